@@ -1,0 +1,16 @@
+//! `paragon`: from a folder of photographs to a trained ParagonSR2 network, with every byte of memory known before the
+//! first step. The modules stand in the order the data flows through them:
+//! dataset -> shard -> loader (order, ring) -> plan on a backend -> train (optimizer, checkpoint) -> eval / upscale.
+
+pub mod backend;
+pub mod dataset;
+pub mod files;
+pub mod loader;
+pub mod metrics;
+pub mod model;
+pub mod plan;
+pub mod progress;
+pub mod report;
+pub mod rng;
+pub mod shard;
+pub mod train;
