@@ -1,1 +1,3 @@
-//! Stub.
+//! The static plan of a step. (Being written.)
+
+pub mod augment;
