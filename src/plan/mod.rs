@@ -167,8 +167,9 @@ pub struct Ports {
     pub output: Option<BufferId>,
     /// Target `[N, H, W, 3]` f32, only in plans that take float inputs.
     pub target: Option<BufferId>,
-    /// Gradient with respect to the input `[N, h, w, 3]` f32, only where asked for.
-    pub input_gradient: Option<BufferId>,
+    /// Gradient with respect to the input `[N, h, w, 3]` f32 in two parts to be added, through the base and through the
+    /// features; only where asked for.
+    pub input_gradients: [Option<BufferId>; 2],
     /// [`METRICS`] f64 values.
     pub metrics: Option<BufferId>,
 }
@@ -227,7 +228,7 @@ impl<'a> Builder<'a> {
         let Builder { mut buffers, ops, .. } = self;
         // what the host writes before the first operation, or reads after the last
         let host_in = [ports.input, ports.target];
-        let host_out = [ports.output, ports.input_gradient];
+        let host_out = [ports.output, ports.input_gradients[0], ports.input_gradients[1]];
         for (i, buffer) in buffers.iter_mut().enumerate() {
             let id = BufferId(i as u32);
             let touched = |op: &Op| op.accesses().any(|a| a.buffer == id);
@@ -276,14 +277,20 @@ impl Plan {
         let mut written: Vec<bool> = (0u32..)
             .zip(&self.buffers)
             .map(|(i, b)| {
-                let from_host = host_in.contains(&Some(BufferId(i))) && !self.ops.iter().any(|op| matches!(op, Op::Unpack(u) if u.output == BufferId(i)));
+                let from_host = host_in.contains(&Some(BufferId(i)))
+                    && !self.ops.iter().any(|op| matches!(op, Op::Unpack(u) if u.output == BufferId(i)));
                 b.class.persistent() || b.class == Class::Workspace || from_host
             })
             .collect();
         for (i, op) in self.ops.iter().enumerate() {
             for access in op.accesses().filter(|a| a.read) {
                 let buffer = self.buffer(access.buffer);
-                anyhow::ensure!(written[access.buffer.0 as usize], "operation {i} ({}) reads {} before it is written", op.label(), buffer.name);
+                anyhow::ensure!(
+                    written[access.buffer.0 as usize],
+                    "operation {i} ({}) reads {} before it is written",
+                    op.label(),
+                    buffer.name
+                );
             }
             op.accesses().filter(|a| a.write).for_each(|a| written[a.buffer.0 as usize] = true);
         }

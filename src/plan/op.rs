@@ -241,7 +241,13 @@ impl Op {
             }
             Op::Head(o) => vec![read(o.parameters), read(o.input), read(o.features_in), write(o.output)],
             Op::HeadBack(o) => {
-                let mut list = vec![read(o.forward.parameters), read(o.forward.features_in), read(o.d_output), write(o.d_features), update(o.gradients)];
+                let mut list = vec![
+                    read(o.forward.parameters),
+                    read(o.forward.features_in),
+                    read(o.d_output),
+                    write(o.d_features),
+                    update(o.gradients),
+                ];
                 list.extend(o.d_input.map(write));
                 list
             }
