@@ -8,11 +8,13 @@ mod gelu;
 mod head;
 mod nano;
 mod optimizer;
+mod peak;
 mod pixels;
 mod rows;
 mod simd;
 mod tasks;
 
+pub use peak::fma_peak;
 pub use simd::Isa;
 
 use super::{Backend, BatchView, Scalars, StepMetrics};
