@@ -3,4 +3,12 @@
 //! with the reason.
 
 pub mod codec;
+mod convert;
+pub mod file;
 pub mod format;
+pub mod manifest;
+pub mod plan;
+pub mod reader;
+pub mod report;
+mod resume;
+pub mod writer;

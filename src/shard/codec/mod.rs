@@ -188,8 +188,8 @@ impl Decoder {
         }
         ensure!(rest.is_empty(), "{} bytes are left over behind the last frame", rest.len());
         let plane = predict::plane_bytes(hr_size, hr_size);
-        for i in 0..predict::PLANES {
-            self.unzip(i, frames[i], i * plane, plane)?;
+        for (i, frame) in frames[..predict::PLANES].iter().enumerate() {
+            self.unzip(i, frame, i * plane, plane)?;
         }
         predict::inverse(&mut self.planes, hr_size, hr_size, hr);
         match prefix[0] {
