@@ -2,6 +2,7 @@
 //! the low-quality side where there is none, and drawing synthetic pictures. Depends on `rng` alone among our modules;
 //! promises the same result for any number of threads.
 
+mod colour;
 pub mod decode;
 pub mod degrade;
 pub mod scan;
