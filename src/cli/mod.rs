@@ -1,5 +1,6 @@
 //! The command line: one file per command turns flags into plain configuration and calls the library.
 
+mod shard;
 mod synth;
 
 use clap::{Parser, Subcommand};
@@ -16,6 +17,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Synth(synth::Args),
+    Shard(shard::Args),
 }
 
 /// Parses, runs and reports: 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong usage.
@@ -23,6 +25,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result: anyhow::Result<()> = match cli.command {
         Command::Synth(args) => synth::run(&args),
+        Command::Shard(args) => shard::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

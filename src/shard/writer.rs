@@ -88,15 +88,12 @@ fn convert_in_order(
     let pool = pool(config.threads)?;
     let window = pool.current_num_threads() * LOOK_AHEAD;
     // an image that was finished before needs no second look; the last one may have been cut off by the shard's end
-    let todo: Vec<(&Job, u64)> = plan
-        .jobs
-        .iter()
-        .zip(skip)
-        .filter(|(job, skip)| skip.is_none_or(|n| n < job.pairs))
-        .map(|(job, skip)| (job, skip.unwrap_or(0)))
+    let todo: Vec<(usize, &Job, u64)> = (0..plan.jobs.len())
+        .map(|i| (i, &plan.jobs[i], skip[i].unwrap_or(0)))
+        .filter(|(i, job, done)| skip[*i].is_none() || *done < job.pairs)
         .collect();
     progress.advance((plan.jobs.len() - todo.len()) as u64);
-    let last_kept = plan.jobs.iter().zip(skip).rfind(|(_, s)| s.is_some()).map(|(job, _)| job.source.name.as_str());
+    let first_new = skip.iter().rposition(Option::is_some).unwrap_or(0);
     let workers: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
     let cancelled = AtomicBool::new(false);
     // as many places as tasks under way: sending never waits, so no thread of the pool ever blocks
@@ -108,9 +105,9 @@ fn convert_in_order(
             while written < todo.len() {
                 while started < todo.len()
                     && started - written < window
-                    && (held == 0 || held + todo[started].0.memory <= config.host_memory)
+                    && (held == 0 || held + todo[started].1.memory <= config.host_memory)
                 {
-                    let (number, job) = (started, todo[started].0);
+                    let (number, job) = (started, todo[started].1);
                     let (sender, workers, cancelled) = (sender.clone(), &workers, &cancelled);
                     scope.spawn(move |_| {
                         if !cancelled.load(Ordering::Relaxed) {
@@ -124,10 +121,10 @@ fn convert_in_order(
                 let (number, outcome) = receiver.recv().context("the converting threads are gone")?;
                 waiting.insert(number, outcome);
                 while let Some(outcome) = waiting.remove(&written) {
-                    let (job, skip) = todo[written];
+                    let (index, job, skip) = todo[written];
                     match outcome? {
                         Ok(converted) => {
-                            if skip == 0 && last_kept.is_some_and(|kept| job.source.name.as_str() < kept) {
+                            if index < first_new {
                                 bail!(
                                     "{} gave no pairs in the interrupted run and does now; start over with --overwrite",
                                     job.source.hr.display()
@@ -136,7 +133,10 @@ fn convert_in_order(
                             tally.add(&converted, skip);
                             set.add(&converted, skip as usize)?;
                         }
-                        Err(rejected) => tally.rejected.push(rejected),
+                        Err(rejected) => {
+                            progress.line(&format!("rejected {}: {}", rejected.file.display(), rejected.reason));
+                            tally.rejected.push(rejected);
+                        }
                     }
                     held -= job.memory;
                     written += 1;
