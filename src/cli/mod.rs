@@ -1,5 +1,8 @@
 //! The command line: one file per command turns flags into plain configuration and calls the library.
 
+mod shard;
+mod synth;
+
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -12,12 +15,18 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Synth(synth::Args),
+    Shard(shard::Args),
+}
 
 /// Parses, runs and reports: 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong usage.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result: anyhow::Result<()> = match cli.command {};
+    let result: anyhow::Result<()> = match cli.command {
+        Command::Synth(args) => synth::run(&args),
+        Command::Shard(args) => shard::run(&args),
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,1 +1,9 @@
-//! Stub.
+//! From a folder of pictures to pairs of 8-bit RGB images: finding the files, decoding them within stated limits, making
+//! the low-quality side where there is none, and drawing synthetic pictures. Depends on `rng` alone among our modules;
+//! promises the same result for any number of threads.
+
+mod colour;
+pub mod decode;
+pub mod degrade;
+pub mod scan;
+pub mod synth;

@@ -1,0 +1,342 @@
+//! Reads one picture file into upright 8-bit RGB in sRGB, and says what had to be changed on the way. Depends on the image
+//! crate and on `colour`. Promises that a damaged, hostile or simply wrong file gives an error that names it, never a
+//! panic, and that nothing large is allocated before the header has been held against the limits.
+
+use super::colour::{self, Samples};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use std::cell::Cell;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Once;
+
+/// Bytes read from a JPEG in search of its first scan. Profiles, previews and depth maps in real files stay well below.
+const MAX_JPEG_HEADER: u64 = 64 << 20;
+/// A pixel is at most this large while it is decoded (16-bit RGBA).
+const MAX_PIXEL_BYTES: u64 = 8;
+
+/// Bounds on what one file may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Width x height of the largest picture that is read. Decoding one takes up to 11 bytes a pixel (3 for the result, 8
+    /// for a 16-bit RGBA source) and the decoder's own buffers.
+    pub max_pixels: u64,
+}
+
+impl Default for Limits {
+    /// 200 million pixels, twice a 100-megapixel medium-format photograph: 600 MB as 8-bit RGB.
+    fn default() -> Self {
+        Limits { max_pixels: 200_000_000 }
+    }
+}
+
+/// Something about a file that was changed on the way to 8-bit RGB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Note {
+    /// One grey channel, repeated three times.
+    Grey,
+    /// An alpha channel, dropped as OpenCV and Pillow's `convert("RGB")` do: the stored colours stay, whatever the alpha.
+    Alpha,
+    /// 16 bits a channel, rounded to 8 (x * 255 / 65535).
+    SixteenBit,
+    /// Turned or flipped upright; the EXIF value (2 to 8).
+    Orientation(u8),
+    /// Converted to sRGB from the embedded colour profile of this name.
+    Profile(String),
+    /// An embedded colour profile that could not be used, and why; the colours were taken as sRGB.
+    ProfileIgnored(String),
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Note::Grey => f.write_str("grey, repeated to RGB"),
+            Note::Alpha => f.write_str("alpha channel dropped"),
+            Note::SixteenBit => f.write_str("16 bits rounded to 8"),
+            Note::Orientation(exif) => write!(f, "turned upright (EXIF orientation {exif})"),
+            Note::Profile(name) => write!(f, "converted to sRGB from the profile \"{name}\""),
+            Note::ProfileIgnored(why) => write!(f, "taken as sRGB: {why}"),
+        }
+    }
+}
+
+/// A decoded picture and what was changed to get it.
+#[derive(Debug)]
+pub struct Decoded {
+    /// 8-bit sRGB, upright.
+    pub image: RgbImage,
+    /// What was changed on the way; empty for a plain 8-bit RGB file.
+    pub notes: Vec<Note>,
+}
+
+/// Decodes a PNG, JPEG, WebP, TIFF or BMP file, told apart by content and not by extension. Of an animation the first
+/// frame is taken. Fails, naming the file, where it cannot be read, is of another format, is damaged or cut short, is CMYK
+/// or floating point, or is larger than `limits` allow.
+pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
+    guarded(path, || {
+        let (mut file, format) = open(path, limits)?;
+        if format != ImageFormat::Jpeg {
+            let decoder = decoder(file, format, limits)?;
+            return read(decoder, limits);
+        }
+        let head = JpegHead::read(&mut file)?;
+        head.check(limits)?; // before the rest of the file is read into memory
+        file.seek(SeekFrom::Start(0))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        // The decoder paints what is missing grey and reports success; half-grey pictures must not be trained on.
+        let ended = bytes[head.bytes.len().min(bytes.len())..].windows(2).any(|w| w == [0xFF, 0xD9]);
+        ensure!(ended, "the JPEG data are cut short (no end marker in {} bytes); fetch the file again", bytes.len());
+        read(decoder(Cursor::new(bytes), format, limits)?, limits)
+    })
+}
+
+/// Width and height in pixels from the header alone, after EXIF orientation. Fails as [`decode`] does, but for damage
+/// behind the header.
+pub fn probe(path: &Path, limits: &Limits) -> Result<(u32, u32)> {
+    guarded(path, || {
+        let (mut file, format) = open(path, limits)?;
+        if format != ImageFormat::Jpeg {
+            return size_upright(&mut decoder(file, format, limits)?, limits);
+        }
+        let head = JpegHead::read(&mut file)?;
+        head.check(limits)?;
+        size_upright(&mut decoder(Cursor::new(head.bytes), format, limits)?, limits)
+    })
+}
+
+/// Opens a file and finds out its format from its first bytes.
+fn open(path: &Path, limits: &Limits) -> Result<(BufReader<File>, ImageFormat)> {
+    let file = File::open(path)?;
+    let meta = file.metadata()?;
+    ensure!(meta.is_file(), "not a regular file");
+    ensure!(meta.len() > 0, "the file is empty (0 bytes)");
+    let longest = limits.max_pixels.saturating_mul(MAX_PIXEL_BYTES).saturating_add(MAX_JPEG_HEADER);
+    ensure!(meta.len() <= longest, "the file has {} bytes: too many for {} million pixels", meta.len(), limits.max_pixels / 1_000_000);
+    let mut file = BufReader::with_capacity(64 << 10, file);
+    let start = file.fill_buf()?;
+    let format = match image::guess_format(start) {
+        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Tiff | ImageFormat::Bmp)) => format,
+        Ok(other) => bail!("a {other:?} file: only PNG, JPEG, WebP, TIFF and BMP are read; convert it"),
+        Err(_) => {
+            let shown: String = start.iter().take(12).map(|&b| if (32..127).contains(&b) { b as char } else { '.' }).collect();
+            bail!("not a PNG, JPEG, WebP, TIFF or BMP picture, whatever its name says (it starts with \"{shown}\")");
+        }
+    };
+    Ok((file, format))
+}
+
+/// The decoder for a format, with the header read.
+fn decoder<'a, R: BufRead + Seek + 'a>(reader: R, format: ImageFormat, limits: &Limits) -> Result<impl ImageDecoder + 'a> {
+    let mut reader = ImageReader::with_format(reader, format);
+    let mut bounds = image::Limits::default();
+    bounds.max_alloc = Some(limits.max_pixels.saturating_mul(MAX_PIXEL_BYTES));
+    reader.limits(bounds);
+    reader.into_decoder().map_err(|e| explain(e, format_name(format)))
+}
+
+/// Turns the image crate's error into ours.
+fn explain(error: image::ImageError, format: &str) -> anyhow::Error {
+    use image::ImageError::{IoError, Limits, Unsupported};
+    match error {
+        IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => anyhow!("the {format} data are cut short; fetch the file again"),
+        IoError(e) => anyhow!("cannot read the {format} data: {e}"),
+        Limits(_) => anyhow!("the {format} header asks for more memory than the size limit allows"),
+        Unsupported(e) => anyhow!("a kind of {format} that is not read ({e}); convert it to 8-bit RGB"),
+        other => anyhow!("the {format} data are damaged or cut short ({other})"),
+    }
+}
+
+fn format_name(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Png => "PNG",
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Tiff => "TIFF",
+        _ => "BMP",
+    }
+}
+
+/// Holds a header's size against the limits.
+fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()> {
+    ensure!(width > 0 && height > 0, "the header says {width}x{height}: an empty picture");
+    let pixels = u64::from(width) * u64::from(height);
+    ensure!(
+        pixels <= limits.max_pixels,
+        "the header says {width}x{height}, {:.0} million pixels: more than the limit of {:.0} million; cut it into parts",
+        pixels as f64 / 1e6,
+        limits.max_pixels as f64 / 1e6
+    );
+    Ok(())
+}
+
+/// The orientation, where it can be read: damaged EXIF data are no reason to refuse a picture.
+fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
+    decoder.orientation().unwrap_or(Orientation::NoTransforms)
+}
+
+fn size_upright(decoder: &mut impl ImageDecoder, limits: &Limits) -> Result<(u32, u32)> {
+    let (width, height) = decoder.dimensions();
+    check_size(width, height, limits)?;
+    let turned = orientation(decoder).to_exif() >= 5;
+    Ok(if turned { (height, width) } else { (width, height) })
+}
+
+/// Reads the pixels and brings them to upright 8-bit sRGB.
+fn read(mut decoder: impl ImageDecoder, limits: &Limits) -> Result<Decoded> {
+    let (width, height) = decoder.dimensions();
+    check_size(width, height, limits)?;
+    let colour = decoder.color_type();
+    if matches!(decoder.original_color_type(), ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16) {
+        bail!("{CMYK}");
+    }
+    let (channels, deep) = match colour {
+        ColorType::L8 => (1, false),
+        ColorType::La8 => (2, false),
+        ColorType::Rgb8 => (3, false),
+        ColorType::Rgba8 => (4, false),
+        ColorType::L16 => (1, true),
+        ColorType::La16 => (2, true),
+        ColorType::Rgb16 => (3, true),
+        ColorType::Rgba16 => (4, true),
+        _ => bail!("floating-point pixels have no agreed range; convert the file to 8 or 16 bits"),
+    };
+    let turn = orientation(&mut decoder);
+    let profile = decoder.icc_profile().unwrap_or(None);
+
+    let pixels = width as usize * height as usize; // fits: checked against the limits above
+    let samples = if deep {
+        let mut data = zeroed::<u16>(pixels * channels)?;
+        read_into(decoder, bytemuck::cast_slice_mut(&mut data))?;
+        Samples::Deep(data)
+    } else {
+        let mut data = zeroed::<u8>(pixels * channels)?;
+        read_into(decoder, &mut data)?;
+        Samples::Plain(data)
+    };
+
+    let mut notes = Vec::new();
+    if channels % 2 == 0 {
+        notes.push(Note::Alpha);
+    }
+    let (data, profile_note) = colour::to_srgb(samples, channels, profile.as_deref());
+    if channels <= 2 {
+        notes.push(Note::Grey);
+    }
+    if deep {
+        notes.push(Note::SixteenBit);
+    }
+    notes.extend(profile_note);
+    let image = RgbImage::from_raw(width, height, data).context("the decoded picture has a wrong length")?;
+    let mut image = DynamicImage::ImageRgb8(image);
+    if turn != Orientation::NoTransforms {
+        image.apply_orientation(turn);
+        notes.push(Note::Orientation(turn.to_exif()));
+    }
+    Ok(Decoded { image: image.into_rgb8(), notes })
+}
+
+const CMYK: &str = "CMYK colours are made for a printing press; convert the file to RGB with its colour profile first";
+
+fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Result<Vec<T>> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(len).map_err(|_| anyhow!("no memory for {} bytes of pixels", len * size_of::<T>()))?;
+    data.resize(len, T::zeroed());
+    Ok(data)
+}
+
+fn read_into(decoder: impl ImageDecoder, data: &mut [u8]) -> Result<()> {
+    ensure!(decoder.total_bytes() == data.len() as u64, "the decoder wants {} bytes for {}", decoder.total_bytes(), data.len());
+    decoder.read_image(data).map_err(|e| explain(e, "pixel"))
+}
+
+/// A JPEG file up to the header of its first scan.
+struct JpegHead {
+    bytes: Vec<u8>,
+    width: u16,
+    height: u16,
+    components: u8,
+}
+
+impl JpegHead {
+    /// Walks the marker segments (ITU T.81, annex B) from the start of `file`.
+    fn read(file: &mut impl BufRead) -> Result<JpegHead> {
+        const SHORT: &str = "the JPEG header is cut short; fetch the file again";
+        let mut file = file.take(MAX_JPEG_HEADER);
+        let mut head = JpegHead { bytes: vec![0; 2], width: 0, height: 0, components: 0 };
+        file.read_exact(&mut head.bytes).context(SHORT)?;
+        loop {
+            // Fill bytes and stray bytes may stand before a marker; decoders skip them, and so does this.
+            let mut marker = [0u8];
+            loop {
+                let last = marker[0];
+                file.read_exact(&mut marker).context(SHORT)?;
+                head.bytes.push(marker[0]);
+                if last == 0xFF && marker[0] != 0 && marker[0] != 0xFF {
+                    break;
+                }
+            }
+            if matches!(marker[0], 0x01 | 0xD0..=0xD8) {
+                continue; // these stand alone, without a length
+            }
+            ensure!(marker[0] != 0xD9, "the JPEG ends before any picture data");
+            let mut length = [0u8; 2];
+            file.read_exact(&mut length).context(SHORT)?;
+            head.bytes.extend_from_slice(&length);
+            let length = u64::from(u16::from_be_bytes(length));
+            ensure!(length >= 2, "the JPEG header is damaged: a segment of length {length}");
+            let start = head.bytes.len();
+            let found = (&mut file).take(length - 2).read_to_end(&mut head.bytes)?;
+            ensure!(found as u64 == length - 2, SHORT);
+            let segment = &head.bytes[start..];
+            // SOF0..SOF15 without DHT (C4), JPG (C8) and DAC (CC): precision, height, width, components
+            if matches!(marker[0], 0xC0..=0xCF) && !matches!(marker[0], 0xC4 | 0xC8 | 0xCC) {
+                ensure!(segment.len() >= 6, "the JPEG frame header is damaged");
+                head.height = u16::from_be_bytes([segment[1], segment[2]]);
+                head.width = u16::from_be_bytes([segment[3], segment[4]]);
+                head.components = segment[5];
+            }
+            if marker[0] == 0xDA {
+                return Ok(head);
+            }
+        }
+    }
+
+    fn check(&self, limits: &Limits) -> Result<()> {
+        ensure!(self.components != 0, "the JPEG has no frame header before its data");
+        check_size(self.width.into(), self.height.into(), limits)?;
+        ensure!(self.components != 4, CMYK);
+        Ok(())
+    }
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on one file: a panic inside a decoder becomes an error, without its message on stderr, and every error
+/// names the file.
+fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.with(Cell::get) {
+                before(info);
+            }
+        }));
+    });
+    QUIET.with(|q| q.set(true));
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(work));
+    QUIET.with(|q| q.set(false));
+    let result = outcome.unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<&str>().map(|s| s.to_string()).or_else(|| payload.downcast_ref::<String>().cloned());
+        Err(anyhow!("the decoder gave up on the file, which is probably damaged ({})", text.unwrap_or_else(|| "no message".into())))
+    });
+    result.with_context(|| path.display().to_string())
+}
