@@ -1,1 +1,3 @@
-//! Stub.
+//! Backends: what carries out a plan.
+
+pub mod cpu;

@@ -6,6 +6,7 @@
 pub mod erf;
 pub mod golden;
 pub mod ops;
+pub mod similarity;
 pub mod training;
 
 use ops::*;

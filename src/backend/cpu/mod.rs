@@ -1,0 +1,3 @@
+//! The CPU backend: one file per family of operations.
+
+pub mod structural;
