@@ -12,6 +12,7 @@ mod peak;
 mod pixels;
 mod rows;
 mod simd;
+pub mod structural;
 mod tasks;
 
 pub use peak::fma_peak;
