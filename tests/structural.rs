@@ -28,7 +28,7 @@ fn run(kind: Similarity, pred: &[f32], target: &[f32], h: usize, w: usize, slope
     (value, grad)
 }
 
-/// A smooth target with texture, and a prediction that is near it, in places outside 0..1. `sharpness` bends the two apart.
+/// A smooth target with texture, and a prediction of it that `noise` throws off, in places outside 0..1.
 fn pictures(h: usize, w: usize, noise: f32) -> (Vec<f32>, Vec<f32>) {
     let mut state = 12345u32;
     let mut draw = || {

@@ -336,8 +336,45 @@ fn gather(level: &Level, own: f32, coarser: Option<&Level>, planes: &mut [f32]) 
             }
         } else {
             for (x, out) in row.iter_mut().enumerate() {
-                *out = own * *out + 0.25 * from[(x + 1) / 2];
+                *out = own * *out + 0.25 * from[x.div_ceil(2)];
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn every_vector_width_gives_the_same_bits() {
+        let (h, w) = (37, 90);
+        let picture = |seed: u64| -> Vec<f32> {
+            let mut rng = crate::rng::Rng::new(&[seed]);
+            (0..h * w * 3).map(|_| rng.range(-0.1, 1.1) as f32).collect()
+        };
+        let (pred, target) = (picture(1), picture(2));
+        let rows = |y: usize, row: &mut [f32]| row.copy_from_slice(&target[y * w * 3..][..w * 3]);
+        for kind in [Similarity::Ssim, Similarity::MultiScale { luminance: true }] {
+            let mut scratch = vec![0.0; scratch_floats(kind, h, w)];
+            let mut results = vec![];
+            for way in 0..3 {
+                let mut grad = vec![0.0f32; pred.len()];
+                // SAFETY: each way is taken only where the processor has its features.
+                let score = match way {
+                    0 => evaluate_plain::<true>(kind, &pred, rows, h, w, 0.7, &mut grad, &mut scratch),
+                    1 if is_x86_feature_detected!("avx2") => unsafe {
+                        evaluate_avx2::<true>(kind, &pred, rows, h, w, 0.7, &mut grad, &mut scratch)
+                    },
+                    2 if is_x86_feature_detected!("avx512f") => unsafe {
+                        evaluate_avx512::<true>(kind, &pred, rows, h, w, 0.7, &mut grad, &mut scratch)
+                    },
+                    _ => continue,
+                };
+                results.push((score.to_bits(), grad.iter().map(|g| g.to_bits()).collect::<Vec<_>>()));
+            }
+            assert!(results.iter().all(|r| *r == results[0]));
         }
     }
 }
