@@ -161,7 +161,8 @@ fn agrees_with_golden_networks() {
             let input_error = relative_error(&got.input, &expected);
             assert!(input_error < 1e-5, "{file}: grad_input differs by {input_error:e}");
             println!(
-                "{file}: output {error:.1e}, l1 {loss_error:.1e}, charbonnier {charbonnier_error:.1e}, grad_input {input_error:.1e}, worst gradient {:.1e} ({})",
+                "{file}: output {error:.1e}, l1 {loss_error:.1e}, charbonnier {charbonnier_error:.1e}, \
+                 grad_input {input_error:.1e}, worst gradient {:.1e} ({})",
                 worst.0, worst.1
             );
         }

@@ -13,22 +13,22 @@ use reference::{
 
 const KINDS: [Similarity; 3] = [Similarity::Ssim, Similarity::MultiScale { luminance: false }, Similarity::MultiScale { luminance: true }];
 
-/// A closure that reads an NHWC picture.
-fn pixels(picture: &[f32], w: usize) -> impl Fn(usize, usize) -> [f32; 3] + '_ {
-    move |y, x| *picture[(y * w + x) * 3..].first_chunk().unwrap()
+/// Copies rows of an NHWC picture.
+fn rows(picture: &[f32], w: usize) -> impl Fn(usize, &mut [f32]) + '_ {
+    move |y, row| row.copy_from_slice(&picture[y * w * 3..][..w * 3])
 }
 
 /// Score and gradient of one image into fresh buffers; the scratch is poisoned first.
 fn run(kind: Similarity, pred: &[f32], target: &[f32], h: usize, w: usize, slope: f64) -> (f64, Vec<f32>) {
     let mut scratch = vec![f32::NAN; scratch_floats(kind, h, w)];
     let mut grad = vec![0.0; pred.len()];
-    let value = score_and_gradient(kind, pred, pixels(target, w), h, w, slope, &mut grad, &mut scratch);
+    let value = score_and_gradient(kind, pred, rows(target, w), h, w, slope, &mut grad, &mut scratch);
     scratch.fill(f32::NAN);
-    assert_eq!(value.to_bits(), score(kind, pred, pixels(target, w), h, w, &mut scratch).to_bits());
+    assert_eq!(value.to_bits(), score(kind, pred, rows(target, w), h, w, &mut scratch).to_bits());
     (value, grad)
 }
 
-/// A smooth target with texture, and a prediction that is near it, in places outside 0..1. `sharpness` bends the two apart.
+/// A smooth target with texture, and a prediction of it that `noise` throws off, in places outside 0..1.
 fn pictures(h: usize, w: usize, noise: f32) -> (Vec<f32>, Vec<f32>) {
     let mut state = 12345u32;
     let mut draw = || {
@@ -145,7 +145,7 @@ fn the_gradient_is_added_and_the_clamp_passes_on_its_borders() {
     assert_eq!((grad[6], grad[9]), (0.0, 0.0));
     let mut scratch = vec![0.0; scratch_floats(kind, 24, 24)];
     let mut sum = vec![1.0; pred.len()];
-    score_and_gradient(kind, &pred, pixels(&target, 24), 24, 24, 1.0, &mut sum, &mut scratch);
+    score_and_gradient(kind, &pred, rows(&target, 24), 24, 24, 1.0, &mut sum, &mut scratch);
     assert!(sum.iter().zip(&grad).all(|(s, g)| *s == 1.0 + g));
 }
 

@@ -98,8 +98,9 @@ fn levels(kind: Similarity, h: usize, w: usize) -> ([Level; EXPONENTS.len()], us
 /// Floats of scratch that one image of `h` x `w` pixels needs in [`score`] and [`score_and_gradient`].
 pub fn scratch_floats(kind: Similarity, h: usize, w: usize) -> usize {
     let (all, floats) = levels(kind, h, w);
-    // the padded coarse levels of a thin image may be wider than the finest
-    floats + all.iter().map(|level| level.frame.work_floats()).max().unwrap_or(0)
+    // the padded coarse levels of a thin image may be wider than the finest; one row of the target is needed before them
+    let work = all.iter().map(|level| level.frame.work_floats()).max().unwrap_or(0);
+    floats + work.max(3 * w)
 }
 
 /// The loss of a batch from the mean of its images' scores.
@@ -107,10 +108,10 @@ pub fn loss(mean_score: f64) -> f64 {
     1.0 - mean_score.clamp(0.0, 1.0)
 }
 
-/// The similarity in 0..=1 of one image: `pred` is RGB [h, w, 3], not clamped; `target(y, x)` is the RGB of the target's
-/// pixel in 0..1. `scratch` has [`scratch_floats`] floats; what is in it does not matter. A non-finite `pred` gives NaN
-/// or the score of the clamped image.
-pub fn score(kind: Similarity, pred: &[f32], target: impl Fn(usize, usize) -> [f32; 3], h: usize, w: usize, scratch: &mut [f32]) -> f64 {
+/// The similarity in 0..=1 of one image: `pred` is RGB [h, w, 3], not clamped; `target(y, row)` fills `row` with row y of
+/// the target, RGB in 0..1 [w, 3], and is asked for the rows in order. `scratch` has [`scratch_floats`] floats; what is in
+/// it does not matter. A NaN in `pred` gives NaN.
+pub fn score(kind: Similarity, pred: &[f32], target: impl FnMut(usize, &mut [f32]), h: usize, w: usize, scratch: &mut [f32]) -> f64 {
     evaluate::<false>(kind, pred, target, h, w, 0.0, &mut [], scratch)
 }
 
@@ -121,7 +122,7 @@ pub fn score(kind: Similarity, pred: &[f32], target: impl Fn(usize, usize) -> [f
 pub fn score_and_gradient(
     kind: Similarity,
     pred: &[f32],
-    target: impl Fn(usize, usize) -> [f32; 3],
+    target: impl FnMut(usize, &mut [f32]),
     h: usize,
     w: usize,
     slope: f64,
@@ -132,11 +133,72 @@ pub fn score_and_gradient(
     evaluate::<true>(kind, pred, target, h, w, slope, grad, scratch)
 }
 
+/// Picks the widest vectors the processor has; all ways give the same bits.
 #[allow(clippy::too_many_arguments)]
 fn evaluate<const GRADIENT: bool>(
     kind: Similarity,
     pred: &[f32],
-    target: impl Fn(usize, usize) -> [f32; 3],
+    target: impl FnMut(usize, &mut [f32]),
+    h: usize,
+    w: usize,
+    slope: f64,
+    grad: &mut [f32],
+    scratch: &mut [f32],
+) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has what the function was compiled for.
+            return unsafe { evaluate_avx512::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            return unsafe { evaluate_avx2::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch) };
+        }
+    }
+    evaluate_plain::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[allow(clippy::too_many_arguments)]
+fn evaluate_avx512<const GRADIENT: bool>(
+    kind: Similarity,
+    pred: &[f32],
+    target: impl FnMut(usize, &mut [f32]),
+    h: usize,
+    w: usize,
+    slope: f64,
+    grad: &mut [f32],
+    scratch: &mut [f32],
+) -> f64 {
+    evaluate_plain::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+#[allow(clippy::too_many_arguments)]
+fn evaluate_avx2<const GRADIENT: bool>(
+    kind: Similarity,
+    pred: &[f32],
+    target: impl FnMut(usize, &mut [f32]),
+    h: usize,
+    w: usize,
+    slope: f64,
+    grad: &mut [f32],
+    scratch: &mut [f32],
+) -> f64 {
+    evaluate_plain::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch)
+}
+
+// Everything from here on is inlined into the functions above, so that the compiler vectorises it for their features.
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn evaluate_plain<const GRADIENT: bool>(
+    kind: Similarity,
+    pred: &[f32],
+    target: impl FnMut(usize, &mut [f32]),
     h: usize,
     w: usize,
     slope: f64,
@@ -149,7 +211,7 @@ fn evaluate<const GRADIENT: bool>(
     let all = &all[..exponents.len()];
     let (planes, work) = scratch.split_at_mut(floats);
 
-    fill_finest(&all[0], pred, target, planes);
+    fill_finest(&all[0], pred, target, planes, &mut work[..3 * w]);
     let mut means = [0f64; EXPONENTS.len()];
     for (i, level) in all.iter().enumerate() {
         if i > 0 {
@@ -170,49 +232,62 @@ fn evaluate<const GRADIENT: bool>(
         let level = &all[0];
         let (_, _, gradient) = split(planes, level.frame.floats());
         for y in 0..h {
-            let row = &gradient[level.row(y)..][..w];
             let pixels = y * w * 3..(y + 1) * w * 3;
-            let pairs = grad[pixels.clone()].chunks_exact_mut(3).zip(pred[pixels].chunks_exact(3));
-            for ((out, p), g) in pairs.zip(row) {
-                for c in 0..3 {
-                    let passes = p[c] >= 0.0 && p[c] <= 1.0;
-                    out[c] += if passes { LUMA[c] * g } else { 0.0 };
-                }
-            }
+            add_luma_gradient(&gradient[level.row(y)..][..w], &pred[pixels.clone()], &mut grad[pixels]);
         }
     }
     score
 }
 
+/// The chain through luma and clamp for one row.
+#[inline(always)]
+fn add_luma_gradient(gradient: &[f32], pred: &[f32], out: &mut [f32]) {
+    for ((out, p), g) in out.chunks_exact_mut(3).zip(pred.chunks_exact(3)).zip(gradient) {
+        for c in 0..3 {
+            let passes = (p[c] >= 0.0) & (p[c] <= 1.0);
+            out[c] += if passes { LUMA[c] * g } else { 0.0 };
+        }
+    }
+}
+
 /// The planes s, d and gradient of a level that begins at `planes[0]`.
+#[inline(always)]
 fn split(planes: &mut [f32], floats: usize) -> (&mut [f32], &mut [f32], &mut [f32]) {
     let (s, rest) = planes.split_at_mut(floats);
     let (d, rest) = rest.split_at_mut(floats);
     (s, d, &mut rest[..floats])
 }
 
-/// Clamp, luma, sum and difference of the full-size images.
-fn fill_finest(level: &Level, pred: &[f32], target: impl Fn(usize, usize) -> [f32; 3], planes: &mut [f32]) {
+/// Clamp, luma, sum and difference of the full-size images; `row` is room for a row of the target.
+#[inline(always)]
+fn fill_finest(level: &Level, pred: &[f32], mut target: impl FnMut(usize, &mut [f32]), planes: &mut [f32], row: &mut [f32]) {
     let (s, d, _) = split(planes, level.frame.floats());
     s.fill(OUTSIDE_SUM);
     d.fill(0.0);
     for y in 0..level.h {
         let at = level.row(y);
-        let (s, d) = (&mut s[at..][..level.w], &mut d[at..][..level.w]);
-        let pixels = pred[y * level.w * 3..][..level.w * 3].chunks_exact(3);
-        for (x, ((s, d), p)) in s.iter_mut().zip(d.iter_mut()).zip(pixels).enumerate() {
-            let t = target(y, x);
-            (*s, *d) = (OUTSIDE_SUM, 0.0);
-            for c in 0..3 {
-                let (p, t) = (p[c].clamp(0.0, 1.0), t[c].clamp(0.0, 1.0));
-                *s += LUMA[c] * (p + t);
-                *d += LUMA[c] * (p - t);
-            }
+        target(y, row);
+        combine(&pred[y * level.w * 3..][..level.w * 3], row, &mut s[at..][..level.w], &mut d[at..][..level.w]);
+    }
+}
+
+/// s and d of one row of pixels.
+#[inline(always)]
+fn combine(pred: &[f32], target: &[f32], s: &mut [f32], d: &mut [f32]) {
+    let pairs = pred.chunks_exact(3).zip(target.chunks_exact(3));
+    for ((p, t), (s, d)) in pairs.zip(s.iter_mut().zip(d.iter_mut())) {
+        let (mut sum, mut difference) = (OUTSIDE_SUM, 0.0);
+        for c in 0..3 {
+            let (p, t) = (p[c].clamp(0.0, 1.0), t[c].clamp(0.0, 1.0));
+            sum += LUMA[c] * (p + t);
+            difference += LUMA[c] * (p - t);
         }
+        (*s, *d) = (sum, difference);
     }
 }
 
 /// 2x2 means of `fine` into `coarse`. An odd size begins half a cell early, on zeros that count.
+#[inline(always)]
 fn pool(fine: &Level, coarse: &Level, planes: &mut [f32]) {
     let (fine_planes, coarse_planes) = planes.split_at_mut(coarse.start);
     let (s, d, _) = split(&mut fine_planes[fine.start..], fine.frame.floats());
@@ -242,6 +317,7 @@ fn pool(fine: &Level, coarse: &Level, planes: &mut [f32]) {
 
 /// Turns the gradient of a level's mean into the gradient of the whole score: its own, times `own`, and a quarter of the
 /// finished gradient of the coarser level's pixel that it was pooled into.
+#[inline(always)]
 fn gather(level: &Level, own: f32, coarser: Option<&Level>, planes: &mut [f32]) {
     let (planes, behind) = planes.split_at_mut(level.end());
     let (_, _, gradient) = split(&mut planes[level.start..], level.frame.floats());
@@ -260,8 +336,45 @@ fn gather(level: &Level, own: f32, coarser: Option<&Level>, planes: &mut [f32]) 
             }
         } else {
             for (x, out) in row.iter_mut().enumerate() {
-                *out = own * *out + 0.25 * from[(x + 1) / 2];
+                *out = own * *out + 0.25 * from[x.div_ceil(2)];
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn every_vector_width_gives_the_same_bits() {
+        let (h, w) = (37, 90);
+        let picture = |seed: u64| -> Vec<f32> {
+            let mut rng = crate::rng::Rng::new(&[seed]);
+            (0..h * w * 3).map(|_| rng.range(-0.1, 1.1) as f32).collect()
+        };
+        let (pred, target) = (picture(1), picture(2));
+        let rows = |y: usize, row: &mut [f32]| row.copy_from_slice(&target[y * w * 3..][..w * 3]);
+        for kind in [Similarity::Ssim, Similarity::MultiScale { luminance: true }] {
+            let mut scratch = vec![0.0; scratch_floats(kind, h, w)];
+            let mut results = vec![];
+            for way in 0..3 {
+                let mut grad = vec![0.0f32; pred.len()];
+                // SAFETY: each way is taken only where the processor has its features.
+                let score = match way {
+                    0 => evaluate_plain::<true>(kind, &pred, rows, h, w, 0.7, &mut grad, &mut scratch),
+                    1 if is_x86_feature_detected!("avx2") => unsafe {
+                        evaluate_avx2::<true>(kind, &pred, rows, h, w, 0.7, &mut grad, &mut scratch)
+                    },
+                    2 if is_x86_feature_detected!("avx512f") => unsafe {
+                        evaluate_avx512::<true>(kind, &pred, rows, h, w, 0.7, &mut grad, &mut scratch)
+                    },
+                    _ => continue,
+                };
+                results.push((score.to_bits(), grad.iter().map(|g| g.to_bits()).collect::<Vec<_>>()));
+            }
+            assert!(results.iter().all(|r| *r == results[0]));
         }
     }
 }
