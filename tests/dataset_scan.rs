@@ -67,6 +67,18 @@ fn without_lq_the_pictures_are_hr_alone() {
 }
 
 #[test]
+fn both_sides_in_one_folder_are_told_by_their_names() {
+    let files = ["img_001_SRF_2_HR.png", "img_001_SRF_2_LR.png", "img_001_SRF_4_HR.png", "img_001_SRF_4_LR.png", "other.png"];
+    let dir = tree(&files);
+    let scan = scan(dir.path(), &options(2)).unwrap();
+    assert_counts(&scan);
+    assert_eq!(found(dir.path(), &scan), ["img_001_SRF_2 img_001_SRF_2_HR.png img_001_SRF_2_LR.png"]);
+    let reasons: Vec<_> = scan.rejected.iter().map(|r| r.reason.as_str()).collect();
+    assert!(reasons.len() == 3 && reasons[0].contains("scale 4") && reasons[2].contains("no LQ"), "{reasons:?}");
+    assert_eq!(pairs(&["plain_HR.png", "other.png"], 2).len(), 2, "an ending on one side alone says nothing");
+}
+
+#[test]
 fn other_and_hidden_files_are_left_out() {
     let dir = tree(&["hr/a.png", "hr/a.txt", "hr/readme", "hr/.hidden.png", "hr/.cache/b.png", "lq/a.png", "lq/Thumbs.db"]);
     let scan = scan(dir.path(), &options(2)).unwrap();

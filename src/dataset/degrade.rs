@@ -94,7 +94,7 @@ impl Resampler {
         let (width, height) = hr.dimensions();
         ensure!(scale > 0, "the scale is 0");
         ensure!(
-            width % scale == 0 && height % scale == 0,
+            width.is_multiple_of(scale) && height.is_multiple_of(scale),
             "the picture is {width}x{height}: expected multiples of the scale {scale}; crop it first"
         );
         self.resize(hr, width / scale, height / scale, filter)

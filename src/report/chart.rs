@@ -98,7 +98,7 @@ fn draw(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: boo
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(emptiest_corner(&lines, x, y, place))
             .legend_area_size(30)
             .margin(10)
             .background_style(WHITE.mix(0.85))
@@ -108,6 +108,26 @@ fn draw(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: boo
         root.present()?;
     }
     Ok(svg)
+}
+
+/// The corner whose surroundings the lines cross least, for the legend.
+fn emptiest_corner(lines: &[(&str, Vec<(f64, f64)>)], x: (f64, f64), y: (f64, f64), place: impl Fn(f64) -> f64) -> SeriesLabelPosition {
+    use SeriesLabelPosition::{LowerLeft, LowerRight, UpperLeft, UpperRight};
+    /// Points looked at on the way from one point of a line to the next.
+    const BETWEEN: usize = 32;
+    let mut crossed = [0usize; 4]; // upper right, lower right, upper left, lower left
+    let share = |v: f64, (low, high): (f64, f64)| (v - low) / (high - low);
+    for pair in lines.iter().flat_map(|(_, points)| points.windows(2)) {
+        for i in 0..=BETWEEN {
+            let t = i as f64 / BETWEEN as f64;
+            let across = share(pair[0].0 + (pair[1].0 - pair[0].0) * t, x);
+            let up = share(place(pair[0].1) + (place(pair[1].1) - place(pair[0].1)) * t, y);
+            let corner = usize::from(up < 0.5) + 2 * usize::from(across < 0.5);
+            crossed[corner] += usize::from((up - 0.5).abs() > 0.25 && (across - 0.5).abs() > 0.25);
+        }
+    }
+    let least = (0..4).min_by_key(|&corner| crossed[corner]).unwrap_or(0);
+    [UpperRight, LowerRight, UpperLeft, LowerLeft][least].clone()
 }
 
 /// The y axis: values, or exponents of ten that are shown as values.
@@ -166,8 +186,8 @@ fn log_ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
         let values = decades.iter().flat_map(|&d| steps.iter().map(move |s| s * 10f64.powi(d)));
         values.filter(|v| (low..=high).contains(&v.log10())).collect()
     };
-    let choices = [&[1.0, 2.0, 5.0][..], &[1.0, 3.0][..], &[1.0][..]].map(within);
-    let few = choices.iter().find(|values| values.len() <= most).unwrap_or(&choices[2]);
+    let choices = [&[1.0, 2.0, 3.0, 4.0, 6.0, 8.0][..], &[1.0, 2.0, 5.0][..], &[1.0, 3.0][..], &[1.0][..]].map(within);
+    let few = choices.iter().find(|values| values.len() <= most).unwrap_or(&choices[3]);
     few.iter().step_by(few.len().div_ceil(most.max(1)).max(1)).copied().collect()
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 /// Lengths in pixels.
 const MARGIN: u32 = 20;
 const GAP: u32 = 14;
+const ROW_GAP: u32 = 26;
 const TEXT_GAP: u32 = 7;
 /// Panels narrower than this are enlarged by a whole factor, up to `MAX_ZOOM`.
 const COMFORTABLE: u32 = 200;
@@ -85,7 +86,7 @@ impl Layout {
         let sum = |lengths: &[u32]| lengths.iter().map(|&l| u64::from(l)).sum::<u64>();
         let text = u64::from(self.line(self.has_title) + self.line(self.has_note));
         let width = u64::from(2 * MARGIN) + sum(&self.columns) + (self.columns.len() as u64 - 1) * u64::from(GAP);
-        let height = u64::from(2 * MARGIN) + sum(&self.rows) + self.rows.len() as u64 * (text + u64::from(GAP)) - u64::from(GAP);
+        let height = u64::from(2 * MARGIN) + sum(&self.rows) + self.rows.len() as u64 * (text + u64::from(ROW_GAP)) - u64::from(ROW_GAP);
         ensure!(width * height <= MAX_PIXELS, "the comparison would be {width}x{height} pixels; show fewer or smaller pictures");
         Ok((width as u32, height as u32))
     }
@@ -107,7 +108,7 @@ fn draw(rows: &[Vec<Panel>]) -> Result<RgbImage> {
             centred(&mut sheet, &panel.note, (left, below_title + tall + TEXT_GAP, wide), layout.pen, FAINT);
             left += wide + GAP;
         }
-        top = below_title + tall + layout.line(layout.has_note) + GAP;
+        top = below_title + tall + layout.line(layout.has_note) + ROW_GAP;
     }
     Ok(sheet)
 }
