@@ -221,7 +221,7 @@ fn read(mut decoder: impl ImageDecoder, limits: &Limits) -> Result<Decoded> {
     };
 
     let mut notes = Vec::new();
-    if channels % 2 == 0 {
+    if channels.is_multiple_of(2) {
         notes.push(Note::Alpha);
     }
     let (data, profile_note) = colour::to_srgb(samples, channels, profile.as_deref());

@@ -76,7 +76,7 @@ struct Scene {
 impl Scene {
     fn draw(rng: &mut Rng, width: u32, height: u32) -> Scene {
         let side = f64::from(width.max(height));
-        let (middle, spread) = (rng.range(0.3, 0.6), rng.range(0.15, 0.5));
+        let (middle, spread) = (rng.range(0.3, 0.6), rng.range(0.2, 0.6));
         let vivid = rng.unit() * rng.unit();
         let palette = (0..3 + rng.below(4))
             .map(|_| {
@@ -84,7 +84,7 @@ impl Scene {
                 colour(rng, light, 0.03 + 0.45 * vivid)
             })
             .collect();
-        let smallest = 1.5 + 8.0 * rng.unit() * rng.unit();
+        let smallest = 1.5 + 12.0 * rng.unit() * rng.unit();
         let turn = rng.unit() as f32;
         Scene {
             width: width as f32,
