@@ -1,5 +1,6 @@
 //! The command line: one file per command turns flags into plain configuration and calls the library.
 
+mod demo;
 mod eval;
 mod shard;
 mod synth;
@@ -24,6 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Synth(synth::Args),
     Shard(shard::Args),
     Train(Box<train::Args>),
@@ -66,6 +68,7 @@ impl ModelArgs {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result: anyhow::Result<()> = match cli.command {
+        Command::Demo(args) => demo::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Shard(args) => shard::run(&args),
         Command::Train(args) => train::run(&args),

@@ -65,8 +65,16 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
     Ok((side(width)?, side(height)?))
 }
 
-/// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+/// What was drawn.
+pub struct Drawn {
+    written: u64,
+    kept: u64,
+    bytes: u64,
+    seconds: f64,
+}
+
+/// Draws and writes the pictures.
+pub fn draw(args: &Args) -> Result<Drawn> {
     ensure!(args.count > 0, "--count 0: expected at least one picture");
     files::create_folder(&args.out)?;
     let digits = (args.count - 1).to_string().len().max(MIN_DIGITS);
@@ -91,8 +99,12 @@ pub fn run(args: &Args) -> Result<()> {
     progress.finish();
     result?;
     let kept = kept.into_inner();
-    let (bytes, seconds) = (bytes.into_inner(), started.elapsed().as_secs_f64());
-    let written = args.count - kept;
+    Ok(Drawn { written: args.count - kept, kept, bytes: bytes.into_inner(), seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let Drawn { written, kept, bytes, seconds } = draw(args)?;
     let rate = written as f64 / seconds.max(1e-9);
     if args.json {
         let summary = serde_json::json!({
@@ -123,6 +135,11 @@ impl Format {
 }
 
 impl Args {
+    /// `count` square PNG pictures of `side` pixels, otherwise with the command's defaults.
+    pub fn squares(out: PathBuf, count: u64, side: u32, seed: u64, threads: usize) -> Args {
+        Args { out, count, size: (side, side), seed, format: Format::Png, quality: 90, threads, resume: false, json: false }
+    }
+
     /// The picture as a file's bytes.
     fn encode(&self, image: &RgbImage) -> Result<Vec<u8>> {
         let mut data = Vec::new();

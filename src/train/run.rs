@@ -19,10 +19,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Updates that may be skipped in a row before a run gives up.
 const MAX_SKIPPED_IN_A_ROW: u64 = 10;
+/// Between two plain lines where there is no terminal: a log line every few milliseconds is for the file, not for people.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Anonymous memory of the program itself beside what is counted: code of libraries, stacks, decoders of validation.
 const PROCESS_BYTES: u64 = 24 << 20;
 
@@ -130,6 +132,7 @@ struct Meter {
     skipped: u64,
     skipped_in_a_row: u64,
     peak: u64,
+    last_plain: Option<Instant>,
 }
 
 impl Meter {
@@ -145,6 +148,7 @@ impl Meter {
             skipped: 0,
             skipped_in_a_row: 0,
             peak: 0,
+            last_plain: None,
         }
     }
 
@@ -213,7 +217,7 @@ pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, rep
         return run.summary(true, &memory);
     }
     let mut loader = Loader::start(set.clone(), loader_config)?;
-    let progress = Progress::new("train", config.total_iter, "it");
+    let progress = Progress::bar_only("train", config.total_iter, "it");
     progress.advance(run.iteration);
     run.meter = Meter::new();
     let result = run.train(&mut backend, &mut loader, validation.as_mut(), &progress);
@@ -471,7 +475,10 @@ impl Run<'_> {
     fn write_line(&mut self, backend: &mut dyn Backend, scores: Option<eval::Scores>, progress: &Progress) -> Result<()> {
         let lr = self.config.schedule.lr(self.iteration);
         let validated = scores.map(|s| format!("  val PSNR-Y {:.3} dB  SSIM-Y {:.4}", s.psnr_y, s.ssim_y)).unwrap_or_default();
-        if !progress.is_live() || scores.is_some() {
+        let last = self.iteration == self.config.total_iter;
+        let plain_due = !progress.is_live() && (last || self.meter.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL));
+        if plain_due || scores.is_some() {
+            self.meter.last_plain = Some(Instant::now());
             let rate = self.meter.line_iterations as f64 / self.line_seconds();
             let left = (self.config.total_iter - self.iteration) as f64 / rate.max(1e-9);
             progress.line(&format!(
