@@ -14,3 +14,4 @@ pub mod report;
 pub mod rng;
 pub mod shard;
 pub mod train;
+pub mod upscale;
