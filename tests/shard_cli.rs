@@ -1,0 +1,219 @@
+//! `paragon shard` from outside: exit codes, messages that name the file, kills at any moment, full disks.
+
+mod shard_common;
+
+use shard_common::{files, paragon, picture, pictures, run};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// `paragon shard DATA --out OUT` for small patches, with more arguments.
+fn shard(data: &Path, out: &Path, more: &[&str]) -> (Option<i32>, String, String) {
+    let base = ["shard", text(data), "--out", text(out), "--lq-size", "16", "--threads", "2"];
+    run(&[&base[..], more].concat())
+}
+
+/// Expects exit code 1, one error line that holds every word, and no panic.
+fn refused(result: (Option<i32>, String, String), words: &[&str]) {
+    let (code, stdout, stderr) = result;
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    assert!(stderr.contains("error: ") && !stderr.contains("panicked"), "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{word} is missing in: {stderr}");
+    }
+}
+
+#[test]
+fn makes_a_set_and_reports_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 3);
+    fs::write(data.join("bad.png"), "this is text").unwrap();
+    let (code, stdout, stderr) = shard(&data, &out, &["--dry-run"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("dry run") && !out.exists());
+    let (code, stdout, stderr) = shard(&data, &out, &["--json"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("rejected") && stderr.contains("bad.png"), "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((report["images"].as_u64(), report["used"].as_u64()), (Some(4), Some(3)));
+    assert_eq!(report["rejected"].as_array().unwrap().len(), 1);
+    assert!(report["pairs"].as_u64() > Some(3) && report["ratio"].as_f64() < Some(1.0));
+    let (code, stdout, _) = shard(&data, &out, &[]);
+    assert!(code == Some(0) && stdout.contains("the same set was there already"), "{stdout}");
+    refused(shard(&data, &out, &["--scale", "4"]), &["another set", "--overwrite"]);
+    let (code, ..) = shard(&data, &out, &["--codec", "raw", "--overwrite"]);
+    assert_eq!(code, Some(0));
+}
+
+#[test]
+fn rejects_an_empty_or_missing_folder_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    refused(shard(&data, &out, &[]), &["data"]);
+    fs::create_dir(&data).unwrap();
+    refused(shard(&data, &out, &[]), &["data"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn rejects_a_text_file_a_truncated_picture_and_too_small_ones_with_reasons() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("text.png"), "this is text").unwrap();
+    picture(30, 80, 1).save(data.join("small.png")).unwrap();
+    picture(80, 80, 1).save(data.join("cut.png")).unwrap();
+    let whole = fs::read(data.join("cut.png")).unwrap();
+    fs::write(data.join("cut.png"), &whole[..whole.len() / 2]).unwrap();
+    refused(shard(&data, &out, &[]), &["text.png", "small.png", "30x80", "cut.png", "none of the 3 images"]);
+    // with one good picture the others are listed and the run succeeds
+    picture(80, 80, 1).save(data.join("good.png")).unwrap();
+    let (code, stdout, stderr) = shard(&data, &out, &[]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("4 found = 1 used + 3 rejected"), "{stdout}");
+    for name in ["text.png", "small.png", "cut.png"] {
+        assert!(stderr.contains(name), "{stderr}");
+    }
+}
+
+#[test]
+fn rejects_pairs_that_do_not_match_or_do_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    for side in ["hr", "lr_x2"] {
+        fs::create_dir_all(data.join(side)).unwrap();
+    }
+    picture(80, 80, 1).save(data.join("hr/a.png")).unwrap();
+    picture(40, 39, 1).save(data.join("lr_x2/a.png")).unwrap();
+    picture(80, 80, 2).save(data.join("hr/alone.png")).unwrap();
+    refused(shard(&data, &out, &[]), &["a.png", "80x80", "40x39", "80x78", "alone.png"]);
+    picture(80, 80, 3).save(data.join("hr/good.png")).unwrap();
+    picture(40, 40, 3).save(data.join("lr_x2/good.png")).unwrap();
+    let (code, stdout, stderr) = shard(&data, &out, &["--json"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["lq_recipe"], "given");
+    assert_eq!(report["used"], 1);
+    let found = report["images"].as_u64().unwrap();
+    assert_eq!(found, 1 + report["rejected"].as_array().unwrap().len() as u64);
+}
+
+#[test]
+fn rejects_an_output_that_is_a_file_or_cannot_be_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    pictures(&data, 1);
+    let file = dir.path().join("file");
+    fs::write(&file, "x").unwrap();
+    refused(shard(&data, &file, &[]), &["file"]);
+    refused(shard(&data, &file.join("below"), &[]), &["below"]);
+    assert_eq!(fs::read(&file).unwrap(), b"x");
+    refused(shard(&data, Path::new("/proc/nowhere"), &[]), &["/proc/nowhere"]);
+}
+
+#[test]
+fn rejects_options_out_of_range() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 1);
+    for (option, value) in [("--scale", "0"), ("--scale", "17"), ("--stride", "0"), ("--shard-size", "0")] {
+        refused(shard(&data, &out, &[option, value]), &[]);
+    }
+    for (option, value) in [("--filter", "nonsense"), ("--codec", "zip"), ("--host-memory", "2 apples"), ("--scale", "-1")] {
+        let (code, ..) = shard(&data, &out, &[option, value]);
+        assert_eq!(code, Some(2), "{option} {value}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_one_clear_error_and_leaves_finished_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out, whole) = (dir.path().join("data"), dir.path().join("set"), dir.path().join("whole"));
+    fs::create_dir(&data).unwrap();
+    for i in 0..20 {
+        picture(400, 300, i).save(data.join(format!("p{i:02}.png"))).unwrap();
+    }
+    let arguments =
+        |out: &Path| ["shard", text(&data), "--out", text(out), "--lq-size", "32", "--codec", "raw", "--shard-size", "1"].map(String::from);
+    let limited = |bytes: u64| {
+        let mut command = paragon(&arguments(&out).each_ref().map(String::as_str));
+        // a limit on file size stands in for a full disk: writes fail in the middle of a shard
+        let limit = move || {
+            let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+            // SAFETY: two system calls that are allowed between fork and exec; no memory of the parent is touched
+            unsafe {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                if libc::setrlimit(libc::RLIMIT_FSIZE, &limit) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        };
+        // SAFETY: see above
+        let output = unsafe { command.pre_exec(limit) }.output().unwrap();
+        (output.status.code(), String::new(), String::from_utf8(output.stderr).unwrap())
+    };
+    refused(limited(500_000), &["shard-00000.psh", "run the same command again"]);
+    assert!(files(&out).is_empty(), "{:?}", files(&out).keys());
+    let (code, _, stderr) = run(&arguments(&whole).each_ref().map(String::as_str));
+    assert_eq!(code, Some(0), "{stderr}");
+    let made = files(&whole);
+    let sizes: Vec<u64> = made.iter().filter(|(n, _)| n.starts_with("shard")).map(|(_, b)| b.len() as u64).collect();
+    assert!(sizes.len() > 4 && sizes[0] < sizes[3], "{sizes:?}");
+    refused(limited(sizes[3] - 1), &["run the same command again"]);
+    let left = files(&out);
+    assert!(!left.is_empty() && left.len() < sizes.len());
+    assert!(left.iter().all(|(name, bytes)| &made[name] == bytes), "a finished shard was lost or changed");
+    let (code, _, stderr) = run(&arguments(&out).each_ref().map(String::as_str));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(files(&out) == files(&whole), "a run after a full disk gives another set");
+}
+
+#[test]
+fn killed_at_any_moment_and_run_again_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, whole) = (dir.path().join("data"), dir.path().join("whole"));
+    fs::create_dir(&data).unwrap();
+    for i in 0..40 {
+        picture(400, 300, i).save(data.join(format!("p{i:02}.png"))).unwrap();
+    }
+    let arguments =
+        |out: &Path| ["shard", text(&data), "--out", text(out), "--lq-size", "32", "--shard-size", "1", "--threads", "2"].map(String::from);
+    let started = std::time::Instant::now();
+    let (code, _, stderr) = run(&arguments(&whole).each_ref().map(String::as_str));
+    let time = started.elapsed();
+    assert_eq!(code, Some(0), "{stderr}");
+    let expected = files(&whole);
+    assert!(expected.len() > 4);
+    let mut unfinished = 0;
+    for round in 0..8u64 {
+        let out = dir.path().join(format!("killed{round}"));
+        // several kills on one set, each a little later, then a run to the end
+        for kill in 0..3 {
+            let command = arguments(&out);
+            let mut child = paragon(&command.each_ref().map(String::as_str)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let share = paragon::rng::Rng::new(&[round, kill]).unit();
+            std::thread::sleep(Duration::from_secs_f64(time.as_secs_f64() * share));
+            child.kill().unwrap(); // SIGKILL
+            child.wait().unwrap();
+            if !out.join("manifest.psm").exists() {
+                unfinished += 1;
+                if out.exists() {
+                    let error = paragon::shard::reader::ShardSet::open(&out).err().unwrap();
+                    assert!(format!("{error:#}").contains(text(&out)));
+                }
+            }
+        }
+        let (code, _, stderr) = run(&arguments(&out).each_ref().map(String::as_str));
+        assert_eq!(code, Some(0), "{stderr}");
+        assert!(files(&out) == expected, "round {round}");
+    }
+    assert!(unfinished > 0, "no kill came in time");
+}

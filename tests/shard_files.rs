@@ -1,0 +1,285 @@
+//! Sets on disk: the same bytes however they are made, and damage of every kind found before it can do harm.
+
+mod shard_common;
+
+use paragon::shard::codec::Codec;
+use paragon::shard::plan::BuildConfig;
+use paragon::shard::reader::ShardSet;
+use shard_common::{config, files, make, make_writable, picture, pictures, small_set};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every pixel and source of a set, or the first error.
+fn read_all(folder: &Path) -> anyhow::Result<Vec<u8>> {
+    let set = ShardSet::open(folder)?;
+    let mut scratch = set.scratch()?;
+    let g = set.geometry();
+    let (mut lq, mut hr) = (vec![0; g.lq_bytes()], vec![0; g.hr_bytes()]);
+    let mut all = Vec::new();
+    for record in 0..set.len() {
+        set.read(record, &mut scratch, &mut lq, &mut hr)?;
+        let source = set.source(record)?;
+        all.extend_from_slice(&lq);
+        all.extend_from_slice(&hr);
+        all.extend_from_slice(format!("{source:?}").as_bytes());
+    }
+    Ok(all)
+}
+
+fn rewrite(path: &Path, bytes: &[u8]) {
+    make_writable(path);
+    fs::write(path, bytes).unwrap();
+}
+
+fn message(folder: &Path) -> String {
+    format!("{:#}", read_all(folder).expect_err("the damage was not found"))
+}
+
+#[test]
+fn pairs_are_the_pixels_of_the_images_with_their_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 3);
+    for codec in [Codec::Raw, Codec::Predict] {
+        let report = make(&BuildConfig { codec, overwrite: true, stride: 10, ..config(&data, &out) }).unwrap();
+        let set = ShardSet::open(&out).unwrap();
+        assert_eq!((set.len(), report.used, report.images), (report.pairs, 3, 3));
+        let mut scratch = set.scratch().unwrap();
+        let (mut lq, mut hr) = (vec![0; 16 * 16 * 3], vec![0; 32 * 32 * 3]);
+        for record in 0..set.len() {
+            set.read(record, &mut scratch, &mut lq, &mut hr).unwrap();
+            let source = set.source(record).unwrap();
+            let image = image::open(data.join(format!("{}.png", source.image))).unwrap().to_rgb8();
+            let (w, h) = (image.width() & !1, image.height() & !1);
+            let image = image::imageops::crop_imm(&image, 0, 0, w, h).to_image();
+            let small = paragon::dataset::degrade::downscale(&image, 2, paragon::dataset::degrade::Filter::Bicubic).unwrap();
+            let cut = |image: &image::RgbImage, x, y, size| image::imageops::crop_imm(image, x, y, size, size).to_image().into_raw();
+            assert!(lq == cut(&small, source.x, source.y, 16) && hr == cut(&image, source.x * 2, source.y * 2, 32));
+        }
+        let e = set.read(set.len(), &mut scratch, &mut lq, &mut hr).unwrap_err();
+        assert!(e.to_string().contains("is asked for"));
+    }
+}
+
+#[test]
+fn same_bytes_for_any_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    pictures(&data, 30);
+    fs::write(data.join("p003x.png"), "no picture").unwrap(); // a rejection in the middle changes nothing
+    let sets: Vec<_> = [1, 2, 5]
+        .iter()
+        .map(|&threads| {
+            let out = dir.path().join(format!("set{threads}"));
+            let report = make(&BuildConfig { threads, ..config(&data, &out) }).unwrap();
+            assert_eq!((report.images, report.used, report.rejected.len()), (31, 30, 1));
+            assert!(report.shards > 2);
+            files(&out)
+        })
+        .collect();
+    assert!(sets[0] == sets[1] && sets[0] == sets[2]);
+}
+
+/// A shard of a few KB: four pairs of LQ 8 / HR 16 from two pictures.
+fn tiny_set() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    fs::create_dir(&data).unwrap();
+    for i in 0..2 {
+        picture(20, 17, i).save(data.join(format!("{i}.png"))).unwrap();
+    }
+    make(&BuildConfig { lq_size: 8, stride: 8, ..config(&data, &out) }).unwrap();
+    (dir, out)
+}
+
+#[test]
+fn rejects_every_truncation_of_a_shard() {
+    let (_dir, folder) = tiny_set();
+    let path = folder.join("shard-00000.psh");
+    let whole = fs::read(&path).unwrap();
+    for length in 0..whole.len() {
+        rewrite(&path, &whole[..length]);
+        let text = format!("{:#}", ShardSet::open(&folder).err().unwrap_or_else(|| panic!("{length} bytes were accepted")));
+        assert!(text.contains("shard-00000.psh"), "{text}");
+    }
+    rewrite(&path, &[&whole[..], &[0]].concat());
+    assert!(message(&folder).contains("shard-00000.psh"));
+}
+
+#[test]
+fn rejects_every_flipped_byte_of_a_shard() {
+    let (_dir, folder) = tiny_set();
+    let path = folder.join("shard-00000.psh");
+    let whole = fs::read(&path).unwrap();
+    let mut damaged = whole.clone();
+    for at in 0..whole.len() {
+        for mask in [0x01, 0xFF] {
+            damaged[at] = whole[at] ^ mask;
+            rewrite(&path, &damaged);
+            let text = format!("{:#}", read_all(&folder).err().unwrap_or_else(|| panic!("byte {at} ^ {mask} was accepted")));
+            assert!(text.contains("shard-00000.psh"), "{text}");
+        }
+        damaged[at] = whole[at];
+    }
+}
+
+#[test]
+fn rejects_a_missing_shard_by_name() {
+    let (_dir, folder) = small_set(12, Codec::Raw);
+    fs::remove_file(folder.join("shard-00001.psh")).unwrap();
+    let text = message(&folder);
+    assert!(text.contains("shard-00001.psh") && text.contains("missing"), "{text}");
+}
+
+#[test]
+fn rejects_shards_in_each_others_place_and_of_another_set() {
+    let (_dir, folder) = small_set(12, Codec::Raw);
+    let (a, b) = (folder.join("shard-00000.psh"), folder.join("shard-00001.psh"));
+    let (first, second) = (fs::read(&a).unwrap(), fs::read(&b).unwrap());
+    rewrite(&a, &second);
+    assert!(message(&folder).contains("another set or place"));
+    rewrite(&a, &first);
+    assert!(read_all(&folder).is_ok());
+    let (_dir, other) = small_set(11, Codec::Raw);
+    rewrite(&b, &fs::read(other.join("shard-00001.psh")).unwrap());
+    assert!(message(&folder).contains("another set or place"));
+}
+
+#[test]
+fn rejects_a_newer_shard_and_names_the_version() {
+    let (_dir, folder) = small_set(1, Codec::Raw);
+    let path = folder.join("shard-00000.psh");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8] = 2;
+    rewrite(&path, &bytes);
+    let text = message(&folder);
+    assert!(text.contains("2.0") && text.contains("newer"), "{text}");
+}
+
+#[test]
+fn shards_are_read_only_and_nothing_else_is_left() {
+    let (_dir, folder) = small_set(12, Codec::Predict);
+    for name in files(&folder).keys() {
+        assert!(name.starts_with("shard-") || name == "manifest.psm", "{name}");
+        assert!(fs::metadata(folder.join(name)).unwrap().permissions().readonly());
+    }
+}
+
+/// A set of which only the first `keep` shards are left, as after a kill.
+fn interrupted(folder: &Path, keep: usize) -> Vec<PathBuf> {
+    fs::remove_file(folder.join("manifest.psm")).unwrap();
+    let shards: Vec<_> = files(folder).into_keys().filter(|n| n.starts_with("shard-")).collect();
+    for name in &shards[keep..] {
+        fs::remove_file(folder.join(name)).unwrap();
+    }
+    fs::write(folder.join(".shard-00099.psh.1.partial"), b"half").unwrap();
+    shards[..keep].iter().map(|n| folder.join(n)).collect()
+}
+
+#[test]
+fn an_interrupted_run_goes_on_and_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 25);
+    fs::write(data.join("p002x.png"), "no picture").unwrap();
+    let wanted = config(&data, &out);
+    let first = make(&wanted).unwrap();
+    let whole = files(&out);
+    for keep in 0..=first.shards as usize {
+        let kept = interrupted(&out, keep);
+        assert!(message(&out).contains(if keep == 0 { "not finished" } else { "shard file" }));
+        let stamps: Vec<_> = kept.iter().map(|p| fs::metadata(p).unwrap().modified().unwrap()).collect();
+        let report = make(&wanted).unwrap();
+        assert!(files(&out) == whole, "after {keep} kept shards");
+        assert_eq!((report.images, report.used, report.rejected.len()), (26, 25, 1), "after {keep}");
+        assert!(keep < 2 || report.resumed_images > 0);
+        let now: Vec<_> = kept.iter().map(|p| fs::metadata(p).unwrap().modified().unwrap()).collect();
+        assert_eq!(stamps, now, "finished shards were written again");
+    }
+}
+
+#[test]
+fn a_damaged_leftover_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 20);
+    make(&config(&data, &out)).unwrap();
+    let whole = files(&out);
+    let kept = interrupted(&out, 2);
+    let bytes = fs::read(&kept[1]).unwrap();
+    rewrite(&kept[1], &bytes[..bytes.len() / 2]);
+    make(&config(&data, &out)).unwrap();
+    assert!(files(&out) == whole);
+}
+
+#[test]
+fn an_image_changed_after_an_interruption_is_not_taken_from_the_old_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out, fresh) = (dir.path().join("data"), dir.path().join("set"), dir.path().join("fresh"));
+    // BMP: another picture of the same size has the same file size, so only the content tells
+    fs::create_dir_all(&data).unwrap();
+    for i in 0..20 {
+        picture(70, 64, i).save(data.join(format!("p{i:02}.bmp"))).unwrap();
+    }
+    make(&config(&data, &out)).unwrap();
+    interrupted(&out, 2);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    picture(70, 64, 99).save(data.join("p00.bmp")).unwrap();
+    make(&config(&data, &out)).unwrap();
+    make(&config(&data, &fresh)).unwrap();
+    assert!(files(&out) == files(&fresh));
+    // and a finished set notices as well
+    picture(70, 64, 98).save(data.join("p01.bmp")).unwrap();
+    let text = format!("{:#}", make(&config(&data, &out)).unwrap_err());
+    assert!(text.contains("p01.bmp") && text.contains("changed") && text.contains("--overwrite"), "{text}");
+}
+
+#[test]
+fn the_same_set_is_left_alone_and_another_is_not_touched_without_being_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 4);
+    let wanted = config(&data, &out);
+    let first = make(&wanted).unwrap();
+    let whole = files(&out);
+    let again = make(&wanted).unwrap();
+    assert!(again.already_complete && again.fingerprint == first.fingerprint && again.pairs == first.pairs);
+    assert_eq!((again.images, again.used), (first.images, first.used));
+    let text = format!("{:#}", make(&BuildConfig { lq_size: 8, stride: 8, ..wanted.clone() }).unwrap_err());
+    assert!(text.contains("the LQ patch is 16 there and 8 here") && text.contains("--overwrite"), "{text}");
+    picture(40, 40, 5).save(data.join("new.png")).unwrap();
+    assert!(format!("{:#}", make(&wanted).unwrap_err()).contains("the images are not the same"));
+    assert!(files(&out) == whole);
+    // an unfinished set of other options is not silently removed either
+    interrupted(&out, 1);
+    let text = format!("{:#}", make(&BuildConfig { lq_size: 8, stride: 8, ..wanted.clone() }).unwrap_err());
+    assert!(text.contains("unfinished set with other options"), "{text}");
+    let replaced = make(&BuildConfig { overwrite: true, ..wanted }).unwrap();
+    assert!(!replaced.already_complete && replaced.images == 5);
+    assert!(read_all(&out).is_ok());
+}
+
+#[test]
+fn rejects_an_image_that_needs_more_memory_than_allowed_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 3);
+    picture(400, 300, 1).save(data.join("large.png")).unwrap();
+    let report = make(&BuildConfig { host_memory: 1 << 20, ..config(&data, &out) }).unwrap();
+    assert_eq!((report.images, report.used, report.rejected.len()), (4, 3, 1));
+    assert!(report.rejected[0].file.ends_with("large.png") && report.rejected[0].reason.contains("--host-memory"));
+    assert!(report.memory_in_flight <= 1 << 20);
+}
+
+#[test]
+fn two_writers_in_one_folder_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 1);
+    fs::create_dir(&out).unwrap();
+    let other = fs::File::open(&out).unwrap();
+    other.try_lock().unwrap();
+    assert!(format!("{:#}", make(&config(&data, &out)).unwrap_err()).contains("another paragon"));
+    drop(other);
+    assert!(make(&config(&data, &out)).is_ok());
+}
