@@ -1,1 +1,97 @@
-//! Stub.
+//! What runs a plan: a handful of coarse verbs, no tensors. Depends on the plan alone; it never sees shards, the loader or
+//! the networks. A backend allocates exactly the plan's arena, once.
+
+pub mod cpu;
+
+use crate::plan::{BufferId, Plan};
+use anyhow::Result;
+
+/// The few numbers that change from step to step; on a device they live in memory so that a captured step stays valid.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scalars {
+    /// Learning rate of this iteration.
+    pub lr: f64,
+    /// Iteration number for Adam's bias correction, from 1; counts applied updates only.
+    pub step: u64,
+    /// Largest global gradient norm; `f64::INFINITY` for no clipping.
+    pub clip: f64,
+    /// EMA weight of the old average; 0 copies.
+    pub ema_decay: f64,
+    /// Factor on the loss gradient of each micro-batch: 1 / accumulation.
+    pub micro_scale: f32,
+    /// Whether gradients add to those of the micro-batches before (false for the first).
+    pub accumulate: bool,
+}
+
+/// What the host learns of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepMetrics {
+    /// Weighted loss summed over the iteration's micro-batches, each divided by their number.
+    pub loss: f64,
+    /// Global L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// The update was skipped since loss or gradient norm was not finite.
+    pub skipped: bool,
+}
+
+/// One batch as the loader hands it over: u8 NHWC patches and one augmentation code each.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchView<'a> {
+    /// `[N, h, w, 3]`
+    pub lq: &'a [u8],
+    /// `[N, H, W, 3]`; empty for inference.
+    pub hr: &'a [u8],
+    /// `[N]`, see [`crate::plan::augment`]; empty means no augmentation.
+    pub augment: &'a [u8],
+}
+
+/// Runs one plan.
+pub trait Backend {
+    /// What it is, for the user: device, instruction set, threads.
+    fn description(&self) -> String;
+    /// The plan it was loaded with.
+    fn plan(&self) -> &Plan;
+    /// Bytes really allocated for the arena.
+    fn allocated(&self) -> u64;
+    /// Copies `bytes` into a buffer at `offset` bytes.
+    ///
+    /// # Errors
+    /// When the range leaves the buffer.
+    fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()>;
+    /// Copies from a buffer at `offset` bytes.
+    ///
+    /// # Errors
+    /// When the range leaves the buffer.
+    fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()>;
+    /// Stages a batch and runs the plan's `micro` operations on it.
+    ///
+    /// # Errors
+    /// When the batch has not the plan's sizes.
+    fn micro_step(&mut self, batch: Option<BatchView<'_>>, scalars: &Scalars) -> Result<()>;
+    /// Runs the plan's `update` operations.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn update(&mut self, scalars: &Scalars) -> Result<()>;
+    /// Loss, gradient norm and whether the last update was skipped.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn metrics(&mut self) -> Result<StepMetrics>;
+}
+
+/// Reads a whole f32 buffer.
+///
+/// # Errors
+/// As [`Backend::read`].
+pub fn read_floats(backend: &mut dyn Backend, buffer: BufferId, out: &mut [f32]) -> Result<()> {
+    backend.read(buffer, 0, bytemuck::cast_slice_mut(out))
+}
+
+/// Writes f32 values from the start of a buffer.
+///
+/// # Errors
+/// As [`Backend::write`].
+pub fn write_floats(backend: &mut dyn Backend, buffer: BufferId, values: &[f32]) -> Result<()> {
+    backend.write(buffer, 0, bytemuck::cast_slice(values))
+}

@@ -1,0 +1,87 @@
+//! The one allocation of the CPU backend, and the pointers the operations get into it. This is where `unsafe` views of the
+//! arena are made: the plan's verification (no two live buffers share bytes) is what makes them sound.
+
+use crate::plan::{ALIGNMENT, Plan};
+use anyhow::{Result, bail};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+
+/// Zeroed, aligned memory of the plan's size.
+pub struct Arena {
+    base: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: the arena owns its memory; concurrent access is governed by the operations' contracts
+unsafe impl Send for Arena {}
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Allocates exactly the plan's arena.
+    ///
+    /// # Errors
+    /// When the system has not that much memory.
+    pub fn new(plan: &Plan) -> Result<Arena> {
+        let bytes = usize::try_from(plan.arena_bytes.max(ALIGNMENT))?;
+        let layout = Layout::from_size_align(bytes, ALIGNMENT as usize)?;
+        // SAFETY: the size is not zero
+        let base = unsafe { alloc_zeroed(layout) };
+        if base.is_null() {
+            bail!(
+                "the system cannot give {} for the step's arena; try a smaller batch or patch",
+                crate::plan::bytes_text(plan.arena_bytes)
+            );
+        }
+        Ok(Arena { base, layout })
+    }
+
+    /// Start of the arena.
+    pub fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// Bytes allocated.
+    pub fn bytes(&self) -> u64 {
+        self.layout.size() as u64
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `new`
+        unsafe { dealloc(self.base, self.layout) }
+    }
+}
+
+/// A pointer that may cross threads: tasks of one operation write disjoint ranges behind it.
+#[derive(Clone, Copy)]
+pub struct Shared<T>(*mut T);
+
+// SAFETY: every task of an operation touches its own rows only; see the operations
+unsafe impl<T> Send for Shared<T> {}
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Wraps a pointer into the arena.
+    pub fn new(pointer: *mut T) -> Self {
+        Shared(pointer)
+    }
+
+    /// The pointer, `offset` elements on.
+    ///
+    /// # Safety
+    /// The result must stay inside the buffer.
+    #[inline(always)]
+    pub unsafe fn at(self, offset: usize) -> *mut T {
+        unsafe { self.0.add(offset) }
+    }
+
+    /// A slice of `len` elements from `offset` on.
+    ///
+    /// # Safety
+    /// The range must lie inside the buffer and no other task may touch it.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [T] {
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), len) }
+    }
+}

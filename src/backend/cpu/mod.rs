@@ -1,0 +1,184 @@
+//! The CPU backend: runs a plan on a rayon pool of its own, with vectors chosen at run time. Depends on the plan. It promises
+//! the same bits for any number of threads, one allocation (the arena), and none during a step.
+
+mod arena;
+mod base;
+mod conv;
+mod gelu;
+mod head;
+mod nano;
+mod optimizer;
+mod peak;
+mod pixels;
+mod rows;
+mod simd;
+pub mod structural;
+mod tasks;
+
+pub use peak::fma_peak;
+pub use simd::Isa;
+
+use super::{Backend, BatchView, Scalars, StepMetrics};
+use crate::plan::{BufferId, Op, Plan, Sizing};
+use anyhow::{Result, bail, ensure};
+use arena::Arena;
+use tasks::{Context, Workspace};
+
+/// Threads and instruction set of a CPU backend; also tells the plan its workspace needs.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuOptions {
+    /// Threads that compute, at least 1.
+    pub threads: usize,
+    /// Instruction set.
+    pub isa: Isa,
+}
+
+impl CpuOptions {
+    /// The given number of threads (0: all the machine has) and the best instruction set.
+    pub fn new(threads: usize) -> CpuOptions {
+        let threads = if threads > 0 { threads } else { std::thread::available_parallelism().map_or(1, |n| n.get()) };
+        CpuOptions { threads, isa: Isa::detect() }
+    }
+}
+
+impl Sizing for CpuOptions {
+    fn workspace(&self, op: &Op) -> u64 {
+        let layout = match op {
+            Op::Unpack(_) => Workspace::default(),
+            Op::Conv(o) => conv::workspace(o),
+            Op::ConvBack(o) => conv::workspace_back(o),
+            Op::NanoBlock(o) => nano::workspace(o),
+            Op::NanoBlockBack(o) => nano::workspace_back(o),
+            Op::Head(o) => head::workspace(o),
+            Op::HeadBack(o) => head::workspace_back(o),
+            Op::PixelLoss(o) => pixels::workspace(o),
+            Op::Update(o) => optimizer::workspace(o),
+        };
+        layout.bytes(self.threads)
+    }
+}
+
+/// A plan loaded on the CPU.
+pub struct CpuBackend {
+    plan: Plan,
+    arena: Arena,
+    options: CpuOptions,
+    pool: rayon::ThreadPool,
+}
+
+impl CpuBackend {
+    /// Allocates the arena and starts the threads.
+    ///
+    /// # Errors
+    /// When memory or threads cannot be had.
+    pub fn new(plan: Plan, options: CpuOptions) -> Result<CpuBackend> {
+        let arena = Arena::new(&plan)?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("compute-{i}")).build()?;
+        Ok(CpuBackend { plan, arena, options, pool })
+    }
+
+    /// Runs a range of operations; `observe` is told each one's time in seconds.
+    fn run(&self, range: std::ops::Range<usize>, scalars: &Scalars, observe: &mut (dyn FnMut(&Op, f64) + Send)) {
+        let ctx = Context { plan: &self.plan, arena: &self.arena, isa: self.options.isa, scalars: *scalars };
+        self.pool.install(|| {
+            for op in &self.plan.ops[range] {
+                let start = std::time::Instant::now();
+                match op {
+                    Op::Unpack(o) => pixels::unpack(&ctx, o),
+                    Op::Conv(o) => conv::forward(&ctx, o),
+                    Op::ConvBack(o) => conv::backward(&ctx, o),
+                    Op::NanoBlock(o) => nano::forward(&ctx, o),
+                    Op::NanoBlockBack(o) => nano::backward(&ctx, o),
+                    Op::Head(o) => head::forward(&ctx, o),
+                    Op::HeadBack(o) => head::backward(&ctx, o),
+                    Op::PixelLoss(o) => pixels::loss(&ctx, o),
+                    Op::Update(o) => optimizer::update(&ctx, o),
+                }
+                observe(op, start.elapsed().as_secs_f64());
+            }
+        });
+    }
+
+    /// Runs the whole step on whatever the batch buffer holds and tells `observe` the seconds of every operation.
+    pub fn profile(&mut self, scalars: &Scalars, observe: &mut (dyn FnMut(&Op, f64) + Send)) {
+        self.run(0..self.plan.ops.len(), scalars, observe);
+    }
+
+    fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<*mut u8> {
+        let b = self.plan.buffer(buffer);
+        ensure!((offset + len) as u64 <= b.bytes, "bytes {offset}..{} lie outside {} of {} bytes", offset + len, b.name, b.bytes);
+        // SAFETY: the buffer lies inside the arena and the range inside the buffer
+        Ok(unsafe { self.arena.base().add(b.offset as usize + offset) })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn description(&self) -> String {
+        format!("CPU, {}, {} threads", self.options.isa, self.options.threads)
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn allocated(&self) -> u64 {
+        self.arena.bytes()
+    }
+
+    fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()> {
+        let to = self.range(buffer, offset, bytes.len())?;
+        // SAFETY: in range, and no operation runs while `self` is borrowed
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let from = self.range(buffer, offset, bytes.len())?;
+        // SAFETY: as in `write`
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn micro_step(&mut self, batch: Option<BatchView<'_>>, scalars: &Scalars) -> Result<()> {
+        match (batch, self.plan.batch) {
+            (Some(view), Some(layout)) => {
+                ensure!(
+                    view.lq.len() == layout.lq_bytes() && view.hr.len() == layout.hr_bytes(),
+                    "a batch of {} + {} bytes where the plan takes {} + {}",
+                    view.lq.len(),
+                    view.hr.len(),
+                    layout.lq_bytes(),
+                    layout.hr_bytes()
+                );
+                ensure!(view.augment.is_empty() || view.augment.len() == layout.count, "a batch needs one augmentation code a patch");
+                let turned = view.augment.iter().any(|&code| code != 0);
+                ensure!(!turned || layout.lq.0 == layout.lq.1, "only square patches can be turned");
+                self.write(layout.buffer, 0, view.lq)?;
+                self.write(layout.buffer, layout.lq_bytes(), view.hr)?;
+                if view.augment.is_empty() {
+                    let codes = self.range(layout.buffer, layout.augment_offset(), layout.count)?;
+                    // SAFETY: in range
+                    unsafe { codes.write_bytes(0, layout.count) };
+                } else {
+                    self.write(layout.buffer, layout.augment_offset(), view.augment)?;
+                }
+            }
+            (None, None) => {}
+            _ => bail!("the plan and the caller disagree on whether a batch is staged"),
+        }
+        self.run(self.plan.micro.clone(), scalars, &mut |_, _| {});
+        Ok(())
+    }
+
+    fn update(&mut self, scalars: &Scalars) -> Result<()> {
+        self.run(self.plan.update.clone(), scalars, &mut |_, _| {});
+        Ok(())
+    }
+
+    fn metrics(&mut self) -> Result<StepMetrics> {
+        let Some(id) = self.plan.ports.metrics else { bail!("an inference plan has no metrics") };
+        let mut values = [0f64; crate::plan::METRICS];
+        self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(StepMetrics { loss: values[0], grad_norm: values[1], skipped: values[2] != 0.0 })
+    }
+}

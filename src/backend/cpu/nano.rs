@@ -1,0 +1,335 @@
+//! The Nano block in one pass forward and one backward: 1x1, depthwise 3x3, GELU, 1x1, LayerScale, residual. Rows travel through
+//! small rings that stay in cache; only the block's input is ever read from memory. Depends on the row kernels and GELU.
+
+use super::arena::Shared;
+use super::gelu::{gelu_and_slope, normal_cdf};
+use super::rows::{RowProduct, Start, row_depthwise, row_depthwise_outer, row_outer, row_product, row_sum};
+use super::simd::{LANES, Simd};
+use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
+use crate::plan::{NanoBlock, NanoBlockBack};
+
+/// Where packed weights lie in the shared part, f32 elements; E = 2F.
+struct Packed {
+    /// `[ci][e]`
+    conv1: usize,
+    conv1_bias: usize,
+    /// `[ky][kx][e]`
+    dw: usize,
+    dw_bias: usize,
+    /// Forward: `[e][f]` times gamma. Backward: `[f][e]` times gamma.
+    conv2: usize,
+    /// Times gamma.
+    conv2_bias: usize,
+    /// Backward only: depthwise taps turned by 180 degrees.
+    dw_flipped: usize,
+    /// Backward only: `[e][f]`, then F zeros.
+    conv1_transposed: usize,
+    len: usize,
+}
+
+fn packed(f: usize) -> Packed {
+    let e = 2 * f;
+    let mut at = 0;
+    let mut take = |len: usize| {
+        at += len;
+        at - len
+    };
+    let (conv1, conv1_bias, dw, dw_bias) = (take(f * e), take(e), take(9 * e), take(e));
+    let (conv2, conv2_bias, dw_flipped, conv1_transposed) = (take(e * f), take(f), take(9 * e), take(e * f + f));
+    Packed { conv1, conv1_bias, dw, dw_bias, conv2, conv2_bias, dw_flipped, conv1_transposed, len: at }
+}
+
+fn pack(ctx: &Context<'_>, op: &NanoBlock, parts: Parts, backward: bool) {
+    let (f, e, p) = (op.features, 2 * op.features, packed(op.features));
+    // SAFETY: parameters and workspace are live; nothing else runs yet
+    unsafe {
+        let get = |range: crate::plan::ParamRange| &*ctx.param(op.parameters, range).slice(0, range.len);
+        let (w1, w2, dw) = (get(op.params.conv1_weight), get(op.params.conv2_weight), get(op.params.dw_weight));
+        let (gamma, b2) = (get(op.params.gamma), get(op.params.conv2_bias));
+        let out = parts.shared().slice(0, p.len);
+        out.fill(0.0);
+        for k in 0..e {
+            for c in 0..f {
+                out[p.conv1 + c * e + k] = w1[k * f + c];
+                out[p.conv1_transposed + k * f + c] = w1[k * f + c];
+                let at = if backward { c * e + k } else { k * f + c };
+                out[p.conv2 + at] = gamma[c] * w2[c * e + k];
+            }
+            for tap in 0..9 {
+                out[p.dw + tap * e + k] = dw[k * 9 + tap];
+                out[p.dw_flipped + tap * e + k] = dw[k * 9 + 8 - tap];
+            }
+        }
+        for c in 0..f {
+            out[p.conv2_bias + c] = gamma[c] * b2[c];
+        }
+        out[p.conv1_bias..][..e].copy_from_slice(get(op.params.conv1_bias));
+        out[p.dw_bias..][..e].copy_from_slice(get(op.params.dw_bias));
+    }
+}
+
+/// Rows of hidden values in flight: a ring of three padded rows and the first convolution that fills it.
+struct Hidden<'a> {
+    op: &'a NanoBlock,
+    shared: Shared<f32>,
+    ring: Shared<f32>,
+    input: Shared<f32>,
+    image: usize,
+}
+
+impl Hidden<'_> {
+    #[inline(always)]
+    unsafe fn row(&self, row: isize) -> *mut f32 {
+        let len = whole((self.op.extent.w + 2) * 2 * self.op.features);
+        unsafe { self.ring.at((row + 3) as usize % 3 * len) }
+    }
+
+    #[inline(always)]
+    unsafe fn rows(&self, centre: isize) -> [*const f32; 3] {
+        unsafe { std::array::from_fn(|k| self.row(centre - 1 + k as isize).cast_const()) }
+    }
+
+    /// conv1 of one row of the input; rows outside the picture are the zero padding of the depthwise step.
+    #[inline(always)]
+    unsafe fn fill<S: Simd>(&self, row: isize) {
+        let (f, e, w, h) = (self.op.features, 2 * self.op.features, self.op.extent.w, self.op.extent.h);
+        let p = packed(f);
+        unsafe {
+            let out = self.row(row);
+            if row < 0 || row >= h as isize {
+                out.write_bytes(0, (w + 2) * e);
+                return;
+            }
+            out.write_bytes(0, e);
+            out.add((w + 1) * e).write_bytes(0, e);
+            row_product::<S>(&RowProduct {
+                rows: &[self.input.at((self.image * h + row as usize) * w * f).cast_const()],
+                stride: f,
+                taps: f,
+                weights: self.shared.at(p.conv1),
+                lanes: e,
+                start: Start::Bias(self.shared.at(p.conv1_bias)),
+                out: out.add(e),
+                w,
+            });
+        }
+    }
+}
+
+/// Workspace of the forward operation.
+pub fn workspace(op: &NanoBlock) -> Workspace {
+    let (e, w) = (2 * op.features, op.extent.w);
+    Workspace { shared: packed(op.features).len, scratch: 3 * whole((w + 2) * e) + whole(w * e), ..Workspace::default() }
+}
+
+struct Forward<'a> {
+    op: &'a NanoBlock,
+    parts: Parts,
+    bands: Bands,
+    input: Shared<f32>,
+    output: Shared<f32>,
+}
+
+impl Task for Forward<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, task: usize) {
+        let (f, e, w, h) = (self.op.features, 2 * self.op.features, self.op.extent.w, self.op.extent.h);
+        let (image, start, end) = self.bands.task(task);
+        let (p, shared) = (packed(f), self.parts.shared());
+        unsafe {
+            let ring = self.parts.scratch();
+            let hidden = Hidden { op: self.op, shared, ring, input: self.input, image };
+            let active = ring.at(3 * whole((w + 2) * e));
+            hidden.fill::<S>(start as isize - 1);
+            hidden.fill::<S>(start as isize);
+            for y in start..end {
+                hidden.fill::<S>(y as isize + 1);
+                row_depthwise::<S>(hidden.rows(y as isize), shared.at(p.dw), Some(shared.at(p.dw_bias)), e, w, active);
+                for i in (0..w * e).step_by(LANES) {
+                    let z = S::load(active.add(i));
+                    S::store(active.add(i), S::mul(z, normal_cdf::<S>(z)));
+                }
+                let at = (image * h + y) * w * f;
+                row_product::<S>(&RowProduct {
+                    rows: &[active.cast_const()],
+                    stride: e,
+                    taps: e,
+                    weights: shared.at(p.conv2),
+                    lanes: f,
+                    start: Start::RowPlusBias(self.input.at(at), shared.at(p.conv2_bias)),
+                    out: self.output.at(at),
+                    w,
+                });
+            }
+        }
+    }
+}
+
+/// Runs a block.
+pub fn forward(ctx: &Context<'_>, op: &NanoBlock) {
+    let parts = ctx.parts(op.workspace, workspace(op));
+    pack(ctx, op, parts, false);
+    let bands = Bands::new(op.extent);
+    ctx.parallel(bands.tasks(), &Forward { op, parts, bands, input: ctx.floats(op.input), output: ctx.floats(op.output) });
+}
+
+/// Where the sums of a backward task lie in its partial, f32 elements.
+struct Sums {
+    /// d conv1 `[ci][e]`
+    conv1: usize,
+    conv1_bias: usize,
+    /// `[ky][kx][e]`
+    dw: usize,
+    dw_bias: usize,
+    /// Sum of gelu(z) x d output, `[e][f]`: times gamma it is d conv2, against conv2 it is d gamma.
+    product: usize,
+    /// Sum of d output, `[f]`.
+    d_output: usize,
+    len: usize,
+}
+
+fn sums(f: usize) -> Sums {
+    let e = 2 * f;
+    let (conv1, conv1_bias) = (0, f * e);
+    let dw = conv1_bias + e;
+    let dw_bias = dw + 9 * e;
+    let product = dw_bias + e;
+    let d_output = product + e * f;
+    Sums { conv1, conv1_bias, dw, dw_bias, product, d_output, len: d_output + f }
+}
+
+/// Workspace of the backward operation.
+pub fn workspace_back(op: &NanoBlockBack) -> Workspace {
+    let block = &op.forward;
+    let (f, e, w) = (block.features, 2 * block.features, block.extent.w);
+    Workspace {
+        shared: packed(f).len,
+        partial: sums(f).len,
+        tasks: Bands::new(block.extent).tasks(),
+        scratch: 6 * whole((w + 2) * e) + whole(w * e),
+    }
+}
+
+struct Backward<'a> {
+    op: &'a NanoBlock,
+    parts: Parts,
+    bands: Bands,
+    input: Shared<f32>,
+    d_output: Shared<f32>,
+    d_input: Shared<f32>,
+}
+
+impl Task for Backward<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, task: usize) {
+        let (f, e, w, h) = (self.op.features, 2 * self.op.features, self.op.extent.w, self.op.extent.h);
+        let (image, start, end) = self.bands.task(task);
+        let (p, s, shared) = (packed(f), sums(f), self.parts.shared());
+        let len = whole((w + 2) * e);
+        unsafe {
+            let partial = self.parts.partial(task);
+            partial.at(0).write_bytes(0, s.len);
+            let scratch = self.parts.scratch();
+            let hidden = Hidden { op: self.op, shared, ring: scratch, input: self.input, image };
+            let dz_ring = Shared::new(scratch.at(3 * len));
+            let dz_row = |row: isize| dz_ring.at((row + 3) as usize % 3 * len);
+            // holds gelu(z) of a row while its products are formed, then d hidden of the row before
+            let row_buffer = scratch.at(6 * len);
+            hidden.fill::<S>(start as isize - 2);
+            hidden.fill::<S>(start as isize - 1);
+            for t in start as isize - 1..=end as isize {
+                hidden.fill::<S>(t + 1);
+                let dz = dz_row(t);
+                if t < 0 || t >= h as isize {
+                    dz.write_bytes(0, (w + 2) * e);
+                } else {
+                    dz.write_bytes(0, e);
+                    dz.add((w + 1) * e).write_bytes(0, e);
+                    let dz = dz.add(e);
+                    let d_out = self.d_output.at((image * h + t as usize) * w * f).cast_const();
+                    row_depthwise::<S>(hidden.rows(t), shared.at(p.dw), Some(shared.at(p.dw_bias)), e, w, row_buffer);
+                    row_product::<S>(&RowProduct {
+                        rows: &[d_out],
+                        stride: f,
+                        taps: f,
+                        weights: shared.at(p.conv2),
+                        lanes: e,
+                        start: Start::Bias(ZEROS.as_ptr()),
+                        out: dz,
+                        w,
+                    });
+                    for i in (0..w * e).step_by(LANES) {
+                        let (value, slope) = gelu_and_slope::<S>(S::load(row_buffer.add(i)));
+                        S::store(row_buffer.add(i), value);
+                        S::store(dz.add(i), S::mul(S::load(dz.add(i)), slope));
+                    }
+                    if t >= start as isize && t < end as isize {
+                        row_outer::<S>(row_buffer, e, e, d_out, f, w, partial.at(s.product));
+                        row_sum::<S>(d_out, f, w, partial.at(s.d_output));
+                        row_depthwise_outer::<S>(hidden.rows(t), dz, e, w, partial.at(s.dw));
+                        row_sum::<S>(dz, e, w, partial.at(s.dw_bias));
+                    }
+                }
+                let r = t - 1;
+                if r < start as isize || r >= end as isize {
+                    continue;
+                }
+                let around = std::array::from_fn(|k| dz_row(r - 1 + k as isize).cast_const());
+                row_depthwise::<S>(around, shared.at(p.dw_flipped), None, e, w, row_buffer);
+                let at = (image * h + r as usize) * w * f;
+                row_outer::<S>(self.input.at(at), f, f, row_buffer, e, w, partial.at(s.conv1));
+                row_sum::<S>(row_buffer, e, w, partial.at(s.conv1_bias));
+                row_product::<S>(&RowProduct {
+                    rows: &[row_buffer.cast_const()],
+                    stride: e,
+                    taps: e,
+                    weights: shared.at(p.conv1_transposed),
+                    lanes: f,
+                    start: Start::RowPlusBias(self.d_output.at(at), shared.at(p.conv1_transposed + e * f)),
+                    out: self.d_input.at(at),
+                    w,
+                });
+            }
+        }
+    }
+}
+
+/// Most hidden channels of a block; zeros to start a product from.
+const MAX_HIDDEN: usize = 256;
+static ZEROS: [f32; MAX_HIDDEN] = [0.0; MAX_HIDDEN];
+
+/// Runs the gradients of a block.
+pub fn backward(ctx: &Context<'_>, op: &NanoBlockBack) {
+    let block = &op.forward;
+    assert!(2 * block.features <= MAX_HIDDEN, "a block of {} features is larger than the kernels were made for", block.features);
+    let parts = ctx.parts(op.workspace, workspace_back(op));
+    pack(ctx, block, parts, true);
+    let bands = Bands::new(block.extent);
+    let task = Backward {
+        op: block,
+        parts,
+        bands,
+        input: ctx.floats(block.input),
+        d_output: ctx.floats(op.d_output),
+        d_input: ctx.floats(op.d_input),
+    };
+    ctx.parallel(bands.tasks(), &task);
+    ctx.reduce(parts);
+    let (f, e, s, params) = (block.features, 2 * block.features, sums(block.features), &block.params);
+    // SAFETY: the sums are complete; parameters are only read
+    let (sum, gamma, w2, b2) = unsafe {
+        let get = |range: crate::plan::ParamRange| &*ctx.param(block.parameters, range).slice(0, range.len);
+        (&*parts.sums().slice(0, s.len), get(params.gamma), get(params.conv2_weight), get(params.conv2_bias))
+    };
+    ctx.store_gradient(op.gradients, params.conv1_weight, |i| sum[s.conv1 + i % f * e + i / f]);
+    ctx.store_gradient(op.gradients, params.conv1_bias, |i| sum[s.conv1_bias + i]);
+    ctx.store_gradient(op.gradients, params.dw_weight, |i| sum[s.dw + i % 9 * e + i / 9]);
+    ctx.store_gradient(op.gradients, params.dw_bias, |i| sum[s.dw_bias + i]);
+    ctx.store_gradient(op.gradients, params.conv2_weight, |i| gamma[i / e] * sum[s.product + i % e * f + i / e]);
+    ctx.store_gradient(op.gradients, params.conv2_bias, |i| gamma[i] * sum[s.d_output + i]);
+    // d gamma = sum of d output x (conv2(gelu(z)) + bias): the sums above already hold every product it needs
+    ctx.store_gradient(op.gradients, params.gamma, |c| {
+        let products: f64 = (0..e).map(|k| f64::from(w2[c * e + k]) * f64::from(sum[s.product + k * f + c])).sum();
+        (products + f64::from(b2[c]) * f64::from(sum[s.d_output + c])) as f32
+    });
+}

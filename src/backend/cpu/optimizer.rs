@@ -1,0 +1,116 @@
+//! The optimizer step in one operation: global gradient norm, clip, AdamW (Loshchilov and Hutter, "Decoupled weight decay
+//! regularization", 2019, in PyTorch's order of operations) and EMA. Depends on the tasks alone.
+
+use super::arena::Shared;
+use super::simd::Simd;
+use super::tasks::{Context, Parts, Task, Workspace};
+use crate::plan::Update;
+
+/// Parameters of one task.
+const CHUNK: usize = 4096;
+
+/// Workspace: one f64 a task.
+pub fn workspace(op: &Update) -> Workspace {
+    Workspace { partial: 2, tasks: op.trainable.div_ceil(CHUNK), ..Workspace::default() }
+}
+
+struct SquareSum {
+    parts: Parts,
+    gradients: Shared<f32>,
+    len: usize,
+}
+
+impl Task for SquareSum {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, task: usize) {
+        unsafe {
+            let start = task * CHUNK;
+            let chunk = self.gradients.slice(start, CHUNK.min(self.len - start));
+            *self.parts.partial(task).at(0).cast::<f64>() = chunk.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+        }
+    }
+}
+
+struct Step {
+    len: usize,
+    parameters: Shared<f32>,
+    gradients: Shared<f32>,
+    moment1: Shared<f32>,
+    moment2: Shared<f32>,
+    ema: Shared<f32>,
+    /// Clip factor on the gradient.
+    clip: f32,
+    /// 1 - lr x weight decay
+    keep: f32,
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    /// lr / bias correction of the first moment
+    step_size: f32,
+    /// sqrt of the bias correction of the second moment
+    root_correction: f32,
+    ema_decay: f32,
+}
+
+impl Task for Step {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, task: usize) {
+        let start = task * CHUNK;
+        let len = CHUNK.min(self.len - start);
+        unsafe {
+            let parameters = self.parameters.slice(start, len);
+            let gradients = self.gradients.slice(start, len);
+            let (moment1, moment2) = (self.moment1.slice(start, len), self.moment2.slice(start, len));
+            let ema = self.ema.slice(start, len);
+            for i in 0..len {
+                let g = gradients[i] * self.clip;
+                let m = self.beta1 * moment1[i] + (1.0 - self.beta1) * g;
+                let v = self.beta2 * moment2[i] + (1.0 - self.beta2) * g * g;
+                let p = parameters[i] * self.keep - self.step_size * m / (v.sqrt() / self.root_correction + self.epsilon);
+                (moment1[i], moment2[i], parameters[i]) = (m, v, p);
+                ema[i] = self.ema_decay * ema[i] + (1.0 - self.ema_decay) * p;
+            }
+        }
+    }
+}
+
+/// Runs the optimizer step. A gradient norm or loss that is not finite skips it and is reported in the metrics.
+pub fn update(ctx: &Context<'_>, op: &Update) {
+    let parts = ctx.parts(op.workspace, workspace(op));
+    let tasks = op.trainable.div_ceil(CHUNK);
+    let gradients = ctx.floats(op.gradients);
+    ctx.parallel(tasks, &SquareSum { parts, gradients, len: op.trainable });
+    let s = ctx.scalars;
+    // SAFETY: the tasks are done; metrics hold three f64
+    let skipped = unsafe {
+        let norm = (0..tasks).map(|t| *parts.partial(t).at(0).cast::<f64>()).sum::<f64>().sqrt();
+        let metrics = ctx.pointer::<f64>(op.metrics).slice(0, crate::plan::METRICS);
+        metrics[1] = norm;
+        let skipped = !norm.is_finite() || !metrics[0].is_finite();
+        metrics[2] = f64::from(u8::from(skipped));
+        if skipped {
+            return;
+        }
+        norm
+    };
+    let norm = skipped;
+    let clip = if s.clip.is_finite() { (s.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let step = s.step as f64;
+    let task = Step {
+        len: op.trainable,
+        parameters: ctx.floats(op.parameters),
+        gradients,
+        moment1: ctx.floats(op.moment1),
+        moment2: ctx.floats(op.moment2),
+        ema: ctx.floats(op.ema),
+        clip: clip as f32,
+        keep: (1.0 - s.lr * op.weight_decay) as f32,
+        beta1: op.beta1 as f32,
+        beta2: op.beta2 as f32,
+        epsilon: op.epsilon as f32,
+        step_size: (s.lr / (1.0 - op.beta1.powf(step))) as f32,
+        root_correction: (1.0 - op.beta2.powf(step)).sqrt() as f32,
+        ema_decay: s.ema_decay as f32,
+    };
+    ctx.parallel(tasks, &task);
+}

@@ -1,0 +1,467 @@
+//! The inner loops: one output row of a convolution, of its weight gradient, and of a depthwise convolution, on NHWC rows with
+//! their zero padding in place. Everything heavier is built from these. Depends on the vectors alone. Each output value is
+//! one chain of multiply-adds in a fixed order, so tiling over pixels never changes a bit.
+
+use super::simd::{LANES, Simd};
+
+/// Most input rows one output row may read: 3 rows for each of up to 8 shuffled ones.
+pub const MAX_ROWS: usize = 24;
+
+/// What an output row starts from.
+#[derive(Clone, Copy)]
+pub enum Start {
+    /// The same vector of `lanes` values at every pixel.
+    Bias(*const f32),
+    /// A whole row `[w][lanes]` plus the vector.
+    RowPlusBias(*const f32, *const f32),
+}
+
+/// A row product: `out[p][l] = start + sum over rows r and taps j of rows[r][p * stride + j] * weights[r][j][l]`.
+#[derive(Clone, Copy)]
+pub struct RowProduct<'a> {
+    /// Padded input rows; pixel 0 of the output reads from the start of each.
+    pub rows: &'a [*const f32],
+    /// f32 values from one pixel to the next in the input rows.
+    pub stride: usize,
+    /// Taps per row: kernel width x input channels, contiguous.
+    pub taps: usize,
+    /// `[rows][taps][lanes]`.
+    pub weights: *const f32,
+    /// Output channels, a multiple of 16.
+    pub lanes: usize,
+    /// Start values.
+    pub start: Start,
+    /// Output row `[w][lanes]`.
+    pub out: *mut f32,
+    /// Pixels in the row.
+    pub w: usize,
+}
+
+#[inline(always)]
+unsafe fn product_tile<S: Simd, const P: usize, const V: usize, const STRIDE: usize>(r: &RowProduct<'_>, pixel: usize, lane: usize) {
+    unsafe {
+        let stride = if STRIDE == 0 { r.stride } else { STRIDE };
+        let mut acc: [[S::V; V]; P] = [[S::splat(0.0); V]; P];
+        for (p, acc) in acc.iter_mut().enumerate() {
+            for (v, acc) in acc.iter_mut().enumerate() {
+                let at = lane + v * LANES;
+                *acc = match r.start {
+                    Start::Bias(bias) => S::load(bias.add(at)),
+                    Start::RowPlusBias(row, bias) => S::add(S::load(row.add((pixel + p) * r.lanes + at)), S::load(bias.add(at))),
+                };
+            }
+        }
+        let mut weights = r.weights.add(lane);
+        for row in r.rows {
+            let mut x = row.add(pixel * stride);
+            for _ in 0..r.taps {
+                let mut w = [S::splat(0.0); V];
+                for (v, w) in w.iter_mut().enumerate() {
+                    *w = S::load(weights.add(v * LANES));
+                }
+                for (p, acc) in acc.iter_mut().enumerate() {
+                    let x = S::splat(*x.add(p * stride));
+                    for (acc, &w) in acc.iter_mut().zip(&w) {
+                        *acc = S::fma(x, w, *acc);
+                    }
+                }
+                x = x.add(1);
+                weights = weights.add(r.lanes);
+            }
+        }
+        for (p, acc) in acc.iter().enumerate() {
+            for (v, &acc) in acc.iter().enumerate() {
+                S::store(r.out.add((pixel + p) * r.lanes + lane + v * LANES), acc);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn product_lanes<S: Simd, const P: usize, const V: usize, const STRIDE: usize>(r: &RowProduct<'_>, lane: usize) {
+    unsafe {
+        let mut pixel = 0;
+        while pixel + P <= r.w {
+            product_tile::<S, P, V, STRIDE>(r, pixel, lane);
+            pixel += P;
+        }
+        if P > 4 {
+            while pixel + 4 <= r.w {
+                product_tile::<S, 4, V, STRIDE>(r, pixel, lane);
+                pixel += 4;
+            }
+        }
+        while pixel < r.w {
+            product_tile::<S, 1, V, STRIDE>(r, pixel, lane);
+            pixel += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn product_stride<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
+    unsafe {
+        let mut lane = 0;
+        while lane + 2 * LANES <= r.lanes {
+            if S::WIDE {
+                product_lanes::<S, 8, 2, STRIDE>(r, lane);
+            } else {
+                product_lanes::<S, 3, 2, STRIDE>(r, lane);
+            }
+            lane += 2 * LANES;
+        }
+        if lane < r.lanes {
+            if S::WIDE {
+                product_lanes::<S, 16, 1, STRIDE>(r, lane);
+            } else {
+                product_lanes::<S, 6, 1, STRIDE>(r, lane);
+            }
+        }
+    }
+}
+
+/// Computes a [`RowProduct`].
+///
+/// # Safety
+/// All pointers must be valid for the extents the fields describe, `lanes` a multiple of 16, `out` apart from the inputs; and
+/// as [`Simd`].
+#[inline(always)]
+pub unsafe fn row_product<S: Simd>(r: &RowProduct<'_>) {
+    unsafe {
+        match r.stride {
+            3 => product_stride::<S, 3>(r),
+            16 => product_stride::<S, 16>(r),
+            32 => product_stride::<S, 32>(r),
+            _ => product_stride::<S, 0>(r),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
+    x: *const f32,
+    stride: usize,
+    y: *const f32,
+    lanes: usize,
+    w: usize,
+    sum: *mut f32,
+) {
+    unsafe {
+        let mut acc: [[S::V; V]; J] = [[S::splat(0.0); V]; J];
+        let (mut x, mut y) = (x, y);
+        for _ in 0..w {
+            let mut g = [S::splat(0.0); V];
+            for (v, g) in g.iter_mut().enumerate() {
+                *g = S::load(y.add(v * LANES));
+            }
+            for (j, acc) in acc.iter_mut().enumerate() {
+                let x = S::splat(*x.add(j));
+                for (acc, &g) in acc.iter_mut().zip(&g) {
+                    *acc = S::fma(x, g, *acc);
+                }
+            }
+            x = x.add(stride);
+            y = y.add(lanes);
+        }
+        for (j, acc) in acc.iter().enumerate() {
+            for (v, &acc) in acc.iter().enumerate() {
+                let at = sum.add(j * lanes + v * LANES);
+                S::store(at, S::add(S::load(at), acc));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn outer_lanes<S: Simd, const J: usize, const V: usize>(
+    x: *const f32,
+    stride: usize,
+    taps: usize,
+    y: *const f32,
+    lanes: usize,
+    w: usize,
+    sum: *mut f32,
+) {
+    unsafe {
+        let mut j = 0;
+        while j + J <= taps {
+            outer_tile::<S, J, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            j += J;
+        }
+        while j + 9 <= taps && J > 9 {
+            outer_tile::<S, 9, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            j += 9;
+        }
+        while j + 3 <= taps && J > 3 {
+            outer_tile::<S, 3, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            j += 3;
+        }
+        while j < taps {
+            outer_tile::<S, 1, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            j += 1;
+        }
+    }
+}
+
+/// Adds a row's part of a weight gradient: `sum[j][l] += sum over p of x[p * stride + j] * y[p][l]` for `taps` values of j. The
+/// row's own sum is formed first, which also keeps rounding small.
+///
+/// # Safety
+/// As [`row_product`]; `sum` holds `[taps][lanes]`.
+#[inline(always)]
+pub unsafe fn row_outer<S: Simd>(x: *const f32, stride: usize, taps: usize, y: *const f32, lanes: usize, w: usize, sum: *mut f32) {
+    unsafe {
+        let mut lane = 0;
+        while lane + 2 * LANES <= lanes {
+            if S::WIDE {
+                outer_lanes::<S, 12, 2>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
+            } else {
+                outer_lanes::<S, 3, 2>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
+            }
+            lane += 2 * LANES;
+        }
+        if lane < lanes {
+            if S::WIDE {
+                outer_lanes::<S, 16, 1>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
+            } else {
+                outer_lanes::<S, 6, 1>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
+            }
+        }
+    }
+}
+
+/// Adds the column sums of a row `[w][lanes]` to `sum[lanes]`: a bias gradient.
+///
+/// # Safety
+/// As [`row_product`].
+#[inline(always)]
+pub unsafe fn row_sum<S: Simd>(y: *const f32, lanes: usize, w: usize, sum: *mut f32) {
+    unsafe {
+        for lane in (0..lanes).step_by(LANES) {
+            // two chains hide half the latency of the additions
+            let (mut even, mut odd) = (S::splat(0.0), S::splat(0.0));
+            let mut p = 0;
+            while p + 2 <= w {
+                even = S::add(even, S::load(y.add(p * lanes + lane)));
+                odd = S::add(odd, S::load(y.add((p + 1) * lanes + lane)));
+                p += 2;
+            }
+            if p < w {
+                even = S::add(even, S::load(y.add(p * lanes + lane)));
+            }
+            let at = sum.add(lane);
+            S::store(at, S::add(S::load(at), S::add(even, odd)));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn depthwise_tile<S: Simd, const P: usize, const C: usize>(
+    rows: [*const f32; 3],
+    weights: *const f32,
+    bias: Option<*const f32>,
+    channels: usize,
+    lane: usize,
+    out: *mut f32,
+) {
+    unsafe {
+        let c = if C == 0 { channels } else { C };
+        let start = match bias {
+            Some(bias) => S::load(bias.add(lane)),
+            None => S::splat(0.0),
+        };
+        let mut acc = [start; P];
+        for (ky, row) in rows.iter().enumerate() {
+            for kx in 0..3 {
+                let w = S::load(weights.add((ky * 3 + kx) * c + lane));
+                for (p, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::fma(S::load(row.add((p + kx) * c + lane)), w, *acc);
+                }
+            }
+        }
+        for (p, &acc) in acc.iter().enumerate() {
+            S::store(out.add(p * c + lane), acc);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn depthwise_channels<S: Simd, const C: usize>(
+    rows: [*const f32; 3],
+    weights: *const f32,
+    bias: Option<*const f32>,
+    channels: usize,
+    w: usize,
+    out: *mut f32,
+) {
+    unsafe {
+        let c = if C == 0 { channels } else { C };
+        for lane in (0..c).step_by(LANES) {
+            let mut p = 0;
+            while p + 8 <= w {
+                depthwise_tile::<S, 8, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, lane, out.add(p * c));
+                p += 8;
+            }
+            while p < w {
+                depthwise_tile::<S, 1, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, lane, out.add(p * c));
+                p += 1;
+            }
+        }
+    }
+}
+
+/// One row of a depthwise 3x3: `out[p][c] = bias[c] + sum of rows[ky][p + kx][c] * weights[ky][kx][c]`, rows padded by one pixel.
+///
+/// # Safety
+/// As [`row_product`].
+#[inline(always)]
+pub unsafe fn row_depthwise<S: Simd>(
+    rows: [*const f32; 3],
+    weights: *const f32,
+    bias: Option<*const f32>,
+    c: usize,
+    w: usize,
+    out: *mut f32,
+) {
+    unsafe {
+        match c {
+            32 => depthwise_channels::<S, 32>(rows, weights, bias, c, w, out),
+            _ => depthwise_channels::<S, 0>(rows, weights, bias, c, w, out),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn depthwise_outer_channels<S: Simd, const C: usize>(
+    rows: [*const f32; 3],
+    y: *const f32,
+    channels: usize,
+    w: usize,
+    sum: *mut f32,
+) {
+    unsafe {
+        let c = if C == 0 { channels } else { C };
+        for lane in (0..c).step_by(LANES) {
+            let mut acc = [S::splat(0.0); 9];
+            for p in 0..w {
+                let g = S::load(y.add(p * c + lane));
+                for (k, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::fma(S::load(rows[k / 3].add((p + k % 3) * c + lane)), g, *acc);
+                }
+            }
+            for (k, &acc) in acc.iter().enumerate() {
+                let at = sum.add(k * c + lane);
+                S::store(at, S::add(S::load(at), acc));
+            }
+        }
+    }
+}
+
+/// Adds a row's part of a depthwise weight gradient: `sum[ky][kx][c] += sum over p of rows[ky][p + kx][c] * y[p][c]`.
+///
+/// # Safety
+/// As [`row_product`].
+#[inline(always)]
+pub unsafe fn row_depthwise_outer<S: Simd>(rows: [*const f32; 3], y: *const f32, c: usize, w: usize, sum: *mut f32) {
+    unsafe {
+        match c {
+            32 => depthwise_outer_channels::<S, 32>(rows, y, c, w, sum),
+            _ => depthwise_outer_channels::<S, 0>(rows, y, c, w, sum),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_tile<S: Simd, const P: usize, const C: usize>(
+    rows: [*const f32; 3],
+    weights: *const f32,
+    bias: [f32; 3],
+    channels: usize,
+    out: *mut f32,
+) {
+    unsafe {
+        let c = if C == 0 { channels } else { C };
+        let mut acc = [[S::splat(0.0); 3]; P];
+        for (ky, row) in rows.iter().enumerate() {
+            for kx in 0..3 {
+                for lane in (0..c).step_by(LANES) {
+                    let w: [S::V; 3] = std::array::from_fn(|o| S::load(weights.add(((ky * 3 + kx) * 3 + o) * c + lane)));
+                    for (p, acc) in acc.iter_mut().enumerate() {
+                        let x = S::load(row.add((p + kx) * c + lane));
+                        for o in 0..3 {
+                            acc[o] = S::fma(x, w[o], acc[o]);
+                        }
+                    }
+                }
+            }
+        }
+        for (p, acc) in acc.iter().enumerate() {
+            for o in 0..3 {
+                *out.add(p * 3 + o) = bias[o] + S::sum(acc[o]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_channels<S: Simd, const C: usize>(
+    rows: [*const f32; 3],
+    weights: *const f32,
+    bias: [f32; 3],
+    channels: usize,
+    w: usize,
+    out: *mut f32,
+) {
+    unsafe {
+        let c = if C == 0 { channels } else { C };
+        let mut p = 0;
+        if S::WIDE {
+            while p + 8 <= w {
+                dot_tile::<S, 8, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, out.add(p * 3));
+                p += 8;
+            }
+        } else {
+            while p + 2 <= w {
+                dot_tile::<S, 2, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, out.add(p * 3));
+                p += 2;
+            }
+        }
+        while p < w {
+            dot_tile::<S, 1, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, out.add(p * 3));
+            p += 1;
+        }
+    }
+}
+
+/// One row of a 3x3 convolution to three channels, where lanes run over the input channels: `out[p][o] = bias[o] + sum of
+/// rows[ky][p + kx][c] * weights[ky][kx][o][c]`, rows padded by one pixel.
+///
+/// # Safety
+/// As [`row_product`]; `c` a multiple of 16.
+#[inline(always)]
+pub unsafe fn row_to_rgb<S: Simd>(rows: [*const f32; 3], weights: *const f32, bias: [f32; 3], c: usize, w: usize, out: *mut f32) {
+    unsafe {
+        match c {
+            16 => dot_channels::<S, 16>(rows, weights, bias, c, w, out),
+            _ => dot_channels::<S, 0>(rows, weights, bias, c, w, out),
+        }
+    }
+}
+
+/// Copies a row `[w][c]` between one zero pixel on either side; a missing row (outside the picture) becomes zeros.
+///
+/// # Safety
+/// `out` holds `[w + 2][c]`, the row `[w][c]`.
+#[inline(always)]
+pub unsafe fn pad_row(row: Option<*const f32>, c: usize, w: usize, out: *mut f32) {
+    unsafe {
+        match row {
+            Some(row) => {
+                out.write_bytes(0, c);
+                std::ptr::copy_nonoverlapping(row, out.add(c), w * c);
+                out.add((w + 1) * c).write_bytes(0, c);
+            }
+            None => out.write_bytes(0, (w + 2) * c),
+        }
+    }
+}

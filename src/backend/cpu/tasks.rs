@@ -1,0 +1,206 @@
+//! How an operation is cut into tasks and where its workspace lies. The cut depends on shapes alone, never on the number of
+//! threads, and partial sums are added in task order, so bits do not depend on the threads either.
+
+use super::arena::{Arena, Shared};
+use super::simd::{Isa, Kernel, LANES, Simd};
+use crate::backend::Scalars;
+use crate::plan::{BufferId, Extent, ParamRange, Plan};
+use rayon::prelude::*;
+
+/// Rows of one task, at most: enough to amortise the halo, small enough to share out.
+const BAND_ROWS: usize = 32;
+
+/// Tasks of an operation over images: (image, band of rows).
+#[derive(Clone, Copy, Debug)]
+pub struct Bands {
+    h: usize,
+    per_image: usize,
+    rows: usize,
+    n: usize,
+}
+
+impl Bands {
+    /// Bands of an activation, of at most [`BAND_ROWS`] rows, as even as they can be.
+    pub fn new(extent: Extent) -> Bands {
+        let per_image = extent.h.div_ceil(BAND_ROWS).max(1);
+        Bands { h: extent.h, per_image, rows: extent.h.div_ceil(per_image), n: extent.n }
+    }
+
+    /// Number of tasks.
+    pub fn tasks(&self) -> usize {
+        self.n * self.per_image
+    }
+
+    /// Most rows of a task.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// (image, first row, row behind the last) of a task.
+    pub fn task(&self, task: usize) -> (usize, usize, usize) {
+        let start = (task % self.per_image) * self.rows;
+        (task / self.per_image, start.min(self.h), (start + self.rows).min(self.h))
+    }
+}
+
+/// Workspace of an operation in f32 elements: shared (packed weights and sums), one part per task (partial gradients), one per
+/// thread (rows in flight).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Workspace {
+    /// Read by all tasks.
+    pub shared: usize,
+    /// Per task.
+    pub partial: usize,
+    /// Number of tasks with a partial.
+    pub tasks: usize,
+    /// Per thread.
+    pub scratch: usize,
+}
+
+/// Rounds up to whole vectors, so that every part starts aligned.
+pub fn whole(elements: usize) -> usize {
+    elements.next_multiple_of(LANES)
+}
+
+impl Workspace {
+    /// Total bytes for a number of threads. The sums of the partials lie behind the shared part.
+    pub fn bytes(&self, threads: usize) -> u64 {
+        4 * (whole(self.shared) + whole(self.partial) * (self.tasks + 1) + whole(self.scratch) * threads) as u64
+    }
+}
+
+/// What an operation needs while it runs.
+pub struct Context<'a> {
+    pub plan: &'a Plan,
+    pub arena: &'a Arena,
+    pub isa: Isa,
+    pub scalars: Scalars,
+}
+
+/// An operation's workspace in the arena.
+#[derive(Clone, Copy)]
+pub struct Parts {
+    base: Shared<f32>,
+    layout: Workspace,
+}
+
+impl Parts {
+    /// Packed weights and the like.
+    pub fn shared(&self) -> Shared<f32> {
+        self.base
+    }
+
+    /// Where [`Context::reduce`] leaves the sum of all partials.
+    pub fn sums(&self) -> Shared<f32> {
+        // SAFETY: inside the workspace by `Workspace::bytes`
+        Shared::new(unsafe { self.base.at(whole(self.layout.shared)) })
+    }
+
+    /// The partial of a task.
+    pub fn partial(&self, task: usize) -> Shared<f32> {
+        // SAFETY: as above
+        Shared::new(unsafe { self.base.at(whole(self.layout.shared) + whole(self.layout.partial) * (task + 1)) })
+    }
+
+    /// The rows of the thread that asks.
+    pub fn scratch(&self) -> Shared<f32> {
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        let before = whole(self.layout.shared) + whole(self.layout.partial) * (self.layout.tasks + 1);
+        // SAFETY: as above; the pool has the number of threads the plan was made for
+        Shared::new(unsafe { self.base.at(before + whole(self.layout.scratch) * thread) })
+    }
+}
+
+/// One task of an operation; compiled for every instruction set.
+pub trait Task: Sync {
+    /// Runs task number `task`.
+    ///
+    /// # Safety
+    /// As [`Simd`]; the operation's buffers must be those of the running plan.
+    unsafe fn run<S: Simd>(&self, task: usize);
+}
+
+struct RunTask<'a, T: Task>(&'a T, usize);
+
+impl<T: Task> Kernel for RunTask<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        // SAFETY: `Isa::run` picked S for this processor
+        unsafe { self.0.run::<S>(self.1) }
+    }
+}
+
+/// Sums partials element by element, in task order, in f64.
+struct Reduce {
+    parts: Parts,
+    len: usize,
+    tasks: usize,
+}
+
+/// Elements of one reduction task.
+const REDUCE_CHUNK: usize = 512;
+
+impl Task for Reduce {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, chunk: usize) {
+        let start = chunk * REDUCE_CHUNK;
+        let len = REDUCE_CHUNK.min(self.len - start);
+        let mut sum = [0f64; REDUCE_CHUNK];
+        for task in 0..self.tasks {
+            // SAFETY: partials are [len]; chunks are disjoint
+            let partial = unsafe { self.parts.partial(task).slice(start, len) };
+            sum.iter_mut().zip(&*partial).for_each(|(s, &p)| *s += f64::from(p));
+        }
+        let out = unsafe { self.parts.sums().slice(start, len) };
+        out.iter_mut().zip(&sum).for_each(|(o, &s)| *o = s as f32);
+    }
+}
+
+impl Context<'_> {
+    /// Start of a buffer as f32.
+    pub fn floats(&self, id: BufferId) -> Shared<f32> {
+        self.pointer(id)
+    }
+
+    /// Start of a buffer as any plain type; offsets are multiples of 256 bytes.
+    pub fn pointer<T>(&self, id: BufferId) -> Shared<T> {
+        // SAFETY: the plan was verified: the buffer lies inside the arena
+        Shared::new(unsafe { self.arena.base().add(self.plan.buffer(id).offset as usize) }.cast())
+    }
+
+    /// Start of a parameter (or its gradient).
+    pub fn param(&self, buffer: BufferId, range: ParamRange) -> Shared<f32> {
+        // SAFETY: the range lies inside the buffer by the parameter table
+        Shared::new(unsafe { self.floats(buffer).at(range.offset) })
+    }
+
+    /// The workspace of an operation.
+    pub fn parts(&self, workspace: Option<BufferId>, layout: Workspace) -> Parts {
+        let base = match workspace {
+            Some(id) => self.floats(id),
+            None => Shared::new(std::ptr::null_mut()),
+        };
+        Parts { base, layout }
+    }
+
+    /// Runs `tasks` tasks on the pool this is called from.
+    pub fn parallel<T: Task>(&self, tasks: usize, task: &T) {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(|i| self.isa.run(RunTask(task, i)));
+    }
+
+    /// Adds up the partials of an operation; the result lies at [`Parts::sums`].
+    pub fn reduce(&self, parts: Parts) {
+        let Workspace { partial, tasks, .. } = parts.layout;
+        self.parallel(partial.div_ceil(REDUCE_CHUNK), &Reduce { parts, len: partial, tasks });
+    }
+
+    /// Writes a gradient: over the old one for the first micro-batch of an iteration, else added to it. `value(i)` gives element
+    /// i in PyTorch's order.
+    pub fn store_gradient(&self, gradients: BufferId, range: ParamRange, value: impl Fn(usize) -> f32) {
+        // SAFETY: the range lies inside the gradient buffer; this runs outside any task
+        let out = unsafe { self.param(gradients, range).slice(0, range.len) };
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = if self.scalars.accumulate { *out + value(i) } else { value(i) };
+        }
+    }
+}

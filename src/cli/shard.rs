@@ -1,0 +1,189 @@
+//! `paragon shard`: flags to a build configuration, one library call, the report. Depends on `shard` alone.
+
+use anyhow::{Context, Result, ensure};
+use paragon::dataset::decode::Limits;
+use paragon::dataset::degrade::Filter;
+use paragon::progress::Progress;
+use paragon::shard::codec::Codec;
+use paragon::shard::plan::{BuildConfig, Plan, Rejected, plan};
+use paragon::shard::report::bytes;
+use paragon::shard::writer::build;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Cut a folder of photographs into a set of LQ/HR patch pairs, stored without loss and ready for training.
+///
+/// Finds HR and LQ images that belong together, or makes the LQ from the HR. Files that cannot be used are listed with
+/// the reason. An interrupted run goes on where it was when the same command is given again.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder of the images: HR alone, or with HR and LQ below it (hr/lq, HR/LR_bicubic/X2, gt/lr_x2 ...)
+    dataset: PathBuf,
+    /// Folder for the set
+    #[arg(long, default_value = "shards", value_name = "DIR")]
+    out: PathBuf,
+    /// HR side over LQ side
+    #[arg(long, default_value_t = 2)]
+    scale: u32,
+    /// Side of the LQ patches in pixels; the HR patches are `scale` times that
+    #[arg(long, default_value_t = 128, value_name = "PIXELS")]
+    lq_size: u32,
+    /// Distance of neighbouring patches in LQ pixels [default: the patch, so that they do not overlap but at the border]
+    #[arg(long, value_name = "PIXELS")]
+    stride: Option<u32>,
+    /// The HR folder, where it is not found by its name
+    #[arg(long, value_name = "DIR")]
+    hr: Option<PathBuf>,
+    /// The LQ folder, where it is not found by its name
+    #[arg(long, value_name = "DIR")]
+    lq: Option<PathBuf>,
+    /// How the LQ is made where there is none
+    #[arg(long, value_enum, default_value = "bicubic")]
+    filter: Filter,
+    /// How pairs are stored
+    #[arg(long, value_enum, default_value = "predict")]
+    codec: Codec,
+    /// Threads that convert [default: one for each core]; the set is the same for any number
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Size at which a new shard file is begun, MiB
+    #[arg(long, default_value_t = 512, value_name = "MIB")]
+    shard_size: u64,
+    /// Bound on the memory of images under way (512M, 2G); an image that needs more is rejected
+    #[arg(long, default_value = "2G", value_parser = parse_size, value_name = "SIZE")]
+    host_memory: u64,
+    /// Largest image that is read, in megapixels
+    #[arg(long, value_name = "MP")]
+    max_megapixels: Option<u64>,
+    /// Say what would be done and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the report as JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// Remove a set that is already in the output folder
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// Reads `1500`, `512M`, `2G`, `2GiB`: bytes, in powers of 1024.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match lower[digits.len()..].trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        other => return Err(format!("`{other}` is no unit; use K, M, G or T, as in 512M")),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| format!("`{text}` is no size; write it as 512M or 2G"))?;
+    let value = number * (1u64 << shift) as f64;
+    if !(0.0..9e18).contains(&value) {
+        return Err(format!("`{text}` is out of range"));
+    }
+    Ok(value as u64)
+}
+
+/// Makes the set, or says what would be made.
+pub fn run(args: &Args) -> Result<()> {
+    let defaults = Limits::default();
+    let config = BuildConfig {
+        dataset: args.dataset.clone(),
+        out: args.out.clone(),
+        scale: args.scale,
+        lq_size: args.lq_size,
+        stride: args.stride.unwrap_or(args.lq_size),
+        hr: args.hr.clone(),
+        lq: args.lq.clone(),
+        filter: args.filter,
+        codec: args.codec,
+        threads: args.threads.unwrap_or(0),
+        shard_bytes: args.shard_size.checked_mul(1 << 20).context("--shard-size is out of range")?,
+        host_memory: args.host_memory,
+        overwrite: args.overwrite,
+        limits: Limits { max_pixels: args.max_megapixels.map_or(defaults.max_pixels, |mp| mp.saturating_mul(1_000_000)) },
+    };
+    ensure!(config.shard_bytes > 0, "--shard-size is 0; give the size of a shard file in MiB");
+    let plan = plan(&config)?;
+    if args.dry_run {
+        return foretell(&plan, args.json);
+    }
+    // a rejected file is named at once, here and while converting: if the run fails later, the reasons have been said
+    list(&plan.rejected);
+    let progress = Progress::new("shard", plan.jobs.len() as u64, "images");
+    let report = build(&config, plan, &progress);
+    progress.finish();
+    let report = report?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    Ok(())
+}
+
+fn list(rejected: &[Rejected]) {
+    let mut err = std::io::stderr().lock();
+    for r in rejected {
+        let _ = writeln!(err, "rejected {}: {}", r.file.display(), r.reason);
+    }
+}
+
+/// What `--dry-run` prints.
+#[derive(serde::Serialize)]
+struct Foretold<'a> {
+    images: u64,
+    used: u64,
+    rejected: &'a [Rejected],
+    ignored: u64,
+    pairs: u64,
+    scale: u32,
+    lq_size: u32,
+    lq_recipe: &'a str,
+    bytes_in: u64,
+    bytes_raw: u64,
+}
+
+fn foretell(plan: &Plan, json: bool) -> Result<()> {
+    let told = Foretold {
+        images: plan.images,
+        used: plan.jobs.len() as u64,
+        rejected: &plan.rejected,
+        ignored: plan.ignored,
+        pairs: plan.pairs(),
+        scale: plan.geometry.scale,
+        lq_size: plan.geometry.lq_size,
+        lq_recipe: &plan.manifest.recipe_name,
+        bytes_in: plan.jobs.iter().map(|j| j.file_bytes).sum(),
+        bytes_raw: plan.raw_bytes(),
+    };
+    list(&plan.rejected);
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&told)?)?;
+        return Ok(());
+    }
+    writeln!(out, "dry run: nothing is written")?;
+    writeln!(out, "  images     {} found = {} to use + {} rejected", told.images, told.used, told.rejected.len())?;
+    writeln!(out, "  pairs      {} of LQ {} at scale {}, LQ {}", told.pairs, told.lq_size, told.scale, told.lq_recipe)?;
+    writeln!(out, "  size       {} read, {} of pixels", bytes(told.bytes_in), bytes(told.bytes_raw))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_size;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, value) in [("0", 0), ("1500", 1500), ("2k", 2048), ("1.5M", 3 << 19), ("2G", 2 << 30), ("2GiB", 2 << 30)] {
+            assert_eq!(parse_size(text), Ok(value), "{text}");
+        }
+        for text in ["", "x", "2Q", "-1", "1e99G", "G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

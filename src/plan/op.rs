@@ -1,0 +1,331 @@
+//! The operations of a plan: coarse and fused, each naming its inputs, outputs and parameters as ranges of the arena. Blocks
+//! of other variants (attention, gating) are further variants of [`Op`] beside the ones here. All activations are NHWC f32.
+
+use super::{BatchLayout, BufferId};
+
+/// A run of f32 elements in the parameter buffer; the gradient, moment and EMA buffers use the same positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParamRange {
+    /// First element.
+    pub offset: usize,
+    /// Number of elements.
+    pub len: usize,
+}
+
+/// Images, height and width of an activation at LQ resolution; the channel count stands with each operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Images in the micro-batch.
+    pub n: usize,
+    /// Rows.
+    pub h: usize,
+    /// Columns.
+    pub w: usize,
+}
+
+impl Extent {
+    /// Pixels in all images.
+    pub fn pixels(&self) -> usize {
+        self.n * self.h * self.w
+    }
+
+    /// The same images at `scale` times the resolution.
+    pub fn scaled(&self, scale: usize) -> Extent {
+        Extent { n: self.n, h: self.h * scale, w: self.w * scale }
+    }
+}
+
+/// u8 patches through the augmentation index map to `[N, h, w, 3]` f32 in [0, 1].
+#[derive(Clone, Debug)]
+pub struct Unpack {
+    pub batch: BatchLayout,
+    pub output: BufferId,
+}
+
+/// 3x3 convolution with bias and zero padding, `cin -> cout * shuffle^2`, followed by a pixel shuffle of factor `shuffle` (1:
+/// none): output `[N, h * shuffle, w * shuffle, cout]`. Weights in PyTorch's `[cout * shuffle^2, cin, 3, 3]`.
+#[derive(Clone, Debug)]
+pub struct Conv {
+    pub extent: Extent,
+    pub cin: usize,
+    pub cout: usize,
+    pub shuffle: usize,
+    pub weight: ParamRange,
+    pub bias: ParamRange,
+    pub parameters: BufferId,
+    pub input: BufferId,
+    pub output: BufferId,
+    pub workspace: Option<BufferId>,
+}
+
+/// Gradients of [`Conv`] with respect to weights, bias and (where `d_input` is given) input.
+#[derive(Clone, Debug)]
+pub struct ConvBack {
+    pub forward: Conv,
+    pub gradients: BufferId,
+    pub d_output: BufferId,
+    pub d_input: Option<BufferId>,
+    pub workspace: Option<BufferId>,
+}
+
+/// Parameter ranges of a Nano block, in the names of model.md.
+#[derive(Clone, Copy, Debug)]
+pub struct NanoParams {
+    pub conv1_weight: ParamRange,
+    pub conv1_bias: ParamRange,
+    pub dw_weight: ParamRange,
+    pub dw_bias: ParamRange,
+    pub conv2_weight: ParamRange,
+    pub conv2_bias: ParamRange,
+    pub gamma: ParamRange,
+}
+
+/// `x + gamma * conv2(gelu(dw(conv1(x))))`: 1x1 `F -> 2F`, depthwise 3x3, exact GELU, 1x1 `2F -> F`, LayerScale, residual. Only
+/// the block's input is kept; the backward recomputes the rest.
+#[derive(Clone, Debug)]
+pub struct NanoBlock {
+    pub extent: Extent,
+    pub features: usize,
+    pub params: NanoParams,
+    pub parameters: BufferId,
+    pub input: BufferId,
+    pub output: BufferId,
+    pub workspace: Option<BufferId>,
+}
+
+/// Gradients of [`NanoBlock`].
+#[derive(Clone, Debug)]
+pub struct NanoBlockBack {
+    pub forward: NanoBlock,
+    pub gradients: BufferId,
+    pub d_output: BufferId,
+    pub d_input: BufferId,
+    pub workspace: Option<BufferId>,
+}
+
+/// The network's last step at HR: `base(x) + detail_gain * conv_out(u)`, with the Magic Kernel base of strength `alpha`.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// LQ extent; `features_in` and `output` are `scale` times larger.
+    pub extent: Extent,
+    pub scale: usize,
+    pub features: usize,
+    pub alpha: f32,
+    pub weight: ParamRange,
+    pub bias: ParamRange,
+    pub gain: ParamRange,
+    pub parameters: BufferId,
+    /// Network input `[N, h, w, 3]`.
+    pub input: BufferId,
+    /// `[N, H, W, F]`.
+    pub features_in: BufferId,
+    /// `[N, H, W, 3]`.
+    pub output: BufferId,
+    pub workspace: Option<BufferId>,
+}
+
+/// Gradients of [`Head`] with respect to `conv_out`, `detail_gain`, the features and (for tests) the network input.
+#[derive(Clone, Debug)]
+pub struct HeadBack {
+    pub forward: Head,
+    pub gradients: BufferId,
+    /// `[N, H, W, 3]`.
+    pub d_output: BufferId,
+    /// `[N, H, W, F]`.
+    pub d_features: BufferId,
+    /// `[N, h, w, 3]`: written with the part of the gradient that flows through the base.
+    pub d_input: Option<BufferId>,
+    pub workspace: Option<BufferId>,
+}
+
+/// Which pixel loss; every one is a mean over all values of the micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum PixelLossKind {
+    /// mean |p - t|
+    L1,
+    /// mean sqrt((p - t)^2 + 1e-12)
+    Charbonnier,
+    /// mean (p - t)^2
+    Mse,
+}
+
+/// Where the loss finds its target.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// The u8 HR patches of the staged batch, read through the augmentation index map.
+    Batch(BatchLayout),
+    /// A float buffer `[N, H, W, 3]`.
+    Float(BufferId),
+}
+
+/// Weighted pixel losses and their gradient with respect to the prediction; the gradient may overwrite the prediction.
+#[derive(Clone, Debug)]
+pub struct PixelLoss {
+    /// HR extent.
+    pub extent: Extent,
+    pub terms: Vec<(PixelLossKind, f32)>,
+    pub prediction: BufferId,
+    pub target: Target,
+    pub d_prediction: BufferId,
+    pub metrics: BufferId,
+    pub workspace: Option<BufferId>,
+}
+
+/// Global gradient norm, clip, AdamW and EMA over all trainable parameters, in one pass; skipped when the norm is not finite.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// Trainable elements: they come first in the parameter buffer.
+    pub trainable: usize,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
+    pub parameters: BufferId,
+    pub gradients: BufferId,
+    pub moment1: BufferId,
+    pub moment2: BufferId,
+    pub ema: BufferId,
+    pub metrics: BufferId,
+    pub workspace: Option<BufferId>,
+}
+
+/// One operation of a plan.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Unpack(Unpack),
+    Conv(Conv),
+    ConvBack(ConvBack),
+    NanoBlock(NanoBlock),
+    NanoBlockBack(NanoBlockBack),
+    Head(Head),
+    HeadBack(HeadBack),
+    PixelLoss(PixelLoss),
+    Update(Update),
+}
+
+/// One buffer an operation touches, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    pub buffer: BufferId,
+    pub read: bool,
+    pub write: bool,
+}
+
+fn read(buffer: BufferId) -> Access {
+    Access { buffer, read: true, write: false }
+}
+
+fn write(buffer: BufferId) -> Access {
+    Access { buffer, read: false, write: true }
+}
+
+fn update(buffer: BufferId) -> Access {
+    Access { buffer, read: true, write: true }
+}
+
+impl Op {
+    /// Every buffer this operation reads or writes, its workspace included.
+    pub fn accesses(&self) -> impl Iterator<Item = Access> {
+        let mut list = match self {
+            Op::Unpack(o) => vec![read(o.batch.buffer), write(o.output)],
+            Op::Conv(o) => vec![read(o.parameters), read(o.input), write(o.output)],
+            Op::ConvBack(o) => {
+                let mut list = vec![read(o.forward.parameters), read(o.forward.input), read(o.d_output), update(o.gradients)];
+                list.extend(o.d_input.map(write));
+                list
+            }
+            Op::NanoBlock(o) => vec![read(o.parameters), read(o.input), write(o.output)],
+            Op::NanoBlockBack(o) => {
+                vec![read(o.forward.parameters), read(o.forward.input), read(o.d_output), write(o.d_input), update(o.gradients)]
+            }
+            Op::Head(o) => vec![read(o.parameters), read(o.input), read(o.features_in), write(o.output)],
+            Op::HeadBack(o) => {
+                let mut list = vec![
+                    read(o.forward.parameters),
+                    read(o.forward.features_in),
+                    read(o.d_output),
+                    write(o.d_features),
+                    update(o.gradients),
+                ];
+                list.extend(o.d_input.map(write));
+                list
+            }
+            Op::PixelLoss(o) => {
+                let target = match o.target {
+                    Target::Batch(batch) => batch.buffer,
+                    Target::Float(buffer) => buffer,
+                };
+                vec![read(o.prediction), read(target), write(o.d_prediction), update(o.metrics)]
+            }
+            Op::Update(o) => {
+                vec![update(o.parameters), read(o.gradients), update(o.moment1), update(o.moment2), update(o.ema), update(o.metrics)]
+            }
+        };
+        list.extend(self.workspace().map(update));
+        list.into_iter()
+    }
+
+    /// The workspace given by the builder, if the backend asked for one.
+    pub fn workspace(&self) -> Option<BufferId> {
+        match self {
+            Op::Unpack(_) => None,
+            Op::Conv(o) => o.workspace,
+            Op::ConvBack(o) => o.workspace,
+            Op::NanoBlock(o) => o.workspace,
+            Op::NanoBlockBack(o) => o.workspace,
+            Op::Head(o) => o.workspace,
+            Op::HeadBack(o) => o.workspace,
+            Op::PixelLoss(o) => o.workspace,
+            Op::Update(o) => o.workspace,
+        }
+    }
+
+    pub(super) fn set_workspace(&mut self, id: BufferId) {
+        let place = match self {
+            Op::Unpack(_) => return,
+            Op::Conv(o) => &mut o.workspace,
+            Op::ConvBack(o) => &mut o.workspace,
+            Op::NanoBlock(o) => &mut o.workspace,
+            Op::NanoBlockBack(o) => &mut o.workspace,
+            Op::Head(o) => &mut o.workspace,
+            Op::HeadBack(o) => &mut o.workspace,
+            Op::PixelLoss(o) => &mut o.workspace,
+            Op::Update(o) => &mut o.workspace,
+        };
+        *place = Some(id);
+    }
+
+    /// Short name for tables and errors.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Op::Unpack(_) => "unpack",
+            Op::Conv(o) if o.shuffle > 1 => "conv 3x3 + pixel shuffle",
+            Op::Conv(_) => "conv 3x3",
+            Op::ConvBack(o) if o.forward.shuffle > 1 => "conv 3x3 + pixel shuffle, backward",
+            Op::ConvBack(_) => "conv 3x3, backward",
+            Op::NanoBlock(_) => "nano block",
+            Op::NanoBlockBack(_) => "nano block, backward",
+            Op::Head(_) => "head",
+            Op::HeadBack(_) => "head, backward",
+            Op::PixelLoss(_) => "pixel loss",
+            Op::Update(_) => "optimizer",
+        }
+    }
+
+    /// Useful multiply-adds of one run (recomputation not counted), for shares of peak.
+    pub fn multiply_adds(&self) -> u64 {
+        let conv = |c: &Conv| (c.extent.pixels() * c.cin * c.cout * c.shuffle * c.shuffle * 9) as u64;
+        let block = |b: &NanoBlock| (b.extent.pixels() * (2 * b.features * (2 * b.features) + 9 * 2 * b.features)) as u64;
+        let head = |h: &Head| (h.extent.pixels() * h.scale * h.scale * h.features * 27) as u64;
+        match self {
+            Op::Unpack(_) | Op::PixelLoss(_) | Op::Update(_) => 0,
+            Op::Conv(o) => conv(o),
+            Op::ConvBack(o) => conv(&o.forward) * (1 + u64::from(o.d_input.is_some())),
+            Op::NanoBlock(o) => block(o),
+            Op::NanoBlockBack(o) => 2 * block(&o.forward),
+            Op::Head(o) => head(o),
+            Op::HeadBack(o) => 2 * head(&o.forward),
+        }
+    }
+}

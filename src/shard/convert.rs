@@ -1,0 +1,143 @@
+//! One image to its encoded pairs: decode, check, make the LQ, cut, encode. Depends on `dataset` and `codec`; runs on
+//! every thread at once and touches no shared state. Promises that whatever is wrong with a file becomes a rejection that
+//! names it.
+
+use super::codec::{Codec, Encoder};
+use super::file::Record;
+use super::format::{Geometry, SourceEntry};
+use super::plan::{BuildConfig, Job, Rejected, lq_dimensions, positions};
+use crate::dataset::decode::{self, Decoded};
+use crate::dataset::degrade::Resampler;
+use anyhow::{Context, Result};
+use image::RgbImage;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// What one image became.
+pub struct Converted {
+    /// The image as the shard's source table names it.
+    pub source: SourceEntry,
+    /// What had to be changed on the way to 8-bit RGB, one entry a file and change.
+    pub notes: Vec<String>,
+    /// The pairs in order: rows of patches, left to right.
+    pub records: Vec<Record>,
+    /// Their payloads, one behind the other.
+    pub payload: Vec<u8>,
+}
+
+/// What one thread works with.
+pub struct Worker {
+    geometry: Geometry,
+    encoder: Encoder,
+    resampler: Resampler,
+    lq: Vec<u8>,
+    hr: Vec<u8>,
+}
+
+impl Worker {
+    /// Allocates for pairs of one geometry.
+    pub fn new(geometry: Geometry) -> Result<Self> {
+        Ok(Worker {
+            geometry,
+            encoder: Encoder::new(geometry)?,
+            resampler: Resampler::new(),
+            lq: Vec::with_capacity(geometry.lq_bytes()),
+            hr: Vec::with_capacity(geometry.hr_bytes()),
+        })
+    }
+
+    /// Converts one image.
+    ///
+    /// # Errors
+    /// The outer error is a fault of the program; a fault of the image is the inner one.
+    pub fn convert(&mut self, job: &Job, config: &BuildConfig) -> Result<Result<Converted, Rejected>> {
+        let g = self.geometry;
+        let reject = |path: &Path, kind, reason| Ok(Err(Rejected { file: path.to_path_buf(), kind, reason }));
+        let crc = match files_crc(job) {
+            Ok(crc) => crc,
+            Err(e) => return reject(&job.source.hr, "unreadable", format!("{e:#}")),
+        };
+        let mut notes = Vec::new();
+        let mut read = |path: &Path| -> Result<RgbImage> {
+            let Decoded { image, notes: changes } = decode::decode(path, &config.limits)?;
+            notes.extend(changes.iter().map(ToString::to_string));
+            Ok(image)
+        };
+        let mut hr = match read(&job.source.hr) {
+            Ok(image) => image,
+            Err(e) => return reject(&job.source.hr, "unreadable", format!("{e:#}")),
+        };
+        let size = hr.dimensions();
+        if size != job.size {
+            let reason = format!("the header says {}x{}, the picture is {}x{}", job.size.0, job.size.1, size.0, size.1);
+            return reject(&job.source.hr, "unreadable", reason);
+        }
+        let lq = match &job.source.lq {
+            Some(path) => match read(path) {
+                Ok(image) => image,
+                Err(e) => return reject(path, "unreadable", format!("{e:#}")),
+            },
+            None => {
+                hr = crop_to_multiple(hr, g.scale);
+                self.resampler.downscale(&hr, g.scale, config.filter).context("cannot make the LQ")?
+            }
+        };
+        let given = job.source.lq.as_ref().map(|_| lq.dimensions());
+        if let Err((kind, reason)) = lq_dimensions(size, given, g) {
+            return reject(&job.source.hr, kind, reason);
+        }
+        let source = SourceEntry { name: job.source.name.clone(), width: size.0, height: size.1, bytes: job.file_bytes, crc };
+        let (records, payload) = self.cut(&lq, &hr, config.stride, config.codec)?;
+        Ok(Ok(Converted { source, notes, records, payload }))
+    }
+
+    fn cut(&mut self, lq: &RgbImage, hr: &RgbImage, stride: u32, codec: Codec) -> Result<(Vec<Record>, Vec<u8>)> {
+        let g = self.geometry;
+        let (mut records, mut payload) = (Vec::new(), Vec::new());
+        for &y in &positions(lq.height(), g.lq_size, stride) {
+            for &x in &positions(lq.width(), g.lq_size, stride) {
+                copy_patch(lq, x, y, g.lq_size, &mut self.lq);
+                copy_patch(hr, x * g.scale, y * g.scale, g.lq_size * g.scale, &mut self.hr);
+                let start = payload.len();
+                let codec = self.encoder.encode(codec, &self.lq, &self.hr, &mut payload)?;
+                let bytes = &payload[start..];
+                records.push(Record { x, y, codec, crc: crc32fast::hash(bytes), length: bytes.len() as u32 });
+            }
+        }
+        Ok((records, payload))
+    }
+}
+
+/// CRC32 over the file of an image, or over its HR file and then its LQ file.
+pub fn files_crc(job: &Job) -> Result<u32> {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut buffer = [0; 1 << 16];
+    for path in [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten() {
+        let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        loop {
+            match file.read(&mut buffer).with_context(|| format!("cannot read {}", path.display()))? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+    }
+    Ok(hasher.finalize())
+}
+
+/// The picture without the right and lower pixels that make no whole LQ pixel.
+fn crop_to_multiple(image: RgbImage, scale: u32) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let (w, h) = (width - width % scale, height - height % scale);
+    if (w, h) == (width, height) { image } else { image::imageops::crop_imm(&image, 0, 0, w, h).to_image() }
+}
+
+fn copy_patch(image: &RgbImage, x: u32, y: u32, size: u32, out: &mut Vec<u8>) {
+    let stride = image.width() as usize * 3;
+    let bytes = image.as_raw();
+    out.clear();
+    for row in y as usize..(y + size) as usize {
+        let at = row * stride + x as usize * 3;
+        out.extend_from_slice(&bytes[at..at + size as usize * 3]);
+    }
+}

@@ -1,0 +1,282 @@
+//! The manifest: the one small file that makes a folder of shards a finished set. It is written last, so a set without it
+//! is an unfinished one. Depends on bincode (bounded) and on `files`. Promises that a damaged, foreign or newer manifest
+//! is refused with the reason.
+
+use super::format::{Geometry, Hash64, MAJOR, MINOR, check_version, u16_at, u32_at};
+use crate::files;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The manifest's name in the folder of the set.
+pub const MANIFEST_NAME: &str = "manifest.psm";
+/// First eight bytes of a manifest.
+pub const MANIFEST_MAGIC: [u8; 8] = *b"PGNMANIF";
+/// Magic, major and minor version, payload length, payload checksum.
+const PREFIX_BYTES: usize = 20;
+/// Largest manifest payload: a shard takes 40 bytes in it, so this is over a million shards.
+const MAX_PAYLOAD_BYTES: usize = 64 << 20;
+
+/// One shard as the manifest lists it; its place in the list is its number.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct ShardInfo {
+    /// Pairs in the shard.
+    pub records: u64,
+    /// Images that they were cut from.
+    pub sources: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// CRC32 of the shard's source table.
+    pub sources_crc: u32,
+    /// CRC32 of the shard's index, which holds the CRC32 of every record: it stands for all of the content.
+    pub index_crc: u32,
+}
+
+/// What a set is and what it is made of. Holds nothing that differs between machines, thread counts or hours.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Manifest {
+    /// Version of the paragon that wrote the set.
+    pub paragon: String,
+    /// HR side over LQ side.
+    pub scale: u32,
+    /// LQ patch side, pixels.
+    pub lq_size: u32,
+    /// Distance of neighbouring patches in the LQ image, pixels.
+    pub stride: u32,
+    /// How the LQ was made: 0 = it came with the images, otherwise the filter's identifier.
+    pub recipe: u8,
+    /// The recipe in words.
+    pub recipe_name: String,
+    /// Codec asked for; single records may be stored raw.
+    pub codec: String,
+    /// Size at which a new shard is begun, bytes.
+    pub shard_bytes: u64,
+    /// Hash of the names and sizes of the input files.
+    pub inputs: u64,
+    /// Hash of everything that decides the bytes of the set: the fields above, the inputs and the format.
+    pub config: u64,
+    /// Images found, with and without a part in the set.
+    pub images: u64,
+    /// Images that gave at least one pair.
+    pub used: u64,
+    /// The shards in order.
+    pub shards: Vec<ShardInfo>,
+}
+
+impl Manifest {
+    /// Pairs in the whole set.
+    pub fn records(&self) -> u64 {
+        self.shards.iter().map(|s| s.records).sum()
+    }
+
+    /// Bytes of all shards.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|s| s.bytes).sum()
+    }
+
+    /// Identity of the content: equal exactly when every record of two sets is the same.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = Hash64::default();
+        hash.word(self.config);
+        for s in &self.shards {
+            hash.word(s.records).word(s.bytes).word(u64::from(s.sources_crc) << 32 | u64::from(s.index_crc));
+        }
+        hash.finish()
+    }
+
+    /// What differs from the options of another manifest, in words; empty where only the images differ.
+    pub fn differences(&self, wanted: &Manifest) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut compare = |what: &str, there: String, now: String| {
+            if there != now {
+                out.push(format!("{what} is {there} there and {now} here"));
+            }
+        };
+        compare("the scale", self.scale.to_string(), wanted.scale.to_string());
+        compare("the LQ patch", self.lq_size.to_string(), wanted.lq_size.to_string());
+        compare("the stride", self.stride.to_string(), wanted.stride.to_string());
+        compare("the LQ recipe", self.recipe_name.clone(), wanted.recipe_name.clone());
+        compare("the codec", self.codec.clone(), wanted.codec.clone());
+        compare("the shard size", self.shard_bytes.to_string(), wanted.shard_bytes.to_string());
+        compare("the paragon version", self.paragon.clone(), wanted.paragon.clone());
+        out
+    }
+
+    /// Writes the manifest beside, syncs and renames it, read-only: from then on the set is finished.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let config = bincode::config::standard().with_fixed_int_encoding();
+        let payload = bincode::encode_to_vec(self, config).context("cannot encode the manifest")?;
+        ensure!(payload.len() <= MAX_PAYLOAD_BYTES, "{} shards are too many for one set; make larger shards", self.shards.len());
+        files::write_atomic(&path_in(folder), |out| {
+            out.write_all(&MANIFEST_MAGIC)?;
+            out.write_all(&MAJOR.to_le_bytes())?;
+            out.write_all(&MINOR.to_le_bytes())?;
+            out.write_all(&(payload.len() as u32).to_le_bytes())?;
+            out.write_all(&crc32fast::hash(&payload).to_le_bytes())?;
+            out.write_all(&payload)?;
+            make_read_only(out.get_ref())
+        })
+    }
+
+    /// Reads and checks the manifest of a folder.
+    ///
+    /// # Errors
+    /// No folder, no set in it, an unfinished set, a damaged or newer manifest: each named, with what to try.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = path_in(folder);
+        let file = match fs::File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => bail!(missing(folder)),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let mut bytes = Vec::new();
+        let most = (PREFIX_BYTES + MAX_PAYLOAD_BYTES) as u64;
+        file.take(most + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::decode(&bytes).with_context(|| path.display().to_string())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self> {
+        ensure!(bytes.len() >= PREFIX_BYTES, "the manifest has {} bytes, less than its prefix: it is cut short", bytes.len());
+        ensure!(bytes[..8] == MANIFEST_MAGIC, "this is not a manifest of paragon shards (it does not start with PGNMANIF)");
+        check_version("manifest", u16_at(bytes, 8), u16_at(bytes, 10), MAJOR)?;
+        let (prefix, payload) = bytes.split_at(PREFIX_BYTES);
+        let length = u32_at(prefix, 12) as usize;
+        ensure!(length <= MAX_PAYLOAD_BYTES, "the manifest claims {length} bytes; the most is {MAX_PAYLOAD_BYTES}");
+        ensure!(length == payload.len(), "the manifest was written with {length} bytes of content and has {}", payload.len());
+        ensure!(crc32fast::hash(payload) == u32_at(prefix, 16), "the manifest is damaged (checksum mismatch)");
+        let config = bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_PAYLOAD_BYTES>();
+        // a newer minor version may append fields, which an older reader leaves alone
+        let (manifest, _): (Manifest, usize) =
+            bincode::decode_from_slice(payload, config).context("the manifest's content makes no sense")?;
+        Geometry::new(manifest.scale, manifest.lq_size)?;
+        Ok(manifest)
+    }
+}
+
+/// Where the manifest of a folder lies.
+pub fn path_in(folder: &Path) -> PathBuf {
+    folder.join(MANIFEST_NAME)
+}
+
+/// File name of shard `number`.
+pub fn shard_name(number: usize) -> String {
+    format!("shard-{number:05}.psh")
+}
+
+/// Whether a file name is one that [`shard_name`] gives.
+pub fn is_shard_name(name: &str) -> bool {
+    let digits = name.strip_prefix("shard-").and_then(|n| n.strip_suffix(".psh"));
+    digits.is_some_and(|d| d.len() >= 5 && d.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Takes the write permission from a finished file: a mapped file must never be changed in place.
+pub fn make_read_only(file: &fs::File) -> Result<()> {
+    let mut permissions = file.metadata()?.permissions();
+    permissions.set_readonly(true);
+    file.set_permissions(permissions)?;
+    Ok(())
+}
+
+/// Why there is no manifest, as far as the folder tells.
+fn missing(folder: &Path) -> String {
+    let place = folder.display();
+    if !folder.exists() {
+        return format!("there is no folder {place}; make a set with `paragon shard DATASET --out {place}`");
+    }
+    if !folder.is_dir() {
+        return format!("{place} is a file where the folder of a shard set is expected");
+    }
+    let shards = fs::read_dir(folder)
+        .map_or(0, |entries| entries.flatten().filter(|e| e.file_name().to_str().is_some_and(|n| n.contains(".psh"))).count());
+    if shards > 0 {
+        format!(
+            "{place} holds {shards} shard file(s) but no {MANIFEST_NAME}: the set was not finished; \
+             run the same `paragon shard` command again"
+        )
+    } else {
+        format!("there is no shard set in {place} (no {MANIFEST_NAME}); make one with `paragon shard DATASET --out {place}`")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            paragon: "0.1.0".into(),
+            scale: 2,
+            lq_size: 32,
+            stride: 32,
+            recipe: 1,
+            recipe_name: "bicubic".into(),
+            codec: "predict".into(),
+            shard_bytes: 1 << 20,
+            inputs: 5,
+            config: 6,
+            images: 7,
+            used: 6,
+            shards: vec![ShardInfo { records: 1, sources: 1, bytes: 200, sources_crc: 3, index_crc: 4 }; 2],
+        }
+    }
+
+    fn written() -> (tempfile::TempDir, Vec<u8>) {
+        let dir = tempfile::tempdir().unwrap();
+        manifest().write(dir.path()).unwrap();
+        let bytes = fs::read(path_in(dir.path())).unwrap();
+        (dir, bytes)
+    }
+
+    #[test]
+    fn comes_back_and_is_read_only() {
+        let (dir, _) = written();
+        assert_eq!(Manifest::read(dir.path()).unwrap(), manifest());
+        assert!(fs::metadata(path_in(dir.path())).unwrap().permissions().readonly());
+    }
+
+    #[test]
+    fn rejects_every_truncation_and_every_flipped_bit() {
+        let (_dir, bytes) = written();
+        for length in 0..bytes.len() {
+            assert!(Manifest::decode(&bytes[..length]).is_err(), "length {length}");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut b = bytes.clone();
+            b[bit / 8] ^= 1 << (bit % 8);
+            match Manifest::decode(&b) {
+                Err(_) => {}
+                // the minor version says nothing that changes the meaning of what this program reads
+                Ok(m) => assert!(m == manifest() && (10..12).contains(&(bit / 8)), "bit {bit}"),
+            }
+        }
+    }
+
+    #[test]
+    fn rejects_a_newer_version_and_names_it() {
+        let (_dir, mut bytes) = written();
+        bytes[8] = 7;
+        let e = format!("{:#}", Manifest::decode(&bytes).unwrap_err());
+        assert!(e.contains("7.0") && e.contains("newer"), "{e}");
+    }
+
+    #[test]
+    fn rejects_a_length_beyond_the_limit() {
+        let (_dir, mut bytes) = written();
+        bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(format!("{:#}", Manifest::decode(&bytes).unwrap_err()).contains("the most is"));
+    }
+
+    #[test]
+    fn says_why_there_is_no_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = |p: &Path| format!("{:#}", Manifest::read(p).unwrap_err());
+        assert!(message(&dir.path().join("none")).contains("no folder"));
+        assert!(message(dir.path()).contains("make one with"));
+        fs::write(dir.path().join(".shard-00000.psh.17.partial"), b"x").unwrap();
+        assert!(message(dir.path()).contains("not finished"));
+        let file = dir.path().join("file");
+        fs::write(&file, b"x").unwrap();
+        assert!(message(&file).contains("file"));
+    }
+}

@@ -1,0 +1,138 @@
+//! What a run of `paragon shard` did, for people and as JSON. Depends on serde alone. Promises that the counts add up:
+//! images found = used + rejected.
+
+use super::plan::Rejected;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::path::PathBuf;
+
+/// The figures of one run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Folder of the set.
+    pub out: PathBuf,
+    /// The set was there already, made from the same images with the same options; nothing was written.
+    pub already_complete: bool,
+    /// Images that an earlier, interrupted run had finished and that were not converted again.
+    pub resumed_images: u64,
+    /// Images found.
+    pub images: u64,
+    /// Images that gave pairs.
+    pub used: u64,
+    /// Images that gave none.
+    pub rejected: Vec<Rejected>,
+    /// Rejected images by kind of reason.
+    pub reasons: BTreeMap<String, u64>,
+    /// Files without a picture's extension.
+    pub ignored: u64,
+    /// What had to be changed on the way to 8-bit RGB, and in how many files.
+    pub notes: BTreeMap<String, u64>,
+    /// LQ/HR pairs in the set.
+    pub pairs: u64,
+    /// HR side over LQ side.
+    pub scale: u32,
+    /// LQ patch side, pixels.
+    pub lq_size: u32,
+    /// How the LQ was made.
+    pub lq_recipe: String,
+    /// Codec asked for.
+    pub codec: String,
+    /// Pairs that were stored raw because prediction did not make them smaller.
+    pub stored_raw: u64,
+    /// Shard files.
+    pub shards: u64,
+    /// Bytes of the image files read.
+    pub bytes_in: u64,
+    /// Bytes of all pairs as pixels.
+    pub bytes_raw: u64,
+    /// Bytes of all shards.
+    pub bytes_out: u64,
+    /// `bytes_out / bytes_raw`.
+    pub ratio: f64,
+    /// Identity of the content, hexadecimal.
+    pub fingerprint: String,
+    /// Threads that converted.
+    pub threads: usize,
+    /// Most memory counted for images under way at any moment, bytes.
+    pub memory_in_flight: u64,
+    /// Wall time, seconds.
+    pub seconds: f64,
+    /// Images converted in a second.
+    pub images_per_second: f64,
+    /// Pairs written in a second.
+    pub pairs_per_second: f64,
+}
+
+/// `12.3 MB`: bytes for people, in powers of 1000.
+pub fn bytes(n: u64) -> String {
+    let units = ["kB", "MB", "GB", "TB"];
+    if n < 1000 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1e3;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < units.len() {
+        value /= 1e3;
+        unit += 1;
+    }
+    format!("{value:.1} {}", units[unit])
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |name: &str, text: String| writeln!(f, "  {name:10} {text}");
+        let rejected = self.rejected.len() as u64;
+        row("images", format!("{} found = {} used + {rejected} rejected", self.images, self.used))?;
+        for (reason, count) in &self.reasons {
+            row("", format!("{count} rejected: {reason}"))?;
+        }
+        if self.ignored > 0 {
+            row("", format!("{} other files ignored", self.ignored))?;
+        }
+        for (note, count) in &self.notes {
+            row("notes", format!("{count} x {note}"))?;
+        }
+        let hr = self.lq_size * self.scale;
+        row("pairs", format!("{} of LQ {} / HR {hr}, LQ {}", self.pairs, self.lq_size, self.lq_recipe))?;
+        let mut size = String::new();
+        write!(size, "{} of pixels -> {} in {} shard(s)", bytes(self.bytes_raw), bytes(self.bytes_out), self.shards)?;
+        write!(size, ", ratio {:.3} ({}", self.ratio, self.codec)?;
+        if self.stored_raw > 0 && self.codec != "raw" {
+            write!(size, ", {} stored raw", self.stored_raw)?;
+        }
+        write!(size, "); read {}", bytes(self.bytes_in))?;
+        row("size", size)?;
+        if self.already_complete {
+            row("time", "nothing to do: the same set was there already".to_string())?;
+        } else {
+            let mut time = format!(
+                "{:.1} s, {:.0} images/s, {:.0} pairs/s on {} threads, at most {} in flight",
+                self.seconds,
+                self.images_per_second,
+                self.pairs_per_second,
+                self.threads,
+                bytes(self.memory_in_flight)
+            );
+            if self.resumed_images > 0 {
+                write!(time, " ({} images were finished before)", self.resumed_images)?;
+            }
+            row("time", time)?;
+        }
+        row("set", format!("{} (fingerprint {})", self.out.display(), self.fingerprint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn bytes_are_readable() {
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1000), "1.0 kB");
+        assert_eq!(bytes(999_949), "999.9 kB");
+        assert_eq!(bytes(1_000_000), "1.0 MB");
+        assert_eq!(bytes(5_400_000_000_000), "5.4 TB");
+    }
+}

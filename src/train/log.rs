@@ -1,0 +1,109 @@
+//! The log of a run: one JSON object a line, appended as training goes, cut back on resume to the iteration the state was
+//! taken at, so that the log is that of an unbroken run. Also the loss curve drawn from it.
+
+use crate::report::chart::{Series, line_chart};
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+/// One line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Iteration.
+    pub iteration: u64,
+    /// Mean weighted loss since the last line.
+    pub loss: f64,
+    /// Gradient norm before clipping, of this iteration.
+    pub grad_norm: f64,
+    /// Learning rate of this iteration.
+    pub lr: f64,
+    /// Iterations a second since the last line.
+    pub it_per_s: f64,
+    /// Share of the time spent waiting for data since the last line, 0 to 1.
+    pub data_wait: f64,
+    /// Seconds of training so far, this process and those before.
+    pub seconds: f64,
+    /// Updates skipped so far because loss or gradient was not finite.
+    pub skipped: u64,
+    /// Validation PSNR on Y, dB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_psnr_y: Option<f64>,
+    /// Validation SSIM on Y.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_ssim_y: Option<f64>,
+}
+
+/// The open log.
+pub struct Log {
+    path: PathBuf,
+    file: File,
+    lines: Vec<LogLine>,
+}
+
+fn parse(path: &Path) -> Vec<LogLine> {
+    let Ok(file) = File::open(path) else { return Vec::new() };
+    // a line cut by a crash is dropped; the state is what counts
+    BufReader::new(file).lines().map_while(|l| l.ok()).filter_map(|l| serde_json::from_str(&l).ok()).collect()
+}
+
+impl Log {
+    /// Opens the log of a run that continues after `iteration`; later lines are cut off.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn open(run: &Path, iteration: u64) -> Result<Log> {
+        let path = run.join("log.jsonl");
+        let mut lines = parse(&path);
+        lines.retain(|l| l.iteration <= iteration);
+        crate::files::write_atomic(&path, |out| {
+            for line in &lines {
+                writeln!(out, "{}", serde_json::to_string(line)?)?;
+            }
+            Ok(())
+        })?;
+        let file = OpenOptions::new().append(true).open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Log { path, file, lines })
+    }
+
+    /// Seconds of training up to the last line.
+    pub fn seconds(&self) -> f64 {
+        self.lines.last().map_or(0.0, |l| l.seconds)
+    }
+
+    /// Appends a line.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn append(&mut self, line: LogLine) -> Result<()> {
+        writeln!(self.file, "{}", serde_json::to_string(&line)?).with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// All lines.
+    pub fn lines(&self) -> &[LogLine] {
+        &self.lines
+    }
+
+    /// Draws the loss curve, and the validation curve where there is one, beside the log.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn draw(&self, run: &Path) -> Result<()> {
+        let series = |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| Series {
+            name: name.to_string(),
+            points: self.lines.iter().filter_map(|l| Some((l.iteration as f64, value(l)?))).filter(|p| p.1.is_finite()).collect(),
+        };
+        let loss = series("loss", &|l| Some(l.loss));
+        if loss.points.len() > 1 {
+            line_chart("Training loss", "iteration", "loss", &[loss], true, &run.join("loss.svg"))?;
+        }
+        let psnr = series("PSNR-Y", &|l| l.val_psnr_y);
+        if psnr.points.len() > 1 {
+            line_chart("Validation", "iteration", "PSNR-Y, dB", &[psnr], false, &run.join("validation.svg"))?;
+        }
+        Ok(())
+    }
+}

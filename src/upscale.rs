@@ -1,0 +1,203 @@
+//! Applying a trained network to pictures of any size: tiles that overlap by the receptive field, so that the result is the
+//! same bits for every tile size, in an arena sized for one tile. Depends on the networks and the backends.
+
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
+use crate::model::{InferenceSpec, Network, inference_plan};
+use anyhow::{Result, ensure};
+use image::RgbImage;
+
+/// Default tile side in LQ pixels, overlap included.
+pub const DEFAULT_TILE: usize = 256;
+
+/// A network ready to be applied.
+pub struct Upscaler {
+    net: Network,
+    params: Vec<f32>,
+    options: CpuOptions,
+    tile: usize,
+    /// The backend for the last tile shape (height, width); pictures smaller than a tile need one of their own.
+    loaded: Option<((usize, usize), CpuBackend)>,
+    lq: Vec<u8>,
+    output: Vec<f32>,
+}
+
+/// Where one tile lies along one side: start, and the part of it whose result is valid.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Span {
+    start: usize,
+    valid: (usize, usize),
+}
+
+/// Cuts a side of `len` pixels into equal tiles of `tile` (or one of `len`), valid parts touching without gap or overlap.
+fn spans(len: usize, tile: usize, halo: usize) -> Vec<Span> {
+    if len <= tile {
+        return vec![Span { start: 0, valid: (0, len) }];
+    }
+    let mut list = Vec::new();
+    let mut done = 0;
+    while done < len {
+        let start = if done == 0 { 0 } else { (done - halo).min(len - tile) };
+        let end = if start + tile == len { len } else { start + tile - halo };
+        list.push(Span { start, valid: (done, end) });
+        done = end;
+    }
+    list
+}
+
+impl Upscaler {
+    /// `params` in the order of the network's table; `tile` in LQ pixels (0: the default).
+    ///
+    /// # Errors
+    /// When the tile is too small for the network's receptive field.
+    pub fn new(net: Network, params: Vec<f32>, options: CpuOptions, tile: usize) -> Result<Upscaler> {
+        let tile = if tile == 0 { DEFAULT_TILE } else { tile };
+        let least = 2 * net.receptive_field() + 1;
+        ensure!(tile >= least, "a tile of {tile} pixels is smaller than {least}, twice what one output pixel sees; use a larger --tile");
+        ensure!(params.len() == net.params().len(), "{} parameters where the network has {}", params.len(), net.params().len());
+        Ok(Upscaler { net, params, options, tile, loaded: None, lq: Vec::new(), output: Vec::new() })
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.net
+    }
+
+    /// Replaces the parameters (validation during training).
+    pub fn set_params(&mut self, params: &[f32]) -> Result<()> {
+        ensure!(params.len() == self.params.len(), "{} parameters where the network has {}", params.len(), self.params.len());
+        self.params.copy_from_slice(params);
+        if let Some((_, backend)) = &mut self.loaded
+            && let Some(port) = backend.plan().ports.parameters
+        {
+            write_floats(backend, port, params)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the arena for a picture of at least a tile, and of the buffers beside it.
+    ///
+    /// # Errors
+    /// Only on a bug in the plan.
+    pub fn bytes(&self) -> Result<u64> {
+        let plan = inference_plan(&self.net, &self.spec(self.tile, self.tile), &self.options)?;
+        let (lq, hr) = (self.tile * self.tile * 3, self.tile * self.tile * 3 * self.net.scale * self.net.scale);
+        Ok(plan.arena_bytes + (lq + hr * 4 + self.params.len() * 4) as u64)
+    }
+
+    fn spec(&self, h: usize, w: usize) -> InferenceSpec {
+        InferenceSpec { batch: 1, lq: (h, w), float_input: false }
+    }
+
+    /// Makes sure the backend for this tile shape is there.
+    fn load(&mut self, h: usize, w: usize) -> Result<&mut CpuBackend> {
+        if self.loaded.as_ref().is_none_or(|(shape, _)| *shape != (h, w)) {
+            self.loaded = None; // its arena goes before the next one comes
+            let plan = inference_plan(&self.net, &self.spec(h, w), &self.options)?;
+            let port = plan.ports.parameters;
+            let mut backend = CpuBackend::new(plan, self.options)?;
+            if let Some(port) = port {
+                write_floats(&mut backend, port, &self.params)?;
+            }
+            self.loaded = Some(((h, w), backend));
+        }
+        match &mut self.loaded {
+            Some((_, backend)) => Ok(backend),
+            None => anyhow::bail!("no backend was loaded"),
+        }
+    }
+
+    /// The picture at `scale` times its size, clamped to [0, 1] and rounded to u8.
+    ///
+    /// # Errors
+    /// When the picture is empty or memory is short.
+    pub fn upscale(&mut self, lq: &RgbImage) -> Result<RgbImage> {
+        let (w, h) = (lq.width() as usize, lq.height() as usize);
+        ensure!(w > 0 && h > 0, "the picture has no pixels");
+        let (scale, halo) = (self.net.scale, self.net.receptive_field());
+        let (th, tw) = (h.min(self.tile), w.min(self.tile));
+        let mut out = RgbImage::new((w * scale) as u32, (h * scale) as u32);
+        let (columns, rows) = (spans(w, self.tile, halo), spans(h, self.tile, halo));
+        let mut tile = std::mem::take(&mut self.lq);
+        let mut values = std::mem::take(&mut self.output);
+        tile.resize(th * tw * 3, 0);
+        values.resize(th * tw * 3 * scale * scale, 0.0);
+        let scalars = Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, accumulate: false };
+        let backend = self.load(th, tw)?;
+        let Some(port) = backend.plan().ports.output else { anyhow::bail!("the inference plan has no output") };
+        for row in &rows {
+            for column in &columns {
+                for (y, line) in tile.chunks_exact_mut(tw * 3).enumerate() {
+                    let at = ((row.start + y) * w + column.start) * 3;
+                    line.copy_from_slice(&lq.as_raw()[at..at + tw * 3]);
+                }
+                backend.micro_step(Some(BatchView { lq: &tile, hr: &[], augment: &[] }), &scalars)?;
+                read_floats(backend, port, &mut values)?;
+                let width = (column.valid.1 - column.valid.0) * scale * 3;
+                for y in row.valid.0 * scale..row.valid.1 * scale {
+                    let from = ((y - row.start * scale) * tw * scale + (column.valid.0 - column.start) * scale) * 3;
+                    let to = (y * w * scale + column.valid.0 * scale) * 3;
+                    let line = &mut out.as_mut()[to..to + width];
+                    for (o, &v) in line.iter_mut().zip(&values[from..from + width]) {
+                        *o = (v.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+                    }
+                }
+            }
+        }
+        self.lq = tile;
+        self.output = values;
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_cover_every_pixel_once_and_keep_their_halo() {
+        let (tile, halo) = (32, 8);
+        for len in 1..200 {
+            let list = spans(len, tile, halo);
+            let mut next = 0;
+            for s in &list {
+                assert_eq!(s.valid.0, next);
+                let end = s.start + tile.min(len);
+                assert!(end <= len && s.valid.0 >= s.start && s.valid.1 <= end);
+                assert!(s.start == 0 || s.valid.0 >= s.start + halo, "{len}: {list:?}");
+                assert!(end == len || s.valid.1 + halo <= end, "{len}: {list:?}");
+                next = s.valid.1;
+            }
+            assert_eq!(next, len);
+        }
+    }
+
+    fn noise(w: u32, h: u32) -> RgbImage {
+        RgbImage::from_fn(w, h, |x, y| image::Rgb(std::array::from_fn(|c| crate::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8)))
+    }
+
+    #[test]
+    fn the_result_does_not_depend_on_the_tile_size_or_the_threads() {
+        for scale in [2, 3] {
+            let mut net = Network::new("nano", scale).unwrap();
+            net.layer_scale = 0.5; // so that the blocks matter
+            net.detail_gain = 1.0;
+            let params = net.params().start_values(3);
+            let picture = noise(77, 53);
+            let run = |tile: usize, threads: usize| {
+                Upscaler::new(net.clone(), params.clone(), CpuOptions::new(threads), tile).unwrap().upscale(&picture).unwrap()
+            };
+            let whole = run(256, 1);
+            for (tile, threads) in [(23, 1), (32, 2), (40, 3), (64, 1)] {
+                assert!(run(tile, threads) == whole, "tile {tile}, {threads} threads differ");
+            }
+        }
+    }
+
+    #[test]
+    fn rejects_a_tile_smaller_than_the_receptive_field() {
+        let net = Network::new("nano", 2).unwrap();
+        let params = net.params().start_values(3);
+        assert!(Upscaler::new(net, params, CpuOptions::new(1), 8).is_err());
+    }
+}
