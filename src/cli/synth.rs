@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Sides in pixels: JPEG and WebP both end at or above this.
-const MAX_SIDE: u32 = 16_384;
+/// Longest side in pixels: such a picture takes 1.5 GB of memory while it is drawn.
+const MAX_SIDE: u32 = 8192;
 /// The shortest file number, so that small sets sort by name too.
 const MIN_DIGITS: usize = 6;
 
@@ -33,14 +33,15 @@ pub struct Args {
     /// The same seed gives the same pictures.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// What kind of file to write.
     #[arg(long, value_enum, default_value_t = Format::Png)]
     format: Format,
     /// JPEG quality, 1 to 100.
     #[arg(long, default_value_t = 92, value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
     /// Worker threads; 0 for one a processor.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    threads: u16,
     /// Keep the files that are there already and write the missing ones, for going on after an interruption.
     #[arg(long)]
     resume: bool,
@@ -78,7 +79,7 @@ pub fn draw(args: &Args) -> Result<Drawn> {
     ensure!(args.count > 0, "--count 0: expected at least one picture");
     files::create_folder(&args.out)?;
     let digits = (args.count - 1).to_string().len().max(MIN_DIGITS);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build().context("cannot start the worker threads")?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.into()).build().context("cannot start the worker threads")?;
     let started = Instant::now();
     let (bytes, kept) = (AtomicU64::new(0), AtomicU64::new(0));
     let progress = Progress::new("synth", args.count, "pictures");
