@@ -70,9 +70,9 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     eprintln!("1/4 drawing {} pictures to train on and {TEST_PICTURES} held out", args.pictures);
-    synth::draw(&synth::Args::squares(pictures.clone(), args.pictures, PICTURE, args.seed, args.threads))?;
+    synth::draw(&synth::Args::squares(pictures.clone(), args.pictures, PICTURE, args.seed, args.threads as u16))?;
     // another seed: the network never sees these
-    synth::draw(&synth::Args::squares(held_out.clone(), TEST_PICTURES, HELD_OUT, args.seed ^ 0x5EED, args.threads))?;
+    synth::draw(&synth::Args::squares(held_out.clone(), TEST_PICTURES, HELD_OUT, args.seed ^ 0x5EED, args.threads as u16))?;
 
     eprintln!("2/4 sharding");
     let config = BuildConfig {

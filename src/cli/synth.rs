@@ -137,7 +137,7 @@ impl Format {
 
 impl Args {
     /// `count` square PNG pictures of `side` pixels, otherwise with the command's defaults.
-    pub fn squares(out: PathBuf, count: u64, side: u32, seed: u64, threads: usize) -> Args {
+    pub fn squares(out: PathBuf, count: u64, side: u32, seed: u64, threads: u16) -> Args {
         Args { out, count, size: (side, side), seed, format: Format::Png, quality: 90, threads, resume: false, json: false }
     }
 

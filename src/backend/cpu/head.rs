@@ -162,7 +162,7 @@ impl Task for Backward<'_> {
                 for i in ww / LANES * RGB_LANES..ww * 3 {
                     *partial.at(27 * f + i % 3) += *d_row.add(i);
                 }
-                row_product::<S>(&RowProduct {
+                row_product::<S, 3>(&RowProduct {
                     rows: &around,
                     stride: 3,
                     taps: 9,
