@@ -113,7 +113,8 @@ fn rejects_every_flipped_byte_of_a_shard() {
     let whole = fs::read(&path).unwrap();
     let mut damaged = whole.clone();
     for at in 0..whole.len() {
-        for mask in [0x01, 0xFF] {
+        {
+            let mask = 1u8 << (at % 8);
             damaged[at] = whole[at] ^ mask;
             rewrite(&path, &damaged);
             let text = format!("{:#}", read_all(&folder).err().unwrap_or_else(|| panic!("byte {at} ^ {mask} was accepted")));

@@ -1,93 +1,237 @@
-//! The LQ patch told from its HR patch: the mean over each `scale x scale` block is close to what any downscaling gives, so
-//! that storing the difference costs far less than storing the LQ. Depends on nothing. Promises that `restore` undoes
-//! `difference` bit for bit, whatever the pair looks like.
+//! The LQ patch told from its HR patch, in bands: most LQ images were made from their HR by a known filter, so that
+//! computing it again and storing the difference costs far less than storing the LQ. Depends on `bands`. Promises integer
+//! arithmetic that gives the same on every machine; how near it comes to the LQ only decides the size.
 
-/// For every LQ pixel, calls `with(index, mean)` with the mean R, G, B of its block of the HR patch (rounded half up).
-#[inline(always)]
-fn block_means(hr: &[u8], lq_size: usize, scale: usize, mut with: impl FnMut(usize, [u8; 3])) {
-    let stride = lq_size * scale * 3;
-    let area = (scale * scale) as u32;
-    let mut index = 0;
-    for y in 0..lq_size {
-        let rows = &hr[y * scale * stride..(y + 1) * scale * stride];
-        if scale == 2 {
-            let (top, bottom) = rows.split_at(stride);
-            for (a, b) in top.chunks_exact(6).zip(bottom.chunks_exact(6)) {
-                let mean = |c: usize| {
-                    let sum = u16::from(a[c]) + u16::from(a[c + 3]) + u16::from(b[c]) + u16::from(b[c + 3]);
-                    ((sum + 2) >> 2) as u8
-                };
-                with(index, [mean(0), mean(1), mean(2)]);
-                index += 1;
-            }
-            continue;
+use super::bands::{Bands, LANES, Lane, PLANES, each, lane};
+
+/// HR rows that the half-size filter looks at beyond each end of a band.
+const REACH: usize = 3;
+
+/// How an LQ is told from the HR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guess {
+    /// The mean of the `scale x scale` HR pixels below each LQ pixel: near to any filter.
+    Mean,
+    /// Bicubic downscaling by 2 (a = -0.5, antialiased, rows first, rounded to bytes in between): for scale 2 alone.
+    Half,
+}
+
+/// Room for [`add`].
+pub struct Room {
+    halo: Vec<u8>,
+    line: Vec<u8>,
+}
+
+impl Room {
+    /// For HR patches in these bands.
+    pub fn new(hr: Bands) -> Self {
+        Room { halo: vec![0; 2 * REACH * hr.stride()], line: vec![0; hr.stride() + 2 * REACH * LANES] }
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(hr: Bands) -> usize {
+        2 * REACH * hr.stride() + hr.stride() + 2 * REACH * LANES
+    }
+}
+
+/// Adds the guess to planes of LQ differences (modulo 256). `hr_planes` are green, blue and red; their padding repeats the
+/// last row.
+pub fn add(guess: Guess, hr_planes: &[u8], hr: Bands, lq_planes: &mut [u8], lq: Bands, room: &mut Room) {
+    let planes = hr_planes.chunks_exact(hr.plane()).zip(lq_planes.chunks_exact_mut(lq.plane()));
+    for (hr_plane, lq_plane) in planes.take(PLANES) {
+        match guess {
+            Guess::Mean => add_mean(hr_plane, hr, lq_plane, lq),
+            Guess::Half => add_half(hr_plane, hr, lq_plane, lq, room),
         }
-        for x in 0..lq_size {
-            let mut sum = [0u32; 3];
-            for row in rows.chunks_exact(stride) {
-                for pixel in row[x * scale * 3..(x + 1) * scale * 3].chunks_exact(3) {
-                    for (s, &v) in sum.iter_mut().zip(pixel) {
+    }
+}
+
+fn add_mean(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands) {
+    let scale = hr.width / lq.width;
+    let area = (scale * scale) as u32;
+    let rows = hr_plane.chunks_exact(scale * hr.stride()).zip(lq_plane.chunks_exact_mut(lq.stride()));
+    for (block, out) in rows {
+        for (x, out) in out.chunks_exact_mut(LANES).enumerate() {
+            let mut sum = [area / 2; LANES];
+            for row in block.chunks_exact(hr.stride()) {
+                for group in row[x * scale * LANES..(x + 1) * scale * LANES].chunks_exact(LANES) {
+                    for (s, &v) in sum.iter_mut().zip(group) {
                         *s += u32::from(v);
                     }
                 }
             }
-            with(index, sum.map(|s| ((s + area / 2) / area) as u8));
-            index += 1;
+            for (out, s) in out.iter_mut().zip(sum) {
+                *out = out.wrapping_add((s / area) as u8);
+            }
         }
     }
 }
 
-/// Planes of (green difference, blue - green, red - green) between the LQ and the means of the HR, modulo 256.
-pub fn difference(lq: &[u8], hr: &[u8], lq_size: usize, scale: usize, planes: &mut [u8]) {
-    let (green, rest) = planes.split_at_mut(lq_size * lq_size);
-    let (blue, red) = rest.split_at_mut(lq_size * lq_size);
-    block_means(hr, lq_size, scale, |i, mean| {
-        let pixel = &lq[i * 3..i * 3 + 3];
-        let d: [u8; 3] = std::array::from_fn(|c| pixel[c].wrapping_sub(mean[c]));
-        green[i] = d[1];
-        blue[i] = d[2].wrapping_sub(d[1]);
-        red[i] = d[0].wrapping_sub(d[1]);
-    });
+/// The filter along one side: Keys' cubic stretched by two has the weights 111, 29, -9, -3 (of 256, on both sides).
+/// Split as 4 x (28, 7, -2, -1) + (-1, 1, -1, 1), all fits 16 bits.
+#[inline(always)]
+fn half(a: [u8; 8]) -> u8 {
+    let pair = |i: usize| i16::from(a[3 - i]) + i16::from(a[4 + i]);
+    let (p0, p1, p2, p3) = (pair(0), pair(1), pair(2), pair(3));
+    let main = 7 * (4 * p0 + p1) - 2 * p2 - p3;
+    let rest = p1 - p0 - p2 + p3;
+    ((main + ((rest + 128) >> 2)) >> 6).clamp(0, 255) as u8
 }
 
-/// The LQ whose [`difference`] from `hr` is `planes`.
-pub fn restore(planes: &[u8], hr: &[u8], lq_size: usize, scale: usize, lq: &mut [u8]) {
-    let count = lq_size * lq_size;
-    let (green, blue, red) = (&planes[..count], &planes[count..2 * count], &planes[2 * count..3 * count]);
-    block_means(hr, lq_size, scale, |i, mean| {
-        let g = green[i];
-        lq[i * 3] = mean[0].wrapping_add(red[i].wrapping_add(g));
-        lq[i * 3 + 1] = mean[1].wrapping_add(g);
-        lq[i * 3 + 2] = mean[2].wrapping_add(blue[i].wrapping_add(g));
-    });
+fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &mut Room) {
+    let stride = hr.stride();
+    fill_halo(hr_plane, hr, &mut room.halo);
+    let halo = &room.halo;
+    let row = |r: usize| -> &[u8] {
+        // r counts from REACH rows above the band
+        if r < REACH {
+            &halo[r * stride..(r + 1) * stride]
+        } else if r < REACH + hr.rows {
+            &hr_plane[(r - REACH) * stride..(r - REACH + 1) * stride]
+        } else {
+            &halo[(r - hr.rows) * stride..(r - hr.rows + 1) * stride]
+        }
+    };
+    let edge = REACH * LANES;
+    for (y, out) in lq_plane.chunks_exact_mut(lq.stride()).enumerate() {
+        let above: [&[u8]; 8] = std::array::from_fn(|i| row(2 * y + i));
+        let line = &mut room.line;
+        shrink_rows(above, &mut line[edge..edge + stride]);
+        let (first, last) = (lane(&line[edge..]), lane(&line[edge + stride - LANES..]));
+        for i in 0..REACH {
+            line[i * LANES..(i + 1) * LANES].copy_from_slice(&first);
+            line[edge + stride + i * LANES..][..LANES].copy_from_slice(&last);
+        }
+        for (x, out) in out.chunks_exact_mut(LANES).enumerate() {
+            let near = &line[2 * x * LANES..(2 * x + 8) * LANES];
+            let guess: Lane = each(|k| half(std::array::from_fn(|i| near[i * LANES + k])));
+            for (out, g) in out.iter_mut().zip(guess) {
+                *out = out.wrapping_add(g);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn shrink_rows(rows: [&[u8]; 8], out: &mut [u8]) {
+    let rows = rows.map(|row| &row[..out.len()]);
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = half(std::array::from_fn(|j| rows[j][i]));
+    }
+}
+
+/// The rows that belong to the neighbouring bands, above and below every band. The first and the last row of the patch are
+/// repeated beyond it.
+fn fill_halo(plane: &[u8], bands: Bands, halo: &mut [u8]) {
+    let (stride, rows, height) = (bands.stride(), bands.rows, bands.height);
+    for (i, out) in halo.chunks_exact_mut(stride).enumerate() {
+        let r = if i < REACH { i as isize - REACH as isize } else { (rows + i - REACH) as isize };
+        let from: [usize; LANES] = std::array::from_fn(|k| {
+            let y = ((k * rows) as isize + r).clamp(0, height as isize - 1) as usize;
+            (y % rows) * stride + y / rows
+        });
+        // bands that are full take whole rows of their neighbour, shifted by one band
+        let whole = rows >= REACH && rows * LANES == height;
+        let source = if i < REACH { from[1] } else { from[0].wrapping_sub(1) };
+        for (x, out) in out.chunks_exact_mut(LANES).enumerate() {
+            if whole {
+                let group = lane(&plane[source / LANES * LANES + x * LANES..]);
+                if i < REACH {
+                    out[1..].copy_from_slice(&group[..LANES - 1]);
+                    out[0] = plane[from[0] + x * LANES];
+                } else {
+                    out[..LANES - 1].copy_from_slice(&group[1..]);
+                    out[LANES - 1] = plane[from[LANES - 1] + x * LANES];
+                }
+            } else {
+                for (out, from) in out.iter_mut().zip(from) {
+                    *out = plane[from + x * LANES];
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::bands::{join, split};
     use super::*;
     use proptest::prelude::*;
 
+    fn noise(n: usize, seed: u64) -> Vec<u8> {
+        let mut rng = crate::rng::Rng::new(&[seed]);
+        (0..n).map(|_| rng.next_u64() as u8).collect()
+    }
+
+    fn guessed(guess: Guess, image: &[u8], lq_size: usize, scale: usize) -> Vec<u8> {
+        let (lq, hr) = (Bands::new(lq_size, 1), Bands::new(lq_size, scale));
+        let mut planes = vec![0; hr.bytes()];
+        split(image, hr, &mut planes);
+        // the padding that a decoder finds is not the one that `split` makes
+        planes.chunks_exact_mut(hr.plane()).for_each(|plane| super::super::predict::clear_padding(plane, hr));
+        super::super::bands::repeat_last_row(&mut planes, hr);
+        let mut out = vec![0; lq.bytes()];
+        add(guess, &planes, hr, &mut out, lq, &mut Room::new(hr));
+        let mut image = vec![0; lq_size * lq_size * 3];
+        join(&out, lq, &mut image);
+        image
+    }
+
+    /// The half-size filter as its definition says it, on a plain image.
+    fn reference(image: &[u8], size: usize) -> Vec<u8> {
+        let weigh = |values: [u8; 8]| {
+            let weights = [-3, -9, 29, 111, 111, 29, -9, -3];
+            let sum: i32 = values.iter().zip(weights).map(|(&v, w)| i32::from(v) * w).sum();
+            ((sum + 128) >> 8).clamp(0, 255) as u8
+        };
+        let clamped = |i: usize, j: usize| (2 * i + j).saturating_sub(3).min(size - 1);
+        let half = size / 2;
+        let mut rows = vec![0; half * size * 3];
+        for (i, out) in rows.iter_mut().enumerate() {
+            let (y, x) = (i / (size * 3), i % (size * 3));
+            *out = weigh(std::array::from_fn(|j| image[clamped(y, j) * size * 3 + x]));
+        }
+        let value = |i: usize| {
+            let (y, x, c) = (i / (half * 3), i / 3 % half, i % 3);
+            weigh(std::array::from_fn(|j| rows[(y * size + clamped(x, j)) * 3 + c]))
+        };
+        (0..half * half * 3).map(value).collect()
+    }
+
     proptest! {
         #[test]
-        fn restore_undoes_difference(lq_size in 1usize..20, scale in 1usize..6, seed in any::<u64>()) {
-            let mut rng = crate::rng::Rng::new(&[seed]);
-            let mut noise = |n: usize| (0..n).map(|_| rng.next_u64() as u8).collect::<Vec<u8>>();
-            let (lq, hr) = (noise(lq_size * lq_size * 3), noise(lq_size * lq_size * scale * scale * 3));
-            let mut planes = vec![0; lq.len()];
-            difference(&lq, &hr, lq_size, scale, &mut planes);
-            let mut back = vec![0; lq.len()];
-            restore(&planes, &hr, lq_size, scale, &mut back);
-            prop_assert_eq!(back, lq);
+        fn half_follows_its_definition(lq_size in 1usize..70, seed in any::<u64>()) {
+            let image = noise(lq_size * lq_size * 12, seed);
+            prop_assert_eq!(guessed(Guess::Half, &image, lq_size, 2), reference(&image, 2 * lq_size));
+        }
+
+        #[test]
+        fn mean_follows_its_definition(lq_size in 1usize..40, scale in 1usize..5, seed in any::<u64>()) {
+            let size = lq_size * scale;
+            let image = noise(size * size * 3, seed);
+            let out = guessed(Guess::Mean, &image, lq_size, scale);
+            for (i, &v) in out.iter().enumerate() {
+                let (y, x, c) = (i / (lq_size * 3), i / 3 % lq_size, i % 3);
+                let sum: usize = (0..scale * scale)
+                    .map(|j| usize::from(image[((y * scale + j / scale) * size + x * scale + j % scale) * 3 + c]))
+                    .sum();
+                prop_assert_eq!(usize::from(v), (sum + scale * scale / 2) / (scale * scale));
+            }
         }
     }
 
     #[test]
-    fn the_block_mean_itself_costs_nothing() {
-        for scale in 1..5 {
-            let (hr, lq) = (vec![77; 9 * scale * scale * 3], vec![77; 9 * 3]);
-            let mut planes = vec![1; 27];
-            difference(&lq, &hr, 3, scale, &mut planes);
-            assert!(planes.iter().all(|&d| d == 0));
-        }
+    fn half_is_our_own_bicubic_away_from_the_border() {
+        let size = 96;
+        let image = noise(size * size * 3, 4);
+        let hr = image::RgbImage::from_raw(size as u32, size as u32, image.clone()).unwrap();
+        let made = crate::dataset::degrade::downscale(&hr, 2, crate::dataset::degrade::Filter::Bicubic).unwrap().into_raw();
+        let ours = guessed(Guess::Half, &image, size / 2, 2);
+        let half = size / 2;
+        let differing = (0..half * half * 3)
+            .filter(|i| (2..half - 2).contains(&(i / (half * 3))) && (2..half - 2).contains(&(i / 3 % half)))
+            .filter(|&i| made[i] != ours[i])
+            .count();
+        assert!(differing * 100 < made.len(), "{differing} of {} values differ", made.len());
     }
 }
