@@ -86,6 +86,7 @@ impl TrainConfig {
             weight_decay: self.weight_decay,
             float_input: false,
             input_gradient: false,
+            direct: false,
         }
     }
 

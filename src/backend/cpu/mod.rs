@@ -4,6 +4,7 @@
 mod arena;
 mod base;
 mod conv;
+mod conv_winograd;
 mod gelu;
 mod head;
 mod nano;
@@ -14,6 +15,7 @@ mod rows;
 mod simd;
 pub mod structural;
 mod tasks;
+mod winograd;
 
 pub use peak::fma_peak;
 pub use simd::Isa;
