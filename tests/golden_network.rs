@@ -6,8 +6,9 @@ use common::{nhwc, relative_error, shared, tensor, wide};
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use paragon::model::{InferenceSpec, Network, ParamTable, StepSpec, inference_plan, training_plan};
-use paragon::plan::PixelLossKind;
+use paragon::plan::LossKind;
 use safetensors::SafeTensors;
+use std::collections::BTreeMap;
 
 fn scalars() -> Scalars {
     Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, accumulate: false }
@@ -21,17 +22,8 @@ fn load(table: &ParamTable, file: &SafeTensors, prefix: &str) -> Vec<f32> {
     table.params.iter().flat_map(|p| tensor(file, &format!("{prefix}{}", p.name))).map(|v| v as f32).collect()
 }
 
-fn spec(batch: usize, lq: (usize, usize), kind: PixelLossKind) -> StepSpec {
-    StepSpec {
-        batch,
-        lq,
-        losses: vec![(kind, 1.0)],
-        betas: (0.9, 0.99),
-        epsilon: 1e-8,
-        weight_decay: 1e-4,
-        float_input: true,
-        input_gradient: true,
-    }
+fn spec(batch: usize, lq: (usize, usize), losses: Vec<(LossKind, f32)>) -> StepSpec {
+    StepSpec { batch, lq, losses, betas: (0.9, 0.99), epsilon: 1e-8, weight_decay: 1e-4, float_input: true, input_gradient: true }
 }
 
 #[test]
@@ -64,8 +56,8 @@ fn outputs_and_gradients_match_the_golden_files() {
             println!("{name} {isa}: output {error:.1e}");
             assert!(error < 1e-6, "{name} {isa}: output is {error:e} away");
 
-            for (kind, loss_name) in [(PixelLossKind::L1, "loss.l1"), (PixelLossKind::Charbonnier, "loss.charbonnier")] {
-                let plan = training_plan(&net, &spec(n, (h, w), kind), &options(isa)).unwrap();
+            for (kind, loss_name) in [(LossKind::L1, "loss.l1"), (LossKind::Charbonnier, "loss.charbonnier")] {
+                let plan = training_plan(&net, &spec(n, (h, w), vec![(kind, 1.0)]), &options(isa)).unwrap();
                 let ports = plan.ports;
                 let mut backend = CpuBackend::new(plan, options(isa)).unwrap();
                 assert_eq!(backend.allocated(), backend.plan().arena_bytes);
@@ -76,7 +68,7 @@ fn outputs_and_gradients_match_the_golden_files() {
                 let loss = backend.metrics().unwrap().loss;
                 let expected = tensor(&file, loss_name)[0];
                 assert!((loss - expected).abs() < 1e-6 * expected, "{name} {isa}: {loss_name} {loss} not {expected}");
-                if kind != PixelLossKind::L1 {
+                if kind != LossKind::L1 {
                     continue;
                 }
                 let mut gradients = vec![0.0; table.trainable()];
@@ -106,7 +98,7 @@ fn outputs_and_gradients_match_the_golden_files() {
 
 #[test]
 fn trajectories_match_the_golden_files() {
-    for name in ["train_realtime_x2", "train_realtime_x2_accum"] {
+    for name in ["train_realtime_x2", "train_realtime_x2_accum", "train_realtime_x2_mssim"] {
         let Some(path) = shared("golden trajectories", &format!("golden/{name}.safetensors")) else { return };
         let bytes = std::fs::read(path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -116,7 +108,8 @@ fn trajectories_match_the_golden_files() {
         let (batch, lq, accum) = (number("batch") as usize, number("lq_size") as usize, number("accum_iter") as usize);
         let net = Network::new("nano", 2).unwrap();
         let table = net.params();
-        let mut spec = spec(batch, (lq, lq), PixelLossKind::L1);
+        let losses: BTreeMap<LossKind, f32> = serde_json::from_value(config["losses"].clone()).unwrap();
+        let mut spec = spec(batch, (lq, lq), losses.into_iter().collect());
         (spec.float_input, spec.input_gradient) = (false, false);
         let options = options(Isa::detect());
         let plan = training_plan(&net, &spec, &options).unwrap();
