@@ -5,7 +5,7 @@
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::model::{Network, StepSpec, training_plan};
-use paragon::plan::{PixelLossKind, bytes_text};
+use paragon::plan::{LossKind, bytes_text};
 use std::time::Instant;
 
 fn flag(name: &str, default: usize) -> usize {
@@ -24,7 +24,7 @@ fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool) -> (CpuBa
     let spec = StepSpec {
         batch,
         lq: (lq, lq),
-        losses: vec![(PixelLossKind::L1, 1.0)],
+        losses: vec![(LossKind::L1, 1.0)],
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,

@@ -6,8 +6,9 @@ use common::{nhwc, relative_error, shared, tensor, wide};
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use paragon::model::{InferenceSpec, Network, ParamTable, StepSpec, inference_plan, training_plan};
-use paragon::plan::PixelLossKind;
+use paragon::plan::LossKind;
 use safetensors::SafeTensors;
+use std::collections::BTreeMap;
 
 fn scalars() -> Scalars {
     Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, accumulate: false }
@@ -21,11 +22,11 @@ fn load(table: &ParamTable, file: &SafeTensors, prefix: &str) -> Vec<f32> {
     table.params.iter().flat_map(|p| tensor(file, &format!("{prefix}{}", p.name))).map(|v| v as f32).collect()
 }
 
-fn spec(batch: usize, lq: (usize, usize), kind: PixelLossKind) -> StepSpec {
+fn spec(batch: usize, lq: (usize, usize), losses: Vec<(LossKind, f32)>) -> StepSpec {
     StepSpec {
         batch,
         lq,
-        losses: vec![(kind, 1.0)],
+        losses,
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,
@@ -65,12 +66,10 @@ fn outputs_and_gradients_match_the_golden_files() {
             println!("{name} {isa}: output {error:.1e}");
             assert!(error < 1e-6, "{name} {isa}: output is {error:e} away");
 
-            for (kind, loss_name, direct) in [
-                (PixelLossKind::L1, "loss.l1", false),
-                (PixelLossKind::L1, "loss.l1", true),
-                (PixelLossKind::Charbonnier, "loss.charbonnier", false),
-            ] {
-                let mut spec = spec(n, (h, w), kind);
+            for (kind, loss_name, direct) in
+                [(LossKind::L1, "loss.l1", false), (LossKind::L1, "loss.l1", true), (LossKind::Charbonnier, "loss.charbonnier", false)]
+            {
+                let mut spec = spec(n, (h, w), vec![(kind, 1.0)]);
                 spec.direct = direct;
                 let plan = training_plan(&net, &spec, &options(isa)).unwrap();
                 let ports = plan.ports;
@@ -83,7 +82,7 @@ fn outputs_and_gradients_match_the_golden_files() {
                 let loss = backend.metrics().unwrap().loss;
                 let expected = tensor(&file, loss_name)[0];
                 assert!((loss - expected).abs() < 1e-6 * expected, "{name} {isa}: {loss_name} {loss} not {expected}");
-                if kind != PixelLossKind::L1 {
+                if kind != LossKind::L1 {
                     continue;
                 }
                 let mut gradients = vec![0.0; table.trainable()];
@@ -113,7 +112,7 @@ fn outputs_and_gradients_match_the_golden_files() {
 
 #[test]
 fn trajectories_match_the_golden_files() {
-    for name in ["train_realtime_x2", "train_realtime_x2_accum"] {
+    for name in ["train_realtime_x2", "train_realtime_x2_accum", "train_realtime_x2_mssim"] {
         let Some(path) = shared("golden trajectories", &format!("golden/{name}.safetensors")) else { return };
         let bytes = std::fs::read(path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -123,7 +122,8 @@ fn trajectories_match_the_golden_files() {
         let (batch, lq, accum) = (number("batch") as usize, number("lq_size") as usize, number("accum_iter") as usize);
         let net = Network::new("nano", 2).unwrap();
         let table = net.params();
-        let mut spec = spec(batch, (lq, lq), PixelLossKind::L1);
+        let losses: BTreeMap<LossKind, f32> = serde_json::from_value(config["losses"].clone()).unwrap();
+        let mut spec = spec(batch, (lq, lq), losses.into_iter().collect());
         (spec.float_input, spec.input_gradient) = (false, false);
         let options = options(Isa::detect());
         let plan = training_plan(&net, &spec, &options).unwrap();

@@ -10,7 +10,7 @@ use paragon::dataset::decode::Limits;
 use paragon::dataset::degrade::Filter;
 use paragon::eval::{Scores, evaluate, find_pairs, mean};
 use paragon::model::Network;
-use paragon::plan::PixelLossKind;
+use paragon::plan::LossKind;
 use paragon::progress::Progress;
 use paragon::report::sheet::{Panel, comparison};
 use paragon::shard::codec::Codec;
@@ -190,7 +190,7 @@ fn recipe(args: &Args) -> Result<TrainConfig> {
         accum_iter: 1,
         use_hflip: true,
         use_rot: true,
-        losses: vec![LossTerm { kind: PixelLossKind::L1, weight: 1.0 }],
+        losses: vec![LossTerm { kind: LossKind::L1, weight: 1.0 }],
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,

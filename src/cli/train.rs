@@ -5,7 +5,7 @@ use super::shard::parse_size;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use paragon::model::Network;
-use paragon::plan::PixelLossKind;
+use paragon::plan::LossKind;
 use paragon::shard::reader::ShardSet;
 use paragon::train::{Decay, LossTerm, RunOptions, Schedule, Summary, TrainConfig, duration_text, train};
 use std::path::PathBuf;
@@ -52,8 +52,8 @@ pub struct Args {
     /// Micro-batches in an iteration: the same training as a batch so many times larger, in less memory
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = count(MAX_BATCH), help_heading = "Recipe")]
     accum_iter: usize,
-    /// A loss and its weight, may be repeated: l1, charbonnier, mse
-    #[arg(long = "loss", default_value = "l1:1.0", value_name = "KIND:WEIGHT", value_parser = parse_loss, help_heading = "Recipe")]
+    /// A loss and its weight, may be repeated: l1, charbonnier, mse, ssim, mssim
+    #[arg(long = "loss", default_values = ["l1:1.0", "ssim:0.05"], value_name = "KIND:WEIGHT", value_parser = parse_loss, help_heading = "Recipe")]
     losses: Vec<LossTerm>,
     /// Learning rate after warm-up
     #[arg(long, default_value_t = 2e-4, value_parser = positive, allow_negative_numbers = true, help_heading = "Recipe")]
@@ -151,7 +151,7 @@ enum Device {
 
 fn parse_loss(text: &str) -> Result<LossTerm, String> {
     let (kind, weight) = text.split_once(':').unwrap_or((text, "1"));
-    let kind = PixelLossKind::from_str(kind, true).map_err(|_| format!("unknown loss '{kind}'; known are l1, charbonnier, mse"))?;
+    let kind = LossKind::from_str(kind, true).map_err(|_| format!("unknown loss '{kind}'; known are l1, charbonnier, mse, ssim, mssim"))?;
     let weight: f32 = weight.parse().map_err(|_| format!("'{weight}' is no weight; write it as l1:1.0"))?;
     if !weight.is_finite() || weight < 0.0 {
         return Err(format!("a weight of {weight} makes no sense"));

@@ -2,8 +2,8 @@
 
 use super::{BLUR_TAPS, Init, Network, ParamTable, SHARP_TAPS};
 use crate::plan::{
-    BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, Head, HeadBack, METRICS, NanoBlock, NanoBlockBack, NanoParams, Op,
-    ParamRange, PixelLoss, PixelLossKind, Plan, Ports, Sizing, Target, Unpack, Update,
+    BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, Head, HeadBack, LossKind, METRICS, NanoBlock, NanoBlockBack, NanoParams,
+    Op, ParamRange, PixelLoss, Plan, Ports, Sizing, StructuralLoss, Target, Unpack, Update, split_losses,
 };
 use anyhow::Result;
 
@@ -19,8 +19,8 @@ pub struct StepSpec {
     pub batch: usize,
     /// LQ patch height and width, pixels.
     pub lq: (usize, usize),
-    /// Pixel losses and their weights.
-    pub losses: Vec<(PixelLossKind, f32)>,
+    /// Losses and their weights.
+    pub losses: Vec<(LossKind, f32)>,
     /// AdamW's (beta1, beta2).
     pub betas: (f64, f64),
     /// AdamW's epsilon.
@@ -187,27 +187,20 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         Some(batch) => Target::Batch(batch),
         None => Target::Float(b.floats("target", Class::Activations, hr.pixels() * 3)),
     };
-    b.push(Op::PixelLoss(PixelLoss {
-        extent: hr,
-        terms: spec.losses.clone(),
-        prediction: fwd.head.output,
-        target,
-        d_prediction: fwd.head.output,
-        metrics,
-        workspace: None,
-    }));
     let gradient =
         |b: &mut Builder, name: &str, e: Extent, c: usize| b.floats(format!("d {name}"), Class::ActivationGradients, e.pixels() * c);
+    let (terms, structural) = split_losses(&spec.losses);
+    let prediction = fwd.head.output;
+    // the pixel losses read each value once and may leave the gradient in its place; windows are read again and again
+    let d_prediction = if structural.is_empty() { prediction } else { gradient(&mut b, "output", hr, 3) };
+    b.push(Op::PixelLoss(PixelLoss { extent: hr, terms, prediction, target, d_prediction, metrics, workspace: None }));
+    if !structural.is_empty() {
+        let terms = structural;
+        b.push(Op::StructuralLoss(StructuralLoss { extent: hr, terms, prediction, target, d_prediction, metrics, workspace: None }));
+    }
     let d_input = spec.input_gradient.then(|| gradient(&mut b, "input through the base", extent, 3));
     let d_features = gradient(&mut b, "up.0", hr, FEATURES);
-    b.push(Op::HeadBack(HeadBack {
-        forward: fwd.head.clone(),
-        gradients,
-        d_output: fwd.head.output,
-        d_features,
-        d_input,
-        workspace: None,
-    }));
+    b.push(Op::HeadBack(HeadBack { forward: fwd.head.clone(), gradients, d_output: d_prediction, d_features, d_input, workspace: None }));
     let conv_back = |b: &mut Builder, conv: &Conv, d_output: BufferId, d_input: Option<BufferId>| {
         b.push(Op::ConvBack(ConvBack { forward: conv.clone(), gradients, d_output, d_input, workspace: None }));
     };
@@ -292,7 +285,7 @@ mod tests {
         StepSpec {
             batch,
             lq,
-            losses: vec![(PixelLossKind::L1, 1.0)],
+            losses: vec![(LossKind::L1, 1.0)],
             betas: (0.9, 0.99),
             epsilon: 1e-8,
             weight_decay: 1e-4,

@@ -4,9 +4,11 @@
 
 pub mod augment;
 mod layout;
+mod loss;
 mod op;
 mod report;
 
+pub use loss::*;
 pub use op::*;
 pub use report::{MemoryLine, MemoryTable, bytes_text};
 
@@ -163,7 +165,7 @@ pub struct Ports {
     pub ema: Option<BufferId>,
     /// Network input `[N, h, w, 3]` f32.
     pub input: Option<BufferId>,
-    /// Network output `[N, H, W, 3]` f32 (inference plans; in training the loss overwrites it with its gradient).
+    /// Network output `[N, H, W, 3]` f32 (inference plans; in training the loss may overwrite it with its gradient).
     pub output: Option<BufferId>,
     /// Target `[N, H, W, 3]` f32, only in plans that take float inputs.
     pub target: Option<BufferId>,
@@ -283,6 +285,10 @@ impl Plan {
             })
             .collect();
         for (i, op) in self.ops.iter().enumerate() {
+            if let Op::StructuralLoss(o) = op {
+                let name = &self.buffer(o.prediction).name;
+                anyhow::ensure!(o.prediction != o.d_prediction, "operation {i} ({}) would overwrite {name} while reading it", op.label());
+            }
             for access in op.accesses().filter(|a| a.read) {
                 let buffer = self.buffer(access.buffer);
                 anyhow::ensure!(

@@ -1,7 +1,7 @@
 //! The operations of a plan: coarse and fused, each naming its inputs, outputs and parameters as ranges of the arena. Blocks
 //! of other variants (attention, gating) are further variants of [`Op`] beside the ones here. All activations are NHWC f32.
 
-use super::{BatchLayout, BufferId};
+use super::{BatchLayout, BufferId, PixelLoss, StructuralLoss};
 
 /// A run of f32 elements in the parameter buffer; the gradient, moment and EMA buffers use the same positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,40 +141,6 @@ pub struct HeadBack {
     pub workspace: Option<BufferId>,
 }
 
-/// Which pixel loss; every one is a mean over all values of the micro-batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum PixelLossKind {
-    /// mean |p - t|
-    L1,
-    /// mean sqrt((p - t)^2 + 1e-12)
-    Charbonnier,
-    /// mean (p - t)^2
-    Mse,
-}
-
-/// Where the loss finds its target.
-#[derive(Clone, Copy, Debug)]
-pub enum Target {
-    /// The u8 HR patches of the staged batch, read through the augmentation index map.
-    Batch(BatchLayout),
-    /// A float buffer `[N, H, W, 3]`.
-    Float(BufferId),
-}
-
-/// Weighted pixel losses and their gradient with respect to the prediction; the gradient may overwrite the prediction.
-#[derive(Clone, Debug)]
-pub struct PixelLoss {
-    /// HR extent.
-    pub extent: Extent,
-    pub terms: Vec<(PixelLossKind, f32)>,
-    pub prediction: BufferId,
-    pub target: Target,
-    pub d_prediction: BufferId,
-    pub metrics: BufferId,
-    pub workspace: Option<BufferId>,
-}
-
 /// Global gradient norm, clip, AdamW and EMA over all trainable parameters, in one pass; skipped when the norm is not finite.
 #[derive(Clone, Debug)]
 pub struct Update {
@@ -204,6 +170,7 @@ pub enum Op {
     Head(Head),
     HeadBack(HeadBack),
     PixelLoss(PixelLoss),
+    StructuralLoss(StructuralLoss),
     Update(Update),
 }
 
@@ -254,13 +221,8 @@ impl Op {
                 list.extend(o.d_input.map(write));
                 list
             }
-            Op::PixelLoss(o) => {
-                let target = match o.target {
-                    Target::Batch(batch) => batch.buffer,
-                    Target::Float(buffer) => buffer,
-                };
-                vec![read(o.prediction), read(target), write(o.d_prediction), update(o.metrics)]
-            }
+            Op::PixelLoss(o) => vec![read(o.prediction), read(o.target.buffer()), write(o.d_prediction), update(o.metrics)],
+            Op::StructuralLoss(o) => vec![read(o.prediction), read(o.target.buffer()), update(o.d_prediction), update(o.metrics)],
             Op::Update(o) => {
                 vec![update(o.parameters), read(o.gradients), update(o.moment1), update(o.moment2), update(o.ema), update(o.metrics)]
             }
@@ -280,6 +242,7 @@ impl Op {
             Op::Head(o) => o.workspace,
             Op::HeadBack(o) => o.workspace,
             Op::PixelLoss(o) => o.workspace,
+            Op::StructuralLoss(o) => o.workspace,
             Op::Update(o) => o.workspace,
         }
     }
@@ -294,6 +257,7 @@ impl Op {
             Op::Head(o) => &mut o.workspace,
             Op::HeadBack(o) => &mut o.workspace,
             Op::PixelLoss(o) => &mut o.workspace,
+            Op::StructuralLoss(o) => &mut o.workspace,
             Op::Update(o) => &mut o.workspace,
         };
         *place = Some(id);
@@ -312,6 +276,7 @@ impl Op {
             Op::Head(_) => "head",
             Op::HeadBack(_) => "head, backward",
             Op::PixelLoss(_) => "pixel loss",
+            Op::StructuralLoss(_) => "structural loss",
             Op::Update(_) => "optimizer",
         }
     }
@@ -322,7 +287,7 @@ impl Op {
         let block = |b: &NanoBlock| (b.extent.pixels() * (2 * b.features * (2 * b.features) + 9 * 2 * b.features)) as u64;
         let head = |h: &Head| (h.extent.pixels() * h.scale * h.scale * h.features * 27) as u64;
         match self {
-            Op::Unpack(_) | Op::PixelLoss(_) | Op::Update(_) => 0,
+            Op::Unpack(_) | Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_) => 0,
             Op::Conv(o) => conv(o),
             Op::ConvBack(o) => conv(&o.forward) * (1 + u64::from(o.d_input.is_some())),
             Op::NanoBlock(o) => block(o),

@@ -2,7 +2,7 @@
 
 use super::{Decay, Schedule};
 use crate::model::{Network, StepSpec};
-use crate::plan::PixelLossKind;
+use crate::plan::LossKind;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossTerm {
     /// Which loss.
-    pub kind: PixelLossKind,
+    pub kind: LossKind,
     /// Its weight.
     pub weight: f32,
 }

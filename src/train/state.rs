@@ -145,7 +145,7 @@ pub fn newest_state(run: &Path) -> (Option<State>, Vec<String>) {
 mod tests {
     use super::*;
     use crate::model::Network;
-    use crate::plan::PixelLossKind;
+    use crate::plan::LossKind;
     use crate::train::{Decay, LossTerm, Schedule};
 
     #[test]
@@ -157,7 +157,7 @@ mod tests {
             accum_iter: 1,
             use_hflip: true,
             use_rot: true,
-            losses: vec![LossTerm { kind: PixelLossKind::L1, weight: 1.0 }],
+            losses: vec![LossTerm { kind: LossKind::L1, weight: 1.0 }],
             betas: (0.9, 0.99),
             epsilon: 1e-8,
             weight_decay: 1e-4,

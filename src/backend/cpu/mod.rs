@@ -7,6 +7,7 @@ mod conv;
 mod conv_winograd;
 mod gelu;
 mod head;
+mod losses;
 mod nano;
 mod optimizer;
 mod peak;
@@ -53,7 +54,8 @@ impl Sizing for CpuOptions {
             Op::NanoBlockBack(o) => nano::workspace_back(o),
             Op::Head(o) => head::workspace(o),
             Op::HeadBack(o) => head::workspace_back(o),
-            Op::PixelLoss(o) => pixels::workspace(o),
+            Op::PixelLoss(o) => losses::pixel_workspace(o),
+            Op::StructuralLoss(o) => losses::structural_workspace(o),
             Op::Update(o) => optimizer::workspace(o),
         };
         layout.bytes(self.threads)
@@ -93,7 +95,8 @@ impl CpuBackend {
                     Op::NanoBlockBack(o) => nano::backward(&ctx, o),
                     Op::Head(o) => head::forward(&ctx, o),
                     Op::HeadBack(o) => head::backward(&ctx, o),
-                    Op::PixelLoss(o) => pixels::loss(&ctx, o),
+                    Op::PixelLoss(o) => losses::pixel(&ctx, o),
+                    Op::StructuralLoss(o) => losses::structural(&ctx, o),
                     Op::Update(o) => optimizer::update(&ctx, o),
                 }
                 observe(op, start.elapsed().as_secs_f64());

@@ -1,0 +1,234 @@
+//! The losses as operations: pixel losses, which write the gradient, and structural losses, which add to it image by image.
+//! Both read their u8 target through the augmentation codes, so that the HR picture is never stored in float. Depends on
+//! [`super::structural`] for the mathematics of SSIM.
+
+use super::arena::Shared;
+use super::pixels::{read_row, row_walk};
+use super::simd::Simd;
+use super::structural::{self, Similarity};
+use super::tasks::{Bands, Context, Parts, Task, Workspace};
+use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
+
+/// Workspace of the pixel losses: one f64 a task.
+pub fn pixel_workspace(op: &PixelLoss) -> Workspace {
+    Workspace { partial: 2, tasks: Bands::new(op.extent).tasks(), ..Workspace::default() }
+}
+
+/// Epsilon of Charbonnier, under the root.
+const CHARBONNIER_EPSILON: f32 = 1e-12;
+
+/// A loss term at one value: (loss, slope with respect to the prediction).
+#[inline(always)]
+fn term(kind: PixelLossKind, difference: f32) -> (f32, f32) {
+    match kind {
+        PixelLossKind::L1 => (
+            difference.abs(),
+            if difference > 0.0 {
+                1.0
+            } else if difference < 0.0 {
+                -1.0
+            } else {
+                0.0
+            },
+        ),
+        PixelLossKind::Charbonnier => {
+            let root = (difference * difference + CHARBONNIER_EPSILON).sqrt();
+            (root, difference / root)
+        }
+        PixelLossKind::Mse => (difference * difference, 2.0 * difference),
+    }
+}
+
+struct PixelTask<'a> {
+    op: &'a PixelLoss,
+    parts: Parts,
+    bands: Bands,
+    bytes: Shared<u8>,
+    target: Shared<f32>,
+    prediction: Shared<f32>,
+    d_prediction: Shared<f32>,
+    scale: f32,
+}
+
+impl PixelTask<'_> {
+    /// Loss and gradient of one value.
+    #[inline(always)]
+    fn value(&self, prediction: f32, target: f32, sum: &mut f32) -> f32 {
+        let mut gradient = 0.0;
+        let mut loss = 0.0;
+        for &(kind, weight) in &self.op.terms {
+            let (l, g) = term(kind, prediction - target);
+            loss += weight * l;
+            gradient += weight * g;
+        }
+        *sum += loss;
+        gradient * self.scale
+    }
+}
+
+impl Task for PixelTask<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, task: usize) {
+        let Extent { h, w, .. } = self.op.extent;
+        let (image, start, end) = self.bands.task(task);
+        let mut total = 0f64;
+        unsafe {
+            for y in start..end {
+                let at = (image * h + y) * w * 3;
+                let mut sums = [0f32; 3];
+                // the gradient may lie on the prediction, so each value is read before it is written, through pointers
+                let (prediction, gradient) = (self.prediction.at(at).cast_const(), self.d_prediction.at(at));
+                match self.op.target {
+                    Target::Batch(batch) => {
+                        let (first, step) = row_walk(*self.bytes.at(batch.augment_offset() + image), y, h, w);
+                        let source = self.bytes.at(batch.lq_bytes() + image * h * w * 3).cast_const();
+                        for x in 0..w {
+                            let pixel = source.offset((first + step * x as isize) * 3);
+                            for (c, sum) in sums.iter_mut().enumerate() {
+                                let target = f32::from(*pixel.add(c)) / 255.0;
+                                *gradient.add(x * 3 + c) = self.value(*prediction.add(x * 3 + c), target, sum);
+                            }
+                        }
+                    }
+                    Target::Float(_) => {
+                        let target = self.target.at(at);
+                        for x in 0..w * 3 {
+                            *gradient.add(x) = self.value(*prediction.add(x), *target.add(x), &mut sums[x % 3]);
+                        }
+                    }
+                }
+                total += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+            }
+            *self.parts.partial(task).at(0).cast::<f64>() = total;
+        }
+    }
+}
+
+/// Runs the pixel losses; puts the weighted mean into the metrics, or adds it to the micro-batches before.
+pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
+    let parts = ctx.parts(op.workspace, pixel_workspace(op));
+    let values = op.extent.pixels() * 3;
+    let bands = Bands::new(op.extent);
+    let task = PixelTask {
+        op,
+        parts,
+        bands,
+        bytes: ctx.pointer(op.target.buffer()),
+        target: ctx.floats(op.target.buffer()),
+        prediction: ctx.floats(op.prediction),
+        d_prediction: ctx.floats(op.d_prediction),
+        scale: (f64::from(ctx.scalars.micro_scale) / values as f64) as f32,
+    };
+    ctx.parallel(bands.tasks(), &task);
+    // SAFETY: the tasks are done
+    unsafe {
+        let total: f64 = (0..bands.tasks()).map(|t| *parts.partial(t).at(0).cast::<f64>()).sum();
+        let loss = total / values as f64 * f64::from(ctx.scalars.micro_scale);
+        let metrics = ctx.pointer::<f64>(op.metrics).at(0);
+        *metrics = if ctx.scalars.accumulate { *metrics + loss } else { loss };
+    }
+}
+
+/// The similarity behind a kind of loss.
+fn similarity(kind: StructuralLossKind) -> Similarity {
+    match kind {
+        StructuralLossKind::Ssim => Similarity::Ssim,
+        StructuralLossKind::MultiScale => Similarity::MultiScale { luminance: false },
+    }
+}
+
+/// Workspace of the structural losses: per image one f64 a term, per thread the planes of one image.
+pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
+    let Extent { n, h, w } = op.extent;
+    let scratch = op.terms.iter().map(|&(kind, _)| structural::scratch_floats(similarity(kind), h, w)).max();
+    Workspace { partial: 2 * op.terms.len(), tasks: n, scratch: scratch.unwrap_or(0), ..Workspace::default() }
+}
+
+struct StructuralTask<'a> {
+    op: &'a StructuralLoss,
+    parts: Parts,
+    bytes: Shared<u8>,
+    target: Shared<f32>,
+    prediction: Shared<f32>,
+    d_prediction: Shared<f32>,
+    /// What a score's gradient is multiplied by, before the term's weight: -1 / images of the iteration.
+    slope: f64,
+}
+
+impl StructuralTask<'_> {
+    /// Row `y` of an image's target, RGB in 0..=1 `[w, 3]`.
+    ///
+    /// # Safety
+    /// The buffers must be those of the running plan.
+    unsafe fn target_row(&self, image: usize, y: usize, row: &mut [f32]) {
+        let Extent { h, w, .. } = self.op.extent;
+        unsafe {
+            match self.op.target {
+                Target::Batch(batch) => {
+                    let code = *self.bytes.at(batch.augment_offset() + image);
+                    read_row(self.bytes.at(batch.lq_bytes() + image * h * w * 3), code, y, (h, w), row);
+                }
+                Target::Float(_) => {
+                    row.copy_from_slice(std::slice::from_raw_parts(self.target.at((image * h + y) * w * 3), w * 3));
+                }
+            }
+        }
+    }
+
+    /// All terms of one image. Not inlined: the similarity picks its vectors itself.
+    ///
+    /// # Safety
+    /// As above, and one task an image.
+    #[inline(never)]
+    unsafe fn image(&self, image: usize) {
+        let Extent { h, w, .. } = self.op.extent;
+        let size = h * w * 3;
+        // SAFETY: the images of a buffer are disjoint, and the scratch is this thread's
+        let (prediction, gradient, partial) = unsafe {
+            let prediction = std::slice::from_raw_parts(self.prediction.at(image * size).cast_const(), size);
+            (prediction, self.d_prediction.slice(image * size, size), self.parts.partial(image).at(0).cast::<f64>())
+        };
+        for (i, &(kind, weight)) in self.op.terms.iter().enumerate() {
+            let kind = similarity(kind);
+            let slope = self.slope * f64::from(weight);
+            // SAFETY: as above
+            unsafe {
+                let scratch = self.parts.scratch().slice(0, structural::scratch_floats(kind, h, w));
+                let target = |y: usize, row: &mut [f32]| self.target_row(image, y, row);
+                *partial.add(i) = structural::score_and_gradient(kind, prediction, target, h, w, slope, gradient, scratch);
+            }
+        }
+    }
+}
+
+impl Task for StructuralTask<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, task: usize) {
+        // SAFETY: one task an image
+        unsafe { self.image(task) }
+    }
+}
+
+/// Runs the structural losses; adds to the gradient and to the loss in the metrics.
+pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
+    let parts = ctx.parts(op.workspace, structural_workspace(op));
+    let images = op.extent.n;
+    let task = StructuralTask {
+        op,
+        parts,
+        bytes: ctx.pointer(op.target.buffer()),
+        target: ctx.floats(op.target.buffer()),
+        prediction: ctx.floats(op.prediction),
+        d_prediction: ctx.floats(op.d_prediction),
+        slope: -f64::from(ctx.scalars.micro_scale) / images as f64,
+    };
+    ctx.parallel(images, &task);
+    // SAFETY: the tasks are done
+    unsafe {
+        let metrics = ctx.pointer::<f64>(op.metrics).at(0);
+        for (i, &(_, weight)) in op.terms.iter().enumerate() {
+            let total: f64 = (0..images).map(|image| *parts.partial(image).at(0).cast::<f64>().add(i)).sum();
+            *metrics += f64::from(weight) * structural::loss(total / images as f64) * f64::from(ctx.scalars.micro_scale);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The losses a step may be trained on: the user's list of weighted kinds, and the two operations it is split into, one over
+//! single values and one over windows of an image. Depends on nothing but the plan's names.
+
+use super::{BatchLayout, BufferId, Extent};
+use serde::{Deserialize, Serialize};
+
+/// A loss as a user names it. The names of traiNNer-redux's option files (`l1loss` ...) are understood too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+pub enum LossKind {
+    /// mean |p - t|
+    #[serde(rename = "l1", alias = "l1loss")]
+    #[value(name = "l1", alias = "l1loss")]
+    L1,
+    /// mean sqrt((p - t)^2 + 1e-12)
+    #[serde(rename = "charbonnier", alias = "charbonnierloss")]
+    #[value(name = "charbonnier", alias = "charbonnierloss")]
+    Charbonnier,
+    /// mean (p - t)^2
+    #[serde(rename = "mse", alias = "mseloss")]
+    #[value(name = "mse", alias = "mseloss")]
+    Mse,
+    /// 1 - SSIM of the luma, mean over images
+    #[serde(rename = "ssim", alias = "ssimloss")]
+    #[value(name = "ssim", alias = "ssimloss")]
+    Ssim,
+    /// 1 - multi-scale SSIM of the luma, mean over images
+    #[serde(rename = "mssim", alias = "mssimloss")]
+    #[value(name = "mssim", alias = "mssimloss")]
+    MsSsim,
+}
+
+/// A loss of single values; every one is a mean over all values of the micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PixelLossKind {
+    /// mean |p - t|
+    L1,
+    /// mean sqrt((p - t)^2 + 1e-12)
+    Charbonnier,
+    /// mean (p - t)^2
+    Mse,
+}
+
+/// A loss of whole images: 1 - the mean over the micro-batch of a similarity in 0..=1 of each image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StructuralLossKind {
+    /// Mean SSIM of the clamped luma.
+    Ssim,
+    /// Five-level SSIM of the clamped luma, without the luminance term.
+    MultiScale,
+}
+
+/// Weighted terms of a [`PixelLoss`].
+pub type PixelTerms = Vec<(PixelLossKind, f32)>;
+/// Weighted terms of a [`StructuralLoss`].
+pub type StructuralTerms = Vec<(StructuralLossKind, f32)>;
+
+/// The user's list as the operations take it, each in the list's order.
+pub fn split_losses(losses: &[(LossKind, f32)]) -> (PixelTerms, StructuralTerms) {
+    let (mut pixel, mut structural) = (Vec::new(), Vec::new());
+    for &(kind, weight) in losses {
+        match kind {
+            LossKind::L1 => pixel.push((PixelLossKind::L1, weight)),
+            LossKind::Charbonnier => pixel.push((PixelLossKind::Charbonnier, weight)),
+            LossKind::Mse => pixel.push((PixelLossKind::Mse, weight)),
+            LossKind::Ssim => structural.push((StructuralLossKind::Ssim, weight)),
+            LossKind::MsSsim => structural.push((StructuralLossKind::MultiScale, weight)),
+        }
+    }
+    (pixel, structural)
+}
+
+/// Where the loss finds its target.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// The u8 HR patches of the staged batch, read through the augmentation index map.
+    Batch(BatchLayout),
+    /// A float buffer `[N, H, W, 3]`.
+    Float(BufferId),
+}
+
+impl Target {
+    /// The buffer it lies in.
+    pub fn buffer(&self) -> BufferId {
+        match *self {
+            Target::Batch(batch) => batch.buffer,
+            Target::Float(buffer) => buffer,
+        }
+    }
+}
+
+/// Weighted pixel losses and their gradient with respect to the prediction. Writes the gradient, which may lie on the
+/// prediction, and the loss, to which later micro-batches of an iteration add; so it comes first, and with no term at all it
+/// still clears both for the losses behind it.
+#[derive(Clone, Debug)]
+pub struct PixelLoss {
+    /// HR extent.
+    pub extent: Extent,
+    pub terms: PixelTerms,
+    /// `[N, H, W, 3]`
+    pub prediction: BufferId,
+    pub target: Target,
+    /// `[N, H, W, 3]`
+    pub d_prediction: BufferId,
+    pub metrics: BufferId,
+    pub workspace: Option<BufferId>,
+}
+
+/// Weighted structural losses; adds to the gradient and the loss that [`PixelLoss`] left. The prediction must still be whole,
+/// so its gradient needs a buffer of its own.
+#[derive(Clone, Debug)]
+pub struct StructuralLoss {
+    /// HR extent.
+    pub extent: Extent,
+    pub terms: StructuralTerms,
+    /// `[N, H, W, 3]`
+    pub prediction: BufferId,
+    pub target: Target,
+    /// `[N, H, W, 3]`
+    pub d_prediction: BufferId,
+    pub metrics: BufferId,
+    pub workspace: Option<BufferId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+
+    #[test]
+    fn names_of_the_user_and_of_the_framework_are_understood() {
+        for &kind in LossKind::value_variants() {
+            let name = serde_json::to_value(kind).unwrap();
+            let name = name.as_str().unwrap();
+            for name in [name.to_string(), format!("{name}loss")] {
+                assert_eq!(serde_json::from_value::<LossKind>(name.clone().into()).unwrap(), kind);
+                assert_eq!(LossKind::from_str(&name, true).unwrap(), kind);
+            }
+        }
+        assert_eq!(serde_json::to_value(LossKind::MsSsim).unwrap(), "mssim");
+    }
+
+    #[test]
+    fn the_split_keeps_weights_and_order() {
+        let (pixel, structural) =
+            split_losses(&[(LossKind::MsSsim, 0.1), (LossKind::Mse, 0.2), (LossKind::L1, 0.3), (LossKind::Ssim, 0.4)]);
+        assert_eq!(pixel, [(PixelLossKind::Mse, 0.2), (PixelLossKind::L1, 0.3)]);
+        assert_eq!(structural, [(StructuralLossKind::MultiScale, 0.1), (StructuralLossKind::Ssim, 0.4)]);
+    }
+}
