@@ -2,7 +2,7 @@
 //! computing it again and storing the difference costs far less than storing the LQ. Depends on `bands`. Promises integer
 //! arithmetic that gives the same on every machine; how near it comes to the LQ only decides the size.
 
-use super::bands::{Bands, LANES, Lane, PLANES, each, lane};
+use super::bands::{Bands, LANES, PLANES, lane};
 
 /// HR rows that the half-size filter looks at beyond each end of a band.
 const REACH: usize = 3;
@@ -18,19 +18,30 @@ pub enum Guess {
 
 /// Room for [`add`].
 pub struct Room {
+    /// Rows of the neighbouring bands.
     halo: Vec<u8>,
+    /// One row after the filter over the rows, and the same with its even and its odd columns apart.
     line: Vec<u8>,
+    apart: Vec<u8>,
+    /// One row of guesses.
+    guess: Vec<u8>,
 }
 
 impl Room {
     /// For HR patches in these bands.
     pub fn new(hr: Bands) -> Self {
-        Room { halo: vec![0; 2 * REACH * hr.stride()], line: vec![0; hr.stride() + 2 * REACH * LANES] }
+        let stride = hr.stride();
+        Room {
+            halo: vec![0; 2 * REACH * stride],
+            line: vec![0; stride],
+            apart: vec![0; stride + 2 * REACH * LANES],
+            guess: vec![0; stride / 2],
+        }
     }
 
     /// Bytes it takes.
     pub fn bytes(hr: Bands) -> usize {
-        2 * REACH * hr.stride() + hr.stride() + 2 * REACH * LANES
+        (2 * REACH + 2) * hr.stride() + hr.stride() / 2 + 2 * REACH * LANES
     }
 }
 
@@ -92,28 +103,27 @@ fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &m
             &halo[(r - hr.rows) * stride..(r - hr.rows + 1) * stride]
         }
     };
-    let edge = REACH * LANES;
+    let Room { line, apart, guess, .. } = room;
+    let (even, odd) = apart.split_at_mut((hr.width / 2 + REACH) * LANES);
     for (y, out) in lq_plane.chunks_exact_mut(lq.stride()).enumerate() {
-        let above: [&[u8]; 8] = std::array::from_fn(|i| row(2 * y + i));
-        let line = &mut room.line;
-        shrink_rows(above, &mut line[edge..edge + stride]);
-        let (first, last) = (lane(&line[edge..]), lane(&line[edge + stride - LANES..]));
-        for i in 0..REACH {
-            line[i * LANES..(i + 1) * LANES].copy_from_slice(&first);
-            line[edge + stride + i * LANES..][..LANES].copy_from_slice(&last);
+        shrink(std::array::from_fn(|i| row(2 * y + i)), line);
+        // with even and odd columns apart, the eight columns of a pixel are eight rows to run along
+        let source = |column: usize| &line[column.saturating_sub(REACH).min(hr.width - 1) * LANES..][..LANES];
+        for (i, (even, odd)) in even.chunks_exact_mut(LANES).zip(odd.chunks_exact_mut(LANES)).enumerate() {
+            even.copy_from_slice(source(2 * i));
+            odd.copy_from_slice(source(2 * i + 1));
         }
-        for (x, out) in out.chunks_exact_mut(LANES).enumerate() {
-            let near = &line[2 * x * LANES..(2 * x + 8) * LANES];
-            let guess: Lane = each(|k| half(std::array::from_fn(|i| near[i * LANES + k])));
-            for (out, g) in out.iter_mut().zip(guess) {
-                *out = out.wrapping_add(g);
-            }
+        let side = |j: usize| if j % 2 == 0 { &even[j / 2 * LANES..] } else { &odd[j / 2 * LANES..] };
+        shrink(std::array::from_fn(side), guess);
+        for (out, g) in out.iter_mut().zip(&*guess) {
+            *out = out.wrapping_add(*g);
         }
     }
 }
 
+/// [`half`] along eight rows.
 #[inline(always)]
-fn shrink_rows(rows: [&[u8]; 8], out: &mut [u8]) {
+fn shrink(rows: [&[u8]; 8], out: &mut [u8]) {
     let rows = rows.map(|row| &row[..out.len()]);
     for (i, out) in out.iter_mut().enumerate() {
         *out = half(std::array::from_fn(|j| rows[j][i]));
