@@ -1,6 +1,7 @@
 //! The command line: one file per command turns flags into plain configuration and calls the library.
 
 mod shard;
+mod shards;
 mod synth;
 
 use clap::{Parser, Subcommand};
@@ -18,6 +19,7 @@ struct Cli {
 enum Command {
     Synth(synth::Args),
     Shard(shard::Args),
+    Shards(shards::Args),
 }
 
 /// Parses, runs and reports: 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong usage.
@@ -26,6 +28,7 @@ pub fn main() -> ExitCode {
     let result: anyhow::Result<()> = match cli.command {
         Command::Synth(args) => synth::run(&args),
         Command::Shard(args) => shard::run(&args),
+        Command::Shards(args) => shards::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
