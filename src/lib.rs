@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod dataset;
+pub mod eval;
 pub mod files;
 pub mod loader;
 pub mod metrics;
@@ -13,5 +14,6 @@ pub mod progress;
 pub mod report;
 pub mod rng;
 pub mod shard;
+pub mod system;
 pub mod train;
 pub mod upscale;

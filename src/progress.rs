@@ -17,6 +17,8 @@ pub struct Progress {
     done: AtomicU64,
     bar: Option<ProgressBar>,
     plain: bool,
+    /// Plain lines come from the caller alone.
+    silent: bool,
     started: Instant,
     last_line: Mutex<Instant>,
 }
@@ -40,9 +42,17 @@ impl Progress {
             done: AtomicU64::new(0),
             bar,
             plain: !terminal,
+            silent: false,
             started: now,
             last_line: Mutex::new(now),
         }
+    }
+
+    /// As [`Progress::new`], but silent where there is no terminal, for work that prints better lines of its own.
+    pub fn bar_only(label: &str, total: u64, unit: &str) -> Self {
+        let mut progress = Self::new(label, total, unit);
+        progress.silent = true;
+        progress
     }
 
     /// Shows nothing: for tests and for callers with `--quiet`.
@@ -54,6 +64,7 @@ impl Progress {
             done: AtomicU64::new(0),
             bar: None,
             plain: false,
+            silent: false,
             started: now,
             last_line: Mutex::new(now),
         }
@@ -76,7 +87,7 @@ impl Progress {
         let done = self.done.fetch_add(steps, Ordering::Relaxed) + steps;
         if let Some(bar) = &self.bar {
             bar.set_position(done);
-        } else if self.plain {
+        } else if self.plain && !self.silent {
             let Ok(mut last) = self.last_line.try_lock() else { return };
             if last.elapsed() >= PLAIN_INTERVAL {
                 *last = Instant::now();

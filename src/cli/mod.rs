@@ -1,10 +1,19 @@
 //! The command line: one file per command turns flags into plain configuration and calls the library.
 
+mod demo;
+mod eval;
 mod shard;
 mod shards;
 mod synth;
+mod train;
+mod upscale;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+use paragon::backend::cpu::CpuOptions;
+use paragon::train::{ModelHints, read_model};
+use paragon::upscale::Upscaler;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Train super-resolution networks from a folder of photographs, with every byte of memory known before the first step.
@@ -17,18 +26,57 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Synth(synth::Args),
     Shard(shard::Args),
     Shards(shards::Args),
+    Train(Box<train::Args>),
+    Eval(eval::Args),
+    Upscale(upscale::Args),
+}
+
+/// Which network to apply, and how.
+#[derive(clap::Args)]
+struct ModelArgs {
+    /// Network file (safetensors): `model.safetensors` of a run, or one saved from PyTorch
+    #[arg(long, short, value_name = "FILE")]
+    model: PathBuf,
+    /// For files that do not say it themselves: the network's name
+    #[arg(long, value_name = "NAME")]
+    network: Option<String>,
+    /// For files that do not say it themselves: the scale
+    #[arg(long)]
+    scale: Option<usize>,
+    /// For files that do not say it themselves: upsampler_alpha
+    #[arg(long)]
+    alpha: Option<f32>,
+    /// Side of a tile in LQ pixels; the result does not depend on it
+    #[arg(long, default_value_t = paragon::upscale::DEFAULT_TILE, value_name = "PIXELS")]
+    tile: usize,
+    /// Threads [default: one for each core]
+    #[arg(long, default_value_t = 0, value_name = "N", hide_default_value = true)]
+    threads: usize,
+}
+
+impl ModelArgs {
+    fn upscaler(&self) -> Result<Upscaler> {
+        let hints = ModelHints { arch: self.network.clone(), scale: self.scale, alpha: self.alpha };
+        let (net, params, _) = read_model(&self.model, &hints)?;
+        Upscaler::new(net, params, CpuOptions::new(self.threads), self.tile)
+    }
 }
 
 /// Parses, runs and reports: 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong usage.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result: anyhow::Result<()> = match cli.command {
+        Command::Demo(args) => demo::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Shard(args) => shard::run(&args),
         Command::Shards(args) => shards::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Upscale(args) => upscale::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Sides in pixels: JPEG and WebP both end at or above this.
-const MAX_SIDE: u32 = 16_384;
+/// Longest side in pixels: such a picture takes 1.5 GB of memory while it is drawn.
+const MAX_SIDE: u32 = 8192;
 /// The shortest file number, so that small sets sort by name too.
 const MIN_DIGITS: usize = 6;
 
@@ -33,14 +33,15 @@ pub struct Args {
     /// The same seed gives the same pictures.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// What kind of file to write.
     #[arg(long, value_enum, default_value_t = Format::Png)]
     format: Format,
     /// JPEG quality, 1 to 100.
     #[arg(long, default_value_t = 92, value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
     /// Worker threads; 0 for one a processor.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    threads: u16,
     /// Keep the files that are there already and write the missing ones, for going on after an interruption.
     #[arg(long)]
     resume: bool,
@@ -65,12 +66,20 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
     Ok((side(width)?, side(height)?))
 }
 
-/// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+/// What was drawn.
+pub struct Drawn {
+    written: u64,
+    kept: u64,
+    bytes: u64,
+    seconds: f64,
+}
+
+/// Draws and writes the pictures.
+pub fn draw(args: &Args) -> Result<Drawn> {
     ensure!(args.count > 0, "--count 0: expected at least one picture");
     files::create_folder(&args.out)?;
     let digits = (args.count - 1).to_string().len().max(MIN_DIGITS);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build().context("cannot start the worker threads")?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.into()).build().context("cannot start the worker threads")?;
     let started = Instant::now();
     let (bytes, kept) = (AtomicU64::new(0), AtomicU64::new(0));
     let progress = Progress::new("synth", args.count, "pictures");
@@ -91,8 +100,12 @@ pub fn run(args: &Args) -> Result<()> {
     progress.finish();
     result?;
     let kept = kept.into_inner();
-    let (bytes, seconds) = (bytes.into_inner(), started.elapsed().as_secs_f64());
-    let written = args.count - kept;
+    Ok(Drawn { written: args.count - kept, kept, bytes: bytes.into_inner(), seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let Drawn { written, kept, bytes, seconds } = draw(args)?;
     let rate = written as f64 / seconds.max(1e-9);
     if args.json {
         let summary = serde_json::json!({
@@ -123,6 +136,11 @@ impl Format {
 }
 
 impl Args {
+    /// `count` square PNG pictures of `side` pixels, otherwise with the command's defaults.
+    pub fn squares(out: PathBuf, count: u64, side: u32, seed: u64, threads: u16) -> Args {
+        Args { out, count, size: (side, side), seed, format: Format::Png, quality: 90, threads, resume: false, json: false }
+    }
+
     /// The picture as a file's bytes.
     fn encode(&self, image: &RgbImage) -> Result<Vec<u8>> {
         let mut data = Vec::new();

@@ -61,7 +61,7 @@ fn round(data: &[u16]) -> Vec<u8> {
 
 /// Drops the last of two or four channels, in place.
 fn without_alpha<T: Copy>(mut data: Vec<T>, channels: usize) -> Vec<T> {
-    if channels % 2 == 0 {
+    if channels.is_multiple_of(2) {
         let kept = channels - 1;
         let pixels = data.len() / channels;
         for i in 0..pixels {

@@ -81,8 +81,7 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
     guarded(path, || {
         let (mut file, format) = open(path, limits)?;
         if format != ImageFormat::Jpeg {
-            let decoder = decoder(file, format, limits)?;
-            return read(decoder, limits);
+            return read(decoder(file, format, limits)?, format, limits);
         }
         let head = JpegHead::read(&mut file)?;
         head.check(limits)?; // before the rest of the file is read into memory
@@ -92,7 +91,7 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
         // The decoder paints what is missing grey and reports success; half-grey pictures must not be trained on.
         let ended = bytes[head.bytes.len().min(bytes.len())..].windows(2).any(|w| w == [0xFF, 0xD9]);
         ensure!(ended, "the JPEG data are cut short (no end marker in {} bytes); fetch the file again", bytes.len());
-        read(decoder(Cursor::new(bytes), format, limits)?, limits)
+        read(decoder(Cursor::new(bytes), format, limits)?, format, limits)
     })
 }
 
@@ -188,7 +187,7 @@ fn size_upright(decoder: &mut impl ImageDecoder, limits: &Limits) -> Result<(u32
 }
 
 /// Reads the pixels and brings them to upright 8-bit sRGB.
-fn read(mut decoder: impl ImageDecoder, limits: &Limits) -> Result<Decoded> {
+fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits) -> Result<Decoded> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
     let colour = decoder.color_type();
@@ -212,16 +211,16 @@ fn read(mut decoder: impl ImageDecoder, limits: &Limits) -> Result<Decoded> {
     let pixels = width as usize * height as usize; // fits: checked against the limits above
     let samples = if deep {
         let mut data = zeroed::<u16>(pixels * channels)?;
-        read_into(decoder, bytemuck::cast_slice_mut(&mut data))?;
+        read_into(decoder, format, bytemuck::cast_slice_mut(&mut data))?;
         Samples::Deep(data)
     } else {
         let mut data = zeroed::<u8>(pixels * channels)?;
-        read_into(decoder, &mut data)?;
+        read_into(decoder, format, &mut data)?;
         Samples::Plain(data)
     };
 
     let mut notes = Vec::new();
-    if channels % 2 == 0 {
+    if channels.is_multiple_of(2) {
         notes.push(Note::Alpha);
     }
     let (data, profile_note) = colour::to_srgb(samples, channels, profile.as_deref());
@@ -250,9 +249,9 @@ fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Result<Vec<T>> {
     Ok(data)
 }
 
-fn read_into(decoder: impl ImageDecoder, data: &mut [u8]) -> Result<()> {
+fn read_into(decoder: impl ImageDecoder, format: ImageFormat, data: &mut [u8]) -> Result<()> {
     ensure!(decoder.total_bytes() == data.len() as u64, "the decoder wants {} bytes for {}", decoder.total_bytes(), data.len());
-    decoder.read_image(data).map_err(|e| explain(e, "pixel"))
+    decoder.read_image(data).map_err(|e| explain(e, format_name(format)))
 }
 
 /// A JPEG file up to the header of its first scan.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Extensions of picture files, compared without regard to case. Files with any other extension are counted and left.
 const EXTENSIONS: [&str; 9] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp"];
-/// Words in a folder's name that say which side it holds.
+/// Words in a folder's name, or at the end of a file's, that say which side it holds.
 const HR_WORDS: [&str; 5] = ["hr", "gt", "hires", "highres", "groundtruth"];
 const LQ_WORDS: [&str; 4] = ["lq", "lr", "lores", "lowres"];
 
@@ -45,9 +45,9 @@ pub struct Scan {
     pub hr_root: PathBuf,
     /// The folder the LQ pictures are in, or nothing where they are to be made.
     pub lq_root: Option<PathBuf>,
-    /// Picture files seen below `hr_root`.
+    /// Picture files seen below `hr_root` (of the HR side, where both sides share a folder).
     pub hr_files: usize,
-    /// Picture files seen below `lq_root`.
+    /// Picture files seen below `lq_root`, likewise.
     pub lq_files: usize,
     /// Files without a picture's extension: left out and not listed. Hidden files are not counted at all.
     pub ignored: usize,
@@ -68,7 +68,8 @@ pub struct ScanOptions {
 ///
 /// A folder is taken by its name, in any case: `hr`, `gt`, `HR_x2`, `DIV2K_train_HR` beside `lq`, `lr_x2_bicubic`,
 /// `DIV2K_train_LR_bicubic/X2` ... A `root` without such folders is itself the HR folder, and the LQ is to be made. Partners
-/// have the same relative path without extension; the LQ's may end in the scale (`0001x2`). Fails where a folder is missing,
+/// have the same relative path without extension; the LQ's may end in the scale (`0001x2`). Both sides may also lie in one
+/// folder, told apart by the end of their names (`img_001_SRF_2_HR.png`, `img_001_SRF_2_LR.png`). Fails where a folder is missing,
 /// more than one folder could be meant, or no picture is left.
 pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     ensure!(root.exists(), "{} does not exist: expected a folder of pictures", root.display());
@@ -76,9 +77,17 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     let (hr_root, lq_root) = choose_folders(root, options)?;
     let hr = walk(&hr_root, lq_root.as_deref())?;
     let lq = lq_root.as_deref().map(|folder| walk(folder, Some(&hr_root))).transpose()?;
-    if options.hr.is_none() && lq.is_none() {
-        check_no_pairs_below(&hr_root, &hr)?;
-    }
+    let (hr, lq, lq_root) = match lq {
+        Some(lq) => (hr, Some(lq), lq_root),
+        None if options.hr.is_some() => (hr, None, None),
+        None => {
+            check_no_pairs_below(&hr_root, &hr)?;
+            match split_by_ending(hr, options.scale) {
+                (hr, Some(lq)) => (hr, Some(lq), Some(hr_root.clone())),
+                (hr, None) => (hr, None, None),
+            }
+        }
+    };
     let (hr_files, lq_files) = (hr.files(), lq.as_ref().map_or(0, Walk::files));
     let ignored = hr.ignored + lq.as_ref().map_or(0, |w| w.ignored);
     let hint = format!("looked for {} in it and its folders", EXTENSIONS.join(", "));
@@ -333,6 +342,37 @@ fn check_no_pairs_below(root: &Path, hr: &Walk) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Tells HR from LQ by the last word of each name, where at least one pair in the folder is named so. The names lose that
+/// word. What was made for another scale (`SRF_4` in the name) is rejected.
+fn split_by_ending(walk: Walk, scale: u32) -> (Walk, Option<Walk>) {
+    fn side(stem: &str) -> Option<(Side, &str)> {
+        let (key, word) = stem.rsplit_once(['_', '-'])?;
+        let is = |words: &[&str]| words.iter().any(|w| w.eq_ignore_ascii_case(word));
+        if is(&HR_WORDS) { Some((Side::Hr, key)) } else { is(&LQ_WORDS).then_some((Side::Lq, key)) }
+    }
+    let keys = |wanted| -> HashSet<&str> {
+        walk.found.iter().filter_map(|(stem, _)| side(stem)).filter(|(s, _)| *s == wanted).map(|(_, key)| key).collect()
+    };
+    if keys(Side::Hr).is_disjoint(&keys(Side::Lq)) {
+        return (walk, None);
+    }
+    let mut hr = Walk { found: Vec::new(), rejected: walk.rejected, ignored: walk.ignored };
+    let mut lq = Walk::default();
+    for (stem, path) in walk.found {
+        let (side, key) = side(&stem).unwrap_or((Side::Hr, &stem));
+        let made_for = key.to_ascii_lowercase().split_once("srf_").and_then(|(_, rest)| {
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse::<u32>().ok()
+        });
+        let walk = if side == Side::Hr { &mut hr } else { &mut lq };
+        match made_for.filter(|s| *s != scale) {
+            Some(other) => walk.rejected.push(Reject { path, reason: format!("its name says scale {other}, not {scale}") }),
+            None => walk.found.push((key.to_string(), path)),
+        }
+    }
+    (hr, Some(lq))
 }
 
 /// Splits off files of one stem (`a.png` and `a.jpg`), of which none can be told to be the right one.

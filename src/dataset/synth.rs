@@ -22,7 +22,8 @@ const REMAINDER: f64 = 0.002;
 
 type Colour = [f32; 3];
 
-/// The picture with this number under this seed, `width` x `height` pixels.
+/// The picture with this number under this seed, `width` x `height` pixels. Takes 23 bytes of memory a pixel while it
+/// works.
 pub fn picture(seed: u64, index: u64, width: u32, height: u32) -> RgbImage {
     let mut rng = Rng::new(&[PURPOSE, seed, index]);
     let scene = Scene::draw(&mut rng, width, height);
@@ -76,7 +77,7 @@ struct Scene {
 impl Scene {
     fn draw(rng: &mut Rng, width: u32, height: u32) -> Scene {
         let side = f64::from(width.max(height));
-        let (middle, spread) = (rng.range(0.3, 0.6), rng.range(0.15, 0.5));
+        let (middle, spread) = (rng.range(0.3, 0.6), rng.range(0.2, 0.6));
         let vivid = rng.unit() * rng.unit();
         let palette = (0..3 + rng.below(4))
             .map(|_| {
@@ -84,7 +85,7 @@ impl Scene {
                 colour(rng, light, 0.03 + 0.45 * vivid)
             })
             .collect();
-        let smallest = 1.5 + 8.0 * rng.unit() * rng.unit();
+        let smallest = 1.5 + 12.0 * rng.unit() * rng.unit();
         let turn = rng.unit() as f32;
         Scene {
             width: width as f32,
@@ -349,24 +350,22 @@ impl Canvas {
     }
 
     /// Blurs with (blur, 1 - 2 blur, blur) in both directions and rounds to bytes.
-    fn finish(self, blur: f32) -> RgbImage {
+    fn finish(mut self, blur: f32) -> RgbImage {
         let (width, height) = (self.width, self.height);
-        let at = |row: &[Colour], x: usize, c: usize| {
-            let (before, after) = (row[x.saturating_sub(1)][c], row[(x + 1).min(width - 1)][c]);
-            (1.0 - 2.0 * blur) * row[x][c] + blur * (before + after)
-        };
-        let rows: Vec<Vec<Colour>> = if width == 0 {
-            Vec::new()
-        } else {
-            self.colour.chunks(width).map(|row| (0..width).map(|x| std::array::from_fn(|c| at(row, x, c))).collect()).collect()
-        };
+        let mix = |before: f32, here: f32, after: f32| (1.0 - 2.0 * blur) * here + blur * (before + after);
+        for row in self.colour.chunks_mut(width.max(1)) {
+            let mut before = row[0];
+            for x in 0..width {
+                let (here, after) = (row[x], row[(x + 1).min(width - 1)]);
+                row[x] = std::array::from_fn(|c| mix(before[c], here[c], after[c]));
+                before = here;
+            }
+        }
+        let row = |y: usize| &self.colour[y * width..][..width];
         RgbImage::from_fn(width as u32, height as u32, |x, y| {
             let (x, y) = (x as usize, y as usize);
-            let (above, here, below) = (&rows[y.saturating_sub(1)][x], &rows[y][x], &rows[(y + 1).min(height - 1)][x]);
-            image::Rgb(std::array::from_fn(|c| {
-                let value = (1.0 - 2.0 * blur) * here[c] + blur * (above[c] + below[c]);
-                (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8
-            }))
+            let (above, here, below) = (row(y.saturating_sub(1))[x], row(y)[x], row((y + 1).min(height - 1))[x]);
+            image::Rgb(std::array::from_fn(|c| (mix(above[c], here[c], below[c]).clamp(0.0, 1.0) * 255.0 + 0.5) as u8))
         })
     }
 }

@@ -1,7 +1,27 @@
-//! Line charts.
+//! Line charts as SVG: loss and quality over time. Depends on `files` and on plotters; promises legible axes for any finite
+//! data, and a whole file or none.
 
-use anyhow::{Result, bail};
+use crate::files::write_atomic;
+use anyhow::{Result, anyhow, ensure};
+use plotters::coord::ranged1d::ValueFormatter;
+use plotters::prelude::*;
+use std::io::Write;
 use std::path::Path;
+
+/// Size of the picture in SVG units.
+const SIZE: (u32, u32) = (960, 540);
+/// Colours that are told apart in print and with red-green blindness (Okabe & Ito, 2008).
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(40, 40, 40),
+];
+const FONT: &str = "sans-serif";
+const INK: RGBColor = RGBColor(30, 32, 36);
 
 /// One line of a chart.
 pub struct Series {
@@ -11,8 +31,225 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Writes a line chart as SVG.
+/// Writes a line chart to `path` as SVG. With `log_y` the y axis is logarithmic. Points that cannot be placed (not finite,
+/// or not positive on a logarithmic axis) are left out. Fails where no point is left or the file cannot be written.
 pub fn line_chart(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: bool, path: &Path) -> Result<()> {
-    let _ = (title, x_label, y_label, series, log_y);
-    bail!("{}: not written yet", path.display())
+    let svg = draw(title, x_label, y_label, series, log_y).map_err(|e| anyhow!("cannot draw {}: {e}", path.display()))?;
+    write_atomic(path, |out| Ok(out.write_all(svg.as_bytes())?))
+}
+
+/// The smallest and the largest value.
+fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+}
+
+/// An axis a little longer than its data.
+fn padded((low, high): (f64, f64), share: f64) -> (f64, f64) {
+    let room = (high - low) * share;
+    let room = if room > 0.0 { room } else { low.abs().max(1.0) * 0.05 };
+    (low - room, high + room)
+}
+
+fn draw(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: bool) -> Result<String> {
+    let usable = |&(x, y): &(f64, f64)| x.is_finite() && y.is_finite() && (!log_y || y > 0.0);
+    let lines: Vec<(&str, Vec<(f64, f64)>)> =
+        series.iter().map(|s| (s.name.as_str(), s.points.iter().copied().filter(usable).collect())).collect();
+    let all = || lines.iter().flat_map(|(_, points)| points);
+    ensure!(all().next().is_some(), "there is no point to draw");
+    let (x_low, x_high) = span(all().map(|p| p.0));
+    let x = if x_low < x_high { (x_low, x_high) } else { padded((x_low, x_high), 0.0) };
+    // A logarithmic axis is a linear one of exponents, labelled with the values: plotters' own has no ticks within a decade.
+    let place = |v: f64| if log_y { v.log10() } else { v };
+    let y = padded(span(all().map(|p| place(p.1))), 0.05);
+
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, (FONT, 22).into_font().color(&INK))
+            .margin(16)
+            .x_label_area_size(48)
+            .y_label_area_size(76)
+            .build_cartesian_2d(x.0..x.1, Axis { low: y.0, high: y.1, log: log_y })?;
+        chart
+            .configure_mesh()
+            .x_desc(x_label)
+            .y_desc(y_label)
+            .x_labels(9)
+            .y_labels(9)
+            .x_label_formatter(&|v| number(*v))
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(225, 227, 230))
+            .axis_style(RGBColor(120, 124, 130))
+            .label_style((FONT, 14).into_font().color(&INK))
+            .axis_desc_style((FONT, 15).into_font().color(&INK))
+            .draw()?;
+        for (i, (name, points)) in lines.iter().enumerate() {
+            let style = COLOURS[i % COLOURS.len()].stroke_width(2);
+            let points: Vec<(f64, f64)> = points.iter().map(|&(x, y)| (x, place(y))).collect();
+            if let [only] = points.as_slice() {
+                chart.draw_series(std::iter::once(Circle::new(*only, 4, style.color.filled())))?;
+            }
+            chart
+                .draw_series(LineSeries::new(points, style))?
+                .label(*name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], style));
+        }
+        chart
+            .configure_series_labels()
+            .position(emptiest_corner(&lines, x, y, place))
+            .legend_area_size(30)
+            .margin(10)
+            .background_style(WHITE.mix(0.85))
+            .border_style(RGBColor(200, 202, 206))
+            .label_font((FONT, 14).into_font().color(&INK))
+            .draw()?;
+        root.present()?;
+    }
+    Ok(svg)
+}
+
+/// The corner whose surroundings the lines cross least, for the legend.
+fn emptiest_corner(lines: &[(&str, Vec<(f64, f64)>)], x: (f64, f64), y: (f64, f64), place: impl Fn(f64) -> f64) -> SeriesLabelPosition {
+    use SeriesLabelPosition::{LowerLeft, LowerRight, UpperLeft, UpperRight};
+    /// Points looked at on the way from one point of a line to the next.
+    const BETWEEN: usize = 32;
+    let mut crossed = [0usize; 4]; // upper right, lower right, upper left, lower left
+    let share = |v: f64, (low, high): (f64, f64)| (v - low) / (high - low);
+    for pair in lines.iter().flat_map(|(_, points)| points.windows(2)) {
+        for i in 0..=BETWEEN {
+            let t = i as f64 / BETWEEN as f64;
+            let across = share(pair[0].0 + (pair[1].0 - pair[0].0) * t, x);
+            let up = share(place(pair[0].1) + (place(pair[1].1) - place(pair[0].1)) * t, y);
+            let corner = usize::from(up < 0.5) + 2 * usize::from(across < 0.5);
+            crossed[corner] += usize::from((up - 0.5).abs() > 0.25 && (across - 0.5).abs() > 0.25);
+        }
+    }
+    let least = (0..4).min_by_key(|&corner| crossed[corner]).unwrap_or(0);
+    [UpperRight, LowerRight, UpperLeft, LowerLeft][least].clone()
+}
+
+/// The y axis: values, or exponents of ten that are shown as values.
+#[derive(Clone)]
+struct Axis {
+    low: f64,
+    high: f64,
+    log: bool,
+}
+
+impl Ranged for Axis {
+    type FormatOption = plotters::coord::ranged1d::NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let share = (value - self.low) / (self.high - self.low);
+        limit.0 + (share * f64::from(limit.1 - limit.0)).round() as i32
+    }
+
+    fn key_points<Hint: plotters::coord::ranged1d::KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        if self.log {
+            let values = log_ticks(self.low, self.high, hint.max_num_points());
+            return values.into_iter().map(f64::log10).collect();
+        }
+        ticks(self.low, self.high, hint.max_num_points())
+    }
+
+    fn range(&self) -> std::ops::Range<f64> {
+        self.low..self.high
+    }
+}
+
+impl ValueFormatter<f64> for Axis {
+    fn format_ext(&self, value: &f64) -> String {
+        number(if self.log { 10f64.powf(*value) } else { *value })
+    }
+}
+
+/// Round values (1, 2 or 5 times a power of ten apart) within a range, at most `most` of them where that can be.
+fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
+    let rough = (high - low) / most.max(2) as f64;
+    let decade = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * decade).find(|step| *step >= rough).unwrap_or(10.0 * decade);
+    let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
+    (first..=last).take(1000).map(|i| i as f64 * step).collect()
+}
+
+/// Values for an axis of exponents: powers of ten, with more between them while there is room, and plain round values where
+/// the range is less than a decade.
+fn log_ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
+    if high - low < 1.0 {
+        return ticks(10f64.powf(low), 10f64.powf(high), most);
+    }
+    let decades: Vec<i32> = (low.floor() as i32..=high.ceil() as i32).collect();
+    let within = |steps: &[f64]| -> Vec<f64> {
+        let values = decades.iter().flat_map(|&d| steps.iter().map(move |s| s * 10f64.powi(d)));
+        values.filter(|v| (low..=high).contains(&v.log10())).collect()
+    };
+    let choices = [&[1.0, 2.0, 3.0, 4.0, 6.0, 8.0][..], &[1.0, 2.0, 5.0][..], &[1.0, 3.0][..], &[1.0][..]].map(within);
+    let few = choices.iter().find(|values| values.len() <= most).unwrap_or(&choices[3]);
+    few.iter().step_by(few.len().div_ceil(most.max(1)).max(1)).copied().collect()
+}
+
+/// A number with up to four digits that matter.
+fn number(value: f64) -> String {
+    let size = value.abs();
+    if size != 0.0 && !(1e-3..1e7).contains(&size) {
+        return format!("{value:.3e}").replace(".000e", "e").replace("00e", "e");
+    }
+    let text = format!("{value:.*}", if size >= 1000.0 { 0 } else { 5 });
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(name: &str, points: &[(f64, f64)]) -> Series {
+        Series { name: name.into(), points: points.to_vec() }
+    }
+
+    #[test]
+    fn charts_of_ordinary_and_odd_data() {
+        let falling: Vec<_> = (1..200).map(|i| (f64::from(i) * 10.0, 0.5 / f64::from(i) + 0.01)).collect();
+        let odd = [(1.0, f64::NAN), (2.0, 0.0), (3.0, -1.0), (4.0, 0.3), (f64::INFINITY, 1.0)];
+        for log in [false, true] {
+            for lines in [
+                vec![series("loss", &falling), series("smooth & <fast>", &odd)],
+                vec![series("one point", &[(5.0, 3.0)])],
+                vec![series("level", &[(0.0, 2.0), (9.0, 2.0)]), series("empty", &[])],
+                vec![series("wide", &[(0.0, 1e-12), (1e9, 1e12)])],
+            ] {
+                let svg = draw("Loss", "iteration", "L1", &lines, log).unwrap();
+                assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+                assert!(svg.contains("iteration") && !svg.contains("NaN") && !svg.contains("<fast>"), "{svg}");
+            }
+        }
+    }
+
+    #[test]
+    fn rejects_a_chart_without_points_and_names_the_file() {
+        let path = Path::new("loss.svg");
+        let error = line_chart("t", "x", "y", &[series("none", &[(0.0, -1.0)])], true, path).unwrap_err();
+        assert!(error.to_string().contains("loss.svg"));
+    }
+
+    #[test]
+    fn ticks_are_round_and_few() {
+        assert_eq!(ticks(0.0, 10.0, 6), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(log_ticks(-2.0, 0.5, 9).len(), 8); // 0.01 0.02 0.05 ... 1 2
+        let close = log_ticks(0.02f64.log10(), 0.08f64.log10(), 9);
+        assert!(close.len() >= 4 && close.len() <= 9, "{close:?}");
+        for most in 1..12 {
+            assert!(log_ticks(-30.0, 30.0, most).len() <= most.max(1));
+        }
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let cases = [(0.0, "0"), (0.30000000000000004, "0.3"), (10000.0, "10000"), (31.5, "31.5"), (1e-5, "1e-5"), (2.5e8, "2.5e8")];
+        for (value, text) in cases {
+            assert_eq!(number(value), text);
+        }
+    }
 }

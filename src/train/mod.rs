@@ -1,13 +1,16 @@
-//! Training: schedule, loop, checkpoints, logging. (Being written.)
+//! Training: configuration, schedule, the loop, state and network files, the log. Depends on the loader, the networks and the
+//! backends. It promises that a resumed run ends in the same bits as an unbroken one.
 
 mod config;
 mod log;
 mod model_file;
+mod run;
 mod schedule;
 mod state;
 
 pub use config::{FIXED_ON_RESUME, LossTerm, TrainConfig};
 pub use log::{Log, LogLine};
 pub use model_file::{ModelHints, ModelMeta, read_model, write_model};
+pub use run::{HostMemory, RunOptions, Summary, duration_text, model_path, train};
 pub use schedule::{Decay, Schedule, ema_decay};
 pub use state::{State, list_states, newest_state, state_path};

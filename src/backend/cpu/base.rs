@@ -2,6 +2,7 @@
 //! separable and zero padded as in the published networks. A band of rows at a time, from plain loops over contiguous RGB.
 
 use crate::plan::Extent;
+use std::ops::Range;
 
 /// Sharpening taps (symmetric, over 32), then blur taps (over 16).
 const SHARP: [f32; 7] = [-1.0 / 32.0, 0.0, 9.0 / 32.0, 16.0 / 32.0, 9.0 / 32.0, 0.0, -1.0 / 32.0];
@@ -31,10 +32,11 @@ fn correlate<const K: usize>(padded: &[f32], taps: &[f32; K], out: &mut [f32]) {
     }
 }
 
-/// Base rows of LQ rows `start..end` of one image `[h][w][3]`: writes `[(end - start) * scale][w * scale][3]` to `out`.
+/// Base rows of a band of LQ rows of one image `[h][w][3]`, for a scale and a strength alpha: writes `[rows * scale][w * scale][3]` to
+/// `out`; `scratch` has [`scratch`] elements.
 #[inline(always)]
-pub fn rows(image: &[f32], extent: Extent, scale: usize, alpha: f32, start: usize, end: usize, scratch: &mut [f32], out: &mut [f32]) {
-    let (h, w) = (extent.h, extent.w);
+pub fn rows(image: &[f32], extent: Extent, (scale, alpha): (usize, f32), band: Range<usize>, scratch: &mut [f32], out: &mut [f32]) {
+    let (h, w, start, end) = (extent.h, extent.w, band.start, band.end);
     let (row, wide) = (w * 3, w * scale * 3);
     let count = end - start;
     let (sharp_h, rest) = scratch.split_at_mut((count + 2 * REACH) * row);

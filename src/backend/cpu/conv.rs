@@ -58,7 +58,7 @@ impl Task for Forward<'_> {
                 load(row + 1);
                 let rows = [slot(row - 1).cast_const(), slot(row).cast_const(), slot(row + 1).cast_const()];
                 for dy in 0..shuffle {
-                    row_product::<S>(&RowProduct {
+                    let product = RowProduct {
                         rows: &rows,
                         stride: cin,
                         taps: 3 * cin,
@@ -67,7 +67,12 @@ impl Task for Forward<'_> {
                         start: Start::Bias(self.parts.shared().at(whole(packed(self.op)) + dy * lanes)),
                         out: self.output.at(((image * h + y) * shuffle + dy) * w * lanes),
                         w,
-                    });
+                    };
+                    match cin {
+                        3 => row_product::<S, 3>(&product),
+                        16 => row_product::<S, 16>(&product),
+                        _ => row_product::<S, 0>(&product),
+                    }
                 }
             }
         }
@@ -166,7 +171,7 @@ impl Task for Backward<'_> {
                         rows[dy * 3 + k] = d_slot(row - 1 + k as isize, dy).cast_const();
                     }
                 }
-                row_product::<S>(&RowProduct {
+                let product = RowProduct {
                     rows: &rows[..3 * shuffle],
                     stride: lanes,
                     taps: 3 * lanes,
@@ -175,7 +180,12 @@ impl Task for Backward<'_> {
                     start: Start::Bias(self.parts.shared().at(packed(self.op))),
                     out,
                     w,
-                });
+                };
+                match lanes {
+                    16 => row_product::<S, 16>(&product),
+                    32 => row_product::<S, 32>(&product),
+                    _ => row_product::<S, 0>(&product),
+                }
             }
         }
     }

@@ -5,8 +5,10 @@
 use super::simd::Simd;
 
 /// Numerator of erf(u) / u in u^2, constant term first.
+#[allow(clippy::approx_constant, clippy::excessive_precision)] // fitted, not 2 / sqrt(pi); digits as the fit gave them
 const P: [f32; 6] = [1.128_379, 0.194_020_39, 0.053_205_03, 0.003_916_66, 2.875_851_6e-4, 2.011_848_9e-6];
 /// Denominator, constant term first.
+#[allow(clippy::excessive_precision)]
 const Q: [f32; 6] = [1.0, 0.505_277_6, 0.115_584_42, 0.015_269_387, 0.001_198_04, 3.784_001_2e-5];
 /// Beyond this |u|, erf(u) is 1 within 2.4e-8.
 const LIMIT: f32 = 3.95;

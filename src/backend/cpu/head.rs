@@ -50,7 +50,7 @@ impl Task for Forward<'_> {
             let base_rows = scratch.slice(base_at, base_len);
             let base_scratch = scratch.slice(base_at + whole(rows * scale * ww * 3), base::scratch(rows, extent.w, scale));
             let lq = self.input.slice(image * extent.h * extent.w * 3, extent.h * extent.w * 3);
-            base::rows(lq, extent, scale, alpha, start, end, base_scratch, base_rows);
+            base::rows(lq, extent, (scale, alpha), start..end, base_scratch, base_rows);
             let load = |row: isize| {
                 let inside = row >= 0 && row < hh as isize;
                 let source = inside.then(|| self.features.at((image * hh + row as usize) * ww * f).cast_const());
@@ -162,7 +162,7 @@ impl Task for Backward<'_> {
                 for i in ww / LANES * RGB_LANES..ww * 3 {
                     *partial.at(27 * f + i % 3) += *d_row.add(i);
                 }
-                row_product::<S>(&RowProduct {
+                row_product::<S, 3>(&RowProduct {
                     rows: &around,
                     stride: 3,
                     taps: 9,

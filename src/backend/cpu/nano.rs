@@ -8,6 +8,10 @@ use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
 use crate::plan::{NanoBlock, NanoBlockBack};
 
+/// Features F of a Nano block and its hidden channels E = 2F: known when compiling, which the inner loops use.
+const F: usize = 16;
+const E: usize = 2 * F;
+
 /// Where packed weights lie in the shared part, f32 elements; E = 2F.
 struct Packed {
     /// `[ci][e]`
@@ -40,7 +44,7 @@ fn packed(f: usize) -> Packed {
 }
 
 fn pack(ctx: &Context<'_>, op: &NanoBlock, parts: Parts, backward: bool) {
-    let (f, e, p) = (op.features, 2 * op.features, packed(op.features));
+    let (f, e, p) = (F, E, packed(F));
     // SAFETY: parameters and workspace are live; nothing else runs yet
     unsafe {
         let get = |range: crate::plan::ParamRange| &*ctx.param(op.parameters, range).slice(0, range.len);
@@ -80,7 +84,7 @@ struct Hidden<'a> {
 impl Hidden<'_> {
     #[inline(always)]
     unsafe fn row(&self, row: isize) -> *mut f32 {
-        let len = whole((self.op.extent.w + 2) * 2 * self.op.features);
+        let len = whole((self.op.extent.w + 2) * E);
         unsafe { self.ring.at((row + 3) as usize % 3 * len) }
     }
 
@@ -92,7 +96,7 @@ impl Hidden<'_> {
     /// conv1 of one row of the input; rows outside the picture are the zero padding of the depthwise step.
     #[inline(always)]
     unsafe fn fill<S: Simd>(&self, row: isize) {
-        let (f, e, w, h) = (self.op.features, 2 * self.op.features, self.op.extent.w, self.op.extent.h);
+        let (f, e, w, h) = (F, E, self.op.extent.w, self.op.extent.h);
         let p = packed(f);
         unsafe {
             let out = self.row(row);
@@ -102,7 +106,7 @@ impl Hidden<'_> {
             }
             out.write_bytes(0, e);
             out.add((w + 1) * e).write_bytes(0, e);
-            row_product::<S>(&RowProduct {
+            row_product::<S, F>(&RowProduct {
                 rows: &[self.input.at((self.image * h + row as usize) * w * f).cast_const()],
                 stride: f,
                 taps: f,
@@ -118,8 +122,9 @@ impl Hidden<'_> {
 
 /// Workspace of the forward operation.
 pub fn workspace(op: &NanoBlock) -> Workspace {
-    let (e, w) = (2 * op.features, op.extent.w);
-    Workspace { shared: packed(op.features).len, scratch: 3 * whole((w + 2) * e) + whole(w * e), ..Workspace::default() }
+    assert_eq!(op.features, F, "Nano blocks have {F} features");
+    let (e, w) = (E, op.extent.w);
+    Workspace { shared: packed(F).len, scratch: 3 * whole((w + 2) * e) + whole(w * e), ..Workspace::default() }
 }
 
 struct Forward<'a> {
@@ -133,24 +138,26 @@ struct Forward<'a> {
 impl Task for Forward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let (f, e, w, h) = (self.op.features, 2 * self.op.features, self.op.extent.w, self.op.extent.h);
+        let (f, e, w, h) = (F, E, self.op.extent.w, self.op.extent.h);
         let (image, start, end) = self.bands.task(task);
         let (p, shared) = (packed(f), self.parts.shared());
         unsafe {
             let ring = self.parts.scratch();
             let hidden = Hidden { op: self.op, shared, ring, input: self.input, image };
             let active = ring.at(3 * whole((w + 2) * e));
-            hidden.fill::<S>(start as isize - 1);
-            hidden.fill::<S>(start as isize);
-            for y in start..end {
-                hidden.fill::<S>(y as isize + 1);
+            for row in start as isize - 2..end as isize {
+                hidden.fill::<S>(row + 1);
+                if row < start as isize {
+                    continue; // the ring is filling
+                }
+                let y = row as usize;
                 row_depthwise::<S>(hidden.rows(y as isize), shared.at(p.dw), Some(shared.at(p.dw_bias)), e, w, active);
                 for i in (0..w * e).step_by(LANES) {
                     let z = S::load(active.add(i));
                     S::store(active.add(i), S::mul(z, normal_cdf::<S>(z)));
                 }
                 let at = (image * h + y) * w * f;
-                row_product::<S>(&RowProduct {
+                row_product::<S, E>(&RowProduct {
                     rows: &[active.cast_const()],
                     stride: e,
                     taps: e,
@@ -201,7 +208,7 @@ fn sums(f: usize) -> Sums {
 /// Workspace of the backward operation.
 pub fn workspace_back(op: &NanoBlockBack) -> Workspace {
     let block = &op.forward;
-    let (f, e, w) = (block.features, 2 * block.features, block.extent.w);
+    let (f, e, w) = (F, E, block.extent.w);
     Workspace {
         shared: packed(f).len,
         partial: sums(f).len,
@@ -222,7 +229,7 @@ struct Backward<'a> {
 impl Task for Backward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let (f, e, w, h) = (self.op.features, 2 * self.op.features, self.op.extent.w, self.op.extent.h);
+        let (f, e, w, h) = (F, E, self.op.extent.w, self.op.extent.h);
         let (image, start, end) = self.bands.task(task);
         let (p, s, shared) = (packed(f), sums(f), self.parts.shared());
         let len = whole((w + 2) * e);
@@ -235,10 +242,11 @@ impl Task for Backward<'_> {
             let dz_row = |row: isize| dz_ring.at((row + 3) as usize % 3 * len);
             // holds gelu(z) of a row while its products are formed, then d hidden of the row before
             let row_buffer = scratch.at(6 * len);
-            hidden.fill::<S>(start as isize - 2);
-            hidden.fill::<S>(start as isize - 1);
-            for t in start as isize - 1..=end as isize {
+            for t in start as isize - 3..=end as isize {
                 hidden.fill::<S>(t + 1);
+                if t < start as isize - 1 {
+                    continue; // the ring is filling
+                }
                 let dz = dz_row(t);
                 if t < 0 || t >= h as isize {
                     dz.write_bytes(0, (w + 2) * e);
@@ -248,7 +256,7 @@ impl Task for Backward<'_> {
                     let dz = dz.add(e);
                     let d_out = self.d_output.at((image * h + t as usize) * w * f).cast_const();
                     row_depthwise::<S>(hidden.rows(t), shared.at(p.dw), Some(shared.at(p.dw_bias)), e, w, row_buffer);
-                    row_product::<S>(&RowProduct {
+                    row_product::<S, F>(&RowProduct {
                         rows: &[d_out],
                         stride: f,
                         taps: f,
@@ -279,7 +287,7 @@ impl Task for Backward<'_> {
                 let at = (image * h + r as usize) * w * f;
                 row_outer::<S>(self.input.at(at), f, f, row_buffer, e, w, partial.at(s.conv1));
                 row_sum::<S>(row_buffer, e, w, partial.at(s.conv1_bias));
-                row_product::<S>(&RowProduct {
+                row_product::<S, E>(&RowProduct {
                     rows: &[row_buffer.cast_const()],
                     stride: e,
                     taps: e,
@@ -294,14 +302,12 @@ impl Task for Backward<'_> {
     }
 }
 
-/// Most hidden channels of a block; zeros to start a product from.
-const MAX_HIDDEN: usize = 256;
-static ZEROS: [f32; MAX_HIDDEN] = [0.0; MAX_HIDDEN];
+/// Zeros to start a product from.
+static ZEROS: [f32; E] = [0.0; E];
 
 /// Runs the gradients of a block.
 pub fn backward(ctx: &Context<'_>, op: &NanoBlockBack) {
     let block = &op.forward;
-    assert!(2 * block.features <= MAX_HIDDEN, "a block of {} features is larger than the kernels were made for", block.features);
     let parts = ctx.parts(op.workspace, workspace_back(op));
     pack(ctx, block, parts, true);
     let bands = Bands::new(block.extent);
@@ -315,7 +321,7 @@ pub fn backward(ctx: &Context<'_>, op: &NanoBlockBack) {
     };
     ctx.parallel(bands.tasks(), &task);
     ctx.reduce(parts);
-    let (f, e, s, params) = (block.features, 2 * block.features, sums(block.features), &block.params);
+    let (f, e, s, params) = (F, E, sums(F), &block.params);
     // SAFETY: the sums are complete; parameters are only read
     let (sum, gamma, w2, b2) = unsafe {
         let get = |range: crate::plan::ParamRange| &*ctx.param(block.parameters, range).slice(0, range.len);

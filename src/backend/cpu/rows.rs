@@ -98,8 +98,14 @@ unsafe fn product_lanes<S: Simd, const P: usize, const V: usize, const STRIDE: u
     }
 }
 
+/// Computes a [`RowProduct`]. `STRIDE` is its stride where that is known when compiling (addresses become constants), or 0.
+///
+/// # Safety
+/// All pointers must be valid for the extents the fields describe, `lanes` a multiple of 16, `out` apart from the inputs; and
+/// as [`Simd`].
 #[inline(always)]
-unsafe fn product_stride<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
+pub unsafe fn row_product<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
+    debug_assert!(STRIDE == 0 || STRIDE == r.stride);
     unsafe {
         let mut lane = 0;
         while lane + 2 * LANES <= r.lanes {
@@ -116,23 +122,6 @@ unsafe fn product_stride<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
             } else {
                 product_lanes::<S, 6, 1, STRIDE>(r, lane);
             }
-        }
-    }
-}
-
-/// Computes a [`RowProduct`].
-///
-/// # Safety
-/// All pointers must be valid for the extents the fields describe, `lanes` a multiple of 16, `out` apart from the inputs; and
-/// as [`Simd`].
-#[inline(always)]
-pub unsafe fn row_product<S: Simd>(r: &RowProduct<'_>) {
-    unsafe {
-        match r.stride {
-            3 => product_stride::<S, 3>(r),
-            16 => product_stride::<S, 16>(r),
-            32 => product_stride::<S, 32>(r),
-            _ => product_stride::<S, 0>(r),
         }
     }
 }

@@ -113,7 +113,7 @@ fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &m
             even.copy_from_slice(source(2 * i));
             odd.copy_from_slice(source(2 * i + 1));
         }
-        let side = |j: usize| if j % 2 == 0 { &even[j / 2 * LANES..] } else { &odd[j / 2 * LANES..] };
+        let side = |j: usize| if j.is_multiple_of(2) { &even[j / 2 * LANES..] } else { &odd[j / 2 * LANES..] };
         shrink(std::array::from_fn(side), guess);
         for (out, g) in out.iter_mut().zip(&*guess) {
             *out = out.wrapping_add(*g);

@@ -1,0 +1,202 @@
+//! `paragon demo`: the whole way with no dataset at hand. Draws pictures, shards them, trains, evaluates on pictures the
+//! network never saw, and leaves everything in one folder to look at. Calls the other commands' library functions only.
+
+use super::synth;
+use anyhow::{Context, Result, ensure};
+use image::{RgbImage, imageops};
+use paragon::backend::cpu::CpuOptions;
+use paragon::dataset::decode::Limits;
+use paragon::dataset::degrade::Filter;
+use paragon::eval::{Scores, evaluate, find_pairs, mean};
+use paragon::model::Network;
+use paragon::plan::PixelLossKind;
+use paragon::progress::Progress;
+use paragon::report::sheet::{Panel, comparison};
+use paragon::shard::codec::Codec;
+use paragon::shard::plan::{BuildConfig, plan};
+use paragon::shard::reader::ShardSet;
+use paragon::shard::writer::build;
+use paragon::train::{Decay, LossTerm, ModelHints, RunOptions, Schedule, TrainConfig, duration_text, read_model, train};
+use paragon::upscale::{DEFAULT_TILE, Upscaler};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Show the whole way on pictures drawn on the spot: shard, train Nano x2, evaluate, compare.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder for everything the demo makes; what an earlier demo left there is replaced
+    #[arg(long, default_value = "demo", value_name = "DIR")]
+    out: PathBuf,
+    /// Training iterations
+    #[arg(long, default_value_t = 1200, value_name = "N")]
+    iterations: u64,
+    /// Pictures to train on
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    pictures: u64,
+    /// Seed of pictures and training
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Threads [default: one for each core]
+    #[arg(long, default_value_t = 0, value_name = "N", hide_default_value = true)]
+    threads: usize,
+}
+
+const SCALE: usize = 2;
+/// Side of a training picture, a held-out picture, and of the LQ patches, pixels.
+const PICTURE: u32 = 384;
+const HELD_OUT: u32 = 256;
+const PATCH: u32 = 64;
+/// LQ side seen by a training step: a random crop of the stored patch.
+const CROP: usize = 48;
+/// Held-out pictures, and how many of them are shown.
+const TEST_PICTURES: u64 = 8;
+const SHOWN: usize = 3;
+/// Side of a panel of the comparison, HR pixels, and the factor by which it is enlarged.
+const PANEL: u32 = 112;
+const ENLARGE: u32 = 2;
+
+/// Runs the demo.
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(args.pictures > 0, "--pictures 0: expected at least one");
+    let started = Instant::now();
+    paragon::files::create_folder(&args.out)?;
+    let (pictures, held_out, shards, run) =
+        (args.out.join("pictures"), args.out.join("held_out"), args.out.join("shards"), args.out.join("run"));
+    for folder in [&pictures, &held_out, &run] {
+        if folder.exists() {
+            std::fs::remove_dir_all(folder).with_context(|| format!("cannot clear {}", folder.display()))?;
+        }
+    }
+    eprintln!("1/4 drawing {} pictures to train on and {TEST_PICTURES} held out", args.pictures);
+    synth::draw(&synth::Args::squares(pictures.clone(), args.pictures, PICTURE, args.seed, args.threads as u16))?;
+    // another seed: the network never sees these
+    synth::draw(&synth::Args::squares(held_out.clone(), TEST_PICTURES, HELD_OUT, args.seed ^ 0x5EED, args.threads as u16))?;
+
+    eprintln!("2/4 sharding");
+    let config = BuildConfig {
+        dataset: pictures,
+        out: shards.clone(),
+        scale: SCALE as u32,
+        lq_size: PATCH,
+        stride: PATCH,
+        hr: None,
+        lq: None,
+        filter: Filter::Bicubic,
+        codec: Codec::Predict,
+        threads: args.threads,
+        shard_bytes: 512 << 20,
+        host_memory: 1 << 30,
+        overwrite: true,
+        limits: Limits::default(),
+    };
+    let job = plan(&config)?;
+    let progress = Progress::new("shard", job.jobs.len() as u64, "images");
+    let report = build(&config, job, &progress);
+    progress.finish();
+    eprint!("{}", report?);
+
+    eprintln!("3/4 training Nano x{SCALE} on the CPU; Ctrl-C stops it early");
+    let set = Arc::new(ShardSet::open(&shards)?);
+    let stop = super::train::stop_flag()?;
+    let options = RunOptions {
+        out: run.clone(),
+        threads: args.threads,
+        loader_threads: 1,
+        slots: 4,
+        checkpoint_every: args.iterations.div_ceil(4),
+        keep_states: 1,
+        log_every: (args.iterations / 60).clamp(1, 100),
+        validation: None,
+        validate_every: 0,
+        host_memory: None,
+        restart: true,
+        stop: stop.clone(),
+    };
+    let summary = train(set, &recipe(args)?, &options, &|text| eprintln!("{text}"))?;
+    if stop.load(Ordering::Relaxed) {
+        eprintln!("stopped early; measuring what there is");
+    }
+
+    eprintln!("4/4 measuring on the held-out pictures");
+    let (net, params, _) = read_model(&summary.model, &ModelHints::default())?;
+    let mut upscaler = Upscaler::new(net, params, CpuOptions::new(args.threads), DEFAULT_TILE)?;
+    let sources = find_pairs(&held_out, None, None, SCALE)?;
+    let mut shown = Vec::new();
+    let results = evaluate(&mut upscaler, &sources, SCALE as u32, &mut |result, ours, bicubic, pair| {
+        if shown.len() < SHOWN {
+            let zoom = |image: &RgbImage, side: u32| {
+                let corner = (image.width() - side) / 2;
+                let crop = imageops::crop_imm(image, corner, corner, side, side).to_image();
+                imageops::resize(&crop, PANEL * ENLARGE, PANEL * ENLARGE, imageops::FilterType::Nearest)
+            };
+            let pictures = [zoom(&pair.lq, PANEL / SCALE as u32), zoom(bicubic, PANEL), zoom(ours, PANEL), zoom(&pair.hr, PANEL)];
+            shown.push((pictures, result.bicubic, result.network));
+        }
+        Ok(())
+    })?;
+    let picture = args.out.join("comparison.png");
+    write_comparison(&shown, &picture)?;
+    let (network, bicubic) = (mean(results.iter().map(|r| r.network)), mean(results.iter().map(|r| r.bicubic)));
+    println!();
+    super::eval::print_table(&results, &network, &bicubic);
+    println!();
+    println!("training     {} iterations, {:.1} it/s, data-wait {:.1}%", summary.iteration, summary.it_per_s, 100.0 * summary.data_wait);
+    let bytes = paragon::plan::bytes_text;
+    println!("memory       {} anonymous at most, {} computed before the start", bytes(summary.peak_anonymous), bytes(summary.planned));
+    println!("comparison   {}", picture.display());
+    println!("loss curve   {}", run.join("loss.svg").display());
+    println!("network      {}", summary.model.display());
+    println!("time         {}", duration_text(started.elapsed().as_secs_f64()));
+    println!("\nWith pictures of your own:\n  paragon shard ./pictures --out ./shards\n  paragon train --shards ./shards");
+    Ok(())
+}
+
+/// A recipe for a minute: a high rate with cosine decay, and blocks that contribute from the start.
+fn recipe(args: &Args) -> Result<TrainConfig> {
+    let mut network = Network::new("nano", SCALE)?;
+    network.upsampler_alpha = 0.3;
+    network.layer_scale = 0.1;
+    Ok(TrainConfig {
+        network,
+        lq_size: CROP,
+        batch_size: 16,
+        accum_iter: 1,
+        use_hflip: true,
+        use_rot: true,
+        losses: vec![LossTerm { kind: PixelLossKind::L1, weight: 1.0 }],
+        betas: (0.9, 0.99),
+        epsilon: 1e-8,
+        weight_decay: 1e-4,
+        grad_clip: 1.0,
+        schedule: Schedule {
+            base_lr: 2e-3,
+            warmup: 50.min(args.iterations / 4),
+            decay: Decay::Cosine { total: args.iterations, eta_min: 1e-5 },
+        },
+        total_iter: args.iterations,
+        ema_decay: 0.99,
+        ema_power: 0.75,
+        seed: args.seed,
+    })
+}
+
+type Shown = ([RgbImage; 4], Scores, Scores);
+
+fn write_comparison(shown: &[Shown], path: &Path) -> Result<()> {
+    let rows: Vec<Vec<Panel>> = shown
+        .iter()
+        .map(|([lq, bicubic, ours, hr], bicubic_scores, ours_scores)| {
+            let psnr = |s: &Scores| format!("{:.2} dB  SSIM {:.4}", s.psnr_y, s.ssim_y);
+            let panel = |image, title: &str, note: String| Panel { image, title: title.to_string(), note };
+            vec![
+                panel(lq, "LQ (nearest)", String::new()),
+                panel(bicubic, "bicubic", psnr(bicubic_scores)),
+                panel(ours, "Nano", psnr(ours_scores)),
+                panel(hr, "HR", String::new()),
+            ]
+        })
+        .collect();
+    comparison(&rows, path)
+}

@@ -1,0 +1,257 @@
+//! `paragon train`: flags to a training configuration and run options, one library call, a summary.
+
+use super::shard::parse_size;
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use paragon::model::Network;
+use paragon::plan::PixelLossKind;
+use paragon::shard::reader::ShardSet;
+use paragon::train::{Decay, LossTerm, RunOptions, Schedule, Summary, TrainConfig, duration_text, train};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// LQ patch side of the published recipe, used where the stored patches are at least that large.
+const DEFAULT_LQ_SIZE: usize = 128;
+
+/// Train a network on a set of shards.
+///
+/// With nothing given but the shards, this is the author's Nano recipe. Every byte of memory is printed before the first
+/// step. Ctrl-C saves and stops; the same command goes on from the newest checkpoint, to the same bits as a run that was
+/// never interrupted.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder of the shards made by `paragon shard`
+    #[arg(long, default_value = "shards", value_name = "DIR")]
+    shards: PathBuf,
+    /// Folder of the run: checkpoints, log, curves [default: runs/NETWORK_xSCALE]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Network: nano (paragonsr2_realtime)
+    #[arg(long, default_value = "nano", help_heading = "Network")]
+    network: String,
+    /// Strength of the base upsampler's sharpening [default: the network's, 0.3 for Nano]
+    #[arg(long, value_name = "ALPHA", help_heading = "Network")]
+    alpha: Option<f32>,
+    /// Start value of the gain on the learned detail [default: the network's, 0.05 for Nano]
+    #[arg(long, value_name = "GAIN", help_heading = "Network")]
+    detail_gain: Option<f32>,
+    /// Start value of LayerScale; larger ones (0.1) let the blocks contribute sooner
+    #[arg(long, default_value_t = 1e-5, value_name = "VALUE", help_heading = "Network")]
+    layer_scale: f32,
+    /// Iterations in all
+    #[arg(long, default_value_t = 40_000, value_name = "N", help_heading = "Recipe")]
+    iterations: u64,
+    /// Side of the LQ patch in pixels [default: 128, or the stored size where that is smaller]
+    #[arg(long, value_name = "PIXELS", help_heading = "Recipe")]
+    lq_size: Option<usize>,
+    /// Patches in a micro-batch
+    #[arg(long, default_value_t = 16, value_name = "N", help_heading = "Recipe")]
+    batch_size: usize,
+    /// Micro-batches in an iteration: the same training as a batch so many times larger, in less memory
+    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Recipe")]
+    accum_iter: usize,
+    /// A loss and its weight, may be repeated: l1, charbonnier, mse
+    #[arg(long = "loss", default_value = "l1:1.0", value_name = "KIND:WEIGHT", value_parser = parse_loss, help_heading = "Recipe")]
+    losses: Vec<LossTerm>,
+    /// Learning rate after warm-up
+    #[arg(long, default_value_t = 2e-4, help_heading = "Recipe")]
+    lr: f64,
+    /// How the learning rate falls
+    #[arg(long, value_enum, default_value = "multistep", help_heading = "Recipe")]
+    schedule: ScheduleKind,
+    /// Iterations of linear warm-up
+    #[arg(long, default_value_t = 1000, value_name = "N", help_heading = "Recipe")]
+    warmup: u64,
+    /// multistep: iterations after which the learning rate falls
+    #[arg(long, value_delimiter = ',', default_values_t = [30_000, 35_000], value_name = "N,N", help_heading = "Recipe")]
+    milestones: Vec<u64>,
+    /// multistep: factor at each milestone
+    #[arg(long, default_value_t = 0.5, help_heading = "Recipe")]
+    gamma: f64,
+    /// cosine: learning rate at the end
+    #[arg(long, default_value_t = 1e-7, value_name = "LR", help_heading = "Recipe")]
+    eta_min: f64,
+    /// AdamW's betas
+    #[arg(long, value_delimiter = ',', num_args = 1, default_values_t = [0.9, 0.99], value_name = "B1,B2", help_heading = "Recipe")]
+    betas: Vec<f64>,
+    /// AdamW's decoupled weight decay
+    #[arg(long, default_value_t = 1e-4, help_heading = "Recipe")]
+    weight_decay: f64,
+    /// Largest gradient norm; 0 for no clipping
+    #[arg(long, default_value_t = 1.0, value_name = "NORM", help_heading = "Recipe")]
+    grad_clip: f64,
+    /// Weight of the old average in the EMA
+    #[arg(long, default_value_t = 0.999, help_heading = "Recipe")]
+    ema_decay: f64,
+    /// Power of the EMA's warm-up
+    #[arg(long, default_value_t = 0.75, help_heading = "Recipe")]
+    ema_power: f64,
+    /// No random horizontal flips
+    #[arg(long, help_heading = "Recipe")]
+    no_hflip: bool,
+    /// No random vertical flips and quarter turns
+    #[arg(long, help_heading = "Recipe")]
+    no_rot: bool,
+    /// Seed of start values, order, crops and flips
+    #[arg(long, default_value_t = 1024, help_heading = "Recipe")]
+    seed: u64,
+    /// Where to train
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Machine")]
+    device: Device,
+    /// Threads that compute [default: one for each core]; the result is the same bits for any number
+    #[arg(long, default_value_t = 0, value_name = "N", hide_default_value = true, help_heading = "Machine")]
+    threads: usize,
+    /// Threads that read and decode shards
+    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Machine")]
+    loader_threads: usize,
+    /// Batches that exist at once in the prefetch ring
+    #[arg(long, default_value_t = 4, value_name = "N", help_heading = "Machine")]
+    slots: usize,
+    /// Most memory the run may take (2G); more is refused before the start [default: what is free]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE", help_heading = "Machine")]
+    host_memory: Option<u64>,
+    /// Iterations between checkpoints
+    #[arg(long, default_value_t = 1000, value_name = "N", help_heading = "Output")]
+    checkpoint_every: u64,
+    /// State files to keep; network files are all kept
+    #[arg(long, default_value_t = 3, value_name = "N", help_heading = "Output")]
+    keep_states: usize,
+    /// Iterations between log lines
+    #[arg(long, default_value_t = 100, value_name = "N", help_heading = "Output")]
+    log_every: u64,
+    /// Folder of pictures (pairs, or HR alone) to measure PSNR and SSIM on
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    val: Option<PathBuf>,
+    /// Iterations between validations
+    #[arg(long, default_value_t = 1000, value_name = "N", help_heading = "Output")]
+    val_every: u64,
+    /// Begin again, dropping the states of an earlier run in the same folder
+    #[arg(long, help_heading = "Output")]
+    restart: bool,
+    /// Print the summary as JSON on stdout
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ScheduleKind {
+    Multistep,
+    Cosine,
+    Constant,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+fn parse_loss(text: &str) -> Result<LossTerm, String> {
+    let (kind, weight) = text.split_once(':').unwrap_or((text, "1"));
+    let kind = PixelLossKind::from_str(kind, true).map_err(|_| format!("unknown loss '{kind}'; known are l1, charbonnier, mse"))?;
+    let weight: f32 = weight.parse().map_err(|_| format!("'{weight}' is no weight; write it as l1:1.0"))?;
+    if !weight.is_finite() || weight < 0.0 {
+        return Err(format!("a weight of {weight} makes no sense"));
+    }
+    Ok(LossTerm { kind, weight })
+}
+
+impl Args {
+    fn config(&self, set: &ShardSet) -> Result<TrainConfig> {
+        let mut network = Network::new(&self.network, set.scale() as usize)?;
+        network.upsampler_alpha = self.alpha.unwrap_or(network.upsampler_alpha);
+        network.detail_gain = self.detail_gain.unwrap_or(network.detail_gain);
+        network.layer_scale = self.layer_scale;
+        let &[beta1, beta2] = self.betas.as_slice() else { bail!("--betas takes two numbers, as in 0.9,0.99") };
+        let decay = match self.schedule {
+            ScheduleKind::Multistep => Decay::MultiStep { milestones: self.milestones.clone(), gamma: self.gamma },
+            ScheduleKind::Cosine => Decay::Cosine { total: self.iterations, eta_min: self.eta_min },
+            ScheduleKind::Constant => Decay::Constant,
+        };
+        Ok(TrainConfig {
+            network,
+            lq_size: self.lq_size.unwrap_or(DEFAULT_LQ_SIZE.min(set.lq_size() as usize)),
+            batch_size: self.batch_size,
+            accum_iter: self.accum_iter,
+            use_hflip: !self.no_hflip,
+            use_rot: !self.no_rot,
+            losses: self.losses.clone(),
+            betas: (beta1, beta2),
+            epsilon: 1e-8,
+            weight_decay: self.weight_decay,
+            grad_clip: self.grad_clip,
+            schedule: Schedule { base_lr: self.lr, warmup: self.warmup, decay },
+            total_iter: self.iterations,
+            ema_decay: self.ema_decay,
+            ema_power: self.ema_power,
+            seed: self.seed,
+        })
+    }
+}
+
+/// A flag that the first Ctrl-C (or SIGTERM) raises; the second one ends the process at once.
+pub fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone()).context("cannot watch for Ctrl-C")?;
+        signal_hook::flag::register(signal, stop.clone()).context("cannot watch for Ctrl-C")?;
+    }
+    Ok(stop)
+}
+
+/// Trains; exit code 130 when stopped from outside after saving.
+pub fn run(args: &Args) -> Result<()> {
+    if matches!(args.device, Device::Cuda) {
+        bail!("this version trains on the CPU only; give --device cpu, or leave --device away");
+    }
+    let set = Arc::new(ShardSet::open(&args.shards)?);
+    let config = args.config(&set)?;
+    let net = &config.network;
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(format!("{}_x{}", net.arch, net.scale)));
+    let stop = stop_flag()?;
+    let options = RunOptions {
+        out,
+        threads: args.threads,
+        loader_threads: args.loader_threads,
+        slots: args.slots,
+        checkpoint_every: args.checkpoint_every,
+        keep_states: args.keep_states,
+        log_every: args.log_every,
+        validation: args.val.clone(),
+        validate_every: args.val_every,
+        host_memory: args.host_memory,
+        restart: args.restart,
+        stop: stop.clone(),
+    };
+    eprintln!("{} x{}, {} iterations of {} x {} pairs", net.arch, net.scale, config.total_iter, config.accum_iter, config.batch_size);
+    let started = std::time::Instant::now();
+    let summary = train(set, &config, &options, &|text| eprintln!("{text}"))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        print_summary(&summary, started.elapsed().as_secs_f64());
+    }
+    if !summary.finished && stop.load(Ordering::Relaxed) {
+        std::process::exit(130);
+    }
+    Ok(())
+}
+
+fn print_summary(s: &Summary, seconds: f64) {
+    let state = if s.finished { "done" } else { "stopped" };
+    println!("{state} at iteration {} after {}: loss {:.5}, {:.2} it/s", s.iteration, duration_text(seconds), s.loss, s.it_per_s);
+    let verdict = if s.data_wait > 0.05 { "loader-bound: give --loader-threads more" } else { "compute-bound" };
+    println!("data-wait {:.1}% ({verdict})", 100.0 * s.data_wait);
+    println!(
+        "memory: {} anonymous at most, {} computed before the start",
+        paragon::plan::bytes_text(s.peak_anonymous),
+        paragon::plan::bytes_text(s.planned)
+    );
+    if s.skipped > 0 {
+        println!("{} updates were skipped because loss or gradient was not finite", s.skipped);
+    }
+    println!("network (EMA): {}", s.model.display());
+    println!("run folder:    {}", s.run.display());
+}

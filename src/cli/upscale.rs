@@ -1,0 +1,89 @@
+//! `paragon upscale`: a network on a file or a folder of pictures.
+
+use super::ModelArgs;
+use anyhow::{Context, Result, bail, ensure};
+use image::{ImageFormat, RgbImage};
+use paragon::dataset::decode::{Limits, decode};
+use paragon::progress::Progress;
+use paragon::upscale::Upscaler;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Upscale a picture, or every picture of a folder.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A picture or a folder
+    input: PathBuf,
+    /// The picture or folder to write; the ending of a file decides its format (png, jpg, webp, bmp, tiff)
+    output: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// Endings of files that are taken for pictures in a folder.
+const ENDINGS: [&str; 7] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
+
+fn is_picture(path: &Path) -> bool {
+    path.extension().is_some_and(|e| ENDINGS.contains(&e.to_string_lossy().to_lowercase().as_str()))
+}
+
+/// Upscales.
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(args.input.exists(), "{} does not exist", args.input.display());
+    let mut upscaler = args.model.upscaler()?;
+    if !args.input.is_dir() {
+        let output = if args.output.is_dir() {
+            let stem = args.input.file_stem().context("the input has no file name")?;
+            args.output.join(stem).with_extension("png")
+        } else {
+            args.output.clone()
+        };
+        return one(&mut upscaler, &args.input, &output);
+    }
+    let mut inputs: Vec<PathBuf> = std::fs::read_dir(&args.input)
+        .with_context(|| format!("cannot list {}", args.input.display()))?
+        .map(|e| Ok(e?.path()))
+        .collect::<Result<_>>()?;
+    inputs.retain(|p| p.is_file() && is_picture(p));
+    inputs.sort();
+    ensure!(!inputs.is_empty(), "{} holds no pictures ({})", args.input.display(), ENDINGS.join(", "));
+    paragon::files::create_folder(&args.output)?;
+    let mut stems: Vec<_> = inputs.iter().filter_map(|p| p.file_stem()).collect();
+    stems.sort();
+    stems.dedup();
+    ensure!(
+        stems.len() == inputs.len(),
+        "two pictures in {} have the same name but for the ending; their results would collide",
+        args.input.display()
+    );
+    let progress = Progress::new("upscale", inputs.len() as u64, "pictures");
+    let mut failed = 0;
+    for input in &inputs {
+        let name = input.file_stem().context("a picture without a name")?;
+        if let Err(error) = one(&mut upscaler, input, &args.output.join(name).with_extension("png")) {
+            progress.line(&format!("error: {error:#}"));
+            failed += 1;
+        }
+        progress.advance(1);
+    }
+    progress.finish();
+    ensure!(failed == 0, "{failed} of {} pictures could not be upscaled; the others are in {}", inputs.len(), args.output.display());
+    Ok(())
+}
+
+fn one(upscaler: &mut Upscaler, input: &Path, output: &Path) -> Result<()> {
+    let picture = decode(input, &Limits::default())?.image;
+    save(&upscaler.upscale(&picture)?, output)
+}
+
+/// Writes a picture atomically in the format of its ending.
+pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+    let Ok(format) = ImageFormat::from_path(path) else {
+        bail!("{} has no ending of a picture format; use one of {}", path.display(), ENDINGS.join(", "));
+    };
+    paragon::files::write_atomic(path, |out| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, format)?;
+        Ok(out.write_all(bytes.get_ref())?)
+    })
+}

@@ -1,0 +1,575 @@
+//! The training loop: shards through the ring into the plan, checkpoints, log, validation. Depends on everything upstream of it
+//! in the data flow. It promises that a run killed at any moment and started again ends in the same bits as an unbroken one,
+//! and that its memory was printed, and refused if too much, before the first step.
+
+use super::{FIXED_ON_RESUME, Log, LogLine, State, TrainConfig, ema_decay, list_states, newest_state, state_path, write_model};
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
+use crate::dataset::scan::Source;
+use crate::loader::{Loader, LoaderConfig, bound};
+use crate::model::training_plan;
+use crate::plan::{BufferId, MemoryLine, bytes_text};
+use crate::progress::Progress;
+use crate::shard::reader::ShardSet;
+use crate::upscale::Upscaler;
+use crate::{eval, files, system};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Updates that may be skipped in a row before a run gives up.
+const MAX_SKIPPED_IN_A_ROW: u64 = 10;
+/// Between two plain lines where there is no terminal: a log line every few milliseconds is for the file, not for people.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+/// Anonymous memory of the program itself beside what is counted: code of libraries, stacks, decoders of validation.
+const PROCESS_BYTES: u64 = 24 << 20;
+
+/// What does not change the numbers of a run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Folder of the run.
+    pub out: PathBuf,
+    /// Threads that compute; 0 for all.
+    pub threads: usize,
+    /// Threads that load.
+    pub loader_threads: usize,
+    /// Batches in the ring.
+    pub slots: usize,
+    /// Iterations between checkpoints.
+    pub checkpoint_every: u64,
+    /// State files kept.
+    pub keep_states: usize,
+    /// Iterations between log lines.
+    pub log_every: u64,
+    /// Folder of pictures to validate on.
+    pub validation: Option<PathBuf>,
+    /// Iterations between validations.
+    pub validate_every: u64,
+    /// Most host memory, bytes.
+    pub host_memory: Option<u64>,
+    /// Start again from nothing, over an earlier run in the same folder.
+    pub restart: bool,
+    /// Set from outside to save and stop after the current iteration.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// The memory of a run, known before its first step.
+#[derive(Clone, Debug, Serialize)]
+pub struct HostMemory {
+    /// Rows; those with `shared` overlap in the arena by lifetime.
+    pub arena: Vec<MemoryLine>,
+    /// The arena, allocated once.
+    pub arena_bytes: u64,
+    /// Ring slots, loader scratch, index.
+    pub loader: Vec<MemoryLine>,
+    /// State vectors and their serialised form while a checkpoint is written.
+    pub checkpoint_bytes: u64,
+    /// The upscaler of validation; 0 without.
+    pub validation_bytes: u64,
+    /// Allowance for the program itself.
+    pub process_bytes: u64,
+    /// Sum.
+    pub total: u64,
+}
+
+impl std::fmt::Display for HostMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut row = |indent: &str, what: &str, bytes: u64| writeln!(f, "  {:40}{:>12}", format!("{indent}{what}"), bytes_text(bytes));
+        row("", "step arena, allocated once", self.arena_bytes)?;
+        for line in &self.arena {
+            row("  ", &format!("{}{}", line.what, if line.shared { " (at most, shared)" } else { "" }), line.bytes)?;
+        }
+        for line in &self.loader {
+            row("", &line.what, line.bytes)?;
+        }
+        row("", "checkpoints while written", self.checkpoint_bytes)?;
+        if self.validation_bytes > 0 {
+            row("", "validation", self.validation_bytes)?;
+        }
+        row("", "the program itself (allowance)", self.process_bytes)?;
+        write!(f, "  {:40}{:>12}", "total", bytes_text(self.total))
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Whether all iterations are done, or the run was stopped from outside.
+    pub finished: bool,
+    /// Iterations done.
+    pub iteration: u64,
+    /// Loss of the last log line.
+    pub loss: f64,
+    /// Iterations a second of this process.
+    pub it_per_s: f64,
+    /// Share of this process's time spent waiting for data.
+    pub data_wait: f64,
+    /// Updates skipped because loss or gradient was not finite.
+    pub skipped: u64,
+    /// Peak anonymous memory seen, bytes.
+    pub peak_anonymous: u64,
+    /// What was computed before the start, bytes.
+    pub planned: u64,
+    /// The trained network (EMA).
+    pub model: PathBuf,
+    /// The run's folder.
+    pub run: PathBuf,
+}
+
+/// The numbers of a run that are neither configuration nor state.
+struct Meter {
+    started: Instant,
+    /// Since the last log line.
+    line_started: Instant,
+    line_iterations: u64,
+    line_loss: f64,
+    line_wait: f64,
+    waited: f64,
+    skipped: u64,
+    skipped_in_a_row: u64,
+    peak: u64,
+    last_plain: Option<Instant>,
+}
+
+impl Meter {
+    fn new() -> Meter {
+        let now = Instant::now();
+        Meter {
+            started: now,
+            line_started: now,
+            line_iterations: 0,
+            line_loss: 0.0,
+            line_wait: 0.0,
+            waited: 0.0,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            peak: 0,
+            last_plain: None,
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64().max(1e-9)
+    }
+}
+
+/// Trains; resumes where the folder holds an earlier state of the same run.
+///
+/// # Errors
+/// Wrong configuration, too little memory, damaged shards, a full disk, or a loss that is not finite ten times in a row. In
+/// every case the last good checkpoint stays.
+pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<Summary> {
+    config.check()?;
+    let scale = set.scale() as usize;
+    ensure!(config.network.scale == scale, "the network has scale {} and the shards {scale}; they must agree", config.network.scale);
+    files::create_folder(&options.out)?;
+    let _lock = lock(&options.out)?;
+    let (state, fresh) = start_state(&set, config, options, report)?;
+
+    let cpu = CpuOptions::new(options.threads);
+    let plan = training_plan(&config.network, &config.step_spec(), &cpu)?;
+    let loader_config = LoaderConfig {
+        batch: config.batch_size,
+        lq_size: config.lq_size,
+        threads: options.loader_threads,
+        slots: options.slots,
+        seed: config.seed,
+        hflip: config.use_hflip,
+        rot: config.use_rot,
+        start: state.head.iteration * config.accum_iter as u64,
+    };
+    let mut validation = Validation::new(config, options, cpu)?;
+    let memory = host_memory(&plan, &bound(&set, &loader_config)?, &config.network, validation.as_ref())?;
+    report(&format!("memory, known before the first step\n{memory}"));
+    refuse_too_much(&memory, options.host_memory)?;
+
+    let ports = plan.ports;
+    let mut backend = CpuBackend::new(plan, cpu)?;
+    report(&format!("{}; {}", backend.description(), data_text(&set, config)));
+    let vectors: Vec<BufferId> = [ports.parameters, ports.moment1, ports.moment2, ports.ema].into_iter().flatten().collect();
+    for (&id, values) in vectors.iter().zip(&state.vectors) {
+        write_floats(&mut backend, id, values)?;
+    }
+    let mut run = Run {
+        config,
+        options,
+        set: &set,
+        log: Log::open(&options.out, state.head.iteration)?,
+        iteration: state.head.iteration,
+        updates: state.head.updates,
+        seconds_before: 0.0,
+        vectors,
+        sizes: std::array::from_fn(|i| state.vectors[i].len()),
+        meter: Meter::new(),
+        saved: if fresh { None } else { Some(state.head.iteration) },
+    };
+    drop(state);
+    run.seconds_before = run.log.seconds();
+    if run.iteration >= config.total_iter {
+        report(&format!(
+            "this run is finished: {} of {} iterations are done; raise --iterations to go on",
+            run.iteration, config.total_iter
+        ));
+        return run.summary(true, &memory);
+    }
+    let mut loader = Loader::start(set.clone(), loader_config)?;
+    let progress = Progress::bar_only("train", config.total_iter, "it");
+    progress.advance(run.iteration);
+    run.meter = Meter::new();
+    let result = run.train(&mut backend, &mut loader, validation.as_mut(), &progress);
+    progress.finish();
+    let finished = match result {
+        Ok(finished) => finished,
+        Err(error) => {
+            let kept = run.saved.map(|i| format!("; the checkpoint of iteration {i} is kept")).unwrap_or_default();
+            return Err(error.context(format!("training stopped at iteration {}{kept}", run.iteration)));
+        }
+    };
+    run.log.draw(&options.out)?;
+    run.summary(finished, &memory)
+}
+
+/// One process per run folder: two would overwrite each other's states.
+fn lock(out: &Path) -> Result<File> {
+    let path = out.join(".lock");
+    let file = File::create(&path).with_context(|| format!("cannot write to {}", out.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another process is training in {}; wait for it or use another --out", out.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The state to start from, and whether it is a fresh one.
+fn start_state(set: &ShardSet, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<(State, bool)> {
+    let (found, damaged) = if options.restart { (None, Vec::new()) } else { newest_state(&options.out) };
+    for text in &damaged {
+        report(&format!("warning: {text}; taking the one before it"));
+    }
+    let table = config.network.params();
+    let Some(state) = found else {
+        if let Some(text) = damaged.first() {
+            bail!("no whole state is left in {} ({text}); give --restart to begin again", options.out.display());
+        }
+        if options.restart {
+            for (_, path) in list_states(&options.out) {
+                std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        let start = table.start_values(config.seed);
+        let zeros = vec![0.0; table.trainable()];
+        return Ok((State::new(0, 0, set.fingerprint(), config.clone(), [start.clone(), zeros.clone(), zeros, start]), true));
+    };
+    let changed = state.head.config.differences(config);
+    let fixed: Vec<String> =
+        changed.iter().filter(|(k, _)| FIXED_ON_RESUME.contains(&k.as_str())).map(|(k, v)| format!("{k}: {v}")).collect();
+    let place = options.out.display();
+    ensure!(
+        fixed.is_empty(),
+        "{place} holds a run that cannot go on with other settings ({}); use another --out or --restart",
+        fixed.join(", ")
+    );
+    ensure!(
+        state.head.data == set.fingerprint(),
+        "{place} holds a run on other shards than {}; use another --out or --restart",
+        set.folder().display()
+    );
+    let sizes = [table.len(), table.trainable(), table.trainable(), table.len()];
+    ensure!(
+        state.vectors.iter().zip(sizes).all(|(v, n)| v.len() == n),
+        "{place} holds a run of a network of another size; use another --out"
+    );
+    report(&format!("resuming {place} after iteration {}", state.head.iteration));
+    for (key, text) in changed {
+        report(&format!("  changed since: {key}: {text}"));
+    }
+    Ok((state, false))
+}
+
+fn data_text(set: &ShardSet, config: &TrainConfig) -> String {
+    let per_epoch = set.len() as f64 / (config.batch_size * config.accum_iter) as f64;
+    format!("{} pairs, LQ {} of {} stored, {per_epoch:.1} iterations an epoch", set.len(), config.lq_size, set.lq_size())
+}
+
+fn host_memory(
+    plan: &crate::plan::Plan,
+    loader: &crate::loader::Bound,
+    net: &crate::model::Network,
+    validation: Option<&Validation>,
+) -> Result<HostMemory> {
+    let line = |what: String, bytes: u64| MemoryLine { what, bytes, shared: false };
+    let loader_lines = vec![
+        line(format!("ring: {} slots of {}", loader.slots, bytes_text(loader.slot_bytes)), loader.slots as u64 * loader.slot_bytes),
+        line(format!("loader scratch: {} threads", loader.threads), loader.threads as u64 * loader.scratch_bytes),
+        line("shard index".into(), loader.index_bytes),
+    ];
+    // four vectors read back, their bytes in one file, and the two network files after it
+    let checkpoint_bytes = net.params().len() as u64 * 4 * 10;
+    let validation_bytes = validation.map(|v| v.upscaler.bytes()).transpose()?.unwrap_or(0);
+    let total = plan.arena_bytes + loader.total() + checkpoint_bytes + validation_bytes + PROCESS_BYTES;
+    Ok(HostMemory {
+        arena: plan.memory().lines,
+        arena_bytes: plan.arena_bytes,
+        loader: loader_lines,
+        checkpoint_bytes,
+        validation_bytes,
+        process_bytes: PROCESS_BYTES,
+        total,
+    })
+}
+
+fn refuse_too_much(memory: &HostMemory, limit: Option<u64>) -> Result<()> {
+    let (limit, what) = match (limit, system::available_memory()) {
+        (Some(limit), _) => (limit, "--host-memory allows"),
+        (None, Some(free)) => (free, "this machine has free"),
+        (None, None) => return Ok(()),
+    };
+    ensure!(
+        memory.total <= limit,
+        "this run needs {} and {what} {}; nothing was started. Try, smallest harm first: fewer --slots, half the --batch-size with twice the \
+         --accum-iter (the same training), a smaller --lq-size",
+        bytes_text(memory.total),
+        bytes_text(limit)
+    );
+    Ok(())
+}
+
+/// Pictures and upscaler for validation.
+struct Validation {
+    sources: Vec<Source>,
+    upscaler: Upscaler,
+    every: u64,
+}
+
+impl Validation {
+    fn new(config: &TrainConfig, options: &RunOptions, cpu: CpuOptions) -> Result<Option<Validation>> {
+        let Some(folder) = &options.validation else { return Ok(None) };
+        let sources = eval::find_pairs(folder, None, None, config.network.scale)?;
+        let upscaler = Upscaler::new(config.network.clone(), config.network.params().start_values(0), cpu, 0)?;
+        Ok(Some(Validation { sources, upscaler, every: options.validate_every.max(1) }))
+    }
+}
+
+struct Run<'a> {
+    config: &'a TrainConfig,
+    options: &'a RunOptions,
+    set: &'a ShardSet,
+    log: Log,
+    iteration: u64,
+    updates: u64,
+    /// Seconds of the processes before this one.
+    seconds_before: f64,
+    /// parameters, first moment, second moment, EMA
+    vectors: Vec<BufferId>,
+    sizes: [usize; 4],
+    meter: Meter,
+    /// Iteration of the newest state on disk.
+    saved: Option<u64>,
+}
+
+impl Run<'_> {
+    /// Runs to the end (true) or until stopped (false).
+    fn train(
+        &mut self,
+        backend: &mut dyn Backend,
+        loader: &mut Loader,
+        mut validation: Option<&mut Validation>,
+        progress: &Progress,
+    ) -> Result<bool> {
+        let total = self.config.total_iter;
+        while self.iteration < total {
+            self.step(backend, loader)?;
+            progress.advance(1);
+            let last = self.iteration == total;
+            let stopped = self.options.stop.load(Ordering::Relaxed);
+            let due = |every: u64| last || self.iteration.is_multiple_of(every.max(1));
+            let validate = validation.as_ref().is_some_and(|v| due(v.every));
+            let (log, checkpoint) = (due(self.options.log_every) || validate, due(self.options.checkpoint_every) || stopped);
+            if log || self.meter.line_iterations.is_multiple_of(8) {
+                self.meter.peak = self.meter.peak.max(system::anonymous_memory().unwrap_or(0));
+            }
+            if progress.is_live() {
+                progress.message(self.live_text(self.config.schedule.lr(self.iteration)));
+            }
+            if log {
+                let scores = match validation.as_mut() {
+                    Some(v) if validate => Some(self.validate(backend, v)?),
+                    _ => None,
+                };
+                self.write_line(backend, scores, progress)?;
+            }
+            if checkpoint {
+                self.save(backend)?;
+            }
+            if stopped && !last {
+                progress.line(&format!("stopped; saved iteration {}. The same command goes on from here.", self.iteration));
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// One iteration: micro-batches, then the update.
+    fn step(&mut self, backend: &mut dyn Backend, loader: &mut Loader) -> Result<()> {
+        let iteration = self.iteration + 1;
+        let update = self.updates + 1;
+        let mut scalars = Scalars {
+            lr: self.config.schedule.lr(iteration),
+            step: update,
+            clip: if self.config.grad_clip > 0.0 { self.config.grad_clip } else { f64::INFINITY },
+            ema_decay: ema_decay(update, self.config.ema_decay, self.config.ema_power),
+            micro_scale: 1.0 / self.config.accum_iter as f32,
+            accumulate: false,
+        };
+        for micro in 0..self.config.accum_iter {
+            let asked = Instant::now();
+            let batch = loader.next()?;
+            self.meter.waited += asked.elapsed().as_secs_f64();
+            self.meter.line_wait += asked.elapsed().as_secs_f64();
+            scalars.accumulate = micro > 0;
+            backend.micro_step(Some(BatchView { lq: batch.lq(), hr: batch.hr(), augment: batch.augment() }), &scalars)?;
+        }
+        backend.update(&scalars)?;
+        let metrics = backend.metrics()?;
+        self.iteration = iteration;
+        self.meter.line_iterations += 1;
+        if metrics.skipped {
+            self.meter.skipped += 1;
+            self.meter.skipped_in_a_row += 1;
+            let what = if metrics.loss.is_finite() { "the gradient norm" } else { "the loss" };
+            ensure!(
+                self.meter.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW,
+                "{what} was not finite {MAX_SKIPPED_IN_A_ROW} times in a row (last learning rate {:.3e}); lower --lr or look at the data",
+                scalars.lr
+            );
+        } else {
+            self.meter.skipped_in_a_row = 0;
+            self.updates = update;
+            self.meter.line_loss += metrics.loss;
+        }
+        Ok(())
+    }
+
+    fn line_seconds(&self) -> f64 {
+        self.meter.line_started.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    fn line_loss(&self) -> f64 {
+        self.meter.line_loss / self.meter.line_iterations.max(1) as f64
+    }
+
+    fn live_text(&self, lr: f64) -> String {
+        let rate = self.meter.line_iterations as f64 / self.line_seconds();
+        let pairs = rate * (self.config.batch_size * self.config.accum_iter) as f64;
+        let wait = 100.0 * self.meter.line_wait / self.line_seconds();
+        let memory = bytes_text(self.meter.peak);
+        format!("loss {:.5}  lr {lr:.2e}  {rate:.2} it/s  {pairs:.0} pairs/s  data-wait {wait:.1}%  mem {memory}", self.line_loss())
+    }
+
+    fn write_line(&mut self, backend: &mut dyn Backend, scores: Option<eval::Scores>, progress: &Progress) -> Result<()> {
+        let lr = self.config.schedule.lr(self.iteration);
+        let validated = scores.map(|s| format!("  val PSNR-Y {:.3} dB  SSIM-Y {:.4}", s.psnr_y, s.ssim_y)).unwrap_or_default();
+        let last = self.iteration == self.config.total_iter;
+        let plain_due = !progress.is_live() && (last || self.meter.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL));
+        if plain_due || scores.is_some() {
+            self.meter.last_plain = Some(Instant::now());
+            let rate = self.meter.line_iterations as f64 / self.line_seconds();
+            let left = (self.config.total_iter - self.iteration) as f64 / rate.max(1e-9);
+            progress.line(&format!(
+                "iter {}/{}  {}  ETA {}{validated}",
+                self.iteration,
+                self.config.total_iter,
+                self.live_text(lr),
+                duration_text(left)
+            ));
+        }
+        self.log.append(LogLine {
+            iteration: self.iteration,
+            loss: self.line_loss(),
+            grad_norm: backend.metrics()?.grad_norm,
+            lr,
+            it_per_s: self.meter.line_iterations as f64 / self.line_seconds(),
+            data_wait: self.meter.line_wait / self.line_seconds(),
+            seconds: self.seconds_before + self.meter.seconds(),
+            skipped: self.meter.skipped,
+            val_psnr_y: scores.map(|s| s.psnr_y),
+            val_ssim_y: scores.map(|s| s.ssim_y),
+        })?;
+        (self.meter.line_started, self.meter.line_iterations) = (Instant::now(), 0);
+        (self.meter.line_loss, self.meter.line_wait) = (0.0, 0.0);
+        Ok(())
+    }
+
+    /// Mean scores of the EMA network.
+    fn validate(&mut self, backend: &mut dyn Backend, v: &mut Validation) -> Result<eval::Scores> {
+        let started = Instant::now();
+        let mut ema = vec![0.0; self.sizes[3]];
+        read_floats(backend, self.vectors[3], &mut ema)?;
+        v.upscaler.set_params(&ema)?;
+        let crop = self.config.network.scale as u32;
+        let results = eval::evaluate(&mut v.upscaler, &v.sources, crop, &mut |_, _, _, _| Ok(()))?;
+        // validation is no training time
+        let spent = started.elapsed();
+        self.meter.line_started += spent;
+        self.meter.started += spent;
+        Ok(eval::mean(results.iter().map(|r| r.network)))
+    }
+
+    /// Writes networks, then the state that stands for the checkpoint, then drops old states.
+    fn save(&mut self, backend: &mut dyn Backend) -> Result<()> {
+        let mut vectors: [Vec<f32>; 4] = Default::default();
+        for (i, out) in vectors.iter_mut().enumerate() {
+            out.resize(self.sizes[i], 0.0);
+            read_floats(backend, self.vectors[i], out)?;
+        }
+        let run = &self.options.out;
+        for folder in ["models", "states"] {
+            files::create_folder(&run.join(folder))?;
+        }
+        let net = &self.config.network;
+        for (name, values) in [("net_g", &vectors[0]), ("net_g_ema", &vectors[3])] {
+            write_model(&run.join("models").join(format!("{name}_{}.safetensors", self.iteration)), net, values, Some(self.iteration))?;
+        }
+        write_model(&model_path(run), net, &vectors[3], Some(self.iteration))?;
+        let state = State::new(self.iteration, self.updates, self.set.fingerprint(), self.config.clone(), vectors);
+        state.write(&state_path(run, self.iteration))?;
+        self.saved = Some(self.iteration);
+        for (_, path) in list_states(run).into_iter().skip(self.options.keep_states.max(1)) {
+            let _ = std::fs::remove_file(path); // an old state too many does no harm
+        }
+        Ok(())
+    }
+
+    fn summary(&self, finished: bool, memory: &HostMemory) -> Result<Summary> {
+        let here = self.meter.seconds();
+        Ok(Summary {
+            finished,
+            iteration: self.iteration,
+            loss: self.log.lines().last().map_or(f64::NAN, |l| l.loss),
+            it_per_s: self.log.lines().last().map_or(0.0, |l| l.it_per_s),
+            data_wait: self.meter.waited / here,
+            skipped: self.meter.skipped,
+            peak_anonymous: self.meter.peak,
+            planned: memory.total,
+            model: model_path(&self.options.out),
+            run: self.options.out.clone(),
+        })
+    }
+}
+
+/// The newest EMA network of a run.
+pub fn model_path(run: &Path) -> PathBuf {
+    run.join("model.safetensors")
+}
+
+/// Seconds as `1:02:03` or `4:05`.
+pub fn duration_text(seconds: f64) -> String {
+    let s = seconds.clamp(0.0, 1e8) as u64;
+    if s >= 3600 { format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) } else { format!("{}:{:02}", s / 60, s % 60) }
+}
