@@ -4,7 +4,7 @@
 
 use super::bands::{Bands, LANES, PLANES, lane};
 
-/// HR rows that the half-size filter looks at beyond each end of a band.
+/// HR rows and columns that the half-size filter looks at beyond a pixel's own two.
 const REACH: usize = 3;
 
 /// How an LQ is told from the HR.
@@ -12,17 +12,19 @@ const REACH: usize = 3;
 pub enum Guess {
     /// The mean of the `scale x scale` HR pixels below each LQ pixel: near to any filter.
     Mean,
-    /// Bicubic downscaling by 2 (a = -0.5, antialiased, rows first, rounded to bytes in between): for scale 2 alone.
+    /// Bicubic downscaling by 2 (a = -0.5, antialiased, along x first, rounded to bytes in between, which is what Pillow
+    /// and our own downscaling do): for scale 2 alone.
     Half,
 }
 
 /// Room for [`add`].
 pub struct Room {
-    /// Rows of the neighbouring bands.
-    halo: Vec<u8>,
-    /// One row after the filter over the rows, and the same with its even and its odd columns apart.
-    line: Vec<u8>,
+    /// One HR row with its even and its odd columns apart.
     apart: Vec<u8>,
+    /// One plane filtered along x: HR rows of LQ width.
+    narrow: Vec<u8>,
+    /// Rows of it that belong to the neighbouring bands.
+    halo: Vec<u8>,
     /// One row of guesses.
     guess: Vec<u8>,
 }
@@ -30,18 +32,18 @@ pub struct Room {
 impl Room {
     /// For HR patches in these bands.
     pub fn new(hr: Bands) -> Self {
-        let stride = hr.stride();
-        Room {
-            halo: vec![0; 2 * REACH * stride],
-            line: vec![0; stride],
-            apart: vec![0; stride + 2 * REACH * LANES],
-            guess: vec![0; stride / 2],
-        }
+        let [apart, narrow, halo, guess] = Self::sizes(hr);
+        Room { apart: vec![0; apart], narrow: vec![0; narrow], halo: vec![0; halo], guess: vec![0; guess] }
     }
 
     /// Bytes it takes.
     pub fn bytes(hr: Bands) -> usize {
-        (2 * REACH + 2) * hr.stride() + hr.stride() / 2 + 2 * REACH * LANES
+        Self::sizes(hr).iter().sum()
+    }
+
+    fn sizes(hr: Bands) -> [usize; 4] {
+        let row = hr.stride() / 2;
+        [hr.stride() + 2 * REACH * LANES, hr.rows * row, 2 * REACH * row, row]
     }
 }
 
@@ -90,23 +92,10 @@ fn half(a: [u8; 8]) -> u8 {
 }
 
 fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &mut Room) {
-    let stride = hr.stride();
-    fill_halo(hr_plane, hr, &mut room.halo);
-    let halo = &room.halo;
-    let row = |r: usize| -> &[u8] {
-        // r counts from REACH rows above the band
-        if r < REACH {
-            &halo[r * stride..(r + 1) * stride]
-        } else if r < REACH + hr.rows {
-            &hr_plane[(r - REACH) * stride..(r - REACH + 1) * stride]
-        } else {
-            &halo[(r - hr.rows) * stride..(r - hr.rows + 1) * stride]
-        }
-    };
-    let Room { line, apart, guess, .. } = room;
+    let Room { apart, narrow, halo, guess } = room;
+    let stride = lq.stride();
     let (even, odd) = apart.split_at_mut((hr.width / 2 + REACH) * LANES);
-    for (y, out) in lq_plane.chunks_exact_mut(lq.stride()).enumerate() {
-        shrink(std::array::from_fn(|i| row(2 * y + i)), line);
+    for (line, out) in hr_plane.chunks_exact(hr.stride()).zip(narrow.chunks_exact_mut(stride)) {
         // with even and odd columns apart, the eight columns of a pixel are eight rows to run along
         let source = |column: usize| &line[column.saturating_sub(REACH).min(hr.width - 1) * LANES..][..LANES];
         for (i, (even, odd)) in even.chunks_exact_mut(LANES).zip(odd.chunks_exact_mut(LANES)).enumerate() {
@@ -114,7 +103,20 @@ fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &m
             odd.copy_from_slice(source(2 * i + 1));
         }
         let side = |j: usize| if j.is_multiple_of(2) { &even[j / 2 * LANES..] } else { &odd[j / 2 * LANES..] };
-        shrink(std::array::from_fn(side), guess);
+        shrink(std::array::from_fn(side), out);
+    }
+    fill_halo(narrow, Bands { width: lq.width, ..hr }, halo);
+    // r counts from REACH rows above the band
+    let row = |r: usize| -> &[u8] {
+        let (part, r) = match r.checked_sub(REACH) {
+            None => (&*halo, r),
+            Some(r) if r < hr.rows => (&*narrow, r),
+            Some(r) => (&*halo, r - hr.rows + REACH),
+        };
+        &part[r * stride..(r + 1) * stride]
+    };
+    for (y, out) in lq_plane.chunks_exact_mut(stride).enumerate() {
+        shrink(std::array::from_fn(|i| row(2 * y + i)), guess);
         for (out, g) in out.iter_mut().zip(&*guess) {
             *out = out.wrapping_add(*g);
         }
@@ -196,16 +198,15 @@ mod tests {
         };
         let clamped = |i: usize, j: usize| (2 * i + j).saturating_sub(3).min(size - 1);
         let half = size / 2;
-        let mut rows = vec![0; half * size * 3];
-        for (i, out) in rows.iter_mut().enumerate() {
-            let (y, x) = (i / (size * 3), i % (size * 3));
-            *out = weigh(std::array::from_fn(|j| image[clamped(y, j) * size * 3 + x]));
-        }
-        let value = |i: usize| {
-            let (y, x, c) = (i / (half * 3), i / 3 % half, i % 3);
-            weigh(std::array::from_fn(|j| rows[(y * size + clamped(x, j)) * 3 + c]))
-        };
-        (0..half * half * 3).map(value).collect()
+        let narrow: Vec<u8> = (0..size * half * 3)
+            .map(|i| {
+                let (y, x, c) = (i / (half * 3), i / 3 % half, i % 3);
+                weigh(std::array::from_fn(|j| image[(y * size + clamped(x, j)) * 3 + c]))
+            })
+            .collect();
+        (0..half * half * 3)
+            .map(|i| weigh(std::array::from_fn(|j| narrow[clamped(i / (half * 3), j) * half * 3 + i % (half * 3)])))
+            .collect()
     }
 
     proptest! {
