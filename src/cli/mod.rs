@@ -4,6 +4,7 @@ mod demo;
 mod eval;
 mod flags;
 mod shard;
+mod shards;
 mod synth;
 mod train;
 mod upscale;
@@ -29,6 +30,7 @@ enum Command {
     Demo(demo::Args),
     Synth(synth::Args),
     Shard(shard::Args),
+    Shards(shards::Args),
     Train(Box<train::Args>),
     Eval(eval::Args),
     Upscale(upscale::Args),
@@ -72,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Shard(args) => shard::run(&args),
+        Command::Shards(args) => shards::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Upscale(args) => upscale::run(&args),
