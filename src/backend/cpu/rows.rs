@@ -2,7 +2,7 @@
 //! their zero padding in place. Everything heavier is built from these. Depends on the vectors alone. Each output value is
 //! one chain of multiply-adds in a fixed order, so tiling over pixels never changes a bit.
 
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Registers, Simd};
 
 /// Most input rows one output row may read: 3 rows for each of up to 8 shuffled ones.
 pub const MAX_ROWS: usize = 24;
@@ -109,18 +109,18 @@ pub unsafe fn row_product<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
     unsafe {
         let mut lane = 0;
         while lane + 2 * LANES <= r.lanes {
-            if S::WIDE {
-                product_lanes::<S, 8, 2, STRIDE>(r, lane);
-            } else {
-                product_lanes::<S, 3, 2, STRIDE>(r, lane);
+            match S::REGISTERS {
+                Registers::Many => product_lanes::<S, 8, 2, STRIDE>(r, lane),
+                Registers::Eight => product_lanes::<S, 3, 2, STRIDE>(r, lane),
+                Registers::Few => product_lanes::<S, 1, 2, STRIDE>(r, lane),
             }
             lane += 2 * LANES;
         }
         if lane < r.lanes {
-            if S::WIDE {
-                product_lanes::<S, 16, 1, STRIDE>(r, lane);
-            } else {
-                product_lanes::<S, 6, 1, STRIDE>(r, lane);
+            match S::REGISTERS {
+                Registers::Many => product_lanes::<S, 16, 1, STRIDE>(r, lane),
+                Registers::Eight => product_lanes::<S, 6, 1, STRIDE>(r, lane),
+                Registers::Few => product_lanes::<S, 1, 1, STRIDE>(r, lane),
             }
         }
     }
@@ -202,20 +202,21 @@ pub unsafe fn row_outer<S: Simd>(x: *const f32, stride: usize, taps: usize, y: *
     unsafe {
         let mut lane = 0;
         while lane + 2 * LANES <= lanes {
-            if S::WIDE && taps.is_multiple_of(12) {
-                outer_lanes::<S, 12, 2>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
-            } else if S::WIDE {
-                outer_lanes::<S, 8, 2>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
-            } else {
-                outer_lanes::<S, 3, 2>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
+            let (y, sum) = (y.add(lane), sum.add(lane));
+            match S::REGISTERS {
+                Registers::Many if taps.is_multiple_of(12) => outer_lanes::<S, 12, 2>(x, stride, taps, y, lanes, w, sum),
+                Registers::Many => outer_lanes::<S, 8, 2>(x, stride, taps, y, lanes, w, sum),
+                Registers::Eight => outer_lanes::<S, 3, 2>(x, stride, taps, y, lanes, w, sum),
+                Registers::Few => outer_lanes::<S, 1, 2>(x, stride, taps, y, lanes, w, sum),
             }
             lane += 2 * LANES;
         }
         if lane < lanes {
-            if S::WIDE {
-                outer_lanes::<S, 16, 1>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
-            } else {
-                outer_lanes::<S, 6, 1>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
+            let (y, sum) = (y.add(lane), sum.add(lane));
+            match S::REGISTERS {
+                Registers::Many => outer_lanes::<S, 16, 1>(x, stride, taps, y, lanes, w, sum),
+                Registers::Eight => outer_lanes::<S, 6, 1>(x, stride, taps, y, lanes, w, sum),
+                Registers::Few => outer_lanes::<S, 1, 1>(x, stride, taps, y, lanes, w, sum),
             }
         }
     }
@@ -289,9 +290,13 @@ unsafe fn depthwise_channels<S: Simd, const C: usize>(
         let c = if C == 0 { channels } else { C };
         for lane in (0..c).step_by(LANES) {
             let mut p = 0;
-            while p + 8 <= w {
+            while S::REGISTERS == Registers::Many && p + 8 <= w {
                 depthwise_tile::<S, 8, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, lane, out.add(p * c));
                 p += 8;
+            }
+            while S::REGISTERS == Registers::Eight && p + 4 <= w {
+                depthwise_tile::<S, 4, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, lane, out.add(p * c));
+                p += 4;
             }
             while p < w {
                 depthwise_tile::<S, 1, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, lane, out.add(p * c));
@@ -406,16 +411,13 @@ unsafe fn dot_channels<S: Simd, const C: usize>(
     unsafe {
         let c = if C == 0 { channels } else { C };
         let mut p = 0;
-        if S::WIDE {
-            while p + 8 <= w {
-                dot_tile::<S, 8, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, out.add(p * 3));
-                p += 8;
-            }
-        } else {
-            while p + 2 <= w {
-                dot_tile::<S, 2, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, out.add(p * 3));
-                p += 2;
-            }
+        while S::REGISTERS == Registers::Many && p + 8 <= w {
+            dot_tile::<S, 8, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, out.add(p * 3));
+            p += 8;
+        }
+        while S::REGISTERS == Registers::Eight && p + 2 <= w {
+            dot_tile::<S, 2, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, out.add(p * 3));
+            p += 2;
         }
         while p < w {
             dot_tile::<S, 1, C>(rows.map(|r| r.add(p * c)), weights, bias, channels, out.add(p * 3));

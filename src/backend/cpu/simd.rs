@@ -16,8 +16,8 @@ pub const LANES: usize = 16;
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
     type V: Copy;
-    /// Vectors that fit in registers beside weights and inputs: tile sizes follow from it.
-    const WIDE: bool;
+    /// How many vectors registers hold: tile sizes follow from it.
+    const REGISTERS: Registers;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
     unsafe fn splat(x: f32) -> Self::V;
@@ -35,6 +35,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn round(x: Self::V) -> Self::V;
     /// Sum of the lanes in a fixed order.
     unsafe fn sum(v: Self::V) -> f32;
+}
+
+/// Room for vectors of sixteen lanes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Registers {
+    /// None to speak of: tiles of one, which also keeps plain code small.
+    Few,
+    /// Eight (sixteen halves).
+    Eight,
+    /// Thirty-two.
+    Many,
 }
 
 /// Work to be compiled for every instruction set.
@@ -122,7 +133,7 @@ fn map(f: impl Fn(usize) -> f32) -> [f32; LANES] {
 
 impl Simd for Portable {
     type V = [f32; LANES];
-    const WIDE: bool = false;
+    const REGISTERS: Registers = Registers::Few;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
         unsafe { p.cast::<[f32; LANES]>().read_unaligned() }
@@ -187,7 +198,7 @@ impl Simd for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Kernel, Simd};
+    use super::{Kernel, Registers, Simd};
     use std::arch::x86_64::*;
 
     /// # Safety
@@ -216,7 +227,7 @@ mod x86 {
 
     impl Simd for Avx2 {
         type V = Pair;
-        const WIDE: bool = false;
+        const REGISTERS: Registers = Registers::Eight;
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Pair {
             unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
@@ -288,7 +299,7 @@ mod x86 {
 
     impl Simd for Avx512 {
         type V = __m512;
-        const WIDE: bool = true;
+        const REGISTERS: Registers = Registers::Many;
         #[inline(always)]
         unsafe fn load(p: *const f32) -> __m512 {
             unsafe { _mm512_loadu_ps(p) }

@@ -3,7 +3,7 @@
 //! in 16 transformed points. Built from vectors alone; `conv` decides where it is used. The bits of an output depend on
 //! where the tiles begin, so inference in overlapping tiles keeps to the direct form.
 
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Registers, Simd};
 
 /// Transformed points of a tile.
 pub const POINTS: usize = 16;
@@ -182,15 +182,22 @@ unsafe fn multiply<S: Simd, const V: usize, const K: usize>(v: *const f32, k: us
     unsafe {
         for point in 0..POINTS {
             let (v, u, m) = (v.add(point * CHUNK * k), u.add(point * k * lanes), m.add(point * CHUNK * V * LANES));
-            if S::WIDE {
-                multiply_tile::<S, CHUNK, V, K>(v, k, u, lanes, m);
-            } else {
-                // sixteen narrow registers: half the tiles at a time, or a quarter with two vectors
-                let step = CHUNK / (2 * V);
-                for p in (0..CHUNK).step_by(step) {
-                    match step {
-                        4 => multiply_tile::<S, 4, V, K>(v.add(p * k), k, u, lanes, m.add(p * V * LANES)),
-                        _ => multiply_tile::<S, 2, V, K>(v.add(p * k), k, u, lanes, m.add(p * V * LANES)),
+            let at = |p: usize| (v.add(p * k), m.add(p * V * LANES));
+            match S::REGISTERS {
+                Registers::Many => multiply_tile::<S, CHUNK, V, K>(v, k, u, lanes, m),
+                Registers::Eight if V == 1 => {
+                    for (v, m) in [at(0), at(4)] {
+                        multiply_tile::<S, 4, V, K>(v, k, u, lanes, m);
+                    }
+                }
+                Registers::Eight => {
+                    for (v, m) in [at(0), at(2), at(4), at(6)] {
+                        multiply_tile::<S, 2, V, K>(v, k, u, lanes, m);
+                    }
+                }
+                Registers::Few => {
+                    for (v, m) in (0..CHUNK).map(at) {
+                        multiply_tile::<S, 1, V, K>(v, k, u, lanes, m);
                     }
                 }
             }
