@@ -288,7 +288,7 @@ fn train_names_shards_it_cannot_use_before_it_starts() {
     fs::write(shard, &damaged).unwrap();
     train(&place.set, &[]).ok(); // finished: reads nothing
     let more = ["train", "--shards", text(&place.set), "--out", text(&out), "--iterations", "400", "--batch-size", "2"];
-    run(&more).refused(1, &[name, "record", "damaged", ".png", "the checkpoint of iteration 4 is kept"]);
+    run(&more).refused(1, &[name, "record", "damaged", "image p0", "the checkpoint of iteration 4 is kept"]);
     assert!(files(&out.join("states")) == states);
 }
 
@@ -296,13 +296,13 @@ fn train_names_shards_it_cannot_use_before_it_starts() {
 fn outputs_that_cannot_be_written_are_errors_and_not_panics() {
     let place = Place::new();
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let out = place.path("run");
+    let (out, drawn, sharded) = (place.path("run"), place.path("drawn"), place.path("sharded"));
     let commands: [&[&str]; 5] = [
         &["eval", text(&place.data), "--model", text(&place.model)],
         &["eval", text(&place.data), "--model", text(&place.model), "--json"],
         &["train", "--shards", text(&place.set), "--out", text(&out), "--iterations", "2", "--batch-size", "2"],
-        &["synth", text(&place.path("synth")), "--count", "1", "--size", "16"],
-        &["shard", text(&place.data), "--out", text(&place.path("set2")), "--lq-size", "16"],
+        &["synth", text(&drawn), "--count", "1", "--size", "16"],
+        &["shard", text(&place.data), "--out", text(&sharded), "--lq-size", "16"],
     ];
     for command in commands {
         let ran: cli_common::Ran = paragon(command).stdout(full()).output().unwrap().into();

@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     lq: Option<PathBuf>,
     /// Pixels cut off each side before comparing [default: the scale]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     crop_border: Option<u32>,
     /// Also write the network's pictures into this folder
     #[arg(long, value_name = "DIR")]

@@ -42,13 +42,12 @@ pub fn nhwc(x: &[f64], [n, c, h, w]: [usize; 4]) -> Vec<f32> {
 
 /// `|a - b| / |b|` in the L2 norm.
 pub fn relative_error(a: impl IntoIterator<Item = f64>, b: impl IntoIterator<Item = f64>) -> f64 {
-    let (mut difference, mut size, mut count) = (0.0, 0.0, (0, 0));
+    let (mut difference, mut size) = (0.0, 0.0);
     let mut b = b.into_iter();
     for a in a {
         let Some(b) = b.next() else { panic!("more values than expected") };
         difference += (a - b) * (a - b);
         size += b * b;
-        count.0 += 1;
     }
     assert!(b.next().is_none(), "fewer values than expected");
     (difference / size.max(f64::MIN_POSITIVE)).sqrt()
