@@ -263,6 +263,8 @@ fn train_names_shards_it_cannot_use_before_it_starts() {
     train(&place.set, &["--network", "esrgan"]).refused(1, &["esrgan", "known are"]);
     train(&place.set, &["--network", "photo"]).refused(1, &["paragonsr2_photo"]);
     train(&place.set, &["--device", "cuda"]).refused(1, &["--device"]);
+    let huge = ["train", "--shards", text(&place.set), "--out", text(&out), "--batch-size", "65536", "--host-memory", "4G"];
+    run(&huge).refused(1, &["needs", "GiB", "nothing was started"]);
     train(&place.set, &["--host-memory", "2M"]).refused(1, &["needs", "MiB", "2.0 MiB", "nothing was started", "--batch-size"]);
     assert!(!out.join("log.jsonl").exists() && !out.join("states").exists() && !out.join("model.safetensors").exists());
     for bad in [place.model.join("below"), PathBuf::from("/proc/nowhere")] {
@@ -329,4 +331,26 @@ fn outputs_that_cannot_be_written_are_errors_and_not_panics() {
     fs::create_dir(&huge).unwrap();
     fs::write(huge.join("huge.png"), png_header(60_000, 60_000)).unwrap();
     run(&["shard", text(&huge), "--out", text(&place.path("set3"))]).refused(1, &["huge.png", "60000x60000"]);
+}
+
+#[test]
+fn names_that_are_no_utf8_are_no_reason_to_fail() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let odd = |name: &str| place.dir.path().join(std::ffi::OsStr::from_bytes(&[name.as_bytes(), b"\xff\xfe"].concat()));
+    let (out, set, model) = (odd("run"), odd("set"), odd("model"));
+    fs::rename(&place.model, &model).unwrap();
+    let with = |arguments: &[&str], paths: &[(&str, &Path)]| {
+        let mut command = paragon(arguments);
+        for (flag, path) in paths {
+            command.args((!flag.is_empty()).then_some(flag)).arg(path);
+        }
+        cli_common::Ran::from(command.output().unwrap()).ok()
+    };
+    with(&["synth", "--count", "1", "--size", "16", "--json"], &[("", &odd("drawn"))]);
+    with(&["eval", text(&place.data), "--json"], &[("--model", &model)]);
+    with(&["shard", text(&place.data), "--lq-size", "16"], &[("--out", &set)]);
+    with(&["train", "--iterations", "2", "--batch-size", "2", "--json"], &[("--shards", &set), ("--out", &out)]);
+    with(&["upscale", text(&place.data)], &[("", &odd("up")), ("--model", &model)]);
+    assert_eq!(fs::read_dir(odd("up")).unwrap().count(), 3);
 }

@@ -162,7 +162,7 @@ fn pictures_of_every_shape_and_kind_are_upscaled() {
         let image = upscale("plain.png", &DynamicImage::ImageRgb8(plain.clone()), out);
         assert!(fs::read(dir.path().join(out)).unwrap().starts_with(start), "{out}");
         let far = image.as_raw().iter().zip(expected.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        assert!(if start[0] == 0xFF { far < 40 } else { far == 0 }, "{out} differs by {far}");
+        assert!(if start[0] == 0xFF { far < 12 } else { far == 0 }, "{out} differs by {far}");
     }
 }
 
@@ -207,5 +207,34 @@ fn train_stays_within_what_it_computed_before_the_start() {
         assert!(planned > 40 * MIB && peak > planned / 3, "{more:?}: {peak} of {planned}");
         let last = fs::read_to_string(out.join("log.jsonl")).unwrap().lines().last().unwrap().to_string();
         assert_eq!(last.contains("val_psnr_y"), more.contains(&"--val"));
+    }
+}
+
+/// PyTorch loads what `train` writes with `strict=True` and makes the same picture of it within one level. Needs a Python with
+/// torch, named by `PARAGON_PYTHON`.
+#[test]
+fn pytorch_loads_a_trained_network_and_agrees() {
+    let Some(python) = std::env::var_os("PARAGON_PYTHON") else {
+        println!("SKIP pytorch_loads_a_trained_network_and_agrees: PARAGON_PYTHON names no Python with torch and safetensors");
+        return;
+    };
+    for scale in [2, 3, 4] {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, set, out) = (dir.path().join("data"), dir.path().join("set"), dir.path().join("run"));
+        fs::create_dir(&data).unwrap();
+        picture(100, 90, 1).save(data.join("a.png")).unwrap();
+        make(&paragon::shard::plan::BuildConfig { scale, ..config(&data, &set) }).unwrap();
+        let train = ["train", "--shards", text(&set), "--out", text(&out), "--iterations", "20", "--batch-size", "2", "--warmup", "0"];
+        run(&[&train[..], &["--lr", "1e-3", "--layer-scale", "0.5", "--detail-gain", "0.5"]].concat()).ok();
+        let (model, input, up) = (out.join("model.safetensors"), dir.path().join("in.png"), dir.path().join("up.png"));
+        picture(61, 47, 3).save(&input).unwrap();
+        run(&["upscale", text(&input), text(&up), "--model", text(&model), "--tile", "40"]).ok();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check_checkpoint.py");
+        let mut check = std::process::Command::new(&python);
+        check.arg(script).arg(&model).arg("--input").arg(&input).arg("--upscaled").arg(&up);
+        let found = check.output().unwrap();
+        let said = String::from_utf8_lossy(&found.stdout);
+        println!("{said}");
+        assert!(found.status.success() && said.contains("strict=True"), "{said}{}", String::from_utf8_lossy(&found.stderr));
     }
 }
