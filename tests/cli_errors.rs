@@ -42,7 +42,8 @@ impl Place {
 fn silly_flags_are_usage_errors_that_name_the_flag() {
     let dir = tempfile::tempdir().unwrap();
     let x = text(dir.path());
-    let cases: [(&[&str], &[(&str, &str)]); 6] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)]);
+    let cases: [Case; 6] = [
         (
             &["train", "--shards", x],
             &[

@@ -201,7 +201,8 @@ fn a_damaged_state_falls_back_to_the_one_before() {
     let out = dir.path().join("run");
     train(&set, &out, &[]).ok();
     let expected = outcome(&out);
-    let damage: [(&str, fn(&mut Vec<u8>)); 4] = [
+    type Damage<'a> = (&'a str, fn(&mut Vec<u8>));
+    let damage: [Damage; 4] = [
         ("cut", |b| b.truncate(b.len() / 2)),
         ("empty", Vec::clear),
         ("a bit in the vectors", |b| *b.last_mut().unwrap() ^= 1),
