@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     lq: Option<PathBuf>,
     /// Pixels cut off each side before comparing [default: the scale]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     crop_border: Option<u32>,
     /// Also write the network's pictures into this folder
     #[arg(long, value_name = "DIR")]
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bicubic = mean(results.iter().map(|r| r.bicubic));
     if args.json {
         let json = serde_json::json!({
-            "model": args.model.model, "dataset": args.dataset, "scale": scale, "crop_border": crop,
+            "model": args.model.model.to_string_lossy(), "dataset": args.dataset.to_string_lossy(), "scale": scale, "crop_border": crop,
             "images": results, "mean": { "network": network, "bicubic": bicubic },
         });
         print(serde_json::to_string_pretty(&json)?)

@@ -46,7 +46,7 @@ struct ModelArgs {
     #[arg(long, value_name = "NAME")]
     network: Option<String>,
     /// For files that do not say it themselves: the scale
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     scale: Option<usize>,
     /// For files that do not say it themselves: upsampler_alpha
     #[arg(long, value_parser = flags::single, allow_negative_numbers = true)]

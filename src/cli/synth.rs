@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
     let rate = written as f64 / seconds.max(1e-9);
     if args.json {
         let summary = serde_json::json!({
-            "folder": args.out, "written": written, "kept": kept, "width": args.size.0, "height": args.size.1,
+            "folder": args.out.to_string_lossy(), "written": written, "kept": kept, "width": args.size.0, "height": args.size.1,
             "seed": args.seed, "bytes": bytes, "seconds": seconds, "pictures_per_second": rate,
         });
         flags::print(summary)

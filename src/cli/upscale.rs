@@ -2,6 +2,7 @@
 
 use super::ModelArgs;
 use anyhow::{Context, Result, ensure};
+use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
 use paragon::dataset::decode::{Limits, decode};
 use paragon::progress::Progress;
@@ -23,6 +24,9 @@ pub struct Args {
 
 /// Endings of files that are taken for pictures in a folder.
 const ENDINGS: [&str; 7] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
+
+/// The encoder's own default of 75 takes away what the network has added.
+const JPEG_QUALITY: u8 = 95;
 
 fn is_picture(path: &Path) -> bool {
     path.extension().is_some_and(|e| ENDINGS.contains(&e.to_string_lossy().to_lowercase().as_str()))
@@ -102,7 +106,10 @@ pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
     let format = check_ending(path)?;
     paragon::files::write_atomic(path, |out| {
         let mut bytes = std::io::Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, format)?;
+        match format {
+            ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).encode_image(picture)?,
+            _ => picture.write_to(&mut bytes, format)?,
+        }
         Ok(out.write_all(bytes.get_ref())?)
     })
 }

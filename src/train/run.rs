@@ -119,9 +119,16 @@ pub struct Summary {
     /// What was computed before the start, bytes.
     pub planned: u64,
     /// The trained network (EMA).
+    #[serde(serialize_with = "as_text")]
     pub model: PathBuf,
     /// The run's folder.
+    #[serde(serialize_with = "as_text")]
     pub run: PathBuf,
+}
+
+/// A path whose bytes are no UTF-8 must not turn a finished run into an error.
+fn as_text<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 /// The numbers of a run that are neither configuration nor state.

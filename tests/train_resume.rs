@@ -1,0 +1,351 @@
+//! `paragon train` from outside, killed, stopped, damaged and started again: whatever happens on the way, the run must end
+//! in the same bits (network, state, log) as one that was never interrupted. Every check runs the real binary on a set of a
+//! few synthetic patches.
+
+mod cli_common;
+mod shard_common;
+
+use cli_common::{Ran, limit_files, paragon, run, text};
+use paragon::rng::Rng;
+use shard_common::{config, files, make, pictures};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+type Flags<'a> = &'a [(&'a str, &'a str)];
+
+/// Iterations of the common run; log lines and checkpoints do not fall on the same iterations on purpose.
+const BASE: Flags = &[
+    ("--iterations", "24"),
+    ("--batch-size", "2"),
+    ("--lr", "1e-3"),
+    ("--warmup", "4"),
+    ("--log-every", "4"),
+    ("--checkpoint-every", "5"),
+    ("--threads", "2"),
+];
+
+/// `paragon train` with the common flags, some of them replaced, and more.
+fn command(set: &Path, out: &Path, flags: Flags) -> Vec<String> {
+    let mut all = vec!["train".to_string(), "--shards".into(), text(set).into(), "--out".into(), text(out).into()];
+    let kept = BASE.iter().filter(|(name, _)| flags.iter().all(|(other, _)| other != name));
+    for (name, value) in kept.chain(flags) {
+        all.push(name.to_string());
+        if !value.is_empty() {
+            all.push(value.to_string());
+        }
+    }
+    all
+}
+
+fn train(set: &Path, out: &Path, flags: Flags) -> Ran {
+    run(&command(set, out, flags))
+}
+
+fn start(set: &Path, out: &Path, flags: Flags) -> Child {
+    paragon(&command(set, out, flags)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// A set of LQ 16 in a temporary folder.
+fn set() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, set) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 4);
+    make(&config(&data, &set)).unwrap();
+    (dir, set)
+}
+
+fn states(out: &Path) -> Vec<PathBuf> {
+    let mut list: Vec<PathBuf> = fs::read_dir(out.join("states")).map_or(Vec::new(), |d| d.map(|e| e.unwrap().path()).collect());
+    list.sort();
+    list
+}
+
+fn log(out: &Path) -> Vec<serde_json::Value> {
+    let lines = fs::read_to_string(out.join("log.jsonl")).unwrap_or_default();
+    lines.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
+}
+
+/// What must be equal: network, newest state, the log without its timings.
+#[derive(PartialEq)]
+struct Outcome {
+    model: Vec<u8>,
+    state: (String, Vec<u8>),
+    log: Vec<serde_json::Value>,
+}
+
+fn outcome(out: &Path) -> Outcome {
+    let newest = states(out).pop().unwrap();
+    let mut log = log(out);
+    for line in &mut log {
+        for timing in ["it_per_s", "data_wait", "seconds"] {
+            line.as_object_mut().unwrap().remove(timing).unwrap();
+        }
+    }
+    let name = newest.file_name().unwrap().to_str().unwrap().to_string();
+    Outcome { model: fs::read(out.join("model.safetensors")).unwrap(), state: (name, fs::read(&newest).unwrap()), log }
+}
+
+#[track_caller]
+fn same(found: &Outcome, expected: &Outcome, what: &str) {
+    assert_eq!(found.log, expected.log, "{what}: the logs differ");
+    assert_eq!(found.state.0, expected.state.0, "{what}");
+    assert!(found.state.1 == expected.state.1, "{what}: the states differ");
+    assert!(found.model == expected.model, "{what}: the networks differ");
+}
+
+/// No half-written file is left anywhere.
+#[track_caller]
+fn no_litter(out: &Path) {
+    for folder in [out.to_path_buf(), out.join("models"), out.join("states")] {
+        for entry in fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(!name.ends_with(".partial"), "{name} is left");
+        }
+    }
+}
+
+fn wait_for_a_log_line(out: &Path) {
+    let started = Instant::now();
+    while log(out).is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(60), "no log line in a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn killed_at_any_moment_it_ends_in_the_bits_of_an_unbroken_run() {
+    let (dir, set) = set();
+    let cases: [(&str, Flags); 2] = [
+        ("a checkpoint every iteration", &[("--checkpoint-every", "1")]),
+        (
+            "accumulation, crops, cosine",
+            &[("--checkpoint-every", "3"), ("--accum-iter", "2"), ("--lq-size", "12"), ("--schedule", "cosine"), ("--batch-size", "8")],
+        ),
+    ];
+    let mut unfinished = 0;
+    for (number, (what, flags)) in cases.into_iter().enumerate() {
+        let whole = dir.path().join(format!("whole{number}"));
+        let started = Instant::now();
+        train(&set, &whole, flags).ok();
+        let time = started.elapsed().as_secs_f64();
+        let expected = outcome(&whole);
+        let out = dir.path().join(format!("killed{number}"));
+        for kill in 0..8u64 {
+            let mut child = start(&set, &out, flags);
+            std::thread::sleep(Duration::from_secs_f64(time * (0.1 + 0.4 * Rng::new(&[number as u64, kill]).unit())));
+            child.kill().unwrap(); // SIGKILL
+            child.wait().unwrap();
+            let done = states(&out).pop().map(|p| p.to_str().unwrap().to_string());
+            unfinished += u32::from(done.is_none_or(|name| !name.ends_with("024.safetensors")));
+        }
+        train(&set, &out, flags).ok();
+        same(&outcome(&out), &expected, what);
+        no_litter(&out);
+    }
+    assert!(unfinished > 0, "no kill came in time");
+}
+
+#[test]
+fn ctrl_c_and_sigterm_save_and_the_same_command_goes_on() {
+    let (dir, set) = set();
+    let flags: Flags = &[("--iterations", "300"), ("--batch-size", "16"), ("--checkpoint-every", "1000"), ("--threads", "1")];
+    let whole = dir.path().join("whole");
+    train(&set, &whole, flags).ok();
+    let expected = outcome(&whole);
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let out = dir.path().join(format!("stopped{signal}"));
+        let child = paragon(&command(&set, &out, flags)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for_a_log_line(&out);
+        // SAFETY: a signal to a child that has not been waited for
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        let ran = Ran::from(child.wait_with_output().unwrap());
+        assert_eq!(ran.code, Some(130), "{ran:?}");
+        assert!(ran.stderr.contains("goes on from here") && ran.stdout.contains("stopped at iteration"), "{ran:?}");
+        assert_eq!(states(&out).len(), 1);
+        assert!(outcome(&out).state.0 < expected.state.0, "it ended before the signal came");
+        let ran = train(&set, &out, flags).ok();
+        assert!(ran.stderr.contains("resuming"), "{}", ran.stderr);
+        same(&outcome(&out), &expected, "signal");
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let (dir, set) = set();
+    for (accum, lq) in [("1", "16"), ("3", "11")] {
+        let mut expected = None;
+        for (threads, loaders, slots) in [("1", "1", "1"), ("2", "1", "4"), ("5", "3", "2"), ("1", "3", "7")] {
+            let out = dir.path().join(format!("t{threads}_{loaders}_{accum}"));
+            let flags: Flags = &[
+                ("--threads", threads),
+                ("--loader-threads", loaders),
+                ("--slots", slots),
+                ("--accum-iter", accum),
+                ("--lq-size", lq),
+                ("--batch-size", "5"),
+                ("--iterations", "12"),
+                ("--loss", "charbonnier:0.5"),
+            ];
+            train(&set, &out, flags).ok();
+            let found = outcome(&out);
+            same(&found, expected.get_or_insert(outcome(&out)), &format!("{threads} threads, {loaders} loaders, accumulation {accum}"));
+        }
+    }
+}
+
+#[test]
+fn a_damaged_state_falls_back_to_the_one_before() {
+    let (dir, set) = set();
+    let out = dir.path().join("run");
+    train(&set, &out, &[]).ok();
+    let expected = outcome(&out);
+    type Damage<'a> = (&'a str, fn(&mut Vec<u8>));
+    let damage: [Damage; 4] = [
+        ("cut", |b| b.truncate(b.len() / 2)),
+        ("empty", Vec::clear),
+        ("a bit in the vectors", |b| *b.last_mut().unwrap() ^= 1),
+        ("a digit of the iteration", |b| {
+            let at = b.windows(11).position(|w| w == br#"iteration\""#).unwrap() + 12;
+            b[at] = b'1'; // 24 becomes 14
+        }),
+    ];
+    for (what, damage) in damage {
+        let newest = states(&out).pop().unwrap();
+        let mut bytes = fs::read(&newest).unwrap();
+        damage(&mut bytes);
+        fs::write(&newest, bytes).unwrap();
+        let ran = train(&set, &out, &[]).ok();
+        for words in ["warning: ", "state_000000024", "taking the one before it", "after iteration 20"] {
+            assert!(ran.stderr.contains(words), "{what}: '{words}' is missing in {}", ran.stderr);
+        }
+        same(&outcome(&out), &expected, what);
+    }
+    // none is whole: nothing is touched until the user says so
+    for state in states(&out) {
+        fs::write(&state, "text").unwrap();
+    }
+    let before = states(&out);
+    train(&set, &out, &[]).refused(1, &[text(&out), "no whole state", "--restart"]);
+    assert_eq!(states(&out), before);
+    train(&set, &out, &[("--restart", "")]).ok();
+    same(&outcome(&out), &expected, "restart");
+}
+
+#[test]
+fn a_resumed_run_keeps_its_shape_and_its_data() {
+    let (dir, set) = set();
+    let out = dir.path().join("run");
+    train(&set, &out, &[]).ok();
+    let before = files(&out.join("states"));
+    let more: (&str, &str) = ("--iterations", "30");
+    train(&set, &out, &[more, ("--batch-size", "3")]).refused(1, &[text(&out), "batch_size: 2 -> 3", "--restart"]);
+    train(&set, &out, &[more, ("--seed", "7")]).refused(1, &["seed: 1024 -> 7"]);
+    train(&set, &out, &[more, ("--accum-iter", "2")]).refused(1, &["accum_iter: 1 -> 2"]);
+    train(&set, &out, &[more, ("--alpha", "0.1")]).refused(1, &["upsampler_alpha"]);
+    let (other_dir, other) = (dir.path().join("other_data"), dir.path().join("other"));
+    pictures(&other_dir, 3);
+    make(&config(&other_dir, &other)).unwrap();
+    train(&other, &out, &[more]).refused(1, &["other shards", text(&other), "--restart"]);
+    // a command that is refused for its memory has not dropped the old run either
+    train(&set, &out, &[more, ("--restart", ""), ("--host-memory", "1M")]).refused(1, &["1.0 MiB", "--slots"]);
+    assert!(files(&out.join("states")) == before, "a refused command changed the states");
+    let ran = train(&set, &out, &[more, ("--lr", "5e-4")]).ok();
+    assert!(ran.stderr.contains("schedule.base_lr: 0.001 -> 0.0005"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("total_iter: 24 -> 30") && !ran.stderr.contains("betas"), "{}", ran.stderr);
+    assert_eq!(log(&out).last().unwrap()["lr"], 5e-4);
+    // and a finished run says so
+    let ran = train(&set, &out, &[more, ("--lr", "5e-4")]).ok();
+    assert!(ran.stderr.contains("this run is finished"), "{}", ran.stderr);
+}
+
+#[test]
+fn two_processes_do_not_share_a_run() {
+    let (dir, set) = set();
+    let out = dir.path().join("run");
+    let mut first = start(&set, &out, &[("--iterations", "10000000"), ("--threads", "1"), ("--checkpoint-every", "100000")]);
+    wait_for_a_log_line(&out);
+    let second = train(&set, &out, &[]);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    second.refused(1, &["another process", text(&out), "--out"]);
+    train(&set, &out, &[]).ok(); // the lock goes with its process
+}
+
+#[test]
+fn every_schedule_gives_its_learning_rates() {
+    let (dir, set) = set();
+    let warm = |i: f64| (i / 4.0).min(1.0) * 1e-3;
+    let cosine = |i: f64| 1e-5 + (1e-3 - 1e-5) * 0.5 * (1.0 + (std::f64::consts::PI * (i - 1.0) / 24.0).cos());
+    type Rate<'a> = &'a dyn Fn(f64) -> f64;
+    let cases: [(Flags, Rate); 3] = [
+        (&[("--schedule", "constant")], &warm),
+        (&[("--schedule", "multistep"), ("--milestones", "10,20"), ("--gamma", "0.1")], &|i| {
+            warm(i)
+                * if i > 20.0 {
+                    0.01
+                } else if i > 10.0 {
+                    0.1
+                } else {
+                    1.0
+                }
+        }),
+        (&[("--schedule", "cosine"), ("--eta-min", "1e-5")], &|i| if i <= 4.0 { warm(i) } else { cosine(i) }),
+    ];
+    for (number, (flags, rate)) in cases.into_iter().enumerate() {
+        let out = dir.path().join(format!("run{number}"));
+        train(&set, &out, &[flags, &[("--log-every", "1")]].concat()).ok();
+        let lines = log(&out);
+        assert_eq!(lines.len(), 24);
+        for line in lines {
+            let (i, lr) = (line["iteration"].as_f64().unwrap(), line["lr"].as_f64().unwrap());
+            assert!((lr - rate(i)).abs() < 1e-12, "{flags:?} iteration {i}: {lr}, expected {}", rate(i));
+            assert!(line["loss"].as_f64().unwrap() > 0.0);
+        }
+    }
+}
+
+#[test]
+fn a_run_that_is_lost_says_so_and_keeps_the_last_good_checkpoint() {
+    let (dir, set) = set();
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("run"));
+    // a line at iteration 5, since the first part of the run ends there with a line
+    let base: Flags = &[("--schedule", "constant"), ("--log-every", "5")];
+    train(&set, &whole, base).ok();
+    train(&set, &out, &[base, &[("--iterations", "5")]].concat()).ok();
+    let good = files(&out.join("states"));
+    let words = ["not finite 10 times in a row", "--lr", "the checkpoint of iteration 5 is kept"];
+    train(&set, &out, &[base, &[("--lr", "1e30"), ("--grad-clip", "0")]].concat()).refused(1, &words);
+    assert!(files(&out.join("states")) == good, "states were written after the loss was lost");
+    // the log keeps its lines though JSON has no NaN, and the run can be taken up where it was good
+    assert!(log(&out).len() > 1);
+    train(&set, &out, base).ok();
+    same(&outcome(&out), &outcome(&whole), "after a lost stretch");
+    // parameters that overflow at once are never saved
+    let out = dir.path().join("overflow");
+    let ran = train(&set, &out, &[("--lr", "1e300"), ("--warmup", "0"), ("--checkpoint-every", "1")]);
+    ran.refused(1, &["not finite", "--lr"]);
+    assert!(states(&out).is_empty() && !out.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_full_disk_while_saving_loses_nothing() {
+    let (dir, set) = set();
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("run"));
+    let log: (&str, &str) = ("--log-every", "5");
+    train(&set, &whole, &[log]).ok();
+    train(&set, &out, &[log, ("--iterations", "10")]).ok();
+    let saved = files(&out.join("states"));
+    // networks fit (70 kB), states (270 kB) do not; then not even networks
+    for (limit, word) in [(150_000, "state_000000015"), (30_000, "net_g_15")] {
+        let ran: Ran = limit_files(&mut paragon(&command(&set, &out, &[log])), limit).output().unwrap().into();
+        ran.refused(1, &["cannot write", word, "the checkpoint of iteration 10 is kept"]);
+        assert!(files(&out.join("states")) == saved, "limit {limit}");
+        let read = paragon::train::read_model(&out.join("model.safetensors"), &paragon::train::ModelHints::default());
+        assert!(read.is_ok(), "the network is damaged");
+        no_litter(&out);
+    }
+    train(&set, &out, &[log]).ok();
+    same(&outcome(&out), &outcome(&whole), "after a full disk");
+}
