@@ -1,7 +1,8 @@
 //! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's measured FMA peak; and
 //! the whole step beside one that keeps to direct convolutions, step by step in turn.
-//! `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [all]`
+//! `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [--loss l1 --loss ssim:0.05] [all]`
 
+use clap::ValueEnum;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::model::{Network, StepSpec, training_plan};
@@ -11,6 +12,17 @@ use std::time::Instant;
 fn flag(name: &str, default: usize) -> usize {
     let args: Vec<String> = std::env::args().collect();
     args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)?.parse().ok()).unwrap_or(default)
+}
+
+/// Every `--loss KIND[:WEIGHT]`; L1 without one.
+fn losses() -> Vec<(LossKind, f32)> {
+    let args: Vec<String> = std::env::args().collect();
+    let given = args.windows(2).filter(|pair| pair[0] == "--loss").map(|pair| {
+        let (kind, weight) = pair[1].split_once(':').unwrap_or((&pair[1], "1"));
+        (LossKind::from_str(kind, true).expect("a loss"), weight.parse().expect("a weight"))
+    });
+    let list: Vec<_> = given.collect();
+    if list.is_empty() { vec![(LossKind::L1, 1.0)] } else { list }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -24,7 +36,7 @@ fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool) -> (CpuBa
     let spec = StepSpec {
         batch,
         lq: (lq, lq),
-        losses: vec![(LossKind::L1, 1.0)],
+        losses: losses(),
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,

@@ -112,7 +112,11 @@ fn outputs_and_gradients_match_the_golden_files() {
 
 #[test]
 fn trajectories_match_the_golden_files() {
-    for name in ["train_realtime_x2", "train_realtime_x2_accum", "train_realtime_x2_mssim"] {
+    // The L1 slope is a sign. Where the float64 prediction comes within f32 rounding of its target (1.7e-8 at iteration 11 of the
+    // first file, 4.0e-8 at iteration 4 of the second) the two are equal in f32 and one slope is 0: the gradient norm moves by
+    // 1e-4 there and by up to 1.2e-3 later. PyTorch in f32 departs at the same iterations by the same amounts. The loss does
+    // not feel it, and up to there everything agrees to rounding.
+    for (name, tie) in [("train_realtime_x2", 11), ("train_realtime_x2_accum", 4), ("train_realtime_x2_mssim", u64::MAX)] {
         let Some(path) = shared("golden trajectories", &format!("golden/{name}.safetensors")) else { return };
         let bytes = std::fs::read(path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -162,12 +166,12 @@ fn trajectories_match_the_golden_files() {
             let metrics = backend.metrics().unwrap();
             for (k, value) in [metrics.loss, metrics.grad_norm, lr].into_iter().enumerate() {
                 let reference = expected[k][step as usize - 1];
-                worst[k] = worst[k].max((value - reference).abs() / reference.abs());
+                let error = (value - reference).abs() / reference.abs();
+                assert!(step >= tie || error < 1e-5, "{name}, iteration {step}: {value:e} for {reference:e}");
+                worst[k] = worst[k].max(error);
             }
         }
         println!("{name}: worst relative error of loss {:.1e}, gradient norm {:.1e}, learning rate {:.1e}", worst[0], worst[1], worst[2]);
-        // The L1 gradient is a sign: where a prediction meets its target within f32 rounding, one pixel's sign may differ from the
-        // float64 run's, which moves the gradient norm by about 1e-4 and the steps after it by more. The loss does not feel it.
         assert!(worst[0] < 1e-4 && worst[1] < 5e-3 && worst[2] < 1e-12, "{name}: {worst:?}");
         for (prefix, port) in [("param_final.", ports.parameters), ("ema_final.", ports.ema)] {
             let mut values = vec![0.0; table.len()];
