@@ -1,8 +1,9 @@
-//! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's measured FMA peak.
-//! `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [--isa all] [--loss l1 --loss ssim:0.05]`
+//! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's measured FMA peak; and
+//! the whole step beside one that keeps to direct convolutions, step by step in turn.
+//! `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [all] [--loss l1 --loss ssim:0.05]`
 
 use clap::ValueEnum;
-use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
+use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::model::{Network, StepSpec, training_plan};
 use paragon::plan::{LossKind, bytes_text};
@@ -29,49 +30,64 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// A backend with start values and a staged batch, and (label, useful multiply-adds) of its operations.
+fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool) -> (CpuBackend, Vec<(String, u64)>) {
+    let net = Network::new("nano", 2).expect("nano is built");
+    let spec = StepSpec {
+        batch,
+        lq: (lq, lq),
+        losses: losses(),
+        betas: (0.9, 0.99),
+        epsilon: 1e-8,
+        weight_decay: 1e-4,
+        float_input: false,
+        input_gradient: false,
+        direct,
+    };
+    let plan = training_plan(&net, &spec, &options).expect("the plan verifies");
+    let parameters = plan.ports.parameters.expect("a training plan has parameters");
+    let labels = plan.ops.iter().map(|op| (op.label().to_string(), op.multiply_adds())).collect();
+    let mut backend = CpuBackend::new(plan, options).expect("memory for the arena");
+    write_floats(&mut backend, parameters, &net.params().start_values(1)).expect("parameters fit");
+    let pixels: Vec<u8> = (0..batch * lq * lq * 12).map(|i| paragon::rng::mix(i as u64) as u8).collect();
+    let view = BatchView { lq: &pixels[..batch * lq * lq * 3], hr: &pixels, augment: &[] };
+    backend.micro_step(Some(view), &SCALARS).expect("a step runs");
+    (backend, labels)
+}
+
+const SCALARS: Scalars = Scalars { lr: 1e-4, step: 1, clip: 1.0, ema_decay: 0.9, micro_scale: 1.0, accumulate: false };
+
 fn main() {
     let (batch, lq, steps) = (flag("--batch", 16), flag("--lq", 128), flag("--steps", 10).max(1));
     let threads = CpuOptions::new(flag("--threads", 0)).threads;
     let all = std::env::args().any(|a| a == "all");
     for isa in Isa::available().into_iter().take(if all { 9 } else { 1 }) {
         let options = CpuOptions { threads, isa };
-        let peak = paragon::backend::cpu::fma_peak(options);
-        let net = Network::new("nano", 2).expect("nano is built");
-        let spec = StepSpec {
-            batch,
-            lq: (lq, lq),
-            losses: losses(),
-            betas: (0.9, 0.99),
-            epsilon: 1e-8,
-            weight_decay: 1e-4,
-            float_input: false,
-            input_gradient: false,
-        };
-        let plan = training_plan(&net, &spec, &options).expect("the plan verifies");
-        let parameters = plan.ports.parameters.expect("a training plan has parameters");
-        let labels: Vec<(String, u64)> = plan.ops.iter().map(|op| (op.label().to_string(), op.multiply_adds())).collect();
-        println!(
-            "{isa}, {threads} threads, batch {batch}, LQ {lq}: arena {}, FMA peak {:.0} GFLOP/s",
-            bytes_text(plan.arena_bytes),
-            peak / 1e9
-        );
-        let mut backend = CpuBackend::new(plan, options).expect("memory for the arena");
-        write_floats(&mut backend, parameters, &net.params().start_values(1)).expect("parameters fit");
-        let pixels: Vec<u8> = (0..batch * lq * lq * 12).map(|i| paragon::rng::mix(i as u64) as u8).collect();
-        let scalars = Scalars { lr: 1e-4, step: 1, clip: 1.0, ema_decay: 0.9, micro_scale: 1.0, accumulate: false };
-        let view = BatchView { lq: &pixels[..batch * lq * lq * 3], hr: &pixels, augment: &[] };
-        backend.micro_step(Some(view), &scalars).expect("a step runs");
+        let (mut backend, labels) = prepare(options, batch, lq, false);
+        let (mut direct, _) = prepare(options, batch, lq, true);
+        let one = CpuOptions { threads: 1, isa };
+        let (mut single, _) = prepare(one, batch, lq, false);
         let mut times: Vec<Vec<f64>> = vec![Vec::new(); labels.len()];
-        let mut totals = Vec::new();
+        let (mut totals, mut peaks, mut against, mut scaling) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..steps {
-            let start = Instant::now();
+            // everything that is compared is timed in turn, since these machines drift
+            peaks.push(fma_peak(options));
+            let timed = |backend: &mut CpuBackend, seconds: &mut Vec<f64>| {
+                let start = Instant::now();
+                backend.profile(&SCALARS, &mut |_, s| seconds.push(s));
+                start.elapsed().as_secs_f64()
+            };
             let mut seconds = Vec::new();
-            backend.profile(&scalars, &mut |_, s| seconds.push(s));
-            totals.push(start.elapsed().as_secs_f64());
+            let total = timed(&mut backend, &mut seconds);
             times.iter_mut().zip(seconds).for_each(|(t, s)| t.push(s));
+            against.push(timed(&mut direct, &mut Vec::new()) / total);
+            scaling.push(timed(&mut single, &mut Vec::new()) / total);
+            totals.push(total);
         }
-        let total = median(totals);
+        let (total, peak) = (median(totals), median(peaks));
         let work: u64 = labels.iter().map(|l| 2 * l.1).sum();
+        let arena = bytes_text(backend.allocated());
+        println!("{isa}, {threads} threads, batch {batch}, LQ {lq}: arena {arena}, FMA peak {:.0} GFLOP/s", peak / 1e9);
         for ((label, madds), times) in labels.iter().zip(times) {
             let t = median(times);
             println!(
@@ -82,11 +98,12 @@ fn main() {
             );
         }
         println!(
-            "  {:36} {:8.2} ms {:8.2} GFLOP {:5.1}% of peak\n",
+            "  {:36} {:8.2} ms {:8.2} GFLOP {:5.1}% of peak",
             "step",
             total * 1e3,
             work as f64 / 1e9,
             100.0 * work as f64 / total / peak
         );
+        println!("  {:.2}x the step with direct convolutions, {:.2}x one thread\n", median(against), median(scaling));
     }
 }

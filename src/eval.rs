@@ -6,7 +6,7 @@ use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use crate::dataset::scan::{ScanOptions, Source, scan};
 use crate::metrics::{Channels, psnr, ssim};
 use crate::upscale::Upscaler;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -119,14 +119,15 @@ pub fn evaluate(
     let mut results = Vec::with_capacity(sources.len());
     for source in sources {
         let pair = load_pair(source, scale)?;
-        let ours = upscaler.upscale(&pair.lq)?;
+        let ours = upscaler.upscale(&pair.lq).with_context(|| source.hr.display().to_string())?;
         let bicubic = upscale_bicubic(&pair.lq, scale as u32)?;
+        let scored = |picture: &RgbImage| score(picture, &pair.hr, crop).with_context(|| source.hr.display().to_string());
         let result = ImageResult {
             name: source.name.clone(),
             width: pair.hr.width(),
             height: pair.hr.height(),
-            network: score(&ours, &pair.hr, crop)?,
-            bicubic: score(&bicubic, &pair.hr, crop)?,
+            network: scored(&ours)?,
+            bicubic: scored(&bicubic)?,
         };
         each(&result, &ours, &bicubic, &pair)?;
         results.push(result);

@@ -12,6 +12,19 @@ pub fn partial_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
 }
 
+/// Removes what a killed process left half-written in a folder. Only for the owner of the folder: another process may be at
+/// work on its own.
+pub fn remove_partials(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(".partial") {
+            let _ = fs::remove_file(entry.path()); // litter; what matters is under final names
+        }
+    }
+}
+
 /// Writes `path` through `fill`: the bytes go to a file beside it, which is synced and renamed over `path` only when
 /// everything succeeded. On any error the partial file is removed and an older `path` is left whole.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {

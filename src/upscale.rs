@@ -4,6 +4,8 @@
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::model::{InferenceSpec, Network, inference_plan};
+use crate::plan::bytes_text;
+use crate::system;
 use anyhow::{Result, ensure};
 use image::RgbImage;
 
@@ -116,6 +118,15 @@ impl Upscaler {
         ensure!(w > 0 && h > 0, "the picture has no pixels");
         let (scale, halo) = (self.net.scale, self.net.receptive_field());
         let (th, tw) = (h.min(self.tile), w.min(self.tile));
+        let bytes = (w * scale * h * scale * 3) as u64; // at most 200 million pixels times 64
+        if let Some(free) = system::available_memory() {
+            ensure!(
+                bytes <= free,
+                "{w}x{h} pixels at x{scale} take {} as a picture and this machine has {} free; cut the picture into parts",
+                bytes_text(bytes),
+                bytes_text(free)
+            );
+        }
         let mut out = RgbImage::new((w * scale) as u32, (h * scale) as u32);
         let (columns, rows) = (spans(w, self.tile, halo), spans(h, self.tile, halo));
         let mut tile = std::mem::take(&mut self.lq);

@@ -23,7 +23,17 @@ fn load(table: &ParamTable, file: &SafeTensors, prefix: &str) -> Vec<f32> {
 }
 
 fn spec(batch: usize, lq: (usize, usize), losses: Vec<(LossKind, f32)>) -> StepSpec {
-    StepSpec { batch, lq, losses, betas: (0.9, 0.99), epsilon: 1e-8, weight_decay: 1e-4, float_input: true, input_gradient: true }
+    StepSpec {
+        batch,
+        lq,
+        losses,
+        betas: (0.9, 0.99),
+        epsilon: 1e-8,
+        weight_decay: 1e-4,
+        float_input: true,
+        input_gradient: true,
+        direct: false,
+    }
 }
 
 #[test]
@@ -56,8 +66,12 @@ fn outputs_and_gradients_match_the_golden_files() {
             println!("{name} {isa}: output {error:.1e}");
             assert!(error < 1e-6, "{name} {isa}: output is {error:e} away");
 
-            for (kind, loss_name) in [(LossKind::L1, "loss.l1"), (LossKind::Charbonnier, "loss.charbonnier")] {
-                let plan = training_plan(&net, &spec(n, (h, w), vec![(kind, 1.0)]), &options(isa)).unwrap();
+            for (kind, loss_name, direct) in
+                [(LossKind::L1, "loss.l1", false), (LossKind::L1, "loss.l1", true), (LossKind::Charbonnier, "loss.charbonnier", false)]
+            {
+                let mut spec = spec(n, (h, w), vec![(kind, 1.0)]);
+                spec.direct = direct;
+                let plan = training_plan(&net, &spec, &options(isa)).unwrap();
                 let ports = plan.ports;
                 let mut backend = CpuBackend::new(plan, options(isa)).unwrap();
                 assert_eq!(backend.allocated(), backend.plan().arena_bytes);
@@ -88,7 +102,7 @@ fn outputs_and_gradients_match_the_golden_files() {
                     d_input.iter_mut().zip(&values).for_each(|(d, v)| *d += v);
                 }
                 let error = relative_error(wide(&d_input), wide(&nhwc(&tensor(&file, "grad_input"), lq)));
-                println!("{name} {isa}: worst gradient {:.1e} ({}), input gradient {error:.1e}", worst.0, worst.1);
+                println!("{name} {isa} direct {direct}: worst gradient {:.1e} ({}), input gradient {error:.1e}", worst.0, worst.1);
                 assert!(worst.0 < 1e-5, "{name} {isa}: the gradient of {} is {:e} away", worst.1, worst.0);
                 assert!(error < 1e-5, "{name} {isa}: the input gradient is {error:e} away");
             }

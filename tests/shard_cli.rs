@@ -53,6 +53,30 @@ fn makes_a_set_and_reports_it() {
 }
 
 #[test]
+fn looks_into_a_set_and_finds_damage_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 3);
+    refused(run(&["shards", "info", text(&out)]), &["no folder"]);
+    assert_eq!(shard(&data, &out, &[]).0, Some(0));
+    let (code, stdout, _) = run(&["shards", "info", text(&out)]);
+    assert!(code == Some(0) && stdout.contains("3 used of 3 found") && stdout.contains("LQ 16 / HR 32"), "{stdout}");
+    let (code, stdout, _) = run(&["shards", "info", text(&out), "--json"]);
+    let info: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert!(code == Some(0) && info["pairs"].as_u64() > Some(3));
+    let (code, stdout, _) = run(&["shards", "verify", text(&out)]);
+    assert!(code == Some(0) && stdout.contains("all whole"), "{stdout}");
+    let path = out.join("shard-00000.psh");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[70] ^= 1;
+    shard_common::make_writable(&path);
+    fs::write(&path, bytes).unwrap();
+    let (code, stdout, stderr) = run(&["shards", "verify", text(&out)]);
+    assert!(stdout.contains("shard-00000.psh") && stdout.contains("image p000"), "{stdout}");
+    refused((code, stdout, stderr), &["1 of"]);
+}
+
+#[test]
 fn rejects_an_empty_or_missing_folder_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("data"), dir.path().join("set"));

@@ -1,6 +1,7 @@
 //! `paragon demo`: the whole way with no dataset at hand. Draws pictures, shards them, trains, evaluates on pictures the
 //! network never saw, and leaves everything in one folder to look at. Calls the other commands' library functions only.
 
+use super::flags::{self, print, tell};
 use super::synth;
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
@@ -30,17 +31,17 @@ pub struct Args {
     #[arg(long, default_value = "demo", value_name = "DIR")]
     out: PathBuf,
     /// Training iterations
-    #[arg(long, default_value_t = 1200, value_name = "N")]
+    #[arg(long, default_value_t = 1200, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     iterations: u64,
     /// Pictures to train on
-    #[arg(long, default_value_t = 60, value_name = "N")]
+    #[arg(long, default_value_t = 60, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pictures: u64,
     /// Seed of pictures and training
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// Threads [default: one for each core]
-    #[arg(long, default_value_t = 0, value_name = "N", hide_default_value = true)]
-    threads: usize,
+    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
+    threads: Option<usize>,
 }
 
 const SCALE: usize = 2;
@@ -57,11 +58,26 @@ const SHOWN: usize = 3;
 const PANEL: u32 = 112;
 const ENLARGE: u32 = 2;
 
+/// Marks a folder as the demo's, so that a later one may replace what is in it.
+const MARK: &str = ".paragon-demo";
+
+/// Takes a folder that is new, empty or an earlier demo's. Any other may hold somebody's `pictures`, which would be removed.
+fn claim(out: &Path) -> Result<()> {
+    paragon::files::create_folder(out)?;
+    let mark = out.join(MARK);
+    let mut entries = std::fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))?;
+    ensure!(
+        mark.exists() || entries.next().is_none(),
+        "{} holds files that are not an earlier demo's; give a new or empty folder with --out",
+        out.display()
+    );
+    std::fs::write(&mark, "").with_context(|| format!("cannot write {}", mark.display()))
+}
+
 /// Runs the demo.
 pub fn run(args: &Args) -> Result<()> {
-    ensure!(args.pictures > 0, "--pictures 0: expected at least one");
     let started = Instant::now();
-    paragon::files::create_folder(&args.out)?;
+    claim(&args.out)?;
     let (pictures, held_out, shards, run) =
         (args.out.join("pictures"), args.out.join("held_out"), args.out.join("shards"), args.out.join("run"));
     for folder in [&pictures, &held_out, &run] {
@@ -69,12 +85,12 @@ pub fn run(args: &Args) -> Result<()> {
             std::fs::remove_dir_all(folder).with_context(|| format!("cannot clear {}", folder.display()))?;
         }
     }
-    eprintln!("1/4 drawing {} pictures to train on and {TEST_PICTURES} held out", args.pictures);
-    synth::draw(&synth::Args::squares(pictures.clone(), args.pictures, PICTURE, args.seed, args.threads as u16))?;
+    tell(format_args!("1/4 drawing {} pictures to train on and {TEST_PICTURES} held out", args.pictures));
+    synth::draw(&synth::Args::squares(pictures.clone(), args.pictures, PICTURE, args.seed, args.threads))?;
     // another seed: the network never sees these
-    synth::draw(&synth::Args::squares(held_out.clone(), TEST_PICTURES, HELD_OUT, args.seed ^ 0x5EED, args.threads as u16))?;
+    synth::draw(&synth::Args::squares(held_out.clone(), TEST_PICTURES, HELD_OUT, args.seed ^ 0x5EED, args.threads))?;
 
-    eprintln!("2/4 sharding");
+    tell("2/4 sharding");
     let config = BuildConfig {
         dataset: pictures,
         out: shards.clone(),
@@ -85,7 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
         lq: None,
         filter: Filter::Bicubic,
         codec: Codec::Predict,
-        threads: args.threads,
+        threads: args.threads.unwrap_or(0),
         shard_bytes: 512 << 20,
         host_memory: 1 << 30,
         overwrite: true,
@@ -95,14 +111,14 @@ pub fn run(args: &Args) -> Result<()> {
     let progress = Progress::new("shard", job.jobs.len() as u64, "images");
     let report = build(&config, job, &progress);
     progress.finish();
-    eprint!("{}", report?);
+    tell(report?.to_string().trim_end());
 
-    eprintln!("3/4 training Nano x{SCALE} on the CPU; Ctrl-C stops it early");
+    tell(format_args!("3/4 training Nano x{SCALE} on the CPU; Ctrl-C stops it early"));
     let set = Arc::new(ShardSet::open(&shards)?);
     let stop = super::train::stop_flag()?;
     let options = RunOptions {
         out: run.clone(),
-        threads: args.threads,
+        threads: args.threads.unwrap_or(0),
         loader_threads: 1,
         slots: 4,
         checkpoint_every: args.iterations.div_ceil(4),
@@ -114,14 +130,14 @@ pub fn run(args: &Args) -> Result<()> {
         restart: true,
         stop: stop.clone(),
     };
-    let summary = train(set, &recipe(args)?, &options, &|text| eprintln!("{text}"))?;
+    let summary = train(set, &recipe(args)?, &options, &|text| tell(text))?;
     if stop.load(Ordering::Relaxed) {
-        eprintln!("stopped early; measuring what there is");
+        tell("stopped early; measuring what there is");
     }
 
-    eprintln!("4/4 measuring on the held-out pictures");
+    tell("4/4 measuring on the held-out pictures");
     let (net, params, _) = read_model(&summary.model, &ModelHints::default())?;
-    let mut upscaler = Upscaler::new(net, params, CpuOptions::new(args.threads), DEFAULT_TILE)?;
+    let mut upscaler = Upscaler::new(net, params, CpuOptions::new(args.threads.unwrap_or(0)), DEFAULT_TILE)?;
     let sources = find_pairs(&held_out, None, None, SCALE)?;
     let mut shown = Vec::new();
     let results = evaluate(&mut upscaler, &sources, SCALE as u32, &mut |result, ours, bicubic, pair| {
@@ -139,17 +155,26 @@ pub fn run(args: &Args) -> Result<()> {
     let picture = args.out.join("comparison.png");
     write_comparison(&shown, &picture)?;
     let (network, bicubic) = (mean(results.iter().map(|r| r.network)), mean(results.iter().map(|r| r.bicubic)));
-    println!();
-    super::eval::print_table(&results, &network, &bicubic);
-    println!();
-    println!("training     {} iterations, {:.1} it/s, data-wait {:.1}%", summary.iteration, summary.it_per_s, 100.0 * summary.data_wait);
+    print("")?;
+    super::eval::print_table(&results, &network, &bicubic)?;
+    print("")?;
+    print(format_args!(
+        "training     {} iterations, {:.1} it/s, data-wait {:.1}%",
+        summary.iteration,
+        summary.it_per_s,
+        100.0 * summary.data_wait
+    ))?;
     let bytes = paragon::plan::bytes_text;
-    println!("memory       {} anonymous at most, {} computed before the start", bytes(summary.peak_anonymous), bytes(summary.planned));
-    println!("comparison   {}", picture.display());
-    println!("loss curve   {}", run.join("loss.svg").display());
-    println!("network      {}", summary.model.display());
-    println!("time         {}", duration_text(started.elapsed().as_secs_f64()));
-    println!("\nWith pictures of your own:\n  paragon shard ./pictures --out ./shards\n  paragon train --shards ./shards");
+    print(format_args!(
+        "memory       {} anonymous at most, {} computed before the start",
+        bytes(summary.peak_anonymous),
+        bytes(summary.planned)
+    ))?;
+    print(format_args!("comparison   {}", picture.display()))?;
+    print(format_args!("loss curve   {}", run.join("loss.svg").display()))?;
+    print(format_args!("network      {}", summary.model.display()))?;
+    print(format_args!("time         {}", duration_text(started.elapsed().as_secs_f64())))?;
+    print(format_args!("\nWith pictures of your own:\n  paragon shard ./pictures --out ./shards\n  paragon train --shards ./shards"))?;
     Ok(())
 }
 

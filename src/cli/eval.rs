@@ -1,6 +1,7 @@
 //! `paragon eval`: a network on a folder of pictures beside bicubic, as a table or JSON.
 
 use super::ModelArgs;
+use super::flags::print;
 use anyhow::Result;
 use paragon::eval::{ImageResult, Scores, evaluate, find_pairs, mean};
 use paragon::progress::Progress;
@@ -56,22 +57,21 @@ pub fn run(args: &Args) -> Result<()> {
             "model": args.model.model, "dataset": args.dataset, "scale": scale, "crop_border": crop,
             "images": results, "mean": { "network": network, "bicubic": bicubic },
         });
-        println!("{}", serde_json::to_string_pretty(&json)?);
+        print(serde_json::to_string_pretty(&json)?)
     } else {
-        print_table(&results, &network, &bicubic);
+        print_table(&results, &network, &bicubic)
     }
-    Ok(())
 }
 
 /// The table: PSNR in dB, SSIM, network and bicubic side by side.
-pub fn print_table(results: &[ImageResult], network: &Scores, bicubic: &Scores) {
+pub fn print_table(results: &[ImageResult], network: &Scores, bicubic: &Scores) -> Result<()> {
     let width = results.iter().map(|r| r.name.len()).max().unwrap_or(0).max(7);
-    println!("{:width$}   {:^31}   {:^31}", "", "network", "bicubic");
-    println!("{:width$}   PSNR-Y  SSIM-Y    PSNR    SSIM   PSNR-Y  SSIM-Y    PSNR    SSIM", "picture");
+    print(format_args!("{:width$}   {:^31}   {:^31}", "", "network", "bicubic"))?;
+    print(format_args!("{:width$}   PSNR-Y  SSIM-Y    PSNR    SSIM   PSNR-Y  SSIM-Y    PSNR    SSIM", "picture"))?;
     let row = |s: &Scores| format!("{:6.2}  {:.4}  {:6.2}  {:.4}", s.psnr_y, s.ssim_y, s.psnr, s.ssim);
     for r in results {
-        println!("{:width$}   {}   {}", r.name, row(&r.network), row(&r.bicubic));
+        print(format_args!("{:width$}   {}   {}", r.name, row(&r.network), row(&r.bicubic)))?;
     }
-    println!("{:width$}   {}   {}", "mean", row(network), row(bicubic));
-    println!("{:width$}   {:+6.2} dB PSNR-Y against bicubic", "", network.psnr_y - bicubic.psnr_y);
+    print(format_args!("{:width$}   {}   {}", "mean", row(network), row(bicubic)))?;
+    print(format_args!("{:width$}   {:+6.2} dB PSNR-Y against bicubic", "", network.psnr_y - bicubic.psnr_y))
 }

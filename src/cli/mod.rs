@@ -2,7 +2,9 @@
 
 mod demo;
 mod eval;
+mod flags;
 mod shard;
+mod shards;
 mod synth;
 mod train;
 mod upscale;
@@ -28,6 +30,7 @@ enum Command {
     Demo(demo::Args),
     Synth(synth::Args),
     Shard(shard::Args),
+    Shards(shards::Args),
     Train(Box<train::Args>),
     Eval(eval::Args),
     Upscale(upscale::Args),
@@ -46,21 +49,21 @@ struct ModelArgs {
     #[arg(long)]
     scale: Option<usize>,
     /// For files that do not say it themselves: upsampler_alpha
-    #[arg(long)]
+    #[arg(long, value_parser = flags::single, allow_negative_numbers = true)]
     alpha: Option<f32>,
     /// Side of a tile in LQ pixels; the result does not depend on it
-    #[arg(long, default_value_t = paragon::upscale::DEFAULT_TILE, value_name = "PIXELS")]
+    #[arg(long, default_value_t = paragon::upscale::DEFAULT_TILE, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
     tile: usize,
     /// Threads [default: one for each core]
-    #[arg(long, default_value_t = 0, value_name = "N", hide_default_value = true)]
-    threads: usize,
+    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
+    threads: Option<usize>,
 }
 
 impl ModelArgs {
     fn upscaler(&self) -> Result<Upscaler> {
         let hints = ModelHints { arch: self.network.clone(), scale: self.scale, alpha: self.alpha };
         let (net, params, _) = read_model(&self.model, &hints)?;
-        Upscaler::new(net, params, CpuOptions::new(self.threads), self.tile)
+        Upscaler::new(net, params, CpuOptions::new(self.threads.unwrap_or(0)), self.tile)
     }
 }
 
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Shard(args) => shard::run(&args),
+        Command::Shards(args) => shards::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Upscale(args) => upscale::run(&args),
@@ -78,7 +82,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            flags::tell(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -1,7 +1,8 @@
 //! `paragon synth`: writes synthetic pictures to a folder. Flags to a call of `dataset::synth`; the pictures depend on the
 //! seed, their number and their size alone, not on threads or on earlier runs.
 
-use anyhow::{Context, Result, ensure};
+use super::flags;
+use anyhow::{Context, Result};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
@@ -25,7 +26,7 @@ pub struct Args {
     /// The folder to write to; made where it does not exist. Files are named 000000.png, 000001.png ...
     out: PathBuf,
     /// How many pictures.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// Size in pixels: one number for a square, or WIDTHxHEIGHT.
     #[arg(long, default_value = "512", value_parser = parse_size)]
@@ -39,9 +40,9 @@ pub struct Args {
     /// JPEG quality, 1 to 100.
     #[arg(long, default_value_t = 92, value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
-    /// Worker threads; 0 for one a processor.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
-    threads: u16,
+    /// Worker threads [default: one for each core].
+    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
+    threads: Option<usize>,
     /// Keep the files that are there already and write the missing ones, for going on after an interruption.
     #[arg(long)]
     resume: bool,
@@ -76,10 +77,9 @@ pub struct Drawn {
 
 /// Draws and writes the pictures.
 pub fn draw(args: &Args) -> Result<Drawn> {
-    ensure!(args.count > 0, "--count 0: expected at least one picture");
     files::create_folder(&args.out)?;
     let digits = (args.count - 1).to_string().len().max(MIN_DIGITS);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.into()).build().context("cannot start the worker threads")?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0)).build().context("cannot start the worker threads")?;
     let started = Instant::now();
     let (bytes, kept) = (AtomicU64::new(0), AtomicU64::new(0));
     let progress = Progress::new("synth", args.count, "pictures");
@@ -112,18 +112,17 @@ pub fn run(args: &Args) -> Result<()> {
             "folder": args.out, "written": written, "kept": kept, "width": args.size.0, "height": args.size.1,
             "seed": args.seed, "bytes": bytes, "seconds": seconds, "pictures_per_second": rate,
         });
-        println!("{summary}");
+        flags::print(summary)
     } else {
         let old = if kept > 0 { format!(", {kept} kept from before") } else { String::new() };
-        println!(
+        flags::print(format_args!(
             "{written} pictures of {}x{} in {}{old}: {:.1} MB, {seconds:.1} s ({rate:.1} a second)",
             args.size.0,
             args.size.1,
             args.out.display(),
             bytes as f64 / 1e6
-        );
+        ))
     }
-    Ok(())
 }
 
 impl Format {
@@ -137,7 +136,7 @@ impl Format {
 
 impl Args {
     /// `count` square PNG pictures of `side` pixels, otherwise with the command's defaults.
-    pub fn squares(out: PathBuf, count: u64, side: u32, seed: u64, threads: u16) -> Args {
+    pub fn squares(out: PathBuf, count: u64, side: u32, seed: u64, threads: Option<usize>) -> Args {
         Args { out, count, size: (side, side), seed, format: Format::Png, quality: 90, threads, resume: false, json: false }
     }
 

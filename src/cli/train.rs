@@ -1,5 +1,6 @@
 //! `paragon train`: flags to a training configuration and run options, one library call, a summary.
 
+use super::flags::{MAX_BATCH, MAX_SIDE, MAX_THREADS, count, not_negative, positive, print, share, single, tell};
 use super::shard::parse_size;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -31,31 +32,31 @@ pub struct Args {
     #[arg(long, default_value = "nano", help_heading = "Network")]
     network: String,
     /// Strength of the base upsampler's sharpening [default: the network's, 0.3 for Nano]
-    #[arg(long, value_name = "ALPHA", help_heading = "Network")]
+    #[arg(long, value_name = "ALPHA", value_parser = single, allow_negative_numbers = true, help_heading = "Network")]
     alpha: Option<f32>,
     /// Start value of the gain on the learned detail [default: the network's, 0.05 for Nano]
-    #[arg(long, value_name = "GAIN", help_heading = "Network")]
+    #[arg(long, value_name = "GAIN", value_parser = single, allow_negative_numbers = true, help_heading = "Network")]
     detail_gain: Option<f32>,
     /// Start value of LayerScale; larger ones (0.1) let the blocks contribute sooner
-    #[arg(long, default_value_t = 1e-5, value_name = "VALUE", help_heading = "Network")]
+    #[arg(long, default_value_t = 1e-5, value_name = "VALUE", value_parser = single, allow_negative_numbers = true, help_heading = "Network")]
     layer_scale: f32,
     /// Iterations in all
-    #[arg(long, default_value_t = 40_000, value_name = "N", help_heading = "Recipe")]
+    #[arg(long, default_value_t = 40_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Recipe")]
     iterations: u64,
     /// Side of the LQ patch in pixels [default: 128, or the stored size where that is smaller]
-    #[arg(long, value_name = "PIXELS", help_heading = "Recipe")]
+    #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE), help_heading = "Recipe")]
     lq_size: Option<usize>,
     /// Patches in a micro-batch
-    #[arg(long, default_value_t = 16, value_name = "N", help_heading = "Recipe")]
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH), help_heading = "Recipe")]
     batch_size: usize,
     /// Micro-batches in an iteration: the same training as a batch so many times larger, in less memory
-    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Recipe")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count(MAX_BATCH), help_heading = "Recipe")]
     accum_iter: usize,
     /// A loss and its weight, may be repeated: l1, charbonnier, mse, ssim, mssim
-    #[arg(long = "loss", default_value = "l1:1.0", value_name = "KIND:WEIGHT", value_parser = parse_loss, help_heading = "Recipe")]
+    #[arg(long = "loss", default_values = ["l1:1.0", "ssim:0.05"], value_name = "KIND:WEIGHT", value_parser = parse_loss, help_heading = "Recipe")]
     losses: Vec<LossTerm>,
     /// Learning rate after warm-up
-    #[arg(long, default_value_t = 2e-4, help_heading = "Recipe")]
+    #[arg(long, default_value_t = 2e-4, value_parser = positive, allow_negative_numbers = true, help_heading = "Recipe")]
     lr: f64,
     /// How the learning rate falls
     #[arg(long, value_enum, default_value = "multistep", help_heading = "Recipe")]
@@ -67,25 +68,25 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', default_values_t = [30_000, 35_000], value_name = "N,N", help_heading = "Recipe")]
     milestones: Vec<u64>,
     /// multistep: factor at each milestone
-    #[arg(long, default_value_t = 0.5, help_heading = "Recipe")]
+    #[arg(long, default_value_t = 0.5, value_parser = positive, allow_negative_numbers = true, help_heading = "Recipe")]
     gamma: f64,
     /// cosine: learning rate at the end
-    #[arg(long, default_value_t = 1e-7, value_name = "LR", help_heading = "Recipe")]
+    #[arg(long, default_value_t = 1e-7, value_name = "LR", value_parser = not_negative, allow_negative_numbers = true, help_heading = "Recipe")]
     eta_min: f64,
     /// AdamW's betas
-    #[arg(long, value_delimiter = ',', num_args = 1, default_values_t = [0.9, 0.99], value_name = "B1,B2", help_heading = "Recipe")]
+    #[arg(long, value_delimiter = ',', num_args = 1, default_values_t = [0.9, 0.99], value_name = "B1,B2", value_parser = share, allow_negative_numbers = true, help_heading = "Recipe")]
     betas: Vec<f64>,
     /// AdamW's decoupled weight decay
-    #[arg(long, default_value_t = 1e-4, help_heading = "Recipe")]
+    #[arg(long, default_value_t = 1e-4, value_parser = not_negative, allow_negative_numbers = true, help_heading = "Recipe")]
     weight_decay: f64,
     /// Largest gradient norm; 0 for no clipping
-    #[arg(long, default_value_t = 1.0, value_name = "NORM", help_heading = "Recipe")]
+    #[arg(long, default_value_t = 1.0, value_name = "NORM", value_parser = not_negative, allow_negative_numbers = true, help_heading = "Recipe")]
     grad_clip: f64,
     /// Weight of the old average in the EMA
-    #[arg(long, default_value_t = 0.999, help_heading = "Recipe")]
+    #[arg(long, default_value_t = 0.999, value_parser = share, allow_negative_numbers = true, help_heading = "Recipe")]
     ema_decay: f64,
     /// Power of the EMA's warm-up
-    #[arg(long, default_value_t = 0.75, help_heading = "Recipe")]
+    #[arg(long, default_value_t = 0.75, value_parser = positive, allow_negative_numbers = true, help_heading = "Recipe")]
     ema_power: f64,
     /// No random horizontal flips
     #[arg(long, help_heading = "Recipe")]
@@ -100,31 +101,31 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "auto", help_heading = "Machine")]
     device: Device,
     /// Threads that compute [default: one for each core]; the result is the same bits for any number
-    #[arg(long, default_value_t = 0, value_name = "N", hide_default_value = true, help_heading = "Machine")]
-    threads: usize,
+    #[arg(long, value_name = "N", value_parser = count(MAX_THREADS), help_heading = "Machine")]
+    threads: Option<usize>,
     /// Threads that read and decode shards
-    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Machine")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count(paragon::loader::MAX_THREADS as u64), help_heading = "Machine")]
     loader_threads: usize,
     /// Batches that exist at once in the prefetch ring
-    #[arg(long, default_value_t = 4, value_name = "N", help_heading = "Machine")]
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = count(paragon::loader::MAX_SLOTS as u64), help_heading = "Machine")]
     slots: usize,
     /// Most memory the run may take (2G); more is refused before the start [default: what is free]
     #[arg(long, value_parser = parse_size, value_name = "SIZE", help_heading = "Machine")]
     host_memory: Option<u64>,
     /// Iterations between checkpoints
-    #[arg(long, default_value_t = 1000, value_name = "N", help_heading = "Output")]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Output")]
     checkpoint_every: u64,
     /// State files to keep; network files are all kept
-    #[arg(long, default_value_t = 3, value_name = "N", help_heading = "Output")]
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = count(MAX_BATCH), help_heading = "Output")]
     keep_states: usize,
     /// Iterations between log lines
-    #[arg(long, default_value_t = 100, value_name = "N", help_heading = "Output")]
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Output")]
     log_every: u64,
     /// Folder of pictures (pairs, or HR alone) to measure PSNR and SSIM on
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     val: Option<PathBuf>,
     /// Iterations between validations
-    #[arg(long, default_value_t = 1000, value_name = "N", help_heading = "Output")]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Output")]
     val_every: u64,
     /// Begin again, dropping the states of an earlier run in the same folder
     #[arg(long, help_heading = "Output")]
@@ -213,7 +214,7 @@ pub fn run(args: &Args) -> Result<()> {
     let stop = stop_flag()?;
     let options = RunOptions {
         out,
-        threads: args.threads,
+        threads: args.threads.unwrap_or(0),
         loader_threads: args.loader_threads,
         slots: args.slots,
         checkpoint_every: args.checkpoint_every,
@@ -225,13 +226,16 @@ pub fn run(args: &Args) -> Result<()> {
         restart: args.restart,
         stop: stop.clone(),
     };
-    eprintln!("{} x{}, {} iterations of {} x {} pairs", net.arch, net.scale, config.total_iter, config.accum_iter, config.batch_size);
+    tell(format_args!(
+        "{} x{}, {} iterations of {} x {} pairs",
+        net.arch, net.scale, config.total_iter, config.accum_iter, config.batch_size
+    ));
     let started = std::time::Instant::now();
-    let summary = train(set, &config, &options, &|text| eprintln!("{text}"))?;
+    let summary = train(set, &config, &options, &|text| tell(text))?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        print(serde_json::to_string_pretty(&summary)?)?;
     } else {
-        print_summary(&summary, started.elapsed().as_secs_f64());
+        print_summary(&summary, started.elapsed().as_secs_f64())?;
     }
     if !summary.finished && stop.load(Ordering::Relaxed) {
         std::process::exit(130);
@@ -239,19 +243,25 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn print_summary(s: &Summary, seconds: f64) {
+fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
     let state = if s.finished { "done" } else { "stopped" };
-    println!("{state} at iteration {} after {}: loss {:.5}, {:.2} it/s", s.iteration, duration_text(seconds), s.loss, s.it_per_s);
+    print(format_args!(
+        "{state} at iteration {} after {}: loss {:.5}, {:.2} it/s",
+        s.iteration,
+        duration_text(seconds),
+        s.loss,
+        s.it_per_s
+    ))?;
     let verdict = if s.data_wait > 0.05 { "loader-bound: give --loader-threads more" } else { "compute-bound" };
-    println!("data-wait {:.1}% ({verdict})", 100.0 * s.data_wait);
-    println!(
+    print(format_args!("data-wait {:.1}% ({verdict})", 100.0 * s.data_wait))?;
+    print(format_args!(
         "memory: {} anonymous at most, {} computed before the start",
         paragon::plan::bytes_text(s.peak_anonymous),
         paragon::plan::bytes_text(s.planned)
-    );
+    ))?;
     if s.skipped > 0 {
-        println!("{} updates were skipped because loss or gradient was not finite", s.skipped);
+        print(format_args!("{} updates were skipped because loss or gradient was not finite", s.skipped))?;
     }
-    println!("network (EMA): {}", s.model.display());
-    println!("run folder:    {}", s.run.display());
+    print(format_args!("network (EMA): {}", s.model.display()))?;
+    print(format_args!("run folder:    {}", s.run.display()))
 }

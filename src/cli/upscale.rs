@@ -1,11 +1,12 @@
 //! `paragon upscale`: a network on a file or a folder of pictures.
 
 use super::ModelArgs;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use image::{ImageFormat, RgbImage};
 use paragon::dataset::decode::{Limits, decode};
 use paragon::progress::Progress;
 use paragon::upscale::Upscaler;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -29,15 +30,17 @@ fn is_picture(path: &Path) -> bool {
 
 /// Upscales.
 pub fn run(args: &Args) -> Result<()> {
-    ensure!(args.input.exists(), "{} does not exist", args.input.display());
+    ensure!(args.input.exists(), "{} does not exist: expected a picture or a folder of pictures", args.input.display());
     let mut upscaler = args.model.upscaler()?;
     if !args.input.is_dir() {
         let output = if args.output.is_dir() {
             let stem = args.input.file_stem().context("the input has no file name")?;
-            args.output.join(stem).with_extension("png")
+            args.output.join(png_name(stem))
         } else {
             args.output.clone()
         };
+        check_ending(&output)?;
+        ensure!(!same(&args.input, &output), "{} would be overwritten by its result; name another output", args.input.display());
         return one(&mut upscaler, &args.input, &output);
     }
     let mut inputs: Vec<PathBuf> = std::fs::read_dir(&args.input)
@@ -47,6 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
     inputs.retain(|p| p.is_file() && is_picture(p));
     inputs.sort();
     ensure!(!inputs.is_empty(), "{} holds no pictures ({})", args.input.display(), ENDINGS.join(", "));
+    ensure!(!same(&args.input, &args.output), "results in {} would overwrite its pictures; name another folder", args.input.display());
     paragon::files::create_folder(&args.output)?;
     let mut stems: Vec<_> = inputs.iter().filter_map(|p| p.file_stem()).collect();
     stems.sort();
@@ -60,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut failed = 0;
     for input in &inputs {
         let name = input.file_stem().context("a picture without a name")?;
-        if let Err(error) = one(&mut upscaler, input, &args.output.join(name).with_extension("png")) {
+        if let Err(error) = one(&mut upscaler, input, &args.output.join(png_name(name))) {
             progress.line(&format!("error: {error:#}"));
             failed += 1;
         }
@@ -71,6 +75,23 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// `a.v1` becomes `a.v1.png`: what stands behind a dot need not be an ending.
+fn png_name(stem: &OsStr) -> OsString {
+    let mut name = stem.to_os_string();
+    name.push(".png");
+    name
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(x), Ok(y)) if x == y)
+}
+
+/// The format of a file's ending, known before any work is done.
+fn check_ending(path: &Path) -> Result<ImageFormat> {
+    let format = ImageFormat::from_path(path).ok().filter(|_| is_picture(path));
+    format.with_context(|| format!("{} has no ending of a picture format; use one of {}", path.display(), ENDINGS.join(", ")))
+}
+
 fn one(upscaler: &mut Upscaler, input: &Path, output: &Path) -> Result<()> {
     let picture = decode(input, &Limits::default())?.image;
     save(&upscaler.upscale(&picture)?, output)
@@ -78,9 +99,7 @@ fn one(upscaler: &mut Upscaler, input: &Path, output: &Path) -> Result<()> {
 
 /// Writes a picture atomically in the format of its ending.
 pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
-    let Ok(format) = ImageFormat::from_path(path) else {
-        bail!("{} has no ending of a picture format; use one of {}", path.display(), ENDINGS.join(", "));
-    };
+    let format = check_ending(path)?;
     paragon::files::write_atomic(path, |out| {
         let mut bytes = std::io::Cursor::new(Vec::new());
         picture.write_to(&mut bytes, format)?;

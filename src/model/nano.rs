@@ -31,6 +31,8 @@ pub struct StepSpec {
     pub float_input: bool,
     /// Also compute the gradient with respect to the input (reference tests).
     pub input_gradient: bool,
+    /// Keep to direct convolutions, to compare the faster forms with.
+    pub direct: bool,
 }
 
 /// What an inference plan is built for.
@@ -107,7 +109,15 @@ struct Forward {
     head: Head,
 }
 
-fn forward(b: &mut Builder, net: &Network, layers: &Layers, extent: Extent, parameters: BufferId, batch: Option<BatchLayout>) -> Forward {
+fn forward(
+    b: &mut Builder,
+    net: &Network,
+    layers: &Layers,
+    extent: Extent,
+    parameters: BufferId,
+    batch: Option<BatchLayout>,
+    position_free: bool,
+) -> Forward {
     let f = FEATURES;
     let map = |b: &mut Builder, name: &str, e: Extent, c: usize| b.floats(name, Class::Activations, e.pixels() * c);
     let input = map(b, "input", extent, 3);
@@ -117,7 +127,7 @@ fn forward(b: &mut Builder, net: &Network, layers: &Layers, extent: Extent, para
     let conv = |b: &mut Builder, name: &str, input: BufferId, cin: usize, cout: usize, shuffle: usize, range: [ParamRange; 2]| {
         let output = map(b, name, extent.scaled(shuffle), cout);
         let [weight, bias] = range;
-        let op = Conv { extent, cin, cout, shuffle, weight, bias, parameters, input, output, workspace: None };
+        let op = Conv { extent, cin, cout, shuffle, position_free, weight, bias, parameters, input, output, workspace: None };
         b.push(Op::Conv(op.clone()));
         op
     };
@@ -171,7 +181,7 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
         layout
     });
-    let fwd = forward(&mut b, net, &layers, extent, parameters, batch);
+    let fwd = forward(&mut b, net, &layers, extent, parameters, batch, spec.direct);
     let hr = extent.scaled(net.scale);
     let target = match batch {
         Some(batch) => Target::Batch(batch),
@@ -253,7 +263,8 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
         layout
     });
-    let fwd = forward(&mut b, net, &layers, extent, parameters, batch);
+    // pictures are cut into overlapping tiles, whose results must agree to the bit
+    let fwd = forward(&mut b, net, &layers, extent, parameters, batch, true);
     let micro = 0..b.position();
     let ports = Ports { parameters: Some(parameters), input: Some(fwd.input), output: Some(fwd.head.output), ..Ports::default() };
     b.finish(micro.clone(), micro.end..micro.end, batch, ports)
@@ -280,6 +291,7 @@ mod tests {
             weight_decay: 1e-4,
             float_input: false,
             input_gradient: false,
+            direct: false,
         }
     }
 

@@ -50,6 +50,9 @@ pub struct Conv {
     pub cin: usize,
     pub cout: usize,
     pub shuffle: usize,
+    /// The bits of an output may not depend on where in a larger picture it lies (inference in overlapping tiles), which rules
+    /// out methods that work on blocks of pixels.
+    pub position_free: bool,
     pub weight: ParamRange,
     pub bias: ParamRange,
     pub parameters: BufferId,

@@ -11,4 +11,5 @@ pub mod plan;
 pub mod reader;
 pub mod report;
 mod resume;
+pub mod tools;
 pub mod writer;

@@ -328,6 +328,9 @@ fn nothing_left(config: &BuildConfig, images: u64, rejected: &[Rejected]) -> Str
     if rejected.len() > shown {
         text += &format!("\n  and {} more", rejected.len() - shown);
     }
+    if rejected.iter().all(|r| r.kind == "too small") {
+        text += "\nall are too small for one patch: try a smaller --lq-size";
+    }
     text
 }
 

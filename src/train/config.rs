@@ -1,6 +1,6 @@
 //! What a training run is: one plain structure, saved with every state file and compared when a run is resumed.
 
-use super::Schedule;
+use super::{Decay, Schedule};
 use crate::model::{Network, StepSpec};
 use crate::plan::LossKind;
 use anyhow::{Result, ensure};
@@ -67,6 +67,21 @@ impl TrainConfig {
             "loss weights must be finite and not negative (--loss)"
         );
         ensure!(self.schedule.base_lr.is_finite() && self.schedule.base_lr > 0.0, "the learning rate must be above 0 (--lr)");
+        match &self.schedule.decay {
+            Decay::Constant => {}
+            Decay::MultiStep { gamma, .. } => {
+                ensure!(gamma.is_finite() && *gamma > 0.0, "the factor at milestones must be above 0 (--gamma)");
+            }
+            Decay::Cosine { eta_min, .. } => {
+                ensure!(eta_min.is_finite() && *eta_min >= 0.0, "the last learning rate must be 0 or more (--eta-min)");
+            }
+        }
+        let net = &self.network;
+        ensure!(
+            [net.upsampler_alpha, net.detail_gain, net.layer_scale].iter().all(|v| v.is_finite()),
+            "the network's start values must be finite (--alpha, --detail-gain, --layer-scale)"
+        );
+        ensure!(self.ema_power.is_finite() && self.ema_power > 0.0, "the power of the EMA's warm-up must be above 0 (--ema-power)");
         ensure!(self.total_iter >= 1, "at least one iteration is needed (--iterations)");
         ensure!((0.0..1.0).contains(&self.betas.0) && (0.0..1.0).contains(&self.betas.1), "betas must lie in [0, 1)");
         ensure!((0.0..1.0).contains(&self.ema_decay), "EMA decay must lie in [0, 1) (--ema-decay)");
@@ -86,6 +101,7 @@ impl TrainConfig {
             weight_decay: self.weight_decay,
             float_input: false,
             input_gradient: false,
+            direct: false,
         }
     }
 

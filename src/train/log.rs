@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 pub struct LogLine {
     /// Iteration.
     pub iteration: u64,
-    /// Mean weighted loss since the last line.
+    /// Mean weighted loss since the last line; not a number (null) where every update was skipped.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
-    /// Gradient norm before clipping, of this iteration.
+    /// Gradient norm before clipping, of this iteration; null where it was not finite.
+    #[serde(deserialize_with = "number_or_null")]
     pub grad_norm: f64,
     /// Learning rate of this iteration.
     pub lr: f64,
@@ -33,6 +35,11 @@ pub struct LogLine {
     /// Validation SSIM on Y.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_ssim_y: Option<f64>,
+}
+
+/// JSON has no NaN and writes null; without this a resumed run would drop the line.
+fn number_or_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// The open log.

@@ -13,4 +13,4 @@ pub use log::{Log, LogLine};
 pub use model_file::{ModelHints, ModelMeta, read_model, write_model};
 pub use run::{HostMemory, RunOptions, Summary, duration_text, model_path, train};
 pub use schedule::{Decay, Schedule, ema_decay};
-pub use state::{State, list_states, newest_state, state_path};
+pub use state::{OpenLine, State, list_states, newest_state, state_path};

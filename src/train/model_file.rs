@@ -14,6 +14,9 @@ use std::path::Path;
 /// Key of the metadata entry; its value is JSON. One entry only, since more would come out in a different order every time.
 const METADATA_KEY: &str = "paragon";
 
+/// The largest network of the family has a few tens of MiB; something larger is another file.
+const MAX_MODEL_BYTES: u64 = 1 << 30;
+
 /// What the metadata says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelMeta {
@@ -65,6 +68,13 @@ pub fn write_model(path: &Path, net: &Network, values: &[f32], iteration: Option
 /// # Errors
 /// When the file is damaged, of another variant, or lacks metadata that no hint gives; the message lists what does not match.
 pub fn read_model(path: &Path, hints: &ModelHints) -> Result<(Network, Vec<f32>, Option<ModelMeta>)> {
+    let about = std::fs::metadata(path).with_context(|| format!("cannot read the model {}", path.display()))?;
+    ensure!(
+        about.is_file() && about.len() <= MAX_MODEL_BYTES,
+        "cannot use {} as a model: expected a safetensors file of at most {} MiB",
+        path.display(),
+        MAX_MODEL_BYTES >> 20
+    );
     let bytes = std::fs::read(path).with_context(|| format!("cannot read the model {}", path.display()))?;
     read_model_bytes(&bytes, hints).with_context(|| format!("cannot use {} as a model", path.display()))
 }

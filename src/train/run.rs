@@ -2,9 +2,10 @@
 //! in the data flow. It promises that a run killed at any moment and started again ends in the same bits as an unbroken one,
 //! and that its memory was printed, and refused if too much, before the first step.
 
-use super::{FIXED_ON_RESUME, Log, LogLine, State, TrainConfig, ema_decay, list_states, newest_state, state_path, write_model};
+use super::{FIXED_ON_RESUME, Log, LogLine, OpenLine, State, TrainConfig, ema_decay, list_states, newest_state, state_path, write_model};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
+use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::Source;
 use crate::loader::{Loader, LoaderConfig, bound};
 use crate::model::training_plan;
@@ -25,8 +26,11 @@ use std::time::{Duration, Instant};
 const MAX_SKIPPED_IN_A_ROW: u64 = 10;
 /// Between two plain lines where there is no terminal: a log line every few milliseconds is for the file, not for people.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
-/// Anonymous memory of the program itself beside what is counted: code of libraries, stacks, decoders of validation.
+/// Anonymous memory of the program itself beside what is counted: data of libraries, stacks, the log.
 const PROCESS_BYTES: u64 = 24 << 20;
+/// Bytes for each pixel of a validation picture: decoding takes up to 11 and the decoder's own room; comparing takes 3 each for
+/// HR, ours and bicubic, and less for LQ and between.
+const PICTURE_BYTES: u64 = 16;
 
 /// What does not change the numbers of a run.
 #[derive(Clone, Debug)]
@@ -126,10 +130,8 @@ struct Meter {
     /// Since the last log line.
     line_started: Instant,
     line_iterations: u64,
-    line_loss: f64,
     line_wait: f64,
     waited: f64,
-    skipped: u64,
     skipped_in_a_row: u64,
     peak: u64,
     last_plain: Option<Instant>,
@@ -142,10 +144,8 @@ impl Meter {
             started: now,
             line_started: now,
             line_iterations: 0,
-            line_loss: 0.0,
             line_wait: 0.0,
             waited: 0.0,
-            skipped: 0,
             skipped_in_a_row: 0,
             peak: 0,
             last_plain: None,
@@ -168,6 +168,9 @@ pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, rep
     ensure!(config.network.scale == scale, "the network has scale {} and the shards {scale}; they must agree", config.network.scale);
     files::create_folder(&options.out)?;
     let _lock = lock(&options.out)?;
+    for folder in ["", "models", "states"] {
+        files::remove_partials(&options.out.join(folder)); // left by a killed process; the lock says it is gone
+    }
     let (state, fresh) = start_state(&set, config, options, report)?;
 
     let cpu = CpuOptions::new(options.threads);
@@ -186,6 +189,12 @@ pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, rep
     let memory = host_memory(&plan, &bound(&set, &loader_config)?, &config.network, validation.as_ref())?;
     report(&format!("memory, known before the first step\n{memory}"));
     refuse_too_much(&memory, options.host_memory)?;
+    if options.restart {
+        // only now: a command that is refused must not have cost anybody a run
+        for (_, path) in list_states(&options.out) {
+            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
 
     let ports = plan.ports;
     let mut backend = CpuBackend::new(plan, cpu)?;
@@ -201,6 +210,7 @@ pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, rep
         log: Log::open(&options.out, state.head.iteration)?,
         iteration: state.head.iteration,
         updates: state.head.updates,
+        open_line: state.head.open_line,
         seconds_before: 0.0,
         vectors,
         sizes: std::array::from_fn(|i| state.vectors[i].len()),
@@ -249,23 +259,21 @@ fn lock(out: &Path) -> Result<File> {
 /// The state to start from, and whether it is a fresh one.
 fn start_state(set: &ShardSet, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<(State, bool)> {
     let (found, damaged) = if options.restart { (None, Vec::new()) } else { newest_state(&options.out) };
-    for text in &damaged {
-        report(&format!("warning: {text}; taking the one before it"));
-    }
     let table = config.network.params();
     let Some(state) = found else {
-        if let Some(text) = damaged.first() {
-            bail!("no whole state is left in {} ({text}); give --restart to begin again", options.out.display());
-        }
-        if options.restart {
-            for (_, path) in list_states(&options.out) {
-                std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            }
+        if !damaged.is_empty() {
+            bail!("no whole state is left in {} ({}); give --restart to begin again", options.out.display(), damaged.join("; "));
         }
         let start = table.start_values(config.seed);
         let zeros = vec![0.0; table.trainable()];
-        return Ok((State::new(0, 0, set.fingerprint(), config.clone(), [start.clone(), zeros.clone(), zeros, start]), true));
+        return Ok((
+            State::new(0, 0, set.fingerprint(), OpenLine::default(), config.clone(), [start.clone(), zeros.clone(), zeros, start]),
+            true,
+        ));
     };
+    for text in &damaged {
+        report(&format!("warning: {text}; taking the one before it"));
+    }
     let changed = state.head.config.differences(config);
     let fixed: Vec<String> =
         changed.iter().filter(|(k, _)| FIXED_ON_RESUME.contains(&k.as_str())).map(|(k, v)| format!("{k}: {v}")).collect();
@@ -311,7 +319,7 @@ fn host_memory(
     ];
     // four vectors read back, their bytes in one file, and the two network files after it
     let checkpoint_bytes = net.params().len() as u64 * 4 * 10;
-    let validation_bytes = validation.map(|v| v.upscaler.bytes()).transpose()?.unwrap_or(0);
+    let validation_bytes = validation.map(Validation::bytes).transpose()?.unwrap_or(0);
     let total = plan.arena_bytes + loader.total() + checkpoint_bytes + validation_bytes + PROCESS_BYTES;
     Ok(HostMemory {
         arena: plan.memory().lines,
@@ -345,6 +353,8 @@ struct Validation {
     sources: Vec<Source>,
     upscaler: Upscaler,
     every: u64,
+    /// Pixels of the largest HR picture.
+    largest: u64,
 }
 
 impl Validation {
@@ -352,7 +362,16 @@ impl Validation {
         let Some(folder) = &options.validation else { return Ok(None) };
         let sources = eval::find_pairs(folder, None, None, config.network.scale)?;
         let upscaler = Upscaler::new(config.network.clone(), config.network.params().start_values(0), cpu, 0)?;
-        Ok(Some(Validation { sources, upscaler, every: options.validate_every.max(1) }))
+        let mut largest = 0;
+        for source in &sources {
+            let (w, h) = probe(&source.hr, &Limits::default())?;
+            largest = largest.max(u64::from(w) * u64::from(h));
+        }
+        Ok(Some(Validation { sources, upscaler, every: options.validate_every.max(1), largest }))
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        Ok(self.upscaler.bytes()? + self.largest * PICTURE_BYTES)
     }
 }
 
@@ -363,6 +382,7 @@ struct Run<'a> {
     log: Log,
     iteration: u64,
     updates: u64,
+    open_line: OpenLine,
     /// Seconds of the processes before this one.
     seconds_before: f64,
     /// parameters, first moment, second moment, EMA
@@ -404,7 +424,8 @@ impl Run<'_> {
                 };
                 self.write_line(backend, scores, progress)?;
             }
-            if checkpoint {
+            // what a skipped update left behind may be what broke it: the checkpoints from before must not make room for it
+            if checkpoint && (self.meter.skipped_in_a_row == 0 || last || stopped) {
                 self.save(backend)?;
             }
             if stopped && !last {
@@ -440,7 +461,6 @@ impl Run<'_> {
         self.iteration = iteration;
         self.meter.line_iterations += 1;
         if metrics.skipped {
-            self.meter.skipped += 1;
             self.meter.skipped_in_a_row += 1;
             let what = if metrics.loss.is_finite() { "the gradient norm" } else { "the loss" };
             ensure!(
@@ -451,7 +471,8 @@ impl Run<'_> {
         } else {
             self.meter.skipped_in_a_row = 0;
             self.updates = update;
-            self.meter.line_loss += metrics.loss;
+            self.open_line.loss += metrics.loss;
+            self.open_line.count += 1;
         }
         Ok(())
     }
@@ -461,7 +482,12 @@ impl Run<'_> {
     }
 
     fn line_loss(&self) -> f64 {
-        self.meter.line_loss / self.meter.line_iterations.max(1) as f64
+        self.open_line.loss / self.open_line.count as f64
+    }
+
+    /// Updates skipped since the run began.
+    fn skipped(&self) -> u64 {
+        self.iteration - self.updates
     }
 
     fn live_text(&self, lr: f64) -> String {
@@ -497,12 +523,12 @@ impl Run<'_> {
             it_per_s: self.meter.line_iterations as f64 / self.line_seconds(),
             data_wait: self.meter.line_wait / self.line_seconds(),
             seconds: self.seconds_before + self.meter.seconds(),
-            skipped: self.meter.skipped,
+            skipped: self.skipped(),
             val_psnr_y: scores.map(|s| s.psnr_y),
             val_ssim_y: scores.map(|s| s.ssim_y),
         })?;
         (self.meter.line_started, self.meter.line_iterations) = (Instant::now(), 0);
-        (self.meter.line_loss, self.meter.line_wait) = (0.0, 0.0);
+        (self.open_line, self.meter.line_wait) = (OpenLine::default(), 0.0);
         Ok(())
     }
 
@@ -528,6 +554,11 @@ impl Run<'_> {
             out.resize(self.sizes[i], 0.0);
             read_floats(backend, self.vectors[i], out)?;
         }
+        ensure!(
+            vectors.iter().flatten().all(|v| v.is_finite()),
+            "parameters or moments are not finite any more and are not saved; lower --lr (now {:.3e}) or --restart with --grad-clip",
+            self.config.schedule.lr(self.iteration)
+        );
         let run = &self.options.out;
         for folder in ["models", "states"] {
             files::create_folder(&run.join(folder))?;
@@ -537,7 +568,7 @@ impl Run<'_> {
             write_model(&run.join("models").join(format!("{name}_{}.safetensors", self.iteration)), net, values, Some(self.iteration))?;
         }
         write_model(&model_path(run), net, &vectors[3], Some(self.iteration))?;
-        let state = State::new(self.iteration, self.updates, self.set.fingerprint(), self.config.clone(), vectors);
+        let state = State::new(self.iteration, self.updates, self.set.fingerprint(), self.open_line, self.config.clone(), vectors);
         state.write(&state_path(run, self.iteration))?;
         self.saved = Some(self.iteration);
         for (_, path) in list_states(run).into_iter().skip(self.options.keep_states.max(1)) {
@@ -554,7 +585,7 @@ impl Run<'_> {
             loss: self.log.lines().last().map_or(f64::NAN, |l| l.loss),
             it_per_s: self.log.lines().last().map_or(0.0, |l| l.it_per_s),
             data_wait: self.meter.waited / here,
-            skipped: self.meter.skipped,
+            skipped: self.skipped(),
             peak_anonymous: self.meter.peak,
             planned: memory.total,
             model: model_path(&self.options.out),

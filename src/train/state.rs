@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 const METADATA_KEY: &str = "paragon_state";
 /// Raised when a state file changes its meaning.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The vectors of a state, in the order of [`State::vectors`].
 const NAMES: [&str; 4] = ["parameters", "moment1", "moment2", "ema"];
 
@@ -36,22 +36,34 @@ pub struct StateHead {
     pub updates: u64,
     /// Fingerprint of the shard set the order belongs to.
     pub data: u64,
+    /// Losses of the iterations since the last log line, so that the next line is that of an unbroken run.
+    pub open_line: OpenLine,
     /// The configuration of the run.
     pub config: TrainConfig,
     crc32: u32,
 }
 
-fn checksum(vectors: &[Vec<f32>; 4]) -> u32 {
+/// A log line that is not written yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OpenLine {
+    /// Sum of the losses.
+    pub loss: f64,
+    /// How many they are: iterations less the skipped ones.
+    pub count: u64,
+}
+
+/// Over the vectors and the head itself (with 0 in place of the checksum).
+fn checksum(head: &StateHead, vectors: &[Vec<f32>; 4]) -> Result<u32> {
     let mut hasher = crc32fast::Hasher::new();
     vectors.iter().for_each(|v| hasher.update(bytemuck::cast_slice(v)));
-    hasher.finalize()
+    hasher.update(&serde_json::to_vec(&StateHead { crc32: 0, ..head.clone() })?);
+    Ok(hasher.finalize())
 }
 
 impl State {
-    /// A state; the checksum is computed here.
-    pub fn new(iteration: u64, updates: u64, data: u64, config: TrainConfig, vectors: [Vec<f32>; 4]) -> State {
-        let crc32 = checksum(&vectors);
-        State { head: StateHead { version: VERSION, iteration, updates, data, config, crc32 }, vectors }
+    /// A state; the checksum is computed when it is written.
+    pub fn new(iteration: u64, updates: u64, data: u64, open_line: OpenLine, config: TrainConfig, vectors: [Vec<f32>; 4]) -> State {
+        State { head: StateHead { version: VERSION, iteration, updates, data, open_line, config, crc32: 0 }, vectors }
     }
 
     /// Writes the state atomically.
@@ -59,7 +71,8 @@ impl State {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let metadata = HashMap::from([(METADATA_KEY.to_string(), serde_json::to_string(&self.head)?)]);
+        let head = StateHead { crc32: checksum(&self.head, &self.vectors)?, ..self.head.clone() };
+        let metadata = HashMap::from([(METADATA_KEY.to_string(), serde_json::to_string(&head)?)]);
         let views = NAMES
             .iter()
             .zip(&self.vectors)
@@ -90,7 +103,7 @@ impl State {
             ensure!(view.dtype() == Dtype::F32, "{name} is not f32");
             *out = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         }
-        let sum = checksum(&vectors);
+        let sum = checksum(&head, &vectors)?;
         ensure!(sum == head.crc32, "its checksum is {sum:08x}, expected {:08x}", head.crc32);
         Ok(State { head, vectors })
     }
@@ -126,4 +139,51 @@ pub fn newest_state(run: &Path) -> (Option<State>, Vec<String>) {
         }
     }
     (None, damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Network;
+    use crate::plan::LossKind;
+    use crate::train::{Decay, LossTerm, Schedule};
+
+    #[test]
+    fn every_changed_or_missing_byte_is_noticed() {
+        let config = TrainConfig {
+            network: Network::new("nano", 2).unwrap(),
+            lq_size: 16,
+            batch_size: 2,
+            accum_iter: 1,
+            use_hflip: true,
+            use_rot: true,
+            losses: vec![LossTerm { kind: LossKind::L1, weight: 1.0 }],
+            betas: (0.9, 0.99),
+            epsilon: 1e-8,
+            weight_decay: 1e-4,
+            grad_clip: 1.0,
+            schedule: Schedule { base_lr: 2.1e-4, warmup: 3, decay: Decay::Cosine { total: 10, eta_min: 1e-7 } },
+            total_iter: 10,
+            ema_decay: 0.999,
+            ema_power: 0.75,
+            seed: 3,
+        };
+        let vectors = [vec![0.1, 0.2], vec![0.3], vec![-0.4], vec![0.5, 6.0]];
+        let state = State::new(7, 6, 99, OpenLine { loss: 0.1 + 0.2, count: 2 }, config, vectors);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.safetensors");
+        state.write(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let same = |read: &State| read.vectors == state.vectors && StateHead { crc32: 0, ..read.head.clone() } == state.head;
+        assert!(same(&State::read(&path).unwrap()));
+        for length in 0..bytes.len() {
+            assert!(State::from_bytes(&bytes[..length]).is_err(), "{length} bytes");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut b = bytes.clone();
+            b[bit / 8] ^= 1 << (bit % 8);
+            // what JSON says in another way (1e-8 and 1E-8) is the same state
+            assert!(State::from_bytes(&b).is_ok_and(|s| same(&s)) || State::from_bytes(&b).is_err(), "bit {bit}");
+        }
+    }
 }

@@ -128,6 +128,7 @@ pub fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], float:
         weight_decay: 1e-2,
         float_input: float,
         input_gradient: float,
+        direct: false,
     }
 }
 

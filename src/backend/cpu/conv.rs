@@ -1,14 +1,16 @@
 //! 3x3 convolutions with an optional pixel shuffle, forward and backward. In NHWC a shuffle costs nothing: the `shuffle`
-//! output rows of one LQ row are each a plain convolution whose lanes are (dx, channel). Depends on the row kernels.
+//! output rows of one LQ row are each a plain convolution whose lanes are (dx, channel). Depends on the row kernels; hands
+//! over to `conv_winograd` where that form applies.
 
 use super::arena::Shared;
+use super::conv_winograd;
 use super::rows::{MAX_ROWS, RowProduct, Start, pad_row, row_outer, row_product, row_sum, row_to_rgb};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
 use crate::plan::{Conv, ConvBack};
 
 /// Lanes of one output row: (dx, channel).
-fn lanes(c: &Conv) -> usize {
+pub(super) fn lanes(c: &Conv) -> usize {
     c.shuffle * c.cout
 }
 
@@ -18,7 +20,7 @@ fn packed(c: &Conv) -> usize {
 }
 
 /// Index into PyTorch's `[c * s^2 + dy * s + dx][ci][ky][kx]`.
-fn torch_index(c: &Conv, dy: usize, lane: usize, ci: usize, ky: usize, kx: usize) -> usize {
+pub(super) fn torch_index(c: &Conv, dy: usize, lane: usize, ci: usize, ky: usize, kx: usize) -> usize {
     let (dx, channel) = (lane / c.cout, lane % c.cout);
     let out = channel * c.shuffle * c.shuffle + dy * c.shuffle + dx;
     ((out * c.cin + ci) * 3 + ky) * 3 + kx
@@ -26,6 +28,9 @@ fn torch_index(c: &Conv, dy: usize, lane: usize, ci: usize, ky: usize, kx: usize
 
 /// Workspace of the forward operation.
 pub fn workspace(c: &Conv) -> Workspace {
+    if conv_winograd::applies(c) {
+        return conv_winograd::workspace(c);
+    }
     Workspace { shared: whole(packed(c)) + c.shuffle * lanes(c), scratch: 3 * whole((c.extent.w + 2) * c.cin), ..Workspace::default() }
 }
 
@@ -81,6 +86,9 @@ impl Task for Forward<'_> {
 
 /// Runs a convolution.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
+    if conv_winograd::applies(op) {
+        return conv_winograd::forward(ctx, op);
+    }
     let parts = ctx.parts(op.workspace, workspace(op));
     let (weight, bias) = (ctx.param(op.parameters, op.weight), ctx.param(op.parameters, op.bias));
     let lanes = lanes(op);
@@ -106,6 +114,9 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
 /// Workspace of the backward operation.
 pub fn workspace_back(op: &ConvBack) -> Workspace {
     let c = &op.forward;
+    if conv_winograd::applies(c) {
+        return conv_winograd::workspace_back(op);
+    }
     Workspace {
         shared: packed(c) + LANES.max(c.cin),
         partial: packed(c) + c.shuffle * lanes(c),
@@ -194,6 +205,9 @@ impl Task for Backward<'_> {
 /// Runs the gradients of a convolution.
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
+    if conv_winograd::applies(c) {
+        return conv_winograd::backward(ctx, op);
+    }
     let parts = ctx.parts(op.workspace, workspace_back(op));
     let lanes = lanes(c);
     let weight = ctx.param(c.parameters, c.weight);

@@ -4,6 +4,7 @@
 mod arena;
 mod base;
 mod conv;
+mod conv_winograd;
 mod gelu;
 mod head;
 mod losses;
@@ -15,6 +16,7 @@ mod rows;
 mod simd;
 pub mod structural;
 mod tasks;
+mod winograd;
 
 pub use peak::fma_peak;
 pub use simd::Isa;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 /// Chains of dependent multiply-adds: enough to hide the latency of one, few enough for every register file.
 const CHAINS: usize = 7;
-const ROUNDS: usize = 2_000_000;
+const ROUNDS: usize = 500_000;
 
 struct Burn<'a>(&'a mut f32);
 

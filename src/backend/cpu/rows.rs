@@ -202,8 +202,10 @@ pub unsafe fn row_outer<S: Simd>(x: *const f32, stride: usize, taps: usize, y: *
     unsafe {
         let mut lane = 0;
         while lane + 2 * LANES <= lanes {
-            if S::WIDE {
+            if S::WIDE && taps.is_multiple_of(12) {
                 outer_lanes::<S, 12, 2>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
+            } else if S::WIDE {
+                outer_lanes::<S, 8, 2>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
             } else {
                 outer_lanes::<S, 3, 2>(x, stride, taps, y.add(lane), lanes, w, sum.add(lane));
             }

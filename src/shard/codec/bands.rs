@@ -117,9 +117,10 @@ pub fn join(planes: &[u8], bands: Bands, image: &mut [u8]) {
         for block in 0..blocks {
             let at = block * LANES * LANES;
             let turned = [red, green, blue].map(|p| transpose(&p[at..at + LANES * LANES]));
-            for k in 0..lanes {
+            let [reds, greens, blues] = &turned;
+            for (k, ((red, green), blue)) in reds.iter().zip(greens).zip(blues).enumerate().take(lanes) {
                 let out = ((k * bands.rows + r) * bands.width + block * LANES) * 3;
-                pack(&turned[0][k], &turned[1][k], &turned[2][k], &mut image[out..out + LANES * 3]);
+                pack(red, green, blue, &mut image[out..out + LANES * 3]);
             }
         }
         for x in blocks * LANES..bands.width {
@@ -168,9 +169,9 @@ mod tests {
     fn transposing_swaps_rows_and_columns() {
         let bytes: Vec<u8> = (0..=255).collect();
         let turned = transpose(&bytes);
-        for i in 0..LANES {
-            for k in 0..LANES {
-                assert_eq!(usize::from(turned[i][k]), k * LANES + i);
+        for (i, lane) in turned.iter().enumerate() {
+            for (k, &byte) in lane.iter().enumerate() {
+                assert_eq!(usize::from(byte), k * LANES + i);
             }
         }
     }

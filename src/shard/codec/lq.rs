@@ -2,9 +2,9 @@
 //! computing it again and storing the difference costs far less than storing the LQ. Depends on `bands`. Promises integer
 //! arithmetic that gives the same on every machine; how near it comes to the LQ only decides the size.
 
-use super::bands::{Bands, LANES, Lane, PLANES, each, lane};
+use super::bands::{Bands, LANES, PLANES, lane};
 
-/// HR rows that the half-size filter looks at beyond each end of a band.
+/// HR rows and columns that the half-size filter looks at beyond a pixel's own two.
 const REACH: usize = 3;
 
 /// How an LQ is told from the HR.
@@ -12,25 +12,38 @@ const REACH: usize = 3;
 pub enum Guess {
     /// The mean of the `scale x scale` HR pixels below each LQ pixel: near to any filter.
     Mean,
-    /// Bicubic downscaling by 2 (a = -0.5, antialiased, rows first, rounded to bytes in between): for scale 2 alone.
+    /// Bicubic downscaling by 2 (a = -0.5, antialiased, along x first, rounded to bytes in between, which is what Pillow
+    /// and our own downscaling do): for scale 2 alone.
     Half,
 }
 
 /// Room for [`add`].
 pub struct Room {
+    /// One HR row with its even and its odd columns apart.
+    apart: Vec<u8>,
+    /// One plane filtered along x: HR rows of LQ width.
+    narrow: Vec<u8>,
+    /// Rows of it that belong to the neighbouring bands.
     halo: Vec<u8>,
-    line: Vec<u8>,
+    /// One row of guesses.
+    guess: Vec<u8>,
 }
 
 impl Room {
     /// For HR patches in these bands.
     pub fn new(hr: Bands) -> Self {
-        Room { halo: vec![0; 2 * REACH * hr.stride()], line: vec![0; hr.stride() + 2 * REACH * LANES] }
+        let [apart, narrow, halo, guess] = Self::sizes(hr);
+        Room { apart: vec![0; apart], narrow: vec![0; narrow], halo: vec![0; halo], guess: vec![0; guess] }
     }
 
     /// Bytes it takes.
     pub fn bytes(hr: Bands) -> usize {
-        2 * REACH * hr.stride() + hr.stride() + 2 * REACH * LANES
+        Self::sizes(hr).iter().sum()
+    }
+
+    fn sizes(hr: Bands) -> [usize; 4] {
+        let row = hr.stride() / 2;
+        [hr.stride() + 2 * REACH * LANES, hr.rows * row, 2 * REACH * row, row]
     }
 }
 
@@ -79,41 +92,40 @@ fn half(a: [u8; 8]) -> u8 {
 }
 
 fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &mut Room) {
-    let stride = hr.stride();
-    fill_halo(hr_plane, hr, &mut room.halo);
-    let halo = &room.halo;
+    let Room { apart, narrow, halo, guess } = room;
+    let stride = lq.stride();
+    let (even, odd) = apart.split_at_mut((hr.width / 2 + REACH) * LANES);
+    for (line, out) in hr_plane.chunks_exact(hr.stride()).zip(narrow.chunks_exact_mut(stride)) {
+        // with even and odd columns apart, the eight columns of a pixel are eight rows to run along
+        let source = |column: usize| &line[column.saturating_sub(REACH).min(hr.width - 1) * LANES..][..LANES];
+        for (i, (even, odd)) in even.chunks_exact_mut(LANES).zip(odd.chunks_exact_mut(LANES)).enumerate() {
+            even.copy_from_slice(source(2 * i));
+            odd.copy_from_slice(source(2 * i + 1));
+        }
+        let side = |j: usize| if j.is_multiple_of(2) { &even[j / 2 * LANES..] } else { &odd[j / 2 * LANES..] };
+        shrink(std::array::from_fn(side), out);
+    }
+    fill_halo(narrow, Bands { width: lq.width, ..hr }, halo);
+    // r counts from REACH rows above the band
     let row = |r: usize| -> &[u8] {
-        // r counts from REACH rows above the band
-        if r < REACH {
-            &halo[r * stride..(r + 1) * stride]
-        } else if r < REACH + hr.rows {
-            &hr_plane[(r - REACH) * stride..(r - REACH + 1) * stride]
-        } else {
-            &halo[(r - hr.rows) * stride..(r - hr.rows + 1) * stride]
-        }
+        let (part, r) = match r.checked_sub(REACH) {
+            None => (&*halo, r),
+            Some(r) if r < hr.rows => (&*narrow, r),
+            Some(r) => (&*halo, r - hr.rows + REACH),
+        };
+        &part[r * stride..(r + 1) * stride]
     };
-    let edge = REACH * LANES;
-    for (y, out) in lq_plane.chunks_exact_mut(lq.stride()).enumerate() {
-        let above: [&[u8]; 8] = std::array::from_fn(|i| row(2 * y + i));
-        let line = &mut room.line;
-        shrink_rows(above, &mut line[edge..edge + stride]);
-        let (first, last) = (lane(&line[edge..]), lane(&line[edge + stride - LANES..]));
-        for i in 0..REACH {
-            line[i * LANES..(i + 1) * LANES].copy_from_slice(&first);
-            line[edge + stride + i * LANES..][..LANES].copy_from_slice(&last);
-        }
-        for (x, out) in out.chunks_exact_mut(LANES).enumerate() {
-            let near = &line[2 * x * LANES..(2 * x + 8) * LANES];
-            let guess: Lane = each(|k| half(std::array::from_fn(|i| near[i * LANES + k])));
-            for (out, g) in out.iter_mut().zip(guess) {
-                *out = out.wrapping_add(g);
-            }
+    for (y, out) in lq_plane.chunks_exact_mut(stride).enumerate() {
+        shrink(std::array::from_fn(|i| row(2 * y + i)), guess);
+        for (out, g) in out.iter_mut().zip(&*guess) {
+            *out = out.wrapping_add(*g);
         }
     }
 }
 
+/// [`half`] along eight rows.
 #[inline(always)]
-fn shrink_rows(rows: [&[u8]; 8], out: &mut [u8]) {
+fn shrink(rows: [&[u8]; 8], out: &mut [u8]) {
     let rows = rows.map(|row| &row[..out.len()]);
     for (i, out) in out.iter_mut().enumerate() {
         *out = half(std::array::from_fn(|j| rows[j][i]));
@@ -186,16 +198,15 @@ mod tests {
         };
         let clamped = |i: usize, j: usize| (2 * i + j).saturating_sub(3).min(size - 1);
         let half = size / 2;
-        let mut rows = vec![0; half * size * 3];
-        for (i, out) in rows.iter_mut().enumerate() {
-            let (y, x) = (i / (size * 3), i % (size * 3));
-            *out = weigh(std::array::from_fn(|j| image[clamped(y, j) * size * 3 + x]));
-        }
-        let value = |i: usize| {
-            let (y, x, c) = (i / (half * 3), i / 3 % half, i % 3);
-            weigh(std::array::from_fn(|j| rows[(y * size + clamped(x, j)) * 3 + c]))
-        };
-        (0..half * half * 3).map(value).collect()
+        let narrow: Vec<u8> = (0..size * half * 3)
+            .map(|i| {
+                let (y, x, c) = (i / (half * 3), i / 3 % half, i % 3);
+                weigh(std::array::from_fn(|j| image[(y * size + clamped(x, j)) * 3 + c]))
+            })
+            .collect();
+        (0..half * half * 3)
+            .map(|i| weigh(std::array::from_fn(|j| narrow[clamped(i / (half * 3), j) * half * 3 + i % (half * 3)])))
+            .collect()
     }
 
     proptest! {

@@ -349,6 +349,14 @@ mod tests {
     }
 
     #[test]
+    fn the_bound_on_a_zstd_context_holds() {
+        let mut context = zstd::zstd_safe::DCtx::create();
+        let packed = zstd::bulk::compress(&vec![1; 1 << 18], ZSTD_LEVEL).unwrap();
+        context.decompress(&mut vec![0; 1 << 18][..], &packed).unwrap();
+        assert!(context.sizeof() as u64 <= ZSTD_CONTEXT_BYTES, "{}", context.sizeof());
+    }
+
+    #[test]
     fn rejects_a_damaged_payload_in_words() {
         let g = Geometry { scale: 2, lq_size: 16 };
         let (lq, hr) = pair(g, 4, true, 2);

@@ -1,0 +1,68 @@
+//! What flags may say: numbers in their range, refused by the parser (exit code 2) with the flag's name, and lines on stdout
+//! and stderr that never panic. Depends on clap alone.
+
+use anyhow::{Context, Result};
+use clap::builder::RangedU64ValueParser;
+use std::fmt::Display;
+use std::io::Write;
+
+/// Most compute threads, patches in a batch, and pixels of a side: beyond these a slip of the finger is likelier.
+pub const MAX_THREADS: u64 = 1024;
+pub const MAX_BATCH: u64 = 65_536;
+pub const MAX_SIDE: u64 = 16_384;
+
+/// A whole number from 1 to `most`.
+pub fn count(most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=most)
+}
+
+fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    let value = text.trim().parse::<f64>().ok().filter(|v| v.is_finite() && fits(*v));
+    value.ok_or_else(|| format!("expected {expected}"))
+}
+
+/// A number above 0.
+pub fn positive(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0, "a number above 0")
+}
+
+/// A number of 0 or more.
+pub fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, |v| v >= 0.0, "0 or a number above it")
+}
+
+/// A share: 0 or more and below 1.
+pub fn share(text: &str) -> Result<f64, String> {
+    number(text, |v| (0.0..1.0).contains(&v), "a number from 0 up to, but not, 1")
+}
+
+/// Any number that single precision holds.
+pub fn single(text: &str) -> Result<f32, String> {
+    number(text, |v| (v as f32).is_finite(), "a number").map(|v| v as f32)
+}
+
+/// Prints on stdout; one that is closed or full is an error.
+pub fn print(text: impl Display) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).context("cannot write to stdout")
+}
+
+/// Tells on stderr. Nobody listening is no reason to stop hours of work.
+pub fn tell(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        assert_eq!(positive("2e-4"), Ok(2e-4));
+        assert_eq!(share("0"), Ok(0.0));
+        for text in ["0", "-1", "nan", "inf", "", "x"] {
+            assert!(positive(text).is_err(), "{text}");
+        }
+        assert!(not_negative("-0.1").is_err() && share("1").is_err() && single("1e39").is_err());
+    }
+}
