@@ -94,6 +94,6 @@ fn the_command_refuses_what_is_wrong() {
     for wrong in [["--size", "0"], ["--size", "12x"], ["--quality", "0"], ["--format", "gif"]] {
         assert_eq!(paragon(&["synth", "unused", wrong[0], wrong[1]]).status.code(), Some(2), "{wrong:?}");
     }
-    assert_eq!(paragon(&["synth", "unused", "--count", "0"]).status.code(), Some(1));
+    assert_eq!(paragon(&["synth", "unused", "--count", "0"]).status.code(), Some(2));
     assert!(!std::path::Path::new("unused").exists());
 }

@@ -8,6 +8,7 @@ mod reference;
 use network_common::*;
 use paragon::backend::cpu::Isa;
 use paragon::backend::{Backend, Scalars};
+use paragon::model::StepSpec;
 use paragon::plan::LossKind;
 use reference::{
     golden::relative_error,
@@ -27,7 +28,7 @@ fn check_shapes(scale: usize, shapes: &[(usize, usize, usize)]) {
     let twin = Twin::new(scale, 40 + scale as u64);
     let mut base = twin.reference.clone();
     base.params.insert("detail_gain".into(), (vec![], vec![0.0]));
-    let mut worst = [0f64; 2];
+    let mut worst = [0f64; 3];
     for (i, &(n, h, w)) in shapes.iter().enumerate() {
         let input = noise(n * h * w * 3, i as u64);
         let expected = twin.reference.forward(&wide(&input), n, h, w);
@@ -44,14 +45,18 @@ fn check_shapes(scale: usize, shapes: &[(usize, usize, usize)]) {
         for kind in PIXEL_KINDS {
             let expected = twin.reference.gradients(&wide(&input), &wide(&target), n, h, w, reference_loss(kind));
             for isa in Isa::available() {
-                let mut step = twin.load(&spec(n, (h, w), &[(kind, 1.0)], true), options(isa, 2));
-                step.floats(&input, &target, &scalars());
-                let what = format!("{isa} x{scale} {n}x{h}x{w} {kind:?}");
-                worst[1] = worst[1].max(check_gradients(&what, &twin, &mut step, &expected));
+                for direct in [false, true] {
+                    let spec = StepSpec { direct, ..spec(n, (h, w), &[(kind, 1.0)], true) };
+                    let mut step = twin.load(&spec, options(isa, 2));
+                    step.floats(&input, &target, &scalars());
+                    let what = format!("{isa} x{scale} {n}x{h}x{w} {kind:?} direct {direct}");
+                    let error = check_gradients(&what, &twin, &mut step, &expected);
+                    worst[1 + usize::from(direct)] = worst[1 + usize::from(direct)].max(error);
+                }
             }
         }
     }
-    println!("x{scale}: worst output {:.1e}, worst gradient {:.1e}", worst[0], worst[1]);
+    println!("x{scale}: worst output {:.1e}, gradient {:.1e}, with direct convolutions {:.1e}", worst[0], worst[1], worst[2]);
 }
 
 #[test]
