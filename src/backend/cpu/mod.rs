@@ -48,8 +48,8 @@ impl Sizing for CpuOptions {
     fn workspace(&self, op: &Op) -> u64 {
         let layout = match op {
             Op::Unpack(_) => Workspace::default(),
-            Op::Conv(o) => conv::workspace(o),
-            Op::ConvBack(o) => conv::workspace_back(o),
+            Op::Conv(o) => conv::workspace(o, self.isa),
+            Op::ConvBack(o) => conv::workspace_back(o, self.isa),
             Op::NanoBlock(o) => nano::workspace(o),
             Op::NanoBlockBack(o) => nano::workspace_back(o),
             Op::Head(o) => head::workspace(o),
