@@ -109,6 +109,7 @@ struct Forward {
     head: Head,
 }
 
+#[allow(clippy::too_many_arguments)] // all of them plain facts about one network
 fn forward(
     b: &mut Builder,
     net: &Network,
@@ -117,6 +118,7 @@ fn forward(
     parameters: BufferId,
     batch: Option<BatchLayout>,
     position_free: bool,
+    subtract: Option<BatchLayout>,
 ) -> Forward {
     let f = FEATURES;
     let map = |b: &mut Builder, name: &str, e: Extent, c: usize| b.floats(name, Class::Activations, e.pixels() * c);
@@ -155,6 +157,7 @@ fn forward(
         input,
         features_in: up.output,
         output: map(b, "output", extent.scaled(net.scale), 3),
+        target: subtract,
         workspace: None,
     };
     b.push(Op::Head(head.clone()));
@@ -181,15 +184,17 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
         layout
     });
-    let fwd = forward(&mut b, net, &layers, extent, parameters, batch, spec.direct);
+    let (terms, structural) = split_losses(&spec.losses);
+    let subtract = batch.filter(|_| structural.is_empty());
+    let fwd = forward(&mut b, net, &layers, extent, parameters, batch, spec.direct, subtract);
     let hr = extent.scaled(net.scale);
     let target = match batch {
+        Some(_) if subtract.is_some() => Target::Subtracted(fwd.head.output),
         Some(batch) => Target::Batch(batch),
         None => Target::Float(b.floats("target", Class::Activations, hr.pixels() * 3)),
     };
     let gradient =
         |b: &mut Builder, name: &str, e: Extent, c: usize| b.floats(format!("d {name}"), Class::ActivationGradients, e.pixels() * c);
-    let (terms, structural) = split_losses(&spec.losses);
     let prediction = fwd.head.output;
     // the pixel losses read each value once and may leave the gradient in its place; windows are read again and again
     let d_prediction = if structural.is_empty() { prediction } else { gradient(&mut b, "output", hr, 3) };
@@ -240,7 +245,7 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         input: Some(fwd.input),
         target: match target {
             Target::Float(id) => Some(id),
-            Target::Batch(_) => None,
+            Target::Batch(_) | Target::Subtracted(_) => None,
         },
         input_gradients: [d_input, d_conv_in],
         output: None,
@@ -264,7 +269,7 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
         layout
     });
     // pictures are cut into overlapping tiles, whose results must agree to the bit
-    let fwd = forward(&mut b, net, &layers, extent, parameters, batch, true);
+    let fwd = forward(&mut b, net, &layers, extent, parameters, batch, true, None);
     let micro = 0..b.position();
     let ports = Ports { parameters: Some(parameters), input: Some(fwd.input), output: Some(fwd.head.output), ..Ports::default() };
     b.finish(micro.clone(), micro.end..micro.end, batch, ports)

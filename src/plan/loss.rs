@@ -76,6 +76,8 @@ pub enum Target {
     Batch(BatchLayout),
     /// A float buffer `[N, H, W, 3]`.
     Float(BufferId),
+    /// Nowhere any more: the prediction's buffer already holds prediction less target.
+    Subtracted(BufferId),
 }
 
 impl Target {
@@ -83,7 +85,7 @@ impl Target {
     pub fn buffer(&self) -> BufferId {
         match *self {
             Target::Batch(batch) => batch.buffer,
-            Target::Float(buffer) => buffer,
+            Target::Float(buffer) | Target::Subtracted(buffer) => buffer,
         }
     }
 }

@@ -122,8 +122,11 @@ pub struct Head {
     pub input: BufferId,
     /// `[N, H, W, F]`.
     pub features_in: BufferId,
-    /// `[N, H, W, 3]`.
+    /// `[N, H, W, 3]`: the prediction, or with `target` the prediction less its target.
     pub output: BufferId,
+    /// Subtract the u8 HR patches while base and target are still exact numbers: in f32 the difference of two pixels near each
+    /// other keeps few bits, and the slope of L1 is its sign.
+    pub target: Option<BatchLayout>,
     pub workspace: Option<BufferId>,
 }
 
@@ -209,7 +212,11 @@ impl Op {
             Op::NanoBlockBack(o) => {
                 vec![read(o.forward.parameters), read(o.forward.input), read(o.d_output), write(o.d_input), update(o.gradients)]
             }
-            Op::Head(o) => vec![read(o.parameters), read(o.input), read(o.features_in), write(o.output)],
+            Op::Head(o) => {
+                let mut list = vec![read(o.parameters), read(o.input), read(o.features_in), write(o.output)];
+                list.extend(o.target.map(|batch| read(batch.buffer)));
+                list
+            }
             Op::HeadBack(o) => {
                 let mut list = vec![
                     read(o.forward.parameters),

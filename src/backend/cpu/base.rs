@@ -36,6 +36,45 @@ fn correlate<const K: usize>(padded: &[f32], taps: &[f32; K], out: &mut [f32]) {
 /// `out`; `scratch` has [`scratch`] elements.
 #[inline(always)]
 pub fn rows(image: &[f32], extent: Extent, (scale, alpha): (usize, f32), band: Range<usize>, scratch: &mut [f32], out: &mut [f32]) {
+    let mix = |plain: f32, sharp: f32| plain + alpha * (sharp - plain);
+    combine(image, extent, scale, band, (1.0, alpha > 0.0), mix, scratch, out);
+}
+
+/// The base of u8 pictures in units of 1/255, in two parts to be added: the blurred upsampling of the integers themselves, exact
+/// in f32 (8 bits of pixel and 8 of taps), to `out`, and what sharpening adds, which is small, to `sharpening`.
+#[inline(always)]
+pub fn rows_in_units(
+    image: &[f32],
+    extent: Extent,
+    (scale, alpha): (usize, f32),
+    band: Range<usize>,
+    scratch: &mut [f32],
+    out: &mut [f32],
+    sharpening: &mut [f32],
+) {
+    combine(image, extent, scale, band.clone(), (255.0, false), |plain, _| plain, scratch, out);
+    if alpha > 0.0 {
+        combine(image, extent, scale, band, (255.0, true), |plain, sharp| alpha * (sharp - plain), scratch, sharpening);
+    } else {
+        sharpening.fill(0.0);
+    }
+}
+
+/// The upsampled and blurred band of `mix(plain, sharpened)`, of a picture times `unit` (255: rounded to the integers it came
+/// from); `sharpen` tells whether the second value is needed.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn combine(
+    image: &[f32],
+    extent: Extent,
+    scale: usize,
+    band: Range<usize>,
+    (unit, sharpen): (f32, bool),
+    mix: impl Fn(f32, f32) -> f32,
+    scratch: &mut [f32],
+    out: &mut [f32],
+) {
+    let value = |x: f32| if unit == 1.0 { x } else { (x * unit).round_ties_even() };
     let (h, w, start, end) = (extent.h, extent.w, band.start, band.end);
     let (row, wide) = (w * 3, w * scale * 3);
     let count = end - start;
@@ -49,11 +88,11 @@ pub fn rows(image: &[f32], extent: Extent, (scale, alpha): (usize, f32), band: R
         let y = (start + i) as isize - 1;
         let out = &mut sharp[i * row..][..row];
         match source(y) {
-            Some(x) => out.copy_from_slice(x),
+            Some(x) => out.iter_mut().zip(x).for_each(|(o, &x)| *o = value(x)),
             None => out.fill(0.0),
         }
     }
-    if alpha > 0.0 {
+    if sharpen {
         for i in 0..count + 2 * REACH {
             let out = &mut sharp_h[i * row..][..row];
             let Some(x) = source((start + i) as isize - REACH as isize) else {
@@ -61,7 +100,7 @@ pub fn rows(image: &[f32], extent: Extent, (scale, alpha): (usize, f32), band: R
                 continue;
             };
             padded[..9].fill(0.0);
-            padded[9..9 + row].copy_from_slice(x);
+            padded[9..9 + row].iter_mut().zip(x).for_each(|(p, &x)| *p = value(x));
             padded[9 + row..18 + row].fill(0.0);
             correlate(&padded[..row + 18], &SHARP, out);
         }
@@ -77,7 +116,7 @@ pub fn rows(image: &[f32], extent: Extent, (scale, alpha): (usize, f32), band: R
                 for k in 0..7 {
                     sum += SHARP[k] * parts[k][j];
                 }
-                out[j] += alpha * (sum - out[j]);
+                out[j] = mix(out[j], sum);
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use super::arena::Shared;
 use super::base;
+use super::pixels::subtract_row;
 use super::rows::{RowProduct, Start, pad_row, row_outer, row_product, row_sum, row_to_rgb};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
@@ -16,7 +17,7 @@ pub fn workspace(op: &Head) -> Workspace {
         shared: 27 * op.features,
         scratch: 3 * whole((wide + 2) * op.features)
             + whole(wide * 3)
-            + whole(rows * op.scale * wide * 3)
+            + 2 * whole(rows * op.scale * wide * 3)
             + base::scratch(rows, op.extent.w, op.scale),
         ..Workspace::default()
     }
@@ -31,6 +32,8 @@ struct Forward<'a> {
     input: Shared<f32>,
     features: Shared<f32>,
     output: Shared<f32>,
+    /// The staged batch, where a target is subtracted.
+    bytes: Shared<u8>,
 }
 
 impl Task for Forward<'_> {
@@ -48,9 +51,23 @@ impl Task for Forward<'_> {
             let base_at = 3 * ring_len + whole(ww * 3);
             let base_len = (end - start) * scale * ww * 3;
             let base_rows = scratch.slice(base_at, base_len);
-            let base_scratch = scratch.slice(base_at + whole(rows * scale * ww * 3), base::scratch(rows, extent.w, scale));
+            let whole_band = whole(rows * scale * ww * 3);
+            let sharpening = scratch.slice(base_at + whole_band, base_len);
+            let base_scratch = scratch.slice(base_at + 2 * whole_band, base::scratch(rows, extent.w, scale));
             let lq = self.input.slice(image * extent.h * extent.w * 3, extent.h * extent.w * 3);
-            base::rows(lq, extent, (scale, alpha), start..end, base_scratch, base_rows);
+            match self.op.target {
+                None => base::rows(lq, extent, (scale, alpha), start..end, base_scratch, base_rows),
+                Some(batch) => {
+                    base::rows_in_units(lq, extent, (scale, alpha), start..end, base_scratch, base_rows, sharpening);
+                    let code = *self.bytes.at(batch.augment_offset() + image);
+                    let patch = self.bytes.at(batch.lq_bytes() + image * hh * ww * 3);
+                    for (y, row) in base_rows.chunks_exact_mut(ww * 3).enumerate() {
+                        subtract_row(patch, code, start * scale + y, (hh, ww), row);
+                    }
+                    // the exact part has done its work: what is left is small, and f32 keeps it well
+                    base_rows.iter_mut().zip(&*sharpening).for_each(|(b, &s)| *b = (*b + s) / 255.0);
+                }
+            }
             let load = |row: isize| {
                 let inside = row >= 0 && row < hh as isize;
                 let source = inside.then(|| self.features.at((image * hh + row as usize) * ww * f).cast_const());
@@ -100,6 +117,7 @@ pub fn forward(ctx: &Context<'_>, op: &Head) {
         input: ctx.floats(op.input),
         features: ctx.floats(op.features_in),
         output: ctx.floats(op.output),
+        bytes: op.target.map_or(Shared::new(std::ptr::null_mut()), |batch| ctx.pointer(batch.buffer)),
     };
     ctx.parallel(bands.tasks(), &task);
 }

@@ -90,6 +90,11 @@ impl Task for PixelTask<'_> {
                             }
                         }
                     }
+                    Target::Subtracted(_) => {
+                        for x in 0..w * 3 {
+                            *gradient.add(x) = self.value(*prediction.add(x), 0.0, &mut sums[x % 3]);
+                        }
+                    }
                     Target::Float(_) => {
                         let target = self.target.at(at);
                         for x in 0..w * 3 {
@@ -168,7 +173,8 @@ impl StructuralTask<'_> {
                     let code = *self.bytes.at(batch.augment_offset() + image);
                     read_row(self.bytes.at(batch.lq_bytes() + image * h * w * 3), code, y, (h, w), row);
                 }
-                Target::Float(_) => {
+                // windows need the prediction itself, so plans with structural losses never subtract
+                Target::Float(_) | Target::Subtracted(_) => {
                     row.copy_from_slice(std::slice::from_raw_parts(self.target.at((image * h + y) * w * 3), w * 3));
                 }
             }

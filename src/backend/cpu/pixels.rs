@@ -36,6 +36,21 @@ pub unsafe fn read_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usi
     }
 }
 
+/// `row[i] -= pixel` for row `y` of an augmented patch, in units of 1/255.
+///
+/// # Safety
+/// `patch` holds `[h][w][3]`.
+#[inline(always)]
+pub unsafe fn subtract_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), row: &mut [f32]) {
+    let (first, step) = row_walk(code, y, h, w);
+    for (x, row) in row.chunks_exact_mut(3).enumerate() {
+        for (c, value) in row.iter_mut().enumerate() {
+            // SAFETY: the walk stays inside the patch
+            *value -= f32::from(unsafe { *patch.offset((first + step * x as isize) * 3 + c as isize) });
+        }
+    }
+}
+
 struct UnpackTask {
     batch: BatchLayout,
     bytes: Shared<u8>,
