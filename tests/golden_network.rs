@@ -112,11 +112,9 @@ fn outputs_and_gradients_match_the_golden_files() {
 
 #[test]
 fn trajectories_match_the_golden_files() {
-    // The L1 slope is a sign. Where the float64 prediction comes within f32 rounding of its target (1.7e-8 at iteration 11 of the
-    // first file, 4.0e-8 at iteration 4 of the second) the two are equal in f32 and one slope is 0: the gradient norm moves by
-    // 1e-4 there and by up to 1.2e-3 later. PyTorch in f32 departs at the same iterations by the same amounts. The loss does
-    // not feel it, and up to there everything agrees to rounding.
-    for (name, tie) in [("train_realtime_x2", 11), ("train_realtime_x2_accum", 4), ("train_realtime_x2_mssim", u64::MAX)] {
+    // The L1 slope is a sign, and the float64 predictions come as near to their targets as 1.6e-9 (iteration 15 of the first file): only
+    // a head that subtracts exactly and an optimizer without avoidable rounding stay on the right side all the way.
+    for name in ["train_realtime_x2", "train_realtime_x2_accum", "train_realtime_x2_mssim"] {
         let Some(path) = shared("golden trajectories", &format!("golden/{name}.safetensors")) else { return };
         let bytes = std::fs::read(path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -129,60 +127,66 @@ fn trajectories_match_the_golden_files() {
         let losses: BTreeMap<LossKind, f32> = serde_json::from_value(config["losses"].clone()).unwrap();
         let mut spec = spec(batch, (lq, lq), losses.into_iter().collect());
         (spec.float_input, spec.input_gradient) = (false, false);
-        let options = options(Isa::detect());
-        let plan = training_plan(&net, &spec, &options).unwrap();
-        let ports = plan.ports;
-        let mut backend = CpuBackend::new(plan, options).unwrap();
-        let start = load(&table, &file, "param_init.");
-        write_floats(&mut backend, ports.parameters.unwrap(), &start).unwrap();
-        write_floats(&mut backend, ports.ema.unwrap(), &start).unwrap();
-        let schedule = paragon::train::Schedule {
-            base_lr: number("lr"),
-            warmup: number("warmup_iter") as u64,
-            decay: paragon::train::Decay::MultiStep {
-                milestones: config["milestones"].as_array().unwrap().iter().map(|m| m.as_u64().unwrap()).collect(),
-                gamma: number("gamma"),
-            },
-        };
-        let expected = [tensor(&file, "loss"), tensor(&file, "grad_norm"), tensor(&file, "lr")];
-        let mut worst = [0f64; 3];
-        for step in 1..=number("steps") as u64 {
-            let lr = schedule.lr(step);
-            let mut scalars = Scalars {
-                lr,
-                step,
-                clip: config["grad_clip_max_norm"].as_f64().unwrap_or(f64::INFINITY),
-                ema_decay: paragon::train::ema_decay(step, number("ema_decay"), number("ema_power")),
-                micro_scale: 1.0 / accum as f32,
-                accumulate: false,
+        for (isa, direct) in Isa::available().into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
+            spec.direct = direct;
+            let options = options(isa);
+            let plan = training_plan(&net, &spec, &options).unwrap();
+            let ports = plan.ports;
+            let mut backend = CpuBackend::new(plan, options).unwrap();
+            let start = load(&table, &file, "param_init.");
+            write_floats(&mut backend, ports.parameters.unwrap(), &start).unwrap();
+            write_floats(&mut backend, ports.ema.unwrap(), &start).unwrap();
+            let schedule = paragon::train::Schedule {
+                base_lr: number("lr"),
+                warmup: number("warmup_iter") as u64,
+                decay: paragon::train::Decay::MultiStep {
+                    milestones: config["milestones"].as_array().unwrap().iter().map(|m| m.as_u64().unwrap()).collect(),
+                    gamma: number("gamma"),
+                },
             };
-            for micro in 0..accum {
-                let i = (step as usize - 1) * accum + micro;
-                let (lq, hr) = (file.tensor(&format!("lq.{i}")).unwrap(), file.tensor(&format!("hr.{i}")).unwrap());
-                scalars.accumulate = micro > 0;
-                backend.micro_step(Some(BatchView { lq: lq.data(), hr: hr.data(), augment: &[] }), &scalars).unwrap();
+            let expected = [tensor(&file, "loss"), tensor(&file, "grad_norm"), tensor(&file, "lr")];
+            let mut worst = [0f64; 3];
+            for step in 1..=number("steps") as u64 {
+                let lr = schedule.lr(step);
+                let mut scalars = Scalars {
+                    lr,
+                    step,
+                    clip: config["grad_clip_max_norm"].as_f64().unwrap_or(f64::INFINITY),
+                    ema_decay: paragon::train::ema_decay(step, number("ema_decay"), number("ema_power")),
+                    micro_scale: 1.0 / accum as f32,
+                    accumulate: false,
+                };
+                for micro in 0..accum {
+                    let i = (step as usize - 1) * accum + micro;
+                    let (lq, hr) = (file.tensor(&format!("lq.{i}")).unwrap(), file.tensor(&format!("hr.{i}")).unwrap());
+                    scalars.accumulate = micro > 0;
+                    backend.micro_step(Some(BatchView { lq: lq.data(), hr: hr.data(), augment: &[] }), &scalars).unwrap();
+                }
+                backend.update(&scalars).unwrap();
+                let metrics = backend.metrics().unwrap();
+                for (k, value) in [metrics.loss, metrics.grad_norm, lr].into_iter().enumerate() {
+                    let reference = expected[k][step as usize - 1];
+                    let error = (value - reference).abs() / reference.abs();
+                    worst[k] = worst[k].max(error);
+                }
             }
-            backend.update(&scalars).unwrap();
-            let metrics = backend.metrics().unwrap();
-            for (k, value) in [metrics.loss, metrics.grad_norm, lr].into_iter().enumerate() {
-                let reference = expected[k][step as usize - 1];
-                let error = (value - reference).abs() / reference.abs();
-                assert!(step >= tie || error < 1e-5, "{name}, iteration {step}: {value:e} for {reference:e}");
-                worst[k] = worst[k].max(error);
+            println!(
+                "{name} {isa} direct {direct}: worst relative error of loss {:.1e}, gradient norm {:.1e}, learning rate {:.1e}",
+                worst[0], worst[1], worst[2]
+            );
+            assert!(worst[0] < 1e-6 && worst[1] < 1e-5 && worst[2] < 1e-12, "{name}: {worst:?}");
+            for (prefix, port) in [("param_final.", ports.parameters), ("ema_final.", ports.ema)] {
+                let mut values = vec![0.0; table.len()];
+                read_floats(&mut backend, port.unwrap(), &mut values).unwrap();
+                let mut worst = 0f64;
+                for p in &table.params {
+                    let error =
+                        relative_error(wide(&values[p.range.offset..][..p.range.len]), tensor(&file, &format!("{prefix}{}", p.name)));
+                    worst = worst.max(error);
+                }
+                println!("{name} {isa} direct {direct}: {prefix}* worst {worst:.1e}");
+                assert!(worst < 1e-5, "{name}: {prefix}* is {worst:e} away");
             }
-        }
-        println!("{name}: worst relative error of loss {:.1e}, gradient norm {:.1e}, learning rate {:.1e}", worst[0], worst[1], worst[2]);
-        assert!(worst[0] < 1e-4 && worst[1] < 5e-3 && worst[2] < 1e-12, "{name}: {worst:?}");
-        for (prefix, port) in [("param_final.", ports.parameters), ("ema_final.", ports.ema)] {
-            let mut values = vec![0.0; table.len()];
-            read_floats(&mut backend, port.unwrap(), &mut values).unwrap();
-            let mut worst = 0f64;
-            for p in &table.params {
-                let error = relative_error(wide(&values[p.range.offset..][..p.range.len]), tensor(&file, &format!("{prefix}{}", p.name)));
-                worst = worst.max(error);
-            }
-            println!("{name}: {prefix}* worst {worst:.1e}");
-            assert!(worst < 1e-3, "{name}: {prefix}* is {worst:e} away");
         }
     }
 }

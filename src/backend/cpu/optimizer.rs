@@ -42,14 +42,15 @@ struct Step {
     clip: f32,
     /// 1 - lr x weight decay
     keep: f32,
-    beta1: f32,
-    beta2: f32,
+    /// beta and 1 - beta: the difference is formed in f64, since in f32 that of 0.999 would be wrong in its fifth digit
+    beta1: (f32, f32),
+    beta2: (f32, f32),
     epsilon: f32,
     /// lr / bias correction of the first moment
     step_size: f32,
     /// sqrt of the bias correction of the second moment
     root_correction: f32,
-    ema_decay: f32,
+    ema_decay: (f32, f32),
 }
 
 impl Task for Step {
@@ -64,14 +65,18 @@ impl Task for Step {
             let ema = self.ema.slice(start, len);
             for i in 0..len {
                 let g = gradients[i] * self.clip;
-                let m = self.beta1 * moment1[i] + (1.0 - self.beta1) * g;
-                let v = self.beta2 * moment2[i] + (1.0 - self.beta2) * g * g;
+                let m = self.beta1.0 * moment1[i] + self.beta1.1 * g;
+                let v = self.beta2.0 * moment2[i] + self.beta2.1 * g * g;
                 let p = parameters[i] * self.keep - self.step_size * m / (v.sqrt() / self.root_correction + self.epsilon);
                 (moment1[i], moment2[i], parameters[i]) = (m, v, p);
-                ema[i] = self.ema_decay * ema[i] + (1.0 - self.ema_decay) * p;
+                ema[i] = self.ema_decay.0 * ema[i] + self.ema_decay.1 * p;
             }
         }
     }
+}
+
+fn with_rest(share: f64) -> (f32, f32) {
+    (share as f32, (1.0 - share) as f32)
 }
 
 /// Runs the optimizer step. A gradient norm or loss that is not finite skips it and is reported in the metrics.
@@ -105,12 +110,12 @@ pub fn update(ctx: &Context<'_>, op: &Update) {
         ema: ctx.floats(op.ema),
         clip: clip as f32,
         keep: (1.0 - s.lr * op.weight_decay) as f32,
-        beta1: op.beta1 as f32,
-        beta2: op.beta2 as f32,
+        beta1: with_rest(op.beta1),
+        beta2: with_rest(op.beta2),
         epsilon: op.epsilon as f32,
         step_size: (s.lr / (1.0 - op.beta1.powf(step))) as f32,
         root_correction: (1.0 - op.beta2.powf(step)).sqrt() as f32,
-        ema_decay: s.ema_decay as f32,
+        ema_decay: with_rest(s.ema_decay),
     };
     ctx.parallel(tasks, &task);
 }
