@@ -6,6 +6,7 @@ pub mod backend;
 pub mod dataset;
 pub mod eval;
 pub mod files;
+pub mod host_memory;
 pub mod loader;
 pub mod metrics;
 pub mod model;

@@ -17,3 +17,25 @@ pub fn anonymous_memory() -> Option<u64> {
 pub fn available_memory() -> Option<u64> {
     kilobytes("/proc/meminfo", "MemAvailable")
 }
+
+/// Whether a path lies on a file system whose errors come from a network: reading through a map would turn them into the end
+/// of the process. False where the system does not say.
+#[cfg(target_os = "linux")]
+pub fn is_network_file_system(path: &std::path::Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    /// NFS, SMB, CIFS, SMB2, 9p, FUSE (sshfs and others), Ceph, Lustre, GPFS, AFS: magic numbers of statfs(2).
+    const MAGIC: [u32; 10] =
+        [0x6969, 0x517B, 0xFF53_4D42, 0xFE53_4D42, 0x0102_1997, 0x6573_5546, 0x00C3_6400, 0x0BD0_0BD0, 0x4750_4653, 0x5346_414F];
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: statfs is plain data, and the path ends with a zero
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: as above
+    let known = unsafe { libc::statfs(path.as_ptr(), &mut about) } == 0;
+    known && MAGIC.contains(&(about.f_type as u32))
+}
+
+/// See the Linux version.
+#[cfg(not(target_os = "linux"))]
+pub fn is_network_file_system(_: &std::path::Path) -> bool {
+    false
+}

@@ -3,7 +3,7 @@
 
 mod shard_common;
 
-use paragon::loader::{Loader, LoaderConfig, bound};
+use paragon::loader::{Loader, LoaderConfig, Sources, bound};
 use paragon::shard::codec::Codec;
 use paragon::shard::reader::{Crop, ShardSet};
 use shard_common::{make_writable, small_set};
@@ -12,16 +12,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 fn config() -> LoaderConfig {
-    LoaderConfig { batch: 5, lq_size: 16, threads: 2, slots: 4, seed: 11, hflip: true, rot: true, start: 0 }
+    LoaderConfig { threads: 2, ..LoaderConfig::new(5, 16, 11) }
 }
 
 fn open(folder: &Path) -> Arc<ShardSet> {
     Arc::new(ShardSet::open(folder).unwrap())
 }
 
+fn start(set: &Arc<ShardSet>, config: LoaderConfig) -> anyhow::Result<Loader> {
+    Loader::start(Sources::from(set.clone()), config)
+}
+
 /// Everything of `count` batches.
 fn batches(set: &Arc<ShardSet>, config: LoaderConfig, count: usize) -> Vec<(u64, Vec<u8>, Vec<u64>)> {
-    let mut loader = Loader::start(set.clone(), config).unwrap();
+    let mut loader = start(set, config).unwrap();
     (0..count)
         .map(|_| {
             let batch = loader.next().unwrap();
@@ -61,7 +65,7 @@ fn an_epoch_covers_each_record_once_and_pixels_are_the_records() {
     let (_dir, folder) = small_set(5, Codec::Predict);
     let set = open(&folder);
     let len = set.len();
-    let mut loader = Loader::start(set.clone(), config()).unwrap();
+    let mut loader = start(&set, config()).unwrap();
     let mut seen = BTreeSet::new();
     let mut scratch = set.scratch().unwrap();
     let (mut lq, mut hr) = (vec![0; 16 * 16 * 3], vec![0; 32 * 32 * 3]);
@@ -109,7 +113,7 @@ fn a_batch_larger_than_the_set_runs_through_several_epochs() {
     let (_dir, folder) = small_set(1, Codec::Predict);
     let set = open(&folder);
     let batch = 3 * set.len() as usize + 1;
-    let mut loader = Loader::start(set.clone(), LoaderConfig { batch, ..config() }).unwrap();
+    let mut loader = start(&set, LoaderConfig { batch, ..config() }).unwrap();
     let first = loader.next().unwrap();
     for epoch in first.records().chunks(set.len() as usize).take(3) {
         assert_eq!(epoch.iter().collect::<BTreeSet<_>>().len() as u64, set.len());
@@ -131,7 +135,7 @@ fn rejects_what_cannot_be_delivered() {
         (LoaderConfig { start: u64::MAX, ..config() }, "out of range"),
     ];
     for (config, word) in cases {
-        let Err(error) = Loader::start(set.clone(), config) else { panic!("{word} was accepted") };
+        let Err(error) = start(&set, config) else { panic!("{word} was accepted") };
         assert!(format!("{error:#}").contains(word), "{error:#}");
     }
 }
@@ -146,7 +150,7 @@ fn an_error_reaches_the_caller_in_its_place_with_shard_record_and_image() {
     bytes[100] ^= 1;
     make_writable(&path);
     std::fs::write(&path, bytes).unwrap();
-    let mut loader = Loader::start(open(&folder), LoaderConfig { threads: 3, ..config() }).unwrap();
+    let mut loader = start(&open(&folder), LoaderConfig { threads: 3, ..config() }).unwrap();
     let mut errors = 0;
     for (number, block, records) in clean {
         match loader.next() {
@@ -169,7 +173,7 @@ fn held_batches_keep_their_pixels_and_holding_all_of_them_is_an_error() {
     let (_dir, folder) = small_set(3, Codec::Predict);
     let set = open(&folder);
     let expected = batches(&set, config(), 6);
-    let mut loader = Loader::start(set, LoaderConfig { slots: 3, ..config() }).unwrap();
+    let mut loader = start(&set, LoaderConfig { slots: 3, ..config() }).unwrap();
     let held: Vec<_> = (0..3).map(|_| loader.next().unwrap()).collect();
     assert!(loader.next().err().unwrap().to_string().contains("held"));
     for (batch, expected) in held.iter().zip(&expected) {
@@ -185,7 +189,7 @@ fn held_batches_keep_their_pixels_and_holding_all_of_them_is_an_error() {
 #[test]
 fn a_batch_outlives_its_loader() {
     let (_dir, folder) = small_set(2, Codec::Predict);
-    let mut loader = Loader::start(open(&folder), config()).unwrap();
+    let mut loader = start(&open(&folder), config()).unwrap();
     let batch = loader.next().unwrap();
     let copy = batch.block().to_vec();
     drop(loader);
@@ -197,7 +201,7 @@ fn dropping_it_at_any_moment_ends_every_thread() {
     let (_dir, folder) = small_set(3, Codec::Predict);
     let set = open(&folder);
     for i in 0..60u64 {
-        let mut loader = Loader::start(set.clone(), LoaderConfig { threads: 1 + i as usize % 7, ..config() }).unwrap();
+        let mut loader = start(&set, LoaderConfig { threads: 1 + i as usize % 7, ..config() }).unwrap();
         let held: Vec<_> = (0..i % 4).map(|_| loader.next().unwrap()).collect();
         if i % 3 == 0 {
             std::thread::sleep(std::time::Duration::from_micros(i * 20));
@@ -212,9 +216,9 @@ fn dropping_it_at_any_moment_ends_every_thread() {
 fn the_bound_counts_every_part() {
     let (_dir, folder) = small_set(2, Codec::Predict);
     let set = open(&folder);
-    let whole = bound(&set, &config()).unwrap();
+    let whole = bound(&Sources::from(set.clone()), &config()).unwrap();
     assert_eq!(whole.slot_bytes, 5 * (16 * 16 * 3 + 32 * 32 * 3 + 1 + 8));
     assert_eq!(whole.total(), 4 * whole.slot_bytes + 2 * whole.scratch_bytes + whole.index_bytes);
-    let cropped = bound(&set, &LoaderConfig { lq_size: 8, ..config() }).unwrap();
+    let cropped = bound(&Sources::from(set.clone()), &LoaderConfig { lq_size: 8, ..config() }).unwrap();
     assert_eq!(cropped.scratch_bytes, whole.scratch_bytes + (16 * 16 + 32 * 32) * 3);
 }

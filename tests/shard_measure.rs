@@ -129,9 +129,9 @@ fn loader_on_photographs() {
         );
         let set = Arc::new(ShardSet::open(&out).unwrap());
         for (threads, lq_size) in [(1, 128), (2, 128), (1, 96)] {
-            let config = LoaderConfig { batch: 16, lq_size, threads, slots: 6, seed: 1, hflip: true, rot: true, start: 0 };
-            let bound = bound(&set, &config).unwrap();
-            let mut loader = Loader::start(set.clone(), config).unwrap();
+            let config = LoaderConfig { threads, slots: 6, ..LoaderConfig::new(16, lq_size, 1) };
+            let bound = bound(&set.clone().into(), &config).unwrap();
+            let mut loader = Loader::start(paragon::loader::Sources::from(set.clone()), config).unwrap();
             loader.next().unwrap();
             let (mut batches, start) = (0, Instant::now());
             while start.elapsed() < Duration::from_secs(2) {

@@ -9,13 +9,14 @@ use paragon::backend::cpu::CpuOptions;
 use paragon::dataset::decode::Limits;
 use paragon::dataset::degrade::Filter;
 use paragon::eval::{Scores, evaluate, find_pairs, mean};
+use paragon::loader::OnCorrupt;
 use paragon::model::Network;
 use paragon::plan::LossKind;
 use paragon::progress::Progress;
 use paragon::report::sheet::{Panel, comparison};
 use paragon::shard::codec::Codec;
 use paragon::shard::plan::{BuildConfig, plan};
-use paragon::shard::reader::ShardSet;
+use paragon::shard::reader::{Io, ShardSet};
 use paragon::shard::writer::build;
 use paragon::train::{Decay, LossTerm, ModelHints, RunOptions, Schedule, TrainConfig, duration_text, read_model, train};
 use paragon::upscale::{DEFAULT_TILE, Upscaler};
@@ -121,6 +122,8 @@ pub fn run(args: &Args) -> Result<()> {
         threads: args.threads.unwrap_or(0),
         loader_threads: 1,
         slots: 4,
+        io: Io::Mmap,
+        on_corrupt: OnCorrupt::Stop,
         checkpoint_every: args.iterations.div_ceil(4),
         keep_states: 1,
         log_every: (args.iterations / 60).clamp(1, 100),
@@ -130,7 +133,7 @@ pub fn run(args: &Args) -> Result<()> {
         restart: true,
         stop: stop.clone(),
     };
-    let summary = train(set, &recipe(args)?, &options, &|text| tell(text))?;
+    let summary = train(Arc::new(set.into()), &recipe(args)?, &options, &|text| tell(text))?;
     if stop.load(Ordering::Relaxed) {
         tell("stopped early; measuring what there is");
     }
@@ -204,6 +207,7 @@ fn recipe(args: &Args) -> Result<TrainConfig> {
         ema_decay: 0.99,
         ema_power: 0.75,
         seed: args.seed,
+        window: None,
     })
 }
 

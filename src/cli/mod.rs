@@ -1,5 +1,7 @@
 //! The command line: one file per command turns flags into plain configuration and calls the library.
 
+mod bench;
+mod data;
 mod demo;
 mod eval;
 mod flags;
@@ -32,6 +34,7 @@ enum Command {
     Shard(shard::Args),
     Shards(shards::Args),
     Train(Box<train::Args>),
+    Bench(bench::Args),
     Eval(eval::Args),
     Upscale(upscale::Args),
 }
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Shard(args) => shard::run(&args),
         Command::Shards(args) => shards::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Upscale(args) => upscale::run(&args),
     };

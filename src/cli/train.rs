@@ -1,14 +1,16 @@
 //! `paragon train`: flags to a training configuration and run options, one library call, a summary.
 
+use super::data::{DataArgs, Window};
 use super::flags::{MAX_BATCH, MAX_SIDE, MAX_THREADS, count, not_negative, positive, print, share, single, tell};
 use super::shard::parse_size;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use paragon::loader::Sources;
 use paragon::model::Network;
 use paragon::plan::LossKind;
-use paragon::shard::reader::ShardSet;
-use paragon::train::{Decay, LossTerm, RunOptions, Schedule, Summary, TrainConfig, duration_text, train};
-use std::path::PathBuf;
+use paragon::shard::reader::Io;
+use paragon::train::{Decay, LossTerm, RunOptions, Schedule, Summary, TrainConfig, duration_text, newest_state, train};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,9 +24,8 @@ const DEFAULT_LQ_SIZE: usize = 128;
 /// never interrupted.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of the shards made by `paragon shard`
-    #[arg(long, default_value = "shards", value_name = "DIR")]
-    shards: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
     /// Folder of the run: checkpoints, log, curves [default: runs/NETWORK_xSCALE]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -160,8 +161,8 @@ fn parse_loss(text: &str) -> Result<LossTerm, String> {
 }
 
 impl Args {
-    fn config(&self, set: &ShardSet) -> Result<TrainConfig> {
-        let mut network = Network::new(&self.network, set.scale() as usize)?;
+    fn config(&self, sources: &Sources, out: &Path) -> Result<TrainConfig> {
+        let mut network = Network::new(&self.network, sources.scale() as usize)?;
         network.upsampler_alpha = self.alpha.unwrap_or(network.upsampler_alpha);
         network.detail_gain = self.detail_gain.unwrap_or(network.detail_gain);
         network.layer_scale = self.layer_scale;
@@ -173,7 +174,7 @@ impl Args {
         };
         Ok(TrainConfig {
             network,
-            lq_size: self.lq_size.unwrap_or(DEFAULT_LQ_SIZE.min(set.lq_size() as usize)),
+            lq_size: self.lq_size.unwrap_or(DEFAULT_LQ_SIZE.min(sources.lq_size() as usize)),
             batch_size: self.batch_size,
             accum_iter: self.accum_iter,
             use_hflip: !self.no_hflip,
@@ -188,7 +189,16 @@ impl Args {
             ema_decay: self.ema_decay,
             ema_power: self.ema_power,
             seed: self.seed,
+            window: self.window(sources, out),
         })
+    }
+}
+
+impl Args {
+    /// The shuffle window: a run that goes on keeps its order whatever memory is free today.
+    fn window(&self, sources: &Sources, out: &Path) -> Option<u64> {
+        let going_on = if self.restart || self.data.window != Window::Auto { None } else { newest_state(out).0 };
+        going_on.map_or_else(|| self.data.window(sources), |state| state.head.config.window)
     }
 }
 
@@ -207,16 +217,21 @@ pub fn run(args: &Args) -> Result<()> {
     if matches!(args.device, Device::Cuda) {
         bail!("this version trains on the CPU only; give --device cpu, or leave --device away");
     }
-    let set = Arc::new(ShardSet::open(&args.shards)?);
-    let config = args.config(&set)?;
+    let sources = args.data.open()?;
+    let arch = Network::new(&args.network, sources.scale() as usize)?.arch;
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(format!("{arch}_x{}", sources.scale())));
+    let config = args.config(&sources, &out)?;
     let net = &config.network;
-    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(format!("{}_x{}", net.arch, net.scale)));
+    let (io, why) = args.data.io(&sources);
+    tell(format_args!("reading shards by {} ({why})", if io == Io::Mmap { "map" } else { "calls" }));
     let stop = stop_flag()?;
     let options = RunOptions {
         out,
         threads: args.threads.unwrap_or(0),
         loader_threads: args.loader_threads,
         slots: args.slots,
+        io,
+        on_corrupt: args.data.on_corrupt,
         checkpoint_every: args.checkpoint_every,
         keep_states: args.keep_states,
         log_every: args.log_every,
@@ -231,7 +246,7 @@ pub fn run(args: &Args) -> Result<()> {
         net.arch, net.scale, config.total_iter, config.accum_iter, config.batch_size
     ));
     let started = std::time::Instant::now();
-    let summary = train(set, &config, &options, &|text| tell(text))?;
+    let summary = train(sources, &config, &options, &|text| tell(text))?;
     if args.json {
         print(serde_json::to_string_pretty(&summary)?)?;
     } else {
@@ -253,7 +268,10 @@ fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
         s.it_per_s
     ))?;
     let verdict = if s.data_wait > 0.05 { "loader-bound: give --loader-threads more" } else { "compute-bound" };
-    print(format_args!("data-wait {:.1}% ({verdict})", 100.0 * s.data_wait))?;
+    print(format_args!("data-wait {:.1}%, loader threads waited {:.1}% ({verdict})", 100.0 * s.data_wait, 100.0 * s.loader_wait))?;
+    if s.substituted > 0 {
+        print(format_args!("{} samples stood in for damaged records; `paragon shards verify` lists them", s.substituted))?;
+    }
     print(format_args!(
         "memory: {} anonymous at most, {} computed before the start",
         paragon::plan::bytes_text(s.peak_anonymous),

@@ -1,14 +1,23 @@
-//! The loader: threads of its own read records of a shard set into a fixed number of batches, in an order that is a pure
-//! function. Depends on `shard::reader` and the augmentation codes. Promises bounded memory, known before the start, the
-//! same batches for any number of threads, and that no thread outlives it.
+//! The loader: threads of its own read records of one or more sets of shards into a fixed number of batches, in an order that is
+//! a pure function. Depends on `shard::reader`, `host_memory` and the augmentation codes. Promises bounded memory, known before
+//! the start, the same batches for any number of threads and ranks, and that no thread outlives it.
 
+pub mod bench;
 pub mod order;
+pub mod quality;
+mod quotas;
 mod ring;
+mod slot;
+mod sources;
 
-pub use ring::{Batch, Loader, Stats};
+pub use ring::{Loader, Stats};
+pub use slot::{Batch, Fence};
+pub use sources::Sources;
 
-use crate::shard::reader::ShardSet;
+use crate::shard::reader::Io;
+use crate::system;
 use anyhow::{Result, ensure};
+use order::Draws;
 
 /// Most threads: beyond that the disk or the memory bus is the limit, and a mistyped number is likelier.
 pub const MAX_THREADS: usize = 256;
@@ -16,6 +25,27 @@ pub const MAX_THREADS: usize = 256;
 pub const MAX_SLOTS: usize = 1024;
 /// Stack of a loader thread, bytes: decoding needs a few KiB.
 pub(crate) const STACK_BYTES: usize = 512 << 10;
+
+/// How records are read from the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum IoChoice {
+    /// From the map where the shards lie on a local disk and fit into free memory, by reading calls otherwise.
+    Auto,
+    /// Through a memory map: no copy; an error of the disk ends the process.
+    Mmap,
+    /// By reading calls: an error of the disk or the network is a message.
+    Pread,
+}
+
+/// What happens when a record is damaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnCorrupt {
+    /// The batch is an error that names the record.
+    #[default]
+    Stop,
+    /// Another record takes its place, always the same one; each is reported and counted.
+    Substitute,
+}
 
 /// What a loader delivers.
 #[derive(Clone, Debug)]
@@ -26,7 +56,7 @@ pub struct LoaderConfig {
     pub lq_size: usize,
     /// Threads that read and decode.
     pub threads: usize,
-    /// Batches that exist at once: being filled, waiting, or in the caller's hands.
+    /// Batches that exist at once: being filled, waiting, in the caller's hands, or on their way to a device.
     pub slots: usize,
     /// Key of the order and of all draws.
     pub seed: u64,
@@ -36,10 +66,64 @@ pub struct LoaderConfig {
     pub rot: bool,
     /// Number of the first batch: where a resumed run goes on.
     pub start: u64,
+    /// This process among those that share the samples, from 0.
+    pub rank: u64,
+    /// How many processes share the samples: this one takes every such sample, from `rank` on.
+    pub ranks: u64,
+    /// Bytes of shards that may be read in turns before moving on; `None` shuffles everything.
+    pub window: Option<u64>,
+    /// How records are read.
+    pub io: Io,
+    /// What happens when a record is damaged.
+    pub on_corrupt: OnCorrupt,
+}
+
+impl LoaderConfig {
+    /// Batches of `batch` pairs of LQ side `lq_size`, augmented, with the usual ring.
+    pub fn new(batch: usize, lq_size: usize, seed: u64) -> LoaderConfig {
+        LoaderConfig {
+            batch,
+            lq_size,
+            threads: 1,
+            slots: 4,
+            seed,
+            hflip: true,
+            rot: true,
+            start: 0,
+            rank: 0,
+            ranks: 1,
+            window: None,
+            io: Io::Mmap,
+            on_corrupt: OnCorrupt::Stop,
+        }
+    }
+
+    pub(crate) fn draws(&self) -> Draws {
+        Draws { seed: self.seed, hflip: self.hflip, rot: self.rot }
+    }
+}
+
+/// Whether to map or to read, and why, in words.
+pub fn choose_io(sources: &Sources, choice: IoChoice) -> (Io, &'static str) {
+    let network = || sources.sets().any(|set| system::is_network_file_system(set.folder()));
+    let large = || system::available_memory().is_some_and(|free| sources.bytes() > free / 2);
+    match choice {
+        IoChoice::Mmap => (Io::Mmap, "asked for"),
+        IoChoice::Pread => (Io::Pread, "asked for"),
+        IoChoice::Auto if network() => (Io::Pread, "the shards lie on a network file system"),
+        IoChoice::Auto if large() => (Io::Pread, "the shards take more than half of the free memory"),
+        IoChoice::Auto => (Io::Mmap, "the shards fit into free memory"),
+    }
+}
+
+/// The window for shards that do not fit into memory: a third of what is free; `None` where they fit.
+pub fn choose_window(sources: &Sources) -> Option<u64> {
+    let free = system::available_memory()?;
+    (sources.bytes() > free / 10 * 7).then_some(free / 3)
 }
 
 /// The anonymous memory of a loader, known before it starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Bound {
     /// Batches that exist at once.
     pub slots: usize,
@@ -49,7 +133,7 @@ pub struct Bound {
     pub threads: usize,
     /// Bytes of one thread: decoding room and stack.
     pub scratch_bytes: u64,
-    /// Bytes of the open set outside the mapped files.
+    /// Bytes of the open sets outside the mapped files.
     pub index_bytes: u64,
 }
 
@@ -60,12 +144,12 @@ impl Bound {
     }
 }
 
-/// Checks a configuration against a set and computes the memory it takes.
+/// Checks a configuration against its sets and computes the memory it takes.
 ///
 /// # Errors
 /// A crop larger than the stored patch, nothing to deliver, absurd numbers.
-pub fn bound(set: &ShardSet, config: &LoaderConfig) -> Result<Bound> {
-    let stored = set.lq_size() as usize;
+pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<Bound> {
+    let stored = sources.lq_size() as usize;
     ensure!(config.batch > 0, "the batch is 0 pairs");
     ensure!(config.lq_size > 0, "the LQ patch is 0 pixels");
     ensure!(
@@ -73,21 +157,23 @@ pub fn bound(set: &ShardSet, config: &LoaderConfig) -> Result<Bound> {
         "the LQ patch is to be {} pixels and the set in {} stores {stored}; use at most {stored}, or make a set with \
          `paragon shard --lq-size {}`",
         config.lq_size,
-        set.folder().display(),
+        sources.places(),
         config.lq_size
     );
     ensure!((1..=MAX_THREADS).contains(&config.threads), "{} loader threads; use 1 to {MAX_THREADS}", config.threads);
     ensure!((1..=MAX_SLOTS).contains(&config.slots), "{} loader slots; use 1 to {MAX_SLOTS}", config.slots);
-    let scale = set.scale() as u64;
+    ensure!(config.rank < config.ranks, "rank {} of {}: ranks are counted from 0", config.rank, config.ranks);
+    let scale = u64::from(sources.scale());
     let lq = (config.lq_size * config.lq_size * 3) as u64;
     let pair = lq * (1 + scale * scale) + 1 + size_of::<u64>() as u64;
     let slot_bytes = pair.checked_mul(config.batch as u64).filter(|&b| b <= isize::MAX as u64);
     let Some(slot_bytes) = slot_bytes else { anyhow::bail!("a batch of {} pairs is too large", config.batch) };
+    let scratch: u64 = sources.sets().map(|set| set.scratch_bytes(config.lq_size < set.lq_size() as usize, config.io)).sum();
     Ok(Bound {
         slots: config.slots,
         slot_bytes,
         threads: config.threads,
-        scratch_bytes: set.scratch_bytes(config.lq_size < stored) + STACK_BYTES as u64,
-        index_bytes: set.index_bytes(),
+        scratch_bytes: scratch + STACK_BYTES as u64,
+        index_bytes: sources.sets().map(|set| set.index_bytes()).sum(),
     })
 }

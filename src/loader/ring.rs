@@ -1,98 +1,39 @@
-//! The ring of slots: free -> filling -> ready -> in the caller's hands -> free, over bounded channels, filled by named
-//! threads. Depends on `order` and `shard::reader`. Promises delivery strictly in order, no deadlock, errors that reach
-//! the caller in their place, and that dropping the loader at any moment ends every thread.
+//! The ring of slots: free -> filling -> ready -> in the caller's hands (-> in flight to a device) -> free, over bounded channels,
+//! filled by named threads. Depends on `order`, `slot` and `shard::reader`. Promises delivery strictly in order, no deadlock,
+//! errors that reach the caller in their place, and that dropping the loader at any moment ends every thread.
 //!
 //! A thread takes a free slot first and a batch number second. So whoever has a number also has a slot to fill, every
 //! number below the highest one taken is being worked on, and the batch the caller waits for always arrives.
 
-use super::order::{Draws, Order};
-use super::{LoaderConfig, STACK_BYTES, bound};
-use crate::shard::reader::{Crop, Scratch, ShardSet};
+use super::order::{Order, Sample};
+use super::slot::{Batch, InFlight, Parts, Return, Slot};
+use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, bound};
+use crate::host_memory::{Allocate, HostBlock};
+use crate::rng::key;
+use crate::shard::reader::{Advice, Crop, Scratch};
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long `next` waits while the caller holds every slot. Another thread of the caller may be about to drop one, so it is
 /// not an error at once; for ever would be a deadlock.
 const HELD_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The memory of one batch, allocated once: LQ pixels, HR pixels, augmentation codes in one block, so that a device can
-/// be given all of it in one copy.
-struct Slot {
-    block: Box<[u8]>,
-    records: Box<[u64]>,
-}
-
-/// Where the parts of a block end.
-#[derive(Clone, Copy)]
-struct Parts {
-    lq: usize,
-    hr: usize,
-    whole: usize,
-}
-
-impl Parts {
-    fn new(config: &LoaderConfig, scale: usize) -> Self {
-        let lq = config.batch * config.lq_size * config.lq_size * 3;
-        let hr = lq + lq * scale * scale;
-        Parts { lq, hr, whole: hr + config.batch }
-    }
-}
-
-/// A filled batch. Dropping it gives its memory back to the loader's threads.
-pub struct Batch {
-    slot: Option<Slot>,
-    parts: Parts,
-    number: u64,
-    free: Sender<Slot>,
-    held: Arc<AtomicUsize>,
-}
-
-impl Batch {
-    /// LQ pixels: `[N, h, w, 3]` u8 RGB.
-    pub fn lq(&self) -> &[u8] {
-        &self.block()[..self.parts.lq]
-    }
-
-    /// HR pixels: `[N, H, W, 3]` u8 RGB.
-    pub fn hr(&self) -> &[u8] {
-        &self.block()[self.parts.lq..self.parts.hr]
-    }
-
-    /// One augmentation code a sample (see `plan::augment`); the pixels are not turned yet.
-    pub fn augment(&self) -> &[u8] {
-        &self.block()[self.parts.hr..]
-    }
-
-    /// LQ, HR and codes, one behind the other.
-    pub fn block(&self) -> &[u8] {
-        self.slot.as_ref().map_or(&[], |slot| &slot.block)
-    }
-
-    /// The record numbers of the samples.
-    pub fn records(&self) -> &[u64] {
-        self.slot.as_ref().map_or(&[], |slot| &slot.records)
-    }
-
-    /// The batch's number, counted from the start of the training.
-    pub fn number(&self) -> u64 {
-        self.number
-    }
-}
-
-impl Drop for Batch {
-    fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.held.fetch_sub(1, Ordering::Relaxed);
-            let _ = self.free.try_send(slot); // a loader that is gone needs no slots
-        }
-    }
-}
+/// How often `next` asks whether a device is done with a slot.
+const FENCE_INTERVAL: Duration = Duration::from_millis(1);
+/// Records tried in the place of a damaged one before it is an error after all: in a set where so many are damaged in a
+/// row, the set is the fault.
+const SUBSTITUTES: u64 = 16;
+/// Reports kept for the caller; the count goes on.
+const MAX_REPORTS: usize = 100;
+/// Batches after which it is asked again whether the records to come are in memory, when they all were.
+const CACHED_BATCHES: u64 = 32;
+/// Separates the keys of substitutes from other keys.
+const PURPOSE_SUBSTITUTE: u64 = 0x5355_4253;
 
 /// Who waited for whom, since the start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,79 +44,102 @@ pub struct Stats {
     pub consumer_waited: Duration,
     /// Time the threads spent waiting for a free slot, summed over threads.
     pub producers_waited: Duration,
+    /// Samples that took the place of damaged ones.
+    pub substituted: u64,
 }
 
 type Filled = (u64, Slot, Result<()>);
 
+/// What the threads tell beside batches.
+#[derive(Default)]
+struct Told {
+    waited_nanos: AtomicU64,
+    substituted: AtomicU64,
+    reports: Mutex<Reports>,
+}
+
+#[derive(Default)]
+struct Reports {
+    /// Records reported before.
+    seen: BTreeSet<u64>,
+    texts: Vec<String>,
+}
+
 /// A running loader.
 pub struct Loader {
     ready: Receiver<Filled>,
-    free: Sender<Slot>,
+    back: Return,
+    in_flight: Receiver<InFlight>,
+    /// Slots that a device reads from, oldest first.
+    flying: VecDeque<InFlight>,
     slots: usize,
-    held: Arc<AtomicUsize>,
     early: BTreeMap<u64, (Slot, Result<()>)>,
     parts: Parts,
     next: u64,
     delivered: u64,
     waited: Duration,
-    producers_waited: Arc<AtomicU64>,
+    told: Arc<Told>,
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Loader {
-    /// Allocates the slots and starts the threads.
+    /// Allocates the slots on the heap and starts the threads.
     ///
     /// # Errors
     /// Those of [`bound`]; threads or memory that the system refuses.
-    pub fn start(set: Arc<ShardSet>, config: LoaderConfig) -> Result<Loader> {
-        bound(&set, &config)?;
-        let first_sample = config.start.checked_mul(config.batch as u64);
+    pub fn start(sources: impl Into<Arc<Sources>>, config: LoaderConfig) -> Result<Loader> {
+        Self::start_in(sources, config, &HostBlock::heap)
+    }
+
+    /// As [`Loader::start`], with slots from elsewhere: locked or pinned memory.
+    ///
+    /// # Errors
+    /// Those of [`bound`]; threads or memory that the system refuses.
+    pub fn start_in(sources: impl Into<Arc<Sources>>, config: LoaderConfig, allocate: Allocate<'_>) -> Result<Loader> {
+        let sources: Arc<Sources> = sources.into();
+        bound(&sources, &config)?;
+        let first_sample = config.start.checked_mul(config.batch as u64).and_then(|s| s.checked_mul(config.ranks));
         first_sample.and_then(|s| s.checked_add(1 << 60)).context("the number of the first batch is out of range")?;
-        let parts = Parts::new(&config, set.scale() as usize);
+        let parts = Parts::new(&config, &sources);
         let (free, free_slots) = bounded(config.slots);
         let (filled, ready) = bounded(config.slots);
+        let (to_flight, in_flight) = bounded(config.slots);
         let (stop, stopped) = bounded::<()>(0);
         for _ in 0..config.slots {
-            let slot = Slot { block: vec![0; parts.whole].into_boxed_slice(), records: vec![0; config.batch].into_boxed_slice() };
-            free.send(slot).context("cannot hand out a slot")?;
+            free.send(parts.slot(config.batch, allocate)?).context("cannot hand out a slot")?;
         }
+        sources.sets().for_each(|set| set.expect_random_access());
         let next = Arc::new(AtomicU64::new(config.start));
-        let producers_waited = Arc::new(AtomicU64::new(0));
+        let told = Arc::new(Told::default());
         let mut loader = Loader {
             ready,
-            free,
+            back: Return { free, in_flight: to_flight, held: Arc::new(AtomicUsize::new(0)) },
+            in_flight,
+            flying: VecDeque::with_capacity(config.slots),
             slots: config.slots,
-            held: Arc::new(AtomicUsize::new(0)),
             early: BTreeMap::new(),
             parts,
             next: config.start,
             delivered: 0,
             waited: Duration::ZERO,
-            producers_waited: producers_waited.clone(),
+            told: told.clone(),
             stop: Some(stop),
             threads: Vec::new(),
         };
         for i in 0..config.threads {
             let filler = Filler {
-                scratch: set.scratch()?,
-                order: Order::new(
-                    set.len(),
-                    Draws {
-                        seed: config.seed,
-                        hflip: config.hflip,
-                        rot: config.rot,
-                        places: (set.lq_size() as usize - config.lq_size + 1) as u64,
-                    },
-                ),
-                set: set.clone(),
+                scratch: sources.sets().map(|set| set.scratch_for(config.io)).collect::<Result<_>>()?,
+                order: Order::new(&sources.parts(config.lq_size, config.window), config.draws()),
+                sources: sources.clone(),
                 config: config.clone(),
                 parts,
                 free: free_slots.clone(),
                 filled: filled.clone(),
                 stopped: stopped.clone(),
                 next: next.clone(),
-                waited: producers_waited.clone(),
+                told: told.clone(),
+                cached_until: 0,
             };
             let builder = std::thread::Builder::new().name(format!("loader-{i}")).stack_size(STACK_BYTES);
             // on an error the loader is dropped here, which ends the threads started so far
@@ -192,29 +156,48 @@ impl Loader {
     #[allow(clippy::should_implement_trait)] // it fails, and it never ends
     pub fn next(&mut self) -> Result<Batch> {
         let started = Instant::now();
+        let mut held_since = started;
         let (slot, outcome) = loop {
+            self.land();
             if let Some(found) = self.early.remove(&self.next) {
                 break found;
             }
-            let (number, slot, outcome) = match self.ready.recv_timeout(HELD_TIMEOUT) {
-                Ok(filled) => filled,
-                Err(RecvTimeoutError::Timeout) if self.held.load(Ordering::Relaxed) < self.slots => continue,
+            let held = self.back.held.load(Ordering::Relaxed);
+            if held < self.slots {
+                held_since = Instant::now();
+            }
+            let patience = if self.flying.is_empty() { HELD_TIMEOUT } else { FENCE_INTERVAL };
+            match self.ready.recv_timeout(patience) {
+                Ok((number, slot, outcome)) => {
+                    self.early.insert(number, (slot, outcome));
+                }
+                Err(RecvTimeoutError::Timeout) if held_since.elapsed() < HELD_TIMEOUT => {}
                 Err(RecvTimeoutError::Timeout) => {
                     bail!("all {} batches of the loader are held, so none can be filled; drop one first or use more slots", self.slots)
                 }
                 Err(RecvTimeoutError::Disconnected) => bail!("the loader's threads are gone"),
-            };
-            self.early.insert(number, (slot, outcome));
+            }
         };
         self.waited += started.elapsed();
         let number = self.next;
         self.next += 1;
-        self.held.fetch_add(1, Ordering::Relaxed);
-        let (free, held) = (self.free.clone(), self.held.clone());
-        let batch = Batch { slot: Some(slot), parts: self.parts, number, free, held };
+        let batch = Batch::new(slot, self.parts, number, self.back.clone());
         outcome.with_context(|| format!("cannot load batch {number}"))?;
         self.delivered += 1;
         Ok(batch)
+    }
+
+    /// Frees the slots that devices are done with.
+    fn land(&mut self) {
+        self.flying.extend(self.in_flight.try_iter());
+        for _ in 0..self.flying.len() {
+            let Some((slot, fence)) = self.flying.pop_front() else { return };
+            if fence.is_done() {
+                let _ = self.back.free.try_send(slot); // there is a place for every slot
+            } else {
+                self.flying.push_back((slot, fence));
+            }
+        }
     }
 
     /// Who waited for whom so far.
@@ -222,8 +205,14 @@ impl Loader {
         Stats {
             batches: self.delivered,
             consumer_waited: self.waited,
-            producers_waited: Duration::from_nanos(self.producers_waited.load(Ordering::Relaxed)),
+            producers_waited: Duration::from_nanos(self.told.waited_nanos.load(Ordering::Relaxed)),
+            substituted: self.told.substituted.load(Ordering::Relaxed),
         }
+    }
+
+    /// What was found damaged and replaced since the last call: one text a record, the first hundred of a run.
+    pub fn reports(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.told.reports.lock().unwrap_or_else(PoisonError::into_inner).texts)
     }
 }
 
@@ -233,21 +222,27 @@ impl Drop for Loader {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        // a device may still read from these
+        self.flying.extend(self.in_flight.try_iter());
+        self.flying.iter().for_each(|(_, fence)| fence.wait());
     }
 }
 
 /// What one thread has.
 struct Filler {
-    set: Arc<ShardSet>,
+    sources: Arc<Sources>,
     config: LoaderConfig,
     parts: Parts,
     order: Order,
-    scratch: Scratch,
+    /// One a set.
+    scratch: Vec<Scratch>,
     free: Receiver<Slot>,
     filled: Sender<Filled>,
     stopped: Receiver<()>,
     next: Arc<AtomicU64>,
-    waited: Arc<AtomicU64>,
+    told: Arc<Told>,
+    /// Batch up to which the records are taken to be in memory.
+    cached_until: u64,
 }
 
 impl Filler {
@@ -258,7 +253,7 @@ impl Filler {
                 recv(self.free) -> slot => slot,
                 recv(self.stopped) -> _ => return,
             };
-            self.waited.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            self.told.waited_nanos.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
             let Ok(mut slot) = slot else { return };
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(number, &mut slot)))
@@ -270,8 +265,14 @@ impl Filler {
         }
     }
 
+    /// The number, among all samples of all ranks, of sample `i` of a batch.
+    fn sample_number(&self, batch: u64, i: usize) -> u64 {
+        (batch * self.config.batch as u64 + i as u64) * self.config.ranks + self.config.rank
+    }
+
     fn fill(&mut self, number: u64, slot: &mut Slot) -> Result<()> {
         let count = self.config.batch;
+        self.fetch_ahead(number);
         let (lq, rest) = slot.block.split_at_mut(self.parts.lq);
         let (hr, augment) = rest.split_at_mut(self.parts.hr - self.parts.lq);
         let pairs = lq.chunks_exact_mut(lq.len() / count).zip(hr.chunks_exact_mut(hr.len() / count));
@@ -280,12 +281,63 @@ impl Filler {
             if let Err(TryRecvError::Disconnected) = self.stopped.try_recv() {
                 bail!("the loader is being dropped");
             }
-            let sample = self.order.sample(number * count as u64 + i as u64);
+            let sample = self.order.sample(self.sample_number(number, i));
             augment[i] = sample.augment;
-            slot.records[i] = sample.record;
-            let crop = Crop { x: sample.x as usize, y: sample.y as usize, size: self.config.lq_size };
-            self.set.read_crop(sample.record, crop, &mut self.scratch, lq, hr)?;
+            let record = self.read(&sample, lq, hr)?;
+            slot.records[i] = self.sources.number(sample.set, record);
         }
         Ok(())
+    }
+
+    /// Reads a sample, or what stands for it; returns the number of the record in its set.
+    fn read(&mut self, sample: &Sample, lq: &mut [u8], hr: &mut [u8]) -> Result<u64> {
+        let set = self.sources.set(sample.set);
+        let crop = Crop { x: sample.x as usize, y: sample.y as usize, size: self.config.lq_size };
+        let scratch = &mut self.scratch[sample.set];
+        let Err(damage) = set.read_crop(sample.record, crop, scratch, lq, hr) else { return Ok(sample.record) };
+        if self.config.on_corrupt == OnCorrupt::Stop {
+            return Err(damage);
+        }
+        for attempt in 0..SUBSTITUTES {
+            // a function of the damaged record alone: the same for any thread, and after a restart
+            let record = key(&[PURPOSE_SUBSTITUTE, self.config.seed, sample.set as u64, sample.record, attempt]) % set.len();
+            if set.read_crop(record, crop, scratch, lq, hr).is_ok() {
+                self.told.substituted.fetch_add(1, Ordering::Relaxed);
+                let mut reports = self.told.reports.lock().unwrap_or_else(PoisonError::into_inner);
+                if reports.seen.len() < MAX_REPORTS && reports.seen.insert(self.sources.number(sample.set, sample.record)) {
+                    reports.texts.push(format!("{damage:#}; record {record} of the set takes its place"));
+                }
+                return Ok(record);
+            }
+        }
+        Err(damage.context(format!("{SUBSTITUTES} records tried in its place are damaged as well")))
+    }
+
+    /// Has the kernel fetch what is read next while this batch is decoded. Where everything is in memory already, it asks
+    /// again only now and then.
+    fn fetch_ahead(&mut self, number: u64) {
+        let ahead = number + self.config.threads as u64;
+        for i in 0..self.config.batch {
+            if let Some(turn) = self.order.turnover(self.sample_number(number, i)) {
+                let set = self.sources.set(turn.set);
+                turn.needed.into_iter().flatten().for_each(|records| set.advise(records, Advice::WillNeed));
+                turn.done.into_iter().flatten().for_each(|records| set.advise(records, Advice::DontNeed));
+            }
+        }
+        if ahead < self.cached_until {
+            return;
+        }
+        let mut all_cached = true;
+        for i in 0..self.config.batch {
+            let sample = self.order.sample(self.sample_number(ahead, i));
+            let set = self.sources.set(sample.set);
+            if set.is_cached(sample.record) == Some(false) {
+                set.advise(sample.record..sample.record + 1, Advice::WillNeed);
+                all_cached = false;
+            }
+        }
+        if all_cached {
+            self.cached_until = ahead + CACHED_BATCHES;
+        }
     }
 }

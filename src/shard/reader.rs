@@ -9,6 +9,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use memmap2::Mmap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Where a record was cut from.
@@ -33,16 +35,39 @@ pub struct Crop {
     pub size: usize,
 }
 
+/// How records are read. Headers, tables and indexes always are in the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// Straight out of the map: no copy, and nothing of its own in memory.
+    Mmap,
+    /// By reading calls: a failing disk or network is an error message, where a map would end the process.
+    Pread,
+}
+
+/// What the kernel is told about records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// They are read soon: begin to fetch them.
+    WillNeed,
+    /// They are not read again soon: their pages may go.
+    DontNeed,
+}
+
 /// One thread's room for reading; made by [`ShardSet::scratch`] and reused from record to record.
 pub struct Scratch {
     decoder: Decoder,
     lq: Vec<u8>,
     hr: Vec<u8>,
+    io: Io,
+    payload: Vec<u8>,
 }
 
 struct Shard {
     path: PathBuf,
+    file: File,
     map: Mmap,
+    /// Bytes of the longest record.
+    longest: u32,
     info: ShardInfo,
     footer: Footer,
     /// Number of the shard's first record in the set.
@@ -120,21 +145,80 @@ impl ShardSet {
         (size_of::<ShardSet>() + shards.sum::<usize>()) as u64
     }
 
-    /// Room for one thread to read with.
+    /// Room for one thread to read with, out of the map.
     pub fn scratch(&self) -> Result<Scratch> {
-        Ok(Scratch { decoder: Decoder::new(self.geometry)?, lq: Vec::new(), hr: Vec::new() })
+        self.scratch_for(Io::Mmap)
+    }
+
+    /// Room for one thread to read with.
+    pub fn scratch_for(&self, io: Io) -> Result<Scratch> {
+        Ok(Scratch { decoder: Decoder::new(self.geometry)?, lq: Vec::new(), hr: Vec::new(), io, payload: Vec::new() })
     }
 
     /// What one scratch holds at most, in bytes: for whole patches, or for crops out of them.
-    pub fn scratch_bytes(&self, crops: bool) -> u64 {
+    pub fn scratch_bytes(&self, crops: bool, io: Io) -> u64 {
         let whole = if crops { self.geometry.lq_bytes() + self.geometry.hr_bytes() } else { 0 };
-        Decoder::bytes(self.geometry) + whole as u64
+        let payload = if io == Io::Pread { self.longest_record() } else { 0 };
+        Decoder::bytes(self.geometry) + whole as u64 + u64::from(payload)
+    }
+
+    fn longest_record(&self) -> u32 {
+        self.shards.iter().map(|s| s.longest).max().unwrap_or(0)
+    }
+
+    /// Bytes of all shard files.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|s| s.info.bytes).sum()
+    }
+
+    /// Tells the kernel about a range of records. Advice only: nothing fails, and what is read stays the same.
+    pub fn advise(&self, records: Range<u64>, advice: Advice) {
+        let mut at = records.start;
+        while at < records.end.min(self.records) {
+            let Ok((shard, i)) = self.find(at) else { return };
+            let end = records.end.min(shard.first + shard.info.records);
+            shard.advise(shard.span(i, (end - shard.first) as usize - 1), advice);
+            at = end;
+        }
+    }
+
+    /// Whether every page of a record is in memory. `None` where the system does not say.
+    pub fn is_cached(&self, record: u64) -> Option<bool> {
+        let (shard, i) = self.find(record).ok()?;
+        let (start, length) = shard.pages(shard.span(i, i));
+        let mut pages = [0u8; 1024];
+        for offset in (0..length).step_by(pages.len() * page_bytes()) {
+            let length = (length - offset).min(pages.len() * page_bytes());
+            // SAFETY: the range lies in the map, and `pages` has a byte for each of its pages
+            let known =
+                unsafe { libc::mincore(shard.map.as_ptr().add(start + offset).cast_mut().cast(), length, pages.as_mut_ptr().cast()) };
+            if known != 0 {
+                return None;
+            }
+            if pages[..length.div_ceil(page_bytes())].iter().any(|p| p & 1 == 0) {
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+
+    /// Says that records are read in no order: the kernel then fetches what is asked for and nothing around it.
+    pub fn expect_random_access(&self) {
+        for shard in &self.shards {
+            let _ = shard.map.advise(memmap2::Advice::Random);
+        }
     }
 
     /// The image and the place that a record was cut from.
     pub fn source(&self, record: u64) -> Result<RecordSource> {
         let (shard, i) = self.find(record)?;
         shard.source(i).with_context(|| format!("{}, record {i}", shard.path.display()))
+    }
+
+    /// The image of a record as a number: equal for records of one image in one shard, which costs no allocation to compare.
+    pub fn image_of(&self, record: u64) -> Result<u64> {
+        let (shard, i) = self.find(record)?;
+        Ok(shard.first << 24 | u64::from(shard.entry(i).source))
     }
 
     /// Codec and stored bytes of a record.
@@ -150,7 +234,8 @@ impl ShardSet {
     /// A record number out of range, damage (checksum or content); shard, record and image are named.
     pub fn read(&self, record: u64, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
         let (shard, i) = self.find(record)?;
-        shard.read(i, &mut scratch.decoder, lq, hr).with_context(|| shard.describe(i, record))
+        let Scratch { decoder, payload, io, .. } = scratch;
+        shard.read(i, (*io, payload), decoder, lq, hr).with_context(|| shard.describe(i, record))
     }
 
     /// Reads an aligned square of a pair. The slices have the size of the crop.
@@ -166,11 +251,11 @@ impl ShardSet {
         if crop.size == size {
             return self.read(record, scratch, lq, hr);
         }
-        let Scratch { decoder, lq: whole_lq, hr: whole_hr } = scratch;
+        let Scratch { decoder, lq: whole_lq, hr: whole_hr, io, payload } = scratch;
         whole_lq.resize(self.geometry.lq_bytes(), 0);
         whole_hr.resize(self.geometry.hr_bytes(), 0);
         let (shard, i) = self.find(record)?;
-        shard.read(i, decoder, whole_lq, whole_hr).with_context(|| shard.describe(i, record))?;
+        shard.read(i, (*io, payload), decoder, whole_lq, whole_hr).with_context(|| shard.describe(i, record))?;
         copy_square(whole_lq, size, crop.x, crop.y, crop.size, lq);
         copy_square(whole_hr, size * scale, crop.x * scale, crop.y * scale, crop.size * scale, hr);
         Ok(())
@@ -248,8 +333,8 @@ impl Shard {
             return Err(anyhow!("the shard is not the one the manifest lists ({found:?} where {info:?} is expected)").into());
         }
         let map = map(&file, length)?;
-        let shard = Shard { path, map, info: found, footer, first };
-        shard.check_tables(expected)?;
+        let mut shard = Shard { path, file, map, longest: 0, info: found, footer, first };
+        shard.longest = shard.check_tables(expected)?;
         Ok(shard)
     }
 
@@ -263,13 +348,14 @@ impl Shard {
         counts.into_iter().enumerate().map(entry).collect()
     }
 
-    fn check_tables(&self, geometry: Geometry) -> Result<()> {
+    /// Checks source table and index; returns the length of the longest record.
+    fn check_tables(&self, geometry: Geometry) -> Result<u32> {
         let f = &self.footer;
         ensure!(crc32fast::hash(self.source_table()) == f.sources_crc, "the source table is damaged (checksum mismatch)");
         ensure!(crc32fast::hash(self.index()) == f.index_crc, "the index is damaged (checksum mismatch)");
         // records lie one behind the other from the header to the source table: no byte is outside a checksum
         let longest = (geometry.lq_bytes() + geometry.hr_bytes()) as u32;
-        let mut end = HEADER_BYTES as u64;
+        let (mut end, mut most) = (HEADER_BYTES as u64, 0);
         for i in 0..f.records as usize {
             let e = self.entry(i);
             ensure!(e.offset == end, "record {i} begins at byte {} where {end} is expected", e.offset);
@@ -277,9 +363,10 @@ impl Shard {
             ensure!(u64::from(e.source) < f.sources, "record {i} names source {} of {}", e.source, f.sources);
             known_codec(e.codec).with_context(|| format!("record {i}"))?;
             end += u64::from(e.length);
+            most = most.max(e.length);
         }
         ensure!(end == f.sources_at, "the records end at byte {end} where {} is expected", f.sources_at);
-        Ok(())
+        Ok(most)
     }
 
     fn source_table(&self) -> &[u8] {
@@ -300,9 +387,50 @@ impl Shard {
         Ok(RecordSource { image: source.name, x: entry.x, y: entry.y })
     }
 
-    fn read(&self, i: usize, decoder: &mut Decoder, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
+    /// The bytes of records `first..=last` in the file.
+    fn span(&self, first: usize, last: usize) -> Range<u64> {
+        let last = self.entry(last);
+        self.entry(first).offset..last.offset + u64::from(last.length)
+    }
+
+    /// The whole pages that hold a span: first byte and length in the map.
+    fn pages(&self, span: Range<u64>) -> (usize, usize) {
+        let start = span.start as usize / page_bytes() * page_bytes();
+        (start, span.end as usize - start)
+    }
+
+    fn advise(&self, span: Range<u64>, advice: Advice) {
+        let (start, length) = self.pages(span);
+        match advice {
+            Advice::WillNeed => {
+                let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, length);
+            }
+            Advice::DontNeed => {
+                use std::os::fd::AsRawFd;
+                // first out of this process, then out of the page cache, which keeps pages that are still mapped
+                // SAFETY: a map of a file that is only read loses nothing: its pages come back from the file
+                let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
+                // SAFETY: plain system call on an open file
+                unsafe { libc::posix_fadvise(self.file.as_raw_fd(), start as i64, length as i64, libc::POSIX_FADV_DONTNEED) };
+            }
+        }
+    }
+
+    fn read(&self, i: usize, (io, room): (Io, &mut Vec<u8>), decoder: &mut Decoder, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
         let entry = self.entry(i);
-        let payload = &self.map[entry.offset as usize..][..entry.length as usize];
+        let payload = match io {
+            Io::Mmap => &self.map[entry.offset as usize..][..entry.length as usize],
+            Io::Pread => {
+                if room.len() < entry.length as usize {
+                    // once, for the longest: the room never grows again
+                    room.reserve_exact(self.longest.max(entry.length) as usize - room.len());
+                    room.resize(entry.length as usize, 0);
+                }
+                let room = &mut room[..entry.length as usize];
+                self.file.read_exact_at(room, entry.offset).context("cannot read the record")?;
+                room
+            }
+        };
         let crc = crc32fast::hash(payload);
         ensure!(crc == entry.crc, "the record is damaged (checksum {crc:08x} where {:08x} is expected)", entry.crc);
         decoder.decode(known_codec(entry.codec)?, payload, lq, hr)
@@ -355,6 +483,11 @@ fn copy_square(from: &[u8], width: usize, x: usize, y: usize, size: usize, to: &
     for (row, out) in from.chunks_exact(width * 3).skip(y).zip(to.chunks_exact_mut(size * 3)) {
         out.copy_from_slice(&row[x * 3..(x + size) * 3]);
     }
+}
+
+fn page_bytes() -> usize {
+    // SAFETY: a plain question to the system
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 /// Maps a whole finished shard for reading.

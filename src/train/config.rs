@@ -50,6 +50,9 @@ pub struct TrainConfig {
     pub ema_power: f64,
     /// Seed of start values, order, crops and flips.
     pub seed: u64,
+    /// Bytes of shards that are shuffled at a time; `None` shuffles everything.
+    #[serde(default)]
+    pub window: Option<u64>,
 }
 
 impl TrainConfig {
@@ -130,4 +133,5 @@ impl TrainConfig {
 }
 
 /// Keys that may not change when a run is resumed: they decide the shape of the state or the order of the data.
-pub const FIXED_ON_RESUME: [&str; 6] = ["network.arch", "network.scale", "network.upsampler_alpha", "batch_size", "accum_iter", "seed"];
+pub const FIXED_ON_RESUME: [&str; 7] =
+    ["network.arch", "network.scale", "network.upsampler_alpha", "batch_size", "accum_iter", "seed", "window"];

@@ -7,11 +7,11 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::Source;
-use crate::loader::{Loader, LoaderConfig, bound};
+use crate::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Stats, bound};
 use crate::model::training_plan;
 use crate::plan::{BufferId, MemoryLine, bytes_text};
 use crate::progress::Progress;
-use crate::shard::reader::ShardSet;
+use crate::shard::reader::Io;
 use crate::upscale::Upscaler;
 use crate::{eval, files, system};
 use anyhow::{Context, Result, bail, ensure};
@@ -43,6 +43,10 @@ pub struct RunOptions {
     pub loader_threads: usize,
     /// Batches in the ring.
     pub slots: usize,
+    /// How shards are read.
+    pub io: Io,
+    /// What happens when a record is damaged.
+    pub on_corrupt: OnCorrupt,
     /// Iterations between checkpoints.
     pub checkpoint_every: u64,
     /// State files kept.
@@ -112,6 +116,10 @@ pub struct Summary {
     pub it_per_s: f64,
     /// Share of this process's time spent waiting for data.
     pub data_wait: f64,
+    /// Share of their time that the loader's threads waited for a free batch.
+    pub loader_wait: f64,
+    /// Samples of this process that stood in for damaged records.
+    pub substituted: u64,
     /// Updates skipped because loss or gradient was not finite.
     pub skipped: u64,
     /// Peak anonymous memory seen, bytes.
@@ -169,31 +177,32 @@ impl Meter {
 /// # Errors
 /// Wrong configuration, too little memory, damaged shards, a full disk, or a loss that is not finite ten times in a row. In
 /// every case the last good checkpoint stays.
-pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<Summary> {
+pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<Summary> {
     config.check()?;
-    let scale = set.scale() as usize;
+    let scale = sources.scale() as usize;
     ensure!(config.network.scale == scale, "the network has scale {} and the shards {scale}; they must agree", config.network.scale);
     files::create_folder(&options.out)?;
     let _lock = lock(&options.out)?;
     for folder in ["", "models", "states"] {
         files::remove_partials(&options.out.join(folder)); // left by a killed process; the lock says it is gone
     }
-    let (state, fresh) = start_state(&set, config, options, report)?;
+    let (state, fresh) = start_state(&sources, config, options, report)?;
 
     let cpu = CpuOptions::new(options.threads);
     let plan = training_plan(&config.network, &config.step_spec(), &cpu)?;
     let loader_config = LoaderConfig {
-        batch: config.batch_size,
-        lq_size: config.lq_size,
         threads: options.loader_threads,
         slots: options.slots,
-        seed: config.seed,
         hflip: config.use_hflip,
         rot: config.use_rot,
         start: state.head.iteration * config.accum_iter as u64,
+        window: config.window,
+        io: options.io,
+        on_corrupt: options.on_corrupt,
+        ..LoaderConfig::new(config.batch_size, config.lq_size, config.seed)
     };
     let mut validation = Validation::new(config, options, cpu)?;
-    let memory = host_memory(&plan, &bound(&set, &loader_config)?, &config.network, validation.as_ref())?;
+    let memory = host_memory(&plan, &bound(&sources, &loader_config)?, &config.network, validation.as_ref())?;
     report(&format!("memory, known before the first step\n{memory}"));
     refuse_too_much(&memory, options.host_memory)?;
     if options.restart {
@@ -205,7 +214,7 @@ pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, rep
 
     let ports = plan.ports;
     let mut backend = CpuBackend::new(plan, cpu)?;
-    report(&format!("{}; {}", backend.description(), data_text(&set, config)));
+    report(&format!("{}; {}", backend.description(), data_text(&sources, config)));
     let vectors: Vec<BufferId> = [ports.parameters, ports.moment1, ports.moment2, ports.ema].into_iter().flatten().collect();
     for (&id, values) in vectors.iter().zip(&state.vectors) {
         write_floats(&mut backend, id, values)?;
@@ -213,7 +222,7 @@ pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, rep
     let mut run = Run {
         config,
         options,
-        set: &set,
+        data: sources.fingerprint(),
         log: Log::open(&options.out, state.head.iteration)?,
         iteration: state.head.iteration,
         updates: state.head.updates,
@@ -231,9 +240,9 @@ pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, rep
             "this run is finished: {} of {} iterations are done; raise --iterations to go on",
             run.iteration, config.total_iter
         ));
-        return run.summary(true, &memory);
+        return run.summary(true, &memory, &Stats::default());
     }
-    let mut loader = Loader::start(set.clone(), loader_config)?;
+    let mut loader = Loader::start(sources.clone(), loader_config)?;
     let progress = Progress::bar_only("train", config.total_iter, "it");
     progress.advance(run.iteration);
     run.meter = Meter::new();
@@ -247,7 +256,7 @@ pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, rep
         }
     };
     run.log.draw(&options.out)?;
-    run.summary(finished, &memory)
+    run.summary(finished, &memory, &loader.stats())
 }
 
 /// One process per run folder: two would overwrite each other's states.
@@ -264,7 +273,7 @@ fn lock(out: &Path) -> Result<File> {
 }
 
 /// The state to start from, and whether it is a fresh one.
-fn start_state(set: &ShardSet, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<(State, bool)> {
+fn start_state(sources: &Sources, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<(State, bool)> {
     let (found, damaged) = if options.restart { (None, Vec::new()) } else { newest_state(&options.out) };
     let table = config.network.params();
     let Some(state) = found else {
@@ -274,7 +283,7 @@ fn start_state(set: &ShardSet, config: &TrainConfig, options: &RunOptions, repor
         let start = table.start_values(config.seed);
         let zeros = vec![0.0; table.trainable()];
         return Ok((
-            State::new(0, 0, set.fingerprint(), OpenLine::default(), config.clone(), [start.clone(), zeros.clone(), zeros, start]),
+            State::new(0, 0, sources.fingerprint(), OpenLine::default(), config.clone(), [start.clone(), zeros.clone(), zeros, start]),
             true,
         ));
     };
@@ -291,9 +300,9 @@ fn start_state(set: &ShardSet, config: &TrainConfig, options: &RunOptions, repor
         fixed.join(", ")
     );
     ensure!(
-        state.head.data == set.fingerprint(),
+        state.head.data == sources.fingerprint(),
         "{place} holds a run on other shards than {}; use another --out or --restart",
-        set.folder().display()
+        sources.places()
     );
     let sizes = [table.len(), table.trainable(), table.trainable(), table.len()];
     ensure!(
@@ -307,9 +316,9 @@ fn start_state(set: &ShardSet, config: &TrainConfig, options: &RunOptions, repor
     Ok((state, false))
 }
 
-fn data_text(set: &ShardSet, config: &TrainConfig) -> String {
-    let per_epoch = set.len() as f64 / (config.batch_size * config.accum_iter) as f64;
-    format!("{} pairs, LQ {} of {} stored, {per_epoch:.1} iterations an epoch", set.len(), config.lq_size, set.lq_size())
+fn data_text(sources: &Sources, config: &TrainConfig) -> String {
+    let per_epoch = sources.len() as f64 / (config.batch_size * config.accum_iter) as f64;
+    format!("{} pairs, LQ {} of {} stored, {per_epoch:.1} iterations an epoch", sources.len(), config.lq_size, sources.lq_size())
 }
 
 fn host_memory(
@@ -385,7 +394,8 @@ impl Validation {
 struct Run<'a> {
     config: &'a TrainConfig,
     options: &'a RunOptions,
-    set: &'a ShardSet,
+    /// Fingerprint of the sets of shards.
+    data: u64,
     log: Log,
     iteration: u64,
     updates: u64,
@@ -413,6 +423,7 @@ impl Run<'_> {
         while self.iteration < total {
             self.step(backend, loader)?;
             progress.advance(1);
+            loader.reports().iter().for_each(|text| progress.line(&format!("warning: {text}")));
             let last = self.iteration == total;
             let stopped = self.options.stop.load(Ordering::Relaxed);
             let due = |every: u64| last || self.iteration.is_multiple_of(every.max(1));
@@ -575,7 +586,7 @@ impl Run<'_> {
             write_model(&run.join("models").join(format!("{name}_{}.safetensors", self.iteration)), net, values, Some(self.iteration))?;
         }
         write_model(&model_path(run), net, &vectors[3], Some(self.iteration))?;
-        let state = State::new(self.iteration, self.updates, self.set.fingerprint(), self.open_line, self.config.clone(), vectors);
+        let state = State::new(self.iteration, self.updates, self.data, self.open_line, self.config.clone(), vectors);
         state.write(&state_path(run, self.iteration))?;
         self.saved = Some(self.iteration);
         for (_, path) in list_states(run).into_iter().skip(self.options.keep_states.max(1)) {
@@ -584,7 +595,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn summary(&self, finished: bool, memory: &HostMemory) -> Result<Summary> {
+    fn summary(&self, finished: bool, memory: &HostMemory, loader: &Stats) -> Result<Summary> {
         let here = self.meter.seconds();
         Ok(Summary {
             finished,
@@ -592,6 +603,8 @@ impl Run<'_> {
             loss: self.log.lines().last().map_or(f64::NAN, |l| l.loss),
             it_per_s: self.log.lines().last().map_or(0.0, |l| l.it_per_s),
             data_wait: self.meter.waited / here,
+            loader_wait: loader.producers_waited.as_secs_f64() / (here * self.options.loader_threads.max(1) as f64),
+            substituted: loader.substituted,
             skipped: self.skipped(),
             peak_anonymous: self.meter.peak,
             planned: memory.total,

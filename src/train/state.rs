@@ -167,6 +167,7 @@ mod tests {
             ema_decay: 0.999,
             ema_power: 0.75,
             seed: 3,
+            window: None,
         };
         let vectors = [vec![0.1, 0.2], vec![0.3], vec![-0.4], vec![0.5, 6.0]];
         let state = State::new(7, 6, 99, OpenLine { loss: 0.1 + 0.2, count: 2 }, config, vectors);

@@ -1,0 +1,211 @@
+//! `paragon bench`: what this machine delivers, before a training depends on it. Depends on `loader` and `report`.
+
+use super::data::DataArgs;
+use super::flags::{MAX_BATCH, MAX_SIDE, count, positive, print, tell};
+use anyhow::{Context, Result, ensure};
+use paragon::loader::bench::{BenchConfig, Measured, measure};
+use paragon::loader::quality::{Quality, quality};
+use paragon::loader::{LoaderConfig, MAX_SLOTS, MAX_THREADS, bound};
+use paragon::plan::bytes_text;
+use paragon::report::chart::{Series, line_chart};
+use paragon::shard::reader::Io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Measure what this machine delivers.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    Loader(Box<LoaderArgs>),
+}
+
+/// Pairs a second of the prefetch ring, who waits for whom, and memory beside what was computed.
+///
+/// The consumer takes batches and does nothing (or waits --step-ms, as a training step would), so the figures are the
+/// loader's own.
+#[derive(clap::Args)]
+struct LoaderArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Pairs in a batch
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH))]
+    batch: usize,
+    /// Side of the LQ patch in pixels [default: as stored]
+    #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
+    lq_size: Option<usize>,
+    /// Loader threads, one run for each number [default: 1, 2, 4 .. up to the cores]
+    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = count(MAX_THREADS as u64))]
+    threads: Vec<usize>,
+    /// Batches that exist at once
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = count(MAX_SLOTS as u64))]
+    slots: usize,
+    /// Have the kernel forget the shards before each run
+    #[arg(long)]
+    cold: bool,
+    /// Measure so many epochs (0.5, 3) and not by the clock
+    #[arg(long, value_name = "N", value_parser = positive)]
+    epochs: Option<f64>,
+    /// Seconds to measure for, each run
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = positive, conflicts_with = "epochs")]
+    seconds: f64,
+    /// Milliseconds that a training step would hold each batch
+    #[arg(long, value_name = "MS", value_parser = positive)]
+    step_ms: Option<f64>,
+    /// Seed of the order
+    #[arg(long, default_value_t = 1024)]
+    seed: u64,
+    /// Take the samples of process R of W, as R/W (0/4)
+    #[arg(long, default_value = "0/1", value_name = "R/W", value_parser = rank)]
+    rank: (u64, u64),
+    /// Sum up the content of all samples: equal sums are equal samples, for any threads and, over all ranks, any ranks
+    #[arg(long)]
+    content: bool,
+    /// Most memory the loader may take (64M, 2G); more is refused before the start
+    #[arg(long, value_parser = super::shard::parse_size, value_name = "SIZE")]
+    host_memory: Option<u64>,
+    /// Draw pairs/s over the thread counts to this file (SVG)
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+fn rank(text: &str) -> Result<(u64, u64), String> {
+    let parts = text.split_once('/').and_then(|(r, w)| Some((r.trim().parse().ok()?, w.trim().parse().ok()?)));
+    parts.filter(|(r, w)| r < w && *w <= 1 << 16).ok_or_else(|| format!("`{text}` is no rank; write it as 0/4, 1/4, 2/4, 3/4"))
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> Result<()> {
+    let What::Loader(args) = &args.what;
+    bench_loader(args)
+}
+
+fn bench_loader(args: &LoaderArgs) -> Result<()> {
+    let sources = args.data.open()?;
+    let (io, why) = args.data.io(&sources);
+    let config = LoaderConfig {
+        slots: args.slots,
+        rank: args.rank.0,
+        ranks: args.rank.1,
+        window: args.data.window(&sources),
+        io,
+        on_corrupt: args.data.on_corrupt,
+        ..LoaderConfig::new(args.batch, args.lq_size.unwrap_or(sources.lq_size() as usize), args.seed)
+    };
+    let threads = if args.threads.is_empty() { usual_threads() } else { args.threads.clone() };
+    let how = BenchConfig {
+        epochs: args.epochs,
+        seconds: args.seconds,
+        cold: args.cold,
+        step: Duration::from_secs_f64(args.step_ms.unwrap_or(0.0).min(1e6) / 1e3),
+        content: args.content,
+    };
+    let most = LoaderConfig { threads: threads.iter().copied().max().unwrap_or(1), ..config.clone() };
+    let largest = bound(&sources, &most)?;
+    if let Some(limit) = args.host_memory {
+        ensure!(
+            largest.total() <= limit,
+            "the loader needs {} and --host-memory allows {}; nothing was started. Try fewer --slots, fewer --threads or a smaller --batch",
+            bytes_text(largest.total()),
+            bytes_text(limit)
+        );
+    }
+    let order = quality(&sources, &config)?;
+    let window = config.window.map_or("full".to_string(), |w| format!("in windows of {}", bytes_text(w)));
+    tell(format_args!("{}: {} pairs, {} of shards", sources.places(), sources.len(), bytes_text(sources.bytes())));
+    tell(format_args!("reading by {} ({why}); shuffle {window}: {order}", if io == Io::Mmap { "map" } else { "calls" }));
+    tell(format_args!(
+        "memory, known before the start: {} slots of {} + {} threads of {} + index {} = {}",
+        largest.slots,
+        bytes_text(largest.slot_bytes),
+        largest.threads,
+        bytes_text(largest.scratch_bytes),
+        bytes_text(largest.index_bytes),
+        bytes_text(largest.total())
+    ));
+    let mut runs = Vec::new();
+    for &threads in &threads {
+        let run = measure(&sources, &LoaderConfig { threads, ..config.clone() }, &how)?;
+        if !args.json {
+            if runs.is_empty() {
+                print(HEADER)?;
+            }
+            print(row(&run, runs.first()))?;
+        }
+        runs.push(run);
+    }
+    if args.json {
+        let report = serde_json::json!({
+            "records": sources.len(), "bytes": sources.bytes(), "batch": config.batch, "lq_size": config.lq_size, "slots": config.slots,
+            "io": if io == Io::Mmap { "mmap" } else { "pread" }, "window": config.window, "order": json_order(&order), "bound": largest.total(), "runs": runs,
+        });
+        print(serde_json::to_string_pretty(&report)?)?;
+    } else if let Some(last) = runs.last() {
+        print(verdict(last))?;
+    }
+    if let Some(path) = &args.chart {
+        let points = |f: &dyn Fn(&Measured) -> f64| runs.iter().map(|r| (r.threads as f64, f(r))).collect();
+        let each = runs[0].pairs_per_second / runs[0].threads as f64;
+        let series = [
+            Series { name: "measured".into(), points: points(&|r| r.pairs_per_second) },
+            Series { name: "in proportion to the first".into(), points: points(&|r| each * r.threads as f64) },
+        ];
+        line_chart("Loader", "threads", "pairs/s", &series, false, path).context("cannot draw the chart")?;
+    }
+    Ok(())
+}
+
+fn json_order(order: &Quality) -> serde_json::Value {
+    serde_json::json!({ "distance": order.distance, "same_image": order.same_image })
+}
+
+fn usual_threads() -> Vec<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut out: Vec<usize> = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|&n| n < cores).collect();
+    out.push(cores);
+    out
+}
+
+const HEADER: &str =
+    "threads    pairs/s  of first     MB/s  first batch      p50      p99      max  consumer  producers  anonymous / computed";
+
+fn row(run: &Measured, first: Option<&Measured>) -> String {
+    let ratio = first.map_or(1.0, |f| run.pairs_per_second / f.pairs_per_second);
+    let [p50, p99, most] = run.latency_ms;
+    let (consumer, producers) = (100.0 * run.consumer_waited, 100.0 * run.producers_waited);
+    let peak = run.peak_anonymous.map_or("?".to_string(), bytes_text);
+    let mut text = format!(
+        "{:7} {:10.0} {ratio:8.2}x {:8.0} {:9.1} ms {p50:5.2} ms {p99:5.2} ms {most:5.1} ms {consumer:8.1}% {producers:9.1}%  {peak} / {}",
+        run.threads,
+        run.pairs_per_second,
+        run.megabytes_per_second,
+        run.first_batch_ms,
+        bytes_text(run.bound)
+    );
+    if run.cached < 0.99 {
+        text += &format!("  ({:.0}% in memory at the start)", 100.0 * run.cached);
+    }
+    if run.substituted > 0 {
+        text += &format!("  ({} samples replaced)", run.substituted);
+    }
+    if let Some(content) = &run.content {
+        text += &format!("  content {content}");
+    }
+    text
+}
+
+fn verdict(run: &Measured) -> String {
+    let (consumer, producers) = (100.0 * run.consumer_waited, 100.0 * run.producers_waited);
+    let which = if run.consumer_waited > run.producers_waited { "loader-bound" } else { "consumer-bound" };
+    format!(
+        "{which} at {} threads: the consumer waited {consumer:.1}% of its time, the loader's threads {producers:.1}% of theirs",
+        run.threads
+    )
+}
