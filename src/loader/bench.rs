@@ -3,7 +3,7 @@
 
 use super::{Bound, Loader, LoaderConfig, Sources, bound};
 use crate::rng::{key, mix};
-use crate::shard::reader::Advice;
+use crate::shard::reader::{Advice, Io};
 use crate::system;
 use anyhow::Result;
 use std::sync::Arc;
@@ -68,7 +68,7 @@ pub fn measure(sources: &Arc<Sources>, config: &LoaderConfig, how: &BenchConfig)
     let Bound { slot_bytes, .. } = bound(sources, config)?;
     let computed = bound(sources, config)?.total();
     if how.cold {
-        sources.sets().for_each(|set| set.advise(0..set.len(), Advice::DontNeed));
+        sources.sets().for_each(|set| set.advise(0..set.len(), Advice::DontNeed, Io::Mmap));
     }
     let cached = cached_share(sources);
     let own_epoch = sources.len() / config.ranks + u64::from(config.rank < sources.len() % config.ranks);
@@ -148,7 +148,7 @@ fn cached_share(sources: &Sources) -> f64 {
     for nth in 0..looked {
         let record = (u128::from(nth) * u128::from(sources.len()) / u128::from(looked)) as u64;
         if let Ok((set, record)) = sources.find(record) {
-            cached += u64::from(set.is_cached(record) == Some(true));
+            cached += u64::from(set.is_cached(record, Io::Mmap) == Some(true));
         }
     }
     cached as f64 / looked as f64

@@ -316,12 +316,12 @@ impl Filler {
     /// Has the kernel fetch what is read next while this batch is decoded. Where everything is in memory already, it asks
     /// again only now and then.
     fn fetch_ahead(&mut self, number: u64) {
-        let ahead = number + self.config.threads as u64;
+        let (ahead, io) = (number + self.config.threads as u64, self.config.io);
         for i in 0..self.config.batch {
             if let Some(turn) = self.order.turnover(self.sample_number(number, i)) {
                 let set = self.sources.set(turn.set);
-                turn.needed.into_iter().flatten().for_each(|records| set.advise(records, Advice::WillNeed));
-                turn.done.into_iter().flatten().for_each(|records| set.advise(records, Advice::DontNeed));
+                turn.needed.into_iter().flatten().for_each(|records| set.advise(records, Advice::WillNeed, io));
+                turn.done.into_iter().flatten().for_each(|records| set.advise(records, Advice::DontNeed, io));
             }
         }
         if ahead < self.cached_until {
@@ -331,8 +331,8 @@ impl Filler {
         for i in 0..self.config.batch {
             let sample = self.order.sample(self.sample_number(ahead, i));
             let set = self.sources.set(sample.set);
-            if set.is_cached(sample.record) == Some(false) {
-                set.advise(sample.record..sample.record + 1, Advice::WillNeed);
+            if set.is_cached(sample.record, io) == Some(false) {
+                set.advise(sample.record..sample.record + 1, Advice::WillNeed, io);
                 all_cached = false;
             }
         }

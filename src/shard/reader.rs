@@ -35,7 +35,7 @@ pub struct Crop {
     pub size: usize,
 }
 
-/// How records are read. Headers, tables and indexes always are in the map.
+/// How records are read. Tables and indexes are in the map for everything but reading records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
     /// Straight out of the map: no copy, and nothing of its own in memory.
@@ -172,20 +172,22 @@ impl ShardSet {
     }
 
     /// Tells the kernel about a range of records. Advice only: nothing fails, and what is read stays the same.
-    pub fn advise(&self, records: Range<u64>, advice: Advice) {
+    pub fn advise(&self, records: Range<u64>, advice: Advice, io: Io) {
         let mut at = records.start;
         while at < records.end.min(self.records) {
             let Ok((shard, i)) = self.find(at) else { return };
             let end = records.end.min(shard.first + shard.info.records);
-            shard.advise(shard.span(i, (end - shard.first) as usize - 1), advice);
+            if let Ok(span) = shard.span(i, (end - shard.first) as usize - 1, io) {
+                shard.advise(span, advice);
+            }
             at = end;
         }
     }
 
     /// Whether every page of a record is in memory. `None` where the system does not say.
-    pub fn is_cached(&self, record: u64) -> Option<bool> {
+    pub fn is_cached(&self, record: u64, io: Io) -> Option<bool> {
         let (shard, i) = self.find(record).ok()?;
-        let (start, length) = shard.pages(shard.span(i, i));
+        let (start, length) = shard.pages(shard.span(i, i, io).ok()?);
         let mut pages = [0u8; 1024];
         for offset in (0..length).step_by(pages.len() * page_bytes()) {
             let length = (length - offset).min(pages.len() * page_bytes());
@@ -212,7 +214,7 @@ impl ShardSet {
     /// The image and the place that a record was cut from.
     pub fn source(&self, record: u64) -> Result<RecordSource> {
         let (shard, i) = self.find(record)?;
-        shard.source(i).with_context(|| format!("{}, record {i}", shard.path.display()))
+        shard.source(i, Io::Mmap).with_context(|| format!("{}, record {i}", shard.path.display()))
     }
 
     /// The image of a record as a number: equal for records of one image in one shard, which costs no allocation to compare.
@@ -235,7 +237,7 @@ impl ShardSet {
     pub fn read(&self, record: u64, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
         let (shard, i) = self.find(record)?;
         let Scratch { decoder, payload, io, .. } = scratch;
-        shard.read(i, (*io, payload), decoder, lq, hr).with_context(|| shard.describe(i, record))
+        shard.read(i, (*io, payload), decoder, lq, hr).with_context(|| shard.describe(i, record, *io))
     }
 
     /// Reads an aligned square of a pair. The slices have the size of the crop.
@@ -255,7 +257,7 @@ impl ShardSet {
         whole_lq.resize(self.geometry.lq_bytes(), 0);
         whole_hr.resize(self.geometry.hr_bytes(), 0);
         let (shard, i) = self.find(record)?;
-        shard.read(i, (*io, payload), decoder, whole_lq, whole_hr).with_context(|| shard.describe(i, record))?;
+        shard.read(i, (*io, payload), decoder, whole_lq, whole_hr).with_context(|| shard.describe(i, record, *io))?;
         copy_square(whole_lq, size, crop.x, crop.y, crop.size, lq);
         copy_square(whole_hr, size * scale, crop.x * scale, crop.y * scale, crop.size * scale, hr);
         Ok(())
@@ -381,16 +383,36 @@ impl Shard {
         IndexEntry::decode(self.index(), i)
     }
 
-    fn source(&self, i: usize) -> Result<RecordSource> {
-        let entry = self.entry(i);
-        let source = decode_source(self.source_table(), self.footer.sources, entry.source)?;
+    /// An index entry without touching the map, whose pages may have gone with the disk or network behind them.
+    fn entry_for(&self, i: usize, io: Io) -> Result<IndexEntry> {
+        if io == Io::Mmap {
+            return Ok(self.entry(i));
+        }
+        let mut bytes = [0; INDEX_ENTRY_BYTES];
+        let at = self.footer.index_at + (i * INDEX_ENTRY_BYTES) as u64;
+        self.file.read_exact_at(&mut bytes, at).context("cannot read the record's index entry")?;
+        Ok(IndexEntry::decode(&bytes, 0))
+    }
+
+    fn source(&self, i: usize, io: Io) -> Result<RecordSource> {
+        let entry = self.entry_for(i, io)?;
+        let source = match io {
+            Io::Mmap => decode_source(self.source_table(), self.footer.sources, entry.source)?,
+            Io::Pread => {
+                let mut table = vec![0; (self.footer.index_at - self.footer.sources_at) as usize];
+                self.file.read_exact_at(&mut table, self.footer.sources_at).context("cannot read the source table")?;
+                decode_source(&table, self.footer.sources, entry.source)?
+            }
+        };
         Ok(RecordSource { image: source.name, x: entry.x, y: entry.y })
     }
 
     /// The bytes of records `first..=last` in the file.
-    fn span(&self, first: usize, last: usize) -> Range<u64> {
-        let last = self.entry(last);
-        self.entry(first).offset..last.offset + u64::from(last.length)
+    fn span(&self, first: usize, last: usize, io: Io) -> Result<Range<u64>> {
+        let last = self.entry_for(last, io)?;
+        let span = self.entry_for(first, io)?.offset..last.offset + u64::from(last.length);
+        ensure!(span.start < span.end && span.end <= self.footer.sources_at, "the index has changed since the set was opened");
+        Ok(span)
     }
 
     /// The whole pages that hold a span: first byte and length in the map.
@@ -403,7 +425,7 @@ impl Shard {
         let (start, length) = self.pages(span);
         match advice {
             Advice::WillNeed => {
-                let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, length);
+                let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, length); // touches no page itself
             }
             Advice::DontNeed => {
                 use std::os::fd::AsRawFd;
@@ -417,15 +439,13 @@ impl Shard {
     }
 
     fn read(&self, i: usize, (io, room): (Io, &mut Vec<u8>), decoder: &mut Decoder, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
-        let entry = self.entry(i);
+        let entry = self.entry_for(i, io)?;
         let payload = match io {
             Io::Mmap => &self.map[entry.offset as usize..][..entry.length as usize],
             Io::Pread => {
-                if room.len() < entry.length as usize {
-                    // once, for the longest: the room never grows again
-                    room.reserve_exact(self.longest.max(entry.length) as usize - room.len());
-                    room.resize(entry.length as usize, 0);
-                }
+                // the index was checked when the set was opened; it may have been overwritten since
+                ensure!(entry.length <= self.longest, "the index has changed since the set was opened");
+                room.resize(self.longest.max(room.len() as u32) as usize, 0);
                 let room = &mut room[..entry.length as usize];
                 self.file.read_exact_at(room, entry.offset).context("cannot read the record")?;
                 room
@@ -437,8 +457,8 @@ impl Shard {
     }
 
     /// Names a record for an error: where it lies and what it was cut from.
-    fn describe(&self, i: usize, record: u64) -> String {
-        let source = match self.source(i) {
+    fn describe(&self, i: usize, record: u64, io: Io) -> String {
+        let source = match self.source(i, io) {
             Ok(s) => format!("image {}, LQ patch at {}, {}", s.image, s.x, s.y),
             Err(e) => format!("image unknown: {e}"),
         };
