@@ -3,7 +3,8 @@
 
 mod shard_common;
 
-use paragon::loader::{Loader, LoaderConfig, Sources, bound};
+use paragon::host_memory::HostBlock;
+use paragon::loader::{Fence, Loader, LoaderConfig, Sources, bound};
 use paragon::shard::codec::Codec;
 use paragon::shard::reader::{Crop, ShardSet};
 use shard_common::{make_writable, small_set};
@@ -221,4 +222,103 @@ fn the_bound_counts_every_part() {
     assert_eq!(whole.total(), 4 * whole.slot_bytes + 2 * whole.scratch_bytes + whole.index_bytes);
     let cropped = bound(&Sources::from(set.clone()), &LoaderConfig { lq_size: 8, ..config() }).unwrap();
     assert_eq!(cropped.scratch_bytes, whole.scratch_bytes + (16 * 16 + 32 * 32) * 3);
+}
+
+/// A device that is done when it is told so.
+#[derive(Clone, Default)]
+struct Device(Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>);
+
+impl Device {
+    fn finish(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+}
+
+impl Fence for Device {
+    fn is_done(&self) -> bool {
+        *self.0.0.lock().unwrap()
+    }
+
+    fn wait(&self) {
+        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |done| !*done).unwrap());
+    }
+}
+
+#[test]
+fn a_slot_is_not_filled_again_while_a_device_reads_it() {
+    let (_dir, folder) = small_set(3, Codec::Predict);
+    let set = open(&folder);
+    let expected = batches(&set, config(), 8);
+    let mut loader = start(&set, LoaderConfig { slots: 2, ..config() }).unwrap();
+    let device = Device::default();
+    let batch = loader.next().unwrap();
+    // what a device would see, read after the batch was handed over
+    let (seen, length) = (batch.block().as_ptr().addr(), batch.block().len());
+    batch.return_after(Box::new(device.clone()));
+    for expected in &expected[1..6] {
+        let other = loader.next().unwrap();
+        assert!(other.block() == expected.1 && other.block().as_ptr().addr() != seen, "the slot in flight was handed out");
+    }
+    // SAFETY: the slot belongs to the loader, which lives, and nobody may write to it before the device is done
+    let in_flight = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u8>(seen), length) };
+    assert!(in_flight == expected[0].1, "the slot was filled while in flight");
+    device.finish();
+    let mut again = false;
+    for expected in &expected[6..] {
+        let batch = loader.next().unwrap();
+        again |= batch.block().as_ptr().addr() == seen;
+        assert!(batch.block() == expected.1);
+    }
+    assert!(again || loader.next().unwrap().block().as_ptr().addr() == seen, "the slot never came back");
+}
+
+#[test]
+fn every_slot_may_be_in_flight_and_the_next_batch_waits_for_the_device() {
+    let (_dir, folder) = small_set(3, Codec::Predict);
+    let set = open(&folder);
+    let mut loader = start(&set, LoaderConfig { slots: 2, ..config() }).unwrap();
+    let devices = [Device::default(), Device::default()];
+    for device in &devices {
+        loader.next().unwrap().return_after(Box::new(device.clone()));
+    }
+    let finisher = devices[1].clone();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        finisher.finish();
+    });
+    let third = loader.next().unwrap();
+    assert!(devices[1].is_done() && third.number() == 2);
+    thread.join().unwrap();
+    drop(third);
+    // the loader waits for the other one before it lets its memory go
+    let (first, dropped) = (devices[0].clone(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let flag = dropped.clone();
+    let thread = std::thread::spawn(move || {
+        drop(loader);
+        flag.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    assert!(!dropped.load(std::sync::atomic::Ordering::SeqCst), "memory was freed under the device");
+    first.finish();
+    thread.join().unwrap();
+}
+
+#[test]
+fn slots_come_from_where_they_are_asked_from() {
+    let (_dir, folder) = small_set(2, Codec::Predict);
+    let set = open(&folder);
+    let expected = batches(&set, config(), 3);
+    let asked = std::cell::Cell::new(0);
+    let allocate = |bytes| {
+        asked.set(asked.get() + 1);
+        HostBlock::locked(bytes).or_else(|_| HostBlock::heap(bytes)) // small containers may lock nothing
+    };
+    let mut loader = Loader::start_in(Sources::from(set.clone()), config(), &allocate).unwrap();
+    assert_eq!(asked.get(), config().slots);
+    for expected in &expected {
+        assert!(loader.next().unwrap().block() == expected.1);
+    }
+    let refused = Loader::start_in(Sources::from(set), config(), &|bytes| anyhow::bail!("no {bytes} bytes"));
+    assert!(format!("{:#}", refused.err().unwrap()).contains("no 19"));
 }
