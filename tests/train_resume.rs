@@ -349,3 +349,33 @@ fn a_full_disk_while_saving_loses_nothing() {
     train(&set, &out, &[log]).ok();
     same(&outcome(&out), &outcome(&whole), "after a full disk");
 }
+
+#[test]
+fn mixed_windowed_and_with_damaged_records_it_goes_on_in_the_same_bits() {
+    let (dir, set) = set();
+    let second = dir.path().join("second");
+    make(&config(&dir.path().join("data"), &second)).unwrap();
+    // a damaged record in the second set: both runs meet it
+    let shard = second.join("shard-00000.psh");
+    let mut bytes = fs::read(&shard).unwrap();
+    bytes[100] ^= 1;
+    shard_common::make_writable(&shard);
+    fs::write(&shard, bytes).unwrap();
+    let mix: Flags = &[("--shards", text(&second)), ("--weights", "1,3"), ("--window", "40K"), ("--batch-size", "8")];
+    let whole = dir.path().join("whole");
+    train(&set, &whole, mix).refused(1, &["shard-00000.psh", "record 0", "damaged"]);
+    let mix = [mix, &[("--on-corrupt", "substitute"), ("--restart", "")]].concat();
+    let ran = train(&set, &whole, &mix).ok();
+    assert!(ran.stderr.contains("warning: ") && ran.stderr.contains("takes its place"), "{}", ran.stderr);
+    assert!(ran.stdout.contains("stood in for damaged records"), "{}", ran.stdout);
+    let out = dir.path().join("parts");
+    let mix = &mix[..mix.len() - 1];
+    train(&set, &out, &[mix, &[("--iterations", "12")]].concat()).ok();
+    // the window of the run holds where none is asked for, and neither it nor the weights may change
+    let without: Vec<_> = mix.iter().copied().filter(|(name, _)| *name != "--window").collect();
+    train(&set, &out, &[&without[..], &[("--window", "off")]].concat()).refused(1, &["window", "--restart"]);
+    let other: Vec<_> = mix.iter().map(|&(name, value)| (name, if name == "--weights" { "1,2" } else { value })).collect();
+    train(&set, &out, &other).refused(1, &["other shards"]);
+    train(&set, &out, &without).ok();
+    same(&outcome(&out), &outcome(&whole), "in two parts");
+}

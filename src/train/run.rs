@@ -7,6 +7,7 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::Source;
+use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Stats, bound};
 use crate::model::training_plan;
 use crate::plan::{BufferId, MemoryLine, bytes_text};
@@ -201,6 +202,7 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         on_corrupt: options.on_corrupt,
         ..LoaderConfig::new(config.batch_size, config.lq_size, config.seed)
     };
+    report(&format!("order: {}", quality(&sources, &loader_config)?));
     let mut validation = Validation::new(config, options, cpu)?;
     let memory = host_memory(&plan, &bound(&sources, &loader_config)?, &config.network, validation.as_ref())?;
     report(&format!("memory, known before the first step\n{memory}"));
