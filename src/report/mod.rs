@@ -1,4 +1,6 @@
-//! Pictures for people: side-by-side comparisons (PNG) and charts (SVG). Depends on `files`; promises whole files or none.
+//! For people to look at: side-by-side comparisons (PNG), charts (SVG), event files for TensorBoard. Depends on `files`; pictures are
+//! whole files or none.
 
 pub mod chart;
 pub mod sheet;
+pub mod tensorboard;

@@ -1,7 +1,8 @@
 //! The log of a run: one JSON object a line, appended as training goes, cut back on resume to the iteration the state was
-//! taken at, so that the log is that of an unbroken run. Also the loss curve drawn from it.
+//! taken at, so that the log is that of an unbroken run. Also the same figures for TensorBoard, and the loss curve.
 
 use crate::report::chart::{Series, line_chart};
+use crate::report::tensorboard::EventFile;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -47,6 +48,9 @@ pub struct Log {
     path: PathBuf,
     file: File,
     lines: Vec<LogLine>,
+    /// Begun with the first line: a run that has nothing to say leaves no file.
+    events: Option<EventFile>,
+    start: u64,
 }
 
 fn parse(path: &Path) -> Vec<LogLine> {
@@ -71,7 +75,7 @@ impl Log {
             Ok(())
         })?;
         let file = OpenOptions::new().append(true).open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Log { path, file, lines })
+        Ok(Log { path, file, lines, events: None, start: iteration })
     }
 
     /// Seconds of training up to the last line.
@@ -85,8 +89,27 @@ impl Log {
     /// When the disk is full.
     pub fn append(&mut self, line: LogLine) -> Result<()> {
         writeln!(self.file, "{}", serde_json::to_string(&line)?).with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.tell_tensorboard(&line)?;
         self.lines.push(line);
         Ok(())
+    }
+
+    fn tell_tensorboard(&mut self, line: &LogLine) -> Result<()> {
+        if self.events.is_none() {
+            let folder = self.path.with_file_name("tensorboard");
+            self.events = Some(EventFile::create(&folder, self.start)?);
+        }
+        let Some(events) = &mut self.events else { return Ok(()) };
+        let mut values = vec![
+            ("train/loss", line.loss),
+            ("train/grad_norm", line.grad_norm),
+            ("train/lr", line.lr),
+            ("speed/it_per_s", line.it_per_s),
+            ("speed/data_wait", line.data_wait),
+        ];
+        values.extend(line.val_psnr_y.map(|v| ("val/psnr_y", v)));
+        values.extend(line.val_ssim_y.map(|v| ("val/ssim_y", v)));
+        events.scalars(line.iteration, &values)
     }
 
     /// All lines.
