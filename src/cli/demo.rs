@@ -131,6 +131,7 @@ pub fn run(args: &Args) -> Result<()> {
         validate_every: 0,
         host_memory: None,
         restart: true,
+        pretrained: None,
         stop: stop.clone(),
     };
     let summary = train(Arc::new(set.into()), &recipe(args)?, &options, &|text| tell(text))?;

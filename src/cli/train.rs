@@ -41,6 +41,12 @@ pub struct Args {
     /// Start value of LayerScale; larger ones (0.1) let the blocks contribute sooner
     #[arg(long, default_value_t = 1e-5, value_name = "VALUE", value_parser = single, allow_negative_numbers = true, help_heading = "Network")]
     layer_scale: f32,
+    /// Start from the parameters of a safetensors file of ours or of PyTorch's
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pretrain: Option<PathBuf>,
+    /// Take of --pretrain what fits, and list what does not
+    #[arg(long, requires = "pretrain", help_heading = "Network")]
+    lenient: bool,
     /// Iterations in all
     #[arg(long, default_value_t = 40_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Recipe")]
     iterations: u64,
@@ -239,6 +245,7 @@ pub fn run(args: &Args) -> Result<()> {
         validate_every: args.val_every,
         host_memory: args.host_memory,
         restart: args.restart,
+        pretrained: args.pretrain.clone().map(|path| (path, !args.lenient)),
         stop: stop.clone(),
     };
     tell(format_args!(

@@ -10,7 +10,7 @@ mod state;
 
 pub use config::{FIXED_ON_RESUME, LossTerm, TrainConfig};
 pub use log::{Log, LogLine};
-pub use model_file::{ModelHints, ModelMeta, read_model, write_model};
+pub use model_file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
 pub use run::{HostMemory, RunOptions, Summary, duration_text, model_path, train};
 pub use schedule::{Decay, Schedule, ema_decay};
 pub use state::{OpenLine, State, list_states, newest_state, state_path};

@@ -2,7 +2,7 @@
 //! what cannot be read off the tensors (variant, scale, alpha) as one JSON string in the metadata.
 
 use crate::files;
-use crate::model::Network;
+use crate::model::{Network, Param};
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -68,14 +68,7 @@ pub fn write_model(path: &Path, net: &Network, values: &[f32], iteration: Option
 /// # Errors
 /// When the file is damaged, of another variant, or lacks metadata that no hint gives; the message lists what does not match.
 pub fn read_model(path: &Path, hints: &ModelHints) -> Result<(Network, Vec<f32>, Option<ModelMeta>)> {
-    let about = std::fs::metadata(path).with_context(|| format!("cannot read the model {}", path.display()))?;
-    ensure!(
-        about.is_file() && about.len() <= MAX_MODEL_BYTES,
-        "cannot use {} as a model: expected a safetensors file of at most {} MiB",
-        path.display(),
-        MAX_MODEL_BYTES >> 20
-    );
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the model {}", path.display()))?;
+    let bytes = read_bytes(path)?;
     read_model_bytes(&bytes, hints).with_context(|| format!("cannot use {} as a model", path.display()))
 }
 
@@ -90,6 +83,89 @@ fn plain_name(name: &str) -> &str {
     name
 }
 
+/// The tensors of a file by their plain names. Where it holds a network twice, the average (`params_ema`) is taken.
+fn tensors_of<'a>(file: &SafeTensors<'a>) -> HashMap<String, TensorView<'a>> {
+    let mut all = file.tensors();
+    all.sort_by_key(|(name, _)| name.contains("params_ema."));
+    all.into_iter().map(|(name, view)| (plain_name(&name).to_string(), view)).collect()
+}
+
+/// What does not fit between a file and a network: a line for each parameter that is missing, has another shape or type, or is
+/// not part of the network; sorted.
+fn mismatches(tensors: &HashMap<String, TensorView>, net: &Network) -> Vec<String> {
+    let table = net.params();
+    let mut wrong: Vec<String> = table.params.iter().filter_map(|p| misfit(tensors, p)).collect();
+    let unknown = tensors.keys().filter(|name| table.get(name).is_none());
+    wrong.extend(unknown.map(|name| format!("{name} is not part of {} x{}", net.arch, net.scale)));
+    wrong.sort();
+    wrong
+}
+
+fn misfit(tensors: &HashMap<String, TensorView>, p: &Param) -> Option<String> {
+    match tensors.get(&p.name) {
+        None => Some(format!("{} is missing", p.name)),
+        Some(t) if t.shape() != p.shape => Some(format!("{} has shape {:?}, expected {:?}", p.name, t.shape(), p.shape)),
+        Some(t) if !matches!(t.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) => Some(format!("{} has type {:?}", p.name, t.dtype())),
+        Some(_) => None,
+    }
+}
+
+/// Where a training starts from a file.
+#[derive(Debug)]
+pub struct Pretrained {
+    /// Start values in table order.
+    pub values: Vec<f32>,
+    /// Parameters taken from the file.
+    pub taken: usize,
+    /// What did not fit; empty when strict.
+    pub mismatches: Vec<String>,
+}
+
+/// Start values of a network from a file of ours or of PyTorch's (`params`, `params_ema` and `module.` prefixes are understood): all of
+/// them, or (not `strict`) those that fit, the others from `start`. The network's own alpha stays.
+///
+/// # Errors
+/// A file that cannot be read; when strict, tensors that do not fit; when not, a file of which nothing fits; values not finite.
+pub fn read_pretrained(path: &Path, net: &Network, mut start: Vec<f32>, strict: bool) -> Result<Pretrained> {
+    let bytes = read_bytes(path)?;
+    let mut read = || -> Result<(usize, Vec<String>)> {
+        let file = SafeTensors::deserialize(&bytes).context("it is not a whole safetensors file")?;
+        let tensors = tensors_of(&file);
+        let wrong = mismatches(&tensors, net);
+        if strict && !wrong.is_empty() {
+            bail!("its tensors are not those of {} x{}: {} (--lenient takes what fits)", net.arch, net.scale, shorten(&wrong));
+        }
+        let mut taken = 0;
+        for p in net.params().params.iter().filter(|p| p.trainable && misfit(&tensors, p).is_none()) {
+            let out = &mut start[p.range.offset..][..p.range.len];
+            read_values(&tensors[&p.name], out);
+            ensure!(out.iter().all(|v| v.is_finite()), "{} holds values that are not finite", p.name);
+            taken += 1;
+        }
+        ensure!(taken > 0, "none of its tensors is one of {} x{}: {}", net.arch, net.scale, shorten(&wrong));
+        Ok((taken, wrong))
+    };
+    let (taken, mismatches) = read().with_context(|| format!("cannot start from {}", path.display()))?;
+    Ok(Pretrained { values: start, taken, mismatches })
+}
+
+fn shorten(wrong: &[String]) -> String {
+    let more = wrong.len().saturating_sub(5);
+    let shown = wrong[..wrong.len() - more].join("; ");
+    if more > 0 { format!("{shown}; and {more} more") } else { shown }
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let about = std::fs::metadata(path).with_context(|| format!("cannot read the model {}", path.display()))?;
+    ensure!(
+        about.is_file() && about.len() <= MAX_MODEL_BYTES,
+        "cannot use {} as a model: expected a safetensors file of at most {} MiB",
+        path.display(),
+        MAX_MODEL_BYTES >> 20
+    );
+    std::fs::read(path).with_context(|| format!("cannot read the model {}", path.display()))
+}
+
 fn read_model_bytes(bytes: &[u8], hints: &ModelHints) -> Result<(Network, Vec<f32>, Option<ModelMeta>)> {
     let (_, header) = SafeTensors::read_metadata(bytes).context("it is not a whole safetensors file")?;
     let meta: Option<ModelMeta> = match header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY)) {
@@ -97,7 +173,7 @@ fn read_model_bytes(bytes: &[u8], hints: &ModelHints) -> Result<(Network, Vec<f3
         None => None,
     };
     let file = SafeTensors::deserialize(bytes).context("it is not a whole safetensors file")?;
-    let tensors: HashMap<String, TensorView> = file.tensors().into_iter().map(|(n, v)| (plain_name(&n).to_string(), v)).collect();
+    let tensors = tensors_of(&file);
     let shape_of = |name: &str| tensors.get(name).map(|t| t.shape().to_vec());
 
     let arch = hints.arch.clone().or_else(|| meta.as_ref().map(|m| m.arch.clone())).unwrap_or_else(|| "paragonsr2_realtime".into());
@@ -112,25 +188,9 @@ fn read_model_bytes(bytes: &[u8], hints: &ModelHints) -> Result<(Network, Vec<f3
     };
     let mut net = Network::new(&arch, scale)?;
     let table = net.params();
-    let mut wrong = Vec::new();
-    for p in &table.params {
-        match tensors.get(&p.name) {
-            None => wrong.push(format!("{} is missing", p.name)),
-            Some(t) if t.shape() != p.shape => wrong.push(format!("{} has shape {:?}, expected {:?}", p.name, t.shape(), p.shape)),
-            Some(t) if !matches!(t.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) => {
-                wrong.push(format!("{} has type {:?}", p.name, t.dtype()))
-            }
-            Some(_) => {}
-        }
-    }
-    wrong
-        .extend(tensors.keys().filter(|name| table.get(name).is_none()).map(|name| format!("{name} is not part of {} x{scale}", net.arch)));
+    let wrong = mismatches(&tensors, &net);
     if !wrong.is_empty() {
-        wrong.sort();
-        let more = wrong.len().saturating_sub(5);
-        let shown = wrong[..wrong.len() - more].join("; ");
-        let tail = if more > 0 { format!("; and {more} more") } else { String::new() };
-        bail!("its tensors are not those of {} x{scale}: {shown}{tail}", net.arch);
+        bail!("its tensors are not those of {} x{scale}: {}", net.arch, shorten(&wrong));
     }
     let Some(alpha) = hints.alpha.or(meta.as_ref().map(|m| m.upsampler_alpha)) else {
         bail!(
@@ -226,6 +286,38 @@ mod tests {
         assert!(error.contains("--alpha"), "{error}");
         let hints = ModelHints { alpha: Some(0.3), ..ModelHints::default() };
         assert_eq!(read_model(&plain, &hints).unwrap().1, values);
+    }
+
+    #[test]
+    fn training_starts_from_what_fits() {
+        let (dir, path, net, values) = sample();
+        let fresh = net.params().start_values(9);
+        let all = read_pretrained(&path, &net, fresh.clone(), true).unwrap();
+        assert!(all.values == values && all.mismatches.is_empty());
+        // of another scale the pixel shuffle's convolution does not fit, and everything else does
+        let other = Network::new("nano", 4).unwrap();
+        let error = format!("{:#}", read_pretrained(&path, &other, other.params().start_values(9), true).unwrap_err());
+        assert!(error.contains("up.0.weight") && error.contains("--lenient") && error.contains("m.safetensors"), "{error}");
+        let part = read_pretrained(&path, &other, other.params().start_values(9), false).unwrap();
+        assert!(part.mismatches.len() == 2 && part.mismatches.iter().all(|m| m.contains("up.0")), "{:?}", part.mismatches);
+        let at = |net: &Network, name: &str| net.params().get(name).unwrap().range;
+        let (here, there) = (at(&net, "conv_in.weight"), at(&other, "conv_in.weight"));
+        assert_eq!(part.values[there.offset..][..there.len], values[here.offset..][..here.len]);
+        // a file that holds the network twice: the average counts
+        let table = net.params();
+        let views = ["params", "params_ema"].into_iter().flat_map(|prefix| {
+            let values = if prefix == "params" { &fresh } else { &values };
+            table.params.iter().map(move |p| {
+                let bytes = bytemuck::cast_slice(&values[p.range.offset..][..p.range.len]);
+                (format!("{prefix}.module.{}", p.name), TensorView::new(Dtype::F32, p.shape.clone(), bytes).unwrap())
+            })
+        });
+        let twice = dir.path().join("twice.safetensors");
+        std::fs::write(&twice, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
+        assert_eq!(read_pretrained(&twice, &net, fresh.clone(), true).unwrap().values, values);
+        let foreign = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+        std::fs::write(&twice, safetensors::serialize([("x", foreign)], None).unwrap()).unwrap();
+        assert!(format!("{:#}", read_pretrained(&twice, &net, fresh, false).unwrap_err()).contains("none of its tensors"));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 //! in the data flow. It promises that a run killed at any moment and started again ends in the same bits as an unbroken one,
 //! and that its memory was printed, and refused if too much, before the first step.
 
-use super::{FIXED_ON_RESUME, Log, LogLine, OpenLine, State, TrainConfig, ema_decay, list_states, newest_state, state_path, write_model};
+use super::{
+    FIXED_ON_RESUME, Log, LogLine, OpenLine, Pretrained, State, TrainConfig, ema_decay, list_states, newest_state, read_pretrained,
+    state_path, write_model,
+};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::dataset::decode::{Limits, probe};
@@ -62,6 +65,8 @@ pub struct RunOptions {
     pub host_memory: Option<u64>,
     /// Start again from nothing, over an earlier run in the same folder.
     pub restart: bool,
+    /// File to take start values from, for a run that begins, and whether all of it must fit.
+    pub pretrained: Option<(PathBuf, bool)>,
     /// Set from outside to save and stop after the current iteration.
     pub stop: Arc<AtomicBool>,
 }
@@ -282,7 +287,13 @@ fn start_state(sources: &Sources, config: &TrainConfig, options: &RunOptions, re
         if !damaged.is_empty() {
             bail!("no whole state is left in {} ({}); give --restart to begin again", options.out.display(), damaged.join("; "));
         }
-        let start = table.start_values(config.seed);
+        let mut start = table.start_values(config.seed);
+        if let Some((path, strict)) = &options.pretrained {
+            let Pretrained { values, taken, mismatches } = read_pretrained(path, &config.network, start, *strict)?;
+            report(&format!("starting from {taken} parameters of {}", path.display()));
+            mismatches.iter().for_each(|text| report(&format!("  not taken: {text}")));
+            start = values;
+        }
         let zeros = vec![0.0; table.trainable()];
         return Ok((
             State::new(0, 0, sources.fingerprint(), OpenLine::default(), config.clone(), [start.clone(), zeros.clone(), zeros, start]),
@@ -312,6 +323,9 @@ fn start_state(sources: &Sources, config: &TrainConfig, options: &RunOptions, re
         "{place} holds a run of a network of another size; use another --out"
     );
     report(&format!("resuming {place} after iteration {}", state.head.iteration));
+    if options.pretrained.is_some() {
+        report("  --pretrain is for runs that begin; this one goes on from its own state");
+    }
     for (key, text) in changed {
         report(&format!("  changed since: {key}: {text}"));
     }
