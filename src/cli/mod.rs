@@ -5,6 +5,7 @@ mod data;
 mod demo;
 mod eval;
 mod flags;
+mod report;
 mod shard;
 mod shards;
 mod synth;
@@ -35,6 +36,7 @@ enum Command {
     Shards(shards::Args),
     Train(Box<train::Args>),
     Bench(bench::Args),
+    Report(report::Args),
     Eval(eval::Args),
     Upscale(upscale::Args),
 }
@@ -80,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Shards(args) => shards::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Upscale(args) => upscale::run(&args),
     };

@@ -2,7 +2,7 @@
 //! data, and a whole file or none.
 
 use crate::files::write_atomic;
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
 use std::io::Write;
@@ -34,8 +34,13 @@ pub struct Series {
 /// Writes a line chart to `path` as SVG. With `log_y` the y axis is logarithmic. Points that cannot be placed (not finite,
 /// or not positive on a logarithmic axis) are left out. Fails where no point is left or the file cannot be written.
 pub fn line_chart(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: bool, path: &Path) -> Result<()> {
-    let svg = draw(title, x_label, y_label, series, log_y).map_err(|e| anyhow!("cannot draw {}: {e}", path.display()))?;
+    let svg = line_chart_svg(title, x_label, y_label, series, log_y).with_context(|| format!("cannot draw {}", path.display()))?;
     write_atomic(path, |out| Ok(out.write_all(svg.as_bytes())?))
+}
+
+/// The chart of [`line_chart`] as an SVG document.
+pub fn line_chart_svg(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: bool) -> Result<String> {
+    draw(title, x_label, y_label, series, log_y).map_err(|e| anyhow!("{e}"))
 }
 
 /// The smallest and the largest value.

@@ -1,6 +1,7 @@
-//! For people to look at: side-by-side comparisons (PNG), charts (SVG), event files for TensorBoard. Depends on `files`; pictures are
+//! For people to look at: side-by-side comparisons (PNG), charts (SVG), event files for TensorBoard, a page (HTML). Depends on `files`; pictures are
 //! whole files or none.
 
 pub mod chart;
+pub mod page;
 pub mod sheet;
 pub mod tensorboard;

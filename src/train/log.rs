@@ -30,6 +30,9 @@ pub struct LogLine {
     pub seconds: f64,
     /// Updates skipped so far because loss or gradient was not finite.
     pub skipped: u64,
+    /// Peak anonymous memory of the process so far, bytes; absent where the system does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anonymous: Option<u64>,
     /// Validation PSNR on Y, dB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_psnr_y: Option<f64>,
@@ -57,6 +60,11 @@ fn parse(path: &Path) -> Vec<LogLine> {
     let Ok(file) = File::open(path) else { return Vec::new() };
     // a line cut by a crash is dropped; the state is what counts
     BufReader::new(file).lines().map_while(|l| l.ok()).filter_map(|l| serde_json::from_str(&l).ok()).collect()
+}
+
+/// The log of a run folder, line by line; empty where there is none.
+pub fn read_log(run: &Path) -> Vec<LogLine> {
+    parse(&run.join("log.jsonl"))
 }
 
 impl Log {

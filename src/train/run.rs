@@ -558,6 +558,7 @@ impl Run<'_> {
             data_wait: self.meter.line_wait / self.line_seconds(),
             seconds: self.seconds_before + self.meter.seconds(),
             skipped: self.skipped(),
+            anonymous: Some(self.meter.peak).filter(|&p| p > 0),
             val_psnr_y: scores.map(|s| s.psnr_y),
             val_ssim_y: scores.map(|s| s.ssim_y),
         })?;
@@ -573,7 +574,11 @@ impl Run<'_> {
         read_floats(backend, self.vectors[3], &mut ema)?;
         v.upscaler.set_params(&ema)?;
         let crop = self.config.network.scale as u32;
-        let results = eval::evaluate(&mut v.upscaler, &v.sources, crop, &mut |_, _, _, _| Ok(()))?;
+        let mut index = 0;
+        let results = eval::evaluate(&mut v.upscaler, &v.sources, crop, &mut |result, ours, bicubic, pair| {
+            index += 1;
+            super::previews::keep(&self.options.out, self.iteration, index - 1, result, ours, bicubic, pair)
+        })?;
         // validation is no training time
         let spent = started.elapsed();
         self.meter.line_started += spent;
