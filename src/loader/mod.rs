@@ -87,7 +87,7 @@ pub fn bound(set: &ShardSet, config: &LoaderConfig) -> Result<Bound> {
         slots: config.slots,
         slot_bytes,
         threads: config.threads,
-        scratch_bytes: set.scratch_bytes(config.lq_size < stored) + STACK_BYTES as u64,
+        scratch_bytes: set.scratch_bytes() + STACK_BYTES as u64,
         index_bytes: set.index_bytes(),
     })
 }

@@ -2,6 +2,7 @@
 //! record by its checksum when it is read. Depends on `format`, `manifest` and `codec`. Promises no panic and no wrong
 //! pixel on damaged files, errors that name shard, record and image, and no allocation per record.
 
+pub use super::codec::Crop;
 use super::codec::{Codec, Decoder};
 use super::format::{FOOTER_BYTES, Footer, Geometry, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, SourceEntry, decode_source};
 use super::manifest::{Manifest, ShardInfo, shard_name};
@@ -22,22 +23,9 @@ pub struct RecordSource {
     pub y: u32,
 }
 
-/// A square inside the stored LQ patch, in LQ pixels; the HR square is `scale` times that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Crop {
-    /// Left edge.
-    pub x: usize,
-    /// Top edge.
-    pub y: usize,
-    /// Side.
-    pub size: usize,
-}
-
 /// One thread's room for reading; made by [`ShardSet::scratch`] and reused from record to record.
 pub struct Scratch {
     decoder: Decoder,
-    lq: Vec<u8>,
-    hr: Vec<u8>,
 }
 
 struct Shard {
@@ -122,13 +110,12 @@ impl ShardSet {
 
     /// Room for one thread to read with.
     pub fn scratch(&self) -> Result<Scratch> {
-        Ok(Scratch { decoder: Decoder::new(self.geometry)?, lq: Vec::new(), hr: Vec::new() })
+        Ok(Scratch { decoder: Decoder::new(self.geometry)? })
     }
 
-    /// What one scratch holds at most, in bytes: for whole patches, or for crops out of them.
-    pub fn scratch_bytes(&self, crops: bool) -> u64 {
-        let whole = if crops { self.geometry.lq_bytes() + self.geometry.hr_bytes() } else { 0 };
-        Decoder::bytes(self.geometry) + whole as u64
+    /// What one scratch holds, in bytes.
+    pub fn scratch_bytes(&self) -> u64 {
+        Decoder::bytes(self.geometry)
     }
 
     /// The image and the place that a record was cut from.
@@ -149,8 +136,7 @@ impl ShardSet {
     /// # Errors
     /// A record number out of range, damage (checksum or content); shard, record and image are named.
     pub fn read(&self, record: u64, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
-        let (shard, i) = self.find(record)?;
-        shard.read(i, &mut scratch.decoder, lq, hr).with_context(|| shard.describe(i, record))
+        self.read_crop(record, Crop { x: 0, y: 0, size: self.geometry.lq() }, scratch, lq, hr)
     }
 
     /// Reads an aligned square of a pair. The slices have the size of the crop.
@@ -158,22 +144,8 @@ impl ShardSet {
     /// # Errors
     /// Those of [`ShardSet::read`], and a crop that does not lie inside the patch.
     pub fn read_crop(&self, record: u64, crop: Crop, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
-        let (size, scale) = (self.geometry.lq(), self.geometry.scale as usize);
-        let inside = |at: usize| at.checked_add(crop.size).is_some_and(|end| end <= size);
-        ensure!(inside(crop.x) && inside(crop.y), "the crop {crop:?} does not lie in a patch of {size} x {size}");
-        let (lq_bytes, hr_bytes) = (crop.size * crop.size * 3, crop.size * crop.size * scale * scale * 3);
-        ensure!(lq.len() == lq_bytes && hr.len() == hr_bytes, "the room for the crop {crop:?} has another size");
-        if crop.size == size {
-            return self.read(record, scratch, lq, hr);
-        }
-        let Scratch { decoder, lq: whole_lq, hr: whole_hr } = scratch;
-        whole_lq.resize(self.geometry.lq_bytes(), 0);
-        whole_hr.resize(self.geometry.hr_bytes(), 0);
         let (shard, i) = self.find(record)?;
-        shard.read(i, decoder, whole_lq, whole_hr).with_context(|| shard.describe(i, record))?;
-        copy_square(whole_lq, size, crop.x, crop.y, crop.size, lq);
-        copy_square(whole_hr, size * scale, crop.x * scale, crop.y * scale, crop.size * scale, hr);
-        Ok(())
+        shard.read(i, crop, &mut scratch.decoder, lq, hr).with_context(|| shard.describe(i, record))
     }
 
     /// Every image of the set with the number of its records; one that was cut by a shard's end comes twice.
@@ -300,12 +272,12 @@ impl Shard {
         Ok(RecordSource { image: source.name, x: entry.x, y: entry.y })
     }
 
-    fn read(&self, i: usize, decoder: &mut Decoder, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
+    fn read(&self, i: usize, crop: Crop, decoder: &mut Decoder, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
         let entry = self.entry(i);
         let payload = &self.map[entry.offset as usize..][..entry.length as usize];
         let crc = crc32fast::hash(payload);
         ensure!(crc == entry.crc, "the record is damaged (checksum {crc:08x} where {:08x} is expected)", entry.crc);
-        decoder.decode(known_codec(entry.codec)?, payload, lq, hr)
+        decoder.decode_crop(known_codec(entry.codec)?, payload, crop, lq, hr)
     }
 
     /// Names a record for an error: where it lies and what it was cut from.
@@ -349,12 +321,6 @@ pub(super) fn inspect(path: &Path, manifest: &Manifest, number: u32) -> Result<I
 
 fn known_codec(id: u8) -> Result<Codec> {
     Codec::from_id(id).with_context(|| format!("codec {id} is not known to this paragon; use a newer one"))
-}
-
-fn copy_square(from: &[u8], width: usize, x: usize, y: usize, size: usize, to: &mut [u8]) {
-    for (row, out) in from.chunks_exact(width * 3).skip(y).zip(to.chunks_exact_mut(size * 3)) {
-        out.copy_from_slice(&row[x * 3..(x + size) * 3]);
-    }
 }
 
 /// Maps a whole finished shard for reading.
