@@ -168,7 +168,7 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<Bound> {
     let pair = lq * (1 + scale * scale) + 1 + size_of::<u64>() as u64;
     let slot_bytes = pair.checked_mul(config.batch as u64).filter(|&b| b <= isize::MAX as u64);
     let Some(slot_bytes) = slot_bytes else { anyhow::bail!("a batch of {} pairs is too large", config.batch) };
-    let scratch: u64 = sources.sets().map(|set| set.scratch_bytes(config.lq_size < set.lq_size() as usize, config.io)).sum();
+    let scratch: u64 = sources.sets().map(|set| set.scratch_bytes(config.io)).sum();
     Ok(Bound {
         slots: config.slots,
         slot_bytes,

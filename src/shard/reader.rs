@@ -2,6 +2,7 @@
 //! record by its checksum when it is read. Depends on `format`, `manifest` and `codec`. Promises no panic and no wrong
 //! pixel on damaged files, errors that name shard, record and image, and no allocation per record.
 
+pub use super::codec::Crop;
 use super::codec::{Codec, Decoder};
 use super::format::{FOOTER_BYTES, Footer, Geometry, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, SourceEntry, decode_source};
 use super::manifest::{Manifest, ShardInfo, shard_name};
@@ -22,17 +23,6 @@ pub struct RecordSource {
     pub x: u32,
     /// Top edge of the LQ patch in the LQ image, pixels.
     pub y: u32,
-}
-
-/// A square inside the stored LQ patch, in LQ pixels; the HR square is `scale` times that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Crop {
-    /// Left edge.
-    pub x: usize,
-    /// Top edge.
-    pub y: usize,
-    /// Side.
-    pub size: usize,
 }
 
 /// How records are read. Tables and indexes are in the map for everything but reading records.
@@ -56,8 +46,6 @@ pub enum Advice {
 /// One thread's room for reading; made by [`ShardSet::scratch`] and reused from record to record.
 pub struct Scratch {
     decoder: Decoder,
-    lq: Vec<u8>,
-    hr: Vec<u8>,
     io: Io,
     payload: Vec<u8>,
 }
@@ -152,14 +140,13 @@ impl ShardSet {
 
     /// Room for one thread to read with.
     pub fn scratch_for(&self, io: Io) -> Result<Scratch> {
-        Ok(Scratch { decoder: Decoder::new(self.geometry)?, lq: Vec::new(), hr: Vec::new(), io, payload: Vec::new() })
+        Ok(Scratch { decoder: Decoder::new(self.geometry)?, io, payload: Vec::new() })
     }
 
-    /// What one scratch holds at most, in bytes: for whole patches, or for crops out of them.
-    pub fn scratch_bytes(&self, crops: bool, io: Io) -> u64 {
-        let whole = if crops { self.geometry.lq_bytes() + self.geometry.hr_bytes() } else { 0 };
+    /// What one scratch holds at most, in bytes.
+    pub fn scratch_bytes(&self, io: Io) -> u64 {
         let payload = if io == Io::Pread { self.longest_record() } else { 0 };
-        Decoder::bytes(self.geometry) + whole as u64 + u64::from(payload)
+        Decoder::bytes(self.geometry) + u64::from(payload)
     }
 
     fn longest_record(&self) -> u32 {
@@ -235,9 +222,7 @@ impl ShardSet {
     /// # Errors
     /// A record number out of range, damage (checksum or content); shard, record and image are named.
     pub fn read(&self, record: u64, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
-        let (shard, i) = self.find(record)?;
-        let Scratch { decoder, payload, io, .. } = scratch;
-        shard.read(i, (*io, payload), decoder, lq, hr).with_context(|| shard.describe(i, record, *io))
+        self.read_crop(record, Crop { x: 0, y: 0, size: self.geometry.lq() }, scratch, lq, hr)
     }
 
     /// Reads an aligned square of a pair. The slices have the size of the crop.
@@ -245,22 +230,9 @@ impl ShardSet {
     /// # Errors
     /// Those of [`ShardSet::read`], and a crop that does not lie inside the patch.
     pub fn read_crop(&self, record: u64, crop: Crop, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
-        let (size, scale) = (self.geometry.lq(), self.geometry.scale as usize);
-        let inside = |at: usize| at.checked_add(crop.size).is_some_and(|end| end <= size);
-        ensure!(inside(crop.x) && inside(crop.y), "the crop {crop:?} does not lie in a patch of {size} x {size}");
-        let (lq_bytes, hr_bytes) = (crop.size * crop.size * 3, crop.size * crop.size * scale * scale * 3);
-        ensure!(lq.len() == lq_bytes && hr.len() == hr_bytes, "the room for the crop {crop:?} has another size");
-        if crop.size == size {
-            return self.read(record, scratch, lq, hr);
-        }
-        let Scratch { decoder, lq: whole_lq, hr: whole_hr, io, payload } = scratch;
-        whole_lq.resize(self.geometry.lq_bytes(), 0);
-        whole_hr.resize(self.geometry.hr_bytes(), 0);
         let (shard, i) = self.find(record)?;
-        shard.read(i, (*io, payload), decoder, whole_lq, whole_hr).with_context(|| shard.describe(i, record, *io))?;
-        copy_square(whole_lq, size, crop.x, crop.y, crop.size, lq);
-        copy_square(whole_hr, size * scale, crop.x * scale, crop.y * scale, crop.size * scale, hr);
-        Ok(())
+        let Scratch { decoder, io, payload } = scratch;
+        shard.read(i, crop, (*io, payload), decoder, lq, hr).with_context(|| shard.describe(i, record, *io))
     }
 
     /// Every image of the set with the number of its records; one that was cut by a shard's end comes twice.
@@ -438,7 +410,15 @@ impl Shard {
         }
     }
 
-    fn read(&self, i: usize, (io, room): (Io, &mut Vec<u8>), decoder: &mut Decoder, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
+    fn read(
+        &self,
+        i: usize,
+        crop: Crop,
+        (io, room): (Io, &mut Vec<u8>),
+        decoder: &mut Decoder,
+        lq: &mut [u8],
+        hr: &mut [u8],
+    ) -> Result<()> {
         let entry = self.entry_for(i, io)?;
         let payload = match io {
             Io::Mmap => &self.map[entry.offset as usize..][..entry.length as usize],
@@ -453,7 +433,7 @@ impl Shard {
         };
         let crc = crc32fast::hash(payload);
         ensure!(crc == entry.crc, "the record is damaged (checksum {crc:08x} where {:08x} is expected)", entry.crc);
-        decoder.decode(known_codec(entry.codec)?, payload, lq, hr)
+        decoder.decode_crop(known_codec(entry.codec)?, payload, crop, lq, hr)
     }
 
     /// Names a record for an error: where it lies and what it was cut from.
@@ -497,12 +477,6 @@ pub(super) fn inspect(path: &Path, manifest: &Manifest, number: u32) -> Result<I
 
 fn known_codec(id: u8) -> Result<Codec> {
     Codec::from_id(id).with_context(|| format!("codec {id} is not known to this paragon; use a newer one"))
-}
-
-fn copy_square(from: &[u8], width: usize, x: usize, y: usize, size: usize, to: &mut [u8]) {
-    for (row, out) in from.chunks_exact(width * 3).skip(y).zip(to.chunks_exact_mut(size * 3)) {
-        out.copy_from_slice(&row[x * 3..(x + size) * 3]);
-    }
 }
 
 fn page_bytes() -> usize {

@@ -1,8 +1,11 @@
 //! The LQ patch told from its HR patch, in bands: most LQ images were made from their HR by a known filter, so that
-//! computing it again and storing the difference costs far less than storing the LQ. Depends on `bands`. Promises integer
+//! computing it again and storing the difference costs far less than storing the LQ. Depends on `bands` and `isa`. Promises integer
 //! arithmetic that gives the same on every machine; how near it comes to the LQ only decides the size.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use super::bands::{Bands, LANES, PLANES, lane};
+use super::isa::Isa;
 
 /// HR rows and columns that the half-size filter looks at beyond a pixel's own two.
 const REACH: usize = 3;
@@ -49,12 +52,12 @@ impl Room {
 
 /// Adds the guess to planes of LQ differences (modulo 256). `hr_planes` are green, blue and red; their padding repeats the
 /// last row.
-pub fn add(guess: Guess, hr_planes: &[u8], hr: Bands, lq_planes: &mut [u8], lq: Bands, room: &mut Room) {
+pub fn add(isa: Isa, guess: Guess, hr_planes: &[u8], hr: Bands, lq_planes: &mut [u8], lq: Bands, room: &mut Room) {
     let planes = hr_planes.chunks_exact(hr.plane()).zip(lq_planes.chunks_exact_mut(lq.plane()));
     for (hr_plane, lq_plane) in planes.take(PLANES) {
         match guess {
             Guess::Mean => add_mean(hr_plane, hr, lq_plane, lq),
-            Guess::Half => add_half(hr_plane, hr, lq_plane, lq, room),
+            Guess::Half => add_half(isa, hr_plane, hr, lq_plane, lq, room),
         }
     }
 }
@@ -80,7 +83,12 @@ fn add_mean(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands) {
     }
 }
 
-/// The filter along one side: Keys' cubic stretched by two has the weights 111, 29, -9, -3 (of 256, on both sides).
+/// The filter along one side, Keys' cubic stretched by two: its sizes (of 256) from the middle outwards, the last two of
+/// them negative.
+#[cfg(target_arch = "x86_64")]
+pub const WEIGHTS: [u8; 4] = [111, 29, 9, 3];
+
+/// The filter at one place: 111, 29, -9, -3 on both sides.
 /// Split as 4 x (28, 7, -2, -1) + (-1, 1, -1, 1), all fits 16 bits.
 #[inline(always)]
 fn half(a: [u8; 8]) -> u8 {
@@ -91,7 +99,7 @@ fn half(a: [u8; 8]) -> u8 {
     ((main + ((rest + 128) >> 2)) >> 6).clamp(0, 255) as u8
 }
 
-fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &mut Room) {
+fn add_half(isa: Isa, hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &mut Room) {
     let Room { apart, narrow, halo, guess } = room;
     let stride = lq.stride();
     let (even, odd) = apart.split_at_mut((hr.width / 2 + REACH) * LANES);
@@ -103,7 +111,7 @@ fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &m
             odd.copy_from_slice(source(2 * i + 1));
         }
         let side = |j: usize| if j.is_multiple_of(2) { &even[j / 2 * LANES..] } else { &odd[j / 2 * LANES..] };
-        shrink(std::array::from_fn(side), out);
+        shrink(isa, std::array::from_fn(side), out);
     }
     fill_halo(narrow, Bands { width: lq.width, ..hr }, halo);
     // r counts from REACH rows above the band
@@ -116,7 +124,7 @@ fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &m
         &part[r * stride..(r + 1) * stride]
     };
     for (y, out) in lq_plane.chunks_exact_mut(stride).enumerate() {
-        shrink(std::array::from_fn(|i| row(2 * y + i)), guess);
+        shrink(isa, std::array::from_fn(|i| row(2 * y + i)), guess);
         for (out, g) in out.iter_mut().zip(&*guess) {
             *out = out.wrapping_add(*g);
         }
@@ -124,8 +132,18 @@ fn add_half(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &m
 }
 
 /// [`half`] along eight rows.
+fn shrink(isa: Isa, rows: [&[u8]; 8], out: &mut [u8]) {
+    match isa {
+        Isa::Plain => shrink_plain(rows, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Isa::available` asked the processor
+        Isa::Avx2 => unsafe { avx2::shrink(rows, out) },
+    }
+}
+
+/// The plain form.
 #[inline(always)]
-fn shrink(rows: [&[u8]; 8], out: &mut [u8]) {
+pub fn shrink_plain(rows: [&[u8]; 8], out: &mut [u8]) {
     let rows = rows.map(|row| &row[..out.len()]);
     for (i, out) in out.iter_mut().enumerate() {
         *out = half(std::array::from_fn(|j| rows[j][i]));
@@ -166,7 +184,7 @@ fn fill_halo(plane: &[u8], bands: Bands, halo: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bands::{join, split};
+    use super::super::bands::{Window, join, split};
     use super::*;
     use proptest::prelude::*;
 
@@ -176,16 +194,24 @@ mod tests {
     }
 
     fn guessed(guess: Guess, image: &[u8], lq_size: usize, scale: usize) -> Vec<u8> {
+        let mut all = Isa::available().into_iter().map(|isa| guessed_with(isa, guess, image, lq_size, scale));
+        let first = all.next().unwrap();
+        assert!(all.all(|other| other == first), "the instruction sets differ");
+        first
+    }
+
+    fn guessed_with(isa: Isa, guess: Guess, image: &[u8], lq_size: usize, scale: usize) -> Vec<u8> {
         let (lq, hr) = (Bands::new(lq_size, 1), Bands::new(lq_size, scale));
         let mut planes = vec![0; hr.bytes()];
-        split(image, hr, &mut planes);
+        split(isa, image, hr, &mut planes);
         // the padding that a decoder finds is not the one that `split` makes
         planes.chunks_exact_mut(hr.plane()).for_each(|plane| super::super::predict::clear_padding(plane, hr));
         super::super::bands::repeat_last_row(&mut planes, hr);
         let mut out = vec![0; lq.bytes()];
-        add(guess, &planes, hr, &mut out, lq, &mut Room::new(hr));
+        add(isa, guess, &planes, hr, &mut out, lq, &mut Room::new(hr));
         let mut image = vec![0; lq_size * lq_size * 3];
-        join(&out, lq, &mut image);
+        let whole = Window { x: 0, y: 0, width: lq_size, height: lq_size };
+        join(isa, &out, lq, whole, &mut image);
         image
     }
 

@@ -2,22 +2,31 @@
 //! that decoding returns exactly what was encoded, reads nothing outside the record, fails with an error on any payload
 //! it cannot make sense of, and allocates nothing when the scratch is reused.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod bands;
+mod isa;
 mod lq;
 mod predict;
 
 use super::format::{Geometry, u32_at};
 use anyhow::{Context, Result, bail, ensure};
-use bands::Bands;
+use bands::{Bands, Window};
+use isa::Isa;
 use lq::Guess;
 use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe::CParameter;
+use zstd::zstd_safe::{CParameter, ParamSwitch, Strategy};
 
-/// Level of zstd: after the prediction higher levels decode slower and gain nothing.
-const ZSTD_LEVEL: i32 = 1;
-/// Shortest repetition that zstd looks for: residuals hold no long ones, and short ones cost more than they save (4% smaller
-/// and a quarter faster to decode than with the level's own 5, on photographs).
-const ZSTD_MIN_MATCH: u32 = 7;
+/// Residuals of photographs hold no repetitions worth telling: zstd is to look for none and to pack all bytes by Huffman's
+/// code alone, which is smaller and nearly twice as fast both ways (docs/codec.md). This is its step between two looks,
+/// beyond the end of any plane.
+const NO_SEARCH: u32 = 1 << 17;
+/// Drawings and flat areas are all repetitions; where they may be, the plane is packed this way as well.
+const SEARCH_LEVEL: i32 = 1;
+/// Shortest repetition looked for then: shorter ones cost more than they save.
+const SEARCH_MIN_MATCH: u32 = 7;
+/// A search is tried where this share of a plane's runs of 32 bytes are all zero: one in so many.
+const SEARCH_SHARE: usize = 4;
 /// What a zstd decompression context holds, measured with zstd 1.5 (counted in the loader's memory bound).
 const ZSTD_CONTEXT_BYTES: u64 = 192 << 10;
 
@@ -78,17 +87,14 @@ pub struct Encoder {
     best: Vec<u8>,
     present: Vec<u8>,
     room: lq::Room,
-    frame: Vec<u8>,
-    zstd: Compressor<'static>,
+    isa: Isa,
+    packer: Packer,
 }
 
 impl Encoder {
     /// Allocates for pairs of one geometry.
     pub fn new(geometry: Geometry) -> Result<Self> {
         let (lq, hr) = bands_of(geometry);
-        let mut zstd = Compressor::new(ZSTD_LEVEL).context("cannot set up zstd")?;
-        zstd.include_checksum(false)?; // the record has its own
-        zstd.set_parameter(CParameter::MinMatch(ZSTD_MIN_MATCH))?;
         Ok(Encoder {
             geometry,
             planes: vec![0; hr.bytes()],
@@ -98,8 +104,8 @@ impl Encoder {
             best: vec![0; lq.bytes()],
             present: vec![0; lq.bytes()],
             room: lq::Room::new(hr),
-            frame: vec![0; zstd::zstd_safe::compress_bound(hr.plane().max(lq.bytes()))],
-            zstd,
+            isa: Isa::detect(),
+            packer: Packer::new(hr.plane().max(lq.bytes()))?,
         })
     }
 
@@ -125,14 +131,14 @@ impl Encoder {
         let (lq_bands, hr_bands) = bands_of(self.geometry);
         let start = out.len();
         out.extend_from_slice(&[0; PREFIX_BYTES]);
-        bands::split(hr, hr_bands, &mut self.planes);
-        predict::residuals(&self.planes, hr_bands, &mut self.values, &mut self.residuals);
+        bands::split(self.isa, hr, hr_bands, &mut self.planes);
+        predict::residuals(self.isa, &self.planes, hr_bands, &mut self.values, &mut self.residuals);
         for (number, plane) in self.residuals.chunks_exact(hr_bands.plane()).enumerate() {
-            push_frame(&mut self.zstd, plane, &mut self.frame, number, start, out)?;
+            self.packer.push(plane, number, start, out)?;
         }
-        bands::split(lq, lq_bands, &mut self.lq_planes);
+        bands::split(self.isa, lq, lq_bands, &mut self.lq_planes);
         out[start] = self.tell_lq(lq_bands, hr_bands);
-        push_frame(&mut self.zstd, &self.best, &mut self.frame, 3, start, out)
+        self.packer.push(&self.best, 3, start, out)
     }
 
     /// Leaves the cheapest way of telling the LQ in `best` and returns its number. An LQ that came with the images may be
@@ -143,13 +149,13 @@ impl Encoder {
             match guess_of(way, self.geometry) {
                 Some(guess) => {
                     self.present.fill(0);
-                    lq::add(guess, &self.planes, hr, &mut self.present, lq, &mut self.room);
+                    lq::add(self.isa, guess, &self.planes, hr, &mut self.present, lq, &mut self.room);
                     difference(&self.lq_planes, &mut self.present, lq);
                 }
-                None if way == LQ_OWN => predict::residuals(&self.lq_planes, lq, &mut self.values, &mut self.present),
+                None if way == LQ_OWN => predict::residuals(self.isa, &self.lq_planes, lq, &mut self.values, &mut self.present),
                 None => continue,
             }
-            let cost: u64 = self.present.iter().map(|&d| u64::from((d as i8).unsigned_abs())).sum();
+            let cost = cost(self.isa, &self.present);
             if cost < chosen.1 {
                 chosen = (way, cost);
                 std::mem::swap(&mut self.best, &mut self.present);
@@ -177,11 +183,66 @@ fn difference(planes: &[u8], guess: &mut [u8], bands: Bands) {
     predict::clear_padding(green, bands);
 }
 
-fn push_frame(zstd: &mut Compressor, bytes: &[u8], frame: &mut [u8], number: usize, start: usize, out: &mut Vec<u8>) -> Result<()> {
-    let written = zstd.compress_to_buffer(bytes, frame).context("zstd cannot pack a plane")?;
-    out[start + 4 + number * 4..][..4].copy_from_slice(&(written as u32).to_le_bytes());
-    out.extend_from_slice(&frame[..written]);
-    Ok(())
+/// Sum of the sizes of residuals: foretells well enough what they will take.
+fn cost(isa: Isa, residuals: &[u8]) -> u64 {
+    match isa {
+        Isa::Plain => cost_plain(residuals),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Isa::available` asked the processor
+        Isa::Avx2 => unsafe { avx2::cost(residuals) },
+    }
+}
+
+fn cost_plain(residuals: &[u8]) -> u64 {
+    residuals.iter().map(|&d| u64::from((d as i8).unsigned_abs())).sum()
+}
+
+/// Planes of residuals to zstd frames.
+struct Packer {
+    literal: Compressor<'static>,
+    searching: Compressor<'static>,
+    frame: Vec<u8>,
+    other: Vec<u8>,
+}
+
+impl Packer {
+    fn new(longest: usize) -> Result<Self> {
+        let with = |parameters: &[CParameter]| -> Result<Compressor<'static>> {
+            let mut zstd = Compressor::new(SEARCH_LEVEL).context("cannot set up zstd")?;
+            zstd.include_checksum(false)?; // the record has its own
+            parameters.iter().try_for_each(|p| zstd.set_parameter(*p)).context("cannot set up zstd")?;
+            Ok(zstd)
+        };
+        let room = zstd::zstd_safe::compress_bound(longest);
+        Ok(Packer {
+            literal: with(&[
+                CParameter::Strategy(Strategy::ZSTD_fast),
+                CParameter::TargetLength(NO_SEARCH),
+                CParameter::HashLog(6), // the smallest: less to clear
+                CParameter::MinMatch(SEARCH_MIN_MATCH),
+                CParameter::LiteralCompressionMode(ParamSwitch::Enable), // by itself zstd would store them as they are
+            ])?,
+            searching: with(&[CParameter::MinMatch(SEARCH_MIN_MATCH)])?,
+            frame: vec![0; room],
+            other: vec![0; room],
+        })
+    }
+
+    /// Appends a plane's frame and writes its length into the prefix at `start`.
+    fn push(&mut self, plane: &[u8], number: usize, start: usize, out: &mut Vec<u8>) -> Result<()> {
+        let mut written = self.literal.compress_to_buffer(plane, &mut self.frame).context("zstd cannot pack a plane")?;
+        let empty = plane.as_chunks::<32>().0.iter().filter(|run| **run == [0; 32]).count();
+        if empty >= plane.len() / 32 / SEARCH_SHARE {
+            let found = self.searching.compress_to_buffer(plane, &mut self.other).context("zstd cannot pack a plane")?;
+            if found < written {
+                written = found;
+                std::mem::swap(&mut self.frame, &mut self.other);
+            }
+        }
+        out[start + 4 + number * 4..][..4].copy_from_slice(&(written as u32).to_le_bytes());
+        out.extend_from_slice(&self.frame[..written]);
+        Ok(())
+    }
 }
 
 /// How the LQ and the HR of a geometry lie in bands.
@@ -204,6 +265,7 @@ pub struct Decoder {
     planes: Vec<u8>,
     lq_planes: Vec<u8>,
     room: lq::Room,
+    isa: Isa,
     zstd: Decompressor<'static>,
 }
 
@@ -212,7 +274,14 @@ impl Decoder {
     pub fn new(geometry: Geometry) -> Result<Self> {
         let (lq, hr) = bands_of(geometry);
         let zstd = Decompressor::new().context("cannot set up zstd")?;
-        Ok(Decoder { geometry, planes: vec![0; hr.bytes()], lq_planes: vec![0; lq.bytes()], room: lq::Room::new(hr), zstd })
+        Ok(Decoder {
+            geometry,
+            planes: vec![0; hr.bytes()],
+            lq_planes: vec![0; lq.bytes()],
+            room: lq::Room::new(hr),
+            isa: Isa::detect(),
+            zstd,
+        })
     }
 
     /// What one decoder holds, in bytes.
@@ -226,21 +295,33 @@ impl Decoder {
     /// # Errors
     /// A payload that is not what the codec writes for this geometry.
     pub fn decode(&mut self, codec: Codec, payload: &[u8], lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
-        let g = self.geometry;
-        ensure!(lq.len() == g.lq_bytes() && hr.len() == g.hr_bytes(), "the room for the pair has another size than the set");
+        self.decode_crop(codec, payload, Crop { x: 0, y: 0, size: self.geometry.lq() }, lq, hr)
+    }
+
+    /// Decodes an aligned square of a payload; the slices have the size of the square.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::decode`], and a square that does not lie inside the patch.
+    pub fn decode_crop(&mut self, codec: Codec, payload: &[u8], crop: Crop, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
+        let (size, scale) = (self.geometry.lq(), self.geometry.scale as usize);
+        let inside = |at: usize| at.checked_add(crop.size).is_some_and(|end| end <= size);
+        ensure!(crop.size > 0 && inside(crop.x) && inside(crop.y), "the crop {crop:?} does not lie in a patch of {size} x {size}");
+        let (lq_window, hr_window) = (crop.window(1), crop.window(scale));
+        let fits = lq.len() == lq_window.bytes() && hr.len() == hr_window.bytes();
+        ensure!(fits, "the room for the pair has another size than the pair ({crop:?} of a patch of {size} x {size})");
         match codec {
             Codec::Raw => {
-                let whole = lq.len() + hr.len();
+                let (lq_bytes, whole) = (self.geometry.lq_bytes(), self.geometry.lq_bytes() + self.geometry.hr_bytes());
                 ensure!(payload.len() == whole, "a raw record has {} bytes where a pair has {whole}", payload.len());
-                lq.copy_from_slice(&payload[..lq.len()]);
-                hr.copy_from_slice(&payload[lq.len()..]);
+                copy_window(&payload[..lq_bytes], size, lq_window, lq);
+                copy_window(&payload[lq_bytes..], size * scale, hr_window, hr);
                 Ok(())
             }
-            Codec::Predict => self.unpredict(payload, lq, hr),
+            Codec::Predict => self.unpredict(payload, (lq_window, lq), (hr_window, hr)),
         }
     }
 
-    fn unpredict(&mut self, payload: &[u8], lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
+    fn unpredict(&mut self, payload: &[u8], lq: (Window, &mut [u8]), hr: (Window, &mut [u8])) -> Result<()> {
         let (lq_bands, hr_bands) = bands_of(self.geometry);
         ensure!(payload.len() >= PREFIX_BYTES, "the record has {} bytes, less than its prefix", payload.len());
         let (prefix, mut rest) = payload.split_at(PREFIX_BYTES);
@@ -256,28 +337,52 @@ impl Decoder {
         if guess.is_none() && way != LQ_OWN {
             bail!("the LQ is predicted in a way this paragon does not know at scale {} ({way})", self.geometry.scale);
         }
-        let Decoder { planes, lq_planes, room, zstd, .. } = self;
+        let Decoder { planes, lq_planes, room, zstd, isa, .. } = self;
+        let isa = *isa;
         for (number, plane) in planes.chunks_exact_mut(hr_bands.plane()).enumerate() {
             unzip(zstd, number, frames[number], plane)?;
         }
-        predict::undo(planes, hr_bands);
-        bands::join(planes, hr_bands, hr);
+        let (window, image) = hr;
+        predict::undo(isa, planes, hr_bands, |r, rows| bands::join_row(isa, rows, hr_bands, r, window, image));
         unzip(zstd, 3, frames[3], lq_planes)?;
-        match guess {
-            Some(guess) => {
-                let (green, others) = lq_planes.split_at_mut(lq_bands.plane());
-                for other in others.chunks_exact_mut(lq_bands.plane()) {
-                    for (d, g) in other.iter_mut().zip(&*green) {
-                        *d = d.wrapping_add(*g);
-                    }
-                }
-                bands::repeat_last_row(planes, hr_bands);
-                lq::add(guess, planes, hr_bands, lq_planes, lq_bands, room);
+        let (window, image) = lq;
+        let Some(guess) = guess else {
+            predict::undo(isa, lq_planes, lq_bands, |r, rows| bands::join_row(isa, rows, lq_bands, r, window, image));
+            return Ok(());
+        };
+        let (green, others) = lq_planes.split_at_mut(lq_bands.plane());
+        for other in others.chunks_exact_mut(lq_bands.plane()) {
+            for (d, g) in other.iter_mut().zip(&*green) {
+                *d = d.wrapping_add(*g);
             }
-            None => predict::undo(lq_planes, lq_bands),
         }
-        bands::join(lq_planes, lq_bands, lq);
+        bands::repeat_last_row(planes, hr_bands);
+        lq::add(isa, guess, planes, hr_bands, lq_planes, lq_bands, room);
+        bands::join(isa, lq_planes, lq_bands, window, image);
         Ok(())
+    }
+}
+
+/// A square inside the stored LQ patch, in LQ pixels; the HR square is `scale` times that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crop {
+    /// Left edge.
+    pub x: usize,
+    /// Top edge.
+    pub y: usize,
+    /// Side.
+    pub size: usize,
+}
+
+impl Crop {
+    fn window(self, scale: usize) -> Window {
+        Window { x: self.x * scale, y: self.y * scale, width: self.size * scale, height: self.size * scale }
+    }
+}
+
+fn copy_window(from: &[u8], width: usize, window: Window, to: &mut [u8]) {
+    for (row, out) in from.chunks_exact(width * 3).skip(window.y).zip(to.chunks_exact_mut(window.width * 3)) {
+        out.copy_from_slice(&row[window.x * 3..(window.x + window.width) * 3]);
     }
 }
 
@@ -351,7 +456,7 @@ mod tests {
     #[test]
     fn the_bound_on_a_zstd_context_holds() {
         let mut context = zstd::zstd_safe::DCtx::create();
-        let packed = zstd::bulk::compress(&vec![1; 1 << 18], ZSTD_LEVEL).unwrap();
+        let packed = zstd::bulk::compress(&vec![1; 1 << 18], SEARCH_LEVEL).unwrap();
         context.decompress(&mut vec![0; 1 << 18][..], &packed).unwrap();
         assert!(context.sizeof() as u64 <= ZSTD_CONTEXT_BYTES, "{}", context.sizeof());
     }

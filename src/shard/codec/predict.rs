@@ -1,11 +1,14 @@
-//! Colour transform and spatial prediction inside one patch, in bands. Depends on `bands`. Promises that `undo` gives back
-//! the planes that `residuals` was given, bit for bit.
+//! Colour transform and spatial prediction inside one patch, in bands. Depends on `bands` and `isa`. Promises that `undo`
+//! gives back the planes that `residuals` was given, bit for bit.
 //!
 //! What is predicted is green, blue - green and red - green (the differences shifted to lie around 128, modulo 256), each
 //! from its left, upper and upper left neighbour. The first row of a band cannot look up: that is the price of working on
 //! sixteen bands at once.
 
-use super::bands::{Bands, LANES, Lane, PLANES, each, lane};
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
+use super::bands::{Bands, LANES, Lane, PLANES, each, lane, row_of_all, row_of_all_mut};
+use super::isa::Isa;
 
 /// The median edge detector of LOCO-I (Weinberger, Seroussi, Sapiro 2000): `left + up - corner`, held between the smaller
 /// and the larger of `left` and `up`. Written with wrapping bytes, it needs no wider integer.
@@ -16,7 +19,18 @@ fn med(left: u8, up: u8, corner: u8) -> u8 {
 }
 
 /// Residuals of planes of green, blue and red; `values` is room for as many bytes.
-pub fn residuals(planes: &[u8], bands: Bands, values: &mut [u8], out: &mut [u8]) {
+pub fn residuals(isa: Isa, planes: &[u8], bands: Bands, values: &mut [u8], out: &mut [u8]) {
+    match isa {
+        Isa::Plain => residuals_plain(planes, bands, values, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Isa::available` asked the processor
+        Isa::Avx2 => unsafe { avx2::residuals(planes, bands, values, out) },
+    }
+}
+
+/// The plain form; the compiler makes vectors of it.
+#[inline(always)]
+pub fn residuals_plain(planes: &[u8], bands: Bands, values: &mut [u8], out: &mut [u8]) {
     let (plane, stride) = (bands.plane(), bands.stride());
     values[..bands.bytes()].copy_from_slice(&planes[..bands.bytes()]);
     let (green, rest) = values[..bands.bytes()].split_at_mut(plane);
@@ -57,49 +71,75 @@ pub fn clear_padding(plane: &mut [u8], bands: Bands) {
     }
 }
 
-/// Turns residuals into planes of green, blue and red, in place.
-pub fn undo(planes: &mut [u8], bands: Bands) {
-    let (plane, stride) = (bands.plane(), bands.stride());
-    for plane in planes[..bands.bytes()].chunks_exact_mut(plane) {
+/// Turns residuals into planes of green, blue and red, in place. `finished` is told of every row, in order, once its values
+/// are there, while they are still in the nearest cache.
+pub fn undo(isa: Isa, planes: &mut [u8], bands: Bands, mut finished: impl FnMut(usize, [&[u8]; PLANES])) {
+    for row in row_of_all_mut(planes, bands, 0) {
         let mut left: Lane = [128; LANES];
-        for group in plane[..stride].chunks_exact_mut(LANES) {
+        for group in row.chunks_exact_mut(LANES) {
             left = each(|k| group[k].wrapping_add(left[k]));
             group.copy_from_slice(&left);
         }
-        for r in 1..bands.rows {
-            let (above, row) = plane[(r - 1) * stride..(r + 1) * stride].split_at_mut(stride);
-            undo_row(above, row);
-        }
     }
-    let (green, rest) = planes[..bands.bytes()].split_at_mut(plane);
-    for other in rest.chunks_exact_mut(plane) {
+    // a row can take its colours only when the row below it has been predicted from its differences
+    for r in 0..bands.rows {
+        if r + 1 < bands.rows {
+            let (above, rows) = two_rows(planes, bands, r);
+            match isa {
+                Isa::Plain => undo_row(above, rows),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Isa::available` asked the processor
+                Isa::Avx2 => unsafe { avx2::undo_row(above, rows) },
+            }
+        }
+        let rows = row_of_all_mut(planes, bands, r);
+        match isa {
+            Isa::Plain => add_green(rows),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Isa::available` asked the processor
+            Isa::Avx2 => unsafe { avx2::add_green(rows) },
+        }
+        finished(r, row_of_all(planes, bands, r));
+    }
+}
+
+/// Rows `r` and `r + 1` of all planes.
+fn two_rows(planes: &mut [u8], bands: Bands, r: usize) -> ([&[u8]; PLANES], [&mut [u8]; PLANES]) {
+    let stride = bands.stride();
+    let (green, rest) = planes.split_at_mut(bands.plane());
+    let (blue, red) = rest.split_at_mut(bands.plane());
+    let [(a, x), (b, y), (c, z)] = [green, blue, red].map(|plane| plane[r * stride..][..2 * stride].split_at_mut(stride));
+    ([a, b, c], [x, y, z])
+}
+
+/// Differences of blue and red from green to blue and red.
+#[inline(always)]
+pub fn add_green([green, blue, red]: [&mut [u8]; PLANES]) {
+    for other in [blue, red] {
         for (v, g) in other.iter_mut().zip(&*green) {
             *v = v.wrapping_add(*g).wrapping_sub(128);
         }
     }
 }
 
-/// One row of bands below another: `row` holds residuals and receives values.
-#[inline(always)]
-fn undo_row(above: &[u8], row: &mut [u8]) {
-    // the first group has nothing to its left; with left = corner = 0 the predictor returns what is above
-    let mut left: Lane = [0; LANES];
-    let mut corner: Lane = [0; LANES];
-    for (group, up) in row.chunks_exact_mut(LANES).zip(above.chunks_exact(LANES)) {
-        let (residual, up) = (lane(group), lane(up));
-        let low = each(|k| left[k].min(up[k]));
-        let high = each(|k| left[k].max(up[k]));
-        let sum = each(|k| low[k].wrapping_add(high[k]).wrapping_add(residual[k]));
-        let held = each(|k| corner[k].max(low[k]).min(high[k]));
-        left = each(|k| sum[k].wrapping_sub(held[k]));
-        corner = up;
-        group.copy_from_slice(&left);
+/// One row of all bands and planes below another: `rows` hold residuals and receive values.
+fn undo_row(above: [&[u8]; PLANES], rows: [&mut [u8]; PLANES]) {
+    for (above, row) in above.into_iter().zip(rows) {
+        // the first group has nothing to its left; with left = corner = 0 the predictor returns what is above
+        let mut left: Lane = [0; LANES];
+        let mut corner: Lane = [0; LANES];
+        for (group, up) in row.chunks_exact_mut(LANES).zip(above.chunks_exact(LANES)) {
+            let (residual, up) = (lane(group), lane(up));
+            left = each(|k| residual[k].wrapping_add(med(left[k], up[k], corner[k])));
+            corner = up;
+            group.copy_from_slice(&left);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::bands::split;
+    use super::super::bands::{Window, join, split};
     use super::*;
     use proptest::prelude::*;
 
@@ -152,22 +192,30 @@ mod tests {
     proptest! {
         #[test]
         fn residuals_follow_the_definition_and_come_back(
-            lq_size in 1usize..30, scale in 1usize..4, smooth in any::<bool>(), seed in any::<u64>(),
+            lq_size in 1usize..50, scale in 1usize..4, smooth in any::<bool>(), seed in any::<u64>(),
         ) {
             let mut rng = crate::rng::Rng::new(&[seed]);
             let bands = Bands::new(lq_size, scale);
             let image: Vec<u8> = (0..bands.width * bands.height * 3)
                 .map(|i| if smooth { (i / 3 % 50 * 3) as u8 + rng.below(9) as u8 } else { rng.next_u64() as u8 })
                 .collect();
-            let mut planes = vec![0; bands.bytes()];
-            split(&image, bands, &mut planes);
-            let (mut values, mut out) = (vec![1; bands.bytes()], vec![2; bands.bytes()]);
-            residuals(&planes, bands, &mut values, &mut out);
-            prop_assert_eq!(&out, &reference(&image, bands));
-            undo(&mut out, bands);
-            let mut back = vec![0; image.len()];
-            super::super::bands::join(&out, bands, &mut back);
-            prop_assert_eq!(back, image);
+            for isa in Isa::available() {
+                let mut planes = vec![0; bands.bytes()];
+                split(isa, &image, bands, &mut planes);
+                let (mut values, mut out) = (vec![1; bands.bytes()], vec![2; bands.bytes()]);
+                residuals(isa, &planes, bands, &mut values, &mut out);
+                prop_assert_eq!(&out, &reference(&image, bands));
+                let mut rows = 0;
+                undo(isa, &mut out, bands, |r, _| {
+                    assert_eq!(r, rows);
+                    rows += 1;
+                });
+                prop_assert_eq!(rows, bands.rows);
+                let whole = Window { x: 0, y: 0, width: bands.width, height: bands.height };
+                let mut back = vec![0; image.len()];
+                join(isa, &out, bands, whole, &mut back);
+                prop_assert_eq!(back, &image[..], "{:?}", isa);
+            }
         }
     }
 }
