@@ -8,7 +8,7 @@ use image::codecs::png::{CompressionType, FilterType, PngDecoder, PngEncoder};
 use image::{ExtendedColorType, ImageDecoder, ImageEncoder, RgbImage, imageops};
 use paragon::dataset::degrade::{self, Filter};
 use paragon::dataset::synth;
-use paragon::shard::codec::{Codec, Decoder, Encoder};
+use paragon::shard::codec::{Codec, Crop, Decoder, Encoder};
 use paragon::shard::format::Geometry;
 use std::hint::black_box;
 use std::io::Cursor;
@@ -230,6 +230,9 @@ fn report(options: &Options, pairs: &[Pair]) {
             assert!(lq == pair.0 && hr == pair.1, "{} did not give the pixels back", format.name());
         }
     }
+    let crop = Crop { x: 37, y: 21, size: 64 };
+    let mut decoder = Decoder::new(g).expect("zstd");
+    let mut crops = Vec::new();
     let (mut encoding, mut decoding) = (vec![Vec::new(); formats.len()], vec![Vec::new(); formats.len()]);
     for round in 0..options.rounds {
         for (i, format) in formats.iter_mut().enumerate() {
@@ -239,6 +242,14 @@ fn report(options: &Options, pairs: &[Pair]) {
             let time = seconds(|| packed[i].iter().for_each(|p| format.decode(black_box(p), &mut lq, &mut hr)));
             decoding[i].push((pairs.len() * whole) as f64 / 1e6 / time);
         }
+        let time = seconds(|| {
+            for p in &packed[1] {
+                let codec = p.codec.expect("set by encode");
+                let (lq, hr) = (&mut lq[..64 * 64 * 3], &mut hr[..128 * 128 * 3]);
+                decoder.decode_crop(codec, black_box(&p.first), crop, lq, hr).expect("what was encoded");
+            }
+        });
+        crops.push(pairs.len() as f64 / time);
     }
     let bytes: Vec<usize> = packed.iter().map(|all| all.iter().map(|p| p.first.len() + p.second.len()).sum()).collect();
     let raw = (pairs.len() * whole) as f64;
@@ -249,7 +260,7 @@ fn report(options: &Options, pairs: &[Pair]) {
         encode: median(&mut encoding[i]),
         decode: median(&mut decoding[i]),
     });
-    print(options, pairs.len(), &rows.collect::<Vec<_>>());
+    print(options, pairs.len(), &rows.collect::<Vec<_>>(), median(&mut crops));
 }
 
 struct Row {
@@ -262,7 +273,7 @@ struct Row {
     decode: f64,
 }
 
-fn print(options: &Options, pairs: usize, rows: &[Row]) {
+fn print(options: &Options, pairs: usize, rows: &[Row], crops: f64) {
     let of = |name: &str| rows.iter().find(|r| r.name == name).expect("every format is measured");
     let (png, webp) = (of("png-6"), of("webp"));
     let lq = if options.own_lq { "own" } else { "other" };
@@ -274,7 +285,11 @@ fn print(options: &Options, pairs: usize, rows: &[Row]) {
                     "of_webp": r.bytes / webp.bytes, "encode_mb_s": r.encode, "decode_mb_s": r.decode })
             })
             .collect();
-        println!("{}", serde_json::json!({ "pairs": pairs, "lq": lq, "rounds": options.rounds, "formats": formats }));
+        println!(
+            "{}",
+            serde_json::json!({ "pairs": pairs, "lq": lq, "rounds": options.rounds, "crops_per_s": crops,
+            "formats": formats })
+        );
         return;
     }
     println!("{pairs} pairs of LQ 128 / HR 256, LQ {lq}, one core, medians of {} rounds", options.rounds);
@@ -293,4 +308,5 @@ fn print(options: &Options, pairs: usize, rows: &[Row]) {
             r.decode / png.decode
         );
     }
+    println!("predict, the LQ 64 / HR 128 inside: {crops:.0} pairs/s");
 }

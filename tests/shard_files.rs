@@ -106,6 +106,8 @@ fn rejects_every_truncation_of_a_shard() {
     assert!(message(&folder).contains("shard-00000.psh"));
 }
 
+/// Every bit of every byte; of header and footer, which hold what all else hangs on, every value. No byte is harmless: the
+/// magic numbers are compared, all else lies under a CRC32, which finds any change within 32 neighbouring bits.
 #[test]
 fn rejects_every_flipped_byte_of_a_shard() {
     let (_dir, folder) = tiny_set();
@@ -113,14 +115,36 @@ fn rejects_every_flipped_byte_of_a_shard() {
     let whole = fs::read(&path).unwrap();
     let mut damaged = whole.clone();
     for at in 0..whole.len() {
-        {
-            let mask = 1u8 << (at % 8);
+        let structure = at < 64 || at >= whole.len() - 72;
+        for mask in (1..=255u8).filter(|mask| structure || mask.is_power_of_two()) {
             damaged[at] = whole[at] ^ mask;
             rewrite(&path, &damaged);
             let text = format!("{:#}", read_all(&folder).err().unwrap_or_else(|| panic!("byte {at} ^ {mask} was accepted")));
             assert!(text.contains("shard-00000.psh"), "{text}");
         }
         damaged[at] = whole[at];
+    }
+}
+
+/// The manifest as well. Its minor version (bytes 10 and 11) alone may change: a reader accepts any.
+#[test]
+fn rejects_every_truncation_and_flipped_bit_of_a_manifest() {
+    let (_dir, folder) = tiny_set();
+    let path = folder.join("manifest.psm");
+    let whole = fs::read(&path).unwrap();
+    let pixels = read_all(&folder).unwrap();
+    for length in 0..whole.len() {
+        rewrite(&path, &whole[..length]);
+        assert!(message(&folder).contains("manifest"), "{length} bytes: {}", message(&folder));
+    }
+    for bit in 0..whole.len() * 8 {
+        let mut damaged = whole.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        rewrite(&path, &damaged);
+        match read_all(&folder) {
+            Ok(read) => assert!((80..96).contains(&bit) && read == pixels, "bit {bit} was accepted"),
+            Err(_) => assert!(!(80..96).contains(&bit), "bit {bit}: {}", message(&folder)),
+        }
     }
 }
 
@@ -155,6 +179,28 @@ fn rejects_a_newer_shard_and_names_the_version() {
     rewrite(&path, &bytes);
     let text = message(&folder);
     assert!(text.contains("2.0") && text.contains("newer"), "{text}");
+}
+
+#[test]
+fn rejects_features_of_a_newer_paragon_and_names_the_version() {
+    let (_dir, folder) = small_set(1, Codec::Predict);
+    let path = folder.join("shard-00000.psh");
+    let whole = fs::read(&path).unwrap();
+    let sealed = |at: usize, byte: u8| {
+        let mut bytes = whole.clone();
+        bytes[10] = 4; // of version 1.4
+        bytes[at] = byte;
+        let crc = crc32fast::hash(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+        rewrite(&path, &bytes);
+    };
+    for at in 12..16 {
+        sealed(at, 0x80);
+        let text = message(&folder);
+        assert!(text.contains("features") && text.contains("1.4") && text.contains("shard-00000.psh"), "{text}");
+    }
+    sealed(16, 0xFF); // compatible ones are for those who know them
+    assert!(read_all(&folder).is_ok());
 }
 
 #[test]

@@ -443,6 +443,39 @@ mod tests {
     }
 
     #[test]
+    fn every_instruction_set_gives_the_same_bytes_and_pixels() {
+        for (scale, lq_size, related) in [(2, 64, true), (2, 37, false), (3, 33, true), (1, 40, false), (2, 9, true)] {
+            let g = Geometry { scale, lq_size };
+            let (lq, hr) = pair(g, 9, related, 3);
+            let mut payloads = Vec::new();
+            for isa in Isa::available() {
+                let mut encoder = Encoder { isa, ..Encoder::new(g).unwrap() };
+                let mut out = Vec::new();
+                assert_eq!(encoder.encode(Codec::Predict, &lq, &hr, &mut out).unwrap(), Codec::Predict);
+                payloads.push(out);
+            }
+            assert!(payloads.windows(2).all(|p| p[0] == p[1]), "{g:?}");
+            for isa in Isa::available() {
+                let mut decoder = Decoder { isa, ..Decoder::new(g).unwrap() };
+                let (mut lq2, mut hr2) = (vec![0; lq.len()], vec![0; hr.len()]);
+                decoder.decode(Codec::Predict, &payloads[0], &mut lq2, &mut hr2).unwrap();
+                assert!(lq2 == lq && hr2 == hr, "{g:?} {isa:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn repetitions_are_still_told_where_there_are_some() {
+        let g = Geometry { scale: 2, lq_size: 64 };
+        // a drawing: flat but for a few lines
+        let hr: Vec<u8> = (0..g.hr_bytes()).map(|i| if i / 3 % g.hr() == 40 || i / 3 / g.hr() == 9 { 200 } else { 30 }).collect();
+        let mut lq = vec![30; g.lq_bytes()];
+        lq[600] = 200;
+        let (used, bytes) = round_trip(g, Codec::Predict, &lq, &hr);
+        assert!(used == Codec::Predict && bytes * 40 < lq.len() + hr.len(), "{bytes}"); // Huffman's code alone: an eighth
+    }
+
+    #[test]
     fn noise_falls_back_to_raw_and_photographs_do_not() {
         let g = Geometry { scale: 2, lq_size: 32 };
         let (lq, mut hr) = pair(g, 256, false, 1);
