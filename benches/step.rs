@@ -43,6 +43,7 @@ fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool) -> (CpuBa
         float_input: false,
         input_gradient: false,
         direct,
+        recompute: Default::default(),
     };
     let plan = training_plan(&net, &spec, &options).expect("the plan verifies");
     let parameters = plan.ports.parameters.expect("a training plan has parameters");

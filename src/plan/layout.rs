@@ -2,26 +2,27 @@
 //! the others are placed largest first, each at the lowest gap among the buffers it lives together with (the "greedy by
 //! size" heuristic of Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020).
 
-use super::{ALIGNMENT, Buffer};
+use super::Buffer;
 
 /// Sets every offset and returns the size of the arena in bytes.
 pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     let mut end = 0;
     for buffer in buffers.iter_mut().filter(|b| b.class.persistent()) {
         buffer.offset = end;
-        end += buffer.bytes.next_multiple_of(ALIGNMENT);
+        end += buffer.room();
     }
     let base = end;
-    let mut order: Vec<usize> = (0..buffers.len()).filter(|&i| !buffers[i].class.persistent()).collect();
+    let placed_by_time = |b: &Buffer| !b.class.persistent() && b.parent.is_none();
+    let mut order: Vec<usize> = (0..buffers.len()).filter(|&i| placed_by_time(&buffers[i])).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), i));
     let mut placed: Vec<usize> = Vec::new();
     for i in order {
-        let size = buffers[i].bytes.next_multiple_of(ALIGNMENT);
+        let size = buffers[i].room();
         let mut busy: Vec<(u64, u64)> = placed
             .iter()
             .map(|&j| &buffers[j])
             .filter(|b| b.live.start < buffers[i].live.end && buffers[i].live.start < b.live.end)
-            .map(|b| (b.offset, b.offset + b.bytes.next_multiple_of(ALIGNMENT)))
+            .map(|b| (b.offset, b.offset + b.room()))
             .collect();
         busy.sort_unstable();
         let mut offset = base;
@@ -35,17 +36,22 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
         end = end.max(offset + size);
         placed.push(i);
     }
+    for i in 0..buffers.len() {
+        if let Some((parent, at)) = buffers[i].parent {
+            buffers[i].offset = buffers[parent.0 as usize].offset + at;
+        }
+    }
     end
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Class;
+    use super::super::{ALIGNMENT, Class};
     use super::*;
     use proptest::prelude::*;
 
     fn buffer(bytes: u64, live: std::ops::Range<usize>) -> Buffer {
-        Buffer { name: String::new(), class: Class::Activations, bytes, live, offset: u64::MAX }
+        Buffer { name: String::new(), class: Class::Activations, bytes, live, offset: u64::MAX, parent: None }
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! What a training run is: one plain structure, saved with every state file and compared when a run is resumed.
 
 use super::{Decay, Schedule};
-use crate::model::{Network, StepSpec};
+use crate::model::{Network, Recompute, StepSpec};
 use crate::plan::LossKind;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -90,8 +90,13 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// The plan this run needs.
-    pub fn step_spec(&self) -> StepSpec {
+    /// Patches in an iteration.
+    pub fn effective_batch(&self) -> usize {
+        self.batch_size * self.accum_iter
+    }
+
+    /// The plan this run needs, at a level of recomputation (which changes no bit).
+    pub fn step_spec(&self, recompute: Recompute) -> StepSpec {
         StepSpec {
             batch: self.batch_size,
             lq: (self.lq_size, self.lq_size),
@@ -102,6 +107,7 @@ impl TrainConfig {
             float_input: false,
             input_gradient: false,
             direct: false,
+            recompute,
         }
     }
 

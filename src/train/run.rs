@@ -181,7 +181,7 @@ pub fn train(set: Arc<ShardSet>, config: &TrainConfig, options: &RunOptions, rep
     let (state, fresh) = start_state(&set, config, options, report)?;
 
     let cpu = CpuOptions::new(options.threads);
-    let plan = training_plan(&config.network, &config.step_spec(), &cpu)?;
+    let plan = training_plan(&config.network, &config.step_spec(crate::model::Recompute::Block), &cpu)?;
     let loader_config = LoaderConfig {
         batch: config.batch_size,
         lq_size: config.lq_size,
