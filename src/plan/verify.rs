@@ -49,8 +49,8 @@ impl Plan {
         let mut written: Vec<Written> = vec![Written::default(); self.buffers.len()];
         for (id, buffer) in (0u32..).map(BufferId).zip(&self.buffers) {
             let by_host = [self.ports.input, self.ports.target].contains(&Some(id));
-            let unpacked = self.ops.iter().any(|op| matches!(op, Op::Unpack(u) if u.output == id));
-            if buffer.class.persistent() || (by_host && !unpacked) {
+            let unpacked = || self.ops.iter().any(|op| matches!(op, Op::Unpack(u) if u.output == id));
+            if buffer.class.persistent() || (by_host && !unpacked()) {
                 written[id.0 as usize].add(0..buffer.bytes);
             }
         }
@@ -79,14 +79,20 @@ impl Plan {
         (owner, start..start + buffer.bytes)
     }
 
-    /// No two buffers that live together share a byte. Walks them in the order of their offsets.
+    /// No two buffers that live together share a byte: at every operation, each ends before the next begins.
     fn verify_overlaps(&self) -> anyhow::Result<()> {
-        let mut order: Vec<_> = self.buffers.iter().filter(|b| b.parent.is_none() && b.bytes > 0).collect();
-        order.sort_by_key(|b| b.offset);
-        for (i, a) in order.iter().enumerate() {
-            for b in order[i + 1..].iter().take_while(|b| b.offset < a.offset + a.bytes) {
-                let together = a.live.start < b.live.end && b.live.start < a.live.end;
-                ensure!(!together, "{} and {} are live together and share bytes", a.name, b.name);
+        let mut starts: Vec<_> = self.buffers.iter().filter(|b| b.room() > 0).collect();
+        starts.sort_by_key(|b| std::cmp::Reverse(b.live.start));
+        let mut live: Vec<_> = Vec::new();
+        for at in 0..self.ops.len() {
+            live.retain(|b: &&super::Buffer| at < b.live.end);
+            while let Some(b) = starts.pop_if(|b| b.live.start <= at) {
+                live.push(b);
+            }
+            live.sort_by_key(|b| b.offset);
+            for pair in live.windows(2) {
+                let apart = pair[0].offset + pair[0].bytes <= pair[1].offset;
+                ensure!(apart, "{} and {} are live together and share bytes", pair[0].name, pair[1].name);
             }
         }
         Ok(())
