@@ -127,6 +127,8 @@ pub fn run(args: &Args) -> Result<()> {
         validation: None,
         validate_every: 0,
         host_memory: None,
+        recompute: None,
+        fit: true,
         restart: true,
         stop: stop.clone(),
     };

@@ -3,6 +3,8 @@
 mod demo;
 mod eval;
 mod flags;
+mod plan;
+mod recipe;
 mod shard;
 mod shards;
 mod synth;
@@ -31,6 +33,7 @@ enum Command {
     Synth(synth::Args),
     Shard(shard::Args),
     Shards(shards::Args),
+    Plan(Box<plan::Args>),
     Train(Box<train::Args>),
     Eval(eval::Args),
     Upscale(upscale::Args),
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::run(&args),
         Command::Shard(args) => shard::run(&args),
         Command::Shards(args) => shards::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Upscale(args) => upscale::run(&args),

@@ -136,4 +136,15 @@ impl TrainConfig {
 }
 
 /// Keys that may not change when a run is resumed: they decide the shape of the state or the order of the data.
-pub const FIXED_ON_RESUME: [&str; 6] = ["network.arch", "network.scale", "network.upsampler_alpha", "batch_size", "accum_iter", "seed"];
+const FIXED_ON_RESUME: [&str; 4] = ["network.arch", "network.scale", "network.upsampler_alpha", "seed"];
+/// Keys of which only the product is fixed: the samples of an iteration.
+const SPLIT: [&str; 2] = ["batch_size", "accum_iter"];
+
+impl TrainConfig {
+    /// Of [`TrainConfig::differences`], those with which a stored run cannot go on.
+    pub fn obstacles(&self, wanted: &TrainConfig) -> Vec<(String, String)> {
+        let same_samples = self.effective_batch() == wanted.effective_batch();
+        let fixed = |key: &str| FIXED_ON_RESUME.contains(&key) || (SPLIT.contains(&key) && !same_samples);
+        self.differences(wanted).into_iter().filter(|(key, _)| fixed(key)).collect()
+    }
+}

@@ -2,15 +2,19 @@
 //! backends. It promises that a resumed run ends in the same bits as an unbroken one.
 
 mod config;
+mod fit;
 mod log;
+mod memory;
 mod model_file;
 mod run;
 mod schedule;
 mod state;
 
-pub use config::{FIXED_ON_RESUME, LossTerm, TrainConfig};
+pub use config::{LossTerm, TrainConfig};
+pub use fit::{Choice, Fit, Fitted, Rung};
 pub use log::{Log, LogLine};
+pub use memory::{Budget, PICTURE_BYTES, Place, RunMemory};
 pub use model_file::{ModelHints, ModelMeta, read_model, write_model};
-pub use run::{HostMemory, RunOptions, Summary, duration_text, model_path, train};
+pub use run::{RunOptions, Summary, duration_text, model_path, train};
 pub use schedule::{Decay, Schedule, ema_decay};
 pub use state::{OpenLine, State, list_states, newest_state, state_path};
