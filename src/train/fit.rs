@@ -109,6 +109,13 @@ impl Fit<'_> {
         Ok(RunMemory::new(&config, &self.place, &plan, &(self.loader)(&config, choice.slots)?, self.validation))
     }
 
+    /// False where the batches alone are too much: no need to make a plan.
+    fn may_hold(&self, choice: Choice) -> Result<bool> {
+        let loader = (self.loader)(&self.with(choice, self.config.lq_size), choice.slots)?;
+        let staged = !self.place.is_device() || self.budget.device.is_none_or(|most| loader.slot_bytes <= most);
+        Ok(staged && self.budget.host.is_none_or(|most| loader.total() <= most))
+    }
+
     /// Takes what was asked if it fits; else recomputes more, then splits the iteration into smaller micro-batches, then takes fewer
     /// slots.
     ///
@@ -124,11 +131,17 @@ impl Fit<'_> {
             let earlier = self.earlier.filter(|e| e.0 < asked.batch_size);
             splits = earlier.into_iter().chain(self.splits()).collect();
         }
-        let fewest = if self.may_split { FEWEST_SLOTS.min(asked.slots) } else { asked.slots };
-        for slots in (fewest..=asked.slots).rev() {
+        let mut ring = vec![asked.slots];
+        if self.may_split {
+            ring.extend([asked.slots / 2, FEWEST_SLOTS].into_iter().filter(|&slots| (FEWEST_SLOTS..asked.slots).contains(&slots)));
+        }
+        for slots in ring {
             for &(batch_size, accum_iter) in &splits {
                 for recompute in self.levels() {
                     let choice = Choice { batch_size, accum_iter, recompute, slots };
+                    if !self.may_hold(choice)? {
+                        continue;
+                    }
                     let memory = self.measure(choice, lq)?;
                     if self.budget.holds(&memory) {
                         let why = (choice != asked).then(|| self.why(choice, &memory, &as_asked));
