@@ -1,11 +1,11 @@
 //! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's measured FMA peak; and
-//! the whole step beside one that keeps to direct convolutions, step by step in turn.
+//! the whole step beside one that keeps to direct convolutions and one with full recomputation, step by step in turn.
 //! `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [--loss l1 --loss ssim:0.05] [all]`
 
 use clap::ValueEnum;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
-use paragon::model::{Network, StepSpec, training_plan};
+use paragon::model::{Network, Recompute, StepSpec, training_plan};
 use paragon::plan::{LossKind, bytes_text};
 use std::time::Instant;
 
@@ -31,7 +31,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// A backend with start values and a staged batch, and (label, useful multiply-adds) of its operations.
-fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool) -> (CpuBackend, Vec<(String, u64)>) {
+fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool, recompute: Recompute) -> (CpuBackend, Vec<(String, u64)>) {
     let net = Network::new("nano", 2).expect("nano is built");
     let spec = StepSpec {
         batch,
@@ -43,6 +43,7 @@ fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool) -> (CpuBa
         float_input: false,
         input_gradient: false,
         direct,
+        recompute,
     };
     let plan = training_plan(&net, &spec, &options).expect("the plan verifies");
     let parameters = plan.ports.parameters.expect("a training plan has parameters");
@@ -63,12 +64,13 @@ fn main() {
     let all = std::env::args().any(|a| a == "all");
     for isa in Isa::available().into_iter().take(if all { 9 } else { 1 }) {
         let options = CpuOptions { threads, isa };
-        let (mut backend, labels) = prepare(options, batch, lq, false);
-        let (mut direct, _) = prepare(options, batch, lq, true);
+        let (mut backend, labels) = prepare(options, batch, lq, false, Recompute::Block);
+        let (mut direct, _) = prepare(options, batch, lq, true, Recompute::Block);
+        let (mut full, _) = prepare(options, batch, lq, false, Recompute::Full);
         let one = CpuOptions { threads: 1, isa };
-        let (mut single, _) = prepare(one, batch, lq, false);
+        let (mut single, _) = prepare(one, batch, lq, false, Recompute::Block);
         let mut times: Vec<Vec<f64>> = vec![Vec::new(); labels.len()];
-        let (mut totals, mut peaks, mut against, mut scaling) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut totals, mut peaks, mut against, mut scaling, mut slices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..steps {
             // everything that is compared is timed in turn, since these machines drift
             peaks.push(fma_peak(options));
@@ -81,6 +83,7 @@ fn main() {
             let total = timed(&mut backend, &mut seconds);
             times.iter_mut().zip(seconds).for_each(|(t, s)| t.push(s));
             against.push(timed(&mut direct, &mut Vec::new()) / total);
+            slices.push(timed(&mut full, &mut Vec::new()) / total);
             scaling.push(timed(&mut single, &mut Vec::new()) / total);
             totals.push(total);
         }
@@ -104,6 +107,7 @@ fn main() {
             work as f64 / 1e9,
             100.0 * work as f64 / total / peak
         );
-        println!("  {:.2}x the step with direct convolutions, {:.2}x one thread\n", median(against), median(scaling));
+        println!("  {:.2}x the step with direct convolutions, {:.2}x one thread", median(against), median(scaling));
+        println!("  full recomputation: {:.3}x the time, arena {}\n", median(slices), bytes_text(full.allocated()));
     }
 }

@@ -264,9 +264,9 @@ fn train_names_shards_it_cannot_use_before_it_starts() {
     train(&place.set, &["--network", "esrgan"]).refused(1, &["esrgan", "known are"]);
     train(&place.set, &["--network", "photo"]).refused(1, &["paragonsr2_photo"]);
     train(&place.set, &["--device", "cuda"]).refused(1, &["--device"]);
-    let huge = ["train", "--shards", text(&place.set), "--out", text(&out), "--batch-size", "65536", "--host-memory", "4G"];
-    run(&huge).refused(1, &["needs", "GiB", "nothing was started"]);
-    train(&place.set, &["--host-memory", "2M"]).refused(1, &["needs", "MiB", "2.0 MiB", "nothing was started", "--batch-size"]);
+    let huge = ["train", "--shards", text(&place.set), "--out", text(&out), "--batch-size", "65536", "--host-memory", "4G", "--fit", "off"];
+    run(&huge).refused(1, &["does not fit", "GiB", "nothing was started"]);
+    train(&place.set, &["--host-memory", "2M"]).refused(1, &["does not fit", "2.0 MiB", "nothing was started", "--batch-size"]);
     assert!(!out.join("log.jsonl").exists() && !out.join("states").exists() && !out.join("model.safetensors").exists());
     for bad in [place.model.join("below"), PathBuf::from("/proc/nowhere")] {
         run(&["train", "--shards", text(&place.set), "--out", text(&bad)]).refused(1, &[text(&bad)]);

@@ -33,6 +33,7 @@ fn spec(batch: usize, lq: (usize, usize), losses: Vec<(LossKind, f32)>) -> StepS
         float_input: true,
         input_gradient: true,
         direct: false,
+        recompute: Default::default(),
     }
 }
 

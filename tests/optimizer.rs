@@ -26,6 +26,7 @@ fn updates_follow_the_formulas() {
         float_input: false,
         input_gradient: false,
         direct: false,
+        recompute: Default::default(),
     };
     let net = Network::new("nano", 2).unwrap();
     let (all, n) = (net.params().len(), net.params().trainable());

@@ -130,6 +130,8 @@ pub fn run(args: &Args) -> Result<()> {
         validation: None,
         validate_every: 0,
         host_memory: None,
+        recompute: None,
+        fit: true,
         restart: true,
         pretrained: None,
         stop: stop.clone(),

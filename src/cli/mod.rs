@@ -5,6 +5,8 @@ mod data;
 mod demo;
 mod eval;
 mod flags;
+mod plan;
+mod recipe;
 mod report;
 mod shard;
 mod shards;
@@ -34,6 +36,7 @@ enum Command {
     Synth(synth::Args),
     Shard(shard::Args),
     Shards(shards::Args),
+    Plan(Box<plan::Args>),
     Train(Box<train::Args>),
     Bench(bench::Args),
     Report(report::Args),
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::run(&args),
         Command::Shard(args) => shard::run(&args),
         Command::Shards(args) => shards::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Report(args) => report::run(&args),

@@ -24,7 +24,7 @@ pub const MAX_THREADS: usize = 256;
 /// Most slots, for the same reason.
 pub const MAX_SLOTS: usize = 1024;
 /// Stack of a loader thread, bytes: decoding needs a few KiB.
-pub(crate) const STACK_BYTES: usize = 512 << 10;
+pub const STACK_BYTES: usize = 512 << 10;
 
 /// How records are read from the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

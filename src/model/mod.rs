@@ -3,9 +3,11 @@
 
 mod nano;
 mod params;
+mod recompute;
 
 pub use nano::{InferenceSpec, StepSpec, inference_plan, training_plan};
 pub use params::{Init, Param, ParamTable};
+pub use recompute::Recompute;
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};

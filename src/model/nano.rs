@@ -1,11 +1,13 @@
 //! ParagonSR2 Nano ("realtime"): its parameter table and its plans for training and inference.
 
-use super::{BLUR_TAPS, Init, Network, ParamTable, SHARP_TAPS};
+use super::{BLUR_TAPS, Init, Network, ParamTable, Recompute, SHARP_TAPS};
 use crate::plan::{
     BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, Head, HeadBack, LossKind, METRICS, NanoBlock, NanoBlockBack, NanoParams,
-    Op, ParamRange, PixelLoss, Plan, Ports, Sizing, StructuralLoss, Target, Unpack, Update, split_losses,
+    Op, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Precision, Sizing, Slice, StructuralLoss, StructuralTerms, Target, Unpack, Update,
+    split_losses,
 };
 use anyhow::Result;
+use std::ops::Range;
 
 /// Features F of Nano.
 const FEATURES: usize = 16;
@@ -33,6 +35,8 @@ pub struct StepSpec {
     pub input_gradient: bool,
     /// Keep to direct convolutions, to compare the faster forms with.
     pub direct: bool,
+    /// What is kept between forward and backward.
+    pub recompute: Recompute,
 }
 
 /// What an inference plan is built for.
@@ -99,69 +103,96 @@ pub(super) fn receptive_field(_: &Network) -> usize {
     1 + BLOCKS + 1 + 1 + 1 + 1
 }
 
-/// The forward operations, shared by training and inference.
-struct Forward {
+/// What the operations of one plan have in common.
+struct Common<'a> {
+    net: &'a Network,
+    layers: &'a Layers,
+    /// The whole micro-batch.
+    extent: Extent,
+    parameters: BufferId,
+    position_free: bool,
+}
+
+impl Common<'_> {
+    fn conv(
+        &self,
+        extent: Extent,
+        (cin, cout, shuffle): (usize, usize, usize),
+        range: [ParamRange; 2],
+        input: BufferId,
+        output: BufferId,
+    ) -> Conv {
+        let Common { position_free, parameters, .. } = *self;
+        let [weight, bias] = range;
+        Conv { extent, cin, cout, shuffle, position_free, weight, bias, parameters, input, output, workspace: None }
+    }
+}
+
+/// The forward operations on LQ maps up to the last block, which keep their inputs.
+struct Body {
     input: BufferId,
     conv_in: Conv,
     blocks: Vec<NanoBlock>,
+    output: BufferId,
+}
+
+fn body(b: &mut Builder, c: &Common<'_>, batch: Option<BatchLayout>) -> Body {
+    let extent = c.extent;
+    let input = b.floats("input", Class::Activations, extent.pixels() * 3);
+    if let Some(batch) = batch {
+        b.push(Op::Unpack(Unpack { batch, output: input }));
+    }
+    let map = |b: &mut Builder, name: &str| b.map(name, Class::Activations, extent.pixels() * FEATURES);
+    let mut output = map(b, "conv_in");
+    let conv_in = c.conv(extent, (3, FEATURES, 1), c.layers.conv_in, input, output);
+    b.push(Op::Conv(conv_in.clone()));
+    let mut blocks = Vec::new();
+    for (i, &params) in c.layers.blocks.iter().enumerate() {
+        let input = std::mem::replace(&mut output, map(b, &format!("body.0.blocks.{i}")));
+        let op = NanoBlock { extent, features: FEATURES, params, parameters: c.parameters, input, output, workspace: None };
+        b.push(Op::NanoBlock(op.clone()));
+        blocks.push(op);
+    }
+    Body { input, conv_in, blocks, output }
+}
+
+/// The rest of the forward pass, on all images or on a slice of them.
+struct Tail {
     conv_mid: Conv,
     up: Conv,
     head: Head,
 }
 
-#[allow(clippy::too_many_arguments)] // all of them plain facts about one network
-fn forward(
-    b: &mut Builder,
-    net: &Network,
-    layers: &Layers,
-    extent: Extent,
-    parameters: BufferId,
-    batch: Option<BatchLayout>,
-    position_free: bool,
-    subtract: Option<BatchLayout>,
-) -> Forward {
-    let f = FEATURES;
-    let map = |b: &mut Builder, name: &str, e: Extent, c: usize| b.floats(name, Class::Activations, e.pixels() * c);
-    let input = map(b, "input", extent, 3);
-    if let Some(batch) = batch {
-        b.push(Op::Unpack(Unpack { batch, output: input }));
-    }
-    let conv = |b: &mut Builder, name: &str, input: BufferId, cin: usize, cout: usize, shuffle: usize, range: [ParamRange; 2]| {
-        let output = map(b, name, extent.scaled(shuffle), cout);
-        let [weight, bias] = range;
-        let op = Conv { extent, cin, cout, shuffle, position_free, weight, bias, parameters, input, output, workspace: None };
-        b.push(Op::Conv(op.clone()));
-        op
-    };
-    let conv_in = conv(b, "conv_in", input, 3, f, 1, layers.conv_in);
-    let mut last = conv_in.output;
-    let mut blocks = Vec::new();
-    for (i, &params) in layers.blocks.iter().enumerate() {
-        let output = map(b, &format!("body.0.blocks.{i}"), extent, f);
-        let op = NanoBlock { extent, features: f, params, parameters, input: last, output, workspace: None };
-        b.push(Op::NanoBlock(op.clone()));
-        blocks.push(op);
-        last = output;
-    }
-    let conv_mid = conv(b, "conv_mid", last, f, f, 1, layers.conv_mid);
-    let up = conv(b, "up.0", conv_mid.output, f, f, net.scale, layers.up);
+/// `class`: what the prediction counts as. With `subtract` the head leaves the prediction less its target.
+fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, class: Class, subtract: Option<BatchLayout>) -> Tail {
+    let of = c.extent.n;
+    let extent = Extent { n: images.len(), ..c.extent };
+    let hr = extent.scaled(c.net.scale);
+    let part = if images.len() == of { String::new() } else { format!(", images {} to {}", images.start, images.end - 1) };
+    let (input, lq) = (b.images(body.output, images, of), b.images(body.input, images, of));
+    let mid = b.map(format!("conv_mid{part}"), Class::Activations, extent.pixels() * FEATURES);
+    let conv_mid = c.conv(extent, (FEATURES, FEATURES, 1), c.layers.conv_mid, input, mid);
+    b.push(Op::Conv(conv_mid.clone()));
+    let features_in = b.map(format!("up.0{part}"), Class::Activations, hr.pixels() * FEATURES);
+    let up = c.conv(extent, (FEATURES, FEATURES, c.net.scale), c.layers.up, mid, features_in);
+    b.push(Op::Conv(up.clone()));
     let head = Head {
         extent,
-        scale: net.scale,
-        features: f,
-        alpha: net.upsampler_alpha,
-        weight: layers.conv_out[0],
-        bias: layers.conv_out[1],
-        gain: layers.gain,
-        parameters,
-        input,
-        features_in: up.output,
-        output: map(b, "output", extent.scaled(net.scale), 3),
-        target: subtract,
+        scale: c.net.scale,
+        features: FEATURES,
+        alpha: c.net.upsampler_alpha,
+        weight: c.layers.conv_out[0],
+        bias: c.layers.conv_out[1],
+        gain: c.layers.gain,
+        parameters: c.parameters,
+        input: lq,
+        features_in,
+        output: b.floats(format!("output{part}"), class, hr.pixels() * 3),
+        target: subtract.map(|batch| BatchLayout { first: images.start, ..batch }),
         workspace: None,
     };
     b.push(Op::Head(head.clone()));
-    Forward { input, conv_in, blocks, conv_mid, up, head }
+    Tail { conv_mid, up, head }
 }
 
 /// The plan of one training iteration: unpack, forward, loss, backward, then the optimizer step.
@@ -174,52 +205,42 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
     let extent = Extent { n: spec.batch, h: spec.lq.0, w: spec.lq.1 };
     let trainable = table.trainable();
     let parameters = b.floats("parameters", Class::Parameters, table.len());
+    let halves = b.precision() != Precision::F32;
+    let half_parameters = halves.then(|| b.map("half parameters", Class::HalfParameters, table.len()));
     let gradients = b.floats("gradients", Class::Gradients, trainable);
     let moment1 = b.floats("first moment", Class::Optimizer, trainable);
     let moment2 = b.floats("second moment", Class::Optimizer, trainable);
     let ema = b.floats("EMA", Class::Ema, table.len());
     let metrics = b.buffer("metrics", Class::Metrics, METRICS as u64 * 8);
     let batch = (!spec.float_input).then(|| {
-        let mut layout = BatchLayout { buffer: BufferId(0), count: spec.batch, lq: spec.lq, scale: net.scale, with_hr: true };
+        let mut layout = BatchLayout { buffer: BufferId(0), first: 0, count: spec.batch, lq: spec.lq, scale: net.scale, with_hr: true };
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
         layout
     });
-    let (terms, structural) = split_losses(&spec.losses);
-    let subtract = batch.filter(|_| structural.is_empty());
-    let fwd = forward(&mut b, net, &layers, extent, parameters, batch, spec.direct, subtract);
-    let hr = extent.scaled(net.scale);
-    let target = match batch {
-        Some(_) if subtract.is_some() => Target::Subtracted(fwd.head.output),
-        Some(batch) => Target::Batch(batch),
-        None => Target::Float(b.floats("target", Class::Activations, hr.pixels() * 3)),
-    };
+    let next_batch = batch.filter(|_| b.copies_ahead()).map(|layout| b.buffer("next batch", Class::Batch, layout.bytes() as u64));
+    let common = Common { net, layers: &layers, extent, parameters, position_free: spec.direct };
+    let body = body(&mut b, &common, batch);
+    let hr_pixels = extent.h * extent.w * net.scale * net.scale;
+    let target = spec.float_input.then(|| b.floats("target", Class::Loss, spec.batch * hr_pixels * 3));
     let gradient =
-        |b: &mut Builder, name: &str, e: Extent, c: usize| b.floats(format!("d {name}"), Class::ActivationGradients, e.pixels() * c);
-    let prediction = fwd.head.output;
-    // the pixel losses read each value once and may leave the gradient in its place; windows are read again and again
-    let d_prediction = if structural.is_empty() { prediction } else { gradient(&mut b, "output", hr, 3) };
-    b.push(Op::PixelLoss(PixelLoss { extent: hr, terms, prediction, target, d_prediction, metrics, workspace: None }));
-    if !structural.is_empty() {
-        let terms = structural;
-        b.push(Op::StructuralLoss(StructuralLoss { extent: hr, terms, prediction, target, d_prediction, metrics, workspace: None }));
+        |b: &mut Builder, name: &str, e: Extent, c: usize| b.map(format!("d {name}"), Class::ActivationGradients, e.pixels() * c);
+    let d_body = gradient(&mut b, "body", extent, FEATURES);
+    let d_input = spec.input_gradient.then(|| b.floats("d input through the base", Class::ActivationGradients, extent.pixels() * 3));
+    let mut tail_back = TailBack { losses: split_losses(&spec.losses), gradients, metrics, batch, target, d_body, d_input, carries: None };
+    let step = spec.recompute.slice_images(spec.batch, hr_pixels);
+    for start in (0..spec.batch).step_by(step) {
+        tail_back.run(&mut b, &common, &body, start..(start + step).min(spec.batch));
     }
-    let d_input = spec.input_gradient.then(|| gradient(&mut b, "input through the base", extent, 3));
-    let d_features = gradient(&mut b, "up.0", hr, FEATURES);
-    b.push(Op::HeadBack(HeadBack { forward: fwd.head.clone(), gradients, d_output: d_prediction, d_features, d_input, workspace: None }));
-    let conv_back = |b: &mut Builder, conv: &Conv, d_output: BufferId, d_input: Option<BufferId>| {
-        b.push(Op::ConvBack(ConvBack { forward: conv.clone(), gradients, d_output, d_input, workspace: None }));
-    };
-    let d_mid = gradient(&mut b, "conv_mid", extent, FEATURES);
-    conv_back(&mut b, &fwd.up, d_features, Some(d_mid));
-    let mut d_last = gradient(&mut b, "body", extent, FEATURES);
-    conv_back(&mut b, &fwd.conv_mid, d_mid, Some(d_last));
-    for (i, block) in fwd.blocks.iter().enumerate().rev() {
+    let mut d_last = d_body;
+    for (i, block) in body.blocks.iter().enumerate().rev() {
         let d_block = gradient(&mut b, &format!("body.0.blocks.{i} input"), extent, FEATURES);
         b.push(Op::NanoBlockBack(NanoBlockBack { forward: block.clone(), gradients, d_output: d_last, d_input: d_block, workspace: None }));
         d_last = d_block;
     }
-    let d_conv_in = spec.input_gradient.then(|| gradient(&mut b, "input through conv_in", extent, 3));
-    conv_back(&mut b, &fwd.conv_in, d_last, d_conv_in);
+    let d_conv_in = spec.input_gradient.then(|| b.floats("d input through conv_in", Class::ActivationGradients, extent.pixels() * 3));
+    let slice = Slice::whole(spec.batch);
+    let (forward, d_output) = (body.conv_in, d_last);
+    b.push(Op::ConvBack(ConvBack { forward, gradients, d_output, d_input: d_conv_in, slice, workspace: None }));
     let micro = 0..b.position();
     b.push(Op::Update(Update {
         trainable,
@@ -228,6 +249,7 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         epsilon: spec.epsilon,
         weight_decay: spec.weight_decay,
         parameters,
+        half_parameters,
         gradients,
         moment1,
         moment2,
@@ -242,16 +264,88 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         moment1: Some(moment1),
         moment2: Some(moment2),
         ema: Some(ema),
-        input: Some(fwd.input),
-        target: match target {
-            Target::Float(id) => Some(id),
-            Target::Batch(_) | Target::Subtracted(_) => None,
-        },
+        input: Some(body.input),
+        target,
         input_gradients: [d_input, d_conv_in],
         output: None,
         metrics: Some(metrics),
+        half_parameters,
+        next_batch,
     };
     b.finish(micro, update, batch, ports)
+}
+
+/// Loss and backward of the tail, slice by slice.
+struct TailBack {
+    losses: (PixelTerms, StructuralTerms),
+    gradients: BufferId,
+    metrics: BufferId,
+    batch: Option<BatchLayout>,
+    /// The float target, in plans that take one.
+    target: Option<BufferId>,
+    d_body: BufferId,
+    d_input: Option<BufferId>,
+    /// Where sums wait between slices, in the order the operations ask.
+    carries: Option<Vec<Option<BufferId>>>,
+}
+
+impl TailBack {
+    fn run(&mut self, b: &mut Builder, c: &Common<'_>, body: &Body, images: Range<usize>) {
+        let of = c.extent.n;
+        let (terms, structural) = self.losses.clone();
+        let subtract = self.batch.filter(|_| structural.is_empty());
+        let forward = tail(b, c, body, &images, Class::Loss, subtract);
+        let extent = Extent { n: images.len(), ..c.extent };
+        let hr = extent.scaled(c.net.scale);
+        let prediction = forward.head.output;
+        let target = match (self.batch, self.target) {
+            (Some(_), _) if subtract.is_some() => Target::Subtracted(prediction),
+            (Some(batch), _) => Target::Batch(BatchLayout { first: images.start, ..batch }),
+            (None, Some(target)) => Target::Float(b.images(target, &images, of)),
+            (None, None) => unreachable!("a plan takes bytes or floats"),
+        };
+        let (gradients, metrics) = (self.gradients, self.metrics);
+        let slice = Slice { of, first: images.start == 0, last: images.end == of, carry: None };
+        // the pixel losses read each value once and may leave the gradient in its place; windows are read again and again
+        let d_prediction = if structural.is_empty() { prediction } else { b.floats("d output", Class::Loss, hr.pixels() * 3) };
+        let mut ops =
+            vec![Op::PixelLoss(PixelLoss { extent: hr, terms, prediction, target, d_prediction, metrics, slice, workspace: None })];
+        if !structural.is_empty() {
+            let terms = structural;
+            ops.push(Op::StructuralLoss(StructuralLoss {
+                extent: hr,
+                terms,
+                prediction,
+                target,
+                d_prediction,
+                metrics,
+                slice,
+                workspace: None,
+            }));
+        }
+        let d_input = self.d_input.map(|id| b.images(id, &images, of));
+        // the features are used up pixel by pixel: their gradient takes their place
+        let d_features = forward.head.features_in;
+        ops.push(Op::HeadBack(HeadBack {
+            forward: forward.head,
+            gradients,
+            d_output: d_prediction,
+            d_features,
+            d_input,
+            slice,
+            workspace: None,
+        }));
+        let d_mid = b.map("d conv_mid", Class::ActivationGradients, extent.pixels() * FEATURES);
+        let d_body = b.images(self.d_body, &images, of);
+        for (forward, d_output, d_input) in [(forward.up, d_features, d_mid), (forward.conv_mid, d_mid, d_body)] {
+            ops.push(Op::ConvBack(ConvBack { forward, gradients, d_output, d_input: Some(d_input), slice, workspace: None }));
+        }
+        if images.len() < of {
+            let carries = self.carries.get_or_insert_with(|| ops.iter().map(|op| b.carry(op)).collect());
+            ops.iter_mut().zip(carries).for_each(|(op, carry)| op.set_carry(*carry));
+        }
+        ops.into_iter().for_each(|op| b.push(op));
+    }
 }
 
 /// The plan of inference on one tile (or a batch of equal tiles): forward only, float output.
@@ -264,14 +358,15 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
     let extent = Extent { n: spec.batch, h: spec.lq.0, w: spec.lq.1 };
     let parameters = b.floats("parameters", Class::Parameters, table.len());
     let batch = (!spec.float_input).then(|| {
-        let mut layout = BatchLayout { buffer: BufferId(0), count: spec.batch, lq: spec.lq, scale: net.scale, with_hr: false };
+        let mut layout = BatchLayout { buffer: BufferId(0), first: 0, count: spec.batch, lq: spec.lq, scale: net.scale, with_hr: false };
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
         layout
     });
-    // pictures are cut into overlapping tiles, whose results must agree to the bit
-    let fwd = forward(&mut b, net, &layers, extent, parameters, batch, true, None);
+    let common = Common { net, layers: &layers, extent, parameters, position_free: true };
+    let body = body(&mut b, &common, batch);
+    let tail = tail(&mut b, &common, &body, &(0..spec.batch), Class::Activations, None);
     let micro = 0..b.position();
-    let ports = Ports { parameters: Some(parameters), input: Some(fwd.input), output: Some(fwd.head.output), ..Ports::default() };
+    let ports = Ports { parameters: Some(parameters), input: Some(body.input), output: Some(tail.head.output), ..Ports::default() };
     b.finish(micro.clone(), micro.end..micro.end, batch, ports)
 }
 
@@ -283,6 +378,10 @@ mod tests {
     impl Sizing for NoWorkspace {
         fn workspace(&self, _: &Op) -> u64 {
             0
+        }
+
+        fn carry(&self, _: &Op) -> u64 {
+            8
         }
     }
 
@@ -297,6 +396,7 @@ mod tests {
             float_input: false,
             input_gradient: false,
             direct: false,
+            recompute: Recompute::Block,
         }
     }
 

@@ -1,51 +1,93 @@
 //! Lifetimes to offsets: where each buffer of a plan lies in the arena. Persistent buffers stand first, one after another;
-//! the others are placed largest first, each at the lowest gap among the buffers it lives together with (the "greedy by
-//! size" heuristic of Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020).
+//! the others are placed one by one, each at the lowest gap among the buffers it lives together with. The order decides how well
+//! that goes: largest first is the "greedy by size" heuristic of Pisarchyk and Lee ("Efficient memory management for deep neural
+//! net inference", 2020); a few others are tried until one meets the lower bound, and the best is kept.
 
-use super::{ALIGNMENT, Buffer};
+use super::Buffer;
+use std::cmp::Reverse;
 
 /// Sets every offset and returns the size of the arena in bytes.
 pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
-    let mut end = 0;
+    let mut base = 0;
     for buffer in buffers.iter_mut().filter(|b| b.class.persistent()) {
-        buffer.offset = end;
-        end += buffer.bytes.next_multiple_of(ALIGNMENT);
+        buffer.offset = base;
+        base += buffer.room();
     }
-    let base = end;
-    let mut order: Vec<usize> = (0..buffers.len()).filter(|&i| !buffers[i].class.persistent()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), i));
-    let mut placed: Vec<usize> = Vec::new();
-    for i in order {
-        let size = buffers[i].bytes.next_multiple_of(ALIGNMENT);
-        let mut busy: Vec<(u64, u64)> = placed
-            .iter()
-            .map(|&j| &buffers[j])
-            .filter(|b| b.live.start < buffers[i].live.end && buffers[i].live.start < b.live.end)
-            .map(|b| (b.offset, b.offset + b.bytes.next_multiple_of(ALIGNMENT)))
-            .collect();
+    let moments = buffers.iter().map(|b| b.live.end).max().unwrap_or(0);
+    let mut live_bytes = vec![0u64; moments];
+    let passing: Vec<usize> = (0..buffers.len()).filter(|&i| !buffers[i].class.persistent() && buffers[i].parent.is_none()).collect();
+    for &i in &passing {
+        live_bytes[buffers[i].live.clone()].iter_mut().for_each(|sum| *sum += buffers[i].room());
+    }
+    let bound = base + live_bytes.iter().max().copied().unwrap_or(0);
+    let crowd = |i: usize| buffers[i].live.clone().map(|at| live_bytes[at]).max().unwrap_or(0);
+    let size = |i: usize| Reverse(buffers[i].room());
+    let length = |i: usize| Reverse(buffers[i].live.len());
+    let orders: [&dyn Fn(usize) -> (Reverse<u64>, Reverse<u64>, usize); 5] = [
+        &|i| (size(i), Reverse(0), i),
+        // those that meet at the peak first
+        &|i| (Reverse(crowd(i)), size(i), i),
+        &|i| (Reverse(length(i).0 as u64), size(i), i),
+        &|i| (Reverse(buffers[i].room().saturating_mul(length(i).0 as u64)), size(i), i),
+        &|i| (Reverse(u64::MAX - buffers[i].live.start as u64), size(i), i),
+    ];
+    let mut best: Option<(u64, Vec<u64>)> = None;
+    for key in orders {
+        let mut order = passing.clone();
+        order.sort_by_cached_key(|&i| key(i));
+        let (end, offsets) = place(buffers, base, moments, &order);
+        if best.as_ref().is_none_or(|(least, _)| end < *least) {
+            best = Some((end, offsets));
+        }
+        if end == bound {
+            break;
+        }
+    }
+    let (end, offsets) = best.unwrap_or_default();
+    for &i in &passing {
+        buffers[i].offset = offsets[i];
+    }
+    for i in 0..buffers.len() {
+        if let Some((parent, at)) = buffers[i].parent {
+            buffers[i].offset = buffers[parent.0 as usize].offset + at;
+        }
+    }
+    end
+}
+
+/// Offsets for buffers placed in an order, and where the last one ends.
+fn place(buffers: &[Buffer], base: u64, moments: usize, order: &[usize]) -> (u64, Vec<u64>) {
+    let (mut end, mut offsets) = (base, vec![0; buffers.len()]);
+    // what is placed already, by the operations it lives at: slices are many and live briefly
+    let mut placed: Vec<Vec<(u64, u64)>> = vec![Vec::new(); moments];
+    let mut busy = Vec::new();
+    for &i in order {
+        let size = buffers[i].room();
+        busy.clear();
+        busy.extend(placed[buffers[i].live.clone()].iter().flatten().copied());
         busy.sort_unstable();
         let mut offset = base;
-        for (start, stop) in busy {
+        for &(start, stop) in &busy {
             if offset + size <= start {
                 break;
             }
             offset = offset.max(stop);
         }
-        buffers[i].offset = offset;
+        offsets[i] = offset;
         end = end.max(offset + size);
-        placed.push(i);
+        placed[buffers[i].live.clone()].iter_mut().for_each(|at| at.push((offset, offset + size)));
     }
-    end
+    (end, offsets)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Class;
+    use super::super::{ALIGNMENT, Class};
     use super::*;
     use proptest::prelude::*;
 
     fn buffer(bytes: u64, live: std::ops::Range<usize>) -> Buffer {
-        Buffer { name: String::new(), class: Class::Activations, bytes, live, offset: u64::MAX }
+        Buffer { name: String::new(), class: Class::Activations, bytes, live, offset: u64::MAX, parent: None }
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! The losses a step may be trained on: the user's list of weighted kinds, and the two operations it is split into, one over
 //! single values and one over windows of an image. Depends on nothing but the plan's names.
 
-use super::{BatchLayout, BufferId, Extent};
+use super::{BatchLayout, BufferId, Extent, Slice};
 use serde::{Deserialize, Serialize};
 
 /// A loss as a user names it. The names of traiNNer-redux's option files (`l1loss` ...) are understood too.
@@ -104,6 +104,7 @@ pub struct PixelLoss {
     /// `[N, H, W, 3]`
     pub d_prediction: BufferId,
     pub metrics: BufferId,
+    pub slice: Slice,
     pub workspace: Option<BufferId>,
 }
 
@@ -120,6 +121,7 @@ pub struct StructuralLoss {
     /// `[N, H, W, 3]`
     pub d_prediction: BufferId,
     pub metrics: BufferId,
+    pub slice: Slice,
     pub workspace: Option<BufferId>,
 }
 

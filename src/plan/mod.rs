@@ -7,10 +7,13 @@ mod layout;
 mod loss;
 mod op;
 mod report;
+mod sizing;
+mod verify;
 
 pub use loss::*;
 pub use op::*;
-pub use report::{MemoryLine, MemoryTable, bytes_text};
+pub use report::{LayerLine, LiveBuffer, MemoryLine, MemoryTable, Moment, bytes_text};
+pub use sizing::{Precision, Sizing};
 
 use std::ops::Range;
 
@@ -24,15 +27,17 @@ pub struct BufferId(pub u32);
 /// What a buffer is for: the rows of the memory table, and whether its content outlives a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
-    /// Network parameters, f32.
+    /// Network parameters, f32: the master weights where activations are halves.
     Parameters,
+    /// The parameters once more in the type of the activations, where that is not f32.
+    HalfParameters,
     /// Gradients, f32, summed over the micro-batches of an iteration.
     Gradients,
     /// First and second moments of the optimizer, f32.
     Optimizer,
     /// Exponential moving average of the parameters, f32.
     Ema,
-    /// One staged batch as it comes from the loader: u8 LQ, u8 HR and augmentation codes.
+    /// Staged batches as they come from the loader: u8 LQ, u8 HR and augmentation codes.
     Batch,
     /// Loss and gradient norm, read back by the host.
     Metrics,
@@ -40,14 +45,17 @@ pub enum Class {
     Activations,
     /// Their gradients, flowing back.
     ActivationGradients,
-    /// Packed weights, partial sums and per-thread rows of one operation.
+    /// The prediction, its gradient, and what the losses need to compute it.
+    Loss,
+    /// Packed weights, partial sums and per-thread rows of one operation; sums carried from slice to slice.
     Workspace,
 }
 
 impl Class {
     /// All classes in the order of the memory table.
-    pub const ALL: [Class; 9] = [
+    pub const ALL: [Class; 11] = [
         Class::Parameters,
+        Class::HalfParameters,
         Class::Gradients,
         Class::Optimizer,
         Class::Ema,
@@ -55,25 +63,28 @@ impl Class {
         Class::Metrics,
         Class::Activations,
         Class::ActivationGradients,
+        Class::Loss,
         Class::Workspace,
     ];
 
     /// Persistent buffers keep their bytes from step to step and never share them.
     pub fn persistent(self) -> bool {
-        !matches!(self, Class::Activations | Class::ActivationGradients | Class::Workspace)
+        !matches!(self, Class::Activations | Class::ActivationGradients | Class::Loss | Class::Workspace)
     }
 
     /// The name shown to the user.
     pub fn label(self) -> &'static str {
         match self {
             Class::Parameters => "parameters",
+            Class::HalfParameters => "half copies of the parameters",
             Class::Gradients => "gradients",
             Class::Optimizer => "optimizer moments",
             Class::Ema => "EMA",
-            Class::Batch => "staged batch (u8)",
+            Class::Batch => "staged batches (u8)",
             Class::Metrics => "metrics",
             Class::Activations => "activations",
             Class::ActivationGradients => "activation gradients",
+            Class::Loss => "loss",
             Class::Workspace => "workspace",
         }
     }
@@ -92,6 +103,15 @@ pub struct Buffer {
     pub live: Range<usize>,
     /// Where it lies in the arena, bytes.
     pub offset: u64,
+    /// A view is a range of another buffer, from this many bytes on: the images of one slice. It takes no room of its own.
+    pub parent: Option<(BufferId, u64)>,
+}
+
+impl Buffer {
+    /// Bytes it takes in the arena; none for a view.
+    pub fn room(&self) -> u64 {
+        if self.parent.is_some() { 0 } else { self.bytes.next_multiple_of(ALIGNMENT) }
+    }
 }
 
 /// A complete plan: what to allocate, and what to run over it.
@@ -107,6 +127,8 @@ pub struct Plan {
     pub update: Range<usize>,
     /// Size of the arena, bytes.
     pub arena_bytes: u64,
+    /// Type of activations and their gradients.
+    pub precision: Precision,
     /// The batch this plan takes, where it takes one.
     pub batch: Option<BatchLayout>,
     /// Well-known buffers the host writes or reads.
@@ -118,6 +140,8 @@ pub struct Plan {
 pub struct BatchLayout {
     /// The buffer.
     pub buffer: BufferId,
+    /// The image of the batch that an operation on a slice calls its first.
+    pub first: usize,
     /// Patches in a micro-batch.
     pub count: usize,
     /// LQ height and width in pixels; HR is `scale` times that.
@@ -142,6 +166,21 @@ impl BatchLayout {
     /// Offset of the augmentation codes `[N]` u8, the last part.
     pub fn augment_offset(&self) -> usize {
         self.lq_bytes() + self.hr_bytes()
+    }
+
+    /// Where the HR patch of an operation's image begins, bytes.
+    pub fn hr_of(&self, image: usize) -> usize {
+        self.lq_bytes() + (self.first + image) * self.lq.0 * self.lq.1 * 3 * self.scale * self.scale
+    }
+
+    /// Where the LQ patch of an operation's image begins, bytes.
+    pub fn lq_of(&self, image: usize) -> usize {
+        (self.first + image) * self.lq.0 * self.lq.1 * 3
+    }
+
+    /// Where the augmentation code of an operation's image lies, bytes.
+    pub fn augment_of(&self, image: usize) -> usize {
+        self.augment_offset() + self.first + image
     }
 
     /// The whole buffer.
@@ -174,17 +213,14 @@ pub struct Ports {
     pub input_gradients: [Option<BufferId>; 2],
     /// [`METRICS`] f64 values.
     pub metrics: Option<BufferId>,
+    /// The parameters as halves, where the plan has them.
+    pub half_parameters: Option<BufferId>,
+    /// A second place for a batch, on backends that copy the next one while they compute.
+    pub next_batch: Option<BufferId>,
 }
 
 /// Number of f64 values in the metrics buffer: weighted loss of the last micro-batch, gradient norm, 1.0 if the update was skipped.
 pub const METRICS: usize = 3;
-
-/// How many bytes of workspace an operation needs on the backend that will run it. The plan asks, so that it knows every
-/// byte without knowing any backend.
-pub trait Sizing {
-    /// Workspace bytes for `op`.
-    fn workspace(&self, op: &Op) -> u64;
-}
 
 /// Collects buffers and operations, then lays them out.
 pub struct Builder<'a> {
@@ -201,7 +237,11 @@ impl<'a> Builder<'a> {
 
     /// A new buffer of `bytes`; lifetimes follow from the operations that name it.
     pub fn buffer(&mut self, name: impl Into<String>, class: Class, bytes: u64) -> BufferId {
-        self.buffers.push(Buffer { name: name.into(), class, bytes, live: 0..0, offset: 0 });
+        self.add(Buffer { name: name.into(), class, bytes, live: 0..0, offset: 0, parent: None })
+    }
+
+    fn add(&mut self, buffer: Buffer) -> BufferId {
+        self.buffers.push(buffer);
         BufferId(self.buffers.len() as u32 - 1)
     }
 
@@ -210,11 +250,51 @@ impl<'a> Builder<'a> {
         self.buffer(name, class, count as u64 * 4)
     }
 
+    /// A new buffer of `count` values in the type of the activations.
+    pub fn map(&mut self, name: impl Into<String>, class: Class, count: usize) -> BufferId {
+        self.buffer(name, class, count as u64 * self.sizing.precision().bytes())
+    }
+
+    /// Images `images` of a buffer that holds those of the whole micro-batch, `of` in all; the buffer itself for all of them.
+    pub fn images(&mut self, buffer: BufferId, images: &Range<usize>, of: usize) -> BufferId {
+        if images.len() == of {
+            return buffer;
+        }
+        let whole = &self.buffers[buffer.0 as usize];
+        let each = whole.bytes / of as u64;
+        let view = Buffer {
+            name: format!("{}, images {} to {}", whole.name, images.start, images.end - 1),
+            class: whole.class,
+            bytes: each * images.len() as u64,
+            live: 0..0,
+            offset: 0,
+            parent: Some((buffer, each * images.start as u64)),
+        };
+        self.add(view)
+    }
+
+    /// Room for the sums that `op` carries from slice to slice, if it sums anything.
+    pub fn carry(&mut self, op: &Op) -> Option<BufferId> {
+        let bytes = self.sizing.carry(op);
+        (bytes > 0).then(|| self.buffer(format!("sums of {}", op.label()), Class::Workspace, bytes))
+    }
+
+    /// Type of activations.
+    pub fn precision(&self) -> Precision {
+        self.sizing.precision()
+    }
+
+    /// Whether the next batch is staged while this one is computed on.
+    pub fn copies_ahead(&self) -> bool {
+        self.sizing.copies_ahead()
+    }
+
     /// Appends an operation and gives it its workspace.
     pub fn push(&mut self, mut op: Op) {
         let bytes = self.sizing.workspace(&op);
         if bytes > 0 {
-            let id = self.buffer(format!("workspace of {} {}", self.ops.len(), op.label()), Class::Workspace, bytes);
+            let class = if matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_)) { Class::Loss } else { Class::Workspace };
+            let id = self.buffer(format!("workspace of {} {}", self.ops.len(), op.label()), class, bytes);
             op.set_workspace(id);
         }
         self.ops.push(op);
@@ -227,26 +307,34 @@ impl<'a> Builder<'a> {
 
     /// Computes lifetimes and offsets and checks the result.
     pub fn finish(self, micro: Range<usize>, update: Range<usize>, batch: Option<BatchLayout>, ports: Ports) -> anyhow::Result<Plan> {
-        let Builder { mut buffers, ops, .. } = self;
+        let Builder { mut buffers, ops, sizing } = self;
+        let last = ops.len().saturating_sub(1);
+        let mut live: Vec<Option<(usize, usize)>> = vec![None; buffers.len()];
+        let mut touch = |id: BufferId, at: usize| {
+            for id in std::iter::once(id).chain(buffers[id.0 as usize].parent.map(|(parent, _)| parent)) {
+                let (start, end) = live[id.0 as usize].get_or_insert((at, at));
+                (*start, *end) = ((*start).min(at), (*end).max(at));
+            }
+        };
+        for (at, op) in ops.iter().enumerate() {
+            op.accesses().for_each(|access| touch(access.buffer, at));
+        }
         // what the host writes before the first operation, or reads after the last
-        let host_in = [ports.input, ports.target];
-        let host_out = [ports.output, ports.input_gradients[0], ports.input_gradients[1]];
-        for (i, buffer) in buffers.iter_mut().enumerate() {
-            let id = BufferId(i as u32);
-            let touched = |op: &Op| op.accesses().any(|a| a.buffer == id);
-            if buffer.class.persistent() {
-                buffer.live = 0..ops.len();
-                continue;
-            }
-            let first = if host_in.contains(&Some(id)) { Some(0) } else { ops.iter().position(touched) };
-            let last = if host_out.contains(&Some(id)) { ops.len().checked_sub(1) } else { ops.iter().rposition(touched) };
-            match (first, last) {
-                (Some(first), Some(last)) => buffer.live = first..last + 1,
-                _ => anyhow::bail!("the plan has a buffer that no operation uses: {}", buffer.name),
-            }
+        for id in [ports.input, ports.target].into_iter().flatten() {
+            touch(id, 0);
+        }
+        for id in [ports.output, ports.input_gradients[0], ports.input_gradients[1]].into_iter().flatten() {
+            touch(id, last);
+        }
+        for (buffer, live) in buffers.iter_mut().zip(live) {
+            buffer.live = match live {
+                _ if buffer.class.persistent() => 0..ops.len(),
+                Some((first, last)) => first..last + 1,
+                None => anyhow::bail!("the plan has a buffer that no operation uses: {}", buffer.name),
+            };
         }
         let arena_bytes = layout::assign(&mut buffers);
-        let plan = Plan { buffers, ops, micro, update, arena_bytes, batch, ports };
+        let plan = Plan { buffers, ops, micro, update, arena_bytes, precision: sizing.precision(), batch, ports };
         plan.verify()?;
         Ok(plan)
     }
@@ -258,59 +346,27 @@ impl Plan {
         &self.buffers[id.0 as usize]
     }
 
-    /// Checks what every backend relies on: buffers inside the arena and aligned, no two live ones overlapping, and nothing
-    /// read before it was written.
-    ///
-    /// # Errors
-    /// Names the buffers and the operation; such an error is a bug in a plan builder, never the user's fault.
-    pub fn verify(&self) -> anyhow::Result<()> {
-        for buffer in &self.buffers {
-            anyhow::ensure!(buffer.offset % ALIGNMENT == 0, "{} is not aligned", buffer.name);
-            anyhow::ensure!(buffer.offset + buffer.bytes <= self.arena_bytes, "{} ends outside the arena", buffer.name);
-        }
-        for (i, a) in self.buffers.iter().enumerate() {
-            for b in &self.buffers[i + 1..] {
-                let together = a.live.start < b.live.end && b.live.start < a.live.end;
-                let overlap = a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
-                anyhow::ensure!(!(together && overlap), "{} and {} are live together and share bytes", a.name, b.name);
-            }
-        }
-        let host_in = [self.ports.input, self.ports.target];
-        let mut written: Vec<bool> = (0u32..)
-            .zip(&self.buffers)
-            .map(|(i, b)| {
-                let from_host = host_in.contains(&Some(BufferId(i)))
-                    && !self.ops.iter().any(|op| matches!(op, Op::Unpack(u) if u.output == BufferId(i)));
-                b.class.persistent() || b.class == Class::Workspace || from_host
-            })
-            .collect();
-        for (i, op) in self.ops.iter().enumerate() {
-            if let Op::StructuralLoss(o) = op {
-                let name = &self.buffer(o.prediction).name;
-                anyhow::ensure!(o.prediction != o.d_prediction, "operation {i} ({}) would overwrite {name} while reading it", op.label());
-            }
-            for access in op.accesses().filter(|a| a.read) {
-                let buffer = self.buffer(access.buffer);
-                anyhow::ensure!(
-                    written[access.buffer.0 as usize],
-                    "operation {i} ({}) reads {} before it is written",
-                    op.label(),
-                    buffer.name
-                );
-            }
-            op.accesses().filter(|a| a.write).for_each(|a| written[a.buffer.0 as usize] = true);
-        }
-        Ok(())
-    }
-
     /// The largest sum of live bytes over the operations, aligned: no layout can be smaller. Returns (bytes, operation).
     pub fn peak(&self) -> (u64, usize) {
-        (0..self.ops.len().max(1))
-            .map(|i| {
-                let live = self.buffers.iter().filter(|b| b.live.contains(&i)).map(|b| b.bytes.next_multiple_of(ALIGNMENT)).sum();
-                (live, i)
+        let live = self.live_bytes(|_| true);
+        live.into_iter().enumerate().map(|(i, bytes)| (bytes, i)).max_by_key(|&(bytes, i)| (bytes, std::cmp::Reverse(i))).unwrap_or((0, 0))
+    }
+
+    /// Live bytes of the chosen buffers at every operation (at least one moment, so that persistent buffers count).
+    pub fn live_bytes(&self, chosen: impl Fn(&Buffer) -> bool) -> Vec<u64> {
+        let mut change = vec![0i64; self.ops.len().max(1) + 1];
+        for buffer in self.buffers.iter().filter(|b| chosen(b)) {
+            change[buffer.live.start] += buffer.room() as i64;
+            change[buffer.live.end.max(1)] -= buffer.room() as i64;
+        }
+        let mut sum = 0;
+        change.pop();
+        change
+            .into_iter()
+            .map(|delta| {
+                sum += delta;
+                sum as u64
             })
-            .max_by_key(|&(bytes, i)| (bytes, std::cmp::Reverse(i)))
-            .unwrap_or((0, 0))
+            .collect()
     }
 }

@@ -1,5 +1,6 @@
 //! The operations of a plan: coarse and fused, each naming its inputs, outputs and parameters as ranges of the arena. Blocks
-//! of other variants (attention, gating) are further variants of [`Op`] beside the ones here. All activations are NHWC f32.
+//! of other variants (attention, gating) are further variants of [`Op`] beside the ones here. All activations are NHWC, in
+//! the plan's precision.
 
 use super::{BatchLayout, BufferId, PixelLoss, StructuralLoss};
 
@@ -32,6 +33,32 @@ impl Extent {
     /// The same images at `scale` times the resolution.
     pub fn scaled(&self, scale: usize) -> Extent {
         Extent { n: self.n, h: self.h * scale, w: self.w * scale }
+    }
+}
+
+/// The part of a micro-batch that an operation takes where the plan runs a stretch of the network slice by slice, a few images at
+/// a time. Sums over the micro-batch go on from slice to slice in f64 and in the order of the images, and are used after the
+/// last one: the bits are those of one operation over all images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Images of the whole micro-batch: what means are taken over.
+    pub of: usize,
+    /// No slice came before this one.
+    pub first: bool,
+    /// No slice follows.
+    pub last: bool,
+    /// Where the sums wait; nothing where there is one slice only.
+    pub carry: Option<BufferId>,
+}
+
+impl Slice {
+    /// The whole micro-batch at once.
+    pub fn whole(images: usize) -> Slice {
+        Slice { of: images, first: true, last: true, carry: None }
+    }
+
+    pub(super) fn accesses(&self) -> Option<Access> {
+        self.carry.map(if self.first { write } else { update })
     }
 }
 
@@ -68,6 +95,7 @@ pub struct ConvBack {
     pub gradients: BufferId,
     pub d_output: BufferId,
     pub d_input: Option<BufferId>,
+    pub slice: Slice,
     pub workspace: Option<BufferId>,
 }
 
@@ -137,10 +165,11 @@ pub struct HeadBack {
     pub gradients: BufferId,
     /// `[N, H, W, 3]`.
     pub d_output: BufferId,
-    /// `[N, H, W, F]`.
+    /// `[N, H, W, F]`; may lie on the features themselves: a pixel's features are used up before its gradient is written.
     pub d_features: BufferId,
     /// `[N, h, w, 3]`: written with the part of the gradient that flows through the base.
     pub d_input: Option<BufferId>,
+    pub slice: Slice,
     pub workspace: Option<BufferId>,
 }
 
@@ -154,6 +183,8 @@ pub struct Update {
     pub epsilon: f64,
     pub weight_decay: f64,
     pub parameters: BufferId,
+    /// Their copies as halves, written after the update and read by every operation that has weights.
+    pub half_parameters: Option<BufferId>,
     pub gradients: BufferId,
     pub moment1: BufferId,
     pub moment2: BufferId,
@@ -206,6 +237,7 @@ impl Op {
             Op::ConvBack(o) => {
                 let mut list = vec![read(o.forward.parameters), read(o.forward.input), read(o.d_output), update(o.gradients)];
                 list.extend(o.d_input.map(write));
+                list.extend(o.slice.accesses());
                 list
             }
             Op::NanoBlock(o) => vec![read(o.parameters), read(o.input), write(o.output)],
@@ -226,15 +258,27 @@ impl Op {
                     update(o.gradients),
                 ];
                 list.extend(o.d_input.map(write));
+                list.extend(o.slice.accesses());
                 list
             }
-            Op::PixelLoss(o) => vec![read(o.prediction), read(o.target.buffer()), write(o.d_prediction), update(o.metrics)],
-            Op::StructuralLoss(o) => vec![read(o.prediction), read(o.target.buffer()), update(o.d_prediction), update(o.metrics)],
+            Op::PixelLoss(o) => {
+                let mut list = vec![read(o.prediction), read(o.target.buffer()), write(o.d_prediction), update(o.metrics)];
+                list.extend(o.slice.accesses());
+                list
+            }
+            Op::StructuralLoss(o) => {
+                let mut list = vec![read(o.prediction), read(o.target.buffer()), update(o.d_prediction), update(o.metrics)];
+                list.extend(o.slice.accesses());
+                list
+            }
             Op::Update(o) => {
-                vec![update(o.parameters), read(o.gradients), update(o.moment1), update(o.moment2), update(o.ema), update(o.metrics)]
+                let mut list =
+                    vec![update(o.parameters), read(o.gradients), update(o.moment1), update(o.moment2), update(o.ema), update(o.metrics)];
+                list.extend(o.half_parameters.map(write));
+                list
             }
         };
-        list.extend(self.workspace().map(update));
+        list.extend(self.workspace().map(write));
         list.into_iter()
     }
 
@@ -268,6 +312,17 @@ impl Op {
             Op::Update(o) => &mut o.workspace,
         };
         *place = Some(id);
+    }
+
+    /// Says where an operation on a slice keeps its sums; operations that sum nothing have none.
+    pub fn set_carry(&mut self, carry: Option<BufferId>) {
+        match self {
+            Op::ConvBack(o) => o.slice.carry = carry,
+            Op::HeadBack(o) => o.slice.carry = carry,
+            Op::PixelLoss(o) => o.slice.carry = carry,
+            Op::StructuralLoss(o) => o.slice.carry = carry,
+            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::Head(_) | Op::Update(_) => {}
+        }
     }
 
     /// Short name for tables and errors.

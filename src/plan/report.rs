@@ -1,10 +1,10 @@
-//! The memory table of a plan: bytes by class, the arena, the peak moment. Text for people; the numbers are plain fields for
-//! programs. Depends on the plan alone.
+//! The memory table of a plan: bytes by class, by layer and over time, the peak moment, the floor. Text for people; the numbers
+//! are plain fields for programs. Depends on the plan alone.
 
-use super::{ALIGNMENT, Class, Plan};
+use super::{ALIGNMENT, Buffer, Class, Plan, Precision};
 use serde::Serialize;
 
-/// One row: what, bytes, and whether it is part of the arena (rows outside it are host memory of the loader).
+/// One row: what, bytes, and whether its bytes are shared with other rows by lifetime.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryLine {
     /// What the bytes are for.
@@ -15,36 +15,129 @@ pub struct MemoryLine {
     pub shared: bool,
 }
 
+/// A buffer that is live at a moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct LiveBuffer {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub class: &'static str,
+    /// Its bytes, aligned.
+    pub bytes: u64,
+}
+
+/// One operation of a step, and what lives while it runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Moment {
+    /// Number of the operation.
+    pub operation: usize,
+    /// What it does.
+    pub label: &'static str,
+    /// Live bytes.
+    pub bytes: u64,
+    /// The live buffers that come and go within a step, largest first.
+    pub live: Vec<LiveBuffer>,
+}
+
+/// One activation, gradient or loss buffer of a step.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerLine {
+    /// The layer it is the output (or `d`, the gradient) of.
+    pub name: String,
+    /// What it is for.
+    pub class: &'static str,
+    /// Its bytes.
+    pub bytes: u64,
+    /// First and last operation that touch it.
+    pub live: (usize, usize),
+    /// Where it lies in the arena.
+    pub offset: u64,
+}
+
 /// The table of one plan.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryTable {
+    /// Type of activations.
+    pub precision: Precision,
     /// Rows by class; shared rows give the largest sum live at one moment.
     pub lines: Vec<MemoryLine>,
     /// What is allocated, exactly.
     pub arena_bytes: u64,
-    /// The largest sum of live bytes: the lower bound of any layout.
-    pub peak_bytes: u64,
-    /// The operation at which it occurs.
-    pub peak_operation: String,
+    /// What outlives a step, and the buffers of its greediest operation: no order of these operations needs less.
+    pub floor_bytes: u64,
+    /// The moment with most live bytes: the lower bound of any layout.
+    pub peak: Moment,
 }
 
 impl Plan {
+    /// The name of a class in this plan.
+    pub fn class_label(&self, class: Class) -> &'static str {
+        match class {
+            Class::Parameters if self.precision != Precision::F32 => "master weights",
+            _ => class.label(),
+        }
+    }
+
     /// The memory table.
     pub fn memory(&self) -> MemoryTable {
-        let (peak_bytes, at) = self.peak();
         let lines = Class::ALL
             .iter()
             .filter_map(|&class| {
-                let at_moment = |i: usize| -> u64 {
-                    let live = self.buffers.iter().filter(|b| b.class == class && b.live.contains(&i));
-                    live.map(|b| b.bytes.next_multiple_of(ALIGNMENT)).sum()
-                };
-                let bytes = (0..self.ops.len()).map(at_moment).max().unwrap_or(0);
-                (bytes > 0).then(|| MemoryLine { what: class.label().to_string(), bytes, shared: !class.persistent() })
+                let bytes = self.live_bytes(|b| b.class == class).into_iter().max().unwrap_or(0);
+                (bytes > 0).then(|| MemoryLine { what: self.class_label(class).to_string(), bytes, shared: !class.persistent() })
             })
             .collect();
-        let peak_operation = self.ops.get(at).map(|op| format!("{at} {}", op.label())).unwrap_or_default();
-        MemoryTable { lines, arena_bytes: self.arena_bytes, peak_bytes, peak_operation }
+        MemoryTable {
+            precision: self.precision,
+            lines,
+            arena_bytes: self.arena_bytes,
+            floor_bytes: self.floor(),
+            peak: self.moment(self.peak().1),
+        }
+    }
+
+    /// What lives while an operation runs.
+    pub fn moment(&self, operation: usize) -> Moment {
+        let alive: Vec<&Buffer> = self.buffers.iter().filter(|b| b.room() > 0 && b.live.contains(&operation)).collect();
+        let mut live: Vec<LiveBuffer> = alive
+            .iter()
+            .filter(|b| !b.class.persistent())
+            .map(|b| LiveBuffer { name: b.name.clone(), class: b.class.label(), bytes: b.room() })
+            .collect();
+        live.sort_by_key(|b| std::cmp::Reverse(b.bytes));
+        let label = self.ops.get(operation).map_or("nothing", |op| op.label());
+        Moment { operation, label, bytes: alive.iter().map(|b| b.room()).sum(), live }
+    }
+
+    /// Every buffer that comes and goes within a step, workspace left out, in the order of their first use.
+    pub fn layers(&self) -> Vec<LayerLine> {
+        let shown = |b: &&Buffer| !b.class.persistent() && b.class != Class::Workspace && b.parent.is_none();
+        let mut lines: Vec<LayerLine> = self
+            .buffers
+            .iter()
+            .filter(shown)
+            .map(|b| LayerLine {
+                name: b.name.clone(),
+                class: b.class.label(),
+                bytes: b.bytes,
+                live: (b.live.start, b.live.end.saturating_sub(1)),
+                offset: b.offset,
+            })
+            .collect();
+        lines.sort_by_key(|l| l.live);
+        lines
+    }
+
+    fn floor(&self) -> u64 {
+        let persistent: u64 = self.buffers.iter().filter(|b| b.class.persistent()).map(Buffer::room).sum();
+        let needs = self.ops.iter().map(|op| {
+            let mut ids: Vec<_> = op.accesses().map(|a| a.buffer).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            let passing = ids.into_iter().map(|id| self.buffer(id)).filter(|b| !b.class.persistent());
+            passing.map(|b| b.bytes.next_multiple_of(ALIGNMENT)).sum::<u64>()
+        });
+        persistent + needs.max().unwrap_or(0)
     }
 }
 

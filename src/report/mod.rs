@@ -1,7 +1,8 @@
-//! For people to look at: side-by-side comparisons (PNG), charts (SVG), event files for TensorBoard, a page (HTML). Depends on `files`; pictures are
-//! whole files or none.
+//! For people to look at: side-by-side comparisons (PNG), charts (SVG), event files for TensorBoard, a page (HTML). Depends on `files` and the
+//! text of bytes; pictures are whole files or none.
 
 pub mod chart;
+pub mod occupancy;
 pub mod page;
 pub mod sheet;
 pub mod tensorboard;

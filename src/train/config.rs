@@ -1,7 +1,7 @@
 //! What a training run is: one plain structure, saved with every state file and compared when a run is resumed.
 
 use super::{Decay, Schedule};
-use crate::model::{Network, StepSpec};
+use crate::model::{Network, Recompute, StepSpec};
 use crate::plan::LossKind;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -93,8 +93,13 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// The plan this run needs.
-    pub fn step_spec(&self) -> StepSpec {
+    /// Patches in an iteration.
+    pub fn effective_batch(&self) -> usize {
+        self.batch_size * self.accum_iter
+    }
+
+    /// The plan this run needs, at a level of recomputation (which changes no bit).
+    pub fn step_spec(&self, recompute: Recompute) -> StepSpec {
         StepSpec {
             batch: self.batch_size,
             lq: (self.lq_size, self.lq_size),
@@ -105,6 +110,7 @@ impl TrainConfig {
             float_input: false,
             input_gradient: false,
             direct: false,
+            recompute,
         }
     }
 
@@ -133,5 +139,15 @@ impl TrainConfig {
 }
 
 /// Keys that may not change when a run is resumed: they decide the shape of the state or the order of the data.
-pub const FIXED_ON_RESUME: [&str; 7] =
-    ["network.arch", "network.scale", "network.upsampler_alpha", "batch_size", "accum_iter", "seed", "window"];
+const FIXED_ON_RESUME: [&str; 5] = ["network.arch", "network.scale", "network.upsampler_alpha", "seed", "window"];
+/// Keys of which only the product is fixed: the samples of an iteration.
+const SPLIT: [&str; 2] = ["batch_size", "accum_iter"];
+
+impl TrainConfig {
+    /// Of [`TrainConfig::differences`], those with which a stored run cannot go on.
+    pub fn obstacles(&self, wanted: &TrainConfig) -> Vec<(String, String)> {
+        let same_samples = self.effective_batch() == wanted.effective_batch();
+        let fixed = |key: &str| FIXED_ON_RESUME.contains(&key) || (SPLIT.contains(&key) && !same_samples);
+        self.differences(wanted).into_iter().filter(|(key, _)| fixed(key)).collect()
+    }
+}

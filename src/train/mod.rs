@@ -2,17 +2,21 @@
 //! backends. It promises that a resumed run ends in the same bits as an unbroken one.
 
 mod config;
+mod fit;
 mod log;
+mod memory;
 mod model_file;
 mod previews;
 mod run;
 mod schedule;
 mod state;
 
-pub use config::{FIXED_ON_RESUME, LossTerm, TrainConfig};
+pub use config::{LossTerm, TrainConfig};
+pub use fit::{Choice, Fit, Fitted, Rung};
 pub use log::{Log, LogLine, read_log};
+pub use memory::{Budget, PICTURE_BYTES, Place, RunMemory};
 pub use model_file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
 pub use previews::{Kept, kept as kept_previews};
-pub use run::{HostMemory, RunOptions, Summary, duration_text, model_path, train};
+pub use run::{RunOptions, Summary, duration_text, model_path, train};
 pub use schedule::{Decay, Schedule, ema_decay};
 pub use state::{OpenLine, State, list_states, newest_state, state_path};

@@ -1,19 +1,17 @@
 //! The training loop: shards through the ring into the plan, checkpoints, log, validation. Depends on everything upstream of it
 //! in the data flow. It promises that a run killed at any moment and started again ends in the same bits as an unbroken one,
-//! and that its memory was printed, and refused if too much, before the first step.
+//! and that its memory was fitted, printed, and refused if too much, before the first step.
 
-use super::{
-    FIXED_ON_RESUME, Log, LogLine, OpenLine, Pretrained, State, TrainConfig, ema_decay, list_states, newest_state, read_pretrained,
-    state_path, write_model,
-};
+use super::{Budget, Fit, Fitted, Log, LogLine, OpenLine, PICTURE_BYTES, Place, Pretrained, RunMemory, State, TrainConfig};
+use super::{ema_decay, list_states, newest_state, previews, read_pretrained, state_path, write_model};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::Source;
 use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Stats, bound};
-use crate::model::training_plan;
-use crate::plan::{BufferId, MemoryLine, bytes_text};
+use crate::model::Recompute;
+use crate::plan::{BufferId, bytes_text};
 use crate::progress::Progress;
 use crate::shard::reader::Io;
 use crate::upscale::Upscaler;
@@ -30,12 +28,6 @@ use std::time::{Duration, Instant};
 const MAX_SKIPPED_IN_A_ROW: u64 = 10;
 /// Between two plain lines where there is no terminal: a log line every few milliseconds is for the file, not for people.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
-/// Anonymous memory of the program itself beside what is counted: data of libraries, stacks, the log.
-const PROCESS_BYTES: u64 = 24 << 20;
-/// Bytes for each pixel of a validation picture: decoding takes up to 11 and the decoder's own room; comparing takes 3 each for
-/// HR, ours and bicubic, and less for LQ and between.
-const PICTURE_BYTES: u64 = 16;
-
 /// What does not change the numbers of a run.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -61,52 +53,18 @@ pub struct RunOptions {
     pub validation: Option<PathBuf>,
     /// Iterations between validations.
     pub validate_every: u64,
-    /// Most host memory, bytes.
+    /// Most host memory, bytes; nothing for what is free.
     pub host_memory: Option<u64>,
+    /// What is kept between forward and backward; nothing for the cheapest level that fits.
+    pub recompute: Option<Recompute>,
+    /// Split an iteration into smaller micro-batches, and take fewer slots, where it does not fit otherwise.
+    pub fit: bool,
     /// Start again from nothing, over an earlier run in the same folder.
     pub restart: bool,
     /// File to take start values from, for a run that begins, and whether all of it must fit.
     pub pretrained: Option<(PathBuf, bool)>,
     /// Set from outside to save and stop after the current iteration.
     pub stop: Arc<AtomicBool>,
-}
-
-/// The memory of a run, known before its first step.
-#[derive(Clone, Debug, Serialize)]
-pub struct HostMemory {
-    /// Rows; those with `shared` overlap in the arena by lifetime.
-    pub arena: Vec<MemoryLine>,
-    /// The arena, allocated once.
-    pub arena_bytes: u64,
-    /// Ring slots, loader scratch, index.
-    pub loader: Vec<MemoryLine>,
-    /// State vectors and their serialised form while a checkpoint is written.
-    pub checkpoint_bytes: u64,
-    /// The upscaler of validation; 0 without.
-    pub validation_bytes: u64,
-    /// Allowance for the program itself.
-    pub process_bytes: u64,
-    /// Sum.
-    pub total: u64,
-}
-
-impl std::fmt::Display for HostMemory {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut row = |indent: &str, what: &str, bytes: u64| writeln!(f, "  {:40}{:>12}", format!("{indent}{what}"), bytes_text(bytes));
-        row("", "step arena, allocated once", self.arena_bytes)?;
-        for line in &self.arena {
-            row("  ", &format!("{}{}", line.what, if line.shared { " (at most, shared)" } else { "" }), line.bytes)?;
-        }
-        for line in &self.loader {
-            row("", &line.what, line.bytes)?;
-        }
-        row("", "checkpoints while written", self.checkpoint_bytes)?;
-        if self.validation_bytes > 0 {
-            row("", "validation", self.validation_bytes)?;
-        }
-        row("", "the program itself (allowance)", self.process_bytes)?;
-        write!(f, "  {:40}{:>12}", "total", bytes_text(self.total))
-    }
 }
 
 /// How a run ended.
@@ -195,23 +153,25 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     let (state, fresh) = start_state(&sources, config, options, report)?;
 
     let cpu = CpuOptions::new(options.threads);
-    let plan = training_plan(&config.network, &config.step_spec(), &cpu)?;
-    let loader_config = LoaderConfig {
-        threads: options.loader_threads,
-        slots: options.slots,
-        hflip: config.use_hflip,
-        rot: config.use_rot,
-        start: state.head.iteration * config.accum_iter as u64,
-        window: config.window,
-        io: options.io,
-        on_corrupt: options.on_corrupt,
-        ..LoaderConfig::new(config.batch_size, config.lq_size, config.seed)
-    };
-    report(&format!("order: {}", quality(&sources, &loader_config)?));
     let mut validation = Validation::new(config, options, cpu)?;
-    let memory = host_memory(&plan, &bound(&sources, &loader_config)?, &config.network, validation.as_ref())?;
+    let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, slots, state.head.iteration);
+    let fit = Fit {
+        config,
+        place: Place::Cpu(cpu),
+        recompute: options.recompute,
+        slots: options.slots,
+        budget: Budget { host: options.host_memory.or_else(system::available_memory), device: None },
+        may_split: options.fit,
+        earlier: (!fresh).then_some((state.head.config.batch_size, state.head.config.accum_iter)),
+        loader: &|config, slots| bound(&sources, &loader_of(config, slots)),
+        validation: validation.as_ref().map(Validation::bytes).transpose()?.unwrap_or(0),
+    };
+    let Fitted { choice, config, memory, why } = fit.choose()?;
+    let (config, loader_config) = (&config, loader_of(&config, choice.slots));
+    why.iter().for_each(|why| report(why));
+    tell_changes(&state, fresh, config, report);
+    report(&format!("order: {}", quality(&sources, &loader_config)?));
     report(&format!("memory, known before the first step\n{memory}"));
-    refuse_too_much(&memory, options.host_memory)?;
     if options.restart {
         // only now: a command that is refused must not have cost anybody a run
         for (_, path) in list_states(&options.out) {
@@ -219,6 +179,7 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         }
     }
 
+    let plan = fit.place.plan(config, choice.recompute)?;
     let ports = plan.ports;
     let mut backend = CpuBackend::new(plan, cpu)?;
     report(&format!("{}; {}", backend.description(), data_text(&sources, config)));
@@ -303,9 +264,7 @@ fn start_state(sources: &Sources, config: &TrainConfig, options: &RunOptions, re
     for text in &damaged {
         report(&format!("warning: {text}; taking the one before it"));
     }
-    let changed = state.head.config.differences(config);
-    let fixed: Vec<String> =
-        changed.iter().filter(|(k, _)| FIXED_ON_RESUME.contains(&k.as_str())).map(|(k, v)| format!("{k}: {v}")).collect();
+    let fixed: Vec<String> = state.head.config.obstacles(config).iter().map(|(k, v)| format!("{k}: {v}")).collect();
     let place = options.out.display();
     ensure!(
         fixed.is_empty(),
@@ -326,58 +285,38 @@ fn start_state(sources: &Sources, config: &TrainConfig, options: &RunOptions, re
     if options.pretrained.is_some() {
         report("  --pretrain is for runs that begin; this one goes on from its own state");
     }
-    for (key, text) in changed {
+    Ok((state, false))
+}
+
+/// What is not as it was when a resumed run was saved.
+fn tell_changes(state: &State, fresh: bool, config: &TrainConfig, report: &dyn Fn(&str)) {
+    let changed = if fresh { Vec::new() } else { state.head.config.differences(config) };
+    for (key, text) in &changed {
         report(&format!("  changed since: {key}: {text}"));
     }
-    Ok((state, false))
+    if changed.iter().any(|(key, _)| key == "batch_size") {
+        report("  the same samples an iteration; sums are rounded in another order than in an unbroken run");
+    }
+}
+
+/// What the loader delivers for a split of the iteration. Samples are numbered through, so every split delivers the same ones.
+fn loader_config(config: &TrainConfig, options: &RunOptions, slots: usize, iteration: u64) -> LoaderConfig {
+    LoaderConfig {
+        threads: options.loader_threads,
+        slots,
+        hflip: config.use_hflip,
+        rot: config.use_rot,
+        start: iteration * config.accum_iter as u64,
+        window: config.window,
+        io: options.io,
+        on_corrupt: options.on_corrupt,
+        ..LoaderConfig::new(config.batch_size, config.lq_size, config.seed)
+    }
 }
 
 fn data_text(sources: &Sources, config: &TrainConfig) -> String {
     let per_epoch = sources.len() as f64 / (config.batch_size * config.accum_iter) as f64;
     format!("{} pairs, LQ {} of {} stored, {per_epoch:.1} iterations an epoch", sources.len(), config.lq_size, sources.lq_size())
-}
-
-fn host_memory(
-    plan: &crate::plan::Plan,
-    loader: &crate::loader::Bound,
-    net: &crate::model::Network,
-    validation: Option<&Validation>,
-) -> Result<HostMemory> {
-    let line = |what: String, bytes: u64| MemoryLine { what, bytes, shared: false };
-    let loader_lines = vec![
-        line(format!("ring: {} slots of {}", loader.slots, bytes_text(loader.slot_bytes)), loader.slots as u64 * loader.slot_bytes),
-        line(format!("loader scratch: {} threads", loader.threads), loader.threads as u64 * loader.scratch_bytes),
-        line("shard index".into(), loader.index_bytes),
-    ];
-    // four vectors read back, their bytes in one file, and the two network files after it
-    let checkpoint_bytes = net.params().len() as u64 * 4 * 10;
-    let validation_bytes = validation.map(Validation::bytes).transpose()?.unwrap_or(0);
-    let total = plan.arena_bytes + loader.total() + checkpoint_bytes + validation_bytes + PROCESS_BYTES;
-    Ok(HostMemory {
-        arena: plan.memory().lines,
-        arena_bytes: plan.arena_bytes,
-        loader: loader_lines,
-        checkpoint_bytes,
-        validation_bytes,
-        process_bytes: PROCESS_BYTES,
-        total,
-    })
-}
-
-fn refuse_too_much(memory: &HostMemory, limit: Option<u64>) -> Result<()> {
-    let (limit, what) = match (limit, system::available_memory()) {
-        (Some(limit), _) => (limit, "--host-memory allows"),
-        (None, Some(free)) => (free, "this machine has free"),
-        (None, None) => return Ok(()),
-    };
-    ensure!(
-        memory.total <= limit,
-        "this run needs {} and {what} {}; nothing was started. Try, smallest harm first: fewer --slots, half the --batch-size with twice the \
-         --accum-iter (the same training), a smaller --lq-size",
-        bytes_text(memory.total),
-        bytes_text(limit)
-    );
-    Ok(())
 }
 
 /// Pictures and upscaler for validation.
@@ -577,7 +516,7 @@ impl Run<'_> {
         let mut index = 0;
         let results = eval::evaluate(&mut v.upscaler, &v.sources, crop, &mut |result, ours, bicubic, pair| {
             index += 1;
-            super::previews::keep(&self.options.out, self.iteration, index - 1, result, ours, bicubic, pair)
+            previews::keep(&self.options.out, self.iteration, index - 1, result, ours, bicubic, pair)
         })?;
         // validation is no training time
         let spent = started.elapsed();
@@ -616,7 +555,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn summary(&self, finished: bool, memory: &HostMemory, loader: &Stats) -> Result<Summary> {
+    fn summary(&self, finished: bool, memory: &RunMemory, loader: &Stats) -> Result<Summary> {
         let here = self.meter.seconds();
         Ok(Summary {
             finished,
@@ -628,7 +567,7 @@ impl Run<'_> {
             substituted: loader.substituted,
             skipped: self.skipped(),
             peak_anonymous: self.meter.peak,
-            planned: memory.total,
+            planned: memory.host_bytes,
             model: model_path(&self.options.out),
             run: self.options.out.clone(),
         })

@@ -129,6 +129,7 @@ pub fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], float:
         float_input: float,
         input_gradient: float,
         direct: false,
+        recompute: Default::default(),
     }
 }
 

@@ -240,7 +240,9 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
         d_input: op.d_input.map(|id| ctx.floats(id)),
     };
     ctx.parallel(bands.tasks(), &task);
-    ctx.reduce(parts);
+    if !ctx.reduce(parts, op.slice) {
+        return;
+    }
     // SAFETY: the sums are complete
     let sums = unsafe { parts.sums().slice(0, packed(c) + c.shuffle * lanes) };
     let split = |out: usize| {

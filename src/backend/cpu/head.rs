@@ -59,8 +59,8 @@ impl Task for Forward<'_> {
                 None => base::rows(lq, extent, (scale, alpha), start..end, base_scratch, base_rows),
                 Some(batch) => {
                     base::rows_in_units(lq, extent, (scale, alpha), start..end, base_scratch, base_rows, sharpening);
-                    let code = *self.bytes.at(batch.augment_offset() + image);
-                    let patch = self.bytes.at(batch.lq_bytes() + image * hh * ww * 3);
+                    let code = *self.bytes.at(batch.augment_of(image));
+                    let patch = self.bytes.at(batch.hr_of(image));
                     for (y, row) in base_rows.chunks_exact_mut(ww * 3).enumerate() {
                         subtract_row(patch, code, start * scale + y, (hh, ww), row);
                     }
@@ -222,7 +222,17 @@ pub fn backward(ctx: &Context<'_>, op: &HeadBack) {
         d_features: ctx.floats(op.d_features),
     };
     ctx.parallel(bands.tasks(), &task);
-    ctx.reduce(parts);
+    if let Some(d_input) = op.d_input {
+        let (lq, hr) = (head.extent.h * head.extent.w * 3, head.extent.h * head.extent.w * 3 * head.scale * head.scale);
+        for image in 0..head.extent.n {
+            // SAFETY: whole images inside their buffers
+            let (d_out, d_in) = unsafe { (&*ctx.floats(op.d_output).slice(image * hr, hr), ctx.floats(d_input).slice(image * lq, lq)) };
+            base::backward(d_out, head.extent, head.scale, head.alpha, d_in);
+        }
+    }
+    if !ctx.reduce(parts, op.slice) {
+        return;
+    }
     // SAFETY: the sums are complete
     let sums = unsafe { &*parts.sums().slice(0, 27 * f + RGB_LANES) };
     // d output against features: [ky][kx][o][c], with taps counted from the output's side, so turned by 180 degrees
@@ -239,12 +249,4 @@ pub fn backward(ctx: &Context<'_>, op: &HeadBack) {
         let biases: f64 = bias.iter().enumerate().map(|(o, &b)| f64::from(b) * f64::from(d_sum(o))).sum();
         (products + biases) as f32
     });
-    if let Some(d_input) = op.d_input {
-        let (lq, hr) = (head.extent.h * head.extent.w * 3, head.extent.h * head.extent.w * 3 * head.scale * head.scale);
-        for image in 0..head.extent.n {
-            // SAFETY: whole images inside their buffers
-            let (d_out, d_in) = unsafe { (&*ctx.floats(op.d_output).slice(image * hr, hr), ctx.floats(d_input).slice(image * lq, lq)) };
-            base::backward(d_out, head.extent, head.scale, head.alpha, d_in);
-        }
-    }
 }

@@ -80,8 +80,8 @@ impl Task for PixelTask<'_> {
                 let (prediction, gradient) = (self.prediction.at(at).cast_const(), self.d_prediction.at(at));
                 match self.op.target {
                     Target::Batch(batch) => {
-                        let (first, step) = row_walk(*self.bytes.at(batch.augment_offset() + image), y, h, w);
-                        let source = self.bytes.at(batch.lq_bytes() + image * h * w * 3).cast_const();
+                        let (first, step) = row_walk(*self.bytes.at(batch.augment_of(image)), y, h, w);
+                        let source = self.bytes.at(batch.hr_of(image)).cast_const();
                         for x in 0..w {
                             let pixel = source.offset((first + step * x as isize) * 3);
                             for (c, sum) in sums.iter_mut().enumerate() {
@@ -112,7 +112,7 @@ impl Task for PixelTask<'_> {
 /// Runs the pixel losses; puts the weighted mean into the metrics, or adds it to the micro-batches before.
 pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
     let parts = ctx.parts(op.workspace, pixel_workspace(op));
-    let values = op.extent.pixels() * 3;
+    let values = op.slice.of * op.extent.h * op.extent.w * 3;
     let bands = Bands::new(op.extent);
     let task = PixelTask {
         op,
@@ -127,7 +127,10 @@ pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
     ctx.parallel(bands.tasks(), &task);
     // SAFETY: the tasks are done
     unsafe {
-        let total: f64 = (0..bands.tasks()).map(|t| *parts.partial(t).at(0).cast::<f64>()).sum();
+        let total = ctx.sum_values(op.slice, 0, (0..bands.tasks()).map(|t| *parts.partial(t).at(0).cast::<f64>()));
+        if !op.slice.last {
+            return;
+        }
         let loss = total / values as f64 * f64::from(ctx.scalars.micro_scale);
         let metrics = ctx.pointer::<f64>(op.metrics).at(0);
         *metrics = if ctx.scalars.accumulate { *metrics + loss } else { loss };
@@ -170,8 +173,8 @@ impl StructuralTask<'_> {
         unsafe {
             match self.op.target {
                 Target::Batch(batch) => {
-                    let code = *self.bytes.at(batch.augment_offset() + image);
-                    read_row(self.bytes.at(batch.lq_bytes() + image * h * w * 3), code, y, (h, w), row);
+                    let code = *self.bytes.at(batch.augment_of(image));
+                    read_row(self.bytes.at(batch.hr_of(image)), code, y, (h, w), row);
                 }
                 // windows need the prediction itself, so plans with structural losses never subtract
                 Target::Float(_) | Target::Subtracted(_) => {
@@ -226,15 +229,18 @@ pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
         target: ctx.floats(op.target.buffer()),
         prediction: ctx.floats(op.prediction),
         d_prediction: ctx.floats(op.d_prediction),
-        slope: -f64::from(ctx.scalars.micro_scale) / images as f64,
+        slope: -f64::from(ctx.scalars.micro_scale) / op.slice.of as f64,
     };
     ctx.parallel(images, &task);
     // SAFETY: the tasks are done
     unsafe {
         let metrics = ctx.pointer::<f64>(op.metrics).at(0);
         for (i, &(_, weight)) in op.terms.iter().enumerate() {
-            let total: f64 = (0..images).map(|image| *parts.partial(image).at(0).cast::<f64>().add(i)).sum();
-            *metrics += f64::from(weight) * structural::loss(total / images as f64) * f64::from(ctx.scalars.micro_scale);
+            let scores = (0..images).map(|image| *parts.partial(image).at(0).cast::<f64>().add(i));
+            let total = ctx.sum_values(op.slice, i, scores);
+            if op.slice.last {
+                *metrics += f64::from(weight) * structural::loss(total / op.slice.of as f64) * f64::from(ctx.scalars.micro_scale);
+            }
         }
     }
 }

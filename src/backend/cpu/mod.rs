@@ -22,7 +22,7 @@ pub use peak::fma_peak;
 pub use simd::Isa;
 
 use super::{Backend, BatchView, Scalars, StepMetrics};
-use crate::plan::{BufferId, Op, Plan, Sizing};
+use crate::plan::{BufferId, Op, Plan, Precision, Sizing};
 use anyhow::{Result, bail, ensure};
 use arena::Arena;
 use tasks::{Context, Workspace};
@@ -44,9 +44,9 @@ impl CpuOptions {
     }
 }
 
-impl Sizing for CpuOptions {
-    fn workspace(&self, op: &Op) -> u64 {
-        let layout = match op {
+impl CpuOptions {
+    fn layout(&self, op: &Op) -> Workspace {
+        match op {
             Op::Unpack(_) => Workspace::default(),
             Op::Conv(o) => conv::workspace(o, self.isa),
             Op::ConvBack(o) => conv::workspace_back(o, self.isa),
@@ -57,8 +57,17 @@ impl Sizing for CpuOptions {
             Op::PixelLoss(o) => losses::pixel_workspace(o),
             Op::StructuralLoss(o) => losses::structural_workspace(o),
             Op::Update(o) => optimizer::workspace(o),
-        };
-        layout.bytes(self.threads)
+        }
+    }
+}
+
+impl Sizing for CpuOptions {
+    fn workspace(&self, op: &Op) -> u64 {
+        self.layout(op).bytes(self.threads)
+    }
+
+    fn carry(&self, op: &Op) -> u64 {
+        self.layout(op).carry_bytes()
     }
 }
 
@@ -76,6 +85,7 @@ impl CpuBackend {
     /// # Errors
     /// When memory or threads cannot be had.
     pub fn new(plan: Plan, options: CpuOptions) -> Result<CpuBackend> {
+        ensure!(plan.precision == Precision::F32, "the CPU computes in f32 and the plan is for {}", plan.precision);
         let arena = Arena::new(&plan)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("compute-{i}")).build()?;
         Ok(CpuBackend { plan, arena, options, pool })

@@ -6,7 +6,7 @@ use super::gelu::{gelu_and_slope, normal_cdf};
 use super::rows::{RowProduct, Start, row_depthwise, row_depthwise_outer, row_outer, row_product, row_sum};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
-use crate::plan::{NanoBlock, NanoBlockBack};
+use crate::plan::{NanoBlock, NanoBlockBack, Slice};
 
 /// Features F of a Nano block and its hidden channels E = 2F: known when compiling, which the inner loops use.
 const F: usize = 16;
@@ -320,7 +320,9 @@ pub fn backward(ctx: &Context<'_>, op: &NanoBlockBack) {
         d_input: ctx.floats(op.d_input),
     };
     ctx.parallel(bands.tasks(), &task);
-    ctx.reduce(parts);
+    if !ctx.reduce(parts, Slice::whole(block.extent.n)) {
+        return;
+    }
     let (f, e, s, params) = (F, E, sums(F), &block.params);
     // SAFETY: the sums are complete; parameters are only read
     let (sum, gamma, w2, b2) = unsafe {

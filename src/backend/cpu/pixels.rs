@@ -64,9 +64,9 @@ impl Task for UnpackTask {
         let (h, w) = self.batch.lq;
         let (image, start, end) = self.bands.task(task);
         unsafe {
-            let code = *self.bytes.at(self.batch.augment_offset() + image);
+            let code = *self.bytes.at(self.batch.augment_of(image));
             for y in start..end {
-                let patch = self.bytes.at(image * h * w * 3);
+                let patch = self.bytes.at(self.batch.lq_of(image));
                 read_row(patch, code, y, (h, w), self.output.slice((image * h + y) * w * 3, w * 3));
             }
         }

@@ -4,7 +4,7 @@
 use super::arena::{Arena, Shared};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use crate::backend::Scalars;
-use crate::plan::{BufferId, Extent, ParamRange, Plan};
+use crate::plan::{BufferId, Extent, ParamRange, Plan, Slice};
 use rayon::prelude::*;
 
 /// Rows of one task, at most: enough to amortise the halo, small enough to share out.
@@ -63,6 +63,11 @@ pub fn whole(elements: usize) -> usize {
 }
 
 impl Workspace {
+    /// Bytes of the sums that wait between slices: an f64 for every element of a partial.
+    pub fn carry_bytes(&self) -> u64 {
+        8 * self.partial as u64
+    }
+
     /// Total bytes for a number of threads. The sums of the partials lie behind the shared part.
     pub fn bytes(&self, threads: usize) -> u64 {
         4 * (whole(self.shared) + whole(self.partial) * (self.tasks + 1) + whole(self.scratch) * threads) as u64
@@ -130,11 +135,13 @@ impl<T: Task> Kernel for RunTask<'_, T> {
     }
 }
 
-/// Sums partials element by element, in task order, in f64.
+/// Sums partials element by element, in task order, in f64; goes on from the slices before.
 struct Reduce {
     parts: Parts,
     len: usize,
     tasks: usize,
+    slice: Slice,
+    carry: Option<Shared<f64>>,
 }
 
 /// Elements of one reduction task.
@@ -146,10 +153,19 @@ impl Task for Reduce {
         let start = chunk * REDUCE_CHUNK;
         let len = REDUCE_CHUNK.min(self.len - start);
         let mut sum = [0f64; REDUCE_CHUNK];
+        // SAFETY: the carry holds an f64 for every element of a partial; chunks are disjoint
+        let carry = self.carry.map(|carry| unsafe { carry.slice(start, len) });
+        if let Some(carry) = carry.as_ref().filter(|_| !self.slice.first) {
+            sum[..len].copy_from_slice(carry);
+        }
         for task in 0..self.tasks {
             // SAFETY: partials are [len]; chunks are disjoint
             let partial = unsafe { self.parts.partial(task).slice(start, len) };
             sum.iter_mut().zip(&*partial).for_each(|(s, &p)| *s += f64::from(p));
+        }
+        if let Some(carry) = carry.filter(|_| !self.slice.last) {
+            carry.copy_from_slice(&sum[..len]);
+            return;
         }
         let out = unsafe { self.parts.sums().slice(start, len) };
         out.iter_mut().zip(&sum).for_each(|(o, &s)| *o = s as f32);
@@ -188,10 +204,26 @@ impl Context<'_> {
         (0..tasks).into_par_iter().with_max_len(1).for_each(|i| self.isa.run(RunTask(task, i)));
     }
 
-    /// Adds up the partials of an operation; the result lies at [`Parts::sums`].
-    pub fn reduce(&self, parts: Parts) {
+    /// Adds up the partials of an operation. Once all slices are in, the result lies at [`Parts::sums`] and this is true.
+    #[must_use]
+    pub fn reduce(&self, parts: Parts, slice: Slice) -> bool {
         let Workspace { partial, tasks, .. } = parts.layout;
-        self.parallel(partial.div_ceil(REDUCE_CHUNK), &Reduce { parts, len: partial, tasks });
+        let carry = slice.carry.map(|id| self.pointer(id));
+        self.parallel(partial.div_ceil(REDUCE_CHUNK), &Reduce { parts, len: partial, tasks, slice, carry });
+        slice.last
+    }
+
+    /// Adds the values of a loss's tasks, number `at` of its terms, to those of the slices before.
+    pub fn sum_values(&self, slice: Slice, at: usize, values: impl Iterator<Item = f64>) -> f64 {
+        let carry = slice.carry.map(|id| self.pointer::<f64>(id));
+        // SAFETY: the carry holds an f64 a term; this runs outside any task
+        let before = carry.filter(|_| !slice.first).map_or(0.0, |carry| unsafe { *carry.at(at) });
+        let sum = values.fold(before, |sum, value| sum + value);
+        if let Some(carry) = carry {
+            // SAFETY: as above
+            unsafe { *carry.at(at) = sum };
+        }
+        sum
     }
 
     /// Writes a gradient: over the old one for the first micro-batch of an iteration, else added to it. `value(i)` gives element

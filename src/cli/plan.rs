@@ -1,0 +1,293 @@
+//! `paragon plan`: the memory of a run, computed from its flags alone. Neither data nor a GPU is needed.
+
+use super::flags::{MAX_SIDE, count, positive, print, tell};
+use super::recipe::{Machine, Recipe};
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use paragon::backend::CudaSizing;
+use paragon::backend::cpu::CpuOptions;
+use paragon::loader::{Bound, STACK_BYTES};
+use paragon::model::Recompute;
+use paragon::plan::{Class, LayerLine, Plan, Precision, bytes_text};
+use paragon::report::occupancy::{Occupancy, occupancy_chart};
+use paragon::shard::codec::Decoder;
+use paragon::shard::format::Geometry;
+use paragon::train::{Budget, Choice, Fit, Fitted, PICTURE_BYTES, Place, RunMemory, Rung, TrainConfig};
+use paragon::upscale::Upscaler;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Patch sizes of `--max`.
+const MAX_PATCHES: [usize; 7] = [64, 96, 128, 160, 192, 224, 256];
+/// Largest batch that `--max` looks for.
+const MAX_BATCH: usize = 4096;
+/// Stored bytes of a pair against its pixels, and of the index against a shard, for the estimate of the index: both are small.
+const STORED_SHARE: f64 = 0.4;
+const SHARD_BYTES: f64 = 512e6;
+const INDEX_BYTES_PER_SHARD: u64 = 400;
+
+/// Show the memory of a run before there is one: every byte, the peak moment, and what would fit a budget.
+///
+/// Takes what `train` takes; no data and no GPU are needed. Exits with 1 when the run does not fit --vram or --host-memory, after
+/// naming what would.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    recipe: Recipe,
+    #[command(flatten)]
+    machine: Machine,
+    /// HR pixels per LQ pixel along one side: 2, 3, 4 or 8
+    #[arg(long, default_value_t = 2, help_heading = "Network")]
+    scale: usize,
+    /// Side of the stored LQ patches, where crops are cut out of larger ones [default: the LQ patch]
+    #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE), help_heading = "Recipe")]
+    stored_lq_size: Option<usize>,
+    /// Pairs in the shards, for an estimate of the index
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Machine")]
+    records: u64,
+    /// Megapixels of the largest HR picture of a validation
+    #[arg(long, value_name = "MP", value_parser = positive, help_heading = "Machine")]
+    val_megapixels: Option<f64>,
+    /// Where the step is to run
+    #[arg(long, value_enum, default_value = "cpu", help_heading = "Machine")]
+    device: Device,
+    /// Type of activations; halves on CUDA only [default: f32 on the CPU, bf16 on CUDA]
+    #[arg(long, value_enum, help_heading = "Machine")]
+    precision: Option<Precision>,
+    /// List activations, gradients and losses layer by layer
+    #[arg(long, help_heading = "Output")]
+    layers: bool,
+    /// The largest batch for each patch size and level that fits the budget
+    #[arg(long, help_heading = "Output")]
+    max: bool,
+    /// Draw the arena over the operations of a step (SVG)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    chart: Option<PathBuf>,
+    /// Print JSON on stdout
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Device {
+    Cpu,
+    Cuda,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    network: &'a str,
+    scale: usize,
+    lq_size: usize,
+    effective_batch: usize,
+    device: &'a str,
+    precision: Precision,
+    budget: Budget,
+    fits: bool,
+    choice: Choice,
+    why: Option<&'a str>,
+    memory: &'a RunMemory,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<LayerLine>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    remedies: Vec<Rung>,
+}
+
+/// One cell of `--max`.
+#[derive(Serialize)]
+struct Largest {
+    lq_size: usize,
+    recompute: Recompute,
+    /// 0 where not even one patch fits.
+    batch_size: usize,
+    /// Not even the largest batch that is looked for fills the budget.
+    at_least: bool,
+}
+
+impl Args {
+    fn place(&self) -> Result<Place> {
+        match (self.device, self.precision) {
+            (Device::Cpu, None | Some(Precision::F32)) => Ok(Place::Cpu(CpuOptions::new(self.machine.threads.unwrap_or(0)))),
+            (Device::Cpu, Some(half)) => bail!("the CPU computes in f32; {half} takes --device cuda"),
+            (Device::Cuda, precision) => Ok(Place::Cuda(CudaSizing { precision: precision.unwrap_or(Precision::Bf16) })),
+        }
+    }
+
+    /// The loader's memory without a set to ask: exact for slots and scratch, an estimate for the index.
+    fn loader(&self, config: &TrainConfig, slots: usize) -> Result<Bound> {
+        let stored = self.stored_lq_size.unwrap_or(config.lq_size).max(config.lq_size);
+        let geometry = Geometry::new(config.network.scale as u32, u32::try_from(stored)?)?;
+        let area = config.network.scale * config.network.scale + 1;
+        let pair = (config.lq_size * config.lq_size * 3 * area) as u64 + 1 + size_of::<u64>() as u64;
+        let crops = if config.lq_size < stored { (stored * stored * 3 * area) as u64 } else { 0 };
+        let shards = (self.records as f64 * (stored * stored * 3 * area) as f64 * STORED_SHARE / SHARD_BYTES).ceil() as u64;
+        Ok(Bound {
+            slots,
+            slot_bytes: pair * config.batch_size as u64,
+            threads: self.machine.loader_threads,
+            scratch_bytes: Decoder::bytes(geometry) + crops + STACK_BYTES as u64,
+            index_bytes: shards * INDEX_BYTES_PER_SHARD,
+        })
+    }
+
+    fn validation(&self, config: &TrainConfig) -> Result<u64> {
+        let Some(megapixels) = self.val_megapixels else { return Ok(0) };
+        let cpu = CpuOptions::new(self.machine.threads.unwrap_or(0));
+        let upscaler = Upscaler::new(config.network.clone(), config.network.params().start_values(0), cpu, 0)?;
+        Ok(upscaler.bytes()? + (megapixels * 1e6) as u64 * PICTURE_BYTES)
+    }
+}
+
+/// Prints the plan.
+pub fn run(args: &Args) -> Result<()> {
+    let config = args.recipe.config(args.scale, args.stored_lq_size.unwrap_or(usize::MAX))?;
+    config.check()?;
+    let place = args.place()?;
+    let loader = |config: &TrainConfig, slots: usize| args.loader(config, slots);
+    let fit = Fit {
+        config: &config,
+        place,
+        recompute: args.machine.recompute.level(),
+        slots: args.machine.slots,
+        budget: Budget { host: args.machine.host_memory, device: args.machine.vram },
+        may_split: args.machine.fit.on(),
+        earlier: None,
+        loader: &loader,
+        validation: args.validation(&config)?,
+    };
+    if args.machine.vram.is_some() && !place.is_device() {
+        bail!("--vram bounds the memory of a GPU; give --device cuda, or --host-memory for the CPU");
+    }
+    if args.max {
+        return largest(args, &fit);
+    }
+    let (fitted, refused) = match fit.choose() {
+        Ok(fitted) => (fitted, None),
+        // shown as asked, and refused after that
+        Err(error) => (Fit { budget: Budget::default(), ..fit }.choose()?, Some(error)),
+    };
+    let plan = place.plan(&fitted.config, fitted.choice.recompute)?;
+    if let Some(path) = &args.chart {
+        occupancy_chart(&occupancy(&config, &fitted, &plan), path)?;
+    }
+    let device = if place.is_device() { "cuda" } else { "cpu" };
+    if args.json {
+        let report = Report {
+            network: &config.network.arch,
+            scale: config.network.scale,
+            lq_size: config.lq_size,
+            effective_batch: config.effective_batch(),
+            device,
+            precision: plan.precision,
+            budget: fit.budget,
+            fits: refused.is_none(),
+            choice: fitted.choice,
+            why: fitted.why.as_deref(),
+            memory: &fitted.memory,
+            layers: if args.layers { plan.layers() } else { Vec::new() },
+            remedies: if refused.is_some() { fit.ladder()? } else { Vec::new() },
+        };
+        print(serde_json::to_string_pretty(&report)?)?;
+    } else {
+        show(args, &config, &fitted, &plan, device)?;
+        let comparison = fit.budget.compare(&fitted.memory);
+        if refused.is_none() && !comparison.is_empty() {
+            print(format_args!("\nfits: {comparison}"))?;
+        }
+    }
+    if let Some(path) = args.chart.as_ref().filter(|_| !args.json) {
+        tell(format_args!("drawn: {}", path.display()));
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+fn show(args: &Args, config: &TrainConfig, fitted: &Fitted, plan: &Plan, device: &str) -> Result<()> {
+    let net = &config.network;
+    let precision = plan.precision;
+    print(format_args!("{} x{}, LQ {}, {device}, {precision}: {}", net.arch, net.scale, config.lq_size, fitted.choice))?;
+    if let Some(why) = &fitted.why {
+        print(why)?;
+    }
+    print(format_args!("{}", fitted.memory))?;
+    let step = &fitted.memory.step;
+    print(format_args!("\npeak: operation {} ({}), {} live", step.peak.operation, step.peak.label, bytes_text(step.peak.bytes)))?;
+    for buffer in &step.peak.live {
+        print(format_args!("  {:42}{:>12}  {}", buffer.name, bytes_text(buffer.bytes), buffer.class))?;
+    }
+    print(format_args!("floor: {}, what stays between steps and its greediest operation", bytes_text(step.floor_bytes)))?;
+    if args.layers {
+        print("\nlayer by layer (operations that use it)")?;
+        for layer in plan.layers() {
+            let ops = format!("{} to {}", layer.live.0, layer.live.1);
+            print(format_args!("  {:42}{:>12}  {ops:12} {}", layer.name, bytes_text(layer.bytes), layer.class))?;
+        }
+    }
+    Ok(())
+}
+
+fn occupancy<'a>(config: &TrainConfig, fitted: &Fitted, plan: &'a Plan) -> Occupancy<'a> {
+    let series = |(number, class): (usize, Class)| {
+        let bytes = plan.live_bytes(|b| b.class == class);
+        bytes.iter().any(|&b| b > 0).then(|| (plan.class_label(class), number, bytes))
+    };
+    let (bytes, peak) = plan.peak();
+    let choice = fitted.choice;
+    Occupancy {
+        title: format!(
+            "{} x{}, LQ {}, {} x {}, {}, recomputation {}: {} at the peak",
+            config.network.arch,
+            config.network.scale,
+            config.lq_size,
+            choice.accum_iter,
+            choice.batch_size,
+            plan.precision,
+            choice.recompute,
+            bytes_text(bytes)
+        ),
+        classes: Class::ALL.into_iter().enumerate().filter_map(series).collect(),
+        arena_bytes: plan.arena_bytes,
+        peak: (peak, plan.ops.get(peak).map_or("", |op| op.label())),
+    }
+}
+
+/// `--max`: the table of largest batches.
+fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
+    if fit.budget.host.is_none() && fit.budget.device.is_none() {
+        bail!("--max needs something to fill: give --vram (with --device cuda) or --host-memory");
+    }
+    let levels = args.machine.recompute.level().map_or(vec![Recompute::Block, Recompute::Full], |level| vec![level]);
+    let mut cells = Vec::new();
+    for lq_size in MAX_PATCHES {
+        for &recompute in &levels {
+            let holds = |batch_size: usize| -> Result<bool> {
+                let config = TrainConfig { lq_size, batch_size, accum_iter: 1, ..fit.config.clone() };
+                let plan = fit.place.plan(&config, recompute)?;
+                let memory = RunMemory::new(&config, &fit.place, &plan, &(fit.loader)(&config, fit.slots)?, fit.validation);
+                Ok(fit.budget.holds(&memory))
+            };
+            // the largest that holds lies in low..high
+            let (mut low, mut high) = (0, 1);
+            while high <= MAX_BATCH && holds(high)? {
+                (low, high) = (high, high * 2);
+            }
+            let at_least = low == MAX_BATCH;
+            while !at_least && high - low > 1 {
+                let middle = low + (high - low) / 2;
+                *(if holds(middle)? { &mut low } else { &mut high }) = middle;
+            }
+            cells.push(Largest { lq_size, recompute, batch_size: low, at_least });
+        }
+    }
+    if args.json {
+        return print(serde_json::to_string_pretty(&cells)?);
+    }
+    let net = &fit.config.network;
+    print(format_args!("{} x{}: largest batch that fits, patches at once", net.arch, net.scale))?;
+    print(format_args!("{:>8}{}", "LQ", levels.iter().map(|l| format!("{:>12}", l.to_string())).collect::<String>()))?;
+    for row in cells.chunks(levels.len()) {
+        let cell = |c: &Largest| format!("{:>12}", format!("{}{}", c.batch_size, if c.at_least { "+" } else { "" }));
+        print(format_args!("{:>8}{}", row[0].lq_size, row.iter().map(cell).collect::<String>()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Properties of plans over random configurations, with checks written here and not borrowed from the plan: live buffers share no
+//! byte, everything is written before it is read, and the layout lies close to the lower bound. The figures promised for the
+//! published recipes are checked here as well.
+
+use paragon::backend::CudaSizing;
+use paragon::backend::cpu::{CpuOptions, Isa};
+use paragon::model::{InferenceSpec, Network, Recompute, StepSpec, inference_plan, training_plan};
+use paragon::plan::{BufferId, LossKind, Plan, Precision, Sizing};
+use proptest::prelude::*;
+
+const MIB: u64 = 1 << 20;
+
+fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], recompute: Recompute) -> StepSpec {
+    StepSpec {
+        batch,
+        lq,
+        losses: losses.to_vec(),
+        betas: (0.9, 0.99),
+        epsilon: 1e-8,
+        weight_decay: 1e-4,
+        float_input: false,
+        input_gradient: false,
+        direct: false,
+        recompute,
+    }
+}
+
+/// First and last operation that names each buffer or a view of it.
+fn uses(plan: &Plan) -> Vec<Option<(usize, usize)>> {
+    let mut uses = vec![None; plan.buffers.len()];
+    for (at, op) in plan.ops.iter().enumerate() {
+        for access in op.accesses() {
+            let owner = plan.buffer(access.buffer).parent.map_or(access.buffer, |(parent, _)| parent);
+            uses[owner.0 as usize].get_or_insert((at, at)).1 = at;
+        }
+    }
+    uses
+}
+
+/// Marks every byte of the arena by hand: owners for overlaps, writers for reads. Coarse grains of 256 bytes keep it quick.
+fn check(plan: &Plan) -> Result<(), TestCaseError> {
+    let ids: Vec<BufferId> = (0..plan.buffers.len() as u32).map(BufferId).collect();
+    let own: Vec<BufferId> = ids.iter().copied().filter(|&id| plan.buffer(id).parent.is_none()).collect();
+    let uses = uses(plan);
+    for at in 0..plan.ops.len() {
+        let mut live: Vec<(u64, u64, &str)> = own
+            .iter()
+            .filter(|&&id| plan.buffer(id).class.persistent() || uses[id.0 as usize].is_some_and(|(first, last)| first <= at && at <= last))
+            .map(|&id| plan.buffer(id))
+            .map(|b| (b.offset, b.offset + b.bytes, b.name.as_str()))
+            .collect();
+        live.sort();
+        for pair in live.windows(2) {
+            prop_assert!(pair[0].1 <= pair[1].0, "operation {at}: {} and {}", pair[0].2, pair[1].2);
+        }
+        prop_assert!(live.last().is_none_or(|l| l.1 <= plan.arena_bytes));
+    }
+    // the time of the last write of every grain of the arena, and the buffer it was made through
+    let mut owner: Vec<Option<BufferId>> = vec![None; plan.arena_bytes.div_ceil(256) as usize];
+    let root = |id: BufferId| plan.buffer(id).parent.map_or(id, |(parent, _)| parent);
+    let grains = |id: BufferId| {
+        let b = plan.buffer(id);
+        (b.offset / 256) as usize..(b.offset + b.bytes).div_ceil(256) as usize
+    };
+    for &id in &own {
+        if plan.buffer(id).class.persistent() {
+            owner[grains(id)].fill(Some(id));
+        }
+    }
+    for (at, op) in plan.ops.iter().enumerate() {
+        for access in op.accesses().filter(|a| a.read) {
+            let id = access.buffer;
+            let sound = owner[grains(id)].iter().all(|&o| o == Some(root(id)));
+            prop_assert!(sound, "operation {at} ({}) reads bytes of {} that are not its own", op.label(), plan.buffer(id).name);
+        }
+        for access in op.accesses().filter(|a| a.write) {
+            owner[grains(access.buffer)].fill(Some(root(access.buffer)));
+        }
+    }
+    let (peak, _) = plan.peak();
+    prop_assert!(plan.arena_bytes as f64 <= 1.1 * peak as f64, "arena {} against the bound {peak}", plan.arena_bytes);
+    prop_assert!(plan.memory().floor_bytes <= peak);
+    Ok(())
+}
+
+fn losses() -> impl Strategy<Value = Vec<(LossKind, f32)>> {
+    let kinds = [LossKind::L1, LossKind::Charbonnier, LossKind::Mse, LossKind::Ssim, LossKind::MsSsim];
+    prop::sample::subsequence(kinds.to_vec(), 1..=3).prop_map(|kinds| kinds.into_iter().map(|k| (k, 0.5)).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn plans_of_any_configuration_are_sound_and_tight(
+        scale in prop::sample::select(vec![2usize, 3, 4, 8]),
+        batch in 1usize..40,
+        (h, w) in (8usize..200, 8usize..200),
+        losses in losses(),
+        full in any::<bool>(),
+        on in 0usize..5,
+        threads in 1usize..9,
+    ) {
+        let net = Network::new("nano", scale).unwrap();
+        let level = if full { Recompute::Full } else { Recompute::Block };
+        let cuda = |precision| Box::new(CudaSizing { precision }) as Box<dyn Sizing>;
+        let sizing = match on {
+            0 => cuda(Precision::Bf16),
+            1 => cuda(Precision::Fp16),
+            2 => cuda(Precision::F32),
+            isa => Box::new(CpuOptions { threads, isa: Isa::available()[(isa - 3) % Isa::available().len()] }),
+        };
+        let plan = training_plan(&net, &spec(batch, (h, w), &losses, level), &*sizing).unwrap();
+        check(&plan)?;
+        let inference = inference_plan(&net, &InferenceSpec { batch: 1, lq: (h, w), float_input: false }, &*sizing).unwrap();
+        check(&inference)?;
+    }
+}
+
+/// Device bytes of Nano x2 as planned for CUDA in bf16: the arena with the staged batches in it.
+fn device(lq: usize, batch: usize, losses: &[(LossKind, f32)], level: Recompute) -> u64 {
+    let net = Network::new("nano", 2).unwrap();
+    let plan = training_plan(&net, &spec(batch, (lq, lq), losses, level), &CudaSizing { precision: Precision::Bf16 }).unwrap();
+    plan.arena_bytes
+}
+
+#[test]
+fn the_published_recipes_take_the_promised_memory() {
+    let nano = [(LossKind::L1, 1.0), (LossKind::Ssim, 0.05)];
+    let realtime = [(LossKind::L1, 1.0), (LossKind::MsSsim, 0.08)];
+    for (lq, batch, losses, level, most) in [
+        (128, 16, &nano, Recompute::Block, 150 * MIB),
+        (128, 16, &nano, Recompute::Full, 80 * MIB),
+        (256, 64, &realtime, Recompute::Block, 2048 * MIB),
+        (256, 64, &realtime, Recompute::Full, 1126 * MIB),
+    ] {
+        let bytes = device(lq, batch, losses, level);
+        println!("LQ {lq}, batch {batch}, {level}: {:.1} MiB", bytes as f64 / MIB as f64);
+        assert!(bytes <= most, "LQ {lq}, batch {batch}, {level}: {:.1} MiB", bytes as f64 / MIB as f64);
+    }
+}
