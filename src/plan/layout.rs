@@ -6,6 +6,9 @@
 use super::Buffer;
 use std::cmp::Reverse;
 
+/// What an order of placement sorts by; the number of the buffer settles the rest.
+type Key = (Reverse<u64>, Reverse<u64>, usize);
+
 /// Sets every offset and returns the size of the arena in bytes.
 pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     let mut base = 0;
@@ -23,7 +26,7 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     let crowd = |i: usize| buffers[i].live.clone().map(|at| live_bytes[at]).max().unwrap_or(0);
     let size = |i: usize| Reverse(buffers[i].room());
     let length = |i: usize| Reverse(buffers[i].live.len());
-    let orders: [&dyn Fn(usize) -> (Reverse<u64>, Reverse<u64>, usize); 5] = [
+    let orders: [&dyn Fn(usize) -> Key; 5] = [
         &|i| (size(i), Reverse(0), i),
         // those that meet at the peak first
         &|i| (Reverse(crowd(i)), size(i), i),
