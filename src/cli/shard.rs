@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use paragon::dataset::decode::Limits;
-use paragon::dataset::degrade::Filter;
+use paragon::dataset::recipe::{LqFilter, Recipe};
 use paragon::progress::Progress;
 use paragon::shard::codec::Codec;
 use paragon::shard::plan::{BuildConfig, Plan, Rejected, plan};
@@ -38,8 +38,14 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     lq: Option<PathBuf>,
     /// How the LQ is made where there is none
-    #[arg(long, value_enum, default_value = "bicubic")]
-    filter: Filter,
+    #[arg(long, alias = "filter", value_enum, default_value = "bicubic", value_name = "FILTER")]
+    lq_filter: LqFilter,
+    /// Blur the HR before the LQ is made from it: each patch by a deviation of its own, from 0 up to this many HR pixels
+    #[arg(long, default_value_t = 0.0, value_parser = super::flags::not_negative, value_name = "MAX_SIGMA")]
+    lq_blur: f64,
+    /// Decides what is drawn: filters and blurs
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
     /// How pairs are stored
     #[arg(long, value_enum, default_value = "predict")]
     codec: Codec,
@@ -90,20 +96,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 pub fn run(args: &Args) -> Result<()> {
     let defaults = Limits::default();
     let config = BuildConfig {
-        dataset: args.dataset.clone(),
-        out: args.out.clone(),
-        scale: args.scale,
-        lq_size: args.lq_size,
         stride: args.stride.unwrap_or(args.lq_size),
         hr: args.hr.clone(),
         lq: args.lq.clone(),
-        filter: args.filter,
+        recipe: Recipe { filter: args.lq_filter, blur: args.lq_blur, seed: args.seed },
         codec: args.codec,
         threads: args.threads.unwrap_or(0),
         shard_bytes: args.shard_size.checked_mul(1 << 20).context("--shard-size is out of range")?,
         host_memory: args.host_memory,
         overwrite: args.overwrite,
         limits: Limits { max_pixels: args.max_megapixels.map_or(defaults.max_pixels, |mp| mp.saturating_mul(1_000_000)) },
+        ..BuildConfig::new(&args.dataset, &args.out, args.scale, args.lq_size)
     };
     ensure!(config.shard_bytes > 0, "--shard-size is 0; give the size of a shard file in MiB");
     let plan = plan(&config)?;

@@ -2,12 +2,13 @@
 //! every thread at once and touches no shared state. Promises that whatever is wrong with a file becomes a rejection that
 //! names it.
 
-use super::codec::{Codec, Encoder};
+use super::codec::Encoder;
 use super::file::Record;
 use super::format::{Geometry, SourceEntry};
 use super::plan::{BuildConfig, Job, Rejected, lq_dimensions, positions};
 use crate::dataset::decode::{self, Decoded};
 use crate::dataset::degrade::Resampler;
+use crate::dataset::recipe::{PatchMaker, image_key};
 use anyhow::{Context, Result};
 use image::RgbImage;
 use std::fs::File;
@@ -31,6 +32,7 @@ pub struct Worker {
     geometry: Geometry,
     encoder: Encoder,
     resampler: Resampler,
+    patches: PatchMaker,
     lq: Vec<u8>,
     hr: Vec<u8>,
 }
@@ -42,6 +44,7 @@ impl Worker {
             geometry,
             encoder: Encoder::new(geometry)?,
             resampler: Resampler::new(),
+            patches: PatchMaker::default(),
             lq: Vec::with_capacity(geometry.lq_bytes()),
             hr: Vec::with_capacity(geometry.hr_bytes()),
         })
@@ -75,32 +78,44 @@ impl Worker {
         }
         let lq = match &job.source.lq {
             Some(path) => match read(path) {
-                Ok(image) => image,
+                Ok(image) => Some(image),
                 Err(e) => return reject(path, "unreadable", format!("{e:#}")),
             },
             None => {
                 hr = crop_to_multiple(hr, g.scale);
-                self.resampler.downscale(&hr, g.scale, config.filter).context("cannot make the LQ")?
+                let whole = config.recipe.whole().map(|filter| self.resampler.downscale(&hr, g.scale, filter));
+                whole.transpose().context("cannot make the LQ")?
             }
         };
-        let given = job.source.lq.as_ref().map(|_| lq.dimensions());
+        let given = job.source.lq.as_ref().and(lq.as_ref()).map(RgbImage::dimensions);
         if let Err((kind, reason)) = lq_dimensions(size, given, g) {
             return reject(&job.source.hr, kind, reason);
         }
         let source = SourceEntry { name: job.source.name.clone(), width: size.0, height: size.1, bytes: job.file_bytes, crc };
-        let (records, payload) = self.cut(&lq, &hr, config.stride, config.codec)?;
+        let (records, payload) = self.cut(lq.as_ref(), &hr, image_key(&job.source.name), config)?;
         Ok(Ok(Converted { source, notes, records, payload }))
     }
 
-    fn cut(&mut self, lq: &RgbImage, hr: &RgbImage, stride: u32, codec: Codec) -> Result<(Vec<Record>, Vec<u8>)> {
+    /// Cuts and encodes every pair. Without an LQ picture each LQ patch is made by itself.
+    fn cut(&mut self, lq: Option<&RgbImage>, hr: &RgbImage, image: u64, config: &BuildConfig) -> Result<(Vec<Record>, Vec<u8>)> {
         let g = self.geometry;
         let (mut records, mut payload) = (Vec::new(), Vec::new());
-        for &y in &positions(lq.height(), g.lq_size, stride) {
-            for &x in &positions(lq.width(), g.lq_size, stride) {
-                copy_patch(lq, x, y, g.lq_size, &mut self.lq);
+        let (width, height) = lq.map_or((hr.width() / g.scale, hr.height() / g.scale), RgbImage::dimensions);
+        for &y in &positions(height, g.lq_size, config.stride) {
+            for &x in &positions(width, g.lq_size, config.stride) {
+                self.lq.clear();
+                match lq {
+                    Some(lq) => copy_patch(lq, x, y, g.lq_size, &mut self.lq),
+                    None => {
+                        let place = (image, x, y, g.lq_size);
+                        let made = self.patches.make(&mut self.resampler, hr, g.scale, &config.recipe, place, &mut self.lq);
+                        made.context("cannot make the LQ")?;
+                    }
+                }
+                self.hr.clear();
                 copy_patch(hr, x * g.scale, y * g.scale, g.lq_size * g.scale, &mut self.hr);
                 let start = payload.len();
-                let codec = self.encoder.encode(codec, &self.lq, &self.hr, &mut payload)?;
+                let codec = self.encoder.encode(config.codec, &self.lq, &self.hr, &mut payload)?;
                 let bytes = &payload[start..];
                 records.push(Record { x, y, codec, crc: crc32fast::hash(bytes), length: bytes.len() as u32 });
             }
@@ -135,7 +150,6 @@ fn crop_to_multiple(image: RgbImage, scale: u32) -> RgbImage {
 fn copy_patch(image: &RgbImage, x: u32, y: u32, size: u32, out: &mut Vec<u8>) {
     let stride = image.width() as usize * 3;
     let bytes = image.as_raw();
-    out.clear();
     for row in y as usize..(y + size) as usize {
         let at = row * stride + x as usize * 3;
         out.extend_from_slice(&bytes[at..at + size as usize * 3]);

@@ -7,6 +7,7 @@ use super::format::{Geometry, Hash64, MAJOR};
 use super::manifest::Manifest;
 use crate::dataset::decode::{self, Limits};
 use crate::dataset::degrade::Filter;
+use crate::dataset::recipe::{LqFilter, RECIPE_GIVEN, Recipe};
 use crate::dataset::scan::{self, ScanOptions, Source};
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
@@ -15,8 +16,6 @@ use std::path::{Path, PathBuf};
 /// Bytes of memory counted for one pixel of a picture being converted: decoded at worst as 16-bit RGBA (8), turned and
 /// converted (3 + 3), and the rest for what decoders keep beside.
 const BYTES_PER_PIXEL: u64 = 16;
-/// The recipe number of an LQ that came with the images.
-pub const RECIPE_GIVEN: u8 = 0;
 
 /// Everything `paragon shard` is told.
 #[derive(Clone, Debug)]
@@ -35,8 +34,8 @@ pub struct BuildConfig {
     pub hr: Option<PathBuf>,
     /// The LQ folder, where it is not to be found by name.
     pub lq: Option<PathBuf>,
-    /// How an LQ image is made where there is none.
-    pub filter: Filter,
+    /// How the LQ is made where there is none.
+    pub recipe: Recipe,
     /// How pairs are stored.
     pub codec: Codec,
     /// Threads that convert; 0 = one for each core.
@@ -49,6 +48,28 @@ pub struct BuildConfig {
     pub overwrite: bool,
     /// Bounds on single image files.
     pub limits: Limits,
+}
+
+impl BuildConfig {
+    /// What the command line takes where it is told nothing else.
+    pub fn new(dataset: impl Into<PathBuf>, out: impl Into<PathBuf>, scale: u32, lq_size: u32) -> Self {
+        BuildConfig {
+            dataset: dataset.into(),
+            out: out.into(),
+            scale,
+            lq_size,
+            stride: lq_size,
+            hr: None,
+            lq: None,
+            recipe: Recipe::fixed(Filter::Bicubic),
+            codec: Codec::Predict,
+            threads: 0,
+            shard_bytes: 512 << 20,
+            host_memory: 2 << 30,
+            overwrite: false,
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// A file that gives no pairs.
@@ -156,8 +177,14 @@ pub fn lq_dimensions(hr: (u32, u32), lq: Option<(u32, u32)>, g: Geometry) -> Res
 pub fn plan(config: &BuildConfig) -> Result<Plan> {
     let geometry = Geometry::new(config.scale, config.lq_size)?;
     ensure!(config.stride > 0, "the stride is 0; it is the distance of neighbouring patches in LQ pixels");
+    config.recipe.check()?;
     let options = ScanOptions { scale: config.scale, hr: config.hr.clone(), lq: config.lq.clone() };
     let scan = scan::scan(&config.dataset, &options)?;
+    ensure!(
+        scan.lq_root.is_none() || (config.recipe.blur == 0.0 && config.recipe.filter != LqFilter::Random),
+        "{} has LQ images of its own, so none are made: leave out --lq-blur and --lq-filter random",
+        config.dataset.display()
+    );
     let pool = pool(config.threads)?;
     let looked: Vec<Result<Job, Rejected>> =
         pool.install(|| scan.sources.into_par_iter().map(|source| look(source, config, geometry)).collect());
@@ -228,8 +255,8 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool, images: u64) -> Ma
         scale: config.scale,
         lq_size: config.lq_size,
         stride: config.stride,
-        recipe: if paired { RECIPE_GIVEN } else { config.filter.id() },
-        recipe_name: if paired { "given".to_string() } else { config.filter.name().to_string() },
+        recipe: if paired { RECIPE_GIVEN } else { config.recipe.id() },
+        recipe_name: if paired { "given".to_string() } else { config.recipe.to_string() },
         codec: config.codec.name().to_string(),
         shard_bytes: config.shard_bytes,
         inputs: inputs.finish(),
@@ -243,7 +270,7 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool, images: u64) -> Ma
     for number in [manifest.scale, manifest.lq_size, manifest.stride, u32::from(manifest.recipe)] {
         hash.word(u64::from(number));
     }
-    hash.bytes(manifest.codec.as_bytes()).word(manifest.shard_bytes).word(manifest.inputs);
+    hash.bytes(manifest.recipe_name.as_bytes()).bytes(manifest.codec.as_bytes()).word(manifest.shard_bytes).word(manifest.inputs);
     manifest.config = hash.finish();
     manifest
 }
