@@ -9,8 +9,11 @@ use paragon::shard::reader::ShardSet;
 use shard_common::{config, files, make, picture, pictures, run};
 use std::path::Path;
 
-/// Image, place, LQ and HR pixels of every pair.
-fn pairs(folder: &Path) -> Vec<(String, u32, u32, Vec<u8>, Vec<u8>)> {
+/// Image, place, LQ and HR pixels.
+type Pair = (String, u32, u32, Vec<u8>, Vec<u8>);
+
+/// Every pair of a set.
+fn pairs(folder: &Path) -> Vec<Pair> {
     let set = ShardSet::open(folder).unwrap();
     let (g, mut scratch) = (set.geometry(), set.scratch().unwrap());
     let pair = |i| {

@@ -106,6 +106,9 @@ impl fmt::Display for Filter {
     }
 }
 
+/// Working buffers up to this many bytes are kept from one picture to the next.
+const KEPT_BYTES: usize = 8 << 20;
+
 /// Resamples pictures and keeps its working buffers between calls: one per worker thread.
 #[derive(Default)]
 pub struct Resampler {
@@ -159,6 +162,9 @@ impl Resampler {
             let mut between = Image::from_slice_u8(width, h, &mut self.between, PixelType::U8x3)?;
             self.resizer.resize(&source, &mut between, &options)?;
             self.resizer.resize(&between, &mut target, &options)?;
+            if self.between.capacity() > KEPT_BYTES {
+                self.between = Vec::new();
+            }
         }
         RgbImage::from_raw(width, height, target.into_vec()).context("the resized picture has a wrong length")
     }
