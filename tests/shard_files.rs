@@ -224,28 +224,6 @@ fn interrupted(folder: &Path, keep: usize) -> Vec<PathBuf> {
 }
 
 #[test]
-fn an_interrupted_run_goes_on_and_gives_the_same_bytes() {
-    let dir = tempfile::tempdir().unwrap();
-    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
-    pictures(&data, 25);
-    fs::write(data.join("p002x.png"), "no picture").unwrap();
-    let wanted = config(&data, &out);
-    let first = make(&wanted).unwrap();
-    let whole = files(&out);
-    for keep in 0..=first.shards as usize {
-        let kept = interrupted(&out, keep);
-        assert!(message(&out).contains(if keep == 0 { "not finished" } else { "shard file" }));
-        let stamps: Vec<_> = kept.iter().map(|p| fs::metadata(p).unwrap().modified().unwrap()).collect();
-        let report = make(&wanted).unwrap();
-        assert!(files(&out) == whole, "after {keep} kept shards");
-        assert_eq!((report.images, report.used, report.rejected.len()), (26, 25, 1), "after {keep}");
-        assert!(keep < 2 || report.resumed_images > 0);
-        let now: Vec<_> = kept.iter().map(|p| fs::metadata(p).unwrap().modified().unwrap()).collect();
-        assert_eq!(stamps, now, "finished shards were written again");
-    }
-}
-
-#[test]
 fn a_damaged_leftover_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("data"), dir.path().join("set"));

@@ -35,7 +35,7 @@ struct LoaderArgs {
     /// Pairs in a batch
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH))]
     batch: usize,
-    /// Side of the LQ patch in pixels [default: as stored]
+    /// Side of the LQ patch in pixels [default: what the set was made for]
     #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
     lq_size: Option<usize>,
     /// Loader threads, one run for each number [default: 1, 2, 4 .. up to the cores]
@@ -97,7 +97,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         window: args.data.window(&sources),
         io,
         on_corrupt: args.data.on_corrupt,
-        ..LoaderConfig::new(args.batch, args.lq_size.unwrap_or(sources.lq_size() as usize), args.seed)
+        ..LoaderConfig::new(args.batch, args.lq_size.unwrap_or(sources.crop() as usize), args.seed)
     };
     let threads = if args.threads.is_empty() { usual_threads() } else { args.threads.clone() };
     let how = BenchConfig {

@@ -6,15 +6,12 @@ use super::synth;
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use paragon::backend::cpu::CpuOptions;
-use paragon::dataset::decode::Limits;
-use paragon::dataset::degrade::Filter;
 use paragon::eval::{Scores, evaluate, find_pairs, mean};
 use paragon::loader::OnCorrupt;
 use paragon::model::Network;
 use paragon::plan::LossKind;
 use paragon::progress::Progress;
 use paragon::report::sheet::{Panel, comparison};
-use paragon::shard::codec::Codec;
 use paragon::shard::plan::{BuildConfig, plan};
 use paragon::shard::reader::{Io, ShardSet};
 use paragon::shard::writer::build;
@@ -93,20 +90,10 @@ pub fn run(args: &Args) -> Result<()> {
 
     tell("2/4 sharding");
     let config = BuildConfig {
-        dataset: pictures,
-        out: shards.clone(),
-        scale: SCALE as u32,
-        lq_size: PATCH,
-        stride: PATCH,
-        hr: None,
-        lq: None,
-        filter: Filter::Bicubic,
-        codec: Codec::Predict,
         threads: args.threads.unwrap_or(0),
-        shard_bytes: 512 << 20,
         host_memory: 1 << 30,
         overwrite: true,
-        limits: Limits::default(),
+        ..BuildConfig::new(pictures, &shards, SCALE as u32, PATCH)
     };
     let job = plan(&config)?;
     let progress = Progress::new("shard", job.jobs.len() as u64, "images");

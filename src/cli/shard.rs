@@ -2,10 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use paragon::dataset::decode::Limits;
-use paragon::dataset::degrade::Filter;
+use paragon::dataset::recipe::{LqFilter, Recipe};
 use paragon::progress::Progress;
 use paragon::shard::codec::Codec;
-use paragon::shard::plan::{BuildConfig, Plan, Rejected, plan};
+use paragon::shard::estimate::{Estimate, estimate};
+use paragon::shard::foretell;
+use paragon::shard::plan::{BuildConfig, HeldOut, Plan, Rejected, plan};
 use paragon::shard::report::bytes;
 use paragon::shard::writer::build;
 use std::io::Write;
@@ -28,7 +30,10 @@ pub struct Args {
     /// Side of the LQ patches in pixels; the HR patches are `scale` times that
     #[arg(long, default_value_t = 128, value_name = "PIXELS")]
     lq_size: u32,
-    /// Distance of neighbouring patches in LQ pixels [default: the patch, so that they do not overlap but at the border]
+    /// Store patches this many LQ pixels larger than --lq-size: training takes crops of --lq-size at any place in them
+    #[arg(long, default_value_t = 0, value_name = "PIXELS")]
+    margin: u32,
+    /// Distance of neighbouring patches in LQ pixels [default: the stored patch, so that they do not overlap but at the border]
     #[arg(long, value_name = "PIXELS")]
     stride: Option<u32>,
     /// The HR folder, where it is not found by its name
@@ -38,8 +43,30 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     lq: Option<PathBuf>,
     /// How the LQ is made where there is none
-    #[arg(long, value_enum, default_value = "bicubic")]
-    filter: Filter,
+    #[arg(long, alias = "filter", value_enum, default_value = "bicubic", value_name = "FILTER")]
+    lq_filter: LqFilter,
+    /// Blur the HR before the LQ is made from it: each patch by a deviation of its own, from 0 up to this many HR pixels
+    #[arg(long, default_value_t = 0.0, value_parser = super::flags::not_negative, value_name = "MAX_SIGMA")]
+    lq_blur: f64,
+    /// Leave out patches that show less than this: the mean over the HR of the differences in luma (0 to 255) to the left and
+    /// to the upper neighbour, added; 0 keeps all, 2 drops clear sky and blank walls
+    #[arg(long, default_value_t = 0.0, value_parser = super::flags::not_negative, value_name = "X")]
+    min_detail: f64,
+    /// Store a pair again that was there before; without this the first in the order of the names stays
+    #[arg(long)]
+    keep_duplicates: bool,
+    /// Hold out images in a set of their own, DIR/val: this many (50), or about this share (0.02, 2%) of them, whole images only
+    #[arg(long, value_parser = parse_val, value_name = "N|SHARE")]
+    val: Option<HeldOut>,
+    /// Do part I of N of the work, on N machines at once; `paragon shards merge` puts the parts together
+    #[arg(long, value_parser = parse_part, value_name = "I/N", conflicts_with = "append")]
+    part: Option<(u32, u32)>,
+    /// Add the images that a finished set does not hold yet: its shards stay, new ones follow
+    #[arg(long, conflicts_with = "overwrite")]
+    append: bool,
+    /// Decides what is drawn: filters and blurs, and which images are held out
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
     /// How pairs are stored
     #[arg(long, value_enum, default_value = "predict")]
     codec: Codec,
@@ -55,7 +82,7 @@ pub struct Args {
     /// Largest image that is read, in megapixels
     #[arg(long, value_name = "MP")]
     max_megapixels: Option<u64>,
-    /// Say what would be done and write nothing
+    /// Say what would be done, with expected size and time from a few images converted in memory, and write nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the report as JSON on stdout
@@ -86,29 +113,56 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(value as u64)
 }
 
+/// Reads `50`, `0.02` or `2%`.
+fn parse_val(text: &str) -> Result<HeldOut, String> {
+    let wrong = || format!("`{text}` is neither a number of images (50) nor a share below 1 (0.02, 2%)");
+    let share = |text: &str, of: f64| text.trim().parse().ok().map(|n: f64| n / of).filter(|s| (0.0..1.0).contains(s));
+    if let Some(percent) = text.trim().strip_suffix('%') {
+        return share(percent, 100.0).map(HeldOut::Share).ok_or_else(wrong);
+    }
+    match text.trim().parse() {
+        Ok(count) => Ok(HeldOut::Count(count)),
+        Err(_) => share(text, 1.0).map(HeldOut::Share).ok_or_else(wrong),
+    }
+}
+
+/// Reads `3/8`.
+fn parse_part(text: &str) -> Result<(u32, u32), String> {
+    let numbers = text.split_once('/').and_then(|(i, n)| Some((i.trim().parse().ok()?, n.trim().parse().ok()?)));
+    let fits = |(i, n): &(u32, u32)| (1..=*n).contains(i) && *n <= MAX_PARTS;
+    numbers.filter(fits).ok_or_else(|| format!("`{text}` is no part; write 1/8 to 8/8 for eight parts (at most {MAX_PARTS})"))
+}
+
+/// Most parts of one set.
+const MAX_PARTS: u32 = 100_000;
+
 /// Makes the set, or says what would be made.
 pub fn run(args: &Args) -> Result<()> {
     let defaults = Limits::default();
+    let stored = args.lq_size.checked_add(args.margin).context("--margin is out of range")?;
     let config = BuildConfig {
-        dataset: args.dataset.clone(),
-        out: args.out.clone(),
-        scale: args.scale,
-        lq_size: args.lq_size,
-        stride: args.stride.unwrap_or(args.lq_size),
+        margin: args.margin,
+        stride: args.stride.unwrap_or(stored),
+        min_detail: args.min_detail,
+        keep_duplicates: args.keep_duplicates,
+        val: args.val,
+        part: args.part,
+        append: args.append,
         hr: args.hr.clone(),
         lq: args.lq.clone(),
-        filter: args.filter,
+        recipe: Recipe { filter: args.lq_filter, blur: args.lq_blur, seed: args.seed },
         codec: args.codec,
         threads: args.threads.unwrap_or(0),
         shard_bytes: args.shard_size.checked_mul(1 << 20).context("--shard-size is out of range")?,
         host_memory: args.host_memory,
         overwrite: args.overwrite,
         limits: Limits { max_pixels: args.max_megapixels.map_or(defaults.max_pixels, |mp| mp.saturating_mul(1_000_000)) },
+        ..BuildConfig::new(&args.dataset, &args.out, args.scale, stored)
     };
     ensure!(config.shard_bytes > 0, "--shard-size is 0; give the size of a shard file in MiB");
     let plan = plan(&config)?;
     if args.dry_run {
-        return foretell(&plan, args.json);
+        return dry_run(&config, &plan, args.json);
     }
     // a rejected file is named at once, here and while converting: if the run fails later, the reasons have been said
     list(&plan.rejected);
@@ -143,11 +197,14 @@ struct Foretold<'a> {
     scale: u32,
     lq_size: u32,
     lq_recipe: &'a str,
+    held_out_images: u64,
     bytes_in: u64,
     bytes_raw: u64,
+    estimate: Option<Estimate>,
+    there: String,
 }
 
-fn foretell(plan: &Plan, json: bool) -> Result<()> {
+fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
     let told = Foretold {
         images: plan.images,
         used: plan.jobs.len() as u64,
@@ -157,8 +214,11 @@ fn foretell(plan: &Plan, json: bool) -> Result<()> {
         scale: plan.geometry.scale,
         lq_size: plan.geometry.lq_size,
         lq_recipe: &plan.manifest.recipe_name,
+        held_out_images: plan.jobs.iter().filter(|j| j.held_out).count() as u64,
         bytes_in: plan.jobs.iter().map(|j| j.file_bytes).sum(),
         bytes_raw: plan.raw_bytes(),
+        estimate: estimate(config, plan)?,
+        there: foretell(config, plan),
     };
     list(&plan.rejected);
     let mut out = std::io::stdout().lock();
@@ -168,14 +228,35 @@ fn foretell(plan: &Plan, json: bool) -> Result<()> {
     }
     writeln!(out, "dry run: nothing is written")?;
     writeln!(out, "  images     {} found = {} to use + {} rejected", told.images, told.used, told.rejected.len())?;
-    writeln!(out, "  pairs      {} of LQ {} at scale {}, LQ {}", told.pairs, told.lq_size, told.scale, told.lq_recipe)?;
+    if told.held_out_images > 0 {
+        writeln!(out, "             {} of these held out", told.held_out_images)?;
+    }
+    writeln!(out, "  patches    {} of LQ {} at scale {}, LQ {}", told.pairs, told.lq_size, told.scale, told.lq_recipe)?;
     writeln!(out, "  size       {} read, {} of pixels", bytes(told.bytes_in), bytes(told.bytes_raw))?;
+    match &told.estimate {
+        Some(e) => {
+            writeln!(out, "  estimate   {} pairs, {} of shards, {:.1} s", e.pairs, bytes(e.bytes), e.seconds)?;
+            writeln!(out, "             from {} images converted just now; the disk and duplicates may change it", e.sampled_images)?;
+        }
+        None => writeln!(out, "  estimate   none: no image that was tried can be used")?,
+    }
+    writeln!(out, "  folder     {}", told.there)?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse_size;
+    use super::{HeldOut, parse_part, parse_size, parse_val};
+
+    #[test]
+    fn parts_and_shares_are_read() {
+        assert_eq!(parse_part("3/8"), Ok((3, 8)));
+        assert!(["0/8", "9/8", "3", "/", "-1/2", "1/999999999"].iter().all(|t| parse_part(t).is_err()));
+        assert_eq!(parse_val("50"), Ok(HeldOut::Count(50)));
+        assert_eq!(parse_val("0.25"), Ok(HeldOut::Share(0.25)));
+        assert_eq!(parse_val("25%"), Ok(HeldOut::Share(0.25)));
+        assert!(["1.5", "-1", "100%", "x", ""].iter().all(|t| parse_val(t).is_err()));
+    }
 
     #[test]
     fn sizes_are_read() {

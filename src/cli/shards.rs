@@ -1,14 +1,19 @@
-//! `paragon shards`: look into a finished set or check all of it. Depends on `shard` alone.
+//! `paragon shards`: look into a finished set, check all of it, take pairs out as pictures, put parts together. Depends on
+//! `shard` alone.
 
+use super::flags::{MAX_THREADS, count, print};
 use anyhow::{Result, bail};
 use paragon::progress::Progress;
+use paragon::shard::manifest::{MANIFEST_NAME, Manifest};
+use paragon::shard::merge::merge;
+use paragon::shard::plan::pool;
 use paragon::shard::reader::ShardSet;
 use paragon::shard::report::bytes;
-use paragon::shard::tools;
-use std::io::Write;
-use std::path::PathBuf;
+use paragon::shard::tools::{self, Verified};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
-/// Look into a set of shards, or check it.
+/// Look into a set of shards, check it, take pairs out of it, or put parts together.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -19,8 +24,14 @@ pub struct Args {
 enum Action {
     /// What the set holds: pairs, sizes, codecs, how it was made
     Info(Place),
-    /// Read and decode every record; damage is listed with shard, record and image, and the exit code is 1
-    Verify(Place),
+    /// Read and decode every record, held-out set included; damage is listed with shard, record and image, and the exit code is 1
+    Verify(Verify),
+    /// Write pairs as PNG files NUMBER_lq.png and NUMBER_hr.png
+    Extract(Extract),
+    /// Draw a contact sheet of pairs, LQ beside HR
+    Sheet(Sheet),
+    /// Put together the parts that `paragon shard --part I/N` made; the result is that of one undivided run, byte for byte
+    Merge(Merge),
 }
 
 #[derive(clap::Args)]
@@ -33,54 +44,181 @@ struct Place {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct Verify {
+    #[command(flatten)]
+    place: Place,
+    /// Threads [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = count(MAX_THREADS))]
+    threads: Option<usize>,
+}
+
+#[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("which").required(true)))]
+struct Extract {
+    /// Folder of the set
+    dir: PathBuf,
+    /// Number of the pair in the set, from 0; may be given again for more
+    #[arg(long, value_name = "N", group = "which")]
+    record: Vec<u64>,
+    /// All pairs of this image: its path below the dataset without extension, as `verify` and errors tell it
+    #[arg(long, value_name = "NAME", group = "which")]
+    source: Option<String>,
+    /// Folder for the pictures
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    out: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct Sheet {
+    /// Folder of the set
+    dir: PathBuf,
+    /// The picture
+    #[arg(value_name = "OUT.png")]
+    out: PathBuf,
+    /// Pairs to show
+    #[arg(long, default_value_t = 12, value_name = "N")]
+    count: u64,
+    /// Decides which pairs are shown
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+}
+
+#[derive(clap::Args)]
+struct Merge {
+    /// Folder for the whole set
+    out: PathBuf,
+    /// Folders of all parts, in any order; they are only read
+    #[arg(required = true, value_name = "PART")]
+    parts: Vec<PathBuf>,
+    /// Remove a set that is already in the output folder
+    #[arg(long)]
+    overwrite: bool,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
 /// Does what the subcommand says.
 pub fn run(args: &Args) -> Result<()> {
     match &args.action {
         Action::Info(place) => info(place),
-        Action::Verify(place) => verify(place),
+        Action::Verify(args) => verify(args),
+        Action::Extract(args) => extract(args),
+        Action::Sheet(args) => {
+            tools::sheet(&ShardSet::open(&args.dir)?, args.count, args.seed, &args.out)?;
+            print(format_args!("{}", args.out.display()))
+        }
+        Action::Merge(args) => put_together(args),
     }
+}
+
+/// The folder of the held-out set, where there is one.
+fn held_out(dir: &Path) -> Option<PathBuf> {
+    let folder = dir.join("val");
+    folder.join(MANIFEST_NAME).exists().then_some(folder)
 }
 
 fn info(place: &Place) -> Result<()> {
     let set = ShardSet::open(&place.dir)?;
     let info = tools::info(&set)?;
-    let mut out = std::io::stdout().lock();
     if place.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&info)?)?;
-        return Ok(());
+        return print(serde_json::to_string_pretty(&info)?);
     }
     let hr = info.lq_size * info.scale;
-    writeln!(out, "{} (fingerprint {}, written by paragon {})", place.dir.display(), info.fingerprint, info.paragon)?;
-    writeln!(out, "  pairs      {} of LQ {} / HR {hr}, stride {}, LQ {}", info.pairs, info.lq_size, info.stride, info.lq_recipe)?;
+    let mut out = format!("{} (fingerprint {}, written by paragon {})\n", place.dir.display(), info.fingerprint, info.paragon);
+    let crop = if info.crop == info.lq_size { String::new() } else { format!(" (for crops of {})", info.crop) };
+    writeln!(out, "  pairs      {} of LQ {} / HR {hr}{crop}, stride {}, LQ {}", info.pairs, info.lq_size, info.stride, info.lq_recipe)?;
     writeln!(out, "  images     {} used of {} found", info.used, info.images)?;
+    for (kind, count) in &info.rejected {
+        writeln!(out, "             {count} rejected: {kind}")?;
+    }
+    if info.dropped != (0, 0) {
+        writeln!(out, "             {} flat and {} duplicate patches left out", info.dropped.0, info.dropped.1)?;
+    }
     let ratio = info.bytes as f64 / info.bytes_raw.max(1) as f64;
     writeln!(out, "  size       {} in {} shard(s), {ratio:.3} of {} of pixels", bytes(info.bytes), info.shards, bytes(info.bytes_raw))?;
-    for (codec, (pairs, stored)) in &info.codecs {
-        writeln!(out, "  {codec:10} {pairs} pairs, {}", bytes(*stored))?;
+    let [low, middle, high] = info.record_bytes.map(|n| bytes(n.into()));
+    writeln!(out, "  a pair     {low} (tenth), {middle} (half), {high} (nine tenths)")?;
+    for (codec, stored) in &info.codecs {
+        let (low, high) = (bytes(stored.range.0.into()), bytes(stored.range.1.into()));
+        writeln!(out, "  {codec:10} {} pairs, {}, {low} to {high} each", stored.pairs, bytes(stored.bytes))?;
     }
-    Ok(())
+    for (name, value) in &info.options {
+        writeln!(out, "  option     --{name} {value}")?;
+    }
+    if let Some((part, parts)) = info.part {
+        writeln!(out, "  part       {part} of {parts}; put them together with `paragon shards merge`")?;
+    }
+    if info.appended > 0 {
+        writeln!(out, "  appended   {} time(s)", info.appended)?;
+    }
+    if let Some(folder) = held_out(&place.dir) {
+        let manifest = Manifest::read(&folder)?;
+        writeln!(out, "  held out   {} pairs of {} images in {}", manifest.records(), manifest.used, folder.display())?;
+    }
+    print(out.trim_end())
 }
 
-fn verify(place: &Place) -> Result<()> {
-    let set = ShardSet::open(&place.dir)?;
-    let progress = Progress::new("verify", set.len(), "pairs");
-    let damaged = tools::verify(&set, &progress);
-    progress.finish();
-    let damaged = damaged?;
-    let mut out = std::io::stdout().lock();
-    if place.json {
-        let report = serde_json::json!({ "pairs": set.len(), "damaged": damaged });
-        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+fn verify(args: &Verify) -> Result<()> {
+    let dir = &args.place.dir;
+    let mut found = Verified { pairs: 0, damaged: Vec::new() };
+    for folder in [Some(dir.clone()), held_out(dir)].into_iter().flatten() {
+        let progress = Progress::new("verify", Manifest::read(&folder)?.records(), "pairs");
+        let part = pool(args.threads.unwrap_or(0))?.install(|| tools::verify(&folder, &progress));
+        progress.finish();
+        let part = part?;
+        found.pairs += part.pairs;
+        found.damaged.extend(part.damaged);
+    }
+    if args.place.json {
+        print(serde_json::to_string_pretty(&found)?)?;
     } else {
-        for d in &damaged {
-            writeln!(out, "damaged: {}", d.error)?;
+        for d in &found.damaged {
+            print(format_args!("damaged: {}", d.error))?;
         }
-        if damaged.is_empty() {
-            writeln!(out, "{}: {} pairs, all whole", place.dir.display(), set.len())?;
+        if found.damaged.is_empty() {
+            print(format_args!("{}: {} pairs, all whole", dir.display(), found.pairs))?;
         }
     }
-    if !damaged.is_empty() {
-        bail!("{}: {} of {} pairs are damaged; make the set again or copy it back", place.dir.display(), damaged.len(), set.len());
+    if found.damaged.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let shards = found.damaged.iter().filter(|d| d.record.is_none()).count();
+    let pairs = found.damaged.len() - shards;
+    let all = found.pairs;
+    bail!("{}: {pairs} of {all} pairs and the tables of {shards} shard(s) are damaged; make the set again or copy it back", dir.display())
+}
+
+fn extract(args: &Extract) -> Result<()> {
+    let set = ShardSet::open(&args.dir)?;
+    let records = match &args.source {
+        Some(name) => tools::records_of(&set, name)?,
+        None => args.record.clone(),
+    };
+    tools::extract(&set, &records, &args.out)?;
+    print(format_args!("{} pair(s) in {}", records.len(), args.out.display()))
+}
+
+fn put_together(args: &Merge) -> Result<()> {
+    let progress = Progress::new("merge", 0, "pairs");
+    let merged = merge(&args.out, &args.parts, args.overwrite, &progress);
+    progress.finish();
+    let merged = merged?;
+    if args.json {
+        return print(serde_json::to_string_pretty(&merged)?);
+    }
+    let held_out = if merged.held_out_pairs > 0 { format!(" and {} held out", merged.held_out_pairs) } else { String::new() };
+    print(format_args!(
+        "{}: {} pairs{held_out} of {} images ({} found), {} duplicates across parts left out, {} in {} shard(s), {:.1} s (fingerprint {})",
+        args.out.display(),
+        merged.pairs,
+        merged.used,
+        merged.images,
+        merged.duplicates_across_parts,
+        bytes(merged.bytes),
+        merged.shards,
+        merged.seconds,
+        merged.fingerprint
+    ))
 }

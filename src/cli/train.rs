@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> Result<()> {
         tell("--vram bounds the memory of a GPU; this run computes on the CPU, where --host-memory bounds it");
     }
     let sources = args.data.open()?;
-    let mut config = args.recipe.config(sources.scale() as usize, sources.lq_size() as usize)?;
+    let mut config = args.recipe.config(sources.scale() as usize, sources.crop() as usize)?;
     let name = || format!("{}_x{}", config.network.arch, config.network.scale);
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(name()));
     config.window = args.window(&sources, &out);

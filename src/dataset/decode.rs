@@ -9,7 +9,7 @@ use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageForma
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Cursor, Read, Seek};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Once;
@@ -78,19 +78,34 @@ pub struct Decoded {
 /// frame is taken. Fails, naming the file, where it cannot be read, is of another format, is damaged or cut short, is CMYK
 /// or floating point, or is larger than `limits` allow.
 pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
+    probe(path, limits)?; // before the file is read into memory
+    decode_loaded(path, &load(path, limits)?, limits)
+}
+
+/// The bytes of a picture file; for [`decode_loaded`]. Fails where it cannot be read, is of no known format, or is larger
+/// than any picture within the limits.
+pub fn load(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
     guarded(path, || {
-        let (mut file, format) = open(path, limits)?;
-        if format != ImageFormat::Jpeg {
-            return read(decoder(file, format, limits)?, format, limits);
-        }
-        let head = JpegHead::read(&mut file)?;
-        head.check(limits)?; // before the rest of the file is read into memory
-        file.seek(SeekFrom::Start(0))?;
+        let (mut file, _) = open(path, limits)?;
+        let length = file.get_ref().metadata()?.len() as usize;
         let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length).map_err(|_| anyhow!("no memory for the {length} bytes of the file"))?;
         file.read_to_end(&mut bytes)?;
-        // The decoder paints what is missing grey and reports success; half-grey pictures must not be trained on.
-        let ended = bytes[head.bytes.len().min(bytes.len())..].windows(2).any(|w| w == [0xFF, 0xD9]);
-        ensure!(ended, "the JPEG data are cut short (no end marker in {} bytes); fetch the file again", bytes.len());
+        Ok(bytes)
+    })
+}
+
+/// [`decode`] for a file that was read before; `path` is for errors alone.
+pub fn decode_loaded(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Decoded> {
+    guarded(path, || {
+        let format = format_of(bytes)?;
+        if format == ImageFormat::Jpeg {
+            let head = JpegHead::read(&mut Cursor::new(bytes))?;
+            head.check(limits)?;
+            // The decoder paints what is missing grey and reports success; half-grey pictures must not be trained on.
+            let ended = bytes[head.bytes.len().min(bytes.len())..].windows(2).any(|w| w == [0xFF, 0xD9]);
+            ensure!(ended, "the JPEG data are cut short (no end marker in {} bytes); fetch the file again", bytes.len());
+        }
         read(decoder(Cursor::new(bytes), format, limits)?, format, limits)
     })
 }
@@ -98,14 +113,28 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
 /// Width and height in pixels from the header alone, after EXIF orientation. Fails as [`decode`] does, but for damage
 /// behind the header.
 pub fn probe(path: &Path, limits: &Limits) -> Result<(u32, u32)> {
+    look(path, limits).map(|header| header.size)
+}
+
+/// What a header tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Width and height in pixels, after EXIF orientation.
+    pub size: (u32, u32),
+    /// Most memory that decoding takes for a pixel, the result included and the file not, bytes.
+    pub pixel_bytes: u64,
+}
+
+/// As [`probe`], with what decoding will cost.
+pub fn look(path: &Path, limits: &Limits) -> Result<Header> {
     guarded(path, || {
         let (mut file, format) = open(path, limits)?;
         if format != ImageFormat::Jpeg {
-            return size_upright(&mut decoder(file, format, limits)?, limits);
+            return header(&mut decoder(file, format, limits)?, format, limits);
         }
         let head = JpegHead::read(&mut file)?;
         head.check(limits)?;
-        size_upright(&mut decoder(Cursor::new(head.bytes), format, limits)?, limits)
+        header(&mut decoder(Cursor::new(head.bytes), format, limits)?, format, limits)
     })
 }
 
@@ -119,15 +148,20 @@ fn open(path: &Path, limits: &Limits) -> Result<(BufReader<File>, ImageFormat)> 
     ensure!(meta.len() <= longest, "the file has {} bytes: too many for {} million pixels", meta.len(), limits.max_pixels / 1_000_000);
     let mut file = BufReader::with_capacity(64 << 10, file);
     let start = file.fill_buf()?;
-    let format = match image::guess_format(start) {
-        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Tiff | ImageFormat::Bmp)) => format,
+    let format = format_of(start)?;
+    Ok((file, format))
+}
+
+/// The format of a file by its first bytes.
+fn format_of(start: &[u8]) -> Result<ImageFormat> {
+    match image::guess_format(start) {
+        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Tiff | ImageFormat::Bmp)) => Ok(format),
         Ok(other) => bail!("a {other:?} file: only PNG, JPEG, WebP, TIFF and BMP are read; convert it"),
         Err(_) => {
             let shown: String = start.iter().take(12).map(|&b| if (32..127).contains(&b) { b as char } else { '.' }).collect();
             bail!("not a PNG, JPEG, WebP, TIFF or BMP picture, whatever its name says (it starts with \"{shown}\")");
         }
-    };
-    Ok((file, format))
+    }
 }
 
 /// The decoder for a format, with the header read.
@@ -179,11 +213,21 @@ fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
     decoder.orientation().unwrap_or(Orientation::NoTransforms)
 }
 
-fn size_upright(decoder: &mut impl ImageDecoder, limits: &Limits) -> Result<(u32, u32)> {
+fn header(decoder: &mut impl ImageDecoder, format: ImageFormat, limits: &Limits) -> Result<Header> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
-    let turned = orientation(decoder).to_exif() >= 5;
-    Ok(if turned { (height, width) } else { (width, height) })
+    let turn = orientation(decoder);
+    let samples = u64::from(decoder.color_type().bytes_per_pixel());
+    // what the decoder keeps beside its result: the coefficients of a progressive JPEG, planes of a WebP, a strip of a TIFF
+    let beside = match format {
+        ImageFormat::Png | ImageFormat::Bmp => 0,
+        ImageFormat::Jpeg => 6,
+        _ => MAX_PIXEL_BYTES,
+    };
+    // converted to 8-bit RGB, and turned, each into another picture
+    let pixel_bytes = samples + beside.max(3) + if turn == Orientation::NoTransforms { 0 } else { 3 };
+    let size = if turn.to_exif() >= 5 { (height, width) } else { (width, height) };
+    Ok(Header { size, pixel_bytes })
 }
 
 /// Reads the pixels and brings them to upright 8-bit sRGB.

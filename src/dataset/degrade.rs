@@ -24,11 +24,27 @@ pub enum Filter {
     Box,
     /// One pixel of each block, with aliasing
     Nearest,
+    /// Magic Kernel Sharp 2021 (J. Costella): a quadratic B-spline with its own blur taken out
+    Magic,
+}
+
+/// Centre and one side of the symmetric taps that sharpen the quadratic B-spline to Magic Kernel Sharp 2021.
+const MAGIC_TAPS: [f64; 4] = [204.0 / 144.0, -35.0 / 144.0, 6.0 / 144.0, -1.0 / 144.0];
+
+/// Magic Kernel Sharp 2021 at a distance of `x` pixels: the B-spline under its sharpening taps.
+fn magic_kernel(x: f64) -> f64 {
+    let spline = |x: f64| match x.abs() {
+        d if d <= 0.5 => 0.75 - d * d,
+        d if d < 1.5 => 0.5 * (1.5 - d) * (1.5 - d),
+        _ => 0.0,
+    };
+    let sides = (1..MAGIC_TAPS.len()).map(|k| MAGIC_TAPS[k] * (spline(x - k as f64) + spline(x + k as f64)));
+    MAGIC_TAPS[0] * spline(x) + sides.sum::<f64>()
 }
 
 impl Filter {
     /// Every filter, in the order of their ids.
-    pub const ALL: [Filter; 5] = [Filter::Bicubic, Filter::Bilinear, Filter::Lanczos3, Filter::Box, Filter::Nearest];
+    pub const ALL: [Filter; 6] = [Filter::Bicubic, Filter::Bilinear, Filter::Lanczos3, Filter::Box, Filter::Nearest, Filter::Magic];
 
     /// The number that stands for this filter in files; never reused for another.
     pub fn id(self) -> u8 {
@@ -38,6 +54,7 @@ impl Filter {
             Filter::Lanczos3 => 3,
             Filter::Box => 4,
             Filter::Nearest => 5,
+            Filter::Magic => 6,
         }
     }
 
@@ -54,6 +71,18 @@ impl Filter {
             Filter::Lanczos3 => "lanczos3",
             Filter::Box => "box",
             Filter::Nearest => "nearest",
+            Filter::Magic => "magic",
+        }
+    }
+
+    /// How far the filter reaches from the middle of an LQ pixel, in LQ pixels.
+    pub fn support(self) -> f64 {
+        match self {
+            Filter::Box | Filter::Nearest => 0.5,
+            Filter::Bilinear => 1.0,
+            Filter::Bicubic => 2.0,
+            Filter::Lanczos3 => 3.0,
+            Filter::Magic => 4.5,
         }
     }
 
@@ -64,6 +93,9 @@ impl Filter {
             Filter::Lanczos3 => ResizeAlg::Convolution(FilterType::Lanczos3),
             Filter::Box => ResizeAlg::Convolution(FilterType::Box),
             Filter::Nearest => ResizeAlg::Nearest,
+            // a constant, positive reach: `new` has nothing to refuse
+            Filter::Magic => fast_image_resize::Filter::new("magic kernel sharp 2021", magic_kernel, self.support())
+                .map_or(ResizeAlg::Convolution(FilterType::CatmullRom), |f| ResizeAlg::Convolution(FilterType::Custom(f))),
         }
     }
 }
@@ -73,6 +105,9 @@ impl fmt::Display for Filter {
         f.write_str(self.name())
     }
 }
+
+/// Working buffers up to this many bytes are kept from one picture to the next.
+const KEPT_BYTES: usize = 8 << 20;
 
 /// Resamples pictures and keeps its working buffers between calls: one per worker thread.
 #[derive(Default)]
@@ -127,6 +162,9 @@ impl Resampler {
             let mut between = Image::from_slice_u8(width, h, &mut self.between, PixelType::U8x3)?;
             self.resizer.resize(&source, &mut between, &options)?;
             self.resizer.resize(&between, &mut target, &options)?;
+            if self.between.capacity() > KEPT_BYTES {
+                self.between = Vec::new();
+            }
         }
         RgbImage::from_raw(width, height, target.into_vec()).context("the resized picture has a wrong length")
     }
@@ -219,15 +257,52 @@ mod tests {
         assert!(upscale_bicubic(&pattern(3, 3), 0).is_err());
     }
 
+    /// The published closed form of the kernel, at points of all its pieces.
+    #[test]
+    fn the_magic_kernel_is_the_published_one() {
+        let published = |x: f64| match x.abs() {
+            d if d < 0.5 => 577.0 / 576.0 - 239.0 / 144.0 * d * d,
+            d if d < 1.5 => (140.0 * d * d - 379.0 * d + 239.0) / 144.0,
+            d if d < 2.5 => -(24.0 * d * d - 113.0 * d + 130.0) / 144.0,
+            d if d < 3.5 => (4.0 * d * d - 27.0 * d + 45.0) / 144.0,
+            d if d < 4.5 => -(2.0 * d - 9.0) * (2.0 * d - 9.0) / 1152.0,
+            _ => 0.0,
+        };
+        for i in -500..=500 {
+            let x = f64::from(i) / 100.0;
+            assert!((magic_kernel(x) - published(x)).abs() < 1e-12, "{x}: {} {}", magic_kernel(x), published(x));
+        }
+    }
+
+    /// Sums in double precision, written out for scale 2, along x and then y with bytes between.
+    #[test]
+    fn the_magic_filter_reduces_as_its_kernel_says() {
+        let hr = pattern(40, 40);
+        let small = downscale(&hr, 2, Filter::Magic).unwrap();
+        let reduce = |line: Vec<u8>, at: usize| -> u8 {
+            let centre = 2.0 * at as f64 + 1.0;
+            let weight = |i: usize| magic_kernel((i as f64 + 0.5 - centre) / 2.0);
+            let sum: f64 = line.iter().enumerate().map(|(i, v)| weight(i) * f64::from(*v)).sum();
+            (sum / (0..line.len()).map(weight).sum::<f64>()).round().clamp(0.0, 255.0) as u8
+        };
+        for (x, y) in [(0, 0), (3, 9), (10, 10), (19, 19)] {
+            for c in 0..3 {
+                let column = (0..40).map(|row| reduce((0..40).map(|i| hr.get_pixel(i, row).0[c]).collect(), x)).collect();
+                let (wanted, found) = (reduce(column, y), small.get_pixel(x as u32, y as u32).0[c]);
+                assert!(wanted.abs_diff(found) <= 1, "{x} {y} {c}: {found}, not {wanted}");
+            }
+        }
+    }
+
     #[test]
     fn ids_and_names_are_stable() {
-        let known = [(1, "bicubic"), (2, "bilinear"), (3, "lanczos3"), (4, "box"), (5, "nearest")];
+        let known = [(1, "bicubic"), (2, "bilinear"), (3, "lanczos3"), (4, "box"), (5, "nearest"), (6, "magic")];
         for (filter, (id, name)) in Filter::ALL.into_iter().zip(known) {
             assert_eq!((filter.id(), filter.name()), (id, name));
             assert_eq!(Filter::from_id(id), Some(filter));
             assert_eq!(serde_json::to_string(&filter).unwrap(), format!("\"{name}\""));
         }
         assert_eq!(Filter::from_id(0), None);
-        assert_eq!(Filter::from_id(6), None);
+        assert_eq!(Filter::from_id(7), None);
     }
 }

@@ -5,5 +5,6 @@
 mod colour;
 pub mod decode;
 pub mod degrade;
+pub mod recipe;
 pub mod scan;
 pub mod synth;

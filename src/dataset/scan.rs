@@ -315,7 +315,13 @@ fn enter(folder: &Path, below: &str, entered: &mut HashSet<PathBuf>, walk: &mut 
         match kind {
             Ok(kind) if !kind.is_file() => walk.rejected.push(Reject { path, reason: "not a regular file".into() }),
             Err(e) => walk.rejected.push(Reject { path, reason: format!("cannot be looked up: {e}") }),
-            Ok(_) if path.to_str().is_none() => walk.rejected.push(Reject { path, reason: "its name is not UTF-8; rename it".into() }),
+            Ok(_) if entry.file_name().to_str().is_none() => {
+                walk.rejected.push(Reject { path, reason: "its name is not UTF-8; rename it".into() });
+            }
+            // below the data set's folder alone: what leads there takes no part in names
+            Ok(_) if below.contains(char::REPLACEMENT_CHARACTER) => {
+                walk.rejected.push(Reject { path, reason: "the name of a folder it lies in is not UTF-8; rename that folder".into() });
+            }
             Ok(_) => walk.found.push((format!("{below}{stem}"), path)),
         }
     }

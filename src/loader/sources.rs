@@ -111,6 +111,11 @@ impl Sources {
         self.sets().map(|s| s.lq_size()).min().unwrap_or(0)
     }
 
+    /// The LQ crop that the sets were made for, pixels: smaller than what is stored where they were cut with a margin.
+    pub fn crop(&self) -> u32 {
+        self.sets().map(|s| s.manifest().crop()).min().unwrap_or(0)
+    }
+
     /// Bytes of all shard files.
     pub fn bytes(&self) -> u64 {
         self.sets().map(|s| s.bytes()).sum()

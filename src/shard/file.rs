@@ -1,6 +1,6 @@
 //! Writing one shard file: header, records as they come, then source table, index and footer; synced, made read-only and
-//! renamed at the end. Depends on `format` and `files`. Promises that an unfinished shard never has its final name and
-//! that its partial file is removed on any error.
+//! renamed at the end. Depends on `format` and `files`. Promises that an unfinished shard never has its final name, and that
+//! one whose records are known from a journal is gone on with only after every record in it was checked.
 
 use super::codec::Codec;
 use super::format::{
@@ -9,15 +9,16 @@ use super::format::{
 use super::manifest::{ShardInfo, make_read_only};
 use crate::files;
 use anyhow::{Context, Result};
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes gathered before the file is written to.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// One encoded pair on its way to a shard.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Left edge of the LQ patch in the LQ image, pixels.
     pub x: u32,
@@ -31,7 +32,7 @@ pub struct Record {
     pub length: u32,
 }
 
-/// A shard being written.
+/// A shard being written, or counted again without a file: the records of a journal give the same sizes and tables.
 pub struct ShardWriter {
     path: PathBuf,
     partial: PathBuf,
@@ -41,25 +42,99 @@ pub struct ShardWriter {
     sources: Vec<SourceEntry>,
     source_bytes: u64,
     index: Vec<u8>,
+    header: [u8; HEADER_BYTES],
+}
+
+/// The name that a shard has until it is finished; the same for every run, so that the next one can go on.
+pub fn partial_name(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.partial", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 impl ShardWriter {
     /// Begins the shard that will be called `path`.
     pub fn create(path: &Path, header: &Header) -> Result<Self> {
-        let partial = files::partial_path(path);
-        let file = File::create(&partial).with_context(|| format!("cannot write {}", path.display()))?;
-        let mut writer = ShardWriter {
+        let mut writer = Self::recount(path, header);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&writer.partial);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        writer.out = Some(BufWriter::with_capacity(BUFFER_BYTES, file));
+        writer.at = 0;
+        writer.put(&header.encode())?;
+        Ok(writer)
+    }
+
+    /// Begins to count a shard that an earlier run has written; [`ShardWriter::attach`] opens its file.
+    pub fn recount(path: &Path, header: &Header) -> Self {
+        ShardWriter {
             path: path.to_path_buf(),
-            partial,
-            out: Some(BufWriter::with_capacity(BUFFER_BYTES, file)),
-            at: 0,
+            partial: partial_name(path),
+            out: None,
+            at: HEADER_BYTES as u64,
             records: 0,
             sources: Vec::new(),
             source_bytes: 0,
             index: Vec::new(),
+            header: header.encode(),
+        }
+    }
+
+    /// Opens the file of a shard that was counted so far and goes on behind its last record. Where the file does not hold
+    /// what was counted, gives the number of the first image that is not whole and opens nothing.
+    pub fn attach(&mut self) -> Result<Option<u32>> {
+        let path = self.path.display().to_string();
+        if !self.partial.exists() && self.path.exists() {
+            // it was finished already: it becomes one under way again, with all its records
+            let readable = fs::metadata(&self.path)?.permissions().mode();
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(readable | 0o200)).with_context(|| path.clone())?;
+            fs::rename(&self.path, &self.partial).with_context(|| path.clone())?;
+        }
+        let file = match OpenOptions::new().read(true).write(true).open(&self.partial) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Some(0)),
+            Err(e) => return Err(e).with_context(|| format!("cannot open {}", self.partial.display())),
         };
-        writer.put(&header.encode())?;
-        Ok(writer)
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, &file);
+        let mut header = [0; HEADER_BYTES];
+        if reader.read_exact(&mut header).is_err() || header != self.header {
+            return Ok(Some(0));
+        }
+        let mut payload = Vec::new();
+        for i in 0..self.records as usize {
+            let entry = IndexEntry::decode(&self.index, i);
+            payload.resize(entry.length as usize, 0);
+            if reader.read_exact(&mut payload).is_err() || crc32fast::hash(&payload) != entry.crc {
+                return Ok(Some(entry.source));
+            }
+        }
+        drop(reader);
+        file.set_len(self.at).with_context(|| path.clone())?;
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
+        out.seek(SeekFrom::Start(self.at)).with_context(|| path)?;
+        self.out = Some(out);
+        Ok(None)
+    }
+
+    /// Hands everything appended so far to the operating system: from then on it survives the end of this process.
+    pub fn flush(&mut self) -> Result<()> {
+        match &mut self.out {
+            Some(out) => out.flush().with_context(|| format!("cannot write {}", self.path.display())),
+            None => Ok(()),
+        }
+    }
+
+    /// A record appended before.
+    pub fn read_back(&mut self, offset: u64, length: usize) -> Result<Vec<u8>> {
+        self.flush()?;
+        let mut payload = vec![0; length];
+        if let Some(out) = &self.out {
+            let read = out.get_ref().read_exact_at(&mut payload, offset);
+            read.with_context(|| format!("cannot read back {}", self.partial.display()))?;
+        }
+        Ok(payload)
+    }
+
+    /// Where the next record will begin, bytes.
+    pub fn position(&self) -> u64 {
+        self.at
     }
 
     /// Pairs written so far.
@@ -80,9 +155,9 @@ impl ShardWriter {
         self.sources.push(source);
     }
 
-    /// Appends one record of the image begun last.
-    pub fn append(&mut self, record: &Record, payload: &[u8]) -> Result<()> {
-        debug_assert_eq!(record.length as usize, payload.len());
+    /// Appends one record of the image begun last. Without its payload it is only counted.
+    pub fn append(&mut self, record: &Record, payload: Option<&[u8]>) -> Result<()> {
+        debug_assert!(payload.is_none_or(|p| p.len() == record.length as usize));
         let entry = IndexEntry {
             offset: self.at,
             length: record.length,
@@ -92,14 +167,18 @@ impl ShardWriter {
             y: record.y,
             codec: record.codec.id(),
         };
-        self.put(payload)?;
+        match payload {
+            Some(payload) => self.put(payload)?,
+            None => self.at += u64::from(record.length),
+        }
         self.index.extend_from_slice(&entry.encode());
         self.records += 1;
         Ok(())
     }
 
-    /// Ends the file, syncs it, takes its write permission and gives it its name.
-    pub fn finish(mut self) -> Result<ShardInfo> {
+    /// Ends the file, syncs it, takes its write permission and gives it its name. A shard that was only counted must lie
+    /// there finished; gives nothing where another file lies there or none.
+    pub fn finish(mut self) -> Result<Option<ShardInfo>> {
         let sources = encode_sources(&self.sources);
         let index = std::mem::take(&mut self.index);
         let sources_at = self.at;
@@ -113,6 +192,9 @@ impl ShardWriter {
             sources_crc: crc32fast::hash(&sources),
             index_crc: crc32fast::hash(&index),
         };
+        if self.out.is_none() && !self.lies_finished(&footer) {
+            return Ok(None);
+        }
         for part in [&sources[..], &index, &footer.encode()] {
             self.put(part)?;
         }
@@ -123,18 +205,27 @@ impl ShardWriter {
                 file.sync_all()?;
                 files::commit(&self.partial, &self.path)
             })();
-            if ended.is_err() {
-                let _ = fs::remove_file(&self.partial);
-            }
             ended.with_context(|| format!("cannot write {}", self.path.display()))?;
         }
-        Ok(ShardInfo {
+        Ok(Some(ShardInfo {
             records: footer.records,
             sources: footer.sources,
             bytes: footer.file_bytes,
             sources_crc: footer.sources_crc,
             index_crc: footer.index_crc,
-        })
+        }))
+    }
+
+    /// Whether the finished file is there: header, footer and length, which hold the checksums of all that is between.
+    fn lies_finished(&self, footer: &Footer) -> bool {
+        let read = || -> std::io::Result<bool> {
+            let file = File::open(&self.path)?;
+            let (mut head, mut foot) = ([0; HEADER_BYTES], [0; FOOTER_BYTES]);
+            file.read_exact_at(&mut head, 0)?;
+            file.read_exact_at(&mut foot, footer.file_bytes - FOOTER_BYTES as u64)?;
+            Ok(head == self.header && foot == footer.encode() && file.metadata()?.len() == footer.file_bytes)
+        };
+        read().unwrap_or(false)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
@@ -150,8 +241,7 @@ impl ShardWriter {
 impl Drop for ShardWriter {
     fn drop(&mut self) {
         if let Some(out) = self.out.take() {
-            let _ = out.into_parts(); // without flushing what could not be written anyway
-            let _ = fs::remove_file(&self.partial);
+            let _ = out.into_parts(); // without flushing what could not be written anyway; the next run goes on
         }
     }
 }

@@ -2,7 +2,7 @@
 //! is an unfinished one. Depends on bincode (bounded) and on `files`. Promises that a damaged, foreign or newer manifest
 //! is refused with the reason.
 
-use super::format::{Geometry, Hash64, MAJOR, MINOR, check_version, u16_at, u32_at};
+use super::format::{Geometry, Hash64, MAJOR, check_version, u16_at, u32_at};
 use crate::files;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 pub const MANIFEST_NAME: &str = "manifest.psm";
 /// First eight bytes of a manifest.
 pub const MANIFEST_MAGIC: [u8; 8] = *b"PGNMANIF";
+/// Minor version of the manifest alone. 1 added [`Extra`]; content of version 0 ends before it.
+const MANIFEST_MINOR: u16 = 1;
 /// Magic, major and minor version, payload length, payload checksum.
 const PREFIX_BYTES: usize = 20;
 /// Largest manifest payload: a shard takes 40 bytes in it, so this is over a million shards.
@@ -31,6 +33,25 @@ pub struct ShardInfo {
     pub sources_crc: u32,
     /// CRC32 of the shard's index, which holds the CRC32 of every record: it stands for all of the content.
     pub index_crc: u32,
+}
+
+/// What came to the manifest with its minor version 1.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Extra {
+    /// Side of the crop that training takes by default, LQ pixels; 0 = the whole stored patch.
+    pub crop: u32,
+    /// Options beyond the fields above that decide the bytes, by name, as they were given; those at their default left out.
+    pub options: Vec<(String, String)>,
+    /// Number of this part and of all parts, from 1; both 0 in a whole set.
+    pub part: (u32, u32),
+    /// Configuration hash of the whole set that a part belongs to; 0 in a whole set.
+    pub whole: u64,
+    /// Patches left out for want of detail, and because the same pair was there before.
+    pub dropped: (u64, u64),
+    /// Images that gave no pairs, by kind of reason, sorted.
+    pub rejected: Vec<(String, u64)>,
+    /// Times that images were added to the finished set.
+    pub appended: u32,
 }
 
 /// What a set is and what it is made of. Holds nothing that differs between machines, thread counts or hours.
@@ -56,12 +77,14 @@ pub struct Manifest {
     pub inputs: u64,
     /// Hash of everything that decides the bytes of the set: the fields above, the inputs and the format.
     pub config: u64,
-    /// Images found, with and without a part in the set.
+    /// Images found, with and without a part in the set; of a set held out, those in it.
     pub images: u64,
     /// Images that gave at least one pair.
     pub used: u64,
     /// The shards in order.
     pub shards: Vec<ShardInfo>,
+    /// What version 1.1 knows beside.
+    pub extra: Extra,
 }
 
 impl Manifest {
@@ -73,6 +96,11 @@ impl Manifest {
     /// Bytes of all shards.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().map(|s| s.bytes).sum()
+    }
+
+    /// Side of the crop that training takes by default, LQ pixels.
+    pub fn crop(&self) -> u32 {
+        if self.extra.crop == 0 { self.lq_size } else { self.extra.crop }
     }
 
     /// Identity of the content: equal exactly when every record of two sets is the same.
@@ -99,7 +127,20 @@ impl Manifest {
         compare("the LQ recipe", self.recipe_name.clone(), wanted.recipe_name.clone());
         compare("the codec", self.codec.clone(), wanted.codec.clone());
         compare("the shard size", self.shard_bytes.to_string(), wanted.shard_bytes.to_string());
+        for (name, _) in self.extra.options.iter().chain(&wanted.extra.options) {
+            let value = |m: &Manifest| {
+                let option = m.extra.options.iter().find(|(n, _)| n == name);
+                option.map_or("not given".to_string(), |(_, value)| value.clone())
+            };
+            compare(&format!("--{name}"), value(self), value(wanted));
+        }
+        let part = |m: &Manifest| match m.extra.part {
+            (0, _) => "the whole".to_string(),
+            (i, n) => format!("{i}/{n}"),
+        };
+        compare("the part", part(self), part(wanted));
         compare("the paragon version", self.paragon.clone(), wanted.paragon.clone());
+        out.dedup();
         out
     }
 
@@ -111,7 +152,7 @@ impl Manifest {
         files::write_atomic(&path_in(folder), |out| {
             out.write_all(&MANIFEST_MAGIC)?;
             out.write_all(&MAJOR.to_le_bytes())?;
-            out.write_all(&MINOR.to_le_bytes())?;
+            out.write_all(&MANIFEST_MINOR.to_le_bytes())?;
             out.write_all(&(payload.len() as u32).to_le_bytes())?;
             out.write_all(&crc32fast::hash(&payload).to_le_bytes())?;
             out.write_all(&payload)?;
@@ -146,9 +187,11 @@ impl Manifest {
         ensure!(length == payload.len(), "the manifest was written with {length} bytes of content and has {}", payload.len());
         ensure!(crc32fast::hash(payload) == u32_at(prefix, 16), "the manifest is damaged (checksum mismatch)");
         let config = bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_PAYLOAD_BYTES>();
-        // a newer minor version may append fields, which an older reader leaves alone
+        // a newer minor version may append fields, which an older reader leaves alone; an older one lacks what is empty by default
+        let mut payload = payload.to_vec();
+        payload.extend(bincode::encode_to_vec(Extra::default(), config).context("cannot encode a default")?);
         let (manifest, _): (Manifest, usize) =
-            bincode::decode_from_slice(payload, config).context("the manifest's content makes no sense")?;
+            bincode::decode_from_slice(&payload, config).context("the manifest's content makes no sense")?;
         Geometry::new(manifest.scale, manifest.lq_size)?;
         Ok(manifest)
     }
@@ -187,8 +230,8 @@ fn missing(folder: &Path) -> String {
     if !folder.is_dir() {
         return format!("{place} is a file where the folder of a shard set is expected");
     }
-    let shards = fs::read_dir(folder)
-        .map_or(0, |entries| entries.flatten().filter(|e| e.file_name().to_str().is_some_and(|n| n.contains(".psh"))).count());
+    let left = |name: &str| name.contains(".psh") || name == super::journal::JOURNAL_NAME;
+    let shards = fs::read_dir(folder).map_or(0, |entries| entries.flatten().filter(|e| e.file_name().to_str().is_some_and(left)).count());
     if shards > 0 {
         format!(
             "{place} holds {shards} shard file(s) but no {MANIFEST_NAME}: the set was not finished; \
@@ -218,6 +261,7 @@ mod tests {
             images: 7,
             used: 6,
             shards: vec![ShardInfo { records: 1, sources: 1, bytes: 200, sources_crc: 3, index_crc: 4 }; 2],
+            extra: Extra { crop: 24, options: vec![("seed".into(), "4".into())], ..Extra::default() },
         }
     }
 
@@ -257,7 +301,7 @@ mod tests {
         let (_dir, mut bytes) = written();
         bytes[8] = 7;
         let e = format!("{:#}", Manifest::decode(&bytes).unwrap_err());
-        assert!(e.contains("7.0") && e.contains("newer"), "{e}");
+        assert!(e.contains("7.1") && e.contains("newer"), "{e}");
     }
 
     #[test]

@@ -4,19 +4,15 @@
 
 use super::codec::Codec;
 use super::format::{Geometry, Hash64, MAJOR};
-use super::manifest::Manifest;
+use super::manifest::{Extra, Manifest};
 use crate::dataset::decode::{self, Limits};
 use crate::dataset::degrade::Filter;
+use crate::dataset::recipe::{LqFilter, RECIPE_GIVEN, Recipe, image_key};
 use crate::dataset::scan::{self, ScanOptions, Source};
+use crate::rng::key;
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-
-/// Bytes of memory counted for one pixel of a picture being converted: decoded at worst as 16-bit RGBA (8), turned and
-/// converted (3 + 3), and the rest for what decoders keep beside.
-const BYTES_PER_PIXEL: u64 = 16;
-/// The recipe number of an LQ that came with the images.
-pub const RECIPE_GIVEN: u8 = 0;
 
 /// Everything `paragon shard` is told.
 #[derive(Clone, Debug)]
@@ -27,16 +23,28 @@ pub struct BuildConfig {
     pub out: PathBuf,
     /// HR side over LQ side.
     pub scale: u32,
-    /// LQ patch side, pixels.
+    /// LQ patch side as stored, pixels.
     pub lq_size: u32,
+    /// How much of the side is there for crops to move in, LQ pixels: training takes `lq_size - margin` by default.
+    pub margin: u32,
     /// Distance of neighbouring patches in the LQ image, pixels.
     pub stride: u32,
     /// The HR folder, where it is not to be found by name.
     pub hr: Option<PathBuf>,
     /// The LQ folder, where it is not to be found by name.
     pub lq: Option<PathBuf>,
-    /// How an LQ image is made where there is none.
-    pub filter: Filter,
+    /// How the LQ is made where there is none.
+    pub recipe: Recipe,
+    /// Patches whose HR shows less detail than this are left out (see `convert::detail`); 0 = none.
+    pub min_detail: f64,
+    /// Whether a pair that was there before is stored again.
+    pub keep_duplicates: bool,
+    /// Images held out in a set of their own, `out/val`.
+    pub val: Option<HeldOut>,
+    /// Only this part of all, from 1, for one of several machines.
+    pub part: Option<(u32, u32)>,
+    /// Whether images are added to a finished set.
+    pub append: bool,
     /// How pairs are stored.
     pub codec: Codec,
     /// Threads that convert; 0 = one for each core.
@@ -51,13 +59,60 @@ pub struct BuildConfig {
     pub limits: Limits,
 }
 
+impl BuildConfig {
+    /// What the command line takes where it is told nothing else.
+    pub fn new(dataset: impl Into<PathBuf>, out: impl Into<PathBuf>, scale: u32, lq_size: u32) -> Self {
+        BuildConfig {
+            dataset: dataset.into(),
+            out: out.into(),
+            scale,
+            lq_size,
+            margin: 0,
+            min_detail: 0.0,
+            keep_duplicates: false,
+            val: None,
+            part: None,
+            append: false,
+            stride: lq_size,
+            hr: None,
+            lq: None,
+            recipe: Recipe::fixed(Filter::Bicubic),
+            codec: Codec::Predict,
+            threads: 0,
+            shard_bytes: 512 << 20,
+            host_memory: 2 << 30,
+            overwrite: false,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How many images are held out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeldOut {
+    /// This many; images added later all go to the set to train on.
+    Count(u64),
+    /// About this share; whether an image is held out depends on nothing but its name and the seed.
+    Share(f64),
+}
+
+impl std::fmt::Display for HeldOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            HeldOut::Count(n) => write!(f, "{n}"),
+            HeldOut::Share(share) => write!(f, "{share:?}"),
+        }
+    }
+}
+
 /// A file that gives no pairs.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Rejected {
     /// The file.
+    #[serde(serialize_with = "super::report::path_in_words")]
     pub file: PathBuf,
     /// The kind of reason, for counting.
-    pub kind: &'static str,
+    pub kind: String,
     /// The reason in words.
     pub reason: String,
 }
@@ -71,8 +126,10 @@ pub struct Job {
     pub size: (u32, u32),
     /// Bytes of its file, or of its two files.
     pub file_bytes: u64,
-    /// Pairs it gives.
+    /// Patches it is cut into.
     pub pairs: u64,
+    /// Whether it is held out.
+    pub held_out: bool,
     /// Memory to be counted while it is under way, bytes.
     pub memory: u64,
 }
@@ -95,7 +152,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Pairs of all jobs.
+    /// Configuration hash of the set to train on or of the one held out.
+    pub fn config(&self, held_out: bool) -> u64 {
+        if held_out { Hash64::default().word(self.manifest.config).bytes(b"held out").finish() } else { self.manifest.config }
+    }
+
+    /// Patches of all jobs.
     pub fn pairs(&self) -> u64 {
         self.jobs.iter().map(|j| j.pairs).sum()
     }
@@ -156,14 +218,24 @@ pub fn lq_dimensions(hr: (u32, u32), lq: Option<(u32, u32)>, g: Geometry) -> Res
 pub fn plan(config: &BuildConfig) -> Result<Plan> {
     let geometry = Geometry::new(config.scale, config.lq_size)?;
     ensure!(config.stride > 0, "the stride is 0; it is the distance of neighbouring patches in LQ pixels");
+    config.recipe.check()?;
+    ensure!(config.margin < config.lq_size, "a margin of {} leaves nothing of {} pixels", config.margin, config.lq_size);
+    if let Some((part, parts)) = config.part {
+        ensure!((1..=parts).contains(&part), "part {part} of {parts}: parts are counted from 1, as in 1/8");
+        ensure!(!config.append, "--append and --part do not go together: append to the merged set");
+    }
     let options = ScanOptions { scale: config.scale, hr: config.hr.clone(), lq: config.lq.clone() };
     let scan = scan::scan(&config.dataset, &options)?;
+    ensure!(
+        scan.lq_root.is_none() || (config.recipe.blur == 0.0 && config.recipe.filter != LqFilter::Random),
+        "{} has LQ images of its own, so none are made: leave out --lq-blur and --lq-filter random",
+        config.dataset.display()
+    );
     let pool = pool(config.threads)?;
     let looked: Vec<Result<Job, Rejected>> =
         pool.install(|| scan.sources.into_par_iter().map(|source| look(source, config, geometry)).collect());
-    let images = (looked.len() + scan.rejected.len()) as u64;
     let mut rejected: Vec<Rejected> =
-        scan.rejected.into_iter().map(|r| Rejected { file: r.path, kind: "pairing", reason: r.reason }).collect();
+        scan.rejected.into_iter().map(|r| Rejected { file: r.path, kind: "pairing".into(), reason: r.reason }).collect();
     let mut jobs = Vec::with_capacity(looked.len());
     for outcome in looked {
         match outcome {
@@ -171,8 +243,58 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
             Err(reject) => rejected.push(reject),
         }
     }
-    let manifest = manifest(config, &jobs, scan.lq_root.is_some(), images);
-    Ok(Plan { geometry, jobs, rejected, images, ignored: scan.ignored as u64, manifest })
+    if let Some(val) = config.val {
+        hold_out(&mut jobs, val, config.recipe.seed)?;
+    }
+    let mut manifest = manifest(config, &jobs, scan.lq_root.is_some());
+    let mut ignored = scan.ignored as u64;
+    if let Some((part, parts)) = config.part {
+        jobs = take_part(jobs, u64::from(part), u64::from(parts));
+        manifest.extra.part = (part, parts);
+        manifest.extra.whole = manifest.config;
+        manifest.config = Hash64::default().word(manifest.config).word(part.into()).word(parts.into()).finish();
+        if part > 1 {
+            // what is known before any decoding is told by the first part alone, so that the parts add up
+            rejected.clear();
+            ignored = 0;
+        }
+    }
+    let images = (jobs.len() + rejected.len()) as u64;
+    manifest.images = images;
+    Ok(Plan { geometry, jobs, rejected, images, ignored, manifest })
+}
+
+/// Chooses the images to hold out: those whose names hash lowest, so that the choice is the same on any machine.
+fn hold_out(jobs: &mut [Job], val: HeldOut, seed: u64) -> Result<()> {
+    /// Keeps the draw apart from others of the same seed.
+    const PURPOSE: u64 = 0x7661_6C69;
+    let draw = |job: &Job| key(&[PURPOSE, seed, image_key(&job.source.name)]);
+    match val {
+        HeldOut::Share(share) => {
+            ensure!((0.0..1.0).contains(&share), "the share held out is {share}; it must be 0 or more and below 1");
+            jobs.iter_mut().for_each(|job| job.held_out = ((draw(job) >> 11) as f64) < share * (1u64 << 53) as f64);
+        }
+        HeldOut::Count(count) => {
+            ensure!(count < jobs.len().max(1) as u64, "{count} images are to be held out of {} usable ones", jobs.len());
+            let mut order: Vec<usize> = (0..jobs.len()).collect();
+            order.sort_by_key(|&i| (draw(&jobs[i]), i));
+            order.iter().take(count as usize).for_each(|&i| jobs[i].held_out = true);
+        }
+    }
+    Ok(())
+}
+
+/// The jobs of one part: a run of neighbours, so that parts only need to be put one behind the other, with about the same
+/// number of patches in each.
+fn take_part(jobs: Vec<Job>, part: u64, parts: u64) -> Vec<Job> {
+    let all: u64 = jobs.iter().map(|j| j.pairs).sum();
+    let mut before = 0;
+    let mut part_of = |job: &Job| {
+        let middle = before + job.pairs / 2;
+        before += job.pairs;
+        1 + middle * parts / all.max(1)
+    };
+    jobs.into_iter().filter(|job| part_of(job) == part).collect()
 }
 
 /// A pool of `threads` threads that convert; 0 = one for each core.
@@ -182,27 +304,35 @@ pub fn pool(threads: usize) -> Result<rayon::ThreadPool> {
 }
 
 fn look(source: Source, config: &BuildConfig, g: Geometry) -> Result<Job, Rejected> {
-    let reject = |file: &Path, kind, reason| Rejected { file: file.to_path_buf(), kind, reason };
-    let header = |path: &Path| -> Result<((u32, u32), u64), Rejected> {
-        let read = || -> Result<((u32, u32), u64)> {
+    let reject = |file: &Path, kind: &str, reason| Rejected { file: file.to_path_buf(), kind: String::from(kind), reason };
+    let header = |path: &Path| -> Result<(decode::Header, u64), Rejected> {
+        let read = || -> Result<(decode::Header, u64)> {
             let bytes = std::fs::metadata(path).context("cannot look at the file")?.len();
-            Ok((decode::probe(path, &config.limits)?, bytes))
+            Ok((decode::look(path, &config.limits)?, bytes))
         };
         read().map_err(|e| reject(path, "unreadable", format!("{e:#}")))
     };
-    let (size, mut file_bytes) = header(&source.hr)?;
-    let mut pixels = u64::from(size.0) * u64::from(size.1);
+    let (hr, mut file_bytes) = header(&source.hr)?;
+    let size = hr.size;
+    let pixels = |size: (u32, u32)| u64::from(size.0) * u64::from(size.1);
+    // the HR is decoded from its file, then the LQ beside it, then patches are cut from both
+    let mut decoding = file_bytes + pixels(size) * hr.pixel_bytes;
+    let mut made = if size.0 % g.scale == 0 && size.1 % g.scale == 0 { 3 * pixels(size) } else { 6 * pixels(size) };
     let mut lq_size = None;
     if let Some(path) = &source.lq {
-        let (size, bytes) = header(path)?;
-        lq_size = Some(size);
+        let (lq, bytes) = header(path)?;
+        lq_size = Some(lq.size);
         file_bytes += bytes;
-        pixels += u64::from(size.0) * u64::from(size.1);
+        decoding = decoding.max(3 * pixels(size) + bytes + pixels(lq.size) * lq.pixel_bytes);
+        made += 3 * pixels(lq.size);
+    } else {
+        // the LQ, and what lies between reducing along x and along y
+        made += 3 * pixels(size) / u64::from(g.scale) + 3 * pixels(size) / u64::from(g.scale * g.scale);
     }
     let lq = lq_dimensions(size, lq_size, g).map_err(|(kind, reason)| reject(&source.hr, kind, reason))?;
     let across = positions(lq.0, g.lq_size, config.stride).len() as u64;
     let pairs = across * positions(lq.1, g.lq_size, config.stride).len() as u64;
-    let memory = file_bytes + pixels * BYTES_PER_PIXEL + pairs * (g.lq_bytes() + g.hr_bytes()) as u64;
+    let memory = decoding.max(made + pairs * (g.lq_bytes() + g.hr_bytes()) as u64);
     if memory > config.host_memory {
         let mib = |b: u64| b.div_ceil(1 << 20);
         let reason = format!(
@@ -214,11 +344,11 @@ fn look(source: Source, config: &BuildConfig, g: Geometry) -> Result<Job, Reject
         );
         return Err(reject(&source.hr, "memory", reason));
     }
-    Ok(Job { source, size, file_bytes, pairs, memory })
+    Ok(Job { source, size, file_bytes, pairs, held_out: false, memory })
 }
 
 /// The manifest of the set that a configuration and its inputs give; the shards are still to come.
-fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool, images: u64) -> Manifest {
+fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
     let mut inputs = Hash64::default();
     for job in jobs {
         inputs.bytes(job.source.name.as_bytes()).word(job.file_bytes).word(u64::from(job.source.lq.is_some()));
@@ -228,24 +358,40 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool, images: u64) -> Ma
         scale: config.scale,
         lq_size: config.lq_size,
         stride: config.stride,
-        recipe: if paired { RECIPE_GIVEN } else { config.filter.id() },
-        recipe_name: if paired { "given".to_string() } else { config.filter.name().to_string() },
+        recipe: if paired { RECIPE_GIVEN } else { config.recipe.id() },
+        recipe_name: if paired { "given".to_string() } else { config.recipe.to_string() },
         codec: config.codec.name().to_string(),
         shard_bytes: config.shard_bytes,
         inputs: inputs.finish(),
         config: 0,
-        images,
+        images: 0,
         used: 0,
         shards: Vec::new(),
+        extra: Extra { crop: config.lq_size - config.margin, options: options(config), ..Extra::default() },
     };
     let mut hash = Hash64::default();
     hash.word(u64::from(MAJOR)).bytes(manifest.paragon.as_bytes());
     for number in [manifest.scale, manifest.lq_size, manifest.stride, u32::from(manifest.recipe)] {
         hash.word(u64::from(number));
     }
-    hash.bytes(manifest.codec.as_bytes()).word(manifest.shard_bytes).word(manifest.inputs);
+    hash.bytes(manifest.recipe_name.as_bytes()).bytes(manifest.codec.as_bytes()).word(manifest.shard_bytes).word(manifest.inputs);
+    for (name, value) in &manifest.extra.options {
+        hash.bytes(name.as_bytes()).bytes(value.as_bytes());
+    }
     manifest.config = hash.finish();
     manifest
+}
+
+/// The options that decide the bytes and have no field in the manifest, as far as they are not at their default.
+fn options(config: &BuildConfig) -> Vec<(String, String)> {
+    let mut out = Vec::new();
+    let mut note = |name: &str, value: Option<String>| out.extend(value.map(|v| (name.to_string(), v)));
+    note("margin", (config.margin > 0).then(|| config.margin.to_string()));
+    note("min-detail", (config.min_detail > 0.0).then(|| format!("{:?}", config.min_detail)));
+    note("keep-duplicates", config.keep_duplicates.then(|| "yes".to_string()));
+    note("val", config.val.map(|val| val.to_string()));
+    note("seed", config.val.map(|_| config.recipe.seed.to_string())); // a seed of the recipe is told in its own words
+    out
 }
 
 #[cfg(test)]

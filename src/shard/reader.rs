@@ -6,7 +6,7 @@ pub use super::codec::Crop;
 use super::codec::{Codec, Decoder};
 use super::format::{FOOTER_BYTES, Footer, Geometry, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, SourceEntry, decode_source};
 use super::manifest::{Manifest, ShardInfo, shard_name};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use memmap2::Mmap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -56,7 +56,6 @@ struct Shard {
     map: Mmap,
     /// Bytes of the longest record.
     longest: u32,
-    info: ShardInfo,
     footer: Footer,
     /// Number of the shard's first record in the set.
     first: u64,
@@ -155,7 +154,7 @@ impl ShardSet {
 
     /// Bytes of all shard files.
     pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(|s| s.info.bytes).sum()
+        self.shards.iter().map(|s| s.map.len() as u64).sum()
     }
 
     /// Tells the kernel about a range of records. Advice only: nothing fails, and what is read stays the same.
@@ -163,7 +162,7 @@ impl ShardSet {
         let mut at = records.start;
         while at < records.end.min(self.records) {
             let Ok((shard, i)) = self.find(at) else { return };
-            let end = records.end.min(shard.first + shard.info.records);
+            let end = records.end.min(shard.first + shard.footer.records);
             if let Ok(span) = shard.span(i, (end - shard.first) as usize - 1, io) {
                 shard.advise(span, advice);
             }
@@ -260,42 +259,29 @@ impl Shard {
             }
             Err(e) => return Err(e).with_context(|| format!("cannot open {}", path.display())),
         };
-        Self::check(file, path.clone(), Some(info), manifest, number, first).map_err(|e| e.why.context(path.display().to_string()))
+        Self::check(file, path.clone(), info, manifest, number, first).with_context(|| path.display().to_string())
     }
 
-    fn check(
-        mut file: File,
-        path: PathBuf,
-        info: Option<&ShardInfo>,
-        manifest: &Manifest,
-        number: u32,
-        first: u64,
-    ) -> Result<Shard, Unfit> {
+    fn check(mut file: File, path: PathBuf, info: &ShardInfo, manifest: &Manifest, number: u32, first: u64) -> Result<Shard> {
         let length = file.metadata().context("cannot look at the file")?.len();
         // header and footer by plain reads: nothing is mapped before the length is known to be right
         let mut header = [0; HEADER_BYTES];
         let mut footer = [0; FOOTER_BYTES];
-        if length < (HEADER_BYTES + FOOTER_BYTES) as u64 {
-            return Err(anyhow!("the file has {length} bytes: it is cut short").into());
-        }
+        ensure!(length >= (HEADER_BYTES + FOOTER_BYTES) as u64, "the file has {length} bytes: it is cut short");
         file.read_exact(&mut header).context("cannot read the header")?;
         let header = Header::decode(&header)?;
-        if header.config != manifest.config || header.number != number {
-            let why = anyhow!(
-                "the shard belongs to another set or place (shard {} of set {:016x}; shard {number} of {:016x} is expected)",
-                header.number,
-                header.config,
-                manifest.config
-            );
-            return Err(Unfit { foreign: true, why });
-        }
+        ensure!(
+            header.config == manifest.config && header.number == number,
+            "the shard belongs to another set or place (shard {} of set {:016x}; shard {number} of {:016x} is expected)",
+            header.number,
+            header.config,
+            manifest.config
+        );
         file.seek(SeekFrom::Start(length - FOOTER_BYTES as u64)).context("cannot read the footer")?;
         file.read_exact(&mut footer).context("cannot read the footer")?;
         let footer = Footer::decode(&footer, length)?;
         let expected = Geometry { scale: manifest.scale, lq_size: manifest.lq_size };
-        if header.geometry != expected {
-            return Err(anyhow!("the shard holds {:?} where the manifest says {expected:?}", header.geometry).into());
-        }
+        ensure!(header.geometry == expected, "the shard holds {:?} where the manifest says {expected:?}", header.geometry);
         let found = ShardInfo {
             records: footer.records,
             sources: footer.sources,
@@ -303,11 +289,9 @@ impl Shard {
             sources_crc: footer.sources_crc,
             index_crc: footer.index_crc,
         };
-        if info.is_some_and(|info| info != &found) {
-            return Err(anyhow!("the shard is not the one the manifest lists ({found:?} where {info:?} is expected)").into());
-        }
+        ensure!(*info == found, "the shard is not the one the manifest lists ({found:?} where {info:?} is expected)");
         let map = map(&file, length)?;
-        let mut shard = Shard { path, file, map, longest: 0, info: found, footer, first };
+        let mut shard = Shard { path, file, map, longest: 0, footer, first };
         shard.longest = shard.check_tables(expected)?;
         Ok(shard)
     }
@@ -444,35 +428,6 @@ impl Shard {
         };
         format!("{}, record {i} ({record} in the set; {source})", self.path.display())
     }
-}
-
-/// Why a shard cannot be used.
-pub(super) struct Unfit {
-    /// It is a shard of another set, as against a damaged one.
-    pub foreign: bool,
-    /// The reason in words.
-    pub why: anyhow::Error,
-}
-
-impl From<anyhow::Error> for Unfit {
-    fn from(why: anyhow::Error) -> Self {
-        Unfit { foreign: false, why }
-    }
-}
-
-/// A shard that no manifest lists yet.
-pub(super) struct Inspected {
-    /// The entry it would have in the manifest.
-    pub info: ShardInfo,
-    /// Its images in order, with the number of their records.
-    pub sources: Vec<(SourceEntry, u64)>,
-}
-
-/// Checks the structure of one shard of an unfinished set.
-pub(super) fn inspect(path: &Path, manifest: &Manifest, number: u32) -> Result<Inspected, Unfit> {
-    let file = File::open(path).context("cannot open the shard")?;
-    let shard = Shard::check(file, path.to_path_buf(), None, manifest, number, 0)?;
-    Ok(Inspected { info: shard.info.clone(), sources: shard.sources()? })
 }
 
 fn known_codec(id: u8) -> Result<Codec> {

@@ -7,10 +7,24 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::path::PathBuf;
 
+/// The set of the images held out.
+#[derive(Clone, Debug, Serialize)]
+pub struct HeldOutReport {
+    /// Images that gave pairs.
+    pub images: u64,
+    /// LQ/HR pairs.
+    pub pairs: u64,
+    /// Shard files.
+    pub shards: u64,
+    /// Bytes of all shards.
+    pub bytes_out: u64,
+}
+
 /// The figures of one run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Folder of the set.
+    #[serde(serialize_with = "path_in_words")]
     pub out: PathBuf,
     /// The set was there already, made from the same images with the same options; nothing was written.
     pub already_complete: bool,
@@ -18,7 +32,7 @@ pub struct Report {
     pub resumed_images: u64,
     /// Images found.
     pub images: u64,
-    /// Images that gave pairs.
+    /// Images that gave pairs, those held out included.
     pub used: u64,
     /// Images that gave none.
     pub rejected: Vec<Rejected>,
@@ -28,12 +42,22 @@ pub struct Report {
     pub ignored: u64,
     /// What had to be changed on the way to 8-bit RGB, and in how many files.
     pub notes: BTreeMap<String, u64>,
-    /// LQ/HR pairs in the set.
+    /// Patches that were looked at: pairs, pairs held out, flat ones and duplicates.
+    pub patches: u64,
+    /// Patches left out because they show less than `--min-detail`.
+    pub flat: u64,
+    /// Pairs left out because the same pair was there before.
+    pub duplicates: u64,
+    /// LQ/HR pairs in the set to train on.
     pub pairs: u64,
+    /// The set of the images held out.
+    pub held_out: Option<HeldOutReport>,
     /// HR side over LQ side.
     pub scale: u32,
-    /// LQ patch side, pixels.
+    /// LQ patch side as stored, pixels.
     pub lq_size: u32,
+    /// LQ patch side that training takes by default, pixels.
+    pub crop: u32,
     /// How the LQ was made.
     pub lq_recipe: String,
     /// Codec asked for.
@@ -62,6 +86,11 @@ pub struct Report {
     pub images_per_second: f64,
     /// Pairs written in a second.
     pub pairs_per_second: f64,
+}
+
+/// JSON knows UTF-8 alone: a path of other bytes is shown with signs in their place.
+pub(super) fn path_in_words<S: serde::Serializer>(path: &std::path::Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 /// `12.3 MB`: bytes for people, in powers of 1000.
@@ -94,7 +123,14 @@ impl fmt::Display for Report {
             row("notes", format!("{count} x {note}"))?;
         }
         let hr = self.lq_size * self.scale;
-        row("pairs", format!("{} of LQ {} / HR {hr}, LQ {}", self.pairs, self.lq_size, self.lq_recipe))?;
+        let crop = if self.crop == self.lq_size { String::new() } else { format!(" (for crops of {})", self.crop) };
+        row("pairs", format!("{} of LQ {} / HR {hr}{crop}, LQ {}", self.pairs, self.lq_size, self.lq_recipe))?;
+        if self.flat + self.duplicates > 0 {
+            row("", format!("{} flat and {} duplicate patches of {} left out", self.flat, self.duplicates, self.patches))?;
+        }
+        if let Some(held_out) = &self.held_out {
+            row("held out", format!("{} pairs of {} images, {}", held_out.pairs, held_out.images, bytes(held_out.bytes_out)))?;
+        }
         let mut size = String::new();
         write!(size, "{} of pixels -> {} in {} shard(s)", bytes(self.bytes_raw), bytes(self.bytes_out), self.shards)?;
         write!(size, ", ratio {:.3} ({}", self.ratio, self.codec)?;

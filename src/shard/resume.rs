@@ -1,46 +1,40 @@
-//! What a run finds in its output folder: nothing, the same set already complete, shards of an interrupted run to go on
-//! from, or another set that it must not touch. Depends on `reader` and `manifest`. Promises that two runs never write to
-//! one folder at once and that nothing is removed but leftovers of an unfinished run, unless `--overwrite` says so.
+//! What a run finds in its output folder: nothing, the same set already complete, an interrupted run to go on from, a set to
+//! add images to, or another set that it must not touch. Depends on `journal`, `reader` and `manifest`. Promises that two
+//! runs never write to one folder at once and that nothing is removed but leftovers of an unfinished run, unless
+//! `--overwrite` says so.
 
+use super::assembly::{Assembly, held_out_folder};
 use super::convert::files_crc;
-use super::format::SourceEntry;
+use super::file::partial_name;
+use super::format::{HEADER_BYTES, Hash64, Header, SourceEntry};
+use super::journal::{self, Entry, Head, Journal, Outcome};
 use super::manifest::{Manifest, ShardInfo, is_shard_name, path_in, shard_name};
-use super::plan::{BuildConfig, Job, Plan, Rejected};
-use super::reader::{ShardSet, inspect};
-use super::writer::remove_set;
+use super::plan::{BuildConfig, HeldOut, Job, Plan, Rejected};
+use super::reader::ShardSet;
+use super::set::SetWriter;
 use crate::files;
+use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Shards of an interrupted run, and how far they go.
-#[derive(Default)]
-pub(super) struct Done {
-    /// The leading shards that are whole.
-    pub shards: Vec<ShardInfo>,
-    /// For every job: the records that are in those shards already, or nothing where it has none there.
-    pub skip: Vec<Option<u64>>,
-    pairs: Vec<u64>,
-}
-
-impl Done {
-    /// Images all of whose records are there.
-    pub fn whole_images(&self) -> u64 {
-        self.skip.iter().zip(&self.pairs).filter(|(skip, pairs)| skip.is_some_and(|n| n >= **pairs)).count() as u64
-    }
-}
-
 /// What stands in the output folder.
 pub(super) enum Found {
-    /// The very set that is asked for, with the images that gave nothing when it was made.
-    Complete(Box<Manifest>, Vec<Rejected>),
-    /// Room to write, perhaps with shards to go on from.
-    Shards(Done),
+    /// The very set that is asked for, with its held-out part and the images that gave nothing when it was made.
+    Complete(Box<(Manifest, Option<Manifest>, Vec<Rejected>)>),
+    /// Room to write, perhaps behind images that an interrupted run has decided.
+    Ready(Box<Assembly>),
 }
 
-/// Creates the folder, takes it for this process alone and clears partial files; the lock ends with the returned handle.
+/// Manifests of a finished set and of its held-out part.
+pub(super) type Before = [Option<Manifest>; 2];
+
+/// Creates the folder, takes it for this process alone and clears half-written manifests; the lock ends with the returned
+/// handle.
 pub(super) fn prepare(out: &Path) -> Result<File> {
     files::create_folder(out)?;
     let lock = File::open(out).with_context(|| format!("cannot open the folder {}", out.display()))?;
@@ -49,117 +43,385 @@ pub(super) fn prepare(out: &Path) -> Result<File> {
         Err(TryLockError::WouldBlock) => bail!("another paragon is writing to {}; wait for it or choose another --out", out.display()),
         Err(TryLockError::Error(_)) => {} // a file system without locks: go on unprotected
     }
-    for entry in fs::read_dir(out).with_context(|| format!("cannot read the folder {}", out.display()))? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if (name.starts_with(".shard-") || name.starts_with(".manifest.psm.")) && name.ends_with(".partial") {
-            fs::remove_file(entry.path()).with_context(|| format!("cannot remove {}", entry.path().display()))?;
-        }
+    for folder in [out.to_path_buf(), held_out_folder(out)] {
+        remove(&folder, |name| name.starts_with(".manifest.psm.") && name.ends_with(".partial"))?;
     }
     Ok(lock)
 }
 
-/// Finished shard files of a folder, in order of their names.
-pub(super) fn shard_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut out = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))? {
-        let entry = entry?;
-        if entry.file_name().to_str().is_some_and(is_shard_name) {
-            out.push(entry.path());
+/// Removes the files of a folder whose names are meant; a folder that is not there has none.
+fn remove(folder: &Path, meant: impl Fn(&str) -> bool) -> Result<()> {
+    for path in list(folder)? {
+        if path.file_name().and_then(|n| n.to_str()).is_some_and(&meant) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
-    out.sort();
-    Ok(out)
+    Ok(())
 }
 
-/// Judges what is in the output folder.
-pub(super) fn find(config: &BuildConfig, plan: &Plan) -> Result<Found> {
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(folder).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>()) {
+        Ok(mut paths) => {
+            paths.sort();
+            Ok(paths)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e).with_context(|| format!("cannot read the folder {}", folder.display())),
+    }
+}
+
+fn is_partial_shard(name: &str) -> bool {
+    name.starts_with(".shard-") && name.ends_with(".partial")
+}
+
+/// Removes a set, finished or not, so that another can take its place: the manifest first, so that no moment shows half of it.
+pub(super) fn remove_set(out: &Path) -> Result<()> {
+    for folder in [out.to_path_buf(), held_out_folder(out)] {
+        remove(&folder, |name| name == super::manifest::MANIFEST_NAME)?;
+        remove(&folder, |name| is_shard_name(name) || is_partial_shard(name) || name == journal::JOURNAL_NAME)?;
+    }
+    let _ = fs::remove_dir(held_out_folder(out)); // stays where something else lies in it
+    Ok(())
+}
+
+/// Manifests of the finished set in a folder; nothing where there is none.
+pub(super) fn finished(out: &Path) -> Result<Before> {
+    let read = |folder: &Path| path_in(folder).exists().then(|| Manifest::read(folder)).transpose();
+    let main = read(out)?;
+    let held_out = if main.is_some() { read(&held_out_folder(out))? } else { None };
+    Ok([main, held_out])
+}
+
+const ADVICE: &str = "use --overwrite to replace it or choose another --out";
+
+/// Judges what is in the output folder. Where images are added to a set, `plan` is left with the new ones alone.
+pub(super) fn find(config: &BuildConfig, plan: &mut Plan, progress: &Progress) -> Result<(Found, Before)> {
     let out = &config.out;
-    let wanted = &plan.manifest;
+    let unreadable = || format!("{} holds a set that cannot be read; {ADVICE}", out.display());
+    if config.append {
+        let before = finished(out).with_context(unreadable)?;
+        if let Some(complete) = append(config, plan, &before)? {
+            remove(out, |name| name == journal::JOURNAL_NAME)?; // of a run that was killed behind its last manifest
+            return Ok((complete, before));
+        }
+        let ready = ready(config, plan, &before, progress)?;
+        return Ok((Found::Ready(Box::new(ready)), before));
+    }
     if config.overwrite {
         remove_set(out)?;
-    } else if path_in(out).exists() {
-        let advice = "use --overwrite to replace it or choose another --out";
-        let there = Manifest::read(out).with_context(|| format!("{} holds a set that cannot be read; {advice}", out.display()))?;
-        if there.config != wanted.config {
-            let mut why = there.differences(wanted);
-            if why.is_empty() || there.inputs != wanted.inputs {
-                why.push("the images are not the same (names or sizes)".to_string());
-            }
-            bail!("{} holds another set ({}); {advice}", out.display(), why.join("; "));
+    } else if let [Some(main), held_out] = finished(out).with_context(unreadable)? {
+        let complete = complete(config, plan, main, held_out)?;
+        // the journal of a run that was killed behind its last manifest; not that of images being added
+        if journal::Reader::open(out)?.is_none_or(|(head, _)| head.base_fingerprint == 0) {
+            remove(out, |name| name == journal::JOURNAL_NAME)?;
         }
-        let set = ShardSet::open(out).with_context(|| format!("{} holds this set, but damaged; {advice}", out.display()))?;
-        let made = fs::metadata(path_in(out)).and_then(|m| m.modified()).ok();
-        let sources: HashMap<String, SourceEntry> = set.sources()?.into_iter().map(|(source, _)| (source.name.clone(), source)).collect();
-        let mut rejected = Vec::new();
-        for job in &plan.jobs {
-            match sources.get(&job.source.name) {
-                Some(source) if unchanged(job, source, made) => {}
-                Some(_) => bail!("{} has changed since the set in {} was made; {advice}", job.source.hr.display(), out.display()),
-                None => rejected.push(Rejected {
-                    file: job.source.hr.clone(),
-                    kind: "unreadable",
-                    reason: "it gave no pairs when the set was made".to_string(),
-                }),
-            }
-        }
-        return Ok(Found::Complete(Box::new(set.manifest().clone()), rejected));
+        return Ok((complete, [None, None]));
     }
-    let mut done = Done { shards: Vec::new(), skip: vec![None; plan.jobs.len()], pairs: plan.jobs.iter().map(|j| j.pairs).collect() };
-    let leftovers = shard_files(out)?;
-    let mut job = 0;
-    for number in 0..leftovers.len() {
-        let path = out.join(shard_name(number));
-        if !path.exists() || !take(&path, number as u32, plan, &mut job, &mut done)? {
-            break;
-        }
-    }
-    for path in leftovers.iter().filter(|p| !(0..done.shards.len()).any(|n| **p == out.join(shard_name(n)))) {
-        fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    Ok(Found::Shards(done))
+    let ready = ready(config, plan, &[None, None], progress)?;
+    Ok((Found::Ready(Box::new(ready)), [None, None]))
 }
 
-/// Adds the records of one leftover shard to what is done. False where it is of no use: damaged, or cut from files that
-/// have changed since.
-fn take(path: &Path, number: u32, plan: &Plan, job: &mut usize, done: &mut Done) -> Result<bool> {
-    let inspected = match inspect(path, &plan.manifest, number) {
-        Ok(inspected) => inspected,
-        Err(e) if e.foreign => bail!(
-            "{} is left from an unfinished set with other options or images; use --overwrite to remove it or choose \
-             another --out",
-            path.display()
-        ),
-        Err(_) => return Ok(false),
-    };
-    let made = fs::metadata(path).and_then(|m| m.modified()).ok();
-    let mut skip = done.skip.clone();
-    let mut at = *job;
-    for (source, records) in &inspected.sources {
-        while at < plan.jobs.len() && plan.jobs[at].source.name != source.name {
-            at += 1;
+/// The set that lies there finished, if it is the one that is asked for.
+fn complete(config: &BuildConfig, plan: &Plan, main: Manifest, held_out: Option<Manifest>) -> Result<Found> {
+    let out = &config.out;
+    if main.config != plan.manifest.config {
+        let mut why = main.differences(&plan.manifest);
+        let mut advice = ADVICE.to_string();
+        if why.is_empty() {
+            advice = format!("use --append to add what is new, {ADVICE}");
         }
-        let Some(found) = plan.jobs.get(at) else { return Ok(false) };
-        let so_far = skip[at].unwrap_or(0) + records;
-        if so_far > found.pairs || !unchanged(found, source, made) {
-            return Ok(false);
+        if why.is_empty() || main.inputs != plan.manifest.inputs {
+            why.push("the images are not the same (names or sizes)".to_string());
         }
-        skip[at] = Some(so_far);
+        bail!("{} holds another set ({}); {advice}", out.display(), why.join("; "));
     }
-    *job = at;
-    done.skip = skip;
-    done.shards.push(inspected.info);
-    Ok(true)
+    let known =
+        Known::read(out, &main, held_out.as_ref()).with_context(|| format!("{} holds this set, but damaged; {ADVICE}", out.display()))?;
+    let mut rejected = Vec::new();
+    for job in &plan.jobs {
+        match known.sources.get(&job.source.name) {
+            Some(source) if known.is(job, source) => {}
+            Some(_) => bail!("{} has changed since the set in {} was made; {ADVICE}", job.source.hr.display(), out.display()),
+            None => rejected.push(Rejected {
+                file: job.source.hr.clone(),
+                kind: "no pairs".to_string(),
+                reason: "it gave no pairs when the set was made".to_string(),
+            }),
+        }
+    }
+    Ok(Found::Complete(Box::new((main, held_out, rejected))))
 }
 
-/// Whether the files of a job are those that a source was cut from: by size, and by content where they were written to
-/// since.
-fn unchanged(job: &Job, source: &SourceEntry, made: Option<SystemTime>) -> bool {
-    let newer = |path: &PathBuf| match (fs::metadata(path).and_then(|m| m.modified()), made) {
-        (Ok(modified), Some(made)) => modified >= made,
-        _ => true,
+/// The images of a finished set.
+struct Known {
+    sources: HashMap<String, SourceEntry>,
+    made: Option<SystemTime>,
+}
+
+impl Known {
+    fn read(out: &Path, main: &Manifest, held_out: Option<&Manifest>) -> Result<Self> {
+        let mut sources = HashMap::new();
+        for (folder, manifest) in [(out.to_path_buf(), Some(main)), (held_out_folder(out), held_out)] {
+            if manifest.is_some_and(|m| m.records() > 0) {
+                let set = ShardSet::open(&folder)?;
+                sources.extend(set.sources()?.into_iter().map(|(source, _)| (source.name.clone(), source)));
+            }
+        }
+        Ok(Known { sources, made: fs::metadata(path_in(out)).and_then(|m| m.modified()).ok() })
+    }
+
+    /// Whether the files of a job are those that a source was cut from: by size, and by content where they were written to
+    /// since.
+    fn is(&self, job: &Job, source: &SourceEntry) -> bool {
+        let newer = |path: &PathBuf| match (fs::metadata(path).and_then(|m| m.modified()), self.made) {
+            (Ok(modified), Some(made)) => modified >= made,
+            _ => true,
+        };
+        let touched = newer(&job.source.hr) || job.source.lq.as_ref().is_some_and(newer);
+        job.file_bytes == source.bytes && (!touched || files_crc(job).is_ok_and(|crc| crc == source.crc))
+    }
+}
+
+/// Leaves the new images in the plan; a finding where there are none.
+fn append(config: &BuildConfig, plan: &mut Plan, before: &Before) -> Result<Option<Found>> {
+    let out = &config.out;
+    let [Some(main), held_out] = before else {
+        bail!("{} holds no finished set to add to; leave out --append to make one", out.display());
     };
-    let touched = newer(&job.source.hr) || job.source.lq.as_ref().is_some_and(newer);
-    job.file_bytes == source.bytes && (!touched || files_crc(job).is_ok_and(|crc| crc == source.crc))
+    let why = main.differences(&plan.manifest);
+    if !why.is_empty() {
+        bail!("images can only be added to {} with the same options ({})", out.display(), why.join("; "));
+    }
+    let known = Known::read(out, main, held_out.as_ref()).with_context(|| format!("{} is damaged", out.display()))?;
+    for job in &plan.jobs {
+        if known.sources.get(&job.source.name).is_some_and(|source| !known.is(job, source)) {
+            let (file, name) = (job.source.hr.display(), &job.source.name);
+            bail!("{file}: the set in {} has another image of the name {name}; rename the new one", out.display());
+        }
+    }
+    plan.jobs.retain(|job| !known.sources.contains_key(&job.source.name));
+    if matches!(config.val, Some(HeldOut::Count(_))) {
+        plan.jobs.iter_mut().for_each(|job| job.held_out = false);
+    }
+    plan.images = (plan.jobs.len() + plan.rejected.len()) as u64;
+    plan.manifest.images = plan.images;
+    let mut inputs = Hash64::default();
+    inputs.word(main.inputs);
+    for job in &plan.jobs {
+        inputs.bytes(job.source.name.as_bytes()).word(job.file_bytes);
+    }
+    plan.manifest.inputs = inputs.finish();
+    // the shards that are there say whose they are, and stay as they are
+    plan.manifest.config = main.config;
+    let nothing = plan.jobs.is_empty();
+    Ok(nothing.then(|| Found::Complete(Box::new((main.clone(), held_out.clone(), plan.rejected.clone())))))
+}
+
+/// Goes on from a journal, or begins anew.
+fn ready(config: &BuildConfig, plan: &Plan, before: &Before, progress: &Progress) -> Result<Assembly> {
+    let out = &config.out;
+    let shards = |m: &Option<Manifest>| m.as_ref().map_or(Vec::new(), |m| m.shards.clone());
+    let base = [shards(&before[0]), shards(&before[1])];
+    let head = Head {
+        wanted: plan.manifest.clone(),
+        base: [base[0].len() as u64, base[1].len() as u64],
+        base_fingerprint: before[0].as_ref().map_or(0, Manifest::fingerprint),
+    };
+    let there = journal::Reader::open(out)?.map(|(there, _)| there);
+    let left = leftovers(out, &base)?;
+    let assembly = match there {
+        Some(there) if there.wanted == head.wanted && there.base_fingerprint == head.base_fingerprint => {
+            // a kill between the two manifests of an appended set leaves the held-out one longer than it was
+            let base = [base[0].clone(), base[1][..(there.base[1] as usize).min(base[1].len())].to_vec()];
+            go_on(config, plan, &base)?
+        }
+        Some(_) if head.base_fingerprint != 0 => {
+            progress.line("images that an interrupted --append of other images has added so far are removed");
+            begin(config, plan, &base, &head)?
+        }
+        Some(there) if !left.is_empty() => {
+            let mut why = there.wanted.differences(&head.wanted);
+            if there.wanted.inputs != head.wanted.inputs {
+                let (then, now) = (there.wanted.images, head.wanted.images);
+                why.push(format!("the images are not the same in names or sizes, {then} then and {now} now"));
+            }
+            bail!("{} is an unfinished set with other options or images ({}); {ADVICE}", out.display(), why.join("; "));
+        }
+        None if foreign(&left, &[plan.config(false), plan.config(true)]) => {
+            bail!("{} is left from an unfinished set with other options or images; {ADVICE}", left[0].display());
+        }
+        _ => begin(config, plan, &base, &head)?,
+    };
+    for (folder, set) in [out.to_path_buf(), held_out_folder(out)].into_iter().zip(&assembly.sets) {
+        let finished: Vec<String> = (0..set.shards.len()).map(shard_name).collect();
+        let current = partial_name(Path::new(&shard_name(set.shards.len()))).display().to_string();
+        let current = if set.files() > set.shards.len() { current } else { String::new() };
+        remove(&folder, |name| {
+            (is_shard_name(name) && !finished.iter().any(|f| f == name)) || (is_partial_shard(name) && name != current)
+        })?;
+    }
+    Ok(assembly)
+}
+
+/// Shard files, finished and partial, that no manifest lists.
+fn leftovers(out: &Path, base: &[Vec<ShardInfo>; 2]) -> Result<Vec<PathBuf>> {
+    let mut left = Vec::new();
+    for (folder, base) in [out.to_path_buf(), held_out_folder(out)].into_iter().zip(base) {
+        let listed: Vec<String> = (0..base.len()).map(shard_name).collect();
+        left.extend(list(&folder)?.into_iter().filter(|path| {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            is_partial_shard(name) || (is_shard_name(name) && !listed.iter().any(|l| l == name))
+        }));
+    }
+    Ok(left)
+}
+
+/// Whether a shard that no journal knows says that it belongs to another set.
+fn foreign(left: &[PathBuf], ours: &[u64]) -> bool {
+    left.iter().any(|path| {
+        let mut header = [0; HEADER_BYTES];
+        let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+        read.is_ok() && Header::decode(&header).is_ok_and(|h| !ours.contains(&h.config))
+    })
+}
+
+fn sets(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> [SetWriter; 2] {
+    [false, true].map(|held_out| {
+        let header = Header { geometry: plan.geometry, recipe: plan.manifest.recipe, config: plan.config(held_out), number: 0 };
+        let folder = if held_out { held_out_folder(&config.out) } else { config.out.clone() };
+        SetWriter::new(folder, header, config.shard_bytes, held_out, base[usize::from(held_out)].clone())
+    })
+}
+
+/// An assembly that knows the pairs of the shards before it.
+fn assembly(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Result<Assembly> {
+    let mut assembly = Assembly::new(config, plan, sets(config, plan, base));
+    if let Some(duplicates) = &mut assembly.duplicates {
+        for (held_out, folder) in [(false, config.out.clone()), (true, held_out_folder(&config.out))] {
+            for number in 0..base[usize::from(held_out)].len() {
+                duplicates.note_shard(&folder.join(shard_name(number)), held_out, number)?;
+            }
+        }
+    }
+    Ok(assembly)
+}
+
+fn begin(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2], head: &Head) -> Result<Assembly> {
+    let mut assembly = assembly(config, plan, base)?;
+    assembly.begin(&config.out, head)?;
+    Ok(assembly)
+}
+
+/// Takes over everything that the journal tells and the shards hold. What does not fit (an image that has changed, a shard
+/// that is missing or damaged) is where the new run begins.
+fn go_on(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Result<Assembly> {
+    let mut keep = u64::MAX;
+    loop {
+        let (_, mut reader) = journal::Reader::open(&config.out)?.context("the journal is gone")?;
+        let mut assembly = assembly(config, plan, base)?;
+        assembly.sets.iter_mut().for_each(SetWriter::count_again);
+        let mut end = reader.at;
+        while assembly.decided < keep && assembly.sets.iter().all(|set| set.missing().is_none()) {
+            let Some(entry) = reader.next() else { break };
+            let Some(job) = plan.jobs.get(assembly.decided as usize) else { break };
+            if entry.job != assembly.decided || !unchanged(job, &entry) {
+                break;
+            }
+            assembly.replay(job, &entry)?;
+            end = reader.at;
+        }
+        let mut cut = None;
+        for set in &mut assembly.sets {
+            let bad = set.attach()?;
+            cut = [cut, bad].into_iter().flatten().min();
+        }
+        match cut {
+            Some(entry) => keep = entry,
+            None => {
+                assembly.journal = Some(Journal::resume(&config.out, end)?);
+                return Ok(assembly);
+            }
+        }
+    }
+}
+
+/// Whether the files of a job are those that a journal entry tells of.
+fn unchanged(job: &Job, entry: &Entry) -> bool {
+    let same = || entry.stamp == stamp(job);
+    match &entry.outcome {
+        Outcome::Rejected { .. } => same(),
+        Outcome::Used(used) => {
+            let source = &used.source;
+            let content = || files_crc(job).is_ok_and(|crc| crc == source.crc);
+            source.name == job.source.name && source.bytes == job.file_bytes && (same() || content())
+        }
+    }
+}
+
+/// Stands for the sizes and times of the files of a job.
+pub(super) fn stamp(job: &Job) -> u64 {
+    let mut hash = Hash64::default();
+    for path in [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten() {
+        if let Ok(meta) = fs::metadata(path) {
+            hash.word(meta.len()).word(meta.mtime() as u64).word(meta.mtime_nsec() as u64);
+        }
+    }
+    hash.finish()
+}
+
+/// What a run would find, in words, without touching anything.
+pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
+    let out = config.out.display();
+    let before = match finished(&config.out) {
+        Ok(before) => before,
+        Err(e) => return format!("{out} holds a set that cannot be read ({e:#}); a run would stop"),
+    };
+    if config.overwrite {
+        return format!("what is in {out} would be replaced");
+    }
+    match (&before[0], config.append) {
+        (None, true) => return format!("{out} holds no finished set to add to; a run would stop"),
+        (Some(main), true) => {
+            let why = main.differences(&plan.manifest);
+            if !why.is_empty() {
+                return format!("{out} was made with other options ({}); a run would stop", why.join("; "));
+            }
+            return format!("images that {out} does not hold yet would be added; its {} shards stay as they are", main.shards.len());
+        }
+        (Some(main), false) if main.config == plan.manifest.config => {
+            return format!("{out} holds this very set; nothing would be done");
+        }
+        (Some(main), false) => {
+            let mut why = main.differences(&plan.manifest);
+            if why.is_empty() {
+                why.push("the images are not the same".to_string());
+            }
+            return format!("{out} holds another set ({}); a run would stop: {ADVICE}", why.join("; "));
+        }
+        (None, false) => {}
+    }
+    let Ok(Some((head, reader))) = journal::Reader::open(&config.out) else {
+        return "nothing is there to go on from; all of it would be made".to_string();
+    };
+    if head.wanted != plan.manifest {
+        return format!("{out} is an unfinished set with other options or images; a run would stop: {ADVICE}");
+    }
+    let matching = reader.zip(&plan.jobs).take_while(|(entry, job)| unchanged(job, entry)).count();
+    let all = plan.jobs.len();
+    format!("an interrupted run has done {matching} of {all} images; the same command goes on there")
+}
+
+/// Makes the folder free for a set that is put together from parts: leftovers of the same set go.
+pub(super) fn clear(config: &BuildConfig, plan: &Plan, overwrite: bool) -> Result<()> {
+    let out = &config.out;
+    if !overwrite {
+        if path_in(out).exists() {
+            bail!("{} holds a set already; {ADVICE}", out.display());
+        }
+        let left = leftovers(out, &[Vec::new(), Vec::new()])?;
+        if foreign(&left, &[plan.config(false), plan.config(true)]) {
+            bail!("{} is left from another unfinished set; {ADVICE}", left[0].display());
+        }
+    }
+    remove_set(out)
 }

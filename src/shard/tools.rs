@@ -1,12 +1,20 @@
-//! Looking at a finished set: what is in it, and whether every record is whole. Depends on `reader`. Promises to read only,
-//! and to name shard, record and image of every damage.
+//! Looking at a finished set: what is in it, whether every record is whole, its pairs as pictures. Depends on `reader` and
+//! `report`. Promises to leave the set as it is, and to name shard, record and image of every damage.
 
-use super::reader::ShardSet;
+use super::manifest::{Manifest, shard_name};
+use super::merge;
+use super::reader::{RecordSource, ShardSet};
+use crate::files;
 use crate::progress::Progress;
-use anyhow::Result;
+use crate::report::sheet::{Panel, comparison};
+use crate::rng::Rng;
+use anyhow::{Context, Result, ensure};
+use image::codecs::png::PngEncoder;
+use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// What a set holds.
 #[derive(Clone, Debug, Serialize)]
@@ -35,8 +43,33 @@ pub struct Info {
     pub bytes: u64,
     /// Bytes of all pairs as pixels.
     pub bytes_raw: u64,
-    /// Pairs and stored bytes by codec.
-    pub codecs: BTreeMap<&'static str, (u64, u64)>,
+    /// By codec: how many pairs, and how large they are.
+    pub codecs: BTreeMap<&'static str, Stored>,
+    /// LQ patch side that training takes by default, pixels.
+    pub crop: u32,
+    /// Other options that decided the content.
+    pub options: Vec<(String, String)>,
+    /// Patches left out because they were flat, and as duplicates.
+    pub dropped: (u64, u64),
+    /// Images that gave no pairs, by kind of reason.
+    pub rejected: BTreeMap<String, u64>,
+    /// Part and number of parts, where this is one.
+    pub part: Option<(u32, u32)>,
+    /// Times that images were added.
+    pub appended: u32,
+    /// Stored bytes of a pair: the size that a tenth, half and nine tenths of them do not exceed.
+    pub record_bytes: [u32; 3],
+}
+
+/// Pairs stored with one codec.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Stored {
+    /// How many.
+    pub pairs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The smallest and the largest, bytes.
+    pub range: (u32, u32),
 }
 
 /// Gathers what the manifest and the indexes say.
@@ -44,12 +77,18 @@ pub fn info(set: &ShardSet) -> Result<Info> {
     let manifest = set.manifest();
     let geometry = set.geometry();
     let mut codecs = BTreeMap::new();
+    let mut sizes = Vec::with_capacity(set.len() as usize);
     for record in 0..set.len() {
         let (codec, bytes) = set.stored(record)?;
-        let entry = codecs.entry(codec.name()).or_insert((0, 0));
-        entry.0 += 1;
-        entry.1 += u64::from(bytes);
+        let entry = codecs.entry(codec.name()).or_insert(Stored { range: (u32::MAX, 0), ..Stored::default() });
+        entry.pairs += 1;
+        entry.bytes += u64::from(bytes);
+        entry.range = (entry.range.0.min(bytes), entry.range.1.max(bytes));
+        sizes.push(bytes);
     }
+    sizes.sort_unstable();
+    let tenths = |n: usize| sizes[(sizes.len() - 1) * n / 10];
+    let extra = &manifest.extra;
     Ok(Info {
         paragon: manifest.paragon.clone(),
         fingerprint: format!("{:016x}", set.fingerprint()),
@@ -64,20 +103,84 @@ pub fn info(set: &ShardSet) -> Result<Info> {
         bytes: manifest.bytes(),
         bytes_raw: set.len() * (geometry.lq_bytes() + geometry.hr_bytes()) as u64,
         codecs,
+        crop: manifest.crop(),
+        options: extra.options.clone(),
+        dropped: extra.dropped,
+        rejected: extra.rejected.iter().cloned().collect(),
+        part: (extra.part.0 > 0).then_some(extra.part),
+        appended: extra.appended,
+        record_bytes: [tenths(1), tenths(5), tenths(9)],
     })
 }
 
-/// One record that cannot be read.
+/// A record that cannot be read, or a whole shard.
 #[derive(Clone, Debug, Serialize)]
 pub struct Damage {
-    /// Number of the record in the set.
-    pub record: u64,
+    /// Number of the record in the set; nothing where the shard's own tables are damaged.
+    pub record: Option<u64>,
     /// Shard, record, image and what is wrong, in words.
     pub error: String,
 }
 
-/// Reads and decodes every record on all threads of the current pool; the damaged ones, in order.
-pub fn verify(set: &ShardSet, progress: &Progress) -> Result<Vec<Damage>> {
+/// What a check found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verified {
+    /// Pairs that the manifest lists.
+    pub pairs: u64,
+    /// Everything that is damaged, in order.
+    pub damaged: Vec<Damage>,
+}
+
+/// Checks a whole set on all threads of the current pool: every shard's structure, and every record by decoding it. Where a
+/// shard's tables are damaged or it is missing, the records of the others are still held against their checksums.
+///
+/// # Errors
+/// No finished set, or a manifest that cannot be read. Damage is no error here.
+pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
+    let manifest = Manifest::read(folder)?;
+    let pairs = manifest.records();
+    let shards: Vec<Vec<Damage>> = (0..manifest.shards.len()).into_par_iter().map(|n| structure(folder, &manifest, n)).collect();
+    if pairs == 0 || shards.iter().any(|found| !found.is_empty()) {
+        let check = |n: usize| if shards[n].is_empty() { checksums(folder, &manifest, n, progress) } else { shards[n].clone() };
+        let damaged = (0..shards.len()).into_par_iter().flat_map_iter(check).collect();
+        return Ok(Verified { pairs, damaged });
+    }
+    let damaged = match ShardSet::open(folder) {
+        Ok(set) => records(&set, progress)?,
+        Err(e) => vec![Damage { record: None, error: format!("{e:#}") }],
+    };
+    Ok(Verified { pairs, damaged })
+}
+
+fn open(folder: &Path, manifest: &Manifest, number: usize) -> Result<merge::Shard> {
+    let path = folder.join(shard_name(number));
+    merge::Shard::open(&path, manifest.config, &manifest.shards[number]).with_context(|| path.display().to_string())
+}
+
+fn structure(folder: &Path, manifest: &Manifest, number: usize) -> Vec<Damage> {
+    let opened = open(folder, manifest, number).err();
+    opened.into_iter().map(|e| Damage { record: None, error: format!("{e:#}") }).collect()
+}
+
+/// Holds the records of one shard against their checksums without decoding them.
+fn checksums(folder: &Path, manifest: &Manifest, number: usize, progress: &Progress) -> Vec<Damage> {
+    let first: u64 = manifest.shards[..number].iter().map(|s| s.records).sum();
+    let mut shard = match open(folder, manifest, number) {
+        Ok(shard) => shard,
+        Err(e) => return vec![Damage { record: None, error: format!("{e:#}") }],
+    };
+    let mut damaged = Vec::new();
+    for i in 0..manifest.shards[number].records {
+        if let Err(e) = shard.record() {
+            damaged.push(Damage { record: Some(first + i), error: format!("{}: {e:#}", folder.join(shard_name(number)).display()) });
+        }
+        progress.advance(1);
+    }
+    damaged
+}
+
+/// Reads and decodes every record; the damaged ones, in order.
+fn records(set: &ShardSet, progress: &Progress) -> Result<Vec<Damage>> {
     let geometry = set.geometry();
     let room = || -> Result<_> { Ok((set.scratch()?, vec![0; geometry.lq_bytes()], vec![0; geometry.hr_bytes()])) };
     let check = |room: &mut Result<_>, record: u64| -> Result<Option<Damage>> {
@@ -87,8 +190,82 @@ pub fn verify(set: &ShardSet, progress: &Progress) -> Result<Vec<Damage>> {
         };
         let outcome = set.read(record, scratch, lq, hr);
         progress.advance(1);
-        Ok(outcome.err().map(|e| Damage { record, error: format!("{e:#}") }))
+        Ok(outcome.err().map(|e| Damage { record: Some(record), error: format!("{e:#}") }))
     };
     let found: Result<Vec<Option<Damage>>> = (0..set.len()).into_par_iter().map_init(room, check).collect();
     Ok(found?.into_iter().flatten().collect())
+}
+
+/// A pair as pictures.
+pub fn pair(set: &ShardSet, record: u64) -> Result<(RgbImage, RgbImage)> {
+    let g = set.geometry();
+    let (mut lq, mut hr) = (RgbImage::new(g.lq() as u32, g.lq() as u32), RgbImage::new(g.hr() as u32, g.hr() as u32));
+    set.read(record, &mut set.scratch()?, &mut lq, &mut hr)?;
+    Ok((lq, hr))
+}
+
+/// Numbers of the records that were cut from an image.
+///
+/// # Errors
+/// No image of this name; names like it are told.
+pub fn records_of(set: &ShardSet, name: &str) -> Result<Vec<u64>> {
+    let mut first = 0;
+    let mut found = Vec::new();
+    let mut alike = Vec::new();
+    // records of one image lie together, in the order of the source tables
+    for (source, count) in set.sources()? {
+        if source.name == name {
+            found.extend(first..first + count);
+        } else if source.name.contains(name) && alike.len() < 5 {
+            alike.push(source.name);
+        }
+        first += count;
+    }
+    let hint = if alike.is_empty() { String::new() } else { format!("; like it are {}", alike.join(", ")) };
+    ensure!(!found.is_empty(), "no pair of {} was cut from an image called {name} (names have no extension){hint}", set.folder().display());
+    Ok(found)
+}
+
+/// Writes pairs as PNG files `NUMBER_lq.png` and `NUMBER_hr.png` into a folder.
+pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
+    files::create_folder(out)?;
+    for &record in records {
+        let (lq, hr) = pair(set, record)?;
+        for (side, image) in [("lq", lq), ("hr", hr)] {
+            files::write_atomic(&out.join(format!("{record:08}_{side}.png")), |to| {
+                let (width, height) = image.dimensions();
+                Ok(PngEncoder::new(to).write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)?)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Pairs side by side in one line of a contact sheet.
+const SHEET_COLUMNS: usize = 3;
+
+/// Writes a contact sheet of `count` pairs drawn by `seed`: LQ, enlarged by repeating its pixels, beside HR.
+pub fn sheet(set: &ShardSet, count: u64, seed: u64, path: &Path) -> Result<()> {
+    ensure!(count > 0, "a contact sheet needs at least one pair");
+    let mut rng = Rng::new(&[0x5348_4545, seed]);
+    let mut drawn = BTreeSet::new();
+    while (drawn.len() as u64) < count.min(set.len()) {
+        drawn.insert(rng.below(set.len()));
+    }
+    let mut shown = Vec::new();
+    for &record in &drawn {
+        let (lq, hr) = pair(set, record)?;
+        let large = RgbImage::from_fn(hr.width(), hr.height(), |x, y| *lq.get_pixel(x / set.scale(), y / set.scale()));
+        shown.push((record, set.source(record)?, large, hr));
+    }
+    let panels = |(record, source, lq, hr): &'_ (u64, RecordSource, RgbImage, RgbImage)| -> [(RgbImage, String, String); 2] {
+        let name = source.image.rsplit('/').next().unwrap_or_default().to_string();
+        [(lq.clone(), format!("#{record} LQ"), name.clone()), (hr.clone(), format!("#{record} HR"), format!("{} {}", source.x, source.y))]
+    };
+    let rows: Vec<Vec<(RgbImage, String, String)>> = shown.chunks(SHEET_COLUMNS).map(|row| row.iter().flat_map(panels).collect()).collect();
+    let rows: Vec<Vec<Panel>> = rows
+        .iter()
+        .map(|row| row.iter().map(|(image, title, note)| Panel { image, title: title.clone(), note: note.clone() }).collect())
+        .collect();
+    comparison(&rows, path)
 }

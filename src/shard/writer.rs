@@ -1,20 +1,17 @@
-//! From a plan to a finished set: images are converted on many threads and written in their order by one. Depends on
-//! `convert`, `file` and `manifest`. Promises the same bytes for any number of threads and after any number of kills, a
+//! From a plan to a finished set: images are converted on many threads and put together in their order by one. Depends on
+//! `convert`, `assembly` and `resume`. Promises the same bytes for any number of threads and after any number of kills, a
 //! bound on the memory of images under way, and that the manifest, written last, only ever names what is on the disk.
 
-use super::codec::Codec;
+use super::assembly::Assembly;
 use super::convert::{Converted, Worker};
-use super::file::ShardWriter;
-use super::format::{Header, SourceEntry};
-use super::manifest::{Manifest, ShardInfo, path_in, shard_name};
 use super::plan::{BuildConfig, Job, Plan, Rejected, pool};
 use super::report::{Report, bytes};
 use super::resume::{self, Found};
+use super::tally::Tally;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -25,75 +22,63 @@ const LOOK_AHEAD: usize = 8;
 /// Makes the set that `plan` describes.
 ///
 /// # Errors
-/// No image can be used, the output folder is in use, holds another set or cannot be written, the disk is full. A
-/// shard that was finished before the error stays and is not made again by the next run.
-pub fn build(config: &BuildConfig, plan: Plan, progress: &Progress) -> Result<Report> {
+/// No image can be used, the output folder is in use, holds another set or cannot be written, the disk is full. What was
+/// finished before the error stays and is not made again by the next run.
+pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Result<Report> {
     let started = Instant::now();
-    if plan.jobs.is_empty() {
+    let one_of_many = config.part.is_some();
+    if plan.jobs.is_empty() && !one_of_many {
         bail!(nothing_left(config, plan.images, &plan.rejected));
     }
     let _lock = resume::prepare(&config.out)?;
-    let mut tally = Tally::new(config, &plan);
-    let done = match resume::find(config, &plan)? {
-        Found::Complete(manifest, rejected) => {
-            tally.rejected.extend(rejected);
-            let mut report = tally.report(&manifest, started.elapsed().as_secs_f64());
+    let (found, before) = resume::find(config, &mut plan, progress)?;
+    let mut assembly = match found {
+        Found::Complete(complete) => {
+            let (manifest, held_out, rejected) = *complete;
+            let mut tally = Tally::new(config, &plan);
+            if !config.append {
+                let held_out = held_out.as_ref();
+                tally.images = manifest.images;
+                tally.used = [manifest.used, held_out.map_or(0, |m| m.used)];
+                tally.kept = manifest.records() + held_out.map_or(0, |m| m.records());
+                tally.dropped = manifest.extra.dropped;
+                tally.rejected.extend(rejected);
+            }
+            let mut report = tally.report(&manifest, held_out.as_ref(), started.elapsed().as_secs_f64());
             report.already_complete = true;
             return Ok(report);
         }
-        Found::Shards(done) => done,
+        Found::Ready(assembly) => *assembly,
     };
-    let (used_before, converted_before) = (done.whole_images(), done.skip.iter().filter(|s| s.is_some()).count());
-    if !done.shards.is_empty() {
-        progress.line(&format!("{} finished shard(s) of an interrupted run are kept ({converted_before} images)", done.shards.len()));
+    if assembly.decided > 0 {
+        progress.line(&format!("{} of {} images were done by an interrupted run and are kept", assembly.decided, plan.jobs.len()));
     }
-    tally.used = used_before;
-    tally.resumed = used_before;
-    let mut set = SetWriter {
-        folder: config.out.clone(),
-        header: Header {
-            geometry: plan.geometry,
-            recipe: plan.manifest.recipe,
-            config: plan.manifest.config,
-            number: done.shards.len() as u32,
-        },
-        limit: config.shard_bytes,
-        shards: done.shards,
-        current: None,
-    };
-    convert_in_order(config, &plan, &done.skip, progress, &mut tally, &mut set)
+    convert_in_order(config, &plan, progress, &mut assembly)
         .context("the set is not finished; what is finished stays, run the same command again to go on")?;
-    let mut manifest = plan.manifest.clone();
-    manifest.used = tally.used;
-    manifest.shards = set.finish()?;
-    if manifest.records() == 0 {
-        bail!(nothing_left(config, plan.images, &tally.rejected));
+    if let ([Some(main), held_out], 0) = (&before, assembly.tally.kept) {
+        // nothing of the new images is of use: the set stays as it is, and a second look at them changes nothing either
+        let tally = assembly.abandon()?;
+        let mut report = tally.report(main, held_out.as_ref(), started.elapsed().as_secs_f64());
+        report.already_complete = true;
+        return Ok(report);
     }
-    manifest.write(&config.out)?;
+    let finished = assembly.finish(&config.out, &plan, before).context("the set is not finished; run the same command again to go on")?;
+    if finished.manifest.records() == 0 && !one_of_many {
+        resume::remove_set(&config.out)?;
+        bail!(nothing_left(config, plan.images, &finished.tally.rejected));
+    }
     progress.finish();
-    Ok(tally.report(&manifest, started.elapsed().as_secs_f64()))
+    Ok(finished.tally.report(&finished.manifest, finished.held_out.as_ref(), started.elapsed().as_secs_f64()))
 }
 
-/// What one task sends back.
-type Outcome = Result<Result<Converted, Rejected>>;
+/// What one task sends back: the stamp of the files it read, and what they became.
+type Outcome = Result<(u64, Result<Converted, Rejected>)>;
 
-fn convert_in_order(
-    config: &BuildConfig,
-    plan: &Plan,
-    skip: &[Option<u64>],
-    progress: &Progress,
-    tally: &mut Tally,
-    set: &mut SetWriter,
-) -> Result<()> {
+fn convert_in_order(config: &BuildConfig, plan: &Plan, progress: &Progress, assembly: &mut Assembly) -> Result<()> {
     let pool = pool(config.threads)?;
     let window = pool.current_num_threads() * LOOK_AHEAD;
-    // an image that was finished before needs no second look; the last one may have been cut off by the shard's end
-    let todo: Vec<(usize, &Job, u64)> = (0..plan.jobs.len())
-        .map(|i| (i, &plan.jobs[i], skip[i].unwrap_or(0)))
-        .filter(|(i, job, done)| skip[*i].is_none() || *done < job.pairs)
-        .collect();
-    progress.advance((plan.jobs.len() - todo.len()) as u64);
-    let first_new = skip.iter().rposition(Option::is_some).unwrap_or(0);
+    let todo = &plan.jobs[assembly.decided as usize..];
+    progress.advance(assembly.decided);
     let workers: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
     let cancelled = AtomicBool::new(false);
     // as many places as tasks under way: sending never waits, so no thread of the pool ever blocks
@@ -103,11 +88,9 @@ fn convert_in_order(
         let (mut started, mut written, mut held) = (0, 0, 0u64);
         let mut run = || -> Result<()> {
             while written < todo.len() {
-                while started < todo.len()
-                    && started - written < window
-                    && (held == 0 || held + todo[started].1.memory <= config.host_memory)
+                while started < todo.len() && started - written < window && (held == 0 || held + todo[started].memory <= config.host_memory)
                 {
-                    let (number, job) = (started, todo[started].1);
+                    let (number, job) = (started, &todo[started]);
                     let (sender, workers, cancelled) = (sender.clone(), &workers, &cancelled);
                     scope.spawn(move |_| {
                         if !cancelled.load(Ordering::Relaxed) {
@@ -115,33 +98,21 @@ fn convert_in_order(
                         }
                     });
                     held += job.memory;
-                    tally.most_held = tally.most_held.max(held);
+                    assembly.tally.most_held = assembly.tally.most_held.max(held);
                     started += 1;
                 }
                 let (number, outcome) = receiver.recv().context("the converting threads are gone")?;
                 waiting.insert(number, outcome);
                 while let Some(outcome) = waiting.remove(&written) {
-                    let (index, job, skip) = todo[written];
-                    match outcome? {
-                        Ok(converted) => {
-                            if index < first_new {
-                                bail!(
-                                    "{} gave no pairs in the interrupted run and does now; start over with --overwrite",
-                                    job.source.hr.display()
-                                );
-                            }
-                            tally.add(&converted, skip);
-                            set.add(&converted, skip as usize)?;
-                        }
-                        Err(rejected) => {
-                            progress.line(&format!("rejected {}: {}", rejected.file.display(), rejected.reason));
-                            tally.rejected.push(rejected);
-                        }
+                    let job = &todo[written];
+                    let (stamp, outcome) = outcome?;
+                    if let Some(rejected) = assembly.accept(job, stamp, outcome)? {
+                        progress.line(&format!("rejected {}: {}", rejected.file.display(), rejected.reason));
                     }
                     held -= job.memory;
                     written += 1;
                     progress.advance(1);
-                    progress.message(format!("{} pairs, {}", tally.pairs, bytes(set.bytes())));
+                    progress.message(format!("{} pairs, {}", assembly.tally.pairs, bytes(assembly.bytes())));
                 }
             }
             Ok(())
@@ -159,158 +130,14 @@ fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker
         Some(worker) => worker,
         None => Worker::new(plan.geometry)?,
     };
+    let stamp = resume::stamp(job);
     let converted = catch_unwind(AssertUnwindSafe(|| worker.convert(job, config)));
     match converted {
         Ok(outcome) => {
             lock().push(worker);
-            outcome.with_context(|| format!("cannot convert {}", job.source.hr.display()))
+            Ok((stamp, outcome.with_context(|| format!("cannot convert {}", job.source.hr.display()))?))
         }
         Err(_) => bail!("{}: converting it ended in a fault of paragon; please report it", job.source.hr.display()),
-    }
-}
-
-/// Appends records to shard after shard.
-struct SetWriter {
-    folder: PathBuf,
-    header: Header,
-    limit: u64,
-    shards: Vec<ShardInfo>,
-    current: Option<ShardWriter>,
-}
-
-impl SetWriter {
-    /// Bytes of finished shards.
-    fn bytes(&self) -> u64 {
-        self.shards.iter().map(|s| s.bytes).sum()
-    }
-
-    /// Writes the records of one image but for the first `skip`, which an earlier run has written.
-    fn add(&mut self, converted: &Converted, skip: usize) -> Result<()> {
-        let mut at: usize = converted.records.iter().take(skip).map(|r| r.length as usize).sum();
-        let mut named = false;
-        for record in converted.records.iter().skip(skip) {
-            let payload = &converted.payload[at..at + record.length as usize];
-            at += payload.len();
-            let needed = payload.len() as u64 + if named { 0 } else { source_bytes(&converted.source) };
-            if self.current.as_ref().is_some_and(|shard| !shard.fits(needed, self.limit)) {
-                self.end_shard()?;
-                named = false;
-            }
-            let shard = match &mut self.current {
-                Some(shard) => shard,
-                empty => empty.insert(ShardWriter::create(&self.folder.join(shard_name(self.shards.len())), &self.header)?),
-            };
-            if !named {
-                shard.begin_source(converted.source.clone());
-                named = true;
-            }
-            shard.append(record, payload)?;
-        }
-        Ok(())
-    }
-
-    fn end_shard(&mut self) -> Result<()> {
-        if let Some(shard) = self.current.take() {
-            self.shards.push(shard.finish()?);
-            self.header.number = self.shards.len() as u32;
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Vec<ShardInfo>> {
-        self.end_shard()?;
-        Ok(self.shards)
-    }
-}
-
-fn source_bytes(source: &SourceEntry) -> u64 {
-    (super::format::SOURCE_ENTRY_BYTES + source.name.len()) as u64
-}
-
-/// Counts kept along the way.
-struct Tally {
-    out: PathBuf,
-    images: u64,
-    ignored: u64,
-    used: u64,
-    resumed: u64,
-    rejected: Vec<Rejected>,
-    notes: BTreeMap<String, u64>,
-    pairs: u64,
-    stored_raw: u64,
-    bytes_in: u64,
-    pair_bytes: u64,
-    threads: usize,
-    most_held: u64,
-}
-
-impl Tally {
-    fn new(config: &BuildConfig, plan: &Plan) -> Self {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        Tally {
-            out: config.out.clone(),
-            images: plan.images,
-            ignored: plan.ignored,
-            used: 0,
-            resumed: 0,
-            rejected: plan.rejected.clone(),
-            notes: BTreeMap::new(),
-            pairs: 0,
-            stored_raw: 0,
-            bytes_in: 0,
-            pair_bytes: (plan.geometry.lq_bytes() + plan.geometry.hr_bytes()) as u64,
-            threads: if config.threads == 0 { cores() } else { config.threads },
-            most_held: 0,
-        }
-    }
-
-    fn add(&mut self, converted: &Converted, skip: u64) {
-        self.used += 1;
-        self.bytes_in += converted.source.bytes;
-        self.pairs += converted.records.len() as u64 - skip;
-        self.stored_raw += converted.records.iter().skip(skip as usize).filter(|r| r.codec == Codec::Raw).count() as u64;
-        for note in &converted.notes {
-            *self.notes.entry(note.clone()).or_default() += 1;
-        }
-    }
-
-    fn report(mut self, manifest: &Manifest, seconds: f64) -> Report {
-        self.rejected.sort_by(|a, b| a.file.cmp(&b.file));
-        let mut reasons = BTreeMap::new();
-        for rejected in &self.rejected {
-            *reasons.entry(rejected.kind.to_string()).or_insert(0) += 1;
-        }
-        let pairs = manifest.records();
-        let raw = pairs * self.pair_bytes;
-        let rate = |n: u64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };
-        Report {
-            out: self.out,
-            already_complete: false,
-            resumed_images: self.resumed,
-            images: self.images,
-            used: manifest.used,
-            rejected: self.rejected,
-            reasons,
-            ignored: self.ignored,
-            notes: self.notes,
-            pairs,
-            scale: manifest.scale,
-            lq_size: manifest.lq_size,
-            lq_recipe: manifest.recipe_name.clone(),
-            codec: manifest.codec.clone(),
-            stored_raw: self.stored_raw,
-            shards: manifest.shards.len() as u64,
-            bytes_in: self.bytes_in,
-            bytes_raw: raw,
-            bytes_out: manifest.bytes(),
-            ratio: manifest.bytes() as f64 / raw.max(1) as f64,
-            fingerprint: format!("{:016x}", manifest.fingerprint()),
-            threads: self.threads,
-            memory_in_flight: self.most_held,
-            seconds,
-            images_per_second: rate(self.used.saturating_sub(self.resumed)),
-            pairs_per_second: rate(self.pairs),
-        }
     }
 }
 
@@ -319,6 +146,9 @@ fn nothing_left(config: &BuildConfig, images: u64, rejected: &[Rejected]) -> Str
     let dataset = config.dataset.display();
     if images == 0 {
         return format!("{dataset}: no pictures found (PNG, JPEG, WebP, TIFF or BMP)");
+    }
+    if (rejected.len() as u64) < images {
+        return format!("{dataset}: every usable image was held out, none is left to train on; hold out fewer with --val");
     }
     let shown = 5;
     let mut text = format!("{dataset}: none of the {images} images found can be used:");
@@ -332,16 +162,4 @@ fn nothing_left(config: &BuildConfig, images: u64, rejected: &[Rejected]) -> Str
         text += "\nall are too small for one patch: try a smaller --lq-size";
     }
     text
-}
-
-/// Removes a set, so that another can take its place: the manifest first, so that no moment shows half of a set.
-pub(super) fn remove_set(folder: &Path) -> Result<()> {
-    let manifest = path_in(folder);
-    if manifest.exists() {
-        std::fs::remove_file(&manifest).with_context(|| format!("cannot remove {}", manifest.display()))?;
-    }
-    for path in resume::shard_files(folder)? {
-        std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    Ok(())
 }

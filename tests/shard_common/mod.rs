@@ -2,8 +2,6 @@
 #![allow(dead_code)] // not every test file uses all of it
 
 use image::{Rgb, RgbImage};
-use paragon::dataset::decode::Limits;
-use paragon::dataset::degrade::Filter;
 use paragon::progress::Progress;
 use paragon::rng::Rng;
 use paragon::shard::codec::Codec;
@@ -36,22 +34,7 @@ pub fn pictures(folder: &Path, count: u64) {
 
 /// LQ 16, HR 32, shards of 64 KiB.
 pub fn config(dataset: &Path, out: &Path) -> BuildConfig {
-    BuildConfig {
-        dataset: dataset.to_path_buf(),
-        out: out.to_path_buf(),
-        scale: 2,
-        lq_size: 16,
-        stride: 16,
-        hr: None,
-        lq: None,
-        filter: Filter::Bicubic,
-        codec: Codec::Predict,
-        threads: 2,
-        shard_bytes: 64 << 10,
-        host_memory: 1 << 30,
-        overwrite: false,
-        limits: Limits::default(),
-    }
+    BuildConfig { threads: 2, shard_bytes: 64 << 10, host_memory: 1 << 30, ..BuildConfig::new(dataset, out, 2, 16) }
 }
 
 /// Makes a set.
