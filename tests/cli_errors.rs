@@ -87,7 +87,7 @@ fn silly_flags_are_usage_errors_that_name_the_flag() {
             &["synth", x],
             &[("--count", "0"), ("--size", "0"), ("--size", "4x"), ("--quality", "0"), ("--threads", "0"), ("--format", "gif")],
         ),
-        (&["shard", x], &[("--threads", "0"), ("--filter", "blur"), ("--host-memory", "1Q")]),
+        (&["shard", x], &[("--threads", "0"), ("--lq-filter", "blur"), ("--host-memory", "1Q")]),
         (&["demo", "--out", x], &[("--iterations", "0"), ("--pictures", "0"), ("--threads", "0")]),
     ];
     for (command, flags) in cases {

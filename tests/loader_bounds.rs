@@ -29,7 +29,8 @@ fn many_pairs(side: u32) -> (tempfile::TempDir, PathBuf) {
     std::fs::create_dir(&data).unwrap();
     RgbImage::from_fn(side, side, |x, y| Rgb([(x / 3) as u8, (y / 5) as u8, (x + y) as u8])).save(data.join("a.png")).unwrap();
     let out = dir.path().join("set");
-    let set = ["shard".as_ref(), data.as_os_str(), "--lq-size".as_ref(), "8".as_ref(), "--out".as_ref(), out.as_os_str()];
+    let flags = ["--lq-size", "8", "--keep-duplicates", "--out"].map(std::ffi::OsStr::new);
+    let set = [&["shard".as_ref(), data.as_os_str()][..], &flags, &[out.as_os_str()]].concat();
     Ran::from(paragon(&set).output().unwrap()).ok();
     (dir, out)
 }

@@ -111,12 +111,14 @@ impl Assembly {
                 used.duplicates += 1;
                 continue;
             }
-            let set = &mut self.sets[usize::from(job.held_out)];
-            if set.ends_shard(&used.source, record.length)
-                && let Some(journal) = &mut self.journal
-            {
-                journal.sync()?; // a finished shard is never ahead of what is known of it
+            if self.sets[usize::from(job.held_out)].ends_shard(&used.source, record.length) {
+                // a finished shard is never ahead of what is known of it, nor is what is known ahead of the other set
+                self.commit()?;
+                if let Some(journal) = &mut self.journal {
+                    journal.sync()?;
+                }
             }
+            let set = &mut self.sets[usize::from(job.held_out)];
             let place = set.add(&used.source, &record, Some(payload), self.decided)?;
             if let Some(duplicates) = &mut self.duplicates {
                 duplicates.note(&record, place);
