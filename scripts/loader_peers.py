@@ -176,7 +176,7 @@ def main():
     if not os.path.isdir(f"{work}/tiles"):
         print(f"{make_tiles(a.photos, f'{work}/tiles')} tiles", file=sys.stderr)
     for codec in ("predict", "raw"):
-        subprocess.run([a.paragon, "shard", f"{work}/tiles", "--out", f"{work}/{codec}", "--codec", codec], check=True,
+        subprocess.run([a.paragon, "shard", f"{work}/tiles", "--out", f"{work}/{codec}", "--codec", codec, "--overwrite"], check=True,
                        stdout=subprocess.DEVNULL)
     if not os.path.isdir(f"{work}/litdata"):
         litdata_set(work)

@@ -10,7 +10,7 @@ use paragon::plan::bytes_text;
 use paragon::report::chart::{Series, line_chart};
 use paragon::shard::reader::Io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Measure what this machine delivers.
 #[derive(clap::Args)]
@@ -88,7 +88,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn bench_loader(args: &LoaderArgs) -> Result<()> {
+    let started = Instant::now();
     let sources = args.data.open()?;
+    let open_ms = started.elapsed().as_secs_f64() * 1e3;
     let (io, why) = args.data.io(&sources);
     let config = LoaderConfig {
         slots: args.slots,
@@ -119,7 +121,12 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
     }
     let order = quality(&sources, &config)?;
     let window = config.window.map_or("full".to_string(), |w| format!("in windows of {}", bytes_text(w)));
-    tell(format_args!("{}: {} pairs, {} of shards", sources.places(), sources.len(), bytes_text(sources.bytes())));
+    tell(format_args!(
+        "{}: {} pairs, {} of shards, opened and checked in {open_ms:.0} ms",
+        sources.places(),
+        sources.len(),
+        bytes_text(sources.bytes())
+    ));
     tell(format_args!("reading by {} ({why}); shuffle {window}: {order}", if io == Io::Mmap { "map" } else { "calls" }));
     tell(format_args!(
         "memory, known before the start: {} slots of {} + {} threads of {} + index {} = {}",
@@ -143,7 +150,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
     }
     if args.json {
         let report = serde_json::json!({
-            "records": sources.len(), "bytes": sources.bytes(), "batch": config.batch, "lq_size": config.lq_size, "slots": config.slots,
+            "records": sources.len(), "open_ms": open_ms, "bytes": sources.bytes(), "batch": config.batch, "lq_size": config.lq_size, "slots": config.slots,
             "io": if io == Io::Mmap { "mmap" } else { "pread" }, "window": config.window, "order": json_order(&order), "bound": largest.total(), "runs": runs,
         });
         print(serde_json::to_string_pretty(&report)?)?;
