@@ -122,7 +122,7 @@ impl Page {
             }
             out += "</table></div>\n";
         }
-        let _ = write!(out, "</main><script>{SCRIPT}</script></body></html>\n");
+        let _ = writeln!(out, "</main><script>{SCRIPT}</script></body></html>");
         out
     }
 }
