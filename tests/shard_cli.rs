@@ -1,10 +1,11 @@
 //! `paragon shard` from outside: exit codes, messages that name the file, full disks.
 
+mod cli_common;
 mod shard_common;
 
+use cli_common::limit_files;
 use shard_common::{files, paragon, picture, pictures, run};
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 
 fn text(path: &Path) -> &str {
@@ -166,20 +167,7 @@ fn a_full_disk_is_one_clear_error_and_leaves_finished_shards() {
         |out: &Path| ["shard", text(&data), "--out", text(out), "--lq-size", "32", "--codec", "raw", "--shard-size", "1"].map(String::from);
     let limited = |bytes: u64| {
         let mut command = paragon(&arguments(&out).each_ref().map(String::as_str));
-        // a limit on file size stands in for a full disk: writes fail in the middle of a shard
-        let limit = move || {
-            let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-            // SAFETY: two system calls that are allowed between fork and exec; no memory of the parent is touched
-            unsafe {
-                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-                if libc::setrlimit(libc::RLIMIT_FSIZE, &limit) != 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        };
-        // SAFETY: see above
-        let output = unsafe { command.pre_exec(limit) }.output().unwrap();
+        let output = limit_files(&mut command, bytes).output().unwrap();
         (output.status.code(), String::new(), String::from_utf8(output.stderr).unwrap())
     };
     refused(limited(500_000), &["shard-00000.psh", "run the same command again"]);

@@ -1,13 +1,14 @@
 //! Runs that are cut off: SIGKILL at hundreds of random points, damage to what they left, changed images and options. The
 //! next run gives the bytes of an unbroken one and does not repeat what was finished.
 
+mod cli_common;
 mod shard_common;
 
+use cli_common::limit_files;
 use paragon::rng::Rng;
 use shard_common::{make_writable, paragon, picture, run};
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -115,20 +116,7 @@ fn killed_at_two_hundred_points_the_set_is_the_same_and_finished_work_stays() {
 
 /// A run that stops in the middle at a limit on file sizes: journal, finished shards and the one under way are left.
 fn stopped(data: &Path, out: &Path, bytes: u64) {
-    let mut command = paragon(&arguments(data, out));
-    let limit = move || {
-        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-        // SAFETY: two system calls that are allowed between fork and exec; no memory of the parent is touched
-        unsafe {
-            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-            if libc::setrlimit(libc::RLIMIT_FSIZE, &limit) != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: see above
-    let output = unsafe { command.pre_exec(limit) }.output().unwrap();
+    let output = limit_files(&mut paragon(&arguments(data, out)), bytes).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
 }
 

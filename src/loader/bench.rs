@@ -1,7 +1,7 @@
 //! What a loader delivers on this machine: pairs a second, waiting on both sides, memory. Depends on `ring` and `system`. The consumer
 //! does nothing with a batch but hold it as long as it is told to, so that the figures are the loader's own.
 
-use super::{Bound, Loader, LoaderConfig, Sources, bound};
+use super::{Loader, LoaderConfig, Sources, bound};
 use crate::rng::{key, mix};
 use crate::shard::reader::{Advice, Io};
 use crate::system;
@@ -65,8 +65,7 @@ pub struct Measured {
 /// # Errors
 /// Those of the loader.
 pub fn measure(sources: &Arc<Sources>, config: &LoaderConfig, how: &BenchConfig) -> Result<Measured> {
-    let Bound { slot_bytes, .. } = bound(sources, config)?;
-    let computed = bound(sources, config)?.total();
+    let computed = bound(sources, config)?;
     if how.cold {
         sources.sets().for_each(|set| set.advise(0..set.len(), Advice::DontNeed, Io::Mmap));
     }
@@ -117,7 +116,7 @@ pub fn measure(sources: &Arc<Sources>, config: &LoaderConfig, how: &BenchConfig)
     // from the first batch to the last, there is one batch less to wait for
     let flowing = (pairs.saturating_sub(config.batch as u64)) as f64 / (seconds - first.as_secs_f64()).max(1e-9);
     let rate = if pairs > config.batch as u64 { flowing } else { pairs as f64 / seconds };
-    let pair_bytes = slot_bytes as f64 / config.batch as f64 - (1 + size_of::<u64>()) as f64;
+    let pair_bytes = computed.slot_bytes as f64 / config.batch as f64 - (1 + size_of::<u64>()) as f64;
     waits.sort_by(f32::total_cmp);
     let at =
         |share: f64| waits.get(((waits.len() as f64 * share) as usize).min(waits.len().saturating_sub(1))).map_or(0.0, |&w| f64::from(w));
@@ -132,7 +131,7 @@ pub fn measure(sources: &Arc<Sources>, config: &LoaderConfig, how: &BenchConfig)
         consumer_waited: stats.consumer_waited.as_secs_f64() / seconds,
         producers_waited: stats.producers_waited.as_secs_f64() / (seconds * config.threads as f64),
         peak_anonymous: peak.zip(before).map(|(peak, before)| peak - before),
-        bound: computed,
+        bound: computed.total(),
         substituted: stats.substituted,
         cached,
         content: how.content.then(|| format!("{content:016x}")),

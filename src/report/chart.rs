@@ -20,8 +20,8 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(40, 40, 40),
 ];
-const FONT: &str = "sans-serif";
-const INK: RGBColor = RGBColor(30, 32, 36);
+pub(super) const FONT: &str = "sans-serif";
+pub(super) const INK: RGBColor = RGBColor(30, 32, 36);
 
 /// One line of a chart.
 pub struct Series {

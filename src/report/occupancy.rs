@@ -1,6 +1,7 @@
 //! A picture of arena occupancy: live bytes by class over the operations of a step, stacked, with the peak marked. Depends on
 //! `files` and on plotters; promises a whole file or none.
 
+use super::chart::{FONT, INK};
 use crate::files::write_atomic;
 use crate::plan::bytes_text;
 use anyhow::{Result, anyhow};
@@ -23,8 +24,6 @@ const COLOURS: [RGBColor; 11] = [
     RGBColor(0, 158, 115),
     RGBColor(230, 159, 0),
 ];
-const FONT: &str = "sans-serif";
-const INK: RGBColor = RGBColor(30, 32, 36);
 const MIB: f64 = (1u64 << 20) as f64;
 
 /// What is drawn.
