@@ -2,9 +2,9 @@
 //! the networks. A backend allocates exactly the plan's arena, once.
 
 pub mod cpu;
-mod cuda_sizing;
+pub mod cuda;
 
-pub use cuda_sizing::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE, STRUCTURAL_IMAGES, SUM_BLOCKS};
+pub use cuda::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 
 use crate::plan::{BufferId, Plan};
 use anyhow::Result;

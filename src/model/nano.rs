@@ -3,7 +3,7 @@
 use super::{BLUR_TAPS, Init, Network, ParamTable, Recompute, SHARP_TAPS};
 use crate::plan::{
     BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, Head, HeadBack, LossKind, METRICS, NanoBlock, NanoBlockBack, NanoParams,
-    Op, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Precision, Sizing, Slice, StructuralLoss, StructuralTerms, Target, Unpack, Update,
+    Op, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target, Unpack, Update,
     split_losses,
 };
 use anyhow::Result;
@@ -195,6 +195,11 @@ fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, cla
     Tail { conv_mid, up, head }
 }
 
+fn scalars(b: &mut Builder) -> Option<BufferId> {
+    let bytes = b.scalar_bytes();
+    (bytes > 0).then(|| b.buffer("scalars", Class::Metrics, bytes))
+}
+
 /// The plan of one training iteration: unpack, forward, loss, backward, then the optimizer step.
 ///
 /// # Errors
@@ -205,13 +210,12 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
     let extent = Extent { n: spec.batch, h: spec.lq.0, w: spec.lq.1 };
     let trainable = table.trainable();
     let parameters = b.floats("parameters", Class::Parameters, table.len());
-    let halves = b.precision() != Precision::F32;
-    let half_parameters = halves.then(|| b.map("half parameters", Class::HalfParameters, table.len()));
     let gradients = b.floats("gradients", Class::Gradients, trainable);
     let moment1 = b.floats("first moment", Class::Optimizer, trainable);
     let moment2 = b.floats("second moment", Class::Optimizer, trainable);
     let ema = b.floats("EMA", Class::Ema, table.len());
     let metrics = b.buffer("metrics", Class::Metrics, METRICS as u64 * 8);
+    let scalars = scalars(&mut b);
     let batch = (!spec.float_input).then(|| {
         let mut layout = BatchLayout { buffer: BufferId(0), first: 0, count: spec.batch, lq: spec.lq, scale: net.scale, with_hr: true };
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
@@ -249,7 +253,6 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         epsilon: spec.epsilon,
         weight_decay: spec.weight_decay,
         parameters,
-        half_parameters,
         gradients,
         moment1,
         moment2,
@@ -269,7 +272,7 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         input_gradients: [d_input, d_conv_in],
         output: None,
         metrics: Some(metrics),
-        half_parameters,
+        scalars,
         next_batch,
     };
     b.finish(micro, update, batch, ports)

@@ -29,8 +29,6 @@ pub struct BufferId(pub u32);
 pub enum Class {
     /// Network parameters, f32: the master weights where activations are halves.
     Parameters,
-    /// The parameters once more in the type of the activations, where that is not f32.
-    HalfParameters,
     /// Gradients, f32, summed over the micro-batches of an iteration.
     Gradients,
     /// First and second moments of the optimizer, f32.
@@ -39,7 +37,7 @@ pub enum Class {
     Ema,
     /// Staged batches as they come from the loader: u8 LQ, u8 HR and augmentation codes.
     Batch,
-    /// Loss and gradient norm, read back by the host.
+    /// Loss and gradient norm, read back by the host, and on a device the learning rate and the like.
     Metrics,
     /// Values that flow forward between operations.
     Activations,
@@ -53,9 +51,8 @@ pub enum Class {
 
 impl Class {
     /// All classes in the order of the memory table.
-    pub const ALL: [Class; 11] = [
+    pub const ALL: [Class; 10] = [
         Class::Parameters,
-        Class::HalfParameters,
         Class::Gradients,
         Class::Optimizer,
         Class::Ema,
@@ -76,12 +73,11 @@ impl Class {
     pub fn label(self) -> &'static str {
         match self {
             Class::Parameters => "parameters",
-            Class::HalfParameters => "half copies of the parameters",
             Class::Gradients => "gradients",
             Class::Optimizer => "optimizer moments",
             Class::Ema => "EMA",
             Class::Batch => "staged batches (u8)",
-            Class::Metrics => "metrics",
+            Class::Metrics => "metrics and scalars",
             Class::Activations => "activations",
             Class::ActivationGradients => "activation gradients",
             Class::Loss => "loss",
@@ -213,8 +209,8 @@ pub struct Ports {
     pub input_gradients: [Option<BufferId>; 2],
     /// [`METRICS`] f64 values.
     pub metrics: Option<BufferId>,
-    /// The parameters as halves, where the plan has them.
-    pub half_parameters: Option<BufferId>,
+    /// The numbers that change from step to step, on backends that read them from the arena.
+    pub scalars: Option<BufferId>,
     /// A second place for a batch, on backends that copy the next one while they compute.
     pub next_batch: Option<BufferId>,
 }
@@ -282,6 +278,11 @@ impl<'a> Builder<'a> {
     /// Type of activations.
     pub fn precision(&self) -> Precision {
         self.sizing.precision()
+    }
+
+    /// Bytes of the block of scalars; none on a backend that is handed them.
+    pub fn scalar_bytes(&self) -> u64 {
+        self.sizing.scalar_bytes()
     }
 
     /// Whether the next batch is staged while this one is computed on.

@@ -183,8 +183,6 @@ pub struct Update {
     pub epsilon: f64,
     pub weight_decay: f64,
     pub parameters: BufferId,
-    /// Their copies as halves, written after the update and read by every operation that has weights.
-    pub half_parameters: Option<BufferId>,
     pub gradients: BufferId,
     pub moment1: BufferId,
     pub moment2: BufferId,
@@ -272,10 +270,7 @@ impl Op {
                 list
             }
             Op::Update(o) => {
-                let mut list =
-                    vec![update(o.parameters), read(o.gradients), update(o.moment1), update(o.moment2), update(o.ema), update(o.metrics)];
-                list.extend(o.half_parameters.map(write));
-                list
+                vec![update(o.parameters), read(o.gradients), update(o.moment1), update(o.moment2), update(o.ema), update(o.metrics)]
             }
         };
         list.extend(self.workspace().map(write));

@@ -51,6 +51,11 @@ pub trait Sizing {
         Precision::F32
     }
 
+    /// Bytes of the numbers that change from step to step, where the backend reads them from the arena.
+    fn scalar_bytes(&self) -> u64 {
+        0
+    }
+
     /// Whether the next batch is copied to the device while this one is computed on, which takes a second place for it.
     fn copies_ahead(&self) -> bool {
         false

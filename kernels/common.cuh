@@ -1,0 +1,124 @@
+// What every kernel file starts from: the type of activations, index helpers, the wrappers of warp and tensor core instructions. The
+// same text is compiled for devices by NVRTC, which has no system headers, and as C++ for the host by kernels/host, so that
+// kernels can be proved where there is no GPU. Whatever differs between the two stands here or in mma.cuh, nowhere else.
+#pragma once
+
+// Type of activations: 0 f32, 1 bf16, 2 fp16 (IEEE half). A module is compiled for one of them.
+#ifndef PRECISION
+#error "compile with -DPRECISION=0, 1 or 2"
+#endif
+
+#ifdef __CUDACC_RTC__
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+// A kernel: KERNEL(name, threads of a block, arguments...) { ... }
+#define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+#define DEVICE static __device__ __forceinline__
+#define CONSTANT static __constant__ const
+// The block's dynamic shared memory, 16-byte aligned; there is no other. Its size is the launch's.
+extern __shared__ __align__(16) unsigned char shared_arena[];
+DEVICE unsigned char* shared_memory() { return shared_arena; }
+DEVICE void barrier() { __syncthreads(); }
+DEVICE void warp_barrier() { __syncwarp(); }
+DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 float_to_bits(float value) { return __float_as_uint(value); }
+#else
+#include "host/shim.h"
+#endif
+
+// A 16-byte piece of memory, for wide loads and stores.
+struct __attribute__((aligned(16))) Wide {
+    u32 word[4];
+};
+
+// Not a number that IEEE comparison can be optimised away from.
+DEVICE bool finite(float value) { return (float_to_bits(value) & 0x7f800000u) != 0x7f800000u; }
+
+// bf16: the upper half of a float, rounded to nearest even; NaN stays NaN.
+DEVICE u16 to_bf16(float value) {
+    u32 bits = float_to_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (u16)((bits >> 16) | 0x40u);
+    return (u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+DEVICE float from_bf16(u16 bits) { return bits_to_float((u32)bits << 16); }
+
+#ifdef __CUDACC_RTC__
+DEVICE u16 to_fp16(float value) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+DEVICE float from_fp16(u16 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+#endif
+
+// An activation as it lies in memory, and the way to f32 and back.
+#if PRECISION == 0
+typedef float act;
+DEVICE float to_float(act value) { return value; }
+DEVICE act to_act(float value) { return value; }
+#else
+struct act {
+    u16 bits;
+};
+#if PRECISION == 1
+DEVICE u16 to_half(float value) { return to_bf16(value); }
+DEVICE float from_half(u16 bits) { return from_bf16(bits); }
+#else
+DEVICE u16 to_half(float value) { return to_fp16(value); }
+DEVICE float from_half(u16 bits) { return from_fp16(bits); }
+#endif
+DEVICE float to_float(act value) { return from_half(value.bits); }
+DEVICE act to_act(float value) {
+    act a;
+    a.bits = to_half(value);
+    return a;
+}
+// Two activations in one register, the first in the lower half: what tensor core instructions take.
+DEVICE u32 pack_half(float low, float high) { return (u32)to_half(low) | ((u32)to_half(high) << 16); }
+#endif
+
+// The numbers of one iteration that change from step to step. They lie in device memory, so that a captured graph stays valid.
+// backend/cuda/launch.rs writes them.
+struct Scalars {
+    float learning_rate;
+    float step_size;        // learning rate / bias correction of the first moment
+    float root_correction;  // sqrt of the bias correction of the second moment
+    float keep;             // 1 - learning rate x weight decay
+    float ema_decay;
+    float ema_rest;    // 1 - ema_decay, formed in f64
+    float clip;        // largest gradient norm; infinity for none
+    float loss_scale;  // fp16: every gradient carries this factor until the optimizer divides by it; 1 otherwise
+    double micro_scale;  // 1 / micro-batches of an iteration
+    u32 accumulate;      // gradients and loss add to those of the micro-batches before
+    u32 reserved[5];
+};
+
+// Pixel (y, x) of an augmented square patch of `size` pixels -> index of the stored pixel: see plan/augment.rs.
+DEVICE int augmented(u32 code, int y, int x, int size, int width) {
+    if (code == 0) return y * width + x;
+    int row = code & 4u ? x : y;
+    int column = code & 4u ? y : x;
+    if (code & 2u) row = size - 1 - row;
+    if (code & 1u) column = size - 1 - column;
+    return row * width + column;
+}
+
+// Sum over a warp, the same bits in every lane.
+DEVICE float warp_sum(float value) {
+    for (int mask = 16; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// Exact GELU 0.5 z (1 + erf(z / sqrt 2)) and its slope.
+DEVICE float gelu(float z) { return 0.5f * z * (1.0f + erff(z * 0.70710678f)); }
+DEVICE float gelu_slope(float z) {
+    return 0.5f * (1.0f + erff(z * 0.70710678f)) + z * 0.39894228f * expf(-0.5f * z * z);
+}

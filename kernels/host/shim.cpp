@@ -1,0 +1,201 @@
+// The scheduler of the fiber GPU; see shim.h. A launch fails loudly on what a device would hang on or leave undefined: a thread
+// that ends before a barrier others wait at, a warp operation that not all lanes reach.
+#include "shim.h"
+#include "scheduler.h"
+
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <vector>
+
+Dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+
+struct Kernel {
+    u32 threads, arguments;
+    Entry entry;
+};
+std::map<std::string, Kernel>& kernels() {
+    static std::map<std::string, Kernel> map;
+    return map;
+}
+
+enum class State { Ready, Barrier, Warp, Done };
+struct Fiber {
+    ucontext_t context;
+    std::vector<unsigned char> stack;
+    State state;
+};
+
+const size_t STACK = 256 << 10;
+ucontext_t scheduler;
+std::vector<Fiber> fibers;
+u32 running;
+Entry entry;
+void** arguments;
+unsigned char* shared;
+// What lanes show each other: double-buffered, so that a fast lane's next operation leaves a slow lane's reading alone.
+struct Exchange {
+    u32 words[2][32][6];
+    const void* rows[2][32];
+    u32 parity[32];
+};
+std::vector<Exchange> warps;
+const char* launched;
+
+[[noreturn]] void fail(const char* what) {
+    std::fprintf(stderr, "%s: block (%u, %u, %u): %s\n", launched, blockIdx.x, blockIdx.y, blockIdx.z, what);
+    std::exit(3);
+}
+
+void wait(State state) {
+    fibers[running].state = state;
+    swapcontext(&fibers[running].context, &scheduler);
+}
+
+void run_fiber() {
+    entry(arguments);
+    fibers[running].state = State::Done;
+}
+
+// The place of step i of n in an order: forward, backward, or one that mixes early with late.
+u32 place(Order order, u32 i, u32 n) {
+    switch (order) {
+        case Order::Forward: return i;
+        case Order::Backward: return n - 1 - i;
+        default: return i % 2 ? n - 1 - i / 2 : i / 2;
+    }
+}
+
+void prepare(Fiber& f) {
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.data();
+    f.context.uc_stack.ss_size = f.stack.size();
+    f.context.uc_link = &scheduler;
+    makecontext(&f.context, run_fiber, 0);
+    f.state = State::Ready;
+}
+
+void run_block(Order order, u32 count) {
+    for (u32 i = 0; i < count; i++) prepare(fibers[i]);
+    for (;;) {
+        bool ran = false;
+        for (u32 i = 0; i < count; i++) {
+            u32 lane = place(order, i, count);
+            if (fibers[lane].state != State::Ready) continue;
+            running = lane;
+            threadIdx = {lane, 0, 0};
+            swapcontext(&scheduler, &fibers[lane].context);
+            ran = true;
+        }
+        u32 at_barrier = 0, done = 0;
+        bool released = false;
+        for (u32 warp = 0; warp < count; warp += 32) {
+            u32 lanes = count - warp < 32 ? count - warp : 32, waiting = 0;
+            for (u32 i = warp; i < warp + lanes; i++) {
+                at_barrier += fibers[i].state == State::Barrier;
+                done += fibers[i].state == State::Done;
+                waiting += fibers[i].state == State::Warp;
+            }
+            if (waiting == 0) continue;
+            if (waiting < lanes) {
+                bool busy = false;
+                for (u32 i = warp; i < warp + lanes; i++) busy |= fibers[i].state == State::Ready;
+                if (!busy) fail("some lanes of a warp do not reach a warp operation that others wait at");
+                continue;
+            }
+            for (u32 i = warp; i < warp + lanes; i++) fibers[i].state = State::Ready;
+            released = true;
+        }
+        if (done == count) return;
+        if (released) continue;
+        if (at_barrier == count) {
+            for (Fiber& f : fibers) f.state = f.state == State::Barrier ? State::Ready : f.state;
+            continue;
+        }
+        if (!ran || at_barrier + done == count) fail("some threads end, or wait elsewhere, while others wait at a barrier");
+    }
+}
+
+}  // namespace
+
+Registered::Registered(const char* name, u32 threads, u32 arguments, Entry entry) { kernels()[name] = {threads, arguments, entry}; }
+
+void launch(const Launch& l, void** args, Order order) {
+    auto found = kernels().find(l.kernel);
+    launched = l.kernel.c_str();
+    blockIdx = {0, 0, 0};
+    if (found == kernels().end()) fail("there is no such kernel");
+    const Kernel& k = found->second;
+    if (l.block == 0 || l.block > k.threads) fail("more threads than the kernel is bounded to");
+    if (l.arguments != k.arguments) fail("another number of arguments than the kernel takes");
+    if (l.block % 32 != 0) fail("a block must be whole warps");
+    entry = k.entry;
+    arguments = args;
+    blockDim = {l.block, 1, 1};
+    gridDim = {l.grid[0], l.grid[1], l.grid[2]};
+    while (fibers.size() < l.block) {
+        fibers.emplace_back();
+        fibers.back().stack.resize(STACK);
+    }
+    fibers.resize(l.block);
+    warps.assign((l.block + 31) / 32, Exchange());
+    u32 blocks = l.grid[0] * l.grid[1] * l.grid[2];
+    for (u32 i = 0; i < blocks; i++) {
+        u32 b = place(order, i, blocks);
+        blockIdx = {b % l.grid[0], b / l.grid[0] % l.grid[1], b / l.grid[0] / l.grid[1]};
+        // exactly as large as the launch says, for the sanitizer, and full of NaN: nothing may be read before it is written
+        std::vector<Bytes16> memory((l.shared + 15) / 16);
+        shared = reinterpret_cast<unsigned char*>(memory.data());
+        if (!memory.empty()) std::memset(shared, 0xff, memory.size() * 16);
+        run_block(order, l.block);
+    }
+}
+
+unsigned char* shared_memory() { return shared; }
+void barrier() { wait(State::Barrier); }
+void warp_barrier() { wait(State::Warp); }
+int lane_index() { return static_cast<int>(threadIdx.x % 32); }
+
+const u32 (*warp_exchange(const u32 (&own)[6]))[6] {
+    Exchange& e = warps[running / 32];
+    u32 lane = running % 32, side = e.parity[lane]++ % 2;
+    std::memcpy(e.words[side][lane], own, sizeof own);
+    wait(State::Warp);
+    return warps[running / 32].words[side];
+}
+const void* const* warp_exchange_rows(const void* own) {
+    Exchange& e = warps[running / 32];
+    u32 lane = running % 32, side = e.parity[lane]++ % 2;
+    e.rows[side][lane] = own;
+    wait(State::Warp);
+    return warps[running / 32].rows[side];
+}
+float shuffle(float value, int lane) {
+    u32 own[6] = {float_to_bits(value), 0, 0, 0, 0, 0};
+    return bits_to_float(warp_exchange(own)[lane & 31][0]);
+}
+float shuffle_xor(float value, int mask) { return shuffle(value, lane_index() ^ mask); }
+
+u16 to_fp16(float value) {
+    u32 bits = float_to_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<u16>(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) return static_cast<u16>(sign | 0x7c00u);  // rounds to 65536 or more
+    if (magnitude < 0x38800000u) {
+        // subnormal: whole multiples of 2^-24, rounded to nearest even by the addition of 0.5
+        float rounded = bits_to_float(magnitude) + 0.5f;
+        return static_cast<u16>(sign | (float_to_bits(rounded) - 0x3f000000u));
+    }
+    u32 rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u;
+    return static_cast<u16>(sign | rounded >> 13);
+}
+float from_fp16(u16 bits) {
+    u32 sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 0x3ffu;
+    if (exponent == 31) return bits_to_float(sign | 0x7f800000u | fraction << 13);
+    if (exponent == 0) return std::copysign(static_cast<float>(fraction) * 0x1p-24f, bits_to_float(sign));
+    return bits_to_float(sign | (exponent + 112) << 23 | fraction << 13);
+}

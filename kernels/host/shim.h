@@ -1,0 +1,69 @@
+// A GPU made of fibers: enough of CUDA's execution model to run the kernels as C++ on a machine without one. Blocks run one after
+// another, the threads of a block as fibers that switch at barriers and warp operations. Lanes and blocks may run in several
+// orders: a kernel whose result depends on the order has a race. Depends on the C++ library alone.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+struct Dim3 {
+    u32 x, y, z;
+};
+// Of the fiber that runs; the scheduler sets them.
+extern Dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+#define DEVICE static inline __attribute__((unused))
+#define CONSTANT static const
+
+unsigned char* shared_memory();
+void barrier();
+void warp_barrier();
+float shuffle_xor(float value, int mask);
+float shuffle(float value, int lane);
+int lane_index();
+// Every lane gives its words and gets those of all 32; valid until the lane's next warp operation.
+const u32 (*warp_exchange(const u32 (&own)[6]))[6];
+const void* const* warp_exchange_rows(const void* own);
+
+DEVICE float bits_to_float(u32 bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+DEVICE u32 float_to_bits(float value) {
+    u32 bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+u16 to_fp16(float value);
+float from_fp16(u16 bits);
+
+// Kernels enter themselves here by name, with a function that unpacks the driver's array of argument pointers.
+typedef void (*Entry)(void** args);
+struct Registered {
+    Registered(const char* name, u32 threads, u32 arguments, Entry entry);
+};
+template <typename... A, size_t... I>
+void call_unpacked(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
+    kernel(*static_cast<A*>(args[I])...);
+}
+template <typename... A>
+constexpr u32 count_arguments(void (*)(A...)) {
+    return sizeof...(A);
+}
+template <typename... A>
+void call_kernel(void (*kernel)(A...), void** args) {
+    call_unpacked(kernel, args, std::index_sequence_for<A...>{});
+}
+#define KERNEL(name, threads, ...)                                                                                  \
+    static void name(__VA_ARGS__);                                                                                  \
+    static void name##_entry(void** args) { call_kernel(name, args); }                                              \
+    static Registered name##_registered(#name, threads, count_arguments(name), name##_entry);                      \
+    static void name(__VA_ARGS__)

@@ -1,0 +1,56 @@
+// Pixel losses: L1, Charbonnier and MSE as a weighted sum, with the gradient left in place of the prediction or beside it. The u8
+// target is read through the index map, so it never exists in float.
+#include "common.cuh"
+
+// Charbonnier's epsilon, under the root.
+#define CHARBONNIER_EPSILON 1e-12f
+
+// prediction, d_prediction [images][h][w][3] f32, which may be the same memory. The target is one of: target_bytes, u8 HR patches with
+// their codes; target_floats, laid out as the prediction; neither, and the prediction holds prediction - target. partials: an f64 a
+// block. `whole`: values of the whole micro-batch, which the mean is over. Grid: at most 256 blocks, each walking pixels with a stride of
+// the grid. Shared memory: 256 f64. Floor: 12 bytes read and written a pixel, 3 of target read.
+KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const u8* target_bytes, const u8* codes,
+       const float* target_floats, double* partials, int images, int h, int w, int whole, float l1, float charbonnier, float mse,
+       const Scalars* scalars) {
+    double* sums = (double*)shared_memory();
+    int pixels = images * h * w;
+    float scale = (float)(scalars->micro_scale / (double)whole) * scalars->loss_scale;
+    double sum = 0;
+    for (int pixel = blockIdx.x * 256 + threadIdx.x; pixel < pixels; pixel += gridDim.x * 256) {
+        int image = pixel / (h * w), y = pixel / w % h, x = pixel % w;
+        const u8* bytes = target_bytes ? target_bytes + ((long long)image * h * w + augmented(codes[image], y, x, h, w)) * 3 : target_bytes;
+        float losses = 0;
+        for (int c = 0; c < 3; c++) {
+            long long i = (long long)pixel * 3 + c;
+            float target = bytes ? (float)bytes[c] / 255.0f : target_floats ? target_floats[i] : 0.0f;
+            float d = prediction[i] - target;
+            float root = sqrtf(d * d + CHARBONNIER_EPSILON);
+            float sign = d > 0.0f ? 1.0f : d < 0.0f ? -1.0f : 0.0f;
+            losses += l1 * fabsf(d) + charbonnier * root + mse * (d * d);
+            // a NaN has no sign; it must reach the gradient, where the optimizer sees it
+            float slope = d == d ? l1 * sign + charbonnier * (d / root) + mse * (2.0f * d) : d;
+            d_prediction[i] = slope * scale;
+        }
+        sum += (double)losses;
+    }
+    sums[threadIdx.x] = sum;
+    barrier();
+    for (int half = 128; half > 0; half /= 2) {
+        if (threadIdx.x < (u32)half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        barrier();
+    }
+    if (threadIdx.x == 0) partials[blockIdx.x] = sums[0];
+}
+
+// Adds the blocks' losses to those of the slices before (flags & 1); after the last slice (flags & 2) the mean goes to metrics[0], added to
+// that of the micro-batches before. One warp, one lane at work: at most 256 numbers.
+KERNEL(finish_pixel_loss, 32, const double* partials, double* total, double* metrics, int blocks, int flags, int whole,
+       const Scalars* scalars) {
+    if (threadIdx.x != 0) return;
+    double sum = flags & 1 ? *total : 0.0;
+    for (int b = 0; b < blocks; b++) sum += partials[b];
+    *total = sum;
+    if (!(flags & 2)) return;
+    double loss = sum / (double)whole * scalars->micro_scale;
+    metrics[0] = scalars->accumulate ? metrics[0] + loss : loss;
+}

@@ -1,0 +1,86 @@
+// Tensor core instructions behind plain functions: on a device one instruction each, on the host a plain twin over the lanes of a
+// warp. What a fragment holds is stated by PTX ISA, "Matrix fragments for mma.m16n8k16". All 32 lanes must call together.
+#pragma once
+#include "common.cuh"
+
+#if PRECISION != 0
+
+// d[16][8] += a[16][16] x b[16][8], halves in, f32 out. With group = lane / 4 and t = lane % 4 a lane holds
+//   a[0] = A[group][2t, 2t+1]      a[1] = A[group+8][2t, 2t+1]      a[2] = A[group][2t+8, 2t+9]  a[3] = A[group+8][2t+8, 2t+9]
+//   b[0] = B[2t, 2t+1][group]      b[1] = B[2t+8, 2t+9][group]
+//   d[0], d[1] = D[group][2t, 2t+1]    d[2], d[3] = D[group+8][2t, 2t+1]
+// the value with the lower index in the lower half of a register.
+#ifdef __CUDACC_RTC__
+DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#if PRECISION == 1
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#elif __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[2]), "r"(a[3]), "r"(b[1]));
+#endif
+}
+#else
+DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    u32 own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    const u32(*all)[6] = warp_exchange(own);
+    int group = lane_index() / 4, t = lane_index() % 4;
+    for (int i = 0; i < 4; i++) {
+        int row = group + (i / 2) * 8, column = 2 * t + i % 2;
+        float sum = 0;
+        for (int k = 0; k < 16; k++) {
+            int holder = k % 8 / 2, high = k % 2 * 16;
+            u32 left = all[row % 8 * 4 + holder][row / 8 + k / 8 * 2] >> high;
+            u32 right = all[column * 4 + holder][4 + k / 8] >> high;
+            sum += from_half((u16)left) * from_half((u16)right);
+        }
+        d[i] += sum;
+    }
+}
+#endif
+
+// Four 8 x 8 matrices of halves from shared memory: lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, aligned);
+// r[m] then holds elements 2t, 2t+1 of row group of matrix m. With `transposed`, of its transpose.
+#ifdef __CUDACC_RTC__
+DEVICE void load_matrices(u32 (&r)[4], const void* row) {
+    u32 at = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+DEVICE void load_matrices_transposed(u32 (&r)[4], const void* row) {
+    u32 at = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+#else
+DEVICE void load_matrices(u32 (&r)[4], const void* row) {
+    const void* const* rows = warp_exchange_rows(row);
+    for (int m = 0; m < 4; m++) {
+        const u16* from = (const u16*)rows[m * 8 + lane_index() / 4] + 2 * (lane_index() % 4);
+        r[m] = (u32)from[0] | (u32)from[1] << 16;
+    }
+}
+DEVICE void load_matrices_transposed(u32 (&r)[4], const void* row) {
+    const void* const* rows = warp_exchange_rows(row);
+    int column = lane_index() / 4, t = lane_index() % 4;
+    for (int m = 0; m < 4; m++) {
+        u16 low = ((const u16*)rows[m * 8 + 2 * t])[column], high = ((const u16*)rows[m * 8 + 2 * t + 1])[column];
+        r[m] = (u32)low | (u32)high << 16;
+    }
+}
+#endif
+
+#endif

@@ -1,0 +1,147 @@
+//! What a plan is lowered to: kernel launches whose arguments name ranges of the plan's buffers, and the block of numbers
+//! that change from step to step. Depends on the plan; knows no device.
+
+use crate::backend::Scalars;
+use crate::plan::{BufferId, Op, Plan};
+use anyhow::{Result, ensure};
+
+/// One argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// An address: this many bytes into a buffer.
+    At(BufferId, u64),
+    /// No address.
+    Null,
+    /// An `int`.
+    Int(i32),
+    /// A `float`.
+    Float(f32),
+}
+
+/// One kernel launch. Blocks are one-dimensional and whole warps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// The operation of the plan it belongs to.
+    pub op: usize,
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Dynamic shared memory, bytes.
+    pub shared: u32,
+    /// In the kernel's order.
+    pub args: Vec<Arg>,
+}
+
+/// The launches of a plan.
+#[derive(Clone, Debug, Default)]
+pub struct Program {
+    /// Those of a micro-batch.
+    pub micro: Vec<Launch>,
+    /// Those of the optimizer.
+    pub update: Vec<Launch>,
+}
+
+/// Collects the launches of one operation after another.
+pub(super) struct Lowering<'a> {
+    pub plan: &'a Plan,
+    op: usize,
+    launches: Vec<Launch>,
+}
+
+impl<'a> Lowering<'a> {
+    pub fn new(plan: &'a Plan) -> Lowering<'a> {
+        Lowering { plan, op: 0, launches: Vec::new() }
+    }
+
+    /// What follows belongs to this operation.
+    pub fn begin(&mut self, op: usize) {
+        self.op = op;
+    }
+
+    /// Appends a launch.
+    ///
+    /// # Errors
+    /// When it is larger than any device allows.
+    pub fn launch(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
+        let limits = [i32::MAX as usize, 65_535, 65_535];
+        ensure!(grid.iter().zip(limits).all(|(&g, limit)| (1..=limit).contains(&g)), "{kernel} would need a grid of {grid:?} blocks");
+        ensure!(block.is_multiple_of(32) && (32..=1024).contains(&block), "{kernel} would need blocks of {block} threads");
+        let launch = Launch { op: self.op, kernel, grid: grid.map(|g| g as u32), block, shared: u32::try_from(shared)?, args };
+        self.launches.push(launch);
+        Ok(())
+    }
+
+    pub fn take(&mut self) -> Vec<Launch> {
+        std::mem::take(&mut self.launches)
+    }
+
+    /// The address of a buffer's start, views resolved to the buffer they belong to.
+    pub fn at(&self, buffer: BufferId) -> Arg {
+        self.at_bytes(buffer, 0)
+    }
+
+    /// An address inside a buffer.
+    pub fn at_bytes(&self, buffer: BufferId, bytes: usize) -> Arg {
+        let (owner, start) = self.plan.buffer(buffer).parent.unwrap_or((buffer, 0));
+        Arg::At(owner, start + bytes as u64)
+    }
+
+    /// The address of an element of the parameter (or gradient, or moment) buffer.
+    pub fn element(&self, buffer: BufferId, offset: usize) -> Arg {
+        self.at_bytes(buffer, offset * 4)
+    }
+
+    /// The device's block of scalars.
+    ///
+    /// # Errors
+    /// When the plan has none (it was made for another backend).
+    pub fn scalars(&self) -> Result<Arg> {
+        self.plan.ports.scalars.map(|id| self.at(id)).ok_or_else(|| anyhow::anyhow!("the plan was not made for a device"))
+    }
+
+    /// The workspace of an operation.
+    ///
+    /// # Errors
+    /// When the plan gave it none.
+    pub fn workspace(&self, id: Option<BufferId>) -> Result<BufferId> {
+        id.ok_or_else(|| anyhow::anyhow!("operation {} has no workspace", self.op))
+    }
+}
+
+/// An `int` argument.
+///
+/// # Errors
+/// When the number does not fit.
+pub(super) fn int(value: usize) -> Result<Arg> {
+    Ok(Arg::Int(i32::try_from(value)?))
+}
+
+/// Size of the block of scalars: `struct Scalars` of kernels/common.cuh.
+pub const SCALARS_BYTES: u64 = 64;
+
+/// The scalars of a step as the kernels read them. What follows from betas, decay and step number is worked out here in f64.
+pub fn device_scalars(plan: &Plan, scalars: &Scalars, loss_scale: f32) -> [u8; SCALARS_BYTES as usize] {
+    let update = plan.ops.iter().find_map(|op| if let Op::Update(u) = op { Some(u) } else { None });
+    let (beta1, beta2, decay) = update.map_or((0.0, 0.0, 0.0), |u| (u.beta1, u.beta2, u.weight_decay));
+    let step = scalars.step as f64;
+    let floats = [
+        scalars.lr,
+        scalars.lr / (1.0 - beta1.powf(step)),
+        (1.0 - beta2.powf(step)).sqrt(),
+        1.0 - scalars.lr * decay,
+        scalars.ema_decay,
+        1.0 - scalars.ema_decay,
+        scalars.clip,
+        f64::from(loss_scale),
+    ];
+    let mut bytes = [0; SCALARS_BYTES as usize];
+    for (to, value) in bytes.chunks_exact_mut(4).zip(floats) {
+        to.copy_from_slice(&(value as f32).to_le_bytes());
+    }
+    bytes[32..40].copy_from_slice(&f64::from(scalars.micro_scale).to_le_bytes());
+    bytes[40..44].copy_from_slice(&u32::from(scalars.accumulate).to_le_bytes());
+    bytes
+}

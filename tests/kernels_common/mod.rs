@@ -1,0 +1,223 @@
+//! The CUDA kernels on a machine without a GPU: compiled as C++ on the fibers of `kernels/host`, fed with the launches that the
+//! backend lowers a plan to. Depends on the crate under test and a C++ compiler; without one a test prints `SKIP`, unless
+//! `PARAGON_REQUIRE_KERNELS` is set.
+#![allow(dead_code)] // every test binary uses its own part
+
+use paragon::backend::Scalars;
+use paragon::backend::cuda::{Arg, Launch, device_scalars};
+use paragon::plan::{BufferId, Plan, Precision};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// The order in which the fibers of a block, and the blocks, run. A result that depends on it is a race.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Order {
+    Forward,
+    Backward,
+    Mixed,
+}
+
+pub const ORDERS: [Order; 3] = [Order::Forward, Order::Backward, Order::Mixed];
+
+fn kernels() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")
+}
+
+fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| ["cu", "cuh", "cpp", "h"].iter().any(|known| e == *known)) {
+            out.push(path);
+        }
+    }
+}
+
+/// Compiles the kernels for a type of activations, once for every state of the sources; `None` without a compiler.
+pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    let _held = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_string());
+    if Command::new(&compiler).arg("--version").output().is_err() {
+        assert!(std::env::var_os("PARAGON_REQUIRE_KERNELS").is_none(), "no C++ compiler ({compiler})");
+        println!("SKIP kernels on the host: no C++ compiler ({compiler})");
+        return None;
+    }
+    let mut files = Vec::new();
+    sources(&kernels(), &mut files);
+    files.sort();
+    let mut hasher = crc32fast::Hasher::new();
+    files.iter().for_each(|f| hasher.update(&std::fs::read(f).unwrap()));
+    let number = match precision {
+        Precision::F32 => 0,
+        Precision::Bf16 => 1,
+        Precision::Fp16 => 2,
+    };
+    let flags: &[&str] = if sanitize {
+        &["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    } else {
+        &["-O2"]
+    };
+    let kind = if sanitize { "-sanitized" } else { "" };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = folder.join(format!("replay-{precision}{kind}-{:08x}", hasher.finalize()));
+    if program.exists() {
+        return Some(program);
+    }
+    let beside = folder.join(format!("replay-{precision}{kind}-{}", std::process::id()));
+    let k = kernels();
+    let output = Command::new(&compiler)
+        .args(["-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
+        .args(flags)
+        .arg(format!("-DPRECISION={number}"))
+        .args(["-x", "c++"])
+        .args([k.join("paragon.cu"), k.join("host/shim.cpp"), k.join("host/replay.cpp")])
+        .arg("-o")
+        .arg(&beside)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::fs::rename(&beside, &program).unwrap();
+    Some(program)
+}
+
+/// A plan's buffers in host memory, each by itself, on which launches are replayed.
+pub struct Host {
+    pub plan: Plan,
+    pub memory: Vec<Vec<u8>>,
+    pub order: Order,
+    program: PathBuf,
+}
+
+impl Host {
+    /// Every byte starts as part of a NaN, but in persistent buffers, which start as zeros as the backends' do.
+    pub fn new(plan: Plan, program: PathBuf, order: Order) -> Host {
+        let memory = plan
+            .buffers
+            .iter()
+            .map(|b| if b.parent.is_some() { Vec::new() } else { vec![if b.class.persistent() { 0 } else { 0xff }; b.bytes as usize] })
+            .collect();
+        Host { plan, memory, order, program }
+    }
+
+    fn place(&self, id: BufferId) -> (usize, usize, usize) {
+        let b = self.plan.buffer(id);
+        let (owner, start) = b.parent.unwrap_or((id, 0));
+        (owner.0 as usize, start as usize, b.bytes as usize)
+    }
+
+    /// The bytes of a buffer.
+    pub fn bytes(&mut self, id: BufferId) -> &mut [u8] {
+        let (owner, start, len) = self.place(id);
+        &mut self.memory[owner][start..start + len]
+    }
+
+    /// Writes the block of scalars.
+    pub fn scalars(&mut self, scalars: &Scalars, loss_scale: f32) {
+        let bytes = device_scalars(&self.plan, scalars, loss_scale);
+        let id = self.plan.ports.scalars.expect("a device plan has scalars");
+        self.bytes(id).copy_from_slice(&bytes);
+    }
+
+    /// Runs launches; the error is what the fibers or a sanitizer said.
+    pub fn run(&mut self, launches: &[Launch]) -> Result<(), String> {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, out) = (folder.path().join("program"), folder.path().join("out"));
+        let mut text = format!("{}\n", self.memory.len());
+        self.memory.iter().for_each(|m| writeln!(text, "{}", m.len()).unwrap());
+        writeln!(text, "{}", launches.len()).unwrap();
+        for l in launches {
+            let [x, y, z] = l.grid;
+            write!(text, "{} {x} {y} {z} {} {} {}", l.kernel, l.block, l.shared, l.args.len()).unwrap();
+            for arg in &l.args {
+                match arg {
+                    Arg::At(buffer, at) => write!(text, " b {} {at}", buffer.0),
+                    Arg::Null => write!(text, " z"),
+                    Arg::Int(value) => write!(text, " i {value}"),
+                    Arg::Float(value) => write!(text, " f {}", value.to_bits()),
+                }
+                .unwrap();
+            }
+            text.push('\n');
+        }
+        let mut bytes = text.into_bytes();
+        self.memory.iter().for_each(|m| bytes.extend_from_slice(m));
+        std::fs::write(&program, bytes).unwrap();
+        let order = match self.order {
+            Order::Forward => "forward",
+            Order::Backward => "backward",
+            Order::Mixed => "mixed",
+        };
+        let output = Command::new(&self.program)
+            .arg(&program)
+            .arg(&out)
+            .arg(order)
+            .env("ASAN_OPTIONS", "detect_stack_use_after_return=0:detect_leaks=0")
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).chars().take(4000).collect());
+        }
+        let result = std::fs::read(&out).unwrap();
+        let mut at = 0;
+        for m in &mut self.memory {
+            let end = at + m.len();
+            m.copy_from_slice(&result[at..end]);
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+/// f32 values in a type of activations, and the bytes of that.
+pub fn to_activations(values: &[f32], precision: Precision) -> Vec<u8> {
+    match precision {
+        Precision::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Precision::Bf16 => values.iter().flat_map(|v| bf16_bits(*v).to_le_bytes()).collect(),
+        Precision::Fp16 => values.iter().flat_map(|v| fp16_bits(*v).to_le_bytes()).collect(),
+    }
+}
+
+/// The values behind the bytes of activations.
+pub fn from_activations(bytes: &[u8], precision: Precision) -> Vec<f32> {
+    let half = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
+    match precision {
+        Precision::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+        Precision::Bf16 => bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(half(b)) << 16)).collect(),
+        Precision::Fp16 => bytes.chunks_exact(2).map(|b| fp16_value(half(b))).collect(),
+    }
+}
+
+fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() { 0x7fff } else { ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
+}
+
+/// Nearest half by its neighbours: slow, but plainly right.
+fn fp16_bits(value: f32) -> u16 {
+    let sign = (value.to_bits() >> 16) as u16 & 0x8000;
+    let magnitude = f64::from(value.abs());
+    let (mut low, mut high) = (0u16, 0x7c00u16);
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        if f64::from(fp16_value(middle)) <= magnitude { low = middle } else { high = middle }
+    }
+    let below = f64::from(fp16_value(low));
+    let above = if high == 0x7c00 { 65536.0 } else { f64::from(fp16_value(high)) };
+    let up = magnitude - below > above - magnitude || (magnitude - below == above - magnitude && low % 2 == 1);
+    sign | if up { high } else { low }
+}
+
+fn fp16_value(bits: u16) -> f32 {
+    let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 0x3ff));
+    let value = match exponent {
+        0 => fraction * 2f64.powi(-24),
+        31 => f64::INFINITY,
+        _ => (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15),
+    };
+    (sign * value) as f32
+}

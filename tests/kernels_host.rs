@@ -1,0 +1,175 @@
+//! Every CUDA kernel against the CPU backend, without a GPU: operation by operation on the same inputs, in three orders of lanes and
+//! blocks that must agree in every bit, for each type of activations; and the same under the address sanitizer.
+
+mod kernels_common;
+mod network_common;
+mod reference;
+
+use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activations};
+use network_common::{Twin, bytes, options, spec};
+use paragon::backend::cpu::{CpuBackend, Isa};
+use paragon::backend::cuda::{CudaSizing, lower_range};
+use paragon::backend::{Backend, Scalars};
+use paragon::model::{Recompute, StepSpec, training_plan};
+use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
+use paragon::plan::{BufferId, Op, Plan, Precision};
+use reference::golden::relative_error;
+
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Fp16];
+
+/// What a backend keeps for itself: sums and workspace.
+fn own(plan: &Plan, id: BufferId) -> bool {
+    let name = &plan.buffer(id).name;
+    name.starts_with("workspace of") || name.starts_with("sums of")
+}
+
+/// The buffers of an operation that both plans have, (CPU's, device's, read, written).
+fn pairs(cpu: &Plan, device: &Plan, at: usize) -> Vec<(BufferId, BufferId, bool, bool)> {
+    let list = |plan: &Plan| -> Vec<_> { plan.ops[at].accesses().filter(|a| !own(plan, a.buffer)).collect() };
+    let (a, b) = (list(cpu), list(device));
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(&b).map(|(a, b)| (a.buffer, b.buffer, a.read, a.write)).collect()
+}
+
+fn read(cpu: &mut CpuBackend, id: BufferId) -> Vec<u8> {
+    let mut bytes = vec![0; cpu.plan().buffer(id).bytes as usize];
+    cpu.read(id, 0, &mut bytes).unwrap();
+    bytes
+}
+
+/// Whether the device keeps this buffer as activations of another type.
+fn halves(cpu: &Plan, device: &Plan, (a, b): (BufferId, BufferId)) -> bool {
+    cpu.buffer(a).bytes == 2 * device.buffer(b).bytes
+}
+
+/// A case: scale, batch, LQ side, losses, floats instead of bytes, level.
+type Case<'a> = (usize, usize, (usize, usize), &'a [(LossKind, f32)], bool, Recompute);
+
+/// Runs the operations that `chosen` picks on both, and compares what they write.
+fn compare(case: Case<'_>, precision: Precision, orders: &[Order], sanitize: bool, chosen: impl Fn(&Op) -> bool) {
+    let Some(program) = compile(precision, sanitize) else { return };
+    let (scale, batch, lq, losses, float, recompute) = case;
+    let twin = Twin::new(scale, 11);
+    let spec = StepSpec { recompute, ..spec(batch, lq, losses, float) };
+    let mut step = twin.load(&spec, options(Isa::detect(), 2));
+    let plan = training_plan(&twin.net, &spec, &CudaSizing { precision }).unwrap();
+    let mut hosts: Vec<Host> = orders.iter().map(|&order| Host::new(plan.clone(), program.clone(), order)).collect();
+    let s = scale;
+    let (h, w) = lq;
+    let count = plan.ops.len();
+    for micro in 0..2 {
+        let scalars = Scalars { lr: 1e-3, step: 3, clip: 0.5, ema_decay: 0.9, micro_scale: 0.5, accumulate: micro > 0 };
+        // the batch goes in by hand: operations run one by one
+        if let Some(layout) = plan.batch {
+            let cpu = step.backend.plan().batch.unwrap();
+            let codes: Vec<u8> = if h == w { bytes(batch, 5 + micro).iter().map(|c| c % 8).collect() } else { vec![0; batch] };
+            let all = [bytes(batch * h * w * 3, micro), bytes(batch * h * w * 3 * s * s, 9 + micro), codes].concat();
+            step.backend.write(cpu.buffer, 0, &all).unwrap();
+            hosts.iter_mut().for_each(|host| host.bytes(layout.buffer).copy_from_slice(&all));
+        } else {
+            let floats = |n: usize, seed| to_activations(&network_common::noise(n, seed), Precision::F32);
+            let (input, target) = (step.ports.input.unwrap(), step.ports.target.unwrap());
+            step.backend.write(input, 0, &floats(batch * h * w * 3, micro)).unwrap();
+            step.backend.write(target, 0, &floats(batch * h * w * 3 * s * s, 9 + micro)).unwrap();
+        }
+        for at in 0..count {
+            let op = plan.ops[at].clone();
+            if matches!(op, Op::Update(_)) && micro == 0 {
+                continue;
+            }
+            let shared = pairs(step.backend.plan(), &plan, at);
+            let picked = chosen(&op);
+            for &(a, b, reads, _) in &shared {
+                if !picked || !reads {
+                    continue;
+                }
+                let mut values = read(&mut step.backend, a);
+                if halves(step.backend.plan(), &plan, (a, b)) {
+                    // both start from values that a half holds
+                    let rounded = to_activations(bytemuck::cast_slice(&values), precision);
+                    values = from_activations(&rounded, precision).iter().flat_map(|v| v.to_le_bytes()).collect();
+                    step.backend.write(a, 0, &values).unwrap();
+                    hosts.iter_mut().for_each(|host| host.bytes(b).copy_from_slice(&rounded));
+                } else {
+                    hosts.iter_mut().for_each(|host| host.bytes(b).copy_from_slice(&values));
+                }
+            }
+            step.backend.run_operation(at, &scalars);
+            if !picked {
+                continue;
+            }
+            let what = format!("{precision} x{scale} {batch} x {h} x {w} {losses:?} {recompute}: operation {at} ({})", op.label());
+            let launches = lower_range(&plan, at..at + 1).unwrap();
+            for host in &mut hosts {
+                host.scalars(&scalars, 1.0);
+                host.run(&launches).unwrap_or_else(|e| panic!("{what}, {:?}: {e}", host.order));
+            }
+            let (first, rest) = hosts.split_first_mut().unwrap();
+            for other in rest {
+                for (i, (x, y)) in first.memory.iter().zip(&other.memory).enumerate() {
+                    assert!(x == y, "{what}: {} depends on the order of lanes", plan.buffers[i].name);
+                }
+            }
+            for (a, b, _, writes) in shared {
+                if !writes {
+                    continue;
+                }
+                let narrow = halves(step.backend.plan(), &plan, (a, b));
+                let (expected, got) = (read(&mut step.backend, a), first.bytes(b).to_vec());
+                let name = &plan.buffer(b).name;
+                let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| f64::from(v)).collect() };
+                if name == "metrics" {
+                    let (e, g): (Vec<f64>, Vec<f64>) = (bytemuck::pod_collect_to_vec(&expected), bytemuck::pod_collect_to_vec(&got));
+                    let tolerance = if precision == Precision::F32 { 1e-6 } else { 1e-3 };
+                    assert!(e.iter().zip(&g).all(|(e, g)| (e - g).abs() <= tolerance * e.abs()), "{what}: metrics {g:?} for {e:?}");
+                    continue;
+                }
+                let got = from_activations(&got, if narrow { precision } else { Precision::F32 });
+                let expected: Vec<f32> = bytemuck::pod_collect_to_vec(&expected);
+                assert!(got.iter().all(|v| v.is_finite()), "{what}: {name} has values that are not finite");
+                let tolerance = match precision {
+                    Precision::F32 => 2e-6,
+                    Precision::Bf16 => 8e-3,
+                    Precision::Fp16 => 1e-3,
+                };
+                if name == "gradients" {
+                    for p in twin.table.params.iter().filter(|p| p.trainable) {
+                        let r = p.range.offset..p.range.offset + p.range.len;
+                        let error = relative_error(&wide(&got[r.clone()]), &wide(&expected[r]));
+                        assert!(error < 2.0 * tolerance || error.is_nan(), "{what}: the gradient of {} is {error:e} away", p.name);
+                    }
+                } else {
+                    let error = relative_error(&wide(&got), &wide(&expected));
+                    assert!(error < tolerance, "{what}: {name} is {error:e} away");
+                }
+            }
+        }
+    }
+}
+
+const L1_ONLY: &[(LossKind, f32)] = &[(L1, 1.0)];
+const PIXEL: &[(LossKind, f32)] = &[(L1, 0.7), (Charbonnier, 0.2), (Mse, 0.5)];
+const ALL: &[(LossKind, f32)] = &[(L1, 1.0), (Ssim, 0.3), (MsSsim, 0.2)];
+
+/// Shapes with every kind of edge: narrower than a tile, one more than a tile, several tiles.
+const CASES: [Case<'_>; 5] = [
+    (2, 2, (9, 9), L1_ONLY, false, Recompute::Block),
+    (2, 1, (17, 33), PIXEL, false, Recompute::Block),
+    (3, 1, (20, 11), L1_ONLY, false, Recompute::Block),
+    (4, 1, (8, 19), L1_ONLY, false, Recompute::Block),
+    (2, 1, (24, 21), PIXEL, true, Recompute::Block),
+];
+
+fn all_cases(chosen: impl Fn(&Op) -> bool + Copy) {
+    for precision in PRECISIONS {
+        for case in CASES {
+            compare(case, precision, &ORDERS, false, chosen);
+        }
+        compare(CASES[1], precision, &[Order::Forward], true, chosen);
+    }
+}
+
+#[test]
+fn unpacking_pixel_losses_and_optimizer() {
+    all_cases(|op| matches!(op, Op::Unpack(_) | Op::PixelLoss(_) | Op::Update(_)));
+}
