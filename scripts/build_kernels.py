@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Compiles kernels/paragon.cu with NVRTC, which needs no GPU and no toolkit: `pip install -r scripts/kernels-requirements.txt`.
+
+    scripts/build_kernels.py           writes kernels/ptx/*.ptx, which the program embeds, and kernels/ptx/RESOURCES.md
+    scripts/build_kernels.py --check   the same in memory: fails when a committed file is not what the sources give
+
+Either way every kernel is also compiled to machine code for every generation of cards from sm_75 to sm_90, and registers, shared
+memory and spills are tabulated; a spill fails.
+"""
+import argparse
+import ctypes
+import importlib.util
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "kernels"
+PTX = KERNELS / "ptx"
+PRECISIONS = {"f32": 0, "bf16": 1, "fp16": 2}
+# what is embedded: PTX of these generations runs on them and on all later ones. bf16 needs sm_80; fp16 has wider instructions there
+MODULES = [("f32", 75), ("fp16", 75), ("fp16", 80), ("bf16", 80)]
+CARDS = [75, 80, 86, 89, 90]
+# registers a thread beyond which a block of 256 threads would leave a multiprocessor half empty
+MANY_REGISTERS = 128
+
+
+class Nvrtc:
+    """The few calls of libnvrtc that are needed, by ctypes."""
+
+    def __init__(self):
+        found = None
+        for package in ("nvidia.cuda_nvrtc", "nvidia.cu13"):
+            try:
+                spec = importlib.util.find_spec(package)
+            except ModuleNotFoundError:
+                continue
+            for folder in (spec.submodule_search_locations if spec else []):
+                found = next(pathlib.Path(folder).glob("lib/libnvrtc.so.*"), found)
+        if found is None:
+            sys.exit("no NVRTC: pip install -r scripts/kernels-requirements.txt")
+        for builtins in found.parent.glob("libnvrtc-builtins.so*"):
+            ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+        self.lib = ctypes.CDLL(str(found))
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self.lib.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        self.version = f"{major.value}.{minor.value}"
+
+    def compile(self, precision, arch):
+        """Returns (PTX, log); exits with the compiler's messages on an error."""
+        program = ctypes.c_void_p()
+        source = (KERNELS / "paragon.cu").read_bytes()
+        self.lib.nvrtcCreateProgram(ctypes.byref(program), source, b"paragon.cu", 0, None, None)
+        options = [
+            f"--gpu-architecture={arch}",
+            "--std=c++17",
+            f"--include-path={KERNELS}",
+            f"-DPRECISION={PRECISIONS[precision]}",
+        ]
+        if arch.startswith("sm_"):
+            options.append("--ptxas-options=-v")
+        array = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+        status = self.lib.nvrtcCompileProgram(program, len(options), array)
+        log = self.text(program, "ProgramLog")
+        if status != 0:
+            sys.exit(f"{precision} for {arch}:\n{log}")
+        return self.text(program, "PTX"), log
+
+    def text(self, program, what):
+        size = ctypes.c_size_t()
+        getattr(self.lib, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        getattr(self.lib, f"nvrtcGet{what}")(program, buffer)
+        return buffer.value.decode()
+
+
+def resources(log):
+    """{kernel: (registers, static shared bytes, spilled bytes)} from the assembler's log."""
+    found, name, spilled = {}, None, 0
+    for line in log.splitlines():
+        if m := re.search(r"Compiling entry function '(\w+)'", line):
+            name, spilled = m[1], 0
+        elif m := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            spilled = int(m[1]) + int(m[2])
+        elif (m := re.search(r"Used (\d+) registers", line)) and name:
+            shared = re.search(r"(\d+) bytes smem", line)
+            found[name] = (int(m[1]), int(shared[1]) if shared else 0, spilled)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing them")
+    args = parser.parse_args()
+    nvrtc = Nvrtc()
+    files = {}
+    for precision, generation in MODULES:
+        ptx, _ = nvrtc.compile(precision, f"compute_{generation}")
+        # comments name the compiler's build; the code is what matters
+        files[f"{precision}_{generation}.ptx"] = re.sub(r"^//.*\n", "", ptx, flags=re.M).strip() + "\n"
+    table, wrong, many = {}, [], []
+    for precision in PRECISIONS:
+        for card in CARDS:
+            if precision == "bf16" and card < 80:
+                continue
+            for kernel, used in resources(nvrtc.compile(precision, f"sm_{card}")[1]).items():
+                table.setdefault((kernel, precision), {})[card] = used
+                if used[2] > 0:
+                    wrong.append(f"{kernel} ({precision}, sm_{card}) spills {used[2]} bytes")
+                if used[0] > MANY_REGISTERS:
+                    many.append(f"{kernel} ({precision}, sm_{card}): {used[0]} registers")
+    lines = [
+        "# Registers of every kernel",
+        "",
+        f"Written by `scripts/build_kernels.py` with NVRTC {nvrtc.version}. No kernel spills; shared memory is dynamic and stands in the launches.",
+        "",
+        "| kernel | type | " + " | ".join(f"sm_{c}" for c in CARDS) + " |",
+        "|---|---|" + "---|" * len(CARDS),
+    ]
+    for (kernel, precision), cards in sorted(table.items()):
+        lines.append(f"| `{kernel}` | {precision} | " + " | ".join(str(cards[c][0]) if c in cards else "" for c in CARDS) + " |")
+    files["RESOURCES.md"] = "\n".join(lines) + "\n"
+    print(files["RESOURCES.md"])
+    for line in many:
+        print(f"note: {line}")
+    if args.check:
+        for name, text in files.items():
+            path = PTX / name
+            if not path.exists() or path.read_text() != text:
+                wrong.append(f"{path.relative_to(ROOT)} is not what the sources give: run scripts/build_kernels.py")
+        strays = {p.name for p in PTX.glob("*")} - set(files)
+        wrong.extend(f"kernels/ptx/{name} belongs to nothing" for name in sorted(strays))
+    elif not wrong:
+        PTX.mkdir(exist_ok=True)
+        for name, text in files.items():
+            (PTX / name).write_text(text)
+    if wrong:
+        sys.exit("\n".join(wrong))
+    print(f"{len(table)} kernels, {len(files) - 1} modules, no spills")
+
+
+if __name__ == "__main__":
+    main()
