@@ -5,7 +5,7 @@ use crate::dataset::decode::{Limits, decode};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use crate::dataset::scan::{ScanOptions, Source, scan};
 use crate::metrics::{Channels, psnr, ssim};
-use crate::upscale::Upscaler;
+use crate::upscale::Upscale;
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use serde::Serialize;
@@ -110,12 +110,12 @@ pub fn load_pair(source: &Source, scale: usize) -> Result<Pair> {
 /// # Errors
 /// Those of reading and scoring, with the picture named.
 pub fn evaluate(
-    upscaler: &mut Upscaler,
+    upscaler: &mut dyn Upscale,
     sources: &[Source],
     crop: u32,
     each: &mut dyn FnMut(&ImageResult, &RgbImage, &RgbImage, &Pair) -> Result<()>,
 ) -> Result<Vec<ImageResult>> {
-    let scale = upscaler.network().scale;
+    let scale = upscaler.scale();
     let mut results = Vec::with_capacity(sources.len());
     for source in sources {
         let pair = load_pair(source, scale)?;

@@ -1,10 +1,11 @@
 //! Applying a trained network to pictures of any size: tiles that overlap by the receptive field, so that the result is the
-//! same bits for every tile size, in an arena sized for one tile. Depends on the networks and the backends.
+//! same bits for every tile size, in an arena sized for one tile or in the part of a training step's arena that is free between
+//! steps. Depends on the networks and the backends.
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::model::{InferenceSpec, Network, inference_plan};
-use crate::plan::bytes_text;
+use crate::plan::{Plan, Sizing, bytes_text};
 use crate::system;
 use anyhow::{Result, ensure};
 use image::RgbImage;
@@ -12,16 +13,73 @@ use image::RgbImage;
 /// Default tile side in LQ pixels, overlap included.
 pub const DEFAULT_TILE: usize = 256;
 
-/// A network ready to be applied.
+/// Side of the smallest tile that a training step's arena makes room for, where a run validates: smaller ones would mostly compute
+/// their overlap.
+pub const LEAST_LENT_TILE: usize = 64;
+
+/// Makes pictures larger.
+pub trait Upscale {
+    /// HR pixels per LQ pixel along one side.
+    fn scale(&self) -> usize;
+    /// The picture at `scale` times its size, clamped to [0, 1] and rounded to u8.
+    ///
+    /// # Errors
+    /// When the picture is empty or memory is short.
+    fn upscale(&mut self, lq: &RgbImage) -> Result<RgbImage>;
+}
+
+/// A network ready to be applied, in an arena of its own.
 pub struct Upscaler {
-    net: Network,
+    tiles: Tiles,
     params: Vec<f32>,
     options: CpuOptions,
-    tile: usize,
     /// The backend for the last tile shape (height, width); pictures smaller than a tile need one of their own.
     loaded: Option<((usize, usize), CpuBackend)>,
+}
+
+/// A network applied in the free part of a training step's arena, between steps.
+pub struct Guest<'a> {
+    /// Tiles of the largest size that fits, see [`largest_tile`].
+    pub tiles: &'a mut Tiles,
+    /// Whose arena.
+    pub host: &'a mut dyn Backend,
+    /// What inference needs on that backend, in f32.
+    pub sizing: &'a dyn Sizing,
+    /// In the order of the network's table.
+    pub params: &'a [f32],
+}
+
+/// Cuts pictures into tiles and puts the results together; holds one tile in and out.
+pub struct Tiles {
+    net: Network,
+    tile: usize,
     lq: Vec<u8>,
     output: Vec<f32>,
+}
+
+fn tile_plan(net: &Network, (h, w): (usize, usize), sizing: &dyn Sizing) -> Result<Plan> {
+    inference_plan(net, &InferenceSpec { batch: 1, lq: (h, w), float_input: false }, sizing)
+}
+
+/// Bytes a training step's arena must have free between steps, so that validation finds room.
+///
+/// # Errors
+/// Only on a bug in the plan.
+pub fn least_room(net: &Network, sizing: &dyn Sizing) -> Result<u64> {
+    Ok(tile_plan(net, (LEAST_LENT_TILE, LEAST_LENT_TILE), sizing)?.arena_bytes)
+}
+
+/// The side of the largest tile, up to the default one, that works in so many bytes.
+///
+/// # Errors
+/// When there is not room for the smallest.
+pub fn largest_tile(net: &Network, sizing: &dyn Sizing, room: u64) -> Result<usize> {
+    for tile in (LEAST_LENT_TILE..=DEFAULT_TILE).rev().step_by(16) {
+        if tile_plan(net, (tile, tile), sizing)?.arena_bytes <= room {
+            return Ok(tile);
+        }
+    }
+    anyhow::bail!("{} are too little for a tile of {LEAST_LENT_TILE} pixels", bytes_text(room))
 }
 
 /// Where one tile lies along one side: start, and the part of it whose result is valid.
@@ -47,77 +105,36 @@ fn spans(len: usize, tile: usize, halo: usize) -> Vec<Span> {
     list
 }
 
-impl Upscaler {
-    /// `params` in the order of the network's table; `tile` in LQ pixels (0: the default).
+impl Tiles {
+    /// `tile` in LQ pixels (0: the default).
     ///
     /// # Errors
     /// When the tile is too small for the network's receptive field.
-    pub fn new(net: Network, params: Vec<f32>, options: CpuOptions, tile: usize) -> Result<Upscaler> {
+    pub fn new(net: Network, tile: usize) -> Result<Tiles> {
         let tile = if tile == 0 { DEFAULT_TILE } else { tile };
         let least = 2 * net.receptive_field() + 1;
         ensure!(tile >= least, "a tile of {tile} pixels is smaller than {least}, twice what one output pixel sees; use a larger --tile");
-        ensure!(params.len() == net.params().len(), "{} parameters where the network has {}", params.len(), net.params().len());
-        Ok(Upscaler { net, params, options, tile, loaded: None, lq: Vec::new(), output: Vec::new() })
+        Ok(Tiles { net, tile, lq: Vec::new(), output: Vec::new() })
     }
 
-    /// The network.
-    pub fn network(&self) -> &Network {
-        &self.net
+    /// Bytes beside the arena: one tile in u8, its result in f32, and the parameters.
+    pub fn bytes(&self) -> u64 {
+        let lq = self.tile * self.tile * 3;
+        (lq + lq * self.net.scale * self.net.scale * 4 + self.net.params().len() * 4) as u64
     }
 
-    /// Replaces the parameters (validation during training).
-    pub fn set_params(&mut self, params: &[f32]) -> Result<()> {
-        ensure!(params.len() == self.params.len(), "{} parameters where the network has {}", params.len(), self.params.len());
-        self.params.copy_from_slice(params);
-        if let Some((_, backend)) = &mut self.loaded
-            && let Some(port) = backend.plan().ports.parameters
-        {
-            write_floats(backend, port, params)?;
-        }
-        Ok(())
-    }
-
-    /// Bytes of the arena for a picture of at least a tile, and of the buffers beside it.
-    ///
-    /// # Errors
-    /// Only on a bug in the plan.
-    pub fn bytes(&self) -> Result<u64> {
-        let plan = inference_plan(&self.net, &self.spec(self.tile, self.tile), &self.options)?;
-        let (lq, hr) = (self.tile * self.tile * 3, self.tile * self.tile * 3 * self.net.scale * self.net.scale);
-        Ok(plan.arena_bytes + (lq + hr * 4 + self.params.len() * 4) as u64)
-    }
-
-    fn spec(&self, h: usize, w: usize) -> InferenceSpec {
-        InferenceSpec { batch: 1, lq: (h, w), float_input: false }
-    }
-
-    /// Makes sure the backend for this tile shape is there.
-    fn load(&mut self, h: usize, w: usize) -> Result<&mut CpuBackend> {
-        if self.loaded.as_ref().is_none_or(|(shape, _)| *shape != (h, w)) {
-            self.loaded = None; // its arena goes before the next one comes
-            let plan = inference_plan(&self.net, &self.spec(h, w), &self.options)?;
-            let port = plan.ports.parameters;
-            let mut backend = CpuBackend::new(plan, self.options)?;
-            if let Some(port) = port {
-                write_floats(&mut backend, port, &self.params)?;
-            }
-            self.loaded = Some(((h, w), backend));
-        }
-        match &mut self.loaded {
-            Some((_, backend)) => Ok(backend),
-            None => anyhow::bail!("no backend was loaded"),
-        }
-    }
-
-    /// The picture at `scale` times its size, clamped to [0, 1] and rounded to u8.
-    ///
-    /// # Errors
-    /// When the picture is empty or memory is short.
-    pub fn upscale(&mut self, lq: &RgbImage) -> Result<RgbImage> {
+    /// (height, width) of the tiles that a picture is cut into.
+    fn shape(&self, lq: &RgbImage) -> Result<(usize, usize)> {
         let (w, h) = (lq.width() as usize, lq.height() as usize);
         ensure!(w > 0 && h > 0, "the picture has no pixels");
+        Ok((h.min(self.tile), w.min(self.tile)))
+    }
+
+    /// Runs every tile on a backend loaded with the plan of the picture's tile shape.
+    fn run(&mut self, lq: &RgbImage, backend: &mut dyn Backend) -> Result<RgbImage> {
+        let (w, h) = (lq.width() as usize, lq.height() as usize);
+        let (th, tw) = self.shape(lq)?;
         let (scale, halo) = (self.net.scale, self.net.receptive_field());
-        let (th, tw) = (h.min(self.tile), w.min(self.tile));
         let bytes = (w * scale * h * scale * 3) as u64; // at most 200 million pixels times 64
         if let Some(free) = system::available_memory() {
             ensure!(
@@ -129,35 +146,86 @@ impl Upscaler {
         }
         let mut out = RgbImage::new((w * scale) as u32, (h * scale) as u32);
         let (columns, rows) = (spans(w, self.tile, halo), spans(h, self.tile, halo));
-        let mut tile = std::mem::take(&mut self.lq);
-        let mut values = std::mem::take(&mut self.output);
-        tile.resize(th * tw * 3, 0);
-        values.resize(th * tw * 3 * scale * scale, 0.0);
+        self.lq.resize(th * tw * 3, 0);
+        self.output.resize(th * tw * 3 * scale * scale, 0.0);
         let scalars = Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, accumulate: false };
-        let backend = self.load(th, tw)?;
         let Some(port) = backend.plan().ports.output else { anyhow::bail!("the inference plan has no output") };
         for row in &rows {
             for column in &columns {
-                for (y, line) in tile.chunks_exact_mut(tw * 3).enumerate() {
+                for (y, line) in self.lq.chunks_exact_mut(tw * 3).enumerate() {
                     let at = ((row.start + y) * w + column.start) * 3;
                     line.copy_from_slice(&lq.as_raw()[at..at + tw * 3]);
                 }
-                backend.micro_step(Some(BatchView { lq: &tile, hr: &[], augment: &[] }), &scalars)?;
-                read_floats(backend, port, &mut values)?;
+                backend.micro_step(Some(BatchView { lq: &self.lq, hr: &[], augment: &[] }), &scalars)?;
+                read_floats(backend, port, &mut self.output)?;
                 let width = (column.valid.1 - column.valid.0) * scale * 3;
                 for y in row.valid.0 * scale..row.valid.1 * scale {
                     let from = ((y - row.start * scale) * tw * scale + (column.valid.0 - column.start) * scale) * 3;
                     let to = (y * w * scale + column.valid.0 * scale) * 3;
                     let line = &mut out.as_mut()[to..to + width];
-                    for (o, &v) in line.iter_mut().zip(&values[from..from + width]) {
+                    for (o, &v) in line.iter_mut().zip(&self.output[from..from + width]) {
                         *o = (v.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
                     }
                 }
             }
         }
-        self.lq = tile;
-        self.output = values;
         Ok(out)
+    }
+}
+
+fn set_parameters(backend: &mut dyn Backend, params: &[f32]) -> Result<()> {
+    let Some(port) = backend.plan().ports.parameters else { anyhow::bail!("the inference plan has no parameters") };
+    write_floats(backend, port, params)
+}
+
+impl Upscaler {
+    /// `params` in the order of the network's table; `tile` in LQ pixels (0: the default).
+    ///
+    /// # Errors
+    /// When the tile is too small for the network's receptive field.
+    pub fn new(net: Network, params: Vec<f32>, options: CpuOptions, tile: usize) -> Result<Upscaler> {
+        ensure!(params.len() == net.params().len(), "{} parameters where the network has {}", params.len(), net.params().len());
+        Ok(Upscaler { tiles: Tiles::new(net, tile)?, params, options, loaded: None })
+    }
+
+    /// Bytes of the arena for a picture of at least a tile, and of the buffers beside it.
+    ///
+    /// # Errors
+    /// Only on a bug in the plan.
+    pub fn bytes(&self) -> Result<u64> {
+        let plan = tile_plan(&self.tiles.net, (self.tiles.tile, self.tiles.tile), &self.options)?;
+        Ok(plan.arena_bytes + self.tiles.bytes())
+    }
+}
+
+impl Upscale for Upscaler {
+    fn scale(&self) -> usize {
+        self.tiles.net.scale
+    }
+
+    fn upscale(&mut self, lq: &RgbImage) -> Result<RgbImage> {
+        let shape = self.tiles.shape(lq)?;
+        if self.loaded.as_ref().is_none_or(|(loaded, _)| *loaded != shape) {
+            self.loaded = None; // its arena goes before the next one comes
+            let mut backend = CpuBackend::new(tile_plan(&self.tiles.net, shape, &self.options)?, self.options)?;
+            set_parameters(&mut backend, &self.params)?;
+            self.loaded = Some((shape, backend));
+        }
+        let Some((_, backend)) = &mut self.loaded else { anyhow::bail!("no backend was loaded") };
+        self.tiles.run(lq, backend)
+    }
+}
+
+impl Upscale for Guest<'_> {
+    fn scale(&self) -> usize {
+        self.tiles.net.scale
+    }
+
+    fn upscale(&mut self, lq: &RgbImage) -> Result<RgbImage> {
+        let plan = tile_plan(&self.tiles.net, self.tiles.shape(lq)?, self.sizing)?;
+        let mut guest = self.host.guest(plan)?;
+        set_parameters(guest.as_mut(), self.params)?;
+        self.tiles.run(lq, guest.as_mut())
     }
 }
 

@@ -210,6 +210,51 @@ fn train_stays_within_what_it_computed_before_the_start() {
     }
 }
 
+/// Validation works in the step's arena: it leaves the run's bits alone and finds what `eval` finds in an arena of its own, also where
+/// the step itself would need less than a tile, and where a picture is smaller than one.
+#[test]
+fn validation_in_the_arena_of_the_step_changes_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, set, val) = (dir.path().join("data"), dir.path().join("set"), dir.path().join("val"));
+    pictures(&data, 3);
+    make(&config(&data, &set)).unwrap();
+    fs::create_dir(&val).unwrap();
+    picture(310, 222, 3).save(val.join("large.png")).unwrap();
+    picture(50, 180, 4).save(val.join("small.png")).unwrap();
+    for sizes in [["--lq-size", "8", "--batch-size", "1"], ["--lq-size", "16", "--batch-size", "20"]] {
+        let train = |name: &str, more: &[&str]| {
+            let out = dir.path().join(name);
+            let base = [
+                "train",
+                "--shards",
+                text(&set),
+                "--out",
+                text(&out),
+                "--iterations",
+                "7",
+                "--warmup",
+                "0",
+                "--lr",
+                "1e-3",
+                "--threads",
+                "2",
+            ];
+            let all = [&base[..], &sizes[..], &["--restart", "--checkpoint-every", "7", "--log-every", "3"], more].concat();
+            let ran = run(&all).ok();
+            (fs::read(out.join("model.safetensors")).unwrap(), ran.stderr)
+        };
+        let (without, plain) = train("without", &[]);
+        let (with, said) = train("with", &["--val", text(&val), "--val-every", "2"]);
+        assert!(without == with, "{sizes:?}: validation changed the network");
+        assert!(said.contains("validation: pictures and a tile") && !plain.contains("validation"), "{said}");
+        let log = fs::read_to_string(dir.path().join("with/log.jsonl")).unwrap();
+        let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        let report = eval_json(&val, &dir.path().join("with/model.safetensors"), &[]);
+        assert_eq!(last["val_psnr_y"], report["mean"]["network"]["psnr_y"], "{sizes:?}");
+        assert_eq!(last["val_ssim_y"], report["mean"]["network"]["ssim_y"], "{sizes:?}");
+    }
+}
+
 /// PyTorch loads what `train` writes with `strict=True` and makes the same picture of it within one level. Needs a Python with
 /// torch, named by `PARAGON_PYTHON`.
 #[test]

@@ -66,6 +66,12 @@ pub trait Backend {
     /// # Errors
     /// When the range leaves the buffer.
     fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()>;
+    /// A backend for an inference plan in the part of this one's arena that holds nothing between steps. What it wrote is gone
+    /// with the next step.
+    ///
+    /// # Errors
+    /// When the plan needs more than there is.
+    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>>;
     /// Stages a batch and runs the plan's `micro` operations on it.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use super::flags::print;
 use anyhow::Result;
 use paragon::eval::{ImageResult, Scores, evaluate, find_pairs, mean};
 use paragon::progress::Progress;
+use paragon::upscale::Upscale;
 use std::path::PathBuf;
 
 /// Measure a network: PSNR and SSIM on RGB and Y, per picture and mean, beside bicubic.
@@ -34,7 +35,7 @@ pub struct Args {
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<()> {
     let mut upscaler = args.model.upscaler()?;
-    let scale = upscaler.network().scale;
+    let scale = upscaler.scale();
     let sources = find_pairs(&args.dataset, args.hr.clone(), args.lq.clone(), scale)?;
     let crop = args.crop_border.unwrap_or(scale as u32);
     if let Some(folder) = &args.save {

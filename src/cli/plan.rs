@@ -12,8 +12,7 @@ use paragon::plan::{Class, LayerLine, Plan, Precision, bytes_text};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
 use paragon::shard::codec::Decoder;
 use paragon::shard::format::Geometry;
-use paragon::train::{Budget, Choice, Fit, Fitted, PICTURE_BYTES, Place, RunMemory, Rung, TrainConfig};
-use paragon::upscale::Upscaler;
+use paragon::train::{Budget, Choice, Fit, Fitted, Place, RunMemory, Rung, TrainConfig, validation_bytes};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -133,9 +132,7 @@ impl Args {
 
     fn validation(&self, config: &TrainConfig) -> Result<u64> {
         let Some(megapixels) = self.val_megapixels else { return Ok(0) };
-        let cpu = CpuOptions::new(self.machine.threads.unwrap_or(0));
-        let upscaler = Upscaler::new(config.network.clone(), config.network.params().start_values(0), cpu, 0)?;
-        Ok(upscaler.bytes()? + (megapixels * 1e6) as u64 * PICTURE_BYTES)
+        validation_bytes(config, (megapixels * 1e6) as u64)
     }
 }
 
@@ -167,7 +164,7 @@ pub fn run(args: &Args) -> Result<()> {
         // shown as asked, and refused after that
         Err(error) => (Fit { budget: Budget::default(), ..fit }.choose()?, Some(error)),
     };
-    let plan = place.plan(&fitted.config, fitted.choice.recompute)?;
+    let plan = place.plan(&fitted.config, fitted.choice.recompute, fit.validation > 0)?;
     if let Some(path) = &args.chart {
         occupancy_chart(&occupancy(&config, &fitted, &plan), path)?;
     }
@@ -262,7 +259,7 @@ fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
         for &recompute in &levels {
             let holds = |batch_size: usize| -> Result<bool> {
                 let config = TrainConfig { lq_size, batch_size, accum_iter: 1, ..fit.config.clone() };
-                let plan = fit.place.plan(&config, recompute)?;
+                let plan = fit.place.plan(&config, recompute, fit.validation > 0)?;
                 let memory = RunMemory::new(&config, &fit.place, &plan, &(fit.loader)(&config, fit.slots)?, fit.validation);
                 Ok(fit.budget.holds(&memory))
             };

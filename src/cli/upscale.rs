@@ -6,7 +6,7 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
 use paragon::dataset::decode::{Limits, decode};
 use paragon::progress::Progress;
-use paragon::upscale::Upscaler;
+use paragon::upscale::{Upscale, Upscaler};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};

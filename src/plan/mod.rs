@@ -347,6 +347,18 @@ impl Plan {
         &self.buffers[id.0 as usize]
     }
 
+    /// The bytes of the arena that hold nothing between steps.
+    pub fn free_between_steps(&self) -> Range<u64> {
+        let persistent = self.buffers.iter().filter(|b| b.class.persistent()).map(|b| b.offset + b.room()).max();
+        persistent.unwrap_or(0)..self.arena_bytes
+    }
+
+    /// Grows the arena until so many bytes are free between steps.
+    pub fn reserve_between_steps(&mut self, bytes: u64) {
+        let free = self.free_between_steps();
+        self.arena_bytes = free.end.max(free.start + bytes);
+    }
+
     /// The largest sum of live bytes over the operations, aligned: no layout can be smaller. Returns (bytes, operation).
     pub fn peak(&self) -> (u64, usize) {
         let live = self.live_bytes(|_| true);

@@ -105,7 +105,7 @@ impl Fit<'_> {
     /// The memory of a choice.
     fn measure(&self, choice: Choice, lq_size: usize) -> Result<RunMemory> {
         let config = self.with(choice, lq_size);
-        let plan = self.place.plan(&config, choice.recompute)?;
+        let plan = self.place.plan(&config, choice.recompute, self.validation > 0)?;
         Ok(RunMemory::new(&config, &self.place, &plan, &(self.loader)(&config, choice.slots)?, self.validation))
     }
 

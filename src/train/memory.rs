@@ -7,15 +7,24 @@ use crate::backend::cpu::CpuOptions;
 use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 use crate::loader::Bound;
 use crate::model::{Recompute, training_plan};
-use crate::plan::{MemoryLine, MemoryTable, Plan, Sizing, bytes_text};
+use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing, bytes_text};
+use crate::upscale::{Tiles, least_room};
 use anyhow::Result;
 use serde::Serialize;
 
 /// Anonymous memory of the program itself beside what is counted: data of libraries, stacks, the log.
 const PROCESS_BYTES: u64 = 24 << 20;
+/// Bytes on the host while a run validates: a tile and its result, and pictures of up to so many HR pixels.
+///
+/// # Errors
+/// Never with the default tile.
+pub fn validation_bytes(config: &TrainConfig, largest: u64) -> Result<u64> {
+    Ok(Tiles::new(config.network.clone(), 0)?.bytes() + largest * PICTURE_BYTES)
+}
+
 /// Bytes for each pixel of a validation picture: decoding takes up to 11 and the decoder's own room; comparing takes 3 each for
 /// HR, ours and bicubic, and less for LQ and between.
-pub const PICTURE_BYTES: u64 = 16;
+const PICTURE_BYTES: u64 = 16;
 
 /// Where the step runs.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +48,24 @@ impl Place {
         matches!(self, Place::Cuda(_))
     }
 
-    /// The plan of a run's step here.
+    /// The plan of a run's step here; with validation its arena has room for a tile between steps.
     ///
     /// # Errors
     /// Only on a bug in the plan's builder.
-    pub fn plan(&self, config: &TrainConfig, recompute: Recompute) -> Result<Plan> {
-        training_plan(&config.network, &config.step_spec(recompute), self.sizing())
+    pub fn plan(&self, config: &TrainConfig, recompute: Recompute, validates: bool) -> Result<Plan> {
+        let mut plan = training_plan(&config.network, &config.step_spec(recompute), self.sizing())?;
+        if validates {
+            plan.reserve_between_steps(least_room(&config.network, self.inference().as_ref())?);
+        }
+        Ok(plan)
+    }
+
+    /// What inference needs here: in f32, also where training computes in halves.
+    pub fn inference(&self) -> Box<dyn Sizing> {
+        match *self {
+            Place::Cpu(options) => Box::new(options),
+            Place::Cuda(_) => Box::new(CudaSizing { precision: Precision::F32 }),
+        }
     }
 }
 
@@ -83,7 +104,7 @@ impl RunMemory {
             line("checkpoints while written", config.network.params().len() as u64 * 4 * 10),
         ];
         if validation > 0 {
-            host.push(line("validation", validation));
+            host.push(line("validation: pictures and a tile", validation));
         }
         host.push(line("the program itself (allowance)", PROCESS_BYTES));
         let mut device = Vec::new();

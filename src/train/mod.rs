@@ -14,7 +14,7 @@ mod state;
 pub use config::{LossTerm, TrainConfig};
 pub use fit::{Choice, Fit, Fitted, Rung};
 pub use log::{Log, LogLine, read_log};
-pub use memory::{Budget, PICTURE_BYTES, Place, RunMemory};
+pub use memory::{Budget, Place, RunMemory, validation_bytes};
 pub use model_file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
 pub use previews::{Kept, kept as kept_previews};
 pub use run::{RunOptions, Summary, duration_text, model_path, train};

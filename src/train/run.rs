@@ -2,8 +2,8 @@
 //! in the data flow. It promises that a run killed at any moment and started again ends in the same bits as an unbroken one,
 //! and that its memory was fitted, printed, and refused if too much, before the first step.
 
-use super::{Budget, Fit, Fitted, Log, LogLine, OpenLine, PICTURE_BYTES, Place, Pretrained, RunMemory, State, TrainConfig};
-use super::{ema_decay, list_states, newest_state, previews, read_pretrained, state_path, write_model};
+use super::{Budget, Fit, Fitted, Log, LogLine, OpenLine, Place, Pretrained, RunMemory, State, TrainConfig};
+use super::{ema_decay, list_states, newest_state, previews, read_pretrained, state_path, validation_bytes, write_model};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::dataset::decode::{Limits, probe};
@@ -11,10 +11,10 @@ use crate::dataset::scan::Source;
 use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Stats, bound};
 use crate::model::Recompute;
-use crate::plan::{BufferId, bytes_text};
+use crate::plan::{BufferId, Plan, Sizing, bytes_text};
 use crate::progress::Progress;
 use crate::shard::reader::Io;
-use crate::upscale::Upscaler;
+use crate::upscale::{Guest, Tiles, largest_tile};
 use crate::{eval, files, system};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -153,18 +153,19 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     let (state, fresh) = start_state(&sources, config, options, report)?;
 
     let cpu = CpuOptions::new(options.threads);
-    let mut validation = Validation::new(config, options, cpu)?;
+    let place = Place::Cpu(cpu);
+    let mut validation = Validation::new(config, options, &place)?;
     let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, slots, state.head.iteration);
     let fit = Fit {
         config,
-        place: Place::Cpu(cpu),
+        place,
         recompute: options.recompute,
         slots: options.slots,
         budget: Budget { host: options.host_memory.or_else(system::available_memory), device: None },
         may_split: options.fit,
         earlier: (!fresh).then_some((state.head.config.batch_size, state.head.config.accum_iter)),
         loader: &|config, slots| bound(&sources, &loader_of(config, slots)),
-        validation: validation.as_ref().map(Validation::bytes).transpose()?.unwrap_or(0),
+        validation: validation.as_ref().map(|v| validation_bytes(config, v.largest)).transpose()?.unwrap_or(0),
     };
     let Fitted { choice, config, memory, why } = fit.choose()?;
     let (config, loader_config) = (&config, loader_of(&config, choice.slots));
@@ -179,7 +180,10 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         }
     }
 
-    let plan = fit.place.plan(config, choice.recompute)?;
+    let plan = place.plan(config, choice.recompute, validation.is_some())?;
+    if let Some(validation) = &mut validation {
+        validation.fit_tiles(config, &plan)?;
+    }
     let ports = plan.ports;
     let mut backend = CpuBackend::new(plan, cpu)?;
     report(&format!("{}; {}", backend.description(), data_text(&sources, config)));
@@ -319,30 +323,35 @@ fn data_text(sources: &Sources, config: &TrainConfig) -> String {
     format!("{} pairs, LQ {} of {} stored, {per_epoch:.1} iterations an epoch", sources.len(), config.lq_size, sources.lq_size())
 }
 
-/// Pictures and upscaler for validation.
+/// Pictures for validation. They are upscaled in the step's arena, which holds nothing of worth between steps.
 struct Validation {
     sources: Vec<Source>,
-    upscaler: Upscaler,
+    tiles: Tiles,
+    sizing: Box<dyn Sizing>,
     every: u64,
     /// Pixels of the largest HR picture.
     largest: u64,
 }
 
 impl Validation {
-    fn new(config: &TrainConfig, options: &RunOptions, cpu: CpuOptions) -> Result<Option<Validation>> {
+    fn new(config: &TrainConfig, options: &RunOptions, place: &Place) -> Result<Option<Validation>> {
         let Some(folder) = &options.validation else { return Ok(None) };
         let sources = eval::find_pairs(folder, None, None, config.network.scale)?;
-        let upscaler = Upscaler::new(config.network.clone(), config.network.params().start_values(0), cpu, 0)?;
         let mut largest = 0;
         for source in &sources {
             let (w, h) = probe(&source.hr, &Limits::default())?;
             largest = largest.max(u64::from(w) * u64::from(h));
         }
-        Ok(Some(Validation { sources, upscaler, every: options.validate_every.max(1), largest }))
+        let tiles = Tiles::new(config.network.clone(), 0)?;
+        Ok(Some(Validation { sources, tiles, sizing: place.inference(), every: options.validate_every.max(1), largest }))
     }
 
-    fn bytes(&self) -> Result<u64> {
-        Ok(self.upscaler.bytes()? + self.largest * PICTURE_BYTES)
+    /// Takes the largest tiles that the plan of the step has room for.
+    fn fit_tiles(&mut self, config: &TrainConfig, plan: &Plan) -> Result<()> {
+        let room = plan.free_between_steps();
+        let side = largest_tile(&config.network, self.sizing.as_ref(), room.end - room.start)?;
+        self.tiles = Tiles::new(config.network.clone(), side)?;
+        Ok(())
     }
 }
 
@@ -511,10 +520,10 @@ impl Run<'_> {
         let started = Instant::now();
         let mut ema = vec![0.0; self.sizes[3]];
         read_floats(backend, self.vectors[3], &mut ema)?;
-        v.upscaler.set_params(&ema)?;
         let crop = self.config.network.scale as u32;
+        let mut guest = Guest { tiles: &mut v.tiles, host: backend, sizing: v.sizing.as_ref(), params: &ema };
         let mut index = 0;
-        let results = eval::evaluate(&mut v.upscaler, &v.sources, crop, &mut |result, ours, bicubic, pair| {
+        let results = eval::evaluate(&mut guest, &v.sources, crop, &mut |result, ours, bicubic, pair| {
             index += 1;
             previews::keep(&self.options.out, self.iteration, index - 1, result, ours, bicubic, pair)
         })?;

@@ -5,10 +5,11 @@ use crate::plan::{ALIGNMENT, Plan};
 use anyhow::{Result, bail};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
-/// Zeroed, aligned memory of the plan's size.
+/// Zeroed, aligned memory of the plan's size; or a part of another arena, lent.
 pub struct Arena {
     base: *mut u8,
     layout: Layout,
+    lent: bool,
 }
 
 // SAFETY: the arena owns its memory; concurrent access is governed by the operations' contracts
@@ -31,7 +32,16 @@ impl Arena {
                 crate::plan::bytes_text(plan.arena_bytes)
             );
         }
-        Ok(Arena { base, layout })
+        Ok(Arena { base, layout, lent: false })
+    }
+
+    /// A part of an arena, from `offset` on.
+    ///
+    /// # Safety
+    /// The part must lie inside, nothing else may use it while the result lives, and this arena must outlive it.
+    pub unsafe fn lend(&self, offset: usize, bytes: usize) -> Result<Arena> {
+        // SAFETY: inside the arena
+        Ok(Arena { base: unsafe { self.base.add(offset) }, layout: Layout::from_size_align(bytes, ALIGNMENT as usize)?, lent: true })
     }
 
     /// Start of the arena.
@@ -47,8 +57,10 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `new`
-        unsafe { dealloc(self.base, self.layout) }
+        if !self.lent {
+            // SAFETY: allocated with this layout in `new`
+            unsafe { dealloc(self.base, self.layout) }
+        }
     }
 }
 

@@ -25,6 +25,8 @@ use super::{Backend, BatchView, Scalars, StepMetrics};
 use crate::plan::{BufferId, Op, Plan, Precision, Sizing};
 use anyhow::{Result, bail, ensure};
 use arena::Arena;
+use std::marker::PhantomData;
+use std::sync::Arc;
 use tasks::{Context, Workspace};
 
 /// Threads and instruction set of a CPU backend; also tells the plan its workspace needs.
@@ -76,7 +78,14 @@ pub struct CpuBackend {
     plan: Plan,
     arena: Arena,
     options: CpuOptions,
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
+}
+
+/// A backend in a part of another one's arena.
+struct Guest<'a> {
+    backend: CpuBackend,
+    /// The other one stands still meanwhile.
+    _host: PhantomData<&'a mut CpuBackend>,
 }
 
 impl CpuBackend {
@@ -88,7 +97,7 @@ impl CpuBackend {
         ensure!(plan.precision == Precision::F32, "the CPU computes in f32 and the plan is for {}", plan.precision);
         let arena = Arena::new(&plan)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("compute-{i}")).build()?;
-        Ok(CpuBackend { plan, arena, options, pool })
+        Ok(CpuBackend { plan, arena, options, pool: Arc::new(pool) })
     }
 
     /// Runs a range of operations; `observe` is told each one's time in seconds.
@@ -159,6 +168,17 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
+        let free = self.plan.free_between_steps();
+        let room = free.end - free.start;
+        ensure!(plan.precision == Precision::F32, "the CPU computes in f32 and the plan is for {}", plan.precision);
+        ensure!(plan.arena_bytes <= room, "a plan of {} bytes in {room} free ones", plan.arena_bytes);
+        // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps this backend alive and still
+        let arena = unsafe { self.arena.lend(free.start as usize, plan.arena_bytes.max(1) as usize)? };
+        let backend = CpuBackend { plan, arena, options: self.options, pool: self.pool.clone() };
+        Ok(Box::new(Guest { backend, _host: PhantomData }))
+    }
+
     fn micro_step(&mut self, batch: Option<BatchView<'_>>, scalars: &Scalars) -> Result<()> {
         match (batch, self.plan.batch) {
             (Some(view), Some(layout)) => {
@@ -200,5 +220,43 @@ impl Backend for CpuBackend {
         let mut values = [0f64; crate::plan::METRICS];
         self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;
         Ok(StepMetrics { loss: values[0], grad_norm: values[1], skipped: values[2] != 0.0 })
+    }
+}
+
+impl Backend for Guest<'_> {
+    fn description(&self) -> String {
+        self.backend.description()
+    }
+
+    fn plan(&self) -> &Plan {
+        self.backend.plan()
+    }
+
+    fn allocated(&self) -> u64 {
+        0
+    }
+
+    fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.backend.write(buffer, offset, bytes)
+    }
+
+    fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.backend.read(buffer, offset, bytes)
+    }
+
+    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
+        self.backend.guest(plan)
+    }
+
+    fn micro_step(&mut self, batch: Option<BatchView<'_>>, scalars: &Scalars) -> Result<()> {
+        self.backend.micro_step(batch, scalars)
+    }
+
+    fn update(&mut self, scalars: &Scalars) -> Result<()> {
+        self.backend.update(scalars)
+    }
+
+    fn metrics(&mut self) -> Result<StepMetrics> {
+        self.backend.metrics()
     }
 }
