@@ -58,7 +58,7 @@ fn compare(case: Case<'_>, precision: Precision, orders: &[Order], sanitize: boo
     let (h, w) = lq;
     let count = plan.ops.len();
     for micro in 0..2 {
-        let scalars = Scalars { lr: 1e-3, step: 3, clip: 0.5, ema_decay: 0.9, micro_scale: 0.5, accumulate: micro > 0 };
+        let scalars = Scalars { lr: 1e-3, step: 3, clip: 0.5, ema_decay: 0.9, micro_scale: 0.5, loss_scale: 1.0, accumulate: micro > 0 };
         // the batch goes in by hand: operations run one by one
         if let Some(layout) = plan.batch {
             let cpu = step.backend.plan().batch.unwrap();
@@ -101,8 +101,7 @@ fn compare(case: Case<'_>, precision: Precision, orders: &[Order], sanitize: boo
             let what = format!("{precision} x{scale} {batch} x {h} x {w} {losses:?} {recompute}: operation {at} ({})", op.label());
             let launches = lower_range(&plan, at..at + 1).unwrap();
             for host in &mut hosts {
-                host.scalars(&scalars, 1.0);
-                host.run(&launches).unwrap_or_else(|e| panic!("{what}, {:?}: {e}", host.order));
+                host.run(&scalars, &launches).unwrap_or_else(|e| panic!("{what}, {:?}: {e}", host.order));
             }
             let (first, rest) = hosts.split_first_mut().unwrap();
             for other in rest {

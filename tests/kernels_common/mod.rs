@@ -4,7 +4,7 @@
 #![allow(dead_code)] // every test binary uses its own part
 
 use paragon::backend::Scalars;
-use paragon::backend::cuda::{Arg, Launch, device_scalars};
+use paragon::backend::cuda::{Arg, Launch, scalars_launch};
 use paragon::plan::{BufferId, Plan, Precision};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -115,15 +115,10 @@ impl Host {
         &mut self.memory[owner][start..start + len]
     }
 
-    /// Writes the block of scalars.
-    pub fn scalars(&mut self, scalars: &Scalars, loss_scale: f32) {
-        let bytes = device_scalars(&self.plan, scalars, loss_scale);
-        let id = self.plan.ports.scalars.expect("a device plan has scalars");
-        self.bytes(id).copy_from_slice(&bytes);
-    }
-
-    /// Runs launches; the error is what the fibers or a sanitizer said.
-    pub fn run(&mut self, launches: &[Launch]) -> Result<(), String> {
+    /// Sets the scalars and runs launches; the error is what the fibers or a sanitizer said.
+    pub fn run(&mut self, scalars: &Scalars, launches: &[Launch]) -> Result<(), String> {
+        let set = scalars_launch(&self.plan, scalars);
+        let launches: Vec<&Launch> = set.iter().chain(launches).collect();
         let folder = tempfile::tempdir().unwrap();
         let (program, out) = (folder.path().join("program"), folder.path().join("out"));
         let mut text = format!("{}\n", self.memory.len());
