@@ -97,7 +97,8 @@ def main():
     for precision, generation in MODULES:
         ptx, _ = nvrtc.compile(precision, f"compute_{generation}")
         # comments name the compiler's build; the code is what matters
-        files[f"{precision}_{generation}.ptx"] = re.sub(r"^//.*\n", "", ptx, flags=re.M).strip() + "\n"
+        code = re.sub(r"^//.*\n", "", ptx, flags=re.M).strip()
+        files[f"{precision}_{generation}.ptx"] = f"// activations: {precision}\n{code}\n"
     table, wrong, many = {}, [], []
     for precision in PRECISIONS:
         for card in CARDS:
