@@ -35,7 +35,8 @@ fn set(dir: &Path) -> std::path::PathBuf {
 fn a_card_that_cannot_be_used_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let (set, out) = (set(dir.path()), dir.path().join("run"));
-    let train = ["train", "--shards", text(&set), "--out", text(&out), "--iterations", "1", "--lq-size", "16", "--batch-size", "2", "--device"];
+    let train =
+        ["train", "--shards", text(&set), "--out", text(&out), "--iterations", "1", "--lq-size", "16", "--batch-size", "2", "--device"];
     let cases: [(&str, &[(&str, &str)], &[&str]); 6] = [
         ("cuda:3", &[], &["cuda:3", "finds 1"]),
         ("cuda", &[("FAKE_CUDA_DEVICES", "0")], &["finds no device", "--device cpu"]),
@@ -50,6 +51,8 @@ fn a_card_that_cannot_be_used_is_refused_with_the_reason() {
         assert_eq!(output.status.code(), Some(if device == "gpu" { 2 } else { 1 }), "{said}");
         assert!(words.iter().all(|w| said.contains(w)) && !said.contains("panicked"), "{card:?}: {said}");
     }
-    let Some(output) = with_driver(&[&train[..], &["cuda", "--precision", "bf16"]].concat(), &[("FAKE_CUDA_CAPABILITY", "75")]) else { return };
+    let Some(output) = with_driver(&[&train[..], &["cuda", "--precision", "bf16"]].concat(), &[("FAKE_CUDA_CAPABILITY", "75")]) else {
+        return;
+    };
     assert!(output.status.code() == Some(1) && said(&output).contains("has no bf16"), "{}", said(&output));
 }

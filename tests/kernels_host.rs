@@ -94,7 +94,7 @@ fn compare(case: Case<'_>, precision: Precision, orders: &[Order], sanitize: boo
                     hosts.iter_mut().for_each(|host| host.bytes(b).copy_from_slice(&values));
                 }
             }
-            step.backend.run_operation(at, &scalars);
+            step.backend.run_operation(at, &scalars).unwrap();
             if !picked {
                 continue;
             }

@@ -124,6 +124,11 @@ pub trait Backend {
     /// # Errors
     /// When the device fails.
     fn micro_step(&mut self, scalars: &Scalars) -> Result<()>;
+    /// Runs one operation of the plan on whatever its buffers hold: how backends are compared with each other.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()>;
     /// Runs the plan's `update` operations.
     ///
     /// # Errors
@@ -195,6 +200,10 @@ impl<B: Backend> Backend for Guest<'_, B> {
 
     fn micro_step(&mut self, scalars: &Scalars) -> Result<()> {
         self.backend.micro_step(scalars)
+    }
+
+    fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
+        self.backend.run_operation(at, scalars)
     }
 
     fn update(&mut self, scalars: &Scalars) -> Result<()> {

@@ -86,6 +86,11 @@ impl Opened {
         Ok(Opened { place, vram: Some((in_use + free).saturating_sub(RESERVE)), device: Some(device), cpu })
     }
 
+    /// The CUDA device, where it is one.
+    pub fn device(&self) -> Option<&Arc<Device>> {
+        self.device.as_ref()
+    }
+
     /// A backend with a plan loaded.
     ///
     /// # Errors

@@ -42,7 +42,8 @@ pub enum Place {
 }
 
 impl Place {
-    fn sizing(&self) -> &dyn Sizing {
+    /// What the backend tells the plan.
+    pub fn sizing(&self) -> &dyn Sizing {
         match self {
             Place::Cpu(options) => options,
             Place::Cuda { sizing, .. } => sizing,

@@ -121,11 +121,6 @@ impl CpuBackend {
         self.run(0..self.plan.ops.len(), scalars, observe);
     }
 
-    /// Runs one operation of the plan on whatever its buffers hold: how another backend is compared with this one.
-    pub fn run_operation(&mut self, at: usize, scalars: &Scalars) {
-        self.run(at..at + 1, scalars, &mut |_, _| {});
-    }
-
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<*mut u8> {
         let b = self.plan.buffer(buffer);
         ensure!((offset + len) as u64 <= b.bytes, "bytes {offset}..{} lie outside {} of {} bytes", offset + len, b.name, b.bytes);
@@ -189,6 +184,11 @@ impl Backend for CpuBackend {
 
     fn micro_step(&mut self, scalars: &Scalars) -> Result<()> {
         self.run(self.plan.micro.clone(), scalars, &mut |_, _| {});
+        Ok(())
+    }
+
+    fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
+        self.run(at..at + 1, scalars, &mut |_, _| {});
         Ok(())
     }
 

@@ -121,6 +121,30 @@ impl Device {
         Ok(((total - free) as u64, free as u64))
     }
 
+    /// Bytes a second of a large copy inside the device's memory, reads and writes both counted: what floors are divided by.
+    ///
+    /// # Errors
+    /// When there is no room for the copy.
+    pub fn copy_bandwidth(self: &Arc<Self>) -> Result<f64> {
+        const BYTES: usize = 256 << 20;
+        const COPIES: usize = 20;
+        let (from, to) = (Memory::new(self, BYTES as u64)?, Memory::new(self, BYTES as u64)?);
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+            let start = self.context.new_event(timing).call("make an event")?;
+            let end = self.context.new_event(timing).call("make an event")?;
+            start.record(&self.compute).call("mark a copy")?;
+            for _ in 0..COPIES {
+                // SAFETY: both ranges were allocated above
+                unsafe { result::memcpy_dtod_async(to.base, from.base, BYTES, self.compute.cu_stream()) }.call("copy inside the device")?;
+            }
+            end.record(&self.compute).call("mark a copy")?;
+            best = best.min(f64::from(start.elapsed_ms(&end).call("time a copy")?) / 1e3);
+        }
+        Ok((2 * BYTES * COPIES) as f64 / best)
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.compute.synchronize().call("finish the launched work")
     }
@@ -352,6 +376,36 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Times every launch of a step by itself, `repeats` times after one that is not counted: (operation, kernel, median seconds). The
+    /// parameters do not survive it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn profile(&mut self, scalars: &Scalars, repeats: usize) -> Result<Vec<(usize, &'static str, f64)>> {
+        self.set_scalars(scalars)?;
+        let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let launches: Vec<Launch> = self.places[self.current].launches.iter().chain(&self.update).cloned().collect();
+        let mut times: Vec<Vec<f64>> = vec![Vec::new(); launches.len()];
+        for repeat in 0..=repeats {
+            for (l, times) in launches.iter().zip(&mut times) {
+                let (start, end) = (self.device.context.new_event(timing), self.device.context.new_event(timing));
+                let (start, end) = (start.call("make an event")?, end.call("make an event")?);
+                start.record(&self.device.compute).call("mark a launch")?;
+                self.launch(std::slice::from_ref(l))?;
+                end.record(&self.device.compute).call("mark a launch")?;
+                let seconds = f64::from(start.elapsed_ms(&end).call("time a launch")?) / 1e3;
+                if repeat > 0 {
+                    times.push(seconds);
+                }
+            }
+        }
+        let median = |mut t: Vec<f64>| {
+            t.sort_by(f64::total_cmp);
+            t[t.len() / 2]
+        };
+        Ok(launches.iter().zip(times).map(|(l, t)| (l.op, l.kernel, median(t))).collect())
+    }
+
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<u64> {
         let b = self.plan.buffer(buffer);
         ensure!((offset + len) as u64 <= b.bytes, "bytes {offset}..{} lie outside {} of {} bytes", offset + len, b.name, b.bytes);
@@ -440,6 +494,12 @@ impl Backend for CudaBackend {
             self.launch(&self.places[self.current].launches)?;
         }
         self.places[self.current].used.record(&self.device.compute).call("mark a step")
+    }
+
+    fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
+        self.set_scalars(scalars)?;
+        let all = self.places[self.current].launches.iter().chain(&self.update);
+        self.launch(&all.filter(|l| l.op == at).cloned().collect::<Vec<_>>())
     }
 
     fn update(&mut self, scalars: &Scalars) -> Result<()> {
