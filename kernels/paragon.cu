@@ -1,5 +1,7 @@
 // All kernels of a module, for one type of activations.
+#include "head.cu"
 #include "loss.cu"
+#include "nano_block.cu"
 #include "optimizer.cu"
 #include "reduce.cu"
 #include "unpack.cu"
