@@ -169,7 +169,7 @@ impl Pair {
         drop(self.cpu.stage(batch.view())?);
         drop(self.device.stage(batch.view())?);
         // gradients of a mean are so small that fp16 would hold few of their bits: training scales them, and so does this
-        let micro_scale = if precision == Precision::Fp16 { 128.0 } else { 0.5 };
+        let micro_scale = if precision == Precision::Fp16 { 512.0 } else { 0.5 };
         let scalars = Scalars { lr: 1e-3, step: 3, clip: 0.5, ema_decay: 0.9, micro_scale, loss_scale: 1.0, accumulate: false };
         let mut worst: Vec<(String, f64)> = Vec::new();
         for at in 0..self.cpu.plan().ops.len() {
