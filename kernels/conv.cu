@@ -6,9 +6,9 @@
 // multiply-adds. Weights are PyTorch's f32 [16 x shuffle^2][16][3][3], output channel = channel x shuffle^2 + sub, and become halves while
 // they are loaded.
 #pragma once
+#include "features.cuh"
 #include "mma.cuh"
 
-#define TILE 16
 #define WIDE_TILE 18
 #define TAPS 9
 #define CHANNELS 16
@@ -38,22 +38,8 @@ DEVICE int tile_piece(int pixel, int piece) { return pixel * 2 + (piece ^ (pixel
 #define WIDE_TILE_BYTES (WIDE_TILE * WIDE_TILE * PIXEL_PIECES * 16)
 #define SUB_WEIGHTS (TAPS * CHANNELS * CHANNELS)
 
-// One tile of a batch of pictures.
-struct Place {
-    int image, y, x;
-};
-DEVICE int tile_count(int images, int h, int w) { return images * ((h + TILE - 1) / TILE) * ((w + TILE - 1) / TILE); }
-DEVICE Place tile_place(int tile, int h, int w) {
-    int across = (w + TILE - 1) / TILE, down = (h + TILE - 1) / TILE;
-    Place p;
-    p.image = tile / (across * down);
-    p.y = tile / across % down * TILE;
-    p.x = tile % across * TILE;
-    return p;
-}
-
 // Loads the pixels of one sub of a picture [images][h x shuffle][w x shuffle][16], `border` pixels more on each side; zeros outside.
-DEVICE void load_tile(Wide* to, const act* from, Place at, int border, int h, int w, int shuffle, int sub) {
+DEVICE void load_tile(Wide* to, const act* from, Tile at, int border, int h, int w, int shuffle, int sub) {
     int side = TILE + 2 * border, dy = sub / shuffle, dx = sub % shuffle;
     UNROLL
     for (int i = threadIdx.x; i < side * side * PIECES; i += 256) {
@@ -115,7 +101,7 @@ DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char*
         }
     }
 }
-DEVICE void store(const Product& p, act* to, Place at, int h, int w, int shuffle, int sub) {
+DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
     int y = at.y + (int)threadIdx.x / TILE, x = at.x + (int)threadIdx.x % TILE;
     if (y >= h || x >= w) return;
     long long row = (long long)(at.image * h + y) * shuffle + sub / shuffle;
@@ -167,7 +153,7 @@ DEVICE void multiply(Product& p, const Strips& s, const unsigned char* weights) 
         }
     }
 }
-DEVICE void store(const Product& p, act* to, Place at, int h, int w, int shuffle, int sub) {
+DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
     int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     UNROLL
     for (int row = 0; row < 2; row++) {
@@ -199,7 +185,7 @@ KERNEL(conv, 256, const act* input, const float* weight, const float* bias, act*
     for (int g = 0; g < group; g++) load_weights(weights + g * SUB_WEIGHTS * (int)sizeof(act), weight, subs, first + g, false);
     for (int i = threadIdx.x; i < group * CHANNELS; i += 256) biases[i] = bias[i % CHANNELS * subs + first + i / CHANNELS];
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         barrier();
         load_tile((Wide*)tile, input, at, 1, h, w, 1, 0);
         barrier();
@@ -228,7 +214,7 @@ KERNEL(conv_data, 256, const act* d_output, const float* weight, act* d_input, i
     unsigned char* weights = tile + WIDE_TILE_BYTES;
     int subs = shuffle * shuffle, tiles = tile_count(images, h, w);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         Product p;
         start(p, nullptr);
         ROLLED
@@ -266,7 +252,7 @@ KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials
     UNROLL
     for (int tap = 0; tap < TAPS; tap++) total[tap] = 0;
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         barrier();
         load_tile((Wide*)x_tile, input, at, 1, h, w, 1, 0);
         load_tile((Wide*)d_tile, d_output, at, 0, h, w, shuffle, sub);
@@ -306,7 +292,7 @@ KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials
         UNROLL
         for (int i = 0; i < 8; i++) sums[tap][i / 4][i % 4] = 0;
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         barrier();
         load_tile((Wide*)x_tile, input, at, 1, h, w, 1, 0);
         load_tile((Wide*)d_tile, d_output, at, 0, h, w, shuffle, sub);
