@@ -18,9 +18,12 @@
 #ifdef __CUDACC_RTC__
 #define UNROLL _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1")
+// for KERNEL: so many threads, and registers few enough for so many blocks on a multiprocessor
+#define BLOCKS(threads, blocks) threads, blocks
 #else
 #define UNROLL
 #define ROLLED
+#define BLOCKS(threads, blocks) threads
 #endif
 
 // Where piece `piece` of pixel `pixel` of a tile lies, in 16-byte pieces. Halves: the two pieces swap places every four pixels, so that
@@ -52,19 +55,25 @@ DEVICE Place tile_place(int tile, int h, int w) {
     return p;
 }
 
-// Loads the pixels of one sub of a picture [images][h x shuffle][w x shuffle][16], `border` pixels more on each side; zeros outside.
-DEVICE void load_tile(Wide* to, const act* from, Place at, int border, int h, int w, int shuffle, int sub) {
-    int side = TILE + 2 * border, dy = sub / shuffle, dx = sub % shuffle;
+// Loads the pixels of one sub of a picture [images][h x shuffle][w x shuffle][16], `BORDER` pixels more on each side; zeros outside. All
+// loads are on their way before the first is waited for.
+template <int BORDER>
+DEVICE void load_tile(unsigned char* to, const act* from, Place at, int h, int w, int shuffle, int sub) {
+    const int side = TILE + 2 * BORDER, count = side * side * PIECES, rounds = (count + 255) / 256;
+    // the image's own sub; positions in one image fit an int
+    const Wide* image = (const Wide*)from + ((long long)at.image * h * shuffle + sub / shuffle) * w * shuffle * PIECES + sub % shuffle * PIECES;
+    Wide values[rounds];
     UNROLL
-    for (int i = threadIdx.x; i < side * side * PIECES; i += 256) {
-        int pixel = i / PIECES, piece = i % PIECES;
-        int y = at.y - border + pixel / side, x = at.x - border + pixel % side;
-        Wide value = {{0, 0, 0, 0}};
-        if (y >= 0 && y < h && x >= 0 && x < w) {
-            long long row = (long long)(at.image * h + y) * shuffle + dy;
-            value = ((const Wide*)from)[((row * w + x) * shuffle + dx) * PIECES + piece];
-        }
-        to[tile_piece(pixel, piece)] = value;
+    for (int round = 0; round < rounds; round++) {
+        int i = round * 256 + threadIdx.x, pixel = i / PIECES, piece = i % PIECES;
+        int y = at.y - BORDER + pixel / side, x = at.x - BORDER + pixel % side;
+        values[round] = {{0, 0, 0, 0}};
+        if (i < count && y >= 0 && y < h && x >= 0 && x < w) values[round] = image[(y * shuffle * w + x) * shuffle * PIECES + piece];
+    }
+    UNROLL
+    for (int round = 0; round < rounds; round++) {
+        int i = round * 256 + threadIdx.x;
+        if (i < count) ((Wide*)to)[tile_piece(i / PIECES, i % PIECES)] = values[round];
     }
 }
 
@@ -141,30 +150,27 @@ DEVICE void start(Product& p, const float* bias) {
             UNROLL
             for (int i = 0; i < 4; i++) p.sum[row][n][i] = bias ? bias[4 * t + 2 * n + i % 2] : 0.0f;
 }
-// The pixels a warp needs for two rows of results: 16 pixels x 16 channels for each of 4 rows and 3 columns of the tile.
+// Pixels of one row of the tile as a warp multiplies them: 16 pixels x 16 channels for each of 3 columns. Two rows of results take four.
 struct Strips {
-    u32 a[4][3][4];
+    u32 a[3][4];
 };
-DEVICE void load_strips(Strips& s, const unsigned char* tile) {
+DEVICE void load_strips(Strips& s, const unsigned char* tile, int row) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int pixel = 2 * warp * WIDE_TILE + (lane / 8 % 2) * 8 + lane % 8, piece = lane / 16;
+    int pixel = (2 * warp + row) * WIDE_TILE + (lane / 8 % 2) * 8 + lane % 8, piece = lane / 16;
     UNROLL
-    for (int row = 0; row < 4; row++)
-        UNROLL
-        for (int kx = 0; kx < 3; kx++) load_matrices(s.a[row][kx], (const Wide*)tile + tile_piece(pixel + row * WIDE_TILE + kx, piece));
+    for (int kx = 0; kx < 3; kx++) load_matrices(s.a[kx], (const Wide*)tile + tile_piece(pixel + kx, piece));
 }
-// Each fragment of weights serves two rows, each of pixels three.
-DEVICE void multiply(Product& p, const Strips& s, const unsigned char* weights) {
-    const Wide* fragments = (const Wide*)weights + threadIdx.x % 32;
+// Adds a row of taps to both rows of results; each fragment of weights serves two rows, each of pixels up to three rows of taps.
+DEVICE void multiply(Product& p, const Strips& upper, const Strips& lower, const unsigned char* weights, int ky) {
+    const Wide* fragments = (const Wide*)weights + ky * 3 * 32 + threadIdx.x % 32;
     UNROLL
-    for (int tap = 0; tap < TAPS; tap++) {
-        Wide f = fragments[tap * 32];
+    for (int kx = 0; kx < 3; kx++) {
+        Wide f = fragments[kx * 32];
         u32 first[2] = {f.word[0], f.word[1]}, second[2] = {f.word[2], f.word[3]};
-        UNROLL
-        for (int row = 0; row < 2; row++) {
-            mma_16x8x16(p.sum[row][0], s.a[row + tap / 3][tap % 3], first);
-            mma_16x8x16(p.sum[row][1], s.a[row + tap / 3][tap % 3], second);
-        }
+        mma_16x8x16(p.sum[0][0], upper.a[kx], first);
+        mma_16x8x16(p.sum[0][1], upper.a[kx], second);
+        mma_16x8x16(p.sum[1][0], lower.a[kx], first);
+        mma_16x8x16(p.sum[1][1], lower.a[kx], second);
     }
 }
 DEVICE void store(const Product& p, act* to, Place at, int h, int w, int shuffle, int sub) {
@@ -201,19 +207,23 @@ KERNEL(conv, 256, const act* input, const float* weight, const float* bias, act*
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Place at = tile_place(t, h, w);
         barrier();
-        load_tile((Wide*)tile, input, at, 1, h, w, 1, 0);
+        load_tile<1>(tile, input, at, h, w, 1, 0);
         barrier();
 #if PRECISION != 0
-        Strips strips;
-        load_strips(strips, tile);
+        Strips strips[4];
+        UNROLL
+        for (int row = 0; row < 4; row++) load_strips(strips[row], tile, row);
 #endif
+        ROLLED
         for (int g = 0; g < group; g++) {
             Product p;
             start(p, biases + g * CHANNELS);
+            const unsigned char* own = weights + g * SUB_WEIGHTS * (int)sizeof(act);
 #if PRECISION == 0
-            multiply(p, tile, weights + g * SUB_WEIGHTS * (int)sizeof(act));
+            multiply(p, tile, own);
 #else
-            multiply(p, strips, weights + g * SUB_WEIGHTS * (int)sizeof(act));
+            UNROLL
+            for (int ky = 0; ky < 3; ky++) multiply(p, strips[ky], strips[ky + 1], own, ky);
 #endif
             store(p, output, at, h, w, shuffle, first + g);
         }
@@ -235,15 +245,19 @@ KERNEL(conv_data, 256, const act* d_output, const float* weight, act* d_input, i
         for (int sub = 0; sub < subs; sub++) {
             unsigned char* own = weights + (resident ? sub * SUB_WEIGHTS * (int)sizeof(act) : 0);
             barrier();
-            load_tile((Wide*)tile, d_output, at, 1, h, w, shuffle, sub);
+            load_tile<1>(tile, d_output, at, h, w, shuffle, sub);
             if (!resident || t == (int)blockIdx.x) load_weights(own, weight, subs, sub, true);
             barrier();
 #if PRECISION == 0
             multiply(p, tile, own);
 #else
-            Strips strips;
-            load_strips(strips, tile);
-            multiply(p, strips, own);
+            Strips strips[4];
+            load_strips(strips[0], tile, 0);
+            UNROLL
+            for (int ky = 0; ky < 3; ky++) {
+                load_strips(strips[ky + 1], tile, ky + 1);
+                multiply(p, strips[ky], strips[ky + 1], own, ky);
+            }
 #endif
         }
         store(p, d_input, at, h, w, 1, 0);
@@ -254,7 +268,7 @@ KERNEL(conv_data, 256, const act* d_output, const float* weight, act* d_input, i
 // a block fills what belongs to its sub. Grid: (blocks, shuffle^2), every block walking over tiles with its sums in registers. Halves: the
 // product of input (channels x pixels) and d_output (pixels x channels), both transposed on the way out of shared memory; the warps' sums
 // are added at the end. Shared memory: input tile with border, d_output tile. Floor: 32 + 32 x shuffle^2 bytes an LQ pixel (halves).
-KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials, int images, int h, int w, int shuffle) {
+KERNEL(conv_weights, BLOCKS(256, 2), const act* input, const act* d_output, float* partials, int images, int h, int w, int shuffle) {
     unsigned char* x_tile = shared_memory();
     unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
     int subs = shuffle * shuffle, sub = blockIdx.y, tiles = tile_count(images, h, w);
@@ -268,8 +282,8 @@ KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Place at = tile_place(t, h, w);
         barrier();
-        load_tile((Wide*)x_tile, input, at, 1, h, w, 1, 0);
-        load_tile((Wide*)d_tile, d_output, at, 0, h, w, shuffle, sub);
+        load_tile<1>(x_tile, input, at, h, w, 1, 0);
+        load_tile<0>(d_tile, d_output, at, h, w, shuffle, sub);
         barrier();
         for (int y = 0; y < TILE; y++) {
             // one row at a time: short sums keep their bits
@@ -308,8 +322,8 @@ KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Place at = tile_place(t, h, w);
         barrier();
-        load_tile((Wide*)x_tile, input, at, 1, h, w, 1, 0);
-        load_tile((Wide*)d_tile, d_output, at, 0, h, w, shuffle, sub);
+        load_tile<1>(x_tile, input, at, h, w, 1, 0);
+        load_tile<0>(d_tile, d_output, at, h, w, shuffle, sub);
         barrier();
         u32 d[2][4];
         UNROLL

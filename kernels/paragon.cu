@@ -4,4 +4,5 @@
 #include "loss.cu"
 #include "optimizer.cu"
 #include "reduce.cu"
+#include "structural.cu"
 #include "unpack.cu"
