@@ -197,3 +197,12 @@ fn structural_losses() {
     }
     compare(cases[1], Precision::F32, &[Order::Forward], true, chosen);
 }
+
+/// A tail that runs image by image, with sums that wait between the slices.
+#[test]
+fn slices_carry_their_sums() {
+    let case = (2, 2, (182, 182), STRUCTURAL, false, Recompute::Full);
+    compare(case, Precision::F32, &[Order::Forward], false, |op| {
+        matches!(op, Op::Conv(_) | Op::ConvBack(_) | Op::PixelLoss(_) | Op::StructuralLoss(_))
+    });
+}
