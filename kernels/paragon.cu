@@ -6,4 +6,5 @@
 #include "nano_block.cu"
 #include "optimizer.cu"
 #include "reduce.cu"
+#include "structural.cu"
 #include "unpack.cu"

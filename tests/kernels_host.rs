@@ -151,6 +151,7 @@ fn compare(case: Case<'_>, precision: Precision, orders: &[Order], sanitize: boo
 const L1_ONLY: &[(LossKind, f32)] = &[(L1, 1.0)];
 const PIXEL: &[(LossKind, f32)] = &[(L1, 0.7), (Charbonnier, 0.2), (Mse, 0.5)];
 const ALL: &[(LossKind, f32)] = &[(L1, 1.0), (Ssim, 0.3), (MsSsim, 0.2)];
+const STRUCTURAL: &[(LossKind, f32)] = &[(MsSsim, 0.4), (Ssim, 0.3)];
 
 /// Shapes with every kind of edge: narrower than a tile, one more than a tile, several tiles.
 const CASES: [Case<'_>; 5] = [
@@ -188,4 +189,29 @@ fn nano_block() {
 #[test]
 fn head() {
     all_cases(|op| matches!(op, Op::Head(_) | Op::HeadBack(_)));
+}
+
+/// HR sizes smaller than a window, odd, wider than a patch; more images than are at work at a time; bytes and floats.
+#[test]
+fn structural_losses() {
+    let chosen = |op: &Op| matches!(op, Op::StructuralLoss(_));
+    let cases: [Case<'_>; 4] = [
+        (2, 6, (9, 9), STRUCTURAL, false, Recompute::Block),
+        (3, 1, (17, 33), STRUCTURAL, false, Recompute::Block),
+        (2, 5, (24, 21), ALL, true, Recompute::Block),
+        (2, 1, (4, 40), STRUCTURAL, true, Recompute::Block),
+    ];
+    for (i, case) in cases.into_iter().enumerate() {
+        compare(case, PRECISIONS[i % 3], &ORDERS, false, chosen);
+    }
+    compare(cases[1], Precision::F32, &[Order::Forward], true, chosen);
+}
+
+/// A tail that runs image by image, with sums that wait between the slices.
+#[test]
+fn slices_carry_their_sums() {
+    let case = (2, 2, (182, 182), STRUCTURAL, false, Recompute::Full);
+    compare(case, Precision::F32, &[Order::Forward], false, |op| {
+        matches!(op, Op::Conv(_) | Op::ConvBack(_) | Op::PixelLoss(_) | Op::StructuralLoss(_))
+    });
 }
