@@ -1,4 +1,6 @@
 // All kernels of a module, for one type of activations.
+#include "conv.cu"
+#include "conv_rgb.cu"
 #include "head.cu"
 #include "loss.cu"
 #include "nano_block.cu"

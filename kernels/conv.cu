@@ -1,0 +1,351 @@
+// 3x3 convolutions of 16 channels and their gradients, with the pixel shuffle behind them. A convolution to 16 x shuffle^2 channels is
+// shuffle^2 convolutions 16 -> 16, one for each place (dy, dx) inside an LQ pixel's square of HR pixels: "sub" = dy x shuffle + dx below. In
+// NHWC the 16 channels of a sub lie side by side in the shuffled picture, so nothing is ever rearranged.
+//
+// A block of 8 warps works on tiles of 16 x 16 LQ pixels in shared memory, two rows a warp. Halves go through tensor cores, f32 through plain
+// multiply-adds. Weights are PyTorch's f32 [16 x shuffle^2][16][3][3], output channel = channel x shuffle^2 + sub, and become halves while
+// they are loaded.
+#pragma once
+#include "features.cuh"
+#include "mma.cuh"
+
+#define WIDE_TILE 18
+#define TAPS 9
+#define CHANNELS 16
+// 16-byte pieces of one pixel's channels
+#define PIECES (CHANNELS * (int)sizeof(act) / 16)
+
+#ifdef __CUDACC_RTC__
+#define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
+#else
+#define UNROLL
+#define ROLLED
+#endif
+
+// Where piece `piece` of pixel `pixel` of a tile lies, in 16-byte pieces. Halves: the two pieces swap places every four pixels, so that
+// any eight consecutive pixels' equal pieces lie in different banks. f32: four pieces and one left free, for the same reason.
+#if PRECISION == 0
+#define PIXEL_PIECES 5
+DEVICE int tile_piece(int pixel, int piece) { return pixel * PIXEL_PIECES + piece; }
+#else
+#define PIXEL_PIECES 2
+DEVICE int tile_piece(int pixel, int piece) { return pixel * 2 + (piece ^ (pixel >> 2 & 1)); }
+#endif
+
+// Bytes of shared memory; the lowering (src/backend/cuda/conv.rs) has the same numbers.
+#define TILE_BYTES (TILE * TILE * PIXEL_PIECES * 16)
+#define WIDE_TILE_BYTES (WIDE_TILE * WIDE_TILE * PIXEL_PIECES * 16)
+#define SUB_WEIGHTS (TAPS * CHANNELS * CHANNELS)
+
+// Loads the pixels of one sub of a picture [images][h x shuffle][w x shuffle][16], `border` pixels more on each side; zeros outside.
+DEVICE void load_tile(Wide* to, const act* from, Tile at, int border, int h, int w, int shuffle, int sub) {
+    int side = TILE + 2 * border, dy = sub / shuffle, dx = sub % shuffle;
+    UNROLL
+    for (int i = threadIdx.x; i < side * side * PIECES; i += 256) {
+        int pixel = i / PIECES, piece = i % PIECES;
+        int y = at.y - border + pixel / side, x = at.x - border + pixel % side;
+        Wide value = {{0, 0, 0, 0}};
+        if (y >= 0 && y < h && x >= 0 && x < w) {
+            long long row = (long long)(at.image * h + y) * shuffle + dy;
+            value = ((const Wide*)from)[((row * w + x) * shuffle + dx) * PIECES + piece];
+        }
+        to[tile_piece(pixel, piece)] = value;
+    }
+}
+
+// A sub's weights as the products below take them: 9 matrices [k][column]. Forward: k is the input channel, column the output channel.
+// Backward the other way round, and taps are flipped: a gradient comes from the output pixel on the other side.
+DEVICE void load_weights(unsigned char* to, const float* weight, int subs, int sub, bool backward) {
+    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
+    const float* from = weight + ((co * subs + sub) * CHANNELS + ci) * TAPS;
+    int k = backward ? co : ci, column = backward ? ci : co;
+    UNROLL
+    for (int tap = 0; tap < TAPS; tap++) {
+        int out = backward ? TAPS - 1 - tap : tap;
+#if PRECISION == 0
+        ((float*)to)[(out * CHANNELS + k) * CHANNELS + column] = from[tap];
+#else
+        // as a lane's registers: 16 bytes hold b[0], b[1] of the first 8 x 16 matrix, then of the second; columns are dealt to the two such
+        // that a lane's four results of one pixel are neighbouring channels
+        int lane = ((column >> 2) * 2 + (column & 1)) * 4 + k % 8 / 2, word = (column >> 1 & 1) * 2 + k / 8;
+        ((u16*)to)[(((out * 32 + lane) * 4) + word) * 2 + k % 2] = to_half(from[tap]);
+#endif
+    }
+}
+
+// The 16 channels that a thread (f32) or warp (halves) computes of its pixels: result of the product, and where to store it.
+#if PRECISION == 0
+struct __attribute__((aligned(16))) Four {
+    float value[4];
+};
+struct Product {
+    float sum[CHANNELS];
+};
+DEVICE void start(Product& p, const float* bias) {
+    for (int c = 0; c < CHANNELS; c++) p.sum[c] = bias ? bias[c] : 0.0f;
+}
+// Adds the 3x3 neighbourhood of a thread's pixel, in a tile with a border of 1, times the weights.
+DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char* weights) {
+    int y = threadIdx.x / TILE, x = threadIdx.x % TILE;
+    for (int tap = 0; tap < TAPS; tap++) {
+        const Four* pixel = (const Four*)tile + tile_piece((y + tap / 3) * WIDE_TILE + x + tap % 3, 0);
+        for (int piece = 0; piece < 4; piece++) {
+            Four values = pixel[piece];
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                const Four* row = (const Four*)weights + (tap * CHANNELS + piece * 4 + i) * 4;
+                UNROLL
+                for (int c = 0; c < CHANNELS; c++) p.sum[c] += values.value[i] * row[c / 4].value[c % 4];
+            }
+        }
+    }
+}
+DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
+    int y = at.y + (int)threadIdx.x / TILE, x = at.x + (int)threadIdx.x % TILE;
+    if (y >= h || x >= w) return;
+    long long row = (long long)(at.image * h + y) * shuffle + sub / shuffle;
+    Four* pixel = (Four*)to + ((row * w + x) * shuffle + sub % shuffle) * PIECES;
+    for (int piece = 0; piece < 4; piece++) {
+        Four values = {{p.sum[piece * 4], p.sum[piece * 4 + 1], p.sum[piece * 4 + 2], p.sum[piece * 4 + 3]}};
+        pixel[piece] = values;
+    }
+}
+#else
+struct __attribute__((aligned(8))) Pair {
+    u32 word[2];
+};
+struct Product {
+    float sum[2][2][4];  // [row][matrix of 8 columns][see mma_16x8x16]
+};
+DEVICE void start(Product& p, const float* bias) {
+    int t = threadIdx.x % 4;
+    UNROLL
+    for (int row = 0; row < 2; row++)
+        UNROLL
+        for (int n = 0; n < 2; n++)
+            UNROLL
+            for (int i = 0; i < 4; i++) p.sum[row][n][i] = bias ? bias[4 * t + 2 * n + i % 2] : 0.0f;
+}
+// The pixels a warp needs for two rows of results: 16 pixels x 16 channels for each of 4 rows and 3 columns of the tile.
+struct Strips {
+    u32 a[4][3][4];
+};
+DEVICE void load_strips(Strips& s, const unsigned char* tile) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int pixel = 2 * warp * WIDE_TILE + (lane / 8 % 2) * 8 + lane % 8, piece = lane / 16;
+    UNROLL
+    for (int row = 0; row < 4; row++)
+        UNROLL
+        for (int kx = 0; kx < 3; kx++) load_matrices(s.a[row][kx], (const Wide*)tile + tile_piece(pixel + row * WIDE_TILE + kx, piece));
+}
+// Each fragment of weights serves two rows, each of pixels three.
+DEVICE void multiply(Product& p, const Strips& s, const unsigned char* weights) {
+    const Wide* fragments = (const Wide*)weights + threadIdx.x % 32;
+    UNROLL
+    for (int tap = 0; tap < TAPS; tap++) {
+        Wide f = fragments[tap * 32];
+        u32 first[2] = {f.word[0], f.word[1]}, second[2] = {f.word[2], f.word[3]};
+        UNROLL
+        for (int row = 0; row < 2; row++) {
+            mma_16x8x16(p.sum[row][0], s.a[row + tap / 3][tap % 3], first);
+            mma_16x8x16(p.sum[row][1], s.a[row + tap / 3][tap % 3], second);
+        }
+    }
+}
+DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
+    int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    UNROLL
+    for (int row = 0; row < 2; row++) {
+        int y = at.y + 2 * warp + row;
+        long long line = (long long)(at.image * h + y) * shuffle + sub / shuffle;
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            int x = at.x + group + half * 8;
+            if (y >= h || x >= w) continue;
+            const float(*sum)[4] = p.sum[row];
+            // four lanes write the 32 bytes of a pixel
+            Pair values = {{pack_half(sum[0][half * 2], sum[0][half * 2 + 1]), pack_half(sum[1][half * 2], sum[1][half * 2 + 1])}};
+            ((Pair*)to)[((line * w + x) * shuffle + sub % shuffle) * 4 + t] = values;
+        }
+    }
+}
+#endif
+
+// input [images][h][w][16], output [images][h x shuffle][w x shuffle][16], 16-byte aligned; any h, w. `group` subs of weights stay in shared
+// memory while a block walks over tiles. Grid: (walkers, shuffle^2 / group): the input is read once for each group, from device memory once
+// as long as L2 holds it. Shared memory: a tile with border, group x 9 x 256 weights, group x 16 biases. Floor: 32 bytes read and
+// 32 x shuffle^2 written an LQ pixel (halves).
+KERNEL(conv, 256, const act* input, const float* weight, const float* bias, act* output, int images, int h, int w, int shuffle,
+       int group) {
+    unsigned char* tile = shared_memory();
+    unsigned char* weights = tile + WIDE_TILE_BYTES;
+    float* biases = (float*)(weights + group * SUB_WEIGHTS * (int)sizeof(act));
+    int subs = shuffle * shuffle, first = blockIdx.y * group, tiles = tile_count(images, h, w);
+    for (int g = 0; g < group; g++) load_weights(weights + g * SUB_WEIGHTS * (int)sizeof(act), weight, subs, first + g, false);
+    for (int i = threadIdx.x; i < group * CHANNELS; i += 256) biases[i] = bias[i % CHANNELS * subs + first + i / CHANNELS];
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+        Tile at = tile_at(t, h, w);
+        barrier();
+        load_tile((Wide*)tile, input, at, 1, h, w, 1, 0);
+        barrier();
+#if PRECISION != 0
+        Strips strips;
+        load_strips(strips, tile);
+#endif
+        for (int g = 0; g < group; g++) {
+            Product p;
+            start(p, biases + g * CHANNELS);
+#if PRECISION == 0
+            multiply(p, tile, weights + g * SUB_WEIGHTS * (int)sizeof(act));
+#else
+            multiply(p, strips, weights + g * SUB_WEIGHTS * (int)sizeof(act));
+#endif
+            store(p, output, at, h, w, shuffle, first + g);
+        }
+    }
+}
+
+// Data gradient. d_output [images][h x shuffle][w x shuffle][16] -> d_input [images][h][w][16]. With `resident` all weights stay in shared
+// memory while a block walks over tiles, else each sub's are loaded for each tile (from L2). Grid: walkers. Shared memory: a tile with border
+// and the weights of one sub or of all. Floor: 32 x shuffle^2 bytes read and 32 written an LQ pixel (halves).
+KERNEL(conv_data, 256, const act* d_output, const float* weight, act* d_input, int images, int h, int w, int shuffle, int resident) {
+    unsigned char* tile = shared_memory();
+    unsigned char* weights = tile + WIDE_TILE_BYTES;
+    int subs = shuffle * shuffle, tiles = tile_count(images, h, w);
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+        Tile at = tile_at(t, h, w);
+        Product p;
+        start(p, nullptr);
+        ROLLED
+        for (int sub = 0; sub < subs; sub++) {
+            unsigned char* own = weights + (resident ? sub * SUB_WEIGHTS * (int)sizeof(act) : 0);
+            barrier();
+            load_tile((Wide*)tile, d_output, at, 1, h, w, shuffle, sub);
+            if (!resident || t == (int)blockIdx.x) load_weights(own, weight, subs, sub, true);
+            barrier();
+#if PRECISION == 0
+            multiply(p, tile, own);
+#else
+            Strips strips;
+            load_strips(strips, tile);
+            multiply(p, strips, own);
+#endif
+        }
+        store(p, d_input, at, h, w, 1, 0);
+    }
+}
+
+// Weight and bias gradient of one sub, block by block: partials [blocks][16 x shuffle^2 x 144 weights, then 16 x shuffle^2 biases], of which
+// a block fills what belongs to its sub. Grid: (blocks, shuffle^2), every block walking over tiles with its sums in registers. Halves: the
+// product of input (channels x pixels) and d_output (pixels x channels), both transposed on the way out of shared memory; the warps' sums
+// are added at the end. Shared memory: input tile with border, d_output tile. Floor: 32 + 32 x shuffle^2 bytes an LQ pixel (halves).
+KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials, int images, int h, int w, int shuffle) {
+    unsigned char* x_tile = shared_memory();
+    unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
+    int subs = shuffle * shuffle, sub = blockIdx.y, tiles = tile_count(images, h, w);
+    float* out = partials + (long long)blockIdx.x * subs * (CHANNELS * CHANNELS * TAPS + CHANNELS);
+    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
+    float total[TAPS];
+    float bias_total = 0;
+#if PRECISION == 0
+    UNROLL
+    for (int tap = 0; tap < TAPS; tap++) total[tap] = 0;
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+        Tile at = tile_at(t, h, w);
+        barrier();
+        load_tile((Wide*)x_tile, input, at, 1, h, w, 1, 0);
+        load_tile((Wide*)d_tile, d_output, at, 0, h, w, shuffle, sub);
+        barrier();
+        for (int y = 0; y < TILE; y++) {
+            // one row at a time: short sums keep their bits
+            float sum[TAPS], window[3][3], bias = 0;
+            UNROLL
+            for (int tap = 0; tap < TAPS; tap++) sum[tap] = 0;
+            UNROLL
+            for (int i = 0; i < 6; i++) window[i / 2][i % 2] = ((const float*)x_tile)[tile_piece((y + i / 2) * WIDE_TILE + i % 2, 0) * 4 + ci];
+            ROLLED
+            for (int x = 0; x < TILE; x++) {
+                float d = ((const float*)d_tile)[tile_piece(y * TILE + x, 0) * 4 + co];
+                bias += d;
+                UNROLL
+                for (int ky = 0; ky < 3; ky++) {
+                    window[ky][2] = ((const float*)x_tile)[tile_piece((y + ky) * WIDE_TILE + x + 2, 0) * 4 + ci];
+                    UNROLL
+                    for (int kx = 0; kx < 3; kx++) sum[ky * 3 + kx] += window[ky][kx] * d;
+                    window[ky][0] = window[ky][1];
+                    window[ky][1] = window[ky][2];
+                }
+            }
+            UNROLL
+            for (int tap = 0; tap < TAPS; tap++) total[tap] += sum[tap];
+            bias_total += bias;
+        }
+    }
+#else
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // rows of the matrices that a lane points at: pixels 0-7 and 8-15, channels 0-7 and 8-15
+    int pixel = lane / 16 * 8 + lane % 8, piece = lane / 8 % 2;
+    float sums[TAPS][2][4], bias[2] = {0, 0};
+    UNROLL
+    for (int tap = 0; tap < TAPS; tap++)
+        UNROLL
+        for (int i = 0; i < 8; i++) sums[tap][i / 4][i % 4] = 0;
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+        Tile at = tile_at(t, h, w);
+        barrier();
+        load_tile((Wide*)x_tile, input, at, 1, h, w, 1, 0);
+        load_tile((Wide*)d_tile, d_output, at, 0, h, w, shuffle, sub);
+        barrier();
+        u32 d[2][4];
+        UNROLL
+        for (int row = 0; row < 2; row++) {
+            load_matrices_transposed(d[row], (const Wide*)d_tile + tile_piece((2 * warp + row) * TILE + pixel, piece));
+            UNROLL
+            for (int i = 0; i < 4; i++) bias[i % 2] += from_half((u16)d[row][i]) + from_half((u16)(d[row][i] >> 16));
+        }
+        UNROLL
+        for (int row = 0; row < 4; row++) {
+            UNROLL
+            for (int kx = 0; kx < 3; kx++) {
+                u32 a[4];
+                load_matrices_transposed(a, (const Wide*)x_tile + tile_piece((2 * warp + row) * WIDE_TILE + kx + pixel, piece));
+                UNROLL
+                for (int y = 0; y < 2; y++) {
+                    if (row - y < 0 || row - y > 2) continue;
+                    u32 first[2] = {d[y][0], d[y][2]}, second[2] = {d[y][1], d[y][3]};
+                    mma_16x8x16(sums[(row - y) * 3 + kx][0], a, first);
+                    mma_16x8x16(sums[(row - y) * 3 + kx][1], a, second);
+                }
+            }
+        }
+    }
+    // the warps' sums, one tap at a time: [warp][input channel][output channel]
+    float* all = (float*)shared_memory();
+    int group = lane / 4, q = lane % 4;
+    UNROLL
+    for (int tap = 0; tap < TAPS; tap++) {
+        barrier();
+        UNROLL
+        for (int i = 0; i < 8; i++)
+            all[(warp * CHANNELS + group + i % 4 / 2 * 8) * CHANNELS + i / 4 * 8 + 2 * q + i % 2] = sums[tap][i / 4][i % 4];
+        barrier();
+        float sum = 0;
+        for (int other = 0; other < 8; other++) sum += all[(other * CHANNELS + ci) * CHANNELS + co];
+        total[tap] = sum;
+    }
+    barrier();
+    UNROLL
+    for (int n = 0; n < 2; n++) {
+        float sum = bias[n];
+        sum += shuffle_xor(sum, 1);
+        sum += shuffle_xor(sum, 2);
+        all[warp * CHANNELS + n * 8 + group] = sum;
+    }
+    barrier();
+    for (int other = 0; other < 8; other++) bias_total += all[other * CHANNELS + co];
+#endif
+    UNROLL
+    for (int tap = 0; tap < TAPS; tap++) out[((co * subs + sub) * CHANNELS + ci) * TAPS + tap] = total[tap];
+    if (ci == 0) out[subs * CHANNELS * CHANNELS * TAPS + co * subs + sub] = bias_total;
+}

@@ -1,0 +1,135 @@
+// The network's first 3x3 convolution, f32 RGB -> 16 channels, and its gradients. 27 multiply-adds a value are little enough for plain f32
+// arithmetic, which keeps all bits of the picture; tiles of 16 x 16 pixels as in conv.cu.
+#include "conv.cu"
+
+#define RGB_TAPS 27
+
+// The tile of f32 RGB pixels with a border of 1, zeros outside.
+DEVICE void load_rgb(float* to, const float* from, Tile at, int h, int w) {
+    for (int i = threadIdx.x; i < WIDE_TILE * WIDE_TILE * 3; i += 256) {
+        int y = at.y - 1 + i / (WIDE_TILE * 3), x = at.x - 1 + i % (WIDE_TILE * 3) / 3;
+        bool inside = y >= 0 && y < h && x >= 0 && x < w;
+        to[i] = inside ? from[((long long)(at.image * h + y) * w + x) * 3 + i % 3] : 0.0f;
+    }
+}
+
+// input [images][h][w][3] f32, output [images][h][w][16]. A thread computes 8 channels of two pixels, so that two threads write one pixel's
+// channels side by side. Grid: walkers. Shared memory: 972 f32 of tile, 27 x 16 weights [tap, input channel][channel]. Floor: 12 bytes read
+// and 32 written a pixel (halves).
+KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias, act* output, int images, int h, int w) {
+    float* weights = (float*)shared_memory();
+    float* tile = weights + RGB_TAPS * CHANNELS;
+    int tiles = tile_count(images, h, w), part = threadIdx.x % 2 * 8;
+    for (int i = threadIdx.x; i < RGB_TAPS * CHANNELS; i += 256) {
+        int co = i / RGB_TAPS, ci = i % RGB_TAPS / 9, tap = i % 9;
+        weights[(tap * 3 + ci) * CHANNELS + co] = weight[i];
+    }
+    float start[8];
+    UNROLL
+    for (int c = 0; c < 8; c++) start[c] = bias[part + c];
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+        Tile at = tile_at(t, h, w);
+        barrier();
+        load_rgb(tile, input, at, h, w);
+        barrier();
+        float sum[2][8];
+        UNROLL
+        for (int c = 0; c < 16; c++) sum[c / 8][c % 8] = start[c % 8];
+        int y = threadIdx.x / 2 / TILE, x = threadIdx.x / 2 % TILE;
+        UNROLL
+        for (int ky = 0; ky < 3; ky++) {
+            UNROLL
+            for (int i = 0; i < 9; i++) {
+                const float* row = weights + (ky * 9 + i) * CHANNELS + part;
+                float upper = tile[((y + ky) * WIDE_TILE + x) * 3 + i], lower = tile[((y + 8 + ky) * WIDE_TILE + x) * 3 + i];
+                UNROLL
+                for (int c = 0; c < 8; c++) {
+                    sum[0][c] += upper * row[c];
+                    sum[1][c] += lower * row[c];
+                }
+            }
+        }
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            int row = at.y + y + half * 8, column = at.x + x;
+            if (row >= h || column >= w) continue;
+            Wide* to = (Wide*)(output + ((long long)(at.image * h + row) * w + column) * CHANNELS + part);
+            const float* s = sum[half];
+#if PRECISION == 0
+            Wide low = {{float_to_bits(s[0]), float_to_bits(s[1]), float_to_bits(s[2]), float_to_bits(s[3])}};
+            Wide high = {{float_to_bits(s[4]), float_to_bits(s[5]), float_to_bits(s[6]), float_to_bits(s[7])}};
+            to[0] = low;
+            to[1] = high;
+#else
+            Wide values = {{pack_half(s[0], s[1]), pack_half(s[2], s[3]), pack_half(s[4], s[5]), pack_half(s[6], s[7])}};
+            to[0] = values;
+#endif
+        }
+    }
+}
+
+// Weight and bias gradient: partials [blocks][16 x 27 weights, 16 biases]. Thread (part, channel) sums row `part` of every tile of its block;
+// each value of d_output is used by one thread, so it needs no shared memory. Grid: at most 256 blocks. Shared memory: 16 x 28 x 16 f32, of which
+// the first 972 are the tile until the rows' sums are added. Floor: 12 + 32 bytes read a pixel (halves).
+KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* partials, int images, int h, int w) {
+    float* tile = (float*)shared_memory();
+    int tiles = tile_count(images, h, w), channel = threadIdx.x % CHANNELS, part = threadIdx.x / CHANNELS;
+    float total[RGB_TAPS + 1];
+    UNROLL
+    for (int i = 0; i <= RGB_TAPS; i++) total[i] = 0;
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+        Tile at = tile_at(t, h, w);
+        barrier();
+        load_rgb(tile, input, at, h, w);
+        float d[TILE];
+        int y = at.y + part;
+        UNROLL
+        for (int x = 0; x < TILE; x++) {
+            bool inside = y < h && at.x + x < w;
+            d[x] = inside ? to_float(d_output[((long long)(at.image * h + y) * w + at.x + x) * CHANNELS + channel]) : 0.0f;
+        }
+        barrier();
+        UNROLL
+        for (int ky = 0; ky < 3; ky++) {
+            const float* row = tile + (part + ky) * WIDE_TILE * 3;
+            UNROLL
+            for (int i = 0; i < 9; i++) {
+                float sum = 0;
+                UNROLL
+                for (int x = 0; x < TILE; x++) sum += d[x] * row[x * 3 + i];
+                total[ky * 9 + i] += sum;
+            }
+        }
+        float sum = 0;
+        UNROLL
+        for (int x = 0; x < TILE; x++) sum += d[x];
+        total[RGB_TAPS] += sum;
+    }
+    barrier();
+    UNROLL
+    for (int i = 0; i <= RGB_TAPS; i++) tile[(part * (RGB_TAPS + 1) + i) * CHANNELS + channel] = total[i];
+    barrier();
+    for (int i = threadIdx.x; i < (RGB_TAPS + 1) * CHANNELS; i += 256) {
+        float sum = 0;
+        for (int p = 0; p < TILE; p++) sum += tile[p * (RGB_TAPS + 1) * CHANNELS + i];
+        int co = i % CHANNELS, k = i / CHANNELS;
+        int to = k < RGB_TAPS ? co * RGB_TAPS + k % 3 * 9 + k / 3 : CHANNELS * RGB_TAPS + co;
+        partials[(long long)blockIdx.x * (RGB_TAPS + 1) * CHANNELS + to] = sum;
+    }
+}
+
+// Data gradient, which only tests ask for: d_input [images][h][w][3] f32, a thread a pixel. Grid: ceil(pixels / 256).
+KERNEL(conv_rgb_data, 256, const act* d_output, const float* weight, float* d_input, int images, int h, int w) {
+    int pixel = blockIdx.x * 256 + threadIdx.x;
+    if (pixel >= images * h * w) return;
+    int image = pixel / (h * w), y = pixel / w % h, x = pixel % w;
+    float sum[3] = {0, 0, 0};
+    for (int tap = 0; tap < 9; tap++) {
+        int row = y + 1 - tap / 3, column = x + 1 - tap % 3;
+        if (row < 0 || row >= h || column < 0 || column >= w) continue;
+        const act* d = d_output + ((long long)(image * h + row) * w + column) * CHANNELS;
+        for (int co = 0; co < CHANNELS; co++)
+            for (int ci = 0; ci < 3; ci++) sum[ci] += to_float(d[co]) * weight[(co * 3 + ci) * 9 + tap];
+    }
+    for (int ci = 0; ci < 3; ci++) d_input[(long long)pixel * 3 + ci] = sum[ci];
+}
