@@ -9,7 +9,7 @@ use paragon::backend::cpu::CpuOptions;
 use paragon::eval::{Scores, evaluate, find_pairs, mean};
 use paragon::loader::OnCorrupt;
 use paragon::model::Network;
-use paragon::plan::LossKind;
+use paragon::plan::{LossKind, OptimizerKind};
 use paragon::progress::Progress;
 use paragon::report::sheet::{Panel, comparison};
 use paragon::shard::plan::{BuildConfig, plan};
@@ -121,6 +121,7 @@ pub fn run(args: &Args) -> Result<()> {
         fit: true,
         restart: true,
         pretrained: None,
+        settings: None,
         stop: stop.clone(),
     };
     let summary = train(Arc::new(set.into()), &recipe(args)?, &options, &|text| tell(text))?;
@@ -184,6 +185,7 @@ fn recipe(args: &Args) -> Result<TrainConfig> {
         use_hflip: true,
         use_rot: true,
         losses: vec![LossTerm { kind: LossKind::L1, weight: 1.0 }],
+        optimizer: OptimizerKind::AdamW,
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,

@@ -1,6 +1,7 @@
 //! The command line: one file per command turns flags into plain configuration and calls the library.
 
 mod bench;
+mod config;
 mod data;
 mod demo;
 mod eval;
@@ -38,6 +39,7 @@ enum Command {
     Shards(shards::Args),
     Plan(Box<plan::Args>),
     Train(Box<train::Args>),
+    Config(config::Args),
     Bench(bench::Args),
     Report(report::Args),
     Eval(eval::Args),
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Shards(args) => shards::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Eval(args) => eval::run(&args),

@@ -19,6 +19,7 @@ use crate::{eval, files, system};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,6 +64,8 @@ pub struct RunOptions {
     pub restart: bool,
     /// File to take start values from, for a run that begins, and whether all of it must fit.
     pub pretrained: Option<(PathBuf, bool)>,
+    /// The configuration as a file, kept beside the run.
+    pub settings: Option<String>,
     /// Set from outside to save and stop after the current iteration.
     pub stop: Arc<AtomicBool>,
 }
@@ -177,6 +180,10 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         for (_, path) in list_states(&options.out) {
             std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
+    }
+
+    if let Some(text) = &options.settings {
+        files::write_atomic(&options.out.join("config.yml"), |out| Ok(out.write_all(text.as_bytes())?))?;
     }
 
     let plan = fit.place.plan(config, choice.recompute)?;
