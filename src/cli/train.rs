@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use paragon::config::{Settings, Value, docs};
 use paragon::loader::Sources;
 use paragon::shard::reader::Io;
-use paragon::train::{RunOptions, Summary, TrainConfig, duration_text, newest_state, train};
+use paragon::train::{HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,8 +70,15 @@ pub fn run(args: &Args) -> Result<()> {
     let (io, why) = data.io(&sources);
     tell(format_args!("reading shards by {} ({why})", if io == Io::Mmap { "map" } else { "calls" }));
     let stop = stop_flag()?;
+    let validation = match settings.text("val.dataset") {
+        Some(NO_VALIDATION) => None,
+        Some(place) => Some(PathBuf::from(place)),
+        None => HeldOut::beside(&data.shards).inspect(|place| {
+            tell(format_args!("{} was held out when the shards were made: validating on it (--val none turns that off)", place.display()));
+        }),
+    };
     let strict = settings.is_on("path.strict_load_g");
-    let effective = effective(&mut settings, &data, &config, &out);
+    let effective = effective(&mut settings, &data, &config, &out, validation.as_deref());
     let options = RunOptions {
         out,
         threads: machine.threads,
@@ -81,8 +88,11 @@ pub fn run(args: &Args) -> Result<()> {
         on_corrupt: data.on_corrupt,
         checkpoint_every: settings.count("logger.save_checkpoint_freq")?,
         keep_states: settings.count("logger.keep_states")? as usize,
+        keep_models: settings.count("logger.keep_models")? as usize,
+        keep_every: settings.whole("logger.keep_every"),
         log_every: settings.count("logger.print_freq")?,
-        validation: settings.text("val.dataset").map(PathBuf::from),
+        validation,
+        crop_border: settings.whole("val.crop_border").map(|pixels| pixels as u32),
         validate_every: settings.count("val.val_freq")?,
         host_memory: machine.host_memory,
         recompute: machine.recompute,
@@ -110,7 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The configuration that counts, as a file to be taken again: paths that hold wherever it is read, and what was chosen on the way.
-fn effective(settings: &mut Settings, data: &DataArgs, config: &TrainConfig, out: &Path) -> String {
+fn effective(settings: &mut Settings, data: &DataArgs, config: &TrainConfig, out: &Path, validation: Option<&Path>) -> String {
     let whole = |path: &Path| Value::Text(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).to_string_lossy().into_owned());
     settings.put("scale", Value::Whole(config.network.scale as u64));
     settings.put("network_g.type", Value::Text(config.network.arch.clone()));
@@ -118,10 +128,9 @@ fn effective(settings: &mut Settings, data: &DataArgs, config: &TrainConfig, out
     settings.put("data.lq_size", Value::Whole(config.lq_size as u64));
     settings.put("data.window", config.window.map_or(Value::Text("off".into()), Value::Whole));
     settings.put("path.out", whole(out));
-    for key in ["path.pretrain_network_g", "val.dataset"] {
-        if let Some(path) = settings.text(key).filter(|path| *path != NO_VALIDATION).map(PathBuf::from) {
-            settings.put(key, whole(&path));
-        }
+    settings.put("val.dataset", validation.map_or(Value::Text(NO_VALIDATION.into()), &whole));
+    if let Some(path) = settings.text("path.pretrain_network_g").map(PathBuf::from) {
+        settings.put("path.pretrain_network_g", whole(&path));
     }
     format!("# What this run was told, every key of it: `paragon train --config` takes it back.\n{}", docs::yaml(settings, false))
 }

@@ -215,7 +215,7 @@ mod tests {
             ("--- 1\n--- 2", "second"),
             ("? [a]\n: 1", "plain name"),
             (bomb, "more than"),
-            (&deep, "deep"),
+            (&deep, "line 1"),
             ("a: &a [*a]", "line 1"),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -3,6 +3,8 @@
 
 mod config;
 mod fit;
+mod held_out;
+mod keeping;
 mod log;
 mod memory;
 mod model_file;
@@ -13,6 +15,8 @@ mod state;
 
 pub use config::{LossTerm, TrainConfig};
 pub use fit::{Choice, Fit, Fitted, Rung};
+pub use held_out::HeldOut;
+pub use keeping::{Best, best_paths};
 pub use log::{Log, LogLine, read_log};
 pub use memory::{Budget, PICTURE_BYTES, Place, RunMemory};
 pub use model_file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};

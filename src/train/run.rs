@@ -2,12 +2,10 @@
 //! in the data flow. It promises that a run killed at any moment and started again ends in the same bits as an unbroken one,
 //! and that its memory was fitted, printed, and refused if too much, before the first step.
 
-use super::{Budget, Fit, Fitted, Log, LogLine, OpenLine, PICTURE_BYTES, Place, Pretrained, RunMemory, State, TrainConfig};
-use super::{ema_decay, list_states, newest_state, previews, read_pretrained, state_path, write_model};
+use super::{Best, Budget, Fit, Fitted, HeldOut, Log, LogLine, OpenLine, PICTURE_BYTES, Place, Pretrained, RunMemory, State, TrainConfig};
+use super::{ema_decay, keeping, list_states, newest_state, previews, read_pretrained, state_path, write_model};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
-use crate::dataset::decode::{Limits, probe};
-use crate::dataset::scan::Source;
 use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Stats, bound};
 use crate::model::Recompute;
@@ -48,10 +46,16 @@ pub struct RunOptions {
     pub checkpoint_every: u64,
     /// State files kept.
     pub keep_states: usize,
+    /// Newest checkpoints whose network files are kept.
+    pub keep_models: usize,
+    /// Network files of every so many iterations are kept for good.
+    pub keep_every: Option<u64>,
     /// Iterations between log lines.
     pub log_every: u64,
-    /// Folder of pictures to validate on.
+    /// Folder of pictures or set of shards to validate on.
     pub validation: Option<PathBuf>,
+    /// HR pixels at each edge that the metrics leave out; nothing for the scale.
+    pub crop_border: Option<u32>,
     /// Iterations between validations.
     pub validate_every: u64,
     /// Most host memory, bytes; nothing for what is free.
@@ -157,6 +161,9 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
 
     let cpu = CpuOptions::new(options.threads);
     let mut validation = Validation::new(config, options, cpu)?;
+    if let (Some(v), Some(place)) = (&validation, &options.validation) {
+        report(&format!("validating every {} iterations on {}: {}", v.every, place.display(), v.held_out.text()));
+    }
     let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, slots, state.head.iteration);
     let fit = Fit {
         config,
@@ -175,6 +182,7 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     tell_changes(&state, fresh, config, report);
     report(&format!("order: {}", quality(&sources, &loader_config)?));
     report(&format!("memory, known before the first step\n{memory}"));
+    keeping::check_space(config, options, state.head.iteration)?;
     if options.restart {
         // only now: a command that is refused must not have cost anybody a run
         for (_, path) in list_states(&options.out) {
@@ -207,6 +215,8 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         sizes: std::array::from_fn(|i| state.vectors[i].len()),
         meter: Meter::new(),
         saved: if fresh { None } else { Some(state.head.iteration) },
+        best: if fresh { None } else { Best::read(&options.out, state.head.iteration) },
+        best_network: None,
     };
     drop(state);
     run.seconds_before = run.log.seconds();
@@ -328,7 +338,7 @@ fn data_text(sources: &Sources, config: &TrainConfig) -> String {
 
 /// Pictures and upscaler for validation.
 struct Validation {
-    sources: Vec<Source>,
+    held_out: HeldOut,
     upscaler: Upscaler,
     every: u64,
     /// Pixels of the largest HR picture.
@@ -338,14 +348,10 @@ struct Validation {
 impl Validation {
     fn new(config: &TrainConfig, options: &RunOptions, cpu: CpuOptions) -> Result<Option<Validation>> {
         let Some(folder) = &options.validation else { return Ok(None) };
-        let sources = eval::find_pairs(folder, None, None, config.network.scale)?;
+        let held_out = HeldOut::open(folder, config.network.scale)?;
         let upscaler = Upscaler::new(config.network.clone(), config.network.params().start_values(0), cpu, 0)?;
-        let mut largest = 0;
-        for source in &sources {
-            let (w, h) = probe(&source.hr, &Limits::default())?;
-            largest = largest.max(u64::from(w) * u64::from(h));
-        }
-        Ok(Some(Validation { sources, upscaler, every: options.validate_every.max(1), largest }))
+        let largest = held_out.largest()?;
+        Ok(Some(Validation { held_out, upscaler, every: options.validate_every.max(1), largest }))
     }
 
     fn bytes(&self) -> Result<u64> {
@@ -370,6 +376,9 @@ struct Run<'a> {
     meter: Meter,
     /// Iteration of the newest state on disk.
     saved: Option<u64>,
+    /// The best validation so far, and its network where that is not on the disk yet: it is written with the next checkpoint.
+    best: Option<Best>,
+    best_network: Option<Vec<f32>>,
 }
 
 impl Run<'_> {
@@ -505,6 +514,8 @@ impl Run<'_> {
             seconds: self.seconds_before + self.meter.seconds(),
             skipped: self.skipped(),
             anonymous: Some(self.meter.peak).filter(|&p| p > 0),
+            val_psnr: scores.map(|s| s.psnr),
+            val_ssim: scores.map(|s| s.ssim),
             val_psnr_y: scores.map(|s| s.psnr_y),
             val_ssim_y: scores.map(|s| s.ssim_y),
         })?;
@@ -519,17 +530,24 @@ impl Run<'_> {
         let mut ema = vec![0.0; self.sizes[3]];
         read_floats(backend, self.vectors[3], &mut ema)?;
         v.upscaler.set_params(&ema)?;
-        let crop = self.config.network.scale as u32;
-        let mut index = 0;
-        let results = eval::evaluate(&mut v.upscaler, &v.sources, crop, &mut |result, ours, bicubic, pair| {
-            index += 1;
-            previews::keep(&self.options.out, self.iteration, index - 1, result, ours, bicubic, pair)
-        })?;
+        let crop = self.options.crop_border.unwrap_or(self.config.network.scale as u32);
+        let mut scores = Vec::with_capacity(v.held_out.len());
+        for index in 0..v.held_out.len() {
+            let (name, pair) = v.held_out.pair(index)?;
+            let m = eval::evaluate_pair(&mut v.upscaler, &name, &pair, crop).context(name)?;
+            previews::keep(&self.options.out, self.iteration, index, &m.result, &m.ours, &m.bicubic, &pair)?;
+            scores.push(m.result.network);
+        }
+        let mean = eval::mean(scores.into_iter());
+        if mean.psnr_y.is_finite() && self.best.is_none_or(|best| mean.psnr_y > best.psnr_y) {
+            self.best = Some(Best { iteration: self.iteration, psnr_y: mean.psnr_y });
+            self.best_network = Some(ema);
+        }
         // validation is no training time
         let spent = started.elapsed();
         self.meter.line_started += spent;
         self.meter.started += spent;
-        Ok(eval::mean(results.iter().map(|r| r.network)))
+        Ok(mean)
     }
 
     /// Writes networks, then the state that stands for the checkpoint, then drops old states.
@@ -549,9 +567,13 @@ impl Run<'_> {
             files::create_folder(&run.join(folder))?;
         }
         let net = &self.config.network;
-        for (name, values) in [("net_g", &vectors[0]), ("net_g_ema", &vectors[3])] {
-            write_model(&run.join("models").join(format!("{name}_{}.safetensors", self.iteration)), net, values, Some(self.iteration))?;
+        for (name, values) in keeping::model_names(self.iteration).iter().zip([&vectors[0], &vectors[3]]) {
+            write_model(&run.join("models").join(name), net, values, Some(self.iteration))?;
         }
+        if let (Some(best), Some(values)) = (self.best, &self.best_network) {
+            best.write(run, net, values)?;
+        }
+        self.best_network = None;
         write_model(&model_path(run), net, &vectors[3], Some(self.iteration))?;
         let state = State::new(self.iteration, self.updates, self.data, self.open_line, self.config.clone(), vectors);
         state.write(&state_path(run, self.iteration))?;
@@ -559,6 +581,7 @@ impl Run<'_> {
         for (_, path) in list_states(run).into_iter().skip(self.options.keep_states.max(1)) {
             let _ = std::fs::remove_file(path); // an old state too many does no harm
         }
+        keeping::drop_surplus(run, self.iteration, self.options.keep_models, self.options.keep_every);
         Ok(())
     }
 
