@@ -37,6 +37,7 @@ fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool, recompute
         batch,
         lq: (lq, lq),
         losses: losses(),
+        optimizer: Default::default(),
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,

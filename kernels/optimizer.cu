@@ -1,4 +1,4 @@
-// The optimizer step: global gradient norm, clip, AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, in
+// The optimizer step: global gradient norm, clip, Adam (Kingma and Ba, 2015) or AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, in
 // PyTorch's order of operations) and EMA. A loss or norm that is not finite leaves everything as it was.
 #include "common.cuh"
 
@@ -37,11 +37,11 @@ KERNEL(gradient_squares, 256, const float* gradients, double* partials, int coun
     if (threadIdx.x == 0) partials[blockIdx.x] = sums[0];
 }
 
-// One thread a parameter; every thread adds the blocks' squares itself, in the same order. metrics: loss, norm, skipped. Floor: 20 bytes
+// `penalty`: Adam's weight decay, added to the gradient; AdamW's is in scalars->keep. One thread a parameter; every thread adds the blocks' squares itself, in the same order. metrics: loss, norm, skipped. Floor: 20 bytes
 // read and 16 written a parameter.
-KERNEL(adamw, 256, float* parameters, const float* gradients, float* moment1, float* moment2, float* ema, const double* squares,
+KERNEL(adam, 256, float* parameters, const float* gradients, float* moment1, float* moment2, float* ema, const double* squares,
        double* metrics, int count, int blocks, float beta1, float rest1, float beta2, float rest2, float epsilon,
-       const Scalars* scalars) {
+       float penalty, const Scalars* scalars) {
     double total = 0;
     for (int b = 0; b < blocks; b++) total += squares[b];
     double norm = sqrt(total), loss = metrics[0];
@@ -55,7 +55,7 @@ KERNEL(adamw, 256, float* parameters, const float* gradients, float* moment1, fl
     if (!good || i >= count) return;
     double share = (double)scalars->clip / (norm + 1e-6);
     float factor = share < 1.0 ? (float)share : 1.0f;
-    float g = gradients[i] * (1.0f / scalars->loss_scale) * factor;
+    float g = gradients[i] * (1.0f / scalars->loss_scale) * factor + penalty * parameters[i];
     float m = beta1 * moment1[i] + rest1 * g;
     float v = beta2 * moment2[i] + rest2 * g * g;
     float p = parameters[i] * scalars->keep - scalars->step_size * m / (sqrtf(v) / scalars->root_correction + epsilon);

@@ -119,20 +119,38 @@ pub fn evaluate(
     let mut results = Vec::with_capacity(sources.len());
     for source in sources {
         let pair = load_pair(source, scale)?;
-        let ours = upscaler.upscale(&pair.lq).with_context(|| source.hr.display().to_string())?;
-        let bicubic = upscale_bicubic(&pair.lq, scale as u32)?;
-        let scored = |picture: &RgbImage| score(picture, &pair.hr, crop).with_context(|| source.hr.display().to_string());
-        let result = ImageResult {
-            name: source.name.clone(),
-            width: pair.hr.width(),
-            height: pair.hr.height(),
-            network: scored(&ours)?,
-            bicubic: scored(&bicubic)?,
-        };
-        each(&result, &ours, &bicubic, &pair)?;
-        results.push(result);
+        let measured = evaluate_pair(upscaler, &source.name, &pair, crop).with_context(|| source.hr.display().to_string())?;
+        each(&measured.result, &measured.ours, &measured.bicubic, &pair)?;
+        results.push(measured.result);
     }
     Ok(results)
+}
+
+/// A pair measured, and the pictures that were.
+pub struct Measured {
+    /// The figures.
+    pub result: ImageResult,
+    /// The network's picture.
+    pub ours: RgbImage,
+    /// Bicubic upscaling of the LQ.
+    pub bicubic: RgbImage,
+}
+
+/// Upscales and scores one pair.
+///
+/// # Errors
+/// When the crop leaves nothing, or memory is short.
+pub fn evaluate_pair(upscaler: &mut dyn Upscale, name: &str, pair: &Pair, crop: u32) -> Result<Measured> {
+    let ours = upscaler.upscale(&pair.lq)?;
+    let bicubic = upscale_bicubic(&pair.lq, upscaler.scale() as u32)?;
+    let result = ImageResult {
+        name: name.to_string(),
+        width: pair.hr.width(),
+        height: pair.hr.height(),
+        network: score(&ours, &pair.hr, crop)?,
+        bicubic: score(&bicubic, &pair.hr, crop)?,
+    };
+    Ok(Measured { result, ours, bicubic })
 }
 
 /// Mean over pictures.

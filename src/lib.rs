@@ -3,6 +3,7 @@
 //! dataset -> shard -> loader (order, ring) -> plan on a backend -> train (optimizer, checkpoint) -> eval / upscale.
 
 pub mod backend;
+pub mod config;
 pub mod dataset;
 pub mod eval;
 pub mod files;

@@ -4,7 +4,7 @@
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, CudaSizing, Scalars, read_floats, write_floats};
 use crate::model::{Network, Recompute, StepSpec, training_plan};
-use crate::plan::{BufferId, LossKind, Plan, Precision};
+use crate::plan::{BufferId, LossKind, OptimizerKind, Plan, Precision};
 use crate::rng::mix;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -99,6 +99,7 @@ pub fn run(precision: Precision, load: Load<'_>, quick: bool, tell: &mut dyn FnM
             batch,
             lq: (lq, lq),
             losses: losses.to_vec(),
+            optimizer: OptimizerKind::AdamW,
             betas: (0.9, 0.99),
             epsilon: 1e-8,
             weight_decay: 1e-2,

@@ -1,4 +1,4 @@
-//! What the operating system says of this process: memory that cannot be dropped, and the machine's size. Linux only; other
+//! What the operating system says of this process: memory that cannot be dropped, the machine's size, room on a disk. Linux only; other
 //! systems get `None`.
 
 /// A number of kB from a line like `RssAnon:   123 kB`, in bytes.
@@ -16,6 +16,24 @@ pub fn anonymous_memory() -> Option<u64> {
 /// Memory of the machine that programs could still take, bytes.
 pub fn available_memory() -> Option<u64> {
     kilobytes("/proc/meminfo", "MemAvailable")
+}
+
+/// Bytes of the disk a path lies on that this user may still take.
+#[cfg(unix)]
+pub fn free_space(path: &std::path::Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: statvfs is plain data, and the path ends with a zero
+    let mut about: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: as above
+    let known = unsafe { libc::statvfs(path.as_ptr(), &mut about) } == 0;
+    known.then(|| (about.f_bavail as u64).saturating_mul(about.f_frsize as u64))
+}
+
+/// See the Unix version.
+#[cfg(not(unix))]
+pub fn free_space(_: &std::path::Path) -> Option<u64> {
+    None
 }
 
 /// Whether a path lies on a file system whose errors come from a network: reading through a map would turn them into the end

@@ -27,6 +27,7 @@ fn spec(batch: usize, lq: (usize, usize), losses: Vec<(LossKind, f32)>) -> StepS
         batch,
         lq,
         losses,
+        optimizer: Default::default(),
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,

@@ -1,10 +1,10 @@
-//! AdamW, clipping and the moving average of the CPU backend against the published formulas in f64, fed with gradients of our own:
+//! AdamW and Adam, clipping and the moving average of the CPU backend against the published formulas in f64, fed with gradients of our own:
 //! nothing of the network's rounding hides an error of the optimizer.
 
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, Scalars, read_floats, write_floats};
 use paragon::model::{Network, StepSpec, training_plan};
-use paragon::plan::LossKind;
+use paragon::plan::{LossKind, OptimizerKind};
 use paragon::rng::Rng;
 
 /// Largest |a - b| relative to the largest |b|.
@@ -14,12 +14,22 @@ fn distance(a: &[f32], b: &[f64]) -> f64 {
 }
 
 #[test]
-fn updates_follow_the_formulas() {
+fn adamw_follows_the_formulas() {
+    updates_follow_the_formulas(OptimizerKind::AdamW);
+}
+
+#[test]
+fn adam_follows_the_formulas() {
+    updates_follow_the_formulas(OptimizerKind::Adam);
+}
+
+fn updates_follow_the_formulas(optimizer: OptimizerKind) {
     let (betas, epsilon, weight_decay, clip, ema_decay, lr) = ((0.9, 0.999), 1e-8, 1e-2, 1.0, 0.999, 1e-3);
     let spec = StepSpec {
         batch: 1,
         lq: (8, 8),
         losses: vec![(LossKind::L1, 1.0)],
+        optimizer,
         betas,
         epsilon,
         weight_decay,
@@ -54,10 +64,11 @@ fn updates_follow_the_formulas() {
             let factor = (clip / (norm + 1e-6)).min(1.0);
             let (c1, c2) = (1.0 - betas.0.powi(step as i32), 1.0 - betas.1.powi(step as i32));
             for i in 0..n {
-                let g = f64::from(g[i]) * factor;
+                let (decoupled, penalty) = if optimizer == OptimizerKind::AdamW { (weight_decay, 0.0) } else { (0.0, weight_decay) };
+                let g = f64::from(g[i]) * factor + penalty * p[i];
                 m[i] = betas.0 * m[i] + (1.0 - betas.0) * g;
                 v[i] = betas.1 * v[i] + (1.0 - betas.1) * g * g;
-                p[i] = p[i] * (1.0 - lr * weight_decay) - lr / c1 * m[i] / ((v[i] / c2).sqrt() + epsilon);
+                p[i] = p[i] * (1.0 - lr * decoupled) - lr / c1 * m[i] / ((v[i] / c2).sqrt() + epsilon);
                 ema[i] = ema_decay * ema[i] + (1.0 - ema_decay) * p[i];
             }
             let ranges = [ports.parameters, ports.ema, ports.moment1, ports.moment2].map(Option::unwrap);

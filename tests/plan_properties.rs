@@ -15,6 +15,7 @@ fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], recompute:
         batch,
         lq,
         losses: losses.to_vec(),
+        optimizer: Default::default(),
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,

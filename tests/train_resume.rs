@@ -71,6 +71,8 @@ fn log(out: &Path) -> Vec<serde_json::Value> {
 #[derive(PartialEq)]
 struct Outcome {
     model: Vec<u8>,
+    /// Names and bytes of all network files, the best one among them.
+    networks: std::collections::BTreeMap<String, Vec<u8>>,
     state: (String, Vec<u8>),
     log: Vec<serde_json::Value>,
 }
@@ -84,7 +86,12 @@ fn outcome(out: &Path) -> Outcome {
         }
     }
     let name = newest.file_name().unwrap().to_str().unwrap().to_string();
-    Outcome { model: fs::read(out.join("model.safetensors")).unwrap(), state: (name, fs::read(&newest).unwrap()), log }
+    Outcome {
+        model: fs::read(out.join("model.safetensors")).unwrap(),
+        networks: files(&out.join("models")),
+        state: (name, fs::read(&newest).unwrap()),
+        log,
+    }
 }
 
 #[track_caller]
@@ -114,37 +121,67 @@ fn wait_for_a_log_line(out: &Path) {
     }
 }
 
+/// Kills of each case; two cases make fifty.
+const KILLS: u64 = 25;
+
 #[test]
-fn killed_at_any_moment_it_ends_in_the_bits_of_an_unbroken_run() {
+fn killed_at_fifty_random_moments_it_ends_in_the_bits_of_an_unbroken_run() {
     let (dir, set) = set();
+    let data = dir.path().join("data");
     let cases: [(&str, Flags); 2] = [
         ("a checkpoint every iteration", &[("--checkpoint-every", "1")]),
         (
-            "accumulation, crops, cosine",
-            &[("--checkpoint-every", "3"), ("--accum-iter", "2"), ("--lq-size", "12"), ("--schedule", "cosine"), ("--batch-size", "8")],
+            "accumulation, crops, cosine, validation",
+            &[
+                ("--checkpoint-every", "3"),
+                ("--accum-iter", "2"),
+                ("--lq-size", "12"),
+                ("--schedule", "cosine"),
+                ("--batch-size", "4"),
+                ("--keep-models", "2"),
+                ("--keep-every", "6"),
+                ("--val-every", "8"),
+                ("--val", text(&data)),
+            ],
         ),
     ];
-    let mut unfinished = 0;
     for (number, (what, flags)) in cases.into_iter().enumerate() {
         let whole = dir.path().join(format!("whole{number}"));
         let started = Instant::now();
         train(&set, &whole, flags).ok();
         let time = started.elapsed().as_secs_f64();
         let expected = outcome(&whole);
-        let out = dir.path().join(format!("killed{number}"));
-        for kill in 0..8u64 {
-            let mut child = start(&set, &out, flags);
-            std::thread::sleep(Duration::from_secs_f64(time * (0.1 + 0.4 * Rng::new(&[number as u64, kill]).unit())));
-            child.kill().unwrap(); // SIGKILL
-            child.wait().unwrap();
-            let done = states(&out).pop().map(|p| p.to_str().unwrap().to_string());
-            unfinished += u32::from(done.is_none_or(|name| !name.ends_with("024.safetensors")));
+        let mut rng = Rng::new(&[0x4B49_4C4C, number as u64]);
+        let (mut kills, mut runs, mut resumed) = (0, 0, 0);
+        while kills < KILLS {
+            // a run is killed and gone on with until a process gets to its end
+            let out = dir.path().join(format!("killed{number}_{runs}"));
+            runs += 1;
+            loop {
+                let before = states(&out).len();
+                let mut child = start(&set, &out, flags);
+                std::thread::sleep(Duration::from_secs_f64(time * rng.unit()));
+                if let Some(status) = child.try_wait().unwrap() {
+                    assert!(status.success(), "{what}: {status}");
+                    break;
+                }
+                child.kill().unwrap(); // SIGKILL
+                child.wait().unwrap();
+                kills += 1;
+                resumed += u32::from(before > 0);
+                if kills == KILLS {
+                    train(&set, &out, flags).ok();
+                    break;
+                }
+            }
+            let found = outcome(&out);
+            same(&found, &expected, what);
+            assert!(found.networks == expected.networks, "{what}: network files differ, or others are kept");
+            no_litter(&out);
         }
-        train(&set, &out, flags).ok();
-        same(&outcome(&out), &expected, what);
-        no_litter(&out);
+        println!("{what}: {kills} kills in {runs} runs, {resumed} of them of a run that had been resumed");
+        assert!(resumed > 0, "no kill came after a checkpoint");
     }
-    assert!(unfinished > 0, "no kill came in time");
 }
 
 #[test]
@@ -348,6 +385,54 @@ fn a_full_disk_while_saving_loses_nothing() {
     }
     train(&set, &out, &[log]).ok();
     same(&outcome(&out), &outcome(&whole), "after a full disk");
+}
+
+#[test]
+fn checkpoints_that_cannot_fit_the_disk_are_refused_before_the_start() {
+    let (dir, set) = set();
+    let out = dir.path().join("run");
+    let flags: Flags = &[("--iterations", "1000000000000"), ("--checkpoint-every", "1"), ("--keep-every", "1")];
+    train(&set, &out, flags).refused(1, &[text(&out), "free", "--keep-every", "--checkpoint-every"]);
+    assert!(states(&out).is_empty() && log(&out).is_empty() && !out.join("config.yml").exists());
+}
+
+#[test]
+fn held_out_shards_are_found_measured_and_the_best_network_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, set) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 6);
+    run(&["shard", text(&data), "--out", text(&set), "--lq-size", "16", "--val", "0.4"]).ok();
+    let flags: Flags = &[("--val-every", "4"), ("--layer-scale", "0.1"), ("--schedule", "constant"), ("--warmup", "0")];
+    let out = dir.path().join("run");
+    let ran = train(&set, &out, flags).ok();
+    assert!(ran.stderr.contains("held out") && ran.stderr.contains("held-out pairs"), "{}", ran.stderr);
+    let lines = log(&out);
+    let measured: Vec<_> = lines.iter().filter(|line| !line["val_psnr_y"].is_null()).collect();
+    assert_eq!(measured.len(), 6);
+    for line in &measured {
+        let at = |key: &str| line[key].as_f64().unwrap();
+        assert!(at("val_psnr") > 10.0 && at("val_psnr_y") > at("val_psnr") && (0.1..1.0).contains(&at("val_ssim")), "{line}");
+    }
+    let best = |out: &Path| -> serde_json::Value { serde_json::from_slice(&fs::read(out.join("models/best.json")).unwrap()).unwrap() };
+    let highest = measured.iter().max_by(|a, b| a["val_psnr_y"].as_f64().unwrap().total_cmp(&b["val_psnr_y"].as_f64().unwrap())).unwrap();
+    assert_eq!((&best(&out)["iteration"], &best(&out)["psnr_y"]), (&highest["iteration"], &highest["val_psnr_y"]));
+    // a run that gets worse when it goes on keeps what was best
+    let kept = fs::read(out.join("models/best_net_g_ema.safetensors")).unwrap();
+    let worse: Flags = &[("--iterations", "36"), ("--lr", "0.05"), ("--grad-clip", "0"), ("--ema-decay", "0")];
+    train(&set, &out, &[flags, worse].concat()).ok();
+    assert_eq!(best(&out)["iteration"], highest["iteration"]);
+    assert!(fs::read(out.join("models/best_net_g_ema.safetensors")).unwrap() == kept);
+    // a wider border measures something else, and none nothing
+    let other = dir.path().join("border");
+    train(&set, &other, &[flags, &[("--crop-border", "6")]].concat()).ok();
+    assert_ne!(log(&other)[0]["val_psnr_y"], lines[0]["val_psnr_y"]);
+    let none = dir.path().join("none");
+    train(&set, &none, &[flags, &[("--val", "none")]].concat()).ok();
+    assert!(log(&none).iter().all(|line| line["val_psnr_y"].is_null()) && !none.join("models/best.json").exists());
+    // the pictures of the set itself may be named as well
+    let named = dir.path().join("named");
+    train(&set, &named, &[flags, &[("--val", text(&set.join("val")))]].concat()).ok();
+    assert_eq!(log(&named)[3]["val_psnr_y"], lines[3]["val_psnr_y"]);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use super::data::DataArgs;
 use super::flags::{MAX_BATCH, MAX_SIDE, count, positive, print, tell};
+use super::recipe::{KeyFlags, Loading};
 use anyhow::{Context, Result, ensure};
+use paragon::config::Settings;
 use paragon::loader::bench::{BenchConfig, Measured, measure};
 use paragon::loader::quality::{Quality, quality};
 use paragon::loader::{LoaderConfig, MAX_SLOTS, MAX_THREADS, bound};
@@ -32,7 +34,7 @@ enum What {
 #[derive(clap::Args)]
 struct LoaderArgs {
     #[command(flatten)]
-    data: DataArgs,
+    data: KeyFlags<Loading>,
     /// Pairs in a batch
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH))]
     batch: usize,
@@ -67,7 +69,7 @@ struct LoaderArgs {
     #[arg(long)]
     content: bool,
     /// Most memory the loader may take (64M, 2G); more is refused before the start
-    #[arg(long, value_parser = super::shard::parse_size, value_name = "SIZE")]
+    #[arg(long, value_parser = paragon::config::parse_size, value_name = "SIZE")]
     host_memory: Option<u64>,
     /// Draw pairs/s over the thread counts to this file (SVG)
     #[arg(long, value_name = "FILE")]
@@ -92,16 +94,19 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn bench_loader(args: &LoaderArgs) -> Result<()> {
     let started = Instant::now();
-    let sources = args.data.open()?;
+    let mut settings = Settings::default();
+    args.data.apply(&mut settings);
+    let data = DataArgs::new(&settings)?;
+    let sources = data.open()?;
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
-    let (io, why) = args.data.io(&sources);
+    let (io, why) = data.io(&sources);
     let config = LoaderConfig {
         slots: args.slots,
         rank: args.rank.0,
         ranks: args.rank.1,
-        window: args.data.window(&sources),
+        window: data.window(&sources),
         io,
-        on_corrupt: args.data.on_corrupt,
+        on_corrupt: data.on_corrupt,
         ..LoaderConfig::new(args.batch, args.lq_size.unwrap_or(sources.crop() as usize), args.seed)
     };
     let threads = if args.threads.is_empty() { usual_threads() } else { args.threads.clone() };

@@ -2,13 +2,13 @@
 //! Depends on the backends and the plan's floor.
 
 use super::flags::{MAX_BATCH, MAX_SIDE, count, print, tell};
-use super::recipe::parse_loss;
 use anyhow::Result;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, fma_peak};
 use paragon::backend::cuda::{CudaBackend, Device};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
+use paragon::config::loss_term;
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
-use paragon::plan::{OpFloor, Plan, Precision, bytes_text};
+use paragon::plan::{OpFloor, OptimizerKind, Plan, Precision, bytes_text};
 use paragon::train::{DeviceChoice, LossTerm, Opened};
 use serde::Serialize;
 use std::time::Instant;
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH))]
     batch_size: usize,
     /// A loss and its weight, may be repeated
-    #[arg(long = "loss", default_values = ["l1:1.0"], value_name = "KIND:WEIGHT", value_parser = parse_loss)]
+    #[arg(long = "loss", default_values = ["l1:1.0"], value_name = "KIND:WEIGHT", value_parser = loss_term)]
     losses: Vec<LossTerm>,
     /// What is kept between forward and backward
     #[arg(long, value_enum, default_value = "block")]
@@ -155,6 +155,7 @@ fn measure(args: &Args) -> Result<Report> {
         batch: args.batch_size,
         lq: (args.lq_size, args.lq_size),
         losses: args.losses.iter().map(|l| (l.kind, l.weight)).collect(),
+        optimizer: OptimizerKind::AdamW,
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,

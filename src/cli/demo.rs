@@ -9,7 +9,7 @@ use paragon::backend::cpu::CpuOptions;
 use paragon::eval::{Scores, evaluate, find_pairs, mean};
 use paragon::loader::OnCorrupt;
 use paragon::model::Network;
-use paragon::plan::LossKind;
+use paragon::plan::{LossKind, OptimizerKind};
 use paragon::progress::Progress;
 use paragon::report::sheet::{Panel, comparison};
 use paragon::shard::plan::{BuildConfig, plan};
@@ -113,9 +113,12 @@ pub fn run(args: &Args) -> Result<()> {
         on_corrupt: OnCorrupt::Stop,
         checkpoint_every: args.iterations.div_ceil(4),
         keep_states: 1,
+        keep_models: 1,
+        keep_every: None,
         log_every: (args.iterations / 60).clamp(1, 100),
         validation: None,
         validate_every: 0,
+        crop_border: None,
         host_memory: None,
         recompute: None,
         fit: true,
@@ -124,6 +127,7 @@ pub fn run(args: &Args) -> Result<()> {
         device: DeviceChoice::Cpu,
         precision: None,
         vram: None,
+        settings: None,
         stop: stop.clone(),
     };
     let summary = train(Arc::new(set.into()), &recipe(args)?, &options, &|text| tell(text))?;
@@ -187,6 +191,7 @@ fn recipe(args: &Args) -> Result<TrainConfig> {
         use_hflip: true,
         use_rot: true,
         losses: vec![LossTerm { kind: LossKind::L1, weight: 1.0 }],
+        optimizer: OptimizerKind::AdamW,
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-4,

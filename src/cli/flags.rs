@@ -31,11 +31,6 @@ pub fn not_negative(text: &str) -> Result<f64, String> {
     number(text, |v| v >= 0.0, "0 or a number above it")
 }
 
-/// A share: 0 or more and below 1.
-pub fn share(text: &str) -> Result<f64, String> {
-    number(text, |v| (0.0..1.0).contains(&v), "a number from 0 up to, but not, 1")
-}
-
 /// Any number that single precision holds.
 pub fn single(text: &str) -> Result<f32, String> {
     number(text, |v| (v as f32).is_finite(), "a number").map(|v| v as f32)
@@ -59,10 +54,9 @@ mod tests {
     #[test]
     fn numbers_out_of_range_are_refused() {
         assert_eq!(positive("2e-4"), Ok(2e-4));
-        assert_eq!(share("0"), Ok(0.0));
         for text in ["0", "-1", "nan", "inf", "", "x"] {
             assert!(positive(text).is_err(), "{text}");
         }
-        assert!(not_negative("-0.1").is_err() && share("1").is_err() && single("1e39").is_err());
+        assert!(not_negative("-0.1").is_err() && single("1e39").is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_step;
+mod config;
 mod data;
 mod demo;
 mod eval;
@@ -40,6 +41,7 @@ enum Command {
     Shards(shards::Args),
     Plan(Box<plan::Args>),
     Train(Box<train::Args>),
+    Config(config::Args),
     Bench(bench::Args),
     Selftest(selftest::Args),
     Report(report::Args),
@@ -88,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Shards(args) => shards::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Selftest(args) => selftest::run(&args),
         Command::Report(args) => report::run(&args),

@@ -1,9 +1,8 @@
 //! `paragon plan`: the memory of a run, computed from its flags alone. Neither data nor a GPU is needed.
 
 use super::flags::{MAX_SIDE, count, positive, print, tell};
-use super::recipe::{Machine, Recipe};
+use super::recipe::{KeyFlags, Layers, Machine, Planning};
 use anyhow::{Result, bail};
-use clap::ValueEnum;
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
 use paragon::loader::{Bound, STACK_BYTES};
@@ -12,10 +11,12 @@ use paragon::plan::{Class, LayerLine, Plan, Precision, bytes_text};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
 use paragon::shard::codec::Decoder;
 use paragon::shard::format::Geometry;
-use paragon::train::{Budget, Choice, Fit, Fitted, Place, RunMemory, Rung, TrainConfig, validation_bytes};
+use paragon::train::{Budget, Choice, DeviceChoice, Fit, Fitted, Place, RunMemory, Rung, TrainConfig, validation_bytes};
 use serde::Serialize;
 use std::path::PathBuf;
 
+/// Scale of a plan that is told none.
+const USUAL_SCALE: u64 = 2;
 /// Patch sizes of `--max`.
 const MAX_PATCHES: [usize; 7] = [64, 96, 128, 160, 192, 224, 256];
 /// Largest batch that `--max` looks for.
@@ -32,12 +33,9 @@ const INDEX_BYTES_PER_SHARD: u64 = 400;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    recipe: Recipe,
+    layers_of: Layers,
     #[command(flatten)]
-    machine: Machine,
-    /// HR pixels per LQ pixel along one side: 2, 3, 4 or 8
-    #[arg(long, default_value_t = 2, help_heading = "Network")]
-    scale: usize,
+    flags: KeyFlags<Planning>,
     /// Side of the stored LQ patches, where crops are cut out of larger ones [default: the LQ patch]
     #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE), help_heading = "Recipe")]
     stored_lq_size: Option<usize>,
@@ -47,12 +45,6 @@ pub struct Args {
     /// Megapixels of the largest HR picture of a validation
     #[arg(long, value_name = "MP", value_parser = positive, help_heading = "Machine")]
     val_megapixels: Option<f64>,
-    /// Where the step is to run
-    #[arg(long, value_enum, default_value = "cpu", help_heading = "Machine")]
-    device: Device,
-    /// Type of activations; halves on CUDA only [default: f32 on the CPU, bf16 on CUDA]
-    #[arg(long, value_enum, help_heading = "Machine")]
-    precision: Option<Precision>,
     /// List activations, gradients and losses layer by layer
     #[arg(long, help_heading = "Output")]
     layers: bool,
@@ -65,12 +57,6 @@ pub struct Args {
     /// Print JSON on stdout
     #[arg(long, help_heading = "Output")]
     json: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Device {
-    Cpu,
-    Cuda,
 }
 
 /// What `--json` prints.
@@ -105,18 +91,18 @@ struct Largest {
 }
 
 impl Args {
-    fn place(&self) -> Result<Place> {
-        match (self.device, self.precision) {
-            (Device::Cpu, None | Some(Precision::F32)) => Ok(Place::Cpu(CpuOptions::new(self.machine.threads.unwrap_or(0)))),
-            (Device::Cpu, Some(half)) => bail!("the CPU computes in f32; {half} takes --device cuda"),
-            (Device::Cuda, precision) => {
+    fn place(&self, machine: &Machine) -> Result<Place> {
+        match (machine.device, machine.precision) {
+            (DeviceChoice::Cuda(_), precision) => {
                 Ok(Place::Cuda { sizing: CudaSizing { precision: precision.unwrap_or(Precision::Bf16) }, in_use: None })
             }
+            (_, None | Some(Precision::F32)) => Ok(Place::Cpu(CpuOptions::new(machine.threads))),
+            (_, Some(half)) => bail!("the CPU computes in f32; {half} takes --device cuda"),
         }
     }
 
     /// The loader's memory without a set to ask: exact for slots and scratch, an estimate for the index.
-    fn loader(&self, config: &TrainConfig, slots: usize) -> Result<Bound> {
+    fn loader(&self, machine: &Machine, config: &TrainConfig, slots: usize) -> Result<Bound> {
         let stored = self.stored_lq_size.unwrap_or(config.lq_size).max(config.lq_size);
         let geometry = Geometry::new(config.network.scale as u32, u32::try_from(stored)?)?;
         let area = config.network.scale * config.network.scale + 1;
@@ -126,13 +112,13 @@ impl Args {
         Ok(Bound {
             slots,
             slot_bytes: pair * config.batch_size as u64,
-            threads: self.machine.loader_threads,
+            threads: machine.loader_threads,
             scratch_bytes: Decoder::bytes(geometry) + crops + STACK_BYTES as u64,
             index_bytes: shards * INDEX_BYTES_PER_SHARD,
         })
     }
 
-    fn validation(&self, config: &TrainConfig) -> Result<u64> {
+    fn validation(&self, machine: &Machine, config: &TrainConfig) -> Result<u64> {
         let Some(megapixels) = self.val_megapixels else { return Ok(0) };
         validation_bytes(config, (megapixels * 1e6) as u64)
     }
@@ -140,22 +126,25 @@ impl Args {
 
 /// Prints the plan.
 pub fn run(args: &Args) -> Result<()> {
-    let config = args.recipe.config(args.scale, args.stored_lq_size.unwrap_or(usize::MAX))?;
+    let settings = args.layers_of.settings(&args.flags)?;
+    let machine = &Machine::new(&settings)?;
+    let scale = settings.whole("scale").unwrap_or(USUAL_SCALE) as usize;
+    let config = settings.train_config(scale, args.stored_lq_size.unwrap_or(usize::MAX))?;
     config.check()?;
-    let place = args.place()?;
-    let loader = |config: &TrainConfig, slots: usize| args.loader(config, slots);
+    let place = args.place(machine)?;
+    let loader = |config: &TrainConfig, slots: usize| args.loader(machine, config, slots);
     let fit = Fit {
         config: &config,
         place,
-        recompute: args.machine.recompute.level(),
-        slots: args.machine.slots,
-        budget: Budget { host: args.machine.host_memory, device: args.machine.vram },
-        may_split: args.machine.fit.on(),
+        recompute: machine.recompute,
+        slots: machine.slots,
+        budget: Budget { host: machine.host_memory, device: machine.vram },
+        may_split: machine.fit,
         earlier: None,
         loader: &loader,
-        validation: args.validation(&config)?,
+        validation: args.validation(machine, &config)?,
     };
-    if args.machine.vram.is_some() && !place.is_device() {
+    if machine.vram.is_some() && !place.is_device() {
         bail!("--vram bounds the memory of a GPU; give --device cuda, or --host-memory for the CPU");
     }
     if args.max {
@@ -255,7 +244,7 @@ fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
     if fit.budget.host.is_none() && fit.budget.device.is_none() {
         bail!("--max needs something to fill: give --vram (with --device cuda) or --host-memory");
     }
-    let levels = args.machine.recompute.level().map_or(vec![Recompute::Block, Recompute::Full], |level| vec![level]);
+    let levels = fit.recompute.map_or(vec![Recompute::Block, Recompute::Full], |level| vec![level]);
     let mut cells = Vec::new();
     for lq_size in MAX_PATCHES {
         for &recompute in &levels {

@@ -1,128 +1,142 @@
-//! The flags that `train` and `plan` share, so that they cannot drift apart: the recipe, which decides what is learnt, and the
-//! machine, which decides where and in how much memory.
+//! Flags made from the table of keys, and the layers of a configuration: defaults, file, preset, `--set`, flags. `train`, `plan` and
+//! `bench` take them from here, so that they cannot drift apart. Depends on `config` and clap.
 
-use super::flags::{MAX_BATCH, MAX_SIDE, MAX_THREADS, count, not_negative, positive, share, single};
-use super::shard::parse_size;
-use anyhow::{Result, bail};
-use clap::ValueEnum;
-use paragon::model::{Network, Recompute};
-use paragon::plan::LossKind;
-use paragon::train::{Decay, LossTerm, Schedule, TrainConfig};
+use super::flags::tell;
+use anyhow::{Context, Result};
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum};
+use paragon::config::import::{import, is_theirs};
+use paragon::config::{Flag, KEYS, Key, Kind, Settings, Value, parse, parse_assignment};
+use paragon::model::Recompute;
+use paragon::plan::Precision;
+use paragon::train::DeviceChoice;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
 
-/// The network and how it is trained.
+/// Which keys a command has flags for.
+pub trait Group {
+    /// Whether it has one for this key.
+    fn takes(key: &Key) -> bool;
+}
+
+/// Everything.
+pub struct Training;
+/// What decides memory.
+pub struct Planning;
+/// Where patches come from.
+pub struct Loading;
+
+impl Group for Training {
+    fn takes(key: &Key) -> bool {
+        key.path != "scale" // its shards have one
+    }
+}
+
+impl Group for Planning {
+    fn takes(key: &Key) -> bool {
+        key.is_for_plan() || key.path == "scale"
+    }
+}
+
+impl Group for Loading {
+    fn takes(key: &Key) -> bool {
+        key.heading == "Data"
+    }
+}
+
+/// The flags of a group of keys, as they were given.
+pub struct KeyFlags<G> {
+    given: Vec<(usize, Value)>,
+    group: PhantomData<G>,
+}
+
+impl<G: Group> clap::Args for KeyFlags<G> {
+    fn augment_args(command: Command) -> Command {
+        KEYS.iter().filter(|key| G::takes(key)).fold(command, |command, key| match flag(key) {
+            Some(flag) => command.arg(flag),
+            None => command,
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+fn flag(key: &'static Key) -> Option<Arg> {
+    let arg = Arg::new(key.path).help_heading(key.heading);
+    match key.flag {
+        Flag::None => None,
+        Flag::Off(name) => Some(arg.long(name).help(format!("Off: {}", key.doc)).action(ArgAction::SetTrue)),
+        Flag::Takes(name, value) => {
+            // the kind says what it takes only where the text does not
+            let names = if let Kind::Choice(_) = key.kind { format!(" ({})", key.kind.expected()) } else { String::new() };
+            let help = format!("{}{names} [default: {}]", key.doc, key.default_text());
+            let repeated = matches!(key.kind, Kind::Paths | Kind::Losses);
+            let action = if repeated { ArgAction::Append } else { ArgAction::Set };
+            let read = |text: &str| key.kind.read(text);
+            Some(arg.long(name).value_name(value).help(help).action(action).allow_negative_numbers(true).value_parser(read))
+        }
+    }
+}
+
+impl<G: Group> clap::FromArgMatches for KeyFlags<G> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Vec::new();
+        for (index, key) in KEYS.iter().enumerate().filter(|(_, key)| G::takes(key)) {
+            match key.flag {
+                Flag::None => {}
+                Flag::Off(_) if matches.get_flag(key.path) => given.push((index, Value::Bool(false))),
+                Flag::Off(_) => {}
+                Flag::Takes(..) => {
+                    let values: Vec<Value> = matches.get_many::<Value>(key.path).into_iter().flatten().cloned().collect();
+                    given.extend(join(values).map(|value| (index, value)));
+                }
+            }
+        }
+        Ok(KeyFlags { given, group: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.given.extend(Self::from_arg_matches(matches)?.given);
+        Ok(())
+    }
+}
+
+/// What a repeated flag says: the lists one after the other, or the one value.
+fn join(values: Vec<Value>) -> Option<Value> {
+    if values.len() < 2 {
+        return values.into_iter().next();
+    }
+    let list = values.into_iter().flat_map(|value| if let Value::List(list) = value { list } else { vec![value] });
+    Some(Value::List(list.collect()))
+}
+
+impl<G> KeyFlags<G> {
+    /// Gives settings what the flags say.
+    pub fn apply(&self, settings: &mut Settings) {
+        for (key, value) in &self.given {
+            settings.set(*key, value.clone());
+        }
+    }
+}
+
+/// Where a configuration comes from beside flags of its own.
 #[derive(clap::Args)]
-pub struct Recipe {
-    /// Network: nano (paragonsr2_realtime)
-    #[arg(long, default_value = "nano", help_heading = "Network")]
-    network: String,
-    /// Strength of the base upsampler's sharpening [default: the network's, 0.3 for Nano]
-    #[arg(long, value_name = "ALPHA", value_parser = single, allow_negative_numbers = true, help_heading = "Network")]
-    alpha: Option<f32>,
-    /// Start value of the gain on the learned detail [default: the network's, 0.05 for Nano]
-    #[arg(long, value_name = "GAIN", value_parser = single, allow_negative_numbers = true, help_heading = "Network")]
-    detail_gain: Option<f32>,
-    /// Start value of LayerScale; larger ones (0.1) let the blocks contribute sooner
-    #[arg(long, default_value_t = 1e-5, value_name = "VALUE", value_parser = single, allow_negative_numbers = true, help_heading = "Network")]
-    layer_scale: f32,
-    /// Iterations in all
-    #[arg(long, default_value_t = 40_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Recipe")]
-    iterations: u64,
-    /// A published setting of patch, batch, accumulation and rotation; flags of its own win over it
-    #[arg(long, value_enum, help_heading = "Recipe")]
+pub struct Layers {
+    /// Take the configuration from a file: our YAML (`paragon config init`), or a traiNNer-redux option file as it is
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    config: Option<PathBuf>,
+    /// A published setting of patch, batch, accumulation and rotation; wins over --config
+    #[arg(long, value_enum, help_heading = "Configuration")]
     preset: Option<Preset>,
-    /// Side of the LQ patch in pixels [default: 128, or the stored size where that is smaller]
-    #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE), help_heading = "Recipe")]
-    lq_size: Option<usize>,
-    /// Patches in a micro-batch [default: 16]
-    #[arg(long, value_name = "N", value_parser = count(MAX_BATCH), help_heading = "Recipe")]
-    batch_size: Option<usize>,
-    /// Micro-batches in an iteration: the same training as a batch so many times larger, in less memory [default: 1]
-    #[arg(long, value_name = "N", value_parser = count(MAX_BATCH), help_heading = "Recipe")]
-    accum_iter: Option<usize>,
-    /// A loss and its weight, may be repeated: l1, charbonnier, mse, ssim, mssim
-    #[arg(long = "loss", default_values = ["l1:1.0", "ssim:0.05"], value_name = "KIND:WEIGHT", value_parser = parse_loss, help_heading = "Recipe")]
-    losses: Vec<LossTerm>,
-    /// Learning rate after warm-up
-    #[arg(long, default_value_t = 2e-4, value_parser = positive, allow_negative_numbers = true, help_heading = "Recipe")]
-    lr: f64,
-    /// How the learning rate falls
-    #[arg(long, value_enum, default_value = "multistep", help_heading = "Recipe")]
-    schedule: ScheduleKind,
-    /// Iterations of linear warm-up
-    #[arg(long, default_value_t = 1000, value_name = "N", help_heading = "Recipe")]
-    warmup: u64,
-    /// multistep: iterations after which the learning rate falls
-    #[arg(long, value_delimiter = ',', default_values_t = [30_000, 35_000], value_name = "N,N", help_heading = "Recipe")]
-    milestones: Vec<u64>,
-    /// multistep: factor at each milestone
-    #[arg(long, default_value_t = 0.5, value_parser = positive, allow_negative_numbers = true, help_heading = "Recipe")]
-    gamma: f64,
-    /// cosine: learning rate at the end
-    #[arg(long, default_value_t = 1e-7, value_name = "LR", value_parser = not_negative, allow_negative_numbers = true, help_heading = "Recipe")]
-    eta_min: f64,
-    /// AdamW's betas
-    #[arg(long, value_delimiter = ',', num_args = 1, default_values_t = [0.9, 0.99], value_name = "B1,B2", value_parser = share, allow_negative_numbers = true, help_heading = "Recipe")]
-    betas: Vec<f64>,
-    /// AdamW's decoupled weight decay
-    #[arg(long, default_value_t = 1e-4, value_parser = not_negative, allow_negative_numbers = true, help_heading = "Recipe")]
-    weight_decay: f64,
-    /// Largest gradient norm; 0 for no clipping
-    #[arg(long, default_value_t = 1.0, value_name = "NORM", value_parser = not_negative, allow_negative_numbers = true, help_heading = "Recipe")]
-    grad_clip: f64,
-    /// Weight of the old average in the EMA
-    #[arg(long, default_value_t = 0.999, value_parser = share, allow_negative_numbers = true, help_heading = "Recipe")]
-    ema_decay: f64,
-    /// Power of the EMA's warm-up
-    #[arg(long, default_value_t = 0.75, value_parser = positive, allow_negative_numbers = true, help_heading = "Recipe")]
-    ema_power: f64,
-    /// No random horizontal flips
-    #[arg(long, help_heading = "Recipe")]
-    no_hflip: bool,
-    /// No random vertical flips and quarter turns
-    #[arg(long, help_heading = "Recipe")]
-    no_rot: bool,
-    /// Seed of start values, order, crops and flips
-    #[arg(long, default_value_t = 1024, help_heading = "Recipe")]
-    seed: u64,
+    /// Give a key a value, as in train.optim_g.lr=1e-3; may be repeated, wins over --config and --preset. Flags win over it.
+    /// `paragon config explain` lists the keys
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment, help_heading = "Configuration")]
+    set: Vec<(usize, Value)>,
 }
 
-/// Threads and memory.
-#[derive(clap::Args)]
-pub struct Machine {
-    /// Threads that compute [default: one for each core]; the result is the same bits for any number
-    #[arg(long, value_name = "N", value_parser = count(MAX_THREADS), help_heading = "Machine")]
-    pub threads: Option<usize>,
-    /// Threads that read and decode shards
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count(paragon::loader::MAX_THREADS as u64), help_heading = "Machine")]
-    pub loader_threads: usize,
-    /// Batches that exist at once in the prefetch ring
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = count(paragon::loader::MAX_SLOTS as u64), help_heading = "Machine")]
-    pub slots: usize,
-    /// Most host memory the run may take (2G) [default: what is free]
-    #[arg(long, value_parser = parse_size, value_name = "SIZE", help_heading = "Machine")]
-    pub host_memory: Option<u64>,
-    /// Most device memory the run may take (11.63GiB), what the driver takes included
-    #[arg(long, value_parser = parse_size, value_name = "SIZE", help_heading = "Machine")]
-    pub vram: Option<u64>,
-    /// What is kept between forward and backward, and what is made again
-    #[arg(long, value_enum, default_value = "auto", help_heading = "Machine")]
-    pub recompute: Level,
-    /// Where a run is too large: split its iterations into smaller micro-batches of the same samples, or refuse it
-    #[arg(long, value_enum, default_value = "on", help_heading = "Machine")]
-    pub fit: Switch,
-}
-
-/// What a preset sets.
-struct Setting {
-    lq_size: usize,
-    batch_size: usize,
-    accum_iter: usize,
-    use_rot: bool,
-}
-
-impl Setting {
-    /// The author's Nano recipe.
-    const PUBLISHED: Setting = Setting { lq_size: 128, batch_size: 16, accum_iter: 1, use_rot: true };
+fn assignment(text: &str) -> Result<(usize, Value), String> {
+    parse_assignment(text).map_err(|error| format!("{error:#}"))
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -133,104 +147,92 @@ enum Preset {
     MemorySafe,
 }
 
-impl Preset {
-    fn setting(self) -> Setting {
-        match self {
-            Preset::Lq128 => Setting::PUBLISHED,
-            Preset::MemorySafe => Setting { lq_size: 96, batch_size: 8, accum_iter: 2, use_rot: false },
+/// Reads a configuration of either kind into settings, and tells what of theirs is not honoured.
+pub fn read_file(path: &Path, settings: &mut Settings) -> Result<()> {
+    let place = || path.display().to_string();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", place()))?;
+    let root = parse(&text).with_context(place)?;
+    if is_theirs(&root) {
+        let imported = import(&root).with_context(place)?;
+        tell(imported.report(&place()));
+        imported.apply(settings);
+        return Ok(());
+    }
+    settings.read(&root).with_context(place)
+}
+
+impl Layers {
+    /// The settings that count: defaults, file, preset, `--set`, flags.
+    pub fn settings<G>(&self, flags: &KeyFlags<G>) -> Result<Settings> {
+        let mut settings = Settings::default();
+        if let Some(path) = &self.config {
+            read_file(path, &mut settings)?;
         }
-    }
-}
-
-/// A level of recomputation as a user names it.
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Level {
-    /// The cheapest that fits
-    Auto,
-    /// The same as block: a fused block has nothing else worth keeping
-    None,
-    /// Only the inputs of blocks are kept
-    Block,
-    /// The HR tail also runs a few images at a time: the same bits, no buffer of HR size for the whole batch
-    Full,
-}
-
-impl Level {
-    /// Nothing for the cheapest that fits.
-    pub fn level(self) -> Option<Recompute> {
-        match self {
-            Level::Auto => None,
-            Level::None => Some(Recompute::None),
-            Level::Block => Some(Recompute::Block),
-            Level::Full => Some(Recompute::Full),
-        }
-    }
-}
-
-/// On or off.
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Switch {
-    On,
-    Off,
-}
-
-impl Switch {
-    /// Whether it is on.
-    pub fn on(self) -> bool {
-        matches!(self, Switch::On)
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ScheduleKind {
-    Multistep,
-    Cosine,
-    Constant,
-}
-
-/// `l1:1.0`
-pub fn parse_loss(text: &str) -> Result<LossTerm, String> {
-    let (kind, weight) = text.split_once(':').unwrap_or((text, "1"));
-    let kind = LossKind::from_str(kind, true).map_err(|_| format!("unknown loss '{kind}'; known are l1, charbonnier, mse, ssim, mssim"))?;
-    let weight: f32 = weight.parse().map_err(|_| format!("'{weight}' is no weight; write it as l1:1.0"))?;
-    if !weight.is_finite() || weight < 0.0 {
-        return Err(format!("a weight of {weight} makes no sense"));
-    }
-    Ok(LossTerm { kind, weight })
-}
-
-impl Recipe {
-    /// The run that is asked for, on patches stored at a scale and a size.
-    pub fn config(&self, scale: usize, stored_lq_size: usize) -> Result<TrainConfig> {
-        let mut network = Network::new(&self.network, scale)?;
-        let preset = self.preset.map_or(Setting::PUBLISHED, Preset::setting);
-        network.upsampler_alpha = self.alpha.unwrap_or(network.upsampler_alpha);
-        network.detail_gain = self.detail_gain.unwrap_or(network.detail_gain);
-        network.layer_scale = self.layer_scale;
-        let &[beta1, beta2] = self.betas.as_slice() else { bail!("--betas takes two numbers, as in 0.9,0.99") };
-        let decay = match self.schedule {
-            ScheduleKind::Multistep => Decay::MultiStep { milestones: self.milestones.clone(), gamma: self.gamma },
-            ScheduleKind::Cosine => Decay::Cosine { total: self.iterations, eta_min: self.eta_min },
-            ScheduleKind::Constant => Decay::Constant,
+        let published = match self.preset {
+            None => None,
+            Some(Preset::Lq128) => Some((128, 16, 1, true)),
+            Some(Preset::MemorySafe) => Some((96, 8, 2, false)),
         };
-        Ok(TrainConfig {
-            network,
-            lq_size: self.lq_size.unwrap_or(preset.lq_size.min(stored_lq_size)),
-            batch_size: self.batch_size.unwrap_or(preset.batch_size),
-            accum_iter: self.accum_iter.unwrap_or(preset.accum_iter),
-            use_hflip: !self.no_hflip,
-            use_rot: !self.no_rot && preset.use_rot,
-            losses: self.losses.clone(),
-            betas: (beta1, beta2),
-            epsilon: 1e-8,
-            weight_decay: self.weight_decay,
-            grad_clip: self.grad_clip,
-            schedule: Schedule { base_lr: self.lr, warmup: self.warmup, decay },
-            total_iter: self.iterations,
-            ema_decay: self.ema_decay,
-            ema_power: self.ema_power,
-            seed: self.seed,
-            window: None,
+        if let Some((lq_size, batch, accum, rot)) = published {
+            settings.put("data.lq_size", Value::Whole(lq_size));
+            settings.put("data.batch_size_per_gpu", Value::Whole(batch));
+            settings.put("data.accum_iter", Value::Whole(accum));
+            settings.put("data.use_rot", Value::Bool(rot));
+        }
+        for (key, value) in &self.set {
+            settings.set(*key, value.clone());
+        }
+        flags.apply(&mut settings);
+        Ok(settings)
+    }
+}
+
+/// Threads and memory.
+pub struct Machine {
+    /// Threads that compute; 0 for all.
+    pub threads: usize,
+    /// Threads that load.
+    pub loader_threads: usize,
+    /// Batches in the ring.
+    pub slots: usize,
+    /// Most host memory, bytes.
+    pub host_memory: Option<u64>,
+    /// Most device memory, bytes.
+    pub vram: Option<u64>,
+    /// What is kept between forward and backward; nothing for the cheapest level that fits.
+    pub recompute: Option<Recompute>,
+    /// Whether what is too large may be split.
+    pub fit: bool,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Type of activations; nothing for the device's best.
+    pub precision: Option<Precision>,
+}
+
+impl Machine {
+    /// Of the settings of a run.
+    pub fn new(settings: &Settings) -> Result<Machine> {
+        let recompute = match settings.text("machine.recompute") {
+            Some("none") => Some(Recompute::None),
+            Some("block") => Some(Recompute::Block),
+            Some("full") => Some(Recompute::Full),
+            _ => None,
+        };
+        Ok(Machine {
+            threads: settings.whole("machine.threads").unwrap_or(0) as usize,
+            loader_threads: settings.count("data.num_worker_per_gpu")? as usize,
+            slots: settings.count("data.slots")? as usize,
+            host_memory: settings.whole("machine.host_memory"),
+            vram: settings.whole("machine.vram"),
+            recompute,
+            fit: settings.is_on("machine.fit"),
+            device: settings.text("machine.device").unwrap_or("auto").parse().map_err(anyhow::Error::msg)?,
+            precision: match settings.text("machine.precision") {
+                Some("f32") => Some(Precision::F32),
+                Some("bf16") => Some(Precision::Bf16),
+                Some("fp16") => Some(Precision::Fp16),
+                _ => None,
+            },
         })
     }
 }

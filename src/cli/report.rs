@@ -83,8 +83,8 @@ fn charts(log: &[LogLine]) -> Result<Vec<String>> {
     };
     let wanted = [
         ("Training loss", "loss", true, vec![series("loss", &|l| Some(l.loss))]),
-        ("PSNR-Y", "dB", false, vec![series("validation", &|l| l.val_psnr_y)]),
-        ("SSIM-Y", "SSIM", false, vec![series("validation", &|l| l.val_ssim_y)]),
+        ("PSNR of the validation", "dB", false, vec![series("Y", &|l| l.val_psnr_y), series("RGB", &|l| l.val_psnr)]),
+        ("SSIM of the validation", "SSIM", false, vec![series("Y", &|l| l.val_ssim_y), series("RGB", &|l| l.val_ssim)]),
         ("Learning rate", "learning rate", false, vec![series("learning rate", &|l| Some(l.lr))]),
         ("Gradient norm", "norm before clipping", true, vec![series("gradient norm", &|l| Some(l.grad_norm))]),
         ("Speed", "iterations/s", false, vec![series("it/s", &|l| Some(l.it_per_s))]),
@@ -92,6 +92,12 @@ fn charts(log: &[LogLine]) -> Result<Vec<String>> {
         ("Anonymous memory, peak", "MiB", false, vec![series("memory", &|l| Some(l.anonymous? as f64 / f64::from(1 << 20)))]),
     ];
     let drawable = |log_y: bool, lines: &[Series]| lines.iter().all(|s| s.points.iter().filter(|p| !log_y || p.1 > 0.0).count() > 1);
+    // logs from before RGB was measured have one line of two
+    let wanted = wanted.map(|(title, unit, log_y, lines)| {
+        let lines: Vec<Series> =
+            lines.into_iter().enumerate().filter(|(i, line)| *i == 0 || !line.points.is_empty()).map(|(_, line)| line).collect();
+        (title, unit, log_y, lines)
+    });
     wanted
         .iter()
         .filter(|(.., log_y, lines)| drawable(*log_y, lines))

@@ -1,6 +1,7 @@
 //! `paragon shard`: flags to a build configuration, one library call, the report. Depends on `shard` alone.
 
 use anyhow::{Context, Result, ensure};
+use paragon::config::parse_size;
 use paragon::dataset::decode::Limits;
 use paragon::dataset::recipe::{LqFilter, Recipe};
 use paragon::progress::Progress;
@@ -91,26 +92,6 @@ pub struct Args {
     /// Remove a set that is already in the output folder
     #[arg(long)]
     overwrite: bool,
-}
-
-/// Reads `1500`, `512M`, `2G`, `2GiB`: bytes, in powers of 1024.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let lower = text.trim().to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match lower[digits.len()..].trim_end_matches('b').trim_end_matches('i') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        other => return Err(format!("`{other}` is no unit; use K, M, G or T, as in 512M")),
-    };
-    let number: f64 = digits.trim().parse().map_err(|_| format!("`{text}` is no size; write it as 512M or 2G"))?;
-    let value = number * (1u64 << shift) as f64;
-    if !(0.0..9e18).contains(&value) {
-        return Err(format!("`{text}` is out of range"));
-    }
-    Ok(value as u64)
 }
 
 /// Reads `50`, `0.02` or `2%`.

@@ -1,16 +1,19 @@
 //! `paragon train`: flags to a training configuration and run options, one library call, a summary.
 
 use super::data::{DataArgs, Window};
-use super::flags::{MAX_BATCH, count, print, tell};
-use super::recipe::{Machine, Recipe};
+use super::flags::{print, tell};
+use super::recipe::{KeyFlags, Layers, Machine, Training};
 use anyhow::{Context, Result};
+use paragon::config::{Settings, Value, docs};
 use paragon::loader::Sources;
-use paragon::plan::Precision;
 use paragon::shard::reader::Io;
-use paragon::train::{DeviceChoice, RunOptions, Summary, duration_text, newest_state, train};
+use paragon::train::{HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What `val.dataset` says for no validation.
+const NO_VALIDATION: &str = "none";
 
 /// Train a network on a set of shards.
 ///
@@ -20,41 +23,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    data: DataArgs,
-    /// Folder of the run: checkpoints, log, curves [default: runs/NETWORK_xSCALE]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Start from the parameters of a safetensors file of ours or of PyTorch's
-    #[arg(long, value_name = "FILE", help_heading = "Network")]
-    pretrain: Option<PathBuf>,
-    /// Take of --pretrain what fits, and list what does not
-    #[arg(long, requires = "pretrain", help_heading = "Network")]
-    lenient: bool,
+    layers: Layers,
     #[command(flatten)]
-    recipe: Recipe,
-    /// Where to train: auto (the first CUDA device, else the CPU), cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_name = "DEVICE", help_heading = "Machine")]
-    device: DeviceChoice,
-    /// Type of activations; halves on CUDA only [default: f32 on the CPU; bf16 on CUDA, fp16 on cards before sm_80]
-    #[arg(long, value_enum, help_heading = "Machine")]
-    precision: Option<Precision>,
-    #[command(flatten)]
-    machine: Machine,
-    /// Iterations between checkpoints
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Output")]
-    checkpoint_every: u64,
-    /// State files to keep; network files are all kept
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = count(MAX_BATCH), help_heading = "Output")]
-    keep_states: usize,
-    /// Iterations between log lines
-    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Output")]
-    log_every: u64,
-    /// Folder of pictures (pairs, or HR alone) to measure PSNR and SSIM on
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
-    val: Option<PathBuf>,
-    /// Iterations between validations
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Output")]
-    val_every: u64,
+    flags: KeyFlags<Training>,
     /// Begin again, dropping the states of an earlier run in the same folder
     #[arg(long, help_heading = "Output")]
     restart: bool,
@@ -63,12 +34,10 @@ pub struct Args {
     json: bool,
 }
 
-impl Args {
-    /// The shuffle window: a run that goes on keeps its order whatever memory is free today.
-    fn window(&self, sources: &Sources, out: &Path) -> Option<u64> {
-        let going_on = if self.restart || self.data.window != Window::Auto { None } else { newest_state(out).0 };
-        going_on.map_or_else(|| self.data.window(sources), |state| state.head.config.window)
-    }
+/// The shuffle window: a run that goes on keeps its order whatever memory is free today.
+fn window(data: &DataArgs, sources: &Sources, out: &Path, restart: bool) -> Option<u64> {
+    let going_on = if restart || data.window != Window::Auto { None } else { newest_state(out).0 };
+    going_on.map_or_else(|| data.window(sources), |state| state.head.config.window)
 }
 
 /// A flag that the first Ctrl-C (or SIGTERM) raises; the second one ends the process at once.
@@ -83,35 +52,51 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>> {
 
 /// Trains; exit code 130 when stopped from outside after saving.
 pub fn run(args: &Args) -> Result<()> {
-    let sources = args.data.open()?;
-    let mut config = args.recipe.config(sources.scale() as usize, sources.crop() as usize)?;
-    let name = || format!("{}_x{}", config.network.arch, config.network.scale);
-    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(name()));
-    config.window = args.window(&sources, &out);
+    let mut settings = args.layers.settings(&args.flags)?;
+    let machine = Machine::new(&settings)?;
+    let data = DataArgs::new(&settings)?;
+    let sources = data.open()?;
+    let mut config = settings.train_config(sources.scale() as usize, sources.crop() as usize)?;
+    let name = || settings.text("name").map_or_else(|| format!("{}_x{}", config.network.arch, config.network.scale), str::to_string);
+    let out = settings.text("path.out").map_or_else(|| PathBuf::from("runs").join(name()), PathBuf::from);
+    config.window = window(&data, &sources, &out, args.restart);
     let net = &config.network;
-    let (io, why) = args.data.io(&sources);
+    let (io, why) = data.io(&sources);
     tell(format_args!("reading shards by {} ({why})", if io == Io::Mmap { "map" } else { "calls" }));
     let stop = stop_flag()?;
+    let validation = match settings.text("val.dataset") {
+        Some(NO_VALIDATION) => None,
+        Some(place) => Some(PathBuf::from(place)),
+        None => HeldOut::beside(&data.shards).inspect(|place| {
+            tell(format_args!("{} was held out when the shards were made: validating on it (--val none turns that off)", place.display()));
+        }),
+    };
+    let strict = settings.is_on("path.strict_load_g");
+    let effective = effective(&mut settings, &data, &config, &out, validation.as_deref());
     let options = RunOptions {
         out,
-        threads: args.machine.threads.unwrap_or(0),
-        loader_threads: args.machine.loader_threads,
-        slots: args.machine.slots,
+        threads: machine.threads,
+        loader_threads: machine.loader_threads,
+        slots: machine.slots,
         io,
-        on_corrupt: args.data.on_corrupt,
-        checkpoint_every: args.checkpoint_every,
-        keep_states: args.keep_states,
-        log_every: args.log_every,
-        validation: args.val.clone(),
-        validate_every: args.val_every,
-        host_memory: args.machine.host_memory,
-        recompute: args.machine.recompute.level(),
-        fit: args.machine.fit.on(),
+        on_corrupt: data.on_corrupt,
+        checkpoint_every: settings.count("logger.save_checkpoint_freq")?,
+        keep_states: settings.count("logger.keep_states")? as usize,
+        keep_models: settings.count("logger.keep_models")? as usize,
+        keep_every: settings.whole("logger.keep_every"),
+        log_every: settings.count("logger.print_freq")?,
+        validation,
+        crop_border: settings.whole("val.crop_border").map(|pixels| pixels as u32),
+        validate_every: settings.count("val.val_freq")?,
+        host_memory: machine.host_memory,
+        recompute: machine.recompute,
+        fit: machine.fit,
         restart: args.restart,
-        pretrained: args.pretrain.clone().map(|path| (path, !args.lenient)),
-        device: args.device,
-        precision: args.precision,
-        vram: args.machine.vram,
+        pretrained: settings.text("path.pretrain_network_g").map(|path| (PathBuf::from(path), strict)),
+        settings: Some(effective),
+        device: machine.device,
+        precision: machine.precision,
+        vram: machine.vram,
         stop: stop.clone(),
     };
     tell(format_args!(
@@ -129,6 +114,22 @@ pub fn run(args: &Args) -> Result<()> {
         std::process::exit(130);
     }
     Ok(())
+}
+
+/// The configuration that counts, as a file to be taken again: paths that hold wherever it is read, and what was chosen on the way.
+fn effective(settings: &mut Settings, data: &DataArgs, config: &TrainConfig, out: &Path, validation: Option<&Path>) -> String {
+    let whole = |path: &Path| Value::Text(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).to_string_lossy().into_owned());
+    settings.put("scale", Value::Whole(config.network.scale as u64));
+    settings.put("network_g.type", Value::Text(config.network.arch.clone()));
+    settings.put("data.shards", Value::List(data.shards.iter().map(|path| whole(path)).collect()));
+    settings.put("data.lq_size", Value::Whole(config.lq_size as u64));
+    settings.put("data.window", config.window.map_or(Value::Text("off".into()), Value::Whole));
+    settings.put("path.out", whole(out));
+    settings.put("val.dataset", validation.map_or(Value::Text(NO_VALIDATION.into()), &whole));
+    if let Some(path) = settings.text("path.pretrain_network_g").map(PathBuf::from) {
+        settings.put("path.pretrain_network_g", whole(&path));
+    }
+    format!("# What this run was told, every key of it: `paragon train --config` takes it back.\n{}", docs::yaml(settings, false))
 }
 
 fn print_summary(s: &Summary, seconds: f64) -> Result<()> {

@@ -3,8 +3,8 @@
 use super::{BLUR_TAPS, Init, Network, ParamTable, Recompute, SHARP_TAPS};
 use crate::plan::{
     BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, Head, HeadBack, LossKind, METRICS, NanoBlock, NanoBlockBack, NanoParams,
-    Op, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target, Unpack, Update,
-    split_losses,
+    Op, OptimizerKind, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target,
+    Unpack, Update, split_losses,
 };
 use anyhow::Result;
 use std::ops::Range;
@@ -23,11 +23,13 @@ pub struct StepSpec {
     pub lq: (usize, usize),
     /// Losses and their weights.
     pub losses: Vec<(LossKind, f32)>,
-    /// AdamW's (beta1, beta2).
+    /// What makes a step of a gradient.
+    pub optimizer: OptimizerKind,
+    /// Its (beta1, beta2).
     pub betas: (f64, f64),
-    /// AdamW's epsilon.
+    /// Its epsilon.
     pub epsilon: f64,
-    /// Decoupled weight decay.
+    /// Weight decay; how it acts the optimizer says.
     pub weight_decay: f64,
     /// Take input and target as float buffers instead of a staged u8 batch (reference tests).
     pub float_input: bool,
@@ -248,6 +250,7 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
     let micro = 0..b.position();
     b.push(Op::Update(Update {
         trainable,
+        optimizer: spec.optimizer,
         beta1: spec.betas.0,
         beta2: spec.betas.1,
         epsilon: spec.epsilon,
@@ -393,6 +396,7 @@ mod tests {
             batch,
             lq,
             losses: vec![(LossKind::L1, 1.0)],
+            optimizer: Default::default(),
             betas: (0.9, 0.99),
             epsilon: 1e-8,
             weight_decay: 1e-4,

@@ -173,11 +173,22 @@ pub struct HeadBack {
     pub workspace: Option<BufferId>,
 }
 
-/// Global gradient norm, clip, AdamW and EMA over all trainable parameters, in one pass; skipped when the norm is not finite.
+/// How a gradient becomes a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum OptimizerKind {
+    /// Weight decay on the parameters themselves.
+    #[default]
+    AdamW,
+    /// Weight decay, if any, added to the gradient.
+    Adam,
+}
+
+/// Global gradient norm, clip, Adam or AdamW and EMA over all trainable parameters, in one pass; skipped when the norm is not finite.
 #[derive(Clone, Debug)]
 pub struct Update {
     /// Trainable elements: they come first in the parameter buffer.
     pub trainable: usize,
+    pub optimizer: OptimizerKind,
     pub beta1: f64,
     pub beta2: f64,
     pub epsilon: f64,

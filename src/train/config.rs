@@ -2,7 +2,7 @@
 
 use super::{Decay, Schedule};
 use crate::model::{Network, Recompute, StepSpec};
-use crate::plan::LossKind;
+use crate::plan::{LossKind, OptimizerKind};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -32,11 +32,14 @@ pub struct TrainConfig {
     pub use_rot: bool,
     /// Weighted losses.
     pub losses: Vec<LossTerm>,
-    /// AdamW's beta1, beta2.
+    /// What makes a step of a gradient; states from before there was a choice hold AdamW's.
+    #[serde(default)]
+    pub optimizer: OptimizerKind,
+    /// Its beta1, beta2.
     pub betas: (f64, f64),
-    /// AdamW's epsilon.
+    /// Its epsilon.
     pub epsilon: f64,
-    /// Decoupled weight decay.
+    /// Weight decay; how it acts the optimizer says.
     pub weight_decay: f64,
     /// Largest global gradient norm; 0 for no clipping.
     pub grad_clip: f64,
@@ -104,6 +107,7 @@ impl TrainConfig {
             batch: self.batch_size,
             lq: (self.lq_size, self.lq_size),
             losses: self.losses.iter().map(|l| (l.kind, l.weight)).collect(),
+            optimizer: self.optimizer,
             betas: self.betas,
             epsilon: self.epsilon,
             weight_decay: self.weight_decay,

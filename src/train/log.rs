@@ -33,6 +33,12 @@ pub struct LogLine {
     /// Peak anonymous memory of the process so far, bytes; absent where the system does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anonymous: Option<u64>,
+    /// Validation PSNR over R, G and B, dB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_psnr: Option<f64>,
+    /// Validation SSIM, mean over R, G and B.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_ssim: Option<f64>,
     /// Validation PSNR on Y, dB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_psnr_y: Option<f64>,
@@ -115,6 +121,8 @@ impl Log {
             ("speed/it_per_s", line.it_per_s),
             ("speed/data_wait", line.data_wait),
         ];
+        values.extend(line.val_psnr.map(|v| ("val/psnr", v)));
+        values.extend(line.val_ssim.map(|v| ("val/ssim", v)));
         values.extend(line.val_psnr_y.map(|v| ("val/psnr_y", v)));
         values.extend(line.val_ssim_y.map(|v| ("val/ssim_y", v)));
         events.scalars(line.iteration, &values)

@@ -4,6 +4,8 @@
 mod config;
 mod device;
 mod fit;
+mod held_out;
+mod keeping;
 mod log;
 mod loss_scale;
 mod memory;
@@ -16,6 +18,8 @@ mod state;
 pub use config::{LossTerm, TrainConfig};
 pub use device::{DeviceChoice, Opened};
 pub use fit::{Choice, Fit, Fitted, Rung};
+pub use held_out::HeldOut;
+pub use keeping::{Best, best_paths};
 pub use log::{Log, LogLine, read_log};
 pub use loss_scale::LossScale;
 pub use memory::{Budget, Place, RunMemory, validation_bytes};

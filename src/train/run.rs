@@ -3,13 +3,12 @@
 //! and that its memory was fitted, printed, and refused if too much, before the first step.
 
 use super::{
-    Budget, DeviceChoice, Fit, Fitted, Log, LogLine, LossScale, OpenLine, Opened, Place, Pretrained, RunMemory, State, TrainConfig,
+    Best, Budget, DeviceChoice, Fit, Fitted, HeldOut, Log, LogLine, LossScale, OpenLine, Opened, Place, Pretrained, RunMemory, State,
+    TrainConfig,
 };
-use super::{ema_decay, list_states, newest_state, previews, read_pretrained, state_path, validation_bytes, write_model};
+use super::{ema_decay, keeping, list_states, newest_state, previews, read_pretrained, state_path, validation_bytes, write_model};
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
-use crate::dataset::decode::{Limits, probe};
-use crate::dataset::scan::Source;
 use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Stats, bound};
 use crate::model::Recompute;
@@ -21,6 +20,7 @@ use crate::{eval, files, system};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,10 +49,16 @@ pub struct RunOptions {
     pub checkpoint_every: u64,
     /// State files kept.
     pub keep_states: usize,
+    /// Newest checkpoints whose network files are kept.
+    pub keep_models: usize,
+    /// Network files of every so many iterations are kept for good.
+    pub keep_every: Option<u64>,
     /// Iterations between log lines.
     pub log_every: u64,
-    /// Folder of pictures to validate on.
+    /// Folder of pictures or set of shards to validate on.
     pub validation: Option<PathBuf>,
+    /// HR pixels at each edge that the metrics leave out; nothing for the scale.
+    pub crop_border: Option<u32>,
     /// Iterations between validations.
     pub validate_every: u64,
     /// Most host memory, bytes; nothing for what is free.
@@ -71,6 +77,8 @@ pub struct RunOptions {
     pub precision: Option<Precision>,
     /// Most device memory the run may take, bytes; `None` for what is free.
     pub vram: Option<u64>,
+    /// The configuration as a file, kept beside the run.
+    pub settings: Option<String>,
     /// Set from outside to save and stop after the current iteration.
     pub stop: Arc<AtomicBool>,
 }
@@ -168,6 +176,9 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         report("--vram bounds the memory of a GPU; this run computes on the CPU, where --host-memory bounds it");
     }
     let mut validation = Validation::new(config, options, &place)?;
+    if let (Some(v), Some(place)) = (&validation, &options.validation) {
+        report(&format!("validating every {} iterations on {}: {}", v.every, place.display(), v.held_out.text()));
+    }
     let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, slots, state.head.iteration);
     let fit = Fit {
         config,
@@ -186,11 +197,16 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     tell_changes(&state, fresh, config, report);
     report(&format!("order: {}", quality(&sources, &loader_config)?));
     report(&format!("memory, known before the first step\n{memory}"));
+    keeping::check_space(config, options, state.head.iteration)?;
     if options.restart {
         // only now: a command that is refused must not have cost anybody a run
         for (_, path) in list_states(&options.out) {
             std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
+    }
+
+    if let Some(text) = &options.settings {
+        files::write_atomic(&options.out.join("config.yml"), |out| Ok(out.write_all(text.as_bytes())?))?;
     }
 
     let plan = place.plan(config, choice.recompute, validation.is_some())?;
@@ -219,6 +235,8 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         saved: if fresh { None } else { Some(state.head.iteration) },
         loss_scale: (place.precision() == Precision::Fp16).then_some(state.head.loss_scale),
         unread: false,
+        best: if fresh { None } else { Best::read(&options.out, state.head.iteration) },
+        best_network: None,
     };
     drop(state);
     run.seconds_before = run.log.seconds();
@@ -340,7 +358,7 @@ fn data_text(sources: &Sources, config: &TrainConfig) -> String {
 
 /// Pictures for validation. They are upscaled in the step's arena, which holds nothing of worth between steps.
 struct Validation {
-    sources: Vec<Source>,
+    held_out: HeldOut,
     tiles: Tiles,
     sizing: Box<dyn Sizing>,
     every: u64,
@@ -351,14 +369,10 @@ struct Validation {
 impl Validation {
     fn new(config: &TrainConfig, options: &RunOptions, place: &Place) -> Result<Option<Validation>> {
         let Some(folder) = &options.validation else { return Ok(None) };
-        let sources = eval::find_pairs(folder, None, None, config.network.scale)?;
-        let mut largest = 0;
-        for source in &sources {
-            let (w, h) = probe(&source.hr, &Limits::default())?;
-            largest = largest.max(u64::from(w) * u64::from(h));
-        }
+        let held_out = HeldOut::open(folder, config.network.scale)?;
+        let largest = held_out.largest()?;
         let tiles = Tiles::new(config.network.clone(), 0)?;
-        Ok(Some(Validation { sources, tiles, sizing: place.inference(), every: options.validate_every.max(1), largest }))
+        Ok(Some(Validation { held_out, tiles, sizing: place.inference(), every: options.validate_every.max(1), largest }))
     }
 
     /// Takes the largest tiles that the plan of the step has room for.
@@ -391,6 +405,9 @@ struct Run<'a> {
     loss_scale: Option<LossScale>,
     /// The last iteration's metrics were not read yet: a device works on it while the next batch travels.
     unread: bool,
+    /// The best validation so far, and its network where that is not on the disk yet: it is written with the next checkpoint.
+    best: Option<Best>,
+    best_network: Option<Vec<f32>>,
 }
 
 impl Run<'_> {
@@ -561,6 +578,8 @@ impl Run<'_> {
             seconds: self.seconds_before + self.meter.seconds(),
             skipped: self.skipped(),
             anonymous: Some(self.meter.peak).filter(|&p| p > 0),
+            val_psnr: scores.map(|s| s.psnr),
+            val_ssim: scores.map(|s| s.ssim),
             val_psnr_y: scores.map(|s| s.psnr_y),
             val_ssim_y: scores.map(|s| s.ssim_y),
         })?;
@@ -574,18 +593,25 @@ impl Run<'_> {
         let started = Instant::now();
         let mut ema = vec![0.0; self.sizes[3]];
         read_floats(backend, self.vectors[3], &mut ema)?;
-        let crop = self.config.network.scale as u32;
+        let crop = self.options.crop_border.unwrap_or(self.config.network.scale as u32);
         let mut guest = Guest { tiles: &mut v.tiles, host: backend, sizing: v.sizing.as_ref(), params: &ema };
-        let mut index = 0;
-        let results = eval::evaluate(&mut guest, &v.sources, crop, &mut |result, ours, bicubic, pair| {
-            index += 1;
-            previews::keep(&self.options.out, self.iteration, index - 1, result, ours, bicubic, pair)
-        })?;
+        let mut scores = Vec::with_capacity(v.held_out.len());
+        for index in 0..v.held_out.len() {
+            let (name, pair) = v.held_out.pair(index)?;
+            let m = eval::evaluate_pair(&mut guest, &name, &pair, crop).context(name)?;
+            previews::keep(&self.options.out, self.iteration, index, &m.result, &m.ours, &m.bicubic, &pair)?;
+            scores.push(m.result.network);
+        }
+        let mean = eval::mean(scores.into_iter());
+        if mean.psnr_y.is_finite() && self.best.is_none_or(|best| mean.psnr_y > best.psnr_y) {
+            self.best = Some(Best { iteration: self.iteration, psnr_y: mean.psnr_y });
+            self.best_network = Some(ema);
+        }
         // validation is no training time
         let spent = started.elapsed();
         self.meter.line_started += spent;
         self.meter.started += spent;
-        Ok(eval::mean(results.iter().map(|r| r.network)))
+        Ok(mean)
     }
 
     /// Writes networks, then the state that stands for the checkpoint, then drops old states.
@@ -605,9 +631,13 @@ impl Run<'_> {
             files::create_folder(&run.join(folder))?;
         }
         let net = &self.config.network;
-        for (name, values) in [("net_g", &vectors[0]), ("net_g_ema", &vectors[3])] {
-            write_model(&run.join("models").join(format!("{name}_{}.safetensors", self.iteration)), net, values, Some(self.iteration))?;
+        for (name, values) in keeping::model_names(self.iteration).iter().zip([&vectors[0], &vectors[3]]) {
+            write_model(&run.join("models").join(name), net, values, Some(self.iteration))?;
         }
+        if let (Some(best), Some(values)) = (self.best, &self.best_network) {
+            best.write(run, net, values)?;
+        }
+        self.best_network = None;
         write_model(&model_path(run), net, &vectors[3], Some(self.iteration))?;
         let mut state = State::new(self.iteration, self.updates, self.data, self.open_line, self.config.clone(), vectors);
         state.head.loss_scale = self.loss_scale.unwrap_or_default();
@@ -616,6 +646,7 @@ impl Run<'_> {
         for (_, path) in list_states(run).into_iter().skip(self.options.keep_states.max(1)) {
             let _ = std::fs::remove_file(path); // an old state too many does no harm
         }
+        keeping::drop_surplus(run, self.iteration, self.options.keep_models, self.options.keep_every);
         Ok(())
     }
 

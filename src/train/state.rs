@@ -164,6 +164,7 @@ mod tests {
             use_hflip: true,
             use_rot: true,
             losses: vec![LossTerm { kind: LossKind::L1, weight: 1.0 }],
+            optimizer: Default::default(),
             betas: (0.9, 0.99),
             epsilon: 1e-8,
             weight_decay: 1e-4,

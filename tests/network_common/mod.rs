@@ -124,6 +124,7 @@ pub fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], float:
         batch,
         lq,
         losses: losses.to_vec(),
+        optimizer: Default::default(),
         betas: (0.9, 0.99),
         epsilon: 1e-8,
         weight_decay: 1e-2,

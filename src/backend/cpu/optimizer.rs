@@ -1,10 +1,10 @@
-//! The optimizer step in one operation: global gradient norm, clip, AdamW (Loshchilov and Hutter, "Decoupled weight decay
-//! regularization", 2019, in PyTorch's order of operations) and EMA. Depends on the tasks alone.
+//! The optimizer step in one operation: global gradient norm, clip, Adam (Kingma and Ba, 2015) or AdamW (Loshchilov and Hutter,
+//! "Decoupled weight decay regularization", 2019), both in PyTorch's order of operations, and EMA. Depends on the tasks alone.
 
 use super::arena::Shared;
 use super::simd::Simd;
 use super::tasks::{Context, Parts, Task, Workspace};
-use crate::plan::Update;
+use crate::plan::{OptimizerKind, Update};
 
 /// Parameters of one task.
 const CHUNK: usize = 4096;
@@ -40,8 +40,10 @@ struct Step {
     ema: Shared<f32>,
     /// Clip factor on the gradient.
     clip: f32,
-    /// 1 - lr x weight decay
+    /// AdamW: 1 - lr x weight decay; 1 for Adam
     keep: f32,
+    /// Adam: weight decay; 0 for AdamW
+    penalty: f32,
     /// beta and 1 - beta: the difference is formed in f64, since in f32 that of 0.999 would be wrong in its fifth digit
     beta1: (f32, f32),
     beta2: (f32, f32),
@@ -64,7 +66,7 @@ impl Task for Step {
             let (moment1, moment2) = (self.moment1.slice(start, len), self.moment2.slice(start, len));
             let ema = self.ema.slice(start, len);
             for i in 0..len {
-                let g = gradients[i] * self.clip;
+                let g = gradients[i] * self.clip + self.penalty * parameters[i];
                 let m = self.beta1.0 * moment1[i] + self.beta1.1 * g;
                 let v = self.beta2.0 * moment2[i] + self.beta2.1 * g * g;
                 let p = parameters[i] * self.keep - self.step_size * m / (v.sqrt() / self.root_correction + self.epsilon);
@@ -101,6 +103,10 @@ pub fn update(ctx: &Context<'_>, op: &Update) {
     let norm = skipped;
     let clip = if s.clip.is_finite() { (s.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
     let step = s.step as f64;
+    let (decoupled, penalty) = match op.optimizer {
+        OptimizerKind::AdamW => (op.weight_decay, 0.0),
+        OptimizerKind::Adam => (0.0, op.weight_decay),
+    };
     let task = Step {
         len: op.trainable,
         parameters: ctx.floats(op.parameters),
@@ -109,7 +115,8 @@ pub fn update(ctx: &Context<'_>, op: &Update) {
         moment2: ctx.floats(op.moment2),
         ema: ctx.floats(op.ema),
         clip: clip as f32,
-        keep: (1.0 - s.lr * op.weight_decay) as f32,
+        keep: (1.0 - s.lr * decoupled) as f32,
+        penalty: penalty as f32,
         beta1: with_rest(op.beta1),
         beta2: with_rest(op.beta2),
         epsilon: op.epsilon as f32,

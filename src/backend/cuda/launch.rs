@@ -2,7 +2,7 @@
 //! that change from step to step. Depends on the plan; knows no device.
 
 use crate::backend::Scalars;
-use crate::plan::{BufferId, Op, Plan};
+use crate::plan::{BufferId, Op, OptimizerKind, Plan, Update};
 use anyhow::{Result, ensure};
 
 /// One argument of a kernel.
@@ -127,7 +127,8 @@ pub const SCALARS_BYTES: u64 = 64;
 pub fn scalars_launch(plan: &Plan, scalars: &Scalars) -> Option<Launch> {
     let buffer = plan.ports.scalars?;
     let update = plan.ops.iter().find_map(|op| if let Op::Update(u) = op { Some(u) } else { None });
-    let (beta1, beta2, decay) = update.map_or((0.0, 0.0, 0.0), |u| (u.beta1, u.beta2, u.weight_decay));
+    let decay = |u: &Update| if u.optimizer == OptimizerKind::AdamW { u.weight_decay } else { 0.0 };
+    let (beta1, beta2, decay) = update.map_or((0.0, 0.0, 0.0), |u| (u.beta1, u.beta2, decay(u)));
     let step = scalars.step as f64;
     let floats = [
         scalars.lr / (1.0 - beta1.powf(step)),

@@ -1,7 +1,7 @@
-//! Lowering of the optimizer: the squares of the gradient in blocks, then norm, clip, AdamW and EMA in one pass.
+//! Lowering of the optimizer: the squares of the gradient in blocks, then norm, clip, Adam or AdamW and EMA in one pass.
 
 use super::launch::{Arg, Lowering, int};
-use crate::plan::Update;
+use crate::plan::{OptimizerKind, Update};
 use anyhow::Result;
 
 /// Elements of one block of the norm.
@@ -24,6 +24,8 @@ pub(super) fn update(l: &mut Lowering<'_>, o: &Update) -> Result<()> {
     let mut args = vec![l.at(o.parameters), l.at(o.gradients), l.at(o.moment1), l.at(o.moment2), l.at(o.ema)];
     args.extend([l.at(workspace), l.at(o.metrics), int(o.trainable)?, int(blocks)?]);
     args.extend(rest(o.beta1).into_iter().chain(rest(o.beta2)));
-    args.extend([Arg::Float(o.epsilon as f32), l.scalars()?]);
-    l.launch("adamw", [o.trainable.div_ceil(256), 1, 1], 256, 0, args)
+    // AdamW's decay is part of the scalars, since it goes with the learning rate
+    let penalty = if o.optimizer == OptimizerKind::Adam { o.weight_decay } else { 0.0 };
+    args.extend([Arg::Float(o.epsilon as f32), Arg::Float(penalty as f32), l.scalars()?]);
+    l.launch("adam", [o.trainable.div_ceil(256), 1, 1], 256, 0, args)
 }

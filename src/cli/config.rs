@@ -1,0 +1,84 @@
+//! `paragon config`: what a training can be told, explained, and files of it.
+
+use super::flags::{print, tell};
+use super::recipe::read_file;
+use anyhow::{Result, ensure};
+use paragon::config::{KEYS, Settings, docs, find};
+use paragon::files::write_atomic;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Explain the configuration of a training, and write files of it.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// What a key does, takes and defaults to; all keys without one
+    Explain {
+        /// A key or a section: train.optim_g.lr, train
+        #[arg(value_name = "KEY")]
+        key: Option<String>,
+    },
+    /// Write a commented file with every key at its default
+    Init {
+        /// Where to
+        #[arg(default_value = "paragon.yml", value_name = "FILE")]
+        file: PathBuf,
+        /// Replace a file that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make our YAML of a traiNNer-redux option file, and list what of it is not honoured
+    Import {
+        /// Their file
+        #[arg(value_name = "FILE")]
+        from: PathBuf,
+        /// Write ours here [default: print it]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Replace a file that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print a JSON schema of the file, for editors
+    Schema,
+    /// Print the reference page
+    Reference,
+}
+
+fn write(file: &Path, text: &str, force: bool) -> Result<()> {
+    ensure!(force || !file.exists(), "{} is there already; give another name, or --force to replace it", file.display());
+    write_atomic(file, |out| Ok(out.write_all(text.as_bytes())?))?;
+    tell(format_args!("written: {}", file.display()));
+    Ok(())
+}
+
+fn explain(key: Option<&str>) -> Result<()> {
+    let Some(path) = key else { return print(docs::overview().trim_end()) };
+    let below: Vec<_> = KEYS.iter().filter(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'))).collect();
+    let keys = if below.is_empty() { vec![&KEYS[find(path)?]] } else { below };
+    print(keys.into_iter().map(docs::explain).collect::<Vec<_>>().join("\n").trim_end())
+}
+
+/// Prints or writes what is asked for.
+pub fn run(args: &Args) -> Result<()> {
+    match &args.what {
+        What::Explain { key } => explain(key.as_deref()),
+        What::Init { file, force } => write(file, &docs::starter(), *force),
+        What::Import { from, out, force } => {
+            let mut settings = Settings::default();
+            read_file(from, &mut settings)?;
+            let text = docs::yaml(&settings, true);
+            match out {
+                Some(out) => write(out, text.trim_start(), *force),
+                None => print(text.trim()),
+            }
+        }
+        What::Schema => print(serde_json::to_string_pretty(&docs::schema())?),
+        What::Reference => print(docs::reference().trim_end()),
+    }
+}

@@ -1,0 +1,302 @@
+//! The configuration of a training: one table of keys, read from our YAML, from a traiNNer-redux option file, from `--set` and from flags,
+//! each winning over the one before it. Depends on the training's plain structures, which it makes. It promises that every key
+//! of a file is used, refused or named.
+
+pub mod docs;
+pub mod import;
+mod keys;
+mod value;
+mod yaml;
+
+pub use keys::{Flag, KEYS, Key, SECTIONS};
+pub use value::{Kind, Value, loss_term, parse_size};
+pub use yaml::{Data, Node, parse};
+
+use crate::model::Network;
+use crate::plan::OptimizerKind;
+use crate::train::{Decay, LossTerm, Schedule, TrainConfig};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+/// Below this, two names have nothing to do with each other.
+const ALIKE: f64 = 0.8;
+/// The published patch of Nano, where a set stores nothing smaller.
+const LQ_SIZE: u64 = 128;
+
+/// A value for every key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    values: Vec<Value>,
+}
+
+/// Place of a key in the table.
+pub fn index(path: &str) -> Option<usize> {
+    KEYS.iter().position(|key| key.path == path)
+}
+
+/// The key of a path.
+///
+/// # Errors
+/// Names the key that was most likely meant.
+pub fn find(path: &str) -> Result<usize> {
+    index(path).ok_or_else(|| {
+        let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_lowercase();
+        // the end of a path says more than where it stands
+        let alike = |key: &Key| strsim::jaro_winkler(&last(path), &last(key.path)) + 0.1 * strsim::jaro_winkler(path, key.path);
+        let best = KEYS.iter().max_by(|a, b| alike(a).total_cmp(&alike(b))).filter(|key| alike(key) > ALIKE + 0.05);
+        match best {
+            Some(key) => anyhow!("unknown key {path}; did you mean {}?", key.path),
+            None => anyhow!("unknown key {path}; `paragon config explain` lists all"),
+        }
+    })
+}
+
+/// Whether keys begin with this path.
+fn is_section(path: &str) -> bool {
+    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// Reads `KEY=VALUE`, the value in YAML.
+///
+/// # Errors
+/// An unknown key, or a value it cannot hold.
+pub fn parse_assignment(text: &str) -> Result<(usize, Value)> {
+    let (path, value) = text.split_once('=').with_context(|| format!("'{text}' has no '='; write it as train.total_iter=1000"))?;
+    let key = find(path.trim())?;
+    let node = parse(value).map_err(|_| anyhow!("'{value}' is no YAML"))?;
+    Ok((key, accept(key, &node)?))
+}
+
+fn accept(key: usize, node: &Node) -> Result<Value> {
+    let key = &KEYS[key];
+    let value = key.kind.accept(node).map_err(|text| anyhow!("{}: {text}", key.path))?;
+    ensure!(value != Value::Null || key.unset.is_some(), "{}: expected {}, found nothing", key.path, key.kind.expected());
+    Ok(value)
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        let default = |key: &Key| parse(key.default).ok().and_then(|node| key.kind.accept(&node).ok()).unwrap_or(Value::Null);
+        Settings { values: KEYS.iter().map(default).collect() }
+    }
+}
+
+impl Settings {
+    /// Gives a key (by its place in the table) a value.
+    pub fn set(&mut self, key: usize, value: Value) {
+        if let Some(place) = self.values.get_mut(key) {
+            *place = value;
+        }
+    }
+
+    /// Gives the key of a path a value; for paths written in the program.
+    pub fn put(&mut self, path: &str, value: Value) {
+        if let Some(key) = index(path) {
+            self.set(key, value);
+        }
+    }
+
+    /// Takes what a file of ours says.
+    ///
+    /// # Errors
+    /// Names the line, the key, what it may be, and for an unknown one the key that was likely meant.
+    pub fn read(&mut self, root: &Node) -> Result<()> {
+        match &root.data {
+            Data::Null => Ok(()),
+            Data::Map(entries) => self.read_section("", entries),
+            _ => bail!("line {}: expected keys and values", root.line),
+        }
+    }
+
+    fn read_section(&mut self, section: &str, entries: &[(String, Node)]) -> Result<()> {
+        for (name, node) in entries {
+            let path = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
+            let line = || format!("line {}", node.line);
+            match &node.data {
+                Data::Map(inner) if is_section(&path) => self.read_section(&path, inner)?,
+                Data::Null if is_section(&path) => {}
+                _ if is_section(&path) => bail!("line {}: {path} is a section; it holds keys", node.line),
+                _ => {
+                    let key = find(&path).with_context(line)?;
+                    self.set(key, accept(key, node).with_context(line)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of a key of the table; nothing for a path that is none.
+    pub fn value(&self, path: &str) -> &Value {
+        index(path).and_then(|key| self.values.get(key)).unwrap_or(&Value::Null)
+    }
+
+    /// A whole number, where there is one.
+    pub fn whole(&self, path: &str) -> Option<u64> {
+        match self.value(path) {
+            Value::Whole(value) => Some(*value),
+            Value::Text(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// A number, where there is one.
+    pub fn number(&self, path: &str) -> Option<f64> {
+        match self.value(path) {
+            Value::Number(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// Whether a key is on.
+    pub fn is_on(&self, path: &str) -> bool {
+        *self.value(path) == Value::Bool(true)
+    }
+
+    /// Text, where there is one.
+    pub fn text(&self, path: &str) -> Option<&str> {
+        match self.value(path) {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The texts of a list.
+    pub fn texts(&self, path: &str) -> Vec<&str> {
+        self.list(path, |value| if let Value::Text(text) = value { Some(text.as_str()) } else { None })
+    }
+
+    /// The numbers of a list.
+    pub fn numbers(&self, path: &str) -> Vec<f64> {
+        self.list(path, |value| if let Value::Number(value) = value { Some(*value) } else { None })
+    }
+
+    fn list<'a, T>(&'a self, path: &str, of: impl Fn(&'a Value) -> Option<T>) -> Vec<T> {
+        let Value::List(list) = self.value(path) else { return Vec::new() };
+        list.iter().filter_map(of).collect()
+    }
+
+    fn needed<T>(&self, path: &str, value: Option<T>) -> Result<T> {
+        value.with_context(|| format!("{path} holds nothing; `paragon config explain {path}` says what it may"))
+    }
+
+    /// A whole number that must be there.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn count(&self, path: &str) -> Result<u64> {
+        self.needed(path, self.whole(path))
+    }
+
+    fn real(&self, path: &str) -> Result<f64> {
+        self.needed(path, self.number(path))
+    }
+
+    /// The numbers of a run on patches stored at a scale and a size.
+    ///
+    /// # Errors
+    /// An unknown network, or a scale that is not the one asked for.
+    pub fn train_config(&self, scale: usize, stored_lq_size: usize) -> Result<TrainConfig> {
+        if let Some(wanted) = self.whole("scale") {
+            ensure!(wanted == scale as u64, "the configuration says scale {wanted} and the shards have {scale}; they must agree");
+        }
+        let mut network = Network::new(self.text("network_g.type").unwrap_or_default(), scale)?;
+        let start = |path: &str, published: f32| self.number(path).map_or(published, |v| v as f32);
+        network.upsampler_alpha = start("network_g.upsampler_alpha", network.upsampler_alpha);
+        network.detail_gain = start("network_g.detail_gain", network.detail_gain);
+        network.layer_scale = start("network_g.layer_scale", network.layer_scale);
+        let total_iter = self.count("train.total_iter")?;
+        let wholes = |value: &Value| if let Value::Whole(value) = value { Some(*value) } else { None };
+        let decay = match self.text("train.scheduler.type") {
+            Some("MultiStepLR") => {
+                Decay::MultiStep { milestones: self.list("train.scheduler.milestones", wholes), gamma: self.real("train.scheduler.gamma")? }
+            }
+            Some("CosineAnnealingLR") => Decay::Cosine { total: total_iter, eta_min: self.real("train.scheduler.eta_min")? },
+            _ => Decay::Constant,
+        };
+        let optimizer = if self.text("train.optim_g.type") == Some("Adam") { OptimizerKind::Adam } else { OptimizerKind::AdamW };
+        let usual_decay = if optimizer == OptimizerKind::Adam { 0.0 } else { 1e-4 };
+        let &[beta1, beta2] = self.numbers("train.optim_g.betas").as_slice() else { bail!("train.optim_g.betas takes two numbers") };
+        let losses = |value: &Value| if let Value::Loss(term) = value { Some(*term) } else { None::<LossTerm> };
+        Ok(TrainConfig {
+            network,
+            lq_size: self.whole("data.lq_size").unwrap_or(LQ_SIZE.min(stored_lq_size as u64)) as usize,
+            batch_size: self.count("data.batch_size_per_gpu")? as usize,
+            accum_iter: self.count("data.accum_iter")? as usize,
+            use_hflip: self.is_on("data.use_hflip"),
+            use_rot: self.is_on("data.use_rot"),
+            losses: self.list("train.losses", losses),
+            optimizer,
+            betas: (beta1, beta2),
+            epsilon: self.real("train.optim_g.eps")?,
+            weight_decay: self.number("train.optim_g.weight_decay").unwrap_or(usual_decay),
+            grad_clip: self.real("train.grad_clip")?,
+            schedule: Schedule { base_lr: self.real("train.optim_g.lr")?, warmup: self.count("train.warmup_iter")?, decay },
+            total_iter,
+            ema_decay: self.real("train.ema_decay")?,
+            ema_power: self.real("train.ema_power")?,
+            seed: self.count("manual_seed")?,
+            window: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings> {
+        let mut settings = Settings::default();
+        settings.read(&parse(text)?)?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn every_default_is_a_value_of_its_key() {
+        for key in KEYS {
+            let value = key.kind.accept(&parse(key.default).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", key.path));
+            assert_eq!(value == Value::Null, key.default == "~", "{}", key.path);
+            assert!(value != Value::Null || key.unset.is_some(), "{} holds nothing and does not say what that means", key.path);
+            assert_eq!(KEYS.iter().filter(|k| k.path == key.path).count(), 1);
+        }
+        Settings::default().train_config(2, 4096).unwrap().check().unwrap();
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let mut settings = read("name: 'yes'\ntrain: {losses: [{type: mssimloss, loss_weight: 0.08}, l1:1], grad_clip: true}\n").unwrap();
+        settings.put("path.out", Value::Text("a b/#1: \"é\"".into()));
+        settings.put("machine.host_memory", Value::Whole(1 << 30));
+        for comments in [false, true] {
+            assert_eq!(read(&docs::yaml(&settings, comments)).unwrap(), settings);
+        }
+        assert_eq!(read(&docs::starter()).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn wrong_files_name_line_key_and_what_was_meant() {
+        for (text, words) in [
+            ("train:\n  total_iters: 5", &["line 2", "train.total_iters", "did you mean train.total_iter?"][..]),
+            ("lq_size: 5", &["line 1", "did you mean data.lq_size?"]),
+            ("logger:\n  save_checkpoint_frequency: 5", &["did you mean logger.save_checkpoint_freq?"]),
+            ("zzz: 5", &["unknown key zzz", "config explain"]),
+            ("train: 5", &["line 1", "section"]),
+            ("train:\n  optim_g:\n    lr: fast", &["line 3", "train.optim_g.lr", "above 0", "fast"]),
+            ("data: {batch_size_per_gpu: 0}", &["from 1 to", "'0'"]),
+            ("data: {batch_size_per_gpu: ~}", &["found nothing"]),
+            ("data: {batch_size_per_gpu: [1, 2]}", &["found a list"]),
+            ("train: {optim_g: {betas: [0.9]}}", &["two numbers"]),
+            ("train: {optim_g: {type: Lion}}", &["AdamW, Adam", "Lion"]),
+            ("train: {losses: [{type: ganloss}]}", &["ganloss", "mssim"]),
+            ("train: {losses: [{type: l1loss, weight: 1}]}", &["'weight' is unknown"]),
+            ("- 1", &["keys and values"]),
+        ] {
+            let error = format!("{:#}", read(text).unwrap_err());
+            assert!(words.iter().all(|word| error.contains(word)), "{text}: {error}");
+        }
+        assert!(parse_assignment("train.losses=[{type: l1loss}]").is_ok());
+        assert_eq!(
+            parse_assignment("train.scheduler.milestones=3,4").unwrap(),
+            parse_assignment("train.scheduler.milestones=[3, 4]").unwrap()
+        );
+        assert!(parse_assignment("train.losses").is_err() && parse_assignment("a=1").is_err());
+    }
+}

@@ -1,0 +1,318 @@
+//! What a key may hold, and one reader for a value of a file, of `--set` and of a flag. Depends on the YAML tree. It promises that a
+//! value that was accepted is in its range.
+
+use super::yaml::{Data, Node};
+use crate::plan::LossKind;
+use crate::train::LossTerm;
+use clap::ValueEnum;
+use serde_json::json;
+
+/// Names a choice is known by: the one that is written, and others that are read.
+pub type Names = &'static [(&'static str, &'static [&'static str])];
+
+/// What a key holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A whole number in a range.
+    Whole(u64, u64),
+    /// A number above 0.
+    Positive,
+    /// 0 or more.
+    NotNegative,
+    /// From 0 up to, but not, 1.
+    Share,
+    /// Any number that single precision holds.
+    Single,
+    /// The largest gradient norm: a number, or true for 1 and false for 0.
+    Clip,
+    /// true or false.
+    Bool,
+    /// Text.
+    Text,
+    /// A file or folder.
+    Path,
+    /// One of some names.
+    Choice(Names),
+    /// Bytes: 512M, 2G.
+    Size,
+    /// auto, off or bytes.
+    Window,
+    /// Whole numbers.
+    Wholes,
+    /// Two shares.
+    Betas,
+    /// Numbers above 0.
+    Weights,
+    /// Folders.
+    Paths,
+    /// Losses with weights.
+    Losses,
+}
+
+/// An accepted value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Nothing; what that means the key says.
+    Null,
+    /// true or false.
+    Bool(bool),
+    /// A whole number.
+    Whole(u64),
+    /// Any number.
+    Number(f64),
+    /// Text, a path or the written name of a choice.
+    Text(String),
+    /// A list.
+    List(Vec<Value>),
+    /// A loss.
+    Loss(LossTerm),
+}
+
+/// Reads `1500`, `512M`, `2G`, `2GiB`: bytes, in powers of 1024.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match lower[digits.len()..].trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        other => return Err(format!("`{other}` is no unit; use K, M, G or T, as in 512M")),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| format!("`{text}` is no size; write it as 512M or 2G"))?;
+    let value = number * (1u64 << shift) as f64;
+    if !(0.0..9e18).contains(&value) {
+        return Err(format!("`{text}` is out of range"));
+    }
+    Ok(value as u64)
+}
+
+fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<Value, String> {
+    let value = text.trim().parse::<f64>().ok().filter(|v| v.is_finite() && fits(*v));
+    value.map(Value::Number).ok_or_else(|| format!("expected {expected}, found '{text}'"))
+}
+
+fn boolean(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" => Some(true),
+        "false" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+/// A loss and its weight as a flag writes them: `l1:1.0`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn loss_term(text: &str) -> Result<LossTerm, String> {
+    let (kind, weight) = text.split_once(':').unwrap_or((text, "1"));
+    let kind = loss_kind(kind)?;
+    let weight: f32 = weight.trim().parse().map_err(|_| format!("'{weight}' is no weight; write it as l1:1.0"))?;
+    if !weight.is_finite() || weight < 0.0 {
+        return Err(format!("a weight of {weight} makes no sense"));
+    }
+    Ok(LossTerm { kind, weight })
+}
+
+fn loss(text: &str) -> Result<Value, String> {
+    loss_term(text).map(Value::Loss)
+}
+
+/// A loss by its name, ours or traiNNer-redux's.
+pub fn loss_kind(name: &str) -> Result<LossKind, String> {
+    LossKind::from_str(name.trim(), true).map_err(|_| format!("unknown loss '{name}'; known are l1, charbonnier, mse, ssim, mssim"))
+}
+
+/// The name a loss is written with.
+pub fn loss_name(kind: LossKind) -> String {
+    kind.to_possible_value().map_or_else(String::new, |v| format!("{}loss", v.get_name()))
+}
+
+/// `{type: l1loss, loss_weight: 1.0}`
+fn loss_of_map(entries: &[(String, Node)]) -> Result<Value, String> {
+    let mut parts = ["", "1"];
+    for (key, node) in entries {
+        let place = match key.as_str() {
+            "type" => 0,
+            "loss_weight" => 1,
+            other => return Err(format!("a loss has type and loss_weight; '{other}' is unknown")),
+        };
+        let Data::Scalar(text) = &node.data else { return Err(format!("{key} of a loss takes one value")) };
+        parts[place] = text;
+    }
+    loss(&format!("{}:{}", parts[0], parts[1]))
+}
+
+impl Kind {
+    /// What is expected, for errors and tables.
+    pub fn expected(&self) -> String {
+        match self {
+            Kind::Whole(least, u64::MAX) => format!("a whole number from {least}"),
+            Kind::Whole(least, most) => format!("a whole number from {least} to {most}"),
+            Kind::Positive => "a number above 0".into(),
+            Kind::NotNegative => "0 or a number above it".into(),
+            Kind::Share => "a number from 0 up to, but not, 1".into(),
+            Kind::Single => "a number".into(),
+            Kind::Clip => "0 or a number above it; true is 1, false is 0".into(),
+            Kind::Bool => "true or false".into(),
+            Kind::Text => "text".into(),
+            Kind::Path => "a path".into(),
+            Kind::Choice(names) => format!("one of {}", names.iter().map(|n| n.0).collect::<Vec<_>>().join(", ")),
+            Kind::Size => "bytes, as 512M or 2G".into(),
+            Kind::Window => "auto, off or bytes (2G)".into(),
+            Kind::Wholes => "a list of whole numbers".into(),
+            Kind::Betas => "two numbers from 0 up to, but not, 1".into(),
+            Kind::Weights => "a list of numbers above 0".into(),
+            Kind::Paths => "a folder or a list of them".into(),
+            Kind::Losses => "a list of {type, loss_weight}; types are l1loss, charbonnierloss, mseloss, ssimloss, mssimloss".into(),
+        }
+    }
+
+    /// What one element of a list is; nothing for what is no list.
+    fn element(&self) -> Option<Kind> {
+        match self {
+            Kind::Wholes => Some(Kind::Whole(0, u64::MAX)),
+            Kind::Betas => Some(Kind::Share),
+            Kind::Weights => Some(Kind::Positive),
+            Kind::Paths => Some(Kind::Path),
+            _ => None,
+        }
+    }
+
+    /// Reads a value written as one text: a flag, or a scalar of a file. Lists of numbers are split at commas.
+    ///
+    /// # Errors
+    /// What was expected and what was found.
+    pub fn read(&self, text: &str) -> Result<Value, String> {
+        let wrong = || format!("expected {}, found '{text}'", self.expected());
+        match self {
+            Kind::Whole(least, most) => {
+                let value = text.trim().replace('_', "").parse::<u64>().ok().filter(|v| (*least..=*most).contains(v));
+                value.map(Value::Whole).ok_or_else(wrong)
+            }
+            Kind::Positive => number(text, |v| v > 0.0, &self.expected()),
+            Kind::NotNegative => number(text, |v| v >= 0.0, &self.expected()),
+            Kind::Share => number(text, |v| (0.0..1.0).contains(&v), &self.expected()),
+            Kind::Single => number(text, |v| (v as f32).is_finite(), &self.expected()),
+            Kind::Clip => match boolean(text) {
+                Some(on) => Ok(Value::Number(f64::from(u8::from(on)))),
+                None => number(text, |v| v >= 0.0, &self.expected()),
+            },
+            Kind::Bool => boolean(text).map(Value::Bool).ok_or_else(wrong),
+            Kind::Text | Kind::Path if text.is_empty() => Err(format!("expected {}, found nothing", self.expected())),
+            Kind::Text | Kind::Path => Ok(Value::Text(text.to_string())),
+            Kind::Choice(names) => {
+                let same = |name: &str| name.eq_ignore_ascii_case(text.trim());
+                let found = names.iter().find(|(name, others)| same(name) || others.iter().any(|o| same(o)));
+                found.map(|(name, _)| Value::Text((*name).to_string())).ok_or_else(wrong)
+            }
+            Kind::Size => parse_size(text).map(Value::Whole),
+            Kind::Window => match text.to_ascii_lowercase().as_str() {
+                "auto" => Ok(Value::Text("auto".into())),
+                "off" | "false" | "no" => Ok(Value::Text("off".into())),
+                size => match parse_size(size)? {
+                    0 => Err("a window of 0 bytes holds no record; use off to shuffle everything".into()),
+                    bytes => Ok(Value::Whole(bytes)),
+                },
+            },
+            Kind::Paths => Kind::Path.read(text).map(|v| Value::List(vec![v])),
+            Kind::Losses => text.split(',').map(loss).collect::<Result<_, _>>().map(Value::List),
+            Kind::Wholes | Kind::Betas | Kind::Weights => {
+                let element = self.element().unwrap_or(Kind::Single);
+                let parts = text.split(',').filter(|part| !part.trim().is_empty());
+                let list = parts.map(|part| element.read(part)).collect::<Result<Vec<_>, _>>()?;
+                self.whole_list(list)
+            }
+        }
+    }
+
+    fn whole_list(&self, list: Vec<Value>) -> Result<Value, String> {
+        match self {
+            Kind::Betas if list.len() != 2 => Err(format!("expected two numbers, as in 0.9,0.99; found {}", list.len())),
+            _ => Ok(Value::List(list)),
+        }
+    }
+
+    /// Reads a value of a file. Null is for the key to judge.
+    ///
+    /// # Errors
+    /// What was expected and what was found.
+    pub fn accept(&self, node: &Node) -> Result<Value, String> {
+        match (&node.data, self) {
+            (Data::Null, _) => Ok(Value::Null),
+            (Data::Scalar(text), _) => self.read(text),
+            (Data::List(list), Kind::Losses) => {
+                let one = |node: &Node| match &node.data {
+                    Data::Map(entries) => loss_of_map(entries),
+                    Data::Scalar(text) => loss(text),
+                    _ => Err(format!("expected {}", self.expected())),
+                };
+                list.iter().map(one).collect::<Result<_, _>>().map(Value::List)
+            }
+            (Data::List(list), _) => {
+                let Some(element) = self.element() else { return Err(format!("expected {}, found a list", self.expected())) };
+                self.whole_list(list.iter().map(|node| element.accept(node)).collect::<Result<_, _>>()?)
+            }
+            (Data::Map(_), _) => Err(format!("expected {}, found keys and values", self.expected())),
+        }
+    }
+
+    /// Its JSON schema.
+    pub fn schema(&self) -> serde_json::Value {
+        let list = |items: serde_json::Value| json!({"type": "array", "items": items});
+        match self {
+            Kind::Whole(least, u64::MAX) => json!({"type": "integer", "minimum": least}),
+            Kind::Whole(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
+            Kind::Positive => json!({"type": "number", "exclusiveMinimum": 0}),
+            Kind::NotNegative => json!({"type": "number", "minimum": 0}),
+            Kind::Share => json!({"type": "number", "minimum": 0, "exclusiveMaximum": 1}),
+            Kind::Single => json!({"type": "number"}),
+            Kind::Clip => json!({"type": ["number", "boolean"], "minimum": 0}),
+            Kind::Bool => json!({"type": "boolean"}),
+            Kind::Text | Kind::Path => json!({"type": "string", "minLength": 1}),
+            Kind::Choice(names) => json!({"enum": names.iter().flat_map(|(name, others)| {
+                // a scalar that YAML itself takes for a number is written as one
+                std::iter::once(*name).chain(others.iter().copied()).map(|n| n.parse::<u64>().map_or(json!(n), |n| json!(n)))
+            }).collect::<Vec<_>>()}),
+            Kind::Size | Kind::Window => json!({"type": ["integer", "string"]}),
+            Kind::Wholes | Kind::Weights => list(self.element().unwrap_or(Kind::Single).schema()),
+            Kind::Betas => json!({"type": "array", "items": Kind::Share.schema(), "minItems": 2, "maxItems": 2}),
+            Kind::Paths => json!({"anyOf": [Kind::Path.schema(), list(Kind::Path.schema())]}),
+            Kind::Losses => {
+                let types: Vec<String> = LossKind::value_variants().iter().map(|k| loss_name(*k)).collect();
+                list(json!({
+                    "type": "object",
+                    "properties": {"type": {"enum": types}, "loss_weight": Kind::NotNegative.schema()},
+                    "required": ["type"],
+                    "additionalProperties": false,
+                }))
+            }
+        }
+    }
+}
+
+impl Value {
+    /// The value as YAML in one line.
+    pub fn yaml(&self) -> String {
+        match self {
+            Value::Null => "~".into(),
+            Value::Bool(value) => value.to_string(),
+            Value::Whole(value) => value.to_string(),
+            Value::Number(value) => format!("{value:?}"),
+            Value::Text(text) => quoted(text),
+            Value::List(list) => format!("[{}]", list.iter().map(Value::yaml).collect::<Vec<_>>().join(", ")),
+            Value::Loss(term) => format!("{{type: {}, loss_weight: {:?}}}", loss_name(term.kind), term.weight),
+        }
+    }
+}
+
+/// Text as a plain scalar where it cannot be taken for anything else, in quotes otherwise.
+fn quoted(text: &str) -> String {
+    let plain = text.starts_with(|c: char| c.is_alphabetic() || c == '/' || c == '.')
+        && text.chars().all(|c| c.is_alphanumeric() || "_-./".contains(c))
+        && text.parse::<f64>().is_err()
+        && !["null", "~", "true", "false", "yes", "no", "y", "n"].contains(&text.to_ascii_lowercase().as_str())
+        && !text.ends_with('.');
+    if plain { text.to_string() } else { serde_json::Value::String(text.to_string()).to_string() }
+}

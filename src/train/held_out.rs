@@ -1,0 +1,107 @@
+//! What a run is validated on: a folder of pictures, or a held-out set of shards. Depends on the dataset and the shards' reader. It
+//! promises the same pairs in the same order at every validation.
+
+use crate::dataset::decode::{Limits, probe};
+use crate::dataset::scan::Source;
+use crate::eval::{Pair, find_pairs, load_pair};
+use crate::shard::manifest::MANIFEST_NAME;
+use crate::shard::reader::ShardSet;
+use crate::shard::tools::pair;
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+
+/// Pairs of a held-out set of shards that are measured at most, spread evenly over it: a thousand times a run should not take hours.
+pub const MOST_RECORDS: u64 = 256;
+/// Where `paragon shard --val` puts the held-out set, below the one to train on.
+const FOLDER: &str = "val";
+
+/// Pairs to validate on.
+pub struct HeldOut {
+    pairs: Pairs,
+    scale: usize,
+}
+
+enum Pairs {
+    Pictures(Vec<Source>),
+    Shards { set: ShardSet, records: Vec<u64> },
+}
+
+fn is_set(folder: &Path) -> bool {
+    folder.join(MANIFEST_NAME).is_file()
+}
+
+impl HeldOut {
+    /// Opens a folder of pictures, or a set of shards.
+    ///
+    /// # Errors
+    /// When it holds nothing that can be measured, or a set of another scale.
+    pub fn open(place: &Path, scale: usize) -> Result<HeldOut> {
+        if !is_set(place) {
+            return Ok(HeldOut { pairs: Pairs::Pictures(find_pairs(place, None, None, scale)?), scale });
+        }
+        let set = ShardSet::open(place)?;
+        ensure!(set.len() > 0, "{} holds no pairs to validate on", place.display());
+        ensure!(set.scale() as usize == scale, "{} has scale {} and the network {scale}; they must agree", place.display(), set.scale());
+        let count = set.len().min(MOST_RECORDS);
+        let records = (0..count).map(|i| (u128::from(i) * u128::from(set.len()) / u128::from(count)) as u64).collect();
+        Ok(HeldOut { pairs: Pairs::Shards { set, records }, scale })
+    }
+
+    /// The held-out set that was made with a set to train on.
+    pub fn beside(shards: &[PathBuf]) -> Option<PathBuf> {
+        shards.iter().map(|set| set.join(FOLDER)).find(|val| is_set(val))
+    }
+
+    /// How many pairs.
+    pub fn len(&self) -> usize {
+        match &self.pairs {
+            Pairs::Pictures(sources) => sources.len(),
+            Pairs::Shards { records, .. } => records.len(),
+        }
+    }
+
+    /// Whether there are none; never after opening.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// HR pixels of the largest pair.
+    ///
+    /// # Errors
+    /// When a picture cannot be read.
+    pub fn largest(&self) -> Result<u64> {
+        match &self.pairs {
+            Pairs::Pictures(sources) => sources.iter().try_fold(0, |most, source| {
+                let (w, h) = probe(&source.hr, &Limits::default())?;
+                Ok(most.max(u64::from(w) * u64::from(h)))
+            }),
+            Pairs::Shards { set, .. } => Ok((set.geometry().hr() * set.geometry().hr()) as u64),
+        }
+    }
+
+    /// Name and pixels of a pair.
+    ///
+    /// # Errors
+    /// When it cannot be read; the picture or the record is named.
+    pub fn pair(&self, index: usize) -> Result<(String, Pair)> {
+        match &self.pairs {
+            Pairs::Pictures(sources) => {
+                let source = sources.get(index).with_context(|| format!("there is no picture {index}"))?;
+                Ok((source.name.clone(), load_pair(source, self.scale)?))
+            }
+            Pairs::Shards { set, records } => {
+                let record = *records.get(index).with_context(|| format!("there is no pair {index}"))?;
+                let (lq, hr) = pair(set, record)?;
+                Ok((format!("record {record}"), Pair { lq, hr }))
+            }
+        }
+    }
+
+    /// `70 pictures` or `256 of 2914 pairs`.
+    pub fn text(&self) -> String {
+        match &self.pairs {
+            Pairs::Pictures(sources) => format!("{} pictures", sources.len()),
+            Pairs::Shards { set, records } => format!("{} of {} held-out pairs", records.len(), set.len()),
+        }
+    }
+}
