@@ -23,34 +23,35 @@
 #define ROLLED
 #endif
 
-// Where piece `piece` of pixel `pixel` of a tile lies, in 16-byte pieces. Halves: the two pieces swap places every four pixels, so that
-// any eight consecutive pixels' equal pieces lie in different banks. f32: four pieces and one left free, for the same reason.
-#if PRECISION == 0
-#define PIXEL_PIECES 5
+// A pixel of a tile takes one 16-byte piece more than its channels fill: with strides of 3 and 5 pieces, equal pieces of eight consecutive pixels
+// lie in different banks, and every address is a constant away from a thread's first.
+#define PIXEL_PIECES (PIECES + 1)
 DEVICE int tile_piece(int pixel, int piece) { return pixel * PIXEL_PIECES + piece; }
-#else
-#define PIXEL_PIECES 2
-DEVICE int tile_piece(int pixel, int piece) { return pixel * 2 + (piece ^ (pixel >> 2 & 1)); }
-#endif
 
 // Bytes of shared memory; the lowering (src/backend/cuda/conv.rs) has the same numbers.
 #define TILE_BYTES (TILE * TILE * PIXEL_PIECES * 16)
 #define WIDE_TILE_BYTES (WIDE_TILE * WIDE_TILE * PIXEL_PIECES * 16)
 #define SUB_WEIGHTS (TAPS * CHANNELS * CHANNELS)
 
-// Loads the pixels of one sub of a picture [images][h x shuffle][w x shuffle][16], `border` pixels more on each side; zeros outside.
-DEVICE void load_tile(Wide* to, const act* from, Tile at, int border, int h, int w, int shuffle, int sub) {
-    int side = TILE + 2 * border, dy = sub / shuffle, dx = sub % shuffle;
+// Loads the pixels of one sub of a picture [images][h x shuffle][w x shuffle][16], `BORDER` pixels more on each side; zeros outside. All
+// loads are on their way before the first is waited for.
+template <int BORDER>
+DEVICE void load_tile(unsigned char* to, const act* from, Tile at, int h, int w, int shuffle, int sub) {
+    const int side = TILE + 2 * BORDER, count = side * side * PIECES, rounds = (count + 255) / 256;
+    // the image's own sub; positions in one image fit an int
+    const Wide* image = (const Wide*)from + ((long long)at.image * h * shuffle + sub / shuffle) * w * shuffle * PIECES + sub % shuffle * PIECES;
+    Wide values[rounds];
     UNROLL
-    for (int i = threadIdx.x; i < side * side * PIECES; i += 256) {
-        int pixel = i / PIECES, piece = i % PIECES;
-        int y = at.y - border + pixel / side, x = at.x - border + pixel % side;
-        Wide value = {{0, 0, 0, 0}};
-        if (y >= 0 && y < h && x >= 0 && x < w) {
-            long long row = (long long)(at.image * h + y) * shuffle + dy;
-            value = ((const Wide*)from)[((row * w + x) * shuffle + dx) * PIECES + piece];
-        }
-        to[tile_piece(pixel, piece)] = value;
+    for (int round = 0; round < rounds; round++) {
+        int i = round * 256 + threadIdx.x, pixel = i / PIECES, piece = i % PIECES;
+        int y = at.y - BORDER + pixel / side, x = at.x - BORDER + pixel % side;
+        values[round] = {{0, 0, 0, 0}};
+        if (i < count && y >= 0 && y < h && x >= 0 && x < w) values[round] = image[(y * shuffle * w + x) * shuffle * PIECES + piece];
+    }
+    UNROLL
+    for (int round = 0; round < rounds; round++) {
+        int i = round * 256 + threadIdx.x;
+        if (i < count) ((Wide*)to)[tile_piece(i / PIECES, i % PIECES)] = values[round];
     }
 }
 
@@ -127,30 +128,27 @@ DEVICE void start(Product& p, const float* bias) {
             UNROLL
             for (int i = 0; i < 4; i++) p.sum[row][n][i] = bias ? bias[4 * t + 2 * n + i % 2] : 0.0f;
 }
-// The pixels a warp needs for two rows of results: 16 pixels x 16 channels for each of 4 rows and 3 columns of the tile.
+// Pixels of one row of the tile as a warp multiplies them: 16 pixels x 16 channels for each of 3 columns. Two rows of results take four.
 struct Strips {
-    u32 a[4][3][4];
+    u32 a[3][4];
 };
-DEVICE void load_strips(Strips& s, const unsigned char* tile) {
+DEVICE void load_strips(Strips& s, const unsigned char* tile, int row) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int pixel = 2 * warp * WIDE_TILE + (lane / 8 % 2) * 8 + lane % 8, piece = lane / 16;
+    int pixel = (2 * warp + row) * WIDE_TILE + (lane / 8 % 2) * 8 + lane % 8, piece = lane / 16;
     UNROLL
-    for (int row = 0; row < 4; row++)
-        UNROLL
-        for (int kx = 0; kx < 3; kx++) load_matrices(s.a[row][kx], (const Wide*)tile + tile_piece(pixel + row * WIDE_TILE + kx, piece));
+    for (int kx = 0; kx < 3; kx++) load_matrices(s.a[kx], (const Wide*)tile + tile_piece(pixel + kx, piece));
 }
-// Each fragment of weights serves two rows, each of pixels three.
-DEVICE void multiply(Product& p, const Strips& s, const unsigned char* weights) {
-    const Wide* fragments = (const Wide*)weights + threadIdx.x % 32;
+// Adds a row of taps to both rows of results; each fragment of weights serves two rows, each of pixels up to three rows of taps.
+DEVICE void multiply(Product& p, const Strips& upper, const Strips& lower, const unsigned char* weights, int ky) {
+    const Wide* fragments = (const Wide*)weights + ky * 3 * 32 + threadIdx.x % 32;
     UNROLL
-    for (int tap = 0; tap < TAPS; tap++) {
-        Wide f = fragments[tap * 32];
+    for (int kx = 0; kx < 3; kx++) {
+        Wide f = fragments[kx * 32];
         u32 first[2] = {f.word[0], f.word[1]}, second[2] = {f.word[2], f.word[3]};
-        UNROLL
-        for (int row = 0; row < 2; row++) {
-            mma_16x8x16(p.sum[row][0], s.a[row + tap / 3][tap % 3], first);
-            mma_16x8x16(p.sum[row][1], s.a[row + tap / 3][tap % 3], second);
-        }
+        mma_16x8x16(p.sum[0][0], upper.a[kx], first);
+        mma_16x8x16(p.sum[0][1], upper.a[kx], second);
+        mma_16x8x16(p.sum[1][0], lower.a[kx], first);
+        mma_16x8x16(p.sum[1][1], lower.a[kx], second);
     }
 }
 DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
@@ -187,19 +185,23 @@ KERNEL(conv, 256, const act* input, const float* weight, const float* bias, act*
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
         barrier();
-        load_tile((Wide*)tile, input, at, 1, h, w, 1, 0);
+        load_tile<1>(tile, input, at, h, w, 1, 0);
         barrier();
 #if PRECISION != 0
-        Strips strips;
-        load_strips(strips, tile);
+        Strips strips[4];
+        UNROLL
+        for (int row = 0; row < 4; row++) load_strips(strips[row], tile, row);
 #endif
+        ROLLED
         for (int g = 0; g < group; g++) {
             Product p;
             start(p, biases + g * CHANNELS);
+            const unsigned char* own = weights + g * SUB_WEIGHTS * (int)sizeof(act);
 #if PRECISION == 0
-            multiply(p, tile, weights + g * SUB_WEIGHTS * (int)sizeof(act));
+            multiply(p, tile, own);
 #else
-            multiply(p, strips, weights + g * SUB_WEIGHTS * (int)sizeof(act));
+            UNROLL
+            for (int ky = 0; ky < 3; ky++) multiply(p, strips[ky], strips[ky + 1], own, ky);
 #endif
             store(p, output, at, h, w, shuffle, first + g);
         }
@@ -221,131 +223,192 @@ KERNEL(conv_data, 256, const act* d_output, const float* weight, act* d_input, i
         for (int sub = 0; sub < subs; sub++) {
             unsigned char* own = weights + (resident ? sub * SUB_WEIGHTS * (int)sizeof(act) : 0);
             barrier();
-            load_tile((Wide*)tile, d_output, at, 1, h, w, shuffle, sub);
+            load_tile<1>(tile, d_output, at, h, w, shuffle, sub);
             if (!resident || t == (int)blockIdx.x) load_weights(own, weight, subs, sub, true);
             barrier();
 #if PRECISION == 0
             multiply(p, tile, own);
 #else
-            Strips strips;
-            load_strips(strips, tile);
-            multiply(p, strips, own);
+            Strips strips[4];
+            load_strips(strips[0], tile, 0);
+            UNROLL
+            for (int ky = 0; ky < 3; ky++) {
+                load_strips(strips[ky + 1], tile, ky + 1);
+                multiply(p, strips[ky], strips[ky + 1], own, ky);
+            }
 #endif
         }
         store(p, d_input, at, h, w, 1, 0);
     }
 }
 
-// Weight and bias gradient of one sub, block by block: partials [blocks][16 x shuffle^2 x 144 weights, then 16 x shuffle^2 biases], of which
-// a block fills what belongs to its sub. Grid: (blocks, shuffle^2), every block walking over tiles with its sums in registers. Halves: the
-// product of input (channels x pixels) and d_output (pixels x channels), both transposed on the way out of shared memory; the warps' sums
-// are added at the end. Shared memory: input tile with border, d_output tile. Floor: 32 + 32 x shuffle^2 bytes an LQ pixel (halves).
-KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials, int images, int h, int w, int shuffle) {
-    unsigned char* x_tile = shared_memory();
-    unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
-    int subs = shuffle * shuffle, sub = blockIdx.y, tiles = tile_count(images, h, w);
-    float* out = partials + (long long)blockIdx.x * subs * (CHANNELS * CHANNELS * TAPS + CHANNELS);
-    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
-    float total[TAPS];
-    float bias_total = 0;
+// The sums of a block over the pixels of its tiles: input channel times gradient for each tap, and the gradient itself. f32: a thread has the
+// nine taps of one pair of channels. Halves: a warp has those of 8 output channels for four rows of each tile, as the product of input (channels
+// x pixels) and gradient (pixels x channels), both transposed on the way out of shared memory.
 #if PRECISION == 0
+struct Outer {
+    float sum[TAPS], bias;
+};
+DEVICE void start(Outer& o) {
     UNROLL
-    for (int tap = 0; tap < TAPS; tap++) total[tap] = 0;
-    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Tile at = tile_at(t, h, w);
-        barrier();
-        load_tile((Wide*)x_tile, input, at, 1, h, w, 1, 0);
-        load_tile((Wide*)d_tile, d_output, at, 0, h, w, shuffle, sub);
-        barrier();
-        for (int y = 0; y < TILE; y++) {
-            // one row at a time: short sums keep their bits
-            float sum[TAPS], window[3][3], bias = 0;
+    for (int tap = 0; tap < TAPS; tap++) o.sum[tap] = 0;
+    o.bias = 0;
+}
+// Adds a tile; that of the input has a border of 1, that of the gradient one of BORDER.
+template <int BORDER>
+DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned char* d_tile) {
+    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
+    for (int y = 0; y < TILE; y++) {
+        // one row at a time: short sums keep their bits
+        float sum[TAPS], window[3][3], bias = 0;
+        UNROLL
+        for (int tap = 0; tap < TAPS; tap++) sum[tap] = 0;
+        UNROLL
+        for (int i = 0; i < 6; i++) window[i / 2][i % 2] = ((const float*)x_tile)[tile_piece((y + i / 2) * WIDE_TILE + i % 2, 0) * 4 + ci];
+        ROLLED
+        for (int x = 0; x < TILE; x++) {
+            float d = ((const float*)d_tile)[tile_piece((y + BORDER) * (TILE + 2 * BORDER) + x + BORDER, 0) * 4 + co];
+            bias += d;
             UNROLL
-            for (int tap = 0; tap < TAPS; tap++) sum[tap] = 0;
-            UNROLL
-            for (int i = 0; i < 6; i++) window[i / 2][i % 2] = ((const float*)x_tile)[tile_piece((y + i / 2) * WIDE_TILE + i % 2, 0) * 4 + ci];
-            ROLLED
-            for (int x = 0; x < TILE; x++) {
-                float d = ((const float*)d_tile)[tile_piece(y * TILE + x, 0) * 4 + co];
-                bias += d;
+            for (int ky = 0; ky < 3; ky++) {
+                window[ky][2] = ((const float*)x_tile)[tile_piece((y + ky) * WIDE_TILE + x + 2, 0) * 4 + ci];
                 UNROLL
-                for (int ky = 0; ky < 3; ky++) {
-                    window[ky][2] = ((const float*)x_tile)[tile_piece((y + ky) * WIDE_TILE + x + 2, 0) * 4 + ci];
-                    UNROLL
-                    for (int kx = 0; kx < 3; kx++) sum[ky * 3 + kx] += window[ky][kx] * d;
-                    window[ky][0] = window[ky][1];
-                    window[ky][1] = window[ky][2];
-                }
+                for (int kx = 0; kx < 3; kx++) sum[ky * 3 + kx] += window[ky][kx] * d;
+                window[ky][0] = window[ky][1];
+                window[ky][1] = window[ky][2];
             }
-            UNROLL
-            for (int tap = 0; tap < TAPS; tap++) total[tap] += sum[tap];
-            bias_total += bias;
         }
+        UNROLL
+        for (int tap = 0; tap < TAPS; tap++) o.sum[tap] += sum[tap];
+        o.bias += bias;
     }
+}
+DEVICE void finish(const Outer& o, float* out, int subs, int sub) {
+    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
+    UNROLL
+    for (int tap = 0; tap < TAPS; tap++) out[((co * subs + sub) * CHANNELS + ci) * TAPS + tap] = o.sum[tap];
+    if (ci == 0) out[subs * CHANNELS * CHANNELS * TAPS + co * subs + sub] = o.bias;
+}
 #else
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    // rows of the matrices that a lane points at: pixels 0-7 and 8-15, channels 0-7 and 8-15
-    int pixel = lane / 16 * 8 + lane % 8, piece = lane / 8 % 2;
-    float sums[TAPS][2][4], bias[2] = {0, 0};
+struct Outer {
+    float sum[TAPS][4], bias;
+};
+DEVICE void start(Outer& o) {
     UNROLL
     for (int tap = 0; tap < TAPS; tap++)
         UNROLL
-        for (int i = 0; i < 8; i++) sums[tap][i / 4][i % 4] = 0;
-    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Tile at = tile_at(t, h, w);
-        barrier();
-        load_tile((Wide*)x_tile, input, at, 1, h, w, 1, 0);
-        load_tile((Wide*)d_tile, d_output, at, 0, h, w, shuffle, sub);
-        barrier();
-        u32 d[2][4];
+        for (int i = 0; i < 4; i++) o.sum[tap][i] = 0;
+    o.bias = 0;
+}
+template <int BORDER>
+DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned char* d_tile) {
+    int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2, top = threadIdx.x / 64 * 4;
+    // rows of the matrices that a lane points at. Gradient: pixels 0-7 and 8-15 of one row, then of the next
+    const Wide* d_first = (const Wide*)d_tile;
+    d_first += tile_piece((top + lane / 16 + BORDER) * (TILE + 2 * BORDER) + BORDER + lane % 16, half);
+    u32 d[4][2];
+    UNROLL
+    for (int row = 0; row < 4; row += 2) {
+        u32 r[4];
+        load_matrices_transposed(r, d_first + tile_piece(row * (TILE + 2 * BORDER), 0));
         UNROLL
-        for (int row = 0; row < 2; row++) {
-            load_matrices_transposed(d[row], (const Wide*)d_tile + tile_piece((2 * warp + row) * TILE + pixel, piece));
-            UNROLL
-            for (int i = 0; i < 4; i++) bias[i % 2] += from_half((u16)d[row][i]) + from_half((u16)(d[row][i] >> 16));
-        }
-        UNROLL
-        for (int row = 0; row < 4; row++) {
-            UNROLL
-            for (int kx = 0; kx < 3; kx++) {
-                u32 a[4];
-                load_matrices_transposed(a, (const Wide*)x_tile + tile_piece((2 * warp + row) * WIDE_TILE + kx + pixel, piece));
-                UNROLL
-                for (int y = 0; y < 2; y++) {
-                    if (row - y < 0 || row - y > 2) continue;
-                    u32 first[2] = {d[y][0], d[y][2]}, second[2] = {d[y][1], d[y][3]};
-                    mma_16x8x16(sums[(row - y) * 3 + kx][0], a, first);
-                    mma_16x8x16(sums[(row - y) * 3 + kx][1], a, second);
-                }
-            }
+        for (int i = 0; i < 4; i++) {
+            d[row + i / 2][i % 2] = r[i];
+            o.bias += from_half((u16)r[i]) + from_half((u16)(r[i] >> 16));
         }
     }
-    // the warps' sums, one tap at a time: [warp][input channel][output channel]
+    // input: pixels 0-7, channels 0-7 and 8-15, then pixels 8-15
+    const Wide* x_first = (const Wide*)x_tile + tile_piece(top * WIDE_TILE + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    UNROLL
+    for (int row = 0; row < 6; row++) {
+        UNROLL
+        for (int kx = 0; kx < 3; kx++) {
+            u32 a[4];
+            load_matrices_transposed(a, x_first + tile_piece(row * WIDE_TILE + kx, 0));
+            UNROLL
+            for (int y = 0; y < 4; y++)
+                if (row >= y && row <= y + 2) mma_16x8x16(o.sum[(row - y) * 3 + kx], a, d[y]);
+        }
+    }
+}
+// The warps' sums are added through the tiles' memory, one tap at a time: [four rows][input channel][output channel].
+DEVICE void finish(const Outer& o, float* out, int subs, int sub) {
+    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
+    int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2, rows = threadIdx.x / 64, group = lane / 4, t = lane % 4;
     float* all = (float*)shared_memory();
-    int group = lane / 4, q = lane % 4;
     UNROLL
     for (int tap = 0; tap < TAPS; tap++) {
         barrier();
         UNROLL
-        for (int i = 0; i < 8; i++)
-            all[(warp * CHANNELS + group + i % 4 / 2 * 8) * CHANNELS + i / 4 * 8 + 2 * q + i % 2] = sums[tap][i / 4][i % 4];
+        for (int i = 0; i < 4; i++)
+            all[(rows * CHANNELS + group + i / 2 * 8) * CHANNELS + half * 8 + 2 * t + i % 2] = o.sum[tap][i];
         barrier();
         float sum = 0;
-        for (int other = 0; other < 8; other++) sum += all[(other * CHANNELS + ci) * CHANNELS + co];
-        total[tap] = sum;
+        for (int other = 0; other < 4; other++) sum += all[(other * CHANNELS + ci) * CHANNELS + co];
+        out[((co * subs + sub) * CHANNELS + ci) * TAPS + tap] = sum;
     }
+    float bias = o.bias;
+    bias += shuffle_xor(bias, 1);
+    bias += shuffle_xor(bias, 2);
     barrier();
-    UNROLL
-    for (int n = 0; n < 2; n++) {
-        float sum = bias[n];
-        sum += shuffle_xor(sum, 1);
-        sum += shuffle_xor(sum, 2);
-        all[warp * CHANNELS + n * 8 + group] = sum;
-    }
+    all[rows * CHANNELS + half * 8 + group] = bias;
     barrier();
-    for (int other = 0; other < 8; other++) bias_total += all[other * CHANNELS + co];
-#endif
-    UNROLL
-    for (int tap = 0; tap < TAPS; tap++) out[((co * subs + sub) * CHANNELS + ci) * TAPS + tap] = total[tap];
-    if (ci == 0) out[subs * CHANNELS * CHANNELS * TAPS + co * subs + sub] = bias_total;
+    float sum = 0;
+    for (int other = 0; other < 4; other++) sum += all[other * CHANNELS + co];
+    if (ci == 0) out[subs * CHANNELS * CHANNELS * TAPS + co * subs + sub] = sum;
 }
+#endif
+
+// Weight and bias gradient of one sub, block by block: partials [blocks][16 x shuffle^2 x 144 weights, then 16 x shuffle^2 biases], of which
+// a block fills what belongs to its sub. Grid: (blocks, shuffle^2), every block walking over tiles with its sums in registers. Shared memory:
+// input tile with border, d_output tile. Floor: 32 + 32 x shuffle^2 bytes an LQ pixel (halves).
+KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials, int images, int h, int w, int shuffle) {
+    unsigned char* x_tile = shared_memory();
+    unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
+    int subs = shuffle * shuffle, sub = blockIdx.y, tiles = tile_count(images, h, w);
+    Outer o;
+    start(o);
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+        Tile at = tile_at(t, h, w);
+        barrier();
+        load_tile<1>(x_tile, input, at, h, w, 1, 0);
+        load_tile<0>(d_tile, d_output, at, h, w, shuffle, sub);
+        barrier();
+        accumulate<0>(o, x_tile, d_tile);
+    }
+    finish(o, partials + (long long)blockIdx.x * subs * (CHANNELS * CHANNELS * TAPS + CHANNELS), subs, sub);
+}
+
+#if PRECISION != 0
+// All gradients of a convolution without shuffle in one pass: conv_data and conv_weights over the same tiles. Grid: blocks. Shared memory: both
+// tiles with border, weights. Floor: 64 bytes read and 32 written a pixel. (f32 tiles are too large for it.)
+KERNEL(conv_gradients, 256, const act* input, const act* d_output, const float* weight, act* d_input, float* partials,
+       int images, int h, int w) {
+    unsigned char* x_tile = shared_memory();
+    unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
+    unsigned char* weights = d_tile + WIDE_TILE_BYTES;
+    int tiles = tile_count(images, h, w);
+    load_weights(weights, weight, 1, 0, true);
+    Outer o;
+    start(o);
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+        Tile at = tile_at(t, h, w);
+        barrier();
+        load_tile<1>(x_tile, input, at, h, w, 1, 0);
+        load_tile<1>(d_tile, d_output, at, h, w, 1, 0);
+        barrier();
+        Product p;
+        start(p, nullptr);
+        UNROLL
+        for (int ky = 0; ky < 3; ky++) {
+            Strips upper, lower;
+            load_strips(upper, d_tile, ky);
+            load_strips(lower, d_tile, ky + 1);
+            multiply(p, upper, lower, weights, ky);
+        }
+        store(p, d_input, at, h, w, 1, 0);
+        accumulate<1>(o, x_tile, d_tile);
+    }
+    finish(o, partials + (long long)blockIdx.x * (CHANNELS * CHANNELS * TAPS + CHANNELS), 1, 0);
+}
+#endif

@@ -155,6 +155,7 @@ fn compare_network(twin: &Twin, case: Case<'_>, precision: Precision, orders: &[
 const L1_ONLY: &[(LossKind, f32)] = &[(L1, 1.0)];
 const PIXEL: &[(LossKind, f32)] = &[(L1, 0.7), (Charbonnier, 0.2), (Mse, 0.5)];
 const ALL: &[(LossKind, f32)] = &[(L1, 1.0), (Ssim, 0.3), (MsSsim, 0.2)];
+const STRUCTURAL: &[(LossKind, f32)] = &[(MsSsim, 0.4), (Ssim, 0.3)];
 
 /// Shapes with every kind of edge: narrower than a tile, one more than a tile, several tiles.
 const CASES: [Case<'_>; 5] = [
@@ -220,12 +221,13 @@ fn head_carries_sums_between_slices_and_works_in_place() {
         let Op::HeadBack(whole) = plan.ops[at].clone() else { unreachable!() };
         let features = whole.forward.features_in;
         assert_eq!(features, whole.d_features, "training overwrites the features");
-        let mut add = |bytes: u64| {
+        let sizes = [paragon::plan::Sizing::carry(&sizing, &plan.ops[at]), plan.buffer(features).bytes];
+        let [carry, beside] = sizes.map(|bytes| {
             plan.buffers.push(paragon::plan::Buffer { bytes, parent: None, ..plan.buffer(features).clone() });
             BufferId(plan.buffers.len() as u32 - 1)
-        };
-        let (carry, beside) = (add(paragon::plan::Sizing::carry(&sizing, &plan.ops[at])), add(plan.buffer(features).bytes));
-        let values = to_activations(&network_common::noise(plan.buffer(features).bytes as usize / precision.bytes() as usize, 1), precision);
+        });
+        let values =
+            to_activations(&network_common::noise(plan.buffer(features).bytes as usize / precision.bytes() as usize, 1), precision);
         let gradient = network_common::noise(plan.buffer(whole.d_output).bytes as usize / 4, 2);
         let scalars = Scalars { lr: 0.0, step: 1, clip: 1.0, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
         let run = |plan: &Plan, slices: &[Slice], d_features: BufferId| {
@@ -248,4 +250,29 @@ fn head_carries_sums_between_slices_and_works_in_place() {
         assert!(once.iter().zip(&twice).all(|(a, b)| 2.0 * a == *b), "{precision}: the sums of two slices");
         assert!(in_place == out_of_place, "{precision}: the gradient in the place of the features");
     }
+}
+
+/// HR sizes smaller than a window, odd, wider than a patch; more images than are at work at a time; bytes and floats.
+#[test]
+fn structural_losses() {
+    let chosen = |op: &Op| matches!(op, Op::StructuralLoss(_));
+    let cases: [Case<'_>; 4] = [
+        (2, 6, (9, 9), STRUCTURAL, false, Recompute::Block),
+        (3, 1, (17, 33), STRUCTURAL, false, Recompute::Block),
+        (2, 5, (24, 21), ALL, true, Recompute::Block),
+        (2, 1, (4, 40), STRUCTURAL, true, Recompute::Block),
+    ];
+    for (i, case) in cases.into_iter().enumerate() {
+        compare(case, PRECISIONS[i % 3], &ORDERS, false, chosen);
+    }
+    compare(cases[1], Precision::F32, &[Order::Forward], true, chosen);
+}
+
+/// A tail that runs image by image, with sums that wait between the slices.
+#[test]
+fn slices_carry_their_sums() {
+    let case = (2, 2, (182, 182), STRUCTURAL, false, Recompute::Full);
+    compare(case, Precision::F32, &[Order::Forward], false, |op| {
+        matches!(op, Op::Conv(_) | Op::ConvBack(_) | Op::PixelLoss(_) | Op::StructuralLoss(_))
+    });
 }

@@ -37,8 +37,8 @@ pub(super) fn workspace(o: &ConvBack) -> u64 {
 
 /// Bytes of shared memory that a tile with `border` pixels around it takes, and a sub's 16 x 16 x 9 weights.
 fn shared_sizes(precision: Precision) -> (impl Fn(usize) -> usize, usize) {
-    // 16-byte pieces of a pixel: 2, or 4 and one left free against bank conflicts
-    let pixel = 16 * if precision == Precision::F32 { 5 } else { 2 };
+    // one 16-byte piece is left free against bank conflicts
+    let pixel = CHANNELS * precision.bytes() as usize + 16;
     let tile = move |border: usize| (TILE + 2 * border) * (TILE + 2 * border) * pixel;
     (tile, CHANNELS * CHANNELS * 9 * precision.bytes() as usize)
 }
@@ -84,6 +84,14 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
     let (tiles, blocks, subs) = (tiles(c.extent), sum_blocks(o), c.shuffle * c.shuffle);
     let weight = l.element(c.parameters, c.weight.offset);
     let (tile, weights) = shared_sizes(l.plan.precision);
+    let sums = Sums::new(l, l.workspace(o.workspace)?, o.slice, sum_count(o), blocks);
+    let together = 2 * tile(1) + weights;
+    if let Some(d_input) = o.d_input.filter(|_| !rgb && subs == 1 && together <= SHARED) {
+        let mut args = vec![l.at(c.input), l.at(o.d_output), weight, l.at(d_input), sums.partials];
+        args.extend(sizes(c.extent)?);
+        l.launch("conv_gradients", [blocks, 1, 1], 256, together, args)?;
+        return finish(l, o, &sums);
+    }
     if let Some(d_input) = o.d_input {
         let mut args = vec![l.at(o.d_output), weight, l.at(d_input)];
         args.extend(sizes(c.extent)?);
@@ -96,7 +104,6 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
             l.launch("conv_data", [tiles.min(WALKERS), 1, 1], 256, shared, args)?;
         }
     }
-    let sums = Sums::new(l, l.workspace(o.workspace)?, o.slice, sum_count(o), blocks);
     let mut args = vec![l.at(c.input), l.at(o.d_output), sums.partials];
     args.extend(sizes(c.extent)?);
     if rgb {
@@ -105,10 +112,15 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
         args.push(int(c.shuffle)?);
         l.launch("conv_weights", [blocks, subs, 1], 256, tile(1) + tile(0), args)?;
     }
+    finish(l, o, &sums)
+}
+
+/// From the blocks' sums to the gradients of the parameters.
+fn finish(l: &mut Lowering<'_>, o: &ConvBack, sums: &Sums) -> Result<()> {
     sums.reduce(l, o.slice)?;
     if o.slice.last {
-        sums.store(l, o.gradients, 0, c.weight)?;
-        sums.store(l, o.gradients, c.weight.len, c.bias)?;
+        sums.store(l, o.gradients, 0, o.forward.weight)?;
+        sums.store(l, o.gradients, o.forward.weight.len, o.forward.bias)?;
     }
     Ok(())
 }
