@@ -52,11 +52,12 @@ fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool, recompute
     write_floats(&mut backend, parameters, &net.params().start_values(1)).expect("parameters fit");
     let pixels: Vec<u8> = (0..batch * lq * lq * 12).map(|i| paragon::rng::mix(i as u64) as u8).collect();
     let view = BatchView { lq: &pixels[..batch * lq * lq * 3], hr: &pixels, augment: &[] };
-    backend.micro_step(Some(view), &SCALARS).expect("a step runs");
+    backend.stage(view).expect("a batch fits");
+    backend.micro_step(&SCALARS).expect("a step runs");
     (backend, labels)
 }
 
-const SCALARS: Scalars = Scalars { lr: 1e-4, step: 1, clip: 1.0, ema_decay: 0.9, micro_scale: 1.0, accumulate: false };
+const SCALARS: Scalars = Scalars { lr: 1e-4, step: 1, clip: 1.0, ema_decay: 0.9, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
 
 fn main() {
     let (batch, lq, steps) = (flag("--batch", 16), flag("--lq", 128), flag("--steps", 10).max(1));

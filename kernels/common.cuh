@@ -86,9 +86,8 @@ DEVICE u32 pack_half(float low, float high) { return (u32)to_half(low) | ((u32)t
 #endif
 
 // The numbers of one iteration that change from step to step. They lie in device memory, so that a captured graph stays valid.
-// backend/cuda/launch.rs writes them.
+// backend/cuda/launch.rs works them out.
 struct Scalars {
-    float learning_rate;
     float step_size;        // learning rate / bias correction of the first moment
     float root_correction;  // sqrt of the bias correction of the second moment
     float keep;             // 1 - learning rate x weight decay
@@ -96,9 +95,9 @@ struct Scalars {
     float ema_rest;    // 1 - ema_decay, formed in f64
     float clip;        // largest gradient norm; infinity for none
     float loss_scale;  // fp16: every gradient carries this factor until the optimizer divides by it; 1 otherwise
-    double micro_scale;  // 1 / micro-batches of an iteration
+    float micro_scale;   // 1 / micro-batches of an iteration
     u32 accumulate;      // gradients and loss add to those of the micro-batches before
-    u32 reserved[5];
+    u32 reserved[7];
 };
 
 // Pixel (y, x) of an augmented square patch of `size` pixels -> index of the stored pixel: see plan/augment.rs.

@@ -6,9 +6,9 @@
 // multiply-adds. Weights are PyTorch's f32 [16 x shuffle^2][16][3][3], output channel = channel x shuffle^2 + sub, and become halves while
 // they are loaded.
 #pragma once
+#include "features.cuh"
 #include "mma.cuh"
 
-#define TILE 16
 #define WIDE_TILE 18
 #define TAPS 9
 #define CHANNELS 16
@@ -29,28 +29,13 @@
 DEVICE int tile_piece(int pixel, int piece) { return pixel * PIXEL_PIECES + piece; }
 
 // Bytes of shared memory; the lowering (src/backend/cuda/conv.rs) has the same numbers.
-#define TILE_BYTES (TILE * TILE * PIXEL_PIECES * 16)
 #define WIDE_TILE_BYTES (WIDE_TILE * WIDE_TILE * PIXEL_PIECES * 16)
 #define SUB_WEIGHTS (TAPS * CHANNELS * CHANNELS)
-
-// One tile of a batch of pictures.
-struct Place {
-    int image, y, x;
-};
-DEVICE int tile_count(int images, int h, int w) { return images * ((h + TILE - 1) / TILE) * ((w + TILE - 1) / TILE); }
-DEVICE Place tile_place(int tile, int h, int w) {
-    int across = (w + TILE - 1) / TILE, down = (h + TILE - 1) / TILE;
-    Place p;
-    p.image = tile / (across * down);
-    p.y = tile / across % down * TILE;
-    p.x = tile % across * TILE;
-    return p;
-}
 
 // Loads the pixels of one sub of a picture [images][h x shuffle][w x shuffle][16], `BORDER` pixels more on each side; zeros outside. All
 // loads are on their way before the first is waited for.
 template <int BORDER>
-DEVICE void load_tile(unsigned char* to, const act* from, Place at, int h, int w, int shuffle, int sub) {
+DEVICE void load_tile(unsigned char* to, const act* from, Tile at, int h, int w, int shuffle, int sub) {
     const int side = TILE + 2 * BORDER, count = side * side * PIECES, rounds = (count + 255) / 256;
     // the image's own sub; positions in one image fit an int
     const Wide* image = (const Wide*)from + ((long long)at.image * h * shuffle + sub / shuffle) * w * shuffle * PIECES + sub % shuffle * PIECES;
@@ -116,7 +101,7 @@ DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char*
         }
     }
 }
-DEVICE void store(const Product& p, act* to, Place at, int h, int w, int shuffle, int sub) {
+DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
     int y = at.y + (int)threadIdx.x / TILE, x = at.x + (int)threadIdx.x % TILE;
     if (y >= h || x >= w) return;
     long long row = (long long)(at.image * h + y) * shuffle + sub / shuffle;
@@ -165,7 +150,7 @@ DEVICE void multiply(Product& p, const Strips& upper, const Strips& lower, const
         mma_16x8x16(p.sum[1][1], lower.a[kx], second);
     }
 }
-DEVICE void store(const Product& p, act* to, Place at, int h, int w, int shuffle, int sub) {
+DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
     int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     UNROLL
     for (int row = 0; row < 2; row++) {
@@ -197,7 +182,7 @@ KERNEL(conv, 256, const act* input, const float* weight, const float* bias, act*
     for (int g = 0; g < group; g++) load_weights(weights + g * SUB_WEIGHTS * (int)sizeof(act), weight, subs, first + g, false);
     for (int i = threadIdx.x; i < group * CHANNELS; i += 256) biases[i] = bias[i % CHANNELS * subs + first + i / CHANNELS];
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         barrier();
         load_tile<1>(tile, input, at, h, w, 1, 0);
         barrier();
@@ -230,7 +215,7 @@ KERNEL(conv_data, 256, const act* d_output, const float* weight, act* d_input, i
     unsigned char* weights = tile + WIDE_TILE_BYTES;
     int subs = shuffle * shuffle, tiles = tile_count(images, h, w);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         Product p;
         start(p, nullptr);
         ROLLED
@@ -383,7 +368,7 @@ KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials
     Outer o;
     start(o);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         barrier();
         load_tile<1>(x_tile, input, at, h, w, 1, 0);
         load_tile<0>(d_tile, d_output, at, h, w, shuffle, sub);
@@ -406,7 +391,7 @@ KERNEL(conv_gradients, 256, const act* input, const act* d_output, const float* 
     Outer o;
     start(o);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         barrier();
         load_tile<1>(x_tile, input, at, h, w, 1, 0);
         load_tile<1>(d_tile, d_output, at, h, w, 1, 0);

@@ -5,7 +5,7 @@
 #define RGB_TAPS 27
 
 // The tile of f32 RGB pixels with a border of 1, zeros outside.
-DEVICE void load_rgb(float* to, const float* from, Place at, int h, int w) {
+DEVICE void load_rgb(float* to, const float* from, Tile at, int h, int w) {
     for (int i = threadIdx.x; i < WIDE_TILE * WIDE_TILE * 3; i += 256) {
         int y = at.y - 1 + i / (WIDE_TILE * 3), x = at.x - 1 + i % (WIDE_TILE * 3) / 3;
         bool inside = y >= 0 && y < h && x >= 0 && x < w;
@@ -28,7 +28,7 @@ KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias
     UNROLL
     for (int c = 0; c < 8; c++) start[c] = bias[part + c];
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         barrier();
         load_rgb(tile, input, at, h, w);
         barrier();
@@ -78,7 +78,7 @@ KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* pa
     UNROLL
     for (int i = 0; i <= RGB_TAPS; i++) total[i] = 0;
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Place at = tile_place(t, h, w);
+        Tile at = tile_at(t, h, w);
         barrier();
         load_rgb(tile, input, at, h, w);
         float d[TILE];

@@ -14,7 +14,7 @@ KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const u8* 
        const Scalars* scalars) {
     double* sums = (double*)shared_memory();
     int pixels = images * h * w;
-    float scale = (float)(scalars->micro_scale / (double)whole) * scalars->loss_scale;
+    float scale = (float)((double)scalars->micro_scale / (double)whole) * scalars->loss_scale;
     double sum = 0;
     for (int pixel = blockIdx.x * 256 + threadIdx.x; pixel < pixels; pixel += gridDim.x * 256) {
         int image = pixel / (h * w), y = pixel / w % h, x = pixel % w;
@@ -51,6 +51,6 @@ KERNEL(finish_pixel_loss, 32, const double* partials, double* total, double* met
     for (int b = 0; b < blocks; b++) sum += partials[b];
     *total = sum;
     if (!(flags & 2)) return;
-    double loss = sum / (double)whole * scalars->micro_scale;
+    double loss = sum / (double)whole * (double)scalars->micro_scale;
     metrics[0] = scalars->accumulate ? metrics[0] + loss : loss;
 }

@@ -2,6 +2,21 @@
 // PyTorch's order of operations) and EMA. A loss or norm that is not finite leaves everything as it was.
 #include "common.cuh"
 
+// Puts the numbers of a step where the other kernels read them: launch arguments travel by themselves, and a graph keeps its own.
+KERNEL(set_scalars, 32, Scalars* out, float step_size, float root_correction, float keep, float ema_decay, float ema_rest, float clip,
+       float loss_scale, float micro_scale, int accumulate) {
+    if (threadIdx.x != 0) return;
+    out->step_size = step_size;
+    out->root_correction = root_correction;
+    out->keep = keep;
+    out->ema_decay = ema_decay;
+    out->ema_rest = ema_rest;
+    out->clip = clip;
+    out->loss_scale = loss_scale;
+    out->micro_scale = micro_scale;
+    out->accumulate = (u32)accumulate;
+}
+
 // partials[block] = sum of squares of `each` gradients, in f64, with the loss scale divided out. Shared memory: 256 f64. Floor: 4 bytes a
 // parameter.
 KERNEL(gradient_squares, 256, const float* gradients, double* partials, int count, int each, const Scalars* scalars) {

@@ -27,6 +27,14 @@ unsafe impl Sync for HostBlock {}
 /// How a loader gets its blocks; a backend may have its own way.
 pub type Allocate<'a> = &'a dyn Fn(usize) -> Result<HostBlock>;
 
+/// A device's promise to be done with a block.
+pub trait Fence: Send {
+    /// Whether it is done.
+    fn is_done(&self) -> bool;
+    /// Returns when it is done.
+    fn wait(&self);
+}
+
 fn layout(length: usize) -> Result<Layout> {
     Layout::from_size_align(length.max(1), ALIGNMENT).context("the block is larger than the address space")
 }

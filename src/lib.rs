@@ -14,6 +14,7 @@ pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod rng;
+pub mod selftest;
 pub mod shard;
 pub mod system;
 pub mod train;

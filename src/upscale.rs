@@ -148,7 +148,8 @@ impl Tiles {
         let (columns, rows) = (spans(w, self.tile, halo), spans(h, self.tile, halo));
         self.lq.resize(th * tw * 3, 0);
         self.output.resize(th * tw * 3 * scale * scale, 0.0);
-        let scalars = Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, accumulate: false };
+        let scalars =
+            Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
         let Some(port) = backend.plan().ports.output else { anyhow::bail!("the inference plan has no output") };
         for row in &rows {
             for column in &columns {
@@ -156,7 +157,10 @@ impl Tiles {
                     let at = ((row.start + y) * w + column.start) * 3;
                     line.copy_from_slice(&lq.as_raw()[at..at + tw * 3]);
                 }
-                backend.micro_step(Some(BatchView { lq: &self.lq, hr: &[], augment: &[] }), &scalars)?;
+                // the tile's memory is filled again only after the result is read
+                let copied = backend.stage(BatchView { lq: &self.lq, hr: &[], augment: &[] })?;
+                backend.micro_step(&scalars)?;
+                drop(copied);
                 read_floats(backend, port, &mut self.output)?;
                 let width = (column.valid.1 - column.valid.0) * scale * 3;
                 for y in row.valid.0 * scale..row.valid.1 * scale {

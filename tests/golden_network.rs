@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 
 fn scalars() -> Scalars {
-    Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, accumulate: false }
+    Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false }
 }
 
 fn options(isa: Isa) -> CpuOptions {
@@ -60,7 +60,7 @@ fn outputs_and_gradients_match_the_golden_files() {
             let mut backend = CpuBackend::new(plan, options(isa)).unwrap();
             write_floats(&mut backend, ports.parameters.unwrap(), &params).unwrap();
             write_floats(&mut backend, ports.input.unwrap(), &input).unwrap();
-            backend.micro_step(None, &scalars()).unwrap();
+            backend.micro_step(&scalars()).unwrap();
             let mut output = vec![0.0; target.len()];
             read_floats(&mut backend, ports.output.unwrap(), &mut output).unwrap();
             let error = relative_error(wide(&output), wide(&nhwc(&tensor(&file, "output"), hr)));
@@ -79,7 +79,7 @@ fn outputs_and_gradients_match_the_golden_files() {
                 write_floats(&mut backend, ports.parameters.unwrap(), &params).unwrap();
                 write_floats(&mut backend, ports.input.unwrap(), &input).unwrap();
                 write_floats(&mut backend, ports.target.unwrap(), &target).unwrap();
-                backend.micro_step(None, &scalars()).unwrap();
+                backend.micro_step(&scalars()).unwrap();
                 let loss = backend.metrics().unwrap().loss;
                 let expected = tensor(&file, loss_name)[0];
                 assert!((loss - expected).abs() < 1e-6 * expected, "{name} {isa}: {loss_name} {loss} not {expected}");
@@ -155,13 +155,15 @@ fn trajectories_match_the_golden_files() {
                     clip: config["grad_clip_max_norm"].as_f64().unwrap_or(f64::INFINITY),
                     ema_decay: paragon::train::ema_decay(step, number("ema_decay"), number("ema_power")),
                     micro_scale: 1.0 / accum as f32,
+                    loss_scale: 1.0,
                     accumulate: false,
                 };
                 for micro in 0..accum {
                     let i = (step as usize - 1) * accum + micro;
                     let (lq, hr) = (file.tensor(&format!("lq.{i}")).unwrap(), file.tensor(&format!("hr.{i}")).unwrap());
                     scalars.accumulate = micro > 0;
-                    backend.micro_step(Some(BatchView { lq: lq.data(), hr: hr.data(), augment: &[] }), &scalars).unwrap();
+                    backend.stage(BatchView { lq: lq.data(), hr: hr.data(), augment: &[] }).unwrap();
+                    backend.micro_step(&scalars).unwrap();
                 }
                 backend.update(&scalars).unwrap();
                 let metrics = backend.metrics().unwrap();

@@ -155,7 +155,7 @@ fn micro_batches_add_up_to_the_large_batch() {
         let mut parts = twin.load(&spec(micro, (size, size), &losses, false), options(Isa::detect(), 2));
         // twice, since the first micro-batch of an iteration must forget the one before
         for i in 0..2 * k {
-            let scalars = Scalars { micro_scale: 1.0 / k as f32, accumulate: i % k > 0, ..scalars() };
+            let scalars = Scalars { micro_scale: 1.0 / k as f32, loss_scale: 1.0, accumulate: i % k > 0, ..scalars() };
             let (a, b) = (lq.len() / k, hr.len() / k);
             parts.bytes(&lq[i % k * a..][..a], &hr[i % k * b..][..b], &[], &scalars);
         }
@@ -203,6 +203,7 @@ fn a_trajectory_follows_the_reference() {
                 clip: recipe.clip.unwrap(),
                 ema_decay: paragon::train::ema_decay(i, recipe.ema_decay, recipe.ema_power),
                 micro_scale: 1.0 / accum as f32,
+                loss_scale: 1.0,
                 accumulate: micro > 0,
             };
             let mut batches = Vec::new();
@@ -251,7 +252,8 @@ fn any_number_of_threads_gives_the_same_bits() {
             let mut step = twin.load(&spec(batch, (size, size), &EVERY_LOSS, false), options);
             let mut losses = Vec::new();
             for i in 1..=3 {
-                let scalars = |accumulate| Scalars { lr: 1e-3, step: i, clip: 0.5, ema_decay: 0.5, micro_scale: 0.5, accumulate };
+                let scalars =
+                    |accumulate| Scalars { lr: 1e-3, step: i, clip: 0.5, ema_decay: 0.5, micro_scale: 0.5, loss_scale: 1.0, accumulate };
                 step.bytes(&lq, &hr, &[0, 3, 6], &scalars(false));
                 step.bytes(&lq, &hr, &[5, 0, 7], &scalars(true));
                 step.backend.update(&scalars(false)).unwrap();

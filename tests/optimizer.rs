@@ -48,7 +48,7 @@ fn updates_follow_the_formulas() {
             let size = if step % 2 == 0 { 1e-3 } else { 0.1 };
             let g: Vec<f32> = (0..n).map(|_| draw(size) as f32).collect();
             write_floats(&mut backend, ports.gradients.unwrap(), &g).unwrap();
-            backend.update(&Scalars { lr, step, clip, ema_decay, micro_scale: 1.0, accumulate: false }).unwrap();
+            backend.update(&Scalars { lr, step, clip, ema_decay, micro_scale: 1.0, loss_scale: 1.0, accumulate: false }).unwrap();
             let norm = g.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
             assert!((backend.metrics().unwrap().grad_norm - norm).abs() < 1e-12 * norm, "{isa}: the norm");
             let factor = (clip / (norm + 1e-6)).min(1.0);

@@ -28,7 +28,15 @@ fn trajectory(twin: &Twin, batch: usize, lq: usize, losses: &[(LossKind, f32)], 
             let seed = iteration * 2 + micro;
             let (x, y) = (bytes(batch * lq * lq * 3, seed), bytes(batch * lq * lq * 3 * s * s, 100 + seed));
             let codes: Vec<u8> = bytes(batch, 200 + seed).iter().map(|c| c % 8).collect();
-            let scalars = Scalars { lr: 1e-3, step: iteration + 1, clip: 1.0, ema_decay: 0.5, micro_scale: 0.5, accumulate: micro > 0 };
+            let scalars = Scalars {
+                lr: 1e-3,
+                step: iteration + 1,
+                clip: 1.0,
+                ema_decay: 0.5,
+                micro_scale: 0.5,
+                loss_scale: 1.0,
+                accumulate: micro > 0,
+            };
             step.bytes(&x, &y, &codes, &scalars);
             out.push(step.gradients());
             if micro == 1 {

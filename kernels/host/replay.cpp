@@ -80,6 +80,7 @@ int main(int count, char** words) {
     for (const std::string& l : launches) {
         std::istringstream line(l);
         Launch launched;
+        launched.precision = PRECISION;
         line >> launched.kernel >> launched.grid[0] >> launched.grid[1] >> launched.grid[2] >> launched.block >> launched.shared >>
             launched.arguments;
         std::vector<uint64_t> values(launched.arguments);

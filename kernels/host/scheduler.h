@@ -10,12 +10,16 @@ struct alignas(16) Bytes16 {
 };
 
 struct Launch {
+    int precision;  // as -DPRECISION
     std::string kernel;
     uint32_t grid[3];
     uint32_t block;   // threads, whole warps
     uint32_t shared;  // bytes
     uint32_t arguments;
 };
+
+// How many arguments a kernel takes; -1 where there is no such kernel.
+int kernel_arguments(int precision, const std::string& name);
 
 // Runs all blocks of a launch; `args` are pointers to the arguments, as the driver takes them. Ends the process with code 3 on a
 // wrong launch.

@@ -19,8 +19,9 @@ struct Kernel {
     u32 threads, arguments;
     Entry entry;
 };
-std::map<std::string, Kernel>& kernels() {
-    static std::map<std::string, Kernel> map;
+// by the type of activations they were compiled for, and name
+std::map<std::pair<int, std::string>, Kernel>& kernels() {
+    static std::map<std::pair<int, std::string>, Kernel> map;
     return map;
 }
 
@@ -123,10 +124,17 @@ void run_block(Order order, u32 count) {
 
 }  // namespace
 
-Registered::Registered(const char* name, u32 threads, u32 arguments, Entry entry) { kernels()[name] = {threads, arguments, entry}; }
+Registered::Registered(int precision, const char* name, u32 threads, u32 arguments, Entry entry) {
+    kernels()[{precision, name}] = {threads, arguments, entry};
+}
+
+int kernel_arguments(int precision, const std::string& name) {
+    auto found = kernels().find({precision, name});
+    return found == kernels().end() ? -1 : static_cast<int>(found->second.arguments);
+}
 
 void launch(const Launch& l, void** args, Order order) {
-    auto found = kernels().find(l.kernel);
+    auto found = kernels().find({l.precision, l.kernel});
     launched = l.kernel.c_str();
     blockIdx = {0, 0, 0};
     if (found == kernels().end()) fail("there is no such kernel");

@@ -48,7 +48,7 @@ float from_fp16(u16 bits);
 // Kernels enter themselves here by name, with a function that unpacks the driver's array of argument pointers.
 typedef void (*Entry)(void** args);
 struct Registered {
-    Registered(const char* name, u32 threads, u32 arguments, Entry entry);
+    Registered(int precision, const char* name, u32 threads, u32 arguments, Entry entry);
 };
 template <typename... A, size_t... I>
 void call_unpacked(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
@@ -65,5 +65,5 @@ void call_kernel(void (*kernel)(A...), void** args) {
 #define KERNEL(name, threads, ...)                                                                                  \
     static void name(__VA_ARGS__);                                                                                  \
     static void name##_entry(void** args) { call_kernel(name, args); }                                              \
-    static Registered name##_registered(#name, threads, count_arguments(name), name##_entry);                      \
+    static Registered name##_registered(PRECISION, #name, threads, count_arguments(name), name##_entry);                      \
     static void name(__VA_ARGS__)

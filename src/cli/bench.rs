@@ -22,6 +22,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum What {
     Loader(Box<LoaderArgs>),
+    Step(Box<super::bench_step::Args>),
 }
 
 /// Pairs a second of the prefetch ring, who waits for whom, and memory beside what was computed.
@@ -83,8 +84,10 @@ fn rank(text: &str) -> Result<(u64, u64), String> {
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<()> {
-    let What::Loader(args) = &args.what;
-    bench_loader(args)
+    match &args.what {
+        What::Loader(args) => bench_loader(args),
+        What::Step(args) => super::bench_step::run(args),
+    }
 }
 
 fn bench_loader(args: &LoaderArgs) -> Result<()> {

@@ -15,7 +15,7 @@ use paragon::report::sheet::{Panel, comparison};
 use paragon::shard::plan::{BuildConfig, plan};
 use paragon::shard::reader::{Io, ShardSet};
 use paragon::shard::writer::build;
-use paragon::train::{Decay, LossTerm, ModelHints, RunOptions, Schedule, TrainConfig, duration_text, read_model, train};
+use paragon::train::{Decay, DeviceChoice, LossTerm, ModelHints, RunOptions, Schedule, TrainConfig, duration_text, read_model, train};
 use paragon::upscale::{DEFAULT_TILE, Upscaler};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,6 +121,9 @@ pub fn run(args: &Args) -> Result<()> {
         fit: true,
         restart: true,
         pretrained: None,
+        device: DeviceChoice::Cpu,
+        precision: None,
+        vram: None,
         stop: stop.clone(),
     };
     let summary = train(Arc::new(set.into()), &recipe(args)?, &options, &|text| tell(text))?;

@@ -1,6 +1,7 @@
 //! The command line: one file per command turns flags into plain configuration and calls the library.
 
 mod bench;
+mod bench_step;
 mod data;
 mod demo;
 mod eval;
@@ -8,6 +9,7 @@ mod flags;
 mod plan;
 mod recipe;
 mod report;
+mod selftest;
 mod shard;
 mod shards;
 mod synth;
@@ -39,6 +41,7 @@ enum Command {
     Plan(Box<plan::Args>),
     Train(Box<train::Args>),
     Bench(bench::Args),
+    Selftest(selftest::Args),
     Report(report::Args),
     Eval(eval::Args),
     Upscale(upscale::Args),
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Selftest(args) => selftest::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Upscale(args) => upscale::run(&args),

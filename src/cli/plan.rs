@@ -109,7 +109,9 @@ impl Args {
         match (self.device, self.precision) {
             (Device::Cpu, None | Some(Precision::F32)) => Ok(Place::Cpu(CpuOptions::new(self.machine.threads.unwrap_or(0)))),
             (Device::Cpu, Some(half)) => bail!("the CPU computes in f32; {half} takes --device cuda"),
-            (Device::Cuda, precision) => Ok(Place::Cuda(CudaSizing { precision: precision.unwrap_or(Precision::Bf16) })),
+            (Device::Cuda, precision) => {
+                Ok(Place::Cuda { sizing: CudaSizing { precision: precision.unwrap_or(Precision::Bf16) }, in_use: None })
+            }
         }
     }
 

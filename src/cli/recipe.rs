@@ -188,7 +188,8 @@ enum ScheduleKind {
     Constant,
 }
 
-fn parse_loss(text: &str) -> Result<LossTerm, String> {
+/// `l1:1.0`
+pub fn parse_loss(text: &str) -> Result<LossTerm, String> {
     let (kind, weight) = text.split_once(':').unwrap_or((text, "1"));
     let kind = LossKind::from_str(kind, true).map_err(|_| format!("unknown loss '{kind}'; known are l1, charbonnier, mse, ssim, mssim"))?;
     let weight: f32 = weight.parse().map_err(|_| format!("'{weight}' is no weight; write it as l1:1.0"))?;

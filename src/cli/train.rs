@@ -3,11 +3,11 @@
 use super::data::{DataArgs, Window};
 use super::flags::{MAX_BATCH, count, print, tell};
 use super::recipe::{Machine, Recipe};
-use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
+use anyhow::{Context, Result};
 use paragon::loader::Sources;
+use paragon::plan::Precision;
 use paragon::shard::reader::Io;
-use paragon::train::{RunOptions, Summary, duration_text, newest_state, train};
+use paragon::train::{DeviceChoice, RunOptions, Summary, duration_text, newest_state, train};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,9 +32,12 @@ pub struct Args {
     lenient: bool,
     #[command(flatten)]
     recipe: Recipe,
-    /// Where to train
-    #[arg(long, value_enum, default_value = "auto", help_heading = "Machine")]
-    device: Device,
+    /// Where to train: auto (the first CUDA device, else the CPU), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help_heading = "Machine")]
+    device: DeviceChoice,
+    /// Type of activations; halves on CUDA only [default: f32 on the CPU; bf16 on CUDA, fp16 on cards before sm_80]
+    #[arg(long, value_enum, help_heading = "Machine")]
+    precision: Option<Precision>,
     #[command(flatten)]
     machine: Machine,
     /// Iterations between checkpoints
@@ -60,13 +63,6 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Device {
-    Auto,
-    Cpu,
-    Cuda,
-}
-
 impl Args {
     /// The shuffle window: a run that goes on keeps its order whatever memory is free today.
     fn window(&self, sources: &Sources, out: &Path) -> Option<u64> {
@@ -87,12 +83,6 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>> {
 
 /// Trains; exit code 130 when stopped from outside after saving.
 pub fn run(args: &Args) -> Result<()> {
-    if matches!(args.device, Device::Cuda) {
-        bail!("this version trains on the CPU only; give --device cpu, or leave --device away");
-    }
-    if args.machine.vram.is_some() {
-        tell("--vram bounds the memory of a GPU; this run computes on the CPU, where --host-memory bounds it");
-    }
     let sources = args.data.open()?;
     let mut config = args.recipe.config(sources.scale() as usize, sources.crop() as usize)?;
     let name = || format!("{}_x{}", config.network.arch, config.network.scale);
@@ -119,6 +109,9 @@ pub fn run(args: &Args) -> Result<()> {
         fit: args.machine.fit.on(),
         restart: args.restart,
         pretrained: args.pretrain.clone().map(|path| (path, !args.lenient)),
+        device: args.device,
+        precision: args.precision,
+        vram: args.machine.vram,
         stop: stop.clone(),
     };
     tell(format_args!(

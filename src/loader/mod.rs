@@ -10,8 +10,9 @@ mod ring;
 mod slot;
 mod sources;
 
+pub use crate::host_memory::Fence;
 pub use ring::{Loader, Stats};
-pub use slot::{Batch, Fence};
+pub use slot::Batch;
 pub use sources::Sources;
 
 use crate::shard::reader::Io;

@@ -2,7 +2,7 @@
 //! its batch is dropped, or when the device is done with the copy that was started from it.
 
 use super::{LoaderConfig, Sources};
-use crate::host_memory::{Allocate, HostBlock};
+use crate::host_memory::{Allocate, Fence, HostBlock};
 use anyhow::Result;
 use crossbeam_channel::Sender;
 use std::sync::Arc;
@@ -34,14 +34,6 @@ impl Parts {
     pub fn slot(&self, batch: usize, allocate: Allocate<'_>) -> Result<Slot> {
         Ok(Slot { block: allocate(self.whole)?, records: vec![0; batch].into_boxed_slice() })
     }
-}
-
-/// A device's promise to be done with a slot.
-pub trait Fence: Send {
-    /// Whether it is done.
-    fn is_done(&self) -> bool;
-    /// Returns when it is done.
-    fn wait(&self);
 }
 
 /// A slot that a device still reads from.

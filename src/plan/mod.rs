@@ -3,6 +3,7 @@
 //! never needs another byte, and that [`Plan::verify`] has checked every lifetime.
 
 pub mod augment;
+mod floor;
 mod layout;
 mod loss;
 mod op;
@@ -10,6 +11,7 @@ mod report;
 mod sizing;
 mod verify;
 
+pub use floor::OpFloor;
 pub use loss::*;
 pub use op::*;
 pub use report::{LayerLine, LiveBuffer, MemoryLine, MemoryTable, Moment, bytes_text};

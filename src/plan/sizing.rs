@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The type of the values that flow between operations. Parameters, gradients of parameters, moments, EMA, the network's
 /// input, its prediction and every reduction stay f32 (or f64) whatever it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits
@@ -24,6 +24,36 @@ impl Precision {
         match self {
             Precision::F32 => 4,
             Precision::Bf16 | Precision::Fp16 => 2,
+        }
+    }
+
+    /// The bits of the nearest half, ties to even; for f32, which has no halves, those of bf16.
+    pub fn narrow(self, value: f32) -> u16 {
+        let bits = value.to_bits();
+        let sign = (bits >> 16) as u16 & 0x8000;
+        let magnitude = bits & 0x7fff_ffff;
+        match self {
+            Precision::Fp16 if magnitude > 0x7f80_0000 => sign | 0x7e00,
+            Precision::Fp16 if magnitude >= 0x477f_f000 => sign | 0x7c00, // rounds to 65536 or more
+            // below the normal halves: whole multiples of 2^-24, which adding 0.5 rounds to
+            Precision::Fp16 if magnitude < 0x3880_0000 => sign | ((f32::from_bits(magnitude) + 0.5).to_bits() - 0x3f00_0000) as u16,
+            Precision::Fp16 => sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x3800_0000) >> 13) as u16,
+            _ if magnitude > 0x7f80_0000 => sign | 0x7fc0,
+            _ => ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16,
+        }
+    }
+
+    /// The value of a half; of a bf16 for f32.
+    pub fn widen(self, bits: u16) -> f32 {
+        if self != Precision::Fp16 {
+            return f32::from_bits(u32::from(bits) << 16);
+        }
+        let sign = u32::from(bits & 0x8000) << 16;
+        let (exponent, fraction) = (u32::from(bits >> 10 & 31), u32::from(bits & 0x3ff));
+        match exponent {
+            0 => f32::from_bits((fraction as f32 * 2f32.powi(-24)).to_bits() | sign),
+            31 => f32::from_bits(sign | 0x7f80_0000 | fraction << 13),
+            _ => f32::from_bits(sign | (exponent + 112) << 23 | fraction << 13),
         }
     }
 }
@@ -59,5 +89,36 @@ pub trait Sizing {
     /// Whether the next batch is copied to the device while this one is computed on, which takes a second place for it.
     fn copies_ahead(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_round_to_the_nearest_and_come_back() {
+        for precision in [Precision::Bf16, Precision::Fp16] {
+            for bits in 0..=u16::MAX {
+                let value = precision.widen(bits);
+                if value.is_nan() {
+                    assert!(precision.widen(precision.narrow(value)).is_nan());
+                    continue;
+                }
+                assert_eq!(precision.narrow(value), bits, "{precision} {bits:#x}");
+                // halfway to the next: to the even one; a little less or more: to the nearer one
+                let next = precision.widen(bits.wrapping_add(1));
+                if bits & 0x7fff < 0x7bff && next.is_finite() {
+                    let middle = ((f64::from(value) + f64::from(next)) / 2.0) as f32;
+                    assert_eq!(precision.narrow(middle), bits + (bits & 1), "{precision} {bits:#x}");
+                    assert_eq!(precision.narrow(f32::from_bits(middle.to_bits() - 1)), bits);
+                    assert_eq!(precision.narrow(f32::from_bits(middle.to_bits() + 1)), bits + 1);
+                }
+            }
+        }
+        assert_eq!(Precision::Fp16.widen(0x3c00), 1.0);
+        assert_eq!(Precision::Fp16.widen(0x7bff), 65504.0);
+        assert_eq!(Precision::Fp16.narrow(65520.0), 0x7c00);
+        assert_eq!(Precision::Bf16.widen(0x3f80), 1.0);
     }
 }

@@ -32,20 +32,32 @@ pub enum Place {
     /// On the CPU: the arena is host memory.
     Cpu(CpuOptions),
     /// On a CUDA device.
-    Cuda(CudaSizing),
+    Cuda {
+        /// What its kernels need.
+        sizing: CudaSizing,
+        /// Bytes of the card in use before the step's arena, measured: context, kernels, other programs. An estimate stands in
+        /// where there is no card.
+        in_use: Option<u64>,
+    },
 }
 
 impl Place {
-    fn sizing(&self) -> &dyn Sizing {
+    /// What the backend tells the plan.
+    pub fn sizing(&self) -> &dyn Sizing {
         match self {
             Place::Cpu(options) => options,
-            Place::Cuda(sizing) => sizing,
+            Place::Cuda { sizing, .. } => sizing,
         }
+    }
+
+    /// Type of activations.
+    pub fn precision(&self) -> Precision {
+        self.sizing().precision()
     }
 
     /// Whether the arena lies on a device of its own.
     pub fn is_device(&self) -> bool {
-        matches!(self, Place::Cuda(_))
+        matches!(self, Place::Cuda { .. })
     }
 
     /// The plan of a run's step here; with validation its arena has room for a tile between steps.
@@ -64,7 +76,7 @@ impl Place {
     pub fn inference(&self) -> Box<dyn Sizing> {
         match *self {
             Place::Cpu(options) => Box::new(options),
-            Place::Cuda(_) => Box::new(CudaSizing { precision: Precision::F32 }),
+            Place::Cuda { .. } => Box::new(CudaSizing { precision: Precision::F32 }),
         }
     }
 }
@@ -109,7 +121,10 @@ impl RunMemory {
         host.push(line("the program itself (allowance)", PROCESS_BYTES));
         let mut device = Vec::new();
         if on_device {
-            device.push(line("CUDA context and driver (estimate)", CONTEXT_ESTIMATE));
+            device.push(match place {
+                Place::Cuda { in_use: Some(bytes), .. } => line("context, kernels, other programs (measured)", *bytes),
+                _ => line("CUDA context and driver (estimate)", CONTEXT_ESTIMATE),
+            });
             host.push(line("CUDA driver on the host (estimate)", DRIVER_HOST_ESTIMATE));
         }
         let sum = |lines: &[MemoryLine]| lines.iter().map(|l| l.bytes).sum::<u64>();

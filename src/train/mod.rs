@@ -2,8 +2,10 @@
 //! backends. It promises that a resumed run ends in the same bits as an unbroken one.
 
 mod config;
+mod device;
 mod fit;
 mod log;
+mod loss_scale;
 mod memory;
 mod model_file;
 mod previews;
@@ -12,8 +14,10 @@ mod schedule;
 mod state;
 
 pub use config::{LossTerm, TrainConfig};
+pub use device::{DeviceChoice, Opened};
 pub use fit::{Choice, Fit, Fitted, Rung};
 pub use log::{Log, LogLine, read_log};
+pub use loss_scale::LossScale;
 pub use memory::{Budget, Place, RunMemory, validation_bytes};
 pub use model_file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
 pub use previews::{Kept, kept as kept_previews};

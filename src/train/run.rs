@@ -2,16 +2,18 @@
 //! in the data flow. It promises that a run killed at any moment and started again ends in the same bits as an unbroken one,
 //! and that its memory was fitted, printed, and refused if too much, before the first step.
 
-use super::{Budget, Fit, Fitted, Log, LogLine, OpenLine, Place, Pretrained, RunMemory, State, TrainConfig};
+use super::{
+    Budget, DeviceChoice, Fit, Fitted, Log, LogLine, LossScale, OpenLine, Opened, Place, Pretrained, RunMemory, State, TrainConfig,
+};
 use super::{ema_decay, list_states, newest_state, previews, read_pretrained, state_path, validation_bytes, write_model};
-use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::Source;
 use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Stats, bound};
 use crate::model::Recompute;
-use crate::plan::{BufferId, Plan, Sizing, bytes_text};
+use crate::plan::{BufferId, Plan, Precision, Sizing, bytes_text};
 use crate::progress::Progress;
 use crate::shard::reader::Io;
 use crate::upscale::{Guest, Tiles, largest_tile};
@@ -63,6 +65,12 @@ pub struct RunOptions {
     pub restart: bool,
     /// File to take start values from, for a run that begins, and whether all of it must fit.
     pub pretrained: Option<(PathBuf, bool)>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Type of activations; the device's best where not given.
+    pub precision: Option<Precision>,
+    /// Most device memory the run may take, bytes; `None` for what is free.
+    pub vram: Option<u64>,
     /// Set from outside to save and stop after the current iteration.
     pub stop: Arc<AtomicBool>,
 }
@@ -153,7 +161,12 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     let (state, fresh) = start_state(&sources, config, options, report)?;
 
     let cpu = CpuOptions::new(options.threads);
-    let place = Place::Cpu(cpu);
+    let (opened, why) = Opened::new(options.device, options.precision, cpu, options.validation.is_some())?;
+    why.iter().for_each(|why| report(why));
+    let place = opened.place;
+    if options.vram.is_some() && !place.is_device() {
+        report("--vram bounds the memory of a GPU; this run computes on the CPU, where --host-memory bounds it");
+    }
     let mut validation = Validation::new(config, options, &place)?;
     let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, slots, state.head.iteration);
     let fit = Fit {
@@ -161,7 +174,7 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         place,
         recompute: options.recompute,
         slots: options.slots,
-        budget: Budget { host: options.host_memory.or_else(system::available_memory), device: None },
+        budget: Budget { host: options.host_memory.or_else(system::available_memory), device: options.vram.or(opened.vram) },
         may_split: options.fit,
         earlier: (!fresh).then_some((state.head.config.batch_size, state.head.config.accum_iter)),
         loader: &|config, slots| bound(&sources, &loader_of(config, slots)),
@@ -185,11 +198,11 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         validation.fit_tiles(config, &plan)?;
     }
     let ports = plan.ports;
-    let mut backend = CpuBackend::new(plan, cpu)?;
+    let mut backend = opened.backend(plan)?;
     report(&format!("{}; {}", backend.description(), data_text(&sources, config)));
     let vectors: Vec<BufferId> = [ports.parameters, ports.moment1, ports.moment2, ports.ema].into_iter().flatten().collect();
     for (&id, values) in vectors.iter().zip(&state.vectors) {
-        write_floats(&mut backend, id, values)?;
+        write_floats(backend.as_mut(), id, values)?;
     }
     let mut run = Run {
         config,
@@ -204,6 +217,8 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         sizes: std::array::from_fn(|i| state.vectors[i].len()),
         meter: Meter::new(),
         saved: if fresh { None } else { Some(state.head.iteration) },
+        loss_scale: (place.precision() == Precision::Fp16).then_some(state.head.loss_scale),
+        unread: false,
     };
     drop(state);
     run.seconds_before = run.log.seconds();
@@ -214,11 +229,11 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         ));
         return run.summary(true, &memory, &Stats::default());
     }
-    let mut loader = Loader::start(sources.clone(), loader_config)?;
+    let mut loader = Loader::start_in(sources.clone(), loader_config, &|bytes| backend.allocate(bytes))?;
     let progress = Progress::bar_only("train", config.total_iter, "it");
     progress.advance(run.iteration);
     run.meter = Meter::new();
-    let result = run.train(&mut backend, &mut loader, validation.as_mut(), &progress);
+    let result = run.train(backend.as_mut(), &mut loader, validation.as_mut(), &progress);
     progress.finish();
     let finished = match result {
         Ok(finished) => finished,
@@ -372,6 +387,10 @@ struct Run<'a> {
     meter: Meter,
     /// Iteration of the newest state on disk.
     saved: Option<u64>,
+    /// fp16 alone.
+    loss_scale: Option<LossScale>,
+    /// The last iteration's metrics were not read yet: a device works on it while the next batch travels.
+    unread: bool,
 }
 
 impl Run<'_> {
@@ -396,8 +415,11 @@ impl Run<'_> {
             if log || self.meter.line_iterations.is_multiple_of(8) {
                 self.meter.peak = self.meter.peak.max(system::anonymous_memory().unwrap_or(0));
             }
-            if progress.is_live() {
-                progress.message(self.live_text(self.config.schedule.lr(self.iteration)));
+            if log || checkpoint || stopped || last {
+                self.settle(backend)?;
+            }
+            if progress.is_live() && self.open_line.count > 0 {
+                progress.message(self.live_text(self.config.schedule.lr(self.scheduled(self.iteration))));
             }
             if log {
                 let scores = match validation.as_mut() {
@@ -418,41 +440,73 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// One iteration: micro-batches, then the update.
+    /// One iteration: micro-batches, then the update. Batches travel while the one before is computed on; what came of the last
+    /// iteration is read in between.
     fn step(&mut self, backend: &mut dyn Backend, loader: &mut Loader) -> Result<()> {
-        let iteration = self.iteration + 1;
-        let update = self.updates + 1;
-        let mut scalars = Scalars {
-            lr: self.config.schedule.lr(iteration),
-            step: update,
-            clip: if self.config.grad_clip > 0.0 { self.config.grad_clip } else { f64::INFINITY },
-            ema_decay: ema_decay(update, self.config.ema_decay, self.config.ema_power),
-            micro_scale: 1.0 / self.config.accum_iter as f32,
-            accumulate: false,
-        };
+        let mut scalars = None;
         for micro in 0..self.config.accum_iter {
             let asked = Instant::now();
             let batch = loader.next()?;
             self.meter.waited += asked.elapsed().as_secs_f64();
             self.meter.line_wait += asked.elapsed().as_secs_f64();
-            scalars.accumulate = micro > 0;
-            backend.micro_step(Some(BatchView { lq: batch.lq(), hr: batch.hr(), augment: batch.augment() }), &scalars)?;
+            if let Some(fence) = backend.stage(BatchView { lq: batch.lq(), hr: batch.hr(), augment: batch.augment() })? {
+                batch.return_after(fence);
+            }
+            if micro == 0 {
+                self.settle(backend)?;
+            }
+            let first = scalars.get_or_insert_with(|| self.scalars());
+            backend.micro_step(&Scalars { accumulate: micro > 0, ..*first })?;
         }
+        let Some(scalars) = scalars else { bail!("an iteration without a micro-batch") };
         backend.update(&scalars)?;
-        let metrics = backend.metrics()?;
-        self.iteration = iteration;
+        self.unread = true;
+        self.iteration += 1;
         self.meter.line_iterations += 1;
-        if metrics.skipped {
+        Ok(())
+    }
+
+    /// The numbers of the next iteration.
+    fn scalars(&self) -> Scalars {
+        let update = self.updates + 1;
+        Scalars {
+            lr: self.config.schedule.lr(self.scheduled(self.iteration + 1)),
+            step: update,
+            clip: if self.config.grad_clip > 0.0 { self.config.grad_clip } else { f64::INFINITY },
+            ema_decay: ema_decay(update, self.config.ema_decay, self.config.ema_power),
+            micro_scale: 1.0 / self.config.accum_iter as f32,
+            loss_scale: self.loss_scale.map_or(1.0, |scale| scale.factor),
+            accumulate: false,
+        }
+    }
+
+    /// The schedule's iteration: with loss scaling, where updates are skipped as a matter of course, it counts those that were not.
+    fn scheduled(&self, iteration: u64) -> u64 {
+        if self.loss_scale.is_some() { self.updates + 1 } else { iteration }
+    }
+
+    /// Reads what came of the last iteration.
+    fn settle(&mut self, backend: &mut dyn Backend) -> Result<()> {
+        if !std::mem::take(&mut self.unread) {
+            return Ok(());
+        }
+        let metrics = backend.metrics()?;
+        let overflow = metrics.skipped && self.loss_scale.is_some_and(|scale| scale.can_fall());
+        if let Some(scale) = &mut self.loss_scale {
+            scale.after(metrics.skipped);
+        }
+        if metrics.skipped && !overflow {
             self.meter.skipped_in_a_row += 1;
             let what = if metrics.loss.is_finite() { "the gradient norm" } else { "the loss" };
             ensure!(
                 self.meter.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW,
                 "{what} was not finite {MAX_SKIPPED_IN_A_ROW} times in a row (last learning rate {:.3e}); lower --lr or look at the data",
-                scalars.lr
+                self.config.schedule.lr(self.scheduled(self.iteration))
             );
-        } else {
+        }
+        if !metrics.skipped {
             self.meter.skipped_in_a_row = 0;
-            self.updates = update;
+            self.updates += 1;
             self.open_line.loss += metrics.loss;
             self.open_line.count += 1;
         }
@@ -481,7 +535,7 @@ impl Run<'_> {
     }
 
     fn write_line(&mut self, backend: &mut dyn Backend, scores: Option<eval::Scores>, progress: &Progress) -> Result<()> {
-        let lr = self.config.schedule.lr(self.iteration);
+        let lr = self.config.schedule.lr(self.scheduled(self.iteration));
         let validated = scores.map(|s| format!("  val PSNR-Y {:.3} dB  SSIM-Y {:.4}", s.psnr_y, s.ssim_y)).unwrap_or_default();
         let last = self.iteration == self.config.total_iter;
         let plain_due = !progress.is_live() && (last || self.meter.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL));
@@ -544,7 +598,7 @@ impl Run<'_> {
         ensure!(
             vectors.iter().flatten().all(|v| v.is_finite()),
             "parameters or moments are not finite any more and are not saved; lower --lr (now {:.3e}) or --restart with --grad-clip",
-            self.config.schedule.lr(self.iteration)
+            self.config.schedule.lr(self.scheduled(self.iteration))
         );
         let run = &self.options.out;
         for folder in ["models", "states"] {
@@ -555,7 +609,8 @@ impl Run<'_> {
             write_model(&run.join("models").join(format!("{name}_{}.safetensors", self.iteration)), net, values, Some(self.iteration))?;
         }
         write_model(&model_path(run), net, &vectors[3], Some(self.iteration))?;
-        let state = State::new(self.iteration, self.updates, self.data, self.open_line, self.config.clone(), vectors);
+        let mut state = State::new(self.iteration, self.updates, self.data, self.open_line, self.config.clone(), vectors);
+        state.head.loss_scale = self.loss_scale.unwrap_or_default();
         state.write(&state_path(run, self.iteration))?;
         self.saved = Some(self.iteration);
         for (_, path) in list_states(run).into_iter().skip(self.options.keep_states.max(1)) {

@@ -1,7 +1,7 @@
 //! The state of a run between iterations: everything a resumed run needs to give the same bits as an unbroken one. One
 //! safetensors file, written atomically, with a checksum, so that a damaged one is noticed and an older one can be taken.
 
-use super::TrainConfig;
+use super::{LossScale, TrainConfig};
 use crate::files;
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorView;
@@ -40,6 +40,9 @@ pub struct StateHead {
     pub open_line: OpenLine,
     /// The configuration of the run.
     pub config: TrainConfig,
+    /// fp16: the factor on the loss.
+    #[serde(default)]
+    pub loss_scale: LossScale,
     crc32: u32,
 }
 
@@ -63,7 +66,10 @@ fn checksum(head: &StateHead, vectors: &[Vec<f32>; 4]) -> Result<u32> {
 impl State {
     /// A state; the checksum is computed when it is written.
     pub fn new(iteration: u64, updates: u64, data: u64, open_line: OpenLine, config: TrainConfig, vectors: [Vec<f32>; 4]) -> State {
-        State { head: StateHead { version: VERSION, iteration, updates, data, open_line, config, crc32: 0 }, vectors }
+        State {
+            head: StateHead { version: VERSION, iteration, updates, data, open_line, config, loss_scale: LossScale::default(), crc32: 0 },
+            vectors,
+        }
     }
 
     /// Writes the state atomically.

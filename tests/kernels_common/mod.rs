@@ -4,7 +4,7 @@
 #![allow(dead_code)] // every test binary uses its own part
 
 use paragon::backend::Scalars;
-use paragon::backend::cuda::{Arg, Launch, device_scalars};
+use paragon::backend::cuda::{Arg, Launch, scalars_launch};
 use paragon::plan::{BufferId, Plan, Precision};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,52 @@ fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
 
 /// Compiles the kernels for a type of activations, once for every state of the sources; `None` without a compiler.
 pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
+    let optimised: &[&str] = &["-O2"];
+    let sanitized: &[&str] = &["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"];
+    let (flags, kind) = if sanitize { (sanitized, "-sanitized") } else { (optimised, "") };
+    build(&format!("replay-{precision}{kind}"), &|k, beside, compile| {
+        let define = format!("-DPRECISION={}", number(precision));
+        let files = ["paragon.cu", "host/shim.cpp", "host/replay.cpp"].map(|f| k.join(f));
+        compile(&[flags, &[&define, "-x", "c++"]].concat(), &files, beside);
+    })
+}
+
+/// A folder with a `libcuda.so` of fibers, that takes all three types of activations.
+pub fn driver() -> Option<PathBuf> {
+    let library = build("libcuda", &|k, beside, compile| {
+        let mut objects = Vec::new();
+        for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
+            let object = beside.with_extension(format!("{precision}.o"));
+            let define = format!("-DPRECISION={}", number(precision));
+            compile(&["-O2", "-fPIC", "-fvisibility=hidden", "-c", &define, "-x", "c++"], &[k.join("paragon.cu")], &object);
+            objects.push(object);
+        }
+        let files = [vec![k.join("host/shim.cpp"), k.join("host/driver.cpp")], objects.clone()].concat();
+        compile(&["-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-soname,libcuda.so"], &files, beside);
+        objects.iter().for_each(|o| std::fs::remove_file(o).unwrap());
+    })?;
+    let folder = library.with_extension("folder");
+    std::fs::create_dir_all(&folder).unwrap();
+    let link = folder.join("libcuda.so");
+    if !link.exists() {
+        let _ = std::os::unix::fs::symlink(&library, &link); // another test may be faster
+    }
+    Some(folder)
+}
+
+fn number(precision: Precision) -> u32 {
+    match precision {
+        Precision::F32 => 0,
+        Precision::Bf16 => 1,
+        Precision::Fp16 => 2,
+    }
+}
+
+/// Runs the compiler: flags, sources, output.
+type Compile<'a> = &'a dyn Fn(&[&str], &[PathBuf], &Path);
+
+/// Makes a file from the kernels once for every state of their sources: `make` is told where they are and what to write.
+fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf> {
     static LOCK: Mutex<()> = Mutex::new(());
     let _held = LOCK.lock().unwrap_or_else(|e| e.into_inner());
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_string());
@@ -51,37 +97,25 @@ pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
     files.sort();
     let mut hasher = crc32fast::Hasher::new();
     files.iter().for_each(|f| hasher.update(&std::fs::read(f).unwrap()));
-    let number = match precision {
-        Precision::F32 => 0,
-        Precision::Bf16 => 1,
-        Precision::Fp16 => 2,
-    };
-    let flags: &[&str] = if sanitize {
-        &["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-    } else {
-        &["-O2"]
-    };
-    let kind = if sanitize { "-sanitized" } else { "" };
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let program = folder.join(format!("replay-{precision}{kind}-{:08x}", hasher.finalize()));
-    if program.exists() {
-        return Some(program);
+    let made = folder.join(format!("{name}-{:08x}", hasher.finalize()));
+    if made.exists() {
+        return Some(made);
     }
-    let beside = folder.join(format!("replay-{precision}{kind}-{}", std::process::id()));
-    let k = kernels();
-    let output = Command::new(&compiler)
-        .args(["-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
-        .args(flags)
-        .arg(format!("-DPRECISION={number}"))
-        .args(["-x", "c++"])
-        .args([k.join("paragon.cu"), k.join("host/shim.cpp"), k.join("host/replay.cpp")])
-        .arg("-o")
-        .arg(&beside)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    std::fs::rename(&beside, &program).unwrap();
-    Some(program)
+    let beside = folder.join(format!("{name}-{}.beside", std::process::id()));
+    make(&kernels(), &beside, &|flags, files, out| {
+        let output = Command::new(&compiler)
+            .args(["-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
+            .args(flags)
+            .args(files)
+            .arg("-o")
+            .arg(out)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    });
+    std::fs::rename(&beside, &made).unwrap();
+    Some(made)
 }
 
 /// A plan's buffers in host memory, each by itself, on which launches are replayed.
@@ -115,15 +149,10 @@ impl Host {
         &mut self.memory[owner][start..start + len]
     }
 
-    /// Writes the block of scalars.
-    pub fn scalars(&mut self, scalars: &Scalars, loss_scale: f32) {
-        let bytes = device_scalars(&self.plan, scalars, loss_scale);
-        let id = self.plan.ports.scalars.expect("a device plan has scalars");
-        self.bytes(id).copy_from_slice(&bytes);
-    }
-
-    /// Runs launches; the error is what the fibers or a sanitizer said.
-    pub fn run(&mut self, launches: &[Launch]) -> Result<(), String> {
+    /// Sets the scalars and runs launches; the error is what the fibers or a sanitizer said.
+    pub fn run(&mut self, scalars: &Scalars, launches: &[Launch]) -> Result<(), String> {
+        let set = scalars_launch(&self.plan, scalars);
+        let launches: Vec<&Launch> = set.iter().chain(launches).collect();
         let folder = tempfile::tempdir().unwrap();
         let (program, out) = (folder.path().join("program"), folder.path().join("out"));
         let mut text = format!("{}\n", self.memory.len());

@@ -36,7 +36,7 @@ impl Twin {
         let mut backend = CpuBackend::new(plan, options).unwrap();
         write_floats(&mut backend, ports.parameters.unwrap(), &self.params).unwrap();
         write_floats(&mut backend, ports.input.unwrap(), input).unwrap();
-        backend.micro_step(None, &scalars()).unwrap();
+        backend.micro_step(&scalars()).unwrap();
         floats(&mut backend, ports.output, n * h * w * 3 * self.net.scale.pow(2))
     }
 
@@ -76,12 +76,13 @@ impl Step {
     pub fn floats(&mut self, input: &[f32], target: &[f32], scalars: &Scalars) {
         write_floats(&mut self.backend, self.ports.input.unwrap(), input).unwrap();
         write_floats(&mut self.backend, self.ports.target.unwrap(), target).unwrap();
-        self.backend.micro_step(None, scalars).unwrap();
+        self.backend.micro_step(scalars).unwrap();
     }
 
     /// One micro-batch of bytes.
     pub fn bytes(&mut self, lq: &[u8], hr: &[u8], augment: &[u8], scalars: &Scalars) {
-        self.backend.micro_step(Some(BatchView { lq, hr, augment }), scalars).unwrap();
+        self.backend.stage(BatchView { lq, hr, augment }).unwrap();
+        self.backend.micro_step(scalars).unwrap();
     }
 
     pub fn loss(&mut self) -> f64 {
@@ -135,7 +136,7 @@ pub fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], float:
 
 /// No learning, one micro-batch.
 pub fn scalars() -> Scalars {
-    Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, accumulate: false }
+    Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false }
 }
 
 pub fn options(isa: Isa, threads: usize) -> CpuOptions {

@@ -21,11 +21,11 @@ mod winograd;
 pub use peak::fma_peak;
 pub use simd::Isa;
 
-use super::{Backend, BatchView, Scalars, StepMetrics};
+use super::{Backend, BatchView, Guest, Scalars, StepMetrics};
+use crate::host_memory::Fence;
 use crate::plan::{BufferId, Op, Plan, Precision, Sizing};
 use anyhow::{Result, bail, ensure};
 use arena::Arena;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use tasks::{Context, Workspace};
 
@@ -81,13 +81,6 @@ pub struct CpuBackend {
     pool: Arc<rayon::ThreadPool>,
 }
 
-/// A backend in a part of another one's arena.
-struct Guest<'a> {
-    backend: CpuBackend,
-    /// The other one stands still meanwhile.
-    _host: PhantomData<&'a mut CpuBackend>,
-}
-
 impl CpuBackend {
     /// Allocates the arena and starts the threads.
     ///
@@ -126,11 +119,6 @@ impl CpuBackend {
     /// Runs the whole step on whatever the batch buffer holds and tells `observe` the seconds of every operation.
     pub fn profile(&mut self, scalars: &Scalars, observe: &mut (dyn FnMut(&Op, f64) + Send)) {
         self.run(0..self.plan.ops.len(), scalars, observe);
-    }
-
-    /// Runs one operation of the plan on whatever its buffers hold: how another backend is compared with this one.
-    pub fn run_operation(&mut self, at: usize, scalars: &Scalars) {
-        self.run(at..at + 1, scalars, &mut |_, _| {});
     }
 
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<*mut u8> {
@@ -176,37 +164,31 @@ impl Backend for CpuBackend {
         // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps this backend alive and still
         let arena = unsafe { self.arena.lend(free.start as usize, plan.arena_bytes.max(1) as usize)? };
         let backend = CpuBackend { plan, arena, options: self.options, pool: self.pool.clone() };
-        Ok(Box::new(Guest { backend, _host: PhantomData }))
+        Ok(Guest::lend(backend))
     }
 
-    fn micro_step(&mut self, batch: Option<BatchView<'_>>, scalars: &Scalars) -> Result<()> {
-        match (batch, self.plan.batch) {
-            (Some(view), Some(layout)) => {
-                ensure!(
-                    view.lq.len() == layout.lq_bytes() && view.hr.len() == layout.hr_bytes(),
-                    "a batch of {} + {} bytes where the plan takes {} + {}",
-                    view.lq.len(),
-                    view.hr.len(),
-                    layout.lq_bytes(),
-                    layout.hr_bytes()
-                );
-                ensure!(view.augment.is_empty() || view.augment.len() == layout.count, "a batch needs one augmentation code a patch");
-                let turned = view.augment.iter().any(|&code| code != 0);
-                ensure!(!turned || layout.lq.0 == layout.lq.1, "only square patches can be turned");
-                self.write(layout.buffer, 0, view.lq)?;
-                self.write(layout.buffer, layout.lq_bytes(), view.hr)?;
-                if view.augment.is_empty() {
-                    let codes = self.range(layout.buffer, layout.augment_offset(), layout.count)?;
-                    // SAFETY: in range
-                    unsafe { codes.write_bytes(0, layout.count) };
-                } else {
-                    self.write(layout.buffer, layout.augment_offset(), view.augment)?;
-                }
-            }
-            (None, None) => {}
-            _ => bail!("the plan and the caller disagree on whether a batch is staged"),
+    fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
+        let Some(layout) = self.plan.batch else { bail!("the plan takes no batch") };
+        batch.check(&layout)?;
+        self.write(layout.buffer, 0, batch.lq)?;
+        self.write(layout.buffer, layout.lq_bytes(), batch.hr)?;
+        if batch.augment.is_empty() {
+            let codes = self.range(layout.buffer, layout.augment_offset(), layout.count)?;
+            // SAFETY: in range
+            unsafe { codes.write_bytes(0, layout.count) };
+        } else {
+            self.write(layout.buffer, layout.augment_offset(), batch.augment)?;
         }
+        Ok(None)
+    }
+
+    fn micro_step(&mut self, scalars: &Scalars) -> Result<()> {
         self.run(self.plan.micro.clone(), scalars, &mut |_, _| {});
+        Ok(())
+    }
+
+    fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
+        self.run(at..at + 1, scalars, &mut |_, _| {});
         Ok(())
     }
 
@@ -219,44 +201,6 @@ impl Backend for CpuBackend {
         let Some(id) = self.plan.ports.metrics else { bail!("an inference plan has no metrics") };
         let mut values = [0f64; crate::plan::METRICS];
         self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;
-        Ok(StepMetrics { loss: values[0], grad_norm: values[1], skipped: values[2] != 0.0 })
-    }
-}
-
-impl Backend for Guest<'_> {
-    fn description(&self) -> String {
-        self.backend.description()
-    }
-
-    fn plan(&self) -> &Plan {
-        self.backend.plan()
-    }
-
-    fn allocated(&self) -> u64 {
-        0
-    }
-
-    fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.backend.write(buffer, offset, bytes)
-    }
-
-    fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        self.backend.read(buffer, offset, bytes)
-    }
-
-    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        self.backend.guest(plan)
-    }
-
-    fn micro_step(&mut self, batch: Option<BatchView<'_>>, scalars: &Scalars) -> Result<()> {
-        self.backend.micro_step(batch, scalars)
-    }
-
-    fn update(&mut self, scalars: &Scalars) -> Result<()> {
-        self.backend.update(scalars)
-    }
-
-    fn metrics(&mut self) -> Result<StepMetrics> {
-        self.backend.metrics()
+        Ok(StepMetrics::from_values(values))
     }
 }

@@ -122,26 +122,25 @@ pub(super) fn int(value: usize) -> Result<Arg> {
 /// Size of the block of scalars: `struct Scalars` of kernels/common.cuh.
 pub const SCALARS_BYTES: u64 = 64;
 
-/// The scalars of a step as the kernels read them. What follows from betas, decay and step number is worked out here in f64.
-pub fn device_scalars(plan: &Plan, scalars: &Scalars, loss_scale: f32) -> [u8; SCALARS_BYTES as usize] {
+/// The launch that puts a step's scalars where the kernels read them; none for a plan without. What follows from betas, decay and step
+/// number is worked out here in f64.
+pub fn scalars_launch(plan: &Plan, scalars: &Scalars) -> Option<Launch> {
+    let buffer = plan.ports.scalars?;
     let update = plan.ops.iter().find_map(|op| if let Op::Update(u) = op { Some(u) } else { None });
     let (beta1, beta2, decay) = update.map_or((0.0, 0.0, 0.0), |u| (u.beta1, u.beta2, u.weight_decay));
     let step = scalars.step as f64;
     let floats = [
-        scalars.lr,
         scalars.lr / (1.0 - beta1.powf(step)),
         (1.0 - beta2.powf(step)).sqrt(),
         1.0 - scalars.lr * decay,
         scalars.ema_decay,
         1.0 - scalars.ema_decay,
         scalars.clip,
-        f64::from(loss_scale),
+        f64::from(scalars.loss_scale),
+        f64::from(scalars.micro_scale),
     ];
-    let mut bytes = [0; SCALARS_BYTES as usize];
-    for (to, value) in bytes.chunks_exact_mut(4).zip(floats) {
-        to.copy_from_slice(&(value as f32).to_le_bytes());
-    }
-    bytes[32..40].copy_from_slice(&f64::from(scalars.micro_scale).to_le_bytes());
-    bytes[40..44].copy_from_slice(&u32::from(scalars.accumulate).to_le_bytes());
-    bytes
+    let mut args = vec![Arg::At(buffer, 0)];
+    args.extend(floats.map(|value| Arg::Float(value as f32)));
+    args.push(Arg::Int(scalars.accumulate.into()));
+    Some(Launch { op: 0, kernel: "set_scalars", grid: [1, 1, 1], block: 32, shared: 0, args })
 }

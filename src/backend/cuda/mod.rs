@@ -2,9 +2,11 @@
 //! `kernels/`; what runs them (a device, or the host's fibers in the tests) takes nothing else. Depends on the plan.
 
 mod conv;
+mod device;
 mod head;
 mod launch;
 mod lower;
+mod module;
 mod nano;
 mod optimizer;
 mod pixels;
@@ -12,6 +14,7 @@ mod reduce;
 mod sizing;
 mod structural;
 
-pub use launch::{Arg, Launch, Program, SCALARS_BYTES, device_scalars};
+pub use device::{CudaBackend, Device, device_count};
+pub use launch::{Arg, Launch, Program, SCALARS_BYTES, scalars_launch};
 pub use lower::{lower, lower_range};
 pub use sizing::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE, STRUCTURAL_IMAGES, SUM_BLOCKS};

@@ -1,13 +1,21 @@
 //! Lowering of the fused Nano block and its gradients.
 
-use super::launch::Lowering;
-use super::reduce;
+use super::launch::{Arg, Lowering, int};
+use super::reduce::{self, Sums};
 use super::sizing::SUM_BLOCKS;
-use crate::plan::{NanoBlock, NanoBlockBack};
-use anyhow::{Result, bail};
+use crate::plan::{BufferId, Extent, NanoBlock, NanoBlockBack, Slice};
+use anyhow::{Result, ensure};
 
-/// Pixels of one tile, which a block takes at a time.
-const TILE_PIXELS: usize = 256;
+/// Rows and columns of one tile, which a block takes at a time.
+const TILE: usize = 16;
+/// Features the kernels are written for.
+pub(super) const FEATURES: usize = 16;
+/// Hidden channels.
+const HIDDEN: usize = 2 * FEATURES;
+/// f32 elements of all weights of a block, gamma multiplied in.
+const WEIGHTS: usize = HIDDEN * (FEATURES + 1 + 9 + 1 + FEATURES) + FEATURES;
+/// Blocks of the forward kernel: enough for any device, few enough that the weights are seldom loaded.
+const FORWARD_BLOCKS: usize = 4096;
 
 /// Sums of one block: everything but gamma, whose gradient follows from them.
 pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
@@ -16,17 +24,56 @@ pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
 }
 
 fn sum_blocks(o: &NanoBlockBack) -> usize {
-    o.forward.extent.pixels().div_ceil(TILE_PIXELS).min(SUM_BLOCKS as usize)
+    o.forward.extent.pixels().div_ceil(TILE * TILE).min(SUM_BLOCKS as usize)
 }
 
 pub(super) fn workspace(o: &NanoBlockBack) -> u64 {
     reduce::workspace(sum_count(o), sum_blocks(o))
 }
 
-pub(super) fn forward(_: &mut Lowering<'_>, _: &NanoBlock) -> Result<()> {
-    bail!("no kernel for nano block")
+/// Whether an activation of so many values a pixel is kept in halves.
+pub(super) fn halves(l: &Lowering<'_>, id: BufferId, extent: Extent, channels: usize) -> bool {
+    l.plan.buffer(id).bytes == 2 * (extent.pixels() * channels) as u64
 }
 
-pub(super) fn backward(_: &mut Lowering<'_>, _: &NanoBlockBack) -> Result<()> {
-    bail!("no kernel for nano block back")
+/// Tiles of all images.
+pub(super) fn tiles(e: Extent) -> usize {
+    e.n * e.h.div_ceil(TILE) * e.w.div_ceil(TILE)
+}
+
+fn weights(l: &Lowering<'_>, o: &NanoBlock) -> Vec<Arg> {
+    let p = &o.params;
+    [p.conv1_weight, p.conv1_bias, p.dw_weight, p.dw_bias, p.conv2_weight, p.conv2_bias, p.gamma]
+        .iter()
+        .map(|r| l.element(o.parameters, r.offset))
+        .collect()
+}
+
+pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
+    ensure!(o.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", o.features);
+    let e = o.extent;
+    let mut args = weights(l, o);
+    args.extend([l.at(o.input), l.at(o.output), int(e.n)?, int(e.h)?, int(e.w)?]);
+    // 16 hidden channels of the tile and one pixel around it
+    let shared = 4 * (WEIGHTS + (TILE + 2).pow(2) * 17);
+    l.launch("nano_block", [tiles(e).min(FORWARD_BLOCKS), 1, 1], 256, shared, args)
+}
+
+pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
+    let (f, p) = (&o.forward, &o.forward.params);
+    ensure!(f.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", f.features);
+    let (e, slice) = (f.extent, Slice::whole(f.extent.n));
+    let sums = Sums::new(l, l.workspace(o.workspace)?, slice, sum_count(o), sum_blocks(o));
+    let mut args = weights(l, f);
+    args.extend([l.at(f.input), l.at(o.d_output), l.at(o.d_input), sums.partials, int(e.n)?, int(e.h)?, int(e.w)?]);
+    // 8 hidden channels of the tile and two pixels around it, their gradient with one, and one more value of the tile's pixels
+    let shared = 4 * (WEIGHTS + ((TILE + 4).pow(2) + (TILE + 2).pow(2) + TILE * TILE) * 9);
+    l.launch("nano_block_back", [sum_blocks(o), 1, 1], 256, shared, args)?;
+    sums.reduce(l, slice)?;
+    let mut args = vec![sums.totals];
+    args.extend([p.conv2_weight, p.conv2_bias, p.gamma].map(|r| l.element(f.parameters, r.offset)));
+    let gradients = [p.conv1_weight, p.conv1_bias, p.dw_weight, p.dw_bias, p.conv2_weight, p.conv2_bias, p.gamma];
+    args.extend(gradients.map(|r| l.element(o.gradients, r.offset)));
+    args.push(l.scalars()?);
+    l.launch("finish_nano_block", [(sum_count(o) + FEATURES).div_ceil(256), 1, 1], 256, 0, args)
 }

@@ -1,0 +1,527 @@
+//! A CUDA device: finding it, its memory and streams, and the backend that runs a plan's launches on it. One of the two files that
+//! call CUDA. It promises that a machine without a driver, a device or enough memory gets an error, never a panic.
+
+use super::launch::{Arg, Launch, Program, scalars_launch};
+use super::lower;
+use super::module::{LEAST_CAPABILITY, Module};
+use crate::backend::{Backend, BatchView, Guest, Scalars, StepMetrics};
+use crate::host_memory::{Fence, HostBlock};
+use crate::plan::{BufferId, METRICS, Plan, Precision, bytes_text};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The driver's version of CUDA that the kernels and calls need, as it reports it: 12.1, which came with driver 530.
+const LEAST_DRIVER: i32 = 12_010;
+
+/// Turns a driver's error into one that says what was tried.
+pub(super) trait Call<T> {
+    fn call(self, what: &str) -> Result<T>;
+}
+
+impl<T> Call<T> for Result<T, DriverError> {
+    fn call(self, what: &str) -> Result<T> {
+        self.map_err(|e| {
+            let text = e.error_string().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|_| format!("error {}", e.0 as u32));
+            anyhow!("CUDA could not {what}: {text}")
+        })
+    }
+}
+
+/// Number of CUDA devices.
+///
+/// # Errors
+/// When there is no driver, or one that is too old.
+pub fn device_count() -> Result<usize> {
+    // SAFETY: only opens the library
+    ensure!(unsafe { sys::is_culib_present() }, "no NVIDIA driver was found (libcuda); install it, or use --device cpu");
+    let mut version = 0;
+    // SAFETY: writes one int; every driver has this call
+    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
+    ensure!(
+        status == sys::cudaError_enum::CUDA_SUCCESS && version >= LEAST_DRIVER,
+        "the NVIDIA driver supports CUDA {}.{} and this program needs {}.{} (driver 530 or newer); update it, or use --device cpu",
+        version / 1000,
+        version % 1000 / 10,
+        LEAST_DRIVER / 1000,
+        LEAST_DRIVER % 1000 / 10
+    );
+    match CudaContext::device_count() {
+        Ok(count) => Ok(usize::try_from(count)?),
+        Err(e) if e.0 == sys::cudaError_enum::CUDA_ERROR_NO_DEVICE => Ok(0),
+        Err(e) => Err(e).call("count the devices"),
+    }
+}
+
+/// An opened device with its two streams.
+pub struct Device {
+    /// As the driver names it.
+    pub name: String,
+    /// Compute capability x 10: 86 for sm_86.
+    pub capability: i32,
+    pub(super) context: Arc<CudaContext>,
+    modules: Mutex<HashMap<Precision, Arc<Module>>>,
+    compute: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
+}
+
+impl Device {
+    /// Opens device number `ordinal`.
+    ///
+    /// # Errors
+    /// When there is no driver or no such device, or the card is older than sm_75.
+    pub fn open(ordinal: usize) -> Result<Arc<Device>> {
+        let count = device_count()?;
+        ensure!(count > 0, "the NVIDIA driver finds no device; use --device cpu");
+        ensure!(ordinal < count, "there is no device cuda:{ordinal}; the driver finds {count} (cuda:0 to cuda:{})", count - 1);
+        let context = CudaContext::new(ordinal).call("open the device")?;
+        // SAFETY: streams are ordered by our own events
+        unsafe { context.disable_event_tracking() };
+        // waiting for the device must leave the core to the loader
+        context.set_blocking_synchronize().call("set how to wait")?;
+        let name = context.name().call("ask for its name")?;
+        let (major, minor) = context.compute_capability().call("ask for its capability")?;
+        let capability = major * 10 + minor;
+        ensure!(
+            capability >= LEAST_CAPABILITY,
+            "{name} is sm_{capability} and the kernels need sm_{LEAST_CAPABILITY} (Turing, 2018) or newer"
+        );
+        let compute = context.new_stream().call("make a stream")?;
+        let copies = context.new_stream().call("make a stream")?;
+        Ok(Arc::new(Device { name, capability, context, modules: Mutex::default(), compute, copies }))
+    }
+
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().call("use the device")
+    }
+
+    /// The kernels for a type of activations; loaded once.
+    fn module(&self, precision: Precision) -> Result<Arc<Module>> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(&precision) {
+            return Ok(module.clone());
+        }
+        let module = Arc::new(Module::load(self, precision)?);
+        modules.insert(precision, module.clone());
+        Ok(module)
+    }
+
+    /// Loads the kernels for types of activations, then tells how many bytes of the card are in use by now, other programs included, and
+    /// how many are free.
+    ///
+    /// # Errors
+    /// As [`Module::load`].
+    pub fn prepare(&self, precisions: &[Precision]) -> Result<(u64, u64)> {
+        precisions.iter().try_for_each(|&p| self.module(p).map(|_| ()))?;
+        self.bind()?;
+        let (free, total) = self.context.mem_get_info().call("ask for its memory")?;
+        Ok(((total - free) as u64, free as u64))
+    }
+
+    /// Bytes a second of a large copy inside the device's memory, reads and writes both counted: what floors are divided by.
+    ///
+    /// # Errors
+    /// When there is no room for the copy.
+    pub fn copy_bandwidth(self: &Arc<Self>) -> Result<f64> {
+        const BYTES: usize = 256 << 20;
+        const COPIES: usize = 20;
+        let (from, to) = (Memory::new(self, BYTES as u64)?, Memory::new(self, BYTES as u64)?);
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+            let start = self.context.new_event(timing).call("make an event")?;
+            let end = self.context.new_event(timing).call("make an event")?;
+            start.record(&self.compute).call("mark a copy")?;
+            for _ in 0..COPIES {
+                // SAFETY: both ranges were allocated above
+                unsafe { result::memcpy_dtod_async(to.base, from.base, BYTES, self.compute.cu_stream()) }.call("copy inside the device")?;
+            }
+            end.record(&self.compute).call("mark a copy")?;
+            best = best.min(f64::from(start.elapsed_ms(&end).call("time a copy")?) / 1e3);
+        }
+        Ok((2 * BYTES * COPIES) as f64 / best)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.compute.synchronize().call("finish the launched work")
+    }
+
+    fn event(&self) -> Result<CudaEvent> {
+        self.context.new_event(None).call("make an event")
+    }
+
+    /// Pinned host memory, zeroed: copies from it run beside everything else. Not write-combined, since decoders read what they write.
+    ///
+    /// # Errors
+    /// When the system has not that much to pin.
+    pub fn pinned(self: &Arc<Self>, length: usize) -> Result<HostBlock> {
+        self.bind()?;
+        // SAFETY: the memory is zeroed before it is handed out as bytes, and freed once
+        unsafe {
+            let start = result::malloc_host(length.max(1), 0).call(&format!("pin {} of host memory", bytes_text(length as u64)))?;
+            let Some(start) = NonNull::new(start.cast::<u8>()) else { bail!("CUDA pinned nothing") };
+            start.as_ptr().write_bytes(0, length);
+            let device = self.clone();
+            Ok(HostBlock::foreign(start, length, move |start, _| {
+                let _ = device.bind().map(|()| result::free_host(start.as_ptr().cast::<c_void>()));
+            }))
+        }
+    }
+}
+
+/// The arena on the device: one allocation.
+struct Memory {
+    base: u64,
+    bytes: u64,
+    device: Arc<Device>,
+}
+
+impl Memory {
+    fn new(device: &Arc<Device>, bytes: u64) -> Result<Memory> {
+        device.bind()?;
+        let (free, _) = device.context.mem_get_info().call("ask for its memory")?;
+        ensure!(
+            bytes <= free as u64,
+            "the step needs {} and {} has {} free; close other programs, or give --vram, a smaller batch or --recompute full",
+            bytes_text(bytes),
+            device.name,
+            bytes_text(free as u64)
+        );
+        // SAFETY: freed once, in drop
+        let base = unsafe { result::malloc_sync(bytes as usize) }.call(&format!("allocate {}", bytes_text(bytes)))?;
+        let memory = Memory { base, bytes, device: device.clone() };
+        ensure!(base.is_multiple_of(crate::plan::ALIGNMENT), "the device's memory is not aligned");
+        // SAFETY: the range was allocated above
+        unsafe { result::memset_d8_async(base, 0, bytes as usize, device.compute.cu_stream()) }.call("clear its memory")?;
+        device.synchronize()?;
+        Ok(memory)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new`; backends wait for their streams when dropped
+        let _ = self.device.bind().map(|()| unsafe { result::free_sync(self.base) });
+    }
+}
+
+/// One of the two places of a batch on the device.
+struct Place {
+    /// Address of the batch.
+    at: u64,
+    /// The last micro-batch that read it is done.
+    used: CudaEvent,
+    launches: Vec<Launch>,
+    graph: Option<CudaGraph>,
+}
+
+/// A plan loaded on a device.
+pub struct CudaBackend {
+    plan: Plan,
+    device: Arc<Device>,
+    /// Where the plan's arena begins: the allocation's start, or a part that another backend lends.
+    base: u64,
+    memory: Arc<Memory>,
+    module: Arc<Module>,
+    places: Vec<Place>,
+    /// Index of the place that the next micro-batch reads.
+    current: usize,
+    update: Vec<Launch>,
+    update_graph: Option<CudaGraph>,
+    /// What the device's block of scalars holds.
+    scalars: Option<Launch>,
+    /// Why the step is launched kernel by kernel, where it is.
+    no_graph: Option<String>,
+}
+
+/// Waits for a copy, at the latest when dropped: memory that is still read is never given back.
+struct CopyFence(CudaEvent);
+
+impl Fence for CopyFence {
+    fn is_done(&self) -> bool {
+        self.0.is_complete()
+    }
+
+    fn wait(&self) {
+        let _ = self.0.synchronize(); // an error of the device comes back with the next call that has a result
+    }
+}
+
+impl Drop for CopyFence {
+    fn drop(&mut self) {
+        self.wait();
+    }
+}
+
+/// The launches with the batch read from another buffer.
+fn moved(launches: &[Launch], from: BufferId, to: BufferId) -> Vec<Launch> {
+    let mut launches = launches.to_vec();
+    for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
+        if let Arg::At(buffer, _) = arg
+            && *buffer == from
+        {
+            *buffer = to;
+        }
+    }
+    launches
+}
+
+impl CudaBackend {
+    /// Allocates the arena, loads the kernels and captures the step.
+    ///
+    /// # Errors
+    /// When the plan was not made for a device, its arena does not fit, or the driver refuses something.
+    pub fn new(device: &Arc<Device>, plan: Plan) -> Result<CudaBackend> {
+        let memory = Arc::new(Memory::new(device, plan.arena_bytes)?);
+        let mut backend = CudaBackend::load(device, plan, memory.clone(), memory.base)?;
+        backend.capture();
+        Ok(backend)
+    }
+
+    fn load(device: &Arc<Device>, plan: Plan, memory: Arc<Memory>, base: u64) -> Result<CudaBackend> {
+        let Program { micro, update } = lower(&plan)?;
+        let module = device.module(plan.precision)?;
+        let mut places = Vec::new();
+        let batches = plan.batch.map(|b| b.buffer).into_iter().chain(plan.ports.next_batch);
+        for buffer in batches {
+            let from = plan.batch.map_or(buffer, |b| b.buffer);
+            let launches = moved(&micro, from, buffer);
+            places.push(Place { at: base + plan.buffer(buffer).offset, used: device.event()?, launches, graph: None });
+        }
+        if places.is_empty() {
+            places.push(Place { at: 0, used: device.event()?, launches: micro, graph: None });
+        }
+        let backend = CudaBackend {
+            plan,
+            device: device.clone(),
+            base,
+            memory,
+            module,
+            places,
+            current: 0,
+            update,
+            update_graph: None,
+            scalars: None,
+            no_graph: None,
+        };
+        // a kernel that is missing is found now, not at the first step
+        let names: Vec<&'static str> = backend.places[0].launches.iter().chain(&backend.update).map(|l| l.kernel).collect();
+        names.into_iter().try_for_each(|name| backend.module.function(name).map(|_| ()))?;
+        // a guest's batch must not travel into memory that a step under way still uses
+        backend.places.iter().try_for_each(|p| p.used.record(&device.compute).call("mark a place"))?;
+        Ok(backend)
+    }
+
+    /// Captures the step as graphs; where that fails, it is launched kernel by kernel.
+    fn capture(&mut self) {
+        let graphs: Result<Vec<_>> = self.places.iter().map(|p| &p.launches).chain([&self.update]).map(|l| self.graph(l)).collect();
+        match graphs {
+            Ok(mut graphs) => {
+                self.update_graph = graphs.pop().flatten();
+                self.places.iter_mut().zip(graphs).for_each(|(place, graph)| place.graph = graph);
+            }
+            Err(error) => self.no_graph = Some(format!("{error:#}")),
+        }
+    }
+
+    fn graph(&self, launches: &[Launch]) -> Result<Option<CudaGraph>> {
+        if launches.is_empty() {
+            return Ok(None);
+        }
+        let stream = self.device.compute.clone();
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).call("begin a capture")?;
+        let launched = self.launch(launches);
+        // ended in any case, or the stream could not be used any more
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).call("end a capture");
+        launched?;
+        graph
+    }
+
+    /// Launches kernels one after another on the compute stream.
+    fn launch(&self, launches: &[Launch]) -> Result<()> {
+        self.device.bind()?;
+        for l in launches {
+            let function = self.module.function(l.kernel)?;
+            // every argument in eight bytes; the driver copies as many as the kernel declares
+            let mut values: Vec<u64> = Vec::with_capacity(l.args.len());
+            for arg in &l.args {
+                values.push(match *arg {
+                    Arg::At(buffer, at) => self.base + self.plan.buffer(buffer).offset + at,
+                    Arg::Null => 0,
+                    Arg::Int(value) => u64::from(value.cast_unsigned()),
+                    Arg::Float(value) => u64::from(value.to_bits()),
+                });
+            }
+            let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+            let [x, y, z] = l.grid;
+            // SAFETY: the lowering gives the kernel's own arguments, inside the plan's buffers; tests replay the same launches on the host
+            unsafe {
+                result::launch_kernel(function.0, (x, y, z), (l.block, 1, 1), l.shared, self.device.compute.cu_stream(), &mut pointers)
+            }
+            .call("launch a kernel")
+            .with_context(|| format!("{} of operation {}", l.kernel, l.op))?;
+        }
+        Ok(())
+    }
+
+    fn set_scalars(&mut self, scalars: &Scalars) -> Result<()> {
+        let Some(launch) = scalars_launch(&self.plan, scalars) else { return Ok(()) };
+        if self.scalars.as_ref() != Some(&launch) {
+            self.launch(std::slice::from_ref(&launch))?;
+            self.scalars = Some(launch);
+        }
+        Ok(())
+    }
+
+    /// Times every launch of a step by itself, `repeats` times after one that is not counted: (operation, kernel, median seconds). The
+    /// parameters do not survive it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn profile(&mut self, scalars: &Scalars, repeats: usize) -> Result<Vec<(usize, &'static str, f64)>> {
+        self.set_scalars(scalars)?;
+        let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let launches: Vec<Launch> = self.places[self.current].launches.iter().chain(&self.update).cloned().collect();
+        let mut times: Vec<Vec<f64>> = vec![Vec::new(); launches.len()];
+        for repeat in 0..=repeats {
+            for (l, times) in launches.iter().zip(&mut times) {
+                let (start, end) = (self.device.context.new_event(timing), self.device.context.new_event(timing));
+                let (start, end) = (start.call("make an event")?, end.call("make an event")?);
+                start.record(&self.device.compute).call("mark a launch")?;
+                self.launch(std::slice::from_ref(l))?;
+                end.record(&self.device.compute).call("mark a launch")?;
+                let seconds = f64::from(start.elapsed_ms(&end).call("time a launch")?) / 1e3;
+                if repeat > 0 {
+                    times.push(seconds);
+                }
+            }
+        }
+        let median = |mut t: Vec<f64>| {
+            t.sort_by(f64::total_cmp);
+            t[t.len() / 2]
+        };
+        Ok(launches.iter().zip(times).map(|(l, t)| (l.op, l.kernel, median(t))).collect())
+    }
+
+    fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<u64> {
+        let b = self.plan.buffer(buffer);
+        ensure!((offset + len) as u64 <= b.bytes, "bytes {offset}..{} lie outside {} of {} bytes", offset + len, b.name, b.bytes);
+        self.device.bind()?;
+        Ok(self.base + b.offset + offset as u64)
+    }
+}
+
+impl Backend for CudaBackend {
+    fn description(&self) -> String {
+        let how = match &self.no_graph {
+            None => "the step as one graph".to_string(),
+            Some(why) => format!("kernel by kernel, since it could not be captured ({why})"),
+        };
+        format!("{} (sm_{}), {}, {how}", self.device.name, self.device.capability, self.plan.precision)
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn allocated(&self) -> u64 {
+        self.memory.bytes
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<HostBlock> {
+        self.device.pinned(bytes)
+    }
+
+    fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()> {
+        let to = self.range(buffer, offset, bytes.len())?;
+        // SAFETY: in range; the bytes are borrowed until the copy is done
+        unsafe { result::memcpy_htod_async(to, bytes, self.device.compute.cu_stream()) }.call("copy to the device")?;
+        self.device.synchronize()
+    }
+
+    fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let from = self.range(buffer, offset, bytes.len())?;
+        // SAFETY: as in `write`
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.device.compute.cu_stream()) }.call("copy from the device")?;
+        self.device.synchronize()
+    }
+
+    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
+        let free = self.plan.free_between_steps();
+        ensure!(plan.arena_bytes <= free.end - free.start, "a plan of {} bytes in {} free ones", plan.arena_bytes, free.end - free.start);
+        let backend = CudaBackend::load(&self.device, plan, self.memory.clone(), self.base + free.start)?;
+        Ok(Guest::lend(backend))
+    }
+
+    fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
+        let layout = self.plan.batch.context("the plan takes no batch")?;
+        batch.check(&layout)?;
+        self.device.bind()?;
+        // the place that the micro-batch under way does not read
+        let next = (self.current + 1) % self.places.len();
+        // an event of its own, since the fence outlives the place's next copy
+        let copied = self.device.event()?;
+        let place = &self.places[next];
+        let stream = self.device.copies.cu_stream();
+        self.device.copies.wait(&place.used).call("wait for a batch's place")?;
+        let parts = [(0, batch.lq), (layout.lq_bytes(), batch.hr), (layout.augment_offset(), batch.augment)];
+        for (at, bytes) in parts {
+            if !bytes.is_empty() {
+                // SAFETY: the sizes were checked; the fence keeps the bytes until the copy is done
+                unsafe { result::memcpy_htod_async(place.at + at as u64, bytes, stream) }.call("copy a batch")?;
+            }
+        }
+        if batch.augment.is_empty() {
+            // SAFETY: in range
+            unsafe { result::memset_d8_async(place.at + layout.augment_offset() as u64, 0, layout.count, stream) }
+                .call("clear the codes")?;
+        }
+        copied.record(&self.device.copies).call("mark a copy")?;
+        self.device.compute.wait(&copied).call("wait for a batch")?;
+        self.current = next;
+        Ok(Some(Box::new(CopyFence(copied))))
+    }
+
+    fn micro_step(&mut self, scalars: &Scalars) -> Result<()> {
+        self.device.bind()?;
+        self.set_scalars(scalars)?;
+        if let Some(graph) = &self.places[self.current].graph {
+            graph.launch().call("launch a step")?;
+        } else {
+            self.launch(&self.places[self.current].launches)?;
+        }
+        self.places[self.current].used.record(&self.device.compute).call("mark a step")
+    }
+
+    fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
+        self.set_scalars(scalars)?;
+        let all = self.places[self.current].launches.iter().chain(&self.update);
+        self.launch(&all.filter(|l| l.op == at).cloned().collect::<Vec<_>>())
+    }
+
+    fn update(&mut self, scalars: &Scalars) -> Result<()> {
+        self.device.bind()?;
+        self.set_scalars(scalars)?;
+        if let Some(graph) = &self.update_graph {
+            return graph.launch().call("launch the optimizer");
+        }
+        self.launch(&self.update)
+    }
+
+    fn metrics(&mut self) -> Result<StepMetrics> {
+        let id = self.plan.ports.metrics.context("an inference plan has no metrics")?;
+        let mut values = [0f64; METRICS];
+        self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(StepMetrics::from_values(values))
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        let _ = self.device.copies.synchronize();
+        let _ = self.device.compute.synchronize();
+    }
+}

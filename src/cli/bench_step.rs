@@ -1,0 +1,244 @@
+//! `paragon bench step`: how long a training step takes on a device and how far that is from the least it must move and compute.
+//! Depends on the backends and the plan's floor.
+
+use super::flags::{MAX_BATCH, MAX_SIDE, count, print, tell};
+use super::recipe::parse_loss;
+use anyhow::Result;
+use paragon::backend::cpu::{CpuBackend, CpuOptions, fma_peak};
+use paragon::backend::cuda::{CudaBackend, Device};
+use paragon::backend::{Backend, BatchView, Scalars, write_floats};
+use paragon::model::{Network, Recompute, StepSpec, training_plan};
+use paragon::plan::{OpFloor, Plan, Precision, bytes_text};
+use paragon::train::{DeviceChoice, LossTerm, Opened};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Seconds of a training step on synthetic patches, its floor, and the time of every kernel.
+///
+/// The floor is every input read once and every output written once at the bandwidth of a large copy (on a GPU), or the useful operations
+/// at the measured FMA peak (on the CPU).
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// Type of activations [default: the device's best]
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
+    /// Network
+    #[arg(long, default_value = "nano")]
+    network: String,
+    /// HR pixels per LQ pixel along one side
+    #[arg(long, default_value_t = 2)]
+    scale: usize,
+    /// Side of the LQ patch in pixels
+    #[arg(long, default_value_t = 128, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
+    lq_size: usize,
+    /// Patches in a batch
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH))]
+    batch_size: usize,
+    /// A loss and its weight, may be repeated
+    #[arg(long = "loss", default_values = ["l1:1.0"], value_name = "KIND:WEIGHT", value_parser = parse_loss)]
+    losses: Vec<LossTerm>,
+    /// What is kept between forward and backward
+    #[arg(long, value_enum, default_value = "block")]
+    recompute: Recompute,
+    /// Steps of a round; the median of five rounds is reported
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = count(1_000_000))]
+    steps: usize,
+    /// Threads that compute, on the CPU [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_THREADS))]
+    threads: Option<usize>,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Rounds of which the median is taken.
+const ROUNDS: usize = 5;
+const SCALARS: Scalars = Scalars { lr: 1e-4, step: 1, clip: 1.0, ema_decay: 0.9, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
+
+/// One kernel (or, on the CPU, one operation) by itself.
+#[derive(Serialize)]
+struct Part {
+    operation: usize,
+    label: &'static str,
+    kernel: &'static str,
+    seconds: f64,
+    /// Of the operation's floor; the kernels of an operation share it, and the first bears it.
+    floor_bytes: u64,
+}
+
+/// What was measured.
+#[derive(Serialize)]
+struct Report {
+    device: String,
+    precision: Precision,
+    scale: usize,
+    lq_size: usize,
+    batch_size: usize,
+    recompute: Recompute,
+    planned_bytes: u64,
+    allocated_bytes: u64,
+    step_seconds: f64,
+    pairs_per_second: f64,
+    floor_bytes: u64,
+    multiply_adds: u64,
+    /// Bytes a second of a large copy; on a GPU.
+    copy_bandwidth: Option<f64>,
+    /// Operations a second; on the CPU.
+    fma_peak: Option<f64>,
+    floor_seconds: f64,
+    times_floor: f64,
+    kernels: Vec<Part>,
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> Result<()> {
+    let report = measure(args)?;
+    if args.json {
+        return print(serde_json::to_string_pretty(&report)?);
+    }
+    print(format_args!("{}, batch {} of LQ {}, x{}", report.device, report.batch_size, report.lq_size, report.scale))?;
+    print(format_args!("  arena {} allocated, {} planned", bytes_text(report.allocated_bytes), bytes_text(report.planned_bytes)))?;
+    let against = match (report.copy_bandwidth, report.fma_peak) {
+        (Some(b), _) => format!("{} at {:.0} GB/s", bytes_text(report.floor_bytes), b / 1e9),
+        (_, Some(p)) => format!("{:.1} GFLOP at {:.0} GFLOP/s", 2e-9 * report.multiply_adds as f64, p / 1e9),
+        _ => String::new(),
+    };
+    print(format_args!(
+        "  step {:.3} ms, {:.0} pairs/s; floor {:.3} ms ({against}), {:.2}x",
+        1e3 * report.step_seconds,
+        report.pairs_per_second,
+        1e3 * report.floor_seconds,
+        report.times_floor
+    ))?;
+    for part in &report.kernels {
+        let rate = if part.floor_bytes > 0 { format!("{:9.1} GB/s", part.floor_bytes as f64 / part.seconds / 1e9) } else { String::new() };
+        print(format_args!("  {:3} {:36} {:28} {:9.1} us {rate}", part.operation, part.label, part.kernel, 1e6 * part.seconds))?;
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Median seconds of a step, batches staged as in training.
+fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<f64> {
+    let Some(layout) = backend.plan().batch else { anyhow::bail!("the plan takes no batch") };
+    let mut block = backend.allocate(layout.bytes())?;
+    block.iter_mut().enumerate().for_each(|(i, b)| *b = paragon::rng::mix(i as u64) as u8);
+    block[layout.augment_offset()..].iter_mut().for_each(|code| *code %= 8);
+    let (lq, rest) = block.split_at(layout.lq_bytes());
+    let (hr, augment) = rest.split_at(layout.hr_bytes());
+    let view = BatchView { lq, hr, augment };
+    let mut step = |backend: &mut dyn Backend, count: usize| -> Result<f64> {
+        let started = Instant::now();
+        let mut copies = Vec::new();
+        for _ in 0..count {
+            copies.extend(backend.stage(view)?);
+            backend.micro_step(&SCALARS)?;
+            backend.update(&SCALARS)?;
+        }
+        backend.metrics()?;
+        Ok(started.elapsed().as_secs_f64() / count as f64)
+    };
+    step(backend, 2)?;
+    Ok(median((0..ROUNDS).map(|_| step(backend, steps)).collect::<Result<_>>()?))
+}
+
+fn measure(args: &Args) -> Result<Report> {
+    let net = Network::new(&args.network, args.scale)?;
+    let spec = StepSpec {
+        batch: args.batch_size,
+        lq: (args.lq_size, args.lq_size),
+        losses: args.losses.iter().map(|l| (l.kind, l.weight)).collect(),
+        betas: (0.9, 0.99),
+        epsilon: 1e-8,
+        weight_decay: 1e-4,
+        float_input: false,
+        input_gradient: false,
+        direct: false,
+        recompute: args.recompute,
+    };
+    let cpu = CpuOptions::new(args.threads.unwrap_or(0));
+    let (opened, why) = Opened::new(args.device, args.precision, cpu, false)?;
+    why.iter().for_each(tell);
+    let plan = training_plan(&net, &spec, opened.place.sizing())?;
+    let (planned_bytes, precision) = (plan.arena_bytes, plan.precision);
+    let floors: Vec<OpFloor> = (0..plan.ops.len()).map(|at| plan.floor_of(at)).collect();
+    let labels: Vec<&'static str> = plan.ops.iter().map(|op| op.label()).collect();
+    let floor = plan.floor_of_step();
+    let start = |backend: &mut dyn Backend| -> Result<()> {
+        let Some(port) = backend.plan().ports.parameters else { return Ok(()) };
+        write_floats(backend, port, &net.params().start_values(1))
+    };
+    let part = |operation: usize, kernel: &'static str, seconds: f64, first: bool| Part {
+        operation,
+        label: labels[operation],
+        kernel,
+        seconds,
+        floor_bytes: if first { floors[operation].bytes } else { 0 },
+    };
+    let (device, allocated_bytes, step_seconds, copy_bandwidth, peak, kernels) = match opened.device() {
+        Some(device) => on_cuda(device, plan, args.steps, &start, &part)?,
+        None => {
+            let mut backend = CpuBackend::new(plan, cpu)?;
+            start(&mut backend)?;
+            let seconds = time_steps(&mut backend, args.steps)?;
+            let mut times = Vec::new();
+            backend.profile(&SCALARS, &mut |_, s| times.push(s));
+            let kernels = times.into_iter().enumerate().map(|(at, s)| part(at, "", s, true)).collect();
+            (backend.description(), backend.allocated(), seconds, None, Some(fma_peak(cpu)), kernels)
+        }
+    };
+    let floor_seconds = match (copy_bandwidth, peak) {
+        (Some(bandwidth), _) => floor.bytes as f64 / bandwidth,
+        (_, Some(peak)) => 2.0 * floor.multiply_adds as f64 / peak,
+        _ => f64::NAN,
+    };
+    Ok(Report {
+        device,
+        precision,
+        scale: args.scale,
+        lq_size: args.lq_size,
+        batch_size: args.batch_size,
+        recompute: args.recompute,
+        planned_bytes,
+        allocated_bytes,
+        step_seconds,
+        pairs_per_second: args.batch_size as f64 / step_seconds,
+        floor_bytes: floor.bytes,
+        multiply_adds: floor.multiply_adds,
+        copy_bandwidth,
+        fma_peak: peak,
+        floor_seconds,
+        times_floor: step_seconds / floor_seconds,
+        kernels,
+    })
+}
+
+type Measured = (String, u64, f64, Option<f64>, Option<f64>, Vec<Part>);
+
+fn on_cuda(
+    device: &std::sync::Arc<Device>,
+    plan: Plan,
+    steps: usize,
+    start: &dyn Fn(&mut dyn Backend) -> Result<()>,
+    part: &dyn Fn(usize, &'static str, f64, bool) -> Part,
+) -> Result<Measured> {
+    // before the arena, which may leave no room for it
+    let bandwidth = device.copy_bandwidth()?;
+    let mut backend = CudaBackend::new(device, plan)?;
+    start(&mut backend)?;
+    let seconds = time_steps(&mut backend, steps)?;
+    let mut last = usize::MAX;
+    let kernels = backend.profile(&SCALARS, 10)?.into_iter().map(|(at, kernel, s)| {
+        let first = std::mem::replace(&mut last, at) != at;
+        part(at, kernel, s, first)
+    });
+    let kernels = kernels.collect();
+    Ok((backend.description(), backend.allocated(), seconds, Some(bandwidth), None, kernels))
+}

@@ -1,0 +1,119 @@
+//! Where a run computes: what the user chose, opened, with the type of activations and what the memory table needs to know of it.
+//! Depends on the backends.
+
+use super::Place;
+use crate::backend::Backend;
+use crate::backend::CudaSizing;
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::cuda::{CudaBackend, Device, device_count};
+use crate::plan::{Plan, Precision};
+use anyhow::{Result, ensure};
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// What the user asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first CUDA device, or the CPU where there is none.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+                number.map(DeviceChoice::Cuda).ok_or_else(|| format!("'{text}' is no device; known are auto, cpu, cuda and cuda:N"))
+            }
+        }
+    }
+}
+
+/// Device memory that is left to others and to the driver, bytes, where no limit is given.
+const RESERVE: u64 = 256 << 20;
+
+/// The place a run computes at.
+pub struct Opened {
+    /// For the plan.
+    pub place: Place,
+    /// Most device memory the run may take where the user set no limit, what is in use already included.
+    pub vram: Option<u64>,
+    device: Option<Arc<Device>>,
+    cpu: CpuOptions,
+}
+
+impl Opened {
+    /// Opens what was chosen; `validates`: whether f32 inference will run there too. Also says what was chosen and why, where that was left
+    /// to us.
+    ///
+    /// # Errors
+    /// When a device that was asked for cannot be had, or has not the type of activations.
+    pub fn new(choice: DeviceChoice, precision: Option<Precision>, cpu: CpuOptions, validates: bool) -> Result<(Opened, Option<String>)> {
+        let on_cpu = || -> Result<Opened> {
+            let f32_only = precision.is_none_or(|p| p == Precision::F32);
+            ensure!(f32_only, "the CPU computes in f32; --precision is for --device cuda");
+            Ok(Opened { place: Place::Cpu(cpu), vram: None, device: None, cpu })
+        };
+        let ordinal = match choice {
+            DeviceChoice::Cpu => return Ok((on_cpu()?, None)),
+            DeviceChoice::Cuda(ordinal) => ordinal,
+            DeviceChoice::Auto if device_count().is_ok_and(|count| count > 0) => 0,
+            DeviceChoice::Auto => return Ok((on_cpu()?, None)),
+        };
+        let opened = Device::open(ordinal).and_then(|device| Opened::on(device, precision, cpu, validates));
+        match (opened, choice) {
+            (Ok(opened), _) => Ok((opened, None)),
+            (Err(error), DeviceChoice::Auto) => Ok((on_cpu()?, Some(format!("computing on the CPU, since {error:#}")))),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    fn on(device: Arc<Device>, precision: Option<Precision>, cpu: CpuOptions, validates: bool) -> Result<Opened> {
+        let precision = precision.unwrap_or(if device.capability >= 80 { Precision::Bf16 } else { Precision::Fp16 });
+        let modules = [precision, Precision::F32];
+        let (in_use, free) = device.prepare(&modules[..1 + usize::from(validates)])?;
+        let place = Place::Cuda { sizing: CudaSizing { precision }, in_use: Some(in_use) };
+        Ok(Opened { place, vram: Some((in_use + free).saturating_sub(RESERVE)), device: Some(device), cpu })
+    }
+
+    /// The CUDA device, where it is one.
+    pub fn device(&self) -> Option<&Arc<Device>> {
+        self.device.as_ref()
+    }
+
+    /// A backend with a plan loaded.
+    ///
+    /// # Errors
+    /// When its arena cannot be had.
+    pub fn backend(&self, plan: Plan) -> Result<Box<dyn Backend>> {
+        Ok(match &self.device {
+            Some(device) => Box::new(CudaBackend::new(device, plan)?),
+            None => Box::new(CpuBackend::new(plan, self.cpu)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_users_write_them() {
+        for (text, device) in
+            [("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu), ("cuda", DeviceChoice::Cuda(0)), ("cuda:3", DeviceChoice::Cuda(3))]
+        {
+            assert_eq!(text.parse(), Ok(device));
+        }
+        assert!(["gpu", "cuda:", "cuda:-1", "cuda:x"].iter().all(|t| t.parse::<DeviceChoice>().is_err()));
+    }
+}
