@@ -13,7 +13,7 @@ DEVICE int floor_divide(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / 
 // The arrays of one tile in shared memory, f32. What the blur is taken of stands in two parts: the picture itself, and what sharpening
 // adds to it. In units of 1/255 the first is an integer and its blur exact.
 struct Base {
-    float* phases;      // [scale][3]: weights of the LQ pixels around an HR pixel
+    float* taps;        // [2][TILE][4]: of the tile's HR rows and columns, weights of three LQ pixels and the first one's number
     float* raw;         // [side + 6][side + 6][3]
     float* sharpened;   // [side + 6][side][3]
     float* low;         // [2][side][side][3]
@@ -26,8 +26,8 @@ DEVICE Base base_arrays(float* memory, int scale) {
     Base b;
     b.scale = scale;
     b.side = side;
-    b.phases = memory;
-    b.raw = b.phases + 3 * scale;
+    b.taps = memory;
+    b.raw = b.taps + 2 * TILE * 4;
     b.sharpened = b.raw + wide * wide * 3;
     b.low = b.sharpened + wide * side * 3;
     b.across = b.low + 2 * side * side * 3;
@@ -35,14 +35,21 @@ DEVICE Base base_arrays(float* memory, int scale) {
     return b;
 }
 
-// Once in a block, before the first base_tile.
-DEVICE void base_phases(const Base& b) {
-    if ((int)threadIdx.x < b.scale) {
-        float sum[3] = {0, 0, 0};
-        int first = floor_divide((int)threadIdx.x - 2, b.scale);
-        for (int k = 0; k < 5; k++) sum[floor_divide((int)threadIdx.x + k - 2, b.scale) - first] += BLUR_TAPS[k];
-        for (int i = 0; i < 3; i++) b.phases[threadIdx.x * 3 + i] = sum[i];
+// The taps of thread's row or column; the tile's first HR pixel is (y, x).
+DEVICE void base_taps(const Base& b, int y, int x) {
+    if (threadIdx.x >= 2 * TILE) return;
+    bool column = threadIdx.x >= TILE;
+    int at = (column ? x : y) + (int)threadIdx.x % TILE, first = floor_divide(at - 2, b.scale);
+    float sum[3] = {0, 0, 0};
+    UNROLL
+    for (int k = 0; k < 5; k++) {
+        int cell = floor_divide(at + k - 2, b.scale) - first;
+        UNROLL
+        for (int i = 0; i < 3; i++) sum[i] += cell == i ? BLUR_TAPS[k] : 0.0f;
     }
+    float* to = b.taps + threadIdx.x * 4;
+    for (int i = 0; i < 3; i++) to[i] = sum[i];
+    to[3] = bits_to_float((u32)(first - (column ? b.x : b.y)));
 }
 
 // Fills `across` for the tile whose first HR pixel is (y, x); `image` [h][w][3]. With `units` the picture is in 255ths, rounded to the
@@ -51,6 +58,7 @@ DEVICE void base_tile(Base& b, const float* image, int h, int w, int y, int x, f
     int side = b.side, wide = side + 6, threads = blockDim.x;
     b.y = floor_divide(y - 2, b.scale);
     b.x = floor_divide(x - 2, b.scale);
+    base_taps(b, y, x);
     for (int i = threadIdx.x; i < wide * wide * 3; i += threads) {
         int c = i % 3, row = b.y - 3 + i / 3 / wide, column = b.x - 3 + i / 3 % wide;
         float v = inside(row, column, h, w) ? image[((long long)row * w + column) * 3 + c] : 0.0f;
@@ -80,8 +88,8 @@ DEVICE void base_tile(Base& b, const float* image, int h, int w, int y, int x, f
     barrier();
     for (int i = threadIdx.x; i < 2 * side * TILE * 3; i += threads) {
         int c = i % 3, column = i / 3 % TILE, row = i / 3 / TILE;
-        const float* weights = b.phases + (x + column) % b.scale * 3;
-        const float* from = b.low + (row * side + floor_divide(x + column - 2, b.scale) - b.x) * 3 + c;
+        const float* weights = b.taps + (TILE + column) * 4;
+        const float* from = b.low + (row * side + (int)float_to_bits(weights[3])) * 3 + c;
         float sum = weights[0] * from[0];
         // a weight of zero may stand for a pixel beyond the array
         if (weights[1] != 0.0f) sum += weights[1] * from[3];
@@ -91,10 +99,10 @@ DEVICE void base_tile(Base& b, const float* image, int h, int w, int y, int x, f
     barrier();
 }
 
-// One value of the base, or with a target (in units of 1/255) of the base less the target. `column` counts from the tile's first.
-DEVICE float base_value(const Base& b, int y, int column, int c, bool units, float target) {
-    const float* weights = b.phases + y % b.scale * 3;
-    int at = ((floor_divide(y - 2, b.scale) - b.y) * TILE + column) * 3 + c, part = b.side * TILE * 3;
+// One value of the base, or with a target (in units of 1/255) of the base less the target; row and column of the tile.
+DEVICE float base_value(const Base& b, int row, int column, int c, bool units, float target) {
+    const float* weights = b.taps + row * 4;
+    int at = ((int)float_to_bits(weights[3]) * TILE + column) * 3 + c, part = b.side * TILE * 3;
     float plain = 0, add = 0;
     for (int k = 0; k < 3; k++) {
         if (weights[k] != 0.0f) {

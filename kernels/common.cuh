@@ -15,6 +15,8 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 // A kernel: KERNEL(name, threads of a block, arguments...) { ... }
 #define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+// The same, with registers few enough for so many blocks on a multiprocessor.
+#define KERNEL_CROWDED(name, threads, blocks, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 #define DEVICE static __device__ __forceinline__
 #define CONSTANT static __constant__ const
 // The block's dynamic shared memory, 16-byte aligned; there is no other. Its size is the launch's.
@@ -26,6 +28,9 @@ DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xfffff
 DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 float_to_bits(float value) { return __float_as_uint(value); }
+// A few units in the last place away, and far cheaper: for values that end as halves.
+DEVICE float fast_exp(float value) { return __expf(value); }
+DEVICE float fast_reciprocal(float value) { return __fdividef(1.0f, value); }
 #else
 #include "host/shim.h"
 #endif

@@ -2,6 +2,17 @@
 #pragma once
 #include "common.cuh"
 
+// Loops that must be unrolled (their arrays are registers), and those that must not be (too many registers).
+#ifndef UNROLL
+#ifdef __CUDACC_RTC__
+#define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
+#else
+#define UNROLL
+#define ROLLED
+#endif
+#endif
+
 #define FEATURES 16
 #define FEATURE_PIECES ((int)(FEATURES * sizeof(act) / 16))
 
@@ -49,3 +60,32 @@ DEVICE Tile tile_at(int index, int h, int w) {
     return t;
 }
 DEVICE bool inside(int y, int x, int h, int w) { return y >= 0 && y < h && x >= 0 && x < w; }
+
+#if PRECISION != 0
+// Fragments of tensor core instructions. The order of channels in a product is free as long as both sides keep it, so that every lane
+// holds neighbours: of a pixel's features lane t has 4t .. 4t+3, as two words, which are the lower and upper eight of a step along k;
+// of 16 results, 4t .. 4t+3 too. With group = lane / 4 a column `group` of result word `m` is then feature 4 (group / 2) + 2m + group % 2.
+DEVICE int fragment_feature(int group, int word) { return 4 * (group / 2) + 2 * word + group % 2; }
+
+struct __attribute__((aligned(8))) Pair {
+    u32 word[2];
+};
+// Features 4t .. 4t+3 of a pixel: eight lanes of the same t and four of the same pixel make 256 bytes in a row.
+DEVICE Pair load_pair(const act* pixel, int t) { return ((const Pair*)pixel)[t]; }
+DEVICE void store_pair(act* pixel, int t, Pair value) { ((Pair*)pixel)[t] = value; }
+
+DEVICE float low_half(u32 word) { return from_half((u16)word); }
+DEVICE float high_half(u32 word) { return from_half((u16)(word >> 16)); }
+
+// A thread's warp, and its place in fragments.
+struct Lane {
+    int warp, group, t;
+};
+DEVICE Lane lane_place() {
+    Lane l;
+    l.warp = threadIdx.x / 32;
+    l.group = threadIdx.x % 32 / 4;
+    l.t = threadIdx.x % 4;
+    return l;
+}
+#endif

@@ -9,7 +9,17 @@
 // head_back: features and d_features [images][h][w][16] act at HR, which may be the same memory (a thread reads only the features that it
 // overwrites itself, or its block's own pixels before a barrier); d_output [images][h][w][3] f32; partials [blocks][435] f32, in the order
 // of weight and bias, without the gain. At most 256 blocks. Floor: a pixel of features read and written, 12 bytes read.
+#include "base.cuh"
+
+#define HALO (TILE + 2)
+#define HEAD_WEIGHTS (27 * FEATURES)
+#define HEAD_SUMS (HEAD_WEIGHTS + 3)
+
+#if PRECISION == 0
 #include "head_plain.cuh"
+#else
+#include "head_mma.cuh"
+#endif
 
 // Totals of a backward pass to gradients: times the gain they are those of conv_out, against conv_out that of the gain. One block;
 // shared memory: 512 f64.

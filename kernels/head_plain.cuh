@@ -2,10 +2,7 @@
 #pragma once
 #include "base.cuh"
 
-#define HALO (TILE + 2)
 #define PITCH (FEATURES + 1)
-#define HEAD_WEIGHTS (27 * FEATURES)
-#define HEAD_SUMS (HEAD_WEIGHTS + 3)
 
 KERNEL(head, 256, const float* weight, const float* bias, const float* gain, const float* input, const act* features, float* output,
        const u8* target, const u8* codes, int images, int h, int w, int scale, float alpha) {
@@ -14,7 +11,6 @@ KERNEL(head, 256, const float* weight, const float* bias, const float* gain, con
     Base base = base_arrays(tile + HALO * HALO * PITCH, scale);
     int hr_h = h * scale, hr_w = w * scale, ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
     for (int i = threadIdx.x; i < HEAD_WEIGHTS; i += 256) weights[i] = weight[i];
-    base_phases(base);
     float strength = *gain, biases[3] = {bias[0], bias[1], bias[2]};
     for (int index = blockIdx.x; index < tile_count(images, hr_h, hr_w); index += gridDim.x) {
         Tile t = tile_at(index, hr_h, hr_w);
@@ -28,6 +24,7 @@ KERNEL(head, 256, const float* weight, const float* bias, const float* gain, con
         }
         base_tile(base, input + (long long)t.image * h * w * 3, h, w, t.y, t.x, alpha, target != nullptr);
         float sum[3] = {0, 0, 0};
+        ROLLED
         for (int tap = 0; tap < 9; tap++) {
             const float* from = tile + ((ty + tap / 3) * HALO + tx + tap % 3) * PITCH;
             for (int c = 0; c < FEATURES; c++)
@@ -38,7 +35,7 @@ KERNEL(head, 256, const float* weight, const float* bias, const float* gain, con
             const u8* pixel = target;
             if (target) pixel += (start + augmented(codes[t.image], y, x, hr_h, hr_w)) * 3;
             for (int o = 0; o < 3; o++) {
-                float value = base_value(base, y, tx, o, target != nullptr, target ? (float)pixel[o] : 0.0f);
+                float value = base_value(base, ty, tx, o, target != nullptr, target ? (float)pixel[o] : 0.0f);
                 output[(start + (long long)y * hr_w + x) * 3 + o] = value + strength * (biases[o] + sum[o]);
             }
         }
@@ -68,6 +65,7 @@ KERNEL(head_back, 256, const float* weight, const float* gain, const act* featur
         for (int c = 0; c < FEATURES; c++) tile[threadIdx.x * PITCH + c] = v[c];
         barrier();
         for (int c = 0; c < FEATURES; c++) v[c] = 0;
+        ROLLED
         for (int tap = 0; tap < 9; tap++) {
             const float* d = d_tile + ((ty + 2 - tap / 3) * HALO + tx + 2 - tap % 3) * 3;
             for (int o = 0; o < 3; o++)
@@ -75,12 +73,15 @@ KERNEL(head_back, 256, const float* weight, const float* gain, const act* featur
         }
         if (within) store_features(d_features + at * FEATURES, v);
         // every sum belongs to one thread
+        UNROLL
         for (int k = 0; k < 2; k++) {
             int s = threadIdx.x + 256 * k, tap = s % 9, c = s / 9 % FEATURES, o = s / 9 / FEATURES;
             if (s < HEAD_WEIGHTS) {
+                ROLLED
                 for (int p = 0; p < TILE * TILE; p++)
                     sums[k] += tile[p * PITCH + c] * d_tile[((p / TILE + 2 - tap / 3) * HALO + p % TILE + 2 - tap % 3) * 3 + o];
             } else if (s < HEAD_SUMS) {
+                ROLLED
                 for (int p = 0; p < TILE * TILE; p++) sums[k] += d_tile[((p / TILE + 1) * HALO + p % TILE + 1) * 3 + s - HEAD_WEIGHTS];
             }
         }

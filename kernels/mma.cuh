@@ -83,4 +83,21 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], const void* row) {
 }
 #endif
 
+// An 8 x 8 matrix of halves, transposed in registers: a lane gives elements 2t, 2t+1 of row group and gets those of column group.
+#ifdef __CUDACC_RTC__
+DEVICE u32 transpose(u32 own) {
+    u32 turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(own));
+    return turned;
+}
+#else
+DEVICE u32 transpose(u32 value) {
+    u32 own[6] = {value, 0, 0, 0, 0, 0};
+    const u32(*all)[6] = warp_exchange(own);
+    int column = lane_index() / 4, t = lane_index() % 4, high = column % 2 * 16;
+    u32 first = all[2 * t * 4 + column / 2][0] >> high, second = all[(2 * t + 1) * 4 + column / 2][0] >> high;
+    return (first & 0xffffu) | second << 16;
+}
+#endif
+
 #endif

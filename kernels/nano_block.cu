@@ -7,7 +7,11 @@
 // nano_block_back: also d_output, d_input [images][h][w][16] act; partials [blocks][1392] f32, in the order of the parameters
 // without gamma: d_output x gelu(z) stands in conv2's place, the sum of d_output in its bias's. At most 256 blocks. Floor: two
 // pixels read, one written.
+#if PRECISION == 0
 #include "nano_plain.cuh"
+#else
+#include "nano_mma.cuh"
+#endif
 
 // Totals of a backward pass to gradients. conv2's hold sums without gamma: times gamma they are the gradients of conv2, and against
 // conv2 they give that of gamma. Grid: a thread for every sum, and one for every gamma.

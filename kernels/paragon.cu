@@ -1,10 +1,23 @@
-// All kernels of a module, for one type of activations.
+// All kernels of a module, for one type of activations. What a family defines for itself stays in its namespace; kernels are `extern "C"`
+// and keep their names.
+#include "common.cuh"
+#include "features.cuh"
+#include "mma.cuh"
+
+namespace conv_family {
 #include "conv.cu"
 #include "conv_rgb.cu"
-#include "head.cu"
-#include "loss.cu"
+}  // namespace conv_family
+namespace nano_family {
 #include "nano_block.cu"
+}  // namespace nano_family
+namespace head_family {
+#include "head.cu"
+}  // namespace head_family
+namespace loss_family {
+#include "loss.cu"
+#include "structural.cu"
+}  // namespace loss_family
 #include "optimizer.cu"
 #include "reduce.cu"
-#include "structural.cu"
 #include "unpack.cu"

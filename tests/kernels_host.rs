@@ -181,6 +181,16 @@ fn convolutions() {
     all_cases(|op| matches!(op, Op::Conv(_) | Op::ConvBack(_)));
 }
 
+#[test]
+fn nano_block() {
+    all_cases(|op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_)));
+}
+
+#[test]
+fn head() {
+    all_cases(|op| matches!(op, Op::Head(_) | Op::HeadBack(_)));
+}
+
 /// HR sizes smaller than a window, odd, wider than a patch; more images than are at work at a time; bytes and floats.
 #[test]
 fn structural_losses() {
@@ -205,14 +215,4 @@ fn slices_carry_their_sums() {
     compare(case, Precision::F32, &[Order::Forward], false, |op| {
         matches!(op, Op::Conv(_) | Op::ConvBack(_) | Op::PixelLoss(_) | Op::StructuralLoss(_))
     });
-}
-
-#[test]
-fn nano_block() {
-    all_cases(|op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_)));
-}
-
-#[test]
-fn head() {
-    all_cases(|op| matches!(op, Op::Head(_) | Op::HeadBack(_)));
 }

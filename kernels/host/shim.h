@@ -42,6 +42,8 @@ DEVICE u32 float_to_bits(float value) {
     std::memcpy(&bits, &value, 4);
     return bits;
 }
+DEVICE float fast_exp(float value) { return expf(value); }
+DEVICE float fast_reciprocal(float value) { return 1.0f / value; }
 u16 to_fp16(float value);
 float from_fp16(u16 bits);
 
@@ -67,3 +69,4 @@ void call_kernel(void (*kernel)(A...), void** args) {
     static void name##_entry(void** args) { call_kernel(name, args); }                                              \
     static Registered name##_registered(PRECISION, #name, threads, count_arguments(name), name##_entry);                      \
     static void name(__VA_ARGS__)
+#define KERNEL_CROWDED(name, threads, blocks, ...) KERNEL(name, threads, __VA_ARGS__)

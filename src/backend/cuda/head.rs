@@ -1,7 +1,7 @@
 //! Lowering of the head, base + gain x conv_out, and its gradients.
 
 use super::launch::{Arg, Lowering, int};
-use super::nano::{FEATURES, tiles};
+use super::nano::{FEATURES, halves, tiles};
 use super::reduce::{self, Sums};
 use super::sizing::SUM_BLOCKS;
 use crate::plan::{Head, HeadBack};
@@ -32,7 +32,7 @@ pub(super) fn workspace(o: &HeadBack) -> u64 {
 fn base_elements(scale: usize) -> usize {
     let side = (18 + scale) / scale + 1;
     let wide = side + 6;
-    3 * (scale + wide * wide + wide * side + 2 * side * side + 2 * side * TILE)
+    8 * TILE + 3 * (wide * wide + wide * side + 2 * side * side + 2 * side * TILE)
 }
 
 fn check(o: &Head) -> Result<()> {
@@ -51,7 +51,13 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &Head) -> Result<()> {
     let mut args: Vec<Arg> = [o.weight, o.bias, o.gain].iter().map(|r| l.element(o.parameters, r.offset)).collect();
     args.extend([l.at(o.input), l.at(o.features_in), l.at(o.output), target, codes]);
     args.extend([int(e.n)?, int(e.h)?, int(e.w)?, int(o.scale)?, Arg::Float(o.alpha)]);
-    let shared = 4 * (WEIGHTS + (TILE + 2).pow(2) * (FEATURES + 1) + base_elements(o.scale));
+    let around = (TILE + 2).pow(2);
+    let shared = if halves(l, o.features_in, hr, FEATURES) {
+        // features of the tile and a pixel around it, weights of 32 lanes, conv_out of the tile
+        around * FEATURES * 2 + 9 * 32 * 8 + 4 * (TILE * TILE * 3 + base_elements(o.scale))
+    } else {
+        4 * (WEIGHTS + around * (FEATURES + 1) + base_elements(o.scale))
+    };
     l.launch("head", [tiles(hr).min(FORWARD_BLOCKS), 1, 1], 256, shared, args)
 }
 
@@ -63,7 +69,13 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &HeadBack) -> Result<()> {
     let parameter = |l: &Lowering<'_>, r: crate::plan::ParamRange| l.element(f.parameters, r.offset);
     let mut args = vec![parameter(l, f.weight), parameter(l, f.gain), l.at(f.features_in), l.at(o.d_output), l.at(o.d_features)];
     args.extend([sums.partials, int(hr.n)?, int(hr.h)?, int(hr.w)?]);
-    let shared = 4 * (WEIGHTS + (TILE + 2).pow(2) * 3 + TILE * TILE * (FEATURES + 1));
+    let around = (TILE + 2).pow(2);
+    let shared = if halves(l, f.features_in, hr, FEATURES) {
+        // d_output of the tile and a pixel around it, four halves each; at the end the sums of eight warps
+        (around * 4 * 2).max(8 * 4 * sum_count(o))
+    } else {
+        4 * (WEIGHTS + around * 3 + TILE * TILE * (FEATURES + 1))
+    };
     l.launch("head_back", [sum_blocks(o), 1, 1], 256, shared, args)?;
     if let Some(d_input) = o.d_input {
         let args = vec![l.at(o.d_output), l.at(d_input), int(e.n)?, int(e.h)?, int(e.w)?, int(f.scale)?, Arg::Float(f.alpha)];

@@ -14,6 +14,8 @@ pub(super) const FEATURES: usize = 16;
 const HIDDEN: usize = 2 * FEATURES;
 /// f32 elements of all weights of a block, gamma multiplied in.
 const WEIGHTS: usize = HIDDEN * (FEATURES + 1 + 9 + 1 + FEATURES) + FEATURES;
+/// Those that stay f32 beside tensor cores: the depthwise step's, and two biases.
+const SMALL_WEIGHTS: usize = HIDDEN * (9 + 1 + 1);
 /// Blocks of the forward kernel: enough for any device, few enough that the weights are seldom loaded.
 const FORWARD_BLOCKS: usize = 4096;
 
@@ -54,8 +56,13 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
     let e = o.extent;
     let mut args = weights(l, o);
     args.extend([l.at(o.input), l.at(o.output), int(e.n)?, int(e.h)?, int(e.w)?]);
-    // 16 hidden channels of the tile and one pixel around it
-    let shared = 4 * (WEIGHTS + (TILE + 2).pow(2) * 17);
+    let shared = if halves(l, o.input, e, FEATURES) {
+        // all hidden channels of the tile and one pixel around it
+        (TILE + 2).pow(2) * HIDDEN * 2 + 4 * SMALL_WEIGHTS
+    } else {
+        // 16 of them at a time
+        4 * (WEIGHTS + (TILE + 2).pow(2) * 17)
+    };
     l.launch("nano_block", [tiles(e).min(FORWARD_BLOCKS), 1, 1], 256, shared, args)
 }
 
@@ -66,8 +73,14 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
     let sums = Sums::new(l, l.workspace(o.workspace)?, slice, sum_count(o), sum_blocks(o));
     let mut args = weights(l, f);
     args.extend([l.at(f.input), l.at(o.d_output), l.at(o.d_input), sums.partials, int(e.n)?, int(e.h)?, int(e.w)?]);
-    // 8 hidden channels of the tile and two pixels around it, their gradient with one, and one more value of the tile's pixels
-    let shared = 4 * (WEIGHTS + ((TILE + 4).pow(2) + (TILE + 2).pow(2) + TILE * TILE) * 9);
+    let around = |pixels: usize| (TILE + 2 * pixels).pow(2);
+    let shared = if halves(l, f.input, e, FEATURES) {
+        // hidden channels of the tile and two pixels around it, their gradient with one; at the end the sums of eight warps
+        ((around(2) + around(1)) * HIDDEN * 2 + 4 * SMALL_WEIGHTS).max(8 * 4 * sum_count(o))
+    } else {
+        // 8 of them at a time, and one more value of the tile's pixels
+        4 * (WEIGHTS + (around(2) + around(1) + around(0)) * 9)
+    };
     l.launch("nano_block_back", [sum_blocks(o), 1, 1], 256, shared, args)?;
     sums.reduce(l, slice)?;
     let mut args = vec![sums.totals];
