@@ -268,7 +268,8 @@ fn structural_losses() {
     compare(cases[1], Precision::F32, &[Order::Forward], true, chosen);
 }
 
-/// A tail that runs image by image, with sums that wait between the slices.
+/// A tail that runs image by image, with sums that wait between the slices. The head is left out: in f32 its gradient of conv_out.bias is 2.2e-5
+/// from the CPU's on these 2 x 364 x 364 pixels, which is yet to be explained.
 #[test]
 fn slices_carry_their_sums() {
     let case = (2, 2, (182, 182), STRUCTURAL, false, Recompute::Full);
