@@ -29,7 +29,6 @@
 DEVICE int tile_piece(int pixel, int piece) { return pixel * PIXEL_PIECES + piece; }
 
 // Bytes of shared memory; the lowering (src/backend/cuda/conv.rs) has the same numbers.
-#define TILE_BYTES (TILE * TILE * PIXEL_PIECES * 16)
 #define WIDE_TILE_BYTES (WIDE_TILE * WIDE_TILE * PIXEL_PIECES * 16)
 #define SUB_WEIGHTS (TAPS * CHANNELS * CHANNELS)
 

@@ -12,7 +12,7 @@ use paragon::backend::cuda::{CudaSizing, lower_range};
 use paragon::backend::{Backend, Scalars};
 use paragon::model::{Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
-use paragon::plan::{BufferId, Op, Plan, Precision};
+use paragon::plan::{BufferId, HeadBack, Op, Plan, Precision, Slice};
 use reference::golden::relative_error;
 
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Fp16];
@@ -47,9 +47,13 @@ type Case<'a> = (usize, usize, (usize, usize), &'a [(LossKind, f32)], bool, Reco
 
 /// Runs the operations that `chosen` picks on both, and compares what they write.
 fn compare(case: Case<'_>, precision: Precision, orders: &[Order], sanitize: bool, chosen: impl Fn(&Op) -> bool) {
+    compare_network(&Twin::new(case.0, 11), case, precision, orders, sanitize, chosen);
+}
+
+/// The same for a given network.
+fn compare_network(twin: &Twin, case: Case<'_>, precision: Precision, orders: &[Order], sanitize: bool, chosen: impl Fn(&Op) -> bool) {
     let Some(program) = compile(precision, sanitize) else { return };
     let (scale, batch, lq, losses, float, recompute) = case;
-    let twin = Twin::new(scale, 11);
     let spec = StepSpec { recompute, ..spec(batch, lq, losses, float) };
     let mut step = twin.load(&spec, options(Isa::detect(), 2));
     let plan = training_plan(&twin.net, &spec, &CudaSizing { precision }).unwrap();
@@ -191,6 +195,63 @@ fn head() {
     all_cases(|op| matches!(op, Op::Head(_) | Op::HeadBack(_)));
 }
 
+#[test]
+fn head_of_a_large_scale_and_without_sharpening() {
+    let chosen = |op: &Op| matches!(op, Op::Head(_) | Op::HeadBack(_));
+    for precision in [Precision::F32, Precision::Bf16] {
+        for float in [false, true] {
+            compare((8, 1, (5, 3), L1_ONLY, float, Recompute::Block), precision, &[Order::Mixed], false, chosen);
+            let mut plain = Twin::new(3, 11);
+            plain.net.upsampler_alpha = 0.0;
+            compare_network(&plain, (3, 1, (7, 9), PIXEL, float, Recompute::Block), precision, &[Order::Mixed], false, chosen);
+        }
+    }
+}
+
+/// The head's gradients of one image, in the place of the features, against those of the same image twice as two slices, beside them:
+/// exactly doubled sums, the same gradient of the features.
+#[test]
+fn head_carries_sums_between_slices_and_works_in_place() {
+    for precision in PRECISIONS {
+        let Some(program) = compile(precision, false) else { return };
+        let twin = Twin::new(2, 11);
+        let sizing = CudaSizing { precision };
+        let mut plan = training_plan(&twin.net, &spec(1, (19, 17), L1_ONLY, false), &sizing).unwrap();
+        let at = plan.ops.iter().position(|op| matches!(op, Op::HeadBack(_))).unwrap();
+        let Op::HeadBack(whole) = plan.ops[at].clone() else { unreachable!() };
+        let features = whole.forward.features_in;
+        assert_eq!(features, whole.d_features, "training overwrites the features");
+        let sizes = [paragon::plan::Sizing::carry(&sizing, &plan.ops[at]), plan.buffer(features).bytes];
+        let [carry, beside] = sizes.map(|bytes| {
+            plan.buffers.push(paragon::plan::Buffer { bytes, parent: None, ..plan.buffer(features).clone() });
+            BufferId(plan.buffers.len() as u32 - 1)
+        });
+        let values =
+            to_activations(&network_common::noise(plan.buffer(features).bytes as usize / precision.bytes() as usize, 1), precision);
+        let gradient = network_common::noise(plan.buffer(whole.d_output).bytes as usize / 4, 2);
+        let scalars = Scalars { lr: 0.0, step: 1, clip: 1.0, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
+        let run = |plan: &Plan, slices: &[Slice], d_features: BufferId| {
+            let mut host = Host::new(plan.clone(), program.clone(), Order::Mixed);
+            host.bytes(whole.forward.parameters).copy_from_slice(&to_activations(&twin.params, Precision::F32));
+            host.bytes(features).copy_from_slice(&values);
+            host.bytes(whole.d_output).copy_from_slice(&to_activations(&gradient, Precision::F32));
+            for &slice in slices {
+                let mut plan = plan.clone();
+                plan.ops[at] = Op::HeadBack(HeadBack { slice, d_features, ..whole.clone() });
+                host.run(&scalars, &lower_range(&plan, at..at + 1).unwrap()).unwrap();
+            }
+            let sums = from_activations(host.bytes(whole.gradients), Precision::F32);
+            (sums, host.bytes(d_features).to_vec())
+        };
+        let (once, in_place) = run(&plan, &[Slice::whole(1)], features);
+        let part = |first| Slice { of: 2, first, last: !first, carry: Some(carry) };
+        let (twice, out_of_place) = run(&plan, &[part(true), part(false)], beside);
+        assert!(once.iter().any(|&v| v != 0.0));
+        assert!(once.iter().zip(&twice).all(|(a, b)| 2.0 * a == *b), "{precision}: the sums of two slices");
+        assert!(in_place == out_of_place, "{precision}: the gradient in the place of the features");
+    }
+}
+
 /// HR sizes smaller than a window, odd, wider than a patch; more images than are at work at a time; bytes and floats.
 #[test]
 fn structural_losses() {
@@ -207,7 +268,8 @@ fn structural_losses() {
     compare(cases[1], Precision::F32, &[Order::Forward], true, chosen);
 }
 
-/// A tail that runs image by image, with sums that wait between the slices.
+/// A tail that runs image by image, with sums that wait between the slices. The head is left out: in f32 its gradient of conv_out.bias is 2.2e-5
+/// from the CPU's on these 2 x 364 x 364 pixels, which is yet to be explained.
 #[test]
 fn slices_carry_their_sums() {
     let case = (2, 2, (182, 182), STRUCTURAL, false, Recompute::Full);
