@@ -79,6 +79,14 @@ impl HeldOut {
         }
     }
 
+    /// Where a pair is, for errors.
+    pub fn place(&self, index: usize) -> String {
+        match &self.pairs {
+            Pairs::Pictures(sources) => sources.get(index).map_or_else(String::new, |source| source.hr.display().to_string()),
+            Pairs::Shards { set, records } => format!("{}, record {}", set.folder().display(), records.get(index).copied().unwrap_or(0)),
+        }
+    }
+
     /// Name and pixels of a pair.
     ///
     /// # Errors
