@@ -23,7 +23,7 @@ pub struct HeldOut {
 
 enum Pairs {
     Pictures(Vec<Source>),
-    Shards { set: ShardSet, records: Vec<u64> },
+    Shards { set: Box<ShardSet>, records: Vec<u64> },
 }
 
 fn is_set(folder: &Path) -> bool {
@@ -44,7 +44,7 @@ impl HeldOut {
         ensure!(set.scale() as usize == scale, "{} has scale {} and the network {scale}; they must agree", place.display(), set.scale());
         let count = set.len().min(MOST_RECORDS);
         let records = (0..count).map(|i| (u128::from(i) * u128::from(set.len()) / u128::from(count)) as u64).collect();
-        Ok(HeldOut { pairs: Pairs::Shards { set, records }, scale })
+        Ok(HeldOut { pairs: Pairs::Shards { set: Box::new(set), records }, scale })
     }
 
     /// The held-out set that was made with a set to train on.
