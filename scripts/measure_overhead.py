@@ -31,7 +31,6 @@ def main():
     parser.add_argument("pictures")
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("more", nargs="*", help="flags for every run, after --")
     args = parser.parse_args()
     n = args.iterations
     rare = str(10**9)
@@ -49,7 +48,7 @@ def main():
             # a flag that is there twice counts once, the last time
             last = {flags[i]: flags[i + 1] for i in range(0, len(flags), 2)}
             with tempfile.TemporaryDirectory() as folder:
-                run = [args.paragon, "train", "--shards", args.shards, "--out", os.path.join(folder, "run"), *args.more]
+                run = [args.paragon, "train", "--shards", args.shards, "--out", os.path.join(folder, "run")]
                 found[name].append(measure(run + [part for pair in last.items() for part in pair]))
     cpu = {name: statistics.median(c for c, _ in runs) for name, runs in found.items()}
     wall = {name: statistics.median(w for _, w in runs) for name, runs in found.items()}

@@ -37,7 +37,7 @@ impl DataArgs {
         let name = |path: &str| settings.text(path).unwrap_or_default().to_string();
         let wrong = |path: &str| anyhow!("{path}: unknown '{}'", name(path));
         Ok(DataArgs {
-            shards: settings.texts("data.shards").into_iter().map(PathBuf::from).collect(),
+            shards: settings.paths("data.shards"),
             weights: settings.numbers("data.weights"),
             io: IoChoice::from_str(&name("data.io"), true).map_err(|_| wrong("data.io"))?,
             window: match settings.value("data.window") {

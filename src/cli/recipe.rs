@@ -3,6 +3,7 @@
 
 use super::flags::tell;
 use anyhow::{Context, Result};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum};
 use paragon::config::import::{import, is_theirs};
 use paragon::config::{Flag, KEYS, Key, Kind, Settings, Value, parse, parse_assignment};
@@ -73,7 +74,7 @@ fn flag(key: &'static Key) -> Option<Arg> {
             let help = format!("{}{names} [default: {}]", key.doc, key.default_text());
             let repeated = matches!(key.kind, Kind::Paths | Kind::Losses);
             let action = if repeated { ArgAction::Append } else { ArgAction::Set };
-            let read = |text: &str| key.kind.read(text);
+            let read = OsStringValueParser::new().try_map(|text| key.kind.read_flag(&text));
             Some(arg.long(name).value_name(value).help(help).action(action).allow_negative_numbers(true).value_parser(read))
         }
     }

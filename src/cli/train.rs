@@ -58,15 +58,15 @@ pub fn run(args: &Args) -> Result<()> {
     let sources = data.open()?;
     let mut config = settings.train_config(sources.scale() as usize, sources.crop() as usize)?;
     let name = || settings.text("name").map_or_else(|| format!("{}_x{}", config.network.arch, config.network.scale), str::to_string);
-    let out = settings.text("path.out").map_or_else(|| PathBuf::from("runs").join(name()), PathBuf::from);
+    let out = settings.path("path.out").unwrap_or_else(|| PathBuf::from("runs").join(name()));
     config.window = window(&data, &sources, &out, args.restart);
     let net = &config.network;
     let (io, why) = data.io(&sources);
     tell(format_args!("reading shards by {} ({why})", if io == Io::Mmap { "map" } else { "calls" }));
     let stop = stop_flag()?;
-    let validation = match settings.text("val.dataset") {
-        Some(NO_VALIDATION) => None,
-        Some(place) => Some(PathBuf::from(place)),
+    let validation = match settings.path("val.dataset") {
+        Some(place) if place == Path::new(NO_VALIDATION) => None,
+        Some(place) => Some(place),
         None => HeldOut::beside(&data.shards).inspect(|place| {
             tell(format_args!("{} was held out when the shards were made: validating on it (--val none turns that off)", place.display()));
         }),
@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
         recompute: machine.recompute,
         fit: machine.fit,
         restart: args.restart,
-        pretrained: settings.text("path.pretrain_network_g").map(|path| (PathBuf::from(path), strict)),
+        pretrained: settings.path("path.pretrain_network_g").map(|path| (path, strict)),
         settings: Some(effective),
         device: machine.device,
         precision: machine.precision,
@@ -118,15 +118,15 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The configuration that counts, as a file to be taken again: paths that hold wherever it is read, and what was chosen on the way.
 fn effective(settings: &mut Settings, data: &DataArgs, config: &TrainConfig, out: &Path, validation: Option<&Path>) -> String {
-    let whole = |path: &Path| Value::Text(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).to_string_lossy().into_owned());
+    let whole = |path: &Path| Value::Path(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
     settings.put("scale", Value::Whole(config.network.scale as u64));
     settings.put("network_g.type", Value::Text(config.network.arch.clone()));
     settings.put("data.shards", Value::List(data.shards.iter().map(|path| whole(path)).collect()));
     settings.put("data.lq_size", Value::Whole(config.lq_size as u64));
     settings.put("data.window", config.window.map_or(Value::Text("off".into()), Value::Whole));
     settings.put("path.out", whole(out));
-    settings.put("val.dataset", validation.map_or(Value::Text(NO_VALIDATION.into()), &whole));
-    if let Some(path) = settings.text("path.pretrain_network_g").map(PathBuf::from) {
+    settings.put("val.dataset", validation.map_or(Value::Path(NO_VALIDATION.into()), &whole));
+    if let Some(path) = settings.path("path.pretrain_network_g") {
         settings.put("path.pretrain_network_g", whole(&path));
     }
     format!("# What this run was told, every key of it: `paragon train --config` takes it back.\n{}", docs::yaml(settings, false))

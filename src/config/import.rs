@@ -249,7 +249,7 @@ impl Imported {
             "val.val_freq" => self.take(path, "val.val_freq", node)?,
             "val.val_enabled" => {
                 match KEYS[self.at("data.use_rot")?].kind.accept(node).map_err(|e| anyhow!("line {}: {path}: {e}", node.line))? {
-                    Value::Bool(false) => self.put(path, "val.dataset", Value::Text("none".into())),
+                    Value::Bool(false) => self.put(path, "val.dataset", Value::Path("none".into())),
                     _ => self.honoured.push((path.to_string(), "val.dataset")),
                 }
             }

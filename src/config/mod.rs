@@ -16,6 +16,7 @@ use crate::model::Network;
 use crate::plan::OptimizerKind;
 use crate::train::{Decay, LossTerm, Schedule, TrainConfig};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::path::PathBuf;
 
 /// Below this, two names have nothing to do with each other.
 const ALIKE: f64 = 0.8;
@@ -159,9 +160,17 @@ impl Settings {
         }
     }
 
-    /// The texts of a list.
-    pub fn texts(&self, path: &str) -> Vec<&str> {
-        self.list(path, |value| if let Value::Text(text) = value { Some(text.as_str()) } else { None })
+    /// A path, where there is one.
+    pub fn path(&self, path: &str) -> Option<PathBuf> {
+        match self.value(path) {
+            Value::Path(path) => Some(path.clone()),
+            _ => None,
+        }
+    }
+
+    /// The paths of a list.
+    pub fn paths(&self, path: &str) -> Vec<PathBuf> {
+        self.list(path, |value| if let Value::Path(path) = value { Some(path.clone()) } else { None })
     }
 
     /// The numbers of a list.
@@ -263,7 +272,7 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         let mut settings = read("name: 'yes'\ntrain: {losses: [{type: mssimloss, loss_weight: 0.08}, l1:1], grad_clip: true}\n").unwrap();
-        settings.put("path.out", Value::Text("a b/#1: \"é\"".into()));
+        settings.put("path.out", Value::Path("a b/#1: \"é\"".into()));
         settings.put("machine.host_memory", Value::Whole(1 << 30));
         for comments in [false, true] {
             assert_eq!(read(&docs::yaml(&settings, comments)).unwrap(), settings);

@@ -6,6 +6,8 @@ use crate::plan::LossKind;
 use crate::train::LossTerm;
 use clap::ValueEnum;
 use serde_json::json;
+use std::ffi::OsStr;
+use std::path::PathBuf;
 
 /// Names a choice is known by: the one that is written, and others that are read.
 pub type Names = &'static [(&'static str, &'static [&'static str])];
@@ -60,8 +62,10 @@ pub enum Value {
     Whole(u64),
     /// Any number.
     Number(f64),
-    /// Text, a path or the written name of a choice.
+    /// Text or the written name of a choice.
     Text(String),
+    /// A path; one that is no UTF-8 comes from a flag only.
+    Path(PathBuf),
     /// A list.
     List(Vec<Value>),
     /// A loss.
@@ -201,7 +205,8 @@ impl Kind {
             },
             Kind::Bool => boolean(text).map(Value::Bool).ok_or_else(wrong),
             Kind::Text | Kind::Path if text.is_empty() => Err(format!("expected {}, found nothing", self.expected())),
-            Kind::Text | Kind::Path => Ok(Value::Text(text.to_string())),
+            Kind::Text => Ok(Value::Text(text.to_string())),
+            Kind::Path => Ok(Value::Path(PathBuf::from(text))),
             Kind::Choice(names) => {
                 let same = |name: &str| name.eq_ignore_ascii_case(text.trim());
                 let found = names.iter().find(|(name, others)| same(name) || others.iter().any(|o| same(o)));
@@ -224,6 +229,19 @@ impl Kind {
                 let list = parts.map(|part| element.read(part)).collect::<Result<Vec<_>, _>>()?;
                 self.whole_list(list)
             }
+        }
+    }
+
+    /// Reads a flag, whose path may be any bytes.
+    ///
+    /// # Errors
+    /// What was expected and what was found.
+    pub fn read_flag(&self, text: &OsStr) -> Result<Value, String> {
+        match (text.to_str(), self) {
+            (Some(text), _) => self.read(text),
+            (None, Kind::Path) => Ok(Value::Path(PathBuf::from(text))),
+            (None, Kind::Paths) => Ok(Value::List(vec![Value::Path(PathBuf::from(text))])),
+            (None, _) => Err(format!("expected {}, found bytes that are no text", self.expected())),
         }
     }
 
@@ -301,6 +319,7 @@ impl Value {
             Value::Whole(value) => value.to_string(),
             Value::Number(value) => format!("{value:?}"),
             Value::Text(text) => quoted(text),
+            Value::Path(path) => quoted(&path.to_string_lossy()),
             Value::List(list) => format!("[{}]", list.iter().map(Value::yaml).collect::<Vec<_>>().join(", ")),
             Value::Loss(term) => format!("{{type: {}, loss_weight: {:?}}}", loss_name(term.kind), term.weight),
         }

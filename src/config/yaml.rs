@@ -128,7 +128,8 @@ impl<'a> Reader<'a> {
     }
 
     fn map(&mut self, level: usize) -> Result<Data> {
-        let (mut entries, mut merged): (Vec<(String, Node)>, Vec<(String, Node)>) = (Vec::new(), Vec::new());
+        let mut entries: Vec<(String, Node)> = Vec::new();
+        let mut merged = Vec::new();
         loop {
             let (event, span) = self.inside()?;
             if matches!(event, Event::MappingEnd) {

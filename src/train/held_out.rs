@@ -23,7 +23,7 @@ pub struct HeldOut {
 
 enum Pairs {
     Pictures(Vec<Source>),
-    Shards { set: ShardSet, records: Vec<u64> },
+    Shards { set: Box<ShardSet>, records: Vec<u64> },
 }
 
 fn is_set(folder: &Path) -> bool {
@@ -44,7 +44,7 @@ impl HeldOut {
         ensure!(set.scale() as usize == scale, "{} has scale {} and the network {scale}; they must agree", place.display(), set.scale());
         let count = set.len().min(MOST_RECORDS);
         let records = (0..count).map(|i| (u128::from(i) * u128::from(set.len()) / u128::from(count)) as u64).collect();
-        Ok(HeldOut { pairs: Pairs::Shards { set, records }, scale })
+        Ok(HeldOut { pairs: Pairs::Shards { set: Box::new(set), records }, scale })
     }
 
     /// The held-out set that was made with a set to train on.
@@ -76,6 +76,14 @@ impl HeldOut {
                 Ok(most.max(u64::from(w) * u64::from(h)))
             }),
             Pairs::Shards { set, .. } => Ok((set.geometry().hr() * set.geometry().hr()) as u64),
+        }
+    }
+
+    /// Where a pair is, for errors.
+    pub fn place(&self, index: usize) -> String {
+        match &self.pairs {
+            Pairs::Pictures(sources) => sources.get(index).map_or_else(String::new, |source| source.hr.display().to_string()),
+            Pairs::Shards { set, records } => format!("{}, record {}", set.folder().display(), records.get(index).copied().unwrap_or(0)),
         }
     }
 

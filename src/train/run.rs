@@ -598,7 +598,7 @@ impl Run<'_> {
         let mut scores = Vec::with_capacity(v.held_out.len());
         for index in 0..v.held_out.len() {
             let (name, pair) = v.held_out.pair(index)?;
-            let m = eval::evaluate_pair(&mut guest, &name, &pair, crop).context(name)?;
+            let m = eval::evaluate_pair(&mut guest, &name, &pair, crop).with_context(|| v.held_out.place(index))?;
             previews::keep(&self.options.out, self.iteration, index, &m.result, &m.ours, &m.bicubic, &pair)?;
             scores.push(m.result.network);
         }
