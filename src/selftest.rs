@@ -34,8 +34,10 @@ impl Check {
     }
 }
 
-/// Shapes and losses: (scale, batch, LQ side, losses, level).
-const CASES: [(usize, usize, usize, &[(LossKind, f32)], Recompute); 5] = [
+/// Scale, batch, LQ side, losses, level.
+type Case = (usize, usize, usize, &'static [(LossKind, f32)], Recompute);
+
+const CASES: [Case; 5] = [
     (2, 2, 9, &[(LossKind::L1, 1.0)], Recompute::Block),
     (2, 3, 37, &[(LossKind::L1, 0.7), (LossKind::Charbonnier, 0.2), (LossKind::Mse, 0.5)], Recompute::Block),
     (2, 2, 64, &[(LossKind::L1, 1.0), (LossKind::Ssim, 0.3), (LossKind::MsSsim, 0.2)], Recompute::Block),

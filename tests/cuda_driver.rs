@@ -56,3 +56,69 @@ fn a_card_that_cannot_be_used_is_refused_with_the_reason() {
     };
     assert!(output.status.code() == Some(1) && said(&output).contains("has no bf16"), "{}", said(&output));
 }
+
+/// The losses of a run's log.
+fn losses(run: &Path) -> Vec<f64> {
+    let log = std::fs::read_to_string(run.join("log.jsonl")).unwrap();
+    log.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["loss"].as_f64().unwrap()).collect()
+}
+
+#[test]
+fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (set, val) = (set(dir.path()), dir.path().join("val"));
+    std::fs::create_dir(&val).unwrap();
+    shard_common::picture(50, 36, 9).save(val.join("a.png")).unwrap();
+    let base = ["train", "--shards", text(&set), "--lq-size", "12", "--batch-size", "2", "--warmup", "0", "--lr", "1e-3", "--loss", "l1"];
+    let more = ["--layer-scale", "0.5", "--log-every", "1", "--checkpoint-every", "1", "--accum-iter", "2", "--slots", "3"];
+    let train = |name: &str, iterations: &str, flags: &[&str], card: &[(&str, &str)]| {
+        let out = dir.path().join(name);
+        let all = [&base[..], &more[..], &["--out", text(&out), "--iterations", iterations], flags].concat();
+        let output = with_driver(&all, card)?;
+        let said = said(&output);
+        assert!(output.status.success(), "{name}: {said}");
+        Some((out, said))
+    };
+    let model = |run: &Path| std::fs::read(run.join("model.safetensors")).unwrap();
+    let validated = ["--val", text(&val), "--val-every", "2"];
+    let Some((device, said)) = train("device", "4", &[&["--device", "cuda", "--precision", "f32"][..], &validated].concat(), &[]) else {
+        return;
+    };
+    assert!(
+        said.contains("fiber GPU (sm_86), f32, the step as one graph") && said.contains("(measured)") && said.contains("pinned"),
+        "{said}"
+    );
+    let (cpu, _) = train("cpu", "4", &[&["--device", "cpu"][..], &validated].concat(), &[]).unwrap();
+    for (a, b) in losses(&device).iter().zip(losses(&cpu)) {
+        assert!((a - b).abs() < 2e-5 * b, "the loss is {a} on the device and {b} on the CPU");
+    }
+    // without graphs, and stopped half way
+    let cuda = ["--device", "cuda", "--precision", "f32"];
+    let (single, said) = train("single", "4", &cuda, &[("FAKE_CUDA_CAPTURE", "0")]).unwrap();
+    assert!(said.contains("kernel by kernel") && said.contains("operation not supported"), "{said}");
+    assert!(model(&single) == model(&device), "kernel by kernel gives other bits");
+    let (halves, _) = train("parts", "2", &cuda, &[]).unwrap();
+    train("parts", "4", &cuda, &[]).unwrap();
+    assert!(model(&halves) == model(&device), "a resumed run gives other bits");
+    // a card of an older generation trains in fp16, with a loss scale
+    let (old, said) = train("old", "4", &["--device", "cuda"], &[("FAKE_CUDA_CAPABILITY", "75")]).unwrap();
+    assert!(said.contains("sm_75), fp16"), "{said}");
+    for (a, b) in losses(&old).iter().zip(losses(&cpu)) {
+        assert!((a - b).abs() < 2e-2 * b, "the loss is {a} in fp16 and {b} on the CPU");
+    }
+}
+
+#[test]
+fn the_selftest_finds_every_kernel_right_and_a_step_is_measured() {
+    let Some(output) = with_driver(&["selftest", "--quick", "--json"], &[]) else { return };
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["wrong"], 0, "{said}");
+    assert!(report["checks"].as_u64().unwrap() >= 60, "{said}");
+    let bench = ["bench", "step", "--device", "cuda", "--batch-size", "1", "--lq-size", "8", "--steps", "1", "--json"];
+    let output = with_driver(&bench, &[("FAKE_CUDA_MEMORY", "2000000000")]).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a report");
+    assert_eq!(report["planned_bytes"], report["allocated_bytes"]);
+    assert!(report["kernels"].as_array().unwrap().iter().any(|k| k["kernel"] == "adam"), "{report}");
+}

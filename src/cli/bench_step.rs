@@ -134,7 +134,7 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<f64> {
     let (lq, rest) = block.split_at(layout.lq_bytes());
     let (hr, augment) = rest.split_at(layout.hr_bytes());
     let view = BatchView { lq, hr, augment };
-    let mut step = |backend: &mut dyn Backend, count: usize| -> Result<f64> {
+    let step = |backend: &mut dyn Backend, count: usize| -> Result<f64> {
         let started = Instant::now();
         let mut copies = Vec::new();
         for _ in 0..count {

@@ -118,7 +118,7 @@ impl Args {
         })
     }
 
-    fn validation(&self, machine: &Machine, config: &TrainConfig) -> Result<u64> {
+    fn validation(&self, config: &TrainConfig) -> Result<u64> {
         let Some(megapixels) = self.val_megapixels else { return Ok(0) };
         validation_bytes(config, (megapixels * 1e6) as u64)
     }

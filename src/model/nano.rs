@@ -3,8 +3,8 @@
 use super::{BLUR_TAPS, Init, Network, ParamTable, Recompute, SHARP_TAPS};
 use crate::plan::{
     BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, Head, HeadBack, LossKind, METRICS, NanoBlock, NanoBlockBack, NanoParams,
-    Op, OptimizerKind, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target,
-    Unpack, Update, split_losses,
+    Op, OptimizerKind, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target, Unpack,
+    Update, split_losses,
 };
 use anyhow::Result;
 use std::ops::Range;
