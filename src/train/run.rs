@@ -240,6 +240,10 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     };
     drop(state);
     run.seconds_before = run.log.seconds();
+    if run.saved.is_some() {
+        // a process killed between its last state and this would leave a file too many for good
+        keeping::drop_surplus(&options.out, run.iteration, options.keep_models, options.keep_every);
+    }
     if run.iteration >= config.total_iter {
         report(&format!(
             "this run is finished: {} of {} iterations are done; raise --iterations to go on",
