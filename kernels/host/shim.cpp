@@ -3,13 +3,13 @@
 #include "shim.h"
 #include "scheduler.h"
 
-#include <ucontext.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <string>
 #include <vector>
+
+#include "fiber.h"
 
 Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -27,13 +27,13 @@ std::map<std::pair<int, std::string>, Kernel>& kernels() {
 
 enum class State { Ready, Barrier, Warp, Done };
 struct Fiber {
-    ucontext_t context;
+    Context context;
     std::vector<unsigned char> stack;
     State state;
 };
 
 const size_t STACK = 256 << 10;
-ucontext_t scheduler;
+Context scheduler;
 std::vector<Fiber> fibers;
 u32 running;
 Entry entry;
@@ -55,12 +55,13 @@ const char* launched;
 
 void wait(State state) {
     fibers[running].state = state;
-    swapcontext(&fibers[running].context, &scheduler);
+    switch_to(fibers[running].context, scheduler);
 }
 
 void run_fiber() {
     entry(arguments);
     fibers[running].state = State::Done;
+    switch_to(fibers[running].context, scheduler);
 }
 
 // The place of step i of n in an order: forward, backward, or one that mixes early with late.
@@ -73,11 +74,7 @@ u32 place(Order order, u32 i, u32 n) {
 }
 
 void prepare(Fiber& f) {
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.data();
-    f.context.uc_stack.ss_size = f.stack.size();
-    f.context.uc_link = &scheduler;
-    makecontext(&f.context, run_fiber, 0);
+    begin(f.context, f.stack.data(), f.stack.size(), run_fiber);
     f.state = State::Ready;
 }
 
@@ -90,7 +87,7 @@ void run_block(Order order, u32 count) {
             if (fibers[lane].state != State::Ready) continue;
             running = lane;
             threadIdx = {lane, 0, 0};
-            swapcontext(&scheduler, &fibers[lane].context);
+            switch_to(scheduler, fibers[lane].context);
             ran = true;
         }
         u32 at_barrier = 0, done = 0;

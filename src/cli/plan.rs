@@ -142,7 +142,7 @@ pub fn run(args: &Args) -> Result<()> {
         may_split: machine.fit,
         earlier: None,
         loader: &loader,
-        validation: args.validation(machine, &config)?,
+        validation: args.validation(&config)?,
     };
     if machine.vram.is_some() && !place.is_device() {
         bail!("--vram bounds the memory of a GPU; give --device cuda, or --host-memory for the CPU");

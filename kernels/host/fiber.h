@@ -1,0 +1,67 @@
+// Switching between stacks. On x86-64 a dozen instructions, since a barrier switches every thread of a block; elsewhere, and under the
+// address sanitizer, which must see the switch, the C library's contexts, which make a system call each time.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+
+struct Context {
+    void* stack;
+};
+
+// Saves what a call keeps (rbx, rbp, r12 to r15) and the stack in *from, and goes on where `to` was saved.
+extern "C" void paragon_switch(void** from, void* to);
+asm(R"(
+    .text
+    .hidden paragon_switch
+    .globl paragon_switch
+    .type paragon_switch, @function
+paragon_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size paragon_switch, .-paragon_switch
+)");
+
+// A context that begins in `main`, which must not return.
+static void begin(Context& context, unsigned char* stack, size_t bytes, void (*main)()) {
+    uintptr_t top = (reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t(15);
+    // as a call leaves it: a return address at a multiple of 16 less 8, below it the six registers
+    uintptr_t* frame = reinterpret_cast<uintptr_t*>(top) - 2;
+    frame[0] = reinterpret_cast<uintptr_t>(main);
+    frame[1] = 0;
+    for (int i = 1; i <= 6; i++) frame[-i] = 0;
+    context.stack = frame - 6;
+}
+static void switch_to(Context& from, Context& to) { paragon_switch(&from.stack, to.stack); }
+
+#else
+
+#include <ucontext.h>
+
+struct Context {
+    ucontext_t context;
+};
+static void begin(Context& c, unsigned char* stack, size_t bytes, void (*main)()) {
+    getcontext(&c.context);
+    c.context.uc_stack.ss_sp = stack;
+    c.context.uc_stack.ss_size = bytes;
+    c.context.uc_link = nullptr;
+    makecontext(&c.context, main, 0);
+}
+static void switch_to(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
+
+#endif
