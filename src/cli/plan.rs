@@ -5,6 +5,7 @@ use super::recipe::{KeyFlags, Layers, Machine, Planning};
 use anyhow::{Result, bail};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
+use paragon::backend::cuda::lower;
 use paragon::loader::{Bound, STACK_BYTES};
 use paragon::model::Recompute;
 use paragon::plan::{Class, LayerLine, Plan, Precision, bytes_text};
@@ -73,10 +74,43 @@ struct Report<'a> {
     choice: Choice,
     why: Option<&'a str>,
     memory: &'a RunMemory,
+    work: Work,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     layers: Vec<LayerLine>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     remedies: Vec<Rung>,
+}
+
+/// What an iteration moves and computes at least, and how many kernels it launches.
+#[derive(Serialize)]
+struct Work {
+    /// Every input read once and every output written once, bytes.
+    bytes: u64,
+    /// Useful multiply-adds.
+    multiply_adds: u64,
+    /// Kernel launches, on a CUDA device.
+    launches: Option<usize>,
+}
+
+impl Work {
+    fn new(plan: &Plan, accum_iter: usize, place: &Place) -> Result<Work> {
+        let per_iteration = |at: usize| if plan.micro.contains(&at) { accum_iter as u64 } else { 1 };
+        let floors = (0..plan.ops.len()).map(|at| (plan.floor_of(at), per_iteration(at)));
+        let launches = if place.is_device() {
+            let program = lower(plan)?;
+            Some(program.micro.len() * accum_iter + program.update.len())
+        } else {
+            None
+        };
+        let (bytes, multiply_adds) = floors.fold((0, 0), |(b, m), (f, n)| (b + n * f.bytes, m + n * f.multiply_adds));
+        Ok(Work { bytes, multiply_adds, launches })
+    }
+
+    fn text(&self) -> String {
+        let launches = self.launches.map_or_else(String::new, |n| format!(", in {n} kernel launches"));
+        let gflop = 2e-9 * self.multiply_adds as f64;
+        format!("an iteration moves at least {} and computes {gflop:.2} GFLOP{launches}", bytes_text(self.bytes))
+    }
 }
 
 /// One cell of `--max`.
@@ -173,12 +207,14 @@ pub fn run(args: &Args) -> Result<()> {
             choice: fitted.choice,
             why: fitted.why.as_deref(),
             memory: &fitted.memory,
+            work: Work::new(&plan, fitted.choice.accum_iter, &place)?,
             layers: if args.layers { plan.layers() } else { Vec::new() },
             remedies: if refused.is_some() { fit.ladder()? } else { Vec::new() },
         };
         print(serde_json::to_string_pretty(&report)?)?;
     } else {
         show(args, &config, &fitted, &plan, device)?;
+        print(Work::new(&plan, fitted.choice.accum_iter, &place)?.text())?;
         let comparison = fit.budget.compare(&fitted.memory);
         if refused.is_none() && !comparison.is_empty() {
             print(format_args!("\nfits: {comparison}"))?;
