@@ -73,9 +73,11 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
     std::fs::create_dir(&val).unwrap();
     shard_common::picture(50, 36, 9).save(val.join("a.png")).unwrap();
     let base = ["train", "--shards", text(&set), "--lq-size", "12", "--batch-size", "2", "--warmup", "0", "--lr", "1e-3", "--loss", "l1"];
-    let more = ["--layer-scale", "0.5", "--log-every", "1", "--checkpoint-every", "1", "--accum-iter", "2", "--slots", "3"];
     let train = |name: &str, iterations: &str, flags: &[&str], card: &[(&str, &str)]| {
         let out = dir.path().join(name);
+        // where nothing is logged or saved in between, iterations follow each other without waiting
+        let every = if name == "ahead" { "4" } else { "1" };
+        let more = ["--layer-scale", "0.5", "--log-every", every, "--checkpoint-every", every, "--accum-iter", "2", "--slots", "3"];
         let all = [&base[..], &more[..], &["--out", text(&out), "--iterations", iterations], flags].concat();
         let output = with_driver(&all, card)?;
         let said = said(&output);
@@ -95,14 +97,16 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
     for (a, b) in losses(&device).iter().zip(losses(&cpu)) {
         assert!((a - b).abs() < 2e-5 * b, "the loss is {a} on the device and {b} on the CPU");
     }
-    // without graphs, and stopped half way
+    // without graphs, and stopped half way; and with either stream far ahead of the other
     let cuda = ["--device", "cuda", "--precision", "f32"];
-    let (single, said) = train("single", "4", &cuda, &[("FAKE_CUDA_CAPTURE", "0")]).unwrap();
+    let (single, said) = train("single", "4", &cuda, &[("FAKE_CUDA_CAPTURE", "0"), ("FAKE_CUDA_EAGER", "0")]).unwrap();
     assert!(said.contains("kernel by kernel") && said.contains("operation not supported"), "{said}");
     assert!(model(&single) == model(&device), "kernel by kernel gives other bits");
     let (halves, _) = train("parts", "2", &cuda, &[]).unwrap();
-    train("parts", "4", &cuda, &[]).unwrap();
+    train("parts", "4", &cuda, &[("FAKE_CUDA_EAGER", "1")]).unwrap();
     assert!(model(&halves) == model(&device), "a resumed run gives other bits");
+    let (ahead, _) = train("ahead", "4", &cuda, &[("FAKE_CUDA_EAGER", "1")]).unwrap();
+    assert!(model(&ahead) == model(&device), "copies that run ahead give other bits");
     // a card of an older generation trains in fp16, with a loss scale
     let (old, said) = train("old", "4", &["--device", "cuda"], &[("FAKE_CUDA_CAPABILITY", "75")]).unwrap();
     assert!(said.contains("sm_75), fp16"), "{said}");

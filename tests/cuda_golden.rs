@@ -35,6 +35,7 @@ fn trajectories_match_the_golden_files_on_the_device() {
         ("train_realtime_x2", Precision::F32, 20),
         ("train_realtime_x2", Precision::Bf16, 10),
         ("train_realtime_x2_accum", Precision::F32, 5),
+        ("train_realtime_x2_mssim", Precision::F32, 2),
     ];
     for (name, precision, most) in runs {
         let bytes = std::fs::read(shared(name, &format!("golden/{name}.safetensors")).unwrap()).unwrap();
@@ -95,7 +96,13 @@ fn trajectories_match_the_golden_files_on_the_device() {
             }
         }
         println!("{name}, {precision}, {} iterations: loss {:.1e}, gradient norm {:.1e}", steps.min(most), worst[0], worst[1]);
-        let limit = if precision == Precision::F32 { [2e-6, 2e-5] } else { [2e-2, 0.2] };
+        // beside MS-SSIM the prediction is stored before the target is subtracted, and where they nearly meet f32 cannot tell the sign of
+        // their difference: one value of 49,152 that turns round moves the norm by 4e-4
+        let limit = match precision {
+            Precision::F32 if name.ends_with("mssim") => [2e-6, 2e-3],
+            Precision::F32 => [2e-6, 2e-5],
+            _ => [2e-2, 0.2],
+        };
         assert!(worst[0] < limit[0] && worst[1] < limit[1], "{name} in {precision}: {worst:?}");
         if precision == Precision::F32 && steps <= most {
             let mut values = vec![0.0; table.len()];

@@ -1,6 +1,6 @@
 // A CUDA driver made of fibers: the calls of libcuda that the program uses, running launches with shim.cpp. What is queued on a stream
-// runs as late as the rules allow, when something waits for it, so that a copy that should have been waited for reads memory
-// that has changed by then. Built as a shared library by tests/kernels_common; nobody's GPU.
+// runs as late as the rules allow, when something waits for it, or (FAKE_CUDA_EAGER=N, for the Nth stream that was made) at once: a wait
+// that is missing between streams lets work see memory too early or too late. Built as a shared library by tests/kernels_common; nobody's GPU.
 //
 // FAKE_CUDA_CAPABILITY (86), FAKE_CUDA_MEMORY in bytes (1 GiB) and FAKE_CUDA_CAPTURE=0 (no graphs) describe the card.
 #include <cstdint>
@@ -31,6 +31,7 @@ struct Graph {
     std::vector<std::function<void()>> launches;
 };
 struct Stream {
+    long long index;
     std::vector<std::function<void()>> queue;
     size_t done = 0;
     Graph* capture = nullptr;
@@ -63,7 +64,10 @@ thread_local void* current = nullptr;
 std::map<uint64_t, size_t> allocated;
 size_t in_use = 64 << 20;  // what a context takes
 
-void enqueue(Stream* stream, std::function<void()> work) { stream->queue.push_back(std::move(work)); }
+void enqueue(Stream* stream, std::function<void()> work) {
+    stream->queue.push_back(std::move(work));
+    if (stream->index == number("FAKE_CUDA_EAGER", -1)) stream->run(stream->queue.size());
+}
 
 }  // namespace
 
@@ -139,7 +143,9 @@ CALL cuMemFreeHost(void* memory) {
 }
 
 CALL cuStreamCreate(Stream** out, unsigned) {
-    *out = new Stream;
+    Guard guard(lock);
+    static long long made = 0;
+    *out = new Stream{made++, {}, 0, nullptr};
     return OK;
 }
 CALL cuStreamSynchronize(Stream* stream) {
