@@ -17,7 +17,7 @@
 
 namespace {
 
-enum Result { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NOT_FOUND = 500, NOT_READY = 600, UNSUPPORTED = 801 };
+enum Result { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, UNSUPPORTED = 801 };
 
 std::recursive_mutex lock;
 using Guard = std::lock_guard<std::recursive_mutex>;
@@ -175,6 +175,7 @@ CALL cuEventRecord(Event* event, Stream* stream) {
 }
 CALL cuEventQuery(Event* event) {
     Guard guard(lock);
+    if (current == nullptr) return NO_CONTEXT;
     if (!event->stream || event->stream->done >= event->position) return OK;
     event->stream->run(event->stream->done + 1);  // time passes
     return NOT_READY;

@@ -242,7 +242,8 @@ struct CopyFence(CudaEvent);
 
 impl Fence for CopyFence {
     fn is_done(&self) -> bool {
-        self.0.is_complete()
+        // any thread may ask, also one that has not used the device yet
+        self.0.context().bind_to_thread().is_ok() && self.0.is_complete()
     }
 
     fn wait(&self) {
