@@ -122,6 +122,8 @@ fn as_text<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> 
 /// The numbers of a run that are neither configuration nor state.
 struct Meter {
     started: Instant,
+    /// As `started`, with the time of validations in it, in which the loader's threads wait too.
+    begun: Instant,
     /// Since the last log line.
     line_started: Instant,
     line_iterations: u64,
@@ -137,6 +139,7 @@ impl Meter {
         let now = Instant::now();
         Meter {
             started: now,
+            begun: now,
             line_started: now,
             line_iterations: 0,
             line_wait: 0.0,
@@ -662,7 +665,8 @@ impl Run<'_> {
             loss: self.log.lines().last().map_or(f64::NAN, |l| l.loss),
             it_per_s: self.log.lines().last().map_or(0.0, |l| l.it_per_s),
             data_wait: self.meter.waited / here,
-            loader_wait: loader.producers_waited.as_secs_f64() / (here * self.options.loader_threads.max(1) as f64),
+            loader_wait: loader.producers_waited.as_secs_f64()
+                / (self.meter.begun.elapsed().as_secs_f64().max(1e-9) * self.options.loader_threads.max(1) as f64),
             substituted: loader.substituted,
             skipped: self.skipped(),
             peak_anonymous: self.meter.peak,
