@@ -33,19 +33,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// A backend with start values and a staged batch, and (label, useful multiply-adds) of its operations.
 fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool, recompute: Recompute) -> (CpuBackend, Vec<(String, u64)>) {
     let net = Network::new("nano", 2).expect("nano is built");
-    let spec = StepSpec {
-        batch,
-        lq: (lq, lq),
-        losses: losses(),
-        optimizer: Default::default(),
-        betas: (0.9, 0.99),
-        epsilon: 1e-8,
-        weight_decay: 1e-4,
-        float_input: false,
-        input_gradient: false,
-        direct,
-        recompute,
-    };
+    let spec = StepSpec { direct, recompute, ..StepSpec::new(batch, (lq, lq), losses()) };
     let plan = training_plan(&net, &spec, &options).expect("the plan verifies");
     let parameters = plan.ports.parameters.expect("a training plan has parameters");
     let labels = plan.ops.iter().map(|op| (op.label().to_string(), op.multiply_adds())).collect();

@@ -35,13 +35,19 @@ DEVICE float fast_reciprocal(float value) { return __fdividef(1.0f, value); }
 #include "host/shim.h"
 #endif
 
+// Loops that must be unrolled (their arrays are registers), and those that must not be (too many registers).
+#ifdef __CUDACC_RTC__
+#define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
+#else
+#define UNROLL
+#define ROLLED
+#endif
+
 // A 16-byte piece of memory, for wide loads and stores.
 struct __attribute__((aligned(16))) Wide {
     u32 word[4];
 };
-
-// Not a number that IEEE comparison can be optimised away from.
-DEVICE bool finite(float value) { return (float_to_bits(value) & 0x7f800000u) != 0x7f800000u; }
 
 // bf16: the upper half of a float, rounded to nearest even; NaN stays NaN.
 DEVICE u16 to_bf16(float value) {
@@ -119,6 +125,19 @@ DEVICE int augmented(u32 code, int y, int x, int size, int width) {
 DEVICE float warp_sum(float value) {
     for (int mask = 16; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
     return value;
+}
+
+// Sum of one value of every thread of a block, in a fixed order, the same bits in every thread. `sums`: shared memory of an f64 a thread, free again
+// after the next barrier.
+template <int THREADS>
+DEVICE double block_sum(double* sums, double value) {
+    sums[threadIdx.x] = value;
+    barrier();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (threadIdx.x < (u32)half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        barrier();
+    }
+    return sums[0];
 }
 
 // Exact GELU 0.5 z (1 + erf(z / sqrt 2)) and its slope.

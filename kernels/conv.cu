@@ -15,14 +15,6 @@
 // 16-byte pieces of one pixel's channels
 #define PIECES (CHANNELS * (int)sizeof(act) / 16)
 
-#ifdef __CUDACC_RTC__
-#define UNROLL _Pragma("unroll")
-#define ROLLED _Pragma("unroll 1")
-#else
-#define UNROLL
-#define ROLLED
-#endif
-
 // A pixel of a tile takes one 16-byte piece more than its channels fill: with strides of 3 and 5 pieces, equal pieces of eight consecutive pixels
 // lie in different banks, and every address is a constant away from a thread's first.
 #define PIXEL_PIECES (PIECES + 1)

@@ -2,17 +2,6 @@
 #pragma once
 #include "common.cuh"
 
-// Loops that must be unrolled (their arrays are registers), and those that must not be (too many registers).
-#ifndef UNROLL
-#ifdef __CUDACC_RTC__
-#define UNROLL _Pragma("unroll")
-#define ROLLED _Pragma("unroll 1")
-#else
-#define UNROLL
-#define ROLLED
-#endif
-#endif
-
 #define FEATURES 16
 #define FEATURE_PIECES ((int)(FEATURES * sizeof(act) / 16))
 

@@ -25,7 +25,6 @@
 // shared memory: 512 f64.
 KERNEL(finish_head, 512, const double* totals, const float* weight, const float* bias, const float* gain, float* d_weight,
        float* d_bias, float* d_gain, const Scalars* scalars) {
-    double* products = (double*)shared_memory();
     int i = threadIdx.x, weights = 27 * FEATURES;
     double product = 0;
     if (i < weights + 3) {
@@ -34,13 +33,8 @@ KERNEL(finish_head, 512, const double* totals, const float* weight, const float*
         product = totals[i] * (double)(i < weights ? weight[i] : bias[i - weights]);
         *to = scalars->accumulate ? *to + value : value;
     }
-    products[i] = product;
-    barrier();
-    for (int half = 256; half > 0; half /= 2) {
-        if (i < half) products[i] += products[i + half];
-        barrier();
-    }
-    if (i == 0) *d_gain = scalars->accumulate ? *d_gain + (float)products[0] : (float)products[0];
+    float total = (float)block_sum<512>((double*)shared_memory(), product);
+    if (i == 0) *d_gain = scalars->accumulate ? *d_gain + total : total;
 }
 
 // One value of the upsampling and blur, transposed: what LQ pixel (y, x) is to channel c of d_output, [H][W][3].

@@ -12,7 +12,6 @@
 KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const u8* target_bytes, const u8* codes,
        const float* target_floats, double* partials, int images, int h, int w, int whole, float l1, float charbonnier, float mse,
        const Scalars* scalars) {
-    double* sums = (double*)shared_memory();
     int pixels = images * h * w;
     float scale = (float)((double)scalars->micro_scale / (double)whole) * scalars->loss_scale;
     double sum = 0;
@@ -33,13 +32,8 @@ KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const u8* 
         }
         sum += (double)losses;
     }
-    sums[threadIdx.x] = sum;
-    barrier();
-    for (int half = 128; half > 0; half /= 2) {
-        if (threadIdx.x < (u32)half) sums[threadIdx.x] += sums[threadIdx.x + half];
-        barrier();
-    }
-    if (threadIdx.x == 0) partials[blockIdx.x] = sums[0];
+    double total = block_sum<256>((double*)shared_memory(), sum);
+    if (threadIdx.x == 0) partials[blockIdx.x] = total;
 }
 
 // Adds the blocks' losses to those of the slices before (flags & 1); after the last slice (flags & 2) the mean goes to metrics[0], added to

@@ -20,7 +20,6 @@ KERNEL(set_scalars, 32, Scalars* out, float step_size, float root_correction, fl
 // partials[block] = sum of squares of `each` gradients, in f64, with the loss scale divided out. Shared memory: 256 f64. Floor: 4 bytes a
 // parameter.
 KERNEL(gradient_squares, 256, const float* gradients, double* partials, int count, int each, const Scalars* scalars) {
-    double* sums = (double*)shared_memory();
     int start = blockIdx.x * each, end = start + each < count ? start + each : count;
     float unscale = 1.0f / scalars->loss_scale;
     double sum = 0;
@@ -28,17 +27,12 @@ KERNEL(gradient_squares, 256, const float* gradients, double* partials, int coun
         double g = (double)(gradients[i] * unscale);
         sum += g * g;
     }
-    sums[threadIdx.x] = sum;
-    barrier();
-    for (int half = 128; half > 0; half /= 2) {
-        if (threadIdx.x < (u32)half) sums[threadIdx.x] += sums[threadIdx.x + half];
-        barrier();
-    }
-    if (threadIdx.x == 0) partials[blockIdx.x] = sums[0];
+    double total = block_sum<256>((double*)shared_memory(), sum);
+    if (threadIdx.x == 0) partials[blockIdx.x] = total;
 }
 
-// `penalty`: Adam's weight decay, added to the gradient; AdamW's is in scalars->keep. One thread a parameter; every thread adds the blocks' squares itself, in the same order. metrics: loss, norm, skipped. Floor: 20 bytes
-// read and 16 written a parameter.
+// `penalty`: Adam's weight decay, added to the gradient; AdamW's is in scalars->keep. One thread a parameter; every thread adds the blocks'
+// squares itself, in the same order. metrics: loss, norm, skipped. Floor: 20 bytes read and 16 written a parameter.
 KERNEL(adam, 256, float* parameters, const float* gradients, float* moment1, float* moment2, float* ema, const double* squares,
        double* metrics, int count, int blocks, float beta1, float rest1, float beta2, float rest2, float epsilon,
        float penalty, const Scalars* scalars) {

@@ -165,14 +165,8 @@ KERNEL(structural_windows, 256, float* planes, double* partials, int h, int w, i
         slopes[2LL * windows] = 2.0f * slope_d;
     }
     // s and d are used up
-    double* sums = (double*)shared_memory();
-    sums[threadIdx.x] = sum;
-    barrier();
-    for (int half = 128; half > 0; half /= 2) {
-        if (threadIdx.x < (u32)half) sums[threadIdx.x] += sums[threadIdx.x + half];
-        barrier();
-    }
-    if (threadIdx.x == 0) partials[(long long)blockIdx.y * gridDim.x + blockIdx.x] = sums[0];
+    double total = block_sum<256>((double*)shared_memory(), sum);
+    if (threadIdx.x == 0) partials[(long long)blockIdx.y * gridDim.x + blockIdx.x] = total;
 }
 
 // The transposed filter: the gradient of each level's mean similarity, from the slopes of all windows that see a pixel. Grid: (patches of all
@@ -211,7 +205,6 @@ KERNEL(structural_spread, 256, float* planes, int h, int w, int floats_each) {
 // factors [images][5]. `of`: images of the whole micro-batch. Grid: images. Shared memory: 256 f64.
 KERNEL(structural_score, 256, const double* partials, double* scores, float* factors, int h, int w, int levels, int patches, float weight,
        int of, const Scalars* scalars) {
-    double* sums = (double*)shared_memory();
     double means[LEVELS];
     Level l = first_level(h, w);
     for (int level = 0; level < LEVELS; level++) {
@@ -219,13 +212,8 @@ KERNEL(structural_score, 256, const double* partials, double* scores, float* fac
         const double* own = partials + (long long)blockIdx.x * patches + l.first;
         if (level < levels)
             for (int i = threadIdx.x; i < l.patches; i += 256) sum += own[i];
-        sums[threadIdx.x] = sum;
-        barrier();
-        for (int half = 128; half > 0; half /= 2) {
-            if (threadIdx.x < (u32)half) sums[threadIdx.x] += sums[threadIdx.x + half];
-            barrier();
-        }
-        double mean = 1.0 - sums[0] / ((double)l.rows * (double)l.columns);
+        double total = block_sum<256>((double*)shared_memory(), sum);
+        double mean = 1.0 - total / ((double)l.rows * (double)l.columns);
         means[level] = mean < 0.0 ? 0.0 : mean;  // rounding; NaN stays
         barrier();
         l = next_level(l);

@@ -4,7 +4,7 @@
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, CudaSizing, Scalars, read_floats, write_floats};
 use crate::model::{Network, Recompute, StepSpec, training_plan};
-use crate::plan::{BufferId, LossKind, OptimizerKind, Plan, Precision};
+use crate::plan::{BufferId, LossKind, Plan, Precision};
 use crate::rng::mix;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -97,19 +97,7 @@ pub fn run(precision: Precision, load: Load<'_>, quick: bool, tell: &mut dyn FnM
         let mut net = Network::new("nano", scale)?;
         // so that every layer matters
         (net.layer_scale, net.detail_gain) = (0.5, 0.5);
-        let spec = StepSpec {
-            batch,
-            lq: (lq, lq),
-            losses: losses.to_vec(),
-            optimizer: OptimizerKind::AdamW,
-            betas: (0.9, 0.99),
-            epsilon: 1e-8,
-            weight_decay: 1e-2,
-            float_input: false,
-            input_gradient: false,
-            direct: false,
-            recompute,
-        };
+        let spec = StepSpec { weight_decay: 1e-2, recompute, ..StepSpec::new(batch, (lq, lq), losses.to_vec()) };
         let case = format!("x{scale}, {batch} x {lq} x {lq}, {losses:?}, {recompute}");
         let pair = Pair::new(&net, &spec, precision, load).with_context(|| case.clone())?;
         let found = pair.run(&net, &spec, precision).with_context(|| case.clone())?;

@@ -2,13 +2,13 @@
 
 mod common;
 
+use common::trajectory::Trajectory;
 use common::{nhwc, relative_error, shared, tensor, wide};
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
-use paragon::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
+use paragon::backend::{Backend, Scalars, read_floats, write_floats};
 use paragon::model::{InferenceSpec, Network, ParamTable, StepSpec, inference_plan, training_plan};
 use paragon::plan::LossKind;
 use safetensors::SafeTensors;
-use std::collections::BTreeMap;
 
 fn scalars() -> Scalars {
     Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false }
@@ -23,19 +23,7 @@ fn load(table: &ParamTable, file: &SafeTensors, prefix: &str) -> Vec<f32> {
 }
 
 fn spec(batch: usize, lq: (usize, usize), losses: Vec<(LossKind, f32)>) -> StepSpec {
-    StepSpec {
-        batch,
-        lq,
-        losses,
-        optimizer: Default::default(),
-        betas: (0.9, 0.99),
-        epsilon: 1e-8,
-        weight_decay: 1e-4,
-        float_input: true,
-        input_gradient: true,
-        direct: false,
-        recompute: Default::default(),
-    }
+    StepSpec { float_input: true, input_gradient: true, ..StepSpec::new(batch, lq, losses) }
 }
 
 #[test]
@@ -118,76 +106,20 @@ fn trajectories_match_the_golden_files() {
     // a head that subtracts exactly and an optimizer without avoidable rounding stay on the right side all the way.
     for name in ["train_realtime_x2", "train_realtime_x2_accum", "train_realtime_x2_mssim"] {
         let Some(path) = shared("golden trajectories", &format!("golden/{name}.safetensors")) else { return };
-        let bytes = std::fs::read(path).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        let config: serde_json::Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["config"]).unwrap();
-        let number = |key: &str| config[key].as_f64().unwrap();
-        let (batch, lq, accum) = (number("batch") as usize, number("lq_size") as usize, number("accum_iter") as usize);
-        let net = Network::new("nano", 2).unwrap();
-        let table = net.params();
-        let losses: BTreeMap<LossKind, f32> = serde_json::from_value(config["losses"].clone()).unwrap();
-        let mut spec = spec(batch, (lq, lq), losses.into_iter().collect());
-        (spec.float_input, spec.input_gradient) = (false, false);
+        let golden = Trajectory::read(&path);
         for (isa, direct) in Isa::available().into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
-            spec.direct = direct;
             let options = options(isa);
-            let plan = training_plan(&net, &spec, &options).unwrap();
+            let plan = training_plan(&golden.net, &StepSpec { direct, ..golden.spec() }, &options).unwrap();
             let ports = plan.ports;
             let mut backend = CpuBackend::new(plan, options).unwrap();
-            let start = load(&table, &file, "param_init.");
-            write_floats(&mut backend, ports.parameters.unwrap(), &start).unwrap();
-            write_floats(&mut backend, ports.ema.unwrap(), &start).unwrap();
-            let schedule = paragon::train::Schedule {
-                base_lr: number("lr"),
-                warmup: number("warmup_iter") as u64,
-                decay: paragon::train::Decay::MultiStep {
-                    milestones: config["milestones"].as_array().unwrap().iter().map(|m| m.as_u64().unwrap()).collect(),
-                    gamma: number("gamma"),
-                },
-            };
-            let expected = [tensor(&file, "loss"), tensor(&file, "grad_norm"), tensor(&file, "lr")];
-            let mut worst = [0f64; 3];
-            for step in 1..=number("steps") as u64 {
-                let lr = schedule.lr(step);
-                let mut scalars = Scalars {
-                    lr,
-                    step,
-                    clip: config["grad_clip_max_norm"].as_f64().unwrap_or(f64::INFINITY),
-                    ema_decay: paragon::train::ema_decay(step, number("ema_decay"), number("ema_power")),
-                    micro_scale: 1.0 / accum as f32,
-                    loss_scale: 1.0,
-                    accumulate: false,
-                };
-                for micro in 0..accum {
-                    let i = (step as usize - 1) * accum + micro;
-                    let (lq, hr) = (file.tensor(&format!("lq.{i}")).unwrap(), file.tensor(&format!("hr.{i}")).unwrap());
-                    scalars.accumulate = micro > 0;
-                    backend.stage(BatchView { lq: lq.data(), hr: hr.data(), augment: &[] }).unwrap();
-                    backend.micro_step(&scalars).unwrap();
-                }
-                backend.update(&scalars).unwrap();
-                let metrics = backend.metrics().unwrap();
-                for (k, value) in [metrics.loss, metrics.grad_norm, lr].into_iter().enumerate() {
-                    let reference = expected[k][step as usize - 1];
-                    let error = (value - reference).abs() / reference.abs();
-                    worst[k] = worst[k].max(error);
-                }
-            }
+            let worst = golden.run(&mut backend, u64::MAX);
             println!(
                 "{name} {isa} direct {direct}: worst relative error of loss {:.1e}, gradient norm {:.1e}, learning rate {:.1e}",
                 worst[0], worst[1], worst[2]
             );
             assert!(worst[0] < 1e-6 && worst[1] < 1e-5 && worst[2] < 1e-12, "{name}: {worst:?}");
             for (prefix, port) in [("param_final.", ports.parameters), ("ema_final.", ports.ema)] {
-                let mut values = vec![0.0; table.len()];
-                read_floats(&mut backend, port.unwrap(), &mut values).unwrap();
-                let mut worst = 0f64;
-                for p in &table.params {
-                    let error =
-                        relative_error(wide(&values[p.range.offset..][..p.range.len]), tensor(&file, &format!("{prefix}{}", p.name)));
-                    worst = worst.max(error);
-                }
+                let worst = golden.final_error(&mut backend, prefix, port);
                 println!("{name} {isa} direct {direct}: {prefix}* worst {worst:.1e}");
                 assert!(worst < 1e-5, "{name}: {prefix}* is {worst:e} away");
             }

@@ -25,19 +25,7 @@ fn adam_follows_the_formulas() {
 
 fn updates_follow_the_formulas(optimizer: OptimizerKind) {
     let (betas, epsilon, weight_decay, clip, ema_decay, lr) = ((0.9, 0.999), 1e-8, 1e-2, 1.0, 0.999, 1e-3);
-    let spec = StepSpec {
-        batch: 1,
-        lq: (8, 8),
-        losses: vec![(LossKind::L1, 1.0)],
-        optimizer,
-        betas,
-        epsilon,
-        weight_decay,
-        float_input: false,
-        input_gradient: false,
-        direct: false,
-        recompute: Default::default(),
-    };
+    let spec = StepSpec { optimizer, betas, epsilon, weight_decay, ..StepSpec::new(1, (8, 8), vec![(LossKind::L1, 1.0)]) };
     let net = Network::new("nano", 2).unwrap();
     let (all, n) = (net.params().len(), net.params().trainable());
     for isa in Isa::available() {

@@ -11,19 +11,7 @@ use proptest::prelude::*;
 const MIB: u64 = 1 << 20;
 
 fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], recompute: Recompute) -> StepSpec {
-    StepSpec {
-        batch,
-        lq,
-        losses: losses.to_vec(),
-        optimizer: Default::default(),
-        betas: (0.9, 0.99),
-        epsilon: 1e-8,
-        weight_decay: 1e-4,
-        float_input: false,
-        input_gradient: false,
-        direct: false,
-        recompute,
-    }
+    StepSpec { recompute, ..StepSpec::new(batch, lq, losses.to_vec()) }
 }
 
 /// First and last operation that names each buffer or a view of it.

@@ -8,7 +8,7 @@ use paragon::backend::cuda::{CudaBackend, Device};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::config::loss_term;
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
-use paragon::plan::{OpFloor, OptimizerKind, Plan, Precision, bytes_text};
+use paragon::plan::{OpFloor, Plan, Precision, bytes_text};
 use paragon::train::{DeviceChoice, LossTerm, Opened};
 use serde::Serialize;
 use std::time::Instant;
@@ -151,19 +151,8 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<f64> {
 
 fn measure(args: &Args) -> Result<Report> {
     let net = Network::new(&args.network, args.scale)?;
-    let spec = StepSpec {
-        batch: args.batch_size,
-        lq: (args.lq_size, args.lq_size),
-        losses: args.losses.iter().map(|l| (l.kind, l.weight)).collect(),
-        optimizer: OptimizerKind::AdamW,
-        betas: (0.9, 0.99),
-        epsilon: 1e-8,
-        weight_decay: 1e-4,
-        float_input: false,
-        input_gradient: false,
-        direct: false,
-        recompute: args.recompute,
-    };
+    let losses = args.losses.iter().map(|l| (l.kind, l.weight)).collect();
+    let spec = StepSpec { recompute: args.recompute, ..StepSpec::new(args.batch_size, (args.lq_size, args.lq_size), losses) };
     let cpu = CpuOptions::new(args.threads.unwrap_or(0));
     let (opened, why) = Opened::new(args.device, args.precision, cpu, false)?;
     why.iter().for_each(tell);

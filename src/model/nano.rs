@@ -41,6 +41,25 @@ pub struct StepSpec {
     pub recompute: Recompute,
 }
 
+impl StepSpec {
+    /// A step on staged u8 batches with the published optimizer: AdamW, betas 0.9 and 0.99, weight decay 1e-4.
+    pub fn new(batch: usize, lq: (usize, usize), losses: Vec<(LossKind, f32)>) -> StepSpec {
+        StepSpec {
+            batch,
+            lq,
+            losses,
+            optimizer: OptimizerKind::AdamW,
+            betas: (0.9, 0.99),
+            epsilon: 1e-8,
+            weight_decay: 1e-4,
+            float_input: false,
+            input_gradient: false,
+            direct: false,
+            recompute: Recompute::default(),
+        }
+    }
+}
+
 /// What an inference plan is built for.
 #[derive(Clone, Copy, Debug)]
 pub struct InferenceSpec {
@@ -392,19 +411,7 @@ mod tests {
     }
 
     fn spec(batch: usize, lq: (usize, usize)) -> StepSpec {
-        StepSpec {
-            batch,
-            lq,
-            losses: vec![(LossKind::L1, 1.0)],
-            optimizer: Default::default(),
-            betas: (0.9, 0.99),
-            epsilon: 1e-8,
-            weight_decay: 1e-4,
-            float_input: false,
-            input_gradient: false,
-            direct: false,
-            recompute: Recompute::Block,
-        }
+        StepSpec::new(batch, lq, vec![(LossKind::L1, 1.0)])
     }
 
     #[test]

@@ -355,6 +355,17 @@ impl Plan {
         persistent.unwrap_or(0)..self.arena_bytes
     }
 
+    /// Where in the arena a plan may run between steps, bytes.
+    ///
+    /// # Errors
+    /// When there is not room for it.
+    pub fn place_between_steps(&self, guest: &Plan) -> anyhow::Result<u64> {
+        let free = self.free_between_steps();
+        let room = free.end - free.start;
+        anyhow::ensure!(guest.arena_bytes <= room, "a plan of {} bytes in {room} free ones", guest.arena_bytes);
+        Ok(free.start)
+    }
+
     /// Grows the arena until so many bytes are free between steps.
     pub fn reserve_between_steps(&mut self, bytes: u64) {
         let free = self.free_between_steps();

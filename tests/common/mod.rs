@@ -2,6 +2,8 @@
 //! test that needs it prints `SKIP` with the reason and passes where it is absent.
 #![allow(dead_code)]
 
+pub mod trajectory;
+
 use safetensors::{Dtype, SafeTensors};
 use std::path::PathBuf;
 

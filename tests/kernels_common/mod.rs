@@ -205,48 +205,14 @@ impl Host {
 pub fn to_activations(values: &[f32], precision: Precision) -> Vec<u8> {
     match precision {
         Precision::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Precision::Bf16 => values.iter().flat_map(|v| bf16_bits(*v).to_le_bytes()).collect(),
-        Precision::Fp16 => values.iter().flat_map(|v| fp16_bits(*v).to_le_bytes()).collect(),
+        half => values.iter().flat_map(|&v| half.narrow(v).to_le_bytes()).collect(),
     }
 }
 
 /// The values behind the bytes of activations.
 pub fn from_activations(bytes: &[u8], precision: Precision) -> Vec<f32> {
-    let half = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
     match precision {
         Precision::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-        Precision::Bf16 => bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(half(b)) << 16)).collect(),
-        Precision::Fp16 => bytes.chunks_exact(2).map(|b| fp16_value(half(b))).collect(),
+        half => bytes.chunks_exact(2).map(|b| half.widen(u16::from_le_bytes([b[0], b[1]]))).collect(),
     }
-}
-
-fn bf16_bits(value: f32) -> u16 {
-    let bits = value.to_bits();
-    if value.is_nan() { 0x7fff } else { ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
-}
-
-/// Nearest half by its neighbours: slow, but plainly right.
-fn fp16_bits(value: f32) -> u16 {
-    let sign = (value.to_bits() >> 16) as u16 & 0x8000;
-    let magnitude = f64::from(value.abs());
-    let (mut low, mut high) = (0u16, 0x7c00u16);
-    while high - low > 1 {
-        let middle = (low + high) / 2;
-        if f64::from(fp16_value(middle)) <= magnitude { low = middle } else { high = middle }
-    }
-    let below = f64::from(fp16_value(low));
-    let above = if high == 0x7c00 { 65536.0 } else { f64::from(fp16_value(high)) };
-    let up = magnitude - below > above - magnitude || (magnitude - below == above - magnitude && low % 2 == 1);
-    sign | if up { high } else { low }
-}
-
-fn fp16_value(bits: u16) -> f32 {
-    let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 0x3ff));
-    let value = match exponent {
-        0 => fraction * 2f64.powi(-24),
-        31 => f64::INFINITY,
-        _ => (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15),
-    };
-    (sign * value) as f32
 }

@@ -120,19 +120,7 @@ fn floats(backend: &mut CpuBackend, port: Option<BufferId>, count: usize) -> Vec
 }
 
 pub fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], float: bool) -> StepSpec {
-    StepSpec {
-        batch,
-        lq,
-        losses: losses.to_vec(),
-        optimizer: Default::default(),
-        betas: (0.9, 0.99),
-        epsilon: 1e-8,
-        weight_decay: 1e-2,
-        float_input: float,
-        input_gradient: float,
-        direct: false,
-        recompute: Default::default(),
-    }
+    StepSpec { weight_decay: 1e-2, float_input: float, input_gradient: float, ..StepSpec::new(batch, lq, losses.to_vec()) }
 }
 
 /// No learning, one micro-batch.

@@ -157,12 +157,10 @@ impl Backend for CpuBackend {
     }
 
     fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        let free = self.plan.free_between_steps();
-        let room = free.end - free.start;
         ensure!(plan.precision == Precision::F32, "the CPU computes in f32 and the plan is for {}", plan.precision);
-        ensure!(plan.arena_bytes <= room, "a plan of {} bytes in {room} free ones", plan.arena_bytes);
+        let start = self.plan.place_between_steps(&plan)?;
         // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps this backend alive and still
-        let arena = unsafe { self.arena.lend(free.start as usize, plan.arena_bytes.max(1) as usize)? };
+        let arena = unsafe { self.arena.lend(start as usize, plan.arena_bytes.max(1) as usize)? };
         let backend = CpuBackend { plan, arena, options: self.options, pool: self.pool.clone() };
         Ok(Guest::lend(backend))
     }

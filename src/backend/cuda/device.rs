@@ -451,9 +451,8 @@ impl Backend for CudaBackend {
     }
 
     fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        let free = self.plan.free_between_steps();
-        ensure!(plan.arena_bytes <= free.end - free.start, "a plan of {} bytes in {} free ones", plan.arena_bytes, free.end - free.start);
-        let backend = CudaBackend::load(&self.device, plan, self.memory.clone(), self.base + free.start)?;
+        let start = self.plan.place_between_steps(&plan)?;
+        let backend = CudaBackend::load(&self.device, plan, self.memory.clone(), self.base + start)?;
         Ok(Guest::lend(backend))
     }
 

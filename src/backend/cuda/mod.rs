@@ -17,4 +17,4 @@ mod structural;
 pub use device::{CudaBackend, Device, device_count};
 pub use launch::{Arg, Launch, Program, SCALARS_BYTES, scalars_launch};
 pub use lower::{lower, lower_range};
-pub use sizing::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE, STRUCTURAL_IMAGES, SUM_BLOCKS};
+pub use sizing::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};

@@ -9,9 +9,9 @@ use super::{conv, head, nano, optimizer, pixels, structural};
 use crate::plan::{Op, Precision, Sizing};
 
 /// Blocks of a kernel that sums over pixels: two for every multiprocessor of the largest card in use, nearly.
-pub const SUM_BLOCKS: u64 = 256;
+pub(super) const SUM_BLOCKS: u64 = 256;
 /// Images whose planes a structural loss holds at once.
-pub const STRUCTURAL_IMAGES: usize = 4;
+pub(super) const STRUCTURAL_IMAGES: usize = 4;
 
 /// What a context, the driver and loaded modules take on the device beside what we allocate. We do not allocate it, it differs
 /// between cards and drivers, and it is an estimate until it is measured on the card: figures published for programs without cuDNN and
