@@ -241,6 +241,57 @@ fn an_interrupted_append_goes_on_and_another_begins_anew() {
     assert!(all_files(&out) == all_files(&straight));
 }
 
+/// Kills an append between its two manifests: as soon as the held-out one has changed, while the main one is still the old.
+fn kill_between_the_manifests(args: &[&str], out: &Path) {
+    let manifests = || [out.join("val/manifest.psm"), out.join("manifest.psm")].map(|path| fs::read(path).unwrap_or_default());
+    let (old, start) = (manifests(), all_files(out));
+    for _ in 0..200 {
+        let mut child = paragon(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while child.try_wait().unwrap().is_none() && fs::read(out.join("val/manifest.psm")).unwrap_or_default() == old[0] {}
+        let _ = child.kill();
+        child.wait().unwrap();
+        let now = manifests();
+        if now[0] != old[0] && now[1] == old[1] {
+            return;
+        }
+        // too late: everything as it was, and again
+        for name in all_files(out).keys() {
+            fs::remove_file(out.join(name)).unwrap();
+        }
+        start.iter().for_each(|(name, bytes)| fs::write(out.join(name), bytes).unwrap());
+    }
+    panic!("no kill came between the manifests");
+}
+
+#[test]
+fn an_append_killed_between_its_manifests_is_gone_on_with() {
+    // before, nothing was held out, or something was
+    for (count, others) in [(8, false), (8, true), (24, false), (24, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, out, straight) = (dir.path().join("data"), dir.path().join("set"), dir.path().join("straight"));
+        collection(&data, count);
+        for out in [&out, &straight] {
+            finish(&data, out);
+        }
+        assert_eq!(out.join("val/manifest.psm").exists(), count > 8);
+        for i in 50..75 {
+            picture(220, 160, i).save(data.join(format!("q{i}.png"))).unwrap();
+        }
+        let appending = |out| [&arguments(&data, out)[..], &["--append"]].concat();
+        kill_between_the_manifests(&appending(&out), &out);
+        if others {
+            // other images than those of the first try
+            fs::remove_file(data.join("q60.png")).unwrap();
+            picture(220, 160, 99).save(data.join("q99.png")).unwrap();
+        }
+        for out in [&straight, &out] {
+            let (code, _, stderr) = run(&appending(out));
+            assert_eq!(code, Some(0), "{stderr}");
+        }
+        assert!(all_files(&out) == all_files(&straight), "{count} images, other ones: {others}");
+    }
+}
+
 #[test]
 fn shards_without_their_journal_are_made_again_and_foreign_ones_are_left() {
     let (_dir, data, out, expected) = interrupted();

@@ -92,6 +92,28 @@ pub(super) fn finished(out: &Path) -> Result<Before> {
     Ok([main, held_out])
 }
 
+/// The finished set that images are added to. A kill between the two manifests of an earlier try leaves the held-out one ahead of the main
+/// one: it is taken as it was before, of which the journal still knows the shards.
+fn base_of_append(out: &Path) -> Result<Before> {
+    let [main, mut held_out] = finished(out)?;
+    let ahead = |held: &Manifest| main.as_ref().is_some_and(|m| held.extra.appended > m.extra.appended);
+    if let (Some(held), Some(main)) = (held_out.as_mut().filter(|held| ahead(held)), &main)
+        && let Some((head, _)) = journal::Reader::open(out)?
+    {
+        held.shards.truncate(head.base[1] as usize);
+        let folder = held_out_folder(out);
+        held.used = sources_of(&folder, &held.shards)?.len() as u64;
+        (held.images, held.inputs, held.extra.appended) = (held.used, main.inputs, main.extra.appended);
+        // on the disk too: what follows may remove the shards that it would list
+        if held.records() > 0 {
+            held.write(&folder)?;
+        } else {
+            remove(&folder, |name| name == super::manifest::MANIFEST_NAME)?;
+        }
+    }
+    Ok([main, held_out.filter(|held| held.records() > 0)])
+}
+
 const ADVICE: &str = "use --overwrite to replace it or choose another --out";
 
 /// Judges what is in the output folder. Where images are added to a set, `plan` is left with the new ones alone.
@@ -99,7 +121,7 @@ pub(super) fn find(config: &BuildConfig, plan: &mut Plan, progress: &Progress) -
     let out = &config.out;
     let unreadable = || format!("{} holds a set that cannot be read; {ADVICE}", out.display());
     if config.append {
-        let before = finished(out).with_context(unreadable)?;
+        let before = base_of_append(out).with_context(unreadable)?;
         if let Some(complete) = append(config, plan, &before)? {
             remove(out, |name| name == journal::JOURNAL_NAME)?; // of a run that was killed behind its last manifest
             return Ok((complete, before));
@@ -158,13 +180,19 @@ struct Known {
     made: Option<SystemTime>,
 }
 
+/// The images in the first shards of the set in a folder, by name.
+fn sources_of(folder: &Path, shards: &[ShardInfo]) -> Result<HashMap<String, SourceEntry>> {
+    let count = shards.iter().map(|s| s.sources as usize).sum();
+    let sources = ShardSet::open(folder)?.sources()?;
+    Ok(sources.into_iter().take(count).map(|(source, _)| (source.name.clone(), source)).collect())
+}
+
 impl Known {
     fn read(out: &Path, main: &Manifest, held_out: Option<&Manifest>) -> Result<Self> {
         let mut sources = HashMap::new();
         for (folder, manifest) in [(out.to_path_buf(), Some(main)), (held_out_folder(out), held_out)] {
             if manifest.is_some_and(|m| m.records() > 0) {
-                let set = ShardSet::open(&folder)?;
-                sources.extend(set.sources()?.into_iter().map(|(source, _)| (source.name.clone(), source)));
+                sources.extend(sources_of(&folder, manifest.map_or(&[], |m| &m.shards))?);
             }
         }
         Ok(Known { sources, made: fs::metadata(path_in(out)).and_then(|m| m.modified()).ok() })
@@ -230,11 +258,7 @@ fn ready(config: &BuildConfig, plan: &Plan, before: &Before, progress: &Progress
     let there = journal::Reader::open(out)?.map(|(there, _)| there);
     let left = leftovers(out, &base)?;
     let assembly = match there {
-        Some(there) if there.wanted == head.wanted && there.base_fingerprint == head.base_fingerprint => {
-            // a kill between the two manifests of an appended set leaves the held-out one longer than it was
-            let base = [base[0].clone(), base[1][..(there.base[1] as usize).min(base[1].len())].to_vec()];
-            go_on(config, plan, &base)?
-        }
+        Some(there) if there.wanted == head.wanted && there.base_fingerprint == head.base_fingerprint => go_on(config, plan, &base)?,
         Some(_) if head.base_fingerprint != 0 => {
             progress.line("images that an interrupted --append of other images has added so far are removed");
             begin(config, plan, &base, &head)?
