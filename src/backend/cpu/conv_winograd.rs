@@ -1,26 +1,23 @@
-//! The convolutions of `conv` in Winograd's form: the same operations, the same shuffles and the same parameters, with 2.25
+//! The convolutions of `conv` in Winograd's form: the same operations, the same shuffles and the same parameters, with four
 //! times fewer multiplications, for training. Depends on the transforms of `winograd`.
 
 use super::arena::Shared;
 use super::conv::{lanes, torch_index};
 use super::rows::{row_outer, row_sum};
 use super::simd::{Isa, LANES, Simd};
-use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
+use super::tasks::{Bands, Context, Parts, Task, Workspace};
 use super::winograd::{
-    CHUNK, Chunk, GROUP, Output, POINTS, gather_weights, multiply_and_store, pad_row, padded, tiles, transform_gradient, transform_input,
-    transform_weights,
+    CHUNK, Chunk, GROUP, OUT, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, tiles,
+    transform_gradient, transform_input, transform_weights,
 };
 use crate::plan::{Conv, ConvBack};
 
 /// Tiles of a weight gradient taken at a time: enough to keep sums in registers, few enough to stay in cache.
-const OUTER_TILES: usize = 64;
-/// Rows in flight: the four that two output rows depend on.
-const RING: usize = 4;
+const OUTER_TILES: usize = 32;
 
-/// Whether a convolution is computed in this form. With the sixteen registers of AVX2 the transforms cost more than they save
-/// (measured: 0.86 times the speed of the direct form).
-pub fn applies(c: &Conv, isa: Isa) -> bool {
-    isa != Isa::Avx2 && !c.position_free && c.cin.is_multiple_of(LANES) && c.cout.is_multiple_of(LANES)
+/// Whether a convolution is computed in this form.
+pub fn applies(c: &Conv, _isa: Isa) -> bool {
+    !c.position_free && c.cin.is_multiple_of(LANES) && c.cout.is_multiple_of(LANES)
 }
 
 /// Output channels before the shuffle, in the order (dy, dx, channel).
@@ -33,20 +30,44 @@ fn transformed(c: &Conv) -> usize {
     POINTS * c.cin * all_lanes(c)
 }
 
-/// Transformed weights of a pair of channels, taps turned by 180 degrees for the data gradient.
-fn weights_of(c: &Conv, weight: &[f32], lane: usize, ci: usize, turned: bool) -> [f32; POINTS] {
-    let per_row = lanes(c);
-    transform_weights(std::array::from_fn(|tap| {
-        let tap = if turned { 8 - tap } else { tap };
-        weight[torch_index(c, lane / per_row, lane % per_row, ci, tap / 3, tap % 3)]
-    }))
+/// Lanes `0..n` in the groups that are multiplied together: (first lane, whether two vectors).
+fn groups(n: usize) -> impl Iterator<Item = (usize, bool)> {
+    (0..n).step_by(GROUP).map(move |lane| (lane, lane + GROUP <= n))
 }
 
-/// A ring of padded rows, each in `parts` pieces of `c` channels.
+/// Writes weights `[point][k][lanes of a group]`, group behind group, for `n` rows of `per_row` lanes; `value(lane, k)` gives the taps.
+fn pack(out: &mut [f32], k: usize, (rows, per_row): (usize, usize), value: impl Fn(usize, usize) -> [f32; 9]) {
+    for row in 0..rows {
+        for (first, two) in groups(per_row) {
+            let width = if two { GROUP } else { LANES };
+            let first = row * per_row + first;
+            let group = &mut out[first * POINTS * k..];
+            for i in 0..k {
+                for lane in 0..width {
+                    for (point, value) in transform_weights(value(first + lane, i)).into_iter().enumerate() {
+                        group[(point * k + i) * width + lane] = value;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Taps of a pair of channels, turned by 180 degrees for the data gradient.
+fn taps(c: &Conv, weight: &[f32], lane: usize, ci: usize, turned: bool) -> [f32; 9] {
+    let per_row = lanes(c);
+    std::array::from_fn(|tap| {
+        let tap = if turned { 8 - tap } else { tap };
+        weight[torch_index(c, lane / per_row, lane % per_row, ci, tap / 3, tap % 3)]
+    })
+}
+
+/// Rows `[w][c]` of one image of an activation whose rows lie in `parts` pieces.
 #[derive(Clone, Copy)]
-struct Ring {
-    base: Shared<f32>,
+struct Rows {
     source: Shared<f32>,
+    /// A row of zeros, for those outside.
+    zeros: *const f32,
     image: usize,
     h: usize,
     w: usize,
@@ -54,47 +75,27 @@ struct Ring {
     parts: usize,
 }
 
-impl Ring {
-    fn floats(w: usize, c: usize, parts: usize) -> usize {
-        RING * parts * whole(padded(w) * c)
-    }
-
+impl Rows {
+    /// `N` rows from `first` on; those at `end` and behind, and those before the picture, are zeros.
     #[inline(always)]
-    unsafe fn slot(&self, row: isize, part: usize) -> *mut f32 {
-        unsafe { self.base.at(((row + 1) as usize % RING * self.parts + part) * whole(padded(self.w) * self.c)) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(&self, row: isize) {
-        unsafe {
-            for part in 0..self.parts {
-                let inside = row >= 0 && row < self.h as isize;
-                let at = |row: usize| ((self.image * self.h + row) * self.parts + part) * self.w * self.c;
-                pad_row(inside.then(|| self.source.at(at(row as usize)).cast_const()), self.c, self.w, self.slot(row, part));
+    unsafe fn get<const N: usize>(&self, first: isize, end: usize, part: usize) -> [*const f32; N] {
+        std::array::from_fn(|k| {
+            let row = first + k as isize;
+            if row < 0 || row >= end as isize {
+                return self.zeros;
             }
-        }
-    }
-
-    /// Makes sure rows y - 1 to y + 2 are there, given that they were for y - 2 unless `first`.
-    #[inline(always)]
-    unsafe fn advance(&self, y: usize, first: bool) {
-        let y = y as isize;
-        for row in (if first { y - 1 } else { y + 1 })..y + 3 {
-            unsafe { self.load(row) };
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rows(&self, y: usize, part: usize) -> [*const f32; 4] {
-        unsafe { std::array::from_fn(|k| self.slot(y as isize - 1 + k as isize, part).cast_const()) }
+            let at = ((self.image * self.h + row as usize) * self.parts + part) * self.w * self.c;
+            // SAFETY: inside the activation
+            unsafe { self.source.at(at).cast_const() }
+        })
     }
 }
 
-/// Workspace of the forward operation.
+/// Workspace of the forward operation: weights, biases and zeros; transformed inputs and products.
 pub fn workspace(c: &Conv) -> Workspace {
     Workspace {
-        shared: transformed(c) + all_lanes(c),
-        scratch: Ring::floats(c.extent.w, c.cin, 1) + POINTS * CHUNK * (c.cin + GROUP),
+        shared: transformed(c) + all_lanes(c) + c.extent.w * c.cin,
+        scratch: POINTS * point_stride(CHUNK * c.cin) + products(),
         ..Workspace::default()
     }
 }
@@ -114,31 +115,30 @@ impl Task for Forward<'_> {
         let (per_row, all, w, h) = (lanes(self.op), all_lanes(self.op), extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
         unsafe {
-            let scratch = self.parts.scratch();
-            let ring = Ring { base: scratch, source: self.input, image, h, w, c: cin, parts: 1 };
-            let v = scratch.at(Ring::floats(w, cin, 1));
-            let m = v.add(POINTS * CHUNK * cin);
-            let bias = self.parts.shared().at(transformed(self.op));
-            for y in (start..end).step_by(2) {
-                ring.advance(y, y == start);
-                let rows = ring.rows(y, 0);
+            let v = self.parts.scratch().at(0);
+            let m = v.add(POINTS * point_stride(CHUNK * cin));
+            let shared = self.parts.shared();
+            let bias = shared.at(transformed(self.op));
+            let source = Rows { source: self.input, zeros: bias.add(all), image, h, w, c: cin, parts: 1 };
+            for y in (start..end).step_by(OUT) {
+                let rows = source.get(y as isize - 1, h, 0);
                 for first in (0..tiles(w)).step_by(CHUNK) {
                     let count = CHUNK.min(tiles(w) - first);
-                    transform_input::<S>(rows, cin, first, count, v, (CHUNK * cin, cin));
-                    let chunk = Chunk { v, k: cin, lanes: all, count, m };
+                    let points = Points { base: v, point_stride: point_stride(CHUNK * cin), tile_stride: cin };
+                    transform_input::<S>(rows, Span { first, count, w, c: cin }, points);
+                    let chunk = Chunk { v, k: cin, count, m };
                     for dy in 0..shuffle {
-                        for lane in (0..per_row).step_by(GROUP) {
-                            let two = lane + GROUP <= per_row;
-                            let row = |r: usize| {
+                        for (lane, two) in groups(per_row) {
+                            let rows = std::array::from_fn(|r| {
                                 let at = (((image * h + y + r) * shuffle + dy) * w) * per_row + lane;
                                 (y + r < end).then(|| self.output.at(at))
-                            };
-                            let out = Output { rows: [row(0), row(1)], stride: per_row, x: 2 * first, w };
-                            let u = self.parts.shared().at(dy * per_row + lane);
-                            let bias = bias.add(dy * per_row + lane);
+                            });
+                            let out = Output { rows, stride: per_row, x: OUT * first, w };
+                            let lane = dy * per_row + lane;
+                            let u = shared.at(lane * POINTS * cin);
                             match cin {
-                                16 => multiply_and_store::<S, 16>(&chunk, u, two, bias, out),
-                                _ => multiply_and_store::<S, 0>(&chunk, u, two, bias, out),
+                                16 => multiply_and_store::<S, 16>(&chunk, u, two, bias.add(lane), out),
+                                _ => multiply_and_store::<S, 0>(&chunk, u, two, bias.add(lane), out),
                             }
                         }
                     }
@@ -156,32 +156,40 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
     unsafe {
         let weight = ctx.param(op.parameters, op.weight).slice(0, op.weight.len);
         let bias = ctx.param(op.parameters, op.bias).slice(0, op.bias.len);
-        let shared = parts.shared().slice(0, transformed(op) + all);
-        for lane in 0..all {
-            for ci in 0..op.cin {
-                for (point, value) in weights_of(op, weight, lane, ci, false).into_iter().enumerate() {
-                    shared[(point * op.cin + ci) * all + lane] = value;
-                }
-            }
+        let shared = parts.shared().slice(0, workspace(op).shared);
+        pack(shared, op.cin, (op.shuffle, per_row), |lane, ci| taps(op, weight, lane, ci, false));
+        let (biases, zeros) = shared[transformed(op)..].split_at_mut(all);
+        for (lane, out) in biases.iter_mut().enumerate() {
             let (dy, dx, channel) = (lane / per_row, lane % per_row / op.cout, lane % op.cout);
-            shared[transformed(op) + lane] = bias[channel * op.shuffle * op.shuffle + dy * op.shuffle + dx];
+            *out = bias[channel * op.shuffle * op.shuffle + dy * op.shuffle + dx];
         }
+        zeros.fill(0.0);
     }
     let bands = Bands::new(op.extent);
     ctx.parallel(bands.tasks(), &Forward { op, parts, bands, input: ctx.floats(op.input), output: ctx.floats(op.output) });
 }
 
-/// Workspace of the backward operation.
+/// Tiles of a weight gradient taken at a time in rows of `w` pixels.
+fn outer_tiles(w: usize) -> usize {
+    OUTER_TILES.min(tiles(w))
+}
+
+/// f32 elements of a task's partial: gradients of the taps `[tap][ci][lane]`, then of the biases.
+fn gradients(c: &Conv) -> usize {
+    9 * c.cin * all_lanes(c) + all_lanes(c)
+}
+
+/// Workspace of the backward operation: weights and zeros; sums at the points, and transformed values.
 pub fn workspace_back(op: &ConvBack) -> Workspace {
     let c = &op.forward;
     let (w, all) = (c.extent.w, all_lanes(c));
-    let outer = POINTS * OUTER_TILES.min(tiles(w)) * (c.cin + all);
-    let product = POINTS * CHUNK * (all + GROUP);
+    let outer = POINTS * (point_stride(outer_tiles(w) * c.cin) + point_stride(outer_tiles(w) * all));
+    let product = POINTS * point_stride(CHUNK * all) + products();
     Workspace {
-        shared: transformed(c) + c.cin,
-        partial: transformed(c) + all,
+        shared: transformed(c) + c.cin + w * c.cin.max(lanes(c)),
+        partial: gradients(c),
         tasks: Bands::new(c.extent).tasks(),
-        scratch: Ring::floats(w, c.cin, 1) + Ring::floats(w, lanes(c), c.shuffle) + outer.max(product),
+        scratch: transformed(c) + outer.max(product),
     }
 }
 
@@ -202,65 +210,63 @@ impl Task for Backward<'_> {
         let (image, start, end) = self.bands.task(task);
         unsafe {
             let partial = self.parts.partial(task);
-            partial.at(0).write_bytes(0, transformed(self.op) + all);
-            let scratch = self.parts.scratch();
-            let inputs = Ring { base: scratch, source: self.input, image, h, w, c: cin, parts: 1 };
-            let base = Shared::new(scratch.at(Ring::floats(w, cin, 1)));
-            let gradients = Ring { base, source: self.d_output, image, h, w, c: per_row, parts: shuffle };
-            let room = base.at(Ring::floats(w, per_row, shuffle));
-            for y in (start..end).step_by(2) {
-                inputs.advance(y, y == start);
-                gradients.advance(y, y == start);
-                let row = |r: usize, dy: usize| {
-                    let at = ((image * h + y + r) * shuffle + dy) * w * per_row;
-                    (y + r < end).then(|| self.d_output.at(at).cast_const())
-                };
-                for r in 0..2 {
-                    for dy in 0..shuffle {
-                        if let Some(d) = row(r, dy) {
-                            row_sum::<S>(d, per_row, w, partial.at(transformed(self.op) + dy * per_row));
-                        }
-                    }
-                }
-                let span = OUTER_TILES.min(tiles(w));
-                let (v, z) = (room, room.add(POINTS * span * cin));
+            let biases = partial.at(9 * cin * all);
+            biases.write_bytes(0, all);
+            let sums = self.parts.scratch().at(0);
+            sums.write_bytes(0, transformed(self.op));
+            let room = sums.add(transformed(self.op));
+            let shared = self.parts.shared();
+            let zeros = shared.at(transformed(self.op) + cin).cast_const();
+            let inputs = Rows { source: self.input, zeros, image, h, w, c: cin, parts: 1 };
+            let gradients = Rows { source: self.d_output, zeros, image, h, w, c: per_row, parts: shuffle };
+            for y in (start..end).step_by(OUT) {
+                let span = outer_tiles(w);
+                let (v_stride, z_stride) = (point_stride(span * cin), point_stride(span * all));
+                let (v, z) = (room, room.add(POINTS * v_stride));
                 for first in (0..tiles(w)).step_by(span) {
                     let count = span.min(tiles(w) - first);
-                    transform_input::<S>(inputs.rows(y, 0), cin, first, count, v, (span * cin, cin));
+                    let points = Points { base: v, point_stride: v_stride, tile_stride: cin };
+                    transform_input::<S>(inputs.get(y as isize - 1, h, 0), Span { first, count, w, c: cin }, points);
                     for dy in 0..shuffle {
-                        transform_gradient::<S>(
-                            [row(0, dy), row(1, dy)],
-                            per_row,
-                            w,
-                            (first, count),
-                            z.add(dy * per_row),
-                            (span * all, all),
-                        );
+                        let points = Points { base: z.add(dy * per_row), point_stride: z_stride, tile_stride: all };
+                        transform_gradient::<S>(gradients.get(y as isize, end, dy), Span { first, count, w, c: per_row }, points);
                     }
                     for point in 0..POINTS {
-                        let (v, z) = (v.add(point * span * cin), z.add(point * span * all));
-                        row_outer::<S>(v, cin, cin, z, all, count, partial.at(point * cin * all));
+                        let (v, z) = (v.add(point * v_stride), z.add(point * z_stride));
+                        row_outer::<S>(v, cin, cin, z, all, count, sums.add(point * cin * all));
+                    }
+                }
+                for dy in 0..shuffle {
+                    for d in &gradients.get::<OUT>(y as isize, end, dy)[..OUT.min(end - y)] {
+                        row_sum::<S>(*d, per_row, w, biases.add(dy * per_row));
                     }
                 }
                 let Some(d_input) = self.d_input else { continue };
-                let (v, m) = (room, room.add(POINTS * CHUNK * all));
+                let stride = point_stride(CHUNK * all);
+                let (v, m) = (room, room.add(POINTS * stride));
                 for first in (0..tiles(w)).step_by(CHUNK) {
                     let count = CHUNK.min(tiles(w) - first);
                     for dy in 0..shuffle {
-                        transform_input::<S>(gradients.rows(y, dy), per_row, first, count, v.add(dy * per_row), (CHUNK * all, all));
+                        let points = Points { base: v.add(dy * per_row), point_stride: stride, tile_stride: all };
+                        transform_input::<S>(gradients.get(y as isize - 1, h, dy), Span { first, count, w, c: per_row }, points);
                     }
-                    let chunk = Chunk { v, k: all, lanes: cin, count, m };
-                    for lane in (0..cin).step_by(GROUP) {
-                        let two = lane + GROUP <= cin;
-                        let row = |r: usize| (y + r < end).then(|| d_input.at((image * h + y + r) * w * cin + lane));
-                        let out = Output { rows: [row(0), row(1)], stride: cin, x: 2 * first, w };
-                        let (u, zero) = (self.parts.shared().at(lane), self.parts.shared().at(transformed(self.op) + lane));
+                    let chunk = Chunk { v, k: all, count, m };
+                    for (lane, two) in groups(cin) {
+                        let rows = std::array::from_fn(|r| (y + r < end).then(|| d_input.at((image * h + y + r) * w * cin + lane)));
+                        let out = Output { rows, stride: cin, x: OUT * first, w };
+                        let (u, zero) = (shared.at(lane * POINTS * all), shared.at(transformed(self.op) + lane));
                         match all {
                             16 => multiply_and_store::<S, 16>(&chunk, u, two, zero, out),
                             64 => multiply_and_store::<S, 64>(&chunk, u, two, zero, out),
                             _ => multiply_and_store::<S, 0>(&chunk, u, two, zero, out),
                         }
                     }
+                }
+            }
+            for ci in 0..cin {
+                for lane in (0..all).step_by(LANES) {
+                    let at = ci * all + lane;
+                    gather_lanes::<S>(sums.add(at), cin * all, partial.at(at), cin * all);
                 }
             }
         }
@@ -275,15 +281,9 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     // SAFETY: parameters and workspace are live; nothing else runs yet
     unsafe {
         let weight = ctx.param(c.parameters, c.weight).slice(0, c.weight.len);
-        let shared = parts.shared().slice(0, transformed(c) + c.cin);
-        shared.fill(0.0);
-        for lane in 0..all {
-            for ci in 0..c.cin {
-                for (point, value) in weights_of(c, weight, lane, ci, true).into_iter().enumerate() {
-                    shared[(point * all + lane) * c.cin + ci] = value;
-                }
-            }
-        }
+        let shared = parts.shared().slice(0, workspace_back(op).shared);
+        pack(shared, all, (1, c.cin), |ci, lane| taps(c, weight, lane, ci, true));
+        shared[transformed(c)..].fill(0.0);
     }
     let bands = Bands::new(c.extent);
     let task = Backward {
@@ -299,14 +299,14 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
         return;
     }
     // SAFETY: the sums are complete
-    let sums = unsafe { parts.sums().slice(0, transformed(c) + all) };
+    let sums = unsafe { parts.sums().slice(0, gradients(c)) };
     let lane_of = |out: usize| {
         let (channel, sub) = (out / (c.shuffle * c.shuffle), out % (c.shuffle * c.shuffle));
         sub / c.shuffle * per_row + sub % c.shuffle * c.cout + channel
     };
     ctx.store_gradient(op.gradients, c.weight, |i| {
         let (tap, ci, lane) = (i % 9, i / 9 % c.cin, lane_of(i / 9 / c.cin));
-        gather_weights(std::array::from_fn(|point| sums[(point * c.cin + ci) * all + lane]))[tap]
+        sums[(tap * c.cin + ci) * all + lane]
     });
-    ctx.store_gradient(op.gradients, c.bias, |out| sums[transformed(c) + lane_of(out)]);
+    ctx.store_gradient(op.gradients, c.bias, |out| sums[9 * c.cin * all + lane_of(out)]);
 }

@@ -2,7 +2,7 @@
 //! small rings that stay in cache; only the block's input is ever read from memory. Depends on the row kernels and GELU.
 
 use super::arena::Shared;
-use super::gelu::{gelu_and_slope, normal_cdf};
+use super::gelu::{gelu, gelu_and_slope};
 use super::rows::{RowProduct, Start, row_depthwise, row_depthwise_outer, row_outer, row_product, row_sum};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
@@ -153,8 +153,7 @@ impl Task for Forward<'_> {
                 let y = row as usize;
                 row_depthwise::<S>(hidden.rows(y as isize), shared.at(p.dw), Some(shared.at(p.dw_bias)), e, w, active);
                 for i in (0..w * e).step_by(LANES) {
-                    let z = S::load(active.add(i));
-                    S::store(active.add(i), S::mul(z, normal_cdf::<S>(z)));
+                    S::store(active.add(i), gelu::<S>(S::load(active.add(i))));
                 }
                 let at = (image * h + y) * w * f;
                 row_product::<S, E>(&RowProduct {

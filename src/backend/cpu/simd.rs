@@ -26,15 +26,34 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// 2^x for integral x in [-126, 127].
-    unsafe fn exp2_integral(x: Self::V) -> Self::V;
-    /// Nearest integer, ties to even.
-    unsafe fn round(x: Self::V) -> Self::V;
+    unsafe fn abs(x: Self::V) -> Self::V;
+    /// `x` with its sign changed where that of `sign` is set.
+    unsafe fn xor_sign(x: Self::V, sign: Self::V) -> Self::V;
+    /// The entry of `table` that the three lowest bits of each lane number.
+    unsafe fn lookup(table: &Table, at: Self::V) -> Self::V;
     /// Sum of the lanes in a fixed order.
     unsafe fn sum(v: Self::V) -> f32;
+    /// The sums of eight vectors to `out[0..8]`, each in the same order whatever its place.
+    unsafe fn sums(v: &[Self::V; 8], out: *mut f32);
+}
+
+/// Eight values, twice, so that a vector of any width up to sixteen lanes holds whole copies.
+#[repr(align(64))]
+pub struct Table(pub [f32; LANES]);
+
+impl Table {
+    /// A table of eight values.
+    pub const fn new(values: [f32; 8]) -> Table {
+        let mut twice = [0.0; LANES];
+        let mut i = 0;
+        while i < LANES {
+            twice[i] = values[i % 8];
+            i += 1;
+        }
+        Table(twice)
+    }
 }
 
 /// Room for vectors of sixteen lanes.
@@ -163,10 +182,6 @@ impl Simd for Portable {
         map(|i| a[i] * b[i])
     }
     #[inline(always)]
-    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-        map(|i| a[i] / b[i])
-    }
-    #[inline(always)]
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
         map(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
@@ -175,14 +190,16 @@ impl Simd for Portable {
         map(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
-    unsafe fn exp2_integral(x: Self::V) -> Self::V {
-        map(|i| f32::from_bits((((x[i] as i32) + 127) << 23) as u32))
+    unsafe fn abs(x: Self::V) -> Self::V {
+        map(|i| x[i].abs())
     }
     #[inline(always)]
-    unsafe fn round(x: Self::V) -> Self::V {
-        // adding and taking away 1.5 * 2^23 rounds to the nearest integer without a library call
-        const MAGIC: f32 = 12_582_912.0;
-        map(|i| (x[i] + MAGIC) - MAGIC)
+    unsafe fn xor_sign(x: Self::V, sign: Self::V) -> Self::V {
+        map(|i| f32::from_bits(x[i].to_bits() ^ (sign[i].to_bits() & 1 << 31)))
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: &Table, at: Self::V) -> Self::V {
+        map(|i| table.0[(at[i].to_bits() & 7) as usize])
     }
     #[inline(always)]
     unsafe fn sum(v: Self::V) -> f32 {
@@ -194,11 +211,17 @@ impl Simd for Portable {
         }
         half[0]
     }
+    #[inline(always)]
+    unsafe fn sums(v: &[Self::V; 8], out: *mut f32) {
+        for (i, &v) in v.iter().enumerate() {
+            unsafe { *out.add(i) = Self::sum(v) };
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Kernel, Registers, Simd};
+    use super::{Kernel, Registers, Simd, Table};
     use std::arch::x86_64::*;
 
     /// # Safety
@@ -263,10 +286,6 @@ mod x86 {
             unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
         }
         #[inline(always)]
-        unsafe fn div(a: Pair, b: Pair) -> Pair {
-            unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
-        }
-        #[inline(always)]
         unsafe fn min(a: Pair, b: Pair) -> Pair {
             unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
         }
@@ -275,16 +294,21 @@ mod x86 {
             unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
         }
         #[inline(always)]
-        unsafe fn exp2_integral(x: Pair) -> Pair {
-            unsafe {
-                let one = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127))));
-                [one(x[0]), one(x[1])]
-            }
+        unsafe fn abs(x: Pair) -> Pair {
+            let sign = _mm256_set1_ps(-0.0);
+            [_mm256_andnot_ps(sign, x[0]), _mm256_andnot_ps(sign, x[1])]
         }
         #[inline(always)]
-        unsafe fn round(x: Pair) -> Pair {
-            const MODE: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-            unsafe { [_mm256_round_ps::<MODE>(x[0]), _mm256_round_ps::<MODE>(x[1])] }
+        unsafe fn xor_sign(x: Pair, sign: Pair) -> Pair {
+            let bit = _mm256_set1_ps(-0.0);
+            [_mm256_xor_ps(x[0], _mm256_and_ps(sign[0], bit)), _mm256_xor_ps(x[1], _mm256_and_ps(sign[1], bit))]
+        }
+        #[inline(always)]
+        unsafe fn lookup(table: &Table, at: Pair) -> Pair {
+            unsafe {
+                let table = _mm256_load_ps(table.0.as_ptr());
+                [_mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[0])), _mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[1]))]
+            }
         }
         #[inline(always)]
         unsafe fn sum(v: Pair) -> f32 {
@@ -294,6 +318,14 @@ mod x86 {
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
             }
+        }
+        #[inline(always)]
+        unsafe fn sums(v: &[Pair; 8], out: *mut f32) {
+            let [a, b, c, d, e, f, g, h] = v.map(|v| _mm256_add_ps(v[0], v[1]));
+            let four = |a, b, c, d| _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let (low, high) = (four(a, b, c, d), four(e, f, g, h));
+            let sum = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high));
+            unsafe { _mm256_storeu_ps(out, sum) };
         }
     }
 
@@ -329,10 +361,6 @@ mod x86 {
             unsafe { _mm512_mul_ps(a, b) }
         }
         #[inline(always)]
-        unsafe fn div(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_div_ps(a, b) }
-        }
-        #[inline(always)]
         unsafe fn min(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_min_ps(a, b) }
         }
@@ -341,16 +369,74 @@ mod x86 {
             unsafe { _mm512_max_ps(a, b) }
         }
         #[inline(always)]
-        unsafe fn exp2_integral(x: __m512) -> __m512 {
-            unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(127)))) }
+        unsafe fn abs(x: __m512) -> __m512 {
+            unsafe { _mm512_abs_ps(x) }
         }
         #[inline(always)]
-        unsafe fn round(x: __m512) -> __m512 {
-            unsafe { _mm512_roundscale_ps::<0>(x) }
+        unsafe fn xor_sign(x: __m512, sign: __m512) -> __m512 {
+            unsafe { _mm512_xor_ps(x, _mm512_and_ps(sign, _mm512_set1_ps(-0.0))) }
+        }
+        #[inline(always)]
+        unsafe fn lookup(table: &Table, at: __m512) -> __m512 {
+            unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_load_ps(table.0.as_ptr())) }
         }
         #[inline(always)]
         unsafe fn sum(v: __m512) -> f32 {
             unsafe { Avx2::sum([_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)]) }
         }
+        #[inline(always)]
+        unsafe fn sums(v: &[__m512; 8], out: *mut f32) {
+            unsafe {
+                // halves, quarters, pairs, and the last two lanes: the vectors left are halved each time
+                let halves = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+                let quarters = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let low = quarters(halves(v[0], v[1]), halves(v[2], v[3]));
+                let high = quarters(halves(v[4], v[5]), halves(v[6], v[7]));
+                let pairs = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(low, high), _mm512_shuffle_ps::<0xee>(low, high));
+                let sum = _mm512_add_ps(pairs, _mm512_shuffle_ps::<0xf5>(pairs, pairs));
+                let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+                _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sum)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Check;
+
+    impl Kernel for Check {
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            let values: Vec<f32> = (0..8 * LANES).map(|i| (i as f32 * 0.7).sin()).collect();
+            unsafe {
+                let vectors: [S::V; 8] = std::array::from_fn(|i| S::load(values[i * LANES..].as_ptr()));
+                let mut sums = [0.0; 8];
+                S::sums(&vectors, sums.as_mut_ptr());
+                for (i, &sum) in sums.iter().enumerate() {
+                    let expected: f64 = values[i * LANES..][..LANES].iter().map(|&v| f64::from(v)).sum();
+                    assert!((f64::from(sum) - expected).abs() < 1e-6, "{sum} {expected}");
+                    assert!((f64::from(S::sum(vectors[i])) - expected).abs() < 1e-6);
+                }
+                // the order of additions is the same for each of the eight
+                let mut same = [0.0; 8];
+                S::sums(&[vectors[3]; 8], same.as_mut_ptr());
+                assert!(same.iter().all(|s| s.to_bits() == sums[3].to_bits()));
+                let table = Table::new(std::array::from_fn(|i| 10.0 + i as f32));
+                let at: [f32; LANES] = std::array::from_fn(|i| 12_582_912.0 + (i * 5) as f32);
+                let (mut found, mut signs) = ([0.0; LANES], [0.0; LANES]);
+                S::store(found.as_mut_ptr(), S::lookup(&table, S::load(at.as_ptr())));
+                assert_eq!(found, std::array::from_fn(|i| 10.0 + (i * 5 % 8) as f32));
+                S::store(signs.as_mut_ptr(), S::xor_sign(S::abs(vectors[1]), vectors[1]));
+                assert_eq!(signs, values[LANES..2 * LANES]);
+            }
+        }
+    }
+
+    #[test]
+    fn sums_lookups_and_signs_on_every_instruction_set() {
+        Isa::available().into_iter().for_each(|isa| isa.run(Check));
     }
 }
