@@ -5,7 +5,7 @@ use super::arena::Shared;
 use super::conv::{lanes, torch_index};
 use super::rows::{row_outer, row_sum};
 use super::simd::{Isa, LANES, Simd};
-use super::tasks::{Bands, Context, Parts, Task, Workspace};
+use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache};
 use super::winograd::{
     CHUNK, Chunk, GROUP, OUT, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, tiles,
     transform_gradient, transform_input, transform_weights,
@@ -119,6 +119,7 @@ impl Task for Forward<'_> {
             let m = v.add(POINTS * point_stride(CHUNK * cin));
             let shared = self.parts.shared();
             let bias = shared.at(transformed(self.op));
+            let far = exceeds_cache(extent, all);
             let source = Rows { source: self.input, zeros: bias.add(all), image, h, w, c: cin, parts: 1 };
             for y in (start..end).step_by(OUT) {
                 let rows = source.get(y as isize - 1, h, 0);
@@ -133,7 +134,7 @@ impl Task for Forward<'_> {
                                 let at = (((image * h + y + r) * shuffle + dy) * w) * per_row + lane;
                                 (y + r < end).then(|| self.output.at(at))
                             });
-                            let out = Output { rows, stride: per_row, x: OUT * first, w };
+                            let out = Output { rows, stride: per_row, x: OUT * first, w, far };
                             let lane = dy * per_row + lane;
                             let u = shared.at(lane * POINTS * cin);
                             match cin {
@@ -144,6 +145,7 @@ impl Task for Forward<'_> {
                     }
                 }
             }
+            S::fence();
         }
     }
 }
@@ -217,6 +219,7 @@ impl Task for Backward<'_> {
             let room = sums.add(transformed(self.op));
             let shared = self.parts.shared();
             let zeros = shared.at(transformed(self.op) + cin).cast_const();
+            let far = exceeds_cache(extent, cin);
             let inputs = Rows { source: self.input, zeros, image, h, w, c: cin, parts: 1 };
             let gradients = Rows { source: self.d_output, zeros, image, h, w, c: per_row, parts: shuffle };
             for y in (start..end).step_by(OUT) {
@@ -253,7 +256,7 @@ impl Task for Backward<'_> {
                     let chunk = Chunk { v, k: all, count, m };
                     for (lane, two) in groups(cin) {
                         let rows = std::array::from_fn(|r| (y + r < end).then(|| d_input.at((image * h + y + r) * w * cin + lane)));
-                        let out = Output { rows, stride: cin, x: OUT * first, w };
+                        let out = Output { rows, stride: cin, x: OUT * first, w, far };
                         let (u, zero) = (shared.at(lane * POINTS * all), shared.at(transformed(self.op) + lane));
                         match all {
                             16 => multiply_and_store::<S, 16>(&chunk, u, two, zero, out),
@@ -269,6 +272,7 @@ impl Task for Backward<'_> {
                     gather_lanes::<S>(sums.add(at), cin * all, partial.at(at), cin * all);
                 }
             }
+            S::fence();
         }
     }
 }

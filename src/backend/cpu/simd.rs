@@ -2,6 +2,9 @@
 //! code; the instruction set is chosen at run time. Depends on nothing. A kernel gives the same bits whatever its place in
 //! a row, since each output value is one fixed chain of operations.
 
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use std::fmt;
 
 /// Lanes of a vector.
@@ -20,12 +23,21 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: Registers;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// Stores to memory past the caches, for what is not read again soon; `p` is a multiple of 64. [`Self::fence`] comes before
+    /// another thread reads it.
+    unsafe fn stream(p: *mut f32, v: Self::V) {
+        unsafe { Self::store(p, v) }
+    }
+    /// Orders streamed values before whatever follows.
+    unsafe fn fence() {}
     unsafe fn splat(x: f32) -> Self::V;
     /// a * b + c, in one rounding where the processor can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sqrt(x: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn abs(x: Self::V) -> Self::V;
@@ -182,6 +194,14 @@ impl Simd for Portable {
         map(|i| a[i] * b[i])
     }
     #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        map(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn sqrt(x: Self::V) -> Self::V {
+        map(|i| x[i].sqrt())
+    }
+    #[inline(always)]
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
         map(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
@@ -215,188 +235,6 @@ impl Simd for Portable {
     unsafe fn sums(v: &[Self::V; 8], out: *mut f32) {
         for (i, &v) in v.iter().enumerate() {
             unsafe { *out.add(i) = Self::sum(v) };
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Kernel, Registers, Simd, Table};
-    use std::arch::x86_64::*;
-
-    /// # Safety
-    /// The processor must have AVX2 and FMA.
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn run_avx2<K: Kernel>(kernel: K) {
-        kernel.run::<Avx2>();
-    }
-
-    /// # Safety
-    /// The processor must have AVX-512 F, BW, DQ, VL.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub unsafe fn run_avx512<K: Kernel>(kernel: K) {
-        kernel.run::<Avx512>();
-    }
-
-    /// Two 256-bit registers.
-    #[derive(Clone, Copy)]
-    pub struct Avx2;
-
-    /// One 512-bit register.
-    #[derive(Clone, Copy)]
-    pub struct Avx512;
-
-    type Pair = [__m256; 2];
-
-    impl Simd for Avx2 {
-        type V = Pair;
-        const REGISTERS: Registers = Registers::Eight;
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> Pair {
-            unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
-        }
-        #[inline(always)]
-        unsafe fn store(p: *mut f32, v: Pair) {
-            unsafe {
-                _mm256_storeu_ps(p, v[0]);
-                _mm256_storeu_ps(p.add(8), v[1]);
-            }
-        }
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Pair {
-            unsafe {
-                let v = _mm256_set1_ps(x);
-                [v, v]
-            }
-        }
-        #[inline(always)]
-        unsafe fn fma(a: Pair, b: Pair, c: Pair) -> Pair {
-            unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
-        }
-        #[inline(always)]
-        unsafe fn add(a: Pair, b: Pair) -> Pair {
-            unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
-        }
-        #[inline(always)]
-        unsafe fn sub(a: Pair, b: Pair) -> Pair {
-            unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
-        }
-        #[inline(always)]
-        unsafe fn mul(a: Pair, b: Pair) -> Pair {
-            unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
-        }
-        #[inline(always)]
-        unsafe fn min(a: Pair, b: Pair) -> Pair {
-            unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
-        }
-        #[inline(always)]
-        unsafe fn max(a: Pair, b: Pair) -> Pair {
-            unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
-        }
-        #[inline(always)]
-        unsafe fn abs(x: Pair) -> Pair {
-            let sign = _mm256_set1_ps(-0.0);
-            [_mm256_andnot_ps(sign, x[0]), _mm256_andnot_ps(sign, x[1])]
-        }
-        #[inline(always)]
-        unsafe fn xor_sign(x: Pair, sign: Pair) -> Pair {
-            let bit = _mm256_set1_ps(-0.0);
-            [_mm256_xor_ps(x[0], _mm256_and_ps(sign[0], bit)), _mm256_xor_ps(x[1], _mm256_and_ps(sign[1], bit))]
-        }
-        #[inline(always)]
-        unsafe fn lookup(table: &Table, at: Pair) -> Pair {
-            unsafe {
-                let table = _mm256_load_ps(table.0.as_ptr());
-                [_mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[0])), _mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[1]))]
-            }
-        }
-        #[inline(always)]
-        unsafe fn sum(v: Pair) -> f32 {
-            unsafe {
-                let eight = _mm256_add_ps(v[0], v[1]);
-                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-            }
-        }
-        #[inline(always)]
-        unsafe fn sums(v: &[Pair; 8], out: *mut f32) {
-            let [a, b, c, d, e, f, g, h] = v.map(|v| _mm256_add_ps(v[0], v[1]));
-            let four = |a, b, c, d| _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-            let (low, high) = (four(a, b, c, d), four(e, f, g, h));
-            let sum = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high));
-            unsafe { _mm256_storeu_ps(out, sum) };
-        }
-    }
-
-    impl Simd for Avx512 {
-        type V = __m512;
-        const REGISTERS: Registers = Registers::Many;
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> __m512 {
-            unsafe { _mm512_loadu_ps(p) }
-        }
-        #[inline(always)]
-        unsafe fn store(p: *mut f32, v: __m512) {
-            unsafe { _mm512_storeu_ps(p, v) }
-        }
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> __m512 {
-            unsafe { _mm512_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-            unsafe { _mm512_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn add(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_add_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_sub_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_mul_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn min(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_min_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn max(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_max_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn abs(x: __m512) -> __m512 {
-            unsafe { _mm512_abs_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn xor_sign(x: __m512, sign: __m512) -> __m512 {
-            unsafe { _mm512_xor_ps(x, _mm512_and_ps(sign, _mm512_set1_ps(-0.0))) }
-        }
-        #[inline(always)]
-        unsafe fn lookup(table: &Table, at: __m512) -> __m512 {
-            unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_load_ps(table.0.as_ptr())) }
-        }
-        #[inline(always)]
-        unsafe fn sum(v: __m512) -> f32 {
-            unsafe { Avx2::sum([_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)]) }
-        }
-        #[inline(always)]
-        unsafe fn sums(v: &[__m512; 8], out: *mut f32) {
-            unsafe {
-                // halves, quarters, pairs, and the last two lanes: the vectors left are halved each time
-                let halves = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-                let quarters = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-                let low = quarters(halves(v[0], v[1]), halves(v[2], v[3]));
-                let high = quarters(halves(v[4], v[5]), halves(v[6], v[7]));
-                let pairs = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(low, high), _mm512_shuffle_ps::<0xee>(low, high));
-                let sum = _mm512_add_ps(pairs, _mm512_shuffle_ps::<0xf5>(pairs, pairs));
-                let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-                _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sum)));
-            }
         }
     }
 }

@@ -57,6 +57,13 @@ pub struct Workspace {
     pub scratch: usize,
 }
 
+/// Whether an activation of `c` channels is so large that nothing of it would still be in a cache when the next operation
+/// reads it: then it is stored past the caches, which spares reading what is overwritten.
+pub fn exceeds_cache(extent: Extent, c: usize) -> bool {
+    const CACHE_BYTES: usize = 8 << 20;
+    4 * c * extent.n * extent.h * extent.w > CACHE_BYTES
+}
+
 /// Rounds up to whole vectors, so that every part starts aligned.
 pub fn whole(elements: usize) -> usize {
     elements.next_multiple_of(LANES)

@@ -348,6 +348,8 @@ pub struct Output {
     pub x: usize,
     /// Pixels in the row.
     pub w: usize,
+    /// Whether to store past the caches.
+    pub far: bool,
 }
 
 /// A^T m A of a chunk plus bias, for vector `n` of `V`.
@@ -367,7 +369,8 @@ unsafe fn store_outputs<S: Simd, const V: usize>(c: &Chunk, n: usize, bias: S::V
                 let values = output_line::<S>([a[y], b[y], c[y], d[y], e[y], f[y]]);
                 for (i, value) in values.into_iter().enumerate() {
                     if x + i < out.w {
-                        S::store(row.add((x + i) * out.stride + n * LANES), S::add(value, bias));
+                        let (to, value) = (row.add((x + i) * out.stride + n * LANES), S::add(value, bias));
+                        if out.far { S::stream(to, value) } else { S::store(to, value) }
                     }
                 }
             }
