@@ -1,5 +1,6 @@
 //! The fixed classical upsampler, Magic Kernel Sharp 2021: optional sharpening, nearest-neighbour upsampling, blur, all
-//! separable and zero padded as in the published networks. A band of rows at a time, from plain loops over contiguous RGB.
+//! separable and zero padded as in the published networks. Sharpening is done at LQ size for a band of rows; upsampling and
+//! blur are one step, three LQ pixels for each HR pixel in either direction, a row at a time. Plain loops over contiguous RGB.
 
 use crate::plan::Extent;
 use std::ops::Range;
@@ -11,18 +12,104 @@ const BLUR: [f32; 5] = [1.0 / 16.0, 4.0 / 16.0, 6.0 / 16.0, 4.0 / 16.0, 1.0 / 16
 /// LQ rows above and below a band that its HR rows depend on: 1 for the blur, 3 for the sharpening.
 const REACH: usize = 4;
 
-/// f32 elements of scratch for a band of `rows` LQ rows of width `w`.
-pub fn scratch(rows: usize, w: usize, scale: usize) -> usize {
-    let wide = w * scale;
-    // sharpened horizontally, sharpened, upsampled rows; one padded row; one upsampled row
-    (rows + 2 * REACH) * w * 3 + (rows + 2) * w * 3 + (rows + 2) * wide * 3 + (wide + 6) * 3 + (wide + 6) * 3
+/// What an LQ row is multiplied by on its way to HR: scales are at least 2, so the blur of a repeated pixel reaches one neighbour.
+fn phase(scale: usize, phase: usize) -> [f32; 3] {
+    let mut taps = [0.0; 3];
+    for (k, &tap) in BLUR.iter().enumerate() {
+        // place of the tap in repeated pixels, counted from the first copy of the neighbour before
+        taps[(scale + phase + k - 2) / scale] += tap;
+    }
+    taps
 }
 
-/// `out[x] = sum of taps[k] * padded[x + k]` over interleaved RGB; `padded` holds `taps - 1` more pixels.
+/// f32 elements of a padded LQ row.
+fn padded(w: usize) -> usize {
+    (w + 2) * 3
+}
+
+/// f32 elements of prepared rows of a band of `rows` LQ rows of width `w`.
+pub fn prepared(rows: usize, w: usize) -> usize {
+    (rows + 2) * padded(w)
+}
+
+/// f32 elements of scratch that [`prepare`] needs.
+pub fn scratch(rows: usize, w: usize) -> usize {
+    // horizontally sharpened rows, one padded row
+    (rows + 2 * REACH) * w * 3 + (w + 6) * 3
+}
+
+/// f32 elements of scratch that [`upsample`] needs.
+pub fn line(w: usize, scale: usize) -> usize {
+    // a blurred LQ row, and its phases
+    padded(w) + scale * (w * 3 + 1)
+}
+
+/// Whether values are taken as they are, or as the integers 0..=255 that they came from: then the base without sharpening is exact
+/// in f32 (8 bits of pixel and 8 of taps).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// 0..=1.
+    One,
+    /// 0..=255.
+    Level,
+}
+
+/// LQ rows `band.start - 1 ..= band.end` of one image `[h][w][3]` with a zero pixel on either side and zero rows outside the picture:
+/// the picture itself to `plain`, and what sharpening of strength `alpha` adds to it to `added`. Both have [`prepared`] elements.
 #[inline(always)]
-fn correlate<const K: usize>(padded: &[f32], taps: &[f32; K], out: &mut [f32]) {
+pub fn prepare(
+    image: &[f32],
+    extent: Extent,
+    (alpha, unit): (f32, Unit),
+    band: Range<usize>,
+    scratch: &mut [f32],
+    plain: &mut [f32],
+    added: &mut [f32],
+) {
+    let (h, w, start) = (extent.h, extent.w, band.start);
+    let (row, stride, count) = (w * 3, padded(w), band.end - band.start);
+    let source = |y: isize| (y >= 0 && y < h as isize).then(|| &image[y as usize * row..][..row]);
+    let copy = |from: &[f32], to: &mut [f32]| match unit {
+        Unit::One => to.copy_from_slice(from),
+        Unit::Level => to.iter_mut().zip(from).for_each(|(o, &x)| *o = (x * 255.0).round_ties_even()),
+    };
+    for (i, out) in plain.chunks_exact_mut(stride).enumerate() {
+        out.fill(0.0);
+        if let Some(x) = source((start + i) as isize - 1) {
+            copy(x, &mut out[3..3 + row]);
+        }
+    }
+    added.fill(0.0);
+    if alpha == 0.0 {
+        return;
+    }
+    let (across, line) = scratch.split_at_mut((count + 2 * REACH) * row);
+    line[..9].fill(0.0);
+    line[9 + row..18 + row].fill(0.0);
+    for (i, out) in across.chunks_exact_mut(row).enumerate() {
+        match source((start + i) as isize - REACH as isize) {
+            Some(x) => {
+                copy(x, &mut line[9..9 + row]);
+                correlate(std::array::from_fn(|k| &line[3 * k..][..row]), &SHARP, out);
+            }
+            None => out.fill(0.0),
+        }
+    }
+    for (i, (out, plain)) in added.chunks_exact_mut(stride).zip(plain.chunks_exact(stride)).enumerate() {
+        // rows outside the picture stay the zero padding of the blur
+        if source((start + i) as isize - 1).is_some() {
+            let out = &mut out[3..3 + row];
+            correlate(std::array::from_fn(|k| &across[(i + k) * row..][..row]), &SHARP, out);
+            out.iter_mut().zip(&plain[3..3 + row]).for_each(|(o, &p)| *o = alpha * (*o - p));
+        }
+    }
+}
+
+/// `out[i] = sum of taps[k] * parts[k][i]`.
+#[inline(always)]
+fn correlate<const K: usize>(parts: [&[f32]; K], taps: &[f32; K], out: &mut [f32]) {
     let n = out.len();
-    let parts: [&[f32]; K] = std::array::from_fn(|k| &padded[3 * k..][..n]);
+    let parts = parts.map(|part| &part[..n]);
     for i in 0..n {
         let mut sum = 0.0;
         for k in 0..K {
@@ -32,115 +119,40 @@ fn correlate<const K: usize>(padded: &[f32], taps: &[f32; K], out: &mut [f32]) {
     }
 }
 
-/// Base rows of a band of LQ rows of one image `[h][w][3]`, for a scale and a strength alpha: writes `[rows * scale][w * scale][3]` to
-/// `out`; `scratch` has [`scratch`] elements.
+/// One HR row of a band: row `y`, counted from the band's first, of the upsampled and blurred `prepared` rows. `out` has
+/// `w * scale * 3` elements, `line` as many as [`line`] says.
 #[inline(always)]
-pub fn rows(image: &[f32], extent: Extent, (scale, alpha): (usize, f32), band: Range<usize>, scratch: &mut [f32], out: &mut [f32]) {
-    let mix = |plain: f32, sharp: f32| plain + alpha * (sharp - plain);
-    combine(image, extent, scale, band, (1.0, alpha > 0.0), mix, scratch, out);
-}
-
-/// The base of u8 pictures in units of 1/255, in two parts to be added: the blurred upsampling of the integers themselves, exact
-/// in f32 (8 bits of pixel and 8 of taps), to `out`, and what sharpening adds, which is small, to `sharpening`.
-#[inline(always)]
-pub fn rows_in_units(
-    image: &[f32],
-    extent: Extent,
-    (scale, alpha): (usize, f32),
-    band: Range<usize>,
-    scratch: &mut [f32],
-    out: &mut [f32],
-    sharpening: &mut [f32],
-) {
-    combine(image, extent, scale, band.clone(), (255.0, false), |plain, _| plain, scratch, out);
-    if alpha > 0.0 {
-        combine(image, extent, scale, band, (255.0, true), |plain, sharp| alpha * (sharp - plain), scratch, sharpening);
-    } else {
-        sharpening.fill(0.0);
+pub fn upsample(prepared: &[f32], w: usize, scale: usize, y: usize, line: &mut [f32], out: &mut [f32]) {
+    let (stride, row) = (padded(w), w * 3);
+    let (blurred, phases) = line.split_at_mut(stride);
+    let around = &prepared[y / scale * stride..][..3 * stride];
+    correlate([&around[..stride], &around[stride..2 * stride], &around[2 * stride..]], &phase(scale, y % scale), blurred);
+    for (p, part) in phases.chunks_exact_mut(row + 1).enumerate() {
+        correlate(std::array::from_fn(|k| &blurred[3 * k..][..row]), &phase(scale, p), &mut part[..row]);
+    }
+    match scale {
+        2 => interleave::<2>(phases, w, out),
+        3 => interleave::<3>(phases, w, out),
+        4 => interleave::<4>(phases, w, out),
+        _ => interleave::<8>(phases, w, out),
     }
 }
 
-/// The upsampled and blurred band of `mix(plain, sharpened)`, of a picture times `unit` (255: rounded to the integers it came
-/// from); `sharpen` tells whether the second value is needed.
+/// `out[x * S + p] = phases[p][x]` over RGB pixels; each phase holds one value more than its pixels.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn combine(
-    image: &[f32],
-    extent: Extent,
-    scale: usize,
-    band: Range<usize>,
-    (unit, sharpen): (f32, bool),
-    mix: impl Fn(f32, f32) -> f32,
-    scratch: &mut [f32],
-    out: &mut [f32],
-) {
-    let value = |x: f32| if unit == 1.0 { x } else { (x * unit).round_ties_even() };
-    let (h, w, start, end) = (extent.h, extent.w, band.start, band.end);
-    let (row, wide) = (w * 3, w * scale * 3);
-    let count = end - start;
-    let (sharp_h, rest) = scratch.split_at_mut((count + 2 * REACH) * row);
-    let (sharp, rest) = rest.split_at_mut((count + 2) * row);
-    let (upsampled, rest) = rest.split_at_mut((count + 2) * wide);
-    let (padded, line) = rest.split_at_mut(wide + 18);
-    let source = |y: isize| (y >= 0 && y < h as isize).then(|| &image[y as usize * row..][..row]);
-    // sharpened (or plain) LQ rows start - 1 ..= end
-    for i in 0..count + 2 {
-        let y = (start + i) as isize - 1;
-        let out = &mut sharp[i * row..][..row];
-        match source(y) {
-            Some(x) => out.iter_mut().zip(x).for_each(|(o, &x)| *o = value(x)),
-            None => out.fill(0.0),
-        }
-    }
-    if sharpen {
-        for i in 0..count + 2 * REACH {
-            let out = &mut sharp_h[i * row..][..row];
-            let Some(x) = source((start + i) as isize - REACH as isize) else {
-                out.fill(0.0);
-                continue;
-            };
-            padded[..9].fill(0.0);
-            padded[9..9 + row].iter_mut().zip(x).for_each(|(p, &x)| *p = value(x));
-            padded[9 + row..18 + row].fill(0.0);
-            correlate(&padded[..row + 18], &SHARP, out);
-        }
-        for i in 0..count + 2 {
-            // rows outside the picture stay the zero padding of the blur
-            if source((start + i) as isize - 1).is_none() {
-                continue;
+fn interleave<const S: usize>(phases: &[f32], w: usize, out: &mut [f32]) {
+    let (stride, wide) = (w * 3 + 1, w * S * 3);
+    assert!(phases.len() >= S * stride && out.len() == wide);
+    // a pixel is moved with the value behind it, which the next pixel overwrites: one move of four instead of three of one
+    for x in 0..w {
+        for p in 0..S {
+            let (from, to) = (p * stride + x * 3, (x * S + p) * 3);
+            if to + 4 <= wide {
+                // SAFETY: both ranges were checked above
+                unsafe { std::ptr::copy_nonoverlapping(phases.as_ptr().add(from), out.as_mut_ptr().add(to), 4) };
+            } else {
+                out[to..].copy_from_slice(&phases[from..from + 3]);
             }
-            let parts: [&[f32]; 7] = std::array::from_fn(|k| &sharp_h[(i + k) * row..][..row]);
-            let out = &mut sharp[i * row..][..row];
-            for j in 0..row {
-                let mut sum = 0.0;
-                for k in 0..7 {
-                    sum += SHARP[k] * parts[k][j];
-                }
-                out[j] = mix(out[j], sum);
-            }
-        }
-    }
-    for i in 0..count + 2 {
-        let x = &sharp[i * row..][..row];
-        line[..6].fill(0.0);
-        for (pixel, to) in x.chunks_exact(3).zip(line[6..].chunks_exact_mut(3 * scale)) {
-            to.chunks_exact_mut(3).for_each(|t| t.copy_from_slice(pixel));
-        }
-        line[6 + wide..12 + wide].fill(0.0);
-        correlate(&line[..wide + 12], &BLUR, &mut upsampled[i * wide..][..wide]);
-    }
-    let last = (h * scale) as isize;
-    for i in 0..count * scale {
-        let y = (start * scale + i) as isize;
-        let out = &mut out[i * wide..][..wide];
-        out.fill(0.0);
-        for (k, &tap) in BLUR.iter().enumerate() {
-            let from = y + k as isize - 2;
-            if from < 0 || from >= last {
-                continue;
-            }
-            let lq = from as usize / scale + 1 - start;
-            out.iter_mut().zip(&upsampled[lq * wide..][..wide]).for_each(|(o, &u)| *o += tap * u);
         }
     }
 }

@@ -2,25 +2,38 @@
 //! Depends on the row kernels and the base.
 
 use super::arena::Shared;
-use super::base;
+use super::base::{self, Unit};
 use super::pixels::subtract_row;
 use super::rows::{RowProduct, Start, pad_row, row_outer, row_product, row_sum, row_to_rgb};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
 use crate::plan::{Head, HeadBack};
 
+/// Pieces of a thread's scratch, f32 elements: the ring of padded feature rows, three HR rows, the prepared LQ rows and what it takes to
+/// make and use them.
+struct Layout {
+    ring: usize,
+    row: usize,
+    prepared: usize,
+    scratch: usize,
+    line: usize,
+}
+
+fn layout(op: &Head) -> Layout {
+    let (rows, w, wide) = (Bands::new(op.extent).rows(), op.extent.w, op.extent.w * op.scale);
+    Layout {
+        ring: whole((wide + 2) * op.features),
+        row: whole(wide * 3),
+        prepared: whole(base::prepared(rows, w)),
+        scratch: whole(base::scratch(rows, w)),
+        line: whole(base::line(w, op.scale)),
+    }
+}
+
 /// Workspace of the forward operation.
 pub fn workspace(op: &Head) -> Workspace {
-    let rows = Bands::new(op.extent).rows();
-    let wide = op.extent.w * op.scale;
-    Workspace {
-        shared: 27 * op.features,
-        scratch: 3 * whole((wide + 2) * op.features)
-            + whole(wide * 3)
-            + 2 * whole(rows * op.scale * wide * 3)
-            + base::scratch(rows, op.extent.w, op.scale),
-        ..Workspace::default()
-    }
+    let l = layout(op);
+    Workspace { shared: 27 * op.features, scratch: 3 * l.ring + 3 * l.row + 2 * l.prepared + l.scratch + l.line, ..Workspace::default() }
 }
 
 struct Forward<'a> {
@@ -42,31 +55,24 @@ impl Task for Forward<'_> {
         let Head { extent, scale, features: f, alpha, .. } = *self.op;
         let (hh, ww) = (extent.h * scale, extent.w * scale);
         let (image, start, end) = self.bands.task(task);
-        let rows = self.bands.rows();
+        let l = layout(self.op);
         unsafe {
-            let ring_len = whole((ww + 2) * f);
             let scratch = self.parts.scratch();
-            let slot = |row: isize| scratch.at((row + 1) as usize % 3 * ring_len);
-            let detail = scratch.at(3 * ring_len);
-            let base_at = 3 * ring_len + whole(ww * 3);
-            let base_len = (end - start) * scale * ww * 3;
-            let base_rows = scratch.slice(base_at, base_len);
-            let whole_band = whole(rows * scale * ww * 3);
-            let sharpening = scratch.slice(base_at + whole_band, base_len);
-            let base_scratch = scratch.slice(base_at + 2 * whole_band, base::scratch(rows, extent.w, scale));
+            let slot = |row: isize| scratch.at((row + 1) as usize % 3 * l.ring);
+            let mut at = 3 * l.ring;
+            let mut take = |len: usize, used: usize| {
+                at += len;
+                scratch.slice(at - len, used)
+            };
+            let [detail, base, sharpening] = [take(l.row, ww * 3), take(l.row, ww * 3), take(l.row, ww * 3)];
+            let prepared = base::prepared(end - start, extent.w);
+            let [plain, added] = [take(l.prepared, prepared), take(l.prepared, prepared)];
+            let (base_scratch, line) = (take(l.scratch, base::scratch(end - start, extent.w)), take(l.line, base::line(extent.w, scale)));
             let lq = self.input.slice(image * extent.h * extent.w * 3, extent.h * extent.w * 3);
-            match self.op.target {
-                None => base::rows(lq, extent, (scale, alpha), start..end, base_scratch, base_rows),
-                Some(batch) => {
-                    base::rows_in_units(lq, extent, (scale, alpha), start..end, base_scratch, base_rows, sharpening);
-                    let code = *self.bytes.at(batch.augment_of(image));
-                    let patch = self.bytes.at(batch.hr_of(image));
-                    for (y, row) in base_rows.chunks_exact_mut(ww * 3).enumerate() {
-                        subtract_row(patch, code, start * scale + y, (hh, ww), row);
-                    }
-                    // the exact part has done its work: what is left is small, and f32 keeps it well
-                    base_rows.iter_mut().zip(&*sharpening).for_each(|(b, &s)| *b = (*b + s) / 255.0);
-                }
+            let unit = if self.op.target.is_some() { Unit::Level } else { Unit::One };
+            base::prepare(lq, extent, (alpha, unit), start..end, base_scratch, plain, added);
+            if self.op.target.is_none() {
+                plain.iter_mut().zip(&*added).for_each(|(p, &a)| *p += a);
             }
             let load = |row: isize| {
                 let inside = row >= 0 && row < hh as isize;
@@ -80,11 +86,17 @@ impl Task for Forward<'_> {
                 let row = y as isize;
                 load(row + 1);
                 let around = [slot(row - 1).cast_const(), slot(row).cast_const(), slot(row + 1).cast_const()];
-                row_to_rgb::<S>(around, self.parts.shared().at(0), self.bias, f, ww, detail);
-                let detail = std::slice::from_raw_parts(detail, ww * 3);
+                row_to_rgb::<S>(around, self.parts.shared().at(0), self.bias, f, ww, detail.as_mut_ptr());
+                base::upsample(plain, extent.w, scale, y - first, line, base);
+                if let Some(batch) = self.op.target {
+                    let (patch, code) = (self.bytes.at(batch.hr_of(image)), *self.bytes.at(batch.augment_of(image)));
+                    subtract_row(patch, code, y, (hh, ww), base);
+                    // the exact part has done its work: what is left is small, and f32 keeps it well
+                    base::upsample(added, extent.w, scale, y - first, line, sharpening);
+                    base.iter_mut().zip(&*sharpening).for_each(|(b, &s)| *b = (*b + s) / 255.0);
+                }
                 let out = self.output.slice((image * hh + y) * ww * 3, ww * 3);
-                let base = &base_rows[(y - first) * ww * 3..][..ww * 3];
-                for ((out, &b), &d) in out.iter_mut().zip(base).zip(detail) {
+                for ((out, &b), &d) in out.iter_mut().zip(&*base).zip(&*detail) {
                     *out = b + self.gain * d;
                 }
             }

@@ -3,8 +3,8 @@
 //! [`super::structural`] for the mathematics of SSIM.
 
 use super::arena::Shared;
-use super::pixels::{read_row, row_walk};
-use super::simd::Simd;
+use super::pixels::{RUN, read_row, row_walk, run_of};
+use super::simd::{LANES, Simd};
 use super::structural::{self, Similarity};
 use super::tasks::{Bands, Context, Parts, Task, Workspace};
 use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
@@ -17,25 +17,23 @@ pub fn pixel_workspace(op: &PixelLoss) -> Workspace {
 /// Epsilon of Charbonnier, under the root.
 const CHARBONNIER_EPSILON: f32 = 1e-12;
 
-/// A loss term at one value: (loss, slope with respect to the prediction).
+/// A loss term at a vector of differences: (loss, slope with respect to the prediction).
 #[inline(always)]
-fn term(kind: PixelLossKind, difference: f32) -> (f32, f32) {
-    match kind {
-        PixelLossKind::L1 => (
-            difference.abs(),
-            if difference > 0.0 {
-                1.0
-            } else if difference < 0.0 {
-                -1.0
-            } else {
-                0.0
-            },
-        ),
-        PixelLossKind::Charbonnier => {
-            let root = (difference * difference + CHARBONNIER_EPSILON).sqrt();
-            (root, difference / root)
+unsafe fn term<S: Simd>(kind: PixelLossKind, d: S::V) -> (S::V, S::V) {
+    unsafe {
+        match kind {
+            PixelLossKind::L1 => {
+                // the sign: whatever is not zero, however small, exceeds 1 after this
+                let huge = S::splat(f32::from_bits(0x7180_0000)); // 2^100
+                let large = S::mul(S::mul(d, huge), huge);
+                (S::abs(d), S::max(S::min(large, S::splat(1.0)), S::splat(-1.0)))
+            }
+            PixelLossKind::Charbonnier => {
+                let root = S::sqrt(S::fma(d, d, S::splat(CHARBONNIER_EPSILON)));
+                (root, S::div(d, root))
+            }
+            PixelLossKind::Mse => (S::mul(d, d), S::add(d, d)),
         }
-        PixelLossKind::Mse => (difference * difference, 2.0 * difference),
     }
 }
 
@@ -51,18 +49,50 @@ struct PixelTask<'a> {
 }
 
 impl PixelTask<'_> {
-    /// Loss and gradient of one value.
+    /// Loss of a vector of values, and their gradient.
     #[inline(always)]
-    fn value(&self, prediction: f32, target: f32, sum: &mut f32) -> f32 {
-        let mut gradient = 0.0;
-        let mut loss = 0.0;
-        for &(kind, weight) in &self.op.terms {
-            let (l, g) = term(kind, prediction - target);
-            loss += weight * l;
-            gradient += weight * g;
+    unsafe fn vector<S: Simd>(&self, difference: S::V) -> (S::V, S::V) {
+        unsafe {
+            let (mut loss, mut gradient) = (S::splat(0.0), S::splat(0.0));
+            for &(kind, weight) in &self.op.terms {
+                let (l, g) = term::<S>(kind, difference);
+                loss = S::fma(S::splat(weight), l, loss);
+                gradient = S::fma(S::splat(weight), g, gradient);
+            }
+            (loss, S::mul(gradient, S::splat(self.scale)))
         }
-        *sum += loss;
-        gradient * self.scale
+    }
+
+    /// Loss of `len` values from `at` on against `target` (zeros where there is none), whose gradients are written. They may lie on the
+    /// prediction: each value is read before it is written.
+    #[inline(always)]
+    unsafe fn values<S: Simd>(&self, at: usize, len: usize, target: Option<*const f32>) -> f64 {
+        unsafe {
+            let (prediction, gradient) = (self.prediction.at(at).cast_const(), self.d_prediction.at(at));
+            let mut sum = S::splat(0.0);
+            let mut i = 0;
+            while i + LANES <= len {
+                let p = S::load(prediction.add(i));
+                let (loss, g) = self.vector::<S>(target.map_or(p, |t| S::sub(p, S::load(t.add(i)))));
+                sum = S::add(sum, loss);
+                S::store(gradient.add(i), g);
+                i += LANES;
+            }
+            if i < len {
+                // a difference of zero has neither loss (but Charbonnier's epsilon, not counted below) nor gradient
+                let (mut difference, mut losses) = ([0.0; LANES], [0.0; LANES]);
+                for (k, d) in difference.iter_mut().enumerate().take(len - i) {
+                    *d = *prediction.add(i + k) - target.map_or(0.0, |t| *t.add(i + k));
+                }
+                let (loss, g) = self.vector::<S>(S::load(difference.as_ptr()));
+                S::store(losses.as_mut_ptr(), loss);
+                S::store(difference.as_mut_ptr(), g);
+                losses[len - i..].fill(0.0);
+                sum = S::add(sum, S::load(losses.as_ptr()));
+                std::ptr::copy_nonoverlapping(difference.as_ptr(), gradient.add(i), len - i);
+            }
+            f64::from(S::sum(sum))
+        }
     }
 }
 
@@ -75,34 +105,21 @@ impl Task for PixelTask<'_> {
         unsafe {
             for y in start..end {
                 let at = (image * h + y) * w * 3;
-                let mut sums = [0f32; 3];
-                // the gradient may lie on the prediction, so each value is read before it is written, through pointers
-                let (prediction, gradient) = (self.prediction.at(at).cast_const(), self.d_prediction.at(at));
                 match self.op.target {
                     Target::Batch(batch) => {
-                        let (first, step) = row_walk(*self.bytes.at(batch.augment_of(image)), y, h, w);
-                        let source = self.bytes.at(batch.hr_of(image)).cast_const();
-                        for x in 0..w {
-                            let pixel = source.offset((first + step * x as isize) * 3);
-                            for (c, sum) in sums.iter_mut().enumerate() {
-                                let target = f32::from(*pixel.add(c)) / 255.0;
-                                *gradient.add(x * 3 + c) = self.value(*prediction.add(x * 3 + c), target, sum);
-                            }
+                        let patch = self.bytes.at(batch.hr_of(image)).cast_const();
+                        let walk = row_walk(*self.bytes.at(batch.augment_of(image)), y, h, w);
+                        let (mut room, mut target) = ([[0; 3]; RUN], [0.0; 3 * RUN]);
+                        for start in (0..w).step_by(RUN) {
+                            let count = RUN.min(w - start);
+                            let bytes = std::slice::from_raw_parts(run_of(patch, walk, start, count, &mut room), count * 3);
+                            target.iter_mut().zip(bytes).for_each(|(t, &b)| *t = f32::from(b) / 255.0);
+                            total += self.values::<S>(at + start * 3, count * 3, Some(target.as_ptr()));
                         }
                     }
-                    Target::Subtracted(_) => {
-                        for x in 0..w * 3 {
-                            *gradient.add(x) = self.value(*prediction.add(x), 0.0, &mut sums[x % 3]);
-                        }
-                    }
-                    Target::Float(_) => {
-                        let target = self.target.at(at);
-                        for x in 0..w * 3 {
-                            *gradient.add(x) = self.value(*prediction.add(x), *target.add(x), &mut sums[x % 3]);
-                        }
-                    }
+                    Target::Subtracted(_) => total += self.values::<S>(at, w * 3, None),
+                    Target::Float(_) => total += self.values::<S>(at, w * 3, Some(self.target.at(at))),
                 }
-                total += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
             }
             *self.parts.partial(task).at(0).cast::<f64>() = total;
         }

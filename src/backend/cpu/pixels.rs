@@ -21,33 +21,56 @@ pub fn row_walk(code: u8, y: usize, h: usize, w: usize) -> (isize, isize) {
     (first, if w > 1 { at(1) - first } else { 1 })
 }
 
+/// Pixels of a row that are read at a time.
+pub const RUN: usize = 128;
+/// Room for them.
+pub type Room = [[u8; 3]; RUN];
+
+/// The bytes of pixels `start..start + count` of a walk through a patch: where they lie when the walk goes forward, else gathered in
+/// `room`. (No closure per run: one that is not inlined would lose the vectors it is compiled for.)
+///
+/// # Safety
+/// The pixels must lie inside the patch; `count` is at most [`RUN`].
+#[inline(always)]
+pub unsafe fn run_of(patch: *const u8, (first, step): (isize, isize), start: usize, count: usize, room: &mut Room) -> *const u8 {
+    let at = |x: usize| (first + step * (start + x) as isize) * 3;
+    // SAFETY: inside the patch
+    unsafe {
+        if step == 1 {
+            return patch.offset(at(0));
+        }
+        for (x, pixel) in room.iter_mut().enumerate().take(count) {
+            *pixel = *patch.offset(at(x)).cast::<[u8; 3]>();
+        }
+    }
+    room.as_ptr().cast()
+}
+
 /// Row `y` of an augmented patch of `h` x `w` pixels, RGB in 0..=1 `[w, 3]`.
 ///
 /// # Safety
 /// `patch` must point to the stored `[h, w, 3]` bytes, and `out` be a row long.
 #[inline(always)]
 pub unsafe fn read_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), out: &mut [f32]) {
-    let (first, step) = row_walk(code, y, h, w);
-    for (x, out) in out.chunks_exact_mut(3).enumerate() {
-        for (c, out) in out.iter_mut().enumerate() {
-            // SAFETY: the walk stays inside the patch
-            *out = f32::from(unsafe { *patch.offset((first + step * x as isize) * 3 + c as isize) }) / 255.0;
-        }
+    let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
+    for (i, out) in out.chunks_mut(3 * RUN).enumerate() {
+        // SAFETY: the walk stays inside the patch
+        let bytes = unsafe { std::slice::from_raw_parts(run_of(patch, walk, i * RUN, out.len() / 3, &mut room), out.len()) };
+        out.iter_mut().zip(bytes).for_each(|(out, &b)| *out = f32::from(b) / 255.0);
     }
 }
 
 /// `row[i] -= pixel` for row `y` of an augmented patch, in units of 1/255.
 ///
 /// # Safety
-/// `patch` holds `[h][w][3]`.
+/// As [`read_row`].
 #[inline(always)]
 pub unsafe fn subtract_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), row: &mut [f32]) {
-    let (first, step) = row_walk(code, y, h, w);
-    for (x, row) in row.chunks_exact_mut(3).enumerate() {
-        for (c, value) in row.iter_mut().enumerate() {
-            // SAFETY: the walk stays inside the patch
-            *value -= f32::from(unsafe { *patch.offset((first + step * x as isize) * 3 + c as isize) });
-        }
+    let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
+    for (i, row) in row.chunks_mut(3 * RUN).enumerate() {
+        // SAFETY: the walk stays inside the patch
+        let bytes = unsafe { std::slice::from_raw_parts(run_of(patch, walk, i * RUN, row.len() / 3, &mut room), row.len()) };
+        row.iter_mut().zip(bytes).for_each(|(value, &b)| *value -= f32::from(b));
     }
 }
 

@@ -391,9 +391,16 @@ unsafe fn dot_tile<S: Simd, const P: usize, const C: usize>(
                 }
             }
         }
-        for (p, acc) in acc.iter().enumerate() {
-            for o in 0..3 {
-                *out.add(p * 3 + o) = bias[o] + S::sum(acc[o]);
+        for first in (0..3 * P).step_by(8) {
+            // the sums of eight vectors cost little more than those of one
+            let (mut eight, mut sums) = ([S::splat(0.0); 8], [0.0; 8]);
+            let count = 8.min(3 * P - first);
+            for (i, v) in eight.iter_mut().enumerate().take(count) {
+                *v = acc[(first + i) / 3][(first + i) % 3];
+            }
+            S::sums(&eight, sums.as_mut_ptr());
+            for (i, sum) in sums.iter().enumerate().take(count) {
+                *out.add(first + i) = bias[(first + i) % 3] + sum;
             }
         }
     }
