@@ -1,28 +1,23 @@
-// Pixel losses: L1, Charbonnier and MSE as a weighted sum, with the gradient left in place of the prediction or beside it. The u8
-// target is read through the index map, so it never exists in float.
+// Pixel losses: L1, Charbonnier and MSE as a weighted sum, with the gradient left in place of the prediction or beside it.
+// The head has subtracted the u8 target already where there is one.
 #include "common.cuh"
 
 // Charbonnier's epsilon, under the root.
 #define CHARBONNIER_EPSILON 1e-12f
 
-// prediction, d_prediction [images][h][w][3] f32, which may be the same memory. The target is one of: target_bytes, u8 HR patches with
-// their codes; target_floats, laid out as the prediction; neither, and the prediction holds prediction - target. partials: an f64 a
-// block. `whole`: values of the whole micro-batch, which the mean is over. Grid: at most 256 blocks, each walking pixels with a stride of
-// the grid. Shared memory: 256 f64. Floor: 12 bytes read and written a pixel, 3 of target read.
-KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const u8* target_bytes, const u8* codes,
-       const float* target_floats, double* partials, int images, int h, int w, int whole, float l1, float charbonnier, float mse,
-       const Scalars* scalars) {
-    int pixels = images * h * w;
+// prediction, d_prediction [images][h][w][3] f32, which may be the same memory. target: laid out as the
+// prediction, or null, and the prediction holds prediction - target. partials: an f64 a block. `pixels`: of all images; `whole`: values of
+// the whole micro-batch, which the mean is over. Grid: at most 256 blocks, each walking pixels with a stride of the grid. Shared memory:
+// 256 f64. Floor: 12 bytes read and written a pixel.
+KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const float* target, double* partials, int pixels, int whole,
+       float l1, float charbonnier, float mse, const Scalars* scalars) {
     float scale = (float)((double)scalars->micro_scale / (double)whole) * scalars->loss_scale;
     double sum = 0;
     for (int pixel = blockIdx.x * 256 + threadIdx.x; pixel < pixels; pixel += gridDim.x * 256) {
-        int image = pixel / (h * w), y = pixel / w % h, x = pixel % w;
-        const u8* bytes = target_bytes ? target_bytes + ((long long)image * h * w + augmented(codes[image], y, x, h, w)) * 3 : target_bytes;
         float losses = 0;
         for (int c = 0; c < 3; c++) {
             long long i = (long long)pixel * 3 + c;
-            float target = bytes ? (float)bytes[c] / 255.0f : target_floats ? target_floats[i] : 0.0f;
-            float d = prediction[i] - target;
+            float d = target ? prediction[i] - target[i] : prediction[i];
             float root = sqrtf(d * d + CHARBONNIER_EPSILON);
             float sign = d > 0.0f ? 1.0f : d < 0.0f ? -1.0f : 0.0f;
             losses += l1 * fabsf(d) + charbonnier * root + mse * (d * d);

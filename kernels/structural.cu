@@ -59,20 +59,41 @@ DEVICE float gaussian(const float* from, int step) {
 
 DEVICE float clamp_unit(float v) { return v < 0.0f ? 0.0f : v > 1.0f ? 1.0f : v; }
 
-// s and d of the finest level. prediction [images][h][w][3] f32; the target is u8 with codes, or floats. planes: floats_each of an image
-// after another. A thread a pixel. Grid: ceil(images x h x w / 256). Floor: 12 + 3 bytes read, 8 written a pixel.
-KERNEL(structural_planes, 256, const float* prediction, const u8* target_bytes, const u8* codes, const float* target_floats,
+// Where the pictures are. target_bytes: u8 with codes, and values [images][h][w][3] hold prediction - target; or target_floats, and values
+// hold the prediction.
+struct Pictures {
+    const float* values;
+    const u8* target_bytes;
+    const u8* codes;
+    const float* target_floats;
+    int h, w;
+};
+// Target of a pixel, in 0 .. 1, and the prediction less that.
+DEVICE void read_pixel(const Pictures& p, int pixel, float (&target)[3], float (&difference)[3]) {
+    int image = pixel / (p.h * p.w), inside = pixel % (p.h * p.w);
+    long long stored = pixel;
+    if (p.target_bytes) stored = (long long)image * p.h * p.w + augmented(p.codes[image], inside / p.w, inside % p.w, p.h, p.w);
+    for (int c = 0; c < 3; c++) {
+        float value = p.values[(long long)pixel * 3 + c];
+        target[c] = p.target_bytes ? (float)p.target_bytes[stored * 3 + c] / 255.0f : clamp_unit(p.target_floats[stored * 3 + c]);
+        difference[c] = p.target_bytes ? value : value - target[c];
+    }
+}
+
+// s and d of the finest level. values, targets: see Pictures. planes: floats_each of an image after another. A thread a pixel. Grid:
+// ceil(images x h x w / 256). Floor: 12 + 3 bytes read, 8 written a pixel.
+KERNEL(structural_planes, 256, const float* values, const u8* target_bytes, const u8* codes, const float* target_floats,
        float* planes, int images, int h, int w, int floats_each) {
     int pixel = blockIdx.x * 256 + threadIdx.x;
     if (pixel >= images * h * w) return;
-    int image = pixel / (h * w), inside = pixel % (h * w), y = inside / w, x = inside % w;
-    long long stored = target_bytes ? (long long)image * h * w + augmented(codes[image], y, x, h, w) : pixel;
-    float sum = -1.0f, difference = 0.0f;
+    int image = pixel / (h * w), inside = pixel % (h * w);
+    float t[3], d[3], sum = -1.0f, difference = 0.0f;
+    read_pixel({values, target_bytes, codes, target_floats, h, w}, pixel, t, d);
     for (int c = 0; c < 3; c++) {
-        float p = clamp_unit(prediction[(long long)pixel * 3 + c]);
-        float t = clamp_unit(target_bytes ? (float)target_bytes[stored * 3 + c] / 255.0f : target_floats[stored * 3 + c]);
-        sum += LUMA[c] * (p + t);
-        difference += LUMA[c] * (p - t);
+        // of the clamped prediction; a NaN stays
+        float v = d[c] < -t[c] ? -t[c] : d[c] > 1.0f - t[c] ? 1.0f - t[c] : d[c];
+        sum += LUMA[c] * (2.0f * t[c] + v);
+        difference += LUMA[c] * v;
     }
     float* to = planes + (long long)image * floats_each;
     to[inside] = sum;
@@ -231,9 +252,9 @@ KERNEL(structural_score, 256, const double* partials, double* scores, float* fac
 }
 
 // Adds all levels' gradients of a pixel, through luma and clamp, to d_prediction [images][h][w][3] f32. A thread a pixel. Grid: ceil(images x
-// h x w / 256). Floor: 4 x 1.33 + 24 bytes read, 12 written a pixel.
-KERNEL(structural_gradient, 256, const float* prediction, float* d_prediction, const float* planes, const float* factors, int images,
-       int h, int w, int levels, int floats_each) {
+// h x w / 256). Floor: 4 x 1.33 + 27 bytes read, 12 written a pixel.
+KERNEL(structural_gradient, 256, const float* values, const u8* target_bytes, const u8* codes, const float* target_floats,
+       float* d_prediction, const float* planes, const float* factors, int images, int h, int w, int levels, int floats_each) {
     int pixel = blockIdx.x * 256 + threadIdx.x;
     if (pixel >= images * h * w) return;
     int image = pixel / (h * w), y = pixel % (h * w) / w, x = pixel % w;
@@ -247,11 +268,10 @@ KERNEL(structural_gradient, 256, const float* prediction, float* d_prediction, c
         x = (x + l.w % 2) / 2;
         l = next_level(l);
     }
-    for (int c = 0; c < 3; c++) {
-        long long i = (long long)pixel * 3 + c;
-        float p = prediction[i];
-        if (p >= 0.0f && p <= 1.0f) d_prediction[i] += LUMA[c] * sum;
-    }
+    float t[3], d[3];
+    read_pixel({values, target_bytes, codes, target_floats, h, w}, pixel, t, d);
+    for (int c = 0; c < 3; c++)
+        if (d[c] >= -t[c] && d[c] <= 1.0f - t[c]) d_prediction[(long long)pixel * 3 + c] += LUMA[c] * sum;
 }
 
 // Adds the images' scores to those of the slices before (flags & 1); after the last slice (flags & 2) the weighted loss of their mean is added

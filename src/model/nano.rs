@@ -318,14 +318,12 @@ impl TailBack {
     fn run(&mut self, b: &mut Builder, c: &Common<'_>, body: &Body, images: Range<usize>) {
         let of = c.extent.n;
         let (terms, structural) = self.losses.clone();
-        let subtract = self.batch.filter(|_| structural.is_empty());
-        let forward = tail(b, c, body, &images, Class::Loss, subtract);
+        let forward = tail(b, c, body, &images, Class::Loss, self.batch);
         let extent = Extent { n: images.len(), ..c.extent };
         let hr = extent.scaled(c.net.scale);
         let prediction = forward.head.output;
         let target = match (self.batch, self.target) {
-            (Some(_), _) if subtract.is_some() => Target::Subtracted(prediction),
-            (Some(batch), _) => Target::Batch(BatchLayout { first: images.start, ..batch }),
+            (Some(batch), _) => Target::Subtracted(BatchLayout { first: images.start, ..batch }),
             (None, Some(target)) => Target::Float(b.images(target, &images, of)),
             (None, None) => unreachable!("a plan takes bytes or floats"),
         };

@@ -72,20 +72,19 @@ pub fn split_losses(losses: &[(LossKind, f32)]) -> (PixelTerms, StructuralTerms)
 /// Where the loss finds its target.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// The u8 HR patches of the staged batch, read through the augmentation index map.
-    Batch(BatchLayout),
+    /// The u8 HR patches of the staged batch, which the head has subtracted already: the prediction's buffer holds prediction less
+    /// target. Losses that need the target as well read it through the augmentation index map.
+    Subtracted(BatchLayout),
     /// A float buffer `[N, H, W, 3]`.
     Float(BufferId),
-    /// Nowhere any more: the prediction's buffer already holds prediction less target.
-    Subtracted(BufferId),
 }
 
 impl Target {
     /// The buffer it lies in.
     pub fn buffer(&self) -> BufferId {
         match *self {
-            Target::Batch(batch) => batch.buffer,
-            Target::Float(buffer) | Target::Subtracted(buffer) => buffer,
+            Target::Subtracted(batch) => batch.buffer,
+            Target::Float(buffer) => buffer,
         }
     }
 }
@@ -98,7 +97,7 @@ pub struct PixelLoss {
     /// HR extent.
     pub extent: Extent,
     pub terms: PixelTerms,
-    /// `[N, H, W, 3]`
+    /// `[N, H, W, 3]`: the prediction, or with a subtracted target the prediction less that.
     pub prediction: BufferId,
     pub target: Target,
     /// `[N, H, W, 3]`
@@ -108,14 +107,14 @@ pub struct PixelLoss {
     pub workspace: Option<BufferId>,
 }
 
-/// Weighted structural losses; adds to the gradient and the loss that [`PixelLoss`] left. The prediction must still be whole,
-/// so its gradient needs a buffer of its own.
+/// Weighted structural losses; adds to the gradient and the loss that [`PixelLoss`] left. Windows read the prediction
+/// again and again, so its gradient needs a buffer of its own.
 #[derive(Clone, Debug)]
 pub struct StructuralLoss {
     /// HR extent.
     pub extent: Extent,
     pub terms: StructuralTerms,
-    /// `[N, H, W, 3]`
+    /// `[N, H, W, 3]`: the prediction, or with a subtracted target the prediction less that.
     pub prediction: BufferId,
     pub target: Target,
     /// `[N, H, W, 3]`

@@ -2,7 +2,7 @@
 //! of other variants (attention, gating) are further variants of [`Op`] beside the ones here. All activations are NHWC, in
 //! the plan's precision.
 
-use super::{BatchLayout, BufferId, PixelLoss, StructuralLoss};
+use super::{BatchLayout, BufferId, PixelLoss, StructuralLoss, Target};
 
 /// A run of f32 elements in the parameter buffer; the gradient, moment and EMA buffers use the same positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,7 +271,10 @@ impl Op {
                 list
             }
             Op::PixelLoss(o) => {
-                let mut list = vec![read(o.prediction), read(o.target.buffer()), write(o.d_prediction), update(o.metrics)];
+                let mut list = vec![read(o.prediction), write(o.d_prediction), update(o.metrics)];
+                if let Target::Float(target) = o.target {
+                    list.push(read(target));
+                }
                 list.extend(o.slice.accesses());
                 list
             }

@@ -1,9 +1,10 @@
 //! The losses as operations: pixel losses, which write the gradient, and structural losses, which add to it image by image.
-//! Both read their u8 target through the augmentation codes, so that the HR picture is never stored in float. Depends on
+//! The head has subtracted a u8 target already; windows, which need it as well, read it through the augmentation codes, so that the
+//! HR picture is never stored in float. Depends on
 //! [`super::structural`] for the mathematics of SSIM.
 
 use super::arena::Shared;
-use super::pixels::{RUN, read_row, row_walk, run_of};
+use super::pixels::read_row;
 use super::simd::{LANES, Simd};
 use super::structural::{self, Similarity};
 use super::tasks::{Bands, Context, Parts, Task, Workspace};
@@ -41,8 +42,8 @@ struct PixelTask<'a> {
     op: &'a PixelLoss,
     parts: Parts,
     bands: Bands,
-    bytes: Shared<u8>,
-    target: Shared<f32>,
+    /// A float target.
+    target: Option<Shared<f32>>,
     prediction: Shared<f32>,
     d_prediction: Shared<f32>,
     scale: f32,
@@ -105,21 +106,7 @@ impl Task for PixelTask<'_> {
         unsafe {
             for y in start..end {
                 let at = (image * h + y) * w * 3;
-                match self.op.target {
-                    Target::Batch(batch) => {
-                        let patch = self.bytes.at(batch.hr_of(image)).cast_const();
-                        let walk = row_walk(*self.bytes.at(batch.augment_of(image)), y, h, w);
-                        let (mut room, mut target) = ([[0; 3]; RUN], [0.0; 3 * RUN]);
-                        for start in (0..w).step_by(RUN) {
-                            let count = RUN.min(w - start);
-                            let bytes = std::slice::from_raw_parts(run_of(patch, walk, start, count, &mut room), count * 3);
-                            target.iter_mut().zip(bytes).for_each(|(t, &b)| *t = f32::from(b) / 255.0);
-                            total += self.values::<S>(at + start * 3, count * 3, Some(target.as_ptr()));
-                        }
-                    }
-                    Target::Subtracted(_) => total += self.values::<S>(at, w * 3, None),
-                    Target::Float(_) => total += self.values::<S>(at, w * 3, Some(self.target.at(at))),
-                }
+                total += self.values::<S>(at, w * 3, self.target.map(|target| target.at(at).cast_const()));
             }
             *self.parts.partial(task).at(0).cast::<f64>() = total;
         }
@@ -135,8 +122,10 @@ pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
         op,
         parts,
         bands,
-        bytes: ctx.pointer(op.target.buffer()),
-        target: ctx.floats(op.target.buffer()),
+        target: match op.target {
+            Target::Float(target) => Some(ctx.floats(target)),
+            Target::Subtracted(_) => None,
+        },
         prediction: ctx.floats(op.prediction),
         d_prediction: ctx.floats(op.d_prediction),
         scale: (f64::from(ctx.scalars.micro_scale) / values as f64) as f32,
@@ -181,21 +170,25 @@ struct StructuralTask<'a> {
 }
 
 impl StructuralTask<'_> {
-    /// Row `y` of an image's target, RGB in 0..=1 `[w, 3]`.
+    /// Row `y` of an image, RGB `[w, 3]`: the prediction less its target, and the target in 0..=1.
     ///
     /// # Safety
     /// The buffers must be those of the running plan.
-    unsafe fn target_row(&self, image: usize, y: usize, row: &mut [f32]) {
+    #[inline(always)]
+    unsafe fn row(&self, image: usize, y: usize, difference: &mut [f32], row: &mut [f32]) {
         let Extent { h, w, .. } = self.op.extent;
+        let at = (image * h + y) * w * 3;
         unsafe {
+            difference.copy_from_slice(std::slice::from_raw_parts(self.prediction.at(at), w * 3));
             match self.op.target {
-                Target::Batch(batch) => {
+                Target::Subtracted(batch) => {
                     let code = *self.bytes.at(batch.augment_of(image));
                     read_row(self.bytes.at(batch.hr_of(image)), code, y, (h, w), row);
                 }
-                // windows need the prediction itself, so plans with structural losses never subtract
-                Target::Float(_) | Target::Subtracted(_) => {
-                    row.copy_from_slice(std::slice::from_raw_parts(self.target.at((image * h + y) * w * 3), w * 3));
+                Target::Float(_) => {
+                    let target = std::slice::from_raw_parts(self.target.at(at), w * 3);
+                    row.iter_mut().zip(target).for_each(|(r, t)| *r = t.clamp(0.0, 1.0));
+                    difference.iter_mut().zip(row).for_each(|(d, t)| *d -= *t);
                 }
             }
         }
@@ -210,18 +203,15 @@ impl StructuralTask<'_> {
         let Extent { h, w, .. } = self.op.extent;
         let size = h * w * 3;
         // SAFETY: the images of a buffer are disjoint, and the scratch is this thread's
-        let (prediction, gradient, partial) = unsafe {
-            let prediction = std::slice::from_raw_parts(self.prediction.at(image * size).cast_const(), size);
-            (prediction, self.d_prediction.slice(image * size, size), self.parts.partial(image).at(0).cast::<f64>())
-        };
+        let (gradient, partial) = unsafe { (self.d_prediction.slice(image * size, size), self.parts.partial(image).at(0).cast::<f64>()) };
         for (i, &(kind, weight)) in self.op.terms.iter().enumerate() {
             let kind = similarity(kind);
             let slope = self.slope * f64::from(weight);
             // SAFETY: as above
             unsafe {
                 let scratch = self.parts.scratch().slice(0, structural::scratch_floats(kind, h, w));
-                let target = |y: usize, row: &mut [f32]| self.target_row(image, y, row);
-                *partial.add(i) = structural::score_and_gradient(kind, prediction, target, h, w, slope, gradient, scratch);
+                let rows = |y: usize, difference: &mut [f32], target: &mut [f32]| self.row(image, y, difference, target);
+                *partial.add(i) = structural::score_and_gradient(kind, rows, h, w, slope, gradient, scratch);
             }
         }
     }

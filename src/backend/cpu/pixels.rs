@@ -8,7 +8,7 @@ use crate::plan::{BatchLayout, Extent, Unpack, augment};
 
 /// One row of an augmented patch, without moving it: where it starts and how far one pixel is from the next, in pixels.
 #[inline(always)]
-pub fn row_walk(code: u8, y: usize, h: usize, w: usize) -> (isize, isize) {
+fn row_walk(code: u8, y: usize, h: usize, w: usize) -> (isize, isize) {
     if code == 0 {
         return ((y * w) as isize, 1);
     }
@@ -22,9 +22,9 @@ pub fn row_walk(code: u8, y: usize, h: usize, w: usize) -> (isize, isize) {
 }
 
 /// Pixels of a row that are read at a time.
-pub const RUN: usize = 128;
+const RUN: usize = 128;
 /// Room for them.
-pub type Room = [[u8; 3]; RUN];
+type Room = [[u8; 3]; RUN];
 
 /// The bytes of pixels `start..start + count` of a walk through a patch: where they lie when the walk goes forward, else gathered in
 /// `room`. (No closure per run: one that is not inlined would lose the vectors it is compiled for.)
@@ -32,7 +32,7 @@ pub type Room = [[u8; 3]; RUN];
 /// # Safety
 /// The pixels must lie inside the patch; `count` is at most [`RUN`].
 #[inline(always)]
-pub unsafe fn run_of(patch: *const u8, (first, step): (isize, isize), start: usize, count: usize, room: &mut Room) -> *const u8 {
+unsafe fn run_of(patch: *const u8, (first, step): (isize, isize), start: usize, count: usize, room: &mut Room) -> *const u8 {
     let at = |x: usize| (first + step * (start + x) as isize) * 3;
     // SAFETY: inside the patch
     unsafe {

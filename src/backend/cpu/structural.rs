@@ -98,9 +98,9 @@ fn levels(kind: Similarity, h: usize, w: usize) -> ([Level; EXPONENTS.len()], us
 /// Floats of scratch that one image of `h` x `w` pixels needs in [`score`] and [`score_and_gradient`].
 pub fn scratch_floats(kind: Similarity, h: usize, w: usize) -> usize {
     let (all, floats) = levels(kind, h, w);
-    // the padded coarse levels of a thin image may be wider than the finest; one row of the target is needed before them
+    // the padded coarse levels of a thin image may be wider than the finest; two rows of pixels are needed before and after
     let work = all.iter().map(|level| level.frame.work_floats()).max().unwrap_or(0);
-    floats + work.max(3 * w)
+    floats + work.max(6 * w)
 }
 
 /// The loss of a batch from the mean of its images' scores.
@@ -108,37 +108,36 @@ pub fn loss(mean_score: f64) -> f64 {
     1.0 - mean_score.clamp(0.0, 1.0)
 }
 
-/// The similarity in 0..=1 of one image: `pred` is RGB [h, w, 3], not clamped; `target(y, row)` fills `row` with row y of
-/// the target, RGB in 0..1 [w, 3], and is asked for the rows in order. `scratch` has [`scratch_floats`] floats; what is in
-/// it does not matter. A NaN in `pred` gives NaN.
-pub fn score(kind: Similarity, pred: &[f32], target: impl FnMut(usize, &mut [f32]), h: usize, w: usize, scratch: &mut [f32]) -> f64 {
-    evaluate::<false>(kind, pred, target, h, w, 0.0, &mut [], scratch)
+/// The similarity in 0..=1 of one image. `rows(y, difference, target)` fills in row y, RGB [w, 3] each: of the prediction, not
+/// clamped, less the target, and of the target, in 0..=1; it is asked for all rows in order. (A difference made of exact numbers
+/// keeps bits that the prediction itself cannot hold.) `scratch` has [`scratch_floats`] floats; what is in it does not matter. A NaN
+/// gives NaN.
+pub fn score(kind: Similarity, rows: impl FnMut(usize, &mut [f32], &mut [f32]), h: usize, w: usize, scratch: &mut [f32]) -> f64 {
+    evaluate::<false>(kind, rows, h, w, 0.0, &mut [], scratch)
 }
 
-/// As [`score`], and adds `slope` times the gradient of the score with respect to `pred` to `grad` [h, w, 3]. As in
-/// PyTorch's clamp, the gradient is 0 where `pred` lies outside [0, 1] and passes on the borders themselves. Where a
+/// As [`score`], and adds `slope` times the gradient of the score with respect to the prediction to `grad` [h, w, 3]; asks for all
+/// rows a second time. As in PyTorch's clamp, the gradient is 0 where the prediction lies outside [0, 1] and passes on the borders themselves. Where a
 /// level's mean is exactly 0 the score is 0 and so is the whole gradient (its true limit is infinite or undefined).
 #[allow(clippy::too_many_arguments)]
 pub fn score_and_gradient(
     kind: Similarity,
-    pred: &[f32],
-    target: impl FnMut(usize, &mut [f32]),
+    rows: impl FnMut(usize, &mut [f32], &mut [f32]),
     h: usize,
     w: usize,
     slope: f64,
     grad: &mut [f32],
     scratch: &mut [f32],
 ) -> f64 {
-    assert_eq!(grad.len(), pred.len());
-    evaluate::<true>(kind, pred, target, h, w, slope, grad, scratch)
+    assert_eq!(grad.len(), h * w * 3);
+    evaluate::<true>(kind, rows, h, w, slope, grad, scratch)
 }
 
 /// Picks the widest vectors the processor has; all ways give the same bits.
 #[allow(clippy::too_many_arguments)]
 fn evaluate<const GRADIENT: bool>(
     kind: Similarity,
-    pred: &[f32],
-    target: impl FnMut(usize, &mut [f32]),
+    rows: impl FnMut(usize, &mut [f32], &mut [f32]),
     h: usize,
     w: usize,
     slope: f64,
@@ -149,14 +148,14 @@ fn evaluate<const GRADIENT: bool>(
     {
         if is_x86_feature_detected!("avx512f") {
             // SAFETY: the processor has what the function was compiled for.
-            return unsafe { evaluate_avx512::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch) };
+            return unsafe { evaluate_avx512::<GRADIENT>(kind, rows, h, w, slope, grad, scratch) };
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: as above.
-            return unsafe { evaluate_avx2::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch) };
+            return unsafe { evaluate_avx2::<GRADIENT>(kind, rows, h, w, slope, grad, scratch) };
         }
     }
-    evaluate_plain::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch)
+    evaluate_plain::<GRADIENT>(kind, rows, h, w, slope, grad, scratch)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -164,15 +163,14 @@ fn evaluate<const GRADIENT: bool>(
 #[allow(clippy::too_many_arguments)]
 fn evaluate_avx512<const GRADIENT: bool>(
     kind: Similarity,
-    pred: &[f32],
-    target: impl FnMut(usize, &mut [f32]),
+    rows: impl FnMut(usize, &mut [f32], &mut [f32]),
     h: usize,
     w: usize,
     slope: f64,
     grad: &mut [f32],
     scratch: &mut [f32],
 ) -> f64 {
-    evaluate_plain::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch)
+    evaluate_plain::<GRADIENT>(kind, rows, h, w, slope, grad, scratch)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -180,15 +178,14 @@ fn evaluate_avx512<const GRADIENT: bool>(
 #[allow(clippy::too_many_arguments)]
 fn evaluate_avx2<const GRADIENT: bool>(
     kind: Similarity,
-    pred: &[f32],
-    target: impl FnMut(usize, &mut [f32]),
+    rows: impl FnMut(usize, &mut [f32], &mut [f32]),
     h: usize,
     w: usize,
     slope: f64,
     grad: &mut [f32],
     scratch: &mut [f32],
 ) -> f64 {
-    evaluate_plain::<GRADIENT>(kind, pred, target, h, w, slope, grad, scratch)
+    evaluate_plain::<GRADIENT>(kind, rows, h, w, slope, grad, scratch)
 }
 
 // Everything from here on is inlined into the functions above, so that the compiler vectorises it for their features.
@@ -197,21 +194,19 @@ fn evaluate_avx2<const GRADIENT: bool>(
 #[allow(clippy::too_many_arguments)]
 fn evaluate_plain<const GRADIENT: bool>(
     kind: Similarity,
-    pred: &[f32],
-    target: impl FnMut(usize, &mut [f32]),
+    mut rows: impl FnMut(usize, &mut [f32], &mut [f32]),
     h: usize,
     w: usize,
     slope: f64,
     grad: &mut [f32],
     scratch: &mut [f32],
 ) -> f64 {
-    assert_eq!(pred.len(), h * w * 3);
     let (all, floats) = levels(kind, h, w);
     let exponents = kind.exponents();
     let all = &all[..exponents.len()];
     let (planes, work) = scratch.split_at_mut(floats);
 
-    fill_finest(&all[0], pred, target, planes, &mut work[..3 * w]);
+    fill_finest(&all[0], &mut rows, planes, &mut work[..6 * w]);
     let mut means = [0f64; EXPONENTS.len()];
     for (i, level) in all.iter().enumerate() {
         if i > 0 {
@@ -231,9 +226,10 @@ fn evaluate_plain<const GRADIENT: bool>(
         }
         let level = &all[0];
         let (_, _, gradient) = split(planes, level.frame.floats());
-        for y in 0..h {
-            let pixels = y * w * 3..(y + 1) * w * 3;
-            add_luma_gradient(&gradient[level.row(y)..][..w], &pred[pixels.clone()], &mut grad[pixels]);
+        let (difference, target) = work[..6 * w].split_at_mut(3 * w);
+        for (y, out) in grad.chunks_exact_mut(3 * w).enumerate() {
+            rows(y, difference, target);
+            add_luma_gradient(&gradient[level.row(y)..][..w], difference, target, out);
         }
     }
     score
@@ -241,10 +237,11 @@ fn evaluate_plain<const GRADIENT: bool>(
 
 /// The chain through luma and clamp for one row.
 #[inline(always)]
-fn add_luma_gradient(gradient: &[f32], pred: &[f32], out: &mut [f32]) {
-    for ((out, p), g) in out.chunks_exact_mut(3).zip(pred.chunks_exact(3)).zip(gradient) {
+fn add_luma_gradient(gradient: &[f32], difference: &[f32], target: &[f32], out: &mut [f32]) {
+    let pixels = difference.chunks_exact(3).zip(target.chunks_exact(3));
+    for ((out, (d, t)), g) in out.chunks_exact_mut(3).zip(pixels).zip(gradient) {
         for c in 0..3 {
-            let passes = (p[c] >= 0.0) & (p[c] <= 1.0);
+            let passes = (d[c] >= -t[c]) & (d[c] <= 1.0 - t[c]);
             out[c] += if passes { LUMA[c] * g } else { 0.0 };
         }
     }
@@ -258,29 +255,33 @@ fn split(planes: &mut [f32], floats: usize) -> (&mut [f32], &mut [f32], &mut [f3
     (s, d, &mut rest[..floats])
 }
 
-/// Clamp, luma, sum and difference of the full-size images; `row` is room for a row of the target.
+/// Clamp, luma, sum and difference of the full-size images; `room` is for a row of each.
 #[inline(always)]
-fn fill_finest(level: &Level, pred: &[f32], mut target: impl FnMut(usize, &mut [f32]), planes: &mut [f32], row: &mut [f32]) {
+fn fill_finest(level: &Level, rows: &mut impl FnMut(usize, &mut [f32], &mut [f32]), planes: &mut [f32], room: &mut [f32]) {
+    let (difference, target) = room.split_at_mut(3 * level.w);
     let (s, d, _) = split(planes, level.frame.floats());
     s.fill(OUTSIDE_SUM);
     d.fill(0.0);
     for y in 0..level.h {
         let at = level.row(y);
-        target(y, row);
-        combine(&pred[y * level.w * 3..][..level.w * 3], row, &mut s[at..][..level.w], &mut d[at..][..level.w]);
+        rows(y, difference, target);
+        combine(difference, target, &mut s[at..][..level.w], &mut d[at..][..level.w]);
     }
 }
 
 /// s and d of one row of pixels.
 #[inline(always)]
-fn combine(pred: &[f32], target: &[f32], s: &mut [f32], d: &mut [f32]) {
-    let pairs = pred.chunks_exact(3).zip(target.chunks_exact(3));
-    for ((p, t), (s, d)) in pairs.zip(s.iter_mut().zip(d.iter_mut())) {
+fn combine(difference: &[f32], target: &[f32], s: &mut [f32], d: &mut [f32]) {
+    let pairs = difference.chunks_exact(3).zip(target.chunks_exact(3));
+    for ((v, t), (s, d)) in pairs.zip(s.iter_mut().zip(d.iter_mut())) {
         let (mut sum, mut difference) = (OUTSIDE_SUM, 0.0);
         for c in 0..3 {
-            let (p, t) = (p[c].clamp(0.0, 1.0), t[c].clamp(0.0, 1.0));
-            sum += LUMA[c] * (p + t);
-            difference += LUMA[c] * (p - t);
+            // of the clamped prediction; comparisons, so that a NaN stays
+            let (v, low, high) = (v[c], -t[c], 1.0 - t[c]);
+            let v = if v < low { low } else { v };
+            let v = if v > high { high } else { v };
+            sum += LUMA[c] * (2.0 * t[c] + v);
+            difference += LUMA[c] * v;
         }
         (*s, *d) = (sum, difference);
     }
@@ -355,7 +356,10 @@ mod tests {
             (0..h * w * 3).map(|_| rng.range(-0.1, 1.1) as f32).collect()
         };
         let (pred, target) = (picture(1), picture(2));
-        let rows = |y: usize, row: &mut [f32]| row.copy_from_slice(&target[y * w * 3..][..w * 3]);
+        let rows = |y: usize, difference: &mut [f32], row: &mut [f32]| {
+            row.copy_from_slice(&target[y * w * 3..][..w * 3]);
+            difference.iter_mut().zip(&pred[y * w * 3..]).zip(row).for_each(|((d, p), t)| *d = p - *t);
+        };
         for kind in [Similarity::Ssim, Similarity::MultiScale { luminance: true }] {
             let mut scratch = vec![0.0; scratch_floats(kind, h, w)];
             let mut results = vec![];
@@ -363,12 +367,12 @@ mod tests {
                 let mut grad = vec![0.0f32; pred.len()];
                 // SAFETY: each way is taken only where the processor has its features.
                 let score = match way {
-                    0 => evaluate_plain::<true>(kind, &pred, rows, h, w, 0.7, &mut grad, &mut scratch),
+                    0 => evaluate_plain::<true>(kind, rows, h, w, 0.7, &mut grad, &mut scratch),
                     1 if is_x86_feature_detected!("avx2") => unsafe {
-                        evaluate_avx2::<true>(kind, &pred, rows, h, w, 0.7, &mut grad, &mut scratch)
+                        evaluate_avx2::<true>(kind, rows, h, w, 0.7, &mut grad, &mut scratch)
                     },
                     2 if is_x86_feature_detected!("avx512f") => unsafe {
-                        evaluate_avx512::<true>(kind, &pred, rows, h, w, 0.7, &mut grad, &mut scratch)
+                        evaluate_avx512::<true>(kind, rows, h, w, 0.7, &mut grad, &mut scratch)
                     },
                     _ => continue,
                 };

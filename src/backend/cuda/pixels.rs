@@ -37,17 +37,15 @@ pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss) -> Result<()> {
             PixelLossKind::Mse => 2,
         }] += weight;
     }
-    let (bytes, codes, floats) = match o.target {
-        Target::Batch(b) => (l.at_bytes(b.buffer, b.hr_of(0)), l.at_bytes(b.buffer, b.augment_of(0)), Arg::Null),
-        Target::Float(buffer) => (Arg::Null, Arg::Null, l.at(buffer)),
-        Target::Subtracted(_) => (Arg::Null, Arg::Null, Arg::Null),
+    let target = match o.target {
+        Target::Float(buffer) => l.at(buffer),
+        Target::Subtracted(_) => Arg::Null,
     };
     let e = o.extent;
     let (workspace, blocks) = (l.workspace(o.workspace)?, loss_blocks(o));
     let total = o.slice.carry.map_or_else(|| l.at_bytes(workspace, 8 * blocks), |carry| l.at(carry));
     let whole = int(o.slice.of * e.h * e.w * 3)?;
-    let mut args = vec![l.at(o.prediction), l.at(o.d_prediction), bytes, codes, floats, l.at(workspace)];
-    args.extend([int(e.n)?, int(e.h)?, int(e.w)?, whole]);
+    let mut args = vec![l.at(o.prediction), l.at(o.d_prediction), target, l.at(workspace), int(e.pixels())?, whole];
     args.extend(weights.map(Arg::Float));
     args.push(l.scalars()?);
     l.launch("pixel_loss", [blocks, 1, 1], 256, 256 * 8, args)?;

@@ -85,9 +85,8 @@ fn images(l: &mut Lowering<'_>, o: &StructuralLoss, term: usize, start: usize, c
     let (h, w, each) = (int(e.h)?, int(e.w)?, int(floats(kind, e.h, e.w))?);
     let before = 4 * start * e.h * e.w * 3;
     let (bytes, codes, target) = match o.target {
-        Target::Batch(b) => (l.at_bytes(b.buffer, b.hr_of(start)), l.at_bytes(b.buffer, b.augment_of(start)), Arg::Null),
-        // windows need the prediction itself, so plans with structural losses never subtract
-        Target::Float(buffer) | Target::Subtracted(buffer) => (Arg::Null, Arg::Null, l.at_bytes(buffer, before)),
+        Target::Subtracted(b) => (l.at_bytes(b.buffer, b.hr_of(start)), l.at_bytes(b.buffer, b.augment_of(start)), Arg::Null),
+        Target::Float(buffer) => (Arg::Null, Arg::Null, l.at_bytes(buffer, before)),
     };
     let (prediction, d_prediction) = (l.at_bytes(o.prediction, before), l.at_bytes(o.d_prediction, before));
     let (planes, partials) = (l.at_bytes(workspace, at.planes), l.at_bytes(workspace, at.partials));
@@ -106,6 +105,6 @@ fn images(l: &mut Lowering<'_>, o: &StructuralLoss, term: usize, start: usize, c
     let mut args = vec![partials, scores, factors, h, w, int(level_count(kind))?, int(patches)?];
     args.extend([Arg::Float(weight), int(o.slice.of)?, l.scalars()?]);
     l.launch("structural_score", [count, 1, 1], 256, 256 * 8, args)?;
-    let args = vec![prediction, d_prediction, planes, factors, int(count)?, h, w, int(level_count(kind))?, each];
+    let args = vec![prediction, bytes, codes, target, d_prediction, planes, factors, int(count)?, h, w, int(level_count(kind))?, each];
     l.launch("structural_gradient", pixels, 256, 0, args)
 }
