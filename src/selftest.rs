@@ -122,7 +122,9 @@ type Found = Vec<(String, f64, f64)>;
 impl Pair {
     fn new(net: &Network, spec: &StepSpec, precision: Precision, load: Load<'_>) -> Result<Pair> {
         let options = CpuOptions::new(0);
-        let cpu = CpuBackend::new(training_plan(net, spec, &options)?, options)?;
+        // the device has the operations one by one, in their direct form
+        let direct = StepSpec { direct: true, ..spec.clone() };
+        let cpu = CpuBackend::new(training_plan(net, &direct, &options)?, options)?;
         let plan = training_plan(net, spec, &CudaSizing { precision })?;
         let planned = plan.arena_bytes;
         let device = load(plan)?;

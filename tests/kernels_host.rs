@@ -55,7 +55,8 @@ fn compare_network(twin: &Twin, case: Case<'_>, precision: Precision, orders: &[
     let Some(program) = compile(precision, sanitize) else { return };
     let (scale, batch, lq, losses, float, recompute) = case;
     let spec = StepSpec { recompute, ..spec(batch, lq, losses, float) };
-    let mut step = twin.load(&spec, options(Isa::detect(), 2));
+    // the kernels have the operations one by one, in their direct form
+    let mut step = twin.load(&StepSpec { direct: true, ..spec.clone() }, options(Isa::detect(), 2));
     let plan = training_plan(&twin.net, &spec, &CudaSizing { precision }).unwrap();
     let mut hosts: Vec<Host> = orders.iter().map(|&order| Host::new(plan.clone(), program.clone(), order)).collect();
     let s = scale;

@@ -4,7 +4,7 @@ use super::{BLUR_TAPS, Init, Network, ParamTable, Recompute, SHARP_TAPS};
 use crate::plan::{
     BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, Head, HeadBack, LossKind, METRICS, NanoBlock, NanoBlockBack, NanoParams,
     Op, OptimizerKind, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target, Unpack,
-    Update, split_losses,
+    UpHead, UpHeadBack, Update, split_losses,
 };
 use anyhow::Result;
 use std::ops::Range;
@@ -132,6 +132,8 @@ struct Common<'a> {
     extent: Extent,
     parameters: BufferId,
     position_free: bool,
+    /// Whether the upsampling convolution and the head are one operation.
+    composed: bool,
 }
 
 impl Common<'_> {
@@ -180,8 +182,15 @@ fn body(b: &mut Builder, c: &Common<'_>, batch: Option<BatchLayout>) -> Body {
 /// The rest of the forward pass, on all images or on a slice of them.
 struct Tail {
     conv_mid: Conv,
-    up: Conv,
-    head: Head,
+    end: End,
+    /// The prediction, or the prediction less its target.
+    output: BufferId,
+}
+
+/// The upsampling convolution and the head: apart, or as one.
+enum End {
+    Apart(Conv, Head),
+    Composed(UpHead),
 }
 
 /// `class`: what the prediction counts as. With `subtract` the head leaves the prediction less its target.
@@ -194,9 +203,9 @@ fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, cla
     let mid = b.map(format!("conv_mid{part}"), Class::Activations, extent.pixels() * FEATURES);
     let conv_mid = c.conv(extent, (FEATURES, FEATURES, 1), c.layers.conv_mid, input, mid);
     b.push(Op::Conv(conv_mid.clone()));
-    let features_in = b.map(format!("up.0{part}"), Class::Activations, hr.pixels() * FEATURES);
-    let up = c.conv(extent, (FEATURES, FEATURES, c.net.scale), c.layers.up, mid, features_in);
-    b.push(Op::Conv(up.clone()));
+    let shuffled = |b: &mut Builder| b.map(format!("up.0{part}"), Class::Activations, hr.pixels() * FEATURES);
+    let features_in = if c.composed { mid } else { shuffled(b) };
+    let output = b.floats(format!("output{part}"), class, hr.pixels() * 3);
     let head = Head {
         extent,
         scale: c.net.scale,
@@ -208,12 +217,22 @@ fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, cla
         parameters: c.parameters,
         input: lq,
         features_in,
-        output: b.floats(format!("output{part}"), class, hr.pixels() * 3),
+        output,
         target: subtract.map(|batch| BatchLayout { first: images.start, ..batch }),
         workspace: None,
     };
-    b.push(Op::Head(head.clone()));
-    Tail { conv_mid, up, head }
+    let end = if c.composed {
+        let [up_weight, up_bias] = c.layers.up;
+        let op = UpHead { head, up_weight, up_bias, position_free: c.position_free };
+        b.push(Op::UpHead(op.clone()));
+        End::Composed(op)
+    } else {
+        let up = c.conv(extent, (FEATURES, FEATURES, c.net.scale), c.layers.up, mid, features_in);
+        b.push(Op::Conv(up.clone()));
+        b.push(Op::Head(head.clone()));
+        End::Apart(up, head)
+    };
+    Tail { conv_mid, end, output }
 }
 
 fn scalars(b: &mut Builder) -> Option<BufferId> {
@@ -243,7 +262,8 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         layout
     });
     let next_batch = batch.filter(|_| b.copies_ahead()).map(|layout| b.buffer("next batch", Class::Batch, layout.bytes() as u64));
-    let common = Common { net, layers: &layers, extent, parameters, position_free: spec.direct };
+    let composed = sizing.composes_tail() && !spec.direct;
+    let common = Common { net, layers: &layers, extent, parameters, position_free: spec.direct, composed };
     let body = body(&mut b, &common, batch);
     let hr_pixels = extent.h * extent.w * net.scale * net.scale;
     let target = spec.float_input.then(|| b.floats("target", Class::Loss, spec.batch * hr_pixels * 3));
@@ -321,7 +341,7 @@ impl TailBack {
         let forward = tail(b, c, body, &images, Class::Loss, self.batch);
         let extent = Extent { n: images.len(), ..c.extent };
         let hr = extent.scaled(c.net.scale);
-        let prediction = forward.head.output;
+        let prediction = forward.output;
         let target = match (self.batch, self.target) {
             (Some(batch), _) => Target::Subtracted(BatchLayout { first: images.start, ..batch }),
             (None, Some(target)) => Target::Float(b.images(target, &images, of)),
@@ -347,22 +367,27 @@ impl TailBack {
             }));
         }
         let d_input = self.d_input.map(|id| b.images(id, &images, of));
-        // the features are used up pixel by pixel: their gradient takes their place
-        let d_features = forward.head.features_in;
-        ops.push(Op::HeadBack(HeadBack {
-            forward: forward.head,
-            gradients,
-            d_output: d_prediction,
-            d_features,
-            d_input,
-            slice,
-            workspace: None,
-        }));
-        let d_mid = b.map("d conv_mid", Class::ActivationGradients, extent.pixels() * FEATURES);
-        let d_body = b.images(self.d_body, &images, of);
-        for (forward, d_output, d_input) in [(forward.up, d_features, d_mid), (forward.conv_mid, d_mid, d_body)] {
-            ops.push(Op::ConvBack(ConvBack { forward, gradients, d_output, d_input: Some(d_input), slice, workspace: None }));
-        }
+        let d_mid = |b: &mut Builder| b.map("d conv_mid", Class::ActivationGradients, extent.pixels() * FEATURES);
+        let conv_back = |forward: Conv, d_output: BufferId, d_input: BufferId| {
+            Op::ConvBack(ConvBack { forward, gradients, d_output, d_input: Some(d_input), slice, workspace: None })
+        };
+        let d_output = d_prediction;
+        let d_mid = match forward.end {
+            End::Composed(forward) => {
+                let d_features = d_mid(b);
+                ops.push(Op::UpHeadBack(UpHeadBack { forward, gradients, d_output, d_features, d_input, slice, workspace: None }));
+                d_features
+            }
+            End::Apart(up, forward) => {
+                // the features are used up pixel by pixel: their gradient takes their place
+                let d_features = forward.features_in;
+                ops.push(Op::HeadBack(HeadBack { forward, gradients, d_output, d_features, d_input, slice, workspace: None }));
+                let d_mid = d_mid(b);
+                ops.push(conv_back(up, d_features, d_mid));
+                d_mid
+            }
+        };
+        ops.push(conv_back(forward.conv_mid, d_mid, b.images(self.d_body, &images, of)));
         if images.len() < of {
             let carries = self.carries.get_or_insert_with(|| ops.iter().map(|op| b.carry(op)).collect());
             ops.iter_mut().zip(carries).for_each(|(op, carry)| op.set_carry(*carry));
@@ -385,11 +410,11 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
         layout
     });
-    let common = Common { net, layers: &layers, extent, parameters, position_free: true };
+    let common = Common { net, layers: &layers, extent, parameters, position_free: true, composed: sizing.composes_tail() };
     let body = body(&mut b, &common, batch);
     let tail = tail(&mut b, &common, &body, &(0..spec.batch), Class::Activations, None);
     let micro = 0..b.position();
-    let ports = Ports { parameters: Some(parameters), input: Some(body.input), output: Some(tail.head.output), ..Ports::default() };
+    let ports = Ports { parameters: Some(parameters), input: Some(body.input), output: Some(tail.output), ..Ports::default() };
     b.finish(micro.clone(), micro.end..micro.end, batch, ports)
 }
 

@@ -173,6 +173,34 @@ pub struct HeadBack {
     pub workspace: Option<BufferId>,
 }
 
+/// The upsampling [`Conv`], its pixel shuffle and [`Head`] in one: between them nothing is nonlinear, so a backend may compute them as one
+/// convolution of the LQ features, and the features at HR never exist. Plans have it where [`super::Sizing::composes_tail`] says so.
+#[derive(Clone, Debug)]
+pub struct UpHead {
+    /// As in [`Head`], but `features_in` are the LQ features `[N, h, w, F]`.
+    pub head: Head,
+    /// Weight of the upsampling convolution, `[F * scale^2, F, 3, 3]`.
+    pub up_weight: ParamRange,
+    pub up_bias: ParamRange,
+    /// As in [`Conv`].
+    pub position_free: bool,
+}
+
+/// Gradients of [`UpHead`] with respect to both convolutions, `detail_gain`, the features and (for tests) the network input.
+#[derive(Clone, Debug)]
+pub struct UpHeadBack {
+    pub forward: UpHead,
+    pub gradients: BufferId,
+    /// `[N, H, W, 3]`.
+    pub d_output: BufferId,
+    /// `[N, h, w, F]`.
+    pub d_features: BufferId,
+    /// `[N, h, w, 3]`: written with the part of the gradient that flows through the base.
+    pub d_input: Option<BufferId>,
+    pub slice: Slice,
+    pub workspace: Option<BufferId>,
+}
+
 /// How a gradient becomes a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum OptimizerKind {
@@ -212,6 +240,8 @@ pub enum Op {
     NanoBlockBack(NanoBlockBack),
     Head(Head),
     HeadBack(HeadBack),
+    UpHead(UpHead),
+    UpHeadBack(UpHeadBack),
     PixelLoss(PixelLoss),
     StructuralLoss(StructuralLoss),
     Update(Update),
@@ -253,21 +283,19 @@ impl Op {
             Op::NanoBlockBack(o) => {
                 vec![read(o.forward.parameters), read(o.forward.input), read(o.d_output), write(o.d_input), update(o.gradients)]
             }
-            Op::Head(o) => {
+            Op::Head(o) | Op::UpHead(UpHead { head: o, .. }) => {
                 let mut list = vec![read(o.parameters), read(o.input), read(o.features_in), write(o.output)];
                 list.extend(o.target.map(|batch| read(batch.buffer)));
                 list
             }
-            Op::HeadBack(o) => {
-                let mut list = vec![
-                    read(o.forward.parameters),
-                    read(o.forward.features_in),
-                    read(o.d_output),
-                    write(o.d_features),
-                    update(o.gradients),
-                ];
-                list.extend(o.d_input.map(write));
-                list.extend(o.slice.accesses());
+            Op::HeadBack(HeadBack { forward, gradients, d_output, d_features, d_input, slice, .. })
+            | Op::UpHeadBack(UpHeadBack {
+                forward: UpHead { head: forward, .. }, gradients, d_output, d_features, d_input, slice, ..
+            }) => {
+                let mut list =
+                    vec![read(forward.parameters), read(forward.features_in), read(*d_output), write(*d_features), update(*gradients)];
+                list.extend(d_input.map(write));
+                list.extend(slice.accesses());
                 list
             }
             Op::PixelLoss(o) => {
@@ -301,6 +329,8 @@ impl Op {
             Op::NanoBlockBack(o) => o.workspace,
             Op::Head(o) => o.workspace,
             Op::HeadBack(o) => o.workspace,
+            Op::UpHead(o) => o.head.workspace,
+            Op::UpHeadBack(o) => o.workspace,
             Op::PixelLoss(o) => o.workspace,
             Op::StructuralLoss(o) => o.workspace,
             Op::Update(o) => o.workspace,
@@ -316,6 +346,8 @@ impl Op {
             Op::NanoBlockBack(o) => &mut o.workspace,
             Op::Head(o) => &mut o.workspace,
             Op::HeadBack(o) => &mut o.workspace,
+            Op::UpHead(o) => &mut o.head.workspace,
+            Op::UpHeadBack(o) => &mut o.workspace,
             Op::PixelLoss(o) => &mut o.workspace,
             Op::StructuralLoss(o) => &mut o.workspace,
             Op::Update(o) => &mut o.workspace,
@@ -328,9 +360,10 @@ impl Op {
         match self {
             Op::ConvBack(o) => o.slice.carry = carry,
             Op::HeadBack(o) => o.slice.carry = carry,
+            Op::UpHeadBack(o) => o.slice.carry = carry,
             Op::PixelLoss(o) => o.slice.carry = carry,
             Op::StructuralLoss(o) => o.slice.carry = carry,
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::Head(_) | Op::Update(_) => {}
+            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::Head(_) | Op::UpHead(_) | Op::Update(_) => {}
         }
     }
 
@@ -346,6 +379,8 @@ impl Op {
             Op::NanoBlockBack(_) => "nano block, backward",
             Op::Head(_) => "head",
             Op::HeadBack(_) => "head, backward",
+            Op::UpHead(_) => "up.0 and head",
+            Op::UpHeadBack(_) => "up.0 and head, backward",
             Op::PixelLoss(_) => "pixel loss",
             Op::StructuralLoss(_) => "structural loss",
             Op::Update(_) => "optimizer",
@@ -357,6 +392,7 @@ impl Op {
         let conv = |c: &Conv| (c.extent.pixels() * c.cin * c.cout * c.shuffle * c.shuffle * 9) as u64;
         let block = |b: &NanoBlock| (b.extent.pixels() * (2 * b.features * (2 * b.features) + 9 * 2 * b.features)) as u64;
         let head = |h: &Head| (h.extent.pixels() * h.scale * h.scale * h.features * 27) as u64;
+        let up_head = |o: &UpHead| head(&o.head) + (o.head.extent.pixels() * o.up_weight.len) as u64;
         match self {
             Op::Unpack(_) | Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_) => 0,
             Op::Conv(o) => conv(o),
@@ -365,6 +401,8 @@ impl Op {
             Op::NanoBlockBack(o) => 2 * block(&o.forward),
             Op::Head(o) => head(o),
             Op::HeadBack(o) => 2 * head(&o.forward),
+            Op::UpHead(o) => up_head(o),
+            Op::UpHeadBack(o) => 2 * up_head(&o.forward),
         }
     }
 }

@@ -81,6 +81,11 @@ pub trait Sizing {
         Precision::F32
     }
 
+    /// Whether the end of the network is to be one operation, [`super::UpHead`].
+    fn composes_tail(&self) -> bool {
+        false
+    }
+
     /// Bytes of the numbers that change from step to step, where the backend reads them from the arena.
     fn scalar_bytes(&self) -> u64 {
         0

@@ -2,6 +2,7 @@
 //! separable and zero padded as in the published networks. Sharpening is done at LQ size for a band of rows; upsampling and
 //! blur are one step, three LQ pixels for each HR pixel in either direction, a row at a time. Plain loops over contiguous RGB.
 
+use super::arena::Shared;
 use crate::plan::Extent;
 use std::ops::Range;
 
@@ -157,9 +158,19 @@ fn interleave<const S: usize>(phases: &[f32], w: usize, out: &mut [f32]) {
     }
 }
 
+/// [`backward`] for every image of a batch: `d_out` `[N][H][W][3]` to `d_in` `[N][h][w][3]`.
+pub fn backward_batch(d_out: Shared<f32>, extent: Extent, scale: usize, alpha: f32, d_in: Shared<f32>) {
+    let (lq, hr) = (extent.h * extent.w * 3, extent.h * extent.w * 3 * scale * scale);
+    for image in 0..extent.n {
+        // SAFETY: whole images inside their buffers, of which one is read and the other written by nobody else
+        let (d_out, d_in) = unsafe { (&*d_out.slice(image * hr, hr), d_in.slice(image * lq, lq)) };
+        backward(d_out, extent, scale, alpha, d_in);
+    }
+}
+
 /// Gradient of the base with respect to its input, for one image: `d_out` `[H][W][3]` to `d_in` `[h][w][3]`. Plain and slow:
 /// training never needs it, tests do.
-pub fn backward(d_out: &[f32], extent: Extent, scale: usize, alpha: f32, d_in: &mut [f32]) {
+fn backward(d_out: &[f32], extent: Extent, scale: usize, alpha: f32, d_in: &mut [f32]) {
     let (h, w) = (extent.h, extent.w);
     let (hh, ww) = (h * scale, w * scale);
     let at = |y: usize, x: usize, c: usize, w: usize| (y * w + x) * 3 + c;

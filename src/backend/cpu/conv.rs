@@ -54,7 +54,7 @@ impl Task for Forward<'_> {
             let load = |row: isize| {
                 let inside = row >= 0 && row < h as isize;
                 let source = inside.then(|| self.input.at((image * h + row as usize) * w * cin).cast_const());
-                pad_row(source, cin, w, slot(row));
+                pad_row(source, cin, w * cin, slot(row));
             };
             load(start as isize - 1);
             load(start as isize);
@@ -150,10 +150,10 @@ impl Task for Backward<'_> {
             let d_slot = |row: isize, dy: usize| d_ring.at(((row + 1) as usize % 3 * shuffle + dy) * d_len);
             let load = |row: isize| {
                 let inside = (row >= 0 && row < h as isize).then_some(image * h + row.max(0) as usize);
-                pad_row(inside.map(|r| self.input.at(r * w * cin).cast_const()), cin, w, x_slot(row));
+                pad_row(inside.map(|r| self.input.at(r * w * cin).cast_const()), cin, w * cin, x_slot(row));
                 for dy in 0..shuffle {
                     let source = inside.map(|r| self.d_output.at((r * shuffle + dy) * w * lanes).cast_const());
-                    pad_row(source, lanes, w, d_slot(row, dy));
+                    pad_row(source, lanes, w * lanes, d_slot(row, dy));
                 }
             };
             load(start as isize - 1);

@@ -1,90 +1,82 @@
-//! The convolutions of `conv` in Winograd's form: the same operations, the same shuffles and the same parameters, with four
-//! times fewer multiplications, for training. Depends on the transforms of `winograd`.
+//! The convolutions of `conv` in Winograd's form F(4x4, 3x3): the same operations and parameters with four times fewer
+//! multiplications, for training. Depends on the transforms of `winograd`.
 
 use super::arena::Shared;
-use super::conv::{lanes, torch_index};
+use super::conv::torch_index;
 use super::rows::{row_outer, row_sum};
 use super::simd::{Isa, LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache};
 use super::winograd::{
-    CHUNK, Chunk, GROUP, OUT, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, tiles,
-    transform_gradient, transform_input, transform_weights,
+    CHUNK, Chunk, GROUP, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, transform_gradient,
+    transform_input, transform_weights,
 };
 use crate::plan::{Conv, ConvBack};
 
 /// Tiles of a weight gradient taken at a time: enough to keep sums in registers, few enough to stay in cache.
 const OUTER_TILES: usize = 32;
 
-/// Whether a convolution is computed in this form.
-pub fn applies(c: &Conv, _isa: Isa) -> bool {
-    !c.position_free && c.cin.is_multiple_of(LANES) && c.cout.is_multiple_of(LANES)
+/// Outputs of a tile along a side.
+const OUT: usize = 4;
+
+/// Tiles that cover a row of `w` pixels.
+fn tiles(w: usize) -> usize {
+    w.div_ceil(OUT)
 }
 
-/// Output channels before the shuffle, in the order (dy, dx, channel).
-fn all_lanes(c: &Conv) -> usize {
-    c.shuffle * lanes(c)
+/// Whether a convolution is computed in this form.
+pub fn applies(c: &Conv, _isa: Isa) -> bool {
+    !c.position_free && c.shuffle == 1 && c.cin.is_multiple_of(LANES) && c.cout.is_multiple_of(LANES)
 }
 
 /// f32 elements of transformed weights.
 fn transformed(c: &Conv) -> usize {
-    POINTS * c.cin * all_lanes(c)
+    POINTS * c.cin * c.cout
 }
 
 /// Lanes `0..n` in the groups that are multiplied together: (first lane, whether two vectors).
-fn groups(n: usize) -> impl Iterator<Item = (usize, bool)> {
+pub(super) fn groups(n: usize) -> impl Iterator<Item = (usize, bool)> {
     (0..n).step_by(GROUP).map(move |lane| (lane, lane + GROUP <= n))
 }
 
-/// Writes weights `[point][k][lanes of a group]`, group behind group, for `n` rows of `per_row` lanes; `value(lane, k)` gives the taps.
-fn pack(out: &mut [f32], k: usize, (rows, per_row): (usize, usize), value: impl Fn(usize, usize) -> [f32; 9]) {
-    for row in 0..rows {
-        for (first, two) in groups(per_row) {
-            let width = if two { GROUP } else { LANES };
-            let first = row * per_row + first;
-            let group = &mut out[first * POINTS * k..];
-            for i in 0..k {
-                for lane in 0..width {
-                    for (point, value) in transform_weights(value(first + lane, i)).into_iter().enumerate() {
-                        group[(point * k + i) * width + lane] = value;
-                    }
-                }
-            }
+/// Writes weights `[point][k][lanes of a group]`, group behind group, for `lanes` lanes; `value(lane, k, tap)` gives the taps.
+pub(super) fn pack<const TAPS: usize>(out: &mut [f32], k: usize, lanes: usize, value: impl Fn(usize, usize, usize) -> f64) {
+    for (first, two) in groups(lanes) {
+        let width = if two { GROUP } else { LANES };
+        let group = &mut out[first * POINTS * k..];
+        for (i, lane) in (0..k * width).map(|at| (at / width, at % width)) {
+            let transformed = transform_weights::<TAPS>(|y, x| value(first + lane, i, y * TAPS + x));
+            transformed.into_iter().enumerate().for_each(|(point, value)| group[(point * k + i) * width + lane] = value);
         }
     }
 }
 
-/// Taps of a pair of channels, turned by 180 degrees for the data gradient.
-fn taps(c: &Conv, weight: &[f32], lane: usize, ci: usize, turned: bool) -> [f32; 9] {
-    let per_row = lanes(c);
-    std::array::from_fn(|tap| {
-        let tap = if turned { 8 - tap } else { tap };
-        weight[torch_index(c, lane / per_row, lane % per_row, ci, tap / 3, tap % 3)]
-    })
+/// Tap of a pair of channels, in f64.
+fn tap(c: &Conv, weight: &[f32], lane: usize, ci: usize, tap: usize) -> f64 {
+    f64::from(weight[torch_index(c, 0, lane, ci, tap / 3, tap % 3)])
 }
 
-/// Rows `[w][c]` of one image of an activation whose rows lie in `parts` pieces.
+/// Rows `[w][c]` of one image of an activation.
 #[derive(Clone, Copy)]
-struct Rows {
-    source: Shared<f32>,
+pub(super) struct Rows {
+    pub source: Shared<f32>,
     /// A row of zeros, for those outside.
-    zeros: *const f32,
-    image: usize,
-    h: usize,
-    w: usize,
-    c: usize,
-    parts: usize,
+    pub zeros: *const f32,
+    pub image: usize,
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
 }
 
 impl Rows {
     /// `N` rows from `first` on; those at `end` and behind, and those before the picture, are zeros.
     #[inline(always)]
-    unsafe fn get<const N: usize>(&self, first: isize, end: usize, part: usize) -> [*const f32; N] {
+    pub unsafe fn get<const N: usize>(&self, first: isize, end: usize) -> [*const f32; N] {
         std::array::from_fn(|k| {
             let row = first + k as isize;
             if row < 0 || row >= end as isize {
                 return self.zeros;
             }
-            let at = ((self.image * self.h + row as usize) * self.parts + part) * self.w * self.c;
+            let at = (self.image * self.h + row as usize) * self.w * self.c;
             // SAFETY: inside the activation
             unsafe { self.source.at(at).cast_const() }
         })
@@ -94,7 +86,7 @@ impl Rows {
 /// Workspace of the forward operation: weights, biases and zeros; transformed inputs and products.
 pub fn workspace(c: &Conv) -> Workspace {
     Workspace {
-        shared: transformed(c) + all_lanes(c) + c.extent.w * c.cin,
+        shared: transformed(c) + c.cout + c.extent.w * c.cin,
         scratch: POINTS * point_stride(CHUNK * c.cin) + products(),
         ..Workspace::default()
     }
@@ -111,36 +103,30 @@ struct Forward<'a> {
 impl Task for Forward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let Conv { extent, cin, shuffle, .. } = *self.op;
-        let (per_row, all, w, h) = (lanes(self.op), all_lanes(self.op), extent.w, extent.h);
+        let Conv { extent, cin, cout, .. } = *self.op;
+        let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
         unsafe {
             let v = self.parts.scratch().at(0);
             let m = v.add(POINTS * point_stride(CHUNK * cin));
             let shared = self.parts.shared();
             let bias = shared.at(transformed(self.op));
-            let far = exceeds_cache(extent, all);
-            let source = Rows { source: self.input, zeros: bias.add(all), image, h, w, c: cin, parts: 1 };
+            let far = exceeds_cache(extent, cout);
+            let source = Rows { source: self.input, zeros: bias.add(cout), image, h, w, c: cin };
             for y in (start..end).step_by(OUT) {
-                let rows = source.get(y as isize - 1, h, 0);
+                let rows = source.get(y as isize - 1, h);
                 for first in (0..tiles(w)).step_by(CHUNK) {
                     let count = CHUNK.min(tiles(w) - first);
                     let points = Points { base: v, point_stride: point_stride(CHUNK * cin), tile_stride: cin };
-                    transform_input::<S>(rows, Span { first, count, w, c: cin }, points);
+                    transform_input::<S, OUT>(rows, Span { first, count, w, c: cin }, points);
                     let chunk = Chunk { v, k: cin, count, m };
-                    for dy in 0..shuffle {
-                        for (lane, two) in groups(per_row) {
-                            let rows = std::array::from_fn(|r| {
-                                let at = (((image * h + y + r) * shuffle + dy) * w) * per_row + lane;
-                                (y + r < end).then(|| self.output.at(at))
-                            });
-                            let out = Output { rows, stride: per_row, x: OUT * first, w, far };
-                            let lane = dy * per_row + lane;
-                            let u = shared.at(lane * POINTS * cin);
-                            match cin {
-                                16 => multiply_and_store::<S, 16>(&chunk, u, two, bias.add(lane), out),
-                                _ => multiply_and_store::<S, 0>(&chunk, u, two, bias.add(lane), out),
-                            }
+                    for (lane, two) in groups(cout) {
+                        let rows = std::array::from_fn(|r| (y + r < end).then(|| self.output.at((image * h + y + r) * w * cout + lane)));
+                        let out = Output { rows, stride: cout, x: OUT * first, w, far };
+                        let u = shared.at(lane * POINTS * cin);
+                        match cin {
+                            16 => multiply_and_store::<S, 16, OUT>(&chunk, u, two, bias.add(lane), out),
+                            _ => multiply_and_store::<S, 0, OUT>(&chunk, u, two, bias.add(lane), out),
                         }
                     }
                 }
@@ -153,18 +139,13 @@ impl Task for Forward<'_> {
 /// Runs a convolution.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
     let parts = ctx.parts(op.workspace, workspace(op));
-    let (all, per_row) = (all_lanes(op), lanes(op));
     // SAFETY: parameters and workspace are live; nothing else runs yet
     unsafe {
         let weight = ctx.param(op.parameters, op.weight).slice(0, op.weight.len);
-        let bias = ctx.param(op.parameters, op.bias).slice(0, op.bias.len);
         let shared = parts.shared().slice(0, workspace(op).shared);
-        pack(shared, op.cin, (op.shuffle, per_row), |lane, ci| taps(op, weight, lane, ci, false));
-        let (biases, zeros) = shared[transformed(op)..].split_at_mut(all);
-        for (lane, out) in biases.iter_mut().enumerate() {
-            let (dy, dx, channel) = (lane / per_row, lane % per_row / op.cout, lane % op.cout);
-            *out = bias[channel * op.shuffle * op.shuffle + dy * op.shuffle + dx];
-        }
+        pack::<3>(shared, op.cin, op.cout, |lane, ci, at| tap(op, weight, lane, ci, at));
+        let (biases, zeros) = shared[transformed(op)..].split_at_mut(op.cout);
+        biases.copy_from_slice(ctx.param(op.parameters, op.bias).slice(0, op.bias.len));
         zeros.fill(0.0);
     }
     let bands = Bands::new(op.extent);
@@ -178,20 +159,20 @@ fn outer_tiles(w: usize) -> usize {
 
 /// f32 elements of a task's partial: gradients of the taps `[tap][ci][lane]`, then of the biases.
 fn gradients(c: &Conv) -> usize {
-    9 * c.cin * all_lanes(c) + all_lanes(c)
+    9 * c.cin * c.cout + c.cout
 }
 
 /// Workspace of the backward operation: weights and zeros; sums at the points, and transformed values.
 pub fn workspace_back(op: &ConvBack) -> Workspace {
-    let c = &op.forward;
-    let (w, all) = (c.extent.w, all_lanes(c));
-    let outer = POINTS * (point_stride(outer_tiles(w) * c.cin) + point_stride(outer_tiles(w) * all));
-    let product = POINTS * point_stride(CHUNK * all) + products();
+    let Conv { extent, cin, cout, .. } = op.forward;
+    let w = extent.w;
+    let outer = POINTS * (point_stride(outer_tiles(w) * cin) + point_stride(outer_tiles(w) * cout));
+    let product = POINTS * point_stride(CHUNK * cout) + products();
     Workspace {
-        shared: transformed(c) + c.cin + w * c.cin.max(lanes(c)),
-        partial: gradients(c),
-        tasks: Bands::new(c.extent).tasks(),
-        scratch: transformed(c) + outer.max(product),
+        shared: transformed(&op.forward) + cin + w * cin.max(cout),
+        partial: gradients(&op.forward),
+        tasks: Bands::new(extent).tasks(),
+        scratch: transformed(&op.forward) + outer.max(product),
     }
 }
 
@@ -207,70 +188,62 @@ struct Backward<'a> {
 impl Task for Backward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let Conv { extent, cin, shuffle, .. } = *self.op;
-        let (per_row, all, w, h) = (lanes(self.op), all_lanes(self.op), extent.w, extent.h);
+        let Conv { extent, cin, cout, .. } = *self.op;
+        let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
         unsafe {
             let partial = self.parts.partial(task);
-            let biases = partial.at(9 * cin * all);
-            biases.write_bytes(0, all);
+            let biases = partial.at(9 * cin * cout);
+            biases.write_bytes(0, cout);
             let sums = self.parts.scratch().at(0);
             sums.write_bytes(0, transformed(self.op));
             let room = sums.add(transformed(self.op));
             let shared = self.parts.shared();
             let zeros = shared.at(transformed(self.op) + cin).cast_const();
             let far = exceeds_cache(extent, cin);
-            let inputs = Rows { source: self.input, zeros, image, h, w, c: cin, parts: 1 };
-            let gradients = Rows { source: self.d_output, zeros, image, h, w, c: per_row, parts: shuffle };
+            let inputs = Rows { source: self.input, zeros, image, h, w, c: cin };
+            let gradients = Rows { source: self.d_output, zeros, image, h, w, c: cout };
             for y in (start..end).step_by(OUT) {
                 let span = outer_tiles(w);
-                let (v_stride, z_stride) = (point_stride(span * cin), point_stride(span * all));
+                let (v_stride, z_stride) = (point_stride(span * cin), point_stride(span * cout));
                 let (v, z) = (room, room.add(POINTS * v_stride));
+                // the weights' gradient counts rows of this band only
+                let own = gradients.get::<OUT>(y as isize, end);
                 for first in (0..tiles(w)).step_by(span) {
                     let count = span.min(tiles(w) - first);
                     let points = Points { base: v, point_stride: v_stride, tile_stride: cin };
-                    transform_input::<S>(inputs.get(y as isize - 1, h, 0), Span { first, count, w, c: cin }, points);
-                    for dy in 0..shuffle {
-                        let points = Points { base: z.add(dy * per_row), point_stride: z_stride, tile_stride: all };
-                        transform_gradient::<S>(gradients.get(y as isize, end, dy), Span { first, count, w, c: per_row }, points);
-                    }
+                    transform_input::<S, OUT>(inputs.get(y as isize - 1, h), Span { first, count, w, c: cin }, points);
+                    let points = Points { base: z, point_stride: z_stride, tile_stride: cout };
+                    transform_gradient::<S, OUT>(own, Span { first, count, w, c: cout }, points);
                     for point in 0..POINTS {
                         let (v, z) = (v.add(point * v_stride), z.add(point * z_stride));
-                        row_outer::<S>(v, cin, cin, z, all, count, sums.add(point * cin * all));
+                        row_outer::<S>(v, cin, cin, z, cout, count, sums.add(point * cin * cout));
                     }
                 }
-                for dy in 0..shuffle {
-                    for d in &gradients.get::<OUT>(y as isize, end, dy)[..OUT.min(end - y)] {
-                        row_sum::<S>(*d, per_row, w, biases.add(dy * per_row));
-                    }
+                for d in &own[..OUT.min(end - y)] {
+                    row_sum::<S>(*d, cout, w, biases);
                 }
                 let Some(d_input) = self.d_input else { continue };
-                let stride = point_stride(CHUNK * all);
+                let stride = point_stride(CHUNK * cout);
                 let (v, m) = (room, room.add(POINTS * stride));
                 for first in (0..tiles(w)).step_by(CHUNK) {
                     let count = CHUNK.min(tiles(w) - first);
-                    for dy in 0..shuffle {
-                        let points = Points { base: v.add(dy * per_row), point_stride: stride, tile_stride: all };
-                        transform_input::<S>(gradients.get(y as isize - 1, h, dy), Span { first, count, w, c: per_row }, points);
-                    }
-                    let chunk = Chunk { v, k: all, count, m };
+                    let points = Points { base: v, point_stride: stride, tile_stride: cout };
+                    transform_input::<S, OUT>(gradients.get(y as isize - 1, h), Span { first, count, w, c: cout }, points);
+                    let chunk = Chunk { v, k: cout, count, m };
                     for (lane, two) in groups(cin) {
                         let rows = std::array::from_fn(|r| (y + r < end).then(|| d_input.at((image * h + y + r) * w * cin + lane)));
                         let out = Output { rows, stride: cin, x: OUT * first, w, far };
-                        let (u, zero) = (shared.at(lane * POINTS * all), shared.at(transformed(self.op) + lane));
-                        match all {
-                            16 => multiply_and_store::<S, 16>(&chunk, u, two, zero, out),
-                            64 => multiply_and_store::<S, 64>(&chunk, u, two, zero, out),
-                            _ => multiply_and_store::<S, 0>(&chunk, u, two, zero, out),
+                        let (u, zero) = (shared.at(lane * POINTS * cout), shared.at(transformed(self.op) + lane));
+                        match cout {
+                            16 => multiply_and_store::<S, 16, OUT>(&chunk, u, two, zero, out),
+                            _ => multiply_and_store::<S, 0, OUT>(&chunk, u, two, zero, out),
                         }
                     }
                 }
             }
-            for ci in 0..cin {
-                for lane in (0..all).step_by(LANES) {
-                    let at = ci * all + lane;
-                    gather_lanes::<S>(sums.add(at), cin * all, partial.at(at), cin * all);
-                }
+            for at in (0..cin * cout).step_by(LANES) {
+                gather_lanes::<S, 3>(sums.add(at), cin * cout, partial.at(at), cin * cout);
             }
             S::fence();
         }
@@ -281,12 +254,12 @@ impl Task for Backward<'_> {
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
     let parts = ctx.parts(op.workspace, workspace_back(op));
-    let (all, per_row) = (all_lanes(c), lanes(c));
     // SAFETY: parameters and workspace are live; nothing else runs yet
     unsafe {
         let weight = ctx.param(c.parameters, c.weight).slice(0, c.weight.len);
         let shared = parts.shared().slice(0, workspace_back(op).shared);
-        pack(shared, all, (1, c.cin), |ci, lane| taps(c, weight, lane, ci, true));
+        // the gradient at a pixel comes from the outputs on the other side: taps are turned
+        pack::<3>(shared, c.cout, c.cin, |ci, lane, at| tap(c, weight, lane, ci, 8 - at));
         shared[transformed(c)..].fill(0.0);
     }
     let bands = Bands::new(c.extent);
@@ -304,13 +277,9 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     }
     // SAFETY: the sums are complete
     let sums = unsafe { parts.sums().slice(0, gradients(c)) };
-    let lane_of = |out: usize| {
-        let (channel, sub) = (out / (c.shuffle * c.shuffle), out % (c.shuffle * c.shuffle));
-        sub / c.shuffle * per_row + sub % c.shuffle * c.cout + channel
-    };
     ctx.store_gradient(op.gradients, c.weight, |i| {
-        let (tap, ci, lane) = (i % 9, i / 9 % c.cin, lane_of(i / 9 / c.cin));
-        sums[(tap * c.cin + ci) * all + lane]
+        let (tap, ci, lane) = (i % 9, i / 9 % c.cin, i / 9 / c.cin);
+        sums[(tap * c.cin + ci) * c.cout + lane]
     });
-    ctx.store_gradient(op.gradients, c.bias, |out| sums[9 * c.cin * all + lane_of(out)]);
+    ctx.store_gradient(op.gradients, c.bias, |lane| sums[9 * c.cin * c.cout + lane]);
 }

@@ -8,32 +8,90 @@ use super::rows::{RowProduct, Start, pad_row, row_outer, row_product, row_sum, r
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
 use crate::plan::{Head, HeadBack};
+use std::ops::Range;
 
-/// Pieces of a thread's scratch, f32 elements: the ring of padded feature rows, three HR rows, the prepared LQ rows and what it takes to
-/// make and use them.
-struct Layout {
-    ring: usize,
-    row: usize,
-    prepared: usize,
-    scratch: usize,
-    line: usize,
+/// f32 elements that a [`BaseBand`] works in.
+pub(super) fn base_scratch(op: &Head) -> usize {
+    let (rows, w, wide) = (Bands::new(op.extent).rows(), op.extent.w, op.extent.w * op.scale);
+    whole(wide * 3) + 2 * whole(base::prepared(rows, w)) + whole(base::scratch(rows, w)) + whole(base::line(w, op.scale))
 }
 
-fn layout(op: &Head) -> Layout {
-    let (rows, w, wide) = (Bands::new(op.extent).rows(), op.extent.w, op.extent.w * op.scale);
-    Layout {
-        ring: whole((wide + 2) * op.features),
-        row: whole(wide * 3),
-        prepared: whole(base::prepared(rows, w)),
-        scratch: whole(base::scratch(rows, w)),
-        line: whole(base::line(w, op.scale)),
+/// The base of a band of LQ rows, row by row at HR; less the target, where one is to be subtracted.
+pub(super) struct BaseBand<'a> {
+    op: &'a Head,
+    image: usize,
+    /// HR row of the band's first.
+    first: usize,
+    plain: &'a mut [f32],
+    added: &'a mut [f32],
+    line: &'a mut [f32],
+    sharpening: &'a mut [f32],
+    bytes: Shared<u8>,
+}
+
+impl<'a> BaseBand<'a> {
+    /// Prepares the band's rows of `input` in `scratch`, of [`base_scratch`] elements.
+    ///
+    /// # Safety
+    /// The buffers must be those of the running plan, and the scratch nobody else's.
+    #[inline(always)]
+    pub unsafe fn new(
+        op: &'a Head,
+        input: Shared<f32>,
+        bytes: Shared<u8>,
+        image: usize,
+        rows: Range<usize>,
+        scratch: Shared<f32>,
+    ) -> BaseBand<'a> {
+        let Head { extent, scale, alpha, .. } = *op;
+        let mut at = 0;
+        let mut take = |len: usize| {
+            at += whole(len);
+            // SAFETY: inside the scratch; the pieces do not overlap
+            unsafe { scratch.slice(at - whole(len), len) }
+        };
+        let prepared = base::prepared(rows.len(), extent.w);
+        let (sharpening, plain, added) = (take(extent.w * scale * 3), take(prepared), take(prepared));
+        let (work, line) = (take(base::scratch(rows.len(), extent.w)), take(base::line(extent.w, scale)));
+        // SAFETY: a whole image inside its buffer
+        let lq = unsafe { input.slice(image * extent.h * extent.w * 3, extent.h * extent.w * 3) };
+        let unit = if op.target.is_some() { Unit::Level } else { Unit::One };
+        base::prepare(lq, extent, (alpha, unit), rows.clone(), work, plain, added);
+        if op.target.is_none() {
+            plain.iter_mut().zip(&*added).for_each(|(p, &a)| *p += a);
+        }
+        BaseBand { op, image, first: rows.start * scale, plain, added, line, sharpening, bytes }
+    }
+
+    /// HR row `y` of the picture, `[W][3]`.
+    ///
+    /// # Safety
+    /// As [`BaseBand::new`].
+    #[inline(always)]
+    pub unsafe fn row(&mut self, y: usize, out: &mut [f32]) {
+        let Head { extent, scale, .. } = *self.op;
+        base::upsample(self.plain, extent.w, scale, y - self.first, self.line, out);
+        if let Some(batch) = self.op.target {
+            // SAFETY: the patch lies in the staged batch
+            unsafe {
+                let (patch, code) = (self.bytes.at(batch.hr_of(self.image)), *self.bytes.at(batch.augment_of(self.image)));
+                subtract_row(patch, code, y, (extent.h * scale, extent.w * scale), out);
+            }
+            // the exact part has done its work: what is left is small, and f32 keeps it well
+            base::upsample(self.added, extent.w, scale, y - self.first, self.line, self.sharpening);
+            out.iter_mut().zip(&*self.sharpening).for_each(|(b, &s)| *b = (*b + s) / 255.0);
+        }
     }
 }
 
 /// Workspace of the forward operation.
 pub fn workspace(op: &Head) -> Workspace {
-    let l = layout(op);
-    Workspace { shared: 27 * op.features, scratch: 3 * l.ring + 3 * l.row + 2 * l.prepared + l.scratch + l.line, ..Workspace::default() }
+    let wide = op.extent.w * op.scale;
+    Workspace {
+        shared: 27 * op.features,
+        scratch: 3 * whole((wide + 2) * op.features) + 2 * whole(wide * 3) + base_scratch(op),
+        ..Workspace::default()
+    }
 }
 
 struct Forward<'a> {
@@ -52,32 +110,21 @@ struct Forward<'a> {
 impl Task for Forward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let Head { extent, scale, features: f, alpha, .. } = *self.op;
+        let Head { extent, scale, features: f, .. } = *self.op;
         let (hh, ww) = (extent.h * scale, extent.w * scale);
         let (image, start, end) = self.bands.task(task);
-        let l = layout(self.op);
+        let ring = whole((ww + 2) * f);
         unsafe {
             let scratch = self.parts.scratch();
-            let slot = |row: isize| scratch.at((row + 1) as usize % 3 * l.ring);
-            let mut at = 3 * l.ring;
-            let mut take = |len: usize, used: usize| {
-                at += len;
-                scratch.slice(at - len, used)
-            };
-            let [detail, base, sharpening] = [take(l.row, ww * 3), take(l.row, ww * 3), take(l.row, ww * 3)];
-            let prepared = base::prepared(end - start, extent.w);
-            let [plain, added] = [take(l.prepared, prepared), take(l.prepared, prepared)];
-            let (base_scratch, line) = (take(l.scratch, base::scratch(end - start, extent.w)), take(l.line, base::line(extent.w, scale)));
-            let lq = self.input.slice(image * extent.h * extent.w * 3, extent.h * extent.w * 3);
-            let unit = if self.op.target.is_some() { Unit::Level } else { Unit::One };
-            base::prepare(lq, extent, (alpha, unit), start..end, base_scratch, plain, added);
-            if self.op.target.is_none() {
-                plain.iter_mut().zip(&*added).for_each(|(p, &a)| *p += a);
-            }
+            let slot = |row: isize| scratch.at((row + 1) as usize % 3 * ring);
+            let row_len = whole(ww * 3);
+            let (detail, base_row) = (scratch.slice(3 * ring, ww * 3), scratch.slice(3 * ring + row_len, ww * 3));
+            let room = Shared::new(scratch.at(3 * ring + 2 * row_len));
+            let mut base = BaseBand::new(self.op, self.input, self.bytes, image, start..end, room);
             let load = |row: isize| {
                 let inside = row >= 0 && row < hh as isize;
                 let source = inside.then(|| self.features.at((image * hh + row as usize) * ww * f).cast_const());
-                pad_row(source, f, ww, slot(row));
+                pad_row(source, f, ww * f, slot(row));
             };
             let (first, last) = (start * scale, end * scale);
             load(first as isize - 1);
@@ -87,16 +134,9 @@ impl Task for Forward<'_> {
                 load(row + 1);
                 let around = [slot(row - 1).cast_const(), slot(row).cast_const(), slot(row + 1).cast_const()];
                 row_to_rgb::<S>(around, self.parts.shared().at(0), self.bias, f, ww, detail.as_mut_ptr());
-                base::upsample(plain, extent.w, scale, y - first, line, base);
-                if let Some(batch) = self.op.target {
-                    let (patch, code) = (self.bytes.at(batch.hr_of(image)), *self.bytes.at(batch.augment_of(image)));
-                    subtract_row(patch, code, y, (hh, ww), base);
-                    // the exact part has done its work: what is left is small, and f32 keeps it well
-                    base::upsample(added, extent.w, scale, y - first, line, sharpening);
-                    base.iter_mut().zip(&*sharpening).for_each(|(b, &s)| *b = (*b + s) / 255.0);
-                }
+                base.row(y, base_row);
                 let out = self.output.slice((image * hh + y) * ww * 3, ww * 3);
-                for ((out, &b), &d) in out.iter_mut().zip(&*base).zip(&*detail) {
+                for ((out, &b), &d) in out.iter_mut().zip(&*base_row).zip(&*detail) {
                     *out = b + self.gain * d;
                 }
             }
@@ -173,7 +213,7 @@ impl Task for Backward<'_> {
             let load = |row: isize| {
                 let inside = row >= 0 && row < hh as isize;
                 let source = inside.then(|| self.d_output.at((image * hh + row as usize) * ww * 3).cast_const());
-                pad_row(source, 3, ww, slot(row));
+                pad_row(source, 3, ww * 3, slot(row));
             };
             let (first, last) = (start * scale, end * scale);
             load(first as isize - 1);
@@ -235,12 +275,7 @@ pub fn backward(ctx: &Context<'_>, op: &HeadBack) {
     };
     ctx.parallel(bands.tasks(), &task);
     if let Some(d_input) = op.d_input {
-        let (lq, hr) = (head.extent.h * head.extent.w * 3, head.extent.h * head.extent.w * 3 * head.scale * head.scale);
-        for image in 0..head.extent.n {
-            // SAFETY: whole images inside their buffers
-            let (d_out, d_in) = unsafe { (&*ctx.floats(op.d_output).slice(image * hr, hr), ctx.floats(d_input).slice(image * lq, lq)) };
-            base::backward(d_out, head.extent, head.scale, head.alpha, d_in);
-        }
+        base::backward_batch(ctx.floats(op.d_output), head.extent, head.scale, head.alpha, ctx.floats(d_input));
     }
     if !ctx.reduce(parts, op.slice) {
         return;

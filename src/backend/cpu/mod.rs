@@ -3,6 +3,7 @@
 
 mod arena;
 mod base;
+mod composed;
 mod conv;
 mod conv_winograd;
 mod gelu;
@@ -16,6 +17,7 @@ mod rows;
 mod simd;
 pub mod structural;
 mod tasks;
+mod up_head;
 mod winograd;
 
 pub use peak::fma_peak;
@@ -56,6 +58,8 @@ impl CpuOptions {
             Op::NanoBlockBack(o) => nano::workspace_back(o),
             Op::Head(o) => head::workspace(o),
             Op::HeadBack(o) => head::workspace_back(o),
+            Op::UpHead(o) => up_head::workspace(o),
+            Op::UpHeadBack(o) => up_head::workspace_back(o),
             Op::PixelLoss(o) => losses::pixel_workspace(o),
             Op::StructuralLoss(o) => losses::structural_workspace(o),
             Op::Update(o) => optimizer::workspace(o),
@@ -70,6 +74,10 @@ impl Sizing for CpuOptions {
 
     fn carry(&self, op: &Op) -> u64 {
         self.layout(op).carry_bytes()
+    }
+
+    fn composes_tail(&self) -> bool {
+        true
     }
 }
 
@@ -107,6 +115,8 @@ impl CpuBackend {
                     Op::NanoBlockBack(o) => nano::backward(&ctx, o),
                     Op::Head(o) => head::forward(&ctx, o),
                     Op::HeadBack(o) => head::backward(&ctx, o),
+                    Op::UpHead(o) => up_head::forward(&ctx, o),
+                    Op::UpHeadBack(o) => up_head::backward(&ctx, o),
                     Op::PixelLoss(o) => losses::pixel(&ctx, o),
                     Op::StructuralLoss(o) => losses::structural(&ctx, o),
                     Op::Update(o) => optimizer::update(&ctx, o),

@@ -214,6 +214,7 @@ pub unsafe fn row_outer<S: Simd>(x: *const f32, stride: usize, taps: usize, y: *
         if lane < lanes {
             let (y, sum) = (y.add(lane), sum.add(lane));
             match S::REGISTERS {
+                Registers::Many if taps == 12 => outer_lanes::<S, 12, 1>(x, stride, taps, y, lanes, w, sum),
                 Registers::Many => outer_lanes::<S, 16, 1>(x, stride, taps, y, lanes, w, sum),
                 Registers::Eight => outer_lanes::<S, 6, 1>(x, stride, taps, y, lanes, w, sum),
                 Registers::Few => outer_lanes::<S, 1, 1>(x, stride, taps, y, lanes, w, sum),
@@ -448,20 +449,20 @@ pub unsafe fn row_to_rgb<S: Simd>(rows: [*const f32; 3], weights: *const f32, bi
     }
 }
 
-/// Copies a row `[w][c]` between one zero pixel on either side; a missing row (outside the picture) becomes zeros.
+/// Copies a row of `len` values between `pad` zeros on either side; a missing row (outside the picture) becomes zeros.
 ///
 /// # Safety
-/// `out` holds `[w + 2][c]`, the row `[w][c]`.
+/// `out` holds `len + 2 * pad` values, the row `len`.
 #[inline(always)]
-pub unsafe fn pad_row(row: Option<*const f32>, c: usize, w: usize, out: *mut f32) {
+pub unsafe fn pad_row(row: Option<*const f32>, pad: usize, len: usize, out: *mut f32) {
     unsafe {
         match row {
             Some(row) => {
-                out.write_bytes(0, c);
-                std::ptr::copy_nonoverlapping(row, out.add(c), w * c);
-                out.add((w + 1) * c).write_bytes(0, c);
+                out.write_bytes(0, pad);
+                std::ptr::copy_nonoverlapping(row, out.add(pad), len);
+                out.add(pad + len).write_bytes(0, pad);
             }
-            None => out.write_bytes(0, (w + 2) * c),
+            None => out.write_bytes(0, len + 2 * pad),
         }
     }
 }

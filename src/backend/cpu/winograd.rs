@@ -1,17 +1,15 @@
-//! 3x3 convolutions with four times fewer multiplications: Winograd's F(4x4, 3x3) (Lavin and Gray, "Fast algorithms for
-//! convolutional neural networks", 2016). Tiles of 4x4 outputs are made from 6x6 inputs; products happen in 36 transformed
-//! points. Built from vectors alone; `conv` decides where it is used. The bits of an output depend on where the tiles begin,
-//! so inference in overlapping tiles keeps to the direct form.
+//! Convolutions with fewer multiplications: Winograd's F(4x4, 3x3) and F(2x2, 5x5) (Lavin and Gray, "Fast algorithms for
+//! convolutional neural networks", 2016), four and 2.8 times fewer. Tiles of OUT x OUT outputs are made from 6x6 inputs; products
+//! happen in 36 transformed points, the same for both. Built from vectors alone; the operations decide where they are used. The bits
+//! of an output depend on where the tiles begin, so inference in overlapping tiles keeps to the direct form.
 //!
 //! The polynomials are interpolated at 0, +-sqrt(1/2), +-sqrt(2) and infinity: with a b = 1 the transforms neither shrink nor
 //! grow their values much, and f32 errors stay those of the direct form (with the usual +-1 and +-2 they are 2 to 5 times that).
 
 use super::simd::{LANES, Registers, Simd};
 
-/// Outputs of a tile along a side.
-pub const OUT: usize = 4;
-/// Inputs of a tile along a side.
-pub const IN: usize = OUT + 2;
+/// Inputs of a tile along a side: OUT outputs and the reach of 7 - OUT taps.
+pub const IN: usize = 6;
 /// Transformed points of a tile.
 pub const POINTS: usize = IN * IN;
 /// Tiles multiplied at a time: 16 accumulators of a wide machine with two vectors of lanes.
@@ -23,9 +21,9 @@ pub const GROUP: usize = 2 * LANES;
 const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
 const B: f32 = std::f32::consts::SQRT_2;
 
-/// Tiles that cover a row of `w` pixels.
-pub fn tiles(w: usize) -> usize {
-    w.div_ceil(OUT)
+/// Pixels by which a tile's inputs begin before its outputs: those of the taps left of the middle one.
+pub const fn before(out: usize) -> usize {
+    (IN - out) / 2
 }
 
 /// From one point to the next, f32 elements, in a buffer with `len` of them a point: one vector more, so that the points of a
@@ -34,19 +32,26 @@ pub fn point_stride(len: usize) -> usize {
     len + LANES
 }
 
-/// Interpolation of three taps at the six points, G.
-const G: [[f64; 3]; IN] = {
+/// Interpolation at the six points, G: tap `tap` of `taps` at point `point`, the power of the point over the product of its
+/// distances to the other finite ones.
+const fn interpolation(point: usize, tap: usize, taps: usize) -> f64 {
     const A: f64 = std::f64::consts::FRAC_1_SQRT_2;
     const B: f64 = std::f64::consts::SQRT_2;
-    [
-        [1.0, 0.0, 0.0],
-        [-2.0 / 3.0, -A * 2.0 / 3.0, -1.0 / 3.0],
-        [-2.0 / 3.0, A * 2.0 / 3.0, -1.0 / 3.0],
-        [1.0 / 6.0, B / 6.0, 1.0 / 3.0],
-        [1.0 / 6.0, -B / 6.0, 1.0 / 3.0],
-        [0.0, 0.0, 1.0],
-    ]
-};
+    let (at, mut value) = match point {
+        0 => (0.0, 1.0),
+        1 => (A, -2.0 / 3.0),
+        2 => (-A, -2.0 / 3.0),
+        3 => (B, 1.0 / 6.0),
+        4 => (-B, 1.0 / 6.0),
+        _ => return if tap + 1 == taps { 1.0 } else { 0.0 },
+    };
+    let mut i = 0;
+    while i < tap {
+        value *= at;
+        i += 1;
+    }
+    value
+}
 
 /// Weights are multiplied by these along each side, which saves multiplications when outputs are formed: see [`output_line`].
 const SCALE: [f64; IN] = {
@@ -55,22 +60,14 @@ const SCALE: [f64; IN] = {
     [1.0, A, A, B, B, 1.0]
 };
 
-/// Weights of one (input, output) channel into the points: G g G^T with [`SCALE`], for `g[ky * 3 + kx]`.
-pub fn transform_weights(g: [f32; 9]) -> [f32; POINTS] {
-    let rows: [[f64; 3]; IN] =
-        std::array::from_fn(|y| std::array::from_fn(|x| SCALE[y] * (0..3).map(|k| G[y][k] * f64::from(g[k * 3 + x])).sum::<f64>()));
+/// Weights of one (input, output) channel into the points: G g G^T with [`SCALE`], for taps `g(y, x)`.
+pub fn transform_weights<const TAPS: usize>(g: impl Fn(usize, usize) -> f64) -> [f32; POINTS] {
+    let rows: [[f64; TAPS]; IN] =
+        std::array::from_fn(|y| std::array::from_fn(|x| SCALE[y] * (0..TAPS).map(|k| interpolation(y, k, TAPS) * g(k, x)).sum::<f64>()));
     std::array::from_fn(|i| {
         let (y, x) = (i / IN, i % IN);
-        (SCALE[x] * (0..3).map(|k| G[x][k] * rows[y][k]).sum::<f64>()) as f32
+        (SCALE[x] * (0..TAPS).map(|k| interpolation(x, k, TAPS) * rows[y][k]).sum::<f64>()) as f32
     })
-}
-
-/// Gradients at the points to gradients of the taps, G^T u G.
-#[cfg(test)]
-fn gather_weights(u: [f32; POINTS]) -> [f32; 9] {
-    let rows: [[f64; IN]; 3] =
-        std::array::from_fn(|y| std::array::from_fn(|x| (0..IN).map(|k| G[k][y] * f64::from(u[k * IN + x])).sum::<f64>()));
-    std::array::from_fn(|i| (0..IN).map(|k| G[k][i % 3] * rows[i / 3][k]).sum::<f64>() as f32)
 }
 
 /// B^T applied to six values.
@@ -91,34 +88,43 @@ unsafe fn input_line<S: Simd>(d: [S::V; IN]) -> [S::V; IN] {
     }
 }
 
+// No closures over vectors in here: one that is not inlined would lose the instructions it is compiled for.
+
 /// A^T applied to six values whose points carry [`SCALE`].
 #[inline(always)]
-unsafe fn output_line<S: Simd>(m: [S::V; IN]) -> [S::V; OUT] {
+unsafe fn output_line<S: Simd, const OUT: usize>(m: [S::V; IN]) -> [S::V; OUT] {
     unsafe {
         let (even_a, odd_a) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
         let (even_b, odd_b) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
-        [
-            S::fma(S::splat(B), even_a, S::fma(S::splat(A), even_b, m[0])),
-            S::add(odd_a, odd_b),
-            S::fma(S::splat(A), even_a, S::mul(S::splat(B), even_b)),
-            S::fma(S::splat(0.5), odd_a, S::fma(S::splat(2.0), odd_b, m[5])),
-        ]
+        let mut out = [S::splat(0.0); OUT];
+        out[0] = S::fma(S::splat(B), even_a, S::fma(S::splat(A), even_b, m[0]));
+        out[1] = S::add(odd_a, odd_b);
+        if OUT == 2 {
+            out[1] = S::add(out[1], m[5]);
+        } else {
+            out[2] = S::fma(S::splat(A), even_a, S::mul(S::splat(B), even_b));
+            out[3] = S::fma(S::splat(0.5), odd_a, S::fma(S::splat(2.0), odd_b, m[5]));
+        }
+        out
     }
 }
 
-/// A applied to four values.
+/// A applied to two or four values.
 #[inline(always)]
-unsafe fn gradient_line<S: Simd>(d: [S::V; OUT]) -> [S::V; IN] {
+unsafe fn gradient_line<S: Simd, const OUT: usize>(d: [S::V; OUT]) -> [S::V; IN] {
     unsafe {
-        let (even_a, odd_a) = (S::fma(S::splat(0.5), d[2], d[0]), S::fma(S::splat(0.5), d[3], d[1]));
-        let (even_b, odd_b) = (S::fma(S::splat(2.0), d[2], d[0]), S::fma(S::splat(2.0), d[3], d[1]));
+        let (mut even_a, mut odd_a, mut even_b, mut odd_b) = (d[0], d[1], d[0], d[1]);
+        if OUT == 4 {
+            (even_a, odd_a) = (S::fma(S::splat(0.5), d[2], even_a), S::fma(S::splat(0.5), d[3], odd_a));
+            (even_b, odd_b) = (S::fma(S::splat(2.0), d[2], even_b), S::fma(S::splat(2.0), d[3], odd_b));
+        }
         [
             d[0],
             S::fma(S::splat(A), odd_a, even_a),
             S::fma(S::splat(-A), odd_a, even_a),
             S::fma(S::splat(B), odd_b, even_b),
             S::fma(S::splat(-B), odd_b, even_b),
-            d[3],
+            d[OUT - 1],
         ]
     }
 }
@@ -158,14 +164,14 @@ impl Points {
     }
 }
 
-/// B^T of six pixels above each other; columns are counted from the one before the row.
+/// B^T of six pixels above each other; columns are counted from `before` the row.
 #[inline(always)]
-unsafe fn input_column<S: Simd>(rows: [*const f32; IN], s: Span, x: usize, lane: usize) -> [S::V; IN] {
+unsafe fn input_column<S: Simd>(rows: [*const f32; IN], s: Span, before: usize, x: usize, lane: usize) -> [S::V; IN] {
     unsafe {
-        if x == 0 || x > s.w {
+        if x < before || x >= s.w + before {
             return [S::splat(0.0); IN];
         }
-        let at = (x - 1) * s.c + lane;
+        let at = (x - before) * s.c + lane;
         let [a, b, c, d, e, f] = rows;
         let (a, b, c) = (S::load(a.add(at)), S::load(b.add(at)), S::load(c.add(at)));
         input_line::<S>([a, b, c, S::load(d.add(at)), S::load(e.add(at)), S::load(f.add(at))])
@@ -177,31 +183,42 @@ unsafe fn input_column<S: Simd>(rows: [*const f32; IN], s: Span, x: usize, lane:
 /// # Safety
 /// Rows and points as large as described; and as [`Simd`].
 #[inline(always)]
-pub unsafe fn transform_input<S: Simd>(rows: [*const f32; IN], s: Span, out: Points) {
+pub unsafe fn transform_input<S: Simd, const OUT: usize>(rows: [*const f32; IN], s: Span, out: Points) {
     unsafe {
         for lane in (0..s.c).step_by(LANES) {
             let x = OUT * s.first;
-            let (mut a, mut b) = (input_column::<S>(rows, s, x, lane), input_column::<S>(rows, s, x + 1, lane));
+            // neighbours share six less OUT columns
+            let mut a = input_column::<S>(rows, s, before(OUT), x, lane);
+            let mut b = input_column::<S>(rows, s, before(OUT), x + 1, lane);
+            let (mut c, mut d) = (a, b);
+            if OUT == 2 {
+                c = input_column::<S>(rows, s, before(OUT), x + 2, lane);
+                d = input_column::<S>(rows, s, before(OUT), x + 3, lane);
+            }
             for tile in 0..s.count {
                 let x = OUT * (s.first + tile);
-                let (c, d) = (input_column::<S>(rows, s, x + 2, lane), input_column::<S>(rows, s, x + 3, lane));
-                let (e, f) = (input_column::<S>(rows, s, x + 4, lane), input_column::<S>(rows, s, x + 5, lane));
+                if OUT == 4 {
+                    c = input_column::<S>(rows, s, before(OUT), x + 2, lane);
+                    d = input_column::<S>(rows, s, before(OUT), x + 3, lane);
+                }
+                let e = input_column::<S>(rows, s, before(OUT), x + 4, lane);
+                let f = input_column::<S>(rows, s, before(OUT), x + 5, lane);
                 for y in 0..IN {
                     let values = input_line::<S>([a[y], b[y], c[y], d[y], e[y], f[y]]);
                     out.store_row::<S>(y, tile * out.tile_stride + lane, values);
                 }
-                (a, b) = (e, f);
+                (a, b, c, d) = if OUT == 2 { (c, d, e, f) } else { (e, f, c, d) };
             }
         }
     }
 }
 
-/// A dy A^T of tiles of four gradient rows `[w][c]`.
+/// A dy A^T of tiles of two or four gradient rows `[w][c]`.
 ///
 /// # Safety
 /// As [`transform_input`].
 #[inline(always)]
-pub unsafe fn transform_gradient<S: Simd>(rows: [*const f32; OUT], s: Span, out: Points) {
+pub unsafe fn transform_gradient<S: Simd, const OUT: usize>(rows: [*const f32; OUT], s: Span, out: Points) {
     unsafe {
         for tile in 0..s.count {
             for lane in (0..s.c).step_by(LANES) {
@@ -210,13 +227,19 @@ pub unsafe fn transform_gradient<S: Simd>(rows: [*const f32; OUT], s: Span, out:
                     let x = OUT * (s.first + tile) + x;
                     if x < s.w {
                         let at = x * s.c + lane;
-                        let [a, b, c, d] = rows;
-                        *column = gradient_line::<S>([S::load(a.add(at)), S::load(b.add(at)), S::load(c.add(at)), S::load(d.add(at))]);
+                        let mut values = [S::splat(0.0); OUT];
+                        for (value, row) in values.iter_mut().zip(rows) {
+                            *value = S::load(row.add(at));
+                        }
+                        *column = gradient_line::<S, OUT>(values);
                     }
                 }
-                let [a, b, c, d] = columns;
                 for y in 0..IN {
-                    let values = gradient_line::<S>([a[y], b[y], c[y], d[y]]);
+                    let mut values = [S::splat(0.0); OUT];
+                    for (value, column) in values.iter_mut().zip(&columns) {
+                        *value = column[y];
+                    }
+                    let values = gradient_line::<S, OUT>(values);
                     out.store_row::<S>(y, tile * out.tile_stride + lane, values);
                 }
             }
@@ -226,35 +249,44 @@ pub unsafe fn transform_gradient<S: Simd>(rows: [*const f32; OUT], s: Span, out:
 
 /// G^T applied to six values.
 #[inline(always)]
-unsafe fn gather_line<S: Simd>(p: [S::V; IN]) -> [S::V; 3] {
+unsafe fn gather_line<S: Simd, const TAPS: usize>(p: [S::V; IN]) -> [S::V; TAPS] {
     unsafe {
         let (even_a, odd_a) = (S::add(p[1], p[2]), S::sub(p[1], p[2]));
         let (even_b, odd_b) = (S::add(p[3], p[4]), S::sub(p[3], p[4]));
-        let g = |point: usize, tap: usize| S::splat(G[point][tap] as f32);
-        [
-            S::fma(g(1, 0), even_a, S::fma(g(3, 0), even_b, p[0])),
-            S::fma(g(1, 1), odd_a, S::mul(g(3, 1), odd_b)),
-            S::fma(g(1, 2), even_a, S::fma(g(3, 2), even_b, p[5])),
-        ]
+        let mut out = [S::splat(0.0); TAPS];
+        for (tap, out) in out.iter_mut().enumerate() {
+            let (a, b) = (S::splat(interpolation(1, tap, TAPS) as f32), S::splat(interpolation(3, tap, TAPS) as f32));
+            if tap % 2 == 1 {
+                *out = S::fma(a, odd_a, S::mul(b, odd_b));
+                continue;
+            }
+            *out = S::fma(a, even_a, S::mul(b, even_b));
+            if tap == 0 {
+                *out = S::add(*out, p[0]);
+            } else if tap + 1 == TAPS {
+                *out = S::add(*out, p[5]);
+            }
+        }
+        out
     }
 }
 
-/// G^T u G over a vector of lanes: `u[point * from]` to `taps[tap * to]`.
+/// G^T u G over a vector of lanes: `u[point * from]` to `taps[tap * to]`, TAPS x TAPS of them.
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
-pub unsafe fn gather_lanes<S: Simd>(u: *const f32, from: usize, taps: *mut f32, to: usize) {
+pub unsafe fn gather_lanes<S: Simd, const TAPS: usize>(u: *const f32, from: usize, taps: *mut f32, to: usize) {
     unsafe {
-        let mut columns = [[S::splat(0.0); 3]; IN];
+        let mut columns = [[S::splat(0.0); TAPS]; IN];
         for (x, column) in columns.iter_mut().enumerate() {
             let at = |y: usize| S::load(u.add((y * IN + x) * from));
-            *column = gather_line::<S>([at(0), at(1), at(2), at(3), at(4), at(5)]);
+            *column = gather_line::<S, TAPS>([at(0), at(1), at(2), at(3), at(4), at(5)]);
         }
         let [a, b, c, d, e, f] = columns;
-        for y in 0..3 {
-            for (x, v) in gather_line::<S>([a[y], b[y], c[y], d[y], e[y], f[y]]).into_iter().enumerate() {
-                S::store(taps.add((y * 3 + x) * to), v);
+        for y in 0..TAPS {
+            for (x, v) in gather_line::<S, TAPS>([a[y], b[y], c[y], d[y], e[y], f[y]]).into_iter().enumerate() {
+                S::store(taps.add((y * TAPS + x) * to), v);
             }
         }
     }
@@ -337,9 +369,9 @@ unsafe fn multiply<S: Simd, const V: usize, const K: usize>(c: &Chunk, u: *const
     }
 }
 
-/// Where the 4x4 outputs of a chunk go.
+/// Where the outputs of a chunk go.
 #[derive(Clone, Copy)]
-pub struct Output {
+pub struct Output<const OUT: usize> {
     /// First pixel of each row, at the lanes of the group; lower ones may be missing.
     pub rows: [Option<*mut f32>; OUT],
     /// f32 values from one pixel to the next.
@@ -354,19 +386,19 @@ pub struct Output {
 
 /// A^T m A of a chunk plus bias, for vector `n` of `V`.
 #[inline(always)]
-unsafe fn store_outputs<S: Simd, const V: usize>(c: &Chunk, n: usize, bias: S::V, out: Output) {
+unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(c: &Chunk, n: usize, bias: S::V, out: Output<OUT>) {
     unsafe {
         for tile in 0..c.count {
             let at = |point: usize| S::load(c.m.add(point * point_stride(CHUNK * V * LANES) + (tile * V + n) * LANES));
             let mut columns = [[S::splat(0.0); OUT]; IN];
             for (x, column) in columns.iter_mut().enumerate() {
-                *column = output_line::<S>([at(x), at(IN + x), at(2 * IN + x), at(3 * IN + x), at(4 * IN + x), at(5 * IN + x)]);
+                *column = output_line::<S, OUT>([at(x), at(IN + x), at(2 * IN + x), at(3 * IN + x), at(4 * IN + x), at(5 * IN + x)]);
             }
             let [a, b, c, d, e, f] = columns;
             let x = out.x + OUT * tile;
             for (y, row) in out.rows.iter().enumerate() {
                 let Some(row) = row else { continue };
-                let values = output_line::<S>([a[y], b[y], c[y], d[y], e[y], f[y]]);
+                let values = output_line::<S, OUT>([a[y], b[y], c[y], d[y], e[y], f[y]]);
                 for (i, value) in values.into_iter().enumerate() {
                     if x + i < out.w {
                         let (to, value) = (row.add((x + i) * out.stride + n * LANES), S::add(value, bias));
@@ -384,16 +416,22 @@ unsafe fn store_outputs<S: Simd, const V: usize>(c: &Chunk, n: usize, bias: S::V
 /// # Safety
 /// All pointers valid for these extents; tiles behind `count` may hold anything; and as [`Simd`].
 #[inline(always)]
-pub unsafe fn multiply_and_store<S: Simd, const K: usize>(c: &Chunk, u: *const f32, two: bool, bias: *const f32, out: Output) {
+pub unsafe fn multiply_and_store<S: Simd, const K: usize, const OUT: usize>(
+    c: &Chunk,
+    u: *const f32,
+    two: bool,
+    bias: *const f32,
+    out: Output<OUT>,
+) {
     unsafe {
         if two {
             multiply::<S, 2, K>(c, u);
             for n in 0..2 {
-                store_outputs::<S, 2>(c, n, S::load(bias.add(n * LANES)), out);
+                store_outputs::<S, 2, OUT>(c, n, S::load(bias.add(n * LANES)), out);
             }
         } else {
             multiply::<S, 1, K>(c, u);
-            store_outputs::<S, 1>(c, 0, S::load(bias), out);
+            store_outputs::<S, 1, OUT>(c, 0, S::load(bias), out);
         }
     }
 }
@@ -407,25 +445,72 @@ mod tests {
         crate::rng::Rng::new(&[seed]).range(-1.0, 1.0) as f32
     }
 
-    #[test]
-    fn weights_and_their_gradients_are_transposes_of_each_other() {
+    fn draw_points() -> [f32; POINTS] {
+        std::array::from_fn(|i| draw(100 + i as u64))
+    }
+
+    /// Gradients at the points to gradients of the taps, G^T u G, plainly.
+    fn gather_weights(u: [f32; POINTS], taps: usize) -> Vec<f32> {
+        let g = |point: usize, tap: usize| interpolation(point, tap, taps);
+        let value = |y: usize, x: usize| (0..POINTS).map(|i| g(i / IN, y) * f64::from(u[i]) * g(i % IN, x)).sum::<f64>() as f32;
+        (0..taps * taps).map(|i| value(i / taps, i % taps)).collect()
+    }
+
+    fn check_weights<const TAPS: usize>() {
         // <transform(g), u> = <g, gather(scaled u)> for all g and u
-        let g: [f32; 9] = std::array::from_fn(|i| draw(i as u64));
-        let u: [f32; POINTS] = std::array::from_fn(|i| draw(100 + i as u64));
+        let g: Vec<f32> = (0..TAPS * TAPS).map(|i| draw(i as u64)).collect();
+        let u = draw_points();
         let scaled: [f32; POINTS] = std::array::from_fn(|i| (SCALE[i / IN] * SCALE[i % IN]) as f32 * u[i]);
-        let a: f32 = transform_weights(g).iter().zip(&u).map(|(a, b)| a * b).sum();
-        let b: f32 = gather_weights(scaled).iter().zip(&g).map(|(a, b)| a * b).sum();
+        let transformed = transform_weights::<TAPS>(|y, x| f64::from(g[y * TAPS + x]));
+        let a: f32 = transformed.iter().zip(&u).map(|(a, b)| a * b).sum();
+        let b: f32 = gather_weights(scaled, TAPS).iter().zip(&g).map(|(a, b)| a * b).sum();
         assert!((a - b).abs() < 1e-5, "{a} {b}");
+        let lanes: Vec<f32> = u.iter().flat_map(|&u| [u; LANES]).collect();
+        let mut taps = vec![0.0; TAPS * TAPS * LANES];
+        unsafe { gather_lanes::<Portable, TAPS>(lanes.as_ptr(), LANES, taps.as_mut_ptr(), LANES) };
+        for (lanes, tap) in taps.chunks_exact(LANES).zip(gather_weights(u, TAPS)) {
+            assert!((lanes[5] - tap).abs() < 1e-5, "{} {tap}", lanes[5]);
+        }
     }
 
     #[test]
-    fn lanes_are_gathered_as_single_values_are() {
-        let u: [f32; POINTS] = std::array::from_fn(|i| draw(i as u64));
-        let lanes: Vec<f32> = u.iter().flat_map(|&u| [u; LANES]).collect();
-        let mut taps = [0.0; 9 * LANES];
-        unsafe { gather_lanes::<Portable>(lanes.as_ptr(), LANES, taps.as_mut_ptr(), LANES) };
-        for (lanes, tap) in taps.chunks_exact(LANES).zip(gather_weights(u)) {
-            assert!((lanes[5] - tap).abs() < 1e-5, "{} {tap}", lanes[5]);
+    fn weights_and_their_gradients_are_transposes_of_each_other() {
+        check_weights::<3>();
+        check_weights::<5>();
+    }
+
+    /// A row of tiles of one vector of lanes against the sum written out.
+    fn check_row<const OUT: usize, const TAPS: usize>() {
+        let (w, rows) = (11usize, 6);
+        let pixels: Vec<f32> = (0..rows * w).flat_map(|i| [draw(1000 + i as u64); LANES]).collect();
+        let g: Vec<f32> = (0..TAPS * TAPS).map(|i| draw(i as u64)).collect();
+        let transformed = transform_weights::<TAPS>(|y, x| f64::from(g[y * TAPS + x]));
+        let tiles = w.div_ceil(OUT);
+        let mut v = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
+        let mut m = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
+        let mut out = vec![0.0; OUT * w * LANES];
+        unsafe {
+            let source: [*const f32; IN] = std::array::from_fn(|k| pixels[k * w * LANES..].as_ptr());
+            let points = Points { base: v.as_mut_ptr(), point_stride: point_stride(CHUNK * LANES), tile_stride: LANES };
+            transform_input::<Portable, OUT>(source, Span { first: 0, count: tiles, w, c: LANES }, points);
+            for (i, m) in m.iter_mut().enumerate() {
+                *m = v[i] * transformed[i / point_stride(CHUNK * LANES)];
+            }
+            let chunk = Chunk { v: v.as_ptr(), k: LANES, count: tiles, m: m.as_mut_ptr() };
+            let rows = std::array::from_fn(|y| Some(out[y * w * LANES..].as_mut_ptr()));
+            store_outputs::<Portable, 1, OUT>(&chunk, 0, [0.0; LANES], Output { rows, stride: LANES, x: 0, w, far: false });
         }
+        for (y, x) in (0..OUT * w).map(|i| (i / w, i % w)) {
+            let reach = (0..TAPS * TAPS).map(|t| (y + t / TAPS, (x + t % TAPS).wrapping_sub(TAPS / 2), g[t]));
+            let expected: f32 = reach.filter(|&(_, x, _)| x < w).map(|(y, x, g)| g * pixels[(y * w + x) * LANES]).sum();
+            let got = out[(y * w + x) * LANES + 3];
+            assert!((got - expected).abs() < 1e-5, "{got} {expected} at {y}, {x}");
+        }
+    }
+
+    #[test]
+    fn rows_of_tiles_are_correlations() {
+        check_row::<4, 3>();
+        check_row::<2, 5>();
     }
 }

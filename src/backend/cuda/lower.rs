@@ -3,7 +3,7 @@
 use super::launch::{Launch, Lowering, Program};
 use super::{conv, head, nano, optimizer, pixels, structural};
 use crate::plan::{Op, Plan};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::ops::Range;
 
 /// The launches of a plan made with [`super::CudaSizing`].
@@ -38,6 +38,7 @@ fn operation(l: &mut Lowering<'_>, plan: &Plan, at: usize) -> Result<()> {
         Op::NanoBlockBack(o) => nano::backward(l, o),
         Op::Head(o) => head::forward(l, o),
         Op::HeadBack(o) => head::backward(l, o),
+        op @ (Op::UpHead(_) | Op::UpHeadBack(_)) => bail!("{} was not planned for CUDA", op.label()),
         Op::StructuralLoss(o) => structural::loss(l, o),
     }
 }

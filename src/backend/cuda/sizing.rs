@@ -34,6 +34,7 @@ impl Sizing for CudaSizing {
             Op::ConvBack(o) => conv::workspace(o),
             Op::NanoBlockBack(o) => nano::workspace(o),
             Op::HeadBack(o) => head::workspace(o),
+            Op::UpHead(_) | Op::UpHeadBack(_) => 0, // not in plans for CUDA
             Op::PixelLoss(o) => pixels::loss_workspace(o),
             Op::StructuralLoss(o) => structural::workspace(o),
             Op::Update(o) => optimizer::workspace(o),

@@ -1,0 +1,672 @@
+//! The end of the network in one operation: upsampling convolution, pixel shuffle, `conv_out`, gain and base, as the 5x5 convolution of
+//! `composed`. Forward and backward in Winograd's form F(2x2, 5x5), inference directly, so that its bits do not depend on where a tile
+//! begins. Depends on `winograd`, the row kernels and the head's base.
+
+use super::arena::Shared;
+use super::base;
+use super::composed::{Convolutions, Gradients, Shape, TAPS, compose, decompose};
+use super::conv_winograd::{Rows, groups, pack};
+use super::head::{BaseBand, base_scratch};
+use super::rows::{RowProduct, Start, pad_row, row_outer, row_product, row_sum};
+use super::simd::{LANES, Simd};
+use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache, whole};
+use super::winograd::{
+    CHUNK, Chunk, IN, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, transform_gradient,
+    transform_input,
+};
+use crate::plan::{Head, UpHead, UpHeadBack};
+
+/// Outputs of a tile along a side, LQ pixels.
+const OUT: usize = 2;
+/// Tiles of a weight gradient taken at a time.
+const OUTER_TILES: usize = 32;
+/// Rows of the output's gradient in flight: six for a tile's inputs, and room for the next two.
+const RING: usize = 8;
+
+fn shape(head: &Head) -> Shape {
+    assert!(head.features.is_multiple_of(LANES), "features fill whole vectors");
+    Shape { scale: head.scale, features: head.features }
+}
+
+/// Lanes of the composition in whole vectors.
+fn padded(head: &Head) -> usize {
+    whole(shape(head).lanes())
+}
+
+fn tiles(w: usize) -> usize {
+    w.div_ceil(OUT)
+}
+
+/// Where packed weights lie in the shared part, f32 elements.
+struct Packed {
+    up: usize,
+    up_bias: usize,
+    /// `conv_out`.
+    out: usize,
+    /// The composition in f64, only while it is packed.
+    kernel: usize,
+    /// Its bias times gain, `[lane]`.
+    bias: usize,
+    /// The composition times gain, as the form at hand takes it.
+    weights: usize,
+    /// A row of zeros.
+    zeros: usize,
+    len: usize,
+}
+
+fn packed(op: &UpHead, backward: bool) -> Packed {
+    let head = &op.head;
+    let (s, f, lanes) = (shape(head), head.features, padded(head));
+    let mut at = 0;
+    let mut take = |len: usize| {
+        at += whole(len);
+        at - whole(len)
+    };
+    let (up, up_bias, out) = (take(s.up_weights()), take(f * s.scale * s.scale), take(s.out_weights()));
+    let (kernel, bias) = (take(2 * (s.kernel() + s.lanes())), take(lanes.max(f)));
+    let weights = take(if op.position_free && !backward { TAPS * TAPS * f * lanes } else { POINTS * f * lanes });
+    let zeros = take(head.extent.w * lanes.max(f));
+    Packed { up, up_bias, out, kernel, bias, weights, zeros, len: at }
+}
+
+/// What the packed parameters are multiplied by once, `detail_gain`; and the parameters in the orders of `composed`.
+struct Parameters<'a> {
+    gain: f32,
+    convolutions: Convolutions<'a>,
+}
+
+/// Packs parameters and composes them; the kernel `[lane][5 x 5][ci]` and bias are handed to `then`, to be packed.
+fn pack_parameters<'a>(ctx: &Context<'_>, op: &UpHead, parts: Parts, p: &Packed, then: impl FnOnce(&[f64], &[f64], f64)) -> Parameters<'a> {
+    let (head, s) = (&op.head, shape(&op.head));
+    // SAFETY: parameters and workspace are live; nothing else runs yet; the pieces do not overlap
+    unsafe {
+        let get = |range: crate::plan::ParamRange| &*ctx.param(head.parameters, range).slice(0, range.len);
+        let shared = parts.shared();
+        let (up, up_bias) = (shared.slice(p.up, s.up_weights()), shared.slice(p.up_bias, s.features * s.scale * s.scale));
+        let out = shared.slice(p.out, s.out_weights());
+        let (weight, bias, out_weight) = (get(op.up_weight), get(op.up_bias), get(head.weight));
+        up.iter_mut().enumerate().for_each(|(i, u)| *u = weight[s.torch_up(i)]);
+        bias.iter().enumerate().for_each(|(i, &b)| up_bias[s.bias_of_torch(i)] = b);
+        out_weight.iter().enumerate().for_each(|(i, &w)| out[s.out_of_torch(i)] = w);
+        shared.slice(p.zeros, p.len - p.zeros).fill(0.0);
+        let convolutions = Convolutions { up, up_bias, out, out_bias: get(head.bias) };
+        let gain = get(head.gain)[0];
+        let kernel = std::slice::from_raw_parts_mut(shared.at(p.kernel).cast::<f64>(), s.kernel() + s.lanes());
+        let (kernel, bias) = kernel.split_at_mut(s.kernel());
+        compose(s, convolutions, kernel, bias);
+        then(kernel, bias, f64::from(gain));
+        Parameters { gain, convolutions }
+    }
+}
+
+/// The ring of HR pixels around the picture: what `up` makes of the edge there counts in the composition, but not in the network.
+struct Ring<'a> {
+    op: &'a UpHead,
+    parameters: &'a Parameters<'a>,
+    features: Shared<f32>,
+    image: usize,
+}
+
+/// A pixel of the ring.
+#[derive(Clone, Copy)]
+struct Outside {
+    y: isize,
+    x: isize,
+}
+
+impl Ring<'_> {
+    /// The ring's pixels in rows `first..=last` of HR.
+    fn pixels(&self, first: isize, last: isize) -> impl Iterator<Item = Outside> + use<> {
+        let (hh, ww) = self.hr();
+        (first.max(-1)..=last.min(hh)).flat_map(move |y| {
+            let step = if y == -1 || y == hh { 1 } else { ww as usize + 1 };
+            (-1..=ww).step_by(step).map(move |x| Outside { y, x })
+        })
+    }
+
+    fn hr(&self) -> (isize, isize) {
+        let Head { extent, scale, .. } = self.op.head;
+        ((extent.h * scale) as isize, (extent.w * scale) as isize)
+    }
+
+    /// LQ pixel and phase of a pixel of the ring.
+    fn place(&self, at: Outside) -> ((isize, isize), (usize, usize)) {
+        let s = self.op.head.scale as isize;
+        ((at.y.div_euclid(s), at.x.div_euclid(s)), (at.y.rem_euclid(s) as usize, at.x.rem_euclid(s) as usize))
+    }
+
+    /// Taps of `up` there that meet the picture: (tap, LQ row, LQ column).
+    fn inside(&self, (y, x): (isize, isize)) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+        let (h, w) = (self.op.head.extent.h as isize, self.op.head.extent.w as isize);
+        (0..9).filter_map(move |t| {
+            let (row, column) = (y + t as isize / 3 - 1, x + t as isize % 3 - 1);
+            (row >= 0 && row < h && column >= 0 && column < w).then_some((t, row as usize, column as usize))
+        })
+    }
+
+    /// Pixels of the picture that see it: (tap of `conv_out`, HR row, HR column).
+    fn seen_by(&self, at: Outside) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+        let (hh, ww) = self.hr();
+        (0..9).filter_map(move |tap| {
+            let (row, column) = (at.y - tap as isize / 3 + 1, at.x - tap as isize % 3 + 1);
+            (row >= 0 && row < hh && column >= 0 && column < ww).then_some((tap, row as usize, column as usize))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn feature(&self, row: usize, column: usize) -> *const f32 {
+        let Head { extent, features, .. } = self.op.head;
+        // SAFETY: inside the picture
+        unsafe { self.features.at(((self.image * extent.h + row) * extent.w + column) * features).cast_const() }
+    }
+
+    /// Its features, `[F]`, to `out`.
+    #[inline(always)]
+    unsafe fn features<S: Simd>(&self, at: Outside, out: *mut f32) {
+        let (shape, c) = (shape(&self.op.head), &self.parameters.convolutions);
+        let (lq, phase) = self.place(at);
+        unsafe {
+            for first in (0..shape.features).step_by(8) {
+                let (mut acc, mut sums) = ([S::splat(0.0); 8], [0.0; 8]);
+                for (t, row, column) in self.inside(lq) {
+                    for lane in (0..shape.features).step_by(LANES) {
+                        let value = S::load(self.feature(row, column).add(lane));
+                        for (i, acc) in acc.iter_mut().enumerate() {
+                            let weight = c.up.as_ptr().add(shape.up_at(phase, first + i, t) + lane);
+                            *acc = S::fma(S::load(weight), value, *acc);
+                        }
+                    }
+                }
+                S::sums(&acc, sums.as_mut_ptr());
+                for (i, sum) in sums.iter().enumerate() {
+                    *out.add(first + i) = sum + c.up_bias[(phase.0 * shape.scale + phase.1) * shape.features + first + i];
+                }
+            }
+        }
+    }
+}
+
+/// Most features: room for those of one pixel of the ring.
+const MOST_FEATURES: usize = 64;
+
+/// Workspace of the forward operation.
+pub fn workspace(op: &UpHead) -> Workspace {
+    let Head { extent, features: f, scale, .. } = op.head;
+    let rows = if op.position_free { TAPS * whole((extent.w + TAPS - 1) * f) } else { POINTS * point_stride(CHUNK * f) + products() };
+    Workspace {
+        shared: packed(op, false).len,
+        scratch: OUT * extent.w * padded(&op.head) + whole(extent.w * scale * 3) + base_scratch(&op.head) + rows,
+        ..Workspace::default()
+    }
+}
+
+struct Forward<'a> {
+    op: &'a UpHead,
+    parts: Parts,
+    bands: Bands,
+    parameters: Parameters<'a>,
+    input: Shared<f32>,
+    features: Shared<f32>,
+    output: Shared<f32>,
+    bytes: Shared<u8>,
+}
+
+impl Forward<'_> {
+    /// The composition of up to two LQ rows from `y` on, `[row][w][lane]`, in tiles.
+    #[inline(always)]
+    unsafe fn tiled<S: Simd>(&self, image: usize, y: usize, end: usize, v: *mut f32, detail: *mut f32) {
+        let Head { extent, features: f, .. } = self.op.head;
+        let (p, lanes, w) = (packed(self.op, false), padded(&self.op.head), extent.w);
+        unsafe {
+            let shared = self.parts.shared();
+            let m = v.add(POINTS * point_stride(CHUNK * f));
+            let source = Rows { source: self.features, zeros: shared.at(p.zeros), image, h: extent.h, w, c: f };
+            let rows = source.get::<IN>(y as isize - 2, extent.h);
+            for first in (0..tiles(w)).step_by(CHUNK) {
+                let count = CHUNK.min(tiles(w) - first);
+                let points = Points { base: v, point_stride: point_stride(CHUNK * f), tile_stride: f };
+                transform_input::<S, OUT>(rows, Span { first, count, w, c: f }, points);
+                let chunk = Chunk { v, k: f, count, m };
+                for (lane, two) in groups(lanes) {
+                    let rows = std::array::from_fn(|r| (y + r < end).then(|| detail.add(r * w * lanes + lane)));
+                    let out = Output { rows, stride: lanes, x: OUT * first, w, far: false };
+                    let u = shared.at(p.weights + lane * POINTS * f);
+                    match f {
+                        16 => multiply_and_store::<S, 16, OUT>(&chunk, u, two, shared.at(p.bias + lane), out),
+                        _ => multiply_and_store::<S, 0, OUT>(&chunk, u, two, shared.at(p.bias + lane), out),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The composition of one LQ row, directly; the padded rows before it must be in `ring` already.
+    #[inline(always)]
+    unsafe fn direct<S: Simd>(&self, y: usize, slot: impl Fn(isize) -> *mut f32, detail: *mut f32) {
+        let Head { extent, features: f, .. } = self.op.head;
+        let p = packed(self.op, false);
+        unsafe {
+            let rows: [*const f32; TAPS] = std::array::from_fn(|k| slot(y as isize - 2 + k as isize).cast_const());
+            let product = RowProduct {
+                rows: &rows,
+                stride: f,
+                taps: TAPS * f,
+                weights: self.parts.shared().at(p.weights),
+                lanes: padded(&self.op.head),
+                start: Start::Bias(self.parts.shared().at(p.bias)),
+                out: detail,
+                w: extent.w,
+            };
+            match f {
+                16 => row_product::<S, 16>(&product),
+                _ => row_product::<S, 0>(&product),
+            }
+        }
+    }
+
+    /// Takes the ring's share away from HR rows `first..end`.
+    #[inline(always)]
+    unsafe fn correct<S: Simd>(&self, image: usize, first: usize, end: usize) {
+        let Head { extent, features: f, scale, .. } = self.op.head;
+        let (ring, c) = (Ring { op: self.op, parameters: &self.parameters, features: self.features, image }, &self.parameters.convolutions);
+        for at in ring.pixels(first as isize - 1, end as isize) {
+            let mut u = [0.0; MOST_FEATURES];
+            // SAFETY: rows first..end are this task's
+            unsafe {
+                ring.features::<S>(at, u.as_mut_ptr());
+                for (tap, row, column) in ring.seen_by(at).filter(|&(_, row, _)| row >= first && row < end) {
+                    let out = self.output.at(((image * extent.h * scale + row) * extent.w * scale + column) * 3);
+                    for o in 0..3 {
+                        let mut sum = S::splat(0.0);
+                        for lane in (0..f).step_by(LANES) {
+                            let weight = S::load(c.out.as_ptr().add((tap * 3 + o) * f + lane));
+                            sum = S::fma(weight, S::load(u.as_ptr().add(lane)), sum);
+                        }
+                        *out.add(o) -= self.parameters.gain * S::sum(sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Task for Forward<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, task: usize) {
+        let Head { extent, features: f, scale, .. } = self.op.head;
+        let (w, lanes, wide) = (extent.w, padded(&self.op.head), extent.w * scale * 3);
+        let (image, start, end) = self.bands.task(task);
+        unsafe {
+            let scratch = self.parts.scratch();
+            let detail = scratch.at(0);
+            let base_row = scratch.slice(OUT * w * lanes, wide);
+            let mut at = OUT * w * lanes + whole(wide);
+            let mut base = BaseBand::new(&self.op.head, self.input, self.bytes, image, start..end, Shared::new(scratch.at(at)));
+            at += base_scratch(&self.op.head);
+            let room = scratch.at(at);
+            let slot = |row: isize| room.add((row + 2) as usize % TAPS * whole((w + TAPS - 1) * f));
+            let load = |row: isize| {
+                let inside = row >= 0 && row < extent.h as isize;
+                let source = inside.then(|| self.features.at((image * extent.h + row as usize) * w * f).cast_const());
+                pad_row(source, 2 * f, w * f, slot(row));
+            };
+            if self.op.position_free {
+                (start as isize - 2..start as isize + 2).for_each(load);
+            }
+            for y in (start..end).step_by(OUT) {
+                let rows = OUT.min(end - y);
+                if self.op.position_free {
+                    for r in 0..rows {
+                        load((y + r) as isize + 2);
+                        self.direct::<S>(y + r, slot, detail.add(r * w * lanes));
+                    }
+                } else {
+                    self.tiled::<S>(image, y, end, room, detail);
+                }
+                for (r, dy) in (0..rows).flat_map(|r| (0..scale).map(move |dy| (r, dy))) {
+                    let row = (y + r) * scale + dy;
+                    base.row(row, base_row);
+                    let out = self.output.slice((image * extent.h * scale + row) * wide, wide);
+                    let detail = std::slice::from_raw_parts(detail.add(r * w * lanes + dy * 3 * scale), w * lanes - dy * 3 * scale);
+                    match scale {
+                        2 => add_detail::<6>(base_row, detail, lanes, out),
+                        3 => add_detail::<9>(base_row, detail, lanes, out),
+                        4 => add_detail::<12>(base_row, detail, lanes, out),
+                        _ => add_detail::<24>(base_row, detail, lanes, out),
+                    }
+                }
+            }
+            self.correct::<S>(image, start * scale, end * scale);
+        }
+    }
+}
+
+/// One HR row: `out[x][i] = base[x][i] + detail[x * stride + i]`, N values from an LQ pixel.
+#[inline(always)]
+fn add_detail<const N: usize>(base: &[f32], detail: &[f32], stride: usize, out: &mut [f32]) {
+    for ((out, base), detail) in out.chunks_exact_mut(N).zip(base.chunks_exact(N)).zip(detail.chunks(stride)) {
+        for i in 0..N {
+            out[i] = base[i] + detail[i];
+        }
+    }
+}
+
+/// Runs the operation.
+pub fn forward(ctx: &Context<'_>, op: &UpHead) {
+    let parts = ctx.parts(op.head.workspace, workspace(op));
+    let (head, p, s, lanes) = (&op.head, packed(op, false), shape(&op.head), padded(&op.head));
+    let f = head.features;
+    let parameters = pack_parameters(ctx, op, parts, &p, |kernel, bias, gain| {
+        // SAFETY: the workspace is live and these pieces are nobody else's
+        let (biases, weights) = unsafe { (parts.shared().slice(p.bias, lanes), parts.shared().slice(p.weights, p.zeros - p.weights)) };
+        biases.fill(0.0);
+        biases.iter_mut().zip(bias).for_each(|(to, &b)| *to = (gain * b) as f32);
+        let value = |lane: usize, tap: usize, ci: usize| match lane < s.lanes() {
+            true => gain * kernel[(lane * TAPS * TAPS + tap) * f + ci],
+            false => 0.0,
+        };
+        if op.position_free {
+            for (i, to) in weights.iter_mut().enumerate() {
+                *to = value(i % lanes, i / lanes / f, i / lanes % f) as f32;
+            }
+        } else {
+            pack::<TAPS>(weights, f, lanes, |lane, ci, tap| value(lane, tap, ci));
+        }
+    });
+    let bands = Bands::new(head.extent);
+    let task = Forward {
+        op,
+        parts,
+        bands,
+        parameters,
+        input: ctx.floats(head.input),
+        features: ctx.floats(head.features_in),
+        output: ctx.floats(head.output),
+        bytes: head.target.map_or(Shared::new(std::ptr::null_mut()), |batch| ctx.pointer(batch.buffer)),
+    };
+    ctx.parallel(bands.tasks(), &task);
+}
+
+/// Where the sums of a backward task lie in its partial, f32 elements; none carries the gain yet.
+struct Sums {
+    /// `[5 x 5][lane][ci]`
+    kernel: usize,
+    /// `[lane]`
+    bias: usize,
+    /// The ring's part, in the orders of [`Convolutions`].
+    up: usize,
+    up_bias: usize,
+    out: usize,
+    len: usize,
+}
+
+fn sums(head: &Head) -> Sums {
+    let s = shape(head);
+    let kernel = 0;
+    let bias = s.kernel();
+    let up = bias + padded(head);
+    let up_bias = up + s.up_weights();
+    let out = up_bias + s.features * s.scale * s.scale;
+    Sums { kernel, bias, up, up_bias, out, len: out + s.out_weights() }
+}
+
+/// Tiles of a weight gradient taken at a time in rows of `w` pixels.
+fn outer_tiles(w: usize) -> usize {
+    OUTER_TILES.min(tiles(w))
+}
+
+/// Lanes from one tile to the next in the transformed gradient: those of a single vector are packed tightly, since what a store writes
+/// behind them the next tile overwrites.
+fn depth(head: &Head) -> usize {
+    if padded(head) == LANES { shape(head).lanes() } else { padded(head) }
+}
+
+/// Workspace of the backward operation: weights; sums; sums at the points, gradient rows, and transformed values.
+pub fn workspace_back(op: &UpHeadBack) -> Workspace {
+    let head = &op.forward.head;
+    let (f, w, lanes) = (head.features, head.extent.w, padded(head));
+    let span = outer_tiles(w);
+    let outer = POINTS * (point_stride(span * f) + point_stride(span * lanes));
+    let product = POINTS * point_stride(CHUNK * depth(head)) + products();
+    Workspace {
+        shared: packed(&op.forward, true).len,
+        partial: sums(head).len,
+        tasks: Bands::new(head.extent).tasks(),
+        scratch: POINTS * shape(head).lanes() * f + RING * w * lanes + outer.max(product),
+    }
+}
+
+struct Backward<'a> {
+    op: &'a UpHead,
+    parts: Parts,
+    bands: Bands,
+    parameters: Parameters<'a>,
+    features: Shared<f32>,
+    d_output: Shared<f32>,
+    d_features: Shared<f32>,
+}
+
+impl Backward<'_> {
+    /// The gradient of an LQ row's values, `[w][lane]`, from the HR rows it became; zeros outside the picture.
+    #[inline(always)]
+    unsafe fn load(&self, image: usize, row: isize, to: *mut f32) {
+        let Head { extent, scale, .. } = self.op.head;
+        let (w, lanes, n) = (extent.w, padded(&self.op.head), 3 * scale);
+        unsafe {
+            if row < 0 || row >= extent.h as isize {
+                to.write_bytes(0, w * lanes);
+                return;
+            }
+            for dy in 0..scale {
+                let from = self.d_output.at((image * extent.h * scale + row as usize * scale + dy) * w * n).cast_const();
+                match scale {
+                    2 => spread::<6>(from, w, to.add(dy * n), lanes),
+                    3 => spread::<9>(from, w, to.add(dy * n), lanes),
+                    4 => spread::<12>(from, w, to.add(dy * n), lanes),
+                    _ => spread::<24>(from, w, to.add(dy * n), lanes),
+                }
+            }
+            for lane in scale * n..lanes {
+                for x in 0..w {
+                    *to.add(x * lanes + lane) = 0.0;
+                }
+            }
+        }
+    }
+
+    /// Takes away what the ring had no part in: from the gradient of the features in LQ rows `start..end`, and from the sums where the ring's
+    /// pixel is this band's.
+    #[inline(always)]
+    unsafe fn correct<S: Simd>(&self, image: usize, (start, end): (usize, usize), partial: Shared<f32>) {
+        let Head { extent, features: f, scale, .. } = self.op.head;
+        let (shape, sums, c) = (shape(&self.op.head), sums(&self.op.head), &self.parameters.convolutions);
+        let ring = Ring { op: self.op, parameters: &self.parameters, features: self.features, image };
+        let (hh, s) = ((extent.h * scale) as isize, scale as isize);
+        for at in ring.pixels((start as isize - 1) * s, (end as isize + 1) * s - 1) {
+            let owner = at.y.clamp(0, hh - 1).div_euclid(s) as usize;
+            let own = owner >= start && owner < end;
+            let (lq, phase) = ring.place(at);
+            let (mut u, mut d) = ([0.0; MOST_FEATURES], [0.0f32; MOST_FEATURES]);
+            // SAFETY: rows start..end and the partial are this task's
+            unsafe {
+                if own {
+                    ring.features::<S>(at, u.as_mut_ptr());
+                }
+                for (tap, row, column) in ring.seen_by(at) {
+                    let d_out = self.d_output.at(((image * extent.h * scale + row) * extent.w * scale + column) * 3);
+                    for o in 0..3 {
+                        let slope = S::splat(-*d_out.add(o));
+                        for lane in (0..f).step_by(LANES) {
+                            let weight = (tap * 3 + o) * f + lane;
+                            let to = d.as_mut_ptr().add(lane);
+                            S::store(to, S::fma(slope, S::load(c.out.as_ptr().add(weight)), S::load(to)));
+                            if own {
+                                let to = partial.at(sums.out + weight);
+                                S::store(to, S::fma(slope, S::load(u.as_ptr().add(lane)), S::load(to)));
+                            }
+                        }
+                    }
+                }
+                if own {
+                    for (channel, &d) in d[..f].iter().enumerate() {
+                        *partial.at(sums.up_bias + (phase.0 * scale + phase.1) * f + channel) += d;
+                    }
+                }
+                for (t, row, column) in ring.inside(lq) {
+                    let mine = row >= start && row < end;
+                    for lane in (0..f).step_by(LANES) {
+                        let value = S::load(ring.feature(row, column).add(lane));
+                        let mut sum = S::splat(0.0);
+                        for (channel, &d) in d[..f].iter().enumerate() {
+                            let at = shape.up_at(phase, channel, t) + lane;
+                            sum = S::fma(S::splat(d), S::load(c.up.as_ptr().add(at)), sum);
+                            if own {
+                                let to = partial.at(sums.up + at);
+                                S::store(to, S::fma(S::splat(d), value, S::load(to)));
+                            }
+                        }
+                        if mine {
+                            let to = self.d_features.at(((image * extent.h + row) * extent.w + column) * f + lane);
+                            S::store(to, S::fma(S::splat(self.parameters.gain), sum, S::load(to)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `to[x * stride + i] = from[x * N + i]`.
+#[inline(always)]
+unsafe fn spread<const N: usize>(from: *const f32, w: usize, to: *mut f32, stride: usize) {
+    for x in 0..w {
+        // SAFETY: as the caller says
+        unsafe { to.add(x * stride).cast::<[f32; N]>().write_unaligned(from.add(x * N).cast::<[f32; N]>().read_unaligned()) };
+    }
+}
+
+impl Task for Backward<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, task: usize) {
+        let head = &self.op.head;
+        let (extent, f, w, h) = (head.extent, head.features, head.extent.w, head.extent.h);
+        let (count, lanes, depth) = (shape(head).lanes(), padded(head), depth(head));
+        let (p, s) = (packed(self.op, true), sums(head));
+        let (image, start, end) = self.bands.task(task);
+        unsafe {
+            let partial = self.parts.partial(task);
+            partial.at(0).write_bytes(0, s.len);
+            let points = self.parts.scratch().at(0);
+            points.write_bytes(0, POINTS * count * f);
+            let ring = points.add(POINTS * count * f);
+            let room = ring.add(RING * w * lanes);
+            let slot = |row: isize| ring.add((row + 2) as usize % RING * w * lanes);
+            let shared = self.parts.shared();
+            let far = exceeds_cache(extent, f);
+            let inputs = Rows { source: self.features, zeros: shared.at(p.zeros), image, h, w, c: f };
+            (start as isize - 2..start as isize + 2).for_each(|row| self.load(image, row, slot(row)));
+            for y in (start..end).step_by(OUT) {
+                let row = y as isize;
+                (row + 2..row + 4).for_each(|row| self.load(image, row, slot(row)));
+                let own = OUT.min(end - y);
+                for r in 0..own {
+                    row_sum::<S>(slot(row + r as isize), lanes, w, partial.at(s.bias));
+                }
+                // the weights' gradient counts rows of this band only
+                let gradients: [*const f32; OUT] =
+                    std::array::from_fn(|r| if r < own { slot(row + r as isize).cast_const() } else { shared.at(p.zeros).cast_const() });
+                let span = outer_tiles(w);
+                let (v_stride, z_stride) = (point_stride(span * f), point_stride(span * lanes));
+                let (v, z) = (room, room.add(POINTS * v_stride));
+                for first in (0..tiles(w)).step_by(span) {
+                    let tiles = span.min(tiles(w) - first);
+                    let to = Points { base: v, point_stride: v_stride, tile_stride: f };
+                    transform_input::<S, OUT>(inputs.get(row - 2, h), Span { first, count: tiles, w, c: f }, to);
+                    let to = Points { base: z, point_stride: z_stride, tile_stride: lanes };
+                    transform_gradient::<S, OUT>(gradients, Span { first, count: tiles, w, c: lanes }, to);
+                    for point in 0..POINTS {
+                        let (v, z) = (v.add(point * v_stride), z.add(point * z_stride));
+                        row_outer::<S>(z, lanes, count, v, f, tiles, points.add(point * count * f));
+                    }
+                }
+                let rows: [*const f32; IN] = std::array::from_fn(|k| slot(row - 2 + k as isize).cast_const());
+                let stride = point_stride(CHUNK * depth);
+                let (v, m) = (room, room.add(POINTS * stride));
+                for first in (0..tiles(w)).step_by(CHUNK) {
+                    let tiles = CHUNK.min(tiles(w) - first);
+                    let to = Points { base: v, point_stride: stride, tile_stride: depth };
+                    transform_input::<S, OUT>(rows, Span { first, count: tiles, w, c: lanes }, to);
+                    let chunk = Chunk { v, k: depth, count: tiles, m };
+                    for (lane, two) in groups(f) {
+                        let rows = std::array::from_fn(|r| (y + r < end).then(|| self.d_features.at((image * h + y + r) * w * f + lane)));
+                        let out = Output { rows, stride: f, x: OUT * first, w, far };
+                        let (u, zero) = (shared.at(p.weights + lane * POINTS * depth), shared.at(p.bias + lane));
+                        match depth {
+                            12 => multiply_and_store::<S, 12, OUT>(&chunk, u, two, zero, out),
+                            _ => multiply_and_store::<S, 0, OUT>(&chunk, u, two, zero, out),
+                        }
+                    }
+                }
+            }
+            for at in (0..count * f).step_by(LANES) {
+                gather_lanes::<S, TAPS>(points.add(at), count * f, partial.at(s.kernel + at), count * f);
+            }
+            S::fence();
+            self.correct::<S>(image, (start, end), partial);
+        }
+    }
+}
+
+/// Runs the gradients.
+pub fn backward(ctx: &Context<'_>, op: &UpHeadBack) {
+    let (forward, head) = (&op.forward, &op.forward.head);
+    let parts = ctx.parts(op.workspace, workspace_back(op));
+    let (p, s, f) = (packed(forward, true), shape(head), head.features);
+    let parameters = pack_parameters(ctx, forward, parts, &p, |kernel, _, gain| {
+        // SAFETY: the workspace is live and these pieces are nobody else's
+        let (zeros, weights) = unsafe { (parts.shared().slice(p.bias, f), parts.shared().slice(p.weights, p.zeros - p.weights)) };
+        zeros.fill(0.0);
+        // the gradient at a pixel comes from the outputs on the other side: taps are turned
+        pack::<TAPS>(weights, depth(head), f, |ci, lane, tap| match lane < s.lanes() {
+            true => gain * kernel[(lane * TAPS * TAPS + TAPS * TAPS - 1 - tap) * f + ci],
+            false => 0.0,
+        });
+    });
+    let bands = Bands::new(head.extent);
+    let task = Backward {
+        op: forward,
+        parts,
+        bands,
+        parameters,
+        features: ctx.floats(head.features_in),
+        d_output: ctx.floats(op.d_output),
+        d_features: ctx.floats(op.d_features),
+    };
+    ctx.parallel(bands.tasks(), &task);
+    if let Some(d_input) = op.d_input {
+        base::backward_batch(ctx.floats(op.d_output), head.extent, head.scale, head.alpha, ctx.floats(d_input));
+    }
+    if !ctx.reduce(parts, op.slice) {
+        return;
+    }
+    // SAFETY: the sums are complete, and nothing else uses them
+    let sums_of = sums(head);
+    let sum = unsafe { parts.sums().slice(0, sums_of.len) };
+    let (composed, ring) = sum.split_at_mut(sums_of.up);
+    let (up, rest) = ring.split_at_mut(s.up_weights());
+    let (up_bias, out) = rest.split_at_mut(f * s.scale * s.scale);
+    let (kernel, bias) = (&composed[..sums_of.bias], &composed[sums_of.bias..][..s.lanes()]);
+    let Parameters { gain, convolutions } = task.parameters;
+    decompose(s, convolutions, Gradients { kernel, bias }, up, up_bias, out);
+    let d_sum = |o: usize| bias.iter().skip(o).step_by(3).map(|&b| f64::from(b)).sum::<f64>();
+    ctx.store_gradient(op.gradients, forward.up_weight, |i| gain * up[s.up_of_torch(i)]);
+    ctx.store_gradient(op.gradients, forward.up_bias, |i| gain * up_bias[s.bias_of_torch(i)]);
+    ctx.store_gradient(op.gradients, head.weight, |i| gain * out[s.out_of_torch(i)]);
+    ctx.store_gradient(op.gradients, head.bias, |o| gain * d_sum(o) as f32);
+    // detail is linear in conv_out, whose gradient therefore holds every term of the gain's
+    ctx.store_gradient(op.gradients, head.gain, |_| {
+        let products: f64 = convolutions.out.iter().zip(&*out).map(|(&w, &d)| f64::from(w) * f64::from(d)).sum();
+        let biases: f64 = convolutions.out_bias.iter().enumerate().map(|(o, &b)| f64::from(b) * d_sum(o)).sum();
+        (products + biases) as f32
+    });
+}
