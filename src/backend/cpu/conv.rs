@@ -72,6 +72,7 @@ impl Task for Forward<'_> {
                         start: Start::Bias(self.parts.shared().at(whole(packed(self.op)) + dy * lanes)),
                         out: self.output.at(((image * h + y) * shuffle + dy) * w * lanes),
                         w,
+                        far: false,
                     };
                     match cin {
                         3 => row_product::<S, 3>(&product),
@@ -191,6 +192,7 @@ impl Task for Backward<'_> {
                     start: Start::Bias(self.parts.shared().at(packed(self.op))),
                     out,
                     w,
+                    far: false,
                 };
                 match lanes {
                     16 => row_product::<S, 16>(&product),

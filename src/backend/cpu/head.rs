@@ -241,6 +241,7 @@ impl Task for Backward<'_> {
                     start: Start::Bias(self.parts.shared().at(27 * f)),
                     out: self.d_features.at(at),
                     w: ww,
+                    far: false,
                 });
             }
         }

@@ -5,12 +5,19 @@ use super::arena::Shared;
 use super::gelu::{gelu, gelu_and_slope};
 use super::rows::{RowProduct, Start, row_depthwise, row_depthwise_outer, row_outer, row_product, row_sum};
 use super::simd::{LANES, Simd};
-use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
+use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache, whole};
 use crate::plan::{NanoBlock, NanoBlockBack, Slice};
 
 /// Features F of a Nano block and its hidden channels E = 2F: known when compiling, which the inner loops use.
 const F: usize = 16;
 const E: usize = 2 * F;
+/// Pixels of a row taken through all steps at a time: what lies between the steps stays in the first cache.
+const SPAN: usize = 64;
+
+/// Pieces of a row of `w` pixels: (first pixel, number of pixels).
+fn spans(w: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..w).step_by(SPAN).map(move |x| (x, SPAN.min(w - x)))
+}
 
 /// Where packed weights lie in the shared part, f32 elements; E = 2F.
 struct Packed {
@@ -89,8 +96,8 @@ impl Hidden<'_> {
     }
 
     #[inline(always)]
-    unsafe fn rows(&self, centre: isize) -> [*const f32; 3] {
-        unsafe { std::array::from_fn(|k| self.row(centre - 1 + k as isize).cast_const()) }
+    unsafe fn rows(&self, centre: isize, x: usize) -> [*const f32; 3] {
+        unsafe { std::array::from_fn(|k| self.row(centre - 1 + k as isize).add(x * E).cast_const()) }
     }
 
     /// conv1 of one row of the input; rows outside the picture are the zero padding of the depthwise step.
@@ -106,8 +113,9 @@ impl Hidden<'_> {
             }
             out.write_bytes(0, e);
             out.add((w + 1) * e).write_bytes(0, e);
+            let input = self.input.at((self.image * h + row as usize) * w * f).cast_const();
             row_product::<S, F>(&RowProduct {
-                rows: &[self.input.at((self.image * h + row as usize) * w * f).cast_const()],
+                rows: &[input],
                 stride: f,
                 taps: f,
                 weights: self.shared.at(p.conv1),
@@ -115,6 +123,7 @@ impl Hidden<'_> {
                 start: Start::Bias(self.shared.at(p.conv1_bias)),
                 out: out.add(e),
                 w,
+                far: false,
             });
         }
     }
@@ -124,7 +133,7 @@ impl Hidden<'_> {
 pub fn workspace(op: &NanoBlock) -> Workspace {
     assert_eq!(op.features, F, "Nano blocks have {F} features");
     let (e, w) = (E, op.extent.w);
-    Workspace { shared: packed(F).len, scratch: 3 * whole((w + 2) * e) + whole(w * e), ..Workspace::default() }
+    Workspace { shared: packed(F).len, scratch: 3 * whole((w + 2) * e) + SPAN * e, ..Workspace::default() }
 }
 
 struct Forward<'a> {
@@ -140,6 +149,7 @@ impl Task for Forward<'_> {
     unsafe fn run<S: Simd>(&self, task: usize) {
         let (f, e, w, h) = (F, E, self.op.extent.w, self.op.extent.h);
         let (image, start, end) = self.bands.task(task);
+        let far = exceeds_cache(self.op.extent, F);
         let (p, shared) = (packed(f), self.parts.shared());
         unsafe {
             let ring = self.parts.scratch();
@@ -151,22 +161,29 @@ impl Task for Forward<'_> {
                     continue; // the ring is filling
                 }
                 let y = row as usize;
-                row_depthwise::<S>(hidden.rows(y as isize), shared.at(p.dw), Some(shared.at(p.dw_bias)), e, w, active);
-                for i in (0..w * e).step_by(LANES) {
-                    S::store(active.add(i), gelu::<S>(S::load(active.add(i))));
+                for (x, n) in spans(w) {
+                    let around = hidden.rows(y as isize, x);
+                    row_depthwise::<S>(around, shared.at(p.dw), Some(shared.at(p.dw_bias)), e, n, active);
+                    let at = ((image * h + y) * w + x) * f;
+                    let ahead = self.input.at(at).cast_const();
+                    for i in (0..n * e).step_by(LANES) {
+                        S::prefetch(ahead.wrapping_add(2 * w * f + i / 2));
+                        S::store(active.add(i), gelu::<S>(S::load(active.add(i))));
+                    }
+                    row_product::<S, E>(&RowProduct {
+                        rows: &[active.cast_const()],
+                        stride: e,
+                        taps: e,
+                        weights: shared.at(p.conv2),
+                        lanes: f,
+                        start: Start::RowPlusBias(self.input.at(at), shared.at(p.conv2_bias)),
+                        out: self.output.at(at),
+                        w: n,
+                        far,
+                    });
                 }
-                let at = (image * h + y) * w * f;
-                row_product::<S, E>(&RowProduct {
-                    rows: &[active.cast_const()],
-                    stride: e,
-                    taps: e,
-                    weights: shared.at(p.conv2),
-                    lanes: f,
-                    start: Start::RowPlusBias(self.input.at(at), shared.at(p.conv2_bias)),
-                    out: self.output.at(at),
-                    w,
-                });
             }
+            S::fence();
         }
     }
 }
@@ -187,7 +204,7 @@ struct Sums {
     /// `[ky][kx][e]`
     dw: usize,
     dw_bias: usize,
-    /// Sum of gelu(z) x d output, `[e][f]`: times gamma it is d conv2, against conv2 it is d gamma.
+    /// Sum of d output x gelu(z), `[f][e]`: times gamma it is d conv2, against conv2 it is d gamma.
     product: usize,
     /// Sum of d output, `[f]`.
     d_output: usize,
@@ -212,7 +229,7 @@ pub fn workspace_back(op: &NanoBlockBack) -> Workspace {
         shared: packed(f).len,
         partial: sums(f).len,
         tasks: Bands::new(block.extent).tasks(),
-        scratch: 6 * whole((w + 2) * e) + whole(w * e),
+        scratch: 6 * whole((w + 2) * e) + SPAN * e,
     }
 }
 
@@ -230,6 +247,7 @@ impl Task for Backward<'_> {
     unsafe fn run<S: Simd>(&self, task: usize) {
         let (f, e, w, h) = (F, E, self.op.extent.w, self.op.extent.h);
         let (image, start, end) = self.bands.task(task);
+        let far = exceeds_cache(self.op.extent, F);
         let (p, s, shared) = (packed(f), sums(f), self.parts.shared());
         let len = whole((w + 2) * e);
         unsafe {
@@ -239,8 +257,8 @@ impl Task for Backward<'_> {
             let hidden = Hidden { op: self.op, shared, ring: scratch, input: self.input, image };
             let dz_ring = Shared::new(scratch.at(3 * len));
             let dz_row = |row: isize| dz_ring.at((row + 3) as usize % 3 * len);
-            // holds gelu(z) of a row while its products are formed, then d hidden of the row before
-            let row_buffer = scratch.at(6 * len);
+            // gelu(z), then d hidden, of some pixels of a row
+            let span = scratch.at(6 * len);
             for t in start as isize - 3..=end as isize {
                 hidden.fill::<S>(t + 1);
                 if t < start as isize - 1 {
@@ -252,51 +270,61 @@ impl Task for Backward<'_> {
                 } else {
                     dz.write_bytes(0, e);
                     dz.add((w + 1) * e).write_bytes(0, e);
-                    let dz = dz.add(e);
-                    let d_out = self.d_output.at((image * h + t as usize) * w * f).cast_const();
-                    row_depthwise::<S>(hidden.rows(t), shared.at(p.dw), Some(shared.at(p.dw_bias)), e, w, row_buffer);
-                    row_product::<S, F>(&RowProduct {
-                        rows: &[d_out],
-                        stride: f,
-                        taps: f,
-                        weights: shared.at(p.conv2),
-                        lanes: e,
-                        start: Start::Bias(ZEROS.as_ptr()),
-                        out: dz,
-                        w,
-                    });
-                    for i in (0..w * e).step_by(LANES) {
-                        let (value, slope) = gelu_and_slope::<S>(S::load(row_buffer.add(i)));
-                        S::store(row_buffer.add(i), value);
-                        S::store(dz.add(i), S::mul(S::load(dz.add(i)), slope));
-                    }
-                    if t >= start as isize && t < end as isize {
-                        row_outer::<S>(row_buffer, e, e, d_out, f, w, partial.at(s.product));
-                        row_sum::<S>(d_out, f, w, partial.at(s.d_output));
-                        row_depthwise_outer::<S>(hidden.rows(t), dz, e, w, partial.at(s.dw));
-                        row_sum::<S>(dz, e, w, partial.at(s.dw_bias));
+                    for (x, n) in spans(w) {
+                        let (dz, around) = (dz.add((x + 1) * e), hidden.rows(t, x));
+                        let at = ((image * h + t as usize) * w + x) * f;
+                        let (d_out, x_row) = (self.d_output.at(at).cast_const(), self.input.at(at).cast_const());
+                        row_depthwise::<S>(around, shared.at(p.dw), Some(shared.at(p.dw_bias)), e, n, span);
+                        row_product::<S, F>(&RowProduct {
+                            rows: &[d_out],
+                            stride: f,
+                            taps: f,
+                            weights: shared.at(p.conv2),
+                            lanes: e,
+                            start: Start::Bias(ZEROS.as_ptr()),
+                            out: dz,
+                            w: n,
+                            far: false,
+                        });
+                        for i in (0..n * e).step_by(LANES) {
+                            let (value, slope) = gelu_and_slope::<S>(S::load(span.add(i)));
+                            S::prefetch(d_out.wrapping_add(w * f + i / 2));
+                            S::prefetch(x_row.wrapping_add(2 * w * f + i / 2));
+                            S::store(span.add(i), value);
+                            S::store(dz.add(i), S::mul(S::load(dz.add(i)), slope));
+                        }
+                        if t >= start as isize && t < end as isize {
+                            row_outer::<S>(d_out, f, f, span, e, n, partial.at(s.product));
+                            row_sum::<S>(d_out, f, n, partial.at(s.d_output));
+                            row_depthwise_outer::<S>(around, dz, e, n, partial.at(s.dw));
+                            row_sum::<S>(dz, e, n, partial.at(s.dw_bias));
+                        }
                     }
                 }
                 let r = t - 1;
                 if r < start as isize || r >= end as isize {
                     continue;
                 }
-                let around = std::array::from_fn(|k| dz_row(r - 1 + k as isize).cast_const());
-                row_depthwise::<S>(around, shared.at(p.dw_flipped), None, e, w, row_buffer);
-                let at = (image * h + r as usize) * w * f;
-                row_outer::<S>(self.input.at(at), f, f, row_buffer, e, w, partial.at(s.conv1));
-                row_sum::<S>(row_buffer, e, w, partial.at(s.conv1_bias));
-                row_product::<S, E>(&RowProduct {
-                    rows: &[row_buffer.cast_const()],
-                    stride: e,
-                    taps: e,
-                    weights: shared.at(p.conv1_transposed),
-                    lanes: f,
-                    start: Start::RowPlusBias(self.d_output.at(at), shared.at(p.conv1_transposed + e * f)),
-                    out: self.d_input.at(at),
-                    w,
-                });
+                for (x, n) in spans(w) {
+                    let around = std::array::from_fn(|k| dz_row(r - 1 + k as isize).add(x * e).cast_const());
+                    row_depthwise::<S>(around, shared.at(p.dw_flipped), None, e, n, span);
+                    let at = ((image * h + r as usize) * w + x) * f;
+                    row_outer::<S>(self.input.at(at), f, f, span, e, n, partial.at(s.conv1));
+                    row_sum::<S>(span, e, n, partial.at(s.conv1_bias));
+                    row_product::<S, E>(&RowProduct {
+                        rows: &[span.cast_const()],
+                        stride: e,
+                        taps: e,
+                        weights: shared.at(p.conv1_transposed),
+                        lanes: f,
+                        start: Start::RowPlusBias(self.d_output.at(at), shared.at(p.conv1_transposed + e * f)),
+                        out: self.d_input.at(at),
+                        w: n,
+                        far,
+                    });
+                }
             }
+            S::fence();
         }
     }
 }
@@ -332,11 +360,11 @@ pub fn backward(ctx: &Context<'_>, op: &NanoBlockBack) {
     ctx.store_gradient(op.gradients, params.conv1_bias, |i| sum[s.conv1_bias + i]);
     ctx.store_gradient(op.gradients, params.dw_weight, |i| sum[s.dw + i % 9 * e + i / 9]);
     ctx.store_gradient(op.gradients, params.dw_bias, |i| sum[s.dw_bias + i]);
-    ctx.store_gradient(op.gradients, params.conv2_weight, |i| gamma[i / e] * sum[s.product + i % e * f + i / e]);
+    ctx.store_gradient(op.gradients, params.conv2_weight, |i| gamma[i / e] * sum[s.product + i]);
     ctx.store_gradient(op.gradients, params.conv2_bias, |i| gamma[i] * sum[s.d_output + i]);
     // d gamma = sum of d output x (conv2(gelu(z)) + bias): the sums above already hold every product it needs
     ctx.store_gradient(op.gradients, params.gamma, |c| {
-        let products: f64 = (0..e).map(|k| f64::from(w2[c * e + k]) * f64::from(sum[s.product + k * f + c])).sum();
+        let products: f64 = (0..e).map(|k| f64::from(w2[c * e + k]) * f64::from(sum[s.product + c * e + k])).sum();
         (products + f64::from(b2[c]) * f64::from(sum[s.d_output + c])) as f32
     });
 }

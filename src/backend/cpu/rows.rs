@@ -35,6 +35,8 @@ pub struct RowProduct<'a> {
     pub out: *mut f32,
     /// Pixels in the row.
     pub w: usize,
+    /// Whether to store past the caches; the row then begins on a vector's boundary.
+    pub far: bool,
 }
 
 #[inline(always)]
@@ -71,7 +73,8 @@ unsafe fn product_tile<S: Simd, const P: usize, const V: usize, const STRIDE: us
         }
         for (p, acc) in acc.iter().enumerate() {
             for (v, &acc) in acc.iter().enumerate() {
-                S::store(r.out.add((pixel + p) * r.lanes + lane + v * LANES), acc);
+                let to = r.out.add((pixel + p) * r.lanes + lane + v * LANES);
+                if r.far { S::stream(to, acc) } else { S::store(to, acc) }
             }
         }
     }
@@ -265,10 +268,15 @@ unsafe fn depthwise_tile<S: Simd, const P: usize, const C: usize>(
         };
         let mut acc = [start; P];
         for (ky, row) in rows.iter().enumerate() {
-            for kx in 0..3 {
-                let w = S::load(weights.add((ky * 3 + kx) * c + lane));
-                for (p, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::fma(S::load(row.add((p + kx) * c + lane)), w, *acc);
+            let tap = |kx: usize| weights.add((ky * 3 + kx) * c + lane);
+            let w = [S::load(tap(0)), S::load(tap(1)), S::load(tap(2))];
+            // a value is loaded once for the three pixels that see it
+            for x in 0..P + 2 {
+                let value = S::load(row.add(x * c + lane));
+                for (kx, &w) in w.iter().enumerate() {
+                    if x >= kx && x - kx < P {
+                        acc[x - kx] = S::fma(value, w, acc[x - kx]);
+                    }
                 }
             }
         }
@@ -340,11 +348,17 @@ unsafe fn depthwise_outer_channels<S: Simd, const C: usize>(
         let c = if C == 0 { channels } else { C };
         for lane in (0..c).step_by(LANES) {
             let mut acc = [S::splat(0.0); 9];
-            for p in 0..w {
-                let g = S::load(y.add(p * c + lane));
-                for (k, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::fma(S::load(rows[k / 3].add((p + k % 3) * c + lane)), g, *acc);
+            // a value is loaded once for the three gradients it meets: those of the two pixels before, and of its own
+            let (mut before, mut here) = (S::splat(0.0), S::splat(0.0));
+            for x in 0..w + 2 {
+                let next = if x < w { S::load(y.add(x * c + lane)) } else { S::splat(0.0) };
+                for (ky, row) in rows.iter().enumerate() {
+                    let value = S::load(row.add(x * c + lane));
+                    acc[ky * 3] = S::fma(value, next, acc[ky * 3]);
+                    acc[ky * 3 + 1] = S::fma(value, here, acc[ky * 3 + 1]);
+                    acc[ky * 3 + 2] = S::fma(value, before, acc[ky * 3 + 2]);
                 }
+                (before, here) = (here, next);
             }
             for (k, &acc) in acc.iter().enumerate() {
                 let at = sum.add(k * c + lane);

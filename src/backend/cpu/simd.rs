@@ -23,6 +23,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: Registers;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// Asks for the cache line at `p`, of an activation that will be read soon and would be waited for. Only a hint: `p` may be anything.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const f32) {}
     /// Stores to memory past the caches, for what is not read again soon; `p` is a multiple of 64. [`Self::fence`] comes before
     /// another thread reads it.
     unsafe fn stream(p: *mut f32, v: Self::V) {

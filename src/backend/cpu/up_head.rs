@@ -256,6 +256,7 @@ impl Forward<'_> {
                 start: Start::Bias(self.parts.shared().at(p.bias)),
                 out: detail,
                 w: extent.w,
+                far: false,
             };
             match f {
                 16 => row_product::<S, 16>(&product),
