@@ -19,7 +19,7 @@ use crate::plan::{Head, UpHead, UpHeadBack};
 /// Outputs of a tile along a side, LQ pixels.
 const OUT: usize = 2;
 /// Tiles of a weight gradient taken at a time.
-const OUTER_TILES: usize = 32;
+const OUTER_TILES: usize = 16;
 /// Rows of the output's gradient in flight: six for a tile's inputs, and room for the next two.
 const RING: usize = 8;
 
