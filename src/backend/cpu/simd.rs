@@ -332,14 +332,16 @@ mod tests {
                     same("lookup", S::lookup(&table, x), Portable::lookup(&table, *a));
                 }
             }
-            let numbers: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 1.7).cos());
-            // SAFETY: as above
-            unsafe {
-                let v = S::load(numbers.as_ptr());
-                assert_eq!(S::sum(v).to_bits(), Portable::sum(numbers).to_bits());
-                if TypeId::of::<S>() != TypeId::of::<Portable>() {
-                    let fused = std::array::from_fn(|i| numbers[i].mul_add(0.3, 1.0 / 3.0));
-                    same("fma", S::fma(v, S::splat(0.3), S::splat(1.0 / 3.0)), fused);
+            for start in 0..100 {
+                let numbers: [f32; LANES] = std::array::from_fn(|i| ((start * LANES + i) as f32 * 1.7).cos());
+                // SAFETY: as above
+                unsafe {
+                    let v = S::load(numbers.as_ptr());
+                    assert_eq!(S::sum(v).to_bits(), Portable::sum(numbers).to_bits());
+                    if TypeId::of::<S>() != TypeId::of::<Portable>() {
+                        let fused = std::array::from_fn(|i| numbers[i].mul_add(0.3, 1.0 / 3.0));
+                        same("fma", S::fma(v, S::splat(0.3), S::splat(1.0 / 3.0)), fused);
+                    }
                 }
             }
         }
