@@ -18,6 +18,7 @@ macro_rules! tables {
 /// Phi(a) - 1/2 by powers of the place in the segment, from -1/2 to 1/2: the integral of a fit of the density, so that its slope
 /// is good as well.
 #[rustfmt::skip]
+#[allow(clippy::excessive_precision)] // as they were fitted
 static HALF_CDF: [Table; 8] = tables![
     [1.461697668e-1, 3.697054684e-1, 4.696036279e-1, 4.956675470e-1, 4.996309280e-1, 4.999814630e-1, 4.999994636e-1, 5.000000000e-1],
     [2.788913250e-1, 1.589074880e-1, 5.158970505e-2, 9.543135762e-3, 1.005839324e-3, 6.040533844e-5, 2.066948809e-6, 4.029825362e-8],

@@ -114,7 +114,8 @@ pub unsafe fn row_product<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
         while lane + 2 * LANES <= r.lanes {
             match S::REGISTERS {
                 Registers::Many => product_lanes::<S, 8, 2, STRIDE>(r, lane),
-                Registers::Eight => product_lanes::<S, 3, 2, STRIDE>(r, lane),
+                Registers::Eight if S::MEMORY_OPERANDS => product_lanes::<S, 3, 2, STRIDE>(r, lane),
+                Registers::Eight => [0, LANES].into_iter().for_each(|v| product_lanes::<S, 6, 1, STRIDE>(r, lane + v)),
                 Registers::Few => product_lanes::<S, 1, 2, STRIDE>(r, lane),
             }
             lane += 2 * LANES;
@@ -209,7 +210,10 @@ pub unsafe fn row_outer<S: Simd>(x: *const f32, stride: usize, taps: usize, y: *
             match S::REGISTERS {
                 Registers::Many if taps.is_multiple_of(12) => outer_lanes::<S, 12, 2>(x, stride, taps, y, lanes, w, sum),
                 Registers::Many => outer_lanes::<S, 8, 2>(x, stride, taps, y, lanes, w, sum),
-                Registers::Eight => outer_lanes::<S, 3, 2>(x, stride, taps, y, lanes, w, sum),
+                Registers::Eight if S::MEMORY_OPERANDS => outer_lanes::<S, 3, 2>(x, stride, taps, y, lanes, w, sum),
+                Registers::Eight => {
+                    [0, LANES].into_iter().for_each(|v| outer_lanes::<S, 6, 1>(x, stride, taps, y.add(v), lanes, w, sum.add(v)))
+                }
                 Registers::Few => outer_lanes::<S, 1, 2>(x, stride, taps, y, lanes, w, sum),
             }
             lane += 2 * LANES;

@@ -1,7 +1,9 @@
-//! Sixteen f32 lanes behind one trait, so that every kernel is written once and compiled for AVX-512, AVX2+FMA and plain
-//! code; the instruction set is chosen at run time. Depends on nothing. A kernel gives the same bits whatever its place in
-//! a row, since each output value is one fixed chain of operations.
+//! Sixteen f32 lanes behind one trait, so that every kernel is written once and compiled for AVX-512, AVX2+FMA, NEON and
+//! plain code; the instruction set is chosen at run time. Depends on nothing. A kernel gives the same bits whatever its
+//! place in a row, since each output value is one fixed chain of operations.
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -21,6 +23,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// How many vectors registers hold: tile sizes follow from it.
     const REGISTERS: Registers;
+    /// Whether a multiply-add can read a factor from memory. Where it cannot, each factor needs a register of its own, and tiles
+    /// that fill the others would spill.
+    const MEMORY_OPERANDS: bool = true;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
     /// Asks for the cache line at `p`, of an activation that will be read soon and would be waited for. Only a hint: `p` may be anything.
@@ -76,7 +81,7 @@ impl Table {
 pub enum Registers {
     /// None to speak of: tiles of one, which also keeps plain code small.
     Few,
-    /// Eight (sixteen halves).
+    /// Eight (sixteen halves or thirty-two quarters).
     Eight,
     /// Thirty-two.
     Many,
@@ -98,6 +103,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F/BW/DQ/VL.
     Avx512,
+    /// NEON of 64-bit Arm.
+    Neon,
 }
 
 impl fmt::Display for Isa {
@@ -106,6 +113,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "AVX2",
             Isa::Avx512 => "AVX-512",
+            Isa::Neon => "NEON",
         })
     }
 }
@@ -127,6 +135,10 @@ impl Isa {
                 list.push(Isa::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            list.push(Isa::Neon);
+        }
         list.push(Isa::Portable);
         list
     }
@@ -146,7 +158,9 @@ impl Isa {
             Isa::Avx2 => unsafe { x86::run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { x86::run_avx512(kernel) },
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { neon::run(kernel) },
+            // those of other processors
             _ => kernel.run::<Portable>(),
         }
     }
@@ -245,6 +259,7 @@ impl Simd for Portable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::any::TypeId;
 
     struct Check;
 
@@ -274,6 +289,70 @@ mod tests {
                 assert_eq!(signs, values[LANES..2 * LANES]);
             }
         }
+    }
+
+    /// Numbers of both signs and many sizes, zeros, infinities, NaN: every pair of them.
+    fn pairs() -> (Vec<f32>, Vec<f32>) {
+        let values = [0.0, -0.0, 1.0, -1.5, 3.3, 1e-40, -1e-30, 7e20, -2e38, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN];
+        let count = (values.len() * values.len()).next_multiple_of(LANES);
+        let pick = |i: usize| values[i % values.len()];
+        (0..count).map(|i| (pick(i), pick(i / values.len()))).unzip()
+    }
+
+    struct Compare;
+
+    impl Kernel for Compare {
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            let (a, b) = pairs();
+            let same = |what: &str, got: S::V, expected: [f32; LANES]| {
+                #[repr(align(64))]
+                struct Line([f32; LANES]);
+                let mut line = Line([0.0; LANES]);
+                // SAFETY: aligned room for a vector
+                unsafe {
+                    S::stream(line.0.as_mut_ptr(), got);
+                    S::fence();
+                }
+                let equal = |(g, e): (&f32, &f32)| g.to_bits() == e.to_bits() || g.is_nan() && e.is_nan();
+                assert!(line.0.iter().zip(&expected).all(equal), "{what}: {:?} for {expected:?}", line.0);
+            };
+            for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+                // SAFETY: `Isa::run` picked S for this processor
+                unsafe {
+                    let (x, y) = (S::load(a.as_ptr()), S::load(b.as_ptr()));
+                    same("add", S::add(x, y), Portable::add(*a, *b));
+                    same("sub", S::sub(x, y), Portable::sub(*a, *b));
+                    same("mul", S::mul(x, y), Portable::mul(*a, *b));
+                    same("div", S::div(x, y), Portable::div(*a, *b));
+                    same("sqrt", S::sqrt(x), Portable::sqrt(*a));
+                    same("min", S::min(x, y), Portable::min(*a, *b));
+                    same("max", S::max(x, y), Portable::max(*a, *b));
+                    same("abs", S::abs(x), Portable::abs(*a));
+                    same("xor_sign", S::xor_sign(x, y), Portable::xor_sign(*a, *b));
+                    same("splat", S::splat(a[3]), [a[3]; LANES]);
+                    let table = Table::new(std::array::from_fn(|i| (i as f32).exp()));
+                    same("lookup", S::lookup(&table, x), Portable::lookup(&table, *a));
+                }
+            }
+            for start in 0..100 {
+                let numbers: [f32; LANES] = std::array::from_fn(|i| ((start * LANES + i) as f32 * 1.7).cos());
+                // SAFETY: as above
+                unsafe {
+                    let v = S::load(numbers.as_ptr());
+                    assert_eq!(S::sum(v).to_bits(), Portable::sum(numbers).to_bits());
+                    if TypeId::of::<S>() != TypeId::of::<Portable>() {
+                        let fused = std::array::from_fn(|i| numbers[i].mul_add(0.3, 1.0 / 3.0));
+                        same("fma", S::fma(v, S::splat(0.3), S::splat(1.0 / 3.0)), fused);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_is_the_plain_one_to_the_bit() {
+        Isa::available().into_iter().for_each(|isa| isa.run(Compare));
     }
 
     #[test]

@@ -343,12 +343,11 @@ fn gather(level: &Level, own: f32, coarser: Option<&Level>, planes: &mut [f32]) 
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn every_vector_width_gives_the_same_bits() {
         let (h, w) = (37, 90);
         let picture = |seed: u64| -> Vec<f32> {

@@ -1,0 +1,143 @@
+//! The vectors of NEON: four 128-bit registers. Adds, minima and sums are those of the plain version to the bit; only the
+//! fused multiply-add rounds differently.
+
+use super::{Kernel, Registers, Simd, Table};
+use std::arch::aarch64::*;
+
+/// # Safety
+/// The processor must have NEON.
+#[target_feature(enable = "neon")]
+pub unsafe fn run<K: Kernel>(kernel: K) {
+    kernel.run::<Neon>();
+}
+
+/// Four 128-bit registers.
+#[derive(Clone, Copy)]
+pub struct Neon;
+
+type Quads = [float32x4_t; 4];
+
+#[inline(always)]
+fn each(a: Quads, f: impl Fn(float32x4_t) -> float32x4_t) -> Quads {
+    [f(a[0]), f(a[1]), f(a[2]), f(a[3])]
+}
+
+#[inline(always)]
+fn both(a: Quads, b: Quads, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> Quads {
+    [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
+}
+
+/// Sums of the lanes that are four apart, halves first.
+#[inline(always)]
+unsafe fn fold(v: Quads) -> float32x4_t {
+    unsafe { vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3])) }
+}
+
+/// Sums of the lanes of `a`, then of `b`, that are two apart.
+#[inline(always)]
+unsafe fn fold_two(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    unsafe {
+        let (a, b) = (vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b));
+        vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(a, b)), vreinterpretq_f32_f64(vzip2q_f64(a, b)))
+    }
+}
+
+// `stream` and `fence` stay plain: these processors find out by themselves that whole lines are overwritten
+impl Simd for Neon {
+    type V = Quads;
+    const REGISTERS: Registers = Registers::Eight;
+    const MEMORY_OPERANDS: bool = false;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Quads {
+        unsafe { [vld1q_f32(p), vld1q_f32(p.add(4)), vld1q_f32(p.add(8)), vld1q_f32(p.add(12))] }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Quads) {
+        unsafe {
+            vst1q_f32(p, v[0]);
+            vst1q_f32(p.add(4), v[1]);
+            vst1q_f32(p.add(8), v[2]);
+            vst1q_f32(p.add(12), v[3]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Quads {
+        unsafe { [vdupq_n_f32(x); 4] }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Quads, b: Quads, c: Quads) -> Quads {
+        unsafe { [vfmaq_f32(c[0], a[0], b[0]), vfmaq_f32(c[1], a[1], b[1]), vfmaq_f32(c[2], a[2], b[2]), vfmaq_f32(c[3], a[3], b[3])] }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Quads, b: Quads) -> Quads {
+        unsafe { both(a, b, |a, b| vaddq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Quads, b: Quads) -> Quads {
+        unsafe { both(a, b, |a, b| vsubq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Quads, b: Quads) -> Quads {
+        unsafe { both(a, b, |a, b| vmulq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Quads, b: Quads) -> Quads {
+        unsafe { both(a, b, |a, b| vdivq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn sqrt(x: Quads) -> Quads {
+        unsafe { each(x, |x| vsqrtq_f32(x)) }
+    }
+    // a comparison and a choice, not the instructions of these names: those treat NaN and the signs of zeros otherwise
+    #[inline(always)]
+    unsafe fn min(a: Quads, b: Quads) -> Quads {
+        unsafe { both(a, b, |a, b| vbslq_f32(vcltq_f32(a, b), a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Quads, b: Quads) -> Quads {
+        unsafe { both(a, b, |a, b| vbslq_f32(vcgtq_f32(a, b), a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn abs(x: Quads) -> Quads {
+        unsafe { each(x, |x| vabsq_f32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn xor_sign(x: Quads, sign: Quads) -> Quads {
+        unsafe {
+            let bit = vdupq_n_u32(1 << 31);
+            both(x, sign, |x, sign| {
+                let sign = vandq_u32(vreinterpretq_u32_f32(sign), bit);
+                vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), sign))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: &Table, at: Quads) -> Quads {
+        unsafe {
+            let table: *const u8 = table.0.as_ptr().cast();
+            let table = uint8x16x2_t(vld1q_u8(table), vld1q_u8(table.add(16)));
+            // entry n lies in the bytes 4n to 4n + 3
+            let (first, step) = (vdupq_n_u32(0x0302_0100), vdupq_n_u32(0x0404_0404));
+            each(at, |at| {
+                let entry = vandq_u32(vreinterpretq_u32_f32(at), vdupq_n_u32(7));
+                let bytes = vreinterpretq_u8_u32(vmlaq_u32(first, entry, step));
+                vreinterpretq_f32_u8(vqtbl2q_u8(table, bytes))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: Quads) -> f32 {
+        unsafe {
+            let four = fold(v);
+            vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums(v: &[Quads; 8], out: *mut f32) {
+        unsafe {
+            let two = |i: usize| fold_two(fold(v[i]), fold(v[i + 1]));
+            vst1q_f32(out, vpaddq_f32(two(0), two(2)));
+            vst1q_f32(out.add(4), vpaddq_f32(two(4), two(6)));
+        }
+    }
+}
