@@ -10,8 +10,8 @@ use crate::system;
 use anyhow::{Result, ensure};
 use image::RgbImage;
 
-/// Default tile side in LQ pixels, overlap included.
-pub const DEFAULT_TILE: usize = 256;
+/// Default for the largest tile side in LQ pixels, overlap included.
+pub const DEFAULT_TILE: usize = 288;
 
 /// Side of the smallest tile that a training step's arena makes room for, where a run validates: smaller ones would mostly compute
 /// their overlap.
@@ -82,11 +82,32 @@ pub fn largest_tile(net: &Network, sizing: &dyn Sizing, room: u64) -> Result<usi
     anyhow::bail!("{} are too little for a tile of {LEAST_LENT_TILE} pixels", bytes_text(room))
 }
 
+/// The nearest of 256 levels, ties to even, of a value in 0..=1; values outside go to the ends, and what is no number to 0.
+fn level(value: f32) -> u8 {
+    // added, it leaves the whole number in the lowest bits; quicker than a call for each value
+    const MAGIC: f32 = 8_388_608.0;
+    let value = if value > 0.0 { value } else { 0.0 };
+    let value = if value < 1.0 { value } else { 1.0 };
+    (value * 255.0 + MAGIC).to_bits() as u8
+}
+
 /// Where one tile lies along one side: start, and the part of it whose result is valid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Span {
     start: usize,
     valid: (usize, usize),
+}
+
+/// Side of the tiles that a side of `len` pixels is cut into: no more of them than tiles of `most` pixels would be, and no larger than
+/// that takes, since what overlaps is computed twice. A multiple of 8 where there are several, so that pictures of nearly the same size
+/// share an arena.
+fn tile_side(len: usize, most: usize, halo: usize) -> usize {
+    if len <= most {
+        return len;
+    }
+    let (inner, overlap) = (len - 2 * halo, 2 * halo);
+    let count = inner.div_ceil(most - overlap);
+    (inner.div_ceil(count) + overlap).next_multiple_of(8).min(most)
 }
 
 /// Cuts a side of `len` pixels into equal tiles of `tile` (or one of `len`), valid parts touching without gap or overlap.
@@ -117,7 +138,7 @@ impl Tiles {
         Ok(Tiles { net, tile, lq: Vec::new(), output: Vec::new() })
     }
 
-    /// Bytes beside the arena: one tile in u8, its result in f32, and the parameters.
+    /// Bytes beside the arena, at most: one tile in u8, its result in f32, and the parameters.
     pub fn bytes(&self) -> u64 {
         let lq = self.tile * self.tile * 3;
         (lq + lq * self.net.scale * self.net.scale * 4 + self.net.params().len() * 4) as u64
@@ -127,7 +148,8 @@ impl Tiles {
     fn shape(&self, lq: &RgbImage) -> Result<(usize, usize)> {
         let (w, h) = (lq.width() as usize, lq.height() as usize);
         ensure!(w > 0 && h > 0, "the picture has no pixels");
-        Ok((h.min(self.tile), w.min(self.tile)))
+        let side = |len: usize| tile_side(len, self.tile, self.net.receptive_field());
+        Ok((side(h), side(w)))
     }
 
     /// Runs every tile on a backend loaded with the plan of the picture's tile shape.
@@ -145,7 +167,7 @@ impl Tiles {
             );
         }
         let mut out = RgbImage::new((w * scale) as u32, (h * scale) as u32);
-        let (columns, rows) = (spans(w, self.tile, halo), spans(h, self.tile, halo));
+        let (columns, rows) = (spans(w, tw, halo), spans(h, th, halo));
         self.lq.resize(th * tw * 3, 0);
         self.output.resize(th * tw * 3 * scale * scale, 0.0);
         let scalars =
@@ -167,9 +189,7 @@ impl Tiles {
                     let from = ((y - row.start * scale) * tw * scale + (column.valid.0 - column.start) * scale) * 3;
                     let to = (y * w * scale + column.valid.0 * scale) * 3;
                     let line = &mut out.as_mut()[to..to + width];
-                    for (o, &v) in line.iter_mut().zip(&self.output[from..from + width]) {
-                        *o = (v.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-                    }
+                    line.iter_mut().zip(&self.output[from..from + width]).for_each(|(o, &v)| *o = level(v));
                 }
             }
         }
@@ -253,6 +273,26 @@ mod tests {
             }
             assert_eq!(next, len);
         }
+    }
+
+    #[test]
+    fn tiles_overlap_no_more_than_their_number_takes() {
+        assert_eq!(tile_side(288, 288, 9), 288);
+        assert_eq!(tile_side(512, 288, 9), 272); // two
+        assert_eq!(spans(512, 272, 9).len(), 2);
+        for len in 33..400 {
+            let side = tile_side(len, 32, 8);
+            assert!(side <= 32 && spans(len, side, 8).len() == spans(len, 32, 8).len(), "{len}: {side}");
+        }
+    }
+
+    #[test]
+    fn levels_round_as_the_processor_does() {
+        for i in 0..=255 * 64 + 200 {
+            let value = (i as f32 - 100.0) / (255.0 * 64.0);
+            assert_eq!(level(value), (value.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8, "{value}");
+        }
+        assert_eq!([level(f32::NAN), level(f32::INFINITY), level(f32::NEG_INFINITY)], [0, 255, 0]);
     }
 
     fn noise(w: u32, h: u32) -> RgbImage {

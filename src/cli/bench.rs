@@ -25,6 +25,7 @@ pub struct Args {
 enum What {
     Loader(Box<LoaderArgs>),
     Step(Box<super::bench_step::Args>),
+    Upscale(Box<super::bench_upscale::Args>),
 }
 
 /// Pairs a second of the prefetch ring, who waits for whom, and memory beside what was computed.
@@ -89,6 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Loader(args) => bench_loader(args),
         What::Step(args) => super::bench_step::run(args),
+        What::Upscale(args) => super::bench_upscale::run(args),
     }
 }
 

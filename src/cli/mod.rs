@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_step;
+mod bench_upscale;
 mod config;
 mod data;
 mod demo;

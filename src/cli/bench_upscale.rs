@@ -1,0 +1,112 @@
+//! `paragon bench upscale`: how long a picture takes on this machine's processor. Depends on `upscale` alone.
+
+use super::flags::{MAX_SIDE, count, print};
+use anyhow::Result;
+use paragon::backend::cpu::{CpuOptions, fma_peak};
+use paragon::model::{InferenceSpec, Network, inference_plan};
+use paragon::plan::bytes_text;
+use paragon::system;
+use paragon::upscale::{Upscale, Upscaler};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Seconds to upscale a picture on the CPU, from u8 to u8, with start values for weights.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Network
+    #[arg(long, default_value = "nano")]
+    network: String,
+    /// HR pixels per LQ pixel along one side
+    #[arg(long, default_value_t = 2)]
+    scale: usize,
+    /// Side of the LQ picture in pixels
+    #[arg(long, default_value_t = 512, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
+    size: usize,
+    /// Largest side of a tile in LQ pixels [default: as `paragon upscale`]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "PIXELS")]
+    tile: usize,
+    /// Pictures; the median is reported
+    #[arg(long, default_value_t = 9, value_name = "N", value_parser = count(1_000_000))]
+    pictures: usize,
+    /// Threads that compute [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_THREADS))]
+    threads: Option<usize>,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was measured.
+#[derive(Serialize)]
+struct Report {
+    instructions: String,
+    threads: usize,
+    scale: usize,
+    size: usize,
+    seconds: f64,
+    lq_pixels_per_second: f64,
+    multiply_adds: u64,
+    /// Operations a second.
+    fma_peak: f64,
+    /// Useful operations over the time at that peak; overlaps of tiles are not useful.
+    share_of_peak: f64,
+    /// What was computed before the start: arena and buffers.
+    computed_bytes: u64,
+    /// The most anonymous memory of the process seen.
+    anonymous_bytes: Option<u64>,
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> Result<()> {
+    let net = Network::new(&args.network, args.scale)?;
+    let options = CpuOptions::new(args.threads.unwrap_or(0));
+    let side = args.size as u32;
+    let picture = image::RgbImage::from_fn(side, side, |x, y| {
+        image::Rgb(std::array::from_fn(|c| paragon::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8))
+    });
+    let whole = inference_plan(&net, &InferenceSpec { batch: 1, lq: (args.size, args.size), float_input: false }, &options)?;
+    let multiply_adds = whole.floor_of_step().multiply_adds;
+    let mut upscaler = Upscaler::new(net.clone(), net.params().start_values(1), options, args.tile)?;
+    let computed_bytes = upscaler.bytes()?;
+    upscaler.upscale(&picture)?;
+    let (mut times, mut peaks, mut anonymous) = (Vec::new(), Vec::new(), None);
+    for _ in 0..args.pictures {
+        peaks.push(fma_peak(options));
+        let started = Instant::now();
+        let result = upscaler.upscale(&picture)?;
+        times.push(started.elapsed().as_secs_f64());
+        anonymous = anonymous.max(system::anonymous_memory());
+        drop(result);
+    }
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let (seconds, fma_peak) = (median(times), median(peaks));
+    let report = Report {
+        instructions: options.isa.to_string(),
+        threads: options.threads,
+        scale: args.scale,
+        size: args.size,
+        seconds,
+        lq_pixels_per_second: (args.size * args.size) as f64 / seconds,
+        multiply_adds,
+        fma_peak,
+        share_of_peak: 2.0 * multiply_adds as f64 / seconds / fma_peak,
+        computed_bytes,
+        anonymous_bytes: anonymous,
+    };
+    if args.json {
+        return print(serde_json::to_string_pretty(&report)?);
+    }
+    print(format_args!("{}, {} threads, {side} x {side} at x{}", report.instructions, report.threads, report.scale))?;
+    print(format_args!(
+        "  {:.1} ms a picture, {:.1} million LQ pixels/s, {:.0} % of {:.0} GFLOP/s",
+        1e3 * seconds,
+        1e-6 * report.lq_pixels_per_second,
+        100.0 * report.share_of_peak,
+        1e-9 * fma_peak
+    ))?;
+    let anonymous = report.anonymous_bytes.map_or_else(|| "unknown".to_string(), bytes_text);
+    print(format_args!("  arena and buffers {}; anonymous memory at most {anonymous}, pictures included", bytes_text(computed_bytes)))
+}
