@@ -68,13 +68,15 @@ DEVICE float high_half(u32 word) { return from_half((u16)(word >> 16)); }
 
 // A thread's warp, and its place in fragments.
 struct Lane {
-    int warp, group, t;
+    int warp, lane, group, t;
 };
-DEVICE Lane lane_place() {
+DEVICE Lane lane_place(u32 thread) {
     Lane l;
-    l.warp = threadIdx.x / 32;
-    l.group = threadIdx.x % 32 / 4;
-    l.t = threadIdx.x % 4;
+    l.warp = thread / 32;
+    l.lane = thread % 32;
+    l.group = thread % 32 / 4;
+    l.t = thread % 4;
     return l;
 }
+DEVICE Lane lane_place() { return lane_place(threadIdx.x); }
 #endif

@@ -188,7 +188,7 @@ float shuffle_xor(float value, int mask) { return shuffle(value, lane_index() ^ 
 
 u16 to_fp16(float value) {
     u32 bits = float_to_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return static_cast<u16>(sign | 0x7e00u);
+    if (magnitude > 0x7f800000u) return 0x7fff;
     if (magnitude >= 0x477ff000u) return static_cast<u16>(sign | 0x7c00u);  // rounds to 65536 or more
     if (magnitude < 0x38800000u) {
         // subnormal: whole multiples of 2^-24, rounded to nearest even by the addition of 0.5
