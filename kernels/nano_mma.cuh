@@ -241,19 +241,18 @@ struct NanoSums {
     // d_output x gelu(z) of planes 2 (warp % 2) and the next, input x d hidden of all planes: [feature][hidden] as tensor cores leave them
     float product[2][4], product1[HIDDEN_PLANES][4];
     float hidden;     // d hidden of channel 8 (group / 2) + 2t + group % 2
-    float output;     // d output of feature 4t + group % 4
     float taps[3];    // of channel 8 (warp % 4) + group: numbers t, t + 4 and t + 8 of nine taps and d z
 };
 
 // d z on the tile and one pixel around it, and conv2's sums: 9 pairs of rows of 18 columns, eight pairs a warp at a time, two planes a warp.
-DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const NanoWeights& n, const act* d_image, Tile tile, int h, int w) {
+DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const NanoWeights& n, const act* d_output, Tile tile, int h, int w) {
     Lane l = lane_place(thread_anew());
     const int side = TILE + 4, dz_side = TILE + 2, pairs = dz_side / 2 * dz_side;
     int first = l.warp % 2 * 2, lane = l.lane;
     u32 taps[2][TAPS];
     UNROLL
     for (int j = 0; j < 2; j++) load_taps<false>(taps[j], n, first + j, l);
-    const Pair* pixels = (const Pair*)d_image + l.t;
+    const Pair* pixels = (const Pair*)d_output + (long long)tile.image * h * w * 4 + l.t;
     ROLLED
     for (u32 at = l.warp / 2 * 8; at < pairs; at += 4 * 8) {
         // beyond the last pair a lane repeats it, and what comes of it goes nowhere
@@ -341,13 +340,14 @@ DEVICE void nano_back_taps(NanoSums& sums, const Wide* hidden, const Wide* dz) {
 }
 
 // d hidden of a warp's 8 columns and 4 rows and what follows from it: conv1's sums and d input.
-DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n, const float* w1, const act* x_image, const act* d_image, act* d_input,
+DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n, const float* w1, const act* input, const act* d_output, act* d_input,
                             Tile tile, int h, int w) {
     Lane l = lane_place(thread_anew());
     const int dz_side = TILE + 2;
     int left = l.warp % 2 * 8, top = l.warp / 2 * 4, lane = l.lane;
     const Wide* from = dz + (top + lane / 8) * dz_side + left + lane % 8;
-    int y = tile.y + top, x = tile.x + left + l.group, at = (y * w + x) * 4 + l.t;
+    int y = tile.y + top, x = tile.x + left + l.group;
+    long long at = ((long long)(tile.image * h + y) * w + x) * 4 + l.t;
     float sum_hidden[8], sum_output[4] = {0, 0, 0, 0};
     UNROLL
     for (int i = 0; i < 8; i++) sum_hidden[i] = 0;
@@ -359,7 +359,7 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
         for (int k = 0; k < 2; k++) {
             within[k] = inside(y + k, x, h, w);
             Pair v = {{0, 0}};
-            if (within[k]) v = ((const Pair*)x_image)[at + k * w * 4];
+            if (within[k]) v = ((const Pair*)input)[at + k * w * 4];
             UNROLL
             for (int i = 0; i < 2; i++) x_turned[2 * k + i] = transpose(v.word[i]);
         }
@@ -403,7 +403,7 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
         UNROLL
         for (int k = 0; k < 2; k++) {
             if (!within[k]) continue;
-            Pair v = ((const Pair*)d_image)[at + k * w * 4];
+            Pair v = ((const Pair*)d_output)[at + k * w * 4];
             UNROLL
             for (int m = 0; m < 2; m++) {
                 float d[2] = {low_half(v.word[m]), high_half(v.word[m])};
@@ -415,7 +415,11 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
         }
     }
     sums.hidden += spread_sum(sum_hidden, l.group);
-    sums.output += spread_sum(sum_output, l.group);
+    // features 4t + group % 4 of lanes 0 and 1 of a row go to lanes 2 and 3 of rows 0 .. 3, those of 2 and 3 to rows 4 .. 7
+    float output = spread_sum(sum_output, l.group);
+    output += shuffle_xor(output, 16);
+    output = shuffle(output, (l.group % 4) * 4 + l.group / 4 * 2 + l.t % 2);
+    sums.taps[2] += l.t >= 2 ? output : 0.0f;
 }
 
 KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
@@ -441,24 +445,23 @@ KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const 
         sums.product1[i / 4][i % 4] = 0;
         if (i < 3) sums.taps[i] = 0;
     }
-    sums.hidden = sums.output = 0;
+    sums.hidden = 0;
     barrier();
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = blockIdx.x;; index += gridDim.x) {
         Tile t = tile_at(index, h, w);
-        long long start = (long long)t.image * h * w * FEATURES;
-        const act *x_image = input + start, *d_image = d_output + start;
+        if (t.image >= images) break;
         Lane l = lane_place(thread_anew());
         Pair conv1[4];
         UNROLL
         for (int j = 0; j < 4; j++) conv1[j] = conv1_operand(w1, j, l.group, l.t);
-        mma_hidden<side>(hidden, conv1, n.biases, x_image, t.y - 2, t.x - 2, h, w, l);
+        mma_hidden<side>(hidden, conv1, n.biases, input + (long long)t.image * h * w * FEATURES, t.y - 2, t.x - 2, h, w, l);
         barrier();
-        nano_back_slopes(sums, hidden, (u32*)dz, n, d_image, t, h, w);
+        nano_back_slopes(sums, hidden, (u32*)dz, n, d_output, t, h, w);
         barrier();
         nano_back_taps(sums, hidden, dz);
         // hidden values make room for those of the next tile; its d z waits for one more barrier
         barrier();
-        nano_back_input(sums, dz, n, w1, x_image, d_image, d_input + start, t, h, w);
+        nano_back_input(sums, dz, n, w1, input, d_output, d_input, t, h, w);
     }
     barrier();
     // every warp's sums, then those of the block
@@ -481,9 +484,7 @@ KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const 
         if (tap < TAPS) own[SUM_DW + channel * TAPS + tap] = sums.taps[i];
         if (tap == TAPS) own[SUM_DB + channel] = sums.taps[i];
     }
-    // the sum over groups 0 .. 3 stands beside that over 4 .. 7
-    float output = sums.output + shuffle_xor(sums.output, 16);
-    if (l.group < 4) own[SUM_B2 + 4 * l.t + l.group] = output;
+    if (l.t >= 2) own[SUM_B2 + 4 * (l.group / 4 * 2 + l.t % 2) + l.group % 4] = sums.taps[2];
     barrier();
     for (int i = threadIdx.x; i < SUM_COUNT; i += 256) {
         // depthwise sums exist in the two warps of their plane, conv2's in the four of theirs
