@@ -41,14 +41,15 @@ struct Tile {
 };
 DEVICE int tile_count(int images, int h, int w) { return images * ((h + TILE - 1) / TILE) * ((w + TILE - 1) / TILE); }
 DEVICE Tile tile_at(int index, int h, int w) {
-    int across = (w + TILE - 1) / TILE, down = (h + TILE - 1) / TILE;
+    // two divisions, without signs
+    u32 across = (u32)(w + TILE - 1) / TILE, down = (u32)(h + TILE - 1) / TILE, line = (u32)index / across, image = line / down;
     Tile t;
-    t.image = index / (across * down);
-    t.y = index / across % down * TILE;
-    t.x = index % across * TILE;
+    t.image = (int)image;
+    t.y = (int)(line - image * down) * TILE;
+    t.x = (int)((u32)index - line * across) * TILE;
     return t;
 }
-DEVICE bool inside(int y, int x, int h, int w) { return y >= 0 && y < h && x >= 0 && x < w; }
+DEVICE bool inside(int y, int x, int h, int w) { return (u32)y < (u32)h && (u32)x < (u32)w; }
 
 #if PRECISION != 0
 // Fragments of tensor core instructions. The order of channels in a product is free as long as both sides keep it, so that every lane

@@ -16,19 +16,31 @@ KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const u8* 
     float scale = (float)((double)scalars->micro_scale / (double)whole) * scalars->loss_scale;
     double sum = 0;
     for (int pixel = blockIdx.x * 256 + threadIdx.x; pixel < pixels; pixel += gridDim.x * 256) {
-        int image = pixel / (h * w), y = pixel / w % h, x = pixel % w;
-        const u8* bytes = target_bytes ? target_bytes + ((long long)image * h * w + augmented(codes[image], y, x, h, w)) * 3 : target_bytes;
-        float losses = 0;
+        float wanted[3] = {0, 0, 0}, losses = 0;
+        if (target_bytes) {
+            int image = pixel / (h * w), y = pixel / w % h, x = pixel % w;
+            const u8* bytes = target_bytes + ((long long)image * h * w + augmented(codes[image], y, x, h, w)) * 3;
+            UNROLL
+            for (int c = 0; c < 3; c++) wanted[c] = (float)bytes[c] / 255.0f;
+        } else if (target_floats) {
+            UNROLL
+            for (int c = 0; c < 3; c++) wanted[c] = target_floats[(long long)pixel * 3 + c];
+        }
+        UNROLL
         for (int c = 0; c < 3; c++) {
             long long i = (long long)pixel * 3 + c;
-            float target = bytes ? (float)bytes[c] / 255.0f : target_floats ? target_floats[i] : 0.0f;
-            float d = prediction[i] - target;
-            float root = sqrtf(d * d + CHARBONNIER_EPSILON);
+            float d = prediction[i] - wanted[c];
             float sign = d > 0.0f ? 1.0f : d < 0.0f ? -1.0f : 0.0f;
-            losses += l1 * fabsf(d) + charbonnier * root + mse * (d * d);
+            float loss = l1 * fabsf(d) + mse * (d * d), slope = l1 * sign + mse * (2.0f * d);
+            // a root and a division are most of the work, and seldom asked for
+            if (charbonnier != 0.0f) {
+                float root = sqrtf(d * d + CHARBONNIER_EPSILON);
+                loss += charbonnier * root;
+                slope += charbonnier * (d / root);
+            }
+            losses += loss;
             // a NaN has no sign; it must reach the gradient, where the optimizer sees it
-            float slope = d == d ? l1 * sign + charbonnier * (d / root) + mse * (2.0f * d) : d;
-            d_prediction[i] = slope * scale;
+            d_prediction[i] = (d == d ? slope : d) * scale;
         }
         sum += (double)losses;
     }

@@ -391,6 +391,7 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
                 }
                 mma_16x8x16(sums.product1[j], x_turned, turned);
             }
+            warp_barrier();
             UNROLL
             for (int m = 0; m < 2; m++) {
                 const float* column = w1 + (16 * s + 2 * l.t) * FEATURES + fragment_feature(l.group, m);
