@@ -80,7 +80,7 @@ KERNEL(head_back, 256, const float* weight, const float* gain, const act* featur
             ROLLED
             for (int row = 0; s < HEAD_SUMS && row < TILE; row++) {
                 const float* d = d_tile + (row + 1) * HALO * 3 + 3;
-                if (s < HEAD_WEIGHTS) {
+                if (k == 0 || s < HEAD_WEIGHTS) {
                     float sum = 0;
                     d += ((1 - tap / 3) * HALO + 1 - tap % 3) * 3 + o;
                     ROLLED
@@ -90,8 +90,10 @@ KERNEL(head_back, 256, const float* weight, const float* gain, const act* featur
                     // a structural loss hardly asks for another brightness: its gradients, added up, nearly cancel
                     float part[4] = {0, 0, 0, 0};
                     ROLLED
-                    for (int x = 0; x < TILE; x += 4)
+                    for (int x = 0; x < TILE; x += 4) {
+                        UNROLL
                         for (int i = 0; i < 4; i++) part[i] += d[(x + i) * 3 + s - HEAD_WEIGHTS];
+                    }
                     plain += (double)((part[0] + part[1]) + (part[2] + part[3]));
                 }
             }
