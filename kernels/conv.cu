@@ -220,7 +220,11 @@ KERNEL(conv_data, 256, const act* d_output, const float* weight, act* d_input, i
             if (!resident || t == (int)blockIdx.x) load_weights(own, weight, subs, sub, true);
             barrier();
 #if PRECISION == 0
-            multiply(p, tile, own);
+            // each sub by itself: short sums keep their bits
+            Product part;
+            start(part, nullptr);
+            multiply(part, tile, own);
+            for (int c = 0; c < CHANNELS; c++) p.sum[c] += part.sum[c];
 #else
             Strips strips[4];
             load_strips(strips[0], tile, 0);
