@@ -26,11 +26,31 @@ DEVICE void barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+// threadIdx.x or another number, read anew: what follows from it is worked out again instead of being kept in registers from one phase
+// to the next.
+DEVICE u32 thread_anew() {
+    u32 thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+DEVICE int anew(int value) {
+    int same;
+    asm volatile("mov.b32 %0, %1;" : "=r"(same) : "r"(value));
+    return same;
+}
 DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 float_to_bits(float value) { return __float_as_uint(value); }
-// A few units in the last place away, and far cheaper: for values that end as halves.
-DEVICE float fast_exp(float value) { return __expf(value); }
-DEVICE float fast_reciprocal(float value) { return __fdividef(1.0f, value); }
+// One instruction each, a few units in the last place away, subnormal numbers taken for zero: for values that end as halves.
+DEVICE float fast_exp2(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
+}
+DEVICE float fast_reciprocal(float value) {
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
+    return inverse;
+}
 #else
 #include "host/shim.h"
 #endif
@@ -49,15 +69,16 @@ struct __attribute__((aligned(16))) Wide {
     u32 word[4];
 };
 
-// bf16: the upper half of a float, rounded to nearest even; NaN stays NaN.
-DEVICE u16 to_bf16(float value) {
-    u32 bits = float_to_bits(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (u16)((bits >> 16) | 0x40u);
-    return (u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
+// Halves: rounded to nearest even; every NaN becomes the one the instruction gives. The host's twins are in host/shim.h.
 DEVICE float from_bf16(u16 bits) { return bits_to_float((u32)bits << 16); }
-
 #ifdef __CUDACC_RTC__
+#if PRECISION == 1
+DEVICE u16 to_bf16(float value) {
+    u16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#endif
 DEVICE u16 to_fp16(float value) {
     u16 bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
@@ -92,8 +113,23 @@ DEVICE act to_act(float value) {
     a.bits = to_half(value);
     return a;
 }
-// Two activations in one register, the first in the lower half: what tensor core instructions take.
+// Two activations in one register, the first in the lower half: what tensor core instructions take. From generation 8 on one instruction
+// rounds both.
+#if defined(__CUDACC_RTC__) && PRECISION == 1
+DEVICE u32 pack_half(float low, float high) {
+    u32 word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+#elif defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 800
+DEVICE u32 pack_half(float low, float high) {
+    u32 word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+#else
 DEVICE u32 pack_half(float low, float high) { return (u32)to_half(low) | ((u32)to_half(high) << 16); }
+#endif
 #endif
 
 // The numbers of one iteration that change from step to step. They lie in device memory, so that a captured graph stays valid.

@@ -143,11 +143,13 @@ DEVICE void multiply(Product& p, const Strips& upper, const Strips& lower, const
     }
 }
 DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
-    int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4;
+    u32 dy = (u32)sub / (u32)shuffle, dx = (u32)sub - dy * (u32)shuffle;
+    // positions in one image fit an int
+    Pair* image = (Pair*)to + (long long)at.image * h * w * shuffle * shuffle * 4 + threadIdx.x % 4;
     UNROLL
     for (int row = 0; row < 2; row++) {
         int y = at.y + 2 * warp + row;
-        long long line = (long long)(at.image * h + y) * shuffle + sub / shuffle;
         UNROLL
         for (int half = 0; half < 2; half++) {
             int x = at.x + group + half * 8;
@@ -155,7 +157,7 @@ DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle,
             const float(*sum)[4] = p.sum[row];
             // four lanes write the 32 bytes of a pixel
             Pair values = {{pack_half(sum[0][half * 2], sum[0][half * 2 + 1]), pack_half(sum[1][half * 2], sum[1][half * 2 + 1])}};
-            ((Pair*)to)[((line * w + x) * shuffle + sub % shuffle) * 4 + t] = values;
+            image[(((y * shuffle + (int)dy) * w + x) * shuffle + (int)dx) * 4] = values;
         }
     }
 }
@@ -218,7 +220,11 @@ KERNEL(conv_data, 256, const act* d_output, const float* weight, act* d_input, i
             if (!resident || t == (int)blockIdx.x) load_weights(own, weight, subs, sub, true);
             barrier();
 #if PRECISION == 0
-            multiply(p, tile, own);
+            // each sub by itself: short sums keep their bits
+            Product part;
+            start(part, nullptr);
+            multiply(part, tile, own);
+            for (int c = 0; c < CHANNELS; c++) p.sum[c] += part.sum[c];
 #else
             Strips strips[4];
             load_strips(strips[0], tile, 0);

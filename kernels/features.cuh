@@ -41,14 +41,15 @@ struct Tile {
 };
 DEVICE int tile_count(int images, int h, int w) { return images * ((h + TILE - 1) / TILE) * ((w + TILE - 1) / TILE); }
 DEVICE Tile tile_at(int index, int h, int w) {
-    int across = (w + TILE - 1) / TILE, down = (h + TILE - 1) / TILE;
+    // two divisions, without signs
+    u32 across = (u32)(w + TILE - 1) / TILE, down = (u32)(h + TILE - 1) / TILE, line = (u32)index / across, image = line / down;
     Tile t;
-    t.image = index / (across * down);
-    t.y = index / across % down * TILE;
-    t.x = index % across * TILE;
+    t.image = (int)image;
+    t.y = (int)(line - image * down) * TILE;
+    t.x = (int)((u32)index - line * across) * TILE;
     return t;
 }
-DEVICE bool inside(int y, int x, int h, int w) { return y >= 0 && y < h && x >= 0 && x < w; }
+DEVICE bool inside(int y, int x, int h, int w) { return (u32)y < (u32)h && (u32)x < (u32)w; }
 
 #if PRECISION != 0
 // Fragments of tensor core instructions. The order of channels in a product is free as long as both sides keep it, so that every lane
@@ -68,13 +69,15 @@ DEVICE float high_half(u32 word) { return from_half((u16)(word >> 16)); }
 
 // A thread's warp, and its place in fragments.
 struct Lane {
-    int warp, group, t;
+    int warp, lane, group, t;
 };
-DEVICE Lane lane_place() {
+DEVICE Lane lane_place(u32 thread) {
     Lane l;
-    l.warp = threadIdx.x / 32;
-    l.group = threadIdx.x % 32 / 4;
-    l.t = threadIdx.x % 4;
+    l.warp = thread / 32;
+    l.lane = thread % 32;
+    l.group = thread % 32 / 4;
+    l.t = thread % 4;
     return l;
 }
+DEVICE Lane lane_place() { return lane_place(threadIdx.x); }
 #endif

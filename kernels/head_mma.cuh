@@ -12,6 +12,7 @@ KERNEL_CROWDED(head, 256, 3, const float* weight, const float* bias, const float
     Base base = base_arrays(detail + TILE * TILE * 3, scale);
     Lane l = lane_place();
     int hr_h = h * scale, hr_w = w * scale, tx = l.warp % 2 * 8 + l.group, ty = l.warp / 2 * 4;
+    ROLLED
     for (int i = threadIdx.x; i < 9 * 32; i += 256) {
         int tap = i / 32, o = i % 32 / 4;
         const float* from = weight + (o * FEATURES + 4 * (i % 4)) * 9 + tap;
@@ -27,11 +28,22 @@ KERNEL_CROWDED(head, 256, 3, const float* weight, const float* bias, const float
     for (int index = blockIdx.x; index < tile_count(images, hr_h, hr_w); index += gridDim.x) {
         Tile t = tile_at(index, hr_h, hr_w);
         long long start = (long long)t.image * hr_h * hr_w;
-        for (int i = threadIdx.x; i < HALO * HALO * 2; i += 256) {
-            int y = t.y - 1 + i / 2 / HALO, x = t.x - 1 + i / 2 % HALO;
-            Wide v = {{0, 0, 0, 0}};
-            if (inside(y, x, hr_h, hr_w)) v = ((const Wide*)(features + (start + (long long)y * hr_w + x) * FEATURES))[i % 2];
-            tile[i] = v;
+        // all loads are on their way before the first is waited for
+        const Wide* from_image = (const Wide*)features + start * 2;
+        const int rounds = (HALO * HALO * 2 + 255) / 256;
+        Wide loaded[rounds];
+        UNROLL
+        for (int round = 0; round < rounds; round++) {
+            u32 i = threadIdx.x + 256 * round, line = i / (2 * HALO);
+            int y = t.y - 1 + (int)line, x = t.x - 1 + (int)(i / 2 - line * HALO);
+            loaded[round] = {{0, 0, 0, 0}};
+            if (i < HALO * HALO * 2 && inside(y, x, hr_h, hr_w))
+                loaded[round] = from_image[(y * hr_w + x) * 2 + (int)(i % 2)];
+        }
+        UNROLL
+        for (int round = 0; round < rounds; round++) {
+            u32 i = threadIdx.x + 256 * round;
+            if (i < HALO * HALO * 2) tile[i] = loaded[round];
         }
         // its barriers are those of the features, too
         base_tile(base, input + (long long)t.image * h * w * 3, h, w, t.y, t.x, alpha, target != nullptr);
@@ -61,13 +73,30 @@ KERNEL_CROWDED(head, 256, 3, const float* weight, const float* bias, const float
             if (l.t == 0) to[1] = d[r / 2][r % 2 * 2 + 1];
         }
         barrier();
-        UNROLL
-        for (int k = 0; k < 3; k++) {
-            int i = threadIdx.x + 256 * k, o = i % 3, column = i / 3 % TILE, row = i / 3 / TILE, y = t.y + row, x = t.x + column;
-            if (!inside(y, x, hr_h, hr_w)) continue;
-            float wanted = target ? (float)target[(start + augmented(codes[t.image], y, x, hr_h, hr_w)) * 3 + o] : 0.0f;
-            float value = base_value(base, row, column, o, target != nullptr, wanted);
-            output[(start + (long long)y * hr_w + x) * 3 + o] = value + strength * (biases[o] + detail[i]);
+        {
+            // a thread finishes a pixel; values go out row by row
+            int row = threadIdx.x / TILE, column = threadIdx.x % TILE, y = t.y + row, x = t.x + column;
+            float wanted[3] = {0, 0, 0}, value[3];
+            if (target && y < hr_h && x < hr_w) {
+                const u8* pixel = target + (start + augmented(codes[t.image], y, x, hr_h, hr_w)) * 3;
+                UNROLL
+                for (int o = 0; o < 3; o++) wanted[o] = (float)pixel[o];
+            }
+            base_pixel(base, row, column, target != nullptr, wanted, value);
+            UNROLL
+            for (int o = 0; o < 3; o++) detail[threadIdx.x * 3 + o] = value[o] + strength * (biases[o] + detail[threadIdx.x * 3 + o]);
+        }
+        // a warp has written the two rows that it sends
+        warp_barrier();
+        {
+            int across = (hr_w - t.x < TILE ? hr_w - t.x : TILE) * 3;
+            float* to = output + (start + (long long)t.y * hr_w + t.x) * 3;
+            UNROLL
+            for (u32 k = 0; k < 3; k++) {
+                u32 i = threadIdx.x % 32 + 32 * k, line = i / (TILE * 3), at = i % (TILE * 3);
+                int row = threadIdx.x / 32 * 2 + (int)line;
+                if (t.y + row < hr_h && (int)at < across) to[row * hr_w * 3 + (int)at] = detail[row * TILE * 3 + at];
+            }
         }
         barrier();
     }
@@ -107,6 +136,7 @@ KERNEL_CROWDED(head_back, 256, 3, const float* weight, const float* gain, const 
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         long long start = (long long)t.image * h * w;
+        ROLLED
         for (int i = threadIdx.x; i < HALO * HALO; i += 256) {
             int row = i / HALO, column = i % HALO, y = t.y - 1 + row, x = t.x - 1 + column;
             Pair v = {{0, 0}};

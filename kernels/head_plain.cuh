@@ -32,12 +32,12 @@ KERNEL(head, 256, const float* weight, const float* bias, const float* gain, con
         }
         int y = t.y + ty, x = t.x + tx;
         if (inside(y, x, hr_h, hr_w)) {
+            float wanted[3] = {0, 0, 0}, value[3];
             const u8* pixel = target;
             if (target) pixel += (start + augmented(codes[t.image], y, x, hr_h, hr_w)) * 3;
-            for (int o = 0; o < 3; o++) {
-                float value = base_value(base, ty, tx, o, target != nullptr, target ? (float)pixel[o] : 0.0f);
-                output[(start + (long long)y * hr_w + x) * 3 + o] = value + strength * (biases[o] + sum[o]);
-            }
+            for (int o = 0; target && o < 3; o++) wanted[o] = (float)pixel[o];
+            base_pixel(base, ty, tx, target != nullptr, wanted, value);
+            for (int o = 0; o < 3; o++) output[(start + (long long)y * hr_w + x) * 3 + o] = value[o] + strength * (biases[o] + sum[o]);
         }
         barrier();
     }
@@ -50,6 +50,7 @@ KERNEL(head_back, 256, const float* weight, const float* gain, const act* featur
     float* tile = d_tile + HALO * HALO * 3;
     int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
     float strength = *gain, sums[2] = {0, 0};
+    double plain = 0;
     for (int i = threadIdx.x; i < HEAD_WEIGHTS; i += 256) weights[i] = strength * weight[i];
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
@@ -72,23 +73,35 @@ KERNEL(head_back, 256, const float* weight, const float* gain, const act* featur
                 for (int c = 0; c < FEATURES; c++) v[c] += weights[(o * FEATURES + c) * 9 + tap] * d[o];
         }
         if (within) store_features(d_features + at * FEATURES, v);
-        // every sum belongs to one thread
+        // every sum belongs to one thread; one row at a time: short sums keep their bits
         UNROLL
         for (int k = 0; k < 2; k++) {
             int s = threadIdx.x + 256 * k, tap = s % 9, c = s / 9 % FEATURES, o = s / 9 / FEATURES;
-            if (s < HEAD_WEIGHTS) {
-                ROLLED
-                for (int p = 0; p < TILE * TILE; p++)
-                    sums[k] += tile[p * PITCH + c] * d_tile[((p / TILE + 2 - tap / 3) * HALO + p % TILE + 2 - tap % 3) * 3 + o];
-            } else if (s < HEAD_SUMS) {
-                ROLLED
-                for (int p = 0; p < TILE * TILE; p++) sums[k] += d_tile[((p / TILE + 1) * HALO + p % TILE + 1) * 3 + s - HEAD_WEIGHTS];
+            ROLLED
+            for (int row = 0; s < HEAD_SUMS && row < TILE; row++) {
+                const float* d = d_tile + (row + 1) * HALO * 3 + 3;
+                if (k == 0 || s < HEAD_WEIGHTS) {
+                    float sum = 0;
+                    d += ((1 - tap / 3) * HALO + 1 - tap % 3) * 3 + o;
+                    ROLLED
+                    for (int x = 0; x < TILE; x++) sum += tile[(row * TILE + x) * PITCH + c] * d[x * 3];
+                    sums[k] += sum;
+                } else {
+                    // a structural loss hardly asks for another brightness: its gradients, added up, nearly cancel
+                    float part[4] = {0, 0, 0, 0};
+                    ROLLED
+                    for (int x = 0; x < TILE; x += 4) {
+                        UNROLL
+                        for (int i = 0; i < 4; i++) part[i] += d[(x + i) * 3 + s - HEAD_WEIGHTS];
+                    }
+                    plain += (double)((part[0] + part[1]) + (part[2] + part[3]));
+                }
             }
         }
         barrier();
     }
     for (int k = 0; k < 2; k++) {
         int s = threadIdx.x + 256 * k;
-        if (s < HEAD_SUMS) partials[(long long)blockIdx.x * HEAD_SUMS + s] = sums[k];
+        if (s < HEAD_SUMS) partials[(long long)blockIdx.x * HEAD_SUMS + s] = s < HEAD_WEIGHTS ? sums[k] : (float)plain;
     }
 }

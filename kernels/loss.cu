@@ -15,15 +15,21 @@ KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const floa
     double sum = 0;
     for (int pixel = blockIdx.x * 256 + threadIdx.x; pixel < pixels; pixel += gridDim.x * 256) {
         float losses = 0;
+        UNROLL
         for (int c = 0; c < 3; c++) {
             long long i = (long long)pixel * 3 + c;
             float d = target ? prediction[i] - target[i] : prediction[i];
-            float root = sqrtf(d * d + CHARBONNIER_EPSILON);
             float sign = d > 0.0f ? 1.0f : d < 0.0f ? -1.0f : 0.0f;
-            losses += l1 * fabsf(d) + charbonnier * root + mse * (d * d);
+            float loss = l1 * fabsf(d) + mse * (d * d), slope = l1 * sign + mse * (2.0f * d);
+            // a root and a division are most of the work, and seldom asked for
+            if (charbonnier != 0.0f) {
+                float root = sqrtf(d * d + CHARBONNIER_EPSILON);
+                loss += charbonnier * root;
+                slope += charbonnier * (d / root);
+            }
+            losses += loss;
             // a NaN has no sign; it must reach the gradient, where the optimizer sees it
-            float slope = d == d ? l1 * sign + charbonnier * (d / root) + mse * (2.0f * d) : d;
-            d_prediction[i] = slope * scale;
+            d_prediction[i] = (d == d ? slope : d) * scale;
         }
         sum += (double)losses;
     }

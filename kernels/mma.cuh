@@ -5,48 +5,59 @@
 
 #if PRECISION != 0
 
-// d[16][8] += a[16][16] x b[16][8], halves in, f32 out. With group = lane / 4 and t = lane % 4 a lane holds
+// d[16][8] = c[16][8] + a[16][16] x b[16][8], halves in, f32 out. With group = lane / 4 and t = lane % 4 a lane holds
 //   a[0] = A[group][2t, 2t+1]      a[1] = A[group+8][2t, 2t+1]      a[2] = A[group][2t+8, 2t+9]  a[3] = A[group+8][2t+8, 2t+9]
 //   b[0] = B[2t, 2t+1][group]      b[1] = B[2t+8, 2t+9][group]
 //   d[0], d[1] = D[group][2t, 2t+1]    d[2], d[3] = D[group+8][2t, 2t+1]
-// the value with the lower index in the lower half of a register.
+// the value with the lower index in the lower half of a register. mma_16x8x8 is its left half: a[0], a[1] and b[0].
 #ifdef __CUDACC_RTC__
-DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #if PRECISION == 1
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#elif __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#define MMA_HALVES ".f32.bf16.bf16.f32"
 #else
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[2]), "r"(a[3]), "r"(b[1]));
+#define MMA_HALVES ".f32.f16.f16.f32"
+#endif
+DEVICE void mma_16x8x8(float (&d)[4], u32 a0, u32 a1, u32 b, const float (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k8.row.col" MMA_HALVES " {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4]) {
+#if PRECISION == 1 || __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col" MMA_HALVES " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+#else
+    mma_16x8x8(d, a[0], a[1], b[0], c);
+    mma_16x8x8(d, a[2], a[3], b[1], d);
 #endif
 }
 #else
-DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    u32 own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+DEVICE void mma_twin(float (&d)[4], const u32 (&own)[6], int depth, const float (&c)[4]) {
     const u32(*all)[6] = warp_exchange(own);
     int group = lane_index() / 4, t = lane_index() % 4;
     for (int i = 0; i < 4; i++) {
         int row = group + (i / 2) * 8, column = 2 * t + i % 2;
         float sum = 0;
-        for (int k = 0; k < 16; k++) {
+        for (int k = 0; k < depth; k++) {
             int holder = k % 8 / 2, high = k % 2 * 16;
             u32 left = all[row % 8 * 4 + holder][row / 8 + k / 8 * 2] >> high;
             u32 right = all[column * 4 + holder][4 + k / 8] >> high;
             sum += from_half((u16)left) * from_half((u16)right);
         }
-        d[i] += sum;
+        d[i] = c[i] + sum;
     }
 }
+DEVICE void mma_16x8x8(float (&d)[4], u32 a0, u32 a1, u32 b, const float (&c)[4]) {
+    u32 own[6] = {a0, a1, 0, 0, b, 0};
+    mma_twin(d, own, 8, c);
+}
+DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4]) {
+    u32 own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    mma_twin(d, own, 16, c);
+}
 #endif
+// d += a x b
+DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_16x8x16(d, a, b, d); }
 
 // Four 8 x 8 matrices of halves from shared memory: lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, aligned);
 // r[m] then holds elements 2t, 2t+1 of row group of matrix m. With `transposed`, of its transpose.

@@ -48,6 +48,14 @@ class Nvrtc:
 
     def compile(self, precision, arch):
         """Returns (PTX, log); exits with the compiler's messages on an error."""
+        program = self.compiled(precision, arch)
+        return self.text(program, "PTX"), self.text(program, "ProgramLog")
+
+    def machine_code(self, precision, arch):
+        """The bytes of a card's own code."""
+        return self.text(self.compiled(precision, arch), "CUBIN", raw=True)
+
+    def compiled(self, precision, arch):
         program = ctypes.c_void_p()
         source = (KERNELS / "paragon.cu").read_bytes()
         self.lib.nvrtcCreateProgram(ctypes.byref(program), source, b"paragon.cu", 0, None, None)
@@ -61,17 +69,16 @@ class Nvrtc:
             options.append("--ptxas-options=-v")
         array = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
         status = self.lib.nvrtcCompileProgram(program, len(options), array)
-        log = self.text(program, "ProgramLog")
         if status != 0:
-            sys.exit(f"{precision} for {arch}:\n{log}")
-        return self.text(program, "PTX"), log
+            sys.exit(f"{precision} for {arch}:\n{self.text(program, 'ProgramLog')}")
+        return program
 
-    def text(self, program, what):
+    def text(self, program, what, raw=False):
         size = ctypes.c_size_t()
         getattr(self.lib, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
         buffer = ctypes.create_string_buffer(size.value)
         getattr(self.lib, f"nvrtcGet{what}")(program, buffer)
-        return buffer.value.decode()
+        return buffer.raw if raw else buffer.value.decode()
 
 
 def resources(log):

@@ -4,6 +4,7 @@
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, CudaSizing, Scalars, read_floats, write_floats};
 use crate::model::{Network, Recompute, StepSpec, training_plan};
+use crate::plan::OptimizerKind::{self, Adam, AdamW};
 use crate::plan::{BufferId, LossKind, Plan, Precision};
 use crate::rng::mix;
 use anyhow::{Context, Result, ensure};
@@ -34,15 +35,17 @@ impl Check {
     }
 }
 
-/// Scale, batch, LQ side, losses, level.
-type Case = (usize, usize, usize, &'static [(LossKind, f32)], Recompute);
+/// Scale, batch, LQ side, losses, level, optimizer.
+type Case = (usize, usize, usize, &'static [(LossKind, f32)], Recompute, OptimizerKind);
 
-const CASES: [Case; 5] = [
-    (2, 2, 9, &[(LossKind::L1, 1.0)], Recompute::Block),
-    (2, 3, 37, &[(LossKind::L1, 0.7), (LossKind::Charbonnier, 0.2), (LossKind::Mse, 0.5)], Recompute::Block),
-    (2, 2, 64, &[(LossKind::L1, 1.0), (LossKind::Ssim, 0.3), (LossKind::MsSsim, 0.2)], Recompute::Block),
-    (3, 1, 20, &[(LossKind::L1, 1.0)], Recompute::Block),
-    (4, 3, 100, &[(LossKind::L1, 1.0), (LossKind::Ssim, 0.05)], Recompute::Full),
+const CASES: [Case; 6] = [
+    (2, 2, 9, &[(LossKind::L1, 1.0)], Recompute::Block, AdamW),
+    (2, 3, 37, &[(LossKind::L1, 0.7), (LossKind::Charbonnier, 0.2), (LossKind::Mse, 0.5)], Recompute::Block, Adam),
+    (2, 2, 64, &[(LossKind::L1, 1.0), (LossKind::Ssim, 0.3), (LossKind::MsSsim, 0.2)], Recompute::Block, AdamW),
+    (3, 1, 20, &[(LossKind::L1, 1.0)], Recompute::Block, AdamW),
+    (4, 3, 100, &[(LossKind::L1, 1.0), (LossKind::Ssim, 0.05)], Recompute::Full, AdamW),
+    // slices of eight images and of one
+    (8, 9, 16, &[(LossKind::L1, 1.0)], Recompute::Full, Adam),
 ];
 /// Of [`CASES`], those of a quick run.
 const QUICK: usize = 2;
@@ -54,6 +57,38 @@ fn tolerances(precision: Precision) -> (f64, f64, f64) {
         Precision::Bf16 => (1.6e-2, 2e-2, 5e-2),
         Precision::Fp16 => (2e-3, 2e-2, 5e-2),
     }
+}
+
+/// A buffer of an operation that the CPU's plan and the device's both have.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    /// In the CPU's plan.
+    pub cpu: BufferId,
+    /// In the device's.
+    pub device: BufferId,
+    /// Whether the operation reads it.
+    pub read: bool,
+    /// Whether it writes it.
+    pub write: bool,
+}
+
+/// The buffers of operation `at`, but what a backend keeps for itself: sums and workspace.
+///
+/// # Panics
+/// When the plans are not of the same step.
+pub fn shared_buffers(cpu: &Plan, device: &Plan, at: usize) -> Vec<Shared> {
+    let list = |plan: &Plan| -> Vec<_> {
+        let own = |id: BufferId| ["workspace of", "sums of"].iter().any(|start| plan.buffer(id).name.starts_with(start));
+        plan.ops[at].accesses().filter(|a| !own(a.buffer)).collect()
+    };
+    let (a, b) = (list(cpu), list(device));
+    assert_eq!(a.len(), b.len(), "the plans are not of the same step");
+    a.iter().zip(&b).map(|(a, b)| Shared { cpu: a.buffer, device: b.buffer, read: a.read, write: a.write }).collect()
+}
+
+/// Whether the device keeps as halves what the CPU has in f32.
+pub fn halves(cpu: &Plan, a: BufferId, device: &Plan, b: BufferId) -> bool {
+    cpu.buffer(a).bytes == 2 * device.buffer(b).bytes
 }
 
 fn relative(got: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64>) -> f64 {
@@ -93,12 +128,12 @@ impl Batch {
 /// When the device fails; a difference is no error but a check that does not hold.
 pub fn run(precision: Precision, load: Load<'_>, quick: bool, tell: &mut dyn FnMut(&Check)) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
-    for &(scale, batch, lq, losses, recompute) in &CASES[..if quick { QUICK } else { CASES.len() }] {
+    for &(scale, batch, lq, losses, recompute, optimizer) in &CASES[..if quick { QUICK } else { CASES.len() }] {
         let mut net = Network::new("nano", scale)?;
         // so that every layer matters
         (net.layer_scale, net.detail_gain) = (0.5, 0.5);
-        let spec = StepSpec { weight_decay: 1e-2, recompute, ..StepSpec::new(batch, (lq, lq), losses.to_vec()) };
-        let case = format!("x{scale}, {batch} x {lq} x {lq}, {losses:?}, {recompute}");
+        let spec = StepSpec { optimizer, weight_decay: 1e-2, recompute, ..StepSpec::new(batch, (lq, lq), losses.to_vec()) };
+        let case = format!("x{scale}, {batch} x {lq} x {lq}, {losses:?}, {recompute}, {optimizer:?}");
         let pair = Pair::new(&net, &spec, precision, load).with_context(|| case.clone())?;
         let found = pair.run(&net, &spec, precision).with_context(|| case.clone())?;
         for (what, error, tolerance) in found {
@@ -167,10 +202,10 @@ impl Pair {
         let mut worst: Vec<(String, f64)> = Vec::new();
         for at in 0..self.cpu.plan().ops.len() {
             let label = self.cpu.plan().ops[at].label();
-            let shared = self.shared(at);
-            for &(a, b, reads, _) in &shared {
+            let shared = shared_buffers(self.cpu.plan(), self.device.plan(), at);
+            for &Shared { cpu: a, device: b, read, .. } in &shared {
                 // the batch was staged, to whichever place the device took
-                if reads && self.cpu.plan().batch.is_none_or(|batch| batch.buffer != a) {
+                if read && self.cpu.plan().batch.is_none_or(|batch| batch.buffer != a) {
                     let values = self.rounded(a, b, precision)?;
                     self.put(a, b, &values, precision)?;
                 }
@@ -178,8 +213,8 @@ impl Pair {
             self.cpu.run_operation(at, &scalars)?;
             self.device.run_operation(at, &scalars)?;
             let mut error: f64 = 0.0;
-            for (a, b, _, writes) in shared {
-                if writes {
+            for Shared { cpu: a, device: b, write, .. } in shared {
+                if write {
                     let (expected, got) = (self.read_cpu(a)?, self.read_device(a, b, precision)?);
                     let e = relative(got.into_iter(), expected.into_iter());
                     error = if e.is_nan() { e } else { error.max(e) };
@@ -193,22 +228,12 @@ impl Pair {
         Ok(worst)
     }
 
-    /// The buffers of an operation that both have: (CPU's, device's, read, written).
-    fn shared(&self, at: usize) -> Vec<(BufferId, BufferId, bool, bool)> {
-        let list = |plan: &Plan| -> Vec<_> {
-            let own = |id: BufferId| plan.buffer(id).name.starts_with("workspace of") || plan.buffer(id).name.starts_with("sums of");
-            plan.ops[at].accesses().filter(|a| !own(a.buffer)).collect()
-        };
-        let (a, b) = (list(self.cpu.plan()), list(self.device.plan()));
-        a.iter().zip(&b).map(|(a, b)| (a.buffer, b.buffer, a.read, a.write)).collect()
-    }
-
     fn is_metrics(&self, a: BufferId) -> bool {
         self.cpu.plan().ports.metrics == Some(a)
     }
 
     fn narrow(&self, a: BufferId, b: BufferId) -> bool {
-        self.cpu.plan().buffer(a).bytes == 2 * self.device.plan().buffer(b).bytes
+        halves(self.cpu.plan(), a, self.device.plan(), b)
     }
 
     fn read_cpu(&mut self, a: BufferId) -> Result<Vec<f64>> {

@@ -23,8 +23,11 @@ extern Dim3 threadIdx, blockIdx, blockDim, gridDim;
 #define CONSTANT static const
 
 unsigned char* shared_memory();
-void barrier();
+// The one at a place that PARAGON_FIBERS_SKIP (file:line) names does nothing: whether a missing barrier is noticed is itself tested.
+void barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 void warp_barrier();
+DEVICE u32 thread_anew() { return threadIdx.x; }
+DEVICE int anew(int value) { return value; }
 float shuffle_xor(float value, int mask);
 float shuffle(float value, int lane);
 int lane_index();
@@ -42,8 +45,13 @@ DEVICE u32 float_to_bits(float value) {
     std::memcpy(&bits, &value, 4);
     return bits;
 }
-DEVICE float fast_exp(float value) { return expf(value); }
+DEVICE float fast_exp2(float value) { return exp2f(value); }
 DEVICE float fast_reciprocal(float value) { return 1.0f / value; }
+DEVICE u16 to_bf16(float value) {
+    u32 bits = float_to_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+    return static_cast<u16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
 u16 to_fp16(float value);
 float from_fp16(u16 bits);
 

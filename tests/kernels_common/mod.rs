@@ -123,6 +123,8 @@ pub struct Host {
     pub plan: Plan,
     pub memory: Vec<Vec<u8>>,
     pub order: Order,
+    /// A barrier (file:line) that does nothing.
+    pub without: Option<String>,
     program: PathBuf,
 }
 
@@ -134,7 +136,7 @@ impl Host {
             .iter()
             .map(|b| if b.parent.is_some() { Vec::new() } else { vec![if b.class.persistent() { 0 } else { 0xff }; b.bytes as usize] })
             .collect();
-        Host { plan, memory, order, program }
+        Host { plan, memory, order, without: None, program }
     }
 
     fn place(&self, id: BufferId) -> (usize, usize, usize) {
@@ -181,6 +183,7 @@ impl Host {
             Order::Mixed => "mixed",
         };
         let output = Command::new(&self.program)
+            .envs(self.without.iter().map(|place| ("PARAGON_FIBERS_SKIP", place)))
             .arg(&program)
             .arg(&out)
             .arg(order)

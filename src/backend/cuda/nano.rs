@@ -14,8 +14,11 @@ pub(super) const FEATURES: usize = 16;
 const HIDDEN: usize = 2 * FEATURES;
 /// f32 elements of all weights of a block, gamma multiplied in.
 const WEIGHTS: usize = HIDDEN * (FEATURES + 1 + 9 + 1 + FEATURES) + FEATURES;
-/// Those that stay f32 beside tensor cores: the depthwise step's, and two biases.
-const SMALL_WEIGHTS: usize = HIDDEN * (9 + 1 + 1);
+/// Bytes of weights beside tensor cores, `struct NanoWeights` of kernels/nano_mma.cuh: depthwise taps, conv1's biases, those of the
+/// depthwise step twice, operands of conv2.
+const MMA_WEIGHTS: usize = 4 * HIDDEN * (9 + 3) + 4 * 32 * 8;
+/// The forward kernel has those of conv1, too, and conv2's biases.
+const MMA_FORWARD_WEIGHTS: usize = MMA_WEIGHTS + 4 * 32 * 8 + 4 * FEATURES;
 /// Blocks of the forward kernel: enough for any device, few enough that the weights are seldom loaded.
 const FORWARD_BLOCKS: usize = 4096;
 
@@ -31,6 +34,11 @@ fn sum_blocks(o: &NanoBlockBack) -> usize {
 
 pub(super) fn workspace(o: &NanoBlockBack) -> u64 {
     reduce::workspace(sum_count(o), sum_blocks(o))
+}
+
+/// Bytes of the hidden channels, as halves, of a tile and so many pixels around it: `plane_pieces` of kernels/nano_mma.cuh.
+fn plane_bytes(around: usize) -> usize {
+    HIDDEN / 8 * ((TILE + 2 * around).pow(2) + 2) * 16
 }
 
 /// Whether an activation of so many values a pixel is kept in halves.
@@ -58,7 +66,7 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
     args.extend([l.at(o.input), l.at(o.output), int(e.n)?, int(e.h)?, int(e.w)?]);
     let shared = if halves(l, o.input, e, FEATURES) {
         // all hidden channels of the tile and one pixel around it
-        (TILE + 2).pow(2) * HIDDEN * 2 + 4 * SMALL_WEIGHTS
+        plane_bytes(1) + MMA_FORWARD_WEIGHTS
     } else {
         // 16 of them at a time
         4 * (WEIGHTS + (TILE + 2).pow(2) * 17)
@@ -76,7 +84,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
     let around = |pixels: usize| (TILE + 2 * pixels).pow(2);
     let shared = if halves(l, f.input, e, FEATURES) {
         // hidden channels of the tile and two pixels around it, their gradient with one; at the end the sums of eight warps
-        ((around(2) + around(1)) * HIDDEN * 2 + 4 * SMALL_WEIGHTS).max(8 * 4 * sum_count(o))
+        (plane_bytes(2) + plane_bytes(1) + MMA_WEIGHTS).max(8 * 4 * sum_count(o))
     } else {
         // 8 of them at a time, and one more value of the tile's pixels
         4 * (WEIGHTS + (around(2) + around(1) + around(0)) * 9)
