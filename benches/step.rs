@@ -1,4 +1,5 @@
-//! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's measured FMA peak; and
+//! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's measured FMA peak, bytes of all inputs
+//! read once and outputs written once; and
 //! the whole step beside one that keeps to direct convolutions and one with full recomputation, step by step in turn.
 //! `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [--loss l1 --loss ssim:0.05] [all]`
 
@@ -6,7 +7,7 @@ use clap::ValueEnum;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
-use paragon::plan::{LossKind, bytes_text};
+use paragon::plan::{LossKind, OpFloor, bytes_text};
 use std::time::Instant;
 
 fn flag(name: &str, default: usize) -> usize {
@@ -30,13 +31,16 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// A backend with start values and a staged batch, and (label, useful multiply-adds) of its operations.
-fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool, recompute: Recompute) -> (CpuBackend, Vec<(String, u64)>) {
+/// An operation's name and floor.
+type Row = (&'static str, OpFloor);
+
+/// A backend with start values and a staged batch, and the rows of its operations.
+fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool, recompute: Recompute) -> (CpuBackend, Vec<Row>) {
     let net = Network::new("nano", 2).expect("nano is built");
     let spec = StepSpec { direct, recompute, ..StepSpec::new(batch, (lq, lq), losses()) };
     let plan = training_plan(&net, &spec, &options).expect("the plan verifies");
     let parameters = plan.ports.parameters.expect("a training plan has parameters");
-    let labels = plan.ops.iter().map(|op| (op.label().to_string(), op.multiply_adds())).collect();
+    let labels = plan.ops.iter().enumerate().map(|(at, op)| (op.label(), plan.floor_of(at))).collect();
     let mut backend = CpuBackend::new(plan, options).expect("memory for the arena");
     write_floats(&mut backend, parameters, &net.params().start_values(1)).expect("parameters fit");
     let pixels: Vec<u8> = (0..batch * lq * lq * 12).map(|i| paragon::rng::mix(i as u64) as u8).collect();
@@ -78,25 +82,24 @@ fn main() {
             totals.push(total);
         }
         let (total, peak) = (median(totals), median(peaks));
-        let work: u64 = labels.iter().map(|l| 2 * l.1).sum();
+        let (mut work, mut bytes) = (0, 0);
         let arena = bytes_text(backend.allocated());
         println!("{isa}, {threads} threads, batch {batch}, LQ {lq}: arena {arena}, FMA peak {:.0} GFLOP/s", peak / 1e9);
-        for ((label, madds), times) in labels.iter().zip(times) {
-            let t = median(times);
+        let row = |label: &str, seconds: f64, multiply_adds: u64, bytes: u64| {
+            let (flops, ms) = (2.0 * multiply_adds as f64, 1e3 * seconds);
+            let (share, rate) = (100.0 * flops / seconds / peak, 1e-9 * bytes as f64 / seconds);
             println!(
-                "  {label:36} {:8.2} ms {:8.2} GFLOP {:5.1}% of peak",
-                t * 1e3,
-                2e-9 * *madds as f64,
-                200.0 * *madds as f64 / t / peak
+                "  {label:36} {ms:8.2} ms {:8.2} GFLOP {share:6.1}% of peak {:8.1} MiB {rate:6.1} GB/s",
+                1e-9 * flops,
+                bytes as f64 / 1048576.0
             );
+        };
+        for ((label, floor), times) in labels.iter().zip(times) {
+            row(label, median(times), floor.multiply_adds, floor.bytes);
+            work += floor.multiply_adds;
+            bytes += floor.bytes;
         }
-        println!(
-            "  {:36} {:8.2} ms {:8.2} GFLOP {:5.1}% of peak",
-            "step",
-            total * 1e3,
-            work as f64 / 1e9,
-            100.0 * work as f64 / total / peak
-        );
+        row("step", total, work, bytes);
         println!("  {:.2}x the step with direct convolutions, {:.2}x one thread", median(against), median(scaling));
         println!("  full recomputation: {:.3}x the time, arena {}\n", median(slices), bytes_text(full.allocated()));
     }

@@ -52,6 +52,14 @@ const JOBS_OF_A_BLOCK: u64 = 31;
 const BLOCK_BYTES: u64 = 2048;
 const STEPS: u64 = 200;
 
+/// The threads of this process, by number; nothing where the system does not tell.
+fn threads() -> Vec<String> {
+    let list = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let mut list: Vec<String> = list.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    list.sort();
+    list
+}
+
 #[test]
 fn the_arena_is_what_was_planned_and_steps_allocate_nothing() {
     let twin = Twin::new(2, 3);
@@ -75,11 +83,14 @@ fn the_arena_is_what_was_planned_and_steps_allocate_nothing() {
         };
         let steps = if lq > 100 { STEPS / 10 } else { STEPS };
         run(40); // threads start, queues grow to their size
+        let threads = threads();
         COUNT.store(0, Relaxed);
         LARGEST.store(0, Relaxed);
         run(steps);
         let (count, largest) = (COUNT.load(Relaxed), LARGEST.load(Relaxed));
         println!("{level}: {count} allocations in {steps} steps, the largest of {largest} bytes");
+        // one that had ended already would have been an allocation
+        assert_eq!(self::threads(), threads, "a step starts no thread");
         assert!(largest <= BLOCK_BYTES, "{largest} bytes were allocated inside a step");
         assert!(count <= 2 * steps / JOBS_OF_A_BLOCK + 2, "{count} allocations in {steps} steps");
     }

@@ -3,6 +3,7 @@
 
 mod arena;
 mod base;
+mod border;
 mod composed;
 mod conv;
 mod conv_winograd;

@@ -4,7 +4,8 @@
 
 use super::arena::Shared;
 use super::base;
-use super::composed::{Convolutions, Gradients, Shape, TAPS, compose, decompose};
+use super::border::{MOST_FEATURES, Ring, shape};
+use super::composed::{Convolutions, Gradients, TAPS, compose, decompose};
 use super::conv_winograd::{Rows, groups, pack};
 use super::head::{BaseBand, base_scratch};
 use super::rows::{RowProduct, Start, pad_row, row_outer, row_product, row_sum};
@@ -22,11 +23,6 @@ const OUT: usize = 2;
 const OUTER_TILES: usize = 16;
 /// Rows of the output's gradient in flight: six for a tile's inputs, and room for the next two.
 const RING: usize = 8;
-
-fn shape(head: &Head) -> Shape {
-    assert!(head.features.is_multiple_of(LANES), "features fill whole vectors");
-    Shape { scale: head.scale, features: head.features }
-}
 
 /// Lanes of the composition in whole vectors.
 fn padded(head: &Head) -> usize {
@@ -98,96 +94,6 @@ fn pack_parameters<'a>(ctx: &Context<'_>, op: &UpHead, parts: Parts, p: &Packed,
         Parameters { gain, convolutions }
     }
 }
-
-/// The ring of HR pixels around the picture: what `up` makes of the edge there counts in the composition, but not in the network.
-struct Ring<'a> {
-    op: &'a UpHead,
-    parameters: &'a Parameters<'a>,
-    features: Shared<f32>,
-    image: usize,
-}
-
-/// A pixel of the ring.
-#[derive(Clone, Copy)]
-struct Outside {
-    y: isize,
-    x: isize,
-}
-
-impl Ring<'_> {
-    /// The ring's pixels in rows `first..=last` of HR.
-    fn pixels(&self, first: isize, last: isize) -> impl Iterator<Item = Outside> + use<> {
-        let (hh, ww) = self.hr();
-        (first.max(-1)..=last.min(hh)).flat_map(move |y| {
-            let step = if y == -1 || y == hh { 1 } else { ww as usize + 1 };
-            (-1..=ww).step_by(step).map(move |x| Outside { y, x })
-        })
-    }
-
-    fn hr(&self) -> (isize, isize) {
-        let Head { extent, scale, .. } = self.op.head;
-        ((extent.h * scale) as isize, (extent.w * scale) as isize)
-    }
-
-    /// LQ pixel and phase of a pixel of the ring.
-    fn place(&self, at: Outside) -> ((isize, isize), (usize, usize)) {
-        let s = self.op.head.scale as isize;
-        ((at.y.div_euclid(s), at.x.div_euclid(s)), (at.y.rem_euclid(s) as usize, at.x.rem_euclid(s) as usize))
-    }
-
-    /// Taps of `up` there that meet the picture: (tap, LQ row, LQ column).
-    fn inside(&self, (y, x): (isize, isize)) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-        let (h, w) = (self.op.head.extent.h as isize, self.op.head.extent.w as isize);
-        (0..9).filter_map(move |t| {
-            let (row, column) = (y + t as isize / 3 - 1, x + t as isize % 3 - 1);
-            (row >= 0 && row < h && column >= 0 && column < w).then_some((t, row as usize, column as usize))
-        })
-    }
-
-    /// Pixels of the picture that see it: (tap of `conv_out`, HR row, HR column).
-    fn seen_by(&self, at: Outside) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-        let (hh, ww) = self.hr();
-        (0..9).filter_map(move |tap| {
-            let (row, column) = (at.y - tap as isize / 3 + 1, at.x - tap as isize % 3 + 1);
-            (row >= 0 && row < hh && column >= 0 && column < ww).then_some((tap, row as usize, column as usize))
-        })
-    }
-
-    #[inline(always)]
-    unsafe fn feature(&self, row: usize, column: usize) -> *const f32 {
-        let Head { extent, features, .. } = self.op.head;
-        // SAFETY: inside the picture
-        unsafe { self.features.at(((self.image * extent.h + row) * extent.w + column) * features).cast_const() }
-    }
-
-    /// Its features, `[F]`, to `out`.
-    #[inline(always)]
-    unsafe fn features<S: Simd>(&self, at: Outside, out: *mut f32) {
-        let (shape, c) = (shape(&self.op.head), &self.parameters.convolutions);
-        let (lq, phase) = self.place(at);
-        unsafe {
-            for first in (0..shape.features).step_by(8) {
-                let (mut acc, mut sums) = ([S::splat(0.0); 8], [0.0; 8]);
-                for (t, row, column) in self.inside(lq) {
-                    for lane in (0..shape.features).step_by(LANES) {
-                        let value = S::load(self.feature(row, column).add(lane));
-                        for (i, acc) in acc.iter_mut().enumerate() {
-                            let weight = c.up.as_ptr().add(shape.up_at(phase, first + i, t) + lane);
-                            *acc = S::fma(S::load(weight), value, *acc);
-                        }
-                    }
-                }
-                S::sums(&acc, sums.as_mut_ptr());
-                for (i, sum) in sums.iter().enumerate() {
-                    *out.add(first + i) = sum + c.up_bias[(phase.0 * shape.scale + phase.1) * shape.features + first + i];
-                }
-            }
-        }
-    }
-}
-
-/// Most features: room for those of one pixel of the ring.
-const MOST_FEATURES: usize = 64;
 
 /// Workspace of the forward operation.
 pub fn workspace(op: &UpHead) -> Workspace {
@@ -269,7 +175,8 @@ impl Forward<'_> {
     #[inline(always)]
     unsafe fn correct<S: Simd>(&self, image: usize, first: usize, end: usize) {
         let Head { extent, features: f, scale, .. } = self.op.head;
-        let (ring, c) = (Ring { op: self.op, parameters: &self.parameters, features: self.features, image }, &self.parameters.convolutions);
+        let c = self.parameters.convolutions;
+        let ring = Ring { head: &self.op.head, convolutions: c, features: self.features, image };
         for at in ring.pixels(first as isize - 1, end as isize) {
             let mut u = [0.0; MOST_FEATURES];
             // SAFETY: rows first..end are this task's
@@ -480,8 +387,8 @@ impl Backward<'_> {
     #[inline(always)]
     unsafe fn correct<S: Simd>(&self, image: usize, (start, end): (usize, usize), partial: Shared<f32>) {
         let Head { extent, features: f, scale, .. } = self.op.head;
-        let (shape, sums, c) = (shape(&self.op.head), sums(&self.op.head), &self.parameters.convolutions);
-        let ring = Ring { op: self.op, parameters: &self.parameters, features: self.features, image };
+        let (shape, sums, c) = (shape(&self.op.head), sums(&self.op.head), self.parameters.convolutions);
+        let ring = Ring { head: &self.op.head, convolutions: c, features: self.features, image };
         let (hh, s) = ((extent.h * scale) as isize, scale as isize);
         for at in ring.pixels((start as isize - 1) * s, (end as isize + 1) * s - 1) {
             let owner = at.y.clamp(0, hh - 1).div_euclid(s) as usize;
