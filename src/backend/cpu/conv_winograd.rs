@@ -6,9 +6,10 @@ use super::conv::torch_index;
 use super::rows::{row_outer, row_sum};
 use super::simd::{Isa, LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache};
+use super::tiling::{Rows, groups, pack, tiles};
 use super::winograd::{
-    CHUNK, Chunk, GROUP, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, transform_gradient,
-    transform_input, transform_weights,
+    CHUNK, Chunk, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, transform_gradient,
+    transform_input,
 };
 use crate::plan::{Conv, ConvBack};
 
@@ -17,11 +18,6 @@ const OUTER_TILES: usize = 32;
 
 /// Outputs of a tile along a side.
 const OUT: usize = 4;
-
-/// Tiles that cover a row of `w` pixels.
-fn tiles(w: usize) -> usize {
-    w.div_ceil(OUT)
-}
 
 /// Whether a convolution is computed in this form.
 pub fn applies(c: &Conv, _isa: Isa) -> bool {
@@ -33,54 +29,9 @@ fn transformed(c: &Conv) -> usize {
     POINTS * c.cin * c.cout
 }
 
-/// Lanes `0..n` in the groups that are multiplied together: (first lane, whether two vectors).
-pub(super) fn groups(n: usize) -> impl Iterator<Item = (usize, bool)> {
-    (0..n).step_by(GROUP).map(move |lane| (lane, lane + GROUP <= n))
-}
-
-/// Writes weights `[point][k][lanes of a group]`, group behind group, for `lanes` lanes; `value(lane, k, tap)` gives the taps.
-pub(super) fn pack<const TAPS: usize>(out: &mut [f32], k: usize, lanes: usize, value: impl Fn(usize, usize, usize) -> f64) {
-    for (first, two) in groups(lanes) {
-        let width = if two { GROUP } else { LANES };
-        let group = &mut out[first * POINTS * k..];
-        for (i, lane) in (0..k * width).map(|at| (at / width, at % width)) {
-            let transformed = transform_weights::<TAPS>(|y, x| value(first + lane, i, y * TAPS + x));
-            transformed.into_iter().enumerate().for_each(|(point, value)| group[(point * k + i) * width + lane] = value);
-        }
-    }
-}
-
 /// Tap of a pair of channels, in f64.
 fn tap(c: &Conv, weight: &[f32], lane: usize, ci: usize, tap: usize) -> f64 {
     f64::from(weight[torch_index(c, 0, lane, ci, tap / 3, tap % 3)])
-}
-
-/// Rows `[w][c]` of one image of an activation.
-#[derive(Clone, Copy)]
-pub(super) struct Rows {
-    pub source: Shared<f32>,
-    /// A row of zeros, for those outside.
-    pub zeros: *const f32,
-    pub image: usize,
-    pub h: usize,
-    pub w: usize,
-    pub c: usize,
-}
-
-impl Rows {
-    /// `N` rows from `first` on; those at `end` and behind, and those before the picture, are zeros.
-    #[inline(always)]
-    pub unsafe fn get<const N: usize>(&self, first: isize, end: usize) -> [*const f32; N] {
-        std::array::from_fn(|k| {
-            let row = first + k as isize;
-            if row < 0 || row >= end as isize {
-                return self.zeros;
-            }
-            let at = (self.image * self.h + row as usize) * self.w * self.c;
-            // SAFETY: inside the activation
-            unsafe { self.source.at(at).cast_const() }
-        })
-    }
 }
 
 /// Workspace of the forward operation: weights, biases and zeros; transformed inputs and products.
@@ -115,8 +66,8 @@ impl Task for Forward<'_> {
             let source = Rows { source: self.input, zeros: bias.add(cout), image, h, w, c: cin };
             for y in (start..end).step_by(OUT) {
                 let rows = source.get(y as isize - 1, h);
-                for first in (0..tiles(w)).step_by(CHUNK) {
-                    let count = CHUNK.min(tiles(w) - first);
+                for first in (0..tiles::<OUT>(w)).step_by(CHUNK) {
+                    let count = CHUNK.min(tiles::<OUT>(w) - first);
                     let points = Points { base: v, point_stride: point_stride(CHUNK * cin), tile_stride: cin };
                     transform_input::<S, OUT>(rows, Span { first, count, w, c: cin }, points);
                     let chunk = Chunk { v, k: cin, count, m };
@@ -154,7 +105,7 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
 
 /// Tiles of a weight gradient taken at a time in rows of `w` pixels.
 fn outer_tiles(w: usize) -> usize {
-    OUTER_TILES.min(tiles(w))
+    OUTER_TILES.min(tiles::<OUT>(w))
 }
 
 /// f32 elements of a task's partial: gradients of the taps `[tap][ci][lane]`, then of the biases.
@@ -209,8 +160,8 @@ impl Task for Backward<'_> {
                 let (v, z) = (room, room.add(POINTS * v_stride));
                 // the weights' gradient counts rows of this band only
                 let own = gradients.get::<OUT>(y as isize, end);
-                for first in (0..tiles(w)).step_by(span) {
-                    let count = span.min(tiles(w) - first);
+                for first in (0..tiles::<OUT>(w)).step_by(span) {
+                    let count = span.min(tiles::<OUT>(w) - first);
                     let points = Points { base: v, point_stride: v_stride, tile_stride: cin };
                     transform_input::<S, OUT>(inputs.get(y as isize - 1, h), Span { first, count, w, c: cin }, points);
                     let points = Points { base: z, point_stride: z_stride, tile_stride: cout };
@@ -226,8 +177,8 @@ impl Task for Backward<'_> {
                 let Some(d_input) = self.d_input else { continue };
                 let stride = point_stride(CHUNK * cout);
                 let (v, m) = (room, room.add(POINTS * stride));
-                for first in (0..tiles(w)).step_by(CHUNK) {
-                    let count = CHUNK.min(tiles(w) - first);
+                for first in (0..tiles::<OUT>(w)).step_by(CHUNK) {
+                    let count = CHUNK.min(tiles::<OUT>(w) - first);
                     let points = Points { base: v, point_stride: stride, tile_stride: cout };
                     transform_input::<S, OUT>(gradients.get(y as isize - 1, h), Span { first, count, w, c: cout }, points);
                     let chunk = Chunk { v, k: cout, count, m };

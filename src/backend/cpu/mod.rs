@@ -18,6 +18,7 @@ mod rows;
 mod simd;
 pub mod structural;
 mod tasks;
+mod tiling;
 mod up_head;
 mod winograd;
 

@@ -6,11 +6,11 @@ use super::arena::Shared;
 use super::base;
 use super::border::{MOST_FEATURES, Ring, shape};
 use super::composed::{Convolutions, Gradients, TAPS, compose, decompose};
-use super::conv_winograd::{Rows, groups, pack};
 use super::head::{BaseBand, base_scratch};
 use super::rows::{RowProduct, Start, pad_row, row_outer, row_product, row_sum};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache, whole};
+use super::tiling::{Rows, groups, pack, tiles};
 use super::winograd::{
     CHUNK, Chunk, IN, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, transform_gradient,
     transform_input,
@@ -27,10 +27,6 @@ const RING: usize = 8;
 /// Lanes of the composition in whole vectors.
 fn padded(head: &Head) -> usize {
     whole(shape(head).lanes())
-}
-
-fn tiles(w: usize) -> usize {
-    w.div_ceil(OUT)
 }
 
 /// Where packed weights lie in the shared part, f32 elements.
@@ -128,8 +124,8 @@ impl Forward<'_> {
             let m = v.add(POINTS * point_stride(CHUNK * f));
             let source = Rows { source: self.features, zeros: shared.at(p.zeros), image, h: extent.h, w, c: f };
             let rows = source.get::<IN>(y as isize - 2, extent.h);
-            for first in (0..tiles(w)).step_by(CHUNK) {
-                let count = CHUNK.min(tiles(w) - first);
+            for first in (0..tiles::<OUT>(w)).step_by(CHUNK) {
+                let count = CHUNK.min(tiles::<OUT>(w) - first);
                 let points = Points { base: v, point_stride: point_stride(CHUNK * f), tile_stride: f };
                 transform_input::<S, OUT>(rows, Span { first, count, w, c: f }, points);
                 let chunk = Chunk { v, k: f, count, m };
@@ -320,7 +316,7 @@ fn sums(head: &Head) -> Sums {
 
 /// Tiles of a weight gradient taken at a time in rows of `w` pixels.
 fn outer_tiles(w: usize) -> usize {
-    OUTER_TILES.min(tiles(w))
+    OUTER_TILES.min(tiles::<OUT>(w))
 }
 
 /// Lanes from one tile to the next in the transformed gradient: those of a single vector are packed tightly, since what a store writes
@@ -486,8 +482,8 @@ impl Task for Backward<'_> {
                 let span = outer_tiles(w);
                 let (v_stride, z_stride) = (point_stride(span * f), point_stride(span * lanes));
                 let (v, z) = (room, room.add(POINTS * v_stride));
-                for first in (0..tiles(w)).step_by(span) {
-                    let tiles = span.min(tiles(w) - first);
+                for first in (0..tiles::<OUT>(w)).step_by(span) {
+                    let tiles = span.min(tiles::<OUT>(w) - first);
                     let to = Points { base: v, point_stride: v_stride, tile_stride: f };
                     transform_input::<S, OUT>(inputs.get(row - 2, h), Span { first, count: tiles, w, c: f }, to);
                     let to = Points { base: z, point_stride: z_stride, tile_stride: lanes };
@@ -500,8 +496,8 @@ impl Task for Backward<'_> {
                 let rows: [*const f32; IN] = std::array::from_fn(|k| slot(row - 2 + k as isize).cast_const());
                 let stride = point_stride(CHUNK * depth);
                 let (v, m) = (room, room.add(POINTS * stride));
-                for first in (0..tiles(w)).step_by(CHUNK) {
-                    let tiles = CHUNK.min(tiles(w) - first);
+                for first in (0..tiles::<OUT>(w)).step_by(CHUNK) {
+                    let tiles = CHUNK.min(tiles::<OUT>(w) - first);
                     let to = Points { base: v, point_stride: stride, tile_stride: depth };
                     transform_input::<S, OUT>(rows, Span { first, count: tiles, w, c: lanes }, to);
                     let chunk = Chunk { v, k: depth, count: tiles, m };
