@@ -320,7 +320,7 @@ fn a_missing_barrier_is_noticed() {
         let Some(program) = compile(precision, false) else { return };
         let twin = Twin::new(2, 11);
         let spec = spec(1, (17, 33), L1_ONLY, false);
-        let cpu = training_plan(&twin.net, &spec, &options(Isa::detect(), 1)).unwrap();
+        let cpu = training_plan(&twin.net, &StepSpec { direct: true, ..spec.clone() }, &options(Isa::detect(), 1)).unwrap();
         let plan = training_plan(&twin.net, &spec, &CudaSizing { precision }).unwrap();
         let scalars = Scalars { lr: 0.0, step: 1, clip: 1.0, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
         // what an order leaves in memory, or what the fibers said
