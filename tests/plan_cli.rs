@@ -66,7 +66,7 @@ fn a_table_adds_up() {
 fn a_budget_is_fitted_or_refused_with_the_ladder() {
     let asked = json(&[])["memory"]["host_bytes"].as_u64().unwrap();
     let (mut before, mut levels) = (u64::MAX, Vec::new());
-    for share in [100, 80, 55, 40, 25] {
+    for share in [100, 90, 55, 40, 25] {
         let budget = (asked * share / 100).to_string();
         let plan = json(&["--host-memory", &budget]);
         let bytes = plan["memory"]["host_bytes"].as_u64().unwrap();
