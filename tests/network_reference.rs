@@ -74,6 +74,11 @@ fn x4_matches_the_reference() {
     check_shapes(4, &[(1, 1, 1), (3, 4, 5), (1, 33, 3), (1, 2, 17)]);
 }
 
+#[test]
+fn x8_matches_the_reference() {
+    check_shapes(8, &[(1, 1, 1), (2, 3, 4), (1, 5, 2)]);
+}
+
 /// The picture after flipping and turning it step by step.
 fn turn(code: u8, picture: &[u8], size: usize) -> Vec<u8> {
     let mut rows: Vec<Vec<[u8; 3]>> = picture.chunks_exact(size * 3).map(|row| row.as_chunks().0.to_vec()).collect();

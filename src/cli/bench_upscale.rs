@@ -1,5 +1,6 @@
 //! `paragon bench upscale`: how long a picture takes on this machine's processor. Depends on `upscale` alone.
 
+use super::bench_step::median;
 use super::flags::{MAX_SIDE, count, print};
 use anyhow::Result;
 use paragon::backend::cpu::{CpuOptions, fma_peak};
@@ -78,10 +79,6 @@ pub fn run(args: &Args) -> Result<()> {
         anonymous = anonymous.max(system::anonymous_memory());
         drop(result);
     }
-    let median = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
     let (seconds, fma_peak) = (median(times), median(peaks));
     let report = Report {
         instructions: options.isa.to_string(),
