@@ -5,7 +5,7 @@
 use super::arena::Shared;
 use super::conv_winograd;
 use super::rows::{MAX_ROWS, RowProduct, Start, pad_row, row_outer, row_product, row_sum, row_to_rgb};
-use super::simd::{Isa, LANES, Simd};
+use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
 use crate::plan::{Conv, ConvBack};
 
@@ -27,8 +27,8 @@ pub(super) fn torch_index(c: &Conv, dy: usize, lane: usize, ci: usize, ky: usize
 }
 
 /// Workspace of the forward operation.
-pub fn workspace(c: &Conv, isa: Isa) -> Workspace {
-    if conv_winograd::applies(c, isa) {
+pub fn workspace(c: &Conv) -> Workspace {
+    if conv_winograd::applies(c) {
         return conv_winograd::workspace(c);
     }
     Workspace { shared: whole(packed(c)) + c.shuffle * lanes(c), scratch: 3 * whole((c.extent.w + 2) * c.cin), ..Workspace::default() }
@@ -87,10 +87,10 @@ impl Task for Forward<'_> {
 
 /// Runs a convolution.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
-    if conv_winograd::applies(op, ctx.isa) {
+    if conv_winograd::applies(op) {
         return conv_winograd::forward(ctx, op);
     }
-    let parts = ctx.parts(op.workspace, workspace(op, ctx.isa));
+    let parts = ctx.parts(op.workspace, workspace(op));
     let (weight, bias) = (ctx.param(op.parameters, op.weight), ctx.param(op.parameters, op.bias));
     let lanes = lanes(op);
     // SAFETY: parameters and workspace are live; nothing else runs yet
@@ -113,9 +113,9 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
 }
 
 /// Workspace of the backward operation.
-pub fn workspace_back(op: &ConvBack, isa: Isa) -> Workspace {
+pub fn workspace_back(op: &ConvBack) -> Workspace {
     let c = &op.forward;
-    if conv_winograd::applies(c, isa) {
+    if conv_winograd::applies(c) {
         return conv_winograd::workspace_back(op);
     }
     Workspace {
@@ -207,10 +207,10 @@ impl Task for Backward<'_> {
 /// Runs the gradients of a convolution.
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
-    if conv_winograd::applies(c, ctx.isa) {
+    if conv_winograd::applies(c) {
         return conv_winograd::backward(ctx, op);
     }
-    let parts = ctx.parts(op.workspace, workspace_back(op, ctx.isa));
+    let parts = ctx.parts(op.workspace, workspace_back(op));
     let lanes = lanes(c);
     let weight = ctx.param(c.parameters, c.weight);
     // SAFETY: parameters and workspace are live; nothing else runs yet

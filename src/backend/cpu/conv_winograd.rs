@@ -4,7 +4,7 @@
 use super::arena::Shared;
 use super::conv::torch_index;
 use super::rows::{row_outer, row_sum};
-use super::simd::{Isa, LANES, Simd};
+use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache};
 use super::tiling::{Rows, groups, pack, tiles};
 use super::winograd::{
@@ -20,7 +20,7 @@ const OUTER_TILES: usize = 32;
 const OUT: usize = 4;
 
 /// Whether a convolution is computed in this form.
-pub fn applies(c: &Conv, _isa: Isa) -> bool {
+pub fn applies(c: &Conv) -> bool {
     !c.position_free && c.shuffle == 1 && c.cin.is_multiple_of(LANES) && c.cout.is_multiple_of(LANES)
 }
 

@@ -54,8 +54,8 @@ impl CpuOptions {
     fn layout(&self, op: &Op) -> Workspace {
         match op {
             Op::Unpack(_) => Workspace::default(),
-            Op::Conv(o) => conv::workspace(o, self.isa),
-            Op::ConvBack(o) => conv::workspace_back(o, self.isa),
+            Op::Conv(o) => conv::workspace(o),
+            Op::ConvBack(o) => conv::workspace_back(o),
             Op::NanoBlock(o) => nano::workspace(o),
             Op::NanoBlockBack(o) => nano::workspace_back(o),
             Op::Head(o) => head::workspace(o),
