@@ -1,10 +1,7 @@
-// 3x3 convolutions of 16 channels and their gradients, with the pixel shuffle behind them. A convolution to 16 x shuffle^2 channels is
-// shuffle^2 convolutions 16 -> 16, one for each place (dy, dx) inside an LQ pixel's square of HR pixels: "sub" = dy x shuffle + dx below. In
-// NHWC the 16 channels of a sub lie side by side in the shuffled picture, so nothing is ever rearranged.
+// 3x3 convolutions of 16 channels and their gradients.
 //
-// A block of 8 warps works on tiles of 16 x 16 LQ pixels in shared memory, two rows a warp. Halves go through tensor cores, f32 through plain
-// multiply-adds. Weights are PyTorch's f32 [16 x shuffle^2][16][3][3], output channel = channel x shuffle^2 + sub, and become halves while
-// they are loaded.
+// A block of 8 warps works on tiles of 16 x 16 pixels in shared memory, two rows a warp. Halves go through tensor cores, f32 through plain
+// multiply-adds. Weights are PyTorch's f32 [16][16][3][3], and become halves while they are loaded.
 #pragma once
 #include "features.cuh"
 #include "mma.cuh"
@@ -22,22 +19,22 @@ DEVICE int tile_piece(int pixel, int piece) { return pixel * PIXEL_PIECES + piec
 
 // Bytes of shared memory; the lowering (src/backend/cuda/conv.rs) has the same numbers.
 #define WIDE_TILE_BYTES (WIDE_TILE * WIDE_TILE * PIXEL_PIECES * 16)
-#define SUB_WEIGHTS (TAPS * CHANNELS * CHANNELS)
+#define WEIGHTS (TAPS * CHANNELS * CHANNELS)
 
-// Loads the pixels of one sub of a picture [images][h x shuffle][w x shuffle][16], `BORDER` pixels more on each side; zeros outside. All
-// loads are on their way before the first is waited for.
+// Loads the pixels of a picture [images][h][w][16], `BORDER` pixels more on each side; zeros outside. All loads are on their way before the first
+// is waited for.
 template <int BORDER>
-DEVICE void load_tile(unsigned char* to, const act* from, Tile at, int h, int w, int shuffle, int sub) {
+DEVICE void load_tile(unsigned char* to, const act* from, Tile at, int h, int w) {
     const int side = TILE + 2 * BORDER, count = side * side * PIECES, rounds = (count + 255) / 256;
-    // the image's own sub; positions in one image fit an int
-    const Wide* image = (const Wide*)from + ((long long)at.image * h * shuffle + sub / shuffle) * w * shuffle * PIECES + sub % shuffle * PIECES;
+    // positions in one image fit an int
+    const Wide* image = (const Wide*)from + (long long)at.image * h * w * PIECES;
     Wide values[rounds];
     UNROLL
     for (int round = 0; round < rounds; round++) {
         int i = round * 256 + threadIdx.x, pixel = i / PIECES, piece = i % PIECES;
         int y = at.y - BORDER + pixel / side, x = at.x - BORDER + pixel % side;
         values[round] = {{0, 0, 0, 0}};
-        if (i < count && y >= 0 && y < h && x >= 0 && x < w) values[round] = image[(y * shuffle * w + x) * shuffle * PIECES + piece];
+        if (i < count && y >= 0 && y < h && x >= 0 && x < w) values[round] = image[(y * w + x) * PIECES + piece];
     }
     UNROLL
     for (int round = 0; round < rounds; round++) {
@@ -46,11 +43,11 @@ DEVICE void load_tile(unsigned char* to, const act* from, Tile at, int h, int w,
     }
 }
 
-// A sub's weights as the products below take them: 9 matrices [k][column]. Forward: k is the input channel, column the output channel.
+// The weights as the products below take them: 9 matrices [k][column]. Forward: k is the input channel, column the output channel.
 // Backward the other way round, and taps are flipped: a gradient comes from the output pixel on the other side.
-DEVICE void load_weights(unsigned char* to, const float* weight, int subs, int sub, bool backward) {
+DEVICE void load_weights(unsigned char* to, const float* weight, bool backward) {
     int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
-    const float* from = weight + ((co * subs + sub) * CHANNELS + ci) * TAPS;
+    const float* from = weight + threadIdx.x * TAPS;
     int k = backward ? co : ci, column = backward ? ci : co;
     UNROLL
     for (int tap = 0; tap < TAPS; tap++) {
@@ -93,11 +90,10 @@ DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char*
         }
     }
 }
-DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
+DEVICE void store(const Product& p, act* to, Tile at, int h, int w) {
     int y = at.y + (int)threadIdx.x / TILE, x = at.x + (int)threadIdx.x % TILE;
     if (y >= h || x >= w) return;
-    long long row = (long long)(at.image * h + y) * shuffle + sub / shuffle;
-    Four* pixel = (Four*)to + ((row * w + x) * shuffle + sub % shuffle) * PIECES;
+    Four* pixel = (Four*)to + ((long long)(at.image * h + y) * w + x) * PIECES;
     for (int piece = 0; piece < 4; piece++) {
         Four values = {{p.sum[piece * 4], p.sum[piece * 4 + 1], p.sum[piece * 4 + 2], p.sum[piece * 4 + 3]}};
         pixel[piece] = values;
@@ -142,11 +138,20 @@ DEVICE void multiply(Product& p, const Strips& upper, const Strips& lower, const
         mma_16x8x16(p.sum[1][1], lower.a[kx], second);
     }
 }
-DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle, int sub) {
+// Adds the 3x3 neighbourhood of a warp's two rows, in a tile with a border of 1, times the weights.
+DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char* weights) {
+    Strips strips[4];
+    load_strips(strips[0], tile, 0);
+    UNROLL
+    for (int ky = 0; ky < 3; ky++) {
+        load_strips(strips[ky + 1], tile, ky + 1);
+        multiply(p, strips[ky], strips[ky + 1], weights, ky);
+    }
+}
+DEVICE void store(const Product& p, act* to, Tile at, int h, int w) {
     int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4;
-    u32 dy = (u32)sub / (u32)shuffle, dx = (u32)sub - dy * (u32)shuffle;
     // positions in one image fit an int
-    Pair* image = (Pair*)to + (long long)at.image * h * w * shuffle * shuffle * 4 + threadIdx.x % 4;
+    Pair* image = (Pair*)to + (long long)at.image * h * w * 4 + threadIdx.x % 4;
     UNROLL
     for (int row = 0; row < 2; row++) {
         int y = at.y + 2 * warp + row;
@@ -157,87 +162,53 @@ DEVICE void store(const Product& p, act* to, Tile at, int h, int w, int shuffle,
             const float(*sum)[4] = p.sum[row];
             // four lanes write the 32 bytes of a pixel
             Pair values = {{pack_half(sum[0][half * 2], sum[0][half * 2 + 1]), pack_half(sum[1][half * 2], sum[1][half * 2 + 1])}};
-            image[(((y * shuffle + (int)dy) * w + x) * shuffle + (int)dx) * 4] = values;
+            image[(y * w + x) * 4] = values;
         }
     }
 }
 #endif
 
-// input [images][h][w][16], output [images][h x shuffle][w x shuffle][16], 16-byte aligned; any h, w. `group` subs of weights stay in shared
-// memory while a block walks over tiles. Grid: (walkers, shuffle^2 / group): the input is read once for each group, from device memory once
-// as long as L2 holds it. Shared memory: a tile with border, group x 9 x 256 weights, group x 16 biases. Floor: 32 bytes read and
-// 32 x shuffle^2 written an LQ pixel (halves).
-KERNEL(conv, 256, const act* input, const float* weight, const float* bias, act* output, int images, int h, int w, int shuffle,
-       int group) {
+// input, output [images][h][w][16], 16-byte aligned; any h, w. Weights stay in shared memory while a block walks over tiles. Grid: walkers. Shared
+// memory: a tile with border, weights, biases. Floor: 32 bytes read and 32 written a pixel (halves).
+KERNEL(conv, 256, const act* input, const float* weight, const float* bias, act* output, int images, int h, int w) {
     unsigned char* tile = shared_memory();
     unsigned char* weights = tile + WIDE_TILE_BYTES;
-    float* biases = (float*)(weights + group * SUB_WEIGHTS * (int)sizeof(act));
-    int subs = shuffle * shuffle, first = blockIdx.y * group, tiles = tile_count(images, h, w);
-    for (int g = 0; g < group; g++) load_weights(weights + g * SUB_WEIGHTS * (int)sizeof(act), weight, subs, first + g, false);
-    for (int i = threadIdx.x; i < group * CHANNELS; i += 256) biases[i] = bias[i % CHANNELS * subs + first + i / CHANNELS];
+    float* biases = (float*)(weights + WEIGHTS * (int)sizeof(act));
+    int tiles = tile_count(images, h, w);
+    load_weights(weights, weight, false);
+    if (threadIdx.x < CHANNELS) biases[threadIdx.x] = bias[threadIdx.x];
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
         barrier();
-        load_tile<1>(tile, input, at, h, w, 1, 0);
+        load_tile<1>(tile, input, at, h, w);
         barrier();
-#if PRECISION != 0
-        Strips strips[4];
-        UNROLL
-        for (int row = 0; row < 4; row++) load_strips(strips[row], tile, row);
-#endif
-        ROLLED
-        for (int g = 0; g < group; g++) {
-            Product p;
-            start(p, biases + g * CHANNELS);
-            const unsigned char* own = weights + g * SUB_WEIGHTS * (int)sizeof(act);
+        Product p;
+        start(p, biases);
+        multiply(p, tile, weights);
+        store(p, output, at, h, w);
+    }
+}
+
 #if PRECISION == 0
-            multiply(p, tile, own);
-#else
-            UNROLL
-            for (int ky = 0; ky < 3; ky++) multiply(p, strips[ky], strips[ky + 1], own, ky);
-#endif
-            store(p, output, at, h, w, shuffle, first + g);
-        }
-    }
-}
-
-// Data gradient. d_output [images][h x shuffle][w x shuffle][16] -> d_input [images][h][w][16]. With `resident` all weights stay in shared
-// memory while a block walks over tiles, else each sub's are loaded for each tile (from L2). Grid: walkers. Shared memory: a tile with border
-// and the weights of one sub or of all. Floor: 32 x shuffle^2 bytes read and 32 written an LQ pixel (halves).
-KERNEL(conv_data, 256, const act* d_output, const float* weight, act* d_input, int images, int h, int w, int shuffle, int resident) {
+// Data gradient. d_output, d_input [images][h][w][16]. Grid: walkers. Shared memory: a tile with border, weights. Floor: 64 bytes read and 64
+// written a pixel. (Halves have conv_gradients.)
+KERNEL_CROWDED(conv_data, 256, 2, const act* d_output, const float* weight, act* d_input, int images, int h, int w) {
     unsigned char* tile = shared_memory();
     unsigned char* weights = tile + WIDE_TILE_BYTES;
-    int subs = shuffle * shuffle, tiles = tile_count(images, h, w);
+    int tiles = tile_count(images, h, w);
+    load_weights(weights, weight, true);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
+        barrier();
+        load_tile<1>(tile, d_output, at, h, w);
+        barrier();
         Product p;
         start(p, nullptr);
-        ROLLED
-        for (int sub = 0; sub < subs; sub++) {
-            unsigned char* own = weights + (resident ? sub * SUB_WEIGHTS * (int)sizeof(act) : 0);
-            barrier();
-            load_tile<1>(tile, d_output, at, h, w, shuffle, sub);
-            if (!resident || t == (int)blockIdx.x) load_weights(own, weight, subs, sub, true);
-            barrier();
-#if PRECISION == 0
-            // each sub by itself: short sums keep their bits
-            Product part;
-            start(part, nullptr);
-            multiply(part, tile, own);
-            for (int c = 0; c < CHANNELS; c++) p.sum[c] += part.sum[c];
-#else
-            Strips strips[4];
-            load_strips(strips[0], tile, 0);
-            UNROLL
-            for (int ky = 0; ky < 3; ky++) {
-                load_strips(strips[ky + 1], tile, ky + 1);
-                multiply(p, strips[ky], strips[ky + 1], own, ky);
-            }
-#endif
-        }
-        store(p, d_input, at, h, w, 1, 0);
+        multiply(p, tile, weights);
+        store(p, d_input, at, h, w);
     }
 }
+#endif
 
 // The sums of a block over the pixels of its tiles: input channel times gradient for each tap, and the gradient itself. f32: a thread has the
 // nine taps of one pair of channels. Halves: a warp has those of 8 output channels for four rows of each tile, as the product of input (channels
@@ -251,8 +222,7 @@ DEVICE void start(Outer& o) {
     for (int tap = 0; tap < TAPS; tap++) o.sum[tap] = 0;
     o.bias = 0;
 }
-// Adds a tile; that of the input has a border of 1, that of the gradient one of BORDER.
-template <int BORDER>
+// Adds a tile; that of the input has a border of 1, that of the gradient none.
 DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned char* d_tile) {
     int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
     for (int y = 0; y < TILE; y++) {
@@ -264,7 +234,7 @@ DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned cha
         for (int i = 0; i < 6; i++) window[i / 2][i % 2] = ((const float*)x_tile)[tile_piece((y + i / 2) * WIDE_TILE + i % 2, 0) * 4 + ci];
         ROLLED
         for (int x = 0; x < TILE; x++) {
-            float d = ((const float*)d_tile)[tile_piece((y + BORDER) * (TILE + 2 * BORDER) + x + BORDER, 0) * 4 + co];
+            float d = ((const float*)d_tile)[tile_piece(y * TILE + x, 0) * 4 + co];
             bias += d;
             UNROLL
             for (int ky = 0; ky < 3; ky++) {
@@ -280,11 +250,11 @@ DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned cha
         o.bias += bias;
     }
 }
-DEVICE void finish(const Outer& o, float* out, int subs, int sub) {
+DEVICE void finish(const Outer& o, float* out) {
     int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
     UNROLL
-    for (int tap = 0; tap < TAPS; tap++) out[((co * subs + sub) * CHANNELS + ci) * TAPS + tap] = o.sum[tap];
-    if (ci == 0) out[subs * CHANNELS * CHANNELS * TAPS + co * subs + sub] = o.bias;
+    for (int tap = 0; tap < TAPS; tap++) out[(co * CHANNELS + ci) * TAPS + tap] = o.sum[tap];
+    if (ci == 0) out[WEIGHTS + co] = o.bias;
 }
 #else
 struct Outer {
@@ -297,17 +267,17 @@ DEVICE void start(Outer& o) {
         for (int i = 0; i < 4; i++) o.sum[tap][i] = 0;
     o.bias = 0;
 }
-template <int BORDER>
+// Adds a tile; both have a border of 1.
 DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned char* d_tile) {
     int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2, top = threadIdx.x / 64 * 4;
     // rows of the matrices that a lane points at. Gradient: pixels 0-7 and 8-15 of one row, then of the next
     const Wide* d_first = (const Wide*)d_tile;
-    d_first += tile_piece((top + lane / 16 + BORDER) * (TILE + 2 * BORDER) + BORDER + lane % 16, half);
+    d_first += tile_piece((top + lane / 16 + 1) * WIDE_TILE + 1 + lane % 16, half);
     u32 d[4][2];
     UNROLL
     for (int row = 0; row < 4; row += 2) {
         u32 r[4];
-        load_matrices_transposed(r, d_first + tile_piece(row * (TILE + 2 * BORDER), 0));
+        load_matrices_transposed(r, d_first + tile_piece(row * WIDE_TILE, 0));
         UNROLL
         for (int i = 0; i < 4; i++) {
             d[row + i / 2][i % 2] = r[i];
@@ -329,7 +299,7 @@ DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned cha
     }
 }
 // The warps' sums are added through the tiles' memory, one tap at a time: [four rows][input channel][output channel].
-DEVICE void finish(const Outer& o, float* out, int subs, int sub) {
+DEVICE void finish(const Outer& o, float* out) {
     int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
     int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2, rows = threadIdx.x / 64, group = lane / 4, t = lane % 4;
     float* all = (float*)shared_memory();
@@ -342,7 +312,7 @@ DEVICE void finish(const Outer& o, float* out, int subs, int sub) {
         barrier();
         float sum = 0;
         for (int other = 0; other < 4; other++) sum += all[(other * CHANNELS + ci) * CHANNELS + co];
-        out[((co * subs + sub) * CHANNELS + ci) * TAPS + tap] = sum;
+        out[(co * CHANNELS + ci) * TAPS + tap] = sum;
     }
     float bias = o.bias;
     bias += shuffle_xor(bias, 1);
@@ -352,60 +322,53 @@ DEVICE void finish(const Outer& o, float* out, int subs, int sub) {
     barrier();
     float sum = 0;
     for (int other = 0; other < 4; other++) sum += all[other * CHANNELS + co];
-    if (ci == 0) out[subs * CHANNELS * CHANNELS * TAPS + co * subs + sub] = sum;
+    if (ci == 0) out[WEIGHTS + co] = sum;
 }
 #endif
 
-// Weight and bias gradient of one sub, block by block: partials [blocks][16 x shuffle^2 x 144 weights, then 16 x shuffle^2 biases], of which
-// a block fills what belongs to its sub. Grid: (blocks, shuffle^2), every block walking over tiles with its sums in registers. Shared memory:
-// input tile with border, d_output tile. Floor: 32 + 32 x shuffle^2 bytes an LQ pixel (halves).
-KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials, int images, int h, int w, int shuffle) {
+#if PRECISION == 0
+// Weight and bias gradient, block by block: partials [blocks][16 x 144 weights, 16 biases]. Grid: blocks, each walking over tiles with its sums in
+// registers. Shared memory: input tile with border, d_output tile. Floor: 128 bytes read a pixel.
+KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials, int images, int h, int w) {
     unsigned char* x_tile = shared_memory();
     unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
-    int subs = shuffle * shuffle, sub = blockIdx.y, tiles = tile_count(images, h, w);
+    int tiles = tile_count(images, h, w);
     Outer o;
     start(o);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
         barrier();
-        load_tile<1>(x_tile, input, at, h, w, 1, 0);
-        load_tile<0>(d_tile, d_output, at, h, w, shuffle, sub);
+        load_tile<1>(x_tile, input, at, h, w);
+        load_tile<0>(d_tile, d_output, at, h, w);
         barrier();
-        accumulate<0>(o, x_tile, d_tile);
+        accumulate(o, x_tile, d_tile);
     }
-    finish(o, partials + (long long)blockIdx.x * subs * (CHANNELS * CHANNELS * TAPS + CHANNELS), subs, sub);
+    finish(o, partials + (long long)blockIdx.x * (WEIGHTS + CHANNELS));
 }
-
-#if PRECISION != 0
-// All gradients of a convolution without shuffle in one pass: conv_data and conv_weights over the same tiles. Grid: blocks. Shared memory: both
-// tiles with border, weights. Floor: 64 bytes read and 32 written a pixel. (f32 tiles are too large for it.)
+#else
+// All gradients in one pass over the tiles: d_input [images][h][w][16], and partials [blocks][16 x 144 weights, 16 biases]. Grid: blocks. Shared
+// memory: both tiles with border, weights. Floor: 64 bytes read and 32 written a pixel. (f32 tiles are too large for it.)
 KERNEL(conv_gradients, 256, const act* input, const act* d_output, const float* weight, act* d_input, float* partials,
        int images, int h, int w) {
     unsigned char* x_tile = shared_memory();
     unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
     unsigned char* weights = d_tile + WIDE_TILE_BYTES;
     int tiles = tile_count(images, h, w);
-    load_weights(weights, weight, 1, 0, true);
+    load_weights(weights, weight, true);
     Outer o;
     start(o);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
         barrier();
-        load_tile<1>(x_tile, input, at, h, w, 1, 0);
-        load_tile<1>(d_tile, d_output, at, h, w, 1, 0);
+        load_tile<1>(x_tile, input, at, h, w);
+        load_tile<1>(d_tile, d_output, at, h, w);
         barrier();
         Product p;
         start(p, nullptr);
-        UNROLL
-        for (int ky = 0; ky < 3; ky++) {
-            Strips upper, lower;
-            load_strips(upper, d_tile, ky);
-            load_strips(lower, d_tile, ky + 1);
-            multiply(p, upper, lower, weights, ky);
-        }
-        store(p, d_input, at, h, w, 1, 0);
-        accumulate<1>(o, x_tile, d_tile);
+        multiply(p, d_tile, weights);
+        store(p, d_input, at, h, w);
+        accumulate(o, x_tile, d_tile);
     }
-    finish(o, partials + (long long)blockIdx.x * (CHANNELS * CHANNELS * TAPS + CHANNELS), 1, 0);
+    finish(o, partials + (long long)blockIdx.x * (WEIGHTS + CHANNELS));
 }
 #endif

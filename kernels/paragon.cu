@@ -12,7 +12,7 @@ namespace nano_family {
 #include "nano_block.cu"
 }  // namespace nano_family
 namespace head_family {
-#include "head.cu"
+#include "up_head.cu"
 }  // namespace head_family
 namespace loss_family {
 #include "loss.cu"

@@ -78,7 +78,7 @@ pub struct Shared {
 /// When the plans are not of the same step.
 pub fn shared_buffers(cpu: &Plan, device: &Plan, at: usize) -> Vec<Shared> {
     let list = |plan: &Plan| -> Vec<_> {
-        let own = |id: BufferId| ["workspace of", "sums of"].iter().any(|start| plan.buffer(id).name.starts_with(start));
+        let own = |id: BufferId| ["workspace of", "sums of", "composed"].iter().any(|start| plan.buffer(id).name.starts_with(start));
         plan.ops[at].accesses().filter(|a| !own(a.buffer)).collect()
     };
     let (a, b) = (list(cpu), list(device));

@@ -2,9 +2,9 @@
 
 use super::{BLUR_TAPS, Init, Network, ParamTable, Recompute, SHARP_TAPS};
 use crate::plan::{
-    BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, Head, HeadBack, LossKind, METRICS, NanoBlock, NanoBlockBack, NanoParams,
-    Op, OptimizerKind, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target, Unpack,
-    UpHead, UpHeadBack, Update, split_losses,
+    BatchLayout, BufferId, Builder, Class, Composed, Conv, ConvBack, Extent, LossKind, METRICS, NanoBlock, NanoBlockBack, NanoParams, Op,
+    OptimizerKind, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target, Unpack, UpHead,
+    UpHeadBack, Update, split_losses,
 };
 use anyhow::Result;
 use std::ops::Range;
@@ -132,22 +132,13 @@ struct Common<'a> {
     extent: Extent,
     parameters: BufferId,
     position_free: bool,
-    /// Whether the upsampling convolution and the head are one operation.
-    composed: bool,
 }
 
 impl Common<'_> {
-    fn conv(
-        &self,
-        extent: Extent,
-        (cin, cout, shuffle): (usize, usize, usize),
-        range: [ParamRange; 2],
-        input: BufferId,
-        output: BufferId,
-    ) -> Conv {
+    fn conv(&self, extent: Extent, (cin, cout): (usize, usize), range: [ParamRange; 2], input: BufferId, output: BufferId) -> Conv {
         let Common { position_free, parameters, .. } = *self;
         let [weight, bias] = range;
-        Conv { extent, cin, cout, shuffle, position_free, weight, bias, parameters, input, output, workspace: None }
+        Conv { extent, cin, cout, position_free, weight, bias, parameters, input, output, workspace: None }
     }
 }
 
@@ -167,7 +158,7 @@ fn body(b: &mut Builder, c: &Common<'_>, batch: Option<BatchLayout>) -> Body {
     }
     let map = |b: &mut Builder, name: &str| b.map(name, Class::Activations, extent.pixels() * FEATURES);
     let mut output = map(b, "conv_in");
-    let conv_in = c.conv(extent, (3, FEATURES, 1), c.layers.conv_in, input, output);
+    let conv_in = c.conv(extent, (3, FEATURES), c.layers.conv_in, input, output);
     b.push(Op::Conv(conv_in.clone()));
     let mut blocks = Vec::new();
     for (i, &params) in c.layers.blocks.iter().enumerate() {
@@ -182,57 +173,52 @@ fn body(b: &mut Builder, c: &Common<'_>, batch: Option<BatchLayout>) -> Body {
 /// The rest of the forward pass, on all images or on a slice of them.
 struct Tail {
     conv_mid: Conv,
-    end: End,
-    /// The prediction, or the prediction less its target.
-    output: BufferId,
+    up_head: UpHead,
 }
 
-/// The upsampling convolution and the head: apart, or as one.
-enum End {
-    Apart(Conv, Head),
-    Composed(UpHead),
+/// What slices of a tail share, and how they differ from inference.
+struct TailKind {
+    /// What the prediction counts as.
+    class: Class,
+    /// Leave the prediction less its target.
+    subtract: Option<BatchLayout>,
+    /// The slice before made it.
+    composed: Option<Composed>,
 }
 
-/// `class`: what the prediction counts as. With `subtract` the head leaves the prediction less its target.
-fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, class: Class, subtract: Option<BatchLayout>) -> Tail {
+fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, kind: TailKind) -> Tail {
     let of = c.extent.n;
     let extent = Extent { n: images.len(), ..c.extent };
     let hr = extent.scaled(c.net.scale);
     let part = if images.len() == of { String::new() } else { format!(", images {} to {}", images.start, images.end - 1) };
     let (input, lq) = (b.images(body.output, images, of), b.images(body.input, images, of));
     let mid = b.map(format!("conv_mid{part}"), Class::Activations, extent.pixels() * FEATURES);
-    let conv_mid = c.conv(extent, (FEATURES, FEATURES, 1), c.layers.conv_mid, input, mid);
+    let conv_mid = c.conv(extent, (FEATURES, FEATURES), c.layers.conv_mid, input, mid);
     b.push(Op::Conv(conv_mid.clone()));
-    let shuffled = |b: &mut Builder| b.map(format!("up.0{part}"), Class::Activations, hr.pixels() * FEATURES);
-    let features_in = if c.composed { mid } else { shuffled(b) };
-    let output = b.floats(format!("output{part}"), class, hr.pixels() * 3);
-    let head = Head {
+    let output = b.floats(format!("output{part}"), kind.class, hr.pixels() * 3);
+    let ([up_weight, up_bias], [weight, bias]) = (c.layers.up, c.layers.conv_out);
+    let mut up_head = UpHead {
         extent,
         scale: c.net.scale,
         features: FEATURES,
         alpha: c.net.upsampler_alpha,
-        weight: c.layers.conv_out[0],
-        bias: c.layers.conv_out[1],
+        up_weight,
+        up_bias,
+        weight,
+        bias,
         gain: c.layers.gain,
         parameters: c.parameters,
+        position_free: c.position_free,
         input: lq,
-        features_in,
+        features_in: mid,
         output,
-        target: subtract.map(|batch| BatchLayout { first: images.start, ..batch }),
+        target: kind.subtract.map(|batch| BatchLayout { first: images.start, ..batch }),
+        composed: kind.composed.map(|composed| Composed { first: false, ..composed }),
         workspace: None,
     };
-    let end = if c.composed {
-        let [up_weight, up_bias] = c.layers.up;
-        let op = UpHead { head, up_weight, up_bias, position_free: c.position_free };
-        b.push(Op::UpHead(op.clone()));
-        End::Composed(op)
-    } else {
-        let up = c.conv(extent, (FEATURES, FEATURES, c.net.scale), c.layers.up, mid, features_in);
-        b.push(Op::Conv(up.clone()));
-        b.push(Op::Head(head.clone()));
-        End::Apart(up, head)
-    };
-    Tail { conv_mid, end, output }
+    up_head.composed = up_head.composed.or_else(|| b.composed(&up_head));
+    b.push(Op::UpHead(up_head.clone()));
+    Tail { conv_mid, up_head }
 }
 
 fn scalars(b: &mut Builder) -> Option<BufferId> {
@@ -262,8 +248,7 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         layout
     });
     let next_batch = batch.filter(|_| b.copies_ahead()).map(|layout| b.buffer("next batch", Class::Batch, layout.bytes() as u64));
-    let composed = sizing.composes_tail() && !spec.direct;
-    let common = Common { net, layers: &layers, extent, parameters, position_free: spec.direct, composed };
+    let common = Common { net, layers: &layers, extent, parameters, position_free: spec.direct };
     let body = body(&mut b, &common, batch);
     let hr_pixels = extent.h * extent.w * net.scale * net.scale;
     let target = spec.float_input.then(|| b.floats("target", Class::Loss, spec.batch * hr_pixels * 3));
@@ -271,7 +256,8 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         |b: &mut Builder, name: &str, e: Extent, c: usize| b.map(format!("d {name}"), Class::ActivationGradients, e.pixels() * c);
     let d_body = gradient(&mut b, "body", extent, FEATURES);
     let d_input = spec.input_gradient.then(|| b.floats("d input through the base", Class::ActivationGradients, extent.pixels() * 3));
-    let mut tail_back = TailBack { losses: split_losses(&spec.losses), gradients, metrics, batch, target, d_body, d_input, carries: None };
+    let mut tail_back =
+        TailBack { losses: split_losses(&spec.losses), gradients, metrics, batch, target, d_body, d_input, composed: None, carries: None };
     let step = spec.recompute.slice_images(spec.batch, hr_pixels);
     for start in (0..spec.batch).step_by(step) {
         tail_back.run(&mut b, &common, &body, start..(start + step).min(spec.batch));
@@ -330,6 +316,8 @@ struct TailBack {
     target: Option<BufferId>,
     d_body: BufferId,
     d_input: Option<BufferId>,
+    /// The composition that the first slice made.
+    composed: Option<Composed>,
     /// Where sums wait between slices, in the order the operations ask.
     carries: Option<Vec<Option<BufferId>>>,
 }
@@ -338,10 +326,12 @@ impl TailBack {
     fn run(&mut self, b: &mut Builder, c: &Common<'_>, body: &Body, images: Range<usize>) {
         let of = c.extent.n;
         let (terms, structural) = self.losses.clone();
-        let forward = tail(b, c, body, &images, Class::Loss, self.batch);
+        let kind = TailKind { class: Class::Loss, subtract: self.batch, composed: self.composed };
+        let forward = tail(b, c, body, &images, kind);
+        self.composed = forward.up_head.composed;
         let extent = Extent { n: images.len(), ..c.extent };
         let hr = extent.scaled(c.net.scale);
-        let prediction = forward.output;
+        let prediction = forward.up_head.output;
         let target = match (self.batch, self.target) {
             (Some(batch), _) => Target::Subtracted(BatchLayout { first: images.start, ..batch }),
             (None, Some(target)) => Target::Float(b.images(target, &images, of)),
@@ -367,27 +357,12 @@ impl TailBack {
             }));
         }
         let d_input = self.d_input.map(|id| b.images(id, &images, of));
-        let d_mid = |b: &mut Builder| b.map("d conv_mid", Class::ActivationGradients, extent.pixels() * FEATURES);
-        let conv_back = |forward: Conv, d_output: BufferId, d_input: BufferId| {
-            Op::ConvBack(ConvBack { forward, gradients, d_output, d_input: Some(d_input), slice, workspace: None })
-        };
-        let d_output = d_prediction;
-        let d_mid = match forward.end {
-            End::Composed(forward) => {
-                let d_features = d_mid(b);
-                ops.push(Op::UpHeadBack(UpHeadBack { forward, gradients, d_output, d_features, d_input, slice, workspace: None }));
-                d_features
-            }
-            End::Apart(up, forward) => {
-                // the features are used up pixel by pixel: their gradient takes their place
-                let d_features = forward.features_in;
-                ops.push(Op::HeadBack(HeadBack { forward, gradients, d_output, d_features, d_input, slice, workspace: None }));
-                let d_mid = d_mid(b);
-                ops.push(conv_back(up, d_features, d_mid));
-                d_mid
-            }
-        };
-        ops.push(conv_back(forward.conv_mid, d_mid, b.images(self.d_body, &images, of)));
+        let d_mid = b.map("d conv_mid", Class::ActivationGradients, extent.pixels() * FEATURES);
+        let (d_output, d_features) = (d_prediction, d_mid);
+        ops.push(Op::UpHeadBack(UpHeadBack { forward: forward.up_head, gradients, d_output, d_features, d_input, slice, workspace: None }));
+        let d_input = Some(b.images(self.d_body, &images, of));
+        let conv_mid = ConvBack { forward: forward.conv_mid, gradients, d_output: d_mid, d_input, slice, workspace: None };
+        ops.push(Op::ConvBack(conv_mid));
         if images.len() < of {
             let carries = self.carries.get_or_insert_with(|| ops.iter().map(|op| b.carry(op)).collect());
             ops.iter_mut().zip(carries).for_each(|(op, carry)| op.set_carry(*carry));
@@ -410,11 +385,12 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
         layout
     });
-    let common = Common { net, layers: &layers, extent, parameters, position_free: true, composed: sizing.composes_tail() };
+    let common = Common { net, layers: &layers, extent, parameters, position_free: true };
     let body = body(&mut b, &common, batch);
-    let tail = tail(&mut b, &common, &body, &(0..spec.batch), Class::Activations, None);
+    let kind = TailKind { class: Class::Activations, subtract: None, composed: None };
+    let tail = tail(&mut b, &common, &body, &(0..spec.batch), kind);
     let micro = 0..b.position();
-    let ports = Ports { parameters: Some(parameters), input: Some(body.input), output: Some(tail.output), ..Ports::default() };
+    let ports = Ports { parameters: Some(parameters), input: Some(body.input), output: Some(tail.up_head.output), ..Ports::default() };
     b.finish(micro.clone(), micro.end..micro.end, batch, ports)
 }
 
@@ -468,7 +444,7 @@ mod tests {
         let net = Network::new("nano", 2).unwrap();
         let mut plan = training_plan(&net, &spec(1, (8, 8)), &NoWorkspace).unwrap();
         let good = plan.clone();
-        let output = plan.ops.iter().find_map(|op| if let Op::Head(h) = op { Some(h.output) } else { None }).unwrap();
+        let output = plan.ops.iter().find_map(|op| if let Op::UpHead(h) = op { Some(h.output) } else { None }).unwrap();
         plan.buffers[output.0 as usize].offset = plan.buffers[0].offset;
         assert!(plan.verify().is_err());
         let mut plan = good;

@@ -1,7 +1,7 @@
 //! The least that a step must move and compute, operation by operation: every input read once, every output written once, nothing else.
 //! What a step takes is compared with this divided by bandwidth and peak. Depends on the plan alone.
 
-use super::{Access, Class, Op, Plan, UpHead};
+use super::{Access, Class, Op, Plan};
 
 /// The floor of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Plan {
             (Op::Update(_), Class::Parameters | Class::Gradients) => buffer.bytes,
             (_, Class::Parameters | Class::Gradients) => 0,
             (Op::Unpack(o), Class::Batch) => o.batch.lq_bytes() as u64,
-            (Op::Head(o) | Op::UpHead(UpHead { head: o, .. }), Class::Batch) => 3 * o.extent.scaled(o.scale).pixels() as u64,
+            (Op::UpHead(o), Class::Batch) => 3 * o.extent.scaled(o.scale).pixels() as u64,
             (Op::StructuralLoss(o), Class::Batch) => 3 * o.extent.pixels() as u64,
             (Op::StructuralLoss(o), _) if o.workspace == Some(access.buffer) => 0,
             (Op::PixelLoss(o), _) if o.workspace == Some(access.buffer) => 0,

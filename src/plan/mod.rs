@@ -277,6 +277,12 @@ impl<'a> Builder<'a> {
         (bytes > 0).then(|| self.buffer(format!("sums of {}", op.label()), Class::Workspace, bytes))
     }
 
+    /// Room for the composition of a network's end, if the backend keeps one; `op` is the first to use it.
+    pub fn composed(&mut self, op: &UpHead) -> Option<Composed> {
+        let bytes = self.sizing.composed(op);
+        (bytes > 0).then(|| Composed { buffer: self.buffer("composed up.0 and conv_out", Class::Workspace, bytes), first: true })
+    }
+
     /// Type of activations.
     pub fn precision(&self) -> Precision {
         self.sizing.precision()

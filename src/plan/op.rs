@@ -69,14 +69,12 @@ pub struct Unpack {
     pub output: BufferId,
 }
 
-/// 3x3 convolution with bias and zero padding, `cin -> cout * shuffle^2`, followed by a pixel shuffle of factor `shuffle` (1:
-/// none): output `[N, h * shuffle, w * shuffle, cout]`. Weights in PyTorch's `[cout * shuffle^2, cin, 3, 3]`.
+/// 3x3 convolution with bias and zero padding, `cin -> cout`: output `[N, h, w, cout]`. Weights in PyTorch's `[cout, cin, 3, 3]`.
 #[derive(Clone, Debug)]
 pub struct Conv {
     pub extent: Extent,
     pub cin: usize,
     pub cout: usize,
-    pub shuffle: usize,
     /// The bits of an output may not depend on where in a larger picture it lies (inference in overlapping tiles), which rules
     /// out methods that work on blocks of pixels.
     pub position_free: bool,
@@ -134,56 +132,45 @@ pub struct NanoBlockBack {
     pub workspace: Option<BufferId>,
 }
 
-/// The network's last step at HR: `base(x) + detail_gain * conv_out(u)`, with the Magic Kernel base of strength `alpha`.
+/// The network's end: `base(x) + detail_gain * conv_out(shuffle(up.0(f)))`, with the Magic Kernel base of strength `alpha`. Between the
+/// two convolutions nothing is nonlinear, so a backend computes them as one of the LQ features, and features at HR never exist.
 #[derive(Clone, Debug)]
-pub struct Head {
-    /// LQ extent; `features_in` and `output` are `scale` times larger.
+pub struct UpHead {
+    /// LQ extent; `output` is `scale` times larger.
     pub extent: Extent,
     pub scale: usize,
     pub features: usize,
     pub alpha: f32,
+    /// Weight of the upsampling convolution, `[F * scale^2, F, 3, 3]`.
+    pub up_weight: ParamRange,
+    pub up_bias: ParamRange,
+    /// `conv_out`.
     pub weight: ParamRange,
     pub bias: ParamRange,
     pub gain: ParamRange,
     pub parameters: BufferId,
+    /// As in [`Conv`].
+    pub position_free: bool,
     /// Network input `[N, h, w, 3]`.
     pub input: BufferId,
-    /// `[N, H, W, F]`.
+    /// `[N, h, w, F]`.
     pub features_in: BufferId,
     /// `[N, H, W, 3]`: the prediction, or with `target` the prediction less its target.
     pub output: BufferId,
     /// Subtract the u8 HR patches while base and target are still exact numbers: in f32 the difference of two pixels near each
     /// other keeps few bits, and the slope of L1 is its sign.
     pub target: Option<BatchLayout>,
+    /// Where a backend keeps the one convolution from the first slice's forward pass to the last one's backward, if it does.
+    pub composed: Option<Composed>,
     pub workspace: Option<BufferId>,
 }
 
-/// Gradients of [`Head`] with respect to `conv_out`, `detail_gain`, the features and (for tests) the network input.
-#[derive(Clone, Debug)]
-pub struct HeadBack {
-    pub forward: Head,
-    pub gradients: BufferId,
-    /// `[N, H, W, 3]`.
-    pub d_output: BufferId,
-    /// `[N, H, W, F]`; may lie on the features themselves: a pixel's features are used up before its gradient is written.
-    pub d_features: BufferId,
-    /// `[N, h, w, 3]`: written with the part of the gradient that flows through the base.
-    pub d_input: Option<BufferId>,
-    pub slice: Slice,
-    pub workspace: Option<BufferId>,
-}
-
-/// The upsampling [`Conv`], its pixel shuffle and [`Head`] in one: between them nothing is nonlinear, so a backend may compute them as one
-/// convolution of the LQ features, and the features at HR never exist. Plans have it where [`super::Sizing::composes_tail`] says so.
-#[derive(Clone, Debug)]
-pub struct UpHead {
-    /// As in [`Head`], but `features_in` are the LQ features `[N, h, w, F]`.
-    pub head: Head,
-    /// Weight of the upsampling convolution, `[F * scale^2, F, 3, 3]`.
-    pub up_weight: ParamRange,
-    pub up_bias: ParamRange,
-    /// As in [`Conv`].
-    pub position_free: bool,
+/// Where the composition of a network's end lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Composed {
+    pub buffer: BufferId,
+    /// The operation is the first to use it, and makes it.
+    pub first: bool,
 }
 
 /// Gradients of [`UpHead`] with respect to both convolutions, `detail_gain`, the features and (for tests) the network input.
@@ -238,8 +225,6 @@ pub enum Op {
     ConvBack(ConvBack),
     NanoBlock(NanoBlock),
     NanoBlockBack(NanoBlockBack),
-    Head(Head),
-    HeadBack(HeadBack),
     UpHead(UpHead),
     UpHeadBack(UpHeadBack),
     PixelLoss(PixelLoss),
@@ -283,19 +268,18 @@ impl Op {
             Op::NanoBlockBack(o) => {
                 vec![read(o.forward.parameters), read(o.forward.input), read(o.d_output), write(o.d_input), update(o.gradients)]
             }
-            Op::Head(o) | Op::UpHead(UpHead { head: o, .. }) => {
+            Op::UpHead(o) => {
                 let mut list = vec![read(o.parameters), read(o.input), read(o.features_in), write(o.output)];
                 list.extend(o.target.map(|batch| read(batch.buffer)));
+                list.extend(o.composed.map(|c| if c.first { write(c.buffer) } else { read(c.buffer) }));
                 list
             }
-            Op::HeadBack(HeadBack { forward, gradients, d_output, d_features, d_input, slice, .. })
-            | Op::UpHeadBack(UpHeadBack {
-                forward: UpHead { head: forward, .. }, gradients, d_output, d_features, d_input, slice, ..
-            }) => {
-                let mut list =
-                    vec![read(forward.parameters), read(forward.features_in), read(*d_output), write(*d_features), update(*gradients)];
-                list.extend(d_input.map(write));
-                list.extend(slice.accesses());
+            Op::UpHeadBack(o) => {
+                let f = &o.forward;
+                let mut list = vec![read(f.parameters), read(f.features_in), read(o.d_output), write(o.d_features), update(o.gradients)];
+                list.extend(o.d_input.map(write));
+                list.extend(o.slice.accesses());
+                list.extend(f.composed.map(|c| read(c.buffer)));
                 list
             }
             Op::PixelLoss(o) => {
@@ -327,9 +311,7 @@ impl Op {
             Op::ConvBack(o) => o.workspace,
             Op::NanoBlock(o) => o.workspace,
             Op::NanoBlockBack(o) => o.workspace,
-            Op::Head(o) => o.workspace,
-            Op::HeadBack(o) => o.workspace,
-            Op::UpHead(o) => o.head.workspace,
+            Op::UpHead(o) => o.workspace,
             Op::UpHeadBack(o) => o.workspace,
             Op::PixelLoss(o) => o.workspace,
             Op::StructuralLoss(o) => o.workspace,
@@ -344,9 +326,7 @@ impl Op {
             Op::ConvBack(o) => &mut o.workspace,
             Op::NanoBlock(o) => &mut o.workspace,
             Op::NanoBlockBack(o) => &mut o.workspace,
-            Op::Head(o) => &mut o.workspace,
-            Op::HeadBack(o) => &mut o.workspace,
-            Op::UpHead(o) => &mut o.head.workspace,
+            Op::UpHead(o) => &mut o.workspace,
             Op::UpHeadBack(o) => &mut o.workspace,
             Op::PixelLoss(o) => &mut o.workspace,
             Op::StructuralLoss(o) => &mut o.workspace,
@@ -359,11 +339,10 @@ impl Op {
     pub fn set_carry(&mut self, carry: Option<BufferId>) {
         match self {
             Op::ConvBack(o) => o.slice.carry = carry,
-            Op::HeadBack(o) => o.slice.carry = carry,
             Op::UpHeadBack(o) => o.slice.carry = carry,
             Op::PixelLoss(o) => o.slice.carry = carry,
             Op::StructuralLoss(o) => o.slice.carry = carry,
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::Head(_) | Op::UpHead(_) | Op::Update(_) => {}
+            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::UpHead(_) | Op::Update(_) => {}
         }
     }
 
@@ -371,14 +350,10 @@ impl Op {
     pub fn label(&self) -> &'static str {
         match self {
             Op::Unpack(_) => "unpack",
-            Op::Conv(o) if o.shuffle > 1 => "conv 3x3 + pixel shuffle",
             Op::Conv(_) => "conv 3x3",
-            Op::ConvBack(o) if o.forward.shuffle > 1 => "conv 3x3 + pixel shuffle, backward",
             Op::ConvBack(_) => "conv 3x3, backward",
             Op::NanoBlock(_) => "nano block",
             Op::NanoBlockBack(_) => "nano block, backward",
-            Op::Head(_) => "head",
-            Op::HeadBack(_) => "head, backward",
             Op::UpHead(_) => "up.0 and head",
             Op::UpHeadBack(_) => "up.0 and head, backward",
             Op::PixelLoss(_) => "pixel loss",
@@ -389,18 +364,15 @@ impl Op {
 
     /// Useful multiply-adds of one run (recomputation not counted), for shares of peak.
     pub fn multiply_adds(&self) -> u64 {
-        let conv = |c: &Conv| (c.extent.pixels() * c.cin * c.cout * c.shuffle * c.shuffle * 9) as u64;
+        let conv = |c: &Conv| (c.extent.pixels() * c.cin * c.cout * 9) as u64;
         let block = |b: &NanoBlock| (b.extent.pixels() * (2 * b.features * (2 * b.features) + 9 * 2 * b.features)) as u64;
-        let head = |h: &Head| (h.extent.pixels() * h.scale * h.scale * h.features * 27) as u64;
-        let up_head = |o: &UpHead| head(&o.head) + (o.head.extent.pixels() * o.up_weight.len) as u64;
+        let up_head = |o: &UpHead| (o.extent.pixels() * (o.up_weight.len + o.scale * o.scale * o.features * 27)) as u64;
         match self {
             Op::Unpack(_) | Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_) => 0,
             Op::Conv(o) => conv(o),
             Op::ConvBack(o) => conv(&o.forward) * (1 + u64::from(o.d_input.is_some())),
             Op::NanoBlock(o) => block(o),
             Op::NanoBlockBack(o) => 2 * block(&o.forward),
-            Op::Head(o) => head(o),
-            Op::HeadBack(o) => 2 * head(&o.forward),
             Op::UpHead(o) => up_head(o),
             Op::UpHeadBack(o) => 2 * up_head(&o.forward),
         }

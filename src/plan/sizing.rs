@@ -1,7 +1,7 @@
 //! What a backend tells the plan about itself, so that the plan knows every byte without knowing any backend: workspace of each
 //! operation, sums carried between slices, the type of activations, a second staged batch. Depends on the operations alone.
 
-use super::Op;
+use super::{Op, UpHead};
 use serde::{Deserialize, Serialize};
 
 /// The type of the values that flow between operations. Parameters, gradients of parameters, moments, EMA, the network's
@@ -81,9 +81,9 @@ pub trait Sizing {
         Precision::F32
     }
 
-    /// Whether the end of the network is to be one operation, [`super::UpHead`].
-    fn composes_tail(&self) -> bool {
-        false
+    /// Bytes in which the composition of a network's end is kept for all slices and for the backward pass; 0 where each makes its own.
+    fn composed(&self, _: &UpHead) -> u64 {
+        0
     }
 
     /// Bytes of the numbers that change from step to step, where the backend reads them from the arena.

@@ -3,7 +3,9 @@
 //! blur are one step, three LQ pixels for each HR pixel in either direction, a row at a time. Plain loops over contiguous RGB.
 
 use super::arena::Shared;
-use crate::plan::Extent;
+use super::pixels::subtract_row;
+use super::tasks::{Bands, whole};
+use crate::plan::{Extent, UpHead};
 use std::ops::Range;
 
 /// Sharpening taps (symmetric, over 32), then blur taps (over 16).
@@ -154,6 +156,80 @@ fn interleave<const S: usize>(phases: &[f32], w: usize, out: &mut [f32]) {
             } else {
                 out[to..].copy_from_slice(&phases[from..from + 3]);
             }
+        }
+    }
+}
+
+/// f32 elements that a [`BaseBand`] works in.
+pub fn base_scratch(op: &UpHead) -> usize {
+    let (rows, w, wide) = (Bands::new(op.extent).rows(), op.extent.w, op.extent.w * op.scale);
+    whole(wide * 3) + 2 * whole(prepared(rows, w)) + whole(scratch(rows, w)) + whole(line(w, op.scale))
+}
+
+/// The base of a band of LQ rows, row by row at HR; less the target, where one is to be subtracted.
+pub struct BaseBand<'a> {
+    op: &'a UpHead,
+    image: usize,
+    /// HR row of the band's first.
+    first: usize,
+    plain: &'a mut [f32],
+    added: &'a mut [f32],
+    line: &'a mut [f32],
+    sharpening: &'a mut [f32],
+    bytes: Shared<u8>,
+}
+
+impl<'a> BaseBand<'a> {
+    /// Prepares the band's rows of `input` in `room`, of [`base_scratch`] elements.
+    ///
+    /// # Safety
+    /// The buffers must be those of the running plan, and the scratch nobody else's.
+    #[inline(always)]
+    pub unsafe fn new(
+        op: &'a UpHead,
+        input: Shared<f32>,
+        bytes: Shared<u8>,
+        image: usize,
+        rows: Range<usize>,
+        room: Shared<f32>,
+    ) -> BaseBand<'a> {
+        let UpHead { extent, scale, alpha, .. } = *op;
+        let mut at = 0;
+        let mut take = |len: usize| {
+            at += whole(len);
+            // SAFETY: inside the scratch; the pieces do not overlap
+            unsafe { room.slice(at - whole(len), len) }
+        };
+        let prepared = prepared(rows.len(), extent.w);
+        let (sharpening, plain, added) = (take(extent.w * scale * 3), take(prepared), take(prepared));
+        let (work, line) = (take(scratch(rows.len(), extent.w)), take(line(extent.w, scale)));
+        // SAFETY: a whole image inside its buffer
+        let lq = unsafe { input.slice(image * extent.h * extent.w * 3, extent.h * extent.w * 3) };
+        let unit = if op.target.is_some() { Unit::Level } else { Unit::One };
+        prepare(lq, extent, (alpha, unit), rows.clone(), work, plain, added);
+        if op.target.is_none() {
+            plain.iter_mut().zip(&*added).for_each(|(p, &a)| *p += a);
+        }
+        BaseBand { op, image, first: rows.start * scale, plain, added, line, sharpening, bytes }
+    }
+
+    /// HR row `y` of the picture, `[W][3]`.
+    ///
+    /// # Safety
+    /// As [`BaseBand::new`].
+    #[inline(always)]
+    pub unsafe fn row(&mut self, y: usize, out: &mut [f32]) {
+        let UpHead { extent, scale, .. } = *self.op;
+        upsample(self.plain, extent.w, scale, y - self.first, self.line, out);
+        if let Some(batch) = self.op.target {
+            // SAFETY: the patch lies in the staged batch
+            unsafe {
+                let (patch, code) = (self.bytes.at(batch.hr_of(self.image)), *self.bytes.at(batch.augment_of(self.image)));
+                subtract_row(patch, code, y, (extent.h * scale, extent.w * scale), out);
+            }
+            // the exact part has done its work: what is left is small, and f32 keeps it well
+            upsample(self.added, extent.w, scale, y - self.first, self.line, self.sharpening);
+            out.iter_mut().zip(&*self.sharpening).for_each(|(b, &s)| *b = (*b + s) / 255.0);
         }
     }
 }

@@ -4,20 +4,20 @@
 use super::arena::Shared;
 use super::composed::{Convolutions, Shape};
 use super::simd::{LANES, Simd};
-use crate::plan::Head;
+use crate::plan::UpHead;
 
 /// Most features: room for those of one pixel of the ring.
 pub const MOST_FEATURES: usize = 64;
 
 /// Scale and features of the composition.
-pub fn shape(head: &Head) -> Shape {
+pub fn shape(head: &UpHead) -> Shape {
     assert!(head.features.is_multiple_of(LANES) && head.features <= MOST_FEATURES, "{} features", head.features);
     Shape { scale: head.scale, features: head.features }
 }
 
 /// The ring of HR pixels around the picture: what `up` makes of the edge there counts in the composition, but not in the network.
 pub struct Ring<'a> {
-    pub head: &'a Head,
+    pub head: &'a UpHead,
     pub convolutions: Convolutions<'a>,
     /// LQ features `[N][h][w][F]`.
     pub features: Shared<f32>,
@@ -44,7 +44,7 @@ impl Ring<'_> {
     }
 
     fn hr(&self) -> (isize, isize) {
-        let Head { extent, scale, .. } = self.head;
+        let UpHead { extent, scale, .. } = *self.head;
         ((extent.h * scale) as isize, (extent.w * scale) as isize)
     }
 
@@ -78,7 +78,7 @@ impl Ring<'_> {
     /// The buffers must be those of the running plan, and the pixel inside the picture.
     #[inline(always)]
     pub unsafe fn feature(&self, row: usize, column: usize) -> *const f32 {
-        let Head { extent, features, .. } = self.head;
+        let UpHead { extent, features, .. } = *self.head;
         // SAFETY: inside the picture
         unsafe { self.features.at(((self.image * extent.h + row) * extent.w + column) * features).cast_const() }
     }

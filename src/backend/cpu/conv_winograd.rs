@@ -21,7 +21,7 @@ const OUT: usize = 4;
 
 /// Whether a convolution is computed in this form.
 pub fn applies(c: &Conv) -> bool {
-    !c.position_free && c.shuffle == 1 && c.cin.is_multiple_of(LANES) && c.cout.is_multiple_of(LANES)
+    !c.position_free && c.cin.is_multiple_of(LANES) && c.cout.is_multiple_of(LANES)
 }
 
 /// f32 elements of transformed weights.
@@ -31,7 +31,7 @@ fn transformed(c: &Conv) -> usize {
 
 /// Tap of a pair of channels, in f64.
 fn tap(c: &Conv, weight: &[f32], lane: usize, ci: usize, tap: usize) -> f64 {
-    f64::from(weight[torch_index(c, 0, lane, ci, tap / 3, tap % 3)])
+    f64::from(weight[torch_index(c, lane, ci, tap / 3, tap % 3)])
 }
 
 /// Workspace of the forward operation: weights, biases and zeros; transformed inputs and products.

@@ -8,7 +8,6 @@ mod composed;
 mod conv;
 mod conv_winograd;
 mod gelu;
-mod head;
 mod losses;
 mod nano;
 mod optimizer;
@@ -58,8 +57,6 @@ impl CpuOptions {
             Op::ConvBack(o) => conv::workspace_back(o),
             Op::NanoBlock(o) => nano::workspace(o),
             Op::NanoBlockBack(o) => nano::workspace_back(o),
-            Op::Head(o) => head::workspace(o),
-            Op::HeadBack(o) => head::workspace_back(o),
             Op::UpHead(o) => up_head::workspace(o),
             Op::UpHeadBack(o) => up_head::workspace_back(o),
             Op::PixelLoss(o) => losses::pixel_workspace(o),
@@ -76,10 +73,6 @@ impl Sizing for CpuOptions {
 
     fn carry(&self, op: &Op) -> u64 {
         self.layout(op).carry_bytes()
-    }
-
-    fn composes_tail(&self) -> bool {
-        true
     }
 }
 
@@ -115,8 +108,6 @@ impl CpuBackend {
                     Op::ConvBack(o) => conv::backward(&ctx, o),
                     Op::NanoBlock(o) => nano::forward(&ctx, o),
                     Op::NanoBlockBack(o) => nano::backward(&ctx, o),
-                    Op::Head(o) => head::forward(&ctx, o),
-                    Op::HeadBack(o) => head::backward(&ctx, o),
                     Op::UpHead(o) => up_head::forward(&ctx, o),
                     Op::UpHeadBack(o) => up_head::backward(&ctx, o),
                     Op::PixelLoss(o) => losses::pixel(&ctx, o),

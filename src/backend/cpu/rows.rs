@@ -4,9 +4,6 @@
 
 use super::simd::{LANES, Registers, Simd};
 
-/// Most input rows one output row may read: 3 rows for each of up to 8 shuffled ones.
-pub const MAX_ROWS: usize = 24;
-
 /// What an output row starts from.
 #[derive(Clone, Copy)]
 pub enum Start {

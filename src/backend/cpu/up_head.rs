@@ -1,12 +1,11 @@
 //! The end of the network in one operation: upsampling convolution, pixel shuffle, `conv_out`, gain and base, as the 5x5 convolution of
 //! `composed`. Forward and backward in Winograd's form F(2x2, 5x5), inference directly, so that its bits do not depend on where a tile
-//! begins. Depends on `winograd`, the row kernels and the head's base.
+//! begins. Depends on `winograd`, the row kernels and the base.
 
 use super::arena::Shared;
-use super::base;
+use super::base::{self, BaseBand, base_scratch};
 use super::border::{MOST_FEATURES, Ring, shape};
 use super::composed::{Convolutions, Gradients, TAPS, compose, decompose};
-use super::head::{BaseBand, base_scratch};
 use super::rows::{RowProduct, Start, pad_row, row_outer, row_product, row_sum};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache, whole};
@@ -15,7 +14,7 @@ use super::winograd::{
     CHUNK, Chunk, IN, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, transform_gradient,
     transform_input,
 };
-use crate::plan::{Head, UpHead, UpHeadBack};
+use crate::plan::{UpHead, UpHeadBack};
 
 /// Outputs of a tile along a side, LQ pixels.
 const OUT: usize = 2;
@@ -25,7 +24,7 @@ const OUTER_TILES: usize = 16;
 const RING: usize = 8;
 
 /// Lanes of the composition in whole vectors.
-fn padded(head: &Head) -> usize {
+fn padded(head: &UpHead) -> usize {
     whole(shape(head).lanes())
 }
 
@@ -47,8 +46,7 @@ struct Packed {
 }
 
 fn packed(op: &UpHead, backward: bool) -> Packed {
-    let head = &op.head;
-    let (s, f, lanes) = (shape(head), head.features, padded(head));
+    let (s, f, lanes) = (shape(op), op.features, padded(op));
     let mut at = 0;
     let mut take = |len: usize| {
         at += whole(len);
@@ -57,7 +55,7 @@ fn packed(op: &UpHead, backward: bool) -> Packed {
     let (up, up_bias, out) = (take(s.up_weights()), take(f * s.scale * s.scale), take(s.out_weights()));
     let (kernel, bias) = (take(2 * (s.kernel() + s.lanes())), take(lanes.max(f)));
     let weights = take(if op.position_free && !backward { TAPS * TAPS * f * lanes } else { POINTS * f * lanes });
-    let zeros = take(head.extent.w * lanes.max(f));
+    let zeros = take(op.extent.w * lanes.max(f));
     Packed { up, up_bias, out, kernel, bias, weights, zeros, len: at }
 }
 
@@ -69,20 +67,20 @@ struct Parameters<'a> {
 
 /// Packs parameters and composes them; the kernel `[lane][5 x 5][ci]` and bias are handed to `then`, to be packed.
 fn pack_parameters<'a>(ctx: &Context<'_>, op: &UpHead, parts: Parts, p: &Packed, then: impl FnOnce(&[f64], &[f64], f64)) -> Parameters<'a> {
-    let (head, s) = (&op.head, shape(&op.head));
+    let s = shape(op);
     // SAFETY: parameters and workspace are live; nothing else runs yet; the pieces do not overlap
     unsafe {
-        let get = |range: crate::plan::ParamRange| &*ctx.param(head.parameters, range).slice(0, range.len);
+        let get = |range: crate::plan::ParamRange| &*ctx.param(op.parameters, range).slice(0, range.len);
         let shared = parts.shared();
         let (up, up_bias) = (shared.slice(p.up, s.up_weights()), shared.slice(p.up_bias, s.features * s.scale * s.scale));
         let out = shared.slice(p.out, s.out_weights());
-        let (weight, bias, out_weight) = (get(op.up_weight), get(op.up_bias), get(head.weight));
+        let (weight, bias, out_weight) = (get(op.up_weight), get(op.up_bias), get(op.weight));
         up.iter_mut().enumerate().for_each(|(i, u)| *u = weight[s.torch_up(i)]);
         bias.iter().enumerate().for_each(|(i, &b)| up_bias[s.bias_of_torch(i)] = b);
         out_weight.iter().enumerate().for_each(|(i, &w)| out[s.out_of_torch(i)] = w);
         shared.slice(p.zeros, p.len - p.zeros).fill(0.0);
-        let convolutions = Convolutions { up, up_bias, out, out_bias: get(head.bias) };
-        let gain = get(head.gain)[0];
+        let convolutions = Convolutions { up, up_bias, out, out_bias: get(op.bias) };
+        let gain = get(op.gain)[0];
         let kernel = std::slice::from_raw_parts_mut(shared.at(p.kernel).cast::<f64>(), s.kernel() + s.lanes());
         let (kernel, bias) = kernel.split_at_mut(s.kernel());
         compose(s, convolutions, kernel, bias);
@@ -93,11 +91,11 @@ fn pack_parameters<'a>(ctx: &Context<'_>, op: &UpHead, parts: Parts, p: &Packed,
 
 /// Workspace of the forward operation.
 pub fn workspace(op: &UpHead) -> Workspace {
-    let Head { extent, features: f, scale, .. } = op.head;
+    let UpHead { extent, features: f, scale, .. } = *op;
     let rows = if op.position_free { TAPS * whole((extent.w + TAPS - 1) * f) } else { POINTS * point_stride(CHUNK * f) + products() };
     Workspace {
         shared: packed(op, false).len,
-        scratch: OUT * extent.w * padded(&op.head) + whole(extent.w * scale * 3) + base_scratch(&op.head) + rows,
+        scratch: OUT * extent.w * padded(op) + whole(extent.w * scale * 3) + base_scratch(op) + rows,
         ..Workspace::default()
     }
 }
@@ -117,8 +115,8 @@ impl Forward<'_> {
     /// The composition of up to two LQ rows from `y` on, `[row][w][lane]`, in tiles.
     #[inline(always)]
     unsafe fn tiled<S: Simd>(&self, image: usize, y: usize, end: usize, v: *mut f32, detail: *mut f32) {
-        let Head { extent, features: f, .. } = self.op.head;
-        let (p, lanes, w) = (packed(self.op, false), padded(&self.op.head), extent.w);
+        let UpHead { extent, features: f, .. } = *self.op;
+        let (p, lanes, w) = (packed(self.op, false), padded(self.op), extent.w);
         unsafe {
             let shared = self.parts.shared();
             let m = v.add(POINTS * point_stride(CHUNK * f));
@@ -145,7 +143,7 @@ impl Forward<'_> {
     /// The composition of one LQ row, directly; the padded rows before it must be in `ring` already.
     #[inline(always)]
     unsafe fn direct<S: Simd>(&self, y: usize, slot: impl Fn(isize) -> *mut f32, detail: *mut f32) {
-        let Head { extent, features: f, .. } = self.op.head;
+        let UpHead { extent, features: f, .. } = *self.op;
         let p = packed(self.op, false);
         unsafe {
             let rows: [*const f32; TAPS] = std::array::from_fn(|k| slot(y as isize - 2 + k as isize).cast_const());
@@ -154,7 +152,7 @@ impl Forward<'_> {
                 stride: f,
                 taps: TAPS * f,
                 weights: self.parts.shared().at(p.weights),
-                lanes: padded(&self.op.head),
+                lanes: padded(self.op),
                 start: Start::Bias(self.parts.shared().at(p.bias)),
                 out: detail,
                 w: extent.w,
@@ -170,9 +168,9 @@ impl Forward<'_> {
     /// Takes the ring's share away from HR rows `first..end`.
     #[inline(always)]
     unsafe fn correct<S: Simd>(&self, image: usize, first: usize, end: usize) {
-        let Head { extent, features: f, scale, .. } = self.op.head;
+        let UpHead { extent, features: f, scale, .. } = *self.op;
         let c = self.parameters.convolutions;
-        let ring = Ring { head: &self.op.head, convolutions: c, features: self.features, image };
+        let ring = Ring { head: self.op, convolutions: c, features: self.features, image };
         for at in ring.pixels(first as isize - 1, end as isize) {
             let mut u = [0.0; MOST_FEATURES];
             // SAFETY: rows first..end are this task's
@@ -197,16 +195,16 @@ impl Forward<'_> {
 impl Task for Forward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let Head { extent, features: f, scale, .. } = self.op.head;
-        let (w, lanes, wide) = (extent.w, padded(&self.op.head), extent.w * scale * 3);
+        let UpHead { extent, features: f, scale, .. } = *self.op;
+        let (w, lanes, wide) = (extent.w, padded(self.op), extent.w * scale * 3);
         let (image, start, end) = self.bands.task(task);
         unsafe {
             let scratch = self.parts.scratch();
             let detail = scratch.at(0);
             let base_row = scratch.slice(OUT * w * lanes, wide);
             let mut at = OUT * w * lanes + whole(wide);
-            let mut base = BaseBand::new(&self.op.head, self.input, self.bytes, image, start..end, Shared::new(scratch.at(at)));
-            at += base_scratch(&self.op.head);
+            let mut base = BaseBand::new(self.op, self.input, self.bytes, image, start..end, Shared::new(scratch.at(at)));
+            at += base_scratch(self.op);
             let room = scratch.at(at);
             let slot = |row: isize| room.add((row + 2) as usize % TAPS * whole((w + TAPS - 1) * f));
             let load = |row: isize| {
@@ -257,9 +255,8 @@ fn add_detail<const N: usize>(base: &[f32], detail: &[f32], stride: usize, out: 
 
 /// Runs the operation.
 pub fn forward(ctx: &Context<'_>, op: &UpHead) {
-    let parts = ctx.parts(op.head.workspace, workspace(op));
-    let (head, p, s, lanes) = (&op.head, packed(op, false), shape(&op.head), padded(&op.head));
-    let f = head.features;
+    let parts = ctx.parts(op.workspace, workspace(op));
+    let (p, s, lanes, f) = (packed(op, false), shape(op), padded(op), op.features);
     let parameters = pack_parameters(ctx, op, parts, &p, |kernel, bias, gain| {
         // SAFETY: the workspace is live and these pieces are nobody else's
         let (biases, weights) = unsafe { (parts.shared().slice(p.bias, lanes), parts.shared().slice(p.weights, p.zeros - p.weights)) };
@@ -277,16 +274,16 @@ pub fn forward(ctx: &Context<'_>, op: &UpHead) {
             pack::<TAPS>(weights, f, lanes, |lane, ci, tap| value(lane, tap, ci));
         }
     });
-    let bands = Bands::new(head.extent);
+    let bands = Bands::new(op.extent);
     let task = Forward {
         op,
         parts,
         bands,
         parameters,
-        input: ctx.floats(head.input),
-        features: ctx.floats(head.features_in),
-        output: ctx.floats(head.output),
-        bytes: head.target.map_or(Shared::new(std::ptr::null_mut()), |batch| ctx.pointer(batch.buffer)),
+        input: ctx.floats(op.input),
+        features: ctx.floats(op.features_in),
+        output: ctx.floats(op.output),
+        bytes: op.target.map_or(Shared::new(std::ptr::null_mut()), |batch| ctx.pointer(batch.buffer)),
     };
     ctx.parallel(bands.tasks(), &task);
 }
@@ -304,7 +301,7 @@ struct Sums {
     len: usize,
 }
 
-fn sums(head: &Head) -> Sums {
+fn sums(head: &UpHead) -> Sums {
     let s = shape(head);
     let kernel = 0;
     let bias = s.kernel();
@@ -321,13 +318,13 @@ fn outer_tiles(w: usize) -> usize {
 
 /// Lanes from one tile to the next in the transformed gradient: those of a single vector are packed tightly, since what a store writes
 /// behind them the next tile overwrites.
-fn depth(head: &Head) -> usize {
+fn depth(head: &UpHead) -> usize {
     if padded(head) == LANES { shape(head).lanes() } else { padded(head) }
 }
 
 /// Workspace of the backward operation: weights; sums; sums at the points, gradient rows, and transformed values.
 pub fn workspace_back(op: &UpHeadBack) -> Workspace {
-    let head = &op.forward.head;
+    let head = &op.forward;
     let (f, w, lanes) = (head.features, head.extent.w, padded(head));
     let span = outer_tiles(w);
     let outer = POINTS * (point_stride(span * f) + point_stride(span * lanes));
@@ -354,8 +351,8 @@ impl Backward<'_> {
     /// The gradient of an LQ row's values, `[w][lane]`, from the HR rows it became; zeros outside the picture.
     #[inline(always)]
     unsafe fn load(&self, image: usize, row: isize, to: *mut f32) {
-        let Head { extent, scale, .. } = self.op.head;
-        let (w, lanes, n) = (extent.w, padded(&self.op.head), 3 * scale);
+        let UpHead { extent, scale, .. } = *self.op;
+        let (w, lanes, n) = (extent.w, padded(self.op), 3 * scale);
         unsafe {
             if row < 0 || row >= extent.h as isize {
                 to.write_bytes(0, w * lanes);
@@ -382,9 +379,9 @@ impl Backward<'_> {
     /// pixel is this band's.
     #[inline(always)]
     unsafe fn correct<S: Simd>(&self, image: usize, (start, end): (usize, usize), partial: Shared<f32>) {
-        let Head { extent, features: f, scale, .. } = self.op.head;
-        let (shape, sums, c) = (shape(&self.op.head), sums(&self.op.head), self.parameters.convolutions);
-        let ring = Ring { head: &self.op.head, convolutions: c, features: self.features, image };
+        let UpHead { extent, features: f, scale, .. } = *self.op;
+        let (shape, sums, c) = (shape(self.op), sums(self.op), self.parameters.convolutions);
+        let ring = Ring { head: self.op, convolutions: c, features: self.features, image };
         let (hh, s) = ((extent.h * scale) as isize, scale as isize);
         for at in ring.pixels((start as isize - 1) * s, (end as isize + 1) * s - 1) {
             let owner = at.y.clamp(0, hh - 1).div_euclid(s) as usize;
@@ -452,7 +449,7 @@ unsafe fn spread<const N: usize>(from: *const f32, w: usize, to: *mut f32, strid
 impl Task for Backward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let head = &self.op.head;
+        let head = self.op;
         let (extent, f, w, h) = (head.extent, head.features, head.extent.w, head.extent.h);
         let (count, lanes, depth) = (shape(head).lanes(), padded(head), depth(head));
         let (p, s) = (packed(self.op, true), sums(head));
@@ -523,10 +520,10 @@ impl Task for Backward<'_> {
 
 /// Runs the gradients.
 pub fn backward(ctx: &Context<'_>, op: &UpHeadBack) {
-    let (forward, head) = (&op.forward, &op.forward.head);
+    let head = &op.forward;
     let parts = ctx.parts(op.workspace, workspace_back(op));
-    let (p, s, f) = (packed(forward, true), shape(head), head.features);
-    let parameters = pack_parameters(ctx, forward, parts, &p, |kernel, _, gain| {
+    let (p, s, f) = (packed(head, true), shape(head), head.features);
+    let parameters = pack_parameters(ctx, head, parts, &p, |kernel, _, gain| {
         // SAFETY: the workspace is live and these pieces are nobody else's
         let (zeros, weights) = unsafe { (parts.shared().slice(p.bias, f), parts.shared().slice(p.weights, p.zeros - p.weights)) };
         zeros.fill(0.0);
@@ -538,7 +535,7 @@ pub fn backward(ctx: &Context<'_>, op: &UpHeadBack) {
     });
     let bands = Bands::new(head.extent);
     let task = Backward {
-        op: forward,
+        op: head,
         parts,
         bands,
         parameters,
@@ -563,8 +560,8 @@ pub fn backward(ctx: &Context<'_>, op: &UpHeadBack) {
     let Parameters { gain, convolutions } = task.parameters;
     decompose(s, convolutions, Gradients { kernel, bias }, up, up_bias, out);
     let d_sum = |o: usize| bias.iter().skip(o).step_by(3).map(|&b| f64::from(b)).sum::<f64>();
-    ctx.store_gradient(op.gradients, forward.up_weight, |i| gain * up[s.up_of_torch(i)]);
-    ctx.store_gradient(op.gradients, forward.up_bias, |i| gain * up_bias[s.bias_of_torch(i)]);
+    ctx.store_gradient(op.gradients, head.up_weight, |i| gain * up[s.up_of_torch(i)]);
+    ctx.store_gradient(op.gradients, head.up_bias, |i| gain * up_bias[s.bias_of_torch(i)]);
     ctx.store_gradient(op.gradients, head.weight, |i| gain * out[s.out_of_torch(i)]);
     ctx.store_gradient(op.gradients, head.bias, |o| gain * d_sum(o) as f32);
     // detail is linear in conv_out, whose gradient therefore holds every term of the gain's

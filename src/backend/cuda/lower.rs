@@ -1,9 +1,9 @@
 //! A plan to its launches: one call for every operation, to the file of its family. Depends on the families.
 
 use super::launch::{Launch, Lowering, Program};
-use super::{conv, head, nano, optimizer, pixels, structural};
+use super::{conv, nano, optimizer, pixels, structural, up_head};
 use crate::plan::{Op, Plan};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::ops::Range;
 
 /// The launches of a plan made with [`super::CudaSizing`].
@@ -36,9 +36,8 @@ fn operation(l: &mut Lowering<'_>, plan: &Plan, at: usize) -> Result<()> {
         Op::ConvBack(o) => conv::backward(l, o),
         Op::NanoBlock(o) => nano::forward(l, o),
         Op::NanoBlockBack(o) => nano::backward(l, o),
-        Op::Head(o) => head::forward(l, o),
-        Op::HeadBack(o) => head::backward(l, o),
-        op @ (Op::UpHead(_) | Op::UpHeadBack(_)) => bail!("{} was not planned for CUDA", op.label()),
+        Op::UpHead(o) => up_head::forward(l, o),
+        Op::UpHeadBack(o) => up_head::backward(l, o),
         Op::StructuralLoss(o) => structural::loss(l, o),
     }
 }

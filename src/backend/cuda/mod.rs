@@ -3,7 +3,6 @@
 
 mod conv;
 mod device;
-mod head;
 mod launch;
 mod lower;
 mod module;
@@ -13,6 +12,7 @@ mod pixels;
 mod reduce;
 mod sizing;
 mod structural;
+mod up_head;
 
 pub use device::{CudaBackend, Device, device_count};
 pub use launch::{Arg, Launch, Program, SCALARS_BYTES, scalars_launch};

@@ -78,7 +78,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
     let (f, p) = (&o.forward, &o.forward.params);
     ensure!(f.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", f.features);
     let (e, slice) = (f.extent, Slice::whole(f.extent.n));
-    let sums = Sums::new(l, l.workspace(o.workspace)?, slice, sum_count(o), sum_blocks(o));
+    let sums = Sums::of(l, l.workspace(o.workspace)?, slice, sum_count(o), sum_blocks(o));
     let mut args = weights(l, f);
     args.extend([l.at(f.input), l.at(o.d_output), l.at(o.d_input), sums.partials, int(e.n)?, int(e.h)?, int(e.w)?]);
     let around = |pixels: usize| (TILE + 2 * pixels).pow(2);

@@ -20,17 +20,24 @@ pub(super) fn workspace(count: usize, blocks: usize) -> u64 {
     partial_bytes(count, blocks) as u64 + 8 * count as u64
 }
 
-fn partial_bytes(count: usize, blocks: usize) -> usize {
+/// Bytes of the blocks' partial sums.
+pub(super) fn partial_bytes(count: usize, blocks: usize) -> usize {
     (4 * count * blocks).next_multiple_of(8)
 }
 
 impl Sums {
-    pub fn new(l: &Lowering<'_>, workspace: BufferId, slice: Slice, count: usize, blocks: usize) -> Sums {
+    /// Sums whose places are known.
+    pub fn new(partials: Arg, totals: Arg, count: usize, blocks: usize) -> Sums {
+        Sums { partials, totals, count, blocks }
+    }
+
+    /// The only sums of an operation: partials at the start of its workspace, totals behind them or where slices carry them.
+    pub fn of(l: &Lowering<'_>, workspace: BufferId, slice: Slice, count: usize, blocks: usize) -> Sums {
         let totals = match slice.carry {
             Some(carry) => l.at(carry),
             None => l.at_bytes(workspace, partial_bytes(count, blocks)),
         };
-        Sums { partials: l.at(workspace), totals, count, blocks }
+        Sums::new(l.at(workspace), totals, count, blocks)
     }
 
     /// Adds the partials to the totals.

@@ -5,8 +5,8 @@
 //! asks for no workspace, unless it sums over pixels. One that does is launched with at most [`SUM_BLOCKS`] blocks, each walking
 //! over many tiles in a fixed order, and the sums are added as [`super::reduce`] says.
 
-use super::{conv, head, nano, optimizer, pixels, structural};
-use crate::plan::{Op, Precision, Sizing};
+use super::{conv, nano, optimizer, pixels, structural, up_head};
+use crate::plan::{Op, Precision, Sizing, UpHead};
 
 /// Blocks of a kernel that sums over pixels: two for every multiprocessor of the largest card in use, nearly.
 pub(super) const SUM_BLOCKS: u64 = 256;
@@ -30,11 +30,10 @@ pub struct CudaSizing {
 impl Sizing for CudaSizing {
     fn workspace(&self, op: &Op) -> u64 {
         match op {
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::Head(_) => 0,
+            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::UpHead(_) => 0,
             Op::ConvBack(o) => conv::workspace(o),
             Op::NanoBlockBack(o) => nano::workspace(o),
-            Op::HeadBack(o) => head::workspace(o),
-            Op::UpHead(_) | Op::UpHeadBack(_) => 0, // not in plans for CUDA
+            Op::UpHeadBack(o) => up_head::workspace(o),
             Op::PixelLoss(o) => pixels::loss_workspace(o),
             Op::StructuralLoss(o) => structural::workspace(o),
             Op::Update(o) => optimizer::workspace(o),
@@ -44,7 +43,7 @@ impl Sizing for CudaSizing {
     fn carry(&self, op: &Op) -> u64 {
         match op {
             Op::ConvBack(o) => 8 * conv::sum_count(o) as u64,
-            Op::HeadBack(o) => 8 * head::sum_count(o) as u64,
+            Op::UpHeadBack(o) => 8 * up_head::sum_count(o) as u64,
             Op::PixelLoss(_) => 8,
             Op::StructuralLoss(o) => 8 * o.terms.len() as u64,
             _ => 0,
@@ -53,6 +52,10 @@ impl Sizing for CudaSizing {
 
     fn precision(&self) -> Precision {
         self.precision
+    }
+
+    fn composed(&self, op: &UpHead) -> u64 {
+        up_head::composed(op, self.precision)
     }
 
     fn scalar_bytes(&self) -> u64 {

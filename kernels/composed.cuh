@@ -1,0 +1,284 @@
+// up.0, its pixel shuffle and conv_out as one convolution: between them nothing is nonlinear, so conv_out(shuffle(up(f))) is a 5x5 convolution of
+// the LQ features whose outputs are the 3 s^2 values of an LQ pixel. The composition is made here from the two, and its gradients are
+// taken apart into theirs. Depends on features.cuh.
+//
+// One thing differs at the border: features outside the HR picture are zero for conv_out, while the composition sees what up.0 would have made
+// of the picture's edge. So pixels in the picture's first and last row and column have a share taken away again. It reads nothing but pixels
+// of the same edge, since what up.0 makes of pixels outside the picture is nothing: five taps along the edge, and where two edges meet, one tap
+// that both have taken away is added once. These are convolutions like the first, of few pixels, with weights and gradients of their own.
+//
+// Outputs of an LQ pixel go by groups of 16 "slots": four HR pixels of its square (dy, dx), row by row, each R, G, B and nothing. A group has 53
+// "entries", each [input channel][slot]:
+//   0 .. 24          the 5x5 taps
+//   25 + 7 e + 0..4  taps along edge e: first row, last row, first column, last column
+//   25 + 7 e + 5, 6  of the first and last row: the tap where it meets the first and the last column
+// and as many biases as there are kinds of places: [slot] of all, of an edge, of its corners. Sums over pixels are laid out alike.
+#pragma once
+#include "features.cuh"
+
+#define ENTRIES 53
+#define ENTRY (FEATURES * 16)
+#define INTERIOR_SUMS (25 * ENTRY + 16)
+#define EDGE_SUMS (7 * ENTRY + 3 * 16)
+#define GROUP_SUMS (INTERIOR_SUMS + 4 * EDGE_SUMS)
+// 16-byte words of an entry as the lanes of a warp take it, and of all entries of a group, for the forward pass and for the backward
+#define FRAGMENT 32
+#define GROUP_FRAGMENTS (2 * ENTRIES * FRAGMENT)
+
+DEVICE int slot_groups(int scale) { return (scale * scale + 3) / 4; }
+
+// Which HR pixel of an LQ pixel's square a slot belongs to, and its channel.
+struct Slot {
+    int dy, dx, channel;
+    bool exists;
+};
+DEVICE Slot slot_of(int group, int slot, int scale) {
+    Slot s;
+    int place = group * 4 + slot / 4;
+    s.dy = place / scale;
+    s.dx = place - s.dy * scale;
+    s.channel = slot % 4;
+    s.exists = place < scale * scale && s.channel < 3;
+    return s;
+}
+
+// Along one side: what tap k of conv_out reads from place `place` of a square, the place it meets there, and by how many LQ pixels the taps
+// of up.0 are moved within the five of the composition.
+struct Reach {
+    int place, shift;
+};
+DEVICE Reach reach(int scale, int place, int k) {
+    int at = scale + place + k - 1;
+    Reach r;
+    r.shift = at / scale;
+    r.place = at - r.shift * scale;
+    return r;
+}
+
+// Which taps of conv_out an entry is made of, and where among the 5x5 it lies; or for biases (entry -1, 25 + 7 e, 25 + 7 e + 5 ...) of what places.
+struct Entry {
+    int u, v;            // row and column of the 5x5
+    int ky, ky_end;      // rows of conv_out's taps
+    int kx, kx_end;      // columns
+    float sign;
+};
+DEVICE Entry entry_of(int e, Slot s, int scale) {
+    Entry n = {2, 2, 0, 3, 0, 3, 1.0f};
+    if (e < 25) {
+        n.u = e / 5;
+        n.v = e % 5;
+        return n;
+    }
+    int edge = (e - 25) / 7, j = (e - 25) % 7;
+    bool rows = edge < 2, corner = j >= 5;
+    n.sign = corner ? 1.0f : -1.0f;
+    if (!corner) (rows ? n.v : n.u) = j;
+    int down = rows ? edge : -1, across = rows ? (corner ? j - 5 : -1) : edge - 2;
+    // an edge touches the first or last place of a square, through the first or last tap
+    if (down >= 0) {
+        n.ky = 2 * down;
+        n.ky_end = s.dy == down * (scale - 1) ? n.ky + 1 : n.ky;
+    }
+    if (across >= 0) {
+        n.kx = 2 * across;
+        n.kx_end = s.dx == across * (scale - 1) ? n.kx + 1 : n.kx;
+    }
+    if (corner && !rows) n.ky_end = n.ky;
+    return n;
+}
+
+// Where an entry stands among the f32 of its group, and where a bias does: of all pixels (-1) or of kind 0 .. 2 (edge, its corners) of an edge.
+DEVICE int entry_at(int e) { return e < 25 ? e * ENTRY : INTERIOR_SUMS + (e - 25) / 7 * EDGE_SUMS + (e - 25) % 7 * ENTRY; }
+DEVICE int bias_at(int edge, int kind) { return edge < 0 ? 25 * ENTRY : INTERIOR_SUMS + edge * EDGE_SUMS + 7 * ENTRY + kind * 16; }
+
+// The composition, without the gain: composed [groups][GROUP_SUMS] f32, and for halves behind it, times the gain, [groups][GROUP_FRAGMENTS] words
+// as tensor cores take them, once for the forward pass and once with taps and channels turned round. up_weight [16 x scale^2][16][3][3],
+// up_bias, weight [3][16][3][3], bias [3], gain [1]. Grid: (54, groups), a block an entry, the last one all biases.
+KERNEL(compose_up_head, 256, const float* up_weight, const float* up_bias, const float* weight, const float* bias, const float* gain,
+       float* composed, int scale) {
+    int e = blockIdx.x, group = blockIdx.y, slot = threadIdx.x % 16, ci = threadIdx.x / 16, squares = scale * scale;
+    Slot s = slot_of(group, slot, scale);
+    float* own = composed + group * GROUP_SUMS;
+    if (e == ENTRIES) {
+        // thirteen kinds of places: all, and of each edge three
+        int kind = ci - 1, edge = kind < 0 ? -1 : kind / 3;
+        if (kind >= 12) return;
+        Entry n = entry_of(kind < 0 ? 0 : 25 + 7 * edge + (kind % 3 ? 4 + kind % 3 : 0), s, scale);
+        float sum = kind < 0 && s.exists ? bias[s.channel] : 0.0f;
+        if (s.exists) {
+            for (int ky = n.ky; ky < n.ky_end; ky++) {
+                for (int kx = n.kx; kx < n.kx_end; kx++) {
+                    const float* from = up_bias + reach(scale, s.dy, ky).place * scale + reach(scale, s.dx, kx).place;
+                    UNROLL
+                    for (int c = 0; c < FEATURES; c++)
+                        sum += n.sign * weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares];
+                }
+            }
+        }
+        own[bias_at(edge, kind < 0 ? 0 : kind % 3) + slot] = sum;
+        return;
+    }
+    Entry n = entry_of(e, s, scale);
+    float sum = 0;
+    if (s.exists) {
+        for (int ky = n.ky; ky < n.ky_end; ky++) {
+            Reach down = reach(scale, s.dy, ky);
+            for (int kx = n.kx; kx < n.kx_end; kx++) {
+                Reach across = reach(scale, s.dx, kx);
+                int ty = n.u - down.shift, tx = n.v - across.shift;
+                if (ty < 0 || ty > 2 || tx < 0 || tx > 2) continue;
+                const float* from = up_weight + ((down.place * scale + across.place) * FEATURES + ci) * 9 + ty * 3 + tx;
+                UNROLL
+                for (int c = 0; c < FEATURES; c++)
+                    sum += weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares * FEATURES * 9];
+            }
+        }
+    }
+    sum *= n.sign;
+    own[entry_at(e) + threadIdx.x / 16 * 16 + slot] = sum;
+#if PRECISION != 0
+    u16* fragments = (u16*)(composed + gridDim.y * GROUP_SUMS) + group * GROUP_FRAGMENTS * 8;
+    u16 half = to_half(*gain * sum);
+    // taps of the backward pass reach the other way
+    int turned = e < 25 ? 24 - e : (e - 25) % 7 < 5 ? e - (e - 25) % 7 + 4 - (e - 25) % 7 : e;
+    UNROLL
+    for (int backward = 0; backward < 2; backward++) {
+        int k = backward ? slot : ci, column = backward ? ci : slot, at = backward ? ENTRIES + turned : e;
+        // as a lane's registers: 16 bytes hold b[0], b[1] of the first 8 x 16 matrix, then of the second; columns are dealt to the two such
+        // that a lane's four results of one pixel are neighbours
+        int lane = ((column >> 2) * 2 + (column & 1)) * 4 + k % 8 / 2, word = (column >> 1 & 1) * 2 + k / 8;
+        fragments[((at * FRAGMENT + lane) * 4 + word) * 2 + k % 2] = half;
+    }
+#endif
+}
+
+// The sums of a backward pass, without the gain: of all pixels, and of those on edges.
+struct ComposedSums {
+    const double* interior;  // [groups][INTERIOR_SUMS]
+    const double* edges;     // [groups][4][EDGE_SUMS]
+    int scale;
+};
+
+// A tap of conv_out at a place of the square, along one side: where the sums that it shares in lie, and which edge has none of it.
+struct Meeting {
+    Reach reach;
+    int edge;  // 0 first, 1 last, -1 none
+};
+DEVICE Meeting meeting(int scale, int place, int k) {
+    Meeting m;
+    m.reach = reach(scale, place, k);
+    m.edge = place + k == 0 ? 0 : place + k == scale + 1 ? 1 : -1;
+    return m;
+}
+
+// What conv_out's tap with these meetings has to do with tap (ty, tx) of up.0 and channel `ci`: the gradient of their product.
+DEVICE double met(const ComposedSums& t, const Meeting& down, const Meeting& across, int dy, int dx, int channel, int ci, int ty, int tx) {
+    int place = dy * t.scale + dx, group = place / 4, at = ci * 16 + place % 4 * 4 + channel;
+    int u = down.reach.shift + ty, v = across.reach.shift + tx;
+    const double* edges = t.edges + group * 4 * EDGE_SUMS + at;
+    double sum = t.interior[group * INTERIOR_SUMS + (u * 5 + v) * ENTRY + at];
+    bool row = down.edge >= 0 && u == 2, column = across.edge >= 0 && v == 2;
+    if (row) sum -= edges[down.edge * EDGE_SUMS + v * ENTRY];
+    if (column) sum -= edges[(2 + across.edge) * EDGE_SUMS + u * ENTRY];
+    if (row && column) sum += edges[down.edge * EDGE_SUMS + (5 + across.edge) * ENTRY];
+    return sum;
+}
+// The same for up.0's bias.
+DEVICE double met_bias(const ComposedSums& t, const Meeting& down, const Meeting& across, int dy, int dx, int channel) {
+    int place = dy * t.scale + dx, group = place / 4, at = place % 4 * 4 + channel;
+    const double* edges = t.edges + group * 4 * EDGE_SUMS + 7 * ENTRY + at;
+    double sum = t.interior[group * INTERIOR_SUMS + 25 * ENTRY + at];
+    if (down.edge >= 0) sum -= edges[down.edge * EDGE_SUMS];
+    if (across.edge >= 0) sum -= edges[(2 + across.edge) * EDGE_SUMS];
+    if (down.edge >= 0 && across.edge >= 0) sum += edges[down.edge * EDGE_SUMS + (1 + across.edge) * 16];
+    return sum;
+}
+
+DEVICE void add_gradient(float* to, double value, const Scalars* scalars) {
+    *to = scalars->accumulate ? *to + (float)value : (float)value;
+}
+
+// Sums to gradients of all that the composition is made of. Blocks: one a 256 weights of up.0; 54, a warp for every weight of conv_out; one for both
+// biases; one for the gain, whose gradient is the product of the sums and what they are the gradients of. Shared memory: 256 f64.
+KERNEL(finish_up_head, 256, const double* interior, const double* edges, const float* up_weight, const float* up_bias, const float* weight,
+       const float* bias, const float* gain, const float* composed, float* d_up_weight, float* d_up_bias, float* d_weight, float* d_bias,
+       float* d_gain, int scale, const Scalars* scalars) {
+    ComposedSums t = {interior, edges, scale};
+    int squares = scale * scale, weights = FEATURES * squares * FEATURES * 9, block = blockIdx.x, blocks = weights / 256 + (weights % 256 != 0);
+    double strength = (double)*gain;
+    if (block < blocks) {
+        int i = block * 256 + threadIdx.x;
+        if (i >= weights) return;
+        int tap = i % 9, ci = i / 9 % FEATURES, out = i / 9 / FEATURES, c = out / squares, py = out % squares / scale, px = out % scale;
+        double sum = 0;
+        for (int ky = 0; ky < 3; ky++) {
+            int dy = (py - ky + 1 + scale) % scale;
+            Meeting down = meeting(scale, dy, ky);
+            for (int kx = 0; kx < 3; kx++) {
+                int dx = (px - kx + 1 + scale) % scale;
+                Meeting across = meeting(scale, dx, kx);
+                UNROLL
+                for (int o = 0; o < 3; o++)
+                    sum += (double)weight[(o * FEATURES + c) * 9 + ky * 3 + kx] * met(t, down, across, dy, dx, o, ci, tap / 3, tap % 3);
+            }
+        }
+        add_gradient(d_up_weight + i, strength * sum, scalars);
+        return;
+    }
+    block -= blocks;
+    if (block < 27 * FEATURES / 8) {
+        int i = block * 8 + threadIdx.x / 32, k = i % 9, c = i / 9 % FEATURES, o = i / 9 / FEATURES;
+        double sum = 0;
+        for (int place = 0; place < squares; place++) {
+            int dy = place / scale, dx = place - dy * scale;
+            Meeting down = meeting(scale, dy, k / 3), across = meeting(scale, dx, k % 3);
+            int out = (c * scale + down.reach.place) * scale + across.reach.place;
+            for (int j = threadIdx.x % 32; j < FEATURES * 9; j += 32)
+                sum += (double)up_weight[out * FEATURES * 9 + j] * met(t, down, across, dy, dx, o, j / 9, j % 9 / 3, j % 3);
+            if (threadIdx.x % 32 == 0) sum += (double)up_bias[out] * met_bias(t, down, across, dy, dx, o);
+        }
+        // lanes are added through memory, in the order of a tree: f64 does not fit the shuffles
+        double* lanes = (double*)shared_memory() + threadIdx.x / 32 * 32;
+        int lane = threadIdx.x % 32;
+        lanes[lane] = sum;
+        warp_barrier();
+        for (int half = 16; half > 0; half /= 2) {
+            if (lane < half) lanes[lane] += lanes[lane + half];
+            warp_barrier();
+        }
+        if (lane == 0) add_gradient(d_weight + i, strength * lanes[0], scalars);
+        return;
+    }
+    block -= 27 * FEATURES / 8;
+    if (block == 0) {
+        for (int i = threadIdx.x; i < FEATURES * squares + 3; i += 256) {
+            double sum = 0;
+            if (i >= FEATURES * squares) {
+                int o = i - FEATURES * squares;
+                for (int place = 0; place < squares; place++) sum += interior[place / 4 * INTERIOR_SUMS + 25 * ENTRY + place % 4 * 4 + o];
+                add_gradient(d_bias + o, strength * sum, scalars);
+                continue;
+            }
+            int c = i / squares, py = i % squares / scale, px = i % scale;
+            for (int ky = 0; ky < 3; ky++) {
+                int dy = (py - ky + 1 + scale) % scale;
+                for (int kx = 0; kx < 3; kx++) {
+                    int dx = (px - kx + 1 + scale) % scale;
+                    for (int o = 0; o < 3; o++)
+                        sum += (double)weight[(o * FEATURES + c) * 9 + ky * 3 + kx] *
+                               met_bias(t, meeting(scale, dy, ky), meeting(scale, dx, kx), dy, dx, o);
+                }
+            }
+            add_gradient(d_up_bias + i, strength * sum, scalars);
+        }
+        return;
+    }
+    double product = 0;
+    for (int i = threadIdx.x; i < slot_groups(scale) * GROUP_SUMS; i += 256) {
+        int group = i / GROUP_SUMS, at = i % GROUP_SUMS;
+        double sum = at < INTERIOR_SUMS ? interior[group * INTERIOR_SUMS + at] : edges[group * 4 * EDGE_SUMS + at - INTERIOR_SUMS];
+        product += sum * (double)composed[i];
+    }
+    double total = block_sum<256>((double*)shared_memory(), product);
+    if (threadIdx.x == 0) add_gradient(d_gain, total, scalars);
+}

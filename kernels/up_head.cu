@@ -1,0 +1,193 @@
+// The network's end, base(x) + gain * conv_out(shuffle(up.0(f))), and its gradients. The two convolutions are the one of composed.cuh, so that
+// nothing but the prediction is ever stored at HR; the base is made of the f32 input, tile by tile, and never stored.
+//
+// up_head: composed as made by compose_up_head; gain [1] f32; input [images][h][w][3] f32; features [images][h][w][16] act; output
+// [images][h x scale][w x scale][3] f32. With target (u8 HR patches, and their codes) the output is the prediction less its target,
+// subtracted while base and target are exact integers. A block of 256 threads walks over tiles of 16 x 16 LQ pixels with the grid as
+// stride. Floor: a pixel of features and 12 bytes read, 12 x scale^2 bytes written and 3 x scale^2 of target read, an LQ pixel.
+//
+// up_head_back: composed; gain [1] (f32 alone reads it, halves have it in their weights); features; d_output [images][h x scale][w x scale][3] f32; d_features [images][h][w][16] act. `part` says what of it a launch does:
+//   1  d_features; grid: walkers
+//   2  sums: partials [blocks][groups][INTERIOR_SUMS] f32, and of the edges edge_partials [edge_blocks][groups][4][EDGE_SUMS].
+//      Grid: (4 x edge_blocks + blocks, groups of slots); the first blocks take the edges
+//   3  both in one pass (one group of slots, halves)
+// Floor: a pixel of features read and one written, 12 x scale^2 bytes read, an LQ pixel.
+#include "base.cuh"
+#include "composed.cuh"
+
+// The arrays of a tile of pixels with the two around it that 5x5 taps reach.
+#define REACHED (TILE + 4)
+
+// The sums of one edge: a strip of 16 of its pixels at a time. Thread (input channel, slot); those from 256 on do nothing but wait. `memory`: 36 x 16
+// f32.
+DEVICE void edge_sums(float* memory, const act* features, const float* d_output, float* edge_partials, int edge, int first, int step, int group,
+                      int groups, int images, int h, int w, int scale) {
+    float* d = memory;               // [16][slot]
+    float* f = memory + 16 * 16;     // [20][channel]
+    int major = threadIdx.x / 16, minor = threadIdx.x % 16;
+    bool rows = edge < 2, works = threadIdx.x < 256;
+    int length = rows ? w : h, strips = (length + 15) / 16, fixed = edge % 2 == 0 ? 0 : (rows ? h : w) - 1;
+    Slot slot = slot_of(group, minor, scale);
+    float total[7], bias[3];
+    UNROLL
+    for (int i = 0; i < 7; i++) total[i] = 0;
+    UNROLL
+    for (int i = 0; i < 3; i++) bias[i] = 0;
+    ROLLED
+    for (int strip = first; strip < images * strips; strip += step) {
+        int image = strip / strips, start = (strip - image * strips) * 16;
+        long long pixels = (long long)image * h * w;
+        int at = start + major, y = rows ? fixed : at, x = rows ? at : fixed;
+        float value = 0;
+        if (works && at < length && slot.exists)
+            value = d_output[(pixels * scale * scale + (long long)(y * scale + slot.dy) * (w * scale) + x * scale + slot.dx) * 3 + slot.channel];
+        if (works) d[threadIdx.x] = value;
+        ROLLED
+        for (int i = threadIdx.x; works && i < 20 * 16; i += 256) {
+            int along = start - 2 + i / 16;
+            value = 0;
+            if (along >= 0 && along < length) value = to_float(features[(pixels + (rows ? fixed * w + along : along * w + fixed)) * FEATURES + i % 16]);
+            f[i] = value;
+        }
+        barrier();
+        // a strip by itself: short sums keep their bits
+        float part[5], window[5], sum = 0;
+        UNROLL
+        for (int i = 0; i < 5; i++) {
+            part[i] = 0;
+            window[i] = f[i * 16 + major % 16];
+        }
+        ROLLED
+        for (int i = 0; works && i < 16; i++) {
+            float value = d[i * 16 + minor];
+            window[4] = f[(i + 4) * 16 + major];
+            sum += value;
+            UNROLL
+            for (int tap = 0; tap < 5; tap++) part[tap] += window[tap] * value;
+            // corners belong to the first and the last row
+            if (rows && start + i == 0) {
+                total[5] += window[2] * value;
+                bias[1] += value;
+            }
+            if (rows && start + i == length - 1) {
+                total[6] += window[2] * value;
+                bias[2] += value;
+            }
+            UNROLL
+            for (int tap = 0; tap < 4; tap++) window[tap] = window[tap + 1];
+        }
+        UNROLL
+        for (int i = 0; i < 5; i++) total[i] += part[i];
+        bias[0] += sum;
+        barrier();
+    }
+    if (!works) return;
+    float* out = edge_partials + (((long long)first * groups + group) * 4 + edge) * EDGE_SUMS;
+    UNROLL
+    for (int i = 0; i < 7; i++) out[i * ENTRY + threadIdx.x] = total[i];
+    if (major > 0) return;
+    UNROLL
+    for (int i = 0; i < 3; i++) out[7 * ENTRY + i * 16 + minor] = bias[i];
+}
+
+// Share of an HR pixel's bias that edges take away or add, without the gain: of the LQ pixel (y, x).
+DEVICE bool on_edge(int y, int x, int h, int w) { return y == 0 || x == 0 || y == h - 1 || x == w - 1; }
+DEVICE float edge_bias(const float* composed, int slot, int y, int x, int h, int w) {
+    float sum = 0;
+    ROLLED
+    for (int down = 0; down < 2; down++) {
+        bool row = y == down * (h - 1);
+        if (row) sum += composed[bias_at(down, 0) + slot];
+        if (x == down * (w - 1)) sum += composed[bias_at(2 + down, 0) + slot];
+        ROLLED
+        for (int across = 0; across < 2; across++)
+            if (row && x == across * (w - 1)) sum += composed[bias_at(down, 1 + across) + slot];
+    }
+    return sum;
+}
+
+// The four HR pixels of a group of slots in the square of one LQ pixel, finished and written: base, gain x bias, and `detail` (RGB and nothing, times the gain).
+struct Finish {
+    const float* composed;  // of the group
+    const float* taps;
+    const float* cells;
+    float* output;
+    const u8* target;
+    const u8* codes;
+    float gain;
+    int group, h, w, scale;
+};
+DEVICE void finish_square(const Finish& f, const float (&detail)[16], Tile t, int row, int column) {
+    int y = t.y + row, x = t.x + column, hr_h = f.h * f.scale, hr_w = f.w * f.scale, last = -1;
+    if (y >= f.h || x >= f.w) return;
+    bool edge = on_edge(y, x, f.h, f.w);
+    long long start = (long long)t.image * hr_h * hr_w;
+    u32 code = f.target ? f.codes[t.image] : 0u;
+    Blurred blurred;
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        int place = f.group * 4 + k, dy = place / f.scale, dx = place - dy * f.scale;
+        if (place >= f.scale * f.scale) break;
+        if (dy != last) base_rows(blurred, f.cells, row, column, ((const Quad*)f.taps)[dy]);
+        last = dy;
+        int hr_y = y * f.scale + dy, hr_x = x * f.scale + dx;
+        float wanted[3] = {0, 0, 0}, value[3];
+        if (f.target) {
+            const u8* pixel = f.target + (start + augmented(code, hr_y, hr_x, hr_h, hr_w)) * 3;
+            UNROLL
+            for (int o = 0; o < 3; o++) wanted[o] = (float)pixel[o];
+        }
+        base_pixel(blurred, ((const Quad*)f.taps)[dx], f.target != nullptr, wanted, value);
+        float* to = f.output + (start + (long long)hr_y * hr_w + hr_x) * 3;
+        UNROLL
+        for (int o = 0; o < 3; o++) {
+            float bias = f.composed[bias_at(-1, 0) + 4 * k + o];
+            if (edge) bias += edge_bias(f.composed, 4 * k + o, y, x, f.h, f.w);
+            to[o] = value[o] + (f.gain * bias + detail[4 * k + o]);
+        }
+    }
+}
+
+#if PRECISION == 0
+#include "up_head_plain.cuh"
+#else
+#include "up_head_mma.cuh"
+#endif
+
+// One value of the upsampling and blur, transposed: what LQ pixel (y, x) is to channel c of d_output, [H][W][3].
+DEVICE double base_gather(const float* d_output, int y, int x, int c, int h, int w, int scale) {
+    double sum = 0;
+    for (int row = y * scale - 2; row < y * scale + scale + 2; row++) {
+        for (int column = x * scale - 2; column < x * scale + scale + 2; column++) {
+            if (!inside(row, column, h * scale, w * scale)) continue;
+            double down = 0, across = 0;
+            for (int k = 0; k < 5; k++) {
+                if (floor_divide(row + k - 2, scale) == y) down += (double)BLUR_TAPS[k];
+                if (floor_divide(column + k - 2, scale) == x) across += (double)BLUR_TAPS[k];
+            }
+            sum += down * across * (double)d_output[((long long)row * (w * scale) + column) * 3 + c];
+        }
+    }
+    return sum;
+}
+
+// The gradient that reaches the input through the base; d_input [images][h][w][3] f32. Plain and slow: training never asks for it, tests
+// do. A thread a value.
+KERNEL(base_back, 256, const float* d_output, float* d_input, int images, int h, int w, int scale, float alpha) {
+    int i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= images * h * w * 3) return;
+    int c = i % 3, x = i / 3 % w, y = i / 3 / w % h, image = i / 3 / w / h;
+    const float* from = d_output + (long long)image * h * w * scale * scale * 3;
+    double sum = base_gather(from, y, x, c, h, w, scale);
+    if (alpha > 0.0f) {
+        double sharp = 0;
+        for (int ky = -3; ky <= 3; ky++) {
+            for (int kx = -3; kx <= 3; kx++) {
+                float tap = SHARP_TAPS[ky + 3] * SHARP_TAPS[kx + 3];
+                if (tap != 0.0f && inside(y + ky, x + kx, h, w)) sharp += (double)tap * base_gather(from, y + ky, x + kx, c, h, w, scale);
+            }
+        }
+        sum += (double)alpha * (sharp - sum);
+    }
+    d_input[i] = (float)sum;
+}

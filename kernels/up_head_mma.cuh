@@ -1,0 +1,348 @@
+// The network's end and its gradients on tensor cores, for halves. The kernels and their arguments are described in up_head.cu. Depends on
+// base.cuh and composed.cuh.
+#pragma once
+#include "base.cuh"
+#include "composed.cuh"
+#include "mma.cuh"
+
+// A tile of 16 halves a pixel (features, or the slots of a gradient): two planes of eight, so that any eight neighbours lie in different banks;
+// and the second plane in other banks than the first. 16-byte pieces.
+#define REACHED_PLANE (REACHED * REACHED + 4)
+
+// The 16 values of 16 pixels of a row, two rows of them.
+struct Square {
+    float sum[2][2][4];  // [row][matrix of 8 columns][see mma_16x8x16]
+};
+DEVICE void start(Square& s) {
+    UNROLL
+    for (int i = 0; i < 16; i++) s.sum[i / 8][i / 4 % 2][i % 4] = 0;
+}
+
+// Where a lane points in a tile for load_matrices: the strip of 16 pixels from (row, 0) on.
+DEVICE const Wide* strip_at(const Wide* tile, int row, int column) {
+    int lane = threadIdx.x % 32;
+    return tile + lane / 16 * REACHED_PLANE + row * REACHED + column + lane % 16;
+}
+
+// Adds the 5x5 neighbourhood of a warp's two rows of pixels, times the weights: each fragment of weights serves two rows, each of pixels up to five.
+DEVICE void multiply(Square& s, const Wide* tile, const Wide* weights) {
+    const Wide* first = strip_at(tile, threadIdx.x / 32 * 2, 0);
+    const Wide* fragments = weights + threadIdx.x % 32;
+    UNROLL
+    for (int v = 0; v < 5; v++) {
+        u32 a[6][4];
+        UNROLL
+        for (int row = 0; row < 6; row++) load_matrices(a[row], first + row * REACHED + v);
+        UNROLL
+        for (int u = 0; u < 5; u++) {
+            Wide f = fragments[(u * 5 + v) * FRAGMENT];
+            u32 low[2] = {f.word[0], f.word[1]}, high[2] = {f.word[2], f.word[3]};
+            UNROLL
+            for (int row = 0; row < 2; row++) {
+                mma_16x8x16(s.sum[row][0], a[row + u], low);
+                mma_16x8x16(s.sum[row][1], a[row + u], high);
+            }
+        }
+    }
+}
+
+// One entry for those pixels of a strip that `column` names: one, or all for -1.
+DEVICE void multiply_entry(float (&sum)[2][4], const Wide* pixels, const Wide* fragment, int column) {
+    u32 a[4];
+    load_matrices(a, pixels);
+    if (column >= 0) {
+        int group = threadIdx.x % 32 / 4;
+        bool upper = group == column, lower = group + 8 == column;
+        a[0] = upper ? a[0] : 0;
+        a[2] = upper ? a[2] : 0;
+        a[1] = lower ? a[1] : 0;
+        a[3] = lower ? a[3] : 0;
+    }
+    Wide f = fragment[threadIdx.x % 32];
+    u32 low[2] = {f.word[0], f.word[1]}, high[2] = {f.word[2], f.word[3]};
+    mma_16x8x16(sum[0], a, low);
+    mma_16x8x16(sum[1], a, high);
+}
+
+// Adds what pixels on the picture's edges have apart from others. `fragments`: all entries, in device memory; few tiles read them. All
+// conditions are the same in a whole warp.
+DEVICE void multiply_edges(Square& s, const Wide* tile, const Wide* fragments, Tile t, int h, int w) {
+    if (t.y > 0 && t.x > 0 && t.y + TILE < h && t.x + TILE < w) return;
+    UNROLL
+    for (int row = 0; row < 2; row++) {
+        int own = threadIdx.x / 32 * 2 + row, y = t.y + own;
+        if (y >= h) continue;
+        ROLLED
+        for (int edge = 0; edge < 2; edge++) {
+            const Wide* across = fragments + (25 + 7 * edge) * FRAGMENT;
+            const Wide* down = across + 14 * FRAGMENT;
+            int column = edge * (w - 1) - t.x;
+            bool on = y == edge * (h - 1);
+            if (on) {
+                ROLLED
+                for (int tap = 0; tap < 5; tap++) multiply_entry(s.sum[row], strip_at(tile, own + 2, tap), across + tap * FRAGMENT, -1);
+                ROLLED
+                for (int corner = 0; corner < 2; corner++) {
+                    int place = corner * (w - 1) - t.x;
+                    if (place < 0 || place >= TILE) continue;
+                    multiply_entry(s.sum[row], strip_at(tile, own + 2, 2), across + (5 + corner) * FRAGMENT, place);
+                }
+            }
+            if (column < 0 || column >= TILE) continue;
+            ROLLED
+            for (int tap = 0; tap < 5; tap++) multiply_entry(s.sum[row], strip_at(tile, own + tap, 2), down + tap * FRAGMENT, column);
+        }
+    }
+}
+
+// Pieces of a tile of features, loaded by a block of THREADS: all loads are on their way before the first is waited for.
+template <int THREADS>
+struct Loaded {
+    Wide piece[(REACHED * REACHED * 2 + THREADS - 1) / THREADS];
+};
+template <int THREADS>
+DEVICE void load_features_from(Loaded<THREADS>& l, const act* features, Tile t, int h, int w) {
+    const Wide* image = (const Wide*)features + (long long)t.image * h * w * 2;
+    UNROLL
+    for (int round = 0; round < (REACHED * REACHED * 2 + THREADS - 1) / THREADS; round++) {
+        int i = threadIdx.x + THREADS * round, pixel = i / 2, line = pixel / REACHED;
+        int y = t.y - 2 + line, x = t.x - 2 + (pixel - line * REACHED);
+        l.piece[round] = {{0, 0, 0, 0}};
+        if (i < REACHED * REACHED * 2 && inside(y, x, h, w)) l.piece[round] = image[(y * w + x) * 2 + i % 2];
+    }
+}
+template <int THREADS>
+DEVICE void put_features(const Loaded<THREADS>& l, Wide* tile) {
+    UNROLL
+    for (int round = 0; round < (REACHED * REACHED * 2 + THREADS - 1) / THREADS; round++) {
+        int i = threadIdx.x + THREADS * round;
+        if (i < REACHED * REACHED * 2) tile[i % 2 * REACHED_PLANE + i / 2] = l.piece[round];
+    }
+}
+
+// The fragments of the 25 taps to shared memory.
+template <int THREADS>
+DEVICE void copy_fragments(Wide* to, const Wide* from) {
+    UNROLL
+    for (int round = 0; round < (25 * FRAGMENT + THREADS - 1) / THREADS; round++) {
+        int i = threadIdx.x + THREADS * round;
+        if (i < 25 * FRAGMENT) to[i] = from[i];
+    }
+}
+
+KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const float* input, const act* features, float* output,
+               const u8* target, const u8* codes, int images, int h, int w, int scale, float alpha) {
+    Wide* tile = (Wide*)shared_memory();
+    Wide* weights = tile + 2 * REACHED_PLANE;
+    float* cells = (float*)(weights + 25 * FRAGMENT);
+    float* raw = cells + BASE_CELLS;
+    float* rows = raw + BASE_RAW;
+    float* taps = rows + BASE_ROWS;
+    int groups = slot_groups(scale);
+    const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS);
+    base_taps(taps, scale);
+    if (groups == 1) copy_fragments<256>(weights, fragments);
+    Finish f = {composed, taps, cells, output, target, codes, *gain, 0, h, w, scale};
+    ROLLED
+    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+        Tile t = tile_at(index, h, w);
+        Loaded<256> loaded;
+        load_features_from(loaded, features, t, h, w);
+        put_features(loaded, tile);
+        // its barriers are those of the features, too
+        base_cells<256>(raw, rows, cells, input + (long long)t.image * h * w * 3, h, w, t.y, t.x, alpha, target != nullptr);
+        ROLLED
+        for (int group = 0; group < groups; group++) {
+            const Wide* own = fragments + group * GROUP_FRAGMENTS;
+            if (groups > 1) {
+                if (group > 0) barrier();
+                copy_fragments<256>(weights, own);
+                barrier();
+            }
+            Square s;
+            start(s);
+            multiply(s, tile, weights);
+            multiply_edges(s, tile, own, t, h, w);
+            // lane t of four has HR pixel t of four LQ pixels: (row, half) 0 .. 3. It gets all four of LQ pixel t: a transposition in two rounds
+            int lane = threadIdx.x % 4;
+            float value[4][3], detail[16];
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                const float(*sum)[4] = s.sum[i / 2];
+                value[i][0] = sum[0][i % 2 * 2];
+                value[i][1] = sum[0][i % 2 * 2 + 1];
+                value[i][2] = sum[1][i % 2 * 2];
+            }
+            UNROLL
+            for (int bit = 1; bit < 4; bit *= 2) {
+                bool odd = lane & bit;
+                UNROLL
+                for (int i = 0; i < 4; i++) {
+                    if (i & bit) continue;
+                    UNROLL
+                    for (int o = 0; o < 3; o++) {
+                        float sent = shuffle_xor(odd ? value[i][o] : value[i + bit][o], bit);
+                        if (odd) value[i][o] = sent;
+                        else value[i + bit][o] = sent;
+                    }
+                }
+            }
+            UNROLL
+            for (int i = 0; i < 16; i++) detail[i] = i % 4 < 3 ? value[i / 4][i % 4 < 3 ? i % 4 : 0] : 0.0f;
+            f.group = group;
+            f.composed = composed + group * GROUP_SUMS;
+            finish_square(f, detail, t, threadIdx.x / 32 * 2 + lane / 2, threadIdx.x % 32 / 4 + lane % 2 * 8);
+        }
+        barrier();
+    }
+}
+
+// The gradient of a group's slots to shared memory as halves, two pixels more on each side; a thread's slots are the same in every round. Adds the
+// tile's own to `sums`.
+template <int THREADS>
+DEVICE void load_slots(Wide* tile, const float* d_output, int group, Tile t, int h, int w, int scale, float (&sums)[3]) {
+    const int count = REACHED * REACHED * 4, rounds = (count + THREADS - 1) / THREADS;
+    Slot s = slot_of(group, threadIdx.x % 4 * 4, scale);
+    const float* image = d_output + ((long long)t.image * h * scale + s.dy) * w * scale * 3 + s.dx * 3;
+    UNROLL
+    for (int round = 0; round < rounds; round++) {
+        int i = threadIdx.x + THREADS * round, pixel = i / 4, line = pixel / REACHED, column = pixel - line * REACHED;
+        int y = t.y - 2 + line, x = t.x - 2 + column;
+        if (i >= count) continue;
+        u32 word[2] = {0, 0};
+        if (s.exists && inside(y, x, h, w)) {
+            const float* from = image + (long long)(y * scale * w + x) * scale * 3;
+            float d[3] = {from[0], from[1], from[2]};
+            word[0] = pack_half(d[0], d[1]);
+            word[1] = pack_half(d[2], 0.0f);
+            if (line >= 2 && line < TILE + 2 && column >= 2 && column < TILE + 2) {
+                UNROLL
+                for (int o = 0; o < 3; o++) sums[o] += d[o];
+            }
+        }
+        Pair v = {{word[0], word[1]}};
+        ((Pair*)(tile + threadIdx.x % 4 / 2 * REACHED_PLANE + pixel))[threadIdx.x % 2] = v;
+    }
+}
+
+// Sums of products of features and slots over a tile's pixels, a warp of ten for a column of taps: three rows of them, or the other two.
+#define BACK_WARPS 10
+#define BACK_THREADS (32 * BACK_WARPS)
+struct Outer {
+    float sum[3][2][4];  // [tap][matrix of 8 slots][see mma_16x8x16]: input channel x slot
+};
+DEVICE void accumulate(Outer& o, const Wide* f_tile, const Wide* d_tile) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, v = warp % 5, u = warp / 5 * 3;
+    // features: pixels 0-7, channels 0-7 and 8-15, then pixels 8-15. Gradient: pixels 0-7 and 8-15, slots 0-7, then 8-15
+    const Wide* f = f_tile + lane / 8 % 2 * REACHED_PLANE + u * REACHED + v + lane / 16 * 8 + lane % 8;
+    const Wide* d = strip_at(d_tile, 2, 2);
+    // a row of features meets the rows of the gradient beside it and one or two before
+    u32 b[3][4];
+    UNROLL
+    for (int i = 0; i < 3; i++)
+        UNROLL
+        for (int k = 0; k < 4; k++) b[i][k] = 0;
+    UNROLL
+    for (int row = 0; row < TILE + 2; row++) {
+        u32 a[4];
+        load_matrices_transposed(a, f + row * REACHED);
+        UNROLL
+        for (int k = 0; k < 4; k++) b[row % 3][k] = 0;
+        if (row < TILE) load_matrices_transposed(b[row % 3], d + row * REACHED);
+        UNROLL
+        for (int tap = 0; tap < 3; tap++) {
+            if (row < tap || row - tap >= TILE || (tap == 2 && u > 0)) continue;
+            const u32(&from)[4] = b[(row - tap) % 3];
+            u32 low[2] = {from[0], from[1]}, high[2] = {from[2], from[3]};
+            mma_16x8x16(o.sum[tap][0], a, low);
+            mma_16x8x16(o.sum[tap][1], a, high);
+        }
+    }
+}
+
+KERNEL_CROWDED(up_head_back, BACK_THREADS, 2, const float* composed, const float*, const act* features, const float* d_output, act* d_features,
+               float* partials, float* edge_partials, int images, int h, int w, int scale, int part, int edge_blocks) {
+    Wide* d_tile = (Wide*)shared_memory();
+    Wide* f_tile = d_tile + 2 * REACHED_PLANE;
+    Wide* weights = f_tile + 2 * REACHED_PLANE;
+    int groups = slot_groups(scale), block = blockIdx.x, blocks = gridDim.x;
+    bool data = part & 1, sums = part & 2;
+    if (sums) {
+        blocks -= 4 * edge_blocks;
+        block -= 4 * edge_blocks;
+        if (block < 0) {
+            edge_sums((float*)shared_memory(), features, d_output, edge_partials, blockIdx.x % 4, blockIdx.x / 4, edge_blocks, blockIdx.y, groups, images,
+                      h, w, scale);
+            return;
+        }
+    }
+    const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS) + ENTRIES * FRAGMENT;
+    if (data && groups == 1) copy_fragments<BACK_THREADS>(weights, fragments);
+    Outer outer;
+    UNROLL
+    for (int i = 0; i < 24; i++) outer.sum[i / 8][i / 4 % 2][i % 4] = 0;
+    float bias[3] = {0, 0, 0};
+    ROLLED
+    for (int index = block; index < tile_count(images, h, w); index += blocks) {
+        Tile t = tile_at(index, h, w);
+        Square s;
+        start(s);
+        if (sums) {
+            Loaded<BACK_THREADS> loaded;
+            load_features_from(loaded, features, t, h, w);
+            put_features(loaded, f_tile);
+        }
+        ROLLED
+        for (int group = sums ? (int)blockIdx.y : 0; group < (sums ? (int)blockIdx.y + 1 : groups); group++) {
+            const Wide* own = fragments + group * GROUP_FRAGMENTS;
+            load_slots<BACK_THREADS>(d_tile, d_output, group, t, h, w, scale, bias);
+            if (data && groups > 1) copy_fragments<BACK_THREADS>(weights, own);
+            barrier();
+            if (data && threadIdx.x < 256) {
+                multiply(s, d_tile, weights);
+                multiply_edges(s, d_tile, own, t, h, w);
+            }
+            if (sums) accumulate(outer, f_tile, d_tile);
+            barrier();
+        }
+        if (data && threadIdx.x < 256) {
+            Lane l = lane_place();
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                int y = t.y + l.warp * 2 + i / 2, x = t.x + l.group + i % 2 * 8;
+                if (y >= h || x >= w) continue;
+                const float(*sum)[4] = s.sum[i / 2];
+                Pair v = {{pack_half(sum[0][i % 2 * 2], sum[0][i % 2 * 2 + 1]), pack_half(sum[1][i % 2 * 2], sum[1][i % 2 * 2 + 1])}};
+                store_pair(d_features + (((long long)t.image * h + y) * w + x) * FEATURES, l.t, v);
+            }
+        }
+    }
+    if (!sums) return;
+    float* out = partials + ((long long)block * groups + blockIdx.y) * INTERIOR_SUMS;
+    Lane l = lane_place();
+    int v = l.warp % 5, u = l.warp / 5 * 3;
+    UNROLL
+    for (int tap = 0; tap < 3; tap++) {
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            int ci = l.group + i % 4 / 2 * 8, slot = i / 4 * 8 + 2 * l.t + i % 2;
+            if (u + tap < 5) out[((u + tap) * 5 + v) * ENTRY + ci * 16 + slot] = outer.sum[tap][i / 4][i % 4];
+        }
+    }
+    // every warp's sums of its slots, then those of the block
+    float* all = (float*)shared_memory();
+    UNROLL
+    for (int o = 0; o < 3; o++) {
+        float sum = bias[o];
+        sum += shuffle_xor(sum, 4);
+        sum += shuffle_xor(sum, 8);
+        sum += shuffle_xor(sum, 16);
+        if (l.group == 0) all[l.warp * 16 + l.t * 4 + o] = sum;
+    }
+    if (l.group == 0) all[l.warp * 16 + l.t * 4 + 3] = 0;
+    barrier();
+    if (threadIdx.x >= 16) return;
+    float sum = 0;
+    for (int warp = 0; warp < BACK_WARPS; warp++) sum += all[warp * 16 + threadIdx.x];
+    out[25 * ENTRY + threadIdx.x] = sum;
+}

@@ -1,0 +1,244 @@
+// The network's end and its gradients without tensor cores. The kernels and their arguments are described in up_head.cu. Depends on
+// base.cuh and composed.cuh.
+#pragma once
+#include "base.cuh"
+#include "composed.cuh"
+
+// A tile of 16 f32 a pixel: planes of four, one after another in banks of their own.
+#define REACHED_PLANE (REACHED * REACHED + 1)
+// Weights of one HR pixel's four slots: [tap][input channel] Quads.
+#define TAP_QUADS (25 * FEATURES)
+
+DEVICE void load_tile(Quad* tile, const float* features, Tile t, int h, int w) {
+    const Quad* image = (const Quad*)features + (long long)t.image * h * w * 4;
+    for (int i = threadIdx.x; i < REACHED * REACHED * 4; i += 256) {
+        int pixel = i / 4, y = t.y - 2 + pixel / REACHED, x = t.x - 2 + pixel % REACHED;
+        Quad v = {{0, 0, 0, 0}};
+        if (inside(y, x, h, w)) v = image[(y * w + x) * 4 + i % 4];
+        tile[i % 4 * REACHED_PLANE + pixel] = v;
+    }
+}
+// The gradient of a group's slots; a thread has the same four in every round.
+DEVICE void load_slots(Quad* tile, const float* d_output, int group, Tile t, int h, int w, int scale) {
+    Slot s = slot_of(group, threadIdx.x % 4 * 4, scale);
+    const float* image = d_output + ((long long)t.image * h * scale + s.dy) * w * scale * 3 + s.dx * 3;
+    for (int i = threadIdx.x; i < REACHED * REACHED * 4; i += 256) {
+        int pixel = i / 4, y = t.y - 2 + pixel / REACHED, x = t.x - 2 + pixel % REACHED;
+        Quad v = {{0, 0, 0, 0}};
+        if (s.exists && inside(y, x, h, w)) {
+            const float* from = image + (long long)(y * scale * w + x) * scale * 3;
+            for (int o = 0; o < 3; o++) v.value[o] = from[o];
+        }
+        tile[threadIdx.x % 4 * REACHED_PLANE + pixel] = v;
+    }
+}
+// Weights of quad k of a group's slots, times the gain.
+DEVICE void load_taps(Quad* taps, const float* composed, int k, float gain) {
+    for (int i = threadIdx.x; i < TAP_QUADS; i += 256) {
+        Quad v = ((const Quad*)composed)[i * 4 + k];
+        for (int o = 0; o < 4; o++) v.value[o] *= gain;
+        taps[i] = v;
+    }
+}
+
+// The taps that pixels on edges have apart from others, one after another.
+#define EDGE_TAPS 24
+struct EdgeTap {
+    int entry, u, v;  // row and column of the 5x5
+};
+// Whether pixel (y, x) has tap i of them.
+DEVICE bool edge_tap(EdgeTap& e, int i, int y, int x, int h, int w) {
+    bool corner = i >= 20;
+    int edge = corner ? (i - 20) / 2 : i / 5, tap = corner ? (i - 20) % 2 : i % 5;
+    bool on = edge < 2 ? y == edge * (h - 1) : x == (edge - 2) * (w - 1);
+    if (corner) on = on && x == tap * (w - 1);
+    e.entry = 25 + 7 * edge + tap + (corner ? 5 : 0);
+    e.u = corner || edge < 2 ? 2 : tap;
+    e.v = corner || edge >= 2 ? 2 : tap;
+    return on;
+}
+
+KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const float* input, const act* features, float* output, const u8* target,
+       const u8* codes, int images, int h, int w, int scale, float alpha) {
+    Quad* tile = (Quad*)shared_memory();
+    float* cells = (float*)(tile + 4 * REACHED_PLANE);
+    float* base_places = cells + BASE_CELLS;
+    float* raw = base_places + BASE_TAPS;
+    float* rows = raw + BASE_RAW;
+    // the base's scratch is free once its cells are made
+    Quad* taps = (Quad*)raw;
+    int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
+    base_taps(base_places, scale);
+    Finish f = {composed, base_places, cells, output, target, codes, *gain, 0, h, w, scale};
+    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+        Tile t = tile_at(index, h, w);
+        load_tile(tile, features, t, h, w);
+        base_cells<256>(raw, rows, cells, input + (long long)t.image * h * w * 3, h, w, t.y, t.x, alpha, target != nullptr);
+        bool edge = on_edge(t.y + ty, t.x + tx, h, w);
+        for (int group = 0; group < slot_groups(scale); group++) {
+            f.group = group;
+            f.composed = composed + group * GROUP_SUMS;
+            float detail[16];
+            UNROLL
+            for (int k = 0; k < 4; k++) {
+                load_taps(taps, f.composed, k, f.gain);
+                barrier();
+                Quad sum = {{0, 0, 0, 0}};
+                ROLLED
+                for (int tap = 0; tap < 25; tap++) {
+                    const Quad* pixel = tile + (ty + tap / 5) * REACHED + tx + tap % 5;
+                    UNROLL
+                    for (int ci = 0; ci < FEATURES; ci++) {
+                        float value = pixel[ci / 4 * REACHED_PLANE].value[ci % 4];
+                        Quad weight = taps[tap * FEATURES + ci];
+                        UNROLL
+                        for (int o = 0; o < 4; o++) sum.value[o] += value * weight.value[o];
+                    }
+                }
+                ROLLED
+                for (int i = 0; edge && i < EDGE_TAPS; i++) {
+                    EdgeTap e;
+                    if (!edge_tap(e, i, t.y + ty, t.x + tx, h, w)) continue;
+                    const Quad* pixel = tile + (ty + e.u) * REACHED + tx + e.v;
+                    const Quad* weights = (const Quad*)(f.composed + entry_at(e.entry)) + k;
+                    ROLLED
+                    for (int ci = 0; ci < FEATURES; ci++) {
+                        float value = f.gain * pixel[ci / 4 * REACHED_PLANE].value[ci % 4];
+                        UNROLL
+                        for (int o = 0; o < 4; o++) sum.value[o] += value * weights[ci * 4].value[o];
+                    }
+                }
+                UNROLL
+                for (int o = 0; o < 4; o++) detail[k * 4 + o] = sum.value[o];
+                barrier();
+            }
+            finish_square(f, detail, t, ty, tx);
+        }
+        barrier();
+    }
+}
+
+// d_features of the block's tiles, all groups of slots one after another.
+DEVICE void data_gradient(const float* composed, float gain, const float* d_output, float* d_features, int images, int h, int w, int scale) {
+    Quad* tile = (Quad*)shared_memory();
+    Quad* taps = tile + 4 * REACHED_PLANE;
+    int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
+    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+        Tile t = tile_at(index, h, w);
+        bool edge = on_edge(t.y + ty, t.x + tx, h, w);
+        float total[FEATURES];
+        UNROLL
+        for (int ci = 0; ci < FEATURES; ci++) total[ci] = 0;
+        for (int group = 0; group < slot_groups(scale); group++) {
+            const float* own = composed + group * GROUP_SUMS;
+            load_slots(tile, d_output, group, t, h, w, scale);
+            for (int k = 0; k < 4; k++) {
+                load_taps(taps, own, k, 1.0f);
+                barrier();
+                // each HR pixel by itself: short sums keep their bits
+                float sum[FEATURES];
+                UNROLL
+                for (int ci = 0; ci < FEATURES; ci++) sum[ci] = 0;
+                const Quad* plane = tile + k * REACHED_PLANE;
+                ROLLED
+                for (int tap = 0; tap < 25; tap++) {
+                    Quad d = plane[(ty + 4 - tap / 5) * REACHED + tx + 4 - tap % 5];
+                    UNROLL
+                    for (int ci = 0; ci < FEATURES; ci++) {
+                        Quad weight = taps[tap * FEATURES + ci];
+                        UNROLL
+                        for (int o = 0; o < 3; o++) sum[ci] += d.value[o] * weight.value[o];
+                    }
+                }
+                ROLLED
+                for (int i = 0; edge && i < EDGE_TAPS; i++) {
+                    EdgeTap e;
+                    if (!edge_tap(e, i, t.y + ty, t.x + tx, h, w)) continue;
+                    Quad d = plane[(ty + 4 - e.u) * REACHED + tx + 4 - e.v];
+                    const Quad* weights = (const Quad*)(own + entry_at(e.entry)) + k;
+                    UNROLL
+                    for (int ci = 0; ci < FEATURES; ci++) {
+                        UNROLL
+                        for (int o = 0; o < 3; o++) sum[ci] += d.value[o] * weights[ci * 4].value[o];
+                    }
+                }
+                UNROLL
+                for (int ci = 0; ci < FEATURES; ci++) total[ci] += sum[ci];
+                barrier();
+            }
+        }
+        if (t.y + ty < h && t.x + tx < w) {
+            float* to = d_features + (((long long)t.image * h + t.y + ty) * w + t.x + tx) * FEATURES;
+            UNROLL
+            for (int ci = 0; ci < FEATURES; ci++) total[ci] *= gain;
+            store_features(to, total);
+        }
+    }
+}
+
+// The sums of one group of slots over the block's tiles. Thread (input channel, slot).
+DEVICE void interior_sums(const float* features, const float* d_output, float* partials, int block, int blocks, int images, int h, int w,
+                          int scale) {
+    Quad* tile = (Quad*)shared_memory();
+    float* d = (float*)(tile + 4 * REACHED_PLANE);  // [16 x 16 pixels][slot]
+    int ci = threadIdx.x / 16, slot = threadIdx.x % 16, group = blockIdx.y;
+    Slot s = slot_of(group, slot, scale);
+    float total[25], bias = 0;
+    UNROLL
+    for (int tap = 0; tap < 25; tap++) total[tap] = 0;
+    for (int index = block; index < tile_count(images, h, w); index += blocks) {
+        Tile t = tile_at(index, h, w);
+        load_tile(tile, features, t, h, w);
+        // a thread has one slot of a row of pixels
+        for (int x = 0; x < TILE; x++) {
+            float value = 0;
+            if (s.exists && inside(t.y + ci, t.x + x, h, w)) {
+                long long row = ((long long)t.image * h + t.y + ci) * scale + s.dy;
+                value = d_output[(row * w * scale + (t.x + x) * scale + s.dx) * 3 + s.channel];
+            }
+            d[(ci * TILE + x) * 16 + slot] = value;
+        }
+        barrier();
+        const float* f = (const float*)(tile + ci / 4 * REACHED_PLANE) + ci % 4;
+        ROLLED
+        for (int y = 0; y < TILE; y++) {
+            // one row at a time: short sums keep their bits
+            float sum[25], window[5][5], row = 0;
+            UNROLL
+            for (int tap = 0; tap < 25; tap++) {
+                sum[tap] = 0;
+                window[tap / 5][tap % 5] = tap % 5 < 4 ? f[((y + tap / 5) * REACHED + tap % 5) * 4] : 0.0f;
+            }
+            ROLLED
+            for (int x = 0; x < TILE; x++) {
+                float value = d[(y * TILE + x) * 16 + slot];
+                row += value;
+                UNROLL
+                for (int u = 0; u < 5; u++) {
+                    window[u][4] = f[((y + u) * REACHED + x + 4) * 4];
+                    UNROLL
+                    for (int v = 0; v < 5; v++) sum[u * 5 + v] += window[u][v] * value;
+                    UNROLL
+                    for (int v = 0; v < 4; v++) window[u][v] = window[u][v + 1];
+                }
+            }
+            UNROLL
+            for (int tap = 0; tap < 25; tap++) total[tap] += sum[tap];
+            bias += row;
+        }
+        barrier();
+    }
+    float* out = partials + ((long long)block * gridDim.y + group) * INTERIOR_SUMS;
+    UNROLL
+    for (int tap = 0; tap < 25; tap++) out[tap * ENTRY + threadIdx.x] = total[tap];
+    if (ci == 0) out[25 * ENTRY + slot] = bias;
+}
+
+KERNEL_CROWDED(up_head_back, 256, 1, const float* composed, const float* gain, const act* features, const float* d_output, act* d_features, float* partials,
+       float* edge_partials, int images, int h, int w, int scale, int part, int edge_blocks) {
+    if (part == 1) return data_gradient(composed, *gain, d_output, d_features, images, h, w, scale);
+    int edges = 4 * edge_blocks, block = (int)blockIdx.x - edges;
+    if (block >= 0) return interior_sums(features, d_output, partials, block, gridDim.x - edges, images, h, w, scale);
+    edge_sums((float*)shared_memory(), features, d_output, edge_partials, blockIdx.x % 4, blockIdx.x / 4, edge_blocks, blockIdx.y, gridDim.y,
+              images, h, w, scale);
+}
