@@ -24,11 +24,15 @@ struct __attribute__((aligned(16))) Quad {
     float value[4];
 };
 
-// The seven taps of the sharpening filter, two of which are zero.
-DEVICE float sharpen(const float* from, int step) {
-    float sum = SHARP_TAPS[3] * from[3 * step];
-    sum += SHARP_TAPS[2] * (from[2 * step] + from[4 * step]);
-    return sum + SHARP_TAPS[0] * (from[0] + from[6 * step]);
+// The seven taps of the sharpening filter, two of which are zero, for the three channels of a pixel.
+DEVICE void sharpen(const float* from, int step, float (&sum)[3]) {
+    UNROLL
+    for (int c = 0; c < 3; c++) {
+        const float* at = from + c;
+        sum[c] = SHARP_TAPS[3] * at[3 * step];
+        sum[c] += SHARP_TAPS[2] * (at[2 * step] + at[4 * step]);
+        sum[c] += SHARP_TAPS[0] * (at[0] + at[6 * step]);
+    }
 }
 
 // What the blur does to an HR pixel at each place inside its LQ pixel: weights of the LQ pixel before, of its own, and of the one behind.
@@ -52,39 +56,46 @@ DEVICE void base_taps(float* taps, int scale) {
 // afterwards. All threads of a block of THREADS call it; barriers inside, and one at the end.
 template <int THREADS>
 DEVICE void base_cells(float* raw, float* rows, float* cells, const float* image, int h, int w, int y, int x, float alpha, bool units) {
-    const int wide = SHARPENED * 3, narrow = BLURRED * 3, rounds = (BASE_RAW + THREADS - 1) / THREADS;
-    // of a row of values that starts four pixels left of the tile, those inside the picture
-    int left = 3 * (4 - x), right = left + 3 * w;
-    // all loads are on their way before the first is waited for
+    const int wide = SHARPENED * 3, narrow = BLURRED * 3, lines = THREADS / wide, rounds = (SHARPENED + lines - 1) / lines;
+    // a thread has one place in every few lines; all loads are on their way before the first is waited for
+    int first = threadIdx.x / wide, at = threadIdx.x - first * wide, from = (x - 4) * 3 + at;
+    bool loads = first < lines, within = loads && from >= 0 && from < 3 * w;
     float loaded[rounds];
     UNROLL
     for (int round = 0; round < rounds; round++) {
-        int i = threadIdx.x + THREADS * round, line = i / wide, at = i - line * wide, row = y - 4 + line;
+        int row = y - 4 + first + lines * round;
         loaded[round] = 0;
-        if (i < BASE_RAW && row >= 0 && row < h && at >= left && at < right) loaded[round] = image[row * w * 3 + (at - left)];
+        if (within && (u32)row < (u32)h) loaded[round] = image[row * w * 3 + from];
     }
     UNROLL
     for (int round = 0; round < rounds; round++) {
-        int i = threadIdx.x + THREADS * round;
-        if (i < BASE_RAW) raw[i] = units ? rintf(loaded[round] * 255.0f) : loaded[round];
+        bool last = lines * (round + 1) > SHARPENED && first + lines * round >= SHARPENED;
+        if (loads && !last) raw[threadIdx.x + lines * wide * round] = units ? rintf(loaded[round] * 255.0f) : loaded[round];
     }
     barrier();
     if (alpha > 0.0f) {
         ROLLED
-        for (int i = threadIdx.x; i < BASE_ROWS; i += THREADS) {
-            int line = i / narrow;
-            rows[i] = sharpen(raw + line * wide + (i - line * narrow), 3);
+        for (int i = threadIdx.x; i < SHARPENED * BLURRED; i += THREADS) {
+            float sum[3];
+            sharpen(raw + 3 * (i + i / BLURRED * (SHARPENED - BLURRED)), 3, sum);
+            UNROLL
+            for (int c = 0; c < 3; c++) rows[3 * i + c] = sum[c];
         }
         barrier();
     }
     ROLLED
-    for (int i = threadIdx.x; i < BLURRED * narrow; i += THREADS) {
-        int line = i / narrow, at = i - line * narrow, row = y - 1 + line;
-        float plain = raw[(line + 3) * wide + 9 + at], add = 0;
-        if (alpha > 0.0f && row >= 0 && row < h && at + 9 >= left && at + 9 < right) add = alpha * (sharpen(rows + i, narrow) - plain);
-        float* cell = cells + (line * BLURRED + at / 3) * 8 + at % 3;
-        cell[0] = plain;
-        cell[3] = add;
+    for (int i = threadIdx.x; i < BLURRED * BLURRED; i += THREADS) {
+        int line = i / BLURRED, column = i - line * BLURRED;
+        const float* plain = raw + (line + 3) * wide + 3 * (column + 3);
+        float add[3] = {0, 0, 0};
+        if (alpha > 0.0f && inside(y - 1 + line, x - 1 + column, h, w)) {
+            sharpen(rows + 3 * i, narrow, add);
+            UNROLL
+            for (int c = 0; c < 3; c++) add[c] = alpha * (add[c] - plain[c]);
+        }
+        Quad low = {{plain[0], plain[1], plain[2], add[0]}}, high = {{add[1], add[2], 0, 0}};
+        ((Quad*)cells)[2 * i] = low;
+        ((Quad*)cells)[2 * i + 1] = high;
     }
     barrier();
 }

@@ -147,14 +147,22 @@ struct Scalars {
     u32 reserved[7];
 };
 
-// Pixel (y, x) of an augmented square patch of `size` pixels -> index of the stored pixel: see plan/augment.rs.
+// Where the pixels of an augmented patch are stored: pixel (y, x) of a square one of `size` pixels, or of any for code 0, at
+// start + y x down + x x across. See plan/augment.rs.
+struct Steps {
+    int start, down, across;
+};
+DEVICE Steps augmentation(u32 code, int size, int width) {
+    int row = code & 2u ? -width : width, column = code & 1u ? -1 : 1;
+    Steps s;
+    s.start = (code & 2u ? (size - 1) * width : 0) + (code & 1u ? size - 1 : 0);
+    s.down = code & 4u ? column : row;
+    s.across = code & 4u ? row : column;
+    return s;
+}
 DEVICE int augmented(u32 code, int y, int x, int size, int width) {
-    if (code == 0) return y * width + x;
-    int row = code & 4u ? x : y;
-    int column = code & 4u ? y : x;
-    if (code & 2u) row = size - 1 - row;
-    if (code & 1u) column = size - 1 - column;
-    return row * width + column;
+    Steps s = augmentation(code, size, width);
+    return s.start + y * s.down + x * s.across;
 }
 
 // Sum over a warp, the same bits in every lane.

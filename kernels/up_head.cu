@@ -90,60 +90,46 @@ DEVICE void edge_sums(float* memory, const act* features, const float* d_output,
     for (int i = 0; i < 3; i++) out[7 * ENTRY + i * 16 + minor] = bias[i];
 }
 
-// Share of an HR pixel's bias that edges take away or add, without the gain: of the LQ pixel (y, x).
-DEVICE bool on_edge(int y, int x, int h, int w) { return y == 0 || x == 0 || y == h - 1 || x == w - 1; }
-DEVICE float edge_bias(const float* composed, int slot, int y, int x, int h, int w) {
-    float sum = 0;
-    ROLLED
-    for (int down = 0; down < 2; down++) {
-        bool row = y == down * (h - 1);
-        if (row) sum += composed[bias_at(down, 0) + slot];
-        if (x == down * (w - 1)) sum += composed[bias_at(2 + down, 0) + slot];
-        ROLLED
-        for (int across = 0; across < 2; across++)
-            if (row && x == across * (w - 1)) sum += composed[bias_at(down, 1 + across) + slot];
-    }
-    return sum;
-}
-
-// The four HR pixels of a group of slots in the square of one LQ pixel, finished and written: base, gain x bias, and `detail` (RGB and nothing, times the gain).
+// The four HR pixels of a group of slots in the square of one LQ pixel, finished and written: base and `detail` (RGB and nothing).
 struct Finish {
-    const float* composed;  // of the group
     const float* taps;
     const float* cells;
     float* output;
     const u8* target;
     const u8* codes;
-    float gain;
     int group, h, w, scale;
 };
 DEVICE void finish_square(const Finish& f, const float (&detail)[16], Tile t, int row, int column) {
-    int y = t.y + row, x = t.x + column, hr_h = f.h * f.scale, hr_w = f.w * f.scale, last = -1;
+    int y = t.y + row, x = t.x + column, hr_h = f.h * f.scale, hr_w = f.w * f.scale;
     if (y >= f.h || x >= f.w) return;
-    bool edge = on_edge(y, x, f.h, f.w);
-    long long start = (long long)t.image * hr_h * hr_w;
-    u32 code = f.target ? f.codes[t.image] : 0u;
+    // positions in one image fit an int
+    long long start = (long long)t.image * hr_h * hr_w * 3;
+    float* output = f.output + start;
+    const u8* target = f.target + start;
+    Steps steps = augmentation(f.target ? f.codes[t.image] : 0u, hr_h, hr_w);
+    int dy = f.group * 4 / f.scale, dx = f.group * 4 - dy * f.scale;
+    int hr_y = y * f.scale + dy, hr_x = x * f.scale + dx;
     Blurred blurred;
-    UNROLL
-    for (int k = 0; k < 4; k++) {
-        int place = f.group * 4 + k, dy = place / f.scale, dx = place - dy * f.scale;
-        if (place >= f.scale * f.scale) break;
-        if (dy != last) base_rows(blurred, f.cells, row, column, ((const Quad*)f.taps)[dy]);
-        last = dy;
-        int hr_y = y * f.scale + dy, hr_x = x * f.scale + dx;
+    ROLLED
+    for (int k = 0; k < 4 && dy < f.scale; k++) {
+        // the first of a row; of the others there is at least one
+        if (k == 0 || dx == 0) base_rows(blurred, f.cells, row, column, ((const Quad*)f.taps)[dy]);
         float wanted[3] = {0, 0, 0}, value[3];
         if (f.target) {
-            const u8* pixel = f.target + (start + augmented(code, hr_y, hr_x, hr_h, hr_w)) * 3;
+            const u8* pixel = target + (steps.start + hr_y * steps.down + hr_x * steps.across) * 3;
             UNROLL
             for (int o = 0; o < 3; o++) wanted[o] = (float)pixel[o];
         }
         base_pixel(blurred, ((const Quad*)f.taps)[dx], f.target != nullptr, wanted, value);
-        float* to = f.output + (start + (long long)hr_y * hr_w + hr_x) * 3;
+        float* to = output + (hr_y * hr_w + hr_x) * 3;
         UNROLL
-        for (int o = 0; o < 3; o++) {
-            float bias = f.composed[bias_at(-1, 0) + 4 * k + o];
-            if (edge) bias += edge_bias(f.composed, 4 * k + o, y, x, f.h, f.w);
-            to[o] = value[o] + (f.gain * bias + detail[4 * k + o]);
+        for (int o = 0; o < 3; o++) to[o] = value[o] + (k < 2 ? k < 1 ? detail[o] : detail[4 + o] : k < 3 ? detail[8 + o] : detail[12 + o]);
+        hr_x++;
+        if (++dx == f.scale) {
+            dx = 0;
+            dy++;
+            hr_x -= f.scale;
+            hr_y++;
         }
     }
 }

@@ -13,9 +13,10 @@
 struct Square {
     float sum[2][2][4];  // [row][matrix of 8 columns][see mma_16x8x16]
 };
-DEVICE void start(Square& s) {
+// Starts from four values, the same for every pixel: of results 4t .. 4t+3.
+DEVICE void start(Square& s, Quad from) {
     UNROLL
-    for (int i = 0; i < 16; i++) s.sum[i / 8][i / 4 % 2][i % 4] = 0;
+    for (int i = 0; i < 16; i++) s.sum[i / 8][i / 4 % 2][i % 4] = from.value[i / 4 % 2 * 2 + i % 2];
 }
 
 // Where a lane points in a tile for load_matrices: the strip of 16 pixels from (row, 0) on.
@@ -64,9 +65,20 @@ DEVICE void multiply_entry(float (&sum)[2][4], const Wide* pixels, const Wide* f
     mma_16x8x16(sum[1], a, high);
 }
 
-// Adds what pixels on the picture's edges have apart from others. `fragments`: all entries, in device memory; few tiles read them. All
-// conditions are the same in a whole warp.
-DEVICE void multiply_edges(Square& s, const Wide* tile, const Wide* fragments, Tile t, int h, int w) {
+// Adds biases to the same pixels, times the gain.
+DEVICE void add_bias(float (&sum)[2][4], const float* biases, float gain, int column) {
+    Quad bias = ((const Quad*)biases)[threadIdx.x % 4];
+    int group = threadIdx.x % 32 / 4;
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        bool on = column < 0 || group + i % 4 / 2 * 8 == column;
+        sum[i / 4][i % 4] += on ? gain * bias.value[i / 4 * 2 + i % 2] : 0.0f;
+    }
+}
+
+// Adds what pixels on the picture's edges have apart from others. `fragments`: all entries, in device memory; few tiles read them. `composed`:
+// where the biases are, in the forward pass. All conditions are the same in a whole warp.
+DEVICE void multiply_edges(Square& s, const Wide* tile, const Wide* fragments, const float* composed, float gain, Tile t, int h, int w) {
     if (t.y > 0 && t.x > 0 && t.y + TILE < h && t.x + TILE < w) return;
     UNROLL
     for (int row = 0; row < 2; row++) {
@@ -81,42 +93,43 @@ DEVICE void multiply_edges(Square& s, const Wide* tile, const Wide* fragments, T
             if (on) {
                 ROLLED
                 for (int tap = 0; tap < 5; tap++) multiply_entry(s.sum[row], strip_at(tile, own + 2, tap), across + tap * FRAGMENT, -1);
+                if (composed) add_bias(s.sum[row], composed + bias_at(edge, 0), gain, -1);
                 ROLLED
                 for (int corner = 0; corner < 2; corner++) {
                     int place = corner * (w - 1) - t.x;
                     if (place < 0 || place >= TILE) continue;
                     multiply_entry(s.sum[row], strip_at(tile, own + 2, 2), across + (5 + corner) * FRAGMENT, place);
+                    if (composed) add_bias(s.sum[row], composed + bias_at(edge, 1 + corner), gain, place);
                 }
             }
             if (column < 0 || column >= TILE) continue;
             ROLLED
             for (int tap = 0; tap < 5; tap++) multiply_entry(s.sum[row], strip_at(tile, own + tap, 2), down + tap * FRAGMENT, column);
+            if (composed) add_bias(s.sum[row], composed + bias_at(2 + edge, 0), gain, column);
         }
     }
 }
 
-// Pieces of a tile of features, loaded by a block of THREADS: all loads are on their way before the first is waited for.
+// A tile of features: a thread has one piece of a pixel in every few rows. All loads are on their way before the first is waited for.
 template <int THREADS>
-struct Loaded {
-    Wide piece[(REACHED * REACHED * 2 + THREADS - 1) / THREADS];
-};
-template <int THREADS>
-DEVICE void load_features_from(Loaded<THREADS>& l, const act* features, Tile t, int h, int w) {
+DEVICE void load_features(Wide* tile, const act* features, Tile t, int h, int w) {
+    const int row_pieces = REACHED * 2, lines = THREADS / row_pieces, rounds = (REACHED + lines - 1) / lines;
+    int first = threadIdx.x / row_pieces, piece = threadIdx.x - first * row_pieces, x = t.x - 2 + piece / 2;
+    bool loads = first < lines, within = loads && (u32)x < (u32)w;
+    // positions in one image fit an int
     const Wide* image = (const Wide*)features + (long long)t.image * h * w * 2;
+    Wide loaded[rounds];
     UNROLL
-    for (int round = 0; round < (REACHED * REACHED * 2 + THREADS - 1) / THREADS; round++) {
-        int i = threadIdx.x + THREADS * round, pixel = i / 2, line = pixel / REACHED;
-        int y = t.y - 2 + line, x = t.x - 2 + (pixel - line * REACHED);
-        l.piece[round] = {{0, 0, 0, 0}};
-        if (i < REACHED * REACHED * 2 && inside(y, x, h, w)) l.piece[round] = image[(y * w + x) * 2 + i % 2];
+    for (int round = 0; round < rounds; round++) {
+        int y = t.y - 2 + first + lines * round;
+        loaded[round] = {{0, 0, 0, 0}};
+        if (within && (u32)y < (u32)h) loaded[round] = image[(y * w + x) * 2 + piece % 2];
     }
-}
-template <int THREADS>
-DEVICE void put_features(const Loaded<THREADS>& l, Wide* tile) {
+    Wide* to = tile + piece % 2 * REACHED_PLANE + first * REACHED + piece / 2;
     UNROLL
-    for (int round = 0; round < (REACHED * REACHED * 2 + THREADS - 1) / THREADS; round++) {
-        int i = threadIdx.x + THREADS * round;
-        if (i < REACHED * REACHED * 2) tile[i % 2 * REACHED_PLANE + i / 2] = l.piece[round];
+    for (int round = 0; round < rounds; round++) {
+        bool last = lines * (round + 1) > REACHED && first + lines * round >= REACHED;
+        if (loads && !last) to[lines * REACHED * round] = loaded[round];
     }
 }
 
@@ -142,13 +155,12 @@ KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const 
     const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS);
     base_taps(taps, scale);
     if (groups == 1) copy_fragments<256>(weights, fragments);
-    Finish f = {composed, taps, cells, output, target, codes, *gain, 0, h, w, scale};
+    Finish f = {taps, cells, output, target, codes, 0, h, w, scale};
+    float strength = *gain;
     ROLLED
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
-        Loaded<256> loaded;
-        load_features_from(loaded, features, t, h, w);
-        put_features(loaded, tile);
+        load_features<256>(tile, features, t, h, w);
         // its barriers are those of the features, too
         base_cells<256>(raw, rows, cells, input + (long long)t.image * h * w * 3, h, w, t.y, t.x, alpha, target != nullptr);
         ROLLED
@@ -159,10 +171,14 @@ KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const 
                 copy_fragments<256>(weights, own);
                 barrier();
             }
+            const float* f32 = composed + group * GROUP_SUMS;
+            Quad bias = ((const Quad*)(f32 + bias_at(-1, 0)))[threadIdx.x % 4];
+            UNROLL
+            for (int i = 0; i < 4; i++) bias.value[i] *= strength;
             Square s;
-            start(s);
+            start(s, bias);
             multiply(s, tile, weights);
-            multiply_edges(s, tile, own, t, h, w);
+            multiply_edges(s, tile, own, f32, strength, t, h, w);
             // lane t of four has HR pixel t of four LQ pixels: (row, half) 0 .. 3. It gets all four of LQ pixel t: a transposition in two rounds
             int lane = threadIdx.x % 4;
             float value[4][3], detail[16];
@@ -190,38 +206,40 @@ KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const 
             UNROLL
             for (int i = 0; i < 16; i++) detail[i] = i % 4 < 3 ? value[i / 4][i % 4 < 3 ? i % 4 : 0] : 0.0f;
             f.group = group;
-            f.composed = composed + group * GROUP_SUMS;
             finish_square(f, detail, t, threadIdx.x / 32 * 2 + lane / 2, threadIdx.x % 32 / 4 + lane % 2 * 8);
         }
         barrier();
     }
 }
 
-// The gradient of a group's slots to shared memory as halves, two pixels more on each side; a thread's slots are the same in every round. Adds the
-// tile's own to `sums`.
+// The gradient of a group's slots to shared memory as halves, two pixels more on each side; a thread has the same slots of a pixel in every few
+// rows. Adds the tile's own to `sums`.
 template <int THREADS>
 DEVICE void load_slots(Wide* tile, const float* d_output, int group, Tile t, int h, int w, int scale, float (&sums)[3]) {
-    const int count = REACHED * REACHED * 4, rounds = (count + THREADS - 1) / THREADS;
+    const int lines = THREADS / (REACHED * 4), rounds = REACHED / lines;
+    static_assert(lines * REACHED * 4 == THREADS && rounds * lines == REACHED, "every thread has a part of every round");
+    int first = threadIdx.x / (REACHED * 4), column = threadIdx.x / 4 - first * REACHED, x = t.x - 2 + column;
     Slot s = slot_of(group, threadIdx.x % 4 * 4, scale);
-    const float* image = d_output + ((long long)t.image * h * scale + s.dy) * w * scale * 3 + s.dx * 3;
+    bool within = s.exists && (u32)x < (u32)w, own = column >= 2 && column < TILE + 2;
+    // positions in one image fit an int
+    int step = scale * 3, pitch = w * scale * step;
+    const float* image = d_output + (long long)t.image * h * pitch + (s.dy * w * scale + s.dx) * 3 + x * step;
+    float d[rounds][3];
     UNROLL
     for (int round = 0; round < rounds; round++) {
-        int i = threadIdx.x + THREADS * round, pixel = i / 4, line = pixel / REACHED, column = pixel - line * REACHED;
-        int y = t.y - 2 + line, x = t.x - 2 + column;
-        if (i >= count) continue;
-        u32 word[2] = {0, 0};
-        if (s.exists && inside(y, x, h, w)) {
-            const float* from = image + (long long)(y * scale * w + x) * scale * 3;
-            float d[3] = {from[0], from[1], from[2]};
-            word[0] = pack_half(d[0], d[1]);
-            word[1] = pack_half(d[2], 0.0f);
-            if (line >= 2 && line < TILE + 2 && column >= 2 && column < TILE + 2) {
-                UNROLL
-                for (int o = 0; o < 3; o++) sums[o] += d[o];
-            }
-        }
-        Pair v = {{word[0], word[1]}};
-        ((Pair*)(tile + threadIdx.x % 4 / 2 * REACHED_PLANE + pixel))[threadIdx.x % 2] = v;
+        int y = t.y - 2 + first + lines * round;
+        bool there = within && (u32)y < (u32)h;
+        UNROLL
+        for (int o = 0; o < 3; o++) d[round][o] = there ? image[y * pitch + o] : 0.0f;
+    }
+    Pair* to = (Pair*)(tile + threadIdx.x % 4 / 2 * REACHED_PLANE + first * REACHED + column) + threadIdx.x % 2;
+    UNROLL
+    for (int round = 0; round < rounds; round++) {
+        int line = first + lines * round;
+        UNROLL
+        for (int o = 0; o < 3; o++) sums[o] += own && line >= 2 && line < TILE + 2 ? d[round][o] : 0.0f;
+        Pair v = {{pack_half(d[round][0], d[round][1]), pack_half(d[round][2], 0.0f)}};
+        to[lines * REACHED * 2 * round] = v;
     }
 }
 
@@ -286,12 +304,8 @@ KERNEL_CROWDED(up_head_back, BACK_THREADS, 2, const float* composed, const float
     for (int index = block; index < tile_count(images, h, w); index += blocks) {
         Tile t = tile_at(index, h, w);
         Square s;
-        start(s);
-        if (sums) {
-            Loaded<BACK_THREADS> loaded;
-            load_features_from(loaded, features, t, h, w);
-            put_features(loaded, f_tile);
-        }
+        start(s, {{0, 0, 0, 0}});
+        if (sums) load_features<BACK_THREADS>(f_tile, features, t, h, w);
         ROLLED
         for (int group = sums ? (int)blockIdx.y : 0; group < (sums ? (int)blockIdx.y + 1 : groups); group++) {
             const Wide* own = fragments + group * GROUP_FRAGMENTS;
@@ -300,7 +314,7 @@ KERNEL_CROWDED(up_head_back, BACK_THREADS, 2, const float* composed, const float
             barrier();
             if (data && threadIdx.x < 256) {
                 multiply(s, d_tile, weights);
-                multiply_edges(s, d_tile, own, t, h, w);
+                multiply_edges(s, d_tile, own, nullptr, 0.0f, t, h, w);
             }
             if (sums) accumulate(outer, f_tile, d_tile);
             barrier();

@@ -58,6 +58,8 @@ DEVICE bool edge_tap(EdgeTap& e, int i, int y, int x, int h, int w) {
     return on;
 }
 
+DEVICE bool on_edge(int y, int x, int h, int w) { return y == 0 || x == 0 || y == h - 1 || x == w - 1; }
+
 KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const float* input, const act* features, float* output, const u8* target,
        const u8* codes, int images, int h, int w, int scale, float alpha) {
     Quad* tile = (Quad*)shared_memory();
@@ -69,7 +71,8 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
     Quad* taps = (Quad*)raw;
     int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
     base_taps(base_places, scale);
-    Finish f = {composed, base_places, cells, output, target, codes, *gain, 0, h, w, scale};
+    Finish f = {base_places, cells, output, target, codes, 0, h, w, scale};
+    float strength = *gain;
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         load_tile(tile, features, t, h, w);
@@ -77,13 +80,15 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
         bool edge = on_edge(t.y + ty, t.x + tx, h, w);
         for (int group = 0; group < slot_groups(scale); group++) {
             f.group = group;
-            f.composed = composed + group * GROUP_SUMS;
+            const float* own = composed + group * GROUP_SUMS;
             float detail[16];
             UNROLL
             for (int k = 0; k < 4; k++) {
-                load_taps(taps, f.composed, k, f.gain);
+                load_taps(taps, own, k, strength);
                 barrier();
-                Quad sum = {{0, 0, 0, 0}};
+                Quad sum = ((const Quad*)(own + bias_at(-1, 0)))[k];
+                UNROLL
+                for (int o = 0; o < 4; o++) sum.value[o] *= strength;
                 ROLLED
                 for (int tap = 0; tap < 25; tap++) {
                     const Quad* pixel = tile + (ty + tap / 5) * REACHED + tx + tap % 5;
@@ -100,10 +105,17 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
                     EdgeTap e;
                     if (!edge_tap(e, i, t.y + ty, t.x + tx, h, w)) continue;
                     const Quad* pixel = tile + (ty + e.u) * REACHED + tx + e.v;
-                    const Quad* weights = (const Quad*)(f.composed + entry_at(e.entry)) + k;
+                    const Quad* weights = (const Quad*)(own + entry_at(e.entry)) + k;
+                    // a bias for each edge and each corner, with the first of its taps
+                    int kind = i < 20 ? 0 : 1 + i % 2, edge_number = i < 20 ? i / 5 : (i - 20) / 2;
+                    if (i >= 20 || i % 5 == 0) {
+                        const Quad bias = ((const Quad*)(own + bias_at(edge_number, kind)))[k];
+                        UNROLL
+                        for (int o = 0; o < 4; o++) sum.value[o] += strength * bias.value[o];
+                    }
                     ROLLED
                     for (int ci = 0; ci < FEATURES; ci++) {
-                        float value = f.gain * pixel[ci / 4 * REACHED_PLANE].value[ci % 4];
+                        float value = strength * pixel[ci / 4 * REACHED_PLANE].value[ci % 4];
                         UNROLL
                         for (int o = 0; o < 4; o++) sum.value[o] += value * weights[ci * 4].value[o];
                     }

@@ -20,22 +20,21 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import build_kernels  # noqa: E402
 
-# (kernel, what for, tiles, bytes that must move, launches of a step, trips of the loops inside that over tiles, in the order of the code) for
-# Nano x2, LQ 128, batch 16, halves. A pixel of features is 32 bytes, of RGB 12 (f32) or 3 (u8).
+# (kernel, what for, warps of a block, tiles, bytes that must move, launches of a step, trips of the loops inside that over tiles, in the order of
+# the code) for Nano x2, LQ 128, batch 16, halves. A pixel of features is 32 bytes, of RGB 12 (f32) or 3 (u8).
 LQ, HR = 16 * 128 * 128, 16 * 256 * 256
+# of a picture of 8 x 8 tiles 28 touch its edge: both kinds of edges, taps along rows, corners, taps along columns; for either row of a warp
+EDGES = [2 * 0.44, 0.2, 0.02, 1.4] * 2
 STEP = [
-    ("conv_rgb", "conv_in", LQ // 256, 44 * LQ, 1, [3.8 / 4]),
-    ("nano_block", "", LQ // 256, 64 * LQ, 3, [324 / 128, 2]),
-    ("conv", "conv_mid", LQ // 256, 64 * LQ, 1, [1]),
-    ("conv", "upsampler", LQ // 256, 160 * LQ, 1, [4]),
-    ("head", "", HR // 256, 47 * HR, 1, [2.2, 1.0, 1.4, 2.1]),
-    ("pixel_loss", "", HR // 256, 24 * HR, 1, []),
-    ("head_back", "", HR // 256, 76 * HR, 1, [324 / 256, 2]),
-    ("conv_data", "upsampler", LQ // 256, 160 * LQ, 1, [4]),
-    ("conv_weights", "upsampler", 4 * LQ // 256, 160 * LQ, 1, []),
-    ("conv_gradients", "conv_mid", LQ // 256, 96 * LQ, 1, []),
-    ("nano_block_back", "", LQ // 256, 96 * LQ, 3, [400 / 128, 5.25, 4, 2]),
-    ("conv_rgb_weights", "conv_in", LQ // 256, 44 * LQ, 1, [3.8 / 4]),
+    ("conv_rgb", "conv_in", 8, LQ // 256, 44 * LQ, 1, [3.8 / 4]),
+    ("nano_block", "", 8, LQ // 256, 64 * LQ, 3, [324 / 128, 2]),
+    ("conv", "conv_mid", 8, LQ // 256, 64 * LQ, 1, []),
+    ("up_head", "", 8, LQ // 256, 104 * LQ, 1, [1.75, 1.4, 1, *EDGES, 4]),
+    ("pixel_loss", "", 8, HR // 256, 24 * HR, 1, []),
+    ("up_head_back", "", 10, LQ // 256, 112 * LQ, 1, [1, *EDGES]),
+    ("conv_gradients", "conv_mid", 8, LQ // 256, 96 * LQ, 1, []),
+    ("nano_block_back", "", 8, LQ // 256, 96 * LQ, 3, [400 / 128, 5.25, 4, 2]),
+    ("conv_rgb_weights", "conv_in", 8, LQ // 256, 44 * LQ, 1, [3.8 / 4]),
 ]
 # an H100's multiprocessors, GHz, bytes a second; of a multiprocessor and clock: instructions, special functions, bytes of shared memory, halves
 # multiplied by tensor cores at their peak
@@ -140,11 +139,11 @@ def main():
     print("| kernel | " + " | ".join(kinds) + " | all | issue | special | shared | tensor | bytes | launches |")
     print("|---|" + "---|" * (len(kinds) + 7))
     bound = floor = 0.0
-    for kernel, use, tiles, moved, launches, trips in STEP:
+    for kernel, use, warps, tiles, moved, launches, trips in STEP:
         count, shared, products = cost(kernel, kernels[kernel], trips)
         total = sum(count.values())
-        clocks = [8 * total / ISSUE, 8 * 32 * count["special"] / SPECIAL, 8 * shared / SHARED, 8 * products / TENSOR]
-        times = [c * tiles / SMS / GHZ / 1e3 for c in clocks] + [moved / BANDWIDTH * 1e6]
+        clocks = [total / ISSUE, 32 * count["special"] / SPECIAL, shared / SHARED, products / TENSOR]
+        times = [warps * c * tiles / SMS / GHZ / 1e3 for c in clocks] + [moved / BANDWIDTH * 1e6]
         bound += launches * max(times)
         floor += launches * times[-1]
         numbers = [f"{count[k]:.0f}" for k in kinds] + [f"{total:.0f}"] + [f"{t:.1f}" for t in times] + [str(launches)]
