@@ -100,9 +100,6 @@ DEVICE void store(const Product& p, act* to, Tile at, int h, int w) {
     }
 }
 #else
-struct __attribute__((aligned(8))) Pair {
-    u32 word[2];
-};
 struct Product {
     float sum[2][2][4];  // [row][matrix of 8 columns][see mma_16x8x16]
 };

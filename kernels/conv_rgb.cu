@@ -1,9 +1,15 @@
-// The network's first 3x3 convolution, f32 RGB -> 16 channels, and its gradients. 27 multiply-adds a value are little enough for plain f32
-// arithmetic, which keeps all bits of the picture; tiles of 16 x 16 pixels as in conv.cu.
+// The network's first 3x3 convolution, f32 RGB -> 16 channels, and its gradients, in tiles of 16 x 16 pixels as in conv.cu. Halves go through
+// tensor cores (conv_rgb_mma.cuh).
+//
+// conv_rgb: input [images][h][w][3] f32, weight [16][3][3][3], bias [16], output [images][h][w][16]. With `units` the picture is in 255ths of
+// integers, which halves hold exactly. Grid: walkers. Floor: 12 bytes read and 32 written a pixel (halves).
+//
+// conv_rgb_weights: partials [blocks][16 x 27 weights, 16 biases]. Grid: blocks. Floor: 12 + 32 bytes read a pixel (halves).
 #include "conv.cu"
 
 #define RGB_TAPS 27
 
+#if PRECISION == 0
 // The tile of f32 RGB pixels with a border of 1, zeros outside.
 DEVICE void load_rgb(float* to, const float* from, Tile at, int h, int w) {
     for (int i = threadIdx.x; i < WIDE_TILE * WIDE_TILE * 3; i += 256) {
@@ -13,10 +19,9 @@ DEVICE void load_rgb(float* to, const float* from, Tile at, int h, int w) {
     }
 }
 
-// input [images][h][w][3] f32, output [images][h][w][16]. A thread computes 8 channels of two pixels, so that two threads write one pixel's
-// channels side by side. Grid: walkers. Shared memory: 972 f32 of tile, 27 x 16 weights [tap, input channel][channel]. Floor: 12 bytes read
-// and 32 written a pixel (halves).
-KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias, act* output, int images, int h, int w) {
+// A thread computes 8 channels of two pixels, so that two threads write one pixel's channels side by side. Shared memory: 972 f32 of tile, 27 x 16
+// weights [tap, input channel][channel].
+KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias, act* output, int images, int h, int w, int) {
     float* weights = (float*)shared_memory();
     float* tile = weights + RGB_TAPS * CHANNELS;
     int tiles = tile_count(images, h, w), part = threadIdx.x % 2 * 8;
@@ -55,23 +60,17 @@ KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias
             if (row >= h || column >= w) continue;
             Wide* to = (Wide*)(output + ((long long)(at.image * h + row) * w + column) * CHANNELS + part);
             const float* s = sum[half];
-#if PRECISION == 0
             Wide low = {{float_to_bits(s[0]), float_to_bits(s[1]), float_to_bits(s[2]), float_to_bits(s[3])}};
             Wide high = {{float_to_bits(s[4]), float_to_bits(s[5]), float_to_bits(s[6]), float_to_bits(s[7])}};
             to[0] = low;
             to[1] = high;
-#else
-            Wide values = {{pack_half(s[0], s[1]), pack_half(s[2], s[3]), pack_half(s[4], s[5]), pack_half(s[6], s[7])}};
-            to[0] = values;
-#endif
         }
     }
 }
 
-// Weight and bias gradient: partials [blocks][16 x 27 weights, 16 biases]. Thread (part, channel) sums row `part` of every tile of its block;
-// each value of d_output is used by one thread, so it needs no shared memory. Grid: at most 256 blocks. Shared memory: 16 x 28 x 16 f32, of which
-// the first 972 are the tile until the rows' sums are added. Floor: 12 + 32 bytes read a pixel (halves).
-KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* partials, int images, int h, int w) {
+// Thread (part, channel) sums row `part` of every tile of its block; each value of d_output is used by one thread, so it needs no shared memory.
+// Shared memory: 16 x 28 x 16 f32, of which the first 972 are the tile until the rows' sums are added.
+KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* partials, int images, int h, int w, int) {
     float* tile = (float*)shared_memory();
     int tiles = tile_count(images, h, w), channel = threadIdx.x % CHANNELS, part = threadIdx.x / CHANNELS;
     float total[RGB_TAPS + 1];
@@ -117,6 +116,10 @@ KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* pa
         partials[(long long)blockIdx.x * (RGB_TAPS + 1) * CHANNELS + to] = sum;
     }
 }
+
+#else
+#include "conv_rgb_mma.cuh"
+#endif
 
 // Data gradient, which only tests ask for: d_input [images][h][w][3] f32, a thread a pixel. Grid: ceil(pixels / 256).
 KERNEL(conv_rgb_data, 256, const act* d_output, const float* weight, float* d_input, int images, int h, int w) {

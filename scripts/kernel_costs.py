@@ -26,7 +26,7 @@ LQ, HR = 16 * 128 * 128, 16 * 256 * 256
 # of a picture of 8 x 8 tiles 28 touch its edge: both kinds of edges, taps along rows, corners, taps along columns; for either row of a warp
 EDGES = [2 * 0.44, 0.2, 0.02, 1.4] * 2
 STEP = [
-    ("conv_rgb", "conv_in", 8, LQ // 256, 44 * LQ, 1, [3.8 / 4]),
+    ("conv_rgb", "conv_in", 8, LQ // 256, 44 * LQ, 1, []),
     ("nano_block", "", 8, LQ // 256, 64 * LQ, 3, [324 / 128, 2]),
     ("conv", "conv_mid", 8, LQ // 256, 64 * LQ, 1, []),
     ("up_head", "", 8, LQ // 256, 104 * LQ, 1, [1.75, 1.4, 1, *EDGES, 4]),
@@ -34,7 +34,7 @@ STEP = [
     ("up_head_back", "", 10, LQ // 256, 112 * LQ, 1, [1, *EDGES]),
     ("conv_gradients", "conv_mid", 8, LQ // 256, 96 * LQ, 1, []),
     ("nano_block_back", "", 8, LQ // 256, 96 * LQ, 3, [400 / 128, 5.25, 4, 2]),
-    ("conv_rgb_weights", "conv_in", 8, LQ // 256, 44 * LQ, 1, [3.8 / 4]),
+    ("conv_rgb_weights", "conv_in", 8, LQ // 256, 44 * LQ, 1, []),
 ]
 # an H100's multiprocessors, GHz, bytes a second; of a multiprocessor and clock: instructions, special functions, bytes of shared memory, halves
 # multiplied by tensor cores at their peak

@@ -306,7 +306,7 @@ fn a_missing_barrier_is_noticed() {
     let conv: Chosen = |op| matches!(op, Op::Conv(_) | Op::ConvBack(_));
     let losses: Chosen = |op| matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_));
     let both = &[Precision::Bf16, Precision::F32][..];
-    let files: [(&str, &[Precision], Chosen); 10] = [
+    let files: [(&str, &[Precision], Chosen); 11] = [
         ("nano_mma.cuh", &both[..1], block),
         ("nano_plain.cuh", &both[1..], block),
         ("up_head.cu", &both[..1], end),
@@ -315,6 +315,7 @@ fn a_missing_barrier_is_noticed() {
         ("base.cuh", &both[1..], end),
         ("conv.cu", both, conv),
         ("conv_rgb.cu", &both[1..], conv),
+        ("conv_rgb_mma.cuh", &both[..1], conv),
         ("reduce.cu", &both[1..], block),
         ("structural.cu", &both[1..], losses),
     ];

@@ -46,6 +46,12 @@ fn check(o: &Conv) -> Result<bool> {
     Ok(rgb)
 }
 
+/// For the RGB form: whether the input is a staged picture, in 255ths; bytes of a tile with the pixel around it.
+fn rgb_form(l: &Lowering<'_>) -> (Arg, usize) {
+    let pixel = if l.plan.precision == Precision::F32 { 3 * 4 } else { 4 * 2 };
+    (Arg::Int(l.plan.batch.is_some().into()), 18 * 18 * pixel)
+}
+
 fn sizes(e: Extent) -> Result<[Arg; 3]> {
     Ok([int(e.n)?, int(e.h)?, int(e.w)?])
 }
@@ -57,7 +63,10 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv) -> Result<()> {
     args.extend(sizes(o.extent)?);
     let tiles = tiles(o.extent);
     if rgb {
-        return l.launch("conv_rgb", [tiles.min(WALKERS), 1, 1], 256, 4 * (27 * CHANNELS + 18 * 18 * 3), args);
+        let (units, shared) = rgb_form(l);
+        args.push(units);
+        let weights = if l.plan.precision == Precision::F32 { 4 * 27 * CHANNELS } else { 0 };
+        return l.launch("conv_rgb", [tiles.min(WALKERS), 1, 1], 256, shared + weights, args);
     }
     let (tile, weights) = shared_sizes(l.plan.precision);
     l.launch("conv", [tiles.min(WALKERS), 1, 1], 256, tile(1) + weights + 4 * CHANNELS, args)
@@ -80,8 +89,12 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
             let args = with_sizes(vec![d_output, weight, l.at(d_input)])?;
             l.launch("conv_rgb_data", [c.extent.pixels().div_ceil(256), 1, 1], 256, 0, args)?;
         }
-        let args = with_sizes(vec![input, d_output, sums.partials])?;
-        l.launch("conv_rgb_weights", [blocks, 1, 1], 256, 4 * 16 * 28 * CHANNELS, args)?;
+        let (units, tile) = rgb_form(l);
+        let mut args = with_sizes(vec![input, d_output, sums.partials])?;
+        args.push(units);
+        // at the end the sums of 16 rows, or of eight warps
+        let sums_of = if l.plan.precision == Precision::F32 { 16 } else { 8 };
+        l.launch("conv_rgb_weights", [blocks, 1, 1], 256, tile.max(4 * sums_of * 28 * CHANNELS), args)?;
         return finish(l, o, &sums);
     }
     let d_input = l.at(o.d_input.context("a convolution inside the network has a gradient of its input")?);

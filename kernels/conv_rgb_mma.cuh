@@ -1,0 +1,170 @@
+// The first convolution and its weight gradient on tensor cores, for halves. The kernels and their arguments are described in conv_rgb.cu.
+// Depends on features.cuh.
+//
+// The 27 products of a pixel's neighbours stand in three steps of 16: four taps a step and of a tap R, G, B and nothing. Lane t of a step has tap
+// 4 step + t; the taps 10 and 11 do not exist, and the ninth is a one, whose gradient is the bias's. A warp takes 8 columns and 4 rows of a tile.
+#pragma once
+#include "features.cuh"
+#include "mma.cuh"
+
+#define STEPS 3
+// A half of 1, with nothing above it.
+#if PRECISION == 1
+#define ONE 0x3f80u
+#else
+#define ONE 0x3c00u
+#endif
+
+// The tile as halves with a border of 1, R, G, B and nothing; zeros outside. With `units` in units of 1/255.
+DEVICE void load_rgb(Pair* to, const float* from, Tile at, int h, int w, bool units) {
+    const float* image = from + (long long)at.image * h * w * 3;
+    float loaded[2][3];
+    UNROLL
+    for (int round = 0; round < 2; round++) {
+        int i = threadIdx.x + 256 * round, line = i / WIDE_TILE, y = at.y - 1 + line, x = at.x - 1 + (i - line * WIDE_TILE);
+        bool there = i < WIDE_TILE * WIDE_TILE && inside(y, x, h, w);
+        UNROLL
+        for (int c = 0; c < 3; c++) loaded[round][c] = there ? image[(y * w + x) * 3 + c] : 0.0f;
+    }
+    UNROLL
+    for (int round = 0; round < 2; round++) {
+        int i = threadIdx.x + 256 * round;
+        UNROLL
+        for (int c = 0; c < 3; c++) loaded[round][c] = units ? rintf(loaded[round][c] * 255.0f) : loaded[round][c];
+        Pair v = {{pack_half(loaded[round][0], loaded[round][1]), pack_half(loaded[round][2], 0.0f)}};
+        if (i < WIDE_TILE * WIDE_TILE) to[i] = v;
+    }
+}
+
+// Where a lane's tap of every step lies, seen from the upper left neighbour of its pixel; -1 for those that do not exist.
+DEVICE void tap_offsets(int (&offset)[STEPS], int t) {
+    UNROLL
+    for (int s = 0; s < STEPS; s++) {
+        int tap = 4 * s + t;
+        offset[s] = tap < TAPS ? tap / 3 * WIDE_TILE + tap % 3 : -1;
+    }
+}
+
+// Shared memory: the tile.
+KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias, act* output, int images, int h, int w, int units) {
+    Pair* tile = (Pair*)shared_memory();
+    Lane l = lane_place();
+    int tx = l.warp % 2 * 8 + l.group, ty = l.warp / 2 * 4, offset[STEPS];
+    tap_offsets(offset, l.t);
+    // operands and biases stay in registers
+    Pair b[STEPS][2];
+    float biases[4], unit = units ? 1.0f / 255 : 1.0f;
+    UNROLL
+    for (int i = 0; i < 4; i++) biases[i] = bias[4 * l.t + i];
+    UNROLL
+    for (int s = 0; s < STEPS; s++) {
+        UNROLL
+        for (int m = 0; m < 2; m++) {
+            int tap = 4 * s + l.t;
+            const float* from = weight + fragment_feature(l.group, m) * 27 + tap;
+            Pair v = {{0, 0}};
+            if (tap < TAPS) v = {{pack_half(from[0], from[9]), pack_half(from[18], 0.0f)}};
+            b[s][m] = v;
+        }
+    }
+    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+        Tile t = tile_at(index, h, w);
+        barrier();
+        load_rgb(tile, input, t, h, w, units);
+        barrier();
+        // positions in one image fit an int
+        act* image = output + (long long)t.image * h * w * FEATURES;
+        UNROLL
+        for (int r = 0; r < 4; r += 2) {
+            float d[2][4];
+            for (int i = 0; i < 8; i++) d[i / 4][i % 4] = 0;
+            UNROLL
+            for (int s = 0; s < STEPS; s++) {
+                const Pair* at = tile + (ty + r) * WIDE_TILE + tx + offset[s];
+                Pair upper = {{0, 0}}, lower = {{0, 0}};
+                if (offset[s] >= 0) {
+                    upper = at[0];
+                    lower = at[WIDE_TILE];
+                }
+                u32 a[4] = {upper.word[0], lower.word[0], upper.word[1], lower.word[1]};
+                UNROLL
+                for (int m = 0; m < 2; m++) mma_16x8x16(d[m], a, b[s][m].word);
+            }
+            UNROLL
+            for (int k = 0; k < 2; k++) {
+                int y = t.y + ty + r + k, x = t.x + tx;
+                if (!inside(y, x, h, w)) continue;
+                float v[4];
+                UNROLL
+                for (int i = 0; i < 4; i++) v[i] = d[i / 2][2 * k + i % 2] * unit + biases[i];
+                store_pair(image + (y * w + x) * FEATURES, l.t, {{pack_half(v[0], v[1]), pack_half(v[2], v[3])}});
+            }
+        }
+    }
+}
+
+#define RGB_SUMS (27 * FEATURES + FEATURES)
+
+// Shared memory: the tile, and at the end the sums of eight warps.
+KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* partials, int images, int h, int w, int units) {
+    Pair* tile = (Pair*)shared_memory();
+    Lane l = lane_place();
+    int tx = l.warp % 2 * 8 + l.group, ty = l.warp / 2 * 4, offset[STEPS];
+    tap_offsets(offset, l.t);
+    float sum[STEPS][2][4];
+    UNROLL
+    for (int i = 0; i < STEPS * 8; i++) sum[i / 8][i / 4 % 2][i % 4] = 0;
+    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+        Tile t = tile_at(index, h, w);
+        const act* image = d_output + (long long)t.image * h * w * FEATURES;
+        Pair d[4];
+        UNROLL
+        for (int k = 0; k < 4; k++) {
+            int y = t.y + ty + k, x = t.x + tx;
+            d[k] = {{0, 0}};
+            if (inside(y, x, h, w)) d[k] = load_pair(image + (y * w + x) * FEATURES, l.t);
+        }
+        barrier();
+        load_rgb(tile, input, t, h, w, units);
+        barrier();
+        UNROLL
+        for (int r = 0; r < 4; r += 2) {
+            u32 turned[2][2];
+            UNROLL
+            for (int i = 0; i < 4; i++) turned[i / 2][i % 2] = transpose(d[r + i % 2].word[i / 2]);
+            UNROLL
+            for (int s = 0; s < STEPS; s++) {
+                const Pair* at = tile + (ty + r) * WIDE_TILE + tx + offset[s];
+                Pair upper = {{4 * s + l.t == TAPS ? ONE : 0, 0}}, lower = upper;
+                if (offset[s] >= 0) {
+                    upper = at[0];
+                    lower = at[WIDE_TILE];
+                }
+                u32 a[4] = {transpose(upper.word[0]), transpose(upper.word[1]), transpose(lower.word[0]), transpose(lower.word[1])};
+                UNROLL
+                for (int m = 0; m < 2; m++) mma_16x8x16(sum[s][m], a, turned[m]);
+            }
+        }
+    }
+    barrier();
+    // every warp's sums, then those of the block
+    float* all = (float*)shared_memory();
+    float* own = all + l.warp * RGB_SUMS;
+    float unit = units ? 1.0f / 255 : 1.0f;
+    UNROLL
+    for (int s = 0; s < STEPS; s++) {
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            int tap = 4 * s + l.group / 2, rgb = i % 4 / 2 * 2 + l.group % 2, c = 4 * l.t + i / 4 * 2 + i % 2;
+            float value = sum[s][i / 4][i % 4];
+            if (tap < TAPS && rgb < 3) own[(c * 3 + rgb) * TAPS + tap] = value * unit;
+            if (tap == TAPS && rgb == 0) own[27 * FEATURES + c] = value;
+        }
+    }
+    barrier();
+    for (int i = threadIdx.x; i < RGB_SUMS; i += 256) {
+        float total = 0;
+        for (int warp = 0; warp < 8; warp++) total += all[warp * RGB_SUMS + i];
+        partials[(long long)blockIdx.x * RGB_SUMS + i] = total;
+    }
+}
