@@ -125,6 +125,8 @@ pub struct Plan {
     pub update: Range<usize>,
     /// Size of the arena, bytes.
     pub arena_bytes: u64,
+    /// Workspaces and carried sums that are read once more after the last operation of `micro`, see [`Sizing::sums_late`].
+    pub late_sums: Vec<BufferId>,
     /// Type of activations and their gradients.
     pub precision: Precision,
     /// The batch this plan takes, where it takes one.
@@ -328,6 +330,9 @@ impl<'a> Builder<'a> {
         for (at, op) in ops.iter().enumerate() {
             op.accesses().for_each(|access| touch(access.buffer, at));
         }
+        let late = ops[micro.clone()].iter().filter(|op| sizing.sums_late(op));
+        let late_sums: Vec<BufferId> = late.flat_map(|op| [op.workspace(), op.carry()]).flatten().collect();
+        late_sums.iter().for_each(|&id| touch(id, micro.end - 1));
         // what the host writes before the first operation, or reads after the last
         for id in [ports.input, ports.target].into_iter().flatten() {
             touch(id, 0);
@@ -343,7 +348,7 @@ impl<'a> Builder<'a> {
             };
         }
         let arena_bytes = layout::assign(&mut buffers);
-        let plan = Plan { buffers, ops, micro, update, arena_bytes, precision: sizing.precision(), batch, ports };
+        let plan = Plan { buffers, ops, micro, update, arena_bytes, late_sums, precision: sizing.precision(), batch, ports };
         plan.verify()?;
         Ok(plan)
     }

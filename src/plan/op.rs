@@ -346,6 +346,17 @@ impl Op {
         }
     }
 
+    /// Where an operation on a slice keeps its sums.
+    pub fn carry(&self) -> Option<BufferId> {
+        match self {
+            Op::ConvBack(o) => o.slice.carry,
+            Op::UpHeadBack(o) => o.slice.carry,
+            Op::PixelLoss(o) => o.slice.carry,
+            Op::StructuralLoss(o) => o.slice.carry,
+            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::UpHead(_) | Op::Update(_) => None,
+        }
+    }
+
     /// Short name for tables and errors.
     pub fn label(&self) -> &'static str {
         match self {

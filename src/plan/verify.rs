@@ -26,8 +26,8 @@ impl Written {
 }
 
 impl Plan {
-    /// Checks what every backend relies on: buffers inside the arena and aligned, no two live ones overlapping, and no byte
-    /// read before it was written.
+    /// Checks what every backend relies on: buffers inside the arena and aligned, no two live ones overlapping, no byte
+    /// read before it was written, and late sums alive until they are added up.
     ///
     /// # Errors
     /// Names the buffers and the operation; such an error is a bug in a plan builder, never the user's fault.
@@ -67,6 +67,13 @@ impl Plan {
             for Access { buffer, .. } in op.accesses().filter(|a| a.write) {
                 let (owner, range) = self.bytes_of(buffer);
                 written[owner.0 as usize].add(range);
+            }
+            if i + 1 == self.micro.end {
+                for &id in &self.late_sums {
+                    let (buffer, (owner, range)) = (self.buffer(id), self.bytes_of(id));
+                    ensure!(written[owner.0 as usize].covers(&range), "{} is added up before it is written", buffer.name);
+                    ensure!(buffer.live.contains(&i), "{} does not live until it is added up", buffer.name);
+                }
             }
         }
         Ok(())
