@@ -36,25 +36,35 @@ KERNEL(gradient_squares, 256, const float* gradients, double* partials, int coun
 KERNEL(adam, 256, float* parameters, const float* gradients, float* moment1, float* moment2, float* ema, const double* squares,
        double* metrics, int count, int blocks, float beta1, float rest1, float beta2, float rest2, float epsilon,
        float penalty, const Scalars* scalars) {
+    int i = blockIdx.x * 256 + threadIdx.x;
+    // on their way while the norm is added up
+    const Scalars s = *scalars;
+    float p = 0, g = 0, m = 0, v = 0, e = 0;
+    if (i < count) {
+        p = parameters[i];
+        g = gradients[i];
+        m = moment1[i];
+        v = moment2[i];
+        e = ema[i];
+    }
     double total = 0;
     for (int b = 0; b < blocks; b++) total += squares[b];
     double norm = sqrt(total), loss = metrics[0];
     // comparisons with NaN are false, so this holds for finite numbers alone
     bool good = norm <= 1.7e308 && loss <= 1.7e308 && loss >= -1.7e308;
-    int i = blockIdx.x * 256 + threadIdx.x;
     if (i == 0) {
         metrics[1] = norm;
         metrics[2] = good ? 0.0 : 1.0;
     }
     if (!good || i >= count) return;
-    double share = (double)scalars->clip / (norm + 1e-6);
+    double share = (double)s.clip / (norm + 1e-6);
     float factor = share < 1.0 ? (float)share : 1.0f;
-    float g = gradients[i] * (1.0f / scalars->loss_scale) * factor + penalty * parameters[i];
-    float m = beta1 * moment1[i] + rest1 * g;
-    float v = beta2 * moment2[i] + rest2 * g * g;
-    float p = parameters[i] * scalars->keep - scalars->step_size * m / (sqrtf(v) / scalars->root_correction + epsilon);
+    g = g * (1.0f / s.loss_scale) * factor + penalty * p;
+    m = beta1 * m + rest1 * g;
+    v = beta2 * v + rest2 * g * g;
+    p = p * s.keep - s.step_size * m / (sqrtf(v) / s.root_correction + epsilon);
     moment1[i] = m;
     moment2[i] = v;
     parameters[i] = p;
-    ema[i] = scalars->ema_decay * ema[i] + scalars->ema_rest * p;
+    ema[i] = s.ema_decay * e + s.ema_rest * p;
 }

@@ -5,7 +5,7 @@ use crate::plan::{OptimizerKind, Update};
 use anyhow::Result;
 
 /// Elements of one block of the norm.
-const NORM_ELEMENTS: usize = 4096;
+const NORM_ELEMENTS: usize = 1024;
 
 fn norm_blocks(o: &Update) -> usize {
     o.trainable.div_ceil(NORM_ELEMENTS)
