@@ -1,6 +1,6 @@
 // Pixel losses: L1, Charbonnier and MSE as a weighted sum, with the gradient left in place of the prediction or beside it.
 // The head has subtracted the u8 target already where there is one.
-#include "common.cuh"
+#include "sums.cuh"
 
 // Charbonnier's epsilon, under the root.
 #define CHARBONNIER_EPSILON 1e-12f
@@ -37,15 +37,19 @@ KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const floa
     if (threadIdx.x == 0) partials[blockIdx.x] = total;
 }
 
-// Adds the blocks' losses to those of the slices before (flags & 1); after the last slice (flags & 2) the mean goes to metrics[0], added to
-// that of the micro-batches before. One warp, one lane at work: at most 256 numbers.
-KERNEL(finish_pixel_loss, 32, const double* partials, double* total, double* metrics, int blocks, int flags, int whole,
-       const Scalars* scalars) {
+// Adds the blocks' losses, at the end of reduce_sums, to those of the slices before: all of one block of threads. After the last slice the mean,
+// over job.count values, goes to metrics[0], added to that of the micro-batches before.
+DEVICE void finish_pixel_loss(const SumJob& job, double* shared, const Scalars* scalars) {
+    const double* partials = (const double*)job.partials;
+    double part = 0;
+    for (int b = threadIdx.x; b < (int)job.blocks; b += 256) part += partials[b];
+    double sum = block_sum<256>(shared, part);
     if (threadIdx.x != 0) return;
-    double sum = flags & 1 ? *total : 0.0;
-    for (int b = 0; b < blocks; b++) sum += partials[b];
-    *total = sum;
-    if (!(flags & 2)) return;
-    double loss = sum / (double)whole * (double)scalars->micro_scale;
-    metrics[0] = scalars->accumulate ? metrics[0] + loss : loss;
+    sum = (job.before ? *job.before : 0.0) + sum;
+    double* to = (double*)job.to;
+    if (job.kind == LOSS_TO_METRICS) {
+        double loss = sum / (double)job.count * (double)scalars->micro_scale;
+        sum = scalars->accumulate ? *to + loss : loss;
+    }
+    *to = sum;
 }

@@ -7,47 +7,34 @@
 // nano_block_back: also d_output, d_input [images][h][w][16] act; partials [blocks][1392] f32, in the order of the parameters
 // without gamma: d_output x gelu(z) stands in conv2's place, the sum of d_output in its bias's. At most 256 blocks. Floor: two
 // pixels read, one written.
+#include "sums.cuh"
 #if PRECISION == 0
 #include "nano_plain.cuh"
 #else
 #include "nano_mma.cuh"
 #endif
 
-// Totals of a backward pass to gradients. conv2's hold sums without gamma: times gamma they are the gradients of conv2, and against
-// conv2 they give that of gamma. Grid: a thread for every sum, and one for every gamma.
-KERNEL(finish_nano_block, 256, const double* totals, const float* w2, const float* b2, const float* gamma, float* d_w1, float* d_b1,
-       float* d_dw, float* d_db, float* d_w2, float* d_b2, float* d_gamma, const Scalars* scalars) {
-    const int hidden = 2 * FEATURES, products = hidden * (FEATURES + 1 + 9 + 1), biases = products + FEATURES * hidden;
-    int i = blockIdx.x * 256 + threadIdx.x, k = i;
-    float* to;
-    float value;
-    if (i < products) {
-        value = (float)totals[i];
-        if (k < hidden * FEATURES) {
-            to = d_w1 + k;
-        } else if ((k -= hidden * FEATURES) < hidden) {
-            to = d_b1 + k;
-        } else if ((k -= hidden) < 9 * hidden) {
-            to = d_dw + k;
-        } else {
-            to = d_db + (k - 9 * hidden);
-        }
-    } else if (i < biases) {
-        k = i - products;
-        to = d_w2 + k;
-        value = gamma[k / hidden] * (float)totals[i];
-    } else if (i < biases + FEATURES) {
-        k = i - biases;
-        to = d_b2 + k;
-        value = gamma[k] * (float)totals[i];
-    } else if (i < biases + 2 * FEATURES) {
-        k = i - biases - FEATURES;
-        to = d_gamma + k;
-        double sum = (double)b2[k] * totals[biases + k];
-        for (int e = 0; e < hidden; e++) sum += (double)w2[k * hidden + e] * totals[products + k * hidden + e];
-        value = (float)sum;
-    } else {
-        return;
+// From the total of a block's sum to gradients, at the end of reduce_sums. The gradients lie in the order of the parameters, which is that of the
+// sums, with gamma's behind them. conv2's sums are without gamma: times gamma they are the gradients of conv2, and against conv2
+// they give that of gamma. The sums of one row of conv2 are one chunk, whose threads add what the bias has to it. `own`: the
+// thread has the total of sum chunk x SUM_LANES + lane.
+DEVICE void finish_nano_block(const SumJob& job, int chunk, bool own, double total, double* shared, const Scalars* scalars) {
+    const int hidden = 2 * FEATURES, products = hidden * (FEATURES + 1 + 9 + 1), biases = products + FEATURES * hidden, gammas = biases + FEATURES;
+    static_assert(hidden == SUM_LANES && products % SUM_LANES == 0, "a row of conv2 is a chunk");
+    const float* gamma = job.parameters + gammas;
+    float* gradients = (float*)job.to;
+    int i = chunk * SUM_LANES + (int)threadIdx.x % SUM_LANES, row = chunk - products / SUM_LANES;
+    if (own) {
+        float value = (float)total;
+        if (i >= products) value *= gamma[i < biases ? row : i - biases];
+        store_gradient(gradients + i, value, scalars);
     }
-    *to = scalars->accumulate ? *to + value : value;
+    if (row < 0 || row >= FEATURES) return;
+    double part = own ? (double)job.parameters[i] * total : 0.0;
+    const float* partials = (const float*)job.partials + biases + row;
+    for (int b = threadIdx.x; b < (int)job.blocks; b += 256) part += (double)job.parameters[biases + row] * (double)partials[(long long)b * gammas];
+    // the sums of the groups have been read
+    barrier();
+    double sum = block_sum<256>(shared, part);
+    if (threadIdx.x == 0) store_gradient(gradients + gammas + row, (float)sum, scalars);
 }

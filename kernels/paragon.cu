@@ -3,6 +3,7 @@
 #include "common.cuh"
 #include "features.cuh"
 #include "mma.cuh"
+#include "sums.cuh"
 
 namespace conv_family {
 #include "conv.cu"

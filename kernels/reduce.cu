@@ -1,28 +1,52 @@
-// The second stage of every sum over pixels: partial sums of blocks, added in a fixed order in f64.
-#include "common.cuh"
+// The second stage of every sum over pixels: partial sums of blocks, added in a fixed order in f64, and what becomes of the totals. One launch
+// takes the jobs of many operations, since each is small.
+#include "sums.cuh"
 
-// totals[i] = (add ? totals[i] : 0) + sum over blocks of partials[block][i]. 64 sums a block of threads; four threads share one, each
-// taking a quarter of the blocks, so the order is the same for any device. Shared memory: 256 f64. Floor: 4 bytes a partial.
-KERNEL(reduce_sums, 256, const float* partials, double* totals, int count, int blocks, int add) {
-    double* quarters = (double*)shared_memory();
-    int lane = threadIdx.x % 64, quarter = threadIdx.x / 64, i = blockIdx.x * 64 + lane;
+// A thread's share of the partials of one sum, one after another. Eight loads are on their way before the first is added.
+DEVICE double share_sum(const SumJob& job, int group, int i) {
+    int count = (int)job.count, blocks = (int)job.blocks, each = (blocks + SUM_GROUPS - 1) / SUM_GROUPS;
+    int b = group * each, end = b + each < blocks ? b + each : blocks;
+    const float* from = (const float*)job.partials + i;
     double sum = 0;
-    if (i < count) {
-        int each = (blocks + 3) / 4, end = (quarter + 1) * each < blocks ? (quarter + 1) * each : blocks;
-        for (int b = quarter * each; b < end; b++) sum += (double)partials[(long long)b * count + i];
+    for (; b + 8 <= end; b += 8) {
+        float values[8];
+        UNROLL
+        for (int k = 0; k < 8; k++) values[k] = from[(long long)(b + k) * count];
+        UNROLL
+        for (int k = 0; k < 8; k++) sum += (double)values[k];
     }
-    quarters[threadIdx.x] = sum;
-    barrier();
-    if (quarter == 0 && i < count) {
-        double total = ((quarters[lane] + quarters[lane + 64]) + quarters[lane + 128]) + quarters[lane + 192];
-        totals[i] = (add ? totals[i] : 0.0) + total;
-    }
+    for (; b < end; b++) sum += (double)from[(long long)b * count];
+    return sum;
 }
 
-// gradients[i] = total, added to those of the micro-batches before.
-KERNEL(store_gradient, 256, const double* totals, float* gradients, int count, const Scalars* scalars) {
-    int i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= count) return;
-    float total = (float)totals[i];
-    gradients[i] = scalars->accumulate ? gradients[i] + total : total;
+// Grid: for each job a block for every SUM_LANES sums, or one for the loss. Every sum is added by as many threads in the same order on any
+// device. Shared memory: 256 f64. Floor: 4 bytes a partial.
+KERNEL(reduce_sums, 256, const Scalars* scalars, SumJobs jobs) {
+    int at = 0, first = 0;
+    while (blockIdx.x >= (u32)jobs.job[at].end) first = (int)jobs.job[at++].end;
+    const SumJob& job = jobs.job[at];
+    double* shared = (double*)shared_memory();
+    if (job.kind == LOSS_TO_TOTAL || job.kind == LOSS_TO_METRICS) {
+        loss_family::finish_pixel_loss(job, shared, scalars);
+        return;
+    }
+    int chunk = (int)blockIdx.x - first, lane = threadIdx.x % SUM_LANES, group = threadIdx.x / SUM_LANES;
+    int i = chunk * SUM_LANES + lane;
+    bool within = i < (int)job.count, own = within && group == 0;
+    shared[threadIdx.x] = within ? share_sum(job, group, i) : 0.0;
+    barrier();
+    double total = 0;
+    if (own) {
+        total = shared[lane];
+        UNROLL
+        for (int g = 1; g < SUM_GROUPS; g++) total += shared[g * SUM_LANES + lane];
+        total = (job.before ? job.before[i] : 0.0) + total;
+    }
+    if (job.kind == TO_NANO_BLOCK) {
+        nano_family::finish_nano_block(job, chunk, own, total, shared, scalars);
+    } else if (own && job.kind == TO_GRADIENTS) {
+        store_gradient((float*)job.to + i, (float)total, scalars);
+    } else if (own) {
+        ((double*)job.to)[i] = total;
+    }
 }

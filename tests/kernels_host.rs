@@ -8,7 +8,7 @@ mod reference;
 use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activations};
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
-use paragon::backend::cuda::{Arg, CudaSizing, lower_range};
+use paragon::backend::cuda::{Arg, CudaSizing, Launch, lower_range};
 use paragon::backend::{Backend, Scalars};
 use paragon::model::{Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
@@ -296,6 +296,50 @@ fn slices_of_a_large_scale() {
     }
 }
 
+/// The sums of a whole micro-batch, added up together at its end, have the bits of those that every operation adds up by itself; in every
+/// order, in slices, and in a second micro-batch, too.
+#[test]
+fn sums_added_up_together_are_those_added_up_one_by_one() {
+    let slices = (8, 9, (16, 15), L1_ONLY, false, Recompute::Full);
+    let structural = (2, 1, (9, 9), ALL, false, Recompute::Block);
+    let mut runs: Vec<(Case<'_>, Precision, Order, bool)> = Vec::new();
+    for precision in PRECISIONS {
+        runs.extend(ORDERS.map(|order| (CASES[0], precision, order, false)));
+    }
+    runs.extend([(slices, Precision::Bf16, Order::Mixed, false), (structural, Precision::F32, Order::Mixed, false)]);
+    runs.push((CASES[0], Precision::F32, Order::Forward, true));
+    for ((scale, batch, lq, losses, float, recompute), precision, order, sanitize) in runs {
+        let Some(program) = compile(precision, sanitize) else { return };
+        let twin = Twin::new(scale, 11);
+        let spec = StepSpec { recompute, ..spec(batch, lq, losses, float) };
+        let plan = training_plan(&twin.net, &spec, &CudaSizing { precision }).unwrap();
+        let layout = plan.batch.unwrap();
+        let [mut together, mut single] = [0, 1].map(|_| {
+            let mut host = Host::new(plan.clone(), program.clone(), order);
+            host.bytes(plan.ports.parameters.unwrap()).copy_from_slice(&to_activations(&twin.params, Precision::F32));
+            host
+        });
+        let all = lower_range(&plan, plan.micro.clone()).unwrap();
+        let each: Vec<_> = plan.micro.clone().flat_map(|at| lower_range(&plan, at..at + 1).unwrap()).collect();
+        let count = |launches: &[Launch]| launches.iter().filter(|l| l.kernel == "reduce_sums").count();
+        assert!(count(&all) + 5 <= count(&each), "{} launches add up what {} do one by one", count(&all), count(&each));
+        for micro in 0..2 {
+            let scalars =
+                Scalars { lr: 1e-3, step: 1, clip: 1.0, ema_decay: 0.0, micro_scale: 0.5, loss_scale: 8.0, accumulate: micro > 0 };
+            let codes = bytes(layout.bytes(), micro).iter().map(|v| v % 8).collect::<Vec<u8>>();
+            for (host, launches) in [(&mut together, &all), (&mut single, &each)] {
+                host.bytes(layout.buffer).copy_from_slice(&codes);
+                host.run(&scalars, launches).unwrap();
+            }
+            for (i, (x, y)) in together.memory.iter().zip(&single.memory).enumerate() {
+                assert!(x == y, "{precision} x{scale}, {order:?}, {recompute}: {} differs", plan.buffers[i].name);
+            }
+            let gradients = from_activations(together.bytes(plan.ports.gradients.unwrap()), Precision::F32);
+            assert!(gradients.iter().all(|v| v.is_finite()) && gradients.iter().filter(|&&v| v == 0.0).count() < gradients.len() / 10);
+        }
+    }
+}
+
 /// Every barrier, left out by itself, must make orders of lanes disagree, or give another result in all of them, or the fibers complain:
 /// else it costs time for nothing, or the harness is blind to it.
 #[test]
@@ -306,7 +350,7 @@ fn a_missing_barrier_is_noticed() {
     let conv: Chosen = |op| matches!(op, Op::Conv(_) | Op::ConvBack(_));
     let losses: Chosen = |op| matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_));
     let both = &[Precision::Bf16, Precision::F32][..];
-    let files: [(&str, &[Precision], Chosen); 11] = [
+    let files: [(&str, &[Precision], Chosen); 12] = [
         ("nano_mma.cuh", &both[..1], block),
         ("nano_plain.cuh", &both[1..], block),
         ("up_head.cu", &both[..1], end),
@@ -316,6 +360,7 @@ fn a_missing_barrier_is_noticed() {
         ("conv.cu", both, conv),
         ("conv_rgb.cu", &both[1..], conv),
         ("conv_rgb_mma.cuh", &both[..1], conv),
+        ("nano_block.cu", &both[1..], block),
         ("reduce.cu", &both[1..], block),
         ("structural.cu", &both[1..], losses),
     ];
@@ -326,7 +371,9 @@ fn a_missing_barrier_is_noticed() {
         let mut places: Vec<String> = barriers.map(|(line, _)| format!("{file}:{}", line + 1)).collect();
         assert!(!places.is_empty(), "{file} has no barriers");
         for &precision in precisions {
-            let Some(blind) = unnoticed_barriers(precision, chosen, &places) else { return };
+            // sums are those of all blocks
+            let walk = !["nano_block.cu", "reduce.cu"].contains(&file);
+            let Some(blind) = unnoticed_barriers(precision, chosen, &places, walk) else { return };
             // kernels of one type only are not in the others' modules
             places = blind;
         }
@@ -335,8 +382,8 @@ fn a_missing_barrier_is_noticed() {
     assert!(unnoticed.is_empty(), "nobody notices when these barriers are missing: {unnoticed:?}");
 }
 
-/// Those of the barriers that no order of lanes misses.
-fn unnoticed_barriers(precision: Precision, chosen: fn(&Op) -> bool, places: &[String]) -> Option<Vec<String>> {
+/// Those of the barriers that no order of lanes misses. `walk`: few blocks, each over several tiles.
+fn unnoticed_barriers(precision: Precision, chosen: fn(&Op) -> bool, places: &[String], walk: bool) -> Option<Vec<String>> {
     let program = compile(precision, false)?;
     let twin = Twin::new(2, 11);
     let spec = spec(1, (17, 33), ALL, false);
@@ -363,8 +410,7 @@ fn unnoticed_barriers(precision: Precision, chosen: fn(&Op) -> bool, places: &[S
             host.bytes(b).copy_from_slice(&values);
         }
         let mut launches = lower_range(&plan, at..at + 1).unwrap();
-        // every block walks over several tiles
-        for launch in &mut launches {
+        for launch in launches.iter_mut().filter(|_| walk) {
             // the first blocks of these are at the edges
             let edges = match (launch.kernel, &launch.args[..]) {
                 ("up_head_back", [.., Arg::Int(2 | 3), Arg::Int(blocks)]) => 4 * blocks.cast_unsigned(),

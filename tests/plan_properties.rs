@@ -4,8 +4,9 @@
 
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
+use paragon::backend::cuda::{Arg, lower};
 use paragon::model::{InferenceSpec, Network, Recompute, StepSpec, inference_plan, training_plan};
-use paragon::plan::{BufferId, LossKind, Plan, Precision, Sizing};
+use paragon::plan::{BufferId, LossKind, Op, Plan, Precision, Sizing};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -22,6 +23,9 @@ fn uses(plan: &Plan) -> Vec<Option<(usize, usize)>> {
             let owner = plan.buffer(access.buffer).parent.map_or(access.buffer, |(parent, _)| parent);
             uses[owner.0 as usize].get_or_insert((at, at)).1 = at;
         }
+    }
+    for id in &plan.late_sums {
+        uses[id.0 as usize].get_or_insert((0, 0)).1 = plan.micro.end - 1;
     }
     uses
 }
@@ -72,6 +76,28 @@ fn check(plan: &Plan) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// The same from the launches alone: what two buffers hold is safe when no byte is in both, or the last launch to name one comes
+/// before the first that names the other.
+fn check_launches(plan: &Plan) -> Result<(), TestCaseError> {
+    let program = lower(plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
+    for (at, launch) in program.micro.iter().chain(&program.update).enumerate() {
+        for arg in &launch.args {
+            if let Arg::At(buffer, _) = arg {
+                uses[buffer.0 as usize].get_or_insert((at, at)).1 = at;
+            }
+        }
+    }
+    let used: Vec<_> = plan.buffers.iter().zip(uses).filter_map(|(b, u)| Some((b, u?))).filter(|(b, _)| !b.class.persistent()).collect();
+    for (i, &(a, (first, last))) in used.iter().enumerate() {
+        for &(b, (from, to)) in &used[i + 1..] {
+            let apart = a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset || last < from || to < first;
+            prop_assert!(apart, "{} and {} are in use together and share bytes", a.name, b.name);
+        }
+    }
+    Ok(())
+}
+
 fn losses() -> impl Strategy<Value = Vec<(LossKind, f32)>> {
     let kinds = [LossKind::L1, LossKind::Charbonnier, LossKind::Mse, LossKind::Ssim, LossKind::MsSsim];
     prop::sample::subsequence(kinds.to_vec(), 1..=3).prop_map(|kinds| kinds.into_iter().map(|k| (k, 0.5)).collect())
@@ -100,9 +126,55 @@ proptest! {
         };
         let plan = training_plan(&net, &spec(batch, (h, w), &losses, level), &*sizing).unwrap();
         check(&plan)?;
+        if on < 3 {
+            check_launches(&plan)?;
+        }
         let inference = inference_plan(&net, &InferenceSpec { batch: 1, lq: (h, w), float_input: false }, &*sizing).unwrap();
         check(&inference)?;
     }
+}
+
+/// A device that forgets that its sums are added up late.
+struct Forgetful(CudaSizing);
+
+impl Sizing for Forgetful {
+    fn workspace(&self, op: &Op) -> u64 {
+        self.0.workspace(op)
+    }
+
+    fn carry(&self, op: &Op) -> u64 {
+        self.0.carry(op)
+    }
+
+    fn precision(&self) -> Precision {
+        self.0.precision()
+    }
+
+    fn scalar_bytes(&self) -> u64 {
+        self.0.scalar_bytes()
+    }
+}
+
+#[test]
+fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
+    let net = Network::new("nano", 2).unwrap();
+    let sizing = CudaSizing { precision: Precision::Bf16 };
+    let spec = spec(16, (64, 64), &[(LossKind::L1, 1.0)], Recompute::Block);
+    let good = training_plan(&net, &spec, &sizing).unwrap();
+    assert_eq!(good.late_sums.len(), 7, "the loss, up.0, conv_mid, three blocks, conv_in");
+    check_launches(&good).unwrap();
+    // a lifetime that ends with the operation
+    let mut short = good.clone();
+    let id = short.late_sums[1];
+    short.buffers[id.0 as usize].live.end -= 1;
+    assert!(short.verify().unwrap_err().to_string().contains("does not live until it is added up"));
+    // a plan for another way of adding up; and the same when nobody asks
+    let mut forgetful = training_plan(&net, &spec, &Forgetful(sizing)).unwrap();
+    assert!(lower(&forgetful).unwrap_err().to_string().contains("does not live until it is added up"));
+    forgetful.late_sums =
+        forgetful.ops[forgetful.micro.clone()].iter().filter(|op| sizing.sums_late(op)).filter_map(Op::workspace).collect();
+    assert!(check_launches(&forgetful).is_err());
+    assert!(forgetful.verify().is_err());
 }
 
 /// Device bytes of Nano x2 as planned for CUDA in bf16: the arena with the staged batches in it.

@@ -18,7 +18,7 @@ struct Launch {
     uint32_t arguments;
 };
 
-// How many arguments a kernel takes; -1 where there is no such kernel.
+// How many arguments of eight bytes a kernel takes; -1 where there is no such kernel.
 int kernel_arguments(int precision, const std::string& name);
 
 // Runs all blocks of a launch; `args` are pointers to the arguments, as the driver takes them. Ends the process with code 3 on a

@@ -64,9 +64,10 @@ template <typename... A, size_t... I>
 void call_unpacked(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
     kernel(*static_cast<A*>(args[I])...);
 }
+// Of eight bytes: a structure, which only the last parameter may be, is as many as it has.
 template <typename... A>
 constexpr u32 count_arguments(void (*)(A...)) {
-    return sizeof...(A);
+    return static_cast<u32>((((sizeof(A) + 7) / 8) + ... + 0));
 }
 template <typename... A>
 void call_kernel(void (*kernel)(A...), void** args) {

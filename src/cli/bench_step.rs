@@ -61,7 +61,8 @@ const SCALARS: Scalars = Scalars { lr: 1e-4, step: 1, clip: 1.0, ema_decay: 0.9,
 /// One kernel (or, on the CPU, one operation) by itself.
 #[derive(Serialize)]
 struct Part {
-    operation: usize,
+    /// None for the sums of several operations.
+    operation: Option<usize>,
     label: &'static str,
     kernel: &'static str,
     seconds: f64,
@@ -115,7 +116,8 @@ pub fn run(args: &Args) -> Result<()> {
     ))?;
     for part in &report.kernels {
         let rate = if part.floor_bytes > 0 { format!("{:9.1} GB/s", part.floor_bytes as f64 / part.seconds / 1e9) } else { String::new() };
-        print(format_args!("  {:3} {:36} {:28} {:9.1} us {rate}", part.operation, part.label, part.kernel, 1e6 * part.seconds))?;
+        let operation = part.operation.map_or_else(String::new, |at| at.to_string());
+        print(format_args!("  {operation:>3} {:36} {:28} {:9.1} us {rate}", part.label, part.kernel, 1e6 * part.seconds))?;
     }
     Ok(())
 }
@@ -166,12 +168,12 @@ fn measure(args: &Args) -> Result<Report> {
         let Some(port) = backend.plan().ports.parameters else { return Ok(()) };
         write_floats(backend, port, &net.params().start_values(1))
     };
-    let part = |operation: usize, kernel: &'static str, seconds: f64, first: bool| Part {
+    let part = |operation: Option<usize>, kernel: &'static str, seconds: f64, first: bool| Part {
         operation,
-        label: labels[operation],
+        label: operation.map_or("sums of several", |at| labels[at]),
         kernel,
         seconds,
-        floor_bytes: if first { floors[operation].bytes } else { 0 },
+        floor_bytes: operation.filter(|_| first).map_or(0, |at| floors[at].bytes),
     };
     let (device, allocated_bytes, step_seconds, copy_bandwidth, peak, kernels) = match opened.device() {
         Some(device) => on_cuda(device, plan, args.steps, &start, &part)?,
@@ -181,7 +183,7 @@ fn measure(args: &Args) -> Result<Report> {
             let seconds = time_steps(&mut backend, args.steps)?;
             let mut times = Vec::new();
             backend.profile(&SCALARS, &mut |_, s| times.push(s));
-            let kernels = times.into_iter().enumerate().map(|(at, s)| part(at, "", s, true)).collect();
+            let kernels = times.into_iter().enumerate().map(|(at, s)| part(Some(at), "", s, true)).collect();
             (backend.description(), backend.allocated(), seconds, None, Some(fma_peak(cpu)), kernels)
         }
     };
@@ -218,14 +220,14 @@ fn on_cuda(
     plan: Plan,
     steps: usize,
     start: &dyn Fn(&mut dyn Backend) -> Result<()>,
-    part: &dyn Fn(usize, &'static str, f64, bool) -> Part,
+    part: &dyn Fn(Option<usize>, &'static str, f64, bool) -> Part,
 ) -> Result<Measured> {
     // before the arena, which may leave no room for it
     let bandwidth = device.copy_bandwidth()?;
     let mut backend = CudaBackend::new(device, plan)?;
     start(&mut backend)?;
     let seconds = time_steps(&mut backend, steps)?;
-    let mut last = usize::MAX;
+    let mut last = None;
     let kernels = backend.profile(&SCALARS, 10)?.into_iter().map(|(at, kernel, s)| {
         let first = std::mem::replace(&mut last, at) != at;
         part(at, kernel, s, first)

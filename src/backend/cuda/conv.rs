@@ -1,7 +1,7 @@
 //! Lowering of the 3x3 convolutions and their gradients: kernels/conv.cu for 16 channels to 16, kernels/conv_rgb.cu for f32 RGB to 16.
 
 use super::launch::{Arg, Lowering, int};
-use super::reduce::{self, Sums};
+use super::reduce::{self, Sums, To};
 use super::sizing::SUM_BLOCKS;
 use crate::plan::{Conv, ConvBack, Extent, Precision};
 use anyhow::{Context, Result, ensure};
@@ -28,7 +28,7 @@ fn sum_blocks(o: &ConvBack) -> usize {
 }
 
 pub(super) fn workspace(o: &ConvBack) -> u64 {
-    reduce::workspace(sum_count(o), sum_blocks(o))
+    reduce::partial_bytes(sum_count(o), sum_blocks(o)) as u64
 }
 
 /// Bytes of shared memory that a tile with `border` pixels around it takes, and the 16 x 16 x 9 weights.
@@ -112,10 +112,6 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
 
 /// From the blocks' sums to the gradients of the parameters.
 fn finish(l: &mut Lowering<'_>, o: &ConvBack, sums: &Sums) -> Result<()> {
-    sums.reduce(l, o.slice)?;
-    if o.slice.last {
-        sums.store(l, o.gradients, 0, o.forward.weight)?;
-        sums.store(l, o.gradients, o.forward.weight.len, o.forward.bias)?;
-    }
-    Ok(())
+    let first = reduce::adjacent(&[o.forward.weight, o.forward.bias])?;
+    sums.later(l, o.slice, To::Gradients(l.element(o.gradients, first)))
 }

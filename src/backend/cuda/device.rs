@@ -2,8 +2,8 @@
 //! call CUDA. It promises that a machine without a driver, a device or enough memory gets an error, never a panic.
 
 use super::launch::{Arg, Launch, Program, scalars_launch};
-use super::lower;
 use super::module::{LEAST_CAPABILITY, Module};
+use super::{lower, lower_range};
 use crate::backend::{Backend, BatchView, Guest, Scalars, StepMetrics};
 use crate::host_memory::{Fence, HostBlock};
 use crate::plan::{BufferId, METRICS, Plan, Precision, bytes_text};
@@ -210,7 +210,8 @@ impl Drop for Memory {
 
 /// One of the two places of a batch on the device.
 struct Place {
-    /// Address of the batch.
+    /// The batch's buffer, where the plan takes one, and its address.
+    batch: Option<BufferId>,
     at: u64,
     /// The last micro-batch that read it is done.
     used: CudaEvent,
@@ -257,17 +258,23 @@ impl Drop for CopyFence {
     }
 }
 
-/// The launches with the batch read from another buffer.
-fn moved(launches: &[Launch], from: BufferId, to: BufferId) -> Vec<Launch> {
-    let mut launches = launches.to_vec();
-    for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
-        if let Arg::At(buffer, _) = arg
-            && *buffer == from
-        {
-            *buffer = to;
-        }
+impl Place {
+    fn new(device: &Device, batch: Option<BufferId>, at: u64) -> Result<Place> {
+        Ok(Place { batch, at, used: device.event()?, launches: Vec::new(), graph: None })
     }
-    launches
+
+    /// A plan's launches with the batch read from here.
+    fn reading(&self, plan: &Plan, launches: &[Launch]) -> Vec<Launch> {
+        let mut launches = launches.to_vec();
+        for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
+            if let (Arg::At(buffer, _), Some(from), Some(to)) = (arg, plan.batch, self.batch)
+                && *buffer == from.buffer
+            {
+                *buffer = to;
+            }
+        }
+        launches
+    }
 }
 
 impl CudaBackend {
@@ -288,13 +295,12 @@ impl CudaBackend {
         let mut places = Vec::new();
         let batches = plan.batch.map(|b| b.buffer).into_iter().chain(plan.ports.next_batch);
         for buffer in batches {
-            let from = plan.batch.map_or(buffer, |b| b.buffer);
-            let launches = moved(&micro, from, buffer);
-            places.push(Place { at: base + plan.buffer(buffer).offset, used: device.event()?, launches, graph: None });
+            places.push(Place::new(device, Some(buffer), base + plan.buffer(buffer).offset)?);
         }
         if places.is_empty() {
-            places.push(Place { at: 0, used: device.event()?, launches: micro, graph: None });
+            places.push(Place::new(device, None, 0)?);
         }
+        places.iter_mut().for_each(|place| place.launches = place.reading(&plan, &micro));
         let backend = CudaBackend {
             plan,
             device: device.clone(),
@@ -346,7 +352,7 @@ impl CudaBackend {
         self.device.bind()?;
         for l in launches {
             let function = self.module.function(l.kernel)?;
-            // every argument in eight bytes; the driver copies as many as the kernel declares
+            // every argument in eight bytes, side by side; the driver copies as many as the kernel declares from where each begins
             let mut values: Vec<u64> = Vec::with_capacity(l.args.len());
             for arg in &l.args {
                 values.push(match *arg {
@@ -363,7 +369,7 @@ impl CudaBackend {
                 result::launch_kernel(function.0, (x, y, z), (l.block, 1, 1), l.shared, self.device.compute.cu_stream(), &mut pointers)
             }
             .call("launch a kernel")
-            .with_context(|| format!("{} of operation {}", l.kernel, l.op))?;
+            .with_context(|| l.op.map_or_else(|| l.kernel.to_string(), |op| format!("{} of operation {op}", l.kernel)))?;
         }
         Ok(())
     }
@@ -377,12 +383,12 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Times every launch of a step by itself, `repeats` times after one that is not counted: (operation, kernel, median seconds). The
-    /// parameters do not survive it.
+    /// Times every launch of a step by itself, `repeats` times after one that is not counted: (operation, where it works for one alone;
+    /// kernel; median seconds). The parameters do not survive it.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn profile(&mut self, scalars: &Scalars, repeats: usize) -> Result<Vec<(usize, &'static str, f64)>> {
+    pub fn profile(&mut self, scalars: &Scalars, repeats: usize) -> Result<Vec<(Option<usize>, &'static str, f64)>> {
         self.set_scalars(scalars)?;
         let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
         let launches: Vec<Launch> = self.places[self.current].launches.iter().chain(&self.update).cloned().collect();
@@ -498,8 +504,9 @@ impl Backend for CudaBackend {
 
     fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
         self.set_scalars(scalars)?;
-        let all = self.places[self.current].launches.iter().chain(&self.update);
-        self.launch(&all.filter(|l| l.op == at).cloned().collect::<Vec<_>>())
+        // by itself, so that its sums are added up, too
+        let launches = lower_range(&self.plan, at..at + 1)?;
+        self.launch(&self.places[self.current].reading(&self.plan, &launches))
     }
 
     fn update(&mut self, scalars: &Scalars) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What a plan is lowered to: kernel launches whose arguments name ranges of the plan's buffers, and the block of numbers
 //! that change from step to step. Depends on the plan; knows no device.
 
+use super::reduce::Waiting;
 use crate::backend::Scalars;
 use crate::plan::{BufferId, Op, OptimizerKind, Plan, Update};
 use anyhow::{Result, ensure};
@@ -21,8 +22,8 @@ pub enum Arg {
 /// One kernel launch. Blocks are one-dimensional and whole warps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
-    /// The operation of the plan it belongs to.
-    pub op: usize,
+    /// The operation of the plan it belongs to; none where it works for several.
+    pub op: Option<usize>,
     /// Name of the kernel.
     pub kernel: &'static str,
     /// Blocks.
@@ -31,8 +32,25 @@ pub struct Launch {
     pub block: u32,
     /// Dynamic shared memory, bytes.
     pub shared: u32,
-    /// In the kernel's order.
+    /// In the kernel's order. A structure, which only the last may be, stands here word by word, of eight bytes each.
     pub args: Vec<Arg>,
+}
+
+impl Launch {
+    /// A launch that every device allows.
+    pub(super) fn new(
+        op: Option<usize>,
+        kernel: &'static str,
+        grid: [usize; 3],
+        block: u32,
+        shared: usize,
+        args: Vec<Arg>,
+    ) -> Result<Launch> {
+        let limits = [i32::MAX as usize, 65_535, 65_535];
+        ensure!(grid.iter().zip(limits).all(|(&g, limit)| (1..=limit).contains(&g)), "{kernel} would need a grid of {grid:?} blocks");
+        ensure!(block.is_multiple_of(32) && (32..=1024).contains(&block), "{kernel} would need blocks of {block} threads");
+        Ok(Launch { op, kernel, grid: grid.map(|g| g as u32), block, shared: u32::try_from(shared)?, args })
+    }
 }
 
 /// The launches of a plan.
@@ -49,11 +67,13 @@ pub(super) struct Lowering<'a> {
     pub plan: &'a Plan,
     op: usize,
     launches: Vec<Launch>,
+    /// Sums that are added up together later, see [`super::reduce`].
+    pub waiting: Waiting,
 }
 
 impl<'a> Lowering<'a> {
     pub fn new(plan: &'a Plan) -> Lowering<'a> {
-        Lowering { plan, op: 0, launches: Vec::new() }
+        Lowering { plan, op: 0, launches: Vec::new(), waiting: Waiting::default() }
     }
 
     /// What follows belongs to this operation.
@@ -61,21 +81,30 @@ impl<'a> Lowering<'a> {
         self.op = op;
     }
 
+    /// The operation that is lowered.
+    pub fn op(&self) -> usize {
+        self.op
+    }
+
     /// Appends a launch.
     ///
     /// # Errors
     /// When it is larger than any device allows.
     pub fn launch(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
-        let limits = [i32::MAX as usize, 65_535, 65_535];
-        ensure!(grid.iter().zip(limits).all(|(&g, limit)| (1..=limit).contains(&g)), "{kernel} would need a grid of {grid:?} blocks");
-        ensure!(block.is_multiple_of(32) && (32..=1024).contains(&block), "{kernel} would need blocks of {block} threads");
-        let launch = Launch { op: self.op, kernel, grid: grid.map(|g| g as u32), block, shared: u32::try_from(shared)?, args };
-        self.launches.push(launch);
+        let launch = Launch::new(Some(self.op), kernel, grid, block, shared, args)?;
+        self.append(launch);
         Ok(())
     }
 
-    pub fn take(&mut self) -> Vec<Launch> {
-        std::mem::take(&mut self.launches)
+    /// Appends one that was made before.
+    pub fn append(&mut self, launch: Launch) {
+        self.launches.push(launch);
+    }
+
+    /// All launches, those of the waiting sums at the end.
+    pub fn finish(mut self) -> Result<Vec<Launch>> {
+        self.add_up()?;
+        Ok(self.launches)
     }
 
     /// The address of a buffer's start, views resolved to the buffer they belong to.
@@ -143,5 +172,5 @@ pub fn scalars_launch(plan: &Plan, scalars: &Scalars) -> Option<Launch> {
     let mut args = vec![Arg::At(buffer, 0)];
     args.extend(floats.map(|value| Arg::Float(value as f32)));
     args.push(Arg::Int(scalars.accumulate.into()));
-    Some(Launch { op: 0, kernel: "set_scalars", grid: [1, 1, 1], block: 32, shared: 0, args })
+    Some(Launch { op: None, kernel: "set_scalars", grid: [1, 1, 1], block: 32, shared: 0, args })
 }

@@ -14,7 +14,7 @@ pub fn lower(plan: &Plan) -> Result<Program> {
     Ok(Program { micro: lower_range(plan, plan.micro.clone())?, update: lower_range(plan, plan.update.clone())? })
 }
 
-/// The launches of some operations of a plan.
+/// The launches of some operations of a plan. Sums that the plan has added up late are so at the end of the range.
 ///
 /// # Errors
 /// As [`lower`].
@@ -23,7 +23,7 @@ pub fn lower_range(plan: &Plan, range: Range<usize>) -> Result<Vec<Launch>> {
     for at in range {
         operation(&mut l, plan, at)?;
     }
-    Ok(l.take())
+    l.finish()
 }
 
 fn operation(l: &mut Lowering<'_>, plan: &Plan, at: usize) -> Result<()> {

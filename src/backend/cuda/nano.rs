@@ -1,9 +1,9 @@
 //! Lowering of the fused Nano block and its gradients.
 
 use super::launch::{Arg, Lowering, int};
-use super::reduce::{self, Sums};
+use super::reduce::{self, Sums, To};
 use super::sizing::SUM_BLOCKS;
-use crate::plan::{BufferId, Extent, NanoBlock, NanoBlockBack, Slice};
+use crate::plan::{BufferId, Extent, NanoBlock, NanoBlockBack, NanoParams, ParamRange, Slice};
 use anyhow::{Result, ensure};
 
 /// Rows and columns of one tile, which a block takes at a time.
@@ -24,8 +24,7 @@ const FORWARD_BLOCKS: usize = 4096;
 
 /// Sums of one block: everything but gamma, whose gradient follows from them.
 pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
-    let p = &o.forward.params;
-    [p.conv1_weight, p.conv1_bias, p.dw_weight, p.dw_bias, p.conv2_weight, p.conv2_bias].iter().map(|r| r.len).sum()
+    ranges(&o.forward.params)[..6].iter().map(|r| r.len).sum()
 }
 
 fn sum_blocks(o: &NanoBlockBack) -> usize {
@@ -33,7 +32,7 @@ fn sum_blocks(o: &NanoBlockBack) -> usize {
 }
 
 pub(super) fn workspace(o: &NanoBlockBack) -> u64 {
-    reduce::workspace(sum_count(o), sum_blocks(o))
+    reduce::partial_bytes(sum_count(o), sum_blocks(o)) as u64
 }
 
 /// Bytes of the hidden channels, as halves, of a tile and so many pixels around it: `plane_pieces` of kernels/nano_mma.cuh.
@@ -51,12 +50,13 @@ pub(super) fn tiles(e: Extent) -> usize {
     e.n * e.h.div_ceil(TILE) * e.w.div_ceil(TILE)
 }
 
-fn weights(l: &Lowering<'_>, o: &NanoBlock) -> Vec<Arg> {
-    let p = &o.params;
+/// As the kernels take them, and as the sums stand.
+fn ranges(p: &NanoParams) -> [ParamRange; 7] {
     [p.conv1_weight, p.conv1_bias, p.dw_weight, p.dw_bias, p.conv2_weight, p.conv2_bias, p.gamma]
-        .iter()
-        .map(|r| l.element(o.parameters, r.offset))
-        .collect()
+}
+
+fn weights(l: &Lowering<'_>, o: &NanoBlock) -> Vec<Arg> {
+    ranges(&o.params).iter().map(|r| l.element(o.parameters, r.offset)).collect()
 }
 
 pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
@@ -90,11 +90,6 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
         4 * (WEIGHTS + (around(2) + around(1) + around(0)) * 9)
     };
     l.launch("nano_block_back", [sum_blocks(o), 1, 1], 256, shared, args)?;
-    sums.reduce(l, slice)?;
-    let mut args = vec![sums.totals];
-    args.extend([p.conv2_weight, p.conv2_bias, p.gamma].map(|r| l.element(f.parameters, r.offset)));
-    let gradients = [p.conv1_weight, p.conv1_bias, p.dw_weight, p.dw_bias, p.conv2_weight, p.conv2_bias, p.gamma];
-    args.extend(gradients.map(|r| l.element(o.gradients, r.offset)));
-    args.push(l.scalars()?);
-    l.launch("finish_nano_block", [(sum_count(o) + FEATURES).div_ceil(256), 1, 1], 256, 0, args)
+    let first = reduce::adjacent(&ranges(p))?;
+    sums.later(l, slice, To::NanoBlock { parameters: l.element(f.parameters, first), gradients: l.element(o.gradients, first) })
 }

@@ -17,6 +17,8 @@ pub(super) fn workspace(o: &Update) -> u64 {
 }
 
 pub(super) fn update(l: &mut Lowering<'_>, o: &Update) -> Result<()> {
+    // it takes the gradients
+    l.add_up()?;
     let (workspace, blocks) = (l.workspace(o.workspace)?, norm_blocks(o));
     let args = vec![l.at(o.gradients), l.at(workspace), int(o.trainable)?, int(NORM_ELEMENTS)?, l.scalars()?];
     l.launch("gradient_squares", [blocks, 1, 1], 256, 256 * 8, args)?;

@@ -1,6 +1,7 @@
 //! Lowering of what reads the staged batch value by value: unpacking, and the pixel losses.
 
 use super::launch::{Arg, Lowering, int};
+use super::reduce::{Sums, To};
 use super::sizing::SUM_BLOCKS;
 use crate::plan::{PixelLoss, PixelLossKind, Target, Unpack};
 use anyhow::Result;
@@ -23,9 +24,9 @@ fn loss_blocks(o: &PixelLoss) -> usize {
     o.extent.pixels().div_ceil(256).min(SUM_BLOCKS as usize)
 }
 
-/// An f64 for every block, and the total.
+/// An f64 for every block.
 pub(super) fn loss_workspace(o: &PixelLoss) -> u64 {
-    8 * (loss_blocks(o) as u64 + 1)
+    8 * loss_blocks(o) as u64
 }
 
 pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss) -> Result<()> {
@@ -43,13 +44,10 @@ pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss) -> Result<()> {
     };
     let e = o.extent;
     let (workspace, blocks) = (l.workspace(o.workspace)?, loss_blocks(o));
-    let total = o.slice.carry.map_or_else(|| l.at_bytes(workspace, 8 * blocks), |carry| l.at(carry));
-    let whole = int(o.slice.of * e.h * e.w * 3)?;
-    let mut args = vec![l.at(o.prediction), l.at(o.d_prediction), target, l.at(workspace), int(e.pixels())?, whole];
+    let whole = o.slice.of * e.h * e.w * 3;
+    let mut args = vec![l.at(o.prediction), l.at(o.d_prediction), target, l.at(workspace), int(e.pixels())?, int(whole)?];
     args.extend(weights.map(Arg::Float));
     args.push(l.scalars()?);
     l.launch("pixel_loss", [blocks, 1, 1], 256, 256 * 8, args)?;
-    let flags = i32::from(!o.slice.first) | i32::from(o.slice.last) << 1;
-    let args = vec![l.at(workspace), total, l.at(o.metrics), int(blocks)?, Arg::Int(flags), whole, l.scalars()?];
-    l.launch("finish_pixel_loss", [1, 1, 1], 32, 0, args)
+    Sums::of_loss(l, workspace, o.slice, whole, blocks)?.later(l, o.slice, To::Loss(l.at(o.metrics)))
 }

@@ -3,7 +3,7 @@
 //!
 //! The rule the families keep: a kernel has its tile, halo and weights (converted to halves while they are loaded) in shared memory and
 //! asks for no workspace, unless it sums over pixels. One that does is launched with at most [`SUM_BLOCKS`] blocks, each walking
-//! over many tiles in a fixed order, and the sums are added as [`super::reduce`] says.
+//! over many tiles in a fixed order, and the sums are added up as [`super::reduce`] says.
 
 use super::{conv, nano, optimizer, pixels, structural, up_head};
 use crate::plan::{Op, Precision, Sizing, UpHead};
@@ -47,6 +47,16 @@ impl Sizing for CudaSizing {
             Op::PixelLoss(_) => 8,
             Op::StructuralLoss(o) => 8 * o.terms.len() as u64,
             _ => 0,
+        }
+    }
+
+    /// Those that nothing of the micro-batch adds to any more; what a slice before the last sums goes to the carried sums at once.
+    fn sums_late(&self, op: &Op) -> bool {
+        match op {
+            Op::NanoBlockBack(_) => true,
+            Op::ConvBack(o) => o.slice.last,
+            Op::PixelLoss(o) => o.slice.last,
+            _ => false,
         }
     }
 

@@ -61,6 +61,8 @@ pub(super) fn workspace(o: &StructuralLoss) -> u64 {
 }
 
 pub(super) fn loss(l: &mut Lowering<'_>, o: &StructuralLoss) -> Result<()> {
+    // it adds to the loss that the pixel losses leave
+    l.add_up()?;
     let workspace = l.workspace(o.workspace)?;
     for term in 0..o.terms.len() {
         for start in (0..o.extent.n).step_by(STRUCTURAL_IMAGES) {
