@@ -161,7 +161,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
     let sizing = CudaSizing { precision: Precision::Bf16 };
     let spec = spec(16, (64, 64), &[(LossKind::L1, 1.0)], Recompute::Block);
     let good = training_plan(&net, &spec, &sizing).unwrap();
-    assert_eq!(good.late_sums.len(), 7, "the loss, up.0, conv_mid, three blocks, conv_in");
+    assert_eq!(good.late_sums.len(), 8, "the loss, the network's end and its composition, conv_mid, three blocks, conv_in");
     check_launches(&good).unwrap();
     // a lifetime that ends with the operation
     let mut short = good.clone();
@@ -171,8 +171,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
     // a plan for another way of adding up; and the same when nobody asks
     let mut forgetful = training_plan(&net, &spec, &Forgetful(sizing)).unwrap();
     assert!(lower(&forgetful).unwrap_err().to_string().contains("does not live until it is added up"));
-    forgetful.late_sums =
-        forgetful.ops[forgetful.micro.clone()].iter().filter(|op| sizing.sums_late(op)).filter_map(Op::workspace).collect();
+    forgetful.late_sums = forgetful.ops[forgetful.micro.clone()].iter().filter(|op| sizing.sums_late(op)).flat_map(Op::sums).collect();
     assert!(check_launches(&forgetful).is_err());
     assert!(forgetful.verify().is_err());
 }

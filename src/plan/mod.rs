@@ -125,7 +125,7 @@ pub struct Plan {
     pub update: Range<usize>,
     /// Size of the arena, bytes.
     pub arena_bytes: u64,
-    /// Workspaces and carried sums that are read once more after the last operation of `micro`, see [`Sizing::sums_late`].
+    /// What sums are made of ([`Op::sums`]) that is read once more after the last operation of `micro`, see [`Sizing::sums_late`].
     pub late_sums: Vec<BufferId>,
     /// Type of activations and their gradients.
     pub precision: Precision,
@@ -331,7 +331,7 @@ impl<'a> Builder<'a> {
             op.accesses().for_each(|access| touch(access.buffer, at));
         }
         let late = ops[micro.clone()].iter().filter(|op| sizing.sums_late(op));
-        let late_sums: Vec<BufferId> = late.flat_map(|op| [op.workspace(), op.carry()]).flatten().collect();
+        let late_sums: Vec<BufferId> = late.flat_map(Op::sums).collect();
         late_sums.iter().for_each(|&id| touch(id, micro.end - 1));
         // what the host writes before the first operation, or reads after the last
         for id in [ports.input, ports.target].into_iter().flatten() {

@@ -346,15 +346,17 @@ impl Op {
         }
     }
 
-    /// Where an operation on a slice keeps its sums.
-    pub fn carry(&self) -> Option<BufferId> {
-        match self {
-            Op::ConvBack(o) => o.slice.carry,
-            Op::UpHeadBack(o) => o.slice.carry,
-            Op::PixelLoss(o) => o.slice.carry,
-            Op::StructuralLoss(o) => o.slice.carry,
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::UpHead(_) | Op::Update(_) => None,
-        }
+    /// What comes and goes within a step and an operation's sums are made of: its workspace, sums carried from slice to slice, and the
+    /// composition that tells the gradients of two layers apart.
+    pub fn sums(&self) -> impl Iterator<Item = BufferId> {
+        let (carry, composed) = match self {
+            Op::ConvBack(o) => (o.slice.carry, None),
+            Op::UpHeadBack(o) => (o.slice.carry, o.forward.composed),
+            Op::PixelLoss(o) => (o.slice.carry, None),
+            Op::StructuralLoss(o) => (o.slice.carry, None),
+            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::UpHead(_) | Op::Update(_) => (None, None),
+        };
+        [self.workspace(), carry, composed.map(|c| c.buffer)].into_iter().flatten()
     }
 
     /// Short name for tables and errors.

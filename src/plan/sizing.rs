@@ -76,8 +76,8 @@ pub trait Sizing {
     /// Bytes in which `op` keeps its running sums between the slices of a micro-batch; 0 where it sums nothing.
     fn carry(&self, op: &Op) -> u64;
 
-    /// Whether the backend adds up `op`'s sums only after the last operation of a micro-batch, together with others': its workspace and carried
-    /// sums then live until there.
+    /// Whether the backend adds up `op`'s sums only after the last operation of a micro-batch, together with others': what they are
+    /// made of ([`Op::sums`]) then lives until there.
     fn sums_late(&self, _op: &Op) -> bool {
         false
     }

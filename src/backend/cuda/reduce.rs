@@ -144,7 +144,6 @@ pub(super) struct Waiting {
 
 impl Lowering<'_> {
     /// A launch that needs the totals of sums that wait: it comes after them.
-    #[allow(dead_code)] // of families whose totals are no gradients yet
     pub fn after_sums(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
         let launch = Launch::new(Some(self.op()), kernel, grid, block, shared, args)?;
         self.waiting.after.push(launch);

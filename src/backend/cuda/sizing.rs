@@ -55,6 +55,7 @@ impl Sizing for CudaSizing {
         match op {
             Op::NanoBlockBack(_) => true,
             Op::ConvBack(o) => o.slice.last,
+            Op::UpHeadBack(o) => o.slice.last,
             Op::PixelLoss(o) => o.slice.last,
             _ => false,
         }

@@ -2,7 +2,7 @@
 
 use super::launch::{Arg, Lowering, int};
 use super::nano::{FEATURES, halves, tiles};
-use super::reduce::{self, Sums};
+use super::reduce::{self, Sums, To};
 use super::sizing::SUM_BLOCKS;
 use crate::plan::{BufferId, Precision, UpHead, UpHeadBack};
 use anyhow::{Context, Result, ensure};
@@ -148,8 +148,8 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
         args.push(Arg::Float(f.alpha));
         l.launch("base_back", [(f.extent.pixels() * 3).div_ceil(256), 1, 1], 256, 0, args)?;
     }
-    sums.reduce(l, o.slice)?;
-    edge_sums.reduce(l, o.slice)?;
+    sums.later(l, o.slice, To::Totals)?;
+    edge_sums.later(l, o.slice, To::Totals)?;
     if !o.slice.last {
         return Ok(());
     }
@@ -161,5 +161,5 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
     args.extend([int(f.scale)?, l.scalars()?]);
     // weights of up.0, a warp for each of conv_out's, biases, the gain
     let blocks = f.up_weight.len.div_ceil(256) + f.weight.len / 8 + 2;
-    l.launch("finish_up_head", [blocks, 1, 1], 256, 256 * 8, args)
+    l.after_sums("finish_up_head", [blocks, 1, 1], 256, 256 * 8, args)
 }
