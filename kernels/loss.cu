@@ -1,17 +1,16 @@
 // Pixel losses: L1, Charbonnier and MSE as a weighted sum, with the gradient left in place of the prediction or beside it.
-// The head has subtracted the u8 target already where there is one.
+// The network's end has subtracted the u8 target already where there is one, and where nothing else reads the
+// prediction it has done this, too.
+#include "pixel_terms.cuh"
 #include "sums.cuh"
-
-// Charbonnier's epsilon, under the root.
-#define CHARBONNIER_EPSILON 1e-12f
 
 // prediction, d_prediction [images][h][w][3] f32, which may be the same memory. target: laid out as the
 // prediction, or null, and the prediction holds prediction - target. partials: an f64 a block. `pixels`: of all images; `whole`: values of
-// the whole micro-batch, which the mean is over. Grid: at most 256 blocks, each walking pixels with a stride of the grid. Shared memory:
+// the whole micro-batch, which the mean is over. Grid: blocks, each walking pixels with a stride of the grid. Shared memory:
 // 256 f64. Floor: 12 bytes read and written a pixel.
 KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const float* target, double* partials, int pixels, int whole,
        float l1, float charbonnier, float mse, const Scalars* scalars) {
-    float scale = (float)((double)scalars->micro_scale / (double)whole) * scalars->loss_scale;
+    PixelTerms terms = pixel_terms(l1, charbonnier, mse, whole, scalars);
     double sum = 0;
     for (int pixel = blockIdx.x * 256 + threadIdx.x; pixel < pixels; pixel += gridDim.x * 256) {
         float losses = 0;
@@ -19,17 +18,8 @@ KERNEL(pixel_loss, 256, const float* prediction, float* d_prediction, const floa
         for (int c = 0; c < 3; c++) {
             long long i = (long long)pixel * 3 + c;
             float d = target ? prediction[i] - target[i] : prediction[i];
-            float sign = d > 0.0f ? 1.0f : d < 0.0f ? -1.0f : 0.0f;
-            float loss = l1 * fabsf(d) + mse * (d * d), slope = l1 * sign + mse * (2.0f * d);
-            // a root and a division are most of the work, and seldom asked for
-            if (charbonnier != 0.0f) {
-                float root = sqrtf(d * d + CHARBONNIER_EPSILON);
-                loss += charbonnier * root;
-                slope += charbonnier * (d / root);
-            }
-            losses += loss;
-            // a NaN has no sign; it must reach the gradient, where the optimizer sees it
-            d_prediction[i] = (d == d ? slope : d) * scale;
+            losses += pixel_term(terms, d);
+            d_prediction[i] = d;
         }
         sum += (double)losses;
     }

@@ -3,6 +3,7 @@
 #include "common.cuh"
 #include "features.cuh"
 #include "mma.cuh"
+#include "pixel_terms.cuh"
 #include "sums.cuh"
 
 namespace conv_family {

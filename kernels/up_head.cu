@@ -4,7 +4,8 @@
 // up_head: composed as made by compose_up_head; gain [1] f32; input [images][h][w][3] f32; features [images][h][w][16] act; output
 // [images][h x scale][w x scale][3] f32. With target (u8 HR patches, and their codes) the output is the prediction less its target,
 // subtracted while base and target are exact integers. A block of 256 threads walks over tiles of 16 x 16 LQ pixels with the grid as
-// stride. Floor: a pixel of features and 12 bytes read, 12 x scale^2 bytes written and 3 x scale^2 of target read, an LQ pixel.
+// stride. With loss_partials, an f64 a block, the output is the gradient of the pixel losses instead, whose sums go there; weights and `whole` are
+// those of pixel_loss. Floor: a pixel of features and 12 bytes read, 12 x scale^2 bytes written and 3 x scale^2 of target read, an LQ pixel.
 //
 // up_head_back: composed; gain [1] (f32 alone reads it, halves have it in their weights); features; d_output [images][h x scale][w x scale][3] f32; d_features [images][h][w][16] act. `part` says what of it a launch does:
 //   1  d_features; grid: walkers
@@ -14,6 +15,7 @@
 // Floor: a pixel of features read and one written, 12 x scale^2 bytes read, an LQ pixel.
 #include "base.cuh"
 #include "composed.cuh"
+#include "pixel_terms.cuh"
 
 // The arrays of a tile of pixels with the two around it that 5x5 taps reach.
 #define REACHED (TILE + 4)
@@ -90,18 +92,22 @@ DEVICE void edge_sums(float* memory, const act* features, const float* d_output,
     for (int i = 0; i < 3; i++) out[7 * ENTRY + i * 16 + minor] = bias[i];
 }
 
-// The four HR pixels of a group of slots in the square of one LQ pixel, finished and written: base and `detail` (RGB and nothing).
+// The four HR pixels of a group of slots in the square of one LQ pixel, finished and written: base and `detail` (RGB and nothing). Returns the
+// pixel losses, where they are asked for.
 struct Finish {
     const float* taps;
     const float* cells;
     float* output;
     const u8* target;
     const u8* codes;
+    bool losses;
+    PixelTerms terms;
     int group, h, w, scale;
 };
-DEVICE void finish_square(const Finish& f, const float (&detail)[16], Tile t, int row, int column) {
+DEVICE float finish_square(const Finish& f, const float (&detail)[16], Tile t, int row, int column) {
     int y = t.y + row, x = t.x + column, hr_h = f.h * f.scale, hr_w = f.w * f.scale;
-    if (y >= f.h || x >= f.w) return;
+    float lost = 0;
+    if (y >= f.h || x >= f.w) return lost;
     // positions in one image fit an int
     long long start = (long long)t.image * hr_h * hr_w * 3;
     float* output = f.output + start;
@@ -123,7 +129,11 @@ DEVICE void finish_square(const Finish& f, const float (&detail)[16], Tile t, in
         base_pixel(blurred, ((const Quad*)f.taps)[dx], f.target != nullptr, wanted, value);
         float* to = output + (hr_y * hr_w + hr_x) * 3;
         UNROLL
-        for (int o = 0; o < 3; o++) to[o] = value[o] + (k < 2 ? k < 1 ? detail[o] : detail[4 + o] : k < 3 ? detail[8 + o] : detail[12 + o]);
+        for (int o = 0; o < 3; o++) {
+            value[o] += k < 2 ? k < 1 ? detail[o] : detail[4 + o] : k < 3 ? detail[8 + o] : detail[12 + o];
+            if (f.losses) lost += pixel_term(f.terms, value[o]);
+            to[o] = value[o];
+        }
         hr_x++;
         if (++dx == f.scale) {
             dx = 0;
@@ -132,6 +142,7 @@ DEVICE void finish_square(const Finish& f, const float (&detail)[16], Tile t, in
             hr_y++;
         }
     }
+    return lost;
 }
 
 #if PRECISION == 0

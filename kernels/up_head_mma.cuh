@@ -144,7 +144,8 @@ DEVICE void copy_fragments(Wide* to, const Wide* from) {
 }
 
 KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const float* input, const act* features, float* output,
-               const u8* target, const u8* codes, int images, int h, int w, int scale, float alpha) {
+               const u8* target, const u8* codes, int images, int h, int w, int scale, float alpha, double* loss_partials,
+               int whole, float l1, float charbonnier, float mse, const Scalars* scalars) {
     Wide* tile = (Wide*)shared_memory();
     Wide* weights = tile + 2 * REACHED_PLANE;
     float* cells = (float*)(weights + 25 * FRAGMENT);
@@ -155,7 +156,9 @@ KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const 
     const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS);
     base_taps(taps, scale);
     if (groups == 1) copy_fragments<256>(weights, fragments);
-    Finish f = {taps, cells, output, target, codes, 0, h, w, scale};
+    Finish f = {taps, cells, output, target, codes, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
+    if (f.losses) f.terms = pixel_terms(l1, charbonnier, mse, whole, scalars);
+    double lost = 0;
     float strength = *gain;
     ROLLED
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
@@ -206,10 +209,13 @@ KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const 
             UNROLL
             for (int i = 0; i < 16; i++) detail[i] = i % 4 < 3 ? value[i / 4][i % 4 < 3 ? i % 4 : 0] : 0.0f;
             f.group = group;
-            finish_square(f, detail, t, threadIdx.x / 32 * 2 + lane / 2, threadIdx.x % 32 / 4 + lane % 2 * 8);
+            lost += (double)finish_square(f, detail, t, threadIdx.x / 32 * 2 + lane / 2, threadIdx.x % 32 / 4 + lane % 2 * 8);
         }
         barrier();
     }
+    if (!f.losses) return;
+    double total = block_sum<256>((double*)shared_memory(), lost);
+    if (threadIdx.x == 0) loss_partials[blockIdx.x] = total;
 }
 
 // The gradient of a group's slots to shared memory as halves, two pixels more on each side; a thread has the same slots of a pixel in every few

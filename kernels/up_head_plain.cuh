@@ -61,7 +61,8 @@ DEVICE bool edge_tap(EdgeTap& e, int i, int y, int x, int h, int w) {
 DEVICE bool on_edge(int y, int x, int h, int w) { return y == 0 || x == 0 || y == h - 1 || x == w - 1; }
 
 KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const float* input, const act* features, float* output, const u8* target,
-       const u8* codes, int images, int h, int w, int scale, float alpha) {
+       const u8* codes, int images, int h, int w, int scale, float alpha, double* loss_partials, int whole, float l1,
+               float charbonnier, float mse, const Scalars* scalars) {
     Quad* tile = (Quad*)shared_memory();
     float* cells = (float*)(tile + 4 * REACHED_PLANE);
     float* base_places = cells + BASE_CELLS;
@@ -71,7 +72,9 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
     Quad* taps = (Quad*)raw;
     int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
     base_taps(base_places, scale);
-    Finish f = {base_places, cells, output, target, codes, 0, h, w, scale};
+    Finish f = {base_places, cells, output, target, codes, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
+    if (f.losses) f.terms = pixel_terms(l1, charbonnier, mse, whole, scalars);
+    double lost = 0;
     float strength = *gain;
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
@@ -124,10 +127,13 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
                 for (int o = 0; o < 4; o++) detail[k * 4 + o] = sum.value[o];
                 barrier();
             }
-            finish_square(f, detail, t, ty, tx);
+            lost += (double)finish_square(f, detail, t, ty, tx);
         }
         barrier();
     }
+    if (!f.losses) return;
+    double total = block_sum<256>((double*)shared_memory(), lost);
+    if (threadIdx.x == 0) loss_partials[blockIdx.x] = total;
 }
 
 // d_features of the block's tiles, all groups of slots one after another.

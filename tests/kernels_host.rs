@@ -260,6 +260,46 @@ fn up_head_carries_sums_between_slices() {
     }
 }
 
+/// The pixel losses on the way of the network's end against those of their own kernel: the same gradient, bit by bit, and nearly the same loss.
+#[test]
+fn losses_on_the_way() {
+    for (precision, scale) in [(Precision::F32, 2), (Precision::Bf16, 2), (Precision::Fp16, 3)] {
+        let Some(program) = compile(precision, false) else { return };
+        let twin = Twin::new(scale, 11);
+        let plan = training_plan(&twin.net, &spec(2, (19, 17), PIXEL, false), &CudaSizing { precision }).unwrap();
+        let at = plan.ops.iter().position(|op| matches!(op, Op::UpHead(_))).unwrap();
+        let Op::UpHead(end) = plan.ops[at].clone() else { unreachable!() };
+        let scalars = Scalars { lr: 0.0, step: 1, clip: 1.0, ema_decay: 0.0, micro_scale: 0.5, loss_scale: 1.0, accumulate: false };
+        let batch = plan.batch.unwrap();
+        let run = |order: Order, parts: &[std::ops::Range<usize>]| {
+            let mut host = Host::new(plan.clone(), program.clone(), order);
+            host.bytes(end.parameters).copy_from_slice(&to_activations(&twin.params, Precision::F32));
+            host.bytes(batch.buffer).copy_from_slice(&bytes(batch.bytes(), 3).iter().map(|v| v % 8 * 31).collect::<Vec<_>>());
+            let codes = batch.augment_of(0);
+            host.bytes(batch.buffer)[codes..].fill(0);
+            let mut kernels = Vec::new();
+            for part in std::iter::once(&(0..at)).chain(parts) {
+                let launches = lower_range(&plan, part.clone()).unwrap();
+                kernels.extend(launches.iter().map(|l| l.kernel));
+                host.run(&scalars, &launches).unwrap();
+            }
+            let metrics: Vec<f64> = bytemuck::pod_collect_to_vec(host.bytes(plan.ports.metrics.unwrap()));
+            (kernels, host.bytes(end.output).to_vec(), metrics[0])
+        };
+        let (apart, gradient, loss) = run(Order::Forward, &[at..at + 1, at + 1..at + 2]);
+        assert!(apart.contains(&"pixel_loss"));
+        let mut losses = Vec::new();
+        for order in ORDERS {
+            let (kernels, d_output, fused) = run(order, &[at..at + 2]);
+            assert!(!kernels.contains(&"pixel_loss"));
+            assert!(d_output == gradient, "{precision} x{scale}");
+            assert!((fused - loss).abs() <= 1e-6 * loss && loss > 0.0, "{precision} x{scale}: {fused} for {loss}");
+            losses.push(fused);
+        }
+        assert!(losses.iter().all(|l| *l == losses[0]), "the loss depends on the order of lanes");
+    }
+}
+
 /// HR sizes smaller than a window, odd, wider than a patch; more images than are at work at a time; bytes and floats.
 #[test]
 fn structural_losses() {

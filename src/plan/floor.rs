@@ -13,9 +13,12 @@ pub struct OpFloor {
 }
 
 impl Plan {
-    /// The floor of operation `at`.
+    /// The floor of operation `at`; nothing for a loss that the operation before computes on its way.
     pub fn floor_of(&self, at: usize) -> OpFloor {
         let op = &self.ops[at];
+        if at > 0 && self.loss_on_the_way(at - 1).is_some() {
+            return OpFloor { bytes: 0, multiply_adds: op.multiply_adds() };
+        }
         let bytes = op.accesses().map(|access| self.moved(op, access)).sum();
         OpFloor { bytes, multiply_adds: op.multiply_adds() }
     }

@@ -333,6 +333,10 @@ impl<'a> Builder<'a> {
         let late = ops[micro.clone()].iter().filter(|op| sizing.sums_late(op));
         let late_sums: Vec<BufferId> = late.flat_map(Op::sums).collect();
         late_sums.iter().for_each(|&id| touch(id, micro.end - 1));
+        // a loss computed one operation earlier has its sums there, too
+        for (at, loss) in (0..ops.len()).filter_map(|at| Some((at, loss_on_the_way(&ops, at)?))) {
+            loss.workspace.into_iter().for_each(|id| touch(id, at));
+        }
         // what the host writes before the first operation, or reads after the last
         for id in [ports.input, ports.target].into_iter().flatten() {
             touch(id, 0);
@@ -354,7 +358,21 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// The pixel loss behind a network's end, if it is only read there and its gradient takes the place of the prediction: the network's end may
+/// then compute it while it has each value at hand.
+fn loss_on_the_way(ops: &[Op], at: usize) -> Option<&PixelLoss> {
+    let (Op::UpHead(end), Op::PixelLoss(loss)) = (ops.get(at)?, ops.get(at + 1)?) else { return None };
+    let in_place = loss.prediction == end.output && loss.d_prediction == end.output;
+    (in_place && end.target.is_some() && matches!(loss.target, Target::Subtracted(_))).then_some(loss)
+}
+
 impl Plan {
+    /// The pixel loss that operation `at`, a network's end, may compute on its way: the next operation then has nothing left to do but to add up
+    /// sums.
+    pub fn loss_on_the_way(&self, at: usize) -> Option<&PixelLoss> {
+        loss_on_the_way(&self.ops, at)
+    }
+
     /// The buffer behind an id.
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.0 as usize]

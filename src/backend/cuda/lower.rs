@@ -20,23 +20,29 @@ pub fn lower(plan: &Plan) -> Result<Program> {
 /// As [`lower`].
 pub fn lower_range(plan: &Plan, range: Range<usize>) -> Result<Vec<Launch>> {
     let mut l = Lowering::new(plan);
-    for at in range {
-        operation(&mut l, plan, at)?;
+    for at in range.clone() {
+        operation(&mut l, plan, at, &range)?;
     }
     l.finish()
 }
 
-fn operation(l: &mut Lowering<'_>, plan: &Plan, at: usize) -> Result<()> {
+fn operation(l: &mut Lowering<'_>, plan: &Plan, at: usize, range: &Range<usize>) -> Result<()> {
     l.begin(at);
+    // a loss is computed on the way where its operation is lowered, too
+    let on_the_way = |end: usize| plan.loss_on_the_way(end).filter(|_| range.contains(&end) && range.contains(&(end + 1)));
     match &plan.ops[at] {
         Op::Unpack(o) => pixels::unpack(l, o),
-        Op::PixelLoss(o) => pixels::loss(l, o),
+        Op::PixelLoss(o) => {
+            let end = at.checked_sub(1).filter(|&end| on_the_way(end).is_some());
+            let blocks = end.and_then(|end| if let Op::UpHead(o) = &plan.ops[end] { Some(up_head::loss_blocks(o)) } else { None });
+            pixels::loss(l, o, blocks)
+        }
         Op::Update(o) => optimizer::update(l, o),
         Op::Conv(o) => conv::forward(l, o),
         Op::ConvBack(o) => conv::backward(l, o),
         Op::NanoBlock(o) => nano::forward(l, o),
         Op::NanoBlockBack(o) => nano::backward(l, o),
-        Op::UpHead(o) => up_head::forward(l, o),
+        Op::UpHead(o) => up_head::forward(l, o, on_the_way(at)),
         Op::UpHeadBack(o) => up_head::backward(l, o),
         Op::StructuralLoss(o) => structural::loss(l, o),
     }

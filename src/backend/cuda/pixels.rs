@@ -2,7 +2,6 @@
 
 use super::launch::{Arg, Lowering, int};
 use super::reduce::{Sums, To};
-use super::sizing::SUM_BLOCKS;
 use crate::plan::{PixelLoss, PixelLossKind, Target, Unpack};
 use anyhow::Result;
 
@@ -19,17 +18,21 @@ pub(super) fn unpack(l: &mut Lowering<'_>, o: &Unpack) -> Result<()> {
     l.launch("unpack", [(b.count * b.lq.0 * b.lq.1).div_ceil(256), 1, 1], 256, 0, args)
 }
 
-/// Blocks of the pixel loss: fixed, so that the order of its sum is.
-fn loss_blocks(o: &PixelLoss) -> usize {
-    o.extent.pixels().div_ceil(256).min(SUM_BLOCKS as usize)
-}
+/// Blocks of the pixel loss at most, whoever computes it: a few for every multiprocessor of any card.
+const LOSS_BLOCKS: usize = 1024;
 
 /// An f64 for every block.
-pub(super) fn loss_workspace(o: &PixelLoss) -> u64 {
-    8 * loss_blocks(o) as u64
+pub(super) fn loss_workspace() -> u64 {
+    8 * LOSS_BLOCKS as u64
 }
 
-pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss) -> Result<()> {
+/// Blocks over `tiles` parts of the work.
+pub(super) fn loss_blocks(tiles: usize) -> usize {
+    tiles.min(LOSS_BLOCKS)
+}
+
+/// What every kernel that computes the losses is told: values that the mean is over, weights, scalars.
+pub(super) fn loss_terms(l: &Lowering<'_>, o: &PixelLoss) -> Result<[Arg; 5]> {
     let mut weights = [0f32; 3];
     for &(kind, weight) in &o.terms {
         weights[match kind {
@@ -38,16 +41,27 @@ pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss) -> Result<()> {
             PixelLossKind::Mse => 2,
         }] += weight;
     }
-    let target = match o.target {
-        Target::Float(buffer) => l.at(buffer),
-        Target::Subtracted(_) => Arg::Null,
-    };
-    let e = o.extent;
-    let (workspace, blocks) = (l.workspace(o.workspace)?, loss_blocks(o));
-    let whole = o.slice.of * e.h * e.w * 3;
-    let mut args = vec![l.at(o.prediction), l.at(o.d_prediction), target, l.at(workspace), int(e.pixels())?, int(whole)?];
-    args.extend(weights.map(Arg::Float));
-    args.push(l.scalars()?);
-    l.launch("pixel_loss", [blocks, 1, 1], 256, 256 * 8, args)?;
-    Sums::of_loss(l, workspace, o.slice, whole, blocks)?.later(l, o.slice, To::Loss(l.at(o.metrics)))
+    let [l1, charbonnier, mse] = weights.map(Arg::Float);
+    Ok([int(values(o))?, l1, charbonnier, mse, l.scalars()?])
+}
+
+fn values(o: &PixelLoss) -> usize {
+    o.slice.of * o.extent.h * o.extent.w * 3
+}
+
+/// `blocks`: of the network's end, where that has computed the loss.
+pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss, blocks: Option<usize>) -> Result<()> {
+    let workspace = l.workspace(o.workspace)?;
+    let own = loss_blocks(o.extent.pixels().div_ceil(256));
+    if blocks.is_none() {
+        let target = match o.target {
+            Target::Float(buffer) => l.at(buffer),
+            Target::Subtracted(_) => Arg::Null,
+        };
+        let mut args = vec![l.at(o.prediction), l.at(o.d_prediction), target, l.at(workspace), int(o.extent.pixels())?];
+        args.extend(loss_terms(l, o)?);
+        l.launch("pixel_loss", [own, 1, 1], 256, 256 * 8, args)?;
+    }
+    let sums = Sums::of_loss(l, workspace, o.slice, values(o), blocks.unwrap_or(own))?;
+    sums.later(l, o.slice, To::Loss(l.at(o.metrics)))
 }

@@ -34,7 +34,7 @@ impl Sizing for CudaSizing {
             Op::ConvBack(o) => conv::workspace(o),
             Op::NanoBlockBack(o) => nano::workspace(o),
             Op::UpHeadBack(o) => up_head::workspace(o),
-            Op::PixelLoss(o) => pixels::loss_workspace(o),
+            Op::PixelLoss(_) => pixels::loss_workspace(),
             Op::StructuralLoss(o) => structural::workspace(o),
             Op::Update(o) => optimizer::workspace(o),
         }

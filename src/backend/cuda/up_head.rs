@@ -2,9 +2,10 @@
 
 use super::launch::{Arg, Lowering, int};
 use super::nano::{FEATURES, halves, tiles};
+use super::pixels;
 use super::reduce::{self, Sums, To};
 use super::sizing::SUM_BLOCKS;
-use crate::plan::{BufferId, Precision, UpHead, UpHeadBack};
+use crate::plan::{BufferId, PixelLoss, Precision, UpHead, UpHeadBack};
 use anyhow::{Context, Result, ensure};
 
 /// Rows and columns of one tile of LQ pixels, which a block takes at a time.
@@ -87,7 +88,13 @@ fn tile_bytes(half: bool) -> usize {
     if half { 2 * (reached + 4) * 16 } else { 4 * (reached + 1) * 16 }
 }
 
-pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead) -> Result<()> {
+/// Blocks of the forward kernel where it computes the losses.
+pub(super) fn loss_blocks(o: &UpHead) -> usize {
+    pixels::loss_blocks(tiles(o.extent))
+}
+
+/// `loss`: computed on the way.
+pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>) -> Result<()> {
     check(o)?;
     let composed = composed_buffer(o)?;
     let gain = l.element(o.parameters, o.gain.offset);
@@ -103,11 +110,22 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead) -> Result<()> {
     let mut args = vec![l.at(composed), gain, l.at(o.input), l.at(o.features_in), l.at(o.output), target, codes];
     args.extend(sizes(o)?);
     args.push(Arg::Float(o.alpha));
+    let blocks = match loss {
+        Some(loss) => {
+            args.push(l.at(l.workspace(loss.workspace)?));
+            args.extend(pixels::loss_terms(l, loss)?);
+            loss_blocks(o)
+        }
+        None => {
+            args.extend([Arg::Null, Arg::Int(0), Arg::Float(0.0), Arg::Float(0.0), Arg::Float(0.0), Arg::Null]);
+            tiles(o.extent).min(WALKERS)
+        }
+    };
     let half = halves(l, o.features_in, o.extent, FEATURES);
     // f32 has its weights, those of four slots at a time, in the place of the base's scratch
     let weights = if half { 25 * FRAGMENT } else { 0 };
     let shared = tile_bytes(half) + weights + 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS);
-    l.launch("up_head", [tiles(o.extent).min(WALKERS), 1, 1], 256, shared, args)
+    l.launch("up_head", [blocks, 1, 1], 256, shared, args)
 }
 
 pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
