@@ -30,7 +30,6 @@ STEP = [
     ("nano_block", "", 8, LQ // 256, 64 * LQ, 3, [324 / 128, 2]),
     ("conv", "conv_mid", 8, LQ // 256, 64 * LQ, 1, []),
     ("up_head", "", 8, LQ // 256, 104 * LQ, 1, [1.75, 1.4, 1, *EDGES, 4]),
-    ("pixel_loss", "", 8, HR // 256, 24 * HR, 1, []),
     ("up_head_back", "", 10, LQ // 256, 112 * LQ, 1, [1, *EDGES]),
     ("conv_gradients", "conv_mid", 8, LQ // 256, 96 * LQ, 1, []),
     ("nano_block_back", "", 8, LQ // 256, 96 * LQ, 3, [400 / 128, 5.25, 4, 2]),

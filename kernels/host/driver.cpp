@@ -92,7 +92,13 @@ CALL cuDeviceGetName(char* name, int length, int) {
 }
 CALL cuDeviceGetAttribute(int* value, int attribute, int) {
     int capability = static_cast<int>(number("FAKE_CUDA_CAPABILITY", 86));
-    *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : 0;
+    // 16: multiprocessors
+    *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : attribute == 16 ? 2 : 0;
+    return OK;
+}
+CALL cuFuncSetAttribute(void*, int, int) { return OK; }
+CALL cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, int, size_t) {
+    *blocks = 2;
     return OK;
 }
 CALL cuDevicePrimaryCtxRetain(void** out, int) {

@@ -10,8 +10,6 @@ use anyhow::{Context, Result, ensure};
 const TILE: usize = 16;
 /// The only number of channels there are kernels for.
 const CHANNELS: usize = 16;
-/// Blocks of a kernel that walks over tiles: a few for every multiprocessor, so that weights are loaded for several tiles.
-const WALKERS: usize = 1024;
 
 fn tiles(e: Extent) -> usize {
     e.n * e.h.div_ceil(TILE) * e.w.div_ceil(TILE)
@@ -66,10 +64,10 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv) -> Result<()> {
         let (units, shared) = rgb_form(l);
         args.push(units);
         let weights = if l.plan.precision == Precision::F32 { 4 * 27 * CHANNELS } else { 0 };
-        return l.launch("conv_rgb", [tiles.min(WALKERS), 1, 1], 256, shared + weights, args);
+        return l.walk("conv_rgb", tiles, shared + weights, args);
     }
     let (tile, weights) = shared_sizes(l.plan.precision);
-    l.launch("conv", [tiles.min(WALKERS), 1, 1], 256, tile(1) + weights + 4 * CHANNELS, args)
+    l.walk("conv", tiles, tile(1) + weights + 4 * CHANNELS, args)
 }
 
 pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
@@ -100,7 +98,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
     let d_input = l.at(o.d_input.context("a convolution inside the network has a gradient of its input")?);
     if l.plan.precision == Precision::F32 {
         let args = with_sizes(vec![d_output, weight, d_input])?;
-        l.launch("conv_data", [tiles.min(WALKERS), 1, 1], 256, tile(1) + weights, args)?;
+        l.walk("conv_data", tiles, tile(1) + weights, args)?;
         let args = with_sizes(vec![input, d_output, sums.partials])?;
         l.launch("conv_weights", [blocks, 1, 1], 256, tile(1) + tile(0), args)?;
     } else {

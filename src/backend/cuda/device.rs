@@ -62,6 +62,8 @@ pub struct Device {
     pub name: String,
     /// Compute capability x 10: 86 for sm_86.
     pub capability: i32,
+    /// Multiprocessors.
+    processors: u32,
     pub(super) context: Arc<CudaContext>,
     modules: Mutex<HashMap<Precision, Arc<Module>>>,
     compute: Arc<CudaStream>,
@@ -89,9 +91,11 @@ impl Device {
             capability >= LEAST_CAPABILITY,
             "{name} is sm_{capability} and the kernels need sm_{LEAST_CAPABILITY} (Turing, 2018) or newer"
         );
+        let processors = context.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+        let processors = u32::try_from(processors.call("count its multiprocessors")?)?;
         let compute = context.new_stream().call("make a stream")?;
         let copies = context.new_stream().call("make a stream")?;
-        Ok(Arc::new(Device { name, capability, context, modules: Mutex::default(), compute, copies }))
+        Ok(Arc::new(Device { name, capability, processors, context, modules: Mutex::default(), compute, copies }))
     }
 
     pub(super) fn bind(&self) -> Result<()> {
@@ -363,7 +367,10 @@ impl CudaBackend {
                 });
             }
             let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
-            let [x, y, z] = l.grid;
+            let [mut x, y, z] = l.grid;
+            if l.walkers {
+                x = x.min(self.device.processors * function.blocks_at_once(l.block, l.shared)?);
+            }
             // SAFETY: the lowering gives the kernel's own arguments, inside the plan's buffers; tests replay the same launches on the host
             unsafe {
                 result::launch_kernel(function.0, (x, y, z), (l.block, 1, 1), l.shared, self.device.compute.cu_stream(), &mut pointers)

@@ -28,6 +28,8 @@ pub struct Launch {
     pub kernel: &'static str,
     /// Blocks.
     pub grid: [u32; 3],
+    /// Blocks walk over tiles, and fewer do the same: a device takes as many as it runs at once, so that each prepares its weights once.
+    pub walkers: bool,
     /// Threads of a block.
     pub block: u32,
     /// Dynamic shared memory, bytes.
@@ -49,7 +51,7 @@ impl Launch {
         let limits = [i32::MAX as usize, 65_535, 65_535];
         ensure!(grid.iter().zip(limits).all(|(&g, limit)| (1..=limit).contains(&g)), "{kernel} would need a grid of {grid:?} blocks");
         ensure!(block.is_multiple_of(32) && (32..=1024).contains(&block), "{kernel} would need blocks of {block} threads");
-        Ok(Launch { op, kernel, grid: grid.map(|g| g as u32), block, shared: u32::try_from(shared)?, args })
+        Ok(Launch { op, kernel, grid: grid.map(|g| g as u32), walkers: false, block, shared: u32::try_from(shared)?, args })
     }
 }
 
@@ -93,6 +95,16 @@ impl<'a> Lowering<'a> {
     pub fn launch(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
         let launch = Launch::new(Some(self.op), kernel, grid, block, shared, args)?;
         self.append(launch);
+        Ok(())
+    }
+
+    /// Appends a launch whose blocks of 256 threads walk over tiles and sum nothing.
+    ///
+    /// # Errors
+    /// As [`Lowering::launch`].
+    pub fn walk(&mut self, kernel: &'static str, tiles: usize, shared: usize, args: Vec<Arg>) -> Result<()> {
+        let launch = Launch::new(Some(self.op), kernel, [tiles, 1, 1], 256, shared, args)?;
+        self.append(Launch { walkers: true, ..launch });
         Ok(())
     }
 
@@ -172,5 +184,5 @@ pub fn scalars_launch(plan: &Plan, scalars: &Scalars) -> Option<Launch> {
     let mut args = vec![Arg::At(buffer, 0)];
     args.extend(floats.map(|value| Arg::Float(value as f32)));
     args.push(Arg::Int(scalars.accumulate.into()));
-    Some(Launch { op: None, kernel: "set_scalars", grid: [1, 1, 1], block: 32, shared: 0, args })
+    Some(Launch { op: None, kernel: "set_scalars", grid: [1, 1, 1], walkers: false, block: 32, shared: 0, args })
 }

@@ -31,6 +31,21 @@ pub struct Module {
 #[derive(Clone, Copy)]
 pub struct Function(pub sys::CUfunction);
 
+impl Function {
+    /// Blocks that a multiprocessor holds at once.
+    ///
+    /// # Errors
+    /// When the driver refuses to say.
+    pub fn blocks_at_once(self, threads: u32, shared: u32) -> Result<u32> {
+        let mut blocks = 0;
+        // SAFETY: writes one int; the function belongs to a loaded module
+        let status =
+            unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, self.0, threads.cast_signed(), shared as usize) };
+        status.result().call("ask how many blocks fit")?;
+        Ok(u32::try_from(blocks)?.max(1))
+    }
+}
+
 // SAFETY: handles of the driver may be used from any thread that has bound the context
 unsafe impl Send for Function {}
 // SAFETY: as above
@@ -68,6 +83,12 @@ impl Module {
         }
         // SAFETY: the module is loaded
         let function = unsafe { result::module::get_function(self.handle, CString::new(name)?) }.call("find a kernel").context(name)?;
+        // as much shared memory as there is, for every kernel alike: blocks side by side are worth more than the cache, and a multiprocessor
+        // that changes the division has to be idle. Only a wish, so a refusal is none
+        let all = sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32;
+        let carveout = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: the function was found above
+        let _ = unsafe { result::function::set_function_attribute(function, carveout, all) };
         functions.insert(name, Function(function));
         Ok(Function(function))
     }

@@ -19,8 +19,6 @@ const WEIGHTS: usize = HIDDEN * (FEATURES + 1 + 9 + 1 + FEATURES) + FEATURES;
 const MMA_WEIGHTS: usize = 4 * HIDDEN * (9 + 3) + 4 * 32 * 8;
 /// The forward kernel has those of conv1, too, and conv2's biases.
 const MMA_FORWARD_WEIGHTS: usize = MMA_WEIGHTS + 4 * 32 * 8 + 4 * FEATURES;
-/// Blocks of the forward kernel: enough for any device, few enough that the weights are seldom loaded.
-const FORWARD_BLOCKS: usize = 4096;
 
 /// Sums of one block: everything but gamma, whose gradient follows from them.
 pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
@@ -71,7 +69,7 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
         // 16 of them at a time
         4 * (WEIGHTS + (TILE + 2).pow(2) * 17)
     };
-    l.launch("nano_block", [tiles(e).min(FORWARD_BLOCKS), 1, 1], 256, shared, args)
+    l.walk("nano_block", tiles(e), shared, args)
 }
 
 pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {

@@ -18,17 +18,12 @@ pub(super) fn unpack(l: &mut Lowering<'_>, o: &Unpack) -> Result<()> {
     l.launch("unpack", [(b.count * b.lq.0 * b.lq.1).div_ceil(256), 1, 1], 256, 0, args)
 }
 
-/// Blocks of the pixel loss at most, whoever computes it: a few for every multiprocessor of any card.
+/// Blocks of the pixel loss at most: a few for every multiprocessor of any card.
 const LOSS_BLOCKS: usize = 1024;
 
 /// An f64 for every block.
 pub(super) fn loss_workspace() -> u64 {
     8 * LOSS_BLOCKS as u64
-}
-
-/// Blocks over `tiles` parts of the work.
-pub(super) fn loss_blocks(tiles: usize) -> usize {
-    tiles.min(LOSS_BLOCKS)
 }
 
 /// What every kernel that computes the losses is told: values that the mean is over, weights, scalars.
@@ -52,7 +47,7 @@ fn values(o: &PixelLoss) -> usize {
 /// `blocks`: of the network's end, where that has computed the loss.
 pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss, blocks: Option<usize>) -> Result<()> {
     let workspace = l.workspace(o.workspace)?;
-    let own = loss_blocks(o.extent.pixels().div_ceil(256));
+    let own = o.extent.pixels().div_ceil(256).min(LOSS_BLOCKS);
     if blocks.is_none() {
         let target = match o.target {
             Target::Float(buffer) => l.at(buffer),

@@ -22,9 +22,8 @@ const INTERIOR_SUMS: usize = 25 * ENTRY + 16;
 const EDGE_SUMS: usize = 4 * (7 * ENTRY + 3 * 16);
 /// Bytes of an entry as the lanes of a warp take it.
 const FRAGMENT: usize = 32 * 16;
-/// Blocks of the forward kernel, and of the backward one where it sums nothing: enough for any device, few enough that weights are seldom
-/// loaded.
-const WALKERS: usize = 4096;
+/// Blocks of the backward kernel where it sums nothing.
+const WALKERS: usize = 1024;
 /// Most blocks that share the pixels of each edge.
 const EDGE_BLOCKS: usize = 16;
 /// Threads of a backward block with tensor cores: ten warps.
@@ -88,9 +87,9 @@ fn tile_bytes(half: bool) -> usize {
     if half { 2 * (reached + 4) * 16 } else { 4 * (reached + 1) * 16 }
 }
 
-/// Blocks of the forward kernel where it computes the losses.
+/// Blocks of the forward kernel where it sums the losses.
 pub(super) fn loss_blocks(o: &UpHead) -> usize {
-    pixels::loss_blocks(tiles(o.extent))
+    tiles(o.extent).min(SUM_BLOCKS as usize)
 }
 
 /// `loss`: computed on the way.
@@ -110,22 +109,17 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
     let mut args = vec![l.at(composed), gain, l.at(o.input), l.at(o.features_in), l.at(o.output), target, codes];
     args.extend(sizes(o)?);
     args.push(Arg::Float(o.alpha));
-    let blocks = match loss {
-        Some(loss) => {
-            args.push(l.at(l.workspace(loss.workspace)?));
-            args.extend(pixels::loss_terms(l, loss)?);
-            loss_blocks(o)
-        }
-        None => {
-            args.extend([Arg::Null, Arg::Int(0), Arg::Float(0.0), Arg::Float(0.0), Arg::Float(0.0), Arg::Null]);
-            tiles(o.extent).min(WALKERS)
-        }
-    };
     let half = halves(l, o.features_in, o.extent, FEATURES);
     // f32 has its weights, those of four slots at a time, in the place of the base's scratch
     let weights = if half { 25 * FRAGMENT } else { 0 };
     let shared = tile_bytes(half) + weights + 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS);
-    l.launch("up_head", [blocks, 1, 1], 256, shared, args)
+    let Some(loss) = loss else {
+        args.extend([Arg::Null, Arg::Int(0), Arg::Float(0.0), Arg::Float(0.0), Arg::Float(0.0), Arg::Null]);
+        return l.walk("up_head", tiles(o.extent), shared, args);
+    };
+    args.push(l.at(l.workspace(loss.workspace)?));
+    args.extend(pixels::loss_terms(l, loss)?);
+    l.launch("up_head", [loss_blocks(o), 1, 1], 256, shared, args)
 }
 
 pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
