@@ -6,7 +6,7 @@ use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
 use paragon::backend::cuda::{Arg, lower};
 use paragon::model::{InferenceSpec, Network, Recompute, StepSpec, inference_plan, training_plan};
-use paragon::plan::{BufferId, LossKind, Op, Plan, Precision, Sizing};
+use paragon::plan::{BufferId, LossKind, Op, Plan, Precision, Sizing, UpHead};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -144,6 +144,10 @@ impl Sizing for Forgetful {
 
     fn carry(&self, op: &Op) -> u64 {
         self.0.carry(op)
+    }
+
+    fn composed(&self, op: &UpHead) -> u64 {
+        self.0.composed(op)
     }
 
     fn precision(&self) -> Precision {

@@ -1,10 +1,14 @@
 //! Lifetimes to offsets: where each buffer of a plan lies in the arena. Persistent buffers stand first, one after another;
 //! the others are placed one by one, each at the lowest gap among the buffers it lives together with. The order decides how well
 //! that goes: largest first is the "greedy by size" heuristic of Pisarchyk and Lee ("Efficient memory management for deep neural
-//! net inference", 2020); a few others are tried until one meets the lower bound, and the best is kept.
+//! net inference", 2020); a few others, and each with the highest buffer moved to its front a few times, are tried until one meets
+//! the lower bound, and the best is kept.
 
 use super::Buffer;
 use std::cmp::Reverse;
+
+/// How often an order is changed for the better.
+const REPAIRS: usize = 8;
 
 /// What an order of placement sorts by; the number of the buffer settles the rest.
 type Key = (Reverse<u64>, Reverse<u64>, usize);
@@ -26,8 +30,12 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     let crowd = |i: usize| buffers[i].live.clone().map(|at| live_bytes[at]).max().unwrap_or(0);
     let size = |i: usize| Reverse(buffers[i].room());
     let length = |i: usize| Reverse(buffers[i].live.len());
-    let orders: [&dyn Fn(usize) -> Key; 5] = [
+    let met = |a: usize, b: usize| buffers[a].live.start < buffers[b].live.end && buffers[b].live.start < buffers[a].live.end;
+    let company = |i: usize| passing.iter().filter(|&&other| met(i, other)).map(|&other| buffers[other].room()).sum();
+    let orders: [&dyn Fn(usize) -> Key; 6] = [
         &|i| (size(i), Reverse(0), i),
+        // those that meet the most bytes first: what is large but lives with few finds a gap later
+        &|i| (Reverse(company(i)), size(i), i),
         // those that meet at the peak first
         &|i| (Reverse(crowd(i)), size(i), i),
         &|i| (Reverse(length(i).0 as u64), size(i), i),
@@ -35,15 +43,23 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
         &|i| (Reverse(u64::MAX - buffers[i].live.start as u64), size(i), i),
     ];
     let mut best: Option<(u64, Vec<u64>)> = None;
-    for key in orders {
+    'orders: for key in orders {
         let mut order = passing.clone();
         order.sort_by_cached_key(|&i| key(i));
-        let (end, offsets) = place(buffers, base, moments, &order);
-        if best.as_ref().is_none_or(|(least, _)| end < *least) {
-            best = Some((end, offsets));
-        }
-        if end == bound {
-            break;
+        for _ in 0..=REPAIRS {
+            let (end, offsets) = place(buffers, base, moments, &order);
+            let highest = order.iter().position(|&i| offsets[i] + buffers[i].room() == end);
+            if best.as_ref().is_none_or(|(least, _)| end < *least) {
+                best = Some((end, offsets));
+            }
+            if end == bound {
+                break 'orders;
+            }
+            // whatever lies highest found no gap: it may choose first
+            match highest {
+                Some(at) if at > 0 => order[..=at].rotate_right(1),
+                _ => break,
+            }
         }
     }
     let (end, offsets) = best.unwrap_or_default();
