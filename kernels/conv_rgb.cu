@@ -2,26 +2,68 @@
 // tensor cores (conv_rgb_mma.cuh).
 //
 // conv_rgb: input [images][h][w][3] f32, weight [16][3][3][3], bias [16], output [images][h][w][16]. With `units` the picture is in 255ths of
-// integers, which halves hold exactly. Grid: walkers. Floor: 12 bytes read and 32 written a pixel (halves).
+// integers, which halves hold exactly. With `patches`, u8 [images][h][w][3] of a staged batch, and their codes the input is not read but written,
+// as unpack does it. Grid: walkers. Floor: 12 bytes read (or written, and 3 read) and 32 written a pixel (halves).
 //
 // conv_rgb_weights: partials [blocks][16 x 27 weights, 16 biases]. Grid: blocks. Floor: 12 + 32 bytes read a pixel (halves).
 #include "conv.cu"
 
 #define RGB_TAPS 27
 
+// Where the picture comes from: f32, or a staged batch, which is unpacked on the way.
+struct Source {
+    float* floats;
+    const u8* patches;
+    const u8* codes;
+};
+DEVICE Source floats_alone(const float* input) { return {(float*)input, nullptr, nullptr}; }
+// A tile with a border of 1, pixel by pixel: in units of 1 for f32, and for bytes of 1/255.
+struct Reader {
+    float* image;
+    const u8* patch;
+    Steps steps;
+    int w;
+};
+DEVICE Reader reader(const Source& s, int image, int h, int w) {
+    long long start = (long long)image * h * w * 3;
+    Reader r = {s.floats + start, s.patches ? s.patches + start : nullptr, {0, 0, 0}, w};
+    if (s.patches) r.steps = augmentation(s.codes[image], h, w);
+    return r;
+}
+DEVICE void read_rgb(const Reader& r, int y, int x, float (&v)[3]) {
+    // positions in one image fit an int
+    const u8* bytes = r.patch + (r.steps.start + y * r.steps.down + x * r.steps.across) * 3;
+    const float* floats = r.image + (y * r.w + x) * 3;
+    UNROLL
+    for (int c = 0; c < 3; c++) v[c] = r.patch ? (float)bytes[c] : floats[c];
+}
+// Leaves a pixel that came as bytes where the other kernels read it.
+DEVICE void leave_rgb(const Reader& r, int y, int x, const float (&v)[3]) {
+    float* to = r.image + (y * r.w + x) * 3;
+    UNROLL
+    for (int c = 0; c < 3; c++) to[c] = v[c] / 255.0f;
+}
+
 #if PRECISION == 0
-// The tile of f32 RGB pixels with a border of 1, zeros outside.
-DEVICE void load_rgb(float* to, const float* from, Tile at, int h, int w) {
-    for (int i = threadIdx.x; i < WIDE_TILE * WIDE_TILE * 3; i += 256) {
-        int y = at.y - 1 + i / (WIDE_TILE * 3), x = at.x - 1 + i % (WIDE_TILE * 3) / 3;
-        bool inside = y >= 0 && y < h && x >= 0 && x < w;
-        to[i] = inside ? from[((long long)(at.image * h + y) * w + x) * 3 + i % 3] : 0.0f;
+// The tile with a border of 1, zeros outside.
+DEVICE void load_rgb(float* to, const Source& source, Tile at, int h, int w) {
+    Reader r = reader(source, at.image, h, w);
+    for (int i = threadIdx.x; i < WIDE_TILE * WIDE_TILE; i += 256) {
+        int line = i / WIDE_TILE, column = i % WIDE_TILE, y = at.y - 1 + line, x = at.x - 1 + column;
+        float v[3] = {0, 0, 0};
+        if (inside(y, x, h, w)) {
+            read_rgb(r, y, x, v);
+            bool own = line >= 1 && line <= TILE && column >= 1 && column <= TILE;
+            if (r.patch && own) leave_rgb(r, y, x, v);
+        }
+        for (int c = 0; c < 3; c++) to[i * 3 + c] = r.patch ? v[c] / 255.0f : v[c];
     }
 }
 
 // A thread computes 8 channels of two pixels, so that two threads write one pixel's channels side by side. Shared memory: 972 f32 of tile, 27 x 16
 // weights [tap, input channel][channel].
-KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias, act* output, int images, int h, int w, int) {
+KERNEL(conv_rgb, 256, float* input, const float* weight, const float* bias, act* output, int images, int h, int w, int, const u8* patches,
+       const u8* codes) {
     float* weights = (float*)shared_memory();
     float* tile = weights + RGB_TAPS * CHANNELS;
     int tiles = tile_count(images, h, w), part = threadIdx.x % 2 * 8;
@@ -35,7 +77,7 @@ KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
         barrier();
-        load_rgb(tile, input, at, h, w);
+        load_rgb(tile, {input, patches, codes}, at, h, w);
         barrier();
         float sum[2][8];
         UNROLL
@@ -79,7 +121,7 @@ KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* pa
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
         barrier();
-        load_rgb(tile, input, at, h, w);
+        load_rgb(tile, floats_alone(input), at, h, w);
         float d[TILE];
         int y = at.y + part;
         UNROLL

@@ -16,23 +16,30 @@
 #endif
 
 // The tile as halves with a border of 1, R, G, B and nothing; zeros outside. With `units` in units of 1/255.
-DEVICE void load_rgb(Pair* to, const float* from, Tile at, int h, int w, bool units) {
-    const float* image = from + (long long)at.image * h * w * 3;
+DEVICE void load_rgb(Pair* to, const Source& source, Tile at, int h, int w, bool units) {
+    Reader r = reader(source, at.image, h, w);
+    // all loads are on their way before the first is waited for
     float loaded[2][3];
     UNROLL
     for (int round = 0; round < 2; round++) {
         int i = threadIdx.x + 256 * round, line = i / WIDE_TILE, y = at.y - 1 + line, x = at.x - 1 + (i - line * WIDE_TILE);
-        bool there = i < WIDE_TILE * WIDE_TILE && inside(y, x, h, w);
         UNROLL
-        for (int c = 0; c < 3; c++) loaded[round][c] = there ? image[(y * w + x) * 3 + c] : 0.0f;
+        for (int c = 0; c < 3; c++) loaded[round][c] = 0;
+        if (i < WIDE_TILE * WIDE_TILE && inside(y, x, h, w)) read_rgb(r, y, x, loaded[round]);
     }
     UNROLL
     for (int round = 0; round < 2; round++) {
-        int i = threadIdx.x + 256 * round;
-        UNROLL
-        for (int c = 0; c < 3; c++) loaded[round][c] = units ? rintf(loaded[round][c] * 255.0f) : loaded[round][c];
-        Pair v = {{pack_half(loaded[round][0], loaded[round][1]), pack_half(loaded[round][2], 0.0f)}};
-        if (i < WIDE_TILE * WIDE_TILE) to[i] = v;
+        int i = threadIdx.x + 256 * round, line = i / WIDE_TILE, column = i - line * WIDE_TILE, y = at.y - 1 + line, x = at.x - 1 + column;
+        if (i >= WIDE_TILE * WIDE_TILE) continue;
+        float(&v)[3] = loaded[round];
+        if (r.patch) {
+            bool own = line >= 1 && line <= TILE && column >= 1 && column <= TILE;
+            if (own && inside(y, x, h, w)) leave_rgb(r, y, x, v);
+        } else if (units) {
+            UNROLL
+            for (int c = 0; c < 3; c++) v[c] = rintf(v[c] * 255.0f);
+        }
+        to[i] = {{pack_half(v[0], v[1]), pack_half(v[2], 0.0f)}};
     }
 }
 
@@ -46,7 +53,8 @@ DEVICE void tap_offsets(int (&offset)[STEPS], int t) {
 }
 
 // Shared memory: the tile.
-KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias, act* output, int images, int h, int w, int units) {
+KERNEL(conv_rgb, 256, float* input, const float* weight, const float* bias, act* output, int images, int h, int w, int units, const u8* patches,
+       const u8* codes) {
     Pair* tile = (Pair*)shared_memory();
     Lane l = lane_place();
     int tx = l.warp % 2 * 8 + l.group, ty = l.warp / 2 * 4, offset[STEPS];
@@ -70,7 +78,7 @@ KERNEL(conv_rgb, 256, const float* input, const float* weight, const float* bias
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         barrier();
-        load_rgb(tile, input, t, h, w, units);
+        load_rgb(tile, {input, patches, codes}, t, h, w, units);
         barrier();
         // positions in one image fit an int
         act* image = output + (long long)t.image * h * w * FEATURES;
@@ -125,7 +133,7 @@ KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* pa
             if (inside(y, x, h, w)) d[k] = load_pair(image + (y * w + x) * FEATURES, l.t);
         }
         barrier();
-        load_rgb(tile, input, t, h, w, units);
+        load_rgb(tile, floats_alone(input), t, h, w, units);
         barrier();
         UNROLL
         for (int r = 0; r < 4; r += 2) {

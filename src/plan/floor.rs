@@ -13,13 +13,18 @@ pub struct OpFloor {
 }
 
 impl Plan {
-    /// The floor of operation `at`; nothing for a loss that the operation before computes on its way.
+    /// The floor of operation `at`; nothing for a loss that the operation before computes on its way, nor for reading what is unpacked on the way.
     pub fn floor_of(&self, at: usize) -> OpFloor {
         let op = &self.ops[at];
         if at > 0 && self.loss_on_the_way(at - 1).is_some() {
             return OpFloor { bytes: 0, multiply_adds: op.multiply_adds() };
         }
-        let bytes = op.accesses().map(|access| self.moved(op, access)).sum();
+        let on_the_way = at > 0 && self.unpacks_on_the_way(at - 1);
+        let moves = |access: &Access| match op {
+            Op::Conv(conv) => !on_the_way || access.buffer != conv.input,
+            _ => true,
+        };
+        let bytes = op.accesses().filter(moves).map(|access| self.moved(op, access)).sum();
         OpFloor { bytes, multiply_adds: op.multiply_adds() }
     }
 

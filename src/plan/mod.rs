@@ -367,6 +367,12 @@ fn loss_on_the_way(ops: &[Op], at: usize) -> Option<&PixelLoss> {
 }
 
 impl Plan {
+    /// Whether operation `at` unpacks the batch for the convolution behind it, which may then do so on its way.
+    pub fn unpacks_on_the_way(&self, at: usize) -> bool {
+        let pair = (self.ops.get(at), self.ops.get(at + 1));
+        matches!(pair, (Some(Op::Unpack(unpack)), Some(Op::Conv(conv))) if conv.input == unpack.output)
+    }
+
     /// The pixel loss that operation `at`, a network's end, may compute on its way: the next operation then has nothing left to do but to add up
     /// sums.
     pub fn loss_on_the_way(&self, at: usize) -> Option<&PixelLoss> {

@@ -3,7 +3,7 @@
 use super::launch::{Arg, Lowering, int};
 use super::reduce::{self, Sums, To};
 use super::sizing::SUM_BLOCKS;
-use crate::plan::{Conv, ConvBack, Extent, Precision};
+use crate::plan::{Conv, ConvBack, Extent, Precision, Unpack};
 use anyhow::{Context, Result, ensure};
 
 /// Side of the LQ tile that a block takes at a time.
@@ -54,7 +54,8 @@ fn sizes(e: Extent) -> Result<[Arg; 3]> {
     Ok([int(e.n)?, int(e.h)?, int(e.w)?])
 }
 
-pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv) -> Result<()> {
+/// `unpack`: on the way.
+pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv, unpack: Option<&Unpack>) -> Result<()> {
     let rgb = check(o)?;
     let (weight, bias) = (l.element(o.parameters, o.weight.offset), l.element(o.parameters, o.bias.offset));
     let mut args = vec![l.at(o.input), weight, bias, l.at(o.output)];
@@ -63,6 +64,10 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv) -> Result<()> {
     if rgb {
         let (units, shared) = rgb_form(l);
         args.push(units);
+        args.extend(match unpack.map(|u| u.batch) {
+            Some(b) => [b.lq_of(0), b.augment_of(0)].map(|at| l.at_bytes(b.buffer, at)),
+            None => [Arg::Null, Arg::Null],
+        });
         let weights = if l.plan.precision == Precision::F32 { 4 * 27 * CHANNELS } else { 0 };
         return l.walk("conv_rgb", tiles, shared + weights, args);
     }

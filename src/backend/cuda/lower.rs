@@ -31,6 +31,7 @@ fn operation(l: &mut Lowering<'_>, plan: &Plan, at: usize, range: &Range<usize>)
     // a loss is computed on the way where its operation is lowered, too
     let on_the_way = |end: usize| plan.loss_on_the_way(end).filter(|_| range.contains(&end) && range.contains(&(end + 1)));
     match &plan.ops[at] {
+        Op::Unpack(_) if plan.unpacks_on_the_way(at) && range.contains(&(at + 1)) => Ok(()),
         Op::Unpack(o) => pixels::unpack(l, o),
         Op::PixelLoss(o) => {
             let end = at.checked_sub(1).filter(|&end| on_the_way(end).is_some());
@@ -38,7 +39,11 @@ fn operation(l: &mut Lowering<'_>, plan: &Plan, at: usize, range: &Range<usize>)
             pixels::loss(l, o, blocks)
         }
         Op::Update(o) => optimizer::update(l, o),
-        Op::Conv(o) => conv::forward(l, o),
+        Op::Conv(o) => {
+            let before = at.checked_sub(1).filter(|&before| range.contains(&before) && plan.unpacks_on_the_way(before));
+            let unpack = before.and_then(|before| if let Op::Unpack(o) = &plan.ops[before] { Some(o) } else { None });
+            conv::forward(l, o, unpack)
+        }
         Op::ConvBack(o) => conv::backward(l, o),
         Op::NanoBlock(o) => nano::forward(l, o),
         Op::NanoBlockBack(o) => nano::backward(l, o),

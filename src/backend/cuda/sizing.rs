@@ -10,8 +10,8 @@ use crate::plan::{Op, Precision, Sizing, UpHead};
 
 /// Blocks of a kernel that sums over pixels: two for every multiprocessor of the largest card in use, nearly.
 pub(super) const SUM_BLOCKS: u64 = 256;
-/// Images whose planes a structural loss holds at once.
-pub(super) const STRUCTURAL_IMAGES: usize = 4;
+/// Images whose planes a structural loss holds at once: enough to fill a card with LQ 128, few enough to stay in its cache.
+pub(super) const STRUCTURAL_IMAGES: usize = 8;
 
 /// What a context, the driver and loaded modules take on the device beside what we allocate. We do not allocate it, it differs
 /// between cards and drivers, and it is an estimate until it is measured on the card: figures published for programs without cuDNN and
