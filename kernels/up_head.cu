@@ -7,7 +7,8 @@
 // stride. With loss_partials, an f64 a block, the output is the gradient of the pixel losses instead, whose sums go there; weights and `whole` are
 // those of pixel_loss. Floor: a pixel of features and 12 bytes read, 12 x scale^2 bytes written and 3 x scale^2 of target read, an LQ pixel.
 //
-// up_head_back: composed; gain [1] (f32 alone reads it, halves have it in their weights); features; d_output [images][h x scale][w x scale][3] f32; d_features [images][h][w][16] act. `part` says what of it a launch does:
+// up_head_back: composed; gain [1] (f32 alone reads it, halves have it in their weights); features; d_output [images][h x scale][w x scale][3] f32;
+// d_features [images][h][w][16] act. `part` says what of it a launch does:
 //   1  d_features; grid: walkers
 //   2  sums: partials [blocks][groups][INTERIOR_SUMS] f32, and of the edges edge_partials [edge_blocks][groups][4][EDGE_SUMS].
 //      Grid: (4 x edge_blocks + blocks, groups of slots); the first blocks take the edges
