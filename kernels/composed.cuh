@@ -55,7 +55,7 @@ DEVICE Reach reach(int scale, int place, int k) {
     return r;
 }
 
-// Which taps of conv_out an entry is made of, and where among the 5x5 it lies; or for biases (entry -1, 25 + 7 e, 25 + 7 e + 5 ...) of what places.
+// Which taps of conv_out an entry is made of, and where among the 5x5 it lies. A kind of places has the same for its bias as for its first entry.
 struct Entry {
     int u, v;            // row and column of the 5x5
     int ky, ky_end;      // rows of conv_out's taps
@@ -135,7 +135,7 @@ KERNEL(compose_up_head, 256, const float* up_weight, const float* up_bias, const
         }
     }
     sum *= n.sign;
-    own[entry_at(e) + threadIdx.x / 16 * 16 + slot] = sum;
+    own[entry_at(e) + threadIdx.x] = sum;
 #if PRECISION != 0
     u16* fragments = (u16*)(composed + gridDim.y * GROUP_SUMS) + group * GROUP_FRAGMENTS * 8;
     u16 half = to_half(*gain * sum);
@@ -204,7 +204,7 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
        const float* bias, const float* gain, const float* composed, float* d_up_weight, float* d_up_bias, float* d_weight, float* d_bias,
        float* d_gain, int scale, const Scalars* scalars) {
     ComposedSums t = {interior, edges, scale};
-    int squares = scale * scale, weights = FEATURES * squares * FEATURES * 9, block = blockIdx.x, blocks = weights / 256 + (weights % 256 != 0);
+    int squares = scale * scale, weights = FEATURES * squares * FEATURES * 9, block = blockIdx.x, blocks = (weights + 255) / 256;
     double strength = (double)*gain;
     if (block < blocks) {
         int i = block * 256 + threadIdx.x;

@@ -69,10 +69,10 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv, unpack: Option<&Unpack>) -
             None => [Arg::Null, Arg::Null],
         });
         let weights = if l.plan.precision == Precision::F32 { 4 * 27 * CHANNELS } else { 0 };
-        return l.walk("conv_rgb", tiles, shared + weights, args);
+        return l.walk("conv_rgb", tiles, 256, shared + weights, args);
     }
     let (tile, weights) = shared_sizes(l.plan.precision);
-    l.walk("conv", tiles, tile(1) + weights + 4 * CHANNELS, args)
+    l.walk("conv", tiles, 256, tile(1) + weights + 4 * CHANNELS, args)
 }
 
 pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
@@ -103,7 +103,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
     let d_input = l.at(o.d_input.context("a convolution inside the network has a gradient of its input")?);
     if l.plan.precision == Precision::F32 {
         let args = with_sizes(vec![d_output, weight, d_input])?;
-        l.walk("conv_data", tiles, tile(1) + weights, args)?;
+        l.walk("conv_data", tiles, 256, tile(1) + weights, args)?;
         let args = with_sizes(vec![input, d_output, sums.partials])?;
         l.launch("conv_weights", [blocks, 1, 1], 256, tile(1) + tile(0), args)?;
     } else {

@@ -98,12 +98,12 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    /// Appends a launch whose blocks of 256 threads walk over tiles and sum nothing.
+    /// Appends a launch whose blocks walk over tiles and sum nothing.
     ///
     /// # Errors
     /// As [`Lowering::launch`].
-    pub fn walk(&mut self, kernel: &'static str, tiles: usize, shared: usize, args: Vec<Arg>) -> Result<()> {
-        let launch = Launch::new(Some(self.op), kernel, [tiles, 1, 1], 256, shared, args)?;
+    pub fn walk(&mut self, kernel: &'static str, tiles: usize, block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
+        let launch = Launch::new(Some(self.op), kernel, [tiles, 1, 1], block, shared, args)?;
         self.append(Launch { walkers: true, ..launch });
         Ok(())
     }

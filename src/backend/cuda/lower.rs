@@ -19,35 +19,46 @@ pub fn lower(plan: &Plan) -> Result<Program> {
 /// # Errors
 /// As [`lower`].
 pub fn lower_range(plan: &Plan, range: Range<usize>) -> Result<Vec<Launch>> {
-    let mut l = Lowering::new(plan);
-    for at in range.clone() {
-        operation(&mut l, plan, at, &range)?;
+    let (mut l, mut at) = (Lowering::new(plan), range.start);
+    while at < range.end {
+        l.begin(at);
+        if at + 1 < range.end && on_the_way(&mut l, plan, at)? {
+            at += 2;
+        } else {
+            operation(&mut l, &plan.ops[at])?;
+            at += 1;
+        }
     }
     l.finish()
 }
 
-fn operation(l: &mut Lowering<'_>, plan: &Plan, at: usize, range: &Range<usize>) -> Result<()> {
-    l.begin(at);
-    // a loss is computed on the way where its operation is lowered, too
-    let on_the_way = |end: usize| plan.loss_on_the_way(end).filter(|_| range.contains(&end) && range.contains(&(end + 1)));
-    match &plan.ops[at] {
-        Op::Unpack(_) if plan.unpacks_on_the_way(at) && range.contains(&(at + 1)) => Ok(()),
+/// Lowers an operation and the next one together, where one of the two can do the other's work on its way; false where not.
+fn on_the_way(l: &mut Lowering<'_>, plan: &Plan, at: usize) -> Result<bool> {
+    match (&plan.ops[at], &plan.ops[at + 1]) {
+        (Op::Unpack(unpack), Op::Conv(conv)) if plan.unpacks_on_the_way(at) => {
+            l.begin(at + 1);
+            conv::forward(l, conv, Some(unpack))?;
+        }
+        (Op::UpHead(end), Op::PixelLoss(loss)) if plan.loss_on_the_way(at).is_some() => {
+            up_head::forward(l, end, Some(loss))?;
+            l.begin(at + 1);
+            pixels::add_up(l, loss, up_head::loss_blocks(end))?;
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn operation(l: &mut Lowering<'_>, op: &Op) -> Result<()> {
+    match op {
         Op::Unpack(o) => pixels::unpack(l, o),
-        Op::PixelLoss(o) => {
-            let end = at.checked_sub(1).filter(|&end| on_the_way(end).is_some());
-            let blocks = end.and_then(|end| if let Op::UpHead(o) = &plan.ops[end] { Some(up_head::loss_blocks(o)) } else { None });
-            pixels::loss(l, o, blocks)
-        }
+        Op::PixelLoss(o) => pixels::loss(l, o),
         Op::Update(o) => optimizer::update(l, o),
-        Op::Conv(o) => {
-            let before = at.checked_sub(1).filter(|&before| range.contains(&before) && plan.unpacks_on_the_way(before));
-            let unpack = before.and_then(|before| if let Op::Unpack(o) = &plan.ops[before] { Some(o) } else { None });
-            conv::forward(l, o, unpack)
-        }
+        Op::Conv(o) => conv::forward(l, o, None),
         Op::ConvBack(o) => conv::backward(l, o),
         Op::NanoBlock(o) => nano::forward(l, o),
         Op::NanoBlockBack(o) => nano::backward(l, o),
-        Op::UpHead(o) => up_head::forward(l, o, on_the_way(at)),
+        Op::UpHead(o) => up_head::forward(l, o, None),
         Op::UpHeadBack(o) => up_head::backward(l, o),
         Op::StructuralLoss(o) => structural::loss(l, o),
     }

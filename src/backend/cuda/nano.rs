@@ -69,7 +69,7 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
         // 16 of them at a time
         4 * (WEIGHTS + (TILE + 2).pow(2) * 17)
     };
-    l.walk("nano_block", tiles(e), shared, args)
+    l.walk("nano_block", tiles(e), 256, shared, args)
 }
 
 pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {

@@ -44,19 +44,21 @@ fn values(o: &PixelLoss) -> usize {
     o.slice.of * o.extent.h * o.extent.w * 3
 }
 
-/// `blocks`: of the network's end, where that has computed the loss.
-pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss, blocks: Option<usize>) -> Result<()> {
-    let workspace = l.workspace(o.workspace)?;
-    let own = o.extent.pixels().div_ceil(256).min(LOSS_BLOCKS);
-    if blocks.is_none() {
-        let target = match o.target {
-            Target::Float(buffer) => l.at(buffer),
-            Target::Subtracted(_) => Arg::Null,
-        };
-        let mut args = vec![l.at(o.prediction), l.at(o.d_prediction), target, l.at(workspace), int(o.extent.pixels())?];
-        args.extend(loss_terms(l, o)?);
-        l.launch("pixel_loss", [own, 1, 1], 256, 256 * 8, args)?;
-    }
-    let sums = Sums::of_loss(l, workspace, o.slice, values(o), blocks.unwrap_or(own))?;
+pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss) -> Result<()> {
+    let blocks = o.extent.pixels().div_ceil(256).min(LOSS_BLOCKS);
+    let target = match o.target {
+        Target::Float(buffer) => l.at(buffer),
+        Target::Subtracted(_) => Arg::Null,
+    };
+    let partials = l.at(l.workspace(o.workspace)?);
+    let mut args = vec![l.at(o.prediction), l.at(o.d_prediction), target, partials, int(o.extent.pixels())?];
+    args.extend(loss_terms(l, o)?);
+    l.launch("pixel_loss", [blocks, 1, 1], 256, 256 * 8, args)?;
+    add_up(l, o, blocks)
+}
+
+/// What is left of a loss of which every block has its part.
+pub(super) fn add_up(l: &mut Lowering<'_>, o: &PixelLoss, blocks: usize) -> Result<()> {
+    let sums = Sums::of_loss(l, l.workspace(o.workspace)?, o.slice, values(o), blocks)?;
     sums.later(l, o.slice, To::Loss(l.at(o.metrics)))
 }

@@ -22,8 +22,6 @@ const INTERIOR_SUMS: usize = 25 * ENTRY + 16;
 const EDGE_SUMS: usize = 4 * (7 * ENTRY + 3 * 16);
 /// Bytes of an entry as the lanes of a warp take it.
 const FRAGMENT: usize = 32 * 16;
-/// Blocks of the backward kernel where it sums nothing.
-const WALKERS: usize = 1024;
 /// Most blocks that share the pixels of each edge.
 const EDGE_BLOCKS: usize = 16;
 /// Threads of a backward block with tensor cores: ten warps.
@@ -115,7 +113,7 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
     let shared = tile_bytes(half) + weights + 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS);
     let Some(loss) = loss else {
         args.extend([Arg::Null, Arg::Int(0), Arg::Float(0.0), Arg::Float(0.0), Arg::Float(0.0), Arg::Null]);
-        return l.walk("up_head", tiles(o.extent), shared, args);
+        return l.walk("up_head", tiles(o.extent), 256, shared, args);
     };
     args.push(l.at(l.workspace(loss.workspace)?));
     args.extend(pixels::loss_terms(l, loss)?);
@@ -142,17 +140,16 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
     let half = halves(l, f.features_in, f.extent, FEATURES);
     let (groups, edge_grid, threads) = (groups(f), 4 * edge_blocks, if half { BACK_THREADS } else { 256 });
     let tile = tile_bytes(half);
-    let mut launch = |part: i32, grid: [usize; 3], shared: usize| {
-        let mut args = args.clone();
-        args.extend([Arg::Int(part), int(edge_blocks)?]);
-        l.launch("up_head_back", grid, threads, shared, args)
-    };
+    let edge_blocks = int(edge_blocks)?;
+    let part = |part: i32| [&args[..], &[Arg::Int(part), edge_blocks]].concat();
+    let with_weights = if half { 2 * tile + 25 * FRAGMENT } else { tile + 25 * FEATURES * 16 };
     if half && groups == 1 {
-        launch(DATA | SUMS, [edge_grid + blocks, 1, 1], 2 * tile + 25 * FRAGMENT)?;
+        l.launch("up_head_back", [edge_grid + blocks, 1, 1], threads, with_weights, part(DATA | SUMS))?;
     } else {
         // weights of all slots, or f32 ones of four at a time; f32 sums have the tile's gradients beside its features
-        launch(DATA, [tiles(f.extent).min(WALKERS), 1, 1], if half { 2 * tile + 25 * FRAGMENT } else { tile + 25 * FEATURES * 16 })?;
-        launch(SUMS, [edge_grid + blocks, groups, 1], if half { 2 * tile } else { tile + TILE * TILE * 16 * 4 })?;
+        l.walk("up_head_back", tiles(f.extent), threads, with_weights, part(DATA))?;
+        let shared = if half { 2 * tile } else { tile + TILE * TILE * 16 * 4 };
+        l.launch("up_head_back", [edge_grid + blocks, groups, 1], threads, shared, part(SUMS))?;
     }
     if let Some(d_input) = o.d_input {
         let mut args = vec![l.at(o.d_output), l.at(d_input)];
