@@ -49,6 +49,9 @@ pub struct Args {
     /// Threads that compute, on the CPU [default: one for each core]
     #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_THREADS))]
     threads: Option<usize>,
+    /// Do not time the kernels (on the CPU: the operations) by themselves
+    #[arg(long)]
+    step_only: bool,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
@@ -81,7 +84,10 @@ struct Report {
     recompute: Recompute,
     planned_bytes: u64,
     allocated_bytes: u64,
+    /// With the batch in place.
     step_seconds: f64,
+    /// With every batch brought from the host, as in training.
+    fed_step_seconds: f64,
     pairs_per_second: f64,
     floor_bytes: u64,
     multiply_adds: u64,
@@ -108,8 +114,9 @@ pub fn run(args: &Args) -> Result<()> {
         _ => String::new(),
     };
     print(format_args!(
-        "  step {:.3} ms, {:.0} pairs/s; floor {:.3} ms ({against}), {:.2}x",
+        "  step {:.3} ms ({:.3} with the batch brought from the host), {:.0} pairs/s; floor {:.3} ms ({against}), {:.2}x",
         1e3 * report.step_seconds,
+        1e3 * report.fed_step_seconds,
         report.pairs_per_second,
         1e3 * report.floor_seconds,
         report.times_floor
@@ -128,8 +135,8 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Median seconds of a step, batches staged as in training.
-fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<f64> {
+/// Median seconds of a step with the batch in place, and of one whose batch is brought from the host first, as in training.
+fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
     let Some(layout) = backend.plan().batch else { anyhow::bail!("the plan takes no batch") };
     let mut block = backend.allocate(layout.bytes())?;
     block.iter_mut().enumerate().for_each(|(i, b)| *b = paragon::rng::mix(i as u64) as u8);
@@ -137,19 +144,28 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<f64> {
     let (lq, rest) = block.split_at(layout.lq_bytes());
     let (hr, augment) = rest.split_at(layout.hr_bytes());
     let view = BatchView { lq, hr, augment };
-    let step = |backend: &mut dyn Backend, count: usize| -> Result<f64> {
+    let step = |backend: &mut dyn Backend, count: usize, fed: bool| -> Result<f64> {
         let started = Instant::now();
         let mut copies = Vec::new();
         for _ in 0..count {
-            copies.extend(backend.stage(view)?);
+            if fed {
+                copies.extend(backend.stage(view)?);
+            }
             backend.micro_step(&SCALARS)?;
             backend.update(&SCALARS)?;
         }
         backend.metrics()?;
         Ok(started.elapsed().as_secs_f64() / count as f64)
     };
-    step(backend, 2)?;
-    Ok(median((0..ROUNDS).map(|_| step(backend, steps)).collect::<Result<_>>()?))
+    // both places of a batch are filled
+    step(backend, 2, true)?;
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (times, fed) in times.iter_mut().zip([false, true]) {
+            times.push(step(backend, steps, fed)?);
+        }
+    }
+    Ok(times.map(median))
 }
 
 fn measure(args: &Args) -> Result<Report> {
@@ -175,14 +191,16 @@ fn measure(args: &Args) -> Result<Report> {
         seconds,
         floor_bytes: operation.filter(|_| first).map_or(0, |at| floors[at].bytes),
     };
-    let (device, allocated_bytes, step_seconds, copy_bandwidth, peak, kernels) = match opened.device() {
-        Some(device) => on_cuda(device, plan, args.steps, &start, &part)?,
+    let (device, allocated_bytes, [step_seconds, fed_step_seconds], copy_bandwidth, peak, kernels) = match opened.device() {
+        Some(device) => on_cuda(device, plan, args, &start, &part)?,
         None => {
             let mut backend = CpuBackend::new(plan, cpu)?;
             start(&mut backend)?;
             let seconds = time_steps(&mut backend, args.steps)?;
             let mut times = Vec::new();
-            backend.profile(&SCALARS, &mut |_, s| times.push(s));
+            if !args.step_only {
+                backend.profile(&SCALARS, &mut |_, s| times.push(s));
+            }
             let kernels = times.into_iter().enumerate().map(|(at, s)| part(Some(at), "", s, true)).collect();
             (backend.description(), backend.allocated(), seconds, None, Some(fma_peak(cpu)), kernels)
         }
@@ -202,6 +220,7 @@ fn measure(args: &Args) -> Result<Report> {
         planned_bytes,
         allocated_bytes,
         step_seconds,
+        fed_step_seconds,
         pairs_per_second: args.batch_size as f64 / step_seconds,
         floor_bytes: floor.bytes,
         multiply_adds: floor.multiply_adds,
@@ -213,12 +232,12 @@ fn measure(args: &Args) -> Result<Report> {
     })
 }
 
-type Measured = (String, u64, f64, Option<f64>, Option<f64>, Vec<Part>);
+type Measured = (String, u64, [f64; 2], Option<f64>, Option<f64>, Vec<Part>);
 
 fn on_cuda(
     device: &std::sync::Arc<Device>,
     plan: Plan,
-    steps: usize,
+    args: &Args,
     start: &dyn Fn(&mut dyn Backend) -> Result<()>,
     part: &dyn Fn(Option<usize>, &'static str, f64, bool) -> Part,
 ) -> Result<Measured> {
@@ -226,9 +245,10 @@ fn on_cuda(
     let bandwidth = device.copy_bandwidth()?;
     let mut backend = CudaBackend::new(device, plan)?;
     start(&mut backend)?;
-    let seconds = time_steps(&mut backend, steps)?;
+    let seconds = time_steps(&mut backend, args.steps)?;
     let mut last = None;
-    let kernels = backend.profile(&SCALARS, 10)?.into_iter().map(|(at, kernel, s)| {
+    let times = if args.step_only { Vec::new() } else { backend.profile(&SCALARS, args.steps)? };
+    let kernels = times.into_iter().map(|(at, kernel, s)| {
         let first = std::mem::replace(&mut last, at) != at;
         part(at, kernel, s, first)
     });
