@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The driver's version of CUDA that the kernels and calls need, as it reports it: 12.1, which came with driver 530.
 const LEAST_DRIVER: i32 = 12_010;
@@ -132,9 +133,12 @@ impl Device {
     pub fn copy_bandwidth(self: &Arc<Self>) -> Result<f64> {
         const BYTES: usize = 256 << 20;
         const COPIES: usize = 20;
+        const WARM_UP: Duration = Duration::from_millis(700);
         let (from, to) = (Memory::new(self, BYTES as u64)?, Memory::new(self, BYTES as u64)?);
         let mut best = f64::INFINITY;
-        for _ in 0..5 {
+        let begun = Instant::now();
+        // long enough for a card that was idle to reach its clocks, which whatever is timed after this needs, too
+        while best.is_infinite() || begun.elapsed() < WARM_UP {
             let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
             let start = self.context.new_event(timing).call("make an event")?;
             let end = self.context.new_event(timing).call("make an event")?;
