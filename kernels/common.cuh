@@ -18,6 +18,7 @@ typedef unsigned long long u64;
 // The same, with registers few enough for so many blocks on a multiprocessor.
 #define KERNEL_CROWDED(name, threads, blocks, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 #define CONSTANT static __constant__ const
 // The block's dynamic shared memory, 16-byte aligned; there is no other. Its size is the launch's.
 extern __shared__ __align__(16) unsigned char shared_arena[];
@@ -63,6 +64,8 @@ DEVICE float fast_reciprocal(float value) {
 #define UNROLL
 #define ROLLED
 #endif
+
+DEVICE int clamp(int value, int most) { return value < 0 ? 0 : value < most ? value : most; }
 
 // A 16-byte piece of memory, for wide loads and stores.
 struct __attribute__((aligned(16))) Wide {

@@ -69,6 +69,11 @@ DEVICE void load_matrices(u32 (&r)[4], const void* row) {
                  : "r"(at)
                  : "memory");
 }
+// Two of them; lanes 0 .. 15 give addresses.
+DEVICE void load_two_matrices(u32 (&r)[2], const void* row) {
+    u32 at = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory");
+}
 DEVICE void load_matrices_transposed(u32 (&r)[4], const void* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -80,6 +85,13 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], const void* row) {
 DEVICE void load_matrices(u32 (&r)[4], const void* row) {
     const void* const* rows = warp_exchange_rows(row);
     for (int m = 0; m < 4; m++) {
+        const u16* from = (const u16*)rows[m * 8 + lane_index() / 4] + 2 * (lane_index() % 4);
+        r[m] = (u32)from[0] | (u32)from[1] << 16;
+    }
+}
+DEVICE void load_two_matrices(u32 (&r)[2], const void* row) {
+    const void* const* rows = warp_exchange_rows(row);
+    for (int m = 0; m < 2; m++) {
         const u16* from = (const u16*)rows[m * 8 + lane_index() / 4] + 2 * (lane_index() % 4);
         r[m] = (u32)from[0] | (u32)from[1] << 16;
     }

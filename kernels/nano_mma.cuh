@@ -40,98 +40,176 @@ DEVICE void gelu_pair(float z, float& value, float& slope) {
     slope = (share + inner) - inner * share;
 }
 
-// Weights in shared memory, behind the pictures.
+// Weights in shared memory, behind the pictures. Whoever changes what stands here changes MMA_WEIGHTS of backend/cuda/nano.rs, too: a
+// multiprocessor with 100 KiB must hold two blocks of the backward kernel.
 struct NanoWeights {
-    u32* taps;      // [tap][channel]: depthwise, a half in that half of the word where the channel stands on the diagonal
-    float* biases;  // of conv1
-    Wide* starts;   // [plane][t]: biases of the depthwise step, as a lane's four results start with them
-    Pair* conv2;    // operands as every lane of a warp takes them. Forward: [word][16 hidden channels][lane], backward: [plane][lane]
-    Pair* conv1;    // forward alone: [word][lane]
+    Wide* conv1;   // [feature word][hidden channel]: features 4t and 4t + 1, then 4t + 2 and 4t + 3, of every hidden channel
+    Pair* conv2;   // operands as every lane takes them. Forward: [word][16 hidden channels][lane], backward: [plane][lane]
+    Wide* taps;    // depthwise, see struct Taps: eight of a hidden channel's nine, in two arrays, each with zeros behind it
+    Pair* starts;  // [plane][t]: biases of the depthwise step, as a lane's results start with them
+    u32* last;     // the ninth
+    float* biases; // of conv1
 };
-DEVICE NanoWeights nano_weights(Wide* after, const float* b1, const float* dw, const float* db) {
+DEVICE NanoWeights nano_weights(Wide* after) {
     NanoWeights n;
-    n.taps = (u32*)after;
-    n.biases = (float*)(n.taps + TAPS * HIDDEN);
-    n.starts = (Wide*)(n.biases + HIDDEN);
-    n.conv2 = (Pair*)(n.starts + 4 * HIDDEN_PLANES);
-    n.conv1 = n.conv2 + 4 * 32;
-    for (int i = threadIdx.x; i < TAPS * HIDDEN; i += 256) n.taps[i] = pack_half(dw[i % HIDDEN * TAPS + i / HIDDEN], 0.0f) << (i % 2 * 16);
-    if (threadIdx.x < HIDDEN) n.biases[threadIdx.x] = b1[threadIdx.x];
-    if (threadIdx.x < 2 * HIDDEN) ((float*)n.starts)[threadIdx.x] = db[threadIdx.x / 4 * 2 + threadIdx.x % 2];
+    n.conv1 = after;
+    n.conv2 = (Pair*)(n.conv1 + 2 * HIDDEN);
+    n.taps = (Wide*)(n.conv2 + 4 * 32);
+    n.starts = (Pair*)(n.taps + 2 * (HIDDEN + 1));
+    n.last = (u32*)(n.starts + 4 * HIDDEN_PLANES);
+    n.biases = (float*)(n.last + HIDDEN + 1);
     return n;
 }
+// A lane's depthwise weights of a plane, zero but where its row and column meet, as operands take them: the upper and the lower tap of each
+// column, the first two and the last one between.
+struct Taps {
+    u32 outer[3][2], middle[2], last;
+};
+// A thread's share of what both kernels need, on its way into shared memory. All is asked for before the first value is stored, so that a block
+// waits for memory once.
+struct NanoShare {
+    float taps[2], bias, start, pair[2];
+    DEVICE_MEMBER void load(const float* w1, const float* b1, const float* dw, const float* db) {
+        u32 i = threadIdx.x;
+        UNROLL
+        for (int k = 0; k < 2; k++) {
+            u32 at = i + 256 * k;
+            taps[k] = at < TAPS * HIDDEN ? dw[at % HIDDEN * TAPS + at / HIDDEN] : 0.0f;
+        }
+        bias = b1[i % HIDDEN];
+        start = db[i % HIDDEN];
+        const float* from = w1 + i / 8 * FEATURES + i % 4 * 4 + i / 4 % 2 * 2;
+        pair[0] = from[0];
+        pair[1] = from[1];
+    }
+    DEVICE_MEMBER void store(const NanoWeights& n) const {
+        u32 i = threadIdx.x;
+        UNROLL
+        for (int k = 0; k < 2; k++) {
+            int channel = i % HIDDEN, tap = (int)(i / HIDDEN) + 8 * k, row = tap / 3, column = tap % 3;
+            int place = row == 1 ? 6 + column : 2 * column + row / 2;
+            // a half in that half of the word where the channel stands
+            u32 word = pack_half(taps[k], 0.0f) << (i % 2 * 16);
+            if (tap >= TAPS) continue;
+            if (place < 8)
+                n.taps[place / 4 * (HIDDEN + 1) + channel].word[place % 4] = word;
+            else
+                n.last[channel] = word;
+        }
+        if (i < HIDDEN) {
+            n.biases[i] = bias;
+            ((float*)n.starts)[i] = start;
+        }
+        if (i < 8) n.taps[i / 4 * (HIDDEN + 1) + HIDDEN].word[i % 4] = 0;
+        if (i == 0) n.last[HIDDEN] = 0;
+        n.conv1[i / 4 % 2 * HIDDEN + i / 8].word[i % 4] = pack_half(pair[0], pair[1]);
+    }
+};
 // What z of plane j starts from.
 DEVICE void load_start(float (&z)[4], const NanoWeights& n, int j, int t) {
-    Wide v = n.starts[4 * j + t];
+    Pair v = n.starts[4 * j + t];
     UNROLL
-    for (int i = 0; i < 4; i++) z[i] = bits_to_float(v.word[i]);
+    for (int i = 0; i < 4; i++) z[i] = bits_to_float(v.word[i % 2]);
 }
-// conv1's operand of word j: its results are hidden channels 8t + 2j and 8t + 2j + 1, so that a lane ends with a whole piece.
-DEVICE Pair conv1_operand(const float* w1, int j, int group, int t) {
-    const float* row = w1 + (8 * (group / 2) + 2 * j + group % 2) * FEATURES + 4 * t;
-    return {{pack_half(row[0], row[1]), pack_half(row[2], row[3])}};
-}
-// A lane's depthwise operands of plane j: weights where its row and column meet. FLIPPED: taps turned by 180 degrees.
-template <bool FLIPPED>
-DEVICE void load_taps(u32 (&taps)[TAPS], const NanoWeights& n, int j, Lane l) {
-    UNROLL
-    for (int tap = 0; tap < TAPS; tap++) {
-        u32 word = n.taps[(FLIPPED ? TAPS - 1 - tap : tap) * HIDDEN + 8 * j + l.group];
-        taps[tap] = l.group / 2 == l.t ? word : 0;
-    }
+// A lane's taps of plane j, as they are or turned by 180 degrees. Lanes off the diagonal read the zeros.
+template <bool TURNED>
+DEVICE Taps load_taps(const NanoWeights& n, int j, Lane l) {
+    int at = l.group / 2 == l.t ? 8 * j + l.group : HIDDEN;
+    Wide a = n.taps[at], b = n.taps[HIDDEN + 1 + at];
+    u32 last = n.last[at];
+    if (TURNED) return {{{b.word[1], b.word[0]}, {a.word[3], a.word[2]}, {a.word[1], a.word[0]}}, {last, b.word[3]}, b.word[2]};
+    return {{{a.word[0], a.word[1]}, {a.word[2], a.word[3]}, {b.word[0], b.word[1]}}, {b.word[2], b.word[3]}, last};
 }
 
 // sum += depthwise 3x3 of two rows of eight pixels of a plane. `from`: a lane's place in the plane. Lane 8r + i has that of pixel i's
-// upper left neighbour, r rows down: four rows are all that two rows of results take.
-DEVICE void mma_depthwise(float (&sum)[4], const Wide* from, const u32 (&taps)[TAPS]) {
-    // the upper and the lower tap go together, since both rows of results then take a column's four matrices as they were loaded
-    u32 m[3][4];
+// upper left neighbour, r rows down: four rows are all that two rows of results take. The upper and the lower tap go together, since both rows
+// of results then take a column's four matrices as they were loaded.
+DEVICE void mma_depthwise(float (&sum)[4], const Wide* from, const Taps& taps) {
+    u32 m[4], before[2] = {0, 0};
     UNROLL
     for (int kx = 0; kx < 3; kx++) {
-        u32 b[2] = {taps[kx], taps[6 + kx]};
-        load_matrices(m[kx], from + kx);
-        mma_16x8x16(sum, m[kx], b);
+        load_matrices(m, from + kx);
+        mma_16x8x16(sum, m, taps.outer[kx]);
+        if (kx == 1) mma_16x8x16(sum, {before[0], before[1], m[1], m[2]}, taps.middle);
+        before[0] = m[1];
+        before[1] = m[2];
     }
-    u32 a[4] = {m[0][1], m[0][2], m[1][1], m[1][2]}, b[2] = {taps[3], taps[4]};
-    mma_16x8x16(sum, a, b);
-    mma_16x8x8(sum, m[2][1], m[2][2], taps[5], sum);
+    mma_16x8x8(sum, m[1], m[2], taps.last, sum);
 }
 
-// conv1 of SIDE x SIDE pixels from (y, x) on, into planes; zero outside the image, where not even the bias reaches.
-template <int SIDE>
-DEVICE void mma_hidden(Wide* hidden, const Pair (&b)[4], const float* biases, const act* image, int y, int x, int h, int w, Lane l) {
-    float bias[8];
+// The same of four rows of results, which share two of six rows.
+DEVICE void mma_depthwise(float (&upper)[4], float (&lower)[4], const Wide* from, int side, const Taps& taps) {
+    u32 m[4], below[2], before[4] = {0, 0, 0, 0};
     UNROLL
-    for (int i = 0; i < 8; i++) bias[i] = biases[8 * l.t + i];
+    for (int kx = 0; kx < 3; kx++) {
+        load_matrices(m, from + kx);
+        load_two_matrices(below, from + 4 * side + kx);
+        mma_16x8x16(upper, m, taps.outer[kx]);
+        mma_16x8x16(lower, {m[2], m[3], below[0], below[1]}, taps.outer[kx]);
+        if (kx == 1) {
+            mma_16x8x16(upper, {before[0], before[1], m[1], m[2]}, taps.middle);
+            mma_16x8x16(lower, {before[2], before[3], m[3], below[0]}, taps.middle);
+        }
+        before[0] = m[1];
+        before[1] = m[2];
+        before[2] = m[3];
+        before[3] = below[0];
+    }
+    mma_16x8x8(upper, m[1], m[2], taps.last, upper);
+    mma_16x8x8(lower, m[3], below[0], taps.last, lower);
+}
+
+// conv1 of SIDE x SIDE pixels from (y, x) on, into planes; zero outside the image, where not even the bias reaches. A warp takes 16 pixels at a
+// time and asks for those of BATCH times before it uses the first.
+template <int SIDE, int BATCH>
+DEVICE void mma_hidden(Wide* hidden, const NanoWeights& n, const act* image, int y, int x, int h, int w, Lane l) {
     Wide* plane = hidden + l.t * plane_pieces(SIDE);
-    const Pair* pixels = (const Pair*)image + l.t;
     ROLLED
-    for (int start = l.warp * 16; start < SIDE * SIDE; start += 8 * 16) {
-        u32 a[4] = {0, 0, 0, 0};
-        bool within[2];
+    for (int first = l.warp * 16; first < SIDE * SIDE; first += BATCH * 8 * 16) {
+        Pair v[BATCH][2];
+        u32 within = 0;  // bit 2 x time + pixel: inside the image
         UNROLL
-        for (int k = 0; k < 2; k++) {
-            u32 p = start + 8 * k + l.group;
-            int row = y + (int)(p / SIDE), column = x + (int)(p % SIDE);
-            within[k] = p < SIDE * SIDE && inside(row, column, h, w);
-            if (within[k]) {
-                Pair v = pixels[(row * w + column) * 4];
-                a[k] = v.word[0];
-                a[2 + k] = v.word[1];
+        for (int time = 0; time < BATCH; time++) {
+            UNROLL
+            for (int k = 0; k < 2; k++) {
+                u32 p = first + time * 8 * 16 + 8 * k + l.group;
+                int row = y + (int)(p / SIDE), column = x + (int)(p % SIDE);
+                v[time][k] = {{0, 0}};
+                if (p < SIDE * SIDE && inside(row, column, h, w)) {
+                    // word by word, so that they arrive where an operand takes them
+                    const u32* from = ((const Pair*)image)[(row * w + column) * 4 + l.t].word;
+                    v[time][k].word[0] = from[0];
+                    v[time][k].word[1] = from[1];
+                    within |= 1u << (2 * time + k);
+                }
             }
         }
-        Wide to[2];
+        float bias[8];
         UNROLL
-        for (int j = 0; j < 4; j++) {
-            float d[4], c[4] = {bias[2 * j], bias[2 * j + 1], bias[2 * j], bias[2 * j + 1]};
-            mma_16x8x16(d, a, b[j].word, c);
-            to[0].word[j] = within[0] ? pack_half(d[0], d[1]) : 0;
-            to[1].word[j] = within[1] ? pack_half(d[2], d[3]) : 0;
-        }
+        for (int i = 0; i < 8; i++) bias[i] = n.biases[8 * l.t + i];
+        // word j's results are hidden channels 8t + 2j and 8t + 2j + 1, so that a lane ends with a whole piece
+        u32 b[2][4];
         UNROLL
-        for (int k = 0; k < 2; k++) {
-            int p = start + 8 * k + l.group;
-            if (p < SIDE * SIDE) plane[p] = to[k];
+        for (int j = 0; j < 4; j += 2)
+            load_matrices(b[j / 2], n.conv1 + l.lane / 8 % 2 * HIDDEN + 8 * (l.lane % 8 / 2) + 2 * (j + l.lane / 16) + l.lane % 2);
+        UNROLL
+        for (int time = 0; time < BATCH; time++) {
+            // one after another, or the compiler keeps more results than there are registers for
+            if (time > 0) warp_barrier();
+            u32 a[4] = {v[time][0].word[0], v[time][1].word[0], v[time][0].word[1], v[time][1].word[1]};
+            Wide to[2];
+            UNROLL
+            for (int j = 0; j < 4; j++) {
+                float d[4], c[4] = {bias[2 * j], bias[2 * j + 1], bias[2 * j], bias[2 * j + 1]};
+                mma_16x8x16(d, a, {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}, c);
+                to[0].word[j] = within >> (2 * time) & 1 ? pack_half(d[0], d[1]) : 0;
+                to[1].word[j] = within >> (2 * time) & 2 ? pack_half(d[2], d[3]) : 0;
+            }
+            UNROLL
+            for (int k = 0; k < 2; k++) {
+                int p = first + time * 8 * 16 + 8 * k + l.group;
+                if (p < SIDE * SIDE) plane[p] = to[k];
+            }
         }
     }
 }
@@ -140,17 +218,18 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
        const float* gamma, const act* input, act* output, int images, int h, int w) {
     const int side = TILE + 2, pitch = plane_pieces(side);
     Wide* hidden = (Wide*)shared_memory();
-    NanoWeights n = nano_weights(hidden + HIDDEN_PLANES * pitch, b1, dw, db);
-    float* conv2_biases = (float*)(n.conv1 + 4 * 32);
+    NanoWeights n = nano_weights(hidden + HIDDEN_PLANES * pitch);
+    float* conv2_biases = n.biases + HIDDEN;
+    NanoShare share;
+    share.load(w1, b1, dw, db);
     Lane own = lane_place();
-    if (threadIdx.x < 4 * 32) {
-        n.conv1[threadIdx.x] = conv1_operand(w1, own.warp, own.group, own.t);
-    } else {
-        int at = threadIdx.x - 4 * 32, c = fragment_feature(own.group, at / 64);
-        const float* row = w2 + c * HIDDEN + at / 32 % 2 * 16 + 2 * own.t;
-        n.conv2[at] = {{pack_half(gamma[c] * row[0], gamma[c] * row[1]), pack_half(gamma[c] * row[8], gamma[c] * row[9])}};
-    }
-    if (threadIdx.x < FEATURES) conv2_biases[threadIdx.x] = gamma[threadIdx.x] * b2[threadIdx.x];
+    int c = fragment_feature(own.group, own.warp / 2 % 2);
+    const float* row = w2 + c * HIDDEN + own.warp % 2 * 16 + 2 * own.t;
+    float factor = gamma[c], v[4] = {row[0], row[1], row[8], row[9]};
+    float bias = gamma[threadIdx.x % FEATURES] * b2[threadIdx.x % FEATURES];
+    share.store(n);
+    if (threadIdx.x < 4 * 32) n.conv2[threadIdx.x] = {{pack_half(factor * v[0], factor * v[1]), pack_half(factor * v[2], factor * v[3])}};
+    if (threadIdx.x < FEATURES) conv2_biases[threadIdx.x] = bias;
     barrier();
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
@@ -158,49 +237,53 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
         Lane l = lane_place(thread_anew());
         // a warp's pixels: 8 columns, 4 rows
         int left = l.warp % 2 * 8, top = l.warp / 2 * 4, lane = l.lane;
-        Pair conv1[4];
+        mma_hidden<side, 3>(hidden, n, input + start, t.y - 1, t.x - 1, h, w, l);
+        // results start with the input and the bias; asked for before the others are waited for
+        u32 at = ((u32)(t.image * h + t.y + top) * w + t.x + left + l.group) * 4 + l.t;
+        int rows = t.x + left + l.group < w ? h - t.y - top : 0;
+        Pair residual[4];
         UNROLL
-        for (int j = 0; j < 4; j++) conv1[j] = n.conv1[j * 32 + lane];
-        mma_hidden<side>(hidden, conv1, n.biases, input + start, t.y - 1, t.x - 1, h, w, l);
+        for (int r = 0; r < 4; r++) {
+            residual[r] = {{0, 0}};
+            if (r < rows) residual[r] = ((const Pair*)input)[at + r * w * 4];
+        }
         barrier();
         const Wide* from = hidden + (top + lane / 8) * side + left + lane % 8;
-        const Pair* from_image = (const Pair*)(input + start) + l.t;
-        Pair* to_image = (Pair*)(output + start) + l.t;
+        float d[2][2][4];  // [upper or lower two rows][word]
+        UNROLL
+        for (int i = 0; i < 16; i++) {
+            u32 word = residual[i / 8 * 2 + i / 2 % 2].word[i / 4 % 2];
+            d[i / 8][i / 4 % 2][i % 4] = (i % 2 ? high_half(word) : low_half(word)) + conv2_biases[4 * l.t + 2 * (i / 4 % 2) + i % 2];
+        }
         ROLLED
-        for (int r = 0; r < 4; r += 2) {
-            u32 active[HIDDEN_PLANES][2];
-            UNROLL
-            for (int j = 0; j < HIDDEN_PLANES; j++) {
-                u32 taps[TAPS];
-                load_taps<false>(taps, n, j, l);
-                float z[4];
-                load_start(z, n, j, l.t);
-                mma_depthwise(z, from + j * pitch + r * side, taps);
-                UNROLL
-                for (int k = 0; k < 2; k++) active[j][k] = pack_half(gelu_half(z[2 * k]), gelu_half(z[2 * k + 1]));
-            }
-            float d[2][4];
-            UNROLL
-            for (int m = 0; m < 2; m++) {
-                UNROLL
-                for (int i = 0; i < 4; i++) d[m][i] = conv2_biases[4 * l.t + 2 * m + i % 2];
-                UNROLL
-                for (int s = 0; s < 2; s++) {
-                    u32 a[4] = {active[2 * s][0], active[2 * s][1], active[2 * s + 1][0], active[2 * s + 1][1]};
-                    mma_16x8x16(d[m], a, n.conv2[(2 * m + s) * 32 + lane].word);
-                }
-            }
+        for (int s = 0; s < 2; s++) {
+            u32 active[2][4];  // as an operand takes two planes
             UNROLL
             for (int k = 0; k < 2; k++) {
-                int y = t.y + top + r + k, x = t.x + left + l.group;
-                if (!inside(y, x, h, w)) continue;
-                int at = (y * w + x) * 4;
-                Pair v = from_image[at];
+                int j = 2 * s + k;
+                Taps taps = load_taps<false>(n, j, l);
+                float z[2][4];
                 UNROLL
-                for (int m = 0; m < 2; m++)
-                    v.word[m] = pack_half(low_half(v.word[m]) + d[m][2 * k], high_half(v.word[m]) + d[m][2 * k + 1]);
-                to_image[at] = v;
+                for (int half = 0; half < 2; half++) load_start(z[half], n, j, l.t);
+                mma_depthwise(z[0], z[1], from + j * pitch, side, taps);
+                UNROLL
+                for (int i = 0; i < 4; i++)
+                    active[i / 2][2 * k + i % 2] = pack_half(gelu_half(z[i / 2][i % 2 * 2]), gelu_half(z[i / 2][i % 2 * 2 + 1]));
             }
+            UNROLL
+            for (int m = 0; m < 2; m++) {
+                Pair b = n.conv2[(2 * m + s) * 32 + lane];
+                UNROLL
+                for (int half = 0; half < 2; half++) mma_16x8x16(d[half][m], active[half], b.word);
+            }
+        }
+        UNROLL
+        for (int r = 0; r < 4; r++) {
+            if (r >= rows) break;
+            Pair v;
+            UNROLL
+            for (int m = 0; m < 2; m++) v.word[m] = pack_half(d[r / 2][m][r % 2 * 2], d[r / 2][m][r % 2 * 2 + 1]);
+            ((Pair*)output)[at + r * w * 4] = v;
         }
         barrier();
     }
@@ -221,27 +304,12 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
 #define ONES 0x3c003c00u
 #endif
 
-// Sums of COUNT = 8 or 4 values over as many lanes of equal t, of which each lane gets that of v[group % COUNT]: COUNT - 1 exchanges.
-template <int COUNT>
-DEVICE float spread_sum(float (&v)[COUNT], int group) {
-    UNROLL
-    for (int half = COUNT / 2; half > 0; half /= 2) {
-        bool upper = group & half;
-        UNROLL
-        for (int i = 0; i < half; i++) {
-            float give = upper ? v[i] : v[i + half], keep = upper ? v[i + half] : v[i];
-            v[i] = keep + shuffle_xor(give, 4 * half);
-        }
-    }
-    return v[0];
-}
-
 // What a warp adds up over a block's tiles; few registers, since they are held throughout.
 struct NanoSums {
     // d_output x gelu(z) of planes 2 (warp % 2) and the next, input x d hidden of all planes: [feature][hidden] as tensor cores leave them
     float product[2][4], product1[HIDDEN_PLANES][4];
     float hidden;     // d hidden of channel 8 (group / 2) + 2t + group % 2
-    float taps[3];    // of channel 8 (warp % 4) + group: numbers t, t + 4 and t + 8 of nine taps and d z
+    float taps[3];    // of channel 8 (warp % 4) + group: numbers t, t + 4 and t + 8 of nine taps and d z; then d output
 };
 
 // d z on the tile and one pixel around it, and conv2's sums: 9 pairs of rows of 18 columns, eight pairs a warp at a time, two planes a warp.
@@ -249,10 +317,21 @@ DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const 
     Lane l = lane_place(thread_anew());
     const int side = TILE + 4, dz_side = TILE + 2, pairs = dz_side / 2 * dz_side;
     int first = l.warp % 2 * 2, lane = l.lane;
-    u32 taps[2][TAPS];
-    UNROLL
-    for (int j = 0; j < 2; j++) load_taps<false>(taps[j], n, first + j, l);
+    Taps taps[2] = {load_taps<false>(n, first, l), load_taps<false>(n, first + 1, l)};
     const Pair* pixels = (const Pair*)d_output + (long long)tile.image * h * w * 4 + l.t;
+    // d output of a pair, zero where there is none
+    auto load = [&](Pair(&d)[2], u32 unit) {
+        UNROLL
+        for (int k = 0; k < 2; k++) {
+            int y = tile.y - 1 + (int)(unit / dz_side) * 2 + k, x = tile.x - 1 + (int)(unit % dz_side);
+            d[k] = {{0, 0}};
+            if (unit < pairs && inside(y, x, h, w)) d[k] = pixels[(y * w + x) * 4];
+        }
+    };
+    float outputs[4] = {0, 0, 0, 0};  // d output added up, as rows of a product by ones
+    const u32 ones[2] = {ONES, ONES};
+    Pair ahead[2];
+    load(ahead, l.warp / 2 * 8 + l.group);
     ROLLED
     for (u32 at = l.warp / 2 * 8; at < pairs; at += 4 * 8) {
         // beyond the last pair a lane repeats it, and what comes of it goes nowhere
@@ -261,20 +340,17 @@ DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const 
         u32 unit = at + l.group;
         bool real = unit < pairs;
         int py = (int)(unit / dz_side) * 2, px = (int)(unit % dz_side);
-        // d output, zero where there is none; in the tile it takes part in sums
-        u32 a[4] = {0, 0, 0, 0}, a_turned[4];
+        u32 a[4] = {ahead[0].word[0], ahead[1].word[0], ahead[0].word[1], ahead[1].word[1]}, a_turned[4];
+        // the next pair's is on its way meanwhile
+        load(ahead, unit + 4 * 8);
+        // in the tile it takes part in sums
         UNROLL
         for (int k = 0; k < 2; k++) {
-            int y = tile.y - 1 + py + k, x = tile.x - 1 + px;
-            if (real && inside(y, x, h, w)) {
-                Pair d = pixels[(y * w + x) * 4];
-                a[k] = d.word[0];
-                a[2 + k] = d.word[1];
-            }
             bool within = real && (u32)(py + k - 1) < TILE && (u32)(px - 1) < TILE;
             UNROLL
             for (int i = 0; i < 2; i++) a_turned[2 * k + i] = transpose(within ? a[2 * i + k] : 0);
         }
+        mma_16x8x16(outputs, a_turned, ones);
         UNROLL
         for (int j = 0; j < 2; j++) {
             warp_barrier();
@@ -296,6 +372,8 @@ DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const 
             mma_16x8x16(sums.product[j], a_turned, turned);
         }
     }
+    // both warps of a pair of rows have them
+    if (l.warp % 2 == 0) sums.taps[2] += l.t == 2 ? outputs[0] : l.t == 3 ? outputs[2] : 0.0f;
 }
 
 // The gradient of the depthwise taps and biases: of one plane and half of the tile's columns a warp, two rows at a time. Channels of two
@@ -340,87 +418,82 @@ DEVICE void nano_back_taps(NanoSums& sums, const Wide* hidden, const Wide* dz) {
 }
 
 // d hidden of a warp's 8 columns and 4 rows and what follows from it: conv1's sums and d input.
-DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n, const float* w1, const act* input, const act* d_output, act* d_input,
-                            Tile tile, int h, int w) {
+DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n, const act* input, const act* d_output, act* d_input, Tile tile,
+                            int h, int w) {
     Lane l = lane_place(thread_anew());
     const int dz_side = TILE + 2;
     int left = l.warp % 2 * 8, top = l.warp / 2 * 4, lane = l.lane;
     const Wide* from = dz + (top + lane / 8) * dz_side + left + lane % 8;
     int y = tile.y + top, x = tile.x + left + l.group;
-    long long at = ((long long)(tile.image * h + y) * w + x) * 4 + l.t;
-    float sum_hidden[8], sum_output[4] = {0, 0, 0, 0};
+    u32 at = ((u32)(tile.image * h + y) * w + x) * 4 + l.t;
+    int rows = x < w ? h - y : 0;
+    // ones where there are pixels 2t and 2t + 1, in every row: a product by them adds up a plane's channels
+    int columns = w - tile.x - left - 2 * l.t;
+    const u32 real = columns > 1 ? ONES : columns > 0 ? ONES & 0xffffu : 0;
+    u32 words[2][2][4];  // [16 hidden channels][upper or lower two rows][plane, row], as an operand has them
     UNROLL
-    for (int i = 0; i < 8; i++) sum_hidden[i] = 0;
+    for (int i = 0; i < 16; i++) words[i / 8][i / 4 % 2][i % 4] = 0;
+    // two planes at a time, or the compiler loads ahead into more registers than there are
     ROLLED
-    for (int r = 0; r < 4; r += 2, y += 2, at += 2 * w * 4) {
-        bool within[2];
-        u32 x_turned[4];
+    for (int s = 0; s < 2; s++) {
         UNROLL
-        for (int k = 0; k < 2; k++) {
-            within[k] = inside(y + k, x, h, w);
-            Pair v = {{0, 0}};
-            if (within[k]) v = ((const Pair*)input)[at + k * w * 4];
-            UNROLL
-            for (int i = 0; i < 2; i++) x_turned[2 * k + i] = transpose(v.word[i]);
-        }
-        float dx[2][4];
+        for (int i = 0; i < 8; i++) words[0][i / 4][i % 4] = words[1][i / 4][i % 4];
         UNROLL
-        for (int i = 0; i < 8; i++) dx[i / 4][i % 4] = 0;
-        UNROLL
-        for (int s = 0; s < 2; s++) {
-            u32 words[4];  // [plane][row], as an operand has them
+        for (int m = 0; m < 2; m++) {
+            float d[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+            mma_depthwise(d[0], d[1], from + (2 * s + m) * plane_pieces(dz_side), dz_side, load_taps<true>(n, 2 * s + m, l));
             UNROLL
-            for (int m = 0; m < 2; m++) {
-                int j = 2 * s + m;
-                u32 taps[TAPS];
-                // one plane after another, or the compiler loads ahead into more registers than there are
-                warp_barrier();
-                load_taps<true>(taps, n, j, l);
-                float d[4] = {0, 0, 0, 0};
-                mma_depthwise(d, from + j * plane_pieces(dz_side) + r * dz_side, taps);
-                u32 turned[2];
-                UNROLL
-                for (int k = 0; k < 2; k++) {
-                    UNROLL
-                    for (int i = 0; i < 2; i++) {
-                        d[2 * k + i] = within[k] ? d[2 * k + i] : 0.0f;
-                        sum_hidden[2 * j + i] += d[2 * k + i];
-                    }
-                    words[2 * m + k] = pack_half(d[2 * k], d[2 * k + 1]);
-                    turned[k] = transpose(words[2 * m + k]);
-                }
-                mma_16x8x16(sums.product1[j], x_turned, turned);
-            }
-            warp_barrier();
-            UNROLL
-            for (int m = 0; m < 2; m++) {
-                const float* column = w1 + (16 * s + 2 * l.t) * FEATURES + fragment_feature(l.group, m);
-                u32 b[2];
-                UNROLL
-                for (int i = 0; i < 2; i++) b[i] = pack_half(column[8 * i * FEATURES], column[(8 * i + 1) * FEATURES]);
-                mma_16x8x16(dx[m], words, b);
-            }
-        }
-        UNROLL
-        for (int k = 0; k < 2; k++) {
-            if (!within[k]) continue;
-            Pair v = ((const Pair*)d_output)[at + k * w * 4];
-            UNROLL
-            for (int m = 0; m < 2; m++) {
-                float d[2] = {low_half(v.word[m]), high_half(v.word[m])};
-                UNROLL
-                for (int i = 0; i < 2; i++) sum_output[2 * m + i] += d[i];
-                v.word[m] = pack_half(d[0] + dx[m][2 * k], d[1] + dx[m][2 * k + 1]);
-            }
-            ((Pair*)d_input)[at + k * w * 4] = v;
+            for (int i = 0; i < 4; i++) words[1][i / 2][2 * m + i % 2] = pack_half(d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1]);
         }
     }
-    sums.hidden += spread_sum(sum_hidden, l.group);
-    // features 4t + group % 4 of lanes 0 and 1 of a row go to lanes 2 and 3 of rows 0 .. 3, those of 2 and 3 to rows 4 .. 7
-    float output = spread_sum(sum_output, l.group);
-    output += shuffle_xor(output, 16);
-    output = shuffle(output, (l.group % 4) * 4 + l.group / 4 * 2 + l.t % 2);
-    sums.taps[2] += l.t >= 2 ? output : 0.0f;
+    Pair in[4];
+    UNROLL
+    for (int r = 0; r < 4; r++) {
+        in[r] = {{0, 0}};
+        if (r < rows) in[r] = ((const Pair*)input)[at + r * w * 4];
+    }
+    Pair d_out[4];
+    UNROLL
+    for (int r = 0; r < 4; r++) {
+        d_out[r] = {{0, 0}};
+        if (r < rows) d_out[r] = ((const Pair*)d_output)[at + r * w * 4];
+    }
+    u32 x_turned[2][4];
+    UNROLL
+    for (int i = 0; i < 8; i++) x_turned[i / 4][i % 4] = transpose(in[i / 2].word[i % 2]);
+    UNROLL
+    for (int j = 0; j < HIDDEN_PLANES; j++) {
+        float sum[4] = {0, 0, 0, 0};
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            u32 turned[2] = {transpose(words[j / 2][half][j % 2 * 2]), transpose(words[j / 2][half][j % 2 * 2 + 1])};
+            mma_16x8x16(sums.product1[j], x_turned[half], turned);
+            mma_16x8x16(sum, {y + 2 * half < h ? real : 0, 0, y + 2 * half + 1 < h ? real : 0, 0}, turned);
+        }
+        sums.hidden += l.group / 2 == j ? (l.group % 2 ? sum[1] : sum[0]) : 0.0f;
+    }
+    warp_barrier();
+    float dx[2][2][4];
+    UNROLL
+    for (int i = 0; i < 16; i++) dx[i / 8][i / 4 % 2][i % 4] = 0;
+    UNROLL
+    for (int s = 0; s < 2; s++) {
+        // hidden channels 16s .. 16s + 15 of both feature words
+        u32 b[4];
+        load_matrices_transposed(b, n.conv1 + lane / 16 * HIDDEN + 16 * s + lane % 16);
+        UNROLL
+        for (int i = 0; i < 4; i++) mma_16x8x16(dx[i / 2][i % 2], words[s][i / 2], {b[i % 2 * 2], b[i % 2 * 2 + 1]});
+    }
+    UNROLL
+    for (int r = 0; r < 4; r++) {
+        Pair v;
+        UNROLL
+        for (int m = 0; m < 2; m++) {
+            const float* d = dx[r / 2][m] + r % 2 * 2;
+            v.word[m] = pack_half(low_half(d_out[r].word[m]) + d[0], high_half(d_out[r].word[m]) + d[1]);
+        }
+        if (r < rows) ((Pair*)d_input)[at + r * w * 4] = v;
+    }
 }
 
 KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
@@ -428,64 +501,63 @@ KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const 
     const int side = TILE + 4, dz_side = TILE + 2;
     Wide* hidden = (Wide*)shared_memory();
     Wide* dz = hidden + HIDDEN_PLANES * plane_pieces(side);
-    NanoWeights n = nano_weights(dz + HIDDEN_PLANES * plane_pieces(dz_side), b1, dw, db);
-    if (threadIdx.x < 4 * 32) {
-        int e = threadIdx.x / 4;
-        Pair v;
-        UNROLL
-        for (int i = 0; i < 2; i++) {
-            int c = 4 * (threadIdx.x % 4) + 2 * i;
-            v.word[i] = pack_half(gamma[c] * w2[c * HIDDEN + e], gamma[c + 1] * w2[(c + 1) * HIDDEN + e]);
-        }
-        n.conv2[threadIdx.x] = v;
+    NanoWeights n = nano_weights(dz + HIDDEN_PLANES * plane_pieces(dz_side));
+    NanoShare share;
+    share.load(w1, b1, dw, db);
+    Lane own = lane_place();
+    float v[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        int c = 4 * own.t + i;
+        v[i] = gamma[c] * w2[c * HIDDEN + threadIdx.x / 4 % HIDDEN];
     }
+    share.store(n);
+    if (threadIdx.x < 4 * 32) n.conv2[threadIdx.x] = {{pack_half(v[0], v[1]), pack_half(v[2], v[3])}};
     NanoSums sums;
     UNROLL
     for (int i = 0; i < 16; i++) {
         if (i < 8) sums.product[i / 4][i % 4] = 0;
         sums.product1[i / 4][i % 4] = 0;
-        if (i < 3) sums.taps[i] = 0;
     }
+    UNROLL
+    for (int i = 0; i < 3; i++) sums.taps[i] = 0;
     sums.hidden = 0;
     barrier();
     for (int index = blockIdx.x;; index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         if (t.image >= images) break;
         Lane l = lane_place(thread_anew());
-        Pair conv1[4];
-        UNROLL
-        for (int j = 0; j < 4; j++) conv1[j] = conv1_operand(w1, j, l.group, l.t);
-        mma_hidden<side>(hidden, conv1, n.biases, input + (long long)t.image * h * w * FEATURES, t.y - 2, t.x - 2, h, w, l);
+        mma_hidden<side, 4>(hidden, n, input + (long long)t.image * h * w * FEATURES, t.y - 2, t.x - 2, h, w, l);
         barrier();
         nano_back_slopes(sums, hidden, (u32*)dz, n, d_output, t, h, w);
         barrier();
         nano_back_taps(sums, hidden, dz);
         // hidden values make room for those of the next tile; its d z waits for one more barrier
         barrier();
-        nano_back_input(sums, dz, n, w1, input, d_output, d_input, t, h, w);
+        nano_back_input(sums, dz, n, input, d_output, d_input, t, h, w);
     }
     barrier();
     // every warp's sums, then those of the block
     Lane l = lane_place();
     float* all = (float*)shared_memory();
-    float* own = all + l.warp * SUM_COUNT;
+    float* mine = all + l.warp * SUM_COUNT;
     UNROLL
     for (int j = 0; j < HIDDEN_PLANES; j++) {
         UNROLL
         for (int i = 0; i < 4; i++) {
             int c = fragment_feature(l.group, i / 2), e = 8 * j + 2 * l.t + i % 2;
-            own[e * FEATURES + c] = sums.product1[j][i];
-            if (j < 2) own[SUM_W2 + c * HIDDEN + 16 * (l.warp % 2) + e] = sums.product[j][i];
+            mine[e * FEATURES + c] = sums.product1[j][i];
+            if (j < 2) mine[SUM_W2 + c * HIDDEN + 16 * (l.warp % 2) + e] = sums.product[j][i];
         }
     }
-    own[SUM_B1 + 8 * (l.group / 2) + 2 * l.t + l.group % 2] = sums.hidden;
+    mine[SUM_B1 + 8 * (l.group / 2) + 2 * l.t + l.group % 2] = sums.hidden;
     UNROLL
     for (int i = 0; i < 3; i++) {
         int channel = 8 * (l.warp % 4) + l.group, tap = 4 * i + l.t;
-        if (tap < TAPS) own[SUM_DW + channel * TAPS + tap] = sums.taps[i];
-        if (tap == TAPS) own[SUM_DB + channel] = sums.taps[i];
+        if (tap < TAPS) mine[SUM_DW + channel * TAPS + tap] = sums.taps[i];
+        if (tap == TAPS) mine[SUM_DB + channel] = sums.taps[i];
     }
-    if (l.t >= 2) own[SUM_B2 + 4 * (l.group / 4 * 2 + l.t % 2) + l.group % 4] = sums.taps[2];
+    if (l.t >= 2) mine[SUM_B2 + fragment_feature(l.group, l.t - 2)] = sums.taps[2];
     barrier();
     for (int i = threadIdx.x; i < SUM_COUNT; i += 256) {
         // depthwise sums exist in the two warps of their plane, conv2's in the four of theirs

@@ -20,6 +20,7 @@ struct Dim3 {
 extern Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 #define DEVICE static inline __attribute__((unused))
+#define DEVICE_MEMBER
 #define CONSTANT static const
 
 unsigned char* shared_memory();

@@ -14,11 +14,11 @@ pub(super) const FEATURES: usize = 16;
 const HIDDEN: usize = 2 * FEATURES;
 /// f32 elements of all weights of a block, gamma multiplied in.
 const WEIGHTS: usize = HIDDEN * (FEATURES + 1 + 9 + 1 + FEATURES) + FEATURES;
-/// Bytes of weights beside tensor cores, `struct NanoWeights` of kernels/nano_mma.cuh: depthwise taps, conv1's biases, those of the
-/// depthwise step twice, operands of conv2.
-const MMA_WEIGHTS: usize = 4 * HIDDEN * (9 + 3) + 4 * 32 * 8;
-/// The forward kernel has those of conv1, too, and conv2's biases.
-const MMA_FORWARD_WEIGHTS: usize = MMA_WEIGHTS + 4 * 32 * 8 + 4 * FEATURES;
+/// Bytes of weights beside tensor cores, `struct NanoWeights` of kernels/nano_mma.cuh: conv1 as halves, conv2 as operands, nine depthwise
+/// taps and zeros, two kinds of biases.
+const MMA_WEIGHTS: usize = 2 * HIDDEN * 16 + 4 * 32 * 8 + (HIDDEN + 1) * 9 * 4 + 2 * 4 * HIDDEN;
+/// The forward kernel has conv2's biases, too.
+const MMA_FORWARD_WEIGHTS: usize = MMA_WEIGHTS + 4 * FEATURES;
 
 /// Sums of one block: everything but gamma, whose gradient follows from them.
 pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
@@ -53,6 +53,12 @@ fn ranges(p: &NanoParams) -> [ParamRange; 7] {
     [p.conv1_weight, p.conv1_bias, p.dw_weight, p.dw_bias, p.conv2_weight, p.conv2_bias, p.gamma]
 }
 
+/// The kernels count quarters of pixels in 32 bits.
+fn check_size(e: Extent) -> Result<()> {
+    ensure!(u32::try_from(4 * e.pixels()).is_ok(), "{} LQ pixels at once are more than the CUDA kernels count; give a smaller batch", e.pixels());
+    Ok(())
+}
+
 fn weights(l: &Lowering<'_>, o: &NanoBlock) -> Vec<Arg> {
     ranges(&o.params).iter().map(|r| l.element(o.parameters, r.offset)).collect()
 }
@@ -60,6 +66,7 @@ fn weights(l: &Lowering<'_>, o: &NanoBlock) -> Vec<Arg> {
 pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
     ensure!(o.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", o.features);
     let e = o.extent;
+    check_size(e)?;
     let mut args = weights(l, o);
     args.extend([l.at(o.input), l.at(o.output), int(e.n)?, int(e.h)?, int(e.w)?]);
     let shared = if halves(l, o.input, e, FEATURES) {
@@ -76,6 +83,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
     let (f, p) = (&o.forward, &o.forward.params);
     ensure!(f.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", f.features);
     let (e, slice) = (f.extent, Slice::whole(f.extent.n));
+    check_size(e)?;
     let sums = Sums::of(l, l.workspace(o.workspace)?, slice, sum_count(o), sum_blocks(o));
     let mut args = weights(l, f);
     args.extend([l.at(f.input), l.at(o.d_output), l.at(o.d_input), sums.partials, int(e.n)?, int(e.h)?, int(e.w)?]);
