@@ -13,15 +13,18 @@ CONSTANT float BLUR_TAPS[5] = {1.0f / 16, 4.0f / 16, 6.0f / 16, 4.0f / 16, 1.0f 
 // f32 elements of the arrays; the lowering (src/backend/cuda/up_head.rs) has the same numbers.
 #define BASE_RAW (SHARPENED * SHARPENED * 3)
 #define BASE_ROWS (SHARPENED * BLURRED * 3)
-#define BASE_CELLS (BLURRED * BLURRED * 8)
+#define BASE_CELLS (BLURRED * BLURRED * 6)
 #define BASE_TAPS 32
 
 // Rounded down; a is -16 x b at least.
 DEVICE int floor_divide(int a, int b) { return (int)((u32)(a + 16 * b) / (u32)b) - 16; }
 
-// Four f32 side by side.
+// Four f32 side by side, and two.
 struct __attribute__((aligned(16))) Quad {
     float value[4];
+};
+struct __attribute__((aligned(8))) Two {
+    float value[2];
 };
 
 // The seven taps of the sharpening filter, two of which are zero, for the three channels of a pixel.
@@ -50,28 +53,41 @@ DEVICE void base_taps(float* taps, int scale) {
     ((Quad*)taps)[phase] = q;
 }
 
-// Fills `cells` for the tile whose first LQ pixel is (y, x): of every pixel from (y - 1, x - 1) on eight f32, the picture's RGB, what
-// sharpening adds to it, and two that are left free. In units of 1/255 the first is an integer and its blur exact. `image`
-// [h][w][3]; with `units` the picture is in 255ths, rounded to the integers it came from. `raw` and `rows` are scratch, free again
-// afterwards. All threads of a block of THREADS call it; barriers inside, and one at the end.
+// A thread's share of a tile's picture on its way into shared memory, so that other loads may be under way at the same time: one place in
+// every few lines. `image` [h][w][3], for the tile whose first LQ pixel is (y, x).
 template <int THREADS>
-DEVICE void base_cells(float* raw, float* rows, float* cells, const float* image, int h, int w, int y, int x, float alpha, bool units) {
-    const int wide = SHARPENED * 3, narrow = BLURRED * 3, lines = THREADS / wide, rounds = (SHARPENED + lines - 1) / lines;
-    // a thread has one place in every few lines; all loads are on their way before the first is waited for
-    int first = threadIdx.x / wide, at = threadIdx.x - first * wide, from = (x - 4) * 3 + at;
-    bool loads = first < lines, within = loads && from >= 0 && from < 3 * w;
-    float loaded[rounds];
-    UNROLL
-    for (int round = 0; round < rounds; round++) {
-        int row = y - 4 + first + lines * round;
-        loaded[round] = 0;
-        if (within && (u32)row < (u32)h) loaded[round] = image[row * w * 3 + from];
+struct BaseInput {
+    static const int WIDE = SHARPENED * 3, LINES = THREADS / WIDE, ROUNDS = (SHARPENED + LINES - 1) / LINES;
+    float loaded[ROUNDS];
+
+    DEVICE_MEMBER void load(const float* image, int h, int w, int y, int x) {
+        int first = threadIdx.x / WIDE, from = (x - 4) * 3 + (int)threadIdx.x - first * WIDE;
+        bool within = first < LINES && from >= 0 && from < 3 * w;
+        UNROLL
+        for (int round = 0; round < ROUNDS; round++) {
+            int row = y - 4 + first + LINES * round;
+            loaded[round] = 0;
+            if (within && (u32)row < (u32)h) loaded[round] = image[row * w * 3 + from];
+        }
     }
-    UNROLL
-    for (int round = 0; round < rounds; round++) {
-        bool last = lines * (round + 1) > SHARPENED && first + lines * round >= SHARPENED;
-        if (loads && !last) raw[threadIdx.x + lines * wide * round] = units ? rintf(loaded[round] * 255.0f) : loaded[round];
+    // With `units` in 255ths, rounded to the integers the picture came from.
+    DEVICE_MEMBER void store(float* raw, bool units) const {
+        int first = threadIdx.x / WIDE;
+        UNROLL
+        for (int round = 0; round < ROUNDS; round++) {
+            bool last = LINES * (round + 1) > SHARPENED && first + LINES * round >= SHARPENED;
+            if (first < LINES && !last) raw[threadIdx.x + LINES * WIDE * round] = units ? rintf(loaded[round] * 255.0f) : loaded[round];
+        }
     }
+};
+
+// Fills `cells` from the tile's picture in `raw`: of every pixel from (y - 1, x - 1) on a Quad and, behind all of those, a Two: the picture's
+// RGB, then what sharpening adds to it. In units of 1/255 the first is an integer and its blur exact. `raw` and `rows` are scratch,
+// free again afterwards. All threads of a block of THREADS call it when `raw` is stored. Barriers inside, one of them first; the cells are
+// visible after the next.
+template <int THREADS>
+DEVICE void base_cells(const float* raw, float* rows, float* cells, int h, int w, int y, int x, float alpha) {
+    const int wide = SHARPENED * 3, narrow = BLURRED * 3;
     barrier();
     if (alpha > 0.0f) {
         ROLLED
@@ -93,29 +109,33 @@ DEVICE void base_cells(float* raw, float* rows, float* cells, const float* image
             UNROLL
             for (int c = 0; c < 3; c++) add[c] = alpha * (add[c] - plain[c]);
         }
-        Quad low = {{plain[0], plain[1], plain[2], add[0]}}, high = {{add[1], add[2], 0, 0}};
-        ((Quad*)cells)[2 * i] = low;
-        ((Quad*)cells)[2 * i + 1] = high;
+        ((Quad*)cells)[i] = {{plain[0], plain[1], plain[2], add[0]}};
+        ((Two*)(cells + BLURRED * BLURRED * 4))[i] = {{add[1], add[2]}};
     }
-    barrier();
 }
 
 // The neighbourhood of one LQ pixel, blurred down to one row of HR pixels: per column of three the picture's RGB, then what sharpening adds.
 struct Blurred {
     float value[3][6];
 };
-// Row and column of the tile; `taps` of the HR row's place.
-DEVICE void base_rows(Blurred& b, const float* cells, int row, int column, Quad taps) {
-    const Quad* from = (const Quad*)cells + (row * BLURRED + column) * 2;
+// Rows of HR pixels around the LQ pixel at a row and column of the tile, from one look at its neighbourhood; `taps` of each row's place.
+template <int ROWS>
+DEVICE void base_rows(Blurred (&b)[ROWS], const float* cells, int row, int column, const Quad (&taps)[ROWS]) {
+    int at = row * BLURRED + column;
+    const Quad* low = (const Quad*)cells + at;
+    const Two* high = (const Two*)(cells + BLURRED * BLURRED * 4) + at;
     UNROLL
-    for (int x = 0; x < 3; x++) {
+    for (int i = 0; i < 9; i++) {
+        int x = i / 3, y = i % 3;
+        Quad four = low[y * BLURRED + x];
+        Two two = high[y * BLURRED + x];
         UNROLL
-        for (int i = 0; i < 6; i++) b.value[x][i] = 0;
-        UNROLL
-        for (int y = 0; y < 3; y++) {
-            Quad low = from[(y * BLURRED + x) * 2], high = from[(y * BLURRED + x) * 2 + 1];
+        for (int k = 0; k < 6; k++) {
             UNROLL
-            for (int i = 0; i < 6; i++) b.value[x][i] += taps.value[y] * (i < 4 ? low.value[i] : high.value[i - 4]);
+            for (int r = 0; r < ROWS; r++) {
+                float part = taps[r].value[y] * (k < 4 ? four.value[k % 4] : two.value[k % 2]);
+                b[r].value[x][k] = y == 0 ? part : b[r].value[x][k] + part;
+            }
         }
     }
 }

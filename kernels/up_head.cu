@@ -11,7 +11,7 @@
 // d_features [images][h][w][16] act. `part` says what of it a launch does:
 //   1  d_features; grid: walkers
 //   2  sums: partials [blocks][groups][INTERIOR_SUMS] f32, and of the edges edge_partials [edge_blocks][groups][4][EDGE_SUMS].
-//      Grid: (4 x edge_blocks + blocks, groups of slots); the first blocks take the edges
+//      Grid: (blocks, groups of slots); each takes a share of the edges first
 //   3  both in one pass (one group of slots, halves)
 // Floor: a pixel of features read and one written, 12 x scale^2 bytes read, an LQ pixel.
 #include "base.cuh"
@@ -93,45 +93,104 @@ DEVICE void edge_sums(float* memory, const act* features, const float* d_output,
     for (int i = 0; i < 3; i++) out[7 * ENTRY + i * 16 + minor] = bias[i];
 }
 
-// The four HR pixels of a group of slots in the square of one LQ pixel, finished and written: base and `detail` (RGB and nothing). Returns the
+// A block's share of the four edges, each of which is shared by `edge_blocks`: blocks that did nothing else would keep others waiting for
+// their place.
+DEVICE void all_edge_sums(float* memory, const act* features, const float* d_output, float* edge_partials, int edge_blocks, int groups, int images,
+                          int h, int w, int scale) {
+    ROLLED
+    for (int i = blockIdx.x; i < 4 * edge_blocks; i += gridDim.x)
+        edge_sums(memory, features, d_output, edge_partials, i % 4, i / 4, edge_blocks, blockIdx.y, groups, images, h, w, scale);
+}
+
+// The four HR pixels of a group of slots in the square of one LQ pixel, finished and written: base and `detail` (RGB of each). Returns the
 // pixel losses, where they are asked for.
 struct Finish {
     const float* taps;
     const float* cells;
     float* output;
     const u8* target;
-    const u8* codes;
+    u32 code;  // of the tile's image
     bool losses;
     PixelTerms terms;
     int group, h, w, scale;
+
+    // Where the image's prediction and its target begin, and how the target is stored.
+    DEVICE_MEMBER long long start(int image) const { return (long long)image * h * scale * w * scale * 3; }
+    DEVICE_MEMBER Steps steps() const { return augmentation(code, h * scale, w * scale); }
 };
-DEVICE float finish_square(const Finish& f, const float (&detail)[16], Tile t, int row, int column) {
-    int y = t.y + row, x = t.x + column, hr_h = f.h * f.scale, hr_w = f.w * f.scale;
+
+// At scale 2 the target of a pixel's square, asked for ahead of the work that it waits for: RGB of every HR pixel.
+struct Wanted {
+    u32 value[12];
+};
+DEVICE void load_wanted(Wanted& wanted, const Finish& f, Tile t, int row, int column) {
+    int y = t.y + row, x = t.x + column;
+    UNROLL
+    for (int i = 0; i < 12; i++) wanted.value[i] = 0;
+    if (!f.target || y >= f.h || x >= f.w) return;
+    Steps s = f.steps();
+    // positions in one image fit an int
+    const u8* target = f.target + f.start(t.image) + (s.start + 2 * (y * s.down + x * s.across)) * 3;
+    UNROLL
+    for (int i = 0; i < 12; i++) wanted.value[i] = target[(i / 6 * s.down + i / 3 % 2 * s.across) * 3 + i % 3];
+}
+
+DEVICE float finish_double(const Finish& f, const float (&detail)[12], const Wanted& wanted, Tile t, int row, int column) {
+    int y = t.y + row, x = t.x + column;
+    float lost = 0;
+    if (y >= f.h || x >= f.w) return lost;
+    float* output = f.output + f.start(t.image) + (4 * y * f.w + 2 * x) * 3;
+    const Quad taps[2] = {((const Quad*)f.taps)[0], ((const Quad*)f.taps)[1]};
+    Blurred blurred[2];
+    base_rows(blurred, f.cells, row, column, taps);
+    UNROLL
+    for (int dy = 0; dy < 2; dy++) {
+        float value[2][3];
+        UNROLL
+        for (int dx = 0; dx < 2; dx++) {
+            const u32* rgb = wanted.value + (2 * dy + dx) * 3;
+            float target[3] = {(float)rgb[0], (float)rgb[1], (float)rgb[2]};
+            base_pixel(blurred[dy], taps[dx], f.target != nullptr, target, value[dx]);
+            UNROLL
+            for (int o = 0; o < 3; o++) {
+                value[dx][o] += detail[(2 * dy + dx) * 3 + o];
+                if (f.losses) lost += pixel_term(f.terms, value[dx][o]);
+            }
+        }
+        // two pixels side by side are 24 bytes, aligned to eight
+        UNROLL
+        for (int i = 0; i < 3; i++) ((Two*)(output + dy * f.w * 6))[i] = {{value[2 * i / 3][2 * i % 3], value[(2 * i + 1) / 3][(2 * i + 1) % 3]}};
+    }
+    return lost;
+}
+
+// The same at any scale.
+DEVICE float finish_square(const Finish& f, const float (&detail)[12], Tile t, int row, int column) {
+    int y = t.y + row, x = t.x + column, hr_w = f.w * f.scale;
     float lost = 0;
     if (y >= f.h || x >= f.w) return lost;
     // positions in one image fit an int
-    long long start = (long long)t.image * hr_h * hr_w * 3;
-    float* output = f.output + start;
-    const u8* target = f.target + start;
-    Steps steps = augmentation(f.target ? f.codes[t.image] : 0u, hr_h, hr_w);
+    float* output = f.output + f.start(t.image);
+    const u8* target = f.target + f.start(t.image);
+    Steps steps = f.steps();
     int dy = f.group * 4 / f.scale, dx = f.group * 4 - dy * f.scale;
     int hr_y = y * f.scale + dy, hr_x = x * f.scale + dx;
-    Blurred blurred;
+    Blurred blurred[1];
     ROLLED
     for (int k = 0; k < 4 && dy < f.scale; k++) {
         // the first of a row; of the others there is at least one
-        if (k == 0 || dx == 0) base_rows(blurred, f.cells, row, column, ((const Quad*)f.taps)[dy]);
+        if (k == 0 || dx == 0) base_rows(blurred, f.cells, row, column, {((const Quad*)f.taps)[dy]});
         float wanted[3] = {0, 0, 0}, value[3];
         if (f.target) {
             const u8* pixel = target + (steps.start + hr_y * steps.down + hr_x * steps.across) * 3;
             UNROLL
             for (int o = 0; o < 3; o++) wanted[o] = (float)pixel[o];
         }
-        base_pixel(blurred, ((const Quad*)f.taps)[dx], f.target != nullptr, wanted, value);
+        base_pixel(blurred[0], ((const Quad*)f.taps)[dx], f.target != nullptr, wanted, value);
         float* to = output + (hr_y * hr_w + hr_x) * 3;
         UNROLL
         for (int o = 0; o < 3; o++) {
-            value[o] += k < 2 ? k < 1 ? detail[o] : detail[4 + o] : k < 3 ? detail[8 + o] : detail[12 + o];
+            value[o] += k < 2 ? k < 1 ? detail[o] : detail[3 + o] : k < 3 ? detail[6 + o] : detail[9 + o];
             if (f.losses) lost += pixel_term(f.terms, value[o]);
             to[o] = value[o];
         }

@@ -110,28 +110,35 @@ DEVICE void multiply_edges(Square& s, const Wide* tile, const Wide* fragments, c
     }
 }
 
-// A tile of features: a thread has one piece of a pixel in every few rows. All loads are on their way before the first is waited for.
+// A tile of features on its way into shared memory: a thread has one piece of a pixel in every few rows. All of a tile's loads are asked for
+// before the first is stored.
 template <int THREADS>
-DEVICE void load_features(Wide* tile, const act* features, Tile t, int h, int w) {
-    const int row_pieces = REACHED * 2, lines = THREADS / row_pieces, rounds = (REACHED + lines - 1) / lines;
-    int first = threadIdx.x / row_pieces, piece = threadIdx.x - first * row_pieces, x = t.x - 2 + piece / 2;
-    bool loads = first < lines, within = loads && (u32)x < (u32)w;
-    // positions in one image fit an int
-    const Wide* image = (const Wide*)features + (long long)t.image * h * w * 2;
-    Wide loaded[rounds];
-    UNROLL
-    for (int round = 0; round < rounds; round++) {
-        int y = t.y - 2 + first + lines * round;
-        loaded[round] = {{0, 0, 0, 0}};
-        if (within && (u32)y < (u32)h) loaded[round] = image[(y * w + x) * 2 + piece % 2];
+struct FeatureInput {
+    static const int ROW_PIECES = REACHED * 2, LINES = THREADS / ROW_PIECES, ROUNDS = (REACHED + LINES - 1) / LINES;
+    Wide loaded[ROUNDS];
+
+    DEVICE_MEMBER void load(const act* features, Tile t, int h, int w) {
+        int first = threadIdx.x / ROW_PIECES, piece = threadIdx.x - first * ROW_PIECES, x = t.x - 2 + piece / 2;
+        bool within = first < LINES && (u32)x < (u32)w;
+        // positions in one image fit an int
+        const Wide* image = (const Wide*)features + (long long)t.image * h * w * 2;
+        UNROLL
+        for (int round = 0; round < ROUNDS; round++) {
+            int y = t.y - 2 + first + LINES * round;
+            loaded[round] = {{0, 0, 0, 0}};
+            if (within && (u32)y < (u32)h) loaded[round] = image[(y * w + x) * 2 + piece % 2];
+        }
     }
-    Wide* to = tile + piece % 2 * REACHED_PLANE + first * REACHED + piece / 2;
-    UNROLL
-    for (int round = 0; round < rounds; round++) {
-        bool last = lines * (round + 1) > REACHED && first + lines * round >= REACHED;
-        if (loads && !last) to[lines * REACHED * round] = loaded[round];
+    DEVICE_MEMBER void store(Wide* tile) const {
+        int first = threadIdx.x / ROW_PIECES, piece = threadIdx.x - first * ROW_PIECES;
+        Wide* to = tile + piece % 2 * REACHED_PLANE + first * REACHED + piece / 2;
+        UNROLL
+        for (int round = 0; round < ROUNDS; round++) {
+            bool last = LINES * (round + 1) > REACHED && first + LINES * round >= REACHED;
+            if (first < LINES && !last) to[LINES * REACHED * round] = loaded[round];
+        }
     }
-}
+};
 
 // The fragments of the 25 taps to shared memory.
 template <int THREADS>
@@ -143,29 +150,42 @@ DEVICE void copy_fragments(Wide* to, const Wide* from) {
     }
 }
 
-KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const float* input, const act* features, float* output,
-               const u8* target, const u8* codes, int images, int h, int w, int scale, float alpha, double* loss_partials,
-               int whole, float l1, float charbonnier, float mse, const Scalars* scalars) {
+// SCALE: 2, or 0 for any.
+template <int SCALE>
+DEVICE void up_head_tiles(const float* composed, const float* gain, const float* input, const act* features, float* output, const u8* target,
+                          const u8* codes, int images, int h, int w, int any_scale, float alpha, double* loss_partials, int whole, float l1,
+                          float charbonnier, float mse, const Scalars* scalars) {
+    const int scale = SCALE ? SCALE : any_scale, groups = slot_groups(scale);
     Wide* tile = (Wide*)shared_memory();
     Wide* weights = tile + 2 * REACHED_PLANE;
     float* cells = (float*)(weights + 25 * FRAGMENT);
     float* raw = cells + BASE_CELLS;
     float* rows = raw + BASE_RAW;
     float* taps = rows + BASE_ROWS;
-    int groups = slot_groups(scale);
     const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS);
     base_taps(taps, scale);
     if (groups == 1) copy_fragments<256>(weights, fragments);
-    Finish f = {taps, cells, output, target, codes, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
+    Finish f = {taps, cells, output, target, 0, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
     if (f.losses) f.terms = pixel_terms(l1, charbonnier, mse, whole, scalars);
     double lost = 0;
     float strength = *gain;
     ROLLED
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
-        load_features<256>(tile, features, t, h, w);
+        // the first to be used are the last to be asked for
+        f.code = target ? codes[t.image] : 0u;
+        Quad bias = {{0, 0, 0, 0}};
+        if (SCALE == 2) bias = ((const Quad*)(composed + bias_at(-1, 0)))[threadIdx.x % 4];
+        FeatureInput<256> in;
+        in.load(features, t, h, w);
+        BaseInput<256> picture;
+        picture.load(input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
+        in.store(tile);
+        picture.store(raw, target != nullptr);
         // its barriers are those of the features, too
-        base_cells<256>(raw, rows, cells, input + (long long)t.image * h * w * 3, h, w, t.y, t.x, alpha, target != nullptr);
+        base_cells<256>(raw, rows, cells, h, w, t.y, t.x, alpha);
+        // the HR pixels of a lane, once its share of results has been exchanged for those of one LQ pixel
+        int lane = threadIdx.x % 4, row = threadIdx.x / 32 * 2 + lane / 2, column = threadIdx.x % 32 / 4 + lane % 2 * 8;
         ROLLED
         for (int group = 0; group < groups; group++) {
             const Wide* own = fragments + group * GROUP_FRAGMENTS;
@@ -175,16 +195,21 @@ KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const 
                 barrier();
             }
             const float* f32 = composed + group * GROUP_SUMS;
-            Quad bias = ((const Quad*)(f32 + bias_at(-1, 0)))[threadIdx.x % 4];
+            if (SCALE != 2) bias = ((const Quad*)(f32 + bias_at(-1, 0)))[threadIdx.x % 4];
             UNROLL
             for (int i = 0; i < 4; i++) bias.value[i] *= strength;
             Square s;
             start(s, bias);
             multiply(s, tile, weights);
             multiply_edges(s, tile, own, f32, strength, t, h, w);
+            // the base is not needed before, and tile and scratch are free from here on where there is but one group
+            if (group == 0) {
+                barrier();
+            }
+            Wanted wanted;
+            if (SCALE == 2) load_wanted(wanted, f, t, row, column);
             // lane t of four has HR pixel t of four LQ pixels: (row, half) 0 .. 3. It gets all four of LQ pixel t: a transposition in two rounds
-            int lane = threadIdx.x % 4;
-            float value[4][3], detail[16];
+            float value[4][3], detail[12];
             UNROLL
             for (int i = 0; i < 4; i++) {
                 const float(*sum)[4] = s.sum[i / 2];
@@ -207,50 +232,79 @@ KERNEL_CROWDED(up_head, 256, 2, const float* composed, const float* gain, const 
                 }
             }
             UNROLL
-            for (int i = 0; i < 16; i++) detail[i] = i % 4 < 3 ? value[i / 4][i % 4 < 3 ? i % 4 : 0] : 0.0f;
+            for (int i = 0; i < 12; i++) detail[i] = value[i / 3][i % 3];
             f.group = group;
-            lost += (double)finish_square(f, detail, t, threadIdx.x / 32 * 2 + lane / 2, threadIdx.x % 32 / 4 + lane % 2 * 8);
+            lost += (double)(SCALE == 2 ? finish_double(f, detail, wanted, t, row, column) : finish_square(f, detail, t, row, column));
         }
-        barrier();
+        if (SCALE != 2) barrier();
     }
     if (!f.losses) return;
+    barrier();
     double total = block_sum<256>((double*)shared_memory(), lost);
     if (threadIdx.x == 0) loss_partials[blockIdx.x] = total;
 }
 
-// The gradient of a group's slots to shared memory as halves, two pixels more on each side; a thread has the same slots of a pixel in every few
-// rows. Adds the tile's own to `sums`.
-template <int THREADS>
-DEVICE void load_slots(Wide* tile, const float* d_output, int group, Tile t, int h, int w, int scale, float (&sums)[3]) {
-    const int lines = THREADS / (REACHED * 4), rounds = REACHED / lines;
-    static_assert(lines * REACHED * 4 == THREADS && rounds * lines == REACHED, "every thread has a part of every round");
-    int first = threadIdx.x / (REACHED * 4), column = threadIdx.x / 4 - first * REACHED, x = t.x - 2 + column;
-    Slot s = slot_of(group, threadIdx.x % 4 * 4, scale);
-    bool within = s.exists && (u32)x < (u32)w, own = column >= 2 && column < TILE + 2;
-    // positions in one image fit an int
-    int step = scale * 3, pitch = w * scale * step;
-    const float* image = d_output + (long long)t.image * h * pitch + (s.dy * w * scale + s.dx) * 3 + x * step;
-    float d[rounds][3];
-    UNROLL
-    for (int round = 0; round < rounds; round++) {
-        int y = t.y - 2 + first + lines * round;
-        bool there = within && (u32)y < (u32)h;
-        UNROLL
-        for (int o = 0; o < 3; o++) d[round][o] = there ? image[y * pitch + o] : 0.0f;
-    }
-    Pair* to = (Pair*)(tile + threadIdx.x % 4 / 2 * REACHED_PLANE + first * REACHED + column) + threadIdx.x % 2;
-    UNROLL
-    for (int round = 0; round < rounds; round++) {
-        int line = first + lines * round;
-        UNROLL
-        for (int o = 0; o < 3; o++) sums[o] += own && line >= 2 && line < TILE + 2 ? d[round][o] : 0.0f;
-        Pair v = {{pack_half(d[round][0], d[round][1]), pack_half(d[round][2], 0.0f)}};
-        to[lines * REACHED * 2 * round] = v;
-    }
+// A kernel of its own for scale 2, which has half as much to keep in mind.
+#define UP_HEAD_ARGUMENTS                                                                                                                    \
+    const float *composed, const float *gain, const float *input, const act *features, float *output, const u8 *target, const u8 *codes,     \
+        int images, int h, int w, int scale, float alpha, double *loss_partials, int whole, float l1, float charbonnier, float mse,          \
+        const Scalars *scalars
+KERNEL_CROWDED(up_head, 256, 2, UP_HEAD_ARGUMENTS) {
+    up_head_tiles<0>(composed, gain, input, features, output, target, codes, images, h, w, scale, alpha, loss_partials, whole, l1, charbonnier,
+                     mse, scalars);
 }
+KERNEL_CROWDED(up_head_double, 256, 2, UP_HEAD_ARGUMENTS) {
+    up_head_tiles<2>(composed, gain, input, features, output, target, codes, images, h, w, scale, alpha, loss_partials, whole, l1, charbonnier,
+                     mse, scalars);
+}
+
+// The gradient of a group's slots on its way to shared memory as halves, two pixels more on each side; a thread has the same slots of a pixel
+// in every few rows.
+template <int THREADS>
+struct SlotInput {
+    static const int LINES = THREADS / (REACHED * 4), ROUNDS = REACHED / LINES;
+    static_assert(LINES * REACHED * 4 == THREADS && ROUNDS * LINES == REACHED, "every thread has a part of every round");
+    float d[ROUNDS][3];
+
+    DEVICE_MEMBER void load(const float* d_output, int group, Tile t, int h, int w, int scale) {
+        int first = threadIdx.x / (REACHED * 4), x = t.x - 2 + (int)threadIdx.x / 4 - first * REACHED;
+        Slot s = slot_of(group, threadIdx.x % 4 * 4, scale);
+        bool within = s.exists && (u32)x < (u32)w;
+        // positions in one image fit an int
+        int step = scale * 3, pitch = w * scale * step;
+        const float* image = d_output + (long long)t.image * h * pitch + (s.dy * w * scale + s.dx) * 3 + x * step;
+        UNROLL
+        for (int round = 0; round < ROUNDS; round++) {
+            int y = t.y - 2 + first + LINES * round;
+            bool there = within && (u32)y < (u32)h;
+            UNROLL
+            for (int o = 0; o < 3; o++) d[round][o] = there ? image[y * pitch + o] : 0.0f;
+        }
+    }
+    // Adds the tile's own to `sums`.
+    DEVICE_MEMBER void store(Wide* tile, float (&sums)[3]) const {
+        int first = threadIdx.x / (REACHED * 4), column = threadIdx.x / 4 - first * REACHED;
+        bool own = column >= 2 && column < TILE + 2;
+        Pair* to = (Pair*)(tile + threadIdx.x % 4 / 2 * REACHED_PLANE + first * REACHED + column) + threadIdx.x % 2;
+        UNROLL
+        for (int round = 0; round < ROUNDS; round++) {
+            int line = first + LINES * round;
+            UNROLL
+            for (int o = 0; o < 3; o++) sums[o] += own && line >= 2 && line < TILE + 2 ? d[round][o] : 0.0f;
+            Pair v = {{pack_half(d[round][0], d[round][1]), pack_half(d[round][2], 0.0f)}};
+            to[LINES * REACHED * 2 * round] = v;
+        }
+    }
+};
 
 // Sums of products of features and slots over a tile's pixels, a warp of ten for a column of taps: three rows of them, or the other two.
 #define BACK_WARPS 10
+// Blocks that a multiprocessor should hold; generation 7.5 has room for one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define BACK_BLOCKS 1
+#else
+#define BACK_BLOCKS 2
+#endif
 #define BACK_THREADS (32 * BACK_WARPS)
 struct Outer {
     float sum[3][2][4];  // [tap][matrix of 8 slots][see mma_16x8x16]: input channel x slot
@@ -286,22 +340,17 @@ DEVICE void accumulate(Outer& o, const Wide* f_tile, const Wide* d_tile) {
     }
 }
 
-KERNEL_CROWDED(up_head_back, BACK_THREADS, 2, const float* composed, const float*, const act* features, const float* d_output, act* d_features,
-               float* partials, float* edge_partials, int images, int h, int w, int scale, int part, int edge_blocks) {
+// SCALE: 2 for everything in one pass, or 0 for any scale and part.
+template <int SCALE>
+DEVICE void up_head_back_tiles(const float* composed, const act* features, const float* d_output, act* d_features, float* partials,
+                               float* edge_partials, int images, int h, int w, int any_scale, int part, int edge_blocks) {
+    const int scale = SCALE ? SCALE : any_scale, groups = slot_groups(scale);
     Wide* d_tile = (Wide*)shared_memory();
     Wide* f_tile = d_tile + 2 * REACHED_PLANE;
     Wide* weights = f_tile + 2 * REACHED_PLANE;
-    int groups = slot_groups(scale), block = blockIdx.x, blocks = gridDim.x;
-    bool data = part & 1, sums = part & 2;
-    if (sums) {
-        blocks -= 4 * edge_blocks;
-        block -= 4 * edge_blocks;
-        if (block < 0) {
-            edge_sums((float*)shared_memory(), features, d_output, edge_partials, blockIdx.x % 4, blockIdx.x / 4, edge_blocks, blockIdx.y, groups, images,
-                      h, w, scale);
-            return;
-        }
-    }
+    const bool data = SCALE || part & 1, sums = SCALE || part & 2;
+    int first_group = SCALE || !sums ? 0 : blockIdx.y, block = blockIdx.x;
+    if (sums) all_edge_sums((float*)shared_memory(), features, d_output, edge_partials, edge_blocks, groups, images, h, w, scale);
     const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS) + ENTRIES * FRAGMENT;
     if (data && groups == 1) copy_fragments<BACK_THREADS>(weights, fragments);
     Outer outer;
@@ -309,15 +358,21 @@ KERNEL_CROWDED(up_head_back, BACK_THREADS, 2, const float* composed, const float
     for (int i = 0; i < 24; i++) outer.sum[i / 8][i / 4 % 2][i % 4] = 0;
     float bias[3] = {0, 0, 0};
     ROLLED
-    for (int index = block; index < tile_count(images, h, w); index += blocks) {
+    for (int index = block; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         Square s;
         start(s, {{0, 0, 0, 0}});
-        if (sums) load_features<BACK_THREADS>(f_tile, features, t, h, w);
+        FeatureInput<BACK_THREADS> in;
+        if (sums) in.load(features, t, h, w);
+        // at any scale there are no registers to wait for both
+        if (sums && !SCALE) in.store(f_tile);
         ROLLED
-        for (int group = sums ? (int)blockIdx.y : 0; group < (sums ? (int)blockIdx.y + 1 : groups); group++) {
+        for (int group = first_group; group < (sums ? first_group + 1 : groups); group++) {
             const Wide* own = fragments + group * GROUP_FRAGMENTS;
-            load_slots<BACK_THREADS>(d_tile, d_output, group, t, h, w, scale, bias);
+            SlotInput<BACK_THREADS> slots;
+            slots.load(d_output, group, t, h, w, scale);
+            if (SCALE) in.store(f_tile);
+            slots.store(d_tile, bias);
             if (data && groups > 1) copy_fragments<BACK_THREADS>(weights, own);
             barrier();
             if (data && threadIdx.x < 256) {
@@ -367,4 +422,14 @@ KERNEL_CROWDED(up_head_back, BACK_THREADS, 2, const float* composed, const float
     float sum = 0;
     for (int warp = 0; warp < BACK_WARPS; warp++) sum += all[warp * 16 + threadIdx.x];
     out[25 * ENTRY + threadIdx.x] = sum;
+}
+
+#define UP_HEAD_BACK_ARGUMENTS                                                                                                               \
+    const float *composed, const float *gain, const act *features, const float *d_output, act *d_features, float *partials,                  \
+        float *edge_partials, int images, int h, int w, int scale, int part, int edge_blocks
+KERNEL_CROWDED(up_head_back, BACK_THREADS, BACK_BLOCKS, UP_HEAD_BACK_ARGUMENTS) {
+    up_head_back_tiles<0>(composed, features, d_output, d_features, partials, edge_partials, images, h, w, scale, part, edge_blocks);
+}
+KERNEL_CROWDED(up_head_back_double, BACK_THREADS, BACK_BLOCKS, UP_HEAD_BACK_ARGUMENTS) {
+    up_head_back_tiles<2>(composed, features, d_output, d_features, partials, edge_partials, images, h, w, scale, part, edge_blocks);
 }

@@ -72,19 +72,24 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
     Quad* taps = (Quad*)raw;
     int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
     base_taps(base_places, scale);
-    Finish f = {base_places, cells, output, target, codes, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
+    Finish f = {base_places, cells, output, target, 0, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
     if (f.losses) f.terms = pixel_terms(l1, charbonnier, mse, whole, scalars);
     double lost = 0;
     float strength = *gain;
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
+        f.code = target ? codes[t.image] : 0u;
+        BaseInput<256> picture;
+        picture.load(input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
         load_tile(tile, features, t, h, w);
-        base_cells<256>(raw, rows, cells, input + (long long)t.image * h * w * 3, h, w, t.y, t.x, alpha, target != nullptr);
+        picture.store(raw, target != nullptr);
+        base_cells<256>(raw, rows, cells, h, w, t.y, t.x, alpha);
+        barrier();
         bool edge = on_edge(t.y + ty, t.x + tx, h, w);
         for (int group = 0; group < slot_groups(scale); group++) {
             f.group = group;
             const float* own = composed + group * GROUP_SUMS;
-            float detail[16];
+            float detail[12];
             UNROLL
             for (int k = 0; k < 4; k++) {
                 load_taps(taps, own, k, strength);
@@ -124,7 +129,7 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
                     }
                 }
                 UNROLL
-                for (int o = 0; o < 4; o++) detail[k * 4 + o] = sum.value[o];
+                for (int o = 0; o < 3; o++) detail[k * 3 + o] = sum.value[o];
                 barrier();
             }
             lost += (double)finish_square(f, detail, t, ty, tx);
@@ -255,8 +260,6 @@ DEVICE void interior_sums(const float* features, const float* d_output, float* p
 KERNEL_CROWDED(up_head_back, 256, 1, const float* composed, const float* gain, const act* features, const float* d_output, act* d_features, float* partials,
        float* edge_partials, int images, int h, int w, int scale, int part, int edge_blocks) {
     if (part == 1) return data_gradient(composed, *gain, d_output, d_features, images, h, w, scale);
-    int edges = 4 * edge_blocks, block = (int)blockIdx.x - edges;
-    if (block >= 0) return interior_sums(features, d_output, partials, block, gridDim.x - edges, images, h, w, scale);
-    edge_sums((float*)shared_memory(), features, d_output, edge_partials, blockIdx.x % 4, blockIdx.x / 4, edge_blocks, blockIdx.y, gridDim.y,
-              images, h, w, scale);
+    all_edge_sums((float*)shared_memory(), features, d_output, edge_partials, edge_blocks, gridDim.y, images, h, w, scale);
+    interior_sums(features, d_output, partials, blockIdx.x, gridDim.x, images, h, w, scale);
 }

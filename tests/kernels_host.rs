@@ -484,13 +484,8 @@ fn unnoticed_barriers(precision: Precision, chosen: fn(&Op) -> bool, places: &[S
         }
         let mut launches = lower_range(&plan, at..at + 1).unwrap();
         for launch in launches.iter_mut().filter(|_| walk) {
-            // the first blocks of these are at the edges
-            let edges = match (launch.kernel, &launch.args[..]) {
-                ("up_head_back", [.., Arg::Int(2 | 3), Arg::Int(blocks)]) => 4 * blocks.cast_unsigned(),
-                _ => 0,
-            };
             if ["nano_block", "conv", "up_head"].iter().any(|start| launch.kernel.starts_with(start)) {
-                launch.grid[0] = launch.grid[0].min(edges + 2);
+                launch.grid[0] = launch.grid[0].min(2);
             }
         }
         host.run(&scalars, &launches)?;

@@ -17,7 +17,7 @@
 
 namespace {
 
-enum Result { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, UNSUPPORTED = 801 };
+enum Result { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, UNSUPPORTED = 801, UNJOINED = 905 };
 
 std::recursive_mutex lock;
 using Guard = std::lock_guard<std::recursive_mutex>;
@@ -27,14 +27,23 @@ long long number(const char* name, long long otherwise) {
     return text ? std::atoll(text) : otherwise;
 }
 
+// A captured launch and those it comes after.
+struct Node {
+    std::function<void()> work;
+    std::vector<size_t> after;
+    bool aside;  // on another stream than that where the capture began
+};
 struct Graph {
-    std::vector<std::function<void()>> launches;
+    std::vector<Node> nodes;
+    std::vector<struct Stream*> streams;  // that are being captured; the first is where it began
+    size_t launched = 0;
 };
 struct Stream {
     long long index;
     std::vector<std::function<void()>> queue;
     size_t done = 0;
     Graph* capture = nullptr;
+    std::vector<size_t> after = {};  // what the next captured launch comes after
 
     void run(size_t until) {
         while (done < until) {
@@ -48,6 +57,8 @@ struct Stream {
 struct Event {
     Stream* stream = nullptr;
     size_t position = 0;
+    Graph* capture = nullptr;
+    std::vector<size_t> after = {};
 };
 struct Module {
     int precision;
@@ -57,6 +68,7 @@ struct Module {
 struct Function {
     int precision;
     std::string name;
+    unsigned most_shared = 48 << 10;
 };
 
 int context;            // its address is the context
@@ -96,7 +108,10 @@ CALL cuDeviceGetAttribute(int* value, int attribute, int) {
     *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : attribute == 16 ? 2 : 0;
     return OK;
 }
-CALL cuFuncSetAttribute(void*, int, int) { return OK; }
+CALL cuFuncSetAttribute(Function* f, int attribute, int value) {
+    if (attribute == 8) f->most_shared = static_cast<unsigned>(value);  // dynamic shared memory
+    return attribute == 8 && value > 64 << 10 ? INVALID : OK;
+}
 CALL cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, int, size_t) {
     *blocks = 2;
     return OK;
@@ -151,7 +166,7 @@ CALL cuMemFreeHost(void* memory) {
 CALL cuStreamCreate(Stream** out, unsigned) {
     Guard guard(lock);
     static long long made = 0;
-    *out = new Stream{made++, {}, 0, nullptr};
+    *out = new Stream{made++, {}};
     return OK;
 }
 CALL cuStreamSynchronize(Stream* stream) {
@@ -177,6 +192,8 @@ CALL cuEventRecord(Event* event, Stream* stream) {
     Guard guard(lock);
     event->stream = stream;
     event->position = stream->queue.size();
+    event->capture = stream->capture;
+    event->after = stream->after;
     return OK;
 }
 CALL cuEventQuery(Event* event) {
@@ -200,6 +217,15 @@ CALL cuEventElapsedTime(float* ms, Event* start, Event* end) {
 CALL cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     Guard guard(lock);
     if (!event->stream || event->stream == stream) return OK;
+    if (event->capture) {
+        // a stream that waits for a captured launch is captured, too
+        if (stream->capture && stream->capture != event->capture) return INVALID;
+        if (!stream->capture) event->capture->streams.push_back(stream);
+        stream->capture = event->capture;
+        stream->after.insert(stream->after.end(), event->after.begin(), event->after.end());
+        return OK;
+    }
+    if (stream->capture) return INVALID;
     Stream* other = event->stream;
     size_t position = event->position;
     enqueue(stream, [other, position] { other->run(position); });
@@ -254,7 +280,8 @@ CALL cuModuleUnload(Module* module) {
 CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                     Stream* stream, void** parameters, void**) {
     Guard guard(lock);
-    if (by != 1 || bz != 1 || bx == 0 || bx > 1024 || x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535 || shared > 48 << 10) return INVALID;
+    if (by != 1 || bz != 1 || bx == 0 || bx > 1024 || x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535) return INVALID;
+    if (shared > f->most_shared) return INVALID;
     // a real driver copies each argument's declared size now; the caller gives eight bytes for each
     std::vector<uint64_t> values;
     for (int i = 0; i < kernel_arguments(f->precision, f->name); i++) {
@@ -269,7 +296,9 @@ CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx
         launch(l, pointers.data(), Order::Mixed);
     };
     if (stream->capture) {
-        stream->capture->launches.push_back(work);
+        std::vector<Node>& nodes = stream->capture->nodes;
+        nodes.push_back({work, stream->after, stream != stream->capture->streams[0]});
+        stream->after = {nodes.size() - 1};
     } else {
         enqueue(stream, work);
     }
@@ -280,21 +309,50 @@ CALL cuStreamBeginCapture_v2(Stream* stream, int) {
     Guard guard(lock);
     if (number("FAKE_CUDA_CAPTURE", 1) == 0) return UNSUPPORTED;
     stream->capture = new Graph;
+    stream->capture->streams.push_back(stream);
     return OK;
+}
+// Marks a node and all it comes after.
+static void mark(const Graph& graph, size_t node, std::vector<bool>& marked) {
+    if (marked[node]) return;
+    marked[node] = true;
+    for (size_t before : graph.nodes[node].after) mark(graph, before, marked);
 }
 CALL cuStreamEndCapture(Stream* stream, Graph** out) {
     Guard guard(lock);
-    *out = stream->capture;
-    stream->capture = nullptr;
-    return *out ? OK : INVALID;
+    Graph* graph = *out = stream->capture;
+    if (!graph || graph->streams[0] != stream) return INVALID;
+    std::vector<bool> met(graph->nodes.size());
+    for (size_t node : stream->after) mark(*graph, node, met);
+    for (Stream* captured : graph->streams) {
+        captured->capture = nullptr;
+        captured->after.clear();
+    }
+    for (bool is : met)
+        if (!is) return UNJOINED;
+    return OK;
 }
 CALL cuGraphInstantiateWithFlags(Graph** out, Graph* graph, unsigned long long) {
     *out = new Graph(*graph);
     return OK;
 }
+// In turn in the order of the capture, and with launches aside as late as the others permit.
 CALL cuGraphLaunch(Graph* graph, Stream* stream) {
     Guard guard(lock);
-    for (auto& work : graph->launches) enqueue(stream, work);
+    std::vector<bool> queued(graph->nodes.size());
+    std::function<void(size_t)> queue = [&](size_t node) {
+        if (queued[node]) return;
+        queued[node] = true;
+        for (size_t before : graph->nodes[node].after) queue(before);
+        enqueue(stream, graph->nodes[node].work);
+    };
+    if (graph->launched++ % 2 == 0) {
+        for (size_t node = 0; node < graph->nodes.size(); node++) queue(node);
+    } else {
+        for (size_t node = 0; node < graph->nodes.size(); node++)
+            if (!graph->nodes[node].aside) queue(node);
+        for (size_t node = 0; node < graph->nodes.size(); node++) queue(node);
+    }
     return OK;
 }
 CALL cuGraphExecDestroy(Graph* graph) {

@@ -20,7 +20,8 @@ struct Dim3 {
 extern Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 #define DEVICE static inline __attribute__((unused))
-#define DEVICE_MEMBER
+// inlined always: the builds of several types share one library, in which members of equal names would be taken for the same
+#define DEVICE_MEMBER inline __attribute__((always_inline))
 #define CONSTANT static const
 
 unsigned char* shared_memory();

@@ -337,6 +337,12 @@ impl<'a> Builder<'a> {
         for (at, loss) in (0..ops.len()).filter_map(|at| Some((at, loss_on_the_way(&ops, at)?))) {
             loss.workspace.into_iter().for_each(|id| touch(id, at));
         }
+        // a composition needs nothing but parameters, so a device makes it beside the first operations
+        for op in &ops {
+            if let Op::UpHead(UpHead { composed: Some(composed), .. }) = op {
+                touch(composed.buffer, micro.start);
+            }
+        }
         // what the host writes before the first operation, or reads after the last
         for id in [ports.input, ports.target].into_iter().flatten() {
             touch(id, 0);

@@ -1,6 +1,6 @@
 //! The checks every backend relies on. Depends on the plan alone.
 
-use super::{ALIGNMENT, Access, BufferId, Op, Plan};
+use super::{ALIGNMENT, Access, BufferId, Op, Plan, UpHead};
 use anyhow::ensure;
 use std::ops::Range;
 
@@ -67,6 +67,10 @@ impl Plan {
             for Access { buffer, .. } in op.accesses().filter(|a| a.write) {
                 let (owner, range) = self.bytes_of(buffer);
                 written[owner.0 as usize].add(range);
+            }
+            if let Op::UpHead(UpHead { composed: Some(composed), .. }) = op {
+                let buffer = self.buffer(composed.buffer);
+                ensure!(buffer.live.start <= self.micro.start, "{} has no place when it is made", buffer.name);
             }
             if i + 1 == self.micro.end {
                 for &id in &self.late_sums {

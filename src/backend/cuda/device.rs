@@ -1,7 +1,7 @@
 //! A CUDA device: finding it, its memory and streams, and the backend that runs a plan's launches on it. One of the two files that
 //! call CUDA. It promises that a machine without a driver, a device or enough memory gets an error, never a panic.
 
-use super::launch::{Arg, Launch, Program, scalars_launch};
+use super::launch::{Arg, Launch, Program, Turn, scalars_launch};
 use super::module::{LEAST_CAPABILITY, Module};
 use super::{lower, lower_range};
 use crate::backend::{Backend, BatchView, Guest, Scalars, StepMetrics};
@@ -57,7 +57,7 @@ pub fn device_count() -> Result<usize> {
     }
 }
 
-/// An opened device with its two streams.
+/// An opened device with its streams.
 pub struct Device {
     /// As the driver names it.
     pub name: String,
@@ -68,6 +68,8 @@ pub struct Device {
     pub(super) context: Arc<CudaContext>,
     modules: Mutex<HashMap<Precision, Arc<Module>>>,
     compute: Arc<CudaStream>,
+    /// Launches that run beside those of `compute`.
+    aside: Arc<CudaStream>,
     copies: Arc<CudaStream>,
 }
 
@@ -94,9 +96,9 @@ impl Device {
         );
         let processors = context.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
         let processors = u32::try_from(processors.call("count its multiprocessors")?)?;
-        let compute = context.new_stream().call("make a stream")?;
-        let copies = context.new_stream().call("make a stream")?;
-        Ok(Arc::new(Device { name, capability, processors, context, modules: Mutex::default(), compute, copies }))
+        let stream = || context.new_stream().call("make a stream");
+        let (compute, aside, copies) = (stream()?, stream()?, stream()?);
+        Ok(Arc::new(Device { name, capability, processors, context, modules: Mutex::default(), compute, aside, copies }))
     }
 
     pub(super) fn bind(&self) -> Result<()> {
@@ -159,6 +161,13 @@ impl Device {
 
     fn event(&self) -> Result<CudaEvent> {
         self.context.new_event(None).call("make an event")
+    }
+
+    /// What is launched on one stream from here on waits for what was launched on another.
+    fn order(&self, first: &CudaStream, then: &CudaStream) -> Result<()> {
+        let event = self.event()?;
+        event.record(first).call("mark a launch")?;
+        then.wait(&event).call("wait for a launch")
     }
 
     /// Pinned host memory, zeroed: copies from it run beside everything else. Not write-combined, since decoders read what they write.
@@ -332,7 +341,7 @@ impl CudaBackend {
 
     /// Captures the step as graphs; where that fails, it is launched kernel by kernel.
     fn capture(&mut self) {
-        let graphs: Result<Vec<_>> = self.places.iter().map(|p| &p.launches).chain([&self.update]).map(|l| self.graph(l)).collect();
+        let graphs: Result<Vec<_>> = self.places.iter().map(|p| &p.launches).chain([&self.update]).map(|l| self.graph(l, 1)).collect();
         match graphs {
             Ok(mut graphs) => {
                 self.update_graph = graphs.pop().flatten();
@@ -342,23 +351,36 @@ impl CudaBackend {
         }
     }
 
-    fn graph(&self, launches: &[Launch]) -> Result<Option<CudaGraph>> {
+    /// Launches as a graph, as often as said one after another.
+    fn graph(&self, launches: &[Launch], repeats: usize) -> Result<Option<CudaGraph>> {
         if launches.is_empty() {
             return Ok(None);
         }
         let stream = self.device.compute.clone();
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).call("begin a capture")?;
-        let launched = self.launch(launches);
+        let launched = (0..repeats).try_for_each(|_| self.launch(launches));
         // ended in any case, or the stream could not be used any more
         let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).call("end a capture");
         launched?;
         graph
     }
 
-    /// Launches kernels one after another on the compute stream.
+    /// Launches kernels, each in its turn. What comes after them on the compute stream comes after all.
     fn launch(&self, launches: &[Launch]) -> Result<()> {
         self.device.bind()?;
+        let Device { compute, aside, .. } = &*self.device;
+        let mut apart = false;
         for l in launches {
+            let stream = if l.turn == Turn::Aside {
+                self.device.order(compute, aside)?;
+                apart = true;
+                aside
+            } else {
+                if l.turn == Turn::Meets && std::mem::take(&mut apart) {
+                    self.device.order(aside, compute)?;
+                }
+                compute
+            };
             let function = self.module.function(l.kernel)?;
             // every argument in eight bytes, side by side; the driver copies as many as the kernel declares from where each begins
             let mut values: Vec<u64> = Vec::with_capacity(l.args.len());
@@ -376,13 +398,11 @@ impl CudaBackend {
                 x = x.min(self.device.processors * function.blocks_at_once(l.block, l.shared)?);
             }
             // SAFETY: the lowering gives the kernel's own arguments, inside the plan's buffers; tests replay the same launches on the host
-            unsafe {
-                result::launch_kernel(function.0, (x, y, z), (l.block, 1, 1), l.shared, self.device.compute.cu_stream(), &mut pointers)
-            }
-            .call("launch a kernel")
-            .with_context(|| l.op.map_or_else(|| l.kernel.to_string(), |op| format!("{} of operation {op}", l.kernel)))?;
+            unsafe { result::launch_kernel(function.0, (x, y, z), (l.block, 1, 1), l.shared, stream.cu_stream(), &mut pointers) }
+                .call("launch a kernel")
+                .with_context(|| l.op.map_or_else(|| l.kernel.to_string(), |op| format!("{} of operation {op}", l.kernel)))?;
         }
-        Ok(())
+        if apart { self.device.order(aside, compute) } else { Ok(()) }
     }
 
     fn set_scalars(&mut self, scalars: &Scalars) -> Result<()> {
@@ -416,8 +436,7 @@ impl CudaBackend {
 
     /// Seconds of launches one after another, as often as said.
     fn time(&self, launches: &[Launch], repeats: usize) -> Result<f64> {
-        let all: Vec<Launch> = std::iter::repeat_n(launches, repeats).flatten().cloned().collect();
-        let graph = if self.no_graph.is_none() { self.graph(&all)? } else { None };
+        let graph = if self.no_graph.is_none() { self.graph(launches, repeats)? } else { None };
         let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
         let mut times = Vec::new();
         for round in 0..4 {
@@ -426,7 +445,7 @@ impl CudaBackend {
             start.record(&self.device.compute).call("mark a launch")?;
             match &graph {
                 Some(graph) => graph.launch().call("launch kernels")?,
-                None => self.launch(&all)?,
+                None => (0..repeats).try_for_each(|_| self.launch(launches))?,
             }
             end.record(&self.device.compute).call("mark a launch")?;
             let seconds = f64::from(start.elapsed_ms(&end).call("time a launch")?) / 1e3;

@@ -19,6 +19,21 @@ pub enum Arg {
     Float(f32),
 }
 
+/// When a launch may run. Small ones leave most of a card idle, so they run beside others where nobody waits for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Turn {
+    /// After those before it that are not aside.
+    #[default]
+    Next,
+    /// After all before it; those behind do not wait for it, until one that meets it, or the end of the list.
+    Aside,
+    /// After all before it, those aside too.
+    Meets,
+}
+
+/// Most dynamic shared memory of a block, bytes: a multiprocessor with 100 KiB, of which every block takes one more, holds two.
+pub const MOST_SHARED: u32 = 49 << 10;
+
 /// One kernel launch. Blocks are one-dimensional and whole warps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
@@ -30,6 +45,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Blocks walk over tiles, and fewer do the same: a device takes as many as it runs at once, so that each prepares its weights once.
     pub walkers: bool,
+    /// Its turn beside the launches around it.
+    pub turn: Turn,
     /// Threads of a block.
     pub block: u32,
     /// Dynamic shared memory, bytes.
@@ -51,7 +68,9 @@ impl Launch {
         let limits = [i32::MAX as usize, 65_535, 65_535];
         ensure!(grid.iter().zip(limits).all(|(&g, limit)| (1..=limit).contains(&g)), "{kernel} would need a grid of {grid:?} blocks");
         ensure!(block.is_multiple_of(32) && (32..=1024).contains(&block), "{kernel} would need blocks of {block} threads");
-        Ok(Launch { op, kernel, grid: grid.map(|g| g as u32), walkers: false, block, shared: u32::try_from(shared)?, args })
+        let shared = u32::try_from(shared)?;
+        ensure!(shared <= MOST_SHARED, "{kernel} would need {shared} bytes of shared memory");
+        Ok(Launch { op, kernel, grid: grid.map(|g| g as u32), walkers: false, turn: Turn::Next, block, shared, args })
     }
 }
 
@@ -68,6 +87,8 @@ pub struct Program {
 pub(super) struct Lowering<'a> {
     pub plan: &'a Plan,
     op: usize,
+    /// Those that need nothing of the others, ahead of them.
+    early: Vec<Launch>,
     launches: Vec<Launch>,
     /// Sums that are added up together later, see [`super::reduce`].
     pub waiting: Waiting,
@@ -75,7 +96,7 @@ pub(super) struct Lowering<'a> {
 
 impl<'a> Lowering<'a> {
     pub fn new(plan: &'a Plan) -> Lowering<'a> {
-        Lowering { plan, op: 0, launches: Vec::new(), waiting: Waiting::default() }
+        Lowering { plan, op: 0, early: Vec::new(), launches: Vec::new(), waiting: Waiting::default() }
     }
 
     /// What follows belongs to this operation.
@@ -108,6 +129,38 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
+    /// Puts a launch ahead of all others, aside: one that needs nothing but parameters, and whose results have a place of their own.
+    ///
+    /// # Errors
+    /// As [`Lowering::launch`].
+    pub fn early(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
+        let launch = Launch::new(Some(self.op), kernel, grid, block, shared, args)?;
+        self.early.push(Launch { turn: Turn::Aside, ..launch });
+        Ok(())
+    }
+
+    /// Appends a launch that others need not wait for: what it reads and writes must keep its place until the end of the micro-batch.
+    ///
+    /// # Errors
+    /// As [`Lowering::launch`].
+    pub fn aside(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
+        let launch = Launch::new(Some(self.op), kernel, grid, block, shared, args)?;
+        self.append(Launch { turn: Turn::Aside, ..launch });
+        Ok(())
+    }
+
+    /// The launch appended at a position for those aside.
+    pub fn meet(&mut self, position: usize) {
+        if let Some(launch) = self.launches.get_mut(position) {
+            launch.turn = Turn::Meets;
+        }
+    }
+
+    /// Launches so far.
+    pub fn position(&self) -> usize {
+        self.launches.len()
+    }
+
     /// Appends one that was made before.
     pub fn append(&mut self, launch: Launch) {
         self.launches.push(launch);
@@ -116,7 +169,8 @@ impl<'a> Lowering<'a> {
     /// All launches, those of the waiting sums at the end.
     pub fn finish(mut self) -> Result<Vec<Launch>> {
         self.add_up()?;
-        Ok(self.launches)
+        self.early.append(&mut self.launches);
+        Ok(self.early)
     }
 
     /// The address of a buffer's start, views resolved to the buffer they belong to.
@@ -184,5 +238,5 @@ pub fn scalars_launch(plan: &Plan, scalars: &Scalars) -> Option<Launch> {
     let mut args = vec![Arg::At(buffer, 0)];
     args.extend(floats.map(|value| Arg::Float(value as f32)));
     args.push(Arg::Int(scalars.accumulate.into()));
-    Some(Launch { op: None, kernel: "set_scalars", grid: [1, 1, 1], walkers: false, block: 32, shared: 0, args })
+    Some(Launch { op: None, kernel: "set_scalars", grid: [1, 1, 1], walkers: false, turn: Turn::Next, block: 32, shared: 0, args })
 }

@@ -15,6 +15,6 @@ mod structural;
 mod up_head;
 
 pub use device::{CudaBackend, Device, device_count};
-pub use launch::{Arg, Launch, Program, SCALARS_BYTES, scalars_launch};
+pub use launch::{Arg, Launch, MOST_SHARED, Program, SCALARS_BYTES, Turn, scalars_launch};
 pub use lower::{lower, lower_range};
 pub use sizing::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};

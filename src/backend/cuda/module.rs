@@ -2,6 +2,7 @@
 //! generation of cards, compiled by the driver when it is loaded. One of the two files that call CUDA.
 
 use super::device::{Call, Device};
+use super::launch::MOST_SHARED;
 use crate::plan::Precision;
 use anyhow::{Context, Result};
 use cudarc::driver::{CudaContext, result, sys};
@@ -89,6 +90,12 @@ impl Module {
         let carveout = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
         // SAFETY: the function was found above
         let _ = unsafe { result::function::set_function_attribute(function, carveout, all) };
+        // more than 48 KiB must be asked for; every card from sm_75 on has 64
+        let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: as above
+        unsafe { result::function::set_function_attribute(function, most, MOST_SHARED.cast_signed()) }
+            .call("let a kernel have its shared memory")
+            .context(name)?;
         functions.insert(name, Function(function));
         Ok(Function(function))
     }

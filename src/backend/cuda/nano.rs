@@ -55,7 +55,11 @@ fn ranges(p: &NanoParams) -> [ParamRange; 7] {
 
 /// The kernels count quarters of pixels in 32 bits.
 fn check_size(e: Extent) -> Result<()> {
-    ensure!(u32::try_from(4 * e.pixels()).is_ok(), "{} LQ pixels at once are more than the CUDA kernels count; give a smaller batch", e.pixels());
+    ensure!(
+        u32::try_from(4 * e.pixels()).is_ok(),
+        "{} LQ pixels at once are more than the CUDA kernels count; give a smaller batch",
+        e.pixels()
+    );
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! those of the slices before, and makes gradients of the totals. No atomics, so the same bits in every run. A launch costs more than such
 //! a job, so the jobs of many operations wait until the end of a micro-batch and share one. Depends on the collected launches alone.
 
-use super::launch::{Arg, Launch, Lowering, int};
+use super::launch::{Arg, Launch, Lowering, Turn, int};
 use crate::plan::{BufferId, ParamRange, Slice};
 use anyhow::{Context, Result, bail, ensure};
 
@@ -81,29 +81,37 @@ impl Sums {
         Ok(Sums { partials: l.at(workspace), totals, count: values, blocks, loss: true })
     }
 
-    /// Adds the partials to the totals, now.
-    pub fn reduce(&self, l: &mut Lowering<'_>, slice: Slice) -> Result<()> {
-        let job = self.job(slice, To::Totals);
-        launch(l, &[(l.op(), job)])
-    }
-
     /// After the last slice: adds the partials up and makes of the totals what `to` says, at the end of the micro-batch. Slices before it add to
     /// the totals now.
     pub fn later(&self, l: &mut Lowering<'_>, slice: Slice, to: To) -> Result<()> {
         if !slice.last {
-            return self.reduce(l, slice);
+            return totals(l, slice, &[*self]);
         }
+        self.check_late(l)?;
+        let job = (l.op(), self.job(slice, to));
+        l.waiting.jobs.push(job);
+        Ok(())
+    }
+
+    fn check_late(&self, l: &Lowering<'_>) -> Result<()> {
         let Arg::At(workspace, _) = self.partials else { bail!("sums without a place") };
         let lives = l.plan.late_sums.contains(&workspace);
         ensure!(lives, "{} does not live until it is added up", l.plan.buffer(workspace).name);
-        let job = (l.op(), self.job(slice, to));
-        l.waiting.jobs.push(job);
         Ok(())
     }
 
     fn job(&self, slice: Slice, to: To) -> Job {
         Job { sums: *self, before: if slice.first { Arg::Null } else { self.totals }, to }
     }
+}
+
+/// Adds partials to their totals: those of the last slice aside, since nobody but a launch aside needs them.
+pub(super) fn totals(l: &mut Lowering<'_>, slice: Slice, sums: &[Sums]) -> Result<()> {
+    if slice.last {
+        sums.iter().try_for_each(|s| s.check_late(l))?;
+    }
+    let jobs: Vec<_> = sums.iter().map(|s| (l.op(), s.job(slice, To::Totals))).collect();
+    launch(l, &jobs, if slice.last { Turn::Aside } else { Turn::Next })
 }
 
 /// What is to be done with some sums.
@@ -139,30 +147,18 @@ impl Job {
 pub(super) struct Waiting {
     /// With the operation that each belongs to.
     jobs: Vec<(usize, Job)>,
-    after: Vec<Launch>,
 }
 
 impl Lowering<'_> {
-    /// A launch that needs the totals of sums that wait: it comes after them.
-    pub fn after_sums(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
-        let launch = Launch::new(Some(self.op()), kernel, grid, block, shared, args)?;
-        self.waiting.after.push(launch);
-        Ok(())
-    }
-
     /// Launches what waits.
     pub fn add_up(&mut self) -> Result<()> {
-        let Waiting { jobs, after } = std::mem::take(&mut self.waiting);
-        for jobs in jobs.chunks(JOBS) {
-            launch(self, jobs)?;
-        }
-        after.into_iter().for_each(|launch| self.append(launch));
-        Ok(())
+        let Waiting { jobs } = std::mem::take(&mut self.waiting);
+        jobs.chunks(JOBS).try_for_each(|jobs| launch(self, jobs, Turn::Next))
     }
 }
 
 /// One launch for up to [`JOBS`] jobs.
-fn launch(l: &mut Lowering<'_>, jobs: &[(usize, Job)]) -> Result<()> {
+fn launch(l: &mut Lowering<'_>, jobs: &[(usize, Job)], turn: Turn) -> Result<()> {
     let (mut args, mut end) = (vec![l.scalars()?], 0);
     for (_, job) in jobs {
         end += job.grid();
@@ -170,7 +166,7 @@ fn launch(l: &mut Lowering<'_>, jobs: &[(usize, Job)]) -> Result<()> {
     }
     args.resize(1 + JOBS * WORDS, Arg::Null);
     let op = jobs.first().map(|&(op, _)| op).filter(|&first| jobs.iter().all(|&(op, _)| op == first));
-    l.append(Launch::new(op, "reduce_sums", [end, 1, 1], 256, 256 * 8, args)?);
+    l.append(Launch { turn, ..Launch::new(op, "reduce_sums", [end, 1, 1], 256, 256 * 8, args)? });
     Ok(())
 }
 
@@ -182,7 +178,7 @@ mod tests {
     use crate::plan::{LossKind, Precision};
 
     #[test]
-    fn jobs_share_launches_and_what_needs_their_totals_comes_last() {
+    fn jobs_share_launches_that_come_last() {
         let spec = StepSpec::new(1, (16, 16), vec![(LossKind::L1, 1.0)]);
         let plan = training_plan(&Network::new("nano", 2).unwrap(), &spec, &CudaSizing { precision: Precision::F32 }).unwrap();
         let (late, slice) = (plan.late_sums[0], Slice::whole(1));
@@ -191,14 +187,15 @@ mod tests {
             l.begin(at);
             let sums = Sums::of(&l, late, slice, LANES + 1, 3);
             sums.later(&mut l, slice, To::Totals).unwrap();
-            l.after_sums("last", [1; 3], 32, 0, vec![]).unwrap();
+            l.aside("aside", [1; 3], 32, 0, vec![]).unwrap();
+            l.early("early", [1; 3], 32, 0, vec![]).unwrap();
             l.launch("first", [1; 3], 32, 0, vec![]).unwrap();
         }
         let launches = l.finish().unwrap();
         let names: Vec<&str> = launches.iter().map(|l| l.kernel).collect();
-        let expected = [["first"; JOBS + 2].as_slice(), &["reduce_sums"; 2], &["last"; JOBS + 2]].concat();
+        let expected = [["early"; JOBS + 2].as_slice(), &["aside", "first"].repeat(JOBS + 2), &["reduce_sums"; 2]].concat();
         assert_eq!(names, expected);
-        let sums = &launches[JOBS + 2..JOBS + 4];
+        let sums = &launches[3 * (JOBS + 2)..];
         assert_eq!(sums.iter().map(|l| l.grid[0] as usize).collect::<Vec<_>>(), [2 * JOBS, 4]);
         assert!(sums.iter().all(|l| l.op.is_none() && l.args.len() == 1 + JOBS * WORDS));
         assert_eq!(launches[0].op, Some(0));

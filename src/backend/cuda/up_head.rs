@@ -3,7 +3,7 @@
 use super::launch::{Arg, Lowering, int};
 use super::nano::{FEATURES, halves, tiles};
 use super::pixels;
-use super::reduce::{self, Sums, To};
+use super::reduce::{self, Sums};
 use super::sizing::SUM_BLOCKS;
 use crate::plan::{BufferId, PixelLoss, Precision, UpHead, UpHeadBack};
 use anyhow::{Context, Result, ensure};
@@ -13,7 +13,7 @@ const TILE: usize = 16;
 /// f32 elements of the base's arrays: `BASE_..` of kernels/base.cuh.
 const BASE_RAW: usize = (TILE + 8) * (TILE + 8) * 3;
 const BASE_ROWS: usize = (TILE + 8) * (TILE + 2) * 3;
-const BASE_CELLS: usize = (TILE + 2) * (TILE + 2) * 8;
+const BASE_CELLS: usize = (TILE + 2) * (TILE + 2) * 6;
 const BASE_TAPS: usize = 32;
 /// The numbers of kernels/composed.cuh: entries of a group of slots, one's elements, and sums of all pixels and of one edge.
 const ENTRIES: usize = 53;
@@ -22,8 +22,6 @@ const INTERIOR_SUMS: usize = 25 * ENTRY + 16;
 const EDGE_SUMS: usize = 4 * (7 * ENTRY + 3 * 16);
 /// Bytes of an entry as the lanes of a warp take it.
 const FRAGMENT: usize = 32 * 16;
-/// Most blocks that share the pixels of each edge.
-const EDGE_BLOCKS: usize = 16;
 /// Threads of a backward block with tensor cores: ten warps.
 const BACK_THREADS: u32 = 320;
 
@@ -57,7 +55,9 @@ pub(super) fn sum_count(o: &UpHeadBack) -> usize {
 fn sum_blocks(o: &UpHead) -> (usize, usize) {
     let e = o.extent;
     let strips = e.n * e.h.max(e.w).div_ceil(16);
-    (tiles(e).min((SUM_BLOCKS as usize / groups(o)).max(1)), strips.min(EDGE_BLOCKS))
+    let blocks = tiles(e).min((SUM_BLOCKS as usize / groups(o)).max(1));
+    // one edge a block
+    (blocks, strips.min(blocks.div_ceil(4)))
 }
 
 pub(super) fn workspace(o: &UpHeadBack) -> u64 {
@@ -98,8 +98,9 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
     if o.composed.is_some_and(|c| c.first) {
         let mut args: Vec<Arg> = [o.up_weight, o.up_bias, o.weight, o.bias].iter().map(|r| l.element(o.parameters, r.offset)).collect();
         args.extend([gain, l.at(composed), int(o.scale)?]);
-        l.launch("compose_up_head", [ENTRIES + 1, groups(o), 1], 256, 0, args)?;
+        l.early("compose_up_head", [ENTRIES + 1, groups(o), 1], 256, 0, args)?;
     }
+    let position = l.position();
     let [target, codes] = match o.target {
         Some(b) => [b.hr_of(0), b.augment_of(0)].map(|at| l.at_bytes(b.buffer, at)),
         None => [Arg::Null, Arg::Null],
@@ -111,13 +112,18 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
     // f32 has its weights, those of four slots at a time, in the place of the base's scratch
     let weights = if half { 25 * FRAGMENT } else { 0 };
     let shared = tile_bytes(half) + weights + 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS);
+    let kernel = if half && o.scale == 2 { "up_head_double" } else { "up_head" };
     let Some(loss) = loss else {
         args.extend([Arg::Null, Arg::Int(0), Arg::Float(0.0), Arg::Float(0.0), Arg::Float(0.0), Arg::Null]);
-        return l.walk("up_head", tiles(o.extent), 256, shared, args);
+        l.walk(kernel, tiles(o.extent), 256, shared, args)?;
+        l.meet(position);
+        return Ok(());
     };
     args.push(l.at(l.workspace(loss.workspace)?));
     args.extend(pixels::loss_terms(l, loss)?);
-    l.launch("up_head", [loss_blocks(o), 1, 1], 256, shared, args)
+    l.launch(kernel, [loss_blocks(o), 1, 1], 256, shared, args)?;
+    l.meet(position);
+    Ok(())
 }
 
 pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
@@ -138,18 +144,18 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
     let mut args = vec![l.at(composed), gain, l.at(f.features_in), l.at(o.d_output), l.at(o.d_features), partials, edge_partials];
     args.extend(sizes(f)?);
     let half = halves(l, f.features_in, f.extent, FEATURES);
-    let (groups, edge_grid, threads) = (groups(f), 4 * edge_blocks, if half { BACK_THREADS } else { 256 });
+    let (groups, threads) = (groups(f), if half { BACK_THREADS } else { 256 });
     let tile = tile_bytes(half);
     let edge_blocks = int(edge_blocks)?;
     let part = |part: i32| [&args[..], &[Arg::Int(part), edge_blocks]].concat();
     let with_weights = if half { 2 * tile + 25 * FRAGMENT } else { tile + 25 * FEATURES * 16 };
     if half && groups == 1 {
-        l.launch("up_head_back", [edge_grid + blocks, 1, 1], threads, with_weights, part(DATA | SUMS))?;
+        l.launch("up_head_back_double", [blocks, 1, 1], threads, with_weights, part(DATA | SUMS))?;
     } else {
         // weights of all slots, or f32 ones of four at a time; f32 sums have the tile's gradients beside its features
         l.walk("up_head_back", tiles(f.extent), threads, with_weights, part(DATA))?;
         let shared = if half { 2 * tile } else { tile + TILE * TILE * 16 * 4 };
-        l.launch("up_head_back", [edge_grid + blocks, groups, 1], threads, shared, part(SUMS))?;
+        l.launch("up_head_back", [blocks, groups, 1], threads, shared, part(SUMS))?;
     }
     if let Some(d_input) = o.d_input {
         let mut args = vec![l.at(o.d_output), l.at(d_input)];
@@ -157,8 +163,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
         args.push(Arg::Float(f.alpha));
         l.launch("base_back", [(f.extent.pixels() * 3).div_ceil(256), 1, 1], 256, 0, args)?;
     }
-    sums.later(l, o.slice, To::Totals)?;
-    edge_sums.later(l, o.slice, To::Totals)?;
+    reduce::totals(l, o.slice, &[sums, edge_sums])?;
     if !o.slice.last {
         return Ok(());
     }
@@ -170,5 +175,5 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
     args.extend([int(f.scale)?, l.scalars()?]);
     // weights of up.0, a warp for each of conv_out's, biases, the gain
     let blocks = f.up_weight.len.div_ceil(256) + f.weight.len / 8 + 2;
-    l.after_sums("finish_up_head", [blocks, 1, 1], 256, 256 * 8, args)
+    l.aside("finish_up_head", [blocks, 1, 1], 256, 256 * 8, args)
 }
