@@ -21,27 +21,32 @@ DEVICE int tile_piece(int pixel, int piece) { return pixel * PIXEL_PIECES + piec
 #define WIDE_TILE_BYTES (WIDE_TILE * WIDE_TILE * PIXEL_PIECES * 16)
 #define WEIGHTS (TAPS * CHANNELS * CHANNELS)
 
-// Loads the pixels of a picture [images][h][w][16], `BORDER` pixels more on each side; zeros outside. All loads are on their way before the first
-// is waited for.
+// The pixels of a tile of a picture [images][h][w][16] on their way into shared memory, `BORDER` pixels more on each side; zeros outside. All of
+// a tile's loads are asked for before the first is stored.
 template <int BORDER>
-DEVICE void load_tile(unsigned char* to, const act* from, Tile at, int h, int w) {
-    const int side = TILE + 2 * BORDER, count = side * side * PIECES, rounds = (count + 255) / 256;
-    // positions in one image fit an int
-    const Wide* image = (const Wide*)from + (long long)at.image * h * w * PIECES;
-    Wide values[rounds];
-    UNROLL
-    for (int round = 0; round < rounds; round++) {
-        int i = round * 256 + threadIdx.x, pixel = i / PIECES, piece = i % PIECES;
-        int y = at.y - BORDER + pixel / side, x = at.x - BORDER + pixel % side;
-        values[round] = {{0, 0, 0, 0}};
-        if (i < count && y >= 0 && y < h && x >= 0 && x < w) values[round] = image[(y * w + x) * PIECES + piece];
+struct TileInput {
+    static const int SIDE = TILE + 2 * BORDER, COUNT = SIDE * SIDE * PIECES, ROUNDS = (COUNT + 255) / 256;
+    Wide values[ROUNDS];
+
+    DEVICE_MEMBER void load(const act* from, Tile at, int h, int w) {
+        // positions in one image fit an int
+        const Wide* image = (const Wide*)from + (long long)at.image * h * w * PIECES;
+        UNROLL
+        for (int round = 0; round < ROUNDS; round++) {
+            int i = round * 256 + threadIdx.x, pixel = i / PIECES, piece = i % PIECES;
+            int y = at.y - BORDER + pixel / SIDE, x = at.x - BORDER + pixel % SIDE;
+            values[round] = {{0, 0, 0, 0}};
+            if (i < COUNT && y >= 0 && y < h && x >= 0 && x < w) values[round] = image[(y * w + x) * PIECES + piece];
+        }
     }
-    UNROLL
-    for (int round = 0; round < rounds; round++) {
-        int i = round * 256 + threadIdx.x;
-        if (i < count) ((Wide*)to)[tile_piece(i / PIECES, i % PIECES)] = values[round];
+    DEVICE_MEMBER void store(unsigned char* to) const {
+        UNROLL
+        for (int round = 0; round < ROUNDS; round++) {
+            int i = round * 256 + threadIdx.x;
+            if (i < COUNT) ((Wide*)to)[tile_piece(i / PIECES, i % PIECES)] = values[round];
+        }
     }
-}
+};
 
 // The weights as the products below take them: 9 matrices [k][column]. Forward: k is the input channel, column the output channel.
 // Backward the other way round, and taps are flipped: a gradient comes from the output pixel on the other side.
@@ -176,8 +181,10 @@ KERNEL(conv, 256, const act* input, const float* weight, const float* bias, act*
     if (threadIdx.x < CHANNELS) biases[threadIdx.x] = bias[threadIdx.x];
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
+        TileInput<1> in;
+        in.load(input, at, h, w);
         barrier();
-        load_tile<1>(tile, input, at, h, w);
+        in.store(tile);
         barrier();
         Product p;
         start(p, biases);
@@ -196,8 +203,10 @@ KERNEL_CROWDED(conv_data, 256, 2, const act* d_output, const float* weight, act*
     load_weights(weights, weight, true);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
+        TileInput<1> in;
+        in.load(d_output, at, h, w);
         barrier();
-        load_tile<1>(tile, d_output, at, h, w);
+        in.store(tile);
         barrier();
         Product p;
         start(p, nullptr);
@@ -295,30 +304,33 @@ DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned cha
         }
     }
 }
-// The warps' sums are added through the tiles' memory, one tap at a time: [four rows][input channel][output channel].
+// The warps' sums are added through shared memory: [tap][four rows][input channel][output channel], then biases [four rows][output channel].
 DEVICE void finish(const Outer& o, float* out) {
     int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
     int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2, rows = threadIdx.x / 64, group = lane / 4, t = lane % 4;
-    float* all = (float*)shared_memory();
-    UNROLL
-    for (int tap = 0; tap < TAPS; tap++) {
-        barrier();
-        UNROLL
-        for (int i = 0; i < 4; i++)
-            all[(rows * CHANNELS + group + i / 2 * 8) * CHANNELS + half * 8 + 2 * t + i % 2] = o.sum[tap][i];
-        barrier();
-        float sum = 0;
-        for (int other = 0; other < 4; other++) sum += all[(other * CHANNELS + ci) * CHANNELS + co];
-        out[(co * CHANNELS + ci) * TAPS + tap] = sum;
-    }
+    float *all = (float*)shared_memory(), *biases = all + TAPS * 4 * CHANNELS * CHANNELS;
     float bias = o.bias;
     bias += shuffle_xor(bias, 1);
     bias += shuffle_xor(bias, 2);
     barrier();
-    all[rows * CHANNELS + half * 8 + group] = bias;
+    UNROLL
+    for (int tap = 0; tap < TAPS; tap++) {
+        UNROLL
+        for (int i = 0; i < 4; i++)
+            all[((tap * 4 + rows) * CHANNELS + group + i / 2 * 8) * CHANNELS + half * 8 + 2 * t + i % 2] = o.sum[tap][i];
+    }
+    biases[rows * CHANNELS + half * 8 + group] = bias;
     barrier();
+    UNROLL
+    for (int tap = 0; tap < TAPS; tap++) {
+        float sum = 0;
+        UNROLL
+        for (int other = 0; other < 4; other++) sum += all[((tap * 4 + other) * CHANNELS + ci) * CHANNELS + co];
+        out[(co * CHANNELS + ci) * TAPS + tap] = sum;
+    }
     float sum = 0;
-    for (int other = 0; other < 4; other++) sum += all[other * CHANNELS + co];
+    UNROLL
+    for (int other = 0; other < 4; other++) sum += biases[other * CHANNELS + co];
     if (ci == 0) out[WEIGHTS + co] = sum;
 }
 #endif
@@ -334,9 +346,13 @@ KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials
     start(o);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
+        TileInput<1> x_in;
+        TileInput<0> d_in;
         barrier();
-        load_tile<1>(x_tile, input, at, h, w);
-        load_tile<0>(d_tile, d_output, at, h, w);
+        x_in.load(input, at, h, w);
+        x_in.store(x_tile);
+        d_in.load(d_output, at, h, w);
+        d_in.store(d_tile);
         barrier();
         accumulate(o, x_tile, d_tile);
     }
@@ -356,9 +372,12 @@ KERNEL(conv_gradients, 256, const act* input, const act* d_output, const float* 
     start(o);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
+        TileInput<1> x_in, d_in;
+        x_in.load(input, at, h, w);
+        d_in.load(d_output, at, h, w);
         barrier();
-        load_tile<1>(x_tile, input, at, h, w);
-        load_tile<1>(d_tile, d_output, at, h, w);
+        x_in.store(x_tile);
+        d_in.store(d_tile);
         barrier();
         Product p;
         start(p, nullptr);

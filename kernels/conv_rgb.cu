@@ -41,7 +41,7 @@ DEVICE void read_rgb(const Reader& r, int y, int x, float (&v)[3]) {
 DEVICE void leave_rgb(const Reader& r, int y, int x, const float (&v)[3]) {
     float* to = r.image + (y * r.w + x) * 3;
     UNROLL
-    for (int c = 0; c < 3; c++) to[c] = v[c] / 255.0f;
+    for (int c = 0; c < 3; c++) to[c] = over_255(v[c]);
 }
 
 #if PRECISION == 0
@@ -56,7 +56,7 @@ DEVICE void load_rgb(float* to, const Source& source, Tile at, int h, int w) {
             bool own = line >= 1 && line <= TILE && column >= 1 && column <= TILE;
             if (r.patch && own) leave_rgb(r, y, x, v);
         }
-        for (int c = 0; c < 3; c++) to[i * 3 + c] = r.patch ? v[c] / 255.0f : v[c];
+        for (int c = 0; c < 3; c++) to[i * 3 + c] = r.patch ? over_255(v[c]) : v[c];
     }
 }
 

@@ -108,7 +108,9 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
         l.launch("conv_weights", [blocks, 1, 1], 256, tile(1) + tile(0), args)?;
     } else {
         let args = with_sizes(vec![input, d_output, weight, d_input, sums.partials])?;
-        l.launch("conv_gradients", [blocks, 1, 1], 256, 2 * tile(1) + weights, args)?;
+        // at the end the sums of four pairs of warps, and biases
+        let sums_of = 4 * 4 * (9 * CHANNELS + 1) * CHANNELS;
+        l.launch("conv_gradients", [blocks, 1, 1], 256, (2 * tile(1) + weights).max(sums_of), args)?;
     }
     finish(l, o, &sums)
 }
