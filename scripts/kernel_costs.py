@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""What the kernels of a training step cost on paper: instructions of the machine code of one generation, by kind, and the time they bound
-an H100 to, beside the time of the bytes that must move. Needs no GPU: `pip install -r scripts/kernels-requirements.txt nvidia-cuda-nvdisasm`.
+"""What the kernels of a training step cost on paper: a multiprocessor's schedulers walked through the machine code, warp by warp, with the waits
+that the code itself states. Needs no GPU: `pip install -r scripts/kernels-requirements.txt nvidia-cuda-nvdisasm`.
 
-    scripts/kernel_costs.py [--card 90] [--precision bf16]
+    scripts/kernel_costs.py [--card 90] [--precision bf16] [--kernel NAME]
 
-A warp's instructions for one tile of 16 x 16 pixels are counted: those between a kernel's loops over tiles once, those of inner loops as
-often as STEP says, whose loops must be as many as the compiler made. Of a branch both sides count, so the numbers are from above; a
-kernel's start and end are left out. Nothing here is measured: latency, conflicts and caches are not in it.
+Nano x2, LQ 128, batch 16 on an H200: a launch's blocks share tiles of 16 x 16 LQ pixels; one multiprocessor with an average share of them is
+followed from its first instruction to its last. Machine code since Volta names for every instruction how long its warp pauses after it and which of
+six counters it waits for, so what a warp waits for is known; how long memory, tensor cores and special functions take is not, and stands in
+LATENCY and PIPES from published measurements. Loops run as often as STEP says; branches that only edges, other losses or slow paths of divisions take
+are not taken. Not in it: the start of a launch, conflicts between banks of shared memory, caches, bandwidth (given as a bound beside). Against the
+one measurement there is, kernels took 0.95 to 1.45 times as long (docs/BENCHMARKS.md). With --kernel: what its warps wait for.
 """
 import argparse
 import collections
 import importlib.util
+import math
 import pathlib
 import re
 import subprocess
@@ -20,40 +24,68 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import build_kernels  # noqa: E402
 
-# (kernel, what for, warps of a block, tiles, bytes that must move, launches of a step, trips of the loops inside that over tiles, in the order of
-# the code) for Nano x2, LQ 128, batch 16, halves. A pixel of features is 32 bytes, of RGB 12 (f32) or 3 (u8).
-LQ, HR = 16 * 128 * 128, 16 * 256 * 256
-# of a picture of 8 x 8 tiles 28 touch its edge: both kinds of edges, taps along rows, corners, taps along columns; for either row of a warp
-EDGES = [2 * 0.44, 0.2, 0.02, 1.4] * 2
+# an H200's multiprocessors, GHz under load, and bytes a second of a copy
+SMS, GHZ, BANDWIDTH = 132, 1.75, 4.3e12
+TILES = 16 * 128 * 128 // 256
+LQ = 16 * 128 * 128
+NO_EDGES = [0] * 8
+# (kernel, what for, warps of a block, blocks of a multiprocessor, blocks of the launch or None for as many as fit, bytes that must move, launches
+# of a step, trips of the loops inside that over tiles, for warp w). A pixel of features is 32 bytes, of RGB 12 (f32) or 3 (u8).
 STEP = [
-    ("conv_rgb", "conv_in", 8, LQ // 256, 44 * LQ, 1, []),
-    ("nano_block", "", 8, LQ // 256, 64 * LQ, 3, [324 / 128, 2]),
-    ("conv", "conv_mid", 8, LQ // 256, 64 * LQ, 1, []),
-    ("up_head", "", 8, LQ // 256, 104 * LQ, 1, [1.75, 1.4, 1, *EDGES, 4]),
-    ("up_head_back", "", 10, LQ // 256, 112 * LQ, 1, [1, *EDGES]),
-    ("conv_gradients", "conv_mid", 8, LQ // 256, 96 * LQ, 1, []),
-    ("nano_block_back", "", 8, LQ // 256, 96 * LQ, 3, [400 / 128, 5.25, 4, 2]),
-    ("conv_rgb_weights", "conv_in", 8, LQ // 256, 44 * LQ, 1, []),
+    ("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
+    ("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2]),
+    ("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
+    ("up_head_double", "", 8, 2, 256, 104 * LQ, 1, lambda w: [2, 1] + NO_EDGES),
+    ("up_head_back_double", "", 10, 2, 256, 112 * LQ, 1, lambda w: NO_EDGES),
+    ("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
+    ("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [[6, 5, 5, 5][w // 2], 4, 2]),
+    ("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
 ]
-# an H100's multiprocessors, GHz, bytes a second; of a multiprocessor and clock: instructions, special functions, bytes of shared memory, halves
-# multiplied by tensor cores at their peak
-SMS, GHZ, BANDWIDTH, ISSUE, SPECIAL, SHARED, TENSOR = 132, 1.7, 3.35e12, 4, 16, 128, 2048
-KINDS = {
-    "fma": "FFMA FMUL FADD HFMA2 HADD2 DADD DMUL DFMA",
-    "mma": "HMMA",
-    "move": "MOV CS2R UMOV MOVM SHFL",
-    "convert": "F2FP F2F I2F F2I FRND I2FP",
-    "shared": "LDS STS LDSM",
-    "global": "LDG STG LDC ULDC",
-    "special": "MUFU",
-}
-KIND = {name: kind for kind, names in KINDS.items() for name in names.split()}
+# Clocks from issue until a result is there, where the code waits by counter
+LATENCY = {"LDG": 650, "LDS": 30, "LDSM": 33, "SHFL": 25, "MOVM": 33, "LDC": 40, "ULDC": 40, "S2R": 40, "S2UR": 40, "MUFU": 30, "I2F": 30, "F2I": 30, "FRND": 30}
+# Which unit of a scheduler's quarter takes an instruction, and for how many clocks; those of "mio" share the multiprocessor's one way to memory
+ALU = set("IADD3 LOP3 SHF SEL FSEL ISETP FSETP PLOP3 FMNMX VIMNMX PRMT F2FP LEA I2FP IABS FCHK VIADD".split())
+CONTROL = set("BRA BSSY BSYNC EXIT WARPSYNC BAR CALL RET BREAK NOP DEPBAR YIELD".split())
+MEMORY = set("LDS STS LDSM SHFL MOVM LDG STG".split())
+
+
+class Op:
+    """An instruction: its place, name, unit, clocks there, and what it waits for and is waited for by."""
+
+    def __init__(self, place, name, rest, control):
+        self.place, self.full, self.name, self.rest = place, name, name.split(".")[0], rest
+        self.pause = max(control >> 41 & 15, 1)
+        # counters that say when the result is there, and when the operands were read
+        self.result, self.operands = control >> 46 & 7, control >> 49 & 7
+        self.waits = control >> 52 & 63
+        n = self.name
+        self.clocks = 2
+        if n in ALU:
+            self.unit = "alu"
+        elif n in ("FFMA", "FMUL", "FADD", "HFMA2", "HADD2"):
+            self.unit = "fma"  # either of two
+        elif n == "IMAD":
+            self.unit = "heavy"
+        elif n in ("MOV", "CS2R"):
+            self.unit = "any"
+        elif n in ("MUFU", "I2F", "F2I", "FRND", "F2F"):
+            self.unit, self.clocks = "special", 8
+        elif n == "HMMA":
+            self.unit, self.clocks = "tensor", 4 if "16816" in name else 2
+        elif n in MEMORY:
+            size = int(m[1]) // 8 if (m := re.search(r"\.(64|128)", name)) else 4
+            self.unit = "mio"
+            self.clocks = (4 if name.endswith(".4") else 2 if name.endswith(".2") else 1) if n == "LDSM" else 2 if n == "MOVM" else max(size / 4, 1)
+        elif n in CONTROL:
+            self.unit = "control"
+        else:
+            self.unit = "constant" if n in ("LDC", "ULDC", "S2R", "S2UR") else "uniform" if n[0] == "U" else "f64" if n[0] == "D" else "alu"
+        self.latency = LATENCY.get(n, 33 if n == "HMMA" else 12)
 
 
 def machine_code(precision, card):
-    """{kernel: [(address or label, operation, rest)]}."""
-    nvrtc = build_kernels.Nvrtc()
-    code = nvrtc.machine_code(precision, f"sm_{card}")
+    """{kernel: ([Op], {label: place})}."""
+    code = build_kernels.Nvrtc().machine_code(precision, f"sm_{card}")
     spec = importlib.util.find_spec("nvidia.cu13") or importlib.util.find_spec("nvidia")
     tools = [t for folder in spec.submodule_search_locations for t in pathlib.Path(folder).rglob("bin/nvdisasm")]
     if not tools:
@@ -61,94 +93,188 @@ def machine_code(precision, card):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        text = subprocess.run([tools[0], "-c", "-ndf", file.name], check=True, capture_output=True, text=True).stdout
-    kernels, current = {}, None
+        text = subprocess.run([tools[0], "-c", "-hex", "-ndf", file.name], check=True, capture_output=True, text=True).stdout
+    kernels, ops, begun, waiting = {}, None, None, []
     for line in text.splitlines():
         if m := re.match(r"\.text\.(\w+):", line):
-            current = kernels.setdefault(m[1], [])
+            ops, labels = kernels.setdefault(m[1], ([], {}))
         elif line.startswith("//---"):
-            current = None
-        elif current is None:
+            ops = None
+        elif ops is None:
             continue
         elif m := re.match(r"(\.L_x_\d+):", line):
-            current.append((m[1], None, None))
-        elif m := re.match(r"\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+ )?\s*([A-Z0-9_.]+)(.*);", line):
-            current.append((int(m[1], 16), m[2], m[3]))
+            waiting.append(m[1])
+        elif m := re.match(r"\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+ )?\s*([A-Z0-9_.]+)(.*?);\s*/\* 0x[0-9a-f]+ \*/", line):
+            begun = (int(m[1], 16), m[2], m[3])
+            labels.update((label, begun[0]) for label in waiting)
+            waiting = []
+        elif begun and (m := re.match(r"\s+/\* 0x([0-9a-f]+) \*/", line)):
+            ops.append(Op(*begun, int(m[1], 16)))
+            begun = None
     return kernels
 
 
-def loops(code):
-    """[(first, last address)] of loops, outer before inner."""
-    at, waiting, ends = {}, [], {}
-    for place, operation, _ in code:
-        if operation is None:
-            waiting.append(place)
-        else:
-            at.update((label, place) for label in waiting)
-            waiting = []
-    for place, operation, rest in code:
-        if operation and operation.startswith("BRA") and (m := re.search(r"\.L_x_\d+", rest)):
-            if at.get(m[0], place) < place:
-                ends[at[m[0]]] = max(ends.get(at[m[0]], 0), place)
+def target(op, labels):
+    found = re.search(r"\.L_x_\d+", op.rest) if op.name == "BRA" else None
+    return labels.get(found[0]) if found else None
+
+
+def loops(ops, labels):
+    """[(first, last place)] of loops, outer before inner."""
+    ends = {}
+    for op in ops:
+        to = target(op, labels)
+        if to is not None and to < op.place:
+            ends[to] = max(ends.get(to, 0), op.place)
     return sorted(ends.items())
 
 
-def shared_bytes(operation):
-    """Bytes that a warp's access takes of shared memory, without conflicts."""
-    if operation.startswith("LDSM"):
-        return 512 if operation.endswith(".4") else 128
-    return 32 * (int(m[1]) // 8 if (m := re.search(r"\.(64|128)", operation)) else 4)
+def path(ops, labels, found, trips):
+    """The instructions that a warp runs, loops as often as `trips` says (once where it does not)."""
+    index = {op.place: i for i, op in enumerate(ops)}
+    taken = []
+
+    def unlikely(at, to):
+        inside = [l for l in found if ops[at].place < l[0] and l[1] < to]
+        if inside:
+            return all(trips.get(l[0], 1) == 0 for l in inside)
+        # roots and slow divisions
+        return index[to] - at < 90 and any(o.name == "CALL" or o.full.startswith("MUFU.RSQ") for o in ops[at : index[to]])
+
+    def run(at, end, within):
+        while at < end:
+            op = ops[at]
+            fresh = [l for l in found if l[0] == op.place and l not in within]
+            if fresh:
+                loop = max(fresh, key=lambda l: l[1] - l[0])
+                for _ in range(trips.get(loop[0], 1)):
+                    run(at, index[loop[1]] + 1, [*within, loop])
+                at = index[loop[1]] + 1
+                continue
+            if op.name != "NOP":
+                taken.append(op)
+            to = target(op, labels)
+            at = index[to] if to is not None and op.place < to and index[to] <= end and unlikely(at, to) else at + 1
+
+    run(0, max(i for i, op in enumerate(ops) if op.name == "EXIT") + 1, [])
+    return taken
 
 
-def cost(kernel, code, trips):
-    """A warp's instructions for a tile by kind, its bytes of shared memory, and products by tensor cores."""
-    found = loops(code)
-    # the loop over tiles is the largest; a kernel may have loops before and after it
-    outer = max(found, key=lambda l: l[1] - l[0])
-    inner = [l for l in found if outer[0] <= l[0] and l[1] <= outer[1] and l != outer]
-    if len(inner) != len(trips):
-        sys.exit(f"{kernel}: the compiler made {len(inner)} loops in that over tiles, STEP knows of {len(trips)}")
-    count, shared, products = collections.Counter(), 0.0, 0.0
-    for place, operation, rest in code:
-        if operation is None or not outer[0] <= place <= outer[1] or operation == "NOP":
-            continue
-        times = 1.0
-        for (first, last), trip in zip(inner, trips):
-            if first <= place <= last:
-                times *= trip
-        name = operation.split(".")[0]
-        kind = KIND.get(name, "move" if operation.startswith("IMAD.MOV") else "integer")
-        count[kind] += times
-        if kind == "shared":
-            shared += times * shared_bytes(operation)
-        if kind == "mma":
-            products += times * (2048 if "16816" in operation else 1024)
-    return count, shared, products
+class Warp:
+    def __init__(self, block, path):
+        self.block, self.path, self.next, self.ready, self.counters, self.held = block, path, 0, 0, [0] * 6, False
+
+
+def walk(blocks):
+    """Clocks until all warps of [[path]] are done, instructions issued, clocks of the way to memory, what warps waited for."""
+    warps = [[Warp(b, p) for b, paths in enumerate(blocks) for p in paths[q::4]] for q in range(4)]
+    arrived, size = [0] * len(blocks), [len(paths) for paths in blocks]
+    units = [collections.defaultdict(float) for _ in range(4)]
+    clock, issued, memory, busy, left = 0, 0, 0.0, 0.0, sum(size)
+    last, waits = [None] * 4, collections.Counter()
+
+    def blocked(warp, unit, op):
+        """The clock at which the instruction can be issued, and why not now."""
+        if warp.ready > clock:
+            return warp.ready, "pause"
+        until = max((warp.counters[c] for c in range(6) if op.waits >> c & 1), default=0)
+        if until > clock:
+            return until, "counter"
+        if op.unit == "mio":
+            return memory - 16, "memory queue"
+        if op.unit == "fma":
+            return min(unit["heavy"], unit["lite"]), "unit"
+        if op.unit == "any":
+            return min(unit["alu"], unit["heavy"], unit["lite"]), "unit"
+        return unit[op.unit], "unit"
+
+    while left:
+        soonest, any_issued = math.inf, False
+        for q in range(4):
+            unit, chosen, why = units[q], None, []
+            for warp in ([last[q]] if last[q] else []) + warps[q]:
+                if warp.next == len(warp.path) or warp.held:
+                    if warp.held:
+                        why.append(("barrier", None))
+                    continue
+                op = warp.path[warp.next]
+                until, reason = blocked(warp, unit, op)
+                if until <= clock:
+                    chosen = warp
+                    break
+                soonest = min(soonest, until)
+                why.append((reason, op if reason == "counter" else None))
+            if chosen is None:
+                waits.update(why)
+                continue
+            any_issued, issued, last[q] = True, issued + 1, chosen
+            done, read = clock + op.latency, clock + 12
+            if op.unit == "mio":
+                memory = max(memory, clock) + op.clocks
+                busy, done, read = busy + op.clocks, memory + op.latency, memory + 12
+            elif op.unit in ("fma", "any"):
+                names = ("lite", "heavy") if op.unit == "fma" else ("lite", "heavy", "alu")
+                unit[min(names, key=lambda n: unit[n])] = clock + 2
+            elif op.unit != "control":
+                unit[op.unit] = clock + op.clocks
+            for counter, until in ((op.result, done), (op.operands, read)):
+                if counter != 7:
+                    chosen.counters[counter] = max(chosen.counters[counter], until)
+            chosen.ready = clock + op.pause
+            chosen.next += 1
+            left -= chosen.next == len(chosen.path)
+            if op.name == "BAR":
+                chosen.held = True
+                arrived[chosen.block] += 1
+                if arrived[chosen.block] == size[chosen.block]:
+                    arrived[chosen.block] = 0
+                    for warp in (w for quarter in warps for w in quarter if w.block == chosen.block):
+                        warp.held, warp.ready = False, max(warp.ready, clock + 20)
+        clock = clock + 1 if any_issued or soonest == math.inf else max(clock + 1, math.ceil(soonest))
+    return clock, issued, busy, waits
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--card", type=int, default=90)
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16"])
+    parser.add_argument("--card", type=int, default=90, help="generation of the machine code [default: 90]")
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16"], help="type of activations [default: bf16]")
+    parser.add_argument("--kernel", help="one kernel, and what its warps wait for")
     args = parser.parse_args()
-    kernels = machine_code(args.precision, args.card)
-    kinds = [*KINDS, "integer"]
-    print(f"A warp's instructions for a tile ({args.precision}, sm_{args.card}), and microseconds of a launch on an H100, on paper")
+    code = machine_code(args.precision, args.card)
+    print(f"{args.precision}, sm_{args.card}, LQ 128, batch 16: a launch on an H200, on paper")
     print()
-    print("| kernel | " + " | ".join(kinds) + " | all | issue | special | shared | tensor | bytes | launches |")
-    print("|---|" + "---|" * (len(kinds) + 7))
-    bound = floor = 0.0
-    for kernel, use, warps, tiles, moved, launches, trips in STEP:
-        count, shared, products = cost(kernel, kernels[kernel], trips)
-        total = sum(count.values())
-        clocks = [total / ISSUE, 32 * count["special"] / SPECIAL, shared / SHARED, products / TENSOR]
-        times = [warps * c * tiles / SMS / GHZ / 1e3 for c in clocks] + [moved / BANDWIDTH * 1e6]
-        bound += launches * max(times)
-        floor += launches * times[-1]
-        numbers = [f"{count[k]:.0f}" for k in kinds] + [f"{total:.0f}"] + [f"{t:.1f}" for t in times] + [str(launches)]
-        print(f"| `{kernel}`{use and ', ' + use} | " + " | ".join(numbers) + " |")
+    print("| kernel | instructions a warp | issued a clock, of 4 | way to memory in use | us | us of the bytes | launches |")
+    print("|---|---|---|---|---|---|---|")
+    total = floor = 0.0
+    for kernel, use, size, fit, grid, moved, launches, trips in STEP:
+        if args.kernel not in (None, kernel):
+            continue
+        ops, labels = code[kernel]
+        found = loops(ops, labels)
+        outer = max(found, key=lambda l: l[1] - l[0])
+        inner = [l for l in found if outer[0] <= l[0] and l[1] <= outer[1] and l != outer]
+        if len(inner) != len(trips(0)):
+            sys.exit(f"{kernel}: the compiler made {len(inner)} loops in that over tiles, STEP knows of {len(trips(0))}")
+        places = grid or SMS * fit
+        blocks = []
+        for block in range(min(fit, -(-places // SMS))):
+            # the middle one of the multiprocessors: whether its last block has a tile more
+            tiles = TILES // places + (block * SMS + SMS // 2 < TILES % places)
+            blocks.append([path(ops, labels, found, {outer[0]: tiles, **{l[0]: t for l, t in zip(inner, trips(w))}}) for w in range(size)])
+        clocks, issued, busy, waits = walk(blocks)
+        microseconds, bytes_alone = clocks / GHZ / 1e3, moved / BANDWIDTH * 1e6
+        total, floor = total + launches * microseconds, floor + launches * bytes_alone
+        average = sum(len(p) for paths in blocks for p in paths) / sum(len(paths) for paths in blocks)
+        print(
+            f"| `{kernel}`{use and ', ' + use} | {average:.0f} | {issued / clocks:.2f} | {100 * busy / clocks:.0f} % | {microseconds:.1f} "
+            f"| {bytes_alone:.1f} | {launches} |"
+        )
+        if args.kernel:
+            everything = sum(waits.values())
+            for (reason, op), count in waits.most_common(25):
+                print(f"    {100 * count / everything:5.1f} % {reason}" + (f", {op.place:x} {op.full}{op.rest}" if op else ""))
     print()
-    print(f"the largest bound of each, added up: {bound:.0f} microseconds; of the bytes alone: {floor:.0f}")
+    print(f"together {total:.0f} microseconds; the bytes alone {floor:.0f}")
 
 
 if __name__ == "__main__":
