@@ -13,7 +13,9 @@ CONSTANT float BLUR_TAPS[5] = {1.0f / 16, 4.0f / 16, 6.0f / 16, 4.0f / 16, 1.0f 
 // f32 elements of the arrays; the lowering (src/backend/cuda/up_head.rs) has the same numbers.
 #define BASE_RAW (SHARPENED * SHARPENED * 3)
 #define BASE_ROWS (SHARPENED * BLURRED * 3)
-#define BASE_CELLS (BLURRED * BLURRED * 6)
+// a row of cells: columns 0 .. 9 and 8 .. 17, so that lanes eight columns apart find theirs in different banks
+#define CELL_PITCH (BLURRED + 2)
+#define BASE_CELLS (BLURRED * CELL_PITCH * 6)
 #define BASE_TAPS 32
 
 // Rounded down; a is -16 x b at least.
@@ -109,8 +111,13 @@ DEVICE void base_cells(const float* raw, float* rows, float* cells, int h, int w
             UNROLL
             for (int c = 0; c < 3; c++) add[c] = alpha * (add[c] - plain[c]);
         }
-        ((Quad*)cells)[i] = {{plain[0], plain[1], plain[2], add[0]}};
-        ((Two*)(cells + BLURRED * BLURRED * 4))[i] = {{add[1], add[2]}};
+        UNROLL
+        for (int part = 0; part < 2; part++) {
+            int to = line * CELL_PITCH + column + 2 * part;
+            if (part ? column < TILE / 2 : column > TILE / 2 + 1) continue;
+            ((Quad*)cells)[to] = {{plain[0], plain[1], plain[2], add[0]}};
+            ((Two*)(cells + BLURRED * CELL_PITCH * 4))[to] = {{add[1], add[2]}};
+        }
     }
 }
 
@@ -121,14 +128,14 @@ struct Blurred {
 // Rows of HR pixels around the LQ pixel at a row and column of the tile, from one look at its neighbourhood; `taps` of each row's place.
 template <int ROWS>
 DEVICE void base_rows(Blurred (&b)[ROWS], const float* cells, int row, int column, const Quad (&taps)[ROWS]) {
-    int at = row * BLURRED + column;
+    int at = row * CELL_PITCH + column + ((column & TILE / 2) >> 2);
     const Quad* low = (const Quad*)cells + at;
-    const Two* high = (const Two*)(cells + BLURRED * BLURRED * 4) + at;
+    const Two* high = (const Two*)(cells + BLURRED * CELL_PITCH * 4) + at;
     UNROLL
     for (int i = 0; i < 9; i++) {
         int x = i / 3, y = i % 3;
-        Quad four = low[y * BLURRED + x];
-        Two two = high[y * BLURRED + x];
+        Quad four = low[y * CELL_PITCH + x];
+        Two two = high[y * CELL_PITCH + x];
         UNROLL
         for (int k = 0; k < 6; k++) {
             UNROLL

@@ -43,7 +43,7 @@ DEVICE void gelu_pair(float z, float& value, float& slope) {
 // Weights in shared memory, behind the pictures. Whoever changes what stands here changes MMA_WEIGHTS of backend/cuda/nano.rs, too: a
 // multiprocessor with 100 KiB must hold two blocks of the backward kernel.
 struct NanoWeights {
-    Wide* conv1;   // [feature word][hidden channel]: features 4t and 4t + 1, then 4t + 2 and 4t + 3, of every hidden channel
+    Wide* conv1;   // [feature word][conv1_place(hidden channel)]: features 4t and 4t + 1, then 4t + 2 and 4t + 3
     Pair* conv2;   // operands as every lane takes them. Forward: [word][16 hidden channels][lane], backward: [plane][lane]
     Wide* taps;    // depthwise, see struct Taps: eight of a hidden channel's nine, in two arrays, each with zeros behind it
     Pair* starts;  // [plane][t]: biases of the depthwise step, as a lane's results start with them
@@ -60,6 +60,10 @@ DEVICE NanoWeights nano_weights(Wide* after) {
     n.biases = (float*)(n.last + HIDDEN + 1);
     return n;
 }
+// Where a hidden channel's weights stand, such that neither eight neighbours nor the same two channels of every plane, as conv1's operands and
+// those of its data gradient take them, share banks.
+DEVICE int conv1_place(int channel) { return channel / 8 * 8 + (channel + channel / 8 * 2) % 8; }
+
 // A lane's depthwise weights of a plane, zero but where its row and column meet, as operands take them: the upper and the lower tap of each
 // column, the first two and the last one between.
 struct Taps {
@@ -102,7 +106,7 @@ struct NanoShare {
         }
         if (i < 8) n.taps[i / 4 * (HIDDEN + 1) + HIDDEN].word[i % 4] = 0;
         if (i == 0) n.last[HIDDEN] = 0;
-        n.conv1[i / 4 % 2 * HIDDEN + i / 8].word[i % 4] = pack_half(pair[0], pair[1]);
+        n.conv1[i / 4 % 2 * HIDDEN + conv1_place(i / 8)].word[i % 4] = pack_half(pair[0], pair[1]);
     }
 };
 // What z of plane j starts from.
@@ -187,11 +191,11 @@ DEVICE void mma_hidden(Wide* hidden, const NanoWeights& n, const act* image, int
         float bias[8];
         UNROLL
         for (int i = 0; i < 8; i++) bias[i] = n.biases[8 * l.t + i];
-        // word j's results are hidden channels 8t + 2j and 8t + 2j + 1, so that a lane ends with a whole piece
+        // word j's results are hidden channels 8t + 2j and 8t + 2j + 1, so that a lane ends with a whole piece. Four channels on is a bit
+        int place = conv1_place(8 * (l.lane % 8 / 2) + 2 * (l.lane / 16) + l.lane % 2);
         u32 b[2][4];
         UNROLL
-        for (int j = 0; j < 4; j += 2)
-            load_matrices(b[j / 2], n.conv1 + l.lane / 8 % 2 * HIDDEN + 8 * (l.lane % 8 / 2) + 2 * (j + l.lane / 16) + l.lane % 2);
+        for (int j = 0; j < 4; j += 2) load_matrices(b[j / 2], n.conv1 + l.lane / 8 % 2 * HIDDEN + (place ^ 2 * j));
         UNROLL
         for (int time = 0; time < BATCH; time++) {
             // one after another, or the compiler keeps more results than there are registers for
@@ -476,11 +480,12 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
     float dx[2][2][4];
     UNROLL
     for (int i = 0; i < 16; i++) dx[i / 8][i / 4 % 2][i % 4] = 0;
+    int place = conv1_place(lane % 16);
     UNROLL
     for (int s = 0; s < 2; s++) {
         // hidden channels 16s .. 16s + 15 of both feature words
         u32 b[4];
-        load_matrices_transposed(b, n.conv1 + lane / 16 * HIDDEN + 16 * s + lane % 16);
+        load_matrices_transposed(b, n.conv1 + lane / 16 * HIDDEN + (place ^ 4 * s) + 16 * s);
         UNROLL
         for (int i = 0; i < 4; i++) mma_16x8x16(dx[i / 2][i % 2], words[s][i / 2], {b[i % 2 * 2], b[i % 2 * 2 + 1]});
     }

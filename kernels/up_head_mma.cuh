@@ -168,14 +168,17 @@ DEVICE void up_head_tiles(const float* composed, const float* gain, const float*
     Finish f = {taps, cells, output, target, 0, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
     if (f.losses) f.terms = pixel_terms(l1, charbonnier, mse, whole, scalars);
     double lost = 0;
-    float strength = *gain;
     ROLLED
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         // the first to be used are the last to be asked for
         f.code = target ? codes[t.image] : 0u;
         Quad bias = {{0, 0, 0, 0}};
-        if (SCALE == 2) bias = ((const Quad*)(composed + bias_at(-1, 0)))[threadIdx.x % 4];
+        float strength = 0;
+        if (SCALE == 2) {
+            strength = *gain;
+            bias = ((const Quad*)(composed + bias_at(-1, 0)))[threadIdx.x % 4];
+        }
         FeatureInput<256> in;
         in.load(features, t, h, w);
         BaseInput<256> picture;
@@ -195,7 +198,10 @@ DEVICE void up_head_tiles(const float* composed, const float* gain, const float*
                 barrier();
             }
             const float* f32 = composed + group * GROUP_SUMS;
-            if (SCALE != 2) bias = ((const Quad*)(f32 + bias_at(-1, 0)))[threadIdx.x % 4];
+            if (SCALE != 2) {
+                strength = *gain;
+                bias = ((const Quad*)(f32 + bias_at(-1, 0)))[threadIdx.x % 4];
+            }
             UNROLL
             for (int i = 0; i < 4; i++) bias.value[i] *= strength;
             Square s;

@@ -13,7 +13,7 @@ const TILE: usize = 16;
 /// f32 elements of the base's arrays: `BASE_..` of kernels/base.cuh.
 const BASE_RAW: usize = (TILE + 8) * (TILE + 8) * 3;
 const BASE_ROWS: usize = (TILE + 8) * (TILE + 2) * 3;
-const BASE_CELLS: usize = (TILE + 2) * (TILE + 2) * 6;
+const BASE_CELLS: usize = (TILE + 2) * (TILE + 4) * 6;
 const BASE_TAPS: usize = 32;
 /// The numbers of kernels/composed.cuh: entries of a group of slots, one's elements, and sums of all pixels and of one edge.
 const ENTRIES: usize = 53;
