@@ -97,7 +97,7 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
     for (a, b) in losses(&device).iter().zip(losses(&cpu)) {
         assert!((a - b).abs() < 2e-5 * b, "the loss is {a} on the device and {b} on the CPU");
     }
-    // without graphs, and stopped half way; and with either stream far ahead of the other
+    // without graphs, and stopped half way; and with any stream (that of computing, of launches aside, of copies) far ahead of the others
     let cuda = ["--device", "cuda", "--precision", "f32"];
     let (single, said) = train("single", "4", &cuda, &[("FAKE_CUDA_CAPTURE", "0"), ("FAKE_CUDA_EAGER", "0")]).unwrap();
     assert!(said.contains("kernel by kernel") && said.contains("operation not supported"), "{said}");
@@ -105,8 +105,18 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
     let (halves, _) = train("parts", "2", &cuda, &[]).unwrap();
     train("parts", "4", &cuda, &[("FAKE_CUDA_EAGER", "1")]).unwrap();
     assert!(model(&halves) == model(&device), "a resumed run gives other bits");
-    let (ahead, _) = train("ahead", "4", &cuda, &[("FAKE_CUDA_EAGER", "1")]).unwrap();
+    let (ahead, _) = train("ahead", "4", &cuda, &[("FAKE_CUDA_EAGER", "2")]).unwrap();
     assert!(model(&ahead) == model(&device), "copies that run ahead give other bits");
+    // a run that breaks: the device has begun the next iteration when it is noticed, and stops where the CPU does all the same
+    let stopped = |name: &str, device: &[&str]| {
+        let (out, set) = (dir.path().join(name), text(&set).to_string());
+        let all = ["train", "--shards", &set, "--lq-size", "12", "--batch-size", "2", "--warmup", "0", "--lr", "1e30", "--loss", "l1"];
+        let more = ["--out", text(&out), "--iterations", "40", "--log-every", "40"];
+        let said = self::said(&with_driver(&[&all[..], &more, device].concat(), &[]).unwrap());
+        assert!(said.contains("not finite 10 times in a row"), "{name}: {said}");
+        said[said.find("training stopped at iteration").unwrap()..].lines().next().unwrap().to_string()
+    };
+    assert_eq!(stopped("broken", &cuda), stopped("broken-cpu", &["--device", "cpu"]));
     // a card of an older generation trains in fp16, with a loss scale
     let (old, said) = train("old", "4", &["--device", "cuda"], &[("FAKE_CUDA_CAPABILITY", "75")]).unwrap();
     assert!(said.contains("sm_75), fp16"), "{said}");

@@ -139,6 +139,11 @@ pub trait Backend {
     /// # Errors
     /// When the device fails.
     fn metrics(&mut self) -> Result<StepMetrics>;
+    /// Whether `metrics` are still those of the last update while the next micro-batch is computed, and waits for no more than that
+    /// update: the next may then be started before anybody has looked at them.
+    fn keeps_metrics(&self) -> bool {
+        false
+    }
 }
 
 /// Reads a whole f32 buffer.
@@ -212,5 +217,9 @@ impl<B: Backend> Backend for Guest<'_, B> {
 
     fn metrics(&mut self) -> Result<StepMetrics> {
         self.backend.metrics()
+    }
+
+    fn keeps_metrics(&self) -> bool {
+        self.backend.keeps_metrics()
     }
 }

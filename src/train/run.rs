@@ -464,10 +464,11 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// One iteration: micro-batches, then the update. Batches travel while the one before is computed on; what came of the last
-    /// iteration is read in between.
+    /// One iteration: micro-batches, then the update. Batches travel while the one before is computed on. What came of the last iteration is
+    /// read when the first micro-batch is under way, so that a device has something to do meanwhile; with loss scaling before it, since
+    /// its factor hangs on it.
     fn step(&mut self, backend: &mut dyn Backend, loader: &mut Loader) -> Result<()> {
-        let mut scalars = None;
+        let early = !backend.keeps_metrics() || self.loss_scale.is_some();
         for micro in 0..self.config.accum_iter {
             let asked = Instant::now();
             let batch = loader.next()?;
@@ -476,23 +477,22 @@ impl Run<'_> {
             if let Some(fence) = backend.stage(BatchView { lq: batch.lq(), hr: batch.hr(), augment: batch.augment() })? {
                 batch.return_after(fence);
             }
-            if micro == 0 {
+            if early {
                 self.settle(backend)?;
             }
-            let first = scalars.get_or_insert_with(|| self.scalars());
-            backend.micro_step(&Scalars { accumulate: micro > 0, ..*first })?;
+            // the last update is taken for a good one until it is known: only this one hangs on it
+            backend.micro_step(&Scalars { accumulate: micro > 0, ..self.scalars(self.updates + 1 + u64::from(self.unread)) })?;
+            self.settle(backend)?;
         }
-        let Some(scalars) = scalars else { bail!("an iteration without a micro-batch") };
-        backend.update(&scalars)?;
+        backend.update(&self.scalars(self.updates + 1))?;
         self.unread = true;
         self.iteration += 1;
         self.meter.line_iterations += 1;
         Ok(())
     }
 
-    /// The numbers of the next iteration.
-    fn scalars(&self) -> Scalars {
-        let update = self.updates + 1;
+    /// The numbers of the next iteration, whose update is that of a number.
+    fn scalars(&self, update: u64) -> Scalars {
         Scalars {
             lr: self.config.schedule.lr(self.scheduled(self.iteration + 1)),
             step: update,

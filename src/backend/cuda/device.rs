@@ -236,6 +236,13 @@ struct Place {
     graph: Option<CudaGraph>,
 }
 
+/// Metrics that travel behind an update, so that the next step may begin before they are read.
+struct Report {
+    /// Pinned; read when `copied` is done.
+    values: HostBlock,
+    copied: CudaEvent,
+}
+
 /// A plan loaded on a device.
 pub struct CudaBackend {
     plan: Plan,
@@ -251,6 +258,8 @@ pub struct CudaBackend {
     update_graph: Option<CudaGraph>,
     /// What the device's block of scalars holds.
     scalars: Option<Launch>,
+    /// The metrics of the last update on their way to the host, where there was one.
+    report: Option<Report>,
     /// Why the step is launched kernel by kernel, where it is.
     no_graph: Option<String>,
 }
@@ -329,6 +338,7 @@ impl CudaBackend {
             update,
             update_graph: None,
             scalars: None,
+            report: None,
             no_graph: None,
         };
         // a kernel that is missing is found now, not at the first step
@@ -547,6 +557,8 @@ impl Backend for CudaBackend {
     }
 
     fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
+        self.device.synchronize()?;
+        self.report = None;
         self.set_scalars(scalars)?;
         // by itself, so that its sums are added up, too
         let launches = lower_range(&self.plan, at..at + 1)?;
@@ -556,17 +568,41 @@ impl Backend for CudaBackend {
     fn update(&mut self, scalars: &Scalars) -> Result<()> {
         self.device.bind()?;
         self.set_scalars(scalars)?;
-        if let Some(graph) = &self.update_graph {
-            return graph.launch().call("launch the optimizer");
+        match &self.update_graph {
+            Some(graph) => graph.launch().call("launch the optimizer")?,
+            None => self.launch(&self.update)?,
         }
-        self.launch(&self.update)
+        let id = self.plan.ports.metrics.context("an inference plan has no metrics")?;
+        let from = self.range(id, 0, size_of::<[f64; METRICS]>())?;
+        let report = match &mut self.report {
+            Some(report) => report,
+            None => {
+                // waiting for it leaves the core to the loader
+                let copied = self.device.context.new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC)).call("make an event")?;
+                self.report.insert(Report { values: self.device.pinned(size_of::<[f64; METRICS]>())?, copied })
+            }
+        };
+        let compute = &self.device.compute;
+        // SAFETY: in range; the memory lives as long as the backend, which waits for its streams when dropped
+        unsafe { result::memcpy_dtoh_async(&mut report.values, from, compute.cu_stream()) }.call("copy the metrics")?;
+        report.copied.record(compute).call("mark the metrics")
     }
 
     fn metrics(&mut self) -> Result<StepMetrics> {
-        let id = self.plan.ports.metrics.context("an inference plan has no metrics")?;
         let mut values = [0f64; METRICS];
-        self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;
+        if let Some(report) = &self.report {
+            self.device.bind()?;
+            report.copied.synchronize().call("wait for an update")?;
+            bytemuck::cast_slice_mut(&mut values).copy_from_slice(&report.values);
+        } else {
+            let id = self.plan.ports.metrics.context("an inference plan has no metrics")?;
+            self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;
+        }
         Ok(StepMetrics::from_values(values))
+    }
+
+    fn keeps_metrics(&self) -> bool {
+        true
     }
 }
 
