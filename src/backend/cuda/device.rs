@@ -557,6 +557,7 @@ impl Backend for CudaBackend {
     }
 
     fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
+        // metrics are then those on the device; what travels of an update before must have arrived
         self.device.synchronize()?;
         self.report = None;
         self.set_scalars(scalars)?;

@@ -149,16 +149,11 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    /// The launch appended at a position for those aside.
-    pub fn meet(&mut self, position: usize) {
-        if let Some(launch) = self.launches.get_mut(position) {
+    /// The launch appended last waits for those aside.
+    pub fn meet(&mut self) {
+        if let Some(launch) = self.launches.last_mut() {
             launch.turn = Turn::Meets;
         }
-    }
-
-    /// Launches so far.
-    pub fn position(&self) -> usize {
-        self.launches.len()
     }
 
     /// Appends one that was made before.

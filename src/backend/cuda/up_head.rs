@@ -100,7 +100,6 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
         args.extend([gain, l.at(composed), int(o.scale)?]);
         l.early("compose_up_head", [ENTRIES + 1, groups(o), 1], 256, 0, args)?;
     }
-    let position = l.position();
     let [target, codes] = match o.target {
         Some(b) => [b.hr_of(0), b.augment_of(0)].map(|at| l.at_bytes(b.buffer, at)),
         None => [Arg::Null, Arg::Null],
@@ -113,16 +112,16 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
     let weights = if half { 25 * FRAGMENT } else { 0 };
     let shared = tile_bytes(half) + weights + 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS);
     let kernel = if half && o.scale == 2 { "up_head_double" } else { "up_head" };
-    let Some(loss) = loss else {
+    if let Some(loss) = loss {
+        args.push(l.at(l.workspace(loss.workspace)?));
+        args.extend(pixels::loss_terms(l, loss)?);
+        l.launch(kernel, [loss_blocks(o), 1, 1], 256, shared, args)?;
+    } else {
         args.extend([Arg::Null, Arg::Int(0), Arg::Float(0.0), Arg::Float(0.0), Arg::Float(0.0), Arg::Null]);
         l.walk(kernel, tiles(o.extent), 256, shared, args)?;
-        l.meet(position);
-        return Ok(());
-    };
-    args.push(l.at(l.workspace(loss.workspace)?));
-    args.extend(pixels::loss_terms(l, loss)?);
-    l.launch(kernel, [loss_blocks(o), 1, 1], 256, shared, args)?;
-    l.meet(position);
+    }
+    // the composition is made aside
+    l.meet();
     Ok(())
 }
 
