@@ -52,6 +52,8 @@ DEVICE float fast_reciprocal(float value) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
     return inverse;
 }
+// Between 0 and 1; part of the instruction before.
+DEVICE float saturate(float value) { return __saturatef(value); }
 #else
 #include "host/shim.h"
 #endif

@@ -5,8 +5,8 @@
 // act. A block of 256 threads walks over tiles of 16 x 16 pixels with the grid as stride. Floor: one pixel read, one written.
 //
 // nano_block_back: also d_output, d_input [images][h][w][16] act; partials [blocks][1392] f32, in the order of the parameters
-// without gamma: d_output x gelu(z) stands in conv2's place, the sum of d_output in its bias's. At most 256 blocks. Floor: two
-// pixels read, one written.
+// without gamma: d_output x gelu(z) stands in conv2's place, the sum of d_output in its bias's; tiles: how many a block takes, one after
+// another as they are numbered. At most 256 blocks. Floor: two pixels read, one written.
 #include "sums.cuh"
 #if PRECISION == 0
 #include "nano_plain.cuh"

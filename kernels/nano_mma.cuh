@@ -29,14 +29,18 @@ DEVICE constexpr int plane_pieces(int side) { return side * side + 2; }
 
 // gelu(z) and its slope: the normal distribution as 1 / (1 + exp(-L)) with an odd polynomial L. At most 4e-5 and 1e-4 from exact, far less
 // than a half rounds; beyond the clamp the distribution is 0 or 1 to 1e-8.
+//
+// z is given in eighths, and so is gelu(z), so that clamping its square is part of a multiplication. For this conv1 and what it is added to stand in
+// shared memory over EIGHTHS; whatever follows from them is multiplied again where that costs nothing, and a power of two rounds nothing.
+#define EIGHTHS 8.0f
 DEVICE float normal_share(float z, float square) {
-    return fast_reciprocal(1.0f + fast_exp2(z * ((1.0027653e-3f * square - 0.10677052f) * square - 2.3008759f)));
+    return fast_reciprocal(1.0f + fast_exp2(z * ((32.858613f * square - 54.666506f) * square - 18.407007f)));
 }
-DEVICE float gelu_half(float z) { return z * normal_share(z, fminf(z * z, 36.0f)); }
+DEVICE float gelu_half(float z) { return z * normal_share(z, saturate(z * z)); }
 DEVICE void gelu_pair(float z, float& value, float& slope) {
-    float square = fminf(z * z, 36.0f), share = normal_share(z, square);
+    float square = saturate(z * z), share = normal_share(z, square);
     value = z * share;
-    float inner = value * ((-3.4753199e-3f * square + 0.22202305f) * square + 1.5948457f);
+    float inner = value * ((-113.87928f * square + 113.67580f) * square + 12.758766f);
     slope = (share + inner) - inner * share;
 }
 
@@ -46,8 +50,8 @@ struct NanoWeights {
     Wide* conv1;   // [feature word][conv1_place(hidden channel)]: features 4t and 4t + 1, then 4t + 2 and 4t + 3
     Pair* conv2;   // operands as every lane takes them. Forward: [word][16 hidden channels][lane], backward: [plane][lane]
     Wide* taps;    // depthwise, see struct Taps: eight of a hidden channel's nine, in two arrays, each with zeros behind it
-    Pair* starts;  // [plane][t]: biases of the depthwise step, as a lane's results start with them
     u32* last;     // the ninth
+    u32* starts;   // biases of the depthwise step: what a half holds of them, and of the rest
     float* biases; // of conv1
 };
 DEVICE NanoWeights nano_weights(Wide* after) {
@@ -55,9 +59,9 @@ DEVICE NanoWeights nano_weights(Wide* after) {
     n.conv1 = after;
     n.conv2 = (Pair*)(n.conv1 + 2 * HIDDEN);
     n.taps = (Wide*)(n.conv2 + 4 * 32);
-    n.starts = (Pair*)(n.taps + 2 * (HIDDEN + 1));
-    n.last = (u32*)(n.starts + 4 * HIDDEN_PLANES);
-    n.biases = (float*)(n.last + HIDDEN + 1);
+    n.last = (u32*)(n.taps + 2 * (HIDDEN + 1));
+    n.starts = n.last + HIDDEN + 1;
+    n.biases = (float*)(n.starts + HIDDEN + 1);
     return n;
 }
 // Where a hidden channel's weights stand, such that neither eight neighbours nor the same two channels of every plane, as conv1's operands and
@@ -65,9 +69,9 @@ DEVICE NanoWeights nano_weights(Wide* after) {
 DEVICE int conv1_place(int channel) { return channel / 8 * 8 + (channel + channel / 8 * 2) % 8; }
 
 // A lane's depthwise weights of a plane, zero but where its row and column meet, as operands take them: the upper and the lower tap of each
-// column, the first two and the last one between.
+// column, the first two and the last one between. The bias is the last one's neighbour, as two rows of an operand whose other side are ones.
 struct Taps {
-    u32 outer[3][2], middle[2], last;
+    u32 outer[3][2], middle[2], last[2];
 };
 // A thread's share of what both kernels need, on its way into shared memory. All is asked for before the first value is stored, so that a block
 // waits for memory once.
@@ -80,11 +84,11 @@ struct NanoShare {
             u32 at = i + 256 * k;
             taps[k] = at < TAPS * HIDDEN ? dw[at % HIDDEN * TAPS + at / HIDDEN] : 0.0f;
         }
-        bias = b1[i % HIDDEN];
-        start = db[i % HIDDEN];
+        bias = b1[i % HIDDEN] / EIGHTHS;
+        start = db[i % HIDDEN] / EIGHTHS;
         const float* from = w1 + i / 8 * FEATURES + i % 4 * 4 + i / 4 % 2 * 2;
-        pair[0] = from[0];
-        pair[1] = from[1];
+        pair[0] = from[0] / EIGHTHS;
+        pair[1] = from[1] / EIGHTHS;
     }
     DEVICE_MEMBER void store(const NanoWeights& n) const {
         u32 i = threadIdx.x;
@@ -102,34 +106,38 @@ struct NanoShare {
         }
         if (i < HIDDEN) {
             n.biases[i] = bias;
-            ((float*)n.starts)[i] = start;
+            n.starts[i] = pack_half(start, start - low_half(pack_half(start, 0.0f)));
         }
         if (i < 8) n.taps[i / 4 * (HIDDEN + 1) + HIDDEN].word[i % 4] = 0;
-        if (i == 0) n.last[HIDDEN] = 0;
+        if (i < 2) n.last[i * (HIDDEN + 1) + HIDDEN] = 0;
         n.conv1[i / 4 % 2 * HIDDEN + conv1_place(i / 8)].word[i % 4] = pack_half(pair[0], pair[1]);
     }
 };
-// What z of plane j starts from.
-DEVICE void load_start(float (&z)[4], const NanoWeights& n, int j, int t) {
-    Pair v = n.starts[4 * j + t];
-    UNROLL
-    for (int i = 0; i < 4; i++) z[i] = bits_to_float(v.word[i % 2]);
-}
 // A lane's taps of plane j, as they are or turned by 180 degrees. Lanes off the diagonal read the zeros.
 template <bool TURNED>
 DEVICE Taps load_taps(const NanoWeights& n, int j, Lane l) {
     int at = l.group / 2 == l.t ? 8 * j + l.group : HIDDEN;
     Wide a = n.taps[at], b = n.taps[HIDDEN + 1 + at];
     u32 last = n.last[at];
-    if (TURNED) return {{{b.word[1], b.word[0]}, {a.word[3], a.word[2]}, {a.word[1], a.word[0]}}, {last, b.word[3]}, b.word[2]};
-    return {{{a.word[0], a.word[1]}, {a.word[2], a.word[3]}, {b.word[0], b.word[1]}}, {b.word[2], b.word[3]}, last};
+    if (TURNED) return {{{b.word[1], b.word[0]}, {a.word[3], a.word[2]}, {a.word[1], a.word[0]}}, {last, b.word[3]}, {b.word[2], 0}};
+    u32 start = n.starts[l.t == 0 ? 8 * j + l.group : HIDDEN];
+    return {{{a.word[0], a.word[1]}, {a.word[2], a.word[3]}, {b.word[0], b.word[1]}}, {b.word[2], b.word[3]}, {last, start}};
 }
 
-// sum += depthwise 3x3 of two rows of eight pixels of a plane. `from`: a lane's place in the plane. Lane 8r + i has that of pixel i's
+// Two halves of 1.
+#if PRECISION == 1
+#define ONES 0x3f803f80u
+#else
+#define ONES 0x3c003c00u
+#endif
+
+// Depthwise 3x3 with its bias of two rows of eight pixels of a plane. `from`: a lane's place in the plane. Lane 8r + i has that of pixel i's
 // upper left neighbour, r rows down: four rows are all that two rows of results take. The upper and the lower tap go together, since both rows
 // of results then take a column's four matrices as they were loaded.
 DEVICE void mma_depthwise(float (&sum)[4], const Wide* from, const Taps& taps) {
     u32 m[4], before[2] = {0, 0};
+    UNROLL
+    for (int i = 0; i < 4; i++) sum[i] = 0;
     UNROLL
     for (int kx = 0; kx < 3; kx++) {
         load_matrices(m, from + kx);
@@ -138,12 +146,15 @@ DEVICE void mma_depthwise(float (&sum)[4], const Wide* from, const Taps& taps) {
         before[0] = m[1];
         before[1] = m[2];
     }
-    mma_16x8x8(sum, m[1], m[2], taps.last, sum);
+    mma_16x8x16(sum, {m[1], m[2], ONES, ONES}, taps.last);
 }
 
-// The same of four rows of results, which share two of six rows.
+// The same of four rows of results, which share two of six rows; the bias only where it is asked for.
+template <bool BIASED>
 DEVICE void mma_depthwise(float (&upper)[4], float (&lower)[4], const Wide* from, int side, const Taps& taps) {
     u32 m[4], below[2], before[4] = {0, 0, 0, 0};
+    UNROLL
+    for (int i = 0; i < 4; i++) upper[i] = lower[i] = 0;
     UNROLL
     for (int kx = 0; kx < 3; kx++) {
         load_matrices(m, from + kx);
@@ -159,61 +170,68 @@ DEVICE void mma_depthwise(float (&upper)[4], float (&lower)[4], const Wide* from
         before[2] = m[3];
         before[3] = below[0];
     }
-    mma_16x8x8(upper, m[1], m[2], taps.last, upper);
-    mma_16x8x8(lower, m[3], below[0], taps.last, lower);
+    if (BIASED) {
+        mma_16x8x16(upper, {m[1], m[2], ONES, ONES}, taps.last);
+        mma_16x8x16(lower, {m[3], below[0], ONES, ONES}, taps.last);
+    } else {
+        mma_16x8x8(upper, m[1], m[2], taps.last[0], upper);
+        mma_16x8x8(lower, m[3], below[0], taps.last[0], lower);
+    }
 }
 
-// conv1 of SIDE x SIDE pixels from (y, x) on, into planes; zero outside the image, where not even the bias reaches. A warp takes 16 pixels at a
-// time and asks for those of BATCH times before it uses the first.
-template <int SIDE, int BATCH>
-DEVICE void mma_hidden(Wide* hidden, const NanoWeights& n, const act* image, int y, int x, int h, int w, Lane l) {
+// A pixel of a picture SIDE x SIDE: where it stands, and whether there is one.
+struct Place {
+    int row, column;
+    bool real;
+};
+
+// conv1 of pixels of a picture whose first one is at (y, x) of an image, into planes; zero outside the image, where not even the bias reaches.
+// A warp takes 16 pixels BATCH times, those at place(time, 0 .. 15), and asks for all of them before it uses the first.
+template <int SIDE, int BATCH, class Placing>
+DEVICE void mma_hidden(Wide* hidden, const NanoWeights& n, const act* images, int image, int y, int x, int h, int w, Lane l, const Placing& place) {
     Wide* plane = hidden + l.t * plane_pieces(SIDE);
-    ROLLED
-    for (int first = l.warp * 16; first < SIDE * SIDE; first += BATCH * 8 * 16) {
-        Pair v[BATCH][2];
-        u32 within = 0;  // bit 2 x time + pixel: inside the image
-        UNROLL
-        for (int time = 0; time < BATCH; time++) {
-            UNROLL
-            for (int k = 0; k < 2; k++) {
-                u32 p = first + time * 8 * 16 + 8 * k + l.group;
-                int row = y + (int)(p / SIDE), column = x + (int)(p % SIDE);
-                v[time][k] = {{0, 0}};
-                if (p < SIDE * SIDE && inside(row, column, h, w)) {
-                    // word by word, so that they arrive where an operand takes them
-                    const u32* from = ((const Pair*)image)[(row * w + column) * 4 + l.t].word;
-                    v[time][k].word[0] = from[0];
-                    v[time][k].word[1] = from[1];
-                    within |= 1u << (2 * time + k);
-                }
-            }
+    // may be that of a pixel before the images, where nothing is read
+    u32 corner = ((u32)(image * h + y) * w + x) * 4 + l.t;
+    Pair v[BATCH][2];
+    u32 within = 0;  // bit 2 x time + pixel: inside the image
+    UNROLL
+    for (int i = 0; i < 2 * BATCH; i++) {
+        Place p = place(i / 2, 8 * (i % 2) + l.group);
+        int row = y + p.row, column = x + p.column;
+        v[i / 2][i % 2] = {{0, 0}};
+        if (p.real && inside(row, column, h, w)) {
+            // word by word, so that they arrive where an operand takes them
+            const u32* from = ((const Pair*)images)[corner + ((u32)p.row * w + p.column) * 4].word;
+            v[i / 2][i % 2].word[0] = from[0];
+            v[i / 2][i % 2].word[1] = from[1];
+            within |= 1u << i;
         }
-        float bias[8];
+    }
+    float bias[8];
+    UNROLL
+    for (int i = 0; i < 8; i++) bias[i] = n.biases[8 * l.t + i];
+    // word j's results are hidden channels 8t + 2j and 8t + 2j + 1, so that a lane ends with a whole piece. Four channels on is a bit
+    int from = conv1_place(8 * (l.lane % 8 / 2) + 2 * (l.lane / 16) + l.lane % 2);
+    u32 b[2][4];
+    UNROLL
+    for (int j = 0; j < 4; j += 2) load_matrices(b[j / 2], n.conv1 + l.lane / 8 % 2 * HIDDEN + (from ^ 2 * j));
+    UNROLL
+    for (int time = 0; time < BATCH; time++) {
+        // one after another, or the compiler keeps more results than there are registers for
+        if (time > 0) warp_barrier();
+        u32 a[4] = {v[time][0].word[0], v[time][1].word[0], v[time][0].word[1], v[time][1].word[1]};
+        Wide to[2];
         UNROLL
-        for (int i = 0; i < 8; i++) bias[i] = n.biases[8 * l.t + i];
-        // word j's results are hidden channels 8t + 2j and 8t + 2j + 1, so that a lane ends with a whole piece. Four channels on is a bit
-        int place = conv1_place(8 * (l.lane % 8 / 2) + 2 * (l.lane / 16) + l.lane % 2);
-        u32 b[2][4];
+        for (int j = 0; j < 4; j++) {
+            float d[4], c[4] = {bias[2 * j], bias[2 * j + 1], bias[2 * j], bias[2 * j + 1]};
+            mma_16x8x16(d, a, {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}, c);
+            to[0].word[j] = within >> (2 * time) & 1 ? pack_half(d[0], d[1]) : 0;
+            to[1].word[j] = within >> (2 * time) & 2 ? pack_half(d[2], d[3]) : 0;
+        }
         UNROLL
-        for (int j = 0; j < 4; j += 2) load_matrices(b[j / 2], n.conv1 + l.lane / 8 % 2 * HIDDEN + (place ^ 2 * j));
-        UNROLL
-        for (int time = 0; time < BATCH; time++) {
-            // one after another, or the compiler keeps more results than there are registers for
-            if (time > 0) warp_barrier();
-            u32 a[4] = {v[time][0].word[0], v[time][1].word[0], v[time][0].word[1], v[time][1].word[1]};
-            Wide to[2];
-            UNROLL
-            for (int j = 0; j < 4; j++) {
-                float d[4], c[4] = {bias[2 * j], bias[2 * j + 1], bias[2 * j], bias[2 * j + 1]};
-                mma_16x8x16(d, a, {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}, c);
-                to[0].word[j] = within >> (2 * time) & 1 ? pack_half(d[0], d[1]) : 0;
-                to[1].word[j] = within >> (2 * time) & 2 ? pack_half(d[2], d[3]) : 0;
-            }
-            UNROLL
-            for (int k = 0; k < 2; k++) {
-                int p = first + time * 8 * 16 + 8 * k + l.group;
-                if (p < SIDE * SIDE) plane[p] = to[k];
-            }
+        for (int k = 0; k < 2; k++) {
+            Place p = place(time, 8 * k + l.group);
+            if (p.real) plane[p.row * SIDE + p.column] = to[k];
         }
     }
 }
@@ -229,7 +247,7 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
     Lane own = lane_place();
     int c = fragment_feature(own.group, own.warp / 2 % 2);
     const float* row = w2 + c * HIDDEN + own.warp % 2 * 16 + 2 * own.t;
-    float factor = gamma[c], v[4] = {row[0], row[1], row[8], row[9]};
+    float factor = EIGHTHS * gamma[c], v[4] = {row[0], row[1], row[8], row[9]};
     float bias = gamma[threadIdx.x % FEATURES] * b2[threadIdx.x % FEATURES];
     share.store(n);
     if (threadIdx.x < 4 * 32) n.conv2[threadIdx.x] = {{pack_half(factor * v[0], factor * v[1]), pack_half(factor * v[2], factor * v[3])}};
@@ -237,11 +255,13 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
     barrier();
     for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
-        long long start = (long long)t.image * h * w * FEATURES;
         Lane l = lane_place(thread_anew());
         // a warp's pixels: 8 columns, 4 rows
         int left = l.warp % 2 * 8, top = l.warp / 2 * 4, lane = l.lane;
-        mma_hidden<side, 3>(hidden, n, input + start, t.y - 1, t.x - 1, h, w, l);
+        mma_hidden<side, 3>(hidden, n, input, t.image, t.y - 1, t.x - 1, h, w, l, [&](int time, int pixel) -> Place {
+            u32 p = (time * 8 + l.warp) * 16 + pixel;
+            return {(int)(p / side), (int)(p % side), p < side * side};
+        });
         // results start with the input and the bias; asked for before the others are waited for
         u32 at = ((u32)(t.image * h + t.y + top) * w + t.x + left + l.group) * 4 + l.t;
         int rows = t.x + left + l.group < w ? h - t.y - top : 0;
@@ -265,11 +285,10 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
             UNROLL
             for (int k = 0; k < 2; k++) {
                 int j = 2 * s + k;
+                if (k > 0) warp_barrier();
                 Taps taps = load_taps<false>(n, j, l);
                 float z[2][4];
-                UNROLL
-                for (int half = 0; half < 2; half++) load_start(z[half], n, j, l.t);
-                mma_depthwise(z[0], z[1], from + j * pitch, side, taps);
+                mma_depthwise<true>(z[0], z[1], from + j * pitch, side, taps);
                 UNROLL
                 for (int i = 0; i < 4; i++)
                     active[i / 2][2 * k + i % 2] = pack_half(gelu_half(z[i / 2][i % 2 * 2]), gelu_half(z[i / 2][i % 2 * 2 + 1]));
@@ -301,13 +320,6 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
 #define SUM_B2 (SUM_W2 + HIDDEN * FEATURES)
 #define SUM_COUNT (SUM_B2 + FEATURES)
 
-// Two halves of 1.
-#if PRECISION == 1
-#define ONES 0x3f803f80u
-#else
-#define ONES 0x3c003c00u
-#endif
-
 // What a warp adds up over a block's tiles; few registers, since they are held throughout.
 struct NanoSums {
     // d_output x gelu(z) of planes 2 (warp % 2) and the next, input x d hidden of all planes: [feature][hidden] as tensor cores leave them
@@ -316,107 +328,162 @@ struct NanoSums {
     float taps[3];    // of channel 8 (warp % 4) + group: numbers t, t + 4 and t + 8 of nine taps and d z; then d output
 };
 
-// d z on the tile and one pixel around it, and conv2's sums: 9 pairs of rows of 18 columns, eight pairs a warp at a time, two planes a warp.
-DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const NanoWeights& n, const act* d_output, Tile tile, int h, int w) {
+// A block's tiles are neighbours from left to right, as long as a row of tiles lasts, and what two of them share is worked out once: the last
+// four columns of hidden values and the last two of d z are the first ones of the next tile. They are moved by the warp that will write in
+// their place.
+struct Run {
+    bool carried;  // the tile before was this one's neighbour
+    bool more;     // the next one will be
+};
+
+// Hidden values of the tile and two pixels around it: rows of 16 columns and, where the left four columns are new, four of their rows at a time.
+DEVICE void nano_back_hidden(Wide* hidden, const NanoWeights& n, const act* input, Tile t, Run run, int h, int w) {
+    const int side = TILE + 4;
     Lane l = lane_place(thread_anew());
-    const int side = TILE + 4, dz_side = TILE + 2, pairs = dz_side / 2 * dz_side;
-    int first = l.warp % 2 * 2, lane = l.lane;
-    Taps taps[2] = {load_taps<false>(n, first, l), load_taps<false>(n, first + 1, l)};
-    const Pair* pixels = (const Pair*)d_output + (long long)tile.image * h * w * 4 + l.t;
-    // d output of a pair, zero where there is none
-    auto load = [&](Pair(&d)[2], u32 unit) {
-        UNROLL
-        for (int k = 0; k < 2; k++) {
-            int y = tile.y - 1 + (int)(unit / dz_side) * 2 + k, x = tile.x - 1 + (int)(unit % dz_side);
-            d[k] = {{0, 0}};
-            if (unit < pairs && inside(y, x, h, w)) d[k] = pixels[(y * w + x) * 4];
-        }
-    };
-    float outputs[4] = {0, 0, 0, 0};  // d output added up, as rows of a product by ones
-    const u32 ones[2] = {ONES, ONES};
-    Pair ahead[2];
-    load(ahead, l.warp / 2 * 8 + l.group);
-    ROLLED
-    for (u32 at = l.warp / 2 * 8; at < pairs; at += 4 * 8) {
-        // beyond the last pair a lane repeats it, and what comes of it goes nowhere
-        u32 row = at + lane % 8 < pairs ? at + lane % 8 : pairs - 1;
-        const Wide* from = hidden + first * plane_pieces(side) + (row / dz_side * 2 + lane / 8) * side + row % dz_side;
-        u32 unit = at + l.group;
-        bool real = unit < pairs;
-        int py = (int)(unit / dz_side) * 2, px = (int)(unit % dz_side);
-        u32 a[4] = {ahead[0].word[0], ahead[1].word[0], ahead[0].word[1], ahead[1].word[1]}, a_turned[4];
-        // the next pair's is on its way meanwhile
-        load(ahead, unit + 4 * 8);
-        // in the tile it takes part in sums
-        UNROLL
-        for (int k = 0; k < 2; k++) {
-            bool within = real && (u32)(py + k - 1) < TILE && (u32)(px - 1) < TILE;
-            UNROLL
-            for (int i = 0; i < 2; i++) a_turned[2 * k + i] = transpose(within ? a[2 * i + k] : 0);
-        }
-        mma_16x8x16(outputs, a_turned, ones);
-        UNROLL
-        for (int j = 0; j < 2; j++) {
-            warp_barrier();
-            const float none[4] = {0, 0, 0, 0};
-            float dg[4], z[4];
-            load_start(z, n, first + j, l.t);
-            mma_16x8x16(dg, a, n.conv2[(first + j) * 32 + lane].word, none);
-            mma_depthwise(z, from + j * plane_pieces(side), taps[j]);
-            u32 turned[2];
-            UNROLL
-            for (int k = 0; k < 2; k++) {
-                float g[2], slope[2];
-                UNROLL
-                for (int i = 0; i < 2; i++) gelu_pair(z[2 * k + i], g[i], slope[i]);
-                u32* to = dz + ((first + j) * plane_pieces(dz_side) + (py + k) * dz_side + px) * 4 + l.t;
-                if (real) *to = pack_half(dg[2 * k] * slope[0], dg[2 * k + 1] * slope[1]);
-                turned[k] = transpose(pack_half(g[0], g[1]));
-            }
-            mma_16x8x16(sums.product[j], a_turned, turned);
-        }
+    if (run.carried) {
+        Wide* to = hidden + l.lane % 16 / 4 * plane_pieces(side) + (l.warp + l.lane / 16 * 8) * side + l.lane % 4;
+        *to = to[TILE];
+        if (l.warp < 4 && l.lane < 16) to[TILE * side] = to[TILE * side + TILE];
+        warp_barrier();
     }
-    // both warps of a pair of rows have them
-    if (l.warp % 2 == 0) sums.taps[2] += l.t == 2 ? outputs[0] : l.t == 3 ? outputs[2] : 0.0f;
+    mma_hidden<side, 3>(hidden, n, input, t.image, t.y - 2, t.x - 2, h, w, l, [&](int time, int pixel) -> Place {
+        return {l.warp + 8 * time, 4 + pixel, time < 2 || l.warp < 4};
+    });
+    ROLLED
+    for (int row = run.carried || l.warp < 4 ? side : 4 * (l.warp - 4); row < side; row += 16)
+        mma_hidden<side, 1>(hidden, n, input, t.image, t.y - 2, t.x - 2, h, w, l, [&](int, int pixel) -> Place {
+            return {row + pixel / 4, pixel % 4, true};
+        });
 }
 
-// The gradient of the depthwise taps and biases: of one plane and half of the tile's columns a warp, two rows at a time. Channels of two
-// taps are the rows of a product over pixels, channels of d z its columns; the diagonals count.
+// d z on the tile and one pixel around it, and conv2's sums. A warp takes two planes of eight pairs of rows' pixels at a time: of the 16 columns
+// on the right half a pair of rows, of the two on the left, where they are new, four pairs of rows.
+DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const NanoWeights& n, const act* d_output, Tile tile, Run run,
+                             int h, int w) {
+    const int side = TILE + 4, dz_side = TILE + 2;
+    const u32 ones[2] = {ONES, ONES};
+    const float none[4] = {0, 0, 0, 0};
+    ROLLED
+    for (int left = 0; left <= (run.carried ? 0 : 1); left++) {
+        Lane l = lane_place(thread_anew());
+        int plane = l.warp % 2 * 2, half = l.warp / 2 % 2, odd = l.warp / 4, lane = l.lane;
+        const Pair* conv2 = n.conv2 + 32 * plane + lane;
+        if (run.carried && half == 1) {
+            // the rows that come below, two columns of two planes
+            Wide* moved = (Wide*)dz + (plane + lane / 16) * plane_pieces(dz_side) + (2 * odd + lane / 4 % 4 * 4 + lane / 2 % 2) * dz_side + lane % 2;
+            *moved = moved[TILE];
+            if (odd == 0 && lane % 16 < 4) moved[TILE * dz_side] = moved[TILE * dz_side + TILE];
+            warp_barrier();
+        }
+        Taps taps[2] = {load_taps<false>(n, plane, l), load_taps<false>(n, plane + 1, l)};
+        // the left columns make two times four pairs of rows and one
+        int first = odd ? 8 * half : TILE, trips = left ? (odd || half == 0 ? 1 : 0) : 5 - odd;
+        int row = left ? first + l.group / 2 * 2 : 2 * odd, column = left ? l.group % 2 : 2 + 8 * half + l.group;
+        int upper = left ? first + (odd ? lane % 8 / 2 * 2 : 0) : 2 * odd, at = left ? lane % 2 : 2 + 8 * half + lane % 8;
+        const Wide* from = hidden + plane * plane_pieces(side) + (upper + lane / 8) * side + at;
+        u32* to = dz + (plane * plane_pieces(dz_side) + row * dz_side + column) * 4 + l.t;
+        int x = tile.x - 1 + column;
+        bool counted = (u32)(column - 1) < (run.more ? TILE + 1 : TILE), across = (u32)x < (u32)w;
+        // d output of a lane's pair; that of some pixel of the tile where there is none
+        u32 corner = ((u32)tile.image * h * w + (across ? x : tile.x)) * 4 + l.t;
+        auto load = [&](Pair(&d)[2]) {
+            UNROLL
+            for (int k = 0; k < 2; k++) {
+                int y = tile.y - 1 + row + k;
+                d[k] = ((const Pair*)d_output)[corner + ((u32)y < (u32)h ? (u32)y : (u32)tile.y) * w * 4];
+            }
+        };
+        Pair d[2];
+        load(d);
+        ROLLED
+        for (int trip = 0; trip < trips; trip++) {
+            u32 d_turned[4];
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                bool within = counted && (u32)(row + i / 2 - 1) < TILE && inside(tile.y - 1 + row + i / 2, x, h, w);
+                d_turned[i] = transpose(within ? d[i / 2].word[i % 2] : 0);
+            }
+            float dg[2][4];
+            UNROLL
+            for (int j = 0; j < 2; j++)
+                mma_16x8x16(dg[j], {d[0].word[0], d[1].word[0], d[0].word[1], d[1].word[1]}, conv2[32 * j].word, none);
+            bool real[2], there = row < dz_side;
+            UNROLL
+            for (int k = 0; k < 2; k++) real[k] = inside(tile.y - 1 + row + k, x, h, w);
+            // the next pair's is on its way meanwhile
+            row += 4;
+            load(d);
+            // d output added up, as rows of a product by ones
+            float outputs[4];
+            mma_16x8x16(outputs, d_turned, ones, none);
+            sums.taps[2] += l.t == 2 ? outputs[0] : l.t == 3 ? outputs[2] : 0.0f;
+            UNROLL
+            for (int j = 0; j < 2; j++) {
+                float z[4];
+                mma_depthwise(z, from + j * plane_pieces(side), taps[j]);
+                u32 turned[2];
+                UNROLL
+                for (int k = 0; k < 2; k++) {
+                    float g[2], slope[2];
+                    UNROLL
+                    for (int i = 0; i < 2; i++) gelu_pair(z[2 * k + i], g[i], slope[i]);
+                    u32 value = real[k] ? pack_half(dg[j][2 * k] * slope[0], dg[j][2 * k + 1] * slope[1]) : 0;
+                    if (there) to[(j * plane_pieces(dz_side) + k * dz_side) * 4] = value;
+                    turned[k] = transpose(pack_half(g[0], g[1]));
+                }
+                mma_16x8x16(sums.product[j], d_turned, turned);
+            }
+            from += 4 * side;
+            to += 4 * dz_side * 4;
+        }
+    }
+}
+
+// The gradient of the depthwise taps and biases: of one plane and half of the tile's columns a warp, four rows at a time. Channels of two
+// taps are the rows of a product over pixels, channels of d z its columns; the diagonals count. Six rows of hidden values serve all: the
+// upper two taps of rows y and y + 2 and the lower two of y + 1 and y + 3 are operands as they were loaded, which leaves the lower tap of the
+// ones and the upper tap of the others.
 DEVICE void nano_back_taps(NanoSums& sums, const Wide* hidden, const Wide* dz) {
     Lane l = lane_place(thread_anew());
     const int side = TILE + 4, dz_side = TILE + 2;
     int plane = l.warp % 4, left = l.warp / 4 * 8, lane = l.lane;
-    // rows y and y + 2 of the tile go together: a column's four matrices from row y - 1 on then stand as the upper and the middle tap take them
     const Wide* h_from = hidden + plane * plane_pieces(side) + (1 + lane / 8) * side + left + 1 + lane % 8;
-    const Wide* h_below = hidden + plane * plane_pieces(side) + 5 * side + left + 1 + (lane / 8 < 3 ? lane / 8 : 0) + lane % 8;
     const Wide* dz_from = dz + plane * plane_pieces(dz_side) + (1 + lane / 16 + lane / 8 % 2 * 2) * dz_side + left + 1 + lane % 8;
-    float d[5][4];
+    // [rows y and y + 2, y + 1 and y + 3][three columns, two of the tap that is left, its third and d z]
+    float d[2][5][4];
     UNROLL
-    for (int i = 0; i < 20; i++) d[i / 4][i % 4] = 0;
+    for (int i = 0; i < 40; i++) d[i / 20][i / 4 % 5][i % 4] = 0;
     ROLLED
     for (int y = 0; y < TILE; y += 4) {
-        u32 slopes[4];
+        u32 slopes[4], m[2][3][4];
         load_matrices_transposed(slopes, dz_from + y * dz_side);
         UNROLL
         for (int r = 0; r < 2; r++) {
-            u32 m[3][4], below[4], b[2] = {slopes[2 * r], slopes[2 * r + 1]};
             UNROLL
             for (int kx = 0; kx < 3; kx++) {
-                load_matrices_transposed(m[kx], h_from + (y + r) * side + kx);
-                mma_16x8x16(d[kx], m[kx], b);
+                load_matrices_transposed(m[r][kx], h_from + (y + 2 * r) * side + kx);
+                mma_16x8x16(d[r][kx], m[r][kx], {slopes[2 * r], slopes[2 * r + 1]});
             }
-            load_matrices_transposed(below, h_below + (y + r) * side);
-            u32 a[4] = {m[0][2], m[1][2], below[0], below[1]}, last[4] = {m[2][2], ONES, below[2], ONES};
-            mma_16x8x16(d[3], a, b);
-            mma_16x8x16(d[4], last, b);
+        }
+        UNROLL
+        for (int r = 0; r < 2; r++) {
+            const u32(*o)[4] = m[1 - r];
+            u32 b[2] = {slopes[2 * r], slopes[2 * r + 1]};
+            mma_16x8x16(d[r][3], {o[0][r], o[1][r], o[0][2 + r], o[1][2 + r]}, b);
+            mma_16x8x16(d[r][4], {o[2][r], ONES, o[2][2 + r], ONES}, b);
         }
     }
-    // from the lane on the diagonal to the four of its row
+    // what a lane on the diagonal has of a product's upper or lower rows
+    auto own = [&](int r, int number, int half) { return l.group % 2 ? d[r][number][2 * half + 1] : d[r][number][2 * half]; };
     UNROLL
-    for (int i = 0; i < 10; i++) {
-        // taps 0 .. 2 stand over 3 .. 5, 6 over 7, 8 over d z
-        int number = i < 6 ? i % 3 : i / 2, half = i < 6 ? i / 3 : i % 2;
-        float sum = shuffle(l.group % 2 ? d[number][2 * half + 1] : d[number][2 * half], l.group * 4 + l.group / 2);
+    for (int i = 0; i < TAPS + 1; i++) {
+        int ky = i / 3, kx = i % 3, last = kx == 2 ? 4 : 3;
+        float sum = ky == 0   ? own(0, kx, 0) + own(1, last, kx % 2)
+                    : ky == 1 ? own(0, kx, 1) + own(1, kx, 0)
+                    : ky == 2 ? own(1, kx, 1) + own(0, last, kx % 2)
+                              : own(0, 4, 1) + own(1, 4, 1);
+        // to the four lanes of its row
+        sum = shuffle(sum, l.group * 4 + l.group / 2);
         sums.taps[i / 4] += i % 4 == l.t ? sum : 0.0f;
     }
 }
@@ -444,8 +511,8 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
         for (int i = 0; i < 8; i++) words[0][i / 4][i % 4] = words[1][i / 4][i % 4];
         UNROLL
         for (int m = 0; m < 2; m++) {
-            float d[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
-            mma_depthwise(d[0], d[1], from + (2 * s + m) * plane_pieces(dz_side), dz_side, load_taps<true>(n, 2 * s + m, l));
+            float d[2][4];
+            mma_depthwise<false>(d[0], d[1], from + (2 * s + m) * plane_pieces(dz_side), dz_side, load_taps<true>(n, 2 * s + m, l));
             UNROLL
             for (int i = 0; i < 4; i++) words[1][i / 2][2 * m + i % 2] = pack_half(d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1]);
         }
@@ -495,14 +562,14 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
         UNROLL
         for (int m = 0; m < 2; m++) {
             const float* d = dx[r / 2][m] + r % 2 * 2;
-            v.word[m] = pack_half(low_half(d_out[r].word[m]) + d[0], high_half(d_out[r].word[m]) + d[1]);
+            v.word[m] = pack_half(low_half(d_out[r].word[m]) + EIGHTHS * d[0], high_half(d_out[r].word[m]) + EIGHTHS * d[1]);
         }
         if (r < rows) ((Pair*)d_input)[at + r * w * 4] = v;
     }
 }
 
 KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
-       const float* gamma, const act* input, const act* d_output, act* d_input, float* partials, int images, int h, int w) {
+       const float* gamma, const act* input, const act* d_output, act* d_input, float* partials, int images, int h, int w, int tiles) {
     const int side = TILE + 4, dz_side = TILE + 2;
     Wide* hidden = (Wide*)shared_memory();
     Wide* dz = hidden + HIDDEN_PLANES * plane_pieces(side);
@@ -528,13 +595,14 @@ KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const 
     for (int i = 0; i < 3; i++) sums.taps[i] = 0;
     sums.hidden = 0;
     barrier();
-    for (int index = blockIdx.x;; index += gridDim.x) {
+    int first = blockIdx.x * tiles, end = first + tiles;
+    for (int index = first; index < end; index++) {
         Tile t = tile_at(index, h, w);
         if (t.image >= images) break;
-        Lane l = lane_place(thread_anew());
-        mma_hidden<side, 4>(hidden, n, input + (long long)t.image * h * w * FEATURES, t.y - 2, t.x - 2, h, w, l);
+        Run run = {index > first && t.x > 0, index + 1 < end && t.x + TILE < w};
+        nano_back_hidden(hidden, n, input, t, run, h, w);
         barrier();
-        nano_back_slopes(sums, hidden, (u32*)dz, n, d_output, t, h, w);
+        nano_back_slopes(sums, hidden, (u32*)dz, n, d_output, t, run, h, w);
         barrier();
         nano_back_taps(sums, hidden, dz);
         // hidden values make room for those of the next tile; its d z waits for one more barrier
@@ -552,14 +620,14 @@ KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const 
         for (int i = 0; i < 4; i++) {
             int c = fragment_feature(l.group, i / 2), e = 8 * j + 2 * l.t + i % 2;
             mine[e * FEATURES + c] = sums.product1[j][i];
-            if (j < 2) mine[SUM_W2 + c * HIDDEN + 16 * (l.warp % 2) + e] = sums.product[j][i];
+            if (j < 2) mine[SUM_W2 + c * HIDDEN + 16 * (l.warp % 2) + e] = EIGHTHS * sums.product[j][i];
         }
     }
     mine[SUM_B1 + 8 * (l.group / 2) + 2 * l.t + l.group % 2] = sums.hidden;
     UNROLL
     for (int i = 0; i < 3; i++) {
         int channel = 8 * (l.warp % 4) + l.group, tap = 4 * i + l.t;
-        if (tap < TAPS) mine[SUM_DW + channel * TAPS + tap] = sums.taps[i];
+        if (tap < TAPS) mine[SUM_DW + channel * TAPS + tap] = EIGHTHS * sums.taps[i];
         if (tap == TAPS) mine[SUM_DB + channel] = sums.taps[i];
     }
     if (l.t >= 2) mine[SUM_B2 + fragment_feature(l.group, l.t - 2)] = sums.taps[2];
@@ -570,8 +638,8 @@ KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const 
         if (i >= SUM_DW && i < SUM_W2) {
             warp = (i < SUM_DB ? (i - SUM_DW) / TAPS : i - SUM_DB) / 8;
             step = 4;
-        } else if (i >= SUM_W2 && i < SUM_B2) {
-            warp = (i - SUM_W2) % HIDDEN / 16;
+        } else if (i >= SUM_W2) {
+            warp = i < SUM_B2 ? (i - SUM_W2) % HIDDEN / 16 : 0;
             step = 2;
         }
         float sum = 0;

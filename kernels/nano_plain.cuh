@@ -100,7 +100,7 @@ KERNEL(nano_block, 256, const float* w1, const float* b1, const float* dw, const
 #define PLAIN_BACKWARD 8
 
 KERNEL(nano_block_back, 256, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
-       const float* gamma, const act* input, const act* d_output, act* d_input, float* partials, int images, int h, int w) {
+       const float* gamma, const act* input, const act* d_output, act* d_input, float* partials, int images, int h, int w, int tiles) {
     const int side = TILE + 4, dz_side = TILE + 2, pitch = PLAIN_BACKWARD + 1, tid = threadIdx.x;
     float* weights = (float*)shared_memory();
     float* hidden = weights + PLAIN_WEIGHTS;
@@ -113,9 +113,11 @@ KERNEL(nano_block_back, 256, const float* w1, const float* b1, const float* dw, 
     float* own = partials + (long long)blockIdx.x * count;
     barrier();
     int ty = tid / TILE, tx = tid % TILE;
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    int first = blockIdx.x * tiles;
+    for (int index = first; index < first + tiles; index++) {
         Tile t = tile_at(index, h, w);
-        bool add = index != (int)blockIdx.x;
+        if (t.image >= images) break;
+        bool add = index > first;
         long long start = (long long)t.image * h * w * FEATURES;
         const act *x_image = input + start, *d_image = d_output + start;
         bool within = inside(t.y + ty, t.x + tx, h, w);

@@ -38,7 +38,7 @@ STEP = [
     ("up_head_double", "", 8, 2, 256, 104 * LQ, 1, lambda w: [2, 1] + NO_EDGES),
     ("up_head_back_double", "", 10, 2, 256, 112 * LQ, 1, lambda w: NO_EDGES),
     ("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
-    ("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [[6, 5, 5, 5][w // 2], 4, 2]),
+    ("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2]),
     ("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
 ]
 # Clocks from issue until a result is there, where the code waits by counter
@@ -129,26 +129,35 @@ def loops(ops, labels):
     return sorted(ends.items())
 
 
-def path(ops, labels, found, trips):
-    """The instructions that a warp runs, loops as often as `trips` says (once where it does not)."""
+def path(ops, labels, found, tiles, trips):
+    """The instructions that a warp runs, loops as often as `trips` says (once where it does not; (for the first tile, for others)). `tiles`: the loop
+    over tiles."""
     index = {op.place: i for i, op in enumerate(ops)}
     taken = []
 
     def unlikely(at, to):
         inside = [l for l in found if ops[at].place < l[0] and l[1] < to]
         if inside:
-            return all(trips.get(l[0], 1) == 0 for l in inside)
+            return all(count(l) == 0 for l in inside)
         # roots and slow divisions
         return index[to] - at < 90 and any(o.name == "CALL" or o.full.startswith("MUFU.RSQ") for o in ops[at : index[to]])
 
+    tile = 0  # whether the first one of the block has been
+
+    def count(loop):
+        times = trips.get(loop[0], 1)
+        return times[tile] if isinstance(times, tuple) else times
+
     def run(at, end, within):
+        nonlocal tile
         while at < end:
             op = ops[at]
             fresh = [l for l in found if l[0] == op.place and l not in within]
             if fresh:
                 loop = max(fresh, key=lambda l: l[1] - l[0])
-                for _ in range(trips.get(loop[0], 1)):
+                for _ in range(count(loop)):
                     run(at, index[loop[1]] + 1, [*within, loop])
+                    tile = 1 if loop == tiles else tile
                 at = index[loop[1]] + 1
                 continue
             if op.name != "NOP":
@@ -260,7 +269,7 @@ def main():
         for block in range(min(fit, -(-places // SMS))):
             # the middle one of the multiprocessors: whether its last block has a tile more
             tiles = TILES // places + (block * SMS + SMS // 2 < TILES % places)
-            blocks.append([path(ops, labels, found, {outer[0]: tiles, **{l[0]: t for l, t in zip(inner, trips(w))}}) for w in range(size)])
+            blocks.append([path(ops, labels, found, outer, {outer[0]: tiles, **{l[0]: t for l, t in zip(inner, trips(w))}}) for w in range(size)])
         clocks, issued, busy, waits = walk(blocks)
         microseconds, bytes_alone = clocks / GHZ / 1e3, moved / BANDWIDTH * 1e6
         total, floor = total + launches * microseconds, floor + launches * bytes_alone

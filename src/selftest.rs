@@ -38,12 +38,14 @@ impl Check {
 /// Scale, batch, LQ side, losses, level, optimizer.
 type Case = (usize, usize, usize, &'static [(LossKind, f32)], Recompute, OptimizerKind);
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     (2, 2, 9, &[(LossKind::L1, 1.0)], Recompute::Block, AdamW),
     (2, 3, 37, &[(LossKind::L1, 0.7), (LossKind::Charbonnier, 0.2), (LossKind::Mse, 0.5)], Recompute::Block, Adam),
     (2, 2, 64, &[(LossKind::L1, 1.0), (LossKind::Ssim, 0.3), (LossKind::MsSsim, 0.2)], Recompute::Block, AdamW),
     (3, 1, 20, &[(LossKind::L1, 1.0)], Recompute::Block, AdamW),
     (4, 3, 100, &[(LossKind::L1, 1.0), (LossKind::Ssim, 0.05)], Recompute::Full, AdamW),
+    // more tiles than blocks that add up
+    (2, 5, 121, &[(LossKind::L1, 1.0)], Recompute::Block, AdamW),
     // slices of eight images and of one
     (8, 9, 16, &[(LossKind::L1, 1.0)], Recompute::Full, Adam),
 ];

@@ -8,7 +8,7 @@ mod reference;
 use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activations};
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
-use paragon::backend::cuda::{CudaSizing, Launch, Turn, lower_range};
+use paragon::backend::cuda::{Arg, CudaSizing, Launch, Turn, lower_range};
 use paragon::backend::{Backend, Scalars};
 use paragon::model::{Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
@@ -214,6 +214,48 @@ fn up_head_of_a_large_scale_and_without_sharpening() {
                 false,
                 chosen,
             );
+        }
+    }
+}
+
+/// A block that takes tiles one after another moves what neighbours share instead of working it out again: the same gradient of the input, bit by
+/// bit, and nearly the same sums, for every number of blocks, where rows of tiles begin and end within a block's, too.
+#[test]
+fn tiles_of_a_block_share_their_halos() {
+    let twin = Twin::new(2, 11);
+    for precision in PRECISIONS {
+        let Some(program) = compile(precision, false) else { return };
+        let plan = training_plan(&twin.net, &spec(2, (35, 70), L1_ONLY, false), &CudaSizing { precision }).unwrap();
+        let at = plan.ops.iter().position(|op| matches!(op, Op::NanoBlockBack(_))).unwrap();
+        let Op::NanoBlockBack(block) = plan.ops[at].clone() else { unreachable!() };
+        let scalars = Scalars { lr: 0.0, step: 1, clip: 1.0, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
+        let run = |order: Order, blocks: Option<u32>| {
+            let mut host = Host::new(plan.clone(), program.clone(), order);
+            host.bytes(block.forward.parameters).copy_from_slice(&to_activations(&twin.params, Precision::F32));
+            for (id, seed) in [(block.forward.input, 1), (block.d_output, 2)] {
+                let values = network_common::noise(plan.buffer(id).bytes as usize / precision.bytes() as usize, seed);
+                host.bytes(id).copy_from_slice(&to_activations(&values, precision));
+            }
+            // what blocks that do not run have to say
+            host.bytes(block.workspace.unwrap()).fill(0);
+            let mut launches = lower_range(&plan, at..at + 1).unwrap();
+            // of 2 x 3 x 5 tiles
+            if let Some(blocks) = blocks {
+                launches[0].grid[0] = blocks;
+                *launches[0].args.last_mut().unwrap() = Arg::Int(30u32.div_ceil(blocks) as i32);
+            }
+            assert_eq!(launches[0].kernel, "nano_block_back");
+            host.run(&scalars, &launches).unwrap();
+            (host.bytes(block.d_input).to_vec(), from_activations(host.bytes(block.gradients), Precision::F32))
+        };
+        let (d_input, sums) = run(Order::Forward, None);
+        let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| f64::from(v)).collect() };
+        for blocks in [1, 2, 4, 7, 15] {
+            let all = ORDERS.map(|order| run(order, Some(blocks)));
+            assert!(all.iter().all(|other| *other == all[0]), "{precision}, {blocks} blocks: depends on the order of lanes");
+            assert!(all[0].0 == d_input, "{precision}, {blocks} blocks: the gradient of the input");
+            let error = relative_error(&wide(&all[0].1), &wide(&sums));
+            assert!(error < 1e-5, "{precision}, {blocks} blocks: sums are {error:e} away");
         }
     }
 }
@@ -489,7 +531,11 @@ fn unnoticed_barriers(precision: Precision, chosen: fn(&Op) -> bool, places: &[S
         let mut launches = lower_range(&plan, at..at + 1).unwrap();
         for launch in launches.iter_mut().filter(|_| walk) {
             if ["nano_block", "conv", "up_head"].iter().any(|start| launch.kernel.starts_with(start)) {
-                launch.grid[0] = launch.grid[0].min(2);
+                let blocks = launch.grid[0];
+                launch.grid[0] = blocks.min(2);
+                if let ("nano_block_back", Some(Arg::Int(tiles))) = (launch.kernel, launch.args.last_mut()) {
+                    *tiles = (*tiles as u32 * blocks).div_ceil(launch.grid[0]) as i32;
+                }
             }
         }
         host.run(&scalars, &launches)?;

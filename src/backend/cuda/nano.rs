@@ -15,8 +15,8 @@ const HIDDEN: usize = 2 * FEATURES;
 /// f32 elements of all weights of a block, gamma multiplied in.
 const WEIGHTS: usize = HIDDEN * (FEATURES + 1 + 9 + 1 + FEATURES) + FEATURES;
 /// Bytes of weights beside tensor cores, `struct NanoWeights` of kernels/nano_mma.cuh: conv1 as halves, conv2 as operands, nine depthwise
-/// taps and zeros, two kinds of biases.
-const MMA_WEIGHTS: usize = 2 * HIDDEN * 16 + 4 * 32 * 8 + (HIDDEN + 1) * 9 * 4 + 2 * 4 * HIDDEN;
+/// taps and their bias with zeros, conv1's biases.
+const MMA_WEIGHTS: usize = 2 * HIDDEN * 16 + 4 * 32 * 8 + (HIDDEN + 1) * 10 * 4 + 4 * HIDDEN;
 /// The forward kernel has conv2's biases, too.
 const MMA_FORWARD_WEIGHTS: usize = MMA_WEIGHTS + 4 * FEATURES;
 
@@ -25,8 +25,14 @@ pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
     ranges(&o.forward.params)[..6].iter().map(|r| r.len).sum()
 }
 
+/// Tiles of a block of the backward kernel: neighbours one after another, whose halos it need not work out twice.
+fn run_of_tiles(o: &NanoBlockBack) -> usize {
+    tiles(o.forward.extent).div_ceil(SUM_BLOCKS as usize)
+}
+
+/// Blocks of the backward kernel, each with a tile at least.
 fn sum_blocks(o: &NanoBlockBack) -> usize {
-    o.forward.extent.pixels().div_ceil(TILE * TILE).min(SUM_BLOCKS as usize)
+    tiles(o.forward.extent).div_ceil(run_of_tiles(o))
 }
 
 pub(super) fn workspace(o: &NanoBlockBack) -> u64 {
@@ -88,9 +94,11 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
     ensure!(f.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", f.features);
     let (e, slice) = (f.extent, Slice::whole(f.extent.n));
     check_size(e)?;
-    let sums = Sums::of(l, l.workspace(o.workspace)?, slice, sum_count(o), sum_blocks(o));
+    let blocks = sum_blocks(o);
+    let sums = Sums::of(l, l.workspace(o.workspace)?, slice, sum_count(o), blocks);
     let mut args = weights(l, f);
     args.extend([l.at(f.input), l.at(o.d_output), l.at(o.d_input), sums.partials, int(e.n)?, int(e.h)?, int(e.w)?]);
+    args.push(int(run_of_tiles(o))?);
     let around = |pixels: usize| (TILE + 2 * pixels).pow(2);
     let shared = if halves(l, f.input, e, FEATURES) {
         // hidden channels of the tile and two pixels around it, their gradient with one; at the end the sums of eight warps
@@ -99,7 +107,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
         // 8 of them at a time, and one more value of the tile's pixels
         4 * (WEIGHTS + (around(2) + around(1) + around(0)) * 9)
     };
-    l.launch("nano_block_back", [sum_blocks(o), 1, 1], 256, shared, args)?;
+    l.launch("nano_block_back", [blocks, 1, 1], 256, shared, args)?;
     let first = reduce::adjacent(&ranges(p))?;
     sums.later(l, slice, To::NanoBlock { parameters: l.element(f.parameters, first), gradients: l.element(o.gradients, first) })
 }
