@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use paragon::config::Settings;
 use paragon::loader::bench::{BenchConfig, Measured, measure};
 use paragon::loader::quality::{Quality, quality};
-use paragon::loader::{LoaderConfig, MAX_SLOTS, MAX_THREADS, bound};
+use paragon::loader::{LoaderConfig, MAX_SLOTS, MAX_THREADS, bound, usual_slots};
 use paragon::plan::bytes_text;
 use paragon::report::chart::{Series, line_chart};
 use paragon::shard::reader::Io;
@@ -45,9 +45,9 @@ struct LoaderArgs {
     /// Loader threads, one run for each number [default: 1, 2, 4 .. up to the cores]
     #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = count(MAX_THREADS as u64))]
     threads: Vec<usize>,
-    /// Batches that exist at once
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = count(MAX_SLOTS as u64))]
-    slots: usize,
+    /// Batches that exist at once [default: 3 more than threads]
+    #[arg(long, value_name = "N", value_parser = count(MAX_SLOTS as u64))]
+    slots: Option<usize>,
     /// Have the kernel forget the shards before each run
     #[arg(long)]
     cold: bool,
@@ -103,7 +103,6 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
     let (io, why) = data.io(&sources);
     let config = LoaderConfig {
-        slots: args.slots,
         rank: args.rank.0,
         ranks: args.rank.1,
         window: data.window(&sources),
@@ -119,8 +118,8 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         step: Duration::from_secs_f64(args.step_ms.unwrap_or(0.0).min(1e6) / 1e3),
         content: args.content,
     };
-    let most = LoaderConfig { threads: threads.iter().copied().max().unwrap_or(1), ..config.clone() };
-    let largest = bound(&sources, &most)?;
+    let on = |threads: usize| LoaderConfig { threads, slots: args.slots.unwrap_or(usual_slots(threads)), ..config.clone() };
+    let largest = bound(&sources, &on(threads.iter().copied().max().unwrap_or(1)))?;
     if let Some(limit) = args.host_memory {
         ensure!(
             largest.total() <= limit,
@@ -149,7 +148,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
     ));
     let mut runs = Vec::new();
     for &threads in &threads {
-        let run = measure(&sources, &LoaderConfig { threads, ..config.clone() }, &how)?;
+        let run = measure(&sources, &on(threads), &how)?;
         if !args.json {
             if runs.is_empty() {
                 print(HEADER)?;
@@ -160,7 +159,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
     }
     if args.json {
         let report = serde_json::json!({
-            "records": sources.len(), "open_ms": open_ms, "bytes": sources.bytes(), "batch": config.batch, "lq_size": config.lq_size, "slots": config.slots,
+            "records": sources.len(), "open_ms": open_ms, "bytes": sources.bytes(), "batch": config.batch, "lq_size": config.lq_size, "slots": largest.slots,
             "io": if io == Io::Mmap { "mmap" } else { "pread" }, "window": config.window, "order": json_order(&order), "bound": largest.total(), "runs": runs,
         });
         print(serde_json::to_string_pretty(&report)?)?;

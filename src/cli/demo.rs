@@ -15,7 +15,9 @@ use paragon::report::sheet::{Panel, comparison};
 use paragon::shard::plan::{BuildConfig, plan};
 use paragon::shard::reader::{Io, ShardSet};
 use paragon::shard::writer::build;
-use paragon::train::{Decay, DeviceChoice, LossTerm, ModelHints, RunOptions, Schedule, TrainConfig, duration_text, read_model, train};
+use paragon::train::{
+    Decay, DeviceChoice, LossTerm, ModelHints, Prefetch, RunOptions, Schedule, TrainConfig, duration_text, read_model, train,
+};
 use paragon::upscale::{DEFAULT_TILE, Upscaler};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -107,8 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
     let options = RunOptions {
         out: run.clone(),
         threads: args.threads.unwrap_or(0),
-        loader_threads: 1,
-        slots: 4,
+        prefetch: Prefetch { threads: Some(1), slots: None },
         io: Io::Mmap,
         on_corrupt: OnCorrupt::Stop,
         checkpoint_every: args.iterations.div_ceil(4),

@@ -136,7 +136,7 @@ impl Args {
     }
 
     /// The loader's memory without a set to ask: exact for slots and scratch, an estimate for the index.
-    fn loader(&self, machine: &Machine, config: &TrainConfig, slots: usize) -> Result<Bound> {
+    fn loader(&self, threads: usize, config: &TrainConfig, slots: usize) -> Result<Bound> {
         let stored = self.stored_lq_size.unwrap_or(config.lq_size).max(config.lq_size);
         let geometry = Geometry::new(config.network.scale as u32, u32::try_from(stored)?)?;
         let area = config.network.scale * config.network.scale + 1;
@@ -146,7 +146,7 @@ impl Args {
         Ok(Bound {
             slots,
             slot_bytes: pair * config.batch_size as u64,
-            threads: machine.loader_threads,
+            threads,
             scratch_bytes: Decoder::bytes(geometry) + crops + STACK_BYTES as u64,
             index_bytes: shards * INDEX_BYTES_PER_SHARD,
         })
@@ -166,12 +166,13 @@ pub fn run(args: &Args) -> Result<()> {
     let config = settings.train_config(scale, args.stored_lq_size.unwrap_or(usize::MAX))?;
     config.check()?;
     let place = args.place(machine)?;
-    let loader = |config: &TrainConfig, slots: usize| args.loader(machine, config, slots);
+    let (loader_threads, slots) = machine.prefetch.at(&place);
+    let loader = |config: &TrainConfig, slots: usize| args.loader(loader_threads, config, slots);
     let fit = Fit {
         config: &config,
         place,
         recompute: machine.recompute,
-        slots: machine.slots,
+        slots,
         budget: Budget { host: machine.host_memory, device: machine.vram },
         may_split: machine.fit,
         earlier: None,

@@ -9,7 +9,7 @@ use paragon::config::import::{import, is_theirs};
 use paragon::config::{Flag, KEYS, Key, Kind, Settings, Value, parse, parse_assignment};
 use paragon::model::Recompute;
 use paragon::plan::Precision;
-use paragon::train::DeviceChoice;
+use paragon::train::{DeviceChoice, Prefetch};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -192,10 +192,8 @@ impl Layers {
 pub struct Machine {
     /// Threads that compute; 0 for all.
     pub threads: usize,
-    /// Threads that load.
-    pub loader_threads: usize,
-    /// Batches in the ring.
-    pub slots: usize,
+    /// Threads that load, and batches in the ring.
+    pub prefetch: Prefetch,
     /// Most host memory, bytes.
     pub host_memory: Option<u64>,
     /// Most device memory, bytes.
@@ -213,6 +211,7 @@ pub struct Machine {
 impl Machine {
     /// Of the settings of a run.
     pub fn new(settings: &Settings) -> Result<Machine> {
+        let count = |path: &str| settings.whole(path).map(|n| n as usize);
         let recompute = match settings.text("machine.recompute") {
             Some("none") => Some(Recompute::None),
             Some("block") => Some(Recompute::Block),
@@ -220,9 +219,8 @@ impl Machine {
             _ => None,
         };
         Ok(Machine {
-            threads: settings.whole("machine.threads").unwrap_or(0) as usize,
-            loader_threads: settings.count("data.num_worker_per_gpu")? as usize,
-            slots: settings.count("data.slots")? as usize,
+            threads: count("machine.threads").unwrap_or(0),
+            prefetch: Prefetch { threads: count("data.num_worker_per_gpu"), slots: count("data.slots") },
             host_memory: settings.whole("machine.host_memory"),
             vram: settings.whole("machine.vram"),
             recompute,

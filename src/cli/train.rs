@@ -76,8 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
     let options = RunOptions {
         out,
         threads: machine.threads,
-        loader_threads: machine.loader_threads,
-        slots: machine.slots,
+        prefetch: machine.prefetch,
         io,
         on_corrupt: data.on_corrupt,
         checkpoint_every: settings.count("logger.save_checkpoint_freq")?,
@@ -141,8 +140,17 @@ fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
         s.loss,
         s.it_per_s
     ))?;
-    let verdict = if s.data_wait > 0.05 { "loader-bound: give --loader-threads more" } else { "compute-bound" };
-    print(format_args!("data-wait {:.1}%, loader threads waited {:.1}% ({verdict})", 100.0 * s.data_wait, 100.0 * s.loader_wait))?;
+    let verdict = if s.data_wait > 0.05 {
+        "loader-bound: more --loader-threads would help, or shards made with --codec raw"
+    } else {
+        "compute-bound"
+    };
+    print(format_args!(
+        "data-wait {:.1}%, {} loader threads waited {:.1}% ({verdict})",
+        100.0 * s.data_wait,
+        s.loader_threads,
+        100.0 * s.loader_wait
+    ))?;
     if s.substituted > 0 {
         print(format_args!("{} samples stood in for damaged records; `paragon shards verify` lists them", s.substituted))?;
     }

@@ -27,6 +27,11 @@ pub const MAX_SLOTS: usize = 1024;
 /// Stack of a loader thread, bytes: decoding needs a few KiB.
 pub const STACK_BYTES: usize = 512 << 10;
 
+/// Slots that keep so many threads busy: each fills one by itself, and three more are ready, on their way to a device, and computed from.
+pub fn usual_slots(threads: usize) -> usize {
+    (threads + 3).min(MAX_SLOTS)
+}
+
 /// How records are read from the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum IoChoice {

@@ -3,8 +3,8 @@
 //! and that its memory was fitted, printed, and refused if too much, before the first step.
 
 use super::{
-    Best, Budget, DeviceChoice, Fit, Fitted, HeldOut, Log, LogLine, LossScale, OpenLine, Opened, Place, Pretrained, RunMemory, State,
-    TrainConfig,
+    Best, Budget, DeviceChoice, Fit, Fitted, HeldOut, Log, LogLine, LossScale, OpenLine, Opened, Place, Prefetch, Pretrained, RunMemory,
+    State, TrainConfig,
 };
 use super::{ema_decay, keeping, list_states, newest_state, previews, read_pretrained, state_path, validation_bytes, write_model};
 use crate::backend::cpu::CpuOptions;
@@ -37,10 +37,8 @@ pub struct RunOptions {
     pub out: PathBuf,
     /// Threads that compute; 0 for all.
     pub threads: usize,
-    /// Threads that load.
-    pub loader_threads: usize,
-    /// Batches in the ring.
-    pub slots: usize,
+    /// Threads that load, and batches in the ring.
+    pub prefetch: Prefetch,
     /// How shards are read.
     pub io: Io,
     /// What happens when a record is damaged.
@@ -96,7 +94,9 @@ pub struct Summary {
     pub it_per_s: f64,
     /// Share of this process's time spent waiting for data.
     pub data_wait: f64,
-    /// Share of their time that the loader's threads waited for a free batch.
+    /// Threads that loaded.
+    pub loader_threads: usize,
+    /// Share of their time that they waited for a free batch.
     pub loader_wait: f64,
     /// Samples of this process that stood in for damaged records.
     pub substituted: u64,
@@ -182,12 +182,13 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     if let (Some(v), Some(place)) = (&validation, &options.validation) {
         report(&format!("validating every {} iterations on {}: {}", v.every, place.display(), v.held_out.text()));
     }
-    let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, slots, state.head.iteration);
+    let (loader_threads, slots) = options.prefetch.at(&place);
+    let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, loader_threads, slots, state.head.iteration);
     let fit = Fit {
         config,
         place,
         recompute: options.recompute,
-        slots: options.slots,
+        slots,
         budget: Budget { host: options.host_memory.or_else(system::available_memory), device: options.vram.or(opened.vram) },
         may_split: options.fit,
         earlier: (!fresh).then_some((state.head.config.batch_size, state.head.config.accum_iter)),
@@ -227,6 +228,7 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         config,
         options,
         data: sources.fingerprint(),
+        loader_threads,
         log: Log::open(&options.out, state.head.iteration)?,
         iteration: state.head.iteration,
         updates: state.head.updates,
@@ -344,9 +346,9 @@ fn tell_changes(state: &State, fresh: bool, config: &TrainConfig, report: &dyn F
 }
 
 /// What the loader delivers for a split of the iteration. Samples are numbered through, so every split delivers the same ones.
-fn loader_config(config: &TrainConfig, options: &RunOptions, slots: usize, iteration: u64) -> LoaderConfig {
+fn loader_config(config: &TrainConfig, options: &RunOptions, threads: usize, slots: usize, iteration: u64) -> LoaderConfig {
     LoaderConfig {
-        threads: options.loader_threads,
+        threads,
         slots,
         hflip: config.use_hflip,
         rot: config.use_rot,
@@ -396,6 +398,7 @@ struct Run<'a> {
     options: &'a RunOptions,
     /// Fingerprint of the sets of shards.
     data: u64,
+    loader_threads: usize,
     log: Log,
     iteration: u64,
     updates: u64,
@@ -665,8 +668,9 @@ impl Run<'_> {
             loss: self.log.lines().last().map_or(f64::NAN, |l| l.loss),
             it_per_s: self.log.lines().last().map_or(0.0, |l| l.it_per_s),
             data_wait: self.meter.waited / here,
+            loader_threads: self.loader_threads,
             loader_wait: loader.producers_waited.as_secs_f64()
-                / (self.meter.begun.elapsed().as_secs_f64().max(1e-9) * self.options.loader_threads.max(1) as f64),
+                / (self.meter.begun.elapsed().as_secs_f64().max(1e-9) * self.loader_threads as f64),
             substituted: loader.substituted,
             skipped: self.skipped(),
             peak_anonymous: self.meter.peak,
