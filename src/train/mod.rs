@@ -14,7 +14,9 @@ mod prefetch;
 mod previews;
 mod run;
 mod schedule;
+mod start;
 mod state;
+mod validation;
 
 pub use config::{LossTerm, TrainConfig};
 pub use device::{DeviceChoice, Opened};

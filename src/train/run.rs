@@ -2,24 +2,21 @@
 //! in the data flow. It promises that a run killed at any moment and started again ends in the same bits as an unbroken one,
 //! and that its memory was fitted, printed, and refused if too much, before the first step.
 
-use super::{
-    Best, Budget, DeviceChoice, Fit, Fitted, HeldOut, Log, LogLine, LossScale, OpenLine, Opened, Place, Prefetch, Pretrained, RunMemory,
-    State, TrainConfig,
-};
-use super::{ema_decay, keeping, list_states, newest_state, previews, read_pretrained, state_path, validation_bytes, write_model};
+use super::start::{lock, start_state, tell_changes};
+use super::validation::Validation;
+use super::{Best, Budget, DeviceChoice, Fit, Fitted, Log, LogLine, LossScale, OpenLine, Opened, Prefetch, RunMemory, State, TrainConfig};
+use super::{ema_decay, keeping, list_states, state_path, validation_bytes, write_model};
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Stats, bound};
 use crate::model::Recompute;
-use crate::plan::{BufferId, Plan, Precision, Sizing, bytes_text};
+use crate::plan::{BufferId, Precision, bytes_text};
 use crate::progress::Progress;
 use crate::shard::reader::Io;
-use crate::upscale::{Guest, Tiles, largest_tile};
 use crate::{eval, files, system};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -273,78 +270,6 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     run.summary(finished, &memory, &loader.stats())
 }
 
-/// One process per run folder: two would overwrite each other's states.
-fn lock(out: &Path) -> Result<File> {
-    let path = out.join(".lock");
-    let file = File::create(&path).with_context(|| format!("cannot write to {}", out.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another process is training in {}; wait for it or use another --out", out.display())
-        }
-        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
-    }
-}
-
-/// The state to start from, and whether it is a fresh one.
-fn start_state(sources: &Sources, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<(State, bool)> {
-    let (found, damaged) = if options.restart { (None, Vec::new()) } else { newest_state(&options.out) };
-    let table = config.network.params();
-    let Some(state) = found else {
-        if !damaged.is_empty() {
-            bail!("no whole state is left in {} ({}); give --restart to begin again", options.out.display(), damaged.join("; "));
-        }
-        let mut start = table.start_values(config.seed);
-        if let Some((path, strict)) = &options.pretrained {
-            let Pretrained { values, taken, mismatches } = read_pretrained(path, &config.network, start, *strict)?;
-            report(&format!("starting from {taken} parameters of {}", path.display()));
-            mismatches.iter().for_each(|text| report(&format!("  not taken: {text}")));
-            start = values;
-        }
-        let zeros = vec![0.0; table.trainable()];
-        return Ok((
-            State::new(0, 0, sources.fingerprint(), OpenLine::default(), config.clone(), [start.clone(), zeros.clone(), zeros, start]),
-            true,
-        ));
-    };
-    for text in &damaged {
-        report(&format!("warning: {text}; taking the one before it"));
-    }
-    let fixed: Vec<String> = state.head.config.obstacles(config).iter().map(|(k, v)| format!("{k}: {v}")).collect();
-    let place = options.out.display();
-    ensure!(
-        fixed.is_empty(),
-        "{place} holds a run that cannot go on with other settings ({}); use another --out or --restart",
-        fixed.join(", ")
-    );
-    ensure!(
-        state.head.data == sources.fingerprint(),
-        "{place} holds a run on other shards than {}; use another --out or --restart",
-        sources.places()
-    );
-    let sizes = [table.len(), table.trainable(), table.trainable(), table.len()];
-    ensure!(
-        state.vectors.iter().zip(sizes).all(|(v, n)| v.len() == n),
-        "{place} holds a run of a network of another size; use another --out"
-    );
-    report(&format!("resuming {place} after iteration {}", state.head.iteration));
-    if options.pretrained.is_some() {
-        report("  --pretrain is for runs that begin; this one goes on from its own state");
-    }
-    Ok((state, false))
-}
-
-/// What is not as it was when a resumed run was saved.
-fn tell_changes(state: &State, fresh: bool, config: &TrainConfig, report: &dyn Fn(&str)) {
-    let changed = if fresh { Vec::new() } else { state.head.config.differences(config) };
-    for (key, text) in &changed {
-        report(&format!("  changed since: {key}: {text}"));
-    }
-    if changed.iter().any(|(key, _)| key == "batch_size") {
-        report("  the same samples an iteration; sums are rounded in another order than in an unbroken run");
-    }
-}
-
 /// What the loader delivers for a split of the iteration. Samples are numbered through, so every split delivers the same ones.
 fn loader_config(config: &TrainConfig, options: &RunOptions, threads: usize, slots: usize, iteration: u64) -> LoaderConfig {
     LoaderConfig {
@@ -363,34 +288,6 @@ fn loader_config(config: &TrainConfig, options: &RunOptions, threads: usize, slo
 fn data_text(sources: &Sources, config: &TrainConfig) -> String {
     let per_epoch = sources.len() as f64 / (config.batch_size * config.accum_iter) as f64;
     format!("{} pairs, LQ {} of {} stored, {per_epoch:.1} iterations an epoch", sources.len(), config.lq_size, sources.lq_size())
-}
-
-/// Pictures for validation. They are upscaled in the step's arena, which holds nothing of worth between steps.
-struct Validation {
-    held_out: HeldOut,
-    tiles: Tiles,
-    sizing: Box<dyn Sizing>,
-    every: u64,
-    /// Pixels of the largest HR picture.
-    largest: u64,
-}
-
-impl Validation {
-    fn new(config: &TrainConfig, options: &RunOptions, place: &Place) -> Result<Option<Validation>> {
-        let Some(folder) = &options.validation else { return Ok(None) };
-        let held_out = HeldOut::open(folder, config.network.scale)?;
-        let largest = held_out.largest()?;
-        let tiles = Tiles::new(config.network.clone(), 0)?;
-        Ok(Some(Validation { held_out, tiles, sizing: place.inference(), every: options.validate_every.max(1), largest }))
-    }
-
-    /// Takes the largest tiles that the plan of the step has room for.
-    fn fit_tiles(&mut self, config: &TrainConfig, plan: &Plan) -> Result<()> {
-        let room = plan.free_between_steps();
-        let side = largest_tile(&config.network, self.sizing.as_ref(), room.end - room.start)?;
-        self.tiles = Tiles::new(config.network.clone(), side)?;
-        Ok(())
-    }
 }
 
 struct Run<'a> {
@@ -603,16 +500,7 @@ impl Run<'_> {
         let started = Instant::now();
         let mut ema = vec![0.0; self.sizes[3]];
         read_floats(backend, self.vectors[3], &mut ema)?;
-        let crop = self.options.crop_border.unwrap_or(self.config.network.scale as u32);
-        let mut guest = Guest { tiles: &mut v.tiles, host: backend, sizing: v.sizing.as_ref(), params: &ema };
-        let mut scores = Vec::with_capacity(v.held_out.len());
-        for index in 0..v.held_out.len() {
-            let (name, pair) = v.held_out.pair(index)?;
-            let m = eval::evaluate_pair(&mut guest, &name, &pair, crop).with_context(|| v.held_out.place(index))?;
-            previews::keep(&self.options.out, self.iteration, index, &m.result, &m.ours, &m.bicubic, &pair)?;
-            scores.push(m.result.network);
-        }
-        let mean = eval::mean(scores.into_iter());
+        let mean = v.measure(backend, &ema, self.config, self.options, self.iteration)?;
         if mean.psnr_y.is_finite() && self.best.is_none_or(|best| mean.psnr_y > best.psnr_y) {
             self.best = Some(Best { iteration: self.iteration, psnr_y: mean.psnr_y });
             self.best_network = Some(ema);
