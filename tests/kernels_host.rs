@@ -229,8 +229,8 @@ fn tiles_of_a_block_share_their_halos() {
         let at = plan.ops.iter().position(|op| matches!(op, Op::NanoBlockBack(_))).unwrap();
         let Op::NanoBlockBack(block) = plan.ops[at].clone() else { unreachable!() };
         let scalars = Scalars { lr: 0.0, step: 1, clip: 1.0, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
-        let run = |order: Order, blocks: Option<u32>| {
-            let mut host = Host::new(plan.clone(), program.clone(), order);
+        let run_on = |program: &Path, order: Order, blocks: Option<u32>| {
+            let mut host = Host::new(plan.clone(), program.to_path_buf(), order);
             host.bytes(block.forward.parameters).copy_from_slice(&to_activations(&twin.params, Precision::F32));
             for (id, seed) in [(block.forward.input, 1), (block.d_output, 2)] {
                 let values = network_common::noise(plan.buffer(id).bytes as usize / precision.bytes() as usize, seed);
@@ -248,7 +248,11 @@ fn tiles_of_a_block_share_their_halos() {
             host.run(&scalars, &launches).unwrap();
             (host.bytes(block.d_input).to_vec(), from_activations(host.bytes(block.gradients), Precision::F32))
         };
+        let run = |order, blocks| run_on(&program, order, blocks);
         let (d_input, sums) = run(Order::Forward, None);
+        if let Some(sanitized) = compile(precision, true) {
+            assert!(run_on(&sanitized, Order::Mixed, Some(2)).0 == d_input, "{precision}: under the sanitizer");
+        }
         let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| f64::from(v)).collect() };
         for blocks in [1, 2, 4, 7, 15] {
             let all = ORDERS.map(|order| run(order, Some(blocks)));

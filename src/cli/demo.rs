@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
     let options = RunOptions {
         out: run.clone(),
         threads: args.threads.unwrap_or(0),
-        prefetch: Prefetch { threads: Some(1), slots: None },
+        prefetch: Prefetch::default(),
         io: Io::Mmap,
         on_corrupt: OnCorrupt::Stop,
         checkpoint_every: args.iterations.div_ceil(4),
