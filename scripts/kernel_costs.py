@@ -2,7 +2,7 @@
 """What the kernels of a training step cost on paper: a multiprocessor's schedulers walked through the machine code, warp by warp, with the waits
 that the code itself states. Needs no GPU: `pip install -r scripts/kernels-requirements.txt nvidia-cuda-nvdisasm`.
 
-    scripts/kernel_costs.py [--card 90] [--precision bf16] [--kernel NAME]
+    scripts/kernel_costs.py [--card 90] [--precision bf16] [--kernel NAME] [--assembler PTXAS] [--load-clocks 650]
 
 Nano x2, LQ 128, batch 16 on an H200: a launch's blocks share tiles of 16 x 16 LQ pixels; one multiprocessor with an average share of them is
 followed from its first instruction to its last. Machine code since Volta names for every instruction how long its warp pauses after it and which of
@@ -83,9 +83,21 @@ class Op:
         self.latency = LATENCY.get(n, 33 if n == "HMMA" else 12)
 
 
-def machine_code(precision, card):
+def assembled(precision, card, assembler):
+    """Machine code by NVRTC, or of its PTX by another assembler."""
+    nvrtc = build_kernels.Nvrtc()
+    if not assembler:
+        return nvrtc.machine_code(precision, f"sm_{card}")
+    with tempfile.TemporaryDirectory() as folder:
+        ptx, cubin = (pathlib.Path(folder) / name for name in ["kernels.ptx", "kernels.cubin"])
+        ptx.write_text(nvrtc.compile(precision, f"compute_{card}")[0].rstrip("\0"))
+        subprocess.run([assembler, f"--gpu-name=sm_{card}", "--output-file", cubin, ptx], check=True)
+        return cubin.read_bytes()
+
+
+def machine_code(precision, card, assembler=None):
     """{kernel: ([Op], {label: place})}."""
-    code = build_kernels.Nvrtc().machine_code(precision, f"sm_{card}")
+    code = assembled(precision, card, assembler)
     spec = importlib.util.find_spec("nvidia.cu13") or importlib.util.find_spec("nvidia")
     tools = [t for folder in spec.submodule_search_locations for t in pathlib.Path(folder).rglob("bin/nvdisasm")]
     if not tools:
@@ -248,9 +260,13 @@ def main():
     parser.add_argument("--card", type=int, default=90, help="generation of the machine code [default: 90]")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16"], help="type of activations [default: bf16]")
     parser.add_argument("--kernel", help="one kernel, and what its warps wait for")
+    parser.add_argument("--assembler", metavar="PTXAS", help="make machine code of the PTX with this program, as a newer driver would")
+    parser.add_argument("--load-clocks", type=int, default=LATENCY["LDG"], help="until a load from memory arrives [default: 650; about 300 from the cache]")
     args = parser.parse_args()
-    code = machine_code(args.precision, args.card)
-    print(f"{args.precision}, sm_{args.card}, LQ 128, batch 16: a launch on an H200, on paper")
+    LATENCY["LDG"] = args.load_clocks
+    code = machine_code(args.precision, args.card, args.assembler)
+    by = f", by {args.assembler}" if args.assembler else ""
+    print(f"{args.precision}, sm_{args.card}{by}, LQ 128, batch 16: a launch on an H200, on paper; loads take {args.load_clocks} clocks")
     print()
     print("| kernel | instructions a warp | issued a clock, of 4 | way to memory in use | us | us of the bytes | launches |")
     print("|---|---|---|---|---|---|---|")
