@@ -84,13 +84,12 @@ class Op:
 
 
 def assembled(precision, card, assembler):
-    """Machine code by NVRTC, or of its PTX by another assembler."""
-    nvrtc = build_kernels.Nvrtc()
+    """Machine code by NVRTC, or of the embedded PTX by another assembler."""
     if not assembler:
-        return nvrtc.machine_code(precision, f"sm_{card}")
+        return build_kernels.Nvrtc().machine_code(precision, f"sm_{card}")
+    ptx = max(p for p in build_kernels.KERNELS.glob(f"ptx/{precision}_*.ptx") if int(p.stem.split("_")[1]) <= card)
     with tempfile.TemporaryDirectory() as folder:
-        ptx, cubin = (pathlib.Path(folder) / name for name in ["kernels.ptx", "kernels.cubin"])
-        ptx.write_text(nvrtc.compile(precision, f"compute_{card}")[0].rstrip("\0"))
+        cubin = pathlib.Path(folder) / "kernels.cubin"
         subprocess.run([assembler, f"--gpu-name=sm_{card}", "--output-file", cubin, ptx], check=True)
         return cubin.read_bytes()
 
@@ -260,7 +259,7 @@ def main():
     parser.add_argument("--card", type=int, default=90, help="generation of the machine code [default: 90]")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16"], help="type of activations [default: bf16]")
     parser.add_argument("--kernel", help="one kernel, and what its warps wait for")
-    parser.add_argument("--assembler", metavar="PTXAS", help="make machine code of the PTX with this program, as a newer driver would")
+    parser.add_argument("--assembler", metavar="PTXAS", help="make machine code of the embedded PTX with this program, as a newer driver does")
     parser.add_argument("--load-clocks", type=int, default=LATENCY["LDG"], help="until a load from memory arrives [default: 650; about 300 from the cache]")
     args = parser.parse_args()
     LATENCY["LDG"] = args.load_clocks
