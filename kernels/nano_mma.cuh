@@ -633,7 +633,7 @@ KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const 
     if (l.t >= 2) mine[SUM_B2 + fragment_feature(l.group, l.t - 2)] = sums.taps[2];
     barrier();
     for (int i = threadIdx.x; i < SUM_COUNT; i += 256) {
-        // depthwise sums exist in the two warps of their plane, conv2's in the four of theirs
+        // depthwise sums exist in the two warps of their plane, conv2's in the four of theirs, and those of d output twice
         int warp = 0, step = 1;
         if (i >= SUM_DW && i < SUM_W2) {
             warp = (i < SUM_DB ? (i - SUM_DW) / TAPS : i - SUM_DB) / 8;
