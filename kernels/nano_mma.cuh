@@ -397,19 +397,19 @@ DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const 
         load(d);
         ROLLED
         for (int trip = 0; trip < trips; trip++) {
+            bool real[2], there = row < dz_side;
+            UNROLL
+            for (int k = 0; k < 2; k++) real[k] = inside(tile.y - 1 + row + k, x, h, w);
             u32 d_turned[4];
             UNROLL
             for (int i = 0; i < 4; i++) {
-                bool within = counted && (u32)(row + i / 2 - 1) < TILE && inside(tile.y - 1 + row + i / 2, x, h, w);
+                bool within = counted && (u32)(row + i / 2 - 1) < TILE && real[i / 2];
                 d_turned[i] = transpose(within ? d[i / 2].word[i % 2] : 0);
             }
             float dg[2][4];
             UNROLL
             for (int j = 0; j < 2; j++)
                 mma_16x8x16(dg[j], {d[0].word[0], d[1].word[0], d[0].word[1], d[1].word[1]}, conv2[32 * j].word, none);
-            bool real[2], there = row < dz_side;
-            UNROLL
-            for (int k = 0; k < 2; k++) real[k] = inside(tile.y - 1 + row + k, x, h, w);
             // the next pair's is on its way meanwhile
             row += 4;
             load(d);

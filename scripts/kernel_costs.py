@@ -38,6 +38,7 @@ STEP = [
     ("up_head_double", "", 8, 2, 256, 104 * LQ, 1, lambda w: [2, 1] + NO_EDGES),
     ("up_head_back_double", "", 10, 2, 256, 112 * LQ, 1, lambda w: NO_EDGES),
     ("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
+    # left columns of a block's first tile; then that tile's two passes of five or four trips and one, as two of three, and others' one pass
     ("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2]),
     ("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
 ]
