@@ -1,6 +1,7 @@
 //! How long work is shown: a bar on a terminal, plain lines every few seconds elsewhere. Library code takes a
-//! [`Progress`] and never prints by itself. Depends on indicatif alone.
+//! [`Progress`] and never prints by itself. Depends on indicatif and `text`. Promises that no string within a line controls the terminal.
 
+use crate::text::{for_terminal, one_line};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -35,13 +36,15 @@ impl Progress {
             bar.set_prefix(label.to_string());
             bar
         });
+        // a terminal that cannot move its cursor (TERM=dumb) hides the bar: plain lines take its place
+        let bar = bar.filter(|bar| !bar.is_hidden());
         let now = Instant::now();
         Progress {
             label: label.to_string(),
             total,
             done: AtomicU64::new(0),
+            plain: bar.is_none(),
             bar,
-            plain: !terminal,
             silent: false,
             started: now,
             last_line: Mutex::new(now),
@@ -78,7 +81,7 @@ impl Progress {
     /// Sets the text behind the bar.
     pub fn message(&self, text: impl Into<String>) {
         if let Some(bar) = &self.bar {
-            bar.set_message(text.into());
+            bar.set_message(one_line(text.into()));
         }
     }
 
@@ -105,6 +108,7 @@ impl Progress {
 
     /// Prints a line above the bar (or a plain line); lost only where progress is hidden.
     pub fn line(&self, text: &str) {
+        let text = for_terminal(text);
         match &self.bar {
             Some(bar) => bar.suspend(|| {
                 let _ = writeln!(std::io::stderr(), "{text}");

@@ -4,7 +4,7 @@ use super::flags::{print, tell};
 use super::recipe::read_file;
 use anyhow::{Result, ensure};
 use paragon::config::{KEYS, Settings, docs, find};
-use paragon::files::write_atomic;
+use paragon::files::write_output;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -52,7 +52,7 @@ enum What {
 
 fn write(file: &Path, text: &str, force: bool) -> Result<()> {
     ensure!(force || !file.exists(), "{} is there already; give another name, or --force to replace it", file.display());
-    write_atomic(file, |out| Ok(out.write_all(text.as_bytes())?))?;
+    write_output(file, |out| Ok(out.write_all(text.as_bytes())?))?;
     tell(format_args!("written: {}", file.display()));
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! What flags may say: numbers in their range, refused by the parser (exit code 2) with the flag's name, and lines on stdout
-//! and stderr that never panic. Depends on clap alone.
+//! and stderr that never panic and never hand a string's escape codes to the terminal. Depends on clap and `text`.
 
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
+use paragon::text::{for_terminal, plain};
 use std::fmt::Display;
 use std::io::Write;
 
@@ -39,12 +40,12 @@ pub fn single(text: &str) -> Result<f32, String> {
 /// Prints on stdout; one that is closed or full is an error.
 pub fn print(text: impl Display) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).context("cannot write to stdout")
+    writeln!(out, "{}", plain(&text.to_string())).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
 /// Tells on stderr. Nobody listening is no reason to stop hours of work.
 pub fn tell(text: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", for_terminal(&text.to_string()));
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::flags::print;
 use anyhow::{Context, Result, ensure};
-use paragon::files::write_atomic;
+use paragon::files::write_output;
 use paragon::plan::bytes_text;
 use paragon::report::chart::{Series, line_chart_svg};
 use paragon::report::page::{Page, Preview, Tile};
@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
     let page = page(&args.run, &log)?;
     let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
     let html = page.html();
-    write_atomic(&out, |file| Ok(file.write_all(html.as_bytes())?)).with_context(|| format!("cannot write {}", out.display()))?;
+    write_output(&out, |file| Ok(file.write_all(html.as_bytes())?))?;
     print(format_args!("{}: {} log lines, {} previews, {}", out.display(), log.len(), page.previews.len(), bytes_text(html.len() as u64)))
 }
 

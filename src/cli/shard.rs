@@ -1,5 +1,6 @@
 //! `paragon shard`: flags to a build configuration, one library call, the report. Depends on `shard` alone.
 
+use super::flags::{print, tell};
 use anyhow::{Context, Result, ensure};
 use paragon::config::parse_size;
 use paragon::dataset::decode::Limits;
@@ -11,7 +12,8 @@ use paragon::shard::foretell;
 use paragon::shard::plan::{BuildConfig, HeldOut, Plan, Rejected, plan};
 use paragon::shard::report::bytes;
 use paragon::shard::writer::build;
-use std::io::Write;
+use paragon::text::one_line;
+use std::fmt::Write;
 use std::path::PathBuf;
 
 /// Cut a folder of photographs into a set of LQ/HR patch pairs, stored without loss and ready for training.
@@ -151,19 +153,12 @@ pub fn run(args: &Args) -> Result<()> {
     let report = build(&config, plan, &progress);
     progress.finish();
     let report = report?;
-    let mut out = std::io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
-    } else {
-        write!(out, "{report}")?;
-    }
-    Ok(())
+    if args.json { print(serde_json::to_string_pretty(&report)?) } else { print(report.to_string().trim_end()) }
 }
 
 fn list(rejected: &[Rejected]) {
-    let mut err = std::io::stderr().lock();
     for r in rejected {
-        let _ = writeln!(err, "rejected {}: {}", r.file.display(), r.reason);
+        tell(format_args!("rejected {}: {}", one_line(r.file.display()), r.reason));
     }
 }
 
@@ -202,11 +197,10 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
         there: foretell(config, plan),
     };
     list(&plan.rejected);
-    let mut out = std::io::stdout().lock();
     if json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&told)?)?;
-        return Ok(());
+        return print(serde_json::to_string_pretty(&told)?);
     }
+    let mut out = String::new();
     writeln!(out, "dry run: nothing is written")?;
     writeln!(out, "  images     {} found = {} to use + {} rejected", told.images, told.used, told.rejected.len())?;
     if told.held_out_images > 0 {
@@ -222,7 +216,7 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
         None => writeln!(out, "  estimate   none: no image that was tried can be used")?,
     }
     writeln!(out, "  folder     {}", told.there)?;
-    Ok(())
+    print(out.trim_end())
 }
 
 #[cfg(test)]

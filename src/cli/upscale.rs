@@ -104,7 +104,7 @@ fn one(upscaler: &mut Upscaler, input: &Path, output: &Path) -> Result<()> {
 /// Writes a picture atomically in the format of its ending.
 pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
     let format = check_ending(path)?;
-    paragon::files::write_atomic(path, |out| {
+    paragon::files::write_output(path, |out| {
         let mut bytes = std::io::Cursor::new(Vec::new());
         match format {
             ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).encode_image(picture)?,

@@ -1,7 +1,7 @@
 //! Line charts as SVG: loss and quality over time. Depends on `files` and on plotters; promises legible axes for any finite
 //! data, and a whole file or none.
 
-use crate::files::write_atomic;
+use crate::files::write_output;
 use anyhow::{Context, Result, anyhow, ensure};
 use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
@@ -35,7 +35,7 @@ pub struct Series {
 /// or not positive on a logarithmic axis) are left out. Fails where no point is left or the file cannot be written.
 pub fn line_chart(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: bool, path: &Path) -> Result<()> {
     let svg = line_chart_svg(title, x_label, y_label, series, log_y).with_context(|| format!("cannot draw {}", path.display()))?;
-    write_atomic(path, |out| Ok(out.write_all(svg.as_bytes())?))
+    write_output(path, |out| Ok(out.write_all(svg.as_bytes())?))
 }
 
 /// The chart of [`line_chart`] as an SVG document.

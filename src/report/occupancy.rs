@@ -2,7 +2,7 @@
 //! `files` and on plotters; promises a whole file or none.
 
 use super::chart::{FONT, INK};
-use crate::files::write_atomic;
+use crate::files::write_output;
 use crate::plan::bytes_text;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
@@ -44,7 +44,7 @@ pub struct Occupancy<'a> {
 /// When it cannot be drawn or written.
 pub fn occupancy_chart(data: &Occupancy<'_>, path: &Path) -> Result<()> {
     let svg = draw(data).map_err(|e| anyhow!("cannot draw {}: {e}", path.display()))?;
-    write_atomic(path, |out| Ok(out.write_all(svg.as_bytes())?))
+    write_output(path, |out| Ok(out.write_all(svg.as_bytes())?))
 }
 
 fn draw(data: &Occupancy<'_>) -> Result<String> {

@@ -1,7 +1,7 @@
 //! Side-by-side pictures with labels, for judging by eye. Depends on `files` and on an 8x8 bitmap font; promises pixels as
 //! they are (enlarged by whole factors only, never resampled) and a whole PNG or none.
 
-use crate::files::write_atomic;
+use crate::files::write_output;
 use anyhow::{Result, ensure};
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, imageops};
@@ -37,7 +37,7 @@ pub struct Panel<'a> {
 /// Fails where there is nothing to show, the sheet would be too large or the file cannot be written.
 pub fn comparison(rows: &[Vec<Panel>], path: &Path) -> Result<()> {
     let sheet = draw(rows)?;
-    write_atomic(path, |out| {
+    write_output(path, |out| {
         let (width, height) = sheet.dimensions();
         Ok(PngEncoder::new(out).write_image(sheet.as_raw(), width, height, ExtendedColorType::Rgb8)?)
     })

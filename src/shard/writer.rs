@@ -9,6 +9,7 @@ use super::report::{Report, bytes};
 use super::resume::{self, Found};
 use super::tally::Tally;
 use crate::progress::Progress;
+use crate::text::one_line;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -107,7 +108,7 @@ fn convert_in_order(config: &BuildConfig, plan: &Plan, progress: &Progress, asse
                     let job = &todo[written];
                     let (stamp, outcome) = outcome?;
                     if let Some(rejected) = assembly.accept(job, stamp, outcome)? {
-                        progress.line(&format!("rejected {}: {}", rejected.file.display(), rejected.reason));
+                        progress.line(&format!("rejected {}: {}", one_line(rejected.file.display()), rejected.reason));
                     }
                     held -= job.memory;
                     written += 1;

@@ -1,0 +1,82 @@
+//! Text for people that holds strings which are not ours: file names, tables of shards, manifests, tensor names, option files.
+//! Depends on the standard library alone. Promises that no such string moves the cursor, changes a colour or fills the screen.
+
+use std::borrow::Cow;
+use std::fmt::{Display, Write};
+
+/// Characters of one line on a terminal at most; of a longer one the middle is left out.
+const LONGEST_LINE: usize = 4000;
+
+/// Whether a character changes more than its own place: control characters (C0, DEL and C1), and the marks that turn the direction of
+/// what follows.
+fn is_unsafe(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+}
+
+fn escaped(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let harmless = |c: char| keep(c) || !is_unsafe(c);
+    if text.chars().all(harmless) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if harmless(c) { out.push(c) } else { out.extend(c.escape_default()) }
+    }
+    Cow::Owned(out)
+}
+
+/// The text with every unsafe character written as its escape (`\u{1b}`); new lines and tabs stay.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
+}
+
+/// A string on one line: as [`plain`], with new lines and tabs escaped as well. For a file name within a list.
+pub fn one_line(text: impl Display) -> String {
+    escaped(&text.to_string(), |_| false).into_owned()
+}
+
+/// [`plain`] text whose lines are of a length that can be read; of a longer one the middle is left out, and how much.
+pub fn for_terminal(text: &str) -> Cow<'_, str> {
+    let text = plain(text);
+    if text.len() <= LONGEST_LINE || text.lines().all(|line| line.chars().nth(LONGEST_LINE).is_none()) {
+        return text;
+    }
+    let mut out = String::new();
+    for (i, line) in text.split('\n').enumerate() {
+        if i > 0 {
+            out.push('\n');
+        }
+        let count = line.chars().count();
+        if count <= LONGEST_LINE {
+            out.push_str(line);
+            continue;
+        }
+        let (head, tail) = (LONGEST_LINE * 3 / 4, LONGEST_LINE / 4);
+        out.extend(line.chars().take(head));
+        let _ = write!(out, " [{} characters left out] ", count - head - tail);
+        out.extend(line.chars().skip(count - tail));
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_codes_are_shown_and_not_sent() {
+        assert_eq!(plain("a\x1b[31mb\nc\td"), "a\\u{1b}[31mb\nc\td");
+        assert_eq!(plain("\u{9b}2J \u{202e}gnp.exe"), "\\u{9b}2J \\u{202e}gnp.exe");
+        assert_eq!(one_line("two\nlines"), "two\\nlines");
+        assert!(matches!(plain("Zürich 東京"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn long_lines_are_cut_in_the_middle() {
+        let long = format!("short\n{}end", "x".repeat(100_000));
+        let shown = for_terminal(&long);
+        assert!(shown.len() < 5000 && shown.starts_with("short\nx") && shown.ends_with("xend"), "{}", shown.len());
+        assert!(shown.contains("[96003 characters left out]"), "{shown}");
+        assert_eq!(for_terminal("plain"), "plain");
+    }
+}
