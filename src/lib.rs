@@ -9,6 +9,7 @@ pub mod eval;
 pub mod failure;
 pub mod files;
 pub mod host_memory;
+pub mod isa;
 pub mod loader;
 pub mod metrics;
 pub mod model;

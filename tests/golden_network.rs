@@ -15,7 +15,7 @@ fn scalars() -> Scalars {
 }
 
 fn options(isa: Isa) -> CpuOptions {
-    CpuOptions { threads: 2, isa }
+    CpuOptions::new(2).with_isa(isa)
 }
 
 fn load(table: &ParamTable, file: &SafeTensors, prefix: &str) -> Vec<f32> {

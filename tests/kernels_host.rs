@@ -272,7 +272,7 @@ fn up_head_carries_sums_between_slices() {
         let Some(program) = compile(precision, false) else { return };
         let twin = Twin::new(2, 11);
         let sizing = CudaSizing { precision };
-        let mut plan = training_plan(&twin.net, &spec(1, (19, 17), L1_ONLY, false), &sizing).unwrap();
+        let mut plan = (*training_plan(&twin.net, &spec(1, (19, 17), L1_ONLY, false), &sizing).unwrap()).clone();
         let at = plan.ops.iter().position(|op| matches!(op, Op::UpHeadBack(_))).unwrap();
         let Op::UpHeadBack(whole) = plan.ops[at].clone() else { unreachable!() };
         let features = whole.forward.features_in;

@@ -77,6 +77,21 @@ impl Network {
         })
     }
 
+    /// Whether this is a network that [`Network::new`] gives: its fields are public and may have been changed.
+    ///
+    /// # Errors
+    /// Those of [`Network::new`], and numbers that are not finite.
+    pub fn check(&self) -> Result<()> {
+        Network::new(&self.arch, self.scale)?;
+        let numbers = [self.upsampler_alpha, self.detail_gain, self.layer_scale];
+        anyhow::ensure!(
+            numbers.iter().all(|n| n.is_finite()),
+            "alpha, detail gain and LayerScale of {} must be finite: {numbers:?}",
+            self.arch
+        );
+        Ok(())
+    }
+
     /// The parameter table: trainable parameters first, then the fixed taps of the base.
     pub fn params(&self) -> ParamTable {
         nano::params(self)

@@ -80,8 +80,9 @@ pub unsafe fn gelu_and_slope<S: Simd>(z: S::V) -> (S::V, S::V) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::{Isa, Kernel, LANES};
+    use super::super::simd::{Kernel, LANES};
     use super::*;
+    use crate::isa::Isa;
 
     struct Evaluate<'a>(&'a [f32], &'a mut [f32], &'a mut [f32]);
 

@@ -8,6 +8,7 @@ use super::pixels::read_row;
 use super::simd::{LANES, Simd};
 use super::structural::{self, Similarity};
 use super::tasks::{Bands, Context, Parts, Task, Workspace};
+use crate::isa::Isa;
 use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
 
 /// Workspace of the pixel losses: one f64 a task.
@@ -160,6 +161,7 @@ pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
 
 struct StructuralTask<'a> {
     op: &'a StructuralLoss,
+    isa: Isa,
     parts: Parts,
     bytes: Shared<u8>,
     target: Shared<f32>,
@@ -194,7 +196,7 @@ impl StructuralTask<'_> {
         }
     }
 
-    /// All terms of one image. Not inlined: the similarity picks its vectors itself.
+    /// All terms of one image. Not inlined: the similarity has a form of its own for each instruction set.
     ///
     /// # Safety
     /// As above, and one task an image.
@@ -211,7 +213,7 @@ impl StructuralTask<'_> {
             unsafe {
                 let scratch = self.parts.scratch().slice(0, structural::scratch_floats(kind, h, w));
                 let rows = |y: usize, difference: &mut [f32], target: &mut [f32]| self.row(image, y, difference, target);
-                *partial.add(i) = structural::score_and_gradient(kind, rows, h, w, slope, gradient, scratch);
+                *partial.add(i) = structural::score_and_gradient(self.isa, kind, rows, h, w, slope, gradient, scratch);
             }
         }
     }
@@ -230,6 +232,7 @@ pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
     let parts = ctx.parts(op.workspace, structural_workspace(op));
     let images = op.extent.n;
     let task = StructuralTask {
+        isa: ctx.isa,
         op,
         parts,
         bytes: ctx.pointer(op.target.buffer()),

@@ -7,7 +7,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use std::fmt;
+use crate::isa::{Isa, Set};
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;
@@ -94,73 +94,21 @@ pub trait Kernel {
     fn run<S: Simd>(self);
 }
 
-/// The instruction sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
-    /// Plain Rust, vectorised as the compiler can: the readable reference.
-    Portable,
-    /// AVX2 with FMA.
-    Avx2,
-    /// AVX-512 F/BW/DQ/VL.
-    Avx512,
-    /// NEON of 64-bit Arm.
-    Neon,
-}
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Isa::Portable => "portable",
-            Isa::Avx2 => "AVX2",
-            Isa::Avx512 => "AVX-512",
-            Isa::Neon => "NEON",
-        })
-    }
-}
-
 impl Isa {
-    /// Every instruction set this processor has, best first.
-    pub fn available() -> Vec<Isa> {
-        let mut list = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-            {
-                list.push(Isa::Avx512);
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                list.push(Isa::Avx2);
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        if std::arch::is_aarch64_feature_detected!("neon") {
-            list.push(Isa::Neon);
-        }
-        list.push(Isa::Portable);
-        list
-    }
-
-    /// The best one here.
-    pub fn detect() -> Isa {
-        Isa::available()[0]
-    }
-
     /// Runs a kernel compiled for this instruction set.
     #[inline]
-    pub fn run<K: Kernel>(self, kernel: K) {
-        match self {
-            Isa::Portable => kernel.run::<Portable>(),
-            // SAFETY: an `Isa` other than Portable is only made by `available`, after the processor was asked
+    pub(crate) fn run<K: Kernel>(self, kernel: K) {
+        match self.set() {
+            // SAFETY: an `Isa` exists only for instructions that the processor has
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { x86::run_avx2(kernel) },
+            Set::Avx2 => unsafe { x86::run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { x86::run_avx512(kernel) },
+            // SAFETY: as above
+            Set::Avx512 => unsafe { x86::run_avx512(kernel) },
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => unsafe { neon::run(kernel) },
-            // those of other processors
+            // SAFETY: as above
+            Set::Neon => unsafe { neon::run(kernel) },
+            // plain code, and the sets of other processors
             _ => kernel.run::<Portable>(),
         }
     }

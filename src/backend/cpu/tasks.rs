@@ -2,8 +2,9 @@
 //! threads, and partial sums are added in task order, so bits do not depend on the threads either.
 
 use super::arena::{Arena, Shared};
-use super::simd::{Isa, Kernel, LANES, Simd};
+use super::simd::{Kernel, LANES, Simd};
 use crate::backend::Scalars;
+use crate::isa::Isa;
 use crate::plan::{BufferId, Extent, ParamRange, Plan, Slice};
 use rayon::prelude::*;
 

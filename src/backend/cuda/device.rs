@@ -6,7 +6,7 @@ use super::module::{LEAST_CAPABILITY, Module};
 use super::{lower, lower_range};
 use crate::backend::{Backend, BatchView, Guest, Scalars, StepMetrics};
 use crate::host_memory::{Fence, HostBlock};
-use crate::plan::{BufferId, METRICS, Plan, Precision, bytes_text};
+use crate::plan::{BufferId, METRICS, Plan, PlanData, Precision, bytes_text};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
 use std::collections::HashMap;
@@ -290,7 +290,7 @@ impl Place {
     }
 
     /// A plan's launches with the batch read from here.
-    fn reading(&self, plan: &Plan, launches: &[Launch]) -> Vec<Launch> {
+    fn reading(&self, plan: &PlanData, launches: &[Launch]) -> Vec<Launch> {
         let mut launches = launches.to_vec();
         for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
             if let (Arg::At(buffer, _), Some(from), Some(to)) = (arg, plan.batch, self.batch)
@@ -316,6 +316,7 @@ impl CudaBackend {
     }
 
     fn load(device: &Arc<Device>, plan: Plan, memory: Arc<Memory>, base: u64) -> Result<CudaBackend> {
+        plan.check_sized_for(&super::CudaSizing { precision: plan.precision })?;
         let Program { micro, update } = lower(&plan)?;
         let module = device.module(plan.precision)?;
         let mut places = Vec::new();
@@ -468,10 +469,9 @@ impl CudaBackend {
     }
 
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<u64> {
-        let b = self.plan.buffer(buffer);
-        ensure!((offset + len) as u64 <= b.bytes, "bytes {offset}..{} lie outside {} of {} bytes", offset + len, b.name, b.bytes);
+        let at = self.plan.range_in(buffer, offset, len)?;
         self.device.bind()?;
-        Ok(self.base + b.offset + offset as u64)
+        Ok(self.base + at)
     }
 }
 
