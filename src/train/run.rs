@@ -181,12 +181,16 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     }
     let (loader_threads, slots) = options.prefetch.at(&place);
     let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, loader_threads, slots, state.head.iteration);
+    let stated = Budget { host: options.host_memory, device: options.vram };
+    let left = system::memory_left();
     let fit = Fit {
         config,
         place,
         recompute: options.recompute,
         slots,
-        budget: Budget { host: options.host_memory.or_else(system::available_memory), device: options.vram.or(opened.vram) },
+        budget: stated.within(Budget { host: left.as_ref().map(|left| left.bytes), device: opened.vram }),
+        stated,
+        host_limit: left.filter(|left| stated.host.is_none_or(|host| left.bytes < host)).map(|left| left.limit),
         may_split: options.fit,
         earlier: (!fresh).then_some((state.head.config.batch_size, state.head.config.accum_iter)),
         loader: &|config, slots| bound(&sources, &loader_of(config, slots)),
