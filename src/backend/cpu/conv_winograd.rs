@@ -57,6 +57,9 @@ impl Task for Forward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
+        // SAFETY: rows of the image lie inside input and output, and rows `start..end` of the output are this task's; the workspace holds
+        // weights, biases and a row of zeros, which `forward` packed, and the scratch a chunk of transformed inputs and products (see
+        // `workspace`); channels are whole vectors (`applies`), so that all pixels of a buffer begin at multiples of 64
         unsafe {
             let v = self.parts.scratch().at(0);
             let m = v.add(POINTS * point_stride(CHUNK * cin));
@@ -90,7 +93,7 @@ impl Task for Forward<'_> {
 /// Runs a convolution.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
     let parts = ctx.parts(op.workspace, workspace(op));
-    // SAFETY: parameters and workspace are live; nothing else runs yet
+    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
     unsafe {
         let weight = ctx.param(op.parameters, op.weight).slice(0, op.weight.len);
         let shared = parts.shared().slice(0, workspace(op).shared);
@@ -142,6 +145,9 @@ impl Task for Backward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
+        // SAFETY: rows of the image lie inside all buffers, and rows `start..end` of `d_input` are this task's, as is the partial; the workspace
+        // holds weights, a bias of zeros and a row of zeros, which `backward` packed, and the scratch the sums at the points and, one after
+        // the other, what either gradient needs (see `workspace_back`); channels are whole vectors (`applies`)
         unsafe {
             let partial = self.parts.partial(task);
             let biases = partial.at(9 * cin * cout);
@@ -205,7 +211,7 @@ impl Task for Backward<'_> {
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
     let parts = ctx.parts(op.workspace, workspace_back(op));
-    // SAFETY: parameters and workspace are live; nothing else runs yet
+    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
     unsafe {
         let weight = ctx.param(c.parameters, c.weight).slice(0, c.weight.len);
         let shared = parts.shared().slice(0, workspace_back(op).shared);
@@ -226,7 +232,7 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     if !ctx.reduce(parts, op.slice) {
         return;
     }
-    // SAFETY: the sums are complete
+    // SAFETY: the tasks are done, and the sums hold as many values as a partial
     let sums = unsafe { parts.sums().slice(0, gradients(c)) };
     ctx.store_gradient(op.gradients, c.weight, |i| {
         let (tap, ci, lane) = (i % 9, i / 9 % c.cin, i / 9 / c.cin);

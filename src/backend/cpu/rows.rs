@@ -151,7 +151,7 @@ unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
     w: usize,
     sum: *mut f32,
 ) {
-    // SAFETY: the caller says that `w` pixels of `x` hold J taps, and those of `y` and `sum` V vectors; pointers end at most one pixel behind
+    // SAFETY: the caller says that `w` pixels of `x` hold J taps, and those of `y` V vectors, as does `sum` for each tap
     unsafe {
         let mut acc: [[S::V; V]; J] = [[S::splat(0.0); V]; J];
         let (mut x, mut y) = (x, y);
@@ -166,8 +166,9 @@ unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
                     *acc = S::fma(x, g, *acc);
                 }
             }
-            x = x.add(stride);
-            y = y.add(lanes);
+            // behind the last pixel they may leave the arena
+            x = x.wrapping_add(stride);
+            y = y.wrapping_add(lanes);
         }
         for (j, acc) in acc.iter().enumerate() {
             for (v, &acc) in acc.iter().enumerate() {
