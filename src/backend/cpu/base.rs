@@ -204,7 +204,7 @@ impl<'a> BaseBand<'a> {
         let prepared = prepared(rows.len(), extent.w);
         let (sharpening, plain, added) = (take(extent.w * scale * 3), take(prepared), take(prepared));
         let (work, line) = (take(scratch(rows.len(), extent.w)), take(line(extent.w, scale)));
-        // SAFETY: the caller says that the image lies inside the input and that nobody writes it; other bands of it are read at the same time
+        // SAFETY: the caller says that the image lies inside the input and that nobody writes it; tasks of other bands read it, too
         let lq = unsafe { input.view(image * extent.h * extent.w * 3, extent.h * extent.w * 3) };
         let unit = if op.target.is_some() { Unit::Level } else { Unit::One };
         prepare(lq, extent, (alpha, unit), rows.clone(), work, plain, added);

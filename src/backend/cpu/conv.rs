@@ -40,8 +40,8 @@ impl Task for Forward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: rows of the image lie inside input and output, and rows `start..end` of the output are this task's; the workspace holds
-        // weights and biases, which `forward` packed, and the scratch three padded rows (see `workspace`); the planner's `cout` is whole vectors
+        // SAFETY: the output's rows `start..end` are this task's, padded rows fit into the scratch, and `cout` is whole vectors in every
+        // plan; the rest is `Task::run`'s contract
         unsafe {
             let ring = self.parts.scratch();
             let slot = |row: isize| ring.at((row + 1) as usize % 3 * whole((w + 2) * cin));
@@ -129,9 +129,8 @@ impl Task for Backward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: rows of the image lie inside all buffers, and rows `start..end` of `d_input` are this task's, as is the partial; the workspace
-        // holds what `backward` packed, and the scratch three padded rows of either kind (see `workspace_back`); `cout`, and `cin` unless it
-        // is 3, are whole vectors in every plan
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, padded rows fit into the scratch, and `cout`, as `cin`
+        // unless it is 3, is whole vectors in every plan; the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, packed(self.op) + cout);

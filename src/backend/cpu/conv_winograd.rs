@@ -57,9 +57,8 @@ impl Task for Forward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: rows of the image lie inside input and output, and rows `start..end` of the output are this task's; the workspace holds
-        // weights, biases and a row of zeros, which `forward` packed, and the scratch a chunk of transformed inputs and products (see
-        // `workspace`); channels are whole vectors (`applies`), so that all pixels of a buffer begin at multiples of 64
+        // SAFETY: the output's rows `start..end` are this task's, and channels are whole vectors (`applies`), so that pixels begin at
+        // multiples of 64; the rest is `Task::run`'s contract
         unsafe {
             let v = self.parts.scratch().at(0);
             let m = v.add(POINTS * point_stride(CHUNK * cin));
@@ -145,9 +144,8 @@ impl Task for Backward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: rows of the image lie inside all buffers, and rows `start..end` of `d_input` are this task's, as is the partial; the workspace
-        // holds weights, a bias of zeros and a row of zeros, which `backward` packed, and the scratch the sums at the points and, one after
-        // the other, what either gradient needs (see `workspace_back`); channels are whole vectors (`applies`)
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, and channels are whole vectors (`applies`), so that
+        // pixels begin at multiples of 64; the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             let biases = partial.at(9 * cin * cout);

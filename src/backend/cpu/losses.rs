@@ -191,8 +191,8 @@ impl StructuralTask<'_> {
     unsafe fn row(&self, image: usize, y: usize, difference: &mut [f32], row: &mut [f32]) {
         let Extent { h, w, .. } = self.op.extent;
         let at = (image * h + y) * w * 3;
-        // SAFETY: buffers hold the row of the image, and no task writes the prediction (the plan was verified: it is not the gradient), target or
-        // batch; the batch holds patch and code of every image, by its layout, and only square patches are turned
+        // SAFETY: the buffers hold the image's rows and no task writes them: the plan was verified, so the gradient is another; the batch
+        // has patch and code of every image by its layout, and only square patches are turned
         unsafe {
             difference.copy_from_slice(std::slice::from_raw_parts(self.prediction.at(at), w * 3));
             match self.op.target {

@@ -79,8 +79,8 @@ fn pack(ctx: &Context<'_>, op: &NanoBlock, parts: Parts, backward: bool) {
     }
 }
 
-/// Rows of hidden values in flight: a ring of three padded rows, in the scratch of the task that made it, and the first convolution that fills
-/// it from an image of the input, with packed weights of the workspace.
+/// Rows of hidden values in flight: a ring of three padded rows, in the scratch of the task that made it, and the first convolution that
+/// fills it from an image of the input, with packed weights of the workspace.
 struct Hidden<'a> {
     op: &'a NanoBlock,
     shared: Shared<f32>,
@@ -119,7 +119,8 @@ impl Hidden<'_> {
     unsafe fn fill<S: Simd>(&self, row: isize) {
         let (f, e, w, h) = (F, E, self.op.extent.w, self.op.extent.h);
         let p = packed(f);
-        // SAFETY: a row of the ring holds `w + 2` pixels of E values, and an image of the input `h` rows of `w` pixels of F; the weights are packed
+        // SAFETY: a row of the ring holds `w + 2` pixels of E values, an image of the input `h` rows of `w` pixels of F, and the shared
+        // part the weights
         unsafe {
             let out = self.row(row);
             if row < 0 || row >= h as isize {
@@ -166,8 +167,8 @@ impl Task for Forward<'_> {
         let (image, start, end) = self.bands.task(task);
         let far = exceeds_cache(self.op.extent, F);
         let (p, shared) = (packed(f), self.parts.shared());
-        // SAFETY: rows of the image lie inside input and output, and rows `start..end` of the output are this task's; the workspace holds what
-        // `pack` packed, and the scratch the ring and a span (see `workspace`); pixels are F = 16 values and begin at multiples of 64
+        // SAFETY: the output's rows `start..end` are this task's, and pixels are F = 16 values, so that they begin at multiples of 64; the
+        // rest is `Task::run`'s contract
         unsafe {
             let ring = self.parts.scratch();
             let hidden = Hidden { op: self.op, shared, ring, input: self.input, image };
@@ -267,9 +268,8 @@ impl Task for Backward<'_> {
         let far = exceeds_cache(self.op.extent, F);
         let (p, s, shared) = (packed(f), sums(f), self.parts.shared());
         let len = whole((w + 2) * e);
-        // SAFETY: rows of the image lie inside all buffers, and rows `start..end` of `d_input` are this task's, as is the partial; the workspace
-        // holds what `pack` packed, and the scratch two rings and a span (see `workspace_back`); pixels are F = 16 values and begin at
-        // multiples of 64
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, and pixels are F = 16 values, so that they begin at
+        // multiples of 64; the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, s.len);

@@ -23,7 +23,8 @@ struct SquareSum {
 impl Task for SquareSum {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        // SAFETY: the gradients hold `len` values, of which the tasks read disjoint chunks; a partial has room for an f64, aligned as whole vectors
+        // SAFETY: the tasks read disjoint chunks of the `len` gradients; a partial has room for an f64, and begins aligned as a whole
+        // vector does
         unsafe {
             let start = task * CHUNK;
             let chunk = self.gradients.slice(start, CHUNK.min(self.len - start));

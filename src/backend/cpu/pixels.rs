@@ -49,8 +49,8 @@ unsafe fn run_of(patch: *const u8, (first, step): (isize, isize), start: usize, 
 /// Row `y` of an augmented patch of `h` x `w` pixels, RGB in 0..=1 `[w, 3]`.
 ///
 /// # Safety
-/// `patch` must point to the stored `[h, w, 3]` bytes, which nobody writes meanwhile, `y` be below `h`, `out` a row long, and the patch square
-/// unless the code is 0.
+/// `patch` must point to the stored `[h, w, 3]` bytes, which nobody writes meanwhile, `y` be below `h`, `out` a row long, and the patch
+/// square unless the code is 0.
 #[inline(always)]
 pub unsafe fn read_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), out: &mut [f32]) {
     let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);

@@ -157,8 +157,8 @@ pub enum Registers {
 
 /// Work to be compiled for every instruction set.
 pub trait Kernel {
-    /// Runs it with the given vectors, which this processor has: see [`Simd`]. Implementations are `#[inline(always)]` so that the code lands inside the function
-    /// that enables the instructions.
+    /// Runs it with the given vectors, which this processor has: see [`Simd`]. Implementations are `#[inline(always)]` so that the code
+    /// lands inside the function that enables the instructions.
     fn run<S: Simd>(self);
 }
 

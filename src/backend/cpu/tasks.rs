@@ -84,7 +84,8 @@ impl Workspace {
 /// What an operation needs while it runs. Everything unsafe in the operations rests on what `CpuBackend`, which alone makes it, promises:
 ///
 /// - The plan is the planner's and verified: buffers lie inside the arena, those that live together apart from each other, and each is as
-///   large as the shapes of the operations that name it say.
+///   large as the shapes of the operations that name it say. What an operation writes it does not read as well, but for a pixel loss, which
+///   may leave the gradient on the prediction.
 /// - The operations that are run are the plan's, one after another and on the pool, and nothing else touches the arena meanwhile.
 /// - The workspace of each is at least what its layout asks for as many threads as the pool has, and sums carried from slice to slice have
 ///   the room that the layout asks.
@@ -129,15 +130,16 @@ impl Parts {
     }
 }
 
-/// One task of an operation; compiled for every instruction set. The tasks of an operation run side by side, so each writes only what is its
-/// own: its rows of its image as [`Bands::task`] gives them (or its image, or its chunk), its partial, and the scratch of its thread. What
-/// it reads beside these, no task of the operation writes.
+/// One task of an operation; compiled for every instruction set. The tasks of an operation run side by side, so each writes only what is
+/// its own: its rows of its image as [`Bands::task`] gives them (or its image, or its chunk), its partial, and the scratch of its thread.
+/// What it reads beside these, no task of the operation writes.
 pub trait Task: Sync {
     /// Runs task number `task`.
     ///
     /// # Safety
-    /// As [`Simd`]. The task was made for an operation of a [`Context`], from the buffers and the workspace of that operation;
-    /// `task` is below the number of its tasks, and no other call runs the same number meanwhile.
+    /// As [`Simd`]. The task was made for an operation of a [`Context`]: from its buffers, and from a workspace that is laid out as the
+    /// operation's `workspace` or `workspace_back` says and holds what was packed for it. `task` is below the number of its tasks, and no
+    /// other call runs the same number meanwhile.
     unsafe fn run<S: Simd>(&self, task: usize);
 }
 

@@ -116,7 +116,7 @@ impl Forward<'_> {
     /// The composition of up to two LQ rows from `y` on, `[row][w][lane]`, in tiles.
     ///
     /// # Safety
-    /// As [`Task::run`] of a task with rows up to `end`; `v` has room for a chunk of transformed inputs and products, and `detail` for the rows.
+    /// As [`Task::run`] of a task with rows up to `end`; `v` has room for a chunk of transformed inputs and products, `detail` for rows.
     #[inline(always)]
     unsafe fn tiled<S: Simd>(&self, image: usize, y: usize, end: usize, v: *mut f32, detail: *mut f32) {
         let UpHead { extent, features: f, .. } = *self.op;
@@ -154,8 +154,8 @@ impl Forward<'_> {
     unsafe fn direct<S: Simd>(&self, y: usize, slot: impl Fn(isize) -> *mut f32, detail: *mut f32) {
         let UpHead { extent, features: f, .. } = *self.op;
         let p = packed(self.op, false);
-        // SAFETY: padded rows hold `w + 4` pixels of features, weights and biases are as `forward` packed them, for lanes that are whole vectors,
-        // and the caller gives the room for them
+        // SAFETY: a padded row holds `w + 4` pixels, lanes are whole vectors, weights and biases are packed for them, and `detail` has
+        // room, as the caller says
         unsafe {
             let rows: [*const f32; TAPS] = std::array::from_fn(|k| slot(y as isize - 2 + k as isize).cast_const());
             let product = RowProduct {
@@ -187,8 +187,8 @@ impl Forward<'_> {
         let ring = Ring { head: self.op, convolutions: c, features: self.features, image };
         for at in ring.pixels(first as isize - 1, end as isize) {
             let mut u = [0.0; MOST_FEATURES];
-            // SAFETY: rows `first..end` are this task's and `seen_by` gives pixels of the picture; features are whole vectors, of which `u` has
-            // room for the most, and `conv_out` has 27 times as many weights
+            // SAFETY: rows `first..end` are this task's and `seen_by` gives pixels of the picture; features are whole vectors, of which `u`
+            // has room for the most, and `conv_out` has 27 times as many weights
             unsafe {
                 ring.features::<S>(at, u.as_mut_ptr());
                 for (tap, row, column) in ring.seen_by(at).filter(|&(_, row, _)| row >= first && row < end) {
@@ -213,9 +213,8 @@ impl Task for Forward<'_> {
         let UpHead { extent, features: f, scale, .. } = *self.op;
         let (w, lanes, wide) = (extent.w, padded(self.op), extent.w * scale * 3);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: LQ rows of the image lie inside input and features, and the HR rows of `start..end` inside the output, where they are this
-        // task's; the workspace holds what `forward` packed, and the scratch, one behind the other, two rows of lanes, an HR row, the band
-        // of the base, and what `tiled` or `direct` works in (see `workspace`)
+        // SAFETY: HR rows `start * scale..end * scale` of the output are this task's, and the pieces of the scratch lie one behind the
+        // other as in `workspace`; the rest is `Task::run`'s contract
         unsafe {
             let scratch = self.parts.scratch();
             let detail = scratch.at(0);
@@ -374,8 +373,8 @@ impl Backward<'_> {
     unsafe fn load(&self, image: usize, row: isize, to: *mut f32) {
         let UpHead { extent, scale, .. } = *self.op;
         let (w, lanes, n) = (extent.w, padded(self.op), 3 * scale);
-        // SAFETY: the gradient of the output holds the HR rows of every LQ row of the image; for the scales there are (2, 3, 4, 8) the `scale`
-        // pieces of 3 `scale` values fit into the lanes of a pixel
+        // SAFETY: the gradient of the output holds the HR rows of every LQ row of the image; for the scales there are (2, 3, 4, 8) the
+        // `scale` pieces of 3 `scale` values fit into the lanes of a pixel
         unsafe {
             if row < 0 || row >= extent.h as isize {
                 to.write_bytes(0, w * lanes);
@@ -414,8 +413,8 @@ impl Backward<'_> {
             let own = owner >= start && owner < end;
             let (lq, phase) = ring.place(at);
             let (mut u, mut d) = ([0.0; MOST_FEATURES], [0.0f32; MOST_FEATURES]);
-            // SAFETY: rows `start..end` and the partial are this task's, `seen_by` and `inside` give pixels of the picture; features are whole
-            // vectors, of which `u` and `d` have room for the most, and weights and their sums are indexed alike
+            // SAFETY: rows `start..end` and the partial are this task's, `seen_by` and `inside` give pixels of the picture; features are
+            // whole vectors, of which `u` and `d` have room for the most, and weights and their sums are indexed alike
             unsafe {
                 if own {
                     ring.features::<S>(at, u.as_mut_ptr());
@@ -484,9 +483,8 @@ impl Task for Backward<'_> {
         let (count, lanes, depth) = (shape(head).lanes(), padded(head), depth(head));
         let (p, s) = (packed(self.op, true), sums(head));
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: LQ rows of the image lie inside features and their gradient, of which rows `start..end` are this task's, as is the partial, and
-        // the HR rows inside the gradient of the output; the workspace holds what `backward` packed, and the scratch the sums at the points,
-        // the ring of rows and, one after the other, what either gradient needs (see `workspace_back`)
+        // SAFETY: rows `start..end` of `d_features` and the partial are this task's, and the pieces of the scratch lie one behind the other
+        // as in `workspace_back`; the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, s.len);

@@ -458,8 +458,8 @@ unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(c: &Chunk, n:
 ///
 /// # Safety
 /// The chunk holds CHUNK tiles of input at every point and has room for their products; those behind `count`, at most CHUNK, may hold
-/// anything. `u` and `bias` hold their lanes, K is the depth or 0, and every row that is there has room for `w` pixels, `stride` apart, apart
-/// from the rest and nobody else's, with `far` at multiples of 64; and as [`Simd`].
+/// anything. `u` and `bias` hold their lanes, K is the depth or 0, and every row that is there has room for `w` pixels, `stride` apart,
+/// away from the rest and nobody else's, with `far` at multiples of 64; and as [`Simd`].
 #[inline(always)]
 pub unsafe fn multiply_and_store<S: Simd, const K: usize, const OUT: usize>(
     c: &Chunk,
@@ -536,8 +536,8 @@ mod tests {
         let mut v = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
         let mut m = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
         let mut out = vec![0.0; OUT * w * LANES];
-        // SAFETY: rows of `w` pixels, points and products of CHUNK tiles and the outputs are as large as described, since a row of eleven has
-        // at most six tiles; plain code runs everywhere
+        // SAFETY: rows of `w` pixels, points and products of CHUNK tiles and the outputs are as large as described, since a row of eleven
+        // has at most six tiles; plain code runs everywhere
         unsafe {
             let source: [*const f32; IN] = std::array::from_fn(|k| pixels[k * w * LANES..].as_ptr());
             let points = Points { base: v.as_mut_ptr(), point_stride: point_stride(CHUNK * LANES), tile_stride: LANES };

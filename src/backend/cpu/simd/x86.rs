@@ -54,7 +54,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: Pair) {
-        // SAFETY: the caller says that the processor has AVX2 and FMA, that 16 values can be written at `p`, and that `p` is a multiple of 64
+        // SAFETY: the caller says that the processor has AVX2 and FMA, and that `p`, a multiple of 64, has room for 16 values
         unsafe {
             _mm256_stream_ps(p, v[0]);
             _mm256_stream_ps(p.add(8), v[1]);
@@ -181,7 +181,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: __m512) {
-        // SAFETY: the caller says that the processor has AVX-512, that 16 values can be written at `p`, and that `p` is a multiple of 64
+        // SAFETY: the caller says that the processor has AVX-512, and that `p`, a multiple of 64, has room for 16 values
         unsafe { _mm512_stream_ps(p, v) }
     }
     #[inline(always)]
