@@ -223,7 +223,7 @@ impl<'a> BaseBand<'a> {
         let UpHead { extent, scale, .. } = *self.op;
         upsample(self.plain, extent.w, scale, y - self.first, self.line, out);
         if let Some(batch) = self.op.target {
-            // SAFETY: the batch holds patch and code of every image, by its layout; only square patches are turned, and `out` is a row
+            // SAFETY: the batch holds patch and code of every image, by its layout, and the caller says that `out` is a row
             unsafe {
                 let (patch, code) = (self.bytes.at(batch.hr_of(self.image)), *self.bytes.at(batch.augment_of(self.image)));
                 subtract_row(patch, code, y, (extent.h * scale, extent.w * scale), out);

@@ -192,7 +192,7 @@ impl StructuralTask<'_> {
         let Extent { h, w, .. } = self.op.extent;
         let at = (image * h + y) * w * 3;
         // SAFETY: the buffers hold the image's rows and no task writes them: the plan was verified, so the gradient is another; the batch
-        // has patch and code of every image by its layout, and only square patches are turned
+        // has patch and code of every image, by its layout
         unsafe {
             difference.copy_from_slice(std::slice::from_raw_parts(self.prediction.at(at), w * 3));
             match self.op.target {
