@@ -54,7 +54,7 @@ unsafe fn run_of(patch: *const u8, (first, step): (isize, isize), start: usize, 
 pub unsafe fn read_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), out: &mut [f32]) {
     let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
     for (i, out) in out.chunks_mut(3 * RUN).enumerate() {
-        // SAFETY: a walk through a row of a patch stays inside it, turned only if it is square; the bytes are used before `room` changes again
+        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are used before `room` changes again
         let bytes = unsafe { std::slice::from_raw_parts(run_of(patch, walk, i * RUN, out.len() / 3, &mut room), out.len()) };
         out.iter_mut().zip(bytes).for_each(|(out, &b)| *out = f32::from(b) / 255.0);
     }
@@ -68,7 +68,7 @@ pub unsafe fn read_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usi
 pub unsafe fn subtract_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), row: &mut [f32]) {
     let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
     for (i, row) in row.chunks_mut(3 * RUN).enumerate() {
-        // SAFETY: a walk through a row of a patch stays inside it, turned only if it is square; the bytes are used before `room` changes again
+        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are used before `room` changes again
         let bytes = unsafe { std::slice::from_raw_parts(run_of(patch, walk, i * RUN, row.len() / 3, &mut room), row.len()) };
         row.iter_mut().zip(bytes).for_each(|(value, &b)| *value -= f32::from(b));
     }
