@@ -259,6 +259,8 @@ pub const METRICS: usize = 3;
 /// Collects buffers and operations, then lays them out. Within the crate alone: what an operation says of its buffers is taken at its word.
 pub(crate) struct Builder<'a> {
     sizing: &'a dyn Sizing,
+    /// Asked once: all activations have one type, whatever a sizing answers later.
+    precision: Precision,
     buffers: Vec<Buffer>,
     ops: Vec<Op>,
 }
@@ -266,7 +268,7 @@ pub(crate) struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// An empty plan for a backend with the given workspace needs.
     pub fn new(sizing: &'a dyn Sizing) -> Self {
-        Builder { sizing, buffers: Vec::new(), ops: Vec::new() }
+        Builder { sizing, precision: sizing.precision(), buffers: Vec::new(), ops: Vec::new() }
     }
 
     /// A new buffer of `bytes`; lifetimes follow from the operations that name it.
@@ -286,7 +288,7 @@ impl<'a> Builder<'a> {
 
     /// A new buffer of `count` values in the type of the activations.
     pub fn map(&mut self, name: impl Into<String>, class: Class, count: usize) -> BufferId {
-        self.buffer(name, class, count as u64 * self.sizing.precision().bytes())
+        self.buffer(name, class, count as u64 * self.precision.bytes())
     }
 
     /// Images `images` of a buffer that holds those of the whole micro-batch, `of` in all; the buffer itself for all of them.
@@ -347,7 +349,7 @@ impl<'a> Builder<'a> {
 
     /// Computes lifetimes and offsets and checks the result.
     pub fn finish(self, micro: Range<usize>, update: Range<usize>, batch: Option<BatchLayout>, ports: Ports) -> anyhow::Result<Plan> {
-        let Builder { mut buffers, ops, sizing } = self;
+        let Builder { mut buffers, ops, sizing, precision } = self;
         let last = ops.len().saturating_sub(1);
         let mut live: Vec<Option<(usize, usize)>> = vec![None; buffers.len()];
         let mut touch = |id: BufferId, at: usize| {
@@ -387,7 +389,7 @@ impl<'a> Builder<'a> {
             };
         }
         let arena_bytes = layout::assign(&mut buffers);
-        let (precision, sized_for) = (sizing.precision(), sizing.name());
+        let sized_for = sizing.name();
         let plan = PlanData { buffers, ops, micro, update, arena_bytes, late_sums, precision, batch, ports, sized_for };
         plan.verify()?;
         Ok(Plan(plan))

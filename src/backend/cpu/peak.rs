@@ -25,8 +25,12 @@ const MANY: usize = 16;
 const FEW: usize = 7;
 
 /// Runs of `ROUNDS` multiply-adds in each of `CHAINS` chains.
+///
+/// # Safety
+/// As [`Simd`].
 #[inline(always)]
 unsafe fn burn<S: Simd, const CHAINS: usize>(sink: &mut f32) {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         let (a, b) = (S::splat(std::hint::black_box(0.999_99)), S::splat(std::hint::black_box(1e-9)));
         let mut chains = [S::splat(1.0); CHAINS];

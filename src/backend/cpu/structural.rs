@@ -368,12 +368,13 @@ mod tests {
             let mut results = vec![];
             for way in 0..3 {
                 let mut grad = vec![0.0f32; pred.len()];
-                // SAFETY: each way is taken only where the processor has its features.
                 let score = match way {
                     0 => evaluate_plain::<true>(kind, rows, h, w, 0.7, &mut grad, &mut scratch),
+                    // SAFETY: the processor was just asked for what the function was compiled for.
                     1 if is_x86_feature_detected!("avx2") => unsafe {
                         evaluate_avx2::<true>(kind, rows, h, w, 0.7, &mut grad, &mut scratch)
                     },
+                    // SAFETY: as above.
                     2 if is_x86_feature_detected!("avx512f") => unsafe {
                         evaluate_avx512::<true>(kind, rows, h, w, 0.7, &mut grad, &mut scratch)
                     },

@@ -530,8 +530,13 @@ impl Backend for CudaBackend {
         let parts = [(0, batch.lq), (layout.lq_bytes(), batch.hr), (layout.augment_offset(), batch.augment)];
         for (at, bytes) in parts {
             if !bytes.is_empty() {
-                // SAFETY: the sizes were checked; the fence keeps the bytes until the copy is done
-                unsafe { result::memcpy_htod_async(place.at + at as u64, bytes, stream) }.call("copy a batch")?;
+                // SAFETY: the sizes were checked; the fence keeps the bytes until the copy is done, and where there is no fence after all,
+                // the wait below does
+                let begun = unsafe { result::memcpy_htod_async(place.at + at as u64, bytes, stream) }.call("copy a batch");
+                if begun.is_err() {
+                    let _ = self.device.copies.synchronize(); // copies that were begun before still read the batch
+                    return begun.map(|()| None);
+                }
             }
         }
         if batch.augment.is_empty() {
