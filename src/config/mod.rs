@@ -5,6 +5,7 @@
 pub mod docs;
 pub mod import;
 mod keys;
+mod theirs;
 mod value;
 mod yaml;
 
