@@ -90,8 +90,8 @@ fn text_of(content: &[u8]) -> Result<&str> {
     match std::str::from_utf8(content) {
         Ok(text) if !text.contains('\0') => Ok(text),
         found => {
-            if let Some(found) = look(&content[..content.len().min(HEAD_BYTES)]).filter(|found| found.what != "a text file") {
-                bail!("it is {}; expected an option file in YAML, as UTF-8 text", found.what);
+            if let Some(what) = another_kind(content) {
+                bail!("it is {what}; expected an option file in YAML, as UTF-8 text");
             }
             let good = found.map_or_else(|error| error.valid_up_to(), |text| text.find('\0').unwrap_or_default());
             let line = 1 + content[..good].iter().filter(|b| **b == b'\n').count();
@@ -100,12 +100,19 @@ fn text_of(content: &[u8]) -> Result<&str> {
     }
 }
 
-/// Says that a file that is no YAML looks like another language.
+/// The kind of a file that is no text.
+fn another_kind(content: &[u8]) -> Option<&'static str> {
+    let found = look(&content[..content.len().min(HEAD_BYTES)])?;
+    (!["a text file", "JSON text", "a script", "an empty file"].contains(&found.what)).then_some(found.what)
+}
+
+/// Says that a file that is no YAML looks like another language or is of another kind.
 fn in_another_language(text: &str, error: anyhow::Error) -> anyhow::Error {
-    match look_at_options(text) {
-        Some(name) => {
-            anyhow!("this looks like {name}, and paragon reads YAML ({error:#}); `paragon config init` writes a file to start from")
-        }
+    match look_at_options(text)
+        .map(|name| format!("this looks like {name}"))
+        .or(another_kind(text.as_bytes()).map(|w| format!("it is {w}")))
+    {
+        Some(what) => anyhow!("{what}, and paragon reads YAML ({error:#}); `paragon config init` writes a file to start from"),
         None => error,
     }
 }
