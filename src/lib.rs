@@ -8,6 +8,7 @@ pub mod dataset;
 pub mod eval;
 pub mod failure;
 pub mod files;
+pub mod foreign;
 pub mod host_memory;
 pub mod isa;
 pub mod loader;

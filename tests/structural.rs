@@ -198,8 +198,13 @@ fn agrees_with_golden_losses() {
 
 #[test]
 fn follows_the_golden_trajectory_with_ms_ssim() {
-    let test = "follows_the_golden_trajectory_with_ms_ssim";
-    let Some(golden) = golden::open(test, "train_realtime_x2_mssim.safetensors") else { return };
+    for file in ["train_realtime_x2_mssim_first1.safetensors", "train_realtime_x2_mssim.safetensors"] {
+        follow_with_ms_ssim(file);
+    }
+}
+
+fn follow_with_ms_ssim(file: &str) {
+    let Some(golden) = golden::open("follows_the_golden_trajectory_with_ms_ssim", file) else { return };
     let config = golden.config();
     let recipe = Recipe {
         lr: config["lr"].as_f64().unwrap(),

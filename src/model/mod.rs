@@ -9,6 +9,7 @@ pub use nano::{InferenceSpec, StepSpec, inference_plan, training_plan};
 pub use params::{Init, Param, ParamTable};
 pub use recompute::Recompute;
 
+use crate::text::brief;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -60,7 +61,7 @@ impl Network {
         let lower = name.to_lowercase();
         let Some(variant) = VARIANTS.iter().find(|v| v.arch == lower || v.aliases.contains(&lower.as_str())) else {
             let known: Vec<&str> = VARIANTS.iter().map(|v| v.arch).collect();
-            bail!("unknown network '{name}'; known are {}, and nano for paragonsr2_realtime", known.join(", "));
+            bail!("unknown network '{}'; known are {}, and nano for paragonsr2_realtime", brief(name), known.join(", "));
         };
         if !variant.built {
             bail!("{} is not available in this version; paragonsr2_realtime (nano) is", variant.arch);

@@ -11,7 +11,8 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-const METADATA_KEY: &str = "paragon_state";
+/// Key of the metadata that a state alone has.
+pub(super) const METADATA_KEY: &str = "paragon_state";
 /// Raised when a state file changes its meaning.
 const VERSION: u32 = 2;
 /// The vectors of a state, in the order of [`State::vectors`].
