@@ -65,7 +65,7 @@ pub fn score(picture: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
 /// # Errors
 /// When the folder holds no pictures, or files that belong to no pair: an evaluation must not leave some out silently.
 pub fn find_pairs(root: &Path, hr: Option<PathBuf>, lq: Option<PathBuf>, scale: usize) -> Result<Vec<Source>> {
-    let found = scan(root, &ScanOptions { scale: scale as u32, hr, lq })?;
+    let found = scan(root, &ScanOptions { scale: scale as u32, hr, lq, out: None })?;
     if let Some(first) = found.rejected.first() {
         let more = found.rejected.len() - 1;
         anyhow::bail!("{}: {}{}", first.path.display(), first.reason, if more > 0 { format!(" (and {more} more)") } else { String::new() });

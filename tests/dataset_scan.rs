@@ -17,7 +17,7 @@ fn tree(files: &[&str]) -> TempDir {
 }
 
 fn options(scale: u32) -> ScanOptions {
-    ScanOptions { scale, hr: None, lq: None }
+    ScanOptions { scale, ..ScanOptions::default() }
 }
 
 /// "name hr lq" of each source, with paths below the root.
@@ -150,7 +150,7 @@ fn rejects_what_could_mean_more_than_one_thing() {
 #[test]
 fn named_folders_are_taken() {
     let dir = tree(&["one/a.png", "two/a.png", "hr/b.png", "three/lr/c.png"]);
-    let with = |hr: Option<&str>, lq: Option<&str>| ScanOptions { scale: 2, hr: hr.map(PathBuf::from), lq: lq.map(PathBuf::from) };
+    let with = |hr: Option<&str>, lq: Option<&str>| ScanOptions { scale: 2, hr: hr.map(PathBuf::from), lq: lq.map(PathBuf::from), out: None };
     let both = scan(dir.path(), &with(Some("one"), Some("two"))).unwrap();
     assert_eq!(found(dir.path(), &both), ["a one/a.png two/a.png"]);
     let alone = scan(dir.path(), &with(Some("one"), None)).unwrap();
@@ -169,7 +169,7 @@ fn the_train_folder_is_taken_beside_its_own_lq() {
     let files = ["DIV2K_train_HR/1.png", "DIV2K_train_LR_bicubic/X2/1x2.png", "DIV2K_valid_HR/2.png", "DIV2K_valid_LR_bicubic/X2/2x2.png"];
     let dir = tree(&files);
     assert!(scan(dir.path(), &options(2)).is_err());
-    let chosen = ScanOptions { scale: 2, hr: Some("DIV2K_valid_HR".into()), lq: None };
+    let chosen = ScanOptions { scale: 2, hr: Some("DIV2K_valid_HR".into()), ..options(2) };
     let scan = scan(dir.path(), &chosen).unwrap();
     assert_eq!(found(dir.path(), &scan), ["2 DIV2K_valid_HR/2.png DIV2K_valid_LR_bicubic/X2/2x2.png"]);
 }

@@ -224,7 +224,7 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
         ensure!((1..=parts).contains(&part), "part {part} of {parts}: parts are counted from 1, as in 1/8");
         ensure!(!config.append, "--append and --part do not go together: append to the merged set");
     }
-    let options = ScanOptions { scale: config.scale, hr: config.hr.clone(), lq: config.lq.clone() };
+    let options = ScanOptions { scale: config.scale, hr: config.hr.clone(), lq: config.lq.clone(), out: Some(config.out.clone()) };
     let scan = scan::scan(&config.dataset, &options)?;
     ensure!(
         scan.lq_root.is_none() || (config.recipe.blur == 0.0 && config.recipe.filter != LqFilter::Random),

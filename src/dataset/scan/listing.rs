@@ -118,8 +118,7 @@ impl LeftOuts {
         }
     }
 
-    #[expect(dead_code, reason = "for the listing of several folders, which follows")]
-    pub fn merge(&mut self, others: Vec<LeftOut>) {
+    pub fn merge(&mut self, others: &[LeftOut]) {
         for other in others {
             self.add(other.reason, other.pictures, other.folders, &other.first);
         }
