@@ -150,7 +150,8 @@ fn rejects_what_could_mean_more_than_one_thing() {
 #[test]
 fn named_folders_are_taken() {
     let dir = tree(&["one/a.png", "two/a.png", "hr/b.png", "three/lr/c.png"]);
-    let with = |hr: Option<&str>, lq: Option<&str>| ScanOptions { scale: 2, hr: hr.map(PathBuf::from), lq: lq.map(PathBuf::from), out: None };
+    let with =
+        |hr: Option<&str>, lq: Option<&str>| ScanOptions { scale: 2, hr: hr.map(PathBuf::from), lq: lq.map(PathBuf::from), out: None };
     let both = scan(dir.path(), &with(Some("one"), Some("two"))).unwrap();
     assert_eq!(found(dir.path(), &both), ["a one/a.png two/a.png"]);
     let alone = scan(dir.path(), &with(Some("one"), None)).unwrap();

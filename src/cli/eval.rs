@@ -1,9 +1,9 @@
 //! `paragon eval`: a network on a folder of pictures beside bicubic, as a table or JSON.
 
 use super::ModelArgs;
-use super::flags::print;
+use super::flags::{print, tell};
 use anyhow::Result;
-use paragon::eval::{ImageResult, Scores, evaluate, find_pairs, mean};
+use paragon::eval::{ImageResult, Scores, evaluate, find, mean};
 use paragon::progress::Progress;
 use paragon::upscale::Upscale;
 use std::path::PathBuf;
@@ -36,7 +36,11 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let mut upscaler = args.model.upscaler()?;
     let scale = upscaler.scale();
-    let sources = find_pairs(&args.dataset, args.hr.clone(), args.lq.clone(), scale)?;
+    let found = find(&args.dataset, args.hr.clone(), args.lq.clone(), scale)?;
+    for left in found.left_out.iter().filter(|l| l.may_surprise()) {
+        tell(format_args!("note: {left}"));
+    }
+    let sources = found.sources;
     let crop = args.crop_border.unwrap_or(scale as u32);
     if let Some(folder) = &args.save {
         paragon::files::create_folder(folder)?;

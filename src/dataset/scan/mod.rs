@@ -110,7 +110,7 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     let ignored = (hr.ignored + lq.as_ref().map_or(0, |l| l.ignored)) as usize;
     let mut hint = format!("looked for {} in it and its folders; {ignored} other files", ENDINGS.join(", "));
     for left in &left_out {
-        hint += &format!("; left out {left}");
+        hint += &format!("; {left}");
     }
     ensure!(hr_files > 0, "no pictures in {} ({hint})", hr_root.display());
     if let (Some(folder), 0) = (&lq_root, lq_files) {
