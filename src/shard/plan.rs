@@ -429,6 +429,29 @@ mod tests {
     }
 
     #[test]
+    fn tiles_of_one_photograph_are_held_out_together() {
+        let jobs = |names: &[&str]| -> Vec<Job> {
+            let source = |name: &str| Source { name: name.into(), hr: PathBuf::new(), lq: None };
+            let job = |name: &&str| Job { source: source(name), size: (1, 1), file_bytes: 1, pairs: 1, held_out: false, memory: 1 };
+            names.iter().map(job).collect()
+        };
+        let names: Vec<String> = (0..12).flat_map(|photo| (1..=5).map(move |tile| format!("d/{photo:04}_s{tile:03}"))).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        for val in [HeldOut::Count(7), HeldOut::Count(10), HeldOut::Share(0.4)] {
+            let mut jobs = jobs(&names);
+            hold_out(&mut jobs, val, 3).unwrap();
+            let held: Vec<usize> = jobs.chunks(5).map(|tiles| tiles.iter().filter(|j| j.held_out).count()).collect();
+            assert!(held.iter().all(|n| [0, 5].contains(n)) && held.contains(&5) && held.contains(&0), "{val}: {held:?}");
+            assert!(!matches!(val, HeldOut::Count(_)) || held.iter().sum::<usize>() == 10, "{val}: {held:?}");
+        }
+        let mut one = jobs(&["a_s001", "a_s002", "a_s003"]);
+        assert!(hold_out(&mut one, HeldOut::Count(1), 0).unwrap_err().to_string().contains("tiles of one photograph"));
+        let mut apart = jobs(&["a_s1", "a_s2", "a_s3"]);
+        hold_out(&mut apart, HeldOut::Count(1), 0).unwrap();
+        assert_eq!(apart.iter().filter(|j| j.held_out).count(), 1, "other names are photographs of their own");
+    }
+
+    #[test]
     fn sizes_are_judged_before_cropping() {
         let g = Geometry { scale: 2, lq_size: 32 };
         assert_eq!(lq_dimensions((65, 67), None, g), Ok((32, 33)));

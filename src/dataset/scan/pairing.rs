@@ -5,6 +5,7 @@ use super::Source;
 use super::listing::{LeftOuts, Listing, Picture, Reason, Reject};
 use super::names::{Side, composed, endings, is_extracted, scale_within, telling_end, without_glued_scale};
 use anyhow::{Result, bail};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
@@ -17,28 +18,33 @@ pub(super) struct Sides {
 
 /// What the names of one folder's pictures say together.
 struct Census<'a> {
-    /// Side and key of each picture.
-    read: Vec<(Option<Side>, &'a str)>,
+    /// Of each picture, whether its name says LQ, and its composed name without the words of a side.
+    read: Vec<(bool, Cow<'a, str>)>,
     /// Keys of pairs, and whether `paragon shards extract` names files so.
-    pairs: HashMap<&'a str, bool>,
+    pairs: HashMap<Cow<'a, str>, bool>,
     /// Pictures that have nothing to do with a pair.
     strangers: usize,
 }
 
 impl<'a> Census<'a> {
     fn of(pictures: &'a [Picture]) -> Census<'a> {
-        let read: Vec<_> = pictures.iter().map(|p| side_of(&p.name)).collect();
-        let mut sides: HashMap<&str, [bool; 2]> = HashMap::new();
-        for (side, key) in &read {
-            sides.entry(key).or_default()[usize::from(*side == Some(Side::Lq))] = true;
+        let read = |p: &'a Picture| {
+            let (side, key) = side_of(&p.name);
+            (side == Some(Side::Lq), composed(key))
+        };
+        let read: Vec<_> = pictures.iter().map(read).collect();
+        let mut pairs: HashMap<Cow<str>, bool> = read.iter().filter(|(is_lq, _)| *is_lq).map(|(_, key)| (key.clone(), true)).collect();
+        let partners: HashSet<&str> = read.iter().filter(|(is_lq, key)| !is_lq && pairs.contains_key(key)).map(|(_, key)| &**key).collect();
+        pairs.retain(|key, _| partners.contains(&**key));
+        if pairs.is_empty() {
+            return Census { read, pairs, strangers: pictures.len() };
         }
-        let mut pairs: HashMap<&str, bool> = sides.into_iter().filter(|(_, both)| *both == [true; 2]).map(|(key, _)| (key, true)).collect();
         for (picture, (_, key)) in pictures.iter().zip(&read) {
             if let Some(extracted) = pairs.get_mut(key) {
                 *extracted &= is_extracted(&picture.name);
             }
         }
-        let strangers = pictures.iter().filter(|p| !is_of_family(&p.name, &pairs)).count();
+        let strangers = pictures.iter().zip(&read).filter(|(p, (_, key))| !is_of_family(&composed(&p.name), key, &pairs)).count();
         Census { read, pairs, strangers }
     }
 }
@@ -50,10 +56,10 @@ fn side_of(name: &str) -> (Option<Side>, &str) {
 }
 
 /// Whether a picture belongs to a pair, or is a further one of the same motif (`img_001_SRF_2_bicubic` beside `img_001_SRF_2_HR`).
-fn is_of_family(name: &str, pairs: &HashMap<&str, bool>) -> bool {
+fn is_of_family(name: &str, key: &str, pairs: &HashMap<Cow<str>, bool>) -> bool {
     let first = name.rfind('/').map_or(0, |at| at + 1);
     let ends = name[first..].match_indices(|c: char| !c.is_alphanumeric()).map(|(at, _)| first + at);
-    pairs.contains_key(side_of(name).1) || pairs.contains_key(name) || ends.into_iter().any(|end| pairs.contains_key(&name[..end]))
+    pairs.contains_key(key) || ends.into_iter().any(|end| pairs.contains_key(&name[..end]))
 }
 
 /// Tells HR from LQ by the ends of the names, where most pictures of the folder are named so, or the user says so (`forced`). Names lose
@@ -88,7 +94,7 @@ pub(super) fn split_by_ending(root: &Path, mut listing: Listing, scale: u32, for
     }
     // pairs that we extracted are no part of the set; of a few others among photographs, the LQ is no original
     let of_pair = |key: &str| (census.pairs.contains_key(key), census.pairs.get(key).copied().unwrap_or(false));
-    let read: Vec<_> = census.read.iter().map(|(side, key)| (*side == Some(Side::Lq), of_pair(key))).collect();
+    let read: Vec<_> = census.read.iter().map(|(is_lq, key)| (*is_lq, of_pair(key))).collect();
     for (picture, (is_lq, (in_pair, ours))) in std::mem::take(&mut listing.pictures).into_iter().zip(read) {
         if ours {
             left_out.add(Reason::OwnOutput, 1, 0, &picture.path);
