@@ -65,15 +65,15 @@ pub fn score(picture: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
 /// # Errors
 /// When the folder holds no pictures, or files that belong to no pair: an evaluation must not leave some out silently.
 pub fn find_pairs(root: &Path, hr: Option<PathBuf>, lq: Option<PathBuf>, scale: usize) -> Result<Vec<Source>> {
-    Ok(find(root, hr, lq, scale)?.sources)
+    Ok(find(root, &ScanOptions { scale: scale as u32, hr, lq, out: None })?.sources)
 }
 
-/// As [`find_pairs`], with what was left out by rule.
+/// As [`find_pairs`], with all that a scan is told and tells.
 ///
 /// # Errors
 /// Those of [`find_pairs`].
-pub fn find(root: &Path, hr: Option<PathBuf>, lq: Option<PathBuf>, scale: usize) -> Result<Scan> {
-    let found = scan(root, &ScanOptions { scale: scale as u32, hr, lq, out: None })?;
+pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
+    let found = scan(root, options)?;
     if let Some(first) = found.rejected.first() {
         let more = found.rejected.len() - 1;
         anyhow::bail!("{}: {}{}", first.path.display(), first.reason, if more > 0 { format!(" (and {more} more)") } else { String::new() });

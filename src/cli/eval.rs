@@ -3,6 +3,7 @@
 use super::ModelArgs;
 use super::flags::{print, tell};
 use anyhow::Result;
+use paragon::dataset::scan::ScanOptions;
 use paragon::eval::{ImageResult, Scores, evaluate, find, mean};
 use paragon::progress::Progress;
 use paragon::upscale::Upscale;
@@ -36,7 +37,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let mut upscaler = args.model.upscaler()?;
     let scale = upscaler.scale();
-    let found = find(&args.dataset, args.hr.clone(), args.lq.clone(), scale)?;
+    let options = ScanOptions { scale: scale as u32, hr: args.hr.clone(), lq: args.lq.clone(), out: args.save.clone() };
+    let found = find(&args.dataset, &options)?;
     for left in found.left_out.iter().filter(|l| l.may_surprise()) {
         tell(format_args!("note: {left}"));
     }

@@ -3,6 +3,7 @@
 //! understood (`lrbicx2`, `gtmod12`), so that ordinary words (`hrvatska`, `lrigby`) say nothing.
 
 use std::borrow::Cow;
+use unicode_normalization::char::is_combining_mark;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 /// Words that say a side. Longer ones come before those they begin with.
@@ -30,6 +31,9 @@ const TWO_PARTS: [(&str, &str); 8] = [
 const LONGEST_WORD: usize = 32;
 /// Words at the end of a stem that are read at most: `_LR_bicubic_mild_x2`.
 const MOST_WORDS: usize = 4;
+
+/// What stands between the words at the end of a stem.
+const SEPARATORS: [char; 6] = ['_', '-', '.', ' ', '+', '~'];
 
 /// One of the two sides of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,7 +103,8 @@ fn words(name: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut small_before = false;
-    for c in name.chars() {
+    // an accent of its own (decomposed Unicode) belongs to the letter before it
+    for c in name.chars().filter(|c| !is_combining_mark(*c)) {
         if !c.is_alphanumeric() || (small_before && c.is_uppercase()) {
             words.extend((!word.is_empty()).then(|| std::mem::take(&mut word)));
         }
@@ -185,13 +190,12 @@ pub(super) fn telling_end(name: &str) -> Ending<'_> {
     found.get(last).copied().unwrap_or(Ending { key: name, side: None, scale: None })
 }
 
-/// The key and the word behind it. Words stand behind a sign (`_LR`), a digit (`0001x2`) or, in capitals, a small letter (`babyLR`).
+/// The key and the word behind it. Words stand behind a separator (`_LR`), a digit (`0001x2`) or, in capitals, a small letter (`babyLR`).
 fn strip_word(name: &str, first: usize) -> Option<(&str, Word)> {
     let stem = &name[first..];
-    let is_sign = |c: char| !c.is_alphanumeric();
-    let start = stem.rfind(is_sign).map_or(0, |at| at + stem[at..].chars().next().map_or(1, char::len_utf8));
+    let start = stem.rfind(SEPARATORS).map_or(0, |at| at + 1);
     let last = &stem[start..];
-    let key_before = |at: usize| Some(&name[..first + stem[..at].trim_end_matches(is_sign).len()]).filter(|key| key.len() > first);
+    let key_before = |at: usize| Some(&name[..first + stem[..at].trim_end_matches(SEPARATORS).len()]).filter(|key| key.len() > first);
     let read = |at: usize| Some((key_before(at)?, read_word(&stem[at..].to_lowercase(), Word::default())?));
     if last.is_empty() {
         return None;
@@ -199,9 +203,9 @@ fn strip_word(name: &str, first: usize) -> Option<(&str, Word)> {
     if let Some(found) = read(start) {
         return Some(found);
     }
-    // "low_res" has a sign within
-    let head = stem[..start].trim_end_matches(is_sign);
-    let head_start = head.rfind(is_sign).map_or(0, |at| at + head[at..].chars().next().map_or(1, char::len_utf8));
+    // "low_res" has a separator within
+    let head = stem[..start].trim_end_matches(SEPARATORS);
+    let head_start = head.rfind(SEPARATORS).map_or(0, |at| at + 1);
     let (head, tail) = (head[head_start..].to_lowercase(), last.to_lowercase());
     if TWO_PARTS.contains(&(head.as_str(), tail.as_str())) {
         return Some((key_before(head_start)?, read_word(&format!("{head}{tail}"), Word::default())?));
@@ -217,7 +221,7 @@ fn strip_word(name: &str, first: usize) -> Option<(&str, Word)> {
     None
 }
 
-/// The name without the scale that is glued to it (`babyx2`): the only word that may follow a small letter without a sign.
+/// The name without the scale that is glued to it (`babyx2`): the only word that may follow a small letter without a separator.
 pub(super) fn without_glued_scale(name: &str, scale: u32) -> Option<&str> {
     let suffix = format!("x{scale}");
     let at = name.len().checked_sub(suffix.len())?;
@@ -285,6 +289,9 @@ mod tests {
             ("lr/x2", "lr/x2", None, None),
             ("zagreb_hrvatska", "zagreb_hrvatska", None, None),
             ("Zürich_東京_lq", "Zürich_東京", Some(Side::Lq), None),
+            ("e\u{301}_HR", "e\u{301}", Some(Side::Hr), None),
+            ("photo (1)_lr", "photo (1)", Some(Side::Lq), None),
+            ("c++_x2", "c", None, Some(2)),
         ] {
             assert_eq!(shortest(name), (key.to_string(), side, scale), "{name}");
         }
