@@ -84,6 +84,26 @@ pub fn open_own(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
+/// Opens a regular file for reading, in a folder that may come from somebody else: a FIFO, which might never have a writer, and a device,
+/// which might never end, are refused at once. Links are followed.
+///
+/// # Errors
+/// Those of the system, and a name that is no regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_NONBLOCK); // opening a FIFO would wait for a writer; regular files do not know the flag
+    }
+    let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    Ok(file)
+}
+
 /// Writes `path` through `fill`: the bytes go to a file beside it, which is synced and renamed over `path` only when
 /// everything succeeded. On any error the partial file is removed and an older `path` is left whole. For names of our own in folders of
 /// our own: a link of that name is replaced and not followed. For a path that the user has typed use [`write_output`].

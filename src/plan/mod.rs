@@ -253,7 +253,8 @@ pub struct Ports {
     pub next_batch: Option<BufferId>,
 }
 
-/// Number of f64 values in the metrics buffer: weighted loss of the last micro-batch, gradient norm, 1.0 if the update was skipped.
+/// Number of f64 values in the metrics buffer: weighted loss (the mean over the micro-batches of an iteration so far), gradient norm, 1.0 if
+/// the update was skipped.
 pub const METRICS: usize = 3;
 
 /// Collects buffers and operations, then lays them out. Within the crate alone: what an operation says of its buffers is taken at its word.

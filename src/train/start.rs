@@ -2,17 +2,20 @@
 //! that a state goes on only with the settings and shards it was made with.
 
 use super::{OpenLine, Pretrained, RunOptions, State, TrainConfig, newest_state, read_pretrained};
+use crate::failure::retry;
+use crate::files;
 use crate::loader::Sources;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// One process per run folder: two would overwrite each other's states.
 pub(super) fn lock(out: &Path) -> Result<File> {
     let path = out.join(".lock");
-    let file = File::create(&path).with_context(|| format!("cannot write to {}", out.display()))?;
+    let file = files::open_own(&path).with_context(|| format!("cannot write {}", path.display()))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => check_lock(&file, out).map(|()| file),
         Err(std::fs::TryLockError::WouldBlock) => {
             bail!("another process is training in {}; wait for it or use another --out", out.display())
         }
@@ -20,9 +23,26 @@ pub(super) fn lock(out: &Path) -> Result<File> {
     }
 }
 
+/// Looks whether the run's folder is still the one that was locked. Without the lock file another process may train here, and without the
+/// folder nothing is kept any more.
+pub(super) fn check_lock(lock: &File, out: &Path) -> Result<()> {
+    let (path, held) = (out.join(".lock"), lock.metadata().context("cannot look at the lock of the run")?);
+    match retry(|| std::fs::symlink_metadata(&path)) {
+        Ok(found) if (found.dev(), found.ino()) == (held.dev(), held.ino()) => Ok(()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot look at {}", path.display()))
+        }
+        _ => bail!(
+            "{} was removed, moved or replaced while this process trained there, so another process may be at work and nothing more is written; \
+             where the folder still holds its states the same command goes on from the newest one",
+            if out.is_dir() { path.display() } else { out.display() }
+        ),
+    }
+}
+
 /// The state to start from, and whether it is a fresh one.
 pub(super) fn start_state(sources: &Sources, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<(State, bool)> {
-    let (found, damaged) = if options.restart { (None, Vec::new()) } else { newest_state(&options.out) };
+    let (found, damaged) = if options.restart { (None, Vec::new()) } else { newest_state(&options.out)? };
     let table = config.network.params();
     let Some(state) = found else {
         if !damaged.is_empty() {
@@ -73,6 +93,15 @@ pub(super) fn tell_changes(state: &State, fresh: bool, config: &TrainConfig, rep
     let changed = if fresh { Vec::new() } else { state.head.config.differences(config) };
     for (key, text) in &changed {
         report(&format!("  changed since: {key}: {text}"));
+    }
+    let (before, now) = (&state.head.config.schedule, &config.schedule);
+    let iteration = state.head.iteration;
+    if !fresh && before.lr(iteration + 1) != now.lr(iteration + 1) {
+        report(&format!(
+            "  the learning rate was {:.3e} at iteration {iteration} and is {:.3e} now",
+            before.lr(iteration.max(1)),
+            now.lr(iteration + 1)
+        ));
     }
     if changed.iter().any(|(key, _)| key == "batch_size") {
         report("  the same samples an iteration; sums are rounded in another order than in an unbroken run");

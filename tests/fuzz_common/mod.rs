@@ -126,3 +126,52 @@ pub fn reseal_manifest(manifest: &mut [u8]) {
         put(manifest, 16, crc);
     }
 }
+
+/// Makes the checksum of a damaged state right again, as far as its head can be found.
+pub fn reseal_state(state: &mut Vec<u8>) {
+    let Some((length, rest)) = state.split_first_chunk() else { return };
+    let Some(header) = usize::try_from(u64::from_le_bytes(*length)).ok().and_then(|n| rest.get(..n)) else { return };
+    let data = &rest[header.len()..];
+    let Ok(mut tree) = serde_json::from_slice::<serde_json::Value>(header) else { return };
+    let mut hasher = crc32fast::Hasher::new();
+    for name in ["parameters", "moment1", "moment2", "ema"] {
+        let offset = |i: usize| tree[name]["data_offsets"][i].as_u64().map(|at| at as usize);
+        let (Some(start), Some(end)) = (offset(0), offset(1)) else { return };
+        let Some(bytes) = data.get(start..end) else { return };
+        hasher.update(bytes);
+    }
+    let Some(head) = tree["__metadata__"]["paragon_state"].as_str() else { return };
+    let Some(at) = head.rfind(",\"crc32\":") else { return };
+    let before = head[..at + 9].to_string();
+    hasher.update(before.as_bytes());
+    hasher.update(b"0}");
+    tree["__metadata__"]["paragon_state"] = format!("{before}{}}}", hasher.finalize()).into();
+    let mut header = tree.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    *state = [&(header.len() as u64).to_le_bytes()[..], &header, data].concat();
+}
+
+/// Reads bytes as the state of a run, and as the file of one. Says whether they are one.
+pub fn read_state(bytes: &[u8]) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let path = paragon::train::state_path(dir.path(), 1);
+    fs::create_dir(dir.path().join("states")).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let whole = paragon::train::State::from_bytes(bytes).is_ok();
+    let file = paragon::train::State::read(&path).is_ok();
+    assert!(whole || !file, "a file is read whose bytes are not");
+    assert_eq!(paragon::train::newest_state(dir.path()).unwrap().0.is_some(), file);
+    file
+}
+
+/// Reads bytes as the log of a run; gives the number of its lines.
+pub fn read_log(bytes: &[u8]) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("log.jsonl"), bytes).unwrap();
+    let digest = paragon::train::read_log(dir.path()).unwrap().unwrap();
+    assert_eq!(digest.count == 0, digest.lines.is_empty());
+    // opened to go on, it keeps the lines of the iterations that are done, and they can be read again
+    paragon::train::Log::open(dir.path(), u64::MAX).unwrap();
+    assert_eq!(paragon::train::read_log(dir.path()).unwrap().unwrap().count, digest.count);
+    digest.count
+}
