@@ -10,6 +10,7 @@ pub mod failure;
 pub mod files;
 pub mod host_memory;
 pub mod loader;
+pub mod lock;
 pub mod metrics;
 pub mod model;
 pub mod plan;

@@ -64,7 +64,7 @@ pub fn merge(out: &Path, folders: &[PathBuf], overwrite: bool, progress: &Progre
     let mut config = BuildConfig::new("", out, plan.manifest.scale, plan.manifest.lq_size);
     config.shard_bytes = plan.manifest.shard_bytes;
     config.keep_duplicates = plan.manifest.extra.options.iter().any(|(name, _)| name == "keep-duplicates");
-    let _lock = resume::prepare(out)?;
+    let _lock = resume::prepare(out, progress)?;
     resume::clear(&config, &plan, overwrite)?;
     let sets = [false, true].map(|held_out| {
         let header = Header { geometry: plan.geometry, recipe: plan.manifest.recipe, config: plan.config(held_out), number: 0 };

@@ -12,11 +12,13 @@ use super::manifest::{Manifest, ShardInfo, is_shard_name, path_in, shard_name};
 use super::plan::{BuildConfig, HeldOut, Job, Plan, Rejected};
 use super::reader::ShardSet;
 use super::set::SetWriter;
+use crate::failure;
 use crate::files;
+use crate::lock::{FolderLock, lock_folder};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -34,19 +36,24 @@ pub(super) enum Found {
 pub(super) type Before = [Option<Manifest>; 2];
 
 /// Creates the folder, takes it for this process alone and clears half-written manifests; the lock ends with the returned
-/// handle.
-pub(super) fn prepare(out: &Path) -> Result<File> {
+/// value. There is none in a folder that cannot be written to, where at most a finished set is looked at.
+pub(super) fn prepare(out: &Path, progress: &Progress) -> Result<Option<FolderLock>> {
     files::create_folder(out)?;
-    let lock = File::open(out).with_context(|| format!("cannot open the folder {}", out.display()))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => bail!("another paragon is writing to {}; wait for it or choose another --out", out.display()),
-        Err(TryLockError::Error(_)) => {} // a file system without locks: go on unprotected
-    }
+    let (lock, warning) = match lock_folder(out, "another paragon is writing to") {
+        Ok(taken) => taken,
+        Err(e) if path_in(out).exists() && is_read_only(&e) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    warning.iter().for_each(|warning| progress.line(warning));
     for folder in [out.to_path_buf(), held_out_folder(out)] {
         remove(&folder, |name| name.starts_with(".manifest.psm.") && name.ends_with(".partial"))?;
     }
-    Ok(lock)
+    Ok(Some(lock))
+}
+
+fn is_read_only(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    failure::system_cause(error).is_some_and(|cause| matches!(cause.kind(), PermissionDenied | ReadOnlyFilesystem))
 }
 
 /// Removes the files of a folder whose names are meant; a folder that is not there has none.

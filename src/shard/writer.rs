@@ -31,7 +31,7 @@ pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Resul
     if plan.jobs.is_empty() && !one_of_many {
         bail!(nothing_left(config, plan.images, &plan.rejected));
     }
-    let _lock = resume::prepare(&config.out)?;
+    let _lock = resume::prepare(&config.out, progress)?;
     let (found, before) = resume::find(config, &mut plan, progress)?;
     let mut assembly = match found {
         Found::Complete(complete) => {

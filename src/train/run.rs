@@ -162,7 +162,7 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     let scale = sources.scale() as usize;
     ensure!(config.network.scale == scale, "the network has scale {} and the shards {scale}; they must agree", config.network.scale);
     files::create_folder(&options.out)?;
-    let _lock = lock(&options.out)?;
+    let _lock = lock(&options.out, report)?;
     for folder in ["", "models", "states"] {
         files::remove_partials(&options.out.join(folder)); // left by a killed process; the lock says it is gone
     }

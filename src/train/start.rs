@@ -3,21 +3,15 @@
 
 use super::{OpenLine, Pretrained, RunOptions, State, TrainConfig, newest_state, read_pretrained};
 use crate::loader::Sources;
-use anyhow::{Context, Result, bail, ensure};
-use std::fs::File;
+use crate::lock::{FolderLock, lock_folder};
+use anyhow::{Result, bail, ensure};
 use std::path::Path;
 
 /// One process per run folder: two would overwrite each other's states.
-pub(super) fn lock(out: &Path) -> Result<File> {
-    let path = out.join(".lock");
-    let file = File::create(&path).with_context(|| format!("cannot write to {}", out.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another process is training in {}; wait for it or use another --out", out.display())
-        }
-        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
-    }
+pub(super) fn lock(out: &Path, report: &dyn Fn(&str)) -> Result<FolderLock> {
+    let (lock, warning) = lock_folder(out, "another process is training in")?;
+    warning.iter().for_each(|warning| report(warning));
+    Ok(lock)
 }
 
 /// The state to start from, and whether it is a fresh one.
