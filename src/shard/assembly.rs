@@ -86,7 +86,7 @@ impl Assembly {
         let entry = Entry { job: self.decided, stamp, outcome };
         self.tally.add(job, &entry);
         if let Some(journal) = &mut self.journal {
-            journal.append(&entry)?;
+            journal.append(&entry).with_context(|| job.source.hr.display().to_string())?;
         }
         self.decided += 1;
         let unflushed = self.sets[0].unflushed + self.sets[1].unflushed;

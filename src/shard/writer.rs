@@ -3,7 +3,7 @@
 //! bound on the memory of images under way, and that the manifest, written last, only ever names what is on the disk.
 
 use super::assembly::Assembly;
-use super::convert::{Converted, Worker};
+use super::convert::{Converted, SYSTEM_FAULT, Worker};
 use super::plan::{BuildConfig, Job, Plan, Rejected, pool};
 use super::report::{Report, bytes};
 use super::resume::{self, Found};
@@ -131,7 +131,7 @@ fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker
         Some(worker) => worker,
         None => Worker::new(plan.geometry)?,
     };
-    let stamp = resume::stamp(job);
+    let stamp = resume::stamp(job).context(SYSTEM_FAULT)?;
     let converted = catch_unwind(AssertUnwindSafe(|| worker.convert(job, config)));
     match converted {
         Ok(outcome) => {
