@@ -151,6 +151,10 @@ fn verify_extract_and_sheet_name_a_failing_disk_and_not_damage() {
     ] {
         no_damage(&faulty(arguments, "pread", EIO, (0, -1), ".psh").refused(1, &["Input/output error", ".psh"]));
     }
+    // many unreadable records end the check before hours are over, and are counted
+    let many = faulty(&["shards", "verify", text(&out), "--threads", "4", "--json"], "pread", EIO, (40, -1), ".psh");
+    let found: serde_json::Value = serde_json::from_str(&many.refused(1, &["not looked at"]).stdout).unwrap();
+    assert!(found["unchecked"].as_u64() > Some(0) && found["damaged"].as_array().unwrap().is_empty(), "{found}");
     // what fails once and then passes is whole
     faulty(&["shards", "verify", text(&out)], "pread", EIO, (9, 2), "shard-00000").ok();
     // one record that cannot be read does not hide the damage of another
@@ -206,6 +210,16 @@ fn a_shard_that_was_replaced_is_not_read_by_the_old_index() {
     assert!(format!("{error:#}").contains("replaced"), "{error:#}");
     // the map is still that of the old file
     set.read(0, &mut set.scratch_for(Io::Mmap).unwrap(), &mut lq, &mut hr).unwrap();
+}
+
+#[test]
+fn training_takes_no_other_record_for_one_that_the_system_cannot_read() {
+    let (dir, out) = small_set(4, Codec::Raw);
+    let run_folder = dir.path().join("run");
+    let flags = ["--iterations", "200", "--batch-size", "2", "--threads", "1", "--io", "pread", "--on-corrupt", "substitute"];
+    let arguments = [&["train", "--shards", text(&out), "--out", text(&run_folder)][..], &flags].concat();
+    let ran = faulty(&arguments, "pread", EIO, (30, -1), ".psh").refused(1, &["Input/output error", ".psh"]);
+    assert!(!ran.stderr.contains("takes its place"), "{}", ran.stderr);
 }
 
 /// Reads a set through the map after cutting its first shard: only within a process of its own.

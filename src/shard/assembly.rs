@@ -130,7 +130,7 @@ impl Assembly {
     }
 
     /// Hands everything to the operating system.
-    fn commit(&mut self) -> Result<()> {
+    pub fn commit(&mut self) -> Result<()> {
         for set in &mut self.sets {
             set.flush()?;
         }

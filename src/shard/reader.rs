@@ -9,6 +9,7 @@ use super::codec::{Codec, Decoder};
 use super::format::{Geometry, INDEX_ENTRY_BYTES, IndexEntry, SourceEntry};
 use super::manifest::{Manifest, ShardInfo};
 use super::tables::{Tables, known_codec};
+use crate::failure;
 use anyhow::{Context, Result, ensure};
 use memmap2::Mmap;
 use std::fs::File;
@@ -250,7 +251,10 @@ impl ShardSet {
     pub fn read_crop(&self, record: u64, crop: Crop, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
         let (shard, i) = self.find(record)?;
         let Scratch { decoder, io, payload } = scratch;
-        shard.read(i, crop, (*io, payload), decoder, lq, hr).with_context(|| shard.describe(i, record))
+        shard.read(i, crop, (*io, payload), decoder, lq, hr).map_err(|e| {
+            let place = shard.describe(i, record, failure::system_cause(&e).is_none());
+            e.context(place)
+        })
     }
 
     /// Every image of the set with the number of its records; one that was cut by a shard's end comes twice.
@@ -348,13 +352,14 @@ impl Shard {
         decoder.decode_crop(known_codec(entry.codec)?, payload, crop, lq, hr)
     }
 
-    /// Names a record for an error: where it lies and what it was cut from.
-    fn describe(&self, i: usize, record: u64) -> String {
-        let source = match self.source(i) {
-            Ok(s) => format!("image {}, LQ patch at {}, {}", s.image, s.x, s.y),
-            Err(e) => format!("image unknown: {e}"),
+    /// Names a record for an error: where it lies and, where the file can be read, what it was cut from.
+    fn describe(&self, i: usize, record: u64, readable: bool) -> String {
+        let source = match readable.then(|| self.source(i)) {
+            Some(Ok(s)) => format!("; image {}, LQ patch at {}, {}", s.image, s.x, s.y),
+            Some(Err(e)) => format!("; image unknown: {e}"),
+            None => String::new(),
         };
-        format!("{}, record {i} ({record} in the set; {source})", self.tables.path.display())
+        format!("{}, record {i} ({record} in the set{source})", self.tables.path.display())
     }
 }
 

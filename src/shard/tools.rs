@@ -139,7 +139,7 @@ pub struct Verified {
 }
 
 /// Records that the system may fail to read before a check gives up: each is tried for about 1.5 s.
-const MOST_UNREADABLE: usize = 40;
+const MOST_UNREADABLE: usize = 16;
 
 /// What came of looking at one record or one shard's tables.
 enum Found {

@@ -119,6 +119,9 @@ fn convert_in_order(config: &BuildConfig, plan: &Plan, progress: &Progress, asse
             Ok(())
         };
         let result = run();
+        if result.is_err() {
+            let _ = assembly.commit(); // what is decided is not decided again; where it cannot be written, the next run sees what is there
+        }
         cancelled.store(true, Ordering::Relaxed);
         result
     })

@@ -16,7 +16,12 @@ fn library() -> &'static PathBuf {
         let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/shard_common/faults.c");
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
         let (path, made) = (folder.join("faults.so"), folder.join(format!("faults-{}.so", std::process::id())));
-        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).args([&made, &source]).arg("-ldl").output().unwrap();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-fno-delete-null-pointer-checks", "-o"])
+            .args([&made, &source])
+            .arg("-ldl")
+            .output()
+            .unwrap();
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         std::fs::rename(&made, &path).unwrap(); // other test programs may be using the old one
         path
