@@ -12,6 +12,7 @@ pub mod foreign;
 pub mod host_memory;
 pub mod isa;
 pub mod loader;
+pub mod lock;
 pub mod metrics;
 pub mod model;
 pub mod plan;

@@ -1,7 +1,7 @@
 //! `paragon shard`: flags to a build configuration, one library call, the report. Depends on `shard` alone.
 
 use super::flags::{print, tell};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use paragon::config::parse_size;
 use paragon::dataset::decode::Limits;
 use paragon::dataset::recipe::{LqFilter, Recipe};
@@ -93,7 +93,8 @@ pub struct Args {
     /// Print the report as JSON on stdout
     #[arg(long)]
     json: bool,
-    /// Remove a set that is already in the output folder
+    /// Remove a set that is already in the output folder. The same command, given again after an interruption, goes on with the new set
+    /// and does not begin anew
     #[arg(long)]
     overwrite: bool,
 }
@@ -144,7 +145,6 @@ pub fn run(args: &Args) -> Result<()> {
         limits: Limits { max_pixels: args.max_megapixels.map_or(defaults.max_pixels, |mp| mp.saturating_mul(1_000_000)) },
         ..BuildConfig::new(&args.dataset, &args.out, args.scale, stored)
     };
-    ensure!(config.shard_bytes > 0, "--shard-size is 0; give the size of a shard file in MiB");
     let plan = plan(&config)?;
     if args.dry_run {
         return dry_run(&config, &plan, args.json);

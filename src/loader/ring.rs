@@ -8,6 +8,7 @@
 use super::order::{Order, Sample};
 use super::slot::{Batch, InFlight, Parts, Return, Slot};
 use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, bound};
+use crate::failure;
 use crate::host_memory::{Allocate, HostBlock};
 use crate::rng::key;
 use crate::shard::reader::{Advice, Crop, Scratch};
@@ -312,7 +313,8 @@ impl Filler {
         let crop = Crop { x: sample.x as usize, y: sample.y as usize, size: self.config.lq_size };
         let scratch = &mut self.scratch[sample.set];
         let Err(damage) = set.read_crop(sample.record, crop, scratch, lq, hr) else { return Ok(sample.record) };
-        if self.config.on_corrupt == OnCorrupt::Stop {
+        // an error of the system says nothing about the record, so no other one takes its place
+        if self.config.on_corrupt == OnCorrupt::Stop || failure::system_cause(&damage).is_some() {
             return Err(damage);
         }
         for attempt in 0..SUBSTITUTES {

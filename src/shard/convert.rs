@@ -1,6 +1,6 @@
 //! One image to its encoded pairs: decode, check, make the LQ, cut, encode. Depends on `dataset` and `codec`; runs on
-//! every thread at once and touches no shared state. Promises that whatever is wrong with a file becomes a rejection that
-//! names it.
+//! every thread at once and touches no shared state. Promises that whatever is wrong with what a file holds becomes a rejection that
+//! names it, and that an error of the system, which is retried first, never does: it ends the run.
 
 use super::codec::Encoder;
 use super::file::Record;
@@ -9,9 +9,9 @@ use super::plan::{BuildConfig, Job, Rejected, lq_dimensions, positions};
 use crate::dataset::decode::{self, Decoded};
 use crate::dataset::degrade::Resampler;
 use crate::dataset::recipe::{PatchMaker, image_key};
-use anyhow::{Context, Result};
+use crate::{failure, files};
+use anyhow::{Context, Result, ensure};
 use image::RgbImage;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -55,23 +55,26 @@ impl Worker {
     /// Converts one image.
     ///
     /// # Errors
-    /// The outer error is a fault of the program; a fault of the image is the inner one.
+    /// The outer error is one of the system (the disk, no memory, no descriptors, a file that has gone or changed meanwhile) or a fault
+    /// of the program, and says nothing about the image; a fault of the image is the inner one.
     pub fn convert(&mut self, job: &Job, config: &BuildConfig) -> Result<Result<Converted, Rejected>> {
         let g = self.geometry;
         let reject = |path: &Path, kind: &str, reason| Ok(Err(Rejected { file: path.to_path_buf(), kind: String::from(kind), reason }));
         let mut notes = Vec::new();
         let mut crc = crc32fast::Hasher::new();
+        let mut file_bytes = 0;
         // a file is read once, for its checksum and for its pixels
         let mut read = |path: &Path| -> Result<RgbImage> {
-            let bytes = decode::load(path, &config.limits)?;
+            let bytes = failure::retry_work(|| decode::load(path, &config.limits))?;
             crc.update(&bytes);
-            let Decoded { image, notes: changes } = decode::decode_loaded(path, &bytes, &config.limits)?;
+            file_bytes += bytes.len() as u64;
+            let Decoded { image, notes: changes } = failure::retry_work(|| decode::decode_loaded(path, &bytes, &config.limits))?;
             notes.extend(changes.iter().map(ToString::to_string));
             Ok(image)
         };
         let mut hr = match read(&job.source.hr) {
             Ok(image) => image,
-            Err(e) => return reject(&job.source.hr, "unreadable", format!("{e:#}")),
+            Err(e) => return reject(&job.source.hr, "unreadable", fault_of_content(e)?),
         };
         let size = hr.dimensions();
         if size != job.size {
@@ -81,7 +84,7 @@ impl Worker {
         let lq = match &job.source.lq {
             Some(path) => match read(path) {
                 Ok(image) => Some(image),
-                Err(e) => return reject(path, "unreadable", format!("{e:#}")),
+                Err(e) => return reject(path, "unreadable", fault_of_content(e)?),
             },
             None => {
                 hr = crop_to_multiple(hr, g.scale);
@@ -93,6 +96,11 @@ impl Worker {
         if let Err((kind, reason)) = lq_dimensions(size, given, g) {
             return reject(&job.source.hr, kind, reason);
         }
+        ensure!(
+            file_bytes == job.file_bytes,
+            "it has changed since this run began ({} bytes then, {file_bytes} now); let what writes it end and run the same command again",
+            job.file_bytes
+        );
         let source =
             SourceEntry { name: job.source.name.clone(), width: size.0, height: size.1, bytes: job.file_bytes, crc: crc.finalize() };
         let (records, payload, flat) = self.cut(lq.as_ref(), &hr, image_key(&job.source.name), config)?;
@@ -136,14 +144,27 @@ impl Worker {
     }
 }
 
+/// What is wrong with the content of a file, in words; an error of the system comes back as one.
+pub(super) fn fault_of_content(error: anyhow::Error) -> Result<String> {
+    match failure::system_cause(&error) {
+        None => Ok(format!("{error:#}")),
+        Some(_) => Err(error.context(SYSTEM_FAULT)),
+    }
+}
+
+/// Says of an error of the system that it is one.
+pub(super) const SYSTEM_FAULT: &str =
+    "an error of the system (disk, network, permissions, limits), which says nothing about the picture and is not recorded";
+
 /// CRC32 over the file of an image, or over its HR file and then its LQ file.
 pub fn files_crc(job: &Job) -> Result<u32> {
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = [0; 1 << 16];
     for path in [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten() {
-        let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let opened = failure::retry(|| files::open_regular(path));
+        let mut file = opened.with_context(|| format!("cannot open {}", path.display()))?;
         loop {
-            match file.read(&mut buffer).with_context(|| format!("cannot read {}", path.display()))? {
+            match failure::retry(|| file.read(&mut buffer)).with_context(|| format!("cannot read {}", path.display()))? {
                 0 => break,
                 n => hasher.update(&buffer[..n]),
             }

@@ -3,7 +3,7 @@
 //! and that its memory was fitted, printed, and refused if too much, before the first step.
 
 use super::keeping::MeasuredOn;
-use super::start::{check_lock, lock, start_state, tell_changes};
+use super::start::{lock, start_state, tell_changes};
 use super::validation::{Validated, Validation};
 use super::{Best, Budget, DeviceChoice, Fit, Fitted, Log, LogLine, LossScale, OpenLine, Opened, Prefetch, RunMemory, State, TrainConfig};
 use super::{PendingLine, ema_decay, keeping, list_states, previews, state_path, validation_bytes, write_model};
@@ -12,6 +12,7 @@ use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::failure::system_cause;
 use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Stats, bound};
+use crate::lock::FolderLock;
 use crate::model::Recompute;
 use crate::plan::{BufferId, Precision, bytes_text};
 use crate::progress::Progress;
@@ -19,7 +20,6 @@ use crate::shard::reader::Io;
 use crate::{eval, files, system};
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -154,7 +154,7 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     let scale = sources.scale() as usize;
     ensure!(config.network.scale == scale, "the network has scale {} and the shards {scale}; they must agree", config.network.scale);
     files::create_folder(&options.out)?;
-    let lock = lock(&options.out)?;
+    let lock = lock(&options.out, report)?;
     for folder in ["", "models", "states"] {
         files::remove_partials(&options.out.join(folder)); // left by a killed process; the lock says it is gone
     }
@@ -322,7 +322,7 @@ struct Run<'a> {
     /// Fingerprint of the sets of shards.
     data: u64,
     loader_threads: usize,
-    lock: File,
+    lock: FolderLock,
     log: Log,
     iteration: u64,
     updates: u64,
@@ -532,7 +532,7 @@ impl Run<'_> {
 
     fn write_line(&mut self, scores: Option<eval::Scores>, progress: &Progress) -> Result<()> {
         let Some(update) = self.pending else { return Ok(()) };
-        check_lock(&self.lock, &self.options.out)?;
+        self.lock.check()?;
         let validated = scores.map(|s| format!("  val PSNR-Y {:.3} dB  SSIM-Y {:.4}", s.psnr_y, s.ssim_y)).unwrap_or_default();
         let last = self.iteration == self.config.total_iter;
         let plain_due = !progress.is_live() && (last || self.meter.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL));
@@ -597,7 +597,7 @@ impl Run<'_> {
 
     /// Saves a checkpoint; an error says what to do about it.
     fn save(&mut self, backend: &mut dyn Backend) -> Result<()> {
-        check_lock(&self.lock, &self.options.out)?;
+        self.lock.check()?;
         self.write_checkpoint(backend).map_err(|error| {
             let full = system_cause(&error).is_some_and(|cause| {
                 matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)

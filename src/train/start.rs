@@ -2,42 +2,16 @@
 //! that a state goes on only with the settings and shards it was made with.
 
 use super::{OpenLine, Pretrained, RunOptions, State, TrainConfig, newest_state, read_pretrained};
-use crate::failure::retry;
-use crate::files;
 use crate::loader::Sources;
-use anyhow::{Context, Result, bail, ensure};
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use crate::lock::{FolderLock, lock_folder};
+use anyhow::{Result, bail, ensure};
 use std::path::Path;
 
 /// One process per run folder: two would overwrite each other's states.
-pub(super) fn lock(out: &Path) -> Result<File> {
-    let path = out.join(".lock");
-    let file = files::open_own(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => check_lock(&file, out).map(|()| file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another process is training in {}; wait for it or use another --out", out.display())
-        }
-        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
-    }
-}
-
-/// Looks whether the run's folder is still the one that was locked. Without the lock file another process may train here, and without the
-/// folder nothing is kept any more.
-pub(super) fn check_lock(lock: &File, out: &Path) -> Result<()> {
-    let (path, held) = (out.join(".lock"), lock.metadata().context("cannot look at the lock of the run")?);
-    match retry(|| std::fs::symlink_metadata(&path)) {
-        Ok(found) if (found.dev(), found.ino()) == (held.dev(), held.ino()) => Ok(()),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot look at {}", path.display()))
-        }
-        _ => bail!(
-            "{} was removed, moved or replaced while this process trained there, so another process may be at work and nothing more is written; \
-             where the folder still holds its states the same command goes on from the newest one",
-            if out.is_dir() { path.display() } else { out.display() }
-        ),
-    }
+pub(super) fn lock(out: &Path, report: &dyn Fn(&str)) -> Result<FolderLock> {
+    let (lock, warning) = lock_folder(out, "another process is training in")?;
+    warning.iter().for_each(|warning| report(warning));
+    Ok(lock)
 }
 
 /// The state to start from, and whether it is a fresh one.
