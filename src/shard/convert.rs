@@ -6,11 +6,13 @@ use super::codec::Encoder;
 use super::file::Record;
 use super::format::{Geometry, SourceEntry};
 use super::plan::{BuildConfig, Job, Rejected, lq_dimensions, positions};
-use crate::dataset::decode::{self, Decoded};
+use crate::dataset::decode;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::recipe::{PatchMaker, image_key};
+use crate::dataset::thumbnail::Thumbnail;
 use anyhow::{Context, Result};
 use image::RgbImage;
+use image::metadata::Orientation;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -62,15 +64,16 @@ impl Worker {
         let mut notes = Vec::new();
         let mut crc = crc32fast::Hasher::new();
         // a file is read once, for its checksum and for its pixels
-        let mut read = |path: &Path| -> Result<RgbImage> {
+        let mut read = |path: &Path, side: &str| -> Result<(RgbImage, Changes)> {
             let bytes = decode::load(path, &config.limits)?;
             crc.update(&bytes);
-            let Decoded { image, notes: changes } = decode::decode_loaded(path, &bytes, &config.limits)?;
-            notes.extend(changes.iter().map(ToString::to_string));
-            Ok(image)
+            let decoded = decode::decode_loaded(path, &bytes, &config.limits)?;
+            notes.extend(decoded.notes.iter().map(|note| format!("{note}{side}")));
+            let changes = Changes { turn: decoded.turn(), unconverted: decoded.unconverted };
+            Ok((decoded.image, changes))
         };
-        let mut hr = match read(&job.source.hr) {
-            Ok(image) => image,
+        let (mut hr, hr_changes) = match read(&job.source.hr, "") {
+            Ok(found) => found,
             Err(e) => return reject(&job.source.hr, "unreadable", format!("{e:#}")),
         };
         let size = hr.dimensions();
@@ -78,9 +81,13 @@ impl Worker {
             let reason = format!("the header says {}x{}, the picture is {}x{}", job.size.0, job.size.1, size.0, size.1);
             return reject(&job.source.hr, "unreadable", reason);
         }
+        let mut lq_changes = None;
         let lq = match &job.source.lq {
-            Some(path) => match read(path) {
-                Ok(image) => Some(image),
+            Some(path) => match read(path, LQ_NOTE) {
+                Ok((image, changes)) => {
+                    lq_changes = Some(changes);
+                    Some(image)
+                }
                 Err(e) => return reject(path, "unreadable", format!("{e:#}")),
             },
             None => {
@@ -92,6 +99,11 @@ impl Worker {
         let given = job.source.lq.as_ref().and(lq.as_ref()).map(RgbImage::dimensions);
         if let Err((kind, reason)) = lq_dimensions(size, given, g) {
             return reject(&job.source.hr, kind, reason);
+        }
+        if let (Some(lq), Some(lq_changes)) = (&lq, lq_changes)
+            && let Some(reason) = mismatch((&hr, &hr_changes), (lq, &lq_changes))
+        {
+            return reject(&job.source.hr, "mismatch", reason);
         }
         let source =
             SourceEntry { name: job.source.name.clone(), width: size.0, height: size.1, bytes: job.file_bytes, crc: crc.finalize() };
@@ -134,6 +146,61 @@ impl Worker {
         }
         Ok((records, payload, flat))
     }
+}
+
+/// What ends a note on an LQ file; those on HR files end without.
+pub const LQ_NOTE: &str = " (LQ)";
+
+/// What was changed on the way to 8-bit RGB and could make a pair differ.
+struct Changes {
+    turn: Orientation,
+    /// The colours before they were converted from a profile; nothing where they were not.
+    unconverted: Option<Thumbnail>,
+}
+
+/// Where one side of a pair was changed and the other was not: whether the unchanged one was made before that change, by a
+/// program that knows nothing of orientations or profiles. The two are compared as they will be trained on, and as they would be otherwise.
+fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<String> {
+    /// Mean difference below which two thumbnails show the same, in levels of 255.
+    const SAME: f32 = 1.0;
+    let turned = hr.1.turn != lq.1.turn;
+    let converted = hr.1.unconverted.is_some() != lq.1.unconverted.is_some();
+    if !turned && !converted {
+        return None;
+    }
+    let thumbnail = |image: &RgbImage| Thumbnail::new(image.as_raw(), 3, image.width() as usize);
+    let (large, small) = (thumbnail(hr.0), thumbnail(lq.0));
+    let as_trained = large.distance(&small);
+    if as_trained < SAME {
+        return None;
+    }
+    if turned {
+        let all = (2..=8).filter_map(Orientation::from_exif);
+        let fits = |turn: &Orientation| hr.0.width() == hr.0.height() || turn.to_exif() < 5;
+        let best = all.filter(fits).map(|turn| large.distance(&small.turned(turn))).fold(f32::MAX, f32::min);
+        if best < as_trained / 2.0 {
+            let (hr, lq) = (hr.1.turn.to_exif(), lq.1.turn.to_exif());
+            return Some(format!(
+                "HR and LQ show the same turned against each other: the EXIF orientation of the HR is {hr}, of the LQ {lq} (1 = upright); \
+                 store both upright"
+            ));
+        }
+    }
+    if converted {
+        let before = match (&hr.1.unconverted, &lq.1.unconverted) {
+            (Some(large), _) => large.distance(&small),
+            (_, Some(small)) => large.distance(small),
+            _ => return None,
+        };
+        if before < as_trained / 2.0 {
+            let (with, without) = if hr.1.unconverted.is_some() { ("HR", "LQ") } else { ("LQ", "HR") };
+            return Some(format!(
+                "the {with} has a colour profile and was converted to sRGB; the {without} has none, though its numbers are those of the \
+                 same profile: give both the profile, or convert both to sRGB"
+            ));
+        }
+    }
+    None
 }
 
 /// CRC32 over the file of an image, or over its HR file and then its LQ file.
