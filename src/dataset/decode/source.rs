@@ -129,3 +129,67 @@ impl<R: BufRead + Seek> Seek for Joined<R> {
         Ok(at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::decode::{Limits, decoder, head::Head};
+    use image::ImageFormat;
+    use std::io::{BufReader, Cursor};
+
+    /// A disk that fails from some place on.
+    struct Failing(Cursor<Vec<u8>>, u64);
+
+    impl Read for Failing {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.0.position() >= self.1 {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            let length = buffer.len().min((self.1 - self.0.position()) as usize);
+            self.0.read(&mut buffer[..length])
+        }
+    }
+
+    impl Seek for Failing {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_disk_is_found_behind_the_decoder() {
+        let image = image::DynamicImage::ImageRgb8(image::RgbImage::from_fn(9, 9, |x, y| image::Rgb([x as u8, y as u8, 5])));
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Tiff, ImageFormat::Bmp] {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).unwrap();
+            for good in [0, 1, 10, 20, 30] {
+                let file = BufReader::with_capacity(8, Failing(Cursor::new(bytes.get_ref().clone()), good));
+                let mut file = Watched::new(file);
+                let limits = Limits::default();
+                let outcome = Head::read(&mut file, format, &limits).and_then(|head| {
+                    let shown = Joined::new(head.replaced, &mut file, head.skipped)?;
+                    decoder(shown, format, &limits).map(drop)
+                });
+                assert!(outcome.is_err(), "{format:?}, {good}");
+                let failure = file.take_failure();
+                assert_eq!(failure.and_then(|e| e.raw_os_error()), Some(libc::EIO), "{format:?}, {good}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_joined_file_reads_and_seeks_like_one() {
+        let whole = b"HEADcdefghij";
+        let mut joined = Joined::new(b"HEAD".to_vec(), Cursor::new(b"abcdefghij".to_vec()), 2).unwrap();
+        let mut all = Vec::new();
+        joined.read_to_end(&mut all).unwrap();
+        assert_eq!(all, whole);
+        for at in 0..whole.len() as u64 {
+            joined.seek(SeekFrom::Start(at)).unwrap();
+            let mut rest = Vec::new();
+            joined.read_to_end(&mut rest).unwrap();
+            assert_eq!(rest, whole[at as usize..]);
+            assert_eq!(joined.seek(SeekFrom::End(-(at as i64))).unwrap(), whole.len() as u64 - at);
+        }
+    }
+}
