@@ -8,3 +8,4 @@ pub mod degrade;
 pub mod recipe;
 pub mod scan;
 pub mod synth;
+pub mod thumbnail;

@@ -397,13 +397,13 @@ fn job_of(
     let size = hr.size;
     let pixels = |size: (u32, u32)| u64::from(size.0) * u64::from(size.1);
     // the HR is decoded from its file, then the LQ beside it, then patches are cut from both
-    let mut decoding = file_bytes + pixels(size) * hr.pixel_bytes;
+    let mut decoding = file_bytes + hr.metadata_bytes + pixels(size) * hr.pixel_bytes;
     let mut made = if size.0 % g.scale == 0 && size.1 % g.scale == 0 { 3 * pixels(size) } else { 6 * pixels(size) };
     let mut lq_size = None;
     if let Some((lq, bytes)) = lq {
         lq_size = Some(lq.size);
         file_bytes += bytes;
-        decoding = decoding.max(3 * pixels(size) + bytes + pixels(lq.size) * lq.pixel_bytes);
+        decoding = decoding.max(3 * pixels(size) + bytes + lq.metadata_bytes + pixels(lq.size) * lq.pixel_bytes);
         made += 3 * pixels(lq.size);
     } else {
         // the LQ, and what lies between reducing along x and along y

@@ -2,6 +2,7 @@
 //! way there is. Whatever it holds, the answer must be pixels or an error; anything else ends the process.
 #![allow(dead_code)] // not every target uses all of it
 
+use paragon::dataset::decode::{self as picture, Limits};
 use paragon::shard::codec::{Codec, Crop, Decoder};
 use paragon::shard::format::{FOOTER_BYTES, Geometry, HEADER_BYTES, INDEX_ENTRY_BYTES};
 use paragon::shard::manifest::{MANIFEST_NAME, Manifest, ShardInfo};
@@ -22,6 +23,24 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 
 fn put(b: &mut [u8], at: usize, value: u32) {
     b[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Decodes bytes as a picture file, in every way there is. `folder` holds the file for the header. Says whether there were pixels.
+pub fn picture(input: &[u8], folder: &Path) -> bool {
+    let limits = Limits { max_pixels: 1 << 20 };
+    let path = folder.join("picture");
+    fs::write(&path, input).unwrap();
+    let header = picture::look(&path, &limits);
+    let decoded = picture::decode_loaded(&path, input, &limits);
+    if let Ok(decoded) = &decoded {
+        let header = header.expect("a picture that decodes has a header");
+        assert_eq!(header.size, decoded.image.dimensions());
+        assert!(header.metadata_bytes < 1 << 28);
+        decoded.notes.iter().for_each(|note| assert!(!note.to_string().is_empty()));
+        let (again, alpha) = picture::decode_with_alpha(&path, &limits).unwrap();
+        assert!(again.image == decoded.image && alpha.is_none_or(|plane| plane.dimensions() == again.image.dimensions()));
+    }
+    decoded.is_ok()
 }
 
 /// Decodes a payload, whole and in part. The first three bytes choose scale, LQ side, codec and crop. Says whether it held
