@@ -2,13 +2,15 @@
 //! depends on nothing but the file system. Promises the same order on every machine, and that every picture file it saw
 //! is either paired or listed with the reason why not.
 
+mod listing;
+
+pub use listing::{ENDINGS, LeftOut, Listing, Picture, Reason, Reject, is_picture_name, pictures};
+
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Extensions of picture files, compared without regard to case. Files with any other extension are counted and left.
-const EXTENSIONS: [&str; 9] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp"];
 /// Words in a folder's name, or at the end of a file's, that say which side it holds.
 const HR_WORDS: [&str; 5] = ["hr", "gt", "hires", "highres", "groundtruth"];
 const LQ_WORDS: [&str; 4] = ["lq", "lr", "lores", "lowres"];
@@ -22,15 +24,6 @@ pub struct Source {
     pub hr: PathBuf,
     /// The LQ file, or nothing where it is to be made.
     pub lq: Option<PathBuf>,
-}
-
-/// A file that takes no part, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reject {
-    /// The file.
-    pub path: PathBuf,
-    /// Why, in words for the user.
-    pub reason: String,
 }
 
 /// What was found. Every picture file is in exactly one place: `hr_files + lq_files` is the number of files named in
@@ -90,7 +83,7 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     };
     let (hr_files, lq_files) = (hr.files(), lq.as_ref().map_or(0, Walk::files));
     let ignored = hr.ignored + lq.as_ref().map_or(0, |w| w.ignored);
-    let hint = format!("looked for {} in it and its folders", EXTENSIONS.join(", "));
+    let hint = format!("looked for {} in it and its folders", ENDINGS.join(", "));
     ensure!(hr_files > 0, "no pictures in {} ({hint}; {} other files)", hr_root.display(), hr.ignored);
     if let (Some(folder), 0) = (&lq_root, lq_files) {
         bail!("no pictures in {} ({hint}); remove the folder to have the LQ made from the HR", folder.display());
@@ -308,7 +301,7 @@ fn enter(folder: &Path, below: &str, entered: &mut HashSet<PathBuf>, walk: &mut 
             continue;
         }
         let (stem, extension) = name.rsplit_once('.').unwrap_or((&name, ""));
-        if !EXTENSIONS.iter().any(|e| e.eq_ignore_ascii_case(extension)) {
+        if !ENDINGS.iter().any(|e| e.eq_ignore_ascii_case(extension)) {
             walk.ignored += 1;
             continue;
         }
