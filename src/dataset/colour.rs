@@ -2,7 +2,8 @@
 //! something else than sRGB. Depends on moxcms. Promises that samples in sRGB (or without a usable profile) keep their
 //! values, but for the rounding from 16 to 8 bits.
 
-use super::decode::Note;
+use super::decode::{Note, zeroed};
+use anyhow::Result;
 use moxcms::{ColorProfile, DataColorSpace, Layout, ProfileText, TransformExecutor, TransformOptions};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -54,9 +55,30 @@ pub(super) fn to_srgb(samples: Samples, channels: usize, profile: Option<&[u8]>)
     }
 }
 
+/// The last of two or four channels as 8 bits, or nothing where there is no alpha.
+pub(super) fn alpha_of(samples: &Samples, channels: usize) -> Result<Option<Vec<u8>>> {
+    if !channels.is_multiple_of(2) {
+        return Ok(None);
+    }
+    let pixels = match samples {
+        Samples::Plain(data) => data.len() / channels,
+        Samples::Deep(data) => data.len() / channels,
+    };
+    let mut alpha = zeroed::<u8>(pixels)?;
+    match samples {
+        Samples::Plain(data) => alpha.iter_mut().zip(data.chunks_exact(channels)).for_each(|(to, from)| *to = from[channels - 1]),
+        Samples::Deep(data) => alpha.iter_mut().zip(data.chunks_exact(channels)).for_each(|(to, from)| *to = to_eight(from[channels - 1])),
+    }
+    Ok(Some(alpha))
+}
+
 /// x * 255 / 65535, rounded to the nearest.
+fn to_eight(x: u16) -> u8 {
+    ((u32::from(x) + 128) / 257) as u8
+}
+
 fn round(data: &[u16]) -> Vec<u8> {
-    data.iter().map(|&x| ((u32::from(x) + 128) / 257) as u8).collect()
+    data.iter().map(|&x| to_eight(x)).collect()
 }
 
 /// Drops the last of two or four channels, in place.
@@ -120,7 +142,7 @@ fn lookup(profile: Option<&[u8]>, grey: bool, deep: bool) -> Verdict {
     })
 }
 
-fn judge(bytes: &[u8], grey: bool, deep: bool) -> Result<Verdict, String> {
+fn judge(bytes: &[u8], grey: bool, deep: bool) -> std::result::Result<Verdict, String> {
     let profile = ColorProfile::new_from_slice(bytes).map_err(|e| format!("its colour profile cannot be read ({e})"))?;
     let name = profile_name(&profile);
     let layout = match (profile.color_space, grey) {

@@ -3,9 +3,10 @@
 //! panic, and that nothing large is allocated before the header has been held against the limits.
 
 use super::colour::{self, Samples};
+use crate::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use image::{ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
@@ -82,6 +83,12 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
     decode_loaded(path, &load(path, limits)?, limits)
 }
 
+/// As [`decode`], with the alpha channel beside the picture where the file has one: 8 bits, upright, as large as the picture.
+pub fn decode_with_alpha(path: &Path, limits: &Limits) -> Result<(Decoded, Option<GrayImage>)> {
+    probe(path, limits)?; // before the file is read into memory
+    decode_bytes(path, &load(path, limits)?, limits, true)
+}
+
 /// The bytes of a picture file; for [`decode_loaded`]. Fails where it cannot be read, is of no known format, or is larger
 /// than any picture within the limits.
 pub fn load(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
@@ -97,6 +104,11 @@ pub fn load(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
 
 /// [`decode`] for a file that was read before; `path` is for errors alone.
 pub fn decode_loaded(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Decoded> {
+    decode_bytes(path, bytes, limits, false).map(|(decoded, _)| decoded)
+}
+
+/// Decodes, and keeps the alpha channel where that is asked for.
+fn decode_bytes(path: &Path, bytes: &[u8], limits: &Limits, alpha: bool) -> Result<(Decoded, Option<GrayImage>)> {
     guarded(path, || {
         let format = format_of(bytes)?;
         if format == ImageFormat::Jpeg {
@@ -106,7 +118,7 @@ pub fn decode_loaded(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Decod
             let ended = bytes[head.bytes.len().min(bytes.len())..].windows(2).any(|w| w == [0xFF, 0xD9]);
             ensure!(ended, "the JPEG data are cut short (no end marker in {} bytes); fetch the file again", bytes.len());
         }
-        read(decoder(Cursor::new(bytes), format, limits)?, format, limits)
+        read(decoder(Cursor::new(bytes), format, limits)?, format, limits, alpha)
     })
 }
 
@@ -230,8 +242,8 @@ fn header(decoder: &mut impl ImageDecoder, format: ImageFormat, limits: &Limits)
     Ok(Header { size, pixel_bytes })
 }
 
-/// Reads the pixels and brings them to upright 8-bit sRGB.
-fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits) -> Result<Decoded> {
+/// Reads the pixels and brings them to upright 8-bit sRGB; also the alpha channel where it is there and `keep_alpha`.
+fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits, keep_alpha: bool) -> Result<(Decoded, Option<GrayImage>)> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
     let colour = decoder.color_type();
@@ -267,6 +279,7 @@ fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits) ->
     if channels.is_multiple_of(2) {
         notes.push(Note::Alpha);
     }
+    let alpha = if keep_alpha { colour::alpha_of(&samples, channels)? } else { None };
     let (data, profile_note) = colour::to_srgb(samples, channels, profile.as_deref());
     if channels <= 2 {
         notes.push(Note::Grey);
@@ -281,14 +294,21 @@ fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits) ->
         image.apply_orientation(turn);
         notes.push(Note::Orientation(turn.to_exif()));
     }
-    Ok(Decoded { image: image.into_rgb8(), notes })
+    let alpha = alpha.map(|data| GrayImage::from_raw(width, height, data).context("the alpha channel has a wrong length")).transpose()?;
+    let alpha = alpha.map(|plane| {
+        let mut plane = DynamicImage::ImageLuma8(plane);
+        plane.apply_orientation(turn);
+        plane.into_luma8()
+    });
+    Ok((Decoded { image: image.into_rgb8(), notes }, alpha))
 }
 
 const CMYK: &str = "CMYK colours are made for a printing press; convert the file to RGB with its colour profile first";
 
-fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Result<Vec<T>> {
+/// Room for pixels, or the error of the system where there is no memory for it.
+pub(super) fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Result<Vec<T>> {
     let mut data = Vec::new();
-    data.try_reserve_exact(len).map_err(|_| anyhow!("no memory for {} bytes of pixels", len * size_of::<T>()))?;
+    data.try_reserve_exact(len).map_err(|_| failure::no_memory(len * size_of::<T>(), "pixels"))?;
     data.resize(len, T::zeroed());
     Ok(data)
 }
