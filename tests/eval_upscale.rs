@@ -97,7 +97,7 @@ fn eval_makes_the_lq_and_saves_what_it_measured() {
     let hr = image::imageops::crop_imm(&picture(61, 47, 1), 0, 0, 60, 46).to_image();
     let psnr = paragon::metrics::psnr(&whole, &hr, 2, paragon::metrics::Channels::Rgb).unwrap();
     assert!((psnr - odd["network"]["psnr"].as_f64().unwrap()).abs() < 1e-9);
-    assert!(saved.join("deep_b.png").exists());
+    assert!(saved.join("deep/b.png").exists());
 }
 
 #[test]

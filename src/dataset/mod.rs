@@ -6,5 +6,6 @@ mod colour;
 pub mod decode;
 pub mod degrade;
 pub mod recipe;
+pub mod rows;
 pub mod scan;
 pub mod synth;
