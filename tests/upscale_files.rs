@@ -101,45 +101,42 @@ fn names(folder: &Path) -> Vec<String> {
     found
 }
 
-/// 196 megapixels in a small file: the first rows are enlarged, which is what the rest takes too.
+/// 196 megapixels in a small file: what its first rows take, the rest takes too.
 #[test]
 fn a_huge_png_takes_the_memory_of_a_row_of_tiles() {
     let place = Place::new();
     let (input, output) = (place.path("huge.png"), place.path("huge_x2.png"));
     level_png(&input, 14_000, 14_000);
-    let small = ["--host-memory", "110M", "--tile", "96"];
-    let mut child = place.command(&input, &output, &small).stderr(Stdio::piped()).spawn().unwrap();
+    place.upscale(&input, &output, &["--host-memory", "40M"]).refused(1, &["huge.png", "--host-memory allows 40.0 MiB", "--tile"]);
+    assert!(!output.exists());
+    let mut child = place.command(&input, &output, &["--host-memory", "110M", "--tile", "96"]).spawn().unwrap();
     let (started, mut peak) = (Instant::now(), 0);
-    let done =
-        |folder: &Path| fs::read_dir(folder).unwrap().flatten().any(|e| e.metadata().is_ok_and(|m| m.len() > 2 * MIB) && e.path() != input);
-    while started.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none() && !done(place.dir.path()) {
+    while started.elapsed() < Duration::from_secs(20) && child.try_wait().unwrap().is_none() {
         peak = peak.max(cli_common::anonymous(child.id()).unwrap_or(0));
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(child.try_wait().unwrap().is_none(), "{:?}", Ran::from(child.wait_with_output().unwrap()));
+    let at_work = child.try_wait().unwrap().is_none();
     child.kill().unwrap();
     child.wait().unwrap();
     println!("peak {} MiB", peak / MIB);
-    assert!(peak > 20 * MIB && peak <= 110 * MIB, "{} MiB", peak / MIB);
-    place.upscale(&input, &output, &["--host-memory", "40M"]).refused(1, &["huge.png", "--host-memory allows 40.0 MiB", "--tile"]);
-    assert!(!output.exists());
+    assert!(at_work && peak > 5 * MIB && peak <= 110 * MIB, "{} MiB", peak / MIB);
 }
 
 #[test]
 fn memory_does_not_grow_with_the_height_and_stays_within_what_was_computed() {
     let place = Place::new();
     let mut planned = Vec::new();
-    for height in [300, 1500] {
+    for height in [120, 480] {
         let (input, output) = (place.path("in.png"), place.path("out.png"));
-        picture(400, height, 4).save(&input).unwrap();
-        let (ran, peak) = run_watched(place.command(&input, &output, &["--tile", "64", "--json"]));
+        picture(160, height, 4).save(&input).unwrap();
+        let (ran, peak) = run_watched(place.command(&input, &output, &["--tile", "48", "--json"]));
         let json: Value = serde_json::from_str(&ran.ok().stdout).unwrap();
         planned.push(json["memory_planned"].as_u64().unwrap());
         println!("peak {} MiB of {}", peak / MIB, planned[planned.len() - 1] / MIB);
         assert!(peak > 0 && peak <= planned[planned.len() - 1]);
         assert_eq!(
             (json["pictures"][0]["width"].as_u64(), json["pictures"][0]["height"].as_u64()),
-            (Some(800), Some(2 * u64::from(height)))
+            (Some(320), Some(2 * u64::from(height)))
         );
     }
     assert_eq!(planned[0], planned[1]);
@@ -165,7 +162,7 @@ fn what_takes_too_much_memory_is_refused_before_the_work() {
     fs::rename(&png, data.join("large.png")).unwrap();
     let eval = ["eval", text(&data), "--model", text(&place.model), "--threads", "2"];
     run(&[&eval[..], &["--host-memory", "150M"]].concat()).refused(1, &["large.png", "allows 150.0 MiB", "cut it into parts"]);
-    let ran: Ran = limit_addresses(&mut paragon(&[&eval[..], &["--host-memory", "100G"]].concat()), 400 * MIB).output().unwrap().into();
+    let ran: Ran = limit_addresses(&mut paragon(&[&eval[..], &["--host-memory", "100G"]].concat()), 200 * MIB).output().unwrap().into();
     ran.refused(1, &["large.png", "does not give"]);
     assert!(!out.exists() && !webp.exists());
 }
@@ -258,7 +255,7 @@ fn alpha_is_enlarged_where_the_output_holds_it_and_other_changes_are_said() {
     for (name, more) in [("o.png", &["--tile", "33"][..]), ("o.png", &[]), ("o.webp", &["--tile", "40"]), ("o.tif", &[])] {
         let out = place.path(name);
         let ran = place.upscale(&input, &out, more).ok();
-        assert!(!ran.stderr.contains("alpha"), "{}", ran.stderr);
+        assert!(!ran.stderr.contains("alpha channel"), "{}", ran.stderr);
         let DynamicImage::ImageRgba8(found) = image::open(&out).unwrap() else { panic!("{name} has no alpha") };
         let seen = RgbImage::from_fn(140, 100, |x, y| Rgb([0, 1, 2].map(|c| found.get_pixel(x, y).0[c])));
         assert!(seen == colours, "{name}");

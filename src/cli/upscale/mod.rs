@@ -152,14 +152,13 @@ fn plan(upscaler: &Upscaler, job: Job, budget: Budget) -> Result<Planned> {
 /// What makes a picture take less memory.
 fn advice(needs: &Need, format: Format, writing: u64) -> String {
     let mut ways = Vec::new();
-    if needs.opening > needs.reading || writing < needs.reading {
+    if needs.opening > needs.reading {
         ways.push("convert it to a PNG that is not interlaced, which is read in strips");
     }
     if format == Format::Webp {
         ways.push("write it as png, which is done in strips");
     }
-    ways.push("give a smaller --tile");
-    ways.push("allow more with --host-memory");
+    ways.extend(["give a smaller --tile", "allow more with --host-memory"]);
     ways.join(", or ")
 }
 
