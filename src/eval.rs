@@ -5,7 +5,7 @@
 use crate::budget::PROGRAM_BYTES;
 use crate::dataset::decode::{Decoded, Limits, decode, look};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
-use crate::dataset::scan::{ScanOptions, Source, scan};
+use crate::dataset::scan::{Scan, ScanOptions, Source, scan};
 use crate::failure::system_cause;
 use crate::metrics::{Channels, psnr, scratch_bytes, ssim};
 use crate::upscale::{Upscale, Upscaler};
@@ -93,12 +93,20 @@ pub fn score(picture: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
 /// # Errors
 /// When the folder holds no pictures, or files that belong to no pair: an evaluation must not leave some out silently.
 pub fn find_pairs(root: &Path, hr: Option<PathBuf>, lq: Option<PathBuf>, scale: usize) -> Result<Vec<Source>> {
-    let found = scan(root, &ScanOptions { scale: scale as u32, hr, lq })?;
+    Ok(find(root, &ScanOptions { scale: scale as u32, hr, lq, out: None })?.sources)
+}
+
+/// As [`find_pairs`], with all that a scan is told and tells.
+///
+/// # Errors
+/// Those of [`find_pairs`].
+pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
+    let found = scan(root, options)?;
     if let Some(first) = found.rejected.first() {
         let more = found.rejected.len() - 1;
         anyhow::bail!("{}: {}{}", first.path.display(), first.reason, if more > 0 { format!(" (and {more} more)") } else { String::new() });
     }
-    Ok(found.sources)
+    Ok(found)
 }
 
 /// Reads a pair; makes the LQ by antialiased bicubic where there is only HR.

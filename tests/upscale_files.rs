@@ -183,8 +183,8 @@ fn a_folder_goes_on_after_pictures_that_cannot_be_upscaled_and_names_them() {
     fs::create_dir_all(data.join("@eaDir")).unwrap();
     symlink("nowhere.png", data.join("lost.png")).unwrap();
     let (ran, json) = place.json(&data, &out, &["--host-memory", "500M"]);
-    let ran =
-        ran.refused(1, &["4 of 6", "large.bmp", "text.jpg", "cut.png", "lost.png", "left out: 1 picture (hidden)", "@eaDir", "1 file"]);
+    let ran = ran
+        .refused(1, &["4 of 6", "large.bmp", "text.jpg", "cut.png", "lost.png", "1 picture left out: hidden", "@eaDir", "1 file left out"]);
     assert_eq!(ran.stderr.matches("error: ").count(), 5, "{}", ran.stderr);
     assert_eq!(names(&out), ["a.png", "z.png"]);
     assert_eq!((json["pictures"].as_array().unwrap().len(), json["failed"].as_array().unwrap().len()), (2, 4));
@@ -202,7 +202,7 @@ fn folders_within_a_folder_are_said_or_entered() {
     picture(20, 20, 3).save(data.join("deep/er/b.bmp")).unwrap();
     let out = place.path("flat");
     let ran = place.upscale(&data, &out, &[]).ok();
-    assert!(ran.stderr.contains("left out: 1 folder within") && ran.stderr.contains("--recursive"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("1 folder left out: within") && ran.stderr.contains("--recursive"), "{}", ran.stderr);
     assert_eq!(names(&out), ["a.png"]);
     // results within the folder are not taken for its pictures the next time
     let out = data.join("deep/results");
@@ -214,7 +214,7 @@ fn folders_within_a_folder_are_said_or_entered() {
     place.upscale(&data.join("deep"), &place.path("other"), &[]).ok();
     let empty = place.path("empty");
     fs::create_dir_all(empty.join("inner")).unwrap();
-    place.upscale(&empty, &place.path("none"), &[]).refused(1, &["no pictures", "1 folder within", "--recursive"]);
+    place.upscale(&empty, &place.path("none"), &[]).refused(1, &["no pictures", "1 folder left out", "--recursive"]);
 }
 
 #[test]

@@ -7,9 +7,9 @@ use super::upscale::file_of;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use paragon::budget::{Budget, PROGRAM_BYTES};
-use paragon::dataset::scan::Source;
+use paragon::dataset::scan::{ScanOptions, Source};
 use paragon::encode::{Format, InMemory};
-use paragon::eval::{Evaluation, ImageResult, MOST_PSNR, Scores, evaluate, find_pairs, mean, pair_bytes};
+use paragon::eval::{Evaluation, ImageResult, MOST_PSNR, Scores, evaluate, find, mean, pair_bytes};
 use paragon::failure::system_cause;
 use paragon::files::{create_folder, write_output};
 use paragon::plan::bytes_text;
@@ -49,7 +49,12 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let mut upscaler = args.model.upscaler()?;
     let scale = upscaler.scale();
-    let sources = find_pairs(&args.dataset, args.hr.clone(), args.lq.clone(), scale)?;
+    let options = ScanOptions { scale: scale as u32, hr: args.hr.clone(), lq: args.lq.clone(), out: args.save.clone() };
+    let found = find(&args.dataset, &options)?;
+    for left in found.left_out.iter().filter(|l| l.may_surprise()) {
+        tell(format_args!("note: {left}"));
+    }
+    let sources = found.sources;
     let crop = args.crop_border.unwrap_or(scale as u32);
     if let Some(folder) = &args.save {
         check_saving(folder, &sources)?;

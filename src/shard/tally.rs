@@ -6,6 +6,7 @@ use super::journal::{Entry, Outcome};
 use super::manifest::Manifest;
 use super::plan::{BuildConfig, Job, Plan, Rejected};
 use super::report::{HeldOutReport, Report};
+use crate::dataset::scan::LeftOut;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ pub(super) struct Tally {
     /// Images found.
     pub images: u64,
     ignored: u64,
+    left_out: Vec<LeftOut>,
     /// Images that gave pairs, to train on and held out.
     pub used: [u64; 2],
     /// Images that were decided by an earlier run.
@@ -42,6 +44,7 @@ impl Tally {
             out: config.out.clone(),
             images: plan.images,
             ignored: plan.ignored,
+            left_out: plan.left_out.clone(),
             used: [0; 2],
             resumed: 0,
             rejected: plan.rejected.clone(),
@@ -109,6 +112,7 @@ impl Tally {
             rejected: self.rejected,
             reasons,
             ignored: self.ignored,
+            left_out: self.left_out.clone(),
             notes: self.notes,
             patches: self.kept + self.dropped.0 + self.dropped.1,
             flat: self.dropped.0,

@@ -87,14 +87,18 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
     let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let results = seen - found.pictures.len();
     if results > 0 {
-        todo.left_out.push(format!("{} in {}, where the results go", count(results as u64, "picture"), output.display()));
+        todo.left_out.push(format!("{} left out: in {}, where the results go", count(results as u64, "picture"), output.display()));
     }
     todo.left_out.extend(found.left_out.iter().map(ToString::to_string));
     if found.subfolders > 0 {
-        todo.left_out.push(format!("{} within {}; give --recursive to enter them", count(found.subfolders, "folder"), input.display()));
+        todo.left_out.push(format!(
+            "{} left out: within {} (give --recursive to enter them)",
+            count(found.subfolders, "folder"),
+            input.display()
+        ));
     }
     if found.ignored > 0 {
-        todo.left_out.push(format!("{} without the ending of a picture", count(found.ignored, "file")));
+        todo.left_out.push(format!("{} left out: without the ending of a picture", count(found.ignored, "file")));
     }
     todo.failed.extend(found.rejected.into_iter().map(|r| Failed { input: r.path, reason: r.reason }));
     ensure!(
@@ -102,7 +106,7 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
         "{} holds no pictures ({}){}",
         input.display(),
         ENDINGS.join(", "),
-        todo.left_out.iter().map(|what| format!("; left out: {what}")).collect::<String>()
+        todo.left_out.iter().map(|what| format!("; {what}")).collect::<String>()
     );
     let inputs: HashSet<PathBuf> = found.pictures.iter().filter_map(|picture| picture.path.canonicalize().ok()).collect();
     for (picture, name) in found.pictures.iter().zip(result_names(&found.pictures, format)) {

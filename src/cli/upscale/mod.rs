@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         of_file(&args.input, &args.output, args.format)?
     };
-    todo.left_out.iter().for_each(|what| tell(format_args!("left out: {what}")));
+    todo.left_out.iter().for_each(|what| tell(format_args!("note: {what}")));
     todo.renamed.iter().for_each(tell);
     let Jobs { jobs, failed, left_out, .. } = todo;
     let budget = args.model.budget();
@@ -145,12 +145,12 @@ fn plan(upscaler: &Upscaler, job: Job, budget: Budget) -> Result<Planned> {
     let alpha = needs.alpha && job.format.holds_alpha();
     let format = job.format.bytes(large, if alpha { 4 } else { 3 });
     let bytes = PROGRAM_BYTES + upscaler.bytes_in_rows(needs.size, alpha)? + needs.opening.max(needs.reading + format);
-    budget.check(bytes, &advice(&needs, job.format, format)).with_context(name)?;
+    budget.check(bytes, &advice(&needs, job.format)).with_context(name)?;
     Ok(Planned { size: needs.size, alpha, bytes, job })
 }
 
 /// What makes a picture take less memory.
-fn advice(needs: &Need, format: Format, writing: u64) -> String {
+fn advice(needs: &Need, format: Format) -> String {
     let mut ways = Vec::new();
     if needs.opening > needs.reading {
         ways.push("convert it to a PNG that is not interlaced, which is read in strips");

@@ -1,9 +1,10 @@
 //! The one rule for what a picture file is, and the listing of a folder by that rule: for `shard`, `eval`, `upscale` and validation.
-//! Looks at names and folders and opens no file. Depends on the file system and on `failure`. Promises that every file with a picture's
+//! Looks at names and folders and opens no file. Depends on the file system, `failure` and `text`. Promises that every file with a picture's
 //! ending below the folder is listed, rejected with a reason, or counted with the folder that was left out; in the same order on every
 //! machine; in time that grows with the number of entries.
 
 use crate::failure;
+use crate::text::one_line;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -87,7 +88,14 @@ fn in_words<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error>
     to.collect_str(&path.display())
 }
 
-/// `3 pictures and 1 folder (outside the chosen folders), the first is a/b.png`.
+impl LeftOut {
+    /// Whether a user may be surprised that these take no part, and should read it while the work is done.
+    pub fn may_surprise(&self) -> bool {
+        !matches!(self.reason, Reason::Hidden | Reason::OtherScale)
+    }
+}
+
+/// `3 pictures and 1 folder left out: outside the chosen folders (the first is a/b.png)`.
 impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
@@ -96,7 +104,7 @@ impl fmt::Display for LeftOut {
             (0, n) => count(n, "folder"),
             (n, m) => format!("{} and {}", count(n, "picture"), count(m, "folder")),
         };
-        write!(f, "{what} ({}), the first is {}", self.reason, self.first.display())
+        write!(f, "{what} left out: {} (the first is {})", self.reason, one_line(self.first.display()))
     }
 }
 
@@ -118,8 +126,7 @@ impl LeftOuts {
         }
     }
 
-    #[expect(dead_code, reason = "for the listing of several folders, which follows")]
-    pub fn merge(&mut self, others: Vec<LeftOut>) {
+    pub fn merge(&mut self, others: &[LeftOut]) {
         for other in others {
             self.add(other.reason, other.pictures, other.folders, &other.first);
         }
