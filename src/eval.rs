@@ -1,17 +1,24 @@
 //! Measuring a network on pictures: pairs found as `shard` finds them, upscaled, and compared with HR beside bicubic. Depends on
-//! the dataset, the metrics and the upscaler.
+//! the dataset, the metrics and the upscaler. Promises finite figures, memory that is known from the pictures' headers, and that a
+//! picture which cannot be measured is named and not silently missing from a mean.
 
-use crate::dataset::decode::{Limits, decode};
+use crate::budget::PROGRAM_BYTES;
+use crate::dataset::decode::{Decoded, Limits, decode, look};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use crate::dataset::scan::{Scan, ScanOptions, Source, scan};
-use crate::metrics::{Channels, psnr, ssim};
-use crate::upscale::Upscale;
+use crate::failure::system_cause;
+use crate::metrics::{Channels, psnr, scratch_bytes, ssim};
+use crate::upscale::{Upscale, Upscaler};
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// PSNR in dB and SSIM, on RGB and on Y (BT.601).
+/// The highest PSNR that is reported, dB. Two pictures that are equal, such as a level one and its bicubic enlargement, have an infinite
+/// one, which no mean survives; 100 dB stand for everything from there on.
+pub const MOST_PSNR: f64 = 100.0;
+
+/// PSNR in dB and SSIM, on RGB and on Y (BT.601); PSNR is at most [`MOST_PSNR`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Scores {
     /// dB over R, G and B.
@@ -37,6 +44,27 @@ pub struct ImageResult {
     pub network: Scores,
     /// Bicubic upscaling of the same LQ.
     pub bicubic: Scores,
+    /// What was changed on the way to 8-bit RGB, by file; empty for plain files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// A picture that could not be measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeftOut {
+    /// Name inside the dataset.
+    pub name: String,
+    /// Why, with the file.
+    pub reason: String,
+}
+
+/// What an evaluation has found.
+#[derive(Clone, Debug, Default)]
+pub struct Evaluation {
+    /// Pictures that were measured, in the order of their names.
+    pub results: Vec<ImageResult>,
+    /// Those that could not be.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// An LQ/HR pair in memory; HR is exactly `scale` times LQ.
@@ -53,9 +81,9 @@ pub struct Pair {
 /// When sizes differ or the crop leaves nothing.
 pub fn score(picture: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
     Ok(Scores {
-        psnr: psnr(picture, hr, crop, Channels::Rgb)?,
+        psnr: psnr(picture, hr, crop, Channels::Rgb)?.min(MOST_PSNR),
         ssim: ssim(picture, hr, crop, Channels::Rgb)?,
-        psnr_y: psnr(picture, hr, crop, Channels::Y)?,
+        psnr_y: psnr(picture, hr, crop, Channels::Y)?.min(MOST_PSNR),
         ssim_y: ssim(picture, hr, crop, Channels::Y)?,
     })
 }
@@ -84,10 +112,25 @@ pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
 /// Reads a pair; makes the LQ by antialiased bicubic where there is only HR.
 ///
 /// # Errors
-/// When a file cannot be read, or the HR is not `scale` times the LQ (up to `scale - 1` pixels more are cut off).
+/// When a file cannot be read, or the HR is not `scale` times the LQ (up to `scale - 1` pixels more are cut off at the right and at the
+/// bottom, as `shard` does).
 pub fn load_pair(source: &Source, scale: usize) -> Result<Pair> {
+    Ok(load_pair_with_notes(source, scale)?.0)
+}
+
+/// [`load_pair`], with what was changed in each file.
+fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(Pair, Vec<String>)> {
     let scale = scale as u32;
-    let hr = decode(&source.hr, &Limits::default())?.image;
+    let mut notes = Vec::new();
+    let mut read = |path: &Path| -> Result<RgbImage> {
+        let Decoded { image, notes: changes, .. } = decode(path, &Limits::default())?;
+        if !changes.is_empty() {
+            let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+            notes.push(format!("{}: {}", path.display(), changes.join(", ")));
+        }
+        Ok(image)
+    };
+    let hr = read(&source.hr)?;
     let size = |image: &RgbImage| (image.width(), image.height());
     let cut = |hr: RgbImage, (w, h): (u32, u32)| if size(&hr) == (w, h) { hr } else { imageops::crop_imm(&hr, 0, 0, w, h).to_image() };
     let Some(path) = &source.lq else {
@@ -95,43 +138,89 @@ pub fn load_pair(source: &Source, scale: usize) -> Result<Pair> {
         ensure!(whole.0 > 0 && whole.1 > 0, "{} has {}x{} pixels, too few for x{scale}", source.hr.display(), hr.width(), hr.height());
         let hr = cut(hr, whole);
         let lq = downscale(&hr, scale, Filter::Bicubic)?;
-        return Ok(Pair { lq, hr });
+        return Ok((Pair { lq, hr }, notes));
     };
-    let lq = decode(path, &Limits::default())?.image;
-    let (w, h) = (lq.width() * scale, lq.height() * scale);
-    let fits = |hr: u32, lq: u32| hr >= lq && hr < lq + scale;
+    let lq = read(path)?;
+    let (w, h) = (u64::from(lq.width()) * u64::from(scale), u64::from(lq.height()) * u64::from(scale));
+    let fits = |hr: u32, lq: u64| u64::from(hr) >= lq && u64::from(hr) < lq + u64::from(scale);
     ensure!(
         fits(hr.width(), w) && fits(hr.height(), h),
-        "{} has {}x{} pixels and {} {}x{}: HR must be {scale} times LQ",
+        "{} has {}x{} pixels and {} {}x{}: HR must be {scale} times LQ, or up to {} pixels more, which are cut off",
         source.hr.display(),
         hr.width(),
         hr.height(),
         path.display(),
         lq.width(),
-        lq.height()
+        lq.height(),
+        scale - 1
     );
-    Ok(Pair { hr: cut(hr, (w, h)), lq })
+    Ok((Pair { hr: cut(hr, (w as u32, h as u32)), lq }, notes)) // not above the HR's sides
 }
 
-/// Upscales and scores every pair; `each` is told every result with its pictures (network, bicubic, pair).
+/// The most bytes that measuring a pair takes, the program's own included, from the headers of its files.
 ///
 /// # Errors
-/// Those of reading and scoring, with the picture named.
+/// When a header cannot be read.
+pub fn pair_bytes(upscaler: &Upscaler, source: &Source) -> Result<u64> {
+    let scale = upscaler.scale() as u64;
+    let pixels = |(w, h): (u32, u32)| u64::from(w) * u64::from(h);
+    let decoding = |path: &Path| -> Result<((u32, u32), u64)> {
+        let header = look(path, &Limits::default())?;
+        let file = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
+        Ok((header.size, file + header.pixel_bytes * pixels(header.size)))
+    };
+    let (hr_size, hr_decoding) = decoding(&source.hr)?;
+    let (lq_size, lq_making) = match &source.lq {
+        Some(path) => decoding(path)?,
+        None => {
+            let size = (hr_size.0 / scale as u32, hr_size.1 / scale as u32);
+            (size, 3 * pixels(size) * (scale + 1)) // the LQ, and what lies between reducing along x and along y
+        }
+    };
+    if pixels(lq_size) == 0 {
+        return Ok(PROGRAM_BYTES + hr_decoding); // too small: it will be left out
+    }
+    let (hr, lq) = (3 * pixels(hr_size), 3 * pixels(lq_size));
+    let result = lq * scale * scale;
+    let steps = [
+        hr_decoding.max(2 * hr), // cut to a multiple of the scale
+        hr + lq_making,
+        hr + lq + result,                  // the network's
+        hr + lq + 2 * result + lq * scale, // bicubic, and what lies between enlarging along x and along y
+        hr + lq + 2 * result + scratch_bytes(hr_size.0),
+    ];
+    Ok(PROGRAM_BYTES + upscaler.bytes_in_memory(lq_size)? + steps.into_iter().max().unwrap_or(0))
+}
+
+/// Upscales and scores every pair; `each` is told every result with its pictures (network, bicubic, pair). A picture that is damaged, too
+/// small or not of its partner's size is left out and named; it says nothing about the others.
+///
+/// # Errors
+/// Those of the system, with the picture named, and those of `each`.
 pub fn evaluate(
     upscaler: &mut dyn Upscale,
     sources: &[Source],
     crop: u32,
     each: &mut dyn FnMut(&ImageResult, &RgbImage, &RgbImage, &Pair) -> Result<()>,
-) -> Result<Vec<ImageResult>> {
+) -> Result<Evaluation> {
     let scale = upscaler.scale();
-    let mut results = Vec::with_capacity(sources.len());
+    let mut evaluation = Evaluation::default();
     for source in sources {
-        let pair = load_pair(source, scale)?;
-        let measured = evaluate_pair(upscaler, &source.name, &pair, crop).with_context(|| source.hr.display().to_string())?;
-        each(&measured.result, &measured.ours, &measured.bicubic, &pair)?;
-        results.push(measured.result);
+        let measured = load_pair_with_notes(source, scale).and_then(|(pair, notes)| {
+            let measured = evaluate_pair(upscaler, &source.name, &pair, crop).with_context(|| source.hr.display().to_string())?;
+            Ok((pair, notes, measured))
+        });
+        match measured {
+            Ok((pair, notes, mut measured)) => {
+                measured.result.notes = notes;
+                each(&measured.result, &measured.ours, &measured.bicubic, &pair)?;
+                evaluation.results.push(measured.result);
+            }
+            Err(error) if system_cause(&error).is_some() => return Err(error),
+            Err(error) => evaluation.left_out.push(LeftOut { name: source.name.clone(), reason: format!("{error:#}") }),
+        }
     }
-    Ok(results)
+    Ok(evaluation)
 }
 
 /// A pair measured, and the pictures that were.
@@ -157,11 +246,12 @@ pub fn evaluate_pair(upscaler: &mut dyn Upscale, name: &str, pair: &Pair, crop: 
         height: pair.hr.height(),
         network: score(&ours, &pair.hr, crop)?,
         bicubic: score(&bicubic, &pair.hr, crop)?,
+        notes: Vec::new(),
     };
     Ok(Measured { result, ours, bicubic })
 }
 
-/// Mean over pictures.
+/// Mean over pictures, each PSNR being at most [`MOST_PSNR`].
 pub fn mean(scores: impl ExactSizeIterator<Item = Scores>) -> Scores {
     let n = scores.len().max(1) as f64;
     let sum = scores.fold(Scores::default(), |a, b| Scores {
@@ -171,4 +261,27 @@ pub fn mean(scores: impl ExactSizeIterator<Item = Scores>) -> Scores {
         ssim_y: a.ssim_y + b.ssim_y,
     });
     Scores { psnr: sum.psnr / n, ssim: sum.ssim / n, psnr_y: sum.psnr_y / n, ssim_y: sum.ssim_y / n }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_pictures_count_as_a_hundred_decibels() {
+        let level = RgbImage::from_pixel(24, 24, image::Rgb([90; 3]));
+        let mut other = level.clone();
+        let equal = score(&level, &level, 2).unwrap();
+        assert_eq!((equal.psnr, equal.psnr_y), (MOST_PSNR, MOST_PSNR));
+        other.pixels_mut().for_each(|p| p.0 = [91; 3]);
+        let near = score(&other, &level, 2).unwrap();
+        let mean = mean([equal, near].into_iter());
+        assert!((mean.psnr - (MOST_PSNR + near.psnr) / 2.0).abs() < 1e-12 && mean.psnr_y.is_finite(), "{mean:?}");
+        // a difference too small for the cap is no better than none
+        let large = RgbImage::from_pixel(400, 300, image::Rgb([90; 3]));
+        let mut one = large.clone();
+        one.put_pixel(200, 150, image::Rgb([91, 90, 90]));
+        assert!(psnr(&one, &large, 0, Channels::Rgb).unwrap() > MOST_PSNR);
+        assert_eq!(score(&one, &large, 0).unwrap().psnr, MOST_PSNR);
+    }
 }

@@ -3,8 +3,10 @@
 //! dataset -> shard -> loader (order, ring) -> plan on a backend -> train (optimizer, checkpoint) -> eval / upscale.
 
 pub mod backend;
+pub mod budget;
 pub mod config;
 pub mod dataset;
+pub mod encode;
 pub mod eval;
 pub mod failure;
 pub mod files;

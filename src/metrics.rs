@@ -96,6 +96,13 @@ pub fn ssim(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result
     Ok(total / channels.planes() as f64)
 }
 
+/// The most bytes that [`psnr`] or [`ssim`] of pictures of this width take.
+pub fn scratch_bytes(width: u32) -> u64 {
+    // two rows, their products, the filtered rows of a window, their sums
+    let rows = 2 + SUMS + WINDOW * SUMS + SUMS;
+    u64::from(width) * (rows * size_of::<f64>()) as u64
+}
+
 /// The window's weights in one direction; they sum to 1.
 fn gaussian() -> [f64; WINDOW] {
     let mut weights = [0.0; WINDOW];

@@ -82,7 +82,10 @@ fn silly_flags_are_usage_errors_that_name_the_flag() {
             &["eval", x, "--model", x],
             &[("--tile", "0"), ("--threads", "0"), ("--scale", "-2"), ("--crop-border", "-1"), ("--alpha", "nan")],
         ),
-        (&["upscale", x, x, "--model", x], &[("--tile", "0"), ("--tile", "99999999"), ("--threads", "0")]),
+        (
+            &["upscale", x, x, "--model", x],
+            &[("--tile", "0"), ("--tile", "99999999"), ("--threads", "0"), ("--host-memory", "much"), ("--format", "gif")],
+        ),
         (
             &["synth", x],
             &[("--count", "0"), ("--size", "0"), ("--size", "4x"), ("--quality", "0"), ("--threads", "0"), ("--format", "gif")],
@@ -197,7 +200,7 @@ fn upscale_names_what_it_cannot_read_or_write() {
     let made: Vec<String> = files(&place.path("up")).into_keys().collect();
     assert_eq!(made, ["a.png", "a.v2.png"]);
     picture(20, 20, 1).save(folder.join("a.bmp")).unwrap();
-    upscale(&folder, &place.path("up")).refused(1, &["same name"]);
+    upscale(&folder, &place.path("up")).refused(1, &["b.png", "1 of 4", "a_bmp.png"]);
     // a disk that fills up while a result is written keeps the older one
     fs::write(&out, "older").unwrap();
     let mut command = paragon(&["upscale", text(&picture_file), text(&out), "--model", text(&place.model)]);

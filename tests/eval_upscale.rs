@@ -97,7 +97,90 @@ fn eval_makes_the_lq_and_saves_what_it_measured() {
     let hr = image::imageops::crop_imm(&picture(61, 47, 1), 0, 0, 60, 46).to_image();
     let psnr = paragon::metrics::psnr(&whole, &hr, 2, paragon::metrics::Channels::Rgb).unwrap();
     assert!((psnr - odd["network"]["psnr"].as_f64().unwrap()).abs() < 1e-9);
-    assert!(saved.join("deep_b.png").exists());
+    assert!(saved.join("deep/b.png").exists());
+}
+
+#[test]
+fn saved_pictures_keep_their_folders_and_never_meet() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model, saved) = (dir.path().join("data"), model(dir.path()), dir.path().join("saved"));
+    for (i, name) in ["a/1.png", "a_1.png", "a/b/1.png", "a/b_1.png", "a_b/1.png"].iter().enumerate() {
+        fs::create_dir_all(data.join(name).parent().unwrap()).unwrap();
+        picture(30 + 2 * i as u32, 30, i as u64).save(data.join(name)).unwrap();
+    }
+    let report = eval_json(&data, &model, &["--save", text(&saved)]);
+    for image in report["images"].as_array().unwrap() {
+        let path = saved.join(format!("{}.png", image["name"].as_str().unwrap()));
+        assert_eq!(Some(u64::from(image::image_dimensions(path).unwrap().0)), image["width"].as_u64());
+    }
+    // never in the place of what is measured, also by way of a link
+    let before = fs::read(data.join("a/1.png")).unwrap();
+    let eval = |saved: &Path| run(&["eval", text(&data), "--model", text(&model), "--save", text(saved)]);
+    std::os::unix::fs::symlink(&data, dir.path().join("link")).unwrap();
+    for folder in [data.clone(), dir.path().join("link")] {
+        eval(&folder).refused(1, &["--save", "overwrite"]);
+    }
+    assert!(fs::read(data.join("a/1.png")).unwrap() == before);
+}
+
+#[test]
+fn a_level_picture_leaves_every_figure_finite() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (dir.path().join("data"), model(dir.path()));
+    fs::create_dir_all(data.join("hr")).unwrap();
+    fs::create_dir_all(data.join("lq")).unwrap();
+    picture(40, 40, 1).save(data.join("hr/a.png")).unwrap();
+    picture(20, 20, 1).save(data.join("lq/a.png")).unwrap();
+    RgbImage::from_pixel(40, 40, Rgb([128; 3])).save(data.join("hr/grey.png")).unwrap();
+    RgbImage::from_pixel(20, 20, Rgb([128; 3])).save(data.join("lq/grey.png")).unwrap();
+    // no level picture, and yet its LQ gives it back: two halves that the border cuts away
+    let black = RgbImage::from_fn(40, 40, |x, y| Rgb(if x.min(y) == 0 { [255; 3] } else { [0; 3] }));
+    black.save(data.join("hr/frame.png")).unwrap();
+    RgbImage::new(20, 20).save(data.join("lq/frame.png")).unwrap();
+    let report = eval_json(&data, &model, &[]);
+    check_means(&report);
+    let image = |name: &str| report["images"].as_array().unwrap().iter().find(|i| i["name"] == name).unwrap().clone();
+    for name in ["grey", "frame"] {
+        assert_eq!((image(name)["bicubic"]["psnr"].as_f64(), image(name)["bicubic"]["psnr_y"].as_f64()), (Some(100.0), Some(100.0)));
+    }
+    let table = run(&["eval", text(&data), "--model", text(&model)]).ok().stdout;
+    assert!(table.contains(">=100") && !table.contains("inf") && !table.contains("NaN"), "{table}");
+}
+
+#[test]
+fn a_picture_that_cannot_be_measured_is_left_out_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (dir.path().join("data"), model(dir.path()));
+    fs::create_dir(&data).unwrap();
+    picture(40, 36, 1).save(data.join("a.png")).unwrap();
+    picture(44, 40, 2).save(data.join("z.png")).unwrap();
+    let alone = eval_json(&data, &model, &[]);
+    picture(9, 9, 3).save(data.join("icon.png")).unwrap();
+    let whole = fs::read(data.join("a.png")).unwrap();
+    fs::write(data.join("cut.png"), &whole[..whole.len() / 2]).unwrap();
+    let eval = ["eval", text(&data), "--model", text(&model)];
+    let ran = run(&[&eval[..], &["--json"]].concat()).refused(1, &["icon.png", "11x11", "cut.png", "cut short", "2 of 4"]);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["mean"], alone["mean"]);
+    let names: Vec<_> = report["left_out"].as_array().unwrap().iter().map(|l| l["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["cut", "icon"]);
+    assert!(run(&eval).refused(1, &["left out of the mean"]).stdout.contains("mean"));
+}
+
+/// `eval` and `shard` take the same pairs: HR may be up to scale - 1 pixels larger at the right and at the bottom.
+#[test]
+fn an_hr_that_was_not_cropped_is_cut_by_eval_and_shard_alike() {
+    for (hr, fits) in [((129, 131), true), ((128, 130), true), ((130, 130), false), ((127, 130), false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, set, model) = (dir.path().join("data"), dir.path().join("set"), model(dir.path()));
+        fs::create_dir_all(data.join("hr")).unwrap();
+        fs::create_dir_all(data.join("lq")).unwrap();
+        picture(hr.0, hr.1, 1).save(data.join("hr/a.png")).unwrap();
+        picture(64, 65, 1).save(data.join("lq/a.png")).unwrap();
+        let made = make(&config(&data, &set)).is_ok_and(|report| report.pairs > 0);
+        let measured = run(&["eval", text(&data), "--model", text(&model)]);
+        assert_eq!((made, measured.code), (fits, Some(if fits { 0 } else { 1 })), "{hr:?}: {measured:?}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::bench_step::median;
 use super::flags::{MAX_SIDE, count, print};
 use anyhow::Result;
 use paragon::backend::cpu::{CpuOptions, fma_peak};
+use paragon::budget::{Budget, PROGRAM_BYTES};
 use paragon::model::{InferenceSpec, Network, inference_plan};
 use paragon::plan::bytes_text;
 use paragon::system;
@@ -62,12 +63,14 @@ pub fn run(args: &Args) -> Result<()> {
     let net = Network::new(&args.network, args.scale)?;
     let options = CpuOptions::new(args.threads.unwrap_or(0));
     let side = args.size as u32;
+    let mut upscaler = Upscaler::new(net.clone(), net.params().start_values(1), options, args.tile)?;
+    let pictures = 3 * (args.size * args.size * (1 + args.scale * args.scale)) as u64;
+    Budget::new(None).check(PROGRAM_BYTES + upscaler.bytes_in_memory((side, side))? + pictures, "give a smaller --size")?;
     let picture = image::RgbImage::from_fn(side, side, |x, y| {
         image::Rgb(std::array::from_fn(|c| paragon::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8))
     });
     let whole = inference_plan(&net, &InferenceSpec { batch: 1, lq: (args.size, args.size), float_input: false }, &options)?;
     let multiply_adds = whole.floor_of_step().multiply_adds;
-    let mut upscaler = Upscaler::new(net.clone(), net.params().start_values(1), options, args.tile)?;
     let computed_bytes = upscaler.bytes()?;
     upscaler.upscale(&picture)?;
     let (mut times, mut peaks, mut anonymous) = (Vec::new(), Vec::new(), None);

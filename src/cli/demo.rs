@@ -6,7 +6,7 @@ use super::synth;
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use paragon::backend::cpu::CpuOptions;
-use paragon::eval::{Scores, evaluate, find_pairs, mean};
+use paragon::eval::{Evaluation, Scores, evaluate, find_pairs, mean};
 use paragon::loader::OnCorrupt;
 use paragon::model::Network;
 use paragon::plan::{LossKind, OptimizerKind};
@@ -141,7 +141,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut upscaler = Upscaler::new(net, params, CpuOptions::new(args.threads.unwrap_or(0)), DEFAULT_TILE)?;
     let sources = find_pairs(&held_out, None, None, SCALE)?;
     let mut shown = Vec::new();
-    let results = evaluate(&mut upscaler, &sources, SCALE as u32, &mut |result, ours, bicubic, pair| {
+    let Evaluation { results, left_out } = evaluate(&mut upscaler, &sources, SCALE as u32, &mut |result, ours, bicubic, pair| {
         if shown.len() < SHOWN {
             let zoom = |image: &RgbImage, side: u32| {
                 let corner = (image.width() - side) / 2;
@@ -153,6 +153,9 @@ pub fn run(args: &Args) -> Result<()> {
         }
         Ok(())
     })?;
+    if let Some(first) = left_out.first() {
+        anyhow::bail!("{}; the demo's pictures have been changed, give --out another folder", first.reason);
+    }
     let picture = args.out.join("comparison.png");
     write_comparison(&shown, &picture)?;
     let (network, bicubic) = (mean(results.iter().map(|r| r.network)), mean(results.iter().map(|r| r.bicubic)));

@@ -1,15 +1,27 @@
-//! `paragon eval`: a network on a folder of pictures beside bicubic, as a table or JSON.
+//! `paragon eval`: a network on a folder of pictures beside bicubic, as a table or JSON. Depends on `eval`. Promises that memory is known
+//! before the first picture, and that a mean over fewer pictures than there are is said, also by the exit code.
 
 use super::ModelArgs;
 use super::flags::{print, tell};
-use anyhow::Result;
-use paragon::dataset::scan::ScanOptions;
-use paragon::eval::{ImageResult, Scores, evaluate, find, mean};
+use super::upscale::file_of;
+use anyhow::{Context, Result, ensure};
+use image::RgbImage;
+use paragon::budget::{Budget, PROGRAM_BYTES};
+use paragon::dataset::scan::{ScanOptions, Source};
+use paragon::encode::{Format, InMemory};
+use paragon::eval::{Evaluation, ImageResult, MOST_PSNR, Scores, evaluate, find, mean, pair_bytes};
+use paragon::failure::system_cause;
+use paragon::files::{create_folder, write_output};
+use paragon::plan::bytes_text;
 use paragon::progress::Progress;
-use paragon::upscale::Upscale;
-use std::path::PathBuf;
+use paragon::upscale::{Upscale, Upscaler};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 /// Measure a network: PSNR and SSIM on RGB and Y, per picture and mean, beside bicubic.
+///
+/// A PSNR above 100 dB counts as 100 in means. A picture that cannot be measured (damaged, too small, of another size than its partner) is
+/// named and left out of the means, and the exit code is 1.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder of the pictures: HR alone (LQ is made by antialiased bicubic), or with HR and LQ below it
@@ -25,7 +37,7 @@ pub struct Args {
     /// Pixels cut off each side before comparing [default: the scale]
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     crop_border: Option<u32>,
-    /// Also write the network's pictures into this folder
+    /// Also write the network's pictures into this folder, as PNG, in the folders that they have in the dataset
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
     /// Print JSON on stdout
@@ -45,29 +57,77 @@ pub fn run(args: &Args) -> Result<()> {
     let sources = found.sources;
     let crop = args.crop_border.unwrap_or(scale as u32);
     if let Some(folder) = &args.save {
-        paragon::files::create_folder(folder)?;
+        check_saving(folder, &sources)?;
     }
+    let memory = check_memory(&upscaler, &sources, args.model.budget())?;
     let progress = Progress::new("eval", sources.len() as u64, "pictures");
-    let results = evaluate(&mut upscaler, &sources, crop, &mut |result, picture, _, _| {
+    let evaluation = evaluate(&mut upscaler, &sources, crop, &mut |result, picture, _, _| {
         if let Some(folder) = &args.save {
-            super::upscale::save(picture, &folder.join(format!("{}.png", result.name.replace('/', "_"))))?;
+            save(picture, &folder.join(file_of(&result.name, Format::Png)))?;
         }
         progress.advance(1);
         Ok(())
     });
     progress.finish();
-    let results = results?;
+    let Evaluation { results, left_out } = evaluation?;
+    results.iter().flat_map(|r| &r.notes).for_each(tell);
+    left_out.iter().for_each(|l| tell(format_args!("error: left out of the mean: {}", l.reason)));
+    ensure!(!results.is_empty(), "no picture of {} could be measured, {} were left out", args.dataset.display(), left_out.len());
     let network = mean(results.iter().map(|r| r.network));
     let bicubic = mean(results.iter().map(|r| r.bicubic));
     if args.json {
         let json = serde_json::json!({
             "model": args.model.model.to_string_lossy(), "dataset": args.dataset.to_string_lossy(), "scale": scale, "crop_border": crop,
-            "images": results, "mean": { "network": network, "bicubic": bicubic },
+            "images": results, "mean": { "network": network, "bicubic": bicubic }, "most_psnr": MOST_PSNR, "left_out": left_out,
+            "memory_planned": memory,
         });
-        print(serde_json::to_string_pretty(&json)?)
+        print(serde_json::to_string_pretty(&json)?)?;
     } else {
-        print_table(&results, &network, &bicubic)
+        print_table(&results, &network, &bicubic)?;
+        print(format_args!("memory at most {}", bytes_text(memory)))?;
     }
+    ensure!(left_out.is_empty(), "{} of {} pictures were left out of the mean, see above", left_out.len(), sources.len());
+    Ok(())
+}
+
+/// The most memory that a pair takes, held against what may be taken. What a header says wrongly is said when its picture's turn comes.
+fn check_memory(upscaler: &Upscaler, sources: &[Source], budget: Budget) -> Result<u64> {
+    let mut most = (PROGRAM_BYTES, None);
+    for source in sources {
+        match pair_bytes(upscaler, source) {
+            Ok(bytes) if bytes > most.0 => most = (bytes, Some(source)),
+            Ok(_) => {}
+            Err(error) if system_cause(&error).is_some() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    let text = || most.1.map_or_else(String::new, |source| source.hr.display().to_string());
+    budget.check(most.0, "take the picture out of the folder or cut it into parts, or allow more with --host-memory").with_context(text)?;
+    Ok(most.0)
+}
+
+/// Creates the folder for the network's pictures, and refuses one where they would take the place of pictures that are measured.
+fn check_saving(folder: &Path, sources: &[Source]) -> Result<()> {
+    create_folder(folder)?;
+    let inputs: HashSet<PathBuf> =
+        sources.iter().flat_map(|s| [Some(&s.hr), s.lq.as_ref()]).flatten().filter_map(|p| p.canonicalize().ok()).collect();
+    for source in sources {
+        let path = folder.join(file_of(&source.name, Format::Png));
+        ensure!(
+            !path.canonicalize().is_ok_and(|path| inputs.contains(&path)),
+            "--save would overwrite {}, which is measured; name another folder",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        create_folder(folder)?;
+    }
+    write_output(path, |out| Format::Png.write(out, &mut InMemory::new(picture)))
+        .context("while saving the network's picture; free some room there, or name another folder with --save")
 }
 
 /// The table: PSNR in dB, SSIM, network and bicubic side by side.
@@ -75,7 +135,8 @@ pub fn print_table(results: &[ImageResult], network: &Scores, bicubic: &Scores) 
     let width = results.iter().map(|r| r.name.len()).max().unwrap_or(0).max(7);
     print(format_args!("{:width$}   {:^31}   {:^31}", "", "network", "bicubic"))?;
     print(format_args!("{:width$}   PSNR-Y  SSIM-Y    PSNR    SSIM   PSNR-Y  SSIM-Y    PSNR    SSIM", "picture"))?;
-    let row = |s: &Scores| format!("{:6.2}  {:.4}  {:6.2}  {:.4}", s.psnr_y, s.ssim_y, s.psnr, s.ssim);
+    let decibels = |psnr: f64| if psnr >= MOST_PSNR { format!(">={MOST_PSNR:.0}") } else { format!("{psnr:.2}") };
+    let row = |s: &Scores| format!("{:>6}  {:.4}  {:>6}  {:.4}", decibels(s.psnr_y), s.ssim_y, decibels(s.psnr), s.ssim);
     for r in results {
         print(format_args!("{:width$}   {}   {}", r.name, row(&r.network), row(&r.bicubic)))?;
     }

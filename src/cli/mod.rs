@@ -21,6 +21,7 @@ mod upscale;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use paragon::backend::cpu::CpuOptions;
+use paragon::budget::Budget;
 use paragon::train::{ModelHints, read_model};
 use paragon::upscale::Upscaler;
 use std::path::PathBuf;
@@ -71,9 +72,16 @@ struct ModelArgs {
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
     threads: Option<usize>,
+    /// Most memory to take (512M, 2G); what needs more is refused before it is begun [default: what is free]
+    #[arg(long, value_name = "SIZE", value_parser = paragon::config::parse_size)]
+    host_memory: Option<u64>,
 }
 
 impl ModelArgs {
+    fn budget(&self) -> Budget {
+        Budget::new(self.host_memory)
+    }
+
     fn upscaler(&self) -> Result<Upscaler> {
         let hints = ModelHints { arch: self.network.clone(), scale: self.scale, alpha: self.alpha };
         let (net, params, _) = read_model(&self.model, &hints)?;

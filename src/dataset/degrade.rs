@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, ensure};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -143,30 +143,50 @@ impl Resampler {
         self.resize(lq, w, h, Filter::Bicubic)
     }
 
+    /// One channel, such as alpha, enlarged by `scale` with the bicubic filter (a = -0.5).
+    pub fn upscale_plane(&mut self, plane: &GrayImage, scale: u32) -> Result<GrayImage> {
+        let (width, height) = plane.dimensions();
+        let sides = width.checked_mul(scale).zip(height.checked_mul(scale));
+        let (w, h) = sides.with_context(|| format!("{width}x{height} times {scale} is too large"))?;
+        let large = self.samples(plane.as_raw(), (width, height), (w, h), PixelType::U8, Filter::Bicubic)?;
+        GrayImage::from_raw(w, h, large).context("the resized picture has a wrong length")
+    }
+
     /// `image` at any size, in pixels.
     pub fn resize(&mut self, image: &RgbImage, width: u32, height: u32, filter: Filter) -> Result<RgbImage> {
-        let (w, h) = image.dimensions();
+        let data = self.samples(image.as_raw(), image.dimensions(), (width, height), PixelType::U8x3, filter)?;
+        RgbImage::from_raw(width, height, data).context("the resized picture has a wrong length")
+    }
+
+    fn samples(
+        &mut self,
+        data: &[u8],
+        (w, h): (u32, u32),
+        (width, height): (u32, u32),
+        kind: PixelType,
+        filter: Filter,
+    ) -> Result<Vec<u8>> {
         ensure!(w > 0 && h > 0 && width > 0 && height > 0, "cannot resize {w}x{h} to {width}x{height}: a side is empty");
         if (w, h) == (width, height) {
-            return Ok(image.clone());
+            return Ok(data.to_vec());
         }
         let options = ResizeOptions::new().resize_alg(filter.algorithm()).use_alpha(false);
-        let source = ImageRef::new(w, h, image.as_raw(), PixelType::U8x3)?;
-        let mut target = Image::new(width, height, PixelType::U8x3);
+        let source = ImageRef::new(w, h, data, kind)?;
+        let mut target = Image::new(width, height, kind);
         if filter == Filter::Nearest {
             self.resizer.resize(&source, &mut target, &options)?;
         } else {
             // Along x first, as Pillow does. Left to itself the library begins with y for 8-bit pixels, and since each pass
             // ends in clamped bytes the results differ by several levels beside strong edges.
-            self.between.resize(width as usize * h as usize * 3, 0);
-            let mut between = Image::from_slice_u8(width, h, &mut self.between, PixelType::U8x3)?;
+            self.between.resize(width as usize * h as usize * kind.size(), 0);
+            let mut between = Image::from_slice_u8(width, h, &mut self.between, kind)?;
             self.resizer.resize(&source, &mut between, &options)?;
             self.resizer.resize(&between, &mut target, &options)?;
             if self.between.capacity() > KEPT_BYTES {
                 self.between = Vec::new();
             }
         }
-        RgbImage::from_raw(width, height, target.into_vec()).context("the resized picture has a wrong length")
+        Ok(target.into_vec())
     }
 }
 

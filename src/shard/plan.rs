@@ -191,15 +191,24 @@ pub fn positions(length: u32, size: u32, stride: u32) -> Vec<u32> {
 }
 
 /// Width and height of the LQ image of a pair, or why the two sizes are of no use. Without an LQ of its own the HR is
-/// cropped to a multiple of the scale.
+/// cropped to a multiple of the scale; with one, up to `scale - 1` pixels more than `scale` times the LQ are cut off at the right and at
+/// the bottom, since sets are handed round whose HR was not cropped.
 pub fn lq_dimensions(hr: (u32, u32), lq: Option<(u32, u32)>, g: Geometry) -> Result<(u32, u32), (&'static str, String)> {
     let made = (hr.0 / g.scale, hr.1 / g.scale);
     let size = lq.unwrap_or(made);
     let wanted = (u64::from(size.0) * u64::from(g.scale), u64::from(size.1) * u64::from(g.scale));
-    if lq.is_some() && wanted != (u64::from(hr.0), u64::from(hr.1)) {
+    let fits = |hr: u32, wanted: u64| (wanted..wanted + u64::from(g.scale)).contains(&u64::from(hr));
+    if lq.is_some() && !(fits(hr.0, wanted.0) && fits(hr.1, wanted.1)) {
         let reason = format!(
-            "the HR is {}x{} and the LQ {}x{}: at scale {} the HR should be {}x{}",
-            hr.0, hr.1, size.0, size.1, g.scale, wanted.0, wanted.1
+            "the HR is {}x{} and the LQ {}x{}: at scale {} the HR should be {}x{}, or up to {} pixels more",
+            hr.0,
+            hr.1,
+            size.0,
+            size.1,
+            g.scale,
+            wanted.0,
+            wanted.1,
+            g.scale - 1
         );
         return Err(("geometry", reason));
     }
@@ -522,8 +531,10 @@ mod tests {
         let g = Geometry { scale: 2, lq_size: 32 };
         assert_eq!(lq_dimensions((65, 67), None, g), Ok((32, 33)));
         assert_eq!(lq_dimensions((64, 64), Some((32, 32)), g), Ok((32, 32)));
-        let (kind, why) = lq_dimensions((65, 64), Some((32, 32)), g).unwrap_err();
-        assert!(kind == "geometry" && why.contains("65x64") && why.contains("32x32") && why.contains("64x64"), "{why}");
+        assert_eq!(lq_dimensions((129, 131), Some((64, 65)), g), Ok((64, 65)));
+        assert!(lq_dimensions((63, 64), Some((32, 32)), g).is_err());
+        let (kind, why) = lq_dimensions((66, 64), Some((32, 32)), g).unwrap_err();
+        assert!(kind == "geometry" && why.contains("66x64") && why.contains("32x32") && why.contains("64x64"), "{why}");
         let (kind, why) = lq_dimensions((63, 640), None, g).unwrap_err();
         assert!(kind == "too small" && why.contains("63x640"), "{why}");
     }

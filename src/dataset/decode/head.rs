@@ -18,7 +18,7 @@ pub(super) const MAX_EXIF: usize = 1 << 20;
 const PROFILE_COPIES: u64 = 4;
 
 /// What stands beside the pixels.
-pub(super) struct Head {
+pub(in super::super) struct Head {
     /// How the stored picture is to be turned; damaged EXIF data are no reason to refuse it.
     pub orientation: Orientation,
     /// What the file says about its colours.
@@ -26,10 +26,10 @@ pub(super) struct Head {
     /// Memory that all this takes while the picture is decoded, the decoder's own copies included, bytes.
     pub bytes: u64,
     /// What the decoder is to see in place of the first `skipped` bytes.
-    pub replaced: Vec<u8>,
-    pub skipped: u64,
+    pub(super) replaced: Vec<u8>,
+    pub(super) skipped: u64,
     /// Of a JPEG alone: all up to the header of its first scan.
-    pub jpeg: Option<JpegHead>,
+    pub(super) jpeg: Option<JpegHead>,
 }
 
 impl Head {

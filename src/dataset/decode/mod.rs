@@ -14,7 +14,7 @@ use super::colour::{self, Samples};
 use super::thumbnail::Thumbnail;
 use crate::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use head::Head;
+pub(super) use head::Head;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use source::{Joined, Watched, copy_of};
@@ -263,7 +263,7 @@ fn format_name(format: ImageFormat) -> &'static str {
 }
 
 /// Holds a header's size against the limits.
-fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()> {
+pub(super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()> {
     ensure!(width > 0 && height > 0, "the header says {width}x{height}: an empty picture");
     let pixels = u64::from(width) * u64::from(height);
     ensure!(
@@ -380,7 +380,7 @@ thread_local! {
 
 /// Runs `work` on one file: a panic inside a decoder becomes an error, without its message on stderr, and every error
 /// names the file.
-fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();

@@ -1,0 +1,65 @@
+//! Holds memory that a command has computed beforehand against what it may take: what the user allows, what the machine has free, and
+//! what the system gives to this process (`ulimit -v`, a strict overcommit policy). Depends on `system` and `failure`. Promises a refusal
+//! with the numbers where the system would otherwise end the process.
+
+use crate::failure::no_memory;
+use crate::plan::bytes_text;
+use crate::system;
+use anyhow::{Context, Result, ensure};
+
+/// Anonymous memory of the program itself beside what is computed: data of libraries, stacks, what the allocator keeps.
+pub const PROGRAM_BYTES: u64 = 24 << 20;
+
+/// The most memory that a command may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Bytes; nothing where neither the user nor the system says.
+    pub limit: Option<u64>,
+    given: bool,
+}
+
+impl Budget {
+    /// `given` bytes from the user, or what the machine has free.
+    pub fn new(given: Option<u64>) -> Budget {
+        Budget { limit: given.or_else(system::available_memory), given: given.is_some() }
+    }
+
+    /// Whether `bytes`, the program's own included, can be had now.
+    ///
+    /// # Errors
+    /// When they are more than the limit, or when the system does not give them; `advice` says what to try.
+    pub fn check(&self, bytes: u64, advice: &str) -> Result<()> {
+        if let Some(limit) = self.limit {
+            let whose = if self.given { "--host-memory allows" } else { "this machine has free" };
+            ensure!(bytes <= limit, "it takes {} of memory and {whose} {}; {advice}", bytes_text(bytes), bytes_text(limit));
+        }
+        let text = || format!("it takes {} of memory, which the system does not give (see `ulimit -v`); {advice}", bytes_text(bytes));
+        probe(bytes.saturating_sub(PROGRAM_BYTES)).with_context(text)
+    }
+}
+
+/// Asks the system for memory and gives it back untouched: decoders and encoders that cannot report a failed allocation run after this.
+fn probe(bytes: u64) -> std::io::Result<()> {
+    let refused = || no_memory(bytes, "pictures and buffers");
+    let length = usize::try_from(bytes).map_err(|_| refused())?;
+    let mut memory = Vec::<u8>::new();
+    memory.try_reserve_exact(length).map_err(|_| refused())?;
+    std::hint::black_box(&mut memory); // an allocation that nobody looks at may be left out by the compiler
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_is_refused_with_the_numbers() {
+        let budget = Budget::new(Some(100 << 20));
+        budget.check(100 << 20, "cut it").unwrap();
+        let text = format!("{:#}", budget.check(101 << 20, "cut it").unwrap_err());
+        assert!(text.contains("101.0 MiB") && text.contains("--host-memory allows 100.0 MiB; cut it"), "{text}");
+        // nobody has as much, whatever the user allows
+        let text = format!("{:#}", Budget::new(Some(u64::MAX)).check(1 << 60, "cut it").unwrap_err());
+        assert!(text.contains("does not give") && text.contains("cut it"), "{text}");
+    }
+}

@@ -1,0 +1,320 @@
+//! `paragon upscale`: a network on a file or a folder of pictures. Depends on `upscale`, `encode` and the dataset's rows. Promises that
+//! memory is known before a picture is begun, that a bad picture does not stop the others, and that nothing is left out in silence.
+
+mod jobs;
+
+pub use jobs::file_of;
+
+use super::ModelArgs;
+use super::flags::{print, tell};
+use anyhow::{Context, Result, anyhow, ensure};
+use jobs::{Failed, Job, Jobs, of_file, of_folder};
+use paragon::budget::{Budget, PROGRAM_BYTES};
+use paragon::dataset::decode::{Limits, Note};
+use paragon::dataset::rows::{FileRows, Need, PixelRows, need};
+use paragon::encode::Format;
+use paragon::failure::system_cause;
+use paragon::files::{create_folder, write_output};
+use paragon::plan::bytes_text;
+use paragon::progress::Progress;
+use paragon::upscale::{Upscale, Upscaler};
+use serde::Serialize;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Upscale a picture, or every picture of a folder.
+///
+/// PNG pictures are read, upscaled and written in strips, so that a large one takes little memory; what a picture takes is computed from
+/// its header before it is begun. An alpha channel is enlarged by the bicubic filter where the output holds one.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A picture or a folder
+    input: PathBuf,
+    /// The picture or folder to write; the ending of a file decides its format (png, jpg, webp, bmp, tiff)
+    output: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Format of the results, where no ending says it: in a folder, on a device [default: png]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// Enter the folders within a folder as well; the results keep them
+    #[arg(long, short)]
+    recursive: bool,
+    /// Print a summary as JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// A job with what its header says.
+struct Planned {
+    job: Job,
+    size: (u32, u32),
+    alpha: bool,
+    bytes: u64,
+}
+
+/// A picture that was upscaled.
+#[derive(Serialize)]
+struct Done {
+    input: String,
+    output: String,
+    /// Of the result, pixels.
+    width: u32,
+    height: u32,
+    alpha: bool,
+    /// What was changed on the way.
+    notes: Vec<String>,
+}
+
+/// What a run has done, and what not.
+#[derive(Default)]
+struct Outcome {
+    done: Vec<Done>,
+    failed: Vec<Failed>,
+    /// The error of the system that ended the work, and how many pictures were not tried.
+    stopped: Option<(anyhow::Error, usize)>,
+}
+
+/// Upscales.
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(args.input.exists(), "{} does not exist: expected a picture or a folder of pictures", args.input.display());
+    let is_folder = args.input.is_dir();
+    ensure!(is_folder || args.input.is_file(), "{} is neither a file nor a folder; copy it to a file first", args.input.display());
+    ensure!(
+        !args.json || !["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].contains(&args.output.to_string_lossy().as_ref()),
+        "the picture and the summary of --json would both go to stdout; give one of them another place"
+    );
+    let mut upscaler = args.model.upscaler()?;
+    let todo = if is_folder {
+        of_folder(&args.input, &args.output, args.format.unwrap_or(Format::Png), args.recursive)?
+    } else {
+        of_file(&args.input, &args.output, args.format)?
+    };
+    todo.left_out.iter().for_each(|what| tell(format_args!("note: {what}")));
+    todo.renamed.iter().for_each(tell);
+    let Jobs { jobs, failed, left_out, .. } = todo;
+    let budget = args.model.budget();
+    let mut outcome = Outcome { failed, ..Outcome::default() };
+    let total = jobs.len() + outcome.failed.len();
+    let mut planned = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let input = job.input.clone();
+        match plan(&upscaler, job, budget) {
+            Ok(plan) => planned.push(plan),
+            Err(error) if !is_folder => return Err(error),
+            Err(error) if ends_all(&error) => return Err(error),
+            Err(error) => outcome.failed.push(Failed { input, reason: format!("{error:#}") }),
+        }
+    }
+    outcome.failed.iter().for_each(|f| tell(format_args!("error: {}", f.text())));
+    let memory = planned.iter().map(|p| p.bytes).max().unwrap_or(0);
+    if is_folder {
+        create_folder(&args.output)?;
+    }
+    let progress = if is_folder { Progress::new("upscale", planned.len() as u64, "pictures") } else { Progress::hidden() };
+    work(&mut upscaler, planned, budget, is_folder, &progress, &mut outcome)?;
+    progress.finish();
+    if args.json {
+        print(json(args, &upscaler, &outcome, &left_out, memory, budget)?)?;
+    }
+    conclude(args, is_folder, outcome, total, memory)
+}
+
+impl Failed {
+    /// The reason, with the file where it does not say it.
+    fn text(&self) -> String {
+        let file = self.input.display().to_string();
+        if self.reason.contains(&file) { self.reason.clone() } else { format!("{file}: {}", self.reason) }
+    }
+}
+
+/// Whether an error is the system's, and the next picture would meet it too. A picture that is not there any more, or that this user may not
+/// read, says nothing about the others.
+fn ends_all(error: &anyhow::Error) -> bool {
+    system_cause(error).is_some_and(|cause| !matches!(cause.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied))
+}
+
+/// Looks at a picture's header: size, alpha, memory.
+fn plan(upscaler: &Upscaler, job: Job, budget: Budget) -> Result<Planned> {
+    let needs = need(&job.input, &Limits::default())?;
+    let name = || job.input.display().to_string();
+    let scale = upscaler.scale() as u32;
+    let sides = needs.size.0.checked_mul(scale).zip(needs.size.1.checked_mul(scale));
+    let large = sides.with_context(|| format!("{}: the result is larger than any picture can be", name()))?;
+    job.format.check(large).with_context(name)?;
+    let alpha = needs.alpha && job.format.holds_alpha();
+    let format = job.format.bytes(large, if alpha { 4 } else { 3 });
+    let bytes = PROGRAM_BYTES + upscaler.bytes_in_rows(needs.size, alpha)? + needs.opening.max(needs.reading + format);
+    budget.check(bytes, &advice(&needs, job.format)).with_context(name)?;
+    Ok(Planned { size: needs.size, alpha, bytes, job })
+}
+
+/// What makes a picture take less memory.
+fn advice(needs: &Need, format: Format) -> String {
+    let mut ways = Vec::new();
+    if needs.opening > needs.reading {
+        ways.push("convert it to a PNG that is not interlaced, which is read in strips");
+    }
+    if format == Format::Webp {
+        ways.push("write it as png, which is done in strips");
+    }
+    ways.extend(["give a smaller --tile", "allow more with --host-memory"]);
+    ways.join(", or ")
+}
+
+/// Upscales picture by picture.
+fn work(
+    upscaler: &mut Upscaler,
+    planned: Vec<Planned>,
+    budget: Budget,
+    is_folder: bool,
+    progress: &Progress,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let count = planned.len();
+    for (i, planned) in planned.into_iter().enumerate() {
+        let tell_line = |text: String| if is_folder { progress.line(&text) } else { tell(text) };
+        match one(upscaler, &planned, budget, is_folder) {
+            Ok(done) => {
+                if !done.notes.is_empty() {
+                    tell_line(format!("{}: {}", done.input, done.notes.join(", ")));
+                }
+                outcome.done.push(done);
+            }
+            Err(Trouble { error, .. }) if !is_folder => return Err(error),
+            Err(Trouble { error, ends_all: true }) => {
+                outcome.stopped = Some((error, count - i - 1));
+                break;
+            }
+            Err(Trouble { error, .. }) => {
+                let failed = Failed { input: planned.job.input, reason: format!("{error:#}") };
+                tell_line(format!("error: {}", failed.text()));
+                outcome.failed.push(failed);
+            }
+        }
+        progress.advance(1);
+    }
+    Ok(())
+}
+
+/// Why a picture was not upscaled.
+struct Trouble {
+    error: anyhow::Error,
+    ends_all: bool,
+}
+
+impl From<anyhow::Error> for Trouble {
+    fn from(error: anyhow::Error) -> Trouble {
+        Trouble { ends_all: ends_all(&error), error }
+    }
+}
+
+/// Rows of a file that keep the error which ended them: within the writing of a result it would be taken for an error of writing.
+struct Watched {
+    rows: FileRows,
+    failed: Option<anyhow::Error>,
+}
+
+impl PixelRows for Watched {
+    fn size(&self) -> (u32, u32) {
+        self.rows.size()
+    }
+
+    fn channels(&self) -> usize {
+        self.rows.channels()
+    }
+
+    fn read(&mut self, rows: &mut [u8]) -> Result<()> {
+        self.rows.read(rows).map_err(|error| {
+            self.failed = Some(error);
+            anyhow!("the picture could not be read")
+        })
+    }
+}
+
+fn one(upscaler: &mut Upscaler, planned: &Planned, budget: Budget, is_folder: bool) -> Result<Done, Trouble> {
+    let Planned { job, size, alpha, bytes } = planned;
+    upscaler.make_room_for(*size);
+    let name = || job.input.display().to_string();
+    if is_folder {
+        // the memory that is free may have changed since all pictures were looked at
+        budget.check(*bytes, "end other programs, or give a smaller --tile").with_context(name)?;
+        if let Some(folder) = job.output.parent() {
+            create_folder(folder).map_err(|error| Trouble { ends_all: system_cause(&error).is_some(), error })?;
+        }
+    }
+    let rows = FileRows::open(&job.input, &Limits::default(), *alpha)?;
+    let notes = rows.notes().iter().filter(|note| !(*alpha && **note == Note::Alpha)).map(|note| match note {
+        Note::Alpha => "alpha channel dropped, since the output's format has none (png, webp and tiff have)".to_string(),
+        other => other.to_string(),
+    });
+    let notes: Vec<String> = notes.collect();
+    let mut rows = Watched { rows, failed: None };
+    let mut bands = upscaler.bands(&mut rows)?;
+    let (width, height) = bands.size();
+    let written = write_output(&job.output, |out| job.format.write(out, &mut bands));
+    drop(bands);
+    if let Err(error) = written {
+        return Err(match rows.failed {
+            Some(error) => error.into(),
+            None => Trouble { ends_all: system_cause(&error).is_some(), error: with_advice(error) },
+        });
+    }
+    let text = |path: &Path| path.display().to_string();
+    Ok(Done { input: text(&job.input), output: text(&job.output), width, height, alpha: *alpha, notes })
+}
+
+/// An error of writing, with what to try.
+fn with_advice(error: anyhow::Error) -> anyhow::Error {
+    let advice = match system_cause(&error).map(std::io::Error::kind) {
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => "free some room there, or name another place",
+        Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => "make the place writable, or name another one",
+        Some(ErrorKind::NotFound | ErrorKind::NotADirectory) => "its folder must be there already; create it, or name another place",
+        _ => return error,
+    };
+    anyhow!("{error:#}; {advice}")
+}
+
+fn json(args: &Args, upscaler: &Upscaler, outcome: &Outcome, left_out: &[String], memory: u64, budget: Budget) -> Result<String> {
+    let failed: Vec<_> =
+        outcome.failed.iter().map(|f| serde_json::json!({ "input": f.input.to_string_lossy(), "reason": f.reason })).collect();
+    let value = serde_json::json!({
+        "model": args.model.model.to_string_lossy(),
+        "scale": upscaler.scale(),
+        "pictures": outcome.done,
+        "failed": failed,
+        "left_out": left_out,
+        "not_tried": outcome.stopped.as_ref().map_or(0, |(_, count)| *count),
+        "memory_planned": memory,
+        "memory_limit": budget.limit,
+    });
+    Ok(serde_json::to_string_pretty(&value)?)
+}
+
+/// Pictures that are named in the last message at most; all have a line of their own before.
+const NAMED: usize = 10;
+
+/// The last line, and the exit code.
+fn conclude(args: &Args, is_folder: bool, outcome: Outcome, total: usize, memory: u64) -> Result<()> {
+    let Outcome { done, failed, stopped } = outcome;
+    let memory = bytes_text(memory);
+    if let Some((error, left)) = stopped {
+        return Err(error.context(format!("stopped after {} of {total} pictures, {left} were not tried", done.len())));
+    }
+    if !is_folder {
+        done.iter()
+            .for_each(|d| tell(format_args!("{} is upscaled to {}x{} pixels, {memory} of memory at most", d.input, d.width, d.height)));
+        return Ok(());
+    }
+    tell(format_args!("{} of {total} pictures are upscaled, {memory} of memory at most", done.len()));
+    let names: Vec<String> = failed.iter().take(NAMED).map(|f| f.input.display().to_string()).collect();
+    let more = if failed.len() > NAMED { format!(" and {} more", failed.len() - NAMED) } else { String::new() };
+    ensure!(
+        failed.is_empty(),
+        "{} of {total} pictures could not be upscaled: {}{more}; the others are in {}",
+        failed.len(),
+        names.join(", "),
+        args.output.display()
+    );
+    Ok(())
+}

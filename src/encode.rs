@@ -1,0 +1,468 @@
+//! Writes pictures as PNG, JPEG, WebP, TIFF or BMP from rows that are asked for as they are needed. Depends on the encoders and on the
+//! dataset's rows. Promises to hold a few rows of the picture, but for WebP, whose encoder needs the whole; that memory, and the sizes a
+//! format cannot hold, are known before the work.
+
+use crate::dataset::rows::PixelRows;
+use crate::failure::no_memory;
+use anyhow::{Context, Result, anyhow, ensure};
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::webp::WebPEncoder;
+use image::{ExtendedColorType, GenericImageView, Rgb, RgbImage};
+use std::cell::RefCell;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+use tiff::encoder::{TiffEncoder, TiffKind, colortype};
+
+/// The encoder's own default of 75 takes away what a network has added.
+const JPEG_QUALITY: u8 = 95;
+/// Rows that a JPEG is compressed in.
+const JPEG_ROWS: usize = 8;
+/// A TIFF of more bytes gets the 64-bit form (BigTIFF), since offsets of the usual one end at 4 GiB.
+const LARGEST_TIFF: u64 = u32::MAX as u64 - (64 << 20);
+/// Length of a BMP's headers.
+const BMP_HEADERS: u32 = 14 + 40;
+
+/// What a picture can be written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Without loss, in strips
+    Png,
+    /// Quality 95
+    #[value(alias = "jpeg")]
+    Jpg,
+    /// Without loss
+    Webp,
+    /// Not compressed, in strips
+    #[value(alias = "tif")]
+    Tiff,
+    /// Not compressed
+    Bmp,
+}
+
+impl Format {
+    /// Endings of files that can be written, for messages.
+    pub const ENDINGS: &str = "png, jpg, jpeg, webp, bmp, tif, tiff";
+
+    /// The format that a path's ending names.
+    pub fn of(path: &Path) -> Option<Format> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "png" => Some(Format::Png),
+            "jpg" | "jpeg" | "jpe" | "jfif" => Some(Format::Jpg),
+            "webp" => Some(Format::Webp),
+            "tif" | "tiff" => Some(Format::Tiff),
+            "bmp" => Some(Format::Bmp),
+            _ => None,
+        }
+    }
+
+    /// The ending of its files, with the dot.
+    pub fn ending(self) -> &'static str {
+        match self {
+            Format::Png => ".png",
+            Format::Jpg => ".jpg",
+            Format::Webp => ".webp",
+            Format::Tiff => ".tiff",
+            Format::Bmp => ".bmp",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Format::Png => "PNG",
+            Format::Jpg => "JPEG",
+            Format::Webp => "WebP",
+            Format::Tiff => "TIFF",
+            Format::Bmp => "BMP",
+        }
+    }
+
+    /// Whether an alpha channel is kept.
+    pub fn holds_alpha(self) -> bool {
+        matches!(self, Format::Png | Format::Webp | Format::Tiff)
+    }
+
+    /// Whether writing goes back in the file, which a device or a FIFO cannot do.
+    pub fn goes_back(self) -> bool {
+        matches!(self, Format::Tiff | Format::Bmp)
+    }
+
+    /// Holds a size in pixels against what the format can say.
+    ///
+    /// # Errors
+    /// When it is too large; the message says how large it may be, and which format takes it.
+    pub fn check(self, (width, height): (u32, u32)) -> Result<()> {
+        let side = match self {
+            Format::Png | Format::Tiff => i32::MAX as u32,
+            Format::Jpg => u16::MAX.into(),
+            Format::Webp => 16_383,
+            Format::Bmp => i32::MAX as u32,
+        };
+        ensure!(
+            width <= side && height <= side,
+            "the result has {width}x{height} pixels and {} holds at most {side} a side; write it as png or tiff, or cut the picture into parts",
+            self.name()
+        );
+        let bytes = (u64::from(width) * 3).next_multiple_of(4) * u64::from(height);
+        ensure!(
+            self != Format::Bmp || bytes <= u64::from(u32::MAX - BMP_HEADERS),
+            "the result has {width}x{height} pixels and BMP holds at most 4 GiB; write it as png or tiff, or cut the picture into parts"
+        );
+        Ok(())
+    }
+
+    /// The most bytes that writing a picture takes, the rows that are asked for not counted.
+    pub fn bytes(self, (width, height): (u32, u32), channels: usize) -> u64 {
+        let row = u64::from(width) * channels as u64;
+        match self {
+            // the rows that are filtered, and the compression
+            Format::Png => 6 * row + (1 << 20),
+            Format::Jpg => (JPEG_ROWS as u64 + 1) * row,
+            // the picture, the encoder's RGBA, and the file, whose buffer doubles as it grows
+            Format::Webp => (row + 12 * u64::from(width)) * u64::from(height),
+            // a strip, and the places and lengths of all of them
+            Format::Tiff => 2 * row.max(1 << 20) + 32 * u64::from(height),
+            Format::Bmp => 2 * row,
+        }
+    }
+
+    /// Writes a whole picture.
+    ///
+    /// # Errors
+    /// Those of the rows and of writing.
+    pub fn write<W: Write + Seek>(self, out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
+        self.check(rows.size())?;
+        ensure!(rows.channels() == 3 || self.holds_alpha(), "{} holds no alpha channel", self.name());
+        match self {
+            Format::Png => png(out, rows),
+            Format::Jpg => jpeg(out, rows),
+            Format::Webp => webp(out, rows),
+            Format::Tiff => {
+                let (w, h) = rows.size();
+                let bytes = u64::from(w) * u64::from(h) * rows.channels() as u64;
+                if bytes > LARGEST_TIFF { tiff(TiffEncoder::new_big(out)?, rows) } else { tiff(TiffEncoder::new(out)?, rows) }
+            }
+            Format::Bmp => bmp(out, rows),
+        }
+    }
+}
+
+/// A vector of `len` zeros, or an error where there is no memory.
+fn zeros(len: usize, what: &str) -> Result<Vec<u8>> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(len).map_err(|_| no_memory(len, what))?;
+    data.resize(len, 0);
+    Ok(data)
+}
+
+/// The error of the system that an encoder passes on, as such.
+fn of_png(error: png::EncodingError) -> anyhow::Error {
+    match error {
+        png::EncodingError::IoError(e) => e.into(),
+        other => anyhow!("the PNG encoder gave up ({other})"),
+    }
+}
+
+fn of_image(error: image::ImageError) -> anyhow::Error {
+    match error {
+        image::ImageError::IoError(e) => e.into(),
+        other => anyhow!("the encoder gave up ({other})"),
+    }
+}
+
+fn png<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
+    let ((width, height), channels) = (rows.size(), rows.channels());
+    let mut encoder = png::Encoder::new(out, width, height);
+    encoder.set_color(if channels == 4 { png::ColorType::Rgba } else { png::ColorType::Rgb });
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::Fast);
+    encoder.set_filter(png::Filter::Adaptive);
+    let mut writer = encoder.write_header().map_err(of_png)?;
+    let mut stream = writer.stream_writer_with_size(1 << 18).map_err(of_png)?;
+    let mut row = zeros(width as usize * channels, "a row")?;
+    for _ in 0..height {
+        rows.read(&mut row)?;
+        stream.write_all(&row)?;
+    }
+    stream.finish().map_err(of_png)?;
+    writer.finish().map_err(of_png)
+}
+
+/// The picture as the JPEG encoder asks for it: from the top, eight rows at a time, pixel by pixel.
+struct Asked<'a> {
+    size: (u32, u32),
+    state: RefCell<Group<'a>>,
+}
+
+struct Group<'a> {
+    rows: &'a mut dyn PixelRows,
+    pixels: Vec<u8>,
+    /// Number of the first row in `pixels`, and how many there are.
+    first: u32,
+    count: u32,
+    /// What ended the reading; the encoder cannot be told.
+    failed: Option<anyhow::Error>,
+}
+
+impl Group<'_> {
+    /// Reads the next rows.
+    fn next(&mut self, (width, height): (u32, u32)) {
+        self.first += self.count;
+        self.count = (height - self.first).min(JPEG_ROWS as u32);
+        self.pixels.fill(0);
+        let pixels = &mut self.pixels[..self.count as usize * width as usize * 3];
+        if self.failed.is_none()
+            && let Err(error) = self.rows.read(pixels)
+        {
+            self.failed = Some(error);
+        }
+    }
+}
+
+impl GenericImageView for Asked<'_> {
+    type Pixel = Rgb<u8>;
+
+    fn dimensions(&self) -> (u32, u32) {
+        self.size
+    }
+
+    fn get_pixel(&self, x: u32, y: u32) -> Rgb<u8> {
+        let mut group = self.state.borrow_mut();
+        while y >= group.first + group.count {
+            group.next(self.size);
+        }
+        let at = ((y - group.first) as usize * self.size.0 as usize + x as usize) * 3;
+        Rgb([group.pixels[at], group.pixels[at + 1], group.pixels[at + 2]])
+    }
+}
+
+fn jpeg<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
+    let size = rows.size();
+    let pixels = zeros(size.0 as usize * 3 * JPEG_ROWS, "rows")?;
+    let asked = Asked { size, state: RefCell::new(Group { rows, pixels, first: 0, count: 0, failed: None }) };
+    let written = JpegEncoder::new_with_quality(out, JPEG_QUALITY).encode_image(&asked);
+    match asked.state.into_inner().failed {
+        Some(error) => Err(error),
+        None => written.map_err(of_image),
+    }
+}
+
+fn webp<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
+    let ((width, height), channels) = (rows.size(), rows.channels());
+    let mut picture = zeros(width as usize * height as usize * channels, "the enlarged picture")?;
+    rows.read(&mut picture)?;
+    let colour = if channels == 4 { ExtendedColorType::Rgba8 } else { ExtendedColorType::Rgb8 };
+    WebPEncoder::new_lossless(out).encode(&picture, width, height, colour).map_err(of_image)
+}
+
+fn of_tiff(error: tiff::TiffError) -> anyhow::Error {
+    match error {
+        tiff::TiffError::IoError(e) => e.into(),
+        other => anyhow!("the TIFF encoder gave up ({other})"),
+    }
+}
+
+fn tiff<W: Write + Seek, K: TiffKind>(encoder: TiffEncoder<W, K>, rows: &mut dyn PixelRows) -> Result<()> {
+    if rows.channels() == 4 { strips::<colortype::RGBA8, W, K>(encoder, rows) } else { strips::<colortype::RGB8, W, K>(encoder, rows) }
+}
+
+fn strips<C: colortype::ColorType<Inner = u8>, W: Write + Seek, K: TiffKind>(
+    mut encoder: TiffEncoder<W, K>,
+    rows: &mut dyn PixelRows,
+) -> Result<()> {
+    let (width, height) = rows.size();
+    let mut picture = encoder.new_image::<C>(width, height).map_err(of_tiff)?;
+    let mut strip = Vec::new();
+    loop {
+        let samples = usize::try_from(picture.next_strip_sample_count()).context("a strip is larger than memory can be")?;
+        if samples == 0 {
+            return picture.finish().map_err(of_tiff);
+        }
+        if strip.len() < samples {
+            strip = zeros(samples, "a strip")?;
+        }
+        rows.read(&mut strip[..samples])?;
+        picture.write_strip(&strip[..samples]).map_err(of_tiff)?;
+    }
+}
+
+/// Rows of a BMP stand from the bottom up, in blue, green, red, each padded to four bytes.
+fn bmp<W: Write + Seek>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
+    let (width, height) = rows.size();
+    let padded = (u64::from(width) * 3).next_multiple_of(4);
+    let bytes = u32::try_from(padded * u64::from(height)).context("the picture is too large for BMP")?;
+    let mut header = Vec::with_capacity(BMP_HEADERS as usize);
+    header.extend(b"BM");
+    for number in [bytes + BMP_HEADERS, 0, BMP_HEADERS, 40, width, height] {
+        header.extend(number.to_le_bytes());
+    }
+    header.extend([1, 0, 24, 0]); // one plane of 24 bits
+    for number in [0, bytes, 0, 0, 0, 0] {
+        header.extend(number.to_le_bytes());
+    }
+    let start = out.stream_position()?;
+    out.write_all(&header)?;
+    let mut line = zeros(padded as usize, "a row")?;
+    for y in 0..height {
+        let row = &mut line[..width as usize * 3];
+        rows.read(row)?;
+        row.chunks_exact_mut(3).for_each(|pixel| pixel.swap(0, 2));
+        out.seek(SeekFrom::Start(start + u64::from(BMP_HEADERS) + padded * u64::from(height - 1 - y)))?;
+        out.write_all(&line)?;
+    }
+    out.seek(SeekFrom::Start(start + u64::from(BMP_HEADERS) + u64::from(bytes)))?;
+    Ok(())
+}
+
+/// A picture in memory, read as rows.
+pub struct InMemory<'a> {
+    picture: &'a RgbImage,
+    /// Bytes that were read.
+    done: usize,
+}
+
+impl<'a> InMemory<'a> {
+    /// From the first row on.
+    pub fn new(picture: &'a RgbImage) -> InMemory<'a> {
+        InMemory { picture, done: 0 }
+    }
+}
+
+impl PixelRows for InMemory<'_> {
+    fn size(&self) -> (u32, u32) {
+        self.picture.dimensions()
+    }
+
+    fn channels(&self) -> usize {
+        3
+    }
+
+    fn read(&mut self, rows: &mut [u8]) -> Result<()> {
+        let from = self.picture.as_raw().get(self.done..self.done + rows.len()).context("the picture has no rows left")?;
+        rows.copy_from_slice(from);
+        self.done += rows.len();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::ImageFormat;
+    use std::io::Cursor;
+
+    const ALL: [(Format, ImageFormat); 5] = [
+        (Format::Png, ImageFormat::Png),
+        (Format::Jpg, ImageFormat::Jpeg),
+        (Format::Webp, ImageFormat::WebP),
+        (Format::Tiff, ImageFormat::Tiff),
+        (Format::Bmp, ImageFormat::Bmp),
+    ];
+
+    fn picture(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| Rgb([0, 1, 2].map(|c| ((x * 3 + y * 5 + c * 70) / 2 % 256) as u8)))
+    }
+
+    fn written(format: Format, rows: &mut dyn PixelRows) -> Vec<u8> {
+        let mut out = BufWriter::new(Cursor::new(Vec::new()));
+        format.write(&mut out, rows).unwrap();
+        out.into_inner().unwrap().into_inner()
+    }
+
+    /// What goes through the encoders of whole pictures comes out as from ours: the same bytes, but for the cut of a PNG's data.
+    #[test]
+    fn rows_give_what_whole_pictures_give() {
+        for (w, h) in [(1, 1), (13, 9), (640, 531), (7, 300)] {
+            let picture = picture(w, h);
+            for (format, whole) in ALL {
+                let ours = written(format, &mut InMemory::new(&picture));
+                let mut theirs = Cursor::new(Vec::new());
+                match whole {
+                    ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut theirs, JPEG_QUALITY).encode_image(&picture).unwrap(),
+                    _ => picture.write_to(&mut theirs, whole).unwrap(),
+                }
+                if format != Format::Png {
+                    assert!(ours == theirs.into_inner(), "{format:?} {w}x{h}");
+                }
+                let read = image::load_from_memory_with_format(&ours, whole).unwrap().into_rgb8();
+                assert!(read == picture || format == Format::Jpg, "{format:?} {w}x{h}");
+            }
+        }
+    }
+
+    struct Transparent(u32, u32, u32);
+
+    impl PixelRows for Transparent {
+        fn size(&self) -> (u32, u32) {
+            (self.0, self.1)
+        }
+        fn channels(&self) -> usize {
+            4
+        }
+        fn read(&mut self, rows: &mut [u8]) -> Result<()> {
+            for row in rows.chunks_exact_mut(4 * self.0 as usize) {
+                for (x, pixel) in row.chunks_exact_mut(4).enumerate() {
+                    pixel.copy_from_slice(&[x as u8, self.2 as u8, 7, (x as u32 + self.2) as u8]);
+                }
+                self.2 += 1;
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn alpha_is_kept_where_the_format_holds_it() {
+        for (format, whole) in ALL.into_iter().filter(|(format, _)| format.holds_alpha()) {
+            let file = written(format, &mut Transparent(40, 30, 0));
+            let read = image::load_from_memory_with_format(&file, whole).unwrap();
+            assert!(read.color().has_alpha(), "{format:?}: {:?}", read.color());
+            assert_eq!(read.into_rgba8().get_pixel(9, 8).0, [9, 8, 7, 17], "{format:?}");
+        }
+        let error = Format::Bmp.write(&mut BufWriter::new(Cursor::new(Vec::new())), &mut Transparent(4, 3, 0)).unwrap_err();
+        assert!(error.to_string().contains("alpha"), "{error}");
+    }
+
+    #[test]
+    fn sizes_that_a_format_cannot_hold_are_known_before() {
+        for (format, size, fits) in [
+            (Format::Webp, (16_383, 9), true),
+            (Format::Webp, (9, 16_384), false),
+            (Format::Jpg, (65_535, 9), true),
+            (Format::Jpg, (65_536, 9), false),
+            (Format::Bmp, (40_000, 36_000), false),
+            (Format::Png, (400_000, 36_000), true),
+        ] {
+            let checked = format.check(size);
+            assert_eq!(checked.is_ok(), fits, "{format:?} {size:?}");
+            if let Err(error) = checked {
+                assert!(error.to_string().contains("png"), "{error}");
+            }
+        }
+    }
+
+    struct Broken(u32);
+
+    impl PixelRows for Broken {
+        fn size(&self) -> (u32, u32) {
+            (20, 40)
+        }
+        fn channels(&self) -> usize {
+            3
+        }
+        fn read(&mut self, _: &mut [u8]) -> Result<()> {
+            self.0 += 1;
+            ensure!(self.0 < 3, "row {} is damaged", self.0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_rows_comes_through_every_encoder() {
+        for (format, _) in ALL {
+            let mut out = BufWriter::new(Cursor::new(Vec::new()));
+            // WebP and TIFF ask for all these rows at once, the second time for none
+            let calls = if matches!(format, Format::Webp | Format::Tiff) { 2 } else { 0 };
+            let error = format.write(&mut out, &mut Broken(calls)).unwrap_err();
+            assert_eq!(error.to_string(), "row 3 is damaged", "{format:?}");
+        }
+    }
+}
