@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::Sources;
 use paragon::shard::reader::Io;
-use paragon::train::{HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train};
+use paragon::train::{ConfigFile, HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +69,7 @@ fn is_ignored(signal: libc::c_int) -> bool {
 
 /// Trains; exit code 130 when stopped from outside after saving.
 pub fn run(args: &Args) -> Result<()> {
-    let mut settings = args.layers.settings(&args.flags)?;
+    let settings = args.layers.settings(&args.flags)?;
     let machine = Machine::new(&settings)?;
     let data = DataArgs::new(&settings)?;
     let sources = data.open()?;
@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
         }),
     };
     let strict = settings.is_on("path.strict_load_g");
-    let effective = effective(&mut settings, &data, &config, &out, validation.as_deref());
+    let effective = effective(settings.clone(), &data, &config, &out, validation.as_deref());
     let options = RunOptions {
         out,
         threads: machine.threads,
@@ -134,7 +134,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The configuration that counts, as a file to be taken again: paths that hold wherever it is read, and what was chosen on the way.
-fn effective(settings: &mut Settings, data: &DataArgs, config: &TrainConfig, out: &Path, validation: Option<&Path>) -> String {
+fn effective(mut settings: Settings, data: &DataArgs, config: &TrainConfig, out: &Path, validation: Option<&Path>) -> ConfigFile {
     let whole = |path: &Path| Value::Path(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
     settings.put("scale", Value::Whole(config.network.scale as u64));
     settings.put("network_g.type", Value::Text(config.network.arch.clone()));
@@ -146,10 +146,18 @@ fn effective(settings: &mut Settings, data: &DataArgs, config: &TrainConfig, out
     if let Some(path) = settings.path("path.pretrain_network_g") {
         settings.put("path.pretrain_network_g", whole(&path));
     }
-    let notes = unwritable(settings);
+    let notes = unwritable(&settings);
     notes.iter().for_each(|note| tell(format_args!("note: {note}")));
     let notes: String = notes.iter().map(|note| format!("# {note}\n")).collect();
-    format!("# What this run was told, every key of it: `paragon train --config` takes it back.\n{notes}{}", docs::yaml(settings, false))
+    ConfigFile(Arc::new(move |chosen| {
+        let mut settings = settings.clone();
+        settings.put("data.batch_size_per_gpu", Value::Whole(chosen.batch_size as u64));
+        settings.put("data.accum_iter", Value::Whole(chosen.accum_iter as u64));
+        format!(
+            "# What this run was told, every key of it: `paragon train --config` takes it back.\n{notes}{}",
+            docs::yaml(&settings, false)
+        )
+    }))
 }
 
 /// The keys whose paths a YAML file cannot hold: YAML is text, and these bytes are not.

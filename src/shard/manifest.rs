@@ -57,7 +57,7 @@ pub struct Extra {
 /// What a set is and what it is made of. Holds nothing that differs between machines, thread counts or hours.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Manifest {
-    /// Version of the paragon that wrote the set.
+    /// Version of the paragon that wrote the set. For people: it decides nothing, and is compared with nothing.
     pub paragon: String,
     /// HR side over LQ side.
     pub scale: u32,
@@ -113,6 +113,11 @@ impl Manifest {
         hash.finish()
     }
 
+    /// Whether an unfinished set of this manifest is what another one asks for, whichever version of paragon began it.
+    pub fn asks_for(&self, wanted: &Manifest) -> bool {
+        Manifest { paragon: wanted.paragon.clone(), ..self.clone() } == *wanted
+    }
+
     /// What differs from the options of another manifest, in words; empty where only the images differ.
     pub fn differences(&self, wanted: &Manifest) -> Vec<String> {
         let mut out = Vec::new();
@@ -139,7 +144,6 @@ impl Manifest {
             (i, n) => format!("{i}/{n}"),
         };
         compare("the part", part(self), part(wanted));
-        compare("the paragon version", self.paragon.clone(), wanted.paragon.clone());
         out.dedup();
         out
     }

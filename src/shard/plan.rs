@@ -60,6 +60,9 @@ pub struct BuildConfig {
     pub shard_bytes: u64,
     /// Bound on the memory of images under way, bytes.
     pub host_memory: u64,
+    /// The limit that `host_memory` comes from, in words, where the user has not stated it: an image that needs more then stops the run,
+    /// since what a set holds must not depend on the machine that makes it.
+    pub memory_limit: Option<String>,
     /// Whether a different set in `out` is removed first.
     pub overwrite: bool,
     /// Bounds on single image files.
@@ -88,6 +91,7 @@ impl BuildConfig {
             threads: 0,
             shard_bytes: 512 << 20,
             host_memory: 2 << 30,
+            memory_limit: None,
             overwrite: false,
             limits: Limits::default(),
         }
@@ -268,6 +272,17 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
             Err(reject) => rejected.push(reject),
         }
     }
+    if let Some(limit) = &config.memory_limit
+        && let Some(first) = rejected.iter().find(|r| r.kind == "memory")
+    {
+        let count = rejected.iter().filter(|r| r.kind == "memory").count();
+        bail!(
+            "{count} image(s) need more memory than half of {limit}, among them {}: {}; give more memory, leave such images out with \
+             --max-megapixels, or state --host-memory, which rejects what needs more",
+            first.file.display(),
+            first.reason
+        );
+    }
     if let Some(val) = config.val {
         hold_out(&mut jobs, val, config.recipe.seed)?;
     }
@@ -436,6 +451,10 @@ fn job_of(
     Ok(Job { source, size, file_bytes, pairs, held_out: false, memory })
 }
 
+/// Names the bytes that the encoder makes of a pair, and so takes part in a set's identity. It changes only when those bytes change, and
+/// never because paragon has a new version: the bytes of 0.1.0 are still the ones.
+const ENCODER: &str = "0.1.0";
+
 /// The manifest of the set that a configuration and its inputs give; the shards are still to come.
 fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
     let mut inputs = Hash64::default();
@@ -459,7 +478,7 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
         extra: Extra { crop: config.lq_size - config.margin, options: options(config), ..Extra::default() },
     };
     let mut hash = Hash64::default();
-    hash.word(u64::from(MAJOR)).bytes(manifest.paragon.as_bytes());
+    hash.word(u64::from(MAJOR)).bytes(ENCODER.as_bytes());
     for number in [manifest.scale, manifest.lq_size, manifest.stride, u32::from(manifest.recipe)] {
         hash.word(u64::from(number));
     }

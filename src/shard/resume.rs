@@ -146,7 +146,9 @@ fn begun_with_overwrite(out: &Path, plan: &Plan) -> Result<bool> {
         return Ok(false);
     }
     match journal::Reader::open(out) {
-        Ok(there) => Ok(there.is_some_and(|(head, _)| head.overwrite && head.base_fingerprint == 0 && head.wanted == plan.manifest)),
+        Ok(there) => {
+            Ok(there.is_some_and(|(head, _)| head.overwrite && head.base_fingerprint == 0 && head.wanted.asks_for(&plan.manifest)))
+        }
         Err(e) if failure::system_cause(&e).is_some() => Err(e),
         Err(_) => Ok(false), // no regular file: it is removed with the rest
     }
@@ -315,7 +317,9 @@ fn ready(config: &BuildConfig, plan: &Plan, before: &Before, progress: &Progress
     let there = journal::Reader::open(out)?.map(|(there, _)| there);
     let left = leftovers(out, &base)?;
     let assembly = match there {
-        Some(there) if there.wanted == head.wanted && there.base_fingerprint == head.base_fingerprint => go_on(config, plan, &base)?,
+        Some(there) if there.wanted.asks_for(&head.wanted) && there.base_fingerprint == head.base_fingerprint => {
+            go_on(config, plan, &base)?
+        }
         Some(_) if head.base_fingerprint != 0 => {
             progress.line("images that an interrupted --append of other images has added so far are removed");
             begin(config, plan, &base, &head)?
@@ -500,7 +504,7 @@ pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
     let Ok(Some((head, mut reader))) = journal::Reader::open(&config.out) else {
         return "nothing is there to go on from; all of it would be made".to_string();
     };
-    if head.wanted != plan.manifest {
+    if !head.wanted.asks_for(&plan.manifest) {
         return format!("{out} is an unfinished set with other options or images; a run would stop: {ADVICE}");
     }
     let mut left = plan.jobs.iter();

@@ -29,6 +29,6 @@ pub use memory::{Budget, Place, RunMemory, validation_bytes};
 pub use model_file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
 pub use prefetch::Prefetch;
 pub use previews::{Kept, kept as kept_previews, read_picture as read_preview};
-pub use run::{RunOptions, Summary, duration_text, model_path, train};
+pub use run::{ConfigFile, RunOptions, Summary, duration_text, model_path, train};
 pub use schedule::{Decay, Schedule, ema_decay};
 pub use state::{OpenLine, PendingLine, State, list_states, newest_state, state_path};

@@ -30,7 +30,18 @@ use std::time::{Duration, Instant};
 const MAX_SKIPPED_IN_A_ROW: u64 = 10;
 /// Between two plain lines where there is no terminal: a log line every few milliseconds is for the file, not for people.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
-/// What does not change the numbers of a run.
+/// The text of a configuration file, from the configuration that was chosen in the end: with the split of its iterations.
+#[derive(Clone)]
+pub struct ConfigFile(pub Arc<dyn Fn(&TrainConfig) -> String + Send + Sync>);
+
+impl std::fmt::Debug for ConfigFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ConfigFile")
+    }
+}
+
+/// Where and how a run computes, what it keeps and what it says. None of it changes the network that is trained, but for a stated
+/// `host_memory` or `vram`, for which `fit` may split an iteration (sums are then rounded in another order), `device` and `precision`.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
     /// Folder of the run.
@@ -75,8 +86,8 @@ pub struct RunOptions {
     pub precision: Option<Precision>,
     /// Most device memory the run may take, bytes; `None` for what is free.
     pub vram: Option<u64>,
-    /// The configuration as a file, kept beside the run.
-    pub settings: Option<String>,
+    /// Makes the configuration file that is kept beside the run.
+    pub settings: Option<ConfigFile>,
     /// Set from outside to save the last whole iteration and stop, within a micro-batch or a validation picture.
     pub stop: Arc<AtomicBool>,
 }
@@ -215,7 +226,8 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         keeping::forget(&options.out, options.restart)?;
     }
     previews::cut_back(&options.out, state.head.iteration);
-    if let Some(text) = &options.settings {
+    if let Some(file) = &options.settings {
+        let text = (file.0)(config);
         files::write_atomic(&options.out.join("config.yml"), |out| Ok(out.write_all(text.as_bytes())?))?;
     }
     let best = if fresh { None } else { earlier_best(&options.out, state.head.iteration, measured_on.as_ref(), report) };

@@ -378,9 +378,9 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` on one file: a panic inside a decoder becomes an error, without its message on stderr, and every error
-/// names the file.
-pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Keeps panics inside decoders, which become errors, from being written to stderr as well. This changes the panic hook of the whole
+/// process, so it is for a program's `main` and never called by the library.
+pub fn silence_decoder_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
@@ -390,6 +390,10 @@ pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Resul
             }
         }));
     });
+}
+
+/// Runs `work` on one file: a panic inside a decoder becomes an error, and every error names the file.
+pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     QUIET.with(|q| q.set(true));
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(work));
     QUIET.with(|q| q.set(false));
