@@ -41,7 +41,7 @@ fn check_means(report: &Value) {
 fn eval_of_set5_gives_the_reference_figures_for_bicubic() {
     let test = "eval_of_set5_gives_the_reference_figures_for_bicubic";
     let (Some(set5), Some(golden)) =
-        (common::shared(test, "datasets/set5"), common::shared(test, "golden/metrics_set5_pillow_bicubic_x2.json"))
+        (common::place::reference(test, "datasets/set5"), common::place::reference(test, "golden/metrics_set5_pillow_bicubic_x2.json"))
     else {
         return;
     };

@@ -2,8 +2,9 @@
 
 mod common;
 
+use common::place::reference;
 use common::trajectory::Trajectory;
-use common::{nhwc, relative_error, shared, tensor, wide};
+use common::{nhwc, relative_error, tensor, wide};
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, Scalars, read_floats, write_floats};
 use paragon::model::{InferenceSpec, Network, ParamTable, StepSpec, inference_plan, training_plan};
@@ -34,7 +35,7 @@ fn outputs_and_gradients_match_the_golden_files() {
         ("realtime_x4_1x33x17", 4, [1, 33, 17]),
         ("realtime_x4_2x20x28", 4, [2, 20, 28]),
     ] {
-        let Some(path) = shared("golden network", &format!("golden/{name}.safetensors")) else { continue };
+        let Some(path) = reference("golden network", &format!("golden/{name}.safetensors")) else { continue };
         let bytes = std::fs::read(path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let net = Network::new("nano", scale).unwrap();
@@ -112,7 +113,7 @@ fn trajectories_match_the_golden_files() {
         "train_realtime_x2_accum",
         "train_realtime_x2_mssim",
     ] {
-        let Some(path) = shared("golden trajectories", &format!("golden/{name}.safetensors")) else { continue };
+        let Some(path) = reference("golden trajectories", &format!("golden/{name}.safetensors")) else { continue };
         let golden = Trajectory::read(&path);
         for (isa, direct) in Isa::available().into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
             let options = options(isa);

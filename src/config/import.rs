@@ -136,13 +136,7 @@ impl Imported {
             return Ok(());
         }
         if let Some((_, ours)) = SAME.iter().find(|(theirs, _)| *theirs == path) {
-            return if node.data == Data::Null {
-                // nothing says nothing: what a missing key means is settled at the end
-                self.honoured.push((path.to_string(), ours));
-                Ok(())
-            } else {
-                self.take(path, ours, node)
-            };
+            return self.take(path, ours, node);
         }
         let begins = |start: &str| path.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '_']));
         match REASONS.iter().find(|(start, _)| begins(start)) {
@@ -164,7 +158,10 @@ impl Imported {
     }
 
     fn put(&mut self, theirs: &str, ours: &'static str, value: Value) {
-        self.values.extend(index(ours).map(|key| (key, value)));
+        // nothing says nothing: what a missing key means is settled at the end
+        if value != Value::Null {
+            self.values.extend(index(ours).map(|key| (key, value)));
+        }
         self.honoured.push((theirs.to_string(), ours));
     }
 
@@ -548,6 +545,21 @@ dist_params: {backend: nccl, port: 29500}
         }
         let imported = read(&format!("{LEAST}network_g: {{type: Nano}}")).unwrap();
         assert!(imported.honoured.iter().any(|(key, _)| key == "network_g.type"));
+    }
+
+    #[test]
+    fn a_key_that_holds_nothing_says_nothing() {
+        let keys = "warmup_iter: ~, ema_decay: ~, optim_g: {type: ~, lr: ~}, scheduler: {type: ~, eta_min: ~, milestones: ~}";
+        let imported = read(&format!(
+            "num_gpu: 1\nscale: ~\nnetwork_g: {{type: ~}}\nval: {{val_freq: ~, val_enabled: ~, metrics: {{p: {{crop_border: ~}}}}}}\n\
+             train: {{{keys}, total_iter: 10, losses: [{{type: l1loss, loss_weight: ~}}]}}"
+        ));
+        let imported = imported.unwrap();
+        assert!(imported.values.iter().all(|(_, value)| *value != Value::Null));
+        assert!(imported.assumed.contains(&("train.warmup_iter", "0".to_string())), "{:?}", imported.assumed);
+        let mut settings = Settings::default();
+        imported.apply(&mut settings);
+        settings.train_config(2, 128).unwrap().check().unwrap();
     }
 
     #[test]

@@ -294,7 +294,11 @@ impl Kind {
             }
             (Data::List(list), _) => {
                 let Some(element) = self.element() else { return Err(format!("expected {}, found a list", self.expected())) };
-                self.whole_list(list.iter().map(|node| element.accept(node)).collect::<Result<_, _>>()?)
+                let one = |node: &Node| match element.accept(node)? {
+                    Value::Null => Err(format!("expected {}, found nothing in the list", element.expected())),
+                    value => Ok(value),
+                };
+                self.whole_list(list.iter().map(one).collect::<Result<_, _>>()?)
             }
             (Data::Map(_), _) => Err(format!("expected {}, found keys and values", self.expected())),
         }
@@ -411,6 +415,14 @@ mod tests {
         for text in ["5.5", "1e400", "2e6", "0.0", "-5e3"] {
             let error = steps.read(text).unwrap_err();
             assert!(error.contains("a whole number from 1 to 1000000") && error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_list_holds_no_nothing() {
+        for (kind, text) in [(Kind::Wholes, "[1, ~]"), (Kind::Betas, "[0.9, null]"), (Kind::Paths, "[a, ]\n"), (Kind::Paths, "- a\n-\n")] {
+            let read = kind.accept(&super::super::parse(text).unwrap());
+            assert_eq!(read.is_err(), text != "[a, ]\n", "{text}: {read:?}");
         }
     }
 

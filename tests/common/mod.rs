@@ -4,7 +4,6 @@
 pub mod place;
 pub mod trajectory;
 
-pub use place::reference as shared;
 use safetensors::{Dtype, SafeTensors};
 
 /// A tensor as f64, whatever its type; an absent name is a failed test.

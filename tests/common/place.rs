@@ -18,8 +18,3 @@ pub fn reference(test: &str, path: &str) -> Option<PathBuf> {
     }
     found
 }
-
-/// Of these files those that are at hand. Each must be or is skipped by itself.
-pub fn references(test: &str, files: &[&str]) -> Vec<PathBuf> {
-    files.iter().filter_map(|file| reference(test, file)).collect()
-}
