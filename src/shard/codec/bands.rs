@@ -158,7 +158,7 @@ pub fn join_row(isa: Isa, rows: [&[u8]; PLANES], bands: Bands, r: usize, window:
     let rows = rows.map(|row| &row[window.x * LANES..(window.x + window.width) * LANES]);
     let target = |k: usize| {
         let y = (k * bands.rows + r).wrapping_sub(window.y);
-        (y < window.height).then_some(y * window.width * 3)
+        (y < window.height).then(|| y * window.width * 3)
     };
     match isa {
         #[cfg(target_arch = "x86_64")]
