@@ -180,11 +180,11 @@ fn a_validation_that_fails_under_way_is_a_warning() {
         let (data, out) = (dir.path().join(format!("val{number}")), dir.path().join(format!("run{number}")));
         pictures(&data, 3);
         let flags: Flags =
-            &[("--val", text(&data)), ("--val-every", "200"), ("--checkpoint-every", "200"), ("--iterations", "400"), ("--log-every", "1")];
+            &[("--val", text(&data)), ("--val-every", "100"), ("--checkpoint-every", "100"), ("--iterations", "200"), ("--log-every", "1")];
         let child = spawn(&mut paragon(&command(&set, &out, flags)));
         wait_for_a_log_line(&out);
         signal(&child, libc::SIGSTOP);
-        assert!(log(&out).len() < 200, "it was too fast for this test");
+        assert!(log(&out).len() < 100, "it was too fast for this test");
         change(&data, &out);
         signal(&child, libc::SIGCONT);
         let ran = ended(child).ok();
@@ -195,10 +195,10 @@ fn a_validation_that_fails_under_way_is_a_warning() {
             "this validation has no scores, and training goes on"
         };
         assert_eq!(ran.stderr.matches(words).count(), 2, "{what}: {}", ran.stderr);
-        assert!(ran.stderr.contains("warning: iteration 200: ") && (previews || ran.stderr.contains("p001.png")), "{what}: {}", ran.stderr);
+        assert!(ran.stderr.contains("warning: iteration 100: ") && (previews || ran.stderr.contains("p001.png")), "{what}: {}", ran.stderr);
         assert_eq!(states(&out).len(), 2, "{what}");
         let lines = log(&out);
-        assert_eq!(lines.len(), 400);
+        assert_eq!(lines.len(), 200);
         assert!(lines.iter().filter(|line| !line["val_psnr_y"].is_null()).count() == if previews { 2 } else { 0 }, "{what}");
         assert_eq!(out.join("models/best.json").exists(), previews, "{what}");
     }
@@ -208,7 +208,7 @@ fn a_validation_that_fails_under_way_is_a_warning() {
 fn an_iteration_is_saved_before_its_validation_and_a_killed_one_is_done_again() {
     let (dir, set) = set();
     let (data, whole, out) = (dir.path().join("val"), dir.path().join("whole"), dir.path().join("run"));
-    pictures(&data, 60);
+    pictures(&data, 20);
     let flags: Flags =
         &[("--val", text(&data)), ("--val-every", "8"), ("--checkpoint-every", "8"), ("--log-every", "5"), ("--iterations", "16")];
     train(&set, &whole, flags).ok();
@@ -239,7 +239,7 @@ fn an_iteration_is_saved_before_its_validation_and_a_killed_one_is_done_again() 
 fn a_stop_within_an_accumulated_iteration_goes_back_to_the_last_whole_one() {
     let (dir, set) = set();
     let (whole, out) = (dir.path().join("whole"), dir.path().join("run"));
-    let flags: Flags = &[("--accum-iter", "600"), ("--iterations", "2"), ("--log-every", "1"), ("--threads", "1"), ("--lq-size", "8")];
+    let flags: Flags = &[("--accum-iter", "150"), ("--iterations", "2"), ("--log-every", "1"), ("--threads", "1"), ("--lq-size", "8")];
     train(&set, &whole, flags).ok();
     let child = spawn(&mut paragon(&command(&set, &out, flags)));
     wait_for_a_log_line(&out);
@@ -383,7 +383,7 @@ fn memory_at_most_counts_validation() {
     let (dir, set) = set();
     let data = dir.path().join("val");
     fs::create_dir(&data).unwrap();
-    picture(1000, 1000, 1).save(data.join("a.png")).unwrap();
+    picture(600, 600, 1).save(data.join("a.png")).unwrap();
     let most = |out: &str, val: &str| {
         let out = dir.path().join(out);
         train(&set, &out, &[("--iterations", "2"), ("--log-every", "1"), ("--val", val), ("--threads", "1")]).ok();
@@ -391,7 +391,7 @@ fn memory_at_most_counts_validation() {
     };
     let (without, with) = (most("without", "none"), most("with", text(&data)));
     // HR, the network's and bicubic are held at once
-    assert!(with > without + 3 * 3_000_000, "{with} with validation, {without} without");
+    assert!(with > without + 3 * 600 * 600 * 3, "{with} with validation, {without} without");
 }
 
 #[test]
@@ -409,7 +409,7 @@ fn a_folder_or_lock_that_is_taken_away_ends_the_run_in_words() {
     ];
     for (number, (what, take)) in cases.into_iter().enumerate() {
         let out = dir.path().join(format!("run{number}"));
-        let child = spawn(&mut paragon(&command(&set, &out, &[ENDLESS, ("--checkpoint-every", "100"), ("--log-every", "1")])));
+        let child = spawn(&mut paragon(&command(&set, &out, &[ENDLESS, ("--checkpoint-every", "20"), ("--log-every", "1")])));
         wait_until("state", || !states(&out).is_empty());
         signal(&child, libc::SIGSTOP);
         take(&out);
@@ -529,8 +529,7 @@ fn a_schedule_that_jumps_on_resume_is_told() {
     let cosine: (&str, &str) = ("--schedule", "cosine");
     train(&set, &out, &[cosine]).ok();
     let ran = train(&set, &out, &[cosine, ("--iterations", "48")]).ok();
-    let words = "the learning rate was 4.379e-6 at iteration 24 and is";
-    assert!(ran.stderr.contains(words), "{}", ran.stderr);
+    assert!(ran.stderr.contains("the learning rate was 4.377e-6 at iteration 24 and is 5.000e-4 now"), "{}", ran.stderr);
     // the rest of a schedule that fell already is no jump
     let steps: Flags = &[("--schedule", "multistep"), ("--milestones", "10")];
     let out = dir.path().join("steps");
@@ -588,6 +587,7 @@ fn the_page_of_a_run_is_made_whatever_a_kill_has_left() {
 fn damaged_states_and_logs_are_read_or_refused() {
     let whole = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/0.1.0/state_000000002.safetensors")).unwrap();
     assert!(fuzz_common::read_state(&whole));
+    const JSON: &[u8] = b"0123456789,:{}[]\"\\eE+-.";
     let mut rng = Rng::new(&[0x5354_4154]);
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let mut read = 0;
@@ -597,7 +597,7 @@ fn damaged_states_and_logs_are_read_or_refused() {
             // mostly within the header, where there is something to misunderstand
             let most = if rng.below(4) == 0 { bytes.len() } else { header };
             let at = rng.below(most as u64) as usize;
-            bytes[at] = if rng.below(2) == 0 { rng.below(256) as u8 } else { b"0123456789,:{}[]\"\\eE+-."[rng.below(24) as usize] };
+            bytes[at] = if rng.below(2) == 0 { rng.below(256) as u8 } else { JSON[rng.below(JSON.len() as u64) as usize] };
         }
         if round % 2 == 0 {
             fuzz_common::reseal_state(&mut bytes);

@@ -611,6 +611,9 @@ impl Run<'_> {
     fn save(&mut self, backend: &mut dyn Backend) -> Result<()> {
         self.lock.check()?;
         self.write_checkpoint(backend).map_err(|error| {
+            if let Err(gone) = check_lock(&self.lock, &self.options.out) {
+                return gone;
+            }
             let full = system_cause(&error).is_some_and(|cause| {
                 matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
             });
