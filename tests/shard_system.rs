@@ -133,7 +133,7 @@ fn an_interrupted_set_that_the_system_cannot_read_is_not_begun_anew() {
 
 #[test]
 fn verify_extract_and_sheet_name_a_failing_disk_and_not_damage() {
-    let (_dir, out) = small_set(6, Codec::Predict);
+    let (_dir, out) = small_set(14, Codec::Predict);
     let records = ShardSet::open(&out).unwrap().len();
     for skip in [0, 12] {
         let verify = faulty(&["shards", "verify", text(&out), "--threads", "1"], "pread", EIO, (skip, -1), "shard-00000");
@@ -190,7 +190,7 @@ fn many_shards_need_few_descriptors() {
     let run_folder = dir.path().join("run");
     for io in ["pread", "mmap"] {
         let _ = fs::remove_dir_all(&run_folder);
-        let flags = ["--iterations", "3", "--batch-size", "64", "--threads", "1", "--io", io];
+        let flags = ["--iterations", "4", "--batch-size", "16", "--threads", "1", "--io", io];
         limited(&[&["train", "--shards", text(&out), "--out", text(&run_folder)][..], &flags].concat()).ok();
     }
 }
