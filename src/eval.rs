@@ -3,7 +3,7 @@
 
 use crate::dataset::decode::{Limits, decode};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
-use crate::dataset::scan::{ScanOptions, Source, scan};
+use crate::dataset::scan::{Scan, ScanOptions, Source, scan};
 use crate::metrics::{Channels, psnr, ssim};
 use crate::upscale::Upscale;
 use anyhow::{Context, Result, ensure};
@@ -65,12 +65,20 @@ pub fn score(picture: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
 /// # Errors
 /// When the folder holds no pictures, or files that belong to no pair: an evaluation must not leave some out silently.
 pub fn find_pairs(root: &Path, hr: Option<PathBuf>, lq: Option<PathBuf>, scale: usize) -> Result<Vec<Source>> {
-    let found = scan(root, &ScanOptions { scale: scale as u32, hr, lq })?;
+    Ok(find(root, &ScanOptions { scale: scale as u32, hr, lq, out: None })?.sources)
+}
+
+/// As [`find_pairs`], with all that a scan is told and tells.
+///
+/// # Errors
+/// Those of [`find_pairs`].
+pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
+    let found = scan(root, options)?;
     if let Some(first) = found.rejected.first() {
         let more = found.rejected.len() - 1;
         anyhow::bail!("{}: {}{}", first.path.display(), first.reason, if more > 0 { format!(" (and {more} more)") } else { String::new() });
     }
-    Ok(found.sources)
+    Ok(found)
 }
 
 /// Reads a pair; makes the LQ by antialiased bicubic where there is only HR.

@@ -22,9 +22,35 @@ pub struct FolderLock {
     file: Option<File>,
 }
 
+impl FolderLock {
+    /// Looks whether the folder is still the one that was taken. Without the lock file another process may work there, and without the folder
+    /// nothing is kept any more.
+    ///
+    /// # Errors
+    /// The folder or its lock was removed, moved or replaced; the system cannot say.
+    pub fn check(&self) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        match failure::retry(|| fs::symlink_metadata(&self.path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot look at {}", self.path.display()))
+            }
+            Ok(_) if is_at(file, &self.path) => Ok(()),
+            _ => {
+                let folder = self.path.parent().unwrap_or(&self.path);
+                let gone = if folder.is_dir() { &self.path } else { folder };
+                bail!(
+                    "{} was removed, moved or replaced while this process worked there, so another process may be at work and nothing more is \
+                     written; where the folder still holds its files the same command goes on from there",
+                    gone.display()
+                )
+            }
+        }
+    }
+}
+
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        if self.file.is_some() {
+        if self.file.as_ref().is_some_and(|file| is_at(file, &self.path)) {
             // removed while it is still locked; who has opened it meanwhile sees that it is gone and begins again
             let _ = fs::remove_file(&self.path);
         }

@@ -1,8 +1,15 @@
 //! Decoding: every kind of file that is read, every kind of damage that must end in an error, and no panic in between. All
 //! files are made here.
 
+#[path = "decode_cases/colour.rs"]
+mod colour;
+#[path = "decode_cases/jpeg.rs"]
+mod jpeg;
+#[path = "decode_cases/metadata.rs"]
+mod metadata;
+
 use image::{DynamicImage, ImageBuffer, ImageEncoder, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
-use paragon::dataset::decode::{Decoded, Limits, Note, decode, probe};
+use paragon::dataset::decode::{Decoded, Limits, Note, decode, decode_with_alpha, probe};
 use proptest::prelude::*;
 use std::io::Cursor;
 use std::path::PathBuf;
@@ -92,6 +99,22 @@ fn grey_is_repeated_and_alpha_dropped() {
     assert_eq!((found.notes, found.image.get_pixel(4, 3).0), (vec![Note::Alpha], [4, 3, 200]));
     let found = png(DynamicImage::ImageLumaA16(deep));
     assert_eq!((found.notes, found.image.get_pixel(4, 0).0), (vec![Note::Alpha, Note::Grey, Note::SixteenBit], [4; 3]));
+}
+
+#[test]
+fn alpha_is_given_beside_the_picture_where_it_is_asked_for() {
+    let folder = Folder::new();
+    let alpha = ImageBuffer::from_fn(5, 4, |x, y| Rgba([x as u8, y as u8, 200, (x * 30 + y) as u8]));
+    let deep = ImageBuffer::from_fn(5, 4, |x, y| LumaA([x as u16 * 257, (x * 30 + y) as u16 * 257 + 100]));
+    for image in [DynamicImage::ImageRgba8(alpha), DynamicImage::ImageLumaA16(deep)] {
+        let path = folder.file("alpha.png", &encode(&image, ImageFormat::Png));
+        let (found, plane) = decode_with_alpha(&path, &Limits::default()).unwrap();
+        assert!(found.image == decode(&path, &Limits::default()).unwrap().image && found.notes.contains(&Note::Alpha));
+        let plane = plane.unwrap();
+        assert!(plane.enumerate_pixels().all(|(x, y, p)| p.0 == [(x * 30 + y) as u8]) && plane.dimensions() == (5, 4));
+    }
+    let path = folder.file("plain.png", &encode(&DynamicImage::ImageRgb8(pattern(5, 4)), ImageFormat::Png));
+    assert!(decode_with_alpha(&path, &Limits::default()).unwrap().1.is_none());
 }
 
 /// Inserts a segment behind a JPEG's first two bytes.

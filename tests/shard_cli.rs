@@ -51,6 +51,57 @@ fn makes_a_set_and_reports_it() {
     assert_eq!(code, Some(0));
 }
 
+/// The working folder is the data set: what earlier commands left there is no data, and is told.
+#[test]
+fn leaves_its_own_output_out_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("data/shards"));
+    pictures(&data, 3);
+    assert_eq!(shard(&data, &out, &[]).0, Some(0));
+    let before = files(&out);
+    let (code, _, stderr) = run(&["shards", "extract", text(&out), "--record", "0", "--out", text(&data)]);
+    assert_eq!(code, Some(0), "{stderr}");
+    fs::create_dir_all(data.join("runs/x/previews")).unwrap();
+    fs::write(data.join("runs/x/log.jsonl"), "").unwrap();
+    picture(64, 64, 5).save(data.join("runs/x/previews/1_0.png")).unwrap();
+    fs::create_dir_all(data.join("#recycle")).unwrap();
+    picture(64, 64, 6).save(data.join("#recycle/gone.png")).unwrap();
+    for (more, images) in [(&["--append", "--json"][..], 0), (&["--dry-run", "--json"], 3), (&["--json"], 3)] {
+        let (code, stdout, stderr) = shard(&data, &out, more);
+        assert_eq!(code, Some(0), "{stderr}");
+        let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(report["images"], images, "nothing is new: {stdout}");
+        let own = report["left_out"].as_array().unwrap().iter().find(|l| l["reason"] == "own_output").unwrap();
+        assert_eq!((&own["pictures"], &own["folders"]), (&2.into(), &2.into()), "{stdout}");
+        assert!(stderr.contains("note: 2 pictures and 2 folders left out: paragon's own output"), "{stderr}");
+        assert!(stderr.contains("#recycle"), "{stderr}");
+    }
+    assert_eq!(before, files(&out));
+    let (_, stdout, _) = shard(&data, &out, &[]);
+    assert!(stdout.contains("1 folder left out: thumbnails and waste bins"), "{stdout}");
+}
+
+/// Folders whose names leave open what they hold, for every command that finds pairs.
+#[test]
+fn asks_where_a_layout_could_mean_two_things() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("set"));
+    for country in ["DE", "FR", "HR", "IT"] {
+        pictures(&data.join(country), 2);
+    }
+    refused(shard(&data, &out, &[]), &["6 pictures lie outside", "--hr"]);
+    let hr = data.join("HR");
+    let (code, stdout, stderr) = shard(&data, &out, &["--hr", text(&hr)]);
+    assert!(code == Some(0) && stderr.contains("note: 6 pictures left out: outside"), "{stderr}");
+    assert!(stdout.contains("6 pictures left out: outside the chosen folders"), "{stdout}");
+    let set = dir.path().join("Set5");
+    for (folder, side) in [("first", 64), ("second", 32)] {
+        fs::create_dir_all(set.join(folder)).unwrap();
+        picture(side, side, 1).save(set.join(folder).join("baby.png")).unwrap();
+    }
+    refused(shard(&set, &out, &["--overwrite"]), &["different sizes", "first/baby.png (64x64)", "second/baby.png (32x32)", "--lq"]);
+}
+
 #[test]
 fn looks_into_a_set_and_finds_damage_by_name() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,9 +1,10 @@
 //! `paragon eval`: a network on a folder of pictures beside bicubic, as a table or JSON.
 
 use super::ModelArgs;
-use super::flags::print;
+use super::flags::{print, tell};
 use anyhow::Result;
-use paragon::eval::{ImageResult, Scores, evaluate, find_pairs, mean};
+use paragon::dataset::scan::ScanOptions;
+use paragon::eval::{ImageResult, Scores, evaluate, find, mean};
 use paragon::progress::Progress;
 use paragon::upscale::Upscale;
 use std::path::PathBuf;
@@ -36,7 +37,12 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let mut upscaler = args.model.upscaler()?;
     let scale = upscaler.scale();
-    let sources = find_pairs(&args.dataset, args.hr.clone(), args.lq.clone(), scale)?;
+    let options = ScanOptions { scale: scale as u32, hr: args.hr.clone(), lq: args.lq.clone(), out: args.save.clone() };
+    let found = find(&args.dataset, &options)?;
+    for left in found.left_out.iter().filter(|l| l.may_surprise()) {
+        tell(format_args!("note: {left}"));
+    }
+    let sources = found.sources;
     let crop = args.crop_border.unwrap_or(scale as u32);
     if let Some(folder) = &args.save {
         paragon::files::create_folder(folder)?;

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use paragon::config::parse_size;
 use paragon::dataset::decode::Limits;
 use paragon::dataset::recipe::{LqFilter, Recipe};
+use paragon::dataset::scan::LeftOut;
 use paragon::progress::Progress;
 use paragon::shard::codec::Codec;
 use paragon::shard::estimate::{Estimate, estimate};
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 /// the reason. An interrupted run goes on where it was when the same command is given again.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of the images: HR alone, or with HR and LQ below it (hr/lq, HR/LR_bicubic/X2, gt/lr_x2 ...)
+    /// Folder of the images: HR alone, or with HR and LQ below it (hr/lq, HR/LR_bicubic/X2, GTmod12/LRbicx2 ...)
     dataset: PathBuf,
     /// Folder for the set
     #[arg(long, default_value = "shards", value_name = "DIR")]
@@ -58,7 +59,8 @@ pub struct Args {
     /// Store a pair again that was there before; without this the first in the order of the names stays
     #[arg(long)]
     keep_duplicates: bool,
-    /// Hold out images in a set of their own, DIR/val: this many (50), or about this share (0.02, 2%) of them, whole images only
+    /// Hold out images in a set of their own, DIR/val: this many (50), or about this share (0.02, 2%) of them, whole images only;
+    /// tiles of one photograph (NAME_s001, NAME_s002 ...) stay together
     #[arg(long, value_parser = parse_val, value_name = "N|SHARE")]
     val: Option<HeldOut>,
     /// Do part I of N of the work, on N machines at once; `paragon shards merge` puts the parts together
@@ -148,7 +150,7 @@ pub fn run(args: &Args) -> Result<()> {
         return dry_run(&config, &plan, args.json);
     }
     // a rejected file is named at once, here and while converting: if the run fails later, the reasons have been said
-    list(&plan.rejected);
+    list(&plan);
     let progress = Progress::new("shard", plan.jobs.len() as u64, "images");
     let report = build(&config, plan, &progress);
     progress.finish();
@@ -156,9 +158,12 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json { print(serde_json::to_string_pretty(&report)?) } else { print(report.to_string().trim_end()) }
 }
 
-fn list(rejected: &[Rejected]) {
-    for r in rejected {
+fn list(plan: &Plan) {
+    for r in &plan.rejected {
         tell(format_args!("rejected {}: {}", one_line(r.file.display()), r.reason));
+    }
+    for left in plan.left_out.iter().filter(|l| l.may_surprise()) {
+        tell(format_args!("note: {left}"));
     }
 }
 
@@ -169,6 +174,7 @@ struct Foretold<'a> {
     used: u64,
     rejected: &'a [Rejected],
     ignored: u64,
+    left_out: &'a [LeftOut],
     pairs: u64,
     scale: u32,
     lq_size: u32,
@@ -186,6 +192,7 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
         used: plan.jobs.len() as u64,
         rejected: &plan.rejected,
         ignored: plan.ignored,
+        left_out: &plan.left_out,
         pairs: plan.pairs(),
         scale: plan.geometry.scale,
         lq_size: plan.geometry.lq_size,
@@ -196,13 +203,16 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
         estimate: estimate(config, plan)?,
         there: foretell(config, plan),
     };
-    list(&plan.rejected);
+    list(plan);
     if json {
         return print(serde_json::to_string_pretty(&told)?);
     }
     let mut out = String::new();
     writeln!(out, "dry run: nothing is written")?;
     writeln!(out, "  images     {} found = {} to use + {} rejected", told.images, told.used, told.rejected.len())?;
+    for left in told.left_out {
+        writeln!(out, "             {left}")?;
+    }
     if told.held_out_images > 0 {
         writeln!(out, "             {} of these held out", told.held_out_images)?;
     }

@@ -188,7 +188,7 @@ fn whole(parts: &[Part]) -> Result<Plan> {
     }
     manifest.extra.rejected = kinds.into_iter().collect();
     let geometry = Geometry::new(manifest.scale, manifest.lq_size)?;
-    Ok(Plan { geometry, jobs: Vec::new(), rejected: Vec::new(), images: manifest.images, ignored: 0, manifest })
+    Ok(Plan { geometry, jobs: Vec::new(), rejected: Vec::new(), images: manifest.images, ignored: 0, left_out: Vec::new(), manifest })
 }
 
 /// Hands the images of one part over, those to train on and those held out in their common order.

@@ -8,7 +8,7 @@ use super::manifest::{Extra, Manifest};
 use crate::dataset::decode::{self, Limits};
 use crate::dataset::degrade::Filter;
 use crate::dataset::recipe::{LqFilter, RECIPE_GIVEN, Recipe, image_key};
-use crate::dataset::scan::{self, ScanOptions, Source};
+use crate::dataset::scan::{self, LeftOut, ScanOptions, Source, photograph};
 use crate::failure;
 use crate::rng::key;
 use anyhow::{Context, Result, bail, ensure};
@@ -97,9 +97,9 @@ impl BuildConfig {
 /// How many images are held out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeldOut {
-    /// This many; images added later all go to the set to train on.
+    /// This many, and the other tiles of their photographs; images added later all go to the set to train on.
     Count(u64),
-    /// About this share; whether an image is held out depends on nothing but its name and the seed.
+    /// About this share; whether an image is held out depends on nothing but the name of its photograph and the seed.
     Share(f64),
 }
 
@@ -154,6 +154,8 @@ pub struct Plan {
     pub images: u64,
     /// Files without a picture's extension.
     pub ignored: u64,
+    /// Pictures and folders that take no part by rule, one entry for each reason.
+    pub left_out: Vec<LeftOut>,
     /// The manifest of the set to be, without shards.
     pub manifest: Manifest,
 }
@@ -239,7 +241,7 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
         ensure!((1..=parts).contains(&part), "part {part} of {parts}: parts are counted from 1, as in 1/8");
         ensure!(!config.append, "--append and --part do not go together: append to the merged set");
     }
-    let options = ScanOptions { scale: config.scale, hr: config.hr.clone(), lq: config.lq.clone() };
+    let options = ScanOptions { scale: config.scale, hr: config.hr.clone(), lq: config.lq.clone(), out: Some(config.out.clone()) };
     let scan = scan::scan(&config.dataset, &options)?;
     ensure!(
         scan.lq_root.is_none() || (config.recipe.blur == 0.0 && config.recipe.filter != LqFilter::Random),
@@ -261,7 +263,7 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
         hold_out(&mut jobs, val, config.recipe.seed)?;
     }
     let mut manifest = manifest(config, &jobs, scan.lq_root.is_some());
-    let mut ignored = scan.ignored as u64;
+    let (mut ignored, mut left_out) = (scan.ignored as u64, scan.left_out);
     if let Some((part, parts)) = config.part {
         jobs = take_part(jobs, u64::from(part), u64::from(parts));
         manifest.extra.part = (part, parts);
@@ -271,18 +273,20 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
             // what is known before any decoding is told by the first part alone, so that the parts add up
             rejected.clear();
             ignored = 0;
+            left_out.clear();
         }
     }
     let images = (jobs.len() + rejected.len()) as u64;
     manifest.images = images;
-    Ok(Plan { geometry, jobs, rejected, images, ignored, manifest })
+    Ok(Plan { geometry, jobs, rejected, images, ignored, left_out, manifest })
 }
 
-/// Chooses the images to hold out: those whose names hash lowest, so that the choice is the same on any machine.
+/// Chooses the images to hold out: those whose names hash lowest, so that the choice is the same on any machine. Tiles of one photograph
+/// (`0001_s001`, `0001_s002`) overlap or continue one another, so they stay together, by the name of the photograph.
 fn hold_out(jobs: &mut [Job], val: HeldOut, seed: u64) -> Result<()> {
     /// Keeps the draw apart from others of the same seed.
     const PURPOSE: u64 = 0x7661_6C69;
-    let draw = |job: &Job| key(&[PURPOSE, seed, image_key(&job.source.name)]);
+    let draw = |job: &Job| key(&[PURPOSE, seed, image_key(photograph(&job.source.name))]);
     match val {
         HeldOut::Share(share) => {
             ensure!((0.0..1.0).contains(&share), "the share held out is {share}; it must be 0 or more and below 1");
@@ -292,7 +296,17 @@ fn hold_out(jobs: &mut [Job], val: HeldOut, seed: u64) -> Result<()> {
             ensure!(count < jobs.len().max(1) as u64, "{count} images are to be held out of {} usable ones", jobs.len());
             let mut order: Vec<usize> = (0..jobs.len()).collect();
             order.sort_by_key(|&i| (draw(&jobs[i]), i));
-            order.iter().take(count as usize).for_each(|&i| jobs[i].held_out = true);
+            let of = |i: usize| photograph(&jobs[i].source.name);
+            let mut taken = count as usize;
+            while taken > 0 && taken < order.len() && of(order[taken - 1]) == of(order[taken]) {
+                taken += 1;
+            }
+            ensure!(
+                taken == 0 || taken < jobs.len(),
+                "holding out {count} images takes all {taken}, since tiles of one photograph (NAME_s001, NAME_s002 ...) stay together; hold out \
+                 fewer, or rename the tiles"
+            );
+            order.iter().take(taken).for_each(|&i| jobs[i].held_out = true);
         }
     }
     Ok(())
@@ -383,13 +397,13 @@ fn job_of(
     let size = hr.size;
     let pixels = |size: (u32, u32)| u64::from(size.0) * u64::from(size.1);
     // the HR is decoded from its file, then the LQ beside it, then patches are cut from both
-    let mut decoding = file_bytes + pixels(size) * hr.pixel_bytes;
+    let mut decoding = file_bytes + hr.metadata_bytes + pixels(size) * hr.pixel_bytes;
     let mut made = if size.0 % g.scale == 0 && size.1 % g.scale == 0 { 3 * pixels(size) } else { 6 * pixels(size) };
     let mut lq_size = None;
     if let Some((lq, bytes)) = lq {
         lq_size = Some(lq.size);
         file_bytes += bytes;
-        decoding = decoding.max(3 * pixels(size) + bytes + pixels(lq.size) * lq.pixel_bytes);
+        decoding = decoding.max(3 * pixels(size) + bytes + lq.metadata_bytes + pixels(lq.size) * lq.pixel_bytes);
         made += 3 * pixels(lq.size);
     } else {
         // the LQ, and what lies between reducing along x and along y
@@ -478,6 +492,29 @@ mod tests {
                 prop_assert!(at.windows(2).all(|w| w[1] - w[0] <= stride));
             }
         }
+    }
+
+    #[test]
+    fn tiles_of_one_photograph_are_held_out_together() {
+        let jobs = |names: &[&str]| -> Vec<Job> {
+            let source = |name: &str| Source { name: name.into(), hr: PathBuf::new(), lq: None };
+            let job = |name: &&str| Job { source: source(name), size: (1, 1), file_bytes: 1, pairs: 1, held_out: false, memory: 1 };
+            names.iter().map(job).collect()
+        };
+        let names: Vec<String> = (0..12).flat_map(|photo| (1..=5).map(move |tile| format!("d/{photo:04}_s{tile:03}"))).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        for val in [HeldOut::Count(7), HeldOut::Count(10), HeldOut::Share(0.4)] {
+            let mut jobs = jobs(&names);
+            hold_out(&mut jobs, val, 3).unwrap();
+            let held: Vec<usize> = jobs.chunks(5).map(|tiles| tiles.iter().filter(|j| j.held_out).count()).collect();
+            assert!(held.iter().all(|n| [0, 5].contains(n)) && held.contains(&5) && held.contains(&0), "{val}: {held:?}");
+            assert!(!matches!(val, HeldOut::Count(_)) || held.iter().sum::<usize>() == 10, "{val}: {held:?}");
+        }
+        let mut one = jobs(&["a_s001", "a_s002", "a_s003"]);
+        assert!(hold_out(&mut one, HeldOut::Count(1), 0).unwrap_err().to_string().contains("tiles of one photograph"));
+        let mut apart = jobs(&["a_s1", "a_s2", "a_s3"]);
+        hold_out(&mut apart, HeldOut::Count(1), 0).unwrap();
+        assert_eq!(apart.iter().filter(|j| j.held_out).count(), 1, "other names are photographs of their own");
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! What a run of `paragon shard` did, for people and as JSON. Depends on serde alone. Promises that the counts add up:
+//! What a run of `paragon shard` did, for people and as JSON. Depends on serde and `dataset::scan`. Promises that the counts add up:
 //! images found = used + rejected.
 
 use super::plan::Rejected;
+use crate::dataset::scan::LeftOut;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -40,8 +41,12 @@ pub struct Report {
     pub reasons: BTreeMap<String, u64>,
     /// Files without a picture's extension.
     pub ignored: u64,
+    /// Pictures and folders that take no part by rule, one entry for each reason.
+    pub left_out: Vec<LeftOut>,
     /// What had to be changed on the way to 8-bit RGB, and in how many files.
     pub notes: BTreeMap<String, u64>,
+    /// For each note the first file that it was made on.
+    pub note_examples: BTreeMap<String, String>,
     /// Patches that were looked at: pairs, pairs held out, flat ones and duplicates.
     pub patches: u64,
     /// Patches left out because they show less than `--min-detail`.
@@ -119,8 +124,12 @@ impl fmt::Display for Report {
         if self.ignored > 0 {
             row("", format!("{} other files ignored", self.ignored))?;
         }
+        for left in &self.left_out {
+            row("", left.to_string())?;
+        }
         for (note, count) in &self.notes {
-            row("notes", format!("{count} x {note}"))?;
+            let file = self.note_examples.get(note).map(|file| if *count == 1 { format!(": {file}") } else { format!(", first {file}") });
+            row("notes", format!("{count} x {note}{}", file.unwrap_or_default()))?;
         }
         let hr = self.lq_size * self.scale;
         let crop = if self.crop == self.lq_size { String::new() } else { format!(" (for crops of {})", self.crop) };

@@ -1,0 +1,381 @@
+//! The one rule for what a picture file is, and the listing of a folder by that rule: for `shard`, `eval`, `upscale` and validation.
+//! Looks at names and folders and opens no file. Depends on the file system, `failure` and `text`. Promises that every file with a picture's
+//! ending below the folder is listed, rejected with a reason, or counted with the folder that was left out; in the same order on every
+//! machine; in time that grows with the number of entries.
+
+use crate::failure;
+use crate::text::one_line;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Endings of picture files, in lower case; they are compared without regard to case. Those that keep every pixel come first.
+pub const ENDINGS: [&str; 9] = ["png", "tif", "tiff", "bmp", "webp", "jpg", "jpeg", "jpe", "jfif"];
+
+/// Folders, in lower case, in which storage boxes and operating systems keep thumbnails, deleted files and copies of files. Those whose
+/// names begin with a dot need no entry here, since they are left out as hidden.
+const SYSTEM_FOLDERS: [&str; 20] = [
+    "@eadir", // Synology
+    "#recycle",
+    "#snapshot",
+    "@sharebin",
+    "@tmp",
+    "@recycle", // QNAP
+    "@recently-snapshot",
+    "@transcode",
+    "trashbox",     // Buffalo
+    "$recycle.bin", // Windows
+    "recycler",
+    "recycled",
+    "system volume information",
+    "__macosx", // macOS
+    "network trash folder",
+    "temporary items",
+    "thevolumesettingsfolder",
+    "lost+found", // Linux
+    "thumbs",     // programs for viewing pictures
+    "thumbnails",
+];
+
+/// Why pictures take no part although nothing is wrong with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The name of the file or folder begins with a dot.
+    Hidden,
+    /// A folder in which a storage box or an operating system keeps thumbnails or deleted files.
+    SystemFolder,
+    /// What paragon wrote: runs, sets of shards, demos, extracted pairs, and the folder that is written to now.
+    OwnOutput,
+    /// In a folder that is named for another side or scale.
+    OtherScale,
+    /// Below the data set's root, but in none of the folders that were chosen.
+    Outside,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Hidden => "hidden",
+            Reason::SystemFolder => "thumbnails and waste bins",
+            Reason::OwnOutput => "paragon's own output",
+            Reason::OtherScale => "for another side or scale",
+            Reason::Outside => "outside the chosen folders",
+        })
+    }
+}
+
+/// Pictures that were left out for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// Why.
+    pub reason: Reason,
+    /// Picture files that were seen and left out.
+    pub pictures: u64,
+    /// Folders that were not looked into, so that the pictures in them are not counted.
+    pub folders: u64,
+    /// The first of them, file or folder.
+    #[serde(serialize_with = "in_words")]
+    pub first: PathBuf,
+}
+
+fn in_words<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
+}
+
+impl LeftOut {
+    /// Whether a user may be surprised that these take no part, and should read it while the work is done.
+    pub fn may_surprise(&self) -> bool {
+        !matches!(self.reason, Reason::Hidden | Reason::OtherScale)
+    }
+}
+
+/// `3 pictures and 1 folder left out: outside the chosen folders (the first is a/b.png)`.
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let what = match (self.pictures, self.folders) {
+            (n, 0) => count(n, "picture"),
+            (0, n) => count(n, "folder"),
+            (n, m) => format!("{} and {}", count(n, "picture"), count(m, "folder")),
+        };
+        write!(f, "{what} left out: {} (the first is {})", self.reason, one_line(self.first.display()))
+    }
+}
+
+/// Counts kept by reason, in the order of the reasons.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LeftOuts(Vec<LeftOut>);
+
+impl LeftOuts {
+    pub fn add(&mut self, reason: Reason, pictures: u64, folders: u64, first: &Path) {
+        if pictures + folders == 0 {
+            return;
+        }
+        match self.0.binary_search_by_key(&reason, |l| l.reason) {
+            Ok(at) => {
+                self.0[at].pictures += pictures;
+                self.0[at].folders += folders;
+            }
+            Err(at) => self.0.insert(at, LeftOut { reason, pictures, folders, first: first.to_path_buf() }),
+        }
+    }
+
+    pub fn merge(&mut self, others: &[LeftOut]) {
+        for other in others {
+            self.add(other.reason, other.pictures, other.folders, &other.first);
+        }
+    }
+
+    pub fn into_vec(self) -> Vec<LeftOut> {
+        self.0
+    }
+}
+
+/// A file that takes no part, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reject {
+    /// The file.
+    pub path: PathBuf,
+    /// Why, in words for the user.
+    pub reason: String,
+}
+
+/// A picture file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Picture {
+    /// Path below the listed folder without the ending, with `/` between folders.
+    pub name: String,
+    /// The file, as it is to be opened.
+    pub path: PathBuf,
+}
+
+/// What is in a folder.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Sorted by name, byte by byte.
+    pub pictures: Vec<Picture>,
+    /// Picture files that cannot be used, and folders that cannot be listed.
+    pub rejected: Vec<Reject>,
+    /// What was left out by rule, one entry for each reason.
+    pub left_out: Vec<LeftOut>,
+    /// Files without a picture's ending; hidden ones are not counted.
+    pub ignored: u64,
+    /// Folders that were not entered because the listing is not recursive; those in `left_out` are not among them.
+    pub subfolders: u64,
+}
+
+impl Listing {
+    /// Picture files seen and not left out.
+    pub fn files(&self) -> usize {
+        self.pictures.len() + self.rejected.len()
+    }
+}
+
+/// Whether a file of this name is a picture: it has one of [`ENDINGS`] and is not hidden.
+pub fn is_picture_name(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    !name.starts_with('.') && split_ending(&name).is_some()
+}
+
+/// Stem and ending of a picture's name, or nothing where the ending is none of a picture.
+pub(super) fn split_ending(name: &str) -> Option<(&str, &str)> {
+    name.rsplit_once('.').filter(|(_, ending)| ENDINGS.iter().any(|e| e.eq_ignore_ascii_case(ending)))
+}
+
+/// Lists the pictures of a folder, or of all folders below it as well. Left out and counted are hidden files, the folders in which storage
+/// boxes and operating systems keep thumbnails and deleted files, and paragon's own runs and sets. `folder` itself is always listed.
+///
+/// # Errors
+/// A folder that cannot be listed, for a reason that lies in the system: a disk that fails, a missing permission.
+pub fn pictures(folder: &Path, recursive: bool) -> Result<Listing> {
+    Walker::default().list(folder, recursive)
+}
+
+/// One real folder, whatever path leads to it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum FolderId {
+    #[cfg(unix)]
+    Inode(u64, u64),
+    Path(PathBuf),
+}
+
+impl FolderId {
+    pub fn of(folder: &Path) -> io::Result<FolderId> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let about = failure::retry(|| fs::metadata(folder))?;
+            // some network file systems have no numbers; resolving the path costs more, but always tells folders apart
+            if about.ino() != 0 {
+                return Ok(FolderId::Inode(about.dev(), about.ino()));
+            }
+        }
+        Ok(FolderId::Path(failure::retry(|| folder.canonicalize())?))
+    }
+}
+
+/// Lists folders, each real one once, so that links which lead back up do no harm.
+#[derive(Debug, Default)]
+pub(super) struct Walker {
+    /// Folders that are not entered (again).
+    pub entered: HashSet<FolderId>,
+    /// The folder that is written to now.
+    pub out: Option<FolderId>,
+    /// Folders of the system that fail are passed over: nothing that is used lies in them.
+    pub lenient: bool,
+}
+
+impl Walker {
+    /// As [`pictures`], but for the folders entered before.
+    pub fn list(&mut self, top: &Path, recursive: bool) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let mut left_out = LeftOuts::default();
+        self.entered.insert(FolderId::of(top).with_context(|| format!("cannot open the folder {}", top.display()))?);
+        // a stack and no recursion: a path of the system's longest length has 2,000 folders
+        let mut open = vec![(top.to_path_buf(), String::new())];
+        while let Some((folder, below)) = open.pop() {
+            let is_top = below.is_empty();
+            let Some(entries) = self.entries(&folder, is_top, &mut listing, &mut left_out)? else { continue };
+            let mut subfolders = Vec::new();
+            for entry in entries {
+                if let Some(found) = self.look(&entry, &below, &mut listing, &mut left_out)? {
+                    subfolders.push(found);
+                }
+            }
+            if recursive {
+                open.extend(subfolders.into_iter().rev());
+            } else {
+                listing.subfolders += subfolders.len() as u64;
+            }
+        }
+        listing.pictures.sort();
+        listing.left_out = left_out.into_vec();
+        Ok(listing)
+    }
+
+    /// The entries of a folder in the order of their names, or nothing where the folder takes no part.
+    fn entries(
+        &mut self,
+        folder: &Path,
+        is_top: bool,
+        listing: &mut Listing,
+        left_out: &mut LeftOuts,
+    ) -> Result<Option<Vec<fs::DirEntry>>> {
+        let listed = (|| {
+            if !is_top {
+                let id = FolderId::of(folder)?;
+                if self.out.as_ref() == Some(&id) {
+                    left_out.add(Reason::OwnOutput, 0, 1, folder);
+                    return Ok(None);
+                }
+                if !self.entered.insert(id) {
+                    return Ok(None);
+                }
+            }
+            failure::retry(|| fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()).map(Some)
+        })();
+        let mut entries = match listed {
+            Ok(Some(entries)) => entries,
+            Ok(None) => return Ok(None),
+            Err(e) if is_top => return Err(e).with_context(|| format!("cannot list the folder {}", folder.display())),
+            Err(_) if self.lenient => return Ok(None),
+            Err(e) if is_of_names(&e) => {
+                listing.rejected.push(Reject { path: folder.to_path_buf(), reason: format!("the folder cannot be listed: {e}") });
+                return Ok(None);
+            }
+            Err(e) => {
+                let text = "cannot list the folder; make it readable, or move it out of the data set";
+                return Err(e).with_context(|| format!("{}: {text}", folder.display()));
+            }
+        };
+        if !is_top && is_own_output(&entries) {
+            left_out.add(Reason::OwnOutput, 0, 1, folder);
+            return Ok(None);
+        }
+        entries.sort_by_key(fs::DirEntry::file_name);
+        Ok(Some(entries))
+    }
+
+    /// Puts a file in its place, and gives back a folder that is to be entered.
+    fn look(&self, entry: &fs::DirEntry, below: &str, listing: &mut Listing, left_out: &mut LeftOuts) -> Result<Option<(PathBuf, String)>> {
+        let (path, file_name) = (entry.path(), entry.file_name());
+        let name = file_name.to_string_lossy();
+        let kind = failure::retry(|| {
+            let kind = entry.file_type()?;
+            if kind.is_symlink() { Ok(fs::metadata(&path)?.file_type()) } else { Ok(kind) }
+        });
+        let kind = match kind {
+            // whatever the name: it may be a link to a folder of pictures
+            Err(e) if !self.lenient && !is_of_names(&e) && !name.starts_with('.') => {
+                return Err(e).with_context(|| format!("{}: cannot look at the file", path.display()));
+            }
+            kind => kind,
+        };
+        if kind.as_ref().is_ok_and(fs::FileType::is_dir) {
+            match reason_of_folder(&name) {
+                Some(reason) => left_out.add(reason, 0, 1, &path),
+                None => return Ok(Some((path, format!("{below}{name}/")))),
+            }
+            return Ok(None);
+        }
+        let Some((stem, _)) = split_ending(&name) else {
+            listing.ignored += u64::from(!name.starts_with('.'));
+            return Ok(None);
+        };
+        if name.starts_with('.') {
+            left_out.add(Reason::Hidden, 1, 0, &path);
+            return Ok(None);
+        }
+        let reason = match kind {
+            Ok(kind) if !kind.is_file() => "not a regular file".to_string(),
+            Err(e) => format!("a link that leads nowhere, or a file that was removed just now: {e}"),
+            Ok(_) if file_name.to_str().is_none() => "its name is not UTF-8; rename it".to_string(),
+            // below the listed folder alone: what leads there takes no part in names
+            Ok(_) if below.contains(char::REPLACEMENT_CHARACTER) => {
+                "the name of a folder it lies in is not UTF-8; rename that folder".to_string()
+            }
+            Ok(_) => {
+                listing.pictures.push(Picture { name: format!("{below}{stem}"), path });
+                return Ok(None);
+            }
+        };
+        listing.rejected.push(Reject { path, reason });
+        Ok(None)
+    }
+}
+
+/// Why a folder of this name is not looked into, or nothing where it is.
+pub(super) fn reason_of_folder(name: &str) -> Option<Reason> {
+    if name.starts_with('.') {
+        return Some(Reason::Hidden);
+    }
+    let name = name.to_lowercase();
+    // what a check of a Windows disk has found: FOUND.000, FOUND.001 ...
+    let found = name.strip_prefix("found.").is_some_and(|n| n.len() == 3 && n.bytes().all(|b| b.is_ascii_digit()));
+    (found || SYSTEM_FOLDERS.contains(&name.as_str())).then_some(Reason::SystemFolder)
+}
+
+/// Whether a folder with these entries is a training run, a set of shards (perhaps unfinished) or a demo.
+fn is_own_output(entries: &[fs::DirEntry]) -> bool {
+    let has = |name: &str| entries.iter().any(|e| e.file_name() == name);
+    let set = || has("manifest.psm") || has("journal.psj");
+    let run = || {
+        (has("log.jsonl") && (has("config.yml") || has("states") || has("models") || has("previews"))) || (has("states") && has("models"))
+    };
+    set() || run() || has(".paragon-demo")
+}
+
+/// Errors that lie in a name, and stay: nothing is there, links lead in a circle, the path is too long. All others are the system's.
+fn is_of_names(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let by_number = matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENAMETOOLONG));
+    #[cfg(not(unix))]
+    let by_number = false;
+    by_number || matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
