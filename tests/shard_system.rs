@@ -88,6 +88,34 @@ fn a_lasting_error_of_the_system_stops_the_run_and_is_not_recorded() {
 }
 
 #[test]
+fn a_picture_that_changes_or_goes_during_the_run_stops_it() {
+    let (_dir, data, out, _) = expected();
+    let path = data.join("p002.png");
+    let whole = fs::read(&path).unwrap();
+    let changes: [(&str, Option<&[u8]>); 4] = [
+        ("grown", Some(&[&whole[..], b"more"].concat())),
+        ("cut", Some(&whole[..whole.len() / 2])),
+        ("emptied", Some(b"")),
+        ("gone", None),
+    ];
+    for (what, bytes) in changes {
+        fs::write(&path, &whole).unwrap();
+        let wanted = config(&data, &out);
+        let planned = paragon::shard::plan::plan(&wanted).unwrap();
+        match bytes {
+            Some(bytes) => fs::write(&path, bytes).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let error = format!("{:#}", paragon::shard::writer::build(&wanted, planned, &nothing()).unwrap_err());
+        assert!(error.contains("p002.png") && error.contains("same command"), "{what}: {error}");
+        assert!(!out.join("manifest.psm").exists(), "{what}");
+    }
+    // as it was when it was planned: the run goes on
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(make(&config(&data, &out)).unwrap().rejected.len(), 0);
+}
+
+#[test]
 fn up_to_five_files_are_named_before_anything_is_made() {
     let (_dir, data, out, _) = expected();
     let ran = faulty(&shard_arguments(&data, &out), "read", EIO, (0, -1), ".png").refused(1, &["run the same command again"]);
