@@ -88,6 +88,34 @@ fn a_lasting_error_of_the_system_stops_the_run_and_is_not_recorded() {
 }
 
 #[test]
+fn a_picture_that_changes_or_goes_during_the_run_stops_it() {
+    let (_dir, data, out, _) = expected();
+    let path = data.join("p002.png");
+    let whole = fs::read(&path).unwrap();
+    let changes: [(&str, Option<&[u8]>); 4] = [
+        ("grown", Some(&[&whole[..], b"more"].concat())),
+        ("cut", Some(&whole[..whole.len() / 2])),
+        ("emptied", Some(b"")),
+        ("gone", None),
+    ];
+    for (what, bytes) in changes {
+        fs::write(&path, &whole).unwrap();
+        let wanted = config(&data, &out);
+        let planned = paragon::shard::plan::plan(&wanted).unwrap();
+        match bytes {
+            Some(bytes) => fs::write(&path, bytes).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let error = format!("{:#}", paragon::shard::writer::build(&wanted, planned, &nothing()).unwrap_err());
+        assert!(error.contains("p002.png") && error.contains("same command"), "{what}: {error}");
+        assert!(!out.join("manifest.psm").exists(), "{what}");
+    }
+    // as it was when it was planned: the run goes on
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(make(&config(&data, &out)).unwrap().rejected.len(), 0);
+}
+
+#[test]
 fn up_to_five_files_are_named_before_anything_is_made() {
     let (_dir, data, out, _) = expected();
     let ran = faulty(&shard_arguments(&data, &out), "read", EIO, (0, -1), ".png").refused(1, &["run the same command again"]);
@@ -133,7 +161,7 @@ fn an_interrupted_set_that_the_system_cannot_read_is_not_begun_anew() {
 
 #[test]
 fn verify_extract_and_sheet_name_a_failing_disk_and_not_damage() {
-    let (_dir, out) = small_set(6, Codec::Predict);
+    let (_dir, out) = small_set(14, Codec::Predict);
     let records = ShardSet::open(&out).unwrap().len();
     for skip in [0, 12] {
         let verify = faulty(&["shards", "verify", text(&out), "--threads", "1"], "pread", EIO, (skip, -1), "shard-00000");
@@ -190,7 +218,7 @@ fn many_shards_need_few_descriptors() {
     let run_folder = dir.path().join("run");
     for io in ["pread", "mmap"] {
         let _ = fs::remove_dir_all(&run_folder);
-        let flags = ["--iterations", "3", "--batch-size", "64", "--threads", "1", "--io", io];
+        let flags = ["--iterations", "4", "--batch-size", "16", "--threads", "1", "--io", io];
         limited(&[&["train", "--shards", text(&out), "--out", text(&run_folder)][..], &flags].concat()).ok();
     }
 }

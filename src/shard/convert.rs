@@ -60,6 +60,20 @@ impl Worker {
     /// The outer error is one of the system (the disk, no memory, no descriptors, a file that has gone or changed meanwhile) or a fault
     /// of the program, and says nothing about the image; a fault of the image is the inner one.
     pub fn convert(&mut self, job: &Job, config: &BuildConfig) -> Result<Result<Converted, Rejected>> {
+        let outcome = self.convert_files(job, config)?;
+        if outcome.is_err() {
+            // a file that is being written is no fault of its content either
+            let mut bytes = 0;
+            for path in [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten() {
+                let about = failure::retry(|| std::fs::metadata(path));
+                bytes += about.with_context(|| format!("{}: {SYSTEM_FAULT}", path.display()))?.len();
+            }
+            check_unchanged(job, bytes)?;
+        }
+        Ok(outcome)
+    }
+
+    fn convert_files(&mut self, job: &Job, config: &BuildConfig) -> Result<Result<Converted, Rejected>> {
         let g = self.geometry;
         let reject = |path: &Path, kind: &str, reason| Ok(Err(Rejected { file: path.to_path_buf(), kind: String::from(kind), reason }));
         let mut notes = Vec::new();
@@ -103,11 +117,7 @@ impl Worker {
         if let Err((kind, reason)) = lq_dimensions(size, given, g) {
             return reject(&job.source.hr, kind, reason);
         }
-        ensure!(
-            file_bytes == job.file_bytes,
-            "it has changed since this run began ({} bytes then, {file_bytes} now); let what writes it end and run the same command again",
-            job.file_bytes
-        );
+        check_unchanged(job, file_bytes)?;
         if let (Some(lq), Some(lq_changes)) = (&lq, lq_changes)
             && let Some(reason) = mismatch((&hr, &hr_changes), (lq, &lq_changes))
         {
@@ -154,6 +164,16 @@ impl Worker {
         }
         Ok((records, payload, flat))
     }
+}
+
+/// Refuses to go on where the files of a job have other sizes than when their headers were looked at.
+fn check_unchanged(job: &Job, bytes: u64) -> Result<()> {
+    ensure!(
+        bytes == job.file_bytes,
+        "it has changed since this run began ({} bytes then, {bytes} now); let what writes it end and run the same command again",
+        job.file_bytes
+    );
+    Ok(())
 }
 
 /// What is wrong with the content of a file, in words; an error of the system comes back as one.

@@ -395,10 +395,10 @@ fn look(source: Source, config: &BuildConfig, g: Geometry) -> Result<Result<Job,
     for (header, path) in headers.iter_mut().zip([Some(&source.hr), source.lq.as_ref()]) {
         let Some(path) = path else { continue };
         let read = || -> Result<(decode::Header, u64)> {
-            let bytes = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
-            Ok((decode::look(path, &config.limits)?, bytes))
+            let about = failure::retry(|| std::fs::metadata(path)).with_context(|| path.display().to_string())?;
+            Ok((decode::look(path, &config.limits)?, about.len()))
         };
-        match failure::retry_work(read) {
+        match read() {
             Ok(found) => *header = Some(found),
             Err(e) if failure::system_cause(&e).is_some() => return Err(e),
             Err(e) => return Ok(Err(Rejected { file: path.clone(), kind: "unreadable".into(), reason: format!("{e:#}") })),
