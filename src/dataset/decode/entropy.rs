@@ -15,6 +15,9 @@ const ENOUGH: i32 = 32;
 /// happens to give all its blocks mostly leaves more.
 const MAX_STRAY: usize = 16;
 
+/// Scans of a picture. Encoders make ten or so; a small file can hold thousands, each of which takes as long as a whole picture.
+const MAX_SCANS: u32 = 500;
+
 /// Checks the picture that a JPEG file begins with. The frame header must be one that the decoder takes.
 pub(super) fn check(bytes: &[u8]) -> Result<()> {
     let mut walk = Walk { bytes, frame: None, dc: [const { None }; 4], ac: [const { None }; 4], restart: 0, scans: 0 };
@@ -161,6 +164,7 @@ impl Walk<'_> {
     /// Walks the data of a scan that begin at `at`; gives the place behind them.
     fn scan(&mut self, header: &[u8], at: usize) -> Result<usize> {
         self.scans += 1;
+        ensure!(self.scans <= MAX_SCANS, "more than {MAX_SCANS} scans");
         let frame = self.frame.as_mut().context("data before the frame header")?;
         let count = usize::from(*header.first().context("an empty scan header")?);
         ensure!((1..=4).contains(&count) && header.len() >= 4 + 2 * count, "the header of scan {} is cut short", self.scans);

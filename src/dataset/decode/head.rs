@@ -83,6 +83,10 @@ pub(super) fn take(file: &mut impl Read, length: usize) -> io::Result<Option<Vec
 fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
     let mut head = Head::new();
     file.seek(SeekFrom::Start(12))?;
+    if take(file, 4)?.is_none_or(|kind| kind != b"VP8X") {
+        return Ok(head); // the simple form has nothing but pixels
+    }
+    file.seek(SeekFrom::Start(12))?;
     while let Some(start) = take(file, 8)? {
         let length = u32::from_le_bytes([start[4], start[5], start[6], start[7]]);
         let (size, padded) = (length as usize, i64::from(length) + i64::from(length % 2));

@@ -230,9 +230,9 @@ const ONES: [u8; 64] = {
     }
     ones
 };
-/// How far the decoder's last read of four bytes may begin before the end of the data: it holds eight bytes at most, and so many stray
-/// bytes are harmless.
-const TOLERANCE: usize = 16;
+/// How far the data may go on behind the decoder's last read of four bytes. What it decodes comes from the bytes before the end of that read, or, where
+/// one of the four is FF and they are read one by one, from up to four more; then there are up to seven bits of padding.
+const TOLERANCE: usize = 5;
 
 /// A JPEG with ones behind the data of its first scan. The decoder fills up what is missing with zeros, which are good
 /// codes, and reports success; ones are no code at all, so with them it must fail. It costs nothing, where a walk over all codes

@@ -33,7 +33,7 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         let size = length as usize;
         let kind = [start[4], start[5], start[6], start[7]];
         let needed = matches!(&kind, b"IHDR" | b"PLTE" | b"tRNS") && size <= MAX_NEEDED;
-        if !needed && kind[0].is_ascii_uppercase() {
+        if !needed && (kind[0].is_ascii_uppercase() || !kind.iter().all(u8::is_ascii_alphabetic)) {
             break; // pixels, the end, or what the decoder will refuse
         }
         let bound = match &kind {

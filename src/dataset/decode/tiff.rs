@@ -100,6 +100,7 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
     ensure!(!layout.big || start.len() == 16, SHORT);
     let place = layout.wide()..2 * layout.wide();
     let first = layout.number(&start[place.clone()]);
+    ensure!(first != 0, "the TIFF has no page");
     let mut chosen = None;
     let mut at = first;
     let mut pages = 0;
