@@ -363,12 +363,17 @@ pub(super) fn reason_of_folder(name: &str) -> Option<Reason> {
 
 /// Whether a folder with these entries is a training run, a set of shards (perhaps unfinished) or a demo.
 fn is_own_output(entries: &[fs::DirEntry]) -> bool {
-    let has = |name: &str| entries.iter().any(|e| e.file_name() == name);
-    let set = || has("manifest.psm") || has("journal.psj");
-    let run = || {
-        (has("log.jsonl") && (has("config.yml") || has("states") || has("models") || has("previews"))) || (has("states") && has("models"))
+    const MARKS: [&str; 10] =
+        ["manifest.psm", "journal.psj", ".paragon-demo", "log.jsonl", "states", "models", "config.yml", "previews", "tensorboard", ".lock"];
+    let mark = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        MARKS.into_iter().find(|mark| name == *mark)
     };
-    set() || run() || has(".paragon-demo")
+    let found: HashSet<&str> = entries.iter().filter_map(mark).collect();
+    let any = |names: &[&str]| names.iter().any(|name| found.contains(name));
+    let both = found.contains("states") && found.contains("models");
+    let is_run = (found.contains("log.jsonl") && found.len() > 1) || (both && found.len() > 2);
+    is_run || any(&["manifest.psm", "journal.psj", ".paragon-demo"])
 }
 
 /// Errors that lie in a name, and stay: nothing is there, links lead in a circle, the path is too long. All others are the system's.
@@ -378,4 +383,16 @@ fn is_of_names(error: &io::Error) -> bool {
     #[cfg(not(unix))]
     let by_number = false;
     by_number || matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_that_lie_in_a_name_are_listed_and_others_stop_the_work() {
+        let of = |number| is_of_names(&io::Error::from_raw_os_error(number));
+        assert!([libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG].into_iter().all(of));
+        assert!(![libc::EIO, libc::EACCES, libc::EMFILE, libc::ENOMEM, libc::ESTALE].into_iter().any(of));
+    }
 }

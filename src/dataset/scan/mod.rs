@@ -160,8 +160,8 @@ fn list(root: &Path, chosen: &Chosen, options: &ScanOptions) -> Result<Found> {
 fn check_alone(root: &Path, hr_root: &Path, outside: &Listing) -> Result<()> {
     let Some(first) = outside.pictures.first() else { return Ok(()) };
     bail!(
-        "{hr} is named for HR pictures, but no LQ folder lies beside it, and {count} pictures lie outside of it (such as {first}): give {hr} \
-         itself to use it alone, --hr {root} to take all pictures of {root} as HR, or name the LQ folder with --lq",
+        "{hr} is named for HR pictures, but no LQ folder lies beside it, and other folders hold pictures too ({count}, such as {first}): give \
+         {hr} itself to use it alone, --hr {root} to take all pictures of {root} as HR, or name the LQ folder with --lq",
         hr = hr_root.display(),
         count = outside.pictures.len(),
         first = first.path.display(),

@@ -189,6 +189,9 @@ fn keys(name: &str, side: Side, scale: u32) -> (Vec<&str>, Option<u32>) {
     (found, None)
 }
 
+/// HR pictures by every key of theirs, with the words that were taken off for it.
+type ByKey<'a> = HashMap<&'a str, Vec<(usize, &'a str)>>;
+
 /// An LQ picture that may be the partner of an HR picture; the fewer words are taken off both names, the better.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Match<'a> {
@@ -197,17 +200,8 @@ struct Match<'a> {
     lq: &'a str,
 }
 
-/// The pairs of two sides.
-pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Reject>) {
-    let mut rejected = Vec::new();
-    let hr = without_twins("HR", hr, &mut rejected);
-    let lq = without_twins("LQ", lq, &mut rejected);
-    let mut by_key: HashMap<&str, Vec<(usize, &str)>> = HashMap::new();
-    for name in hr.keys() {
-        for (words, key) in keys(name, Side::Hr, scale).0.into_iter().enumerate() {
-            by_key.entry(key).or_default().push((words, name));
-        }
-    }
+/// Every way in which an LQ picture may belong to an HR picture, the best first.
+fn matches<'a>(hr: &BTreeMap<String, Picture>, by_key: &ByKey<'a>, lq: &'a BTreeMap<String, Picture>, scale: u32) -> Vec<Match<'a>> {
     let mut matches = Vec::new();
     for name in lq.keys() {
         for (words, key) in keys(name, Side::Lq, scale).0.into_iter().enumerate() {
@@ -220,11 +214,33 @@ pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Re
         }
     }
     matches.sort();
-    let mut partner: HashMap<&str, &str> = HashMap::new();
-    let mut used: HashSet<&str> = HashSet::new();
-    let (mut unclear_hr, mut unclear_lq): (HashMap<&str, String>, HashMap<&str, String>) = Default::default();
-    for round in matches.chunk_by(|a, b| a.words == b.words) {
-        let is_open = |m: &&Match| !partner.contains_key(m.hr) && !used.contains(m.lq) && !unclear_hr.contains_key(m.hr);
+    matches
+}
+
+/// Who belongs to whom.
+#[derive(Default)]
+struct Settled<'a> {
+    /// The LQ picture of an HR picture.
+    partner: HashMap<&'a str, &'a str>,
+    /// LQ pictures that have a place.
+    used: HashSet<&'a str>,
+    /// Why pictures have none although there are some that could be meant.
+    unclear_hr: HashMap<&'a str, String>,
+    unclear_lq: HashMap<&'a str, String>,
+}
+
+impl<'a> Settled<'a> {
+    fn of(matches: &[Match<'a>]) -> Settled<'a> {
+        let mut settled = Settled::default();
+        for round in matches.chunk_by(|a, b| a.words == b.words) {
+            settled.settle(round);
+        }
+        settled
+    }
+
+    /// Takes the matches of one rank that leave nothing open.
+    fn settle(&mut self, round: &[Match<'a>]) {
+        let is_open = |m: &&Match| !self.partner.contains_key(m.hr) && !self.used.contains(m.lq) && !self.unclear_hr.contains_key(m.hr);
         let open: Vec<&Match> = round.iter().filter(is_open).collect();
         let (mut of_hr, mut of_lq): (HashMap<&str, Vec<&str>>, HashMap<&str, usize>) = (HashMap::new(), HashMap::new());
         for m in &open {
@@ -232,25 +248,39 @@ pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Re
             *of_lq.entry(m.lq).or_default() += 1;
         }
         for m in open {
-            let rivals = &of_hr[m.hr];
-            if rivals.len() == 1 && of_lq[m.lq] == 1 {
-                partner.insert(m.hr, m.lq);
-                used.insert(m.lq);
+            let (rivals, others) = (&of_hr[m.hr], of_lq[m.lq]);
+            if rivals.len() == 1 && others == 1 {
+                self.partner.insert(m.hr, m.lq);
+                self.used.insert(m.lq);
                 continue;
             }
             let reason = if rivals.len() > 1 {
                 format!("{} LQ pictures could belong to the HR picture {} ({}); keep one of them", rivals.len(), m.hr, rivals.join(", "))
             } else {
-                format!("the LQ picture {} could belong to {} HR pictures", m.lq, of_lq[m.lq])
+                format!("the LQ picture {} could belong to {others} HR pictures; rename it after the one that is meant", m.lq)
             };
-            unclear_hr.entry(m.hr).or_insert_with(|| reason.clone());
-            unclear_lq.entry(m.lq).or_insert(reason);
+            self.unclear_hr.entry(m.hr).or_insert_with(|| reason.clone());
+            self.unclear_lq.entry(m.lq).or_insert(reason);
         }
     }
-    for (name, picture) in lq.iter().filter(|(name, _)| !used.contains(name.as_str())) {
+}
+
+/// The pairs of two sides, sorted by name.
+pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Reject>) {
+    let mut rejected = Vec::new();
+    let hr = without_twins("HR", hr, &mut rejected);
+    let lq = without_twins("LQ", lq, &mut rejected);
+    let mut by_key = ByKey::new();
+    for name in hr.keys() {
+        for (words, key) in keys(name, Side::Hr, scale).0.into_iter().enumerate() {
+            by_key.entry(key).or_default().push((words, name));
+        }
+    }
+    let settled = Settled::of(&matches(&hr, &by_key, &lq, scale));
+    for (name, picture) in lq.iter().filter(|(name, _)| !settled.used.contains(name.as_str())) {
         let (found, other) = keys(name, Side::Lq, scale);
-        let taken = found.iter().filter_map(|key| by_key.get(key)).flatten().find(|(_, hr)| partner.contains_key(hr));
-        let reason = match (unclear_lq.get(name.as_str()), taken, other) {
+        let taken = found.iter().filter_map(|key| by_key.get(key)).flatten().find(|(_, hr)| settled.partner.contains_key(hr));
+        let reason = match (settled.unclear_lq.get(name.as_str()), taken, other) {
             (Some(reason), ..) => reason.clone(),
             (None, Some((_, hr)), _) => format!("the HR picture {hr} has another LQ picture already"),
             (None, None, Some(other)) => format!("its name says scale {other}, not {scale}"),
@@ -258,12 +288,12 @@ pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Re
         };
         rejected.push(Reject { path: picture.path.clone(), reason });
     }
-    let mut sources = Vec::with_capacity(partner.len());
+    let mut sources = Vec::with_capacity(settled.partner.len());
     for (name, picture) in &hr {
-        if let Some(partner) = partner.get(name.as_str()).and_then(|name| lq.get(*name)) {
+        if let Some(partner) = settled.partner.get(name.as_str()).and_then(|name| lq.get(*name)) {
             sources.push(Source { name: picture.name.clone(), hr: picture.path.clone(), lq: Some(partner.path.clone()) });
         } else {
-            let reason = unclear_hr.get(name.as_str()).cloned();
+            let reason = settled.unclear_hr.get(name.as_str()).cloned();
             let reason = reason.unwrap_or_else(|| format!("no LQ picture is named {name} or {name}x{scale}"));
             rejected.push(Reject { path: picture.path.clone(), reason });
         }
