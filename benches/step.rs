@@ -54,14 +54,14 @@ const SCALARS: Scalars = Scalars { lr: 1e-4, step: 1, clip: 1.0, ema_decay: 0.9,
 
 fn main() {
     let (batch, lq, steps) = (flag("--batch", 16), flag("--lq", 128), flag("--steps", 10).max(1));
-    let threads = CpuOptions::new(flag("--threads", 0)).threads;
+    let threads = CpuOptions::new(flag("--threads", 0)).threads();
     let all = std::env::args().any(|a| a == "all");
     for isa in Isa::available().into_iter().take(if all { 9 } else { 1 }) {
-        let options = CpuOptions { threads, isa };
+        let options = CpuOptions::new(threads).with_isa(isa);
         let (mut backend, labels) = prepare(options, batch, lq, false, Recompute::Block);
         let (mut direct, _) = prepare(options, batch, lq, true, Recompute::Block);
         let (mut full, _) = prepare(options, batch, lq, false, Recompute::Full);
-        let one = CpuOptions { threads: 1, isa };
+        let one = CpuOptions::new(1).with_isa(isa);
         let (mut single, _) = prepare(one, batch, lq, false, Recompute::Block);
         let mut times: Vec<Vec<f64>> = vec![Vec::new(); labels.len()];
         let (mut totals, mut peaks, mut against, mut scaling, mut slices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());

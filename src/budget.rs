@@ -11,17 +11,21 @@ use anyhow::{Context, Result, ensure};
 pub const PROGRAM_BYTES: u64 = 24 << 20;
 
 /// The most memory that a command may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Budget {
     /// Bytes; nothing where neither the user nor the system says.
     pub limit: Option<u64>,
-    given: bool,
+    /// Who sets the limit: `--host-memory allows`, `control group /box (memory.max) leaves`.
+    whose: String,
 }
 
 impl Budget {
-    /// `given` bytes from the user, or what the machine has free.
+    /// `given` bytes from the user, or what this process may still take where that is less or nothing is given.
     pub fn new(given: Option<u64>) -> Budget {
-        Budget { limit: given.or_else(system::available_memory), given: given.is_some() }
+        match system::memory_left().filter(|left| given.is_none_or(|given| left.bytes < given)) {
+            Some(left) => Budget { limit: Some(left.bytes), whose: format!("{} leaves", left.limit) },
+            None => Budget { limit: given, whose: "--host-memory allows".to_string() },
+        }
     }
 
     /// Whether `bytes`, the program's own included, can be had now.
@@ -30,8 +34,7 @@ impl Budget {
     /// When they are more than the limit, or when the system does not give them; `advice` says what to try.
     pub fn check(&self, bytes: u64, advice: &str) -> Result<()> {
         if let Some(limit) = self.limit {
-            let whose = if self.given { "--host-memory allows" } else { "this machine has free" };
-            ensure!(bytes <= limit, "it takes {} of memory and {whose} {}; {advice}", bytes_text(bytes), bytes_text(limit));
+            ensure!(bytes <= limit, "it takes {} of memory and {} {}; {advice}", bytes_text(bytes), self.whose, bytes_text(limit));
         }
         let text = || format!("it takes {} of memory, which the system does not give (see `ulimit -v`); {advice}", bytes_text(bytes));
         probe(bytes.saturating_sub(PROGRAM_BYTES)).with_context(text)
@@ -60,6 +63,6 @@ mod tests {
         assert!(text.contains("101.0 MiB") && text.contains("--host-memory allows 100.0 MiB; cut it"), "{text}");
         // nobody has as much, whatever the user allows
         let text = format!("{:#}", Budget::new(Some(u64::MAX)).check(1 << 60, "cut it").unwrap_err());
-        assert!(text.contains("does not give") && text.contains("cut it"), "{text}");
+        assert!(text.contains(" leaves ") && text.contains("cut it"), "{text}");
     }
 }

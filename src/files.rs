@@ -84,6 +84,46 @@ pub fn open_own(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
+/// Opens a regular file for reading; links are followed. What is none is refused: a FIFO would wait for ever, a device never ends.
+///
+/// # Errors
+/// Those of the system, and a path that leads to no regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    read_only(path, 0)
+}
+
+/// Opens a file of our own name for reading, in a folder that may come from somebody else: as [`open_regular`], but a symbolic link is
+/// refused as well.
+///
+/// # Errors
+/// Those of the system, and a name that is no regular file.
+pub fn read_own(path: &Path) -> io::Result<File> {
+    if fs::symlink_metadata(path)?.is_symlink() {
+        return Err(not_regular());
+    }
+    #[cfg(unix)]
+    let flags = libc::O_NOFOLLOW;
+    #[cfg(not(unix))]
+    let flags = 0;
+    read_only(path, flags)
+}
+
+fn read_only(path: &Path, flags: i32) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(flags | libc::O_NONBLOCK); // no waiting for a FIFO's other end; regular files do not know the flag
+    }
+    let file = options.open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it is a link or no regular file, where paragon expects a file of its own; remove it")
+}
+
 /// Writes `path` through `fill`: the bytes go to a file beside it, which is synced and renamed over `path` only when
 /// everything succeeded. On any error the partial file is removed and an older `path` is left whole. For names of our own in folders of
 /// our own: a link of that name is replaced and not followed. For a path that the user has typed use [`write_output`].

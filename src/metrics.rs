@@ -7,7 +7,7 @@ use image::RgbImage;
 
 /// Side of the SSIM window in pixels, and the standard deviation of its Gaussian (Wang et al., "Image quality assessment:
 /// from error visibility to structural similarity", 2004).
-const WINDOW: usize = 11;
+pub const WINDOW: usize = 11;
 const SIGMA: f64 = 1.5;
 const PEAK: f64 = 255.0;
 

@@ -1,11 +1,13 @@
 //! A device against the CPU: every operation of a training step on the same inputs, then a short training, for every type of
-//! activations the device has. Depends on the networks and the backends. Promises that a difference beyond rounding is reported.
+//! activations the device has. Pictures are compared whole and row by row, column by column and in their corners, since kernels go
+//! wrong at edges, which are a small share of a picture. Depends on the networks and the backends. Promises that a difference beyond
+//! rounding is reported.
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, CudaSizing, Scalars, read_floats, write_floats};
 use crate::model::{Network, Recompute, StepSpec, training_plan};
 use crate::plan::OptimizerKind::{self, Adam, AdamW};
-use crate::plan::{BufferId, LossKind, Plan, Precision};
+use crate::plan::{BufferId, Extent, LossKind, Op, Plan, Precision};
 use crate::rng::mix;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -22,7 +24,7 @@ pub struct Check {
     pub case: String,
     /// What was compared.
     pub what: String,
-    /// `|device - CPU| / |CPU|` in the L2 norm, the worst of all buffers and times.
+    /// `|device - CPU| / |CPU|` in the L2 norm, the worst of all buffers, times and, in a comparison of edges, parts of a picture.
     pub error: f64,
     /// The most that rounding explains.
     pub tolerance: f64,
@@ -52,6 +54,10 @@ const CASES: [Case; 7] = [
 /// Of [`CASES`], those of a quick run.
 const QUICK: usize = 2;
 
+/// How much larger than the tolerance of a whole picture that of its rows, columns and corners is: they hold few values, so that rounding
+/// does not even out. A kernel that is wrong there is wrong by a tenth of the values and more.
+const EDGES: f64 = 3.0;
+
 /// Tolerances of (one operation, the loss of a short training, its parameters).
 fn tolerances(precision: Precision) -> (f64, f64, f64) {
     match precision {
@@ -80,8 +86,10 @@ pub struct Shared {
 /// When the plans are not of the same step.
 pub fn shared_buffers(cpu: &Plan, device: &Plan, at: usize) -> Vec<Shared> {
     let list = |plan: &Plan| -> Vec<_> {
-        let own = |id: BufferId| ["workspace of", "sums of", "composed"].iter().any(|start| plan.buffer(id).name.starts_with(start));
-        plan.ops[at].accesses().filter(|a| !own(a.buffer)).collect()
+        let op = &plan.ops[at];
+        let composed = if let Op::UpHead(head) = op { head.composed.map(|c| c.buffer) } else { None };
+        let own: Vec<BufferId> = op.sums().chain(composed).collect();
+        op.accesses().filter(|a| !own.contains(&a.buffer)).collect()
     };
     let (a, b) = (list(cpu), list(device));
     assert_eq!(a.len(), b.len(), "the plans are not of the same step");
@@ -91,6 +99,58 @@ pub fn shared_buffers(cpu: &Plan, device: &Plan, at: usize) -> Vec<Shared> {
 /// Whether the device keeps as halves what the CPU has in f32.
 pub fn halves(cpu: &Plan, a: BufferId, device: &Plan, b: BufferId) -> bool {
     cpu.buffer(a).bytes == 2 * device.buffer(b).bytes
+}
+
+/// The extent of a picture that an operation writes; nothing for what is none (parameters, gradients, metrics).
+fn picture(op: &Op, buffer: BufferId) -> Option<Extent> {
+    let (extent, written) = match op {
+        Op::Unpack(o) => (Extent { n: o.batch.count, h: o.batch.lq.0, w: o.batch.lq.1 }, [Some(o.output), None]),
+        Op::Conv(o) => (o.extent, [Some(o.output), None]),
+        Op::ConvBack(o) => (o.forward.extent, [o.d_input, None]),
+        Op::NanoBlock(o) => (o.extent, [Some(o.output), None]),
+        Op::NanoBlockBack(o) => (o.forward.extent, [Some(o.d_input), None]),
+        Op::UpHead(o) => (o.extent.scaled(o.scale), [Some(o.output), None]),
+        Op::UpHeadBack(o) => (o.forward.extent, [Some(o.d_features), o.d_input]),
+        Op::PixelLoss(o) => (o.extent, [Some(o.d_prediction), None]),
+        Op::StructuralLoss(o) => (o.extent, [Some(o.d_prediction), None]),
+        Op::Update(_) => return None,
+    };
+    written.contains(&Some(buffer)).then_some(extent)
+}
+
+/// The larger of two errors; what is no number is the worst of all, and stays.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
+/// The worst error of a row, a column, a corner and the inside of pictures `[n, h, w, channels]`, each over all images: the root mean
+/// square of its differences against that of its values or, where these are small, of all values.
+fn at_edges(got: &[f64], expected: &[f64], extent: Extent) -> f64 {
+    let Extent { h, w, .. } = extent;
+    let channels = (expected.len() / extent.pixels().max(1)).max(1);
+    // squares of differences and of values, and how many: rows, columns, corners, the inside
+    let mut parts = vec![(0.0, 0.0, 0usize); h + w + 5];
+    let mut all = 0.0;
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        let pixel = i / channels;
+        let (x, y) = (pixel % w, pixel / w % h);
+        let (left, right, top, bottom) = (x == 0, x == w - 1, y == 0, y == h - 1);
+        let corner = [top && left, top && right, bottom && left, bottom && right].iter().position(|c| *c);
+        let inside = (!(left || right || top || bottom)).then_some(4);
+        all += e * e;
+        for part in [Some(y), Some(h + x), corner.or(inside).map(|c| h + w + c)].into_iter().flatten() {
+            let (difference, size, count) = &mut parts[part];
+            *difference += (g - e) * (g - e);
+            *size += e * e;
+            *count += 1;
+        }
+    }
+    let level = all / expected.len().max(1) as f64;
+    let error = |(difference, size, count): (f64, f64, usize)| {
+        let count = count.max(1) as f64;
+        (difference / count / (size / count).max(level).max(f64::MIN_POSITIVE)).sqrt()
+    };
+    parts.into_iter().map(error).fold(0.0, worse)
 }
 
 fn relative(got: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64>) -> f64 {
@@ -156,6 +216,15 @@ struct Pair {
 
 type Found = Vec<(String, f64, f64)>;
 
+/// The worst errors of one kind of operation.
+struct Worst {
+    label: &'static str,
+    /// Of whole buffers.
+    whole: f64,
+    /// Of the edges of pictures, where it writes any.
+    edges: Option<f64>,
+}
+
 impl Pair {
     fn new(net: &Network, spec: &StepSpec, precision: Precision, load: Load<'_>) -> Result<Pair> {
         let options = CpuOptions::new(0);
@@ -171,7 +240,11 @@ impl Pair {
 
     fn run(mut self, net: &Network, spec: &StepSpec, precision: Precision) -> Result<Found> {
         let (operation, loss, parameters) = tolerances(precision);
-        let mut found = self.operations(net, spec, precision)?.into_iter().map(|(w, e)| (w, e, operation)).collect::<Found>();
+        let mut found = Found::new();
+        for Worst { label, whole, edges } in self.operations(net, spec, precision)? {
+            found.push((label.to_string(), whole, operation));
+            found.extend(edges.map(|edges| (format!("{label}: rows, columns, corners"), edges, EDGES * operation)));
+        }
         let [losses, params] = self.training(net, spec, precision)?;
         found.push(("loss of a short training".to_string(), losses, loss));
         found.push(("parameters after it".to_string(), params, parameters));
@@ -193,7 +266,7 @@ impl Pair {
     }
 
     /// Every operation on the same inputs; the worst error of each kind.
-    fn operations(&mut self, net: &Network, spec: &StepSpec, precision: Precision) -> Result<Vec<(String, f64)>> {
+    fn operations(&mut self, net: &Network, spec: &StepSpec, precision: Precision) -> Result<Vec<Worst>> {
         self.start()?;
         let batch = Batch::new(net, spec, 1);
         drop(self.cpu.stage(batch.view())?);
@@ -201,9 +274,10 @@ impl Pair {
         // gradients of a mean are so small that fp16 would hold few of their bits: training scales them, and so does this
         let micro_scale = if precision == Precision::Fp16 { 512.0 } else { 0.5 };
         let scalars = Scalars { lr: 1e-3, step: 3, clip: 0.5, ema_decay: 0.9, micro_scale, loss_scale: 1.0, accumulate: false };
-        let mut worst: Vec<(String, f64)> = Vec::new();
+        let mut worst: Vec<Worst> = Vec::new();
         for at in 0..self.cpu.plan().ops.len() {
-            let label = self.cpu.plan().ops[at].label();
+            let op = self.cpu.plan().ops[at].clone();
+            let label = op.label();
             let shared = shared_buffers(self.cpu.plan(), self.device.plan(), at);
             for &Shared { cpu: a, device: b, read, .. } in &shared {
                 // the batch was staged, to whichever place the device took
@@ -214,17 +288,22 @@ impl Pair {
             }
             self.cpu.run_operation(at, &scalars)?;
             self.device.run_operation(at, &scalars)?;
-            let mut error: f64 = 0.0;
+            let (mut whole, mut edges): (f64, Option<f64>) = (0.0, None);
             for Shared { cpu: a, device: b, write, .. } in shared {
                 if write {
                     let (expected, got) = (self.read_cpu(a)?, self.read_device(a, b, precision)?);
-                    let e = relative(got.into_iter(), expected.into_iter());
-                    error = if e.is_nan() { e } else { error.max(e) };
+                    if let Some(extent) = picture(&op, a) {
+                        edges = Some(worse(edges.unwrap_or(0.0), at_edges(&got, &expected, extent)));
+                    }
+                    whole = worse(whole, relative(got.into_iter(), expected.into_iter()));
                 }
             }
-            match worst.iter_mut().find(|(known, _)| known == label) {
-                Some((_, known)) => *known = if error.is_nan() { error } else { known.max(error) },
-                None => worst.push((label.to_string(), error)),
+            match worst.iter_mut().find(|known| known.label == label) {
+                Some(known) => {
+                    known.whole = worse(known.whole, whole);
+                    known.edges = known.edges.into_iter().chain(edges).reduce(worse);
+                }
+                None => worst.push(Worst { label, whole, edges }),
             }
         }
         Ok(worst)
@@ -326,4 +405,114 @@ fn wide(bytes: &[u8]) -> Vec<f64> {
 /// Loss and norm; whether the update was skipped is no number to be near to.
 fn metrics(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(8).take(2).map(|v| f64::from_le_bytes(std::array::from_fn(|i| v[i]))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::StepMetrics;
+
+    /// The CPU as a device that writes one part of a picture wrongly.
+    struct Tampered {
+        cpu: CpuBackend,
+        /// The operation, and whether a pixel (row, column, height, width) is wrong.
+        label: &'static str,
+        wrong: fn(usize, usize, usize, usize) -> bool,
+    }
+
+    impl Backend for Tampered {
+        fn description(&self) -> String {
+            self.cpu.description()
+        }
+        fn plan(&self) -> &Plan {
+            self.cpu.plan()
+        }
+        fn allocated(&self) -> u64 {
+            self.cpu.allocated()
+        }
+        fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()> {
+            self.cpu.write(buffer, offset, bytes)
+        }
+        fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()> {
+            self.cpu.read(buffer, offset, bytes)
+        }
+        fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
+            self.cpu.guest(plan)
+        }
+        fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn crate::host_memory::Fence>>> {
+            self.cpu.stage(batch)
+        }
+        fn micro_step(&mut self, scalars: &Scalars) -> Result<()> {
+            self.cpu.micro_step(scalars)
+        }
+        fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
+            self.cpu.run_operation(at, scalars)?;
+            let op = self.cpu.plan().ops[at].clone();
+            for access in op.accesses().filter(|a| a.write && op.label() == self.label) {
+                let Some(extent) = picture(&op, access.buffer) else { continue };
+                let mut values = vec![0f32; self.cpu.plan().buffer(access.buffer).bytes as usize / 4];
+                read_floats(&mut self.cpu, access.buffer, &mut values)?;
+                let channels = values.len() / extent.pixels();
+                for (i, v) in values.iter_mut().enumerate() {
+                    let (x, y) = (i / channels % extent.w, i / channels / extent.w % extent.h);
+                    // what a tap that is left out does
+                    *v *= if (self.wrong)(y, x, extent.h, extent.w) { 0.8 } else { 1.0 };
+                }
+                write_floats(&mut self.cpu, access.buffer, &values)?;
+            }
+            Ok(())
+        }
+        fn update(&mut self, scalars: &Scalars) -> Result<()> {
+            self.cpu.update(scalars)
+        }
+        fn metrics(&mut self) -> Result<StepMetrics> {
+            self.cpu.metrics()
+        }
+    }
+
+    /// The kinds of operation that are found wrong, by (whole buffers, edges), with the limits of bf16.
+    fn found(label: &'static str, wrong: fn(usize, usize, usize, usize) -> bool) -> Vec<(&'static str, bool, bool)> {
+        let (mut net, side) = (Network::new("nano", 2).unwrap(), 32);
+        (net.layer_scale, net.detail_gain) = (0.5, 0.5);
+        let spec = StepSpec { direct: true, recompute: Recompute::Block, ..StepSpec::new(1, (side, side), vec![(LossKind::L1, 1.0)]) };
+        let load = || {
+            let options = CpuOptions::new(2);
+            CpuBackend::new(training_plan(&net, &spec, &options).unwrap(), options).unwrap()
+        };
+        let device = Box::new(Tampered { cpu: load(), label, wrong });
+        let mut pair = Pair { cpu: load(), device, params: net.params().start_values(7) };
+        let limit = tolerances(Precision::Bf16).0;
+        let worst = pair.operations(&net, &spec, Precision::F32).unwrap();
+        let worst = worst.into_iter().map(|w| (w.label, w.whole > limit, w.edges.is_some_and(|e| e > EDGES * limit)));
+        worst.filter(|(_, whole, edges)| *whole || *edges).collect()
+    }
+
+    #[test]
+    fn a_wrong_edge_is_found_where_it_is_a_small_share_of_the_picture() {
+        assert_eq!(found("conv 3x3", |_, _, _, _| false), []);
+        // a corner is too small a share for the whole buffer's error to show
+        for label in ["conv 3x3", "nano block", "nano block, backward", "up.0 and head", "up.0 and head, backward", "pixel loss"] {
+            assert_eq!(found(label, |y, x, h, w| y == h - 1 && x == w - 1), [(label, false, true)]);
+        }
+        for wrong in [
+            (|_, x, _, w| x == w - 1) as fn(usize, usize, usize, usize) -> bool,
+            |y, _, _, _| y == 0,
+            // the seam of tiles
+            |_, x, _, _| x == 16,
+        ] {
+            let found = found("conv 3x3", wrong);
+            assert!(found.len() == 1 && found[0].2, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn errors_that_are_no_number_are_the_worst() {
+        let extent = Extent { n: 1, h: 3, w: 3 };
+        let good = vec![1.0; 9];
+        let mut bad = good.clone();
+        bad[4] = f64::NAN;
+        assert_eq!(at_edges(&good, &good, extent), 0.0);
+        assert!(at_edges(&bad, &good, extent).is_nan() && worse(1.0, f64::NAN).is_nan());
+        assert_eq!(at_edges(&[0.0; 9], &[0.0; 9], extent), 0.0);
+    }
 }

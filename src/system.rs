@@ -1,21 +1,19 @@
 //! What the operating system says of this process: memory that cannot be dropped, the machine's size, room on a disk. Linux only; other
 //! systems get `None`.
 
-/// A number of kB from a line like `RssAnon:   123 kB`, in bytes.
-fn kilobytes(path: &str, key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kb| kb * 1024)
-}
+mod memory;
+
+use memory::kilobytes;
+pub use memory::{MemoryRoom, memory_left, memory_limit};
 
 /// Anonymous memory of this process in bytes: heap and stacks, without mapped files (whose pages the kernel may drop).
 pub fn anonymous_memory() -> Option<u64> {
-    kilobytes("/proc/self/status", "RssAnon")
+    kilobytes(std::path::Path::new("/proc/self/status"), "RssAnon")
 }
 
-/// Memory of the machine that programs could still take, bytes.
+/// Memory that this process could still take, bytes; see [`memory_left`].
 pub fn available_memory() -> Option<u64> {
-    kilobytes("/proc/meminfo", "MemAvailable")
+    memory_left().map(|room| room.bytes)
 }
 
 /// Bytes of the disk a path lies on that this user may still take.

@@ -35,6 +35,18 @@ pub fn one_line(text: impl Display) -> String {
     escaped(&text.to_string(), |_| false).into_owned()
 }
 
+/// Characters of a value within an error at most.
+const LONGEST_VALUE: usize = 120;
+
+/// A value as an error repeats it: [`one_line`], and of a long one the beginning and its length in characters.
+pub fn brief(text: impl Display) -> String {
+    let text = text.to_string();
+    match text.char_indices().nth(LONGEST_VALUE) {
+        None => one_line(text),
+        Some((end, _)) => format!("{}... ({} characters)", one_line(&text[..end]), text.chars().count()),
+    }
+}
+
 /// [`plain`] text whose lines are of a length that can be read; of a longer one the middle is left out, and how much.
 pub fn for_terminal(text: &str) -> Cow<'_, str> {
     let text = plain(text);
@@ -69,6 +81,13 @@ mod tests {
         assert_eq!(plain("\u{9b}2J \u{202e}gnp.exe"), "\\u{9b}2J \\u{202e}gnp.exe");
         assert_eq!(one_line("two\nlines"), "two\\nlines");
         assert!(matches!(plain("Zürich 東京"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn values_in_errors_are_short() {
+        assert_eq!(brief("a\nb"), "a\\nb");
+        assert_eq!(brief("é".repeat(120)), "é".repeat(120));
+        assert_eq!(brief("é".repeat(121)), format!("{}... (121 characters)", "é".repeat(120)));
     }
 
     #[test]

@@ -450,7 +450,7 @@ impl Upscaler {
             let mut backend = CpuBackend::new(plan, self.options).with_context(|| {
                 format!(
                     "cannot prepare {needs} and {} threads to compute with; try a smaller --tile or fewer --threads",
-                    self.options.threads
+                    self.options.threads()
                 )
             })?;
             set_parameters(&mut backend, &self.params)?;

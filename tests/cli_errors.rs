@@ -104,6 +104,15 @@ fn silly_flags_are_usage_errors_that_name_the_flag() {
 }
 
 #[test]
+fn an_instruction_set_that_is_not_here_is_a_usage_error() {
+    let asked = |name: &str| -> cli_common::Ran { paragon(&["plan"]).env("PARAGON_ISA", name).output().unwrap().into() };
+    asked("avx1024").refused(2, &["PARAGON_ISA=avx1024", "portable"]);
+    asked(if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" }).refused(2, &["this processor has"]);
+    asked("portable").ok();
+    asked("").ok();
+}
+
+#[test]
 fn eval_and_validation_name_what_they_cannot_use() {
     let place = Place::new();
     let fresh = |name: &str, sides: &[&str]| {

@@ -1,6 +1,13 @@
 //! Decoding: every kind of file that is read, every kind of damage that must end in an error, and no panic in between. All
 //! files are made here.
 
+#[path = "decode_cases/colour.rs"]
+mod colour;
+#[path = "decode_cases/jpeg.rs"]
+mod jpeg;
+#[path = "decode_cases/metadata.rs"]
+mod metadata;
+
 use image::{DynamicImage, ImageBuffer, ImageEncoder, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
 use paragon::dataset::decode::{Decoded, Limits, Note, decode, decode_with_alpha, probe};
 use proptest::prelude::*;

@@ -133,7 +133,8 @@ fn compare_network(
                     for p in twin.table.params.iter().filter(|p| p.trainable) {
                         let r = p.range.offset..p.range.offset + p.range.len;
                         let error = relative_error(&wide(&got[r.clone()]), &wide(&expected[r]));
-                        assert!(error < 2.0 * tolerance || error.is_nan(), "{what}: the gradient of {} is {error:e} away", p.name);
+                        // no number is no pass: the CPU's gradients must be finite as well
+                        assert!(error < 2.0 * tolerance, "{what}: the gradient of {} is {error:e} away", p.name);
                     }
                 } else {
                     let error = relative_error(&wide(&got), &wide(&expected));
@@ -272,7 +273,7 @@ fn up_head_carries_sums_between_slices() {
         let Some(program) = compile(precision, false) else { return };
         let twin = Twin::new(2, 11);
         let sizing = CudaSizing { precision };
-        let mut plan = training_plan(&twin.net, &spec(1, (19, 17), L1_ONLY, false), &sizing).unwrap();
+        let mut plan = (*training_plan(&twin.net, &spec(1, (19, 17), L1_ONLY, false), &sizing).unwrap()).clone();
         let at = plan.ops.iter().position(|op| matches!(op, Op::UpHeadBack(_))).unwrap();
         let Op::UpHeadBack(whole) = plan.ops[at].clone() else { unreachable!() };
         let features = whole.forward.features_in;

@@ -188,6 +188,45 @@ fn held_batches_keep_their_pixels_and_holding_all_of_them_is_an_error() {
 }
 
 #[test]
+fn told_to_stop_it_gives_nothing_and_the_batch_comes_later() {
+    let (_dir, folder) = small_set(3, Codec::Predict);
+    let set = open(&folder);
+    let expected = batches(&set, config(), 2);
+    let mut loader = start(&set, LoaderConfig { slots: 1, ..config() }).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(true);
+    assert!(loader.next_unless(&stop).unwrap().is_none());
+    stop.store(false, std::sync::atomic::Ordering::Relaxed);
+    let first = loader.next_unless(&stop).unwrap().unwrap();
+    assert!(first.block() == expected[0].1);
+    // while it waits for a slot that never comes back it looks at the flag as well
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert!(loader.next_unless(&stop).unwrap().is_none());
+    });
+    drop(first);
+    assert!(loader.next().unwrap().block() == expected[1].1);
+}
+
+#[test]
+fn a_slot_that_comes_back_late_is_waited_for() {
+    let (_dir, folder) = small_set(3, Codec::Predict);
+    let set = open(&folder);
+    let mut loader = start(&set, LoaderConfig { slots: 2, ..config() }).unwrap();
+    let (first, second) = (loader.next().unwrap(), loader.next().unwrap());
+    // one batch is dropped in time, and the slow filling that follows is nobody's fault: the count of looks begins again
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        drop(first);
+    });
+    assert_eq!(loader.next().unwrap().number(), 2);
+    thread.join().unwrap();
+    drop(second);
+}
+
+#[test]
 fn a_batch_outlives_its_loader() {
     let (_dir, folder) = small_set(2, Codec::Predict);
     let mut loader = start(&open(&folder), config()).unwrap();

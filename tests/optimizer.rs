@@ -29,7 +29,7 @@ fn updates_follow_the_formulas(optimizer: OptimizerKind) {
     let net = Network::new("nano", 2).unwrap();
     let (all, n) = (net.params().len(), net.params().trainable());
     for isa in Isa::available() {
-        let options = CpuOptions { threads: 2, isa };
+        let options = CpuOptions::new(2).with_isa(isa);
         let plan = training_plan(&net, &spec, &options).unwrap();
         let ports = plan.ports;
         let mut backend = CpuBackend::new(plan, options).unwrap();

@@ -22,24 +22,28 @@ fn count(bytes: usize) {
     LARGEST.fetch_max(bytes as u64, Relaxed);
 }
 
-// SAFETY: everything is handed to the system's allocator
+// SAFETY: everything is handed to the system's allocator, whose promises are those asked for; counting allocates nothing
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's allocator
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's allocator
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's allocator
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's allocator
         unsafe { System.dealloc(pointer, layout) }
     }
 }

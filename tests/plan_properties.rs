@@ -6,7 +6,7 @@ use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
 use paragon::backend::cuda::{Arg, lower};
 use paragon::model::{InferenceSpec, Network, Recompute, StepSpec, inference_plan, training_plan};
-use paragon::plan::{BufferId, LossKind, Op, Plan, Precision, Sizing, UpHead};
+use paragon::plan::{BufferId, LossKind, Op, PlanData, Precision, Sizing, UpHead};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -16,7 +16,7 @@ fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], recompute:
 }
 
 /// First and last operation that names each buffer or a view of it.
-fn uses(plan: &Plan) -> Vec<Option<(usize, usize)>> {
+fn uses(plan: &PlanData) -> Vec<Option<(usize, usize)>> {
     let mut uses = vec![None; plan.buffers.len()];
     for (at, op) in plan.ops.iter().enumerate() {
         for access in op.accesses() {
@@ -31,7 +31,7 @@ fn uses(plan: &Plan) -> Vec<Option<(usize, usize)>> {
 }
 
 /// Marks every byte of the arena by hand: owners for overlaps, writers for reads. Coarse grains of 256 bytes keep it quick.
-fn check(plan: &Plan) -> Result<(), TestCaseError> {
+fn check(plan: &PlanData) -> Result<(), TestCaseError> {
     let ids: Vec<BufferId> = (0..plan.buffers.len() as u32).map(BufferId).collect();
     let own: Vec<BufferId> = ids.iter().copied().filter(|&id| plan.buffer(id).parent.is_none()).collect();
     let uses = uses(plan);
@@ -79,7 +79,7 @@ fn check(plan: &Plan) -> Result<(), TestCaseError> {
 
 /// The same from the launches alone: what two buffers hold is safe when no byte is in both, or the last launch to name one comes
 /// before the first that names the other.
-fn check_launches(plan: &Plan) -> Result<(), TestCaseError> {
+fn check_launches(plan: &PlanData) -> Result<(), TestCaseError> {
     let program = lower(plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
     for (at, launch) in program.micro.iter().chain(&program.update).enumerate() {
@@ -123,7 +123,7 @@ proptest! {
             0 => cuda(Precision::Bf16),
             1 => cuda(Precision::Fp16),
             2 => cuda(Precision::F32),
-            isa => Box::new(CpuOptions { threads, isa: Isa::available()[(isa - 3) % Isa::available().len()] }),
+            isa => Box::new(CpuOptions::new(threads).with_isa(Isa::available()[(isa - 3) % Isa::available().len()])),
         };
         let plan = training_plan(&net, &spec(batch, (h, w), &losses, level), &*sizing).unwrap();
         check(&plan)?;
@@ -169,12 +169,12 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
     assert_eq!(good.late_sums.len(), 8, "the loss, the network's end and its composition, conv_mid, three blocks, conv_in");
     check_launches(&good).unwrap();
     // a lifetime that ends with the operation
-    let mut short = good.clone();
+    let mut short = (*good).clone();
     let id = short.late_sums[1];
     short.buffers[id.0 as usize].live.end -= 1;
     assert!(short.verify().unwrap_err().to_string().contains("does not live until it is added up"));
     // a plan for another way of adding up; and the same when nobody asks
-    let mut forgetful = training_plan(&net, &spec, &Forgetful(sizing)).unwrap();
+    let mut forgetful = (*training_plan(&net, &spec, &Forgetful(sizing)).unwrap()).clone();
     assert!(lower(&forgetful).unwrap_err().to_string().contains("does not live until it is added up"));
     forgetful.late_sums = forgetful.ops[forgetful.micro.clone()].iter().filter(|op| sizing.sums_late(op)).flat_map(Op::sums).collect();
     assert!(check_launches(&forgetful).is_err());

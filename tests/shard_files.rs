@@ -302,11 +302,11 @@ fn two_writers_in_one_folder_are_told_apart() {
     let (data, out) = (dir.path().join("data"), dir.path().join("set"));
     pictures(&data, 1);
     fs::create_dir(&out).unwrap();
-    let other = fs::File::open(&out).unwrap();
-    other.try_lock().unwrap();
+    let (other, _) = paragon::lock::lock_folder(&out, "a test holds").unwrap();
     assert!(format!("{:#}", make(&config(&data, &out)).unwrap_err()).contains("another paragon"));
     drop(other);
     assert!(make(&config(&data, &out)).is_ok());
+    assert!(!out.join(".lock").exists());
 }
 
 fn golden() -> PathBuf {

@@ -343,3 +343,86 @@ fn names_that_are_not_utf8_are_told_and_do_no_harm() {
     let reason = report["rejected"][0]["reason"].as_str().unwrap();
     assert!(reason.contains("folder") && reason.contains("UTF-8"), "{reason}");
 }
+
+/// A PNG with a chunk put in before its pixels.
+fn with_chunk(image: &image::RgbImage, kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let mut png = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    let body = [kind.as_slice(), data].concat();
+    let length = (data.len() as u32).to_be_bytes();
+    [&png.get_ref()[..33], &length, &body, &crc32fast::hash(&body).to_be_bytes(), &png.get_ref()[33..]].concat()
+}
+
+/// EXIF data that say nothing but the orientation.
+fn exif(orientation: u8) -> Vec<u8> {
+    [b"II\x2A\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".as_slice(), &[orientation, 0, 0, 0, 0, 0, 0, 0]].concat()
+}
+
+/// What becomes of one pair: its rejection, or nothing where it is used.
+fn shard_pair(hr: &[u8], lq: &[u8]) -> (Option<(String, String)>, paragon::shard::report::Report) {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    for (folder, bytes) in [("hr", hr), ("lq", lq)] {
+        fs::create_dir_all(data.join(folder)).unwrap();
+        fs::write(data.join(folder).join("a.png"), bytes).unwrap();
+        // a pair in order beside it, so that there is a set
+        let side = if folder == "hr" { 64 } else { 32 };
+        picture(side, side, 5).save(data.join(folder).join("z.png")).unwrap();
+    }
+    let report = make(&config(&data, &dir.path().join("set"))).unwrap();
+    let rejected = report.rejected.first().map(|r| (r.kind.clone(), r.reason.clone()));
+    (rejected, report)
+}
+
+fn halved(image: &image::RgbImage) -> image::RgbImage {
+    image::imageops::resize(image, image.width() / 2, image.height() / 2, image::imageops::FilterType::Triangle)
+}
+
+fn plain(image: &image::RgbImage) -> Vec<u8> {
+    let mut png = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    png.into_inner()
+}
+
+#[test]
+fn a_pair_of_which_one_side_was_turned_is_rejected() {
+    use image::metadata::Orientation;
+    for (width, height, orientation) in [(64, 64, 6), (64, 64, 8), (64, 64, 5), (96, 64, 3), (96, 64, 2), (64, 96, 4)] {
+        let stored = picture(width, height, 9);
+        let turned = with_chunk(&stored, b"eXIf", &exif(orientation));
+        let (rejected, _) = shard_pair(&turned, &plain(&halved(&stored)));
+        let (kind, reason) = rejected.unwrap();
+        assert!(kind == "mismatch" && reason.contains(&format!("is {orientation}")), "{orientation}: {kind}, {reason}");
+        // the other side turned
+        let (rejected, _) = shard_pair(&plain(&stored), &with_chunk(&halved(&stored), b"eXIf", &exif(orientation)));
+        assert!(rejected.is_some_and(|r| r.0 == "mismatch"), "LQ {orientation}");
+        // an LQ made from the upright picture is in order, and so is one that carries the orientation on
+        let mut upright = image::DynamicImage::ImageRgb8(stored.clone());
+        upright.apply_orientation(Orientation::from_exif(orientation).unwrap());
+        let (rejected, report) = shard_pair(&turned, &plain(&halved(&upright.into_rgb8())));
+        assert_eq!((rejected, report.used), (None, 2), "{orientation}");
+        let (rejected, report) = shard_pair(&turned, &with_chunk(&halved(&stored), b"eXIf", &exif(orientation)));
+        assert_eq!((rejected, report.used), (None, 2), "{orientation}");
+        // notes name a file, and the side where it is the LQ
+        let (note, file) = report.note_examples.iter().find(|(note, _)| note.ends_with(" (LQ)")).unwrap();
+        assert!(note.contains("orientation") && Path::new(file).ends_with("lq/a.png") && report.to_string().contains("lq/a.png"));
+        assert!(report.note_examples.iter().any(|(_, file)| Path::new(file).ends_with("hr/a.png")));
+    }
+}
+
+#[test]
+fn a_pair_of_which_one_side_was_converted_from_its_profile_is_rejected() {
+    let p3 = [12, 13, 0, 1];
+    let stored = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([(x * 4) as u8, (y * 4) as u8, (x + y) as u8]));
+    let tagged = with_chunk(&stored, b"cICP", &p3);
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.png"), &tagged).unwrap();
+    let limits = paragon::dataset::decode::Limits::default();
+    let converted = paragon::dataset::decode::decode(&dir.path().join("a.png"), &limits).unwrap().image;
+    let (rejected, _) = shard_pair(&tagged, &plain(&halved(&stored)));
+    assert!(rejected.is_some_and(|r| r.0 == "mismatch" && r.1.contains("the HR has a colour profile")));
+    let (rejected, _) = shard_pair(&plain(&stored), &with_chunk(&halved(&stored), b"cICP", &p3));
+    assert!(rejected.is_some_and(|r| r.0 == "mismatch" && r.1.contains("the LQ has a colour profile")));
+    let (rejected, report) = shard_pair(&tagged, &plain(&halved(&converted)));
+    assert_eq!((rejected, report.used), (None, 2));
+}

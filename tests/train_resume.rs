@@ -4,122 +4,15 @@
 
 mod cli_common;
 mod shard_common;
+mod train_common;
 
 use cli_common::{Ran, limit_files, paragon, run, text};
 use paragon::rng::Rng;
 use shard_common::{config, files, make, pictures};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
-
-type Flags<'a> = &'a [(&'a str, &'a str)];
-
-/// Iterations of the common run; log lines and checkpoints do not fall on the same iterations on purpose.
-const BASE: Flags = &[
-    ("--iterations", "24"),
-    ("--batch-size", "2"),
-    ("--lr", "1e-3"),
-    ("--warmup", "4"),
-    ("--log-every", "4"),
-    ("--checkpoint-every", "5"),
-    ("--threads", "2"),
-];
-
-/// `paragon train` with the common flags, some of them replaced, and more.
-fn command(set: &Path, out: &Path, flags: Flags) -> Vec<String> {
-    let mut all = vec!["train".to_string(), "--shards".into(), text(set).into(), "--out".into(), text(out).into()];
-    let kept = BASE.iter().filter(|(name, _)| flags.iter().all(|(other, _)| other != name));
-    for (name, value) in kept.chain(flags) {
-        all.push(name.to_string());
-        if !value.is_empty() {
-            all.push(value.to_string());
-        }
-    }
-    all
-}
-
-fn train(set: &Path, out: &Path, flags: Flags) -> Ran {
-    run(&command(set, out, flags))
-}
-
-fn start(set: &Path, out: &Path, flags: Flags) -> Child {
-    paragon(&command(set, out, flags)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-/// A set of LQ 16 in a temporary folder.
-fn set() -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let (data, set) = (dir.path().join("data"), dir.path().join("set"));
-    pictures(&data, 4);
-    make(&config(&data, &set)).unwrap();
-    (dir, set)
-}
-
-fn states(out: &Path) -> Vec<PathBuf> {
-    let mut list: Vec<PathBuf> = fs::read_dir(out.join("states")).map_or(Vec::new(), |d| d.map(|e| e.unwrap().path()).collect());
-    list.sort();
-    list
-}
-
-fn log(out: &Path) -> Vec<serde_json::Value> {
-    let lines = fs::read_to_string(out.join("log.jsonl")).unwrap_or_default();
-    lines.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
-}
-
-/// What must be equal: network, newest state, the log without its timings.
-#[derive(PartialEq)]
-struct Outcome {
-    model: Vec<u8>,
-    /// Names and bytes of all network files, the best one among them.
-    networks: std::collections::BTreeMap<String, Vec<u8>>,
-    state: (String, Vec<u8>),
-    log: Vec<serde_json::Value>,
-}
-
-fn outcome(out: &Path) -> Outcome {
-    let newest = states(out).pop().unwrap();
-    let mut log = log(out);
-    for line in &mut log {
-        for timing in ["it_per_s", "data_wait", "seconds", "anonymous"] {
-            line.as_object_mut().unwrap().remove(timing).unwrap();
-        }
-    }
-    let name = newest.file_name().unwrap().to_str().unwrap().to_string();
-    Outcome {
-        model: fs::read(out.join("model.safetensors")).unwrap(),
-        networks: files(&out.join("models")),
-        state: (name, fs::read(&newest).unwrap()),
-        log,
-    }
-}
-
-#[track_caller]
-fn same(found: &Outcome, expected: &Outcome, what: &str) {
-    assert_eq!(found.log, expected.log, "{what}: the logs differ");
-    assert_eq!(found.state.0, expected.state.0, "{what}");
-    assert!(found.state.1 == expected.state.1, "{what}: the states differ");
-    assert!(found.model == expected.model, "{what}: the networks differ");
-}
-
-/// No half-written file is left anywhere.
-#[track_caller]
-fn no_litter(out: &Path) {
-    for folder in [out.to_path_buf(), out.join("models"), out.join("states")] {
-        for entry in fs::read_dir(folder).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(!name.ends_with(".partial"), "{name} is left");
-        }
-    }
-}
-
-fn wait_for_a_log_line(out: &Path) {
-    let started = Instant::now();
-    while log(out).is_empty() {
-        assert!(started.elapsed() < Duration::from_secs(60), "no log line in a minute");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use train_common::*;
 
 /// Kills of each case; two cases make fifty.
 const KILLS: u64 = 25;
@@ -185,19 +78,18 @@ fn killed_at_fifty_random_moments_it_ends_in_the_bits_of_an_unbroken_run() {
 }
 
 #[test]
-fn ctrl_c_and_sigterm_save_and_the_same_command_goes_on() {
+fn ctrl_c_sigterm_and_a_closed_terminal_save_and_the_same_command_goes_on() {
     let (dir, set) = set();
     let flags: Flags = &[("--iterations", "300"), ("--batch-size", "16"), ("--checkpoint-every", "1000"), ("--threads", "1")];
     let whole = dir.path().join("whole");
     train(&set, &whole, flags).ok();
     let expected = outcome(&whole);
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        let out = dir.path().join(format!("stopped{signal}"));
-        let child = paragon(&command(&set, &out, flags)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let out = dir.path().join(format!("stopped{number}"));
+        let child = spawn(&mut paragon(&command(&set, &out, flags)));
         wait_for_a_log_line(&out);
-        // SAFETY: a signal to a child that has not been waited for
-        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
-        let ran = Ran::from(child.wait_with_output().unwrap());
+        signal(&child, number);
+        let ran = ended(child);
         assert_eq!(ran.code, Some(130), "{ran:?}");
         assert!(ran.stderr.contains("goes on from here") && ran.stdout.contains("stopped at iteration"), "{ran:?}");
         assert_eq!(states(&out).len(), 1);
@@ -377,7 +269,7 @@ fn a_full_disk_while_saving_loses_nothing() {
     // networks fit (70 kB), states (270 kB) do not; then not even networks
     for (limit, word) in [(150_000, "state_000000015"), (30_000, "net_g_15")] {
         let ran: Ran = limit_files(&mut paragon(&command(&set, &out, &[log])), limit).output().unwrap().into();
-        ran.refused(1, &["cannot write", word, "the checkpoint of iteration 10 is kept"]);
+        ran.refused(1, &["cannot write", word, "the checkpoint of iteration 10 is kept", "there is no room", "--keep-models"]);
         assert!(files(&out.join("states")) == saved, "limit {limit}");
         let read = paragon::train::read_model(&out.join("model.safetensors"), &paragon::train::ModelHints::default());
         assert!(read.is_ok(), "the network is damaged");

@@ -84,8 +84,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let (seconds, fma_peak) = (median(times), median(peaks));
     let report = Report {
-        instructions: options.isa.to_string(),
-        threads: options.threads,
+        instructions: options.isa().to_string(),
+        threads: options.threads(),
         scale: args.scale,
         size: args.size,
         seconds,

@@ -51,7 +51,8 @@ enum What {
 }
 
 fn write(file: &Path, text: &str, force: bool) -> Result<()> {
-    ensure!(force || !file.exists(), "{} is there already; give another name, or --force to replace it", file.display());
+    // a device or a FIFO holds nothing that could be lost
+    ensure!(force || !file.is_file(), "{} is there already; give another name, or --force to replace it", file.display());
     write_output(file, |out| Ok(out.write_all(text.as_bytes())?))?;
     tell(format_args!("written: {}", file.display()));
     Ok(())

@@ -23,7 +23,7 @@ pub struct DataArgs {
 /// How far to shuffle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// By the memory that is free.
+    /// By the size of the shards.
     Auto,
     /// Everything.
     Off,

@@ -92,6 +92,11 @@ impl ModelArgs {
 /// Parses, runs and reports: 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong usage.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    paragon::dataset::decode::silence_decoder_panics();
+    if let Err(error) = paragon::isa::Isa::asked() {
+        flags::tell(format_args!("error: {error:#}"));
+        return ExitCode::from(2);
+    }
     let result: anyhow::Result<()> = match cli.command {
         Command::Demo(args) => demo::run(&args),
         Command::Synth(args) => synth::run(&args),

@@ -174,6 +174,8 @@ pub fn run(args: &Args) -> Result<()> {
         recompute: machine.recompute,
         slots,
         budget: Budget { host: machine.host_memory, device: machine.vram },
+        stated: Budget { host: machine.host_memory, device: machine.vram },
+        host_limit: None,
         may_split: machine.fit,
         earlier: None,
         loader: &loader,
@@ -188,7 +190,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (fitted, refused) = match fit.choose() {
         Ok(fitted) => (fitted, None),
         // shown as asked, and refused after that
-        Err(error) => (Fit { budget: Budget::default(), ..fit }.choose()?, Some(error)),
+        Err(error) => (Fit { budget: Budget::default(), stated: Budget::default(), ..fit.clone() }.choose()?, Some(error)),
     };
     let plan = place.plan(&fitted.config, fitted.choice.recompute, fit.validation > 0)?;
     if let Some(path) = &args.chart {

@@ -5,11 +5,11 @@ use super::flags::tell;
 use anyhow::{Context, Result};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum};
-use paragon::config::import::{import, is_theirs};
-use paragon::config::{Flag, KEYS, Key, Kind, Settings, Value, parse, parse_assignment};
+use paragon::config::{Flag, KEYS, Key, Kind, MOST_FILE_BYTES, Settings, Value, parse_assignment};
 use paragon::model::Recompute;
 use paragon::plan::Precision;
 use paragon::train::{DeviceChoice, Prefetch};
+use std::io::Read;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -151,15 +151,14 @@ enum Preset {
 /// Reads a configuration of either kind into settings, and tells what of theirs is not honoured.
 pub fn read_file(path: &Path, settings: &mut Settings) -> Result<()> {
     let place = || path.display().to_string();
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", place()))?;
-    let root = parse(&text).with_context(place)?;
-    if is_theirs(&root) {
-        let imported = import(&root).with_context(place)?;
+    let mut content = Vec::new();
+    // a pipe has no length, so reading itself is bounded
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", place()))?;
+    file.take(MOST_FILE_BYTES as u64 + 1).read_to_end(&mut content).with_context(|| format!("cannot read {}", place()))?;
+    if let Some(imported) = settings.take(&content).with_context(place)? {
         tell(imported.report(&place()));
-        imported.apply(settings);
-        return Ok(());
     }
-    settings.read(&root).with_context(place)
+    Ok(())
 }
 
 impl Layers {

@@ -1,12 +1,13 @@
 //! `paragon report`: a run folder as one page. Depends on `train` (log, state, previews) and `report`.
 
-use super::flags::print;
+use super::flags::{print, tell};
 use anyhow::{Context, Result, ensure};
 use paragon::files::write_output;
 use paragon::plan::bytes_text;
 use paragon::report::chart::{Series, line_chart_svg};
 use paragon::report::page::{Page, Preview, Tile};
-use paragon::train::{LogLine, duration_text, kept_previews, newest_state, read_log};
+use paragon::text::one_line;
+use paragon::train::{LogDigest, LogLine, duration_text, kept_previews, newest_state, read_log, read_preview};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -28,63 +29,66 @@ const MAX_POINTS: usize = 2000;
 /// Writes the page.
 pub fn run(args: &Args) -> Result<()> {
     ensure!(args.run.is_dir(), "{} is no folder of a run; give the --out of a training", args.run.display());
-    let log = read_log(&args.run);
-    ensure!(!log.is_empty(), "{} holds no log of a training (log.jsonl), or an empty one", args.run.display());
+    let log = read_log(&args.run)?.with_context(|| format!("{} holds no log of a training (log.jsonl)", args.run.display()))?;
     let page = page(&args.run, &log)?;
     let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
     let html = page.html();
     write_output(&out, |file| Ok(file.write_all(html.as_bytes())?))?;
-    print(format_args!("{}: {} log lines, {} previews, {}", out.display(), log.len(), page.previews.len(), bytes_text(html.len() as u64)))
+    print(format_args!("{}: {} log lines, {} previews, {}", out.display(), log.count, page.previews.len(), bytes_text(html.len() as u64)))
 }
 
-fn page(run: &Path, log: &[LogLine]) -> Result<Page> {
-    let (Some(first), Some(last)) = (log.first(), log.last()) else { return Ok(Page::default()) };
-    let state = newest_state(run).0;
+fn page(run: &Path, log: &LogDigest) -> Result<Page> {
+    let (state, damaged) = newest_state(run)?;
+    damaged.iter().for_each(|text| tell(format_args!("warning: {text}")));
     let name = run.canonicalize().unwrap_or_else(|_| run.to_path_buf());
     let mut settings = Vec::new();
     if let Some(state) = &state {
         flatten("", &serde_json::to_value(&state.head.config)?, &mut settings);
     }
     let network = state.as_ref().map_or(String::new(), |s| format!("{} x{}, ", s.head.config.network.arch, s.head.config.network.scale));
+    let lines = match (&log.first, &log.last) {
+        (Some(first), Some(last)) => {
+            format!("iterations {} to {}, {} of training", first.iteration, last.iteration, duration_text(last.seconds))
+        }
+        _ => "killed or stopped before its first log line".to_string(),
+    };
+    // what lies behind is done again when the run goes on
+    let reached = log.last.as_ref().map(|l| l.iteration).max(state.as_ref().map(|s| s.head.iteration));
     Ok(Page {
-        title: name.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned()),
-        subtitle: format!("{network}iterations {} to {}, {} of training", first.iteration, last.iteration, duration_text(last.seconds)),
-        tiles: tiles(log, last),
+        title: name.file_name().map_or_else(|| "run".into(), |n| one_line(n.to_string_lossy())),
+        subtitle: format!("{network}{lines}"),
+        tiles: log.last.as_ref().map_or_else(Vec::new, |last| tiles(log, last)),
         charts: charts(log)?,
-        previews: previews(run, log)?,
+        previews: previews(run, reached),
         settings,
     })
 }
 
-fn tiles(log: &[LogLine], last: &LogLine) -> Vec<Tile> {
+fn tiles(log: &LogDigest, last: &LogLine) -> Vec<Tile> {
     let tile = |name: &str, value: String| Tile { name: name.to_string(), value };
     let mut out = vec![tile("iterations", last.iteration.to_string()), tile("loss", format!("{:.5}", last.loss))];
-    let best = log.iter().filter_map(|l| Some((l.val_psnr_y?, l.iteration))).max_by(|a, b| a.0.total_cmp(&b.0));
-    if let Some((psnr, iteration)) = best {
+    if let Some((psnr, iteration)) = log.best.as_ref().and_then(|l| Some((l.val_psnr_y?, l.iteration))) {
         out.push(tile(&format!("best PSNR-Y, iteration {iteration}"), format!("{psnr:.3} dB")));
     }
-    if let Some(ssim) = log.iter().filter_map(|l| l.val_ssim_y).max_by(f64::total_cmp) {
+    if let Some(ssim) = log.best_ssim_y {
         out.push(tile("best SSIM-Y", format!("{ssim:.4}")));
     }
-    let mean = |value: &dyn Fn(&LogLine) -> f64| log.iter().map(value).sum::<f64>() / log.len() as f64;
-    out.push(tile("speed, mean", format!("{:.2} it/s", mean(&|l| l.it_per_s))));
-    out.push(tile("waiting for data, mean", format!("{:.1} %", 100.0 * mean(&|l| l.data_wait))));
-    if let Some(peak) = log.iter().filter_map(|l| l.anonymous).max() {
+    out.push(tile("speed, mean", format!("{:.2} it/s", log.it_per_s)));
+    out.push(tile("waiting for data, mean", format!("{:.1} %", 100.0 * log.data_wait)));
+    if let Some(peak) = log.anonymous {
         out.push(tile("peak anonymous memory", bytes_text(peak)));
     }
     out.push(tile("updates skipped", last.skipped.to_string()));
     out
 }
 
-fn charts(log: &[LogLine]) -> Result<Vec<String>> {
-    let series = |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| Series {
-        name: name.to_string(),
-        points: thin(log.iter().filter_map(|l| Some((l.iteration as f64, value(l)?))).filter(|p| p.1.is_finite()).collect()),
-    };
+fn charts(log: &LogDigest) -> Result<Vec<String>> {
+    let series = |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| series_of(&log.lines, name, value);
+    let validated = |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| series_of(&log.validated, name, value);
     let wanted = [
         ("Training loss", "loss", true, vec![series("loss", &|l| Some(l.loss))]),
-        ("PSNR of the validation", "dB", false, vec![series("Y", &|l| l.val_psnr_y), series("RGB", &|l| l.val_psnr)]),
-        ("SSIM of the validation", "SSIM", false, vec![series("Y", &|l| l.val_ssim_y), series("RGB", &|l| l.val_ssim)]),
+        ("PSNR of the validation", "dB", false, vec![validated("Y", &|l| l.val_psnr_y), validated("RGB", &|l| l.val_psnr)]),
+        ("SSIM of the validation", "SSIM", false, vec![validated("Y", &|l| l.val_ssim_y), validated("RGB", &|l| l.val_ssim)]),
         ("Learning rate", "learning rate", false, vec![series("learning rate", &|l| Some(l.lr))]),
         ("Gradient norm", "norm before clipping", true, vec![series("gradient norm", &|l| Some(l.grad_norm))]),
         ("Speed", "iterations/s", false, vec![series("it/s", &|l| Some(l.it_per_s))]),
@@ -105,6 +109,11 @@ fn charts(log: &[LogLine]) -> Result<Vec<String>> {
         .collect()
 }
 
+fn series_of(lines: &[LogLine], name: &str, value: &dyn Fn(&LogLine) -> Option<f64>) -> Series {
+    let points = lines.iter().filter_map(|l| Some((l.iteration as f64, value(l)?))).filter(|p| p.1.is_finite()).collect();
+    Series { name: name.to_string(), points: thin(points) }
+}
+
 /// Every so many points, the last one among them.
 fn thin(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     let step = points.len().div_ceil(MAX_POINTS).max(1);
@@ -116,24 +125,39 @@ fn thin(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     out
 }
 
-fn previews(run: &Path, log: &[LogLine]) -> Result<Vec<Preview>> {
-    let reached = log.last().map_or(0, |l| l.iteration);
+/// The previews up to an iteration; one that cannot be shown is left out with a warning.
+fn previews(run: &Path, reached: Option<u64>) -> Vec<Preview> {
+    let warn = |text: String| tell(format_args!("warning: {text}; it is left out"));
+    let (pictures, left_out) = kept_previews(run);
+    left_out.into_iter().for_each(warn);
     let mut out = Vec::new();
-    for picture in kept_previews(run)? {
-        let size = image::load_from_memory(&picture.hr).with_context(|| format!("the preview of {} is damaged", picture.name))?;
+    for picture in pictures {
         let mut versions = vec![("bicubic".to_string(), picture.bicubic)];
+        let known = picture.network.into_iter().filter(|(i, _)| reached.is_none_or(|reached| *i <= reached));
+        let read = |(iteration, path): &(u64, PathBuf)| match read_preview(path) {
+            Ok((png, size)) if size == picture.size => Some((format!("iteration {iteration}"), png)),
+            Ok((_, size)) => {
+                let (w, h) = picture.size;
+                warn(format!("the preview {} has {}x{} pixels and its HR {w}x{h}", path.display(), size.0, size.1));
+                None
+            }
+            Err(error) => {
+                warn(format!("{error:#}"));
+                None
+            }
+        };
         // the newest first, and beside it the first, the middle and the HR to choose from
-        let mut network: Vec<(u64, Vec<u8>)> = picture.network.into_iter().filter(|(i, _)| *i <= reached).collect();
-        let Some((newest, png)) = network.pop() else { continue };
-        versions.push((format!("iteration {newest}"), png));
+        let mut network: Vec<(u64, PathBuf)> = known.collect();
+        let newest = std::iter::from_fn(|| network.pop()).find_map(|version| read(&version));
+        versions.extend(newest);
         let middle = network.len() / 2;
-        let early = network.into_iter().enumerate().filter(|(i, _)| *i == 0 || *i == middle);
-        versions.extend(early.map(|(_, (i, png))| (format!("iteration {i}"), png)));
+        let early = network.iter().enumerate().filter(|(i, _)| *i == 0 || *i == middle);
+        versions.extend(early.filter_map(|(_, version)| read(version)));
         versions.push(("HR".to_string(), picture.hr));
         let caption = "left and right of the line: choose what is compared".to_string();
-        out.push(Preview { name: format!("{}:", picture.name), caption, versions, size: (size.width(), size.height()) });
+        out.push(Preview { name: format!("{}:", one_line(picture.name)), caption, versions, size: picture.size });
     }
-    Ok(out)
+    out
 }
 
 /// `a.b.c` and the value, for every value of a JSON object.

@@ -1,7 +1,7 @@
 //! `paragon shard`: flags to a build configuration, one library call, the report. Depends on `shard` alone.
 
 use super::flags::{print, tell};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use paragon::config::parse_size;
 use paragon::dataset::decode::Limits;
 use paragon::dataset::recipe::{LqFilter, Recipe};
@@ -13,6 +13,7 @@ use paragon::shard::foretell;
 use paragon::shard::plan::{BuildConfig, HeldOut, Plan, Rejected, plan};
 use paragon::shard::report::bytes;
 use paragon::shard::writer::build;
+use paragon::system;
 use paragon::text::one_line;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -81,9 +82,10 @@ pub struct Args {
     /// Size at which a new shard file is begun, MiB
     #[arg(long, default_value_t = 512, value_name = "MIB")]
     shard_size: u64,
-    /// Bound on the memory of images under way (512M, 2G); an image that needs more is rejected
-    #[arg(long, default_value = "2G", value_parser = parse_size, value_name = "SIZE")]
-    host_memory: u64,
+    /// Bound on the memory of images under way (512M, 2G); an image that needs more is rejected [default: 2G, or half of the memory that
+    /// this process may take where that is less; an image that needs more then stops the run before it starts]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    host_memory: Option<u64>,
     /// Largest image that is read, in megapixels
     #[arg(long, value_name = "MP")]
     max_megapixels: Option<u64>,
@@ -93,7 +95,8 @@ pub struct Args {
     /// Print the report as JSON on stdout
     #[arg(long)]
     json: bool,
-    /// Remove a set that is already in the output folder
+    /// Remove a set that is already in the output folder. The same command, given again after an interruption, goes on with the new set
+    /// and does not begin anew
     #[arg(long)]
     overwrite: bool,
 }
@@ -118,6 +121,9 @@ fn parse_part(text: &str) -> Result<(u32, u32), String> {
     numbers.filter(fits).ok_or_else(|| format!("`{text}` is no part; write 1/8 to 8/8 for eight parts (at most {MAX_PARTS})"))
 }
 
+/// Bound on the memory of images under way where nothing else is said, bytes.
+const USUAL_HOST_MEMORY: u64 = 2 << 30;
+
 /// Most parts of one set.
 const MAX_PARTS: u32 = 100_000;
 
@@ -125,6 +131,10 @@ const MAX_PARTS: u32 = 100_000;
 pub fn run(args: &Args) -> Result<()> {
     let defaults = Limits::default();
     let stored = args.lq_size.checked_add(args.margin).context("--margin is out of range")?;
+    // what a set holds never depends on the machine that makes it: a default that is smaller here stops a run and rejects nothing
+    let limit = system::memory_limit();
+    let half = limit.as_ref().map_or(u64::MAX, |limit| limit.bytes / 2);
+    let smaller = limit.filter(|_| args.host_memory.is_none() && half < USUAL_HOST_MEMORY);
     let config = BuildConfig {
         margin: args.margin,
         stride: args.stride.unwrap_or(stored),
@@ -139,12 +149,12 @@ pub fn run(args: &Args) -> Result<()> {
         codec: args.codec,
         threads: args.threads.unwrap_or(0),
         shard_bytes: args.shard_size.checked_mul(1 << 20).context("--shard-size is out of range")?,
-        host_memory: args.host_memory,
+        host_memory: args.host_memory.unwrap_or(if smaller.is_some() { half } else { USUAL_HOST_MEMORY }),
+        memory_limit: smaller.map(|limit| limit.limit),
         overwrite: args.overwrite,
         limits: Limits { max_pixels: args.max_megapixels.map_or(defaults.max_pixels, |mp| mp.saturating_mul(1_000_000)) },
         ..BuildConfig::new(&args.dataset, &args.out, args.scale, stored)
     };
-    ensure!(config.shard_bytes > 0, "--shard-size is 0; give the size of a shard file in MiB");
     let plan = plan(&config)?;
     if args.dry_run {
         return dry_run(&config, &plan, args.json);

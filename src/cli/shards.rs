@@ -4,12 +4,12 @@
 use super::flags::{MAX_THREADS, count, print};
 use anyhow::{Result, bail};
 use paragon::progress::Progress;
-use paragon::shard::manifest::{MANIFEST_NAME, Manifest};
+use paragon::shard::manifest::{self, Manifest};
 use paragon::shard::merge::merge;
 use paragon::shard::plan::pool;
 use paragon::shard::reader::ShardSet;
 use paragon::shard::report::bytes;
-use paragon::shard::tools::{self, Verified};
+use paragon::shard::tools::{self, Damage, Verified};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -24,13 +24,15 @@ pub struct Args {
 enum Action {
     /// What the set holds: pairs, sizes, codecs, how it was made
     Info(Place),
-    /// Read and decode every record, held-out set included; damage is listed with shard, record and image, and the exit code is 1
+    /// Read and decode every record, held-out set included; damage, and what the disk does not deliver, is listed with shard, record and
+    /// image, and the exit code is 1
     Verify(Verify),
     /// Write pairs as PNG files NUMBER_lq.png and NUMBER_hr.png
     Extract(Extract),
     /// Draw a contact sheet of pairs, LQ beside HR
     Sheet(Sheet),
-    /// Put together the parts that `paragon shard --part I/N` made; the result is that of one undivided run, byte for byte
+    /// Put together the parts that `paragon shard --part I/N` made; the result is that of one undivided run, byte for byte. Where it is
+    /// there already, nothing is done
     Merge(Merge),
 }
 
@@ -76,7 +78,7 @@ struct Sheet {
     /// The picture
     #[arg(value_name = "OUT.png")]
     out: PathBuf,
-    /// Pairs to show
+    /// Pairs to show; at most 1000, fewer where they are large
     #[arg(long, default_value_t = 12, value_name = "N")]
     count: u64,
     /// Decides which pairs are shown
@@ -114,9 +116,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The folder of the held-out set, where there is one.
-fn held_out(dir: &Path) -> Option<PathBuf> {
+fn held_out(dir: &Path) -> Result<Option<PathBuf>> {
     let folder = dir.join("val");
-    folder.join(MANIFEST_NAME).exists().then_some(folder)
+    Ok(manifest::is_in(&folder)?.then_some(folder))
 }
 
 fn info(place: &Place) -> Result<()> {
@@ -153,7 +155,7 @@ fn info(place: &Place) -> Result<()> {
     if info.appended > 0 {
         writeln!(out, "  appended   {} time(s)", info.appended)?;
     }
-    if let Some(folder) = held_out(&place.dir) {
+    if let Some(folder) = held_out(&place.dir)? {
         let manifest = Manifest::read(&folder)?;
         writeln!(out, "  held out   {} pairs of {} images in {}", manifest.records(), manifest.used, folder.display())?;
     }
@@ -162,32 +164,54 @@ fn info(place: &Place) -> Result<()> {
 
 fn verify(args: &Verify) -> Result<()> {
     let dir = &args.place.dir;
-    let mut found = Verified { pairs: 0, damaged: Vec::new() };
-    for folder in [Some(dir.clone()), held_out(dir)].into_iter().flatten() {
+    let mut found = Verified::default();
+    for folder in [Some(dir.clone()), held_out(dir)?].into_iter().flatten() {
         let progress = Progress::new("verify", Manifest::read(&folder)?.records(), "pairs");
         let part = pool(args.threads.unwrap_or(0))?.install(|| tools::verify(&folder, &progress));
         progress.finish();
         let part = part?;
         found.pairs += part.pairs;
         found.damaged.extend(part.damaged);
+        found.unreadable.extend(part.unreadable);
+        found.unchecked += part.unchecked;
     }
+    let whole = found.damaged.is_empty() && found.unreadable.is_empty();
     if args.place.json {
         print(serde_json::to_string_pretty(&found)?)?;
     } else {
         for d in &found.damaged {
             print(format_args!("damaged: {}", d.error))?;
         }
-        if found.damaged.is_empty() {
+        for d in &found.unreadable {
+            print(format_args!("cannot be read: {}", d.error))?;
+        }
+        if whole {
             print(format_args!("{}: {} pairs, all whole", dir.display(), found.pairs))?;
         }
     }
-    if found.damaged.is_empty() {
+    if whole {
         return Ok(());
     }
-    let shards = found.damaged.iter().filter(|d| d.record.is_none()).count();
-    let pairs = found.damaged.len() - shards;
-    let all = found.pairs;
-    bail!("{}: {pairs} of {all} pairs and the tables of {shards} shard(s) are damaged; make the set again or copy it back", dir.display())
+    let (dir, all) = (dir.display(), found.pairs);
+    let counts = |list: &[Damage]| {
+        let shards = list.iter().filter(|d| d.record.is_none()).count();
+        format!("{} of {all} pairs and the tables of {shards} shard(s)", list.len() - shards)
+    };
+    let mut reasons = Vec::new();
+    if !found.damaged.is_empty() {
+        reasons.push(format!("{} are damaged; make the set again or copy it back", counts(&found.damaged)));
+    }
+    if !found.unreadable.is_empty() {
+        reasons.push(format!(
+            "{} cannot be read because of an error of the system (the disk or network behind them), which does not say what is wrong with \
+             the set itself; look into the system's log, copy the set to another disk and verify it again",
+            counts(&found.unreadable)
+        ));
+    }
+    if found.unchecked > 0 {
+        reasons.push(format!("{} pairs were not looked at after so many errors", found.unchecked));
+    }
+    bail!("{dir}: {}", reasons.join("; "))
 }
 
 fn extract(args: &Extract) -> Result<()> {
@@ -208,9 +232,10 @@ fn put_together(args: &Merge) -> Result<()> {
     if args.json {
         return print(serde_json::to_string_pretty(&merged)?);
     }
+    let start = if merged.already_complete { "already complete: " } else { "" };
     let held_out = if merged.held_out_pairs > 0 { format!(" and {} held out", merged.held_out_pairs) } else { String::new() };
     print(format_args!(
-        "{}: {} pairs{held_out} of {} images ({} found), {} duplicates across parts left out, {} in {} shard(s), {:.1} s (fingerprint {})",
+        "{start}{}: {} pairs{held_out} of {} images ({} found), {} duplicates across parts left out, {} in {} shard(s), {:.1} s (fingerprint {})",
         args.out.display(),
         merged.pairs,
         merged.used,

@@ -4,29 +4,31 @@ use super::data::{DataArgs, Window};
 use super::flags::{print, tell};
 use super::recipe::{KeyFlags, Layers, Machine, Training};
 use anyhow::{Context, Result};
-use paragon::config::{Settings, Value, docs};
+use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::Sources;
 use paragon::shard::reader::Io;
-use paragon::train::{HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train};
+use paragon::train::{ConfigFile, HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Exit code of a run that was stopped from outside.
+const STOPPED: i32 = 130;
 /// What `val.dataset` says for no validation.
 const NO_VALIDATION: &str = "none";
 
 /// Train a network on a set of shards.
 ///
 /// With nothing given but the shards, this is the author's Nano recipe. Every byte of memory is printed before the first
-/// step. Ctrl-C saves and stops; the same command goes on from the newest checkpoint, to the same bits as a run that was
-/// never interrupted.
+/// step. Ctrl-C (as SIGTERM and a closed terminal) saves and stops; the same command goes on from the newest checkpoint, to the
+/// same bits as a run that was never interrupted.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     layers: Layers,
     #[command(flatten)]
     flags: KeyFlags<Training>,
-    /// Begin again, dropping the states of an earlier run in the same folder
+    /// Begin again, dropping an earlier run in the same folder: its states, networks, log, previews and curves
     #[arg(long, help_heading = "Output")]
     restart: bool,
     /// Print the summary as JSON on stdout
@@ -35,31 +37,46 @@ pub struct Args {
 }
 
 /// The shuffle window: a run that goes on keeps its order whatever memory is free today.
-fn window(data: &DataArgs, sources: &Sources, out: &Path, restart: bool) -> Option<u64> {
-    let going_on = if restart || data.window != Window::Auto { None } else { newest_state(out).0 };
-    going_on.map_or_else(|| data.window(sources), |state| state.head.config.window)
+fn window(data: &DataArgs, sources: &Sources, out: &Path, restart: bool) -> Result<Option<u64>> {
+    let going_on = if restart || data.window != Window::Auto { None } else { newest_state(out)?.0 };
+    Ok(going_on.map_or_else(|| data.window(sources), |state| state.head.config.window))
 }
 
-/// A flag that the first Ctrl-C (or SIGTERM) raises; the second one ends the process at once.
+/// A flag that the first Ctrl-C, SIGTERM or SIGHUP (the terminal is closed) raises. A second Ctrl-C or SIGTERM ends the process at once; a
+/// SIGHUP never does, since closing a terminal sends several, and is left alone where it was ignored from the start (`nohup`).
 pub fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
+    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone()).context("cannot watch for Ctrl-C")?;
-        signal_hook::flag::register(signal, stop.clone()).context("cannot watch for Ctrl-C")?;
+        signal_hook::flag::register_conditional_shutdown(signal, STOPPED, asked.clone()).context("cannot watch for Ctrl-C")?;
+        for flag in [&asked, &stop] {
+            signal_hook::flag::register(signal, flag.clone()).context("cannot watch for Ctrl-C")?;
+        }
+    }
+    if !is_ignored(libc::SIGHUP) {
+        signal_hook::flag::register(libc::SIGHUP, stop.clone()).context("cannot watch for the end of the terminal")?;
     }
     Ok(stop)
 }
 
+/// Whether this process was started with a signal ignored.
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: sigaction is plain data, and without a new action the call only writes the present one to it
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// Trains; exit code 130 when stopped from outside after saving.
 pub fn run(args: &Args) -> Result<()> {
-    let mut settings = args.layers.settings(&args.flags)?;
+    let settings = args.layers.settings(&args.flags)?;
     let machine = Machine::new(&settings)?;
     let data = DataArgs::new(&settings)?;
     let sources = data.open()?;
     let mut config = settings.train_config(sources.scale() as usize, sources.crop() as usize)?;
     let name = || settings.text("name").map_or_else(|| format!("{}_x{}", config.network.arch, config.network.scale), str::to_string);
     let out = settings.path("path.out").unwrap_or_else(|| PathBuf::from("runs").join(name()));
-    config.window = window(&data, &sources, &out, args.restart);
+    config.window = window(&data, &sources, &out, args.restart)?;
     let net = &config.network;
     let (io, why) = data.io(&sources);
     tell(format_args!("reading shards by {} ({why})", if io == Io::Mmap { "map" } else { "calls" }));
@@ -72,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
         }),
     };
     let strict = settings.is_on("path.strict_load_g");
-    let effective = effective(&mut settings, &data, &config, &out, validation.as_deref());
+    let effective = effective(settings.clone(), &data, &config, &out, validation.as_deref());
     let options = RunOptions {
         out,
         threads: machine.threads,
@@ -104,19 +121,20 @@ pub fn run(args: &Args) -> Result<()> {
     ));
     let started = std::time::Instant::now();
     let summary = train(sources, &config, &options, &|text| tell(text))?;
-    if args.json {
-        print(serde_json::to_string_pretty(&summary)?)?;
+    let said = if args.json {
+        serde_json::to_string_pretty(&summary).map_err(Into::into).and_then(print)
     } else {
-        print_summary(&summary, started.elapsed().as_secs_f64())?;
-    }
+        print_summary(&summary, started.elapsed().as_secs_f64())
+    };
     if !summary.finished && stop.load(Ordering::Relaxed) {
-        std::process::exit(130);
+        // where the terminal was closed nobody reads the summary; what was trained is saved all the same
+        std::process::exit(STOPPED);
     }
-    Ok(())
+    said
 }
 
 /// The configuration that counts, as a file to be taken again: paths that hold wherever it is read, and what was chosen on the way.
-fn effective(settings: &mut Settings, data: &DataArgs, config: &TrainConfig, out: &Path, validation: Option<&Path>) -> String {
+fn effective(mut settings: Settings, data: &DataArgs, config: &TrainConfig, out: &Path, validation: Option<&Path>) -> ConfigFile {
     let whole = |path: &Path| Value::Path(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
     settings.put("scale", Value::Whole(config.network.scale as u64));
     settings.put("network_g.type", Value::Text(config.network.arch.clone()));
@@ -128,10 +146,40 @@ fn effective(settings: &mut Settings, data: &DataArgs, config: &TrainConfig, out
     if let Some(path) = settings.path("path.pretrain_network_g") {
         settings.put("path.pretrain_network_g", whole(&path));
     }
-    format!("# What this run was told, every key of it: `paragon train --config` takes it back.\n{}", docs::yaml(settings, false))
+    let notes = unwritable(&settings);
+    notes.iter().for_each(|note| tell(format_args!("note: {note}")));
+    let notes: String = notes.iter().map(|note| format!("# {note}\n")).collect();
+    ConfigFile(Arc::new(move |chosen| {
+        let mut settings = settings.clone();
+        settings.put("data.batch_size_per_gpu", Value::Whole(chosen.batch_size as u64));
+        settings.put("data.accum_iter", Value::Whole(chosen.accum_iter as u64));
+        format!(
+            "# What this run was told, every key of it: `paragon train --config` takes it back.\n{notes}{}",
+            docs::yaml(&settings, false)
+        )
+    }))
+}
+
+/// The keys whose paths a YAML file cannot hold: YAML is text, and these bytes are not.
+fn unwritable(settings: &Settings) -> Vec<String> {
+    let is_text = |value: &Value| !matches!(value, Value::Path(path) if path.to_str().is_none());
+    let all_text = |value: &Value| match value {
+        Value::List(list) => list.iter().all(is_text),
+        value => is_text(value),
+    };
+    let note = |key: &str| {
+        format!(
+            "the path of {key} is not UTF-8, so config.yml cannot hold it and `paragon train --config` will not find it; give it by its flag, or \
+             rename it"
+        )
+    };
+    KEYS.iter().filter(|key| !all_text(settings.value(key.path))).map(|key| note(key.path)).collect()
 }
 
 fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
+    if s.iteration == 0 {
+        return print(format_args!("stopped before the first iteration was done; nothing is saved"));
+    }
     let state = if s.finished { "done" } else { "stopped" };
     print(format_args!(
         "{state} at iteration {} after {}: loss {:.5}, {:.2} it/s",

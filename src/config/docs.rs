@@ -109,13 +109,15 @@ pub fn reference() -> String {
          `--preset`, `--set KEY=VALUE` (repeatable, the value in YAML), and flags. The result is kept as `config.yml` in the folder of the run, and \
          `paragon train --config` takes it back.\n\n\
          `paragon config init` writes a commented file to start from, `paragon config explain KEY` explains a key, `paragon config schema` prints a \
-         JSON schema for editors. Unknown keys are refused.\n\n\
-         A traiNNer-redux option file is recognised by one of the top-level keys ",
+         JSON schema for editors. Unknown keys are refused. A whole number may be written as a float that is one (`5e3`, `1000.0`). A file has at most \
+         1 MiB; JSON is YAML, and TOML is not.\n\n\
+         A traiNNer-redux option file (or one of BasicSR or Real-ESRGAN) is recognised by one of the top-level keys ",
     );
     let marks: Vec<String> = super::import::MARKS.iter().map(|m| format!("`{m}`")).collect();
     out += &marks.join(", ");
     out += ", none of which ours has. It is taken as it is: what has a counterpart is honoured, everything else is listed with the reason and the \
-            nearest thing there is. `paragon config import FILE` writes our file of it.\n";
+            nearest thing there is; a network that is not known here and a degradation on the fly come first. `paragon config import FILE` writes our \
+            file of it.\n";
     let mut section = None;
     for key in KEYS {
         let own = key.path.rsplit_once('.').map_or("", |(section, _)| section);

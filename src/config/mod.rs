@@ -5,6 +5,7 @@
 pub mod docs;
 pub mod import;
 mod keys;
+mod theirs;
 mod value;
 mod yaml;
 
@@ -12,12 +13,16 @@ pub use keys::{Flag, KEYS, Key, SECTIONS};
 pub use value::{Kind, Value, loss_term, parse_size};
 pub use yaml::{Data, Node, parse};
 
+use crate::foreign::{HEAD_BYTES, look, look_at_options};
 use crate::model::Network;
 use crate::plan::OptimizerKind;
+use crate::text::brief;
 use crate::train::{Decay, LossTerm, Schedule, TrainConfig};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::PathBuf;
 
+/// Bytes of an option file at most; the longest known ones have 20 KB.
+pub const MOST_FILE_BYTES: usize = 1 << 20;
 /// Below this, two names have nothing to do with each other.
 const ALIKE: f64 = 0.8;
 /// The published patch of Nano, where a set stores nothing smaller.
@@ -45,8 +50,8 @@ pub fn find(path: &str) -> Result<usize> {
         let alike = |key: &Key| strsim::jaro_winkler(&last(path), &last(key.path)) + 0.1 * strsim::jaro_winkler(path, key.path);
         let best = KEYS.iter().max_by(|a, b| alike(a).total_cmp(&alike(b))).filter(|key| alike(key) > ALIKE + 0.05);
         match best {
-            Some(key) => anyhow!("unknown key {path}; did you mean {}?", key.path),
-            None => anyhow!("unknown key {path}; `paragon config explain` lists all"),
+            Some(key) => anyhow!("unknown key {}; did you mean {}?", brief(path), key.path),
+            None => anyhow!("unknown key {}; `paragon config explain` lists all", brief(path)),
         }
     })
 }
@@ -61,9 +66,9 @@ fn is_section(path: &str) -> bool {
 /// # Errors
 /// An unknown key, or a value it cannot hold.
 pub fn parse_assignment(text: &str) -> Result<(usize, Value)> {
-    let (path, value) = text.split_once('=').with_context(|| format!("'{text}' has no '='; write it as train.total_iter=1000"))?;
+    let (path, value) = text.split_once('=').with_context(|| format!("'{}' has no '='; write it as train.total_iter=1000", brief(text)))?;
     let key = find(path.trim())?;
-    let node = parse(value).map_err(|_| anyhow!("'{value}' is no YAML"))?;
+    let node = parse(value).map_err(|error| anyhow!("'{}' is no YAML: {error:#}", brief(value)))?;
     Ok((key, accept(key, &node)?))
 }
 
@@ -72,6 +77,44 @@ fn accept(key: usize, node: &Node) -> Result<Value> {
     let value = key.kind.accept(node).map_err(|text| anyhow!("{}: {text}", key.path))?;
     ensure!(value != Value::Null || key.unset.is_some(), "{}: expected {}, found nothing", key.path, key.kind.expected());
     Ok(value)
+}
+
+/// The text of an option file.
+fn text_of(content: &[u8]) -> Result<&str> {
+    ensure!(
+        content.len() <= MOST_FILE_BYTES,
+        "it is longer than {} MiB; expected an option file in YAML, which has some KB",
+        MOST_FILE_BYTES >> 20
+    );
+    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+    match std::str::from_utf8(content) {
+        Ok(text) if !text.contains('\0') => Ok(text),
+        found => {
+            if let Some(what) = another_kind(content) {
+                bail!("it is {what}; expected an option file in YAML, as UTF-8 text");
+            }
+            let good = found.map_or_else(|error| error.valid_up_to(), |text| text.find('\0').unwrap_or_default());
+            let line = 1 + content[..good].iter().filter(|b| **b == b'\n').count();
+            bail!("line {line}: bytes that are no UTF-8 text; expected an option file in YAML")
+        }
+    }
+}
+
+/// The kind of a file that is no text.
+fn another_kind(content: &[u8]) -> Option<&'static str> {
+    let found = look(&content[..content.len().min(HEAD_BYTES)])?;
+    (!["a text file", "JSON text", "a script", "an empty file"].contains(&found.what)).then_some(found.what)
+}
+
+/// Says that a file that is no YAML looks like another language or is of another kind.
+fn in_another_language(text: &str, error: anyhow::Error) -> anyhow::Error {
+    match look_at_options(text)
+        .map(|name| format!("this looks like {name}"))
+        .or(another_kind(text.as_bytes()).map(|w| format!("it is {w}")))
+    {
+        Some(what) => anyhow!("{what}, and paragon reads YAML ({error:#}); `paragon config init` writes a file to start from"),
+        None => error,
+    }
 }
 
 impl Default for Settings {
@@ -93,6 +136,24 @@ impl Settings {
     pub fn put(&mut self, path: &str, value: Value) {
         if let Some(key) = index(path) {
             self.set(key, value);
+        }
+    }
+
+    /// Takes what the content of an option file says, ours or the other trainer's. For one of theirs, what became of its values.
+    ///
+    /// # Errors
+    /// Content that is no YAML or too large; a key or value that cannot be meant, with its line.
+    pub fn take(&mut self, content: &[u8]) -> Result<Option<import::Imported>> {
+        let text = text_of(content)?;
+        let root = parse(text).map_err(|error| in_another_language(text, error))?;
+        if import::is_theirs(&root) {
+            let imported = import::import(&root)?;
+            imported.apply(self);
+            return Ok(Some(imported));
+        }
+        match self.read(&root) {
+            Err(error) if !matches!(root.data, Data::Map(_)) => Err(in_another_language(text, error)),
+            read => read.map(|()| None),
         }
     }
 
@@ -278,6 +339,36 @@ mod tests {
             assert_eq!(read(&docs::yaml(&settings, comments)).unwrap(), settings);
         }
         assert_eq!(read(&docs::starter()).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn files_that_are_no_yaml_are_named() {
+        let large = vec![b'#'; MOST_FILE_BYTES + 1];
+        for (content, words) in [
+            (&b"[train]\ntotal_iter = 5\n"[..], &["looks like TOML", "paragon reads YAML"][..]),
+            (b"total_iter = 5\nlr = 1e-4\n", &["looks like TOML"]),
+            (b"model = dict(type='SR')\n", &["Python"]),
+            (b"<html><body>", &["web page"]),
+            (b"\x89PNG\r\n\x1a\n\0\0", &["PNG picture", "YAML"]),
+            (b"PK\x03\x04\0\0archive/data.pkl", &["torch.save"]),
+            (b"\xff\xfet\0r\0", &["UTF-16"]),
+            (b"a: 1\nname: Z\xfcrich\n", &["line 2", "no UTF-8"]),
+            (b"a: 1\n\nname: \0\n", &["line 3", "no UTF-8"]),
+            (&large, &["longer than 1 MiB"]),
+        ] {
+            let error = format!("{:#}", Settings::default().take(content).unwrap_err());
+            assert!(words.iter().all(|word| error.contains(word)), "{:.40}: {error}", String::from_utf8_lossy(content));
+        }
+        // JSON is YAML, with tabs too, and a byte order mark is no text
+        for content in [
+            "{\n\t\"train\": {\n\t\t\"total_iter\": 1e1,\n\t\t\"grad_clip\": true\n\t}\n}\n",
+            "\u{feff}train: {total_iter: 10}\n",
+            "train:\r\n  total_iter: 10\r\n",
+        ] {
+            let mut settings = Settings::default();
+            assert!(settings.take(content.as_bytes()).unwrap_or_else(|e| panic!("{content}: {e:#}")).is_none());
+            assert_eq!(settings.whole("train.total_iter"), Some(10), "{content}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::yaml::{Data, Node};
 use crate::plan::LossKind;
+use crate::text::brief;
 use crate::train::LossTerm;
 use clap::ValueEnum;
 use serde_json::json;
@@ -82,22 +83,45 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "m" => 20,
         "g" => 30,
         "t" => 40,
-        other => return Err(format!("`{other}` is no unit; use K, M, G or T, as in 512M")),
+        other => return Err(format!("`{}` is no unit; use K, M, G or T, as in 512M", brief(other))),
     };
-    let number: f64 = digits.trim().parse().map_err(|_| format!("`{text}` is no size; write it as 512M or 2G"))?;
+    let number: f64 = digits.trim().parse().map_err(|_| format!("`{}` is no size; write it as 512M or 2G", brief(text)))?;
     let value = number * (1u64 << shift) as f64;
     if !(0.0..9e18).contains(&value) {
-        return Err(format!("`{text}` is out of range"));
+        return Err(format!("`{}` is out of range", brief(text)));
     }
     Ok(value as u64)
 }
 
-fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<Value, String> {
-    let value = text.trim().parse::<f64>().ok().filter(|v| v.is_finite() && fits(*v));
-    value.map(Value::Number).ok_or_else(|| format!("expected {expected}, found '{text}'"))
+/// A whole number in every way that a file may write one: `5000`, `5_000`, `5e3`, `5000.0`. Nothing is rounded: `9007199254740993.0` is
+/// that number. Nothing for a fraction, a number below 0 or above 64 bits.
+pub fn whole(text: &str) -> Option<u64> {
+    let text = text.trim().replace('_', "");
+    let text = text.strip_prefix('+').unwrap_or(&text);
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (before, after) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{before}{after}");
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let significant = digits.trim_end_matches('0');
+    let zeros = digits.len() - significant.len();
+    // the number is `significant` times ten to the `power`
+    let power = exponent.parse::<i64>().ok()?.checked_add(zeros as i64)?.checked_sub(after.len() as i64)?;
+    match significant.trim_start_matches('0') {
+        "" => Some(0),
+        _ if power < 0 => None,
+        digits => digits.parse::<u64>().ok()?.checked_mul(10u64.checked_pow(u32::try_from(power).ok()?)?),
+    }
 }
 
-fn boolean(text: &str) -> Option<bool> {
+fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<Value, String> {
+    let value = text.trim().parse::<f64>().ok().filter(|v| v.is_finite() && fits(*v));
+    value.map(Value::Number).ok_or_else(|| format!("expected {expected}, found '{}'", brief(text)))
+}
+
+/// true, yes, on and their opposites, in any case.
+pub fn boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" => Some(true),
         "false" | "no" | "off" => Some(false),
@@ -112,7 +136,7 @@ fn boolean(text: &str) -> Option<bool> {
 pub fn loss_term(text: &str) -> Result<LossTerm, String> {
     let (kind, weight) = text.split_once(':').unwrap_or((text, "1"));
     let kind = loss_kind(kind)?;
-    let weight: f32 = weight.trim().parse().map_err(|_| format!("'{weight}' is no weight; write it as l1:1.0"))?;
+    let weight: f32 = weight.trim().parse().map_err(|_| format!("'{}' is no weight; write it as l1:1.0", brief(weight)))?;
     if !weight.is_finite() || weight < 0.0 {
         return Err(format!("a weight of {weight} makes no sense"));
     }
@@ -125,7 +149,8 @@ fn loss(text: &str) -> Result<Value, String> {
 
 /// A loss by its name, ours or traiNNer-redux's.
 pub fn loss_kind(name: &str) -> Result<LossKind, String> {
-    LossKind::from_str(name.trim(), true).map_err(|_| format!("unknown loss '{name}'; known are l1, charbonnier, mse, ssim, mssim"))
+    LossKind::from_str(name.trim(), true)
+        .map_err(|_| format!("unknown loss '{}'; known are l1, charbonnier, mse, ssim, mssim", brief(name)))
 }
 
 /// The name a loss is written with.
@@ -140,7 +165,7 @@ fn loss_of_map(entries: &[(String, Node)]) -> Result<Value, String> {
         let place = match key.as_str() {
             "type" => 0,
             "loss_weight" => 1,
-            other => return Err(format!("a loss has type and loss_weight; '{other}' is unknown")),
+            other => return Err(format!("a loss has type and loss_weight; '{}' is unknown", brief(other))),
         };
         let Data::Scalar(text) = &node.data else { return Err(format!("{key} of a loss takes one value")) };
         parts[place] = text;
@@ -189,12 +214,9 @@ impl Kind {
     /// # Errors
     /// What was expected and what was found.
     pub fn read(&self, text: &str) -> Result<Value, String> {
-        let wrong = || format!("expected {}, found '{text}'", self.expected());
+        let wrong = || format!("expected {}, found '{}'", self.expected(), brief(text));
         match self {
-            Kind::Whole(least, most) => {
-                let value = text.trim().replace('_', "").parse::<u64>().ok().filter(|v| (*least..=*most).contains(v));
-                value.map(Value::Whole).ok_or_else(wrong)
-            }
+            Kind::Whole(least, most) => whole(text).filter(|v| (*least..=*most).contains(v)).map(Value::Whole).ok_or_else(wrong),
             Kind::Positive => number(text, |v| v > 0.0, &self.expected()),
             Kind::NotNegative => number(text, |v| v >= 0.0, &self.expected()),
             Kind::Share => number(text, |v| (0.0..1.0).contains(&v), &self.expected()),
@@ -208,7 +230,9 @@ impl Kind {
             Kind::Text => Ok(Value::Text(text.to_string())),
             Kind::Path => Ok(Value::Path(PathBuf::from(text))),
             Kind::Choice(names) => {
-                let same = |name: &str| name.eq_ignore_ascii_case(text.trim());
+                // `scale: 4.0` names 4
+                let written = whole(text).map_or_else(|| text.trim().to_string(), |number| number.to_string());
+                let same = |name: &str| name.eq_ignore_ascii_case(&written);
                 let found = names.iter().find(|(name, others)| same(name) || others.iter().any(|o| same(o)));
                 found.map(|(name, _)| Value::Text((*name).to_string())).ok_or_else(wrong)
             }
@@ -270,7 +294,11 @@ impl Kind {
             }
             (Data::List(list), _) => {
                 let Some(element) = self.element() else { return Err(format!("expected {}, found a list", self.expected())) };
-                self.whole_list(list.iter().map(|node| element.accept(node)).collect::<Result<_, _>>()?)
+                let one = |node: &Node| match element.accept(node)? {
+                    Value::Null => Err(format!("expected {}, found nothing in the list", element.expected())),
+                    value => Ok(value),
+                };
+                self.whole_list(list.iter().map(one).collect::<Result<_, _>>()?)
             }
             (Data::Map(_), _) => Err(format!("expected {}, found keys and values", self.expected())),
         }
@@ -334,4 +362,86 @@ fn quoted(text: &str) -> String {
         && !["null", "~", "true", "false", "yes", "no", "y", "n"].contains(&text.to_ascii_lowercase().as_str())
         && !text.ends_with('.');
     if plain { text.to_string() } else { serde_json::Value::String(text.to_string()).to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_numbers_written_as_floats_are_exact() {
+        for (text, number) in [
+            ("5e3", 5000),
+            ("5E+3", 5000),
+            ("1000.0", 1000),
+            ("1000.", 1000),
+            ("2.5e5", 250_000),
+            ("0.05e3", 50),
+            ("4000e-3", 4),
+            ("1_0.0e1", 100),
+            ("0e400", 0),
+            ("9007199254740993.0", 9_007_199_254_740_993),
+            ("1.8446744073709551615e19", u64::MAX),
+        ] {
+            assert_eq!(whole(text), Some(number), "{text}");
+        }
+        for text in [
+            "5.5",
+            "1e400",
+            "1e-1",
+            "-1",
+            "1e20",
+            "18446744073709551616",
+            "",
+            ".",
+            "e3",
+            "1e",
+            "inf",
+            "nan",
+            "0x10",
+            "5 3",
+            "1e99999999999999999999",
+        ] {
+            assert_eq!(whole(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_read_whole_numbers_in_every_way_and_name_what_is_none() {
+        let steps = Kind::Whole(1, 1_000_000);
+        assert_eq!(steps.read("5e3"), Ok(Value::Whole(5000)));
+        assert_eq!(Kind::Wholes.read("1e5, 2.5e5"), Ok(Value::List(vec![Value::Whole(100_000), Value::Whole(250_000)])));
+        assert_eq!(Kind::Choice(&[("2", &[]), ("4", &[])]).read("4.0"), Ok(Value::Text("4".into())));
+        for text in ["5.5", "1e400", "2e6", "0.0", "-5e3"] {
+            let error = steps.read(text).unwrap_err();
+            assert!(error.contains("a whole number from 1 to 1000000") && error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_list_holds_no_nothing() {
+        for (kind, text) in [(Kind::Wholes, "[1, ~]"), (Kind::Betas, "[0.9, null]"), (Kind::Paths, "[a, ]\n"), (Kind::Paths, "- a\n-\n")] {
+            let read = kind.accept(&super::super::parse(text).unwrap());
+            assert_eq!(read.is_err(), text != "[a, ]\n", "{text}: {read:?}");
+        }
+    }
+
+    #[test]
+    fn errors_do_not_repeat_a_long_value() {
+        let long = "x".repeat(1 << 20);
+        for kind in [
+            Kind::Whole(0, 9),
+            Kind::Positive,
+            Kind::Clip,
+            Kind::Bool,
+            Kind::Choice(&[("a", &[])]),
+            Kind::Size,
+            Kind::Window,
+            Kind::Wholes,
+            Kind::Losses,
+        ] {
+            let error = kind.read(&long).unwrap_err();
+            assert!(error.len() < 500 && error.contains("xxx"), "{kind:?}: {} bytes", error.len());
+        }
+    }
 }

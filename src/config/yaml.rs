@@ -1,15 +1,22 @@
 //! YAML as a tree that remembers its lines. Scalars stay text: what they mean is decided by the key they belong to, so `2e-4`,
-//! `!!float 2e-4` and a flag's `2e-4` go through the same reader. Depends on the parser crate alone. It promises an error, not a
-//! guess, for what an option file cannot mean, and a bound on what anchors expand to.
+//! `!!float 2e-4` and a flag's `2e-4` go through the same reader. A tag is a promise about the text, which is checked. Depends on the
+//! parser crate and on how values are written. It promises an error, not a guess, for what an option file cannot mean, and a bound
+//! on everything that a file can ask for: values, levels, bytes, and what anchors expand to.
 
+use super::value::{boolean, whole};
+use crate::text::brief;
 use anyhow::{Result, bail, ensure};
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 use std::collections::HashMap;
 
 /// Values a file may hold after its anchors are expanded: an option file has some hundred.
-const MOST_NODES: usize = 100_000;
+const MOST_NODES: usize = 10_000;
+/// Bytes of text they may have together, after the same.
+const MOST_BYTES: usize = 4 << 20;
 /// Depth of nesting: an option file has five.
 const MOST_LEVELS: usize = 64;
+/// Bytes of a key: the longest has 40.
+const MOST_KEY_BYTES: usize = 200;
 
 /// A value and the line it begins in, from 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +53,7 @@ impl Node {
 /// # Errors
 /// Names the line and what is wrong there.
 pub fn parse(text: &str) -> Result<Node> {
-    let mut reader = Reader { events: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0 };
+    let mut reader = Reader { events: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, bytes: 0 };
     let mut found = None;
     while let Some((event, span)) = reader.next()? {
         match event {
@@ -64,6 +71,7 @@ struct Reader<'a> {
     events: Parser<'a, saphyr_parser::StrInput<'a>>,
     anchors: HashMap<usize, Node>,
     nodes: usize,
+    bytes: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -71,7 +79,7 @@ impl<'a> Reader<'a> {
         match self.events.next() {
             None => Ok(None),
             Some(Ok(pair)) => Ok(Some(pair)),
-            Some(Err(error)) => bail!("line {}: {}", error.marker().line(), error.info()),
+            Some(Err(error)) => bail!("line {}: {}", error.marker().line(), brief(error.info())),
         }
     }
 
@@ -79,16 +87,21 @@ impl<'a> Reader<'a> {
         self.next()?.ok_or_else(|| anyhow::anyhow!("the file ends inside a value"))
     }
 
-    fn count(&mut self, nodes: usize, line: usize) -> Result<()> {
+    fn count(&mut self, (nodes, bytes): (usize, usize), line: usize) -> Result<()> {
         self.nodes += nodes;
-        ensure!(self.nodes <= MOST_NODES, "line {line}: the file stands for more than {MOST_NODES} values");
+        self.bytes += bytes;
+        ensure!(
+            self.nodes <= MOST_NODES,
+            "line {line}: the file stands for more than {MOST_NODES} values; an option file has some hundred"
+        );
+        ensure!(self.bytes <= MOST_BYTES, "line {line}: the file stands for more than {MOST_BYTES} bytes of text");
         Ok(())
     }
 
     fn node(&mut self, event: Event<'a>, span: Span, level: usize) -> Result<Node> {
         let line = span.start.line();
         ensure!(level < MOST_LEVELS, "line {line}: nested more than {MOST_LEVELS} deep");
-        self.count(1, line)?;
+        self.count((1, 0), line)?;
         let (data, anchor) = match event {
             Event::Alias(id) => {
                 let Some(node) = self.anchors.get(&id).cloned() else { bail!("line {line}: an alias inside its own anchor") };
@@ -96,16 +109,17 @@ impl<'a> Reader<'a> {
                 return Ok(Node { line, ..node });
             }
             Event::Scalar(text, style, anchor, tag) => {
-                let null = check_tag(tag.as_deref(), line)?
-                    || (style == ScalarStyle::Plain && matches!(&*text, "" | "~" | "null" | "Null" | "NULL"));
+                self.count((0, text.len()), line)?;
+                let null = is_null(&text, style == ScalarStyle::Plain, tag.as_deref(), line)?;
                 (if null { Data::Null } else { Data::Scalar(text.into_owned()) }, anchor)
             }
             Event::SequenceStart(anchor, tag) => {
-                check_tag(tag.as_deref(), line)?;
+                // PyYAML writes a tuple, as of betas, with a tag of its own
+                check_tag(tag.as_deref(), &["seq", "python/tuple"], line)?;
                 (self.list(level)?, anchor)
             }
             Event::MappingStart(anchor, tag) => {
-                check_tag(tag.as_deref(), line)?;
+                check_tag(tag.as_deref(), &["map"], line)?;
                 (self.map(level)?, anchor)
             }
             _ => bail!("line {line}: a value is missing"),
@@ -137,12 +151,13 @@ impl<'a> Reader<'a> {
             }
             let line = span.start.line();
             let Data::Scalar(key) = self.node(event, span, level + 1)?.data else { bail!("line {line}: a key must be a plain name") };
+            ensure!(key.len() <= MOST_KEY_BYTES, "line {line}: '{}' is too long for a key", brief(&key));
             let (event, span) = self.inside()?;
             let value = self.node(event, span, level + 1)?;
             if key == "<<" {
                 merged.extend(merge(value)?);
             } else {
-                ensure!(entries.iter().all(|(other, _)| *other != key), "line {line}: {key} is there twice");
+                ensure!(entries.iter().all(|(other, _)| *other != key), "line {line}: {} is there twice", brief(&key));
                 entries.push((key, value));
             }
         }
@@ -164,20 +179,49 @@ fn merge(value: Node) -> Result<Vec<(String, Node)>> {
     }
 }
 
-fn size(node: &Node) -> usize {
-    1 + match &node.data {
-        Data::Null | Data::Scalar(_) => 0,
-        Data::List(list) => list.iter().map(size).sum(),
-        Data::Map(entries) => entries.iter().map(|(_, node)| size(node)).sum(),
+/// Values and bytes of text below a node, itself included.
+fn size(node: &Node) -> (usize, usize) {
+    let add = |a: (usize, usize), b: (usize, usize)| (a.0 + b.0, a.1 + b.1);
+    match &node.data {
+        Data::Null => (1, 0),
+        Data::Scalar(text) => (1, text.len()),
+        Data::List(list) => list.iter().map(size).fold((1, 0), add),
+        Data::Map(entries) => entries.iter().map(|(key, node)| add((1, key.len()), size(node))).fold((1, 0), add),
     }
 }
 
-/// Whether the tag says null. Tags of the core schema add nothing, since keys know their types; others have no meaning here.
-fn check_tag(tag: Option<&Tag>, line: usize) -> Result<bool> {
-    let Some(tag) = tag else { return Ok(false) };
-    let name = format!("{}{}", tag.handle, tag.suffix);
-    ensure!(tag.is_yaml_core_schema(), "line {line}: the tag {name} has no meaning here");
-    Ok(tag.suffix == "null")
+/// The name of a tag of YAML itself (`float` of `!!float` and of `!<tag:yaml.org,2002:float>`).
+fn own_tag<'a>(tag: &'a Tag, line: usize) -> Result<&'a str> {
+    let own = if tag.is_yaml_core_schema() { Some(tag.suffix.as_str()) } else { tag.suffix.strip_prefix("tag:yaml.org,2002:") };
+    match own {
+        Some(name) => Ok(name),
+        None => bail!("line {line}: the tag {} has no meaning here", brief(format!("{}{}", tag.handle, tag.suffix))),
+    }
+}
+
+/// Refuses a tag of a list or mapping that is not one of these.
+fn check_tag(tag: Option<&Tag>, known: &[&str], line: usize) -> Result<()> {
+    let Some(tag) = tag else { return Ok(()) };
+    let name = own_tag(tag, line)?;
+    ensure!(known.contains(&name), "line {line}: the tag !!{} does not belong to a list or to keys with values", brief(name));
+    Ok(())
+}
+
+/// Whether a scalar is no value. Its tag must be true of its text; `!!str ~` is the text `~`.
+fn is_null(text: &str, plain: bool, tag: Option<&Tag>, line: usize) -> Result<bool> {
+    let empty = matches!(text, "" | "~" | "null" | "Null" | "NULL");
+    let Some(tag) = tag else { return Ok(plain && empty) };
+    let number = || text.trim().trim_start_matches(['+', '-']).trim_start_matches('.').replace('_', "").parse::<f64>().is_ok();
+    let (holds, what) = match own_tag(tag, line)? {
+        "str" => (true, ""),
+        "null" => (empty, "nothing"),
+        "int" => (whole(text.strip_prefix('-').unwrap_or(text)).is_some(), "a whole number"),
+        "float" => (number(), "a number"),
+        "bool" => (boolean(text).is_some(), "true or false"),
+        other => bail!("line {line}: the tag !!{} has no meaning here", brief(other)),
+    };
+    ensure!(holds, "line {line}: the tag !!{} says {what}, found '{}'", own_tag(tag, line)?, brief(text));
+    Ok(own_tag(tag, line)? == "null")
 }
 
 #[cfg(test)]
@@ -201,6 +245,65 @@ mod tests {
         assert_eq!((&merged.get("e").unwrap().data, &merged.get("f").unwrap().data), (&scalar("2"), &scalar("yes")));
         assert_eq!(merged.get("e").unwrap().line, 10);
         assert_eq!(parse("").unwrap().data, Data::Null);
+    }
+
+    #[test]
+    fn tags_are_honoured() {
+        for (text, data) in [
+            ("!!int 5", scalar("5")),
+            ("!!int '-5'", scalar("-5")),
+            ("!!int 5e3", scalar("5e3")),
+            ("!!float 5e3", scalar("5e3")),
+            ("!<tag:yaml.org,2002:float> 5e3", scalar("5e3")),
+            ("!!float .inf", scalar(".inf")),
+            ("!!str ~", scalar("~")),
+            ("!!str 5", scalar("5")),
+            ("!!bool 'Yes'", scalar("Yes")),
+            ("!!null ~", Data::Null),
+            ("!!seq []", Data::List(vec![])),
+            ("!!python/tuple []", Data::List(vec![])),
+            ("!!map {}", Data::Map(vec![])),
+        ] {
+            assert_eq!(parse(text).unwrap().data, data, "{text}");
+        }
+        for (text, words) in [
+            ("a: 1\nb: !!int 5.5", ["line 2", "a whole number, found '5.5'"]),
+            ("!!int 1e400", ["line 1", "1e400"]),
+            ("!!float fast", ["a number", "fast"]),
+            ("!!bool 2", ["true or false", "'2'"]),
+            ("!!null x", ["nothing", "'x'"]),
+            ("!!binary aGk=", ["!!binary", "no meaning"]),
+            ("!!set {a, b}", ["!!set", "keys"]),
+            ("!mine 5", ["!mine", "no meaning"]),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_a_file_can_ask_for_is_bounded() {
+        let aliases = format!("a: &a {}\nb: [{}]", "x".repeat(500_000), "*a, ".repeat(100));
+        let keys = format!("a: &a {{{}: 1}}\nb: [{}]", "k".repeat(190), "*a, ".repeat(5000));
+        for (text, word) in [
+            (aliases, "bytes of text"),
+            (keys, "more than 10000 values"),
+            (format!("{}: 1", "k".repeat(201)), "too long for a key"),
+            ("- 1\n".repeat(10_001), "more than 10000 values"),
+            ("- ".repeat(200_000), "line 1"),
+            ("[".repeat(200_000), "line 1"),
+            ("{a: ".repeat(100_000), "line 1"),
+            ("? ".repeat(200_000), "line 1"),
+            ("a:\n".repeat(100_000), "twice"),
+            ((0..100).map(|i| format!("{}a:\n", " ".repeat(i))).collect(), "deep"),
+            ("&a ".repeat(100_000), "line 1"),
+            (format!("a: !{} x", "t".repeat(500_000)), "no meaning"),
+        ] {
+            let start = std::time::Instant::now();
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.contains(word) && error.len() < 500, "{text:.40}: {error}");
+            assert!(start.elapsed().as_secs() < 20, "{text:.40}: {:?}", start.elapsed());
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! Brings decoded samples to 8-bit sRGB: alpha dropped, grey repeated, an embedded ICC profile applied where it says
-//! something else than sRGB. Depends on moxcms. Promises that samples in sRGB (or without a usable profile) keep their
+//! Brings decoded samples to 8-bit sRGB: alpha dropped, grey repeated, and converted where the file says that its colours are
+//! others (an ICC profile, or the cICP, gAMA and cHRM chunks of a PNG). Depends on moxcms. Promises that samples in sRGB (or without a usable profile) keep their
 //! values, but for the rounding from 16 to 8 bits.
 
 use super::decode::{Note, zeroed};
-use anyhow::Result;
-use moxcms::{ColorProfile, DataColorSpace, Layout, ProfileText, TransformExecutor, TransformOptions};
+use super::thumbnail::Thumbnail;
+use anyhow::{Result, bail};
+use moxcms::{Chromaticity, CicpColorPrimaries, CicpProfile, ColorPrimaries, ColorProfile, DataColorSpace, Layout, MatrixCoefficients};
+use moxcms::{ProfileText, ToneReprCurve, TransferCharacteristics, TransformExecutor, TransformOptions, XyY};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -24,35 +26,57 @@ pub(super) enum Samples {
     Deep(Vec<u16>),
 }
 
-/// 8-bit sRGB from `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) interleaved samples, and what was done about the
-/// profile.
-pub(super) fn to_srgb(samples: Samples, channels: usize, profile: Option<&[u8]>) -> (Vec<u8>, Option<Note>) {
+/// What a file says about its colours. Where a PNG says several things, cICP goes before iCCP, that before sRGB, and that before gAMA
+/// and cHRM.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Tagged {
+    /// Nothing, or that they are sRGB.
+    Nothing,
+    /// An ICC profile.
+    Profile(Vec<u8>),
+    /// Numbers of ITU-T H.273.
+    Cicp { primaries: u8, transfer: u8 },
+    /// PNG's gAMA (the exponent of the file) and cHRM (x and y of white, red, green and blue), all x 100,000.
+    Gamma { gamma: Option<u32>, primaries: Option<[u32; 8]> },
+    /// Something that cannot be used, and why.
+    Unusable(String),
+}
+
+/// What became of samples: 8-bit sRGB, what was done about the colours, and the colours before that where they were converted.
+pub(super) type Converted = (Vec<u8>, Option<Note>, Option<Thumbnail>);
+
+/// 8-bit sRGB from `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) interleaved samples of a picture of `size`. Fails for
+/// colours of more than the usual brightness.
+pub(super) fn to_srgb(samples: Samples, channels: usize, size: (u32, u32), tagged: &Tagged) -> Result<Converted> {
     let grey = channels <= 2;
     let failed = || Some(Note::ProfileIgnored("converting from its colour profile failed".into()));
-    match samples {
+    let short = |data: &[u8]| Thumbnail::new(data, if grey { 1 } else { 3 }, size.0 as usize);
+    Ok(match samples {
         Samples::Plain(data) => {
             let data = without_alpha(data, channels);
-            match lookup(profile, grey, false) {
+            match lookup(tagged, grey, false) {
                 Verdict::Plain(transform, name) => match apply(&*transform, &data, grey) {
-                    Some(converted) => (converted, Some(Note::Profile(name))),
-                    None => (repeat_grey(data, grey), failed()),
+                    Some(converted) => (converted, Some(Note::Profile(name)), Some(short(&data))),
+                    None => (repeat_grey(data, grey), failed(), None),
                 },
-                Verdict::Unusable(why) => (repeat_grey(data, grey), Some(Note::ProfileIgnored(why))),
-                _ => (repeat_grey(data, grey), None),
+                Verdict::Refused(why) => bail!(why),
+                Verdict::Unusable(why) => (repeat_grey(data, grey), Some(Note::ProfileIgnored(why)), None),
+                _ => (repeat_grey(data, grey), None, None),
             }
         }
         Samples::Deep(data) => {
             let data = without_alpha(data, channels);
-            match lookup(profile, grey, true) {
+            match lookup(tagged, grey, true) {
                 Verdict::Deep(transform, name) => match apply(&*transform, &data, grey) {
-                    Some(converted) => (round(&converted), Some(Note::Profile(name))),
-                    None => (repeat_grey(round(&data), grey), failed()),
+                    Some(converted) => (round(&converted), Some(Note::Profile(name)), Some(short(&round(&data)))),
+                    None => (repeat_grey(round(&data), grey), failed(), None),
                 },
-                Verdict::Unusable(why) => (repeat_grey(round(&data), grey), Some(Note::ProfileIgnored(why))),
-                _ => (repeat_grey(round(&data), grey), None),
+                Verdict::Refused(why) => bail!(why),
+                Verdict::Unusable(why) => (repeat_grey(round(&data), grey), Some(Note::ProfileIgnored(why)), None),
+                _ => (repeat_grey(round(&data), grey), None, None),
             }
         }
-    }
+    })
 }
 
 /// The last of two or four channels as 8 bits, or nothing where there is no alpha.
@@ -110,41 +134,73 @@ fn apply<T: Copy + Default>(transform: &(dyn TransformExecutor<T> + Send + Sync)
     Some(out)
 }
 
-/// What to do about a profile.
+/// What to do about the colours.
 #[derive(Clone)]
 enum Verdict {
-    /// There is none, or it is sRGB.
+    /// They are sRGB.
     Keep,
     Unusable(String),
+    /// The picture cannot be brought to 8-bit sRGB.
+    Refused(String),
     Plain(Arc<dyn TransformExecutor<u8> + Send + Sync>, String),
     Deep(Arc<dyn TransformExecutor<u16> + Send + Sync>, String),
 }
 
-/// What a verdict depends on: the profile's bytes, grey, 16 bits.
-type Key = (Vec<u8>, bool, bool);
+/// What a verdict depends on: what the file says, grey, 16 bits.
+type Key = (Tagged, bool, bool);
 
 thread_local! {
-    /// The verdict on the last profile: pictures of one collection mostly share theirs, and building a transform takes as
+    /// The last verdict: pictures of one collection mostly share their profile, and building a transform takes as
     /// long as decoding a small picture.
     static LAST: RefCell<Option<(Key, Verdict)>> = const { RefCell::new(None) };
 }
 
-fn lookup(profile: Option<&[u8]>, grey: bool, deep: bool) -> Verdict {
-    let Some(bytes) = profile else { return Verdict::Keep };
+fn lookup(tagged: &Tagged, grey: bool, deep: bool) -> Verdict {
+    match tagged {
+        Tagged::Nothing => return Verdict::Keep,
+        Tagged::Unusable(why) => return Verdict::Unusable(why.clone()),
+        _ => {}
+    }
     let known = LAST.with_borrow(|last| match last {
-        Some(((b, g, d), verdict)) if b == bytes && *g == grey && *d == deep => Some(verdict.clone()),
+        Some(((t, g, d), verdict)) if t == tagged && *g == grey && *d == deep => Some(verdict.clone()),
         _ => None,
     });
     known.unwrap_or_else(|| {
-        let verdict = judge(bytes, grey, deep).unwrap_or_else(Verdict::Unusable);
-        LAST.set(Some(((bytes.to_vec(), grey, deep), verdict.clone())));
+        let verdict = judge(tagged, grey, deep).unwrap_or_else(Verdict::Unusable);
+        LAST.set(Some(((tagged.clone(), grey, deep), verdict.clone())));
         verdict
     })
 }
 
-fn judge(bytes: &[u8], grey: bool, deep: bool) -> std::result::Result<Verdict, String> {
-    let profile = ColorProfile::new_from_slice(bytes).map_err(|e| format!("its colour profile cannot be read ({e})"))?;
-    let name = profile_name(&profile);
+fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict, String> {
+    let (profile, name) = match tagged {
+        Tagged::Profile(bytes) => {
+            let profile = ColorProfile::new_from_slice(bytes).map_err(|e| format!("its colour profile cannot be read ({e})"))?;
+            let name = profile_name(&profile);
+            (profile, name)
+        }
+        Tagged::Cicp { primaries, transfer } => {
+            let name = format!("cICP {primaries}/{transfer}");
+            (profile_of_cicp(*primaries, *transfer, grey)?, name)
+        }
+        Tagged::Gamma { gamma, primaries } => {
+            let name = match (gamma, primaries) {
+                (Some(gamma), None) => format!("gAMA {:.5}", f64::from(*gamma) / 1e5),
+                (Some(gamma), Some(_)) => format!("gAMA {:.5} and cHRM", f64::from(*gamma) / 1e5),
+                _ => "cHRM".to_string(),
+            };
+            (profile_of_gamma(*gamma, *primaries, grey)?, name)
+        }
+        Tagged::Nothing => return Ok(Verdict::Keep),
+        Tagged::Unusable(why) => return Err(why.clone()),
+    };
+    if let Some(cicp) = &profile.cicp {
+        match cicp.transfer_characteristics {
+            TransferCharacteristics::Smpte2084 => return Ok(Verdict::Refused(hdr("PQ"))),
+            TransferCharacteristics::Hlg => return Ok(Verdict::Refused(hdr("HLG"))),
+            _ => {}
+        }
+    }
     let layout = match (profile.color_space, grey) {
         (DataColorSpace::Rgb, false) => Layout::Rgb,
         (DataColorSpace::Gray, true) => Layout::Gray,
@@ -167,6 +223,63 @@ fn judge(bytes: &[u8], grey: bool, deep: bool) -> std::result::Result<Verdict, S
     }
     let transform = profile.create_transform_16bit(layout, &srgb, Layout::Rgb, options).map_err(unusable)?;
     Ok(Verdict::Deep(transform, name))
+}
+
+/// The words for a picture of more than the usual brightness, which 8 bits of sRGB cannot hold.
+pub(super) fn hdr(curve: &str) -> String {
+    format!("an HDR picture (BT.2100 {curve}); convert it to sRGB first")
+}
+
+/// The profile that the numbers of a cICP chunk stand for.
+fn profile_of_cicp(primaries: u8, transfer: u8, grey: bool) -> std::result::Result<ColorProfile, String> {
+    let unknown = || format!("its cICP chunk names colours {primaries}/{transfer}, which cannot be converted");
+    let color_primaries = CicpColorPrimaries::try_from(primaries).map_err(|_| unknown())?;
+    let transfer_characteristics = TransferCharacteristics::try_from(transfer).map_err(|_| unknown())?;
+    let curve = ToneReprCurve::try_from(transfer_characteristics).map_err(|_| unknown())?;
+    if grey {
+        return Ok(grey_profile(Some(curve)));
+    }
+    let matrix_coefficients = MatrixCoefficients::Identity;
+    let cicp = CicpProfile { color_primaries, transfer_characteristics, matrix_coefficients, full_range: true };
+    let mut profile = ColorProfile::new_srgb();
+    profile.red_trc = None;
+    profile.update_rgb_colorimetry_from_cicp(cicp); // what it returns does not tell whether it worked
+    if profile.red_trc.is_some() { Ok(profile) } else { Err(unknown()) }
+}
+
+fn grey_profile(curve: Option<ToneReprCurve>) -> ColorProfile {
+    let mut profile = ColorProfile::new_gray_with_gamma(1.0);
+    profile.gray_trc = curve;
+    profile
+}
+
+/// The profile that gAMA and cHRM stand for. An exponent near 1/2.2 is what programs write for sRGB.
+fn profile_of_gamma(gamma: Option<u32>, primaries: Option<[u32; 8]>, grey: bool) -> std::result::Result<ColorProfile, String> {
+    let mut profile = ColorProfile::new_srgb();
+    profile.cicp = None;
+    let curve = match gamma {
+        None | Some(45_000..=46_000) => profile.red_trc.clone(),
+        Some(gamma @ 10_000..=1_000_000) => Some(ToneReprCurve::Parametric(vec![1e5 / gamma as f32])),
+        Some(gamma) => return Err(format!("its gAMA chunk holds {:.5}, an exponent out of range", f64::from(gamma) / 1e5)),
+    };
+    if grey {
+        return Ok(grey_profile(curve));
+    }
+    if let Some(points) = primaries {
+        let [white, red, green, blue] = [0, 2, 4, 6].map(|i| (f64::from(points[i]) / 1e5, f64::from(points[i + 1]) / 1e5));
+        let inside = |&(x, y): &(f64, f64)| y > 1e-4 && x + y <= 1.0001;
+        let area = (red.0 - blue.0) * (green.1 - blue.1) - (green.0 - blue.0) * (red.1 - blue.1);
+        if ![white, red, green, blue].iter().all(inside) || area.abs() < 1e-3 {
+            return Err("its cHRM chunk holds no possible primaries".into());
+        }
+        let point = |(x, y): (f64, f64)| Chromaticity { x: x as f32, y: y as f32 };
+        let planes = ColorPrimaries { red: point(red), green: point(green), blue: point(blue) };
+        profile.update_rgb_colorimetry(XyY { x: white.0, y: white.1, yb: 1.0 }, planes);
+    }
+    profile.red_trc.clone_from(&curve);
+    profile.green_trc.clone_from(&curve);
+    profile.blue_trc = curve;
+    Ok(profile)
 }
 
 /// Whether a transform leaves every colour of a grid where it is, within [`SRGB_TOLERANCE`].

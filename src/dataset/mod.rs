@@ -9,3 +9,4 @@ pub mod recipe;
 pub mod rows;
 pub mod scan;
 pub mod synth;
+pub mod thumbnail;

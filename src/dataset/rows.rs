@@ -2,12 +2,12 @@
 //! be in memory as a whole. Depends on `decode`, `colour` and the PNG decoder. Promises the pixels that `decode` gives; PNG files that
 //! are neither interlaced nor turned are read in strips, and every other picture is decoded whole, with its memory known beforehand.
 
-use super::colour::{self, Samples};
-use super::decode::{Limits, Note, check_size, decode_with_alpha, guarded, look};
+use super::colour::{self, Samples, Tagged};
+use super::decode::{Head, Limits, Note, check_size, decode_with_alpha, guarded, look};
 use crate::failure;
 use anyhow::{Result, anyhow, ensure};
 use image::metadata::Orientation;
-use image::{ImageDecoder, ImageReader};
+use image::{ImageDecoder, ImageFormat, ImageReader};
 use png::{BitDepth, ColorType, DecodingError, Transformations};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -97,7 +97,7 @@ impl FileRows {
             done: 0,
         };
         if let Some(strips) = PngStrips::open(path, limits)? {
-            let (size, has_alpha, notes) = (strips.size, strips.has_alpha(), strips.notes());
+            let (size, has_alpha, notes) = (strips.size, strips.has_alpha(), guarded(path, || strips.notes())?);
             return Ok(file(Source::Png(Box::new(strips)), size, alpha && has_alpha, notes));
         }
         let (decoded, plane) = decode_with_alpha(path, limits)?;
@@ -177,7 +177,9 @@ struct PngStrips {
     size: (u32, u32),
     channels: usize,
     deep: bool,
-    profile: Option<Vec<u8>>,
+    colours: Tagged,
+    /// Bytes of what stands beside the pixels.
+    metadata: u64,
     /// The rows of one strip as they are in the file.
     raw: Vec<u8>,
     /// Rows that are still to come.
@@ -195,17 +197,20 @@ impl PngStrips {
             if file.read_exact(&mut start).is_err() || start != *b"\x89PNG\r\n\x1a\n" {
                 return Ok(None);
             }
+            let head = Head::read(&mut file, ImageFormat::Png, limits)?;
+            if head.orientation != Orientation::NoTransforms {
+                return Ok(None);
+            }
             file.rewind()?;
             let mut decoder = png::Decoder::new_with_limits(file, png::Limits { bytes: PNG_METADATA_BYTES });
             decoder.set_ignore_text_chunk(true);
+            decoder.set_ignore_iccp_chunk(true);
             decoder.set_transformations(Transformations::EXPAND);
             let Ok(info) = decoder.read_header_info() else { return Ok(None) };
             check_size(info.width, info.height, limits)?;
             let Ok(reader) = decoder.read_info() else { return Ok(None) };
             let info = reader.info();
-            let turned =
-                info.exif_metadata.as_deref().and_then(Orientation::from_exif_chunk).is_some_and(|t| t != Orientation::NoTransforms);
-            if info.interlaced || turned || has_other_colours(info) {
+            if info.interlaced {
                 return Ok(None);
             }
             let (colour, depth) = reader.output_color_type();
@@ -216,8 +221,8 @@ impl PngStrips {
                 ColorType::Rgba => 4,
                 ColorType::Indexed => return Ok(None),
             };
-            let (size, profile) = ((info.width, info.height), info.icc_profile.as_deref().map(<[u8]>::to_vec));
-            Ok(Some(PngStrips { size, channels, deep: depth == BitDepth::Sixteen, profile, raw: Vec::new(), left: size.1, reader }))
+            let (size, deep, colours, metadata) = ((info.width, info.height), depth == BitDepth::Sixteen, head.colours, head.bytes);
+            Ok(Some(PngStrips { size, channels, deep, colours, metadata, raw: Vec::new(), left: size.1, reader }))
         })
     }
 
@@ -229,18 +234,18 @@ impl PngStrips {
         self.size.0 as usize * self.channels * if self.deep { 2 } else { 1 }
     }
 
-    /// Bytes while it is read: rows of the decoder, a strip as it is in the file and converted, the profile twice.
+    /// Bytes while it is read: rows of the decoder, a strip as it is in the file and converted, what stands beside the pixels.
     fn bytes(&self) -> u64 {
         let row = self.row_bytes() as u64;
-        8 * row + 6 * row.max(STRIP_SAMPLES as u64) + 2 * self.profile.as_ref().map_or(0, Vec::len) as u64 + PNG_DECODER_BYTES
+        8 * row + 6 * row.max(STRIP_SAMPLES as u64) + self.metadata + PNG_DECODER_BYTES
     }
 
-    /// In the order in which `decode` gives them.
-    fn notes(&self) -> Vec<Note> {
+    /// In the order in which `decode` gives them. Fails for colours that are refused.
+    fn notes(&self) -> Result<Vec<Note>> {
         let nothing = if self.deep { Samples::Deep(Vec::new()) } else { Samples::Plain(Vec::new()) };
-        let (_, of_profile) = colour::to_srgb(nothing, self.channels, self.profile.as_deref());
+        let (_, of_profile, _) = colour::to_srgb(nothing, self.channels, (self.size.0, 0), &self.colours)?;
         let changes = [(self.has_alpha(), Note::Alpha), (self.channels <= 2, Note::Grey), (self.deep, Note::SixteenBit)];
-        changes.into_iter().filter(|(is, _)| *is).map(|(_, note)| note).chain(of_profile).collect()
+        Ok(changes.into_iter().filter(|(is, _)| *is).map(|(_, note)| note).chain(of_profile).collect())
     }
 
     /// Fills `out` with the next rows, in RGB, or in RGBA with `alpha`.
@@ -257,7 +262,7 @@ impl PngStrips {
                 Samples::Plain(self.raw.clone())
             };
             let plane = if alpha { colour::alpha_of(&samples, self.channels)? } else { None };
-            let (rgb, _) = colour::to_srgb(samples, self.channels, self.profile.as_deref());
+            let (rgb, _, _) = colour::to_srgb(samples, self.channels, (self.size.0, count as u32), &self.colours)?;
             match plane {
                 Some(plane) => interleave(strip, &rgb, &plane),
                 None => strip.copy_from_slice(&rgb),
@@ -285,12 +290,6 @@ impl PngStrips {
         }
         Ok(())
     }
-}
-
-/// Whether chunks other than iCCP or sRGB say what the colours are: `decode` knows what to do about them.
-fn has_other_colours(info: &png::Info) -> bool {
-    let defined = info.srgb.is_some() || info.icc_profile.is_some();
-    info.coding_independent_code_points.is_some() || (!defined && (info.gama_chunk.is_some() || info.chrm_chunk.is_some()))
 }
 
 fn explain(error: DecodingError) -> anyhow::Error {
@@ -354,7 +353,7 @@ mod tests {
             (ColorType::Indexed, BitDepth::Two, palette, true),
             (ColorType::Rgb, BitDepth::Eight, profile, true),
             (ColorType::Rgba, BitDepth::Sixteen, profile, true),
-            (ColorType::Rgb, BitDepth::Eight, &|info: &mut png::Info| info.source_gamma = Some(png::ScaledFloat::new(1.0)), false),
+            (ColorType::Rgb, BitDepth::Eight, &|info: &mut png::Info| info.source_gamma = Some(png::ScaledFloat::new(1.0)), true),
         ];
         for (colour, depth, how, in_strips) in cases {
             for size in [(61, 47), (1, 90), (700, 451)] {

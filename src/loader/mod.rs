@@ -15,6 +15,7 @@ pub use ring::{Loader, Stats};
 pub use slot::Batch;
 pub use sources::Sources;
 
+use crate::plan::bytes_text;
 use crate::shard::reader::Io;
 use crate::system;
 use anyhow::{Result, ensure};
@@ -122,10 +123,31 @@ pub fn choose_io(sources: &Sources, choice: IoChoice) -> (Io, &'static str) {
     }
 }
 
-/// The window for shards that do not fit into memory: a third of what is free; `None` where they fit.
+/// Sets from this many bytes of shards on are shuffled within windows where nothing else is said: few machines keep them in memory.
+const WINDOW_FROM: u64 = 32 << 30;
+/// The window of such sets, bytes.
+const USUAL_WINDOW: u64 = 8 << 30;
+
+/// The window where nothing else is said; `None` shuffles everything. It depends on the shards alone and never on this machine's memory:
+/// the window decides the order of the samples, and the same command must give the same network everywhere.
 pub fn choose_window(sources: &Sources) -> Option<u64> {
-    let free = system::available_memory()?;
-    (sources.bytes() > free / 10 * 7).then_some(free / 3)
+    (sources.bytes() >= WINDOW_FROM).then_some(USUAL_WINDOW)
+}
+
+/// What to try where this machine's memory does not hold the shards that are shuffled at a time; nothing where it does.
+pub fn window_advice(sources: &Sources, window: Option<u64>) -> Option<String> {
+    let memory = system::memory_limit()?;
+    let shuffled = window.unwrap_or(u64::MAX).min(sources.bytes());
+    let holds = memory.bytes / 10 * 7;
+    let better = memory.bytes / 3;
+    (shuffled > holds).then(|| {
+        format!(
+            "{} of shards are shuffled at a time and memory is {memory}: records are read from the disk one by one. If that is too slow, \
+             `--window {}M` reads large pieces one after another (it changes the order of the samples, and so the network)",
+            bytes_text(shuffled),
+            (better >> 20).max(1)
+        )
+    })
 }
 
 /// The anonymous memory of a loader, known before it starts.

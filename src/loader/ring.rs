@@ -8,21 +8,25 @@
 use super::order::{Order, Sample};
 use super::slot::{Batch, InFlight, Parts, Return, Slot};
 use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, bound};
+use crate::failure;
 use crate::host_memory::{Allocate, HostBlock};
 use crate::rng::key;
 use crate::shard::reader::{Advice, Crop, Scratch};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long `next` waits while the caller holds every slot. Another thread of the caller may be about to drop one, so it is
-/// not an error at once; for ever would be a deadlock.
-const HELD_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long `next` waits before it looks around: whether it is to stop, and who holds the slots.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How many times in a row `next` finds every slot in the caller's hands before that is an error. Another thread of the caller may be
+/// about to drop one, so it is not an error at once; for ever would be a deadlock. Looks are counted and not seconds: a process
+/// that is stopped for an hour and goes on has looked once.
+const HELD_LOOKS: u32 = 20;
 /// How often `next` asks whether a device is done with a slot.
 const FENCE_INTERVAL: Duration = Duration::from_millis(1);
 /// Records tried in the place of a damaged one before it is an error after all: in a set where so many are damaged in a
@@ -148,32 +152,46 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The next batch in order; waits until it is filled.
+    /// The next batch in order; waits until it is filled, however long the disk takes.
     ///
     /// # Errors
     /// What went wrong while this batch was read (shard, record and image are named); the batches behind it are still to
     /// be had. Also when the caller holds every slot and so waits for itself.
     #[allow(clippy::should_implement_trait)] // it fails, and it never ends
     pub fn next(&mut self) -> Result<Batch> {
+        let batch = self.next_unless(&AtomicBool::new(false))?;
+        batch.context("the loader was told to stop while nobody could tell it")
+    }
+
+    /// As [`Loader::next`], or nothing as soon as `stop` is set. The batch is then delivered by the next call.
+    ///
+    /// # Errors
+    /// Those of [`Loader::next`].
+    pub fn next_unless(&mut self, stop: &AtomicBool) -> Result<Option<Batch>> {
         let started = Instant::now();
-        let mut held_since = started;
+        let mut held_looks = 0;
         let (slot, outcome) = loop {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
             self.land();
             if let Some(found) = self.early.remove(&self.next) {
                 break found;
             }
-            let held = self.back.held.load(Ordering::Relaxed);
-            if held < self.slots {
-                held_since = Instant::now();
-            }
-            let patience = if self.flying.is_empty() { HELD_TIMEOUT } else { FENCE_INTERVAL };
+            let patience = if self.flying.is_empty() { LOOK_INTERVAL } else { FENCE_INTERVAL };
             match self.ready.recv_timeout(patience) {
                 Ok((number, slot, outcome)) => {
                     self.early.insert(number, (slot, outcome));
                 }
-                Err(RecvTimeoutError::Timeout) if held_since.elapsed() < HELD_TIMEOUT => {}
+                // a slot that a thread fills or a device reads comes back by itself, sooner or later; only the caller's do not
+                Err(RecvTimeoutError::Timeout) if self.back.held.load(Ordering::Relaxed) < self.slots => held_looks = 0,
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("all {} batches of the loader are held, so none can be filled; drop one first or use more slots", self.slots)
+                    held_looks += 1;
+                    ensure!(
+                        held_looks < HELD_LOOKS,
+                        "all {} batches of the loader are held, so none can be filled; drop one first or use more slots",
+                        self.slots
+                    );
                 }
                 Err(RecvTimeoutError::Disconnected) => bail!("the loader's threads are gone"),
             }
@@ -184,7 +202,7 @@ impl Loader {
         let batch = Batch::new(slot, self.parts, number, self.back.clone());
         outcome.with_context(|| format!("cannot load batch {number}"))?;
         self.delivered += 1;
-        Ok(batch)
+        Ok(Some(batch))
     }
 
     /// Frees the slots that devices are done with.
@@ -295,7 +313,8 @@ impl Filler {
         let crop = Crop { x: sample.x as usize, y: sample.y as usize, size: self.config.lq_size };
         let scratch = &mut self.scratch[sample.set];
         let Err(damage) = set.read_crop(sample.record, crop, scratch, lq, hr) else { return Ok(sample.record) };
-        if self.config.on_corrupt == OnCorrupt::Stop {
+        // an error of the system says nothing about the record, so no other one takes its place
+        if self.config.on_corrupt == OnCorrupt::Stop || failure::system_cause(&damage).is_some() {
             return Err(damage);
         }
         for attempt in 0..SUBSTITUTES {

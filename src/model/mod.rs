@@ -9,6 +9,7 @@ pub use nano::{InferenceSpec, StepSpec, inference_plan, training_plan};
 pub use params::{Init, Param, ParamTable};
 pub use recompute::Recompute;
 
+use crate::text::brief;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -60,7 +61,7 @@ impl Network {
         let lower = name.to_lowercase();
         let Some(variant) = VARIANTS.iter().find(|v| v.arch == lower || v.aliases.contains(&lower.as_str())) else {
             let known: Vec<&str> = VARIANTS.iter().map(|v| v.arch).collect();
-            bail!("unknown network '{name}'; known are {}, and nano for paragonsr2_realtime", known.join(", "));
+            bail!("unknown network '{}'; known are {}, and nano for paragonsr2_realtime", brief(name), known.join(", "));
         };
         if !variant.built {
             bail!("{} is not available in this version; paragonsr2_realtime (nano) is", variant.arch);
@@ -75,6 +76,21 @@ impl Network {
             detail_gain: variant.detail_gain,
             layer_scale: 1e-5,
         })
+    }
+
+    /// Whether this is a network that [`Network::new`] gives: its fields are public and may have been changed.
+    ///
+    /// # Errors
+    /// Those of [`Network::new`], and numbers that are not finite.
+    pub fn check(&self) -> Result<()> {
+        Network::new(&self.arch, self.scale)?;
+        let numbers = [self.upsampler_alpha, self.detail_gain, self.layer_scale];
+        anyhow::ensure!(
+            numbers.iter().all(|n| n.is_finite()),
+            "alpha, detail gain and LayerScale of {} must be finite: {numbers:?}",
+            self.arch
+        );
+        Ok(())
     }
 
     /// The parameter table: trainable parameters first, then the fixed taps of the base.

@@ -2,11 +2,11 @@
 
 use super::{BLUR_TAPS, Init, Network, ParamTable, Recompute, SHARP_TAPS};
 use crate::plan::{
-    BatchLayout, BufferId, Builder, Class, Composed, Conv, ConvBack, Extent, LossKind, METRICS, NanoBlock, NanoBlockBack, NanoParams, Op,
-    OptimizerKind, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target, Unpack, UpHead,
-    UpHeadBack, Update, split_losses,
+    BatchLayout, BufferId, Builder, Class, Composed, Conv, ConvBack, Extent, LossKind, MAX_IMAGES, MAX_SIDE, METRICS, NanoBlock,
+    NanoBlockBack, NanoParams, Op, OptimizerKind, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss,
+    StructuralTerms, Target, Unpack, UpHead, UpHeadBack, Update, split_losses,
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::ops::Range;
 
 /// Features F of Nano.
@@ -221,6 +221,19 @@ fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, kin
     Tail { conv_mid, up_head }
 }
 
+/// Refuses what no plan can be made for, so that no size below overflows.
+fn check_sizes(net: &Network, images: usize, (h, w): (usize, usize)) -> Result<()> {
+    net.check()?;
+    ensure!((1..=MAX_IMAGES).contains(&images), "{images} images at once; a plan takes 1 to {MAX_IMAGES}");
+    let most = MAX_SIDE / net.scale;
+    ensure!(
+        (1..=most).contains(&h) && (1..=most).contains(&w),
+        "{w}x{h} LQ pixels; a plan takes sides of 1 to {most} at scale {}",
+        net.scale
+    );
+    Ok(())
+}
+
 fn scalars(b: &mut Builder) -> Option<BufferId> {
     let bytes = b.scalar_bytes();
     (bytes > 0).then(|| b.buffer("scalars", Class::Metrics, bytes))
@@ -229,8 +242,9 @@ fn scalars(b: &mut Builder) -> Option<BufferId> {
 /// The plan of one training iteration: unpack, forward, loss, backward, then the optimizer step.
 ///
 /// # Errors
-/// Only on a bug in this builder (the plan is verified).
+/// A network or sizes that there is no plan for.
 pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Result<Plan> {
+    check_sizes(net, spec.batch, spec.lq)?;
     let (table, layers) = table(net);
     let mut b = Builder::new(sizing);
     let extent = Extent { n: spec.batch, h: spec.lq.0, w: spec.lq.1 };
@@ -374,8 +388,9 @@ impl TailBack {
 /// The plan of inference on one tile (or a batch of equal tiles): forward only, float output.
 ///
 /// # Errors
-/// Only on a bug in this builder.
+/// A network or sizes that there is no plan for.
 pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) -> Result<Plan> {
+    check_sizes(net, spec.batch, spec.lq)?;
     let (table, layers) = table(net);
     let mut b = Builder::new(sizing);
     let extent = Extent { n: spec.batch, h: spec.lq.0, w: spec.lq.1 };
@@ -440,9 +455,26 @@ mod tests {
     }
 
     #[test]
+    fn sizes_without_a_plan_are_refused() {
+        let net = Network::new("nano", 2).unwrap();
+        for (batch, lq) in [(0, (8, 8)), (1, (0, 8)), (usize::MAX, (8, 8)), (1 << 40, (1 << 20, 1 << 20)), (1, (8, usize::MAX / 2))] {
+            assert!(training_plan(&net, &spec(batch, lq), &NoWorkspace).is_err(), "{batch} x {lq:?}");
+            let inference = InferenceSpec { batch, lq, float_input: false };
+            assert!(inference_plan(&net, &inference, &NoWorkspace).is_err(), "{batch} x {lq:?}");
+        }
+        for scale in [0, 1, 5, usize::MAX] {
+            let other = Network { scale, ..net.clone() };
+            assert!(training_plan(&other, &spec(1, (8, 8)), &NoWorkspace).is_err(), "scale {scale}");
+        }
+        let other = Network { arch: "paragonsr2_pro".into(), ..net };
+        assert!(training_plan(&other, &spec(1, (8, 8)), &NoWorkspace).is_err());
+    }
+
+    #[test]
     fn verify_catches_a_shared_byte_and_a_missing_write() {
         let net = Network::new("nano", 2).unwrap();
-        let mut plan = training_plan(&net, &spec(1, (8, 8)), &NoWorkspace).unwrap();
+        let data = |plan: Plan| (*plan).clone();
+        let mut plan = data(training_plan(&net, &spec(1, (8, 8)), &NoWorkspace).unwrap());
         let good = plan.clone();
         let output = plan.ops.iter().find_map(|op| if let Op::UpHead(h) = op { Some(h.output) } else { None }).unwrap();
         plan.buffers[output.0 as usize].offset = plan.buffers[0].offset;
@@ -450,7 +482,8 @@ mod tests {
         let mut plan = good;
         plan.ops.remove(1); // conv_in: its output is read by the first block
         assert!(plan.verify().unwrap_err().to_string().contains("before it is written"));
-        let mut plan = training_plan(&net, &StepSpec { losses: vec![(LossKind::Ssim, 1.0)], ..spec(1, (8, 8)) }, &NoWorkspace).unwrap();
+        let ssim = StepSpec { losses: vec![(LossKind::Ssim, 1.0)], ..spec(1, (8, 8)) };
+        let mut plan = data(training_plan(&net, &ssim, &NoWorkspace).unwrap());
         for op in &mut plan.ops {
             if let Op::StructuralLoss(o) = op {
                 o.d_prediction = o.prediction;

@@ -1,7 +1,7 @@
 //! The least that a step must move and compute, operation by operation: every input read once, every output written once, nothing else.
 //! What a step takes is compared with this divided by bandwidth and peak. Depends on the plan alone.
 
-use super::{Access, Class, Op, Plan};
+use super::{Access, Class, Op, PlanData};
 
 /// The floor of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct OpFloor {
     pub multiply_adds: u64,
 }
 
-impl Plan {
+impl PlanData {
     /// The floor of operation `at`; nothing for a loss that the operation before computes on its way, nor for reading what is unpacked on the way.
     pub fn floor_of(&self, at: usize) -> OpFloor {
         let op = &self.ops[at];

@@ -22,6 +22,11 @@ use std::ops::Range;
 /// Alignment of every buffer in the arena, bytes: a cache line on the CPU, a full memory transaction on CUDA.
 pub const ALIGNMENT: u64 = 256;
 
+/// Most images at once, and most pixels of a side at HR, that a plan is made for. No product of sizes within these bounds leaves 64 bits.
+pub const MAX_IMAGES: usize = 1 << 16;
+/// See [`MAX_IMAGES`].
+pub const MAX_SIDE: usize = 1 << 17;
+
 /// Names one buffer of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufferId(pub u32);
@@ -112,9 +117,36 @@ impl Buffer {
     }
 }
 
-/// A complete plan: what to allocate, and what to run over it.
+/// A complete plan that was verified: what to allocate, and what to run over it. Only the planner makes one, and nothing but the size of
+/// its arena changes afterwards (upwards): that is what backends rely on when they write through it. It is read as [`PlanData`].
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct Plan(PlanData);
+
+impl std::ops::Deref for Plan {
+    type Target = PlanData;
+
+    fn deref(&self) -> &PlanData {
+        &self.0
+    }
+}
+
+impl From<Plan> for PlanData {
+    fn from(plan: Plan) -> PlanData {
+        plan.0
+    }
+}
+
+impl Plan {
+    /// Grows the arena until so many bytes are free between steps.
+    pub fn reserve_between_steps(&mut self, bytes: u64) {
+        let free = self.0.free_between_steps();
+        self.0.arena_bytes = free.end.max(free.start.saturating_add(bytes));
+    }
+}
+
+/// A plan as plain data, for reading, tables and tests. Anybody may copy and change it; no backend runs it.
+#[derive(Clone, Debug)]
+pub struct PlanData {
     /// All buffers; [`BufferId`] indexes them.
     pub buffers: Vec<Buffer>,
     /// Operations in order. For training: `micro` once a micro-batch, then `update` once an iteration.
@@ -133,6 +165,8 @@ pub struct Plan {
     pub batch: Option<BatchLayout>,
     /// Well-known buffers the host writes or reads.
     pub ports: Ports,
+    /// The backend that its workspaces were sized for, in words.
+    pub sized_for: String,
 }
 
 /// Where the parts of a staged batch lie inside the batch buffer.
@@ -219,12 +253,15 @@ pub struct Ports {
     pub next_batch: Option<BufferId>,
 }
 
-/// Number of f64 values in the metrics buffer: weighted loss of the last micro-batch, gradient norm, 1.0 if the update was skipped.
+/// Number of f64 values in the metrics buffer: weighted loss (the mean over the micro-batches of an iteration so far), gradient norm, 1.0 if
+/// the update was skipped.
 pub const METRICS: usize = 3;
 
-/// Collects buffers and operations, then lays them out.
-pub struct Builder<'a> {
+/// Collects buffers and operations, then lays them out. Within the crate alone: what an operation says of its buffers is taken at its word.
+pub(crate) struct Builder<'a> {
     sizing: &'a dyn Sizing,
+    /// Asked once: all activations have one type, whatever a sizing answers later.
+    precision: Precision,
     buffers: Vec<Buffer>,
     ops: Vec<Op>,
 }
@@ -232,7 +269,7 @@ pub struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// An empty plan for a backend with the given workspace needs.
     pub fn new(sizing: &'a dyn Sizing) -> Self {
-        Builder { sizing, buffers: Vec::new(), ops: Vec::new() }
+        Builder { sizing, precision: sizing.precision(), buffers: Vec::new(), ops: Vec::new() }
     }
 
     /// A new buffer of `bytes`; lifetimes follow from the operations that name it.
@@ -252,7 +289,7 @@ impl<'a> Builder<'a> {
 
     /// A new buffer of `count` values in the type of the activations.
     pub fn map(&mut self, name: impl Into<String>, class: Class, count: usize) -> BufferId {
-        self.buffer(name, class, count as u64 * self.sizing.precision().bytes())
+        self.buffer(name, class, count as u64 * self.precision.bytes())
     }
 
     /// Images `images` of a buffer that holds those of the whole micro-batch, `of` in all; the buffer itself for all of them.
@@ -285,11 +322,6 @@ impl<'a> Builder<'a> {
         (bytes > 0).then(|| Composed { buffer: self.buffer("composed up.0 and conv_out", Class::Workspace, bytes), first: true })
     }
 
-    /// Type of activations.
-    pub fn precision(&self) -> Precision {
-        self.sizing.precision()
-    }
-
     /// Bytes of the block of scalars; none on a backend that is handed them.
     pub fn scalar_bytes(&self) -> u64 {
         self.sizing.scalar_bytes()
@@ -318,7 +350,7 @@ impl<'a> Builder<'a> {
 
     /// Computes lifetimes and offsets and checks the result.
     pub fn finish(self, micro: Range<usize>, update: Range<usize>, batch: Option<BatchLayout>, ports: Ports) -> anyhow::Result<Plan> {
-        let Builder { mut buffers, ops, sizing } = self;
+        let Builder { mut buffers, ops, sizing, precision } = self;
         let last = ops.len().saturating_sub(1);
         let mut live: Vec<Option<(usize, usize)>> = vec![None; buffers.len()];
         let mut touch = |id: BufferId, at: usize| {
@@ -358,9 +390,10 @@ impl<'a> Builder<'a> {
             };
         }
         let arena_bytes = layout::assign(&mut buffers);
-        let plan = Plan { buffers, ops, micro, update, arena_bytes, late_sums, precision: sizing.precision(), batch, ports };
+        let sized_for = sizing.name();
+        let plan = PlanData { buffers, ops, micro, update, arena_bytes, late_sums, precision, batch, ports, sized_for };
         plan.verify()?;
-        Ok(plan)
+        Ok(Plan(plan))
     }
 }
 
@@ -372,7 +405,7 @@ fn loss_on_the_way(ops: &[Op], at: usize) -> Option<&PixelLoss> {
     (in_place && end.target.is_some() && matches!(loss.target, Target::Subtracted(_))).then_some(loss)
 }
 
-impl Plan {
+impl PlanData {
     /// Whether operation `at` unpacks the batch for the convolution behind it, which may then do so on its way.
     pub fn unpacks_on_the_way(&self, at: usize) -> bool {
         let pair = (self.ops.get(at), self.ops.get(at + 1));
@@ -390,6 +423,19 @@ impl Plan {
         &self.buffers[id.0 as usize]
     }
 
+    /// Where in the arena `len` bytes of a buffer lie, from its byte `offset` on.
+    ///
+    /// # Errors
+    /// A buffer that the plan has not, or bytes outside it.
+    pub fn range_in(&self, id: BufferId, offset: usize, len: usize) -> anyhow::Result<u64> {
+        let Some(buffer) = self.buffers.get(id.0 as usize) else {
+            anyhow::bail!("the plan has {} buffers and none of number {}", self.buffers.len(), id.0);
+        };
+        let inside = (offset as u64).checked_add(len as u64).is_some_and(|end| end <= buffer.bytes);
+        anyhow::ensure!(inside, "{len} bytes from byte {offset} on lie outside {} of {} bytes", buffer.name, buffer.bytes);
+        Ok(buffer.offset + offset as u64)
+    }
+
     /// The bytes of the arena that hold nothing between steps.
     pub fn free_between_steps(&self) -> Range<u64> {
         let persistent = self.buffers.iter().filter(|b| b.class.persistent()).map(|b| b.offset + b.room()).max();
@@ -400,17 +446,11 @@ impl Plan {
     ///
     /// # Errors
     /// When there is not room for it.
-    pub fn place_between_steps(&self, guest: &Plan) -> anyhow::Result<u64> {
+    pub fn place_between_steps(&self, guest: &PlanData) -> anyhow::Result<u64> {
         let free = self.free_between_steps();
         let room = free.end - free.start;
         anyhow::ensure!(guest.arena_bytes <= room, "a plan of {} bytes in {room} free ones", guest.arena_bytes);
         Ok(free.start)
-    }
-
-    /// Grows the arena until so many bytes are free between steps.
-    pub fn reserve_between_steps(&mut self, bytes: u64) {
-        let free = self.free_between_steps();
-        self.arena_bytes = free.end.max(free.start + bytes);
     }
 
     /// The largest sum of live bytes over the operations, aligned: no layout can be smaller. Returns (bytes, operation).

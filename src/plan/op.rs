@@ -97,7 +97,7 @@ pub struct ConvBack {
     pub workspace: Option<BufferId>,
 }
 
-/// Parameter ranges of a Nano block, in the names of model.md.
+/// Parameter ranges of a Nano block: 1x1 convolution F to 2F, depthwise 3x3, 1x1 convolution 2F to F, LayerScale.
 #[derive(Clone, Copy, Debug)]
 pub struct NanoParams {
     pub conv1_weight: ParamRange,
@@ -343,6 +343,36 @@ impl Op {
             Op::PixelLoss(o) => o.slice.carry = carry,
             Op::StructuralLoss(o) => o.slice.carry = carry,
             Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::UpHead(_) | Op::Update(_) => {}
+        }
+    }
+
+    /// The part of the micro-batch that a summing operation takes; nothing for the others.
+    pub fn slice(&self) -> Option<Slice> {
+        match self {
+            Op::ConvBack(o) => Some(o.slice),
+            Op::UpHeadBack(o) => Some(o.slice),
+            Op::PixelLoss(o) => Some(o.slice),
+            Op::StructuralLoss(o) => Some(o.slice),
+            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::UpHead(_) | Op::Update(_) => None,
+        }
+    }
+
+    /// The most values that one of its activations or images has: what a backend counts with.
+    pub fn largest_extent(&self) -> u64 {
+        let values = |e: Extent, channels: usize| e.pixels() as u64 * channels as u64;
+        let conv = |o: &Conv| values(o.extent, o.cin.max(o.cout));
+        let up_head = |o: &UpHead| values(o.extent.scaled(o.scale), 3).max(values(o.extent, o.features));
+        match self {
+            Op::Unpack(o) => o.batch.bytes() as u64,
+            Op::Conv(o) => conv(o),
+            Op::ConvBack(o) => conv(&o.forward),
+            Op::NanoBlock(o) => values(o.extent, 2 * o.features),
+            Op::NanoBlockBack(o) => values(o.forward.extent, 2 * o.forward.features),
+            Op::UpHead(o) => up_head(o),
+            Op::UpHeadBack(o) => up_head(&o.forward),
+            Op::PixelLoss(o) => values(o.extent, 3),
+            Op::StructuralLoss(o) => values(o.extent, 3),
+            Op::Update(o) => o.trainable as u64,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The memory table of a plan: bytes by class, by layer and over time, the peak moment, the floor. Text for people; the numbers
 //! are plain fields for programs. Depends on the plan alone.
 
-use super::{ALIGNMENT, Buffer, Class, Plan, Precision};
+use super::{ALIGNMENT, Buffer, Class, PlanData, Precision};
 use serde::Serialize;
 
 /// One row: what, bytes, and whether its bytes are shared with other rows by lifetime.
@@ -69,7 +69,7 @@ pub struct MemoryTable {
     pub peak: Moment,
 }
 
-impl Plan {
+impl PlanData {
     /// The name of a class in this plan.
     pub fn class_label(&self, class: Class) -> &'static str {
         match class {

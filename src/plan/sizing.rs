@@ -70,6 +70,11 @@ impl std::fmt::Display for Precision {
 
 /// The bytes a backend needs beside the values the plan itself counts.
 pub trait Sizing {
+    /// The backend in words, for the message about a plan that was made for another one.
+    fn name(&self) -> String {
+        "an unknown backend".to_string()
+    }
+
     /// Workspace bytes for `op`.
     fn workspace(&self, op: &Op) -> u64;
 

@@ -1,6 +1,6 @@
 //! The checks every backend relies on. Depends on the plan alone.
 
-use super::{ALIGNMENT, Access, BufferId, Op, Plan, UpHead};
+use super::{ALIGNMENT, Access, BufferId, Op, PlanData, Sizing, UpHead, UpHeadBack};
 use anyhow::ensure;
 use std::ops::Range;
 
@@ -25,7 +25,7 @@ impl Written {
     }
 }
 
-impl Plan {
+impl PlanData {
     /// Checks what every backend relies on: buffers inside the arena and aligned, no two live ones overlapping, no byte
     /// read before it was written, and late sums alive until they are added up.
     ///
@@ -33,12 +33,14 @@ impl Plan {
     /// Names the buffers and the operation; such an error is a bug in a plan builder, never the user's fault.
     pub fn verify(&self) -> anyhow::Result<()> {
         for buffer in &self.buffers {
-            ensure!(buffer.offset + buffer.bytes <= self.arena_bytes, "{} ends outside the arena", buffer.name);
+            let inside = buffer.offset.checked_add(buffer.bytes).is_some_and(|end| end <= self.arena_bytes);
+            ensure!(inside, "{} ends outside the arena", buffer.name);
             match buffer.parent {
                 None => ensure!(buffer.offset % ALIGNMENT == 0, "{} is not aligned", buffer.name),
                 Some((id, at)) => {
                     let whole = self.buffer(id);
-                    let inside = whole.parent.is_none() && at + buffer.bytes <= whole.bytes && buffer.offset == whole.offset + at;
+                    let ends = at.checked_add(buffer.bytes).is_some_and(|end| end <= whole.bytes);
+                    let inside = whole.parent.is_none() && ends && buffer.offset == whole.offset + at;
                     ensure!(inside, "{} is no part of {}", buffer.name, whole.name);
                     let lives = whole.live.start <= buffer.live.start && buffer.live.end <= whole.live.end;
                     ensure!(lives, "{} outlives {}", buffer.name, whole.name);
@@ -79,6 +81,41 @@ impl Plan {
                     ensure!(buffer.live.contains(&i), "{} does not live until it is added up", buffer.name);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Checks that a backend which asks for `sizing` finds the room that it writes to: type of activations, workspace and carried sums of
+    /// every operation, the block of scalars, the second place for a batch, sums that live until they are added up. A plan that was made
+    /// for other threads or another backend has less.
+    ///
+    /// # Errors
+    /// Names for whom the plan was made, and what is missing.
+    pub fn check_sized_for(&self, sizing: &dyn Sizing) -> anyhow::Result<()> {
+        let other = || format!("the plan was made for {} and cannot run on {}", self.sized_for, sizing.name());
+        ensure!(self.precision == sizing.precision(), "{}: it computes in {}", other(), self.precision);
+        let bytes = |id: Option<BufferId>| id.and_then(|id| self.buffers.get(id.0 as usize)).map_or(0, |buffer| buffer.bytes);
+        let room = |what: &str, op: &Op, has: u64, needed: u64| {
+            ensure!(has >= needed, "{}: the {what} of \"{}\" has {has} bytes where {needed} are needed", other(), op.label());
+            Ok(())
+        };
+        for op in &self.ops {
+            room("workspace", op, bytes(op.workspace()), sizing.workspace(op))?;
+            if let Some(slice) = op.slice()
+                && (slice.carry.is_some() || !(slice.first && slice.last))
+            {
+                room("carried sums", op, bytes(slice.carry), sizing.carry(op))?;
+            }
+            if let Op::UpHead(head) | Op::UpHeadBack(UpHeadBack { forward: head, .. }) = op {
+                room("folded kernel", op, bytes(head.composed.map(|c| c.buffer)), sizing.composed(head))?;
+            }
+        }
+        ensure!(bytes(self.ports.scalars) >= sizing.scalar_bytes(), "{}: it has no block of scalars", other());
+        let (trains, second) = (!self.update.is_empty(), self.ports.next_batch.is_some());
+        ensure!(second || !trains || self.batch.is_none() || !sizing.copies_ahead(), "{}: it has no second place for a batch", other());
+        let late = self.ops.get(self.micro.clone()).unwrap_or_default().iter().filter(|op| sizing.sums_late(op)).flat_map(Op::sums);
+        for id in late {
+            ensure!(self.late_sums.contains(&id), "{}: {} does not live until it is added up", other(), self.buffer(id).name);
         }
         Ok(())
     }

@@ -1,12 +1,14 @@
-//! Event files that TensorBoard reads: scalars over iterations. Depends on `crc32c` alone. Promises records that are whole or, after a
-//! crash, recognisably cut: every one has its length and its content under a checksum.
+//! Event files that TensorBoard reads: scalars over iterations. Depends on `files` and `crc32c`. Promises records that are whole or, after a
+//! crash, recognisably cut: every one has its length and its content under a checksum. Also that names and times never go back within a
+//! folder, since TensorBoard reads files in the order of their names: with a clock that was set back, what is newer would be dropped.
 //!
 //! A file is a sequence of records (TFRecord: length, masked CRC-32C of the length, content, masked CRC-32C of the content), each a protobuf
 //! message `Event`; only the few fields needed here are written, by hand.
 
+use crate::files;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,10 +18,102 @@ const FIXED64: u64 = 1;
 const BYTES: u64 = 2;
 const FIXED32: u64 = 5;
 
+/// What the name of every event file begins with; behind it stands the time in seconds, ten digits.
+const PREFIX: &str = "events.out.tfevents.";
+/// What the names of our own end with.
+const ENDING: &str = ".paragon";
+/// Times of names beyond this (the year 2255) are not believed: what comes after them would have more digits and be sorted before them.
+const LATEST_TIME: u64 = 9_000_000_000;
+/// Longest record that is read back, bytes; ours take some hundred.
+const MAX_RECORD_BYTES: u64 = 1 << 20;
+
 /// An event file being written.
 pub struct EventFile {
     path: PathBuf,
     file: File,
+    clock: Clock,
+}
+
+/// Seconds since 1970 that never go back, whatever the system's clock does.
+struct Clock {
+    last: f64,
+    /// What is added to the system's clock.
+    ahead: f64,
+}
+
+impl Clock {
+    /// A clock that shows at least `least`.
+    fn from(least: f64) -> Clock {
+        Clock { last: least, ahead: 0.0 }
+    }
+
+    fn at(&mut self, system: f64) -> f64 {
+        let mut time = system + self.ahead;
+        if time < self.last {
+            self.ahead = self.last - system;
+            time = self.last;
+        }
+        self.last = time;
+        time
+    }
+
+    fn now(&mut self) -> f64 {
+        self.at(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()))
+    }
+}
+
+/// The time in the name of an event file, seconds.
+fn time_of(name: &str) -> Option<u64> {
+    let time = name.strip_prefix(PREFIX)?.split('.').next()?.parse().ok()?;
+    (time < LATEST_TIME).then_some(time)
+}
+
+/// The event files of a folder that were written here, and no others.
+pub fn own_files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let own = |name: &str| name.starts_with(PREFIX) && name.ends_with(ENDING);
+    entries.flatten().filter(|e| e.file_name().to_str().is_some_and(own)).map(|e| e.path()).collect()
+}
+
+/// The latest time in the event files of a folder, seconds since 1970: of their names, and of the last event in the newest.
+fn latest_time(folder: &Path) -> Option<f64> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    let named = entries.flatten().filter_map(|e| Some((time_of(e.file_name().to_str()?)?, e.path())));
+    let (time, path) = named.max()?;
+    // the next name must be a later one, and names have whole seconds
+    let next = (time + 1) as f64;
+    Some(last_event(&path).filter(|&t| t.is_finite() && t < LATEST_TIME as f64).map_or(next, |t| t.max(next)))
+}
+
+/// Time of the last whole event of a file.
+fn last_event(path: &Path) -> Option<f64> {
+    let mut input = BufReader::new(files::open_regular(path).ok()?);
+    let mut last = None;
+    let mut content = Vec::new();
+    loop {
+        let mut head = [0; 12];
+        if input.read_exact(&mut head).is_err() {
+            return last;
+        }
+        let (length, check) = head.split_at(8);
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(length);
+        let count = u64::from_le_bytes(bytes);
+        if masked(length).to_le_bytes() != check || count > MAX_RECORD_BYTES {
+            return last;
+        }
+        content.clear();
+        content.resize(count as usize + 4, 0);
+        if input.read_exact(&mut content).is_err() {
+            return last;
+        }
+        // an event begins with its time: see `head`
+        if let Some((&[key, ref time @ ..], _)) = content.split_first_chunk::<9>()
+            && u64::from(key) == 1 << 3 | FIXED64
+        {
+            last = Some(f64::from_le_bytes(*time));
+        }
+    }
 }
 
 impl EventFile {
@@ -29,12 +123,12 @@ impl EventFile {
     /// # Errors
     /// When the file cannot be written.
     pub fn create(folder: &Path, iteration: u64) -> Result<EventFile> {
-        crate::files::create_folder(folder)?;
-        let now = now();
-        // the name sorts by time, and the process keeps two starts within a second apart
-        let path = folder.join(format!("events.out.tfevents.{:010}.{}.paragon", now as u64, std::process::id()));
+        files::create_folder(folder)?;
+        let mut clock = Clock::from(latest_time(folder).unwrap_or(0.0));
+        let now = clock.now();
+        let path = folder.join(format!("{PREFIX}{:010}.{}{ENDING}", now as u64, std::process::id()));
         let file = OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        let mut events = EventFile { path, file };
+        let mut events = EventFile { path, file, clock };
         let mut version = head(now, 0);
         field_bytes(&mut version, 3, b"brain.Event:2");
         events.record(&version)?;
@@ -58,7 +152,7 @@ impl EventFile {
             entry.extend_from_slice(&(*value as f32).to_le_bytes());
             field_bytes(&mut summary, 1, &entry);
         }
-        let mut event = head(now(), iteration);
+        let mut event = head(self.clock.now(), iteration);
         field_bytes(&mut event, 5, &summary);
         self.record(&event)
     }
@@ -73,10 +167,6 @@ impl EventFile {
         // one call, so that readers never see half a record of a live run
         self.file.write_all(&out).with_context(|| format!("cannot write {}", self.path.display()))
     }
-}
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 /// The checksum of TFRecord: CRC-32C, turned and shifted, so that a checksum of checksums is none.
@@ -175,5 +265,33 @@ mod tests {
         assert_eq!(values.len(), 2, "what is not finite is left out");
         assert_eq!(values[0], [(1, b"loss".to_vec()), (2, 0.5f32.to_le_bytes().to_vec())]);
         assert_eq!(values[1], [(1, b"lr".to_vec()), (2, 2e-4f32.to_le_bytes().to_vec())]);
+    }
+    #[test]
+    fn names_and_times_go_on_from_the_newest_file_where_the_clock_was_set_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
+        let mut first = EventFile::create(dir.path(), 0).unwrap();
+        // the first file was written while the clock was a day ahead, and its run went on for an hour
+        let ahead = first.clock.now() + 86_400.0;
+        let moved = dir.path().join(format!("{PREFIX}{:010}.77{ENDING}", ahead as u64));
+        std::fs::rename(&first.path, &moved).unwrap();
+        first.clock = Clock::from(ahead + 3600.0);
+        first.scalars(5, &[("loss", 1.0)]).unwrap();
+        // names that no clock has made do not count, and neither do pipes
+        for other in ["99999999999.1.host", "9999999999.1.host", "x.1.host"] {
+            std::fs::write(dir.path().join(format!("{PREFIX}{other}")), "").unwrap();
+        }
+        let second = EventFile::create(dir.path(), 5).unwrap();
+        assert!(name(&second.path) > name(&moved), "{:?}", second.path);
+        assert!(last_event(&second.path).unwrap() >= last_event(&moved).unwrap());
+        let third = EventFile::create(dir.path(), 5).unwrap();
+        assert!(name(&third.path) > name(&second.path), "two starts within a second");
+        assert_eq!(own_files(dir.path()).len(), 3);
+    }
+
+    #[test]
+    fn a_clock_set_back_under_way_goes_on_from_where_it_was() {
+        let mut clock = Clock::from(100.0);
+        assert_eq!([90.0, 91.0, 50.0, 53.0, 500.0].map(|system| clock.at(system)), [100.0, 101.0, 101.0, 104.0, 551.0]);
     }
 }

@@ -86,7 +86,7 @@ impl Assembly {
         let entry = Entry { job: self.decided, stamp, outcome };
         self.tally.add(job, &entry);
         if let Some(journal) = &mut self.journal {
-            journal.append(&entry)?;
+            journal.append(&entry).with_context(|| job.source.hr.display().to_string())?;
         }
         self.decided += 1;
         let unflushed = self.sets[0].unflushed + self.sets[1].unflushed;
@@ -130,7 +130,7 @@ impl Assembly {
     }
 
     /// Hands everything to the operating system.
-    fn commit(&mut self) -> Result<()> {
+    pub fn commit(&mut self) -> Result<()> {
         for set in &mut self.sets {
             set.flush()?;
         }

@@ -1,17 +1,19 @@
 //! One image to its encoded pairs: decode, check, make the LQ, cut, encode. Depends on `dataset` and `codec`; runs on
-//! every thread at once and touches no shared state. Promises that whatever is wrong with a file becomes a rejection that
-//! names it.
+//! every thread at once and touches no shared state. Promises that whatever is wrong with what a file holds becomes a rejection that
+//! names it, and that an error of the system, which is retried first, never does: it ends the run.
 
 use super::codec::Encoder;
 use super::file::Record;
 use super::format::{Geometry, SourceEntry};
 use super::plan::{BuildConfig, Job, Rejected, lq_dimensions, positions};
-use crate::dataset::decode::{self, Decoded};
+use crate::dataset::decode;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::recipe::{PatchMaker, image_key};
-use anyhow::{Context, Result};
+use crate::dataset::thumbnail::Thumbnail;
+use crate::{failure, files};
+use anyhow::{Context, Result, ensure};
 use image::RgbImage;
-use std::fs::File;
+use image::metadata::Orientation;
 use std::io::Read;
 use std::path::Path;
 
@@ -55,33 +57,55 @@ impl Worker {
     /// Converts one image.
     ///
     /// # Errors
-    /// The outer error is a fault of the program; a fault of the image is the inner one.
+    /// The outer error is one of the system (the disk, no memory, no descriptors, a file that has gone or changed meanwhile) or a fault
+    /// of the program, and says nothing about the image; a fault of the image is the inner one.
     pub fn convert(&mut self, job: &Job, config: &BuildConfig) -> Result<Result<Converted, Rejected>> {
+        let outcome = self.convert_files(job, config)?;
+        if outcome.is_err() {
+            // a file that is being written is no fault of its content either
+            let mut bytes = 0;
+            for path in [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten() {
+                let about = failure::retry(|| std::fs::metadata(path));
+                bytes += about.with_context(|| format!("{}: {SYSTEM_FAULT}", path.display()))?.len();
+            }
+            check_unchanged(job, bytes)?;
+        }
+        Ok(outcome)
+    }
+
+    fn convert_files(&mut self, job: &Job, config: &BuildConfig) -> Result<Result<Converted, Rejected>> {
         let g = self.geometry;
         let reject = |path: &Path, kind: &str, reason| Ok(Err(Rejected { file: path.to_path_buf(), kind: String::from(kind), reason }));
         let mut notes = Vec::new();
         let mut crc = crc32fast::Hasher::new();
+        let mut file_bytes = 0;
         // a file is read once, for its checksum and for its pixels
-        let mut read = |path: &Path| -> Result<RgbImage> {
+        let mut read = |path: &Path, side: &str| -> Result<(RgbImage, Changes)> {
             let bytes = decode::load(path, &config.limits)?;
             crc.update(&bytes);
-            let Decoded { image, notes: changes } = decode::decode_loaded(path, &bytes, &config.limits)?;
-            notes.extend(changes.iter().map(ToString::to_string));
-            Ok(image)
+            file_bytes += bytes.len() as u64;
+            let decoded = failure::retry_work(|| decode::decode_loaded(path, &bytes, &config.limits))?;
+            notes.extend(decoded.notes.iter().map(|note| format!("{note}{side}")));
+            let changes = Changes { turn: decoded.turn(), unconverted: decoded.unconverted };
+            Ok((decoded.image, changes))
         };
-        let mut hr = match read(&job.source.hr) {
-            Ok(image) => image,
-            Err(e) => return reject(&job.source.hr, "unreadable", format!("{e:#}")),
+        let (mut hr, hr_changes) = match read(&job.source.hr, "") {
+            Ok(found) => found,
+            Err(e) => return reject(&job.source.hr, "unreadable", fault_of_content(e)?),
         };
         let size = hr.dimensions();
         if size != job.size {
             let reason = format!("the header says {}x{}, the picture is {}x{}", job.size.0, job.size.1, size.0, size.1);
             return reject(&job.source.hr, "unreadable", reason);
         }
+        let mut lq_changes = None;
         let lq = match &job.source.lq {
-            Some(path) => match read(path) {
-                Ok(image) => Some(image),
-                Err(e) => return reject(path, "unreadable", format!("{e:#}")),
+            Some(path) => match read(path, LQ_NOTE) {
+                Ok((image, changes)) => {
+                    lq_changes = Some(changes);
+                    Some(image)
+                }
+                Err(e) => return reject(path, "unreadable", fault_of_content(e)?),
             },
             None => {
                 hr = crop_to_multiple(hr, g.scale);
@@ -92,6 +116,12 @@ impl Worker {
         let given = job.source.lq.as_ref().and(lq.as_ref()).map(RgbImage::dimensions);
         if let Err((kind, reason)) = lq_dimensions(size, given, g) {
             return reject(&job.source.hr, kind, reason);
+        }
+        check_unchanged(job, file_bytes)?;
+        if let (Some(lq), Some(lq_changes)) = (&lq, lq_changes)
+            && let Some(reason) = mismatch((&hr, &hr_changes), (lq, &lq_changes))
+        {
+            return reject(&job.source.hr, "mismatch", reason);
         }
         let source =
             SourceEntry { name: job.source.name.clone(), width: size.0, height: size.1, bytes: job.file_bytes, crc: crc.finalize() };
@@ -136,14 +166,91 @@ impl Worker {
     }
 }
 
+/// Refuses to go on where the files of a job have other sizes than when their headers were looked at.
+fn check_unchanged(job: &Job, bytes: u64) -> Result<()> {
+    ensure!(
+        bytes == job.file_bytes,
+        "it has changed since this run began ({} bytes then, {bytes} now); let what writes it end and run the same command again",
+        job.file_bytes
+    );
+    Ok(())
+}
+
+/// What is wrong with the content of a file, in words; an error of the system comes back as one.
+pub(super) fn fault_of_content(error: anyhow::Error) -> Result<String> {
+    match failure::system_cause(&error) {
+        None => Ok(format!("{error:#}")),
+        Some(_) => Err(error.context(SYSTEM_FAULT)),
+    }
+}
+
+/// Says of an error of the system that it is one.
+pub(super) const SYSTEM_FAULT: &str =
+    "an error of the system (disk, network, permissions, limits), which says nothing about the picture and is not recorded";
+/// What ends a note on an LQ file; those on HR files end without.
+pub const LQ_NOTE: &str = " (LQ)";
+
+/// What was changed on the way to 8-bit RGB and could make a pair differ.
+struct Changes {
+    turn: Orientation,
+    /// The colours before they were converted from a profile; nothing where they were not.
+    unconverted: Option<Thumbnail>,
+}
+
+/// Where one side of a pair was changed and the other was not: whether the unchanged one was made before that change, by a
+/// program that knows nothing of orientations or profiles. The two are compared as they will be trained on, and as they would be otherwise.
+fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<String> {
+    /// Mean difference below which two thumbnails show the same, in levels of 255.
+    const SAME: f32 = 1.0;
+    let turned = hr.1.turn != lq.1.turn;
+    let converted = hr.1.unconverted.is_some() != lq.1.unconverted.is_some();
+    if !turned && !converted {
+        return None;
+    }
+    let thumbnail = |image: &RgbImage| Thumbnail::new(image.as_raw(), 3, image.width() as usize);
+    let (large, small) = (thumbnail(hr.0), thumbnail(lq.0));
+    let as_trained = large.distance(&small);
+    if as_trained < SAME {
+        return None;
+    }
+    if turned {
+        let all = (2..=8).filter_map(Orientation::from_exif);
+        let fits = |turn: &Orientation| hr.0.width() == hr.0.height() || turn.to_exif() < 5;
+        let best = all.filter(fits).map(|turn| large.distance(&small.turned(turn))).fold(f32::MAX, f32::min);
+        if best < as_trained / 2.0 {
+            let (hr, lq) = (hr.1.turn.to_exif(), lq.1.turn.to_exif());
+            return Some(format!(
+                "HR and LQ show the same turned against each other: the EXIF orientation of the HR is {hr}, of the LQ {lq} (1 = upright); \
+                 store both upright"
+            ));
+        }
+    }
+    if converted {
+        let before = match (&hr.1.unconverted, &lq.1.unconverted) {
+            (Some(large), _) => large.distance(&small),
+            (_, Some(small)) => large.distance(small),
+            _ => return None,
+        };
+        if before < as_trained / 2.0 {
+            let (with, without) = if hr.1.unconverted.is_some() { ("HR", "LQ") } else { ("LQ", "HR") };
+            return Some(format!(
+                "the {with} has a colour profile and was converted to sRGB; the {without} has none, though its numbers are those of the \
+                 same profile: give both the profile, or convert both to sRGB"
+            ));
+        }
+    }
+    None
+}
+
 /// CRC32 over the file of an image, or over its HR file and then its LQ file.
 pub fn files_crc(job: &Job) -> Result<u32> {
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = [0; 1 << 16];
     for path in [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten() {
-        let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let opened = failure::retry(|| files::open_regular(path));
+        let mut file = opened.with_context(|| format!("cannot open {}", path.display()))?;
         loop {
-            match file.read(&mut buffer).with_context(|| format!("cannot read {}", path.display()))? {
+            match failure::retry(|| file.read(&mut buffer)).with_context(|| format!("cannot read {}", path.display()))? {
                 0 => break,
                 n => hasher.update(&buffer[..n]),
             }

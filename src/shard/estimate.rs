@@ -3,7 +3,7 @@
 
 use super::convert::Worker;
 use super::plan::{BuildConfig, Job, Plan, pool};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::time::Instant;
@@ -34,7 +34,7 @@ pub fn estimate(config: &BuildConfig, plan: &Plan) -> Result<Option<Estimate>> {
     let started = Instant::now();
     let convert = |job: &&Job| -> Result<(u64, u64, u64, u64, u64)> {
         let mut worker = Worker::new(plan.geometry)?;
-        let made = worker.convert(job, config)?.ok();
+        let made = worker.convert(job, config).with_context(|| format!("cannot convert {}", job.source.hr.display()))?.ok();
         let (kept, bytes) = made.map_or((0, 0), |c| (c.records.len() as u64, c.payload.len() as u64));
         Ok((1, job.pairs, kept, bytes, work(job)))
     };

@@ -4,16 +4,20 @@
 
 use super::codec::Codec;
 use super::format::{
-    FOOTER_BYTES, Footer, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, MAX_RECORDS, SOURCE_ENTRY_BYTES, SourceEntry, encode_sources,
+    FOOTER_BYTES, Footer, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, MAX_NAME_BYTES, MAX_RECORDS, MAX_SOURCE_TABLE_BYTES,
+    SOURCE_ENTRY_BYTES, SourceEntry, encode_sources,
 };
 use super::manifest::{ShardInfo, make_read_only};
-use crate::files;
+use super::tables::read_at;
+use crate::{failure, files};
 use anyhow::{Context, Result};
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// Bytes of one image in the source table at most.
+const LONGEST_SOURCE: u64 = (SOURCE_ENTRY_BYTES + MAX_NAME_BYTES) as u64;
 /// Bytes gathered before the file is written to.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -54,8 +58,7 @@ impl ShardWriter {
     /// Begins the shard that will be called `path`.
     pub fn create(path: &Path, header: &Header) -> Result<Self> {
         let mut writer = Self::recount(path, header);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&writer.partial);
-        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        let file = files::create_new(&writer.partial).with_context(|| format!("cannot write {}", path.display()))?;
         writer.out = Some(BufWriter::with_capacity(BUFFER_BYTES, file));
         writer.at = 0;
         writer.put(&header.encode())?;
@@ -81,27 +84,38 @@ impl ShardWriter {
     /// what was counted, gives the number of the first image that is not whole and opens nothing.
     pub fn attach(&mut self) -> Result<Option<u32>> {
         let path = self.path.display().to_string();
-        if !self.partial.exists() && self.path.exists() {
+        let is_file = |path: &Path| match failure::retry(|| fs::symlink_metadata(path)) {
+            Ok(about) => Ok(about.is_file()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e).with_context(|| format!("cannot look at {}", path.display())),
+        };
+        if !is_file(&self.partial)? && is_file(&self.path)? {
             // it was finished already: it becomes one under way again, with all its records
-            let readable = fs::metadata(&self.path)?.permissions().mode();
+            let readable = fs::metadata(&self.path).with_context(|| path.clone())?.permissions().mode();
             fs::set_permissions(&self.path, fs::Permissions::from_mode(readable | 0o200)).with_context(|| path.clone())?;
             fs::rename(&self.path, &self.partial).with_context(|| path.clone())?;
         }
-        let file = match OpenOptions::new().read(true).write(true).open(&self.partial) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Some(0)),
-            Err(e) => return Err(e).with_context(|| format!("cannot open {}", self.partial.display())),
-        };
+        if !is_file(&self.partial)? {
+            return Ok(Some(0));
+        }
+        let opened = failure::retry(|| files::open_own(&self.partial));
+        let file = opened.with_context(|| format!("cannot open {}", self.partial.display()))?;
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, &file);
+        // an end that comes too early is what a kill leaves; an error of the system says nothing about what is there
+        let mut whole = |bytes: &mut [u8]| match reader.read_exact(bytes) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", self.partial.display())),
+        };
         let mut header = [0; HEADER_BYTES];
-        if reader.read_exact(&mut header).is_err() || header != self.header {
+        if !whole(&mut header)? || header != self.header {
             return Ok(Some(0));
         }
         let mut payload = Vec::new();
         for i in 0..self.records as usize {
             let entry = IndexEntry::decode(&self.index, i);
             payload.resize(entry.length as usize, 0);
-            if reader.read_exact(&mut payload).is_err() || crc32fast::hash(&payload) != entry.crc {
+            if !whole(&mut payload)? || crc32fast::hash(&payload) != entry.crc {
                 return Ok(Some(entry.source));
             }
         }
@@ -146,7 +160,8 @@ impl ShardWriter {
     /// shard takes anything.
     pub fn fits(&self, length: u64, limit: u64) -> bool {
         let behind = self.source_bytes + self.index.len() as u64 + INDEX_ENTRY_BYTES as u64 + FOOTER_BYTES as u64;
-        self.records == 0 || (self.records < MAX_RECORDS && self.at + length + behind <= limit)
+        let full = self.records >= MAX_RECORDS || self.source_bytes + LONGEST_SOURCE > MAX_SOURCE_TABLE_BYTES;
+        self.records == 0 || (!full && self.at + length + behind <= limit)
     }
 
     /// The records that follow are from this image.
@@ -192,7 +207,7 @@ impl ShardWriter {
             sources_crc: crc32fast::hash(&sources),
             index_crc: crc32fast::hash(&index),
         };
-        if self.out.is_none() && !self.lies_finished(&footer) {
+        if self.out.is_none() && !self.lies_finished(&footer)? {
             return Ok(None);
         }
         for part in [&sources[..], &index, &footer.encode()] {
@@ -201,7 +216,7 @@ impl ShardWriter {
         if let Some(out) = self.out.take() {
             let ended = (|| -> Result<()> {
                 let file = out.into_inner().map_err(|e| e.into_error())?;
-                make_read_only(&file)?;
+                make_read_only(&file).context("cannot make it read-only")?;
                 file.sync_all()?;
                 files::commit(&self.partial, &self.path)
             })();
@@ -217,15 +232,22 @@ impl ShardWriter {
     }
 
     /// Whether the finished file is there: header, footer and length, which hold the checksums of all that is between.
-    fn lies_finished(&self, footer: &Footer) -> bool {
-        let read = || -> std::io::Result<bool> {
-            let file = File::open(&self.path)?;
-            let (mut head, mut foot) = ([0; HEADER_BYTES], [0; FOOTER_BYTES]);
-            file.read_exact_at(&mut head, 0)?;
-            file.read_exact_at(&mut foot, footer.file_bytes - FOOTER_BYTES as u64)?;
-            Ok(head == self.header && foot == footer.encode() && file.metadata()?.len() == footer.file_bytes)
+    fn lies_finished(&self, footer: &Footer) -> Result<bool> {
+        let file = match failure::retry(|| files::read_own(&self.path)) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound || !failure::is_system(&e) => return Ok(false),
+            Err(e) => return Err(e).with_context(|| format!("cannot open {}", self.path.display())),
         };
-        read().unwrap_or(false)
+        let read = || -> Result<bool> {
+            if file.metadata().context("cannot look at the file")?.len() != footer.file_bytes {
+                return Ok(false);
+            }
+            let (mut head, mut foot) = ([0; HEADER_BYTES], [0; FOOTER_BYTES]);
+            read_at(&file, &mut head, 0, "the header")?;
+            read_at(&file, &mut foot, footer.file_bytes - FOOTER_BYTES as u64, "the footer")?;
+            Ok(head == self.header && foot == footer.encode())
+        };
+        read().with_context(|| self.path.display().to_string())
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {

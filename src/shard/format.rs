@@ -2,7 +2,7 @@
 //! nothing but arithmetic and CRC32. Promises that what it parses was checked: sizes, checksums, ranges and bounds, each
 //! with an error that says what was expected and what was found.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// First eight bytes of every shard.
 pub const SHARD_MAGIC: [u8; 8] = *b"PGNSHARD";
@@ -121,18 +121,23 @@ impl Header {
         ensure!(b.len() >= HEADER_BYTES, "the file has {} bytes; a shard's header alone has {HEADER_BYTES}", b.len());
         let b = &b[..HEADER_BYTES];
         ensure!(b[0..8] == SHARD_MAGIC, "this is not a paragon shard (it does not start with PGNSHARD)");
-        check_version("shard", u16_at(b, 8), u16_at(b, 10), MAJOR)?;
-        check_seal("header", b)?;
+        let seal = check_seal("header", b);
+        let version = check_version("shard", u16_at(b, 8), u16_at(b, 10), MAJOR);
+        if let (Err(_), Err(e)) = (&seal, &version) {
+            return Err(Newer(format!("{e}, unless the header is damaged (checksum mismatch)")).into());
+        }
+        version.and(seal)?;
         let unknown = u32_at(b, 12) & !KNOWN_INCOMPATIBLE;
         if unknown != 0 {
-            bail!(
+            return Err(Newer(format!(
                 "the shard (format {}.{}) uses features this paragon does not know (bits {unknown:#010x}); \
                  read it with a paragon that knows format {}.{}",
                 u16_at(b, 8),
                 u16_at(b, 10),
                 u16_at(b, 8),
                 u16_at(b, 10)
-            );
+            ))
+            .into());
         }
         let geometry = Geometry::new(u32_at(b, 20), u32_at(b, 24))?;
         ensure!(b[28] == LAYOUT_RGB8, "the colour layout is {}; this paragon reads {LAYOUT_RGB8} (RGB, 8 bits)", b[28]);
@@ -226,6 +231,12 @@ pub fn encode_sources(sources: &[SourceEntry]) -> Vec<u8> {
 /// # Errors
 /// A number out of range, a name outside the table or not UTF-8.
 pub fn decode_source(table: &[u8], count: u64, i: u32) -> Result<SourceEntry> {
+    let (name, b) = source_at(table, count, i)?;
+    Ok(SourceEntry { name: name.to_string(), width: u32_at(b, 8), height: u32_at(b, 12), bytes: u64_at(b, 16), crc: u32_at(b, 24) })
+}
+
+/// The name of source `i` and the bytes of its entry.
+fn source_at(table: &[u8], count: u64, i: u32) -> Result<(&str, &[u8])> {
     ensure!(u64::from(i) < count, "source {i} is asked for; the shard has {count}");
     let at = i as usize * SOURCE_ENTRY_BYTES;
     let names_at = count as usize * SOURCE_ENTRY_BYTES;
@@ -238,7 +249,7 @@ pub fn decode_source(table: &[u8], count: u64, i: u32) -> Result<SourceEntry> {
         bail!("the name of source {i} lies outside the source table");
     };
     let Ok(name) = std::str::from_utf8(name) else { bail!("the name of source {i} is not UTF-8") };
-    Ok(SourceEntry { name: name.to_string(), width: u32_at(b, 8), height: u32_at(b, 12), bytes: u64_at(b, 16), crc: u32_at(b, 24) })
+    Ok((name, b))
 }
 
 /// What stands at the end of a finished shard and locates everything else.
@@ -322,13 +333,55 @@ impl Footer {
     }
 }
 
-/// Refuses a version this program cannot read; a newer one is named.
+/// A set that needs a newer paragon: it is not damaged, and making it again is no remedy.
+#[derive(Debug)]
+pub struct Newer(pub String);
+
+impl std::fmt::Display for Newer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Newer {}
+
+/// Whether an error says that a newer paragon is needed.
+pub fn is_newer(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<Newer>())
+}
+
+/// Refuses a version this program cannot read; a newer one is named, as [`Newer`].
 pub fn check_version(what: &str, major: u16, minor: u16, known: u16) -> Result<()> {
-    ensure!(
-        major == known,
-        "the {what} has format {major}.{minor}; this paragon reads {known}.x: {}",
-        if major > known { "use a newer paragon" } else { "make the set again with `paragon shard`" }
-    );
+    let found = format!("the {what} has format {major}.{minor}; this paragon reads {known}.x");
+    if major > known {
+        return Err(Newer(format!("{found}: use a newer paragon")).into());
+    }
+    ensure!(major == known, "{found}: make the set again with `paragon shard`");
+    Ok(())
+}
+
+/// Refuses an image's name that is none of a file below the data set's folder: such a name was not written by `paragon shard`, and
+/// would control the terminal or lead elsewhere.
+///
+/// # Errors
+/// What is wrong, without the name.
+pub fn check_name(name: &str) -> Result<()> {
+    ensure!(name.len() <= MAX_NAME_BYTES, "it has {} bytes; the most is {MAX_NAME_BYTES}", name.len());
+    ensure!(!name.chars().any(char::is_control), "it holds a control character");
+    ensure!(!name.starts_with('/'), "it begins with a slash");
+    ensure!(!name.split('/').any(|part| matches!(part, "." | "..")), "it leads out of the data set (`.` or `..` between slashes)");
+    Ok(())
+}
+
+/// Checks every entry of a table of `count` sources.
+///
+/// # Errors
+/// Those of [`decode_source`] and of [`check_name`], with the entry's number.
+pub fn check_sources(table: &[u8], count: u64) -> Result<()> {
+    for i in 0..u32::try_from(count).context("too many sources")? {
+        let (name, _) = source_at(table, count, i)?;
+        check_name(name).with_context(|| format!("the name of source {i} is refused"))?;
+    }
     Ok(())
 }
 

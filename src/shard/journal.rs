@@ -1,14 +1,16 @@
 //! The journal of a run under way: one entry for every image that is decided, in input order, with the records that were
-//! kept of it or the reason for rejecting it. Depends on bincode (bounded). Promises that whatever a kill, a full disk or
+//! kept of it or the reason for rejecting it. An error of the system is no such reason and is never in it. Depends on bincode (bounded)
+//! and `files`. Promises that whatever a kill, a full disk or
 //! damage leaves of it reads as its first whole entries, and that it is gone once the set is finished.
 
 use super::codec::Codec;
 use super::file::Record;
 use super::format::{SourceEntry, u32_at};
 use super::manifest::Manifest;
-use anyhow::{Context, Result};
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use crate::{failure, files};
+use anyhow::{Context, Result, ensure};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The journal's name in the folder of the set.
@@ -26,6 +28,8 @@ pub(super) struct Head {
     pub base: [u64; 2],
     /// Fingerprint of that set; 0 = none.
     pub base_fingerprint: u64,
+    /// Whether the run was begun with `--overwrite`: what was there before is gone, and the same command goes on.
+    pub overwrite: bool,
 }
 
 /// What became of one image.
@@ -111,7 +115,8 @@ impl Journal {
     /// Begins a journal.
     pub fn create(folder: &Path, head: &Head) -> Result<Self> {
         let path = path_in(folder);
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file = files::open_own(&path).and_then(|file| file.set_len(0).map(|()| file));
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         let mut journal = Journal { path, out: BufWriter::with_capacity(1 << 16, file) };
         journal.put(&MAGIC)?;
         journal.frame(&bincode::encode_to_vec(head, config()).context("cannot encode the journal")?)?;
@@ -123,7 +128,7 @@ impl Journal {
     pub fn resume(folder: &Path, length: u64) -> Result<Self> {
         let path = path_in(folder);
         let open = || -> std::io::Result<File> {
-            let mut file = OpenOptions::new().write(true).open(&path)?;
+            let mut file = files::open_own(&path)?;
             file.set_len(length)?;
             file.seek(SeekFrom::Start(length))?;
             Ok(file)
@@ -138,6 +143,11 @@ impl Journal {
     }
 
     fn frame(&mut self, bytes: &[u8]) -> Result<()> {
+        ensure!(
+            bytes.len() <= MAX_ENTRY_BYTES,
+            "one image gives {} bytes of journal where {MAX_ENTRY_BYTES} are the most; use a larger --stride",
+            bytes.len()
+        );
         self.put(&(bytes.len() as u32).to_le_bytes())?;
         self.put(&crc32fast::hash(bytes).to_le_bytes())?;
         self.put(bytes)
@@ -168,6 +178,7 @@ impl Journal {
 
 /// Reads the whole entries of a journal.
 pub(super) struct Reader {
+    path: PathBuf,
     file: BufReader<File>,
     /// Bytes up to the end of the last entry given.
     pub at: u64,
@@ -175,48 +186,63 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Opens the journal of a folder. Nothing where there is none or its head is not whole: then nothing was done.
+    ///
+    /// # Errors
+    /// Those of the system; a journal that is a link or no regular file.
     pub fn open(folder: &Path) -> Result<Option<(Head, Reader)>> {
         let path = path_in(folder);
-        let file = match File::open(&path) {
+        let file = match failure::retry(|| files::read_own(&path)) {
             Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
         };
-        let mut reader = Reader { file: BufReader::with_capacity(1 << 16, file), at: 8 };
-        let mut magic = [0; 8];
-        if reader.file.read_exact(&mut magic).is_err() || magic != MAGIC {
+        let mut reader = Reader { path, file: BufReader::with_capacity(1 << 16, file), at: 8 };
+        if reader.take(8)?.is_none_or(|magic| magic != MAGIC) {
             return Ok(None);
         }
-        let Some(bytes) = reader.frame() else { return Ok(None) };
+        let Some(mut bytes) = reader.frame()? else { return Ok(None) };
+        bytes.push(0); // an older journal ends before `overwrite`, which was not there then
         let head = bincode::decode_from_slice(&bytes, config()).ok();
         Ok(head.map(|(head, _)| (head, reader)))
     }
 
-    fn frame(&mut self) -> Option<Vec<u8>> {
-        let mut prefix = [0; 8];
-        self.file.read_exact(&mut prefix).ok()?;
-        let length = u32_at(&prefix, 0) as usize;
+    /// The next bytes, or nothing where fewer are left. An error of the system is not the journal's end.
+    fn take(&mut self, length: usize) -> Result<Option<Vec<u8>>> {
         let mut bytes = Vec::new();
-        if length > MAX_ENTRY_BYTES || (&mut self.file).take(length as u64).read_to_end(&mut bytes).ok()? != length {
-            return None;
+        while bytes.len() < length {
+            // what is there is handed out as it comes: a length that is damaged must not allocate for nothing
+            let there = failure::retry(|| self.file.fill_buf().map(<[u8]>::len));
+            let there = there.with_context(|| format!("cannot read {}", self.path.display()))?.min(length - bytes.len());
+            if there == 0 {
+                return Ok(None);
+            }
+            bytes.extend_from_slice(&self.file.buffer()[..there]);
+            self.file.consume(there);
         }
-        (crc32fast::hash(&bytes) == u32_at(&prefix, 4)).then(|| {
+        Ok(Some(bytes))
+    }
+
+    fn frame(&mut self) -> Result<Option<Vec<u8>>> {
+        let Some(prefix) = self.take(8)? else { return Ok(None) };
+        let length = u32_at(&prefix, 0) as usize;
+        if length > MAX_ENTRY_BYTES {
+            return Ok(None);
+        }
+        let Some(bytes) = self.take(length)? else { return Ok(None) };
+        Ok((crc32fast::hash(&bytes) == u32_at(&prefix, 4)).then(|| {
             self.at += 8 + length as u64;
             bytes
-        })
+        }))
     }
-}
 
-impl Iterator for Reader {
-    type Item = Entry;
-
-    fn next(&mut self) -> Option<Entry> {
+    /// The next entry; nothing where no whole one is left.
+    pub fn next(&mut self) -> Result<Option<Entry>> {
         let before = self.at;
-        let entry = self.frame().and_then(|bytes| Entry::decode(&bytes));
+        let entry = self.frame()?.and_then(|bytes| Entry::decode(&bytes));
         if entry.is_none() {
             self.at = before;
         }
-        entry
+        Ok(entry)
     }
 }
 
@@ -236,7 +262,7 @@ mod tests {
     fn every_length_and_every_flipped_byte_read_as_the_first_whole_entries() {
         let dir = tempfile::tempdir().unwrap();
         let wanted = Manifest::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shards/golden")).unwrap();
-        let head = Head { wanted, base: [0, 4], base_fingerprint: 8 };
+        let head = Head { wanted, base: [0, 4], base_fingerprint: 8, overwrite: true };
         let mut journal = Journal::create(dir.path(), &head).unwrap();
         let mut ends = vec![fs::metadata(path_in(dir.path())).unwrap().len()];
         for entry in entries() {
@@ -249,7 +275,7 @@ mod tests {
             fs::write(path_in(dir.path()), bytes).unwrap();
             let (found, mut reader) = Reader::open(dir.path()).unwrap()?;
             assert_eq!(found, head);
-            let list: Vec<_> = reader.by_ref().collect();
+            let list: Vec<_> = std::iter::from_fn(|| reader.next().unwrap()).collect();
             Some((list, reader.at))
         };
         for length in 0..=whole.len() {

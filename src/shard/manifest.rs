@@ -3,7 +3,7 @@
 //! is refused with the reason.
 
 use super::format::{Geometry, Hash64, MAJOR, check_version, u16_at, u32_at};
-use crate::files;
+use crate::{failure, files};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::io::{Read, Write};
@@ -57,7 +57,7 @@ pub struct Extra {
 /// What a set is and what it is made of. Holds nothing that differs between machines, thread counts or hours.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Manifest {
-    /// Version of the paragon that wrote the set.
+    /// Version of the paragon that wrote the set. For people: it decides nothing, and is compared with nothing.
     pub paragon: String,
     /// HR side over LQ side.
     pub scale: u32,
@@ -113,6 +113,11 @@ impl Manifest {
         hash.finish()
     }
 
+    /// Whether an unfinished set of this manifest is what another one asks for, whichever version of paragon began it.
+    pub fn asks_for(&self, wanted: &Manifest) -> bool {
+        Manifest { paragon: wanted.paragon.clone(), ..self.clone() } == *wanted
+    }
+
     /// What differs from the options of another manifest, in words; empty where only the images differ.
     pub fn differences(&self, wanted: &Manifest) -> Vec<String> {
         let mut out = Vec::new();
@@ -139,7 +144,6 @@ impl Manifest {
             (i, n) => format!("{i}/{n}"),
         };
         compare("the part", part(self), part(wanted));
-        compare("the paragon version", self.paragon.clone(), wanted.paragon.clone());
         out.dedup();
         out
     }
@@ -166,14 +170,17 @@ impl Manifest {
     /// No folder, no set in it, an unfinished set, a damaged or newer manifest: each named, with what to try.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = path_in(folder);
-        let file = match fs::File::open(&path) {
-            Ok(file) => file,
+        let most = (PREFIX_BYTES + MAX_PAYLOAD_BYTES) as u64;
+        let read = || {
+            let mut bytes = Vec::new();
+            files::open_regular(&path)?.take(most + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = match failure::retry(read) {
+            Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => bail!(missing(folder)),
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
         };
-        let mut bytes = Vec::new();
-        let most = (PREFIX_BYTES + MAX_PAYLOAD_BYTES) as u64;
-        file.take(most + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
         Self::decode(&bytes).with_context(|| path.display().to_string())
     }
 
@@ -193,6 +200,14 @@ impl Manifest {
         let (manifest, _): (Manifest, usize) =
             bincode::decode_from_slice(&payload, config).context("the manifest's content makes no sense")?;
         Geometry::new(manifest.scale, manifest.lq_size)?;
+        let (crop, (part, parts)) = (manifest.extra.crop, manifest.extra.part);
+        ensure!(crop <= manifest.lq_size, "the manifest asks for crops of {crop} out of LQ patches of {}", manifest.lq_size);
+        ensure!(part <= parts, "the manifest says that this is part {part} of {parts}");
+        let counts: [fn(&ShardInfo) -> u64; 3] = [|s| s.records, |s| s.sources, |s| s.bytes];
+        for count in counts {
+            let sum = manifest.shards.iter().try_fold(0u64, |sum, shard| sum.checked_add(count(shard)));
+            ensure!(sum.is_some(), "the manifest's counts are too large to be added");
+        }
         Ok(manifest)
     }
 }
@@ -200,6 +215,15 @@ impl Manifest {
 /// Where the manifest of a folder lies.
 pub fn path_in(folder: &Path) -> PathBuf {
     folder.join(MANIFEST_NAME)
+}
+
+/// Whether a folder holds a manifest, and so a finished set.
+///
+/// # Errors
+/// The system does not say.
+pub fn is_in(folder: &Path) -> Result<bool> {
+    let path = path_in(folder);
+    failure::retry(|| path.try_exists()).with_context(|| format!("cannot look for {}", path.display()))
 }
 
 /// File name of shard `number`.

@@ -3,26 +3,27 @@
 //! and duplicates are looked for across parts.
 
 use super::assembly::{Assembly, held_out_folder};
-use super::codec::Codec;
 use super::convert::Converted;
 use super::file::Record;
-use super::format::{FOOTER_BYTES, Footer, Geometry, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, SourceEntry, decode_source};
-use super::manifest::{Manifest, ShardInfo, shard_name};
+use super::format::{Geometry, Header, IndexEntry, SourceEntry, decode_source};
+use super::manifest::Manifest;
 use super::plan::{BuildConfig, Job, Plan};
 use super::resume;
 use super::set::SetWriter;
+use super::tables::{Tables, known_codec};
 use crate::dataset::scan::Source;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What a merge made.
 #[derive(Clone, Debug, Serialize)]
 pub struct Merged {
+    /// The whole was there already, put together from these parts; nothing was written.
+    pub already_complete: bool,
     /// Images found by all parts.
     pub images: u64,
     /// Images that gave pairs, those held out included.
@@ -64,7 +65,10 @@ pub fn merge(out: &Path, folders: &[PathBuf], overwrite: bool, progress: &Progre
     let mut config = BuildConfig::new("", out, plan.manifest.scale, plan.manifest.lq_size);
     config.shard_bytes = plan.manifest.shard_bytes;
     config.keep_duplicates = plan.manifest.extra.options.iter().any(|(name, _)| name == "keep-duplicates");
-    let _lock = resume::prepare(out)?;
+    let _lock = resume::prepare(out, progress)?;
+    if !overwrite && let Some(merged) = complete(out, &parts, &plan, started)? {
+        return Ok(merged);
+    }
     resume::clear(&config, &plan, overwrite)?;
     let sets = [false, true].map(|held_out| {
         let header = Header { geometry: plan.geometry, recipe: plan.manifest.recipe, config: plan.config(held_out), number: 0 };
@@ -79,7 +83,12 @@ pub fn merge(out: &Path, folders: &[PathBuf], overwrite: bool, progress: &Progre
     let finished = assembly.finish(out, &plan, [None, None])?;
     let (main, held_out) = (&finished.manifest, finished.held_out.as_ref());
     ensure!(main.records() > 0, "the parts hold no pairs to train on");
-    Ok(Merged {
+    Ok(report(main, held_out, across, started))
+}
+
+fn report(main: &Manifest, held_out: Option<&Manifest>, across: u64, started: Instant) -> Merged {
+    Merged {
+        already_complete: false,
         images: main.images,
         used: main.used + held_out.map_or(0, |m| m.used),
         pairs: main.records(),
@@ -89,7 +98,45 @@ pub fn merge(out: &Path, folders: &[PathBuf], overwrite: bool, progress: &Progre
         bytes: main.bytes() + held_out.map_or(0, Manifest::bytes),
         fingerprint: format!("{:016x}", main.fingerprint()),
         seconds: started.elapsed().as_secs_f64(),
-    })
+    }
+}
+
+/// The whole that lies in `out` finished, if it was put together from these very parts: made with their options, from the images that
+/// they hold, with every pair of theirs but the duplicates that it counts.
+fn complete(out: &Path, parts: &[Part], plan: &Plan, started: Instant) -> Result<Option<Merged>> {
+    let [Some(main), held_out] = resume::finished(out).map_err(|e| resume::unusable(e, out, "holds a set that cannot be read"))? else {
+        return Ok(None);
+    };
+    if main.config != plan.manifest.config || main.inputs != plan.manifest.inputs || main.images != plan.manifest.images {
+        return Ok(None);
+    }
+    let pairs = |main: &Manifest, held_out: &Option<Manifest>| main.records() + held_out.as_ref().map_or(0, Manifest::records);
+    let (in_parts, before) = parts.iter().fold((0, 0), |(n, d), p| (n + pairs(&p.main, &p.held_out), d + p.main.extra.dropped.1));
+    let across = main.extra.dropped.1.saturating_sub(before);
+    if main.extra.appended > 0 || in_parts != pairs(&main, &held_out) + across {
+        return Ok(None);
+    }
+    let sources = |folder: &Path, main: &Manifest, held_out: &Option<Manifest>| -> Result<HashSet<(String, u64, u32)>> {
+        let mut found = HashSet::new();
+        for (folder, manifest) in [(folder.to_path_buf(), Some(main)), (held_out_folder(folder), held_out.as_ref())] {
+            for number in 0..manifest.map_or(0, |m| m.shards.len()) {
+                let Some(manifest) = manifest else { continue };
+                let (tables, _) = Tables::open(&folder, manifest, number)?;
+                let of_shard = tables.sources().with_context(|| tables.path.display().to_string())?;
+                found.extend(of_shard.into_iter().map(|(source, _)| (source.name, source.bytes, source.crc)));
+            }
+        }
+        Ok(found)
+    };
+    let there = sources(out, &main, &held_out).map_err(|e| resume::unusable(e, out, "holds this set, but damaged"))?;
+    let mut wanted = HashSet::new();
+    for part in parts {
+        let of_part = sources(&part.folder, &part.main, &part.held_out);
+        wanted.extend(of_part.with_context(|| format!("part {}", part.folder.display()))?);
+    }
+    // an image of which every pair is in another part is not named by the whole
+    let same = there.is_subset(&wanted) && (across > 0 || there.len() == wanted.len());
+    Ok(same.then(|| Merged { already_complete: true, ..report(&main, held_out.as_ref(), across, started) }))
 }
 
 /// Reads the manifests, in order of their part numbers, and sees that nothing is missing.
@@ -170,53 +217,47 @@ fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<()>
 /// The images of a set with their records, one after the other.
 struct Images {
     folder: PathBuf,
-    config: u64,
-    shards: Vec<ShardInfo>,
+    manifest: Manifest,
     number: usize,
     open: Option<Shard>,
     /// An image whose records may go on in the next shard.
     pending: Option<Converted>,
 }
 
+/// A checked shard whose records are read one after the other, by calls.
 pub(super) struct Shard {
-    path: PathBuf,
-    file: File,
-    footer: Footer,
+    tables: Tables,
     sources: Vec<u8>,
-    index: Vec<u8>,
     at: usize,
 }
 
 impl Images {
     fn new(folder: &Path, manifest: &Manifest) -> Self {
-        let (folder, config, shards) = (folder.to_path_buf(), manifest.config, manifest.shards.clone());
-        Images { folder, config, shards, number: 0, open: None, pending: None }
+        Images { folder: folder.to_path_buf(), manifest: manifest.clone(), number: 0, open: None, pending: None }
     }
 
     fn next(&mut self) -> Result<Option<Converted>> {
         loop {
             if self.open.is_none() {
-                if self.number == self.shards.len() {
+                if self.number == self.manifest.shards.len() {
                     return Ok(self.pending.take());
                 }
-                let path = self.folder.join(shard_name(self.number));
-                let shard = Shard::open(&path, self.config, &self.shards[self.number]);
-                self.open = Some(shard.with_context(|| path.display().to_string())?);
+                self.open = Some(Shard::open(&self.folder, &self.manifest, self.number)?);
                 self.number += 1;
             }
             let Some(shard) = &mut self.open else { continue };
-            if shard.at == shard.footer.records as usize {
+            if shard.at == shard.tables.footer.records as usize {
                 self.open = None;
                 continue;
             }
-            let (source, entry, payload) = shard.record().with_context(|| shard.path.display().to_string())?;
+            let (source, entry, payload) = shard.record().with_context(|| shard.tables.path.display().to_string())?;
             let mut complete = None;
             if self.pending.as_ref().is_none_or(|p| p.source != source) {
                 let next = Converted { source, flat: 0, notes: Vec::new(), records: Vec::new(), payload: Vec::new() };
                 complete = self.pending.replace(next);
             }
             if let Some(image) = &mut self.pending {
-                let codec = Codec::from_id(entry.codec).context("a codec that is not known; use a newer paragon")?;
+                let codec = known_codec(entry.codec)?;
                 image.records.push(Record { x: entry.x, y: entry.y, codec, crc: entry.crc, length: entry.length });
                 image.payload.extend_from_slice(&payload);
             }
@@ -228,37 +269,21 @@ impl Images {
 }
 
 impl Shard {
-    /// Opens a shard and checks its structure.
-    pub fn open(path: &Path, config: u64, info: &ShardInfo) -> Result<Self> {
-        let file = File::open(path)?;
-        let length = file.metadata()?.len();
-        let (mut header, mut footer) = ([0; HEADER_BYTES], [0; FOOTER_BYTES]);
-        ensure!(length == info.bytes, "the file has {length} bytes where the manifest says {}", info.bytes);
-        file.read_exact_at(&mut header, 0)?;
-        ensure!(Header::decode(&header)?.config == config, "the shard belongs to another set");
-        file.read_exact_at(&mut footer, length - FOOTER_BYTES as u64)?;
-        let footer = Footer::decode(&footer, length)?;
-        let same = footer.records == info.records && footer.sources_crc == info.sources_crc && footer.index_crc == info.index_crc;
-        ensure!(same, "the shard is not the one the manifest lists");
-        let mut sources = vec![0; (footer.index_at - footer.sources_at) as usize];
-        let mut index = vec![0; footer.records as usize * INDEX_ENTRY_BYTES];
-        file.read_exact_at(&mut sources, footer.sources_at)?;
-        file.read_exact_at(&mut index, footer.index_at)?;
-        ensure!(crc32fast::hash(&sources) == footer.sources_crc, "the source table is damaged (checksum mismatch)");
-        ensure!(crc32fast::hash(&index) == footer.index_crc, "the index is damaged (checksum mismatch)");
-        Ok(Shard { path: path.to_path_buf(), file, footer, sources, index, at: 0 })
+    /// Opens a shard of a set and checks its structure.
+    pub fn open(folder: &Path, manifest: &Manifest, number: usize) -> Result<Self> {
+        let (tables, _) = Tables::open(folder, manifest, number)?;
+        let sources = tables.source_table().with_context(|| tables.path.display().to_string())?;
+        Ok(Shard { tables, sources, at: 0 })
     }
 
     /// The next record, its checksum looked at; call it as often as the manifest lists records.
     pub fn record(&mut self) -> Result<(SourceEntry, IndexEntry, Vec<u8>)> {
         let number = self.at;
-        let entry = IndexEntry::decode(&self.index, number);
         self.at += 1;
-        let inside = entry.offset.checked_add(entry.length.into()).is_some_and(|end| end <= self.footer.sources_at);
-        ensure!(inside, "record {number} does not lie in the file");
-        let source = decode_source(&self.sources, self.footer.sources, entry.source)?;
+        let entry = self.tables.entry(number)?;
+        let source = decode_source(&self.sources, self.tables.footer.sources, entry.source)?;
         let mut payload = vec![0; entry.length as usize];
-        self.file.read_exact_at(&mut payload, entry.offset)?;
+        self.tables.read(&mut payload, entry.offset, "the record").with_context(|| format!("record {number}"))?;
         ensure!(crc32fast::hash(&payload) == entry.crc, "record {number} (image {}) is damaged (checksum mismatch)", source.name);
         Ok((source, entry, payload))
     }

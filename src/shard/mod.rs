@@ -3,6 +3,7 @@
 //! with the reason.
 
 mod assembly;
+mod bus;
 pub mod codec;
 mod convert;
 pub mod estimate;
@@ -16,6 +17,7 @@ pub mod reader;
 pub mod report;
 mod resume;
 mod set;
+mod tables;
 mod tally;
 pub mod tools;
 pub mod writer;

@@ -3,16 +3,23 @@
 //! `rejected`.
 
 use super::codec::Codec;
-use super::format::{Geometry, Hash64, MAJOR};
+use super::format::{Geometry, Hash64, MAJOR, check_name};
 use super::manifest::{Extra, Manifest};
 use crate::dataset::decode::{self, Limits};
 use crate::dataset::degrade::Filter;
 use crate::dataset::recipe::{LqFilter, RECIPE_GIVEN, Recipe, image_key};
 use crate::dataset::scan::{self, LeftOut, ScanOptions, Source, photograph};
+use crate::failure;
 use crate::rng::key;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Largest size of a shard, bytes: where a record lies is told in 40 bits.
+pub const MAX_SHARD_BYTES: u64 = 1 << 40;
+/// Files that are named where the system cannot read some.
+const SHOWN: usize = 5;
 
 /// Everything `paragon shard` is told.
 #[derive(Clone, Debug)]
@@ -53,6 +60,9 @@ pub struct BuildConfig {
     pub shard_bytes: u64,
     /// Bound on the memory of images under way, bytes.
     pub host_memory: u64,
+    /// The limit that `host_memory` comes from, in words, where the user has not stated it: an image that needs more then stops the run,
+    /// since what a set holds must not depend on the machine that makes it.
+    pub memory_limit: Option<String>,
     /// Whether a different set in `out` is removed first.
     pub overwrite: bool,
     /// Bounds on single image files.
@@ -81,6 +91,7 @@ impl BuildConfig {
             threads: 0,
             shard_bytes: 512 << 20,
             host_memory: 2 << 30,
+            memory_limit: None,
             overwrite: false,
             limits: Limits::default(),
         }
@@ -225,9 +236,17 @@ pub fn lq_dimensions(hr: (u32, u32), lq: Option<(u32, u32)>, g: Geometry) -> Res
 /// Scans the dataset and looks at every header.
 ///
 /// # Errors
-/// Options out of range, a dataset that cannot be read. Single files only add to `rejected`.
+/// Options out of range, a dataset that cannot be read, errors of the system with single files. What is wrong with a file itself only adds
+/// to `rejected`.
 pub fn plan(config: &BuildConfig) -> Result<Plan> {
     let geometry = Geometry::new(config.scale, config.lq_size)?;
+    ensure!(config.shard_bytes > 0, "--shard-size is 0; give the size of a shard file in MiB");
+    ensure!(
+        config.shard_bytes <= MAX_SHARD_BYTES,
+        "--shard-size is {} MiB; the most is {} (1 TiB)",
+        config.shard_bytes >> 20,
+        MAX_SHARD_BYTES >> 20
+    );
     ensure!(config.stride > 0, "the stride is 0; it is the distance of neighbouring patches in LQ pixels");
     config.recipe.check()?;
     ensure!(config.margin < config.lq_size, "a margin of {} leaves nothing of {} pixels", config.margin, config.lq_size);
@@ -243,8 +262,7 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
         config.dataset.display()
     );
     let pool = pool(config.threads)?;
-    let looked: Vec<Result<Job, Rejected>> =
-        pool.install(|| scan.sources.into_par_iter().map(|source| look(source, config, geometry)).collect());
+    let looked = look_at_all(scan.sources, config, geometry, &pool)?;
     let mut rejected: Vec<Rejected> =
         scan.rejected.into_iter().map(|r| Rejected { file: r.path, kind: "pairing".into(), reason: r.reason }).collect();
     let mut jobs = Vec::with_capacity(looked.len());
@@ -253,6 +271,17 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
             Ok(job) => jobs.push(job),
             Err(reject) => rejected.push(reject),
         }
+    }
+    if let Some(limit) = &config.memory_limit
+        && let Some(first) = rejected.iter().find(|r| r.kind == "memory")
+    {
+        let count = rejected.iter().filter(|r| r.kind == "memory").count();
+        bail!(
+            "{count} image(s) need more memory than half of {limit}, among them {}: {}; give more memory, leave such images out with \
+             --max-megapixels, or state --host-memory, which rejects what needs more",
+            first.file.display(),
+            first.reason
+        );
     }
     if let Some(val) = config.val {
         hold_out(&mut jobs, val, config.recipe.seed)?;
@@ -323,30 +352,82 @@ fn take_part(jobs: Vec<Job>, part: u64, parts: u64) -> Vec<Job> {
 /// A pool of `threads` threads that convert; 0 = one for each core.
 pub fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("convert-{i}"));
-    builder.build().context("cannot start the threads")
+    builder.build().with_context(|| {
+        let count = if threads == 0 { "the".to_string() } else { threads.to_string() };
+        format!(
+            "cannot start {count} threads; give fewer with --threads, or raise what limits them \
+             (`ulimit -u`, `ulimit -v`, the limits of the container)"
+        )
+    })
 }
 
-fn look(source: Source, config: &BuildConfig, g: Geometry) -> Result<Job, Rejected> {
-    let reject = |file: &Path, kind: &str, reason| Rejected { file: file.to_path_buf(), kind: String::from(kind), reason };
-    let header = |path: &Path| -> Result<(decode::Header, u64), Rejected> {
-        let read = || -> Result<(decode::Header, u64)> {
-            let bytes = std::fs::metadata(path).context("cannot look at the file")?.len();
-            Ok((decode::look(path, &config.limits)?, bytes))
-        };
-        read().map_err(|e| reject(path, "unreadable", format!("{e:#}")))
+/// Looks at every header. The first few files that the system cannot read end it, and are named.
+fn look_at_all(sources: Vec<Source>, config: &BuildConfig, g: Geometry, pool: &rayon::ThreadPool) -> Result<Vec<Result<Job, Rejected>>> {
+    let unread: Mutex<Vec<anyhow::Error>> = Mutex::new(Vec::new());
+    let lock = || unread.lock().unwrap_or_else(PoisonError::into_inner);
+    let one = |source| {
+        if lock().len() >= SHOWN {
+            return None;
+        }
+        look(source, config, g).map_err(|e| lock().push(e)).ok()
     };
-    let (hr, mut file_bytes) = header(&source.hr)?;
+    let looked: Vec<_> = pool.install(|| sources.into_par_iter().map(one).collect());
+    let mut unread = unread.into_inner().unwrap_or_else(PoisonError::into_inner);
+    unread.truncate(SHOWN); // as many as there are threads may have failed at once
+    let Some(first) = unread.pop() else { return Ok(looked.into_iter().flatten().collect()) };
+    let mut all: Vec<String> = unread.iter().chain([&first]).map(|e| format!("  {e:#}")).collect();
+    all.sort();
+    bail!(
+        "{} cannot be read as a whole, because of errors of the system (disk, network, permissions, limits), which say nothing about the \
+         pictures; nothing was recorded. See to that and run the same command again, or take the files out:\n{}",
+        config.dataset.display(),
+        all.join("\n")
+    )
+}
+
+/// What the headers of one image say. The outer error is one of the system.
+fn look(source: Source, config: &BuildConfig, g: Geometry) -> Result<Result<Job, Rejected>> {
+    if let Err(e) = check_name(&source.name) {
+        let reason = format!("its name below the data set cannot be used ({e:#}); rename it");
+        return Ok(Err(Rejected { file: source.hr.clone(), kind: "name".into(), reason }));
+    }
+    let mut headers = [None, None];
+    for (header, path) in headers.iter_mut().zip([Some(&source.hr), source.lq.as_ref()]) {
+        let Some(path) = path else { continue };
+        let read = || -> Result<(decode::Header, u64)> {
+            let about = failure::retry(|| std::fs::metadata(path)).with_context(|| path.display().to_string())?;
+            Ok((decode::look(path, &config.limits)?, about.len()))
+        };
+        match read() {
+            Ok(found) => *header = Some(found),
+            Err(e) if failure::system_cause(&e).is_some() => return Err(e),
+            Err(e) => return Ok(Err(Rejected { file: path.clone(), kind: "unreadable".into(), reason: format!("{e:#}") })),
+        }
+    }
+    let [hr, lq] = headers;
+    let hr = hr.context("an image without a file")?;
+    Ok(job_of(source, hr, lq, config, g))
+}
+
+/// The job of an image whose headers are known, each with the bytes of its file.
+fn job_of(
+    source: Source,
+    (hr, mut file_bytes): (decode::Header, u64),
+    lq: Option<(decode::Header, u64)>,
+    config: &BuildConfig,
+    g: Geometry,
+) -> Result<Job, Rejected> {
+    let reject = |file: &Path, kind: &str, reason| Rejected { file: file.to_path_buf(), kind: String::from(kind), reason };
     let size = hr.size;
     let pixels = |size: (u32, u32)| u64::from(size.0) * u64::from(size.1);
     // the HR is decoded from its file, then the LQ beside it, then patches are cut from both
-    let mut decoding = file_bytes + pixels(size) * hr.pixel_bytes;
+    let mut decoding = file_bytes + hr.metadata_bytes + pixels(size) * hr.pixel_bytes;
     let mut made = if size.0 % g.scale == 0 && size.1 % g.scale == 0 { 3 * pixels(size) } else { 6 * pixels(size) };
     let mut lq_size = None;
-    if let Some(path) = &source.lq {
-        let (lq, bytes) = header(path)?;
+    if let Some((lq, bytes)) = lq {
         lq_size = Some(lq.size);
         file_bytes += bytes;
-        decoding = decoding.max(3 * pixels(size) + bytes + pixels(lq.size) * lq.pixel_bytes);
+        decoding = decoding.max(3 * pixels(size) + bytes + lq.metadata_bytes + pixels(lq.size) * lq.pixel_bytes);
         made += 3 * pixels(lq.size);
     } else {
         // the LQ, and what lies between reducing along x and along y
@@ -369,6 +450,10 @@ fn look(source: Source, config: &BuildConfig, g: Geometry) -> Result<Job, Reject
     }
     Ok(Job { source, size, file_bytes, pairs, held_out: false, memory })
 }
+
+/// Names the bytes that the encoder makes of a pair, and so takes part in a set's identity. It changes only when those bytes change, and
+/// never because paragon has a new version: the bytes of 0.1.0 are still the ones.
+const ENCODER: &str = "0.1.0";
 
 /// The manifest of the set that a configuration and its inputs give; the shards are still to come.
 fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
@@ -393,7 +478,7 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
         extra: Extra { crop: config.lq_size - config.margin, options: options(config), ..Extra::default() },
     };
     let mut hash = Hash64::default();
-    hash.word(u64::from(MAJOR)).bytes(manifest.paragon.as_bytes());
+    hash.word(u64::from(MAJOR)).bytes(ENCODER.as_bytes());
     for number in [manifest.scale, manifest.lq_size, manifest.stride, u32::from(manifest.recipe)] {
         hash.word(u64::from(number));
     }

@@ -1,17 +1,19 @@
-//! Reading a finished set: every shard is checked from end to end of its structure before the map is trusted, and every
-//! record by its checksum when it is read. Depends on `format`, `manifest` and `codec`. Promises no panic and no wrong
-//! pixel on damaged files, errors that name shard, record and image, and no allocation per record.
+//! Reading a finished set: every shard is checked by reading calls from end to end of its structure before its map is trusted, and every
+//! record by its checksum when it is read. Depends on `tables`, `bus`, `manifest` and `codec`. Promises no panic and no wrong
+//! pixel on damaged files, errors that name shard, record and image, and no allocation per record. The map is touched only where records
+//! are read by [`Io::Mmap`]; everything else reads by calls, so that a failing disk is an error message.
 
+use super::bus::Watched;
 pub use super::codec::Crop;
 use super::codec::{Codec, Decoder};
-use super::format::{FOOTER_BYTES, Footer, Geometry, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, SourceEntry, decode_source};
-use super::manifest::{Manifest, ShardInfo, shard_name};
-use anyhow::{Context, Result, bail, ensure};
+use super::format::{Geometry, INDEX_ENTRY_BYTES, IndexEntry, SourceEntry};
+use super::manifest::{Manifest, ShardInfo};
+use super::tables::{Tables, known_codec};
+use crate::failure;
+use anyhow::{Context, Result, ensure};
 use memmap2::Mmap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Where a record was cut from.
@@ -25,12 +27,13 @@ pub struct RecordSource {
     pub y: u32,
 }
 
-/// How records are read. Tables and indexes are in the map for everything but reading records.
+/// How records are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
-    /// Straight out of the map: no copy, and nothing of its own in memory.
+    /// Straight out of the map: no copy, and nothing of its own in memory. A failing disk or network, or a shard that another program
+    /// cuts, ends the process with a line that names the shard.
     Mmap,
-    /// By reading calls: a failing disk or network is an error message, where a map would end the process.
+    /// By reading calls: a failing disk or network is an error.
     Pread,
 }
 
@@ -43,6 +46,9 @@ pub enum Advice {
     DontNeed,
 }
 
+/// What the handler of failing maps keeps for each, beside the path: its line and its place in a list.
+const WATCHED_BYTES: usize = 256;
+
 /// One thread's room for reading; made by [`ShardSet::scratch`] and reused from record to record.
 pub struct Scratch {
     decoder: Decoder,
@@ -51,12 +57,10 @@ pub struct Scratch {
 }
 
 struct Shard {
-    path: PathBuf,
-    file: File,
+    /// Before the map, since it must be dropped before.
+    _watched: Watched,
     map: Mmap,
-    /// Bytes of the longest record.
-    longest: u32,
-    footer: Footer,
+    tables: Tables,
     /// Number of the shard's first record in the set.
     first: u64,
 }
@@ -71,20 +75,21 @@ pub struct ShardSet {
 }
 
 impl ShardSet {
-    /// Opens the set in a folder and checks the structure of every shard: length, header, footer, source table, index.
+    /// Opens the set in a folder and checks the structure of every shard: length, header, footer, source table, index. No file stays open.
     ///
     /// # Errors
-    /// No finished set, a shard missing, cut short, damaged, from another set or in a newer format; the file is named.
+    /// No finished set, a shard missing, cut short, damaged, from another set or in a newer format, an error of the system; the file is
+    /// named.
     pub fn open(folder: &Path) -> Result<ShardSet> {
         let manifest = Manifest::read(folder)?;
         let geometry = Geometry::new(manifest.scale, manifest.lq_size)?;
         let mut shards = Vec::with_capacity(manifest.shards.len());
         let mut first = 0u64;
         for (number, info) in manifest.shards.iter().enumerate() {
-            let path = folder.join(shard_name(number));
-            let shard = Shard::open(path, info, &manifest, number as u32, first)?;
+            let (tables, file) = Tables::open(folder, &manifest, number)?;
+            let map = map(&file, info.bytes).with_context(|| tables.path.display().to_string())?;
+            shards.push(Shard { _watched: Watched::new(&tables.path, map.as_ptr(), map.len()), map, tables, first });
             first = first.checked_add(info.records).context("the manifest's record counts overflow")?;
-            shards.push(shard);
         }
         ensure!(first > 0, "{}: the set holds no records", folder.display());
         Ok(ShardSet { folder: folder.to_path_buf(), geometry, shards, records: first, manifest })
@@ -128,7 +133,8 @@ impl ShardSet {
 
     /// Anonymous memory the open set holds, in bytes. The indexes and source tables stay in the mapped files.
     pub fn index_bytes(&self) -> u64 {
-        let shards = self.shards.iter().map(|s| size_of::<Shard>() + s.path.as_os_str().len() + size_of::<ShardInfo>());
+        let path = |s: &Shard| s.tables.path.as_os_str().len();
+        let shards = self.shards.iter().map(|s| size_of::<Shard>() + 2 * path(s) + WATCHED_BYTES + size_of::<ShardInfo>());
         (size_of::<ShardSet>() + shards.sum::<usize>()) as u64
     }
 
@@ -149,7 +155,7 @@ impl ShardSet {
     }
 
     fn longest_record(&self) -> u32 {
-        self.shards.iter().map(|s| s.longest).max().unwrap_or(0)
+        self.shards.iter().map(|s| s.tables.longest).max().unwrap_or(0)
     }
 
     /// Bytes of all shard files.
@@ -162,7 +168,7 @@ impl ShardSet {
         let mut at = records.start;
         while at < records.end.min(self.records) {
             let Ok((shard, i)) = self.find(at) else { return };
-            let end = records.end.min(shard.first + shard.footer.records);
+            let end = records.end.min(shard.first + shard.tables.footer.records);
             if let Ok(span) = shard.span(i, (end - shard.first) as usize - 1, io) {
                 shard.advise(span, advice);
             }
@@ -200,20 +206,34 @@ impl ShardSet {
     /// The image and the place that a record was cut from.
     pub fn source(&self, record: u64) -> Result<RecordSource> {
         let (shard, i) = self.find(record)?;
-        shard.source(i, Io::Mmap).with_context(|| format!("{}, record {i}", shard.path.display()))
+        shard.source(i).with_context(|| format!("{}, record {i}", shard.tables.path.display()))
     }
 
     /// The image of a record as a number: equal for records of one image in one shard, which costs no allocation to compare.
     pub fn image_of(&self, record: u64) -> Result<u64> {
         let (shard, i) = self.find(record)?;
-        Ok(shard.first << 24 | u64::from(shard.entry(i).source))
+        let entry = shard.tables.entry(i).with_context(|| format!("{}, record {i}", shard.tables.path.display()))?;
+        Ok(shard.first << 24 | u64::from(entry.source))
     }
 
     /// Codec and stored bytes of a record.
     pub fn stored(&self, record: u64) -> Result<(Codec, u32)> {
         let (shard, i) = self.find(record)?;
-        let entry = shard.entry(i);
+        let entry = shard.tables.entry(i).with_context(|| format!("{}, record {i}", shard.tables.path.display()))?;
         Ok((known_codec(entry.codec)?, entry.length))
+    }
+
+    /// Calls `each` with codec and stored bytes of every record, in order.
+    pub fn each_stored(&self, mut each: impl FnMut(Codec, u32)) -> Result<()> {
+        for shard in &self.shards {
+            let mut unknown = None;
+            let read = shard.tables.entries(|entry| match known_codec(entry.codec) {
+                Ok(codec) => each(codec, entry.length),
+                Err(e) => unknown = Some(e),
+            });
+            read.and(unknown.map_or(Ok(()), Err)).with_context(|| shard.tables.path.display().to_string())?;
+        }
+        Ok(())
     }
 
     /// Reads a whole pair: u8 RGB, `size x size x 3`, rows top to bottom.
@@ -231,14 +251,17 @@ impl ShardSet {
     pub fn read_crop(&self, record: u64, crop: Crop, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
         let (shard, i) = self.find(record)?;
         let Scratch { decoder, io, payload } = scratch;
-        shard.read(i, crop, (*io, payload), decoder, lq, hr).with_context(|| shard.describe(i, record, *io))
+        shard.read(i, crop, (*io, payload), decoder, lq, hr).map_err(|e| {
+            let place = shard.describe(i, record, failure::system_cause(&e).is_none());
+            e.context(place)
+        })
     }
 
     /// Every image of the set with the number of its records; one that was cut by a shard's end comes twice.
     pub fn sources(&self) -> Result<Vec<(SourceEntry, u64)>> {
         let mut out = Vec::new();
         for shard in &self.shards {
-            out.extend(shard.sources().with_context(|| shard.path.display().to_string())?);
+            out.extend(shard.tables.sources().with_context(|| shard.tables.path.display().to_string())?);
         }
         Ok(out)
     }
@@ -251,115 +274,19 @@ impl ShardSet {
 }
 
 impl Shard {
-    fn open(path: PathBuf, info: &ShardInfo, manifest: &Manifest, number: u32, first: u64) -> Result<Shard> {
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                bail!("{} is missing, though the manifest lists it; copy it back or make the set again", path.display())
-            }
-            Err(e) => return Err(e).with_context(|| format!("cannot open {}", path.display())),
-        };
-        Self::check(file, path.clone(), info, manifest, number, first).with_context(|| path.display().to_string())
-    }
-
-    fn check(mut file: File, path: PathBuf, info: &ShardInfo, manifest: &Manifest, number: u32, first: u64) -> Result<Shard> {
-        let length = file.metadata().context("cannot look at the file")?.len();
-        // header and footer by plain reads: nothing is mapped before the length is known to be right
-        let mut header = [0; HEADER_BYTES];
-        let mut footer = [0; FOOTER_BYTES];
-        ensure!(length >= (HEADER_BYTES + FOOTER_BYTES) as u64, "the file has {length} bytes: it is cut short");
-        file.read_exact(&mut header).context("cannot read the header")?;
-        let header = Header::decode(&header)?;
-        ensure!(
-            header.config == manifest.config && header.number == number,
-            "the shard belongs to another set or place (shard {} of set {:016x}; shard {number} of {:016x} is expected)",
-            header.number,
-            header.config,
-            manifest.config
-        );
-        file.seek(SeekFrom::Start(length - FOOTER_BYTES as u64)).context("cannot read the footer")?;
-        file.read_exact(&mut footer).context("cannot read the footer")?;
-        let footer = Footer::decode(&footer, length)?;
-        let expected = Geometry { scale: manifest.scale, lq_size: manifest.lq_size };
-        ensure!(header.geometry == expected, "the shard holds {:?} where the manifest says {expected:?}", header.geometry);
-        let found = ShardInfo {
-            records: footer.records,
-            sources: footer.sources,
-            bytes: length,
-            sources_crc: footer.sources_crc,
-            index_crc: footer.index_crc,
-        };
-        ensure!(*info == found, "the shard is not the one the manifest lists ({found:?} where {info:?} is expected)");
-        let map = map(&file, length)?;
-        let mut shard = Shard { path, file, map, longest: 0, footer, first };
-        shard.longest = shard.check_tables(expected)?;
-        Ok(shard)
-    }
-
-    /// Every image of the shard, with the number of its records.
-    fn sources(&self) -> Result<Vec<(SourceEntry, u64)>> {
-        let mut counts = vec![0; self.footer.sources as usize];
-        for i in 0..self.footer.records as usize {
-            counts[self.entry(i).source as usize] += 1;
-        }
-        let entry = |(i, count)| Ok((decode_source(self.source_table(), self.footer.sources, i as u32)?, count));
-        counts.into_iter().enumerate().map(entry).collect()
-    }
-
-    /// Checks source table and index; returns the length of the longest record.
-    fn check_tables(&self, geometry: Geometry) -> Result<u32> {
-        let f = &self.footer;
-        ensure!(crc32fast::hash(self.source_table()) == f.sources_crc, "the source table is damaged (checksum mismatch)");
-        ensure!(crc32fast::hash(self.index()) == f.index_crc, "the index is damaged (checksum mismatch)");
-        // records lie one behind the other from the header to the source table: no byte is outside a checksum
-        let longest = (geometry.lq_bytes() + geometry.hr_bytes()) as u32;
-        let (mut end, mut most) = (HEADER_BYTES as u64, 0);
-        for i in 0..f.records as usize {
-            let e = self.entry(i);
-            ensure!(e.offset == end, "record {i} begins at byte {} where {end} is expected", e.offset);
-            ensure!(e.length <= longest, "record {i} has {} bytes; a raw pair has {longest}", e.length);
-            ensure!(u64::from(e.source) < f.sources, "record {i} names source {} of {}", e.source, f.sources);
-            known_codec(e.codec).with_context(|| format!("record {i}"))?;
-            end += u64::from(e.length);
-            most = most.max(e.length);
-        }
-        ensure!(end == f.sources_at, "the records end at byte {end} where {} is expected", f.sources_at);
-        Ok(most)
-    }
-
-    fn source_table(&self) -> &[u8] {
-        &self.map[self.footer.sources_at as usize..self.footer.index_at as usize]
-    }
-
-    fn index(&self) -> &[u8] {
-        &self.map[self.footer.index_at as usize..][..self.footer.records as usize * INDEX_ENTRY_BYTES]
-    }
-
-    fn entry(&self, i: usize) -> IndexEntry {
-        IndexEntry::decode(self.index(), i)
-    }
-
-    /// An index entry without touching the map, whose pages may have gone with the disk or network behind them.
+    /// An index entry out of the map, or by a call where the pages of the map may have gone with the disk or network behind them.
     fn entry_for(&self, i: usize, io: Io) -> Result<IndexEntry> {
-        if io == Io::Mmap {
-            return Ok(self.entry(i));
+        if io == Io::Pread {
+            return self.tables.entry(i);
         }
-        let mut bytes = [0; INDEX_ENTRY_BYTES];
-        let at = self.footer.index_at + (i * INDEX_ENTRY_BYTES) as u64;
-        self.file.read_exact_at(&mut bytes, at).context("cannot read the record's index entry")?;
-        Ok(IndexEntry::decode(&bytes, 0))
+        let at = self.tables.footer.index_at as usize + i * INDEX_ENTRY_BYTES;
+        let entry = self.map.get(at..at + INDEX_ENTRY_BYTES).context("the record has no index entry")?;
+        Ok(IndexEntry::decode(entry, 0))
     }
 
-    fn source(&self, i: usize, io: Io) -> Result<RecordSource> {
-        let entry = self.entry_for(i, io)?;
-        let source = match io {
-            Io::Mmap => decode_source(self.source_table(), self.footer.sources, entry.source)?,
-            Io::Pread => {
-                let mut table = vec![0; (self.footer.index_at - self.footer.sources_at) as usize];
-                self.file.read_exact_at(&mut table, self.footer.sources_at).context("cannot read the source table")?;
-                decode_source(&table, self.footer.sources, entry.source)?
-            }
-        };
+    fn source(&self, i: usize) -> Result<RecordSource> {
+        let entry = self.tables.entry(i)?;
+        let source = self.tables.source(entry.source)?;
         Ok(RecordSource { image: source.name, x: entry.x, y: entry.y })
     }
 
@@ -367,7 +294,7 @@ impl Shard {
     fn span(&self, first: usize, last: usize, io: Io) -> Result<Range<u64>> {
         let last = self.entry_for(last, io)?;
         let span = self.entry_for(first, io)?.offset..last.offset + u64::from(last.length);
-        ensure!(span.start < span.end && span.end <= self.footer.sources_at, "the index has changed since the set was opened");
+        ensure!(span.start < span.end && span.end <= self.tables.footer.sources_at, "the index has changed since the set was opened");
         Ok(span)
     }
 
@@ -385,11 +312,15 @@ impl Shard {
             }
             Advice::DontNeed => {
                 use std::os::fd::AsRawFd;
+                let forget = |file: &File| {
+                    // SAFETY: plain system call on an open file
+                    unsafe { libc::posix_fadvise(file.as_raw_fd(), start as i64, length as i64, libc::POSIX_FADV_DONTNEED) };
+                    Ok(())
+                };
                 // first out of this process, then out of the page cache, which keeps pages that are still mapped
                 // SAFETY: a map of a file that is only read loses nothing: its pages come back from the file
                 let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
-                // SAFETY: plain system call on an open file
-                unsafe { libc::posix_fadvise(self.file.as_raw_fd(), start as i64, length as i64, libc::POSIX_FADV_DONTNEED) };
+                let _ = self.tables.with_file(forget); // advice
             }
         }
     }
@@ -405,13 +336,14 @@ impl Shard {
     ) -> Result<()> {
         let entry = self.entry_for(i, io)?;
         let payload = match io {
-            Io::Mmap => &self.map[entry.offset as usize..][..entry.length as usize],
+            Io::Mmap => {
+                let payload = self.map.get(entry.offset as usize..).and_then(|rest| rest.get(..entry.length as usize));
+                payload.context("the index has changed since the set was opened")?
+            }
             Io::Pread => {
-                // the index was checked when the set was opened; it may have been overwritten since
-                ensure!(entry.length <= self.longest, "the index has changed since the set was opened");
-                room.resize(self.longest.max(room.len() as u32) as usize, 0);
+                room.resize(self.tables.longest.max(room.len() as u32) as usize, 0);
                 let room = &mut room[..entry.length as usize];
-                self.file.read_exact_at(room, entry.offset).context("cannot read the record")?;
+                self.tables.read(room, entry.offset, "the record")?;
                 room
             }
         };
@@ -420,18 +352,15 @@ impl Shard {
         decoder.decode_crop(known_codec(entry.codec)?, payload, crop, lq, hr)
     }
 
-    /// Names a record for an error: where it lies and what it was cut from.
-    fn describe(&self, i: usize, record: u64, io: Io) -> String {
-        let source = match self.source(i, io) {
-            Ok(s) => format!("image {}, LQ patch at {}, {}", s.image, s.x, s.y),
-            Err(e) => format!("image unknown: {e}"),
+    /// Names a record for an error: where it lies and, where the file can be read, what it was cut from.
+    fn describe(&self, i: usize, record: u64, readable: bool) -> String {
+        let source = match readable.then(|| self.source(i)) {
+            Some(Ok(s)) => format!("; image {}, LQ patch at {}, {}", s.image, s.x, s.y),
+            Some(Err(e)) => format!("; image unknown: {e}"),
+            None => String::new(),
         };
-        format!("{}, record {i} ({record} in the set; {source})", self.path.display())
+        format!("{}, record {i} ({record} in the set{source})", self.tables.path.display())
     }
-}
-
-fn known_codec(id: u8) -> Result<Codec> {
-    Codec::from_id(id).with_context(|| format!("codec {id} is not known to this paragon; use a newer one"))
 }
 
 fn page_bytes() -> usize {
@@ -443,8 +372,8 @@ fn page_bytes() -> usize {
 ///
 /// The contract of a map is that nobody changes or shortens the file while it lives. Shards are written under another
 /// name, synced, made read-only and renamed, and paragon never opens one for writing again; the length was checked on
-/// this very handle. What remains is another program cutting a shard while it is in use, against the file's permissions:
-/// the kernel then ends the process with SIGBUS, as it would for any program's own executable.
+/// this very handle. What remains is another program cutting a shard while it is in use, against the file's permissions, and
+/// pages that a disk or network cannot deliver: the system then sends SIGBUS, for which see `bus`.
 fn map(file: &File, length: u64) -> Result<Mmap> {
     let length = usize::try_from(length).context("the shard is larger than the address space")?;
     // SAFETY: see the contract above; the slice is only ever read, and as plain bytes

@@ -45,6 +45,8 @@ pub struct Report {
     pub left_out: Vec<LeftOut>,
     /// What had to be changed on the way to 8-bit RGB, and in how many files.
     pub notes: BTreeMap<String, u64>,
+    /// For each note the first file that it was made on.
+    pub note_examples: BTreeMap<String, String>,
     /// Patches that were looked at: pairs, pairs held out, flat ones and duplicates.
     pub patches: u64,
     /// Patches left out because they show less than `--min-detail`.
@@ -126,7 +128,8 @@ impl fmt::Display for Report {
             row("", left.to_string())?;
         }
         for (note, count) in &self.notes {
-            row("notes", format!("{count} x {note}"))?;
+            let file = self.note_examples.get(note).map(|file| if *count == 1 { format!(": {file}") } else { format!(", first {file}") });
+            row("notes", format!("{count} x {note}{}", file.unwrap_or_default()))?;
         }
         let hr = self.lq_size * self.scale;
         let crop = if self.crop == self.lq_size { String::new() } else { format!(" (for crops of {})", self.crop) };

@@ -1,26 +1,27 @@
 //! What a run finds in its output folder: nothing, the same set already complete, an interrupted run to go on from, a set to
 //! add images to, or another set that it must not touch. Depends on `journal`, `reader` and `manifest`. Promises that two
-//! runs never write to one folder at once and that nothing is removed but leftovers of an unfinished run, unless
-//! `--overwrite` says so.
+//! runs never write to one folder at once, that nothing is removed but leftovers of an unfinished run, unless
+//! `--overwrite` says so, and that a set which only an error of the system keeps from being read is never called damaged.
 
 use super::assembly::{Assembly, held_out_folder};
 use super::convert::files_crc;
 use super::file::partial_name;
-use super::format::{HEADER_BYTES, Hash64, Header, SourceEntry};
+use super::format::{HEADER_BYTES, Hash64, Header, SourceEntry, is_newer};
 use super::journal::{self, Entry, Head, Journal, Outcome};
-use super::manifest::{Manifest, ShardInfo, is_shard_name, path_in, shard_name};
+use super::manifest::{self, Manifest, ShardInfo, is_shard_name, path_in, shard_name};
 use super::plan::{BuildConfig, HeldOut, Job, Plan, Rejected};
 use super::reader::ShardSet;
 use super::set::SetWriter;
+use crate::failure;
 use crate::files;
+use crate::lock::{FolderLock, lock_folder};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
-use std::fs::{self, File, TryLockError};
-use std::io::Read;
+use std::fs::{self, Metadata};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 /// What stands in the output folder.
 pub(super) enum Found {
@@ -34,19 +35,24 @@ pub(super) enum Found {
 pub(super) type Before = [Option<Manifest>; 2];
 
 /// Creates the folder, takes it for this process alone and clears half-written manifests; the lock ends with the returned
-/// handle.
-pub(super) fn prepare(out: &Path) -> Result<File> {
+/// value. There is none in a folder that cannot be written to, where at most a finished set is looked at.
+pub(super) fn prepare(out: &Path, progress: &Progress) -> Result<Option<FolderLock>> {
     files::create_folder(out)?;
-    let lock = File::open(out).with_context(|| format!("cannot open the folder {}", out.display()))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => bail!("another paragon is writing to {}; wait for it or choose another --out", out.display()),
-        Err(TryLockError::Error(_)) => {} // a file system without locks: go on unprotected
-    }
+    let (lock, warning) = match lock_folder(out, "another paragon is writing to") {
+        Ok(taken) => taken,
+        Err(e) if is_read_only(&e) && manifest::is_in(out)? => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    warning.iter().for_each(|warning| progress.line(warning));
     for folder in [out.to_path_buf(), held_out_folder(out)] {
         remove(&folder, |name| name.starts_with(".manifest.psm.") && name.ends_with(".partial"))?;
     }
-    Ok(lock)
+    Ok(Some(lock))
+}
+
+fn is_read_only(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    failure::system_cause(error).is_some_and(|cause| matches!(cause.kind(), PermissionDenied | ReadOnlyFilesystem))
 }
 
 /// Removes the files of a folder whose names are meant; a folder that is not there has none.
@@ -60,12 +66,13 @@ fn remove(folder: &Path, meant: impl Fn(&str) -> bool) -> Result<()> {
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    match fs::read_dir(folder).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>()) {
+    let read = || fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
+    match failure::retry(read) {
         Ok(mut paths) => {
             paths.sort();
             Ok(paths)
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(e).with_context(|| format!("cannot read the folder {}", folder.display())),
     }
 }
@@ -86,7 +93,7 @@ pub(super) fn remove_set(out: &Path) -> Result<()> {
 
 /// Manifests of the finished set in a folder; nothing where there is none.
 pub(super) fn finished(out: &Path) -> Result<Before> {
-    let read = |folder: &Path| path_in(folder).exists().then(|| Manifest::read(folder)).transpose();
+    let read = |folder: &Path| manifest::is_in(folder)?.then(|| Manifest::read(folder)).transpose();
     let main = read(out)?;
     let held_out = if main.is_some() { read(&held_out_folder(out))? } else { None };
     Ok([main, held_out])
@@ -116,12 +123,43 @@ fn base_of_append(out: &Path) -> Result<Before> {
 
 const ADVICE: &str = "use --overwrite to replace it or choose another --out";
 
+/// Why the set in `out` cannot be used. Only damage is a reason to replace it: an error of the system says nothing about the set, and
+/// one in a newer format is whole.
+pub(super) fn unusable(error: anyhow::Error, out: &Path, what: &str) -> anyhow::Error {
+    let out = out.display();
+    if failure::system_cause(&error).is_some() {
+        error.context(format!(
+            "the set in {out} cannot be looked at because of an error of the system, which says nothing about the set; see to that and \
+             run the same command again"
+        ))
+    } else if is_newer(&error) {
+        error.context(format!("{out} holds a set that this paragon cannot read"))
+    } else {
+        error.context(format!("{out} {what}; {ADVICE}"))
+    }
+}
+
+/// Whether a run that was begun with `--overwrite`, for the very set that is asked for, lies there unfinished: what was there before it is
+/// gone already, and it is gone on with.
+fn begun_with_overwrite(out: &Path, plan: &Plan) -> Result<bool> {
+    if manifest::is_in(out)? {
+        return Ok(false);
+    }
+    match journal::Reader::open(out) {
+        Ok(there) => {
+            Ok(there.is_some_and(|(head, _)| head.overwrite && head.base_fingerprint == 0 && head.wanted.asks_for(&plan.manifest)))
+        }
+        Err(e) if failure::system_cause(&e).is_some() => Err(e),
+        Err(_) => Ok(false), // no regular file: it is removed with the rest
+    }
+}
+
 /// Judges what is in the output folder. Where images are added to a set, `plan` is left with the new ones alone.
 pub(super) fn find(config: &BuildConfig, plan: &mut Plan, progress: &Progress) -> Result<(Found, Before)> {
     let out = &config.out;
-    let unreadable = || format!("{} holds a set that cannot be read; {ADVICE}", out.display());
+    let unreadable = |e| unusable(e, out, "holds a set that cannot be read");
     if config.append {
-        let before = base_of_append(out).with_context(unreadable)?;
+        let before = base_of_append(out).map_err(unreadable)?;
         if let Some(complete) = append(config, plan, &before)? {
             remove(out, |name| name == journal::JOURNAL_NAME)?; // of a run that was killed behind its last manifest
             return Ok((complete, before));
@@ -130,8 +168,10 @@ pub(super) fn find(config: &BuildConfig, plan: &mut Plan, progress: &Progress) -
         return Ok((Found::Ready(Box::new(ready)), before));
     }
     if config.overwrite {
-        remove_set(out)?;
-    } else if let [Some(main), held_out] = finished(out).with_context(unreadable)? {
+        if !begun_with_overwrite(out, plan)? {
+            remove_set(out)?;
+        }
+    } else if let [Some(main), held_out] = finished(out).map_err(unreadable)? {
         let complete = complete(config, plan, main, held_out)?;
         // the journal of a run that was killed behind its last manifest; not that of images being added
         if journal::Reader::open(out)?.is_none_or(|(head, _)| head.base_fingerprint == 0) {
@@ -157,12 +197,11 @@ fn complete(config: &BuildConfig, plan: &Plan, main: Manifest, held_out: Option<
         }
         bail!("{} holds another set ({}); {advice}", out.display(), why.join("; "));
     }
-    let known =
-        Known::read(out, &main, held_out.as_ref()).with_context(|| format!("{} holds this set, but damaged; {ADVICE}", out.display()))?;
+    let known = Known::read(out, &main, held_out.as_ref()).map_err(|e| unusable(e, out, "holds this set, but damaged"))?;
     let mut rejected = Vec::new();
     for job in &plan.jobs {
         match known.sources.get(&job.source.name) {
-            Some(source) if known.is(job, source) => {}
+            Some(source) if known.is(job, source)? => {}
             Some(_) => bail!("{} has changed since the set in {} was made; {ADVICE}", job.source.hr.display(), out.display()),
             None => rejected.push(Rejected {
                 file: job.source.hr.clone(),
@@ -177,7 +216,8 @@ fn complete(config: &BuildConfig, plan: &Plan, main: Manifest, held_out: Option<
 /// The images of a finished set.
 struct Known {
     sources: HashMap<String, SourceEntry>,
-    made: Option<SystemTime>,
+    /// When the set was finished: seconds and nanoseconds.
+    made: (i64, i64),
 }
 
 /// The images in the first shards of the set in a folder, by name.
@@ -195,19 +235,35 @@ impl Known {
                 sources.extend(sources_of(&folder, manifest.map_or(&[], |m| &m.shards))?);
             }
         }
-        Ok(Known { sources, made: fs::metadata(path_in(out)).and_then(|m| m.modified()).ok() })
+        let made = about(&path_in(out))?;
+        Ok(Known { sources, made: (made.mtime(), made.mtime_nsec()) })
     }
 
-    /// Whether the files of a job are those that a source was cut from: by size, and by content where they were written to
-    /// since.
-    fn is(&self, job: &Job, source: &SourceEntry) -> bool {
-        let newer = |path: &PathBuf| match (fs::metadata(path).and_then(|m| m.modified()), self.made) {
-            (Ok(modified), Some(made)) => modified >= made,
-            _ => true,
-        };
-        let touched = newer(&job.source.hr) || job.source.lq.as_ref().is_some_and(newer);
-        job.file_bytes == source.bytes && (!touched || files_crc(job).is_ok_and(|crc| crc == source.crc))
+    /// Whether the files of a job are those that a source was cut from: by size, and by content where they were written to or came to
+    /// their place since. A file that was moved or restored keeps the time of its last writing; the time of its last change moves.
+    ///
+    /// # Errors
+    /// A file cannot be looked at or read.
+    fn is(&self, job: &Job, source: &SourceEntry) -> Result<bool> {
+        if job.file_bytes != source.bytes {
+            return Ok(false);
+        }
+        for path in files_of(job) {
+            let about = about(path)?;
+            if (about.mtime(), about.mtime_nsec()).max((about.ctime(), about.ctime_nsec())) >= self.made {
+                return Ok(files_crc(job)? == source.crc);
+            }
+        }
+        Ok(true)
     }
+}
+
+fn files_of(job: &Job) -> impl Iterator<Item = &PathBuf> {
+    [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten()
+}
+
+fn about(path: &Path) -> Result<Metadata> {
+    failure::retry(|| fs::metadata(path)).with_context(|| format!("cannot look at {}", path.display()))
 }
 
 /// Leaves the new images in the plan; a finding where there are none.
@@ -220,9 +276,11 @@ fn append(config: &BuildConfig, plan: &mut Plan, before: &Before) -> Result<Opti
     if !why.is_empty() {
         bail!("images can only be added to {} with the same options ({})", out.display(), why.join("; "));
     }
-    let known = Known::read(out, main, held_out.as_ref()).with_context(|| format!("{} is damaged", out.display()))?;
+    let known = Known::read(out, main, held_out.as_ref()).map_err(|e| unusable(e, out, "holds a damaged set"))?;
     for job in &plan.jobs {
-        if known.sources.get(&job.source.name).is_some_and(|source| !known.is(job, source)) {
+        if let Some(source) = known.sources.get(&job.source.name)
+            && !known.is(job, source)?
+        {
             let (file, name) = (job.source.hr.display(), &job.source.name);
             bail!("{file}: the set in {} has another image of the name {name}; rename the new one", out.display());
         }
@@ -254,11 +312,14 @@ fn ready(config: &BuildConfig, plan: &Plan, before: &Before, progress: &Progress
         wanted: plan.manifest.clone(),
         base: [base[0].len() as u64, base[1].len() as u64],
         base_fingerprint: before[0].as_ref().map_or(0, Manifest::fingerprint),
+        overwrite: config.overwrite,
     };
     let there = journal::Reader::open(out)?.map(|(there, _)| there);
     let left = leftovers(out, &base)?;
     let assembly = match there {
-        Some(there) if there.wanted == head.wanted && there.base_fingerprint == head.base_fingerprint => go_on(config, plan, &base)?,
+        Some(there) if there.wanted.asks_for(&head.wanted) && there.base_fingerprint == head.base_fingerprint => {
+            go_on(config, plan, &base)?
+        }
         Some(_) if head.base_fingerprint != 0 => {
             progress.line("images that an interrupted --append of other images has added so far are removed");
             begin(config, plan, &base, &head)?
@@ -271,7 +332,7 @@ fn ready(config: &BuildConfig, plan: &Plan, before: &Before, progress: &Progress
             }
             bail!("{} is an unfinished set with other options or images ({}); {ADVICE}", out.display(), why.join("; "));
         }
-        None if foreign(&left, &[plan.config(false), plan.config(true)]) => {
+        None if foreign(&left, &[plan.config(false), plan.config(true)])? => {
             bail!("{} is left from an unfinished set with other options or images; {ADVICE}", left[0].display());
         }
         _ => begin(config, plan, &base, &head)?,
@@ -301,12 +362,23 @@ fn leftovers(out: &Path, base: &[Vec<ShardInfo>; 2]) -> Result<Vec<PathBuf>> {
 }
 
 /// Whether a shard that no journal knows says that it belongs to another set.
-fn foreign(left: &[PathBuf], ours: &[u64]) -> bool {
-    left.iter().any(|path| {
-        let mut header = [0; HEADER_BYTES];
-        let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-        read.is_ok() && Header::decode(&header).is_ok_and(|h| !ours.contains(&h.config))
-    })
+fn foreign(left: &[PathBuf], ours: &[u64]) -> Result<bool> {
+    for path in left {
+        let mut header = Vec::with_capacity(HEADER_BYTES);
+        let mut read = || {
+            header.clear();
+            files::open_regular(path)?.take(HEADER_BYTES as u64).read_to_end(&mut header)
+        };
+        match failure::retry(&mut read) {
+            Ok(_) => {}
+            Err(e) if !failure::is_system(&e) => continue, // a link or folder of this name
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+        if Header::decode(&header).is_ok_and(|h| !ours.contains(&h.config)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn sets(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> [SetWriter; 2] {
@@ -346,9 +418,9 @@ fn go_on(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Resul
         assembly.sets.iter_mut().for_each(SetWriter::count_again);
         let mut end = reader.at;
         while assembly.decided < keep && assembly.sets.iter().all(|set| set.missing().is_none()) {
-            let Some(entry) = reader.next() else { break };
+            let Some(entry) = reader.next()? else { break };
             let Some(job) = plan.jobs.get(assembly.decided as usize) else { break };
-            if entry.job != assembly.decided || !unchanged(job, &entry) {
+            if entry.job != assembly.decided || !unchanged(job, &entry)? {
                 break;
             }
             assembly.replay(job, &entry)?;
@@ -370,27 +442,32 @@ fn go_on(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Resul
 }
 
 /// Whether the files of a job are those that a journal entry tells of.
-fn unchanged(job: &Job, entry: &Entry) -> bool {
-    let same = || entry.stamp == stamp(job);
+fn unchanged(job: &Job, entry: &Entry) -> Result<bool> {
+    let same = entry.stamp == stamp(job)?;
     match &entry.outcome {
-        Outcome::Rejected { .. } => same(),
+        Outcome::Rejected { .. } => Ok(same),
         Outcome::Used(used) => {
             let source = &used.source;
-            let content = || files_crc(job).is_ok_and(|crc| crc == source.crc);
-            source.name == job.source.name && source.bytes == job.file_bytes && (same() || content())
+            Ok(source.name == job.source.name && source.bytes == job.file_bytes && (same || files_crc(job)? == source.crc))
         }
     }
 }
 
-/// Stands for the sizes and times of the files of a job.
-pub(super) fn stamp(job: &Job) -> u64 {
+/// Stands for the sizes and times of the files of a job: of their last writing, and of their last change, which moves when another file
+/// takes their name.
+///
+/// # Errors
+/// A file cannot be looked at.
+pub(super) fn stamp(job: &Job) -> Result<u64> {
     let mut hash = Hash64::default();
-    for path in [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten() {
-        if let Ok(meta) = fs::metadata(path) {
-            hash.word(meta.len()).word(meta.mtime() as u64).word(meta.mtime_nsec() as u64);
+    for path in files_of(job) {
+        let about = about(path)?;
+        for word in [about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()] {
+            hash.word(word as u64);
         }
+        hash.word(about.len());
     }
-    hash.finish()
+    Ok(hash.finish())
 }
 
 /// What a run would find, in words, without touching anything.
@@ -400,7 +477,7 @@ pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
         Ok(before) => before,
         Err(e) => return format!("{out} holds a set that cannot be read ({e:#}); a run would stop"),
     };
-    if config.overwrite {
+    if config.overwrite && !begun_with_overwrite(&config.out, plan).unwrap_or(false) {
         return format!("what is in {out} would be replaced");
     }
     match (&before[0], config.append) {
@@ -424,13 +501,25 @@ pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
         }
         (None, false) => {}
     }
-    let Ok(Some((head, reader))) = journal::Reader::open(&config.out) else {
+    let Ok(Some((head, mut reader))) = journal::Reader::open(&config.out) else {
         return "nothing is there to go on from; all of it would be made".to_string();
     };
-    if head.wanted != plan.manifest {
+    if !head.wanted.asks_for(&plan.manifest) {
         return format!("{out} is an unfinished set with other options or images; a run would stop: {ADVICE}");
     }
-    let matching = reader.zip(&plan.jobs).take_while(|(entry, job)| unchanged(job, entry)).count();
+    let mut left = plan.jobs.iter();
+    let mut matches = || -> Result<bool> {
+        let (Some(entry), Some(job)) = (reader.next()?, left.next()) else { return Ok(false) };
+        unchanged(job, &entry)
+    };
+    let mut matching = 0;
+    loop {
+        match matches() {
+            Ok(true) => matching += 1,
+            Ok(false) => break,
+            Err(e) => return format!("{out} holds an unfinished set, and a run would stop: {e:#}"),
+        }
+    }
     let all = plan.jobs.len();
     format!("an interrupted run has done {matching} of {all} images; the same command goes on there")
 }
@@ -439,11 +528,11 @@ pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
 pub(super) fn clear(config: &BuildConfig, plan: &Plan, overwrite: bool) -> Result<()> {
     let out = &config.out;
     if !overwrite {
-        if path_in(out).exists() {
-            bail!("{} holds a set already; {ADVICE}", out.display());
+        if manifest::is_in(out)? {
+            bail!("{} holds another set already; {ADVICE}", out.display());
         }
         let left = leftovers(out, &[Vec::new(), Vec::new()])?;
-        if foreign(&left, &[plan.config(false), plan.config(true)]) {
+        if foreign(&left, &[plan.config(false), plan.config(true)])? {
             bail!("{} is left from another unfinished set; {ADVICE}", left[0].display());
         }
     }

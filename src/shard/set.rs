@@ -5,13 +5,17 @@
 use super::file::{Record, ShardWriter};
 use super::format::{FOOTER_BYTES, Footer, Header, INDEX_ENTRY_BYTES, IndexEntry, SOURCE_ENTRY_BYTES, SourceEntry};
 use super::manifest::{ShardInfo, shard_name};
+use super::tables::{known_codec, read_at};
+use crate::failure;
+use crate::files;
 use crate::rng::mix;
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+/// Shards of one set at most: as many as a manifest lists, and fewer than [`Place`] has bits for.
+const MAX_SHARDS: usize = 1_600_000;
 
 /// Where a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +92,7 @@ impl SetWriter {
             self.end_shard()?;
         }
         if self.current.is_none() {
+            ensure!(self.shards.len() < MAX_SHARDS, "the set has {MAX_SHARDS} shards, and no more fit; use a larger --shard-size");
             self.header.number = self.shards.len() as u32;
             let path = self.folder.join(shard_name(self.shards.len()));
             self.current = Some(if self.counting {
@@ -155,7 +160,8 @@ impl SetWriter {
         }
         let path = self.folder.join(shard_name(place.shard));
         let mut payload = vec![0; length as usize];
-        let read = File::open(&path).and_then(|file| file.read_exact_at(&mut payload, place.offset));
+        let read = failure::retry(|| files::open_regular(&path)).context("cannot open the file");
+        let read = read.and_then(|file| read_at(&file, &mut payload, place.offset, "the record"));
         read.with_context(|| format!("cannot read back {}", path.display()))?;
         Ok(payload)
     }
@@ -187,13 +193,22 @@ fn key_of(record: &Record) -> u64 {
     mix(u64::from(record.crc) << 32 | u64::from(record.length))
 }
 
+/// Bits of a packed place for an offset within a shard, and for the shard's number.
+const OFFSET_BITS: u32 = 40;
+const SHARD_BITS: u32 = 23;
+const _: () = assert!(MAX_SHARDS < 1 << SHARD_BITS && super::plan::MAX_SHARD_BYTES <= 1 << OFFSET_BITS);
+
 impl Place {
     fn pack(self) -> u64 {
-        u64::from(self.held_out) << 63 | (self.shard as u64) << 40 | self.offset
+        u64::from(self.held_out) << 63 | (self.shard as u64) << OFFSET_BITS | self.offset
     }
 
     fn unpack(word: u64) -> Self {
-        Place { held_out: word >> 63 == 1, shard: (word >> 40 & 0x7F_FFFF) as usize, offset: word & 0xFF_FFFF_FFFF }
+        Place {
+            held_out: word >> 63 == 1,
+            shard: (word >> OFFSET_BITS & ((1 << SHARD_BITS) - 1)) as usize,
+            offset: word & ((1 << OFFSET_BITS) - 1),
+        }
     }
 }
 
@@ -233,7 +248,7 @@ impl Duplicates {
     /// Notes every record of a finished shard.
     pub fn note_shard(&mut self, path: &Path, held_out: bool, shard: usize) -> Result<()> {
         for e in read_index(path)? {
-            let codec = super::codec::Codec::from_id(e.codec).context("a codec that is not known")?;
+            let codec = known_codec(e.codec).with_context(|| path.display().to_string())?;
             let record = Record { x: e.x, y: e.y, codec, crc: e.crc, length: e.length };
             self.note(&record, Place { held_out, shard, offset: e.offset });
         }
@@ -244,13 +259,13 @@ impl Duplicates {
 /// The index of a finished shard, whose checksum is looked at.
 fn read_index(path: &Path) -> Result<Vec<IndexEntry>> {
     let read = || -> Result<Vec<IndexEntry>> {
-        let file = File::open(path)?;
-        let length = file.metadata()?.len();
+        let file = failure::retry(|| files::open_regular(path)).context("cannot open the file")?;
+        let length = file.metadata().context("cannot look at the file")?.len();
         let mut footer = [0; FOOTER_BYTES];
-        file.read_exact_at(&mut footer, length.saturating_sub(FOOTER_BYTES as u64))?;
+        read_at(&file, &mut footer, length.saturating_sub(FOOTER_BYTES as u64), "the footer")?;
         let footer = Footer::decode(&footer, length)?;
         let mut index = vec![0; footer.records as usize * INDEX_ENTRY_BYTES];
-        file.read_exact_at(&mut index, footer.index_at)?;
+        read_at(&file, &mut index, footer.index_at, "the index")?;
         ensure!(crc32fast::hash(&index) == footer.index_crc, "the index is damaged (checksum mismatch)");
         Ok((0..footer.records as usize).map(|i| IndexEntry::decode(&index, i)).collect())
     };

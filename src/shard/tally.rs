@@ -2,6 +2,7 @@
 //! Promises the same counts for a run that went on from a journal as for an unbroken one.
 
 use super::codec::Codec;
+use super::convert::LQ_NOTE;
 use super::journal::{Entry, Outcome};
 use super::manifest::Manifest;
 use super::plan::{BuildConfig, Job, Plan, Rejected};
@@ -23,6 +24,7 @@ pub(super) struct Tally {
     pub resumed: u64,
     pub rejected: Vec<Rejected>,
     notes: BTreeMap<String, u64>,
+    note_examples: BTreeMap<String, PathBuf>,
     /// Patches left out for want of detail, and as duplicates.
     pub dropped: (u64, u64),
     /// Pairs kept of the images counted.
@@ -49,6 +51,7 @@ impl Tally {
             resumed: 0,
             rejected: plan.rejected.clone(),
             notes: BTreeMap::new(),
+            note_examples: BTreeMap::new(),
             dropped: (0, 0),
             kept: 0,
             pairs: 0,
@@ -75,6 +78,10 @@ impl Tally {
                 self.stored_raw += used.records.iter().filter(|r| r.codec == Codec::Raw).count() as u64;
                 for note in &used.notes {
                     *self.notes.entry(note.clone()).or_default() += 1;
+                    if !self.note_examples.contains_key(note) {
+                        let lq = if note.ends_with(LQ_NOTE) { job.source.lq.as_ref() } else { None };
+                        self.note_examples.insert(note.clone(), lq.unwrap_or(&job.source.hr).clone());
+                    }
                 }
                 if used.records.is_empty() {
                     self.rejected.push(nothing_kept(job, used.flat, used.duplicates));
@@ -114,6 +121,7 @@ impl Tally {
             ignored: self.ignored,
             left_out: self.left_out.clone(),
             notes: self.notes,
+            note_examples: self.note_examples.into_iter().map(|(note, file)| (note, file.display().to_string())).collect(),
             patches: self.kept + self.dropped.0 + self.dropped.1,
             flat: self.dropped.0,
             duplicates: self.dropped.1,

@@ -1,20 +1,24 @@
 //! Looking at a finished set: what is in it, whether every record is whole, its pairs as pictures. Depends on `reader` and
-//! `report`. Promises to leave the set as it is, and to name shard, record and image of every damage.
+//! `report`. Promises to leave the set as it is, to name shard, record and image of every damage, and to read by calls alone: a disk
+//! that cannot deliver a block is an error of the system with a name, and never taken for damage.
 
+use super::format::is_newer;
 use super::manifest::{Manifest, shard_name};
 use super::merge;
-use super::reader::{RecordSource, ShardSet};
-use crate::files;
+use super::reader::{Io, RecordSource, ShardSet};
 use crate::progress::Progress;
 use crate::report::sheet::{Panel, comparison};
 use crate::rng::Rng;
-use anyhow::{Context, Result, ensure};
+use crate::{failure, files};
+use anyhow::{Result, ensure};
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What a set holds.
 #[derive(Clone, Debug, Serialize)]
@@ -78,14 +82,13 @@ pub fn info(set: &ShardSet) -> Result<Info> {
     let geometry = set.geometry();
     let mut codecs = BTreeMap::new();
     let mut sizes = Vec::with_capacity(set.len() as usize);
-    for record in 0..set.len() {
-        let (codec, bytes) = set.stored(record)?;
+    set.each_stored(|codec, bytes| {
         let entry = codecs.entry(codec.name()).or_insert(Stored { range: (u32::MAX, 0), ..Stored::default() });
         entry.pairs += 1;
         entry.bytes += u64::from(bytes);
         entry.range = (entry.range.0.min(bytes), entry.range.1.max(bytes));
         sizes.push(bytes);
-    }
+    })?;
     sizes.sort_unstable();
     let tenths = |n: usize| sizes[(sizes.len() - 1) * n / 10];
     let extra = &manifest.extra;
@@ -116,91 +119,147 @@ pub fn info(set: &ShardSet) -> Result<Info> {
 /// A record that cannot be read, or a whole shard.
 #[derive(Clone, Debug, Serialize)]
 pub struct Damage {
-    /// Number of the record in the set; nothing where the shard's own tables are damaged.
+    /// Number of the record in the set; nothing where it is about the shard's own tables.
     pub record: Option<u64>,
     /// Shard, record, image and what is wrong, in words.
     pub error: String,
 }
 
 /// What a check found.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Verified {
     /// Pairs that the manifest lists.
     pub pairs: u64,
     /// Everything that is damaged, in order.
     pub damaged: Vec<Damage>,
+    /// Everything that the disk or network behind the set did not deliver, in order: whether it is whole is not known.
+    pub unreadable: Vec<Damage>,
+    /// Pairs that were not looked at, since too many could not be read.
+    pub unchecked: u64,
+}
+
+/// Records that the system may fail to read before a check gives up: each is tried for about 1.5 s.
+const MOST_UNREADABLE: usize = 16;
+
+/// What came of looking at one record or one shard's tables.
+enum Found {
+    Damaged(Damage),
+    Unreadable(Damage),
+    Unchecked,
+}
+
+/// Tells damage from a block that the disk or network does not deliver.
+///
+/// # Errors
+/// What concerns the whole check: no permission, no descriptors, no memory, a newer format.
+fn judge(record: Option<u64>, error: anyhow::Error) -> Result<Found> {
+    let damage = || Damage { record, error: format!("{error:#}") };
+    match failure::system_cause(&error) {
+        None if is_newer(&error) => Err(error),
+        None => Ok(Found::Damaged(damage())),
+        Some(cause) if is_of_the_disk(cause) => Ok(Found::Unreadable(damage())),
+        Some(_) => Err(error.context("an error of the system, which says nothing about the set; see to it and verify again")),
+    }
+}
+
+/// Whether an error is of one block or one connection, so that other records may well be read.
+fn is_of_the_disk(error: &io::Error) -> bool {
+    let by_kind = matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::StaleNetworkFileHandle | ErrorKind::NetworkDown);
+    by_kind || matches!(error.raw_os_error(), Some(libc::EIO | libc::EREMOTEIO | libc::EBADMSG | libc::EUCLEAN | libc::ENODATA))
 }
 
 /// Checks a whole set on all threads of the current pool: every shard's structure, and every record by decoding it. Where a
 /// shard's tables are damaged or it is missing, the records of the others are still held against their checksums.
 ///
 /// # Errors
-/// No finished set, or a manifest that cannot be read. Damage is no error here.
+/// No finished set, a manifest that cannot be read, a newer format, an error of the system that concerns all of it. Damage and single
+/// blocks that cannot be read are no errors here.
 pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
     let manifest = Manifest::read(folder)?;
     let pairs = manifest.records();
-    let shards: Vec<Vec<Damage>> = (0..manifest.shards.len()).into_par_iter().map(|n| structure(folder, &manifest, n)).collect();
-    if pairs == 0 || shards.iter().any(|found| !found.is_empty()) {
-        let check = |n: usize| if shards[n].is_empty() { checksums(folder, &manifest, n, progress) } else { shards[n].clone() };
-        let damaged = (0..shards.len()).into_par_iter().flat_map_iter(check).collect();
-        return Ok(Verified { pairs, damaged });
-    }
-    let damaged = match ShardSet::open(folder) {
-        Ok(set) => records(&set, progress)?,
-        Err(e) => vec![Damage { record: None, error: format!("{e:#}") }],
+    let unreadable = AtomicUsize::new(0);
+    let shards: Vec<Option<Found>> =
+        (0..manifest.shards.len()).into_par_iter().map(|n| structure(folder, &manifest, n)).collect::<Result<_>>()?;
+    let found: Vec<Found> = if pairs == 0 || shards.iter().any(Option::is_some) {
+        let whole: Vec<bool> = shards.iter().map(Option::is_none).collect();
+        let check = |n: usize| if whole[n] { checksums(folder, &manifest, n, progress, &unreadable) } else { Ok(Vec::new()) };
+        let records: Vec<Vec<Found>> = (0..whole.len()).into_par_iter().map(check).collect::<Result<_>>()?;
+        shards.into_iter().zip(records).flat_map(|(shard, records)| shard.into_iter().chain(records)).collect()
+    } else {
+        match ShardSet::open(folder) {
+            Ok(set) => records(&set, progress, &unreadable)?,
+            Err(e) => vec![judge(None, e)?],
+        }
     };
-    Ok(Verified { pairs, damaged })
+    let mut verified = Verified { pairs, ..Verified::default() };
+    for found in found {
+        match found {
+            Found::Damaged(damage) => verified.damaged.push(damage),
+            Found::Unreadable(damage) => verified.unreadable.push(damage),
+            Found::Unchecked => verified.unchecked += 1,
+        }
+    }
+    Ok(verified)
 }
 
-fn open(folder: &Path, manifest: &Manifest, number: usize) -> Result<merge::Shard> {
-    let path = folder.join(shard_name(number));
-    merge::Shard::open(&path, manifest.config, &manifest.shards[number]).with_context(|| path.display().to_string())
+fn structure(folder: &Path, manifest: &Manifest, number: usize) -> Result<Option<Found>> {
+    merge::Shard::open(folder, manifest, number).err().map(|e| judge(None, e)).transpose()
 }
 
-fn structure(folder: &Path, manifest: &Manifest, number: usize) -> Vec<Damage> {
-    let opened = open(folder, manifest, number).err();
-    opened.into_iter().map(|e| Damage { record: None, error: format!("{e:#}") }).collect()
+/// Counts a record that cannot be read.
+fn counted(found: Found, unreadable: &AtomicUsize) -> Found {
+    if matches!(found, Found::Unreadable(_)) {
+        unreadable.fetch_add(1, Ordering::Relaxed);
+    }
+    found
 }
 
 /// Holds the records of one shard against their checksums without decoding them.
-fn checksums(folder: &Path, manifest: &Manifest, number: usize, progress: &Progress) -> Vec<Damage> {
+fn checksums(folder: &Path, manifest: &Manifest, number: usize, progress: &Progress, unreadable: &AtomicUsize) -> Result<Vec<Found>> {
     let first: u64 = manifest.shards[..number].iter().map(|s| s.records).sum();
-    let mut shard = match open(folder, manifest, number) {
+    let mut shard = match merge::Shard::open(folder, manifest, number) {
         Ok(shard) => shard,
-        Err(e) => return vec![Damage { record: None, error: format!("{e:#}") }],
+        Err(e) => return Ok(vec![judge(None, e)?]),
     };
-    let mut damaged = Vec::new();
+    let mut all = Vec::new();
     for i in 0..manifest.shards[number].records {
-        if let Err(e) = shard.record() {
-            damaged.push(Damage { record: Some(first + i), error: format!("{}: {e:#}", folder.join(shard_name(number)).display()) });
+        if unreadable.load(Ordering::Relaxed) >= MOST_UNREADABLE {
+            all.push(Found::Unchecked);
+        } else if let Err(e) = shard.record() {
+            let e = e.context(folder.join(shard_name(number)).display().to_string());
+            all.push(counted(judge(Some(first + i), e)?, unreadable));
         }
         progress.advance(1);
     }
-    damaged
+    Ok(all)
 }
 
 /// Reads and decodes every record; the damaged ones, in order.
-fn records(set: &ShardSet, progress: &Progress) -> Result<Vec<Damage>> {
+fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Result<Vec<Found>> {
     let geometry = set.geometry();
-    let room = || -> Result<_> { Ok((set.scratch()?, vec![0; geometry.lq_bytes()], vec![0; geometry.hr_bytes()])) };
-    let check = |room: &mut Result<_>, record: u64| -> Result<Option<Damage>> {
+    let room = || -> Result<_> { Ok((set.scratch_for(Io::Pread)?, vec![0; geometry.lq_bytes()], vec![0; geometry.hr_bytes()])) };
+    let check = |room: &mut Result<_>, record: u64| -> Result<Option<Found>> {
         let (scratch, lq, hr): &mut (_, Vec<u8>, Vec<u8>) = match room {
             Ok(room) => room,
             Err(e) => anyhow::bail!("cannot set up a thread: {e:#}"),
         };
+        if unreadable.load(Ordering::Relaxed) >= MOST_UNREADABLE {
+            return Ok(Some(Found::Unchecked));
+        }
         let outcome = set.read(record, scratch, lq, hr);
         progress.advance(1);
-        Ok(outcome.err().map(|e| Damage { record: Some(record), error: format!("{e:#}") }))
+        let found = outcome.err().map(|e| judge(Some(record), e)).transpose()?;
+        Ok(found.map(|found| counted(found, unreadable)))
     };
-    let found: Result<Vec<Option<Damage>>> = (0..set.len()).into_par_iter().map_init(room, check).collect();
+    let found: Result<Vec<Option<Found>>> = (0..set.len()).into_par_iter().map_init(room, check).collect();
     Ok(found?.into_iter().flatten().collect())
 }
 
-/// A pair as pictures.
+/// A pair as pictures, read by calls.
 pub fn pair(set: &ShardSet, record: u64) -> Result<(RgbImage, RgbImage)> {
     let g = set.geometry();
     let (mut lq, mut hr) = (RgbImage::new(g.lq() as u32, g.lq() as u32), RgbImage::new(g.hr() as u32, g.hr() as u32));
-    set.read(record, &mut set.scratch()?, &mut lq, &mut hr)?;
+    set.read(record, &mut set.scratch_for(Io::Pread)?, &mut lq, &mut hr)?;
     Ok((lq, hr))
 }
 
@@ -244,9 +303,23 @@ pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
 /// Pairs side by side in one line of a contact sheet.
 const SHEET_COLUMNS: usize = 3;
 
+/// Pixels of all pictures on a contact sheet at most, before they are enlarged for the eye: about 150 MB while it is drawn.
+const SHEET_PIXELS: u64 = 50_000_000;
+/// Pairs on a contact sheet at most, however small.
+const SHEET_PAIRS: u64 = 1000;
+
 /// Writes a contact sheet of `count` pairs drawn by `seed`: LQ, enlarged by repeating its pixels, beside HR.
+///
+/// # Errors
+/// None or too many pairs, records that cannot be read, a file that cannot be written.
 pub fn sheet(set: &ShardSet, count: u64, seed: u64, path: &Path) -> Result<()> {
     ensure!(count > 0, "a contact sheet needs at least one pair");
+    let hr = set.geometry().hr() as u64;
+    let most = (SHEET_PIXELS / (2 * hr * hr)).clamp(1, SHEET_PAIRS);
+    ensure!(
+        count.min(set.len()) <= most,
+        "--count {count} is more than a contact sheet holds: at most {most} pairs of HR {hr}x{hr}; give fewer, and another --seed for others"
+    );
     let mut rng = Rng::new(&[0x5348_4545, seed]);
     let mut drawn = BTreeSet::new();
     while (drawn.len() as u64) < count.min(set.len()) {

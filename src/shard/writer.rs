@@ -3,7 +3,7 @@
 //! bound on the memory of images under way, and that the manifest, written last, only ever names what is on the disk.
 
 use super::assembly::Assembly;
-use super::convert::{Converted, Worker};
+use super::convert::{Converted, SYSTEM_FAULT, Worker};
 use super::plan::{BuildConfig, Job, Plan, Rejected, pool};
 use super::report::{Report, bytes};
 use super::resume::{self, Found};
@@ -31,7 +31,7 @@ pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Resul
     if plan.jobs.is_empty() && !one_of_many {
         bail!(nothing_left(config, plan.images, &plan.rejected));
     }
-    let _lock = resume::prepare(&config.out)?;
+    let _lock = resume::prepare(&config.out, progress)?;
     let (found, before) = resume::find(config, &mut plan, progress)?;
     let mut assembly = match found {
         Found::Complete(complete) => {
@@ -119,6 +119,9 @@ fn convert_in_order(config: &BuildConfig, plan: &Plan, progress: &Progress, asse
             Ok(())
         };
         let result = run();
+        if result.is_err() {
+            let _ = assembly.commit(); // what is decided is not decided again; where it cannot be written, the next run sees what is there
+        }
         cancelled.store(true, Ordering::Relaxed);
         result
     })
@@ -131,7 +134,7 @@ fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker
         Some(worker) => worker,
         None => Worker::new(plan.geometry)?,
     };
-    let stamp = resume::stamp(job);
+    let stamp = resume::stamp(job).context(SYSTEM_FAULT)?;
     let converted = catch_unwind(AssertUnwindSafe(|| worker.convert(job, config)));
     match converted {
         Ok(outcome) => {

@@ -1,6 +1,7 @@
 //! Fitting a run into a budget: the level of recomputation, the split of an iteration into micro-batches and the slots of the
 //! ring are chosen so that the samples of every iteration and the patch stay what was asked. Depends on the memory table. It promises
-//! to take what was asked where that fits, and the smallest harm where it does not.
+//! that a request which fits is unchanged, that otherwise the least costly change which fits is chosen, and that memory which nobody has
+//! stated (what the machine has, or what happens to be free) never changes the numbers of a run.
 
 use super::{Budget, Place, RunMemory, TrainConfig};
 use crate::loader::Bound;
@@ -34,6 +35,7 @@ impl std::fmt::Display for Choice {
 }
 
 /// What is to be fitted, and into what.
+#[derive(Clone)]
 pub struct Fit<'a> {
     /// The run as asked.
     pub config: &'a TrainConfig,
@@ -43,8 +45,13 @@ pub struct Fit<'a> {
     pub recompute: Option<Recompute>,
     /// Slots asked for.
     pub slots: usize,
-    /// What there is.
+    /// What there is: the budget that was stated, or the limit of the machine where it is smaller or nothing was stated.
     pub budget: Budget,
+    /// The budget that was stated. An iteration is split for its sake alone: a split rounds sums in another order, and the same command
+    /// must give the same network whatever memory a machine has.
+    pub stated: Budget,
+    /// The limit that the host's part of `budget` comes from, in words, where it was not stated.
+    pub host_limit: Option<String>,
     /// Whether anything but the level may be chosen.
     pub may_split: bool,
     /// The split of an earlier process of this run, which gives its bits.
@@ -110,10 +117,10 @@ impl Fit<'_> {
     }
 
     /// False where the batches alone are too much: no need to make a plan.
-    fn may_hold(&self, choice: Choice) -> Result<bool> {
+    fn may_hold(&self, choice: Choice, budget: &Budget) -> Result<bool> {
         let loader = (self.loader)(&self.with(choice, self.config.lq_size), choice.slots)?;
-        let staged = !self.place.is_device() || self.budget.device.is_none_or(|most| loader.slot_bytes <= most);
-        Ok(staged && self.budget.host.is_none_or(|most| loader.total() <= most))
+        let staged = !self.place.is_device() || budget.device.is_none_or(|most| loader.slot_bytes <= most);
+        Ok(staged && budget.host.is_none_or(|most| loader.total() <= most))
     }
 
     /// Takes what was asked if it fits; else recomputes more, then splits the iteration into smaller micro-batches, then takes fewer
@@ -131,32 +138,53 @@ impl Fit<'_> {
             let earlier = self.earlier.filter(|e| e.0 < asked.batch_size);
             splits = earlier.into_iter().chain(self.splits()).collect();
         }
-        let mut ring = vec![asked.slots];
+        // the split is that of the stated budget, which the machine has no part in; then what the machine has decides the rest
+        let split = self.first(&splits, &self.stated)?.map(|(choice, _)| (choice.batch_size, choice.accum_iter));
+        if let Some(split) = split
+            && let Some((choice, memory)) = self.first(&[split], &self.budget)?
+        {
+            let why = (choice != asked).then(|| self.why(choice, &memory, &as_asked));
+            return Ok(Fitted { choice, config: self.with(choice, lq), memory, why });
+        }
+        let rungs: Vec<String> = self.ladder()?.iter().map(|r| format!("\n  {}", rung_text(r, self.place.is_device()))).collect();
+        let fit_off = if self.may_split { "" } else { " (--fit off)" };
+        let limit = self.host_limit.as_ref().map_or(String::new(), |limit| format!(", the limit of {limit}"));
+        // what a stated budget would have split is refused where only the machine is too small
+        let by_itself = if self.may_split && split.is_some() {
+            " Iterations are split without being asked only for a budget that is stated (--host-memory, --vram), since a split changes how \
+             sums are rounded and so the network."
+        } else {
+            ""
+        };
+        bail!(
+            "this run does not fit{fit_off}: {}{limit}; nothing was started.{by_itself} What would help, smallest harm first:{}",
+            self.budget.compare(&as_asked),
+            rungs.concat()
+        )
+    }
+
+    /// The first of the splits, and with it the most slots and the cheapest level, that a budget holds.
+    fn first(&self, splits: &[(usize, usize)], budget: &Budget) -> Result<Option<(Choice, RunMemory)>> {
+        let asked = self.asked().slots;
+        let mut ring = vec![asked];
         if self.may_split {
-            ring.extend([asked.slots / 2, FEWEST_SLOTS].into_iter().filter(|&slots| (FEWEST_SLOTS..asked.slots).contains(&slots)));
+            ring.extend([asked / 2, FEWEST_SLOTS].into_iter().filter(|&slots| (FEWEST_SLOTS..asked).contains(&slots)));
         }
         for slots in ring {
-            for &(batch_size, accum_iter) in &splits {
+            for &(batch_size, accum_iter) in splits {
                 for recompute in self.levels() {
                     let choice = Choice { batch_size, accum_iter, recompute, slots };
-                    if !self.may_hold(choice)? {
+                    if !self.may_hold(choice, budget)? {
                         continue;
                     }
-                    let memory = self.measure(choice, lq)?;
-                    if self.budget.holds(&memory) {
-                        let why = (choice != asked).then(|| self.why(choice, &memory, &as_asked));
-                        return Ok(Fitted { choice, config: self.with(choice, lq), memory, why });
+                    let memory = self.measure(choice, self.config.lq_size)?;
+                    if budget.holds(&memory) {
+                        return Ok(Some((choice, memory)));
                     }
                 }
             }
         }
-        let rungs: Vec<String> = self.ladder()?.iter().map(|r| format!("\n  {}", rung_text(r, self.place.is_device()))).collect();
-        let fit_off = if self.may_split { "" } else { " (--fit off)" };
-        bail!(
-            "this run does not fit{fit_off}: {}; nothing was started. What would help, smallest harm first:{}",
-            self.budget.compare(&as_asked),
-            rungs.concat()
-        )
+        Ok(None)
     }
 
     fn why(&self, choice: Choice, memory: &RunMemory, as_asked: &RunMemory) -> String {

@@ -4,6 +4,8 @@
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::Source;
 use crate::eval::{Pair, find_pairs, load_pair};
+use crate::failure::system_cause;
+use crate::metrics::WINDOW;
 use crate::shard::manifest::MANIFEST_NAME;
 use crate::shard::reader::ShardSet;
 use crate::shard::tools::pair;
@@ -12,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// Pairs of a held-out set of shards that are measured at most, spread evenly over it: a thousand times a run should not take hours.
 pub const MOST_RECORDS: u64 = 256;
+/// Pictures that an error names.
+const MOST_NAMED: usize = 5;
 /// Where `paragon shard --val` puts the held-out set, below the one to train on.
 const FOLDER: &str = "val";
 
@@ -24,6 +28,17 @@ pub struct HeldOut {
 enum Pairs {
     Pictures(Vec<Source>),
     Shards { set: Box<ShardSet>, records: Vec<u64> },
+}
+
+/// Whether a pair has pixels enough for every score.
+fn fits(pair: &Pair, crop: u32) -> Result<()> {
+    let (w, h) = pair.hr.dimensions();
+    let least = u64::from(crop) * 2 + WINDOW as u64;
+    ensure!(
+        u64::from(w.min(h)) >= least,
+        "it has {w}x{h} HR pixels, and with {crop} left out at each edge (--crop-border) SSIM needs at least {least}x{least}"
+    );
+    Ok(())
 }
 
 fn is_set(folder: &Path) -> bool {
@@ -77,6 +92,41 @@ impl HeldOut {
             }),
             Pairs::Shards { set, .. } => Ok((set.geometry().hr() * set.geometry().hr()) as u64),
         }
+    }
+
+    /// Loads every pair once and looks whether it can be measured with `crop` HR pixels left out at each edge, so that no damaged file, no wrong
+    /// size and no border that is too wide is found only hours later. `each` is called after every pair; once it says no, the rest is left.
+    /// Returns the checksum of all sizes and pixels, or nothing where some were left.
+    ///
+    /// # Errors
+    /// Names the first pairs that cannot be measured, how many more there are, and why. An error of the system ends the search.
+    pub fn check(&self, crop: u32, each: &mut dyn FnMut() -> bool) -> Result<Option<u32>> {
+        let mut hasher = crc32fast::Hasher::new();
+        let mut found = Vec::new();
+        for index in 0..self.len() {
+            match self.pair(index).and_then(|(_, pair)| fits(&pair, crop).map(|()| pair).with_context(|| self.place(index))) {
+                Ok(pair) => {
+                    for picture in [&pair.lq, &pair.hr] {
+                        hasher.update(&[picture.width().to_le_bytes(), picture.height().to_le_bytes()].concat());
+                        hasher.update(picture);
+                    }
+                }
+                Err(error) if system_cause(&error).is_some() => return Err(error.context("cannot read a picture to validate on")),
+                Err(error) => found.push(format!("{error:#}")),
+            }
+            if !each() {
+                return Ok(None);
+            }
+        }
+        let more = if found.len() > MOST_NAMED { format!("; and {} more", found.len() - MOST_NAMED) } else { String::new() };
+        let named = found.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
+        ensure!(
+            found.is_empty(),
+            "{} of {} pictures to validate on cannot be measured: {named}{more}. Repair or remove them, choose others with --val, or --val none",
+            found.len(),
+            self.len()
+        );
+        Ok(Some(hasher.finalize()))
     }
 
     /// Where a pair is, for errors.

@@ -1,28 +1,57 @@
-//! What a run keeps on the disk: which network files stay, the best one, and whether there is room for all that will be kept. Depends
-//! on the network files and on what the system says of the disk. It promises to remove only files that training itself has named.
+//! What a run keeps on the disk: which network files stay, the best one, what of an earlier run in the same folder has to go, and whether
+//! there is room for all that will be kept. Depends on the network files, the previews, the log and on what the system says of the disk. It
+//! promises to remove only files that training itself has named.
 
-use super::{RunOptions, TrainConfig, write_model};
+use super::{RunOptions, TrainConfig, list_states, log, model_path, previews, write_model};
 use crate::files;
 use crate::model::Network;
 use crate::plan::bytes_text;
+use crate::report::tensorboard;
 use crate::system;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Names and shapes of a network file beside its numbers, and a state's head: generous for both.
 const HEADER_BYTES: u64 = 16 << 10;
-/// Beside checkpoints: log, previews, curves.
+/// Beside checkpoints, previews and the log: curves, the page of the run.
 const OTHER_BYTES: u64 = 8 << 20;
+/// A line of the log and the same figures for TensorBoard.
+const LINE_BYTES: u64 = 1 << 10;
+/// Most bytes of `best.json` that are read.
+const MAX_BEST_BYTES: u64 = 64 << 10;
+
+/// What a network was measured on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredOn {
+    /// Folder or set, as an absolute path; for people, since it may have been moved.
+    pub place: String,
+    /// How many pairs.
+    pub pairs: u64,
+    /// HR pixels left out at each edge.
+    pub crop_border: u32,
+    /// CRC-32 of the sizes and pixels of all pairs, in order.
+    pub checksum: u32,
+}
+
+impl MeasuredOn {
+    /// Whether scores on both can be compared.
+    pub fn same(&self, other: &MeasuredOn) -> bool {
+        (self.pairs, self.crop_border, self.checksum) == (other.pairs, other.crop_border, other.checksum)
+    }
+}
 
 /// The best network so far.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// Iteration it is of.
     pub iteration: u64,
     /// Its PSNR on Y, dB.
     pub psnr_y: f64,
+    /// What it was measured on; version 0.1.0 did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_on: Option<MeasuredOn>,
 }
 
 /// The best network of a run, and where its figures are.
@@ -34,7 +63,8 @@ impl Best {
     /// What an earlier process of the run has kept, up to the iteration it goes on from: what is later belongs to iterations that are
     /// done again, perhaps with other settings.
     pub fn read(run: &Path, iteration: u64) -> Option<Best> {
-        let text = std::fs::read(&best_paths(run)[1]).ok()?;
+        let mut text = Vec::new();
+        files::open_regular(&best_paths(run)[1]).ok()?.take(MAX_BEST_BYTES).read_to_end(&mut text).ok()?;
         serde_json::from_slice(&text).ok().filter(|best: &Best| best.iteration <= iteration)
     }
 
@@ -63,19 +93,50 @@ pub fn model_names(iteration: u64) -> [String; 2] {
     ["net_g", "net_g_ema"].map(|name| format!("{name}_{iteration}.safetensors"))
 }
 
+/// Iterations of the network files of a run's checkpoints.
+fn model_iterations(run: &Path) -> Vec<u64> {
+    let Ok(entries) = std::fs::read_dir(run.join("models")) else { return Vec::new() };
+    let number = |name: String| name.strip_prefix("net_g_")?.trim_start_matches("ema_").strip_suffix(".safetensors")?.parse().ok();
+    entries.flatten().filter_map(|e| number(e.file_name().into_string().ok()?)).collect()
+}
+
+/// Removes what an earlier run has left in the folder of one that begins, so that nobody takes it for this one's: what was drawn and
+/// written about it. With `networks` its states and networks go as well.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn forget(run: &Path, networks: bool) -> Result<()> {
+    previews::clear(run);
+    let [best_network, best_figures] = best_paths(run);
+    let mut gone = vec![best_figures];
+    gone.extend(log::curves(run));
+    gone.extend(tensorboard::own_files(&run.join("tensorboard")));
+    if networks {
+        let folder = run.join("models");
+        gone.extend([best_network, model_path(run)]);
+        gone.extend(model_iterations(run).into_iter().flat_map(model_names).map(|name| folder.join(name)));
+        // the states last: as long as one is left the folder says by itself that it holds a run
+        gone.extend(list_states(run)?.into_iter().map(|(_, path)| path));
+    }
+    for path in gone {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            outcome => outcome.with_context(|| format!("cannot remove {} of the earlier run", path.display()))?,
+        }
+    }
+    Ok(())
+}
+
 /// Removes network files that are too many, up to the iteration of the newest checkpoint.
 pub fn drop_surplus(run: &Path, newest: u64, keep: usize, every: Option<u64>) {
     let folder = run.join("models");
-    let Ok(entries) = std::fs::read_dir(&folder) else { return };
-    let number = |name: String| name.strip_prefix("net_g_")?.trim_start_matches("ema_").strip_suffix(".safetensors")?.parse().ok();
-    let iterations: Vec<u64> =
-        entries.flatten().filter_map(|e| number(e.file_name().into_string().ok()?)).filter(|i| *i <= newest).collect();
+    let iterations: Vec<u64> = model_iterations(run).into_iter().filter(|i| *i <= newest).collect();
     for name in surplus(&iterations, keep, every).into_iter().flat_map(model_names) {
         let _ = std::fs::remove_file(folder.join(name)); // an old network too many does no harm
     }
 }
 
-/// Bytes that the checkpoints of a run take at most at once, from an iteration on.
+/// Bytes that the checkpoints, previews and log of a run take at most at once, from an iteration on.
 pub fn checkpoint_bytes(config: &TrainConfig, options: &RunOptions, from: u64) -> u64 {
     let network = config.network.params().len() as u64 * 4 + HEADER_BYTES;
     let state = config.network.params().len() as u64 * 16 + HEADER_BYTES;
@@ -91,14 +152,21 @@ pub fn checkpoint_bytes(config: &TrainConfig, options: &RunOptions, from: u64) -
     // model.safetensors and the best one; of states one more while it is written
     let networks = pairs.saturating_mul(2).saturating_add(2);
     let states = (options.keep_states as u64).min(ahead).saturating_add(1);
-    networks.saturating_mul(network).saturating_add(states.saturating_mul(state)).saturating_add(OTHER_BYTES)
+    let checkpoints = networks.saturating_mul(network).saturating_add(states.saturating_mul(state));
+    let left = config.total_iter.saturating_sub(from);
+    let validations = if options.validation.is_some() { left / options.validate_every.max(1) + 1 } else { 0 };
+    // HR, bicubic, and one more while it is written
+    let previews = if validations > 0 { validations.min(previews::MOST_VERSIONS) + 3 } else { 0 };
+    let previews = previews * previews::PICTURES as u64 * previews::FILE_BYTES;
+    let lines = (left / options.log_every.max(1)).saturating_add(validations).saturating_mul(LINE_BYTES);
+    checkpoints.saturating_add(previews).saturating_add(lines).saturating_add(OTHER_BYTES)
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-fn bytes_in(folder: &Path) -> u64 {
+pub(super) fn bytes_in(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     entries.flatten().filter_map(|e| e.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
 }
@@ -110,11 +178,11 @@ fn bytes_in(folder: &Path) -> u64 {
 pub fn check_space(config: &TrainConfig, options: &RunOptions, from: u64) -> Result<()> {
     let Some(free) = system::free_space(&options.out) else { return Ok(()) };
     let needed = checkpoint_bytes(config, options, from);
-    let own = ["models", "states"].map(|folder| bytes_in(&options.out.join(folder))).iter().sum::<u64>();
+    let own = ["models", "states"].map(|folder| bytes_in(&options.out.join(folder))).iter().sum::<u64>() + previews::bytes(&options.out);
     ensure!(
         needed <= free.saturating_add(own),
-        "the disk of {} has {} free and the checkpoints of this run will take {}; make room, choose another --out, or keep fewer \
-         (--checkpoint-every, --keep-models, --keep-every, --keep-states)",
+        "the disk of {} has {} free and the checkpoints, previews and log of this run will take {}; make room, choose another --out, or keep \
+         fewer (--checkpoint-every, --keep-models, --keep-every, --keep-states, --log-every)",
         options.out.display(),
         bytes_text(free),
         bytes_text(needed)
@@ -153,5 +221,27 @@ mod tests {
         for i in 1..=8 {
             assert!(model_names(i).iter().all(|name| left(name) == [4, 7, 8].contains(&i)), "{i}");
         }
+    }
+
+    #[test]
+    fn an_earlier_run_is_forgotten_and_what_is_not_its_own_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path();
+        let derived = ["models/best.json", "loss.svg", "tensorboard/events.out.tfevents.1700000000.7.paragon", "previews/0_a/hr.png"];
+        let derived = derived.into_iter().chain(["previews/0_a/00000020.png", "previews/0_a/.hr.png.7.partial"]);
+        let networks = ["models/best_net_g_ema.safetensors", "models/net_g_20.safetensors", "models/net_g_ema_20.safetensors"];
+        let networks = networks.into_iter().chain(["model.safetensors", "states/state_000000020.safetensors"]);
+        let others = ["models/mine.safetensors", "previews/0_b/note.txt", "tensorboard/events.out.tfevents.1700000000.host", "notes.md"];
+        let all: Vec<&str> = derived.clone().chain(networks.clone()).chain(others).collect();
+        for path in &all {
+            std::fs::create_dir_all(run.join(path).parent().unwrap()).unwrap();
+            std::fs::write(run.join(path), "").unwrap();
+        }
+        let left = || -> Vec<&str> { all.iter().copied().filter(|path| run.join(path).exists()).collect() };
+        forget(run, false).unwrap();
+        assert_eq!(left(), networks.chain(others).collect::<Vec<_>>());
+        forget(run, true).unwrap();
+        assert_eq!(left(), others);
+        assert!(!run.join("previews/0_a").exists() && run.join("previews/0_b").exists());
     }
 }

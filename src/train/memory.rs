@@ -161,6 +161,13 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// The smaller of two budgets, part by part.
+    #[must_use]
+    pub fn within(self, other: Budget) -> Budget {
+        let least = |a: Option<u64>, b: Option<u64>| [a, b].into_iter().flatten().min();
+        Budget { host: least(self.host, other.host), device: least(self.device, other.device) }
+    }
+
     /// Whether a run stays inside.
     pub fn holds(&self, memory: &RunMemory) -> bool {
         self.host.is_none_or(|most| memory.host_bytes <= most) && self.device.is_none_or(|most| memory.device_bytes <= most)

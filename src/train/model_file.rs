@@ -1,14 +1,20 @@
 //! Network files: safetensors with PyTorch's `state_dict` names and shapes, so that they load there with `strict=True`, and
-//! what cannot be read off the tensors (variant, scale, alpha) as one JSON string in the metadata.
+//! what cannot be read off the tensors (variant, scale, alpha) as one JSON string in the metadata. Depends on the networks' tables and
+//! on files. Promises that a file is read in one way only: what could be meant in two ways is refused with both.
 
+use super::state;
+use crate::failure::retry;
 use crate::files;
+use crate::foreign::{HEAD_BYTES, Remedy, look};
 use crate::model::{Network, Param};
-use anyhow::{Context, Result, bail, ensure};
-use safetensors::tensor::TensorView;
+use crate::text::brief;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use safetensors::tensor::{Metadata, TensorView};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
-use std::io::Write;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// Key of the metadata entry; its value is JSON. One entry only, since more would come out in a different order every time.
@@ -16,6 +22,15 @@ const METADATA_KEY: &str = "paragon";
 
 /// The largest network of the family has a few tens of MiB; something larger is another file.
 const MAX_MODEL_BYTES: u64 = 1 << 30;
+/// Bytes of a header (names, shapes, metadata) at most: that of a network of the family has some tens of KiB, and reading one takes
+/// several times its length in memory.
+const MAX_HEADER_BYTES: u64 = 4 << 20;
+/// Tensors at most: the largest network of the family has under a thousand.
+const MAX_TENSORS: usize = 20_000;
+/// How a PyTorch file becomes a safetensors file; docs/training.md says the same.
+const CONVERT: &str = "import torch, safetensors.torch as s; n = torch.load('net.pth', map_location='cpu', weights_only=True); \
+                       n = n.get('params_ema', n.get('params', n)); \
+                       s.save_file({k: v.clone() for k, v in n.items()}, 'net.safetensors')";
 
 /// What the metadata says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,39 +87,142 @@ pub fn read_model(path: &Path, hints: &ModelHints) -> Result<(Network, Vec<f32>,
     read_model_bytes(&bytes, hints).with_context(|| format!("cannot use {} as a model", path.display()))
 }
 
-/// Key prefixes under which frameworks wrap a `state_dict`.
-const PREFIXES: [&str; 3] = ["params_ema.", "params.", "module."];
+/// Parts of a key that frameworks put anywhere into it, where they wrap a module: torch.compile, DataParallel, FSDP, checkpointing.
+const WRAPPERS: [&str; 5] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
 
-fn plain_name(name: &str) -> &str {
-    let mut name = name;
-    while let Some(rest) = PREFIXES.iter().find_map(|p| name.strip_prefix(p)) {
-        name = rest;
-    }
-    name
+/// Beginnings of keys under which trainers keep a whole network.
+const CONTAINERS: [&str; 18] = [
+    "params",
+    "params_ema",
+    "state_dict",
+    "model_state_dict",
+    "weights",
+    "model",
+    "model_ema",
+    "ema",
+    "ema_model",
+    "net",
+    "network",
+    "net_g",
+    "net_g_ema",
+    "network_g",
+    "netG",
+    "generator",
+    "generator_ema",
+    "g_ema",
+];
+
+/// A key without what frameworks put around it, and whether it belongs to an average.
+fn plain_name(name: &str) -> (String, bool) {
+    let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+    let outer = parts.iter().take_while(|part| CONTAINERS.contains(part)).count().min(parts.len().saturating_sub(1));
+    let averaged = parts[..outer].iter().any(|part| part.contains("ema"));
+    (parts[outer..].join("."), averaged)
 }
 
-/// The tensors of a file by their plain names. Where it holds a network twice, the average (`params_ema`) is taken.
-fn tensors_of<'a>(file: &SafeTensors<'a>) -> HashMap<String, TensorView<'a>> {
-    let mut all = file.tensors();
-    all.sort_by_key(|(name, _)| name.contains("params_ema."));
-    all.into_iter().map(|(name, view)| (plain_name(&name).to_string(), view)).collect()
+/// The tensors of a file by their plain names. Where it holds a network and its average, the average is taken, and nothing but it.
+///
+/// # Errors
+/// When a name stands for two tensors; both are named.
+fn tensors_of<'a>(file: &SafeTensors<'a>) -> Result<BTreeMap<String, TensorView<'a>>> {
+    // sorted, since the crate's order changes from run to run
+    let all: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
+    let mut groups: [BTreeMap<String, (String, TensorView)>; 2] = Default::default();
+    for (name, view) in all {
+        let (plain, averaged) = plain_name(&name);
+        // the counter of torch.optim.swa_utils.AveragedModel
+        if plain == "n_averaged" {
+            continue;
+        }
+        let group = &mut groups[usize::from(averaged)];
+        if let Some((other, _)) = group.get(&plain) {
+            let (plain, other, name) = (brief(plain), brief(other), brief(name));
+            bail!("it holds {plain} twice, as {other} and as {name}, and does not say which counts; write a file with one of them");
+        }
+        group.insert(plain, (name, view));
+    }
+    let [mut raw, averaged] = groups;
+    if averaged.keys().any(|name| raw.contains_key(name)) {
+        raw.clear();
+    }
+    raw.extend(averaged);
+    Ok(raw.into_iter().map(|(plain, (_, view))| (plain, view)).collect())
+}
+
+/// The header of a whole safetensors file of a network.
+///
+/// # Errors
+/// When it is no such file, too large to be one, or the state of a training.
+fn header_of(bytes: &[u8]) -> Result<Metadata> {
+    check_start(&bytes[..bytes.len().min(HEAD_BYTES)], bytes.len() as u64)?;
+    let read = SafeTensors::read_metadata(bytes);
+    // the crate's text may hold a name of any length
+    let (_, header) = read.map_err(|error| anyhow!("it is not a whole safetensors file: {}", brief(error)))?;
+    let count = header.offset_keys().len();
+    ensure!(count <= MAX_TENSORS, "it holds {count} tensors, and a network has at most {MAX_TENSORS}");
+    if header.metadata().as_ref().is_some_and(|m| m.contains_key(state::METADATA_KEY)) {
+        bail!("it is the state of a training (a folder `states`); give a network of the same run: model.safetensors or one of `models`");
+    }
+    Ok(header)
+}
+
+fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>> {
+    SafeTensors::deserialize(bytes).map_err(|error| anyhow!("it is not a whole safetensors file: {}", brief(error)))
+}
+
+/// Refuses a file by its first bytes and its length, before it is read: other formats by their name, headers that are too large.
+fn check_start(head: &[u8], length: u64) -> Result<()> {
+    let header = head.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let fits = header.checked_add(8).is_some_and(|end| end <= length);
+    if head.get(8) != Some(&b'{') || !fits {
+        if let Some(found) = look(head) {
+            let remedy = match found.remedy {
+                Remedy::Convert => format!(
+                    "PyTorch's files are pickles, which can run code; convert it once: python -c \"{CONVERT}\" (docs/training.md, \
+                     \"Starting from another network\")"
+                ),
+                Remedy::Fetch => "it is not the network itself; fetch it again (with Git LFS: `git lfs pull`)".into(),
+                Remedy::Unpack => "unpack it first".into(),
+                Remedy::Another => "a network is read from safetensors alone".into(),
+            };
+            bail!("it is {}, not a safetensors file; {remedy}", found.what);
+        }
+        ensure!(
+            head.get(8) != Some(&b'{'),
+            "it is not a whole safetensors file: its header has {header} bytes and the file {length}; copy or fetch it again"
+        );
+        bail!("it is not a safetensors file, and nothing else that is known");
+    }
+    ensure!(
+        header <= MAX_HEADER_BYTES,
+        "its header has {header} bytes, and that of a network has at most {MAX_HEADER_BYTES}: expected a safetensors file of a ParagonSR2 network"
+    );
+    ensure!(length <= MAX_MODEL_BYTES, "it has {} MiB: expected a safetensors file of at most {} MiB", length >> 20, MAX_MODEL_BYTES >> 20);
+    Ok(())
 }
 
 /// What does not fit between a file and a network: a line for each parameter that is missing, has another shape or type, or is
 /// not part of the network; sorted.
-fn mismatches(tensors: &HashMap<String, TensorView>, net: &Network) -> Vec<String> {
+fn mismatches(tensors: &BTreeMap<String, TensorView>, net: &Network) -> Vec<String> {
     let table = net.params();
     let mut wrong: Vec<String> = table.params.iter().filter_map(|p| misfit(tensors, p)).collect();
     let unknown = tensors.keys().filter(|name| table.get(name).is_none());
-    wrong.extend(unknown.map(|name| format!("{name} is not part of {} x{}", net.arch, net.scale)));
+    wrong.extend(unknown.map(|name| format!("{} is not part of {} x{}", brief(name), net.arch, net.scale)));
     wrong.sort();
     wrong
 }
 
-fn misfit(tensors: &HashMap<String, TensorView>, p: &Param) -> Option<String> {
+/// A shape without the sides of 1, which do not change what lies where: PyTorch takes a scalar of shape [1] too.
+fn squeezed(shape: &[usize]) -> Vec<usize> {
+    shape.iter().copied().filter(|side| *side != 1).collect()
+}
+
+fn misfit(tensors: &BTreeMap<String, TensorView>, p: &Param) -> Option<String> {
     match tensors.get(&p.name) {
         None => Some(format!("{} is missing", p.name)),
-        Some(t) if t.shape() != p.shape => Some(format!("{} has shape {:?}, expected {:?}", p.name, t.shape(), p.shape)),
+        Some(t) if squeezed(t.shape()) != squeezed(&p.shape) => {
+            Some(format!("{} has shape {}, expected {:?}", p.name, brief(format!("{:?}", t.shape())), p.shape))
+        }
         Some(t) if !matches!(t.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) => Some(format!("{} has type {:?}", p.name, t.dtype())),
         Some(_) => None,
     }
@@ -121,16 +239,17 @@ pub struct Pretrained {
     pub mismatches: Vec<String>,
 }
 
-/// Start values of a network from a file of ours or of PyTorch's (`params`, `params_ema` and `module.` prefixes are understood): all of
-/// them, or (not `strict`) those that fit, the others from `start`. The network's own alpha stays.
+/// Start values of a network from a file of ours or of PyTorch's (what trainers put around the keys, as `params_ema.module.`, is
+/// understood): all of them, or (not `strict`) those that fit, the others from `start`. The network's own alpha stays.
 ///
 /// # Errors
 /// A file that cannot be read; when strict, tensors that do not fit; when not, a file of which nothing fits; values not finite.
 pub fn read_pretrained(path: &Path, net: &Network, mut start: Vec<f32>, strict: bool) -> Result<Pretrained> {
     let bytes = read_bytes(path)?;
     let mut read = || -> Result<(usize, Vec<String>)> {
-        let file = SafeTensors::deserialize(&bytes).context("it is not a whole safetensors file")?;
-        let tensors = tensors_of(&file);
+        header_of(&bytes)?;
+        let file = parse(&bytes)?;
+        let tensors = tensors_of(&file)?;
         let wrong = mismatches(&tensors, net);
         if strict && !wrong.is_empty() {
             bail!("its tensors are not those of {} x{}: {} (--lenient takes what fits)", net.arch, net.scale, shorten(&wrong));
@@ -155,26 +274,34 @@ fn shorten(wrong: &[String]) -> String {
     if more > 0 { format!("{shown}; and {more} more") } else { shown }
 }
 
+/// The bytes of a file that may be a network: not those of a folder or pipe, of another format, or of something far too large.
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let about = std::fs::metadata(path).with_context(|| format!("cannot read the model {}", path.display()))?;
-    ensure!(
-        about.is_file() && about.len() <= MAX_MODEL_BYTES,
-        "cannot use {} as a model: expected a safetensors file of at most {} MiB",
-        path.display(),
-        MAX_MODEL_BYTES >> 20
-    );
-    std::fs::read(path).with_context(|| format!("cannot read the model {}", path.display()))
+    let cannot = || format!("cannot read the model {}", path.display());
+    let about = retry(|| std::fs::metadata(path)).with_context(cannot)?;
+    let refused = || format!("cannot use {} as a model", path.display());
+    if !about.is_file() {
+        let found = if about.is_dir() { "a folder; give the file in it, as model.safetensors" } else { "no regular file" };
+        return Err(anyhow!("it is {found}")).with_context(refused);
+    }
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    retry(|| {
+        head.clear();
+        File::open(path)?.take(HEAD_BYTES as u64).read_to_end(&mut head)
+    })
+    .with_context(cannot)?;
+    check_start(&head, about.len()).with_context(refused)?;
+    retry(|| std::fs::read(path)).with_context(cannot)
 }
 
 fn read_model_bytes(bytes: &[u8], hints: &ModelHints) -> Result<(Network, Vec<f32>, Option<ModelMeta>)> {
-    let (_, header) = SafeTensors::read_metadata(bytes).context("it is not a whole safetensors file")?;
+    let header = header_of(bytes)?;
     let meta: Option<ModelMeta> = match header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY)) {
-        Some(text) => Some(serde_json::from_str(text).context("its metadata is not ours")?),
+        Some(text) => Some(serde_json::from_str(text).map_err(|error| anyhow!("its metadata is not ours: {}", brief(error)))?),
         None => None,
     };
-    let file = SafeTensors::deserialize(bytes).context("it is not a whole safetensors file")?;
-    let tensors = tensors_of(&file);
-    let shape_of = |name: &str| tensors.get(name).map(|t| t.shape().to_vec());
+    let file = parse(bytes)?;
+    let tensors = tensors_of(&file)?;
+    let shape_of = |name: &str| tensors.get(name).map(|t| squeezed(t.shape()));
 
     let arch = hints.arch.clone().or_else(|| meta.as_ref().map(|m| m.arch.clone())).unwrap_or_else(|| "paragonsr2_realtime".into());
     // the pixel shuffle's convolution tells the scale: [F * s * s, F, 3, 3]
@@ -318,6 +445,171 @@ mod tests {
         let foreign = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
         std::fs::write(&twice, safetensors::serialize([("x", foreign)], None).unwrap()).unwrap();
         assert!(format!("{:#}", read_pretrained(&twice, &net, fresh, false).unwrap_err()).contains("none of its tensors"));
+    }
+
+    /// A file of these tensors of one value each.
+    fn file_of(path: &Path, list: &[(String, Vec<usize>, f32)]) {
+        let bytes: Vec<Vec<u8>> = list.iter().map(|(_, shape, v)| v.to_le_bytes().repeat(shape.iter().product())).collect();
+        let views = list.iter().zip(&bytes).map(|((name, shape, _), b)| (name, TensorView::new(Dtype::F32, shape.clone(), b).unwrap()));
+        std::fs::write(path, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
+    }
+
+    /// A whole Nano x2 of one value, its names changed.
+    fn named(name: impl Fn(&str) -> String, value: f32) -> Vec<(String, Vec<usize>, f32)> {
+        let table = Network::new("nano", 2).unwrap().params();
+        table.params.iter().filter(|p| p.trainable).map(|p| (name(&p.name), p.shape.clone(), value)).collect()
+    }
+
+    /// The value of every parameter that training starts from, or the error.
+    fn started(path: &Path) -> Result<f32, String> {
+        let net = Network::new("nano", 2).unwrap();
+        let table = net.params();
+        let read = read_pretrained(path, &net, vec![0.0; table.len()], false).map_err(|e| format!("{e:#}"))?;
+        let values: Vec<f32> = read.values[..table.trainable()].to_vec();
+        assert_eq!(read.taken, table.params.iter().filter(|p| p.trainable).count(), "{:?}", read.mismatches);
+        assert!(values.iter().all(|v| *v == values[0]), "a mixture of two networks");
+        Ok(values[0])
+    }
+
+    #[test]
+    fn keys_of_wrapped_networks_are_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("n.safetensors");
+        for prefix in [
+            "_orig_mod.",
+            "module._orig_mod.",
+            "_orig_mod.module.",
+            "params.module.",
+            "params_ema._orig_mod.module.",
+            "net_g.",
+            "state_dict.generator.",
+            "model_state_dict.netG.module.",
+            "_forward_module.model.",
+        ] {
+            file_of(&path, &named(|n| format!("{prefix}{n}"), 0.25));
+            assert_eq!(started(&path), Ok(0.25), "{prefix}");
+        }
+        // where parts of a network were wrapped by themselves
+        file_of(&path, &named(|n| n.replace("body.0.blocks.", "body._orig_mod.0._fsdp_wrapped_module.blocks."), 0.25));
+        assert_eq!(started(&path), Ok(0.25));
+        // and the counter of an average
+        let mut list = named(|n| format!("module.{n}"), 0.25);
+        list.push(("n_averaged".into(), vec![], 7.0));
+        file_of(&path, &list);
+        assert_eq!(started(&path), Ok(0.25));
+    }
+
+    #[test]
+    fn a_name_that_stands_for_two_tensors_is_refused_with_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("n.safetensors");
+        let twice = |a: &str, b: &str| {
+            let list = [named(|n| format!("{a}{n}"), 0.25), named(|n| format!("{b}{n}"), 0.5)].concat();
+            file_of(&path, &list);
+            started(&path)
+        };
+        for (a, b) in [("", "module."), ("params.", "_orig_mod."), ("params_ema.", "net_g_ema."), ("net_g.", "generator.")] {
+            let error = twice(a, b).unwrap_err();
+            assert!(error.contains(&format!("{a}body.0")) && error.contains(&format!("{b}body.0")) && error.contains("twice"), "{error}");
+        }
+        // an average wins, and never lends single tensors
+        assert_eq!(twice("params.", "params_ema."), Ok(0.5));
+        assert_eq!(twice("g_ema.", ""), Ok(0.25));
+        let mut list = named(|n| format!("params.{n}"), 0.25);
+        list.push(("params_ema.conv_in.bias".into(), vec![16], 0.5));
+        file_of(&path, &list);
+        let net = Network::new("nano", 2).unwrap();
+        let part = read_pretrained(&path, &net, vec![0.0; net.params().len()], false).unwrap();
+        assert_eq!(part.taken, 1);
+        assert!(format!("{:#}", read_pretrained(&path, &net, part.values, true).unwrap_err()).contains("is missing"));
+    }
+
+    #[test]
+    fn sides_of_one_do_not_matter() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("n.safetensors");
+        let mut list = named(str::to_string, 0.25);
+        for (name, shape, _) in &mut list {
+            match name.as_str() {
+                "detail_gain" => *shape = vec![1],
+                "body.0.blocks.0.scale.gamma" => *shape = vec![16],
+                "body.0.blocks.1.conv1.weight" => *shape = vec![32, 16],
+                _ => {}
+            }
+        }
+        file_of(&path, &list);
+        assert_eq!(started(&path), Ok(0.25));
+        for wrong in [vec![2], vec![0], vec![1, 2]] {
+            list.iter_mut().find(|(name, ..)| name == "detail_gain").unwrap().1 = wrong.clone();
+            file_of(&path, &list);
+            let net = Network::new("nano", 2).unwrap();
+            let read = read_pretrained(&path, &net, vec![0.0; net.params().len()], false).unwrap();
+            let line = format!("detail_gain has shape {wrong:?}, expected []");
+            assert!(read.mismatches.contains(&line), "{:?}", read.mismatches);
+        }
+    }
+
+    #[test]
+    fn other_files_are_named_with_what_helps() {
+        let (dir, path, net, values) = sample();
+        let other = dir.path().join("other.bin");
+        let whole = std::fs::read(&path).unwrap();
+        let huge = [&(5u64 << 20).to_le_bytes()[..], b"{", &vec![b' '; 5 << 20]].concat();
+        let many: String = (0..30_000).map(|i| format!("\"{i}\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}},")).collect();
+        let many = format!("{{{}}}", many.trim_end_matches(','));
+        let many = [&(many.len() as u64).to_le_bytes()[..], many.as_bytes()].concat();
+        for (content, words) in [
+            (&b"PK\x03\x04\0\0\0\0\0\0archive/data.pkl"[..], &["torch.save", "torch.load", "docs/training.md"][..]),
+            (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", &["pickle", "torch.load", "docs/training.md"]),
+            (b"GGUF\x03\0\0\0\0\0", &["GGUF", "safetensors alone"]),
+            (b"\x08\x08\x12\x07pytorch\x1a\x05", &["ONNX"]),
+            (b"\x89HDF\r\n\x1a\n", &["HDF5"]),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", &["Git LFS pointer", "git lfs pull"]),
+            (b"<!DOCTYPE html>\n<html>", &["web page", "fetch it again"]),
+            (b"404: Not Found", &["text file"]),
+            (b"\x1f\x8b\x08\0", &["gzip", "unpack"]),
+            (b"", &["empty"]),
+            (&[0; 64], &["zeros"]),
+            (b"\x01\x02\x03\x04\x05\x06\x07\x08\x09", &["not a safetensors file"]),
+            (&whole[..whole.len() - 1], &["not a whole safetensors file"]),
+            (&whole[..200], &["not a whole safetensors file", "200"]),
+            (&huge, &["header has 5242880 bytes"]),
+            (&many, &["30000 tensors"]),
+        ] {
+            std::fs::write(&other, content).unwrap();
+            let fresh = net.params().start_values(1);
+            for error in [read_model(&other, &ModelHints::default()).unwrap_err(), read_pretrained(&other, &net, fresh, false).unwrap_err()]
+            {
+                let error = format!("{error:#}");
+                assert!(error.contains("other.bin") && words.iter().all(|word| error.contains(word)), "{words:?}: {error}");
+            }
+        }
+        // a header of 640 bytes begins as a pickle does, and is one of ours
+        let mut padded = whole[8..].to_vec();
+        let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+        let wanted = length.next_multiple_of(0x10000) + 0x0280;
+        padded.splice(length..length, vec![b' '; wanted - length]);
+        std::fs::write(&other, [&(wanted as u64).to_le_bytes()[..], &padded].concat()).unwrap();
+        assert_eq!(read_model(&other, &ModelHints::default()).unwrap().1, values);
+        let error = format!("{:#}", read_model(dir.path(), &ModelHints::default()).unwrap_err());
+        assert!(error.contains("a folder") && error.contains("model.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn the_line_that_converts_is_that_of_the_documentation() {
+        let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/training.md")).unwrap();
+        assert!(page.contains(CONVERT), "docs/training.md does not hold: {CONVERT}");
+    }
+
+    #[test]
+    fn the_state_of_a_training_is_no_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state_1.safetensors");
+        let zero = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+        let metadata = HashMap::from([(state::METADATA_KEY.to_string(), "{}".to_string())]);
+        std::fs::write(&path, safetensors::serialize([("parameters", zero)], Some(metadata)).unwrap()).unwrap();
+        let error = format!("{:#}", read_model(&path, &ModelHints::default()).unwrap_err());
+        assert!(error.contains("the state of a training") && error.contains("model.safetensors"), "{error}");
     }
 
     #[test]

@@ -3,26 +3,20 @@
 
 use super::{OpenLine, Pretrained, RunOptions, State, TrainConfig, newest_state, read_pretrained};
 use crate::loader::Sources;
-use anyhow::{Context, Result, bail, ensure};
-use std::fs::File;
+use crate::lock::{FolderLock, lock_folder};
+use anyhow::{Result, bail, ensure};
 use std::path::Path;
 
 /// One process per run folder: two would overwrite each other's states.
-pub(super) fn lock(out: &Path) -> Result<File> {
-    let path = out.join(".lock");
-    let file = File::create(&path).with_context(|| format!("cannot write to {}", out.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another process is training in {}; wait for it or use another --out", out.display())
-        }
-        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
-    }
+pub(super) fn lock(out: &Path, report: &dyn Fn(&str)) -> Result<FolderLock> {
+    let (lock, warning) = lock_folder(out, "another process is training in")?;
+    warning.iter().for_each(|warning| report(warning));
+    Ok(lock)
 }
 
 /// The state to start from, and whether it is a fresh one.
 pub(super) fn start_state(sources: &Sources, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<(State, bool)> {
-    let (found, damaged) = if options.restart { (None, Vec::new()) } else { newest_state(&options.out) };
+    let (found, damaged) = if options.restart { (None, Vec::new()) } else { newest_state(&options.out)? };
     let table = config.network.params();
     let Some(state) = found else {
         if !damaged.is_empty() {
@@ -73,6 +67,15 @@ pub(super) fn tell_changes(state: &State, fresh: bool, config: &TrainConfig, rep
     let changed = if fresh { Vec::new() } else { state.head.config.differences(config) };
     for (key, text) in &changed {
         report(&format!("  changed since: {key}: {text}"));
+    }
+    let (before, now) = (&state.head.config.schedule, &config.schedule);
+    let iteration = state.head.iteration;
+    if !fresh && before.lr(iteration + 1) != now.lr(iteration + 1) {
+        report(&format!(
+            "  the learning rate was {:.3e} at iteration {iteration} and is {:.3e} now",
+            before.lr(iteration.max(1)),
+            now.lr(iteration + 1)
+        ));
     }
     if changed.iter().any(|(key, _)| key == "batch_size") {
         report("  the same samples an iteration; sums are rounded in another order than in an unbroken run");

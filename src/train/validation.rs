@@ -1,12 +1,16 @@
 //! Validation within a run: held-out pictures, upscaled in the step's arena. Depends on the held-out pairs, the metrics and upscaling. It promises
-//! to take no device memory beyond what the step has.
+//! to take no device memory beyond what the step has, to end within a picture of being told to stop, and that what goes wrong with a
+//! picture is a warning: a run does not end for what only measures it.
 
+use super::keeping::MeasuredOn;
 use super::{HeldOut, Place, RunOptions, TrainConfig, previews};
 use crate::backend::Backend;
 use crate::eval::{Scores, evaluate_pair, mean};
 use crate::plan::{Plan, Sizing};
+use crate::system::anonymous_memory;
 use crate::upscale::{Guest, Tiles, largest_tile};
 use anyhow::{Context, Result};
+use std::sync::atomic::Ordering;
 
 /// Pictures for validation. They are upscaled in the step's arena, which holds nothing of worth between steps.
 pub(super) struct Validation {
@@ -17,6 +21,20 @@ pub(super) struct Validation {
     pub every: u64,
     /// Pixels of the largest HR picture.
     pub largest: u64,
+    /// HR pixels left out at each edge.
+    crop: u32,
+    /// Most anonymous memory seen while pictures were held, bytes.
+    pub peak: u64,
+}
+
+/// What came of a validation.
+pub(super) enum Validated {
+    /// Means over all pairs.
+    Scores(Scores),
+    /// A pair could not be measured; means over the others could not be compared with those of other validations.
+    Failed,
+    /// The run was told to stop meanwhile.
+    Stopped,
 }
 
 impl Validation {
@@ -25,7 +43,9 @@ impl Validation {
         let held_out = HeldOut::open(folder, config.network.scale)?;
         let largest = held_out.largest()?;
         let tiles = Tiles::new(config.network.clone(), 0)?;
-        Ok(Some(Validation { held_out, tiles, sizing: place.inference(), every: options.validate_every.max(1), largest }))
+        let crop = options.crop_border.unwrap_or(config.network.scale as u32);
+        let every = options.validate_every.max(1);
+        Ok(Some(Validation { held_out, tiles, sizing: place.inference(), every, largest, crop, peak: 0 }))
     }
 
     /// Takes the largest tiles that the plan of the step has room for.
@@ -36,24 +56,61 @@ impl Validation {
         Ok(())
     }
 
-    /// Mean scores of a network; its pictures are kept for the report.
+    /// Loads every pair once, before the first step, and says what scores will be measured on; nothing where the run is stopped meanwhile.
+    ///
+    /// # Errors
+    /// Names the pairs that cannot be measured.
+    pub fn check(&mut self, options: &RunOptions) -> Result<Option<MeasuredOn>> {
+        let (stop, peak) = (&options.stop, &mut self.peak);
+        let checksum = self.held_out.check(self.crop, &mut || {
+            *peak = (*peak).max(anonymous_memory().unwrap_or(0));
+            !stop.load(Ordering::Relaxed)
+        })?;
+        let place = options.validation.as_deref().map(|place| std::path::absolute(place).unwrap_or_else(|_| place.to_path_buf()));
+        Ok(checksum.map(|checksum| MeasuredOn {
+            place: place.map_or_else(String::new, |place| place.display().to_string()),
+            pairs: self.held_out.len() as u64,
+            crop_border: self.crop,
+            checksum,
+        }))
+    }
+
+    /// Measures a network; its pictures are kept for the report.
     pub fn measure(
         &mut self,
         backend: &mut dyn Backend,
         params: &[f32],
-        config: &TrainConfig,
         options: &RunOptions,
         iteration: u64,
-    ) -> Result<Scores> {
-        let crop = options.crop_border.unwrap_or(config.network.scale as u32);
+        warn: &mut dyn FnMut(String),
+    ) -> Validated {
         let mut guest = Guest { tiles: &mut self.tiles, host: backend, sizing: self.sizing.as_ref(), params };
         let mut scores = Vec::with_capacity(self.held_out.len());
+        let mut previews_failed = false;
         for index in 0..self.held_out.len() {
-            let (name, pair) = self.held_out.pair(index)?;
-            let m = evaluate_pair(&mut guest, &name, &pair, crop).with_context(|| self.held_out.place(index))?;
-            previews::keep(&options.out, iteration, index, &m.result, &m.ours, &m.bicubic, &pair)?;
+            if options.stop.load(Ordering::Relaxed) {
+                return Validated::Stopped;
+            }
+            let measured = self.held_out.pair(index).and_then(|(name, pair)| {
+                let measured = evaluate_pair(&mut guest, &name, &pair, self.crop).with_context(|| self.held_out.place(index))?;
+                Ok((pair, measured))
+            });
+            // while the pictures are held: this is the most that validation takes
+            self.peak = self.peak.max(anonymous_memory().unwrap_or(0));
+            let (pair, m) = match measured {
+                Ok(measured) => measured,
+                Err(error) => {
+                    warn(format!("this validation has no scores, and training goes on: {error:#}"));
+                    return Validated::Failed;
+                }
+            };
+            if let Err(error) = previews::keep(&options.out, iteration, index, &m.result, &m.ours, &m.bicubic, &pair)
+                && !std::mem::replace(&mut previews_failed, true)
+            {
+                warn(format!("the previews of this validation are not all kept: {error:#}"));
+            }
             scores.push(m.result.network);
         }
-        Ok(mean(scores.into_iter()))
+        Validated::Scores(mean(scores.into_iter()))
     }
 }

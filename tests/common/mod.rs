@@ -1,23 +1,10 @@
-//! What the integration tests share: where the reference data lies, and comparing numbers. Reference data is optional: a
-//! test that needs it prints `SKIP` with the reason and passes where it is absent.
+//! What the integration tests share: where the reference data lies, and comparing numbers.
 #![allow(dead_code)]
 
+pub mod place;
 pub mod trajectory;
 
 use safetensors::{Dtype, SafeTensors};
-use std::path::PathBuf;
-
-/// The folder of reference data: `PARAGON_SHARED`, else `../shared` beside the project.
-pub fn shared(test: &str, path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("PARAGON_SHARED").map(PathBuf::from);
-    let root = root.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"));
-    let full = root.join(path);
-    if full.exists() {
-        return Some(full);
-    }
-    println!("SKIP {test}: {} is not here (set PARAGON_SHARED)", full.display());
-    None
-}
 
 /// A tensor as f64, whatever its type; an absent name is a failed test.
 pub fn tensor(file: &SafeTensors, name: &str) -> Vec<f64> {

@@ -95,6 +95,11 @@ impl Trajectory {
         worst
     }
 
+    /// Whether the file says what the parameters are in the end; one that was cut to its first iterations does not.
+    pub fn has_end(&self) -> bool {
+        self.file().names().iter().any(|name| name.starts_with("param_final."))
+    }
+
     /// The worst relative error of a tensor of `prefix` (`param_final.`) after the whole trajectory.
     pub fn final_error(&self, backend: &mut dyn Backend, prefix: &str, port: Option<BufferId>) -> f64 {
         let file = self.file();

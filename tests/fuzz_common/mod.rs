@@ -2,6 +2,7 @@
 //! way there is. Whatever it holds, the answer must be pixels or an error; anything else ends the process.
 #![allow(dead_code)] // not every target uses all of it
 
+use paragon::dataset::decode::{self as picture, Limits};
 use paragon::shard::codec::{Codec, Crop, Decoder};
 use paragon::shard::format::{FOOTER_BYTES, Geometry, HEADER_BYTES, INDEX_ENTRY_BYTES};
 use paragon::shard::manifest::{MANIFEST_NAME, Manifest, ShardInfo};
@@ -22,6 +23,24 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 
 fn put(b: &mut [u8], at: usize, value: u32) {
     b[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Decodes bytes as a picture file, in every way there is. `folder` holds the file for the header. Says whether there were pixels.
+pub fn picture(input: &[u8], folder: &Path) -> bool {
+    let limits = Limits { max_pixels: 1 << 20 };
+    let path = folder.join("picture");
+    fs::write(&path, input).unwrap();
+    let header = picture::look(&path, &limits);
+    let decoded = picture::decode_loaded(&path, input, &limits);
+    if let Ok(decoded) = &decoded {
+        let header = header.expect("a picture that decodes has a header");
+        assert_eq!(header.size, decoded.image.dimensions());
+        assert!(header.metadata_bytes < 1 << 28);
+        decoded.notes.iter().for_each(|note| assert!(!note.to_string().is_empty()));
+        let (again, alpha) = picture::decode_with_alpha(&path, &limits).unwrap();
+        assert!(again.image == decoded.image && alpha.is_none_or(|plane| plane.dimensions() == again.image.dimensions()));
+    }
+    decoded.is_ok()
 }
 
 /// Decodes a payload, whole and in part. The first three bytes choose scale, LQ side, codec and crop. Says whether it held
@@ -125,4 +144,53 @@ pub fn reseal_manifest(manifest: &mut [u8]) {
         put(manifest, 12, length);
         put(manifest, 16, crc);
     }
+}
+
+/// Makes the checksum of a damaged state right again, as far as its head can be found.
+pub fn reseal_state(state: &mut Vec<u8>) {
+    let Some((length, rest)) = state.split_first_chunk() else { return };
+    let Some(header) = usize::try_from(u64::from_le_bytes(*length)).ok().and_then(|n| rest.get(..n)) else { return };
+    let data = &rest[header.len()..];
+    let Ok(mut tree) = serde_json::from_slice::<serde_json::Value>(header) else { return };
+    let mut hasher = crc32fast::Hasher::new();
+    for name in ["parameters", "moment1", "moment2", "ema"] {
+        let offset = |i: usize| tree[name]["data_offsets"][i].as_u64().map(|at| at as usize);
+        let (Some(start), Some(end)) = (offset(0), offset(1)) else { return };
+        let Some(bytes) = data.get(start..end) else { return };
+        hasher.update(bytes);
+    }
+    let Some(head) = tree["__metadata__"]["paragon_state"].as_str() else { return };
+    let Some(at) = head.rfind(",\"crc32\":") else { return };
+    let before = head[..at + 9].to_string();
+    hasher.update(before.as_bytes());
+    hasher.update(b"0}");
+    tree["__metadata__"]["paragon_state"] = format!("{before}{}}}", hasher.finalize()).into();
+    let mut header = tree.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    *state = [&(header.len() as u64).to_le_bytes()[..], &header, data].concat();
+}
+
+/// Reads bytes as the state of a run, and as the file of one. Says whether they are one.
+pub fn read_state(bytes: &[u8]) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let path = paragon::train::state_path(dir.path(), 1);
+    fs::create_dir(dir.path().join("states")).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let whole = paragon::train::State::from_bytes(bytes).is_ok();
+    let file = paragon::train::State::read(&path).is_ok();
+    assert!(whole || !file, "a file is read whose bytes are not");
+    assert_eq!(paragon::train::newest_state(dir.path()).unwrap().0.is_some(), file);
+    file
+}
+
+/// Reads bytes as the log of a run; gives the number of its lines.
+pub fn read_log(bytes: &[u8]) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("log.jsonl"), bytes).unwrap();
+    let digest = paragon::train::read_log(dir.path()).unwrap().unwrap();
+    assert_eq!(digest.count == 0, digest.lines.is_empty());
+    // opened to go on, it keeps the lines of the iterations that are done, and they can be read again
+    paragon::train::Log::open(dir.path(), u64::MAX).unwrap();
+    assert_eq!(paragon::train::read_log(dir.path()).unwrap().unwrap().count, digest.count);
+    digest.count
 }

@@ -5,7 +5,7 @@
 
 use paragon::backend::Scalars;
 use paragon::backend::cuda::{Arg, Launch, scalars_launch};
-use paragon::plan::{BufferId, Plan, Precision};
+use paragon::plan::{BufferId, PlanData, Precision};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -120,7 +120,7 @@ fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf
 
 /// A plan's buffers in host memory, each by itself, on which launches are replayed.
 pub struct Host {
-    pub plan: Plan,
+    pub plan: PlanData,
     pub memory: Vec<Vec<u8>>,
     pub order: Order,
     /// A barrier (file:line) that does nothing.
@@ -130,7 +130,8 @@ pub struct Host {
 
 impl Host {
     /// Every byte starts as part of a NaN, but in persistent buffers, which start as zeros as the backends' do.
-    pub fn new(plan: Plan, program: PathBuf, order: Order) -> Host {
+    pub fn new(plan: impl Into<PlanData>, program: PathBuf, order: Order) -> Host {
+        let plan = plan.into();
         let memory = plan
             .buffers
             .iter()

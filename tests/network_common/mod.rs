@@ -129,7 +129,7 @@ pub fn scalars() -> Scalars {
 }
 
 pub fn options(isa: Isa, threads: usize) -> CpuOptions {
-    CpuOptions { threads, isa }
+    CpuOptions::new(threads).with_isa(isa)
 }
 
 pub fn wide(values: &[f32]) -> Vec<f64> {

@@ -1,9 +1,11 @@
-//! Reads the shared golden files (safetensors computed in float64 elsewhere) for tests. Depends on `safetensors` and the
-//! environment only; promises a printed SKIP line, not a failure, where the files are absent.
+//! Reads the golden files (safetensors computed in float64 elsewhere) for tests. Depends on `safetensors` and on where reference data lies.
+
+#[path = "../common/place.rs"]
+mod place;
 
 use super::Parameters;
 use safetensors::{Dtype, SafeTensors};
-use std::{collections::HashMap, path::PathBuf};
+use std::collections::HashMap;
 
 /// One golden file, in memory.
 pub struct Golden {
@@ -11,28 +13,12 @@ pub struct Golden {
     pub metadata: HashMap<String, String>,
 }
 
-/// `PARAGON_SHARED`, else `shared` beside the repository.
-pub fn shared() -> PathBuf {
-    match std::env::var_os("PARAGON_SHARED") {
-        Some(path) => path.into(),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-    }
-}
-
 /// Opens `golden/<file>`, or says why `test` is skipped.
 pub fn open(test: &str, file: &str) -> Option<Golden> {
-    let path = shared().join("golden").join(file);
-    match std::fs::read(&path) {
-        Ok(bytes) => {
-            let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
-            let metadata = header.metadata().clone().unwrap_or_default();
-            Some(Golden { bytes, metadata })
-        }
-        Err(error) => {
-            println!("SKIP {test}: golden/{file}: {error}");
-            None
-        }
-    }
+    let bytes = std::fs::read(place::reference(test, &format!("golden/{file}"))?).expect("a file that can be read");
+    let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
+    let metadata = header.metadata().clone().unwrap_or_default();
+    Some(Golden { bytes, metadata })
 }
 
 impl Golden {

@@ -12,8 +12,9 @@ pub struct Arena {
     lent: bool,
 }
 
-// SAFETY: the arena owns its memory; concurrent access is governed by the operations' contracts
+// SAFETY: the arena owns its memory, or was lent it for itself alone, and any thread may free it
 unsafe impl Send for Arena {}
+// SAFETY: no method reads or writes behind the pointer; who does so through it answers for other threads
 unsafe impl Sync for Arena {}
 
 impl Arena {
@@ -38,9 +39,10 @@ impl Arena {
     /// A part of an arena, from `offset` on.
     ///
     /// # Safety
-    /// The part must lie inside, nothing else may use it while the result lives, and this arena must outlive it.
+    /// The part must lie inside and begin at a multiple of [`ALIGNMENT`], nothing else may use it while the result lives, and this arena
+    /// must outlive it.
     pub unsafe fn lend(&self, offset: usize, bytes: usize) -> Result<Arena> {
-        // SAFETY: inside the arena
+        // SAFETY: the caller says that the part lies inside the arena
         Ok(Arena { base: unsafe { self.base.add(offset) }, layout: Layout::from_size_align(bytes, ALIGNMENT as usize)?, lent: true })
     }
 
@@ -58,7 +60,7 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         if !self.lent {
-            // SAFETY: allocated with this layout in `new`
+            // SAFETY: it was allocated with this layout in `new`, and a lent part is not freed
             unsafe { dealloc(self.base, self.layout) }
         }
     }
@@ -68,8 +70,9 @@ impl Drop for Arena {
 #[derive(Clone, Copy)]
 pub struct Shared<T>(*mut T);
 
-// SAFETY: every task of an operation touches its own rows only; see the operations
+// SAFETY: it is a number until `at`, `slice` or `view` is called, whose callers answer for what other threads do there
 unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above
 unsafe impl<T> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
@@ -81,19 +84,31 @@ impl<T> Shared<T> {
     /// The pointer, `offset` elements on.
     ///
     /// # Safety
-    /// The result must stay inside the buffer.
+    /// The result must stay inside the buffer, or be its end.
     #[inline(always)]
     pub unsafe fn at(self, offset: usize) -> *mut T {
+        // SAFETY: the caller says that the result stays inside the buffer
         unsafe { self.0.add(offset) }
     }
 
     /// A slice of `len` elements from `offset` on.
     ///
     /// # Safety
-    /// The range must lie inside the buffer and no other task may touch it.
+    /// The range must lie inside the buffer, which is aligned for `T`, and nobody else may touch it while the slice lives.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller says that the range lies inside the buffer and is nobody else's; the arena is initialised from the start
         unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), len) }
+    }
+
+    /// A slice of `len` elements from `offset` on, to read.
+    ///
+    /// # Safety
+    /// The range must lie inside the buffer, which is aligned for `T`, and nobody may write it while the slice lives.
+    #[inline(always)]
+    pub unsafe fn view<'a>(self, offset: usize, len: usize) -> &'a [T] {
+        // SAFETY: the caller says that the range lies inside the buffer and that nobody writes it; the arena is initialised from the start
+        unsafe { std::slice::from_raw_parts(self.0.add(offset), len) }
     }
 }

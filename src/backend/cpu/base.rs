@@ -151,7 +151,7 @@ fn interleave<const S: usize>(phases: &[f32], w: usize, out: &mut [f32]) {
         for p in 0..S {
             let (from, to) = (p * stride + x * 3, (x * S + p) * 3);
             if to + 4 <= wide {
-                // SAFETY: both ranges were checked above
+                // SAFETY: a pixel and the value behind it lie inside their phase, whose length was checked above, as was the room in `out`
                 unsafe { std::ptr::copy_nonoverlapping(phases.as_ptr().add(from), out.as_mut_ptr().add(to), 4) };
             } else {
                 out[to..].copy_from_slice(&phases[from..from + 3]);
@@ -183,7 +183,8 @@ impl<'a> BaseBand<'a> {
     /// Prepares the band's rows of `input` in `room`, of [`base_scratch`] elements.
     ///
     /// # Safety
-    /// The buffers must be those of the running plan, and the scratch nobody else's.
+    /// `input` holds the images of the extent and `bytes` the staged batch of the target, if there is one, and nobody writes them while the
+    /// result lives; `image` is one of the images and `rows` a band of them; `room` is nobody else's.
     #[inline(always)]
     pub unsafe fn new(
         op: &'a UpHead,
@@ -197,14 +198,14 @@ impl<'a> BaseBand<'a> {
         let mut at = 0;
         let mut take = |len: usize| {
             at += whole(len);
-            // SAFETY: inside the scratch; the pieces do not overlap
+            // SAFETY: the pieces are those that `base_scratch` counts, one behind the other; the caller says that the room is nobody else's
             unsafe { room.slice(at - whole(len), len) }
         };
         let prepared = prepared(rows.len(), extent.w);
         let (sharpening, plain, added) = (take(extent.w * scale * 3), take(prepared), take(prepared));
         let (work, line) = (take(scratch(rows.len(), extent.w)), take(line(extent.w, scale)));
-        // SAFETY: a whole image inside its buffer
-        let lq = unsafe { input.slice(image * extent.h * extent.w * 3, extent.h * extent.w * 3) };
+        // SAFETY: the caller says that the image lies inside the input and that nobody writes it; tasks of other bands read it, too
+        let lq = unsafe { input.view(image * extent.h * extent.w * 3, extent.h * extent.w * 3) };
         let unit = if op.target.is_some() { Unit::Level } else { Unit::One };
         prepare(lq, extent, (alpha, unit), rows.clone(), work, plain, added);
         if op.target.is_none() {
@@ -216,13 +217,13 @@ impl<'a> BaseBand<'a> {
     /// HR row `y` of the picture, `[W][3]`.
     ///
     /// # Safety
-    /// As [`BaseBand::new`].
+    /// As [`BaseBand::new`], whose staged batch is still the same; `y` is a row of the band, and `out` a row long.
     #[inline(always)]
     pub unsafe fn row(&mut self, y: usize, out: &mut [f32]) {
         let UpHead { extent, scale, .. } = *self.op;
         upsample(self.plain, extent.w, scale, y - self.first, self.line, out);
         if let Some(batch) = self.op.target {
-            // SAFETY: the patch lies in the staged batch
+            // SAFETY: the batch holds patch and code of every image, by its layout, and the caller says that `out` is a row
             unsafe {
                 let (patch, code) = (self.bytes.at(batch.hr_of(self.image)), *self.bytes.at(batch.augment_of(self.image)));
                 subtract_row(patch, code, y, (extent.h * scale, extent.w * scale), out);
@@ -238,8 +239,8 @@ impl<'a> BaseBand<'a> {
 pub fn backward_batch(d_out: Shared<f32>, extent: Extent, scale: usize, alpha: f32, d_in: Shared<f32>) {
     let (lq, hr) = (extent.h * extent.w * 3, extent.h * extent.w * 3 * scale * scale);
     for image in 0..extent.n {
-        // SAFETY: whole images inside their buffers, of which one is read and the other written by nobody else
-        let (d_out, d_in) = unsafe { (&*d_out.slice(image * hr, hr), d_in.slice(image * lq, lq)) };
+        // SAFETY: the images lie inside their buffers, which are two, and no task runs
+        let (d_out, d_in) = unsafe { (d_out.view(image * hr, hr), d_in.slice(image * lq, lq)) };
         backward(d_out, extent, scale, alpha, d_in);
     }
 }

@@ -21,6 +21,7 @@ pub struct Ring<'a> {
     pub convolutions: Convolutions<'a>,
     /// LQ features `[N][h][w][F]`.
     pub features: Shared<f32>,
+    /// One of the N.
     pub image: usize,
 }
 
@@ -75,22 +76,25 @@ impl Ring<'_> {
     /// Features of an LQ pixel of the picture.
     ///
     /// # Safety
-    /// The buffers must be those of the running plan, and the pixel inside the picture.
+    /// The features must be as large as the head says and not be written meanwhile, and the pixel must lie inside the picture.
     #[inline(always)]
     pub unsafe fn feature(&self, row: usize, column: usize) -> *const f32 {
         let UpHead { extent, features, .. } = *self.head;
-        // SAFETY: inside the picture
+        // SAFETY: the caller says that the pixel lies inside the picture, and the features hold every pixel
         unsafe { self.features.at(((self.image * extent.h + row) * extent.w + column) * features).cast_const() }
     }
 
     /// What `up` makes of the picture's edge at a pixel of the ring, `[F]`, to `out`.
     ///
     /// # Safety
-    /// As [`Ring::feature`], and as [`Simd`].
+    /// As [`Ring::feature`] for any pixel inside, and as [`Simd`]; `out` has room for the features, and the convolutions are those of the
+    /// head's shape.
     #[inline(always)]
     pub unsafe fn features<S: Simd>(&self, at: Outside, out: *mut f32) {
         let (shape, c) = (shape(self.head), &self.convolutions);
         let (lq, phase) = self.place(at);
+        // SAFETY: `inside` gives pixels of the picture only; `shape` says that features are whole vectors, so weights are read within
+        // those of one feature and tap, and `first + i` stays below the features that `out` has room for
         unsafe {
             for first in (0..shape.features).step_by(8) {
                 let (mut acc, mut sums) = ([S::splat(0.0); 8], [0.0; 8]);

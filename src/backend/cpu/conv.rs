@@ -40,6 +40,8 @@ impl Task for Forward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
+        // SAFETY: the output's rows `start..end` are this task's, padded rows fit into the scratch, and `cout` is whole vectors in every
+        // plan; the rest is `Task::run`'s contract
         unsafe {
             let ring = self.parts.scratch();
             let slot = |row: isize| ring.at((row + 1) as usize % 3 * whole((w + 2) * cin));
@@ -82,7 +84,7 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
     }
     let parts = ctx.parts(op.workspace, workspace(op));
     let (weight, bias) = (ctx.param(op.parameters, op.weight), ctx.param(op.parameters, op.bias));
-    // SAFETY: parameters and workspace are live; nothing else runs yet
+    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
     unsafe {
         let weight = weight.slice(0, op.weight.len);
         let pack = parts.shared().slice(0, packed(op));
@@ -127,6 +129,8 @@ impl Task for Backward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, padded rows fit into the scratch, and `cout`, as `cin`
+        // unless it is 3, is whole vectors in every plan; the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, packed(self.op) + cout);
@@ -186,7 +190,7 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     }
     let parts = ctx.parts(op.workspace, workspace_back(op));
     let weight = ctx.param(c.parameters, c.weight);
-    // SAFETY: parameters and workspace are live; nothing else runs yet
+    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
     unsafe {
         let weight = weight.slice(0, c.weight.len);
         let pack = parts.shared().slice(0, packed(c) + LANES.max(c.cin));
@@ -212,7 +216,7 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     if !ctx.reduce(parts, op.slice) {
         return;
     }
-    // SAFETY: the sums are complete
+    // SAFETY: the tasks are done, and the sums hold as many values as a partial
     let sums = unsafe { parts.sums().slice(0, packed(c) + c.cout) };
     ctx.store_gradient(op.gradients, c.weight, |i| {
         let (kx, ky, ci, co) = (i % 3, i / 3 % 3, i / 9 % c.cin, i / 9 / c.cin);

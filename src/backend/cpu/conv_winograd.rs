@@ -57,6 +57,8 @@ impl Task for Forward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
+        // SAFETY: the output's rows `start..end` are this task's, and channels are whole vectors (`applies`), so that pixels begin at
+        // multiples of 64; the rest is `Task::run`'s contract
         unsafe {
             let v = self.parts.scratch().at(0);
             let m = v.add(POINTS * point_stride(CHUNK * cin));
@@ -90,7 +92,7 @@ impl Task for Forward<'_> {
 /// Runs a convolution.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
     let parts = ctx.parts(op.workspace, workspace(op));
-    // SAFETY: parameters and workspace are live; nothing else runs yet
+    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
     unsafe {
         let weight = ctx.param(op.parameters, op.weight).slice(0, op.weight.len);
         let shared = parts.shared().slice(0, workspace(op).shared);
@@ -142,6 +144,8 @@ impl Task for Backward<'_> {
         let Conv { extent, cin, cout, .. } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, and channels are whole vectors (`applies`), so that
+        // pixels begin at multiples of 64; the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             let biases = partial.at(9 * cin * cout);
@@ -205,7 +209,7 @@ impl Task for Backward<'_> {
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
     let parts = ctx.parts(op.workspace, workspace_back(op));
-    // SAFETY: parameters and workspace are live; nothing else runs yet
+    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
     unsafe {
         let weight = ctx.param(c.parameters, c.weight).slice(0, c.weight.len);
         let shared = parts.shared().slice(0, workspace_back(op).shared);
@@ -226,7 +230,7 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     if !ctx.reduce(parts, op.slice) {
         return;
     }
-    // SAFETY: the sums are complete
+    // SAFETY: the tasks are done, and the sums hold as many values as a partial
     let sums = unsafe { parts.sums().slice(0, gradients(c)) };
     ctx.store_gradient(op.gradients, c.weight, |i| {
         let (tap, ci, lane) = (i % 9, i / 9 % c.cin, i / 9 / c.cin);

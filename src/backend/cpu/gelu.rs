@@ -31,8 +31,12 @@ static HALF_CDF: [Table; 8] = tables![
 ];
 
 /// Segment (in the lowest bits) and place in it of |z|.
+///
+/// # Safety
+/// As [`Simd`].
 #[inline(always)]
 unsafe fn place<S: Simd>(a: S::V) -> (S::V, S::V) {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         let u = S::fma(S::min(a, S::splat(LIMIT)), S::splat(SEGMENTS), S::splat(-0.5));
         let at = S::add(u, S::splat(MAGIC));
@@ -46,6 +50,7 @@ unsafe fn place<S: Simd>(a: S::V) -> (S::V, S::V) {
 /// As [`Simd`].
 #[inline(always)]
 pub unsafe fn gelu<S: Simd>(z: S::V) -> S::V {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         let a = S::abs(z);
         let (at, r) = place::<S>(a);
@@ -63,6 +68,7 @@ pub unsafe fn gelu<S: Simd>(z: S::V) -> S::V {
 /// As [`Simd`].
 #[inline(always)]
 pub unsafe fn gelu_and_slope<S: Simd>(z: S::V) -> (S::V, S::V) {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         let a = S::abs(z);
         let (at, r) = place::<S>(a);
@@ -80,8 +86,9 @@ pub unsafe fn gelu_and_slope<S: Simd>(z: S::V) -> (S::V, S::V) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::{Isa, Kernel, LANES};
+    use super::super::simd::{Kernel, LANES};
     use super::*;
+    use crate::isa::Isa;
 
     struct Evaluate<'a>(&'a [f32], &'a mut [f32], &'a mut [f32]);
 
@@ -89,6 +96,7 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self) {
             for i in (0..self.0.len()).step_by(LANES) {
+                // SAFETY: `Isa::run` picked S for this processor, and the three slices are of one length, a multiple of a vector
                 unsafe {
                     let (g, s) = gelu_and_slope::<S>(S::load(self.0.as_ptr().add(i)));
                     S::store(self.1.as_mut_ptr().add(i), g);

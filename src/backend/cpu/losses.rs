@@ -8,6 +8,7 @@ use super::pixels::read_row;
 use super::simd::{LANES, Simd};
 use super::structural::{self, Similarity};
 use super::tasks::{Bands, Context, Parts, Task, Workspace};
+use crate::isa::Isa;
 use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
 
 /// Workspace of the pixel losses: one f64 a task.
@@ -19,8 +20,12 @@ pub fn pixel_workspace(op: &PixelLoss) -> Workspace {
 const CHARBONNIER_EPSILON: f32 = 1e-12;
 
 /// A loss term at a vector of differences: (loss, slope with respect to the prediction).
+///
+/// # Safety
+/// As [`Simd`].
 #[inline(always)]
 unsafe fn term<S: Simd>(kind: PixelLossKind, d: S::V) -> (S::V, S::V) {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         match kind {
             PixelLossKind::L1 => {
@@ -51,8 +56,12 @@ struct PixelTask<'a> {
 
 impl PixelTask<'_> {
     /// Loss of a vector of values, and their gradient.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     #[inline(always)]
     unsafe fn vector<S: Simd>(&self, difference: S::V) -> (S::V, S::V) {
+        // SAFETY: as the caller says
         unsafe {
             let (mut loss, mut gradient) = (S::splat(0.0), S::splat(0.0));
             for &(kind, weight) in &self.op.terms {
@@ -66,8 +75,12 @@ impl PixelTask<'_> {
 
     /// Loss of `len` values from `at` on against `target` (zeros where there is none), whose gradients are written. They may lie on the
     /// prediction: each value is read before it is written.
+    ///
+    /// # Safety
+    /// As [`Simd`]; prediction, gradient and target hold these values, and the gradient's are nobody else's.
     #[inline(always)]
     unsafe fn values<S: Simd>(&self, at: usize, len: usize, target: Option<*const f32>) -> f64 {
+        // SAFETY: whole vectors are taken while there are as many values, and the rest one by one; the arrays hold a vector
         unsafe {
             let (prediction, gradient) = (self.prediction.at(at).cast_const(), self.d_prediction.at(at));
             let mut sum = S::splat(0.0);
@@ -103,6 +116,7 @@ impl Task for PixelTask<'_> {
         let Extent { h, w, .. } = self.op.extent;
         let (image, start, end) = self.bands.task(task);
         let mut total = 0f64;
+        // SAFETY: rows `start..end` of `image` are this task's, in all buffers; its partial has room for an f64, aligned as whole vectors
         unsafe {
             for y in start..end {
                 let at = (image * h + y) * w * 3;
@@ -131,7 +145,7 @@ pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
         scale: (f64::from(ctx.scalars.micro_scale) / values as f64) as f32,
     };
     ctx.parallel(bands.tasks(), &task);
-    // SAFETY: the tasks are done
+    // SAFETY: the tasks are done, the partial of each holds an f64, and the metrics begin with one
     unsafe {
         let total = ctx.sum_values(op.slice, 0, (0..bands.tasks()).map(|t| *parts.partial(t).at(0).cast::<f64>()));
         if !op.slice.last {
@@ -160,6 +174,7 @@ pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
 
 struct StructuralTask<'a> {
     op: &'a StructuralLoss,
+    isa: Isa,
     parts: Parts,
     bytes: Shared<u8>,
     target: Shared<f32>,
@@ -173,11 +188,13 @@ impl StructuralTask<'_> {
     /// Row `y` of an image, RGB `[w, 3]`: the prediction less its target, and the target in 0..=1.
     ///
     /// # Safety
-    /// The buffers must be those of the running plan.
+    /// As [`Task::run`] for the task of this image, of which `y` is a row; `difference` and `row` are a row long.
     #[inline(always)]
     unsafe fn row(&self, image: usize, y: usize, difference: &mut [f32], row: &mut [f32]) {
         let Extent { h, w, .. } = self.op.extent;
         let at = (image * h + y) * w * 3;
+        // SAFETY: the buffers hold the image's rows and no task writes them: the plan was verified, so the gradient is another; the batch
+        // has patch and code of every image, by its layout
         unsafe {
             difference.copy_from_slice(std::slice::from_raw_parts(self.prediction.at(at), w * 3));
             match self.op.target {
@@ -194,24 +211,24 @@ impl StructuralTask<'_> {
         }
     }
 
-    /// All terms of one image. Not inlined: the similarity picks its vectors itself.
+    /// All terms of one image. Not inlined: the similarity has a form of its own for each instruction set.
     ///
     /// # Safety
-    /// As above, and one task an image.
+    /// As [`Task::run`] for the task of this image.
     #[inline(never)]
     unsafe fn image(&self, image: usize) {
         let Extent { h, w, .. } = self.op.extent;
         let size = h * w * 3;
-        // SAFETY: the images of a buffer are disjoint, and the scratch is this thread's
+        // SAFETY: the gradient of an image is its task's, and so is the partial, which has room for an f64 a term
         let (gradient, partial) = unsafe { (self.d_prediction.slice(image * size, size), self.parts.partial(image).at(0).cast::<f64>()) };
         for (i, &(kind, weight)) in self.op.terms.iter().enumerate() {
             let kind = similarity(kind);
             let slope = self.slope * f64::from(weight);
-            // SAFETY: as above
+            // SAFETY: the scratch is this thread's and large enough for every term; `row` is asked for rows of this image
             unsafe {
                 let scratch = self.parts.scratch().slice(0, structural::scratch_floats(kind, h, w));
                 let rows = |y: usize, difference: &mut [f32], target: &mut [f32]| self.row(image, y, difference, target);
-                *partial.add(i) = structural::score_and_gradient(kind, rows, h, w, slope, gradient, scratch);
+                *partial.add(i) = structural::score_and_gradient(self.isa, kind, rows, h, w, slope, gradient, scratch);
             }
         }
     }
@@ -220,7 +237,7 @@ impl StructuralTask<'_> {
 impl Task for StructuralTask<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        // SAFETY: one task an image
+        // SAFETY: there is one task an image, and this is its own
         unsafe { self.image(task) }
     }
 }
@@ -230,6 +247,7 @@ pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
     let parts = ctx.parts(op.workspace, structural_workspace(op));
     let images = op.extent.n;
     let task = StructuralTask {
+        isa: ctx.isa,
         op,
         parts,
         bytes: ctx.pointer(op.target.buffer()),
@@ -239,7 +257,7 @@ pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
         slope: -f64::from(ctx.scalars.micro_scale) / op.slice.of as f64,
     };
     ctx.parallel(images, &task);
-    // SAFETY: the tasks are done
+    // SAFETY: the tasks are done, the partial of each holds an f64 a term, and the metrics begin with one
     unsafe {
         let metrics = ctx.pointer::<f64>(op.metrics).at(0);
         for (i, &(_, weight)) in op.terms.iter().enumerate() {

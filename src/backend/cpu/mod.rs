@@ -22,12 +22,12 @@ mod up_head;
 mod winograd;
 
 pub use peak::fma_peak;
-pub use simd::Isa;
 
 use super::{Backend, BatchView, Guest, Scalars, StepMetrics};
 use crate::host_memory::Fence;
-use crate::plan::{BufferId, Op, Plan, Precision, Sizing};
-use anyhow::{Result, bail, ensure};
+pub use crate::isa::Isa;
+use crate::plan::{BufferId, Op, Plan, Sizing};
+use anyhow::{Context as _, Result, bail, ensure};
 use arena::Arena;
 use std::sync::Arc;
 use tasks::{Context, Workspace};
@@ -35,10 +35,9 @@ use tasks::{Context, Workspace};
 /// Threads and instruction set of a CPU backend; also tells the plan its workspace needs.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
-    /// Threads that compute, at least 1.
-    pub threads: usize,
-    /// Instruction set.
-    pub isa: Isa,
+    /// At least 1.
+    threads: usize,
+    isa: Isa,
 }
 
 impl CpuOptions {
@@ -47,9 +46,23 @@ impl CpuOptions {
         let threads = if threads > 0 { threads } else { std::thread::available_parallelism().map_or(1, |n| n.get()) };
         CpuOptions { threads, isa: Isa::detect() }
     }
-}
 
-impl CpuOptions {
+    /// The same with another instruction set.
+    #[must_use]
+    pub fn with_isa(self, isa: Isa) -> CpuOptions {
+        CpuOptions { isa, ..self }
+    }
+
+    /// Threads that compute, at least 1.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
     fn layout(&self, op: &Op) -> Workspace {
         match op {
             Op::Unpack(_) => Workspace::default(),
@@ -67,6 +80,10 @@ impl CpuOptions {
 }
 
 impl Sizing for CpuOptions {
+    fn name(&self) -> String {
+        format!("the CPU with {} threads", self.threads)
+    }
+
     fn workspace(&self, op: &Op) -> u64 {
         self.layout(op).bytes(self.threads)
     }
@@ -88,11 +105,12 @@ impl CpuBackend {
     /// Allocates the arena and starts the threads.
     ///
     /// # Errors
-    /// When memory or threads cannot be had.
+    /// When the plan was made for another backend or fewer threads, when memory or threads cannot be had.
     pub fn new(plan: Plan, options: CpuOptions) -> Result<CpuBackend> {
-        ensure!(plan.precision == Precision::F32, "the CPU computes in f32 and the plan is for {}", plan.precision);
+        plan.check_sized_for(&options)?;
         let arena = Arena::new(&plan)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("compute-{i}")).build()?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("compute-{i}")).build();
+        let pool = pool.with_context(|| format!("cannot start {} compute threads; use fewer (--threads)", options.threads))?;
         Ok(CpuBackend { plan, arena, options, pool: Arc::new(pool) })
     }
 
@@ -125,10 +143,9 @@ impl CpuBackend {
     }
 
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<*mut u8> {
-        let b = self.plan.buffer(buffer);
-        ensure!((offset + len) as u64 <= b.bytes, "bytes {offset}..{} lie outside {} of {} bytes", offset + len, b.name, b.bytes);
+        let at = self.plan.range_in(buffer, offset, len)?;
         // SAFETY: the buffer lies inside the arena and the range inside the buffer
-        Ok(unsafe { self.arena.base().add(b.offset as usize + offset) })
+        Ok(unsafe { self.arena.base().add(at as usize) })
     }
 }
 
@@ -160,7 +177,7 @@ impl Backend for CpuBackend {
     }
 
     fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        ensure!(plan.precision == Precision::F32, "the CPU computes in f32 and the plan is for {}", plan.precision);
+        plan.check_sized_for(&self.options)?;
         let start = self.plan.place_between_steps(&plan)?;
         // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps this backend alive and still
         let arena = unsafe { self.arena.lend(start as usize, plan.arena_bytes.max(1) as usize)? };
@@ -189,6 +206,7 @@ impl Backend for CpuBackend {
     }
 
     fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
+        ensure!(at < self.plan.ops.len(), "operation {at} of a plan of {}", self.plan.ops.len());
         self.run(at..at + 1, scalars, &mut |_, _| {});
         Ok(())
     }

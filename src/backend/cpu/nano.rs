@@ -52,7 +52,7 @@ fn packed(f: usize) -> Packed {
 
 fn pack(ctx: &Context<'_>, op: &NanoBlock, parts: Parts, backward: bool) {
     let (f, e, p) = (F, E, packed(F));
-    // SAFETY: parameters and workspace are live; nothing else runs yet
+    // SAFETY: the ranges lie inside the parameters, the packed weights inside the workspace, and no task runs yet
     unsafe {
         let get = |range: crate::plan::ParamRange| &*ctx.param(op.parameters, range).slice(0, range.len);
         let (w1, w2, dw) = (get(op.params.conv1_weight), get(op.params.conv2_weight), get(op.params.dw_weight));
@@ -79,7 +79,8 @@ fn pack(ctx: &Context<'_>, op: &NanoBlock, parts: Parts, backward: bool) {
     }
 }
 
-/// Rows of hidden values in flight: a ring of three padded rows and the first convolution that fills it.
+/// Rows of hidden values in flight: a ring of three padded rows, in the scratch of the task that made it, and the first convolution that
+/// fills it from an image of the input, with packed weights of the workspace.
 struct Hidden<'a> {
     op: &'a NanoBlock,
     shared: Shared<f32>,
@@ -89,22 +90,37 @@ struct Hidden<'a> {
 }
 
 impl Hidden<'_> {
+    /// A padded row of the ring.
+    ///
+    /// # Safety
+    /// The ring holds three padded rows; `row` is at least -3.
     #[inline(always)]
     unsafe fn row(&self, row: isize) -> *mut f32 {
         let len = whole((self.op.extent.w + 2) * E);
+        // SAFETY: the remainder is below 3, and the ring holds as many rows
         unsafe { self.ring.at((row + 3) as usize % 3 * len) }
     }
 
+    /// The three rows around a row, from the neighbour before pixel `x` on.
+    ///
+    /// # Safety
+    /// As [`Hidden::row`] for the three; `x` is a pixel of the row.
     #[inline(always)]
     unsafe fn rows(&self, centre: isize, x: usize) -> [*const f32; 3] {
+        // SAFETY: pixel `x` of a padded row is the neighbour before that of the picture
         unsafe { std::array::from_fn(|k| self.row(centre - 1 + k as isize).add(x * E).cast_const()) }
     }
 
     /// conv1 of one row of the input; rows outside the picture are the zero padding of the depthwise step.
+    ///
+    /// # Safety
+    /// As [`Simd`] and [`Hidden::row`]; input and weights are as described, and the ring is nobody else's.
     #[inline(always)]
     unsafe fn fill<S: Simd>(&self, row: isize) {
         let (f, e, w, h) = (F, E, self.op.extent.w, self.op.extent.h);
         let p = packed(f);
+        // SAFETY: a row of the ring holds `w + 2` pixels of E values, an image of the input `h` rows of `w` pixels of F, and the shared
+        // part the weights
         unsafe {
             let out = self.row(row);
             if row < 0 || row >= h as isize {
@@ -151,6 +167,8 @@ impl Task for Forward<'_> {
         let (image, start, end) = self.bands.task(task);
         let far = exceeds_cache(self.op.extent, F);
         let (p, shared) = (packed(f), self.parts.shared());
+        // SAFETY: the output's rows `start..end` are this task's, and pixels are F = 16 values, so that they begin at multiples of 64; the
+        // rest is `Task::run`'s contract
         unsafe {
             let ring = self.parts.scratch();
             let hidden = Hidden { op: self.op, shared, ring, input: self.input, image };
@@ -250,6 +268,8 @@ impl Task for Backward<'_> {
         let far = exceeds_cache(self.op.extent, F);
         let (p, s, shared) = (packed(f), sums(f), self.parts.shared());
         let len = whole((w + 2) * e);
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, and pixels are F = 16 values, so that they begin at
+        // multiples of 64; the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, s.len);
@@ -351,7 +371,7 @@ pub fn backward(ctx: &Context<'_>, op: &NanoBlockBack) {
         return;
     }
     let (f, e, s, params) = (F, E, sums(F), &block.params);
-    // SAFETY: the sums are complete; parameters are only read
+    // SAFETY: the tasks are done, the sums hold as many values as a partial, and the ranges lie inside the parameters
     let (sum, gamma, w2, b2) = unsafe {
         let get = |range: crate::plan::ParamRange| &*ctx.param(block.parameters, range).slice(0, range.len);
         (&*parts.sums().slice(0, s.len), get(params.gamma), get(params.conv2_weight), get(params.conv2_bias))

@@ -23,6 +23,8 @@ struct SquareSum {
 impl Task for SquareSum {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
+        // SAFETY: the tasks read disjoint chunks of the `len` gradients; a partial has room for an f64, and begins aligned as a whole
+        // vector does
         unsafe {
             let start = task * CHUNK;
             let chunk = self.gradients.slice(start, CHUNK.min(self.len - start));
@@ -60,6 +62,7 @@ impl Task for Step {
     unsafe fn run<S: Simd>(&self, task: usize) {
         let start = task * CHUNK;
         let len = CHUNK.min(self.len - start);
+        // SAFETY: the five buffers hold `len` values each, and the tasks take disjoint chunks of them
         unsafe {
             let parameters = self.parameters.slice(start, len);
             let gradients = self.gradients.slice(start, len);
@@ -88,7 +91,7 @@ pub fn update(ctx: &Context<'_>, op: &Update) {
     let gradients = ctx.floats(op.gradients);
     ctx.parallel(tasks, &SquareSum { parts, gradients, len: op.trainable });
     let s = ctx.scalars;
-    // SAFETY: the tasks are done; metrics hold three f64
+    // SAFETY: the tasks are done, a partial of each holds an f64, and the metrics hold three
     let skipped = unsafe {
         let norm = (0..tasks).map(|t| *parts.partial(t).at(0).cast::<f64>()).sum::<f64>().sqrt();
         let metrics = ctx.pointer::<f64>(op.metrics).slice(0, crate::plan::METRICS);

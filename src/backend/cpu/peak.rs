@@ -1,7 +1,8 @@
 //! The machine's multiply-add peak, measured, so that every speed can be given as a share of it.
 
 use super::CpuOptions;
-use super::simd::{Isa, Kernel, Registers, Simd};
+use super::simd::{Kernel, Registers, Simd};
+use crate::isa::Set;
 use std::time::Instant;
 
 const ROUNDS: usize = 500_000;
@@ -24,8 +25,12 @@ const MANY: usize = 16;
 const FEW: usize = 7;
 
 /// Runs of `ROUNDS` multiply-adds in each of `CHAINS` chains.
+///
+/// # Safety
+/// As [`Simd`].
 #[inline(always)]
 unsafe fn burn<S: Simd, const CHAINS: usize>(sink: &mut f32) {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         let (a, b) = (S::splat(std::hint::black_box(0.999_99)), S::splat(std::hint::black_box(1e-9)));
         let mut chains = [S::splat(1.0); CHAINS];
@@ -44,7 +49,7 @@ unsafe fn burn<S: Simd, const CHAINS: usize>(sink: &mut f32) {
 
 /// FLOP/s of multiply-adds (two each) from registers on all threads of `options`, the best of three runs.
 pub fn fma_peak(options: CpuOptions) -> f64 {
-    let chains = if options.isa == Isa::Avx512 { MANY } else { FEW };
+    let chains = if options.isa.set() == Set::Avx512 { MANY } else { FEW };
     let once = || {
         let start = Instant::now();
         std::thread::scope(|scope| {

@@ -9,10 +9,10 @@ use crate::plan::{BatchLayout, Extent, Unpack, augment};
 /// One row of an augmented patch, without moving it: where it starts and how far one pixel is from the next, in pixels.
 #[inline(always)]
 fn row_walk(code: u8, y: usize, h: usize, w: usize) -> (isize, isize) {
-    if code == 0 {
+    // only square patches can be turned (see `BatchView::check`), but a host may write any code into a batch
+    if code == 0 || h != w {
         return ((y * w) as isize, 1);
     }
-    // augmented patches are square; see `BatchView`
     let at = |x: usize| {
         let (row, column) = augment::source(code, y, x, h);
         (row * w + column) as isize
@@ -34,7 +34,7 @@ type Room = [[u8; 3]; RUN];
 #[inline(always)]
 unsafe fn run_of(patch: *const u8, (first, step): (isize, isize), start: usize, count: usize, room: &mut Room) -> *const u8 {
     let at = |x: usize| (first + step * (start + x) as isize) * 3;
-    // SAFETY: inside the patch
+    // SAFETY: the caller says that the pixels lie inside the patch; where the walk goes forward they lie one behind the other
     unsafe {
         if step == 1 {
             return patch.offset(at(0));
@@ -49,12 +49,12 @@ unsafe fn run_of(patch: *const u8, (first, step): (isize, isize), start: usize, 
 /// Row `y` of an augmented patch of `h` x `w` pixels, RGB in 0..=1 `[w, 3]`.
 ///
 /// # Safety
-/// `patch` must point to the stored `[h, w, 3]` bytes, and `out` be a row long.
+/// `patch` must point to the stored `[h, w, 3]` bytes, which nobody writes meanwhile, `y` be below `h`, and `out` a row long.
 #[inline(always)]
 pub unsafe fn read_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), out: &mut [f32]) {
     let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
     for (i, out) in out.chunks_mut(3 * RUN).enumerate() {
-        // SAFETY: the walk stays inside the patch
+        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are used before `room` changes again
         let bytes = unsafe { std::slice::from_raw_parts(run_of(patch, walk, i * RUN, out.len() / 3, &mut room), out.len()) };
         out.iter_mut().zip(bytes).for_each(|(out, &b)| *out = f32::from(b) / 255.0);
     }
@@ -68,7 +68,7 @@ pub unsafe fn read_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usi
 pub unsafe fn subtract_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), row: &mut [f32]) {
     let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
     for (i, row) in row.chunks_mut(3 * RUN).enumerate() {
-        // SAFETY: the walk stays inside the patch
+        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are used before `room` changes again
         let bytes = unsafe { std::slice::from_raw_parts(run_of(patch, walk, i * RUN, row.len() / 3, &mut room), row.len()) };
         row.iter_mut().zip(bytes).for_each(|(value, &b)| *value -= f32::from(b));
     }
@@ -86,6 +86,7 @@ impl Task for UnpackTask {
     unsafe fn run<S: Simd>(&self, task: usize) {
         let (h, w) = self.batch.lq;
         let (image, start, end) = self.bands.task(task);
+        // SAFETY: the batch holds patch and code of every image, by its layout; rows `start..end` of the output are this task's
         unsafe {
             let code = *self.bytes.at(self.batch.augment_of(image));
             for y in start..end {

@@ -36,8 +36,13 @@ pub struct RowProduct<'a> {
     pub far: bool,
 }
 
+/// Pixels `pixel..pixel + P` of a [`RowProduct`], in the V vectors of lanes from `lane` on.
+///
+/// # Safety
+/// As [`row_product`]; these pixels and lanes lie inside the row.
 #[inline(always)]
 unsafe fn product_tile<S: Simd, const P: usize, const V: usize, const STRIDE: usize>(r: &RowProduct<'_>, pixel: usize, lane: usize) {
+    // SAFETY: the pixels and lanes lie inside the row, so that inputs, weights, start and output hold them, as `row_product` asks
     unsafe {
         let stride = if STRIDE == 0 { r.stride } else { STRIDE };
         let mut acc: [[S::V; V]; P] = [[S::splat(0.0); V]; P];
@@ -77,8 +82,13 @@ unsafe fn product_tile<S: Simd, const P: usize, const V: usize, const STRIDE: us
     }
 }
 
+/// All pixels of a [`RowProduct`], in the V vectors of lanes from `lane` on.
+///
+/// # Safety
+/// As [`row_product`]; these lanes lie inside the row.
 #[inline(always)]
 unsafe fn product_lanes<S: Simd, const P: usize, const V: usize, const STRIDE: usize>(r: &RowProduct<'_>, lane: usize) {
+    // SAFETY: no tile begins before 0 or ends behind `w` pixels; the rest is the caller's word, as for `row_product`
     unsafe {
         let mut pixel = 0;
         while pixel + P <= r.w {
@@ -101,11 +111,12 @@ unsafe fn product_lanes<S: Simd, const P: usize, const V: usize, const STRIDE: u
 /// Computes a [`RowProduct`]. `STRIDE` is its stride where that is known when compiling (addresses become constants), or 0.
 ///
 /// # Safety
-/// All pointers must be valid for the extents the fields describe, `lanes` a multiple of 16, `out` apart from the inputs; and
-/// as [`Simd`].
+/// All pointers must be valid for the extents the fields describe, `lanes` a multiple of 16, `out` apart from the inputs and nobody
+/// else's, and with `far` a multiple of 64; `STRIDE` is 0 or the stride; and as [`Simd`].
 #[inline(always)]
 pub unsafe fn row_product<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
     debug_assert!(STRIDE == 0 || STRIDE == r.stride);
+    // SAFETY: `lanes` is a multiple of 16, so that two vectors from `lane` on lie inside the row, or one; the rest the caller says
     unsafe {
         let mut lane = 0;
         while lane + 2 * LANES <= r.lanes {
@@ -127,6 +138,10 @@ pub unsafe fn row_product<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
     }
 }
 
+/// J taps and V vectors of lanes of [`row_outer`], from where the pointers stand.
+///
+/// # Safety
+/// As [`row_outer`]; these taps and lanes lie inside its own.
 #[inline(always)]
 unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
     x: *const f32,
@@ -136,6 +151,7 @@ unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
     w: usize,
     sum: *mut f32,
 ) {
+    // SAFETY: the caller says that `w` pixels of `x` hold J taps, and those of `y` V vectors, as does `sum` for each tap
     unsafe {
         let mut acc: [[S::V; V]; J] = [[S::splat(0.0); V]; J];
         let (mut x, mut y) = (x, y);
@@ -150,8 +166,9 @@ unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
                     *acc = S::fma(x, g, *acc);
                 }
             }
-            x = x.add(stride);
-            y = y.add(lanes);
+            // behind the last pixel they may leave the arena
+            x = x.wrapping_add(stride);
+            y = y.wrapping_add(lanes);
         }
         for (j, acc) in acc.iter().enumerate() {
             for (v, &acc) in acc.iter().enumerate() {
@@ -162,6 +179,10 @@ unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
     }
 }
 
+/// All taps of [`row_outer`] for the V vectors of lanes from where the pointers stand.
+///
+/// # Safety
+/// As [`row_outer`]; these lanes lie inside its own.
 #[inline(always)]
 unsafe fn outer_lanes<S: Simd, const J: usize, const V: usize>(
     x: *const f32,
@@ -172,6 +193,7 @@ unsafe fn outer_lanes<S: Simd, const J: usize, const V: usize>(
     w: usize,
     sum: *mut f32,
 ) {
+    // SAFETY: no tile ends behind `taps`; the rest is the caller's word, as for `row_outer`
     unsafe {
         let mut j = 0;
         while j + J <= taps {
@@ -197,9 +219,10 @@ unsafe fn outer_lanes<S: Simd, const J: usize, const V: usize>(
 /// row's own sum is formed first, which also keeps rounding small.
 ///
 /// # Safety
-/// As [`row_product`]; `sum` holds `[taps][lanes]`.
+/// As [`row_product`], for each of the `w` pixels of `x` and `y`; `sum` holds `[taps][lanes]`, apart from them and nobody else's.
 #[inline(always)]
 pub unsafe fn row_outer<S: Simd>(x: *const f32, stride: usize, taps: usize, y: *const f32, lanes: usize, w: usize, sum: *mut f32) {
+    // SAFETY: `lanes` is a multiple of 16, so that two vectors from `lane` on lie inside the rows, or one; the rest the caller says
     unsafe {
         let mut lane = 0;
         while lane + 2 * LANES <= lanes {
@@ -230,9 +253,10 @@ pub unsafe fn row_outer<S: Simd>(x: *const f32, stride: usize, taps: usize, y: *
 /// Adds the column sums of a row `[w][lanes]` to `sum[lanes]`: a bias gradient.
 ///
 /// # Safety
-/// As [`row_product`].
+/// As [`row_product`]; `sum` holds `[lanes]`, apart from the row and nobody else's.
 #[inline(always)]
 pub unsafe fn row_sum<S: Simd>(y: *const f32, lanes: usize, w: usize, sum: *mut f32) {
+    // SAFETY: pixels stay below `w` and vectors below `lanes`, a multiple of 16: the caller says that row and sums hold them
     unsafe {
         for lane in (0..lanes).step_by(LANES) {
             // two chains hide half the latency of the additions
@@ -252,6 +276,10 @@ pub unsafe fn row_sum<S: Simd>(y: *const f32, lanes: usize, w: usize, sum: *mut 
     }
 }
 
+/// P pixels of [`row_depthwise`] from where the pointers stand, in the vector of channels from `lane` on.
+///
+/// # Safety
+/// As [`row_depthwise`] for a row of P pixels; the vector lies inside the channels, and C is 0 or their number.
 #[inline(always)]
 unsafe fn depthwise_tile<S: Simd, const P: usize, const C: usize>(
     rows: [*const f32; 3],
@@ -261,6 +289,7 @@ unsafe fn depthwise_tile<S: Simd, const P: usize, const C: usize>(
     lane: usize,
     out: *mut f32,
 ) {
+    // SAFETY: the caller says that the rows hold `P + 2` pixels, `out` P, and weights and bias the vector from `lane` on
     unsafe {
         let c = if C == 0 { channels } else { C };
         let start = match bias {
@@ -287,6 +316,10 @@ unsafe fn depthwise_tile<S: Simd, const P: usize, const C: usize>(
     }
 }
 
+/// [`row_depthwise`]; C is the number of channels where that is known when compiling, or 0.
+///
+/// # Safety
+/// As [`row_depthwise`].
 #[inline(always)]
 unsafe fn depthwise_channels<S: Simd, const C: usize>(
     rows: [*const f32; 3],
@@ -296,6 +329,7 @@ unsafe fn depthwise_channels<S: Simd, const C: usize>(
     w: usize,
     out: *mut f32,
 ) {
+    // SAFETY: no tile ends behind `w` pixels, and `c` is a multiple of 16; the rest is the caller's word, as for `row_depthwise`
     unsafe {
         let c = if C == 0 { channels } else { C };
         for lane in (0..c).step_by(LANES) {
@@ -319,7 +353,8 @@ unsafe fn depthwise_channels<S: Simd, const C: usize>(
 /// One row of a depthwise 3x3: `out[p][c] = bias[c] + sum of rows[ky][p + kx][c] * weights[ky][kx][c]`, rows padded by one pixel.
 ///
 /// # Safety
-/// As [`row_product`].
+/// The rows hold `w + 2` pixels of `c` channels, a multiple of 16, `weights` nine times and `bias` once as many values, and `out`,
+/// apart from them and nobody else's, `w` pixels; and as [`Simd`].
 #[inline(always)]
 pub unsafe fn row_depthwise<S: Simd>(
     rows: [*const f32; 3],
@@ -329,6 +364,7 @@ pub unsafe fn row_depthwise<S: Simd>(
     w: usize,
     out: *mut f32,
 ) {
+    // SAFETY: C is the `c` of the caller, whose word is handed on
     unsafe {
         match c {
             32 => depthwise_channels::<S, 32>(rows, weights, bias, c, w, out),
@@ -337,6 +373,10 @@ pub unsafe fn row_depthwise<S: Simd>(
     }
 }
 
+/// [`row_depthwise_outer`]; C is the number of channels where that is known when compiling, or 0.
+///
+/// # Safety
+/// As [`row_depthwise_outer`].
 #[inline(always)]
 unsafe fn depthwise_outer_channels<S: Simd, const C: usize>(
     rows: [*const f32; 3],
@@ -345,6 +385,7 @@ unsafe fn depthwise_outer_channels<S: Simd, const C: usize>(
     w: usize,
     sum: *mut f32,
 ) {
+    // SAFETY: `x` stays below the `w + 2` pixels of the rows and is below `w` where `y` is read; `c` is a multiple of 16
     unsafe {
         let c = if C == 0 { channels } else { C };
         for lane in (0..c).step_by(LANES) {
@@ -372,9 +413,11 @@ unsafe fn depthwise_outer_channels<S: Simd, const C: usize>(
 /// Adds a row's part of a depthwise weight gradient: `sum[ky][kx][c] += sum over p of rows[ky][p + kx][c] * y[p][c]`.
 ///
 /// # Safety
-/// As [`row_product`].
+/// The rows hold `w + 2` pixels of `c` channels, a multiple of 16, `y` holds `w`, and `sum`, apart from them and nobody else's, nine; and
+/// as [`Simd`].
 #[inline(always)]
 pub unsafe fn row_depthwise_outer<S: Simd>(rows: [*const f32; 3], y: *const f32, c: usize, w: usize, sum: *mut f32) {
+    // SAFETY: C is the `c` of the caller, whose word is handed on
     unsafe {
         match c {
             32 => depthwise_outer_channels::<S, 32>(rows, y, c, w, sum),
@@ -383,6 +426,10 @@ pub unsafe fn row_depthwise_outer<S: Simd>(rows: [*const f32; 3], y: *const f32,
     }
 }
 
+/// P pixels of [`row_to_rgb`] from where the pointers stand; C as there.
+///
+/// # Safety
+/// As [`row_to_rgb`] for a row of P pixels.
 #[inline(always)]
 unsafe fn dot_tile<S: Simd, const P: usize, const C: usize>(
     rows: [*const f32; 3],
@@ -391,6 +438,7 @@ unsafe fn dot_tile<S: Simd, const P: usize, const C: usize>(
     channels: usize,
     out: *mut f32,
 ) {
+    // SAFETY: the caller says that the rows hold `P + 2` pixels of `c` values, `weights` 27 times as many, and `out` the 3 P written here
     unsafe {
         let c = if C == 0 { channels } else { C };
         let mut acc = [[S::splat(0.0); 3]; P];
@@ -422,6 +470,10 @@ unsafe fn dot_tile<S: Simd, const P: usize, const C: usize>(
     }
 }
 
+/// [`row_to_rgb`]; C is the number of channels where that is known when compiling, or 0.
+///
+/// # Safety
+/// As [`row_to_rgb`].
 #[inline(always)]
 unsafe fn dot_channels<S: Simd, const C: usize>(
     rows: [*const f32; 3],
@@ -431,6 +483,7 @@ unsafe fn dot_channels<S: Simd, const C: usize>(
     w: usize,
     out: *mut f32,
 ) {
+    // SAFETY: no tile ends behind `w` pixels; the rest is the caller's word, as for `row_to_rgb`
     unsafe {
         let c = if C == 0 { channels } else { C };
         let mut p = 0;
@@ -453,9 +506,11 @@ unsafe fn dot_channels<S: Simd, const C: usize>(
 /// rows[ky][p + kx][c] * weights[ky][kx][o][c]`, rows padded by one pixel.
 ///
 /// # Safety
-/// As [`row_product`]; `c` a multiple of 16.
+/// The rows hold `w + 2` pixels of `c` channels, a multiple of 16, `weights` 27 times `c` values, and `out`, apart from them and nobody
+/// else's, `w` RGB pixels; and as [`Simd`].
 #[inline(always)]
 pub unsafe fn row_to_rgb<S: Simd>(rows: [*const f32; 3], weights: *const f32, bias: [f32; 3], c: usize, w: usize, out: *mut f32) {
+    // SAFETY: C is the `c` of the caller, whose word is handed on
     unsafe {
         match c {
             16 => dot_channels::<S, 16>(rows, weights, bias, c, w, out),
@@ -467,9 +522,10 @@ pub unsafe fn row_to_rgb<S: Simd>(rows: [*const f32; 3], weights: *const f32, bi
 /// Copies a row of `len` values between `pad` zeros on either side; a missing row (outside the picture) becomes zeros.
 ///
 /// # Safety
-/// `out` holds `len + 2 * pad` values, the row `len`.
+/// `out` has room for `len + 2 * pad` values, nobody else's, and the row, apart from it, holds `len`.
 #[inline(always)]
 pub unsafe fn pad_row(row: Option<*const f32>, pad: usize, len: usize, out: *mut f32) {
+    // SAFETY: the caller says that `out` has room for the values and both paddings, and that the row holds `len`
     unsafe {
         match row {
             Some(row) => {

@@ -7,7 +7,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use std::fmt;
+use crate::isa::{Isa, Set};
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;
@@ -15,9 +15,9 @@ pub const LANES: usize = 16;
 /// Sixteen f32 values and the operations the kernels need.
 ///
 /// # Safety
-/// Every function may only run on a processor with the instructions of the implementing type; [`Isa::run`] sees to that.
-/// Loads and stores take unaligned pointers to 16 valid values.
-#[allow(clippy::missing_safety_doc)] // one contract for all, stated above
+/// Every function may only run on a processor with the instructions of the implementing type. That is what "as [`Simd`]" asks
+/// throughout this backend, and it always holds where a kernel or a task was handed the type: the types are private to this module but
+/// for the plain one, which needs nothing, so they come from [`Isa::run`] alone. Pointers need no alignment beyond that of f32.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
     type V: Copy;
@@ -26,36 +26,104 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Whether a multiply-add can read a factor from memory. Where it cannot, each factor needs a register of its own, and tiles
     /// that fill the others would spill.
     const MEMORY_OPERANDS: bool = true;
+    /// Sixteen values from `p` on.
+    ///
+    /// # Safety
+    /// As [`Simd`], and `p` points to 16 values that may be read.
     unsafe fn load(p: *const f32) -> Self::V;
+    /// Sixteen values to `p`.
+    ///
+    /// # Safety
+    /// As [`Simd`], and `p` points to 16 values that may be written.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// Asks for the cache line at `p`, of an activation that will be read soon and would be waited for. Only a hint: `p` may be anything.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     #[inline(always)]
     unsafe fn prefetch(_p: *const f32) {}
-    /// Stores to memory past the caches, for what is not read again soon; `p` is a multiple of 64. [`Self::fence`] comes before
-    /// another thread reads it.
+    /// Stores to memory past the caches, for what is not read again soon.
+    ///
+    /// # Safety
+    /// As [`Self::store`]; `p` is a multiple of 64, and [`Self::fence`] comes before another thread reads the values.
     unsafe fn stream(p: *mut f32, v: Self::V) {
+        // SAFETY: what `store` asks is part of what this function asks
         unsafe { Self::store(p, v) }
     }
     /// Orders streamed values before whatever follows.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn fence() {}
+    /// `x` in every lane.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn splat(x: f32) -> Self::V;
     /// a * b + c, in one rounding where the processor can.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// a + b.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// a - b.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// a * b.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// a / b.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// Square roots.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn sqrt(x: Self::V) -> Self::V;
+    /// The smaller of each pair; that of `b` where either is NaN.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// The larger of each pair; that of `b` where either is NaN.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// Absolute values.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn abs(x: Self::V) -> Self::V;
     /// `x` with its sign changed where that of `sign` is set.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn xor_sign(x: Self::V, sign: Self::V) -> Self::V;
     /// The entry of `table` that the three lowest bits of each lane number.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn lookup(table: &Table, at: Self::V) -> Self::V;
     /// Sum of the lanes in a fixed order.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     unsafe fn sum(v: Self::V) -> f32;
     /// The sums of eight vectors to `out[0..8]`, each in the same order whatever its place.
+    ///
+    /// # Safety
+    /// As [`Simd`], and `out` points to 8 values that may be written.
     unsafe fn sums(v: &[Self::V; 8], out: *mut f32);
 }
 
@@ -89,78 +157,26 @@ pub enum Registers {
 
 /// Work to be compiled for every instruction set.
 pub trait Kernel {
-    /// Runs it with the given vectors; implementations are `#[inline(always)]` so that the code lands inside the function
-    /// that enables the instructions.
+    /// Runs it with the given vectors, which this processor has: see [`Simd`]. Implementations are `#[inline(always)]` so that the code
+    /// lands inside the function that enables the instructions.
     fn run<S: Simd>(self);
 }
 
-/// The instruction sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
-    /// Plain Rust, vectorised as the compiler can: the readable reference.
-    Portable,
-    /// AVX2 with FMA.
-    Avx2,
-    /// AVX-512 F/BW/DQ/VL.
-    Avx512,
-    /// NEON of 64-bit Arm.
-    Neon,
-}
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Isa::Portable => "portable",
-            Isa::Avx2 => "AVX2",
-            Isa::Avx512 => "AVX-512",
-            Isa::Neon => "NEON",
-        })
-    }
-}
-
 impl Isa {
-    /// Every instruction set this processor has, best first.
-    pub fn available() -> Vec<Isa> {
-        let mut list = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-            {
-                list.push(Isa::Avx512);
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                list.push(Isa::Avx2);
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        if std::arch::is_aarch64_feature_detected!("neon") {
-            list.push(Isa::Neon);
-        }
-        list.push(Isa::Portable);
-        list
-    }
-
-    /// The best one here.
-    pub fn detect() -> Isa {
-        Isa::available()[0]
-    }
-
     /// Runs a kernel compiled for this instruction set.
     #[inline]
-    pub fn run<K: Kernel>(self, kernel: K) {
-        match self {
-            Isa::Portable => kernel.run::<Portable>(),
-            // SAFETY: an `Isa` other than Portable is only made by `available`, after the processor was asked
+    pub(crate) fn run<K: Kernel>(self, kernel: K) {
+        match self.set() {
+            // SAFETY: an `Isa` exists only for instructions that the processor has
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { x86::run_avx2(kernel) },
+            Set::Avx2 => unsafe { x86::run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { x86::run_avx512(kernel) },
+            // SAFETY: as above
+            Set::Avx512 => unsafe { x86::run_avx512(kernel) },
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => unsafe { neon::run(kernel) },
-            // those of other processors
+            // SAFETY: as above
+            Set::Neon => unsafe { neon::run(kernel) },
+            // plain code, and the sets of other processors
             _ => kernel.run::<Portable>(),
         }
     }
@@ -184,10 +200,12 @@ impl Simd for Portable {
     const REGISTERS: Registers = Registers::Few;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
+        // SAFETY: the caller says that 16 values can be read at `p`
         unsafe { p.cast::<[f32; LANES]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
+        // SAFETY: the caller says that 16 values can be written at `p`
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(v) }
     }
     #[inline(always)]
@@ -251,6 +269,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn sums(v: &[Self::V; 8], out: *mut f32) {
         for (i, &v) in v.iter().enumerate() {
+            // SAFETY: the caller says that eight values can be written at `out`, and plain code runs everywhere
             unsafe { *out.add(i) = Self::sum(v) };
         }
     }
@@ -267,6 +286,8 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self) {
             let values: Vec<f32> = (0..8 * LANES).map(|i| (i as f32 * 0.7).sin()).collect();
+            // SAFETY: `Isa::run` picked S for this processor; every load and store is of a whole vector of the arrays, and sums go to
+            // eight values
             unsafe {
                 let vectors: [S::V; 8] = std::array::from_fn(|i| S::load(values[i * LANES..].as_ptr()));
                 let mut sums = [0.0; 8];

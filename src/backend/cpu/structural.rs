@@ -17,6 +17,9 @@
 
 mod window;
 
+use crate::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Set;
 use window::Frame;
 
 /// Luma weights of BT.601.
@@ -112,8 +115,8 @@ pub fn loss(mean_score: f64) -> f64 {
 /// clamped, less the target, and of the target, in 0..=1; it is asked for all rows in order. (A difference made of exact numbers
 /// keeps bits that the prediction itself cannot hold.) `scratch` has [`scratch_floats`] floats; what is in it does not matter. A NaN
 /// gives NaN.
-pub fn score(kind: Similarity, rows: impl FnMut(usize, &mut [f32], &mut [f32]), h: usize, w: usize, scratch: &mut [f32]) -> f64 {
-    evaluate::<false>(kind, rows, h, w, 0.0, &mut [], scratch)
+pub fn score(isa: Isa, kind: Similarity, rows: impl FnMut(usize, &mut [f32], &mut [f32]), h: usize, w: usize, scratch: &mut [f32]) -> f64 {
+    evaluate::<false>(isa, kind, rows, h, w, 0.0, &mut [], scratch)
 }
 
 /// As [`score`], and adds `slope` times the gradient of the score with respect to the prediction to `grad` [h, w, 3]; asks for all
@@ -121,6 +124,7 @@ pub fn score(kind: Similarity, rows: impl FnMut(usize, &mut [f32], &mut [f32]), 
 /// level's mean is exactly 0 the score is 0 and so is the whole gradient (its true limit is infinite or undefined).
 #[allow(clippy::too_many_arguments)]
 pub fn score_and_gradient(
+    isa: Isa,
     kind: Similarity,
     rows: impl FnMut(usize, &mut [f32], &mut [f32]),
     h: usize,
@@ -130,12 +134,13 @@ pub fn score_and_gradient(
     scratch: &mut [f32],
 ) -> f64 {
     assert_eq!(grad.len(), h * w * 3);
-    evaluate::<true>(kind, rows, h, w, slope, grad, scratch)
+    evaluate::<true>(isa, kind, rows, h, w, slope, grad, scratch)
 }
 
-/// Picks the widest vectors the processor has; all ways give the same bits.
+/// Runs the form compiled for an instruction set; all give the same bits.
 #[allow(clippy::too_many_arguments)]
 fn evaluate<const GRADIENT: bool>(
+    isa: Isa,
     kind: Similarity,
     rows: impl FnMut(usize, &mut [f32], &mut [f32]),
     h: usize,
@@ -145,16 +150,15 @@ fn evaluate<const GRADIENT: bool>(
     scratch: &mut [f32],
 ) -> f64 {
     #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has what the function was compiled for.
-            return unsafe { evaluate_avx512::<GRADIENT>(kind, rows, h, w, slope, grad, scratch) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: as above.
-            return unsafe { evaluate_avx2::<GRADIENT>(kind, rows, h, w, slope, grad, scratch) };
-        }
+    match isa.set() {
+        // SAFETY: an `Isa` exists only for instructions that the processor has
+        Set::Avx512 => return unsafe { evaluate_avx512::<GRADIENT>(kind, rows, h, w, slope, grad, scratch) },
+        // SAFETY: as above
+        Set::Avx2 => return unsafe { evaluate_avx2::<GRADIENT>(kind, rows, h, w, slope, grad, scratch) },
+        Set::Portable | Set::Neon => {}
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
     evaluate_plain::<GRADIENT>(kind, rows, h, w, slope, grad, scratch)
 }
 
@@ -364,12 +368,13 @@ mod tests {
             let mut results = vec![];
             for way in 0..3 {
                 let mut grad = vec![0.0f32; pred.len()];
-                // SAFETY: each way is taken only where the processor has its features.
                 let score = match way {
                     0 => evaluate_plain::<true>(kind, rows, h, w, 0.7, &mut grad, &mut scratch),
+                    // SAFETY: the processor was just asked for what the function was compiled for.
                     1 if is_x86_feature_detected!("avx2") => unsafe {
                         evaluate_avx2::<true>(kind, rows, h, w, 0.7, &mut grad, &mut scratch)
                     },
+                    // SAFETY: as above.
                     2 if is_x86_feature_detected!("avx512f") => unsafe {
                         evaluate_avx512::<true>(kind, rows, h, w, 0.7, &mut grad, &mut scratch)
                     },

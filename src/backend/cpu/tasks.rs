@@ -2,8 +2,9 @@
 //! threads, and partial sums are added in task order, so bits do not depend on the threads either.
 
 use super::arena::{Arena, Shared};
-use super::simd::{Isa, Kernel, LANES, Simd};
+use super::simd::{Kernel, LANES, Simd};
 use crate::backend::Scalars;
+use crate::isa::Isa;
 use crate::plan::{BufferId, Extent, ParamRange, Plan, Slice};
 use rayon::prelude::*;
 
@@ -81,7 +82,14 @@ impl Workspace {
     }
 }
 
-/// What an operation needs while it runs.
+/// What an operation needs while it runs. Everything unsafe in the operations rests on what `CpuBackend`, which alone makes it, promises:
+///
+/// - The plan is the planner's and verified: buffers lie inside the arena, those that live together apart from each other, and each is as
+///   large as the shapes of the operations that name it say. What an operation writes it does not read as well, but for a pixel loss, which
+///   may leave the gradient on the prediction.
+/// - The operations that are run are the plan's, one after another and on the pool, and nothing else touches the arena meanwhile.
+/// - The workspace of each is at least what its layout asks for as many threads as the pool has, and sums carried from slice to slice have
+///   the room that the layout asks.
 pub struct Context<'a> {
     pub plan: &'a Plan,
     pub arena: &'a Arena,
@@ -89,7 +97,7 @@ pub struct Context<'a> {
     pub scalars: Scalars,
 }
 
-/// An operation's workspace in the arena.
+/// An operation's workspace in the arena, from [`Context::parts`]: as large as its layout asks.
 #[derive(Clone, Copy)]
 pub struct Parts {
     base: Shared<f32>,
@@ -104,31 +112,35 @@ impl Parts {
 
     /// Where [`Context::reduce`] leaves the sum of all partials.
     pub fn sums(&self) -> Shared<f32> {
-        // SAFETY: inside the workspace by `Workspace::bytes`
+        // SAFETY: the sums lie behind the shared part, inside the workspace by `Workspace::bytes`
         Shared::new(unsafe { self.base.at(whole(self.layout.shared)) })
     }
 
-    /// The partial of a task.
+    /// The partial of a task, which is one of the layout's.
     pub fn partial(&self, task: usize) -> Shared<f32> {
-        // SAFETY: as above
+        // SAFETY: the partials lie behind the sums, one for each of the layout's tasks, inside the workspace by `Workspace::bytes`
         Shared::new(unsafe { self.base.at(whole(self.layout.shared) + whole(self.layout.partial) * (task + 1)) })
     }
 
-    /// The rows of the thread that asks.
+    /// The rows of the thread that asks: nobody else's until its task ends, since no task waits for others on the pool.
     pub fn scratch(&self) -> Shared<f32> {
         let thread = rayon::current_thread_index().unwrap_or(0);
         let before = whole(self.layout.shared) + whole(self.layout.partial) * (self.layout.tasks + 1);
-        // SAFETY: as above; the pool has the number of threads the plan was made for
+        // SAFETY: the scratches lie behind the partials, one for each thread of the pool, by the promises of `Context`
         Shared::new(unsafe { self.base.at(before + whole(self.layout.scratch) * thread) })
     }
 }
 
-/// One task of an operation; compiled for every instruction set.
+/// One task of an operation; compiled for every instruction set. The tasks of an operation run side by side, so each writes only what is
+/// its own: its rows of its image as [`Bands::task`] gives them (or its image, or its chunk), its partial, and the scratch of its thread.
+/// What it reads beside these, no task of the operation writes.
 pub trait Task: Sync {
     /// Runs task number `task`.
     ///
     /// # Safety
-    /// As [`Simd`]; the operation's buffers must be those of the running plan.
+    /// As [`Simd`]. The task was made for an operation of a [`Context`]: from its buffers, and from a workspace that is laid out as the
+    /// operation's `workspace` or `workspace_back` says and holds what was packed for it. `task` is below the number of its tasks, and no
+    /// other call runs the same number meanwhile.
     unsafe fn run<S: Simd>(&self, task: usize);
 }
 
@@ -137,7 +149,7 @@ struct RunTask<'a, T: Task>(&'a T, usize);
 impl<T: Task> Kernel for RunTask<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        // SAFETY: `Isa::run` picked S for this processor
+        // SAFETY: `Isa::run` picked S for this processor, and `Context::parallel` runs an operation's tasks, each once
         unsafe { self.0.run::<S>(self.1) }
     }
 }
@@ -160,13 +172,13 @@ impl Task for Reduce {
         let start = chunk * REDUCE_CHUNK;
         let len = REDUCE_CHUNK.min(self.len - start);
         let mut sum = [0f64; REDUCE_CHUNK];
-        // SAFETY: the carry holds an f64 for every element of a partial; chunks are disjoint
+        // SAFETY: the carry holds an f64 for every element of a partial, and chunks are disjoint
         let carry = self.carry.map(|carry| unsafe { carry.slice(start, len) });
         if let Some(carry) = carry.as_ref().filter(|_| !self.slice.first) {
             sum[..len].copy_from_slice(carry);
         }
         for task in 0..self.tasks {
-            // SAFETY: partials are [len]; chunks are disjoint
+            // SAFETY: each partial has `len` elements, chunks are disjoint, and the tasks that wrote them are done
             let partial = unsafe { self.parts.partial(task).slice(start, len) };
             sum.iter_mut().zip(&*partial).for_each(|(s, &p)| *s += f64::from(p));
         }
@@ -174,6 +186,7 @@ impl Task for Reduce {
             carry.copy_from_slice(&sum[..len]);
             return;
         }
+        // SAFETY: the sums have `len` elements, as a partial has, and chunks are disjoint
         let out = unsafe { self.parts.sums().slice(start, len) };
         out.iter_mut().zip(&sum).for_each(|(o, &s)| *o = s as f32);
     }
@@ -185,15 +198,16 @@ impl Context<'_> {
         self.pointer(id)
     }
 
-    /// Start of a buffer as any plain type; offsets are multiples of 256 bytes.
+    /// Start of a buffer as any plain type; offsets are multiples of 256 bytes, but for those of a slice's images within a whole buffer,
+    /// which are multiples of an image.
     pub fn pointer<T>(&self, id: BufferId) -> Shared<T> {
-        // SAFETY: the plan was verified: the buffer lies inside the arena
+        // SAFETY: the buffer lies inside the arena, by the promises of `Context`
         Shared::new(unsafe { self.arena.base().add(self.plan.buffer(id).offset as usize) }.cast())
     }
 
     /// Start of a parameter (or its gradient).
     pub fn param(&self, buffer: BufferId, range: ParamRange) -> Shared<f32> {
-        // SAFETY: the range lies inside the buffer by the parameter table
+        // SAFETY: the operation's ranges lie inside the buffers of parameters and gradients, by the parameter table
         Shared::new(unsafe { self.floats(buffer).at(range.offset) })
     }
 
@@ -206,7 +220,7 @@ impl Context<'_> {
         Parts { base, layout }
     }
 
-    /// Runs `tasks` tasks on the pool this is called from.
+    /// Runs `tasks` tasks, all that the operation has, on the pool this is called from; they are done when it returns.
     pub fn parallel<T: Task>(&self, tasks: usize, task: &T) {
         (0..tasks).into_par_iter().with_max_len(1).for_each(|i| self.isa.run(RunTask(task, i)));
     }
@@ -223,7 +237,7 @@ impl Context<'_> {
     /// Adds the values of a loss's tasks, number `at` of its terms, to those of the slices before.
     pub fn sum_values(&self, slice: Slice, at: usize, values: impl Iterator<Item = f64>) -> f64 {
         let carry = slice.carry.map(|id| self.pointer::<f64>(id));
-        // SAFETY: the carry holds an f64 a term; this runs outside any task
+        // SAFETY: the carry holds an f64 for every term, and no task runs
         let before = carry.filter(|_| !slice.first).map_or(0.0, |carry| unsafe { *carry.at(at) });
         let sum = values.fold(before, |sum, value| sum + value);
         if let Some(carry) = carry {
@@ -236,7 +250,7 @@ impl Context<'_> {
     /// Writes a gradient: over the old one for the first micro-batch of an iteration, else added to it. `value(i)` gives element
     /// i in PyTorch's order.
     pub fn store_gradient(&self, gradients: BufferId, range: ParamRange, value: impl Fn(usize) -> f32) {
-        // SAFETY: the range lies inside the gradient buffer; this runs outside any task
+        // SAFETY: the range lies inside the gradient buffer by the parameter table, and no task runs
         let out = unsafe { self.param(gradients, range).slice(0, range.len) };
         for (i, out) in out.iter_mut().enumerate() {
             *out = if self.scalars.accumulate { *out + value(i) } else { value(i) };

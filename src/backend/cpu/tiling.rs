@@ -48,7 +48,8 @@ impl Rows {
     /// `N` rows from `first` on; those at `end` and behind, and those before the picture, are zeros.
     ///
     /// # Safety
-    /// The activation must be that of the running plan, and `zeros` a row long.
+    /// The activation must have `h` rows of `w` pixels of `c` channels for every image up to this one, `zeros` be a row long, and `end` at
+    /// most `h`.
     #[inline(always)]
     pub unsafe fn get<const N: usize>(&self, first: isize, end: usize) -> [*const f32; N] {
         std::array::from_fn(|k| {
@@ -57,7 +58,7 @@ impl Rows {
                 return self.zeros;
             }
             let at = (self.image * self.h + row as usize) * self.w * self.c;
-            // SAFETY: inside the activation
+            // SAFETY: row `row` is one of the image's `h`, and the caller says that the activation holds them
             unsafe { self.source.at(at).cast_const() }
         })
     }

@@ -68,7 +68,8 @@ struct Parameters<'a> {
 /// Packs parameters and composes them; the kernel `[lane][5 x 5][ci]` and bias are handed to `then`, to be packed.
 fn pack_parameters<'a>(ctx: &Context<'_>, op: &UpHead, parts: Parts, p: &Packed, then: impl FnOnce(&[f64], &[f64], f64)) -> Parameters<'a> {
     let s = shape(op);
-    // SAFETY: parameters and workspace are live; nothing else runs yet; the pieces do not overlap
+    // SAFETY: the ranges lie inside the parameters, the pieces inside the workspace (see `packed`), where they do not overlap and begin at
+    // whole vectors, which aligns the f64 as well; no task runs yet, and none writes them later
     unsafe {
         let get = |range: crate::plan::ParamRange| &*ctx.param(op.parameters, range).slice(0, range.len);
         let shared = parts.shared();
@@ -113,10 +114,15 @@ struct Forward<'a> {
 
 impl Forward<'_> {
     /// The composition of up to two LQ rows from `y` on, `[row][w][lane]`, in tiles.
+    ///
+    /// # Safety
+    /// As [`Task::run`] of a task with rows up to `end`; `v` has room for a chunk of transformed inputs and products, `detail` for rows.
     #[inline(always)]
     unsafe fn tiled<S: Simd>(&self, image: usize, y: usize, end: usize, v: *mut f32, detail: *mut f32) {
         let UpHead { extent, features: f, .. } = *self.op;
         let (p, lanes, w) = (packed(self.op, false), padded(self.op), extent.w);
+        // SAFETY: features hold the image's rows, the workspace weights, biases and a row of zeros as `forward` packed them, and the caller
+        // gives the rest of the room; features and padded lanes are whole vectors
         unsafe {
             let shared = self.parts.shared();
             let m = v.add(POINTS * point_stride(CHUNK * f));
@@ -140,11 +146,16 @@ impl Forward<'_> {
         }
     }
 
-    /// The composition of one LQ row, directly; the padded rows before it must be in `ring` already.
+    /// The composition of one LQ row, directly.
+    ///
+    /// # Safety
+    /// As [`Task::run`]; `slot` gives the padded rows around `y`, which are loaded, and `detail` has room for the row.
     #[inline(always)]
     unsafe fn direct<S: Simd>(&self, y: usize, slot: impl Fn(isize) -> *mut f32, detail: *mut f32) {
         let UpHead { extent, features: f, .. } = *self.op;
         let p = packed(self.op, false);
+        // SAFETY: a padded row holds `w + 4` pixels, lanes are whole vectors, weights and biases are packed for them, and `detail` has
+        // room, as the caller says
         unsafe {
             let rows: [*const f32; TAPS] = std::array::from_fn(|k| slot(y as isize - 2 + k as isize).cast_const());
             let product = RowProduct {
@@ -166,6 +177,9 @@ impl Forward<'_> {
     }
 
     /// Takes the ring's share away from HR rows `first..end`.
+    ///
+    /// # Safety
+    /// As [`Task::run`] of the task whose rows these are.
     #[inline(always)]
     unsafe fn correct<S: Simd>(&self, image: usize, first: usize, end: usize) {
         let UpHead { extent, features: f, scale, .. } = *self.op;
@@ -173,7 +187,8 @@ impl Forward<'_> {
         let ring = Ring { head: self.op, convolutions: c, features: self.features, image };
         for at in ring.pixels(first as isize - 1, end as isize) {
             let mut u = [0.0; MOST_FEATURES];
-            // SAFETY: rows first..end are this task's
+            // SAFETY: rows `first..end` are this task's and `seen_by` gives pixels of the picture; features are whole vectors, of which `u`
+            // has room for the most, and `conv_out` has 27 times as many weights
             unsafe {
                 ring.features::<S>(at, u.as_mut_ptr());
                 for (tap, row, column) in ring.seen_by(at).filter(|&(_, row, _)| row >= first && row < end) {
@@ -198,6 +213,8 @@ impl Task for Forward<'_> {
         let UpHead { extent, features: f, scale, .. } = *self.op;
         let (w, lanes, wide) = (extent.w, padded(self.op), extent.w * scale * 3);
         let (image, start, end) = self.bands.task(task);
+        // SAFETY: HR rows `start * scale..end * scale` of the output are this task's, and the pieces of the scratch lie one behind the
+        // other as in `workspace`; the rest is `Task::run`'s contract
         unsafe {
             let scratch = self.parts.scratch();
             let detail = scratch.at(0);
@@ -258,7 +275,7 @@ pub fn forward(ctx: &Context<'_>, op: &UpHead) {
     let parts = ctx.parts(op.workspace, workspace(op));
     let (p, s, lanes, f) = (packed(op, false), shape(op), padded(op), op.features);
     let parameters = pack_parameters(ctx, op, parts, &p, |kernel, bias, gain| {
-        // SAFETY: the workspace is live and these pieces are nobody else's
+        // SAFETY: these pieces of the workspace lie apart from those that `pack_parameters` uses, and no task runs yet
         let (biases, weights) = unsafe { (parts.shared().slice(p.bias, lanes), parts.shared().slice(p.weights, p.zeros - p.weights)) };
         biases.fill(0.0);
         biases.iter_mut().zip(bias).for_each(|(to, &b)| *to = (gain * b) as f32);
@@ -349,10 +366,15 @@ struct Backward<'a> {
 
 impl Backward<'_> {
     /// The gradient of an LQ row's values, `[w][lane]`, from the HR rows it became; zeros outside the picture.
+    ///
+    /// # Safety
+    /// As [`Task::run`]; `to` has room for the row.
     #[inline(always)]
     unsafe fn load(&self, image: usize, row: isize, to: *mut f32) {
         let UpHead { extent, scale, .. } = *self.op;
         let (w, lanes, n) = (extent.w, padded(self.op), 3 * scale);
+        // SAFETY: the gradient of the output holds the HR rows of every LQ row of the image; for the scales there are (2, 3, 4, 8) the
+        // `scale` pieces of 3 `scale` values fit into the lanes of a pixel
         unsafe {
             if row < 0 || row >= extent.h as isize {
                 to.write_bytes(0, w * lanes);
@@ -377,6 +399,9 @@ impl Backward<'_> {
 
     /// Takes away what the ring had no part in: from the gradient of the features in LQ rows `start..end`, and from the sums where the ring's
     /// pixel is this band's.
+    ///
+    /// # Safety
+    /// As [`Task::run`] of the task whose rows and partial these are.
     #[inline(always)]
     unsafe fn correct<S: Simd>(&self, image: usize, (start, end): (usize, usize), partial: Shared<f32>) {
         let UpHead { extent, features: f, scale, .. } = *self.op;
@@ -388,7 +413,8 @@ impl Backward<'_> {
             let own = owner >= start && owner < end;
             let (lq, phase) = ring.place(at);
             let (mut u, mut d) = ([0.0; MOST_FEATURES], [0.0f32; MOST_FEATURES]);
-            // SAFETY: rows start..end and the partial are this task's
+            // SAFETY: rows `start..end` and the partial are this task's, `seen_by` and `inside` give pixels of the picture; features are
+            // whole vectors, of which `u` and `d` have room for the most, and weights and their sums are indexed alike
             unsafe {
                 if own {
                     ring.features::<S>(at, u.as_mut_ptr());
@@ -438,10 +464,13 @@ impl Backward<'_> {
 }
 
 /// `to[x * stride + i] = from[x * N + i]`.
+///
+/// # Safety
+/// `from` holds `w` times N values, and `to`, apart from it and nobody else's, has room for N from each multiple of `stride` on.
 #[inline(always)]
 unsafe fn spread<const N: usize>(from: *const f32, w: usize, to: *mut f32, stride: usize) {
     for x in 0..w {
-        // SAFETY: as the caller says
+        // SAFETY: `x` is below `w`, and the caller says that there are N values to read and to write
         unsafe { to.add(x * stride).cast::<[f32; N]>().write_unaligned(from.add(x * N).cast::<[f32; N]>().read_unaligned()) };
     }
 }
@@ -454,6 +483,8 @@ impl Task for Backward<'_> {
         let (count, lanes, depth) = (shape(head).lanes(), padded(head), depth(head));
         let (p, s) = (packed(self.op, true), sums(head));
         let (image, start, end) = self.bands.task(task);
+        // SAFETY: rows `start..end` of `d_features` and the partial are this task's, and the pieces of the scratch lie one behind the other
+        // as in `workspace_back`; the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, s.len);
@@ -524,7 +555,7 @@ pub fn backward(ctx: &Context<'_>, op: &UpHeadBack) {
     let parts = ctx.parts(op.workspace, workspace_back(op));
     let (p, s, f) = (packed(head, true), shape(head), head.features);
     let parameters = pack_parameters(ctx, head, parts, &p, |kernel, _, gain| {
-        // SAFETY: the workspace is live and these pieces are nobody else's
+        // SAFETY: these pieces of the workspace lie apart from those that `pack_parameters` uses, and no task runs yet
         let (zeros, weights) = unsafe { (parts.shared().slice(p.bias, f), parts.shared().slice(p.weights, p.zeros - p.weights)) };
         zeros.fill(0.0);
         // the gradient at a pixel comes from the outputs on the other side: taps are turned
@@ -550,8 +581,8 @@ pub fn backward(ctx: &Context<'_>, op: &UpHeadBack) {
     if !ctx.reduce(parts, op.slice) {
         return;
     }
-    // SAFETY: the sums are complete, and nothing else uses them
     let sums_of = sums(head);
+    // SAFETY: the tasks are done, the sums hold as many values as a partial, and nothing else uses them
     let sum = unsafe { parts.sums().slice(0, sums_of.len) };
     let (composed, ring) = sum.split_at_mut(sums_of.up);
     let (up, rest) = ring.split_at_mut(s.up_weights());

@@ -71,8 +71,12 @@ pub fn transform_weights<const TAPS: usize>(g: impl Fn(usize, usize) -> f64) -> 
 }
 
 /// B^T applied to six values.
+///
+/// # Safety
+/// As [`Simd`].
 #[inline(always)]
 unsafe fn input_line<S: Simd>(d: [S::V; IN]) -> [S::V; IN] {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         let less = |x: S::V, times: f32, from: S::V| S::fma(S::splat(-times), x, from);
         let (even_a, odd_a) = (less(d[2], 2.0, d[4]), less(d[1], 2.0, d[3]));
@@ -91,8 +95,12 @@ unsafe fn input_line<S: Simd>(d: [S::V; IN]) -> [S::V; IN] {
 // No closures over vectors in here: one that is not inlined would lose the instructions it is compiled for.
 
 /// A^T applied to six values whose points carry [`SCALE`].
+///
+/// # Safety
+/// As [`Simd`].
 #[inline(always)]
 unsafe fn output_line<S: Simd, const OUT: usize>(m: [S::V; IN]) -> [S::V; OUT] {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         let (even_a, odd_a) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
         let (even_b, odd_b) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
@@ -110,8 +118,12 @@ unsafe fn output_line<S: Simd, const OUT: usize>(m: [S::V; IN]) -> [S::V; OUT] {
 }
 
 /// A applied to two or four values.
+///
+/// # Safety
+/// As [`Simd`].
 #[inline(always)]
 unsafe fn gradient_line<S: Simd, const OUT: usize>(d: [S::V; OUT]) -> [S::V; IN] {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         let (mut even_a, mut odd_a, mut even_b, mut odd_b) = (d[0], d[1], d[0], d[1]);
         if OUT == 4 {
@@ -154,8 +166,13 @@ pub struct Points {
 }
 
 impl Points {
+    /// Six vectors to row `y` of the points, `at` values from each point's first.
+    ///
+    /// # Safety
+    /// As [`Simd`]; every point has room for a vector there, nobody else's.
     #[inline(always)]
     unsafe fn store_row<S: Simd>(&self, y: usize, at: usize, values: [S::V; IN]) {
+        // SAFETY: the caller says that each of the 36 points has room for a vector at `at`
         unsafe {
             for (x, v) in values.into_iter().enumerate() {
                 S::store(self.base.add((y * IN + x) * self.point_stride + at), v);
@@ -165,8 +182,12 @@ impl Points {
 }
 
 /// B^T of six pixels above each other; columns are counted from `before` the row.
+///
+/// # Safety
+/// As [`transform_input`]; `lane` is a whole vector of the channels.
 #[inline(always)]
 unsafe fn input_column<S: Simd>(rows: [*const f32; IN], s: Span, before: usize, x: usize, lane: usize) -> [S::V; IN] {
+    // SAFETY: columns outside the row are not read, and the caller says that the rows hold those inside
     unsafe {
         if x < before || x >= s.w + before {
             return [S::splat(0.0); IN];
@@ -181,9 +202,11 @@ unsafe fn input_column<S: Simd>(rows: [*const f32; IN], s: Span, before: usize, 
 /// B^T d B of tiles whose inputs are the six rows `[w][c]`.
 ///
 /// # Safety
-/// Rows and points as large as described; and as [`Simd`].
+/// Rows hold `[w][c]`; every point has room for `count` tiles `tile_stride` apart and a vector more, apart from the rows and nobody else's;
+/// and as [`Simd`].
 #[inline(always)]
 pub unsafe fn transform_input<S: Simd, const OUT: usize>(rows: [*const f32; IN], s: Span, out: Points) {
+    // SAFETY: `lane` is a whole vector of the channels, and tiles stay below `count`: the caller says that the points hold them
     unsafe {
         for lane in (0..s.c).step_by(LANES) {
             let x = OUT * s.first;
@@ -219,6 +242,7 @@ pub unsafe fn transform_input<S: Simd, const OUT: usize>(rows: [*const f32; IN],
 /// As [`transform_input`].
 #[inline(always)]
 pub unsafe fn transform_gradient<S: Simd, const OUT: usize>(rows: [*const f32; OUT], s: Span, out: Points) {
+    // SAFETY: pixels behind the row are not read, `lane` is a whole vector of the channels, and tiles stay below `count`
     unsafe {
         for tile in 0..s.count {
             for lane in (0..s.c).step_by(LANES) {
@@ -248,8 +272,12 @@ pub unsafe fn transform_gradient<S: Simd, const OUT: usize>(rows: [*const f32; O
 }
 
 /// G^T applied to six values.
+///
+/// # Safety
+/// As [`Simd`].
 #[inline(always)]
 unsafe fn gather_line<S: Simd, const TAPS: usize>(p: [S::V; IN]) -> [S::V; TAPS] {
+    // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
         let (even_a, odd_a) = (S::add(p[1], p[2]), S::sub(p[1], p[2]));
         let (even_b, odd_b) = (S::add(p[3], p[4]), S::sub(p[3], p[4]));
@@ -274,9 +302,10 @@ unsafe fn gather_line<S: Simd, const TAPS: usize>(p: [S::V; IN]) -> [S::V; TAPS]
 /// G^T u G over a vector of lanes: `u[point * from]` to `taps[tap * to]`, TAPS x TAPS of them.
 ///
 /// # Safety
-/// As [`Simd`].
+/// A vector can be read at each of the 36 points and written, apart from them, at each of the taps; and as [`Simd`].
 #[inline(always)]
 pub unsafe fn gather_lanes<S: Simd, const TAPS: usize>(u: *const f32, from: usize, taps: *mut f32, to: usize) {
+    // SAFETY: points stay below 36 and taps below TAPS x TAPS: the caller says that there is a vector at each
     unsafe {
         let mut columns = [[S::splat(0.0); TAPS]; IN];
         for (x, column) in columns.iter_mut().enumerate() {
@@ -310,8 +339,13 @@ pub fn products() -> usize {
     POINTS * point_stride(CHUNK * GROUP)
 }
 
+/// Products of P tiles at one point with V vectors of lanes; K is their depth where that is known when compiling, or 0.
+///
+/// # Safety
+/// As [`Simd`]; `v` holds `[P][k]`, `u` holds `[k][V * 16]`, and `m` has room for `[P][V * 16]`, apart from them and nobody else's.
 #[inline(always)]
 unsafe fn multiply_tile<S: Simd, const P: usize, const V: usize, const K: usize>(v: *const f32, k: usize, u: *const f32, m: *mut f32) {
+    // SAFETY: depths stay below `k`, tiles below P and vectors below V, as the caller says the pointers allow
     unsafe {
         let depth = if K == 0 { k } else { K };
         let mut acc = [[S::splat(0.0); V]; P];
@@ -338,8 +372,13 @@ unsafe fn multiply_tile<S: Simd, const P: usize, const V: usize, const K: usize>
 }
 
 /// `m = v u` at all points, for weights `u[point][k][V * 16]`.
+///
+/// # Safety
+/// As [`multiply_and_store`].
 #[inline(always)]
 unsafe fn multiply<S: Simd, const V: usize, const K: usize>(c: &Chunk, u: *const f32) {
+    // SAFETY: the chunk holds CHUNK tiles at every point, whether they count or not, and no step from a tile that counts goes past
+    // the last: `count` is at most CHUNK, which every step divides
     unsafe {
         let k = if K == 0 { c.k } else { K };
         for point in 0..POINTS {
@@ -385,8 +424,12 @@ pub struct Output<const OUT: usize> {
 }
 
 /// A^T m A of a chunk plus bias, for vector `n` of `V`.
+///
+/// # Safety
+/// As [`multiply_and_store`].
 #[inline(always)]
 unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(c: &Chunk, n: usize, bias: S::V, out: Output<OUT>) {
+    // SAFETY: products are read of tiles that count, and nothing is written to pixels behind the row or to a row that is missing
     unsafe {
         for tile in 0..c.count {
             let at = |point: usize| S::load(c.m.add(point * point_stride(CHUNK * V * LANES) + (tile * V + n) * LANES));
@@ -414,7 +457,9 @@ unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(c: &Chunk, n:
 /// with the bias.
 ///
 /// # Safety
-/// All pointers valid for these extents; tiles behind `count` may hold anything; and as [`Simd`].
+/// The chunk holds CHUNK tiles of input at every point and has room for their products; those behind `count`, at most CHUNK, may hold
+/// anything. `u` and `bias` hold their lanes, K is the depth or 0, and every row that is there has room for `w` pixels, `stride` apart,
+/// away from the rest and nobody else's, with `far` at multiples of 64; and as [`Simd`].
 #[inline(always)]
 pub unsafe fn multiply_and_store<S: Simd, const K: usize, const OUT: usize>(
     c: &Chunk,
@@ -423,6 +468,7 @@ pub unsafe fn multiply_and_store<S: Simd, const K: usize, const OUT: usize>(
     bias: *const f32,
     out: Output<OUT>,
 ) {
+    // SAFETY: the caller says so of all pointers; one or two vectors of bias are there, as of weights
     unsafe {
         if two {
             multiply::<S, 2, K>(c, u);
@@ -467,6 +513,7 @@ mod tests {
         assert!((a - b).abs() < 1e-5, "{a} {b}");
         let lanes: Vec<f32> = u.iter().flat_map(|&u| [u; LANES]).collect();
         let mut taps = vec![0.0; TAPS * TAPS * LANES];
+        // SAFETY: there is a vector for each of the points and of the taps, and plain code runs everywhere
         unsafe { gather_lanes::<Portable, TAPS>(lanes.as_ptr(), LANES, taps.as_mut_ptr(), LANES) };
         for (lanes, tap) in taps.chunks_exact(LANES).zip(gather_weights(u, TAPS)) {
             assert!((lanes[5] - tap).abs() < 1e-5, "{} {tap}", lanes[5]);
@@ -489,6 +536,8 @@ mod tests {
         let mut v = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
         let mut m = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
         let mut out = vec![0.0; OUT * w * LANES];
+        // SAFETY: rows of `w` pixels, points and products of CHUNK tiles and the outputs are as large as described, since a row of eleven
+        // has at most six tiles; plain code runs everywhere
         unsafe {
             let source: [*const f32; IN] = std::array::from_fn(|k| pixels[k * w * LANES..].as_ptr());
             let points = Points { base: v.as_mut_ptr(), point_stride: point_stride(CHUNK * LANES), tile_stride: LANES };

@@ -6,7 +6,7 @@ use super::module::{LEAST_CAPABILITY, Module};
 use super::{lower, lower_range};
 use crate::backend::{Backend, BatchView, Guest, Scalars, StepMetrics};
 use crate::host_memory::{Fence, HostBlock};
-use crate::plan::{BufferId, METRICS, Plan, Precision, bytes_text};
+use crate::plan::{BufferId, METRICS, Plan, PlanData, Precision, bytes_text};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
 use std::collections::HashMap;
@@ -290,7 +290,7 @@ impl Place {
     }
 
     /// A plan's launches with the batch read from here.
-    fn reading(&self, plan: &Plan, launches: &[Launch]) -> Vec<Launch> {
+    fn reading(&self, plan: &PlanData, launches: &[Launch]) -> Vec<Launch> {
         let mut launches = launches.to_vec();
         for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
             if let (Arg::At(buffer, _), Some(from), Some(to)) = (arg, plan.batch, self.batch)
@@ -316,6 +316,7 @@ impl CudaBackend {
     }
 
     fn load(device: &Arc<Device>, plan: Plan, memory: Arc<Memory>, base: u64) -> Result<CudaBackend> {
+        plan.check_sized_for(&super::CudaSizing { precision: plan.precision })?;
         let Program { micro, update } = lower(&plan)?;
         let module = device.module(plan.precision)?;
         let mut places = Vec::new();
@@ -468,10 +469,9 @@ impl CudaBackend {
     }
 
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<u64> {
-        let b = self.plan.buffer(buffer);
-        ensure!((offset + len) as u64 <= b.bytes, "bytes {offset}..{} lie outside {} of {} bytes", offset + len, b.name, b.bytes);
+        let at = self.plan.range_in(buffer, offset, len)?;
         self.device.bind()?;
-        Ok(self.base + b.offset + offset as u64)
+        Ok(self.base + at)
     }
 }
 
@@ -530,8 +530,13 @@ impl Backend for CudaBackend {
         let parts = [(0, batch.lq), (layout.lq_bytes(), batch.hr), (layout.augment_offset(), batch.augment)];
         for (at, bytes) in parts {
             if !bytes.is_empty() {
-                // SAFETY: the sizes were checked; the fence keeps the bytes until the copy is done
-                unsafe { result::memcpy_htod_async(place.at + at as u64, bytes, stream) }.call("copy a batch")?;
+                // SAFETY: the sizes were checked; the fence keeps the bytes until the copy is done, and where there is no fence after all,
+                // the wait below does
+                let begun = unsafe { result::memcpy_htod_async(place.at + at as u64, bytes, stream) }.call("copy a batch");
+                if begun.is_err() {
+                    let _ = self.device.copies.synchronize(); // copies that were begun before still read the batch
+                    return begun.map(|()| None);
+                }
             }
         }
         if batch.augment.is_empty() {

@@ -3,7 +3,7 @@
 
 use super::reduce::Waiting;
 use crate::backend::Scalars;
-use crate::plan::{BufferId, Op, OptimizerKind, Plan, Update};
+use crate::plan::{BufferId, Op, OptimizerKind, PlanData, Update};
 use anyhow::{Result, ensure};
 
 /// One argument of a kernel.
@@ -85,7 +85,7 @@ pub struct Program {
 
 /// Collects the launches of one operation after another.
 pub(super) struct Lowering<'a> {
-    pub plan: &'a Plan,
+    pub plan: &'a PlanData,
     op: usize,
     /// Those that need nothing of the others, ahead of them.
     early: Vec<Launch>,
@@ -95,7 +95,7 @@ pub(super) struct Lowering<'a> {
 }
 
 impl<'a> Lowering<'a> {
-    pub fn new(plan: &'a Plan) -> Lowering<'a> {
+    pub fn new(plan: &'a PlanData) -> Lowering<'a> {
         Lowering { plan, op: 0, early: Vec::new(), launches: Vec::new(), waiting: Waiting::default() }
     }
 
@@ -214,7 +214,7 @@ pub const SCALARS_BYTES: u64 = 64;
 
 /// The launch that puts a step's scalars where the kernels read them; none for a plan without. What follows from betas, decay and step
 /// number is worked out here in f64.
-pub fn scalars_launch(plan: &Plan, scalars: &Scalars) -> Option<Launch> {
+pub fn scalars_launch(plan: &PlanData, scalars: &Scalars) -> Option<Launch> {
     let buffer = plan.ports.scalars?;
     let update = plan.ops.iter().find_map(|op| if let Op::Update(u) = op { Some(u) } else { None });
     let decay = |u: &Update| if u.optimizer == OptimizerKind::AdamW { u.weight_decay } else { 0.0 };

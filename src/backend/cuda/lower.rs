@@ -2,15 +2,15 @@
 
 use super::launch::{Launch, Lowering, Program};
 use super::{conv, nano, optimizer, pixels, structural, up_head};
-use crate::plan::{Op, Plan};
-use anyhow::Result;
+use crate::plan::{Op, PlanData};
+use anyhow::{Result, ensure};
 use std::ops::Range;
 
 /// The launches of a plan made with [`super::CudaSizing`].
 ///
 /// # Errors
 /// When an operation has no kernel for its shape, or a launch would be larger than a device allows.
-pub fn lower(plan: &Plan) -> Result<Program> {
+pub fn lower(plan: &PlanData) -> Result<Program> {
     Ok(Program { micro: lower_range(plan, plan.micro.clone())?, update: lower_range(plan, plan.update.clone())? })
 }
 
@@ -18,7 +18,9 @@ pub fn lower(plan: &Plan) -> Result<Program> {
 ///
 /// # Errors
 /// As [`lower`].
-pub fn lower_range(plan: &Plan, range: Range<usize>) -> Result<Vec<Launch>> {
+pub fn lower_range(plan: &PlanData, range: Range<usize>) -> Result<Vec<Launch>> {
+    ensure!(range.start <= range.end && range.end <= plan.ops.len(), "operations {range:?} of a plan of {}", plan.ops.len());
+    check_extents(&plan.ops[range.clone()])?;
     let (mut l, mut at) = (Lowering::new(plan), range.start);
     while at < range.end {
         l.begin(at);
@@ -32,8 +34,22 @@ pub fn lower_range(plan: &Plan, range: Range<usize>) -> Result<Vec<Launch>> {
     l.finish()
 }
 
+/// The kernels count values of an activation or of an image in signed 32 bits.
+fn check_extents(ops: &[Op]) -> Result<()> {
+    for op in ops {
+        let values = op.largest_extent();
+        ensure!(
+            values <= i32::MAX as u64,
+            "\"{}\" would have {values} values at once and the CUDA kernels count up to {}; give a smaller batch, patch or tile",
+            op.label(),
+            i32::MAX
+        );
+    }
+    Ok(())
+}
+
 /// Lowers an operation and the next one together, where one of the two can do the other's work on its way; false where not.
-fn on_the_way(l: &mut Lowering<'_>, plan: &Plan, at: usize) -> Result<bool> {
+fn on_the_way(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
     match (&plan.ops[at], &plan.ops[at + 1]) {
         (Op::Unpack(unpack), Op::Conv(conv)) if plan.unpacks_on_the_way(at) => {
             l.begin(at + 1);

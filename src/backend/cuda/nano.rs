@@ -59,16 +59,6 @@ fn ranges(p: &NanoParams) -> [ParamRange; 7] {
     [p.conv1_weight, p.conv1_bias, p.dw_weight, p.dw_bias, p.conv2_weight, p.conv2_bias, p.gamma]
 }
 
-/// The kernels count quarters of pixels in 32 bits.
-fn check_size(e: Extent) -> Result<()> {
-    ensure!(
-        u32::try_from(4 * e.pixels()).is_ok(),
-        "{} LQ pixels at once are more than the CUDA kernels count; give a smaller batch",
-        e.pixels()
-    );
-    Ok(())
-}
-
 fn weights(l: &Lowering<'_>, o: &NanoBlock) -> Vec<Arg> {
     ranges(&o.params).iter().map(|r| l.element(o.parameters, r.offset)).collect()
 }
@@ -76,7 +66,6 @@ fn weights(l: &Lowering<'_>, o: &NanoBlock) -> Vec<Arg> {
 pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
     ensure!(o.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", o.features);
     let e = o.extent;
-    check_size(e)?;
     let mut args = weights(l, o);
     args.extend([l.at(o.input), l.at(o.output), int(e.n)?, int(e.h)?, int(e.w)?]);
     let shared = if halves(l, o.input, e, FEATURES) {
@@ -93,7 +82,6 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
     let (f, p) = (&o.forward, &o.forward.params);
     ensure!(f.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", f.features);
     let (e, slice) = (f.extent, Slice::whole(f.extent.n));
-    check_size(e)?;
     let blocks = sum_blocks(o);
     let sums = Sums::of(l, l.workspace(o.workspace)?, slice, sum_count(o), blocks);
     let mut args = weights(l, f);

@@ -28,6 +28,10 @@ pub struct CudaSizing {
 }
 
 impl Sizing for CudaSizing {
+    fn name(&self) -> String {
+        format!("CUDA in {}", self.precision)
+    }
+
     fn workspace(&self, op: &Op) -> u64 {
         match op {
             Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::UpHead(_) => 0,

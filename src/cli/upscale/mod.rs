@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut planned = Vec::with_capacity(jobs.len());
     for job in jobs {
         let input = job.input.clone();
-        match plan(&upscaler, job, budget) {
+        match plan(&upscaler, job, &budget) {
             Ok(plan) => planned.push(plan),
             Err(error) if !is_folder => return Err(error),
             Err(error) if ends_all(&error) => return Err(error),
@@ -112,10 +112,10 @@ pub fn run(args: &Args) -> Result<()> {
         create_folder(&args.output)?;
     }
     let progress = if is_folder { Progress::new("upscale", planned.len() as u64, "pictures") } else { Progress::hidden() };
-    work(&mut upscaler, planned, budget, is_folder, &progress, &mut outcome)?;
+    work(&mut upscaler, planned, &budget, is_folder, &progress, &mut outcome)?;
     progress.finish();
     if args.json {
-        print(json(args, &upscaler, &outcome, &left_out, memory, budget)?)?;
+        print(json(args, &upscaler, &outcome, &left_out, memory, &budget)?)?;
     }
     conclude(args, is_folder, outcome, total, memory)
 }
@@ -135,7 +135,7 @@ fn ends_all(error: &anyhow::Error) -> bool {
 }
 
 /// Looks at a picture's header: size, alpha, memory.
-fn plan(upscaler: &Upscaler, job: Job, budget: Budget) -> Result<Planned> {
+fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     let needs = need(&job.input, &Limits::default())?;
     let name = || job.input.display().to_string();
     let scale = upscaler.scale() as u32;
@@ -166,7 +166,7 @@ fn advice(needs: &Need, format: Format) -> String {
 fn work(
     upscaler: &mut Upscaler,
     planned: Vec<Planned>,
-    budget: Budget,
+    budget: &Budget,
     is_folder: bool,
     progress: &Progress,
     outcome: &mut Outcome,
@@ -232,7 +232,7 @@ impl PixelRows for Watched {
     }
 }
 
-fn one(upscaler: &mut Upscaler, planned: &Planned, budget: Budget, is_folder: bool) -> Result<Done, Trouble> {
+fn one(upscaler: &mut Upscaler, planned: &Planned, budget: &Budget, is_folder: bool) -> Result<Done, Trouble> {
     let Planned { job, size, alpha, bytes } = planned;
     upscaler.make_room_for(*size);
     let name = || job.input.display().to_string();
@@ -275,7 +275,7 @@ fn with_advice(error: anyhow::Error) -> anyhow::Error {
     anyhow!("{error:#}; {advice}")
 }
 
-fn json(args: &Args, upscaler: &Upscaler, outcome: &Outcome, left_out: &[String], memory: u64, budget: Budget) -> Result<String> {
+fn json(args: &Args, upscaler: &Upscaler, outcome: &Outcome, left_out: &[String], memory: u64, budget: &Budget) -> Result<String> {
     let failed: Vec<_> =
         outcome.failed.iter().map(|f| serde_json::json!({ "input": f.input.to_string_lossy(), "reason": f.reason })).collect();
     let value = serde_json::json!({

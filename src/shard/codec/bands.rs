@@ -7,7 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
-use super::isa::Isa;
+use crate::isa::Isa;
 
 /// Rows side by side: the bytes of one SSE or NEON register.
 pub const LANES: usize = 16;
@@ -94,10 +94,10 @@ pub fn split(isa: Isa, image: &[u8], bands: Bands, planes: &mut [u8]) {
     for r in 0..bands.rows {
         let rows = row_of_all_mut(planes, bands, r);
         let source = |k: usize| (k * bands.rows + r).min(bands.height - 1) * bands.width * 3;
-        match isa {
+        match isa.has_avx2() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Isa::available` asked the processor
-            Isa::Avx2 if bands.width >= avx2::COLUMNS => unsafe { avx2::split_row(image, bands.width, source, rows) },
+            // SAFETY: an `Isa` with AVX2 exists only where the processor has it
+            true if bands.width >= avx2::COLUMNS => unsafe { avx2::split_row(image, bands.width, source, rows) },
             _ => split_row(image, bands.width, source, rows),
         }
     }
@@ -158,12 +158,12 @@ pub fn join_row(isa: Isa, rows: [&[u8]; PLANES], bands: Bands, r: usize, window:
     let rows = rows.map(|row| &row[window.x * LANES..(window.x + window.width) * LANES]);
     let target = |k: usize| {
         let y = (k * bands.rows + r).wrapping_sub(window.y);
-        (y < window.height).then_some(y * window.width * 3)
+        (y < window.height).then(|| y * window.width * 3)
     };
-    match isa {
+    match isa.has_avx2() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Isa::available` asked the processor
-        Isa::Avx2 if window.width >= avx2::COLUMNS => unsafe { avx2::join_row(rows, target, image) },
+        // SAFETY: an `Isa` with AVX2 exists only where the processor has it
+        true if window.width >= avx2::COLUMNS => unsafe { avx2::join_row(rows, target, image) },
         _ => join_row_plain(rows, target, image),
     }
 }

@@ -5,7 +5,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
 use super::bands::{Bands, LANES, PLANES, lane};
-use super::isa::Isa;
+use crate::isa::Isa;
 
 /// HR rows and columns that the half-size filter looks at beyond a pixel's own two.
 const REACH: usize = 3;
@@ -133,12 +133,12 @@ fn add_half(isa: Isa, hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands
 
 /// [`half`] along eight rows.
 fn shrink(isa: Isa, rows: [&[u8]; 8], out: &mut [u8]) {
-    match isa {
-        Isa::Plain => shrink_plain(rows, out),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Isa::available` asked the processor
-        Isa::Avx2 => unsafe { avx2::shrink(rows, out) },
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: an `Isa` with AVX2 exists only where the processor has it
+        return unsafe { avx2::shrink(rows, out) };
     }
+    shrink_plain(rows, out)
 }
 
 /// The plain form.

@@ -5,14 +5,13 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod bands;
-mod isa;
 mod lq;
 mod predict;
 
 use super::format::{Geometry, u32_at};
+use crate::isa::Isa;
 use anyhow::{Context, Result, bail, ensure};
 use bands::{Bands, Window};
-use isa::Isa;
 use lq::Guess;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, ParamSwitch, Strategy};
@@ -185,12 +184,12 @@ fn difference(planes: &[u8], guess: &mut [u8], bands: Bands) {
 
 /// Sum of the sizes of residuals: foretells well enough what they will take.
 fn cost(isa: Isa, residuals: &[u8]) -> u64 {
-    match isa {
-        Isa::Plain => cost_plain(residuals),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Isa::available` asked the processor
-        Isa::Avx2 => unsafe { avx2::cost(residuals) },
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: an `Isa` with AVX2 exists only where the processor has it
+        return unsafe { avx2::cost(residuals) };
     }
+    cost_plain(residuals)
 }
 
 fn cost_plain(residuals: &[u8]) -> u64 {

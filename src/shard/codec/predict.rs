@@ -8,7 +8,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
 use super::bands::{Bands, LANES, Lane, PLANES, each, lane, row_of_all, row_of_all_mut};
-use super::isa::Isa;
+use crate::isa::Isa;
 
 /// The median edge detector of LOCO-I (Weinberger, Seroussi, Sapiro 2000): `left + up - corner`, held between the smaller
 /// and the larger of `left` and `up`. Written with wrapping bytes, it needs no wider integer.
@@ -20,12 +20,12 @@ fn med(left: u8, up: u8, corner: u8) -> u8 {
 
 /// Residuals of planes of green, blue and red; `values` is room for as many bytes.
 pub fn residuals(isa: Isa, planes: &[u8], bands: Bands, values: &mut [u8], out: &mut [u8]) {
-    match isa {
-        Isa::Plain => residuals_plain(planes, bands, values, out),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Isa::available` asked the processor
-        Isa::Avx2 => unsafe { avx2::residuals(planes, bands, values, out) },
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: an `Isa` with AVX2 exists only where the processor has it
+        return unsafe { avx2::residuals(planes, bands, values, out) };
     }
+    residuals_plain(planes, bands, values, out)
 }
 
 /// The plain form; the compiler makes vectors of it.
@@ -85,19 +85,19 @@ pub fn undo(isa: Isa, planes: &mut [u8], bands: Bands, mut finished: impl FnMut(
     for r in 0..bands.rows {
         if r + 1 < bands.rows {
             let (above, rows) = two_rows(planes, bands, r);
-            match isa {
-                Isa::Plain => undo_row(above, rows),
+            match isa.has_avx2() {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `Isa::available` asked the processor
-                Isa::Avx2 => unsafe { avx2::undo_row(above, rows) },
+                // SAFETY: an `Isa` with AVX2 exists only where the processor has it
+                true => unsafe { avx2::undo_row(above, rows) },
+                _ => undo_row(above, rows),
             }
         }
         let rows = row_of_all_mut(planes, bands, r);
-        match isa {
-            Isa::Plain => add_green(rows),
+        match isa.has_avx2() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Isa::available` asked the processor
-            Isa::Avx2 => unsafe { avx2::add_green(rows) },
+            // SAFETY: an `Isa` with AVX2 exists only where the processor has it
+            true => unsafe { avx2::add_green(rows) },
+            _ => add_green(rows),
         }
         finished(r, row_of_all(planes, bands, r));
     }

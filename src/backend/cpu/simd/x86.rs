@@ -3,6 +3,8 @@
 use super::{Kernel, Registers, Simd, Table};
 use std::arch::x86_64::*;
 
+/// Runs a kernel compiled for AVX2.
+///
 /// # Safety
 /// The processor must have AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
@@ -10,6 +12,8 @@ pub unsafe fn run_avx2<K: Kernel>(kernel: K) {
     kernel.run::<Avx2>();
 }
 
+/// Runs a kernel compiled for AVX-512, which implies AVX2 and FMA.
+///
 /// # Safety
 /// The processor must have AVX-512 F, BW, DQ, VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
@@ -32,10 +36,12 @@ impl Simd for Avx2 {
     const REGISTERS: Registers = Registers::Eight;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be read at `p`
         unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Pair) {
+        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be written at `p`
         unsafe {
             _mm256_storeu_ps(p, v[0]);
             _mm256_storeu_ps(p.add(8), v[1]);
@@ -43,10 +49,12 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const f32) {
+        // SAFETY: a hint that reads nothing, on any address
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: Pair) {
+        // SAFETY: the caller says that the processor has AVX2 and FMA, and that `p`, a multiple of 64, has room for 16 values
         unsafe {
             _mm256_stream_ps(p, v[0]);
             _mm256_stream_ps(p.add(8), v[1]);
@@ -54,10 +62,12 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn fence() {
+        // SAFETY: every processor of this architecture has the instruction
         unsafe { _mm_sfence() };
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let v = _mm256_set1_ps(x);
             [v, v]
@@ -65,38 +75,47 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn fma(a: Pair, b: Pair, c: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
     #[inline(always)]
     unsafe fn add(a: Pair, b: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn sub(a: Pair, b: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn mul(a: Pair, b: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn div(a: Pair, b: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn sqrt(x: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_sqrt_ps(x[0]), _mm256_sqrt_ps(x[1])] }
     }
     #[inline(always)]
     unsafe fn min(a: Pair, b: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn max(a: Pair, b: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn abs(x: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let sign = _mm256_set1_ps(-0.0);
             [_mm256_andnot_ps(sign, x[0]), _mm256_andnot_ps(sign, x[1])]
@@ -104,6 +123,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn xor_sign(x: Pair, sign: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let bit = _mm256_set1_ps(-0.0);
             [_mm256_xor_ps(x[0], _mm256_and_ps(sign[0], bit)), _mm256_xor_ps(x[1], _mm256_and_ps(sign[1], bit))]
@@ -111,6 +131,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn lookup(table: &Table, at: Pair) -> Pair {
+        // SAFETY: the caller says that the processor has AVX2 and FMA; a table is 16 values, aligned to 64 bytes
         unsafe {
             let table = _mm256_load_ps(table.0.as_ptr());
             [_mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[0])), _mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[1]))]
@@ -118,6 +139,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn sum(v: Pair) -> f32 {
+        // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let eight = _mm256_add_ps(v[0], v[1]);
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
@@ -127,6 +149,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn sums(v: &[Pair; 8], out: *mut f32) {
+        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 8 values can be written at `out`
         unsafe {
             let fold = |v: Pair| _mm256_add_ps(v[0], v[1]);
             let two = |a: Pair, b: Pair| _mm256_hadd_ps(fold(a), fold(b));
@@ -143,78 +166,97 @@ impl Simd for Avx512 {
     const REGISTERS: Registers = Registers::Many;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512, and that 16 values can be read at `p`
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
+        // SAFETY: the caller says that the processor has AVX-512, and that 16 values can be written at `p`
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const f32) {
+        // SAFETY: a hint that reads nothing, on any address
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: __m512) {
+        // SAFETY: the caller says that the processor has AVX-512, and that `p`, a multiple of 64, has room for 16 values
         unsafe { _mm512_stream_ps(p, v) }
     }
     #[inline(always)]
     unsafe fn fence() {
+        // SAFETY: every processor of this architecture has the instruction
         unsafe { _mm_sfence() };
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_set1_ps(x) }
     }
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_add_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_sub_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_div_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn sqrt(x: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_sqrt_ps(x) }
     }
     #[inline(always)]
     unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_min_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn abs(x: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_abs_ps(x) }
     }
     #[inline(always)]
     unsafe fn xor_sign(x: __m512, sign: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512
         unsafe { _mm512_xor_ps(x, _mm512_and_ps(sign, _mm512_set1_ps(-0.0))) }
     }
     #[inline(always)]
     unsafe fn lookup(table: &Table, at: __m512) -> __m512 {
+        // SAFETY: the caller says that the processor has AVX-512; a table is 16 values, aligned to 64 bytes
         unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_load_ps(table.0.as_ptr())) }
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {
+        // SAFETY: the caller says that the processor has AVX-512, which implies AVX2
         unsafe { Avx2::sum([_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)]) }
     }
     #[inline(always)]
     unsafe fn sums(v: &[__m512; 8], out: *mut f32) {
+        // SAFETY: the caller says that the processor has AVX-512, and that 8 values can be written at `out`
         unsafe {
             // halves, quarters, pairs, and the last two lanes: the vectors left are halved each time
             let halves = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));

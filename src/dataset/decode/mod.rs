@@ -1,16 +1,27 @@
 //! Reads one picture file into upright 8-bit RGB in sRGB, and says what had to be changed on the way. Depends on the image
 //! crate and on `colour`. Promises that a damaged, hostile or simply wrong file gives an error that names it, never a
-//! panic, and that nothing large is allocated before the header has been held against the limits.
+//! panic, and that nothing large is allocated before the header has been held against the limits. An error of the system (a failed
+//! read, no memory) is retried and then stays one: [`failure::system_cause`] finds it.
+
+mod entropy;
+mod head;
+mod jpeg;
+mod png;
+mod source;
+mod tiff;
 
 use super::colour::{self, Samples};
+use super::thumbnail::Thumbnail;
 use crate::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+pub(super) use head::Head;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use source::{Joined, Watched, copy_of};
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Cursor, Read, Seek};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Once;
@@ -73,6 +84,16 @@ pub struct Decoded {
     pub image: RgbImage,
     /// What was changed on the way; empty for a plain 8-bit RGB file.
     pub notes: Vec<Note>,
+    /// The colours before they were converted from a profile, in short; upright. Only where they were converted.
+    pub unconverted: Option<Thumbnail>,
+}
+
+impl Decoded {
+    /// How the stored picture was turned; [`Orientation::NoTransforms`] where it was not.
+    pub fn turn(&self) -> Orientation {
+        let exif = self.notes.iter().find_map(|n| if let Note::Orientation(exif) = n { Orientation::from_exif(*exif) } else { None });
+        exif.unwrap_or(Orientation::NoTransforms)
+    }
 }
 
 /// Decodes a PNG, JPEG, WebP, TIFF or BMP file, told apart by content and not by extension. Of an animation the first
@@ -92,11 +113,9 @@ pub fn decode_with_alpha(path: &Path, limits: &Limits) -> Result<(Decoded, Optio
 /// The bytes of a picture file; for [`decode_loaded`]. Fails where it cannot be read, is of no known format, or is larger
 /// than any picture within the limits.
 pub fn load(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
-    guarded(path, || {
-        let (mut file, _) = open(path, limits)?;
-        let length = file.get_ref().metadata()?.len() as usize;
+    with_file(path, limits, |file, _, length| {
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(length).map_err(|_| anyhow!("no memory for the {length} bytes of the file"))?;
+        bytes.try_reserve_exact(length as usize).map_err(|_| failure::no_memory(length, "a picture file"))?;
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
     })
@@ -111,14 +130,12 @@ pub fn decode_loaded(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Decod
 fn decode_bytes(path: &Path, bytes: &[u8], limits: &Limits, alpha: bool) -> Result<(Decoded, Option<GrayImage>)> {
     guarded(path, || {
         let format = format_of(bytes)?;
-        if format == ImageFormat::Jpeg {
-            let head = JpegHead::read(&mut Cursor::new(bytes))?;
-            head.check(limits)?;
-            // The decoder paints what is missing grey and reports success; half-grey pictures must not be trained on.
-            let ended = bytes[head.bytes.len().min(bytes.len())..].windows(2).any(|w| w == [0xFF, 0xD9]);
-            ensure!(ended, "the JPEG data are cut short (no end marker in {} bytes); fetch the file again", bytes.len());
+        let mut head = Head::read(&mut Cursor::new(bytes), format, limits)?;
+        if let Some(jpeg) = head.jpeg.take() {
+            return read(jpeg::Decoder::new(bytes, &jpeg), format, head, limits, alpha);
         }
-        read(decoder(Cursor::new(bytes), format, limits)?, format, limits, alpha)
+        let shown = Joined::new(std::mem::take(&mut head.replaced), Cursor::new(bytes), head.skipped)?;
+        read(decoder(shown, format, limits)?, format, head, limits, alpha)
     })
 }
 
@@ -135,33 +152,66 @@ pub struct Header {
     pub size: (u32, u32),
     /// Most memory that decoding takes for a pixel, the result included and the file not, bytes.
     pub pixel_bytes: u64,
+    /// Most memory that decoding takes for what stands beside the pixels (profile, EXIF data, tables of a header), bytes.
+    pub metadata_bytes: u64,
 }
 
 /// As [`probe`], with what decoding will cost.
 pub fn look(path: &Path, limits: &Limits) -> Result<Header> {
-    guarded(path, || {
-        let (mut file, format) = open(path, limits)?;
-        if format != ImageFormat::Jpeg {
-            return header(&mut decoder(file, format, limits)?, format, limits);
+    with_file(path, limits, |file, format, _| {
+        let head = Head::read(file, format, limits)?;
+        if let Some(jpeg) = &head.jpeg {
+            let decoder = jpeg::Decoder::new(&jpeg.bytes, jpeg);
+            decoder.check_header().map_err(|e| explain(e, format_name(format)))?;
+            return header(&decoder, format, &head, limits);
         }
-        let head = JpegHead::read(&mut file)?;
-        head.check(limits)?;
-        header(&mut decoder(Cursor::new(head.bytes), format, limits)?, format, limits)
+        let shown = Joined::new(head.replaced.clone(), file, head.skipped)?;
+        header(&decoder(shown, format, limits)?, format, &head, limits)
     })
 }
 
-/// Opens a file and finds out its format from its first bytes.
-fn open(path: &Path, limits: &Limits) -> Result<(BufReader<File>, ImageFormat)> {
-    let file = File::open(path)?;
+/// Opens a file, finds out its format from its first bytes and hands it on with its length in bytes. An error of the
+/// system that may pass is answered by opening the file again.
+fn with_file<T>(path: &Path, limits: &Limits, work: impl Fn(&mut Watched<BufReader<File>>, ImageFormat, u64) -> Result<T>) -> Result<T> {
+    guarded(path, || {
+        failure::retry(|| {
+            let mut file = File::open(path)?;
+            let length = match check_file(&file, limits) {
+                Ok(length) => length,
+                Err(e) => return Ok(Err(e)),
+            };
+            let start = start_of(&mut file)?;
+            let mut file = Watched::new(BufReader::with_capacity(64 << 10, file));
+            let outcome = format_of(&start).and_then(|format| work(&mut file, format, length));
+            match (file.take_failure(), outcome) {
+                (Some(error), _) => Err(error),
+                (None, Err(error)) => match failure::system_cause(&error) {
+                    Some(cause) => Err(copy_of(cause)),
+                    None => Ok(Err(error)),
+                },
+                (None, outcome) => Ok(outcome),
+            }
+        })
+        .context("cannot read the file")?
+    })
+}
+
+/// The first bytes of a file, enough to know its format by; the file is at its start afterwards.
+fn start_of(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    Read::by_ref(file).take(64).read_to_end(&mut start)?;
+    file.rewind()?;
+    Ok(start)
+}
+
+/// The length of a file that may hold a picture, bytes.
+fn check_file(file: &File, limits: &Limits) -> Result<u64> {
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a regular file");
     ensure!(meta.len() > 0, "the file is empty (0 bytes)");
     let longest = limits.max_pixels.saturating_mul(MAX_PIXEL_BYTES).saturating_add(MAX_JPEG_HEADER);
     ensure!(meta.len() <= longest, "the file has {} bytes: too many for {} million pixels", meta.len(), limits.max_pixels / 1_000_000);
-    let mut file = BufReader::with_capacity(64 << 10, file);
-    let start = file.fill_buf()?;
-    let format = format_of(start)?;
-    Ok((file, format))
+    Ok(meta.len())
 }
 
 /// The format of a file by its first bytes.
@@ -187,12 +237,17 @@ fn decoder<'a, R: BufRead + Seek + 'a>(reader: R, format: ImageFormat, limits: &
 
 /// Turns the image crate's error into ours.
 fn explain(error: image::ImageError, format: &str) -> anyhow::Error {
-    use image::ImageError::{IoError, Limits, Unsupported};
+    use image::ImageError::{Decoding, IoError, Limits, Unsupported};
     match error {
-        IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => anyhow!("the {format} data are cut short; fetch the file again"),
+        IoError(e) if failure::is_system(&e) => anyhow::Error::new(e).context(format!("cannot read the {format} data")),
+        IoError(e) if e.kind() == io::ErrorKind::UnexpectedEof => anyhow!("the {format} data are cut short; fetch the file again"),
         IoError(e) => anyhow!("cannot read the {format} data: {e}"),
         Limits(_) => anyhow!("the {format} header asks for more memory than the size limit allows"),
         Unsupported(e) => anyhow!("a kind of {format} that is not read ({e}); convert it to 8-bit RGB"),
+        Decoding(e) if format == "JPEG" => {
+            let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            anyhow!("the JPEG data are damaged: {why}; fetch the file again")
+        }
         other => anyhow!("the {format} data are damaged or cut short ({other})"),
     }
 }
@@ -220,15 +275,10 @@ pub(super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()>
     Ok(())
 }
 
-/// The orientation, where it can be read: damaged EXIF data are no reason to refuse a picture.
-fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
-    decoder.orientation().unwrap_or(Orientation::NoTransforms)
-}
-
-fn header(decoder: &mut impl ImageDecoder, format: ImageFormat, limits: &Limits) -> Result<Header> {
+fn header(decoder: &impl ImageDecoder, format: ImageFormat, head: &Head, limits: &Limits) -> Result<Header> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
-    let turn = orientation(decoder);
+    let turn = head.orientation;
     let samples = u64::from(decoder.color_type().bytes_per_pixel());
     // what the decoder keeps beside its result: the coefficients of a progressive JPEG, planes of a WebP, a strip of a TIFF
     let beside = match format {
@@ -239,11 +289,17 @@ fn header(decoder: &mut impl ImageDecoder, format: ImageFormat, limits: &Limits)
     // converted to 8-bit RGB, and turned, each into another picture
     let pixel_bytes = samples + beside.max(3) + if turn == Orientation::NoTransforms { 0 } else { 3 };
     let size = if turn.to_exif() >= 5 { (height, width) } else { (width, height) };
-    Ok(Header { size, pixel_bytes })
+    Ok(Header { size, pixel_bytes, metadata_bytes: head.bytes })
 }
 
 /// Reads the pixels and brings them to upright 8-bit sRGB; also the alpha channel where it is there and `keep_alpha`.
-fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits, keep_alpha: bool) -> Result<(Decoded, Option<GrayImage>)> {
+fn read(
+    decoder: impl ImageDecoder,
+    format: ImageFormat,
+    head: Head,
+    limits: &Limits,
+    keep_alpha: bool,
+) -> Result<(Decoded, Option<GrayImage>)> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
     let colour = decoder.color_type();
@@ -261,8 +317,7 @@ fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits, ke
         ColorType::Rgba16 => (4, true),
         _ => bail!("floating-point pixels have no agreed range; convert the file to 8 or 16 bits"),
     };
-    let turn = orientation(&mut decoder);
-    let profile = decoder.icc_profile().unwrap_or(None);
+    let turn = head.orientation;
 
     let pixels = width as usize * height as usize; // fits: checked against the limits above
     let samples = if deep {
@@ -280,7 +335,7 @@ fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits, ke
         notes.push(Note::Alpha);
     }
     let alpha = if keep_alpha { colour::alpha_of(&samples, channels)? } else { None };
-    let (data, profile_note) = colour::to_srgb(samples, channels, profile.as_deref());
+    let (data, profile_note, mut unconverted) = colour::to_srgb(samples, channels, (width, height), &head.colours)?;
     if channels <= 2 {
         notes.push(Note::Grey);
     }
@@ -293,6 +348,7 @@ fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits, ke
     if turn != Orientation::NoTransforms {
         image.apply_orientation(turn);
         notes.push(Note::Orientation(turn.to_exif()));
+        unconverted = unconverted.map(|thumbnail| thumbnail.turned(turn));
     }
     let alpha = alpha.map(|data| GrayImage::from_raw(width, height, data).context("the alpha channel has a wrong length")).transpose()?;
     let alpha = alpha.map(|plane| {
@@ -300,7 +356,7 @@ fn read(mut decoder: impl ImageDecoder, format: ImageFormat, limits: &Limits, ke
         plane.apply_orientation(turn);
         plane.into_luma8()
     });
-    Ok((Decoded { image: image.into_rgb8(), notes }, alpha))
+    Ok((Decoded { image: image.into_rgb8(), notes, unconverted }, alpha))
 }
 
 const CMYK: &str = "CMYK colours are made for a printing press; convert the file to RGB with its colour profile first";
@@ -308,7 +364,7 @@ const CMYK: &str = "CMYK colours are made for a printing press; convert the file
 /// Room for pixels, or the error of the system where there is no memory for it.
 pub(super) fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Result<Vec<T>> {
     let mut data = Vec::new();
-    data.try_reserve_exact(len).map_err(|_| failure::no_memory(len * size_of::<T>(), "pixels"))?;
+    failure::retry(|| data.try_reserve_exact(len).map_err(|_| failure::no_memory(len * size_of::<T>(), "pixels")))?;
     data.resize(len, T::zeroed());
     Ok(data)
 }
@@ -318,73 +374,13 @@ fn read_into(decoder: impl ImageDecoder, format: ImageFormat, data: &mut [u8]) -
     decoder.read_image(data).map_err(|e| explain(e, format_name(format)))
 }
 
-/// A JPEG file up to the header of its first scan.
-struct JpegHead {
-    bytes: Vec<u8>,
-    width: u16,
-    height: u16,
-    components: u8,
-}
-
-impl JpegHead {
-    /// Walks the marker segments (ITU T.81, annex B) from the start of `file`.
-    fn read(file: &mut impl BufRead) -> Result<JpegHead> {
-        const SHORT: &str = "the JPEG header is cut short; fetch the file again";
-        let mut file = file.take(MAX_JPEG_HEADER);
-        let mut head = JpegHead { bytes: vec![0; 2], width: 0, height: 0, components: 0 };
-        file.read_exact(&mut head.bytes).context(SHORT)?;
-        loop {
-            // Fill bytes and stray bytes may stand before a marker; decoders skip them, and so does this.
-            let mut marker = [0u8];
-            loop {
-                let last = marker[0];
-                file.read_exact(&mut marker).context(SHORT)?;
-                head.bytes.push(marker[0]);
-                if last == 0xFF && marker[0] != 0 && marker[0] != 0xFF {
-                    break;
-                }
-            }
-            if matches!(marker[0], 0x01 | 0xD0..=0xD8) {
-                continue; // these stand alone, without a length
-            }
-            ensure!(marker[0] != 0xD9, "the JPEG ends before any picture data");
-            let mut length = [0u8; 2];
-            file.read_exact(&mut length).context(SHORT)?;
-            head.bytes.extend_from_slice(&length);
-            let length = u64::from(u16::from_be_bytes(length));
-            ensure!(length >= 2, "the JPEG header is damaged: a segment of length {length}");
-            let start = head.bytes.len();
-            let found = (&mut file).take(length - 2).read_to_end(&mut head.bytes)?;
-            ensure!(found as u64 == length - 2, SHORT);
-            let segment = &head.bytes[start..];
-            // SOF0..SOF15 without DHT (C4), JPG (C8) and DAC (CC): precision, height, width, components
-            if matches!(marker[0], 0xC0..=0xCF) && !matches!(marker[0], 0xC4 | 0xC8 | 0xCC) {
-                ensure!(segment.len() >= 6, "the JPEG frame header is damaged");
-                head.height = u16::from_be_bytes([segment[1], segment[2]]);
-                head.width = u16::from_be_bytes([segment[3], segment[4]]);
-                head.components = segment[5];
-            }
-            if marker[0] == 0xDA {
-                return Ok(head);
-            }
-        }
-    }
-
-    fn check(&self, limits: &Limits) -> Result<()> {
-        ensure!(self.components != 0, "the JPEG has no frame header before its data");
-        check_size(self.width.into(), self.height.into(), limits)?;
-        ensure!(self.components != 4, CMYK);
-        Ok(())
-    }
-}
-
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` on one file: a panic inside a decoder becomes an error, without its message on stderr, and every error
-/// names the file.
-pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Keeps panics inside decoders, which become errors, from being written to stderr as well. This changes the panic hook of the whole
+/// process, so it is for a program's `main` and never called by the library.
+pub fn silence_decoder_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
@@ -394,6 +390,10 @@ pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Resul
             }
         }));
     });
+}
+
+/// Runs `work` on one file: a panic inside a decoder becomes an error, and every error names the file.
+pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     QUIET.with(|q| q.set(true));
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(work));
     QUIET.with(|q| q.set(false));

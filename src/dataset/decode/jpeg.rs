@@ -1,0 +1,348 @@
+//! JPEG files: the segments before the data, and the pixels, of which none may be missing. Depends on zune-jpeg and `entropy`. Promises
+//! that a picture with a block that was not in its data is refused in words, whatever marker stands at its end.
+
+use super::entropy;
+use super::head::{Head, MAX_PROFILE, too_large};
+use super::{CMYK, Limits, MAX_JPEG_HEADER, check_size};
+use crate::dataset::colour::Tagged;
+use crate::failure;
+use anyhow::{Context, Result, ensure};
+use image::error::{DecodingError, ImageFormatHint, UnsupportedError, UnsupportedErrorKind};
+use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageResult};
+use std::io::{self, BufRead, Read};
+use zune_core::bytestream::{ZByteIoError, ZByteReaderTrait, ZCursor, ZSeekFrom};
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::errors::DecodeErrors;
+
+/// A JPEG file up to the header of its first scan.
+pub(super) struct JpegHead {
+    pub bytes: Vec<u8>,
+    width: u16,
+    height: u16,
+    components: u8,
+    /// Whether one look at the decoder tells whether every block was there; see [`Poisoned`].
+    simple: bool,
+    /// EXIF data, from their own header on.
+    exif: Vec<u8>,
+    /// Parts of a colour profile: number, count, data.
+    profile: Vec<(u8, u8, Vec<u8>)>,
+}
+
+impl JpegHead {
+    /// Walks the marker segments (ITU T.81, annex B) from the start of `file`.
+    pub fn read(file: &mut impl BufRead) -> Result<JpegHead> {
+        const SHORT: &str = "the JPEG header is cut short; fetch the file again";
+        let mut file = file.take(MAX_JPEG_HEADER);
+        let mut head =
+            JpegHead { bytes: vec![0; 2], width: 0, height: 0, components: 0, simple: true, exif: Vec::new(), profile: Vec::new() };
+        file.read_exact(&mut head.bytes).context(SHORT)?;
+        loop {
+            // Fill bytes and stray bytes may stand before a marker; decoders skip them, and so does this.
+            let mut marker = [0u8];
+            loop {
+                let last = marker[0];
+                file.read_exact(&mut marker).context(SHORT)?;
+                head.bytes.push(marker[0]);
+                if last == 0xFF && marker[0] != 0 && marker[0] != 0xFF {
+                    break;
+                }
+            }
+            if matches!(marker[0], 0x01 | 0xD0..=0xD8) {
+                continue; // these stand alone, without a length
+            }
+            ensure!(marker[0] != 0xD9, "the JPEG ends before any picture data");
+            let mut length = [0u8; 2];
+            file.read_exact(&mut length).context(SHORT)?;
+            head.bytes.extend_from_slice(&length);
+            let length = u64::from(u16::from_be_bytes(length));
+            ensure!(length >= 2, "the JPEG header is damaged: a segment of length {length}");
+            let start = head.bytes.len();
+            let found = (&mut file).take(length - 2).read_to_end(&mut head.bytes)?;
+            ensure!(found as u64 == length - 2, SHORT);
+            head.segment(marker[0], start)?;
+            if marker[0] == 0xDA {
+                return Ok(head);
+            }
+        }
+    }
+
+    /// Takes what is needed from the segment that begins at `start` and is the last one so far.
+    fn segment(&mut self, marker: u8, start: usize) -> Result<()> {
+        let segment = &self.bytes[start..];
+        match marker {
+            0xC4 => self.simple &= !has_code_of_ones(segment),
+            0xC8 | 0xCC => {}
+            // SOF0 to SOF15: precision, height, width, components
+            0xC0..=0xCF => {
+                ensure!(segment.len() >= 6, "the JPEG frame header is damaged");
+                self.height = u16::from_be_bytes([segment[1], segment[2]]);
+                self.width = u16::from_be_bytes([segment[3], segment[4]]);
+                self.components = segment[5];
+                self.simple &= matches!(marker, 0xC0 | 0xC1);
+            }
+            0xDA => self.simple &= segment.first() == Some(&self.components),
+            0xDD => self.simple &= matches!(segment, [0, 0]),
+            0xE1 if segment.len() > 6 && segment.starts_with(b"Exif\0\0") => self.exif = segment[6..].to_vec(),
+            0xE2 if segment.len() > 14 && segment.starts_with(b"ICC_PROFILE\0") => {
+                self.profile.push((segment[12], segment[13], segment[14..].to_vec()));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Holds the header against the limits.
+    pub fn check(&self, limits: &Limits) -> Result<()> {
+        ensure!(self.components != 0, "the JPEG has no frame header before its data");
+        check_size(self.width.into(), self.height.into(), limits)?;
+        ensure!(self.components != 4, CMYK);
+        Ok(())
+    }
+
+    /// What stands beside the pixels. The decoder keeps copies of its own.
+    pub fn into_head(mut self) -> Head {
+        let mut head = Head::new();
+        head.bytes = 2 * self.bytes.len() as u64;
+        head.set_exif(&std::mem::take(&mut self.exif));
+        let parts = std::mem::take(&mut self.profile);
+        if !parts.is_empty() {
+            let total: usize = parts.iter().map(|p| p.2.len()).sum();
+            match joined(parts) {
+                _ if total > MAX_PROFILE => head.colours = too_large(total as u64),
+                Some(profile) => head.set_profile(profile),
+                None => head.colours = Tagged::Unusable("parts of its colour profile are missing".into()),
+            }
+        }
+        head.jpeg = Some(self);
+        head
+    }
+}
+
+/// A profile from its parts, in any order, or nothing where one is missing or there twice.
+fn joined(mut parts: Vec<(u8, u8, Vec<u8>)>) -> Option<Vec<u8>> {
+    parts.sort_by_key(|p| p.0);
+    let count = parts.len();
+    let whole = parts.iter().enumerate().all(|(i, p)| usize::from(p.0) == i + 1 && usize::from(p.1) == count);
+    whole.then(|| parts.into_iter().flat_map(|p| p.2).collect())
+}
+
+/// Whether a table gives a meaning to 16 bits that are all ones, which T.81 (C.2) forbids.
+fn has_code_of_ones(mut segment: &[u8]) -> bool {
+    while segment.len() >= 17 {
+        let counts = &segment[1..17];
+        let used: u32 = counts.iter().zip(0..).map(|(&n, i)| u32::from(n) << (15 - i)).sum();
+        if used > 0xFFFF {
+            return true;
+        }
+        let symbols: usize = counts.iter().map(|&n| usize::from(n)).sum();
+        segment = segment.get(17 + symbols..).unwrap_or_default();
+    }
+    false
+}
+
+/// A decoder that knows whether all of the picture was there.
+pub(super) struct Decoder<'a> {
+    bytes: &'a [u8],
+    size: (u32, u32),
+    grey: bool,
+    /// Where the data of the first scan begin.
+    scan: usize,
+    simple: bool,
+}
+
+impl<'a> Decoder<'a> {
+    /// A decoder for the file that `head` was read from.
+    pub fn new(bytes: &'a [u8], head: &JpegHead) -> Self {
+        let size = (u32::from(head.width), u32::from(head.height));
+        Decoder { bytes, size, grey: head.components == 1, scan: head.bytes.len(), simple: head.simple }
+    }
+
+    /// Fails where the header is of a kind that is not read. `bytes` may end behind it.
+    pub fn check_header(&self) -> ImageResult<()> {
+        self.decoder(ZCursor::new(self.bytes), false).decode_headers().map_err(failed)
+    }
+
+    /// A decoder of these bytes, or of what is made of them.
+    fn decoder<T: ZByteReaderTrait>(&self, from: T, strict: bool) -> zune_jpeg::JpegDecoder<T> {
+        let colours = if self.grey { ColorSpace::Luma } else { ColorSpace::RGB };
+        let options = DecoderOptions::default().jpeg_set_out_colorspace(colours).set_strict_mode(strict);
+        zune_jpeg::JpegDecoder::new_with_options(from, options.set_max_width(usize::MAX).set_max_height(usize::MAX))
+    }
+
+    /// Decodes in a way that fails where a block is missing. It also fails for some harmless files.
+    fn decode_poisoned(&self, out: &mut [u8]) -> bool {
+        let mut last = 0;
+        let from = Poisoned::new(self.bytes, self.scan, &mut last);
+        let end = from.end;
+        let decoded = self.decoder(from, true).decode_into(out).is_ok();
+        decoded && end <= last + TOLERANCE
+    }
+}
+
+/// The error of the decoder as one of the image crate.
+fn failed(error: DecodeErrors) -> ImageError {
+    let format = ImageFormat::Jpeg;
+    match error {
+        DecodeErrors::Unsupported(what) => {
+            let kind = UnsupportedErrorKind::GenericFeature(format!("{what:?}"));
+            ImageError::Unsupported(UnsupportedError::from_format_and_kind(format.into(), kind))
+        }
+        other => ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(format), format!("{other:?}"))),
+    }
+}
+
+impl ImageDecoder for Decoder<'_> {
+    fn dimensions(&self) -> (u32, u32) {
+        self.size
+    }
+
+    fn color_type(&self) -> ColorType {
+        if self.grey { ColorType::L8 } else { ColorType::Rgb8 }
+    }
+
+    fn read_image(self, out: &mut [u8]) -> ImageResult<()> {
+        if self.simple && self.decode_poisoned(out) {
+            return Ok(());
+        }
+        self.check_header()?;
+        if let Err(error) = entropy::check(self.bytes) {
+            return Err(match failure::system_cause(&error) {
+                Some(cause) => ImageError::IoError(io::Error::new(cause.kind(), cause.to_string())),
+                None => ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), format!("{error:#}"))),
+            });
+        }
+        self.decoder(ZCursor::new(self.bytes), false).decode_into(out).map_err(failed)
+    }
+
+    fn read_image_boxed(self: Box<Self>, out: &mut [u8]) -> ImageResult<()> {
+        (*self).read_image(out)
+    }
+}
+
+/// Bytes of ones put behind the data; the decoder asks for one bit more than there is, and meets a code that no table has.
+const ONES: [u8; 64] = {
+    let mut ones = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        ones[i] = 0xFF; // and a stuffed zero
+        i += 2;
+    }
+    ones
+};
+/// How far the decoder's last read of four bytes may begin before the end of the data: it holds eight bytes at most, and so many stray
+/// bytes are harmless.
+const TOLERANCE: usize = 16;
+
+/// A JPEG with ones behind the data of its first scan. The decoder fills up what is missing with zeros, which are good
+/// codes, and reports success; ones are no code at all, so with them it must fail. It costs nothing, where a walk over all codes
+/// would take a third of the decoder's time. Where a table has a code of ones, the data are in several parts, or this fails, the walk decides.
+struct Poisoned<'a> {
+    bytes: &'a [u8],
+    /// The place of the first marker behind the data.
+    end: usize,
+    at: usize,
+    /// Where the last read of four bytes ended: so the decoder reads data, and nothing else, in its inner loop.
+    last: &'a mut usize,
+}
+
+impl<'a> Poisoned<'a> {
+    fn new(bytes: &'a [u8], scan: usize, last: &'a mut usize) -> Self {
+        let mut end = scan;
+        let end = loop {
+            let Some(found) = memchr::memchr(0xFF, bytes.get(end..).unwrap_or_default()) else { break bytes.len() };
+            end += found;
+            match bytes.get(end + 1) {
+                Some(0) => end += 2,
+                _ => break end,
+            }
+        };
+        Poisoned { bytes, end, at: 0, last }
+    }
+
+    fn length(&self) -> usize {
+        self.bytes.len() + ONES.len()
+    }
+
+    fn byte(&self, at: usize) -> Option<u8> {
+        match at.checked_sub(self.end) {
+            None => self.bytes.get(at).copied(),
+            Some(behind) => ONES.get(behind).copied().or_else(|| self.bytes.get(at - ONES.len()).copied()),
+        }
+    }
+}
+
+impl ZByteReaderTrait for Poisoned<'_> {
+    #[inline(always)]
+    fn read_byte_no_error(&mut self) -> u8 {
+        let byte = self.byte(self.at);
+        self.at += usize::from(byte.is_some());
+        byte.unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn read_exact_bytes(&mut self, out: &mut [u8]) -> Result<(), ZByteIoError> {
+        let length = out.len();
+        self.peek_exact_bytes(out)?;
+        self.at += length;
+        if length == 4 {
+            *self.last = self.at;
+        }
+        Ok(())
+    }
+
+    fn read_bytes(&mut self, out: &mut [u8]) -> Result<usize, ZByteIoError> {
+        let length = self.peek_bytes(out)?;
+        self.at += length;
+        Ok(length)
+    }
+
+    fn peek_bytes(&mut self, out: &mut [u8]) -> Result<usize, ZByteIoError> {
+        let length = out.len().min(self.length().saturating_sub(self.at));
+        self.peek_exact_bytes(&mut out[..length])?;
+        Ok(length)
+    }
+
+    #[inline(always)]
+    fn peek_exact_bytes(&mut self, out: &mut [u8]) -> Result<(), ZByteIoError> {
+        let until = self.at.saturating_add(out.len());
+        if until <= self.end {
+            out.copy_from_slice(&self.bytes[self.at..until]);
+            return Ok(());
+        }
+        if until > self.length() {
+            return Err(ZByteIoError::NotEnoughBytes(self.length().saturating_sub(self.at), out.len()));
+        }
+        for (place, to) in out.iter_mut().enumerate() {
+            *to = self.byte(self.at + place).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    fn z_seek(&mut self, from: ZSeekFrom) -> Result<u64, ZByteIoError> {
+        let at = match from {
+            ZSeekFrom::Start(at) => i64::try_from(at).ok(),
+            ZSeekFrom::End(by) => (self.length() as i64).checked_add(by),
+            ZSeekFrom::Current(by) => (self.at as i64).checked_add(by),
+        };
+        self.at = at.and_then(|at| usize::try_from(at).ok()).ok_or(ZByteIoError::SeekError("a place before the start"))?;
+        Ok(self.at as u64)
+    }
+
+    fn is_eof(&mut self) -> Result<bool, ZByteIoError> {
+        Ok(self.at >= self.length())
+    }
+
+    fn z_position(&mut self) -> Result<u64, ZByteIoError> {
+        Ok(self.at as u64)
+    }
+
+    fn read_remaining(&mut self, sink: &mut Vec<u8>) -> Result<usize, ZByteIoError> {
+        let before = sink.len();
+        while let Some(byte) = self.byte(self.at) {
+            sink.push(byte);
+            self.at += 1;
+        }
+        Ok(sink.len() - before)
+    }
+}
