@@ -611,7 +611,7 @@ impl Run<'_> {
     fn save(&mut self, backend: &mut dyn Backend) -> Result<()> {
         self.lock.check()?;
         self.write_checkpoint(backend).map_err(|error| {
-            if let Err(gone) = check_lock(&self.lock, &self.options.out) {
+            if let Err(gone) = self.lock.check() {
                 return gone;
             }
             let full = system_cause(&error).is_some_and(|cause| {
