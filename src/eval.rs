@@ -167,7 +167,7 @@ pub fn pair_bytes(upscaler: &Upscaler, source: &Source) -> Result<u64> {
     let decoding = |path: &Path| -> Result<((u32, u32), u64)> {
         let header = look(path, &Limits::default())?;
         let file = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
-        Ok((header.size, file + header.pixel_bytes * pixels(header.size)))
+        Ok((header.size, file + header.metadata_bytes + header.pixel_bytes * pixels(header.size)))
     };
     let (hr_size, hr_decoding) = decoding(&source.hr)?;
     let (lq_size, lq_making) = match &source.lq {

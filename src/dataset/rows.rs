@@ -6,8 +6,8 @@ use super::colour::{self, Samples, Tagged};
 use super::decode::{Head, Limits, Note, check_size, decode_with_alpha, guarded, look};
 use crate::failure;
 use anyhow::{Result, anyhow, ensure};
+use image::ImageFormat;
 use image::metadata::Orientation;
-use image::{ImageDecoder, ImageFormat, ImageReader};
 use png::{BitDepth, ColorType, DecodingError, Transformations};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -73,13 +73,10 @@ pub fn need(path: &Path, limits: &Limits) -> Result<Need> {
     }
     let header = look(path, limits)?;
     let pixels = u64::from(header.size.0) * u64::from(header.size.1);
-    let alpha = guarded(path, || {
-        let decoder = ImageReader::new(BufReader::new(open(path)?)).with_guessed_format()?.into_decoder()?;
-        Ok(decoder.color_type().has_alpha())
-    })?;
     let file = failure::retry(|| std::fs::metadata(path)).map_or(0, |about| about.len());
-    let (rgb, plane) = (3 * pixels, if alpha { pixels } else { 0 });
-    Ok(Need { size: header.size, alpha, opening: file + header.pixel_bytes * pixels + 2 * plane, reading: rgb + plane })
+    let (rgb, plane) = (3 * pixels, if header.alpha { pixels } else { 0 });
+    let opening = file + header.metadata_bytes + header.pixel_bytes * pixels + 2 * plane;
+    Ok(Need { size: header.size, alpha: header.alpha, opening, reading: rgb + plane })
 }
 
 impl FileRows {

@@ -154,6 +154,8 @@ pub struct Header {
     pub pixel_bytes: u64,
     /// Most memory that decoding takes for what stands beside the pixels (profile, EXIF data, tables of a header), bytes.
     pub metadata_bytes: u64,
+    /// Whether there is an alpha channel.
+    pub alpha: bool,
 }
 
 /// As [`probe`], with what decoding will cost.
@@ -289,7 +291,7 @@ fn header(decoder: &impl ImageDecoder, format: ImageFormat, head: &Head, limits:
     // converted to 8-bit RGB, and turned, each into another picture
     let pixel_bytes = samples + beside.max(3) + if turn == Orientation::NoTransforms { 0 } else { 3 };
     let size = if turn.to_exif() >= 5 { (height, width) } else { (width, height) };
-    Ok(Header { size, pixel_bytes, metadata_bytes: head.bytes })
+    Ok(Header { size, pixel_bytes, metadata_bytes: head.bytes, alpha: decoder.color_type().has_alpha() })
 }
 
 /// Reads the pixels and brings them to upright 8-bit sRGB; also the alpha channel where it is there and `keep_alpha`.
