@@ -55,8 +55,9 @@ const CASES: [Case; 7] = [
 const QUICK: usize = 2;
 
 /// How much larger than the tolerance of a whole picture that of its rows, columns and corners is: they hold few values, so that rounding
-/// does not even out. A kernel that is wrong there is wrong by a tenth of the values and more.
-const EDGES: f64 = 3.0;
+/// does not even out (measured: up to 1.9 times the error of the whole). A kernel that is wrong there is wrong by a tenth of the values
+/// and more.
+const EDGES: f64 = 2.0;
 
 /// Tolerances of (one operation, the loss of a short training, its parameters).
 fn tolerances(precision: Precision) -> (f64, f64, f64) {
@@ -243,7 +244,7 @@ impl Pair {
         let mut found = Found::new();
         for Worst { label, whole, edges } in self.operations(net, spec, precision)? {
             found.push((label.to_string(), whole, operation));
-            found.extend(edges.map(|edges| (format!("{label}: rows, columns, corners"), edges, EDGES * operation)));
+            found.extend(edges.map(|edges| (format!("{label}: rows, columns"), edges, EDGES * operation)));
         }
         let [losses, params] = self.training(net, spec, precision)?;
         found.push(("loss of a short training".to_string(), losses, loss));

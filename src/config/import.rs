@@ -36,6 +36,9 @@ pub struct Imported {
     on_the_fly: Option<String>,
     /// The HR patch, until scale and LQ patch are known.
     gt_size: Option<Node>,
+    /// Whether gradients are clipped, and the norm they are clipped at, until both are known.
+    clips: bool,
+    clip_norm: Option<Node>,
     /// Losses, before they become one value.
     losses: Vec<Value>,
 }
@@ -177,6 +180,11 @@ impl Imported {
             _ if is_old_loss(path, node) => self.loss(path, node)?,
             // needs scale and lq_size: settled at the end
             "datasets.train.gt_size" if node.data != Data::Null => self.gt_size = Some(node.clone()),
+            "train.grad_clip_max_norm" if node.data != Data::Null => self.clip_norm = Some(node.clone()),
+            "train.grad_clip" => {
+                self.clips = super::value::boolean(text) == Some(true);
+                return Ok(false);
+            }
             "network_g.type" if !text.is_empty() => self.network(path, node, text)?,
             "model_type" | "datasets.train.type" if makes_lq(text) => {
                 self.on_the_fly = Some(format!("{path}: {}", brief(text)));
@@ -316,6 +324,19 @@ impl Imported {
         Ok(())
     }
 
+    /// The norm counts where clipping is on.
+    fn settle_clip_norm(&mut self) -> Result<()> {
+        let path = "train.grad_clip_max_norm";
+        match self.clip_norm.take() {
+            Some(node) if self.clips => self.take(path, "train.grad_clip", &node),
+            Some(node) => {
+                self.ignore(path, &node, "train.grad_clip is not `true`; one key holds the norm here, train.grad_clip (--grad-clip)");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Keys of a degradation: one line where it is in use, ordinary ones where it is turned off.
     fn settle_degradation(&mut self) {
         let switch = |on: bool| {
@@ -334,6 +355,7 @@ impl Imported {
     /// What depends on several keys, and what the file leaves to defaults.
     fn finish(&mut self, root: &Node) -> Result<()> {
         self.settle_gt_size(root)?;
+        self.settle_clip_norm()?;
         self.settle_degradation();
         if !self.losses.is_empty() {
             self.values.push((self.at("train.losses")?, Value::List(std::mem::take(&mut self.losses))));
@@ -545,6 +567,22 @@ dist_params: {backend: nccl, port: 29500}
         }
         let imported = read(&format!("{LEAST}network_g: {{type: Nano}}")).unwrap();
         assert!(imported.honoured.iter().any(|(key, _)| key == "network_g.type"));
+    }
+
+    #[test]
+    fn the_norm_of_clipping_counts_where_clipping_is_on() {
+        for (more, norm, honoured) in [
+            ("grad_clip: true, grad_clip_max_norm: 100", 100.0, true),
+            ("grad_clip_max_norm: !!float 1e-1, grad_clip: yes", 0.1, true),
+            ("grad_clip: false, grad_clip_max_norm: 100", 0.0, false),
+            ("grad_clip_max_norm: 100", 0.0, false),
+            ("grad_clip: true, grad_clip_max_norm: ~", 1.0, true),
+        ] {
+            let imported = read(&format!("num_gpu: 1\ntrain: {{{more}, total_iter: 10, losses: [{{type: l1loss}}]}}")).unwrap();
+            assert_eq!(value(&imported, "train.grad_clip"), Some(Value::Number(norm)), "{more}");
+            let named = reason(&imported, "train.grad_clip_max_norm");
+            assert!(named.is_empty() == honoured || named.contains("holds nothing"), "{more}: {named}");
+        }
     }
 
     #[test]

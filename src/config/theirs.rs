@@ -34,7 +34,7 @@ pub const SAME: [(&str, &str); 25] = [
 ];
 
 /// Beginnings of their keys and why they are not honoured; the first that fits counts.
-pub const REASONS: [(&str, &str); 57] = [
+pub const REASONS: [(&str, &str); 58] = [
     (
         "datasets.train.dataroot_gt",
         "training reads shards, not folders: make them with `paragon shard FOLDER --out DIR` and give --shards DIR",
@@ -79,6 +79,7 @@ pub const REASONS: [(&str, &str); 57] = [
     ("train.optim_d", "no discriminators"),
     ("train.net_d", "no discriminators"),
     ("train.gan_opt", "no discriminators"),
+    ("train.grad_clip_max_norm", "it holds nothing, and train.grad_clip (--grad-clip) holds the norm"),
     ("train.perceptual_opt", "not available; training goes on with the other losses (l1, charbonnier, mse, ssim and mssim are there)"),
     ("path.pretrain_network_d", "no discriminators"),
     ("path.strict_load_d", "no discriminators"),
