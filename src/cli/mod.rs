@@ -72,7 +72,7 @@ struct ModelArgs {
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
     threads: Option<usize>,
-    /// Most memory to take (512M, 2G); what needs more is refused before it is begun [default: what is free]
+    /// Most memory to take (512M, 2G); what needs more is refused before it is begun [default: what the machine and its control group leave]
     #[arg(long, value_name = "SIZE", value_parser = paragon::config::parse_size)]
     host_memory: Option<u64>,
 }

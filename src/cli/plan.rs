@@ -12,6 +12,7 @@ use paragon::plan::{Class, LayerLine, Plan, Precision, bytes_text};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
 use paragon::shard::codec::Decoder;
 use paragon::shard::format::Geometry;
+use paragon::system;
 use paragon::train::{Budget, Choice, DeviceChoice, Fit, Fitted, Place, RunMemory, Rung, TrainConfig, validation_bytes};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -221,6 +222,10 @@ pub fn run(args: &Args) -> Result<()> {
         let comparison = fit.budget.compare(&fitted.memory);
         if refused.is_none() && !comparison.is_empty() {
             print(format_args!("\nfits: {comparison}"))?;
+        }
+        if let Some(limit) = system::memory_limit().filter(|_| fit.budget.host.is_none()) {
+            let verdict = if fitted.memory.host_bytes <= limit.bytes { "holds" } else { "does not hold" };
+            print(format_args!("\n{} {verdict} the host's part: {}", limit.limit, bytes_text(limit.bytes)))?;
         }
     }
     if let Some(path) = args.chart.as_ref().filter(|_| !args.json) {

@@ -155,6 +155,9 @@ pub fn run(args: &Args) -> Result<()> {
         limits: Limits { max_pixels: args.max_megapixels.map_or(defaults.max_pixels, |mp| mp.saturating_mul(1_000_000)) },
         ..BuildConfig::new(&args.dataset, &args.out, args.scale, stored)
     };
+    if let Some(limit) = &config.memory_limit {
+        tell(format_args!("images under way take at most {} of memory: half of {limit}", bytes(config.host_memory)));
+    }
     let plan = plan(&config)?;
     if args.dry_run {
         return dry_run(&config, &plan, args.json);

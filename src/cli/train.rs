@@ -5,7 +5,7 @@ use super::flags::{print, tell};
 use super::recipe::{KeyFlags, Layers, Machine, Training};
 use anyhow::{Context, Result};
 use paragon::config::{KEYS, Settings, Value, docs};
-use paragon::loader::Sources;
+use paragon::loader::{Sources, window_advice};
 use paragon::shard::reader::Io;
 use paragon::train::{ConfigFile, HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train};
 use std::path::{Path, PathBuf};
@@ -78,6 +78,9 @@ pub fn run(args: &Args) -> Result<()> {
     let out = settings.path("path.out").unwrap_or_else(|| PathBuf::from("runs").join(name()));
     config.window = window(&data, &sources, &out, args.restart)?;
     let net = &config.network;
+    if let Some(advice) = window_advice(&sources, config.window) {
+        tell(format_args!("note: {advice}"));
+    }
     let (io, why) = data.io(&sources);
     tell(format_args!("reading shards by {} ({why})", if io == Io::Mmap { "map" } else { "calls" }));
     let stop = stop_flag()?;

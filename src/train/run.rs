@@ -70,7 +70,7 @@ pub struct RunOptions {
     pub crop_border: Option<u32>,
     /// Iterations between validations.
     pub validate_every: u64,
-    /// Most host memory, bytes; nothing for what is free.
+    /// Most host memory, bytes; nothing for what the machine and its control group leave.
     pub host_memory: Option<u64>,
     /// What is kept between forward and backward; nothing for the cheapest level that fits.
     pub recompute: Option<Recompute>,
@@ -209,6 +209,10 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     };
     report(&format!("order: {}", quality(&sources, &loader_config)?));
     report(&format!("memory, known before the first step\n{memory}"));
+    if fit.budget.host.is_some() || fit.budget.device.is_some() {
+        let limit = fit.host_limit.as_deref().unwrap_or("stated");
+        report(&format!("within {} ({limit})", fit.budget.compare(&memory)));
+    }
     keeping::check_space(config, options, state.head.iteration)?;
     let plan = place.plan(config, choice.recompute, validation.is_some())?;
     if let Some(validation) = &mut validation {
