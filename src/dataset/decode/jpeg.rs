@@ -160,7 +160,10 @@ impl<'a> Decoder<'a> {
 
     /// Fails where the header is of a kind that is not read. `bytes` may end behind it.
     pub fn check_header(&self) -> ImageResult<()> {
-        self.decoder(ZCursor::new(self.bytes), false).decode_headers().map_err(failed)
+        self.decoder(ZCursor::new(self.bytes), false).decode_headers().map_err(|error| match error {
+            DecodeErrors::Unsupported(_) => failed(error),
+            other => unsupported(format!("a header that is unusual or damaged: {}", words(&other))),
+        })
     }
 
     /// A decoder of these bytes, or of what is made of them.
@@ -182,14 +185,20 @@ impl<'a> Decoder<'a> {
 
 /// The error of the decoder as one of the image crate.
 fn failed(error: DecodeErrors) -> ImageError {
-    let format = ImageFormat::Jpeg;
     match error {
-        DecodeErrors::Unsupported(what) => {
-            let kind = UnsupportedErrorKind::GenericFeature(format!("{what:?}"));
-            ImageError::Unsupported(UnsupportedError::from_format_and_kind(format.into(), kind))
-        }
-        other => ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(format), format!("{other:?}"))),
+        DecodeErrors::Unsupported(what) => unsupported(format!("{what:?}")),
+        other => ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), words(&other))),
     }
+}
+
+fn unsupported(what: String) -> ImageError {
+    let kind = UnsupportedErrorKind::GenericFeature(what);
+    ImageError::Unsupported(UnsupportedError::from_format_and_kind(ImageFormat::Jpeg.into(), kind))
+}
+
+/// The decoder's words, without the quotes and line ends that it puts around them.
+fn words(error: &DecodeErrors) -> String {
+    format!("{error:?}").trim_matches(|c: char| c == '"' || c.is_whitespace()).to_string()
 }
 
 impl ImageDecoder for Decoder<'_> {
