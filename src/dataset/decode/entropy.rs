@@ -245,9 +245,8 @@ impl Walk<'_> {
     }
 }
 
-/// How a code is read: all its bits are the first six bits of each half of an entry, then seven bits of how many
-/// coefficients it goes forward, then one for "the rest of the block is zero". The lower half is for the first code alone, the upper half for
-/// as many whole codes as the bits looked at hold.
+/// What one or several codes do, in 16 bits: six for the bits that they take (with those that follow a code), seven for how many
+/// coefficients they go forward, one for "the rest of the block is zero".
 #[derive(Clone, Copy)]
 struct Half(u32);
 
@@ -271,7 +270,8 @@ impl Half {
 
 /// A Huffman table.
 struct Codes {
-    /// By the next [`LOOK`] bits: two [`Half`]s, 16 bits each; 0 = a longer code, or none.
+    /// By the next [`LOOK`] bits: two [`Half`]s, the lower one for the first code, the upper one for all codes that lie in these bits
+    /// whole; 0 = a longer code, or none.
     look: Vec<u32>,
     /// By the next [`LOOK`] bits: length of the code in bits x 256 + symbol; 0 as above.
     plain: Vec<u16>,

@@ -23,6 +23,8 @@ pub(super) struct JpegHead {
     components: u8,
     /// Whether one look at the decoder tells whether every block was there; see [`Poisoned`].
     simple: bool,
+    /// Whether zeros in the data, through one of the tables, stand for coefficients and not for the end of a block.
+    zeros_count: bool,
     /// EXIF data, from their own header on.
     exif: Vec<u8>,
     /// Parts of a colour profile: number, count, data.
@@ -34,8 +36,16 @@ impl JpegHead {
     pub fn read(file: &mut impl BufRead) -> Result<JpegHead> {
         const SHORT: &str = "the JPEG header is cut short; fetch the file again";
         let mut file = file.take(MAX_JPEG_HEADER);
-        let mut head =
-            JpegHead { bytes: vec![0; 2], width: 0, height: 0, components: 0, simple: true, exif: Vec::new(), profile: Vec::new() };
+        let mut head = JpegHead {
+            bytes: vec![0; 2],
+            width: 0,
+            height: 0,
+            components: 0,
+            simple: true,
+            zeros_count: false,
+            exif: Vec::new(),
+            profile: Vec::new(),
+        };
         file.read_exact(&mut head.bytes).context(SHORT)?;
         loop {
             // Fill bytes and stray bytes may stand before a marker; decoders skip them, and so does this.
@@ -71,7 +81,11 @@ impl JpegHead {
     fn segment(&mut self, marker: u8, start: usize) -> Result<()> {
         let segment = &self.bytes[start..];
         match marker {
-            0xC4 => self.simple &= !has_code_of_ones(segment),
+            0xC4 => {
+                let (ones, zeros) = codes_at_the_ends(segment);
+                self.simple &= !ones;
+                self.zeros_count |= zeros;
+            }
             0xC8 | 0xCC => {}
             // SOF0 to SOF15: precision, height, width, components
             0xC0..=0xCF => {
@@ -127,18 +141,19 @@ fn joined(mut parts: Vec<(u8, u8, Vec<u8>)>) -> Option<Vec<u8>> {
     whole.then(|| parts.into_iter().flat_map(|p| p.2).collect())
 }
 
-/// Whether a table gives a meaning to 16 bits that are all ones, which T.81 (C.2) forbids.
-fn has_code_of_ones(mut segment: &[u8]) -> bool {
-    while segment.len() >= 17 {
+/// Whether a table gives a meaning to 16 bits that are all ones, which T.81 (C.2) forbids; and whether in one of the tables for AC
+/// coefficients zeros stand for a coefficient. The shortest code is all zeros, and its symbol stands first.
+fn codes_at_the_ends(mut segment: &[u8]) -> (bool, bool) {
+    let (mut ones, mut zeros) = (false, false);
+    while segment.len() >= 18 {
         let counts = &segment[1..17];
         let used: u32 = counts.iter().zip(0..).map(|(&n, i)| u32::from(n) << (15 - i)).sum();
-        if used > 0xFFFF {
-            return true;
-        }
+        ones |= used > 0xFFFF;
+        zeros |= segment[0] >= 0x10 && segment[17] & 15 != 0;
         let symbols: usize = counts.iter().map(|&n| usize::from(n)).sum();
         segment = segment.get(17 + symbols..).unwrap_or_default();
     }
-    false
+    (ones, zeros)
 }
 
 /// A decoder that knows whether all of the picture was there.
@@ -149,18 +164,22 @@ pub(super) struct Decoder<'a> {
     /// Where the data of the first scan begin.
     scan: usize,
     simple: bool,
+    zeros_count: bool,
 }
 
 impl<'a> Decoder<'a> {
     /// A decoder for the file that `head` was read from.
     pub fn new(bytes: &'a [u8], head: &JpegHead) -> Self {
         let size = (u32::from(head.width), u32::from(head.height));
-        Decoder { bytes, size, grey: head.components == 1, scan: head.bytes.len(), simple: head.simple }
+        Decoder { bytes, size, grey: head.components == 1, scan: head.bytes.len(), simple: head.simple, zeros_count: head.zeros_count }
     }
 
     /// Fails where the header is of a kind that is not read. `bytes` may end behind it.
     pub fn check_header(&self) -> ImageResult<()> {
-        self.decoder(ZCursor::new(self.bytes), false).decode_headers().map_err(failed)
+        self.decoder(ZCursor::new(self.bytes), false).decode_headers().map_err(|error| match error {
+            DecodeErrors::Unsupported(_) => failed(error),
+            other => unsupported(format!("a header that is unusual or damaged: {}", words(&other))),
+        })
     }
 
     /// A decoder of these bytes, or of what is made of them.
@@ -168,6 +187,17 @@ impl<'a> Decoder<'a> {
         let colours = if self.grey { ColorSpace::Luma } else { ColorSpace::RGB };
         let options = DecoderOptions::default().jpeg_set_out_colorspace(colours).set_strict_mode(strict);
         zune_jpeg::JpegDecoder::new_with_options(from, options.set_max_width(usize::MAX).set_max_height(usize::MAX))
+    }
+
+    /// Whether the data have a part that was never written: zeros may by chance give as many blocks as were there.
+    fn has_hole(&self) -> bool {
+        let data = self.bytes.get(self.scan..end_of_data(self.bytes, self.scan)).unwrap_or_default();
+        let half = HOLE / 2; // a run of so many zeros holds a chunk of half as many
+        (0..data.len() / half).any(|i| {
+            let zeros = |from: usize, to: usize| data.get(from..to).is_some_and(|d| d.iter().all(|&b| b == 0));
+            let at = i * half;
+            zeros(at, at + half) && (0..=half).any(|back| at >= back && zeros(at - back, at - back + HOLE))
+        })
     }
 
     /// Decodes in a way that fails where a block is missing. It also fails for some harmless files.
@@ -182,14 +212,20 @@ impl<'a> Decoder<'a> {
 
 /// The error of the decoder as one of the image crate.
 fn failed(error: DecodeErrors) -> ImageError {
-    let format = ImageFormat::Jpeg;
     match error {
-        DecodeErrors::Unsupported(what) => {
-            let kind = UnsupportedErrorKind::GenericFeature(format!("{what:?}"));
-            ImageError::Unsupported(UnsupportedError::from_format_and_kind(format.into(), kind))
-        }
-        other => ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(format), format!("{other:?}"))),
+        DecodeErrors::Unsupported(what) => unsupported(format!("{what:?}")),
+        other => ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), words(&other))),
     }
+}
+
+fn unsupported(what: String) -> ImageError {
+    let kind = UnsupportedErrorKind::GenericFeature(what);
+    ImageError::Unsupported(UnsupportedError::from_format_and_kind(ImageFormat::Jpeg.into(), kind))
+}
+
+/// The decoder's words, without the quotes and line ends that it puts around them.
+fn words(error: &DecodeErrors) -> String {
+    format!("{error:?}").trim_matches(|c: char| c == '"' || c.is_whitespace()).to_string()
 }
 
 impl ImageDecoder for Decoder<'_> {
@@ -202,6 +238,10 @@ impl ImageDecoder for Decoder<'_> {
     }
 
     fn read_image(self, out: &mut [u8]) -> ImageResult<()> {
+        if self.simple && self.zeros_count && self.has_hole() {
+            let why = format!("{HOLE} zeros in a row, which stand for no picture");
+            return Err(ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), why)));
+        }
         if self.simple && self.decode_poisoned(out) {
             return Ok(());
         }
@@ -230,6 +270,22 @@ const ONES: [u8; 64] = {
     }
     ones
 };
+/// So many zeros in a row, bytes, are a hole: they would stand for hundreds of equal coefficients one after the other.
+const HOLE: usize = 64;
+
+/// The place of the first marker behind the data that begin at `scan`.
+fn end_of_data(bytes: &[u8], scan: usize) -> usize {
+    let mut at = scan;
+    loop {
+        let Some(found) = memchr::memchr(0xFF, bytes.get(at..).unwrap_or_default()) else { return bytes.len() };
+        at += found;
+        match bytes.get(at + 1) {
+            Some(0) => at += 2,
+            _ => return at,
+        }
+    }
+}
+
 /// How far the data may go on behind the decoder's last read of four bytes. What it decodes comes from the bytes before the end of that read, or, where
 /// one of the four is FF and they are read one by one, from up to four more; then there are up to seven bits of padding.
 const TOLERANCE: usize = 5;
@@ -248,15 +304,7 @@ struct Poisoned<'a> {
 
 impl<'a> Poisoned<'a> {
     fn new(bytes: &'a [u8], scan: usize, last: &'a mut usize) -> Self {
-        let mut end = scan;
-        let end = loop {
-            let Some(found) = memchr::memchr(0xFF, bytes.get(end..).unwrap_or_default()) else { break bytes.len() };
-            end += found;
-            match bytes.get(end + 1) {
-                Some(0) => end += 2,
-                _ => break end,
-            }
-        };
+        let end = end_of_data(bytes, scan);
         Poisoned { bytes, end, at: 0, last }
     }
 
