@@ -23,7 +23,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Reads exactly `bytes.len()` bytes. Passing errors of the system are retried; a file that ends before is damage.
 pub(super) fn read_at(file: &File, bytes: &mut [u8], at: u64, what: &str) -> Result<()> {
     match failure::retry(|| file.read_exact_at(bytes, at)) {
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => bail!("the file ends within {what}: it is cut short"),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => bail!("cannot read {what}: the file ends before that, it is cut short"),
         outcome => outcome.with_context(|| format!("cannot read {what}")),
     }
 }
