@@ -239,7 +239,7 @@ fn an_iteration_is_saved_before_its_validation_and_a_killed_one_is_done_again() 
 fn a_stop_within_an_accumulated_iteration_goes_back_to_the_last_whole_one() {
     let (dir, set) = set();
     let (whole, out) = (dir.path().join("whole"), dir.path().join("run"));
-    let flags: Flags = &[("--accum-iter", "150"), ("--iterations", "2"), ("--log-every", "1"), ("--threads", "1"), ("--lq-size", "8")];
+    let flags: Flags = &[("--accum-iter", "80"), ("--iterations", "2"), ("--log-every", "1"), ("--threads", "1"), ("--lq-size", "8")];
     train(&set, &whole, flags).ok();
     let child = spawn(&mut paragon(&command(&set, &out, flags)));
     wait_for_a_log_line(&out);
@@ -250,7 +250,7 @@ fn a_stop_within_an_accumulated_iteration_goes_back_to_the_last_whole_one() {
     same(&outcome(&out), &outcome(&whole), "stopped within an iteration");
     // before the first iteration is done there is nothing to save, and that is said
     let out = dir.path().join("early");
-    let child = spawn(&mut paragon(&command(&set, &out, &[("--accum-iter", "100000"), ("--iterations", "2")])));
+    let child = spawn(&mut paragon(&command(&set, &out, &[("--accum-iter", "60000"), ("--iterations", "2")])));
     wait_until("log", || out.join("log.jsonl").exists());
     signal(&child, libc::SIGTERM);
     let ran = ended(child);
