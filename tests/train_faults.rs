@@ -215,7 +215,7 @@ fn an_iteration_is_saved_before_its_validation_and_a_killed_one_is_done_again() 
     let expected = outcome(&whole);
     for (number, in_validation) in [(libc::SIGKILL, 8), (libc::SIGTERM, 8), (libc::SIGKILL, 16), (libc::SIGTERM, 16)] {
         let child = spawn(&mut paragon(&command(&set, &out, flags)));
-        let begun = out.join(format!("previews/3_p003.png/{in_validation:08}.png"));
+        let begun = out.join(format!("previews/3_p003/{in_validation:08}.png"));
         wait_until("validation", || begun.exists());
         signal(&child, number);
         let ran = ended(child);
@@ -239,7 +239,7 @@ fn an_iteration_is_saved_before_its_validation_and_a_killed_one_is_done_again() 
 fn a_stop_within_an_accumulated_iteration_goes_back_to_the_last_whole_one() {
     let (dir, set) = set();
     let (whole, out) = (dir.path().join("whole"), dir.path().join("run"));
-    let flags: Flags = &[("--accum-iter", "150"), ("--iterations", "2"), ("--log-every", "1"), ("--threads", "1"), ("--lq-size", "8")];
+    let flags: Flags = &[("--accum-iter", "80"), ("--iterations", "2"), ("--log-every", "1"), ("--threads", "1"), ("--lq-size", "8")];
     train(&set, &whole, flags).ok();
     let child = spawn(&mut paragon(&command(&set, &out, flags)));
     wait_for_a_log_line(&out);
@@ -250,7 +250,7 @@ fn a_stop_within_an_accumulated_iteration_goes_back_to_the_last_whole_one() {
     same(&outcome(&out), &outcome(&whole), "stopped within an iteration");
     // before the first iteration is done there is nothing to save, and that is said
     let out = dir.path().join("early");
-    let child = spawn(&mut paragon(&command(&set, &out, &[("--accum-iter", "100000"), ("--iterations", "2")])));
+    let child = spawn(&mut paragon(&command(&set, &out, &[("--accum-iter", "60000"), ("--iterations", "2")])));
     wait_until("log", || out.join("log.jsonl").exists());
     signal(&child, libc::SIGTERM);
     let ran = ended(child);
@@ -284,7 +284,7 @@ fn restart_and_a_fresh_start_take_nothing_of_an_earlier_run_for_their_own() {
     let (data, out) = (dir.path().join("data"), dir.path().join("run"));
     let val: Flags = &[("--val", text(&data)), ("--val-every", "6"), ("--checkpoint-every", "6")];
     train(&set, &out, val).ok();
-    assert!(out.join("models/best.json").exists() && !preview_names(&out).is_empty() && out.join("loss.svg").exists());
+    assert!(out.join("models/best.json").exists() && !preview_names(&out).is_empty() && out.join("validation.svg").exists());
     fs::write(out.join("models/mine.safetensors"), "mine").unwrap();
     let stop_after_a_line = |flags: Flags| {
         let child = spawn(&mut paragon(&command(&set, &out, flags)));
@@ -298,7 +298,7 @@ fn restart_and_a_fresh_start_take_nothing_of_an_earlier_run_for_their_own() {
     let networks = files(&out.join("models"));
     assert_eq!(networks.len(), 3, "{:?}", networks.keys());
     assert!(networks.contains_key("mine.safetensors") && !networks.keys().any(|name| name.contains("best") || name.contains("_24")));
-    assert!(preview_names(&out).is_empty() && !out.join("loss.svg").exists());
+    assert!(preview_names(&out).is_empty() && !out.join("validation.svg").exists());
     assert_eq!(files(&out.join("tensorboard")).len(), 1);
     // somebody has removed the states alone: what begins is another run, though nobody said --restart
     train(&set, &out, &[val, &[("--restart", "")]].concat()).ok();
@@ -563,7 +563,7 @@ fn the_page_of_a_run_is_made_whatever_a_kill_has_left() {
     let (dir, set) = set();
     let (data, out) = (dir.path().join("data"), dir.path().join("run"));
     train(&set, &out, &[("--val", text(&data)), ("--val-every", "6")]).ok();
-    let places: Vec<PathBuf> = (0..4).map(|i| out.join(format!("previews/{i}_p00{i}.png"))).collect();
+    let places: Vec<PathBuf> = (0..4).map(|i| out.join(format!("previews/{i}_p00{i}"))).collect();
     // killed between HR and bicubic; a damaged version; something that is no picture of this size
     fs::remove_file(places[0].join("bicubic.png")).unwrap();
     fs::write(places[1].join("00000024.png"), "no picture").unwrap();
@@ -571,7 +571,7 @@ fn the_page_of_a_run_is_made_whatever_a_kill_has_left() {
     fs::write(places[2].join("99999999.png"), "later than the log").unwrap();
     let ran = run(&["report", text(&out)]).ok();
     assert_eq!(ran.stderr.matches("it is left out").count(), 3, "{}", ran.stderr);
-    for words in ["0_p000.png/bicubic.png", "1_p001.png/00000024.png", "has 20x20 pixels"] {
+    for words in ["0_p000/bicubic.png", "1_p001/00000024.png", "has 20x20 pixels"] {
         assert!(ran.stderr.contains(words), "'{words}' is missing in {}", ran.stderr);
     }
     assert!(ran.stdout.contains("3 previews"), "{}", ran.stdout);
