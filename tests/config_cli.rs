@@ -219,6 +219,10 @@ fn import_says_first_what_matters_most() {
     );
     assert!(lines[3].contains("not honoured: network_g.type: RRDBNet"), "{}", ran.stderr);
     assert!(lines[4].contains("known are paragonsr2_realtime") && lines[4].contains("--network"), "{}", ran.stderr);
+    // a file of ours is told the same
+    let file = write(dir.path(), "ours.yml", "network_g: {type: span}\n");
+    let ran = run(&["config", "import", &file]).ok();
+    assert!(ran.stderr.contains("unknown network 'span'; known are paragonsr2_realtime"), "{}", ran.stderr);
 }
 
 #[test]

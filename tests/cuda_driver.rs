@@ -131,7 +131,6 @@ fn the_selftest_finds_every_kernel_right_and_a_step_is_measured() {
     let said = said(&output);
     assert!(output.status.success(), "{said}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    println!("{said}");
     assert_eq!(report["wrong"], 0, "{said}");
     assert!(report["checks"].as_u64().unwrap() >= 60, "{said}");
     let bench = ["bench", "step", "--device", "cuda", "--batch-size", "1", "--lq-size", "8", "--steps", "1", "--json"];

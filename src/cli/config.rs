@@ -5,6 +5,7 @@ use super::recipe::read_file;
 use anyhow::{Result, ensure};
 use paragon::config::{KEYS, Settings, docs, find};
 use paragon::files::write_output;
+use paragon::model::Network;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -72,7 +73,13 @@ pub fn run(args: &Args) -> Result<()> {
         What::Init { file, force } => write(file, &docs::starter(), *force),
         What::Import { from, out, force } => {
             let mut settings = Settings::default();
-            read_file(from, &mut settings)?;
+            let theirs = read_file(from, &mut settings)?;
+            // the list of what is not honoured says it for theirs
+            if let Err(error) = Network::new(settings.text("network_g.type").unwrap_or_default(), 2)
+                && !theirs
+            {
+                tell(format_args!("network_g.type: {error:#}; training is refused until it (or --network) names one that can be trained"));
+            }
             let text = docs::yaml(&settings, true);
             match out {
                 Some(out) => write(out, text.trim_start(), *force),

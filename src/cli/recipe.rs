@@ -148,17 +148,18 @@ enum Preset {
     MemorySafe,
 }
 
-/// Reads a configuration of either kind into settings, and tells what of theirs is not honoured.
-pub fn read_file(path: &Path, settings: &mut Settings) -> Result<()> {
+/// Reads a configuration of either kind into settings, and tells what of theirs is not honoured. Whether it was one of theirs.
+pub fn read_file(path: &Path, settings: &mut Settings) -> Result<bool> {
     let place = || path.display().to_string();
     let mut content = Vec::new();
     // a pipe has no length, so reading itself is bounded
     let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", place()))?;
     file.take(MOST_FILE_BYTES as u64 + 1).read_to_end(&mut content).with_context(|| format!("cannot read {}", place()))?;
-    if let Some(imported) = settings.take(&content).with_context(place)? {
+    let imported = settings.take(&content).with_context(place)?;
+    if let Some(imported) = &imported {
         tell(imported.report(&place()));
     }
-    Ok(())
+    Ok(imported.is_some())
 }
 
 impl Layers {

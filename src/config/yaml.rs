@@ -191,7 +191,7 @@ fn size(node: &Node) -> (usize, usize) {
 }
 
 /// The name of a tag of YAML itself (`float` of `!!float` and of `!<tag:yaml.org,2002:float>`).
-fn own_tag<'a>(tag: &'a Tag, line: usize) -> Result<&'a str> {
+fn own_tag(tag: &Tag, line: usize) -> Result<&str> {
     let own = if tag.is_yaml_core_schema() { Some(tag.suffix.as_str()) } else { tag.suffix.strip_prefix("tag:yaml.org,2002:") };
     match own {
         Some(name) => Ok(name),
