@@ -131,6 +131,41 @@ fn the_same_command_gives_the_same_network_in_any_group() {
     assert!(networks[0] == networks[1], "the limit of the group has changed the network");
 }
 
+#[test]
+fn the_same_command_gives_the_same_network_on_one_core_and_on_many() {
+    let (dir, _, set, _) = place();
+    let network = |name: &str, one_core: bool, more: &[&str]| {
+        let out = dir.path().join(name);
+        let train = ["train", "--shards", text(&set), "--out", text(&out), "--iterations", "3", "--batch-size", "4", "--warmup", "0"];
+        let mut command = cli_common::paragon(&[&train[..], more].concat());
+        if one_core {
+            let first = || {
+                // SAFETY: a set of processors is plain data; the system call is allowed between fork and exec
+                unsafe {
+                    let mut cores: libc::cpu_set_t = std::mem::zeroed();
+                    if libc::sched_getaffinity(0, size_of_val(&cores), &mut cores) != 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                    let Some(core) = (0..libc::CPU_SETSIZE as usize).find(|&core| libc::CPU_ISSET(core, &cores)) else { return Ok(()) };
+                    libc::CPU_ZERO(&mut cores);
+                    libc::CPU_SET(core, &mut cores);
+                    let done = libc::sched_setaffinity(0, size_of_val(&cores), &cores) == 0;
+                    if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+                }
+            };
+            // SAFETY: see above
+            unsafe { command.pre_exec(first) };
+        }
+        let ran: Ran = command.output().unwrap().into();
+        ran.ok();
+        fs::read(out.join("model.safetensors")).unwrap()
+    };
+    let all = network("all", false, &[]);
+    assert!(network("one", true, &[]) == all, "one core that is visible");
+    // as many threads as 64 visible cores would give
+    assert!(network("many", false, &["--threads", "64"]) == all, "64 threads");
+}
+
 /// With an address space that is too small the system gives no memory: a refusal that says so, and no abort.
 #[test]
 fn a_limit_on_the_address_space_is_obeyed() {
