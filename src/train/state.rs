@@ -415,9 +415,9 @@ mod tests {
 
     #[test]
     fn a_state_of_version_0_1_0_is_still_read() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/0.1.0/state_000000002.safetensors");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/0.1.0/run/states/state_000000004.safetensors");
         let state = State::read(&path).unwrap();
-        assert_eq!((state.head.iteration, state.head.updates, state.head.skipped_in_a_row), (2, 2, 0));
+        assert_eq!((state.head.iteration, state.head.updates, state.head.skipped_in_a_row), (4, 4, 0));
         // and written again it is the same file, byte for byte
         let dir = tempfile::tempdir().unwrap();
         let again = dir.path().join("s.safetensors");
