@@ -367,7 +367,7 @@ fn errors_of_the_system_end_the_work_and_say_what_to_try() {
     ran.refused(1, &["cannot write", "p0.png", "free some room", "0 of 3", "2 were not tried"]);
     assert!(names(&out).is_empty());
     // a picture that may not be read is no reason to leave out the others; root may read everything
-    fs::set_permissions(data.join("p1.png"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(data.join("p1.png"), fs::Permissions::from_mode(0o000)).unwrap();
     if File::open(data.join("p1.png")).is_err() {
         place.upscale(&data, &out, &[]).refused(1, &["1 of 3", "p1.png", "Permission denied"]);
         assert_eq!(names(&out), ["p0.png", "p2.png"]);

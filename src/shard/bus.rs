@@ -165,6 +165,7 @@ mod tests {
     fn nodes_are_reused_and_found_while_they_are_in_use() {
         let known = |address: usize| {
             let mut at = NODES.load(Ordering::Acquire);
+            // SAFETY: nodes are never freed, so that a pointer of the list is null or valid
             while let Some(node) = unsafe { at.as_ref() } {
                 if (node.start.load(Ordering::Acquire)..node.end.load(Ordering::Relaxed)).contains(&address) {
                     return node.start.load(Ordering::Acquire) != 0;
@@ -175,6 +176,7 @@ mod tests {
         };
         let count = || {
             let (mut at, mut n) = (NODES.load(Ordering::Acquire), 0);
+            // SAFETY: nodes are never freed, so that a pointer of the list is null or valid
             while let Some(node) = unsafe { at.as_ref() } {
                 (at, n) = (node.next.load(Ordering::Acquire), n + 1);
             }

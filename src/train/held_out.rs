@@ -2,8 +2,8 @@
 //! promises the same pairs in the same order at every validation.
 
 use crate::dataset::decode::{Limits, probe};
-use crate::dataset::scan::Source;
-use crate::eval::{Pair, find_pairs, load_pair};
+use crate::dataset::scan::{LeftOut, ScanOptions, Source};
+use crate::eval::{Pair, find, load_pair};
 use crate::failure::system_cause;
 use crate::metrics::WINDOW;
 use crate::shard::manifest::MANIFEST_NAME;
@@ -23,6 +23,7 @@ const FOLDER: &str = "val";
 pub struct HeldOut {
     pairs: Pairs,
     scale: usize,
+    left_out: Vec<LeftOut>,
 }
 
 enum Pairs {
@@ -52,19 +53,25 @@ impl HeldOut {
     /// When it holds nothing that can be measured, or a set of another scale.
     pub fn open(place: &Path, scale: usize) -> Result<HeldOut> {
         if !is_set(place) {
-            return Ok(HeldOut { pairs: Pairs::Pictures(find_pairs(place, None, None, scale)?), scale });
+            let found = find(place, &ScanOptions { scale: scale as u32, hr: None, lq: None, out: None })?;
+            return Ok(HeldOut { pairs: Pairs::Pictures(found.sources), scale, left_out: found.left_out });
         }
         let set = ShardSet::open(place)?;
         ensure!(set.len() > 0, "{} holds no pairs to validate on", place.display());
         ensure!(set.scale() as usize == scale, "{} has scale {} and the network {scale}; they must agree", place.display(), set.scale());
         let count = set.len().min(MOST_RECORDS);
         let records = (0..count).map(|i| (u128::from(i) * u128::from(set.len()) / u128::from(count)) as u64).collect();
-        Ok(HeldOut { pairs: Pairs::Shards { set: Box::new(set), records }, scale })
+        Ok(HeldOut { pairs: Pairs::Shards { set: Box::new(set), records }, scale, left_out: Vec::new() })
     }
 
     /// The held-out set that was made with a set to train on.
     pub fn beside(shards: &[PathBuf]) -> Option<PathBuf> {
         shards.iter().map(|set| set.join(FOLDER)).find(|val| is_set(val))
+    }
+
+    /// Pictures below the folder that take no part, by reason.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
     }
 
     /// How many pairs.

@@ -181,6 +181,7 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     let mut validation = Validation::new(config, options, &place)?;
     if let (Some(v), Some(place)) = (&validation, &options.validation) {
         report(&format!("validating every {} iterations on {}: {}", v.every, place.display(), v.held_out.text()));
+        v.held_out.left_out().iter().filter(|left| left.may_surprise()).for_each(|left| report(&format!("note: {left}")));
     }
     let (loader_threads, slots) = options.prefetch.at(&place);
     let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, loader_threads, slots, state.head.iteration);
