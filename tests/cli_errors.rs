@@ -223,7 +223,8 @@ fn a_model_of_another_kind_says_what_does_not_fit() {
     with(&place.path("nowhere.safetensors"), &[]).refused(1, &["nowhere.safetensors"]);
     with(&place.data, &[]).refused(1, &["data", "it is a folder", "model.safetensors"]);
     with(Path::new("/dev/zero"), &[]).refused(1, &["/dev/zero"]);
-    with(&write("text.safetensors", b"this is text, not a network"), &[]).refused(1, &["text.safetensors", "a text file, not a safetensors file"]);
+    with(&write("text.safetensors", b"this is text, not a network"), &[])
+        .refused(1, &["text.safetensors", "a text file, not a safetensors file"]);
     with(&write("cut.safetensors", &bytes[..bytes.len() - 9]), &[]).refused(1, &["cut.safetensors"]);
     with(&write("empty.safetensors", b""), &[]).refused(1, &["empty.safetensors"]);
     // another scale, asked for or in the file
