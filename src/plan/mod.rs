@@ -1,6 +1,6 @@
 //! The static plan of a training step or of inference: operations over byte ranges of one arena, made before any device is
-//! touched. Depends on nothing else in the crate. It promises that a backend which allocates exactly [`Plan::arena_bytes`]
-//! never needs another byte, and that [`Plan::verify`] has checked every lifetime.
+//! touched. Depends on nothing else in the crate. It promises that a backend which allocates exactly [`PlanData::arena_bytes`]
+//! never needs another byte, and that [`PlanData::verify`] has checked every lifetime.
 
 pub mod augment;
 mod floor;
@@ -102,7 +102,7 @@ pub struct Buffer {
     pub class: Class,
     /// Size in bytes, before alignment.
     pub bytes: u64,
-    /// First and last operation (indices into [`Plan::ops`]) that touch it; persistent buffers live throughout.
+    /// First and last operation (indices into [`PlanData::ops`]) that touch it; persistent buffers live throughout.
     pub live: Range<usize>,
     /// Where it lies in the arena, bytes.
     pub offset: u64,

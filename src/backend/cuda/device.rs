@@ -120,7 +120,7 @@ impl Device {
     /// how many are free.
     ///
     /// # Errors
-    /// As [`Module::load`].
+    /// As `Module::load`.
     pub fn prepare(&self, precisions: &[Precision]) -> Result<(u64, u64)> {
         precisions.iter().try_for_each(|&p| self.module(p).map(|_| ()))?;
         self.bind()?;
