@@ -90,6 +90,12 @@ fn strings_of_others_never_control_the_terminal() {
     let shown = format!("{}{}", shard.stdout, shard.stderr);
     assert!(shown.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{shown:?}");
     assert!(shown.contains("\\u{1b}[31mred.png") && shown.contains("two\\nlines.png"), "{shown:?}");
+    // a program reads the very name
+    let json = run(&["shard", text(&data), "--out", text(&dir.path().join("again")), "--lq-size", "16", "--json"]).ok().stdout;
+    assert!(json.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{json:?}");
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let files: Vec<&str> = report["rejected"].as_array().unwrap().iter().filter_map(|r| r["file"].as_str()).collect();
+    assert!(files.iter().any(|file| file.ends_with("\u{202e}gnp.exe.png")), "{files:?}");
     // keys and values of an option file
     let options = dir.path().join("options.yml");
     fs::write(&options, "\"\\e[2Jkey\": 1\nname: \"\\e[31mx\"\n").unwrap();

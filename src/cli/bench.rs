@@ -1,7 +1,7 @@
 //! `paragon bench`: what this machine delivers, before a training depends on it. Depends on `loader` and `report`.
 
 use super::data::DataArgs;
-use super::flags::{MAX_BATCH, MAX_SIDE, count, positive, print, tell};
+use super::flags::{MAX_BATCH, MAX_SIDE, count, positive, print, print_json, tell};
 use super::recipe::{KeyFlags, Loading};
 use anyhow::{Context, Result, ensure};
 use paragon::config::Settings;
@@ -162,7 +162,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
             "records": sources.len(), "open_ms": open_ms, "bytes": sources.bytes(), "batch": config.batch, "lq_size": config.lq_size, "slots": largest.slots,
             "io": if io == Io::Mmap { "mmap" } else { "pread" }, "window": config.window, "order": json_order(&order), "bound": largest.total(), "runs": runs,
         });
-        print(serde_json::to_string_pretty(&report)?)?;
+        print_json(&report)?;
     } else if let Some(last) = runs.last() {
         print(verdict(last))?;
     }

@@ -1,7 +1,7 @@
 //! `paragon bench step`: how long a training step takes on a device and how far that is from the least it must move and compute.
 //! Depends on the backends and the plan's floor.
 
-use super::flags::{MAX_BATCH, MAX_SIDE, count, print, tell};
+use super::flags::{MAX_BATCH, MAX_SIDE, count, print, print_json, tell};
 use anyhow::Result;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, fma_peak};
 use paragon::backend::cuda::{CudaBackend, Device};
@@ -104,7 +104,7 @@ struct Report {
 pub fn run(args: &Args) -> Result<()> {
     let report = measure(args)?;
     if args.json {
-        return print(serde_json::to_string_pretty(&report)?);
+        return print_json(&report);
     }
     print(format_args!("{}, batch {} of LQ {}, x{}", report.device, report.batch_size, report.lq_size, report.scale))?;
     print(format_args!("  arena {} allocated, {} planned", bytes_text(report.allocated_bytes), bytes_text(report.planned_bytes)))?;

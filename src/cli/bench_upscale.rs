@@ -1,7 +1,7 @@
 //! `paragon bench upscale`: how long a picture takes on this machine's processor. Depends on `upscale` alone.
 
 use super::bench_step::median;
-use super::flags::{MAX_SIDE, count, print};
+use super::flags::{MAX_SIDE, count, print, print_json};
 use anyhow::Result;
 use paragon::backend::cpu::{CpuOptions, fma_peak};
 use paragon::budget::{Budget, PROGRAM_BYTES};
@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
         anonymous_bytes: anonymous,
     };
     if args.json {
-        return print(serde_json::to_string_pretty(&report)?);
+        return print_json(&report);
     }
     print(format_args!("{}, {} threads, {side} x {side} at x{}", report.instructions, report.threads, report.scale))?;
     print(format_args!(

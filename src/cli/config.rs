@@ -1,6 +1,6 @@
 //! `paragon config`: what a training can be told, explained, and files of it.
 
-use super::flags::{print, tell};
+use super::flags::{print, print_json, tell};
 use super::recipe::read_file;
 use anyhow::{Result, ensure};
 use paragon::config::{KEYS, Settings, docs, find};
@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
                 None => print(text.trim()),
             }
         }
-        What::Schema => print(serde_json::to_string_pretty(&docs::schema())?),
+        What::Schema => print_json(&docs::schema()),
         What::Reference => print(docs::reference().trim_end()),
     }
 }

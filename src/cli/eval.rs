@@ -2,7 +2,7 @@
 //! before the first picture, and that a mean over fewer pictures than there are is said, also by the exit code.
 
 use super::ModelArgs;
-use super::flags::{print, tell};
+use super::flags::{print, print_json, tell};
 use super::upscale::file_of;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
             "images": results, "mean": { "network": network, "bicubic": bicubic }, "most_psnr": MOST_PSNR, "left_out": left_out,
             "memory_planned": memory,
         });
-        print(serde_json::to_string_pretty(&json)?)?;
+        print_json(&json)?;
     } else {
         print_table(&results, &network, &bicubic)?;
         print(format_args!("memory at most {}", bytes_text(memory)))?;

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use paragon::text::{for_terminal, plain};
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::Write;
 
@@ -43,6 +44,25 @@ pub fn print(text: impl Display) -> Result<()> {
     writeln!(out, "{}", plain(&text.to_string())).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
+/// Prints a value as JSON on stdout. What `print` would show as an escape of its own is written as JSON escapes it, so that a program reads
+/// the very string.
+pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print(json_text(&serde_json::to_string_pretty(value)?))
+}
+
+fn json_text(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut buffer = [0; 4];
+    for c in text.chars() {
+        if matches!(plain(c.encode_utf8(&mut buffer)), Cow::Borrowed(_)) {
+            out.push(c);
+        } else {
+            out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    out
+}
+
 /// Tells on stderr. Nobody listening is no reason to stop hours of work.
 pub fn tell(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{}", for_terminal(&text.to_string()));
@@ -51,6 +71,14 @@ pub fn tell(text: impl Display) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strings_in_json_stay_the_same() {
+        let value = serde_json::json!({ "name": "a\u{202e}b\u{9b}c\u{7f}d\u{1b}e\n\u{1f600}" });
+        let text = json_text(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(text.contains('\n') && matches!(plain(&text), Cow::Borrowed(_)), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
 
     #[test]
     fn numbers_out_of_range_are_refused() {

@@ -1,6 +1,6 @@
 //! `paragon plan`: the memory of a run, computed from its flags alone. Neither data nor a GPU is needed.
 
-use super::flags::{MAX_SIDE, count, positive, print, tell};
+use super::flags::{MAX_SIDE, count, positive, print, print_json, tell};
 use super::recipe::{KeyFlags, Layers, Machine, Planning};
 use anyhow::{Result, bail};
 use paragon::backend::CudaSizing;
@@ -215,7 +215,7 @@ pub fn run(args: &Args) -> Result<()> {
             layers: if args.layers { plan.layers() } else { Vec::new() },
             remedies: if refused.is_some() { fit.ladder()? } else { Vec::new() },
         };
-        print(serde_json::to_string_pretty(&report)?)?;
+        print_json(&report)?;
     } else {
         show(args, &config, &fitted, &plan, device)?;
         print(Work::new(&plan, fitted.choice.accum_iter, &place)?.text())?;
@@ -312,7 +312,7 @@ fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
         }
     }
     if args.json {
-        return print(serde_json::to_string_pretty(&cells)?);
+        return print_json(&cells);
     }
     let net = &fit.config.network;
     print(format_args!("{} x{}: largest batch that fits, patches at once", net.arch, net.scale))?;

@@ -1,7 +1,7 @@
 //! `paragon selftest`: whether this machine's GPU computes what the CPU does, before hours depend on it. Depends on `selftest` and the
 //! backends.
 
-use super::flags::{print, tell};
+use super::flags::{print, print_json, tell};
 use anyhow::{Result, bail};
 use paragon::backend::Backend;
 use paragon::backend::cuda::{CudaBackend, Device};
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
         let report = serde_json::json!({
             "device": device.name, "capability": device.capability, "checks": checks.len(), "wrong": wrong, "list": checks,
         });
-        print(serde_json::to_string_pretty(&report)?)?;
+        print_json(&report)?;
     } else {
         print(format_args!("{} comparisons, {wrong} too far apart", checks.len()))?;
     }

@@ -1,6 +1,6 @@
 //! `paragon shard`: flags to a build configuration, one library call, the report. Depends on `shard` alone.
 
-use super::flags::{print, tell};
+use super::flags::{print, print_json, tell};
 use anyhow::{Context, Result};
 use paragon::config::parse_size;
 use paragon::dataset::decode::Limits;
@@ -168,7 +168,7 @@ pub fn run(args: &Args) -> Result<()> {
     let report = build(&config, plan, &progress);
     progress.finish();
     let report = report?;
-    if args.json { print(serde_json::to_string_pretty(&report)?) } else { print(report.to_string().trim_end()) }
+    if args.json { print_json(&report) } else { print(report.to_string().trim_end()) }
 }
 
 fn list(plan: &Plan) {
@@ -218,7 +218,7 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
     };
     list(plan);
     if json {
-        return print(serde_json::to_string_pretty(&told)?);
+        return print_json(&told);
     }
     let mut out = String::new();
     writeln!(out, "dry run: nothing is written")?;

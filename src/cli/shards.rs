@@ -1,7 +1,7 @@
 //! `paragon shards`: look into a finished set, check all of it, take pairs out as pictures, put parts together. Depends on
 //! `shard` alone.
 
-use super::flags::{MAX_THREADS, count, print};
+use super::flags::{MAX_THREADS, count, print, print_json};
 use anyhow::{Result, bail};
 use paragon::progress::Progress;
 use paragon::shard::manifest::{self, Manifest};
@@ -125,7 +125,7 @@ fn info(place: &Place) -> Result<()> {
     let set = ShardSet::open(&place.dir)?;
     let info = tools::info(&set)?;
     if place.json {
-        return print(serde_json::to_string_pretty(&info)?);
+        return print_json(&info);
     }
     let hr = info.lq_size * info.scale;
     let mut out = format!("{} (fingerprint {}, written by paragon {})\n", place.dir.display(), info.fingerprint, info.paragon);
@@ -177,7 +177,7 @@ fn verify(args: &Verify) -> Result<()> {
     }
     let whole = found.damaged.is_empty() && found.unreadable.is_empty();
     if args.place.json {
-        print(serde_json::to_string_pretty(&found)?)?;
+        print_json(&found)?;
     } else {
         for d in &found.damaged {
             print(format_args!("damaged: {}", d.error))?;
@@ -230,7 +230,7 @@ fn put_together(args: &Merge) -> Result<()> {
     progress.finish();
     let merged = merged?;
     if args.json {
-        return print(serde_json::to_string_pretty(&merged)?);
+        return print_json(&merged);
     }
     let start = if merged.already_complete { "already complete: " } else { "" };
     let held_out = if merged.held_out_pairs > 0 { format!(" and {} held out", merged.held_out_pairs) } else { String::new() };

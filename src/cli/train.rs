@@ -1,7 +1,7 @@
 //! `paragon train`: flags to a training configuration and run options, one library call, a summary.
 
 use super::data::{DataArgs, Window};
-use super::flags::{print, tell};
+use super::flags::{print, print_json, tell};
 use super::recipe::{KeyFlags, Layers, Machine, Training};
 use anyhow::{Context, Result};
 use paragon::config::{KEYS, Settings, Value, docs};
@@ -124,11 +124,7 @@ pub fn run(args: &Args) -> Result<()> {
     ));
     let started = std::time::Instant::now();
     let summary = train(sources, &config, &options, &|text| tell(text))?;
-    let said = if args.json {
-        serde_json::to_string_pretty(&summary).map_err(Into::into).and_then(print)
-    } else {
-        print_summary(&summary, started.elapsed().as_secs_f64())
-    };
+    let said = if args.json { print_json(&summary) } else { print_summary(&summary, started.elapsed().as_secs_f64()) };
     if !summary.finished && stop.load(Ordering::Relaxed) {
         // where the terminal was closed nobody reads the summary; what was trained is saved all the same
         std::process::exit(STOPPED);

@@ -6,7 +6,7 @@ mod jobs;
 pub use jobs::file_of;
 
 use super::ModelArgs;
-use super::flags::{print, tell};
+use super::flags::{print_json, tell};
 use anyhow::{Context, Result, anyhow, ensure};
 use jobs::{Failed, Job, Jobs, of_file, of_folder};
 use paragon::budget::{Budget, PROGRAM_BYTES};
@@ -115,7 +115,7 @@ pub fn run(args: &Args) -> Result<()> {
     work(&mut upscaler, planned, &budget, is_folder, &progress, &mut outcome)?;
     progress.finish();
     if args.json {
-        print(json(args, &upscaler, &outcome, &left_out, memory, &budget)?)?;
+        print_json(&json(args, &upscaler, &outcome, &left_out, memory, &budget)?)?;
     }
     conclude(args, is_folder, outcome, total, memory)
 }
@@ -275,7 +275,14 @@ fn with_advice(error: anyhow::Error) -> anyhow::Error {
     anyhow!("{error:#}; {advice}")
 }
 
-fn json(args: &Args, upscaler: &Upscaler, outcome: &Outcome, left_out: &[String], memory: u64, budget: &Budget) -> Result<String> {
+fn json(
+    args: &Args,
+    upscaler: &Upscaler,
+    outcome: &Outcome,
+    left_out: &[String],
+    memory: u64,
+    budget: &Budget,
+) -> Result<serde_json::Value> {
     let failed: Vec<_> =
         outcome.failed.iter().map(|f| serde_json::json!({ "input": f.input.to_string_lossy(), "reason": f.reason })).collect();
     let value = serde_json::json!({
@@ -288,7 +295,7 @@ fn json(args: &Args, upscaler: &Upscaler, outcome: &Outcome, left_out: &[String]
         "memory_planned": memory,
         "memory_limit": budget.limit,
     });
-    Ok(serde_json::to_string_pretty(&value)?)
+    Ok(value)
 }
 
 /// Pictures that are named in the last message at most; all have a line of their own before.
