@@ -150,6 +150,15 @@ fn a_full_disk_names_the_file_once_and_says_what_failed() {
     let ran: cli_common::Ran = limit_files(&mut command, 100).output().unwrap().into();
     let error = ran.refused(1, &["cannot write", "sheet.png", "File too large"]).stderr;
     assert_eq!(error.matches("sheet.png").count(), 1, "{error}");
+    // a rejected picture is named once in its line
+    let bad = dir.path().join("bad");
+    fs::create_dir(&bad).unwrap();
+    picture(60, 60, 1).save(bad.join("good.png")).unwrap();
+    fs::write(bad.join("text.png"), "no picture").unwrap();
+    fs::write(bad.join("cut.jpg"), b"\xff\xd8\xff\xd9").unwrap();
+    let shown = run(&["shard", text(&bad), "--out", text(&dir.path().join("bad-set")), "--lq-size", "16"]).ok().stderr;
+    let named: Vec<usize> = ["text.png", "cut.jpg"].iter().map(|name| shown.matches(name).count()).collect();
+    assert_eq!(named, [1, 1], "{shown}");
     // stdout that is full
     for arguments in [vec!["shards", "info", text(&set)], vec!["plan"], vec!["shard", text(&dir.path().join("data")), "--dry-run"]] {
         let full = paragon(&arguments).stdout(File::options().write(true).open("/dev/full").unwrap()).output().unwrap();

@@ -75,7 +75,7 @@ impl Worker {
 
     fn convert_files(&mut self, job: &Job, config: &BuildConfig) -> Result<Result<Converted, Rejected>> {
         let g = self.geometry;
-        let reject = |path: &Path, kind: &str, reason| Ok(Err(Rejected { file: path.to_path_buf(), kind: String::from(kind), reason }));
+        let reject = |path: &Path, kind: &str, reason| Ok(Err(Rejected::new(path, kind, reason)));
         let mut notes = Vec::new();
         let mut crc = crc32fast::Hasher::new();
         let mut file_bytes = 0;

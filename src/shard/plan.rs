@@ -128,6 +128,17 @@ pub struct Rejected {
     pub reason: String,
 }
 
+impl Rejected {
+    /// A rejected file. A reason that begins with the file's path loses it, since both are shown together.
+    pub(super) fn new(file: &Path, kind: &str, reason: String) -> Rejected {
+        let reason = match reason.strip_prefix(&format!("{}: ", file.display())) {
+            Some(rest) => rest.to_string(),
+            None => reason,
+        };
+        Rejected { file: file.to_path_buf(), kind: kind.to_string(), reason }
+    }
+}
+
 /// One image to be converted.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -401,7 +412,7 @@ fn look(source: Source, config: &BuildConfig, g: Geometry) -> Result<Result<Job,
         match read() {
             Ok(found) => *header = Some(found),
             Err(e) if failure::system_cause(&e).is_some() => return Err(e),
-            Err(e) => return Ok(Err(Rejected { file: path.clone(), kind: "unreadable".into(), reason: format!("{e:#}") })),
+            Err(e) => return Ok(Err(Rejected::new(path, "unreadable", format!("{e:#}")))),
         }
     }
     let [hr, lq] = headers;
@@ -417,7 +428,7 @@ fn job_of(
     config: &BuildConfig,
     g: Geometry,
 ) -> Result<Job, Rejected> {
-    let reject = |file: &Path, kind: &str, reason| Rejected { file: file.to_path_buf(), kind: String::from(kind), reason };
+    let reject = Rejected::new;
     let size = hr.size;
     let pixels = |size: (u32, u32)| u64::from(size.0) * u64::from(size.1);
     // the HR is decoded from its file, then the LQ beside it, then patches are cut from both
