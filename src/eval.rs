@@ -51,7 +51,7 @@ pub struct ImageResult {
 
 /// A picture that could not be measured.
 #[derive(Clone, Debug, Serialize)]
-pub struct LeftOut {
+pub struct NotMeasured {
     /// Name inside the dataset.
     pub name: String,
     /// Why, with the file.
@@ -64,7 +64,7 @@ pub struct Evaluation {
     /// Pictures that were measured, in the order of their names.
     pub results: Vec<ImageResult>,
     /// Those that could not be.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<NotMeasured>,
 }
 
 /// An LQ/HR pair in memory; HR is exactly `scale` times LQ.
@@ -217,7 +217,7 @@ pub fn evaluate(
                 evaluation.results.push(measured.result);
             }
             Err(error) if system_cause(&error).is_some() => return Err(error),
-            Err(error) => evaluation.left_out.push(LeftOut { name: source.name.clone(), reason: format!("{error:#}") }),
+            Err(error) => evaluation.left_out.push(NotMeasured { name: source.name.clone(), reason: format!("{error:#}") }),
         }
     }
     Ok(evaluation)

@@ -47,23 +47,11 @@ pub fn may_pass(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// The last error of `work`.
-pub fn retry<T>(work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    again(work, may_pass)
-}
-
-/// [`retry`] for work whose errors carry context: it is repeated while an error of the system that [`may_pass`] stands behind.
-///
-/// # Errors
-/// The last error of `work`.
-pub fn retry_work<T>(work: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    again(work, |error| system_cause(error).is_some_and(may_pass))
-}
-
-fn again<T, E>(mut work: impl FnMut() -> Result<T, E>, passes: impl Fn(&E) -> bool) -> Result<T, E> {
+pub fn retry<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut wait = FIRST_WAIT;
     for _ in 1..ATTEMPTS {
         match work() {
-            Err(error) if passes(&error) => std::thread::sleep(wait),
+            Err(error) if may_pass(&error) => std::thread::sleep(wait),
             outcome => return outcome,
         }
         wait *= 2;

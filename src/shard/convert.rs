@@ -84,7 +84,7 @@ impl Worker {
             let bytes = decode::load(path, &config.limits)?;
             crc.update(&bytes);
             file_bytes += bytes.len() as u64;
-            let decoded = failure::retry_work(|| decode::decode_loaded(path, &bytes, &config.limits))?;
+            let decoded = decode::decode_loaded(path, &bytes, &config.limits)?;
             notes.extend(decoded.notes.iter().map(|note| format!("{note}{side}")));
             let changes = Changes { turn: decoded.turn(), unconverted: decoded.unconverted };
             Ok((decoded.image, changes))
