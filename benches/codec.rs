@@ -1,8 +1,10 @@
-//! The codec on one core beside the formats it replaces: bytes, encoding and decoding in the same run, round by round in
-//! turn, medians. `cargo bench --bench codec -- [DIR..] [--lq own|other] [--rounds 7] [--most 400] [--json]`
+//! The codec on one core beside the formats it replaces: bytes, encoding and decoding in the same
+//! run, round by round in turn, medians. `cargo bench --bench codec -- [DIR..] [--lq own|other]
+//! [--rounds 7] [--most 400] [--json]`
 //!
-//! Pairs of LQ 128 / HR 256 are cut from every picture of the folders (HR pictures; without one, drawn dead leaves). Their
-//! LQ is made by another library than paragon's own (`--lq other`, the harder case) or as `paragon shard` makes it.
+//! Pairs of LQ 128 / HR 256 are cut from every picture of the folders (HR pictures; without one,
+//! drawn dead leaves). Their LQ is made by another library than paragon's own (`--lq other`, the
+//! harder case) or as `paragon shard` makes it.
 
 use image::codecs::png::{CompressionType, FilterType, PngDecoder, PngEncoder};
 use image::{ExtendedColorType, ImageDecoder, ImageEncoder, RgbImage, imageops};
@@ -15,7 +17,10 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-const GEOMETRY: Geometry = Geometry { scale: 2, lq_size: 128 };
+const GEOMETRY: Geometry = Geometry {
+    scale: 2,
+    lq_size: 128,
+};
 /// Pairs that a round encodes: libwebp packs some 10 MB/s.
 const ENCODED: usize = 12;
 
@@ -31,10 +36,18 @@ struct Options {
 }
 
 fn options() -> Result<Options, String> {
-    let mut out = Options { folders: Vec::new(), own_lq: false, rounds: 7, most: 400, json: false };
+    let mut out = Options {
+        folders: Vec::new(),
+        own_lq: false,
+        rounds: 7,
+        most: 400,
+        json: false,
+    };
     let mut args = std::env::args().skip(1);
     let number = |text: Option<String>, what: &str| {
-        text.and_then(|t| t.parse().ok()).filter(|n| *n > 0).ok_or(format!("{what} wants a positive number"))
+        text.and_then(|t| t.parse().ok())
+            .filter(|n| *n > 0)
+            .ok_or(format!("{what} wants a positive number"))
     };
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -65,7 +78,12 @@ fn cut(picture: &RgbImage, own_lq: bool, pairs: &mut Vec<Pair>) {
         let lq = if own_lq {
             degrade::downscale(&hr, GEOMETRY.scale, Filter::Bicubic).expect("the sizes fit")
         } else {
-            imageops::resize(&hr, GEOMETRY.lq_size, GEOMETRY.lq_size, imageops::FilterType::CatmullRom)
+            imageops::resize(
+                &hr,
+                GEOMETRY.lq_size,
+                GEOMETRY.lq_size,
+                imageops::FilterType::CatmullRom,
+            )
         };
         pairs.push((lq.into_raw(), hr.into_raw()));
     }
@@ -73,11 +91,17 @@ fn cut(picture: &RgbImage, own_lq: bool, pairs: &mut Vec<Pair>) {
 
 fn pairs_of(folder: &Path, options: &Options, pairs: &mut Vec<Pair>) -> Result<(), String> {
     let entries = std::fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    let mut files: Vec<_> = entries.flatten().map(|e| e.path()).filter(|p| p.is_file()).collect();
+    let mut files: Vec<_> = entries
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.is_file())
+        .collect();
     files.sort();
     for file in files {
         match image::open(&file) {
-            Ok(picture) if pairs.len() < options.most => cut(&picture.to_rgb8(), options.own_lq, pairs),
+            Ok(picture) if pairs.len() < options.most => {
+                cut(&picture.to_rgb8(), options.own_lq, pairs)
+            }
             Ok(_) => break,
             Err(e) => eprintln!("left out {}: {e}", file.display()),
         }
@@ -113,12 +137,21 @@ impl Format for Ours {
 
     fn encode(&mut self, (lq, hr): &Pair) -> Packed {
         let mut first = Vec::with_capacity(lq.len() + hr.len() + 64);
-        let used = self.encoder.encode(self.codec, lq, hr, &mut first).expect("a pair of this geometry");
-        Packed { codec: Some(used), first, second: Vec::new() }
+        let used = self
+            .encoder
+            .encode(self.codec, lq, hr, &mut first)
+            .expect("a pair of this geometry");
+        Packed {
+            codec: Some(used),
+            first,
+            second: Vec::new(),
+        }
     }
 
     fn decode(&mut self, packed: &Packed, lq: &mut [u8], hr: &mut [u8]) {
-        self.decoder.decode(packed.codec.expect("set by encode"), &packed.first, lq, hr).expect("what was encoded");
+        self.decoder
+            .decode(packed.codec.expect("set by encode"), &packed.first, lq, hr)
+            .expect("what was encoded");
     }
 }
 
@@ -136,7 +169,11 @@ impl Format for Pictures {
 
     fn encode(&mut self, (lq, hr): &Pair) -> Packed {
         let g = GEOMETRY;
-        Packed { codec: None, first: (self.pack)(lq, g.lq_size), second: (self.pack)(hr, g.lq_size * g.scale) }
+        Packed {
+            codec: None,
+            first: (self.pack)(lq, g.lq_size),
+            second: (self.pack)(hr, g.lq_size * g.scale),
+        }
     }
 
     fn decode(&mut self, packed: &Packed, lq: &mut [u8], hr: &mut [u8]) {
@@ -147,40 +184,68 @@ impl Format for Pictures {
 
 fn png(pixels: &[u8], size: u32) -> Vec<u8> {
     let mut out = Vec::new();
-    let encoder = PngEncoder::new_with_quality(&mut out, CompressionType::Level(6), FilterType::Adaptive);
-    encoder.write_image(pixels, size, size, ExtendedColorType::Rgb8).expect("PNG takes any picture");
+    let encoder =
+        PngEncoder::new_with_quality(&mut out, CompressionType::Level(6), FilterType::Adaptive);
+    encoder
+        .write_image(pixels, size, size, ExtendedColorType::Rgb8)
+        .expect("PNG takes any picture");
     out
 }
 
 fn from_png(bytes: &[u8], out: &mut [u8]) {
-    PngDecoder::new(Cursor::new(bytes)).and_then(|d| d.read_image(out)).expect("what was encoded");
+    PngDecoder::new(Cursor::new(bytes))
+        .and_then(|d| d.read_image(out))
+        .expect("what was encoded");
 }
 
-/// libwebp, lossless, method 4 with its usual effort (quality 75), transparency and hidden colours aside.
+/// libwebp, lossless, method 4 with its usual effort (quality 75), transparency and hidden colours
+/// aside.
 fn webp(pixels: &[u8], size: u32) -> Vec<u8> {
     let mut config = webp::WebPConfig::new().expect("libwebp has the version it was built for");
     (config.lossless, config.method, config.quality) = (1, 4, 75.0);
-    webp::Encoder::from_rgb(pixels, size, size).encode_advanced(&config).expect("WebP takes any picture").to_vec()
+    webp::Encoder::from_rgb(pixels, size, size)
+        .encode_advanced(&config)
+        .expect("WebP takes any picture")
+        .to_vec()
 }
 
 fn from_webp(bytes: &[u8], out: &mut [u8]) {
-    let picture = webp::Decoder::new(bytes).decode().expect("what was encoded");
+    let picture = webp::Decoder::new(bytes)
+        .decode()
+        .expect("what was encoded");
     out.copy_from_slice(&picture);
 }
 
 fn formats() -> Vec<Box<dyn Format>> {
     let ours = |codec| -> Box<dyn Format> {
-        let (encoder, decoder) = (Encoder::new(GEOMETRY).expect("zstd"), Decoder::new(GEOMETRY).expect("zstd"));
-        Box::new(Ours { codec, encoder, decoder })
+        let (encoder, decoder) = (
+            Encoder::new(GEOMETRY).expect("zstd"),
+            Decoder::new(GEOMETRY).expect("zstd"),
+        );
+        Box::new(Ours {
+            codec,
+            encoder,
+            decoder,
+        })
     };
     vec![
         ours(Codec::Raw),
         ours(Codec::Predict),
-        Box::new(Pictures { name: "png-6", pack: png, unpack: from_png }),
-        Box::new(Pictures { name: "webp", pack: webp, unpack: from_webp }),
+        Box::new(Pictures {
+            name: "png-6",
+            pack: png,
+            unpack: from_png,
+        }),
+        Box::new(Pictures {
+            name: "webp",
+            pack: webp,
+            unpack: from_webp,
+        }),
         Box::new(Pictures {
             name: "qoi",
-            pack: |pixels, size| qoi::encode_to_vec(pixels, size, size).expect("QOI takes any picture"),
+            pack: |pixels, size| {
+                qoi::encode_to_vec(pixels, size, size).expect("QOI takes any picture")
+            },
             unpack: |bytes, out| {
                 qoi::decode_to_buf(out, bytes).expect("what was encoded");
             },
@@ -222,36 +287,63 @@ fn report(options: &Options, pairs: &[Pair]) {
     let g = GEOMETRY;
     let whole = g.lq_bytes() + g.hr_bytes();
     let mut formats = formats();
-    let packed: Vec<Vec<Packed>> = formats.iter_mut().map(|f| pairs.iter().map(|p| f.encode(p)).collect()).collect();
+    let packed: Vec<Vec<Packed>> = formats
+        .iter_mut()
+        .map(|f| pairs.iter().map(|p| f.encode(p)).collect())
+        .collect();
     let (mut lq, mut hr) = (vec![0; g.lq_bytes()], vec![0; g.hr_bytes()]);
     for (format, packed) in formats.iter_mut().zip(&packed) {
         for (packed, pair) in packed.iter().zip(pairs) {
             format.decode(packed, &mut lq, &mut hr);
-            assert!(lq == pair.0 && hr == pair.1, "{} did not give the pixels back", format.name());
+            assert!(
+                lq == pair.0 && hr == pair.1,
+                "{} did not give the pixels back",
+                format.name()
+            );
         }
     }
-    let crop = Crop { x: 37, y: 21, size: 64 };
+    let crop = Crop {
+        x: 37,
+        y: 21,
+        size: 64,
+    };
     let mut decoder = Decoder::new(g).expect("zstd");
     let mut crops = Vec::new();
-    let (mut encoding, mut decoding) = (vec![Vec::new(); formats.len()], vec![Vec::new(); formats.len()]);
+    let (mut encoding, mut decoding) = (
+        vec![Vec::new(); formats.len()],
+        vec![Vec::new(); formats.len()],
+    );
     for round in 0..options.rounds {
         for (i, format) in formats.iter_mut().enumerate() {
-            let some = pairs.iter().cycle().skip(round * ENCODED % pairs.len()).take(ENCODED);
+            let some = pairs
+                .iter()
+                .cycle()
+                .skip(round * ENCODED % pairs.len())
+                .take(ENCODED);
             let time = seconds(|| some.for_each(|pair| drop(black_box(format.encode(pair)))));
             encoding[i].push((ENCODED * whole) as f64 / 1e6 / time);
-            let time = seconds(|| packed[i].iter().for_each(|p| format.decode(black_box(p), &mut lq, &mut hr)));
+            let time = seconds(|| {
+                packed[i]
+                    .iter()
+                    .for_each(|p| format.decode(black_box(p), &mut lq, &mut hr))
+            });
             decoding[i].push((pairs.len() * whole) as f64 / 1e6 / time);
         }
         let time = seconds(|| {
             for p in &packed[1] {
                 let codec = p.codec.expect("set by encode");
                 let (lq, hr) = (&mut lq[..64 * 64 * 3], &mut hr[..128 * 128 * 3]);
-                decoder.decode_crop(codec, black_box(&p.first), crop, lq, hr).expect("what was encoded");
+                decoder
+                    .decode_crop(codec, black_box(&p.first), crop, lq, hr)
+                    .expect("what was encoded");
             }
         });
         crops.push(pairs.len() as f64 / time);
     }
-    let bytes: Vec<usize> = packed.iter().map(|all| all.iter().map(|p| p.first.len() + p.second.len()).sum()).collect();
+    let bytes: Vec<usize> = packed
+        .iter()
+        .map(|all| all.iter().map(|p| p.first.len() + p.second.len()).sum())
+        .collect();
     let raw = (pairs.len() * whole) as f64;
     let rows = formats.iter().enumerate().map(|(i, format)| Row {
         name: format.name(),
@@ -260,7 +352,12 @@ fn report(options: &Options, pairs: &[Pair]) {
         encode: median(&mut encoding[i]),
         decode: median(&mut decoding[i]),
     });
-    print(options, pairs.len(), &rows.collect::<Vec<_>>(), median(&mut crops));
+    print(
+        options,
+        pairs.len(),
+        &rows.collect::<Vec<_>>(),
+        median(&mut crops),
+    );
 }
 
 struct Row {
@@ -274,7 +371,11 @@ struct Row {
 }
 
 fn print(options: &Options, pairs: usize, rows: &[Row], crops: f64) {
-    let of = |name: &str| rows.iter().find(|r| r.name == name).expect("every format is measured");
+    let of = |name: &str| {
+        rows.iter()
+            .find(|r| r.name == name)
+            .expect("every format is measured")
+    };
     let (png, webp) = (of("png-6"), of("webp"));
     let lq = if options.own_lq { "own" } else { "other" };
     if options.json {
@@ -292,8 +393,13 @@ fn print(options: &Options, pairs: usize, rows: &[Row], crops: f64) {
         );
         return;
     }
-    println!("{pairs} pairs of LQ 128 / HR 256, LQ {lq}, one core, medians of {} rounds", options.rounds);
-    println!("format    bytes/pair   of raw   of PNG  of WebP   encode MB/s   decode MB/s   pairs/s   decode / PNG's");
+    println!(
+        "{pairs} pairs of LQ 128 / HR 256, LQ {lq}, one core, medians of {} rounds",
+        options.rounds
+    );
+    println!(
+        "format    bytes/pair   of raw   of PNG  of WebP   encode MB/s   decode MB/s   pairs/s   decode / PNG's"
+    );
     for r in rows {
         println!(
             "{:8} {:11.0} {:8.4} {:8.3} {:8.3} {:13.0} {:13.0} {:9.0} {:16.2}",

@@ -1,6 +1,7 @@
-//! What `paragon shard` adds to decoding its input: the whole build over HR and LQ tiles in PNG against decoding them alone,
-//! with the same crate and threads, one after the other in one run. `cargo bench --bench shard [-- FOLDER [ROUNDS]]`; a
-//! folder has HR tiles in `hr` and LQ tiles in `lr_x2`, otherwise 200 tiles of 512 x 512 are drawn.
+//! What `paragon shard` adds to decoding its input: the whole build over HR and LQ tiles in PNG
+//! against decoding them alone, with the same crate and threads, one after the other in one run.
+//! `cargo bench --bench shard [-- FOLDER [ROUNDS]]`; a folder has HR tiles in `hr` and LQ tiles in
+//! `lr_x2`, otherwise 200 tiles of 512 x 512 are drawn.
 
 use anyhow::{Context, Result};
 use image::RgbImage;
@@ -17,14 +18,22 @@ const TILES: u64 = 200;
 const TILE: u32 = 512;
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let rounds: usize = arguments.get(1).map_or(Ok(7), |n| n.parse()).context("the rounds are no number")?;
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with("--"))
+        .collect();
+    let rounds: usize = arguments
+        .get(1)
+        .map_or(Ok(7), |n| n.parse())
+        .context("the rounds are no number")?;
     let room = std::env::temp_dir().join(format!("paragon-bench-{}", std::process::id()));
     let data = match arguments.first() {
         Some(folder) => PathBuf::from(folder),
         None => draw(&room.join("tiles"))?,
     };
-    let outcome = [1, 2].into_iter().try_for_each(|threads| compare(&data, &room.join("set"), threads, rounds));
+    let outcome = [1, 2]
+        .into_iter()
+        .try_for_each(|threads| compare(&data, &room.join("set"), threads, rounds));
     let _ = std::fs::remove_dir_all(&room);
     outcome
 }
@@ -42,13 +51,22 @@ fn draw(folder: &Path) -> Result<PathBuf> {
 }
 
 fn compare(data: &Path, out: &Path, threads: usize, rounds: usize) -> Result<()> {
-    let config = BuildConfig { threads, overwrite: true, ..BuildConfig::new(data, out, 2, 128) };
+    let config = BuildConfig {
+        threads,
+        overwrite: true,
+        ..BuildConfig::new(data, out, 2, 128)
+    };
     let jobs = plan(&config)?.jobs;
-    let files: Vec<PathBuf> = jobs.iter().flat_map(|j| std::iter::once(j.source.hr.clone()).chain(j.source.lq.clone())).collect();
+    let files: Vec<PathBuf> = jobs
+        .iter()
+        .flat_map(|j| std::iter::once(j.source.hr.clone()).chain(j.source.lq.clone()))
+        .collect();
     let decode = || -> Result<f64> {
         let started = Instant::now();
         let read = |path: &PathBuf| -> Result<()> {
-            let image = image::ImageReader::open(path)?.with_guessed_format()?.decode()?;
+            let image = image::ImageReader::open(path)?
+                .with_guessed_format()?
+                .decode()?;
             std::hint::black_box(image);
             Ok(())
         };
@@ -75,8 +93,15 @@ fn compare(data: &Path, out: &Path, threads: usize, rounds: usize) -> Result<()>
         list.sort_by(f64::total_cmp);
         list[list.len() / 2]
     };
-    let (low, high) = (ratios.iter().copied().fold(f64::MAX, f64::min), ratios.iter().copied().fold(0.0, f64::max));
-    let (d, b, ratio) = (median(&mut decodes), median(&mut builds), median(&mut ratios));
+    let (low, high) = (
+        ratios.iter().copied().fold(f64::MAX, f64::min),
+        ratios.iter().copied().fold(0.0, f64::max),
+    );
+    let (d, b, ratio) = (
+        median(&mut decodes),
+        median(&mut builds),
+        median(&mut ratios),
+    );
     println!(
         "{threads} thread(s), {} files, {pairs} pairs: decode {d:.3} s, build {b:.3} s ({:.0} pairs/s), ratio {ratio:.2} ({low:.2} to {high:.2})",
         files.len(),

@@ -1,7 +1,8 @@
-//! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's measured FMA peak, bytes of all inputs
-//! read once and outputs written once; and
-//! the whole step beside one that keeps to direct convolutions and one with full recomputation, step by step in turn.
-//! `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [--loss l1 --loss ssim:0.05] [all]`
+//! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's
+//! measured FMA peak, bytes of all inputs read once and outputs written once; and the whole step
+//! beside one that keeps to direct convolutions and one with full recomputation, step by step in
+//! turn. `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [--loss l1
+//! --loss ssim:0.05] [all]`
 
 use clap::ValueEnum;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
@@ -12,18 +13,31 @@ use std::time::Instant;
 
 fn flag(name: &str, default: usize) -> usize {
     let args: Vec<String> = std::env::args().collect();
-    args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)?.parse().ok()).unwrap_or(default)
+    args.iter()
+        .position(|a| a == name)
+        .and_then(|i| args.get(i + 1)?.parse().ok())
+        .unwrap_or(default)
 }
 
 /// Every `--loss KIND[:WEIGHT]`; L1 without one.
 fn losses() -> Vec<(LossKind, f32)> {
     let args: Vec<String> = std::env::args().collect();
-    let given = args.windows(2).filter(|pair| pair[0] == "--loss").map(|pair| {
-        let (kind, weight) = pair[1].split_once(':').unwrap_or((&pair[1], "1"));
-        (LossKind::from_str(kind, true).expect("a loss"), weight.parse().expect("a weight"))
-    });
+    let given = args
+        .windows(2)
+        .filter(|pair| pair[0] == "--loss")
+        .map(|pair| {
+            let (kind, weight) = pair[1].split_once(':').unwrap_or((&pair[1], "1"));
+            (
+                LossKind::from_str(kind, true).expect("a loss"),
+                weight.parse().expect("a weight"),
+            )
+        });
     let list: Vec<_> = given.collect();
-    if list.is_empty() { vec![(LossKind::L1, 1.0)] } else { list }
+    if list.is_empty() {
+        vec![(LossKind::L1, 1.0)]
+    } else {
+        list
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -35,25 +49,61 @@ fn median(mut values: Vec<f64>) -> f64 {
 type Row = (&'static str, OpFloor);
 
 /// A backend with start values and a staged batch, and the rows of its operations.
-fn prepare(options: CpuOptions, batch: usize, lq: usize, direct: bool, recompute: Recompute) -> (CpuBackend, Vec<Row>) {
+fn prepare(
+    options: CpuOptions,
+    batch: usize,
+    lq: usize,
+    direct: bool,
+    recompute: Recompute,
+) -> (CpuBackend, Vec<Row>) {
     let net = Network::new("nano", 2).expect("nano is built");
-    let spec = StepSpec { direct, recompute, ..StepSpec::new(batch, (lq, lq), losses()) };
+    let spec = StepSpec {
+        direct,
+        recompute,
+        ..StepSpec::new(batch, (lq, lq), losses())
+    };
     let plan = training_plan(&net, &spec, &options).expect("the plan verifies");
-    let parameters = plan.ports.parameters.expect("a training plan has parameters");
-    let labels = plan.ops.iter().enumerate().map(|(at, op)| (op.label(), plan.floor_of(at))).collect();
+    let parameters = plan
+        .ports
+        .parameters
+        .expect("a training plan has parameters");
+    let labels = plan
+        .ops
+        .iter()
+        .enumerate()
+        .map(|(at, op)| (op.label(), plan.floor_of(at)))
+        .collect();
     let mut backend = CpuBackend::new(plan, options).expect("memory for the arena");
     write_floats(&mut backend, parameters, &net.params().start_values(1)).expect("parameters fit");
-    let pixels: Vec<u8> = (0..batch * lq * lq * 12).map(|i| paragon::rng::mix(i as u64) as u8).collect();
-    let view = BatchView { lq: &pixels[..batch * lq * lq * 3], hr: &pixels, augment: &[] };
+    let pixels: Vec<u8> = (0..batch * lq * lq * 12)
+        .map(|i| paragon::rng::mix(i as u64) as u8)
+        .collect();
+    let view = BatchView {
+        lq: &pixels[..batch * lq * lq * 3],
+        hr: &pixels,
+        augment: &[],
+    };
     backend.stage(view).expect("a batch fits");
     backend.micro_step(&SCALARS).expect("a step runs");
     (backend, labels)
 }
 
-const SCALARS: Scalars = Scalars { lr: 1e-4, step: 1, clip: 1.0, ema_decay: 0.9, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
+const SCALARS: Scalars = Scalars {
+    lr: 1e-4,
+    step: 1,
+    clip: 1.0,
+    ema_decay: 0.9,
+    micro_scale: 1.0,
+    loss_scale: 1.0,
+    accumulate: false,
+};
 
 fn main() {
-    let (batch, lq, steps) = (flag("--batch", 16), flag("--lq", 128), flag("--steps", 10).max(1));
+    let (batch, lq, steps) = (
+        flag("--batch", 16),
+        flag("--lq", 128),
+        flag("--steps", 10).max(1),
+    );
     let threads = CpuOptions::new(flag("--threads", 0)).threads();
     let all = std::env::args().any(|a| a == "all");
     for isa in Isa::available().into_iter().take(if all { 9 } else { 1 }) {
@@ -64,7 +114,8 @@ fn main() {
         let one = CpuOptions::new(1).with_isa(isa);
         let (mut single, _) = prepare(one, batch, lq, false, Recompute::Block);
         let mut times: Vec<Vec<f64>> = vec![Vec::new(); labels.len()];
-        let (mut totals, mut peaks, mut against, mut scaling, mut slices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut totals, mut peaks, mut against, mut scaling, mut slices) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..steps {
             // everything that is compared is timed in turn, since these machines drift
             peaks.push(fma_peak(options));
@@ -84,10 +135,16 @@ fn main() {
         let (total, peak) = (median(totals), median(peaks));
         let (mut work, mut bytes) = (0, 0);
         let arena = bytes_text(backend.allocated());
-        println!("{isa}, {threads} threads, batch {batch}, LQ {lq}: arena {arena}, FMA peak {:.0} GFLOP/s", peak / 1e9);
+        println!(
+            "{isa}, {threads} threads, batch {batch}, LQ {lq}: arena {arena}, FMA peak {:.0} GFLOP/s",
+            peak / 1e9
+        );
         let row = |label: &str, seconds: f64, multiply_adds: u64, bytes: u64| {
             let (flops, ms) = (2.0 * multiply_adds as f64, 1e3 * seconds);
-            let (share, rate) = (100.0 * flops / seconds / peak, 1e-9 * bytes as f64 / seconds);
+            let (share, rate) = (
+                100.0 * flops / seconds / peak,
+                1e-9 * bytes as f64 / seconds,
+            );
             println!(
                 "  {label:36} {ms:8.2} ms {:8.2} GFLOP {share:6.1}% of peak {:8.1} MiB {rate:6.1} GB/s",
                 1e-9 * flops,
@@ -100,7 +157,15 @@ fn main() {
             bytes += floor.bytes;
         }
         row("step", total, work, bytes);
-        println!("  {:.2}x the step with direct convolutions, {:.2}x one thread", median(against), median(scaling));
-        println!("  full recomputation: {:.3}x the time, arena {}\n", median(slices), bytes_text(full.allocated()));
+        println!(
+            "  {:.2}x the step with direct convolutions, {:.2}x one thread",
+            median(against),
+            median(scaling)
+        );
+        println!(
+            "  full recomputation: {:.3}x the time, arena {}\n",
+            median(slices),
+            bytes_text(full.allocated())
+        );
     }
 }

@@ -1,13 +1,15 @@
-//! Holds memory that a command has computed beforehand against what it may take: what the user allows, what the machine has free, and
-//! what the system gives to this process (`ulimit -v`, a strict overcommit policy). Depends on `system` and `failure`. Promises a refusal
-//! with the numbers where the system would otherwise end the process.
+//! Holds memory that a command has computed beforehand against what it may take: what the user
+//! allows, what the machine has free, and what the system gives to this process (`ulimit -v`, a
+//! strict overcommit policy). Depends on `system` and `failure`. Promises a refusal with the
+//! numbers where the system would otherwise end the process.
 
 use crate::failure::no_memory;
 use crate::plan::bytes_text;
 use crate::system;
 use anyhow::{Context, Result, ensure};
 
-/// Anonymous memory of the program itself beside what is computed: data of libraries, stacks, what the allocator keeps.
+/// Anonymous memory of the program itself beside what is computed: data of libraries, stacks, what
+/// the allocator keeps.
 pub const PROGRAM_BYTES: u64 = 24 << 20;
 
 /// The most memory that a command may take.
@@ -20,28 +22,48 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// `given` bytes from the user, or what this process may still take where that is less or nothing is given.
+    /// `given` bytes from the user, or what this process may still take where that is less or
+    /// nothing is given.
     pub fn new(given: Option<u64>) -> Budget {
         match system::memory_left().filter(|left| given.is_none_or(|given| left.bytes < given)) {
-            Some(left) => Budget { limit: Some(left.bytes), whose: format!("{} leaves", left.limit) },
-            None => Budget { limit: given, whose: "--host-memory allows".to_string() },
+            Some(left) => Budget {
+                limit: Some(left.bytes),
+                whose: format!("{} leaves", left.limit),
+            },
+            None => Budget {
+                limit: given,
+                whose: "--host-memory allows".to_string(),
+            },
         }
     }
 
     /// Whether `bytes`, the program's own included, can be had now.
     ///
     /// # Errors
-    /// When they are more than the limit, or when the system does not give them; `advice` says what to try.
+    /// When they are more than the limit, or when the system does not give them; `advice` says what
+    /// to try.
     pub fn check(&self, bytes: u64, advice: &str) -> Result<()> {
         if let Some(limit) = self.limit {
-            ensure!(bytes <= limit, "it takes {} of memory and {} {}; {advice}", bytes_text(bytes), self.whose, bytes_text(limit));
+            ensure!(
+                bytes <= limit,
+                "it takes {} of memory and {} {}; {advice}",
+                bytes_text(bytes),
+                self.whose,
+                bytes_text(limit)
+            );
         }
-        let text = || format!("it takes {} of memory, which the system does not give (see `ulimit -v`); {advice}", bytes_text(bytes));
+        let text = || {
+            format!(
+                "it takes {} of memory, which the system does not give (see `ulimit -v`); {advice}",
+                bytes_text(bytes)
+            )
+        };
         probe(bytes.saturating_sub(PROGRAM_BYTES)).with_context(text)
     }
 }
 
-/// Asks the system for memory and gives it back untouched: decoders and encoders that cannot report a failed allocation run after this.
+/// Asks the system for memory and gives it back untouched: decoders and encoders that cannot report
+/// a failed allocation run after this.
 fn probe(bytes: u64) -> std::io::Result<()> {
     let refused = || no_memory(bytes, "pictures and buffers");
     let length = usize::try_from(bytes).map_err(|_| refused())?;
@@ -60,9 +82,20 @@ mod tests {
         let budget = Budget::new(Some(100 << 20));
         budget.check(100 << 20, "cut it").unwrap();
         let text = format!("{:#}", budget.check(101 << 20, "cut it").unwrap_err());
-        assert!(text.contains("101.0 MiB") && text.contains("--host-memory allows 100.0 MiB; cut it"), "{text}");
+        assert!(
+            text.contains("101.0 MiB") && text.contains("--host-memory allows 100.0 MiB; cut it"),
+            "{text}"
+        );
         // nobody has as much, whatever the user allows
-        let text = format!("{:#}", Budget::new(Some(u64::MAX)).check(1 << 60, "cut it").unwrap_err());
-        assert!(text.contains(" leaves ") && text.contains("cut it"), "{text}");
+        let text = format!(
+            "{:#}",
+            Budget::new(Some(u64::MAX))
+                .check(1 << 60, "cut it")
+                .unwrap_err()
+        );
+        assert!(
+            text.contains(" leaves ") && text.contains("cut it"),
+            "{text}"
+        );
     }
 }

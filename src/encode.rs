@@ -1,6 +1,7 @@
-//! Writes pictures as PNG, JPEG, WebP, TIFF or BMP from rows that are asked for as they are needed. Depends on the encoders and on the
-//! dataset's rows. Promises to hold a few rows of the picture, but for WebP, whose encoder needs the whole; that memory, and the sizes a
-//! format cannot hold, are known before the work.
+//! Writes pictures as PNG, JPEG, WebP, TIFF or BMP from rows that are asked for as they are needed.
+//! Depends on the encoders and on the dataset's rows. Promises to hold a few rows of the picture,
+//! but for WebP, whose encoder needs the whole; that memory, and the sizes a format cannot hold,
+//! are known before the work.
 
 use crate::dataset::rows::PixelRows;
 use crate::failure::no_memory;
@@ -17,7 +18,8 @@ use tiff::encoder::{TiffEncoder, TiffKind, colortype};
 const JPEG_QUALITY: u8 = 95;
 /// Rows that a JPEG is compressed in.
 const JPEG_ROWS: usize = 8;
-/// A TIFF of more bytes gets the 64-bit form (BigTIFF), since offsets of the usual one end at 4 GiB.
+/// A TIFF of more bytes gets the 64-bit form (BigTIFF), since offsets of the usual one end at 4
+/// GiB.
 const LARGEST_TIFF: u64 = u32::MAX as u64 - (64 << 20);
 /// Length of a BMP's headers.
 const BMP_HEADERS: u32 = 14 + 40;
@@ -129,9 +131,17 @@ impl Format {
     ///
     /// # Errors
     /// Those of the rows and of writing.
-    pub fn write<W: Write + Seek>(self, out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
+    pub fn write<W: Write + Seek>(
+        self,
+        out: &mut BufWriter<W>,
+        rows: &mut dyn PixelRows,
+    ) -> Result<()> {
         self.check(rows.size())?;
-        ensure!(rows.channels() == 3 || self.holds_alpha(), "{} holds no alpha channel", self.name());
+        ensure!(
+            rows.channels() == 3 || self.holds_alpha(),
+            "{} holds no alpha channel",
+            self.name()
+        );
         match self {
             Format::Png => png(out, rows),
             Format::Jpg => jpeg(out, rows),
@@ -139,7 +149,11 @@ impl Format {
             Format::Tiff => {
                 let (w, h) = rows.size();
                 let bytes = u64::from(w) * u64::from(h) * rows.channels() as u64;
-                if bytes > LARGEST_TIFF { tiff(TiffEncoder::new_big(out)?, rows) } else { tiff(TiffEncoder::new(out)?, rows) }
+                if bytes > LARGEST_TIFF {
+                    tiff(TiffEncoder::new_big(out)?, rows)
+                } else {
+                    tiff(TiffEncoder::new(out)?, rows)
+                }
             }
             Format::Bmp => bmp(out, rows),
         }
@@ -149,7 +163,8 @@ impl Format {
 /// A vector of `len` zeros, or an error where there is no memory.
 fn zeros(len: usize, what: &str) -> Result<Vec<u8>> {
     let mut data = Vec::new();
-    data.try_reserve_exact(len).map_err(|_| no_memory(len, what))?;
+    data.try_reserve_exact(len)
+        .map_err(|_| no_memory(len, what))?;
     data.resize(len, 0);
     Ok(data)
 }
@@ -172,7 +187,11 @@ fn of_image(error: image::ImageError) -> anyhow::Error {
 fn png<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
     let ((width, height), channels) = (rows.size(), rows.channels());
     let mut encoder = png::Encoder::new(out, width, height);
-    encoder.set_color(if channels == 4 { png::ColorType::Rgba } else { png::ColorType::Rgb });
+    encoder.set_color(if channels == 4 {
+        png::ColorType::Rgba
+    } else {
+        png::ColorType::Rgb
+    });
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::Fast);
     encoder.set_filter(png::Filter::Adaptive);
@@ -238,7 +257,16 @@ impl GenericImageView for Asked<'_> {
 fn jpeg<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
     let size = rows.size();
     let pixels = zeros(size.0 as usize * 3 * JPEG_ROWS, "rows")?;
-    let asked = Asked { size, state: RefCell::new(Group { rows, pixels, first: 0, count: 0, failed: None }) };
+    let asked = Asked {
+        size,
+        state: RefCell::new(Group {
+            rows,
+            pixels,
+            first: 0,
+            count: 0,
+            failed: None,
+        }),
+    };
     let written = JpegEncoder::new_with_quality(out, JPEG_QUALITY).encode_image(&asked);
     match asked.state.into_inner().failed {
         Some(error) => Err(error),
@@ -248,10 +276,19 @@ fn jpeg<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()
 
 fn webp<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
     let ((width, height), channels) = (rows.size(), rows.channels());
-    let mut picture = zeros(width as usize * height as usize * channels, "the enlarged picture")?;
+    let mut picture = zeros(
+        width as usize * height as usize * channels,
+        "the enlarged picture",
+    )?;
     rows.read(&mut picture)?;
-    let colour = if channels == 4 { ExtendedColorType::Rgba8 } else { ExtendedColorType::Rgb8 };
-    WebPEncoder::new_lossless(out).encode(&picture, width, height, colour).map_err(of_image)
+    let colour = if channels == 4 {
+        ExtendedColorType::Rgba8
+    } else {
+        ExtendedColorType::Rgb8
+    };
+    WebPEncoder::new_lossless(out)
+        .encode(&picture, width, height, colour)
+        .map_err(of_image)
 }
 
 fn of_tiff(error: tiff::TiffError) -> anyhow::Error {
@@ -261,8 +298,15 @@ fn of_tiff(error: tiff::TiffError) -> anyhow::Error {
     }
 }
 
-fn tiff<W: Write + Seek, K: TiffKind>(encoder: TiffEncoder<W, K>, rows: &mut dyn PixelRows) -> Result<()> {
-    if rows.channels() == 4 { strips::<colortype::RGBA8, W, K>(encoder, rows) } else { strips::<colortype::RGB8, W, K>(encoder, rows) }
+fn tiff<W: Write + Seek, K: TiffKind>(
+    encoder: TiffEncoder<W, K>,
+    rows: &mut dyn PixelRows,
+) -> Result<()> {
+    if rows.channels() == 4 {
+        strips::<colortype::RGBA8, W, K>(encoder, rows)
+    } else {
+        strips::<colortype::RGB8, W, K>(encoder, rows)
+    }
 }
 
 fn strips<C: colortype::ColorType<Inner = u8>, W: Write + Seek, K: TiffKind>(
@@ -273,7 +317,8 @@ fn strips<C: colortype::ColorType<Inner = u8>, W: Write + Seek, K: TiffKind>(
     let mut picture = encoder.new_image::<C>(width, height).map_err(of_tiff)?;
     let mut strip = Vec::new();
     loop {
-        let samples = usize::try_from(picture.next_strip_sample_count()).context("a strip is larger than memory can be")?;
+        let samples = usize::try_from(picture.next_strip_sample_count())
+            .context("a strip is larger than memory can be")?;
         if samples == 0 {
             return picture.finish().map_err(of_tiff);
         }
@@ -289,7 +334,8 @@ fn strips<C: colortype::ColorType<Inner = u8>, W: Write + Seek, K: TiffKind>(
 fn bmp<W: Write + Seek>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
     let (width, height) = rows.size();
     let padded = (u64::from(width) * 3).next_multiple_of(4);
-    let bytes = u32::try_from(padded * u64::from(height)).context("the picture is too large for BMP")?;
+    let bytes =
+        u32::try_from(padded * u64::from(height)).context("the picture is too large for BMP")?;
     let mut header = Vec::with_capacity(BMP_HEADERS as usize);
     header.extend(b"BM");
     for number in [bytes + BMP_HEADERS, 0, BMP_HEADERS, 40, width, height] {
@@ -306,10 +352,14 @@ fn bmp<W: Write + Seek>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Res
         let row = &mut line[..width as usize * 3];
         rows.read(row)?;
         row.chunks_exact_mut(3).for_each(|pixel| pixel.swap(0, 2));
-        out.seek(SeekFrom::Start(start + u64::from(BMP_HEADERS) + padded * u64::from(height - 1 - y)))?;
+        out.seek(SeekFrom::Start(
+            start + u64::from(BMP_HEADERS) + padded * u64::from(height - 1 - y),
+        ))?;
         out.write_all(&line)?;
     }
-    out.seek(SeekFrom::Start(start + u64::from(BMP_HEADERS) + u64::from(bytes)))?;
+    out.seek(SeekFrom::Start(
+        start + u64::from(BMP_HEADERS) + u64::from(bytes),
+    ))?;
     Ok(())
 }
 
@@ -337,7 +387,11 @@ impl PixelRows for InMemory<'_> {
     }
 
     fn read(&mut self, rows: &mut [u8]) -> Result<()> {
-        let from = self.picture.as_raw().get(self.done..self.done + rows.len()).context("the picture has no rows left")?;
+        let from = self
+            .picture
+            .as_raw()
+            .get(self.done..self.done + rows.len())
+            .context("the picture has no rows left")?;
         rows.copy_from_slice(from);
         self.done += rows.len();
         Ok(())
@@ -359,7 +413,9 @@ mod tests {
     ];
 
     fn picture(width: u32, height: u32) -> RgbImage {
-        RgbImage::from_fn(width, height, |x, y| Rgb([0, 1, 2].map(|c| ((x * 3 + y * 5 + c * 70) / 2 % 256) as u8)))
+        RgbImage::from_fn(width, height, |x, y| {
+            Rgb([0, 1, 2].map(|c| ((x * 3 + y * 5 + c * 70) / 2 % 256) as u8))
+        })
     }
 
     fn written(format: Format, rows: &mut dyn PixelRows) -> Vec<u8> {
@@ -368,7 +424,8 @@ mod tests {
         out.into_inner().unwrap().into_inner()
     }
 
-    /// What goes through the encoders of whole pictures comes out as from ours: the same bytes, but for the cut of a PNG's data.
+    /// What goes through the encoders of whole pictures comes out as from ours: the same bytes, but
+    /// for the cut of a PNG's data.
     #[test]
     fn rows_give_what_whole_pictures_give() {
         for (w, h) in [(1, 1), (13, 9), (640, 531), (7, 300)] {
@@ -377,14 +434,21 @@ mod tests {
                 let ours = written(format, &mut InMemory::new(&picture));
                 let mut theirs = Cursor::new(Vec::new());
                 match whole {
-                    ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut theirs, JPEG_QUALITY).encode_image(&picture).unwrap(),
+                    ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut theirs, JPEG_QUALITY)
+                        .encode_image(&picture)
+                        .unwrap(),
                     _ => picture.write_to(&mut theirs, whole).unwrap(),
                 }
                 if format != Format::Png {
                     assert!(ours == theirs.into_inner(), "{format:?} {w}x{h}");
                 }
-                let read = image::load_from_memory_with_format(&ours, whole).unwrap().into_rgb8();
-                assert!(read == picture || format == Format::Jpg, "{format:?} {w}x{h}");
+                let read = image::load_from_memory_with_format(&ours, whole)
+                    .unwrap()
+                    .into_rgb8();
+                assert!(
+                    read == picture || format == Format::Jpg,
+                    "{format:?} {w}x{h}"
+                );
             }
         }
     }
@@ -415,9 +479,18 @@ mod tests {
             let file = written(format, &mut Transparent(40, 30, 0));
             let read = image::load_from_memory_with_format(&file, whole).unwrap();
             assert!(read.color().has_alpha(), "{format:?}: {:?}", read.color());
-            assert_eq!(read.into_rgba8().get_pixel(9, 8).0, [9, 8, 7, 17], "{format:?}");
+            assert_eq!(
+                read.into_rgba8().get_pixel(9, 8).0,
+                [9, 8, 7, 17],
+                "{format:?}"
+            );
         }
-        let error = Format::Bmp.write(&mut BufWriter::new(Cursor::new(Vec::new())), &mut Transparent(4, 3, 0)).unwrap_err();
+        let error = Format::Bmp
+            .write(
+                &mut BufWriter::new(Cursor::new(Vec::new())),
+                &mut Transparent(4, 3, 0),
+            )
+            .unwrap_err();
         assert!(error.to_string().contains("alpha"), "{error}");
     }
 
@@ -460,7 +533,11 @@ mod tests {
         for (format, _) in ALL {
             let mut out = BufWriter::new(Cursor::new(Vec::new()));
             // WebP and TIFF ask for all these rows at once, the second time for none
-            let calls = if matches!(format, Format::Webp | Format::Tiff) { 2 } else { 0 };
+            let calls = if matches!(format, Format::Webp | Format::Tiff) {
+                2
+            } else {
+                0
+            };
             let error = format.write(&mut out, &mut Broken(calls)).unwrap_err();
             assert_eq!(error.to_string(), "row 3 is damaged", "{format:?}");
         }

@@ -1,6 +1,7 @@
-//! Measuring a network on pictures: pairs found as `shard` finds them, upscaled, and compared with HR beside bicubic. Depends on
-//! the dataset, the metrics and the upscaler. Promises finite figures, memory that is known from the pictures' headers, and that a
-//! picture which cannot be measured is named and not silently missing from a mean.
+//! Measuring a network on pictures: pairs found as `shard` finds them, upscaled, and compared with
+//! HR beside bicubic. Depends on the dataset, the metrics and the upscaler. Promises finite
+//! figures, memory that is known from the pictures' headers, and that a picture which cannot be
+//! measured is named and not silently missing from a mean.
 
 use crate::budget::PROGRAM_BYTES;
 use crate::dataset::decode::{Decoded, Limits, decode, look};
@@ -14,8 +15,9 @@ use image::{RgbImage, imageops};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// The highest PSNR that is reported, dB. Two pictures that are equal, such as a level one and its bicubic enlargement, have an infinite
-/// one, which no mean survives; 100 dB stand for everything from there on.
+/// The highest PSNR that is reported, dB. Two pictures that are equal, such as a level one and its
+/// bicubic enlargement, have an infinite one, which no mean survives; 100 dB stand for everything
+/// from there on.
 pub const MOST_PSNR: f64 = 100.0;
 
 /// PSNR in dB and SSIM, on RGB and on Y (BT.601); PSNR is at most [`MOST_PSNR`].
@@ -91,9 +93,24 @@ pub fn score(picture: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
 /// Finds the pairs of a folder for a scale.
 ///
 /// # Errors
-/// When the folder holds no pictures, or files that belong to no pair: an evaluation must not leave some out silently.
-pub fn find_pairs(root: &Path, hr: Option<PathBuf>, lq: Option<PathBuf>, scale: usize) -> Result<Vec<Source>> {
-    Ok(find(root, &ScanOptions { scale: scale as u32, hr, lq, out: None })?.sources)
+/// When the folder holds no pictures, or files that belong to no pair: an evaluation must not leave
+/// some out silently.
+pub fn find_pairs(
+    root: &Path,
+    hr: Option<PathBuf>,
+    lq: Option<PathBuf>,
+    scale: usize,
+) -> Result<Vec<Source>> {
+    Ok(find(
+        root,
+        &ScanOptions {
+            scale: scale as u32,
+            hr,
+            lq,
+            out: None,
+        },
+    )?
+    .sources)
 }
 
 /// As [`find_pairs`], with all that a scan is told and tells.
@@ -104,7 +121,16 @@ pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
     let found = scan(root, options)?;
     if let Some(first) = found.rejected.first() {
         let more = found.rejected.len() - 1;
-        anyhow::bail!("{}: {}{}", first.path.display(), first.reason, if more > 0 { format!(" (and {more} more)") } else { String::new() });
+        anyhow::bail!(
+            "{}: {}{}",
+            first.path.display(),
+            first.reason,
+            if more > 0 {
+                format!(" (and {more} more)")
+            } else {
+                String::new()
+            }
+        );
     }
     Ok(found)
 }
@@ -112,8 +138,8 @@ pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
 /// Reads a pair; makes the LQ by antialiased bicubic where there is only HR.
 ///
 /// # Errors
-/// When a file cannot be read, or the HR is not `scale` times the LQ (up to `scale - 1` pixels more are cut off at the right and at the
-/// bottom, as `shard` does).
+/// When a file cannot be read, or the HR is not `scale` times the LQ (up to `scale - 1` pixels more
+/// are cut off at the right and at the bottom, as `shard` does).
 pub fn load_pair(source: &Source, scale: usize) -> Result<Pair> {
     Ok(load_pair_with_notes(source, scale)?.0)
 }
@@ -123,7 +149,11 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(Pair, Vec<Stri
     let scale = scale as u32;
     let mut notes = Vec::new();
     let mut read = |path: &Path| -> Result<RgbImage> {
-        let Decoded { image, notes: changes, .. } = decode(path, &Limits::default())?;
+        let Decoded {
+            image,
+            notes: changes,
+            ..
+        } = decode(path, &Limits::default())?;
         if !changes.is_empty() {
             let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
             notes.push(format!("{}: {}", path.display(), changes.join(", ")));
@@ -132,16 +162,31 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(Pair, Vec<Stri
     };
     let hr = read(&source.hr)?;
     let size = |image: &RgbImage| (image.width(), image.height());
-    let cut = |hr: RgbImage, (w, h): (u32, u32)| if size(&hr) == (w, h) { hr } else { imageops::crop_imm(&hr, 0, 0, w, h).to_image() };
+    let cut = |hr: RgbImage, (w, h): (u32, u32)| {
+        if size(&hr) == (w, h) {
+            hr
+        } else {
+            imageops::crop_imm(&hr, 0, 0, w, h).to_image()
+        }
+    };
     let Some(path) = &source.lq else {
         let whole = (hr.width() / scale * scale, hr.height() / scale * scale);
-        ensure!(whole.0 > 0 && whole.1 > 0, "{} has {}x{} pixels, too few for x{scale}", source.hr.display(), hr.width(), hr.height());
+        ensure!(
+            whole.0 > 0 && whole.1 > 0,
+            "{} has {}x{} pixels, too few for x{scale}",
+            source.hr.display(),
+            hr.width(),
+            hr.height()
+        );
         let hr = cut(hr, whole);
         let lq = downscale(&hr, scale, Filter::Bicubic)?;
         return Ok((Pair { lq, hr }, notes));
     };
     let lq = read(path)?;
-    let (w, h) = (u64::from(lq.width()) * u64::from(scale), u64::from(lq.height()) * u64::from(scale));
+    let (w, h) = (
+        u64::from(lq.width()) * u64::from(scale),
+        u64::from(lq.height()) * u64::from(scale),
+    );
     let fits = |hr: u32, lq: u64| u64::from(hr) >= lq && u64::from(hr) < lq + u64::from(scale);
     ensure!(
         fits(hr.width(), w) && fits(hr.height(), h),
@@ -154,10 +199,17 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(Pair, Vec<Stri
         lq.height(),
         scale - 1
     );
-    Ok((Pair { hr: cut(hr, (w as u32, h as u32)), lq }, notes)) // not above the HR's sides
+    Ok((
+        Pair {
+            hr: cut(hr, (w as u32, h as u32)),
+            lq,
+        },
+        notes,
+    )) // not above the HR's sides
 }
 
-/// The most bytes that measuring a pair takes, the program's own included, from the headers of its files.
+/// The most bytes that measuring a pair takes, the program's own included, from the headers of its
+/// files.
 ///
 /// # Errors
 /// When a header cannot be read.
@@ -166,8 +218,13 @@ pub fn pair_bytes(upscaler: &Upscaler, source: &Source) -> Result<u64> {
     let pixels = |(w, h): (u32, u32)| u64::from(w) * u64::from(h);
     let decoding = |path: &Path| -> Result<((u32, u32), u64)> {
         let header = look(path, &Limits::default())?;
-        let file = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
-        Ok((header.size, file + header.metadata_bytes + header.pixel_bytes * pixels(header.size)))
+        let file = std::fs::metadata(path)
+            .with_context(|| path.display().to_string())?
+            .len();
+        Ok((
+            header.size,
+            file + header.metadata_bytes + header.pixel_bytes * pixels(header.size),
+        ))
     };
     let (hr_size, hr_decoding) = decoding(&source.hr)?;
     let (lq_size, lq_making) = match &source.lq {
@@ -192,8 +249,9 @@ pub fn pair_bytes(upscaler: &Upscaler, source: &Source) -> Result<u64> {
     Ok(PROGRAM_BYTES + upscaler.bytes_in_memory(lq_size)? + steps.into_iter().max().unwrap_or(0))
 }
 
-/// Upscales and scores every pair; `each` is told every result with its pictures (network, bicubic, pair). A picture that is damaged, too
-/// small or not of its partner's size is left out and named; it says nothing about the others.
+/// Upscales and scores every pair; `each` is told every result with its pictures (network, bicubic,
+/// pair). A picture that is damaged, too small or not of its partner's size is left out and named;
+/// it says nothing about the others.
 ///
 /// # Errors
 /// Those of the system, with the picture named, and those of `each`.
@@ -207,7 +265,8 @@ pub fn evaluate(
     let mut evaluation = Evaluation::default();
     for source in sources {
         let measured = load_pair_with_notes(source, scale).and_then(|(pair, notes)| {
-            let measured = evaluate_pair(upscaler, &source.name, &pair, crop).with_context(|| source.hr.display().to_string())?;
+            let measured = evaluate_pair(upscaler, &source.name, &pair, crop)
+                .with_context(|| source.hr.display().to_string())?;
             Ok((pair, notes, measured))
         });
         match measured {
@@ -217,7 +276,10 @@ pub fn evaluate(
                 evaluation.results.push(measured.result);
             }
             Err(error) if system_cause(&error).is_some() => return Err(error),
-            Err(error) => evaluation.left_out.push(NotMeasured { name: source.name.clone(), reason: format!("{error:#}") }),
+            Err(error) => evaluation.left_out.push(NotMeasured {
+                name: source.name.clone(),
+                reason: format!("{error:#}"),
+            }),
         }
     }
     Ok(evaluation)
@@ -237,7 +299,12 @@ pub struct Measured {
 ///
 /// # Errors
 /// When the crop leaves nothing, or memory is short.
-pub fn evaluate_pair(upscaler: &mut dyn Upscale, name: &str, pair: &Pair, crop: u32) -> Result<Measured> {
+pub fn evaluate_pair(
+    upscaler: &mut dyn Upscale,
+    name: &str,
+    pair: &Pair,
+    crop: u32,
+) -> Result<Measured> {
     let ours = upscaler.upscale(&pair.lq)?;
     let bicubic = upscale_bicubic(&pair.lq, upscaler.scale() as u32)?;
     let result = ImageResult {
@@ -248,7 +315,11 @@ pub fn evaluate_pair(upscaler: &mut dyn Upscale, name: &str, pair: &Pair, crop: 
         bicubic: score(&bicubic, &pair.hr, crop)?,
         notes: Vec::new(),
     };
-    Ok(Measured { result, ours, bicubic })
+    Ok(Measured {
+        result,
+        ours,
+        bicubic,
+    })
 }
 
 /// Mean over pictures, each PSNR being at most [`MOST_PSNR`].
@@ -260,7 +331,12 @@ pub fn mean(scores: impl ExactSizeIterator<Item = Scores>) -> Scores {
         psnr_y: a.psnr_y + b.psnr_y,
         ssim_y: a.ssim_y + b.ssim_y,
     });
-    Scores { psnr: sum.psnr / n, ssim: sum.ssim / n, psnr_y: sum.psnr_y / n, ssim_y: sum.ssim_y / n }
+    Scores {
+        psnr: sum.psnr / n,
+        ssim: sum.ssim / n,
+        psnr_y: sum.psnr_y / n,
+        ssim_y: sum.ssim_y / n,
+    }
 }
 
 #[cfg(test)]
@@ -276,7 +352,10 @@ mod tests {
         other.pixels_mut().for_each(|p| p.0 = [91; 3]);
         let near = score(&other, &level, 2).unwrap();
         let mean = mean([equal, near].into_iter());
-        assert!((mean.psnr - (MOST_PSNR + near.psnr) / 2.0).abs() < 1e-12 && mean.psnr_y.is_finite(), "{mean:?}");
+        assert!(
+            (mean.psnr - (MOST_PSNR + near.psnr) / 2.0).abs() < 1e-12 && mean.psnr_y.is_finite(),
+            "{mean:?}"
+        );
         // a difference too small for the cap is no better than none
         let large = RgbImage::from_pixel(400, 300, image::Rgb([90; 3]));
         let mut one = large.clone();

@@ -1,31 +1,40 @@
-//! Tells three kinds of errors apart, because each wants another answer. An error of the *system* (a disk, a network, too many open
-//! files, no memory) says nothing about the data: it is retried where that helps, then the work stops with the reason, and nothing
-//! about the data is written down. *Damage of the content* names file, record and source. A *mistake of the user* says what to type
-//! instead. Depends on the standard library alone. Promises that no error of the system is taken for damage.
+//! Tells three kinds of errors apart, because each wants another answer. An error of the *system*
+//! (a disk, a network, too many open files, no memory) says nothing about the data: it is retried
+//! where that helps, then the work stops with the reason, and nothing about the data is written
+//! down. *Damage of the content* names file, record and source. A *mistake of the user* says what
+//! to type instead. Depends on the standard library alone. Promises that no error of the system is
+//! taken for damage.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-/// Tries of one call to the system, the first included. With the waits between them a call gives up after about 1.5 s: long enough
-/// for a passing fault (a descriptor that another thread is about to close, a path that is switched over), short enough for a person.
+/// Tries of one call to the system, the first included. With the waits between them a call gives up
+/// after about 1.5 s: long enough for a passing fault (a descriptor that another thread is about to
+/// close, a path that is switched over), short enough for a person.
 const ATTEMPTS: u32 = 6;
 /// The wait before the second try; it doubles from try to try.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 
-/// Whether an error comes from the operating system, and not from what a file holds. A file that ends too early
-/// ([`ErrorKind::UnexpectedEof`]) and data that a decoder refuses ([`ErrorKind::InvalidData`]) are content.
+/// Whether an error comes from the operating system, and not from what a file holds. A file that
+/// ends too early ([`ErrorKind::UnexpectedEof`]) and data that a decoder refuses
+/// ([`ErrorKind::InvalidData`]) are content.
 pub fn is_system(error: &io::Error) -> bool {
     error.raw_os_error().is_some() || error.kind() == ErrorKind::OutOfMemory
 }
 
-/// The error of the system that stands behind `error`, or nothing where none does: then it is content or a mistake of the user.
+/// The error of the system that stands behind `error`, or nothing where none does: then it is
+/// content or a mistake of the user.
 pub fn system_cause(error: &anyhow::Error) -> Option<&io::Error> {
-    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).find(|cause| is_system(cause))
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .find(|cause| is_system(cause))
 }
 
-/// Whether an error of the system may be gone a moment later: an interrupted call, a failed read of a disk or network, no free
-/// descriptor or memory. A missing file or a missing permission stays as it is.
+/// Whether an error of the system may be gone a moment later: an interrupted call, a failed read of
+/// a disk or network, no free descriptor or memory. A missing file or a missing permission stays as
+/// it is.
 pub fn may_pass(error: &io::Error) -> bool {
     let by_kind = matches!(
         error.kind(),
@@ -37,13 +46,17 @@ pub fn may_pass(error: &io::Error) -> bool {
             | ErrorKind::OutOfMemory
     );
     #[cfg(unix)]
-    let by_number = matches!(error.raw_os_error(), Some(libc::EIO | libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS));
+    let by_number = matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+    );
     #[cfg(not(unix))]
     let by_number = false;
     by_kind || by_number
 }
 
-/// Calls `work` again, after a growing wait, while it fails with an error that [`may_pass`]. `work` must be safe to repeat.
+/// Calls `work` again, after a growing wait, while it fails with an error that [`may_pass`]. `work`
+/// must be safe to repeat.
 ///
 /// # Errors
 /// The last error of `work`.
@@ -61,7 +74,10 @@ pub fn retry<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 /// The error for memory that the system does not give: `no memory for 12 bytes of pixels`.
 pub fn no_memory(bytes: impl Display, what: &str) -> io::Error {
-    io::Error::new(ErrorKind::OutOfMemory, format!("no memory for {bytes} bytes of {what}"))
+    io::Error::new(
+        ErrorKind::OutOfMemory,
+        format!("no memory for {bytes} bytes of {what}"),
+    )
 }
 
 #[cfg(test)]
@@ -71,8 +87,16 @@ mod tests {
 
     #[test]
     fn system_and_content_are_told_apart() {
-        for number in [libc::EIO, libc::EMFILE, libc::ENOMEM, libc::EACCES, libc::ENOENT] {
-            let error = Err::<(), _>(io::Error::from_raw_os_error(number)).context("while reading a.png").unwrap_err();
+        for number in [
+            libc::EIO,
+            libc::EMFILE,
+            libc::ENOMEM,
+            libc::EACCES,
+            libc::ENOENT,
+        ] {
+            let error = Err::<(), _>(io::Error::from_raw_os_error(number))
+                .context("while reading a.png")
+                .unwrap_err();
             assert!(system_cause(&error).is_some(), "{error:#}");
         }
         for kind in [ErrorKind::UnexpectedEof, ErrorKind::InvalidData] {
@@ -87,7 +111,11 @@ mod tests {
         let mut calls = 0;
         let outcome = retry(|| {
             calls += 1;
-            if calls < 3 { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(calls) }
+            if calls < 3 {
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            } else {
+                Ok(calls)
+            }
         });
         assert_eq!(outcome.unwrap(), 3);
         calls = 0;

@@ -1,6 +1,7 @@
-//! Says what a file is that is not of the expected kind, from its first bytes: a PyTorch file given as a network, a picture given as an
-//! option file. Depends on nothing. Promises a name for the usual mistakes and no guess for the rest; it looks at bytes alone, never at
-//! the ending of a name.
+//! Says what a file is that is not of the expected kind, from its first bytes: a PyTorch file given
+//! as a network, a picture given as an option file. Depends on nothing. Promises a name for the
+//! usual mistakes and no guess for the rest; it looks at bytes alone, never at the ending of a
+//! name.
 
 /// Bytes that are enough to tell the kinds apart.
 pub const HEAD_BYTES: usize = 4096;
@@ -29,8 +30,16 @@ pub struct Found {
 
 /// Kinds that begin with fixed bytes.
 const SIGNATURES: [(&[u8], &str, Remedy); 23] = [
-    (b"GGUF", "a GGUF file (llama.cpp, stable-diffusion.cpp)", Remedy::Another),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)", Remedy::Another),
+    (
+        b"GGUF",
+        "a GGUF file (llama.cpp, stable-diffusion.cpp)",
+        Remedy::Another,
+    ),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        "an HDF5 file (Keras)",
+        Remedy::Another,
+    ),
     (b"\x93NUMPY", "a NumPy array", Remedy::Another),
     (b"7767517\n", "an ncnn network", Remedy::Another),
     (b"\x1f\x8b", "a gzip archive", Remedy::Unpack),
@@ -39,7 +48,11 @@ const SIGNATURES: [(&[u8], &str, Remedy); 23] = [
     (b"\x28\xb5\x2f\xfd", "a zstd archive", Remedy::Unpack),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", Remedy::Unpack),
     (b"Rar!\x1a\x07", "a RAR archive", Remedy::Unpack),
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer", Remedy::Fetch),
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a Git LFS pointer",
+        Remedy::Fetch,
+    ),
     (b"/annex/objects/", "a git-annex pointer", Remedy::Fetch),
     (b"\x89PNG\r\n\x1a\n", "a PNG picture", Remedy::Another),
     (b"\xff\xd8\xff", "a JPEG picture", Remedy::Another),
@@ -58,30 +71,49 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// What a file is whose first bytes (up to [`HEAD_BYTES`]) are these; nothing for a kind that is not known.
+/// What a file is whose first bytes (up to [`HEAD_BYTES`]) are these; nothing for a kind that is
+/// not known.
 pub fn look(head: &[u8]) -> Option<Found> {
     let found = |what, remedy| Some(Found { what, remedy });
     if head.is_empty() {
         return found("an empty file", Remedy::Fetch);
     }
     if head.len() >= 16 && head.iter().all(|b| *b == 0) {
-        return found("a file that begins with zeros alone (an unfinished download)", Remedy::Fetch);
+        return found(
+            "a file that begins with zeros alone (an unfinished download)",
+            Remedy::Fetch,
+        );
     }
     if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
         // PyTorch stores every tensor as one file of the archive, beside a pickle that names them
-        return if contains(head, b"data.pkl") || contains(head, b"/version") || contains(head, b"/byteorder") {
-            found("a zip archive as torch.save writes it (.pth, .pt, .ckpt)", Remedy::Convert)
+        return if contains(head, b"data.pkl")
+            || contains(head, b"/version")
+            || contains(head, b"/byteorder")
+        {
+            found(
+                "a zip archive as torch.save writes it (.pth, .pt, .ckpt)",
+                Remedy::Convert,
+            )
         } else if contains(head, b".npy") {
             found("a zip archive of NumPy arrays (.npz)", Remedy::Another)
         } else {
-            found("a zip archive (torch.save writes .pth, .pt and .ckpt as such)", Remedy::Convert)
+            found(
+                "a zip archive (torch.save writes .pth, .pt and .ckpt as such)",
+                Remedy::Convert,
+            )
         };
     }
-    if let Some((_, what, remedy)) = SIGNATURES.iter().find(|(start, ..)| head.starts_with(start)) {
+    if let Some((_, what, remedy)) = SIGNATURES
+        .iter()
+        .find(|(start, ..)| head.starts_with(start))
+    {
         return found(what, *remedy);
     }
     if matches!(head, [0x80, 1..=5, ..]) {
-        return found("a Python pickle, as older torch.save writes it (.pth, .pt)", Remedy::Convert);
+        return found(
+            "a Python pickle, as older torch.save writes it (.pth, .pt)",
+            Remedy::Convert,
+        );
     }
     if head.get(4..8) == Some(b"TFL3") {
         return found("a TensorFlow Lite network", Remedy::Another);
@@ -101,15 +133,28 @@ fn look_at_text(head: &[u8]) -> Option<Found> {
     let text = match std::str::from_utf8(head) {
         Ok(text) => text,
         // the last character may be cut
-        Err(error) if error.error_len().is_none() => std::str::from_utf8(&head[..error.valid_up_to()]).ok()?,
+        Err(error) if error.error_len().is_none() => {
+            std::str::from_utf8(&head[..error.valid_up_to()]).ok()?
+        }
         Err(_) => return None,
     };
-    if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\u{c}')) {
+    if text
+        .chars()
+        .any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\u{c}'))
+    {
         return None;
     }
-    let start = text.trim_start_matches(['\u{feff}', ' ', '\n', '\r', '\t']).to_ascii_lowercase();
-    if start.starts_with("<!doctype html") || start.starts_with("<html") || start.starts_with("<head") {
-        return found("a web page (a download that was answered with a page)", Remedy::Fetch);
+    let start = text
+        .trim_start_matches(['\u{feff}', ' ', '\n', '\r', '\t'])
+        .to_ascii_lowercase();
+    if start.starts_with("<!doctype html")
+        || start.starts_with("<html")
+        || start.starts_with("<head")
+    {
+        return found(
+            "a web page (a download that was answered with a page)",
+            Remedy::Fetch,
+        );
     }
     match start.chars().next() {
         Some('<') => found("XML text", Remedy::Another),
@@ -118,18 +163,41 @@ fn look_at_text(head: &[u8]) -> Option<Found> {
     }
 }
 
-/// The language of an option file that is no YAML: by the first line that tells. Nothing where none does.
+/// The language of an option file that is no YAML: by the first line that tells. Nothing where none
+/// does.
 pub fn look_at_options(text: &str) -> Option<&'static str> {
-    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';']));
-    let word = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "_-. \"'".contains(c));
-    let section = |line: &str| {
-        let inner = line.strip_prefix('[').and_then(|l| l.split_once(']')).map(|(inner, rest)| (inner.trim_start_matches('['), rest));
-        inner.is_some_and(|(inner, rest)| word(inner) && (rest.trim_start_matches(']').trim().is_empty() || rest.trim().starts_with('#')))
+    let lines = || {
+        text.lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
     };
-    let assigns = |line: &str| line.split_once('=').is_some_and(|(name, value)| word(name.trim()) && !value.starts_with('='));
+    let word = |text: &str| {
+        !text.is_empty()
+            && text
+                .chars()
+                .all(|c| c.is_alphanumeric() || "_-. \"'".contains(c))
+    };
+    let section = |line: &str| {
+        let inner = line
+            .strip_prefix('[')
+            .and_then(|l| l.split_once(']'))
+            .map(|(inner, rest)| (inner.trim_start_matches('['), rest));
+        inner.is_some_and(|(inner, rest)| {
+            word(inner)
+                && (rest.trim_start_matches(']').trim().is_empty() || rest.trim().starts_with('#'))
+        })
+    };
+    let assigns = |line: &str| {
+        line.split_once('=')
+            .is_some_and(|(name, value)| word(name.trim()) && !value.starts_with('='))
+    };
     let python = |line: &str| {
-        ["import ", "from ", "def ", "class "].iter().any(|start| line.starts_with(start))
-            || line.split_once('=').is_some_and(|(name, value)| word(name.trim()) && value.trim_start().starts_with("dict("))
+        ["import ", "from ", "def ", "class "]
+            .iter()
+            .any(|start| line.starts_with(start))
+            || line.split_once('=').is_some_and(|(name, value)| {
+                word(name.trim()) && value.trim_start().starts_with("dict(")
+            })
     };
     let first = lines().next()?;
     if first.starts_with('<') {
@@ -151,7 +219,11 @@ mod tests {
         for (head, word, remedy) in [
             (&b""[..], "empty", Remedy::Fetch),
             (&[0; 64], "zeros", Remedy::Fetch),
-            (b"PK\x03\x04\x00\x00net/data.pkl", "torch.save", Remedy::Convert),
+            (
+                b"PK\x03\x04\x00\x00net/data.pkl",
+                "torch.save",
+                Remedy::Convert,
+            ),
             (b"PK\x03\x04\x14\x00", "zip", Remedy::Convert),
             (b"PK\x03\x04\x14\x00arr_0.npy", "NumPy", Remedy::Another),
             (b"\x80\x02\x8a\x0al\xfc", "pickle", Remedy::Convert),
@@ -160,7 +232,11 @@ mod tests {
             (b"\x08\x08\x12\x07pytorch", "ONNX", Remedy::Another),
             (b"\x89HDF\r\n\x1a\n", "HDF5", Remedy::Another),
             (b"\x1f\x8b\x08", "gzip", Remedy::Unpack),
-            (b"version https://git-lfs.github.com/spec/v1\noid", "LFS", Remedy::Fetch),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid",
+                "LFS",
+                Remedy::Fetch,
+            ),
             (b"\n<!DOCTYPE html><html>", "web page", Remedy::Fetch),
             (b"<?xml version", "XML", Remedy::Another),
             (b"{\"metadata\": 1}", "JSON", Remedy::Another),
@@ -169,7 +245,10 @@ mod tests {
             (&tar, "tar", Remedy::Unpack),
         ] {
             let found = look(head).unwrap_or_else(|| panic!("nothing for {head:?}"));
-            assert!(found.what.contains(word) && found.remedy == remedy, "{head:?}: {found:?}");
+            assert!(
+                found.what.contains(word) && found.remedy == remedy,
+                "{head:?}: {found:?}"
+            );
         }
         assert_eq!(look(b"\x01\x02\x03\x04\x05"), None);
         // a character that is cut at the end is still text
@@ -187,9 +266,20 @@ mod tests {
             ("import os\n", "Python"),
             ("<config/>", "XML"),
         ] {
-            assert!(look_at_options(text).is_some_and(|name| name.contains(word)), "{text}: {:?}", look_at_options(text));
+            assert!(
+                look_at_options(text).is_some_and(|name| name.contains(word)),
+                "{text}: {:?}",
+                look_at_options(text)
+            );
         }
-        for text in ["train:\n  total_iter: 5\n", "[1, 2]", "- a\n- b", "", "name: a=b", "{\"a\": 1}"] {
+        for text in [
+            "train:\n  total_iter: 5\n",
+            "[1, 2]",
+            "- a\n- b",
+            "",
+            "name: a=b",
+            "{\"a\": 1}",
+        ] {
             assert_eq!(look_at_options(text), None, "{text}");
         }
     }

@@ -1,13 +1,15 @@
-//! Host memory for batches on their way to a device: from the heap, locked into RAM, or handed in by a backend that pinned it. One
-//! type for all, so that whoever fills it need not know. Promises page alignment, zeros at the start, and that the memory goes
-//! back to where it came from exactly once.
+//! Host memory for batches on their way to a device: from the heap, locked into RAM, or handed in
+//! by a backend that pinned it. One type for all, so that whoever fills it need not know. Promises
+//! page alignment, zeros at the start, and that the memory goes back to where it came from exactly
+//! once.
 
 use anyhow::{Context, Result, bail};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// Alignment of heap and locked blocks, bytes: a page, the unit that memory is locked and registered in.
+/// Alignment of heap and locked blocks, bytes: a page, the unit that memory is locked and
+/// registered in.
 pub const ALIGNMENT: usize = 4096;
 
 type Release = Box<dyn FnOnce(NonNull<u8>, usize) + Send>;
@@ -36,7 +38,8 @@ pub trait Fence: Send {
 }
 
 fn layout(length: usize) -> Result<Layout> {
-    Layout::from_size_align(length.max(1), ALIGNMENT).context("the block is larger than the address space")
+    Layout::from_size_align(length.max(1), ALIGNMENT)
+        .context("the block is larger than the address space")
 }
 
 impl HostBlock {
@@ -47,10 +50,16 @@ impl HostBlock {
     pub fn heap(length: usize) -> Result<HostBlock> {
         let layout = layout(length)?;
         // SAFETY: the layout is not empty
-        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { bail!("the system has no {length} bytes of memory left") };
+        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
+            bail!("the system has no {length} bytes of memory left")
+        };
         // SAFETY: allocated above with this layout, released once
         let release: Release = Box::new(move |start, _| unsafe { dealloc(start.as_ptr(), layout) });
-        Ok(HostBlock { start, length, release: Some(release) })
+        Ok(HostBlock {
+            start,
+            length,
+            release: Some(release),
+        })
     }
 
     /// Memory of the heap that is never swapped out.
@@ -62,7 +71,9 @@ impl HostBlock {
         // SAFETY: the block is whole allocated memory
         if unsafe { libc::mlock(block.start.as_ptr().cast(), length) } != 0 {
             let reason = std::io::Error::last_os_error();
-            bail!("cannot lock {length} bytes into memory ({reason}); raise the limit (`ulimit -l`) or use plain memory");
+            bail!(
+                "cannot lock {length} bytes into memory ({reason}); raise the limit (`ulimit -l`) or use plain memory"
+            );
         }
         let free = block.release.take();
         block.release = Some(Box::new(move |start, length| {
@@ -78,9 +89,18 @@ impl HostBlock {
     /// Memory that someone else allocated, `release` giving it back.
     ///
     /// # Safety
-    /// `start` must point to `length` initialised bytes that nobody else uses until `release` is called.
-    pub unsafe fn foreign(start: NonNull<u8>, length: usize, release: impl FnOnce(NonNull<u8>, usize) + Send + 'static) -> HostBlock {
-        HostBlock { start, length, release: Some(Box::new(release)) }
+    /// `start` must point to `length` initialised bytes that nobody else uses until `release` is
+    /// called.
+    pub unsafe fn foreign(
+        start: NonNull<u8>,
+        length: usize,
+        release: impl FnOnce(NonNull<u8>, usize) + Send + 'static,
+    ) -> HostBlock {
+        HostBlock {
+            start,
+            length,
+            release: Some(Box::new(release)),
+        }
     }
 }
 
@@ -117,13 +137,21 @@ mod tests {
     #[test]
     fn blocks_are_zeroed_aligned_and_writable() {
         let locked = HostBlock::locked(5000);
-        for mut block in [HostBlock::heap(5000).unwrap(), HostBlock::heap(0).unwrap()].into_iter().chain(locked) {
-            assert!(block.as_ptr().addr().is_multiple_of(ALIGNMENT) && block.iter().all(|&b| b == 0));
+        for mut block in [HostBlock::heap(5000).unwrap(), HostBlock::heap(0).unwrap()]
+            .into_iter()
+            .chain(locked)
+        {
+            assert!(
+                block.as_ptr().addr().is_multiple_of(ALIGNMENT) && block.iter().all(|&b| b == 0)
+            );
             block.fill(7);
             assert!(block.iter().all(|&b| b == 7));
         }
         assert!(HostBlock::heap(usize::MAX).is_err());
-        assert!(HostBlock::heap(isize::MAX as usize - 2 * ALIGNMENT).is_err(), "no machine has that");
+        assert!(
+            HostBlock::heap(isize::MAX as usize - 2 * ALIGNMENT).is_err(),
+            "no machine has that"
+        );
     }
 
     #[test]
@@ -136,7 +164,10 @@ mod tests {
         let block = unsafe {
             HostBlock::foreign(start, 10, move |start, length| {
                 count.fetch_add(length, Ordering::Relaxed);
-                drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(start.as_ptr(), length)));
+                drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(
+                    start.as_ptr(),
+                    length,
+                )));
             })
         };
         assert_eq!(block[..], [1; 10]);

@@ -1,10 +1,12 @@
-//! The vector instructions that hot loops use: chosen once, by asking the processor. Depends on the standard library alone. Promises that
-//! an [`Isa`] can only be had for instructions that the processor has, so safe code never runs others.
+//! The vector instructions that hot loops use: chosen once, by asking the processor. Depends on the
+//! standard library alone. Promises that an [`Isa`] can only be had for instructions that the
+//! processor has, so safe code never runs others.
 
 use anyhow::{Result, bail};
 use std::fmt;
 
-/// The variable that names a smaller set than the best one, for tests and comparisons: `PARAGON_ISA=portable`.
+/// The variable that names a smaller set than the best one, for tests and comparisons:
+/// `PARAGON_ISA=portable`.
 pub const ISA_VARIABLE: &str = "PARAGON_ISA";
 
 /// A set of vector instructions that this processor has.
@@ -65,7 +67,10 @@ impl Isa {
 
     /// The set to use: that of [`ISA_VARIABLE`] where it names one that is there, else the best.
     pub fn detect() -> Isa {
-        Isa::asked().ok().flatten().unwrap_or_else(|| Isa::available()[0])
+        Isa::asked()
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| Isa::available()[0])
     }
 
     /// What [`ISA_VARIABLE`] asks for; nothing where it is not set.
@@ -73,7 +78,9 @@ impl Isa {
     /// # Errors
     /// A name that is none, or a set that this processor lacks.
     pub fn asked() -> Result<Option<Isa>> {
-        let Some(name) = std::env::var_os(ISA_VARIABLE).filter(|name| !name.is_empty()) else { return Ok(None) };
+        let Some(name) = std::env::var_os(ISA_VARIABLE).filter(|name| !name.is_empty()) else {
+            return Ok(None);
+        };
         Isa::named(&name.to_string_lossy()).map(Some)
     }
 
@@ -84,11 +91,20 @@ impl Isa {
     pub fn named(name: &str) -> Result<Isa> {
         let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
         let available = Isa::available();
-        if let Some(isa) = available.iter().find(|isa| plain(&isa.to_string()) == plain(name)) {
+        if let Some(isa) = available
+            .iter()
+            .find(|isa| plain(&isa.to_string()) == plain(name))
+        {
             return Ok(*isa);
         }
-        let here: Vec<String> = available.iter().map(|isa| isa.to_string().to_lowercase()).collect();
-        bail!("{ISA_VARIABLE}={name}: this processor has {}", here.join(", "))
+        let here: Vec<String> = available
+            .iter()
+            .map(|isa| isa.to_string().to_lowercase())
+            .collect();
+        bail!(
+            "{ISA_VARIABLE}={name}: this processor has {}",
+            here.join(", ")
+        )
     }
 
     pub(crate) fn set(self) -> Set {
@@ -113,7 +129,11 @@ mod tests {
         assert_eq!(Isa::named("PORTABLE").unwrap().set(), Set::Portable);
         let error = Isa::named("avx10").unwrap_err().to_string();
         assert!(error.contains("portable"), "{error}");
-        let other = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
+        let other = if cfg!(target_arch = "x86_64") {
+            "neon"
+        } else {
+            "avx2"
+        };
         assert!(Isa::named(other).is_err());
     }
 }

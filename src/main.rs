@@ -1,4 +1,5 @@
-//! The `paragon` command: parse, run, print the error chain, set the exit code (0 ok, 1 the work failed, 2 usage).
+//! The `paragon` command: parse, run, print the error chain, set the exit code (0 ok, 1 the work
+//! failed, 2 usage).
 
 mod cli;
 

@@ -1,12 +1,12 @@
-//! PSNR and SSIM of two 8-bit pictures, as the super-resolution literature reports them (a border cut, on RGB or on luma,
-//! in double precision). Depends on nothing of ours; promises the same value for any thread count, and memory for a few
-//! rows only.
+//! PSNR and SSIM of two 8-bit pictures, as the super-resolution literature reports them (a border
+//! cut, on RGB or on luma, in double precision). Depends on nothing of ours; promises the same
+//! value for any thread count, and memory for a few rows only.
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
 
-/// Side of the SSIM window in pixels, and the standard deviation of its Gaussian (Wang et al., "Image quality assessment:
-/// from error visibility to structural similarity", 2004).
+/// Side of the SSIM window in pixels, and the standard deviation of its Gaussian (Wang et al.,
+/// "Image quality assessment: from error visibility to structural similarity", 2004).
 pub const WINDOW: usize = 11;
 const SIGMA: f64 = 1.5;
 const PEAK: f64 = 255.0;
@@ -34,7 +34,12 @@ impl Channels {
         for (value, p) in out.iter_mut().zip(rgb.chunks_exact(3)) {
             *value = match self {
                 Channels::Rgb => f64::from(p[plane]),
-                Channels::Y => 16.0 + (65.481 * f64::from(p[0]) + 128.553 * f64::from(p[1]) + 24.966 * f64::from(p[2])) / 255.0,
+                Channels::Y => {
+                    16.0 + (65.481 * f64::from(p[0])
+                        + 128.553 * f64::from(p[1])
+                        + 24.966 * f64::from(p[2]))
+                        / 255.0
+                }
             };
         }
     }
@@ -53,22 +58,39 @@ struct Pair<'a> {
 impl<'a> Pair<'a> {
     fn new(a: &'a RgbImage, b: &'a RgbImage, crop: u32) -> Result<Self> {
         let ((w, h), (bw, bh)) = (a.dimensions(), b.dimensions());
-        ensure!((w, h) == (bw, bh), "cannot compare a picture of {w}x{h} pixels with one of {bw}x{bh}");
+        ensure!(
+            (w, h) == (bw, bh),
+            "cannot compare a picture of {w}x{h} pixels with one of {bw}x{bh}"
+        );
         let cut = crop.saturating_mul(2);
-        ensure!(w > cut && h > cut, "nothing of {w}x{h} pixels is left when {crop} are cut from each side");
+        ensure!(
+            w > cut && h > cut,
+            "nothing of {w}x{h} pixels is left when {crop} are cut from each side"
+        );
         let (width, height) = ((w - cut) as usize, (h - cut) as usize);
-        Ok(Pair { a: a.as_raw(), b: b.as_raw(), stride: w as usize * 3, crop: crop as usize, width, height })
+        Ok(Pair {
+            a: a.as_raw(),
+            b: b.as_raw(),
+            stride: w as usize * 3,
+            crop: crop as usize,
+            width,
+            height,
+        })
     }
 
     /// Row `y` of both, counted inside the border, as RGB bytes.
     fn rows(&self, y: usize) -> (&'a [u8], &'a [u8]) {
         let start = (y + self.crop) * self.stride + self.crop * 3;
-        (&self.a[start..][..self.width * 3], &self.b[start..][..self.width * 3])
+        (
+            &self.a[start..][..self.width * 3],
+            &self.b[start..][..self.width * 3],
+        )
     }
 }
 
-/// Peak signal-to-noise ratio in dB (peak 255, one mean squared error over all compared values), after cutting `crop`
-/// pixels from each side. Equal pictures give infinity. Fails where the sizes differ or nothing is left.
+/// Peak signal-to-noise ratio in dB (peak 255, one mean squared error over all compared values),
+/// after cutting `crop` pixels from each side. Equal pictures give infinity. Fails where the sizes
+/// differ or nothing is left.
 pub fn psnr(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result<f64> {
     let pair = Pair::new(a, b, crop)?;
     let (mut x, mut y) = (vec![0.0; pair.width], vec![0.0; pair.width]);
@@ -78,21 +100,34 @@ pub fn psnr(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result
         for plane in 0..channels.planes() {
             channels.row(plane, ra, &mut x);
             channels.row(plane, rb, &mut y);
-            total += x.iter().zip(&y).map(|(p, q)| (p - q) * (p - q)).sum::<f64>();
+            total += x
+                .iter()
+                .zip(&y)
+                .map(|(p, q)| (p - q) * (p - q))
+                .sum::<f64>();
         }
     }
     let mse = total / (pair.width * pair.height * channels.planes()) as f64;
-    Ok(if mse == 0.0 { f64::INFINITY } else { 10.0 * (PEAK * PEAK / mse).log10() })
+    Ok(if mse == 0.0 {
+        f64::INFINITY
+    } else {
+        10.0 * (PEAK * PEAK / mse).log10()
+    })
 }
 
-/// Mean structural similarity: an 11x11 Gaussian window (sigma 1.5) at every place where it fits, K1 = 0.01, K2 = 0.03,
-/// the mean over channels; after cutting `crop` pixels from each side. Fails where the sizes differ or what is left is
-/// smaller than the window.
+/// Mean structural similarity: an 11x11 Gaussian window (sigma 1.5) at every place where it fits,
+/// K1 = 0.01, K2 = 0.03, the mean over channels; after cutting `crop` pixels from each side. Fails
+/// where the sizes differ or what is left is smaller than the window.
 pub fn ssim(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result<f64> {
     let pair = Pair::new(a, b, crop)?;
     let (width, height) = (pair.width, pair.height);
-    ensure!(width >= WINDOW && height >= WINDOW, "SSIM needs {WINDOW}x{WINDOW} pixels; {width}x{height} are left after cutting {crop}");
-    let total: f64 = (0..channels.planes()).map(|plane| ssim_plane(&pair, plane, channels)).sum();
+    ensure!(
+        width >= WINDOW && height >= WINDOW,
+        "SSIM needs {WINDOW}x{WINDOW} pixels; {width}x{height} are left after cutting {crop}"
+    );
+    let total: f64 = (0..channels.planes())
+        .map(|plane| ssim_plane(&pair, plane, channels))
+        .sum();
     Ok(total / channels.planes() as f64)
 }
 
@@ -117,15 +152,17 @@ fn gaussian() -> [f64; WINDOW] {
 /// The five windowed sums of one row or one window: x, y, x^2, y^2, xy.
 const SUMS: usize = 5;
 
-/// Mean SSIM of one plane. The window is separable: each row is filtered along x once and kept until the last window that
-/// covers it has been summed along y.
+/// Mean SSIM of one plane. The window is separable: each row is filtered along x once and kept
+/// until the last window that covers it has been summed along y.
 fn ssim_plane(pair: &Pair, plane: usize, channels: Channels) -> f64 {
     let weights = gaussian();
     let (c1, c2) = ((0.01 * PEAK).powi(2), (0.03 * PEAK).powi(2));
     let valid = pair.width - WINDOW + 1;
     let (mut x, mut y) = (vec![0.0; pair.width], vec![0.0; pair.width]);
     let mut products: [Vec<f64>; SUMS] = std::array::from_fn(|_| vec![0.0; pair.width]);
-    let mut kept: Vec<[Vec<f64>; SUMS]> = (0..WINDOW).map(|_| std::array::from_fn(|_| vec![0.0; valid])).collect();
+    let mut kept: Vec<[Vec<f64>; SUMS]> = (0..WINDOW)
+        .map(|_| std::array::from_fn(|_| vec![0.0; valid]))
+        .collect();
     let mut sums: [Vec<f64>; SUMS] = std::array::from_fn(|_| vec![0.0; valid]);
     let mut total = 0.0;
     for row in 0..pair.height {
@@ -141,7 +178,10 @@ fn ssim_plane(pair: &Pair, plane: usize, channels: Channels) -> f64 {
         for (filtered, values) in kept[row % WINDOW].iter_mut().zip(&products) {
             filtered.fill(0.0);
             for (k, w) in weights.iter().enumerate() {
-                filtered.iter_mut().zip(&values[k..]).for_each(|(f, v)| *f += w * v);
+                filtered
+                    .iter_mut()
+                    .zip(&values[k..])
+                    .for_each(|(f, v)| *f += w * v);
             }
         }
         if row + 1 < WINDOW {
@@ -158,7 +198,8 @@ fn ssim_plane(pair: &Pair, plane: usize, channels: Channels) -> f64 {
         for i in 0..valid {
             let (m, n) = (mx[i], my[i]);
             let (vx, vy, cov) = (xx[i] - m * m, yy[i] - n * n, xy[i] - m * n);
-            total += (2.0 * m * n + c1) * (2.0 * cov + c2) / ((m * m + n * n + c1) * (vx + vy + c2));
+            total +=
+                (2.0 * m * n + c1) * (2.0 * cov + c2) / ((m * m + n * n + c1) * (vx + vy + c2));
         }
     }
     total / (valid * (pair.height - WINDOW + 1)) as f64
@@ -172,9 +213,12 @@ mod tests {
 
     fn noisy(seed: u64, width: u32, height: u32) -> (RgbImage, RgbImage) {
         let mut rng = Rng::new(&[seed]);
-        let a = RgbImage::from_fn(width, height, |x, y| Rgb([0, 1, 2].map(|c| ((x * 7 + y * 3 + c * 40) % 200 + 20) as u8)));
+        let a = RgbImage::from_fn(width, height, |x, y| {
+            Rgb([0, 1, 2].map(|c| ((x * 7 + y * 3 + c * 40) % 200 + 20) as u8))
+        });
         let mut b = a.clone();
-        b.iter_mut().for_each(|v| *v = v.wrapping_add_signed(rng.below(31) as i8 - 15));
+        b.iter_mut()
+            .for_each(|v| *v = v.wrapping_add_signed(rng.below(31) as i8 - 15));
         (a, b)
     }
 
@@ -196,7 +240,10 @@ mod tests {
                         let mut sum = 0.0;
                         for j in 0..n {
                             for i in 0..n {
-                                let (p, q) = (value(a, x0 + i, y0 + j, plane), value(b, x0 + i, y0 + j, plane));
+                                let (p, q) = (
+                                    value(a, x0 + i, y0 + j, plane),
+                                    value(b, x0 + i, y0 + j, plane),
+                                );
                                 sum += g[i as usize] * g[j as usize] * f(p, q);
                             }
                         }
@@ -207,7 +254,8 @@ mod tests {
                     let vy = window(&|_, q| (q - k) * (q - k));
                     let cov = window(&|p, q| (p - m) * (q - k));
                     let (c1, c2) = (6.5025, 58.5225);
-                    total += (2.0 * m * k + c1) * (2.0 * cov + c2) / ((m * m + k * k + c1) * (vx + vy + c2));
+                    total += (2.0 * m * k + c1) * (2.0 * cov + c2)
+                        / ((m * m + k * k + c1) * (vx + vy + c2));
                     count += 1.0;
                 }
             }
@@ -220,8 +268,14 @@ mod tests {
         for (seed, crop) in [(1, 0), (2, 2)] {
             let (a, b) = noisy(seed, 23, 19);
             for channels in [Channels::Rgb, Channels::Y] {
-                let (fast, slow) = (ssim(&a, &b, crop, channels).unwrap(), ssim_reference(&a, &b, crop, channels));
-                assert!((fast - slow).abs() < 1e-10, "{channels:?}: {fast} against {slow}");
+                let (fast, slow) = (
+                    ssim(&a, &b, crop, channels).unwrap(),
+                    ssim_reference(&a, &b, crop, channels),
+                );
+                assert!(
+                    (fast - slow).abs() < 1e-10,
+                    "{channels:?}: {fast} against {slow}"
+                );
             }
         }
     }
@@ -233,7 +287,9 @@ mod tests {
         let rgb = psnr(&a, &b, 0, Channels::Rgb).unwrap();
         assert!((rgb - 10.0 * (65025.0f64 / (100.0 / 3.0)).log10()).abs() < 1e-12);
         let y = psnr(&a, &b, 3, Channels::Y).unwrap();
-        assert!((y - 10.0 * (65025.0f64 / (2.567_882_352_941_176_6f64).powi(2)).log10()).abs() < 1e-9);
+        assert!(
+            (y - 10.0 * (65025.0f64 / (2.567_882_352_941_176_6f64).powi(2)).log10()).abs() < 1e-9
+        );
     }
 
     #[test]
@@ -260,6 +316,11 @@ mod tests {
         assert!(text.contains("20x20") && text.contains("20x21"), "{text}");
         assert!(psnr(&a, &a, 10, Channels::Rgb).is_err());
         assert!(psnr(&a, &a, u32::MAX, Channels::Rgb).is_err());
-        assert!(ssim(&a, &a, 5, Channels::Rgb).unwrap_err().to_string().contains("11x11"));
+        assert!(
+            ssim(&a, &a, 5, Channels::Rgb)
+                .unwrap_err()
+                .to_string()
+                .contains("11x11")
+        );
     }
 }

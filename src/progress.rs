@@ -1,5 +1,6 @@
-//! How long work is shown: a bar on a terminal, plain lines every few seconds elsewhere. Library code takes a
-//! [`Progress`] and never prints by itself. Depends on indicatif and `text`. Promises that no string within a line controls the terminal.
+//! How long work is shown: a bar on a terminal, plain lines every few seconds elsewhere. Library
+//! code takes a [`Progress`] and never prints by itself. Depends on indicatif and `text`. Promises
+//! that no string within a line controls the terminal.
 
 use crate::text::{for_terminal, one_line};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -29,14 +30,19 @@ impl Progress {
     pub fn new(label: &str, total: u64, unit: &str) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = terminal.then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
-            let template = format!("{{prefix:10}} [{{bar:32}}] {{pos}}/{{len}} {unit}  {{msg}}  {{elapsed}} < {{eta}}");
-            let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar =
+                ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
+            let template = format!(
+                "{{prefix:10}} [{{bar:32}}] {{pos}}/{{len}} {unit}  {{msg}}  {{elapsed}} < {{eta}}"
+            );
+            let style = ProgressStyle::with_template(&template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style.progress_chars("=> "));
             bar.set_prefix(label.to_string());
             bar
         });
-        // a terminal that cannot move its cursor (TERM=dumb) hides the bar: plain lines take its place
+        // a terminal that cannot move its cursor (TERM=dumb) hides the bar: plain lines take its
+        // place
         let bar = bar.filter(|bar| !bar.is_hidden());
         let now = Instant::now();
         Progress {
@@ -51,7 +57,8 @@ impl Progress {
         }
     }
 
-    /// As [`Progress::new`], but silent where there is no terminal, for work that prints better lines of its own.
+    /// As [`Progress::new`], but silent where there is no terminal, for work that prints better
+    /// lines of its own.
     pub fn bar_only(label: &str, total: u64, unit: &str) -> Self {
         let mut progress = Self::new(label, total, unit);
         progress.silent = true;
@@ -91,7 +98,9 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
         } else if self.plain && !self.silent {
-            let Ok(mut last) = self.last_line.try_lock() else { return };
+            let Ok(mut last) = self.last_line.try_lock() else {
+                return;
+            };
             if last.elapsed() >= PLAIN_INTERVAL {
                 *last = Instant::now();
                 let share = 100.0 * done as f64 / self.total.max(1) as f64;

@@ -1,19 +1,25 @@
-//! Counter-based random numbers: every draw is a pure function of its key, so that batches, pictures and start values
-//! come out the same for any number of threads and after any restart. Depends on nothing.
+//! Counter-based random numbers: every draw is a pure function of its key, so that batches,
+//! pictures and start values come out the same for any number of threads and after any restart.
+//! Depends on nothing.
 
-/// Weyl increment of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+/// Weyl increment of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+/// generators", 2014).
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The finaliser of SplitMix64: a bijection of 64 bits in which every input bit reaches every output bit.
+/// The finaliser of SplitMix64: a bijection of 64 bits in which every input bit reaches every
+/// output bit.
 pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
 }
 
-/// Folds a list of integers (seed, epoch, sample, purpose ...) into one 64-bit key; the order matters.
+/// Folds a list of integers (seed, epoch, sample, purpose ...) into one 64-bit key; the order
+/// matters.
 pub fn key(parts: &[u64]) -> u64 {
-    parts.iter().fold(GOLDEN, |h, &p| mix(h.wrapping_add(GOLDEN) ^ mix(p.wrapping_add(GOLDEN))))
+    parts.iter().fold(GOLDEN, |h, &p| {
+        mix(h.wrapping_add(GOLDEN) ^ mix(p.wrapping_add(GOLDEN)))
+    })
 }
 
 /// A short stream of draws under one key (SplitMix64).

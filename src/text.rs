@@ -1,5 +1,6 @@
-//! Text for people that holds strings which are not ours: file names, tables of shards, manifests, tensor names, option files.
-//! Depends on the standard library alone. Promises that no such string moves the cursor, changes a colour or fills the screen.
+//! Text for people that holds strings which are not ours: file names, tables of shards, manifests,
+//! tensor names, option files. Depends on the standard library alone. Promises that no such string
+//! moves the cursor, changes a colour or fills the screen.
 
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
@@ -7,10 +8,11 @@ use std::fmt::{Display, Write};
 /// Characters of one line on a terminal at most; of a longer one the middle is left out.
 const LONGEST_LINE: usize = 4000;
 
-/// Whether a character changes more than its own place: control characters (C0, DEL and C1), and the marks that turn the direction of
-/// what follows.
+/// Whether a character changes more than its own place: control characters (C0, DEL and C1), and
+/// the marks that turn the direction of what follows.
 fn is_unsafe(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+    c.is_control()
+        || matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
 }
 
 fn escaped(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -20,7 +22,11 @@ fn escaped(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if harmless(c) { out.push(c) } else { out.extend(c.escape_default()) }
+        if harmless(c) {
+            out.push(c)
+        } else {
+            out.extend(c.escape_default())
+        }
     }
     Cow::Owned(out)
 }
@@ -30,7 +36,8 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// A string on one line: as [`plain`], with new lines and tabs escaped as well. For a file name within a list.
+/// A string on one line: as [`plain`], with new lines and tabs escaped as well. For a file name
+/// within a list.
 pub fn one_line(text: impl Display) -> String {
     escaped(&text.to_string(), |_| false).into_owned()
 }
@@ -38,19 +45,29 @@ pub fn one_line(text: impl Display) -> String {
 /// Characters of a value within an error at most.
 const LONGEST_VALUE: usize = 120;
 
-/// A value as an error repeats it: [`one_line`], and of a long one the beginning and its length in characters.
+/// A value as an error repeats it: [`one_line`], and of a long one the beginning and its length in
+/// characters.
 pub fn brief(text: impl Display) -> String {
     let text = text.to_string();
     match text.char_indices().nth(LONGEST_VALUE) {
         None => one_line(text),
-        Some((end, _)) => format!("{}... ({} characters)", one_line(&text[..end]), text.chars().count()),
+        Some((end, _)) => format!(
+            "{}... ({} characters)",
+            one_line(&text[..end]),
+            text.chars().count()
+        ),
     }
 }
 
-/// [`plain`] text whose lines are of a length that can be read; of a longer one the middle is left out, and how much.
+/// [`plain`] text whose lines are of a length that can be read; of a longer one the middle is left
+/// out, and how much.
 pub fn for_terminal(text: &str) -> Cow<'_, str> {
     let text = plain(text);
-    if text.len() <= LONGEST_LINE || text.lines().all(|line| line.chars().nth(LONGEST_LINE).is_none()) {
+    if text.len() <= LONGEST_LINE
+        || text
+            .lines()
+            .all(|line| line.chars().nth(LONGEST_LINE).is_none())
+    {
         return text;
     }
     let mut out = String::new();
@@ -78,7 +95,10 @@ mod tests {
     #[test]
     fn escape_codes_are_shown_and_not_sent() {
         assert_eq!(plain("a\x1b[31mb\nc\td"), "a\\u{1b}[31mb\nc\td");
-        assert_eq!(plain("\u{9b}2J \u{202e}gnp.exe"), "\\u{9b}2J \\u{202e}gnp.exe");
+        assert_eq!(
+            plain("\u{9b}2J \u{202e}gnp.exe"),
+            "\\u{9b}2J \\u{202e}gnp.exe"
+        );
         assert_eq!(one_line("two\nlines"), "two\\nlines");
         assert!(matches!(plain("Zürich 東京"), Cow::Borrowed(_)));
     }
@@ -87,14 +107,21 @@ mod tests {
     fn values_in_errors_are_short() {
         assert_eq!(brief("a\nb"), "a\\nb");
         assert_eq!(brief("é".repeat(120)), "é".repeat(120));
-        assert_eq!(brief("é".repeat(121)), format!("{}... (121 characters)", "é".repeat(120)));
+        assert_eq!(
+            brief("é".repeat(121)),
+            format!("{}... (121 characters)", "é".repeat(120))
+        );
     }
 
     #[test]
     fn long_lines_are_cut_in_the_middle() {
         let long = format!("short\n{}end", "x".repeat(100_000));
         let shown = for_terminal(&long);
-        assert!(shown.len() < 5000 && shown.starts_with("short\nx") && shown.ends_with("xend"), "{}", shown.len());
+        assert!(
+            shown.len() < 5000 && shown.starts_with("short\nx") && shown.ends_with("xend"),
+            "{}",
+            shown.len()
+        );
         assert!(shown.contains("[96003 characters left out]"), "{shown}");
         assert_eq!(for_terminal("plain"), "plain");
     }

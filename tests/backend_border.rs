@@ -1,5 +1,6 @@
-//! The border of the compute part: no safe call writes outside the arena, runs instructions that the processor lacks, or panics. Every
-//! case here was undefined behaviour or a panic once; under the address sanitizer it shows as such when a check is taken away.
+//! The border of the compute part: no safe call writes outside the arena, runs instructions that
+//! the processor lacks, or panics. Every case here was undefined behaviour or a panic once; under
+//! the address sanitizer it shows as such when a check is taken away.
 
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, BatchView, CudaSizing, Scalars};
@@ -16,26 +17,49 @@ fn step(sizing: &dyn Sizing) -> Plan {
 }
 
 fn scalars() -> Scalars {
-    Scalars { lr: 1e-3, step: 1, clip: 1.0, ema_decay: 0.9, micro_scale: 1.0, loss_scale: 1.0, accumulate: false }
+    Scalars {
+        lr: 1e-3,
+        step: 1,
+        clip: 1.0,
+        ema_decay: 0.9,
+        micro_scale: 1.0,
+        loss_scale: 1.0,
+        accumulate: false,
+    }
 }
 
 #[track_caller]
 fn refused(plan: Plan, options: CpuOptions, words: &[&str]) {
-    let error = CpuBackend::new(plan, options).err().map(|e| format!("{e:#}")).expect("the plan is not for this backend");
+    let error = CpuBackend::new(plan, options)
+        .err()
+        .map(|e| format!("{e:#}"))
+        .expect("the plan is not for this backend");
     assert!(words.iter().all(|word| error.contains(word)), "{error}");
 }
 
 #[test]
 fn a_plan_for_fewer_threads_is_refused() {
     // rows in flight are kept per thread: the last ones would lie behind the workspace
-    refused(step(&CpuOptions::new(1)), CpuOptions::new(8), &["the CPU with 1 threads", "the CPU with 8 threads", "workspace"]);
+    refused(
+        step(&CpuOptions::new(1)),
+        CpuOptions::new(8),
+        &[
+            "the CPU with 1 threads",
+            "the CPU with 8 threads",
+            "workspace",
+        ],
+    );
     CpuBackend::new(step(&CpuOptions::new(8)), CpuOptions::new(1)).unwrap();
 }
 
 #[test]
 fn a_plan_for_a_gpu_is_refused_in_every_type() {
     for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
-        refused(step(&CudaSizing { precision }), CpuOptions::new(1), &["CUDA", "the CPU"]);
+        refused(
+            step(&CudaSizing { precision }),
+            CpuOptions::new(1),
+            &["CUDA", "the CPU"],
+        );
     }
 }
 
@@ -63,11 +87,22 @@ impl Sizing for Liar {
 #[test]
 fn a_plan_with_too_little_room_is_refused_whoever_made_it() {
     refused(step(&Liar), CpuOptions::new(1), &["workspace"]);
-    let spec = InferenceSpec { batch: 1, lq: (20, 30), float_input: false };
-    refused(inference_plan(&net(), &spec, &Liar).unwrap(), CpuOptions::new(1), &["workspace"]);
+    let spec = InferenceSpec {
+        batch: 1,
+        lq: (20, 30),
+        float_input: false,
+    };
+    refused(
+        inference_plan(&net(), &spec, &Liar).unwrap(),
+        CpuOptions::new(1),
+        &["workspace"],
+    );
     // also as a guest in the arena of a good one
     let mut host = CpuBackend::new(step(&CpuOptions::new(1)), CpuOptions::new(1)).unwrap();
-    assert!(host.guest(inference_plan(&net(), &spec, &Liar).unwrap()).is_err());
+    assert!(
+        host.guest(inference_plan(&net(), &spec, &Liar).unwrap())
+            .is_err()
+    );
 }
 
 #[test]
@@ -76,12 +111,24 @@ fn reading_and_writing_outside_a_buffer_is_an_error() {
     let parameters = backend.plan().ports.parameters.unwrap();
     let bytes = backend.plan().buffer(parameters).bytes as usize;
     let mut out = [0; 8];
-    for offset in [bytes, bytes - 7, usize::MAX - 3, usize::MAX - 7, usize::MAX / 2] {
-        assert!(backend.read(parameters, offset, &mut out).is_err(), "{offset}");
+    for offset in [
+        bytes,
+        bytes - 7,
+        usize::MAX - 3,
+        usize::MAX - 7,
+        usize::MAX / 2,
+    ] {
+        assert!(
+            backend.read(parameters, offset, &mut out).is_err(),
+            "{offset}"
+        );
         assert!(backend.write(parameters, offset, &out).is_err(), "{offset}");
     }
     backend.read(parameters, bytes - 8, &mut out).unwrap();
-    for id in [BufferId(u32::MAX), BufferId(backend.plan().buffers.len() as u32)] {
+    for id in [
+        BufferId(u32::MAX),
+        BufferId(backend.plan().buffers.len() as u32),
+    ] {
         assert!(backend.read(id, 0, &mut out).is_err() && backend.write(id, 0, &out).is_err());
     }
     for at in [backend.plan().ops.len(), usize::MAX] {
@@ -94,10 +141,22 @@ fn batches_of_other_sizes_are_errors() {
     let mut backend = CpuBackend::new(step(&CpuOptions::new(1)), CpuOptions::new(1)).unwrap();
     let layout = backend.plan().batch.unwrap();
     let (lq, hr) = (vec![0; layout.lq_bytes()], vec![0; layout.hr_bytes()]);
-    for (lq, hr, augment) in [(&lq[1..], &hr[..], &[][..]), (&lq, &hr[1..], &[]), (&lq, &hr, &[0]), (&lq, &hr, &[1, 0]), (&[], &[], &[])] {
+    for (lq, hr, augment) in [
+        (&lq[1..], &hr[..], &[][..]),
+        (&lq, &hr[1..], &[]),
+        (&lq, &hr, &[0]),
+        (&lq, &hr, &[1, 0]),
+        (&[], &[], &[]),
+    ] {
         assert!(backend.stage(BatchView { lq, hr, augment }).is_err());
     }
-    backend.stage(BatchView { lq: &lq, hr: &hr, augment: &[0, 0] }).unwrap();
+    backend
+        .stage(BatchView {
+            lq: &lq,
+            hr: &hr,
+            augment: &[0, 0],
+        })
+        .unwrap();
     backend.micro_step(&scalars()).unwrap();
     backend.update(&scalars()).unwrap();
     assert!(backend.metrics().unwrap().loss.is_finite());
@@ -108,7 +167,10 @@ fn instruction_sets_are_those_of_this_processor() {
     let here = Isa::available();
     assert!(here.contains(&Isa::detect()) && here.contains(&CpuOptions::new(1).isa()));
     for name in ["portable", "avx2", "avx-512", "neon", "amx", ""] {
-        assert!(Isa::named(name).map_or(true, |isa| here.contains(&isa)), "{name}");
+        assert!(
+            Isa::named(name).map_or(true, |isa| here.contains(&isa)),
+            "{name}"
+        );
     }
     assert_eq!(CpuOptions::new(0).threads().min(1), 1, "never no thread");
 }

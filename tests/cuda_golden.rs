@@ -1,5 +1,6 @@
-//! The golden trajectories on the CUDA backend: as near as the CPU in f32, within 2e-2 on the loss in bf16. Without a GPU, through a driver made
-//! of fibers and for as many iterations as that has time for; on a card, all of them, where PARAGON_TEST_GPU is set.
+//! The golden trajectories on the CUDA backend: as near as the CPU in f32, within 2e-2 on the loss
+//! in bf16. Without a GPU, through a driver made of fibers and for as many iterations as that has
+//! time for; on a card, all of them, where PARAGON_TEST_GPU is set.
 
 mod common;
 mod kernels_common;
@@ -43,22 +44,38 @@ fn trajectories_match_the_golden_files_on_the_device() {
     ];
     for (name, precision, most) in runs {
         let most = if card { u64::MAX } else { most };
-        let Some(path) = reference("golden trajectories on the device", &format!("golden/{name}.safetensors")) else { continue };
+        let Some(path) = reference(
+            "golden trajectories on the device",
+            &format!("golden/{name}.safetensors"),
+        ) else {
+            continue;
+        };
         let golden = Trajectory::read(&path);
         let plan = training_plan(&golden.net, &golden.spec(), &CudaSizing { precision }).unwrap();
         let mut backend = CudaBackend::new(&device, plan).unwrap();
         assert_eq!(backend.allocated(), backend.plan().arena_bytes);
         let (ports, steps) = (backend.plan().ports, golden.steps());
         let worst = golden.run(&mut backend, most);
-        println!("{name}, {precision}, {} iterations: loss {:.1e}, gradient norm {:.1e}", steps.min(most), worst[0], worst[1]);
+        println!(
+            "{name}, {precision}, {} iterations: loss {:.1e}, gradient norm {:.1e}",
+            steps.min(most),
+            worst[0],
+            worst[1]
+        );
         let limit = match precision {
             Precision::F32 => [2e-6, 2e-5],
             _ => [2e-2, 0.2],
         };
-        assert!(worst[0] < limit[0] && worst[1] < limit[1] && worst[2] < 1e-12, "{name} in {precision}: {worst:?}");
+        assert!(
+            worst[0] < limit[0] && worst[1] < limit[1] && worst[2] < 1e-12,
+            "{name} in {precision}: {worst:?}"
+        );
         if precision == Precision::F32 && steps <= most && golden.has_end() {
             let error = golden.final_error(&mut backend, "param_final.", ports.parameters);
-            assert!(error < 1e-4, "{name}: a parameter is {error:e} away at the end");
+            assert!(
+                error < 1e-4,
+                "{name}: a parameter is {error:e} away at the end"
+            );
         }
     }
 }

@@ -1,7 +1,9 @@
-//! Every state the ring can reach, walked one by one: a model of its threads, channels and slots, whose steps are those of
-//! `loader/ring.rs` (a thread takes a slot, then a number, then fills, then sends; the caller receives, hands out, drops, gives to a
-//! device; the device finishes; the loader is dropped at any moment). In no interleaving does anything get stuck, come out of
-//! order, get lost, or is a slot in two places. What the model leaves out: pixels, time, and more than three of anything.
+//! Every state the ring can reach, walked one by one: a model of its threads, channels and slots,
+//! whose steps are those of `loader/ring.rs` (a thread takes a slot, then a number, then fills,
+//! then sends; the caller receives, hands out, drops, gives to a device; the device finishes; the
+//! loader is dropped at any moment). In no interleaving does anything get stuck, come out of order,
+//! get lost, or is a slot in two places. What the model leaves out: pixels, time, and more than
+//! three of anything.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -111,9 +113,13 @@ impl Ring {
                     n.threads[t] = Thread::Filling(slot, n.next);
                     n.next += 1;
                 }),
-                // filling ends with pixels or an error (dropping the loader makes it one): either way the slot is sent
+                // filling ends with pixels or an error (dropping the loader makes it one): either
+                // way the slot is sent
                 Thread::Filling(slot, number) => {
-                    assert!(s.ready.len() < self.slots, "sending would wait: the channel is full");
+                    assert!(
+                        s.ready.len() < self.slots,
+                        "sending would wait: the channel is full"
+                    );
                     push(&|n| {
                         n.ready.push((number, slot));
                         n.threads[t] = Thread::Waiting;
@@ -169,7 +175,11 @@ impl Ring {
             }
         }
         // dropping joins every thread and then waits for the devices
-        if s.stopping && !s.gone && s.threads.iter().all(|t| *t == Thread::Ended) && s.done.iter().all(|d| *d) {
+        if s.stopping
+            && !s.gone
+            && s.threads.iter().all(|t| *t == Thread::Ended)
+            && s.done.iter().all(|d| *d)
+        {
             push(&|n| n.gone = true);
         }
         out
@@ -182,14 +192,34 @@ impl Ring {
             _ => None,
         });
         let boxed = s.ready.iter().chain(&s.early).map(|&(_, slot)| slot);
-        let mut slots: Vec<u8> = s.free.iter().chain(&s.held).chain(&s.flying).copied().chain(in_threads).chain(boxed).collect();
+        let mut slots: Vec<u8> = s
+            .free
+            .iter()
+            .chain(&s.held)
+            .chain(&s.flying)
+            .copied()
+            .chain(in_threads)
+            .chain(boxed)
+            .collect();
         slots.sort_unstable();
         if !slots.iter().copied().eq(0..self.slots as u8) {
-            return Err(format!("slots are lost or in two places: {slots:?} in {s:?}"));
+            return Err(format!(
+                "slots are lost or in two places: {slots:?} in {s:?}"
+            ));
         }
-        // numbers below the highest taken are all somewhere: being filled, sent, received, or handed out
-        let taken = s.threads.iter().filter_map(|t| if let Thread::Filling(_, number) = t { Some(*number) } else { None });
-        let mut numbers: Vec<u8> = (0..s.wanted).chain(taken).chain(s.ready.iter().chain(&s.early).map(|&(number, _)| number)).collect();
+        // numbers below the highest taken are all somewhere: being filled, sent, received, or
+        // handed out
+        let taken = s.threads.iter().filter_map(|t| {
+            if let Thread::Filling(_, number) = t {
+                Some(*number)
+            } else {
+                None
+            }
+        });
+        let mut numbers: Vec<u8> = (0..s.wanted)
+            .chain(taken)
+            .chain(s.ready.iter().chain(&s.early).map(|&(number, _)| number))
+            .collect();
         numbers.sort_unstable();
         if !self.number_first && !numbers.iter().copied().eq(0..s.next) {
             return Err(format!("a batch is lost or doubled: {numbers:?} in {s:?}"));
@@ -197,7 +227,8 @@ impl Ring {
         Ok(())
     }
 
-    /// The caller waits in `next`, holds nothing, and every device is done: somebody must be able to move towards its batch.
+    /// The caller waits in `next`, holds nothing, and every device is done: somebody must be able
+    /// to move towards its batch.
     fn stuck(&self, s: &State) -> bool {
         let idle = !s.stopping && s.held.is_empty() && s.flying.is_empty();
         let there = s.early.iter().any(|&(number, _)| number == s.wanted) || !s.ready.is_empty();
@@ -221,10 +252,13 @@ impl Ring {
             if self.stuck(&state) {
                 return Err(format!("the caller waits for ever: {state:?}"));
             }
-            let bounded = |s: &State| s.wanted <= self.batches && s.next <= self.batches + self.slots as u8;
+            let bounded =
+                |s: &State| s.wanted <= self.batches && s.next <= self.batches + self.slots as u8;
             let steps = self.steps(&state);
             if steps.is_empty() && !state.gone {
-                return Err(format!("nothing can move, and the loader is not gone: {state:?}"));
+                return Err(format!(
+                    "nothing can move, and the loader is not gone: {state:?}"
+                ));
             }
             ended += usize::from(state.gone);
             for next in steps.into_iter().filter(bounded) {
@@ -241,13 +275,28 @@ impl Ring {
 }
 
 fn ring(slots: usize, threads: usize, batches: u8) -> Ring {
-    Ring { slots, threads, batches, number_first: false, frees_in_flight: false }
+    Ring {
+        slots,
+        threads,
+        batches,
+        number_first: false,
+        frees_in_flight: false,
+    }
 }
 
 #[test]
 fn no_interleaving_breaks_the_ring() {
-    for (slots, threads, batches) in [(1, 1, 4), (1, 3, 4), (2, 2, 4), (2, 3, 3), (3, 2, 3), (3, 3, 3)] {
-        let states = ring(slots, threads, batches).walk().unwrap_or_else(|e| panic!("{slots} slots, {threads} threads: {e}"));
+    for (slots, threads, batches) in [
+        (1, 1, 4),
+        (1, 3, 4),
+        (2, 2, 4),
+        (2, 3, 3),
+        (3, 2, 3),
+        (3, 3, 3),
+    ] {
+        let states = ring(slots, threads, batches)
+            .walk()
+            .unwrap_or_else(|e| panic!("{slots} slots, {threads} threads: {e}"));
         println!("{slots} slots, {threads} threads, {batches} batches: {states} states");
         assert!(states > 30);
     }
@@ -256,8 +305,14 @@ fn no_interleaving_breaks_the_ring() {
 #[test]
 fn the_walk_catches_faulty_rings() {
     // a thread that takes its number before its slot can starve the one the caller waits for
-    let starving = Ring { number_first: true, ..ring(1, 2, 3) };
+    let starving = Ring {
+        number_first: true,
+        ..ring(1, 2, 3)
+    };
     assert!(starving.walk().unwrap_err().contains("for ever"));
-    let careless = Ring { frees_in_flight: true, ..ring(2, 1, 3) };
+    let careless = Ring {
+        frees_in_flight: true,
+        ..ring(2, 1, 3)
+    };
     assert!(careless.walk().unwrap_err().contains("two places"));
 }

@@ -1,5 +1,6 @@
-//! The structural losses as part of a step: gradients of every parameter against the f64 reference with finite differences
-//! of the plain similarity, alone and beside pixel losses; and a NaN that must skip the update.
+//! The structural losses as part of a step: gradients of every parameter against the f64 reference
+//! with finite differences of the plain similarity, alone and beside pixel losses; and a NaN that
+//! must skip the update.
 
 mod network_common;
 mod reference;
@@ -11,28 +12,46 @@ use paragon::plan::LossKind;
 use reference::{Reference, similarity};
 
 /// The weighted losses of a batch [n, h, w, 3].
-fn batch_loss(losses: &[(LossKind, f32)], output: &[f64], target: &[f64], (n, h, w): (usize, usize, usize)) -> f64 {
+fn batch_loss(
+    losses: &[(LossKind, f32)],
+    output: &[f64],
+    target: &[f64],
+    (n, h, w): (usize, usize, usize),
+) -> f64 {
     let image = h * w * 3;
     let term = |kind| {
         let mean_score = |score: &dyn Fn(&[f64], &[f64]) -> f64| {
-            output.chunks_exact(image).zip(target.chunks_exact(image)).map(|(p, t)| score(p, t)).sum::<f64>() / n as f64
+            output
+                .chunks_exact(image)
+                .zip(target.chunks_exact(image))
+                .map(|(p, t)| score(p, t))
+                .sum::<f64>()
+                / n as f64
         };
         match kind {
             LossKind::Ssim => 1.0 - mean_score(&|p, t| similarity::ssim(p, t, h, w)),
-            LossKind::MsSsim => 1.0 - mean_score(&|p, t| similarity::multi_scale(p, t, h, w, false)),
+            LossKind::MsSsim => {
+                1.0 - mean_score(&|p, t| similarity::multi_scale(p, t, h, w, false))
+            }
             pixel => reference_loss(pixel).evaluate(output, target).0,
         }
     };
-    losses.iter().map(|&(kind, weight)| f64::from(weight) * term(kind)).sum()
+    losses
+        .iter()
+        .map(|&(kind, weight)| f64::from(weight) * term(kind))
+        .sum()
 }
 
-/// Input, target near the output so that structure correlates, and a shift that keeps L1 off its kink.
+/// Input, target near the output so that structure correlates, and a shift that keeps L1 off its
+/// kink.
 fn pictures(reference: &Reference, (n, h, w): (usize, usize, usize)) -> (Vec<f32>, Vec<f32>) {
     let input = noise(n * h * w * 3, 3);
     let output = reference.forward(&wide(&input), n, h, w);
     let shift = |i: usize| if i.is_multiple_of(3) { -0.12 } else { 0.15 };
     let disturbed = output.iter().zip(noise(output.len(), 4)).enumerate();
-    let target = disturbed.map(|(i, (v, r))| (v + shift(i) + 0.1 * (f64::from(r) - 0.5)) as f32).collect();
+    let target = disturbed
+        .map(|(i, (v, r))| (v + shift(i) + 0.1 * (f64::from(r) - 0.5)) as f32)
+        .collect();
     (input, target)
 }
 
@@ -49,25 +68,32 @@ fn gradients_match_differences_of_the_reference() {
         &[(LossKind::MsSsim, 0.3), (LossKind::Ssim, 0.7)],
     ];
     for losses in recipes {
-        let expected = twin.reference.gradients_with(&wide(&input), n, h, w, |output| {
-            let target = wide(&target);
-            let mut moved = output.to_vec();
-            let step = 1e-6;
-            let slopes = (0..output.len()).map(|i| {
-                // one value moves one image
-                let image = 12 * h * w;
-                let range = i / image * image..(i / image + 1) * image;
-                let mut at = |value: f64| {
-                    moved[i] = value;
-                    batch_loss(losses, &moved[range.clone()], &target[range.clone()], (1, size.1, size.2)) / n as f64
-                };
-                let slope = (at(output[i] + step) - at(output[i] - step)) / (2.0 * step);
-                moved[i] = output[i];
-                slope
+        let expected = twin
+            .reference
+            .gradients_with(&wide(&input), n, h, w, |output| {
+                let target = wide(&target);
+                let mut moved = output.to_vec();
+                let step = 1e-6;
+                let slopes = (0..output.len()).map(|i| {
+                    // one value moves one image
+                    let image = 12 * h * w;
+                    let range = i / image * image..(i / image + 1) * image;
+                    let mut at = |value: f64| {
+                        moved[i] = value;
+                        batch_loss(
+                            losses,
+                            &moved[range.clone()],
+                            &target[range.clone()],
+                            (1, size.1, size.2),
+                        ) / n as f64
+                    };
+                    let slope = (at(output[i] + step) - at(output[i] - step)) / (2.0 * step);
+                    moved[i] = output[i];
+                    slope
+                });
+                let slopes = slopes.collect();
+                (batch_loss(losses, output, &target, size), slopes)
             });
-            let slopes = slopes.collect();
-            (batch_loss(losses, output, &target, size), slopes)
-        });
         for isa in Isa::available() {
             let mut step = twin.load(&spec(n, (h, w), losses, true), options(isa, 2));
             step.floats(&input, &target, &scalars());
@@ -76,7 +102,10 @@ fn gradients_match_differences_of_the_reference() {
             // the gradient is added to what the pixel losses left, not to the step before
             let (loss, gradients) = (step.loss(), step.gradients());
             step.floats(&input, &target, &scalars());
-            assert!(step.loss() == loss && step.gradients() == gradients, "{isa} {losses:?}: a second run differs");
+            assert!(
+                step.loss() == loss && step.gradients() == gradients,
+                "{isa} {losses:?}: a second run differs"
+            );
         }
     }
 }
@@ -86,20 +115,37 @@ fn larger_images_match_along_a_direction() {
     let (n, h, w) = (1, 33, 24); // HR 66 x 48: three levels of whole windows, odd sizes below
     let twin = Twin::new(2, 23);
     let (input, target) = pictures(&twin.reference, (n, h, w));
-    let directions: Vec<f32> = noise(twin.params.len(), 9).iter().zip(&twin.params).map(|(r, p)| (r - 0.5) * p).collect();
+    let directions: Vec<f32> = noise(twin.params.len(), 9)
+        .iter()
+        .zip(&twin.params)
+        .map(|(r, p)| (r - 0.5) * p)
+        .collect();
     for kind in [LossKind::Ssim, LossKind::MsSsim] {
         let losses = [(LossKind::Mse, 0.5), (kind, 1.0)];
         let mut step = twin.load(&spec(n, (h, w), &losses, true), options(Isa::detect(), 2));
         step.floats(&input, &target, &scalars());
-        let slope: f64 = step.gradients().iter().zip(&directions).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
+        let slope: f64 = step
+            .gradients()
+            .iter()
+            .zip(&directions)
+            .map(|(&g, &d)| f64::from(g) * f64::from(d))
+            .sum();
         let at = |amount: f64| {
             let mut moved = twin.reference.clone();
             for p in twin.table.params.iter().filter(|p| p.trainable) {
                 let values = &mut moved.params.get_mut(&p.name).unwrap().1;
                 let direction = &directions[p.range.offset..];
-                values.iter_mut().zip(direction).for_each(|(v, &d)| *v += amount * f64::from(d));
+                values
+                    .iter_mut()
+                    .zip(direction)
+                    .for_each(|(v, &d)| *v += amount * f64::from(d));
             }
-            batch_loss(&losses, &moved.forward(&wide(&input), n, h, w), &wide(&target), (n, 2 * h, 2 * w))
+            batch_loss(
+                &losses,
+                &moved.forward(&wide(&input), n, h, w),
+                &wide(&target),
+                (n, 2 * h, 2 * w),
+            )
         };
         let expected = (at(1e-5) - at(-1e-5)) / 2e-5;
         let error = (slope - expected).abs() / expected.abs();

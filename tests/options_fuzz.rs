@@ -1,6 +1,7 @@
-//! Damaged and invented option files and network files by the thousand, from a seeded generator: `PARAGON_FUZZ_SECONDS=600
-//! PARAGON_FUZZ_SEED=7 cargo test --release --test options_fuzz -- --nocapture`. Without the variables it runs a short while from seed 1. The
-//! guided fuzzers `options` and `model` in `fuzz/` do the same to inputs that they choose by coverage.
+//! Damaged and invented option files and network files by the thousand, from a seeded generator:
+//! `PARAGON_FUZZ_SECONDS=600 PARAGON_FUZZ_SEED=7 cargo test --release --test options_fuzz --
+//! --nocapture`. Without the variables it runs a short while from seed 1. The guided fuzzers
+//! `options` and `model` in `fuzz/` do the same to inputs that they choose by coverage.
 
 #[path = "fuzz_common/model.rs"]
 mod model;
@@ -14,7 +15,10 @@ use paragon::train::write_model;
 use std::time::{Duration, Instant};
 
 fn variable(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(default)
 }
 
 /// What option files are made of, and what readers of them stumble over.
@@ -92,7 +96,11 @@ fn seeds() -> Vec<String> {
                   betas: [0.9, 0.99]}\n  scheduler: {type: MultiStepLR, milestones: [1e3, !!float 2e3], gamma: 0.5}\n  total_iter: !!float 5e3\n  warmup_iter: -1\n  losses:\n  \
                   - {type: l1loss, loss_weight: 1.0}\n  - {type: ganloss}\nval: {val_enabled: true, val_freq: 1e3, metrics: {psnr: {type: calculate_psnr, crop_border: 4}}}\n\
                   logger: {print_freq: 100, save_checkpoint_freq: !!float 5e3}\n";
-    vec![docs::starter(), docs::yaml(&paragon::config::Settings::default(), false), theirs.to_string()]
+    vec![
+        docs::starter(),
+        docs::yaml(&paragon::config::Settings::default(), false),
+        theirs.to_string(),
+    ]
 }
 
 fn changed(rng: &mut Rng, text: &str) -> Vec<u8> {
@@ -118,7 +126,13 @@ fn changed(rng: &mut Rng, text: &str) -> Vec<u8> {
                 chars.splice(place..place, part.chars());
                 lines[at] = chars.into_iter().collect();
             }
-            _ => lines[at] = format!("{}{}", " ".repeat(rng.below(5) as usize), lines[at].trim_start()),
+            _ => {
+                lines[at] = format!(
+                    "{}{}",
+                    " ".repeat(rng.below(5) as usize),
+                    lines[at].trim_start()
+                )
+            }
         }
         if lines.is_empty() {
             lines.push(String::new());
@@ -138,7 +152,10 @@ fn option_files_of_any_kind_give_settings_or_an_error() {
     let mut rng = Rng::new(&[variable("PARAGON_FUZZ_SEED", 1), 1]);
     let seeds = seeds();
     for seed in &seeds {
-        assert!(options::options(seed.as_bytes()), "an undamaged file is not read");
+        assert!(
+            options::options(seed.as_bytes()),
+            "an undamaged file is not read"
+        );
     }
     let (mut runs, mut read) = (0u64, 0u64);
     let start = Instant::now();
@@ -155,7 +172,10 @@ fn option_files_of_any_kind_give_settings_or_an_error() {
 /// A network file whose header, body or both are changed.
 fn changed_network(rng: &mut Rng, whole: &[u8]) -> Vec<u8> {
     let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
-    let (mut header, mut body) = (String::from_utf8(whole[8..8 + length].to_vec()).unwrap(), whole[8 + length..].to_vec());
+    let (mut header, mut body) = (
+        String::from_utf8(whole[8..8 + length].to_vec()).unwrap(),
+        whole[8 + length..].to_vec(),
+    );
     let words = [
         ("\"conv_in.", "\"module.conv_in."),
         ("\"body.", "\"params_ema._orig_mod.body."),
@@ -173,12 +193,19 @@ fn changed_network(rng: &mut Rng, whole: &[u8]) -> Vec<u8> {
         ("paragonsr2_realtime", "x"),
         ("__metadata__", "y"),
         ("{", "[{"),
-        ("\\\"upsampler_alpha\\\":0.3", "\\\"upsampler_alpha\\\":1e39"),
+        (
+            "\\\"upsampler_alpha\\\":0.3",
+            "\\\"upsampler_alpha\\\":1e39",
+        ),
         ("paragon\":", "paragon_state\":"),
     ];
     for _ in 0..rng.below(4) {
         let (from, to) = words[rng.below(words.len() as u64) as usize];
-        header = if rng.below(2) == 0 { header.replace(from, to) } else { header.replacen(from, to, 1) };
+        header = if rng.below(2) == 0 {
+            header.replace(from, to)
+        } else {
+            header.replacen(from, to, 1)
+        };
     }
     let mut header = header.into_bytes();
     for _ in 0..rng.below(3) {
@@ -209,7 +236,11 @@ fn network_files_of_any_kind_give_parameters_or_an_error() {
     let limit = Duration::from_secs(variable("PARAGON_FUZZ_SECONDS", 4));
     let mut rng = Rng::new(&[variable("PARAGON_FUZZ_SEED", 1), 2]);
     let memory = std::path::Path::new("/dev/shm");
-    let dir = if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() };
+    let dir = if memory.is_dir() {
+        tempfile::tempdir_in(memory).unwrap()
+    } else {
+        tempfile::tempdir().unwrap()
+    };
     let path = dir.path().join("model.safetensors");
     let net = Network::new("nano", 2).unwrap();
     write_model(&path, &net, &net.params().start_values(5), Some(7)).unwrap();

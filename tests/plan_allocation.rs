@@ -1,5 +1,5 @@
-//! Allocated is planned, byte for byte, and a training step allocates nothing: counted by a global allocator that this binary
-//! installs. One test only, since the counters see every thread.
+//! Allocated is planned, byte for byte, and a training step allocates nothing: counted by a global
+//! allocator that this binary installs. One test only, since the counters see every thread.
 
 mod network_common;
 mod reference;
@@ -22,28 +22,33 @@ fn count(bytes: usize) {
     LARGEST.fetch_max(bytes as u64, Relaxed);
 }
 
-// SAFETY: everything is handed to the system's allocator, whose promises are those asked for; counting allocates nothing
+// SAFETY: everything is handed to the system's allocator, whose promises are those asked for;
+// counting allocates nothing
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's allocator
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's
+        // allocator
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's allocator
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's
+        // allocator
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
-        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's allocator
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's
+        // allocator
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's allocator
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's
+        // allocator
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -51,15 +56,21 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The queue through which a step enters the pool takes a new block of jobs (under 2 KiB) now and then.
+/// The queue through which a step enters the pool takes a new block of jobs (under 2 KiB) now and
+/// then.
 const JOBS_OF_A_BLOCK: u64 = 31;
 const BLOCK_BYTES: u64 = 2048;
 const STEPS: u64 = 200;
 
 /// The threads of this process, by number; nothing where the system does not tell.
 fn threads() -> Vec<String> {
-    let list = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let mut list: Vec<String> = list.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let list = std::fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut list: Vec<String> = list
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     list.sort();
     list
 }
@@ -67,7 +78,11 @@ fn threads() -> Vec<String> {
 #[test]
 fn the_arena_is_what_was_planned_and_steps_allocate_nothing() {
     let twin = Twin::new(2, 3);
-    let losses = [(LossKind::L1, 1.0), (LossKind::Ssim, 0.05), (LossKind::MsSsim, 0.1)];
+    let losses = [
+        (LossKind::L1, 1.0),
+        (LossKind::Ssim, 0.05),
+        (LossKind::MsSsim, 0.1),
+    ];
     for (batch, lq, level) in [(2, 24, Recompute::Block), (3, 192, Recompute::Full)] {
         let mut spec = spec(batch, (lq, lq), &losses, false);
         spec.recompute = level;
@@ -75,8 +90,15 @@ fn the_arena_is_what_was_planned_and_steps_allocate_nothing() {
         let mut step = twin.load(&spec, options(Isa::detect(), 2));
         let planned = step.backend.plan().arena_bytes;
         assert_eq!(step.backend.allocated(), planned);
-        assert_eq!(LARGEST.load(Relaxed), planned, "the arena is the largest allocation and exactly what was planned");
-        let (lq_bytes, hr_bytes) = (vec![90; batch * lq * lq * 3], vec![91; batch * lq * lq * 12]);
+        assert_eq!(
+            LARGEST.load(Relaxed),
+            planned,
+            "the arena is the largest allocation and exactly what was planned"
+        );
+        let (lq_bytes, hr_bytes) = (
+            vec![90; batch * lq * lq * 3],
+            vec![91; batch * lq * lq * 12],
+        );
         let codes = vec![5; batch];
         let mut run = |steps: u64| {
             for _ in 0..steps {
@@ -95,7 +117,13 @@ fn the_arena_is_what_was_planned_and_steps_allocate_nothing() {
         println!("{level}: {count} allocations in {steps} steps, the largest of {largest} bytes");
         // one that had ended already would have been an allocation
         assert_eq!(self::threads(), threads, "a step starts no thread");
-        assert!(largest <= BLOCK_BYTES, "{largest} bytes were allocated inside a step");
-        assert!(count <= 2 * steps / JOBS_OF_A_BLOCK + 2, "{count} allocations in {steps} steps");
+        assert!(
+            largest <= BLOCK_BYTES,
+            "{largest} bytes were allocated inside a step"
+        );
+        assert!(
+            count <= 2 * steps / JOBS_OF_A_BLOCK + 2,
+            "{count} allocations in {steps} steps"
+        );
     }
 }

@@ -1,6 +1,7 @@
-//! Properties of plans over random configurations, with checks written here and not borrowed from the plan: live buffers share no
-//! byte, everything is written before it is read, and the layout lies close to the lower bound. The figures promised for the
-//! published recipes are checked here as well.
+//! Properties of plans over random configurations, with checks written here and not borrowed from
+//! the plan: live buffers share no byte, everything is written before it is read, and the layout
+//! lies close to the lower bound. The figures promised for the published recipes are checked here
+//! as well.
 
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
@@ -11,8 +12,16 @@ use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
 
-fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], recompute: Recompute) -> StepSpec {
-    StepSpec { recompute, ..StepSpec::new(batch, lq, losses.to_vec()) }
+fn spec(
+    batch: usize,
+    lq: (usize, usize),
+    losses: &[(LossKind, f32)],
+    recompute: Recompute,
+) -> StepSpec {
+    StepSpec {
+        recompute,
+        ..StepSpec::new(batch, lq, losses.to_vec())
+    }
 }
 
 /// First and last operation that names each buffer or a view of it.
@@ -20,7 +29,10 @@ fn uses(plan: &PlanData) -> Vec<Option<(usize, usize)>> {
     let mut uses = vec![None; plan.buffers.len()];
     for (at, op) in plan.ops.iter().enumerate() {
         for access in op.accesses() {
-            let owner = plan.buffer(access.buffer).parent.map_or(access.buffer, |(parent, _)| parent);
+            let owner = plan
+                .buffer(access.buffer)
+                .parent
+                .map_or(access.buffer, |(parent, _)| parent);
             uses[owner.0 as usize].get_or_insert((at, at)).1 = at;
         }
     }
@@ -30,21 +42,34 @@ fn uses(plan: &PlanData) -> Vec<Option<(usize, usize)>> {
     uses
 }
 
-/// Marks every byte of the arena by hand: owners for overlaps, writers for reads. Coarse grains of 256 bytes keep it quick.
+/// Marks every byte of the arena by hand: owners for overlaps, writers for reads. Coarse grains of
+/// 256 bytes keep it quick.
 fn check(plan: &PlanData) -> Result<(), TestCaseError> {
     let ids: Vec<BufferId> = (0..plan.buffers.len() as u32).map(BufferId).collect();
-    let own: Vec<BufferId> = ids.iter().copied().filter(|&id| plan.buffer(id).parent.is_none()).collect();
+    let own: Vec<BufferId> = ids
+        .iter()
+        .copied()
+        .filter(|&id| plan.buffer(id).parent.is_none())
+        .collect();
     let uses = uses(plan);
     for at in 0..plan.ops.len() {
         let mut live: Vec<(u64, u64, &str)> = own
             .iter()
-            .filter(|&&id| plan.buffer(id).class.persistent() || uses[id.0 as usize].is_some_and(|(first, last)| first <= at && at <= last))
+            .filter(|&&id| {
+                plan.buffer(id).class.persistent()
+                    || uses[id.0 as usize].is_some_and(|(first, last)| first <= at && at <= last)
+            })
             .map(|&id| plan.buffer(id))
             .map(|b| (b.offset, b.offset + b.bytes, b.name.as_str()))
             .collect();
         live.sort();
         for pair in live.windows(2) {
-            prop_assert!(pair[0].1 <= pair[1].0, "operation {at}: {} and {}", pair[0].2, pair[1].2);
+            prop_assert!(
+                pair[0].1 <= pair[1].0,
+                "operation {at}: {} and {}",
+                pair[0].2,
+                pair[1].2
+            );
         }
         prop_assert!(live.last().is_none_or(|l| l.1 <= plan.arena_bytes));
     }
@@ -64,7 +89,12 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
         for access in op.accesses().filter(|a| a.read) {
             let id = access.buffer;
             let sound = owner[grains(id)].iter().all(|&o| o == Some(root(id)));
-            prop_assert!(sound, "operation {at} ({}) reads bytes of {} that are not its own", op.label(), plan.buffer(id).name);
+            prop_assert!(
+                sound,
+                "operation {at} ({}) reads bytes of {} that are not its own",
+                op.label(),
+                plan.buffer(id).name
+            );
         }
         for access in op.accesses().filter(|a| a.write) {
             owner[grains(access.buffer)].fill(Some(root(access.buffer)));
@@ -72,13 +102,17 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
     }
     let (peak, _) = plan.peak();
     // one of 45,000 random ones is above 1.1
-    prop_assert!(plan.arena_bytes as f64 <= 1.15 * peak as f64, "arena {} against the bound {peak}", plan.arena_bytes);
+    prop_assert!(
+        plan.arena_bytes as f64 <= 1.15 * peak as f64,
+        "arena {} against the bound {peak}",
+        plan.arena_bytes
+    );
     prop_assert!(plan.memory().floor_bytes <= peak);
     Ok(())
 }
 
-/// The same from the launches alone: what two buffers hold is safe when no byte is in both, or the last launch to name one comes
-/// before the first that names the other.
+/// The same from the launches alone: what two buffers hold is safe when no byte is in both, or the
+/// last launch to name one comes before the first that names the other.
 fn check_launches(plan: &PlanData) -> Result<(), TestCaseError> {
     let program = lower(plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
@@ -89,19 +123,40 @@ fn check_launches(plan: &PlanData) -> Result<(), TestCaseError> {
             }
         }
     }
-    let used: Vec<_> = plan.buffers.iter().zip(uses).filter_map(|(b, u)| Some((b, u?))).filter(|(b, _)| !b.class.persistent()).collect();
+    let used: Vec<_> = plan
+        .buffers
+        .iter()
+        .zip(uses)
+        .filter_map(|(b, u)| Some((b, u?)))
+        .filter(|(b, _)| !b.class.persistent())
+        .collect();
     for (i, &(a, (first, last))) in used.iter().enumerate() {
         for &(b, (from, to)) in &used[i + 1..] {
-            let apart = a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset || last < from || to < first;
-            prop_assert!(apart, "{} and {} are in use together and share bytes", a.name, b.name);
+            let apart = a.offset + a.bytes <= b.offset
+                || b.offset + b.bytes <= a.offset
+                || last < from
+                || to < first;
+            prop_assert!(
+                apart,
+                "{} and {} are in use together and share bytes",
+                a.name,
+                b.name
+            );
         }
     }
     Ok(())
 }
 
 fn losses() -> impl Strategy<Value = Vec<(LossKind, f32)>> {
-    let kinds = [LossKind::L1, LossKind::Charbonnier, LossKind::Mse, LossKind::Ssim, LossKind::MsSsim];
-    prop::sample::subsequence(kinds.to_vec(), 1..=3).prop_map(|kinds| kinds.into_iter().map(|k| (k, 0.5)).collect())
+    let kinds = [
+        LossKind::L1,
+        LossKind::Charbonnier,
+        LossKind::Mse,
+        LossKind::Ssim,
+        LossKind::MsSsim,
+    ];
+    prop::sample::subsequence(kinds.to_vec(), 1..=3)
+        .prop_map(|kinds| kinds.into_iter().map(|k| (k, 0.5)).collect())
 }
 
 proptest! {
@@ -163,20 +218,41 @@ impl Sizing for Forgetful {
 #[test]
 fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
     let net = Network::new("nano", 2).unwrap();
-    let sizing = CudaSizing { precision: Precision::Bf16 };
+    let sizing = CudaSizing {
+        precision: Precision::Bf16,
+    };
     let spec = spec(16, (64, 64), &[(LossKind::L1, 1.0)], Recompute::Block);
     let good = training_plan(&net, &spec, &sizing).unwrap();
-    assert_eq!(good.late_sums.len(), 8, "the loss, the network's end and its composition, conv_mid, three blocks, conv_in");
+    assert_eq!(
+        good.late_sums.len(),
+        8,
+        "the loss, the network's end and its composition, conv_mid, three blocks, conv_in"
+    );
     check_launches(&good).unwrap();
     // a lifetime that ends with the operation
     let mut short = (*good).clone();
     let id = short.late_sums[1];
     short.buffers[id.0 as usize].live.end -= 1;
-    assert!(short.verify().unwrap_err().to_string().contains("does not live until it is added up"));
+    assert!(
+        short
+            .verify()
+            .unwrap_err()
+            .to_string()
+            .contains("does not live until it is added up")
+    );
     // a plan for another way of adding up; and the same when nobody asks
     let mut forgetful = (*training_plan(&net, &spec, &Forgetful(sizing)).unwrap()).clone();
-    assert!(lower(&forgetful).unwrap_err().to_string().contains("does not live until it is added up"));
-    forgetful.late_sums = forgetful.ops[forgetful.micro.clone()].iter().filter(|op| sizing.sums_late(op)).flat_map(Op::sums).collect();
+    assert!(
+        lower(&forgetful)
+            .unwrap_err()
+            .to_string()
+            .contains("does not live until it is added up")
+    );
+    forgetful.late_sums = forgetful.ops[forgetful.micro.clone()]
+        .iter()
+        .filter(|op| sizing.sums_late(op))
+        .flat_map(Op::sums)
+        .collect();
     assert!(check_launches(&forgetful).is_err());
     assert!(forgetful.verify().is_err());
 }
@@ -184,7 +260,14 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
 /// Device bytes of Nano x2 as planned for CUDA in bf16: the arena with the staged batches in it.
 fn device(lq: usize, batch: usize, losses: &[(LossKind, f32)], level: Recompute) -> u64 {
     let net = Network::new("nano", 2).unwrap();
-    let plan = training_plan(&net, &spec(batch, (lq, lq), losses, level), &CudaSizing { precision: Precision::Bf16 }).unwrap();
+    let plan = training_plan(
+        &net,
+        &spec(batch, (lq, lq), losses, level),
+        &CudaSizing {
+            precision: Precision::Bf16,
+        },
+    )
+    .unwrap();
     plan.arena_bytes
 }
 
@@ -199,7 +282,14 @@ fn the_published_recipes_take_the_promised_memory() {
         (256, 64, &realtime, Recompute::Full, 1126 * MIB),
     ] {
         let bytes = device(lq, batch, losses, level);
-        println!("LQ {lq}, batch {batch}, {level}: {:.1} MiB", bytes as f64 / MIB as f64);
-        assert!(bytes <= most, "LQ {lq}, batch {batch}, {level}: {:.1} MiB", bytes as f64 / MIB as f64);
+        println!(
+            "LQ {lq}, batch {batch}, {level}: {:.1} MiB",
+            bytes as f64 / MIB as f64
+        );
+        assert!(
+            bytes <= most,
+            "LQ {lq}, batch {batch}, {level}: {:.1} MiB",
+            bytes as f64 / MIB as f64
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Proves the f64 reference network before anything else is measured against it: by central finite differences, which need
-//! no outside file, and against golden numbers where the shared folder is at hand.
+//! Proves the f64 reference network before anything else is measured against it: by central finite
+//! differences, which need no outside file, and against golden numbers where the shared folder is
+//! at hand.
 
 mod reference;
 
@@ -39,7 +40,11 @@ fn erf_matches_known_values() {
         (7.0, 1.0),
     ];
     for (x, expected) in known {
-        assert!((erf::erf(x) - expected).abs() <= 4e-16 * expected, "erf({x}) = {:e}", erf::erf(x));
+        assert!(
+            (erf::erf(x) - expected).abs() <= 4e-16 * expected,
+            "erf({x}) = {:e}",
+            erf::erf(x)
+        );
         assert_eq!(erf::erf(-x), -erf::erf(x));
     }
     // the two branches meet
@@ -50,26 +55,45 @@ fn erf_matches_known_values() {
     }
 }
 
-/// Compares analytic gradients with central differences for some entries of every parameter and of the input.
+/// Compares analytic gradients with central differences for some entries of every parameter and of
+/// the input.
 fn check_differences(network: &Reference, n: usize, h: usize, w: usize, loss: Loss) {
     let s = network.scale;
     let input = noise(n * h * w * 3, 1);
     // far enough from the output that the kink of L1 is never crossed
     let offset = |i: usize| if i.is_multiple_of(3) { -0.25 } else { 0.35 };
     let output = network.forward(&input, n, h, w);
-    let target: Vec<f64> = output.iter().enumerate().map(|(i, v)| v + offset(i)).collect();
+    let target: Vec<f64> = output
+        .iter()
+        .enumerate()
+        .map(|(i, v)| v + offset(i))
+        .collect();
     assert_eq!(output.len(), n * h * s * w * s * 3);
-    let Gradients { params, input: input_grad, output: same, loss: value } = network.gradients(&input, &target, n, h, w, loss);
+    let Gradients {
+        params,
+        input: input_grad,
+        output: same,
+        loss: value,
+    } = network.gradients(&input, &target, n, h, w, loss);
     assert_eq!(same, output);
     assert_eq!(value, loss.evaluate(&output, &target).0);
-    assert_eq!(params.len(), network.params.keys().filter(|name| trainable(name)).count());
+    assert_eq!(
+        params.len(),
+        network.params.keys().filter(|name| trainable(name)).count()
+    );
 
     let step = 1e-4;
-    let loss_of = |network: &Reference, input: &[f64]| loss.evaluate(&network.forward(input, n, h, w), &target).0;
+    let loss_of = |network: &Reference, input: &[f64]| {
+        loss.evaluate(&network.forward(input, n, h, w), &target).0
+    };
     let mut largest = 0f64;
     let mut compare = |name: &str, analytic: f64, plus: f64, minus: f64, scale: f64| {
         let error = (analytic - (plus - minus) / (2.0 * step)).abs() / scale;
-        assert!(error < 1e-6, "{name}: analytic {analytic:e}, differences {:e}", (plus - minus) / (2.0 * step));
+        assert!(
+            error < 1e-6,
+            "{name}: analytic {analytic:e}, differences {:e}",
+            (plus - minus) / (2.0 * step)
+        );
         largest = largest.max(error);
     };
     for (name, grad) in &params {
@@ -91,13 +115,21 @@ fn check_differences(network: &Reference, n: usize, h: usize, w: usize, loss: Lo
         moved[j] -= 2.0 * step;
         compare("input", input_grad[j], plus, loss_of(network, &moved), size);
     }
-    println!("{loss:?} x{s} {n}x{h}x{w}: largest difference {largest:.1e} of a gradient's largest entry");
+    println!(
+        "{loss:?} x{s} {n}x{h}x{w}: largest difference {largest:.1e} of a gradient's largest entry"
+    );
 }
 
 #[test]
 fn gradients_match_finite_differences() {
     check_differences(&Reference::random(2, 3), 1, 4, 5, Loss::L1);
-    check_differences(&Reference::sized(3, 4, 2, 0.4, 5), 2, 5, 3, Loss::Charbonnier);
+    check_differences(
+        &Reference::sized(3, 4, 2, 0.4, 5),
+        2,
+        5,
+        3,
+        Loss::Charbonnier,
+    );
     check_differences(&Reference::sized(4, 5, 1, 0.0, 7), 1, 2, 7, Loss::Mse);
     check_differences(&Reference::sized(1, 3, 1, 0.3, 9), 1, 1, 1, Loss::Mse);
 }
@@ -119,7 +151,10 @@ fn learning_rate_and_average_follow_their_closed_forms() {
     let rates: Vec<f64> = (1..=9).map(|i| recipe.lr_at(i)).collect();
     assert_eq!(rates, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.5, 0.5, 0.25]);
     recipe.warmup = 0;
-    recipe.schedule = Schedule::Cosine { period: 10, floor: 0.2 };
+    recipe.schedule = Schedule::Cosine {
+        period: 10,
+        floor: 0.2,
+    };
     for (i, expected) in [(1, 1.0), (6, 0.6), (11, 0.2), (12, 0.2)] {
         assert!((recipe.lr_at(i) - expected).abs() < 1e-15);
     }
@@ -133,9 +168,14 @@ fn agrees_with_golden_networks() {
     for scale in [2, 4] {
         for shape in ["1x33x17", "2x20x28"] {
             let file = format!("realtime_x{scale}_{shape}.safetensors");
-            let Some(golden) = golden::open("agrees_with_golden_networks", &file) else { continue };
+            let Some(golden) = golden::open("agrees_with_golden_networks", &file) else {
+                continue;
+            };
             let network = Reference::from_params(0.3, golden.parameters("param."));
-            assert_eq!((network.scale, network.features, network.blocks), (scale, 16, 3));
+            assert_eq!(
+                (network.scale, network.features, network.blocks),
+                (scale, 16, 3)
+            );
             for (name, (shape, taps)) in base_taps() {
                 assert_eq!(network.params[&name], (shape, taps), "{name}");
             }
@@ -147,19 +187,36 @@ fn agrees_with_golden_networks() {
             assert!(error < 1e-6, "{file}: output differs by {error:e}");
             let loss_error = (got.loss - golden.tensor("loss.l1").1[0]).abs() / got.loss;
             let charbonnier = Loss::Charbonnier.evaluate(&got.output, &target).0;
-            let charbonnier_error = (charbonnier - golden.tensor("loss.charbonnier").1[0]).abs() / charbonnier;
-            assert!(loss_error < 1e-6 && charbonnier_error < 1e-6, "{file}: {loss_error:e} {charbonnier_error:e}");
+            let charbonnier_error =
+                (charbonnier - golden.tensor("loss.charbonnier").1[0]).abs() / charbonnier;
+            assert!(
+                loss_error < 1e-6 && charbonnier_error < 1e-6,
+                "{file}: {loss_error:e} {charbonnier_error:e}"
+            );
             let expected: Parameters = golden.parameters("grad.");
-            assert_eq!(expected.keys().collect::<Vec<_>>(), got.params.keys().collect::<Vec<_>>());
+            assert_eq!(
+                expected.keys().collect::<Vec<_>>(),
+                got.params.keys().collect::<Vec<_>>()
+            );
             let mut worst = (0f64, "");
             for (name, grad) in &got.params {
                 let error = relative_error(grad, &expected[name].1);
-                assert!(error < 1e-5, "{file}: gradient of {name} differs by {error:e}");
-                worst = if error > worst.0 { (error, name) } else { worst };
+                assert!(
+                    error < 1e-5,
+                    "{file}: gradient of {name} differs by {error:e}"
+                );
+                worst = if error > worst.0 {
+                    (error, name)
+                } else {
+                    worst
+                };
             }
             let (_, _, _, expected) = golden.picture("grad_input");
             let input_error = relative_error(&got.input, &expected);
-            assert!(input_error < 1e-5, "{file}: grad_input differs by {input_error:e}");
+            assert!(
+                input_error < 1e-5,
+                "{file}: grad_input differs by {input_error:e}"
+            );
             println!(
                 "{file}: output {error:.1e}, l1 {loss_error:.1e}, charbonnier {charbonnier_error:.1e}, \
                  grad_input {input_error:.1e}, worst gradient {:.1e} ({})",
@@ -170,16 +227,28 @@ fn agrees_with_golden_networks() {
 }
 
 fn recipe_of(config: &serde_json::Value) -> Recipe {
-    let number = |key: &str| config[key].as_f64().unwrap_or_else(|| panic!("{key} in the configuration"));
+    let number = |key: &str| {
+        config[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{key} in the configuration"))
+    };
     let count = |value: &serde_json::Value| value.as_u64().expect("a count") as usize;
     Recipe {
         lr: number("lr"),
-        betas: (config["betas"][0].as_f64().unwrap(), config["betas"][1].as_f64().unwrap()),
+        betas: (
+            config["betas"][0].as_f64().unwrap(),
+            config["betas"][1].as_f64().unwrap(),
+        ),
         eps: number("eps"),
         weight_decay: number("weight_decay"),
         warmup: count(&config["warmup_iter"]),
         schedule: Schedule::MultiStep {
-            milestones: config["milestones"].as_array().unwrap().iter().map(count).collect(),
+            milestones: config["milestones"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(count)
+                .collect(),
             gamma: number("gamma"),
         },
         clip: config["grad_clip_max_norm"].as_f64(),
@@ -189,41 +258,72 @@ fn recipe_of(config: &serde_json::Value) -> Recipe {
 }
 
 /// Runs a golden trajectory and compares every step and both final states.
-fn follow(test: &str, file: &str, loss: impl Fn(&[f64], &[f64], (usize, usize)) -> (f64, Vec<f64>)) {
-    let Some(golden) = golden::open(test, file) else { return };
+fn follow(
+    test: &str,
+    file: &str,
+    loss: impl Fn(&[f64], &[f64], (usize, usize)) -> (f64, Vec<f64>),
+) {
+    let Some(golden) = golden::open(test, file) else {
+        return;
+    };
     let config = golden.config();
     let accum = config["accum_iter"].as_u64().unwrap() as usize;
     let steps = config["steps"].as_u64().unwrap() as usize;
     let network = Reference::from_params(0.3, golden.parameters("param_init."));
     let scale = network.scale;
     let mut training = Training::new(network, recipe_of(&config));
-    let (losses, norms, rates) = (golden.tensor("loss").1, golden.tensor("grad_norm").1, golden.tensor("lr").1);
+    let (losses, norms, rates) = (
+        golden.tensor("loss").1,
+        golden.tensor("grad_norm").1,
+        golden.tensor("lr").1,
+    );
     let mut worst = [0f64; 3];
     for step in 0..steps {
         let batches: Vec<Batch> = (step * accum..(step + 1) * accum)
             .map(|i| {
                 let unit = |name: String| {
                     let (shape, values) = golden.tensor(&name);
-                    (shape, values.iter().map(|v| v / 255.0).collect::<Vec<f64>>())
+                    (
+                        shape,
+                        values.iter().map(|v| v / 255.0).collect::<Vec<f64>>(),
+                    )
                 };
                 let (shape, input) = unit(format!("lq.{i}"));
-                Batch { n: shape[0], h: shape[1], w: shape[2], input, target: unit(format!("hr.{i}")).1 }
+                Batch {
+                    n: shape[0],
+                    h: shape[1],
+                    w: shape[2],
+                    input,
+                    target: unit(format!("hr.{i}")).1,
+                }
             })
             .collect();
         let size = (batches[0].h * scale, batches[0].w * scale);
         let report = training.step_with(&batches, |output, target| loss(output, target, size));
-        for (slot, (got, expected)) in
-            [(report.loss, losses[step]), (report.grad_norm, norms[step]), (report.lr, rates[step])].into_iter().enumerate()
+        for (slot, (got, expected)) in [
+            (report.loss, losses[step]),
+            (report.grad_norm, norms[step]),
+            (report.lr, rates[step]),
+        ]
+        .into_iter()
+        .enumerate()
         {
             let error = (got - expected).abs() / expected.abs();
-            assert!(error < 1e-5, "{file} step {step}, value {slot}: {got:e} for {expected:e}");
+            assert!(
+                error < 1e-5,
+                "{file} step {step}, value {slot}: {got:e} for {expected:e}"
+            );
             worst[slot] = worst[slot].max(error);
         }
     }
     let mut finals = [0f64; 2];
     for (slot, prefix) in ["param_final.", "ema_final."].into_iter().enumerate() {
         for (name, (_, expected)) in golden.parameters(prefix) {
-            let got = if slot == 0 { training.network.param(&name) } else { &training.ema[&name] };
+            let got = if slot == 0 {
+                training.network.param(&name)
+            } else {
+                &training.ema[&name]
+            };
             let error = relative_error(got, &expected);
             assert!(error < 1e-5, "{file}: {prefix}{name} differs by {error:e}");
             finals[slot] = finals[slot].max(error);
@@ -237,14 +337,26 @@ fn follow(test: &str, file: &str, loss: impl Fn(&[f64], &[f64], (usize, usize)) 
 
 #[test]
 fn follows_the_golden_trajectory() {
-    for file in ["train_realtime_x2_first2.safetensors", "train_realtime_x2.safetensors"] {
-        follow("follows_the_golden_trajectory", file, |p, t, _| Loss::L1.evaluate(p, t));
+    for file in [
+        "train_realtime_x2_first2.safetensors",
+        "train_realtime_x2.safetensors",
+    ] {
+        follow("follows_the_golden_trajectory", file, |p, t, _| {
+            Loss::L1.evaluate(p, t)
+        });
     }
 }
 
 #[test]
 fn follows_the_golden_trajectory_with_accumulation() {
-    for file in ["train_realtime_x2_accum_first1.safetensors", "train_realtime_x2_accum.safetensors"] {
-        follow("follows_the_golden_trajectory_with_accumulation", file, |p, t, _| Loss::L1.evaluate(p, t));
+    for file in [
+        "train_realtime_x2_accum_first1.safetensors",
+        "train_realtime_x2_accum.safetensors",
+    ] {
+        follow(
+            "follows_the_golden_trajectory_with_accumulation",
+            file,
+            |p, t, _| Loss::L1.evaluate(p, t),
+        );
     }
 }

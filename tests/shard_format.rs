@@ -1,5 +1,5 @@
-//! A reader written from `shards/FORMAT.md` alone, value by value and with nothing of paragon's own: if it reads what paragon
-//! writes, the description is enough for others to write theirs.
+//! A reader written from `shards/FORMAT.md` alone, value by value and with nothing of paragon's
+//! own: if it reads what paragon writes, the description is enough for others to write theirs.
 
 mod shard_common;
 
@@ -11,7 +11,9 @@ use std::fs;
 use std::path::Path;
 
 fn int(b: &[u8], at: usize, bytes: usize) -> usize {
-    (0..bytes).rev().fold(0, |value, i| value << 8 | usize::from(b[at + i]))
+    (0..bytes)
+        .rev()
+        .fold(0, |value, i| value << 8 | usize::from(b[at + i]))
 }
 
 /// CRC32 of zip and PNG, bit by bit.
@@ -20,7 +22,11 @@ fn crc32(bytes: &[u8]) -> usize {
     for &byte in bytes {
         crc ^= u32::from(byte);
         for _ in 0..8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 };
+            crc = if crc & 1 == 1 {
+                crc >> 1 ^ 0xEDB8_8320
+            } else {
+                crc >> 1
+            };
         }
     }
     !crc as usize
@@ -41,10 +47,19 @@ fn pairs_of(file: &[u8]) -> Vec<Pair> {
     let (scale, lq_side) = (int(file, 20, 4), int(file, 24, 4));
     let footer = &file[file.len() - 72..];
     assert_eq!(&footer[64..], b"PGNSHEND");
-    assert_eq!((crc32(&footer[..60]), int(footer, 32, 8)), (int(footer, 60, 4), file.len()));
+    assert_eq!(
+        (crc32(&footer[..60]), int(footer, 32, 8)),
+        (int(footer, 60, 4), file.len())
+    );
     let (records, images) = (int(footer, 0, 8), int(footer, 8, 8));
-    let (table, index) = (&file[int(footer, 16, 8)..int(footer, 24, 8)], &file[int(footer, 24, 8)..file.len() - 72]);
-    assert_eq!((crc32(table), crc32(index), index.len()), (int(footer, 40, 4), int(footer, 44, 4), records * 32));
+    let (table, index) = (
+        &file[int(footer, 16, 8)..int(footer, 24, 8)],
+        &file[int(footer, 24, 8)..file.len() - 72],
+    );
+    assert_eq!(
+        (crc32(table), crc32(index), index.len()),
+        (int(footer, 40, 4), int(footer, 44, 4), records * 32)
+    );
     let mut expected = 64;
     let mut out = Vec::new();
     for entry in index.chunks_exact(32) {
@@ -55,15 +70,28 @@ fn pairs_of(file: &[u8]) -> Vec<Pair> {
         assert_eq!(crc32(record), int(entry, 12, 4));
         let source = &table[int(entry, 16, 4) * 32..];
         let names = &table[images * 32..];
-        let image = String::from_utf8(names[int(source, 0, 4)..][..int(source, 4, 4)].to_vec()).unwrap();
+        let image =
+            String::from_utf8(names[int(source, 0, 4)..][..int(source, 4, 4)].to_vec()).unwrap();
         let hr_side = lq_side * scale;
         let (lq, hr) = match entry[28] {
-            0 => (record[..lq_side * lq_side * 3].to_vec(), record[lq_side * lq_side * 3..].to_vec()),
+            0 => (
+                record[..lq_side * lq_side * 3].to_vec(),
+                record[lq_side * lq_side * 3..].to_vec(),
+            ),
             1 => unpredict(record, lq_side, hr_side),
             other => panic!("codec {other}"),
         };
-        assert_eq!((lq.len(), hr.len()), (lq_side * lq_side * 3, hr_side * hr_side * 3));
-        out.push(Pair { image, left: int(entry, 20, 4), top: int(entry, 24, 4), lq, hr });
+        assert_eq!(
+            (lq.len(), hr.len()),
+            (lq_side * lq_side * 3, hr_side * hr_side * 3)
+        );
+        out.push(Pair {
+            image,
+            left: int(entry, 20, 4),
+            top: int(entry, 24, 4),
+            lq,
+            hr,
+        });
     }
     assert_eq!(expected, int(footer, 16, 8));
     out
@@ -88,8 +116,14 @@ impl Bands {
 
 fn unpredict(record: &[u8], lq_side: usize, hr_side: usize) -> (Vec<u8>, Vec<u8>) {
     let rows = lq_side.div_ceil(16);
-    let lq_bands = Bands { side: lq_side, rows };
-    let hr_bands = Bands { side: hr_side, rows: rows * (hr_side / lq_side) };
+    let lq_bands = Bands {
+        side: lq_side,
+        rows,
+    };
+    let hr_bands = Bands {
+        side: hr_side,
+        rows: rows * (hr_side / lq_side),
+    };
     let mut at = 20;
     let mut frame = |i: usize, size: usize| {
         let length = int(record, 4 + 4 * i, 4);
@@ -125,7 +159,8 @@ fn inside(residuals: &[u8], bands: &Bands) -> Vec<u8> {
                         l.min(u).max(l.max(u).min(l + u - c))
                     }
                 };
-                values[y * side + x][p] = (guess + i32::from(residuals[p * bands.plane() + bands.at(y, x)])) & 255;
+                values[y * side + x][p] =
+                    (guess + i32::from(residuals[p * bands.plane() + bands.at(y, x)])) & 255;
             }
             let [g, b, r] = values[y * side + x];
             let pixel = &mut out[(y * side + x) * 3..][..3];
@@ -148,12 +183,16 @@ fn from_hr(planes: &[u8], bands: &Bands, way: u8, hr: &[u8], hr_side: usize) -> 
             let guess: [i64; 3] = std::array::from_fn(|c| match way {
                 1 => {
                     let area = (scale * scale) as i64;
-                    let sum: i64 = (0..scale * scale).map(|i| value(y * scale + i / scale, x * scale + i % scale, c)).sum();
+                    let sum: i64 = (0..scale * scale)
+                        .map(|i| value(y * scale + i / scale, x * scale + i % scale, c))
+                        .sum();
                     (sum + area / 2) / area
                 }
                 2 => {
                     assert_eq!(scale, 2);
-                    let column = |row: usize| filtered((0..8).map(|i| weights[i] * value(row, held(x, i), c)).sum());
+                    let column = |row: usize| {
+                        filtered((0..8).map(|i| weights[i] * value(row, held(x, i), c)).sum())
+                    };
                     filtered((0..8).map(|i| weights[i] * column(held(y, i))).sum())
                 }
                 other => panic!("way {other}"),
@@ -172,15 +211,27 @@ fn from_hr(planes: &[u8], bands: &Bands, way: u8, hr: &[u8], hr_side: usize) -> 
 fn compare(folder: &Path) {
     let set = ShardSet::open(folder).unwrap();
     let mut scratch = set.scratch().unwrap();
-    let (mut lq, mut hr) = (vec![0; set.geometry().lq_bytes()], vec![0; set.geometry().hr_bytes()]);
+    let (mut lq, mut hr) = (
+        vec![0; set.geometry().lq_bytes()],
+        vec![0; set.geometry().hr_bytes()],
+    );
     let mut record = 0;
     for number in 0.. {
-        let Ok(file) = fs::read(folder.join(format!("shard-{number:05}.psh"))) else { break };
+        let Ok(file) = fs::read(folder.join(format!("shard-{number:05}.psh"))) else {
+            break;
+        };
         for pair in pairs_of(&file) {
             set.read(record, &mut scratch, &mut lq, &mut hr).unwrap();
             let source = set.source(record).unwrap();
-            assert_eq!((source.image, source.x as usize, source.y as usize), (pair.image, pair.left, pair.top));
-            assert!(lq == pair.lq && hr == pair.hr, "record {record} of {}", folder.display());
+            assert_eq!(
+                (source.image, source.x as usize, source.y as usize),
+                (pair.image, pair.left, pair.top)
+            );
+            assert!(
+                lq == pair.lq && hr == pair.hr,
+                "record {record} of {}",
+                folder.display()
+            );
             record += 1;
         }
     }
@@ -198,11 +249,25 @@ fn the_description_is_enough_to_read_any_set() {
     let data = dir.path().join("data");
     fs::create_dir(&data).unwrap();
     for i in 0..3 {
-        picture(150, 130, i).save(data.join(format!("p{i}.png"))).unwrap();
+        picture(150, 130, i)
+            .save(data.join(format!("p{i}.png")))
+            .unwrap();
     }
-    for (scale, lq_size, codec) in [(2, 16, Codec::Predict), (2, 35, Codec::Predict), (3, 20, Codec::Predict), (1, 40, Codec::Raw)] {
+    for (scale, lq_size, codec) in [
+        (2, 16, Codec::Predict),
+        (2, 35, Codec::Predict),
+        (3, 20, Codec::Predict),
+        (1, 40, Codec::Raw),
+    ] {
         let out = dir.path().join(format!("set{scale}-{lq_size}"));
-        make(&BuildConfig { scale, lq_size, stride: lq_size, codec, ..config(&data, &out) }).unwrap();
+        make(&BuildConfig {
+            scale,
+            lq_size,
+            stride: lq_size,
+            codec,
+            ..config(&data, &out)
+        })
+        .unwrap();
         compare(&out);
     }
 }

@@ -1,5 +1,6 @@
-//! Not a check but a measurement, run by hand: conversion and loader on photographs. (The codec alone: `benches/codec.rs`.)
-//! `cargo test --release --test shard_measure -- --ignored --nocapture --test-threads 1`
+//! Not a check but a measurement, run by hand: conversion and loader on photographs. (The codec
+//! alone: `benches/codec.rs`.) `cargo test --release --test shard_measure -- --ignored --nocapture
+//! --test-threads 1`
 
 mod shard_common;
 
@@ -8,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 fn shared() -> PathBuf {
-    std::env::var_os("PARAGON_SHARED").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from)
+    std::env::var_os("PARAGON_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+        PathBuf::from,
+    )
 }
 
 #[test]
@@ -26,8 +30,18 @@ fn loader_on_photographs() {
     let dir = tempfile::tempdir().unwrap();
     for codec in [Codec::Raw, Codec::Predict] {
         let out = dir.path().join(codec.name());
-        let sizes = BuildConfig { lq_size: 128, stride: 128, shard_bytes: 512 << 20, ..shard_common::config(&data, &out) };
-        let report = shard_common::make(&BuildConfig { codec, host_memory: 2 << 30, ..sizes }).unwrap();
+        let sizes = BuildConfig {
+            lq_size: 128,
+            stride: 128,
+            shard_bytes: 512 << 20,
+            ..shard_common::config(&data, &out)
+        };
+        let report = shard_common::make(&BuildConfig {
+            codec,
+            host_memory: 2 << 30,
+            ..sizes
+        })
+        .unwrap();
         println!(
             "{}: {} pairs, {:.4} of raw, made in {:.2} s ({:.0} pairs/s)",
             codec.name(),
@@ -38,9 +52,14 @@ fn loader_on_photographs() {
         );
         let set = Arc::new(ShardSet::open(&out).unwrap());
         for (threads, lq_size) in [(1, 128), (2, 128), (1, 96)] {
-            let config = LoaderConfig { threads, slots: 6, ..LoaderConfig::new(16, lq_size, 1) };
+            let config = LoaderConfig {
+                threads,
+                slots: 6,
+                ..LoaderConfig::new(16, lq_size, 1)
+            };
             let bound = bound(&set.clone().into(), &config).unwrap();
-            let mut loader = Loader::start(paragon::loader::Sources::from(set.clone()), config).unwrap();
+            let mut loader =
+                Loader::start(paragon::loader::Sources::from(set.clone()), config).unwrap();
             loader.next().unwrap();
             let (mut batches, start) = (0, Instant::now());
             while start.elapsed() < Duration::from_secs(2) {

@@ -1,10 +1,13 @@
-//! The structural losses of the CPU backend against a plain f64 version, finite differences of that version, and golden
-//! losses, gradients and a training trajectory where the shared folder is at hand.
+//! The structural losses of the CPU backend against a plain f64 version, finite differences of that
+//! version, and golden losses, gradients and a training trajectory where the shared folder is at
+//! hand.
 
 mod reference;
 
 use paragon::backend::cpu::Isa;
-use paragon::backend::cpu::structural::{Similarity, loss, score, score_and_gradient, scratch_floats};
+use paragon::backend::cpu::structural::{
+    Similarity, loss, score, score_and_gradient, scratch_floats,
+};
 use reference::{
     Loss, Reference,
     golden::{self, relative_error},
@@ -12,27 +15,67 @@ use reference::{
     training::{Batch, Recipe, Schedule, Training},
 };
 
-const KINDS: [Similarity; 3] = [Similarity::Ssim, Similarity::MultiScale { luminance: false }, Similarity::MultiScale { luminance: true }];
+const KINDS: [Similarity; 3] = [
+    Similarity::Ssim,
+    Similarity::MultiScale { luminance: false },
+    Similarity::MultiScale { luminance: true },
+];
 
 /// Rows of an NHWC prediction less its target, and of the target.
-fn rows<'a>(pred: &'a [f32], target: &'a [f32], w: usize) -> impl Fn(usize, &mut [f32], &mut [f32]) + 'a {
+fn rows<'a>(
+    pred: &'a [f32],
+    target: &'a [f32],
+    w: usize,
+) -> impl Fn(usize, &mut [f32], &mut [f32]) + 'a {
     move |y, difference, row| {
         row.copy_from_slice(&target[y * w * 3..][..w * 3]);
-        difference.iter_mut().zip(&pred[y * w * 3..]).zip(row).for_each(|((d, p), t)| *d = p - *t);
+        difference
+            .iter_mut()
+            .zip(&pred[y * w * 3..])
+            .zip(row)
+            .for_each(|((d, p), t)| *d = p - *t);
     }
 }
 
 /// Score and gradient of one image into fresh buffers; the scratch is poisoned first.
-fn run(kind: Similarity, pred: &[f32], target: &[f32], h: usize, w: usize, slope: f64) -> (f64, Vec<f32>) {
+fn run(
+    kind: Similarity,
+    pred: &[f32],
+    target: &[f32],
+    h: usize,
+    w: usize,
+    slope: f64,
+) -> (f64, Vec<f32>) {
     let mut scratch = vec![f32::NAN; scratch_floats(kind, h, w)];
     let mut grad = vec![0.0; pred.len()];
-    let value = score_and_gradient(Isa::detect(), kind, rows(pred, target, w), h, w, slope, &mut grad, &mut scratch);
+    let value = score_and_gradient(
+        Isa::detect(),
+        kind,
+        rows(pred, target, w),
+        h,
+        w,
+        slope,
+        &mut grad,
+        &mut scratch,
+    );
     scratch.fill(f32::NAN);
-    assert_eq!(value.to_bits(), score(Isa::detect(), kind, rows(pred, target, w), h, w, &mut scratch).to_bits());
+    assert_eq!(
+        value.to_bits(),
+        score(
+            Isa::detect(),
+            kind,
+            rows(pred, target, w),
+            h,
+            w,
+            &mut scratch
+        )
+        .to_bits()
+    );
     (value, grad)
 }
 
-/// A smooth target with texture, and a prediction of it that `noise` throws off, in places outside 0..1.
+/// A smooth target with texture, and a prediction of it that `noise` throws off, in places outside
+/// 0..1.
 fn pictures(h: usize, w: usize, noise: f32) -> (Vec<f32>, Vec<f32>) {
     let mut state = 12345u32;
     let mut draw = || {
@@ -57,7 +100,9 @@ fn pictures(h: usize, w: usize, noise: f32) -> (Vec<f32>, Vec<f32>) {
 fn plain(kind: Similarity, pred: &[f64], target: &[f64], h: usize, w: usize) -> f64 {
     match kind {
         Similarity::Ssim => similarity::ssim(pred, target, h, w),
-        Similarity::MultiScale { luminance } => similarity::multi_scale(pred, target, h, w, luminance),
+        Similarity::MultiScale { luminance } => {
+            similarity::multi_scale(pred, target, h, w, luminance)
+        }
     }
 }
 
@@ -68,14 +113,28 @@ fn wide(values: &[f32]) -> Vec<f64> {
 #[test]
 fn scores_match_the_plain_version_at_any_size() {
     let mut worst = 0f64;
-    for (h, w) in [(1, 1), (3, 40), (40, 3), (10, 11), (11, 11), (12, 27), (33, 26), (26, 43), (31, 64), (48, 47)] {
+    for (h, w) in [
+        (1, 1),
+        (3, 40),
+        (40, 3),
+        (10, 11),
+        (11, 11),
+        (12, 27),
+        (33, 26),
+        (26, 43),
+        (31, 64),
+        (48, 47),
+    ] {
         for noise in [0.1, 0.8] {
             let (pred, target) = pictures(h, w, noise);
             for kind in KINDS {
                 let (got, _) = run(kind, &pred, &target, h, w, 1.0);
                 let expected = plain(kind, &wide(&pred), &wide(&target), h, w);
                 let error = (got - expected).abs();
-                assert!(error < 2e-6, "{kind:?} {h}x{w} noise {noise}: {got} for {expected}");
+                assert!(
+                    error < 2e-6,
+                    "{kind:?} {h}x{w} noise {noise}: {got} for {expected}"
+                );
                 worst = worst.max(error);
             }
         }
@@ -109,7 +168,11 @@ fn gradients_match_finite_differences() {
                 };
                 let expected = slope * (at(step) - at(-step)) / (2.0 * step);
                 let error = (f64::from(grad[j]) - expected).abs() / size;
-                assert!(error < 3e-5, "{kind:?} {h}x{w} [{j}]: {} for {expected}", grad[j]);
+                assert!(
+                    error < 3e-5,
+                    "{kind:?} {h}x{w} [{j}]: {} for {expected}",
+                    grad[j]
+                );
             }
         }
     }
@@ -130,7 +193,9 @@ fn equal_images_score_one_without_a_gradient() {
 fn a_level_mean_of_zero_gives_no_infinite_slope() {
     // an inverted checkerboard: no window correlates with its own
     let (h, w) = (32, 32);
-    let target: Vec<f32> = (0..h * w * 3).map(|i| ((i / 3 % w + i / 3 / w) % 2) as f32).collect();
+    let target: Vec<f32> = (0..h * w * 3)
+        .map(|i| ((i / 3 % w + i / 3 / w) % 2) as f32)
+        .collect();
     let pred: Vec<f32> = target.iter().map(|t| 1.0 - t).collect();
     for kind in KINDS {
         let (value, grad) = run(kind, &pred, &target, h, w, 1.0);
@@ -149,7 +214,16 @@ fn the_gradient_is_added_and_the_clamp_passes_on_its_borders() {
     assert_eq!((grad[6], grad[9]), (0.0, 0.0));
     let mut scratch = vec![0.0; scratch_floats(kind, 24, 24)];
     let mut sum = vec![1.0; pred.len()];
-    score_and_gradient(Isa::detect(), kind, rows(&pred, &target, 24), 24, 24, 1.0, &mut sum, &mut scratch);
+    score_and_gradient(
+        Isa::detect(),
+        kind,
+        rows(&pred, &target, 24),
+        24,
+        24,
+        1.0,
+        &mut sum,
+        &mut scratch,
+    );
     assert!(sum.iter().zip(&grad).all(|(s, g)| *s == 1.0 + g));
 }
 
@@ -164,10 +238,18 @@ fn a_nan_is_not_hidden() {
 }
 
 /// Loss and gradient of a batch [n, h, w, 3] the way a backend would put them together.
-fn batch(kind: Similarity, pred: &[f32], target: &[f32], (n, h, w): (usize, usize, usize)) -> (f64, Vec<f32>) {
+fn batch(
+    kind: Similarity,
+    pred: &[f32],
+    target: &[f32],
+    (n, h, w): (usize, usize, usize),
+) -> (f64, Vec<f32>) {
     let mut grad = vec![];
     let mut total = 0.0;
-    for (p, t) in pred.chunks_exact(h * w * 3).zip(target.chunks_exact(h * w * 3)) {
+    for (p, t) in pred
+        .chunks_exact(h * w * 3)
+        .zip(target.chunks_exact(h * w * 3))
+    {
         let (score, image) = run(kind, p, t, h, w, -1.0 / n as f64);
         total += score;
         grad.extend(image);
@@ -177,20 +259,31 @@ fn batch(kind: Similarity, pred: &[f32], target: &[f32], (n, h, w): (usize, usiz
 
 #[test]
 fn agrees_with_golden_losses() {
-    let Some(golden) = golden::open("agrees_with_golden_losses", "losses.safetensors") else { return };
+    let Some(golden) = golden::open("agrees_with_golden_losses", "losses.safetensors") else {
+        return;
+    };
     for set in ["a", "b"] {
         let (n, h, w, pred) = golden.picture(&format!("{set}.pred"));
         let (_, _, _, target) = golden.picture(&format!("{set}.target"));
         let narrow = |v: &[f64]| v.iter().map(|v| *v as f32).collect::<Vec<f32>>();
         let (pred, target) = (narrow(&pred), narrow(&target));
-        for (name, kind, sign) in [("ssim_score", KINDS[0], -1.0), ("mssim", KINDS[1], 1.0), ("mssim_lum", KINDS[2], 1.0)] {
+        for (name, kind, sign) in [
+            ("ssim_score", KINDS[0], -1.0),
+            ("mssim", KINDS[1], 1.0),
+            ("mssim_lum", KINDS[2], 1.0),
+        ] {
             let (value, grad) = batch(kind, &pred, &target, (n, h, w));
             let expected = golden.tensor(&format!("{set}.{name}")).1[0];
             let expected = if sign < 0.0 { 1.0 - expected } else { expected };
             let (_, _, _, expected_grad) = golden.picture(&format!("{set}.{name}.grad"));
             let signed: Vec<f64> = grad.iter().map(|g| sign * f64::from(*g)).collect();
-            let (error, grad_error) = ((value - expected).abs() / expected, relative_error(&signed, &expected_grad));
-            println!("{set}.{name}: loss {value:.9}, relative error {error:.1e}; gradient {grad_error:.1e}");
+            let (error, grad_error) = (
+                (value - expected).abs() / expected,
+                relative_error(&signed, &expected_grad),
+            );
+            println!(
+                "{set}.{name}: loss {value:.9}, relative error {error:.1e}; gradient {grad_error:.1e}"
+            );
             assert!(error < 1e-5 && grad_error < 1e-5, "{set}.{name}");
         }
     }
@@ -198,13 +291,18 @@ fn agrees_with_golden_losses() {
 
 #[test]
 fn follows_the_golden_trajectory_with_ms_ssim() {
-    for file in ["train_realtime_x2_mssim_first1.safetensors", "train_realtime_x2_mssim.safetensors"] {
+    for file in [
+        "train_realtime_x2_mssim_first1.safetensors",
+        "train_realtime_x2_mssim.safetensors",
+    ] {
         follow_with_ms_ssim(file);
     }
 }
 
 fn follow_with_ms_ssim(file: &str) {
-    let Some(golden) = golden::open("follows_the_golden_trajectory_with_ms_ssim", file) else { return };
+    let Some(golden) = golden::open("follows_the_golden_trajectory_with_ms_ssim", file) else {
+        return;
+    };
     let config = golden.config();
     let recipe = Recipe {
         lr: config["lr"].as_f64().unwrap(),
@@ -212,26 +310,54 @@ fn follow_with_ms_ssim(file: &str) {
         eps: 1e-8,
         weight_decay: config["weight_decay"].as_f64().unwrap(),
         warmup: 0,
-        schedule: Schedule::MultiStep { milestones: vec![], gamma: 0.5 },
+        schedule: Schedule::MultiStep {
+            milestones: vec![],
+            gamma: 0.5,
+        },
         clip: None,
         ema_decay: 0.999,
         ema_power: 0.75,
     };
     let weight = config["losses"]["mssim"].as_f64().unwrap();
-    let mut training = Training::new(Reference::from_params(0.3, golden.parameters("param_init.")), recipe);
+    let mut training = Training::new(
+        Reference::from_params(0.3, golden.parameters("param_init.")),
+        recipe,
+    );
     let (losses, norms) = (golden.tensor("loss").1, golden.tensor("grad_norm").1);
     let mut worst = [0f64; 3];
     for step in 0..config["steps"].as_u64().unwrap() as usize {
-        let unit = |name: String| golden.tensor(&name).1.iter().map(|v| v / 255.0).collect::<Vec<f64>>();
+        let unit = |name: String| {
+            golden
+                .tensor(&name)
+                .1
+                .iter()
+                .map(|v| v / 255.0)
+                .collect::<Vec<f64>>()
+        };
         let size = golden.tensor(&format!("lq.{step}")).0;
         let (h, w) = (size[1], size[2]);
-        let one = Batch { n: 1, h, w, input: unit(format!("lq.{step}")), target: unit(format!("hr.{step}")) };
+        let one = Batch {
+            n: 1,
+            h,
+            w,
+            input: unit(format!("lq.{step}")),
+            target: unit(format!("hr.{step}")),
+        };
         let report = training.step_with(&[one], |output, target| {
             let (l1, mut grad) = Loss::L1.evaluate(output, target);
             let narrow = |v: &[f64]| v.iter().map(|v| *v as f32).collect::<Vec<f32>>();
             let kind = Similarity::MultiScale { luminance: false };
-            let (score, structural) = run(kind, &narrow(output), &narrow(target), 2 * h, 2 * w, -weight);
-            grad.iter_mut().zip(structural).for_each(|(g, s)| *g += f64::from(s));
+            let (score, structural) = run(
+                kind,
+                &narrow(output),
+                &narrow(target),
+                2 * h,
+                2 * w,
+                -weight,
+            );
+            grad.iter_mut()
+                .zip(structural)
+                .for_each(|(g, s)| *g += f64::from(s));
             (l1 + weight * loss(score), grad)
         });
         worst[0] = worst[0].max((report.loss - losses[step]).abs() / losses[step]);
@@ -240,6 +366,9 @@ fn follow_with_ms_ssim(file: &str) {
     for (name, (_, expected)) in golden.parameters("param_final.") {
         worst[2] = worst[2].max(relative_error(training.network.param(&name), &expected));
     }
-    println!("loss {:.1e}, gradient norm {:.1e}, final parameters {:.1e}", worst[0], worst[1], worst[2]);
+    println!(
+        "loss {:.1e}, gradient norm {:.1e}, final parameters {:.1e}",
+        worst[0], worst[1], worst[2]
+    );
     assert!(worst[0] < 1e-5 && worst[1] < 1e-5 && worst[2] < 1e-4);
 }

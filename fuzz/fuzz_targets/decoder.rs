@@ -1,4 +1,5 @@
-//! Any bytes as the payload of a record. `cargo +nightly fuzz run decoder`; the first bytes choose geometry, codec and crop.
+//! Any bytes as the payload of a record. `cargo +nightly fuzz run decoder`; the first bytes choose
+//! geometry, codec and crop.
 #![no_main]
 
 #[path = "../../tests/fuzz_common/mod.rs"]

@@ -1,4 +1,5 @@
-//! Any bytes as a picture file: `cargo +nightly fuzz run picture`. Files of `tests/pictures` and of any collection are good seeds.
+//! Any bytes as a picture file: `cargo +nightly fuzz run picture`. Files of `tests/pictures` and of
+//! any collection are good seeds.
 #![no_main]
 
 #[path = "../../tests/fuzz_common/mod.rs"]

@@ -1,4 +1,5 @@
-//! Any bytes as a shard, its checksums made right. `cargo +nightly fuzz run reader`; the golden set gives the manifest.
+//! Any bytes as a shard, its checksums made right. `cargo +nightly fuzz run reader`; the golden set
+//! gives the manifest.
 #![no_main]
 
 #[path = "../../tests/fuzz_common/mod.rs"]
@@ -10,7 +11,10 @@ use std::sync::LazyLock;
 
 static SET: LazyLock<(tempfile::TempDir, Manifest)> = LazyLock::new(|| {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shards/golden");
-    (tempfile::tempdir().unwrap(), Manifest::read(&golden).unwrap())
+    (
+        tempfile::tempdir().unwrap(),
+        Manifest::read(&golden).unwrap(),
+    )
 });
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {

@@ -1,5 +1,5 @@
-//! Any bytes as the state of a run, as they are and with their checksum made right. `cargo +nightly fuzz run state`; a seed lies in
-//! tests/data.
+//! Any bytes as the state of a run, as they are and with their checksum made right. `cargo +nightly
+//! fuzz run state`; a seed lies in tests/data.
 #![no_main]
 
 #[path = "../../tests/fuzz_common/mod.rs"]

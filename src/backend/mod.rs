@@ -1,5 +1,5 @@
-//! What runs a plan: a handful of coarse verbs, no tensors. Depends on the plan alone; it never sees shards, the loader or
-//! the networks. A backend allocates exactly the plan's arena, once.
+//! What runs a plan: a handful of coarse verbs, no tensors. Depends on the plan alone; it never
+//! sees shards, the loader or the networks. A backend allocates exactly the plan's arena, once.
 
 pub mod cpu;
 pub mod cuda;
@@ -11,7 +11,8 @@ use crate::plan::{BatchLayout, BufferId, METRICS, Plan};
 use anyhow::{Result, ensure};
 use std::marker::PhantomData;
 
-/// The few numbers that change from step to step; on a device they live in memory so that a captured step stays valid.
+/// The few numbers that change from step to step; on a device they live in memory so that a
+/// captured step stays valid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalars {
     /// Learning rate of this iteration.
@@ -24,7 +25,8 @@ pub struct Scalars {
     pub ema_decay: f64,
     /// Factor on the loss gradient of each micro-batch: 1 / accumulation.
     pub micro_scale: f32,
-    /// fp16: the factor that every gradient carries until the optimizer divides by it, so that small ones are not lost; 1 otherwise.
+    /// fp16: the factor that every gradient carries until the optimizer divides by it, so that
+    /// small ones are not lost; 1 otherwise.
     pub loss_scale: f32,
     /// Whether gradients add to those of the micro-batches before (false for the first).
     pub accumulate: bool,
@@ -44,7 +46,11 @@ pub struct StepMetrics {
 impl StepMetrics {
     /// From the values of the metrics buffer.
     fn from_values(values: [f64; METRICS]) -> StepMetrics {
-        StepMetrics { loss: values[0], grad_norm: values[1], skipped: values[2] != 0.0 }
+        StepMetrics {
+            loss: values[0],
+            grad_norm: values[1],
+            skipped: values[2] != 0.0,
+        }
     }
 }
 
@@ -73,9 +79,15 @@ impl BatchView<'_> {
             layout.lq_bytes(),
             layout.hr_bytes()
         );
-        ensure!(self.augment.is_empty() || self.augment.len() == layout.count, "a batch needs one augmentation code a patch");
+        ensure!(
+            self.augment.is_empty() || self.augment.len() == layout.count,
+            "a batch needs one augmentation code a patch"
+        );
         let turned = self.augment.iter().any(|&code| code != 0);
-        ensure!(!turned || layout.lq.0 == layout.lq.1, "only square patches can be turned");
+        ensure!(
+            !turned || layout.lq.0 == layout.lq.1,
+            "only square patches can be turned"
+        );
         Ok(())
     }
 }
@@ -98,8 +110,8 @@ pub trait Backend {
     /// # Errors
     /// When the range leaves the buffer.
     fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()>;
-    /// A backend for an inference plan in the part of this one's arena that holds nothing between steps. What it wrote is gone
-    /// with the next step.
+    /// A backend for an inference plan in the part of this one's arena that holds nothing between
+    /// steps. What it wrote is gone with the next step.
     ///
     /// # Errors
     /// When the plan needs more than there is.
@@ -112,19 +124,21 @@ pub trait Backend {
         HostBlock::heap(bytes)
     }
 
-    /// Starts bringing a batch to where the next micro-batch reads it, beside what is under way. Returns what tells when the batch's
-    /// memory may change again (it waits when dropped); nothing where that is now.
+    /// Starts bringing a batch to where the next micro-batch reads it, beside what is under way.
+    /// Returns what tells when the batch's memory may change again (it waits when dropped); nothing
+    /// where that is now.
     ///
     /// # Errors
     /// When the batch has not the plan's sizes.
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>>;
-    /// Runs the plan's `micro` operations on the batch staged last, or, where the plan takes none, on its float inputs. A device only
-    /// starts them.
+    /// Runs the plan's `micro` operations on the batch staged last, or, where the plan takes none,
+    /// on its float inputs. A device only starts them.
     ///
     /// # Errors
     /// When the device fails.
     fn micro_step(&mut self, scalars: &Scalars) -> Result<()>;
-    /// Runs one operation of the plan on whatever its buffers hold: how backends are compared with each other.
+    /// Runs one operation of the plan on whatever its buffers hold: how backends are compared with
+    /// each other.
     ///
     /// # Errors
     /// When the device fails.
@@ -139,8 +153,9 @@ pub trait Backend {
     /// # Errors
     /// When the device fails.
     fn metrics(&mut self) -> Result<StepMetrics>;
-    /// Whether `metrics` are still those of the last update while the next micro-batch is computed, and waits for no more than that
-    /// update: the next may then be started before anybody has looked at them.
+    /// Whether `metrics` are still those of the last update while the next micro-batch is computed,
+    /// and waits for no more than that update: the next may then be started before anybody has
+    /// looked at them.
     fn keeps_metrics(&self) -> bool {
         false
     }
@@ -170,7 +185,10 @@ struct Guest<'a, B> {
 
 impl<'a, B: Backend + 'a> Guest<'a, B> {
     fn lend(backend: B) -> Box<dyn Backend + 'a> {
-        Box::new(Guest { backend, _host: PhantomData })
+        Box::new(Guest {
+            backend,
+            _host: PhantomData,
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! `paragon bench`: what this machine delivers, before a training depends on it. Depends on `loader` and `report`.
+//! `paragon bench`: what this machine delivers, before a training depends on it. Depends on
+//! `loader` and `report`.
 
 use super::data::DataArgs;
 use super::flags::{MAX_BATCH, MAX_SIDE, count, positive, print, print_json, tell};
@@ -30,8 +31,8 @@ enum What {
 
 /// Pairs a second of the prefetch ring, who waits for whom, and memory beside what was computed.
 ///
-/// The consumer takes batches and does nothing (or waits --step-ms, as a training step would), so the figures are the
-/// loader's own.
+/// The consumer takes batches and does nothing (or waits --step-ms, as a training step would), so
+/// the figures are the loader's own.
 #[derive(clap::Args)]
 struct LoaderArgs {
     #[command(flatten)]
@@ -66,7 +67,8 @@ struct LoaderArgs {
     /// Take the samples of process R of W, as R/W (0/4)
     #[arg(long, default_value = "0/1", value_name = "R/W", value_parser = rank)]
     rank: (u64, u64),
-    /// Sum up the content of all samples: equal sums are equal samples, for any threads and, over all ranks, any ranks
+    /// Sum up the content of all samples: equal sums are equal samples, for any threads and, over
+    /// all ranks, any ranks
     #[arg(long)]
     content: bool,
     /// Most memory the loader may take (64M, 2G); more is refused before the start
@@ -81,8 +83,12 @@ struct LoaderArgs {
 }
 
 fn rank(text: &str) -> Result<(u64, u64), String> {
-    let parts = text.split_once('/').and_then(|(r, w)| Some((r.trim().parse().ok()?, w.trim().parse().ok()?)));
-    parts.filter(|(r, w)| r < w && *w <= 1 << 16).ok_or_else(|| format!("`{text}` is no rank; write it as 0/4, 1/4, 2/4, 3/4"))
+    let parts = text
+        .split_once('/')
+        .and_then(|(r, w)| Some((r.trim().parse().ok()?, w.trim().parse().ok()?)));
+    parts
+        .filter(|(r, w)| r < w && *w <= 1 << 16)
+        .ok_or_else(|| format!("`{text}` is no rank; write it as 0/4, 1/4, 2/4, 3/4"))
 }
 
 /// Measures and prints.
@@ -108,9 +114,17 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         window: data.window(&sources),
         io,
         on_corrupt: data.on_corrupt,
-        ..LoaderConfig::new(args.batch, args.lq_size.unwrap_or(sources.crop() as usize), args.seed)
+        ..LoaderConfig::new(
+            args.batch,
+            args.lq_size.unwrap_or(sources.crop() as usize),
+            args.seed,
+        )
     };
-    let threads = if args.threads.is_empty() { usual_threads() } else { args.threads.clone() };
+    let threads = if args.threads.is_empty() {
+        usual_threads()
+    } else {
+        args.threads.clone()
+    };
     let how = BenchConfig {
         epochs: args.epochs,
         seconds: args.seconds,
@@ -118,7 +132,11 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         step: Duration::from_secs_f64(args.step_ms.unwrap_or(0.0).min(1e6) / 1e3),
         content: args.content,
     };
-    let on = |threads: usize| LoaderConfig { threads, slots: args.slots.unwrap_or(usual_slots(threads)), ..config.clone() };
+    let on = |threads: usize| LoaderConfig {
+        threads,
+        slots: args.slots.unwrap_or(usual_slots(threads)),
+        ..config.clone()
+    };
     let largest = bound(&sources, &on(threads.iter().copied().max().unwrap_or(1)))?;
     if let Some(limit) = args.host_memory {
         ensure!(
@@ -129,14 +147,19 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         );
     }
     let order = quality(&sources, &config)?;
-    let window = config.window.map_or("full".to_string(), |w| format!("in windows of {}", bytes_text(w)));
+    let window = config.window.map_or("full".to_string(), |w| {
+        format!("in windows of {}", bytes_text(w))
+    });
     tell(format_args!(
         "{}: {} pairs, {} of shards, opened and checked in {open_ms:.0} ms",
         sources.places(),
         sources.len(),
         bytes_text(sources.bytes())
     ));
-    tell(format_args!("reading by {} ({why}); shuffle {window}: {order}", if io == Io::Mmap { "map" } else { "calls" }));
+    tell(format_args!(
+        "reading by {} ({why}); shuffle {window}: {order}",
+        if io == Io::Mmap { "map" } else { "calls" }
+    ));
     tell(format_args!(
         "memory, known before the start: {} slots of {} + {} threads of {} + index {} = {}",
         largest.slots,
@@ -167,13 +190,21 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         print(verdict(last))?;
     }
     if let Some(path) = &args.chart {
-        let points = |f: &dyn Fn(&Measured) -> f64| runs.iter().map(|r| (r.threads as f64, f(r))).collect();
+        let points =
+            |f: &dyn Fn(&Measured) -> f64| runs.iter().map(|r| (r.threads as f64, f(r))).collect();
         let each = runs[0].pairs_per_second / runs[0].threads as f64;
         let series = [
-            Series { name: "measured".into(), points: points(&|r| r.pairs_per_second) },
-            Series { name: "in proportion to the first".into(), points: points(&|r| each * r.threads as f64) },
+            Series {
+                name: "measured".into(),
+                points: points(&|r| r.pairs_per_second),
+            },
+            Series {
+                name: "in proportion to the first".into(),
+                points: points(&|r| each * r.threads as f64),
+            },
         ];
-        line_chart("Loader", "threads", "pairs/s", &series, false, path).context("cannot draw the chart")?;
+        line_chart("Loader", "threads", "pairs/s", &series, false, path)
+            .context("cannot draw the chart")?;
     }
     Ok(())
 }
@@ -184,13 +215,14 @@ fn json_order(order: &Quality) -> serde_json::Value {
 
 fn usual_threads() -> Vec<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut out: Vec<usize> = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|&n| n < cores).collect();
+    let mut out: Vec<usize> = std::iter::successors(Some(1), |n| Some(n * 2))
+        .take_while(|&n| n < cores)
+        .collect();
     out.push(cores);
     out
 }
 
-const HEADER: &str =
-    "threads    pairs/s  of first     MB/s  first batch      p50      p99      max  consumer  producers  anonymous / computed";
+const HEADER: &str = "threads    pairs/s  of first     MB/s  first batch      p50      p99      max  consumer  producers  anonymous / computed";
 
 fn row(run: &Measured, first: Option<&Measured>) -> String {
     let ratio = first.map_or(1.0, |f| run.pairs_per_second / f.pairs_per_second);
@@ -219,7 +251,11 @@ fn row(run: &Measured, first: Option<&Measured>) -> String {
 
 fn verdict(run: &Measured) -> String {
     let (consumer, producers) = (100.0 * run.consumer_waited, 100.0 * run.producers_waited);
-    let which = if run.consumer_waited > run.producers_waited { "loader-bound" } else { "consumer-bound" };
+    let which = if run.consumer_waited > run.producers_waited {
+        "loader-bound"
+    } else {
+        "consumer-bound"
+    };
     format!(
         "{which} at {} threads: the consumer waited {consumer:.1}% of its time, the loader's threads {producers:.1}% of theirs",
         run.threads

@@ -1,5 +1,5 @@
-//! `paragon bench step`: how long a training step takes on a device and how far that is from the least it must move and compute.
-//! Depends on the backends and the plan's floor.
+//! `paragon bench step`: how long a training step takes on a device and how far that is from the
+//! least it must move and compute. Depends on the backends and the plan's floor.
 
 use super::flags::{MAX_BATCH, MAX_SIDE, count, print, print_json, tell};
 use anyhow::Result;
@@ -15,8 +15,8 @@ use std::time::Instant;
 
 /// Seconds of a training step on synthetic patches, its floor, and the time of every kernel.
 ///
-/// The floor is every input read once and every output written once at the bandwidth of a large copy (on a GPU), or the useful operations
-/// at the measured FMA peak (on the CPU).
+/// The floor is every input read once and every output written once at the bandwidth of a large
+/// copy (on a GPU), or the useful operations at the measured FMA peak (on the CPU).
 #[derive(clap::Args)]
 pub struct Args {
     /// Where: auto, cpu, cuda or cuda:N
@@ -59,7 +59,15 @@ pub struct Args {
 
 /// Rounds of which the median is taken.
 const ROUNDS: usize = 5;
-const SCALARS: Scalars = Scalars { lr: 1e-4, step: 1, clip: 1.0, ema_decay: 0.9, micro_scale: 1.0, loss_scale: 1.0, accumulate: false };
+const SCALARS: Scalars = Scalars {
+    lr: 1e-4,
+    step: 1,
+    clip: 1.0,
+    ema_decay: 0.9,
+    micro_scale: 1.0,
+    loss_scale: 1.0,
+    accumulate: false,
+};
 
 /// One kernel (or, on the CPU, one operation) by itself.
 #[derive(Serialize)]
@@ -106,11 +114,22 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&report);
     }
-    print(format_args!("{}, batch {} of LQ {}, x{}", report.device, report.batch_size, report.lq_size, report.scale))?;
-    print(format_args!("  arena {} allocated, {} planned", bytes_text(report.allocated_bytes), bytes_text(report.planned_bytes)))?;
+    print(format_args!(
+        "{}, batch {} of LQ {}, x{}",
+        report.device, report.batch_size, report.lq_size, report.scale
+    ))?;
+    print(format_args!(
+        "  arena {} allocated, {} planned",
+        bytes_text(report.allocated_bytes),
+        bytes_text(report.planned_bytes)
+    ))?;
     let against = match (report.copy_bandwidth, report.fma_peak) {
         (Some(b), _) => format!("{} at {:.0} GB/s", bytes_text(report.floor_bytes), b / 1e9),
-        (_, Some(p)) => format!("{:.1} GFLOP at {:.0} GFLOP/s", 2e-9 * report.multiply_adds as f64, p / 1e9),
+        (_, Some(p)) => format!(
+            "{:.1} GFLOP at {:.0} GFLOP/s",
+            2e-9 * report.multiply_adds as f64,
+            p / 1e9
+        ),
         _ => String::new(),
     };
     print(format_args!(
@@ -122,9 +141,18 @@ pub fn run(args: &Args) -> Result<()> {
         report.times_floor
     ))?;
     for part in &report.kernels {
-        let rate = if part.floor_bytes > 0 { format!("{:9.1} GB/s", part.floor_bytes as f64 / part.seconds / 1e9) } else { String::new() };
+        let rate = if part.floor_bytes > 0 {
+            format!("{:9.1} GB/s", part.floor_bytes as f64 / part.seconds / 1e9)
+        } else {
+            String::new()
+        };
         let operation = part.operation.map_or_else(String::new, |at| at.to_string());
-        print(format_args!("  {operation:>3} {:36} {:28} {:9.1} us {rate}", part.label, part.kernel, 1e6 * part.seconds))?;
+        print(format_args!(
+            "  {operation:>3} {:36} {:28} {:9.1} us {rate}",
+            part.label,
+            part.kernel,
+            1e6 * part.seconds
+        ))?;
     }
     Ok(())
 }
@@ -135,12 +163,20 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Median seconds of a step with the batch in place, and of one whose batch is brought from the host first, as in training.
+/// Median seconds of a step with the batch in place, and of one whose batch is brought from the
+/// host first, as in training.
 fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
-    let Some(layout) = backend.plan().batch else { anyhow::bail!("the plan takes no batch") };
+    let Some(layout) = backend.plan().batch else {
+        anyhow::bail!("the plan takes no batch")
+    };
     let mut block = backend.allocate(layout.bytes())?;
-    block.iter_mut().enumerate().for_each(|(i, b)| *b = paragon::rng::mix(i as u64) as u8);
-    block[layout.augment_offset()..].iter_mut().for_each(|code| *code %= 8);
+    block
+        .iter_mut()
+        .enumerate()
+        .for_each(|(i, b)| *b = paragon::rng::mix(i as u64) as u8);
+    block[layout.augment_offset()..]
+        .iter_mut()
+        .for_each(|code| *code %= 8);
     let (lq, rest) = block.split_at(layout.lq_bytes());
     let (hr, augment) = rest.split_at(layout.hr_bytes());
     let view = BatchView { lq, hr, augment };
@@ -171,7 +207,10 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
 fn measure(args: &Args) -> Result<Report> {
     let net = Network::new(&args.network, args.scale)?;
     let losses = args.losses.iter().map(|l| (l.kind, l.weight)).collect();
-    let spec = StepSpec { recompute: args.recompute, ..StepSpec::new(args.batch_size, (args.lq_size, args.lq_size), losses) };
+    let spec = StepSpec {
+        recompute: args.recompute,
+        ..StepSpec::new(args.batch_size, (args.lq_size, args.lq_size), losses)
+    };
     let cpu = CpuOptions::new(args.threads.unwrap_or(0));
     let (opened, why) = Opened::new(args.device, args.precision, cpu, false)?;
     why.iter().for_each(tell);
@@ -181,7 +220,9 @@ fn measure(args: &Args) -> Result<Report> {
     let labels: Vec<&'static str> = plan.ops.iter().map(|op| op.label()).collect();
     let floor = plan.floor_of_step();
     let start = |backend: &mut dyn Backend| -> Result<()> {
-        let Some(port) = backend.plan().ports.parameters else { return Ok(()) };
+        let Some(port) = backend.plan().ports.parameters else {
+            return Ok(());
+        };
         write_floats(backend, port, &net.params().start_values(1))
     };
     let part = |operation: Option<usize>, kernel: &'static str, seconds: f64, first: bool| Part {
@@ -191,20 +232,32 @@ fn measure(args: &Args) -> Result<Report> {
         seconds,
         floor_bytes: operation.filter(|_| first).map_or(0, |at| floors[at].bytes),
     };
-    let (device, allocated_bytes, [step_seconds, fed_step_seconds], copy_bandwidth, peak, kernels) = match opened.device() {
-        Some(device) => on_cuda(device, plan, args, &start, &part)?,
-        None => {
-            let mut backend = CpuBackend::new(plan, cpu)?;
-            start(&mut backend)?;
-            let seconds = time_steps(&mut backend, args.steps)?;
-            let mut times = Vec::new();
-            if !args.step_only {
-                backend.profile(&SCALARS, &mut |_, s| times.push(s));
+    let (device, allocated_bytes, [step_seconds, fed_step_seconds], copy_bandwidth, peak, kernels) =
+        match opened.device() {
+            Some(device) => on_cuda(device, plan, args, &start, &part)?,
+            None => {
+                let mut backend = CpuBackend::new(plan, cpu)?;
+                start(&mut backend)?;
+                let seconds = time_steps(&mut backend, args.steps)?;
+                let mut times = Vec::new();
+                if !args.step_only {
+                    backend.profile(&SCALARS, &mut |_, s| times.push(s));
+                }
+                let kernels = times
+                    .into_iter()
+                    .enumerate()
+                    .map(|(at, s)| part(Some(at), "", s, true))
+                    .collect();
+                (
+                    backend.description(),
+                    backend.allocated(),
+                    seconds,
+                    None,
+                    Some(fma_peak(cpu)),
+                    kernels,
+                )
             }
-            let kernels = times.into_iter().enumerate().map(|(at, s)| part(Some(at), "", s, true)).collect();
-            (backend.description(), backend.allocated(), seconds, None, Some(fma_peak(cpu)), kernels)
-        }
-    };
+        };
     let floor_seconds = match (copy_bandwidth, peak) {
         (Some(bandwidth), _) => floor.bytes as f64 / bandwidth,
         (_, Some(peak)) => 2.0 * floor.multiply_adds as f64 / peak,
@@ -247,11 +300,22 @@ fn on_cuda(
     start(&mut backend)?;
     let seconds = time_steps(&mut backend, args.steps)?;
     let mut last = None;
-    let times = if args.step_only { Vec::new() } else { backend.profile(&SCALARS, args.steps)? };
+    let times = if args.step_only {
+        Vec::new()
+    } else {
+        backend.profile(&SCALARS, args.steps)?
+    };
     let kernels = times.into_iter().map(|(at, kernel, s)| {
         let first = std::mem::replace(&mut last, at) != at;
         part(at, kernel, s, first)
     });
     let kernels = kernels.collect();
-    Ok((backend.description(), backend.allocated(), seconds, Some(bandwidth), None, kernels))
+    Ok((
+        backend.description(),
+        backend.allocated(),
+        seconds,
+        Some(bandwidth),
+        None,
+        kernels,
+    ))
 }

@@ -1,4 +1,5 @@
-//! `paragon bench upscale`: how long a picture takes on this machine's processor. Depends on `upscale` alone.
+//! `paragon bench upscale`: how long a picture takes on this machine's processor. Depends on
+//! `upscale` alone.
 
 use super::bench_step::median;
 use super::flags::{MAX_SIDE, count, print, print_json};
@@ -25,7 +26,12 @@ pub struct Args {
     #[arg(long, default_value_t = 512, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
     size: usize,
     /// Largest side of a tile in LQ pixels [default: as `paragon upscale`]
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "PIXELS")]
+    #[arg(
+        long,
+        default_value_t = 0,
+        hide_default_value = true,
+        value_name = "PIXELS"
+    )]
     tile: usize,
     /// Pictures; the median is reported
     #[arg(long, default_value_t = 9, value_name = "N", value_parser = count(1_000_000))]
@@ -63,13 +69,31 @@ pub fn run(args: &Args) -> Result<()> {
     let net = Network::new(&args.network, args.scale)?;
     let options = CpuOptions::new(args.threads.unwrap_or(0));
     let side = args.size as u32;
-    let mut upscaler = Upscaler::new(net.clone(), net.params().start_values(1), options, args.tile)?;
+    let mut upscaler = Upscaler::new(
+        net.clone(),
+        net.params().start_values(1),
+        options,
+        args.tile,
+    )?;
     let pictures = 3 * (args.size * args.size * (1 + args.scale * args.scale)) as u64;
-    Budget::new(None).check(PROGRAM_BYTES + upscaler.bytes_in_memory((side, side))? + pictures, "give a smaller --size")?;
+    Budget::new(None).check(
+        PROGRAM_BYTES + upscaler.bytes_in_memory((side, side))? + pictures,
+        "give a smaller --size",
+    )?;
     let picture = image::RgbImage::from_fn(side, side, |x, y| {
-        image::Rgb(std::array::from_fn(|c| paragon::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8))
+        image::Rgb(std::array::from_fn(|c| {
+            paragon::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
+        }))
     });
-    let whole = inference_plan(&net, &InferenceSpec { batch: 1, lq: (args.size, args.size), float_input: false }, &options)?;
+    let whole = inference_plan(
+        &net,
+        &InferenceSpec {
+            batch: 1,
+            lq: (args.size, args.size),
+            float_input: false,
+        },
+        &options,
+    )?;
     let multiply_adds = whole.floor_of_step().multiply_adds;
     let computed_bytes = upscaler.bytes()?;
     upscaler.upscale(&picture)?;
@@ -99,7 +123,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&report);
     }
-    print(format_args!("{}, {} threads, {side} x {side} at x{}", report.instructions, report.threads, report.scale))?;
+    print(format_args!(
+        "{}, {} threads, {side} x {side} at x{}",
+        report.instructions, report.threads, report.scale
+    ))?;
     print(format_args!(
         "  {:.1} ms a picture, {:.1} million LQ pixels/s, {:.0} % of {:.0} GFLOP/s",
         1e3 * seconds,
@@ -107,6 +134,11 @@ pub fn run(args: &Args) -> Result<()> {
         100.0 * report.share_of_peak,
         1e-9 * fma_peak
     ))?;
-    let anonymous = report.anonymous_bytes.map_or_else(|| "unknown".to_string(), bytes_text);
-    print(format_args!("  arena and buffers {}; anonymous memory at most {anonymous}, pictures included", bytes_text(computed_bytes)))
+    let anonymous = report
+        .anonymous_bytes
+        .map_or_else(|| "unknown".to_string(), bytes_text);
+    print(format_args!(
+        "  arena and buffers {}; anonymous memory at most {anonymous}, pictures included",
+        bytes_text(computed_bytes)
+    ))
 }

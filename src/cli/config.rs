@@ -53,17 +53,40 @@ enum What {
 
 fn write(file: &Path, text: &str, force: bool) -> Result<()> {
     // a device or a FIFO holds nothing that could be lost
-    ensure!(force || !file.is_file(), "{} is there already; give another name, or --force to replace it", file.display());
+    ensure!(
+        force || !file.is_file(),
+        "{} is there already; give another name, or --force to replace it",
+        file.display()
+    );
     write_output(file, |out| Ok(out.write_all(text.as_bytes())?))?;
     tell(format_args!("written: {}", file.display()));
     Ok(())
 }
 
 fn explain(key: Option<&str>) -> Result<()> {
-    let Some(path) = key else { return print(docs::overview().trim_end()) };
-    let below: Vec<_> = KEYS.iter().filter(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'))).collect();
-    let keys = if below.is_empty() { vec![&KEYS[find(path)?]] } else { below };
-    print(keys.into_iter().map(docs::explain).collect::<Vec<_>>().join("\n").trim_end())
+    let Some(path) = key else {
+        return print(docs::overview().trim_end());
+    };
+    let below: Vec<_> = KEYS
+        .iter()
+        .filter(|k| {
+            k.path
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.starts_with('.'))
+        })
+        .collect();
+    let keys = if below.is_empty() {
+        vec![&KEYS[find(path)?]]
+    } else {
+        below
+    };
+    print(
+        keys.into_iter()
+            .map(docs::explain)
+            .collect::<Vec<_>>()
+            .join("\n")
+            .trim_end(),
+    )
 }
 
 /// Prints or writes what is asked for.
@@ -78,7 +101,9 @@ pub fn run(args: &Args) -> Result<()> {
             if let Err(error) = Network::new(settings.text("network_g.type").unwrap_or_default(), 2)
                 && !theirs
             {
-                tell(format_args!("network_g.type: {error:#}; training is refused until it (or --network) names one that can be trained"));
+                tell(format_args!(
+                    "network_g.type: {error:#}; training is refused until it (or --network) names one that can be trained"
+                ));
             }
             let text = docs::yaml(&settings, true);
             match out {

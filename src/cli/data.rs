@@ -1,4 +1,5 @@
-//! What every command that loads patches is told in the same way: the sets, their weights, how they are read and shuffled.
+//! What every command that loads patches is told in the same way: the sets, their weights, how they
+//! are read and shuffled.
 
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
@@ -45,7 +46,8 @@ impl DataArgs {
                 Value::Text(text) if text == "off" => Window::Off,
                 _ => Window::Auto,
             },
-            on_corrupt: OnCorrupt::from_str(&name("data.on_corrupt"), true).map_err(|_| wrong("data.on_corrupt"))?,
+            on_corrupt: OnCorrupt::from_str(&name("data.on_corrupt"), true)
+                .map_err(|_| wrong("data.on_corrupt"))?,
         })
     }
 

@@ -1,5 +1,6 @@
-//! `paragon demo`: the whole way with no dataset at hand. Draws pictures, shards them, trains, evaluates on pictures the
-//! network never saw, and leaves everything in one folder to look at. Calls the other commands' library functions only.
+//! `paragon demo`: the whole way with no dataset at hand. Draws pictures, shards them, trains,
+//! evaluates on pictures the network never saw, and leaves everything in one folder to look at.
+//! Calls the other commands' library functions only.
 
 use super::flags::{self, print, tell};
 use super::synth;
@@ -16,7 +17,8 @@ use paragon::shard::plan::{BuildConfig, plan};
 use paragon::shard::reader::{Io, ShardSet};
 use paragon::shard::writer::build;
 use paragon::train::{
-    Decay, DeviceChoice, LossTerm, ModelHints, Prefetch, RunOptions, Schedule, TrainConfig, duration_text, read_model, train,
+    Decay, DeviceChoice, LossTerm, ModelHints, Prefetch, RunOptions, Schedule, TrainConfig,
+    duration_text, read_model, train,
 };
 use paragon::upscale::{DEFAULT_TILE, Upscaler};
 use std::path::{Path, PathBuf};
@@ -61,11 +63,13 @@ const ENLARGE: u32 = 2;
 /// Marks a folder as the demo's, so that a later one may replace what is in it.
 const MARK: &str = ".paragon-demo";
 
-/// Takes a folder that is new, empty or an earlier demo's. Any other may hold somebody's `pictures`, which would be removed.
+/// Takes a folder that is new, empty or an earlier demo's. Any other may hold somebody's
+/// `pictures`, which would be removed.
 fn claim(out: &Path) -> Result<()> {
     paragon::files::create_folder(out)?;
     let mark = out.join(MARK);
-    let mut entries = std::fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))?;
+    let mut entries =
+        std::fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))?;
     ensure!(
         mark.exists() || entries.next().is_none(),
         "{} holds files that are not an earlier demo's; give a new or empty folder with --out",
@@ -78,17 +82,37 @@ fn claim(out: &Path) -> Result<()> {
 pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     claim(&args.out)?;
-    let (pictures, held_out, shards, run) =
-        (args.out.join("pictures"), args.out.join("held_out"), args.out.join("shards"), args.out.join("run"));
+    let (pictures, held_out, shards, run) = (
+        args.out.join("pictures"),
+        args.out.join("held_out"),
+        args.out.join("shards"),
+        args.out.join("run"),
+    );
     for folder in [&pictures, &held_out, &run] {
         if folder.exists() {
-            std::fs::remove_dir_all(folder).with_context(|| format!("cannot clear {}", folder.display()))?;
+            std::fs::remove_dir_all(folder)
+                .with_context(|| format!("cannot clear {}", folder.display()))?;
         }
     }
-    tell(format_args!("1/4 drawing {} pictures to train on and {TEST_PICTURES} held out", args.pictures));
-    synth::draw(&synth::Args::squares(pictures.clone(), args.pictures, PICTURE, args.seed, args.threads))?;
+    tell(format_args!(
+        "1/4 drawing {} pictures to train on and {TEST_PICTURES} held out",
+        args.pictures
+    ));
+    synth::draw(&synth::Args::squares(
+        pictures.clone(),
+        args.pictures,
+        PICTURE,
+        args.seed,
+        args.threads,
+    ))?;
     // another seed: the network never sees these
-    synth::draw(&synth::Args::squares(held_out.clone(), TEST_PICTURES, HELD_OUT, args.seed ^ 0x5EED, args.threads))?;
+    synth::draw(&synth::Args::squares(
+        held_out.clone(),
+        TEST_PICTURES,
+        HELD_OUT,
+        args.seed ^ 0x5EED,
+        args.threads,
+    ))?;
 
     tell("2/4 sharding");
     let config = BuildConfig {
@@ -103,7 +127,9 @@ pub fn run(args: &Args) -> Result<()> {
     progress.finish();
     tell(report?.to_string().trim_end());
 
-    tell(format_args!("3/4 training Nano x{SCALE} on the CPU; Ctrl-C stops it early"));
+    tell(format_args!(
+        "3/4 training Nano x{SCALE} on the CPU; Ctrl-C stops it early"
+    ));
     let set = Arc::new(ShardSet::open(&shards)?);
     let stop = super::train::stop_flag()?;
     let options = RunOptions {
@@ -131,34 +157,62 @@ pub fn run(args: &Args) -> Result<()> {
         settings: None,
         stop: stop.clone(),
     };
-    let summary = train(Arc::new(set.into()), &recipe(args)?, &options, &|text| tell(text))?;
+    let summary = train(Arc::new(set.into()), &recipe(args)?, &options, &|text| {
+        tell(text)
+    })?;
     if stop.load(Ordering::Relaxed) {
         tell("stopped early; measuring what there is");
     }
 
     tell("4/4 measuring on the held-out pictures");
     let (net, params, _) = read_model(&summary.model, &ModelHints::default())?;
-    let mut upscaler = Upscaler::new(net, params, CpuOptions::new(args.threads.unwrap_or(0)), DEFAULT_TILE)?;
+    let mut upscaler = Upscaler::new(
+        net,
+        params,
+        CpuOptions::new(args.threads.unwrap_or(0)),
+        DEFAULT_TILE,
+    )?;
     let sources = find_pairs(&held_out, None, None, SCALE)?;
     let mut shown = Vec::new();
-    let Evaluation { results, left_out } = evaluate(&mut upscaler, &sources, SCALE as u32, &mut |result, ours, bicubic, pair| {
-        if shown.len() < SHOWN {
-            let zoom = |image: &RgbImage, side: u32| {
-                let corner = (image.width() - side) / 2;
-                let crop = imageops::crop_imm(image, corner, corner, side, side).to_image();
-                imageops::resize(&crop, PANEL * ENLARGE, PANEL * ENLARGE, imageops::FilterType::Nearest)
-            };
-            let pictures = [zoom(&pair.lq, PANEL / SCALE as u32), zoom(bicubic, PANEL), zoom(ours, PANEL), zoom(&pair.hr, PANEL)];
-            shown.push((pictures, result.bicubic, result.network));
-        }
-        Ok(())
-    })?;
+    let Evaluation { results, left_out } = evaluate(
+        &mut upscaler,
+        &sources,
+        SCALE as u32,
+        &mut |result, ours, bicubic, pair| {
+            if shown.len() < SHOWN {
+                let zoom = |image: &RgbImage, side: u32| {
+                    let corner = (image.width() - side) / 2;
+                    let crop = imageops::crop_imm(image, corner, corner, side, side).to_image();
+                    imageops::resize(
+                        &crop,
+                        PANEL * ENLARGE,
+                        PANEL * ENLARGE,
+                        imageops::FilterType::Nearest,
+                    )
+                };
+                let pictures = [
+                    zoom(&pair.lq, PANEL / SCALE as u32),
+                    zoom(bicubic, PANEL),
+                    zoom(ours, PANEL),
+                    zoom(&pair.hr, PANEL),
+                ];
+                shown.push((pictures, result.bicubic, result.network));
+            }
+            Ok(())
+        },
+    )?;
     if let Some(first) = left_out.first() {
-        anyhow::bail!("{}; the demo's pictures have been changed, give --out another folder", first.reason);
+        anyhow::bail!(
+            "{}; the demo's pictures have been changed, give --out another folder",
+            first.reason
+        );
     }
     let picture = args.out.join("comparison.png");
     write_comparison(&shown, &picture)?;
-    let (network, bicubic) = (mean(results.iter().map(|r| r.network)), mean(results.iter().map(|r| r.bicubic)));
+    let (network, bicubic) = (
+        mean(results.iter().map(|r| r.network)),
+        mean(results.iter().map(|r| r.bicubic)),
+    );
     print("")?;
     super::eval::print_table(&results, &network, &bicubic)?;
     print("")?;
@@ -175,10 +229,18 @@ pub fn run(args: &Args) -> Result<()> {
         bytes(summary.planned)
     ))?;
     print(format_args!("comparison   {}", picture.display()))?;
-    print(format_args!("loss curve   {}", run.join("loss.svg").display()))?;
+    print(format_args!(
+        "loss curve   {}",
+        run.join("loss.svg").display()
+    ))?;
     print(format_args!("network      {}", summary.model.display()))?;
-    print(format_args!("time         {}", duration_text(started.elapsed().as_secs_f64())))?;
-    print(format_args!("\nWith pictures of your own:\n  paragon shard ./pictures --out ./shards\n  paragon train --shards ./shards"))?;
+    print(format_args!(
+        "time         {}",
+        duration_text(started.elapsed().as_secs_f64())
+    ))?;
+    print(format_args!(
+        "\nWith pictures of your own:\n  paragon shard ./pictures --out ./shards\n  paragon train --shards ./shards"
+    ))?;
     Ok(())
 }
 
@@ -194,7 +256,10 @@ fn recipe(args: &Args) -> Result<TrainConfig> {
         accum_iter: 1,
         use_hflip: true,
         use_rot: true,
-        losses: vec![LossTerm { kind: LossKind::L1, weight: 1.0 }],
+        losses: vec![LossTerm {
+            kind: LossKind::L1,
+            weight: 1.0,
+        }],
         optimizer: OptimizerKind::AdamW,
         betas: (0.9, 0.99),
         epsilon: 1e-8,
@@ -203,7 +268,10 @@ fn recipe(args: &Args) -> Result<TrainConfig> {
         schedule: Schedule {
             base_lr: 2e-3,
             warmup: 50.min(args.iterations / 4),
-            decay: Decay::Cosine { total: args.iterations, eta_min: 1e-5 },
+            decay: Decay::Cosine {
+                total: args.iterations,
+                eta_min: 1e-5,
+            },
         },
         total_iter: args.iterations,
         ema_decay: 0.99,
@@ -220,7 +288,11 @@ fn write_comparison(shown: &[Shown], path: &Path) -> Result<()> {
         .iter()
         .map(|([lq, bicubic, ours, hr], bicubic_scores, ours_scores)| {
             let psnr = |s: &Scores| format!("{:.2} dB  SSIM {:.4}", s.psnr_y, s.ssim_y);
-            let panel = |image, title: &str, note: String| Panel { image, title: title.to_string(), note };
+            let panel = |image, title: &str, note: String| Panel {
+                image,
+                title: title.to_string(),
+                note,
+            };
             vec![
                 panel(lq, "LQ (nearest)", String::new()),
                 panel(bicubic, "bicubic", psnr(bicubic_scores)),

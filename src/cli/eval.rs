@@ -1,5 +1,6 @@
-//! `paragon eval`: a network on a folder of pictures beside bicubic, as a table or JSON. Depends on `eval`. Promises that memory is known
-//! before the first picture, and that a mean over fewer pictures than there are is said, also by the exit code.
+//! `paragon eval`: a network on a folder of pictures beside bicubic, as a table or JSON. Depends on
+//! `eval`. Promises that memory is known before the first picture, and that a mean over fewer
+//! pictures than there are is said, also by the exit code.
 
 use super::ModelArgs;
 use super::flags::{print, print_json, tell};
@@ -20,11 +21,13 @@ use std::path::{Path, PathBuf};
 
 /// Measure a network: PSNR and SSIM on RGB and Y, per picture and mean, beside bicubic.
 ///
-/// A PSNR above 100 dB counts as 100 in means. A picture that cannot be measured (damaged, too small, of another size than its partner) is
-/// named and left out of the means, and the exit code is 1.
+/// A PSNR above 100 dB counts as 100 in means. A picture that cannot be measured (damaged, too
+/// small, of another size than its partner) is named and left out of the means, and the exit code
+/// is 1.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of the pictures: HR alone (LQ is made by antialiased bicubic), or with HR and LQ below it
+    /// Folder of the pictures: HR alone (LQ is made by antialiased bicubic), or with HR and LQ
+    /// below it
     dataset: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
@@ -37,7 +40,8 @@ pub struct Args {
     /// Pixels cut off each side before comparing [default: the scale]
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     crop_border: Option<u32>,
-    /// Also write the network's pictures into this folder, as PNG, in the folders that they have in the dataset
+    /// Also write the network's pictures into this folder, as PNG, in the folders that they have in
+    /// the dataset
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
     /// Print JSON on stdout
@@ -49,7 +53,12 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let mut upscaler = args.model.upscaler()?;
     let scale = upscaler.scale();
-    let options = ScanOptions { scale: scale as u32, hr: args.hr.clone(), lq: args.lq.clone(), out: args.save.clone() };
+    let options = ScanOptions {
+        scale: scale as u32,
+        hr: args.hr.clone(),
+        lq: args.lq.clone(),
+        out: args.save.clone(),
+    };
     let found = find(&args.dataset, &options)?;
     for left in found.left_out.iter().filter(|l| l.may_surprise()) {
         tell(format_args!("note: {left}"));
@@ -61,18 +70,30 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let memory = check_memory(&upscaler, &sources, args.model.budget())?;
     let progress = Progress::new("eval", sources.len() as u64, "pictures");
-    let evaluation = evaluate(&mut upscaler, &sources, crop, &mut |result, picture, _, _| {
-        if let Some(folder) = &args.save {
-            save(picture, &folder.join(file_of(&result.name, Format::Png)))?;
-        }
-        progress.advance(1);
-        Ok(())
-    });
+    let evaluation = evaluate(
+        &mut upscaler,
+        &sources,
+        crop,
+        &mut |result, picture, _, _| {
+            if let Some(folder) = &args.save {
+                save(picture, &folder.join(file_of(&result.name, Format::Png)))?;
+            }
+            progress.advance(1);
+            Ok(())
+        },
+    );
     progress.finish();
     let Evaluation { results, left_out } = evaluation?;
     results.iter().flat_map(|r| &r.notes).for_each(tell);
-    left_out.iter().for_each(|l| tell(format_args!("error: left out of the mean: {}", l.reason)));
-    ensure!(!results.is_empty(), "no picture of {} could be measured, {} were left out", args.dataset.display(), left_out.len());
+    left_out
+        .iter()
+        .for_each(|l| tell(format_args!("error: left out of the mean: {}", l.reason)));
+    ensure!(
+        !results.is_empty(),
+        "no picture of {} could be measured, {} were left out",
+        args.dataset.display(),
+        left_out.len()
+    );
     let network = mean(results.iter().map(|r| r.network));
     let bicubic = mean(results.iter().map(|r| r.bicubic));
     if args.json {
@@ -86,11 +107,17 @@ pub fn run(args: &Args) -> Result<()> {
         print_table(&results, &network, &bicubic)?;
         print(format_args!("memory at most {}", bytes_text(memory)))?;
     }
-    ensure!(left_out.is_empty(), "{} of {} pictures were left out of the mean, see above", left_out.len(), sources.len());
+    ensure!(
+        left_out.is_empty(),
+        "{} of {} pictures were left out of the mean, see above",
+        left_out.len(),
+        sources.len()
+    );
     Ok(())
 }
 
-/// The most memory that a pair takes, held against what may be taken. What a header says wrongly is said when its picture's turn comes.
+/// The most memory that a pair takes, held against what may be taken. What a header says wrongly is
+/// said when its picture's turn comes.
 fn check_memory(upscaler: &Upscaler, sources: &[Source], budget: Budget) -> Result<u64> {
     let mut most = (PROGRAM_BYTES, None);
     for source in sources {
@@ -101,16 +128,24 @@ fn check_memory(upscaler: &Upscaler, sources: &[Source], budget: Budget) -> Resu
             Err(_) => {}
         }
     }
-    let text = || most.1.map_or_else(String::new, |source| source.hr.display().to_string());
+    let text = || {
+        most.1
+            .map_or_else(String::new, |source| source.hr.display().to_string())
+    };
     budget.check(most.0, "take the picture out of the folder or cut it into parts, or allow more with --host-memory").with_context(text)?;
     Ok(most.0)
 }
 
-/// Creates the folder for the network's pictures, and refuses one where they would take the place of pictures that are measured.
+/// Creates the folder for the network's pictures, and refuses one where they would take the place
+/// of pictures that are measured.
 fn check_saving(folder: &Path, sources: &[Source]) -> Result<()> {
     create_folder(folder)?;
-    let inputs: HashSet<PathBuf> =
-        sources.iter().flat_map(|s| [Some(&s.hr), s.lq.as_ref()]).flatten().filter_map(|p| p.canonicalize().ok()).collect();
+    let inputs: HashSet<PathBuf> = sources
+        .iter()
+        .flat_map(|s| [Some(&s.hr), s.lq.as_ref()])
+        .flatten()
+        .filter_map(|p| p.canonicalize().ok())
+        .collect();
     for source in sources {
         let path = folder.join(file_of(&source.name, Format::Png));
         ensure!(
@@ -132,14 +167,53 @@ fn save(picture: &RgbImage, path: &Path) -> Result<()> {
 
 /// The table: PSNR in dB, SSIM, network and bicubic side by side.
 pub fn print_table(results: &[ImageResult], network: &Scores, bicubic: &Scores) -> Result<()> {
-    let width = results.iter().map(|r| r.name.len()).max().unwrap_or(0).max(7);
-    print(format_args!("{:width$}   {:^31}   {:^31}", "", "network", "bicubic"))?;
-    print(format_args!("{:width$}   PSNR-Y  SSIM-Y    PSNR    SSIM   PSNR-Y  SSIM-Y    PSNR    SSIM", "picture"))?;
-    let decibels = |psnr: f64| if psnr >= MOST_PSNR { format!(">={MOST_PSNR:.0}") } else { format!("{psnr:.2}") };
-    let row = |s: &Scores| format!("{:>6}  {:.4}  {:>6}  {:.4}", decibels(s.psnr_y), s.ssim_y, decibels(s.psnr), s.ssim);
+    let width = results
+        .iter()
+        .map(|r| r.name.len())
+        .max()
+        .unwrap_or(0)
+        .max(7);
+    print(format_args!(
+        "{:width$}   {:^31}   {:^31}",
+        "", "network", "bicubic"
+    ))?;
+    print(format_args!(
+        "{:width$}   PSNR-Y  SSIM-Y    PSNR    SSIM   PSNR-Y  SSIM-Y    PSNR    SSIM",
+        "picture"
+    ))?;
+    let decibels = |psnr: f64| {
+        if psnr >= MOST_PSNR {
+            format!(">={MOST_PSNR:.0}")
+        } else {
+            format!("{psnr:.2}")
+        }
+    };
+    let row = |s: &Scores| {
+        format!(
+            "{:>6}  {:.4}  {:>6}  {:.4}",
+            decibels(s.psnr_y),
+            s.ssim_y,
+            decibels(s.psnr),
+            s.ssim
+        )
+    };
     for r in results {
-        print(format_args!("{:width$}   {}   {}", r.name, row(&r.network), row(&r.bicubic)))?;
+        print(format_args!(
+            "{:width$}   {}   {}",
+            r.name,
+            row(&r.network),
+            row(&r.bicubic)
+        ))?;
     }
-    print(format_args!("{:width$}   {}   {}", "mean", row(network), row(bicubic)))?;
-    print(format_args!("{:width$}   {:+6.2} dB PSNR-Y against bicubic", "", network.psnr_y - bicubic.psnr_y))
+    print(format_args!(
+        "{:width$}   {}   {}",
+        "mean",
+        row(network),
+        row(bicubic)
+    ))?;
+    print(format_args!(
+        "{:width$}   {:+6.2} dB PSNR-Y against bicubic",
+        "",
+        network.psnr_y - bicubic.psnr_y
+    ))
 }

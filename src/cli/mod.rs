@@ -1,4 +1,5 @@
-//! The command line: one file per command turns flags into plain configuration and calls the library.
+//! The command line: one file per command turns flags into plain configuration and calls the
+//! library.
 
 mod bench;
 mod bench_step;
@@ -27,7 +28,8 @@ use paragon::upscale::Upscaler;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Train super-resolution networks from a folder of photographs, with every byte of memory known before the first step.
+/// Train super-resolution networks from a folder of photographs, with every byte of memory known
+/// before the first step.
 #[derive(Parser)]
 #[command(name = "paragon", version, about, propagate_version = true)]
 struct Cli {
@@ -72,7 +74,8 @@ struct ModelArgs {
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
     threads: Option<usize>,
-    /// Most memory to take (512M, 2G); what needs more is refused before it is begun [default: what the machine and its control group leave]
+    /// Most memory to take (512M, 2G); what needs more is refused before it is begun [default: what
+    /// the machine and its control group leave]
     #[arg(long, value_name = "SIZE", value_parser = paragon::config::parse_size)]
     host_memory: Option<u64>,
 }
@@ -83,13 +86,23 @@ impl ModelArgs {
     }
 
     fn upscaler(&self) -> Result<Upscaler> {
-        let hints = ModelHints { arch: self.network.clone(), scale: self.scale, alpha: self.alpha };
+        let hints = ModelHints {
+            arch: self.network.clone(),
+            scale: self.scale,
+            alpha: self.alpha,
+        };
         let (net, params, _) = read_model(&self.model, &hints)?;
-        Upscaler::new(net, params, CpuOptions::new(self.threads.unwrap_or(0)), self.tile)
+        Upscaler::new(
+            net,
+            params,
+            CpuOptions::new(self.threads.unwrap_or(0)),
+            self.tile,
+        )
     }
 }
 
-/// Parses, runs and reports: 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong usage.
+/// Parses, runs and reports: 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong
+/// usage.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     paragon::dataset::decode::silence_decoder_panics();

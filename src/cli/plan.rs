@@ -1,4 +1,5 @@
-//! `paragon plan`: the memory of a run, computed from its flags alone. Neither data nor a GPU is needed.
+//! `paragon plan`: the memory of a run, computed from its flags alone. Neither data nor a GPU is
+//! needed.
 
 use super::flags::{MAX_SIDE, count, positive, print, print_json, tell};
 use super::recipe::{KeyFlags, Layers, Machine, Planning};
@@ -13,7 +14,10 @@ use paragon::report::occupancy::{Occupancy, occupancy_chart};
 use paragon::shard::codec::Decoder;
 use paragon::shard::format::Geometry;
 use paragon::system;
-use paragon::train::{Budget, Choice, DeviceChoice, Fit, Fitted, Place, RunMemory, Rung, TrainConfig, validation_bytes};
+use paragon::train::{
+    Budget, Choice, DeviceChoice, Fit, Fitted, Place, RunMemory, Rung, TrainConfig,
+    validation_bytes,
+};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -23,22 +27,25 @@ const USUAL_SCALE: u64 = 2;
 const MAX_PATCHES: [usize; 7] = [64, 96, 128, 160, 192, 224, 256];
 /// Largest batch that `--max` looks for.
 const MAX_BATCH: usize = 4096;
-/// Stored bytes of a pair against its pixels, and of the index against a shard, for the estimate of the index: both are small.
+/// Stored bytes of a pair against its pixels, and of the index against a shard, for the estimate of
+/// the index: both are small.
 const STORED_SHARE: f64 = 0.4;
 const SHARD_BYTES: f64 = 512e6;
 const INDEX_BYTES_PER_SHARD: u64 = 400;
 
-/// Show the memory of a run before there is one: every byte, the peak moment, and what would fit a budget.
+/// Show the memory of a run before there is one: every byte, the peak moment, and what would fit a
+/// budget.
 ///
-/// Takes what `train` takes; no data and no GPU are needed. Exits with 1 when the run does not fit --vram or --host-memory, after
-/// naming what would.
+/// Takes what `train` takes; no data and no GPU are needed. Exits with 1 when the run does not fit
+/// --vram or --host-memory, after naming what would.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     layers_of: Layers,
     #[command(flatten)]
     flags: KeyFlags<Planning>,
-    /// Side of the stored LQ patches, where crops are cut out of larger ones [default: the LQ patch]
+    /// Side of the stored LQ patches, where crops are cut out of larger ones [default: the LQ
+    /// patch]
     #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE), help_heading = "Recipe")]
     stored_lq_size: Option<usize>,
     /// Pairs in the shards, for an estimate of the index
@@ -95,7 +102,13 @@ struct Work {
 
 impl Work {
     fn new(plan: &Plan, accum_iter: usize, place: &Place) -> Result<Work> {
-        let per_iteration = |at: usize| if plan.micro.contains(&at) { accum_iter as u64 } else { 1 };
+        let per_iteration = |at: usize| {
+            if plan.micro.contains(&at) {
+                accum_iter as u64
+            } else {
+                1
+            }
+        };
         let floors = (0..plan.ops.len()).map(|at| (plan.floor_of(at), per_iteration(at)));
         let launches = if place.is_device() {
             let program = lower(plan)?;
@@ -103,14 +116,25 @@ impl Work {
         } else {
             None
         };
-        let (bytes, multiply_adds) = floors.fold((0, 0), |(b, m), (f, n)| (b + n * f.bytes, m + n * f.multiply_adds));
-        Ok(Work { bytes, multiply_adds, launches })
+        let (bytes, multiply_adds) = floors.fold((0, 0), |(b, m), (f, n)| {
+            (b + n * f.bytes, m + n * f.multiply_adds)
+        });
+        Ok(Work {
+            bytes,
+            multiply_adds,
+            launches,
+        })
     }
 
     fn text(&self) -> String {
-        let launches = self.launches.map_or_else(String::new, |n| format!(", in {n} kernel launches"));
+        let launches = self
+            .launches
+            .map_or_else(String::new, |n| format!(", in {n} kernel launches"));
         let gflop = 2e-9 * self.multiply_adds as f64;
-        format!("an iteration moves at least {} and computes {gflop:.2} GFLOP{launches}", bytes_text(self.bytes))
+        format!(
+            "an iteration moves at least {} and computes {gflop:.2} GFLOP{launches}",
+            bytes_text(self.bytes)
+        )
     }
 }
 
@@ -128,22 +152,36 @@ struct Largest {
 impl Args {
     fn place(&self, machine: &Machine) -> Result<Place> {
         match (machine.device, machine.precision) {
-            (DeviceChoice::Cuda(_), precision) => {
-                Ok(Place::Cuda { sizing: CudaSizing { precision: precision.unwrap_or(Precision::Bf16) }, in_use: None })
-            }
+            (DeviceChoice::Cuda(_), precision) => Ok(Place::Cuda {
+                sizing: CudaSizing {
+                    precision: precision.unwrap_or(Precision::Bf16),
+                },
+                in_use: None,
+            }),
             (_, None | Some(Precision::F32)) => Ok(Place::Cpu(CpuOptions::new(machine.threads))),
             (_, Some(half)) => bail!("the CPU computes in f32; {half} takes --device cuda"),
         }
     }
 
-    /// The loader's memory without a set to ask: exact for slots and scratch, an estimate for the index.
+    /// The loader's memory without a set to ask: exact for slots and scratch, an estimate for the
+    /// index.
     fn loader(&self, threads: usize, config: &TrainConfig, slots: usize) -> Result<Bound> {
-        let stored = self.stored_lq_size.unwrap_or(config.lq_size).max(config.lq_size);
+        let stored = self
+            .stored_lq_size
+            .unwrap_or(config.lq_size)
+            .max(config.lq_size);
         let geometry = Geometry::new(config.network.scale as u32, u32::try_from(stored)?)?;
         let area = config.network.scale * config.network.scale + 1;
-        let pair = (config.lq_size * config.lq_size * 3 * area) as u64 + 1 + size_of::<u64>() as u64;
-        let crops = if config.lq_size < stored { (stored * stored * 3 * area) as u64 } else { 0 };
-        let shards = (self.records as f64 * (stored * stored * 3 * area) as f64 * STORED_SHARE / SHARD_BYTES).ceil() as u64;
+        let pair =
+            (config.lq_size * config.lq_size * 3 * area) as u64 + 1 + size_of::<u64>() as u64;
+        let crops = if config.lq_size < stored {
+            (stored * stored * 3 * area) as u64
+        } else {
+            0
+        };
+        let shards = (self.records as f64 * (stored * stored * 3 * area) as f64 * STORED_SHARE
+            / SHARD_BYTES)
+            .ceil() as u64;
         Ok(Bound {
             slots,
             slot_bytes: pair * config.batch_size as u64,
@@ -154,7 +192,9 @@ impl Args {
     }
 
     fn validation(&self, config: &TrainConfig) -> Result<u64> {
-        let Some(megapixels) = self.val_megapixels else { return Ok(0) };
+        let Some(megapixels) = self.val_megapixels else {
+            return Ok(0);
+        };
         validation_bytes(config, (megapixels * 1e6) as u64)
     }
 }
@@ -174,8 +214,14 @@ pub fn run(args: &Args) -> Result<()> {
         place,
         recompute: machine.recompute,
         slots,
-        budget: Budget { host: machine.host_memory, device: machine.vram },
-        stated: Budget { host: machine.host_memory, device: machine.vram },
+        budget: Budget {
+            host: machine.host_memory,
+            device: machine.vram,
+        },
+        stated: Budget {
+            host: machine.host_memory,
+            device: machine.vram,
+        },
         host_limit: None,
         may_split: machine.fit,
         earlier: None,
@@ -183,7 +229,9 @@ pub fn run(args: &Args) -> Result<()> {
         validation: args.validation(&config)?,
     };
     if machine.vram.is_some() && !place.is_device() {
-        bail!("--vram bounds the memory of a GPU; give --device cuda, or --host-memory for the CPU");
+        bail!(
+            "--vram bounds the memory of a GPU; give --device cuda, or --host-memory for the CPU"
+        );
     }
     if args.max {
         return largest(args, &fit);
@@ -191,7 +239,15 @@ pub fn run(args: &Args) -> Result<()> {
     let (fitted, refused) = match fit.choose() {
         Ok(fitted) => (fitted, None),
         // shown as asked, and refused after that
-        Err(error) => (Fit { budget: Budget::default(), stated: Budget::default(), ..fit.clone() }.choose()?, Some(error)),
+        Err(error) => (
+            Fit {
+                budget: Budget::default(),
+                stated: Budget::default(),
+                ..fit.clone()
+            }
+            .choose()?,
+            Some(error),
+        ),
     };
     let plan = place.plan(&fitted.config, fitted.choice.recompute, fit.validation > 0)?;
     if let Some(path) = &args.chart {
@@ -212,8 +268,16 @@ pub fn run(args: &Args) -> Result<()> {
             why: fitted.why.as_deref(),
             memory: &fitted.memory,
             work: Work::new(&plan, fitted.choice.accum_iter, &place)?,
-            layers: if args.layers { plan.layers() } else { Vec::new() },
-            remedies: if refused.is_some() { fit.ladder()? } else { Vec::new() },
+            layers: if args.layers {
+                plan.layers()
+            } else {
+                Vec::new()
+            },
+            remedies: if refused.is_some() {
+                fit.ladder()?
+            } else {
+                Vec::new()
+            },
         };
         print_json(&report)?;
     } else {
@@ -224,8 +288,16 @@ pub fn run(args: &Args) -> Result<()> {
             print(format_args!("\nfits: {comparison}"))?;
         }
         if let Some(limit) = system::memory_limit().filter(|_| fit.budget.host.is_none()) {
-            let verdict = if fitted.memory.host_bytes <= limit.bytes { "holds" } else { "does not hold" };
-            print(format_args!("\n{} {verdict} the host's part: {}", limit.limit, bytes_text(limit.bytes)))?;
+            let verdict = if fitted.memory.host_bytes <= limit.bytes {
+                "holds"
+            } else {
+                "does not hold"
+            };
+            print(format_args!(
+                "\n{} {verdict} the host's part: {}",
+                limit.limit,
+                bytes_text(limit.bytes)
+            ))?;
         }
     }
     if let Some(path) = args.chart.as_ref().filter(|_| !args.json) {
@@ -234,25 +306,52 @@ pub fn run(args: &Args) -> Result<()> {
     refused.map_or(Ok(()), Err)
 }
 
-fn show(args: &Args, config: &TrainConfig, fitted: &Fitted, plan: &Plan, device: &str) -> Result<()> {
+fn show(
+    args: &Args,
+    config: &TrainConfig,
+    fitted: &Fitted,
+    plan: &Plan,
+    device: &str,
+) -> Result<()> {
     let net = &config.network;
     let precision = plan.precision;
-    print(format_args!("{} x{}, LQ {}, {device}, {precision}: {}", net.arch, net.scale, config.lq_size, fitted.choice))?;
+    print(format_args!(
+        "{} x{}, LQ {}, {device}, {precision}: {}",
+        net.arch, net.scale, config.lq_size, fitted.choice
+    ))?;
     if let Some(why) = &fitted.why {
         print(why)?;
     }
     print(format_args!("{}", fitted.memory))?;
     let step = &fitted.memory.step;
-    print(format_args!("\npeak: operation {} ({}), {} live", step.peak.operation, step.peak.label, bytes_text(step.peak.bytes)))?;
+    print(format_args!(
+        "\npeak: operation {} ({}), {} live",
+        step.peak.operation,
+        step.peak.label,
+        bytes_text(step.peak.bytes)
+    ))?;
     for buffer in &step.peak.live {
-        print(format_args!("  {:42}{:>12}  {}", buffer.name, bytes_text(buffer.bytes), buffer.class))?;
+        print(format_args!(
+            "  {:42}{:>12}  {}",
+            buffer.name,
+            bytes_text(buffer.bytes),
+            buffer.class
+        ))?;
     }
-    print(format_args!("floor: {}, what stays between steps and its greediest operation", bytes_text(step.floor_bytes)))?;
+    print(format_args!(
+        "floor: {}, what stays between steps and its greediest operation",
+        bytes_text(step.floor_bytes)
+    ))?;
     if args.layers {
         print("\nlayer by layer (operations that use it)")?;
         for layer in plan.layers() {
             let ops = format!("{} to {}", layer.live.0, layer.live.1);
-            print(format_args!("  {:42}{:>12}  {ops:12} {}", layer.name, bytes_text(layer.bytes), layer.class))?;
+            print(format_args!(
+                "  {:42}{:>12}  {ops:12} {}",
+                layer.name,
+                bytes_text(layer.bytes),
+                layer.class
+            ))?;
         }
     }
     Ok(())
@@ -261,7 +360,10 @@ fn show(args: &Args, config: &TrainConfig, fitted: &Fitted, plan: &Plan, device:
 fn occupancy<'a>(config: &TrainConfig, fitted: &Fitted, plan: &'a Plan) -> Occupancy<'a> {
     let series = |(number, class): (usize, Class)| {
         let bytes = plan.live_bytes(|b| b.class == class);
-        bytes.iter().any(|&b| b > 0).then(|| (plan.class_label(class), number, bytes))
+        bytes
+            .iter()
+            .any(|&b| b > 0)
+            .then(|| (plan.class_label(class), number, bytes))
     };
     let (bytes, peak) = plan.peak();
     let choice = fitted.choice;
@@ -277,7 +379,11 @@ fn occupancy<'a>(config: &TrainConfig, fitted: &Fitted, plan: &'a Plan) -> Occup
             choice.recompute,
             bytes_text(bytes)
         ),
-        classes: Class::ALL.into_iter().enumerate().filter_map(series).collect(),
+        classes: Class::ALL
+            .into_iter()
+            .enumerate()
+            .filter_map(series)
+            .collect(),
         arena_bytes: plan.arena_bytes,
         peak: (peak, plan.ops.get(peak).map_or("", |op| op.label())),
     }
@@ -288,14 +394,27 @@ fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
     if fit.budget.host.is_none() && fit.budget.device.is_none() {
         bail!("--max needs something to fill: give --vram (with --device cuda) or --host-memory");
     }
-    let levels = fit.recompute.map_or(vec![Recompute::Block, Recompute::Full], |level| vec![level]);
+    let levels = fit
+        .recompute
+        .map_or(vec![Recompute::Block, Recompute::Full], |level| vec![level]);
     let mut cells = Vec::new();
     for lq_size in MAX_PATCHES {
         for &recompute in &levels {
             let holds = |batch_size: usize| -> Result<bool> {
-                let config = TrainConfig { lq_size, batch_size, accum_iter: 1, ..fit.config.clone() };
+                let config = TrainConfig {
+                    lq_size,
+                    batch_size,
+                    accum_iter: 1,
+                    ..fit.config.clone()
+                };
                 let plan = fit.place.plan(&config, recompute, fit.validation > 0)?;
-                let memory = RunMemory::new(&config, &fit.place, &plan, &(fit.loader)(&config, fit.slots)?, fit.validation);
+                let memory = RunMemory::new(
+                    &config,
+                    &fit.place,
+                    &plan,
+                    &(fit.loader)(&config, fit.slots)?,
+                    fit.validation,
+                );
                 Ok(fit.budget.holds(&memory))
             };
             // the largest that holds lies in low..high
@@ -308,18 +427,42 @@ fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
                 let middle = low + (high - low) / 2;
                 *(if holds(middle)? { &mut low } else { &mut high }) = middle;
             }
-            cells.push(Largest { lq_size, recompute, batch_size: low, at_least });
+            cells.push(Largest {
+                lq_size,
+                recompute,
+                batch_size: low,
+                at_least,
+            });
         }
     }
     if args.json {
         return print_json(&cells);
     }
     let net = &fit.config.network;
-    print(format_args!("{} x{}: largest batch that fits, patches at once", net.arch, net.scale))?;
-    print(format_args!("{:>8}{}", "LQ", levels.iter().map(|l| format!("{:>12}", l.to_string())).collect::<String>()))?;
+    print(format_args!(
+        "{} x{}: largest batch that fits, patches at once",
+        net.arch, net.scale
+    ))?;
+    print(format_args!(
+        "{:>8}{}",
+        "LQ",
+        levels
+            .iter()
+            .map(|l| format!("{:>12}", l.to_string()))
+            .collect::<String>()
+    ))?;
     for row in cells.chunks(levels.len()) {
-        let cell = |c: &Largest| format!("{:>12}", format!("{}{}", c.batch_size, if c.at_least { "+" } else { "" }));
-        print(format_args!("{:>8}{}", row[0].lq_size, row.iter().map(cell).collect::<String>()))?;
+        let cell = |c: &Largest| {
+            format!(
+                "{:>12}",
+                format!("{}{}", c.batch_size, if c.at_least { "+" } else { "" })
+            )
+        };
+        print(format_args!(
+            "{:>8}{}",
+            row[0].lq_size,
+            row.iter().map(cell).collect::<String>()
+        ))?;
     }
     Ok(())
 }

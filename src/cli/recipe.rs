@@ -1,5 +1,6 @@
-//! Flags made from the table of keys, and the layers of a configuration: defaults, file, preset, `--set`, flags. `train`, `plan` and
-//! `bench` take them from here, so that they cannot drift apart. Depends on `config` and clap.
+//! Flags made from the table of keys, and the layers of a configuration: defaults, file, preset,
+//! `--set`, flags. `train`, `plan` and `bench` take them from here, so that they cannot drift
+//! apart. Depends on `config` and clap.
 
 use super::flags::tell;
 use anyhow::{Context, Result};
@@ -52,10 +53,12 @@ pub struct KeyFlags<G> {
 
 impl<G: Group> clap::Args for KeyFlags<G> {
     fn augment_args(command: Command) -> Command {
-        KEYS.iter().filter(|key| G::takes(key)).fold(command, |command, key| match flag(key) {
-            Some(flag) => command.arg(flag),
-            None => command,
-        })
+        KEYS.iter()
+            .filter(|key| G::takes(key))
+            .fold(command, |command, key| match flag(key) {
+                Some(flag) => command.arg(flag),
+                None => command,
+            })
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -67,15 +70,34 @@ fn flag(key: &'static Key) -> Option<Arg> {
     let arg = Arg::new(key.path).help_heading(key.heading);
     match key.flag {
         Flag::None => None,
-        Flag::Off(name) => Some(arg.long(name).help(format!("Off: {}", key.doc)).action(ArgAction::SetTrue)),
+        Flag::Off(name) => Some(
+            arg.long(name)
+                .help(format!("Off: {}", key.doc))
+                .action(ArgAction::SetTrue),
+        ),
         Flag::Takes(name, value) => {
             // the kind says what it takes only where the text does not
-            let names = if let Kind::Choice(_) = key.kind { format!(" ({})", key.kind.expected()) } else { String::new() };
+            let names = if let Kind::Choice(_) = key.kind {
+                format!(" ({})", key.kind.expected())
+            } else {
+                String::new()
+            };
             let help = format!("{}{names} [default: {}]", key.doc, key.default_text());
             let repeated = matches!(key.kind, Kind::Paths | Kind::Losses);
-            let action = if repeated { ArgAction::Append } else { ArgAction::Set };
+            let action = if repeated {
+                ArgAction::Append
+            } else {
+                ArgAction::Set
+            };
             let read = OsStringValueParser::new().try_map(|text| key.kind.read_flag(&text));
-            Some(arg.long(name).value_name(value).help(help).action(action).allow_negative_numbers(true).value_parser(read))
+            Some(
+                arg.long(name)
+                    .value_name(value)
+                    .help(help)
+                    .action(action)
+                    .allow_negative_numbers(true)
+                    .value_parser(read),
+            )
         }
     }
 }
@@ -86,15 +108,25 @@ impl<G: Group> clap::FromArgMatches for KeyFlags<G> {
         for (index, key) in KEYS.iter().enumerate().filter(|(_, key)| G::takes(key)) {
             match key.flag {
                 Flag::None => {}
-                Flag::Off(_) if matches.get_flag(key.path) => given.push((index, Value::Bool(false))),
+                Flag::Off(_) if matches.get_flag(key.path) => {
+                    given.push((index, Value::Bool(false)))
+                }
                 Flag::Off(_) => {}
                 Flag::Takes(..) => {
-                    let values: Vec<Value> = matches.get_many::<Value>(key.path).into_iter().flatten().cloned().collect();
+                    let values: Vec<Value> = matches
+                        .get_many::<Value>(key.path)
+                        .into_iter()
+                        .flatten()
+                        .cloned()
+                        .collect();
                     given.extend(join(values).map(|value| (index, value)));
                 }
             }
         }
-        Ok(KeyFlags { given, group: PhantomData })
+        Ok(KeyFlags {
+            given,
+            group: PhantomData,
+        })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -108,7 +140,13 @@ fn join(values: Vec<Value>) -> Option<Value> {
     if values.len() < 2 {
         return values.into_iter().next();
     }
-    let list = values.into_iter().flat_map(|value| if let Value::List(list) = value { list } else { vec![value] });
+    let list = values.into_iter().flat_map(|value| {
+        if let Value::List(list) = value {
+            list
+        } else {
+            vec![value]
+        }
+    });
     Some(Value::List(list.collect()))
 }
 
@@ -124,14 +162,15 @@ impl<G> KeyFlags<G> {
 /// Where a configuration comes from beside flags of its own.
 #[derive(clap::Args)]
 pub struct Layers {
-    /// Take the configuration from a file: our YAML (`paragon config init`), or a traiNNer-redux option file as it is
+    /// Take the configuration from a file: our YAML (`paragon config init`), or a traiNNer-redux
+    /// option file as it is
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     config: Option<PathBuf>,
     /// A published setting of patch, batch, accumulation and rotation; wins over --config
     #[arg(long, value_enum, help_heading = "Configuration")]
     preset: Option<Preset>,
-    /// Give a key a value, as in train.optim_g.lr=1e-3; may be repeated, wins over --config and --preset. Flags win over it.
-    /// `paragon config explain` lists the keys
+    /// Give a key a value, as in train.optim_g.lr=1e-3; may be repeated, wins over --config and
+    /// --preset. Flags win over it. `paragon config explain` lists the keys
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment, help_heading = "Configuration")]
     set: Vec<(usize, Value)>,
 }
@@ -148,13 +187,16 @@ enum Preset {
     MemorySafe,
 }
 
-/// Reads a configuration of either kind into settings, and tells what of theirs is not honoured. Whether it was one of theirs.
+/// Reads a configuration of either kind into settings, and tells what of theirs is not honoured.
+/// Whether it was one of theirs.
 pub fn read_file(path: &Path, settings: &mut Settings) -> Result<bool> {
     let place = || path.display().to_string();
     let mut content = Vec::new();
     // a pipe has no length, so reading itself is bounded
     let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", place()))?;
-    file.take(MOST_FILE_BYTES as u64 + 1).read_to_end(&mut content).with_context(|| format!("cannot read {}", place()))?;
+    file.take(MOST_FILE_BYTES as u64 + 1)
+        .read_to_end(&mut content)
+        .with_context(|| format!("cannot read {}", place()))?;
     let imported = settings.take(&content).with_context(place)?;
     if let Some(imported) = &imported {
         tell(imported.report(&place()));
@@ -220,12 +262,19 @@ impl Machine {
         };
         Ok(Machine {
             threads: count("machine.threads").unwrap_or(0),
-            prefetch: Prefetch { threads: count("data.num_worker_per_gpu"), slots: count("data.slots") },
+            prefetch: Prefetch {
+                threads: count("data.num_worker_per_gpu"),
+                slots: count("data.slots"),
+            },
             host_memory: settings.whole("machine.host_memory"),
             vram: settings.whole("machine.vram"),
             recompute,
             fit: settings.is_on("machine.fit"),
-            device: settings.text("machine.device").unwrap_or("auto").parse().map_err(anyhow::Error::msg)?,
+            device: settings
+                .text("machine.device")
+                .unwrap_or("auto")
+                .parse()
+                .map_err(anyhow::Error::msg)?,
             precision: match settings.text("machine.precision") {
                 Some("f32") => Some(Precision::F32),
                 Some("bf16") => Some(Precision::Bf16),

@@ -1,4 +1,5 @@
-//! `paragon report`: a run folder as one page. Depends on `train` (log, state, previews) and `report`.
+//! `paragon report`: a run folder as one page. Depends on `train` (log, state, previews) and
+//! `report`.
 
 use super::flags::{print, tell};
 use anyhow::{Context, Result, ensure};
@@ -7,7 +8,9 @@ use paragon::plan::bytes_text;
 use paragon::report::chart::{Series, line_chart_svg};
 use paragon::report::page::{Page, Preview, Tile};
 use paragon::text::one_line;
-use paragon::train::{LogDigest, LogLine, duration_text, kept_previews, newest_state, read_log, read_preview};
+use paragon::train::{
+    LogDigest, LogLine, duration_text, kept_previews, newest_state, read_log, read_preview,
+};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -28,36 +31,79 @@ const MAX_POINTS: usize = 2000;
 
 /// Writes the page.
 pub fn run(args: &Args) -> Result<()> {
-    ensure!(args.run.is_dir(), "{} is no folder of a run; give the --out of a training", args.run.display());
-    let log = read_log(&args.run)?.with_context(|| format!("{} holds no log of a training (log.jsonl)", args.run.display()))?;
+    ensure!(
+        args.run.is_dir(),
+        "{} is no folder of a run; give the --out of a training",
+        args.run.display()
+    );
+    let log = read_log(&args.run)?.with_context(|| {
+        format!(
+            "{} holds no log of a training (log.jsonl)",
+            args.run.display()
+        )
+    })?;
     let page = page(&args.run, &log)?;
-    let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| args.run.join("report.html"));
     let html = page.html();
     write_output(&out, |file| Ok(file.write_all(html.as_bytes())?))?;
-    print(format_args!("{}: {} log lines, {} previews, {}", out.display(), log.count, page.previews.len(), bytes_text(html.len() as u64)))
+    print(format_args!(
+        "{}: {} log lines, {} previews, {}",
+        out.display(),
+        log.count,
+        page.previews.len(),
+        bytes_text(html.len() as u64)
+    ))
 }
 
 fn page(run: &Path, log: &LogDigest) -> Result<Page> {
     let (state, damaged) = newest_state(run)?;
-    damaged.iter().for_each(|text| tell(format_args!("warning: {text}")));
+    damaged
+        .iter()
+        .for_each(|text| tell(format_args!("warning: {text}")));
     let name = run.canonicalize().unwrap_or_else(|_| run.to_path_buf());
     let mut settings = Vec::new();
     if let Some(state) = &state {
-        flatten("", &serde_json::to_value(&state.head.config)?, &mut settings);
+        flatten(
+            "",
+            &serde_json::to_value(&state.head.config)?,
+            &mut settings,
+        );
     }
-    let network = state.as_ref().map_or(String::new(), |s| format!("{} x{}, ", s.head.config.network.arch, s.head.config.network.scale));
+    let network = state.as_ref().map_or(String::new(), |s| {
+        format!(
+            "{} x{}, ",
+            s.head.config.network.arch, s.head.config.network.scale
+        )
+    });
     let lines = match (&log.first, &log.last) {
         (Some(first), Some(last)) => {
-            format!("iterations {} to {}, {} of training", first.iteration, last.iteration, duration_text(last.seconds))
+            format!(
+                "iterations {} to {}, {} of training",
+                first.iteration,
+                last.iteration,
+                duration_text(last.seconds)
+            )
         }
         _ => "killed or stopped before its first log line".to_string(),
     };
     // what lies behind is done again when the run goes on
-    let reached = log.last.as_ref().map(|l| l.iteration).max(state.as_ref().map(|s| s.head.iteration));
+    let reached = log
+        .last
+        .as_ref()
+        .map(|l| l.iteration)
+        .max(state.as_ref().map(|s| s.head.iteration));
     Ok(Page {
-        title: name.file_name().map_or_else(|| "run".into(), |n| one_line(n.to_string_lossy())),
+        title: name
+            .file_name()
+            .map_or_else(|| "run".into(), |n| one_line(n.to_string_lossy())),
         subtitle: format!("{network}{lines}"),
-        tiles: log.last.as_ref().map_or_else(Vec::new, |last| tiles(log, last)),
+        tiles: log
+            .last
+            .as_ref()
+            .map_or_else(Vec::new, |last| tiles(log, last)),
         charts: charts(log)?,
         previews: previews(run, reached),
         settings,
@@ -65,16 +111,32 @@ fn page(run: &Path, log: &LogDigest) -> Result<Page> {
 }
 
 fn tiles(log: &LogDigest, last: &LogLine) -> Vec<Tile> {
-    let tile = |name: &str, value: String| Tile { name: name.to_string(), value };
-    let mut out = vec![tile("iterations", last.iteration.to_string()), tile("loss", format!("{:.5}", last.loss))];
-    if let Some((psnr, iteration)) = log.best.as_ref().and_then(|l| Some((l.val_psnr_y?, l.iteration))) {
-        out.push(tile(&format!("best PSNR-Y, iteration {iteration}"), format!("{psnr:.3} dB")));
+    let tile = |name: &str, value: String| Tile {
+        name: name.to_string(),
+        value,
+    };
+    let mut out = vec![
+        tile("iterations", last.iteration.to_string()),
+        tile("loss", format!("{:.5}", last.loss)),
+    ];
+    if let Some((psnr, iteration)) = log
+        .best
+        .as_ref()
+        .and_then(|l| Some((l.val_psnr_y?, l.iteration)))
+    {
+        out.push(tile(
+            &format!("best PSNR-Y, iteration {iteration}"),
+            format!("{psnr:.3} dB"),
+        ));
     }
     if let Some(ssim) = log.best_ssim_y {
         out.push(tile("best SSIM-Y", format!("{ssim:.4}")));
     }
     out.push(tile("speed, mean", format!("{:.2} it/s", log.it_per_s)));
-    out.push(tile("waiting for data, mean", format!("{:.1} %", 100.0 * log.data_wait)));
+    out.push(tile(
+        "waiting for data, mean",
+        format!("{:.1} %", 100.0 * log.data_wait),
+    ));
     if let Some(peak) = log.anonymous {
         out.push(tile("peak anonymous memory", bytes_text(peak)));
     }
@@ -83,23 +145,82 @@ fn tiles(log: &LogDigest, last: &LogLine) -> Vec<Tile> {
 }
 
 fn charts(log: &LogDigest) -> Result<Vec<String>> {
-    let series = |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| series_of(&log.lines, name, value);
-    let validated = |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| series_of(&log.validated, name, value);
+    let series =
+        |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| series_of(&log.lines, name, value);
+    let validated = |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| {
+        series_of(&log.validated, name, value)
+    };
     let wanted = [
-        ("Training loss", "loss", true, vec![series("loss", &|l| Some(l.loss))]),
-        ("PSNR of the validation", "dB", false, vec![validated("Y", &|l| l.val_psnr_y), validated("RGB", &|l| l.val_psnr)]),
-        ("SSIM of the validation", "SSIM", false, vec![validated("Y", &|l| l.val_ssim_y), validated("RGB", &|l| l.val_ssim)]),
-        ("Learning rate", "learning rate", false, vec![series("learning rate", &|l| Some(l.lr))]),
-        ("Gradient norm", "norm before clipping", true, vec![series("gradient norm", &|l| Some(l.grad_norm))]),
-        ("Speed", "iterations/s", false, vec![series("it/s", &|l| Some(l.it_per_s))]),
-        ("Waiting for data", "% of the time", false, vec![series("data-wait", &|l| Some(100.0 * l.data_wait))]),
-        ("Anonymous memory, peak", "MiB", false, vec![series("memory", &|l| Some(l.anonymous? as f64 / f64::from(1 << 20)))]),
+        (
+            "Training loss",
+            "loss",
+            true,
+            vec![series("loss", &|l| Some(l.loss))],
+        ),
+        (
+            "PSNR of the validation",
+            "dB",
+            false,
+            vec![
+                validated("Y", &|l| l.val_psnr_y),
+                validated("RGB", &|l| l.val_psnr),
+            ],
+        ),
+        (
+            "SSIM of the validation",
+            "SSIM",
+            false,
+            vec![
+                validated("Y", &|l| l.val_ssim_y),
+                validated("RGB", &|l| l.val_ssim),
+            ],
+        ),
+        (
+            "Learning rate",
+            "learning rate",
+            false,
+            vec![series("learning rate", &|l| Some(l.lr))],
+        ),
+        (
+            "Gradient norm",
+            "norm before clipping",
+            true,
+            vec![series("gradient norm", &|l| Some(l.grad_norm))],
+        ),
+        (
+            "Speed",
+            "iterations/s",
+            false,
+            vec![series("it/s", &|l| Some(l.it_per_s))],
+        ),
+        (
+            "Waiting for data",
+            "% of the time",
+            false,
+            vec![series("data-wait", &|l| Some(100.0 * l.data_wait))],
+        ),
+        (
+            "Anonymous memory, peak",
+            "MiB",
+            false,
+            vec![series("memory", &|l| {
+                Some(l.anonymous? as f64 / f64::from(1 << 20))
+            })],
+        ),
     ];
-    let drawable = |log_y: bool, lines: &[Series]| lines.iter().all(|s| s.points.iter().filter(|p| !log_y || p.1 > 0.0).count() > 1);
+    let drawable = |log_y: bool, lines: &[Series]| {
+        lines
+            .iter()
+            .all(|s| s.points.iter().filter(|p| !log_y || p.1 > 0.0).count() > 1)
+    };
     // logs from before RGB was measured have one line of two
     let wanted = wanted.map(|(title, unit, log_y, lines)| {
-        let lines: Vec<Series> =
-            lines.into_iter().enumerate().filter(|(i, line)| *i == 0 || !line.points.is_empty()).map(|(_, line)| line).collect();
+        let lines: Vec<Series> = lines
+            .into_iter()
+            .enumerate()
+            .filter(|(i, line)| *i == 0 || !line.points.is_empty())
+            .map(|(_, line)| line)
+            .collect();
         (title, unit, log_y, lines)
     });
     wanted
@@ -110,8 +231,15 @@ fn charts(log: &LogDigest) -> Result<Vec<String>> {
 }
 
 fn series_of(lines: &[LogLine], name: &str, value: &dyn Fn(&LogLine) -> Option<f64>) -> Series {
-    let points = lines.iter().filter_map(|l| Some((l.iteration as f64, value(l)?))).filter(|p| p.1.is_finite()).collect();
-    Series { name: name.to_string(), points: thin(points) }
+    let points = lines
+        .iter()
+        .filter_map(|l| Some((l.iteration as f64, value(l)?)))
+        .filter(|p| p.1.is_finite())
+        .collect();
+    Series {
+        name: name.to_string(),
+        points: thin(points),
+    }
 }
 
 /// Every so many points, the last one among them.
@@ -133,12 +261,22 @@ fn previews(run: &Path, reached: Option<u64>) -> Vec<Preview> {
     let mut out = Vec::new();
     for picture in pictures {
         let mut versions = vec![("bicubic".to_string(), picture.bicubic)];
-        let known = picture.network.into_iter().filter(|(i, _)| reached.is_none_or(|reached| *i <= reached));
+        let known = picture
+            .network
+            .into_iter()
+            .filter(|(i, _)| reached.is_none_or(|reached| *i <= reached));
         let read = |(iteration, path): &(u64, PathBuf)| match read_preview(path) {
-            Ok((png, size)) if size == picture.size => Some((format!("iteration {iteration}"), png)),
+            Ok((png, size)) if size == picture.size => {
+                Some((format!("iteration {iteration}"), png))
+            }
             Ok((_, size)) => {
                 let (w, h) = picture.size;
-                warn(format!("the preview {} has {}x{} pixels and its HR {w}x{h}", path.display(), size.0, size.1));
+                warn(format!(
+                    "the preview {} has {}x{} pixels and its HR {w}x{h}",
+                    path.display(),
+                    size.0,
+                    size.1
+                ));
                 None
             }
             Err(error) => {
@@ -151,11 +289,19 @@ fn previews(run: &Path, reached: Option<u64>) -> Vec<Preview> {
         let newest = std::iter::from_fn(|| network.pop()).find_map(|version| read(&version));
         versions.extend(newest);
         let middle = network.len() / 2;
-        let early = network.iter().enumerate().filter(|(i, _)| *i == 0 || *i == middle);
+        let early = network
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| *i == 0 || *i == middle);
         versions.extend(early.filter_map(|(_, version)| read(version)));
         versions.push(("HR".to_string(), picture.hr));
         let caption = "left and right of the line: choose what is compared".to_string();
-        out.push(Preview { name: format!("{}:", one_line(picture.name)), caption, versions, size: picture.size });
+        out.push(Preview {
+            name: format!("{}:", one_line(picture.name)),
+            caption,
+            versions,
+            size: picture.size,
+        });
     }
     out
 }
@@ -165,7 +311,15 @@ fn flatten(path: &str, value: &serde_json::Value, out: &mut Vec<(String, String)
     match value {
         serde_json::Value::Object(map) => {
             for (key, value) in map {
-                flatten(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, value, out);
+                flatten(
+                    &if path.is_empty() {
+                        key.clone()
+                    } else {
+                        format!("{path}.{key}")
+                    },
+                    value,
+                    out,
+                );
             }
         }
         value => out.push((path.to_string(), value.to_string())),

@@ -1,5 +1,5 @@
-//! `paragon selftest`: whether this machine's GPU computes what the CPU does, before hours depend on it. Depends on `selftest` and the
-//! backends.
+//! `paragon selftest`: whether this machine's GPU computes what the CPU does, before hours depend
+//! on it. Depends on `selftest` and the backends.
 
 use super::flags::{print, print_json, tell};
 use anyhow::{Result, bail};
@@ -30,15 +30,21 @@ pub struct Args {
 
 /// Tests and prints.
 pub fn run(args: &Args) -> Result<()> {
-    let DeviceChoice::Cuda(ordinal) = args.device else { bail!("the CPU is what others are compared with; give --device cuda or cuda:N") };
+    let DeviceChoice::Cuda(ordinal) = args.device else {
+        bail!("the CPU is what others are compared with; give --device cuda or cuda:N")
+    };
     let device = Device::open(ordinal)?;
     let mut precisions = args.precision.clone();
     if precisions.is_empty() {
         precisions = vec![Precision::F32, Precision::Bf16, Precision::Fp16];
         precisions.retain(|&p| p != Precision::Bf16 || device.capability >= 80);
     }
-    tell(format_args!("{} (sm_{}) against the CPU", device.name, device.capability));
-    let load = |plan: Plan| -> Result<Box<dyn Backend>> { Ok(Box::new(CudaBackend::new(&device, plan)?)) };
+    tell(format_args!(
+        "{} (sm_{}) against the CPU",
+        device.name, device.capability
+    ));
+    let load =
+        |plan: Plan| -> Result<Box<dyn Backend>> { Ok(Box::new(CudaBackend::new(&device, plan)?)) };
     let mut checks: Vec<Check> = Vec::new();
     for precision in precisions {
         let mut case = String::new();
@@ -48,7 +54,10 @@ pub fn run(args: &Args) -> Result<()> {
                 tell(format_args!("{}, {case}", check.precision));
             }
             let verdict = if check.holds() { "" } else { "  TOO FAR" };
-            tell(format_args!("  {:40} {:9.2e} of {:8.1e}{verdict}", check.what, check.error, check.tolerance));
+            tell(format_args!(
+                "  {:40} {:9.2e} of {:8.1e}{verdict}",
+                check.what, check.error, check.tolerance
+            ));
         })?;
         checks.extend(found);
     }
@@ -59,10 +68,16 @@ pub fn run(args: &Args) -> Result<()> {
         });
         print_json(&report)?;
     } else {
-        print(format_args!("{} comparisons, {wrong} too far apart", checks.len()))?;
+        print(format_args!(
+            "{} comparisons, {wrong} too far apart",
+            checks.len()
+        ))?;
     }
     if wrong > 0 {
-        bail!("{wrong} of {} comparisons differ by more than rounding explains; do not train on this device", checks.len());
+        bail!(
+            "{wrong} of {} comparisons differ by more than rounding explains; do not train on this device",
+            checks.len()
+        );
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `paragon shards`: look into a finished set, check all of it, take pairs out as pictures, put parts together. Depends on
-//! `shard` alone.
+//! `paragon shards`: look into a finished set, check all of it, take pairs out as pictures, put
+//! parts together. Depends on `shard` alone.
 
 use super::flags::{MAX_THREADS, count, print, print_json};
 use anyhow::{Result, bail};
@@ -24,15 +24,15 @@ pub struct Args {
 enum Action {
     /// What the set holds: pairs, sizes, codecs, how it was made
     Info(Place),
-    /// Read and decode every record, held-out set included; damage, and what the disk does not deliver, is listed with shard, record and
-    /// image, and the exit code is 1
+    /// Read and decode every record, held-out set included; damage, and what the disk does not
+    /// deliver, is listed with shard, record and image, and the exit code is 1
     Verify(Verify),
     /// Write pairs as PNG files NUMBER_lq.png and NUMBER_hr.png
     Extract(Extract),
     /// Draw a contact sheet of pairs, LQ beside HR
     Sheet(Sheet),
-    /// Put together the parts that `paragon shard --part I/N` made; the result is that of one undivided run, byte for byte. Where it is
-    /// there already, nothing is done
+    /// Put together the parts that `paragon shard --part I/N` made; the result is that of one
+    /// undivided run, byte for byte. Where it is there already, nothing is done
     Merge(Merge),
 }
 
@@ -63,7 +63,8 @@ struct Extract {
     /// Number of the pair in the set, from 0; may be given again for more
     #[arg(long, value_name = "N", group = "which")]
     record: Vec<u64>,
-    /// All pairs of this image: its path below the dataset without extension, as `verify` and errors tell it
+    /// All pairs of this image: its path below the dataset without extension, as `verify` and
+    /// errors tell it
     #[arg(long, value_name = "NAME", group = "which")]
     source: Option<String>,
     /// Folder for the pictures
@@ -108,7 +109,12 @@ pub fn run(args: &Args) -> Result<()> {
         Action::Verify(args) => verify(args),
         Action::Extract(args) => extract(args),
         Action::Sheet(args) => {
-            tools::sheet(&ShardSet::open(&args.dir)?, args.count, args.seed, &args.out)?;
+            tools::sheet(
+                &ShardSet::open(&args.dir)?,
+                args.count,
+                args.seed,
+                &args.out,
+            )?;
             print(format_args!("{}", args.out.display()))
         }
         Action::Merge(args) => put_together(args),
@@ -128,36 +134,80 @@ fn info(place: &Place) -> Result<()> {
         return print_json(&info);
     }
     let hr = info.lq_size * info.scale;
-    let mut out = format!("{} (fingerprint {}, written by paragon {})\n", place.dir.display(), info.fingerprint, info.paragon);
-    let crop = if info.crop == info.lq_size { String::new() } else { format!(" (for crops of {})", info.crop) };
-    writeln!(out, "  pairs      {} of LQ {} / HR {hr}{crop}, stride {}, LQ {}", info.pairs, info.lq_size, info.stride, info.lq_recipe)?;
-    writeln!(out, "  images     {} used of {} found", info.used, info.images)?;
+    let mut out = format!(
+        "{} (fingerprint {}, written by paragon {})\n",
+        place.dir.display(),
+        info.fingerprint,
+        info.paragon
+    );
+    let crop = if info.crop == info.lq_size {
+        String::new()
+    } else {
+        format!(" (for crops of {})", info.crop)
+    };
+    writeln!(
+        out,
+        "  pairs      {} of LQ {} / HR {hr}{crop}, stride {}, LQ {}",
+        info.pairs, info.lq_size, info.stride, info.lq_recipe
+    )?;
+    writeln!(
+        out,
+        "  images     {} used of {} found",
+        info.used, info.images
+    )?;
     for (kind, count) in &info.rejected {
         writeln!(out, "             {count} rejected: {kind}")?;
     }
     if info.dropped != (0, 0) {
-        writeln!(out, "             {} flat and {} duplicate patches left out", info.dropped.0, info.dropped.1)?;
+        writeln!(
+            out,
+            "             {} flat and {} duplicate patches left out",
+            info.dropped.0, info.dropped.1
+        )?;
     }
     let ratio = info.bytes as f64 / info.bytes_raw.max(1) as f64;
-    writeln!(out, "  size       {} in {} shard(s), {ratio:.3} of {} of pixels", bytes(info.bytes), info.shards, bytes(info.bytes_raw))?;
+    writeln!(
+        out,
+        "  size       {} in {} shard(s), {ratio:.3} of {} of pixels",
+        bytes(info.bytes),
+        info.shards,
+        bytes(info.bytes_raw)
+    )?;
     let [low, middle, high] = info.record_bytes.map(|n| bytes(n.into()));
-    writeln!(out, "  a pair     {low} (tenth), {middle} (half), {high} (nine tenths)")?;
+    writeln!(
+        out,
+        "  a pair     {low} (tenth), {middle} (half), {high} (nine tenths)"
+    )?;
     for (codec, stored) in &info.codecs {
         let (low, high) = (bytes(stored.range.0.into()), bytes(stored.range.1.into()));
-        writeln!(out, "  {codec:10} {} pairs, {}, {low} to {high} each", stored.pairs, bytes(stored.bytes))?;
+        writeln!(
+            out,
+            "  {codec:10} {} pairs, {}, {low} to {high} each",
+            stored.pairs,
+            bytes(stored.bytes)
+        )?;
     }
     for (name, value) in &info.options {
         writeln!(out, "  option     --{name} {value}")?;
     }
     if let Some((part, parts)) = info.part {
-        writeln!(out, "  part       {part} of {parts}; put them together with `paragon shards merge`")?;
+        writeln!(
+            out,
+            "  part       {part} of {parts}; put them together with `paragon shards merge`"
+        )?;
     }
     if info.appended > 0 {
         writeln!(out, "  appended   {} time(s)", info.appended)?;
     }
     if let Some(folder) = held_out(&place.dir)? {
         let manifest = Manifest::read(&folder)?;
-        writeln!(out, "  held out   {} pairs of {} images in {}", manifest.records(), manifest.used, folder.display())?;
+        writeln!(
+            out,
+            "  held out   {} pairs of {} images in {}",
+            manifest.records(),
+            manifest.used,
+            folder.display()
+        )?;
     }
     print(out.trim_end())
 }
@@ -186,7 +236,11 @@ fn verify(args: &Verify) -> Result<()> {
             print(format_args!("cannot be read: {}", d.error))?;
         }
         if whole {
-            print(format_args!("{}: {} pairs, all whole", dir.display(), found.pairs))?;
+            print(format_args!(
+                "{}: {} pairs, all whole",
+                dir.display(),
+                found.pairs
+            ))?;
         }
     }
     if whole {
@@ -195,11 +249,17 @@ fn verify(args: &Verify) -> Result<()> {
     let (dir, all) = (dir.display(), found.pairs);
     let counts = |list: &[Damage]| {
         let shards = list.iter().filter(|d| d.record.is_none()).count();
-        format!("{} of {all} pairs and the tables of {shards} shard(s)", list.len() - shards)
+        format!(
+            "{} of {all} pairs and the tables of {shards} shard(s)",
+            list.len() - shards
+        )
     };
     let mut reasons = Vec::new();
     if !found.damaged.is_empty() {
-        reasons.push(format!("{} are damaged; make the set again or copy it back", counts(&found.damaged)));
+        reasons.push(format!(
+            "{} are damaged; make the set again or copy it back",
+            counts(&found.damaged)
+        ));
     }
     if !found.unreadable.is_empty() {
         reasons.push(format!(
@@ -209,7 +269,10 @@ fn verify(args: &Verify) -> Result<()> {
         ));
     }
     if found.unchecked > 0 {
-        reasons.push(format!("{} pairs were not looked at after so many errors", found.unchecked));
+        reasons.push(format!(
+            "{} pairs were not looked at after so many errors",
+            found.unchecked
+        ));
     }
     bail!("{dir}: {}", reasons.join("; "))
 }
@@ -221,7 +284,11 @@ fn extract(args: &Extract) -> Result<()> {
         None => args.record.clone(),
     };
     tools::extract(&set, &records, &args.out)?;
-    print(format_args!("{} pair(s) in {}", records.len(), args.out.display()))
+    print(format_args!(
+        "{} pair(s) in {}",
+        records.len(),
+        args.out.display()
+    ))
 }
 
 fn put_together(args: &Merge) -> Result<()> {
@@ -232,8 +299,16 @@ fn put_together(args: &Merge) -> Result<()> {
     if args.json {
         return print_json(&merged);
     }
-    let start = if merged.already_complete { "already complete: " } else { "" };
-    let held_out = if merged.held_out_pairs > 0 { format!(" and {} held out", merged.held_out_pairs) } else { String::new() };
+    let start = if merged.already_complete {
+        "already complete: "
+    } else {
+        ""
+    };
+    let held_out = if merged.held_out_pairs > 0 {
+        format!(" and {} held out", merged.held_out_pairs)
+    } else {
+        String::new()
+    };
     print(format_args!(
         "{start}{}: {} pairs{held_out} of {} images ({} found), {} duplicates across parts left out, {} in {} shard(s), {:.1} s (fingerprint {})",
         args.out.display(),

@@ -1,5 +1,6 @@
-//! `paragon synth`: writes synthetic pictures to a folder. Flags to a call of `dataset::synth`; the pictures depend on the
-//! seed, their number and their size alone, not on threads or on earlier runs.
+//! `paragon synth`: writes synthetic pictures to a folder. Flags to a call of `dataset::synth`; the
+//! pictures depend on the seed, their number and their size alone, not on threads or on earlier
+//! runs.
 
 use super::flags;
 use anyhow::{Context, Result};
@@ -19,11 +20,12 @@ const MAX_SIDE: u32 = 8192;
 /// The shortest file number, so that small sets sort by name too.
 const MIN_DIGITS: usize = 6;
 
-/// Draw synthetic pictures (dead leaves: textured shapes that hide one another), a stand-in for photographs in trials,
-/// demonstrations and tests of scale.
+/// Draw synthetic pictures (dead leaves: textured shapes that hide one another), a stand-in for
+/// photographs in trials, demonstrations and tests of scale.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The folder to write to; made where it does not exist. Files are named 000000.png, 000001.png ...
+    /// The folder to write to; made where it does not exist. Files are named 000000.png, 000001.png
+    /// ...
     out: PathBuf,
     /// How many pictures.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
@@ -43,7 +45,8 @@ pub struct Args {
     /// Worker threads [default: one for each core].
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
     threads: Option<usize>,
-    /// Keep the files that are there already and write the missing ones, for going on after an interruption.
+    /// Keep the files that are there already and write the missing ones, for going on after an
+    /// interruption.
     #[arg(long)]
     resume: bool,
     /// Print the summary as one JSON object.
@@ -61,9 +64,19 @@ enum Format {
 
 /// `512` or `640x480`.
 fn parse_size(text: &str) -> Result<(u32, u32), String> {
-    let wrong = || format!("expected a number of pixels such as 512, or WIDTHxHEIGHT such as 640x480, up to {MAX_SIDE} a side");
+    let wrong = || {
+        format!(
+            "expected a number of pixels such as 512, or WIDTHxHEIGHT such as 640x480, up to {MAX_SIDE} a side"
+        )
+    };
     let (width, height) = text.split_once(['x', 'X']).unwrap_or((text, text));
-    let side = |t: &str| t.trim().parse::<u32>().ok().filter(|n| (1..=MAX_SIDE).contains(n)).ok_or_else(wrong);
+    let side = |t: &str| {
+        t.trim()
+            .parse::<u32>()
+            .ok()
+            .filter(|n| (1..=MAX_SIDE).contains(n))
+            .ok_or_else(wrong)
+    };
     Ok((side(width)?, side(height)?))
 }
 
@@ -79,33 +92,50 @@ pub struct Drawn {
 pub fn draw(args: &Args) -> Result<Drawn> {
     files::create_folder(&args.out)?;
     let digits = (args.count - 1).to_string().len().max(MIN_DIGITS);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0)).build().context("cannot start the worker threads")?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(args.threads.unwrap_or(0))
+        .build()
+        .context("cannot start the worker threads")?;
     let started = Instant::now();
     let (bytes, kept) = (AtomicU64::new(0), AtomicU64::new(0));
     let progress = Progress::new("synth", args.count, "pictures");
     let result = pool.install(|| {
-        (0..args.count).into_par_iter().try_for_each(|index| -> Result<()> {
-            let path = args.out.join(format!("{index:0digits$}.{}", args.format.extension()));
-            if args.resume && path.is_file() {
-                kept.fetch_add(1, Ordering::Relaxed);
-            } else {
-                let data = args.encode(&picture(args.seed, index, args.size.0, args.size.1))?;
-                write_beside(&path, &data)?;
-                bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-            }
-            progress.advance(1);
-            Ok(())
-        })
+        (0..args.count)
+            .into_par_iter()
+            .try_for_each(|index| -> Result<()> {
+                let path = args
+                    .out
+                    .join(format!("{index:0digits$}.{}", args.format.extension()));
+                if args.resume && path.is_file() {
+                    kept.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    let data = args.encode(&picture(args.seed, index, args.size.0, args.size.1))?;
+                    write_beside(&path, &data)?;
+                    bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                }
+                progress.advance(1);
+                Ok(())
+            })
     });
     progress.finish();
     result?;
     let kept = kept.into_inner();
-    Ok(Drawn { written: args.count - kept, kept, bytes: bytes.into_inner(), seconds: started.elapsed().as_secs_f64() })
+    Ok(Drawn {
+        written: args.count - kept,
+        kept,
+        bytes: bytes.into_inner(),
+        seconds: started.elapsed().as_secs_f64(),
+    })
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let Drawn { written, kept, bytes, seconds } = draw(args)?;
+    let Drawn {
+        written,
+        kept,
+        bytes,
+        seconds,
+    } = draw(args)?;
     let rate = written as f64 / seconds.max(1e-9);
     if args.json {
         let summary = serde_json::json!({
@@ -114,7 +144,11 @@ pub fn run(args: &Args) -> Result<()> {
         });
         flags::print(summary)
     } else {
-        let old = if kept > 0 { format!(", {kept} kept from before") } else { String::new() };
+        let old = if kept > 0 {
+            format!(", {kept} kept from before")
+        } else {
+            String::new()
+        };
         flags::print(format_args!(
             "{written} pictures of {}x{} in {}{old}: {:.1} MB, {seconds:.1} s ({rate:.1} a second)",
             args.size.0,
@@ -137,7 +171,17 @@ impl Format {
 impl Args {
     /// `count` square PNG pictures of `side` pixels, otherwise with the command's defaults.
     pub fn squares(out: PathBuf, count: u64, side: u32, seed: u64, threads: Option<usize>) -> Args {
-        Args { out, count, size: (side, side), seed, format: Format::Png, quality: 90, threads, resume: false, json: false }
+        Args {
+            out,
+            count,
+            size: (side, side),
+            seed,
+            format: Format::Png,
+            quality: 90,
+            threads,
+            resume: false,
+            json: false,
+        }
     }
 
     /// The picture as a file's bytes.
@@ -145,22 +189,24 @@ impl Args {
         let mut data = Vec::new();
         let (width, height) = image.dimensions();
         match self.format {
-            Format::Png => PngEncoder::new_with_quality(&mut data, CompressionType::Fast, FilterType::Adaptive).write_image(
+            Format::Png => {
+                PngEncoder::new_with_quality(&mut data, CompressionType::Fast, FilterType::Adaptive)
+                    .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)?
+            }
+            Format::Jpeg => JpegEncoder::new_with_quality(&mut data, self.quality).encode(
                 image.as_raw(),
                 width,
                 height,
                 ExtendedColorType::Rgb8,
             )?,
-            Format::Jpeg => {
-                JpegEncoder::new_with_quality(&mut data, self.quality).encode(image.as_raw(), width, height, ExtendedColorType::Rgb8)?
-            }
         }
         Ok(data)
     }
 }
 
-/// Writes beside and renames, so that a file under its final name is whole. Unlike `files::write_atomic` it does not wait
-/// for the disk: 100,000 syncs would take longer than the drawing, and a lost picture can be drawn again.
+/// Writes beside and renames, so that a file under its final name is whole. Unlike
+/// `files::write_atomic` it does not wait for the disk: 100,000 syncs would take longer than the
+/// drawing, and a lost picture can be drawn again.
 fn write_beside(path: &Path, data: &[u8]) -> Result<()> {
     let partial = files::partial_path(path);
     let written = fs::write(&partial, data).and_then(|()| fs::rename(&partial, path));

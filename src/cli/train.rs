@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
 use paragon::shard::reader::Io;
-use paragon::train::{ConfigFile, HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train};
+use paragon::train::{
+    ConfigFile, HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,16 +21,18 @@ const NO_VALIDATION: &str = "none";
 
 /// Train a network on a set of shards.
 ///
-/// With nothing given but the shards, this is the author's Nano recipe. Every byte of memory is printed before the first
-/// step. Ctrl-C (as SIGTERM and a closed terminal) saves and stops; the same command goes on from the newest checkpoint, to the
-/// same bits as a run that was never interrupted.
+/// With nothing given but the shards, this is the author's Nano recipe. Every byte of memory is
+/// printed before the first step. Ctrl-C (as SIGTERM and a closed terminal) saves and stops; the
+/// same command goes on from the newest checkpoint, to the same bits as a run that was never
+/// interrupted.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     layers: Layers,
     #[command(flatten)]
     flags: KeyFlags<Training>,
-    /// Begin again, dropping an earlier run in the same folder: its states, networks, log, previews and curves
+    /// Begin again, dropping an earlier run in the same folder: its states, networks, log, previews
+    /// and curves
     #[arg(long, help_heading = "Output")]
     restart: bool,
     /// Print the summary as JSON on stdout
@@ -38,32 +42,44 @@ pub struct Args {
 
 /// The shuffle window: a run that goes on keeps its order whatever memory is free today.
 fn window(data: &DataArgs, sources: &Sources, out: &Path, restart: bool) -> Result<Option<u64>> {
-    let going_on = if restart || data.window != Window::Auto { None } else { newest_state(out)?.0 };
+    let going_on = if restart || data.window != Window::Auto {
+        None
+    } else {
+        newest_state(out)?.0
+    };
     Ok(going_on.map_or_else(|| data.window(sources), |state| state.head.config.window))
 }
 
-/// A flag that the first Ctrl-C, SIGTERM or SIGHUP (the terminal is closed) raises. A second Ctrl-C or SIGTERM ends the process at once; a
-/// SIGHUP never does, since closing a terminal sends several, and is left alone where it was ignored from the start (`nohup`).
+/// A flag that the first Ctrl-C, SIGTERM or SIGHUP (the terminal is closed) raises. A second Ctrl-C
+/// or SIGTERM ends the process at once; a SIGHUP never does, since closing a terminal sends
+/// several, and is left alone where it was ignored from the start (`nohup`).
 pub fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (stop, asked) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicBool::new(false)),
+    );
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, STOPPED, asked.clone()).context("cannot watch for Ctrl-C")?;
+        signal_hook::flag::register_conditional_shutdown(signal, STOPPED, asked.clone())
+            .context("cannot watch for Ctrl-C")?;
         for flag in [&asked, &stop] {
             signal_hook::flag::register(signal, flag.clone()).context("cannot watch for Ctrl-C")?;
         }
     }
     if !is_ignored(libc::SIGHUP) {
-        signal_hook::flag::register(libc::SIGHUP, stop.clone()).context("cannot watch for the end of the terminal")?;
+        signal_hook::flag::register(libc::SIGHUP, stop.clone())
+            .context("cannot watch for the end of the terminal")?;
     }
     Ok(stop)
 }
 
 /// Whether this process was started with a signal ignored.
 fn is_ignored(signal: libc::c_int) -> bool {
-    // SAFETY: sigaction is plain data, and without a new action the call only writes the present one to it
+    // SAFETY: sigaction is plain data, and without a new action the call only writes the present
+    // one to it
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 
@@ -74,15 +90,25 @@ pub fn run(args: &Args) -> Result<()> {
     let data = DataArgs::new(&settings)?;
     let sources = data.open()?;
     let mut config = settings.train_config(sources.scale() as usize, sources.crop() as usize)?;
-    let name = || settings.text("name").map_or_else(|| format!("{}_x{}", config.network.arch, config.network.scale), str::to_string);
-    let out = settings.path("path.out").unwrap_or_else(|| PathBuf::from("runs").join(name()));
+    let name = || {
+        settings.text("name").map_or_else(
+            || format!("{}_x{}", config.network.arch, config.network.scale),
+            str::to_string,
+        )
+    };
+    let out = settings
+        .path("path.out")
+        .unwrap_or_else(|| PathBuf::from("runs").join(name()));
     config.window = window(&data, &sources, &out, args.restart)?;
     let net = &config.network;
     if let Some(advice) = window_advice(&sources, config.window) {
         tell(format_args!("note: {advice}"));
     }
     let (io, why) = data.io(&sources);
-    tell(format_args!("reading shards by {} ({why})", if io == Io::Mmap { "map" } else { "calls" }));
+    tell(format_args!(
+        "reading shards by {} ({why})",
+        if io == Io::Mmap { "map" } else { "calls" }
+    ));
     let stop = stop_flag()?;
     let validation = match settings.path("val.dataset") {
         Some(place) if place == Path::new(NO_VALIDATION) => None,
@@ -92,7 +118,13 @@ pub fn run(args: &Args) -> Result<()> {
         }),
     };
     let strict = settings.is_on("path.strict_load_g");
-    let effective = effective(settings.clone(), &data, &config, &out, validation.as_deref());
+    let effective = effective(
+        settings.clone(),
+        &data,
+        &config,
+        &out,
+        validation.as_deref(),
+    );
     let options = RunOptions {
         out,
         threads: machine.threads,
@@ -105,13 +137,17 @@ pub fn run(args: &Args) -> Result<()> {
         keep_every: settings.whole("logger.keep_every"),
         log_every: settings.count("logger.print_freq")?,
         validation,
-        crop_border: settings.whole("val.crop_border").map(|pixels| pixels as u32),
+        crop_border: settings
+            .whole("val.crop_border")
+            .map(|pixels| pixels as u32),
         validate_every: settings.count("val.val_freq")?,
         host_memory: machine.host_memory,
         recompute: machine.recompute,
         fit: machine.fit,
         restart: args.restart,
-        pretrained: settings.path("path.pretrain_network_g").map(|path| (path, strict)),
+        pretrained: settings
+            .path("path.pretrain_network_g")
+            .map(|path| (path, strict)),
         settings: Some(effective),
         device: machine.device,
         precision: machine.precision,
@@ -124,33 +160,62 @@ pub fn run(args: &Args) -> Result<()> {
     ));
     let started = std::time::Instant::now();
     let summary = train(sources, &config, &options, &|text| tell(text))?;
-    let said = if args.json { print_json(&summary) } else { print_summary(&summary, started.elapsed().as_secs_f64()) };
+    let said = if args.json {
+        print_json(&summary)
+    } else {
+        print_summary(&summary, started.elapsed().as_secs_f64())
+    };
     if !summary.finished && stop.load(Ordering::Relaxed) {
-        // where the terminal was closed nobody reads the summary; what was trained is saved all the same
+        // where the terminal was closed nobody reads the summary; what was trained is saved all the
+        // same
         std::process::exit(STOPPED);
     }
     said
 }
 
-/// The configuration that counts, as a file to be taken again: paths that hold wherever it is read, and what was chosen on the way.
-fn effective(mut settings: Settings, data: &DataArgs, config: &TrainConfig, out: &Path, validation: Option<&Path>) -> ConfigFile {
-    let whole = |path: &Path| Value::Path(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
+/// The configuration that counts, as a file to be taken again: paths that hold wherever it is read,
+/// and what was chosen on the way.
+fn effective(
+    mut settings: Settings,
+    data: &DataArgs,
+    config: &TrainConfig,
+    out: &Path,
+    validation: Option<&Path>,
+) -> ConfigFile {
+    let whole =
+        |path: &Path| Value::Path(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
     settings.put("scale", Value::Whole(config.network.scale as u64));
     settings.put("network_g.type", Value::Text(config.network.arch.clone()));
-    settings.put("data.shards", Value::List(data.shards.iter().map(|path| whole(path)).collect()));
+    settings.put(
+        "data.shards",
+        Value::List(data.shards.iter().map(|path| whole(path)).collect()),
+    );
     settings.put("data.lq_size", Value::Whole(config.lq_size as u64));
-    settings.put("data.window", config.window.map_or(Value::Text("off".into()), Value::Whole));
+    settings.put(
+        "data.window",
+        config
+            .window
+            .map_or(Value::Text("off".into()), Value::Whole),
+    );
     settings.put("path.out", whole(out));
-    settings.put("val.dataset", validation.map_or(Value::Path(NO_VALIDATION.into()), &whole));
+    settings.put(
+        "val.dataset",
+        validation.map_or(Value::Path(NO_VALIDATION.into()), &whole),
+    );
     if let Some(path) = settings.path("path.pretrain_network_g") {
         settings.put("path.pretrain_network_g", whole(&path));
     }
     let notes = unwritable(&settings);
-    notes.iter().for_each(|note| tell(format_args!("note: {note}")));
+    notes
+        .iter()
+        .for_each(|note| tell(format_args!("note: {note}")));
     let notes: String = notes.iter().map(|note| format!("# {note}\n")).collect();
     ConfigFile(Arc::new(move |chosen| {
         let mut settings = settings.clone();
-        settings.put("data.batch_size_per_gpu", Value::Whole(chosen.batch_size as u64));
+        settings.put(
+            "data.batch_size_per_gpu",
+            Value::Whole(chosen.batch_size as u64),
+        );
         settings.put("data.accum_iter", Value::Whole(chosen.accum_iter as u64));
         format!(
             "# What this run was told, every key of it: `paragon train --config` takes it back.\n{notes}{}",
@@ -172,12 +237,17 @@ fn unwritable(settings: &Settings) -> Vec<String> {
              rename it"
         )
     };
-    KEYS.iter().filter(|key| !all_text(settings.value(key.path))).map(|key| note(key.path)).collect()
+    KEYS.iter()
+        .filter(|key| !all_text(settings.value(key.path)))
+        .map(|key| note(key.path))
+        .collect()
 }
 
 fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
     if s.iteration == 0 {
-        return print(format_args!("stopped before the first iteration was done; nothing is saved"));
+        return print(format_args!(
+            "stopped before the first iteration was done; nothing is saved"
+        ));
     }
     let state = if s.finished { "done" } else { "stopped" };
     print(format_args!(
@@ -199,7 +269,10 @@ fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
         100.0 * s.loader_wait
     ))?;
     if s.substituted > 0 {
-        print(format_args!("{} samples stood in for damaged records; `paragon shards verify` lists them", s.substituted))?;
+        print(format_args!(
+            "{} samples stood in for damaged records; `paragon shards verify` lists them",
+            s.substituted
+        ))?;
     }
     print(format_args!(
         "memory: {} anonymous at most, {} computed before the start",
@@ -207,7 +280,10 @@ fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
         paragon::plan::bytes_text(s.planned)
     ))?;
     if s.skipped > 0 {
-        print(format_args!("{} updates were skipped because loss or gradient was not finite", s.skipped))?;
+        print(format_args!(
+            "{} updates were skipped because loss or gradient was not finite",
+            s.skipped
+        ))?;
     }
     print(format_args!("network (EMA): {}", s.model.display()))?;
     print(format_args!("run folder:    {}", s.run.display()))

@@ -1,5 +1,5 @@
-//! What the table of keys says, in every form it is wanted: YAML files, the reference page, one key's explanation, a JSON schema. Depends
-//! on the table and on settings.
+//! What the table of keys says, in every form it is wanted: YAML files, the reference page, one
+//! key's explanation, a JSON schema. Depends on the table and on settings.
 
 use super::{Flag, KEYS, Key, SECTIONS, Settings};
 use serde_json::{Map, Value as Json, json};
@@ -9,7 +9,10 @@ use std::fmt::Write;
 const COLUMNS: usize = 100;
 
 fn section_doc(path: &str) -> &'static str {
-    SECTIONS.iter().find(|(section, _)| *section == path).map_or("", |(_, doc)| doc)
+    SECTIONS
+        .iter()
+        .find(|(section, _)| *section == path)
+        .map_or("", |(_, doc)| doc)
 }
 
 fn comment(out: &mut String, indent: usize, text: &str) {
@@ -44,10 +47,23 @@ pub fn yaml(settings: &Settings, comments: bool) -> String {
         let indent = parts.len() * 2;
         open = parts;
         if comments {
-            comment(&mut out, indent, &format!("{} ({}; default: {})", key.doc, key.kind.expected(), key.default_text()));
+            comment(
+                &mut out,
+                indent,
+                &format!(
+                    "{} ({}; default: {})",
+                    key.doc,
+                    key.kind.expected(),
+                    key.default_text()
+                ),
+            );
         }
         let value = settings.value(key.path);
-        let list = if let super::Value::List(list) = value { Some(list) } else { None };
+        let list = if let super::Value::List(list) = value {
+            Some(list)
+        } else {
+            None
+        };
         match list.filter(|list| list.iter().any(|v| matches!(v, super::Value::Loss(_)))) {
             Some(losses) => {
                 let _ = writeln!(out, "{:indent$}{name}:", "");
@@ -82,11 +98,21 @@ fn flag_text(key: &Key) -> Option<String> {
 
 /// One key, explained.
 pub fn explain(key: &Key) -> String {
-    let mut out = format!("{}\n  {}\n  takes    {}\n  default  {}\n", key.path, key.doc, key.kind.expected(), key.default_text());
+    let mut out = format!(
+        "{}\n  {}\n  takes    {}\n  default  {}\n",
+        key.path,
+        key.doc,
+        key.kind.expected(),
+        key.default_text()
+    );
     if let Some(meaning) = key.unset.filter(|_| key.default != "~") {
         let _ = writeln!(out, "  ~        {meaning}");
     }
-    let off = if matches!(key.flag, Flag::Off(_)) { " (turns it off)" } else { "" };
+    let off = if matches!(key.flag, Flag::Off(_)) {
+        " (turns it off)"
+    } else {
+        ""
+    };
     let _ = match flag_text(key) {
         Some(flag) => writeln!(out, "  flag     {flag}{off}"),
         None => writeln!(out, "  flag     none; --set {}=VALUE", key.path),
@@ -113,7 +139,10 @@ pub fn reference() -> String {
          1 MiB; JSON is YAML, and TOML is not.\n\n\
          A traiNNer-redux option file (or one of BasicSR or Real-ESRGAN) is recognised by one of the top-level keys ",
     );
-    let marks: Vec<String> = super::import::MARKS.iter().map(|m| format!("`{m}`")).collect();
+    let marks: Vec<String> = super::import::MARKS
+        .iter()
+        .map(|m| format!("`{m}`"))
+        .collect();
     out += &marks.join(", ");
     out += ", none of which ours has. It is taken as it is: what has a counterpart is honoured, everything else is listed with the reason and the \
             nearest thing there is; a network that is not known here and a degradation on the fly come first. `paragon config import FILE` writes our \
@@ -123,14 +152,35 @@ pub fn reference() -> String {
         let own = key.path.rsplit_once('.').map_or("", |(section, _)| section);
         if section != Some(own) {
             section = Some(own);
-            let title = if own.is_empty() { "Top level".to_string() } else { format!("`{own}`") };
-            let _ = write!(out, "\n## {title}\n\n{}\n\n| key | takes | default | flag | what |\n|---|---|---|---|---|\n", section_doc(own));
+            let title = if own.is_empty() {
+                "Top level".to_string()
+            } else {
+                format!("`{own}`")
+            };
+            let _ = write!(
+                out,
+                "\n## {title}\n\n{}\n\n| key | takes | default | flag | what |\n|---|---|---|---|---|\n",
+                section_doc(own)
+            );
         }
         let flag = flag_text(key).map_or(String::new(), |f| format!("`{f}`"));
-        let default = if key.default == "~" { key.default_text() } else { format!("`{}`", key.default) };
-        let row =
-            [format!("`{}`", key.path.rsplit('.').next().unwrap_or(key.path)), key.kind.expected(), default, flag, key.doc.to_string()];
-        let _ = writeln!(out, "| {} |", row.map(|cell| cell.replace('|', "\\|")).join(" | "));
+        let default = if key.default == "~" {
+            key.default_text()
+        } else {
+            format!("`{}`", key.default)
+        };
+        let row = [
+            format!("`{}`", key.path.rsplit('.').next().unwrap_or(key.path)),
+            key.kind.expected(),
+            default,
+            flag,
+            key.doc.to_string(),
+        ];
+        let _ = writeln!(
+            out,
+            "| {} |",
+            row.map(|cell| cell.replace('|', "\\|")).join(" | ")
+        );
     }
     out
 }
@@ -143,13 +193,21 @@ pub fn schema() -> Json {
         let mut path = String::new();
         let mut parts = key.path.split('.').peekable();
         while let Some(part) = parts.next() {
-            path = if path.is_empty() { part.to_string() } else { format!("{path}.{part}") };
-            let Some(properties) = place.get_mut("properties").and_then(Json::as_object_mut) else { break };
+            path = if path.is_empty() {
+                part.to_string()
+            } else {
+                format!("{path}.{part}")
+            };
+            let Some(properties) = place.get_mut("properties").and_then(Json::as_object_mut) else {
+                break;
+            };
             if parts.peek().is_none() {
                 properties.insert(part.to_string(), key_schema(key));
                 break;
             }
-            place = properties.entry(part.to_string()).or_insert_with(|| section_schema(section_doc(&path)));
+            place = properties
+                .entry(part.to_string())
+                .or_insert_with(|| section_schema(section_doc(&path)));
         }
     }
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
@@ -162,7 +220,11 @@ fn section_schema(doc: &str) -> Json {
 
 fn key_schema(key: &Key) -> Json {
     let kind = key.kind.schema();
-    let mut schema = if key.unset.is_some() { json!({"anyOf": [kind, {"type": "null"}]}) } else { kind };
+    let mut schema = if key.unset.is_some() {
+        json!({"anyOf": [kind, {"type": "null"}]})
+    } else {
+        kind
+    };
     schema["description"] = json!(format!("{} (default: {})", key.doc, key.default_text()));
     schema
 }

@@ -1,6 +1,8 @@
-//! Taking an option file of traiNNer-redux or of its relatives (BasicSR, Real-ESRGAN) as it is. Every value of the file ends in one of
-//! three places: a key of ours, a list of what is not honoured (with the reason and the nearest thing there is), or an error that names
-//! the line. Depends on the table of keys and the YAML tree; what the other trainers' keys mean is in the tables of `theirs`.
+//! Taking an option file of traiNNer-redux or of its relatives (BasicSR, Real-ESRGAN) as it is.
+//! Every value of the file ends in one of three places: a key of ours, a list of what is not
+//! honoured (with the reason and the nearest thing there is), or an error that names the line.
+//! Depends on the table of keys and the YAML tree; what the other trainers' keys mean is in the
+//! tables of `theirs`.
 
 pub use super::theirs::MARKS;
 use super::theirs::{DEGRADATION, MADE_IN_SHARDS, REASONS, SAME, THEIR_DEFAULTS};
@@ -89,20 +91,28 @@ fn shown(node: &Node) -> String {
     brief(out)
 }
 
-/// Whether a model or data set of this name makes the LQ while it trains: `RealESRGANModel`, `RealESRGANDataset`, `otf`.
+/// Whether a model or data set of this name makes the LQ while it trains: `RealESRGANModel`,
+/// `RealESRGANDataset`, `otf`.
 fn makes_lq(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    ["realesrgan", "realesrnet", "bsrgan", "otf"].iter().any(|part| name.contains(part)) && !name.contains("paired")
+    ["realesrgan", "realesrnet", "bsrgan", "otf"]
+        .iter()
+        .any(|part| name.contains(part))
+        && !name.contains("paired")
 }
 
 fn loss_of(node: &Node) -> Option<LossKind> {
-    let Some(Data::Scalar(name)) = node.get("type").map(|n| &n.data) else { return None };
+    let Some(Data::Scalar(name)) = node.get("type").map(|n| &n.data) else {
+        return None;
+    };
     loss_kind(name).ok()
 }
 
 /// `train.pixel_opt` and the like, which name one loss each in older files.
 fn is_old_loss(path: &str, node: &Node) -> bool {
-    path.strip_prefix("train.").is_some_and(|name| name.ends_with("_opt") && !name.contains('.')) && loss_of(node).is_some()
+    path.strip_prefix("train.")
+        .is_some_and(|name| name.ends_with("_opt") && !name.contains('.'))
+        && loss_of(node).is_some()
 }
 
 /// Reads one of their files.
@@ -125,7 +135,14 @@ impl Imported {
         match &node.data {
             Data::Map(entries) if !entries.is_empty() => {
                 for (name, inner) in entries {
-                    self.walk(&if path.is_empty() { name.clone() } else { format!("{path}.{name}") }, inner)?;
+                    self.walk(
+                        &if path.is_empty() {
+                            name.clone()
+                        } else {
+                            format!("{path}.{name}")
+                        },
+                        inner,
+                    )?;
                 }
                 Ok(())
             }
@@ -141,7 +158,10 @@ impl Imported {
         if let Some((_, ours)) = SAME.iter().find(|(theirs, _)| *theirs == path) {
             return self.take(path, ours, node);
         }
-        let begins = |start: &str| path.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '_']));
+        let begins = |start: &str| {
+            path.strip_prefix(start)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '_']))
+        };
         match REASONS.iter().find(|(start, _)| begins(start)) {
             Some((_, reason)) => self.ignore(path, node, *reason),
             None => self.ignore(path, node, "unknown to this program"),
@@ -150,12 +170,18 @@ impl Imported {
     }
 
     fn ignore(&mut self, path: &str, node: &Node, reason: impl Into<String>) {
-        self.ignored.push((path.to_string(), shown(node), reason.into()));
+        self.ignored
+            .push((path.to_string(), shown(node), reason.into()));
     }
 
     fn take(&mut self, theirs: &str, ours: &'static str, node: &Node) -> Result<()> {
-        let Some(key) = index(ours) else { bail!("{ours} is no key") };
-        let value = KEYS[key].kind.accept(node).map_err(|text| anyhow!("line {}: {theirs}: {text}", node.line))?;
+        let Some(key) = index(ours) else {
+            bail!("{ours} is no key")
+        };
+        let value = KEYS[key]
+            .kind
+            .accept(node)
+            .map_err(|text| anyhow!("line {}: {theirs}: {text}", node.line))?;
         self.put(theirs, ours, value);
         Ok(())
     }
@@ -174,7 +200,11 @@ impl Imported {
 
     /// Keys whose meaning differs from ours; true when the whole value is dealt with.
     fn special(&mut self, path: &str, node: &Node) -> Result<bool> {
-        let text = if let Data::Scalar(text) = &node.data { text.as_str() } else { "" };
+        let text = if let Data::Scalar(text) = &node.data {
+            text.as_str()
+        } else {
+            ""
+        };
         match path {
             "train.losses" => self.list_of_losses(node)?,
             _ if is_old_loss(path, node) => self.loss(path, node)?,
@@ -232,26 +262,50 @@ impl Imported {
     /// All metrics share one border: the first counts.
     fn crop_border(&mut self, path: &str, node: &Node) -> Result<()> {
         let key = self.at("val.crop_border")?;
-        let value = KEYS[key].kind.accept(node).map_err(|text| anyhow!("line {}: {path}: {text}", node.line))?;
-        match self.values.iter().find(|(k, _)| *k == key).map(|(_, first)| *first == value) {
+        let value = KEYS[key]
+            .kind
+            .accept(node)
+            .map_err(|text| anyhow!("line {}: {path}: {text}", node.line))?;
+        match self
+            .values
+            .iter()
+            .find(|(k, _)| *k == key)
+            .map(|(_, first)| *first == value)
+        {
             None => self.put(path, "val.crop_border", value),
             Some(true) => self.honoured.push((path.to_string(), "val.crop_border")),
-            Some(false) => self.ignore(path, node, "all metrics share one border, val.crop_border; that of the first metric is taken"),
+            Some(false) => self.ignore(
+                path,
+                node,
+                "all metrics share one border, val.crop_border; that of the first metric is taken",
+            ),
         }
         Ok(())
     }
 
-    /// A network that this program does not know stays in the settings, so that training it is refused; the list says so.
+    /// A network that this program does not know stays in the settings, so that training it is
+    /// refused; the list says so.
     fn network(&mut self, path: &str, node: &Node, name: &str) -> Result<()> {
-        let Err(error) = Network::new(name, 2) else { return self.take(path, "network_g.type", node) };
-        self.values.push((self.at("network_g.type")?, Value::Text(name.to_string())));
-        let reason = format!("{error:#}; training is refused until network_g.type (--network) names one that can be trained");
-        self.ignored.insert(0, (path.to_string(), shown(node), reason));
+        let Err(error) = Network::new(name, 2) else {
+            return self.take(path, "network_g.type", node);
+        };
+        self.values
+            .push((self.at("network_g.type")?, Value::Text(name.to_string())));
+        let reason = format!(
+            "{error:#}; training is refused until network_g.type (--network) names one that can be trained"
+        );
+        self.ignored
+            .insert(0, (path.to_string(), shown(node), reason));
         Ok(())
     }
 
     fn list_of_losses(&mut self, node: &Node) -> Result<()> {
-        let Data::List(list) = &node.data else { bail!("line {}: train.losses: expected a list of losses", node.line) };
+        let Data::List(list) = &node.data else {
+            bail!(
+                "line {}: train.losses: expected a list of losses",
+                node.line
+            )
+        };
         for (i, loss) in list.iter().enumerate() {
             self.loss(&format!("train.losses[{i}]"), loss)?;
         }
@@ -265,7 +319,9 @@ impl Imported {
 
     /// `{type: l1loss, loss_weight: 1.0}`
     fn loss(&mut self, path: &str, loss: &Node) -> Result<()> {
-        let Data::Map(entries) = &loss.data else { bail!("line {}: {path}: expected type and loss_weight", loss.line) };
+        let Data::Map(entries) = &loss.data else {
+            bail!("line {}: {path}: expected type and loss_weight", loss.line)
+        };
         let Some(kind) = loss_of(loss) else {
             self.ignore(
                 path,
@@ -280,44 +336,103 @@ impl Imported {
             match key.as_str() {
                 "type" => self.honoured.push((inner, "train.losses")),
                 "loss_weight" => {
-                    let accepted = Kind::NotNegative.accept(value).map_err(|text| anyhow!("line {}: {inner}: {text}", value.line))?;
-                    weight = if let Value::Number(number) = accepted { number } else { weight };
+                    let accepted = Kind::NotNegative
+                        .accept(value)
+                        .map_err(|text| anyhow!("line {}: {inner}: {text}", value.line))?;
+                    weight = if let Value::Number(number) = accepted {
+                        number
+                    } else {
+                        weight
+                    };
                     self.honoured.push((inner, "train.losses"));
                 }
-                _ => self.ignore(&inner, value, "a loss has a weight and nothing else; it is computed as docs/training.md says"),
+                _ => self.ignore(
+                    &inner,
+                    value,
+                    "a loss has a weight and nothing else; it is computed as docs/training.md says",
+                ),
             }
         }
-        ensure!((weight as f32).is_finite(), "line {}: {path}.loss_weight: {weight} is too large", loss.line);
-        self.losses.push(Value::Loss(LossTerm { kind, weight: weight as f32 }));
+        ensure!(
+            (weight as f32).is_finite(),
+            "line {}: {path}.loss_weight: {weight} is too large",
+            loss.line
+        );
+        self.losses.push(Value::Loss(LossTerm {
+            kind,
+            weight: weight as f32,
+        }));
         Ok(())
     }
 
     /// The HR patch, which becomes the LQ patch where the file has none.
     fn settle_gt_size(&mut self, root: &Node) -> Result<()> {
         let (path, ours) = ("datasets.train.gt_size", "data.lq_size");
-        let Some(node) = &self.gt_size.take() else { return Ok(()) };
-        let side = if let Data::Scalar(text) = &node.data { whole(text) } else { None };
-        let Some(side) = side else { bail!("line {}: {path}: expected a whole number from 1, found '{}'", node.line, shown(node)) };
-        let scale = root.get("scale").and_then(|n| if let Data::Scalar(text) = &n.data { whole(text) } else { None }).filter(|s| *s > 0);
+        let Some(node) = &self.gt_size.take() else {
+            return Ok(());
+        };
+        let side = if let Data::Scalar(text) = &node.data {
+            whole(text)
+        } else {
+            None
+        };
+        let Some(side) = side else {
+            bail!(
+                "line {}: {path}: expected a whole number from 1, found '{}'",
+                node.line,
+                shown(node)
+            )
+        };
+        let scale = root
+            .get("scale")
+            .and_then(|n| {
+                if let Data::Scalar(text) = &n.data {
+                    whole(text)
+                } else {
+                    None
+                }
+            })
+            .filter(|s| *s > 0);
         let key = self.at(ours)?;
-        let given = self.values.iter().rfind(|(k, _)| *k == key).map(|(_, value)| value.clone());
+        let given = self
+            .values
+            .iter()
+            .rfind(|(k, _)| *k == key)
+            .map(|(_, value)| value.clone());
         match (scale, given) {
             (None, Some(_)) => self.ignore(path, node, "lq_size is there and counts"),
-            (None, None) => self.ignore(path, node, "the file has no scale to divide it by; give data.lq_size (--lq-size)"),
-            (Some(scale), Some(Value::Whole(lq))) if lq.checked_mul(scale) == Some(side) => self.honoured.push((path.to_string(), ours)),
+            (None, None) => self.ignore(
+                path,
+                node,
+                "the file has no scale to divide it by; give data.lq_size (--lq-size)",
+            ),
+            (Some(scale), Some(Value::Whole(lq))) if lq.checked_mul(scale) == Some(side) => {
+                self.honoured.push((path.to_string(), ours))
+            }
             (Some(scale), Some(lq)) => {
-                let reason =
-                    format!("lq_size is there and counts: it is {}, and gt_size at scale {scale} would be {}", lq.yaml(), side / scale);
+                let reason = format!(
+                    "lq_size is there and counts: it is {}, and gt_size at scale {scale} would be {}",
+                    lq.yaml(),
+                    side / scale
+                );
                 self.ignore(path, node, reason);
             }
             (Some(scale), None) => {
                 let lq = (side / scale).to_string();
-                let value = KEYS[key].kind.read(&lq).map_err(|text| anyhow!("line {}: {path} at scale {scale}: {text}", node.line))?;
+                let value = KEYS[key].kind.read(&lq).map_err(|text| {
+                    anyhow!("line {}: {path} at scale {scale}: {text}", node.line)
+                })?;
                 if side % scale == 0 {
                     self.put(path, ours, value);
                 } else {
                     self.values.push((key, value));
-                    self.ignore(path, node, format!("{side} is no multiple of the scale, {scale}; data.lq_size is {lq}"));
+                    self.ignore(
+                        path,
+                        node,
+                        format!(
+                            "{side} is no multiple of the scale, {scale}; data.lq_size is {lq}"
+                        ),
+                    );
                 }
             }
         }
@@ -340,15 +455,24 @@ impl Imported {
     /// Keys of a degradation: one line where it is in use, ordinary ones where it is turned off.
     fn settle_degradation(&mut self) {
         let switch = |on: bool| {
-            let says = move |(key, value): &(String, String)| key == "high_order_degradation" && super::value::boolean(value) == Some(on);
+            let says = move |(key, value): &(String, String)| {
+                key == "high_order_degradation" && super::value::boolean(value) == Some(on)
+            };
             self.degradation.iter().any(says)
         };
         let (on, off) = (switch(true), switch(false));
         if self.on_the_fly.is_none() && (on || !off) {
-            self.on_the_fly = self.degradation.first().map(|(key, value)| format!("{key}: {value}"));
+            self.on_the_fly = self
+                .degradation
+                .first()
+                .map(|(key, value)| format!("{key}: {value}"));
         }
         if self.on_the_fly.is_none() {
-            self.ignored.extend(self.degradation.drain(..).map(|(key, value)| (key, value, MADE_IN_SHARDS.to_string())));
+            self.ignored.extend(
+                self.degradation
+                    .drain(..)
+                    .map(|(key, value)| (key, value, MADE_IN_SHARDS.to_string())),
+            );
         }
     }
 
@@ -358,22 +482,37 @@ impl Imported {
         self.settle_clip_norm()?;
         self.settle_degradation();
         if !self.losses.is_empty() {
-            self.values.push((self.at("train.losses")?, Value::List(std::mem::take(&mut self.losses))));
+            self.values.push((
+                self.at("train.losses")?,
+                Value::List(std::mem::take(&mut self.losses)),
+            ));
         }
         ensure!(
             self.has("train.losses"),
             "the file has no train.losses; older files name losses otherwise: write them as a list of {{type: l1loss, loss_weight: 1.0}}"
         );
-        ensure!(self.has("train.total_iter"), "the file has no train.total_iter");
+        ensure!(
+            self.has("train.total_iter"),
+            "the file has no train.total_iter"
+        );
         // PyTorch's AdamW decays by default, its Adam does not
-        let adam = self.values.contains(&(self.at("train.optim_g.type")?, Value::Text("Adam".into())));
+        let adam = self
+            .values
+            .contains(&(self.at("train.optim_g.type")?, Value::Text("Adam".into())));
         for (ours, default) in THEIR_DEFAULTS {
             if self.has(ours) {
                 continue;
             }
-            let default = if ours == "train.optim_g.weight_decay" && !adam { "0.01" } else { default };
+            let default = if ours == "train.optim_g.weight_decay" && !adam {
+                "0.01"
+            } else {
+                default
+            };
             let key = self.at(ours)?;
-            let value = KEYS[key].kind.read(default).map_err(|text| anyhow!("{ours}: {text}"))?;
+            let value = KEYS[key]
+                .kind
+                .read(default)
+                .map_err(|text| anyhow!("{ours}: {text}"))?;
             self.values.push((key, value));
             self.assumed.push((KEYS[key].path, default.to_string()));
         }
@@ -390,25 +529,57 @@ impl Imported {
     /// The list for the user.
     pub fn report(&self, file: &str) -> String {
         let left = self.ignored.len() + self.degradation.len();
-        let mut out = format!("{file} is a traiNNer-redux option file: {} values honoured, {left} not", self.honoured.len());
+        let mut out = format!(
+            "{file} is a traiNNer-redux option file: {} values honoured, {left} not",
+            self.honoured.len()
+        );
         if let Some(sign) = &self.on_the_fly {
-            let names: Vec<&str> = self.degradation.iter().take(MOST_NAMES).map(|(key, _)| key.as_str()).collect();
+            let names: Vec<&str> = self
+                .degradation
+                .iter()
+                .take(MOST_NAMES)
+                .map(|(key, _)| key.as_str())
+                .collect();
             let more = self.degradation.len() - names.len();
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let _ = write!(out, "\n  this recipe degrades on the fly ({}); {MADE_IN_SHARDS}", one_line(sign));
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            let _ = write!(
+                out,
+                "\n  this recipe degrades on the fly ({}); {MADE_IN_SHARDS}",
+                one_line(sign)
+            );
             if !names.is_empty() {
-                let _ =
-                    write!(out, "\n      not honoured with it, {} values: {}{more}", self.degradation.len(), one_line(names.join(", ")));
+                let _ = write!(
+                    out,
+                    "\n      not honoured with it, {} values: {}{more}",
+                    self.degradation.len(),
+                    one_line(names.join(", "))
+                );
             }
         }
         for (path, value, reason) in self.ignored.iter().take(MOST_LINES) {
-            let _ = write!(out, "\n  not honoured: {}: {value}\n      {}", one_line(path), one_line(reason));
+            let _ = write!(
+                out,
+                "\n  not honoured: {}: {value}\n      {}",
+                one_line(path),
+                one_line(reason)
+            );
         }
         if self.ignored.len() > MOST_LINES {
-            let _ = write!(out, "\n  and {} more values that are not honoured", self.ignored.len() - MOST_LINES);
+            let _ = write!(
+                out,
+                "\n  and {} more values that are not honoured",
+                self.ignored.len() - MOST_LINES
+            );
         }
         for (path, value) in &self.assumed {
-            let _ = write!(out, "\n  not in the file: {path} is {value}, that trainer's default");
+            let _ = write!(
+                out,
+                "\n  not in the file: {path} is {value}, that trainer's default"
+            );
         }
         out
     }
@@ -427,11 +598,19 @@ mod tests {
     const LEAST: &str = "num_gpu: 1\ntrain: {total_iter: 10, losses: [{type: l1loss}]}\n";
 
     fn value(imported: &Imported, path: &str) -> Option<Value> {
-        imported.values.iter().rfind(|(key, _)| KEYS[*key].path == path).map(|(_, value)| value.clone())
+        imported
+            .values
+            .iter()
+            .rfind(|(key, _)| KEYS[*key].path == path)
+            .map(|(_, value)| value.clone())
     }
 
     fn reason<'a>(imported: &'a Imported, path: &str) -> &'a str {
-        imported.ignored.iter().find(|(key, ..)| key == path).map_or("", |(_, _, reason)| reason)
+        imported
+            .ignored
+            .iter()
+            .find(|(key, ..)| key == path)
+            .map_or("", |(_, _, reason)| reason)
     }
 
     /// The leaves of a file that are on no list.
@@ -439,17 +618,40 @@ mod tests {
         fn leaves(path: &str, node: &Node, out: &mut Vec<String>) {
             match &node.data {
                 Data::Map(entries) if !entries.is_empty() => {
-                    entries.iter().for_each(|(k, n)| leaves(&if path.is_empty() { k.clone() } else { format!("{path}.{k}") }, n, out));
+                    entries.iter().for_each(|(k, n)| {
+                        leaves(
+                            &if path.is_empty() {
+                                k.clone()
+                            } else {
+                                format!("{path}.{k}")
+                            },
+                            n,
+                            out,
+                        )
+                    });
                 }
                 _ => out.push(path.to_string()),
             }
         }
         let mut all = Vec::new();
         leaves("", root, &mut all);
-        let named = imported.honoured.iter().map(|(k, _)| k).chain(imported.ignored.iter().map(|(k, ..)| k));
-        let named: Vec<&String> = named.chain(imported.degradation.iter().map(|(k, _)| k)).collect();
-        let covers = |name: &str, leaf: &str| leaf.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-        all.retain(|leaf| !named.iter().any(|name| covers(name, leaf) || covers(leaf, name)));
+        let named = imported
+            .honoured
+            .iter()
+            .map(|(k, _)| k)
+            .chain(imported.ignored.iter().map(|(k, ..)| k));
+        let named: Vec<&String> = named
+            .chain(imported.degradation.iter().map(|(k, _)| k))
+            .collect();
+        let covers = |name: &str, leaf: &str| {
+            leaf.strip_prefix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        all.retain(|leaf| {
+            !named
+                .iter()
+                .any(|name| covers(name, leaf) || covers(leaf, name))
+        });
         all
     }
 
@@ -500,16 +702,42 @@ dist_params: {backend: nccl, port: 29500}
             assert_eq!(value(&imported, path), Some(Value::Whole(number)), "{path}");
         }
         let milestones = Value::List(vec![Value::Whole(100_000), Value::Whole(250_000)]);
-        assert_eq!(value(&imported, "train.scheduler.milestones"), Some(milestones));
-        assert_eq!(value(&imported, "train.losses"), Some(Value::List(vec![Value::Loss(LossTerm { kind: LossKind::L1, weight: 1.0 })])));
-        assert!(imported.ignored.iter().all(|(.., reason)| reason != "unknown to this program"), "{:?}", imported.ignored);
+        assert_eq!(
+            value(&imported, "train.scheduler.milestones"),
+            Some(milestones)
+        );
+        assert_eq!(
+            value(&imported, "train.losses"),
+            Some(Value::List(vec![Value::Loss(LossTerm {
+                kind: LossKind::L1,
+                weight: 1.0
+            })]))
+        );
+        assert!(
+            imported
+                .ignored
+                .iter()
+                .all(|(.., reason)| reason != "unknown to this program"),
+            "{:?}",
+            imported.ignored
+        );
         assert_eq!(lost(&imported, &parse(text).unwrap()), Vec::<String>::new());
         // what matters most comes first
         let report = imported.report("x.yml");
         let lines: Vec<&str> = report.lines().collect();
-        assert!(lines[1].contains("degrades on the fly") && lines[1].contains("LQ in the shards"), "{report}");
-        assert!(lines[2].contains("6 values") && lines[2].contains("datasets.train.final_sinc_prob"), "{report}");
-        assert!(lines[3].contains("network_g.type: RRDBNet") && lines[4].contains("paragonsr2_realtime"), "{report}");
+        assert!(
+            lines[1].contains("degrades on the fly") && lines[1].contains("LQ in the shards"),
+            "{report}"
+        );
+        assert!(
+            lines[2].contains("6 values") && lines[2].contains("datasets.train.final_sinc_prob"),
+            "{report}"
+        );
+        assert!(
+            lines[3].contains("network_g.type: RRDBNet")
+                && lines[4].contains("paragonsr2_realtime"),
+            "{report}"
+        );
         assert_eq!(report.matches("resize_prob").count(), 1);
     }
 
@@ -524,8 +752,17 @@ dist_params: {backend: nccl, port: 29500}
         ] {
             let text = format!("{LEAST}{more}\n");
             let imported = read(&text).unwrap();
-            assert_eq!(imported.report("x").contains("degrades on the fly"), on, "{}", imported.report("x"));
-            assert_eq!(lost(&imported, &parse(&text).unwrap()), Vec::<String>::new(), "{more}");
+            assert_eq!(
+                imported.report("x").contains("degrades on the fly"),
+                on,
+                "{}",
+                imported.report("x")
+            );
+            assert_eq!(
+                lost(&imported, &parse(&text).unwrap()),
+                Vec::<String>::new(),
+                "{more}"
+            );
         }
     }
 
@@ -533,55 +770,130 @@ dist_params: {backend: nccl, port: 29500}
     fn gt_size_is_honoured_or_named() {
         for (more, lq, why) in [
             ("scale: 2\ndatasets: {train: {gt_size: 128}}", Some(64), ""),
-            ("scale: 4.0\ndatasets: {train: {gt_size: 1.28e2, lq_size: 32}}", Some(32), ""),
-            ("scale: 4\ndatasets: {train: {lq_size: 64, gt_size: 128}}", Some(64), "lq_size is there and counts: it is 64"),
-            ("datasets: {train: {lq_size: 64, gt_size: 128}}", Some(64), "lq_size is there"),
+            (
+                "scale: 4.0\ndatasets: {train: {gt_size: 1.28e2, lq_size: 32}}",
+                Some(32),
+                "",
+            ),
+            (
+                "scale: 4\ndatasets: {train: {lq_size: 64, gt_size: 128}}",
+                Some(64),
+                "lq_size is there and counts: it is 64",
+            ),
+            (
+                "datasets: {train: {lq_size: 64, gt_size: 128}}",
+                Some(64),
+                "lq_size is there",
+            ),
             ("datasets: {train: {gt_size: 128}}", None, "no scale"),
-            ("scale: 2\ndatasets: {train: {gt_size: 129}}", Some(64), "no multiple of the scale"),
+            (
+                "scale: 2\ndatasets: {train: {gt_size: 129}}",
+                Some(64),
+                "no multiple of the scale",
+            ),
             ("scale: 2\ndatasets.train.gt_size: 128\n", Some(64), ""),
         ] {
             let text = format!("{LEAST}{more}\n");
             let imported = read(&text).unwrap();
-            assert_eq!(value(&imported, "data.lq_size"), lq.map(Value::Whole), "{more}");
+            assert_eq!(
+                value(&imported, "data.lq_size"),
+                lq.map(Value::Whole),
+                "{more}"
+            );
             let found = reason(&imported, "datasets.train.gt_size");
-            assert!(found.contains(why) && found.is_empty() == why.is_empty(), "{more}: {found}");
-            assert_eq!(lost(&imported, &parse(&text).unwrap()), Vec::<String>::new(), "{more}");
+            assert!(
+                found.contains(why) && found.is_empty() == why.is_empty(),
+                "{more}: {found}"
+            );
+            assert_eq!(
+                lost(&imported, &parse(&text).unwrap()),
+                Vec::<String>::new(),
+                "{more}"
+            );
         }
-        for more in ["gt_size: many", "gt_size: 12.5", "gt_size: [128]", "gt_size: {a: 1}", "gt_size: 1"] {
-            let error = read(&format!("{LEAST}scale: 2\ndatasets: {{train: {{{more}}}}}")).unwrap_err().to_string();
-            assert!(error.contains("line 4: datasets.train.gt_size") && error.contains("expected"), "{more}: {error}");
+        for more in [
+            "gt_size: many",
+            "gt_size: 12.5",
+            "gt_size: [128]",
+            "gt_size: {a: 1}",
+            "gt_size: 1",
+        ] {
+            let error = read(&format!("{LEAST}scale: 2\ndatasets: {{train: {{{more}}}}}"))
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("line 4: datasets.train.gt_size") && error.contains("expected"),
+                "{more}: {error}"
+            );
         }
     }
 
     #[test]
     fn a_network_that_is_not_known_is_not_honoured() {
-        for (name, words) in [("compact", "known are"), ("paragonsr2_pro", "not available"), ("SPAN", "unknown network 'SPAN'")] {
-            let imported = read(&format!("{LEAST}frob: 1\nnetwork_g: {{type: {name}, num_feat: 64}}")).unwrap();
-            assert!(imported.honoured.iter().all(|(key, _)| key != "network_g.type"));
+        for (name, words) in [
+            ("compact", "known are"),
+            ("paragonsr2_pro", "not available"),
+            ("SPAN", "unknown network 'SPAN'"),
+        ] {
+            let imported = read(&format!(
+                "{LEAST}frob: 1\nnetwork_g: {{type: {name}, num_feat: 64}}"
+            ))
+            .unwrap();
+            assert!(
+                imported
+                    .honoured
+                    .iter()
+                    .all(|(key, _)| key != "network_g.type")
+            );
             let (key, value, reason) = &imported.ignored[0];
-            assert!(key == "network_g.type" && value == name && reason.contains(words), "{reason}");
-            assert!(reason.contains("paragonsr2_realtime") && reason.contains("training is refused"), "{reason}");
+            assert!(
+                key == "network_g.type" && value == name && reason.contains(words),
+                "{reason}"
+            );
+            assert!(
+                reason.contains("paragonsr2_realtime") && reason.contains("training is refused"),
+                "{reason}"
+            );
             let mut settings = Settings::default();
             imported.apply(&mut settings);
             assert!(settings.train_config(2, 128).is_err());
         }
         let imported = read(&format!("{LEAST}network_g: {{type: Nano}}")).unwrap();
-        assert!(imported.honoured.iter().any(|(key, _)| key == "network_g.type"));
+        assert!(
+            imported
+                .honoured
+                .iter()
+                .any(|(key, _)| key == "network_g.type")
+        );
     }
 
     #[test]
     fn the_norm_of_clipping_counts_where_clipping_is_on() {
         for (more, norm, honoured) in [
             ("grad_clip: true, grad_clip_max_norm: 100", 100.0, true),
-            ("grad_clip_max_norm: !!float 1e-1, grad_clip: yes", 0.1, true),
+            (
+                "grad_clip_max_norm: !!float 1e-1, grad_clip: yes",
+                0.1,
+                true,
+            ),
             ("grad_clip: false, grad_clip_max_norm: 100", 0.0, false),
             ("grad_clip_max_norm: 100", 0.0, false),
             ("grad_clip: true, grad_clip_max_norm: ~", 1.0, true),
         ] {
-            let imported = read(&format!("num_gpu: 1\ntrain: {{{more}, total_iter: 10, losses: [{{type: l1loss}}]}}")).unwrap();
-            assert_eq!(value(&imported, "train.grad_clip"), Some(Value::Number(norm)), "{more}");
+            let imported = read(&format!(
+                "num_gpu: 1\ntrain: {{{more}, total_iter: 10, losses: [{{type: l1loss}}]}}"
+            ))
+            .unwrap();
+            assert_eq!(
+                value(&imported, "train.grad_clip"),
+                Some(Value::Number(norm)),
+                "{more}"
+            );
             let named = reason(&imported, "train.grad_clip_max_norm");
-            assert!(named.is_empty() == honoured || named.contains("holds nothing"), "{more}: {named}");
+            assert!(
+                named.is_empty() == honoured || named.contains("holds nothing"),
+                "{more}: {named}"
+            );
         }
     }
 
@@ -593,8 +905,19 @@ dist_params: {backend: nccl, port: 29500}
              train: {{{keys}, total_iter: 10, losses: [{{type: l1loss, loss_weight: ~}}]}}"
         ));
         let imported = imported.unwrap();
-        assert!(imported.values.iter().all(|(_, value)| *value != Value::Null));
-        assert!(imported.assumed.contains(&("train.warmup_iter", "0".to_string())), "{:?}", imported.assumed);
+        assert!(
+            imported
+                .values
+                .iter()
+                .all(|(_, value)| *value != Value::Null)
+        );
+        assert!(
+            imported
+                .assumed
+                .contains(&("train.warmup_iter", "0".to_string())),
+            "{:?}",
+            imported.assumed
+        );
         let mut settings = Settings::default();
         imported.apply(&mut settings);
         settings.train_config(2, 128).unwrap().check().unwrap();
@@ -606,17 +929,32 @@ dist_params: {backend: nccl, port: 29500}
             assert!(index(ours).is_some(), "{ours}");
         }
         for (ours, default) in THEIR_DEFAULTS {
-            assert!(KEYS[index(ours).unwrap()].kind.read(default).is_ok(), "{ours}: {default}");
+            assert!(
+                KEYS[index(ours).unwrap()].kind.read(default).is_ok(),
+                "{ours}: {default}"
+            );
         }
     }
 
     #[test]
     fn the_report_is_bounded() {
         let long = "y".repeat(500_000);
-        let many: String = (0..2000).map(|i| format!("unknown{i}: \"a\\nb\"\n")).collect();
+        let many: String = (0..2000)
+            .map(|i| format!("unknown{i}: \"a\\nb\"\n"))
+            .collect();
         let list = "x, ".repeat(2000);
-        let report = read(&format!("{LEAST}big: {long}\nlist: [{list}]\nnetwork_g: {{type: {long}}}\n{many}")).unwrap().report("x.yml");
-        assert!(report.len() < 200_000 && report.contains("and 1004 more values"), "{}", report.len());
-        assert!(report.lines().all(|line| line.len() < 1000) && report.contains("(500000 characters)"));
+        let report = read(&format!(
+            "{LEAST}big: {long}\nlist: [{list}]\nnetwork_g: {{type: {long}}}\n{many}"
+        ))
+        .unwrap()
+        .report("x.yml");
+        assert!(
+            report.len() < 200_000 && report.contains("and 1004 more values"),
+            "{}",
+            report.len()
+        );
+        assert!(
+            report.lines().all(|line| line.len() < 1000) && report.contains("(500000 characters)")
+        );
     }
 }

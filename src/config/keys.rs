@@ -1,5 +1,6 @@
-//! The table of keys: path, type, default, meaning and flag of everything a training can be told. Parsing, flags, `config explain`, the
-//! reference page, the JSON schema and the starter file are made of it, so they cannot disagree. Depends on the kinds of values.
+//! The table of keys: path, type, default, meaning and flag of everything a training can be told.
+//! Parsing, flags, `config explain`, the reference page, the JSON schema and the starter file are
+//! made of it, so they cannot disagree. Depends on the kinds of values.
 
 use super::value::{Kind, Names};
 
@@ -14,7 +15,11 @@ const SCALES: Names = &[("2", &[]), ("3", &[]), ("4", &[]), ("8", &[])];
 const IO: Names = &[("auto", &[]), ("mmap", &[]), ("pread", &[])];
 const ON_CORRUPT: Names = &[("stop", &[]), ("substitute", &[])];
 const OPTIMIZERS: Names = &[("AdamW", &[]), ("Adam", &[])];
-const SCHEDULES: Names = &[("MultiStepLR", &["multistep"]), ("CosineAnnealingLR", &["cosine"]), ("constant", &[])];
+const SCHEDULES: Names = &[
+    ("MultiStepLR", &["multistep"]),
+    ("CosineAnnealingLR", &["cosine"]),
+    ("constant", &[]),
+];
 const DEVICES: Names = &[
     ("auto", &[]),
     ("cpu", &[]),
@@ -27,7 +32,12 @@ const DEVICES: Names = &[
     ("cuda:6", &[]),
     ("cuda:7", &[]),
 ];
-const PRECISIONS: Names = &[("auto", &[]), ("f32", &["fp32"]), ("bf16", &[]), ("fp16", &[])];
+const PRECISIONS: Names = &[
+    ("auto", &[]),
+    ("f32", &["fp32"]),
+    ("bf16", &[]),
+    ("fp16", &[]),
+];
 const LEVELS: Names = &[("auto", &[]), ("none", &[]), ("block", &[]), ("full", &[])];
 
 /// One thing a training can be told.
@@ -85,7 +95,10 @@ pub const SECTIONS: [(&str, &str); 10] = [
     ("train.scheduler", "The learning rate over the iterations."),
     ("val", "Measuring on held-out pictures."),
     ("logger", "What is written, and what is kept."),
-    ("machine", "Threads and memory: none of it changes what is learnt."),
+    (
+        "machine",
+        "Threads and memory: none of it changes what is learnt.",
+    ),
     ("", "The run."),
 ];
 

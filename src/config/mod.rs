@@ -1,6 +1,7 @@
-//! The configuration of a training: one table of keys, read from our YAML, from a traiNNer-redux option file, from `--set` and from flags,
-//! each winning over the one before it. Depends on the training's plain structures, which it makes. It promises that every key
-//! of a file is used, refused or named.
+//! The configuration of a training: one table of keys, read from our YAML, from a traiNNer-redux
+//! option file, from `--set` and from flags, each winning over the one before it. Depends on the
+//! training's plain structures, which it makes. It promises that every key of a file is used,
+//! refused or named.
 
 pub mod docs;
 pub mod import;
@@ -47,18 +48,31 @@ pub fn find(path: &str) -> Result<usize> {
     index(path).ok_or_else(|| {
         let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_lowercase();
         // the end of a path says more than where it stands
-        let alike = |key: &Key| strsim::jaro_winkler(&last(path), &last(key.path)) + 0.1 * strsim::jaro_winkler(path, key.path);
-        let best = KEYS.iter().max_by(|a, b| alike(a).total_cmp(&alike(b))).filter(|key| alike(key) > ALIKE + 0.05);
+        let alike = |key: &Key| {
+            strsim::jaro_winkler(&last(path), &last(key.path))
+                + 0.1 * strsim::jaro_winkler(path, key.path)
+        };
+        let best = KEYS
+            .iter()
+            .max_by(|a, b| alike(a).total_cmp(&alike(b)))
+            .filter(|key| alike(key) > ALIKE + 0.05);
         match best {
             Some(key) => anyhow!("unknown key {}; did you mean {}?", brief(path), key.path),
-            None => anyhow!("unknown key {}; `paragon config explain` lists all", brief(path)),
+            None => anyhow!(
+                "unknown key {}; `paragon config explain` lists all",
+                brief(path)
+            ),
         }
     })
 }
 
 /// Whether keys begin with this path.
 fn is_section(path: &str) -> bool {
-    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+    KEYS.iter().any(|key| {
+        key.path
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.starts_with('.'))
+    })
 }
 
 /// Reads `KEY=VALUE`, the value in YAML.
@@ -66,7 +80,12 @@ fn is_section(path: &str) -> bool {
 /// # Errors
 /// An unknown key, or a value it cannot hold.
 pub fn parse_assignment(text: &str) -> Result<(usize, Value)> {
-    let (path, value) = text.split_once('=').with_context(|| format!("'{}' has no '='; write it as train.total_iter=1000", brief(text)))?;
+    let (path, value) = text.split_once('=').with_context(|| {
+        format!(
+            "'{}' has no '='; write it as train.total_iter=1000",
+            brief(text)
+        )
+    })?;
     let key = find(path.trim())?;
     let node = parse(value).map_err(|error| anyhow!("'{}' is no YAML: {error:#}", brief(value)))?;
     Ok((key, accept(key, &node)?))
@@ -74,8 +93,16 @@ pub fn parse_assignment(text: &str) -> Result<(usize, Value)> {
 
 fn accept(key: usize, node: &Node) -> Result<Value> {
     let key = &KEYS[key];
-    let value = key.kind.accept(node).map_err(|text| anyhow!("{}: {text}", key.path))?;
-    ensure!(value != Value::Null || key.unset.is_some(), "{}: expected {}, found nothing", key.path, key.kind.expected());
+    let value = key
+        .kind
+        .accept(node)
+        .map_err(|text| anyhow!("{}: {text}", key.path))?;
+    ensure!(
+        value != Value::Null || key.unset.is_some(),
+        "{}: expected {}, found nothing",
+        key.path,
+        key.kind.expected()
+    );
     Ok(value)
 }
 
@@ -93,7 +120,10 @@ fn text_of(content: &[u8]) -> Result<&str> {
             if let Some(what) = another_kind(content) {
                 bail!("it is {what}; expected an option file in YAML, as UTF-8 text");
             }
-            let good = found.map_or_else(|error| error.valid_up_to(), |text| text.find('\0').unwrap_or_default());
+            let good = found.map_or_else(
+                |error| error.valid_up_to(),
+                |text| text.find('\0').unwrap_or_default(),
+            );
             let line = 1 + content[..good].iter().filter(|b| **b == b'\n').count();
             bail!("line {line}: bytes that are no UTF-8 text; expected an option file in YAML")
         }
@@ -103,7 +133,8 @@ fn text_of(content: &[u8]) -> Result<&str> {
 /// The kind of a file that is no text.
 fn another_kind(content: &[u8]) -> Option<&'static str> {
     let found = look(&content[..content.len().min(HEAD_BYTES)])?;
-    (!["a text file", "JSON text", "a script", "an empty file"].contains(&found.what)).then_some(found.what)
+    (!["a text file", "JSON text", "a script", "an empty file"].contains(&found.what))
+        .then_some(found.what)
 }
 
 /// Says that a file that is no YAML looks like another language or is of another kind.
@@ -112,15 +143,24 @@ fn in_another_language(text: &str, error: anyhow::Error) -> anyhow::Error {
         .map(|name| format!("this looks like {name}"))
         .or(another_kind(text.as_bytes()).map(|w| format!("it is {w}")))
     {
-        Some(what) => anyhow!("{what}, and paragon reads YAML ({error:#}); `paragon config init` writes a file to start from"),
+        Some(what) => anyhow!(
+            "{what}, and paragon reads YAML ({error:#}); `paragon config init` writes a file to start from"
+        ),
         None => error,
     }
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        let default = |key: &Key| parse(key.default).ok().and_then(|node| key.kind.accept(&node).ok()).unwrap_or(Value::Null);
-        Settings { values: KEYS.iter().map(default).collect() }
+        let default = |key: &Key| {
+            parse(key.default)
+                .ok()
+                .and_then(|node| key.kind.accept(&node).ok())
+                .unwrap_or(Value::Null)
+        };
+        Settings {
+            values: KEYS.iter().map(default).collect(),
+        }
     }
 }
 
@@ -139,7 +179,8 @@ impl Settings {
         }
     }
 
-    /// Takes what the content of an option file says, ours or the other trainer's. For one of theirs, what became of its values.
+    /// Takes what the content of an option file says, ours or the other trainer's. For one of
+    /// theirs, what became of its values.
     ///
     /// # Errors
     /// Content that is no YAML or too large; a key or value that cannot be meant, with its line.
@@ -152,7 +193,9 @@ impl Settings {
             return Ok(Some(imported));
         }
         match self.read(&root) {
-            Err(error) if !matches!(root.data, Data::Map(_)) => Err(in_another_language(text, error)),
+            Err(error) if !matches!(root.data, Data::Map(_)) => {
+                Err(in_another_language(text, error))
+            }
             read => read.map(|()| None),
         }
     }
@@ -160,7 +203,8 @@ impl Settings {
     /// Takes what a file of ours says.
     ///
     /// # Errors
-    /// Names the line, the key, what it may be, and for an unknown one the key that was likely meant.
+    /// Names the line, the key, what it may be, and for an unknown one the key that was likely
+    /// meant.
     pub fn read(&mut self, root: &Node) -> Result<()> {
         match &root.data {
             Data::Null => Ok(()),
@@ -171,12 +215,18 @@ impl Settings {
 
     fn read_section(&mut self, section: &str, entries: &[(String, Node)]) -> Result<()> {
         for (name, node) in entries {
-            let path = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
+            let path = if section.is_empty() {
+                name.clone()
+            } else {
+                format!("{section}.{name}")
+            };
             let line = || format!("line {}", node.line);
             match &node.data {
                 Data::Map(inner) if is_section(&path) => self.read_section(&path, inner)?,
                 Data::Null if is_section(&path) => {}
-                _ if is_section(&path) => bail!("line {}: {path} is a section; it holds keys", node.line),
+                _ if is_section(&path) => {
+                    bail!("line {}: {path} is a section; it holds keys", node.line)
+                }
                 _ => {
                     let key = find(&path).with_context(line)?;
                     self.set(key, accept(key, node).with_context(line)?);
@@ -188,7 +238,9 @@ impl Settings {
 
     /// The value of a key of the table; nothing for a path that is none.
     pub fn value(&self, path: &str) -> &Value {
-        index(path).and_then(|key| self.values.get(key)).unwrap_or(&Value::Null)
+        index(path)
+            .and_then(|key| self.values.get(key))
+            .unwrap_or(&Value::Null)
     }
 
     /// A whole number, where there is one.
@@ -231,21 +283,37 @@ impl Settings {
 
     /// The paths of a list.
     pub fn paths(&self, path: &str) -> Vec<PathBuf> {
-        self.list(path, |value| if let Value::Path(path) = value { Some(path.clone()) } else { None })
+        self.list(path, |value| {
+            if let Value::Path(path) = value {
+                Some(path.clone())
+            } else {
+                None
+            }
+        })
     }
 
     /// The numbers of a list.
     pub fn numbers(&self, path: &str) -> Vec<f64> {
-        self.list(path, |value| if let Value::Number(value) = value { Some(*value) } else { None })
+        self.list(path, |value| {
+            if let Value::Number(value) = value {
+                Some(*value)
+            } else {
+                None
+            }
+        })
     }
 
     fn list<'a, T>(&'a self, path: &str, of: impl Fn(&'a Value) -> Option<T>) -> Vec<T> {
-        let Value::List(list) = self.value(path) else { return Vec::new() };
+        let Value::List(list) = self.value(path) else {
+            return Vec::new();
+        };
         list.iter().filter_map(of).collect()
     }
 
     fn needed<T>(&self, path: &str, value: Option<T>) -> Result<T> {
-        value.with_context(|| format!("{path} holds nothing; `paragon config explain {path}` says what it may"))
+        value.with_context(|| {
+            format!("{path} holds nothing; `paragon config explain {path}` says what it may")
+        })
     }
 
     /// A whole number that must be there.
@@ -266,7 +334,10 @@ impl Settings {
     /// An unknown network, or a scale that is not the one asked for.
     pub fn train_config(&self, scale: usize, stored_lq_size: usize) -> Result<TrainConfig> {
         if let Some(wanted) = self.whole("scale") {
-            ensure!(wanted == scale as u64, "the configuration says scale {wanted} and the shards have {scale}; they must agree");
+            ensure!(
+                wanted == scale as u64,
+                "the configuration says scale {wanted} and the shards have {scale}; they must agree"
+            );
         }
         let mut network = Network::new(self.text("network_g.type").unwrap_or_default(), scale)?;
         let start = |path: &str, published: f32| self.number(path).map_or(published, |v| v as f32);
@@ -274,21 +345,49 @@ impl Settings {
         network.detail_gain = start("network_g.detail_gain", network.detail_gain);
         network.layer_scale = start("network_g.layer_scale", network.layer_scale);
         let total_iter = self.count("train.total_iter")?;
-        let wholes = |value: &Value| if let Value::Whole(value) = value { Some(*value) } else { None };
-        let decay = match self.text("train.scheduler.type") {
-            Some("MultiStepLR") => {
-                Decay::MultiStep { milestones: self.list("train.scheduler.milestones", wholes), gamma: self.real("train.scheduler.gamma")? }
+        let wholes = |value: &Value| {
+            if let Value::Whole(value) = value {
+                Some(*value)
+            } else {
+                None
             }
-            Some("CosineAnnealingLR") => Decay::Cosine { total: total_iter, eta_min: self.real("train.scheduler.eta_min")? },
+        };
+        let decay = match self.text("train.scheduler.type") {
+            Some("MultiStepLR") => Decay::MultiStep {
+                milestones: self.list("train.scheduler.milestones", wholes),
+                gamma: self.real("train.scheduler.gamma")?,
+            },
+            Some("CosineAnnealingLR") => Decay::Cosine {
+                total: total_iter,
+                eta_min: self.real("train.scheduler.eta_min")?,
+            },
             _ => Decay::Constant,
         };
-        let optimizer = if self.text("train.optim_g.type") == Some("Adam") { OptimizerKind::Adam } else { OptimizerKind::AdamW };
-        let usual_decay = if optimizer == OptimizerKind::Adam { 0.0 } else { 1e-4 };
-        let &[beta1, beta2] = self.numbers("train.optim_g.betas").as_slice() else { bail!("train.optim_g.betas takes two numbers") };
-        let losses = |value: &Value| if let Value::Loss(term) = value { Some(*term) } else { None::<LossTerm> };
+        let optimizer = if self.text("train.optim_g.type") == Some("Adam") {
+            OptimizerKind::Adam
+        } else {
+            OptimizerKind::AdamW
+        };
+        let usual_decay = if optimizer == OptimizerKind::Adam {
+            0.0
+        } else {
+            1e-4
+        };
+        let &[beta1, beta2] = self.numbers("train.optim_g.betas").as_slice() else {
+            bail!("train.optim_g.betas takes two numbers")
+        };
+        let losses = |value: &Value| {
+            if let Value::Loss(term) = value {
+                Some(*term)
+            } else {
+                None::<LossTerm>
+            }
+        };
         Ok(TrainConfig {
             network,
-            lq_size: self.whole("data.lq_size").unwrap_or(LQ_SIZE.min(stored_lq_size as u64)) as usize,
+            lq_size: self
+                .whole("data.lq_size")
+                .unwrap_or(LQ_SIZE.min(stored_lq_size as u64)) as usize,
             batch_size: self.count("data.batch_size_per_gpu")? as usize,
             accum_iter: self.count("data.accum_iter")? as usize,
             use_hflip: self.is_on("data.use_hflip"),
@@ -297,9 +396,15 @@ impl Settings {
             optimizer,
             betas: (beta1, beta2),
             epsilon: self.real("train.optim_g.eps")?,
-            weight_decay: self.number("train.optim_g.weight_decay").unwrap_or(usual_decay),
+            weight_decay: self
+                .number("train.optim_g.weight_decay")
+                .unwrap_or(usual_decay),
             grad_clip: self.real("train.grad_clip")?,
-            schedule: Schedule { base_lr: self.real("train.optim_g.lr")?, warmup: self.count("train.warmup_iter")?, decay },
+            schedule: Schedule {
+                base_lr: self.real("train.optim_g.lr")?,
+                warmup: self.count("train.warmup_iter")?,
+                decay,
+            },
             total_iter,
             ema_decay: self.real("train.ema_decay")?,
             ema_power: self.real("train.ema_power")?,
@@ -322,12 +427,23 @@ mod tests {
     #[test]
     fn every_default_is_a_value_of_its_key() {
         for key in KEYS {
-            let value = key.kind.accept(&parse(key.default).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", key.path));
+            let value = key
+                .kind
+                .accept(&parse(key.default).unwrap())
+                .unwrap_or_else(|e| panic!("{}: {e}", key.path));
             assert_eq!(value == Value::Null, key.default == "~", "{}", key.path);
-            assert!(value != Value::Null || key.unset.is_some(), "{} holds nothing and does not say what that means", key.path);
+            assert!(
+                value != Value::Null || key.unset.is_some(),
+                "{} holds nothing and does not say what that means",
+                key.path
+            );
             assert_eq!(KEYS.iter().filter(|k| k.path == key.path).count(), 1);
         }
-        Settings::default().train_config(2, 4096).unwrap().check().unwrap();
+        Settings::default()
+            .train_config(2, 4096)
+            .unwrap()
+            .check()
+            .unwrap();
     }
 
     #[test]
@@ -345,7 +461,10 @@ mod tests {
     fn files_that_are_no_yaml_are_named() {
         let large = vec![b'#'; MOST_FILE_BYTES + 1];
         for (content, words) in [
-            (&b"[train]\ntotal_iter = 5\n"[..], &["looks like TOML", "paragon reads YAML"][..]),
+            (
+                &b"[train]\ntotal_iter = 5\n"[..],
+                &["looks like TOML", "paragon reads YAML"][..],
+            ),
             (b"total_iter = 5\nlr = 1e-4\n", &["looks like TOML"]),
             (b"model = dict(type='SR')\n", &["Python"]),
             (b"<html><body>", &["web page"]),
@@ -357,7 +476,11 @@ mod tests {
             (&large, &["longer than 1 MiB"]),
         ] {
             let error = format!("{:#}", Settings::default().take(content).unwrap_err());
-            assert!(words.iter().all(|word| error.contains(word)), "{:.40}: {error}", String::from_utf8_lossy(content));
+            assert!(
+                words.iter().all(|word| error.contains(word)),
+                "{:.40}: {error}",
+                String::from_utf8_lossy(content)
+            );
         }
         // JSON is YAML, with tabs too, and a byte order mark is no text
         for content in [
@@ -366,7 +489,12 @@ mod tests {
             "train:\r\n  total_iter: 10\r\n",
         ] {
             let mut settings = Settings::default();
-            assert!(settings.take(content.as_bytes()).unwrap_or_else(|e| panic!("{content}: {e:#}")).is_none());
+            assert!(
+                settings
+                    .take(content.as_bytes())
+                    .unwrap_or_else(|e| panic!("{content}: {e:#}"))
+                    .is_none()
+            );
             assert_eq!(settings.whole("train.total_iter"), Some(10), "{content}");
         }
     }
@@ -374,23 +502,42 @@ mod tests {
     #[test]
     fn wrong_files_name_line_key_and_what_was_meant() {
         for (text, words) in [
-            ("train:\n  total_iters: 5", &["line 2", "train.total_iters", "did you mean train.total_iter?"][..]),
+            (
+                "train:\n  total_iters: 5",
+                &[
+                    "line 2",
+                    "train.total_iters",
+                    "did you mean train.total_iter?",
+                ][..],
+            ),
             ("lq_size: 5", &["line 1", "did you mean data.lq_size?"]),
-            ("logger:\n  save_checkpoint_frequency: 5", &["did you mean logger.save_checkpoint_freq?"]),
+            (
+                "logger:\n  save_checkpoint_frequency: 5",
+                &["did you mean logger.save_checkpoint_freq?"],
+            ),
             ("zzz: 5", &["unknown key zzz", "config explain"]),
             ("train: 5", &["line 1", "section"]),
-            ("train:\n  optim_g:\n    lr: fast", &["line 3", "train.optim_g.lr", "above 0", "fast"]),
+            (
+                "train:\n  optim_g:\n    lr: fast",
+                &["line 3", "train.optim_g.lr", "above 0", "fast"],
+            ),
             ("data: {batch_size_per_gpu: 0}", &["from 1 to", "'0'"]),
             ("data: {batch_size_per_gpu: ~}", &["found nothing"]),
             ("data: {batch_size_per_gpu: [1, 2]}", &["found a list"]),
             ("train: {optim_g: {betas: [0.9]}}", &["two numbers"]),
             ("train: {optim_g: {type: Lion}}", &["AdamW, Adam", "Lion"]),
             ("train: {losses: [{type: ganloss}]}", &["ganloss", "mssim"]),
-            ("train: {losses: [{type: l1loss, weight: 1}]}", &["'weight' is unknown"]),
+            (
+                "train: {losses: [{type: l1loss, weight: 1}]}",
+                &["'weight' is unknown"],
+            ),
             ("- 1", &["keys and values"]),
         ] {
             let error = format!("{:#}", read(text).unwrap_err());
-            assert!(words.iter().all(|word| error.contains(word)), "{text}: {error}");
+            assert!(
+                words.iter().all(|word| error.contains(word)),
+                "{text}: {error}"
+            );
         }
         assert!(parse_assignment("train.losses=[{type: l1loss}]").is_ok());
         assert_eq!(

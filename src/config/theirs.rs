@@ -1,8 +1,17 @@
-//! What the keys of other trainers' option files mean here: tables, and nothing but tables. Depends on nothing. Promises that every key of
-//! ours that they name is one (a test of `import` reads them all).
+//! What the keys of other trainers' option files mean here: tables, and nothing but tables. Depends
+//! on nothing. Promises that every key of ours that they name is one (a test of `import` reads them
+//! all).
 
 /// Top-level keys of their files that ours do not have.
-pub const MARKS: [&str; 7] = ["datasets", "num_gpu", "use_amp", "network_d", "auto_vram_management", "model_type", "use_compile"];
+pub const MARKS: [&str; 7] = [
+    "datasets",
+    "num_gpu",
+    "use_amp",
+    "network_d",
+    "auto_vram_management",
+    "model_type",
+    "use_compile",
+];
 
 /// Their key and ours, where both hold the same.
 pub const SAME: [(&str, &str); 25] = [
@@ -13,9 +22,15 @@ pub const SAME: [(&str, &str); 25] = [
     ("network_g.upsampler_alpha", "network_g.upsampler_alpha"),
     ("network_g.detail_gain", "network_g.detail_gain"),
     ("datasets.train.lq_size", "data.lq_size"),
-    ("datasets.train.batch_size_per_gpu", "data.batch_size_per_gpu"),
+    (
+        "datasets.train.batch_size_per_gpu",
+        "data.batch_size_per_gpu",
+    ),
     ("datasets.train.accum_iter", "data.accum_iter"),
-    ("datasets.train.num_worker_per_gpu", "data.num_worker_per_gpu"),
+    (
+        "datasets.train.num_worker_per_gpu",
+        "data.num_worker_per_gpu",
+    ),
     ("datasets.train.use_hflip", "data.use_hflip"),
     ("datasets.train.use_rot", "data.use_rot"),
     ("path.pretrain_network_g", "path.pretrain_network_g"),
@@ -43,54 +58,144 @@ pub const REASONS: [(&str, &str); 58] = [
         "datasets.train.dataroot_lq",
         "the shards hold HR and LQ: `paragon shard FOLDER --lq LQ_FOLDER` takes pairs, without --lq it makes the LQ",
     ),
-    ("datasets.train.name", "a name of the other trainer's logs; the set of shards is named by its folder"),
-    ("datasets.train.type", "shards hold pairs; nothing else is loaded"),
-    ("datasets.train.io_backend", "shards are mapped or read by calls: data.io (--io)"),
-    ("datasets.train.prefetch_mode", "batches are always prefetched, into a bounded ring: data.slots (--slots)"),
-    ("datasets.train.num_prefetch_queue", "the ring holds data.slots batches (--slots)"),
-    ("datasets.train.prefetch_factor", "the ring holds data.slots batches (--slots)"),
-    ("datasets.train.pin_memory", "the backend decides: pinned where a GPU copies from it, plain on the CPU"),
-    ("datasets.train.persistent_workers", "loader threads always live as long as the run"),
-    ("datasets.train.dataset_enlarge_ratio", "epochs have no seam here, so a small set needs no enlarging"),
-    ("datasets.train", "the data is decided when shards are made (`paragon shard --help`)"),
+    (
+        "datasets.train.name",
+        "a name of the other trainer's logs; the set of shards is named by its folder",
+    ),
+    (
+        "datasets.train.type",
+        "shards hold pairs; nothing else is loaded",
+    ),
+    (
+        "datasets.train.io_backend",
+        "shards are mapped or read by calls: data.io (--io)",
+    ),
+    (
+        "datasets.train.prefetch_mode",
+        "batches are always prefetched, into a bounded ring: data.slots (--slots)",
+    ),
+    (
+        "datasets.train.num_prefetch_queue",
+        "the ring holds data.slots batches (--slots)",
+    ),
+    (
+        "datasets.train.prefetch_factor",
+        "the ring holds data.slots batches (--slots)",
+    ),
+    (
+        "datasets.train.pin_memory",
+        "the backend decides: pinned where a GPU copies from it, plain on the CPU",
+    ),
+    (
+        "datasets.train.persistent_workers",
+        "loader threads always live as long as the run",
+    ),
+    (
+        "datasets.train.dataset_enlarge_ratio",
+        "epochs have no seam here, so a small set needs no enlarging",
+    ),
+    (
+        "datasets.train",
+        "the data is decided when shards are made (`paragon shard --help`)",
+    ),
     (
         "datasets.val.dataroot_gt",
         "validation takes a folder of pictures or a held-out set: val.dataset (--val DIR); `paragon shard --val` makes one",
     ),
-    ("datasets.val.dataroot_lq", "val.dataset (--val DIR) finds the LQ beside the HR, in hr/lq and similar folders"),
-    ("datasets.val", "validation is told by val.dataset (--val DIR) alone"),
-    ("datasets", "there is one set to train on (data.shards) and one to validate on (val.dataset)"),
-    ("use_amp", "precision belongs to the device: f32 on the CPU; on CUDA activations are halves and sums f32"),
-    ("amp_bf16", "precision belongs to the device: f32 on the CPU, bf16 the default on CUDA"),
+    (
+        "datasets.val.dataroot_lq",
+        "val.dataset (--val DIR) finds the LQ beside the HR, in hr/lq and similar folders",
+    ),
+    (
+        "datasets.val",
+        "validation is told by val.dataset (--val DIR) alone",
+    ),
+    (
+        "datasets",
+        "there is one set to train on (data.shards) and one to validate on (val.dataset)",
+    ),
+    (
+        "use_amp",
+        "precision belongs to the device: f32 on the CPU; on CUDA activations are halves and sums f32",
+    ),
+    (
+        "amp_bf16",
+        "precision belongs to the device: f32 on the CPU, bf16 the default on CUDA",
+    ),
     ("use_channels_last", "activations are always NHWC"),
-    ("fast_matmul", "there are no libraries' matrix products to tune"),
-    ("num_gpu", "one process trains on one device: machine.device (--device)"),
-    ("use_compile", "kernels are compiled and fused when the program is built"),
-    ("compile_mode", "kernels are compiled and fused when the program is built"),
+    (
+        "fast_matmul",
+        "there are no libraries' matrix products to tune",
+    ),
+    (
+        "num_gpu",
+        "one process trains on one device: machine.device (--device)",
+    ),
+    (
+        "use_compile",
+        "kernels are compiled and fused when the program is built",
+    ),
+    (
+        "compile_mode",
+        "kernels are compiled and fused when the program is built",
+    ),
     ("deterministic", "runs always repeat to the same bits"),
     (
         "auto_vram_management",
         "memory is computed before the start: machine.vram, machine.host_memory and machine.fit bound it, `paragon plan --max` lists batches",
     ),
-    ("network_g.use_checkpointing", "what is recomputed is machine.recompute (--recompute); auto takes what fits"),
-    ("network_g", "the published shape of the network is trained; only its start values can be told (network_g.*)"),
-    ("model_type", "there is one kind of training: a network on pairs of LQ and HR"),
-    ("network_d", "no discriminators: training is on L1, Charbonnier, MSE, SSIM and MS-SSIM"),
+    (
+        "network_g.use_checkpointing",
+        "what is recomputed is machine.recompute (--recompute); auto takes what fits",
+    ),
+    (
+        "network_g",
+        "the published shape of the network is trained; only its start values can be told (network_g.*)",
+    ),
+    (
+        "model_type",
+        "there is one kind of training: a network on pairs of LQ and HR",
+    ),
+    (
+        "network_d",
+        "no discriminators: training is on L1, Charbonnier, MSE, SSIM and MS-SSIM",
+    ),
     ("train.optim_d", "no discriminators"),
     ("train.net_d", "no discriminators"),
     ("train.gan_opt", "no discriminators"),
-    ("train.grad_clip_max_norm", "it holds nothing, and train.grad_clip (--grad-clip) holds the norm"),
-    ("train.perceptual_opt", "not available; training goes on with the other losses (l1, charbonnier, mse, ssim and mssim are there)"),
+    (
+        "train.grad_clip_max_norm",
+        "it holds nothing, and train.grad_clip (--grad-clip) holds the norm",
+    ),
+    (
+        "train.perceptual_opt",
+        "not available; training goes on with the other losses (l1, charbonnier, mse, ssim and mssim are there)",
+    ),
     ("path.pretrain_network_d", "no discriminators"),
     ("path.strict_load_d", "no discriminators"),
-    ("path.param_key", "`params`, `params_ema` and bare tables are told apart by themselves; the average is taken where there is one"),
-    ("path.resume_state", "resuming is the default: the same command goes on from the newest state in path.out (--out)"),
+    (
+        "path.param_key",
+        "`params`, `params_ema` and bare tables are told apart by themselves; the average is taken where there is one",
+    ),
+    (
+        "path.resume_state",
+        "resuming is the default: the same command goes on from the newest state in path.out (--out)",
+    ),
     ("path.ignore_resume_networks", "a state is resumed whole"),
-    ("path.experiments_root", "the folder of a run is path.out (--out)"),
+    (
+        "path.experiments_root",
+        "the folder of a run is path.out (--out)",
+    ),
     ("path.models", "the folder of a run is path.out (--out)"),
     ("path", "the folder of a run is path.out (--out)"),
-    ("auto_resume", "resuming is the default; --restart begins again"),
-    ("train.dynamic_loss_scheduling", "weights of losses stay as they are given in train.losses"),
+    (
+        "auto_resume",
+        "resuming is the default; --restart begins again",
+    ),
+    (
+        "train.dynamic_loss_scheduling",
+        "weights of losses stay as they are given in train.losses",
+    ),
     (
         "train.training_automations.DynamicBatchAndPatchSizeOptimizer",
         "batch and patch stay as given; what does not fit is split before the start (machine.fit), never during it",
@@ -99,17 +204,50 @@ pub const REASONS: [(&str, &str); 58] = [
         "train.training_automations.IntelligentEarlyStopping",
         "a run ends at train.total_iter; the best network by PSNR-Y is kept (models/best_*), and Ctrl-C saves and stops",
     ),
-    ("train.training_automations", "nothing is changed while a run is under way"),
-    ("train.use_moa", "augmentations are flips and turns: data.use_hflip, data.use_rot"),
-    ("train.moa", "augmentations are flips and turns: data.use_hflip, data.use_rot"),
-    ("val.save_img", "a few fixed previews are kept at every validation (RUN/previews), not every picture every time"),
-    ("val.metrics_enabled", "PSNR and SSIM, on RGB and Y, are always measured; --val none turns validation off"),
-    ("val.metrics", "PSNR and SSIM, on RGB and Y, are always measured, and only these"),
-    ("val", "validation is told by val.dataset, val.val_freq and val.crop_border"),
-    ("logger.save_checkpoint_format", "checkpoints are always safetensors, with PyTorch's names"),
-    ("logger.use_tb_logger", "TensorBoard files are always written (RUN/tensorboard)"),
-    ("logger.wandb", "logs stay in the folder of the run: log.jsonl, TensorBoard files, `paragon report`"),
-    ("onnx", "nothing is exported; model.safetensors loads in PyTorch with strict=True"),
+    (
+        "train.training_automations",
+        "nothing is changed while a run is under way",
+    ),
+    (
+        "train.use_moa",
+        "augmentations are flips and turns: data.use_hflip, data.use_rot",
+    ),
+    (
+        "train.moa",
+        "augmentations are flips and turns: data.use_hflip, data.use_rot",
+    ),
+    (
+        "val.save_img",
+        "a few fixed previews are kept at every validation (RUN/previews), not every picture every time",
+    ),
+    (
+        "val.metrics_enabled",
+        "PSNR and SSIM, on RGB and Y, are always measured; --val none turns validation off",
+    ),
+    (
+        "val.metrics",
+        "PSNR and SSIM, on RGB and Y, are always measured, and only these",
+    ),
+    (
+        "val",
+        "validation is told by val.dataset, val.val_freq and val.crop_border",
+    ),
+    (
+        "logger.save_checkpoint_format",
+        "checkpoints are always safetensors, with PyTorch's names",
+    ),
+    (
+        "logger.use_tb_logger",
+        "TensorBoard files are always written (RUN/tensorboard)",
+    ),
+    (
+        "logger.wandb",
+        "logs stay in the folder of the run: log.jsonl, TensorBoard files, `paragon report`",
+    ),
+    (
+        "onnx",
+        "nothing is exported; model.safetensors loads in PyTorch with strict=True",
+    ),
     ("dist", "one process trains on one device"),
 ];
 
@@ -153,7 +291,8 @@ pub const DEGRADATION: [&str; 33] = [
 pub const MADE_IN_SHARDS: &str = "paragon trains on the LQ in the shards: `paragon shard` makes it by a filter and optional blur, or takes the \
                               pictures of a folder (--lq); to train on this degradation, write its LQ to a folder first";
 
-/// What the other trainer (or PyTorch below it) takes where a file does not say it, and ours would take something else.
+/// What the other trainer (or PyTorch below it) takes where a file does not say it, and ours would
+/// take something else.
 pub const THEIR_DEFAULTS: [(&str, &str); 7] = [
     ("train.warmup_iter", "0"),
     ("train.ema_decay", "0"),

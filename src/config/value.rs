@@ -1,5 +1,5 @@
-//! What a key may hold, and one reader for a value of a file, of `--set` and of a flag. Depends on the YAML tree. It promises that a
-//! value that was accepted is in its range.
+//! What a key may hold, and one reader for a value of a file, of `--set` and of a flag. Depends on
+//! the YAML tree. It promises that a value that was accepted is in its range.
 
 use super::yaml::{Data, Node};
 use crate::plan::LossKind;
@@ -77,15 +77,26 @@ pub enum Value {
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match lower[digits.len()..].trim_end_matches('b').trim_end_matches('i') {
+    let shift = match lower[digits.len()..]
+        .trim_end_matches('b')
+        .trim_end_matches('i')
+    {
         "" => 0,
         "k" => 10,
         "m" => 20,
         "g" => 30,
         "t" => 40,
-        other => return Err(format!("`{}` is no unit; use K, M, G or T, as in 512M", brief(other))),
+        other => {
+            return Err(format!(
+                "`{}` is no unit; use K, M, G or T, as in 512M",
+                brief(other)
+            ));
+        }
     };
-    let number: f64 = digits.trim().parse().map_err(|_| format!("`{}` is no size; write it as 512M or 2G", brief(text)))?;
+    let number: f64 = digits
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{}` is no size; write it as 512M or 2G", brief(text)))?;
     let value = number * (1u64 << shift) as f64;
     if !(0.0..9e18).contains(&value) {
         return Err(format!("`{}` is out of range", brief(text)));
@@ -93,8 +104,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(value as u64)
 }
 
-/// A whole number in every way that a file may write one: `5000`, `5_000`, `5e3`, `5000.0`. Nothing is rounded: `9007199254740993.0` is
-/// that number. Nothing for a fraction, a number below 0 or above 64 bits.
+/// A whole number in every way that a file may write one: `5000`, `5_000`, `5e3`, `5000.0`. Nothing
+/// is rounded: `9007199254740993.0` is that number. Nothing for a fraction, a number below 0 or
+/// above 64 bits.
 pub fn whole(text: &str) -> Option<u64> {
     let text = text.trim().replace('_', "");
     let text = text.strip_prefix('+').unwrap_or(&text);
@@ -107,17 +119,30 @@ pub fn whole(text: &str) -> Option<u64> {
     let significant = digits.trim_end_matches('0');
     let zeros = digits.len() - significant.len();
     // the number is `significant` times ten to the `power`
-    let power = exponent.parse::<i64>().ok()?.checked_add(zeros as i64)?.checked_sub(after.len() as i64)?;
+    let power = exponent
+        .parse::<i64>()
+        .ok()?
+        .checked_add(zeros as i64)?
+        .checked_sub(after.len() as i64)?;
     match significant.trim_start_matches('0') {
         "" => Some(0),
         _ if power < 0 => None,
-        digits => digits.parse::<u64>().ok()?.checked_mul(10u64.checked_pow(u32::try_from(power).ok()?)?),
+        digits => digits
+            .parse::<u64>()
+            .ok()?
+            .checked_mul(10u64.checked_pow(u32::try_from(power).ok()?)?),
     }
 }
 
 fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<Value, String> {
-    let value = text.trim().parse::<f64>().ok().filter(|v| v.is_finite() && fits(*v));
-    value.map(Value::Number).ok_or_else(|| format!("expected {expected}, found '{}'", brief(text)))
+    let value = text
+        .trim()
+        .parse::<f64>()
+        .ok()
+        .filter(|v| v.is_finite() && fits(*v));
+    value
+        .map(Value::Number)
+        .ok_or_else(|| format!("expected {expected}, found '{}'", brief(text)))
 }
 
 /// true, yes, on and their opposites, in any case.
@@ -136,7 +161,10 @@ pub fn boolean(text: &str) -> Option<bool> {
 pub fn loss_term(text: &str) -> Result<LossTerm, String> {
     let (kind, weight) = text.split_once(':').unwrap_or((text, "1"));
     let kind = loss_kind(kind)?;
-    let weight: f32 = weight.trim().parse().map_err(|_| format!("'{}' is no weight; write it as l1:1.0", brief(weight)))?;
+    let weight: f32 = weight
+        .trim()
+        .parse()
+        .map_err(|_| format!("'{}' is no weight; write it as l1:1.0", brief(weight)))?;
     if !weight.is_finite() || weight < 0.0 {
         return Err(format!("a weight of {weight} makes no sense"));
     }
@@ -149,13 +177,18 @@ fn loss(text: &str) -> Result<Value, String> {
 
 /// A loss by its name, ours or traiNNer-redux's.
 pub fn loss_kind(name: &str) -> Result<LossKind, String> {
-    LossKind::from_str(name.trim(), true)
-        .map_err(|_| format!("unknown loss '{}'; known are l1, charbonnier, mse, ssim, mssim", brief(name)))
+    LossKind::from_str(name.trim(), true).map_err(|_| {
+        format!(
+            "unknown loss '{}'; known are l1, charbonnier, mse, ssim, mssim",
+            brief(name)
+        )
+    })
 }
 
 /// The name a loss is written with.
 pub fn loss_name(kind: LossKind) -> String {
-    kind.to_possible_value().map_or_else(String::new, |v| format!("{}loss", v.get_name()))
+    kind.to_possible_value()
+        .map_or_else(String::new, |v| format!("{}loss", v.get_name()))
 }
 
 /// `{type: l1loss, loss_weight: 1.0}`
@@ -165,9 +198,16 @@ fn loss_of_map(entries: &[(String, Node)]) -> Result<Value, String> {
         let place = match key.as_str() {
             "type" => 0,
             "loss_weight" => 1,
-            other => return Err(format!("a loss has type and loss_weight; '{}' is unknown", brief(other))),
+            other => {
+                return Err(format!(
+                    "a loss has type and loss_weight; '{}' is unknown",
+                    brief(other)
+                ));
+            }
         };
-        let Data::Scalar(text) = &node.data else { return Err(format!("{key} of a loss takes one value")) };
+        let Data::Scalar(text) = &node.data else {
+            return Err(format!("{key} of a loss takes one value"));
+        };
         parts[place] = text;
     }
     loss(&format!("{}:{}", parts[0], parts[1]))
@@ -209,14 +249,18 @@ impl Kind {
         }
     }
 
-    /// Reads a value written as one text: a flag, or a scalar of a file. Lists of numbers are split at commas.
+    /// Reads a value written as one text: a flag, or a scalar of a file. Lists of numbers are split
+    /// at commas.
     ///
     /// # Errors
     /// What was expected and what was found.
     pub fn read(&self, text: &str) -> Result<Value, String> {
         let wrong = || format!("expected {}, found '{}'", self.expected(), brief(text));
         match self {
-            Kind::Whole(least, most) => whole(text).filter(|v| (*least..=*most).contains(v)).map(Value::Whole).ok_or_else(wrong),
+            Kind::Whole(least, most) => whole(text)
+                .filter(|v| (*least..=*most).contains(v))
+                .map(Value::Whole)
+                .ok_or_else(wrong),
             Kind::Positive => number(text, |v| v > 0.0, &self.expected()),
             Kind::NotNegative => number(text, |v| v >= 0.0, &self.expected()),
             Kind::Share => number(text, |v| (0.0..1.0).contains(&v), &self.expected()),
@@ -226,31 +270,46 @@ impl Kind {
                 None => number(text, |v| v >= 0.0, &self.expected()),
             },
             Kind::Bool => boolean(text).map(Value::Bool).ok_or_else(wrong),
-            Kind::Text | Kind::Path if text.is_empty() => Err(format!("expected {}, found nothing", self.expected())),
+            Kind::Text | Kind::Path if text.is_empty() => {
+                Err(format!("expected {}, found nothing", self.expected()))
+            }
             Kind::Text => Ok(Value::Text(text.to_string())),
             Kind::Path => Ok(Value::Path(PathBuf::from(text))),
             Kind::Choice(names) => {
                 // `scale: 4.0` names 4
-                let written = whole(text).map_or_else(|| text.trim().to_string(), |number| number.to_string());
+                let written = whole(text)
+                    .map_or_else(|| text.trim().to_string(), |number| number.to_string());
                 let same = |name: &str| name.eq_ignore_ascii_case(&written);
-                let found = names.iter().find(|(name, others)| same(name) || others.iter().any(|o| same(o)));
-                found.map(|(name, _)| Value::Text((*name).to_string())).ok_or_else(wrong)
+                let found = names
+                    .iter()
+                    .find(|(name, others)| same(name) || others.iter().any(|o| same(o)));
+                found
+                    .map(|(name, _)| Value::Text((*name).to_string()))
+                    .ok_or_else(wrong)
             }
             Kind::Size => parse_size(text).map(Value::Whole),
             Kind::Window => match text.to_ascii_lowercase().as_str() {
                 "auto" => Ok(Value::Text("auto".into())),
                 "off" | "false" | "no" => Ok(Value::Text("off".into())),
                 size => match parse_size(size)? {
-                    0 => Err("a window of 0 bytes holds no record; use off to shuffle everything".into()),
+                    0 => Err(
+                        "a window of 0 bytes holds no record; use off to shuffle everything".into(),
+                    ),
                     bytes => Ok(Value::Whole(bytes)),
                 },
             },
             Kind::Paths => Kind::Path.read(text).map(|v| Value::List(vec![v])),
-            Kind::Losses => text.split(',').map(loss).collect::<Result<_, _>>().map(Value::List),
+            Kind::Losses => text
+                .split(',')
+                .map(loss)
+                .collect::<Result<_, _>>()
+                .map(Value::List),
             Kind::Wholes | Kind::Betas | Kind::Weights => {
                 let element = self.element().unwrap_or(Kind::Single);
                 let parts = text.split(',').filter(|part| !part.trim().is_empty());
-                let list = parts.map(|part| element.read(part)).collect::<Result<Vec<_>, _>>()?;
+                let list = parts
+                    .map(|part| element.read(part))
+                    .collect::<Result<Vec<_>, _>>()?;
                 self.whole_list(list)
             }
         }
@@ -265,13 +324,19 @@ impl Kind {
             (Some(text), _) => self.read(text),
             (None, Kind::Path) => Ok(Value::Path(PathBuf::from(text))),
             (None, Kind::Paths) => Ok(Value::List(vec![Value::Path(PathBuf::from(text))])),
-            (None, _) => Err(format!("expected {}, found bytes that are no text", self.expected())),
+            (None, _) => Err(format!(
+                "expected {}, found bytes that are no text",
+                self.expected()
+            )),
         }
     }
 
     fn whole_list(&self, list: Vec<Value>) -> Result<Value, String> {
         match self {
-            Kind::Betas if list.len() != 2 => Err(format!("expected two numbers, as in 0.9,0.99; found {}", list.len())),
+            Kind::Betas if list.len() != 2 => Err(format!(
+                "expected two numbers, as in 0.9,0.99; found {}",
+                list.len()
+            )),
             _ => Ok(Value::List(list)),
         }
     }
@@ -290,17 +355,28 @@ impl Kind {
                     Data::Scalar(text) => loss(text),
                     _ => Err(format!("expected {}", self.expected())),
                 };
-                list.iter().map(one).collect::<Result<_, _>>().map(Value::List)
+                list.iter()
+                    .map(one)
+                    .collect::<Result<_, _>>()
+                    .map(Value::List)
             }
             (Data::List(list), _) => {
-                let Some(element) = self.element() else { return Err(format!("expected {}, found a list", self.expected())) };
+                let Some(element) = self.element() else {
+                    return Err(format!("expected {}, found a list", self.expected()));
+                };
                 let one = |node: &Node| match element.accept(node)? {
-                    Value::Null => Err(format!("expected {}, found nothing in the list", element.expected())),
+                    Value::Null => Err(format!(
+                        "expected {}, found nothing in the list",
+                        element.expected()
+                    )),
                     value => Ok(value),
                 };
                 self.whole_list(list.iter().map(one).collect::<Result<_, _>>()?)
             }
-            (Data::Map(_), _) => Err(format!("expected {}, found keys and values", self.expected())),
+            (Data::Map(_), _) => Err(format!(
+                "expected {}, found keys and values",
+                self.expected()
+            )),
         }
     }
 
@@ -309,7 +385,9 @@ impl Kind {
         let list = |items: serde_json::Value| json!({"type": "array", "items": items});
         match self {
             Kind::Whole(least, u64::MAX) => json!({"type": "integer", "minimum": least}),
-            Kind::Whole(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
+            Kind::Whole(least, most) => {
+                json!({"type": "integer", "minimum": least, "maximum": most})
+            }
             Kind::Positive => json!({"type": "number", "exclusiveMinimum": 0}),
             Kind::NotNegative => json!({"type": "number", "minimum": 0}),
             Kind::Share => json!({"type": "number", "minimum": 0, "exclusiveMaximum": 1}),
@@ -323,10 +401,15 @@ impl Kind {
             }).collect::<Vec<_>>()}),
             Kind::Size | Kind::Window => json!({"type": ["integer", "string"]}),
             Kind::Wholes | Kind::Weights => list(self.element().unwrap_or(Kind::Single).schema()),
-            Kind::Betas => json!({"type": "array", "items": Kind::Share.schema(), "minItems": 2, "maxItems": 2}),
+            Kind::Betas => {
+                json!({"type": "array", "items": Kind::Share.schema(), "minItems": 2, "maxItems": 2})
+            }
             Kind::Paths => json!({"anyOf": [Kind::Path.schema(), list(Kind::Path.schema())]}),
             Kind::Losses => {
-                let types: Vec<String> = LossKind::value_variants().iter().map(|k| loss_name(*k)).collect();
+                let types: Vec<String> = LossKind::value_variants()
+                    .iter()
+                    .map(|k| loss_name(*k))
+                    .collect();
                 list(json!({
                     "type": "object",
                     "properties": {"type": {"enum": types}, "loss_weight": Kind::NotNegative.schema()},
@@ -348,8 +431,15 @@ impl Value {
             Value::Number(value) => format!("{value:?}"),
             Value::Text(text) => quoted(text),
             Value::Path(path) => quoted(&path.to_string_lossy()),
-            Value::List(list) => format!("[{}]", list.iter().map(Value::yaml).collect::<Vec<_>>().join(", ")),
-            Value::Loss(term) => format!("{{type: {}, loss_weight: {:?}}}", loss_name(term.kind), term.weight),
+            Value::List(list) => format!(
+                "[{}]",
+                list.iter().map(Value::yaml).collect::<Vec<_>>().join(", ")
+            ),
+            Value::Loss(term) => format!(
+                "{{type: {}, loss_weight: {:?}}}",
+                loss_name(term.kind),
+                term.weight
+            ),
         }
     }
 }
@@ -357,11 +447,18 @@ impl Value {
 /// Text as a plain scalar where it cannot be taken for anything else, in quotes otherwise.
 fn quoted(text: &str) -> String {
     let plain = text.starts_with(|c: char| c.is_alphabetic() || c == '/' || c == '.')
-        && text.chars().all(|c| c.is_alphanumeric() || "_-./".contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_alphanumeric() || "_-./".contains(c))
         && text.parse::<f64>().is_err()
-        && !["null", "~", "true", "false", "yes", "no", "y", "n"].contains(&text.to_ascii_lowercase().as_str())
+        && !["null", "~", "true", "false", "yes", "no", "y", "n"]
+            .contains(&text.to_ascii_lowercase().as_str())
         && !text.ends_with('.');
-    if plain { text.to_string() } else { serde_json::Value::String(text.to_string()).to_string() }
+    if plain {
+        text.to_string()
+    } else {
+        serde_json::Value::String(text.to_string()).to_string()
+    }
 }
 
 #[cfg(test)]
@@ -410,17 +507,34 @@ mod tests {
     fn keys_read_whole_numbers_in_every_way_and_name_what_is_none() {
         let steps = Kind::Whole(1, 1_000_000);
         assert_eq!(steps.read("5e3"), Ok(Value::Whole(5000)));
-        assert_eq!(Kind::Wholes.read("1e5, 2.5e5"), Ok(Value::List(vec![Value::Whole(100_000), Value::Whole(250_000)])));
-        assert_eq!(Kind::Choice(&[("2", &[]), ("4", &[])]).read("4.0"), Ok(Value::Text("4".into())));
+        assert_eq!(
+            Kind::Wholes.read("1e5, 2.5e5"),
+            Ok(Value::List(vec![
+                Value::Whole(100_000),
+                Value::Whole(250_000)
+            ]))
+        );
+        assert_eq!(
+            Kind::Choice(&[("2", &[]), ("4", &[])]).read("4.0"),
+            Ok(Value::Text("4".into()))
+        );
         for text in ["5.5", "1e400", "2e6", "0.0", "-5e3"] {
             let error = steps.read(text).unwrap_err();
-            assert!(error.contains("a whole number from 1 to 1000000") && error.contains(text), "{error}");
+            assert!(
+                error.contains("a whole number from 1 to 1000000") && error.contains(text),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn a_list_holds_no_nothing() {
-        for (kind, text) in [(Kind::Wholes, "[1, ~]"), (Kind::Betas, "[0.9, null]"), (Kind::Paths, "[a, ]\n"), (Kind::Paths, "- a\n-\n")] {
+        for (kind, text) in [
+            (Kind::Wholes, "[1, ~]"),
+            (Kind::Betas, "[0.9, null]"),
+            (Kind::Paths, "[a, ]\n"),
+            (Kind::Paths, "- a\n-\n"),
+        ] {
             let read = kind.accept(&super::super::parse(text).unwrap());
             assert_eq!(read.is_err(), text != "[a, ]\n", "{text}: {read:?}");
         }
@@ -441,7 +555,11 @@ mod tests {
             Kind::Losses,
         ] {
             let error = kind.read(&long).unwrap_err();
-            assert!(error.len() < 500 && error.contains("xxx"), "{kind:?}: {} bytes", error.len());
+            assert!(
+                error.len() < 500 && error.contains("xxx"),
+                "{kind:?}: {} bytes",
+                error.len()
+            );
         }
     }
 }

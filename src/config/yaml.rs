@@ -1,7 +1,8 @@
-//! YAML as a tree that remembers its lines. Scalars stay text: what they mean is decided by the key they belong to, so `2e-4`,
-//! `!!float 2e-4` and a flag's `2e-4` go through the same reader. A tag is a promise about the text, which is checked. Depends on the
-//! parser crate and on how values are written. It promises an error, not a guess, for what an option file cannot mean, and a bound
-//! on everything that a file can ask for: values, levels, bytes, and what anchors expand to.
+//! YAML as a tree that remembers its lines. Scalars stay text: what they mean is decided by the key
+//! they belong to, so `2e-4`, `!!float 2e-4` and a flag's `2e-4` go through the same reader. A tag
+//! is a promise about the text, which is checked. Depends on the parser crate and on how values are
+//! written. It promises an error, not a guess, for what an option file cannot mean, and a bound on
+//! everything that a file can ask for: values, levels, bytes, and what anchors expand to.
 
 use super::value::{boolean, whole};
 use crate::text::brief;
@@ -43,8 +44,13 @@ pub enum Data {
 impl Node {
     /// The value of a key of a mapping.
     pub fn get(&self, key: &str) -> Option<&Node> {
-        let Data::Map(entries) = &self.data else { return None };
-        entries.iter().find(|(name, _)| name == key).map(|(_, node)| node)
+        let Data::Map(entries) = &self.data else {
+            return None;
+        };
+        entries
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, node)| node)
     }
 }
 
@@ -53,18 +59,34 @@ impl Node {
 /// # Errors
 /// Names the line and what is wrong there.
 pub fn parse(text: &str) -> Result<Node> {
-    let mut reader = Reader { events: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, bytes: 0 };
+    let mut reader = Reader {
+        events: Parser::new_from_str(text),
+        anchors: HashMap::new(),
+        nodes: 0,
+        bytes: 0,
+    };
     let mut found = None;
     while let Some((event, span)) = reader.next()? {
         match event {
-            Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing => {}
+            Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(_)
+            | Event::DocumentEnd
+            | Event::Nothing => {}
             event => {
-                ensure!(found.is_none(), "line {}: a second document; an option file holds one", span.start.line());
+                ensure!(
+                    found.is_none(),
+                    "line {}: a second document; an option file holds one",
+                    span.start.line()
+                );
                 found = Some(reader.node(event, span, 0)?);
             }
         }
     }
-    Ok(found.unwrap_or(Node { line: 1, data: Data::Null }))
+    Ok(found.unwrap_or(Node {
+        line: 1,
+        data: Data::Null,
+    }))
 }
 
 struct Reader<'a> {
@@ -84,7 +106,8 @@ impl<'a> Reader<'a> {
     }
 
     fn inside(&mut self) -> Result<(Event<'a>, Span)> {
-        self.next()?.ok_or_else(|| anyhow::anyhow!("the file ends inside a value"))
+        self.next()?
+            .ok_or_else(|| anyhow::anyhow!("the file ends inside a value"))
     }
 
     fn count(&mut self, (nodes, bytes): (usize, usize), line: usize) -> Result<()> {
@@ -94,24 +117,39 @@ impl<'a> Reader<'a> {
             self.nodes <= MOST_NODES,
             "line {line}: the file stands for more than {MOST_NODES} values; an option file has some hundred"
         );
-        ensure!(self.bytes <= MOST_BYTES, "line {line}: the file stands for more than {MOST_BYTES} bytes of text");
+        ensure!(
+            self.bytes <= MOST_BYTES,
+            "line {line}: the file stands for more than {MOST_BYTES} bytes of text"
+        );
         Ok(())
     }
 
     fn node(&mut self, event: Event<'a>, span: Span, level: usize) -> Result<Node> {
         let line = span.start.line();
-        ensure!(level < MOST_LEVELS, "line {line}: nested more than {MOST_LEVELS} deep");
+        ensure!(
+            level < MOST_LEVELS,
+            "line {line}: nested more than {MOST_LEVELS} deep"
+        );
         self.count((1, 0), line)?;
         let (data, anchor) = match event {
             Event::Alias(id) => {
-                let Some(node) = self.anchors.get(&id).cloned() else { bail!("line {line}: an alias inside its own anchor") };
+                let Some(node) = self.anchors.get(&id).cloned() else {
+                    bail!("line {line}: an alias inside its own anchor")
+                };
                 self.count(size(&node), line)?;
                 return Ok(Node { line, ..node });
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.count((0, text.len()), line)?;
                 let null = is_null(&text, style == ScalarStyle::Plain, tag.as_deref(), line)?;
-                (if null { Data::Null } else { Data::Scalar(text.into_owned()) }, anchor)
+                (
+                    if null {
+                        Data::Null
+                    } else {
+                        Data::Scalar(text.into_owned())
+                    },
+                    anchor,
+                )
             }
             Event::SequenceStart(anchor, tag) => {
                 // PyYAML writes a tuple, as of betas, with a tag of its own
@@ -150,14 +188,24 @@ impl<'a> Reader<'a> {
                 break;
             }
             let line = span.start.line();
-            let Data::Scalar(key) = self.node(event, span, level + 1)?.data else { bail!("line {line}: a key must be a plain name") };
-            ensure!(key.len() <= MOST_KEY_BYTES, "line {line}: '{}' is too long for a key", brief(&key));
+            let Data::Scalar(key) = self.node(event, span, level + 1)?.data else {
+                bail!("line {line}: a key must be a plain name")
+            };
+            ensure!(
+                key.len() <= MOST_KEY_BYTES,
+                "line {line}: '{}' is too long for a key",
+                brief(&key)
+            );
             let (event, span) = self.inside()?;
             let value = self.node(event, span, level + 1)?;
             if key == "<<" {
                 merged.extend(merge(value)?);
             } else {
-                ensure!(entries.iter().all(|(other, _)| *other != key), "line {line}: {} is there twice", brief(&key));
+                ensure!(
+                    entries.iter().all(|(other, _)| *other != key),
+                    "line {line}: {} is there twice",
+                    brief(&key)
+                );
                 entries.push((key, value));
             }
         }
@@ -174,8 +222,15 @@ impl<'a> Reader<'a> {
 fn merge(value: Node) -> Result<Vec<(String, Node)>> {
     match value.data {
         Data::Map(entries) => Ok(entries),
-        Data::List(list) => Ok(list.into_iter().map(merge).collect::<Result<Vec<_>>>()?.concat()),
-        _ => bail!("line {}: `<<` takes a mapping or a list of them", value.line),
+        Data::List(list) => Ok(list
+            .into_iter()
+            .map(merge)
+            .collect::<Result<Vec<_>>>()?
+            .concat()),
+        _ => bail!(
+            "line {}: `<<` takes a mapping or a list of them",
+            value.line
+        ),
     }
 }
 
@@ -186,16 +241,26 @@ fn size(node: &Node) -> (usize, usize) {
         Data::Null => (1, 0),
         Data::Scalar(text) => (1, text.len()),
         Data::List(list) => list.iter().map(size).fold((1, 0), add),
-        Data::Map(entries) => entries.iter().map(|(key, node)| add((1, key.len()), size(node))).fold((1, 0), add),
+        Data::Map(entries) => entries
+            .iter()
+            .map(|(key, node)| add((1, key.len()), size(node)))
+            .fold((1, 0), add),
     }
 }
 
 /// The name of a tag of YAML itself (`float` of `!!float` and of `!<tag:yaml.org,2002:float>`).
 fn own_tag(tag: &Tag, line: usize) -> Result<&str> {
-    let own = if tag.is_yaml_core_schema() { Some(tag.suffix.as_str()) } else { tag.suffix.strip_prefix("tag:yaml.org,2002:") };
+    let own = if tag.is_yaml_core_schema() {
+        Some(tag.suffix.as_str())
+    } else {
+        tag.suffix.strip_prefix("tag:yaml.org,2002:")
+    };
     match own {
         Some(name) => Ok(name),
-        None => bail!("line {line}: the tag {} has no meaning here", brief(format!("{}{}", tag.handle, tag.suffix))),
+        None => bail!(
+            "line {line}: the tag {} has no meaning here",
+            brief(format!("{}{}", tag.handle, tag.suffix))
+        ),
     }
 }
 
@@ -203,24 +268,48 @@ fn own_tag(tag: &Tag, line: usize) -> Result<&str> {
 fn check_tag(tag: Option<&Tag>, known: &[&str], line: usize) -> Result<()> {
     let Some(tag) = tag else { return Ok(()) };
     let name = own_tag(tag, line)?;
-    ensure!(known.contains(&name), "line {line}: the tag !!{} does not belong to a list or to keys with values", brief(name));
+    ensure!(
+        known.contains(&name),
+        "line {line}: the tag !!{} does not belong to a list or to keys with values",
+        brief(name)
+    );
     Ok(())
 }
 
 /// Whether a scalar is no value. Its tag must be true of its text; `!!str ~` is the text `~`.
 fn is_null(text: &str, plain: bool, tag: Option<&Tag>, line: usize) -> Result<bool> {
     let empty = matches!(text, "" | "~" | "null" | "Null" | "NULL");
-    let Some(tag) = tag else { return Ok(plain && empty) };
-    let number = || text.trim().trim_start_matches(['+', '-']).trim_start_matches('.').replace('_', "").parse::<f64>().is_ok();
+    let Some(tag) = tag else {
+        return Ok(plain && empty);
+    };
+    let number = || {
+        text.trim()
+            .trim_start_matches(['+', '-'])
+            .trim_start_matches('.')
+            .replace('_', "")
+            .parse::<f64>()
+            .is_ok()
+    };
     let (holds, what) = match own_tag(tag, line)? {
         "str" => (true, ""),
         "null" => (empty, "nothing"),
-        "int" => (whole(text.strip_prefix('-').unwrap_or(text)).is_some(), "a whole number"),
+        "int" => (
+            whole(text.strip_prefix('-').unwrap_or(text)).is_some(),
+            "a whole number",
+        ),
         "float" => (number(), "a number"),
         "bool" => (boolean(text).is_some(), "true or false"),
-        other => bail!("line {line}: the tag !!{} has no meaning here", brief(other)),
+        other => bail!(
+            "line {line}: the tag !!{} has no meaning here",
+            brief(other)
+        ),
     };
-    ensure!(holds, "line {line}: the tag !!{} says {what}, found '{}'", own_tag(tag, line)?, brief(text));
+    ensure!(
+        holds,
+        "line {line}: the tag !!{} says {what}, found '{}'",
+        own_tag(tag, line)?,
+        brief(text)
+    );
     Ok(own_tag(tag, line)? == "null")
 }
 
@@ -238,11 +327,22 @@ mod tests {
         let node = parse(text).unwrap();
         assert_eq!(node.get("a").unwrap().data, scalar("2e-4"));
         assert_eq!(node.get("b").unwrap().data, Data::Null);
-        let Data::List(list) = &node.get("c").unwrap().data else { panic!() };
-        assert_eq!(list.iter().map(|n| n.data.clone()).collect::<Vec<_>>(), [scalar("1"), scalar("x"), scalar("~")]);
+        let Data::List(list) = &node.get("c").unwrap().data else {
+            panic!()
+        };
+        assert_eq!(
+            list.iter().map(|n| n.data.clone()).collect::<Vec<_>>(),
+            [scalar("1"), scalar("x"), scalar("~")]
+        );
         assert_eq!(node.get("g").unwrap().get("f").unwrap().data, scalar("yes"));
         let merged = node.get("h").unwrap();
-        assert_eq!((&merged.get("e").unwrap().data, &merged.get("f").unwrap().data), (&scalar("2"), &scalar("yes")));
+        assert_eq!(
+            (
+                &merged.get("e").unwrap().data,
+                &merged.get("f").unwrap().data
+            ),
+            (&scalar("2"), &scalar("yes"))
+        );
         assert_eq!(merged.get("e").unwrap().line, 10);
         assert_eq!(parse("").unwrap().data, Data::Null);
     }
@@ -267,7 +367,10 @@ mod tests {
             assert_eq!(parse(text).unwrap().data, data, "{text}");
         }
         for (text, words) in [
-            ("a: 1\nb: !!int 5.5", ["line 2", "a whole number, found '5.5'"]),
+            (
+                "a: 1\nb: !!int 5.5",
+                ["line 2", "a whole number, found '5.5'"],
+            ),
             ("!!int 1e400", ["line 1", "1e400"]),
             ("!!float fast", ["a number", "fast"]),
             ("!!bool 2", ["true or false", "'2'"]),
@@ -277,14 +380,21 @@ mod tests {
             ("!mine 5", ["!mine", "no meaning"]),
         ] {
             let error = parse(text).unwrap_err().to_string();
-            assert!(words.iter().all(|word| error.contains(word)), "{text}: {error}");
+            assert!(
+                words.iter().all(|word| error.contains(word)),
+                "{text}: {error}"
+            );
         }
     }
 
     #[test]
     fn what_a_file_can_ask_for_is_bounded() {
         let aliases = format!("a: &a {}\nb: [{}]", "x".repeat(500_000), "*a, ".repeat(100));
-        let keys = format!("a: &a {{{}: 1}}\nb: [{}]", "k".repeat(190), "*a, ".repeat(5000));
+        let keys = format!(
+            "a: &a {{{}: 1}}\nb: [{}]",
+            "k".repeat(190),
+            "*a, ".repeat(5000)
+        );
         for (text, word) in [
             (aliases, "bytes of text"),
             (keys, "more than 10000 values"),
@@ -295,14 +405,24 @@ mod tests {
             ("{a: ".repeat(100_000), "line 1"),
             ("? ".repeat(200_000), "line 1"),
             ("a:\n".repeat(100_000), "twice"),
-            ((0..100).map(|i| format!("{}a:\n", " ".repeat(i))).collect(), "deep"),
+            (
+                (0..100).map(|i| format!("{}a:\n", " ".repeat(i))).collect(),
+                "deep",
+            ),
             ("&a ".repeat(100_000), "line 1"),
             (format!("a: !{} x", "t".repeat(500_000)), "no meaning"),
         ] {
             let start = std::time::Instant::now();
             let error = parse(&text).unwrap_err().to_string();
-            assert!(error.contains(word) && error.len() < 500, "{text:.40}: {error}");
-            assert!(start.elapsed().as_secs() < 20, "{text:.40}: {:?}", start.elapsed());
+            assert!(
+                error.contains(word) && error.len() < 500,
+                "{text:.40}: {error}"
+            );
+            assert!(
+                start.elapsed().as_secs() < 20,
+                "{text:.40}: {:?}",
+                start.elapsed()
+            );
         }
     }
 

@@ -1,17 +1,23 @@
-//! Brings decoded samples to 8-bit sRGB: alpha dropped, grey repeated, and converted where the file says that its colours are
-//! others (an ICC profile, or the cICP, gAMA and cHRM chunks of a PNG). Depends on moxcms. Promises that samples in sRGB (or without a usable profile) keep their
+//! Brings decoded samples to 8-bit sRGB: alpha dropped, grey repeated, and converted where the file
+//! says that its colours are others (an ICC profile, or the cICP, gAMA and cHRM chunks of a PNG).
+//! Depends on moxcms. Promises that samples in sRGB (or without a usable profile) keep their
 //! values, but for the rounding from 16 to 8 bits.
 
 use super::decode::{Note, zeroed};
 use super::thumbnail::Thumbnail;
 use anyhow::{Result, bail};
-use moxcms::{Chromaticity, CicpColorPrimaries, CicpProfile, ColorPrimaries, ColorProfile, DataColorSpace, Layout, MatrixCoefficients};
-use moxcms::{ProfileText, ToneReprCurve, TransferCharacteristics, TransformExecutor, TransformOptions, XyY};
+use moxcms::{
+    Chromaticity, CicpColorPrimaries, CicpProfile, ColorPrimaries, ColorProfile, DataColorSpace,
+    Layout, MatrixCoefficients,
+};
+use moxcms::{
+    ProfileText, ToneReprCurve, TransferCharacteristics, TransformExecutor, TransformOptions, XyY,
+};
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// A profile that moves no colour by more than this many 8-bit levels is taken for sRGB: makers round its curve and its
-/// primaries in many ways, and converting would only add rounding.
+/// A profile that moves no colour by more than this many 8-bit levels is taken for sRGB: makers
+/// round its curve and its primaries in many ways, and converting would only add rounding.
 const SRGB_TOLERANCE: u8 = 2;
 /// Grid points a side of the colour cube on which a profile is compared with sRGB.
 const GRID: u32 = 9;
@@ -26,8 +32,8 @@ pub(super) enum Samples {
     Deep(Vec<u16>),
 }
 
-/// What a file says about its colours. Where a PNG says several things, cICP goes before iCCP, that before sRGB, and that before gAMA
-/// and cHRM.
+/// What a file says about its colours. Where a PNG says several things, cICP goes before iCCP, that
+/// before sRGB, and that before gAMA and cHRM.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Tagged {
     /// Nothing, or that they are sRGB.
@@ -36,20 +42,34 @@ pub(super) enum Tagged {
     Profile(Vec<u8>),
     /// Numbers of ITU-T H.273.
     Cicp { primaries: u8, transfer: u8 },
-    /// PNG's gAMA (the exponent of the file) and cHRM (x and y of white, red, green and blue), all x 100,000.
-    Gamma { gamma: Option<u32>, primaries: Option<[u32; 8]> },
+    /// PNG's gAMA (the exponent of the file) and cHRM (x and y of white, red, green and blue), all
+    /// x 100,000.
+    Gamma {
+        gamma: Option<u32>,
+        primaries: Option<[u32; 8]>,
+    },
     /// Something that cannot be used, and why.
     Unusable(String),
 }
 
-/// What became of samples: 8-bit sRGB, what was done about the colours, and the colours before that where they were converted.
+/// What became of samples: 8-bit sRGB, what was done about the colours, and the colours before that
+/// where they were converted.
 pub(super) type Converted = (Vec<u8>, Option<Note>, Option<Thumbnail>);
 
-/// 8-bit sRGB from `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) interleaved samples of a picture of `size`. Fails for
-/// colours of more than the usual brightness.
-pub(super) fn to_srgb(samples: Samples, channels: usize, size: (u32, u32), tagged: &Tagged) -> Result<Converted> {
+/// 8-bit sRGB from `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) interleaved samples of a
+/// picture of `size`. Fails for colours of more than the usual brightness.
+pub(super) fn to_srgb(
+    samples: Samples,
+    channels: usize,
+    size: (u32, u32),
+    tagged: &Tagged,
+) -> Result<Converted> {
     let grey = channels <= 2;
-    let failed = || Some(Note::ProfileIgnored("converting from its colour profile failed".into()));
+    let failed = || {
+        Some(Note::ProfileIgnored(
+            "converting from its colour profile failed".into(),
+        ))
+    };
     let short = |data: &[u8]| Thumbnail::new(data, if grey { 1 } else { 3 }, size.0 as usize);
     Ok(match samples {
         Samples::Plain(data) => {
@@ -60,7 +80,11 @@ pub(super) fn to_srgb(samples: Samples, channels: usize, size: (u32, u32), tagge
                     None => (repeat_grey(data, grey), failed(), None),
                 },
                 Verdict::Refused(why) => bail!(why),
-                Verdict::Unusable(why) => (repeat_grey(data, grey), Some(Note::ProfileIgnored(why)), None),
+                Verdict::Unusable(why) => (
+                    repeat_grey(data, grey),
+                    Some(Note::ProfileIgnored(why)),
+                    None,
+                ),
                 _ => (repeat_grey(data, grey), None, None),
             }
         }
@@ -68,11 +92,19 @@ pub(super) fn to_srgb(samples: Samples, channels: usize, size: (u32, u32), tagge
             let data = without_alpha(data, channels);
             match lookup(tagged, grey, true) {
                 Verdict::Deep(transform, name) => match apply(&*transform, &data, grey) {
-                    Some(converted) => (round(&converted), Some(Note::Profile(name)), Some(short(&round(&data)))),
+                    Some(converted) => (
+                        round(&converted),
+                        Some(Note::Profile(name)),
+                        Some(short(&round(&data))),
+                    ),
                     None => (repeat_grey(round(&data), grey), failed(), None),
                 },
                 Verdict::Refused(why) => bail!(why),
-                Verdict::Unusable(why) => (repeat_grey(round(&data), grey), Some(Note::ProfileIgnored(why)), None),
+                Verdict::Unusable(why) => (
+                    repeat_grey(round(&data), grey),
+                    Some(Note::ProfileIgnored(why)),
+                    None,
+                ),
                 _ => (repeat_grey(round(&data), grey), None, None),
             }
         }
@@ -90,8 +122,14 @@ pub(super) fn alpha_of(samples: &Samples, channels: usize) -> Result<Option<Vec<
     };
     let mut alpha = zeroed::<u8>(pixels)?;
     match samples {
-        Samples::Plain(data) => alpha.iter_mut().zip(data.chunks_exact(channels)).for_each(|(to, from)| *to = from[channels - 1]),
-        Samples::Deep(data) => alpha.iter_mut().zip(data.chunks_exact(channels)).for_each(|(to, from)| *to = to_eight(from[channels - 1])),
+        Samples::Plain(data) => alpha
+            .iter_mut()
+            .zip(data.chunks_exact(channels))
+            .for_each(|(to, from)| *to = from[channels - 1]),
+        Samples::Deep(data) => alpha
+            .iter_mut()
+            .zip(data.chunks_exact(channels))
+            .for_each(|(to, from)| *to = to_eight(from[channels - 1])),
     }
     Ok(Some(alpha))
 }
@@ -121,11 +159,19 @@ fn without_alpha<T: Copy>(mut data: Vec<T>, channels: usize) -> Vec<T> {
 }
 
 fn repeat_grey(data: Vec<u8>, grey: bool) -> Vec<u8> {
-    if grey { data.iter().flat_map(|&v| [v, v, v]).collect() } else { data }
+    if grey {
+        data.iter().flat_map(|&v| [v, v, v]).collect()
+    } else {
+        data
+    }
 }
 
 /// RGB from grey or RGB, or nothing where the transform refuses.
-fn apply<T: Copy + Default>(transform: &(dyn TransformExecutor<T> + Send + Sync), data: &[T], grey: bool) -> Option<Vec<T>> {
+fn apply<T: Copy + Default>(
+    transform: &(dyn TransformExecutor<T> + Send + Sync),
+    data: &[T],
+    grey: bool,
+) -> Option<Vec<T>> {
     let channels = if grey { 1 } else { 3 };
     let mut out = vec![T::default(); data.len() / channels * 3];
     for (from, to) in data.chunks(CHUNK * channels).zip(out.chunks_mut(CHUNK * 3)) {
@@ -150,8 +196,8 @@ enum Verdict {
 type Key = (Tagged, bool, bool);
 
 thread_local! {
-    /// The last verdict: pictures of one collection mostly share their profile, and building a transform takes as
-    /// long as decoding a small picture.
+    /// The last verdict: pictures of one collection mostly share their profile, and building a
+    /// transform takes as long as decoding a small picture.
     static LAST: RefCell<Option<(Key, Verdict)>> = const { RefCell::new(None) };
 }
 
@@ -162,7 +208,9 @@ fn lookup(tagged: &Tagged, grey: bool, deep: bool) -> Verdict {
         _ => {}
     }
     let known = LAST.with_borrow(|last| match last {
-        Some(((t, g, d), verdict)) if t == tagged && *g == grey && *d == deep => Some(verdict.clone()),
+        Some(((t, g, d), verdict)) if t == tagged && *g == grey && *d == deep => {
+            Some(verdict.clone())
+        }
         _ => None,
     });
     known.unwrap_or_else(|| {
@@ -175,11 +223,15 @@ fn lookup(tagged: &Tagged, grey: bool, deep: bool) -> Verdict {
 fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict, String> {
     let (profile, name) = match tagged {
         Tagged::Profile(bytes) => {
-            let profile = ColorProfile::new_from_slice(bytes).map_err(|e| format!("its colour profile cannot be read ({e})"))?;
+            let profile = ColorProfile::new_from_slice(bytes)
+                .map_err(|e| format!("its colour profile cannot be read ({e})"))?;
             let name = profile_name(&profile);
             (profile, name)
         }
-        Tagged::Cicp { primaries, transfer } => {
+        Tagged::Cicp {
+            primaries,
+            transfer,
+        } => {
             let name = format!("cICP {primaries}/{transfer}");
             (profile_of_cicp(*primaries, *transfer, grey)?, name)
         }
@@ -204,24 +256,34 @@ fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict
     let layout = match (profile.color_space, grey) {
         (DataColorSpace::Rgb, false) => Layout::Rgb,
         (DataColorSpace::Gray, true) => Layout::Gray,
-        // A grey picture in an RGB space: equal channels stay near equal, and the picture stays grey.
+        // A grey picture in an RGB space: equal channels stay near equal, and the picture stays
+        // grey.
         (DataColorSpace::Rgb, true) => return Ok(Verdict::Keep),
         (space, _) => {
             let pixels = if grey { "grey" } else { "RGB" };
-            return Err(format!("its colour profile \"{name}\" is for {space:?} colours, the pixels are {pixels}"));
+            return Err(format!(
+                "its colour profile \"{name}\" is for {space:?} colours, the pixels are {pixels}"
+            ));
         }
     };
     let srgb = ColorProfile::new_srgb();
-    let options = TransformOptions { prefer_fixed_point: false, ..TransformOptions::default() };
+    let options = TransformOptions {
+        prefer_fixed_point: false,
+        ..TransformOptions::default()
+    };
     let unusable = |e| format!("its colour profile \"{name}\" cannot be converted ({e})");
-    let plain = profile.create_transform_8bit(layout, &srgb, Layout::Rgb, options).map_err(unusable)?;
+    let plain = profile
+        .create_transform_8bit(layout, &srgb, Layout::Rgb, options)
+        .map_err(unusable)?;
     if is_identity(&*plain, grey) {
         return Ok(Verdict::Keep);
     }
     if !deep {
         return Ok(Verdict::Plain(plain, name));
     }
-    let transform = profile.create_transform_16bit(layout, &srgb, Layout::Rgb, options).map_err(unusable)?;
+    let transform = profile
+        .create_transform_16bit(layout, &srgb, Layout::Rgb, options)
+        .map_err(unusable)?;
     Ok(Verdict::Deep(transform, name))
 }
 
@@ -231,20 +293,36 @@ pub(super) fn hdr(curve: &str) -> String {
 }
 
 /// The profile that the numbers of a cICP chunk stand for.
-fn profile_of_cicp(primaries: u8, transfer: u8, grey: bool) -> std::result::Result<ColorProfile, String> {
-    let unknown = || format!("its cICP chunk names colours {primaries}/{transfer}, which cannot be converted");
+fn profile_of_cicp(
+    primaries: u8,
+    transfer: u8,
+    grey: bool,
+) -> std::result::Result<ColorProfile, String> {
+    let unknown = || {
+        format!("its cICP chunk names colours {primaries}/{transfer}, which cannot be converted")
+    };
     let color_primaries = CicpColorPrimaries::try_from(primaries).map_err(|_| unknown())?;
-    let transfer_characteristics = TransferCharacteristics::try_from(transfer).map_err(|_| unknown())?;
+    let transfer_characteristics =
+        TransferCharacteristics::try_from(transfer).map_err(|_| unknown())?;
     let curve = ToneReprCurve::try_from(transfer_characteristics).map_err(|_| unknown())?;
     if grey {
         return Ok(grey_profile(Some(curve)));
     }
     let matrix_coefficients = MatrixCoefficients::Identity;
-    let cicp = CicpProfile { color_primaries, transfer_characteristics, matrix_coefficients, full_range: true };
+    let cicp = CicpProfile {
+        color_primaries,
+        transfer_characteristics,
+        matrix_coefficients,
+        full_range: true,
+    };
     let mut profile = ColorProfile::new_srgb();
     profile.red_trc = None;
     profile.update_rgb_colorimetry_from_cicp(cicp); // what it returns does not tell whether it worked
-    if profile.red_trc.is_some() { Ok(profile) } else { Err(unknown()) }
+    if profile.red_trc.is_some() {
+        Ok(profile)
+    } else {
+        Err(unknown())
+    }
 }
 
 fn grey_profile(curve: Option<ToneReprCurve>) -> ColorProfile {
@@ -253,28 +331,55 @@ fn grey_profile(curve: Option<ToneReprCurve>) -> ColorProfile {
     profile
 }
 
-/// The profile that gAMA and cHRM stand for. An exponent near 1/2.2 is what programs write for sRGB.
-fn profile_of_gamma(gamma: Option<u32>, primaries: Option<[u32; 8]>, grey: bool) -> std::result::Result<ColorProfile, String> {
+/// The profile that gAMA and cHRM stand for. An exponent near 1/2.2 is what programs write for
+/// sRGB.
+fn profile_of_gamma(
+    gamma: Option<u32>,
+    primaries: Option<[u32; 8]>,
+    grey: bool,
+) -> std::result::Result<ColorProfile, String> {
     let mut profile = ColorProfile::new_srgb();
     profile.cicp = None;
     let curve = match gamma {
         None | Some(45_000..=46_000) => profile.red_trc.clone(),
-        Some(gamma @ 10_000..=1_000_000) => Some(ToneReprCurve::Parametric(vec![1e5 / gamma as f32])),
-        Some(gamma) => return Err(format!("its gAMA chunk holds {:.5}, an exponent out of range", f64::from(gamma) / 1e5)),
+        Some(gamma @ 10_000..=1_000_000) => {
+            Some(ToneReprCurve::Parametric(vec![1e5 / gamma as f32]))
+        }
+        Some(gamma) => {
+            return Err(format!(
+                "its gAMA chunk holds {:.5}, an exponent out of range",
+                f64::from(gamma) / 1e5
+            ));
+        }
     };
     if grey {
         return Ok(grey_profile(curve));
     }
     if let Some(points) = primaries {
-        let [white, red, green, blue] = [0, 2, 4, 6].map(|i| (f64::from(points[i]) / 1e5, f64::from(points[i + 1]) / 1e5));
+        let [white, red, green, blue] =
+            [0, 2, 4, 6].map(|i| (f64::from(points[i]) / 1e5, f64::from(points[i + 1]) / 1e5));
         let inside = |&(x, y): &(f64, f64)| y > 1e-4 && x + y <= 1.0001;
         let area = (red.0 - blue.0) * (green.1 - blue.1) - (green.0 - blue.0) * (red.1 - blue.1);
         if ![white, red, green, blue].iter().all(inside) || area.abs() < 1e-3 {
             return Err("its cHRM chunk holds no possible primaries".into());
         }
-        let point = |(x, y): (f64, f64)| Chromaticity { x: x as f32, y: y as f32 };
-        let planes = ColorPrimaries { red: point(red), green: point(green), blue: point(blue) };
-        profile.update_rgb_colorimetry(XyY { x: white.0, y: white.1, yb: 1.0 }, planes);
+        let point = |(x, y): (f64, f64)| Chromaticity {
+            x: x as f32,
+            y: y as f32,
+        };
+        let planes = ColorPrimaries {
+            red: point(red),
+            green: point(green),
+            blue: point(blue),
+        };
+        profile.update_rgb_colorimetry(
+            XyY {
+                x: white.0,
+                y: white.1,
+                yb: 1.0,
+            },
+            planes,
+        );
     }
     profile.red_trc.clone_from(&curve);
     profile.green_trc.clone_from(&curve);
@@ -288,20 +393,39 @@ fn is_identity(transform: &(dyn TransformExecutor<u8> + Send + Sync), grey: bool
     let points: Vec<u8> = if grey {
         (0..=255).collect()
     } else {
-        (0..GRID.pow(3)).flat_map(|i| [level(i % GRID), level(i / GRID % GRID), level(i / GRID / GRID)]).collect()
+        (0..GRID.pow(3))
+            .flat_map(|i| {
+                [
+                    level(i % GRID),
+                    level(i / GRID % GRID),
+                    level(i / GRID / GRID),
+                ]
+            })
+            .collect()
     };
     let wanted = repeat_grey(points.clone(), grey);
-    apply(transform, &points, grey).is_some_and(|moved| moved.iter().zip(&wanted).all(|(a, b)| a.abs_diff(*b) <= SRGB_TOLERANCE))
+    apply(transform, &points, grey).is_some_and(|moved| {
+        moved
+            .iter()
+            .zip(&wanted)
+            .all(|(a, b)| a.abs_diff(*b) <= SRGB_TOLERANCE)
+    })
 }
 
 /// The description a profile carries, or a word for "none".
 fn profile_name(profile: &ColorProfile) -> String {
     let name = match &profile.description {
         Some(ProfileText::PlainString(text)) => text.clone(),
-        Some(ProfileText::Localizable(texts)) => texts.first().map(|t| t.value.clone()).unwrap_or_default(),
+        Some(ProfileText::Localizable(texts)) => {
+            texts.first().map(|t| t.value.clone()).unwrap_or_default()
+        }
         Some(ProfileText::Description(text)) => text.ascii_string.clone(),
         None => String::new(),
     };
     let name: String = name.chars().filter(|c| !c.is_control()).take(60).collect();
-    if name.trim().is_empty() { "unnamed".into() } else { name.trim().into() }
+    if name.trim().is_empty() {
+        "unnamed".into()
+    } else {
+        name.trim().into()
+    }
 }

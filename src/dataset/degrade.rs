@@ -1,6 +1,6 @@
-//! Resampling between HR and LQ: the antialiased filters that make a low-quality picture, and the bicubic enlargement
-//! every network is compared with. Depends on fast_image_resize; promises what Pillow's `Image.resize` gives, within one
-//! level of rounding.
+//! Resampling between HR and LQ: the antialiased filters that make a low-quality picture, and the
+//! bicubic enlargement every network is compared with. Depends on fast_image_resize; promises what
+//! Pillow's `Image.resize` gives, within one level of rounding.
 
 use anyhow::{Context, Result, ensure};
 use fast_image_resize::images::{Image, ImageRef};
@@ -9,8 +9,9 @@ use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How a low-quality picture is made from a high-quality one. All but `Nearest` average over the area that a low-quality
-/// pixel covers (antialiased), as Pillow, MATLAB's `imresize` and torch's `antialias=True` do.
+/// How a low-quality picture is made from a high-quality one. All but `Nearest` average over the
+/// area that a low-quality pixel covers (antialiased), as Pillow, MATLAB's `imresize` and torch's
+/// `antialias=True` do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
@@ -28,7 +29,8 @@ pub enum Filter {
     Magic,
 }
 
-/// Centre and one side of the symmetric taps that sharpen the quadratic B-spline to Magic Kernel Sharp 2021.
+/// Centre and one side of the symmetric taps that sharpen the quadratic B-spline to Magic Kernel
+/// Sharp 2021.
 const MAGIC_TAPS: [f64; 4] = [204.0 / 144.0, -35.0 / 144.0, 6.0 / 144.0, -1.0 / 144.0];
 
 /// Magic Kernel Sharp 2021 at a distance of `x` pixels: the B-spline under its sharpening taps.
@@ -38,13 +40,21 @@ fn magic_kernel(x: f64) -> f64 {
         d if d < 1.5 => 0.5 * (1.5 - d) * (1.5 - d),
         _ => 0.0,
     };
-    let sides = (1..MAGIC_TAPS.len()).map(|k| MAGIC_TAPS[k] * (spline(x - k as f64) + spline(x + k as f64)));
+    let sides = (1..MAGIC_TAPS.len())
+        .map(|k| MAGIC_TAPS[k] * (spline(x - k as f64) + spline(x + k as f64)));
     MAGIC_TAPS[0] * spline(x) + sides.sum::<f64>()
 }
 
 impl Filter {
     /// Every filter, in the order of their ids.
-    pub const ALL: [Filter; 6] = [Filter::Bicubic, Filter::Bilinear, Filter::Lanczos3, Filter::Box, Filter::Nearest, Filter::Magic];
+    pub const ALL: [Filter; 6] = [
+        Filter::Bicubic,
+        Filter::Bilinear,
+        Filter::Lanczos3,
+        Filter::Box,
+        Filter::Nearest,
+        Filter::Magic,
+    ];
 
     /// The number that stands for this filter in files; never reused for another.
     pub fn id(self) -> u8 {
@@ -94,8 +104,14 @@ impl Filter {
             Filter::Box => ResizeAlg::Convolution(FilterType::Box),
             Filter::Nearest => ResizeAlg::Nearest,
             // a constant, positive reach: `new` has nothing to refuse
-            Filter::Magic => fast_image_resize::Filter::new("magic kernel sharp 2021", magic_kernel, self.support())
-                .map_or(ResizeAlg::Convolution(FilterType::CatmullRom), |f| ResizeAlg::Convolution(FilterType::Custom(f))),
+            Filter::Magic => fast_image_resize::Filter::new(
+                "magic kernel sharp 2021",
+                magic_kernel,
+                self.support(),
+            )
+            .map_or(ResizeAlg::Convolution(FilterType::CatmullRom), |f| {
+                ResizeAlg::Convolution(FilterType::Custom(f))
+            }),
         }
     }
 }
@@ -123,8 +139,8 @@ impl Resampler {
         Self::default()
     }
 
-    /// `hr` made smaller by `scale` in both directions. Fails where a side is no multiple of `scale` (crop first) or is
-    /// empty.
+    /// `hr` made smaller by `scale` in both directions. Fails where a side is no multiple of
+    /// `scale` (crop first) or is empty.
     pub fn downscale(&mut self, hr: &RgbImage, scale: u32, filter: Filter) -> Result<RgbImage> {
         let (width, height) = hr.dimensions();
         ensure!(scale > 0, "the scale is 0");
@@ -139,7 +155,8 @@ impl Resampler {
     pub fn upscale_bicubic(&mut self, lq: &RgbImage, scale: u32) -> Result<RgbImage> {
         let (width, height) = lq.dimensions();
         let sides = width.checked_mul(scale).zip(height.checked_mul(scale));
-        let (w, h) = sides.with_context(|| format!("{width}x{height} times {scale} is too large"))?;
+        let (w, h) =
+            sides.with_context(|| format!("{width}x{height} times {scale} is too large"))?;
         self.resize(lq, w, h, Filter::Bicubic)
     }
 
@@ -147,14 +164,33 @@ impl Resampler {
     pub fn upscale_plane(&mut self, plane: &GrayImage, scale: u32) -> Result<GrayImage> {
         let (width, height) = plane.dimensions();
         let sides = width.checked_mul(scale).zip(height.checked_mul(scale));
-        let (w, h) = sides.with_context(|| format!("{width}x{height} times {scale} is too large"))?;
-        let large = self.samples(plane.as_raw(), (width, height), (w, h), PixelType::U8, Filter::Bicubic)?;
+        let (w, h) =
+            sides.with_context(|| format!("{width}x{height} times {scale} is too large"))?;
+        let large = self.samples(
+            plane.as_raw(),
+            (width, height),
+            (w, h),
+            PixelType::U8,
+            Filter::Bicubic,
+        )?;
         GrayImage::from_raw(w, h, large).context("the resized picture has a wrong length")
     }
 
     /// `image` at any size, in pixels.
-    pub fn resize(&mut self, image: &RgbImage, width: u32, height: u32, filter: Filter) -> Result<RgbImage> {
-        let data = self.samples(image.as_raw(), image.dimensions(), (width, height), PixelType::U8x3, filter)?;
+    pub fn resize(
+        &mut self,
+        image: &RgbImage,
+        width: u32,
+        height: u32,
+        filter: Filter,
+    ) -> Result<RgbImage> {
+        let data = self.samples(
+            image.as_raw(),
+            image.dimensions(),
+            (width, height),
+            PixelType::U8x3,
+            filter,
+        )?;
         RgbImage::from_raw(width, height, data).context("the resized picture has a wrong length")
     }
 
@@ -166,19 +202,26 @@ impl Resampler {
         kind: PixelType,
         filter: Filter,
     ) -> Result<Vec<u8>> {
-        ensure!(w > 0 && h > 0 && width > 0 && height > 0, "cannot resize {w}x{h} to {width}x{height}: a side is empty");
+        ensure!(
+            w > 0 && h > 0 && width > 0 && height > 0,
+            "cannot resize {w}x{h} to {width}x{height}: a side is empty"
+        );
         if (w, h) == (width, height) {
             return Ok(data.to_vec());
         }
-        let options = ResizeOptions::new().resize_alg(filter.algorithm()).use_alpha(false);
+        let options = ResizeOptions::new()
+            .resize_alg(filter.algorithm())
+            .use_alpha(false);
         let source = ImageRef::new(w, h, data, kind)?;
         let mut target = Image::new(width, height, kind);
         if filter == Filter::Nearest {
             self.resizer.resize(&source, &mut target, &options)?;
         } else {
-            // Along x first, as Pillow does. Left to itself the library begins with y for 8-bit pixels, and since each pass
-            // ends in clamped bytes the results differ by several levels beside strong edges.
-            self.between.resize(width as usize * h as usize * kind.size(), 0);
+            // Along x first, as Pillow does. Left to itself the library begins with y for 8-bit
+            // pixels, and since each pass ends in clamped bytes the results differ by several
+            // levels beside strong edges.
+            self.between
+                .resize(width as usize * h as usize * kind.size(), 0);
             let mut between = Image::from_slice_u8(width, h, &mut self.between, kind)?;
             self.resizer.resize(&source, &mut between, &options)?;
             self.resizer.resize(&between, &mut target, &options)?;
@@ -206,13 +249,18 @@ mod tests {
     use image::Rgb;
 
     fn pattern(width: u32, height: u32) -> RgbImage {
-        RgbImage::from_fn(width, height, |x, y| Rgb([0, 1, 2].map(|c| ((x * 37 + y * 91 + c * 53 + x * y * 7) % 256) as u8)))
+        RgbImage::from_fn(width, height, |x, y| {
+            Rgb([0, 1, 2].map(|c| ((x * 37 + y * 91 + c * 53 + x * y * 7) % 256) as u8))
+        })
     }
 
     fn assert_close(found: &RgbImage, wanted: &[u8], what: &str) {
         assert_eq!(found.as_raw().len(), wanted.len(), "{what}");
         for (i, (a, b)) in found.as_raw().iter().zip(wanted).enumerate() {
-            assert!(a.abs_diff(*b) <= 1, "{what}: value {i} is {a}, Pillow gives {b}");
+            assert!(
+                a.abs_diff(*b) <= 1,
+                "{what}: value {i} is {a}, Pillow gives {b}"
+            );
         }
     }
 
@@ -221,12 +269,51 @@ mod tests {
     fn downscaling_agrees_with_pillow() {
         let hr = pattern(12, 8);
         let cases: [(Filter, u32, &[u8]); 6] = [
-            (Filter::Bicubic, 2, &[84, 127, 152, 127, 130, 143, 119, 146, 142, 117, 113, 140, 116, 128, 136, 106, 132, 120]),
-            (Filter::Bilinear, 2, &[89, 127, 149, 125, 132, 144, 122, 143, 141, 119, 117, 138, 116, 128, 135, 111, 132, 123]),
-            (Filter::Lanczos3, 2, &[85, 129, 147, 123, 129, 148, 123, 143, 142, 116, 115, 134, 109, 130, 143, 112, 129, 115]),
-            (Filter::Box, 2, &[66, 119, 172, 147, 136, 125, 100, 153, 142, 117, 106, 159, 134, 123, 112, 87, 140, 129]),
-            (Filter::Nearest, 2, &[135, 188, 241, 223, 20, 73, 55, 108, 161, 143, 196, 249, 231, 28, 81, 63, 116, 169]),
-            (Filter::Bicubic, 4, &[120, 135, 137, 130, 132, 132, 123, 129, 131]),
+            (
+                Filter::Bicubic,
+                2,
+                &[
+                    84, 127, 152, 127, 130, 143, 119, 146, 142, 117, 113, 140, 116, 128, 136, 106,
+                    132, 120,
+                ],
+            ),
+            (
+                Filter::Bilinear,
+                2,
+                &[
+                    89, 127, 149, 125, 132, 144, 122, 143, 141, 119, 117, 138, 116, 128, 135, 111,
+                    132, 123,
+                ],
+            ),
+            (
+                Filter::Lanczos3,
+                2,
+                &[
+                    85, 129, 147, 123, 129, 148, 123, 143, 142, 116, 115, 134, 109, 130, 143, 112,
+                    129, 115,
+                ],
+            ),
+            (
+                Filter::Box,
+                2,
+                &[
+                    66, 119, 172, 147, 136, 125, 100, 153, 142, 117, 106, 159, 134, 123, 112, 87,
+                    140, 129,
+                ],
+            ),
+            (
+                Filter::Nearest,
+                2,
+                &[
+                    135, 188, 241, 223, 20, 73, 55, 108, 161, 143, 196, 249, 231, 28, 81, 63, 116,
+                    169,
+                ],
+            ),
+            (
+                Filter::Bicubic,
+                4,
+                &[120, 135, 137, 130, 132, 132, 123, 129, 131],
+            ),
         ];
         let mut resampler = Resampler::new();
         for (filter, scale, wanted) in cases {
@@ -248,8 +335,10 @@ mod tests {
             92, 161, 214, 46, 95, 148, 201, 106, 159, 219, 130, 183, 255, 157, 210, 201, 181, 234, 61, 192, 245, 0,
         ];
         assert_close(&upscale_bicubic(&lq, 2).unwrap(), &twice, "x2");
-        let first_row_of_four_times =
-            [0, 39, 92, 0, 41, 94, 0, 46, 99, 0, 53, 104, 10, 63, 114, 21, 74, 126, 31, 84, 139, 42, 95, 158, 52, 105, 178, 59, 112, 192];
+        let first_row_of_four_times = [
+            0, 39, 92, 0, 41, 94, 0, 46, 99, 0, 53, 104, 10, 63, 114, 21, 74, 126, 31, 84, 139, 42,
+            95, 158, 52, 105, 178, 59, 112, 192,
+        ];
         let four = upscale_bicubic(&lq, 4).unwrap();
         let row = image::imageops::crop_imm(&four, 0, 0, 10, 1).to_image();
         assert_close(&row, &first_row_of_four_times, "x4");
@@ -261,15 +350,25 @@ mod tests {
         for filter in Filter::ALL {
             for scale in [1, 2, 3, 4] {
                 let small = downscale(&image, scale, filter).unwrap();
-                assert!(small.pixels().all(|p| p.0 == [3, 128, 255]), "{filter} x{scale}");
+                assert!(
+                    small.pixels().all(|p| p.0 == [3, 128, 255]),
+                    "{filter} x{scale}"
+                );
             }
         }
-        assert!(upscale_bicubic(&image, 3).unwrap().pixels().all(|p| p.0 == [3, 128, 255]));
+        assert!(
+            upscale_bicubic(&image, 3)
+                .unwrap()
+                .pixels()
+                .all(|p| p.0 == [3, 128, 255])
+        );
     }
 
     #[test]
     fn rejects_what_does_not_divide() {
-        let text = downscale(&pattern(9, 8), 2, Filter::Bicubic).unwrap_err().to_string();
+        let text = downscale(&pattern(9, 8), 2, Filter::Bicubic)
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("9x8") && text.contains("multiples"), "{text}");
         assert!(downscale(&pattern(8, 8), 0, Filter::Box).is_err());
         assert!(downscale(&RgbImage::new(0, 0), 2, Filter::Box).is_err());
@@ -290,7 +389,12 @@ mod tests {
         };
         for i in -500..=500 {
             let x = f64::from(i) / 100.0;
-            assert!((magic_kernel(x) - published(x)).abs() < 1e-12, "{x}: {} {}", magic_kernel(x), published(x));
+            assert!(
+                (magic_kernel(x) - published(x)).abs() < 1e-12,
+                "{x}: {} {}",
+                magic_kernel(x),
+                published(x)
+            );
         }
     }
 
@@ -302,25 +406,46 @@ mod tests {
         let reduce = |line: Vec<u8>, at: usize| -> u8 {
             let centre = 2.0 * at as f64 + 1.0;
             let weight = |i: usize| magic_kernel((i as f64 + 0.5 - centre) / 2.0);
-            let sum: f64 = line.iter().enumerate().map(|(i, v)| weight(i) * f64::from(*v)).sum();
-            (sum / (0..line.len()).map(weight).sum::<f64>()).round().clamp(0.0, 255.0) as u8
+            let sum: f64 = line
+                .iter()
+                .enumerate()
+                .map(|(i, v)| weight(i) * f64::from(*v))
+                .sum();
+            (sum / (0..line.len()).map(weight).sum::<f64>())
+                .round()
+                .clamp(0.0, 255.0) as u8
         };
         for (x, y) in [(0, 0), (3, 9), (10, 10), (19, 19)] {
             for c in 0..3 {
-                let column = (0..40).map(|row| reduce((0..40).map(|i| hr.get_pixel(i, row).0[c]).collect(), x)).collect();
+                let column = (0..40)
+                    .map(|row| reduce((0..40).map(|i| hr.get_pixel(i, row).0[c]).collect(), x))
+                    .collect();
                 let (wanted, found) = (reduce(column, y), small.get_pixel(x as u32, y as u32).0[c]);
-                assert!(wanted.abs_diff(found) <= 1, "{x} {y} {c}: {found}, not {wanted}");
+                assert!(
+                    wanted.abs_diff(found) <= 1,
+                    "{x} {y} {c}: {found}, not {wanted}"
+                );
             }
         }
     }
 
     #[test]
     fn ids_and_names_are_stable() {
-        let known = [(1, "bicubic"), (2, "bilinear"), (3, "lanczos3"), (4, "box"), (5, "nearest"), (6, "magic")];
+        let known = [
+            (1, "bicubic"),
+            (2, "bilinear"),
+            (3, "lanczos3"),
+            (4, "box"),
+            (5, "nearest"),
+            (6, "magic"),
+        ];
         for (filter, (id, name)) in Filter::ALL.into_iter().zip(known) {
             assert_eq!((filter.id(), filter.name()), (id, name));
             assert_eq!(Filter::from_id(id), Some(filter));
-            assert_eq!(serde_json::to_string(&filter).unwrap(), format!("\"{name}\""));
+            assert_eq!(
+                serde_json::to_string(&filter).unwrap(),
+                format!("\"{name}\"")
+            );
         }
         assert_eq!(Filter::from_id(0), None);
         assert_eq!(Filter::from_id(7), None);

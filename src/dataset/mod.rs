@@ -1,6 +1,7 @@
-//! From a folder of pictures to pairs of 8-bit RGB images: finding the files, decoding them within stated limits, making
-//! the low-quality side where there is none, and drawing synthetic pictures. Depends on `rng`, `failure` and `text` alone
-//! among our modules; promises the same result for any number of threads.
+//! From a folder of pictures to pairs of 8-bit RGB images: finding the files, decoding them within
+//! stated limits, making the low-quality side where there is none, and drawing synthetic pictures.
+//! Depends on `rng`, `failure` and `text` alone among our modules; promises the same result for any
+//! number of threads.
 
 mod colour;
 pub mod decode;

@@ -1,6 +1,7 @@
-//! How the LQ of a whole set is made: one filter for all, or one drawn for each patch, with or without a slight blur
-//! before. Depends on `degrade` and `rng`. Promises that a patch is a pure function of the HR picture, its name, its place
-//! and the recipe, whatever is made before it or beside it.
+//! How the LQ of a whole set is made: one filter for all, or one drawn for each patch, with or
+//! without a slight blur before. Depends on `degrade` and `rng`. Promises that a patch is a pure
+//! function of the HR picture, its name, its place and the recipe, whatever is made before it or
+//! beside it.
 
 use super::degrade::{Filter, Resampler};
 use crate::rng::{Rng, key};
@@ -13,10 +14,17 @@ use std::fmt;
 pub const RECIPE_GIVEN: u8 = 0;
 /// Recipe number of a filter drawn for each patch.
 pub const RECIPE_RANDOM: u8 = 7;
-/// Largest deviation of the blur, HR pixels: beyond it the LQ shows less than half of what its pixels could.
+/// Largest deviation of the blur, HR pixels: beyond it the LQ shows less than half of what its
+/// pixels could.
 pub const MAX_BLUR: f64 = 8.0;
 /// What a random recipe draws from: the filters that do not alias.
-const DRAWN: [Filter; 5] = [Filter::Bicubic, Filter::Bilinear, Filter::Lanczos3, Filter::Box, Filter::Magic];
+const DRAWN: [Filter; 5] = [
+    Filter::Bicubic,
+    Filter::Bilinear,
+    Filter::Lanczos3,
+    Filter::Box,
+    Filter::Magic,
+];
 /// Weights of the blur are whole numbers of this part.
 const BLUR_ONE: u32 = 1 << 14;
 
@@ -46,7 +54,10 @@ impl clap::ValueEnum for LqFilter {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         match self {
             LqFilter::Fixed(filter) => filter.to_possible_value(),
-            LqFilter::Random => Some(PossibleValue::new("random").help("For each patch one of the others but nearest, drawn by --seed")),
+            LqFilter::Random => Some(
+                PossibleValue::new("random")
+                    .help("For each patch one of the others but nearest, drawn by --seed"),
+            ),
         }
     }
 }
@@ -56,7 +67,8 @@ impl clap::ValueEnum for LqFilter {
 pub struct Recipe {
     /// The filter of the reduction.
     pub filter: LqFilter,
-    /// Largest deviation of the Gaussian blur before it, HR pixels; each patch draws its own from 0 up to this. 0 = none.
+    /// Largest deviation of the Gaussian blur before it, HR pixels; each patch draws its own from 0
+    /// up to this. 0 = none.
     pub blur: f64,
     /// Decides what is drawn.
     pub seed: u64,
@@ -65,12 +77,20 @@ pub struct Recipe {
 impl Recipe {
     /// One filter for all, without blur.
     pub fn fixed(filter: Filter) -> Self {
-        Recipe { filter: LqFilter::Fixed(filter), blur: 0.0, seed: 0 }
+        Recipe {
+            filter: LqFilter::Fixed(filter),
+            blur: 0.0,
+            seed: 0,
+        }
     }
 
     /// Refuses a blur out of range.
     pub fn check(&self) -> Result<()> {
-        ensure!((0.0..=MAX_BLUR).contains(&self.blur), "the blur is {}; it must be 0 to {MAX_BLUR} HR pixels", self.blur);
+        ensure!(
+            (0.0..=MAX_BLUR).contains(&self.blur),
+            "the blur is {}; it must be 0 to {MAX_BLUR} HR pixels",
+            self.blur
+        );
         Ok(())
     }
 
@@ -90,7 +110,8 @@ impl Recipe {
         }
     }
 
-    /// What the patch at (x, y) of the image with this key is made with: filter and deviation of the blur.
+    /// What the patch at (x, y) of the image with this key is made with: filter and deviation of
+    /// the blur.
     fn draw(&self, image: u64, x: u32, y: u32) -> (Filter, f64) {
         let mut rng = Rng::new(&[self.seed, image, u64::from(x), u64::from(y)]);
         let drawn = DRAWN[rng.below(DRAWN.len() as u64) as usize];
@@ -112,14 +133,23 @@ impl fmt::Display for Recipe {
         if self.blur > 0.0 {
             write!(f, ", blurred by up to {} HR pixels", self.blur)?;
         }
-        if self.whole().is_none() { write!(f, ", seed {}", self.seed) } else { Ok(()) }
+        if self.whole().is_none() {
+            write!(f, ", seed {}", self.seed)
+        } else {
+            Ok(())
+        }
     }
 }
 
 /// The key of an image for [`PatchMaker::make`].
 pub fn image_key(name: &str) -> u64 {
-    let words = name.as_bytes().chunks(8).map(|c| c.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b)));
-    key(&std::iter::once(name.len() as u64).chain(words).collect::<Vec<_>>())
+    let words = name
+        .as_bytes()
+        .chunks(8)
+        .map(|c| c.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b)));
+    key(&std::iter::once(name.len() as u64)
+        .chain(words)
+        .collect::<Vec<_>>())
 }
 
 /// Makes LQ patches one by one and keeps its buffers between them: one per worker thread.
@@ -129,8 +159,9 @@ pub struct PatchMaker {
 }
 
 impl PatchMaker {
-    /// The LQ patch of `size` pixels at (x, y) of the picture that `hr` is made into, appended to `out`. Only the part of
-    /// `hr` that the filter and the blur reach is looked at; at the picture's border they see it as for a whole picture.
+    /// The LQ patch of `size` pixels at (x, y) of the picture that `hr` is made into, appended to
+    /// `out`. Only the part of `hr` that the filter and the blur reach is looked at; at the
+    /// picture's border they see it as for a whole picture.
     pub fn make(
         &mut self,
         resampler: &mut Resampler,
@@ -143,34 +174,50 @@ impl PatchMaker {
         let (filter, sigma) = recipe.draw(image, x, y);
         let reach = filter.support().ceil() as u32 + (radius(sigma) as u32).div_ceil(scale);
         let (left, top) = (x.saturating_sub(reach), y.saturating_sub(reach));
-        let (right, bottom) = ((x + size + reach).min(hr.width() / scale), (y + size + reach).min(hr.height() / scale));
+        let (right, bottom) = (
+            (x + size + reach).min(hr.width() / scale),
+            (y + size + reach).min(hr.height() / scale),
+        );
         let (w, h) = ((right - left) * scale, (bottom - top) * scale);
         let mut part = image::imageops::crop_imm(hr, left * scale, top * scale, w, h).to_image();
         blur(&mut part, sigma, &mut self.between);
         let small = resampler.downscale(&part, scale, filter)?;
         let stride = small.width() as usize * 3;
-        for row in small.as_raw().chunks_exact(stride).skip((y - top) as usize).take(size as usize) {
+        for row in small
+            .as_raw()
+            .chunks_exact(stride)
+            .skip((y - top) as usize)
+            .take(size as usize)
+        {
             out.extend_from_slice(&row[(x - left) as usize * 3..][..size as usize * 3]);
         }
         Ok(())
     }
 }
 
-/// Pixels that a blur reaches to each side: three deviations, beyond which its weights are next to nothing.
+/// Pixels that a blur reaches to each side: three deviations, beyond which its weights are next to
+/// nothing.
 fn radius(sigma: f64) -> usize {
     (3.0 * sigma).ceil() as usize
 }
 
-/// Weights of the middle and of one side, in whole parts of [`BLUR_ONE`], so that the same bytes come out on any machine.
+/// Weights of the middle and of one side, in whole parts of [`BLUR_ONE`], so that the same bytes
+/// come out on any machine.
 fn weights(sigma: f64) -> Vec<u32> {
-    let ideal: Vec<f64> = (0..=radius(sigma)).map(|i| (-0.5 * (i as f64 / sigma).powi(2)).exp()).collect();
+    let ideal: Vec<f64> = (0..=radius(sigma))
+        .map(|i| (-0.5 * (i as f64 / sigma).powi(2)).exp())
+        .collect();
     let sum = 2.0 * ideal.iter().sum::<f64>() - ideal[0];
-    let mut whole: Vec<u32> = ideal.iter().map(|w| (w / sum * f64::from(BLUR_ONE)).round() as u32).collect();
+    let mut whole: Vec<u32> = ideal
+        .iter()
+        .map(|w| (w / sum * f64::from(BLUR_ONE)).round() as u32)
+        .collect();
     whole[0] = BLUR_ONE - 2 * whole[1..].iter().sum::<u32>();
     whole
 }
 
-/// Gaussian blur of deviation `sigma` pixels, along x and then y; beyond the border the last pixel is repeated.
+/// Gaussian blur of deviation `sigma` pixels, along x and then y; beyond the border the last pixel
+/// is repeated.
 fn blur(image: &mut RgbImage, sigma: f64, between: &mut Vec<u8>) {
     let (w, h) = (image.width() as usize, image.height() as usize);
     if sigma < 1e-3 || w == 0 || h == 0 {
@@ -179,7 +226,11 @@ fn blur(image: &mut RgbImage, sigma: f64, between: &mut Vec<u8>) {
     let weights = weights(sigma);
     between.resize(w * h * 3, 0);
     let mut sums = vec![0u32; w * 3];
-    for (row, out) in image.as_raw().chunks_exact(w * 3).zip(between.chunks_exact_mut(w * 3)) {
+    for (row, out) in image
+        .as_raw()
+        .chunks_exact(w * 3)
+        .zip(between.chunks_exact_mut(w * 3))
+    {
         let padded: Vec<u8> = (0..w + 2 * (weights.len() - 1))
             .flat_map(|i| {
                 let x = i.saturating_sub(weights.len() - 1).min(w - 1);
@@ -187,19 +238,35 @@ fn blur(image: &mut RgbImage, sigma: f64, between: &mut Vec<u8>) {
             })
             .collect();
         let middle = (weights.len() - 1) * 3;
-        accumulate(&weights, &mut sums, out, |k, side| if side { &padded[middle + k * 3..] } else { &padded[middle - k * 3..] });
+        accumulate(&weights, &mut sums, out, |k, side| {
+            if side {
+                &padded[middle + k * 3..]
+            } else {
+                &padded[middle - k * 3..]
+            }
+        });
     }
     let stride = w * 3;
     for (y, out) in image.chunks_exact_mut(stride).enumerate() {
         accumulate(&weights, &mut sums, out, |k, side| {
-            let row = if side { (y + k).min(h - 1) } else { y.saturating_sub(k) };
+            let row = if side {
+                (y + k).min(h - 1)
+            } else {
+                y.saturating_sub(k)
+            };
             &between[row * stride..][..stride]
         });
     }
 }
 
-/// One row of a blur: the middle line and its neighbours on both sides, weighted, summed and rounded.
-fn accumulate<'a>(weights: &[u32], sums: &mut [u32], out: &mut [u8], line: impl Fn(usize, bool) -> &'a [u8]) {
+/// One row of a blur: the middle line and its neighbours on both sides, weighted, summed and
+/// rounded.
+fn accumulate<'a>(
+    weights: &[u32],
+    sums: &mut [u32],
+    out: &mut [u8],
+    line: impl Fn(usize, bool) -> &'a [u8],
+) {
     for (sum, v) in sums.iter_mut().zip(line(0, true)) {
         *sum = BLUR_ONE / 2 + weights[0] * u32::from(*v);
     }
@@ -219,12 +286,16 @@ mod tests {
     use image::Rgb;
 
     fn pattern(width: u32, height: u32) -> RgbImage {
-        RgbImage::from_fn(width, height, |x, y| Rgb([0, 1, 2].map(|c| ((x * 37 + y * 91 + c * 53 + x * y * 7) % 256) as u8)))
+        RgbImage::from_fn(width, height, |x, y| {
+            Rgb([0, 1, 2].map(|c| ((x * 37 + y * 91 + c * 53 + x * y * 7) % 256) as u8))
+        })
     }
 
     fn patch(hr: &RgbImage, recipe: &Recipe, at: (u64, u32, u32, u32)) -> Vec<u8> {
         let mut out = Vec::new();
-        PatchMaker::default().make(&mut Resampler::new(), hr, 2, recipe, at, &mut out).unwrap();
+        PatchMaker::default()
+            .make(&mut Resampler::new(), hr, 2, recipe, at, &mut out)
+            .unwrap();
         out
     }
 
@@ -235,13 +306,22 @@ mod tests {
         for filter in DRAWN {
             let whole = Resampler::new().downscale(&hr, 2, filter).unwrap();
             for (x, y) in [(0, 0), (20, 17), (44, 34)] {
-                let wanted = image::imageops::crop_imm(&whole, x, y, 16, 16).to_image().into_raw();
-                assert_eq!(patch(&hr, &Recipe::fixed(filter), (1, x, y, 16)), wanted, "{filter} {x} {y}");
+                let wanted = image::imageops::crop_imm(&whole, x, y, 16, 16)
+                    .to_image()
+                    .into_raw();
+                assert_eq!(
+                    patch(&hr, &Recipe::fixed(filter), (1, x, y, 16)),
+                    wanted,
+                    "{filter} {x} {y}"
+                );
             }
         }
         let mut blurred = hr.clone();
         blur(&mut blurred, 1.3, &mut Vec::new());
-        let (part, (x, y)) = (image::imageops::crop_imm(&hr, 20, 10, 60, 60).to_image(), (30, 30));
+        let (part, (x, y)) = (
+            image::imageops::crop_imm(&hr, 20, 10, 60, 60).to_image(),
+            (30, 30),
+        );
         let mut seen = part.clone();
         blur(&mut seen, 1.3, &mut Vec::new());
         assert_eq!(seen.get_pixel(x, y), blurred.get_pixel(20 + x, 10 + y));
@@ -249,16 +329,28 @@ mod tests {
 
     #[test]
     fn draws_depend_on_seed_image_and_place_and_use_every_filter() {
-        let random = Recipe { filter: LqFilter::Random, blur: 0.8, seed: 1 };
+        let random = Recipe {
+            filter: LqFilter::Random,
+            blur: 0.8,
+            seed: 1,
+        };
         let draw = |seed, image, x| Recipe { seed, ..random }.draw(image, x, 0);
         assert_eq!(draw(1, 2, 3), draw(1, 2, 3));
         for other in [draw(0, 2, 3), draw(1, 0, 3), draw(1, 2, 0)] {
             assert_ne!(draw(1, 2, 3).1, other.1);
         }
         let drawn: Vec<_> = (0..500).map(|x| draw(1, 2, x)).collect();
-        assert!(DRAWN.iter().all(|f| drawn.iter().filter(|d| d.0 == *f).count() > 60));
-        assert!(drawn.iter().all(|d| (0.0..0.8).contains(&d.1)) && drawn.iter().any(|d| d.1 > 0.75));
-        assert!(random.whole().is_none() && Recipe::fixed(Filter::Box).whole() == Some(Filter::Box));
+        assert!(
+            DRAWN
+                .iter()
+                .all(|f| drawn.iter().filter(|d| d.0 == *f).count() > 60)
+        );
+        assert!(
+            drawn.iter().all(|d| (0.0..0.8).contains(&d.1)) && drawn.iter().any(|d| d.1 > 0.75)
+        );
+        assert!(
+            random.whole().is_none() && Recipe::fixed(Filter::Box).whole() == Some(Filter::Box)
+        );
         assert_ne!(image_key("a/b"), image_key("a/c"));
         assert_ne!(image_key("a"), image_key("a\0"));
     }
@@ -274,8 +366,12 @@ mod tests {
         blur(&mut point, sigma, &mut Vec::new());
         for (x, y) in [(15, 15), (14, 15), (15, 17), (13, 13)] {
             let d = f64::from((15i32 - x as i32).pow(2) + (15i32 - y as i32).pow(2));
-            let wanted = 255.0 * (-0.5 * d / sigma / sigma).exp() / (std::f64::consts::TAU * sigma * sigma);
-            assert!((f64::from(point.get_pixel(x, y).0[1]) - wanted).abs() < 1.5, "{x} {y}");
+            let wanted =
+                255.0 * (-0.5 * d / sigma / sigma).exp() / (std::f64::consts::TAU * sigma * sigma);
+            assert!(
+                (f64::from(point.get_pixel(x, y).0[1]) - wanted).abs() < 1.5,
+                "{x} {y}"
+            );
         }
         // weights of a deviation next to nothing are still a whole
         for sigma in [0.01, 0.3, 8.0] {

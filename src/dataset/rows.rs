@@ -1,6 +1,8 @@
-//! Reads a picture from top to bottom, a few rows at a time, as 8-bit sRGB with its alpha channel, so that a large picture need not
-//! be in memory as a whole. Depends on `decode`, `colour` and the PNG decoder. Promises the pixels that `decode` gives; PNG files that
-//! are neither interlaced nor turned are read in strips, and every other picture is decoded whole, with its memory known beforehand.
+//! Reads a picture from top to bottom, a few rows at a time, as 8-bit sRGB with its alpha channel,
+//! so that a large picture need not be in memory as a whole. Depends on `decode`, `colour` and the
+//! PNG decoder. Promises the pixels that `decode` gives; PNG files that are neither interlaced nor
+//! turned are read in strips, and every other picture is decoded whole, with its memory known
+//! beforehand.
 
 use super::colour::{self, Samples, Tagged};
 use super::decode::{Head, Limits, Note, check_size, decode_with_alpha, guarded, look};
@@ -13,10 +15,11 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// Bytes that the PNG decoder may take for what stands before the pixels. A file that asks for more is decoded whole, where the limits
-/// of `decode` hold.
+/// Bytes that the PNG decoder may take for what stands before the pixels. A file that asks for more
+/// is decoded whole, where the limits of `decode` hold.
 const PNG_METADATA_BYTES: usize = 16 << 20;
-/// Room of the PNG decoder beside its rows: input buffer, window of the compression, colour conversion.
+/// Room of the PNG decoder beside its rows: input buffer, window of the compression, colour
+/// conversion.
 const PNG_DECODER_BYTES: u64 = 1 << 20;
 /// Samples that are converted at once.
 const STRIP_SAMPLES: usize = 1 << 18;
@@ -59,7 +62,10 @@ pub struct FileRows {
 
 enum Source {
     Png(Box<PngStrips>),
-    Whole { rgb: Vec<u8>, alpha: Option<Vec<u8>> },
+    Whole {
+        rgb: Vec<u8>,
+        alpha: Option<Vec<u8>>,
+    },
 }
 
 /// What reading the picture at `path` will take.
@@ -69,18 +75,29 @@ enum Source {
 pub fn need(path: &Path, limits: &Limits) -> Result<Need> {
     if let Some(strips) = PngStrips::open(path, limits)? {
         let bytes = strips.bytes();
-        return Ok(Need { size: strips.size, alpha: strips.has_alpha(), opening: bytes, reading: bytes });
+        return Ok(Need {
+            size: strips.size,
+            alpha: strips.has_alpha(),
+            opening: bytes,
+            reading: bytes,
+        });
     }
     let header = look(path, limits)?;
     let pixels = u64::from(header.size.0) * u64::from(header.size.1);
     let file = failure::retry(|| std::fs::metadata(path)).map_or(0, |about| about.len());
     let (rgb, plane) = (3 * pixels, if header.alpha { pixels } else { 0 });
     let opening = file + header.metadata_bytes + header.pixel_bytes * pixels + 2 * plane;
-    Ok(Need { size: header.size, alpha: header.alpha, opening, reading: rgb + plane })
+    Ok(Need {
+        size: header.size,
+        alpha: header.alpha,
+        opening,
+        reading: rgb + plane,
+    })
 }
 
 impl FileRows {
-    /// Opens a picture; one that is not read in strips is decoded here. Without `alpha` an alpha channel is dropped.
+    /// Opens a picture; one that is not read in strips is decoded here. Without `alpha` an alpha
+    /// channel is dropped.
     ///
     /// # Errors
     /// As `decode`.
@@ -94,13 +111,25 @@ impl FileRows {
             done: 0,
         };
         if let Some(strips) = PngStrips::open(path, limits)? {
-            let (size, has_alpha, notes) = (strips.size, strips.has_alpha(), guarded(path, || strips.notes())?);
-            return Ok(file(Source::Png(Box::new(strips)), size, alpha && has_alpha, notes));
+            let (size, has_alpha, notes) = (
+                strips.size,
+                strips.has_alpha(),
+                guarded(path, || strips.notes())?,
+            );
+            return Ok(file(
+                Source::Png(Box::new(strips)),
+                size,
+                alpha && has_alpha,
+                notes,
+            ));
         }
         let (decoded, plane) = decode_with_alpha(path, limits)?;
         let (size, plane) = (decoded.image.dimensions(), plane.filter(|_| alpha));
         let has_alpha = plane.is_some();
-        let source = Source::Whole { rgb: decoded.image.into_raw(), alpha: plane.map(image::GrayImage::into_raw) };
+        let source = Source::Whole {
+            rgb: decoded.image.into_raw(),
+            alpha: plane.map(image::GrayImage::into_raw),
+        };
         Ok(file(source, size, has_alpha, decoded.notes))
     }
 
@@ -122,7 +151,11 @@ impl PixelRows for FileRows {
     fn read(&mut self, rows: &mut [u8]) -> Result<()> {
         let (width, channels) = (self.size.0 as usize, self.channels);
         let count = rows.len() / (width * channels);
-        ensure!(count <= (self.size.1 - self.done) as usize, "{} has no {count} rows left", self.path.display());
+        ensure!(
+            count <= (self.size.1 - self.done) as usize,
+            "{} has no {count} rows left",
+            self.path.display()
+        );
         let first = self.done as usize;
         self.done += count as u32;
         match &mut self.source {
@@ -184,11 +217,15 @@ struct PngStrips {
 }
 
 impl PngStrips {
-    /// Opens a file, or nothing where it is no PNG file that can be read in strips: what is wrong with it is for `decode` to say.
+    /// Opens a file, or nothing where it is no PNG file that can be read in strips: what is wrong
+    /// with it is for `decode` to say.
     fn open(path: &Path, limits: &Limits) -> Result<Option<PngStrips>> {
         guarded(path, || {
             // a FIFO would block the opening
-            ensure!(failure::retry(|| std::fs::metadata(path))?.is_file(), "not a regular file");
+            ensure!(
+                failure::retry(|| std::fs::metadata(path))?.is_file(),
+                "not a regular file"
+            );
             let mut file = BufReader::new(Patient(open(path)?));
             let mut start = [0; 8];
             if file.read_exact(&mut start).is_err() || start != *b"\x89PNG\r\n\x1a\n" {
@@ -199,13 +236,22 @@ impl PngStrips {
                 return Ok(None);
             }
             file.rewind()?;
-            let mut decoder = png::Decoder::new_with_limits(file, png::Limits { bytes: PNG_METADATA_BYTES });
+            let mut decoder = png::Decoder::new_with_limits(
+                file,
+                png::Limits {
+                    bytes: PNG_METADATA_BYTES,
+                },
+            );
             decoder.set_ignore_text_chunk(true);
             decoder.set_ignore_iccp_chunk(true);
             decoder.set_transformations(Transformations::EXPAND);
-            let Ok(info) = decoder.read_header_info() else { return Ok(None) };
+            let Ok(info) = decoder.read_header_info() else {
+                return Ok(None);
+            };
             check_size(info.width, info.height, limits)?;
-            let Ok(reader) = decoder.read_info() else { return Ok(None) };
+            let Ok(reader) = decoder.read_info() else {
+                return Ok(None);
+            };
             let info = reader.info();
             if info.interlaced {
                 return Ok(None);
@@ -218,8 +264,22 @@ impl PngStrips {
                 ColorType::Rgba => 4,
                 ColorType::Indexed => return Ok(None),
             };
-            let (size, deep, colours, metadata) = ((info.width, info.height), depth == BitDepth::Sixteen, head.colours, head.bytes);
-            Ok(Some(PngStrips { size, channels, deep, colours, metadata, raw: Vec::new(), left: size.1, reader }))
+            let (size, deep, colours, metadata) = (
+                (info.width, info.height),
+                depth == BitDepth::Sixteen,
+                head.colours,
+                head.bytes,
+            );
+            Ok(Some(PngStrips {
+                size,
+                channels,
+                deep,
+                colours,
+                metadata,
+                raw: Vec::new(),
+                left: size.1,
+                reader,
+            }))
         })
     }
 
@@ -231,7 +291,8 @@ impl PngStrips {
         self.size.0 as usize * self.channels * if self.deep { 2 } else { 1 }
     }
 
-    /// Bytes while it is read: rows of the decoder, a strip as it is in the file and converted, what stands beside the pixels.
+    /// Bytes while it is read: rows of the decoder, a strip as it is in the file and converted,
+    /// what stands beside the pixels.
     fn bytes(&self) -> u64 {
         let row = self.row_bytes() as u64;
         8 * row + 6 * row.max(STRIP_SAMPLES as u64) + self.metadata + PNG_DECODER_BYTES
@@ -239,10 +300,24 @@ impl PngStrips {
 
     /// In the order in which `decode` gives them. Fails for colours that are refused.
     fn notes(&self) -> Result<Vec<Note>> {
-        let nothing = if self.deep { Samples::Deep(Vec::new()) } else { Samples::Plain(Vec::new()) };
-        let (_, of_profile, _) = colour::to_srgb(nothing, self.channels, (self.size.0, 0), &self.colours)?;
-        let changes = [(self.has_alpha(), Note::Alpha), (self.channels <= 2, Note::Grey), (self.deep, Note::SixteenBit)];
-        Ok(changes.into_iter().filter(|(is, _)| *is).map(|(_, note)| note).chain(of_profile).collect())
+        let nothing = if self.deep {
+            Samples::Deep(Vec::new())
+        } else {
+            Samples::Plain(Vec::new())
+        };
+        let (_, of_profile, _) =
+            colour::to_srgb(nothing, self.channels, (self.size.0, 0), &self.colours)?;
+        let changes = [
+            (self.has_alpha(), Note::Alpha),
+            (self.channels <= 2, Note::Grey),
+            (self.deep, Note::SixteenBit),
+        ];
+        Ok(changes
+            .into_iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, note)| note)
+            .chain(of_profile)
+            .collect())
     }
 
     /// Fills `out` with the next rows, in RGB, or in RGBA with `alpha`.
@@ -254,12 +329,26 @@ impl PngStrips {
             let count = strip.len() / row;
             self.read_raw(count)?;
             let samples = if self.deep {
-                Samples::Deep(self.raw.chunks_exact(2).map(|b| u16::from_be_bytes([b[0], b[1]])).collect())
+                Samples::Deep(
+                    self.raw
+                        .chunks_exact(2)
+                        .map(|b| u16::from_be_bytes([b[0], b[1]]))
+                        .collect(),
+                )
             } else {
                 Samples::Plain(self.raw.clone())
             };
-            let plane = if alpha { colour::alpha_of(&samples, self.channels)? } else { None };
-            let (rgb, _, _) = colour::to_srgb(samples, self.channels, (self.size.0, count as u32), &self.colours)?;
+            let plane = if alpha {
+                colour::alpha_of(&samples, self.channels)?
+            } else {
+                None
+            };
+            let (rgb, _, _) = colour::to_srgb(
+                samples,
+                self.channels,
+                (self.size.0, count as u32),
+                &self.colours,
+            )?;
             match plane {
                 Some(plane) => interleave(strip, &rgb, &plane),
                 None => strip.copy_from_slice(&rgb),
@@ -273,12 +362,17 @@ impl PngStrips {
         let row = self.row_bytes();
         if self.raw.len() < count * row {
             let bytes = count * row;
-            self.raw.try_reserve_exact(bytes - self.raw.len()).map_err(|_| failure::no_memory(bytes, "pixels"))?;
+            self.raw
+                .try_reserve_exact(bytes - self.raw.len())
+                .map_err(|_| failure::no_memory(bytes, "pixels"))?;
         }
         self.raw.resize(count * row, 0);
         for line in self.raw.chunks_exact_mut(row) {
             let read = self.reader.read_row(line).map_err(explain)?;
-            ensure!(read.is_some(), "the PNG data are cut short; fetch the file again");
+            ensure!(
+                read.is_some(),
+                "the PNG data are cut short; fetch the file again"
+            );
         }
         self.left = self.left.saturating_sub(count as u32);
         if self.left == 0 {
@@ -295,7 +389,9 @@ fn explain(error: DecodingError) -> anyhow::Error {
             anyhow!("the PNG data are cut short; fetch the file again")
         }
         DecodingError::IoError(e) => anyhow::Error::from(e).context("cannot read the PNG data"),
-        DecodingError::LimitsExceeded => anyhow!("the PNG data ask for more memory than the size limit allows"),
+        DecodingError::LimitsExceeded => {
+            anyhow!("the PNG data ask for more memory than the size limit allows")
+        }
         other => anyhow!("the PNG data are damaged or cut short ({other})"),
     }
 }
@@ -308,22 +404,42 @@ mod tests {
     use std::io::BufWriter;
 
     /// A PNG of noise, written as `how` says.
-    fn write(path: &Path, (w, h): (u32, u32), colour: ColorType, depth: BitDepth, how: impl FnOnce(&mut png::Info)) {
+    fn write(
+        path: &Path,
+        (w, h): (u32, u32),
+        colour: ColorType,
+        depth: BitDepth,
+        how: impl FnOnce(&mut png::Info),
+    ) {
         let mut info = png::Info::with_size(w, h);
         (info.color_type, info.bit_depth) = (colour, depth);
         how(&mut info);
         let row = info.raw_row_length() - 1;
-        let encoder = png::Encoder::with_info(BufWriter::new(File::create(path).unwrap()), info).unwrap();
-        let pixels: Vec<u8> =
-            (0..row * h as usize).map(|i| key(&[i as u64]) as u8 & if depth == BitDepth::Two { 0b0101_0101 } else { 255 }).collect();
-        encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
+        let encoder =
+            png::Encoder::with_info(BufWriter::new(File::create(path).unwrap()), info).unwrap();
+        let pixels: Vec<u8> = (0..row * h as usize)
+            .map(|i| {
+                key(&[i as u64]) as u8
+                    & if depth == BitDepth::Two {
+                        0b0101_0101
+                    } else {
+                        255
+                    }
+            })
+            .collect();
+        encoder
+            .write_header()
+            .unwrap()
+            .write_image_data(&pixels)
+            .unwrap();
     }
 
     /// All rows, a few at a time.
     fn all(rows: &mut FileRows) -> Vec<u8> {
         let row = rows.size().0 as usize * rows.channels();
         let mut data = vec![0; row * rows.size().1 as usize];
-        data.chunks_mut(7 * row).for_each(|part| rows.read(part).unwrap());
+        data.chunks_mut(7 * row)
+            .for_each(|part| rows.read(part).unwrap());
         assert!(rows.read(&mut vec![0; row]).is_err(), "a row too many");
         data
     }
@@ -350,15 +466,29 @@ mod tests {
             (ColorType::Indexed, BitDepth::Two, palette, true),
             (ColorType::Rgb, BitDepth::Eight, profile, true),
             (ColorType::Rgba, BitDepth::Sixteen, profile, true),
-            (ColorType::Rgb, BitDepth::Eight, &|info: &mut png::Info| info.source_gamma = Some(png::ScaledFloat::new(1.0)), true),
+            (
+                ColorType::Rgb,
+                BitDepth::Eight,
+                &|info: &mut png::Info| info.source_gamma = Some(png::ScaledFloat::new(1.0)),
+                true,
+            ),
         ];
         for (colour, depth, how, in_strips) in cases {
             for size in [(61, 47), (1, 90), (700, 451)] {
                 write(&path, size, colour, depth, how);
-                assert_eq!(PngStrips::open(&path, &Limits::default()).unwrap().is_some(), in_strips);
+                assert_eq!(
+                    PngStrips::open(&path, &Limits::default())
+                        .unwrap()
+                        .is_some(),
+                    in_strips
+                );
                 let (decoded, alpha) = decode_with_alpha(&path, &Limits::default()).unwrap();
                 let needs = need(&path, &Limits::default()).unwrap();
-                assert_eq!((needs.size, needs.alpha), (size, alpha.is_some()), "{colour:?} {depth:?}");
+                assert_eq!(
+                    (needs.size, needs.alpha),
+                    (size, alpha.is_some()),
+                    "{colour:?} {depth:?}"
+                );
                 for with_alpha in [true, false] {
                     let mut rows = FileRows::open(&path, &Limits::default(), with_alpha).unwrap();
                     assert_eq!(rows.notes(), decoded.notes, "{colour:?} {depth:?}");
@@ -369,7 +499,10 @@ mod tests {
                             interleave(&mut wanted, decoded.image.as_raw(), alpha.as_raw());
                             assert!(found == wanted, "{colour:?} {depth:?} {size:?}");
                         }
-                        _ => assert!(&found == decoded.image.as_raw(), "{colour:?} {depth:?} {size:?}"),
+                        _ => assert!(
+                            &found == decoded.image.as_raw(),
+                            "{colour:?} {depth:?} {size:?}"
+                        ),
                     }
                 }
             }
@@ -386,15 +519,23 @@ mod tests {
         let mut rows = FileRows::open(&path, &Limits::default(), true).unwrap();
         let mut data = vec![0; 300 * 3 * 200];
         let error = rows.read(&mut data).unwrap_err();
-        assert!(format!("{error:#}").contains("cut.png") && format!("{error:#}").contains("cut short"), "{error:#}");
-        assert!(failure::system_cause(&error).is_none() && decode(&path, &Limits::default()).is_err());
+        assert!(
+            format!("{error:#}").contains("cut.png") && format!("{error:#}").contains("cut short"),
+            "{error:#}"
+        );
+        assert!(
+            failure::system_cause(&error).is_none() && decode(&path, &Limits::default()).is_err()
+        );
         let mut bytes = whole.clone();
         bytes[whole.len() / 2] ^= 0xff;
         std::fs::write(&path, bytes).unwrap();
-        let error = FileRows::open(&path, &Limits::default(), true).and_then(|mut rows| rows.read(&mut data)).unwrap_err();
+        let error = FileRows::open(&path, &Limits::default(), true)
+            .and_then(|mut rows| rows.read(&mut data))
+            .unwrap_err();
         assert!(format!("{error:#}").contains("damaged"), "{error:#}");
         assert!(
-            FileRows::open(dir.path(), &Limits::default(), true).is_err() && need(&dir.path().join("none"), &Limits::default()).is_err()
+            FileRows::open(dir.path(), &Limits::default(), true).is_err()
+                && need(&dir.path().join("none"), &Limits::default()).is_err()
         );
     }
 }

@@ -1,9 +1,10 @@
-//! Synthetic pictures that stand in for photographs: dead leaves, opaque shapes of a power-law size that hide one another.
-//! They have the scale invariance, the edges and the spectrum of natural pictures (Lee, Mumford & Huang, "Occlusion models
-//! for natural images", 2001) and train restoration networks nearly as well as photographs do (Achddou, Gousseau & Ladjal,
-//! "Synthetic images as a regularity prior for image restoration neural networks", 2021). On top of the plain model come
-//! textures, shading, cast shadows, lens blur, thin lines and writing. Depends on `rng` alone; promises the same bytes for
-//! the same arguments, on any machine and from any thread.
+//! Synthetic pictures that stand in for photographs: dead leaves, opaque shapes of a power-law size
+//! that hide one another. They have the scale invariance, the edges and the spectrum of natural
+//! pictures (Lee, Mumford & Huang, "Occlusion models for natural images", 2001) and train
+//! restoration networks nearly as well as photographs do (Achddou, Gousseau & Ladjal, "Synthetic
+//! images as a regularity prior for image restoration neural networks", 2021). On top of the plain
+//! model come textures, shading, cast shadows, lens blur, thin lines and writing. Depends on `rng`
+//! alone; promises the same bytes for the same arguments, on any machine and from any thread.
 
 mod shape;
 mod texture;
@@ -13,22 +14,25 @@ use image::RgbImage;
 use shape::{Outline, segment_squared};
 use texture::{Texture, sine};
 
-/// Keeps the draws apart from those of other modules that use the same seed. Changing the pictures means changing this.
+/// Keeps the draws apart from those of other modules that use the same seed. Changing the pictures
+/// means changing this.
 const PURPOSE: u64 = 0x6c65_6176_6573_0001;
 /// A pixel of which less is still free counts as hidden, well below half a level of 255.
 const HIDDEN: f32 = 1.0 / 1024.0;
-/// Share of the pixels that may be left to the background instead of to ever more leaves that nobody sees.
+/// Share of the pixels that may be left to the background instead of to ever more leaves that
+/// nobody sees.
 const REMAINDER: f64 = 0.002;
 
 type Colour = [f32; 3];
 
-/// The picture with this number under this seed, `width` x `height` pixels. Takes 23 bytes of memory a pixel while it
-/// works.
+/// The picture with this number under this seed, `width` x `height` pixels. Takes 23 bytes of
+/// memory a pixel while it works.
 pub fn picture(seed: u64, index: u64, width: u32, height: u32) -> RgbImage {
     let mut rng = Rng::new(&[PURPOSE, seed, index]);
     let scene = Scene::draw(&mut rng, width, height);
     let mut canvas = Canvas::new(width as usize, height as usize);
-    // Painted from the front to the back: what is hidden costs nothing, and the work ends when nothing is left to see.
+    // Painted from the front to the back: what is hidden costs nothing, and the work ends when
+    // nothing is left to see.
     let area = f64::from(width) * f64::from(height);
     for _ in 0..scene.line_groups {
         lines(&mut rng, &scene, &mut canvas);
@@ -95,10 +99,18 @@ impl Scene {
             largest: (side * rng.range(0.2, 0.6)).max(smallest * 2.0),
             rich: rng.range(0.25, 0.9),
             contrast: rng.range(0.15, 0.7),
-            defocus: if rng.unit() < 0.35 { rng.range(0.1, 0.6) } else { 0.02 },
+            defocus: if rng.unit() < 0.35 {
+                rng.range(0.1, 0.6)
+            } else {
+                0.02
+            },
             light: (sine(turn + 0.25), sine(turn)),
             slope: (rng.range(-0.2, 0.2) as f32, rng.range(-0.2, 0.2) as f32),
-            blur: if rng.unit() < 0.4 { 0.0 } else { rng.range(0.0, 0.16) as f32 },
+            blur: if rng.unit() < 0.4 {
+                0.0
+            } else {
+                rng.range(0.0, 0.16) as f32
+            },
             line_groups: rng.below(3),
             line_share: rng.range(0.0, 0.8),
         }
@@ -113,7 +125,8 @@ impl Scene {
     }
 
     fn place(&self, rng: &mut Rng, margin: f32) -> (f32, f32) {
-        let mut along = |length: f32| rng.range(f64::from(-margin), f64::from(length + margin)) as f32;
+        let mut along =
+            |length: f32| rng.range(f64::from(-margin), f64::from(length + margin)) as f32;
         (along(self.width), along(self.height))
     }
 }
@@ -128,10 +141,15 @@ fn colour(rng: &mut Rng, luma: f64, chroma: f64) -> Colour {
     let (hue, chroma) = (rng.unit() as f32, (chroma * rng.unit()) as f32);
     let (red, blue) = (chroma * sine(hue), chroma * sine(hue + 0.25));
     // BT.601: 0.299 R + 0.587 G + 0.114 B stays the luma
-    [luma as f32 + red, luma as f32 - 0.509 * red - 0.194 * blue, luma as f32 + blue]
+    [
+        luma as f32 + red,
+        luma as f32 - 0.509 * red - 0.194 * blue,
+        luma as f32 + blue,
+    ]
 }
 
-/// A radius with density proportional to r^-3: the inverse of its distribution needs a square root only.
+/// A radius with density proportional to r^-3: the inverse of its distribution needs a square root
+/// only.
 fn power_law(rng: &mut Rng, smallest: f64, largest: f64) -> f64 {
     let (a, b) = (1.0 / (smallest * smallest), 1.0 / (largest * largest));
     1.0 / (a + (b - a) * rng.unit()).sqrt()
@@ -160,18 +178,33 @@ fn paint(rng: &mut Rng, scene: &Scene, radius: f32, turn: (f32, f32)) -> Paint {
     let low = scene.tint(rng);
     let other = scene.tint(rng);
     let strength = (scene.contrast * rng.range(0.3, 1.4)) as f32;
-    // Either towards another colour of the picture, or lighter or darker in the same hue, as most materials are.
+    // Either towards another colour of the picture, or lighter or darker in the same hue, as most
+    // materials are.
     let high = if rng.unit() < 0.3 {
         std::array::from_fn(|c| low[c] + (other[c] - low[c]) * strength.min(1.0))
     } else {
-        let factor = if rng.unit() < 0.5 { 1.0 + strength } else { 1.0 / (1.0 + strength) };
+        let factor = if rng.unit() < 0.5 {
+            1.0 + strength
+        } else {
+            1.0 / (1.0 + strength)
+        };
         low.map(|v| v * factor + 0.1 * (factor - 1.0))
     };
     let steep = rng.range(0.0, 0.35) as f32 / radius;
     let (lx, ly) = scene.light;
     let lit = (lx * turn.0 + ly * turn.1, ly * turn.0 - lx * turn.1); // the light in the leaf's own directions
-    let hollow = if rng.unit() < 0.2 { rng.range(0.1, 0.6) as f32 / (radius * radius) } else { 0.0 };
-    Paint { low, high, texture: Texture::draw(rng, scene.rich, 1.0), gradient: (steep * lit.0, steep * lit.1), hollow }
+    let hollow = if rng.unit() < 0.2 {
+        rng.range(0.1, 0.6) as f32 / (radius * radius)
+    } else {
+        0.0
+    };
+    Paint {
+        low,
+        high,
+        texture: Texture::draw(rng, scene.rich, 1.0),
+        gradient: (steep * lit.0, steep * lit.1),
+        hollow,
+    }
 }
 
 /// One opaque shape somewhere behind everything painted so far.
@@ -182,7 +215,11 @@ fn leaf(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     let turn = (sine(angle + 0.25), sine(angle));
     let outline = Outline::draw(rng, radius);
     let paint = paint(rng, scene, radius, turn);
-    let soft = if rng.unit() < scene.defocus { 1.0 + radius.min(20.0) * rng.range(0.05, 0.5) as f32 } else { 1.0 };
+    let soft = if rng.unit() < scene.defocus {
+        1.0 + radius.min(20.0) * rng.range(0.05, 0.5) as f32
+    } else {
+        1.0
+    };
     let local = |px: f32, py: f32| {
         let (dx, dy) = (px - x, py - y);
         (dx * turn.0 + dy * turn.1, dy * turn.0 - dx * turn.1)
@@ -191,10 +228,17 @@ fn leaf(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     canvas.cover((x - reach, y - reach, x + reach, y + reach), |px, py| {
         let (u, v) = local(px, py);
         let share = 0.5 - outline.distance(u, v) / soft;
-        if share <= 0.0 { None } else { Some((share, paint.at(u, v))) }
+        if share <= 0.0 {
+            None
+        } else {
+            Some((share, paint.at(u, v)))
+        }
     });
     if radius > 6.0 && rng.unit() < 0.35 {
-        let (depth, width) = (rng.range(0.15, 0.6) as f32, radius * rng.range(0.05, 0.4) as f32 + 1.0);
+        let (depth, width) = (
+            rng.range(0.15, 0.6) as f32,
+            radius * rng.range(0.05, 0.4) as f32 + 1.0,
+        );
         let far = width * rng.range(0.2, 1.0) as f32;
         let (sx, sy) = (scene.light.0 * far, scene.light.1 * far);
         let reach = reach + width + far;
@@ -208,12 +252,21 @@ fn leaf(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
 /// A stroke of round pen from one point to another.
 fn stroke(canvas: &mut Canvas, from: (f32, f32), to: (f32, f32), half_width: f32, ink: Colour) {
     let reach = half_width + 1.0;
-    let area = (from.0.min(to.0) - reach, from.1.min(to.1) - reach, from.0.max(to.0) + reach, from.1.max(to.1) + reach);
+    let area = (
+        from.0.min(to.0) - reach,
+        from.1.min(to.1) - reach,
+        from.0.max(to.0) + reach,
+        from.1.max(to.1) + reach,
+    );
     // A line thinner than a pixel is a pixel wide and covers less of it.
     let (half, most) = (half_width.max(0.5), (2.0 * half_width).min(1.0));
     canvas.cover(area, |px, py| {
         let share = 0.5 + half - segment_squared((px, py), from, to).sqrt();
-        if share <= 0.0 { None } else { Some((share.min(1.0) * most, ink)) }
+        if share <= 0.0 {
+            None
+        } else {
+            Some((share.min(1.0) * most, ink))
+        }
     });
 }
 
@@ -229,7 +282,10 @@ fn lines(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     let root = scene.place(rng, 0.0);
     let ink = scene.tint(rng);
     for _ in 0..count {
-        let mut at = (root.0 + spread * bell(rng) as f32, root.1 + spread * bell(rng) as f32);
+        let mut at = (
+            root.0 + spread * bell(rng) as f32,
+            root.1 + spread * bell(rng) as f32,
+        );
         let mut direction = turn + fan * bell(rng) as f32;
         let bend = 0.03 * bell(rng) as f32;
         let lighter = 0.1 * bell(rng) as f32;
@@ -237,8 +293,17 @@ fn lines(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
         let steps = 6 + rng.below(8) as u32;
         let step = length / steps as f32 * rng.range(0.6, 1.2) as f32;
         for i in 0..steps {
-            let to = (at.0 + step * sine(direction + 0.25), at.1 + step * sine(direction));
-            stroke(canvas, at, to, width * (1.0 - taper * i as f32 / steps as f32), ink);
+            let to = (
+                at.0 + step * sine(direction + 0.25),
+                at.1 + step * sine(direction),
+            );
+            stroke(
+                canvas,
+                at,
+                to,
+                width * (1.0 - taper * i as f32 / steps as f32),
+                ink,
+            );
             at = to;
             direction += bend + 0.015 * bell(rng) as f32;
         }
@@ -248,8 +313,15 @@ fn lines(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
 /// Lines of made-up letters, each of a few strokes between the points of a small grid.
 fn writing(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     let tall = rng.range(7.0, 28.0) as f32;
-    let angle = if rng.unit() < 0.5 { 0.0 } else { 0.1 * bell(rng) as f32 };
-    let (along, down) = ((sine(angle + 0.25), sine(angle)), (-sine(angle), sine(angle + 0.25)));
+    let angle = if rng.unit() < 0.5 {
+        0.0
+    } else {
+        0.1 * bell(rng) as f32
+    };
+    let (along, down) = (
+        (sine(angle + 0.25), sine(angle)),
+        (-sine(angle), sine(angle + 0.25)),
+    );
     let start = scene.place(rng, 0.0);
     let half = tall * rng.range(0.04, 0.11) as f32;
     let ink = scene.tint(rng);
@@ -260,8 +332,14 @@ fn writing(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
             }
             let corner = (column as f32 * tall * 0.75, row as f32 * tall * 1.5);
             let grid = |p: u64| {
-                let (x, y) = (corner.0 + (p % 3) as f32 * tall * 0.25, corner.1 + (p / 3) as f32 * tall * 0.5);
-                (start.0 + x * along.0 + y * down.0, start.1 + x * along.1 + y * down.1)
+                let (x, y) = (
+                    corner.0 + (p % 3) as f32 * tall * 0.25,
+                    corner.1 + (p / 3) as f32 * tall * 0.5,
+                );
+                (
+                    start.0 + x * along.0 + y * down.0,
+                    start.1 + x * along.1 + y * down.1,
+                )
             };
             let mut last = rng.below(9);
             for _ in 0..2 + rng.below(3) {
@@ -277,7 +355,9 @@ fn writing(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
 fn background(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     let paint = paint(rng, scene, scene.width.max(scene.height), (1.0, 0.0));
     let (cx, cy) = (0.5 * scene.width, 0.5 * scene.height);
-    canvas.cover((0.0, 0.0, scene.width, scene.height), |px, py| Some((1.0, paint.at(px - cx, py - cy))));
+    canvas.cover((0.0, 0.0, scene.width, scene.height), |px, py| {
+        Some((1.0, paint.at(px - cx, py - cy)))
+    });
     for (i, pixel) in canvas.colour.iter_mut().enumerate() {
         let (x, y) = ((i % canvas.width) as f32, (i / canvas.width) as f32);
         let light = 1.0 + scene.slope.0 * (x / cx - 1.0) + scene.slope.1 * (y / cy - 1.0);
@@ -301,20 +381,38 @@ struct Canvas {
 impl Canvas {
     fn new(width: usize, height: usize) -> Canvas {
         let pixels = width * height;
-        Canvas { width, height, colour: vec![[0.0; 3]; pixels], left: vec![1.0; pixels], shade: vec![1.0; pixels], free: pixels }
+        Canvas {
+            width,
+            height,
+            colour: vec![[0.0; 3]; pixels],
+            left: vec![1.0; pixels],
+            shade: vec![1.0; pixels],
+            free: pixels,
+        }
     }
 
     /// The pixels of an area (left, top, right, bottom), cut to the picture.
     fn clip(&self, area: (f32, f32, f32, f32)) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         let cut = |low: f32, high: f32, size: usize| {
             let start = (low.max(0.0) as usize).min(size);
-            start..((high.max(0.0) as usize).saturating_add(1)).min(size).max(start)
+            start
+                ..((high.max(0.0) as usize).saturating_add(1))
+                    .min(size)
+                    .max(start)
         };
-        (cut(area.0, area.2, self.width), cut(area.1, area.3, self.height))
+        (
+            cut(area.0, area.2, self.width),
+            cut(area.1, area.3, self.height),
+        )
     }
 
-    /// Puts a shape behind what is there. `shape` gives a pixel centre's coverage (values above 1 count as 1) and colour.
-    fn cover(&mut self, area: (f32, f32, f32, f32), shape: impl Fn(f32, f32) -> Option<(f32, Colour)>) {
+    /// Puts a shape behind what is there. `shape` gives a pixel centre's coverage (values above 1
+    /// count as 1) and colour.
+    fn cover(
+        &mut self,
+        area: (f32, f32, f32, f32),
+        shape: impl Fn(f32, f32) -> Option<(f32, Colour)>,
+    ) {
         let (columns, rows) = self.clip(area);
         for y in rows {
             for x in columns.clone() {
@@ -352,7 +450,9 @@ impl Canvas {
     /// Blurs with (blur, 1 - 2 blur, blur) in both directions and rounds to bytes.
     fn finish(mut self, blur: f32) -> RgbImage {
         let (width, height) = (self.width, self.height);
-        let mix = |before: f32, here: f32, after: f32| (1.0 - 2.0 * blur) * here + blur * (before + after);
+        let mix = |before: f32, here: f32, after: f32| {
+            (1.0 - 2.0 * blur) * here + blur * (before + after)
+        };
         for row in self.colour.chunks_mut(width.max(1)) {
             let mut before = row[0];
             for x in 0..width {
@@ -364,8 +464,14 @@ impl Canvas {
         let row = |y: usize| &self.colour[y * width..][..width];
         RgbImage::from_fn(width as u32, height as u32, |x, y| {
             let (x, y) = (x as usize, y as usize);
-            let (above, here, below) = (row(y.saturating_sub(1))[x], row(y)[x], row((y + 1).min(height - 1))[x]);
-            image::Rgb(std::array::from_fn(|c| (mix(above[c], here[c], below[c]).clamp(0.0, 1.0) * 255.0 + 0.5) as u8))
+            let (above, here, below) = (
+                row(y.saturating_sub(1))[x],
+                row(y)[x],
+                row((y + 1).min(height - 1))[x],
+            );
+            image::Rgb(std::array::from_fn(|c| {
+                (mix(above[c], here[c], below[c]).clamp(0.0, 1.0) * 255.0 + 0.5) as u8
+            }))
         })
     }
 }

@@ -1,5 +1,6 @@
-//! A picture in 16 x 16 means, for asking whether two pictures show the same. Depends on the image crate alone. Promises that a picture
-//! and a smaller copy of it give nearly the same means, whatever their sizes.
+//! A picture in 16 x 16 means, for asking whether two pictures show the same. Depends on the image
+//! crate alone. Promises that a picture and a smaller copy of it give nearly the same means,
+//! whatever their sizes.
 
 use image::metadata::Orientation;
 
@@ -42,7 +43,10 @@ impl Thumbnail {
     /// The thumbnail of the picture turned so.
     #[must_use]
     pub fn turned(&self, turn: Orientation) -> Thumbnail {
-        use Orientation::{FlipHorizontal, FlipVertical, NoTransforms, Rotate90, Rotate90FlipH, Rotate180, Rotate270, Rotate270FlipH};
+        use Orientation::{
+            FlipHorizontal, FlipVertical, NoTransforms, Rotate90, Rotate90FlipH, Rotate180,
+            Rotate270, Rotate270FlipH,
+        };
         let end = SIDE - 1;
         let from = |x: usize, y: usize| match turn {
             NoTransforms => (x, y),
@@ -58,12 +62,18 @@ impl Thumbnail {
             let (x, y) = from(i % SIDE, i / SIDE);
             self.cells[y * SIDE + x]
         });
-        Thumbnail { cells: cells.collect() }
+        Thumbnail {
+            cells: cells.collect(),
+        }
     }
 
     /// Mean difference of all colours, 0 to 255.
     pub fn distance(&self, other: &Thumbnail) -> f32 {
-        let pairs = self.cells.iter().flatten().zip(other.cells.iter().flatten());
+        let pairs = self
+            .cells
+            .iter()
+            .flatten()
+            .zip(other.cells.iter().flatten());
         pairs.map(|(a, b)| (a - b).abs()).sum::<f32>() / (3 * SIDE * SIDE) as f32
     }
 }
@@ -74,7 +84,14 @@ fn shares(length: usize) -> Vec<Vec<(usize, f32)>> {
     let parts = |pixel: usize| {
         let (start, end) = (pixel as f64 * scale, (pixel + 1) as f64 * scale);
         let cells = start as usize..(end.ceil() as usize).min(SIDE);
-        cells.map(|cell| (cell, (end.min((cell + 1) as f64) - start.max(cell as f64)) as f32)).collect()
+        cells
+            .map(|cell| {
+                (
+                    cell,
+                    (end.min((cell + 1) as f64) - start.max(cell as f64)) as f32,
+                )
+            })
+            .collect()
     };
     (0..length).map(parts).collect()
 }
@@ -85,7 +102,13 @@ mod tests {
     use image::{DynamicImage, Rgb, RgbImage};
 
     fn picture(width: u32, height: u32) -> RgbImage {
-        RgbImage::from_fn(width, height, |x, y| Rgb([(x * 255 / width) as u8, (y * 200 / height) as u8, ((x * y) % 50) as u8]))
+        RgbImage::from_fn(width, height, |x, y| {
+            Rgb([
+                (x * 255 / width) as u8,
+                (y * 200 / height) as u8,
+                ((x * y) % 50) as u8,
+            ])
+        })
     }
 
     #[test]
@@ -96,7 +119,10 @@ mod tests {
             let turn = Orientation::from_exif(exif).unwrap();
             let mut turned = DynamicImage::ImageRgb8(image.clone());
             turned.apply_orientation(turn);
-            assert!(of(&turned.into_rgb8()).distance(&of(&image).turned(turn)) < 1e-3, "orientation {exif}");
+            assert!(
+                of(&turned.into_rgb8()).distance(&of(&image).turned(turn)) < 1e-3,
+                "orientation {exif}"
+            );
         }
     }
 
@@ -105,9 +131,19 @@ mod tests {
         let of = |i: &RgbImage| Thumbnail::new(i.as_raw(), 3, i.width() as usize);
         let (large, other) = (picture(123, 77), picture(9, 5));
         let small = image::imageops::resize(&large, 41, 26, image::imageops::FilterType::Triangle);
-        assert!(of(&large).distance(&of(&small)) < 2.0, "{}", of(&large).distance(&of(&small)));
+        assert!(
+            of(&large).distance(&of(&small)) < 2.0,
+            "{}",
+            of(&large).distance(&of(&small))
+        );
         assert!(of(&other).distance(&of(&other)) == 0.0);
         let level = RgbImage::from_pixel(7, 3, Rgb([90; 3]));
-        assert!(of(&level).cells.iter().flatten().all(|v| (v - 90.0).abs() < 0.01));
+        assert!(
+            of(&level)
+                .cells
+                .iter()
+                .flatten()
+                .all(|v| (v - 90.0).abs() < 0.01)
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! What a loader delivers on this machine: pairs a second, waiting on both sides, memory. Depends on `ring` and `system`. The consumer
-//! does nothing with a batch but hold it as long as it is told to, so that the figures are the loader's own.
+//! What a loader delivers on this machine: pairs a second, waiting on both sides, memory. Depends
+//! on `ring` and `system`. The consumer does nothing with a batch but hold it as long as it is told
+//! to, so that the figures are the loader's own.
 
 use super::{Loader, LoaderConfig, Sources, bound};
 use crate::rng::{key, mix};
@@ -56,7 +57,8 @@ pub struct Measured {
     pub substituted: u64,
     /// Share of the records in memory before the start.
     pub cached: f64,
-    /// Sum over all samples of a hash of their pixels and augmentation: the same for any number of threads and ranks.
+    /// Sum over all samples of a hash of their pixels and augmentation: the same for any number of
+    /// threads and ranks.
     pub content: Option<String>,
 }
 
@@ -64,14 +66,25 @@ pub struct Measured {
 ///
 /// # Errors
 /// Those of the loader.
-pub fn measure(sources: &Arc<Sources>, config: &LoaderConfig, how: &BenchConfig) -> Result<Measured> {
+pub fn measure(
+    sources: &Arc<Sources>,
+    config: &LoaderConfig,
+    how: &BenchConfig,
+) -> Result<Measured> {
     let computed = bound(sources, config)?;
     if how.cold {
-        sources.sets().for_each(|set| set.advise(0..set.len(), Advice::DontNeed, Io::Mmap));
+        sources
+            .sets()
+            .for_each(|set| set.advise(0..set.len(), Advice::DontNeed, Io::Mmap));
     }
     let cached = cached_share(sources);
-    let own_epoch = sources.len() / config.ranks + u64::from(config.rank < sources.len() % config.ranks);
-    let batches = how.epochs.map(|e| ((e * own_epoch as f64) / config.batch as f64).ceil().max(1.0) as u64);
+    let own_epoch =
+        sources.len() / config.ranks + u64::from(config.rank < sources.len() % config.ranks);
+    let batches = how.epochs.map(|e| {
+        ((e * own_epoch as f64) / config.batch as f64)
+            .ceil()
+            .max(1.0) as u64
+    });
     let limit = batches.map(|_| (how.epochs.unwrap_or(1.0) * own_epoch as f64).round() as u64);
 
     let before = system::anonymous_memory();
@@ -88,7 +101,9 @@ pub fn measure(sources: &Arc<Sources>, config: &LoaderConfig, how: &BenchConfig)
         } else if waits.len() < MAX_WAITS {
             waits.push(asked.elapsed().as_secs_f32() * 1e3);
         }
-        let count = limit.map_or(config.batch as u64, |l| (l - pairs).min(config.batch as u64));
+        let count = limit.map_or(config.batch as u64, |l| {
+            (l - pairs).min(config.batch as u64)
+        });
         if how.content {
             content = content.wrapping_add(content_of(&batch, config.batch, count as usize));
         }
@@ -114,12 +129,21 @@ pub fn measure(sources: &Arc<Sources>, config: &LoaderConfig, how: &BenchConfig)
     let stats = loader.stats();
     drop(loader);
     // from the first batch to the last, there is one batch less to wait for
-    let flowing = (pairs.saturating_sub(config.batch as u64)) as f64 / (seconds - first.as_secs_f64()).max(1e-9);
-    let rate = if pairs > config.batch as u64 { flowing } else { pairs as f64 / seconds };
-    let pair_bytes = computed.slot_bytes as f64 / config.batch as f64 - (1 + size_of::<u64>()) as f64;
+    let flowing = (pairs.saturating_sub(config.batch as u64)) as f64
+        / (seconds - first.as_secs_f64()).max(1e-9);
+    let rate = if pairs > config.batch as u64 {
+        flowing
+    } else {
+        pairs as f64 / seconds
+    };
+    let pair_bytes =
+        computed.slot_bytes as f64 / config.batch as f64 - (1 + size_of::<u64>()) as f64;
     waits.sort_by(f32::total_cmp);
-    let at =
-        |share: f64| waits.get(((waits.len() as f64 * share) as usize).min(waits.len().saturating_sub(1))).map_or(0.0, |&w| f64::from(w));
+    let at = |share: f64| {
+        waits
+            .get(((waits.len() as f64 * share) as usize).min(waits.len().saturating_sub(1)))
+            .map_or(0.0, |&w| f64::from(w))
+    };
     Ok(Measured {
         threads: config.threads,
         pairs,
@@ -157,8 +181,16 @@ fn cached_share(sources: &Sources) -> f64 {
 fn content_of(batch: &super::Batch, size: usize, count: usize) -> u64 {
     let (lq, hr) = (batch.lq().len() / size, batch.hr().len() / size);
     let sample = |i: usize| {
-        let (lq, hr) = (crc32fast::hash(&batch.lq()[i * lq..][..lq]), crc32fast::hash(&batch.hr()[i * hr..][..hr]));
-        mix(key(&[batch.records()[i], u64::from(lq), u64::from(hr), u64::from(batch.augment()[i])]))
+        let (lq, hr) = (
+            crc32fast::hash(&batch.lq()[i * lq..][..lq]),
+            crc32fast::hash(&batch.hr()[i * hr..][..hr]),
+        );
+        mix(key(&[
+            batch.records()[i],
+            u64::from(lq),
+            u64::from(hr),
+            u64::from(batch.augment()[i]),
+        ]))
     };
     (0..count).map(sample).fold(0, u64::wrapping_add)
 }

@@ -1,6 +1,7 @@
-//! The loader: threads of its own read records of one or more sets of shards into a fixed number of batches, in an order that is
-//! a pure function. Depends on `shard::reader`, `host_memory` and the augmentation codes. Promises bounded memory, known before
-//! the start, the same batches for any number of threads and ranks, and that no thread outlives it.
+//! The loader: threads of its own read records of one or more sets of shards into a fixed number of
+//! batches, in an order that is a pure function. Depends on `shard::reader`, `host_memory` and the
+//! augmentation codes. Promises bounded memory, known before the start, the same batches for any
+//! number of threads and ranks, and that no thread outlives it.
 
 pub mod bench;
 pub mod order;
@@ -21,14 +22,16 @@ use crate::system;
 use anyhow::{Result, ensure};
 use order::Draws;
 
-/// Most threads: beyond that the disk or the memory bus is the limit, and a mistyped number is likelier.
+/// Most threads: beyond that the disk or the memory bus is the limit, and a mistyped number is
+/// likelier.
 pub const MAX_THREADS: usize = 256;
 /// Most slots, for the same reason.
 pub const MAX_SLOTS: usize = 1024;
 /// Stack of a loader thread, bytes: decoding needs a few KiB.
 pub const STACK_BYTES: usize = 512 << 10;
 
-/// Slots that keep so many threads busy: each fills one by itself, and three more are ready, on their way to a device, and computed from.
+/// Slots that keep so many threads busy: each fills one by itself, and three more are ready, on
+/// their way to a device, and computed from.
 pub fn usual_slots(threads: usize) -> usize {
     (threads + 3).min(MAX_SLOTS)
 }
@@ -36,7 +39,8 @@ pub fn usual_slots(threads: usize) -> usize {
 /// How records are read from the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum IoChoice {
-    /// From the map where the shards lie on a local disk and fit into free memory, by reading calls otherwise.
+    /// From the map where the shards lie on a local disk and fit into free memory, by reading calls
+    /// otherwise.
     Auto,
     /// Through a memory map: no copy; an error of the disk ends the process.
     Mmap,
@@ -59,11 +63,13 @@ pub enum OnCorrupt {
 pub struct LoaderConfig {
     /// Pairs in a batch.
     pub batch: usize,
-    /// LQ side delivered, pixels; below the stored size an aligned random crop is drawn for every sample.
+    /// LQ side delivered, pixels; below the stored size an aligned random crop is drawn for every
+    /// sample.
     pub lq_size: usize,
     /// Threads that read and decode.
     pub threads: usize,
-    /// Batches that exist at once: being filled, waiting, in the caller's hands, or on their way to a device.
+    /// Batches that exist at once: being filled, waiting, in the caller's hands, or on their way to
+    /// a device.
     pub slots: usize,
     /// Key of the order and of all draws.
     pub seed: u64,
@@ -106,35 +112,49 @@ impl LoaderConfig {
     }
 
     pub(crate) fn draws(&self) -> Draws {
-        Draws { seed: self.seed, hflip: self.hflip, rot: self.rot }
+        Draws {
+            seed: self.seed,
+            hflip: self.hflip,
+            rot: self.rot,
+        }
     }
 }
 
 /// Whether to map or to read, and why, in words.
 pub fn choose_io(sources: &Sources, choice: IoChoice) -> (Io, &'static str) {
-    let network = || sources.sets().any(|set| system::is_network_file_system(set.folder()));
+    let network = || {
+        sources
+            .sets()
+            .any(|set| system::is_network_file_system(set.folder()))
+    };
     let large = || system::available_memory().is_some_and(|free| sources.bytes() > free / 2);
     match choice {
         IoChoice::Mmap => (Io::Mmap, "asked for"),
         IoChoice::Pread => (Io::Pread, "asked for"),
         IoChoice::Auto if network() => (Io::Pread, "the shards lie on a network file system"),
-        IoChoice::Auto if large() => (Io::Pread, "the shards take more than half of the free memory"),
+        IoChoice::Auto if large() => (
+            Io::Pread,
+            "the shards take more than half of the free memory",
+        ),
         IoChoice::Auto => (Io::Mmap, "the shards fit into free memory"),
     }
 }
 
-/// Sets from this many bytes of shards on are shuffled within windows where nothing else is said: few machines keep them in memory.
+/// Sets from this many bytes of shards on are shuffled within windows where nothing else is said:
+/// few machines keep them in memory.
 const WINDOW_FROM: u64 = 32 << 30;
 /// The window of such sets, bytes.
 const USUAL_WINDOW: u64 = 8 << 30;
 
-/// The window where nothing else is said; `None` shuffles everything. It depends on the shards alone and never on this machine's memory:
-/// the window decides the order of the samples, and the same command must give the same network everywhere.
+/// The window where nothing else is said; `None` shuffles everything. It depends on the shards
+/// alone and never on this machine's memory: the window decides the order of the samples, and the
+/// same command must give the same network everywhere.
 pub fn choose_window(sources: &Sources) -> Option<u64> {
     (sources.bytes() >= WINDOW_FROM).then_some(USUAL_WINDOW)
 }
 
-/// What to try where this machine's memory does not hold the shards that are shuffled at a time; nothing where it does.
+/// What to try where this machine's memory does not hold the shards that are shuffled at a time;
+/// nothing where it does.
 pub fn window_advice(sources: &Sources, window: Option<u64>) -> Option<String> {
     let memory = system::memory_limit()?;
     let shuffled = window.unwrap_or(u64::MAX).min(sources.bytes());
@@ -168,7 +188,9 @@ pub struct Bound {
 impl Bound {
     /// Bytes in all.
     pub fn total(&self) -> u64 {
-        self.slots as u64 * self.slot_bytes + self.threads as u64 * self.scratch_bytes + self.index_bytes
+        self.slots as u64 * self.slot_bytes
+            + self.threads as u64 * self.scratch_bytes
+            + self.index_bytes
     }
 }
 
@@ -188,14 +210,31 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<Bound> {
         sources.places(),
         config.lq_size
     );
-    ensure!((1..=MAX_THREADS).contains(&config.threads), "{} loader threads; use 1 to {MAX_THREADS}", config.threads);
-    ensure!((1..=MAX_SLOTS).contains(&config.slots), "{} loader slots; use 1 to {MAX_SLOTS}", config.slots);
-    ensure!(config.rank < config.ranks, "rank {} of {}: ranks are counted from 0", config.rank, config.ranks);
+    ensure!(
+        (1..=MAX_THREADS).contains(&config.threads),
+        "{} loader threads; use 1 to {MAX_THREADS}",
+        config.threads
+    );
+    ensure!(
+        (1..=MAX_SLOTS).contains(&config.slots),
+        "{} loader slots; use 1 to {MAX_SLOTS}",
+        config.slots
+    );
+    ensure!(
+        config.rank < config.ranks,
+        "rank {} of {}: ranks are counted from 0",
+        config.rank,
+        config.ranks
+    );
     let scale = u64::from(sources.scale());
     let lq = (config.lq_size * config.lq_size * 3) as u64;
     let pair = lq * (1 + scale * scale) + 1 + size_of::<u64>() as u64;
-    let slot_bytes = pair.checked_mul(config.batch as u64).filter(|&b| b <= isize::MAX as u64);
-    let Some(slot_bytes) = slot_bytes else { anyhow::bail!("a batch of {} pairs is too large", config.batch) };
+    let slot_bytes = pair
+        .checked_mul(config.batch as u64)
+        .filter(|&b| b <= isize::MAX as u64);
+    let Some(slot_bytes) = slot_bytes else {
+        anyhow::bail!("a batch of {} pairs is too large", config.batch)
+    };
     let scratch: u64 = sources.sets().map(|set| set.scratch_bytes(config.io)).sum();
     Ok(Bound {
         slots: config.slots,

@@ -1,23 +1,24 @@
-//! Which record stands at which place of which epoch, and how it is cropped and turned. Depends on `quotas`, `rng` and the
-//! augmentation codes. Promises that everything is a pure function of (seed, epoch, position) in constant memory: the
-//! same batches for any number of threads and after any restart.
+//! Which record stands at which place of which epoch, and how it is cropped and turned. Depends on
+//! `quotas`, `rng` and the augmentation codes. Promises that everything is a pure function of
+//! (seed, epoch, position) in constant memory: the same batches for any number of threads and after
+//! any restart.
 //!
-//! Samples are numbered through: sample `s` stands in epoch `s / length` at position `s % length`. Batches run across the ends of
-//! epochs, so no epoch drops a remainder.
+//! Samples are numbered through: sample `s` stands in epoch `s / length` at position `s % length`.
+//! Batches run across the ends of epochs, so no epoch drops a remainder.
 
 use super::quotas::Quotas;
 use crate::plan::augment::{HFLIP, TRANSPOSE, VFLIP};
 use crate::rng::{Rng, key, mix};
 
-/// Rounds of the Feistel network: four make a pseudorandom permutation of a perfect round function (Luby, Rackoff 1988),
-/// two more pay for a cheap one.
+/// Rounds of the Feistel network: four make a pseudorandom permutation of a perfect round function
+/// (Luby, Rackoff 1988), two more pay for a cheap one.
 const ROUNDS: usize = 6;
 /// Separates the keys of the order from those of the draws.
 const PURPOSE_ORDER: u64 = 0x4F52_4445;
 const PURPOSE_DRAW: u64 = 0x4452_4157;
 
-/// A keyed permutation of `0..len` in constant memory: a Feistel network over the next even power of two, walked until it
-/// falls inside (at most four steps on average).
+/// A keyed permutation of `0..len` in constant memory: a Feistel network over the next even power
+/// of two, walked until it falls inside (at most four steps on average).
 #[derive(Clone, Debug)]
 pub struct Permutation {
     len: u64,
@@ -31,7 +32,11 @@ impl Permutation {
         debug_assert!(len > 0);
         let bits = 64 - (len - 1).leading_zeros();
         let keys = std::array::from_fn(|round| key(&[PURPOSE_ORDER, secret, round as u64]));
-        Permutation { len, half_bits: bits.div_ceil(2).max(1), keys }
+        Permutation {
+            len,
+            half_bits: bits.div_ceil(2).max(1),
+            keys,
+        }
     }
 
     /// The value at a position below `len`.
@@ -61,9 +66,10 @@ impl Permutation {
 pub enum Shuffle {
     /// Every record can stand anywhere in an epoch.
     Full,
-    /// For sets larger than the memory that can cache them. An epoch turns the set by a random distance, cuts it into chunks of
-    /// neighbouring records, shuffles the chunks, and shuffles the records within windows of so many chunks, one window after
-    /// the other: only the chunks of one window are read at a time, each in one piece.
+    /// For sets larger than the memory that can cache them. An epoch turns the set by a random
+    /// distance, cuts it into chunks of neighbouring records, shuffles the chunks, and shuffles the
+    /// records within windows of so many chunks, one window after the other: only the chunks of one
+    /// window are read at a time, each in one piece.
     Window {
         /// Records in a chunk.
         chunk: u64,
@@ -81,7 +87,8 @@ pub struct Place {
     pub position: u64,
 }
 
-/// The records of one set in the order of an epoch of its own. Remembers the permutations it used last.
+/// The records of one set in the order of an epoch of its own. Remembers the permutations it used
+/// last.
 #[derive(Clone, Debug)]
 pub struct SetOrder {
     len: u64,
@@ -97,7 +104,14 @@ pub struct SetOrder {
 impl SetOrder {
     /// The order of a set of `len` records (not 0) under a key.
     pub fn new(len: u64, secret: u64, shuffle: Shuffle) -> Self {
-        let mut order = SetOrder { len, secret, shuffle, epoch: 0, outer: Permutation::new(1, 0), inner: (0, Permutation::new(1, 0)) };
+        let mut order = SetOrder {
+            len,
+            secret,
+            shuffle,
+            epoch: 0,
+            outer: Permutation::new(1, 0),
+            inner: (0, Permutation::new(1, 0)),
+        };
         order.enter(0);
         order
     }
@@ -134,24 +148,44 @@ impl SetOrder {
         let (chunk, chunks) = self.chunking();
         let span = chunk.saturating_mul(chunks);
         let window = (position / span).min(self.windows() - 1);
-        Place { window, position: position - window * span }
+        Place {
+            window,
+            position: position - window * span,
+        }
     }
 
     /// Records in a window.
     pub fn window_len(&self, window: u64) -> u64 {
         let (chunk, chunks) = self.chunking();
         let whole = self.whole_chunks();
-        let full = ((window + 1).saturating_mul(chunks)).min(whole).saturating_sub(window * chunks);
-        full * chunk + if window + 1 == self.windows() { self.len - whole * chunk } else { 0 }
+        let full = ((window + 1).saturating_mul(chunks))
+            .min(whole)
+            .saturating_sub(window * chunks);
+        full * chunk
+            + if window + 1 == self.windows() {
+                self.len - whole * chunk
+            } else {
+                0
+            }
     }
 
-    /// The records of chunk `number` of a window, as up to two ranges (the set is a ring); `None` behind the last.
-    pub fn chunk(&mut self, epoch: u64, window: u64, number: u64) -> Option<[std::ops::Range<u64>; 2]> {
+    /// The records of chunk `number` of a window, as up to two ranges (the set is a ring); `None`
+    /// behind the last.
+    pub fn chunk(
+        &mut self,
+        epoch: u64,
+        window: u64,
+        number: u64,
+    ) -> Option<[std::ops::Range<u64>; 2]> {
         if epoch != self.epoch {
             self.enter(epoch);
         }
         let (chunk, _) = self.chunking();
-        let length = self.window_len(window).checked_sub(number.checked_mul(chunk)?).filter(|&l| l > 0)?.min(chunk);
+        let length = self
+            .window_len(window)
+            .checked_sub(number.checked_mul(chunk)?)
+            .filter(|&l| l > 0)?
+            .min(chunk);
         let first = self.turned(self.chunk_at(window, number) * chunk);
         let end = (first + length).min(self.len);
         Some([first..end, 0..first + length - end])
@@ -159,13 +193,21 @@ impl SetOrder {
 
     fn chunk_at(&self, window: u64, number: u64) -> u64 {
         let slot = window * self.chunking().1 + number;
-        if slot < self.whole_chunks() { self.outer.at(slot) } else { slot }
+        if slot < self.whole_chunks() {
+            self.outer.at(slot)
+        } else {
+            slot
+        }
     }
 
     fn turned(&self, record: u64) -> u64 {
         let distance = key(&[self.secret, self.epoch, PURPOSE_ORDER]) % self.len;
         // without overflow for any length
-        if record >= self.len - distance { record - (self.len - distance) } else { record + distance }
+        if record >= self.len - distance {
+            record - (self.len - distance)
+        } else {
+            record + distance
+        }
     }
 
     /// The record at a position of an epoch.
@@ -178,7 +220,10 @@ impl SetOrder {
         }
         let Place { window, position } = self.place(position);
         if self.inner.0 != window {
-            self.inner = (window, Permutation::new(self.window_len(window), key(&[self.secret, epoch, window])));
+            self.inner = (
+                window,
+                Permutation::new(self.window_len(window), key(&[self.secret, epoch, window])),
+            );
         }
         let (chunk, _) = self.chunking();
         let at = self.inner.1.at(position);
@@ -237,7 +282,9 @@ pub struct Order {
 impl Order {
     /// The order over one or more sets.
     pub fn new(parts: &[Part], draws: Draws) -> Self {
-        let set = |(i, p): (usize, &Part)| SetOrder::new(p.records, key(&[draws.seed, i as u64]), p.shuffle);
+        let set = |(i, p): (usize, &Part)| {
+            SetOrder::new(p.records, key(&[draws.seed, i as u64]), p.shuffle)
+        };
         Order {
             quotas: Quotas::new(parts.iter().map(|p| p.quota).collect(), draws.seed),
             places: parts.iter().map(|p| p.places).collect(),
@@ -262,30 +309,58 @@ impl Order {
     pub fn sample(&mut self, number: u64) -> Sample {
         let (set, epoch, position) = self.stand(number);
         let Draws { seed, hflip, rot } = self.draws;
-        // every draw is made, wanted or not, so that switching one off leaves the others as they are
-        let mut rng = Rng::new(&[PURPOSE_DRAW, seed, number / self.quotas.total(), number % self.quotas.total()]);
+        // every draw is made, wanted or not, so that switching one off leaves the others as they
+        // are
+        let mut rng = Rng::new(&[
+            PURPOSE_DRAW,
+            seed,
+            number / self.quotas.total(),
+            number % self.quotas.total(),
+        ]);
         let (x, y) = (rng.below(self.places[set]), rng.below(self.places[set]));
         let bits = rng.next_u64();
-        let code = |wanted: bool, bit: u32, code: u8| if wanted && bits >> bit & 1 == 1 { code } else { 0 };
+        let code = |wanted: bool, bit: u32, code: u8| {
+            if wanted && bits >> bit & 1 == 1 {
+                code
+            } else {
+                0
+            }
+        };
         let augment = code(hflip, 63, HFLIP) | code(rot, 62, VFLIP) | code(rot, 61, TRANSPOSE);
-        Sample { set, record: self.sets[set].at(epoch, position), x, y, augment }
+        Sample {
+            set,
+            record: self.sets[set].at(epoch, position),
+            x,
+            y,
+            augment,
+        }
     }
 
-    /// The chunks that change hands with sample `number`, where it is the first of a stretch of a windowed set as long as a chunk:
-    /// its set, the records needed when the next window begins, and those of the window before that will not be read again
-    /// in this epoch.
+    /// The chunks that change hands with sample `number`, where it is the first of a stretch of a
+    /// windowed set as long as a chunk: its set, the records needed when the next window begins,
+    /// and those of the window before that will not be read again in this epoch.
     pub fn turnover(&mut self, number: u64) -> Option<Turnover> {
         let (set, epoch, position) = self.stand(number);
         let order = &mut self.sets[set];
-        let Shuffle::Window { chunk, .. } = order.shuffle else { return None };
+        let Shuffle::Window { chunk, .. } = order.shuffle else {
+            return None;
+        };
         let Place { window, position } = order.place(position);
         if position % chunk.clamp(1, order.len) != 0 {
             return None;
         }
         let nth = position / chunk.clamp(1, order.len);
-        let (next_epoch, next) = if window + 1 < order.windows() { (epoch, window + 1) } else { (epoch + 1, 0) };
+        let (next_epoch, next) = if window + 1 < order.windows() {
+            (epoch, window + 1)
+        } else {
+            (epoch + 1, 0)
+        };
         let needed = order.chunk(next_epoch, next, nth);
-        let done = if window > 0 { order.chunk(epoch, window - 1, nth) } else { None };
+        let done = if window > 0 {
+            order.chunk(epoch, window - 1, nth)
+        } else {
+            None
+        };
         Some(Turnover { set, needed, done })
     }
 }
@@ -308,7 +383,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn one(records: u64, places: u64, shuffle: Shuffle) -> [Part; 1] {
-        [Part { records, quota: records, places, shuffle }]
+        [Part {
+            records,
+            quota: records,
+            places,
+            shuffle,
+        }]
     }
 
     fn order(len: u64, seed: u64, epoch: u64) -> Vec<u64> {
@@ -331,7 +411,13 @@ mod tests {
     #[test]
     fn huge_sets_stay_in_range() {
         for len in [1 << 40, (1 << 62) + 1, u64::MAX] {
-            for shuffle in [Shuffle::Full, Shuffle::Window { chunk: 1000, chunks: 1000 }] {
+            for shuffle in [
+                Shuffle::Full,
+                Shuffle::Window {
+                    chunk: 1000,
+                    chunks: 1000,
+                },
+            ] {
                 let mut p = SetOrder::new(len, 1, shuffle);
                 assert!((0..100).all(|i| p.at(2, i) < len && p.at(2, len - 1 - i) < len));
             }
@@ -356,26 +442,52 @@ mod tests {
 
     #[test]
     fn draws_are_uniform_and_independent_switches() {
-        let draws = Draws { seed: 3, hflip: true, rot: true };
+        let draws = Draws {
+            seed: 3,
+            hflip: true,
+            rot: true,
+        };
         let parts = one(8000, 5, Shuffle::Full);
         let mut order = Order::new(&parts, draws);
-        let mut plain = Order::new(&parts, Draws { rot: false, ..draws });
+        let mut plain = Order::new(
+            &parts,
+            Draws {
+                rot: false,
+                ..draws
+            },
+        );
         let (mut codes, mut places) = ([0u32; 8], [[0u32; 5]; 2]);
         for i in 0..8000 {
             let s = order.sample(i);
             codes[s.augment as usize] += 1;
             places[0][s.x as usize] += 1;
             places[1][s.y as usize] += 1;
-            assert_eq!(plain.sample(i), Sample { augment: s.augment & HFLIP, ..s });
+            assert_eq!(
+                plain.sample(i),
+                Sample {
+                    augment: s.augment & HFLIP,
+                    ..s
+                }
+            );
         }
         assert!(codes.iter().all(|&c| (850..1150).contains(&c)), "{codes:?}");
-        assert!(places.iter().flatten().all(|&c| (1450..1750).contains(&c)), "{places:?}");
+        assert!(
+            places.iter().flatten().all(|&c| (1450..1750).contains(&c)),
+            "{places:?}"
+        );
     }
 
     #[test]
     fn chunks_change_hands_once_an_epoch_and_in_time() {
         let (records, chunk) = (103, 5);
-        let mut order = Order::new(&one(records, 1, Shuffle::Window { chunk, chunks: 3 }), Draws { seed: 9, hflip: false, rot: false });
+        let mut order = Order::new(
+            &one(records, 1, Shuffle::Window { chunk, chunks: 3 }),
+            Draws {
+                seed: 9,
+                hflip: false,
+                rot: false,
+            },
+        );
         let mut announced: BTreeSet<u64> = BTreeSet::new();
         let mut last_use = vec![0; records as usize];
         let mut done_at = vec![None; records as usize];
@@ -389,13 +501,22 @@ mod tests {
             let record = order.sample(number).record;
             last_use[record as usize] = number;
             // from the second window on, everything was announced before it is read
-            assert!(number < 15 || announced.remove(&record), "record {record} at {number} was not announced");
-            assert!(done_at[record as usize].is_none_or(|at| at / records < number / records), "{record} was let go too early");
+            assert!(
+                number < 15 || announced.remove(&record),
+                "record {record} at {number} was not announced"
+            );
+            assert!(
+                done_at[record as usize].is_none_or(|at| at / records < number / records),
+                "{record} was let go too early"
+            );
         }
     }
 
     fn shuffles() -> impl Strategy<Value = Shuffle> {
-        prop_oneof![Just(Shuffle::Full), (1u64..40, 1u64..9).prop_map(|(chunk, chunks)| Shuffle::Window { chunk, chunks })]
+        prop_oneof![
+            Just(Shuffle::Full),
+            (1u64..40, 1u64..9).prop_map(|(chunk, chunks)| Shuffle::Window { chunk, chunks })
+        ]
     }
 
     proptest! {

@@ -1,5 +1,6 @@
-//! How well an order mixes, in two figures that can be printed beside it. Depends on `order` and the indexes of the sets; reads no
-//! record. A full shuffle scores 1 for the distance, and the share of batches that chance gives for the other.
+//! How well an order mixes, in two figures that can be printed beside it. Depends on `order` and
+//! the indexes of the sets; reads no record. A full shuffle scores 1 for the distance, and the
+//! share of batches that chance gives for the other.
 
 use super::order::Order;
 use super::{LoaderConfig, Sources};
@@ -12,7 +13,8 @@ const SAMPLES: u64 = 16_384;
 /// What is known of an order.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Quality {
-    /// Mean distance, in records, between neighbouring samples of one set, over that of a random order (a third of the set).
+    /// Mean distance, in records, between neighbouring samples of one set, over that of a random
+    /// order (a third of the set).
     pub distance: f64,
     /// Share of batches that hold two patches of one image.
     pub same_image: f64,
@@ -25,7 +27,10 @@ pub struct Quality {
 /// # Errors
 /// A damaged index.
 pub fn quality(sources: &Sources, config: &LoaderConfig) -> Result<Quality> {
-    let mut order = Order::new(&sources.parts(config.lq_size, config.window), config.draws());
+    let mut order = Order::new(
+        &sources.parts(config.lq_size, config.window),
+        config.draws(),
+    );
     let batch = config.batch as u64;
     let batches = (sources.len() / batch).max(1);
     let looked = batches.min(SAMPLES.div_ceil(batch));
@@ -51,13 +56,24 @@ pub fn quality(sources: &Sources, config: &LoaderConfig) -> Result<Quality> {
         }
         doubled += u64::from(twice);
     }
-    let distance = if neighbours > 0 { distance / neighbours as f64 } else { 1.0 };
-    Ok(Quality { distance, same_image: doubled as f64 / looked as f64, samples: looked * batch })
+    let distance = if neighbours > 0 {
+        distance / neighbours as f64
+    } else {
+        1.0
+    };
+    Ok(Quality {
+        distance,
+        same_image: doubled as f64 / looked as f64,
+        samples: looked * batch,
+    })
 }
 
 impl std::fmt::Display for Quality {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (distance, share) = (self.distance, 100.0 * self.same_image);
-        write!(f, "neighbours {distance:.2} of a random order's distance apart, two patches of one image in {share:.1}% of the batches")
+        write!(
+            f,
+            "neighbours {distance:.2} of a random order's distance apart, two patches of one image in {share:.1}% of the batches"
+        )
     }
 }

@@ -1,9 +1,10 @@
-//! Several sets in one epoch, each with an exact number of samples. Depends on `order`'s permutation and `rng`. Promises that
-//! the set of a position is a pure function in constant memory, that an epoch holds every quota to the sample, and that
-//! any stretch of it holds nearly the same shares, so that a set is read in its own order throughout the epoch.
+//! Several sets in one epoch, each with an exact number of samples. Depends on `order`'s
+//! permutation and `rng`. Promises that the set of a position is a pure function in constant
+//! memory, that an epoch holds every quota to the sample, and that any stretch of it holds nearly
+//! the same shares, so that a set is read in its own order throughout the epoch.
 //!
-//! An epoch is cut into groups; a group takes from every set the part of its quota between two roundings, and its positions are
-//! permuted among the sets.
+//! An epoch is cut into groups; a group takes from every set the part of its quota between two
+//! roundings, and its positions are permuted among the sets.
 
 use super::order::Permutation;
 use crate::rng::key;
@@ -27,7 +28,12 @@ impl Quotas {
     pub fn new(quotas: Vec<u64>, seed: u64) -> Self {
         let total: u64 = quotas.iter().sum();
         debug_assert!(total > 0);
-        Quotas { groups: total.div_ceil(GROUP), quotas, total, seed }
+        Quotas {
+            groups: total.div_ceil(GROUP),
+            quotas,
+            total,
+            seed,
+        }
     }
 
     /// Samples in an epoch.
@@ -41,20 +47,25 @@ impl Quotas {
     }
 
     fn start(&self, group: u64) -> u64 {
-        (0..self.quotas.len()).map(|set| self.before(set, group)).sum()
+        (0..self.quotas.len())
+            .map(|set| self.before(set, group))
+            .sum()
     }
 
-    /// The set of a position of an epoch, and the number of the sample in that set's own stream, counted through all epochs.
+    /// The set of a position of an epoch, and the number of the sample in that set's own stream,
+    /// counted through all epochs.
     pub fn place(&self, epoch: u64, position: u64) -> (usize, u64) {
         if let [quota] = self.quotas[..] {
             return (0, epoch * quota + position);
         }
-        let mut group = (u128::from(position) * u128::from(self.groups) / u128::from(self.total)) as u64;
+        let mut group =
+            (u128::from(position) * u128::from(self.groups) / u128::from(self.total)) as u64;
         while self.start(group + 1) <= position {
             group += 1; // roundings put a group's start at most one sample a set below its share
         }
         let (start, end) = (self.start(group), self.start(group + 1));
-        let mut at = Permutation::new(end - start, key(&[PURPOSE_GROUP, self.seed, epoch, group])).at(position - start);
+        let mut at = Permutation::new(end - start, key(&[PURPOSE_GROUP, self.seed, epoch, group]))
+            .at(position - start);
         for set in 0..self.quotas.len() {
             let (first, next) = (self.before(set, group), self.before(set, group + 1));
             if at < next - first {
@@ -66,15 +77,24 @@ impl Quotas {
     }
 }
 
-/// Shares `total` samples among weights: each gets its share rounded down, and the largest remainders one more.
+/// Shares `total` samples among weights: each gets its share rounded down, and the largest
+/// remainders one more.
 pub fn apportion(total: u64, weights: &[f64]) -> Vec<u64> {
     let sum: f64 = weights.iter().sum();
     let shares: Vec<f64> = weights.iter().map(|w| total as f64 * (w / sum)).collect();
     let mut quotas: Vec<u64> = shares.iter().map(|s| s.floor() as u64).collect();
     let mut order: Vec<usize> = (0..weights.len()).collect();
-    order.sort_by(|&a, &b| (shares[b] - shares[b].floor()).total_cmp(&(shares[a] - shares[a].floor())).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| {
+        (shares[b] - shares[b].floor())
+            .total_cmp(&(shares[a] - shares[a].floor()))
+            .then(a.cmp(&b))
+    });
     let given: u64 = quotas.iter().sum();
-    for &i in order.iter().cycle().take(total.saturating_sub(given) as usize) {
+    for &i in order
+        .iter()
+        .cycle()
+        .take(total.saturating_sub(given) as usize)
+    {
         quotas[i] += 1;
     }
     quotas

@@ -1,5 +1,6 @@
-//! The memory of one batch, and who has it. Depends on `host_memory`. Promises that a slot goes back to the loader exactly once: when
-//! its batch is dropped, or when the device is done with the copy that was started from it.
+//! The memory of one batch, and who has it. Depends on `host_memory`. Promises that a slot goes
+//! back to the loader exactly once: when its batch is dropped, or when the device is done with the
+//! copy that was started from it.
 
 use super::{LoaderConfig, Sources};
 use crate::host_memory::{Allocate, Fence, HostBlock};
@@ -8,8 +9,8 @@ use crossbeam_channel::Sender;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The memory of one batch, allocated once: LQ pixels, HR pixels, augmentation codes in one block, so that a device can
-/// be given all of it in one copy.
+/// The memory of one batch, allocated once: LQ pixels, HR pixels, augmentation codes in one block,
+/// so that a device can be given all of it in one copy.
 pub(super) struct Slot {
     pub block: HostBlock,
     pub records: Box<[u64]>,
@@ -28,11 +29,18 @@ impl Parts {
         let scale = sources.scale() as usize;
         let lq = config.batch * config.lq_size * config.lq_size * 3;
         let hr = lq + lq * scale * scale;
-        Parts { lq, hr, whole: hr + config.batch }
+        Parts {
+            lq,
+            hr,
+            whole: hr + config.batch,
+        }
     }
 
     pub fn slot(&self, batch: usize, allocate: Allocate<'_>) -> Result<Slot> {
-        Ok(Slot { block: allocate(self.whole)?, records: vec![0; batch].into_boxed_slice() })
+        Ok(Slot {
+            block: allocate(self.whole)?,
+            records: vec![0; batch].into_boxed_slice(),
+        })
     }
 }
 
@@ -59,7 +67,12 @@ pub struct Batch {
 impl Batch {
     pub(super) fn new(slot: Slot, parts: Parts, number: u64, back: Return) -> Batch {
         back.held.fetch_add(1, Ordering::Relaxed);
-        Batch { slot: Some(slot), parts, number, back }
+        Batch {
+            slot: Some(slot),
+            parts,
+            number,
+            back,
+        }
     }
 
     /// LQ pixels: `[N, h, w, 3]` u8 RGB.
@@ -92,8 +105,8 @@ impl Batch {
         self.number
     }
 
-    /// Gives the memory back as soon as a device is done with it: for copies that were started and not waited for. The slot
-    /// is not filled again before.
+    /// Gives the memory back as soon as a device is done with it: for copies that were started and
+    /// not waited for. The slot is not filled again before.
     pub fn return_after(mut self, fence: Box<dyn Fence>) {
         let Some(slot) = self.slot.take() else { return };
         self.back.held.fetch_sub(1, Ordering::Relaxed);

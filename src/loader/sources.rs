@@ -1,5 +1,6 @@
-//! What a loader draws from: one set of shards, or several with weights. Depends on `shard::reader`. Promises that every set fits
-//! the others, and numbers their records through: those of the second set follow those of the first.
+//! What a loader draws from: one set of shards, or several with weights. Depends on
+//! `shard::reader`. Promises that every set fits the others, and numbers their records through:
+//! those of the second set follow those of the first.
 
 use super::order::{Part, Shuffle};
 use super::quotas::apportion;
@@ -9,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Bytes of neighbouring records that a windowed order reads in one piece: enough for a disk that seeks in 10 ms and reads
-/// 200 MB/s to spend two thirds of its time reading.
+/// Bytes of neighbouring records that a windowed order reads in one piece: enough for a disk that
+/// seeks in 10 ms and reads 200 MB/s to spend two thirds of its time reading.
 const CHUNK_BYTES: u64 = 4 << 20;
 
 /// One set and its part in an epoch.
@@ -31,18 +32,30 @@ pub struct Sources {
 impl From<Arc<ShardSet>> for Sources {
     fn from(set: Arc<ShardSet>) -> Sources {
         let records = set.len();
-        Sources { shares: vec![Share { quota: records, first: 0, set }], weights: Vec::new(), records }
+        Sources {
+            shares: vec![Share {
+                quota: records,
+                first: 0,
+                set,
+            }],
+            weights: Vec::new(),
+            records,
+        }
     }
 }
 
 impl Sources {
-    /// Several sets. Without weights an epoch holds every record once; with weights (one a set, above 0) it has as many samples,
-    /// shared out by weight: a set then comes several times in an epoch, or in part, in the order of its own epochs.
+    /// Several sets. Without weights an epoch holds every record once; with weights (one a set,
+    /// above 0) it has as many samples, shared out by weight: a set then comes several times in an
+    /// epoch, or in part, in the order of its own epochs.
     ///
     /// # Errors
-    /// No set, sets of different scales, weights that do not fit, a set whose share is no sample at all.
+    /// No set, sets of different scales, weights that do not fit, a set whose share is no sample at
+    /// all.
     pub fn mixed(sets: Vec<Arc<ShardSet>>, weights: &[f64]) -> Result<Sources> {
-        let Some(first) = sets.first() else { bail!("there is no set of shards to load from") };
+        let Some(first) = sets.first() else {
+            bail!("there is no set of shards to load from")
+        };
         let scale = first.scale();
         for set in &sets {
             ensure!(
@@ -59,17 +72,39 @@ impl Sources {
             weights.len(),
             sets.len()
         );
-        ensure!(weights.iter().all(|w| w.is_finite() && *w > 0.0), "weights of sets must be above 0");
-        let records = sets.iter().try_fold(0u64, |sum, s| sum.checked_add(s.len())).context("the sets hold too many records")?;
-        let quotas = if weights.is_empty() { sets.iter().map(|s| s.len()).collect() } else { apportion(records, weights) };
+        ensure!(
+            weights.iter().all(|w| w.is_finite() && *w > 0.0),
+            "weights of sets must be above 0"
+        );
+        let records = sets
+            .iter()
+            .try_fold(0u64, |sum, s| sum.checked_add(s.len()))
+            .context("the sets hold too many records")?;
+        let quotas = if weights.is_empty() {
+            sets.iter().map(|s| s.len()).collect()
+        } else {
+            apportion(records, weights)
+        };
         let mut at = 0;
         let mut shares = Vec::with_capacity(sets.len());
         for (set, quota) in sets.into_iter().zip(quotas) {
-            ensure!(quota > 0, "the weight of {} gives it no sample in an epoch of {records}; raise it", set.folder().display());
-            shares.push(Share { quota, first: at, set });
+            ensure!(
+                quota > 0,
+                "the weight of {} gives it no sample in an epoch of {records}; raise it",
+                set.folder().display()
+            );
+            shares.push(Share {
+                quota,
+                first: at,
+                set,
+            });
             at += shares[shares.len() - 1].set.len();
         }
-        Ok(Sources { shares, weights: weights.to_vec(), records })
+        Ok(Sources {
+            shares,
+            weights: weights.to_vec(),
+            records,
+        })
     }
 
     /// Opens the sets of some folders.
@@ -77,7 +112,10 @@ impl Sources {
     /// # Errors
     /// Those of [`ShardSet::open`] and [`Sources::mixed`].
     pub fn open(folders: &[PathBuf], weights: &[f64]) -> Result<Sources> {
-        let sets = folders.iter().map(|f| ShardSet::open(f).map(Arc::new)).collect::<Result<_>>()?;
+        let sets = folders
+            .iter()
+            .map(|f| ShardSet::open(f).map(Arc::new))
+            .collect::<Result<_>>()?;
         Sources::mixed(sets, weights)
     }
 
@@ -111,7 +149,8 @@ impl Sources {
         self.sets().map(|s| s.lq_size()).min().unwrap_or(0)
     }
 
-    /// The LQ crop that the sets were made for, pixels: smaller than what is stored where they were cut with a margin.
+    /// The LQ crop that the sets were made for, pixels: smaller than what is stored where they were
+    /// cut with a margin.
     pub fn crop(&self) -> u32 {
         self.sets().map(|s| s.manifest().crop()).min().unwrap_or(0)
     }
@@ -123,14 +162,20 @@ impl Sources {
 
     /// The folders, for messages.
     pub fn places(&self) -> String {
-        self.sets().map(|s| s.folder().display().to_string()).collect::<Vec<_>>().join(" and ")
+        self.sets()
+            .map(|s| s.folder().display().to_string())
+            .collect::<Vec<_>>()
+            .join(" and ")
     }
 
     /// Identity of configuration, content and weights: a resumed training run must find the same.
     pub fn fingerprint(&self) -> u64 {
         match &self.shares[..] {
             [only] => only.set.fingerprint(),
-            all => key(&all.iter().flat_map(|s| [s.set.fingerprint(), s.quota]).collect::<Vec<_>>()),
+            all => key(&all
+                .iter()
+                .flat_map(|s| [s.set.fingerprint(), s.quota])
+                .collect::<Vec<_>>()),
         }
     }
 
@@ -146,7 +191,11 @@ impl Sources {
 
     /// The set of a record numbered through all sets, and its number there.
     pub fn find(&self, record: u64) -> Result<(&ShardSet, u64)> {
-        ensure!(record < self.records, "record {record} is asked for; there are {}", self.records);
+        ensure!(
+            record < self.records,
+            "record {record} is asked for; there are {}",
+            self.records
+        );
         let share = &self.shares[self.shares.partition_point(|s| s.first <= record) - 1];
         Ok((&share.set, record - share.first))
     }
@@ -160,7 +209,8 @@ impl Sources {
         set.source(record)
     }
 
-    /// How far every set is shuffled if `window` bytes of it may be in memory at a time, and how its crops are drawn.
+    /// How far every set is shuffled if `window` bytes of it may be in memory at a time, and how
+    /// its crops are drawn.
     pub(super) fn parts(&self, lq_size: usize, window: Option<u64>) -> Vec<Part> {
         let all = self.bytes().max(1);
         let part = |share: &Share| {
@@ -170,12 +220,22 @@ impl Sources {
                 Some(window) => {
                     let mean = (set.bytes() / records).max(1);
                     let chunk = (CHUNK_BYTES / mean).clamp(1, records);
-                    // the window and the next one, which is fetched meanwhile, share the memory; sets share it by size
-                    let bytes = (u128::from(window) * u128::from(set.bytes()) / u128::from(all)) as u64 / 2;
-                    Shuffle::Window { chunk, chunks: (bytes / (chunk * mean)).max(1) }
+                    // the window and the next one, which is fetched meanwhile, share the memory;
+                    // sets share it by size
+                    let bytes =
+                        (u128::from(window) * u128::from(set.bytes()) / u128::from(all)) as u64 / 2;
+                    Shuffle::Window {
+                        chunk,
+                        chunks: (bytes / (chunk * mean)).max(1),
+                    }
                 }
             };
-            Part { records, quota: share.quota, places: (set.lq_size() as usize - lq_size + 1) as u64, shuffle }
+            Part {
+                records,
+                quota: share.quota,
+                places: (set.lq_size() as usize - lq_size + 1) as u64,
+                shuffle,
+            }
         };
         self.shares.iter().map(part).collect()
     }

@@ -1,5 +1,6 @@
-//! The ParagonSR2 networks as builders of plans, with their parameter tables. Depends on the plan and on random keys. It
-//! promises PyTorch's `state_dict` names, shapes and order of elements, so that a table written to a file loads there.
+//! The ParagonSR2 networks as builders of plans, with their parameter tables. Depends on the plan
+//! and on random keys. It promises PyTorch's `state_dict` names, shapes and order of elements, so
+//! that a table written to a file loads there.
 
 mod nano;
 mod params;
@@ -13,8 +14,17 @@ use crate::text::brief;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// The taps of the Magic Kernel Sharp 2021 base (John Costella, "The Magic Kernel"): sharpening, then blur.
-pub const SHARP_TAPS: [f32; 7] = [-1.0 / 32.0, 0.0, 9.0 / 32.0, 16.0 / 32.0, 9.0 / 32.0, 0.0, -1.0 / 32.0];
+/// The taps of the Magic Kernel Sharp 2021 base (John Costella, "The Magic Kernel"): sharpening,
+/// then blur.
+pub const SHARP_TAPS: [f32; 7] = [
+    -1.0 / 32.0,
+    0.0,
+    9.0 / 32.0,
+    16.0 / 32.0,
+    9.0 / 32.0,
+    0.0,
+    -1.0 / 32.0,
+];
 /// The blur after nearest-neighbour upsampling; see [`SHARP_TAPS`].
 pub const BLUR_TAPS: [f32; 5] = [1.0 / 16.0, 4.0 / 16.0, 6.0 / 16.0, 4.0 / 16.0, 1.0 / 16.0];
 
@@ -43,10 +53,34 @@ struct Variant {
 }
 
 const VARIANTS: [Variant; 4] = [
-    Variant { arch: "paragonsr2_realtime", aliases: &["nano", "paragonsr2_nano", "realtime"], detail_gain: 0.05, alpha: 0.3, built: true },
-    Variant { arch: "paragonsr2_stream", aliases: &["tiny", "stream"], detail_gain: 0.1, alpha: 0.0, built: false },
-    Variant { arch: "paragonsr2_photo", aliases: &["base", "photo"], detail_gain: 0.1, alpha: 0.4, built: false },
-    Variant { arch: "paragonsr2_pro", aliases: &["pro"], detail_gain: 0.1, alpha: 0.4, built: false },
+    Variant {
+        arch: "paragonsr2_realtime",
+        aliases: &["nano", "paragonsr2_nano", "realtime"],
+        detail_gain: 0.05,
+        alpha: 0.3,
+        built: true,
+    },
+    Variant {
+        arch: "paragonsr2_stream",
+        aliases: &["tiny", "stream"],
+        detail_gain: 0.1,
+        alpha: 0.0,
+        built: false,
+    },
+    Variant {
+        arch: "paragonsr2_photo",
+        aliases: &["base", "photo"],
+        detail_gain: 0.1,
+        alpha: 0.4,
+        built: false,
+    },
+    Variant {
+        arch: "paragonsr2_pro",
+        aliases: &["pro"],
+        detail_gain: 0.1,
+        alpha: 0.4,
+        built: false,
+    },
 ];
 
 /// Scales for which networks are published or make sense.
@@ -59,12 +93,22 @@ impl Network {
     /// An unknown name, a variant this version cannot train yet, or a scale outside [`SCALES`].
     pub fn new(name: &str, scale: usize) -> Result<Network> {
         let lower = name.to_lowercase();
-        let Some(variant) = VARIANTS.iter().find(|v| v.arch == lower || v.aliases.contains(&lower.as_str())) else {
+        let Some(variant) = VARIANTS
+            .iter()
+            .find(|v| v.arch == lower || v.aliases.contains(&lower.as_str()))
+        else {
             let known: Vec<&str> = VARIANTS.iter().map(|v| v.arch).collect();
-            bail!("unknown network '{}'; known are {}, and nano for paragonsr2_realtime", brief(name), known.join(", "));
+            bail!(
+                "unknown network '{}'; known are {}, and nano for paragonsr2_realtime",
+                brief(name),
+                known.join(", ")
+            );
         };
         if !variant.built {
-            bail!("{} is not available in this version; paragonsr2_realtime (nano) is", variant.arch);
+            bail!(
+                "{} is not available in this version; paragonsr2_realtime (nano) is",
+                variant.arch
+            );
         }
         if !SCALES.contains(&scale) {
             bail!("scale {scale} is not one of 2, 3, 4, 8");
@@ -78,7 +122,8 @@ impl Network {
         })
     }
 
-    /// Whether this is a network that [`Network::new`] gives: its fields are public and may have been changed.
+    /// Whether this is a network that [`Network::new`] gives: its fields are public and may have
+    /// been changed.
     ///
     /// # Errors
     /// Those of [`Network::new`], and numbers that are not finite.
@@ -98,7 +143,8 @@ impl Network {
         nano::params(self)
     }
 
-    /// How far (in LQ pixels) an output pixel sees: tiles that overlap by this much give the same bits as one pass.
+    /// How far (in LQ pixels) an output pixel sees: tiles that overlap by this much give the same
+    /// bits as one pass.
     pub fn receptive_field(&self) -> usize {
         nano::receptive_field(self)
     }

@@ -2,9 +2,10 @@
 
 use super::{BLUR_TAPS, Init, Network, ParamTable, Recompute, SHARP_TAPS};
 use crate::plan::{
-    BatchLayout, BufferId, Builder, Class, Composed, Conv, ConvBack, Extent, LossKind, MAX_IMAGES, MAX_SIDE, METRICS, NanoBlock,
-    NanoBlockBack, NanoParams, Op, OptimizerKind, ParamRange, PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss,
-    StructuralTerms, Target, Unpack, UpHead, UpHeadBack, Update, split_losses,
+    BatchLayout, BufferId, Builder, Class, Composed, Conv, ConvBack, Extent, LossKind, MAX_IMAGES,
+    MAX_SIDE, METRICS, NanoBlock, NanoBlockBack, NanoParams, Op, OptimizerKind, ParamRange,
+    PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target,
+    Unpack, UpHead, UpHeadBack, Update, split_losses,
 };
 use anyhow::{Result, ensure};
 use std::ops::Range;
@@ -42,7 +43,8 @@ pub struct StepSpec {
 }
 
 impl StepSpec {
-    /// A step on staged u8 batches with the published optimizer: AdamW, betas 0.9 and 0.99, weight decay 1e-4.
+    /// A step on staged u8 batches with the published optimizer: AdamW, betas 0.9 and 0.99, weight
+    /// decay 1e-4.
     pub fn new(batch: usize, lq: (usize, usize), losses: Vec<(LossKind, f32)>) -> StepSpec {
         StepSpec {
             batch,
@@ -86,7 +88,12 @@ fn table(net: &Network) -> (ParamTable, Layers) {
     let conv = |t: &mut ParamTable, name: &str, out: usize, input: usize, kernel: usize| {
         let init = Init::FanIn(input * kernel * kernel);
         [
-            t.add(format!("{name}.weight"), &[out, input, kernel, kernel], init.clone(), true),
+            t.add(
+                format!("{name}.weight"),
+                &[out, input, kernel, kernel],
+                init.clone(),
+                true,
+            ),
             t.add(format!("{name}.bias"), &[out], init, true),
         ]
     };
@@ -95,24 +102,65 @@ fn table(net: &Network) -> (ParamTable, Layers) {
     let blocks = (0..BLOCKS)
         .map(|i| {
             let name = format!("body.0.blocks.{i}");
-            let [conv1_weight, conv1_bias] = conv(&mut t, &format!("{name}.conv1"), 2 * FEATURES, FEATURES, 1);
+            let [conv1_weight, conv1_bias] =
+                conv(&mut t, &format!("{name}.conv1"), 2 * FEATURES, FEATURES, 1);
             let [dw_weight, dw_bias] = conv(&mut t, &format!("{name}.dw"), 2 * FEATURES, 1, 3);
-            let [conv2_weight, conv2_bias] = conv(&mut t, &format!("{name}.conv2"), FEATURES, 2 * FEATURES, 1);
-            let gamma = t.add(format!("{name}.scale.gamma"), &[1, FEATURES, 1, 1], Init::Constant(net.layer_scale), true);
-            NanoParams { conv1_weight, conv1_bias, dw_weight, dw_bias, conv2_weight, conv2_bias, gamma }
+            let [conv2_weight, conv2_bias] =
+                conv(&mut t, &format!("{name}.conv2"), FEATURES, 2 * FEATURES, 1);
+            let gamma = t.add(
+                format!("{name}.scale.gamma"),
+                &[1, FEATURES, 1, 1],
+                Init::Constant(net.layer_scale),
+                true,
+            );
+            NanoParams {
+                conv1_weight,
+                conv1_bias,
+                dw_weight,
+                dw_bias,
+                conv2_weight,
+                conv2_bias,
+                gamma,
+            }
         })
         .collect();
     let conv_mid = conv(&mut t, "conv_mid", FEATURES, FEATURES, 3);
-    let up = conv(&mut t, "up.0", FEATURES * net.scale * net.scale, FEATURES, 3);
+    let up = conv(
+        &mut t,
+        "up.0",
+        FEATURES * net.scale * net.scale,
+        FEATURES,
+        3,
+    );
     let conv_out = conv(&mut t, "conv_out", 3, FEATURES, 3);
     for (name, taps) in [("sharp", &SHARP_TAPS[..]), ("blur", &BLUR_TAPS[..])] {
         let k = taps.len();
         let taps: &'static [f32] = if k == 7 { &SHARP_TAPS } else { &BLUR_TAPS };
         t.add(format!("base.{name}.kernel"), &[k], Init::Taps(taps), false);
-        t.add(format!("base.{name}.h.weight"), &[3, 1, 1, k], Init::Taps(taps), false);
-        t.add(format!("base.{name}.v.weight"), &[3, 1, k, 1], Init::Taps(taps), false);
+        t.add(
+            format!("base.{name}.h.weight"),
+            &[3, 1, 1, k],
+            Init::Taps(taps),
+            false,
+        );
+        t.add(
+            format!("base.{name}.v.weight"),
+            &[3, 1, k, 1],
+            Init::Taps(taps),
+            false,
+        );
     }
-    (t, Layers { conv_in, blocks, conv_mid, up, conv_out, gain })
+    (
+        t,
+        Layers {
+            conv_in,
+            blocks,
+            conv_mid,
+            up,
+            conv_out,
+            gain,
+        },
+    )
 }
 
 pub(super) fn params(net: &Network) -> ParamTable {
@@ -120,7 +168,8 @@ pub(super) fn params(net: &Network) -> ParamTable {
 }
 
 pub(super) fn receptive_field(_: &Network) -> usize {
-    // conv_in, one pixel a block, conv_mid, up.0, conv_out (one HR pixel), against 3 + 2 of the base: rounded up
+    // conv_in, one pixel a block, conv_mid, up.0, conv_out (one HR pixel), against 3 + 2 of the
+    // base: rounded up
     1 + BLOCKS + 1 + 1 + 1 + 1
 }
 
@@ -135,10 +184,32 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    fn conv(&self, extent: Extent, (cin, cout): (usize, usize), range: [ParamRange; 2], input: BufferId, output: BufferId) -> Conv {
-        let Common { position_free, parameters, .. } = *self;
+    fn conv(
+        &self,
+        extent: Extent,
+        (cin, cout): (usize, usize),
+        range: [ParamRange; 2],
+        input: BufferId,
+        output: BufferId,
+    ) -> Conv {
+        let Common {
+            position_free,
+            parameters,
+            ..
+        } = *self;
         let [weight, bias] = range;
-        Conv { extent, cin, cout, position_free, weight, bias, parameters, input, output, workspace: None }
+        Conv {
+            extent,
+            cin,
+            cout,
+            position_free,
+            weight,
+            bias,
+            parameters,
+            input,
+            output,
+            workspace: None,
+        }
     }
 }
 
@@ -154,20 +225,37 @@ fn body(b: &mut Builder, c: &Common<'_>, batch: Option<BatchLayout>) -> Body {
     let extent = c.extent;
     let input = b.floats("input", Class::Activations, extent.pixels() * 3);
     if let Some(batch) = batch {
-        b.push(Op::Unpack(Unpack { batch, output: input }));
+        b.push(Op::Unpack(Unpack {
+            batch,
+            output: input,
+        }));
     }
-    let map = |b: &mut Builder, name: &str| b.map(name, Class::Activations, extent.pixels() * FEATURES);
+    let map =
+        |b: &mut Builder, name: &str| b.map(name, Class::Activations, extent.pixels() * FEATURES);
     let mut output = map(b, "conv_in");
     let conv_in = c.conv(extent, (3, FEATURES), c.layers.conv_in, input, output);
     b.push(Op::Conv(conv_in.clone()));
     let mut blocks = Vec::new();
     for (i, &params) in c.layers.blocks.iter().enumerate() {
         let input = std::mem::replace(&mut output, map(b, &format!("body.0.blocks.{i}")));
-        let op = NanoBlock { extent, features: FEATURES, params, parameters: c.parameters, input, output, workspace: None };
+        let op = NanoBlock {
+            extent,
+            features: FEATURES,
+            params,
+            parameters: c.parameters,
+            input,
+            output,
+            workspace: None,
+        };
         b.push(Op::NanoBlock(op.clone()));
         blocks.push(op);
     }
-    Body { input, conv_in, blocks, output }
+    Body {
+        input,
+        conv_in,
+        blocks,
+        output,
+    }
 }
 
 /// The rest of the forward pass, on all images or on a slice of them.
@@ -186,13 +274,33 @@ struct TailKind {
     composed: Option<Composed>,
 }
 
-fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, kind: TailKind) -> Tail {
+fn tail(
+    b: &mut Builder,
+    c: &Common<'_>,
+    body: &Body,
+    images: &Range<usize>,
+    kind: TailKind,
+) -> Tail {
     let of = c.extent.n;
-    let extent = Extent { n: images.len(), ..c.extent };
+    let extent = Extent {
+        n: images.len(),
+        ..c.extent
+    };
     let hr = extent.scaled(c.net.scale);
-    let part = if images.len() == of { String::new() } else { format!(", images {} to {}", images.start, images.end - 1) };
-    let (input, lq) = (b.images(body.output, images, of), b.images(body.input, images, of));
-    let mid = b.map(format!("conv_mid{part}"), Class::Activations, extent.pixels() * FEATURES);
+    let part = if images.len() == of {
+        String::new()
+    } else {
+        format!(", images {} to {}", images.start, images.end - 1)
+    };
+    let (input, lq) = (
+        b.images(body.output, images, of),
+        b.images(body.input, images, of),
+    );
+    let mid = b.map(
+        format!("conv_mid{part}"),
+        Class::Activations,
+        extent.pixels() * FEATURES,
+    );
     let conv_mid = c.conv(extent, (FEATURES, FEATURES), c.layers.conv_mid, input, mid);
     b.push(Op::Conv(conv_mid.clone()));
     let output = b.floats(format!("output{part}"), kind.class, hr.pixels() * 3);
@@ -212,8 +320,14 @@ fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, kin
         input: lq,
         features_in: mid,
         output,
-        target: kind.subtract.map(|batch| BatchLayout { first: images.start, ..batch }),
-        composed: kind.composed.map(|composed| Composed { first: false, ..composed }),
+        target: kind.subtract.map(|batch| BatchLayout {
+            first: images.start,
+            ..batch
+        }),
+        composed: kind.composed.map(|composed| Composed {
+            first: false,
+            ..composed
+        }),
         workspace: None,
     };
     up_head.composed = up_head.composed.or_else(|| b.composed(&up_head));
@@ -224,7 +338,10 @@ fn tail(b: &mut Builder, c: &Common<'_>, body: &Body, images: &Range<usize>, kin
 /// Refuses what no plan can be made for, so that no size below overflows.
 fn check_sizes(net: &Network, images: usize, (h, w): (usize, usize)) -> Result<()> {
     net.check()?;
-    ensure!((1..=MAX_IMAGES).contains(&images), "{images} images at once; a plan takes 1 to {MAX_IMAGES}");
+    ensure!(
+        (1..=MAX_IMAGES).contains(&images),
+        "{images} images at once; a plan takes 1 to {MAX_IMAGES}"
+    );
     let most = MAX_SIDE / net.scale;
     ensure!(
         (1..=most).contains(&h) && (1..=most).contains(&w),
@@ -247,7 +364,11 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
     check_sizes(net, spec.batch, spec.lq)?;
     let (table, layers) = table(net);
     let mut b = Builder::new(sizing);
-    let extent = Extent { n: spec.batch, h: spec.lq.0, w: spec.lq.1 };
+    let extent = Extent {
+        n: spec.batch,
+        h: spec.lq.0,
+        w: spec.lq.1,
+    };
     let trainable = table.trainable();
     let parameters = b.floats("parameters", Class::Parameters, table.len());
     let gradients = b.floats("gradients", Class::Gradients, trainable);
@@ -257,35 +378,101 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
     let metrics = b.buffer("metrics", Class::Metrics, METRICS as u64 * 8);
     let scalars = scalars(&mut b);
     let batch = (!spec.float_input).then(|| {
-        let mut layout = BatchLayout { buffer: BufferId(0), first: 0, count: spec.batch, lq: spec.lq, scale: net.scale, with_hr: true };
+        let mut layout = BatchLayout {
+            buffer: BufferId(0),
+            first: 0,
+            count: spec.batch,
+            lq: spec.lq,
+            scale: net.scale,
+            with_hr: true,
+        };
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
         layout
     });
-    let next_batch = batch.filter(|_| b.copies_ahead()).map(|layout| b.buffer("next batch", Class::Batch, layout.bytes() as u64));
-    let common = Common { net, layers: &layers, extent, parameters, position_free: spec.direct };
+    let next_batch = batch
+        .filter(|_| b.copies_ahead())
+        .map(|layout| b.buffer("next batch", Class::Batch, layout.bytes() as u64));
+    let common = Common {
+        net,
+        layers: &layers,
+        extent,
+        parameters,
+        position_free: spec.direct,
+    };
     let body = body(&mut b, &common, batch);
     let hr_pixels = extent.h * extent.w * net.scale * net.scale;
-    let target = spec.float_input.then(|| b.floats("target", Class::Loss, spec.batch * hr_pixels * 3));
-    let gradient =
-        |b: &mut Builder, name: &str, e: Extent, c: usize| b.map(format!("d {name}"), Class::ActivationGradients, e.pixels() * c);
+    let target = spec
+        .float_input
+        .then(|| b.floats("target", Class::Loss, spec.batch * hr_pixels * 3));
+    let gradient = |b: &mut Builder, name: &str, e: Extent, c: usize| {
+        b.map(
+            format!("d {name}"),
+            Class::ActivationGradients,
+            e.pixels() * c,
+        )
+    };
     let d_body = gradient(&mut b, "body", extent, FEATURES);
-    let d_input = spec.input_gradient.then(|| b.floats("d input through the base", Class::ActivationGradients, extent.pixels() * 3));
-    let mut tail_back =
-        TailBack { losses: split_losses(&spec.losses), gradients, metrics, batch, target, d_body, d_input, composed: None, carries: None };
+    let d_input = spec.input_gradient.then(|| {
+        b.floats(
+            "d input through the base",
+            Class::ActivationGradients,
+            extent.pixels() * 3,
+        )
+    });
+    let mut tail_back = TailBack {
+        losses: split_losses(&spec.losses),
+        gradients,
+        metrics,
+        batch,
+        target,
+        d_body,
+        d_input,
+        composed: None,
+        carries: None,
+    };
     let step = spec.recompute.slice_images(spec.batch, hr_pixels);
     for start in (0..spec.batch).step_by(step) {
-        tail_back.run(&mut b, &common, &body, start..(start + step).min(spec.batch));
+        tail_back.run(
+            &mut b,
+            &common,
+            &body,
+            start..(start + step).min(spec.batch),
+        );
     }
     let mut d_last = d_body;
     for (i, block) in body.blocks.iter().enumerate().rev() {
-        let d_block = gradient(&mut b, &format!("body.0.blocks.{i} input"), extent, FEATURES);
-        b.push(Op::NanoBlockBack(NanoBlockBack { forward: block.clone(), gradients, d_output: d_last, d_input: d_block, workspace: None }));
+        let d_block = gradient(
+            &mut b,
+            &format!("body.0.blocks.{i} input"),
+            extent,
+            FEATURES,
+        );
+        b.push(Op::NanoBlockBack(NanoBlockBack {
+            forward: block.clone(),
+            gradients,
+            d_output: d_last,
+            d_input: d_block,
+            workspace: None,
+        }));
         d_last = d_block;
     }
-    let d_conv_in = spec.input_gradient.then(|| b.floats("d input through conv_in", Class::ActivationGradients, extent.pixels() * 3));
+    let d_conv_in = spec.input_gradient.then(|| {
+        b.floats(
+            "d input through conv_in",
+            Class::ActivationGradients,
+            extent.pixels() * 3,
+        )
+    });
     let slice = Slice::whole(spec.batch);
     let (forward, d_output) = (body.conv_in, d_last);
-    b.push(Op::ConvBack(ConvBack { forward, gradients, d_output, d_input: d_conv_in, slice, workspace: None }));
+    b.push(Op::ConvBack(ConvBack {
+        forward,
+        gradients,
+        d_output,
+        d_input: d_conv_in,
+        slice,
+        workspace: None,
+    }));
     let micro = 0..b.position();
     b.push(Op::Update(Update {
         trainable,
@@ -340,23 +527,51 @@ impl TailBack {
     fn run(&mut self, b: &mut Builder, c: &Common<'_>, body: &Body, images: Range<usize>) {
         let of = c.extent.n;
         let (terms, structural) = self.losses.clone();
-        let kind = TailKind { class: Class::Loss, subtract: self.batch, composed: self.composed };
+        let kind = TailKind {
+            class: Class::Loss,
+            subtract: self.batch,
+            composed: self.composed,
+        };
         let forward = tail(b, c, body, &images, kind);
         self.composed = forward.up_head.composed;
-        let extent = Extent { n: images.len(), ..c.extent };
+        let extent = Extent {
+            n: images.len(),
+            ..c.extent
+        };
         let hr = extent.scaled(c.net.scale);
         let prediction = forward.up_head.output;
         let target = match (self.batch, self.target) {
-            (Some(batch), _) => Target::Subtracted(BatchLayout { first: images.start, ..batch }),
+            (Some(batch), _) => Target::Subtracted(BatchLayout {
+                first: images.start,
+                ..batch
+            }),
             (None, Some(target)) => Target::Float(b.images(target, &images, of)),
             (None, None) => unreachable!("a plan takes bytes or floats"),
         };
         let (gradients, metrics) = (self.gradients, self.metrics);
-        let slice = Slice { of, first: images.start == 0, last: images.end == of, carry: None };
-        // the pixel losses read each value once and may leave the gradient in its place; windows are read again and again
-        let d_prediction = if structural.is_empty() { prediction } else { b.floats("d output", Class::Loss, hr.pixels() * 3) };
-        let mut ops =
-            vec![Op::PixelLoss(PixelLoss { extent: hr, terms, prediction, target, d_prediction, metrics, slice, workspace: None })];
+        let slice = Slice {
+            of,
+            first: images.start == 0,
+            last: images.end == of,
+            carry: None,
+        };
+        // the pixel losses read each value once and may leave the gradient in its place; windows
+        // are read again and again
+        let d_prediction = if structural.is_empty() {
+            prediction
+        } else {
+            b.floats("d output", Class::Loss, hr.pixels() * 3)
+        };
+        let mut ops = vec![Op::PixelLoss(PixelLoss {
+            extent: hr,
+            terms,
+            prediction,
+            target,
+            d_prediction,
+            metrics,
+            slice,
+            workspace: None,
+        })];
         if !structural.is_empty() {
             let terms = structural;
             ops.push(Op::StructuralLoss(StructuralLoss {
@@ -371,15 +586,38 @@ impl TailBack {
             }));
         }
         let d_input = self.d_input.map(|id| b.images(id, &images, of));
-        let d_mid = b.map("d conv_mid", Class::ActivationGradients, extent.pixels() * FEATURES);
+        let d_mid = b.map(
+            "d conv_mid",
+            Class::ActivationGradients,
+            extent.pixels() * FEATURES,
+        );
         let (d_output, d_features) = (d_prediction, d_mid);
-        ops.push(Op::UpHeadBack(UpHeadBack { forward: forward.up_head, gradients, d_output, d_features, d_input, slice, workspace: None }));
+        ops.push(Op::UpHeadBack(UpHeadBack {
+            forward: forward.up_head,
+            gradients,
+            d_output,
+            d_features,
+            d_input,
+            slice,
+            workspace: None,
+        }));
         let d_input = Some(b.images(self.d_body, &images, of));
-        let conv_mid = ConvBack { forward: forward.conv_mid, gradients, d_output: d_mid, d_input, slice, workspace: None };
+        let conv_mid = ConvBack {
+            forward: forward.conv_mid,
+            gradients,
+            d_output: d_mid,
+            d_input,
+            slice,
+            workspace: None,
+        };
         ops.push(Op::ConvBack(conv_mid));
         if images.len() < of {
-            let carries = self.carries.get_or_insert_with(|| ops.iter().map(|op| b.carry(op)).collect());
-            ops.iter_mut().zip(carries).for_each(|(op, carry)| op.set_carry(*carry));
+            let carries = self
+                .carries
+                .get_or_insert_with(|| ops.iter().map(|op| b.carry(op)).collect());
+            ops.iter_mut()
+                .zip(carries)
+                .for_each(|(op, carry)| op.set_carry(*carry));
         }
         ops.into_iter().for_each(|op| b.push(op));
     }
@@ -393,19 +631,45 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
     check_sizes(net, spec.batch, spec.lq)?;
     let (table, layers) = table(net);
     let mut b = Builder::new(sizing);
-    let extent = Extent { n: spec.batch, h: spec.lq.0, w: spec.lq.1 };
+    let extent = Extent {
+        n: spec.batch,
+        h: spec.lq.0,
+        w: spec.lq.1,
+    };
     let parameters = b.floats("parameters", Class::Parameters, table.len());
     let batch = (!spec.float_input).then(|| {
-        let mut layout = BatchLayout { buffer: BufferId(0), first: 0, count: spec.batch, lq: spec.lq, scale: net.scale, with_hr: false };
+        let mut layout = BatchLayout {
+            buffer: BufferId(0),
+            first: 0,
+            count: spec.batch,
+            lq: spec.lq,
+            scale: net.scale,
+            with_hr: false,
+        };
         layout.buffer = b.buffer("batch", Class::Batch, layout.bytes() as u64);
         layout
     });
-    let common = Common { net, layers: &layers, extent, parameters, position_free: true };
+    let common = Common {
+        net,
+        layers: &layers,
+        extent,
+        parameters,
+        position_free: true,
+    };
     let body = body(&mut b, &common, batch);
-    let kind = TailKind { class: Class::Activations, subtract: None, composed: None };
+    let kind = TailKind {
+        class: Class::Activations,
+        subtract: None,
+        composed: None,
+    };
     let tail = tail(&mut b, &common, &body, &(0..spec.batch), kind);
     let micro = 0..b.position();
-    let ports = Ports { parameters: Some(parameters), input: Some(body.input), output: Some(tail.up_head.output), ..Ports::default() };
+    let ports = Ports {
+        parameters: Some(parameters),
+        input: Some(body.input),
+        output: Some(tail.up_head.output),
+        ..Ports::default()
+    };
     b.finish(micro.clone(), micro.end..micro.end, batch, ports)
 }
 
@@ -447,7 +711,11 @@ mod tests {
                 for _ in 0..2 {
                     let plan = training_plan(&net, &spec, &NoWorkspace).unwrap();
                     let (peak, _) = plan.peak();
-                    assert!(plan.arena_bytes as f64 <= 1.1 * peak as f64, "{} against {peak}", plan.arena_bytes);
+                    assert!(
+                        plan.arena_bytes as f64 <= 1.1 * peak as f64,
+                        "{} against {peak}",
+                        plan.arena_bytes
+                    );
                     spec.losses.push((LossKind::Ssim, 0.05));
                 }
             }
@@ -457,16 +725,41 @@ mod tests {
     #[test]
     fn sizes_without_a_plan_are_refused() {
         let net = Network::new("nano", 2).unwrap();
-        for (batch, lq) in [(0, (8, 8)), (1, (0, 8)), (usize::MAX, (8, 8)), (1 << 40, (1 << 20, 1 << 20)), (1, (8, usize::MAX / 2))] {
-            assert!(training_plan(&net, &spec(batch, lq), &NoWorkspace).is_err(), "{batch} x {lq:?}");
-            let inference = InferenceSpec { batch, lq, float_input: false };
-            assert!(inference_plan(&net, &inference, &NoWorkspace).is_err(), "{batch} x {lq:?}");
+        for (batch, lq) in [
+            (0, (8, 8)),
+            (1, (0, 8)),
+            (usize::MAX, (8, 8)),
+            (1 << 40, (1 << 20, 1 << 20)),
+            (1, (8, usize::MAX / 2)),
+        ] {
+            assert!(
+                training_plan(&net, &spec(batch, lq), &NoWorkspace).is_err(),
+                "{batch} x {lq:?}"
+            );
+            let inference = InferenceSpec {
+                batch,
+                lq,
+                float_input: false,
+            };
+            assert!(
+                inference_plan(&net, &inference, &NoWorkspace).is_err(),
+                "{batch} x {lq:?}"
+            );
         }
         for scale in [0, 1, 5, usize::MAX] {
-            let other = Network { scale, ..net.clone() };
-            assert!(training_plan(&other, &spec(1, (8, 8)), &NoWorkspace).is_err(), "scale {scale}");
+            let other = Network {
+                scale,
+                ..net.clone()
+            };
+            assert!(
+                training_plan(&other, &spec(1, (8, 8)), &NoWorkspace).is_err(),
+                "scale {scale}"
+            );
         }
-        let other = Network { arch: "paragonsr2_pro".into(), ..net };
+        let other = Network {
+            arch: "paragonsr2_pro".into(),
+            ..net
+        };
         assert!(training_plan(&other, &spec(1, (8, 8)), &NoWorkspace).is_err());
     }
 
@@ -476,19 +769,42 @@ mod tests {
         let data = |plan: Plan| (*plan).clone();
         let mut plan = data(training_plan(&net, &spec(1, (8, 8)), &NoWorkspace).unwrap());
         let good = plan.clone();
-        let output = plan.ops.iter().find_map(|op| if let Op::UpHead(h) = op { Some(h.output) } else { None }).unwrap();
+        let output = plan
+            .ops
+            .iter()
+            .find_map(|op| {
+                if let Op::UpHead(h) = op {
+                    Some(h.output)
+                } else {
+                    None
+                }
+            })
+            .unwrap();
         plan.buffers[output.0 as usize].offset = plan.buffers[0].offset;
         assert!(plan.verify().is_err());
         let mut plan = good;
         plan.ops.remove(1); // conv_in: its output is read by the first block
-        assert!(plan.verify().unwrap_err().to_string().contains("before it is written"));
-        let ssim = StepSpec { losses: vec![(LossKind::Ssim, 1.0)], ..spec(1, (8, 8)) };
+        assert!(
+            plan.verify()
+                .unwrap_err()
+                .to_string()
+                .contains("before it is written")
+        );
+        let ssim = StepSpec {
+            losses: vec![(LossKind::Ssim, 1.0)],
+            ..spec(1, (8, 8))
+        };
         let mut plan = data(training_plan(&net, &ssim, &NoWorkspace).unwrap());
         for op in &mut plan.ops {
             if let Op::StructuralLoss(o) = op {
                 o.d_prediction = o.prediction;
             }
         }
-        assert!(plan.verify().unwrap_err().to_string().contains("while reading it"));
+        assert!(
+            plan.verify()
+                .unwrap_err()
+                .to_string()
+                .contains("while reading it")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The parameter table of a network: names, shapes, start values and where each parameter lies in the parameter buffer.
+//! The parameter table of a network: names, shapes, start values and where each parameter lies in
+//! the parameter buffer.
 
 use crate::plan::ParamRange;
 use crate::rng::Rng;
@@ -29,7 +30,8 @@ pub struct Param {
     pub range: ParamRange,
 }
 
-/// All parameters of a network; trainable ones come first, so that `[0, trainable)` is the optimizer's range.
+/// All parameters of a network; trainable ones come first, so that `[0, trainable)` is the
+/// optimizer's range.
 #[derive(Clone, Debug, Default)]
 pub struct ParamTable {
     /// In the order of the buffer.
@@ -38,16 +40,33 @@ pub struct ParamTable {
 
 impl ParamTable {
     /// Appends a parameter and says where it lies. Fixed ones must follow all trainable ones.
-    pub(super) fn add(&mut self, name: impl Into<String>, shape: &[usize], init: Init, trainable: bool) -> ParamRange {
+    pub(super) fn add(
+        &mut self,
+        name: impl Into<String>,
+        shape: &[usize],
+        init: Init,
+        trainable: bool,
+    ) -> ParamRange {
         debug_assert!(!trainable || self.params.iter().all(|p| p.trainable));
-        let range = ParamRange { offset: self.len(), len: shape.iter().product() };
-        self.params.push(Param { name: name.into(), shape: shape.to_vec(), init, trainable, range });
+        let range = ParamRange {
+            offset: self.len(),
+            len: shape.iter().product(),
+        };
+        self.params.push(Param {
+            name: name.into(),
+            shape: shape.to_vec(),
+            init,
+            trainable,
+            range,
+        });
         range
     }
 
     /// f32 elements in all.
     pub fn len(&self) -> usize {
-        self.params.last().map_or(0, |p| p.range.offset + p.range.len)
+        self.params
+            .last()
+            .map_or(0, |p| p.range.offset + p.range.len)
     }
 
     /// Whether the table has no parameter.
@@ -57,7 +76,11 @@ impl ParamTable {
 
     /// f32 elements the optimizer changes; they come first.
     pub fn trainable(&self) -> usize {
-        self.params.iter().filter(|p| p.trainable).map(|p| p.range.len).sum()
+        self.params
+            .iter()
+            .filter(|p| p.trainable)
+            .map(|p| p.range.len)
+            .sum()
     }
 
     /// A parameter by name.
@@ -65,7 +88,8 @@ impl ParamTable {
         self.params.iter().find(|p| p.name == name)
     }
 
-    /// Start values for a seed: each parameter draws from its own key, so adding one changes no other.
+    /// Start values for a seed: each parameter draws from its own key, so adding one changes no
+    /// other.
     pub fn start_values(&self, seed: u64) -> Vec<f32> {
         let mut values = vec![0.0; self.len()];
         for (i, param) in self.params.iter().enumerate() {
@@ -74,10 +98,14 @@ impl ParamTable {
                 Init::FanIn(fan_in) => {
                     let bound = 1.0 / (fan_in as f64).sqrt();
                     let mut rng = Rng::new(&[seed, 0x1417, i as u64]);
-                    out.iter_mut().for_each(|v| *v = rng.range(-bound, bound) as f32);
+                    out.iter_mut()
+                        .for_each(|v| *v = rng.range(-bound, bound) as f32);
                 }
                 Init::Constant(value) => out.fill(value),
-                Init::Taps(taps) => out.iter_mut().zip(taps.iter().cycle()).for_each(|(v, &t)| *v = t),
+                Init::Taps(taps) => out
+                    .iter_mut()
+                    .zip(taps.iter().cycle())
+                    .for_each(|(v, &t)| *v = t),
             }
         }
         values

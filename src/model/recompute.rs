@@ -1,17 +1,32 @@
-//! The levels at which a training plan trades memory for work, and what they mean for these networks. Depends on nothing.
+//! The levels at which a training plan trades memory for work, and what they mean for these
+//! networks. Depends on nothing.
 
 use serde::{Deserialize, Serialize};
 
 /// What a training plan keeps between forward and backward.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
-    /// The same as block: a fused block has nothing else to keep, since reading its inside back would cost more than making it again
+    /// The same as block: a fused block has nothing else to keep, since reading its inside back
+    /// would cost more than making it again
     None,
     /// Only the blocks' inputs are kept; the HR tail runs on the whole micro-batch at once
     #[default]
     Block,
-    /// The HR tail, from conv_mid to the loss and back, also runs a few images at a time, so that nothing of HR size exists for the micro-batch; the same bits
+    /// The HR tail, from conv_mid to the loss and back, also runs a few images at a time, so that
+    /// nothing of HR size exists for the micro-batch; the same bits
     Full,
 }
 
@@ -25,7 +40,8 @@ impl std::fmt::Display for Recompute {
     }
 }
 
-/// HR pixels of a slice at least, where the micro-batch has them: enough threads for a GPU and for the cores of a CPU.
+/// HR pixels of a slice at least, where the micro-batch has them: enough threads for a GPU and for
+/// the cores of a CPU.
 const SLICE_PIXELS: usize = 1 << 17;
 
 impl Recompute {

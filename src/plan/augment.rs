@@ -1,5 +1,6 @@
-//! The augmentation codes of a batch: one byte a sample that says how its stored patch is turned before training. Pixels
-//! are never moved in memory; every reader of a slot goes through [`source`]. Depends on nothing.
+//! The augmentation codes of a batch: one byte a sample that says how its stored patch is turned
+//! before training. Pixels are never moved in memory; every reader of a slot goes through
+//! [`source`]. Depends on nothing.
 
 /// Mirror left-right, applied first.
 pub const HFLIP: u8 = 1;
@@ -8,13 +9,26 @@ pub const VFLIP: u8 = 2;
 /// Swap rows and columns, applied last (with a flip: a quarter turn).
 pub const TRANSPOSE: u8 = 4;
 
-/// Where pixel (row `y`, column `x`) of the augmented square patch of `size` pixels lies in the stored patch:
-/// (row, column). The same code with `size * scale` maps the HR patch, so the pair stays aligned.
+/// Where pixel (row `y`, column `x`) of the augmented square patch of `size` pixels lies in the
+/// stored patch: (row, column). The same code with `size * scale` maps the HR patch, so the pair
+/// stays aligned.
 #[inline(always)]
 pub fn source(code: u8, y: usize, x: usize, size: usize) -> (usize, usize) {
-    let (row, column) = if code & TRANSPOSE != 0 { (x, y) } else { (y, x) };
-    let row = if code & VFLIP != 0 { size - 1 - row } else { row };
-    let column = if code & HFLIP != 0 { size - 1 - column } else { column };
+    let (row, column) = if code & TRANSPOSE != 0 {
+        (x, y)
+    } else {
+        (y, x)
+    };
+    let row = if code & VFLIP != 0 {
+        size - 1 - row
+    } else {
+        row
+    };
+    let column = if code & HFLIP != 0 {
+        size - 1 - column
+    } else {
+        column
+    };
     (row, column)
 }
 
@@ -27,7 +41,8 @@ mod tests {
         let n = 3;
         for code in 0..8u8 {
             // apply the operations one after another on an explicit picture
-            let mut picture: Vec<Vec<(usize, usize)>> = (0..n).map(|y| (0..n).map(|x| (y, x)).collect()).collect();
+            let mut picture: Vec<Vec<(usize, usize)>> =
+                (0..n).map(|y| (0..n).map(|x| (y, x)).collect()).collect();
             if code & HFLIP != 0 {
                 picture.iter_mut().for_each(|row| row.reverse());
             }
@@ -35,7 +50,9 @@ mod tests {
                 picture.reverse();
             }
             if code & TRANSPOSE != 0 {
-                picture = (0..n).map(|y| (0..n).map(|x| picture[x][y]).collect()).collect();
+                picture = (0..n)
+                    .map(|y| (0..n).map(|x| picture[x][y]).collect())
+                    .collect();
             }
             for (y, row) in picture.iter().enumerate() {
                 for (x, &expected) in row.iter().enumerate() {

@@ -1,8 +1,9 @@
-//! Lifetimes to offsets: where each buffer of a plan lies in the arena. Persistent buffers stand first, one after another;
-//! the others are placed one by one, each at the lowest gap among the buffers it lives together with. The order decides how well
-//! that goes: largest first is the "greedy by size" heuristic of Pisarchyk and Lee ("Efficient memory management for deep neural
-//! net inference", 2020); a few others, and each with the highest buffer moved to its front a few times, are tried until one meets
-//! the lower bound, and the best is kept.
+//! Lifetimes to offsets: where each buffer of a plan lies in the arena. Persistent buffers stand
+//! first, one after another; the others are placed one by one, each at the lowest gap among the
+//! buffers it lives together with. The order decides how well that goes: largest first is the
+//! "greedy by size" heuristic of Pisarchyk and Lee ("Efficient memory management for deep neural
+//! net inference", 2020); a few others, and each with the highest buffer moved to its front a few
+//! times, are tried until one meets the lower bound, and the best is kept.
 
 use super::Buffer;
 use std::cmp::Reverse;
@@ -22,16 +23,35 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     }
     let moments = buffers.iter().map(|b| b.live.end).max().unwrap_or(0);
     let mut live_bytes = vec![0u64; moments];
-    let passing: Vec<usize> = (0..buffers.len()).filter(|&i| !buffers[i].class.persistent() && buffers[i].parent.is_none()).collect();
+    let passing: Vec<usize> = (0..buffers.len())
+        .filter(|&i| !buffers[i].class.persistent() && buffers[i].parent.is_none())
+        .collect();
     for &i in &passing {
-        live_bytes[buffers[i].live.clone()].iter_mut().for_each(|sum| *sum += buffers[i].room());
+        live_bytes[buffers[i].live.clone()]
+            .iter_mut()
+            .for_each(|sum| *sum += buffers[i].room());
     }
     let bound = base + live_bytes.iter().max().copied().unwrap_or(0);
-    let crowd = |i: usize| buffers[i].live.clone().map(|at| live_bytes[at]).max().unwrap_or(0);
+    let crowd = |i: usize| {
+        buffers[i]
+            .live
+            .clone()
+            .map(|at| live_bytes[at])
+            .max()
+            .unwrap_or(0)
+    };
     let size = |i: usize| Reverse(buffers[i].room());
     let length = |i: usize| Reverse(buffers[i].live.len());
-    let met = |a: usize, b: usize| buffers[a].live.start < buffers[b].live.end && buffers[b].live.start < buffers[a].live.end;
-    let company = |i: usize| passing.iter().filter(|&&other| met(i, other)).map(|&other| buffers[other].room()).sum();
+    let met = |a: usize, b: usize| {
+        buffers[a].live.start < buffers[b].live.end && buffers[b].live.start < buffers[a].live.end
+    };
+    let company = |i: usize| {
+        passing
+            .iter()
+            .filter(|&&other| met(i, other))
+            .map(|&other| buffers[other].room())
+            .sum()
+    };
     let orders: [&dyn Fn(usize) -> Key; 6] = [
         &|i| (size(i), Reverse(0), i),
         // those that meet the most bytes first: what is large but lives with few finds a gap later
@@ -39,7 +59,13 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
         // those that meet at the peak first
         &|i| (Reverse(crowd(i)), size(i), i),
         &|i| (Reverse(length(i).0 as u64), size(i), i),
-        &|i| (Reverse(buffers[i].room().saturating_mul(length(i).0 as u64)), size(i), i),
+        &|i| {
+            (
+                Reverse(buffers[i].room().saturating_mul(length(i).0 as u64)),
+                size(i),
+                i,
+            )
+        },
         &|i| (Reverse(u64::MAX - buffers[i].live.start as u64), size(i), i),
     ];
     let mut best: Option<(u64, Vec<u64>)> = None;
@@ -48,7 +74,9 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
         order.sort_by_cached_key(|&i| key(i));
         for _ in 0..=REPAIRS {
             let (end, offsets) = place(buffers, base, moments, &order);
-            let highest = order.iter().position(|&i| offsets[i] + buffers[i].room() == end);
+            let highest = order
+                .iter()
+                .position(|&i| offsets[i] + buffers[i].room() == end);
             if best.as_ref().is_none_or(|(least, _)| end < *least) {
                 best = Some((end, offsets));
             }
@@ -94,7 +122,9 @@ fn place(buffers: &[Buffer], base: u64, moments: usize, order: &[usize]) -> (u64
         }
         offsets[i] = offset;
         end = end.max(offset + size);
-        placed[buffers[i].live.clone()].iter_mut().for_each(|at| at.push((offset, offset + size)));
+        placed[buffers[i].live.clone()]
+            .iter_mut()
+            .for_each(|at| at.push((offset, offset + size)));
     }
     (end, offsets)
 }
@@ -106,7 +136,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn buffer(bytes: u64, live: std::ops::Range<usize>) -> Buffer {
-        Buffer { name: String::new(), class: Class::Activations, bytes, live, offset: u64::MAX, parent: None }
+        Buffer {
+            name: String::new(),
+            class: Class::Activations,
+            bytes,
+            live,
+            offset: u64::MAX,
+            parent: None,
+        }
     }
 
     proptest! {

@@ -1,11 +1,15 @@
-//! The losses a step may be trained on: the user's list of weighted kinds, and the two operations it is split into, one over
-//! single values and one over windows of an image. Depends on nothing but the plan's names.
+//! The losses a step may be trained on: the user's list of weighted kinds, and the two operations
+//! it is split into, one over single values and one over windows of an image. Depends on nothing
+//! but the plan's names.
 
 use super::{BatchLayout, BufferId, Extent, Slice};
 use serde::{Deserialize, Serialize};
 
-/// A loss as a user names it. The names of traiNNer-redux's option files (`l1loss` ...) are understood too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+/// A loss as a user names it. The names of traiNNer-redux's option files (`l1loss` ...) are
+/// understood too.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
 pub enum LossKind {
     /// mean |p - t|
     #[serde(rename = "l1", alias = "l1loss")]
@@ -40,7 +44,8 @@ pub enum PixelLossKind {
     Mse,
 }
 
-/// A loss of whole images: 1 - the mean over the micro-batch of a similarity in 0..=1 of each image.
+/// A loss of whole images: 1 - the mean over the micro-batch of a similarity in 0..=1 of each
+/// image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StructuralLossKind {
     /// Mean SSIM of the clamped luma.
@@ -72,8 +77,9 @@ pub fn split_losses(losses: &[(LossKind, f32)]) -> (PixelTerms, StructuralTerms)
 /// Where the loss finds its target.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// The u8 HR patches of the staged batch, which the head has subtracted already: the prediction's buffer holds prediction less
-    /// target. Losses that need the target as well read it through the augmentation index map.
+    /// The u8 HR patches of the staged batch, which the head has subtracted already: the
+    /// prediction's buffer holds prediction less target. Losses that need the target as well read
+    /// it through the augmentation index map.
     Subtracted(BatchLayout),
     /// A float buffer `[N, H, W, 3]`.
     Float(BufferId),
@@ -89,9 +95,9 @@ impl Target {
     }
 }
 
-/// Weighted pixel losses and their gradient with respect to the prediction. Writes the gradient, which may lie on the
-/// prediction, and the loss, to which later micro-batches of an iteration add; so it comes first, and with no term at all it
-/// still clears both for the losses behind it.
+/// Weighted pixel losses and their gradient with respect to the prediction. Writes the gradient,
+/// which may lie on the prediction, and the loss, to which later micro-batches of an iteration add;
+/// so it comes first, and with no term at all it still clears both for the losses behind it.
 #[derive(Clone, Debug)]
 pub struct PixelLoss {
     /// HR extent.
@@ -107,8 +113,8 @@ pub struct PixelLoss {
     pub workspace: Option<BufferId>,
 }
 
-/// Weighted structural losses; adds to the gradient and the loss that [`PixelLoss`] left. Windows read the prediction
-/// again and again, so its gradient needs a buffer of its own.
+/// Weighted structural losses; adds to the gradient and the loss that [`PixelLoss`] left. Windows
+/// read the prediction again and again, so its gradient needs a buffer of its own.
 #[derive(Clone, Debug)]
 pub struct StructuralLoss {
     /// HR extent.
@@ -135,7 +141,10 @@ mod tests {
             let name = serde_json::to_value(kind).unwrap();
             let name = name.as_str().unwrap();
             for name in [name.to_string(), format!("{name}loss")] {
-                assert_eq!(serde_json::from_value::<LossKind>(name.clone().into()).unwrap(), kind);
+                assert_eq!(
+                    serde_json::from_value::<LossKind>(name.clone().into()).unwrap(),
+                    kind
+                );
                 assert_eq!(LossKind::from_str(&name, true).unwrap(), kind);
             }
         }
@@ -144,9 +153,19 @@ mod tests {
 
     #[test]
     fn the_split_keeps_weights_and_order() {
-        let (pixel, structural) =
-            split_losses(&[(LossKind::MsSsim, 0.1), (LossKind::Mse, 0.2), (LossKind::L1, 0.3), (LossKind::Ssim, 0.4)]);
+        let (pixel, structural) = split_losses(&[
+            (LossKind::MsSsim, 0.1),
+            (LossKind::Mse, 0.2),
+            (LossKind::L1, 0.3),
+            (LossKind::Ssim, 0.4),
+        ]);
         assert_eq!(pixel, [(PixelLossKind::Mse, 0.2), (PixelLossKind::L1, 0.3)]);
-        assert_eq!(structural, [(StructuralLossKind::MultiScale, 0.1), (StructuralLossKind::Ssim, 0.4)]);
+        assert_eq!(
+            structural,
+            [
+                (StructuralLossKind::MultiScale, 0.1),
+                (StructuralLossKind::Ssim, 0.4)
+            ]
+        );
     }
 }

@@ -1,6 +1,7 @@
-//! The static plan of a training step or of inference: operations over byte ranges of one arena, made before any device is
-//! touched. Depends on nothing else in the crate. It promises that a backend which allocates exactly [`PlanData::arena_bytes`]
-//! never needs another byte, and that [`PlanData::verify`] has checked every lifetime.
+//! The static plan of a training step or of inference: operations over byte ranges of one arena,
+//! made before any device is touched. Depends on nothing else in the crate. It promises that a
+//! backend which allocates exactly [`PlanData::arena_bytes`] never needs another byte, and that
+//! [`PlanData::verify`] has checked every lifetime.
 
 pub mod augment;
 mod floor;
@@ -19,10 +20,12 @@ pub use sizing::{Precision, Sizing};
 
 use std::ops::Range;
 
-/// Alignment of every buffer in the arena, bytes: a cache line on the CPU, a full memory transaction on CUDA.
+/// Alignment of every buffer in the arena, bytes: a cache line on the CPU, a full memory
+/// transaction on CUDA.
 pub const ALIGNMENT: u64 = 256;
 
-/// Most images at once, and most pixels of a side at HR, that a plan is made for. No product of sizes within these bounds leaves 64 bits.
+/// Most images at once, and most pixels of a side at HR, that a plan is made for. No product of
+/// sizes within these bounds leaves 64 bits.
 pub const MAX_IMAGES: usize = 1 << 16;
 /// See [`MAX_IMAGES`].
 pub const MAX_SIDE: usize = 1 << 17;
@@ -44,7 +47,8 @@ pub enum Class {
     Ema,
     /// Staged batches as they come from the loader: u8 LQ, u8 HR and augmentation codes.
     Batch,
-    /// Loss and gradient norm, read back by the host, and on a device the learning rate and the like.
+    /// Loss and gradient norm, read back by the host, and on a device the learning rate and the
+    /// like.
     Metrics,
     /// Values that flow forward between operations.
     Activations,
@@ -52,7 +56,8 @@ pub enum Class {
     ActivationGradients,
     /// The prediction, its gradient, and what the losses need to compute it.
     Loss,
-    /// Packed weights, partial sums and per-thread rows of one operation; sums carried from slice to slice.
+    /// Packed weights, partial sums and per-thread rows of one operation; sums carried from slice
+    /// to slice.
     Workspace,
 }
 
@@ -73,7 +78,10 @@ impl Class {
 
     /// Persistent buffers keep their bytes from step to step and never share them.
     pub fn persistent(self) -> bool {
-        !matches!(self, Class::Activations | Class::ActivationGradients | Class::Loss | Class::Workspace)
+        !matches!(
+            self,
+            Class::Activations | Class::ActivationGradients | Class::Loss | Class::Workspace
+        )
     }
 
     /// The name shown to the user.
@@ -102,23 +110,30 @@ pub struct Buffer {
     pub class: Class,
     /// Size in bytes, before alignment.
     pub bytes: u64,
-    /// First and last operation (indices into [`PlanData::ops`]) that touch it; persistent buffers live throughout.
+    /// First and last operation (indices into [`PlanData::ops`]) that touch it; persistent buffers
+    /// live throughout.
     pub live: Range<usize>,
     /// Where it lies in the arena, bytes.
     pub offset: u64,
-    /// A view is a range of another buffer, from this many bytes on: the images of one slice. It takes no room of its own.
+    /// A view is a range of another buffer, from this many bytes on: the images of one slice. It
+    /// takes no room of its own.
     pub parent: Option<(BufferId, u64)>,
 }
 
 impl Buffer {
     /// Bytes it takes in the arena; none for a view.
     pub fn room(&self) -> u64 {
-        if self.parent.is_some() { 0 } else { self.bytes.next_multiple_of(ALIGNMENT) }
+        if self.parent.is_some() {
+            0
+        } else {
+            self.bytes.next_multiple_of(ALIGNMENT)
+        }
     }
 }
 
-/// A complete plan that was verified: what to allocate, and what to run over it. Only the planner makes one, and nothing but the size of
-/// its arena changes afterwards (upwards): that is what backends rely on when they write through it. It is read as [`PlanData`].
+/// A complete plan that was verified: what to allocate, and what to run over it. Only the planner
+/// makes one, and nothing but the size of its arena changes afterwards (upwards): that is what
+/// backends rely on when they write through it. It is read as [`PlanData`].
 #[derive(Clone, Debug)]
 pub struct Plan(PlanData);
 
@@ -144,12 +159,14 @@ impl Plan {
     }
 }
 
-/// A plan as plain data, for reading, tables and tests. Anybody may copy and change it; no backend runs it.
+/// A plan as plain data, for reading, tables and tests. Anybody may copy and change it; no backend
+/// runs it.
 #[derive(Clone, Debug)]
 pub struct PlanData {
     /// All buffers; [`BufferId`] indexes them.
     pub buffers: Vec<Buffer>,
-    /// Operations in order. For training: `micro` once a micro-batch, then `update` once an iteration.
+    /// Operations in order. For training: `micro` once a micro-batch, then `update` once an
+    /// iteration.
     pub ops: Vec<Op>,
     /// Forward, loss and backward of one micro-batch (or the whole of inference).
     pub micro: Range<usize>,
@@ -157,7 +174,8 @@ pub struct PlanData {
     pub update: Range<usize>,
     /// Size of the arena, bytes.
     pub arena_bytes: u64,
-    /// What sums are made of ([`Op::sums`]) that is read once more after the last operation of `micro`, see [`Sizing::sums_late`].
+    /// What sums are made of ([`Op::sums`]) that is read once more after the last operation of
+    /// `micro`, see [`Sizing::sums_late`].
     pub late_sums: Vec<BufferId>,
     /// Type of activations and their gradients.
     pub precision: Precision,
@@ -194,7 +212,11 @@ impl BatchLayout {
 
     /// Bytes of the HR patches `[N, H, W, 3]` u8, directly behind the LQ patches.
     pub fn hr_bytes(&self) -> usize {
-        if self.with_hr { self.lq_bytes() * self.scale * self.scale } else { 0 }
+        if self.with_hr {
+            self.lq_bytes() * self.scale * self.scale
+        } else {
+            0
+        }
     }
 
     /// Offset of the augmentation codes `[N]` u8, the last part.
@@ -238,12 +260,13 @@ pub struct Ports {
     pub ema: Option<BufferId>,
     /// Network input `[N, h, w, 3]` f32.
     pub input: Option<BufferId>,
-    /// Network output `[N, H, W, 3]` f32 (inference plans; in training the loss may overwrite it with its gradient).
+    /// Network output `[N, H, W, 3]` f32 (inference plans; in training the loss may overwrite it
+    /// with its gradient).
     pub output: Option<BufferId>,
     /// Target `[N, H, W, 3]` f32, only in plans that take float inputs.
     pub target: Option<BufferId>,
-    /// Gradient with respect to the input `[N, h, w, 3]` f32 in two parts to be added, through the base and through the
-    /// features; only where asked for.
+    /// Gradient with respect to the input `[N, h, w, 3]` f32 in two parts to be added, through the
+    /// base and through the features; only where asked for.
     pub input_gradients: [Option<BufferId>; 2],
     /// [`METRICS`] f64 values.
     pub metrics: Option<BufferId>,
@@ -253,11 +276,12 @@ pub struct Ports {
     pub next_batch: Option<BufferId>,
 }
 
-/// Number of f64 values in the metrics buffer: weighted loss (the mean over the micro-batches of an iteration so far), gradient norm, 1.0 if
-/// the update was skipped.
+/// Number of f64 values in the metrics buffer: weighted loss (the mean over the micro-batches of an
+/// iteration so far), gradient norm, 1.0 if the update was skipped.
 pub const METRICS: usize = 3;
 
-/// Collects buffers and operations, then lays them out. Within the crate alone: what an operation says of its buffers is taken at its word.
+/// Collects buffers and operations, then lays them out. Within the crate alone: what an operation
+/// says of its buffers is taken at its word.
 pub(crate) struct Builder<'a> {
     sizing: &'a dyn Sizing,
     /// Asked once: all activations have one type, whatever a sizing answers later.
@@ -269,12 +293,24 @@ pub(crate) struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// An empty plan for a backend with the given workspace needs.
     pub fn new(sizing: &'a dyn Sizing) -> Self {
-        Builder { sizing, precision: sizing.precision(), buffers: Vec::new(), ops: Vec::new() }
+        Builder {
+            sizing,
+            precision: sizing.precision(),
+            buffers: Vec::new(),
+            ops: Vec::new(),
+        }
     }
 
     /// A new buffer of `bytes`; lifetimes follow from the operations that name it.
     pub fn buffer(&mut self, name: impl Into<String>, class: Class, bytes: u64) -> BufferId {
-        self.add(Buffer { name: name.into(), class, bytes, live: 0..0, offset: 0, parent: None })
+        self.add(Buffer {
+            name: name.into(),
+            class,
+            bytes,
+            live: 0..0,
+            offset: 0,
+            parent: None,
+        })
     }
 
     fn add(&mut self, buffer: Buffer) -> BufferId {
@@ -292,7 +328,8 @@ impl<'a> Builder<'a> {
         self.buffer(name, class, count as u64 * self.precision.bytes())
     }
 
-    /// Images `images` of a buffer that holds those of the whole micro-batch, `of` in all; the buffer itself for all of them.
+    /// Images `images` of a buffer that holds those of the whole micro-batch, `of` in all; the
+    /// buffer itself for all of them.
     pub fn images(&mut self, buffer: BufferId, images: &Range<usize>, of: usize) -> BufferId {
         if images.len() == of {
             return buffer;
@@ -300,7 +337,12 @@ impl<'a> Builder<'a> {
         let whole = &self.buffers[buffer.0 as usize];
         let each = whole.bytes / of as u64;
         let view = Buffer {
-            name: format!("{}, images {} to {}", whole.name, images.start, images.end - 1),
+            name: format!(
+                "{}, images {} to {}",
+                whole.name,
+                images.start,
+                images.end - 1
+            ),
             class: whole.class,
             bytes: each * images.len() as u64,
             live: 0..0,
@@ -316,10 +358,14 @@ impl<'a> Builder<'a> {
         (bytes > 0).then(|| self.buffer(format!("sums of {}", op.label()), Class::Workspace, bytes))
     }
 
-    /// Room for the composition of a network's end, if the backend keeps one; `op` is the first to use it.
+    /// Room for the composition of a network's end, if the backend keeps one; `op` is the first to
+    /// use it.
     pub fn composed(&mut self, op: &UpHead) -> Option<Composed> {
         let bytes = self.sizing.composed(op);
-        (bytes > 0).then(|| Composed { buffer: self.buffer("composed up.0 and conv_out", Class::Workspace, bytes), first: true })
+        (bytes > 0).then(|| Composed {
+            buffer: self.buffer("composed up.0 and conv_out", Class::Workspace, bytes),
+            first: true,
+        })
     }
 
     /// Bytes of the block of scalars; none on a backend that is handed them.
@@ -336,8 +382,16 @@ impl<'a> Builder<'a> {
     pub fn push(&mut self, mut op: Op) {
         let bytes = self.sizing.workspace(&op);
         if bytes > 0 {
-            let class = if matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_)) { Class::Loss } else { Class::Workspace };
-            let id = self.buffer(format!("workspace of {} {}", self.ops.len(), op.label()), class, bytes);
+            let class = if matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_)) {
+                Class::Loss
+            } else {
+                Class::Workspace
+            };
+            let id = self.buffer(
+                format!("workspace of {} {}", self.ops.len(), op.label()),
+                class,
+                bytes,
+            );
             op.set_workspace(id);
         }
         self.ops.push(op);
@@ -349,12 +403,25 @@ impl<'a> Builder<'a> {
     }
 
     /// Computes lifetimes and offsets and checks the result.
-    pub fn finish(self, micro: Range<usize>, update: Range<usize>, batch: Option<BatchLayout>, ports: Ports) -> anyhow::Result<Plan> {
-        let Builder { mut buffers, ops, sizing, precision } = self;
+    pub fn finish(
+        self,
+        micro: Range<usize>,
+        update: Range<usize>,
+        batch: Option<BatchLayout>,
+        ports: Ports,
+    ) -> anyhow::Result<Plan> {
+        let Builder {
+            mut buffers,
+            ops,
+            sizing,
+            precision,
+        } = self;
         let last = ops.len().saturating_sub(1);
         let mut live: Vec<Option<(usize, usize)>> = vec![None; buffers.len()];
         let mut touch = |id: BufferId, at: usize| {
-            for id in std::iter::once(id).chain(buffers[id.0 as usize].parent.map(|(parent, _)| parent)) {
+            for id in
+                std::iter::once(id).chain(buffers[id.0 as usize].parent.map(|(parent, _)| parent))
+            {
                 let (start, end) = live[id.0 as usize].get_or_insert((at, at));
                 (*start, *end) = ((*start).min(at), (*end).max(at));
             }
@@ -369,9 +436,14 @@ impl<'a> Builder<'a> {
         for (at, loss) in (0..ops.len()).filter_map(|at| Some((at, loss_on_the_way(&ops, at)?))) {
             loss.workspace.into_iter().for_each(|id| touch(id, at));
         }
-        // a composition needs nothing but parameters, so a device makes it beside the first operations
+        // a composition needs nothing but parameters, so a device makes it beside the first
+        // operations
         for op in &ops {
-            if let Op::UpHead(UpHead { composed: Some(composed), .. }) = op {
+            if let Op::UpHead(UpHead {
+                composed: Some(composed),
+                ..
+            }) = op
+            {
                 touch(composed.buffer, micro.start);
             }
         }
@@ -379,41 +451,66 @@ impl<'a> Builder<'a> {
         for id in [ports.input, ports.target].into_iter().flatten() {
             touch(id, 0);
         }
-        for id in [ports.output, ports.input_gradients[0], ports.input_gradients[1]].into_iter().flatten() {
+        for id in [
+            ports.output,
+            ports.input_gradients[0],
+            ports.input_gradients[1],
+        ]
+        .into_iter()
+        .flatten()
+        {
             touch(id, last);
         }
         for (buffer, live) in buffers.iter_mut().zip(live) {
             buffer.live = match live {
                 _ if buffer.class.persistent() => 0..ops.len(),
                 Some((first, last)) => first..last + 1,
-                None => anyhow::bail!("the plan has a buffer that no operation uses: {}", buffer.name),
+                None => anyhow::bail!(
+                    "the plan has a buffer that no operation uses: {}",
+                    buffer.name
+                ),
             };
         }
         let arena_bytes = layout::assign(&mut buffers);
         let sized_for = sizing.name();
-        let plan = PlanData { buffers, ops, micro, update, arena_bytes, late_sums, precision, batch, ports, sized_for };
+        let plan = PlanData {
+            buffers,
+            ops,
+            micro,
+            update,
+            arena_bytes,
+            late_sums,
+            precision,
+            batch,
+            ports,
+            sized_for,
+        };
         plan.verify()?;
         Ok(Plan(plan))
     }
 }
 
-/// The pixel loss behind a network's end, if it is only read there and its gradient takes the place of the prediction: the network's end may
-/// then compute it while it has each value at hand.
+/// The pixel loss behind a network's end, if it is only read there and its gradient takes the place
+/// of the prediction: the network's end may then compute it while it has each value at hand.
 fn loss_on_the_way(ops: &[Op], at: usize) -> Option<&PixelLoss> {
-    let (Op::UpHead(end), Op::PixelLoss(loss)) = (ops.get(at)?, ops.get(at + 1)?) else { return None };
+    let (Op::UpHead(end), Op::PixelLoss(loss)) = (ops.get(at)?, ops.get(at + 1)?) else {
+        return None;
+    };
     let in_place = loss.prediction == end.output && loss.d_prediction == end.output;
-    (in_place && end.target.is_some() && matches!(loss.target, Target::Subtracted(_))).then_some(loss)
+    (in_place && end.target.is_some() && matches!(loss.target, Target::Subtracted(_)))
+        .then_some(loss)
 }
 
 impl PlanData {
-    /// Whether operation `at` unpacks the batch for the convolution behind it, which may then do so on its way.
+    /// Whether operation `at` unpacks the batch for the convolution behind it, which may then do so
+    /// on its way.
     pub fn unpacks_on_the_way(&self, at: usize) -> bool {
         let pair = (self.ops.get(at), self.ops.get(at + 1));
         matches!(pair, (Some(Op::Unpack(unpack)), Some(Op::Conv(conv))) if conv.input == unpack.output)
     }
 
-    /// The pixel loss that operation `at`, a network's end, may compute on its way: the next operation then has nothing left to do but to add up
-    /// sums.
+    /// The pixel loss that operation `at`, a network's end, may compute on its way: the next
+    /// operation then has nothing left to do but to add up sums.
     pub fn loss_on_the_way(&self, at: usize) -> Option<&PixelLoss> {
         loss_on_the_way(&self.ops, at)
     }
@@ -429,16 +526,32 @@ impl PlanData {
     /// A buffer that the plan has not, or bytes outside it.
     pub fn range_in(&self, id: BufferId, offset: usize, len: usize) -> anyhow::Result<u64> {
         let Some(buffer) = self.buffers.get(id.0 as usize) else {
-            anyhow::bail!("the plan has {} buffers and none of number {}", self.buffers.len(), id.0);
+            anyhow::bail!(
+                "the plan has {} buffers and none of number {}",
+                self.buffers.len(),
+                id.0
+            );
         };
-        let inside = (offset as u64).checked_add(len as u64).is_some_and(|end| end <= buffer.bytes);
-        anyhow::ensure!(inside, "{len} bytes from byte {offset} on lie outside {} of {} bytes", buffer.name, buffer.bytes);
+        let inside = (offset as u64)
+            .checked_add(len as u64)
+            .is_some_and(|end| end <= buffer.bytes);
+        anyhow::ensure!(
+            inside,
+            "{len} bytes from byte {offset} on lie outside {} of {} bytes",
+            buffer.name,
+            buffer.bytes
+        );
         Ok(buffer.offset + offset as u64)
     }
 
     /// The bytes of the arena that hold nothing between steps.
     pub fn free_between_steps(&self) -> Range<u64> {
-        let persistent = self.buffers.iter().filter(|b| b.class.persistent()).map(|b| b.offset + b.room()).max();
+        let persistent = self
+            .buffers
+            .iter()
+            .filter(|b| b.class.persistent())
+            .map(|b| b.offset + b.room())
+            .max();
         persistent.unwrap_or(0)..self.arena_bytes
     }
 
@@ -449,17 +562,27 @@ impl PlanData {
     pub fn place_between_steps(&self, guest: &PlanData) -> anyhow::Result<u64> {
         let free = self.free_between_steps();
         let room = free.end - free.start;
-        anyhow::ensure!(guest.arena_bytes <= room, "a plan of {} bytes in {room} free ones", guest.arena_bytes);
+        anyhow::ensure!(
+            guest.arena_bytes <= room,
+            "a plan of {} bytes in {room} free ones",
+            guest.arena_bytes
+        );
         Ok(free.start)
     }
 
-    /// The largest sum of live bytes over the operations, aligned: no layout can be smaller. Returns (bytes, operation).
+    /// The largest sum of live bytes over the operations, aligned: no layout can be smaller.
+    /// Returns (bytes, operation).
     pub fn peak(&self) -> (u64, usize) {
         let live = self.live_bytes(|_| true);
-        live.into_iter().enumerate().map(|(i, bytes)| (bytes, i)).max_by_key(|&(bytes, i)| (bytes, std::cmp::Reverse(i))).unwrap_or((0, 0))
+        live.into_iter()
+            .enumerate()
+            .map(|(i, bytes)| (bytes, i))
+            .max_by_key(|&(bytes, i)| (bytes, std::cmp::Reverse(i)))
+            .unwrap_or((0, 0))
     }
 
-    /// Live bytes of the chosen buffers at every operation (at least one moment, so that persistent buffers count).
+    /// Live bytes of the chosen buffers at every operation (at least one moment, so that persistent
+    /// buffers count).
     pub fn live_bytes(&self, chosen: impl Fn(&Buffer) -> bool) -> Vec<u64> {
         let mut change = vec![0i64; self.ops.len().max(1) + 1];
         for buffer in self.buffers.iter().filter(|b| chosen(b)) {

@@ -1,10 +1,11 @@
-//! The operations of a plan: coarse and fused, each naming its inputs, outputs and parameters as ranges of the arena. Blocks
-//! of other variants (attention, gating) are further variants of [`Op`] beside the ones here. All activations are NHWC, in
-//! the plan's precision.
+//! The operations of a plan: coarse and fused, each naming its inputs, outputs and parameters as
+//! ranges of the arena. Blocks of other variants (attention, gating) are further variants of [`Op`]
+//! beside the ones here. All activations are NHWC, in the plan's precision.
 
 use super::{BatchLayout, BufferId, PixelLoss, StructuralLoss, Target};
 
-/// A run of f32 elements in the parameter buffer; the gradient, moment and EMA buffers use the same positions.
+/// A run of f32 elements in the parameter buffer; the gradient, moment and EMA buffers use the same
+/// positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParamRange {
     /// First element.
@@ -13,7 +14,8 @@ pub struct ParamRange {
     pub len: usize,
 }
 
-/// Images, height and width of an activation at LQ resolution; the channel count stands with each operation.
+/// Images, height and width of an activation at LQ resolution; the channel count stands with each
+/// operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Images in the micro-batch.
@@ -32,13 +34,18 @@ impl Extent {
 
     /// The same images at `scale` times the resolution.
     pub fn scaled(&self, scale: usize) -> Extent {
-        Extent { n: self.n, h: self.h * scale, w: self.w * scale }
+        Extent {
+            n: self.n,
+            h: self.h * scale,
+            w: self.w * scale,
+        }
     }
 }
 
-/// The part of a micro-batch that an operation takes where the plan runs a stretch of the network slice by slice, a few images at
-/// a time. Sums over the micro-batch go on from slice to slice in f64 and in the order of the images, and are used after the
-/// last one: the bits are those of one operation over all images.
+/// The part of a micro-batch that an operation takes where the plan runs a stretch of the network
+/// slice by slice, a few images at a time. Sums over the micro-batch go on from slice to slice in
+/// f64 and in the order of the images, and are used after the last one: the bits are those of one
+/// operation over all images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     /// Images of the whole micro-batch: what means are taken over.
@@ -54,7 +61,12 @@ pub struct Slice {
 impl Slice {
     /// The whole micro-batch at once.
     pub fn whole(images: usize) -> Slice {
-        Slice { of: images, first: true, last: true, carry: None }
+        Slice {
+            of: images,
+            first: true,
+            last: true,
+            carry: None,
+        }
     }
 
     pub(super) fn accesses(&self) -> Option<Access> {
@@ -69,14 +81,15 @@ pub struct Unpack {
     pub output: BufferId,
 }
 
-/// 3x3 convolution with bias and zero padding, `cin -> cout`: output `[N, h, w, cout]`. Weights in PyTorch's `[cout, cin, 3, 3]`.
+/// 3x3 convolution with bias and zero padding, `cin -> cout`: output `[N, h, w, cout]`. Weights in
+/// PyTorch's `[cout, cin, 3, 3]`.
 #[derive(Clone, Debug)]
 pub struct Conv {
     pub extent: Extent,
     pub cin: usize,
     pub cout: usize,
-    /// The bits of an output may not depend on where in a larger picture it lies (inference in overlapping tiles), which rules
-    /// out methods that work on blocks of pixels.
+    /// The bits of an output may not depend on where in a larger picture it lies (inference in
+    /// overlapping tiles), which rules out methods that work on blocks of pixels.
     pub position_free: bool,
     pub weight: ParamRange,
     pub bias: ParamRange,
@@ -97,7 +110,8 @@ pub struct ConvBack {
     pub workspace: Option<BufferId>,
 }
 
-/// Parameter ranges of a Nano block: 1x1 convolution F to 2F, depthwise 3x3, 1x1 convolution 2F to F, LayerScale.
+/// Parameter ranges of a Nano block: 1x1 convolution F to 2F, depthwise 3x3, 1x1 convolution 2F to
+/// F, LayerScale.
 #[derive(Clone, Copy, Debug)]
 pub struct NanoParams {
     pub conv1_weight: ParamRange,
@@ -109,8 +123,8 @@ pub struct NanoParams {
     pub gamma: ParamRange,
 }
 
-/// `x + gamma * conv2(gelu(dw(conv1(x))))`: 1x1 `F -> 2F`, depthwise 3x3, exact GELU, 1x1 `2F -> F`, LayerScale, residual. Only
-/// the block's input is kept; the backward recomputes the rest.
+/// `x + gamma * conv2(gelu(dw(conv1(x))))`: 1x1 `F -> 2F`, depthwise 3x3, exact GELU, 1x1 `2F ->
+/// F`, LayerScale, residual. Only the block's input is kept; the backward recomputes the rest.
 #[derive(Clone, Debug)]
 pub struct NanoBlock {
     pub extent: Extent,
@@ -132,8 +146,9 @@ pub struct NanoBlockBack {
     pub workspace: Option<BufferId>,
 }
 
-/// The network's end: `base(x) + detail_gain * conv_out(shuffle(up.0(f)))`, with the Magic Kernel base of strength `alpha`. Between the
-/// two convolutions nothing is nonlinear, so a backend computes them as one of the LQ features, and features at HR never exist.
+/// The network's end: `base(x) + detail_gain * conv_out(shuffle(up.0(f)))`, with the Magic Kernel
+/// base of strength `alpha`. Between the two convolutions nothing is nonlinear, so a backend
+/// computes them as one of the LQ features, and features at HR never exist.
 #[derive(Clone, Debug)]
 pub struct UpHead {
     /// LQ extent; `output` is `scale` times larger.
@@ -157,10 +172,11 @@ pub struct UpHead {
     pub features_in: BufferId,
     /// `[N, H, W, 3]`: the prediction, or with `target` the prediction less its target.
     pub output: BufferId,
-    /// Subtract the u8 HR patches while base and target are still exact numbers: in f32 the difference of two pixels near each
-    /// other keeps few bits, and the slope of L1 is its sign.
+    /// Subtract the u8 HR patches while base and target are still exact numbers: in f32 the
+    /// difference of two pixels near each other keeps few bits, and the slope of L1 is its sign.
     pub target: Option<BatchLayout>,
-    /// Where a backend keeps the one convolution from the first slice's forward pass to the last one's backward, if it does.
+    /// Where a backend keeps the one convolution from the first slice's forward pass to the last
+    /// one's backward, if it does.
     pub composed: Option<Composed>,
     pub workspace: Option<BufferId>,
 }
@@ -173,7 +189,8 @@ pub struct Composed {
     pub first: bool,
 }
 
-/// Gradients of [`UpHead`] with respect to both convolutions, `detail_gain`, the features and (for tests) the network input.
+/// Gradients of [`UpHead`] with respect to both convolutions, `detail_gain`, the features and (for
+/// tests) the network input.
 #[derive(Clone, Debug)]
 pub struct UpHeadBack {
     pub forward: UpHead,
@@ -198,7 +215,8 @@ pub enum OptimizerKind {
     Adam,
 }
 
-/// Global gradient norm, clip, Adam or AdamW and EMA over all trainable parameters, in one pass; skipped when the norm is not finite.
+/// Global gradient norm, clip, Adam or AdamW and EMA over all trainable parameters, in one pass;
+/// skipped when the norm is not finite.
 #[derive(Clone, Debug)]
 pub struct Update {
     /// Trainable elements: they come first in the parameter buffer.
@@ -241,15 +259,27 @@ pub struct Access {
 }
 
 fn read(buffer: BufferId) -> Access {
-    Access { buffer, read: true, write: false }
+    Access {
+        buffer,
+        read: true,
+        write: false,
+    }
 }
 
 fn write(buffer: BufferId) -> Access {
-    Access { buffer, read: false, write: true }
+    Access {
+        buffer,
+        read: false,
+        write: true,
+    }
 }
 
 fn update(buffer: BufferId) -> Access {
-    Access { buffer, read: true, write: true }
+    Access {
+        buffer,
+        read: true,
+        write: true,
+    }
 }
 
 impl Op {
@@ -259,24 +289,52 @@ impl Op {
             Op::Unpack(o) => vec![read(o.batch.buffer), write(o.output)],
             Op::Conv(o) => vec![read(o.parameters), read(o.input), write(o.output)],
             Op::ConvBack(o) => {
-                let mut list = vec![read(o.forward.parameters), read(o.forward.input), read(o.d_output), update(o.gradients)];
+                let mut list = vec![
+                    read(o.forward.parameters),
+                    read(o.forward.input),
+                    read(o.d_output),
+                    update(o.gradients),
+                ];
                 list.extend(o.d_input.map(write));
                 list.extend(o.slice.accesses());
                 list
             }
             Op::NanoBlock(o) => vec![read(o.parameters), read(o.input), write(o.output)],
             Op::NanoBlockBack(o) => {
-                vec![read(o.forward.parameters), read(o.forward.input), read(o.d_output), write(o.d_input), update(o.gradients)]
+                vec![
+                    read(o.forward.parameters),
+                    read(o.forward.input),
+                    read(o.d_output),
+                    write(o.d_input),
+                    update(o.gradients),
+                ]
             }
             Op::UpHead(o) => {
-                let mut list = vec![read(o.parameters), read(o.input), read(o.features_in), write(o.output)];
+                let mut list = vec![
+                    read(o.parameters),
+                    read(o.input),
+                    read(o.features_in),
+                    write(o.output),
+                ];
                 list.extend(o.target.map(|batch| read(batch.buffer)));
-                list.extend(o.composed.map(|c| if c.first { write(c.buffer) } else { read(c.buffer) }));
+                list.extend(o.composed.map(|c| {
+                    if c.first {
+                        write(c.buffer)
+                    } else {
+                        read(c.buffer)
+                    }
+                }));
                 list
             }
             Op::UpHeadBack(o) => {
                 let f = &o.forward;
-                let mut list = vec![read(f.parameters), read(f.features_in), read(o.d_output), write(o.d_features), update(o.gradients)];
+                let mut list = vec![
+                    read(f.parameters),
+                    read(f.features_in),
+                    read(o.d_output),
+                    write(o.d_features),
+                    update(o.gradients),
+                ];
                 list.extend(o.d_input.map(write));
                 list.extend(o.slice.accesses());
                 list.extend(f.composed.map(|c| read(c.buffer)));
@@ -291,12 +349,24 @@ impl Op {
                 list
             }
             Op::StructuralLoss(o) => {
-                let mut list = vec![read(o.prediction), read(o.target.buffer()), update(o.d_prediction), update(o.metrics)];
+                let mut list = vec![
+                    read(o.prediction),
+                    read(o.target.buffer()),
+                    update(o.d_prediction),
+                    update(o.metrics),
+                ];
                 list.extend(o.slice.accesses());
                 list
             }
             Op::Update(o) => {
-                vec![update(o.parameters), read(o.gradients), update(o.moment1), update(o.moment2), update(o.ema), update(o.metrics)]
+                vec![
+                    update(o.parameters),
+                    read(o.gradients),
+                    update(o.moment1),
+                    update(o.moment2),
+                    update(o.ema),
+                    update(o.metrics),
+                ]
             }
         };
         list.extend(self.workspace().map(write));
@@ -342,7 +412,12 @@ impl Op {
             Op::UpHeadBack(o) => o.slice.carry = carry,
             Op::PixelLoss(o) => o.slice.carry = carry,
             Op::StructuralLoss(o) => o.slice.carry = carry,
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::UpHead(_) | Op::Update(_) => {}
+            Op::Unpack(_)
+            | Op::Conv(_)
+            | Op::NanoBlock(_)
+            | Op::NanoBlockBack(_)
+            | Op::UpHead(_)
+            | Op::Update(_) => {}
         }
     }
 
@@ -353,7 +428,12 @@ impl Op {
             Op::UpHeadBack(o) => Some(o.slice),
             Op::PixelLoss(o) => Some(o.slice),
             Op::StructuralLoss(o) => Some(o.slice),
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::UpHead(_) | Op::Update(_) => None,
+            Op::Unpack(_)
+            | Op::Conv(_)
+            | Op::NanoBlock(_)
+            | Op::NanoBlockBack(_)
+            | Op::UpHead(_)
+            | Op::Update(_) => None,
         }
     }
 
@@ -361,7 +441,8 @@ impl Op {
     pub fn largest_extent(&self) -> u64 {
         let values = |e: Extent, channels: usize| e.pixels() as u64 * channels as u64;
         let conv = |o: &Conv| values(o.extent, o.cin.max(o.cout));
-        let up_head = |o: &UpHead| values(o.extent.scaled(o.scale), 3).max(values(o.extent, o.features));
+        let up_head =
+            |o: &UpHead| values(o.extent.scaled(o.scale), 3).max(values(o.extent, o.features));
         match self {
             Op::Unpack(o) => o.batch.bytes() as u64,
             Op::Conv(o) => conv(o),
@@ -376,17 +457,25 @@ impl Op {
         }
     }
 
-    /// What comes and goes within a step and an operation's sums are made of: its workspace, sums carried from slice to slice, and the
-    /// composition that tells the gradients of two layers apart.
+    /// What comes and goes within a step and an operation's sums are made of: its workspace, sums
+    /// carried from slice to slice, and the composition that tells the gradients of two layers
+    /// apart.
     pub fn sums(&self) -> impl Iterator<Item = BufferId> {
         let (carry, composed) = match self {
             Op::ConvBack(o) => (o.slice.carry, None),
             Op::UpHeadBack(o) => (o.slice.carry, o.forward.composed),
             Op::PixelLoss(o) => (o.slice.carry, None),
             Op::StructuralLoss(o) => (o.slice.carry, None),
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::NanoBlockBack(_) | Op::UpHead(_) | Op::Update(_) => (None, None),
+            Op::Unpack(_)
+            | Op::Conv(_)
+            | Op::NanoBlock(_)
+            | Op::NanoBlockBack(_)
+            | Op::UpHead(_)
+            | Op::Update(_) => (None, None),
         };
-        [self.workspace(), carry, composed.map(|c| c.buffer)].into_iter().flatten()
+        [self.workspace(), carry, composed.map(|c| c.buffer)]
+            .into_iter()
+            .flatten()
     }
 
     /// Short name for tables and errors.
@@ -408,8 +497,12 @@ impl Op {
     /// Useful multiply-adds of one run (recomputation not counted), for shares of peak.
     pub fn multiply_adds(&self) -> u64 {
         let conv = |c: &Conv| (c.extent.pixels() * c.cin * c.cout * 9) as u64;
-        let block = |b: &NanoBlock| (b.extent.pixels() * (2 * b.features * (2 * b.features) + 9 * 2 * b.features)) as u64;
-        let up_head = |o: &UpHead| (o.extent.pixels() * (o.up_weight.len + o.scale * o.scale * o.features * 27)) as u64;
+        let block = |b: &NanoBlock| {
+            (b.extent.pixels() * (2 * b.features * (2 * b.features) + 9 * 2 * b.features)) as u64
+        };
+        let up_head = |o: &UpHead| {
+            (o.extent.pixels() * (o.up_weight.len + o.scale * o.scale * o.features * 27)) as u64
+        };
         match self {
             Op::Unpack(_) | Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_) => 0,
             Op::Conv(o) => conv(o),

@@ -1,5 +1,5 @@
-//! The memory table of a plan: bytes by class, by layer and over time, the peak moment, the floor. Text for people; the numbers
-//! are plain fields for programs. Depends on the plan alone.
+//! The memory table of a plan: bytes by class, by layer and over time, the peak moment, the floor.
+//! Text for people; the numbers are plain fields for programs. Depends on the plan alone.
 
 use super::{ALIGNMENT, Buffer, Class, PlanData, Precision};
 use serde::Serialize;
@@ -11,7 +11,8 @@ pub struct MemoryLine {
     pub what: String,
     /// How many.
     pub bytes: u64,
-    /// Live-time sharing makes the arena smaller than the sum of its rows; rows with `shared` take part in that.
+    /// Live-time sharing makes the arena smaller than the sum of its rows; rows with `shared` take
+    /// part in that.
     pub shared: bool,
 }
 
@@ -63,7 +64,8 @@ pub struct MemoryTable {
     pub lines: Vec<MemoryLine>,
     /// What is allocated, exactly.
     pub arena_bytes: u64,
-    /// What outlives a step, and the buffers of its greediest operation: no order of these operations needs less.
+    /// What outlives a step, and the buffers of its greediest operation: no order of these
+    /// operations needs less.
     pub floor_bytes: u64,
     /// The moment with most live bytes: the lower bound of any layout.
     pub peak: Moment,
@@ -83,8 +85,16 @@ impl PlanData {
         let lines = Class::ALL
             .iter()
             .filter_map(|&class| {
-                let bytes = self.live_bytes(|b| b.class == class).into_iter().max().unwrap_or(0);
-                (bytes > 0).then(|| MemoryLine { what: self.class_label(class).to_string(), bytes, shared: !class.persistent() })
+                let bytes = self
+                    .live_bytes(|b| b.class == class)
+                    .into_iter()
+                    .max()
+                    .unwrap_or(0);
+                (bytes > 0).then(|| MemoryLine {
+                    what: self.class_label(class).to_string(),
+                    bytes,
+                    shared: !class.persistent(),
+                })
             })
             .collect();
         MemoryTable {
@@ -98,20 +108,36 @@ impl PlanData {
 
     /// What lives while an operation runs.
     pub fn moment(&self, operation: usize) -> Moment {
-        let alive: Vec<&Buffer> = self.buffers.iter().filter(|b| b.room() > 0 && b.live.contains(&operation)).collect();
+        let alive: Vec<&Buffer> = self
+            .buffers
+            .iter()
+            .filter(|b| b.room() > 0 && b.live.contains(&operation))
+            .collect();
         let mut live: Vec<LiveBuffer> = alive
             .iter()
             .filter(|b| !b.class.persistent())
-            .map(|b| LiveBuffer { name: b.name.clone(), class: b.class.label(), bytes: b.room() })
+            .map(|b| LiveBuffer {
+                name: b.name.clone(),
+                class: b.class.label(),
+                bytes: b.room(),
+            })
             .collect();
         live.sort_by_key(|b| std::cmp::Reverse(b.bytes));
         let label = self.ops.get(operation).map_or("nothing", |op| op.label());
-        Moment { operation, label, bytes: alive.iter().map(|b| b.room()).sum(), live }
+        Moment {
+            operation,
+            label,
+            bytes: alive.iter().map(|b| b.room()).sum(),
+            live,
+        }
     }
 
-    /// Every buffer that comes and goes within a step, workspace left out, in the order of their first use.
+    /// Every buffer that comes and goes within a step, workspace left out, in the order of their
+    /// first use.
     pub fn layers(&self) -> Vec<LayerLine> {
-        let shown = |b: &&Buffer| !b.class.persistent() && b.class != Class::Workspace && b.parent.is_none();
+        let shown = |b: &&Buffer| {
+            !b.class.persistent() && b.class != Class::Workspace && b.parent.is_none()
+        };
         let mut lines: Vec<LayerLine> = self
             .buffers
             .iter()
@@ -129,13 +155,23 @@ impl PlanData {
     }
 
     fn floor(&self) -> u64 {
-        let persistent: u64 = self.buffers.iter().filter(|b| b.class.persistent()).map(Buffer::room).sum();
+        let persistent: u64 = self
+            .buffers
+            .iter()
+            .filter(|b| b.class.persistent())
+            .map(Buffer::room)
+            .sum();
         let needs = self.ops.iter().map(|op| {
             let mut ids: Vec<_> = op.accesses().map(|a| a.buffer).collect();
             ids.sort_unstable();
             ids.dedup();
-            let passing = ids.into_iter().map(|id| self.buffer(id)).filter(|b| !b.class.persistent());
-            passing.map(|b| b.bytes.next_multiple_of(ALIGNMENT)).sum::<u64>()
+            let passing = ids
+                .into_iter()
+                .map(|id| self.buffer(id))
+                .filter(|b| !b.class.persistent());
+            passing
+                .map(|b| b.bytes.next_multiple_of(ALIGNMENT))
+                .sum::<u64>()
         });
         persistent + needs.max().unwrap_or(0)
     }

@@ -1,12 +1,16 @@
-//! What a backend tells the plan about itself, so that the plan knows every byte without knowing any backend: workspace of each
-//! operation, sums carried between slices, the type of activations, a second staged batch. Depends on the operations alone.
+//! What a backend tells the plan about itself, so that the plan knows every byte without knowing
+//! any backend: workspace of each operation, sums carried between slices, the type of activations,
+//! a second staged batch. Depends on the operations alone.
 
 use super::{Op, UpHead};
 use serde::{Deserialize, Serialize};
 
-/// The type of the values that flow between operations. Parameters, gradients of parameters, moments, EMA, the network's
-/// input, its prediction and every reduction stay f32 (or f64) whatever it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+/// The type of the values that flow between operations. Parameters, gradients of parameters,
+/// moments, EMA, the network's input, its prediction and every reduction stay f32 (or f64) whatever
+/// it is.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits
@@ -36,8 +40,12 @@ impl Precision {
             Precision::Fp16 if magnitude > 0x7f80_0000 => sign | 0x7e00,
             Precision::Fp16 if magnitude >= 0x477f_f000 => sign | 0x7c00, // rounds to 65536 or more
             // below the normal halves: whole multiples of 2^-24, which adding 0.5 rounds to
-            Precision::Fp16 if magnitude < 0x3880_0000 => sign | ((f32::from_bits(magnitude) + 0.5).to_bits() - 0x3f00_0000) as u16,
-            Precision::Fp16 => sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x3800_0000) >> 13) as u16,
+            Precision::Fp16 if magnitude < 0x3880_0000 => {
+                sign | ((f32::from_bits(magnitude) + 0.5).to_bits() - 0x3f00_0000) as u16
+            }
+            Precision::Fp16 => {
+                sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x3800_0000) >> 13) as u16
+            }
             _ if magnitude > 0x7f80_0000 => sign | 0x7fc0,
             _ => ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16,
         }
@@ -78,11 +86,12 @@ pub trait Sizing {
     /// Workspace bytes for `op`.
     fn workspace(&self, op: &Op) -> u64;
 
-    /// Bytes in which `op` keeps its running sums between the slices of a micro-batch; 0 where it sums nothing.
+    /// Bytes in which `op` keeps its running sums between the slices of a micro-batch; 0 where it
+    /// sums nothing.
     fn carry(&self, op: &Op) -> u64;
 
-    /// Whether the backend adds up `op`'s sums only after the last operation of a micro-batch, together with others': what they are
-    /// made of ([`Op::sums`]) then lives until there.
+    /// Whether the backend adds up `op`'s sums only after the last operation of a micro-batch,
+    /// together with others': what they are made of ([`Op::sums`]) then lives until there.
     fn sums_late(&self, _op: &Op) -> bool {
         false
     }
@@ -92,17 +101,20 @@ pub trait Sizing {
         Precision::F32
     }
 
-    /// Bytes in which the composition of a network's end is kept for all slices and for the backward pass; 0 where each makes its own.
+    /// Bytes in which the composition of a network's end is kept for all slices and for the
+    /// backward pass; 0 where each makes its own.
     fn composed(&self, _: &UpHead) -> u64 {
         0
     }
 
-    /// Bytes of the numbers that change from step to step, where the backend reads them from the arena.
+    /// Bytes of the numbers that change from step to step, where the backend reads them from the
+    /// arena.
     fn scalar_bytes(&self) -> u64 {
         0
     }
 
-    /// Whether the next batch is copied to the device while this one is computed on, which takes a second place for it.
+    /// Whether the next batch is copied to the device while this one is computed on, which takes a
+    /// second place for it.
     fn copies_ahead(&self) -> bool {
         false
     }
@@ -126,9 +138,16 @@ mod tests {
                 let next = precision.widen(bits.wrapping_add(1));
                 if bits & 0x7fff < 0x7bff && next.is_finite() {
                     let middle = ((f64::from(value) + f64::from(next)) / 2.0) as f32;
-                    assert_eq!(precision.narrow(middle), bits + (bits & 1), "{precision} {bits:#x}");
+                    assert_eq!(
+                        precision.narrow(middle),
+                        bits + (bits & 1),
+                        "{precision} {bits:#x}"
+                    );
                     assert_eq!(precision.narrow(f32::from_bits(middle.to_bits() - 1)), bits);
-                    assert_eq!(precision.narrow(f32::from_bits(middle.to_bits() + 1)), bits + 1);
+                    assert_eq!(
+                        precision.narrow(f32::from_bits(middle.to_bits() + 1)),
+                        bits + 1
+                    );
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! Line charts as SVG: loss and quality over time. Depends on `files` and on plotters; promises legible axes for any finite
-//! data, and a whole file or none.
+//! Line charts as SVG: loss and quality over time. Depends on `files` and on plotters; promises
+//! legible axes for any finite data, and a whole file or none.
 
 use crate::files::write_output;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -31,39 +31,78 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Writes a line chart to `path` as SVG. With `log_y` the y axis is logarithmic. Points that cannot be placed (not finite,
-/// or not positive on a logarithmic axis) are left out. Fails where no point is left or the file cannot be written.
-pub fn line_chart(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: bool, path: &Path) -> Result<()> {
-    let svg = line_chart_svg(title, x_label, y_label, series, log_y).with_context(|| format!("cannot draw {}", path.display()))?;
+/// Writes a line chart to `path` as SVG. With `log_y` the y axis is logarithmic. Points that cannot
+/// be placed (not finite, or not positive on a logarithmic axis) are left out. Fails where no point
+/// is left or the file cannot be written.
+pub fn line_chart(
+    title: &str,
+    x_label: &str,
+    y_label: &str,
+    series: &[Series],
+    log_y: bool,
+    path: &Path,
+) -> Result<()> {
+    let svg = line_chart_svg(title, x_label, y_label, series, log_y)
+        .with_context(|| format!("cannot draw {}", path.display()))?;
     write_output(path, |out| Ok(out.write_all(svg.as_bytes())?))
 }
 
 /// The chart of [`line_chart`] as an SVG document.
-pub fn line_chart_svg(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: bool) -> Result<String> {
+pub fn line_chart_svg(
+    title: &str,
+    x_label: &str,
+    y_label: &str,
+    series: &[Series],
+    log_y: bool,
+) -> Result<String> {
     draw(title, x_label, y_label, series, log_y).map_err(|e| anyhow!("{e}"))
 }
 
 /// The smallest and the largest value.
 fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
+        (low.min(v), high.max(v))
+    })
 }
 
 /// An axis a little longer than its data.
 fn padded((low, high): (f64, f64), share: f64) -> (f64, f64) {
     let room = (high - low) * share;
-    let room = if room > 0.0 { room } else { low.abs().max(1.0) * 0.05 };
+    let room = if room > 0.0 {
+        room
+    } else {
+        low.abs().max(1.0) * 0.05
+    };
     (low - room, high + room)
 }
 
-fn draw(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: bool) -> Result<String> {
+fn draw(
+    title: &str,
+    x_label: &str,
+    y_label: &str,
+    series: &[Series],
+    log_y: bool,
+) -> Result<String> {
     let usable = |&(x, y): &(f64, f64)| x.is_finite() && y.is_finite() && (!log_y || y > 0.0);
-    let lines: Vec<(&str, Vec<(f64, f64)>)> =
-        series.iter().map(|s| (s.name.as_str(), s.points.iter().copied().filter(usable).collect())).collect();
+    let lines: Vec<(&str, Vec<(f64, f64)>)> = series
+        .iter()
+        .map(|s| {
+            (
+                s.name.as_str(),
+                s.points.iter().copied().filter(usable).collect(),
+            )
+        })
+        .collect();
     let all = || lines.iter().flat_map(|(_, points)| points);
     ensure!(all().next().is_some(), "there is no point to draw");
     let (x_low, x_high) = span(all().map(|p| p.0));
-    let x = if x_low < x_high { (x_low, x_high) } else { padded((x_low, x_high), 0.0) };
-    // A logarithmic axis is a linear one of exponents, labelled with the values: plotters' own has no ticks within a decade.
+    let x = if x_low < x_high {
+        (x_low, x_high)
+    } else {
+        padded((x_low, x_high), 0.0)
+    };
+    // A logarithmic axis is a linear one of exponents, labelled with the values: plotters' own has
+    // no ticks within a decade.
     let place = |v: f64| if log_y { v.log10() } else { v };
     let y = padded(span(all().map(|p| place(p.1))), 0.05);
 
@@ -76,7 +115,14 @@ fn draw(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: boo
             .margin(16)
             .x_label_area_size(48)
             .y_label_area_size(76)
-            .build_cartesian_2d(x.0..x.1, Axis { low: y.0, high: y.1, log: log_y })?;
+            .build_cartesian_2d(
+                x.0..x.1,
+                Axis {
+                    low: y.0,
+                    high: y.1,
+                    log: log_y,
+                },
+            )?;
         chart
             .configure_mesh()
             .x_desc(x_label)
@@ -116,7 +162,12 @@ fn draw(title: &str, x_label: &str, y_label: &str, series: &[Series], log_y: boo
 }
 
 /// The corner whose surroundings the lines cross least, for the legend.
-fn emptiest_corner(lines: &[(&str, Vec<(f64, f64)>)], x: (f64, f64), y: (f64, f64), place: impl Fn(f64) -> f64) -> SeriesLabelPosition {
+fn emptiest_corner(
+    lines: &[(&str, Vec<(f64, f64)>)],
+    x: (f64, f64),
+    y: (f64, f64),
+    place: impl Fn(f64) -> f64,
+) -> SeriesLabelPosition {
     use SeriesLabelPosition::{LowerLeft, LowerRight, UpperLeft, UpperRight};
     /// Points looked at on the way from one point of a line to the next.
     const BETWEEN: usize = 32;
@@ -126,7 +177,10 @@ fn emptiest_corner(lines: &[(&str, Vec<(f64, f64)>)], x: (f64, f64), y: (f64, f6
         for i in 0..=BETWEEN {
             let t = i as f64 / BETWEEN as f64;
             let across = share(pair[0].0 + (pair[1].0 - pair[0].0) * t, x);
-            let up = share(place(pair[0].1) + (place(pair[1].1) - place(pair[0].1)) * t, y);
+            let up = share(
+                place(pair[0].1) + (place(pair[1].1) - place(pair[0].1)) * t,
+                y,
+            );
             let corner = usize::from(up < 0.5) + 2 * usize::from(across < 0.5);
             crossed[corner] += usize::from((up - 0.5).abs() > 0.25 && (across - 0.5).abs() > 0.25);
         }
@@ -171,39 +225,66 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// Round values (1, 2 or 5 times a power of ten apart) within a range, at most `most` of them where that can be.
+/// Round values (1, 2 or 5 times a power of ten apart) within a range, at most `most` of them where
+/// that can be.
 fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
     let rough = (high - low) / most.max(2) as f64;
     let decade = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * decade).find(|step| *step >= rough).unwrap_or(10.0 * decade);
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|m| m * decade)
+        .find(|step| *step >= rough)
+        .unwrap_or(10.0 * decade);
     let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
     (first..=last).take(1000).map(|i| i as f64 * step).collect()
 }
 
-/// Values for an axis of exponents: powers of ten, with more between them while there is room, and plain round values where
-/// the range is less than a decade.
+/// Values for an axis of exponents: powers of ten, with more between them while there is room, and
+/// plain round values where the range is less than a decade.
 fn log_ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
     if high - low < 1.0 {
         return ticks(10f64.powf(low), 10f64.powf(high), most);
     }
     let decades: Vec<i32> = (low.floor() as i32..=high.ceil() as i32).collect();
     let within = |steps: &[f64]| -> Vec<f64> {
-        let values = decades.iter().flat_map(|&d| steps.iter().map(move |s| s * 10f64.powi(d)));
-        values.filter(|v| (low..=high).contains(&v.log10())).collect()
+        let values = decades
+            .iter()
+            .flat_map(|&d| steps.iter().map(move |s| s * 10f64.powi(d)));
+        values
+            .filter(|v| (low..=high).contains(&v.log10()))
+            .collect()
     };
-    let choices = [&[1.0, 2.0, 3.0, 4.0, 6.0, 8.0][..], &[1.0, 2.0, 5.0][..], &[1.0, 3.0][..], &[1.0][..]].map(within);
-    let few = choices.iter().find(|values| values.len() <= most).unwrap_or(&choices[3]);
-    few.iter().step_by(few.len().div_ceil(most.max(1)).max(1)).copied().collect()
+    let choices = [
+        &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0][..],
+        &[1.0, 2.0, 5.0][..],
+        &[1.0, 3.0][..],
+        &[1.0][..],
+    ]
+    .map(within);
+    let few = choices
+        .iter()
+        .find(|values| values.len() <= most)
+        .unwrap_or(&choices[3]);
+    few.iter()
+        .step_by(few.len().div_ceil(most.max(1)).max(1))
+        .copied()
+        .collect()
 }
 
 /// A number with up to four digits that matter.
 fn number(value: f64) -> String {
     let size = value.abs();
     if size != 0.0 && !(1e-3..1e7).contains(&size) {
-        return format!("{value:.3e}").replace(".000e", "e").replace("00e", "e");
+        return format!("{value:.3e}")
+            .replace(".000e", "e")
+            .replace("00e", "e");
     }
     let text = format!("{value:.*}", if size >= 1000.0 { 0 } else { 5 });
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_string()
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
@@ -211,23 +292,40 @@ mod tests {
     use super::*;
 
     fn series(name: &str, points: &[(f64, f64)]) -> Series {
-        Series { name: name.into(), points: points.to_vec() }
+        Series {
+            name: name.into(),
+            points: points.to_vec(),
+        }
     }
 
     #[test]
     fn charts_of_ordinary_and_odd_data() {
-        let falling: Vec<_> = (1..200).map(|i| (f64::from(i) * 10.0, 0.5 / f64::from(i) + 0.01)).collect();
-        let odd = [(1.0, f64::NAN), (2.0, 0.0), (3.0, -1.0), (4.0, 0.3), (f64::INFINITY, 1.0)];
+        let falling: Vec<_> = (1..200)
+            .map(|i| (f64::from(i) * 10.0, 0.5 / f64::from(i) + 0.01))
+            .collect();
+        let odd = [
+            (1.0, f64::NAN),
+            (2.0, 0.0),
+            (3.0, -1.0),
+            (4.0, 0.3),
+            (f64::INFINITY, 1.0),
+        ];
         for log in [false, true] {
             for lines in [
                 vec![series("loss", &falling), series("smooth & <fast>", &odd)],
                 vec![series("one point", &[(5.0, 3.0)])],
-                vec![series("level", &[(0.0, 2.0), (9.0, 2.0)]), series("empty", &[])],
+                vec![
+                    series("level", &[(0.0, 2.0), (9.0, 2.0)]),
+                    series("empty", &[]),
+                ],
                 vec![series("wide", &[(0.0, 1e-12), (1e9, 1e12)])],
             ] {
                 let svg = draw("Loss", "iteration", "L1", &lines, log).unwrap();
                 assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-                assert!(svg.contains("iteration") && !svg.contains("NaN") && !svg.contains("<fast>"), "{svg}");
+                assert!(
+                    svg.contains("iteration") && !svg.contains("NaN") && !svg.contains("<fast>"),
+                    "{svg}"
+                );
             }
         }
     }
@@ -235,7 +333,8 @@ mod tests {
     #[test]
     fn rejects_a_chart_without_points_and_names_the_file() {
         let path = Path::new("loss.svg");
-        let error = line_chart("t", "x", "y", &[series("none", &[(0.0, -1.0)])], true, path).unwrap_err();
+        let error =
+            line_chart("t", "x", "y", &[series("none", &[(0.0, -1.0)])], true, path).unwrap_err();
         assert!(error.to_string().contains("loss.svg"));
     }
 
@@ -252,7 +351,14 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let cases = [(0.0, "0"), (0.30000000000000004, "0.3"), (10000.0, "10000"), (31.5, "31.5"), (1e-5, "1e-5"), (2.5e8, "2.5e8")];
+        let cases = [
+            (0.0, "0"),
+            (0.30000000000000004, "0.3"),
+            (10000.0, "10000"),
+            (31.5, "31.5"),
+            (1e-5, "1e-5"),
+            (2.5e8, "2.5e8"),
+        ];
         for (value, text) in cases {
             assert_eq!(number(value), text);
         }

@@ -1,5 +1,6 @@
-//! For people to look at: side-by-side comparisons (PNG), charts (SVG), event files for TensorBoard, a page (HTML). Depends on `files` and the
-//! text of bytes; pictures are whole files or none.
+//! For people to look at: side-by-side comparisons (PNG), charts (SVG), event files for
+//! TensorBoard, a page (HTML). Depends on `files` and the text of bytes; pictures are whole files
+//! or none.
 
 pub mod chart;
 pub mod occupancy;

@@ -1,5 +1,5 @@
-//! A picture of arena occupancy: live bytes by class over the operations of a step, stacked, with the peak marked. Depends on
-//! `files` and on plotters; promises a whole file or none.
+//! A picture of arena occupancy: live bytes by class over the operations of a step, stacked, with
+//! the peak marked. Depends on `files` and on plotters; promises a whole file or none.
 
 use super::chart::{FONT, INK};
 use crate::files::write_output;
@@ -10,7 +10,8 @@ use std::io::Write;
 use std::path::Path;
 
 const SIZE: (u32, u32) = (1080, 560);
-/// Colours that are told apart in print and with red-green blindness (Okabe & Ito, 2008), and greys for what never changes.
+/// Colours that are told apart in print and with red-green blindness (Okabe & Ito, 2008), and greys
+/// for what never changes.
 const COLOURS: [RGBColor; 11] = [
     RGBColor(90, 90, 90),
     RGBColor(120, 120, 120),
@@ -48,7 +49,13 @@ pub fn occupancy_chart(data: &Occupancy<'_>, path: &Path) -> Result<()> {
 }
 
 fn draw(data: &Occupancy<'_>) -> Result<String> {
-    let operations = data.classes.iter().map(|c| c.2.len()).max().unwrap_or(0).max(1);
+    let operations = data
+        .classes
+        .iter()
+        .map(|c| c.2.len())
+        .max()
+        .unwrap_or(0)
+        .max(1);
     let top = data.arena_bytes.max(1) as f64 / MIB * 1.12;
     let mut svg = String::new();
     {
@@ -80,33 +87,71 @@ fn draw(data: &Occupancy<'_>) -> Result<String> {
             while start < bytes.len() {
                 // one rectangle for operations that look alike
                 let same = |at: &usize| bytes[*at] == bytes[start] && below[*at] == below[start];
-                let end = (start..bytes.len()).take_while(same).last().unwrap_or(start) + 1;
-                let (low, high) = (below[start] as f64 / MIB, (below[start] + bytes[start]) as f64 / MIB);
+                let end = (start..bytes.len())
+                    .take_while(same)
+                    .last()
+                    .unwrap_or(start)
+                    + 1;
+                let (low, high) = (
+                    below[start] as f64 / MIB,
+                    (below[start] + bytes[start]) as f64 / MIB,
+                );
                 if high > low {
                     let corners = [(start as f64, low), (end as f64, high)];
-                    chart.draw_series(std::iter::once(Rectangle::new(corners, COLOURS[colour % COLOURS.len()].filled())))?;
+                    chart.draw_series(std::iter::once(Rectangle::new(
+                        corners,
+                        COLOURS[colour % COLOURS.len()].filled(),
+                    )))?;
                 }
                 start = end;
             }
-            below.iter_mut().zip(bytes).for_each(|(b, &more)| *b += more);
+            below
+                .iter_mut()
+                .zip(bytes)
+                .for_each(|(b, &more)| *b += more);
         }
         let arena = data.arena_bytes as f64 / MIB;
-        let line = PathElement::new([(0.0, arena), (operations as f64, arena)], INK.stroke_width(1));
+        let line = PathElement::new(
+            [(0.0, arena), (operations as f64, arena)],
+            INK.stroke_width(1),
+        );
         chart.draw_series(std::iter::once(line))?;
         let small = || (FONT, 14).into_font().color(&INK);
         let at = data.peak.0 as f64 + 0.5;
         let peak = below.get(data.peak.0).copied().unwrap_or(0) as f64 / MIB;
-        chart.draw_series(std::iter::once(TriangleMarker::new((at, peak), 7, INK.filled())))?;
+        chart.draw_series(std::iter::once(TriangleMarker::new(
+            (at, peak),
+            7,
+            INK.filled(),
+        )))?;
         let (left, right) = (SIZE.0 as i32 - 236, SIZE.0 as i32 - 216);
         let text = |words: String, x: i32, y: i32| Text::new(words, (x, y), small());
         for (i, (name, colour, bytes)) in data.classes.iter().rev().enumerate() {
             let y = 64 + 24 * i as i32;
-            root.draw(&Rectangle::new([(left, y), (left + 13, y + 13)], COLOURS[colour % COLOURS.len()].filled()))?;
-            root.draw(&text(format!("{name}, {}", bytes_text(bytes.iter().max().copied().unwrap_or(0))), right, y))?;
+            root.draw(&Rectangle::new(
+                [(left, y), (left + 13, y + 13)],
+                COLOURS[colour % COLOURS.len()].filled(),
+            ))?;
+            root.draw(&text(
+                format!(
+                    "{name}, {}",
+                    bytes_text(bytes.iter().max().copied().unwrap_or(0))
+                ),
+                right,
+                y,
+            ))?;
         }
         let y = 64 + 24 * data.classes.len() as i32 + 12;
-        root.draw(&text(format!("line: the arena, {}", bytes_text(data.arena_bytes)), left, y))?;
-        root.draw(&text(format!("mark: the peak, operation {},", data.peak.0), left, y + 22))?;
+        root.draw(&text(
+            format!("line: the arena, {}", bytes_text(data.arena_bytes)),
+            left,
+            y,
+        ))?;
+        root.draw(&text(
+            format!("mark: the peak, operation {},", data.peak.0),
+            left,
+            y + 22,
+        ))?;
         root.draw(&text(data.peak.1.to_string(), left, y + 40))?;
         root.present()?;
     }
@@ -119,9 +164,25 @@ mod tests {
 
     #[test]
     fn every_class_and_the_peak_are_in_the_picture() {
-        let classes = vec![("activations", 7, vec![1 << 20, 3 << 20, 2 << 20]), ("workspace", 10, vec![0, 1 << 20, 0])];
-        let svg = draw(&Occupancy { title: "a step".into(), classes, arena_bytes: 4 << 20, peak: (1, "conv") }).unwrap();
-        for words in ["a step", "activations, 3.0 MiB", "workspace, 1.0 MiB", "operation 1", "conv", "the arena, 4.0 MiB"] {
+        let classes = vec![
+            ("activations", 7, vec![1 << 20, 3 << 20, 2 << 20]),
+            ("workspace", 10, vec![0, 1 << 20, 0]),
+        ];
+        let svg = draw(&Occupancy {
+            title: "a step".into(),
+            classes,
+            arena_bytes: 4 << 20,
+            peak: (1, "conv"),
+        })
+        .unwrap();
+        for words in [
+            "a step",
+            "activations, 3.0 MiB",
+            "workspace, 1.0 MiB",
+            "operation 1",
+            "conv",
+            "the arena, 4.0 MiB",
+        ] {
             assert!(svg.contains(words), "{words}");
         }
         assert!(svg.matches("<rect").count() >= 4 && svg.ends_with("</svg>\n"));

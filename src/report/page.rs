@@ -1,5 +1,6 @@
-//! One self-contained HTML page: figures, charts, settings, pictures with a slider between two versions. Depends on nothing but
-//! `base64`; what it is given is escaped. Promises a page that needs no network and reads without scripts.
+//! One self-contained HTML page: figures, charts, settings, pictures with a slider between two
+//! versions. Depends on nothing but `base64`; what it is given is escaped. Promises a page that
+//! needs no network and reads without scripts.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -19,7 +20,8 @@ pub struct Preview {
     pub name: String,
     /// Under the picture.
     pub caption: String,
-    /// Versions that can be chosen, in order: name and PNG. The slider starts between the first and the second.
+    /// Versions that can be chosen, in order: name and PNG. The slider starts between the first and
+    /// the second.
     pub versions: Vec<(String, Vec<u8>)>,
     /// Width and height in pixels.
     pub size: (u32, u32),
@@ -100,7 +102,12 @@ impl Page {
         );
         out += "<div class=\"tiles\">\n";
         for tile in &self.tiles {
-            let _ = writeln!(out, "<div class=\"tile\"><b>{}</b><span>{}</span></div>", escape(&tile.value), escape(&tile.name));
+            let _ = writeln!(
+                out,
+                "<div class=\"tile\"><b>{}</b><span>{}</span></div>",
+                escape(&tile.value),
+                escape(&tile.name)
+            );
         }
         out += "</div>\n";
         if !self.charts.is_empty() {
@@ -118,7 +125,12 @@ impl Page {
         if !self.settings.is_empty() {
             out += "<h2>Settings</h2>\n<div class=\"table\"><table>\n";
             for (name, value) in &self.settings {
-                let _ = writeln!(out, "<tr><td>{}</td><td>{}</td></tr>", escape(name), escape(value));
+                let _ = writeln!(
+                    out,
+                    "<tr><td>{}</td><td>{}</td></tr>",
+                    escape(name),
+                    escape(value)
+                );
             }
             out += "</table></div>\n";
         }
@@ -129,24 +141,44 @@ impl Page {
 
 impl Preview {
     fn write(&self, out: &mut String) {
-        let (Some(left), Some(right)) = (self.versions.first(), self.versions.get(1)) else { return };
+        let (Some(left), Some(right)) = (self.versions.first(), self.versions.get(1)) else {
+            return;
+        };
         let (w, h) = self.size;
         let image = |(name, png): &(String, Vec<u8>)| {
-            format!("<img width=\"{w}\" height=\"{h}\" alt=\"{}\" src=\"{}\">", escape(name), picture(png))
+            format!(
+                "<img width=\"{w}\" height=\"{h}\" alt=\"{}\" src=\"{}\">",
+                escape(name),
+                picture(png)
+            )
         };
-        let _ = write!(out, "<figure><div class=\"pair\">{}{}</div>", image(left), image(right));
+        let _ = write!(
+            out,
+            "<figure><div class=\"pair\">{}{}</div>",
+            image(left),
+            image(right)
+        );
         out.push_str("<input type=\"range\" min=\"0\" max=\"100\" value=\"50\" aria-label=\"left or right version\"><div class=\"sides\">");
         for (side, chosen) in [("left", 0), ("right", 1)] {
             let _ = write!(out, "<select aria-label=\"{side} version\">");
             for (i, (name, _)) in self.versions.iter().enumerate() {
                 let selected = if i == chosen { " selected" } else { "" };
-                let _ = write!(out, "<option value=\"{i}\"{selected}>{}</option>", escape(name));
+                let _ = write!(
+                    out,
+                    "<option value=\"{i}\"{selected}>{}</option>",
+                    escape(name)
+                );
             }
             out.push_str("</select>");
         }
         out.push_str("</div><template>");
         self.versions.iter().for_each(|v| out.push_str(&image(v)));
-        let _ = writeln!(out, "</template><figcaption>{} {}</figcaption></figure>", escape(&self.name), escape(&self.caption));
+        let _ = writeln!(
+            out,
+            "</template><figcaption>{} {}</figcaption></figure>",
+            escape(&self.name),
+            escape(&self.caption)
+        );
     }
 }
 
@@ -159,25 +191,45 @@ mod tests {
         let png = b"\x89PNG not really".to_vec();
         let page = Page {
             title: "<b>run</b>".into(),
-            tiles: vec![Tile { name: "\"loss\"".into(), value: "1 < 2".into() }],
+            tiles: vec![Tile {
+                name: "\"loss\"".into(),
+                value: "1 < 2".into(),
+            }],
             charts: vec!["<svg id=\"chart\"></svg>".into()],
             previews: vec![Preview {
                 name: "a'b".into(),
                 caption: "x & y".into(),
-                versions: vec![("<before>".into(), png.clone()), ("after".into(), png.clone()), ("HR".into(), png.clone())],
+                versions: vec![
+                    ("<before>".into(), png.clone()),
+                    ("after".into(), png.clone()),
+                    ("HR".into(), png.clone()),
+                ],
                 size: (4, 4),
             }],
             settings: vec![("k".into(), "</td><script>".into())],
             ..Page::default()
         };
         let html = page.html();
-        for part in
-            ["&lt;b&gt;run", "1 &lt; 2", "<svg id=\"chart\">", "&lt;before&gt;", "a&#39;b", "x &amp; y", "&lt;/td&gt;&lt;script&gt;"]
-        {
+        for part in [
+            "&lt;b&gt;run",
+            "1 &lt; 2",
+            "<svg id=\"chart\">",
+            "&lt;before&gt;",
+            "a&#39;b",
+            "x &amp; y",
+            "&lt;/td&gt;&lt;script&gt;",
+        ] {
             assert!(html.contains(part), "{part}");
         }
         assert!(!html.contains("<b>run") && html.matches("<script>").count() == 1);
-        assert!(!html.contains("http:") && !html.contains("https:"), "the page must not need a network");
-        assert_eq!(html.matches(&picture(&png)).count(), 5, "two shown, three to choose from");
+        assert!(
+            !html.contains("http:") && !html.contains("https:"),
+            "the page must not need a network"
+        );
+        assert_eq!(
+            html.matches(&picture(&png)).count(),
+            5,
+            "two shown, three to choose from"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Side-by-side pictures with labels, for judging by eye. Depends on `files` and on an 8x8 bitmap font; promises pixels as
-//! they are (enlarged by whole factors only, never resampled) and a whole PNG or none.
+//! Side-by-side pictures with labels, for judging by eye. Depends on `files` and on an 8x8 bitmap
+//! font; promises pixels as they are (enlarged by whole factors only, never resampled) and a whole
+//! PNG or none.
 
 use crate::files::write_output;
 use anyhow::{Result, ensure};
@@ -33,13 +34,19 @@ pub struct Panel<'a> {
     pub note: String,
 }
 
-/// Writes rows of panels to `path` as one PNG. Panels are best of one size; smaller ones stand in the middle of their place.
-/// Fails where there is nothing to show, the sheet would be too large or the file cannot be written.
+/// Writes rows of panels to `path` as one PNG. Panels are best of one size; smaller ones stand in
+/// the middle of their place. Fails where there is nothing to show, the sheet would be too large or
+/// the file cannot be written.
 pub fn comparison(rows: &[Vec<Panel>], path: &Path) -> Result<()> {
     let sheet = draw(rows)?;
     write_output(path, |out| {
         let (width, height) = sheet.dimensions();
-        Ok(PngEncoder::new(out).write_image(sheet.as_raw(), width, height, ExtendedColorType::Rgb8)?)
+        Ok(PngEncoder::new(out).write_image(
+            sheet.as_raw(),
+            width,
+            height,
+            ExtendedColorType::Rgb8,
+        )?)
     })
 }
 
@@ -57,20 +64,45 @@ struct Layout {
 impl Layout {
     fn new(rows: &[Vec<Panel>]) -> Result<Layout> {
         let panels = || rows.iter().flatten();
-        ensure!(panels().next().is_some(), "a comparison needs at least one picture");
-        ensure!(panels().all(|p| p.image.width() > 0 && p.image.height() > 0), "a comparison cannot show an empty picture");
+        ensure!(
+            panels().next().is_some(),
+            "a comparison needs at least one picture"
+        );
+        ensure!(
+            panels().all(|p| p.image.width() > 0 && p.image.height() > 0),
+            "a comparison cannot show an empty picture"
+        );
         let widest = panels().map(|p| p.image.width()).max().unwrap_or(1);
         let zoom = COMFORTABLE.div_ceil(widest).clamp(1, MAX_ZOOM);
-        let size = |p: &Panel| (p.image.width().saturating_mul(zoom), p.image.height().saturating_mul(zoom));
+        let size = |p: &Panel| {
+            (
+                p.image.width().saturating_mul(zoom),
+                p.image.height().saturating_mul(zoom),
+            )
+        };
         let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let columns: Vec<u32> =
-            (0..count).map(|c| rows.iter().filter_map(|row| row.get(c)).map(|p| size(p).0).max().unwrap_or(0)).collect();
+        let columns: Vec<u32> = (0..count)
+            .map(|c| {
+                rows.iter()
+                    .filter_map(|row| row.get(c))
+                    .map(|p| size(p).0)
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
         let fits = |text: &str, column: usize| text_width(text, 2) <= columns[column];
-        let large = rows.iter().all(|row| row.iter().enumerate().all(|(c, p)| fits(&p.title, c) && fits(&p.note, c)));
+        let large = rows.iter().all(|row| {
+            row.iter()
+                .enumerate()
+                .all(|(c, p)| fits(&p.title, c) && fits(&p.note, c))
+        });
         Ok(Layout {
             zoom,
             pen: if large { 2 } else { 1 },
-            rows: rows.iter().map(|row| row.iter().map(|p| size(p).1).max().unwrap_or(0)).collect(),
+            rows: rows
+                .iter()
+                .map(|row| row.iter().map(|p| size(p).1).max().unwrap_or(0))
+                .collect(),
             columns,
             has_title: panels().any(|p| !p.title.is_empty()),
             has_note: panels().any(|p| !p.note.is_empty()),
@@ -85,9 +117,17 @@ impl Layout {
     fn size(&self) -> Result<(u32, u32)> {
         let sum = |lengths: &[u32]| lengths.iter().map(|&l| u64::from(l)).sum::<u64>();
         let text = u64::from(self.line(self.has_title) + self.line(self.has_note));
-        let width = u64::from(2 * MARGIN) + sum(&self.columns) + (self.columns.len() as u64 - 1) * u64::from(GAP);
-        let height = u64::from(2 * MARGIN) + sum(&self.rows) + self.rows.len() as u64 * (text + u64::from(ROW_GAP)) - u64::from(ROW_GAP);
-        ensure!(width * height <= MAX_PIXELS, "the comparison would be {width}x{height} pixels; show fewer or smaller pictures");
+        let width = u64::from(2 * MARGIN)
+            + sum(&self.columns)
+            + (self.columns.len() as u64 - 1) * u64::from(GAP);
+        let height = u64::from(2 * MARGIN)
+            + sum(&self.rows)
+            + self.rows.len() as u64 * (text + u64::from(ROW_GAP))
+            - u64::from(ROW_GAP);
+        ensure!(
+            width * height <= MAX_PIXELS,
+            "the comparison would be {width}x{height} pixels; show fewer or smaller pictures"
+        );
         Ok((width as u32, height as u32))
     }
 }
@@ -101,11 +141,20 @@ fn draw(rows: &[Vec<Panel>]) -> Result<RgbImage> {
         let mut left = MARGIN;
         let below_title = top + layout.line(layout.has_title);
         for (panel, &wide) in row.iter().zip(&layout.columns) {
-            let (w, h) = (panel.image.width() * layout.zoom, panel.image.height() * layout.zoom);
+            let (w, h) = (
+                panel.image.width() * layout.zoom,
+                panel.image.height() * layout.zoom,
+            );
             let (x, y) = (left + (wide - w) / 2, below_title + (tall - h) / 2);
             centred(&mut sheet, &panel.title, (left, top, wide), layout.pen, INK);
             place(&mut sheet, panel.image, (x, y), layout.zoom);
-            centred(&mut sheet, &panel.note, (left, below_title + tall + TEXT_GAP, wide), layout.pen, FAINT);
+            centred(
+                &mut sheet,
+                &panel.note,
+                (left, below_title + tall + TEXT_GAP, wide),
+                layout.pen,
+                FAINT,
+            );
             left += wide + GAP;
         }
         top = below_title + tall + layout.line(layout.has_note) + ROW_GAP;
@@ -119,7 +168,11 @@ fn place(sheet: &mut RgbImage, image: &RgbImage, (x, y): (u32, u32), zoom: u32) 
     for py in y - 1..=y + h {
         for px in x - 1..=x + w {
             let inside = (x..x + w).contains(&px) && (y..y + h).contains(&py);
-            let colour = if inside { *image.get_pixel((px - x) / zoom, (py - y) / zoom) } else { FRAME };
+            let colour = if inside {
+                *image.get_pixel((px - x) / zoom, (py - y) / zoom)
+            } else {
+                FRAME
+            };
             sheet.put_pixel(px, py, colour);
         }
     }
@@ -130,19 +183,40 @@ fn text_width(text: &str, pen: u32) -> u32 {
 }
 
 /// Writes a line in the middle of (left, top, width), cut to what fits.
-fn centred(sheet: &mut RgbImage, text: &str, (left, top, width): (u32, u32, u32), pen: u32, ink: Rgb<u8>) {
+fn centred(
+    sheet: &mut RgbImage,
+    text: &str,
+    (left, top, width): (u32, u32, u32),
+    pen: u32,
+    ink: Rgb<u8>,
+) {
     let room = (width / (8 * pen)) as usize;
     let mut text = text.to_string();
     if text.chars().count() > room {
-        text = text.chars().take(room.saturating_sub(2)).chain("..".chars()).take(room).collect();
+        text = text
+            .chars()
+            .take(room.saturating_sub(2))
+            .chain("..".chars())
+            .take(room)
+            .collect();
     }
     let start = left + (width - text_width(&text, pen)) / 2;
     for (i, c) in text.chars().enumerate() {
-        let glyph = font8x8::legacy::BASIC_LEGACY.get(c as usize).unwrap_or(&font8x8::legacy::BASIC_LEGACY['?' as usize]);
+        let glyph = font8x8::legacy::BASIC_LEGACY
+            .get(c as usize)
+            .unwrap_or(&font8x8::legacy::BASIC_LEGACY['?' as usize]);
         for (row, bits) in glyph.iter().enumerate() {
             for column in (0..8u32).filter(|column| bits >> column & 1 == 1) {
-                let (x, y) = (start + (i as u32 * 8 + column) * pen, top + row as u32 * pen);
-                imageops::replace(sheet, &RgbImage::from_pixel(pen, pen, ink), x.into(), y.into());
+                let (x, y) = (
+                    start + (i as u32 * 8 + column) * pen,
+                    top + row as u32 * pen,
+                );
+                imageops::replace(
+                    sheet,
+                    &RgbImage::from_pixel(pen, pen, ink),
+                    x.into(),
+                    y.into(),
+                );
             }
         }
     }
@@ -153,23 +227,45 @@ mod tests {
     use super::*;
 
     fn panel<'a>(image: &'a RgbImage, title: &str, note: &str) -> Panel<'a> {
-        Panel { image, title: title.into(), note: note.into() }
+        Panel {
+            image,
+            title: title.into(),
+            note: note.into(),
+        }
     }
 
     #[test]
     fn panels_keep_their_pixels_and_do_not_overlap() {
-        let (a, b) = (RgbImage::from_pixel(300, 200, Rgb([255, 0, 0])), RgbImage::from_pixel(300, 200, Rgb([0, 255, 0])));
-        let sheet = draw(&[vec![panel(&a, "left", "20.00 dB"), panel(&b, "right", "30.00 dB")], vec![panel(&b, "below", "")]]).unwrap();
+        let (a, b) = (
+            RgbImage::from_pixel(300, 200, Rgb([255, 0, 0])),
+            RgbImage::from_pixel(300, 200, Rgb([0, 255, 0])),
+        );
+        let sheet = draw(&[
+            vec![
+                panel(&a, "left", "20.00 dB"),
+                panel(&b, "right", "30.00 dB"),
+            ],
+            vec![panel(&b, "below", "")],
+        ])
+        .unwrap();
         let count = |colour: [u8; 3]| sheet.pixels().filter(|p| p.0 == colour).count();
         assert_eq!((count([255, 0, 0]), count([0, 255, 0])), (60_000, 120_000));
         assert_eq!(sheet.width(), 2 * MARGIN + 600 + GAP);
-        assert!(count(INK.0) > 500 && count(FAINT.0) > 500, "the labels are there");
+        assert!(
+            count(INK.0) > 500 && count(FAINT.0) > 500,
+            "the labels are there"
+        );
     }
 
     #[test]
     fn small_panels_are_enlarged_and_long_titles_cut() {
         let image = RgbImage::from_fn(60, 50, |x, y| Rgb([x as u8, y as u8, 7]));
-        let sheet = draw(&[vec![panel(&image, &"a long title ".repeat(20), "caf\u{e9}")]]).unwrap();
+        let sheet = draw(&[vec![panel(
+            &image,
+            &"a long title ".repeat(20),
+            "caf\u{e9}",
+        )]])
+        .unwrap();
         assert_eq!(sheet.width(), 2 * MARGIN + 240);
         assert_eq!(sheet.pixels().filter(|p| p.0 == [9, 9, 7]).count(), 16);
     }
@@ -179,7 +275,9 @@ mod tests {
         assert!(draw(&[]).is_err());
         assert!(draw(&[vec![panel(&RgbImage::new(0, 5), "", "")]]).is_err());
         let large = RgbImage::new(4000, 4000);
-        let rows: Vec<_> = (0..6).map(|_| (0..6).map(|_| panel(&large, "", "")).collect()).collect();
+        let rows: Vec<_> = (0..6)
+            .map(|_| (0..6).map(|_| panel(&large, "", "")).collect())
+            .collect();
         assert!(draw(&rows).unwrap_err().to_string().contains("fewer"));
     }
 
@@ -187,9 +285,21 @@ mod tests {
     fn the_file_is_a_png_and_an_error_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let image = RgbImage::new(8, 8);
-        comparison(&[vec![panel(&image, "t", "n")]], &dir.path().join("sheet.png")).unwrap();
-        assert!(std::fs::read(dir.path().join("sheet.png")).unwrap().starts_with(b"\x89PNG"));
-        let error = comparison(&[vec![panel(&image, "t", "n")]], &dir.path().join("missing/sheet.png")).unwrap_err();
+        comparison(
+            &[vec![panel(&image, "t", "n")]],
+            &dir.path().join("sheet.png"),
+        )
+        .unwrap();
+        assert!(
+            std::fs::read(dir.path().join("sheet.png"))
+                .unwrap()
+                .starts_with(b"\x89PNG")
+        );
+        let error = comparison(
+            &[vec![panel(&image, "t", "n")]],
+            &dir.path().join("missing/sheet.png"),
+        )
+        .unwrap_err();
         assert!(format!("{error:#}").contains("sheet.png"));
     }
 }

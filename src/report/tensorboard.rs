@@ -1,9 +1,12 @@
-//! Event files that TensorBoard reads: scalars over iterations. Depends on `files` and `crc32c`. Promises records that are whole or, after a
-//! crash, recognisably cut: every one has its length and its content under a checksum. Also that names and times never go back within a
-//! folder, since TensorBoard reads files in the order of their names: with a clock that was set back, what is newer would be dropped.
+//! Event files that TensorBoard reads: scalars over iterations. Depends on `files` and `crc32c`.
+//! Promises records that are whole or, after a crash, recognisably cut: every one has its length
+//! and its content under a checksum. Also that names and times never go back within a folder, since
+//! TensorBoard reads files in the order of their names: with a clock that was set back, what is
+//! newer would be dropped.
 //!
-//! A file is a sequence of records (TFRecord: length, masked CRC-32C of the length, content, masked CRC-32C of the content), each a protobuf
-//! message `Event`; only the few fields needed here are written, by hand.
+//! A file is a sequence of records (TFRecord: length, masked CRC-32C of the length, content, masked
+//! CRC-32C of the content), each a protobuf message `Event`; only the few fields needed here are
+//! written, by hand.
 
 use crate::files;
 use anyhow::{Context, Result};
@@ -22,7 +25,8 @@ const FIXED32: u64 = 5;
 const PREFIX: &str = "events.out.tfevents.";
 /// What the names of our own end with.
 const ENDING: &str = ".paragon";
-/// Times of names beyond this (the year 2255) are not believed: what comes after them would have more digits and be sorted before them.
+/// Times of names beyond this (the year 2255) are not believed: what comes after them would have
+/// more digits and be sorted before them.
 const LATEST_TIME: u64 = 9_000_000_000;
 /// Longest record that is read back, bytes; ours take some hundred.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
@@ -44,7 +48,10 @@ struct Clock {
 impl Clock {
     /// A clock that shows at least `least`.
     fn from(least: f64) -> Clock {
-        Clock { last: least, ahead: 0.0 }
+        Clock {
+            last: least,
+            ahead: 0.0,
+        }
     }
 
     fn at(&mut self, system: f64) -> f64 {
@@ -58,7 +65,9 @@ impl Clock {
     }
 
     fn now(&mut self) -> f64 {
-        self.at(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()))
+        self.at(SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0.0, |d| d.as_secs_f64()))
     }
 }
 
@@ -70,19 +79,32 @@ fn time_of(name: &str) -> Option<u64> {
 
 /// The event files of a folder that were written here, and no others.
 pub fn own_files(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let own = |name: &str| name.starts_with(PREFIX) && name.ends_with(ENDING);
-    entries.flatten().filter(|e| e.file_name().to_str().is_some_and(own)).map(|e| e.path()).collect()
+    entries
+        .flatten()
+        .filter(|e| e.file_name().to_str().is_some_and(own))
+        .map(|e| e.path())
+        .collect()
 }
 
-/// The latest time in the event files of a folder, seconds since 1970: of their names, and of the last event in the newest.
+/// The latest time in the event files of a folder, seconds since 1970: of their names, and of the
+/// last event in the newest.
 fn latest_time(folder: &Path) -> Option<f64> {
     let entries = std::fs::read_dir(folder).ok()?;
-    let named = entries.flatten().filter_map(|e| Some((time_of(e.file_name().to_str()?)?, e.path())));
+    let named = entries
+        .flatten()
+        .filter_map(|e| Some((time_of(e.file_name().to_str()?)?, e.path())));
     let (time, path) = named.max()?;
     // the next name must be a later one, and names have whole seconds
     let next = (time + 1) as f64;
-    Some(last_event(&path).filter(|&t| t.is_finite() && t < LATEST_TIME as f64).map_or(next, |t| t.max(next)))
+    Some(
+        last_event(&path)
+            .filter(|&t| t.is_finite() && t < LATEST_TIME as f64)
+            .map_or(next, |t| t.max(next)),
+    )
 }
 
 /// Time of the last whole event of a file.
@@ -117,8 +139,8 @@ fn last_event(path: &Path) -> Option<f64> {
 }
 
 impl EventFile {
-    /// Begins a file in `folder` for a run that goes on after `iteration`: TensorBoard then drops what earlier files of the folder say
-    /// of later iterations.
+    /// Begins a file in `folder` for a run that goes on after `iteration`: TensorBoard then drops
+    /// what earlier files of the folder say of later iterations.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -126,8 +148,16 @@ impl EventFile {
         files::create_folder(folder)?;
         let mut clock = Clock::from(latest_time(folder).unwrap_or(0.0));
         let now = clock.now();
-        let path = folder.join(format!("{PREFIX}{:010}.{}{ENDING}", now as u64, std::process::id()));
-        let file = OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let path = folder.join(format!(
+            "{PREFIX}{:010}.{}{ENDING}",
+            now as u64,
+            std::process::id()
+        ));
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         let mut events = EventFile { path, file, clock };
         let mut version = head(now, 0);
         field_bytes(&mut version, 3, b"brain.Event:2");
@@ -165,13 +195,17 @@ impl EventFile {
         out.extend_from_slice(content);
         out.extend_from_slice(&masked(content).to_le_bytes());
         // one call, so that readers never see half a record of a live run
-        self.file.write_all(&out).with_context(|| format!("cannot write {}", self.path.display()))
+        self.file
+            .write_all(&out)
+            .with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 
 /// The checksum of TFRecord: CRC-32C, turned and shifted, so that a checksum of checksums is none.
 fn masked(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xA282_EAD8)
+    crc32c::crc32c(bytes)
+        .rotate_right(15)
+        .wrapping_add(0xA282_EAD8)
 }
 
 /// An event's wall time and step.
@@ -246,7 +280,9 @@ mod tests {
     fn records_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let mut events = EventFile::create(dir.path(), 41).unwrap();
-        events.scalars(300, &[("loss", 0.5), ("broken", f64::NAN), ("lr", 2e-4)]).unwrap();
+        events
+            .scalars(300, &[("loss", 0.5), ("broken", f64::NAN), ("lr", 2e-4)])
+            .unwrap();
         let bytes = std::fs::read(&events.path).unwrap();
         let mut rest = &bytes[..];
         let mut found = Vec::new();
@@ -254,26 +290,44 @@ mod tests {
             let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
             assert_eq!(rest[8..12], masked(&rest[..8]).to_le_bytes());
             let content = &rest[12..12 + length];
-            assert_eq!(rest[12 + length..16 + length], masked(content).to_le_bytes());
+            assert_eq!(
+                rest[12 + length..16 + length],
+                masked(content).to_le_bytes()
+            );
             found.push(fields(content));
             rest = &rest[16 + length..];
         }
         assert_eq!(found[0][2], (3, b"brain.Event:2".to_vec()));
-        assert_eq!(found[1][1..], [(2, 42u64.to_le_bytes().to_vec()), (7, vec![8, 1])]);
+        assert_eq!(
+            found[1][1..],
+            [(2, 42u64.to_le_bytes().to_vec()), (7, vec![8, 1])]
+        );
         assert_eq!(found[2][1], (2, 300u64.to_le_bytes().to_vec()));
-        let values: Vec<_> = fields(&found[2][2].1).into_iter().map(|(_, entry)| fields(&entry)).collect();
+        let values: Vec<_> = fields(&found[2][2].1)
+            .into_iter()
+            .map(|(_, entry)| fields(&entry))
+            .collect();
         assert_eq!(values.len(), 2, "what is not finite is left out");
-        assert_eq!(values[0], [(1, b"loss".to_vec()), (2, 0.5f32.to_le_bytes().to_vec())]);
-        assert_eq!(values[1], [(1, b"lr".to_vec()), (2, 2e-4f32.to_le_bytes().to_vec())]);
+        assert_eq!(
+            values[0],
+            [(1, b"loss".to_vec()), (2, 0.5f32.to_le_bytes().to_vec())]
+        );
+        assert_eq!(
+            values[1],
+            [(1, b"lr".to_vec()), (2, 2e-4f32.to_le_bytes().to_vec())]
+        );
     }
     #[test]
     fn names_and_times_go_on_from_the_newest_file_where_the_clock_was_set_back() {
         let dir = tempfile::tempdir().unwrap();
         let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
         let mut first = EventFile::create(dir.path(), 0).unwrap();
-        // the first file was written while the clock was a day ahead, and its run went on for an hour
+        // the first file was written while the clock was a day ahead, and its run went on for an
+        // hour
         let ahead = first.clock.now() + 86_400.0;
-        let moved = dir.path().join(format!("{PREFIX}{:010}.77{ENDING}", ahead as u64));
+        let moved = dir
+            .path()
+            .join(format!("{PREFIX}{:010}.77{ENDING}", ahead as u64));
         std::fs::rename(&first.path, &moved).unwrap();
         first.clock = Clock::from(ahead + 3600.0);
         first.scalars(5, &[("loss", 1.0)]).unwrap();
@@ -285,13 +339,19 @@ mod tests {
         assert!(name(&second.path) > name(&moved), "{:?}", second.path);
         assert!(last_event(&second.path).unwrap() >= last_event(&moved).unwrap());
         let third = EventFile::create(dir.path(), 5).unwrap();
-        assert!(name(&third.path) > name(&second.path), "two starts within a second");
+        assert!(
+            name(&third.path) > name(&second.path),
+            "two starts within a second"
+        );
         assert_eq!(own_files(dir.path()).len(), 3);
     }
 
     #[test]
     fn a_clock_set_back_under_way_goes_on_from_where_it_was() {
         let mut clock = Clock::from(100.0);
-        assert_eq!([90.0, 91.0, 50.0, 53.0, 500.0].map(|system| clock.at(system)), [100.0, 101.0, 101.0, 104.0, 551.0]);
+        assert_eq!(
+            [90.0, 91.0, 50.0, 53.0, 500.0].map(|system| clock.at(system)),
+            [100.0, 101.0, 101.0, 104.0, 551.0]
+        );
     }
 }

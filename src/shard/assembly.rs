@@ -1,6 +1,7 @@
-//! Where converted images come together in input order: duplicates are left out, records go to the set to train on or to
-//! the one held out, and the journal is kept. Depends on `set`, `journal` and `tally`. Promises that what was handed over
-//! before a kill is gone on from, but for the last moments.
+//! Where converted images come together in input order: duplicates are left out, records go to the
+//! set to train on or to the one held out, and the journal is kept. Depends on `set`, `journal` and
+//! `tally`. Promises that what was handed over before a kill is gone on from, but for the last
+//! moments.
 
 use super::convert::Converted;
 use super::journal::{Entry, Head, Journal, Outcome, Used};
@@ -11,7 +12,8 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What may be lost to a kill: bytes written and time passed since the last hand-over to the operating system.
+/// What may be lost to a kill: bytes written and time passed since the last hand-over to the
+/// operating system.
 const COMMIT_BYTES: u64 = 4 << 20;
 const COMMIT_TIME: Duration = Duration::from_millis(50);
 
@@ -65,28 +67,50 @@ impl Assembly {
             }
         }
         self.tally.add(job, entry);
-        self.tally.resumed += u64::from(matches!(&entry.outcome, Outcome::Used(used) if !used.records.is_empty()));
+        self.tally.resumed +=
+            u64::from(matches!(&entry.outcome, Outcome::Used(used) if !used.records.is_empty()));
         self.decided += 1;
         Ok(())
     }
 
     /// Takes the next image. Gives the rejection where nothing of it is kept.
-    pub fn accept(&mut self, job: &Job, stamp: u64, outcome: Result<Converted, Rejected>) -> Result<Option<Rejected>> {
+    pub fn accept(
+        &mut self,
+        job: &Job,
+        stamp: u64,
+        outcome: Result<Converted, Rejected>,
+    ) -> Result<Option<Rejected>> {
         let (outcome, rejected) = match outcome {
             Ok(converted) => {
                 let used = self.keep(job, converted)?;
-                let rejected = used.records.is_empty().then(|| nothing_kept(job, used.flat, used.duplicates));
+                let rejected = used
+                    .records
+                    .is_empty()
+                    .then(|| nothing_kept(job, used.flat, used.duplicates));
                 (Outcome::Used(used), rejected)
             }
             Err(r) => {
                 let lq = Some(&r.file) == job.source.lq.as_ref();
-                (Outcome::Rejected { lq, kind: r.kind.clone(), reason: r.reason.clone() }, Some(r))
+                (
+                    Outcome::Rejected {
+                        lq,
+                        kind: r.kind.clone(),
+                        reason: r.reason.clone(),
+                    },
+                    Some(r),
+                )
             }
         };
-        let entry = Entry { job: self.decided, stamp, outcome };
+        let entry = Entry {
+            job: self.decided,
+            stamp,
+            outcome,
+        };
         self.tally.add(job, &entry);
         if let Some(journal) = &mut self.journal {
-            journal.append(&entry).with_context(|| job.source.hr.display().to_string())?;
+            journal
+                .append(&entry)
+                .with_context(|| job.source.hr.display().to_string())?;
         }
         self.decided += 1;
         let unflushed = self.sets[0].unflushed + self.sets[1].unflushed;
@@ -98,8 +122,20 @@ impl Assembly {
 
     /// Writes the records of an image but for those that are there already.
     fn keep(&mut self, job: &Job, converted: Converted) -> Result<Used> {
-        let Converted { source, notes, records, payload, flat } = converted;
-        let mut used = Used { source, notes, flat, duplicates: 0, records: Vec::with_capacity(records.len()) };
+        let Converted {
+            source,
+            notes,
+            records,
+            payload,
+            flat,
+        } = converted;
+        let mut used = Used {
+            source,
+            notes,
+            flat,
+            duplicates: 0,
+            records: Vec::with_capacity(records.len()),
+        };
         self.sets[usize::from(job.held_out)].begin_image();
         let mut at = 0;
         for record in records {
@@ -112,7 +148,8 @@ impl Assembly {
                 continue;
             }
             if self.sets[usize::from(job.held_out)].ends_shard(&used.source, record.length) {
-                // a finished shard is never ahead of what is known of it, nor is what is known ahead of the other set
+                // a finished shard is never ahead of what is known of it, nor is what is known
+                // ahead of the other set
                 self.commit()?;
                 if let Some(journal) = &mut self.journal {
                     journal.sync()?;
@@ -154,9 +191,15 @@ impl Assembly {
         Ok(self.tally)
     }
 
-    /// Ends the sets and writes their manifests, that of the set to train on last; then the journal goes. `plan.manifest`
-    /// says what the set is, `before` what earlier runs have added to its counts.
-    pub fn finish(mut self, out: &Path, plan: &Plan, before: [Option<super::manifest::Manifest>; 2]) -> Result<Finished> {
+    /// Ends the sets and writes their manifests, that of the set to train on last; then the journal
+    /// goes. `plan.manifest` says what the set is, `before` what earlier runs have added to its
+    /// counts.
+    pub fn finish(
+        mut self,
+        out: &Path,
+        plan: &Plan,
+        before: [Option<super::manifest::Manifest>; 2],
+    ) -> Result<Finished> {
         self.commit()?;
         if let Some(journal) = &mut self.journal {
             journal.sync()?;
@@ -201,7 +244,11 @@ impl Assembly {
         if let Some(journal) = self.journal.take() {
             journal.remove().context("the set is finished")?;
         }
-        Ok(Finished { manifest, held_out: val, tally: self.tally })
+        Ok(Finished {
+            manifest,
+            held_out: val,
+            tally: self.tally,
+        })
     }
 }
 

@@ -1,11 +1,14 @@
-//! What happens when a page of a mapped shard cannot be read: the file was cut by another program, or the disk or network behind it
-//! fails. The system then sends SIGBUS, which cannot be turned into an error of the reading thread. The handler here writes one line
-//! that names the shard and ends the process with exit code 1. Depends on libc alone.
+//! What happens when a page of a mapped shard cannot be read: the file was cut by another program,
+//! or the disk or network behind it fails. The system then sends SIGBUS, which cannot be turned
+//! into an error of the reading thread. The handler here writes one line that names the shard and
+//! ends the process with exit code 1. Depends on libc alone.
 //!
-//! The contract of the handler, which may interrupt any code at any point: it reads static atomics, calls nothing but `write`,
-//! `_exit`, `pause`, `sigaction` and `raise` (all safe within a handler), allocates nothing and takes no lock. Texts are made ready when a
-//! map is registered. Nodes of the list are never freed, only reused, so the list can be walked at any moment. A node's text is freed
-//! only when its map is no longer in use, so no fault can lie in it then. A SIGBUS elsewhere is left to whoever handled it before.
+//! The contract of the handler, which may interrupt any code at any point: it reads static atomics,
+//! calls nothing but `write`, `_exit`, `pause`, `sigaction` and `raise` (all safe within a
+//! handler), allocates nothing and takes no lock. Texts are made ready when a map is registered.
+//! Nodes of the list are never freed, only reused, so the list can be walked at any moment. A
+//! node's text is freed only when its map is no longer in use, so no fault can lie in it then. A
+//! SIGBUS elsewhere is left to whoever handled it before.
 
 use crate::text::one_line;
 use std::path::Path;
@@ -33,7 +36,8 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Registers the map of `path`, `bytes` long from `start`, and installs the handler the first time.
+    /// Registers the map of `path`, `bytes` long from `start`, and installs the handler the first
+    /// time.
     pub fn new(path: &Path, start: *const u8, bytes: usize) -> Watched {
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(install);
@@ -45,7 +49,8 @@ impl Watched {
         let text: Box<[u8]> = text.into_bytes().into();
         let node = free_node();
         node.text_bytes.store(text.len(), Ordering::Relaxed);
-        node.text.store(Box::into_raw(text).cast(), Ordering::Relaxed);
+        node.text
+            .store(Box::into_raw(text).cast(), Ordering::Relaxed);
         node.end.store(start as usize + bytes, Ordering::Relaxed);
         node.start.store(start as usize, Ordering::Release); // from here on the handler finds it
         Watched { node }
@@ -58,7 +63,8 @@ impl Drop for Watched {
         let text = self.node.text.swap(ptr::null_mut(), Ordering::Relaxed);
         let bytes = self.node.text_bytes.swap(0, Ordering::Relaxed);
         if !text.is_null() {
-            // SAFETY: pointer and length come from a box that `new` has given away, and the swap takes them once
+            // SAFETY: pointer and length come from a box that `new` has given away, and the swap
+            // takes them once
             drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(text, bytes)) });
         }
         self.node.used.store(false, Ordering::Release);
@@ -70,7 +76,11 @@ fn free_node() -> &'static Node {
     let mut at = NODES.load(Ordering::Acquire);
     // SAFETY: nodes of the list are leaked boxes and stay for ever
     while let Some(node) = unsafe { at.as_ref() } {
-        if node.used.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+        if node
+            .used
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+        {
             return node;
         }
         at = node.next.load(Ordering::Acquire);
@@ -97,7 +107,8 @@ fn free_node() -> &'static Node {
 }
 
 fn install() {
-    // SAFETY: plain system calls; an all-zero sigaction is a valid value, and the handler keeps the contract above
+    // SAFETY: plain system calls; an all-zero sigaction is a valid value, and the handler keeps the
+    // contract above
     unsafe {
         let mut before: libc::sigaction = std::mem::zeroed();
         if libc::sigaction(libc::SIGBUS, ptr::null(), &mut before) != 0 {
@@ -119,7 +130,8 @@ extern "C" fn on_bus(signal: libc::c_int, info: *mut libc::siginfo_t, _context: 
         if from_the_system {
             report((*info).si_addr() as usize);
         }
-        // not one of our maps: what was there before decides, when the faulting instruction runs again
+        // not one of our maps: what was there before decides, when the faulting instruction runs
+        // again
         if let Some(before) = BEFORE.get() {
             libc::sigaction(signal, before, ptr::null_mut());
         }
@@ -141,7 +153,10 @@ unsafe fn report(address: usize) {
                 while REPORTED.swap(true, Ordering::AcqRel) {
                     libc::pause(); // another thread is at it and ends the process
                 }
-                let (mut text, mut left) = (node.text.load(Ordering::Relaxed).cast_const(), node.text_bytes.load(Ordering::Relaxed));
+                let (mut text, mut left) = (
+                    node.text.load(Ordering::Relaxed).cast_const(),
+                    node.text_bytes.load(Ordering::Relaxed),
+                );
                 while left > 0 {
                     let written = libc::write(libc::STDERR_FILENO, text.cast(), left);
                     if written <= 0 {
@@ -167,7 +182,9 @@ mod tests {
             let mut at = NODES.load(Ordering::Acquire);
             // SAFETY: nodes are never freed, so that a pointer of the list is null or valid
             while let Some(node) = unsafe { at.as_ref() } {
-                if (node.start.load(Ordering::Acquire)..node.end.load(Ordering::Relaxed)).contains(&address) {
+                if (node.start.load(Ordering::Acquire)..node.end.load(Ordering::Relaxed))
+                    .contains(&address)
+                {
                     return node.start.load(Ordering::Acquire) != 0;
                 }
                 at = node.next.load(Ordering::Acquire);

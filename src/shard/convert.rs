@@ -1,6 +1,7 @@
-//! One image to its encoded pairs: decode, check, make the LQ, cut, encode. Depends on `dataset` and `codec`; runs on
-//! every thread at once and touches no shared state. Promises that whatever is wrong with what a file holds becomes a rejection that
-//! names it, and that an error of the system, which is retried first, never does: it ends the run.
+//! One image to its encoded pairs: decode, check, make the LQ, cut, encode. Depends on `dataset`
+//! and `codec`; runs on every thread at once and touches no shared state. Promises that whatever is
+//! wrong with what a file holds becomes a rejection that names it, and that an error of the system,
+//! which is retried first, never does: it ends the run.
 
 use super::codec::Encoder;
 use super::file::Record;
@@ -57,23 +58,37 @@ impl Worker {
     /// Converts one image.
     ///
     /// # Errors
-    /// The outer error is one of the system (the disk, no memory, no descriptors, a file that has gone or changed meanwhile) or a fault
-    /// of the program, and says nothing about the image; a fault of the image is the inner one.
-    pub fn convert(&mut self, job: &Job, config: &BuildConfig) -> Result<Result<Converted, Rejected>> {
+    /// The outer error is one of the system (the disk, no memory, no descriptors, a file that has
+    /// gone or changed meanwhile) or a fault of the program, and says nothing about the image; a
+    /// fault of the image is the inner one.
+    pub fn convert(
+        &mut self,
+        job: &Job,
+        config: &BuildConfig,
+    ) -> Result<Result<Converted, Rejected>> {
         let outcome = self.convert_files(job, config)?;
         if outcome.is_err() {
             // a file that is being written is no fault of its content either
             let mut bytes = 0;
-            for path in [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten() {
+            for path in [Some(&job.source.hr), job.source.lq.as_ref()]
+                .into_iter()
+                .flatten()
+            {
                 let about = failure::retry(|| std::fs::metadata(path));
-                bytes += about.with_context(|| format!("{}: {SYSTEM_FAULT}", path.display()))?.len();
+                bytes += about
+                    .with_context(|| format!("{}: {SYSTEM_FAULT}", path.display()))?
+                    .len();
             }
             check_unchanged(job, bytes)?;
         }
         Ok(outcome)
     }
 
-    fn convert_files(&mut self, job: &Job, config: &BuildConfig) -> Result<Result<Converted, Rejected>> {
+    fn convert_files(
+        &mut self,
+        job: &Job,
+        config: &BuildConfig,
+    ) -> Result<Result<Converted, Rejected>> {
         let g = self.geometry;
         let reject = |path: &Path, kind: &str, reason| Ok(Err(Rejected::new(path, kind, reason)));
         let mut notes = Vec::new();
@@ -86,7 +101,10 @@ impl Worker {
             file_bytes += bytes.len() as u64;
             let decoded = decode::decode_loaded(path, &bytes, &config.limits)?;
             notes.extend(decoded.notes.iter().map(|note| format!("{note}{side}")));
-            let changes = Changes { turn: decoded.turn(), unconverted: decoded.unconverted };
+            let changes = Changes {
+                turn: decoded.turn(),
+                unconverted: decoded.unconverted,
+            };
             Ok((decoded.image, changes))
         };
         let (mut hr, hr_changes) = match read(&job.source.hr, "") {
@@ -95,7 +113,10 @@ impl Worker {
         };
         let size = hr.dimensions();
         if size != job.size {
-            let reason = format!("the header says {}x{}, the picture is {}x{}", job.size.0, job.size.1, size.0, size.1);
+            let reason = format!(
+                "the header says {}x{}, the picture is {}x{}",
+                job.size.0, job.size.1, size.0, size.1
+            );
             return reject(&job.source.hr, "unreadable", reason);
         }
         let mut lq_changes = None;
@@ -109,11 +130,19 @@ impl Worker {
             },
             None => {
                 hr = crop_to_multiple(hr, g.scale);
-                let whole = config.recipe.whole().map(|filter| self.resampler.downscale(&hr, g.scale, filter));
+                let whole = config
+                    .recipe
+                    .whole()
+                    .map(|filter| self.resampler.downscale(&hr, g.scale, filter));
                 whole.transpose().context("cannot make the LQ")?
             }
         };
-        let given = job.source.lq.as_ref().and(lq.as_ref()).map(RgbImage::dimensions);
+        let given = job
+            .source
+            .lq
+            .as_ref()
+            .and(lq.as_ref())
+            .map(RgbImage::dimensions);
         if let Err((kind, reason)) = lq_dimensions(size, given, g) {
             return reject(&job.source.hr, kind, reason);
         }
@@ -123,26 +152,57 @@ impl Worker {
         {
             return reject(&job.source.hr, "mismatch", reason);
         }
-        let source =
-            SourceEntry { name: job.source.name.clone(), width: size.0, height: size.1, bytes: job.file_bytes, crc: crc.finalize() };
-        let (records, payload, flat) = self.cut(lq.as_ref(), &hr, image_key(&job.source.name), config)?;
-        Ok(Ok(Converted { source, flat, notes, records, payload }))
+        let source = SourceEntry {
+            name: job.source.name.clone(),
+            width: size.0,
+            height: size.1,
+            bytes: job.file_bytes,
+            crc: crc.finalize(),
+        };
+        let (records, payload, flat) =
+            self.cut(lq.as_ref(), &hr, image_key(&job.source.name), config)?;
+        Ok(Ok(Converted {
+            source,
+            flat,
+            notes,
+            records,
+            payload,
+        }))
     }
 
-    /// Cuts and encodes every pair with enough detail; also how many had too little. Without an LQ picture each LQ patch is
-    /// made by itself.
-    fn cut(&mut self, lq: Option<&RgbImage>, hr: &RgbImage, image: u64, config: &BuildConfig) -> Result<(Vec<Record>, Vec<u8>, u64)> {
+    /// Cuts and encodes every pair with enough detail; also how many had too little. Without an LQ
+    /// picture each LQ patch is made by itself.
+    fn cut(
+        &mut self,
+        lq: Option<&RgbImage>,
+        hr: &RgbImage,
+        image: u64,
+        config: &BuildConfig,
+    ) -> Result<(Vec<Record>, Vec<u8>, u64)> {
         let mut flat = 0;
         let g = self.geometry;
         let mut records = Vec::new();
-        let (width, height) = lq.map_or((hr.width() / g.scale, hr.height() / g.scale), RgbImage::dimensions);
-        let (rows, columns) = (positions(height, g.lq_size, config.stride), positions(width, g.lq_size, config.stride));
+        let (width, height) = lq.map_or(
+            (hr.width() / g.scale, hr.height() / g.scale),
+            RgbImage::dimensions,
+        );
+        let (rows, columns) = (
+            positions(height, g.lq_size, config.stride),
+            positions(width, g.lq_size, config.stride),
+        );
         // about half of the pixels is what photographs come to
-        let mut payload = Vec::with_capacity(rows.len() * columns.len() * (g.lq_bytes() + g.hr_bytes()) / 2);
+        let mut payload =
+            Vec::with_capacity(rows.len() * columns.len() * (g.lq_bytes() + g.hr_bytes()) / 2);
         for &y in &rows {
             for &x in &columns {
                 self.hr.clear();
-                copy_patch(hr, x * g.scale, y * g.scale, g.lq_size * g.scale, &mut self.hr);
+                copy_patch(
+                    hr,
+                    x * g.scale,
+                    y * g.scale,
+                    g.lq_size * g.scale,
+                    &mut self.hr,
+                );
                 if config.min_detail > 0.0 && detail(&self.hr, g.hr()) < config.min_detail {
                     flat += 1;
                     continue;
@@ -152,21 +212,37 @@ impl Worker {
                     Some(lq) => copy_patch(lq, x, y, g.lq_size, &mut self.lq),
                     None => {
                         let place = (image, x, y, g.lq_size);
-                        let made = self.patches.make(&mut self.resampler, hr, g.scale, &config.recipe, place, &mut self.lq);
+                        let made = self.patches.make(
+                            &mut self.resampler,
+                            hr,
+                            g.scale,
+                            &config.recipe,
+                            place,
+                            &mut self.lq,
+                        );
                         made.context("cannot make the LQ")?;
                     }
                 }
                 let start = payload.len();
-                let codec = self.encoder.encode(config.codec, &self.lq, &self.hr, &mut payload)?;
+                let codec = self
+                    .encoder
+                    .encode(config.codec, &self.lq, &self.hr, &mut payload)?;
                 let bytes = &payload[start..];
-                records.push(Record { x, y, codec, crc: crc32fast::hash(bytes), length: bytes.len() as u32 });
+                records.push(Record {
+                    x,
+                    y,
+                    codec,
+                    crc: crc32fast::hash(bytes),
+                    length: bytes.len() as u32,
+                });
             }
         }
         Ok((records, payload, flat))
     }
 }
 
-/// Refuses to go on where the files of a job have other sizes than when their headers were looked at.
+/// Refuses to go on where the files of a job have other sizes than when their headers were looked
+/// at.
 fn check_unchanged(job: &Job, bytes: u64) -> Result<()> {
     ensure!(
         bytes == job.file_bytes,
@@ -185,8 +261,7 @@ pub(super) fn fault_of_content(error: anyhow::Error) -> Result<String> {
 }
 
 /// Says of an error of the system that it is one.
-pub(super) const SYSTEM_FAULT: &str =
-    "an error of the system (disk, network, permissions, limits), which says nothing about the picture and is not recorded";
+pub(super) const SYSTEM_FAULT: &str = "an error of the system (disk, network, permissions, limits), which says nothing about the picture and is not recorded";
 /// What ends a note on an LQ file; those on HR files end without.
 pub const LQ_NOTE: &str = " (LQ)";
 
@@ -197,8 +272,9 @@ struct Changes {
     unconverted: Option<Thumbnail>,
 }
 
-/// Where one side of a pair was changed and the other was not: whether the unchanged one was made before that change, by a
-/// program that knows nothing of orientations or profiles. The two are compared as they will be trained on, and as they would be otherwise.
+/// Where one side of a pair was changed and the other was not: whether the unchanged one was made
+/// before that change, by a program that knows nothing of orientations or profiles. The two are
+/// compared as they will be trained on, and as they would be otherwise.
 fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<String> {
     /// Mean difference below which two thumbnails show the same, in levels of 255.
     const SAME: f32 = 1.0;
@@ -216,7 +292,10 @@ fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<Stri
     if turned {
         let all = (2..=8).filter_map(Orientation::from_exif);
         let fits = |turn: &Orientation| hr.0.width() == hr.0.height() || turn.to_exif() < 5;
-        let best = all.filter(fits).map(|turn| large.distance(&small.turned(turn))).fold(f32::MAX, f32::min);
+        let best = all
+            .filter(fits)
+            .map(|turn| large.distance(&small.turned(turn)))
+            .fold(f32::MAX, f32::min);
         if best < as_trained / 2.0 {
             let (hr, lq) = (hr.1.turn.to_exif(), lq.1.turn.to_exif());
             return Some(format!(
@@ -232,7 +311,11 @@ fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<Stri
             _ => return None,
         };
         if before < as_trained / 2.0 {
-            let (with, without) = if hr.1.unconverted.is_some() { ("HR", "LQ") } else { ("LQ", "HR") };
+            let (with, without) = if hr.1.unconverted.is_some() {
+                ("HR", "LQ")
+            } else {
+                ("LQ", "HR")
+            };
             return Some(format!(
                 "the {with} has a colour profile and was converted to sRGB; the {without} has none, though its numbers are those of the \
                  same profile: give both the profile, or convert both to sRGB"
@@ -246,11 +329,16 @@ fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<Stri
 pub fn files_crc(job: &Job) -> Result<u32> {
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = [0; 1 << 16];
-    for path in [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten() {
+    for path in [Some(&job.source.hr), job.source.lq.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         let opened = failure::retry(|| files::open_regular(path));
         let mut file = opened.with_context(|| format!("cannot open {}", path.display()))?;
         loop {
-            match failure::retry(|| file.read(&mut buffer)).with_context(|| format!("cannot read {}", path.display()))? {
+            match failure::retry(|| file.read(&mut buffer))
+                .with_context(|| format!("cannot read {}", path.display()))?
+            {
                 0 => break,
                 n => hasher.update(&buffer[..n]),
             }
@@ -259,16 +347,26 @@ pub fn files_crc(job: &Job) -> Result<u32> {
     Ok(hasher.finalize())
 }
 
-/// How much a square patch shows: the mean over its pixels of |difference to the left neighbour| + |difference to the upper
-/// neighbour|, in luma of 0 to 255 (weights 77, 150 and 29 of 256, rounded down). 0 = one level, photographs mostly 4 to 40.
+/// How much a square patch shows: the mean over its pixels of |difference to the left neighbour| +
+/// |difference to the upper neighbour|, in luma of 0 to 255 (weights 77, 150 and 29 of 256, rounded
+/// down). 0 = one level, photographs mostly 4 to 40.
 pub fn detail(patch: &[u8], side: usize) -> f64 {
-    let luma = |p: &[u8]| ((u32::from(p[0]) * 77 + u32::from(p[1]) * 150 + u32::from(p[2]) * 29) >> 8) as i32;
+    let luma = |p: &[u8]| {
+        ((u32::from(p[0]) * 77 + u32::from(p[1]) * 150 + u32::from(p[2]) * 29) >> 8) as i32
+    };
     let mut sum = 0u64;
     let mut above: Vec<i32> = Vec::new();
     for row in patch.chunks_exact(side * 3) {
         let line: Vec<i32> = row.chunks_exact(3).map(luma).collect();
-        sum += line.windows(2).map(|w| u64::from(w[0].abs_diff(w[1]))).sum::<u64>();
-        sum += line.iter().zip(&above).map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
+        sum += line
+            .windows(2)
+            .map(|w| u64::from(w[0].abs_diff(w[1])))
+            .sum::<u64>();
+        sum += line
+            .iter()
+            .zip(&above)
+            .map(|(a, b)| u64::from(a.abs_diff(*b)))
+            .sum::<u64>();
         above = line;
     }
     sum as f64 / (side * side).max(1) as f64
@@ -278,7 +376,11 @@ pub fn detail(patch: &[u8], side: usize) -> f64 {
 fn crop_to_multiple(image: RgbImage, scale: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let (w, h) = (width - width % scale, height - height % scale);
-    if (w, h) == (width, height) { image } else { image::imageops::crop_imm(&image, 0, 0, w, h).to_image() }
+    if (w, h) == (width, height) {
+        image
+    } else {
+        image::imageops::crop_imm(&image, 0, 0, w, h).to_image()
+    }
 }
 
 fn copy_patch(image: &RgbImage, x: u32, y: u32, size: u32, out: &mut Vec<u8>) {

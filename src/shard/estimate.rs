@@ -1,5 +1,5 @@
-//! What a run would cost, from a few images that are converted in memory and thrown away. Depends on `convert` and `plan`.
-//! Promises to write nothing and to say on how much it rests.
+//! What a run would cost, from a few images that are converted in memory and thrown away. Depends
+//! on `convert` and `plan`. Promises to write nothing and to say on how much it rests.
 
 use super::convert::Worker;
 use super::plan::{BuildConfig, Job, Plan, pool};
@@ -30,18 +30,30 @@ pub struct Estimate {
 pub fn estimate(config: &BuildConfig, plan: &Plan) -> Result<Option<Estimate>> {
     let step = plan.jobs.len().div_ceil(SAMPLED).max(1);
     let most = config.host_memory / pool(config.threads)?.current_num_threads() as u64;
-    let sample: Vec<&Job> = plan.jobs.iter().skip(step / 2).step_by(step).filter(|job| job.memory <= most).collect();
+    let sample: Vec<&Job> = plan
+        .jobs
+        .iter()
+        .skip(step / 2)
+        .step_by(step)
+        .filter(|job| job.memory <= most)
+        .collect();
     let started = Instant::now();
     let convert = |job: &&Job| -> Result<(u64, u64, u64, u64, u64)> {
         let mut worker = Worker::new(plan.geometry)?;
-        let made = worker.convert(job, config).with_context(|| format!("cannot convert {}", job.source.hr.display()))?.ok();
-        let (kept, bytes) = made.map_or((0, 0), |c| (c.records.len() as u64, c.payload.len() as u64));
+        let made = worker
+            .convert(job, config)
+            .with_context(|| format!("cannot convert {}", job.source.hr.display()))?
+            .ok();
+        let (kept, bytes) =
+            made.map_or((0, 0), |c| (c.records.len() as u64, c.payload.len() as u64));
         Ok((1, job.pairs, kept, bytes, work(job)))
     };
-    let sums = pool(config.threads)?.install(|| sample.par_iter().map(convert).collect::<Result<Vec<_>>>())?;
+    let sums = pool(config.threads)?
+        .install(|| sample.par_iter().map(convert).collect::<Result<Vec<_>>>())?;
     let seconds = started.elapsed().as_secs_f64();
-    let (images, patches, kept, bytes, done) =
-        sums.into_iter().fold((0, 0, 0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2, a.3 + b.3, a.4 + b.4));
+    let (images, patches, kept, bytes, done) = sums.into_iter().fold((0, 0, 0, 0, 0), |a, b| {
+        (a.0 + b.0, a.1 + b.1, a.2 + b.2, a.3 + b.3, a.4 + b.4)
+    });
     if patches == 0 || done == 0 {
         return Ok(None);
     }

@@ -1,11 +1,12 @@
-//! Writing one shard file: header, records as they come, then source table, index and footer; synced, made read-only and
-//! renamed at the end. Depends on `format` and `files`. Promises that an unfinished shard never has its final name, and that
-//! one whose records are known from a journal is gone on with only after every record in it was checked.
+//! Writing one shard file: header, records as they come, then source table, index and footer;
+//! synced, made read-only and renamed at the end. Depends on `format` and `files`. Promises that an
+//! unfinished shard never has its final name, and that one whose records are known from a journal
+//! is gone on with only after every record in it was checked.
 
 use super::codec::Codec;
 use super::format::{
-    FOOTER_BYTES, Footer, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, MAX_NAME_BYTES, MAX_RECORDS, MAX_SOURCE_TABLE_BYTES,
-    SOURCE_ENTRY_BYTES, SourceEntry, encode_sources,
+    FOOTER_BYTES, Footer, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, MAX_NAME_BYTES,
+    MAX_RECORDS, MAX_SOURCE_TABLE_BYTES, SOURCE_ENTRY_BYTES, SourceEntry, encode_sources,
 };
 use super::manifest::{ShardInfo, make_read_only};
 use super::tables::read_at;
@@ -36,7 +37,8 @@ pub struct Record {
     pub length: u32,
 }
 
-/// A shard being written, or counted again without a file: the records of a journal give the same sizes and tables.
+/// A shard being written, or counted again without a file: the records of a journal give the same
+/// sizes and tables.
 pub struct ShardWriter {
     path: PathBuf,
     partial: PathBuf,
@@ -49,23 +51,29 @@ pub struct ShardWriter {
     header: [u8; HEADER_BYTES],
 }
 
-/// The name that a shard has until it is finished; the same for every run, so that the next one can go on.
+/// The name that a shard has until it is finished; the same for every run, so that the next one can
+/// go on.
 pub fn partial_name(path: &Path) -> PathBuf {
-    path.with_file_name(format!(".{}.partial", path.file_name().unwrap_or_default().to_string_lossy()))
+    path.with_file_name(format!(
+        ".{}.partial",
+        path.file_name().unwrap_or_default().to_string_lossy()
+    ))
 }
 
 impl ShardWriter {
     /// Begins the shard that will be called `path`.
     pub fn create(path: &Path, header: &Header) -> Result<Self> {
         let mut writer = Self::recount(path, header);
-        let file = files::create_new(&writer.partial).with_context(|| format!("cannot write {}", path.display()))?;
+        let file = files::create_new(&writer.partial)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         writer.out = Some(BufWriter::with_capacity(BUFFER_BYTES, file));
         writer.at = 0;
         writer.put(&header.encode())?;
         Ok(writer)
     }
 
-    /// Begins to count a shard that an earlier run has written; [`ShardWriter::attach`] opens its file.
+    /// Begins to count a shard that an earlier run has written; [`ShardWriter::attach`] opens its
+    /// file.
     pub fn recount(path: &Path, header: &Header) -> Self {
         ShardWriter {
             path: path.to_path_buf(),
@@ -80,8 +88,9 @@ impl ShardWriter {
         }
     }
 
-    /// Opens the file of a shard that was counted so far and goes on behind its last record. Where the file does not hold
-    /// what was counted, gives the number of the first image that is not whole and opens nothing.
+    /// Opens the file of a shard that was counted so far and goes on behind its last record. Where
+    /// the file does not hold what was counted, gives the number of the first image that is not
+    /// whole and opens nothing.
     pub fn attach(&mut self) -> Result<Option<u32>> {
         let path = self.path.display().to_string();
         let is_file = |path: &Path| match failure::retry(|| fs::symlink_metadata(path)) {
@@ -91,8 +100,12 @@ impl ShardWriter {
         };
         if !is_file(&self.partial)? && is_file(&self.path)? {
             // it was finished already: it becomes one under way again, with all its records
-            let readable = fs::metadata(&self.path).with_context(|| path.clone())?.permissions().mode();
-            fs::set_permissions(&self.path, fs::Permissions::from_mode(readable | 0o200)).with_context(|| path.clone())?;
+            let readable = fs::metadata(&self.path)
+                .with_context(|| path.clone())?
+                .permissions()
+                .mode();
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(readable | 0o200))
+                .with_context(|| path.clone())?;
             fs::rename(&self.path, &self.partial).with_context(|| path.clone())?;
         }
         if !is_file(&self.partial)? {
@@ -101,7 +114,8 @@ impl ShardWriter {
         let opened = failure::retry(|| files::open_own(&self.partial));
         let file = opened.with_context(|| format!("cannot open {}", self.partial.display()))?;
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, &file);
-        // an end that comes too early is what a kill leaves; an error of the system says nothing about what is there
+        // an end that comes too early is what a kill leaves; an error of the system says nothing
+        // about what is there
         let mut whole = |bytes: &mut [u8]| match reader.read_exact(bytes) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -127,10 +141,13 @@ impl ShardWriter {
         Ok(None)
     }
 
-    /// Hands everything appended so far to the operating system: from then on it survives the end of this process.
+    /// Hands everything appended so far to the operating system: from then on it survives the end
+    /// of this process.
     pub fn flush(&mut self) -> Result<()> {
         match &mut self.out {
-            Some(out) => out.flush().with_context(|| format!("cannot write {}", self.path.display())),
+            Some(out) => out
+                .flush()
+                .with_context(|| format!("cannot write {}", self.path.display())),
             None => Ok(()),
         }
     }
@@ -156,11 +173,15 @@ impl ShardWriter {
         self.records
     }
 
-    /// Whether a payload of `length` bytes still fits a shard of `limit` bytes with all that comes behind it. An empty
-    /// shard takes anything.
+    /// Whether a payload of `length` bytes still fits a shard of `limit` bytes with all that comes
+    /// behind it. An empty shard takes anything.
     pub fn fits(&self, length: u64, limit: u64) -> bool {
-        let behind = self.source_bytes + self.index.len() as u64 + INDEX_ENTRY_BYTES as u64 + FOOTER_BYTES as u64;
-        let full = self.records >= MAX_RECORDS || self.source_bytes + LONGEST_SOURCE > MAX_SOURCE_TABLE_BYTES;
+        let behind = self.source_bytes
+            + self.index.len() as u64
+            + INDEX_ENTRY_BYTES as u64
+            + FOOTER_BYTES as u64;
+        let full = self.records >= MAX_RECORDS
+            || self.source_bytes + LONGEST_SOURCE > MAX_SOURCE_TABLE_BYTES;
         self.records == 0 || (!full && self.at + length + behind <= limit)
     }
 
@@ -191,8 +212,8 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Ends the file, syncs it, takes its write permission and gives it its name. A shard that was only counted must lie
-    /// there finished; gives nothing where another file lies there or none.
+    /// Ends the file, syncs it, takes its write permission and gives it its name. A shard that was
+    /// only counted must lie there finished; gives nothing where another file lies there or none.
     pub fn finish(mut self) -> Result<Option<ShardInfo>> {
         let sources = encode_sources(&self.sources);
         let index = std::mem::take(&mut self.index);
@@ -231,12 +252,17 @@ impl ShardWriter {
         }))
     }
 
-    /// Whether the finished file is there: header, footer and length, which hold the checksums of all that is between.
+    /// Whether the finished file is there: header, footer and length, which hold the checksums of
+    /// all that is between.
     fn lies_finished(&self, footer: &Footer) -> Result<bool> {
         let file = match failure::retry(|| files::read_own(&self.path)) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound || !failure::is_system(&e) => return Ok(false),
-            Err(e) => return Err(e).with_context(|| format!("cannot open {}", self.path.display())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound || !failure::is_system(&e) => {
+                return Ok(false);
+            }
+            Err(e) => {
+                return Err(e).with_context(|| format!("cannot open {}", self.path.display()));
+            }
         };
         let read = || -> Result<bool> {
             if file.metadata().context("cannot look at the file")?.len() != footer.file_bytes {
@@ -244,7 +270,12 @@ impl ShardWriter {
             }
             let (mut head, mut foot) = ([0; HEADER_BYTES], [0; FOOTER_BYTES]);
             read_at(&file, &mut head, 0, "the header")?;
-            read_at(&file, &mut foot, footer.file_bytes - FOOTER_BYTES as u64, "the footer")?;
+            read_at(
+                &file,
+                &mut foot,
+                footer.file_bytes - FOOTER_BYTES as u64,
+                "the footer",
+            )?;
             Ok(head == self.header && foot == footer.encode())
         };
         read().with_context(|| self.path.display().to_string())
@@ -253,7 +284,9 @@ impl ShardWriter {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         if let Some(out) = &mut self.out {
             let written = out.write_all(bytes);
-            written.with_context(|| format!("cannot write {} (at byte {})", self.path.display(), self.at))?;
+            written.with_context(|| {
+                format!("cannot write {} (at byte {})", self.path.display(), self.at)
+            })?;
         }
         self.at += bytes.len() as u64;
         Ok(())

@@ -1,6 +1,7 @@
-//! The bytes of a shard file: header, source table, index and footer, as written down in `shards/FORMAT.md`. Depends on
-//! nothing but arithmetic and CRC32. Promises that what it parses was checked: sizes, checksums, ranges and bounds, each
-//! with an error that says what was expected and what was found.
+//! The bytes of a shard file: header, source table, index and footer, as written down in
+//! `shards/FORMAT.md`. Depends on nothing but arithmetic and CRC32. Promises that what it parses
+//! was checked: sizes, checksums, ranges and bounds, each with an error that says what was expected
+//! and what was found.
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -30,7 +31,8 @@ pub const LAYOUT_RGB8: u8 = 1;
 pub const MAX_SCALE: u32 = 16;
 /// Smallest LQ patch: networks downsample by up to 8, and smaller ones are all border.
 pub const MIN_LQ_SIZE: u32 = 8;
-/// Largest HR patch side in pixels: one raw record then stays under 64 MiB, far inside the 32-bit record length.
+/// Largest HR patch side in pixels: one raw record then stays under 64 MiB, far inside the 32-bit
+/// record length.
 pub const MAX_HR_SIZE: u32 = 4096;
 /// Most records in one shard: keeps the index below 512 MiB.
 pub const MAX_RECORDS: u64 = 1 << 24;
@@ -51,8 +53,14 @@ pub struct Geometry {
 impl Geometry {
     /// Checks the limits of the format.
     pub fn new(scale: u32, lq_size: u32) -> Result<Self> {
-        ensure!((1..=MAX_SCALE).contains(&scale), "the scale is {scale}; it must be 1 to {MAX_SCALE}");
-        ensure!(lq_size >= MIN_LQ_SIZE, "the LQ patch is {lq_size} pixels wide; the least is {MIN_LQ_SIZE}");
+        ensure!(
+            (1..=MAX_SCALE).contains(&scale),
+            "the scale is {scale}; it must be 1 to {MAX_SCALE}"
+        );
+        ensure!(
+            lq_size >= MIN_LQ_SIZE,
+            "the LQ patch is {lq_size} pixels wide; the least is {MIN_LQ_SIZE}"
+        );
         let most = MAX_HR_SIZE / scale;
         ensure!(
             lq_size <= most,
@@ -116,15 +124,26 @@ impl Header {
     /// Reads and checks a header.
     ///
     /// # Errors
-    /// Another kind of file, a version or feature this program does not know (named), a damaged header, sizes out of range.
+    /// Another kind of file, a version or feature this program does not know (named), a damaged
+    /// header, sizes out of range.
     pub fn decode(b: &[u8]) -> Result<Self> {
-        ensure!(b.len() >= HEADER_BYTES, "the file has {} bytes; a shard's header alone has {HEADER_BYTES}", b.len());
+        ensure!(
+            b.len() >= HEADER_BYTES,
+            "the file has {} bytes; a shard's header alone has {HEADER_BYTES}",
+            b.len()
+        );
         let b = &b[..HEADER_BYTES];
-        ensure!(b[0..8] == SHARD_MAGIC, "this is not a paragon shard (it does not start with PGNSHARD)");
+        ensure!(
+            b[0..8] == SHARD_MAGIC,
+            "this is not a paragon shard (it does not start with PGNSHARD)"
+        );
         let seal = check_seal("header", b);
         let version = check_version("shard", u16_at(b, 8), u16_at(b, 10), MAJOR);
         if let (Err(_), Err(e)) = (&seal, &version) {
-            return Err(Newer(format!("{e}, unless the header is damaged (checksum mismatch)")).into());
+            return Err(Newer(format!(
+                "{e}, unless the header is damaged (checksum mismatch)"
+            ))
+            .into());
         }
         version.and(seal)?;
         let unknown = u32_at(b, 12) & !KNOWN_INCOMPATIBLE;
@@ -140,8 +159,17 @@ impl Header {
             .into());
         }
         let geometry = Geometry::new(u32_at(b, 20), u32_at(b, 24))?;
-        ensure!(b[28] == LAYOUT_RGB8, "the colour layout is {}; this paragon reads {LAYOUT_RGB8} (RGB, 8 bits)", b[28]);
-        Ok(Header { geometry, recipe: b[29], config: u64_at(b, 32), number: u32_at(b, 40) })
+        ensure!(
+            b[28] == LAYOUT_RGB8,
+            "the colour layout is {}; this paragon reads {LAYOUT_RGB8} (RGB, 8 bits)",
+            b[28]
+        );
+        Ok(Header {
+            geometry,
+            recipe: b[29],
+            config: u64_at(b, 32),
+            number: u32_at(b, 40),
+        })
     }
 }
 
@@ -232,23 +260,40 @@ pub fn encode_sources(sources: &[SourceEntry]) -> Vec<u8> {
 /// A number out of range, a name outside the table or not UTF-8.
 pub fn decode_source(table: &[u8], count: u64, i: u32) -> Result<SourceEntry> {
     let (name, b) = source_at(table, count, i)?;
-    Ok(SourceEntry { name: name.to_string(), width: u32_at(b, 8), height: u32_at(b, 12), bytes: u64_at(b, 16), crc: u32_at(b, 24) })
+    Ok(SourceEntry {
+        name: name.to_string(),
+        width: u32_at(b, 8),
+        height: u32_at(b, 12),
+        bytes: u64_at(b, 16),
+        crc: u32_at(b, 24),
+    })
 }
 
 /// The name of source `i` and the bytes of its entry.
 fn source_at(table: &[u8], count: u64, i: u32) -> Result<(&str, &[u8])> {
-    ensure!(u64::from(i) < count, "source {i} is asked for; the shard has {count}");
+    ensure!(
+        u64::from(i) < count,
+        "source {i} is asked for; the shard has {count}"
+    );
     let at = i as usize * SOURCE_ENTRY_BYTES;
     let names_at = count as usize * SOURCE_ENTRY_BYTES;
-    ensure!(names_at <= table.len(), "the source table is too short for {count} sources");
+    ensure!(
+        names_at <= table.len(),
+        "the source table is too short for {count} sources"
+    );
     let b = &table[at..at + SOURCE_ENTRY_BYTES];
     let (offset, length) = (u32_at(b, 0) as usize, u32_at(b, 4) as usize);
-    ensure!(length <= MAX_NAME_BYTES, "the name of source {i} has {length} bytes; the most is {MAX_NAME_BYTES}");
+    ensure!(
+        length <= MAX_NAME_BYTES,
+        "the name of source {i} has {length} bytes; the most is {MAX_NAME_BYTES}"
+    );
     let names = &table[names_at..];
     let Some(name) = names.get(offset..offset + length) else {
         bail!("the name of source {i} lies outside the source table");
     };
-    let Ok(name) = std::str::from_utf8(name) else { bail!("the name of source {i} is not UTF-8") };
+    let Ok(name) = std::str::from_utf8(name) else {
+        bail!("the name of source {i} is not UTF-8")
+    };
     Ok((name, b))
 }
 
@@ -275,7 +320,13 @@ impl Footer {
     /// The footer's bytes.
     pub fn encode(&self) -> [u8; FOOTER_BYTES] {
         let mut b = [0u8; FOOTER_BYTES];
-        let words = [self.records, self.sources, self.sources_at, self.index_at, self.file_bytes];
+        let words = [
+            self.records,
+            self.sources,
+            self.sources_at,
+            self.index_at,
+            self.file_bytes,
+        ];
         for (i, w) in words.iter().enumerate() {
             b[i * 8..i * 8 + 8].copy_from_slice(&w.to_le_bytes());
         }
@@ -288,8 +339,8 @@ impl Footer {
         b
     }
 
-    /// Reads the footer of a file of `file_bytes` from its last [`FOOTER_BYTES`] and checks that every section it names
-    /// lies inside the file, one behind the other.
+    /// Reads the footer of a file of `file_bytes` from its last [`FOOTER_BYTES`] and checks that
+    /// every section it names lies inside the file, one behind the other.
     ///
     /// # Errors
     /// A file that is cut short or still being written, a damaged footer, sections that do not fit.
@@ -303,7 +354,10 @@ impl Footer {
             b[64..72] == FOOTER_MAGIC,
             "the end of the shard is missing (no PGNSHEND in the last 8 of {file_bytes} bytes): the file is cut short"
         );
-        ensure!(crc32fast::hash(&b[..60]) == u32_at(b, 60), "the footer is damaged (checksum mismatch)");
+        ensure!(
+            crc32fast::hash(&b[..60]) == u32_at(b, 60),
+            "the footer is damaged (checksum mismatch)"
+        );
         let f = Footer {
             records: u64_at(b, 0),
             sources: u64_at(b, 8),
@@ -318,8 +372,17 @@ impl Footer {
             "the shard was written with {} bytes and has {file_bytes}: it is cut short or was appended to",
             f.file_bytes
         );
-        ensure!(f.records <= MAX_RECORDS, "the footer claims {} records; the most is {MAX_RECORDS}", f.records);
-        ensure!(f.sources <= f.records, "the footer claims {} sources for {} records", f.sources, f.records);
+        ensure!(
+            f.records <= MAX_RECORDS,
+            "the footer claims {} records; the most is {MAX_RECORDS}",
+            f.records
+        );
+        ensure!(
+            f.sources <= f.records,
+            "the footer claims {} sources for {} records",
+            f.sources,
+            f.records
+        );
         let index_end = f.index_at.checked_add(f.records * INDEX_ENTRY_BYTES as u64);
         ensure!(
             f.sources_at >= HEADER_BYTES as u64
@@ -356,20 +419,33 @@ pub fn check_version(what: &str, major: u16, minor: u16, known: u16) -> Result<(
     if major > known {
         return Err(Newer(format!("{found}: use a newer paragon")).into());
     }
-    ensure!(major == known, "{found}: make the set again with `paragon shard`");
+    ensure!(
+        major == known,
+        "{found}: make the set again with `paragon shard`"
+    );
     Ok(())
 }
 
-/// Refuses an image's name that is none of a file below the data set's folder: such a name was not written by `paragon shard`, and
-/// would control the terminal or lead elsewhere.
+/// Refuses an image's name that is none of a file below the data set's folder: such a name was not
+/// written by `paragon shard`, and would control the terminal or lead elsewhere.
 ///
 /// # Errors
 /// What is wrong, without the name.
 pub fn check_name(name: &str) -> Result<()> {
-    ensure!(name.len() <= MAX_NAME_BYTES, "it has {} bytes; the most is {MAX_NAME_BYTES}", name.len());
-    ensure!(!name.chars().any(char::is_control), "it holds a control character");
+    ensure!(
+        name.len() <= MAX_NAME_BYTES,
+        "it has {} bytes; the most is {MAX_NAME_BYTES}",
+        name.len()
+    );
+    ensure!(
+        !name.chars().any(char::is_control),
+        "it holds a control character"
+    );
     ensure!(!name.starts_with('/'), "it begins with a slash");
-    ensure!(!name.split('/').any(|part| matches!(part, "." | "..")), "it leads out of the data set (`.` or `..` between slashes)");
+    ensure!(
+        !name.split('/').any(|part| matches!(part, "." | "..")),
+        "it leads out of the data set (`.` or `..` between slashes)"
+    );
     Ok(())
 }
 
@@ -427,7 +503,10 @@ fn seal(b: &mut [u8; HEADER_BYTES]) {
 
 fn check_seal(what: &str, b: &[u8]) -> Result<()> {
     let (body, crc) = b.split_at(b.len() - 4);
-    ensure!(crc32fast::hash(body) == u32_at(crc, 0), "the {what} is damaged (checksum mismatch)");
+    ensure!(
+        crc32fast::hash(body) == u32_at(crc, 0),
+        "the {what} is damaged (checksum mismatch)"
+    );
     Ok(())
 }
 
@@ -451,7 +530,15 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        Header { geometry: Geometry { scale: 2, lq_size: 32 }, recipe: 1, config: 0x1234_5678_9ABC_DEF0, number: 3 }
+        Header {
+            geometry: Geometry {
+                scale: 2,
+                lq_size: 32,
+            },
+            recipe: 1,
+            config: 0x1234_5678_9ABC_DEF0,
+            number: 3,
+        }
     }
 
     fn error<T: std::fmt::Debug>(r: Result<T>) -> String {
@@ -478,12 +565,29 @@ mod tests {
             sources_crc: 1,
             index_crc: 2,
         };
-        assert_eq!(Footer::decode(&footer.encode(), footer.file_bytes).unwrap(), footer);
-        let entry = IndexEntry { offset: 1 << 40, length: 2, crc: 3, source: 4, x: 5, y: 6, codec: 7 };
+        assert_eq!(
+            Footer::decode(&footer.encode(), footer.file_bytes).unwrap(),
+            footer
+        );
+        let entry = IndexEntry {
+            offset: 1 << 40,
+            length: 2,
+            crc: 3,
+            source: 4,
+            x: 5,
+            y: 6,
+            codec: 7,
+        };
         assert_eq!(IndexEntry::decode(&entry.encode(), 0), entry);
         let sources: Vec<_> = ["a.png", "", "ü/b.jpg"]
             .iter()
-            .map(|n| SourceEntry { name: n.to_string(), width: 1, height: 2, bytes: 1 << 33, crc: 9 })
+            .map(|n| SourceEntry {
+                name: n.to_string(),
+                width: 1,
+                height: 2,
+                bytes: 1 << 33,
+                crc: 9,
+            })
             .collect();
         let table = encode_sources(&sources);
         for (i, s) in sources.iter().enumerate() {
@@ -498,10 +602,19 @@ mod tests {
         for bit in 0..HEADER_BYTES * 8 {
             let mut b = good;
             b[bit / 8] ^= 1 << (bit % 8);
-            // the minor version is the one field a reader may ignore, and even there the checksum speaks
+            // the minor version is the one field a reader may ignore, and even there the checksum
+            // speaks
             assert!(Header::decode(&b).is_err(), "bit {bit}");
         }
-        let footer = Footer { records: 0, sources: 0, sources_at: 64, index_at: 64, file_bytes: 136, sources_crc: 0, index_crc: 0 };
+        let footer = Footer {
+            records: 0,
+            sources: 0,
+            sources_at: 64,
+            index_at: 64,
+            file_bytes: 136,
+            sources_crc: 0,
+            index_crc: 0,
+        };
         for bit in 0..FOOTER_BYTES * 8 {
             let mut b = footer.encode();
             b[bit / 8] ^= 1 << (bit % 8);
@@ -543,8 +656,15 @@ mod tests {
 
     #[test]
     fn rejects_footers_whose_sections_do_not_fit() {
-        let good =
-            Footer { records: 1, sources: 1, sources_at: 80, index_at: 120, file_bytes: 120 + 32 + 72, sources_crc: 0, index_crc: 0 };
+        let good = Footer {
+            records: 1,
+            sources: 1,
+            sources_at: 80,
+            index_at: 120,
+            file_bytes: 120 + 32 + 72,
+            sources_crc: 0,
+            index_crc: 0,
+        };
         let size = good.file_bytes;
         assert!(Footer::decode(&good.encode(), size).is_ok());
         let cases: [fn(&mut Footer); 8] = [
@@ -566,7 +686,13 @@ mod tests {
 
     #[test]
     fn rejects_a_name_outside_the_table_or_not_utf8() {
-        let one = [SourceEntry { name: "abc".into(), width: 1, height: 1, bytes: 1, crc: 1 }];
+        let one = [SourceEntry {
+            name: "abc".into(),
+            width: 1,
+            height: 1,
+            bytes: 1,
+            crc: 1,
+        }];
         let mut table = encode_sources(&one);
         table[4] = 4;
         assert!(error(decode_source(&table, 1, 0)).contains("outside"));

@@ -1,7 +1,8 @@
-//! The journal of a run under way: one entry for every image that is decided, in input order, with the records that were
-//! kept of it or the reason for rejecting it. An error of the system is no such reason and is never in it. Depends on bincode (bounded)
-//! and `files`. Promises that whatever a kill, a full disk or
-//! damage leaves of it reads as its first whole entries, and that it is gone once the set is finished.
+//! The journal of a run under way: one entry for every image that is decided, in input order, with
+//! the records that were kept of it or the reason for rejecting it. An error of the system is no
+//! such reason and is never in it. Depends on bincode (bounded) and `files`. Promises that whatever
+//! a kill, a full disk or damage leaves of it reads as its first whole entries, and that it is gone
+//! once the set is finished.
 
 use super::codec::Codec;
 use super::file::Record;
@@ -16,7 +17,8 @@ use std::path::{Path, PathBuf};
 /// The journal's name in the folder of the set.
 pub const JOURNAL_NAME: &str = "journal.psj";
 const MAGIC: [u8; 8] = *b"PGNJRNL1";
-/// Largest entry: a picture of 200 million pixels cut at a stride of 8 has 3 million records of 17 bytes.
+/// Largest entry: a picture of 200 million pixels cut at a stride of 8 has 3 million records of 17
+/// bytes.
 const MAX_ENTRY_BYTES: usize = 64 << 20;
 
 /// What the run is about: another run goes on only with the same.
@@ -24,11 +26,13 @@ const MAX_ENTRY_BYTES: usize = 64 << 20;
 pub(super) struct Head {
     /// The manifest of the set to be, without shards.
     pub wanted: Manifest,
-    /// Shards that were there before (of the set and of its held-out part), where images are added to a finished set.
+    /// Shards that were there before (of the set and of its held-out part), where images are added
+    /// to a finished set.
     pub base: [u64; 2],
     /// Fingerprint of that set; 0 = none.
     pub base_fingerprint: u64,
-    /// Whether the run was begun with `--overwrite`: what was there before is gone, and the same command goes on.
+    /// Whether the run was begun with `--overwrite`: what was there before is gone, and the same
+    /// command goes on.
     pub overwrite: bool,
 }
 
@@ -44,7 +48,11 @@ pub(super) struct Entry {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    Rejected { lq: bool, kind: String, reason: String },
+    Rejected {
+        lq: bool,
+        kind: String,
+        reason: String,
+    },
     Used(Used),
 }
 
@@ -63,17 +71,33 @@ pub(super) struct Used {
 
 type Source = (String, u32, u32, u64, u32);
 type Kept = (u32, u32, u8, u32, u32);
-type Wire = (u64, u64, Option<(Source, Vec<String>, u64, u64, Vec<Kept>)>, Option<(bool, String, String)>);
+type Wire = (
+    u64,
+    u64,
+    Option<(Source, Vec<String>, u64, u64, Vec<Kept>)>,
+    Option<(bool, String, String)>,
+);
 
 impl Entry {
     fn encode(&self) -> Result<Vec<u8>> {
         let kept = |r: &Record| (r.x, r.y, r.codec.id(), r.crc, r.length);
         let wire: Wire = match &self.outcome {
-            Outcome::Rejected { lq, kind, reason } => (self.job, self.stamp, None, Some((*lq, kind.clone(), reason.clone()))),
+            Outcome::Rejected { lq, kind, reason } => (
+                self.job,
+                self.stamp,
+                None,
+                Some((*lq, kind.clone(), reason.clone())),
+            ),
             Outcome::Used(u) => {
                 let s = &u.source;
                 let source = (s.name.clone(), s.width, s.height, s.bytes, s.crc);
-                let used = (source, u.notes.clone(), u.flat, u.duplicates, u.records.iter().map(kept).collect());
+                let used = (
+                    source,
+                    u.notes.clone(),
+                    u.flat,
+                    u.duplicates,
+                    u.records.iter().map(kept).collect(),
+                );
                 (self.job, self.stamp, Some(used), None)
             }
         };
@@ -81,23 +105,53 @@ impl Entry {
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let ((job, stamp, used, rejected), _): (Wire, usize) = bincode::decode_from_slice(bytes, config()).ok()?;
+        let ((job, stamp, used, rejected), _): (Wire, usize) =
+            bincode::decode_from_slice(bytes, config()).ok()?;
         let outcome = match (used, rejected) {
             (Some(((name, width, height, bytes, crc), notes, flat, duplicates, kept)), None) => {
-                let record = |(x, y, codec, crc, length)| Some(Record { x, y, codec: Codec::from_id(codec)?, crc, length });
+                let record = |(x, y, codec, crc, length)| {
+                    Some(Record {
+                        x,
+                        y,
+                        codec: Codec::from_id(codec)?,
+                        crc,
+                        length,
+                    })
+                };
                 let records = kept.into_iter().map(record).collect::<Option<Vec<_>>>()?;
-                Outcome::Used(Used { source: SourceEntry { name, width, height, bytes, crc }, notes, flat, duplicates, records })
+                Outcome::Used(Used {
+                    source: SourceEntry {
+                        name,
+                        width,
+                        height,
+                        bytes,
+                        crc,
+                    },
+                    notes,
+                    flat,
+                    duplicates,
+                    records,
+                })
             }
             (None, Some((lq, kind, reason))) => Outcome::Rejected { lq, kind, reason },
             _ => return None,
         };
-        Some(Entry { job, stamp, outcome })
+        Some(Entry {
+            job,
+            stamp,
+            outcome,
+        })
     }
 }
 
-fn config()
--> bincode::config::Configuration<bincode::config::LittleEndian, bincode::config::Fixint, bincode::config::Limit<MAX_ENTRY_BYTES>> {
-    bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_ENTRY_BYTES>()
+fn config() -> bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Fixint,
+    bincode::config::Limit<MAX_ENTRY_BYTES>,
+> {
+    bincode::config::standard()
+        .with_fixed_int_encoding()
+        .with_limit::<MAX_ENTRY_BYTES>()
 }
 
 /// The journal in a folder.
@@ -117,9 +171,13 @@ impl Journal {
         let path = path_in(folder);
         let file = files::open_own(&path).and_then(|file| file.set_len(0).map(|()| file));
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-        let mut journal = Journal { path, out: BufWriter::with_capacity(1 << 16, file) };
+        let mut journal = Journal {
+            path,
+            out: BufWriter::with_capacity(1 << 16, file),
+        };
         journal.put(&MAGIC)?;
-        journal.frame(&bincode::encode_to_vec(head, config()).context("cannot encode the journal")?)?;
+        journal
+            .frame(&bincode::encode_to_vec(head, config()).context("cannot encode the journal")?)?;
         journal.flush()?;
         Ok(journal)
     }
@@ -134,7 +192,10 @@ impl Journal {
             Ok(file)
         };
         let file = open().with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Journal { out: BufWriter::with_capacity(1 << 16, file), path })
+        Ok(Journal {
+            out: BufWriter::with_capacity(1 << 16, file),
+            path,
+        })
     }
 
     /// Appends an entry; it may stay in memory until [`Journal::flush`].
@@ -154,18 +215,25 @@ impl Journal {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).with_context(|| format!("cannot write {}", self.path.display()))
+        self.out
+            .write_all(bytes)
+            .with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Hands all entries to the operating system.
     pub fn flush(&mut self) -> Result<()> {
-        self.out.flush().with_context(|| format!("cannot write {}", self.path.display()))
+        self.out
+            .flush()
+            .with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Brings all entries to the disk: before a shard of theirs gets its name.
     pub fn sync(&mut self) -> Result<()> {
         self.flush()?;
-        self.out.get_ref().sync_data().with_context(|| format!("cannot write {}", self.path.display()))
+        self.out
+            .get_ref()
+            .sync_data()
+            .with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Removes the journal of a finished set.
@@ -185,7 +253,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Opens the journal of a folder. Nothing where there is none or its head is not whole: then nothing was done.
+    /// Opens the journal of a folder. Nothing where there is none or its head is not whole: then
+    /// nothing was done.
     ///
     /// # Errors
     /// Those of the system; a journal that is a link or no regular file.
@@ -196,23 +265,33 @@ impl Reader {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
         };
-        let mut reader = Reader { path, file: BufReader::with_capacity(1 << 16, file), at: 8 };
+        let mut reader = Reader {
+            path,
+            file: BufReader::with_capacity(1 << 16, file),
+            at: 8,
+        };
         if reader.take(8)?.is_none_or(|magic| magic != MAGIC) {
             return Ok(None);
         }
-        let Some(mut bytes) = reader.frame()? else { return Ok(None) };
+        let Some(mut bytes) = reader.frame()? else {
+            return Ok(None);
+        };
         bytes.push(0); // an older journal ends before `overwrite`, which was not there then
         let head = bincode::decode_from_slice(&bytes, config()).ok();
         Ok(head.map(|(head, _)| (head, reader)))
     }
 
-    /// The next bytes, or nothing where fewer are left. An error of the system is not the journal's end.
+    /// The next bytes, or nothing where fewer are left. An error of the system is not the journal's
+    /// end.
     fn take(&mut self, length: usize) -> Result<Option<Vec<u8>>> {
         let mut bytes = Vec::new();
         while bytes.len() < length {
-            // what is there is handed out as it comes: a length that is damaged must not allocate for nothing
+            // what is there is handed out as it comes: a length that is damaged must not allocate
+            // for nothing
             let there = failure::retry(|| self.file.fill_buf().map(<[u8]>::len));
-            let there = there.with_context(|| format!("cannot read {}", self.path.display()))?.min(length - bytes.len());
+            let there = there
+                .with_context(|| format!("cannot read {}", self.path.display()))?
+                .min(length - bytes.len());
             if there == 0 {
                 return Ok(None);
             }
@@ -223,12 +302,16 @@ impl Reader {
     }
 
     fn frame(&mut self) -> Result<Option<Vec<u8>>> {
-        let Some(prefix) = self.take(8)? else { return Ok(None) };
+        let Some(prefix) = self.take(8)? else {
+            return Ok(None);
+        };
         let length = u32_at(&prefix, 0) as usize;
         if length > MAX_ENTRY_BYTES {
             return Ok(None);
         }
-        let Some(bytes) = self.take(length)? else { return Ok(None) };
+        let Some(bytes) = self.take(length)? else {
+            return Ok(None);
+        };
         Ok((crc32fast::hash(&bytes) == u32_at(&prefix, 4)).then(|| {
             self.at += 8 + length as u64;
             bytes
@@ -251,18 +334,57 @@ mod tests {
     use super::*;
 
     fn entries() -> Vec<Entry> {
-        let source = SourceEntry { name: "a/b".into(), width: 70, height: 50, bytes: 999, crc: 7 };
-        let record = |x| Record { x, y: 2, codec: Codec::Raw, crc: 9 + x, length: 33 };
-        let used = Used { source, notes: vec!["grey".into()], flat: 1, duplicates: 2, records: (0..3).map(record).collect() };
-        let rejected = Outcome::Rejected { lq: true, kind: "unreadable".into(), reason: "cut short".into() };
-        vec![Entry { job: 0, stamp: 5, outcome: Outcome::Used(used) }, Entry { job: 3, stamp: 6, outcome: rejected }]
+        let source = SourceEntry {
+            name: "a/b".into(),
+            width: 70,
+            height: 50,
+            bytes: 999,
+            crc: 7,
+        };
+        let record = |x| Record {
+            x,
+            y: 2,
+            codec: Codec::Raw,
+            crc: 9 + x,
+            length: 33,
+        };
+        let used = Used {
+            source,
+            notes: vec!["grey".into()],
+            flat: 1,
+            duplicates: 2,
+            records: (0..3).map(record).collect(),
+        };
+        let rejected = Outcome::Rejected {
+            lq: true,
+            kind: "unreadable".into(),
+            reason: "cut short".into(),
+        };
+        vec![
+            Entry {
+                job: 0,
+                stamp: 5,
+                outcome: Outcome::Used(used),
+            },
+            Entry {
+                job: 3,
+                stamp: 6,
+                outcome: rejected,
+            },
+        ]
     }
 
     #[test]
     fn every_length_and_every_flipped_byte_read_as_the_first_whole_entries() {
         let dir = tempfile::tempdir().unwrap();
-        let wanted = Manifest::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shards/golden")).unwrap();
-        let head = Head { wanted, base: [0, 4], base_fingerprint: 8, overwrite: true };
+        let wanted =
+            Manifest::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shards/golden")).unwrap();
+        let head = Head {
+            wanted,
+            base: [0, 4],
+            base_fingerprint: 8,
+            overwrite: true,
+        };
         let mut journal = Journal::create(dir.path(), &head).unwrap();
         let mut ends = vec![fs::metadata(path_in(dir.path())).unwrap().len()];
         for entry in entries() {
@@ -280,13 +402,21 @@ mod tests {
         };
         for length in 0..=whole.len() {
             let wanted = ends.iter().rposition(|&end| end <= length as u64);
-            assert_eq!(read(&whole[..length]), wanted.map(|n| (entries()[..n].to_vec(), ends[n])), "{length} bytes");
+            assert_eq!(
+                read(&whole[..length]),
+                wanted.map(|n| (entries()[..n].to_vec(), ends[n])),
+                "{length} bytes"
+            );
         }
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 1 << (at % 8);
             let wanted = ends.iter().position(|&end| end > at as u64).unwrap();
-            assert_eq!(read(&bytes).map(|(list, _)| list), wanted.checked_sub(1).map(|n| entries()[..n].to_vec()), "byte {at}");
+            assert_eq!(
+                read(&bytes).map(|(list, _)| list),
+                wanted.checked_sub(1).map(|n| entries()[..n].to_vec()),
+                "byte {at}"
+            );
         }
         read(&whole[..whole.len() - 1]);
         let mut journal = Journal::resume(dir.path(), ends[1]).unwrap();

@@ -1,6 +1,6 @@
-//! The manifest: the one small file that makes a folder of shards a finished set. It is written last, so a set without it
-//! is an unfinished one. Depends on bincode (bounded) and on `files`. Promises that a damaged, foreign or newer manifest
-//! is refused with the reason.
+//! The manifest: the one small file that makes a folder of shards a finished set. It is written
+//! last, so a set without it is an unfinished one. Depends on bincode (bounded) and on `files`.
+//! Promises that a damaged, foreign or newer manifest is refused with the reason.
 
 use super::format::{Geometry, Hash64, MAJOR, check_version, u16_at, u32_at};
 use crate::{failure, files};
@@ -31,7 +31,8 @@ pub struct ShardInfo {
     pub bytes: u64,
     /// CRC32 of the shard's source table.
     pub sources_crc: u32,
-    /// CRC32 of the shard's index, which holds the CRC32 of every record: it stands for all of the content.
+    /// CRC32 of the shard's index, which holds the CRC32 of every record: it stands for all of the
+    /// content.
     pub index_crc: u32,
 }
 
@@ -40,7 +41,8 @@ pub struct ShardInfo {
 pub struct Extra {
     /// Side of the crop that training takes by default, LQ pixels; 0 = the whole stored patch.
     pub crop: u32,
-    /// Options beyond the fields above that decide the bytes, by name, as they were given; those at their default left out.
+    /// Options beyond the fields above that decide the bytes, by name, as they were given; those at
+    /// their default left out.
     pub options: Vec<(String, String)>,
     /// Number of this part and of all parts, from 1; both 0 in a whole set.
     pub part: (u32, u32),
@@ -54,10 +56,12 @@ pub struct Extra {
     pub appended: u32,
 }
 
-/// What a set is and what it is made of. Holds nothing that differs between machines, thread counts or hours.
+/// What a set is and what it is made of. Holds nothing that differs between machines, thread counts
+/// or hours.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Manifest {
-    /// Version of the paragon that wrote the set. For people: it decides nothing, and is compared with nothing.
+    /// Version of the paragon that wrote the set. For people: it decides nothing, and is compared
+    /// with nothing.
     pub paragon: String,
     /// HR side over LQ side.
     pub scale: u32,
@@ -75,7 +79,8 @@ pub struct Manifest {
     pub shard_bytes: u64,
     /// Hash of the names and sizes of the input files.
     pub inputs: u64,
-    /// Hash of everything that decides the bytes of the set: the fields above, the inputs and the format.
+    /// Hash of everything that decides the bytes of the set: the fields above, the inputs and the
+    /// format.
     pub config: u64,
     /// Images found, with and without a part in the set; of a set held out, those in it.
     pub images: u64,
@@ -100,7 +105,11 @@ impl Manifest {
 
     /// Side of the crop that training takes by default, LQ pixels.
     pub fn crop(&self) -> u32 {
-        if self.extra.crop == 0 { self.lq_size } else { self.extra.crop }
+        if self.extra.crop == 0 {
+            self.lq_size
+        } else {
+            self.extra.crop
+        }
     }
 
     /// Identity of the content: equal exactly when every record of two sets is the same.
@@ -108,17 +117,24 @@ impl Manifest {
         let mut hash = Hash64::default();
         hash.word(self.config);
         for s in &self.shards {
-            hash.word(s.records).word(s.bytes).word(u64::from(s.sources_crc) << 32 | u64::from(s.index_crc));
+            hash.word(s.records)
+                .word(s.bytes)
+                .word(u64::from(s.sources_crc) << 32 | u64::from(s.index_crc));
         }
         hash.finish()
     }
 
-    /// Whether an unfinished set of this manifest is what another one asks for, whichever version of paragon began it.
+    /// Whether an unfinished set of this manifest is what another one asks for, whichever version
+    /// of paragon began it.
     pub fn asks_for(&self, wanted: &Manifest) -> bool {
-        Manifest { paragon: wanted.paragon.clone(), ..self.clone() } == *wanted
+        Manifest {
+            paragon: wanted.paragon.clone(),
+            ..self.clone()
+        } == *wanted
     }
 
-    /// What differs from the options of another manifest, in words; empty where only the images differ.
+    /// What differs from the options of another manifest, in words; empty where only the images
+    /// differ.
     pub fn differences(&self, wanted: &Manifest) -> Vec<String> {
         let mut out = Vec::new();
         let mut compare = |what: &str, there: String, now: String| {
@@ -126,12 +142,32 @@ impl Manifest {
                 out.push(format!("{what} is {there} there and {now} here"));
             }
         };
-        compare("the scale", self.scale.to_string(), wanted.scale.to_string());
-        compare("the LQ patch", self.lq_size.to_string(), wanted.lq_size.to_string());
-        compare("the stride", self.stride.to_string(), wanted.stride.to_string());
-        compare("the LQ recipe", self.recipe_name.clone(), wanted.recipe_name.clone());
+        compare(
+            "the scale",
+            self.scale.to_string(),
+            wanted.scale.to_string(),
+        );
+        compare(
+            "the LQ patch",
+            self.lq_size.to_string(),
+            wanted.lq_size.to_string(),
+        );
+        compare(
+            "the stride",
+            self.stride.to_string(),
+            wanted.stride.to_string(),
+        );
+        compare(
+            "the LQ recipe",
+            self.recipe_name.clone(),
+            wanted.recipe_name.clone(),
+        );
         compare("the codec", self.codec.clone(), wanted.codec.clone());
-        compare("the shard size", self.shard_bytes.to_string(), wanted.shard_bytes.to_string());
+        compare(
+            "the shard size",
+            self.shard_bytes.to_string(),
+            wanted.shard_bytes.to_string(),
+        );
         for (name, _) in self.extra.options.iter().chain(&wanted.extra.options) {
             let value = |m: &Manifest| {
                 let option = m.extra.options.iter().find(|(n, _)| n == name);
@@ -148,11 +184,16 @@ impl Manifest {
         out
     }
 
-    /// Writes the manifest beside, syncs and renames it, read-only: from then on the set is finished.
+    /// Writes the manifest beside, syncs and renames it, read-only: from then on the set is
+    /// finished.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let config = bincode::config::standard().with_fixed_int_encoding();
         let payload = bincode::encode_to_vec(self, config).context("cannot encode the manifest")?;
-        ensure!(payload.len() <= MAX_PAYLOAD_BYTES, "{} shards are too many for one set; make larger shards", self.shards.len());
+        ensure!(
+            payload.len() <= MAX_PAYLOAD_BYTES,
+            "{} shards are too many for one set; make larger shards",
+            self.shards.len()
+        );
         files::write_atomic(&path_in(folder), |out| {
             out.write_all(&MANIFEST_MAGIC)?;
             out.write_all(&MAJOR.to_le_bytes())?;
@@ -167,13 +208,16 @@ impl Manifest {
     /// Reads and checks the manifest of a folder.
     ///
     /// # Errors
-    /// No folder, no set in it, an unfinished set, a damaged or newer manifest: each named, with what to try.
+    /// No folder, no set in it, an unfinished set, a damaged or newer manifest: each named, with
+    /// what to try.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = path_in(folder);
         let most = (PREFIX_BYTES + MAX_PAYLOAD_BYTES) as u64;
         let read = || {
             let mut bytes = Vec::new();
-            files::open_regular(&path)?.take(most + 1).read_to_end(&mut bytes)?;
+            files::open_regular(&path)?
+                .take(most + 1)
+                .read_to_end(&mut bytes)?;
             Ok(bytes)
         };
         let bytes = match failure::retry(read) {
@@ -185,28 +229,63 @@ impl Manifest {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self> {
-        ensure!(bytes.len() >= PREFIX_BYTES, "the manifest has {} bytes, less than its prefix: it is cut short", bytes.len());
-        ensure!(bytes[..8] == MANIFEST_MAGIC, "this is not a manifest of paragon shards (it does not start with PGNMANIF)");
+        ensure!(
+            bytes.len() >= PREFIX_BYTES,
+            "the manifest has {} bytes, less than its prefix: it is cut short",
+            bytes.len()
+        );
+        ensure!(
+            bytes[..8] == MANIFEST_MAGIC,
+            "this is not a manifest of paragon shards (it does not start with PGNMANIF)"
+        );
         check_version("manifest", u16_at(bytes, 8), u16_at(bytes, 10), MAJOR)?;
         let (prefix, payload) = bytes.split_at(PREFIX_BYTES);
         let length = u32_at(prefix, 12) as usize;
-        ensure!(length <= MAX_PAYLOAD_BYTES, "the manifest claims {length} bytes; the most is {MAX_PAYLOAD_BYTES}");
-        ensure!(length == payload.len(), "the manifest was written with {length} bytes of content and has {}", payload.len());
-        ensure!(crc32fast::hash(payload) == u32_at(prefix, 16), "the manifest is damaged (checksum mismatch)");
-        let config = bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_PAYLOAD_BYTES>();
-        // a newer minor version may append fields, which an older reader leaves alone; an older one lacks what is empty by default
+        ensure!(
+            length <= MAX_PAYLOAD_BYTES,
+            "the manifest claims {length} bytes; the most is {MAX_PAYLOAD_BYTES}"
+        );
+        ensure!(
+            length == payload.len(),
+            "the manifest was written with {length} bytes of content and has {}",
+            payload.len()
+        );
+        ensure!(
+            crc32fast::hash(payload) == u32_at(prefix, 16),
+            "the manifest is damaged (checksum mismatch)"
+        );
+        let config = bincode::config::standard()
+            .with_fixed_int_encoding()
+            .with_limit::<MAX_PAYLOAD_BYTES>();
+        // a newer minor version may append fields, which an older reader leaves alone; an older one
+        // lacks what is empty by default
         let mut payload = payload.to_vec();
-        payload.extend(bincode::encode_to_vec(Extra::default(), config).context("cannot encode a default")?);
-        let (manifest, _): (Manifest, usize) =
-            bincode::decode_from_slice(&payload, config).context("the manifest's content makes no sense")?;
+        payload.extend(
+            bincode::encode_to_vec(Extra::default(), config).context("cannot encode a default")?,
+        );
+        let (manifest, _): (Manifest, usize) = bincode::decode_from_slice(&payload, config)
+            .context("the manifest's content makes no sense")?;
         Geometry::new(manifest.scale, manifest.lq_size)?;
         let (crop, (part, parts)) = (manifest.extra.crop, manifest.extra.part);
-        ensure!(crop <= manifest.lq_size, "the manifest asks for crops of {crop} out of LQ patches of {}", manifest.lq_size);
-        ensure!(part <= parts, "the manifest says that this is part {part} of {parts}");
+        ensure!(
+            crop <= manifest.lq_size,
+            "the manifest asks for crops of {crop} out of LQ patches of {}",
+            manifest.lq_size
+        );
+        ensure!(
+            part <= parts,
+            "the manifest says that this is part {part} of {parts}"
+        );
         let counts: [fn(&ShardInfo) -> u64; 3] = [|s| s.records, |s| s.sources, |s| s.bytes];
         for count in counts {
-            let sum = manifest.shards.iter().try_fold(0u64, |sum, shard| sum.checked_add(count(shard)));
-            ensure!(sum.is_some(), "the manifest's counts are too large to be added");
+            let sum = manifest
+                .shards
+                .iter()
+                .try_fold(0u64, |sum, shard| sum.checked_add(count(shard)));
+            ensure!(
+                sum.is_some(),
+                "the manifest's counts are too large to be added"
+            );
         }
         Ok(manifest)
     }
@@ -223,7 +302,8 @@ pub fn path_in(folder: &Path) -> PathBuf {
 /// The system does not say.
 pub fn is_in(folder: &Path) -> Result<bool> {
     let path = path_in(folder);
-    failure::retry(|| path.try_exists()).with_context(|| format!("cannot look for {}", path.display()))
+    failure::retry(|| path.try_exists())
+        .with_context(|| format!("cannot look for {}", path.display()))
 }
 
 /// File name of shard `number`.
@@ -233,7 +313,9 @@ pub fn shard_name(number: usize) -> String {
 
 /// Whether a file name is one that [`shard_name`] gives.
 pub fn is_shard_name(name: &str) -> bool {
-    let digits = name.strip_prefix("shard-").and_then(|n| n.strip_suffix(".psh"));
+    let digits = name
+        .strip_prefix("shard-")
+        .and_then(|n| n.strip_suffix(".psh"));
     digits.is_some_and(|d| d.len() >= 5 && d.bytes().all(|b| b.is_ascii_digit()))
 }
 
@@ -249,20 +331,29 @@ pub fn make_read_only(file: &fs::File) -> Result<()> {
 fn missing(folder: &Path) -> String {
     let place = folder.display();
     if !folder.exists() {
-        return format!("there is no folder {place}; make a set with `paragon shard DATASET --out {place}`");
+        return format!(
+            "there is no folder {place}; make a set with `paragon shard DATASET --out {place}`"
+        );
     }
     if !folder.is_dir() {
         return format!("{place} is a file where the folder of a shard set is expected");
     }
     let left = |name: &str| name.contains(".psh") || name == super::journal::JOURNAL_NAME;
-    let shards = fs::read_dir(folder).map_or(0, |entries| entries.flatten().filter(|e| e.file_name().to_str().is_some_and(left)).count());
+    let shards = fs::read_dir(folder).map_or(0, |entries| {
+        entries
+            .flatten()
+            .filter(|e| e.file_name().to_str().is_some_and(left))
+            .count()
+    });
     if shards > 0 {
         format!(
             "{place} holds {shards} shard file(s) but no {MANIFEST_NAME}: the set was not finished; \
              run the same `paragon shard` command again"
         )
     } else {
-        format!("there is no shard set in {place} (no {MANIFEST_NAME}); make one with `paragon shard DATASET --out {place}`")
+        format!(
+            "there is no shard set in {place} (no {MANIFEST_NAME}); make one with `paragon shard DATASET --out {place}`"
+        )
     }
 }
 
@@ -284,8 +375,21 @@ mod tests {
             config: 6,
             images: 7,
             used: 6,
-            shards: vec![ShardInfo { records: 1, sources: 1, bytes: 200, sources_crc: 3, index_crc: 4 }; 2],
-            extra: Extra { crop: 24, options: vec![("seed".into(), "4".into())], ..Extra::default() },
+            shards: vec![
+                ShardInfo {
+                    records: 1,
+                    sources: 1,
+                    bytes: 200,
+                    sources_crc: 3,
+                    index_crc: 4
+                };
+                2
+            ],
+            extra: Extra {
+                crop: 24,
+                options: vec![("seed".into(), "4".into())],
+                ..Extra::default()
+            },
         }
     }
 
@@ -300,22 +404,34 @@ mod tests {
     fn comes_back_and_is_read_only() {
         let (dir, _) = written();
         assert_eq!(Manifest::read(dir.path()).unwrap(), manifest());
-        assert!(fs::metadata(path_in(dir.path())).unwrap().permissions().readonly());
+        assert!(
+            fs::metadata(path_in(dir.path()))
+                .unwrap()
+                .permissions()
+                .readonly()
+        );
     }
 
     #[test]
     fn rejects_every_truncation_and_every_flipped_bit() {
         let (_dir, bytes) = written();
         for length in 0..bytes.len() {
-            assert!(Manifest::decode(&bytes[..length]).is_err(), "length {length}");
+            assert!(
+                Manifest::decode(&bytes[..length]).is_err(),
+                "length {length}"
+            );
         }
         for bit in 0..bytes.len() * 8 {
             let mut b = bytes.clone();
             b[bit / 8] ^= 1 << (bit % 8);
             match Manifest::decode(&b) {
                 Err(_) => {}
-                // the minor version says nothing that changes the meaning of what this program reads
-                Ok(m) => assert!(m == manifest() && (10..12).contains(&(bit / 8)), "bit {bit}"),
+                // the minor version says nothing that changes the meaning of what this program
+                // reads
+                Ok(m) => assert!(
+                    m == manifest() && (10..12).contains(&(bit / 8)),
+                    "bit {bit}"
+                ),
             }
         }
     }

@@ -1,6 +1,6 @@
-//! Shards: immutable files of LQ/HR pairs, made once from a folder of photographs and read for months. Depends on
-//! `dataset` for pictures and on `files` for safe writing. Promises that a set is either complete and checked or refused
-//! with the reason.
+//! Shards: immutable files of LQ/HR pairs, made once from a folder of photographs and read for
+//! months. Depends on `dataset` for pictures and on `files` for safe writing. Promises that a set
+//! is either complete and checked or refused with the reason.
 
 mod assembly;
 mod bus;

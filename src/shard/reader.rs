@@ -1,7 +1,9 @@
-//! Reading a finished set: every shard is checked by reading calls from end to end of its structure before its map is trusted, and every
-//! record by its checksum when it is read. Depends on `tables`, `bus`, `manifest` and `codec`. Promises no panic and no wrong
-//! pixel on damaged files, errors that name shard, record and image, and no allocation per record. The map is touched only where records
-//! are read by [`Io::Mmap`]; everything else reads by calls, so that a failing disk is an error message.
+//! Reading a finished set: every shard is checked by reading calls from end to end of its structure
+//! before its map is trusted, and every record by its checksum when it is read. Depends on
+//! `tables`, `bus`, `manifest` and `codec`. Promises no panic and no wrong pixel on damaged files,
+//! errors that name shard, record and image, and no allocation per record. The map is touched only
+//! where records are read by [`Io::Mmap`]; everything else reads by calls, so that a failing disk
+//! is an error message.
 
 use super::bus::Watched;
 pub use super::codec::Crop;
@@ -30,8 +32,9 @@ pub struct RecordSource {
 /// How records are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
-    /// Straight out of the map: no copy, and nothing of its own in memory. A failing disk or network, or a shard that another program
-    /// cuts, ends the process with a line that names the shard.
+    /// Straight out of the map: no copy, and nothing of its own in memory. A failing disk or
+    /// network, or a shard that another program cuts, ends the process with a line that names the
+    /// shard.
     Mmap,
     /// By reading calls: a failing disk or network is an error.
     Pread,
@@ -46,7 +49,8 @@ pub enum Advice {
     DontNeed,
 }
 
-/// What the handler of failing maps keeps for each, beside the path: its line and its place in a list.
+/// What the handler of failing maps keeps for each, beside the path: its line and its place in a
+/// list.
 const WATCHED_BYTES: usize = 256;
 
 /// One thread's room for reading; made by [`ShardSet::scratch`] and reused from record to record.
@@ -75,11 +79,12 @@ pub struct ShardSet {
 }
 
 impl ShardSet {
-    /// Opens the set in a folder and checks the structure of every shard: length, header, footer, source table, index. No file stays open.
+    /// Opens the set in a folder and checks the structure of every shard: length, header, footer,
+    /// source table, index. No file stays open.
     ///
     /// # Errors
-    /// No finished set, a shard missing, cut short, damaged, from another set or in a newer format, an error of the system; the file is
-    /// named.
+    /// No finished set, a shard missing, cut short, damaged, from another set or in a newer format,
+    /// an error of the system; the file is named.
     pub fn open(folder: &Path) -> Result<ShardSet> {
         let manifest = Manifest::read(folder)?;
         let geometry = Geometry::new(manifest.scale, manifest.lq_size)?;
@@ -88,11 +93,24 @@ impl ShardSet {
         for (number, info) in manifest.shards.iter().enumerate() {
             let (tables, file) = Tables::open(folder, &manifest, number)?;
             let map = map(&file, info.bytes).with_context(|| tables.path.display().to_string())?;
-            shards.push(Shard { _watched: Watched::new(&tables.path, map.as_ptr(), map.len()), map, tables, first });
-            first = first.checked_add(info.records).context("the manifest's record counts overflow")?;
+            shards.push(Shard {
+                _watched: Watched::new(&tables.path, map.as_ptr(), map.len()),
+                map,
+                tables,
+                first,
+            });
+            first = first
+                .checked_add(info.records)
+                .context("the manifest's record counts overflow")?;
         }
         ensure!(first > 0, "{}: the set holds no records", folder.display());
-        Ok(ShardSet { folder: folder.to_path_buf(), geometry, shards, records: first, manifest })
+        Ok(ShardSet {
+            folder: folder.to_path_buf(),
+            geometry,
+            shards,
+            records: first,
+            manifest,
+        })
     }
 
     /// Number of pairs.
@@ -131,10 +149,14 @@ impl ShardSet {
         self.manifest.fingerprint()
     }
 
-    /// Anonymous memory the open set holds, in bytes. The indexes and source tables stay in the mapped files.
+    /// Anonymous memory the open set holds, in bytes. The indexes and source tables stay in the
+    /// mapped files.
     pub fn index_bytes(&self) -> u64 {
         let path = |s: &Shard| s.tables.path.as_os_str().len();
-        let shards = self.shards.iter().map(|s| size_of::<Shard>() + 2 * path(s) + WATCHED_BYTES + size_of::<ShardInfo>());
+        let shards = self
+            .shards
+            .iter()
+            .map(|s| size_of::<Shard>() + 2 * path(s) + WATCHED_BYTES + size_of::<ShardInfo>());
         (size_of::<ShardSet>() + shards.sum::<usize>()) as u64
     }
 
@@ -145,17 +167,29 @@ impl ShardSet {
 
     /// Room for one thread to read with.
     pub fn scratch_for(&self, io: Io) -> Result<Scratch> {
-        Ok(Scratch { decoder: Decoder::new(self.geometry)?, io, payload: Vec::new() })
+        Ok(Scratch {
+            decoder: Decoder::new(self.geometry)?,
+            io,
+            payload: Vec::new(),
+        })
     }
 
     /// What one scratch holds at most, in bytes.
     pub fn scratch_bytes(&self, io: Io) -> u64 {
-        let payload = if io == Io::Pread { self.longest_record() } else { 0 };
+        let payload = if io == Io::Pread {
+            self.longest_record()
+        } else {
+            0
+        };
         Decoder::bytes(self.geometry) + u64::from(payload)
     }
 
     fn longest_record(&self) -> u32 {
-        self.shards.iter().map(|s| s.tables.longest).max().unwrap_or(0)
+        self.shards
+            .iter()
+            .map(|s| s.tables.longest)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Bytes of all shard files.
@@ -163,11 +197,14 @@ impl ShardSet {
         self.shards.iter().map(|s| s.map.len() as u64).sum()
     }
 
-    /// Tells the kernel about a range of records. Advice only: nothing fails, and what is read stays the same.
+    /// Tells the kernel about a range of records. Advice only: nothing fails, and what is read
+    /// stays the same.
     pub fn advise(&self, records: Range<u64>, advice: Advice, io: Io) {
         let mut at = records.start;
         while at < records.end.min(self.records) {
-            let Ok((shard, i)) = self.find(at) else { return };
+            let Ok((shard, i)) = self.find(at) else {
+                return;
+            };
             let end = records.end.min(shard.first + shard.tables.footer.records);
             if let Ok(span) = shard.span(i, (end - shard.first) as usize - 1, io) {
                 shard.advise(span, advice);
@@ -184,19 +221,28 @@ impl ShardSet {
         for offset in (0..length).step_by(pages.len() * page_bytes()) {
             let length = (length - offset).min(pages.len() * page_bytes());
             // SAFETY: the range lies in the map, and `pages` has a byte for each of its pages
-            let known =
-                unsafe { libc::mincore(shard.map.as_ptr().add(start + offset).cast_mut().cast(), length, pages.as_mut_ptr().cast()) };
+            let known = unsafe {
+                libc::mincore(
+                    shard.map.as_ptr().add(start + offset).cast_mut().cast(),
+                    length,
+                    pages.as_mut_ptr().cast(),
+                )
+            };
             if known != 0 {
                 return None;
             }
-            if pages[..length.div_ceil(page_bytes())].iter().any(|p| p & 1 == 0) {
+            if pages[..length.div_ceil(page_bytes())]
+                .iter()
+                .any(|p| p & 1 == 0)
+            {
                 return Some(false);
             }
         }
         Some(true)
     }
 
-    /// Says that records are read in no order: the kernel then fetches what is asked for and nothing around it.
+    /// Says that records are read in no order: the kernel then fetches what is asked for and
+    /// nothing around it.
     pub fn expect_random_access(&self) {
         for shard in &self.shards {
             let _ = shard.map.advise(memmap2::Advice::Random);
@@ -206,20 +252,29 @@ impl ShardSet {
     /// The image and the place that a record was cut from.
     pub fn source(&self, record: u64) -> Result<RecordSource> {
         let (shard, i) = self.find(record)?;
-        shard.source(i).with_context(|| format!("{}, record {i}", shard.tables.path.display()))
+        shard
+            .source(i)
+            .with_context(|| format!("{}, record {i}", shard.tables.path.display()))
     }
 
-    /// The image of a record as a number: equal for records of one image in one shard, which costs no allocation to compare.
+    /// The image of a record as a number: equal for records of one image in one shard, which costs
+    /// no allocation to compare.
     pub fn image_of(&self, record: u64) -> Result<u64> {
         let (shard, i) = self.find(record)?;
-        let entry = shard.tables.entry(i).with_context(|| format!("{}, record {i}", shard.tables.path.display()))?;
+        let entry = shard
+            .tables
+            .entry(i)
+            .with_context(|| format!("{}, record {i}", shard.tables.path.display()))?;
         Ok(shard.first << 24 | u64::from(entry.source))
     }
 
     /// Codec and stored bytes of a record.
     pub fn stored(&self, record: u64) -> Result<(Codec, u32)> {
         let (shard, i) = self.find(record)?;
-        let entry = shard.tables.entry(i).with_context(|| format!("{}, record {i}", shard.tables.path.display()))?;
+        let entry = shard
+            .tables
+            .entry(i)
+            .with_context(|| format!("{}, record {i}", shard.tables.path.display()))?;
         Ok((known_codec(entry.codec)?, entry.length))
     }
 
@@ -227,11 +282,14 @@ impl ShardSet {
     pub fn each_stored(&self, mut each: impl FnMut(Codec, u32)) -> Result<()> {
         for shard in &self.shards {
             let mut unknown = None;
-            let read = shard.tables.entries(|entry| match known_codec(entry.codec) {
-                Ok(codec) => each(codec, entry.length),
-                Err(e) => unknown = Some(e),
-            });
-            read.and(unknown.map_or(Ok(()), Err)).with_context(|| shard.tables.path.display().to_string())?;
+            let read = shard
+                .tables
+                .entries(|entry| match known_codec(entry.codec) {
+                    Ok(codec) => each(codec, entry.length),
+                    Err(e) => unknown = Some(e),
+                });
+            read.and(unknown.map_or(Ok(()), Err))
+                .with_context(|| shard.tables.path.display().to_string())?;
         }
         Ok(())
     }
@@ -239,62 +297,114 @@ impl ShardSet {
     /// Reads a whole pair: u8 RGB, `size x size x 3`, rows top to bottom.
     ///
     /// # Errors
-    /// A record number out of range, damage (checksum or content); shard, record and image are named.
-    pub fn read(&self, record: u64, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
-        self.read_crop(record, Crop { x: 0, y: 0, size: self.geometry.lq() }, scratch, lq, hr)
+    /// A record number out of range, damage (checksum or content); shard, record and image are
+    /// named.
+    pub fn read(
+        &self,
+        record: u64,
+        scratch: &mut Scratch,
+        lq: &mut [u8],
+        hr: &mut [u8],
+    ) -> Result<()> {
+        self.read_crop(
+            record,
+            Crop {
+                x: 0,
+                y: 0,
+                size: self.geometry.lq(),
+            },
+            scratch,
+            lq,
+            hr,
+        )
     }
 
     /// Reads an aligned square of a pair. The slices have the size of the crop.
     ///
     /// # Errors
     /// Those of [`ShardSet::read`], and a crop that does not lie inside the patch.
-    pub fn read_crop(&self, record: u64, crop: Crop, scratch: &mut Scratch, lq: &mut [u8], hr: &mut [u8]) -> Result<()> {
+    pub fn read_crop(
+        &self,
+        record: u64,
+        crop: Crop,
+        scratch: &mut Scratch,
+        lq: &mut [u8],
+        hr: &mut [u8],
+    ) -> Result<()> {
         let (shard, i) = self.find(record)?;
-        let Scratch { decoder, io, payload } = scratch;
-        shard.read(i, crop, (*io, payload), decoder, lq, hr).map_err(|e| {
-            let place = shard.describe(i, record, failure::system_cause(&e).is_none());
-            e.context(place)
-        })
+        let Scratch {
+            decoder,
+            io,
+            payload,
+        } = scratch;
+        shard
+            .read(i, crop, (*io, payload), decoder, lq, hr)
+            .map_err(|e| {
+                let place = shard.describe(i, record, failure::system_cause(&e).is_none());
+                e.context(place)
+            })
     }
 
-    /// Every image of the set with the number of its records; one that was cut by a shard's end comes twice.
+    /// Every image of the set with the number of its records; one that was cut by a shard's end
+    /// comes twice.
     pub fn sources(&self) -> Result<Vec<(SourceEntry, u64)>> {
         let mut out = Vec::new();
         for shard in &self.shards {
-            out.extend(shard.tables.sources().with_context(|| shard.tables.path.display().to_string())?);
+            out.extend(
+                shard
+                    .tables
+                    .sources()
+                    .with_context(|| shard.tables.path.display().to_string())?,
+            );
         }
         Ok(out)
     }
 
     fn find(&self, record: u64) -> Result<(&Shard, usize)> {
-        ensure!(record < self.records, "record {record} is asked for; the set in {} has {}", self.folder.display(), self.records);
+        ensure!(
+            record < self.records,
+            "record {record} is asked for; the set in {} has {}",
+            self.folder.display(),
+            self.records
+        );
         let shard = &self.shards[self.shards.partition_point(|s| s.first <= record) - 1];
         Ok((shard, (record - shard.first) as usize))
     }
 }
 
 impl Shard {
-    /// An index entry out of the map, or by a call where the pages of the map may have gone with the disk or network behind them.
+    /// An index entry out of the map, or by a call where the pages of the map may have gone with
+    /// the disk or network behind them.
     fn entry_for(&self, i: usize, io: Io) -> Result<IndexEntry> {
         if io == Io::Pread {
             return self.tables.entry(i);
         }
         let at = self.tables.footer.index_at as usize + i * INDEX_ENTRY_BYTES;
-        let entry = self.map.get(at..at + INDEX_ENTRY_BYTES).context("the record has no index entry")?;
+        let entry = self
+            .map
+            .get(at..at + INDEX_ENTRY_BYTES)
+            .context("the record has no index entry")?;
         Ok(IndexEntry::decode(entry, 0))
     }
 
     fn source(&self, i: usize) -> Result<RecordSource> {
         let entry = self.tables.entry(i)?;
         let source = self.tables.source(entry.source)?;
-        Ok(RecordSource { image: source.name, x: entry.x, y: entry.y })
+        Ok(RecordSource {
+            image: source.name,
+            x: entry.x,
+            y: entry.y,
+        })
     }
 
     /// The bytes of records `first..=last` in the file.
     fn span(&self, first: usize, last: usize, io: Io) -> Result<Range<u64>> {
         let last = self.entry_for(last, io)?;
         let span = self.entry_for(first, io)?.offset..last.offset + u64::from(last.length);
-        ensure!(span.start < span.end && span.end <= self.tables.footer.sources_at, "the index has changed since the set was opened");
+        ensure!(
+            span.start < span.end && span.end <= self.tables.footer.sources_at,
+            "the index has changed since the set was opened"
+        );
         Ok(span)
     }
 
@@ -308,18 +418,35 @@ impl Shard {
         let (start, length) = self.pages(span);
         match advice {
             Advice::WillNeed => {
-                let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, length); // touches no page itself
+                let _ = self
+                    .map
+                    .advise_range(memmap2::Advice::WillNeed, start, length); // touches no page itself
             }
             Advice::DontNeed => {
                 use std::os::fd::AsRawFd;
                 let forget = |file: &File| {
                     // SAFETY: plain system call on an open file
-                    unsafe { libc::posix_fadvise(file.as_raw_fd(), start as i64, length as i64, libc::POSIX_FADV_DONTNEED) };
+                    unsafe {
+                        libc::posix_fadvise(
+                            file.as_raw_fd(),
+                            start as i64,
+                            length as i64,
+                            libc::POSIX_FADV_DONTNEED,
+                        )
+                    };
                     Ok(())
                 };
-                // first out of this process, then out of the page cache, which keeps pages that are still mapped
-                // SAFETY: a map of a file that is only read loses nothing: its pages come back from the file
-                let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
+                // first out of this process, then out of the page cache, which keeps pages that are
+                // still mapped
+                // SAFETY: a map of a file that is only read loses nothing: its pages come back from
+                // the file
+                let _ = unsafe {
+                    self.map.unchecked_advise_range(
+                        memmap2::UncheckedAdvice::DontNeed,
+                        start,
+                        length,
+                    )
+                };
                 let _ = self.tables.with_file(forget); // advice
             }
         }
@@ -337,7 +464,10 @@ impl Shard {
         let entry = self.entry_for(i, io)?;
         let payload = match io {
             Io::Mmap => {
-                let payload = self.map.get(entry.offset as usize..).and_then(|rest| rest.get(..entry.length as usize));
+                let payload = self
+                    .map
+                    .get(entry.offset as usize..)
+                    .and_then(|rest| rest.get(..entry.length as usize));
                 payload.context("the index has changed since the set was opened")?
             }
             Io::Pread => {
@@ -348,18 +478,26 @@ impl Shard {
             }
         };
         let crc = crc32fast::hash(payload);
-        ensure!(crc == entry.crc, "the record is damaged (checksum {crc:08x} where {:08x} is expected)", entry.crc);
+        ensure!(
+            crc == entry.crc,
+            "the record is damaged (checksum {crc:08x} where {:08x} is expected)",
+            entry.crc
+        );
         decoder.decode_crop(known_codec(entry.codec)?, payload, crop, lq, hr)
     }
 
-    /// Names a record for an error: where it lies and, where the file can be read, what it was cut from.
+    /// Names a record for an error: where it lies and, where the file can be read, what it was cut
+    /// from.
     fn describe(&self, i: usize, record: u64, readable: bool) -> String {
         let source = match readable.then(|| self.source(i)) {
             Some(Ok(s)) => format!("; image {}, LQ patch at {}, {}", s.image, s.x, s.y),
             Some(Err(e)) => format!("; image unknown: {e}"),
             None => String::new(),
         };
-        format!("{}, record {i} ({record} in the set{source})", self.tables.path.display())
+        format!(
+            "{}, record {i} ({record} in the set{source})",
+            self.tables.path.display()
+        )
     }
 }
 
@@ -370,10 +508,11 @@ fn page_bytes() -> usize {
 
 /// Maps a whole finished shard for reading.
 ///
-/// The contract of a map is that nobody changes or shortens the file while it lives. Shards are written under another
-/// name, synced, made read-only and renamed, and paragon never opens one for writing again; the length was checked on
-/// this very handle. What remains is another program cutting a shard while it is in use, against the file's permissions, and
-/// pages that a disk or network cannot deliver: the system then sends SIGBUS, for which see `bus`.
+/// The contract of a map is that nobody changes or shortens the file while it lives. Shards are
+/// written under another name, synced, made read-only and renamed, and paragon never opens one for
+/// writing again; the length was checked on this very handle. What remains is another program
+/// cutting a shard while it is in use, against the file's permissions, and pages that a disk or
+/// network cannot deliver: the system then sends SIGBUS, for which see `bus`.
 fn map(file: &File, length: u64) -> Result<Mmap> {
     let length = usize::try_from(length).context("the shard is larger than the address space")?;
     // SAFETY: see the contract above; the slice is only ever read, and as plain bytes

@@ -1,5 +1,5 @@
-//! What a run of `paragon shard` did, for people and as JSON. Depends on serde and `dataset::scan`. Promises that the counts add up:
-//! images found = used + rejected.
+//! What a run of `paragon shard` did, for people and as JSON. Depends on serde and `dataset::scan`.
+//! Promises that the counts add up: images found = used + rejected.
 
 use super::plan::Rejected;
 use crate::dataset::scan::LeftOut;
@@ -27,7 +27,8 @@ pub struct Report {
     /// Folder of the set.
     #[serde(serialize_with = "path_in_words")]
     pub out: PathBuf,
-    /// The set was there already, made from the same images with the same options; nothing was written.
+    /// The set was there already, made from the same images with the same options; nothing was
+    /// written.
     pub already_complete: bool,
     /// Images that an earlier, interrupted run had finished and that were not converted again.
     pub resumed_images: u64,
@@ -94,7 +95,10 @@ pub struct Report {
 }
 
 /// JSON knows UTF-8 alone: a path of other bytes is shown with signs in their place.
-pub(super) fn path_in_words<S: serde::Serializer>(path: &std::path::Path, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn path_in_words<S: serde::Serializer>(
+    path: &std::path::Path,
+    to: S,
+) -> Result<S::Ok, S::Error> {
     to.collect_str(&path.display())
 }
 
@@ -117,7 +121,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |name: &str, text: String| writeln!(f, "  {name:10} {text}");
         let rejected = self.rejected.len() as u64;
-        row("images", format!("{} found = {} used + {rejected} rejected", self.images, self.used))?;
+        row(
+            "images",
+            format!(
+                "{} found = {} used + {rejected} rejected",
+                self.images, self.used
+            ),
+        )?;
         for (reason, count) in &self.reasons {
             row("", format!("{count} rejected: {reason}"))?;
         }
@@ -128,20 +138,59 @@ impl fmt::Display for Report {
             row("", left.to_string())?;
         }
         for (note, count) in &self.notes {
-            let file = self.note_examples.get(note).map(|file| if *count == 1 { format!(": {file}") } else { format!(", first {file}") });
-            row("notes", format!("{count} x {note}{}", file.unwrap_or_default()))?;
+            let file = self.note_examples.get(note).map(|file| {
+                if *count == 1 {
+                    format!(": {file}")
+                } else {
+                    format!(", first {file}")
+                }
+            });
+            row(
+                "notes",
+                format!("{count} x {note}{}", file.unwrap_or_default()),
+            )?;
         }
         let hr = self.lq_size * self.scale;
-        let crop = if self.crop == self.lq_size { String::new() } else { format!(" (for crops of {})", self.crop) };
-        row("pairs", format!("{} of LQ {} / HR {hr}{crop}, LQ {}", self.pairs, self.lq_size, self.lq_recipe))?;
+        let crop = if self.crop == self.lq_size {
+            String::new()
+        } else {
+            format!(" (for crops of {})", self.crop)
+        };
+        row(
+            "pairs",
+            format!(
+                "{} of LQ {} / HR {hr}{crop}, LQ {}",
+                self.pairs, self.lq_size, self.lq_recipe
+            ),
+        )?;
         if self.flat + self.duplicates > 0 {
-            row("", format!("{} flat and {} duplicate patches of {} left out", self.flat, self.duplicates, self.patches))?;
+            row(
+                "",
+                format!(
+                    "{} flat and {} duplicate patches of {} left out",
+                    self.flat, self.duplicates, self.patches
+                ),
+            )?;
         }
         if let Some(held_out) = &self.held_out {
-            row("held out", format!("{} pairs of {} images, {}", held_out.pairs, held_out.images, bytes(held_out.bytes_out)))?;
+            row(
+                "held out",
+                format!(
+                    "{} pairs of {} images, {}",
+                    held_out.pairs,
+                    held_out.images,
+                    bytes(held_out.bytes_out)
+                ),
+            )?;
         }
         let mut size = String::new();
-        write!(size, "{} of pixels -> {} in {} shard(s)", bytes(self.bytes_raw), bytes(self.bytes_out), self.shards)?;
+        write!(
+            size,
+            "{} of pixels -> {} in {} shard(s)",
+            bytes(self.bytes_raw),
+            bytes(self.bytes_out),
+            self.shards
+        )?;
         write!(size, ", ratio {:.3} ({}", self.ratio, self.codec)?;
         if self.stored_raw > 0 && self.codec != "raw" {
             write!(size, ", {} stored raw", self.stored_raw)?;
@@ -149,7 +198,10 @@ impl fmt::Display for Report {
         write!(size, "); read {}", bytes(self.bytes_in))?;
         row("size", size)?;
         if self.already_complete {
-            row("time", "nothing to do: the same set was there already".to_string())?;
+            row(
+                "time",
+                "nothing to do: the same set was there already".to_string(),
+            )?;
         } else {
             let mut time = format!(
                 "{:.1} s, {:.0} images/s, {:.0} pairs/s on {} threads, at most {} in flight",
@@ -160,11 +212,18 @@ impl fmt::Display for Report {
                 bytes(self.memory_in_flight)
             );
             if self.resumed_images > 0 {
-                write!(time, " ({} images were finished before)", self.resumed_images)?;
+                write!(
+                    time,
+                    " ({} images were finished before)",
+                    self.resumed_images
+                )?;
             }
             row("time", time)?;
         }
-        row("set", format!("{} (fingerprint {})", self.out.display(), self.fingerprint))
+        row(
+            "set",
+            format!("{} (fingerprint {})", self.out.display(), self.fingerprint),
+        )
     }
 }
 

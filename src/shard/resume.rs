@@ -1,7 +1,8 @@
-//! What a run finds in its output folder: nothing, the same set already complete, an interrupted run to go on from, a set to
-//! add images to, or another set that it must not touch. Depends on `journal`, `reader` and `manifest`. Promises that two
-//! runs never write to one folder at once, that nothing is removed but leftovers of an unfinished run, unless
-//! `--overwrite` says so, and that a set which only an error of the system keeps from being read is never called damaged.
+//! What a run finds in its output folder: nothing, the same set already complete, an interrupted
+//! run to go on from, a set to add images to, or another set that it must not touch. Depends on
+//! `journal`, `reader` and `manifest`. Promises that two runs never write to one folder at once,
+//! that nothing is removed but leftovers of an unfinished run, unless `--overwrite` says so, and
+//! that a set which only an error of the system keeps from being read is never called damaged.
 
 use super::assembly::{Assembly, held_out_folder};
 use super::convert::files_crc;
@@ -25,7 +26,8 @@ use std::path::{Path, PathBuf};
 
 /// What stands in the output folder.
 pub(super) enum Found {
-    /// The very set that is asked for, with its held-out part and the images that gave nothing when it was made.
+    /// The very set that is asked for, with its held-out part and the images that gave nothing when
+    /// it was made.
     Complete(Box<(Manifest, Option<Manifest>, Vec<Rejected>)>),
     /// Room to write, perhaps behind images that an interrupted run has decided.
     Ready(Box<Assembly>),
@@ -34,8 +36,9 @@ pub(super) enum Found {
 /// Manifests of a finished set and of its held-out part.
 pub(super) type Before = [Option<Manifest>; 2];
 
-/// Creates the folder, takes it for this process alone and clears half-written manifests; the lock ends with the returned
-/// value. There is none in a folder that cannot be written to, where at most a finished set is looked at.
+/// Creates the folder, takes it for this process alone and clears half-written manifests; the lock
+/// ends with the returned value. There is none in a folder that cannot be written to, where at most
+/// a finished set is looked at.
 pub(super) fn prepare(out: &Path, progress: &Progress) -> Result<Option<FolderLock>> {
     files::create_folder(out)?;
     let (lock, warning) = match lock_folder(out, "another paragon is writing to") {
@@ -45,20 +48,27 @@ pub(super) fn prepare(out: &Path, progress: &Progress) -> Result<Option<FolderLo
     };
     warning.iter().for_each(|warning| progress.line(warning));
     for folder in [out.to_path_buf(), held_out_folder(out)] {
-        remove(&folder, |name| name.starts_with(".manifest.psm.") && name.ends_with(".partial"))?;
+        remove(&folder, |name| {
+            name.starts_with(".manifest.psm.") && name.ends_with(".partial")
+        })?;
     }
     Ok(Some(lock))
 }
 
 fn is_read_only(error: &anyhow::Error) -> bool {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    failure::system_cause(error).is_some_and(|cause| matches!(cause.kind(), PermissionDenied | ReadOnlyFilesystem))
+    failure::system_cause(error)
+        .is_some_and(|cause| matches!(cause.kind(), PermissionDenied | ReadOnlyFilesystem))
 }
 
 /// Removes the files of a folder whose names are meant; a folder that is not there has none.
 fn remove(folder: &Path, meant: impl Fn(&str) -> bool) -> Result<()> {
     for path in list(folder)? {
-        if path.file_name().and_then(|n| n.to_str()).is_some_and(&meant) {
+        if path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(&meant)
+        {
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
@@ -66,7 +76,11 @@ fn remove(folder: &Path, meant: impl Fn(&str) -> bool) -> Result<()> {
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let read = || fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
+    let read = || {
+        fs::read_dir(folder)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<io::Result<Vec<_>>>()
+    };
     match failure::retry(read) {
         Ok(mut paths) => {
             paths.sort();
@@ -81,11 +95,14 @@ fn is_partial_shard(name: &str) -> bool {
     name.starts_with(".shard-") && name.ends_with(".partial")
 }
 
-/// Removes a set, finished or not, so that another can take its place: the manifest first, so that no moment shows half of it.
+/// Removes a set, finished or not, so that another can take its place: the manifest first, so that
+/// no moment shows half of it.
 pub(super) fn remove_set(out: &Path) -> Result<()> {
     for folder in [out.to_path_buf(), held_out_folder(out)] {
         remove(&folder, |name| name == super::manifest::MANIFEST_NAME)?;
-        remove(&folder, |name| is_shard_name(name) || is_partial_shard(name) || name == journal::JOURNAL_NAME)?;
+        remove(&folder, |name| {
+            is_shard_name(name) || is_partial_shard(name) || name == journal::JOURNAL_NAME
+        })?;
     }
     let _ = fs::remove_dir(held_out_folder(out)); // stays where something else lies in it
     Ok(())
@@ -93,24 +110,37 @@ pub(super) fn remove_set(out: &Path) -> Result<()> {
 
 /// Manifests of the finished set in a folder; nothing where there is none.
 pub(super) fn finished(out: &Path) -> Result<Before> {
-    let read = |folder: &Path| manifest::is_in(folder)?.then(|| Manifest::read(folder)).transpose();
+    let read = |folder: &Path| {
+        manifest::is_in(folder)?
+            .then(|| Manifest::read(folder))
+            .transpose()
+    };
     let main = read(out)?;
-    let held_out = if main.is_some() { read(&held_out_folder(out))? } else { None };
+    let held_out = if main.is_some() {
+        read(&held_out_folder(out))?
+    } else {
+        None
+    };
     Ok([main, held_out])
 }
 
-/// The finished set that images are added to. A kill between the two manifests of an earlier try leaves the held-out one ahead of the main
-/// one: it is taken as it was before, of which the journal still knows the shards.
+/// The finished set that images are added to. A kill between the two manifests of an earlier try
+/// leaves the held-out one ahead of the main one: it is taken as it was before, of which the
+/// journal still knows the shards.
 fn base_of_append(out: &Path) -> Result<Before> {
     let [main, mut held_out] = finished(out)?;
-    let ahead = |held: &Manifest| main.as_ref().is_some_and(|m| held.extra.appended > m.extra.appended);
+    let ahead = |held: &Manifest| {
+        main.as_ref()
+            .is_some_and(|m| held.extra.appended > m.extra.appended)
+    };
     if let (Some(held), Some(main)) = (held_out.as_mut().filter(|held| ahead(held)), &main)
         && let Some((head, _)) = journal::Reader::open(out)?
     {
         held.shards.truncate(head.base[1] as usize);
         let folder = held_out_folder(out);
         held.used = sources_of(&folder, &held.shards)?.len() as u64;
-        (held.images, held.inputs, held.extra.appended) = (held.used, main.inputs, main.extra.appended);
+        (held.images, held.inputs, held.extra.appended) =
+            (held.used, main.inputs, main.extra.appended);
         // on the disk too: what follows may remove the shards that it would list
         if held.records() > 0 {
             held.write(&folder)?;
@@ -123,8 +153,8 @@ fn base_of_append(out: &Path) -> Result<Before> {
 
 const ADVICE: &str = "use --overwrite to replace it or choose another --out";
 
-/// Why the set in `out` cannot be used. Only damage is a reason to replace it: an error of the system says nothing about the set, and
-/// one in a newer format is whole.
+/// Why the set in `out` cannot be used. Only damage is a reason to replace it: an error of the
+/// system says nothing about the set, and one in a newer format is whole.
 pub(super) fn unusable(error: anyhow::Error, out: &Path, what: &str) -> anyhow::Error {
     let out = out.display();
     if failure::system_cause(&error).is_some() {
@@ -139,23 +169,28 @@ pub(super) fn unusable(error: anyhow::Error, out: &Path, what: &str) -> anyhow::
     }
 }
 
-/// Whether a run that was begun with `--overwrite`, for the very set that is asked for, lies there unfinished: what was there before it is
-/// gone already, and it is gone on with.
+/// Whether a run that was begun with `--overwrite`, for the very set that is asked for, lies there
+/// unfinished: what was there before it is gone already, and it is gone on with.
 fn begun_with_overwrite(out: &Path, plan: &Plan) -> Result<bool> {
     if manifest::is_in(out)? {
         return Ok(false);
     }
     match journal::Reader::open(out) {
-        Ok(there) => {
-            Ok(there.is_some_and(|(head, _)| head.overwrite && head.base_fingerprint == 0 && head.wanted.asks_for(&plan.manifest)))
-        }
+        Ok(there) => Ok(there.is_some_and(|(head, _)| {
+            head.overwrite && head.base_fingerprint == 0 && head.wanted.asks_for(&plan.manifest)
+        })),
         Err(e) if failure::system_cause(&e).is_some() => Err(e),
         Err(_) => Ok(false), // no regular file: it is removed with the rest
     }
 }
 
-/// Judges what is in the output folder. Where images are added to a set, `plan` is left with the new ones alone.
-pub(super) fn find(config: &BuildConfig, plan: &mut Plan, progress: &Progress) -> Result<(Found, Before)> {
+/// Judges what is in the output folder. Where images are added to a set, `plan` is left with the
+/// new ones alone.
+pub(super) fn find(
+    config: &BuildConfig,
+    plan: &mut Plan,
+    progress: &Progress,
+) -> Result<(Found, Before)> {
     let out = &config.out;
     let unreadable = |e| unusable(e, out, "holds a set that cannot be read");
     if config.append {
@@ -173,7 +208,8 @@ pub(super) fn find(config: &BuildConfig, plan: &mut Plan, progress: &Progress) -
         }
     } else if let [Some(main), held_out] = finished(out).map_err(unreadable)? {
         let complete = complete(config, plan, main, held_out)?;
-        // the journal of a run that was killed behind its last manifest; not that of images being added
+        // the journal of a run that was killed behind its last manifest; not that of images being
+        // added
         if journal::Reader::open(out)?.is_none_or(|(head, _)| head.base_fingerprint == 0) {
             remove(out, |name| name == journal::JOURNAL_NAME)?;
         }
@@ -184,7 +220,12 @@ pub(super) fn find(config: &BuildConfig, plan: &mut Plan, progress: &Progress) -
 }
 
 /// The set that lies there finished, if it is the one that is asked for.
-fn complete(config: &BuildConfig, plan: &Plan, main: Manifest, held_out: Option<Manifest>) -> Result<Found> {
+fn complete(
+    config: &BuildConfig,
+    plan: &Plan,
+    main: Manifest,
+    held_out: Option<Manifest>,
+) -> Result<Found> {
     let out = &config.out;
     if main.config != plan.manifest.config {
         let mut why = main.differences(&plan.manifest);
@@ -195,14 +236,23 @@ fn complete(config: &BuildConfig, plan: &Plan, main: Manifest, held_out: Option<
         if why.is_empty() || main.inputs != plan.manifest.inputs {
             why.push("the images are not the same (names or sizes)".to_string());
         }
-        bail!("{} holds another set ({}); {advice}", out.display(), why.join("; "));
+        bail!(
+            "{} holds another set ({}); {advice}",
+            out.display(),
+            why.join("; ")
+        );
     }
-    let known = Known::read(out, &main, held_out.as_ref()).map_err(|e| unusable(e, out, "holds this set, but damaged"))?;
+    let known = Known::read(out, &main, held_out.as_ref())
+        .map_err(|e| unusable(e, out, "holds this set, but damaged"))?;
     let mut rejected = Vec::new();
     for job in &plan.jobs {
         match known.sources.get(&job.source.name) {
             Some(source) if known.is(job, source)? => {}
-            Some(_) => bail!("{} has changed since the set in {} was made; {ADVICE}", job.source.hr.display(), out.display()),
+            Some(_) => bail!(
+                "{} has changed since the set in {} was made; {ADVICE}",
+                job.source.hr.display(),
+                out.display()
+            ),
             None => rejected.push(Rejected {
                 file: job.source.hr.clone(),
                 kind: "no pairs".to_string(),
@@ -224,23 +274,34 @@ struct Known {
 fn sources_of(folder: &Path, shards: &[ShardInfo]) -> Result<HashMap<String, SourceEntry>> {
     let count = shards.iter().map(|s| s.sources as usize).sum();
     let sources = ShardSet::open(folder)?.sources()?;
-    Ok(sources.into_iter().take(count).map(|(source, _)| (source.name.clone(), source)).collect())
+    Ok(sources
+        .into_iter()
+        .take(count)
+        .map(|(source, _)| (source.name.clone(), source))
+        .collect())
 }
 
 impl Known {
     fn read(out: &Path, main: &Manifest, held_out: Option<&Manifest>) -> Result<Self> {
         let mut sources = HashMap::new();
-        for (folder, manifest) in [(out.to_path_buf(), Some(main)), (held_out_folder(out), held_out)] {
+        for (folder, manifest) in [
+            (out.to_path_buf(), Some(main)),
+            (held_out_folder(out), held_out),
+        ] {
             if manifest.is_some_and(|m| m.records() > 0) {
                 sources.extend(sources_of(&folder, manifest.map_or(&[], |m| &m.shards))?);
             }
         }
         let made = about(&path_in(out))?;
-        Ok(Known { sources, made: (made.mtime(), made.mtime_nsec()) })
+        Ok(Known {
+            sources,
+            made: (made.mtime(), made.mtime_nsec()),
+        })
     }
 
-    /// Whether the files of a job are those that a source was cut from: by size, and by content where they were written to or came to
-    /// their place since. A file that was moved or restored keeps the time of its last writing; the time of its last change moves.
+    /// Whether the files of a job are those that a source was cut from: by size, and by content
+    /// where they were written to or came to their place since. A file that was moved or restored
+    /// keeps the time of its last writing; the time of its last change moves.
     ///
     /// # Errors
     /// A file cannot be looked at or read.
@@ -250,7 +311,9 @@ impl Known {
         }
         for path in files_of(job) {
             let about = about(path)?;
-            if (about.mtime(), about.mtime_nsec()).max((about.ctime(), about.ctime_nsec())) >= self.made {
+            if (about.mtime(), about.mtime_nsec()).max((about.ctime(), about.ctime_nsec()))
+                >= self.made
+            {
                 return Ok(files_crc(job)? == source.crc);
             }
         }
@@ -259,33 +322,48 @@ impl Known {
 }
 
 fn files_of(job: &Job) -> impl Iterator<Item = &PathBuf> {
-    [Some(&job.source.hr), job.source.lq.as_ref()].into_iter().flatten()
+    [Some(&job.source.hr), job.source.lq.as_ref()]
+        .into_iter()
+        .flatten()
 }
 
 fn about(path: &Path) -> Result<Metadata> {
-    failure::retry(|| fs::metadata(path)).with_context(|| format!("cannot look at {}", path.display()))
+    failure::retry(|| fs::metadata(path))
+        .with_context(|| format!("cannot look at {}", path.display()))
 }
 
 /// Leaves the new images in the plan; a finding where there are none.
 fn append(config: &BuildConfig, plan: &mut Plan, before: &Before) -> Result<Option<Found>> {
     let out = &config.out;
     let [Some(main), held_out] = before else {
-        bail!("{} holds no finished set to add to; leave out --append to make one", out.display());
+        bail!(
+            "{} holds no finished set to add to; leave out --append to make one",
+            out.display()
+        );
     };
     let why = main.differences(&plan.manifest);
     if !why.is_empty() {
-        bail!("images can only be added to {} with the same options ({})", out.display(), why.join("; "));
+        bail!(
+            "images can only be added to {} with the same options ({})",
+            out.display(),
+            why.join("; ")
+        );
     }
-    let known = Known::read(out, main, held_out.as_ref()).map_err(|e| unusable(e, out, "holds a damaged set"))?;
+    let known = Known::read(out, main, held_out.as_ref())
+        .map_err(|e| unusable(e, out, "holds a damaged set"))?;
     for job in &plan.jobs {
         if let Some(source) = known.sources.get(&job.source.name)
             && !known.is(job, source)?
         {
             let (file, name) = (job.source.hr.display(), &job.source.name);
-            bail!("{file}: the set in {} has another image of the name {name}; rename the new one", out.display());
+            bail!(
+                "{file}: the set in {} has another image of the name {name}; rename the new one",
+                out.display()
+            );
         }
     }
-    plan.jobs.retain(|job| !known.sources.contains_key(&job.source.name));
+    plan.jobs
+        .retain(|job| !known.sources.contains_key(&job.source.name));
     if matches!(config.val, Some(HeldOut::Count(_))) {
         plan.jobs.iter_mut().for_each(|job| job.held_out = false);
     }
@@ -294,17 +372,30 @@ fn append(config: &BuildConfig, plan: &mut Plan, before: &Before) -> Result<Opti
     let mut inputs = Hash64::default();
     inputs.word(main.inputs);
     for job in &plan.jobs {
-        inputs.bytes(job.source.name.as_bytes()).word(job.file_bytes);
+        inputs
+            .bytes(job.source.name.as_bytes())
+            .word(job.file_bytes);
     }
     plan.manifest.inputs = inputs.finish();
     // the shards that are there say whose they are, and stay as they are
     plan.manifest.config = main.config;
     let nothing = plan.jobs.is_empty();
-    Ok(nothing.then(|| Found::Complete(Box::new((main.clone(), held_out.clone(), plan.rejected.clone())))))
+    Ok(nothing.then(|| {
+        Found::Complete(Box::new((
+            main.clone(),
+            held_out.clone(),
+            plan.rejected.clone(),
+        )))
+    }))
 }
 
 /// Goes on from a journal, or begins anew.
-fn ready(config: &BuildConfig, plan: &Plan, before: &Before, progress: &Progress) -> Result<Assembly> {
+fn ready(
+    config: &BuildConfig,
+    plan: &Plan,
+    before: &Before,
+    progress: &Progress,
+) -> Result<Assembly> {
     let out = &config.out;
     let shards = |m: &Option<Manifest>| m.as_ref().map_or(Vec::new(), |m| m.shards.clone());
     let base = [shards(&before[0]), shards(&before[1])];
@@ -317,32 +408,56 @@ fn ready(config: &BuildConfig, plan: &Plan, before: &Before, progress: &Progress
     let there = journal::Reader::open(out)?.map(|(there, _)| there);
     let left = leftovers(out, &base)?;
     let assembly = match there {
-        Some(there) if there.wanted.asks_for(&head.wanted) && there.base_fingerprint == head.base_fingerprint => {
+        Some(there)
+            if there.wanted.asks_for(&head.wanted)
+                && there.base_fingerprint == head.base_fingerprint =>
+        {
             go_on(config, plan, &base)?
         }
         Some(_) if head.base_fingerprint != 0 => {
-            progress.line("images that an interrupted --append of other images has added so far are removed");
+            progress.line(
+                "images that an interrupted --append of other images has added so far are removed",
+            );
             begin(config, plan, &base, &head)?
         }
         Some(there) if !left.is_empty() => {
             let mut why = there.wanted.differences(&head.wanted);
             if there.wanted.inputs != head.wanted.inputs {
                 let (then, now) = (there.wanted.images, head.wanted.images);
-                why.push(format!("the images are not the same in names or sizes, {then} then and {now} now"));
+                why.push(format!(
+                    "the images are not the same in names or sizes, {then} then and {now} now"
+                ));
             }
-            bail!("{} is an unfinished set with other options or images ({}); {ADVICE}", out.display(), why.join("; "));
+            bail!(
+                "{} is an unfinished set with other options or images ({}); {ADVICE}",
+                out.display(),
+                why.join("; ")
+            );
         }
         None if foreign(&left, &[plan.config(false), plan.config(true)])? => {
-            bail!("{} is left from an unfinished set with other options or images; {ADVICE}", left[0].display());
+            bail!(
+                "{} is left from an unfinished set with other options or images; {ADVICE}",
+                left[0].display()
+            );
         }
         _ => begin(config, plan, &base, &head)?,
     };
-    for (folder, set) in [out.to_path_buf(), held_out_folder(out)].into_iter().zip(&assembly.sets) {
+    for (folder, set) in [out.to_path_buf(), held_out_folder(out)]
+        .into_iter()
+        .zip(&assembly.sets)
+    {
         let finished: Vec<String> = (0..set.shards.len()).map(shard_name).collect();
-        let current = partial_name(Path::new(&shard_name(set.shards.len()))).display().to_string();
-        let current = if set.files() > set.shards.len() { current } else { String::new() };
+        let current = partial_name(Path::new(&shard_name(set.shards.len())))
+            .display()
+            .to_string();
+        let current = if set.files() > set.shards.len() {
+            current
+        } else {
+            String::new()
+        };
         remove(&folder, |name| {
-            (is_shard_name(name) && !finished.iter().any(|f| f == name)) || (is_partial_shard(name) && name != current)
+            (is_shard_name(name) && !finished.iter().any(|f| f == name))
+                || (is_partial_shard(name) && name != current)
         })?;
     }
     Ok(assembly)
@@ -351,10 +466,16 @@ fn ready(config: &BuildConfig, plan: &Plan, before: &Before, progress: &Progress
 /// Shard files, finished and partial, that no manifest lists.
 fn leftovers(out: &Path, base: &[Vec<ShardInfo>; 2]) -> Result<Vec<PathBuf>> {
     let mut left = Vec::new();
-    for (folder, base) in [out.to_path_buf(), held_out_folder(out)].into_iter().zip(base) {
+    for (folder, base) in [out.to_path_buf(), held_out_folder(out)]
+        .into_iter()
+        .zip(base)
+    {
         let listed: Vec<String> = (0..base.len()).map(shard_name).collect();
         left.extend(list(&folder)?.into_iter().filter(|path| {
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .unwrap_or_default();
             is_partial_shard(name) || (is_shard_name(name) && !listed.iter().any(|l| l == name))
         }));
     }
@@ -367,7 +488,9 @@ fn foreign(left: &[PathBuf], ours: &[u64]) -> Result<bool> {
         let mut header = Vec::with_capacity(HEADER_BYTES);
         let mut read = || {
             header.clear();
-            files::open_regular(path)?.take(HEADER_BYTES as u64).read_to_end(&mut header)
+            files::open_regular(path)?
+                .take(HEADER_BYTES as u64)
+                .read_to_end(&mut header)
         };
         match failure::retry(&mut read) {
             Ok(_) => {}
@@ -383,9 +506,24 @@ fn foreign(left: &[PathBuf], ours: &[u64]) -> Result<bool> {
 
 fn sets(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> [SetWriter; 2] {
     [false, true].map(|held_out| {
-        let header = Header { geometry: plan.geometry, recipe: plan.manifest.recipe, config: plan.config(held_out), number: 0 };
-        let folder = if held_out { held_out_folder(&config.out) } else { config.out.clone() };
-        SetWriter::new(folder, header, config.shard_bytes, held_out, base[usize::from(held_out)].clone())
+        let header = Header {
+            geometry: plan.geometry,
+            recipe: plan.manifest.recipe,
+            config: plan.config(held_out),
+            number: 0,
+        };
+        let folder = if held_out {
+            held_out_folder(&config.out)
+        } else {
+            config.out.clone()
+        };
+        SetWriter::new(
+            folder,
+            header,
+            config.shard_bytes,
+            held_out,
+            base[usize::from(held_out)].clone(),
+        )
     })
 }
 
@@ -393,7 +531,10 @@ fn sets(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> [SetWr
 fn assembly(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Result<Assembly> {
     let mut assembly = Assembly::new(config, plan, sets(config, plan, base));
     if let Some(duplicates) = &mut assembly.duplicates {
-        for (held_out, folder) in [(false, config.out.clone()), (true, held_out_folder(&config.out))] {
+        for (held_out, folder) in [
+            (false, config.out.clone()),
+            (true, held_out_folder(&config.out)),
+        ] {
             for number in 0..base[usize::from(held_out)].len() {
                 duplicates.note_shard(&folder.join(shard_name(number)), held_out, number)?;
             }
@@ -402,14 +543,19 @@ fn assembly(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Re
     Ok(assembly)
 }
 
-fn begin(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2], head: &Head) -> Result<Assembly> {
+fn begin(
+    config: &BuildConfig,
+    plan: &Plan,
+    base: &[Vec<ShardInfo>; 2],
+    head: &Head,
+) -> Result<Assembly> {
     let mut assembly = assembly(config, plan, base)?;
     assembly.begin(&config.out, head)?;
     Ok(assembly)
 }
 
-/// Takes over everything that the journal tells and the shards hold. What does not fit (an image that has changed, a shard
-/// that is missing or damaged) is where the new run begins.
+/// Takes over everything that the journal tells and the shards hold. What does not fit (an image
+/// that has changed, a shard that is missing or damaged) is where the new run begins.
 fn go_on(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Result<Assembly> {
     let mut keep = u64::MAX;
     loop {
@@ -419,7 +565,9 @@ fn go_on(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Resul
         let mut end = reader.at;
         while assembly.decided < keep && assembly.sets.iter().all(|set| set.missing().is_none()) {
             let Some(entry) = reader.next()? else { break };
-            let Some(job) = plan.jobs.get(assembly.decided as usize) else { break };
+            let Some(job) = plan.jobs.get(assembly.decided as usize) else {
+                break;
+            };
             if entry.job != assembly.decided || !unchanged(job, &entry)? {
                 break;
             }
@@ -448,13 +596,15 @@ fn unchanged(job: &Job, entry: &Entry) -> Result<bool> {
         Outcome::Rejected { .. } => Ok(same),
         Outcome::Used(used) => {
             let source = &used.source;
-            Ok(source.name == job.source.name && source.bytes == job.file_bytes && (same || files_crc(job)? == source.crc))
+            Ok(source.name == job.source.name
+                && source.bytes == job.file_bytes
+                && (same || files_crc(job)? == source.crc))
         }
     }
 }
 
-/// Stands for the sizes and times of the files of a job: of their last writing, and of their last change, which moves when another file
-/// takes their name.
+/// Stands for the sizes and times of the files of a job: of their last writing, and of their last
+/// change, which moves when another file takes their name.
 ///
 /// # Errors
 /// A file cannot be looked at.
@@ -462,7 +612,12 @@ pub(super) fn stamp(job: &Job) -> Result<u64> {
     let mut hash = Hash64::default();
     for path in files_of(job) {
         let about = about(path)?;
-        for word in [about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()] {
+        for word in [
+            about.mtime(),
+            about.mtime_nsec(),
+            about.ctime(),
+            about.ctime_nsec(),
+        ] {
             hash.word(word as u64);
         }
         hash.word(about.len());
@@ -475,7 +630,9 @@ pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
     let out = config.out.display();
     let before = match finished(&config.out) {
         Ok(before) => before,
-        Err(e) => return format!("{out} holds a set that cannot be read ({e:#}); a run would stop"),
+        Err(e) => {
+            return format!("{out} holds a set that cannot be read ({e:#}); a run would stop");
+        }
     };
     if config.overwrite && !begun_with_overwrite(&config.out, plan).unwrap_or(false) {
         return format!("what is in {out} would be replaced");
@@ -485,9 +642,15 @@ pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
         (Some(main), true) => {
             let why = main.differences(&plan.manifest);
             if !why.is_empty() {
-                return format!("{out} was made with other options ({}); a run would stop", why.join("; "));
+                return format!(
+                    "{out} was made with other options ({}); a run would stop",
+                    why.join("; ")
+                );
             }
-            return format!("images that {out} does not hold yet would be added; its {} shards stay as they are", main.shards.len());
+            return format!(
+                "images that {out} does not hold yet would be added; its {} shards stay as they are",
+                main.shards.len()
+            );
         }
         (Some(main), false) if main.config == plan.manifest.config => {
             return format!("{out} holds this very set; nothing would be done");
@@ -497,7 +660,10 @@ pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
             if why.is_empty() {
                 why.push("the images are not the same".to_string());
             }
-            return format!("{out} holds another set ({}); a run would stop: {ADVICE}", why.join("; "));
+            return format!(
+                "{out} holds another set ({}); a run would stop: {ADVICE}",
+                why.join("; ")
+            );
         }
         (None, false) => {}
     }
@@ -505,11 +671,15 @@ pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
         return "nothing is there to go on from; all of it would be made".to_string();
     };
     if !head.wanted.asks_for(&plan.manifest) {
-        return format!("{out} is an unfinished set with other options or images; a run would stop: {ADVICE}");
+        return format!(
+            "{out} is an unfinished set with other options or images; a run would stop: {ADVICE}"
+        );
     }
     let mut left = plan.jobs.iter();
     let mut matches = || -> Result<bool> {
-        let (Some(entry), Some(job)) = (reader.next()?, left.next()) else { return Ok(false) };
+        let (Some(entry), Some(job)) = (reader.next()?, left.next()) else {
+            return Ok(false);
+        };
         unchanged(job, &entry)
     };
     let mut matching = 0;
@@ -521,7 +691,9 @@ pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
         }
     }
     let all = plan.jobs.len();
-    format!("an interrupted run has done {matching} of {all} images; the same command goes on there")
+    format!(
+        "an interrupted run has done {matching} of {all} images; the same command goes on there"
+    )
 }
 
 /// Makes the folder free for a set that is put together from parts: leftovers of the same set go.
@@ -533,7 +705,10 @@ pub(super) fn clear(config: &BuildConfig, plan: &Plan, overwrite: bool) -> Resul
         }
         let left = leftovers(out, &[Vec::new(), Vec::new()])?;
         if foreign(&left, &[plan.config(false), plan.config(true)])? {
-            bail!("{} is left from another unfinished set; {ADVICE}", left[0].display());
+            bail!(
+                "{} is left from another unfinished set; {ADVICE}",
+                left[0].display()
+            );
         }
     }
     remove_set(out)

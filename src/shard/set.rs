@@ -1,9 +1,11 @@
-//! Records to shard after shard of one set, and the table that finds pairs which are there already. Depends on `file` and
-//! `manifest`. Promises that where a shard ends depends on the records alone, so that a set counted again from a journal, or
-//! put together from parts, has the same files.
+//! Records to shard after shard of one set, and the table that finds pairs which are there already.
+//! Depends on `file` and `manifest`. Promises that where a shard ends depends on the records alone,
+//! so that a set counted again from a journal, or put together from parts, has the same files.
 
 use super::file::{Record, ShardWriter};
-use super::format::{FOOTER_BYTES, Footer, Header, INDEX_ENTRY_BYTES, IndexEntry, SOURCE_ENTRY_BYTES, SourceEntry};
+use super::format::{
+    FOOTER_BYTES, Footer, Header, INDEX_ENTRY_BYTES, IndexEntry, SOURCE_ENTRY_BYTES, SourceEntry,
+};
 use super::manifest::{ShardInfo, shard_name};
 use super::tables::{known_codec, read_at};
 use crate::failure;
@@ -49,7 +51,13 @@ pub(super) struct SetWriter {
 
 impl SetWriter {
     /// A set in `folder` whose first shards, perhaps none, are there already.
-    pub fn new(folder: PathBuf, header: Header, limit: u64, held_out: bool, shards: Vec<ShardInfo>) -> Self {
+    pub fn new(
+        folder: PathBuf,
+        header: Header,
+        limit: u64,
+        held_out: bool,
+        shards: Vec<ShardInfo>,
+    ) -> Self {
         SetWriter {
             folder,
             header,
@@ -82,17 +90,33 @@ impl SetWriter {
 
     /// Whether the next record of this size ends the present shard.
     pub fn ends_shard(&self, source: &SourceEntry, length: u32) -> bool {
-        let named = if self.named { 0 } else { (SOURCE_ENTRY_BYTES + source.name.len()) as u64 };
-        self.current.as_ref().is_some_and(|shard| !shard.fits(u64::from(length) + named, self.limit))
+        let named = if self.named {
+            0
+        } else {
+            (SOURCE_ENTRY_BYTES + source.name.len()) as u64
+        };
+        self.current
+            .as_ref()
+            .is_some_and(|shard| !shard.fits(u64::from(length) + named, self.limit))
     }
 
-    /// Appends a record, which comes without its payload while counting. `entry` is the number of its image's journal entry.
-    pub fn add(&mut self, source: &SourceEntry, record: &Record, payload: Option<&[u8]>, entry: u64) -> Result<Place> {
+    /// Appends a record, which comes without its payload while counting. `entry` is the number of
+    /// its image's journal entry.
+    pub fn add(
+        &mut self,
+        source: &SourceEntry,
+        record: &Record,
+        payload: Option<&[u8]>,
+        entry: u64,
+    ) -> Result<Place> {
         if self.ends_shard(source, record.length) {
             self.end_shard()?;
         }
         if self.current.is_none() {
-            ensure!(self.shards.len() < MAX_SHARDS, "the set has {MAX_SHARDS} shards, and no more fit; use a larger --shard-size");
+            ensure!(
+                self.shards.len() < MAX_SHARDS,
+                "the set has {MAX_SHARDS} shards, and no more fit; use a larger --shard-size"
+            );
             self.header.number = self.shards.len() as u32;
             let path = self.folder.join(shard_name(self.shards.len()));
             self.current = Some(if self.counting {
@@ -111,7 +135,11 @@ impl SetWriter {
         let offset = shard.position();
         shard.append(record, payload)?;
         self.unflushed += u64::from(record.length);
-        Ok(Place { held_out: self.held_out, shard: self.shards.len(), offset })
+        Ok(Place {
+            held_out: self.held_out,
+            shard: self.shards.len(),
+            offset,
+        })
     }
 
     fn end_shard(&mut self) -> Result<()> {
@@ -121,7 +149,13 @@ impl SetWriter {
                 None => {
                     // what is counted from here on is of no use; the number keeps the names apart
                     self.missing = self.missing.or(self.entries.first().copied());
-                    self.shards.push(ShardInfo { records: 0, sources: 0, bytes: 0, sources_crc: 0, index_crc: 0 });
+                    self.shards.push(ShardInfo {
+                        records: 0,
+                        sources: 0,
+                        bytes: 0,
+                        sources_crc: 0,
+                        index_crc: 0,
+                    });
                 }
             }
         }
@@ -135,14 +169,16 @@ impl SetWriter {
         self.missing
     }
 
-    /// Ends the counting: opens the shard that was under way and checks its records. Gives the first journal entry that
-    /// cannot be gone on from, if any.
+    /// Ends the counting: opens the shard that was under way and checks its records. Gives the
+    /// first journal entry that cannot be gone on from, if any.
     pub fn attach(&mut self) -> Result<Option<u64>> {
         self.counting = false;
         if self.missing.is_some() {
             return Ok(self.missing);
         }
-        let Some(shard) = &mut self.current else { return Ok(None) };
+        let Some(shard) = &mut self.current else {
+            return Ok(None);
+        };
         Ok(shard.attach()?.map(|source| self.entries[source as usize]))
     }
 
@@ -155,7 +191,10 @@ impl SetWriter {
     /// The payload of a record that was added before.
     fn read_back(&mut self, place: Place, length: u32) -> Result<Vec<u8>> {
         if place.shard == self.shards.len() {
-            let shard = self.current.as_mut().context("a pair is looked for in a shard that is not open")?;
+            let shard = self
+                .current
+                .as_mut()
+                .context("a pair is looked for in a shard that is not open")?;
             return shard.read_back(place.offset, length as usize);
         }
         let path = self.folder.join(shard_name(place.shard));
@@ -178,15 +217,16 @@ impl SetWriter {
     }
 }
 
-/// Finds records that are there already. The codec gives the same bytes for the same pixels, so two pairs are equal exactly
-/// when their payloads are; length and checksum find the candidate, whose bytes are then read back and compared. Takes 20 to
-/// 39 bytes of memory a pair.
+/// Finds records that are there already. The codec gives the same bytes for the same pixels, so two
+/// pairs are equal exactly when their payloads are; length and checksum find the candidate, whose
+/// bytes are then read back and compared. Takes 20 to 39 bytes of memory a pair.
 pub(super) struct Duplicates {
     /// Key (see [`key_of`]) to [`Place`] packed into one word.
     places: HashMap<u64, u64>,
 }
 
-/// Step from a key to the next where two different records share length and checksum; odd, so that all keys are reached.
+/// Step from a key to the next where two different records share length and checksum; odd, so that
+/// all keys are reached.
 const NEXT_KEY: u64 = 0x9E37_79B9_7F4A_7C15;
 
 fn key_of(record: &Record) -> u64 {
@@ -196,7 +236,8 @@ fn key_of(record: &Record) -> u64 {
 /// Bits of a packed place for an offset within a shard, and for the shard's number.
 const OFFSET_BITS: u32 = 40;
 const SHARD_BITS: u32 = 23;
-const _: () = assert!(MAX_SHARDS < 1 << SHARD_BITS && super::plan::MAX_SHARD_BYTES <= 1 << OFFSET_BITS);
+const _: () =
+    assert!(MAX_SHARDS < 1 << SHARD_BITS && super::plan::MAX_SHARD_BYTES <= 1 << OFFSET_BITS);
 
 impl Place {
     fn pack(self) -> u64 {
@@ -215,7 +256,9 @@ impl Place {
 impl Duplicates {
     /// Room for `pairs`.
     pub fn new(pairs: u64) -> Self {
-        Duplicates { places: HashMap::with_capacity(pairs as usize) }
+        Duplicates {
+            places: HashMap::with_capacity(pairs as usize),
+        }
     }
 
     /// Notes a record that is known to be unlike those before it.
@@ -249,8 +292,21 @@ impl Duplicates {
     pub fn note_shard(&mut self, path: &Path, held_out: bool, shard: usize) -> Result<()> {
         for e in read_index(path)? {
             let codec = known_codec(e.codec).with_context(|| path.display().to_string())?;
-            let record = Record { x: e.x, y: e.y, codec, crc: e.crc, length: e.length };
-            self.note(&record, Place { held_out, shard, offset: e.offset });
+            let record = Record {
+                x: e.x,
+                y: e.y,
+                codec,
+                crc: e.crc,
+                length: e.length,
+            };
+            self.note(
+                &record,
+                Place {
+                    held_out,
+                    shard,
+                    offset: e.offset,
+                },
+            );
         }
         Ok(())
     }
@@ -262,12 +318,22 @@ fn read_index(path: &Path) -> Result<Vec<IndexEntry>> {
         let file = failure::retry(|| files::open_regular(path)).context("cannot open the file")?;
         let length = file.metadata().context("cannot look at the file")?.len();
         let mut footer = [0; FOOTER_BYTES];
-        read_at(&file, &mut footer, length.saturating_sub(FOOTER_BYTES as u64), "the footer")?;
+        read_at(
+            &file,
+            &mut footer,
+            length.saturating_sub(FOOTER_BYTES as u64),
+            "the footer",
+        )?;
         let footer = Footer::decode(&footer, length)?;
         let mut index = vec![0; footer.records as usize * INDEX_ENTRY_BYTES];
         read_at(&file, &mut index, footer.index_at, "the index")?;
-        ensure!(crc32fast::hash(&index) == footer.index_crc, "the index is damaged (checksum mismatch)");
-        Ok((0..footer.records as usize).map(|i| IndexEntry::decode(&index, i)).collect())
+        ensure!(
+            crc32fast::hash(&index) == footer.index_crc,
+            "the index is damaged (checksum mismatch)"
+        );
+        Ok((0..footer.records as usize)
+            .map(|i| IndexEntry::decode(&index, i))
+            .collect())
     };
     read().with_context(|| path.display().to_string())
 }
@@ -281,13 +347,41 @@ mod tests {
     #[test]
     fn equal_length_and_checksum_alone_make_no_duplicate() {
         let dir = tempfile::tempdir().unwrap();
-        let header = Header { geometry: Geometry { scale: 2, lq_size: 8 }, recipe: 1, config: 1, number: 0 };
-        let set = |held_out: bool| SetWriter::new(dir.path().join(held_out.to_string()), header.clone(), 1000, held_out, Vec::new());
+        let header = Header {
+            geometry: Geometry {
+                scale: 2,
+                lq_size: 8,
+            },
+            recipe: 1,
+            config: 1,
+            number: 0,
+        };
+        let set = |held_out: bool| {
+            SetWriter::new(
+                dir.path().join(held_out.to_string()),
+                header.clone(),
+                1000,
+                held_out,
+                Vec::new(),
+            )
+        };
         let mut sets = [set(false), set(true)];
         let mut table = Duplicates::new(4);
-        let source = SourceEntry { name: "a".into(), width: 1, height: 1, bytes: 1, crc: 1 };
+        let source = SourceEntry {
+            name: "a".into(),
+            width: 1,
+            height: 1,
+            bytes: 1,
+            crc: 1,
+        };
         // the checksum is said to be the same for all: only the bytes tell
-        let record = Record { x: 0, y: 0, codec: Codec::Raw, crc: 5, length: 400 };
+        let record = Record {
+            x: 0,
+            y: 0,
+            codec: Codec::Raw,
+            crc: 5,
+            length: 400,
+        };
         let payloads: Vec<Vec<u8>> = (0..6u8).map(|i| vec![i; 400]).collect();
         for (i, payload) in payloads.iter().enumerate() {
             assert!(!table.seen(&record, payload, &mut sets).unwrap());

@@ -1,5 +1,6 @@
-//! Counts kept along the way, from the outcome of every image in order, and the report made of them. Depends on `report`.
-//! Promises the same counts for a run that went on from a journal as for an unbroken one.
+//! Counts kept along the way, from the outcome of every image in order, and the report made of
+//! them. Depends on `report`. Promises the same counts for a run that went on from a journal as for
+//! an unbroken one.
 
 use super::codec::Codec;
 use super::convert::LQ_NOTE;
@@ -58,7 +59,11 @@ impl Tally {
             stored_raw: 0,
             bytes_in: 0,
             pair_bytes: (plan.geometry.lq_bytes() + plan.geometry.hr_bytes()) as u64,
-            threads: if config.threads == 0 { cores() } else { config.threads },
+            threads: if config.threads == 0 {
+                cores()
+            } else {
+                config.threads
+            },
             most_held: 0,
         }
     }
@@ -67,24 +72,39 @@ impl Tally {
     pub fn add(&mut self, job: &Job, entry: &Entry) {
         match &entry.outcome {
             Outcome::Rejected { lq, kind, reason } => {
-                let file = if *lq { job.source.lq.as_ref() } else { None }.unwrap_or(&job.source.hr);
-                self.rejected.push(Rejected { file: file.clone(), kind: kind.clone(), reason: reason.clone() });
+                let file =
+                    if *lq { job.source.lq.as_ref() } else { None }.unwrap_or(&job.source.hr);
+                self.rejected.push(Rejected {
+                    file: file.clone(),
+                    kind: kind.clone(),
+                    reason: reason.clone(),
+                });
             }
             Outcome::Used(used) => {
                 self.bytes_in += used.source.bytes;
                 self.kept += used.records.len() as u64;
                 self.dropped.0 += used.flat;
                 self.dropped.1 += used.duplicates;
-                self.stored_raw += used.records.iter().filter(|r| r.codec == Codec::Raw).count() as u64;
+                self.stored_raw += used
+                    .records
+                    .iter()
+                    .filter(|r| r.codec == Codec::Raw)
+                    .count() as u64;
                 for note in &used.notes {
                     *self.notes.entry(note.clone()).or_default() += 1;
                     if !self.note_examples.contains_key(note) {
-                        let lq = if note.ends_with(LQ_NOTE) { job.source.lq.as_ref() } else { None };
-                        self.note_examples.insert(note.clone(), lq.unwrap_or(&job.source.hr).clone());
+                        let lq = if note.ends_with(LQ_NOTE) {
+                            job.source.lq.as_ref()
+                        } else {
+                            None
+                        };
+                        self.note_examples
+                            .insert(note.clone(), lq.unwrap_or(&job.source.hr).clone());
                     }
                 }
                 if used.records.is_empty() {
-                    self.rejected.push(nothing_kept(job, used.flat, used.duplicates));
+                    self.rejected
+                        .push(nothing_kept(job, used.flat, used.duplicates));
                 } else {
                     self.used[usize::from(job.held_out)] += 1;
                 }
@@ -102,14 +122,29 @@ impl Tally {
     }
 
     /// The report of a finished set, with its held-out part.
-    pub fn report(mut self, manifest: &Manifest, held_out: Option<&Manifest>, seconds: f64) -> Report {
+    pub fn report(
+        mut self,
+        manifest: &Manifest,
+        held_out: Option<&Manifest>,
+        seconds: f64,
+    ) -> Report {
         self.rejected.sort_by(|a, b| a.file.cmp(&b.file));
         let reasons = self.kinds();
         let pairs = manifest.records();
         let raw = pairs * self.pair_bytes;
-        let rate = |n: u64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };
-        let held_out =
-            held_out.map(|m| HeldOutReport { images: m.used, pairs: m.records(), shards: m.shards.len() as u64, bytes_out: m.bytes() });
+        let rate = |n: u64| {
+            if seconds > 0.0 {
+                n as f64 / seconds
+            } else {
+                0.0
+            }
+        };
+        let held_out = held_out.map(|m| HeldOutReport {
+            images: m.used,
+            pairs: m.records(),
+            shards: m.shards.len() as u64,
+            bytes_out: m.bytes(),
+        });
         Report {
             out: self.out,
             already_complete: false,
@@ -121,7 +156,11 @@ impl Tally {
             ignored: self.ignored,
             left_out: self.left_out.clone(),
             notes: self.notes,
-            note_examples: self.note_examples.into_iter().map(|(note, file)| (note, file.display().to_string())).collect(),
+            note_examples: self
+                .note_examples
+                .into_iter()
+                .map(|(note, file)| (note, file.display().to_string()))
+                .collect(),
             patches: self.kept + self.dropped.0 + self.dropped.1,
             flat: self.dropped.0,
             duplicates: self.dropped.1,
@@ -151,9 +190,22 @@ impl Tally {
 /// The rejection of an image of which no patch was kept.
 pub(super) fn nothing_kept(job: &Job, flat: u64, duplicates: u64) -> Rejected {
     let (kind, reason) = match (flat, duplicates) {
-        (flat, 0) => ("flat", format!("all {flat} patches show less than --min-detail")),
-        (0, duplicates) => ("duplicate", format!("all {duplicates} pairs were there before")),
-        (flat, duplicates) => ("duplicate", format!("{duplicates} pairs were there before, {flat} show less than --min-detail")),
+        (flat, 0) => (
+            "flat",
+            format!("all {flat} patches show less than --min-detail"),
+        ),
+        (0, duplicates) => (
+            "duplicate",
+            format!("all {duplicates} pairs were there before"),
+        ),
+        (flat, duplicates) => (
+            "duplicate",
+            format!("{duplicates} pairs were there before, {flat} show less than --min-detail"),
+        ),
     };
-    Rejected { file: job.source.hr.clone(), kind: kind.into(), reason }
+    Rejected {
+        file: job.source.hr.clone(),
+        kind: kind.into(),
+        reason,
+    }
 }

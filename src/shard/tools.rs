@@ -1,6 +1,7 @@
-//! Looking at a finished set: what is in it, whether every record is whole, its pairs as pictures. Depends on `reader` and
-//! `report`. Promises to leave the set as it is, to name shard, record and image of every damage, and to read by calls alone: a disk
-//! that cannot deliver a block is an error of the system with a name, and never taken for damage.
+//! Looking at a finished set: what is in it, whether every record is whole, its pairs as pictures.
+//! Depends on `reader` and `report`. Promises to leave the set as it is, to name shard, record and
+//! image of every damage, and to read by calls alone: a disk that cannot deliver a block is an
+//! error of the system with a name, and never taken for damage.
 
 use super::format::is_newer;
 use super::manifest::{Manifest, shard_name};
@@ -83,7 +84,10 @@ pub fn info(set: &ShardSet) -> Result<Info> {
     let mut codecs = BTreeMap::new();
     let mut sizes = Vec::with_capacity(set.len() as usize);
     set.each_stored(|codec, bytes| {
-        let entry = codecs.entry(codec.name()).or_insert(Stored { range: (u32::MAX, 0), ..Stored::default() });
+        let entry = codecs.entry(codec.name()).or_insert(Stored {
+            range: (u32::MAX, 0),
+            ..Stored::default()
+        });
         entry.pairs += 1;
         entry.bytes += u64::from(bytes);
         entry.range = (entry.range.0.min(bytes), entry.range.1.max(bytes));
@@ -132,7 +136,8 @@ pub struct Verified {
     pub pairs: u64,
     /// Everything that is damaged, in order.
     pub damaged: Vec<Damage>,
-    /// Everything that the disk or network behind the set did not deliver, in order: whether it is whole is not known.
+    /// Everything that the disk or network behind the set did not deliver, in order: whether it is
+    /// whole is not known.
     pub unreadable: Vec<Damage>,
     /// Pairs that were not looked at, since too many could not be read.
     pub unchecked: u64,
@@ -153,45 +158,76 @@ enum Found {
 /// # Errors
 /// What concerns the whole check: no permission, no descriptors, no memory, a newer format.
 fn judge(record: Option<u64>, error: anyhow::Error) -> Result<Found> {
-    let damage = || Damage { record, error: format!("{error:#}") };
+    let damage = || Damage {
+        record,
+        error: format!("{error:#}"),
+    };
     match failure::system_cause(&error) {
         None if is_newer(&error) => Err(error),
         None => Ok(Found::Damaged(damage())),
         Some(cause) if is_of_the_disk(cause) => Ok(Found::Unreadable(damage())),
-        Some(_) => Err(error.context("an error of the system, which says nothing about the set; see to it and verify again")),
+        Some(_) => Err(error.context(
+            "an error of the system, which says nothing about the set; see to it and verify again",
+        )),
     }
 }
 
 /// Whether an error is of one block or one connection, so that other records may well be read.
 fn is_of_the_disk(error: &io::Error) -> bool {
-    let by_kind = matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::StaleNetworkFileHandle | ErrorKind::NetworkDown);
-    by_kind || matches!(error.raw_os_error(), Some(libc::EIO | libc::EREMOTEIO | libc::EBADMSG | libc::EUCLEAN | libc::ENODATA))
+    let by_kind = matches!(
+        error.kind(),
+        ErrorKind::TimedOut | ErrorKind::StaleNetworkFileHandle | ErrorKind::NetworkDown
+    );
+    by_kind
+        || matches!(
+            error.raw_os_error(),
+            Some(libc::EIO | libc::EREMOTEIO | libc::EBADMSG | libc::EUCLEAN | libc::ENODATA)
+        )
 }
 
-/// Checks a whole set on all threads of the current pool: every shard's structure, and every record by decoding it. Where a
-/// shard's tables are damaged or it is missing, the records of the others are still held against their checksums.
+/// Checks a whole set on all threads of the current pool: every shard's structure, and every record
+/// by decoding it. Where a shard's tables are damaged or it is missing, the records of the others
+/// are still held against their checksums.
 ///
 /// # Errors
-/// No finished set, a manifest that cannot be read, a newer format, an error of the system that concerns all of it. Damage and single
-/// blocks that cannot be read are no errors here.
+/// No finished set, a manifest that cannot be read, a newer format, an error of the system that
+/// concerns all of it. Damage and single blocks that cannot be read are no errors here.
 pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
     let manifest = Manifest::read(folder)?;
     let pairs = manifest.records();
     let unreadable = AtomicUsize::new(0);
-    let shards: Vec<Option<Found>> =
-        (0..manifest.shards.len()).into_par_iter().map(|n| structure(folder, &manifest, n)).collect::<Result<_>>()?;
+    let shards: Vec<Option<Found>> = (0..manifest.shards.len())
+        .into_par_iter()
+        .map(|n| structure(folder, &manifest, n))
+        .collect::<Result<_>>()?;
     let found: Vec<Found> = if pairs == 0 || shards.iter().any(Option::is_some) {
         let whole: Vec<bool> = shards.iter().map(Option::is_none).collect();
-        let check = |n: usize| if whole[n] { checksums(folder, &manifest, n, progress, &unreadable) } else { Ok(Vec::new()) };
-        let records: Vec<Vec<Found>> = (0..whole.len()).into_par_iter().map(check).collect::<Result<_>>()?;
-        shards.into_iter().zip(records).flat_map(|(shard, records)| shard.into_iter().chain(records)).collect()
+        let check = |n: usize| {
+            if whole[n] {
+                checksums(folder, &manifest, n, progress, &unreadable)
+            } else {
+                Ok(Vec::new())
+            }
+        };
+        let records: Vec<Vec<Found>> = (0..whole.len())
+            .into_par_iter()
+            .map(check)
+            .collect::<Result<_>>()?;
+        shards
+            .into_iter()
+            .zip(records)
+            .flat_map(|(shard, records)| shard.into_iter().chain(records))
+            .collect()
     } else {
         match ShardSet::open(folder) {
             Ok(set) => records(&set, progress, &unreadable)?,
             Err(e) => vec![judge(None, e)?],
         }
     };
-    let mut verified = Verified { pairs, ..Verified::default() };
+    let mut verified = Verified {
+        pairs,
+        ..Verified::default()
+    };
     for found in found {
         match found {
             Found::Damaged(damage) => verified.damaged.push(damage),
@@ -203,7 +239,10 @@ pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
 }
 
 fn structure(folder: &Path, manifest: &Manifest, number: usize) -> Result<Option<Found>> {
-    merge::Shard::open(folder, manifest, number).err().map(|e| judge(None, e)).transpose()
+    merge::Shard::open(folder, manifest, number)
+        .err()
+        .map(|e| judge(None, e))
+        .transpose()
 }
 
 /// Counts a record that cannot be read.
@@ -215,7 +254,13 @@ fn counted(found: Found, unreadable: &AtomicUsize) -> Found {
 }
 
 /// Holds the records of one shard against their checksums without decoding them.
-fn checksums(folder: &Path, manifest: &Manifest, number: usize, progress: &Progress, unreadable: &AtomicUsize) -> Result<Vec<Found>> {
+fn checksums(
+    folder: &Path,
+    manifest: &Manifest,
+    number: usize,
+    progress: &Progress,
+    unreadable: &AtomicUsize,
+) -> Result<Vec<Found>> {
     let first: u64 = manifest.shards[..number].iter().map(|s| s.records).sum();
     let mut shard = match merge::Shard::open(folder, manifest, number) {
         Ok(shard) => shard,
@@ -237,7 +282,13 @@ fn checksums(folder: &Path, manifest: &Manifest, number: usize, progress: &Progr
 /// Reads and decodes every record; the damaged ones, in order.
 fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Result<Vec<Found>> {
     let geometry = set.geometry();
-    let room = || -> Result<_> { Ok((set.scratch_for(Io::Pread)?, vec![0; geometry.lq_bytes()], vec![0; geometry.hr_bytes()])) };
+    let room = || -> Result<_> {
+        Ok((
+            set.scratch_for(Io::Pread)?,
+            vec![0; geometry.lq_bytes()],
+            vec![0; geometry.hr_bytes()],
+        ))
+    };
     let check = |room: &mut Result<_>, record: u64| -> Result<Option<Found>> {
         let (scratch, lq, hr): &mut (_, Vec<u8>, Vec<u8>) = match room {
             Ok(room) => room,
@@ -251,14 +302,20 @@ fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Res
         let found = outcome.err().map(|e| judge(Some(record), e)).transpose()?;
         Ok(found.map(|found| counted(found, unreadable)))
     };
-    let found: Result<Vec<Option<Found>>> = (0..set.len()).into_par_iter().map_init(room, check).collect();
+    let found: Result<Vec<Option<Found>>> = (0..set.len())
+        .into_par_iter()
+        .map_init(room, check)
+        .collect();
     Ok(found?.into_iter().flatten().collect())
 }
 
 /// A pair as pictures, read by calls.
 pub fn pair(set: &ShardSet, record: u64) -> Result<(RgbImage, RgbImage)> {
     let g = set.geometry();
-    let (mut lq, mut hr) = (RgbImage::new(g.lq() as u32, g.lq() as u32), RgbImage::new(g.hr() as u32, g.hr() as u32));
+    let (mut lq, mut hr) = (
+        RgbImage::new(g.lq() as u32, g.lq() as u32),
+        RgbImage::new(g.hr() as u32, g.hr() as u32),
+    );
     set.read(record, &mut set.scratch_for(Io::Pread)?, &mut lq, &mut hr)?;
     Ok((lq, hr))
 }
@@ -280,8 +337,16 @@ pub fn records_of(set: &ShardSet, name: &str) -> Result<Vec<u64>> {
         }
         first += count;
     }
-    let hint = if alike.is_empty() { String::new() } else { format!("; like it are {}", alike.join(", ")) };
-    ensure!(!found.is_empty(), "no pair of {} was cut from an image called {name} (names have no extension){hint}", set.folder().display());
+    let hint = if alike.is_empty() {
+        String::new()
+    } else {
+        format!("; like it are {}", alike.join(", "))
+    };
+    ensure!(
+        !found.is_empty(),
+        "no pair of {} was cut from an image called {name} (names have no extension){hint}",
+        set.folder().display()
+    );
     Ok(found)
 }
 
@@ -293,7 +358,12 @@ pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
         for (side, image) in [("lq", lq), ("hr", hr)] {
             files::write_atomic(&out.join(format!("{record:08}_{side}.png")), |to| {
                 let (width, height) = image.dimensions();
-                Ok(PngEncoder::new(to).write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)?)
+                Ok(PngEncoder::new(to).write_image(
+                    image.as_raw(),
+                    width,
+                    height,
+                    ExtendedColorType::Rgb8,
+                )?)
             })?;
         }
     }
@@ -303,12 +373,14 @@ pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
 /// Pairs side by side in one line of a contact sheet.
 const SHEET_COLUMNS: usize = 3;
 
-/// Pixels of all pictures on a contact sheet at most, before they are enlarged for the eye: about 150 MB while it is drawn.
+/// Pixels of all pictures on a contact sheet at most, before they are enlarged for the eye: about
+/// 150 MB while it is drawn.
 const SHEET_PIXELS: u64 = 50_000_000;
 /// Pairs on a contact sheet at most, however small.
 const SHEET_PAIRS: u64 = 1000;
 
-/// Writes a contact sheet of `count` pairs drawn by `seed`: LQ, enlarged by repeating its pixels, beside HR.
+/// Writes a contact sheet of `count` pairs drawn by `seed`: LQ, enlarged by repeating its pixels,
+/// beside HR.
 ///
 /// # Errors
 /// None or too many pairs, records that cannot be read, a file that cannot be written.
@@ -328,17 +400,30 @@ pub fn sheet(set: &ShardSet, count: u64, seed: u64, path: &Path) -> Result<()> {
     let mut shown = Vec::new();
     for &record in &drawn {
         let (lq, hr) = pair(set, record)?;
-        let large = RgbImage::from_fn(hr.width(), hr.height(), |x, y| *lq.get_pixel(x / set.scale(), y / set.scale()));
+        let large = RgbImage::from_fn(hr.width(), hr.height(), |x, y| {
+            *lq.get_pixel(x / set.scale(), y / set.scale())
+        });
         shown.push((record, set.source(record)?, large, hr));
     }
     let panels = |(record, source, lq, hr): &'_ (u64, RecordSource, RgbImage, RgbImage)| -> [(RgbImage, String, String); 2] {
         let name = source.image.rsplit('/').next().unwrap_or_default().to_string();
         [(lq.clone(), format!("#{record} LQ"), name.clone()), (hr.clone(), format!("#{record} HR"), format!("{} {}", source.x, source.y))]
     };
-    let rows: Vec<Vec<(RgbImage, String, String)>> = shown.chunks(SHEET_COLUMNS).map(|row| row.iter().flat_map(panels).collect()).collect();
+    let rows: Vec<Vec<(RgbImage, String, String)>> = shown
+        .chunks(SHEET_COLUMNS)
+        .map(|row| row.iter().flat_map(panels).collect())
+        .collect();
     let rows: Vec<Vec<Panel>> = rows
         .iter()
-        .map(|row| row.iter().map(|(image, title, note)| Panel { image, title: title.clone(), note: note.clone() }).collect())
+        .map(|row| {
+            row.iter()
+                .map(|(image, title, note)| Panel {
+                    image,
+                    title: title.clone(),
+                    note: note.clone(),
+                })
+                .collect()
+        })
         .collect();
     comparison(&rows, path)
 }

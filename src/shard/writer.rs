@@ -1,6 +1,7 @@
-//! From a plan to a finished set: images are converted on many threads and put together in their order by one. Depends on
-//! `convert`, `assembly` and `resume`. Promises the same bytes for any number of threads and after any number of kills, a
-//! bound on the memory of images under way, and that the manifest, written last, only ever names what is on the disk.
+//! From a plan to a finished set: images are converted on many threads and put together in their
+//! order by one. Depends on `convert`, `assembly` and `resume`. Promises the same bytes for any
+//! number of threads and after any number of kills, a bound on the memory of images under way, and
+//! that the manifest, written last, only ever names what is on the disk.
 
 use super::assembly::Assembly;
 use super::convert::{Converted, SYSTEM_FAULT, Worker};
@@ -17,14 +18,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Images that may be under way for each thread: enough that none waits for the slowest, few enough to stay small.
+/// Images that may be under way for each thread: enough that none waits for the slowest, few enough
+/// to stay small.
 const LOOK_AHEAD: usize = 8;
 
 /// Makes the set that `plan` describes.
 ///
 /// # Errors
-/// No image can be used, the output folder is in use, holds another set or cannot be written, the disk is full. What was
-/// finished before the error stays and is not made again by the next run.
+/// No image can be used, the output folder is in use, holds another set or cannot be written, the
+/// disk is full. What was finished before the error stays and is not made again by the next run.
 pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Result<Report> {
     let started = Instant::now();
     let one_of_many = config.part.is_some();
@@ -45,37 +47,58 @@ pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Resul
                 tally.dropped = manifest.extra.dropped;
                 tally.rejected.extend(rejected);
             }
-            let mut report = tally.report(&manifest, held_out.as_ref(), started.elapsed().as_secs_f64());
+            let mut report = tally.report(
+                &manifest,
+                held_out.as_ref(),
+                started.elapsed().as_secs_f64(),
+            );
             report.already_complete = true;
             return Ok(report);
         }
         Found::Ready(assembly) => *assembly,
     };
     if assembly.decided > 0 {
-        progress.line(&format!("{} of {} images were done by an interrupted run and are kept", assembly.decided, plan.jobs.len()));
+        progress.line(&format!(
+            "{} of {} images were done by an interrupted run and are kept",
+            assembly.decided,
+            plan.jobs.len()
+        ));
     }
-    convert_in_order(config, &plan, progress, &mut assembly)
-        .context("the set is not finished; what is finished stays, run the same command again to go on")?;
+    convert_in_order(config, &plan, progress, &mut assembly).context(
+        "the set is not finished; what is finished stays, run the same command again to go on",
+    )?;
     if let ([Some(main), held_out], 0) = (&before, assembly.tally.kept) {
-        // nothing of the new images is of use: the set stays as it is, and a second look at them changes nothing either
+        // nothing of the new images is of use: the set stays as it is, and a second look at them
+        // changes nothing either
         let tally = assembly.abandon()?;
         let mut report = tally.report(main, held_out.as_ref(), started.elapsed().as_secs_f64());
         report.already_complete = true;
         return Ok(report);
     }
-    let finished = assembly.finish(&config.out, &plan, before).context("the set is not finished; run the same command again to go on")?;
+    let finished = assembly
+        .finish(&config.out, &plan, before)
+        .context("the set is not finished; run the same command again to go on")?;
     if finished.manifest.records() == 0 && !one_of_many {
         resume::remove_set(&config.out)?;
         bail!(nothing_left(config, plan.images, &finished.tally.rejected));
     }
     progress.finish();
-    Ok(finished.tally.report(&finished.manifest, finished.held_out.as_ref(), started.elapsed().as_secs_f64()))
+    Ok(finished.tally.report(
+        &finished.manifest,
+        finished.held_out.as_ref(),
+        started.elapsed().as_secs_f64(),
+    ))
 }
 
 /// What one task sends back: the stamp of the files it read, and what they became.
 type Outcome = Result<(u64, Result<Converted, Rejected>)>;
 
-fn convert_in_order(config: &BuildConfig, plan: &Plan, progress: &Progress, assembly: &mut Assembly) -> Result<()> {
+fn convert_in_order(
+    config: &BuildConfig,
+    plan: &Plan,
+    progress: &Progress,
+    assembly: &mut Assembly,
+) -> Result<()> {
     let pool = pool(config.threads)?;
     let window = pool.current_num_threads() * LOOK_AHEAD;
     let todo = &plan.jobs[assembly.decided as usize..];
@@ -89,7 +112,9 @@ fn convert_in_order(config: &BuildConfig, plan: &Plan, progress: &Progress, asse
         let (mut started, mut written, mut held) = (0, 0, 0u64);
         let mut run = || -> Result<()> {
             while written < todo.len() {
-                while started < todo.len() && started - written < window && (held == 0 || held + todo[started].memory <= config.host_memory)
+                while started < todo.len()
+                    && started - written < window
+                    && (held == 0 || held + todo[started].memory <= config.host_memory)
                 {
                     let (number, job) = (started, &todo[started]);
                     let (sender, workers, cancelled) = (sender.clone(), &workers, &cancelled);
@@ -102,18 +127,27 @@ fn convert_in_order(config: &BuildConfig, plan: &Plan, progress: &Progress, asse
                     assembly.tally.most_held = assembly.tally.most_held.max(held);
                     started += 1;
                 }
-                let (number, outcome) = receiver.recv().context("the converting threads are gone")?;
+                let (number, outcome) =
+                    receiver.recv().context("the converting threads are gone")?;
                 waiting.insert(number, outcome);
                 while let Some(outcome) = waiting.remove(&written) {
                     let job = &todo[written];
                     let (stamp, outcome) = outcome?;
                     if let Some(rejected) = assembly.accept(job, stamp, outcome)? {
-                        progress.line(&format!("rejected {}: {}", one_line(rejected.file.display()), rejected.reason));
+                        progress.line(&format!(
+                            "rejected {}: {}",
+                            one_line(rejected.file.display()),
+                            rejected.reason
+                        ));
                     }
                     held -= job.memory;
                     written += 1;
                     progress.advance(1);
-                    progress.message(format!("{} pairs, {}", assembly.tally.pairs, bytes(assembly.bytes())));
+                    progress.message(format!(
+                        "{} pairs, {}",
+                        assembly.tally.pairs,
+                        bytes(assembly.bytes())
+                    ));
                 }
             }
             Ok(())
@@ -128,7 +162,11 @@ fn convert_in_order(config: &BuildConfig, plan: &Plan, progress: &Progress, asse
 }
 
 fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker>>) -> Outcome {
-    let lock = || workers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let lock = || {
+        workers
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    };
     let spare = lock().pop();
     let mut worker = match spare {
         Some(worker) => worker,
@@ -139,9 +177,15 @@ fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker
     match converted {
         Ok(outcome) => {
             lock().push(worker);
-            Ok((stamp, outcome.with_context(|| format!("cannot convert {}", job.source.hr.display()))?))
+            Ok((
+                stamp,
+                outcome.with_context(|| format!("cannot convert {}", job.source.hr.display()))?,
+            ))
         }
-        Err(_) => bail!("{}: converting it ended in a fault of paragon; please report it", job.source.hr.display()),
+        Err(_) => bail!(
+            "{}: converting it ended in a fault of paragon; please report it",
+            job.source.hr.display()
+        ),
     }
 }
 
@@ -152,7 +196,9 @@ fn nothing_left(config: &BuildConfig, images: u64, rejected: &[Rejected]) -> Str
         return format!("{dataset}: no pictures found (PNG, JPEG, WebP, TIFF or BMP)");
     }
     if (rejected.len() as u64) < images {
-        return format!("{dataset}: every usable image was held out, none is left to train on; hold out fewer with --val");
+        return format!(
+            "{dataset}: every usable image was held out, none is left to train on; hold out fewer with --val"
+        );
     }
     let shown = 5;
     let mut text = format!("{dataset}: none of the {images} images found can be used:");

@@ -1,6 +1,7 @@
-//! How much memory this process may take: the machine's, that of every control group it lies in (versions 1 and 2, nested), and its own
-//! resource limits. Reads files of the system alone, so it depends on nothing. Promises the smallest of all limits together with its
-//! name, so that a refusal can say whom it obeys. Linux only; other systems get nothing.
+//! How much memory this process may take: the machine's, that of every control group it lies in
+//! (versions 1 and 2, nested), and its own resource limits. Reads files of the system alone, so it
+//! depends on nothing. Promises the smallest of all limits together with its name, so that a
+//! refusal can say whom it obeys. Linux only; other systems get nothing.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,23 +11,31 @@ use std::path::{Path, PathBuf};
 pub struct MemoryRoom {
     /// Bytes.
     pub bytes: u64,
-    /// The limit in words: `this machine`, `control group /box (memory.max)`, `ulimit -v (RLIMIT_AS)`.
+    /// The limit in words: `this machine`, `control group /box (memory.max)`, `ulimit -v
+    /// (RLIMIT_AS)`.
     pub limit: String,
 }
 
 impl fmt::Display for MemoryRoom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", crate::plan::bytes_text(self.bytes), self.limit)
+        write!(
+            f,
+            "{} ({})",
+            crate::plan::bytes_text(self.bytes),
+            self.limit
+        )
     }
 }
 
-/// What this process may still take now: of the machine what other programs leave, of a control group its limit without what its
-/// processes hold (file pages, which the kernel drops when asked, do not count), of a resource limit what is not used up.
+/// What this process may still take now: of the machine what other programs leave, of a control
+/// group its limit without what its processes hold (file pages, which the kernel drops when asked,
+/// do not count), of a resource limit what is not used up.
 pub fn memory_left() -> Option<MemoryRoom> {
     smallest(Path::new("/"), Wanted::Left)
 }
 
-/// What this process may take at most, whatever is free at the moment: a number that stays the same from run to run.
+/// What this process may take at most, whatever is free at the moment: a number that stays the same
+/// from run to run.
 pub fn memory_limit() -> Option<MemoryRoom> {
     smallest(Path::new("/"), Wanted::Limit)
 }
@@ -41,16 +50,33 @@ enum Wanted {
 
 /// The smallest limit of a system whose files lie below `root`.
 fn smallest(root: &Path, wanted: Wanted) -> Option<MemoryRoom> {
-    let key = if wanted == Wanted::Left { "MemAvailable" } else { "MemTotal" };
-    let machine = kilobytes(&root.join("proc/meminfo"), key).map(|bytes| MemoryRoom { bytes, limit: "this machine".into() });
-    machine.into_iter().chain(control_groups(root, wanted)).chain(resource_limits(root, wanted)).min_by_key(|room| room.bytes)
+    let key = if wanted == Wanted::Left {
+        "MemAvailable"
+    } else {
+        "MemTotal"
+    };
+    let machine = kilobytes(&root.join("proc/meminfo"), key).map(|bytes| MemoryRoom {
+        bytes,
+        limit: "this machine".into(),
+    });
+    machine
+        .into_iter()
+        .chain(control_groups(root, wanted))
+        .chain(resource_limits(root, wanted))
+        .min_by_key(|room| room.bytes)
 }
 
 /// A number of kB from a line like `RssAnon:   123 kB`, in bytes.
 pub(super) fn kilobytes(path: &Path, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kb| kb * 1024)
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+    line.split_whitespace()
+        .next()?
+        .parse::<u64>()
+        .ok()
+        .map(|kb| kb * 1024)
 }
 
 /// A version of control groups: the names of its files.
@@ -64,14 +90,16 @@ struct Version {
     file_pages: [&'static str; 2],
 }
 
-/// The hierarchy of version 1 that accounts for memory. A group without a limit says a number near 2^63.
+/// The hierarchy of version 1 that accounts for memory. A group without a limit says a number near
+/// 2^63.
 const V1: Version = Version {
     file_system: "cgroup",
     limits: &["memory.limit_in_bytes"],
     usage: "memory.usage_in_bytes",
     file_pages: ["total_active_file", "total_inactive_file"],
 };
-/// Version 2. Above `memory.high` a group is slowed down until it hardly moves, so that counts as a limit as well. No limit is `max`.
+/// Version 2. Above `memory.high` a group is slowed down until it hardly moves, so that counts as a
+/// limit as well. No limit is `max`.
 const V2: Version = Version {
     file_system: "cgroup2",
     limits: &["memory.max", "memory.high"],
@@ -87,7 +115,11 @@ fn control_groups(root: &Path, wanted: Wanted) -> Vec<MemoryRoom> {
     for line in groups.lines() {
         // hierarchy:controllers:path, where version 2 has number 0 and names no controllers
         let mut parts = line.splitn(3, ':');
-        let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(number), Some(controllers), Some(path)) =
+            (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
         let version = match (number, controllers) {
             ("0", "") => &V2,
             (_, names) if names.split(',').any(|name| name == "memory") => &V1,
@@ -100,22 +132,33 @@ fn control_groups(root: &Path, wanted: Wanted) -> Vec<MemoryRoom> {
     found
 }
 
-/// Where the hierarchy of a version is mounted, and the path of the group `path` below that. Inside a container the mount may begin at
-/// the container's own group, and the path may be told from outside: then what does not match is taken for the mount itself.
+/// Where the hierarchy of a version is mounted, and the path of the group `path` below that. Inside
+/// a container the mount may begin at the container's own group, and the path may be told from
+/// outside: then what does not match is taken for the mount itself.
 fn mount_of(mounts: &str, version: &Version, path: &str) -> Option<(PathBuf, PathBuf)> {
     for line in mounts.lines() {
-        // ID parent major:minor root mount-point options [optional fields] - type source super-options
-        let (Some(fields), Some((_, kind))) = (line.split(" - ").next(), line.split_once(" - ")) else { continue };
-        let fields: Vec<&str> = fields.split(' ').collect();
-        let kind: Vec<&str> = kind.split(' ').collect();
-        let (Some(top), Some(point), Some(file_system), Some(options)) = (fields.get(3), fields.get(4), kind.first(), kind.get(2)) else {
+        // ID parent major:minor root mount-point options [optional fields] - type source
+        // super-options
+        let (Some(fields), Some((_, kind))) = (line.split(" - ").next(), line.split_once(" - "))
+        else {
             continue;
         };
-        let of_memory = version.file_system == V2.file_system || options.split(',').any(|option| option == "memory");
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let kind: Vec<&str> = kind.split(' ').collect();
+        let (Some(top), Some(point), Some(file_system), Some(options)) =
+            (fields.get(3), fields.get(4), kind.first(), kind.get(2))
+        else {
+            continue;
+        };
+        let of_memory = version.file_system == V2.file_system
+            || options.split(',').any(|option| option == "memory");
         if *file_system != version.file_system || !of_memory {
             continue;
         }
-        let below = Path::new(path).strip_prefix(top).map(Path::to_path_buf).unwrap_or_default();
+        let below = Path::new(path)
+            .strip_prefix(top)
+            .map(Path::to_path_buf)
+            .unwrap_or_default();
         return Some((PathBuf::from(unescaped(point)), below));
     }
     None
@@ -127,7 +170,10 @@ fn unescaped(text: &str) -> String {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('\\') {
         out.push_str(before);
-        match after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+        match after
+            .get(..3)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok())
+        {
             Some(byte) => {
                 out.push(char::from(byte));
                 rest = &after[3..];
@@ -142,27 +188,55 @@ fn unescaped(text: &str) -> String {
 }
 
 /// The limits of a group and of all groups above it.
-fn limits_upwards(root: &Path, mounted: &Path, below: &Path, version: &Version, wanted: Wanted) -> Vec<MemoryRoom> {
+fn limits_upwards(
+    root: &Path,
+    mounted: &Path,
+    below: &Path,
+    version: &Version,
+    wanted: Wanted,
+) -> Vec<MemoryRoom> {
     let mut found = Vec::new();
     for group in below.ancestors() {
-        let folder = root.join(mounted.strip_prefix("/").unwrap_or(mounted)).join(group);
-        let number = |name: &str| std::fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+        let folder = root
+            .join(mounted.strip_prefix("/").unwrap_or(mounted))
+            .join(group);
+        let number = |name: &str| {
+            std::fs::read_to_string(folder.join(name))
+                .ok()?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        };
         for &name in version.limits {
             // "max" is no number; version 1 says 2^63 less a page
-            let Some(limit) = number(name).filter(|&limit| limit < 1 << 62) else { continue };
+            let Some(limit) = number(name).filter(|&limit| limit < 1 << 62) else {
+                continue;
+            };
             let bytes = match wanted {
                 Wanted::Limit => limit,
                 Wanted::Left => {
-                    let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+                    let stat =
+                        std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
                     let pages = |key: &str| -> u64 {
-                        let value = stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok());
+                        let value = stat.lines().find_map(|line| {
+                            line.strip_prefix(key)?
+                                .strip_prefix(' ')?
+                                .trim()
+                                .parse()
+                                .ok()
+                        });
                         value.unwrap_or(0)
                     };
                     let droppable: u64 = version.file_pages.iter().map(|key| pages(key)).sum();
-                    limit.saturating_sub(number(version.usage).unwrap_or(0).saturating_sub(droppable))
+                    limit.saturating_sub(
+                        number(version.usage).unwrap_or(0).saturating_sub(droppable),
+                    )
                 }
             };
-            found.push(MemoryRoom { bytes, limit: format!("control group /{} ({name})", group.display()) });
+            found.push(MemoryRoom {
+                bytes,
+                limit: format!("control group /{} ({name})", group.display()),
+            });
         }
     }
     found
@@ -172,11 +246,27 @@ fn limits_upwards(root: &Path, mounted: &Path, below: &Path, version: &Version, 
 fn resource_limits(root: &Path, wanted: Wanted) -> Vec<MemoryRoom> {
     let limits = std::fs::read_to_string(root.join("proc/self/limits")).unwrap_or_default();
     let status = root.join("proc/self/status");
-    let rows = [("Max address space", "VmSize", "ulimit -v (RLIMIT_AS)"), ("Max data size", "VmData", "ulimit -d (RLIMIT_DATA)")];
+    let rows = [
+        ("Max address space", "VmSize", "ulimit -v (RLIMIT_AS)"),
+        ("Max data size", "VmData", "ulimit -d (RLIMIT_DATA)"),
+    ];
     let room = |(row, used, name): (&str, &str, &str)| {
-        let soft = limits.lines().find_map(|line| line.strip_prefix(row))?.split_whitespace().next()?.parse::<u64>().ok()?;
-        let used = if wanted == Wanted::Left { kilobytes(&status, used).unwrap_or(0) } else { 0 };
-        Some(MemoryRoom { bytes: soft.saturating_sub(used), limit: name.to_string() })
+        let soft = limits
+            .lines()
+            .find_map(|line| line.strip_prefix(row))?
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()?;
+        let used = if wanted == Wanted::Left {
+            kilobytes(&status, used).unwrap_or(0)
+        } else {
+            0
+        };
+        Some(MemoryRoom {
+            bytes: soft.saturating_sub(used),
+            limit: name.to_string(),
+        })
     };
     rows.into_iter().filter_map(room).collect()
 }
@@ -200,59 +290,102 @@ mod tests {
     }
 
     fn both(dir: &tempfile::TempDir) -> [(u64, String); 2] {
-        [Wanted::Limit, Wanted::Left].map(|wanted| smallest(dir.path(), wanted).map(|room| (room.bytes / MIB, room.limit)).unwrap())
+        [Wanted::Limit, Wanted::Left].map(|wanted| {
+            smallest(dir.path(), wanted)
+                .map(|room| (room.bytes / MIB, room.limit))
+                .unwrap()
+        })
     }
 
     #[test]
     fn without_limits_the_machine_counts() {
-        assert_eq!(both(&system(&[])), [(8192, "this machine".into()), (6144, "this machine".into())]);
+        assert_eq!(
+            both(&system(&[])),
+            [(8192, "this machine".into()), (6144, "this machine".into())]
+        );
     }
 
     #[test]
     fn the_smallest_of_nested_groups_of_version_2_counts() {
-        let mounts = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let mounts =
+            "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         let dir = system(&[
             ("proc/self/cgroup", "0::/box/job\n"),
             ("proc/self/mountinfo", mounts),
             ("sys/fs/cgroup/box/memory.max", "536870912\n"),
             ("sys/fs/cgroup/box/memory.high", "max\n"),
             ("sys/fs/cgroup/box/memory.current", "314572800\n"),
-            ("sys/fs/cgroup/box/memory.stat", "anon 1\nactive_file 20971520\ninactive_file 83886080\n"),
+            (
+                "sys/fs/cgroup/box/memory.stat",
+                "anon 1\nactive_file 20971520\ninactive_file 83886080\n",
+            ),
             ("sys/fs/cgroup/box/job/memory.max", "max\n"),
         ]);
         let limit = "control group /box (memory.max)".to_string();
         // 300 MiB are held, of which 100 are file pages
         assert_eq!(both(&dir), [(512, limit.clone()), (312, limit)]);
-        std::fs::write(dir.path().join("sys/fs/cgroup/box/job/memory.high"), "104857600").unwrap();
-        assert_eq!(both(&dir)[0], (100, "control group /box/job (memory.high)".into()));
+        std::fs::write(
+            dir.path().join("sys/fs/cgroup/box/job/memory.high"),
+            "104857600",
+        )
+        .unwrap();
+        assert_eq!(
+            both(&dir)[0],
+            (100, "control group /box/job (memory.high)".into())
+        );
     }
 
     #[test]
     fn version_1_counts_inside_and_outside_of_a_container() {
-        let limit = [("memory.limit_in_bytes", "268435456\n"), ("memory.usage_in_bytes", "10485760\n")];
+        let limit = [
+            ("memory.limit_in_bytes", "268435456\n"),
+            ("memory.usage_in_bytes", "10485760\n"),
+        ];
         // from outside: the whole hierarchy is mounted
         let outside = system(&[
-            ("proc/self/cgroup", "9:name=systemd:/\n4:memory:/docker/abc\n0::/\n"),
+            (
+                "proc/self/cgroup",
+                "9:name=systemd:/\n4:memory:/docker/abc\n0::/\n",
+            ),
             (
                 "proc/self/mountinfo",
                 "40 30 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n41 30 0:34 / /sys/fs/u rw - cgroup2 none rw\n",
             ),
-            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
-            ("sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", limit[0].1),
-            ("sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes", limit[1].1),
+            (
+                "sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "9223372036854771712\n",
+            ),
+            (
+                "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes",
+                limit[0].1,
+            ),
+            (
+                "sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes",
+                limit[1].1,
+            ),
         ]);
         let name = "control group /docker/abc (memory.limit_in_bytes)".to_string();
         assert_eq!(both(&outside), [(256, name.clone()), (246, name)]);
         // from inside: the mount begins at the container's group; its mount point has a space
         let inside = system(&[
             ("proc/self/cgroup", "4:cpu,memory:/docker/abc\n"),
-            ("proc/self/mountinfo", "40 30 0:33 /docker/abc /sys/fs/c\\040g rw - cgroup cgroup rw,cpu,memory\n"),
+            (
+                "proc/self/mountinfo",
+                "40 30 0:33 /docker/abc /sys/fs/c\\040g rw - cgroup cgroup rw,cpu,memory\n",
+            ),
             ("sys/fs/c g/memory.limit_in_bytes", limit[0].1),
             ("sys/fs/c g/memory.usage_in_bytes", limit[1].1),
         ]);
-        assert_eq!(both(&inside)[1], (246, "control group / (memory.limit_in_bytes)".into()));
+        assert_eq!(
+            both(&inside)[1],
+            (246, "control group / (memory.limit_in_bytes)".into())
+        );
         // a path told from elsewhere
-        std::fs::write(inside.path().join("proc/self/cgroup"), "4:memory:/../other\n").unwrap();
+        std::fs::write(
+            inside.path().join("proc/self/cgroup"),
+            "4:memory:/../other\n",
+        )
+        .unwrap();
         assert_eq!(both(&inside)[0].0, 256);
     }
 
@@ -261,7 +394,19 @@ mod tests {
         let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
                       Max data size             unlimited            unlimited            bytes     \n\
                       Max address space         209715200            unlimited            bytes     \n";
-        let dir = system(&[("proc/self/limits", limits), ("proc/self/status", "VmSize:\t   51200 kB\nVmData:\t 100 kB\n")]);
-        assert_eq!(both(&dir), [(200, "ulimit -v (RLIMIT_AS)".into()), (150, "ulimit -v (RLIMIT_AS)".into())]);
+        let dir = system(&[
+            ("proc/self/limits", limits),
+            (
+                "proc/self/status",
+                "VmSize:\t   51200 kB\nVmData:\t 100 kB\n",
+            ),
+        ]);
+        assert_eq!(
+            both(&dir),
+            [
+                (200, "ulimit -v (RLIMIT_AS)".into()),
+                (150, "ulimit -v (RLIMIT_AS)".into())
+            ]
+        );
     }
 }

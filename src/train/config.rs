@@ -1,4 +1,5 @@
-//! What a training run is: one plain structure, saved with every state file and compared when a run is resumed.
+//! What a training run is: one plain structure, saved with every state file and compared when a run
+//! is resumed.
 
 use super::{Decay, Schedule};
 use crate::model::{Network, Recompute, StepSpec};
@@ -15,7 +16,8 @@ pub struct LossTerm {
     pub weight: f32,
 }
 
-/// Everything that decides the numbers of a run. Threads, intervals and folders are not part of it: they may change freely.
+/// Everything that decides the numbers of a run. Threads, intervals and folders are not part of it:
+/// they may change freely.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// The network and its start values.
@@ -64,35 +66,79 @@ impl TrainConfig {
     /// # Errors
     /// Names the value, what it may be, and its flag.
     pub fn check(&self) -> Result<()> {
-        ensure!(self.batch_size >= 1, "a batch needs at least one patch (--batch-size)");
-        ensure!(self.accum_iter >= 1, "accumulation needs at least one micro-batch (--accum-iter)");
-        ensure!(self.lq_size >= 8, "LQ patches of {} pixels are smaller than the network looks; use at least 8 (--lq-size)", self.lq_size);
-        ensure!(!self.losses.is_empty(), "at least one loss is needed (--loss)");
         ensure!(
-            self.losses.iter().all(|l| l.weight.is_finite() && l.weight >= 0.0),
+            self.batch_size >= 1,
+            "a batch needs at least one patch (--batch-size)"
+        );
+        ensure!(
+            self.accum_iter >= 1,
+            "accumulation needs at least one micro-batch (--accum-iter)"
+        );
+        ensure!(
+            self.lq_size >= 8,
+            "LQ patches of {} pixels are smaller than the network looks; use at least 8 (--lq-size)",
+            self.lq_size
+        );
+        ensure!(
+            !self.losses.is_empty(),
+            "at least one loss is needed (--loss)"
+        );
+        ensure!(
+            self.losses
+                .iter()
+                .all(|l| l.weight.is_finite() && l.weight >= 0.0),
             "loss weights must be finite and not negative (--loss)"
         );
-        ensure!(self.schedule.base_lr.is_finite() && self.schedule.base_lr > 0.0, "the learning rate must be above 0 (--lr)");
+        ensure!(
+            self.schedule.base_lr.is_finite() && self.schedule.base_lr > 0.0,
+            "the learning rate must be above 0 (--lr)"
+        );
         match &self.schedule.decay {
             Decay::Constant => {}
             Decay::MultiStep { gamma, .. } => {
-                ensure!(gamma.is_finite() && *gamma > 0.0, "the factor at milestones must be above 0 (--gamma)");
+                ensure!(
+                    gamma.is_finite() && *gamma > 0.0,
+                    "the factor at milestones must be above 0 (--gamma)"
+                );
             }
             Decay::Cosine { eta_min, .. } => {
-                ensure!(eta_min.is_finite() && *eta_min >= 0.0, "the last learning rate must be 0 or more (--eta-min)");
+                ensure!(
+                    eta_min.is_finite() && *eta_min >= 0.0,
+                    "the last learning rate must be 0 or more (--eta-min)"
+                );
             }
         }
         let net = &self.network;
         ensure!(
-            [net.upsampler_alpha, net.detail_gain, net.layer_scale].iter().all(|v| v.is_finite()),
+            [net.upsampler_alpha, net.detail_gain, net.layer_scale]
+                .iter()
+                .all(|v| v.is_finite()),
             "the network's start values must be finite (--alpha, --detail-gain, --layer-scale)"
         );
-        ensure!(self.ema_power.is_finite() && self.ema_power > 0.0, "the power of the EMA's warm-up must be above 0 (--ema-power)");
-        ensure!(self.total_iter >= 1, "at least one iteration is needed (--iterations)");
-        ensure!((0.0..1.0).contains(&self.betas.0) && (0.0..1.0).contains(&self.betas.1), "betas must lie in [0, 1)");
-        ensure!((0.0..1.0).contains(&self.ema_decay), "EMA decay must lie in [0, 1) (--ema-decay)");
-        ensure!(self.grad_clip.is_finite() && self.grad_clip >= 0.0, "the gradient clip must be 0 or more (--grad-clip)");
-        ensure!(self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight decay must be 0 or more (--weight-decay)");
+        ensure!(
+            self.ema_power.is_finite() && self.ema_power > 0.0,
+            "the power of the EMA's warm-up must be above 0 (--ema-power)"
+        );
+        ensure!(
+            self.total_iter >= 1,
+            "at least one iteration is needed (--iterations)"
+        );
+        ensure!(
+            (0.0..1.0).contains(&self.betas.0) && (0.0..1.0).contains(&self.betas.1),
+            "betas must lie in [0, 1)"
+        );
+        ensure!(
+            (0.0..1.0).contains(&self.ema_decay),
+            "EMA decay must lie in [0, 1) (--ema-decay)"
+        );
+        ensure!(
+            self.grad_clip.is_finite() && self.grad_clip >= 0.0,
+            "the gradient clip must be 0 or more (--grad-clip)"
+        );
+        ensure!(
+            self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+            "weight decay must be 0 or more (--weight-decay)"
+        );
         Ok(())
     }
 
@@ -120,30 +166,53 @@ impl TrainConfig {
 
     /// Differences between this (stored) configuration and a wanted one: `key: stored -> wanted`.
     pub fn differences(&self, wanted: &TrainConfig) -> Vec<(String, String)> {
-        fn walk(path: &str, a: &serde_json::Value, b: &serde_json::Value, out: &mut Vec<(String, String)>) {
+        fn walk(
+            path: &str,
+            a: &serde_json::Value,
+            b: &serde_json::Value,
+            out: &mut Vec<(String, String)>,
+        ) {
             match (a, b) {
                 (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
                     let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
                     keys.sort();
                     keys.dedup();
                     for key in keys {
-                        let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                        walk(&inner, a.get(key).unwrap_or(&serde_json::Value::Null), b.get(key).unwrap_or(&serde_json::Value::Null), out);
+                        let inner = if path.is_empty() {
+                            key.clone()
+                        } else {
+                            format!("{path}.{key}")
+                        };
+                        walk(
+                            &inner,
+                            a.get(key).unwrap_or(&serde_json::Value::Null),
+                            b.get(key).unwrap_or(&serde_json::Value::Null),
+                            out,
+                        );
                     }
                 }
                 _ if a != b => out.push((path.to_string(), format!("{a} -> {b}"))),
                 _ => {}
             }
         }
-        let (Ok(a), Ok(b)) = (serde_json::to_value(self), serde_json::to_value(wanted)) else { return Vec::new() };
+        let (Ok(a), Ok(b)) = (serde_json::to_value(self), serde_json::to_value(wanted)) else {
+            return Vec::new();
+        };
         let mut out = Vec::new();
         walk("", &a, &b, &mut out);
         out
     }
 }
 
-/// Keys that may not change when a run is resumed: they decide the shape of the state or the order of the data.
-const FIXED_ON_RESUME: [&str; 5] = ["network.arch", "network.scale", "network.upsampler_alpha", "seed", "window"];
+/// Keys that may not change when a run is resumed: they decide the shape of the state or the order
+/// of the data.
+const FIXED_ON_RESUME: [&str; 5] = [
+    "network.arch",
+    "network.scale",
+    "network.upsampler_alpha",
+    "seed",
+    "window",
+];
 /// Keys of which only the product is fixed: the samples of an iteration.
 const SPLIT: [&str; 2] = ["batch_size", "accum_iter"];
 
@@ -151,7 +220,11 @@ impl TrainConfig {
     /// Of [`TrainConfig::differences`], those with which a stored run cannot go on.
     pub fn obstacles(&self, wanted: &TrainConfig) -> Vec<(String, String)> {
         let same_samples = self.effective_batch() == wanted.effective_batch();
-        let fixed = |key: &str| FIXED_ON_RESUME.contains(&key) || (SPLIT.contains(&key) && !same_samples);
-        self.differences(wanted).into_iter().filter(|(key, _)| fixed(key)).collect()
+        let fixed =
+            |key: &str| FIXED_ON_RESUME.contains(&key) || (SPLIT.contains(&key) && !same_samples);
+        self.differences(wanted)
+            .into_iter()
+            .filter(|(key, _)| fixed(key))
+            .collect()
     }
 }

@@ -1,5 +1,5 @@
-//! Where a run computes: what the user chose, opened, with the type of activations and what the memory table needs to know of it.
-//! Depends on the backends.
+//! Where a run computes: what the user chose, opened, with the type of activations and what the
+//! memory table needs to know of it. Depends on the backends.
 
 use super::Place;
 use crate::backend::Backend;
@@ -33,7 +33,9 @@ impl FromStr for DeviceChoice {
             "cuda" => Ok(DeviceChoice::Cuda(0)),
             _ => {
                 let number = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-                number.map(DeviceChoice::Cuda).ok_or_else(|| format!("'{text}' is no device; known are auto, cpu, cuda and cuda:N"))
+                number.map(DeviceChoice::Cuda).ok_or_else(|| {
+                    format!("'{text}' is no device; known are auto, cpu, cuda and cuda:N")
+                })
             }
         }
     }
@@ -46,23 +48,37 @@ const RESERVE: u64 = 256 << 20;
 pub struct Opened {
     /// For the plan.
     pub place: Place,
-    /// Most device memory the run may take where the user set no limit, what is in use already included.
+    /// Most device memory the run may take where the user set no limit, what is in use already
+    /// included.
     pub vram: Option<u64>,
     device: Option<Arc<Device>>,
     cpu: CpuOptions,
 }
 
 impl Opened {
-    /// Opens what was chosen; `validates`: whether f32 inference will run there too. Also says what was chosen and why, where that was left
-    /// to us.
+    /// Opens what was chosen; `validates`: whether f32 inference will run there too. Also says what
+    /// was chosen and why, where that was left to us.
     ///
     /// # Errors
     /// When a device that was asked for cannot be had, or has not the type of activations.
-    pub fn new(choice: DeviceChoice, precision: Option<Precision>, cpu: CpuOptions, validates: bool) -> Result<(Opened, Option<String>)> {
+    pub fn new(
+        choice: DeviceChoice,
+        precision: Option<Precision>,
+        cpu: CpuOptions,
+        validates: bool,
+    ) -> Result<(Opened, Option<String>)> {
         let on_cpu = || -> Result<Opened> {
             let f32_only = precision.is_none_or(|p| p == Precision::F32);
-            ensure!(f32_only, "the CPU computes in f32; --precision is for --device cuda");
-            Ok(Opened { place: Place::Cpu(cpu), vram: None, device: None, cpu })
+            ensure!(
+                f32_only,
+                "the CPU computes in f32; --precision is for --device cuda"
+            );
+            Ok(Opened {
+                place: Place::Cpu(cpu),
+                vram: None,
+                device: None,
+                cpu,
+            })
         };
         let ordinal = match choice {
             DeviceChoice::Cpu => return Ok((on_cpu()?, None)),
@@ -70,20 +86,41 @@ impl Opened {
             DeviceChoice::Auto if device_count().is_ok_and(|count| count > 0) => 0,
             DeviceChoice::Auto => return Ok((on_cpu()?, None)),
         };
-        let opened = Device::open(ordinal).and_then(|device| Opened::on(device, precision, cpu, validates));
+        let opened =
+            Device::open(ordinal).and_then(|device| Opened::on(device, precision, cpu, validates));
         match (opened, choice) {
             (Ok(opened), _) => Ok((opened, None)),
-            (Err(error), DeviceChoice::Auto) => Ok((on_cpu()?, Some(format!("computing on the CPU, since {error:#}")))),
+            (Err(error), DeviceChoice::Auto) => Ok((
+                on_cpu()?,
+                Some(format!("computing on the CPU, since {error:#}")),
+            )),
             (Err(error), _) => Err(error),
         }
     }
 
-    fn on(device: Arc<Device>, precision: Option<Precision>, cpu: CpuOptions, validates: bool) -> Result<Opened> {
-        let precision = precision.unwrap_or(if device.capability >= 80 { Precision::Bf16 } else { Precision::Fp16 });
+    fn on(
+        device: Arc<Device>,
+        precision: Option<Precision>,
+        cpu: CpuOptions,
+        validates: bool,
+    ) -> Result<Opened> {
+        let precision = precision.unwrap_or(if device.capability >= 80 {
+            Precision::Bf16
+        } else {
+            Precision::Fp16
+        });
         let modules = [precision, Precision::F32];
         let (in_use, free) = device.prepare(&modules[..1 + usize::from(validates)])?;
-        let place = Place::Cuda { sizing: CudaSizing { precision }, in_use: Some(in_use) };
-        Ok(Opened { place, vram: Some((in_use + free).saturating_sub(RESERVE)), device: Some(device), cpu })
+        let place = Place::Cuda {
+            sizing: CudaSizing { precision },
+            in_use: Some(in_use),
+        };
+        Ok(Opened {
+            place,
+            vram: Some((in_use + free).saturating_sub(RESERVE)),
+            device: Some(device),
+            cpu,
+        })
     }
 
     /// The CUDA device, where it is one.
@@ -109,11 +146,18 @@ mod tests {
 
     #[test]
     fn devices_are_named_as_users_write_them() {
-        for (text, device) in
-            [("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu), ("cuda", DeviceChoice::Cuda(0)), ("cuda:3", DeviceChoice::Cuda(3))]
-        {
+        for (text, device) in [
+            ("auto", DeviceChoice::Auto),
+            ("cpu", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+        ] {
             assert_eq!(text.parse(), Ok(device));
         }
-        assert!(["gpu", "cuda:", "cuda:-1", "cuda:x"].iter().all(|t| t.parse::<DeviceChoice>().is_err()));
+        assert!(
+            ["gpu", "cuda:", "cuda:-1", "cuda:x"]
+                .iter()
+                .all(|t| t.parse::<DeviceChoice>().is_err())
+        );
     }
 }

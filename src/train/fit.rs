@@ -1,7 +1,9 @@
-//! Fitting a run into a budget: the level of recomputation, the split of an iteration into micro-batches and the slots of the
-//! ring are chosen so that the samples of every iteration and the patch stay what was asked. Depends on the memory table. It promises
-//! that a request which fits is unchanged, that otherwise the least costly change which fits is chosen, and that memory which nobody has
-//! stated (what the machine has, or what happens to be free) never changes the numbers of a run.
+//! Fitting a run into a budget: the level of recomputation, the split of an iteration into
+//! micro-batches and the slots of the ring are chosen so that the samples of every iteration and
+//! the patch stay what was asked. Depends on the memory table. It promises that a request which
+//! fits is unchanged, that otherwise the least costly change which fits is chosen, and that memory
+//! which nobody has stated (what the machine has, or what happens to be free) never changes the
+//! numbers of a run.
 
 use super::{Budget, Place, RunMemory, TrainConfig};
 use crate::loader::Bound;
@@ -30,7 +32,11 @@ pub struct Choice {
 
 impl std::fmt::Display for Choice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} x {} patches, recomputation {}, {} slots", self.accum_iter, self.batch_size, self.recompute, self.slots)
+        write!(
+            f,
+            "{} x {} patches, recomputation {}, {} slots",
+            self.accum_iter, self.batch_size, self.recompute, self.slots
+        )
     }
 }
 
@@ -45,10 +51,12 @@ pub struct Fit<'a> {
     pub recompute: Option<Recompute>,
     /// Slots asked for.
     pub slots: usize,
-    /// What there is: the budget that was stated, or the limit of the machine where it is smaller or nothing was stated.
+    /// What there is: the budget that was stated, or the limit of the machine where it is smaller
+    /// or nothing was stated.
     pub budget: Budget,
-    /// The budget that was stated. An iteration is split for its sake alone: a split rounds sums in another order, and the same command
-    /// must give the same network whatever memory a machine has.
+    /// The budget that was stated. An iteration is split for its sake alone: a split rounds sums in
+    /// another order, and the same command must give the same network whatever memory a machine
+    /// has.
     pub stated: Budget,
     /// The limit that the host's part of `budget` comes from, in words, where it was not stated.
     pub host_limit: Option<String>,
@@ -91,40 +99,67 @@ pub struct Rung {
 impl Fit<'_> {
     /// The levels that may be used, cheapest first.
     fn levels(&self) -> Vec<Recompute> {
-        self.recompute.map_or(vec![Recompute::Block, Recompute::Full], |level| vec![level])
+        self.recompute
+            .map_or(vec![Recompute::Block, Recompute::Full], |level| vec![level])
     }
 
     /// Micro-batches that divide the iteration, from the one asked for downwards.
     fn splits(&self) -> impl Iterator<Item = (usize, usize)> {
         let effective = self.config.effective_batch();
-        (1..=self.config.batch_size).rev().filter(move |b| effective.is_multiple_of(*b)).map(move |b| (b, effective / b))
+        (1..=self.config.batch_size)
+            .rev()
+            .filter(move |b| effective.is_multiple_of(*b))
+            .map(move |b| (b, effective / b))
     }
 
     fn asked(&self) -> Choice {
-        let TrainConfig { batch_size, accum_iter, .. } = *self.config;
-        Choice { batch_size, accum_iter, recompute: self.levels()[0], slots: self.slots }
+        let TrainConfig {
+            batch_size,
+            accum_iter,
+            ..
+        } = *self.config;
+        Choice {
+            batch_size,
+            accum_iter,
+            recompute: self.levels()[0],
+            slots: self.slots,
+        }
     }
 
     fn with(&self, choice: Choice, lq_size: usize) -> TrainConfig {
-        TrainConfig { batch_size: choice.batch_size, accum_iter: choice.accum_iter, lq_size, ..self.config.clone() }
+        TrainConfig {
+            batch_size: choice.batch_size,
+            accum_iter: choice.accum_iter,
+            lq_size,
+            ..self.config.clone()
+        }
     }
 
     /// The memory of a choice.
     fn measure(&self, choice: Choice, lq_size: usize) -> Result<RunMemory> {
         let config = self.with(choice, lq_size);
-        let plan = self.place.plan(&config, choice.recompute, self.validation > 0)?;
-        Ok(RunMemory::new(&config, &self.place, &plan, &(self.loader)(&config, choice.slots)?, self.validation))
+        let plan = self
+            .place
+            .plan(&config, choice.recompute, self.validation > 0)?;
+        Ok(RunMemory::new(
+            &config,
+            &self.place,
+            &plan,
+            &(self.loader)(&config, choice.slots)?,
+            self.validation,
+        ))
     }
 
     /// False where the batches alone are too much: no need to make a plan.
     fn may_hold(&self, choice: Choice, budget: &Budget) -> Result<bool> {
         let loader = (self.loader)(&self.with(choice, self.config.lq_size), choice.slots)?;
-        let staged = !self.place.is_device() || budget.device.is_none_or(|most| loader.slot_bytes <= most);
+        let staged =
+            !self.place.is_device() || budget.device.is_none_or(|most| loader.slot_bytes <= most);
         Ok(staged && budget.host.is_none_or(|most| loader.total() <= most))
     }
 
-    /// Takes what was asked if it fits; else recomputes more, then splits the iteration into smaller micro-batches, then takes fewer
-    /// slots.
+    /// Takes what was asked if it fits; else recomputes more, then splits the iteration into
+    /// smaller micro-batches, then takes fewer slots.
     ///
     /// # Errors
     /// When nothing fits, or nothing may be changed: the ladder of remedies.
@@ -138,17 +173,32 @@ impl Fit<'_> {
             let earlier = self.earlier.filter(|e| e.0 < asked.batch_size);
             splits = earlier.into_iter().chain(self.splits()).collect();
         }
-        // the split is that of the stated budget, which the machine has no part in; then what the machine has decides the rest
-        let split = self.first(&splits, &self.stated)?.map(|(choice, _)| (choice.batch_size, choice.accum_iter));
+        // the split is that of the stated budget, which the machine has no part in; then what the
+        // machine has decides the rest
+        let split = self
+            .first(&splits, &self.stated)?
+            .map(|(choice, _)| (choice.batch_size, choice.accum_iter));
         if let Some(split) = split
             && let Some((choice, memory)) = self.first(&[split], &self.budget)?
         {
             let why = (choice != asked).then(|| self.why(choice, &memory, &as_asked));
-            return Ok(Fitted { choice, config: self.with(choice, lq), memory, why });
+            return Ok(Fitted {
+                choice,
+                config: self.with(choice, lq),
+                memory,
+                why,
+            });
         }
-        let rungs: Vec<String> = self.ladder()?.iter().map(|r| format!("\n  {}", rung_text(r, self.place.is_device()))).collect();
+        let rungs: Vec<String> = self
+            .ladder()?
+            .iter()
+            .map(|r| format!("\n  {}", rung_text(r, self.place.is_device())))
+            .collect();
         let fit_off = if self.may_split { "" } else { " (--fit off)" };
-        let limit = self.host_limit.as_ref().map_or(String::new(), |limit| format!(", the limit of {limit}"));
+        let limit = self
+            .host_limit
+            .as_ref()
+            .map_or(String::new(), |limit| format!(", the limit of {limit}"));
         // what a stated budget would have split is refused where only the machine is too small
         let by_itself = if self.may_split && split.is_some() {
             " Iterations are split without being asked only for a budget that is stated (--host-memory, --vram), since a split changes how \
@@ -163,17 +213,31 @@ impl Fit<'_> {
         )
     }
 
-    /// The first of the splits, and with it the most slots and the cheapest level, that a budget holds.
-    fn first(&self, splits: &[(usize, usize)], budget: &Budget) -> Result<Option<(Choice, RunMemory)>> {
+    /// The first of the splits, and with it the most slots and the cheapest level, that a budget
+    /// holds.
+    fn first(
+        &self,
+        splits: &[(usize, usize)],
+        budget: &Budget,
+    ) -> Result<Option<(Choice, RunMemory)>> {
         let asked = self.asked().slots;
         let mut ring = vec![asked];
         if self.may_split {
-            ring.extend([asked / 2, FEWEST_SLOTS].into_iter().filter(|&slots| (FEWEST_SLOTS..asked).contains(&slots)));
+            ring.extend(
+                [asked / 2, FEWEST_SLOTS]
+                    .into_iter()
+                    .filter(|&slots| (FEWEST_SLOTS..asked).contains(&slots)),
+            );
         }
         for slots in ring {
             for &(batch_size, accum_iter) in splits {
                 for recompute in self.levels() {
-                    let choice = Choice { batch_size, accum_iter, recompute, slots };
+                    let choice = Choice {
+                        batch_size,
+                        accum_iter,
+                        recompute,
+                        slots,
+                    };
                     if !self.may_hold(choice, budget)? {
                         continue;
                     }
@@ -193,7 +257,10 @@ impl Fit<'_> {
         if self.budget.holds(as_asked) {
             text += ": the split of the run that is resumed, for the same bits";
         } else {
-            text += &format!("; as asked ({asked}) it would take {}", self.budget.compare(as_asked));
+            text += &format!(
+                "; as asked ({asked}) it would take {}",
+                self.budget.compare(as_asked)
+            );
             text += &format!(" and now takes {}", self.budget.compare(memory));
         }
         if choice.batch_size == asked.batch_size {
@@ -214,7 +281,12 @@ impl Fit<'_> {
         let mut push = |remedy: String, choice: Choice, lq: usize| -> Result<bool> {
             let memory = self.measure(choice, lq)?;
             let fits = self.budget.holds(&memory);
-            rungs.push(Rung { remedy, device_bytes: memory.device_bytes, host_bytes: memory.host_bytes, fits });
+            rungs.push(Rung {
+                remedy,
+                device_bytes: memory.device_bytes,
+                host_bytes: memory.host_bytes,
+                fits,
+            });
             Ok(fits)
         };
         let mut done = push(format!("as asked: {choice}"), choice, lq)?;
@@ -225,24 +297,39 @@ impl Fit<'_> {
         if !done {
             let mut last = choice;
             for (batch_size, accum_iter) in self.splits() {
-                last = Choice { batch_size, accum_iter, ..choice };
+                last = Choice {
+                    batch_size,
+                    accum_iter,
+                    ..choice
+                };
                 if self.budget.holds(&self.measure(last, lq)?) {
                     break;
                 }
             }
             if last != choice {
                 choice = last;
-                let text = format!("--batch-size {} --accum-iter {} (the same samples an iteration)", choice.batch_size, choice.accum_iter);
+                let text = format!(
+                    "--batch-size {} --accum-iter {} (the same samples an iteration)",
+                    choice.batch_size, choice.accum_iter
+                );
                 done = push(text, choice, lq)?;
             }
         }
         if !done && choice.slots > FEWEST_SLOTS {
             choice.slots = FEWEST_SLOTS;
-            done = push(format!("--slots {FEWEST_SLOTS} (the loader may fall behind)"), choice, lq)?;
+            done = push(
+                format!("--slots {FEWEST_SLOTS} (the loader may fall behind)"),
+                choice,
+                lq,
+            )?;
         }
         for smaller in PATCHES.into_iter().filter(|&p| p < lq) {
             if !done {
-                done = push(format!("--lq-size {smaller} (another training)"), choice, smaller)?;
+                done = push(
+                    format!("--lq-size {smaller} (another training)"),
+                    choice,
+                    smaller,
+                )?;
             }
         }
         Ok(rungs)
@@ -251,7 +338,15 @@ impl Fit<'_> {
 
 /// A rung as a line.
 fn rung_text(rung: &Rung, on_device: bool) -> String {
-    let device = if on_device { format!("{} device, ", bytes_text(rung.device_bytes)) } else { String::new() };
+    let device = if on_device {
+        format!("{} device, ", bytes_text(rung.device_bytes))
+    } else {
+        String::new()
+    };
     let verdict = if rung.fits { "fits" } else { "too much" };
-    format!("{:62} {device}{} host: {verdict}", rung.remedy, bytes_text(rung.host_bytes))
+    format!(
+        "{:62} {device}{} host: {verdict}",
+        rung.remedy,
+        bytes_text(rung.host_bytes)
+    )
 }

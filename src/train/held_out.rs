@@ -1,5 +1,6 @@
-//! What a run is validated on: a folder of pictures, or a held-out set of shards. Depends on the dataset and the shards' reader. It
-//! promises the same pairs in the same order at every validation.
+//! What a run is validated on: a folder of pictures, or a held-out set of shards. Depends on the
+//! dataset and the shards' reader. It promises the same pairs in the same order at every
+//! validation.
 
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::{LeftOut, ScanOptions, Source};
@@ -12,7 +13,8 @@ use crate::shard::tools::pair;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
-/// Pairs of a held-out set of shards that are measured at most, spread evenly over it: a thousand times a run should not take hours.
+/// Pairs of a held-out set of shards that are measured at most, spread evenly over it: a thousand
+/// times a run should not take hours.
 pub const MOST_RECORDS: u64 = 256;
 /// Pictures that an error names.
 const MOST_NAMED: usize = 5;
@@ -28,7 +30,10 @@ pub struct HeldOut {
 
 enum Pairs {
     Pictures(Vec<Source>),
-    Shards { set: Box<ShardSet>, records: Vec<u64> },
+    Shards {
+        set: Box<ShardSet>,
+        records: Vec<u64>,
+    },
 }
 
 /// Whether a pair has pixels enough for every score.
@@ -53,20 +58,53 @@ impl HeldOut {
     /// When it holds nothing that can be measured, or a set of another scale.
     pub fn open(place: &Path, scale: usize) -> Result<HeldOut> {
         if !is_set(place) {
-            let found = find(place, &ScanOptions { scale: scale as u32, hr: None, lq: None, out: None })?;
-            return Ok(HeldOut { pairs: Pairs::Pictures(found.sources), scale, left_out: found.left_out });
+            let found = find(
+                place,
+                &ScanOptions {
+                    scale: scale as u32,
+                    hr: None,
+                    lq: None,
+                    out: None,
+                },
+            )?;
+            return Ok(HeldOut {
+                pairs: Pairs::Pictures(found.sources),
+                scale,
+                left_out: found.left_out,
+            });
         }
         let set = ShardSet::open(place)?;
-        ensure!(set.len() > 0, "{} holds no pairs to validate on", place.display());
-        ensure!(set.scale() as usize == scale, "{} has scale {} and the network {scale}; they must agree", place.display(), set.scale());
+        ensure!(
+            set.len() > 0,
+            "{} holds no pairs to validate on",
+            place.display()
+        );
+        ensure!(
+            set.scale() as usize == scale,
+            "{} has scale {} and the network {scale}; they must agree",
+            place.display(),
+            set.scale()
+        );
         let count = set.len().min(MOST_RECORDS);
-        let records = (0..count).map(|i| (u128::from(i) * u128::from(set.len()) / u128::from(count)) as u64).collect();
-        Ok(HeldOut { pairs: Pairs::Shards { set: Box::new(set), records }, scale, left_out: Vec::new() })
+        let records = (0..count)
+            .map(|i| (u128::from(i) * u128::from(set.len()) / u128::from(count)) as u64)
+            .collect();
+        Ok(HeldOut {
+            pairs: Pairs::Shards {
+                set: Box::new(set),
+                records,
+            },
+            scale,
+            left_out: Vec::new(),
+        })
     }
 
     /// The held-out set that was made with a set to train on.
     pub fn beside(shards: &[PathBuf]) -> Option<PathBuf> {
-        shards.iter().map(|set| set.join(FOLDER)).find(|val| is_set(val))
+        shards
+            .iter()
+            .map(|set| set.join(FOLDER))
+            .find(|val| is_set(val))
     }
 
     /// Pictures below the folder that take no part, by reason.
@@ -101,32 +139,55 @@ impl HeldOut {
         }
     }
 
-    /// Loads every pair once and looks whether it can be measured with `crop` HR pixels left out at each edge, so that no damaged file, no wrong
-    /// size and no border that is too wide is found only hours later. `each` is called after every pair; once it says no, the rest is left.
+    /// Loads every pair once and looks whether it can be measured with `crop` HR pixels left out at
+    /// each edge, so that no damaged file, no wrong size and no border that is too wide is found
+    /// only hours later. `each` is called after every pair; once it says no, the rest is left.
     /// Returns the checksum of all sizes and pixels, or nothing where some were left.
     ///
     /// # Errors
-    /// Names the first pairs that cannot be measured, how many more there are, and why. An error of the system ends the search.
+    /// Names the first pairs that cannot be measured, how many more there are, and why. An error of
+    /// the system ends the search.
     pub fn check(&self, crop: u32, each: &mut dyn FnMut() -> bool) -> Result<Option<u32>> {
         let mut hasher = crc32fast::Hasher::new();
         let mut found = Vec::new();
         for index in 0..self.len() {
-            match self.pair(index).and_then(|(_, pair)| fits(&pair, crop).map(|()| pair).with_context(|| self.place(index))) {
+            match self.pair(index).and_then(|(_, pair)| {
+                fits(&pair, crop)
+                    .map(|()| pair)
+                    .with_context(|| self.place(index))
+            }) {
                 Ok(pair) => {
                     for picture in [&pair.lq, &pair.hr] {
-                        hasher.update(&[picture.width().to_le_bytes(), picture.height().to_le_bytes()].concat());
+                        hasher.update(
+                            &[
+                                picture.width().to_le_bytes(),
+                                picture.height().to_le_bytes(),
+                            ]
+                            .concat(),
+                        );
                         hasher.update(picture);
                     }
                 }
-                Err(error) if system_cause(&error).is_some() => return Err(error.context("cannot read a picture to validate on")),
+                Err(error) if system_cause(&error).is_some() => {
+                    return Err(error.context("cannot read a picture to validate on"));
+                }
                 Err(error) => found.push(format!("{error:#}")),
             }
             if !each() {
                 return Ok(None);
             }
         }
-        let more = if found.len() > MOST_NAMED { format!("; and {} more", found.len() - MOST_NAMED) } else { String::new() };
-        let named = found.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
+        let more = if found.len() > MOST_NAMED {
+            format!("; and {} more", found.len() - MOST_NAMED)
+        } else {
+            String::new()
+        };
+        let named = found
+            .iter()
+            .take(MOST_NAMED)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("; ");
         ensure!(
             found.is_empty(),
             "{} of {} pictures to validate on cannot be measured: {named}{more}. Repair or remove them, choose others with --val, or --val none",
@@ -139,8 +200,14 @@ impl HeldOut {
     /// Where a pair is, for errors.
     pub fn place(&self, index: usize) -> String {
         match &self.pairs {
-            Pairs::Pictures(sources) => sources.get(index).map_or_else(String::new, |source| source.hr.display().to_string()),
-            Pairs::Shards { set, records } => format!("{}, record {}", set.folder().display(), records.get(index).copied().unwrap_or(0)),
+            Pairs::Pictures(sources) => sources
+                .get(index)
+                .map_or_else(String::new, |source| source.hr.display().to_string()),
+            Pairs::Shards { set, records } => format!(
+                "{}, record {}",
+                set.folder().display(),
+                records.get(index).copied().unwrap_or(0)
+            ),
         }
     }
 
@@ -151,11 +218,15 @@ impl HeldOut {
     pub fn pair(&self, index: usize) -> Result<(String, Pair)> {
         match &self.pairs {
             Pairs::Pictures(sources) => {
-                let source = sources.get(index).with_context(|| format!("there is no picture {index}"))?;
+                let source = sources
+                    .get(index)
+                    .with_context(|| format!("there is no picture {index}"))?;
                 Ok((source.name.clone(), load_pair(source, self.scale)?))
             }
             Pairs::Shards { set, records } => {
-                let record = *records.get(index).with_context(|| format!("there is no pair {index}"))?;
+                let record = *records
+                    .get(index)
+                    .with_context(|| format!("there is no pair {index}"))?;
                 let (lq, hr) = pair(set, record)?;
                 Ok((format!("record {record}"), Pair { lq, hr }))
             }
@@ -166,7 +237,9 @@ impl HeldOut {
     pub fn text(&self) -> String {
         match &self.pairs {
             Pairs::Pictures(sources) => format!("{} pictures", sources.len()),
-            Pairs::Shards { set, records } => format!("{} of {} held-out pairs", records.len(), set.len()),
+            Pairs::Shards { set, records } => {
+                format!("{} of {} held-out pairs", records.len(), set.len())
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
-//! The log of a run: one JSON object a line, appended as training goes, cut back on resume to the iteration the state was
-//! taken at, so that the log is that of an unbroken run. Also the same figures for TensorBoard, and the curves. Depends on `files` and
-//! `report`. Promises memory that does not grow with the log: neither while it is written nor when it is read.
+//! The log of a run: one JSON object a line, appended as training goes, cut back on resume to the
+//! iteration the state was taken at, so that the log is that of an unbroken run. Also the same
+//! figures for TensorBoard, and the curves. Depends on `files` and `report`. Promises memory that
+//! does not grow with the log: neither while it is written nor when it is read.
 
 use crate::failure::retry;
 use crate::files;
@@ -17,7 +18,8 @@ use std::path::{Path, PathBuf};
 const NAME: &str = "log.jsonl";
 /// Most bytes of a line; ours take about 400. A longer one is no line of ours.
 const MAX_LINE_BYTES: usize = 16 << 10;
-/// Lines that a [`Thinned`] list keeps at least, where there are so many; it never keeps more than twice as many.
+/// Lines that a [`Thinned`] list keeps at least, where there are so many; it never keeps more than
+/// twice as many.
 const KEPT_LINES: usize = 2000;
 
 /// One line.
@@ -63,8 +65,8 @@ pub(super) fn number_or_null<'de, D: serde::Deserializer<'de>>(from: D) -> Resul
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
-/// Calls `each` with every line of a log, in order. What is no line (cut by a crash, of another program, too long) is left out: the state is
-/// what counts. A log that is not there has no lines.
+/// Calls `each` with every line of a log, in order. What is no line (cut by a crash, of another
+/// program, too long) is left out: the state is what counts. A log that is not there has no lines.
 fn for_each_line(path: &Path, mut each: impl FnMut(LogLine) -> Result<()>) -> Result<()> {
     let file = match retry(|| files::open_regular(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -76,12 +78,19 @@ fn for_each_line(path: &Path, mut each: impl FnMut(LogLine) -> Result<()>) -> Re
         line.clear();
         let mut length = 0;
         loop {
-            let found = input.fill_buf().with_context(|| format!("cannot read {}", path.display()))?;
+            let found = input
+                .fill_buf()
+                .with_context(|| format!("cannot read {}", path.display()))?;
             let end = found.iter().position(|&b| b == b'\n');
             let taken = &found[..end.unwrap_or(found.len())];
             length += taken.len();
-            line.extend_from_slice(&taken[..taken.len().min(MAX_LINE_BYTES.saturating_sub(line.len()))]);
-            let (used, last) = (taken.len() + usize::from(end.is_some()), end.is_some() || found.is_empty());
+            line.extend_from_slice(
+                &taken[..taken.len().min(MAX_LINE_BYTES.saturating_sub(line.len()))],
+            );
+            let (used, last) = (
+                taken.len() + usize::from(end.is_some()),
+                end.is_some() || found.is_empty(),
+            );
             let at_end = found.is_empty();
             input.consume(used);
             if at_end && length == 0 {
@@ -99,7 +108,8 @@ fn for_each_line(path: &Path, mut each: impl FnMut(LogLine) -> Result<()>) -> Re
     }
 }
 
-/// A list of bounded length whose items stand for all that were added: every one, then every other one, every fourth, and always the last.
+/// A list of bounded length whose items stand for all that were added: every one, then every other
+/// one, every fourth, and always the last.
 struct Thinned {
     items: Vec<LogLine>,
     last: Option<LogLine>,
@@ -109,7 +119,12 @@ struct Thinned {
 
 impl Thinned {
     fn new() -> Thinned {
-        Thinned { items: Vec::new(), last: None, every: 1, seen: 0 }
+        Thinned {
+            items: Vec::new(),
+            last: None,
+            every: 1,
+            seen: 0,
+        }
     }
 
     fn push(&mut self, item: LogLine) {
@@ -157,7 +172,8 @@ pub struct LogDigest {
     pub data_wait: f64,
     /// The most anonymous memory, bytes.
     pub anonymous: Option<u64>,
-    /// Lines for curves: all of them, or of a long log some thousands, evenly spread, with the first and the last.
+    /// Lines for curves: all of them, or of a long log some thousands, evenly spread, with the
+    /// first and the last.
     pub lines: Vec<LogLine>,
     /// The same of the lines with a validation.
     pub validated: Vec<LogLine>,
@@ -175,12 +191,21 @@ impl LogDigest {
             digest.first.get_or_insert_with(|| line.clone());
             digest.last = Some(line.clone());
             if let Some(psnr) = line.val_psnr_y {
-                if digest.best.as_ref().and_then(|best| best.val_psnr_y).is_none_or(|best| psnr > best) {
+                if digest
+                    .best
+                    .as_ref()
+                    .and_then(|best| best.val_psnr_y)
+                    .is_none_or(|best| psnr > best)
+                {
                     digest.best = Some(line.clone());
                 }
                 validated.push(line.clone());
             }
-            digest.best_ssim_y = line.val_ssim_y.into_iter().chain(digest.best_ssim_y).max_by(f64::total_cmp);
+            digest.best_ssim_y = line
+                .val_ssim_y
+                .into_iter()
+                .chain(digest.best_ssim_y)
+                .max_by(f64::total_cmp);
             lines.push(line);
             Ok(())
         })?;
@@ -191,13 +216,15 @@ impl LogDigest {
     }
 }
 
-/// The log of a run folder; nothing where there is no log, and a digest of no lines where it is empty.
+/// The log of a run folder; nothing where there is no log, and a digest of no lines where it is
+/// empty.
 ///
 /// # Errors
 /// When the log is there and cannot be read, or is no regular file.
 pub fn read_log(run: &Path) -> Result<Option<LogDigest>> {
     let path = run.join(NAME);
-    if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+    if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    {
         return Ok(None);
     }
     LogDigest::of(&path).map(Some)
@@ -232,8 +259,18 @@ impl Log {
                 Ok(())
             })
         })?;
-        let file = OpenOptions::new().append(true).open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Log { path, file, last, events: None, events_failed: false, start: iteration })
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Log {
+            path,
+            file,
+            last,
+            events: None,
+            events_failed: false,
+            start: iteration,
+        })
     }
 
     /// The last line.
@@ -246,25 +283,37 @@ impl Log {
         self.last.as_ref().map_or(0.0, |l| l.seconds)
     }
 
-    /// Appends a line. Returns a warning where TensorBoard could not be told, which is no reason to stop (it is not tried again), and where the
-    /// log was removed under way.
+    /// Appends a line. Returns a warning where TensorBoard could not be told, which is no reason to
+    /// stop (it is not tried again), and where the log was removed under way.
     ///
     /// # Errors
     /// When the line cannot be written: the disk is full.
     pub fn append(&mut self, line: LogLine) -> Result<Option<String>> {
         if self.file.metadata().is_ok_and(|about| about.nlink() == 0) {
             // somebody removed it under way: the lines to come need a file that can be found
-            let file = files::open_own(&self.path).with_context(|| format!("cannot write {}", self.path.display()))?;
+            let file = files::open_own(&self.path)
+                .with_context(|| format!("cannot write {}", self.path.display()))?;
             (self.file, self.last) = (file, None);
             self.file.seek(io::SeekFrom::End(0))?;
-            let lost =
-                format!("{} was removed while the run went on; it begins again with iteration {}", self.path.display(), line.iteration);
-            let more = self.append(line)?.map_or_else(String::new, |warning| format!("; {warning}"));
+            let lost = format!(
+                "{} was removed while the run went on; it begins again with iteration {}",
+                self.path.display(),
+                line.iteration
+            );
+            let more = self
+                .append(line)?
+                .map_or_else(String::new, |warning| format!("; {warning}"));
             return Ok(Some(lost + &more));
         }
         let text = serde_json::to_string(&line)? + "\n";
-        self.file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))?;
-        let told = if self.events_failed { Ok(()) } else { self.tell_tensorboard(&line) };
+        self.file
+            .write_all(text.as_bytes())
+            .with_context(|| format!("cannot write {}", self.path.display()))?;
+        let told = if self.events_failed {
+            Ok(())
+        } else {
+            self.tell_tensorboard(&line)
+        };
         self.last = Some(line);
         Ok(told.err().map(|error| {
             self.events_failed = true;
@@ -277,7 +326,9 @@ impl Log {
     /// # Errors
     /// Those of the system.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().with_context(|| format!("cannot bring {} to the disk", self.path.display()))
+        self.file
+            .sync_data()
+            .with_context(|| format!("cannot bring {} to the disk", self.path.display()))
     }
 
     fn tell_tensorboard(&mut self, line: &LogLine) -> Result<()> {
@@ -285,7 +336,9 @@ impl Log {
             let folder = self.path.with_file_name("tensorboard");
             self.events = Some(EventFile::create(&folder, self.start)?);
         }
-        let Some(events) = &mut self.events else { return Ok(()) };
+        let Some(events) = &mut self.events else {
+            return Ok(());
+        };
         let mut values = vec![
             ("train/loss", line.loss),
             ("train/grad_norm", line.grad_norm),
@@ -306,18 +359,37 @@ impl Log {
     /// When a file cannot be written.
     pub fn draw(&self, run: &Path) -> Result<()> {
         let digest = LogDigest::of(&self.path)?;
-        let series = |name: &str, lines: &[LogLine], value: &dyn Fn(&LogLine) -> Option<f64>| Series {
-            name: name.to_string(),
-            points: lines.iter().filter_map(|l| Some((l.iteration as f64, value(l)?))).filter(|p| p.1.is_finite()).collect(),
-        };
+        let series =
+            |name: &str, lines: &[LogLine], value: &dyn Fn(&LogLine) -> Option<f64>| Series {
+                name: name.to_string(),
+                points: lines
+                    .iter()
+                    .filter_map(|l| Some((l.iteration as f64, value(l)?)))
+                    .filter(|p| p.1.is_finite())
+                    .collect(),
+            };
         let [loss_path, validation_path] = curves(run);
         let loss = series("loss", &digest.lines, &|l| Some(l.loss));
         if loss.points.len() > 1 {
-            line_chart("Training loss", "iteration", "loss", &[loss], true, &loss_path)?;
+            line_chart(
+                "Training loss",
+                "iteration",
+                "loss",
+                &[loss],
+                true,
+                &loss_path,
+            )?;
         }
         let psnr = series("PSNR-Y", &digest.validated, &|l| l.val_psnr_y);
         if psnr.points.len() > 1 {
-            line_chart("Validation", "iteration", "PSNR-Y, dB", &[psnr], false, &validation_path)?;
+            line_chart(
+                "Validation",
+                "iteration",
+                "PSNR-Y, dB",
+                &[psnr],
+                false,
+                &validation_path,
+            )?;
         }
         Ok(())
     }
@@ -333,23 +405,54 @@ mod tests {
     use super::*;
 
     fn line(iteration: u64) -> LogLine {
-        LogLine { iteration, loss: 1.0, lr: 1e-3, val_psnr_y: iteration.is_multiple_of(10).then_some(20.0), ..LogLine::default() }
+        LogLine {
+            iteration,
+            loss: 1.0,
+            lr: 1e-3,
+            val_psnr_y: iteration.is_multiple_of(10).then_some(20.0),
+            ..LogLine::default()
+        }
     }
 
     #[test]
     fn what_is_kept_of_a_long_log_is_bounded_and_has_both_ends() {
         let dir = tempfile::tempdir().unwrap();
-        for count in [0, 1, 7, 2 * KEPT_LINES - 1, 2 * KEPT_LINES, 2 * KEPT_LINES + 1, 50_000] {
-            let text: String = (1..=count as u64).map(|i| serde_json::to_string(&line(i)).unwrap() + "\n").collect();
+        for count in [
+            0,
+            1,
+            7,
+            2 * KEPT_LINES - 1,
+            2 * KEPT_LINES,
+            2 * KEPT_LINES + 1,
+            50_000,
+        ] {
+            let text: String = (1..=count as u64)
+                .map(|i| serde_json::to_string(&line(i)).unwrap() + "\n")
+                .collect();
             std::fs::write(dir.path().join(NAME), text).unwrap();
             let digest = read_log(dir.path()).unwrap().unwrap();
             assert_eq!(digest.count, count as u64);
-            let ends = |lines: &[LogLine]| (lines.first().map(|l| l.iteration), lines.last().map(|l| l.iteration));
+            let ends = |lines: &[LogLine]| {
+                (
+                    lines.first().map(|l| l.iteration),
+                    lines.last().map(|l| l.iteration),
+                )
+            };
             let iteration = |l: &Option<LogLine>| l.as_ref().map(|l| l.iteration);
-            assert_eq!(ends(&digest.lines), (iteration(&digest.first), iteration(&digest.last)));
-            assert!(digest.lines.len() <= 2 * KEPT_LINES && digest.lines.len() >= count.min(KEPT_LINES), "{count}");
+            assert_eq!(
+                ends(&digest.lines),
+                (iteration(&digest.first), iteration(&digest.last))
+            );
+            assert!(
+                digest.lines.len() <= 2 * KEPT_LINES && digest.lines.len() >= count.min(KEPT_LINES),
+                "{count}"
+            );
             assert!(digest.lines.is_sorted_by(|a, b| a.iteration < b.iteration));
-            assert_eq!(digest.validated.len(), (count / 10).min(if count == 50_000 { 2501 } else { count }), "{count}");
+            assert_eq!(
+                digest.validated.len(),
+                (count / 10).min(if count == 50_000 { 2501 } else { count }),
+                "{count}"
+            );
         }
     }
 
@@ -369,7 +472,10 @@ mod tests {
         bytes.extend(two.bytes());
         bytes.extend(b"\n{\"iteration\":3,\"lo");
         std::fs::write(&path, &bytes).unwrap();
-        assert_eq!(read_log(dir.path()).unwrap().unwrap().lines, [line(1), line(2)]);
+        assert_eq!(
+            read_log(dir.path()).unwrap().unwrap().lines,
+            [line(1), line(2)]
+        );
         let log = Log::open(dir.path(), 1).unwrap();
         assert_eq!(log.last(), Some(&line(1)));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), one + "\n");
@@ -379,10 +485,19 @@ mod tests {
         std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
         for _ in 0..2 {
             let error = format!("{:#}", read_log(dir.path()).unwrap_err());
-            assert!(error.contains(NAME) && error.contains("no regular file"), "{error}");
+            assert!(
+                error.contains(NAME) && error.contains("no regular file"),
+                "{error}"
+            );
             assert!(Log::open(dir.path(), 1).is_err());
             std::fs::remove_file(&path).unwrap();
-            assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+            assert!(
+                std::process::Command::new("mkfifo")
+                    .arg(&path)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
         }
     }
 }

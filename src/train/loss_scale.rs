@@ -1,5 +1,6 @@
-//! Dynamic loss scaling for fp16 (Micikevicius et al., "Mixed precision training", 2018): gradients carry a factor that keeps small ones
-//! from vanishing; it halves when they overflow and doubles after a long stretch without. Depends on nothing.
+//! Dynamic loss scaling for fp16 (Micikevicius et al., "Mixed precision training", 2018): gradients
+//! carry a factor that keeps small ones from vanishing; it halves when they overflow and doubles
+//! after a long stretch without. Depends on nothing.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,10 @@ pub struct LossScale {
 
 impl Default for LossScale {
     fn default() -> Self {
-        LossScale { factor: 65536.0, good: 0 }
+        LossScale {
+            factor: 65536.0,
+            good: 0,
+        }
     }
 }
 
@@ -24,11 +28,17 @@ impl LossScale {
     /// Takes a step into account.
     pub fn after(&mut self, skipped: bool) {
         if skipped {
-            *self = LossScale { factor: (self.factor / 2.0).max(1.0), good: 0 };
+            *self = LossScale {
+                factor: (self.factor / 2.0).max(1.0),
+                good: 0,
+            };
         } else {
             self.good += 1;
             if self.good == GROWTH_INTERVAL {
-                *self = LossScale { factor: (self.factor * 2.0).min(f32::MAX / 2.0), good: 0 };
+                *self = LossScale {
+                    factor: (self.factor * 2.0).min(f32::MAX / 2.0),
+                    good: 0,
+                };
             }
         }
     }

@@ -1,5 +1,6 @@
-//! Training: configuration, schedule, the loop, state and network files, the log. Depends on the loader, the networks and the
-//! backends. It promises that a resumed run ends in the same bits as an unbroken one.
+//! Training: configuration, schedule, the loop, state and network files, the log. Depends on the
+//! loader, the networks and the backends. It promises that a resumed run ends in the same bits as
+//! an unbroken one.
 
 mod config;
 mod device;

@@ -1,5 +1,5 @@
-//! What a run of training is told, and what it tells in the end. Depends on the configuration and on what loads and computes. Promises plain
-//! data: nothing here acts.
+//! What a run of training is told, and what it tells in the end. Depends on the configuration and
+//! on what loads and computes. Promises plain data: nothing here acts.
 
 use super::{DeviceChoice, Prefetch, TrainConfig};
 use crate::loader::OnCorrupt;
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// The text of a configuration file, from the configuration that was chosen in the end: with the split of its iterations.
+/// The text of a configuration file, from the configuration that was chosen in the end: with the
+/// split of its iterations.
 #[derive(Clone)]
 pub struct ConfigFile(pub Arc<dyn Fn(&TrainConfig) -> String + Send + Sync>);
 
@@ -21,8 +22,9 @@ impl std::fmt::Debug for ConfigFile {
     }
 }
 
-/// Where and how a run computes, what it keeps and what it says. None of it changes the network that is trained, but for a stated
-/// `host_memory` or `vram`, for which `fit` may split an iteration (sums are then rounded in another order), `device` and `precision`.
+/// Where and how a run computes, what it keeps and what it says. None of it changes the network
+/// that is trained, but for a stated `host_memory` or `vram`, for which `fit` may split an
+/// iteration (sums are then rounded in another order), `device` and `precision`.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
     /// Folder of the run.
@@ -55,7 +57,8 @@ pub struct RunOptions {
     pub host_memory: Option<u64>,
     /// What is kept between forward and backward; nothing for the cheapest level that fits.
     pub recompute: Option<Recompute>,
-    /// Split an iteration into smaller micro-batches, and take fewer slots, where it does not fit otherwise.
+    /// Split an iteration into smaller micro-batches, and take fewer slots, where it does not fit
+    /// otherwise.
     pub fit: bool,
     /// Start again from nothing, over an earlier run in the same folder.
     pub restart: bool,
@@ -69,7 +72,8 @@ pub struct RunOptions {
     pub vram: Option<u64>,
     /// Makes the configuration file that is kept beside the run.
     pub settings: Option<ConfigFile>,
-    /// Set from outside to save the last whole iteration and stop, within a micro-batch or a validation picture.
+    /// Set from outside to save the last whole iteration and stop, within a micro-batch or a
+    /// validation picture.
     pub stop: Arc<AtomicBool>,
 }
 

@@ -1,5 +1,5 @@
-//! Threads that load and slots of the ring: what the user said, or what suits the place where the run computes. Depends on the loader's rule for
-//! its slots.
+//! Threads that load and slots of the ring: what the user said, or what suits the place where the
+//! run computes. Depends on the loader's rule for its slots.
 
 use super::Place;
 use crate::loader::usual_slots;
@@ -18,11 +18,17 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Threads and slots at a place. On the CPU one thread loads, since the step wants the others; beside a device nothing else computes, so
-    /// all cores do.
+    /// Threads and slots at a place. On the CPU one thread loads, since the step wants the others;
+    /// beside a device nothing else computes, so all cores do.
     pub fn at(&self, place: &Place) -> (usize, usize) {
-        let cores = || available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-        let threads = self.threads.unwrap_or_else(|| if place.is_device() { cores() } else { 1 });
+        let cores = || {
+            available_parallelism()
+                .map_or(1, usize::from)
+                .min(MOST_THREADS)
+        };
+        let threads = self
+            .threads
+            .unwrap_or_else(|| if place.is_device() { cores() } else { 1 });
         (threads, self.slots.unwrap_or(usual_slots(threads)))
     }
 }
@@ -37,12 +43,31 @@ mod tests {
     #[test]
     fn what_is_said_is_kept_and_the_rest_suits_the_place() {
         let cpu = Place::Cpu(CpuOptions::new(2));
-        let gpu = Place::Cuda { sizing: CudaSizing { precision: Precision::Bf16 }, in_use: None };
+        let gpu = Place::Cuda {
+            sizing: CudaSizing {
+                precision: Precision::Bf16,
+            },
+            in_use: None,
+        };
         let unsaid = Prefetch::default();
         assert_eq!(unsaid.at(&cpu), (1, 4));
         let (threads, slots) = unsaid.at(&gpu);
         assert!((1..=MOST_THREADS).contains(&threads) && slots == threads + 3);
-        assert_eq!(Prefetch { threads: Some(5), slots: None }.at(&gpu), (5, 8));
-        assert_eq!(Prefetch { threads: None, slots: Some(2) }.at(&cpu), (1, 2));
+        assert_eq!(
+            Prefetch {
+                threads: Some(5),
+                slots: None
+            }
+            .at(&gpu),
+            (5, 8)
+        );
+        assert_eq!(
+            Prefetch {
+                threads: None,
+                slots: Some(2)
+            }
+            .at(&cpu),
+            (1, 2)
+        );
     }
 }

@@ -1,12 +1,19 @@
-//! The training loop: shards through the ring into the plan, checkpoints, log, validation. Depends on everything upstream of it
-//! in the data flow. It promises that a run killed at any moment and started again ends in the same bits as an unbroken one,
-//! and that its memory was fitted, printed, and refused if too much, before the first step.
+//! The training loop: shards through the ring into the plan, checkpoints, log, validation. Depends
+//! on everything upstream of it in the data flow. It promises that a run killed at any moment and
+//! started again ends in the same bits as an unbroken one, and that its memory was fitted, printed,
+//! and refused if too much, before the first step.
 
 use super::keeping::MeasuredOn;
 use super::start::{lock, start_state, tell_changes};
 use super::validation::{Validated, Validation};
-use super::{Best, Budget, Fit, Fitted, Log, LogLine, LossScale, OpenLine, Opened, RunMemory, RunOptions, State, Summary, TrainConfig};
-use super::{PendingLine, ema_decay, keeping, list_states, previews, state_path, validation_bytes, write_model};
+use super::{
+    Best, Budget, Fit, Fitted, Log, LogLine, LossScale, OpenLine, Opened, RunMemory, RunOptions,
+    State, Summary, TrainConfig,
+};
+use super::{
+    PendingLine, ema_decay, keeping, list_states, previews, state_path, validation_bytes,
+    write_model,
+};
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::failure::system_cause;
@@ -24,7 +31,8 @@ use std::time::{Duration, Instant};
 
 /// Updates that may be skipped in a row before a run gives up.
 const MAX_SKIPPED_IN_A_ROW: u64 = 10;
-/// Between two plain lines where there is no terminal: a log line every few milliseconds is for the file, not for people.
+/// Between two plain lines where there is no terminal: a log line every few milliseconds is for the
+/// file, not for people.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The numbers of a run that are neither configuration nor state.
@@ -44,7 +52,16 @@ struct Meter {
 impl Meter {
     fn new() -> Meter {
         let now = Instant::now();
-        Meter { started: now, begun: now, line_started: now, line_iterations: 0, line_wait: 0.0, waited: 0.0, peak: 0, last_plain: None }
+        Meter {
+            started: now,
+            begun: now,
+            line_started: now,
+            line_iterations: 0,
+            line_wait: 0.0,
+            waited: 0.0,
+            peak: 0,
+            last_plain: None,
+        }
     }
 
     fn seconds(&self) -> f64 {
@@ -55,12 +72,22 @@ impl Meter {
 /// Trains; resumes where the folder holds an earlier state of the same run.
 ///
 /// # Errors
-/// Wrong configuration, pictures to validate on that cannot be measured, too little memory, damaged shards, a full disk, a folder that
-/// is taken away under way, or a loss that is not finite ten times in a row. In every case the last good checkpoint stays.
-pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, report: &dyn Fn(&str)) -> Result<Summary> {
+/// Wrong configuration, pictures to validate on that cannot be measured, too little memory, damaged
+/// shards, a full disk, a folder that is taken away under way, or a loss that is not finite ten
+/// times in a row. In every case the last good checkpoint stays.
+pub fn train(
+    sources: Arc<Sources>,
+    config: &TrainConfig,
+    options: &RunOptions,
+    report: &dyn Fn(&str),
+) -> Result<Summary> {
     config.check()?;
     let scale = sources.scale() as usize;
-    ensure!(config.network.scale == scale, "the network has scale {} and the shards {scale}; they must agree", config.network.scale);
+    ensure!(
+        config.network.scale == scale,
+        "the network has scale {} and the shards {scale}; they must agree",
+        config.network.scale
+    );
     files::create_folder(&options.out)?;
     let lock = lock(&options.out, report)?;
     for folder in ["", "models", "states"] {
@@ -69,35 +96,70 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     let (state, fresh) = start_state(&sources, config, options, report)?;
 
     let cpu = CpuOptions::new(options.threads);
-    let (opened, why) = Opened::new(options.device, options.precision, cpu, options.validation.is_some())?;
+    let (opened, why) = Opened::new(
+        options.device,
+        options.precision,
+        cpu,
+        options.validation.is_some(),
+    )?;
     why.iter().for_each(|why| report(why));
     let place = opened.place;
     if options.vram.is_some() && !place.is_device() {
-        report("--vram bounds the memory of a GPU; this run computes on the CPU, where --host-memory bounds it");
+        report(
+            "--vram bounds the memory of a GPU; this run computes on the CPU, where --host-memory bounds it",
+        );
     }
     let mut validation = Validation::new(config, options, &place)?;
     if let (Some(v), Some(place)) = (&validation, &options.validation) {
-        report(&format!("validating every {} iterations on {}: {}", v.every, place.display(), v.held_out.text()));
-        v.held_out.left_out().iter().filter(|left| left.may_surprise()).for_each(|left| report(&format!("note: {left}")));
+        report(&format!(
+            "validating every {} iterations on {}: {}",
+            v.every,
+            place.display(),
+            v.held_out.text()
+        ));
+        v.held_out
+            .left_out()
+            .iter()
+            .filter(|left| left.may_surprise())
+            .for_each(|left| report(&format!("note: {left}")));
     }
     let (loader_threads, slots) = options.prefetch.at(&place);
-    let loader_of = |config: &TrainConfig, slots: usize| loader_config(config, options, loader_threads, slots, state.head.iteration);
-    let stated = Budget { host: options.host_memory, device: options.vram };
+    let loader_of = |config: &TrainConfig, slots: usize| {
+        loader_config(config, options, loader_threads, slots, state.head.iteration)
+    };
+    let stated = Budget {
+        host: options.host_memory,
+        device: options.vram,
+    };
     let left = system::memory_left();
     let fit = Fit {
         config,
         place,
         recompute: options.recompute,
         slots,
-        budget: stated.within(Budget { host: left.as_ref().map(|left| left.bytes), device: opened.vram }),
+        budget: stated.within(Budget {
+            host: left.as_ref().map(|left| left.bytes),
+            device: opened.vram,
+        }),
         stated,
-        host_limit: left.filter(|left| stated.host.is_none_or(|host| left.bytes < host)).map(|left| left.limit),
+        host_limit: left
+            .filter(|left| stated.host.is_none_or(|host| left.bytes < host))
+            .map(|left| left.limit),
         may_split: options.fit,
         earlier: (!fresh).then_some((state.head.config.batch_size, state.head.config.accum_iter)),
         loader: &|config, slots| bound(&sources, &loader_of(config, slots)),
-        validation: validation.as_ref().map(|v| validation_bytes(config, v.largest)).transpose()?.unwrap_or(0),
+        validation: validation
+            .as_ref()
+            .map(|v| validation_bytes(config, v.largest))
+            .transpose()?
+            .unwrap_or(0),
     };
-    let Fitted { choice, config, memory, why } = fit.choose()?;
+    let Fitted {
+        choice,
+        config,
+        memory,
+        why,
+    } = fit.choose()?;
     let (config, loader_config) = (&config, loader_of(&config, choice.slots));
     why.iter().for_each(|why| report(why));
     tell_changes(&state, fresh, config, report);
@@ -118,8 +180,15 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     }
     let ports = plan.ports;
     let mut backend = opened.backend(plan)?;
-    report(&format!("{}; {}", backend.description(), data_text(&sources, config)));
-    let vectors: Vec<BufferId> = [ports.parameters, ports.moment1, ports.moment2, ports.ema].into_iter().flatten().collect();
+    report(&format!(
+        "{}; {}",
+        backend.description(),
+        data_text(&sources, config)
+    ));
+    let vectors: Vec<BufferId> = [ports.parameters, ports.moment1, ports.moment2, ports.ema]
+        .into_iter()
+        .flatten()
+        .collect();
     for (&id, values) in vectors.iter().zip(&state.vectors) {
         write_floats(backend.as_mut(), id, values)?;
     }
@@ -130,9 +199,20 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     previews::cut_back(&options.out, state.head.iteration);
     if let Some(file) = &options.settings {
         let text = (file.0)(config);
-        files::write_atomic(&options.out.join("config.yml"), |out| Ok(out.write_all(text.as_bytes())?))?;
+        files::write_atomic(&options.out.join("config.yml"), |out| {
+            Ok(out.write_all(text.as_bytes())?)
+        })?;
     }
-    let best = if fresh { None } else { earlier_best(&options.out, state.head.iteration, measured_on.as_ref(), report) };
+    let best = if fresh {
+        None
+    } else {
+        earlier_best(
+            &options.out,
+            state.head.iteration,
+            measured_on.as_ref(),
+            report,
+        )
+    };
     let pending = state.head.pending_line;
     let mut run = Run {
         config,
@@ -141,18 +221,30 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         loader_threads,
         lock,
         // a line that is still to be written is no part of the log yet
-        log: Log::open(&options.out, state.head.iteration.saturating_sub(u64::from(pending.is_some())))?,
+        log: Log::open(
+            &options.out,
+            state
+                .head
+                .iteration
+                .saturating_sub(u64::from(pending.is_some())),
+        )?,
         iteration: state.head.iteration,
         updates: state.head.updates,
         open_line: state.head.open_line,
         pending,
-        lr: pending.map_or(config.schedule.lr(state.head.iteration.max(1)), |pending| pending.lr),
+        lr: pending.map_or(config.schedule.lr(state.head.iteration.max(1)), |pending| {
+            pending.lr
+        }),
         skipped_in_a_row: state.head.skipped_in_a_row,
         seconds_before: 0.0,
         vectors,
         sizes: std::array::from_fn(|i| state.vectors[i].len()),
         meter: Meter::new(),
-        saved: if fresh { None } else { Some(state.head.iteration) },
+        saved: if fresh {
+            None
+        } else {
+            Some(state.head.iteration)
+        },
         loss_scale: (place.precision() == Precision::Fp16).then_some(state.head.loss_scale),
         unread: false,
         best,
@@ -163,7 +255,12 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
     run.seconds_before = run.log.seconds();
     if run.saved.is_some() {
         // a process killed between its last state and this would leave a file too many for good
-        keeping::drop_surplus(&options.out, run.iteration, options.keep_models, options.keep_every);
+        keeping::drop_surplus(
+            &options.out,
+            run.iteration,
+            options.keep_models,
+            options.keep_every,
+        );
     }
     if run.iteration >= config.total_iter && run.pending.is_none() {
         report(&format!(
@@ -172,11 +269,18 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
         ));
         return run.summary(true, &memory, &Stats::default());
     }
-    let mut loader = Loader::start_in(sources.clone(), loader_config, &|bytes| backend.allocate(bytes))?;
+    let mut loader = Loader::start_in(sources.clone(), loader_config, &|bytes| {
+        backend.allocate(bytes)
+    })?;
     let progress = Progress::bar_only("train", config.total_iter, "it");
     progress.advance(run.iteration);
     run.meter = Meter::new();
-    let result = run.train(backend.as_mut(), &mut loader, validation.as_mut(), &progress);
+    let result = run.train(
+        backend.as_mut(),
+        &mut loader,
+        validation.as_mut(),
+        &progress,
+    );
     progress.finish();
     let finished = match result {
         Ok(finished) => finished,
@@ -185,17 +289,29 @@ pub fn train(sources: Arc<Sources>, config: &TrainConfig, options: &RunOptions, 
                 Some(iteration) => format!("the checkpoint of iteration {iteration} is kept"),
                 None => "no checkpoint had been saved".to_string(),
             };
-            return Err(error.context(format!("training stopped at iteration {}; {kept}", run.iteration)));
+            return Err(error.context(format!(
+                "training stopped at iteration {}; {kept}",
+                run.iteration
+            )));
         }
     };
     if let Err(error) = run.log.draw(&options.out) {
-        report(&format!("warning: {error:#}; the curves can be drawn later with `paragon report`"));
+        report(&format!(
+            "warning: {error:#}; the curves can be drawn later with `paragon report`"
+        ));
     }
     run.summary(finished, &memory, &loader.stats())
 }
 
-/// What the loader delivers for a split of the iteration. Samples are numbered through, so every split delivers the same ones.
-fn loader_config(config: &TrainConfig, options: &RunOptions, threads: usize, slots: usize, iteration: u64) -> LoaderConfig {
+/// What the loader delivers for a split of the iteration. Samples are numbered through, so every
+/// split delivers the same ones.
+fn loader_config(
+    config: &TrainConfig,
+    options: &RunOptions,
+    threads: usize,
+    slots: usize,
+    iteration: u64,
+) -> LoaderConfig {
     LoaderConfig {
         threads,
         slots,
@@ -210,7 +326,12 @@ fn loader_config(config: &TrainConfig, options: &RunOptions, threads: usize, slo
 }
 
 /// The best network of the processes before, where its score can be compared with those to come.
-fn earlier_best(run: &Path, iteration: u64, measured_on: Option<&MeasuredOn>, report: &dyn Fn(&str)) -> Option<Best> {
+fn earlier_best(
+    run: &Path,
+    iteration: u64,
+    measured_on: Option<&MeasuredOn>,
+    report: &dyn Fn(&str),
+) -> Option<Best> {
     let best = Best::read(run, iteration)?;
     match (&best.measured_on, measured_on) {
         (Some(before), Some(now)) if !before.same(now) => {
@@ -227,7 +348,12 @@ fn earlier_best(run: &Path, iteration: u64, measured_on: Option<&MeasuredOn>, re
 
 fn data_text(sources: &Sources, config: &TrainConfig) -> String {
     let per_epoch = sources.len() as f64 / (config.batch_size * config.accum_iter) as f64;
-    format!("{} pairs, LQ {} of {} stored, {per_epoch:.1} iterations an epoch", sources.len(), config.lq_size, sources.lq_size())
+    format!(
+        "{} pairs, LQ {} of {} stored, {per_epoch:.1} iterations an epoch",
+        sources.len(),
+        config.lq_size,
+        sources.lq_size()
+    )
 }
 
 struct Run<'a> {
@@ -241,7 +367,8 @@ struct Run<'a> {
     iteration: u64,
     updates: u64,
     open_line: OpenLine,
-    /// Where the log line of this iteration is due and not written: what it needs of the last update.
+    /// Where the log line of this iteration is due and not written: what it needs of the last
+    /// update.
     pending: Option<PendingLine>,
     /// Learning rate of the last iteration.
     lr: f64,
@@ -257,9 +384,11 @@ struct Run<'a> {
     saved: Option<u64>,
     /// fp16 alone.
     loss_scale: Option<LossScale>,
-    /// The last iteration's metrics were not read yet: a device works on it while the next batch travels.
+    /// The last iteration's metrics were not read yet: a device works on it while the next batch
+    /// travels.
     unread: bool,
-    /// The best validation so far, and its network where that is not on the disk yet: it is written with the next checkpoint.
+    /// The best validation so far, and its network where that is not on the disk yet: it is written
+    /// with the next checkpoint.
     best: Option<Best>,
     measured_on: Option<MeasuredOn>,
     best_network: Option<Vec<f32>>,
@@ -274,7 +403,8 @@ impl Run<'_> {
         mut validation: Option<&mut Validation>,
         progress: &Progress,
     ) -> Result<bool> {
-        // a process before this one was stopped within the validation of the iteration that it had saved
+        // a process before this one was stopped within the validation of the iteration that it had
+        // saved
         if self.pending.is_some() && !self.between(backend, validation.as_deref_mut(), progress)? {
             return self.stop(backend, progress);
         }
@@ -283,7 +413,10 @@ impl Run<'_> {
                 return self.stop(backend, progress);
             }
             progress.advance(1);
-            loader.reports().iter().for_each(|text| progress.line(&format!("warning: {text}")));
+            loader
+                .reports()
+                .iter()
+                .for_each(|text| progress.line(&format!("warning: {text}")));
             if !self.between(backend, validation.as_deref_mut(), progress)? {
                 return self.stop(backend, progress);
             }
@@ -291,12 +424,21 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// What is due after an iteration: log line, validation, checkpoint. Says no where the run was stopped before all of it was done.
-    fn between(&mut self, backend: &mut dyn Backend, validation: Option<&mut Validation>, progress: &Progress) -> Result<bool> {
+    /// What is due after an iteration: log line, validation, checkpoint. Says no where the run was
+    /// stopped before all of it was done.
+    fn between(
+        &mut self,
+        backend: &mut dyn Backend,
+        validation: Option<&mut Validation>,
+        progress: &Progress,
+    ) -> Result<bool> {
         let last = self.iteration == self.config.total_iter;
         let due = |every: u64| last || self.iteration.is_multiple_of(every.max(1));
         let validation = validation.filter(|v| due(v.every));
-        let (log, checkpoint) = (due(self.options.log_every) || validation.is_some(), due(self.options.checkpoint_every));
+        let (log, checkpoint) = (
+            due(self.options.log_every) || validation.is_some(),
+            due(self.options.checkpoint_every),
+        );
         if log || self.meter.line_iterations.is_multiple_of(8) {
             self.meter.peak = self.meter.peak.max(system::anonymous_memory().unwrap_or(0));
         }
@@ -306,15 +448,20 @@ impl Run<'_> {
         if progress.is_live() && self.open_line.count > 0 {
             progress.message(self.live_text());
         }
-        // what a skipped update left behind may be what broke it: the checkpoints from before must not make room for it
+        // what a skipped update left behind may be what broke it: the checkpoints from before must
+        // not make room for it
         let checkpoint = checkpoint && (self.skipped_in_a_row == 0 || last);
         if log {
             if self.pending.is_none() {
-                self.pending = Some(PendingLine { grad_norm: backend.metrics()?.grad_norm, lr: self.lr });
+                self.pending = Some(PendingLine {
+                    grad_norm: backend.metrics()?.grad_norm,
+                    lr: self.lr,
+                });
             }
             let mut scores = None;
             if let Some(validation) = validation {
-                // a validation takes long and reads files of others: whatever happens to the process meanwhile, this iteration is saved
+                // a validation takes long and reads files of others: whatever happens to the
+                // process meanwhile, this iteration is saved
                 if checkpoint && self.saved != Some(self.iteration) {
                     self.save(backend)?;
                 }
@@ -342,29 +489,42 @@ impl Run<'_> {
         if self.saved != Some(self.iteration) {
             self.save(backend)?;
         }
-        progress.line(&format!("stopped; saved iteration {}. The same command goes on from here.", self.iteration));
+        progress.line(&format!(
+            "stopped; saved iteration {}. The same command goes on from here.",
+            self.iteration
+        ));
         Ok(false)
     }
 
-    /// One iteration: micro-batches, then the update; or no, where the run was stopped before the update. What its micro-batches have added up
-    /// is then dropped: it is done again by the next process. Batches travel while the one before is computed on. What came of the
-    /// last iteration is read when the first micro-batch is under way, so that a device has something to do meanwhile; with loss scaling
-    /// before it, since its factor hangs on it.
+    /// One iteration: micro-batches, then the update; or no, where the run was stopped before the
+    /// update. What its micro-batches have added up is then dropped: it is done again by the next
+    /// process. Batches travel while the one before is computed on. What came of the last iteration
+    /// is read when the first micro-batch is under way, so that a device has something to do
+    /// meanwhile; with loss scaling before it, since its factor hangs on it.
     fn step(&mut self, backend: &mut dyn Backend, loader: &mut Loader) -> Result<bool> {
         let early = !backend.keeps_metrics() || self.loss_scale.is_some();
         for micro in 0..self.config.accum_iter {
             let asked = Instant::now();
-            let Some(batch) = loader.next_unless(&self.options.stop)? else { return Ok(false) };
+            let Some(batch) = loader.next_unless(&self.options.stop)? else {
+                return Ok(false);
+            };
             self.meter.waited += asked.elapsed().as_secs_f64();
             self.meter.line_wait += asked.elapsed().as_secs_f64();
-            if let Some(fence) = backend.stage(BatchView { lq: batch.lq(), hr: batch.hr(), augment: batch.augment() })? {
+            if let Some(fence) = backend.stage(BatchView {
+                lq: batch.lq(),
+                hr: batch.hr(),
+                augment: batch.augment(),
+            })? {
                 batch.return_after(fence);
             }
             if early {
                 self.settle(backend)?;
             }
             // the last update is taken for a good one until it is known: only this one hangs on it
-            backend.micro_step(&Scalars { accumulate: micro > 0, ..self.scalars(self.updates + 1 + u64::from(self.unread)) })?;
+            backend.micro_step(&Scalars {
+                accumulate: micro > 0,
+                ..self.scalars(self.updates + 1 + u64::from(self.unread))
+            })?;
             self.settle(backend)?;
         }
         let scalars = self.scalars(self.updates + 1);
@@ -380,7 +540,11 @@ impl Run<'_> {
         Scalars {
             lr: self.config.schedule.lr(self.scheduled()),
             step: update,
-            clip: if self.config.grad_clip > 0.0 { self.config.grad_clip } else { f64::INFINITY },
+            clip: if self.config.grad_clip > 0.0 {
+                self.config.grad_clip
+            } else {
+                f64::INFINITY
+            },
             ema_decay: ema_decay(update, self.config.ema_decay, self.config.ema_power),
             micro_scale: 1.0 / self.config.accum_iter as f32,
             loss_scale: self.loss_scale.map_or(1.0, |scale| scale.factor),
@@ -388,10 +552,14 @@ impl Run<'_> {
         }
     }
 
-    /// The schedule's iteration for the next one: with loss scaling, where updates are skipped as a matter of course, it counts those that
-    /// were not.
+    /// The schedule's iteration for the next one: with loss scaling, where updates are skipped as a
+    /// matter of course, it counts those that were not.
     fn scheduled(&self) -> u64 {
-        if self.loss_scale.is_some() { self.updates + 1 } else { self.iteration + 1 }
+        if self.loss_scale.is_some() {
+            self.updates + 1
+        } else {
+            self.iteration + 1
+        }
     }
 
     /// Reads what came of the last iteration.
@@ -406,7 +574,11 @@ impl Run<'_> {
         }
         if metrics.skipped && !overflow {
             self.skipped_in_a_row += 1;
-            let what = if metrics.loss.is_finite() { "the gradient norm" } else { "the loss" };
+            let what = if metrics.loss.is_finite() {
+                "the gradient norm"
+            } else {
+                "the loss"
+            };
             ensure!(
                 self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW,
                 "{what} was not finite {MAX_SKIPPED_IN_A_ROW} times in a row (last learning rate {:.3e}); lower --lr or look at the data",
@@ -441,15 +613,27 @@ impl Run<'_> {
         let pairs = rate * (self.config.batch_size * self.config.accum_iter) as f64;
         let wait = 100.0 * self.meter.line_wait / self.line_seconds();
         let memory = bytes_text(self.meter.peak);
-        format!("loss {:.5}  lr {lr:.2e}  {rate:.2} it/s  {pairs:.0} pairs/s  data-wait {wait:.1}%  mem {memory}", self.line_loss())
+        format!(
+            "loss {:.5}  lr {lr:.2e}  {rate:.2} it/s  {pairs:.0} pairs/s  data-wait {wait:.1}%  mem {memory}",
+            self.line_loss()
+        )
     }
 
     fn write_line(&mut self, scores: Option<eval::Scores>, progress: &Progress) -> Result<()> {
-        let Some(update) = self.pending else { return Ok(()) };
+        let Some(update) = self.pending else {
+            return Ok(());
+        };
         self.lock.check()?;
-        let validated = scores.map(|s| format!("  val PSNR-Y {:.3} dB  SSIM-Y {:.4}", s.psnr_y, s.ssim_y)).unwrap_or_default();
+        let validated = scores
+            .map(|s| format!("  val PSNR-Y {:.3} dB  SSIM-Y {:.4}", s.psnr_y, s.ssim_y))
+            .unwrap_or_default();
         let last = self.iteration == self.config.total_iter;
-        let plain_due = !progress.is_live() && (last || self.meter.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL));
+        let plain_due = !progress.is_live()
+            && (last
+                || self
+                    .meter
+                    .last_plain
+                    .is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL));
         if plain_due || scores.is_some() {
             self.meter.last_plain = Some(Instant::now());
             let rate = self.meter.line_iterations as f64 / self.line_seconds();
@@ -487,19 +671,32 @@ impl Run<'_> {
     }
 
     /// Measures the EMA network.
-    fn validate(&mut self, backend: &mut dyn Backend, v: &mut Validation, progress: &Progress) -> Result<Validated> {
+    fn validate(
+        &mut self,
+        backend: &mut dyn Backend,
+        v: &mut Validation,
+        progress: &Progress,
+    ) -> Result<Validated> {
         let started = Instant::now();
         let mut ema = vec![0.0; self.sizes[3]];
         read_floats(backend, self.vectors[3], &mut ema)?;
-        let mut warn = |text: String| progress.line(&format!("warning: iteration {}: {text}", self.iteration));
+        let mut warn =
+            |text: String| progress.line(&format!("warning: iteration {}: {text}", self.iteration));
         let outcome = v.measure(backend, &ema, self.options, self.iteration, &mut warn);
         self.meter.peak = self.meter.peak.max(v.peak);
         if let Validated::Scores(mean) = &outcome
             && mean.psnr_y.is_finite()
-            && self.best.as_ref().is_none_or(|best| mean.psnr_y > best.psnr_y)
+            && self
+                .best
+                .as_ref()
+                .is_none_or(|best| mean.psnr_y > best.psnr_y)
         {
             let measured_on = self.measured_on.clone();
-            self.best = Some(Best { iteration: self.iteration, psnr_y: mean.psnr_y, measured_on });
+            self.best = Some(Best {
+                iteration: self.iteration,
+                psnr_y: mean.psnr_y,
+                measured_on,
+            });
             self.best_network = Some(ema);
         }
         // validation is no training time
@@ -551,26 +748,51 @@ impl Run<'_> {
             files::create_folder(&run.join(folder))?;
         }
         let net = &self.config.network;
-        for (name, values) in keeping::model_names(self.iteration).iter().zip([&vectors[0], &vectors[3]]) {
-            write_model(&run.join("models").join(name), net, values, Some(self.iteration))?;
+        for (name, values) in keeping::model_names(self.iteration)
+            .iter()
+            .zip([&vectors[0], &vectors[3]])
+        {
+            write_model(
+                &run.join("models").join(name),
+                net,
+                values,
+                Some(self.iteration),
+            )?;
         }
         if let (Some(best), Some(values)) = (&self.best, &self.best_network) {
             best.write(run, net, values)?;
         }
         self.best_network = None;
         write_model(&model_path(run), net, &vectors[3], Some(self.iteration))?;
-        let mut state = State::new(self.iteration, self.updates, self.data, self.open_line, self.config.clone(), vectors);
+        let mut state = State::new(
+            self.iteration,
+            self.updates,
+            self.data,
+            self.open_line,
+            self.config.clone(),
+            vectors,
+        );
         state.head.loss_scale = self.loss_scale.unwrap_or_default();
-        (state.head.skipped_in_a_row, state.head.pending_line) = (self.skipped_in_a_row, self.pending);
+        (state.head.skipped_in_a_row, state.head.pending_line) =
+            (self.skipped_in_a_row, self.pending);
         // the state stands for all lines up to its iteration
         self.log.sync()?;
         state.write(&state_path(run, self.iteration))?;
         self.saved = Some(self.iteration);
         // a folder that cannot be listed keeps a state too many, which does no harm
-        for (_, path) in list_states(run).unwrap_or_default().into_iter().skip(self.options.keep_states.max(1)) {
+        for (_, path) in list_states(run)
+            .unwrap_or_default()
+            .into_iter()
+            .skip(self.options.keep_states.max(1))
+        {
             let _ = std::fs::remove_file(path);
         }
-        keeping::drop_surplus(run, self.iteration, self.options.keep_models, self.options.keep_every);
+        keeping::drop_surplus(
+            run,
+            self.iteration,
+            self.options.keep_models,
+            self.options.keep_every,
+        );
         Ok(())
     }
 
@@ -603,5 +825,9 @@ pub fn model_path(run: &Path) -> PathBuf {
 /// Seconds as `1:02:03` or `4:05`.
 pub fn duration_text(seconds: f64) -> String {
     let s = seconds.clamp(0.0, 1e8) as u64;
-    if s >= 3600 { format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) } else { format!("{}:{:02}", s / 60, s % 60) }
+    if s >= 3600 {
+        format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
+    } else {
+        format!("{}:{:02}", s / 60, s % 60)
+    }
 }

@@ -1,4 +1,5 @@
-//! Learning rate and EMA weight as pure functions of the iteration, so that a resumed run cannot differ from an unbroken one.
+//! Learning rate and EMA weight as pure functions of the iteration, so that a resumed run cannot
+//! differ from an unbroken one.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,14 +9,16 @@ use serde::{Deserialize, Serialize};
 pub enum Decay {
     /// No decay.
     Constant,
-    /// Times `gamma` from the iteration after each milestone on (PyTorch's MultiStepLR stepped after the update).
+    /// Times `gamma` from the iteration after each milestone on (PyTorch's MultiStepLR stepped
+    /// after the update).
     MultiStep {
         /// Iterations after which the rate falls.
         milestones: Vec<u64>,
         /// Factor at each.
         gamma: f64,
     },
-    /// From the base rate to `eta_min` along half a cosine (Loshchilov and Hutter, "SGDR", 2017), in closed form.
+    /// From the base rate to `eta_min` along half a cosine (Loshchilov and Hutter, "SGDR", 2017),
+    /// in closed form.
     Cosine {
         /// Iterations of the half period.
         total: u64,
@@ -43,19 +46,27 @@ impl Schedule {
         }
         match &self.decay {
             Decay::Constant => self.base_lr,
-            Decay::MultiStep { milestones, gamma } => self.base_lr * gamma.powi(milestones.iter().filter(|&&m| i > m).count() as i32),
+            Decay::MultiStep { milestones, gamma } => {
+                self.base_lr * gamma.powi(milestones.iter().filter(|&&m| i > m).count() as i32)
+            }
             Decay::Cosine { total, eta_min } => {
                 // the scheduler has stepped i - 1 times when iteration i runs
                 let share = (i - 1).min(*total) as f64 / (*total).max(1) as f64;
-                eta_min + (self.base_lr - eta_min) * 0.5 * (1.0 + (std::f64::consts::PI * share).cos())
+                eta_min
+                    + (self.base_lr - eta_min) * 0.5 * (1.0 + (std::f64::consts::PI * share).cos())
             }
         }
     }
 }
 
-/// EMA weight of the old average at update `k` = 1, 2, ...: the first copies, later ones use min(decay, 1 - k^-power).
+/// EMA weight of the old average at update `k` = 1, 2, ...: the first copies, later ones use
+/// min(decay, 1 - k^-power).
 pub fn ema_decay(k: u64, decay: f64, power: f64) -> f64 {
-    if k <= 1 { 0.0 } else { decay.min(1.0 - (k as f64).powf(-power)) }
+    if k <= 1 {
+        0.0
+    } else {
+        decay.min(1.0 - (k as f64).powf(-power))
+    }
 }
 
 #[cfg(test)]
@@ -64,7 +75,14 @@ mod tests {
 
     #[test]
     fn warm_up_then_halves_after_each_milestone() {
-        let s = Schedule { base_lr: 2e-4, warmup: 10, decay: Decay::MultiStep { milestones: vec![20, 30], gamma: 0.5 } };
+        let s = Schedule {
+            base_lr: 2e-4,
+            warmup: 10,
+            decay: Decay::MultiStep {
+                milestones: vec![20, 30],
+                gamma: 0.5,
+            },
+        };
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-18, "{a} {b}");
         close(s.lr(1), 2e-5);
         close(s.lr(10), 2e-4);
@@ -76,7 +94,14 @@ mod tests {
 
     #[test]
     fn cosine_starts_at_the_base_and_ends_at_its_floor() {
-        let s = Schedule { base_lr: 1.0, warmup: 0, decay: Decay::Cosine { total: 100, eta_min: 0.1 } };
+        let s = Schedule {
+            base_lr: 1.0,
+            warmup: 0,
+            decay: Decay::Cosine {
+                total: 100,
+                eta_min: 0.1,
+            },
+        };
         assert_eq!(s.lr(1), 1.0);
         assert!((s.lr(51) - 0.55).abs() < 1e-12);
         assert!((s.lr(101) - 0.1).abs() < 1e-12 && (s.lr(1000) - 0.1).abs() < 1e-12);

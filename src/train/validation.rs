@@ -1,6 +1,7 @@
-//! Validation within a run: held-out pictures, upscaled in the step's arena. Depends on the held-out pairs, the metrics and upscaling. It promises
-//! to take no device memory beyond what the step has, to end within a picture of being told to stop, and that what goes wrong with a
-//! picture is a warning: a run does not end for what only measures it.
+//! Validation within a run: held-out pictures, upscaled in the step's arena. Depends on the
+//! held-out pairs, the metrics and upscaling. It promises to take no device memory beyond what the
+//! step has, to end within a picture of being told to stop, and that what goes wrong with a picture
+//! is a warning: a run does not end for what only measures it.
 
 use super::keeping::MeasuredOn;
 use super::{HeldOut, Place, RunOptions, TrainConfig, previews};
@@ -12,7 +13,8 @@ use crate::upscale::{Guest, Tiles, largest_tile};
 use anyhow::{Context, Result};
 use std::sync::atomic::Ordering;
 
-/// Pictures for validation. They are upscaled in the step's arena, which holds nothing of worth between steps.
+/// Pictures for validation. They are upscaled in the step's arena, which holds nothing of worth
+/// between steps.
 pub(super) struct Validation {
     pub held_out: HeldOut,
     tiles: Tiles,
@@ -31,21 +33,36 @@ pub(super) struct Validation {
 pub(super) enum Validated {
     /// Means over all pairs.
     Scores(Scores),
-    /// A pair could not be measured; means over the others could not be compared with those of other validations.
+    /// A pair could not be measured; means over the others could not be compared with those of
+    /// other validations.
     Failed,
     /// The run was told to stop meanwhile.
     Stopped,
 }
 
 impl Validation {
-    pub fn new(config: &TrainConfig, options: &RunOptions, place: &Place) -> Result<Option<Validation>> {
-        let Some(folder) = &options.validation else { return Ok(None) };
+    pub fn new(
+        config: &TrainConfig,
+        options: &RunOptions,
+        place: &Place,
+    ) -> Result<Option<Validation>> {
+        let Some(folder) = &options.validation else {
+            return Ok(None);
+        };
         let held_out = HeldOut::open(folder, config.network.scale)?;
         let largest = held_out.largest()?;
         let tiles = Tiles::new(config.network.clone(), 0)?;
         let crop = options.crop_border.unwrap_or(config.network.scale as u32);
         let every = options.validate_every.max(1);
-        Ok(Some(Validation { held_out, tiles, sizing: place.inference(), every, largest, crop, peak: 0 }))
+        Ok(Some(Validation {
+            held_out,
+            tiles,
+            sizing: place.inference(),
+            every,
+            largest,
+            crop,
+            peak: 0,
+        }))
     }
 
     /// Takes the largest tiles that the plan of the step has room for.
@@ -56,7 +73,8 @@ impl Validation {
         Ok(())
     }
 
-    /// Loads every pair once, before the first step, and says what scores will be measured on; nothing where the run is stopped meanwhile.
+    /// Loads every pair once, before the first step, and says what scores will be measured on;
+    /// nothing where the run is stopped meanwhile.
     ///
     /// # Errors
     /// Names the pairs that cannot be measured.
@@ -66,7 +84,10 @@ impl Validation {
             *peak = (*peak).max(anonymous_memory().unwrap_or(0));
             !stop.load(Ordering::Relaxed)
         })?;
-        let place = options.validation.as_deref().map(|place| std::path::absolute(place).unwrap_or_else(|_| place.to_path_buf()));
+        let place = options
+            .validation
+            .as_deref()
+            .map(|place| std::path::absolute(place).unwrap_or_else(|_| place.to_path_buf()));
         Ok(checksum.map(|checksum| MeasuredOn {
             place: place.map_or_else(String::new, |place| place.display().to_string()),
             pairs: self.held_out.len() as u64,
@@ -84,7 +105,12 @@ impl Validation {
         iteration: u64,
         warn: &mut dyn FnMut(String),
     ) -> Validated {
-        let mut guest = Guest { tiles: &mut self.tiles, host: backend, sizing: self.sizing.as_ref(), params };
+        let mut guest = Guest {
+            tiles: &mut self.tiles,
+            host: backend,
+            sizing: self.sizing.as_ref(),
+            params,
+        };
         let mut scores = Vec::with_capacity(self.held_out.len());
         let mut previews_failed = false;
         for index in 0..self.held_out.len() {
@@ -92,7 +118,8 @@ impl Validation {
                 return Validated::Stopped;
             }
             let measured = self.held_out.pair(index).and_then(|(name, pair)| {
-                let measured = evaluate_pair(&mut guest, &name, &pair, self.crop).with_context(|| self.held_out.place(index))?;
+                let measured = evaluate_pair(&mut guest, &name, &pair, self.crop)
+                    .with_context(|| self.held_out.place(index))?;
                 Ok((pair, measured))
             });
             // while the pictures are held: this is the most that validation takes
@@ -100,14 +127,25 @@ impl Validation {
             let (pair, m) = match measured {
                 Ok(measured) => measured,
                 Err(error) => {
-                    warn(format!("this validation has no scores, and training goes on: {error:#}"));
+                    warn(format!(
+                        "this validation has no scores, and training goes on: {error:#}"
+                    ));
                     return Validated::Failed;
                 }
             };
-            if let Err(error) = previews::keep(&options.out, iteration, index, &m.result, &m.ours, &m.bicubic, &pair)
-                && !std::mem::replace(&mut previews_failed, true)
+            if let Err(error) = previews::keep(
+                &options.out,
+                iteration,
+                index,
+                &m.result,
+                &m.ours,
+                &m.bicubic,
+                &pair,
+            ) && !std::mem::replace(&mut previews_failed, true)
             {
-                warn(format!("the previews of this validation are not all kept: {error:#}"));
+                warn(format!(
+                    "the previews of this validation are not all kept: {error:#}"
+                ));
             }
             scores.push(m.result.network);
         }

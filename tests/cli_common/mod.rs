@@ -1,5 +1,5 @@
-//! What the tests of the command line share: running the real binary, expecting a clear refusal, damaged pictures, a full
-//! disk, a network to apply.
+//! What the tests of the command line share: running the real binary, expecting a clear refusal,
+//! damaged pictures, a full disk, a network to apply.
 #![allow(dead_code)] // not every test file uses all of it
 
 use paragon::model::Network;
@@ -26,7 +26,11 @@ pub struct Ran {
 impl From<Output> for Ran {
     fn from(o: Output) -> Ran {
         let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
-        Ran { code: o.status.code(), stdout: text(o.stdout), stderr: text(o.stderr) }
+        Ran {
+            code: o.status.code(),
+            stdout: text(o.stdout),
+            stderr: text(o.stderr),
+        }
     }
 }
 
@@ -49,10 +53,22 @@ impl Ran {
     pub fn refused(self, code: i32, words: &[&str]) -> Ran {
         assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
-        let errors: Vec<&str> = self.stderr.lines().filter(|l| l.starts_with("error: ")).collect();
-        assert!(!errors.is_empty() && (code == 1 || errors.len() == 1), "{}", self.stderr);
+        let errors: Vec<&str> = self
+            .stderr
+            .lines()
+            .filter(|l| l.starts_with("error: "))
+            .collect();
+        assert!(
+            !errors.is_empty() && (code == 1 || errors.len() == 1),
+            "{}",
+            self.stderr
+        );
         for word in words {
-            assert!(self.stderr.contains(word), "'{word}' is missing in: {}", self.stderr);
+            assert!(
+                self.stderr.contains(word),
+                "'{word}' is missing in: {}",
+                self.stderr
+            );
         }
         self
     }
@@ -62,11 +78,16 @@ pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Lets a command write files of at most `bytes`, which stands in for a full disk: writes fail in the middle of a file.
+/// Lets a command write files of at most `bytes`, which stands in for a full disk: writes fail in
+/// the middle of a file.
 pub fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
     let limit = move || {
-        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-        // SAFETY: two system calls that are allowed between fork and exec; no memory of the parent is touched
+        let limit = libc::rlimit {
+            rlim_cur: bytes,
+            rlim_max: bytes,
+        };
+        // SAFETY: two system calls that are allowed between fork and exec; no memory of the parent
+        // is touched
         unsafe {
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             if libc::setrlimit(libc::RLIMIT_FSIZE, &limit) != 0 {
@@ -97,7 +118,15 @@ pub fn png_header(width: u32, height: u32) -> Vec<u8> {
         bytes.extend(&body);
         bytes.extend(crc32fast::hash(&body).to_be_bytes());
     };
-    chunk(b"IHDR", &[&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat());
+    chunk(
+        b"IHDR",
+        &[
+            &width.to_be_bytes()[..],
+            &height.to_be_bytes(),
+            &[8, 2, 0, 0, 0],
+        ]
+        .concat(),
+    );
     chunk(b"IDAT", &[0x78, 0x9c, 0x63, 0x00]);
     bytes
 }
@@ -109,10 +138,15 @@ pub fn anonymous(pid: u32) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// Runs a command to its end and gives the largest anonymous memory seen, looked at every millisecond.
+/// Runs a command to its end and gives the largest anonymous memory seen, looked at every
+/// millisecond.
 pub fn run_watched(mut command: Command) -> (Ran, u64) {
     use std::process::Stdio;
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let pid = child.id();
     let watcher = std::thread::spawn(move || {
         let mut peak = 0;

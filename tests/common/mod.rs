@@ -8,11 +8,19 @@ use safetensors::{Dtype, SafeTensors};
 
 /// A tensor as f64, whatever its type; an absent name is a failed test.
 pub fn tensor(file: &SafeTensors, name: &str) -> Vec<f64> {
-    let view = file.tensor(name).unwrap_or_else(|_| panic!("no tensor {name}"));
+    let view = file
+        .tensor(name)
+        .unwrap_or_else(|_| panic!("no tensor {name}"));
     let bytes = view.data();
     match view.dtype() {
-        Dtype::F32 => bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(),
-        Dtype::F64 => bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+        Dtype::F32 => bytes
+            .chunks_exact(4)
+            .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
+            .collect(),
+        Dtype::F64 => bytes
+            .chunks_exact(8)
+            .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
+            .collect(),
         Dtype::U8 => bytes.iter().map(|&b| f64::from(b)).collect(),
         other => panic!("{name} has type {other:?}"),
     }
@@ -34,7 +42,9 @@ pub fn relative_error(a: impl IntoIterator<Item = f64>, b: impl IntoIterator<Ite
     let (mut difference, mut size) = (0.0, 0.0);
     let mut b = b.into_iter();
     for a in a {
-        let Some(b) = b.next() else { panic!("more values than expected") };
+        let Some(b) = b.next() else {
+            panic!("more values than expected")
+        };
         difference += (a - b) * (a - b);
         size += b * b;
     }

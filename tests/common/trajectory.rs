@@ -1,4 +1,5 @@
-//! A golden training trajectory: its batches, its expectations, and the running of it on any backend.
+//! A golden training trajectory: its batches, its expectations, and the running of it on any
+//! backend.
 
 use super::{relative_error, tensor, wide};
 use paragon::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
@@ -24,7 +25,12 @@ impl Trajectory {
         let config = serde_json::from_str(&header.metadata().as_ref().unwrap()["config"]).unwrap();
         let net = Network::new("nano", 2).unwrap();
         let table = net.params();
-        Trajectory { bytes, config, net, table }
+        Trajectory {
+            bytes,
+            config,
+            net,
+            table,
+        }
     }
 
     fn file(&self) -> SafeTensors<'_> {
@@ -40,18 +46,36 @@ impl Trajectory {
     }
 
     pub fn spec(&self) -> StepSpec {
-        let losses: BTreeMap<LossKind, f32> = serde_json::from_value(self.config["losses"].clone()).unwrap();
+        let losses: BTreeMap<LossKind, f32> =
+            serde_json::from_value(self.config["losses"].clone()).unwrap();
         let lq = self.number("lq_size") as usize;
-        let betas = (self.config["betas"][0].as_f64().unwrap(), self.config["betas"][1].as_f64().unwrap());
-        let published = StepSpec::new(self.number("batch") as usize, (lq, lq), losses.into_iter().collect());
-        StepSpec { betas, weight_decay: self.number("weight_decay"), ..published }
+        let betas = (
+            self.config["betas"][0].as_f64().unwrap(),
+            self.config["betas"][1].as_f64().unwrap(),
+        );
+        let published = StepSpec::new(
+            self.number("batch") as usize,
+            (lq, lq),
+            losses.into_iter().collect(),
+        );
+        StepSpec {
+            betas,
+            weight_decay: self.number("weight_decay"),
+            ..published
+        }
     }
 
-    /// Runs the first `most` iterations from the start values: worst relative errors of loss, gradient norm and learning rate.
+    /// Runs the first `most` iterations from the start values: worst relative errors of loss,
+    /// gradient norm and learning rate.
     pub fn run(&self, backend: &mut dyn Backend, most: u64) -> [f64; 3] {
         let (file, accum) = (self.file(), self.number("accum_iter") as usize);
-        let start: Vec<f32> =
-            self.table.params.iter().flat_map(|p| tensor(&file, &format!("param_init.{}", p.name))).map(|v| v as f32).collect();
+        let start: Vec<f32> = self
+            .table
+            .params
+            .iter()
+            .flat_map(|p| tensor(&file, &format!("param_init.{}", p.name)))
+            .map(|v| v as f32)
+            .collect();
         let ports = backend.plan().ports;
         for port in [ports.parameters, ports.ema] {
             write_floats(backend, port.unwrap(), &start).unwrap();
@@ -60,18 +84,29 @@ impl Trajectory {
             base_lr: self.number("lr"),
             warmup: self.number("warmup_iter") as u64,
             decay: Decay::MultiStep {
-                milestones: self.config["milestones"].as_array().unwrap().iter().map(|m| m.as_u64().unwrap()).collect(),
+                milestones: self.config["milestones"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|m| m.as_u64().unwrap())
+                    .collect(),
                 gamma: self.number("gamma"),
             },
         };
-        let expected = [tensor(&file, "loss"), tensor(&file, "grad_norm"), tensor(&file, "lr")];
+        let expected = [
+            tensor(&file, "loss"),
+            tensor(&file, "grad_norm"),
+            tensor(&file, "lr"),
+        ];
         let mut worst = [0f64; 3];
         for step in 1..=self.steps().min(most) {
             let lr = schedule.lr(step);
             let mut scalars = Scalars {
                 lr,
                 step,
-                clip: self.config["grad_clip_max_norm"].as_f64().unwrap_or(f64::INFINITY),
+                clip: self.config["grad_clip_max_norm"]
+                    .as_f64()
+                    .unwrap_or(f64::INFINITY),
                 ema_decay: ema_decay(step, self.number("ema_decay"), self.number("ema_power")),
                 micro_scale: 1.0 / accum as f32,
                 loss_scale: 1.0,
@@ -79,15 +114,27 @@ impl Trajectory {
             };
             for micro in 0..accum {
                 let i = (step as usize - 1) * accum + micro;
-                let (lq, hr) = (file.tensor(&format!("lq.{i}")).unwrap(), file.tensor(&format!("hr.{i}")).unwrap());
+                let (lq, hr) = (
+                    file.tensor(&format!("lq.{i}")).unwrap(),
+                    file.tensor(&format!("hr.{i}")).unwrap(),
+                );
                 scalars.accumulate = micro > 0;
-                let copied = backend.stage(BatchView { lq: lq.data(), hr: hr.data(), augment: &[] }).unwrap();
+                let copied = backend
+                    .stage(BatchView {
+                        lq: lq.data(),
+                        hr: hr.data(),
+                        augment: &[],
+                    })
+                    .unwrap();
                 backend.micro_step(&scalars).unwrap();
                 drop(copied);
             }
             backend.update(&scalars).unwrap();
             let metrics = backend.metrics().unwrap();
-            for (k, value) in [metrics.loss, metrics.grad_norm, lr].into_iter().enumerate() {
+            for (k, value) in [metrics.loss, metrics.grad_norm, lr]
+                .into_iter()
+                .enumerate()
+            {
                 let reference = expected[k][step as usize - 1];
                 worst[k] = worse(worst[k], (value - reference).abs() / reference.abs());
             }
@@ -95,26 +142,41 @@ impl Trajectory {
         worst
     }
 
-    /// Whether the file says what the parameters are in the end; one that was cut to its first iterations does not.
+    /// Whether the file says what the parameters are in the end; one that was cut to its first
+    /// iterations does not.
     pub fn has_end(&self) -> bool {
-        self.file().names().iter().any(|name| name.starts_with("param_final."))
+        self.file()
+            .names()
+            .iter()
+            .any(|name| name.starts_with("param_final."))
     }
 
-    /// The worst relative error of a tensor of `prefix` (`param_final.`) after the whole trajectory.
-    pub fn final_error(&self, backend: &mut dyn Backend, prefix: &str, port: Option<BufferId>) -> f64 {
+    /// The worst relative error of a tensor of `prefix` (`param_final.`) after the whole
+    /// trajectory.
+    pub fn final_error(
+        &self,
+        backend: &mut dyn Backend,
+        prefix: &str,
+        port: Option<BufferId>,
+    ) -> f64 {
         let file = self.file();
         let mut values = vec![0.0; self.table.len()];
         read_floats(backend, port.unwrap(), &mut values).unwrap();
-        let errors = self
-            .table
-            .params
-            .iter()
-            .map(|p| relative_error(wide(&values[p.range.offset..][..p.range.len]), tensor(&file, &format!("{prefix}{}", p.name))));
+        let errors = self.table.params.iter().map(|p| {
+            relative_error(
+                wide(&values[p.range.offset..][..p.range.len]),
+                tensor(&file, &format!("{prefix}{}", p.name)),
+            )
+        });
         errors.fold(0.0, worse)
     }
 }
 
 /// The larger; what is no number is the worst of all, and stays.
 fn worse(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+    if a.is_nan() || b.is_nan() {
+        f64::NAN
+    } else {
+        a.max(b)
+    }
 }

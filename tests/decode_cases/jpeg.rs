@@ -1,5 +1,6 @@
-//! JPEGs of which something is missing, and JPEGs that only look so. The pictures in `tests/pictures` were made with cjpeg: progressive,
-//! with restart markers, and with a scan for each colour plane.
+//! JPEGs of which something is missing, and JPEGs that only look so. The pictures in
+//! `tests/pictures` were made with cjpeg: progressive, with restart markers, and with a scan for
+//! each colour plane.
 
 use super::{Folder, encode, with_segment};
 use image::{DynamicImage, ImageFormat, Luma, Rgb, RgbImage};
@@ -13,12 +14,26 @@ const SEPARATE: &[u8] = include_bytes!("../pictures/separate.jpg");
 fn files() -> Vec<(&'static str, Vec<u8>)> {
     let drawn = RgbImage::from_fn(70, 50, |x, y| {
         let wave = 128.0 + 100.0 * (f64::from(x) * 0.4).sin() * (f64::from(y) * 0.3).cos();
-        Rgb([wave as u8, if (x / 9 + y / 7) % 2 == 1 { (x * 3 + y * 2) as u8 } else { 90 }, (x + y) as u8])
+        Rgb([
+            wave as u8,
+            if (x / 9 + y / 7) % 2 == 1 {
+                (x * 3 + y * 2) as u8
+            } else {
+                90
+            },
+            (x + y) as u8,
+        ])
     });
     let grey = image::ImageBuffer::from_fn(33, 40, |x, y| Luma([(x * 5 + y * y / 9) as u8]));
     vec![
-        ("baseline", encode(&DynamicImage::ImageRgb8(drawn), ImageFormat::Jpeg)),
-        ("grey", encode(&DynamicImage::ImageLuma8(grey), ImageFormat::Jpeg)),
+        (
+            "baseline",
+            encode(&DynamicImage::ImageRgb8(drawn), ImageFormat::Jpeg),
+        ),
+        (
+            "grey",
+            encode(&DynamicImage::ImageLuma8(grey), ImageFormat::Jpeg),
+        ),
         ("progressive", PROGRESSIVE.to_vec()),
         ("restart", RESTART.to_vec()),
         ("both", BOTH.to_vec()),
@@ -42,12 +57,20 @@ fn a_jpeg_that_is_cut_is_refused_though_it_has_an_end_marker() {
             let cut = [&jpeg[..length], &[0xFF, 0xD9]].concat();
             match folder.decode("cut.jpg", &cut) {
                 Ok(found) => {
-                    // without the last byte or two a block may still be whole: nothing but padding was in them
-                    assert!(found.image == whole && length + 4 > jpeg.len() - 2, "{name} cut to {length} of {} bytes", jpeg.len());
+                    // without the last byte or two a block may still be whole: nothing but padding
+                    // was in them
+                    assert!(
+                        found.image == whole && length + 4 > jpeg.len() - 2,
+                        "{name} cut to {length} of {} bytes",
+                        jpeg.len()
+                    );
                 }
                 Err(e) => {
                     let text = format!("{e:#}");
-                    assert!(text.contains("cut.jpg") && text.contains("the JPEG data are damaged"), "{name}: {text}");
+                    assert!(
+                        text.contains("cut.jpg") && text.contains("the JPEG data are damaged"),
+                        "{name}: {text}"
+                    );
                     refused += 1;
                 }
             }
@@ -62,7 +85,8 @@ fn a_jpeg_that_lacks_bytes_in_the_middle_is_refused() {
     for (name, jpeg) in files() {
         let whole = folder.decode("whole.jpg", &jpeg).unwrap().image;
         let end = jpeg.len() - 2;
-        // half of what follows is lost; where less is lost, what remains may by chance give as many blocks as were there
+        // half of what follows is lost; where less is lost, what remains may by chance give as many
+        // blocks as were there
         for at in (data(&jpeg)..end - 200).step_by(7) {
             let lost = (end - at) / 2;
             let removed = [&jpeg[..at], &jpeg[at + lost..]].concat();
@@ -70,7 +94,10 @@ fn a_jpeg_that_lacks_bytes_in_the_middle_is_refused() {
             zeroed[at..at + lost].fill(0);
             for (what, damaged) in [("removed", removed), ("zeroed", zeroed)] {
                 let found = folder.decode("damaged.jpg", &damaged);
-                assert!(found.is_err() || found.is_ok_and(|found| found.image == whole), "{name}: {lost} bytes {what} at {at}");
+                assert!(
+                    found.is_err() || found.is_ok_and(|found| found.image == whole),
+                    "{name}: {lost} bytes {what} at {at}"
+                );
             }
         }
     }
@@ -80,7 +107,9 @@ fn a_jpeg_that_lacks_bytes_in_the_middle_is_refused() {
 fn a_missing_restart_marker_is_refused() {
     let folder = Folder::new();
     for jpeg in [RESTART, BOTH] {
-        let places: Vec<usize> = (data(jpeg)..jpeg.len() - 1).filter(|&i| jpeg[i] == 0xFF && matches!(jpeg[i + 1], 0xD0..=0xD7)).collect();
+        let places: Vec<usize> = (data(jpeg)..jpeg.len() - 1)
+            .filter(|&i| jpeg[i] == 0xFF && matches!(jpeg[i + 1], 0xD0..=0xD7))
+            .collect();
         assert!(places.len() > 3);
         for at in places {
             let without = [&jpeg[..at], &jpeg[at + 2..]].concat();
@@ -88,7 +117,11 @@ fn a_missing_restart_marker_is_refused() {
             assert!(text.contains("the JPEG data are damaged"), "{text}");
             let mut other = jpeg.to_vec();
             other[at + 1] = 0xD0 + (other[at + 1] + 1) % 8;
-            assert!(folder.error("order.jpg", &other).contains("the restart marker"));
+            assert!(
+                folder
+                    .error("order.jpg", &other)
+                    .contains("the restart marker")
+            );
         }
     }
 }
@@ -97,11 +130,19 @@ fn a_missing_restart_marker_is_refused() {
 fn a_progressive_jpeg_without_its_last_scans_is_refused() {
     let folder = Folder::new();
     for jpeg in [PROGRESSIVE, BOTH, SEPARATE] {
-        let scans: Vec<usize> = jpeg.windows(2).enumerate().filter(|(_, w)| *w == [0xFF, 0xDA]).map(|(i, _)| i).collect();
+        let scans: Vec<usize> = jpeg
+            .windows(2)
+            .enumerate()
+            .filter(|(_, w)| *w == [0xFF, 0xDA])
+            .map(|(i, _)| i)
+            .collect();
         assert!(scans.len() >= 3);
         for &at in &scans[1..] {
             let text = folder.error("few.jpg", &[&jpeg[..at], &[0xFF, 0xD9]].concat());
-            assert!(text.contains("the JPEG data are damaged") && text.contains("colour plane"), "{text}");
+            assert!(
+                text.contains("the JPEG data are damaged") && text.contains("colour plane"),
+                "{text}"
+            );
         }
     }
 }
@@ -117,12 +158,24 @@ fn what_does_no_harm_in_a_jpeg_is_accepted() {
         let harmless = [
             ("no end marker", jpeg[..end].to_vec()),
             ("half an end marker", jpeg[..=end].to_vec()),
-            ("trailing bytes", [&jpeg, b"trailing bytes".as_slice()].concat()),
+            (
+                "trailing bytes",
+                [&jpeg, b"trailing bytes".as_slice()].concat(),
+            ),
             ("a second picture", [&jpeg, PROGRESSIVE].concat()),
-            ("half a second picture", [&jpeg, &PROGRESSIVE[..900]].concat()),
-            ("fill bytes", [&jpeg[..end], &[0xFF; 9], &jpeg[end..]].concat()),
+            (
+                "half a second picture",
+                [&jpeg, &PROGRESSIVE[..900]].concat(),
+            ),
+            (
+                "fill bytes",
+                [&jpeg[..end], &[0xFF; 9], &jpeg[end..]].concat(),
+            ),
             ("zeros", [&jpeg[..end], &[0; 40], &jpeg[end..]].concat()),
-            ("stray bytes in the header", [&jpeg[..tables], &[7, 9], &jpeg[tables..]].concat()),
+            (
+                "stray bytes in the header",
+                [&jpeg[..tables], &[7, 9], &jpeg[tables..]].concat(),
+            ),
             ("a thumbnail", with_segment(&jpeg, 0xE1, &thumbnail)),
         ];
         for (what, bytes) in harmless {

@@ -1,4 +1,5 @@
-//! What stands beside the pixels is bounded and counted, and errors of the system are none of the picture.
+//! What stands beside the pixels is bounded and counted, and errors of the system are none of the
+//! picture.
 
 use super::{Folder, chunk, encode, pattern, with_segment};
 use image::{DynamicImage, ImageFormat};
@@ -38,16 +39,32 @@ fn metadata_that_unpack_to_much_are_bounded() {
     let chunks: [(&[u8; 4], Vec<u8>, usize); 4] = [
         (b"iCCP", [b"name\0\0".as_slice(), &bomb].concat(), 1),
         (b"zTXt", [b"name\0\0".as_slice(), &bomb].concat(), 0),
-        (b"iTXt", [b"XML:com.adobe.xmp\0\x01\0\0\0".as_slice(), &bomb].concat(), 0),
+        (
+            b"iTXt",
+            [b"XML:com.adobe.xmp\0\x01\0\0\0".as_slice(), &bomb].concat(),
+            0,
+        ),
         (b"eXIf", vec![0; 30 << 20], 0),
     ];
     for (kind, data, notes) in chunks {
-        let path = folder.file("bomb.png", &[&png[..33], &chunk(kind, &data), &png[33..]].concat());
+        let path = folder.file(
+            "bomb.png",
+            &[&png[..33], &chunk(kind, &data), &png[33..]].concat(),
+        );
         let header = look(&path, &Limits::default()).unwrap();
         assert!(header.metadata_bytes < 2 << 20, "{}", header.metadata_bytes);
         let found = decode(&path, &Limits::default()).unwrap();
-        assert!(found.image == image && found.notes.len() == notes, "{:?}", found.notes);
-        assert!(found.notes.iter().all(|n| matches!(n, Note::ProfileIgnored(why) if why.contains("larger"))));
+        assert!(
+            found.image == image && found.notes.len() == notes,
+            "{:?}",
+            found.notes
+        );
+        assert!(
+            found
+                .notes
+                .iter()
+                .all(|n| matches!(n, Note::ProfileIgnored(why) if why.contains("larger")))
+        );
     }
 }
 
@@ -56,12 +73,19 @@ fn metadata_are_counted() {
     let folder = Folder::new();
     let dynamic = DynamicImage::ImageRgb8(pattern(16, 16));
     let png = encode(&dynamic, ImageFormat::Png);
-    let profile = chunk(b"iCCP", &[b"name\0\0".as_slice(), &packed(4 << 20)].concat());
+    let profile = chunk(
+        b"iCCP",
+        &[b"name\0\0".as_slice(), &packed(4 << 20)].concat(),
+    );
     let path = folder.file("large.png", &[&png[..33], &profile, &png[33..]].concat());
     assert!(look(&path, &Limits::default()).unwrap().metadata_bytes >= 4 << 20);
     let mut jpeg = encode(&dynamic, ImageFormat::Jpeg);
     for _ in 0..20 {
-        jpeg = with_segment(&jpeg, 0xE1, &[b"http://ns.adobe.com/xap/1.0/\0".as_slice(), &[0; 60_000]].concat());
+        jpeg = with_segment(
+            &jpeg,
+            0xE1,
+            &[b"http://ns.adobe.com/xap/1.0/\0".as_slice(), &[0; 60_000]].concat(),
+        );
     }
     let path = folder.file("large.jpg", &jpeg);
     assert!(look(&path, &Limits::default()).unwrap().metadata_bytes >= 20 * 60_000);
@@ -87,15 +111,31 @@ fn a_tiff_that_lists_more_strips_than_fit_into_memory_is_refused() {
 fn errors_of_the_system_stay_errors_of_the_system() {
     let folder = Folder::new();
     let missing = folder.0.path().join("missing.png");
-    for error in [load(&missing, &Limits::default()).unwrap_err(), look(&missing, &Limits::default()).unwrap_err()] {
-        assert!(system_cause(&error).is_some() && format!("{error:#}").contains("missing.png"), "{error:#}");
+    for error in [
+        load(&missing, &Limits::default()).unwrap_err(),
+        look(&missing, &Limits::default()).unwrap_err(),
+    ] {
+        assert!(
+            system_cause(&error).is_some() && format!("{error:#}").contains("missing.png"),
+            "{error:#}"
+        );
     }
     let png = encode(&DynamicImage::ImageRgb8(pattern(16, 16)), ImageFormat::Png);
     let jpeg = encode(&DynamicImage::ImageRgb8(pattern(16, 16)), ImageFormat::Jpeg);
-    for damaged in [&png[..60], &png[..20], &jpeg[..100], &jpeg[..jpeg.len() - 9], b"none", b""] {
+    for damaged in [
+        &png[..60],
+        &png[..20],
+        &jpeg[..100],
+        &jpeg[..jpeg.len() - 9],
+        b"none",
+        b"",
+    ] {
         let path = folder.file("damaged", damaged);
         let error = decode(&path, &Limits::default()).unwrap_err();
         assert!(system_cause(&error).is_none(), "{error:#}");
     }
-    assert!(system_cause(&decode(folder.0.path(), &Limits::default()).unwrap_err()).is_none(), "a folder is no failing disk");
+    assert!(
+        system_cause(&decode(folder.0.path(), &Limits::default()).unwrap_err()).is_none(),
+        "a folder is no failing disk"
+    );
 }

@@ -1,5 +1,6 @@
-//! What fuzzers do with the content of a network file: read it as `eval` and `upscale` do and as `train --pretrain` does. Depends on the
-//! library's network files. Whatever the content, the answer must be finite parameters or a short error.
+//! What fuzzers do with the content of a network file: read it as `eval` and `upscale` do and as
+//! `train --pretrain` does. Depends on the library's network files. Whatever the content, the
+//! answer must be finite parameters or a short error.
 
 use paragon::model::Network;
 use paragon::train::{ModelHints, read_model, read_pretrained};
@@ -13,7 +14,11 @@ pub fn model(path: &Path, content: &[u8]) -> bool {
     std::fs::write(path, content).unwrap();
     let check = |error: anyhow::Error| {
         let text = format!("{error:#}");
-        assert!(text.len() < LONGEST_ERROR && text.contains("model.safetensors"), "an error of {} bytes: {text:.300}", text.len());
+        assert!(
+            text.len() < LONGEST_ERROR && text.contains("model.safetensors"),
+            "an error of {} bytes: {text:.300}",
+            text.len()
+        );
     };
     let net = Network::new("nano", 2).unwrap();
     let start = vec![0.0; net.params().len()];
@@ -24,7 +29,14 @@ pub fn model(path: &Path, content: &[u8]) -> bool {
         }
     }
     let mut read = false;
-    for hints in [ModelHints::default(), ModelHints { scale: Some(2), alpha: Some(0.3), ..ModelHints::default() }] {
+    for hints in [
+        ModelHints::default(),
+        ModelHints {
+            scale: Some(2),
+            alpha: Some(0.3),
+            ..ModelHints::default()
+        },
+    ] {
         match read_model(path, &hints) {
             Ok((net, values, _)) => {
                 assert!(values.len() == net.params().len() && values.iter().all(|v| v.is_finite()));

@@ -1,6 +1,6 @@
-//! What fuzzers do with the content of an option file: take it by the path that every command takes, and say how it went. Depends on the
-//! library's configuration. Whatever the content, the answer must be settings or a short error, and no value of another trainer's file
-//! may be lost.
+//! What fuzzers do with the content of an option file: take it by the path that every command
+//! takes, and say how it went. Depends on the library's configuration. Whatever the content, the
+//! answer must be settings or a short error, and no value of another trainer's file may be lost.
 #![allow(dead_code)] // not every test file uses all of it
 
 use paragon::config::import::Imported;
@@ -24,22 +24,37 @@ pub fn options(content: &[u8]) -> bool {
             return false;
         }
         Ok(Some(imported)) => {
-            assert_eq!(lost(&imported, content), Vec::<String>::new(), "values that are neither honoured nor named");
+            assert_eq!(
+                lost(&imported, content),
+                Vec::<String>::new(),
+                "values that are neither honoured nor named"
+            );
             assert!(imported.report("file.yml").len() < 16 * content.len() + 1_000_000);
         }
         Ok(None) => {}
     }
-    check_error(settings.train_config(2, 128).and_then(|config| config.check()).err());
+    check_error(
+        settings
+            .train_config(2, 128)
+            .and_then(|config| config.check())
+            .err(),
+    );
     // what a run keeps beside it reads back
     let mut again = Settings::default();
-    again.take(docs::yaml(&settings, true).as_bytes()).unwrap_or_else(|e| panic!("{e:#} in {}", docs::yaml(&settings, false)));
+    again
+        .take(docs::yaml(&settings, true).as_bytes())
+        .unwrap_or_else(|e| panic!("{e:#} in {}", docs::yaml(&settings, false)));
     assert!(again == settings, "{}", docs::yaml(&settings, false));
     true
 }
 
 fn check_error<E: std::fmt::Display>(error: Option<E>) {
     let text = error.map_or_else(|| "-".to_string(), |error| format!("{error:#}"));
-    assert!(!text.is_empty() && text.len() < LONGEST_ERROR, "an error of {} bytes: {text:.200}", text.len());
+    assert!(
+        !text.is_empty() && text.len() < LONGEST_ERROR,
+        "an error of {} bytes: {text:.200}",
+        text.len()
+    );
 }
 
 /// The values of another trainer's file that are on no list, by their path.
@@ -47,10 +62,24 @@ pub fn lost(imported: &Imported, content: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content));
     let mut all = Vec::new();
     leaves("", &parse(&text).expect("it was read before"), &mut all);
-    let named = imported.honoured.iter().map(|(key, _)| key).chain(imported.ignored.iter().map(|(key, ..)| key));
-    let named: Vec<&String> = named.chain(imported.degradation.iter().map(|(key, _)| key)).collect();
-    let within = |outer: &str, inner: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-    all.retain(|leaf| !named.iter().any(|name| within(name, leaf) || within(leaf, name)));
+    let named = imported
+        .honoured
+        .iter()
+        .map(|(key, _)| key)
+        .chain(imported.ignored.iter().map(|(key, ..)| key));
+    let named: Vec<&String> = named
+        .chain(imported.degradation.iter().map(|(key, _)| key))
+        .collect();
+    let within = |outer: &str, inner: &str| {
+        inner
+            .strip_prefix(outer)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    all.retain(|leaf| {
+        !named
+            .iter()
+            .any(|name| within(name, leaf) || within(leaf, name))
+    });
     all
 }
 
@@ -58,7 +87,15 @@ fn leaves(path: &str, node: &Node, out: &mut Vec<String>) {
     match &node.data {
         Data::Map(entries) if !entries.is_empty() => {
             for (key, inner) in entries {
-                leaves(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, inner, out);
+                leaves(
+                    &if path.is_empty() {
+                        key.clone()
+                    } else {
+                        format!("{path}.{key}")
+                    },
+                    inner,
+                    out,
+                );
             }
         }
         _ => out.push(path.to_string()),

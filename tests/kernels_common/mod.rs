@@ -1,6 +1,6 @@
-//! The CUDA kernels on a machine without a GPU: compiled as C++ on the fibers of `kernels/host`, fed with the launches that the
-//! backend lowers a plan to. Depends on the crate under test and a C++ compiler; without one a test prints `SKIP`, unless
-//! `PARAGON_REQUIRE_KERNELS` is set.
+//! The CUDA kernels on a machine without a GPU: compiled as C++ on the fibers of `kernels/host`,
+//! fed with the launches that the backend lowers a plan to. Depends on the crate under test and a
+//! C++ compiler; without one a test prints `SKIP`, unless `PARAGON_REQUIRE_KERNELS` is set.
 #![allow(dead_code)] // every test binary uses its own part
 
 use paragon::backend::Scalars;
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// The order in which the fibers of a block, and the blocks, run. A result that depends on it is a race.
+/// The order in which the fibers of a block, and the blocks, run. A result that depends on it is a
+/// race.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Order {
     Forward,
@@ -30,22 +31,39 @@ fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             sources(&path, out);
-        } else if path.extension().is_some_and(|e| ["cu", "cuh", "cpp", "h"].iter().any(|known| e == *known)) {
+        } else if path
+            .extension()
+            .is_some_and(|e| ["cu", "cuh", "cpp", "h"].iter().any(|known| e == *known))
+        {
             out.push(path);
         }
     }
 }
 
-/// Compiles the kernels for a type of activations, once for every state of the sources; `None` without a compiler.
+/// Compiles the kernels for a type of activations, once for every state of the sources; `None`
+/// without a compiler.
 pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
     let optimised: &[&str] = &["-O2"];
-    let sanitized: &[&str] = &["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"];
-    let (flags, kind) = if sanitize { (sanitized, "-sanitized") } else { (optimised, "") };
-    build(&format!("replay-{precision}{kind}"), &|k, beside, compile| {
-        let define = format!("-DPRECISION={}", number(precision));
-        let files = ["paragon.cu", "host/shim.cpp", "host/replay.cpp"].map(|f| k.join(f));
-        compile(&[flags, &[&define, "-x", "c++"]].concat(), &files, beside);
-    })
+    let sanitized: &[&str] = &[
+        "-O1",
+        "-g",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+    ];
+    let (flags, kind) = if sanitize {
+        (sanitized, "-sanitized")
+    } else {
+        (optimised, "")
+    };
+    build(
+        &format!("replay-{precision}{kind}"),
+        &|k, beside, compile| {
+            let define = format!("-DPRECISION={}", number(precision));
+            let files = ["paragon.cu", "host/shim.cpp", "host/replay.cpp"].map(|f| k.join(f));
+            compile(&[flags, &[&define, "-x", "c++"]].concat(), &files, beside);
+        },
+    )
 }
 
 /// A folder with a `libcuda.so` of fibers, that takes all three types of activations.
@@ -55,12 +73,40 @@ pub fn driver() -> Option<PathBuf> {
         for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
             let object = beside.with_extension(format!("{precision}.o"));
             let define = format!("-DPRECISION={}", number(precision));
-            compile(&["-O2", "-fPIC", "-fvisibility=hidden", "-c", &define, "-x", "c++"], &[k.join("paragon.cu")], &object);
+            compile(
+                &[
+                    "-O2",
+                    "-fPIC",
+                    "-fvisibility=hidden",
+                    "-c",
+                    &define,
+                    "-x",
+                    "c++",
+                ],
+                &[k.join("paragon.cu")],
+                &object,
+            );
             objects.push(object);
         }
-        let files = [vec![k.join("host/shim.cpp"), k.join("host/driver.cpp")], objects.clone()].concat();
-        compile(&["-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-soname,libcuda.so"], &files, beside);
-        objects.iter().for_each(|o| std::fs::remove_file(o).unwrap());
+        let files = [
+            vec![k.join("host/shim.cpp"), k.join("host/driver.cpp")],
+            objects.clone(),
+        ]
+        .concat();
+        compile(
+            &[
+                "-O2",
+                "-fPIC",
+                "-shared",
+                "-fvisibility=hidden",
+                "-Wl,-soname,libcuda.so",
+            ],
+            &files,
+            beside,
+        );
+        objects
+            .iter()
+            .for_each(|o| std::fs::remove_file(o).unwrap());
     })?;
     let folder = library.with_extension("folder");
     std::fs::create_dir_all(&folder).unwrap();
@@ -82,13 +128,17 @@ fn number(precision: Precision) -> u32 {
 /// Runs the compiler: flags, sources, output.
 type Compile<'a> = &'a dyn Fn(&[&str], &[PathBuf], &Path);
 
-/// Makes a file from the kernels once for every state of their sources: `make` is told where they are and what to write.
+/// Makes a file from the kernels once for every state of their sources: `make` is told where they
+/// are and what to write.
 fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf> {
     static LOCK: Mutex<()> = Mutex::new(());
     let _held = LOCK.lock().unwrap_or_else(|e| e.into_inner());
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_string());
     if Command::new(&compiler).arg("--version").output().is_err() {
-        assert!(std::env::var_os("PARAGON_REQUIRE_KERNELS").is_none(), "no C++ compiler ({compiler})");
+        assert!(
+            std::env::var_os("PARAGON_REQUIRE_KERNELS").is_none(),
+            "no C++ compiler ({compiler})"
+        );
         println!("SKIP kernels on the host: no C++ compiler ({compiler})");
         return None;
     }
@@ -96,7 +146,9 @@ fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf
     sources(&kernels(), &mut files);
     files.sort();
     let mut hasher = crc32fast::Hasher::new();
-    files.iter().for_each(|f| hasher.update(&std::fs::read(f).unwrap()));
+    files
+        .iter()
+        .for_each(|f| hasher.update(&std::fs::read(f).unwrap()));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let made = folder.join(format!("{name}-{:08x}", hasher.finalize()));
     if made.exists() {
@@ -105,14 +157,25 @@ fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf
     let beside = folder.join(format!("{name}-{}.beside", std::process::id()));
     make(&kernels(), &beside, &|flags, files, out| {
         let output = Command::new(&compiler)
-            .args(["-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
+            .args([
+                "-std=c++17",
+                "-ffp-contract=off",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-Wno-unused-parameter",
+            ])
             .args(flags)
             .args(files)
             .arg("-o")
             .arg(out)
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     });
     std::fs::rename(&beside, &made).unwrap();
     Some(made)
@@ -129,15 +192,28 @@ pub struct Host {
 }
 
 impl Host {
-    /// Every byte starts as part of a NaN, but in persistent buffers, which start as zeros as the backends' do.
+    /// Every byte starts as part of a NaN, but in persistent buffers, which start as zeros as the
+    /// backends' do.
     pub fn new(plan: impl Into<PlanData>, program: PathBuf, order: Order) -> Host {
         let plan = plan.into();
         let memory = plan
             .buffers
             .iter()
-            .map(|b| if b.parent.is_some() { Vec::new() } else { vec![if b.class.persistent() { 0 } else { 0xff }; b.bytes as usize] })
+            .map(|b| {
+                if b.parent.is_some() {
+                    Vec::new()
+                } else {
+                    vec![if b.class.persistent() { 0 } else { 0xff }; b.bytes as usize]
+                }
+            })
             .collect();
-        Host { plan, memory, order, without: None, program }
+        Host {
+            plan,
+            memory,
+            order,
+            without: None,
+            program,
+        }
     }
 
     fn place(&self, id: BufferId) -> (usize, usize, usize) {
@@ -159,11 +235,21 @@ impl Host {
         let folder = tempfile::tempdir().unwrap();
         let (program, out) = (folder.path().join("program"), folder.path().join("out"));
         let mut text = format!("{}\n", self.memory.len());
-        self.memory.iter().for_each(|m| writeln!(text, "{}", m.len()).unwrap());
+        self.memory
+            .iter()
+            .for_each(|m| writeln!(text, "{}", m.len()).unwrap());
         writeln!(text, "{}", launches.len()).unwrap();
         for l in launches {
             let [x, y, z] = l.grid;
-            write!(text, "{} {x} {y} {z} {} {} {}", l.kernel, l.block, l.shared, l.args.len()).unwrap();
+            write!(
+                text,
+                "{} {x} {y} {z} {} {} {}",
+                l.kernel,
+                l.block,
+                l.shared,
+                l.args.len()
+            )
+            .unwrap();
             for arg in &l.args {
                 match arg {
                     Arg::At(buffer, at) => write!(text, " b {} {at}", buffer.0),
@@ -184,15 +270,25 @@ impl Host {
             Order::Mixed => "mixed",
         };
         let output = Command::new(&self.program)
-            .envs(self.without.iter().map(|place| ("PARAGON_FIBERS_SKIP", place)))
+            .envs(
+                self.without
+                    .iter()
+                    .map(|place| ("PARAGON_FIBERS_SKIP", place)),
+            )
             .arg(&program)
             .arg(&out)
             .arg(order)
-            .env("ASAN_OPTIONS", "detect_stack_use_after_return=0:detect_leaks=0")
+            .env(
+                "ASAN_OPTIONS",
+                "detect_stack_use_after_return=0:detect_leaks=0",
+            )
             .output()
             .unwrap();
         if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).chars().take(4000).collect());
+            return Err(String::from_utf8_lossy(&output.stderr)
+                .chars()
+                .take(4000)
+                .collect());
         }
         let result = std::fs::read(&out).unwrap();
         let mut at = 0;
@@ -209,14 +305,23 @@ impl Host {
 pub fn to_activations(values: &[f32], precision: Precision) -> Vec<u8> {
     match precision {
         Precision::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        half => values.iter().flat_map(|&v| half.narrow(v).to_le_bytes()).collect(),
+        half => values
+            .iter()
+            .flat_map(|&v| half.narrow(v).to_le_bytes())
+            .collect(),
     }
 }
 
 /// The values behind the bytes of activations.
 pub fn from_activations(bytes: &[u8], precision: Precision) -> Vec<f32> {
     match precision {
-        Precision::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-        half => bytes.chunks_exact(2).map(|b| half.widen(u16::from_le_bytes([b[0], b[1]]))).collect(),
+        Precision::F32 => bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect(),
+        half => bytes
+            .chunks_exact(2)
+            .map(|b| half.widen(u16::from_le_bytes([b[0], b[1]])))
+            .collect(),
     }
 }

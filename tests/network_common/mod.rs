@@ -1,5 +1,6 @@
-//! The Nano network twice, as a CPU backend with a loaded plan and as the f64 reference, with the same parameters; pictures
-//! and comparisons for both. Depends on the crate under test and on `reference`, which a test must declare at its root.
+//! The Nano network twice, as a CPU backend with a loaded plan and as the f64 reference, with the
+//! same parameters; pictures and comparisons for both. Depends on the crate under test and on
+//! `reference`, which a test must declare at its root.
 #![allow(dead_code)] // every test binary uses its own part
 
 use crate::reference::{Gradients, Loss, Reference, golden::relative_error};
@@ -25,19 +26,47 @@ impl Twin {
         let net = Network::new("nano", scale).unwrap();
         let reference = Reference::sized(scale, 16, 3, f64::from(net.upsampler_alpha), seed);
         let table = net.params();
-        let params = table.params.iter().flat_map(|p| reference.param(&p.name).to_vec()).map(|v| v as f32).collect();
-        Twin { net, table, params, reference }
+        let params = table
+            .params
+            .iter()
+            .flat_map(|p| reference.param(&p.name).to_vec())
+            .map(|v| v as f32)
+            .collect();
+        Twin {
+            net,
+            table,
+            params,
+            reference,
+        }
     }
 
     /// The output [n, h*scale, w*scale, 3] of an inference plan.
-    pub fn infer(&self, input: &[f32], (n, h, w): (usize, usize, usize), options: CpuOptions) -> Vec<f32> {
-        let plan = inference_plan(&self.net, &InferenceSpec { batch: n, lq: (h, w), float_input: true }, &options).unwrap();
+    pub fn infer(
+        &self,
+        input: &[f32],
+        (n, h, w): (usize, usize, usize),
+        options: CpuOptions,
+    ) -> Vec<f32> {
+        let plan = inference_plan(
+            &self.net,
+            &InferenceSpec {
+                batch: n,
+                lq: (h, w),
+                float_input: true,
+            },
+            &options,
+        )
+        .unwrap();
         let ports = plan.ports;
         let mut backend = CpuBackend::new(plan, options).unwrap();
         write_floats(&mut backend, ports.parameters.unwrap(), &self.params).unwrap();
         write_floats(&mut backend, ports.input.unwrap(), input).unwrap();
         backend.micro_step(&scalars()).unwrap();
-        floats(&mut backend, ports.output, n * h * w * 3 * self.net.scale.pow(2))
+        floats(
+            &mut backend,
+            ports.output,
+            n * h * w * 3 * self.net.scale.pow(2),
+        )
     }
 
     /// A training plan with the parameters and their EMA in place.
@@ -47,14 +76,22 @@ impl Twin {
         let mut backend = CpuBackend::new(plan, options).unwrap();
         write_floats(&mut backend, ports.parameters.unwrap(), &self.params).unwrap();
         write_floats(&mut backend, ports.ema.unwrap(), &self.params).unwrap();
-        Step { backend, ports, sizes: (self.table.len(), self.table.trainable()), pixels: spec.batch * spec.lq.0 * spec.lq.1 }
+        Step {
+            backend,
+            ports,
+            sizes: (self.table.len(), self.table.trainable()),
+            pixels: spec.batch * spec.lq.0 * spec.lq.1,
+        }
     }
 
     /// The largest relative error of a trainable parameter's values, and its name.
     pub fn worst<'a>(&self, values: &[f32], expected: impl Fn(&str) -> &'a [f64]) -> (f64, String) {
         let mut worst = (0.0, String::new());
         for p in self.table.params.iter().filter(|p| p.trainable) {
-            let error = relative_error(&wide(&values[p.range.offset..][..p.range.len]), expected(&p.name));
+            let error = relative_error(
+                &wide(&values[p.range.offset..][..p.range.len]),
+                expected(&p.name),
+            );
             if error.is_nan() || error > worst.0 {
                 worst = (error, p.name.clone());
             }
@@ -103,12 +140,16 @@ impl Step {
 
     /// First and second moments.
     pub fn moments(&mut self) -> [Vec<f32>; 2] {
-        [self.ports.moment1, self.ports.moment2].map(|port| floats(&mut self.backend, port, self.sizes.1))
+        [self.ports.moment1, self.ports.moment2]
+            .map(|port| floats(&mut self.backend, port, self.sizes.1))
     }
 
     /// The gradient with respect to the input, both parts added.
     pub fn input_gradient(&mut self) -> Vec<f32> {
-        let [a, b] = self.ports.input_gradients.map(|port| floats(&mut self.backend, port, self.pixels * 3));
+        let [a, b] = self
+            .ports
+            .input_gradients
+            .map(|port| floats(&mut self.backend, port, self.pixels * 3));
         a.iter().zip(&b).map(|(a, b)| a + b).collect()
     }
 }
@@ -120,12 +161,25 @@ fn floats(backend: &mut CpuBackend, port: Option<BufferId>, count: usize) -> Vec
 }
 
 pub fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], float: bool) -> StepSpec {
-    StepSpec { weight_decay: 1e-2, float_input: float, input_gradient: float, ..StepSpec::new(batch, lq, losses.to_vec()) }
+    StepSpec {
+        weight_decay: 1e-2,
+        float_input: float,
+        input_gradient: float,
+        ..StepSpec::new(batch, lq, losses.to_vec())
+    }
 }
 
 /// No learning, one micro-batch.
 pub fn scalars() -> Scalars {
-    Scalars { lr: 0.0, step: 1, clip: f64::INFINITY, ema_decay: 0.0, micro_scale: 1.0, loss_scale: 1.0, accumulate: false }
+    Scalars {
+        lr: 0.0,
+        step: 1,
+        clip: f64::INFINITY,
+        ema_decay: 0.0,
+        micro_scale: 1.0,
+        loss_scale: 1.0,
+        accumulate: false,
+    }
 }
 
 pub fn options(isa: Isa, threads: usize) -> CpuOptions {
@@ -167,15 +221,27 @@ pub fn reference_loss(kind: LossKind) -> Loss {
     }
 }
 
-/// Everything a step must agree with: loss, every gradient, the gradient of the input. Returns the worst error of a gradient.
+/// Everything a step must agree with: loss, every gradient, the gradient of the input. Returns the
+/// worst error of a gradient.
 pub fn check_gradients(what: &str, twin: &Twin, step: &mut Step, expected: &Gradients) -> f64 {
     let loss = (step.loss() - expected.loss).abs() / expected.loss;
-    assert!(loss < 1e-6, "{what}: the loss is {} for {}", step.loss(), expected.loss);
+    assert!(
+        loss < 1e-6,
+        "{what}: the loss is {} for {}",
+        step.loss(),
+        expected.loss
+    );
     let (error, name) = twin.worst(&step.gradients(), |name| of(&expected.params, name));
-    assert!(error < 1e-5, "{what}: the gradient of {name} is {error:e} away");
+    assert!(
+        error < 1e-5,
+        "{what}: the gradient of {name} is {error:e} away"
+    );
     if step.ports.input_gradients[0].is_some() {
         let input = relative_error(&wide(&step.input_gradient()), &expected.input);
-        assert!(input < 1e-5, "{what}: the gradient of the input is {input:e} away");
+        assert!(
+            input < 1e-5,
+            "{what}: the gradient of the input is {input:e} away"
+        );
     }
     error
 }

@@ -1,10 +1,11 @@
-//! The error function in f64, and the exact GELU built on it, for the reference network. Depends on nothing and promises
-//! a relative error of a few 1e-16 on the whole line.
+//! The error function in f64, and the exact GELU built on it, for the reference network. Depends on
+//! nothing and promises a relative error of a few 1e-16 on the whole line.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, PI};
 
-/// erf(x). Below 2.5 the all-positive series `2/sqrt(pi) exp(-x^2) sum 2^k x^(2k+1) / (2k+1)!!` (Abramowitz & Stegun
-/// 7.1.6), above it 1 - erfc by the continued fraction (A&S 7.1.14), which needs few terms there.
+/// erf(x). Below 2.5 the all-positive series `2/sqrt(pi) exp(-x^2) sum 2^k x^(2k+1) / (2k+1)!!`
+/// (Abramowitz & Stegun 7.1.6), above it 1 - erfc by the continued fraction (A&S 7.1.14), which
+/// needs few terms there.
 pub fn erf(x: f64) -> f64 {
     let a = x.abs();
     if a.is_nan() {

@@ -1,4 +1,5 @@
-//! Reads the golden files (safetensors computed in float64 elsewhere) for tests. Depends on `safetensors` and on where reference data lies.
+//! Reads the golden files (safetensors computed in float64 elsewhere) for tests. Depends on
+//! `safetensors` and on where reference data lies.
 
 #[path = "../common/place.rs"]
 mod place;
@@ -15,7 +16,8 @@ pub struct Golden {
 
 /// Opens `golden/<file>`, or says why `test` is skipped.
 pub fn open(test: &str, file: &str) -> Option<Golden> {
-    let bytes = std::fs::read(place::reference(test, &format!("golden/{file}"))?).expect("a file that can be read");
+    let bytes = std::fs::read(place::reference(test, &format!("golden/{file}"))?)
+        .expect("a file that can be read");
     let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
     let metadata = header.metadata().clone().unwrap_or_default();
     Some(Golden { bytes, metadata })
@@ -29,11 +31,19 @@ impl Golden {
     /// Shape and values of a tensor (F64, F32 or U8), in file order.
     pub fn tensor(&self, name: &str) -> (Vec<usize>, Vec<f64>) {
         let tensors = self.tensors();
-        let view = tensors.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let view = tensors
+            .tensor(name)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let data = view.data();
         let values = match view.dtype() {
-            Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
-            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+            Dtype::F64 => data
+                .chunks_exact(8)
+                .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+            Dtype::F32 => data
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64)
+                .collect(),
             Dtype::U8 => data.iter().map(|b| *b as f64).collect(),
             other => panic!("{name}: unexpected type {other:?}"),
         };
@@ -43,7 +53,9 @@ impl Golden {
     /// An NCHW tensor as (n, h, w, NHWC values).
     pub fn picture(&self, name: &str) -> (usize, usize, usize, Vec<f64>) {
         let (shape, values) = self.tensor(name);
-        let [n, c, h, w] = shape[..] else { panic!("{name}: not NCHW: {shape:?}") };
+        let [n, c, h, w] = shape[..] else {
+            panic!("{name}: not NCHW: {shape:?}")
+        };
         let mut out = Vec::with_capacity(values.len());
         for b in 0..n {
             for pixel in 0..h * w {
@@ -56,8 +68,13 @@ impl Golden {
     /// Every tensor whose name begins with `prefix`, without the prefix.
     pub fn parameters(&self, prefix: &str) -> Parameters {
         let tensors = self.tensors();
-        let names = tensors.names().into_iter().filter_map(|name| name.strip_prefix(prefix).map(|short| (name, short)));
-        names.map(|(name, short)| (short.to_string(), self.tensor(name))).collect()
+        let names = tensors
+            .names()
+            .into_iter()
+            .filter_map(|name| name.strip_prefix(prefix).map(|short| (name, short)));
+        names
+            .map(|(name, short)| (short.to_string(), self.tensor(name)))
+            .collect()
     }
 
     /// The training configuration in the metadata.

@@ -1,5 +1,6 @@
-//! The layers of the reference network, forward and backward, as plain loops over f64 NHWC pictures. Depends on nothing;
-//! promises to be obvious rather than fast, so that the real kernels have something to be measured against.
+//! The layers of the reference network, forward and backward, as plain loops over f64 NHWC
+//! pictures. Depends on nothing; promises to be obvious rather than fast, so that the real kernels
+//! have something to be measured against.
 
 /// A stack of pictures in NHWC order.
 #[derive(Clone, Debug)]
@@ -13,7 +14,13 @@ pub struct Picture {
 
 impl Picture {
     pub fn zeros(n: usize, h: usize, w: usize, c: usize) -> Picture {
-        Picture { n, h, w, c, data: vec![0.0; n * h * w * c] }
+        Picture {
+            n,
+            h,
+            w,
+            c,
+            data: vec![0.0; n * h * w * c],
+        }
     }
 
     pub fn like(&self, data: Vec<f64>) -> Picture {
@@ -26,8 +33,13 @@ impl Picture {
         ((b * self.h + y) * self.w + x) * self.c
     }
 
-    /// Calls `visit(output pixel, input pixel, tap)` for every tap of a `k` x `k` window that falls inside the picture.
-    fn for_taps(&self, k: usize, mut visit: impl FnMut((usize, usize, usize), (usize, usize, usize), usize)) {
+    /// Calls `visit(output pixel, input pixel, tap)` for every tap of a `k` x `k` window that falls
+    /// inside the picture.
+    fn for_taps(
+        &self,
+        k: usize,
+        mut visit: impl FnMut((usize, usize, usize), (usize, usize, usize), usize),
+    ) {
         let r = k / 2;
         for b in 0..self.n {
             for y in 0..self.h {
@@ -59,7 +71,9 @@ pub fn conv(input: &Picture, weight: &[f64], bias: &[f64], k: usize) -> Picture 
     assert_eq!(weight.len(), co * ci * k * k);
     let taps = by_tap(weight, co, ci, k * k);
     let mut out = Picture::zeros(input.n, input.h, input.w, co);
-    out.data.chunks_exact_mut(co).for_each(|pixel| pixel.copy_from_slice(bias));
+    out.data
+        .chunks_exact_mut(co)
+        .for_each(|pixel| pixel.copy_from_slice(bias));
     let shape = out.like(vec![0.0; out.data.len()]);
     input.for_taps(k, |to, from, tap| {
         let o = shape.at(to.0, to.1, to.2);
@@ -102,7 +116,11 @@ pub fn conv_backward(input: &Picture, weight: &[f64], grad: &Picture, k: usize) 
             }
         }
     }
-    ConvGradients { weight: grad_weight, bias: channel_sums(grad), input: grad_input }
+    ConvGradients {
+        weight: grad_weight,
+        bias: channel_sums(grad),
+        input: grad_input,
+    }
 }
 
 /// OIHW -> [tap][in][out], so that the inner loops above run over neighbours.
@@ -123,7 +141,9 @@ pub fn depthwise(input: &Picture, weight: &[f64], bias: &[f64]) -> Picture {
     let c = input.c;
     assert_eq!(weight.len(), c * 9);
     let mut out = input.clone();
-    out.data.chunks_exact_mut(c).for_each(|pixel| pixel.copy_from_slice(bias));
+    out.data
+        .chunks_exact_mut(c)
+        .for_each(|pixel| pixel.copy_from_slice(bias));
     input.for_taps(3, |to, from, tap| {
         let (o, i) = (input.at(to.0, to.1, to.2), input.at(from.0, from.1, from.2));
         for ch in 0..c {
@@ -144,7 +164,11 @@ pub fn depthwise_backward(input: &Picture, weight: &[f64], grad: &Picture) -> Co
             grad_input.data[i + ch] += grad.data[o + ch] * weight[ch * 9 + tap];
         }
     });
-    ConvGradients { weight: grad_weight, bias: channel_sums(grad), input: grad_input }
+    ConvGradients {
+        weight: grad_weight,
+        bias: channel_sums(grad),
+        input: grad_input,
+    }
 }
 
 /// [c]: the sum over all pixels.
@@ -156,10 +180,16 @@ pub fn channel_sums(picture: &Picture) -> Vec<f64> {
     sums
 }
 
-/// For every value of the shuffled picture [n, h*s, w*s, c/(s*s)]: the place it comes from. Channel c*s*s + dy*s + dx of
-/// pixel (y, x) becomes channel c of pixel (y*s + dy, x*s + dx).
+/// For every value of the shuffled picture [n, h*s, w*s, c/(s*s)]: the place it comes from. Channel
+/// c*s*s + dy*s + dx of pixel (y, x) becomes channel c of pixel (y*s + dy, x*s + dx).
 fn for_shuffle(low: &Picture, s: usize, mut visit: impl FnMut(usize, usize)) {
-    let high = Picture { n: low.n, h: low.h * s, w: low.w * s, c: low.c / (s * s), data: vec![] };
+    let high = Picture {
+        n: low.n,
+        h: low.h * s,
+        w: low.w * s,
+        c: low.c / (s * s),
+        data: vec![],
+    };
     for b in 0..high.n {
         for y in 0..high.h {
             for x in 0..high.w {
@@ -218,8 +248,8 @@ pub fn nearest_backward(grad: &Picture, s: usize) -> Picture {
     low
 }
 
-/// A symmetric kernel along the rows, then along the columns, zeros outside, every channel by itself. Being symmetric, it
-/// is its own adjoint up to the order of the two passes, which commute.
+/// A symmetric kernel along the rows, then along the columns, zeros outside, every channel by
+/// itself. Being symmetric, it is its own adjoint up to the order of the two passes, which commute.
 pub fn filter(input: &Picture, taps: &[f64]) -> Picture {
     let r = taps.len() / 2;
     let mut across = Picture::zeros(input.n, input.h, input.w, input.c);

@@ -1,5 +1,5 @@
-//! SSIM and MS-SSIM of one image as their definitions read, in f64 with a full 11x11 window at every place. Depends on
-//! nothing; promises to be slow and plain.
+//! SSIM and MS-SSIM of one image as their definitions read, in f64 with a full 11x11 window at
+//! every place. Depends on nothing; promises to be slow and plain.
 
 /// A grey picture.
 #[derive(Clone)]
@@ -13,12 +13,19 @@ impl Plane {
     /// 0 outside.
     fn get(&self, y: isize, x: isize) -> f64 {
         let inside = y >= 0 && x >= 0 && (y as usize) < self.h && (x as usize) < self.w;
-        if inside { self.data[y as usize * self.w + x as usize] } else { 0.0 }
+        if inside {
+            self.data[y as usize * self.w + x as usize]
+        } else {
+            0.0
+        }
     }
 
     fn luma(rgb: &[f64], h: usize, w: usize) -> Plane {
         let unit = |v: f64| v.clamp(0.0, 1.0);
-        let data = rgb.chunks_exact(3).map(|p| 0.299 * unit(p[0]) + 0.587 * unit(p[1]) + 0.114 * unit(p[2])).collect();
+        let data = rgb
+            .chunks_exact(3)
+            .map(|p| 0.299 * unit(p[0]) + 0.587 * unit(p[1]) + 0.114 * unit(p[2]))
+            .collect();
         Plane { h, w, data }
     }
 
@@ -28,8 +35,14 @@ impl Plane {
         let mut data = vec![];
         for y in 0..h {
             for x in 0..w {
-                let (y, x) = (2 * y as isize - (self.h % 2) as isize, 2 * x as isize - (self.w % 2) as isize);
-                let cell = self.get(y, x) + self.get(y, x + 1) + self.get(y + 1, x) + self.get(y + 1, x + 1);
+                let (y, x) = (
+                    2 * y as isize - (self.h % 2) as isize,
+                    2 * x as isize - (self.w % 2) as isize,
+                );
+                let cell = self.get(y, x)
+                    + self.get(y, x + 1)
+                    + self.get(y + 1, x)
+                    + self.get(y + 1, x + 1);
                 data.push(0.25 * cell);
             }
         }
@@ -41,10 +54,17 @@ impl Plane {
 fn means(a: &Plane, b: &Plane) -> (f64, f64) {
     const C1: f64 = 1e-4;
     const C2: f64 = 9e-4;
-    let bell: Vec<f64> = (-5..=5).map(|x| (-(x * x) as f64 / (2.0 * 1.5 * 1.5)).exp()).collect();
+    let bell: Vec<f64> = (-5..=5)
+        .map(|x| (-(x * x) as f64 / (2.0 * 1.5 * 1.5)).exp())
+        .collect();
     let total: f64 = bell.iter().sum();
-    // windows inside the picture, or centred on every pixel where the picture is smaller than a window
-    let (border, rows, columns) = if a.h.min(a.w) < 11 { (-5, a.h, a.w) } else { (0, a.h - 10, a.w - 10) };
+    // windows inside the picture, or centred on every pixel where the picture is smaller than a
+    // window
+    let (border, rows, columns) = if a.h.min(a.w) < 11 {
+        (-5, a.h, a.w)
+    } else {
+        (0, a.h - 10, a.w - 10)
+    };
     let (mut ssim, mut structure) = (0.0, 0.0);
     for y in 0..rows as isize {
         for x in 0..columns as isize {
@@ -52,8 +72,14 @@ fn means(a: &Plane, b: &Plane) -> (f64, f64) {
             for i in 0..11 {
                 for j in 0..11 {
                     let k = bell[i as usize] / total * bell[j as usize] / total;
-                    let (p, q) = (a.get(y + border + i, x + border + j), b.get(y + border + i, x + border + j));
-                    [p, q, p * p, q * q, p * q].iter().zip(&mut m).for_each(|(v, m)| *m += k * v);
+                    let (p, q) = (
+                        a.get(y + border + i, x + border + j),
+                        b.get(y + border + i, x + border + j),
+                    );
+                    [p, q, p * p, q * q, p * q]
+                        .iter()
+                        .zip(&mut m)
+                        .for_each(|(v, m)| *m += k * v);
                 }
             }
             let [p, q, pp, qq, pq] = m;
@@ -76,9 +102,17 @@ pub fn ssim(pred: &[f64], target: &[f64], h: usize, w: usize) -> f64 {
 pub fn multi_scale(pred: &[f64], target: &[f64], h: usize, w: usize, luminance: bool) -> f64 {
     let (mut a, mut b) = (Plane::luma(pred, h, w), Plane::luma(target, h, w));
     let mut score = 1.0;
-    for (level, exponent) in [0.0448, 0.2856, 0.3001, 0.2363, 0.1333f64].into_iter().enumerate() {
+    for (level, exponent) in [0.0448, 0.2856, 0.3001, 0.2363, 0.1333f64]
+        .into_iter()
+        .enumerate()
+    {
         let (ssim, structure) = means(&a, &b);
-        score *= if luminance && level == 4 { ssim } else { structure }.powf(exponent);
+        score *= if luminance && level == 4 {
+            ssim
+        } else {
+            structure
+        }
+        .powf(exponent);
         (a, b) = (a.half(), b.half());
     }
     score

@@ -1,6 +1,7 @@
-//! The reference training step: AdamW, clipping, learning rate, EMA and accumulation as PyTorch does them, in f64.
-//! Depends on the reference network only; promises the documented order (mean over micro-batches, norm, clip, decay,
-//! moments, update, EMA) and nothing about non-finite values.
+//! The reference training step: AdamW, clipping, learning rate, EMA and accumulation as PyTorch
+//! does them, in f64. Depends on the reference network only; promises the documented order (mean
+//! over micro-batches, norm, clip, decay, moments, update, EMA) and nothing about non-finite
+//! values.
 
 use super::{Gradients, Loss, Reference, trainable};
 use std::{collections::BTreeMap, f64::consts::PI};
@@ -50,7 +51,11 @@ impl Recipe {
 
     /// The EMA's weight on its own past at update `k`, counted from 1: 0 (a copy) at first.
     pub fn ema_at(&self, k: usize) -> f64 {
-        if k <= 1 { 0.0 } else { self.ema_decay.min(1.0 - (k as f64).powf(-self.ema_power)) }
+        if k <= 1 {
+            0.0
+        } else {
+            self.ema_decay.min(1.0 - (k as f64).powf(-self.ema_power))
+        }
     }
 }
 
@@ -65,7 +70,8 @@ pub struct Training {
     second: BTreeMap<String, Vec<f64>>,
 }
 
-/// What one iteration reports: the mean loss of its micro-batches and the norm of the gradient before clipping.
+/// What one iteration reports: the mean loss of its micro-batches and the norm of the gradient
+/// before clipping.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
     pub loss: f64,
@@ -87,10 +93,23 @@ impl Training {
         let values = |name: &str| network.param(name).to_vec();
         let zeros = || -> BTreeMap<String, Vec<f64>> {
             let moved = network.params.iter().filter(|(name, _)| trainable(name));
-            moved.map(|(name, (_, v))| (name.clone(), vec![0.0; v.len()])).collect()
+            moved
+                .map(|(name, (_, v))| (name.clone(), vec![0.0; v.len()]))
+                .collect()
         };
-        let ema = network.params.keys().map(|name| (name.clone(), values(name))).collect();
-        Training { ema, first: zeros(), second: zeros(), iteration: 0, recipe, network }
+        let ema = network
+            .params
+            .keys()
+            .map(|name| (name.clone(), values(name)))
+            .collect();
+        Training {
+            ema,
+            first: zeros(),
+            second: zeros(),
+            iteration: 0,
+            recipe,
+            network,
+        }
     }
 
     /// One iteration on a pixel loss; `batches.len()` is `accum_iter`.
@@ -99,12 +118,18 @@ impl Training {
     }
 
     /// One iteration on any loss of (output, target), which returns its value and its gradient.
-    pub fn step_with(&mut self, batches: &[Batch], loss: impl Fn(&[f64], &[f64]) -> (f64, Vec<f64>)) -> Report {
+    pub fn step_with(
+        &mut self,
+        batches: &[Batch],
+        loss: impl Fn(&[f64], &[f64]) -> (f64, Vec<f64>),
+    ) -> Report {
         let share = 1.0 / batches.len() as f64;
         let mut mean_loss = 0.0;
         let mut grads: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         for b in batches {
-            let Gradients { loss, params, .. } = self.network.gradients_with(&b.input, b.n, b.h, b.w, |output| loss(output, &b.target));
+            let Gradients { loss, params, .. } =
+                self.network
+                    .gradients_with(&b.input, b.n, b.h, b.w, |output| loss(output, &b.target));
             mean_loss += share * loss;
             for (name, grad) in params {
                 let sum = grads.entry(name).or_insert_with(|| vec![0.0; grad.len()]);
@@ -125,16 +150,36 @@ impl Training {
                 *e = d * *e + (1.0 - d) * p;
             }
         }
-        Report { loss: mean_loss, grad_norm, lr }
+        Report {
+            loss: mean_loss,
+            grad_norm,
+            lr,
+        }
     }
 
     /// Loshchilov & Hutter's AdamW, as in PyTorch: decay first, then the bias-corrected step.
     fn adamw(&mut self, grads: &BTreeMap<String, Vec<f64>>, lr: f64) {
-        let Recipe { betas: (b1, b2), eps, weight_decay, .. } = self.recipe;
-        let (c1, c2) = (1.0 - b1.powi(self.iteration as i32), 1.0 - b2.powi(self.iteration as i32));
+        let Recipe {
+            betas: (b1, b2),
+            eps,
+            weight_decay,
+            ..
+        } = self.recipe;
+        let (c1, c2) = (
+            1.0 - b1.powi(self.iteration as i32),
+            1.0 - b2.powi(self.iteration as i32),
+        );
         for (name, grad) in grads {
-            let values = &mut self.network.params.get_mut(name).expect("a gradient has a parameter").1;
-            let (m, v) = (self.first.get_mut(name).unwrap(), self.second.get_mut(name).unwrap());
+            let values = &mut self
+                .network
+                .params
+                .get_mut(name)
+                .expect("a gradient has a parameter")
+                .1;
+            let (m, v) = (
+                self.first.get_mut(name).unwrap(),
+                self.second.get_mut(name).unwrap(),
+            );
             for j in 0..grad.len() {
                 values[j] *= 1.0 - lr * weight_decay;
                 m[j] = b1 * m[j] + (1.0 - b1) * grad[j];

@@ -1,4 +1,5 @@
-//! What the tests of `paragon train` share: a small set, the command with short runs, what a run leaves, and signals.
+//! What the tests of `paragon train` share: a small set, the command with short runs, what a run
+//! leaves, and signals.
 #![allow(dead_code)] // not every test file uses all of it
 
 use crate::cli_common::{Ran, paragon, run, text};
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 
 pub type Flags<'a> = &'a [(&'a str, &'a str)];
 
-/// Iterations of the common run; log lines and checkpoints do not fall on the same iterations on purpose.
+/// Iterations of the common run; log lines and checkpoints do not fall on the same iterations on
+/// purpose.
 pub const BASE: Flags = &[
     ("--iterations", "24"),
     ("--batch-size", "2"),
@@ -23,8 +25,16 @@ pub const BASE: Flags = &[
 
 /// `paragon train` with the common flags, some of them replaced, and more.
 pub fn command(set: &Path, out: &Path, flags: Flags) -> Vec<String> {
-    let mut all = vec!["train".to_string(), "--shards".into(), text(set).into(), "--out".into(), text(out).into()];
-    let kept = BASE.iter().filter(|(name, _)| flags.iter().all(|(other, _)| other != name));
+    let mut all = vec![
+        "train".to_string(),
+        "--shards".into(),
+        text(set).into(),
+        "--out".into(),
+        text(out).into(),
+    ];
+    let kept = BASE
+        .iter()
+        .filter(|(name, _)| flags.iter().all(|(other, _)| other != name));
     for (name, value) in kept.chain(flags) {
         all.push(name.to_string());
         if !value.is_empty() {
@@ -39,7 +49,11 @@ pub fn train(set: &Path, out: &Path, flags: Flags) -> Ran {
 }
 
 pub fn start(set: &Path, out: &Path, flags: Flags) -> Child {
-    paragon(&command(set, out, flags)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    paragon(&command(set, out, flags))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// A set of LQ 16 in a temporary folder.
@@ -52,14 +66,18 @@ pub fn set() -> (tempfile::TempDir, PathBuf) {
 }
 
 pub fn states(out: &Path) -> Vec<PathBuf> {
-    let mut list: Vec<PathBuf> = fs::read_dir(out.join("states")).map_or(Vec::new(), |d| d.map(|e| e.unwrap().path()).collect());
+    let mut list: Vec<PathBuf> = fs::read_dir(out.join("states"))
+        .map_or(Vec::new(), |d| d.map(|e| e.unwrap().path()).collect());
     list.sort();
     list
 }
 
 pub fn log(out: &Path) -> Vec<serde_json::Value> {
     let lines = fs::read_to_string(out.join("log.jsonl")).unwrap_or_default();
-    lines.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
+    lines
+        .lines()
+        .filter_map(|l| serde_json::from_str(l).ok())
+        .collect()
 }
 
 /// What must be equal: network, newest state, the log without its timings.
@@ -93,7 +111,10 @@ pub fn outcome(out: &Path) -> Outcome {
 pub fn same(found: &Outcome, expected: &Outcome, what: &str) {
     assert_eq!(found.log, expected.log, "{what}: the logs differ");
     assert_eq!(found.state.0, expected.state.0, "{what}");
-    assert!(found.state.1 == expected.state.1, "{what}: the states differ");
+    assert!(
+        found.state.1 == expected.state.1,
+        "{what}: the states differ"
+    );
     assert!(found.model == expected.model, "{what}: the networks differ");
 }
 
@@ -117,14 +138,21 @@ pub fn wait_for_a_log_line(out: &Path) {
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
     while !done() {
-        assert!(started.elapsed() < Duration::from_secs(300), "no {what} in five minutes");
+        assert!(
+            started.elapsed() < Duration::from_secs(300),
+            "no {what} in five minutes"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 /// A command with its output to be read at its end.
 pub fn spawn(command: &mut Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 /// Sends a signal to a process that has not been waited for.

@@ -1,5 +1,6 @@
-//! The one allocation of the CPU backend, and the pointers the operations get into it. This is where `unsafe` views of the
-//! arena are made: the plan's verification (no two live buffers share bytes) is what makes them sound.
+//! The one allocation of the CPU backend, and the pointers the operations get into it. This is
+//! where `unsafe` views of the arena are made: the plan's verification (no two live buffers share
+//! bytes) is what makes them sound.
 
 use crate::plan::{ALIGNMENT, Plan};
 use anyhow::{Result, bail};
@@ -14,7 +15,8 @@ pub struct Arena {
 
 // SAFETY: the arena owns its memory, or was lent it for itself alone, and any thread may free it
 unsafe impl Send for Arena {}
-// SAFETY: no method reads or writes behind the pointer; who does so through it answers for other threads
+// SAFETY: no method reads or writes behind the pointer; who does so through it answers for other
+// threads
 unsafe impl Sync for Arena {}
 
 impl Arena {
@@ -33,17 +35,25 @@ impl Arena {
                 crate::plan::bytes_text(plan.arena_bytes)
             );
         }
-        Ok(Arena { base, layout, lent: false })
+        Ok(Arena {
+            base,
+            layout,
+            lent: false,
+        })
     }
 
     /// A part of an arena, from `offset` on.
     ///
     /// # Safety
-    /// The part must lie inside and begin at a multiple of [`ALIGNMENT`], nothing else may use it while the result lives, and this arena
-    /// must outlive it.
+    /// The part must lie inside and begin at a multiple of [`ALIGNMENT`], nothing else may use it
+    /// while the result lives, and this arena must outlive it.
     pub unsafe fn lend(&self, offset: usize, bytes: usize) -> Result<Arena> {
         // SAFETY: the caller says that the part lies inside the arena
-        Ok(Arena { base: unsafe { self.base.add(offset) }, layout: Layout::from_size_align(bytes, ALIGNMENT as usize)?, lent: true })
+        Ok(Arena {
+            base: unsafe { self.base.add(offset) },
+            layout: Layout::from_size_align(bytes, ALIGNMENT as usize)?,
+            lent: true,
+        })
     }
 
     /// Start of the arena.
@@ -70,7 +80,8 @@ impl Drop for Arena {
 #[derive(Clone, Copy)]
 pub struct Shared<T>(*mut T);
 
-// SAFETY: it is a number until `at`, `slice` or `view` is called, whose callers answer for what other threads do there
+// SAFETY: it is a number until `at`, `slice` or `view` is called, whose callers answer for what
+// other threads do there
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above
 unsafe impl<T> Sync for Shared<T> {}
@@ -94,21 +105,25 @@ impl<T> Shared<T> {
     /// A slice of `len` elements from `offset` on.
     ///
     /// # Safety
-    /// The range must lie inside the buffer, which is aligned for `T`, and nobody else may touch it while the slice lives.
+    /// The range must lie inside the buffer, which is aligned for `T`, and nobody else may touch it
+    /// while the slice lives.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [T] {
-        // SAFETY: the caller says that the range lies inside the buffer and is nobody else's; the arena is initialised from the start
+        // SAFETY: the caller says that the range lies inside the buffer and is nobody else's; the
+        // arena is initialised from the start
         unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), len) }
     }
 
     /// A slice of `len` elements from `offset` on, to read.
     ///
     /// # Safety
-    /// The range must lie inside the buffer, which is aligned for `T`, and nobody may write it while the slice lives.
+    /// The range must lie inside the buffer, which is aligned for `T`, and nobody may write it
+    /// while the slice lives.
     #[inline(always)]
     pub unsafe fn view<'a>(self, offset: usize, len: usize) -> &'a [T] {
-        // SAFETY: the caller says that the range lies inside the buffer and that nobody writes it; the arena is initialised from the start
+        // SAFETY: the caller says that the range lies inside the buffer and that nobody writes it;
+        // the arena is initialised from the start
         unsafe { std::slice::from_raw_parts(self.0.add(offset), len) }
     }
 }

@@ -1,5 +1,5 @@
-//! 3x3 convolutions, forward and backward, directly. Depends on the row kernels; hands over to `conv_winograd` where that form
-//! applies.
+//! 3x3 convolutions, forward and backward, directly. Depends on the row kernels; hands over to
+//! `conv_winograd` where that form applies.
 
 use super::arena::Shared;
 use super::conv_winograd;
@@ -23,7 +23,11 @@ pub fn workspace(c: &Conv) -> Workspace {
     if conv_winograd::applies(c) {
         return conv_winograd::workspace(c);
     }
-    Workspace { shared: whole(packed(c)) + c.cout, scratch: 3 * whole((c.extent.w + 2) * c.cin), ..Workspace::default() }
+    Workspace {
+        shared: whole(packed(c)) + c.cout,
+        scratch: 3 * whole((c.extent.w + 2) * c.cin),
+        ..Workspace::default()
+    }
 }
 
 struct Forward<'a> {
@@ -37,17 +41,23 @@ struct Forward<'a> {
 impl Task for Forward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let Conv { extent, cin, cout, .. } = *self.op;
+        let Conv {
+            extent, cin, cout, ..
+        } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: the output's rows `start..end` are this task's, padded rows fit into the scratch, and `cout` is whole vectors in every
-        // plan; the rest is `Task::run`'s contract
+        // SAFETY: the output's rows `start..end` are this task's, padded rows fit into the scratch,
+        // and `cout` is whole vectors in every plan; the rest is `Task::run`'s contract
         unsafe {
             let ring = self.parts.scratch();
             let slot = |row: isize| ring.at((row + 1) as usize % 3 * whole((w + 2) * cin));
             let load = |row: isize| {
                 let inside = row >= 0 && row < h as isize;
-                let source = inside.then(|| self.input.at((image * h + row as usize) * w * cin).cast_const());
+                let source = inside.then(|| {
+                    self.input
+                        .at((image * h + row as usize) * w * cin)
+                        .cast_const()
+                });
                 pad_row(source, cin, w * cin, slot(row));
             };
             load(start as isize - 1);
@@ -55,7 +65,11 @@ impl Task for Forward<'_> {
             for y in start..end {
                 let row = y as isize;
                 load(row + 1);
-                let rows = [slot(row - 1).cast_const(), slot(row).cast_const(), slot(row + 1).cast_const()];
+                let rows = [
+                    slot(row - 1).cast_const(),
+                    slot(row).cast_const(),
+                    slot(row + 1).cast_const(),
+                ];
                 let product = RowProduct {
                     rows: &rows,
                     stride: cin,
@@ -83,7 +97,10 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
         return conv_winograd::forward(ctx, op);
     }
     let parts = ctx.parts(op.workspace, workspace(op));
-    let (weight, bias) = (ctx.param(op.parameters, op.weight), ctx.param(op.parameters, op.bias));
+    let (weight, bias) = (
+        ctx.param(op.parameters, op.weight),
+        ctx.param(op.parameters, op.bias),
+    );
     // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
     unsafe {
         let weight = weight.slice(0, op.weight.len);
@@ -97,7 +114,16 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
         biases.copy_from_slice(bias.slice(0, op.cout));
     }
     let bands = Bands::new(op.extent);
-    ctx.parallel(bands.tasks(), &Forward { op, parts, bands, input: ctx.floats(op.input), output: ctx.floats(op.output) });
+    ctx.parallel(
+        bands.tasks(),
+        &Forward {
+            op,
+            parts,
+            bands,
+            input: ctx.floats(op.input),
+            output: ctx.floats(op.output),
+        },
+    );
 }
 
 /// Workspace of the backward operation.
@@ -126,11 +152,14 @@ struct Backward<'a> {
 impl Task for Backward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let Conv { extent, cin, cout, .. } = *self.op;
+        let Conv {
+            extent, cin, cout, ..
+        } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, padded rows fit into the scratch, and `cout`, as `cin`
-        // unless it is 3, is whole vectors in every plan; the rest is `Task::run`'s contract
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, padded rows fit
+        // into the scratch, and `cout`, as `cin` unless it is 3, is whole vectors in every plan;
+        // the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, packed(self.op) + cout);
@@ -138,11 +167,25 @@ impl Task for Backward<'_> {
             let x_ring = self.parts.scratch();
             let d_ring = Shared::new(x_ring.at(3 * x_len));
             let slot = |row: isize| (row + 1) as usize % 3;
-            let (x_slot, d_slot) = (|row| x_ring.at(slot(row) * x_len), |row| d_ring.at(slot(row) * d_len));
+            let (x_slot, d_slot) = (
+                |row| x_ring.at(slot(row) * x_len),
+                |row| d_ring.at(slot(row) * d_len),
+            );
             let load = |row: isize| {
-                let inside = (row >= 0 && row < h as isize).then_some(image * h + row.max(0) as usize);
-                pad_row(inside.map(|r| self.input.at(r * w * cin).cast_const()), cin, w * cin, x_slot(row));
-                pad_row(inside.map(|r| self.d_output.at(r * w * cout).cast_const()), cout, w * cout, d_slot(row));
+                let inside =
+                    (row >= 0 && row < h as isize).then_some(image * h + row.max(0) as usize);
+                pad_row(
+                    inside.map(|r| self.input.at(r * w * cin).cast_const()),
+                    cin,
+                    w * cin,
+                    x_slot(row),
+                );
+                pad_row(
+                    inside.map(|r| self.d_output.at(r * w * cout).cast_const()),
+                    cout,
+                    w * cout,
+                    d_slot(row),
+                );
             };
             load(start as isize - 1);
             load(start as isize);
@@ -152,12 +195,26 @@ impl Task for Backward<'_> {
                 let gradient = d_slot(row).add(cout).cast_const();
                 for ky in 0..3 {
                     let x = x_slot(row - 1 + ky as isize);
-                    row_outer::<S>(x, cin, 3 * cin, gradient, cout, w, partial.at(ky * 3 * cin * cout));
+                    row_outer::<S>(
+                        x,
+                        cin,
+                        3 * cin,
+                        gradient,
+                        cout,
+                        w,
+                        partial.at(ky * 3 * cin * cout),
+                    );
                 }
                 row_sum::<S>(gradient, cout, w, partial.at(packed(self.op)));
-                let Some(d_input) = self.d_input else { continue };
+                let Some(d_input) = self.d_input else {
+                    continue;
+                };
                 let out = d_input.at((image * h + y) * w * cin);
-                let rows = [d_slot(row - 1).cast_const(), gradient.sub(cout), d_slot(row + 1).cast_const()];
+                let rows = [
+                    d_slot(row - 1).cast_const(),
+                    gradient.sub(cout),
+                    d_slot(row + 1).cast_const(),
+                ];
                 if cin == 3 {
                     row_to_rgb::<S>(rows, self.parts.shared().at(0), [0.0; 3], cout, w, out);
                     continue;
@@ -197,9 +254,14 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
         pack.fill(0.0);
         for (ky, kx) in (0..9).map(|k| (k / 3, k % 3)) {
             for (co, ci) in (0..c.cout).flat_map(|co| (0..c.cin).map(move |ci| (co, ci))) {
-                // the gradient at a pixel comes from the output pixel on the other side: taps are flipped
+                // the gradient at a pixel comes from the output pixel on the other side: taps are
+                // flipped
                 let (value, tap) = (weight[torch_index(c, co, ci, 2 - ky, 2 - kx)], ky * 3 + kx);
-                pack[if c.cin == 3 { (tap * 3 + ci) * c.cout + co } else { (tap * c.cout + co) * c.cin + ci }] = value;
+                pack[if c.cin == 3 {
+                    (tap * 3 + ci) * c.cout + co
+                } else {
+                    (tap * c.cout + co) * c.cin + ci
+                }] = value;
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The convolutions of `conv` in Winograd's form F(4x4, 3x3): the same operations and parameters with four times fewer
-//! multiplications, for training. Depends on the transforms of `winograd`.
+//! The convolutions of `conv` in Winograd's form F(4x4, 3x3): the same operations and parameters
+//! with four times fewer multiplications, for training. Depends on the transforms of `winograd`.
 
 use super::arena::Shared;
 use super::conv::torch_index;
@@ -8,12 +8,13 @@ use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache};
 use super::tiling::{Rows, groups, pack, tiles};
 use super::winograd::{
-    CHUNK, Chunk, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride, products, transform_gradient,
-    transform_input,
+    CHUNK, Chunk, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride,
+    products, transform_gradient, transform_input,
 };
 use crate::plan::{Conv, ConvBack};
 
-/// Tiles of a weight gradient taken at a time: enough to keep sums in registers, few enough to stay in cache.
+/// Tiles of a weight gradient taken at a time: enough to keep sums in registers, few enough to stay
+/// in cache.
 const OUTER_TILES: usize = 32;
 
 /// Outputs of a tile along a side.
@@ -54,32 +55,76 @@ struct Forward<'a> {
 impl Task for Forward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let Conv { extent, cin, cout, .. } = *self.op;
+        let Conv {
+            extent, cin, cout, ..
+        } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: the output's rows `start..end` are this task's, and channels are whole vectors (`applies`), so that pixels begin at
-        // multiples of 64; the rest is `Task::run`'s contract
+        // SAFETY: the output's rows `start..end` are this task's, and channels are whole vectors
+        // (`applies`), so that pixels begin at multiples of 64; the rest is `Task::run`'s contract
         unsafe {
             let v = self.parts.scratch().at(0);
             let m = v.add(POINTS * point_stride(CHUNK * cin));
             let shared = self.parts.shared();
             let bias = shared.at(transformed(self.op));
             let far = exceeds_cache(extent, cout);
-            let source = Rows { source: self.input, zeros: bias.add(cout), image, h, w, c: cin };
+            let source = Rows {
+                source: self.input,
+                zeros: bias.add(cout),
+                image,
+                h,
+                w,
+                c: cin,
+            };
             for y in (start..end).step_by(OUT) {
                 let rows = source.get(y as isize - 1, h);
                 for first in (0..tiles::<OUT>(w)).step_by(CHUNK) {
                     let count = CHUNK.min(tiles::<OUT>(w) - first);
-                    let points = Points { base: v, point_stride: point_stride(CHUNK * cin), tile_stride: cin };
-                    transform_input::<S, OUT>(rows, Span { first, count, w, c: cin }, points);
-                    let chunk = Chunk { v, k: cin, count, m };
+                    let points = Points {
+                        base: v,
+                        point_stride: point_stride(CHUNK * cin),
+                        tile_stride: cin,
+                    };
+                    transform_input::<S, OUT>(
+                        rows,
+                        Span {
+                            first,
+                            count,
+                            w,
+                            c: cin,
+                        },
+                        points,
+                    );
+                    let chunk = Chunk {
+                        v,
+                        k: cin,
+                        count,
+                        m,
+                    };
                     for (lane, two) in groups(cout) {
-                        let rows = std::array::from_fn(|r| (y + r < end).then(|| self.output.at((image * h + y + r) * w * cout + lane)));
-                        let out = Output { rows, stride: cout, x: OUT * first, w, far };
+                        let rows = std::array::from_fn(|r| {
+                            (y + r < end)
+                                .then(|| self.output.at((image * h + y + r) * w * cout + lane))
+                        });
+                        let out = Output {
+                            rows,
+                            stride: cout,
+                            x: OUT * first,
+                            w,
+                            far,
+                        };
                         let u = shared.at(lane * POINTS * cin);
                         match cin {
-                            16 => multiply_and_store::<S, 16, OUT>(&chunk, u, two, bias.add(lane), out),
-                            _ => multiply_and_store::<S, 0, OUT>(&chunk, u, two, bias.add(lane), out),
+                            16 => multiply_and_store::<S, 16, OUT>(
+                                &chunk,
+                                u,
+                                two,
+                                bias.add(lane),
+                                out,
+                            ),
+                            _ => {
+                                multiply_and_store::<S, 0, OUT>(&chunk, u, two, bias.add(lane), out)
+                            }
                         }
                     }
                 }
@@ -96,13 +141,24 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
     unsafe {
         let weight = ctx.param(op.parameters, op.weight).slice(0, op.weight.len);
         let shared = parts.shared().slice(0, workspace(op).shared);
-        pack::<3>(shared, op.cin, op.cout, |lane, ci, at| tap(op, weight, lane, ci, at));
+        pack::<3>(shared, op.cin, op.cout, |lane, ci, at| {
+            tap(op, weight, lane, ci, at)
+        });
         let (biases, zeros) = shared[transformed(op)..].split_at_mut(op.cout);
         biases.copy_from_slice(ctx.param(op.parameters, op.bias).slice(0, op.bias.len));
         zeros.fill(0.0);
     }
     let bands = Bands::new(op.extent);
-    ctx.parallel(bands.tasks(), &Forward { op, parts, bands, input: ctx.floats(op.input), output: ctx.floats(op.output) });
+    ctx.parallel(
+        bands.tasks(),
+        &Forward {
+            op,
+            parts,
+            bands,
+            input: ctx.floats(op.input),
+            output: ctx.floats(op.output),
+        },
+    );
 }
 
 /// Tiles of a weight gradient taken at a time in rows of `w` pixels.
@@ -115,9 +171,12 @@ fn gradients(c: &Conv) -> usize {
     9 * c.cin * c.cout + c.cout
 }
 
-/// Workspace of the backward operation: weights and zeros; sums at the points, and transformed values.
+/// Workspace of the backward operation: weights and zeros; sums at the points, and transformed
+/// values.
 pub fn workspace_back(op: &ConvBack) -> Workspace {
-    let Conv { extent, cin, cout, .. } = op.forward;
+    let Conv {
+        extent, cin, cout, ..
+    } = op.forward;
     let w = extent.w;
     let outer = POINTS * (point_stride(outer_tiles(w) * cin) + point_stride(outer_tiles(w) * cout));
     let product = POINTS * point_stride(CHUNK * cout) + products();
@@ -141,11 +200,14 @@ struct Backward<'a> {
 impl Task for Backward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let Conv { extent, cin, cout, .. } = *self.op;
+        let Conv {
+            extent, cin, cout, ..
+        } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, and channels are whole vectors (`applies`), so that
-        // pixels begin at multiples of 64; the rest is `Task::run`'s contract
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, and channels are
+        // whole vectors (`applies`), so that pixels begin at multiples of 64; the rest is
+        // `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             let biases = partial.at(9 * cin * cout);
@@ -156,8 +218,22 @@ impl Task for Backward<'_> {
             let shared = self.parts.shared();
             let zeros = shared.at(transformed(self.op) + cin).cast_const();
             let far = exceeds_cache(extent, cin);
-            let inputs = Rows { source: self.input, zeros, image, h, w, c: cin };
-            let gradients = Rows { source: self.d_output, zeros, image, h, w, c: cout };
+            let inputs = Rows {
+                source: self.input,
+                zeros,
+                image,
+                h,
+                w,
+                c: cin,
+            };
+            let gradients = Rows {
+                source: self.d_output,
+                zeros,
+                image,
+                h,
+                w,
+                c: cout,
+            };
             for y in (start..end).step_by(OUT) {
                 let span = outer_tiles(w);
                 let (v_stride, z_stride) = (point_stride(span * cin), point_stride(span * cout));
@@ -166,10 +242,36 @@ impl Task for Backward<'_> {
                 let own = gradients.get::<OUT>(y as isize, end);
                 for first in (0..tiles::<OUT>(w)).step_by(span) {
                     let count = span.min(tiles::<OUT>(w) - first);
-                    let points = Points { base: v, point_stride: v_stride, tile_stride: cin };
-                    transform_input::<S, OUT>(inputs.get(y as isize - 1, h), Span { first, count, w, c: cin }, points);
-                    let points = Points { base: z, point_stride: z_stride, tile_stride: cout };
-                    transform_gradient::<S, OUT>(own, Span { first, count, w, c: cout }, points);
+                    let points = Points {
+                        base: v,
+                        point_stride: v_stride,
+                        tile_stride: cin,
+                    };
+                    transform_input::<S, OUT>(
+                        inputs.get(y as isize - 1, h),
+                        Span {
+                            first,
+                            count,
+                            w,
+                            c: cin,
+                        },
+                        points,
+                    );
+                    let points = Points {
+                        base: z,
+                        point_stride: z_stride,
+                        tile_stride: cout,
+                    };
+                    transform_gradient::<S, OUT>(
+                        own,
+                        Span {
+                            first,
+                            count,
+                            w,
+                            c: cout,
+                        },
+                        points,
+                    );
                     for point in 0..POINTS {
                         let (v, z) = (v.add(point * v_stride), z.add(point * z_stride));
                         row_outer::<S>(v, cin, cin, z, cout, count, sums.add(point * cin * cout));
@@ -178,18 +280,49 @@ impl Task for Backward<'_> {
                 for d in &own[..OUT.min(end - y)] {
                     row_sum::<S>(*d, cout, w, biases);
                 }
-                let Some(d_input) = self.d_input else { continue };
+                let Some(d_input) = self.d_input else {
+                    continue;
+                };
                 let stride = point_stride(CHUNK * cout);
                 let (v, m) = (room, room.add(POINTS * stride));
                 for first in (0..tiles::<OUT>(w)).step_by(CHUNK) {
                     let count = CHUNK.min(tiles::<OUT>(w) - first);
-                    let points = Points { base: v, point_stride: stride, tile_stride: cout };
-                    transform_input::<S, OUT>(gradients.get(y as isize - 1, h), Span { first, count, w, c: cout }, points);
-                    let chunk = Chunk { v, k: cout, count, m };
+                    let points = Points {
+                        base: v,
+                        point_stride: stride,
+                        tile_stride: cout,
+                    };
+                    transform_input::<S, OUT>(
+                        gradients.get(y as isize - 1, h),
+                        Span {
+                            first,
+                            count,
+                            w,
+                            c: cout,
+                        },
+                        points,
+                    );
+                    let chunk = Chunk {
+                        v,
+                        k: cout,
+                        count,
+                        m,
+                    };
                     for (lane, two) in groups(cin) {
-                        let rows = std::array::from_fn(|r| (y + r < end).then(|| d_input.at((image * h + y + r) * w * cin + lane)));
-                        let out = Output { rows, stride: cin, x: OUT * first, w, far };
-                        let (u, zero) = (shared.at(lane * POINTS * cout), shared.at(transformed(self.op) + lane));
+                        let rows = std::array::from_fn(|r| {
+                            (y + r < end).then(|| d_input.at((image * h + y + r) * w * cin + lane))
+                        });
+                        let out = Output {
+                            rows,
+                            stride: cin,
+                            x: OUT * first,
+                            w,
+                            far,
+                        };
+                        let (u, zero) = (
+                            shared.at(lane * POINTS * cout),
+                            shared.at(transformed(self.op) + lane),
+                        );
                         match cout {
                             16 => multiply_and_store::<S, 16, OUT>(&chunk, u, two, zero, out),
                             _ => multiply_and_store::<S, 0, OUT>(&chunk, u, two, zero, out),
@@ -214,7 +347,9 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
         let weight = ctx.param(c.parameters, c.weight).slice(0, c.weight.len);
         let shared = parts.shared().slice(0, workspace_back(op).shared);
         // the gradient at a pixel comes from the outputs on the other side: taps are turned
-        pack::<3>(shared, c.cout, c.cin, |ci, lane, at| tap(c, weight, lane, ci, 8 - at));
+        pack::<3>(shared, c.cout, c.cin, |ci, lane, at| {
+            tap(c, weight, lane, ci, 8 - at)
+        });
         shared[transformed(c)..].fill(0.0);
     }
     let bands = Bands::new(c.extent);

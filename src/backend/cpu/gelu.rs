@@ -1,6 +1,6 @@
-//! The exact GELU, z Phi(z), and its slope, on vectors. Phi is symmetric, so |z| picks one of eight segments of [0, 6] and a
-//! polynomial fitted there (at Chebyshev points): 4e-8 of fitting error, below 2e-7 with f32 rounding, which the tests
-//! check. Depends on the vectors alone.
+//! The exact GELU, z Phi(z), and its slope, on vectors. Phi is symmetric, so |z| picks one of eight
+//! segments of [0, 6] and a polynomial fitted there (at Chebyshev points): 4e-8 of fitting error,
+//! below 2e-7 with f32 rounding, which the tests check. Depends on the vectors alone.
 
 use super::simd::{Simd, Table};
 
@@ -15,8 +15,8 @@ macro_rules! tables {
     ($($values:expr),* $(,)?) => { [$(Table::new($values)),*] };
 }
 
-/// Phi(a) - 1/2 by powers of the place in the segment, from -1/2 to 1/2: the integral of a fit of the density, so that its slope
-/// is good as well.
+/// Phi(a) - 1/2 by powers of the place in the segment, from -1/2 to 1/2: the integral of a fit of
+/// the density, so that its slope is good as well.
 #[rustfmt::skip]
 #[allow(clippy::excessive_precision)] // as they were fitted
 static HALF_CDF: [Table; 8] = tables![
@@ -38,7 +38,11 @@ static HALF_CDF: [Table; 8] = tables![
 unsafe fn place<S: Simd>(a: S::V) -> (S::V, S::V) {
     // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
-        let u = S::fma(S::min(a, S::splat(LIMIT)), S::splat(SEGMENTS), S::splat(-0.5));
+        let u = S::fma(
+            S::min(a, S::splat(LIMIT)),
+            S::splat(SEGMENTS),
+            S::splat(-0.5),
+        );
         let at = S::add(u, S::splat(MAGIC));
         (at, S::sub(u, S::sub(at, S::splat(MAGIC))))
     }
@@ -62,7 +66,8 @@ pub unsafe fn gelu<S: Simd>(z: S::V) -> S::V {
     }
 }
 
-/// GELU and its derivative: (z Phi(z), Phi(z) + z phi(z)). The density phi is the slope of the polynomial.
+/// GELU and its derivative: (z Phi(z), Phi(z) + z phi(z)). The density phi is the slope of the
+/// polynomial.
 ///
 /// # Safety
 /// As [`Simd`].
@@ -96,7 +101,8 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self) {
             for i in (0..self.0.len()).step_by(LANES) {
-                // SAFETY: `Isa::run` picked S for this processor, and the three slices are of one length, a multiple of a vector
+                // SAFETY: `Isa::run` picked S for this processor, and the three slices are of one
+                // length, a multiple of a vector
                 unsafe {
                     let (g, s) = gelu_and_slope::<S>(S::load(self.0.as_ptr().add(i)));
                     S::store(self.1.as_mut_ptr().add(i), g);
@@ -128,7 +134,9 @@ mod tests {
 
     #[test]
     fn gelu_and_its_slope_are_exact_within_the_stated_error_on_every_instruction_set() {
-        let z: Vec<f32> = (0..64_000).map(|i| (i as f32 - 32_000.0) / 2_000.0).collect();
+        let z: Vec<f32> = (0..64_000)
+            .map(|i| (i as f32 - 32_000.0) / 2_000.0)
+            .collect();
         for isa in Isa::available() {
             let (mut g, mut s) = (vec![0.0; z.len()], vec![0.0; z.len()]);
             isa.run(Evaluate(&z, &mut g, &mut s));
@@ -137,8 +145,17 @@ mod tests {
                 let cdf = 0.5 * (1.0 + erf(x / 2f64.sqrt()));
                 let slope = cdf + x * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
                 let scale = x.abs().max(1.0);
-                assert!((f64::from(g[i]) - x * cdf).abs() < 2e-7 * scale, "{isa}: gelu({x}) = {} not {}", g[i], x * cdf);
-                assert!((f64::from(s[i]) - slope).abs() < 2.5e-7, "{isa}: slope({x}) = {} not {slope}", s[i]);
+                assert!(
+                    (f64::from(g[i]) - x * cdf).abs() < 2e-7 * scale,
+                    "{isa}: gelu({x}) = {} not {}",
+                    g[i],
+                    x * cdf
+                );
+                assert!(
+                    (f64::from(s[i]) - slope).abs() < 2.5e-7,
+                    "{isa}: slope({x}) = {} not {slope}",
+                    s[i]
+                );
             }
         }
     }

@@ -1,7 +1,7 @@
-//! The losses as operations: pixel losses, which write the gradient, and structural losses, which add to it image by image.
-//! The head has subtracted a u8 target already; windows, which need it as well, read it through the augmentation codes, so that the
-//! HR picture is never stored in float. Depends on
-//! [`super::structural`] for the mathematics of SSIM.
+//! The losses as operations: pixel losses, which write the gradient, and structural losses, which
+//! add to it image by image. The head has subtracted a u8 target already; windows, which need it as
+//! well, read it through the augmentation codes, so that the HR picture is never stored in float.
+//! Depends on [`super::structural`] for the mathematics of SSIM.
 
 use super::arena::Shared;
 use super::pixels::read_row;
@@ -13,7 +13,11 @@ use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLo
 
 /// Workspace of the pixel losses: one f64 a task.
 pub fn pixel_workspace(op: &PixelLoss) -> Workspace {
-    Workspace { partial: 2, tasks: Bands::new(op.extent).tasks(), ..Workspace::default() }
+    Workspace {
+        partial: 2,
+        tasks: Bands::new(op.extent).tasks(),
+        ..Workspace::default()
+    }
 }
 
 /// Epsilon of Charbonnier, under the root.
@@ -32,7 +36,10 @@ unsafe fn term<S: Simd>(kind: PixelLossKind, d: S::V) -> (S::V, S::V) {
                 // the sign: whatever is not zero, however small, exceeds 1 after this
                 let huge = S::splat(f32::from_bits(0x7180_0000)); // 2^100
                 let large = S::mul(S::mul(d, huge), huge);
-                (S::abs(d), S::max(S::min(large, S::splat(1.0)), S::splat(-1.0)))
+                (
+                    S::abs(d),
+                    S::max(S::min(large, S::splat(1.0)), S::splat(-1.0)),
+                )
             }
             PixelLossKind::Charbonnier => {
                 let root = S::sqrt(S::fma(d, d, S::splat(CHARBONNIER_EPSILON)));
@@ -73,27 +80,35 @@ impl PixelTask<'_> {
         }
     }
 
-    /// Loss of `len` values from `at` on against `target` (zeros where there is none), whose gradients are written. They may lie on the
-    /// prediction: each value is read before it is written.
+    /// Loss of `len` values from `at` on against `target` (zeros where there is none), whose
+    /// gradients are written. They may lie on the prediction: each value is read before it is
+    /// written.
     ///
     /// # Safety
-    /// As [`Simd`]; prediction, gradient and target hold these values, and the gradient's are nobody else's.
+    /// As [`Simd`]; prediction, gradient and target hold these values, and the gradient's are
+    /// nobody else's.
     #[inline(always)]
     unsafe fn values<S: Simd>(&self, at: usize, len: usize, target: Option<*const f32>) -> f64 {
-        // SAFETY: whole vectors are taken while there are as many values, and the rest one by one; the arrays hold a vector
+        // SAFETY: whole vectors are taken while there are as many values, and the rest one by one;
+        // the arrays hold a vector
         unsafe {
-            let (prediction, gradient) = (self.prediction.at(at).cast_const(), self.d_prediction.at(at));
+            let (prediction, gradient) = (
+                self.prediction.at(at).cast_const(),
+                self.d_prediction.at(at),
+            );
             let mut sum = S::splat(0.0);
             let mut i = 0;
             while i + LANES <= len {
                 let p = S::load(prediction.add(i));
-                let (loss, g) = self.vector::<S>(target.map_or(p, |t| S::sub(p, S::load(t.add(i)))));
+                let (loss, g) =
+                    self.vector::<S>(target.map_or(p, |t| S::sub(p, S::load(t.add(i)))));
                 sum = S::add(sum, loss);
                 S::store(gradient.add(i), g);
                 i += LANES;
             }
             if i < len {
-                // a difference of zero has neither loss (but Charbonnier's epsilon, not counted below) nor gradient
+                // a difference of zero has neither loss (but Charbonnier's epsilon, not counted
+                // below) nor gradient
                 let (mut difference, mut losses) = ([0.0; LANES], [0.0; LANES]);
                 for (k, d) in difference.iter_mut().enumerate().take(len - i) {
                     *d = *prediction.add(i + k) - target.map_or(0.0, |t| *t.add(i + k));
@@ -116,18 +131,24 @@ impl Task for PixelTask<'_> {
         let Extent { h, w, .. } = self.op.extent;
         let (image, start, end) = self.bands.task(task);
         let mut total = 0f64;
-        // SAFETY: rows `start..end` of `image` are this task's, in all buffers; its partial has room for an f64, aligned as whole vectors
+        // SAFETY: rows `start..end` of `image` are this task's, in all buffers; its partial has
+        // room for an f64, aligned as whole vectors
         unsafe {
             for y in start..end {
                 let at = (image * h + y) * w * 3;
-                total += self.values::<S>(at, w * 3, self.target.map(|target| target.at(at).cast_const()));
+                total += self.values::<S>(
+                    at,
+                    w * 3,
+                    self.target.map(|target| target.at(at).cast_const()),
+                );
             }
             *self.parts.partial(task).at(0).cast::<f64>() = total;
         }
     }
 }
 
-/// Runs the pixel losses; puts the weighted mean into the metrics, or adds it to the micro-batches before.
+/// Runs the pixel losses; puts the weighted mean into the metrics, or adds it to the micro-batches
+/// before.
 pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
     let parts = ctx.parts(op.workspace, pixel_workspace(op));
     let values = op.slice.of * op.extent.h * op.extent.w * 3;
@@ -147,13 +168,21 @@ pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
     ctx.parallel(bands.tasks(), &task);
     // SAFETY: the tasks are done, the partial of each holds an f64, and the metrics begin with one
     unsafe {
-        let total = ctx.sum_values(op.slice, 0, (0..bands.tasks()).map(|t| *parts.partial(t).at(0).cast::<f64>()));
+        let total = ctx.sum_values(
+            op.slice,
+            0,
+            (0..bands.tasks()).map(|t| *parts.partial(t).at(0).cast::<f64>()),
+        );
         if !op.slice.last {
             return;
         }
         let loss = total / values as f64 * f64::from(ctx.scalars.micro_scale);
         let metrics = ctx.pointer::<f64>(op.metrics).at(0);
-        *metrics = if ctx.scalars.accumulate { *metrics + loss } else { loss };
+        *metrics = if ctx.scalars.accumulate {
+            *metrics + loss
+        } else {
+            loss
+        };
     }
 }
 
@@ -165,11 +194,21 @@ fn similarity(kind: StructuralLossKind) -> Similarity {
     }
 }
 
-/// Workspace of the structural losses: per image one f64 a term, per thread the planes of one image.
+/// Workspace of the structural losses: per image one f64 a term, per thread the planes of one
+/// image.
 pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
     let Extent { n, h, w } = op.extent;
-    let scratch = op.terms.iter().map(|&(kind, _)| structural::scratch_floats(similarity(kind), h, w)).max();
-    Workspace { partial: 2 * op.terms.len(), tasks: n, scratch: scratch.unwrap_or(0), ..Workspace::default() }
+    let scratch = op
+        .terms
+        .iter()
+        .map(|&(kind, _)| structural::scratch_floats(similarity(kind), h, w))
+        .max();
+    Workspace {
+        partial: 2 * op.terms.len(),
+        tasks: n,
+        scratch: scratch.unwrap_or(0),
+        ..Workspace::default()
+    }
 }
 
 struct StructuralTask<'a> {
@@ -180,7 +219,8 @@ struct StructuralTask<'a> {
     target: Shared<f32>,
     prediction: Shared<f32>,
     d_prediction: Shared<f32>,
-    /// What a score's gradient is multiplied by, before the term's weight: -1 / images of the iteration.
+    /// What a score's gradient is multiplied by, before the term's weight: -1 / images of the
+    /// iteration.
     slope: f64,
 }
 
@@ -188,13 +228,14 @@ impl StructuralTask<'_> {
     /// Row `y` of an image, RGB `[w, 3]`: the prediction less its target, and the target in 0..=1.
     ///
     /// # Safety
-    /// As [`Task::run`] for the task of this image, of which `y` is a row; `difference` and `row` are a row long.
+    /// As [`Task::run`] for the task of this image, of which `y` is a row; `difference` and `row`
+    /// are a row long.
     #[inline(always)]
     unsafe fn row(&self, image: usize, y: usize, difference: &mut [f32], row: &mut [f32]) {
         let Extent { h, w, .. } = self.op.extent;
         let at = (image * h + y) * w * 3;
-        // SAFETY: the buffers hold the image's rows and no task writes them: the plan was verified, so the gradient is another; the batch
-        // has patch and code of every image, by its layout
+        // SAFETY: the buffers hold the image's rows and no task writes them: the plan was verified,
+        // so the gradient is another; the batch has patch and code of every image, by its layout
         unsafe {
             difference.copy_from_slice(std::slice::from_raw_parts(self.prediction.at(at), w * 3));
             match self.op.target {
@@ -204,14 +245,17 @@ impl StructuralTask<'_> {
                 }
                 Target::Float(_) => {
                     let target = std::slice::from_raw_parts(self.target.at(at), w * 3);
-                    row.iter_mut().zip(target).for_each(|(r, t)| *r = t.clamp(0.0, 1.0));
+                    row.iter_mut()
+                        .zip(target)
+                        .for_each(|(r, t)| *r = t.clamp(0.0, 1.0));
                     difference.iter_mut().zip(row).for_each(|(d, t)| *d -= *t);
                 }
             }
         }
     }
 
-    /// All terms of one image. Not inlined: the similarity has a form of its own for each instruction set.
+    /// All terms of one image. Not inlined: the similarity has a form of its own for each
+    /// instruction set.
     ///
     /// # Safety
     /// As [`Task::run`] for the task of this image.
@@ -219,16 +263,30 @@ impl StructuralTask<'_> {
     unsafe fn image(&self, image: usize) {
         let Extent { h, w, .. } = self.op.extent;
         let size = h * w * 3;
-        // SAFETY: the gradient of an image is its task's, and so is the partial, which has room for an f64 a term
-        let (gradient, partial) = unsafe { (self.d_prediction.slice(image * size, size), self.parts.partial(image).at(0).cast::<f64>()) };
+        // SAFETY: the gradient of an image is its task's, and so is the partial, which has room for
+        // an f64 a term
+        let (gradient, partial) = unsafe {
+            (
+                self.d_prediction.slice(image * size, size),
+                self.parts.partial(image).at(0).cast::<f64>(),
+            )
+        };
         for (i, &(kind, weight)) in self.op.terms.iter().enumerate() {
             let kind = similarity(kind);
             let slope = self.slope * f64::from(weight);
-            // SAFETY: the scratch is this thread's and large enough for every term; `row` is asked for rows of this image
+            // SAFETY: the scratch is this thread's and large enough for every term; `row` is asked
+            // for rows of this image
             unsafe {
-                let scratch = self.parts.scratch().slice(0, structural::scratch_floats(kind, h, w));
-                let rows = |y: usize, difference: &mut [f32], target: &mut [f32]| self.row(image, y, difference, target);
-                *partial.add(i) = structural::score_and_gradient(self.isa, kind, rows, h, w, slope, gradient, scratch);
+                let scratch = self
+                    .parts
+                    .scratch()
+                    .slice(0, structural::scratch_floats(kind, h, w));
+                let rows = |y: usize, difference: &mut [f32], target: &mut [f32]| {
+                    self.row(image, y, difference, target)
+                };
+                *partial.add(i) = structural::score_and_gradient(
+                    self.isa, kind, rows, h, w, slope, gradient, scratch,
+                );
             }
         }
     }
@@ -257,14 +315,17 @@ pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
         slope: -f64::from(ctx.scalars.micro_scale) / op.slice.of as f64,
     };
     ctx.parallel(images, &task);
-    // SAFETY: the tasks are done, the partial of each holds an f64 a term, and the metrics begin with one
+    // SAFETY: the tasks are done, the partial of each holds an f64 a term, and the metrics begin
+    // with one
     unsafe {
         let metrics = ctx.pointer::<f64>(op.metrics).at(0);
         for (i, &(_, weight)) in op.terms.iter().enumerate() {
             let scores = (0..images).map(|image| *parts.partial(image).at(0).cast::<f64>().add(i));
             let total = ctx.sum_values(op.slice, i, scores);
             if op.slice.last {
-                *metrics += f64::from(weight) * structural::loss(total / op.slice.of as f64) * f64::from(ctx.scalars.micro_scale);
+                *metrics += f64::from(weight)
+                    * structural::loss(total / op.slice.of as f64)
+                    * f64::from(ctx.scalars.micro_scale);
             }
         }
     }

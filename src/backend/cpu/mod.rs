@@ -1,5 +1,6 @@
-//! The CPU backend: runs a plan on a rayon pool of its own, with vectors chosen at run time. Depends on the plan. It promises
-//! the same bits for any number of threads, one allocation (the arena), and none during a step.
+//! The CPU backend: runs a plan on a rayon pool of its own, with vectors chosen at run time.
+//! Depends on the plan. It promises the same bits for any number of threads, one allocation (the
+//! arena), and none during a step.
 
 mod arena;
 mod base;
@@ -43,8 +44,15 @@ pub struct CpuOptions {
 impl CpuOptions {
     /// The given number of threads (0: all the machine has) and the best instruction set.
     pub fn new(threads: usize) -> CpuOptions {
-        let threads = if threads > 0 { threads } else { std::thread::available_parallelism().map_or(1, |n| n.get()) };
-        CpuOptions { threads, isa: Isa::detect() }
+        let threads = if threads > 0 {
+            threads
+        } else {
+            std::thread::available_parallelism().map_or(1, |n| n.get())
+        };
+        CpuOptions {
+            threads,
+            isa: Isa::detect(),
+        }
     }
 
     /// The same with another instruction set.
@@ -105,18 +113,42 @@ impl CpuBackend {
     /// Allocates the arena and starts the threads.
     ///
     /// # Errors
-    /// When the plan was made for another backend or fewer threads, when memory or threads cannot be had.
+    /// When the plan was made for another backend or fewer threads, when memory or threads cannot
+    /// be had.
     pub fn new(plan: Plan, options: CpuOptions) -> Result<CpuBackend> {
         plan.check_sized_for(&options)?;
         let arena = Arena::new(&plan)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("compute-{i}")).build();
-        let pool = pool.with_context(|| format!("cannot start {} compute threads; use fewer (--threads)", options.threads))?;
-        Ok(CpuBackend { plan, arena, options, pool: Arc::new(pool) })
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .thread_name(|i| format!("compute-{i}"))
+            .build();
+        let pool = pool.with_context(|| {
+            format!(
+                "cannot start {} compute threads; use fewer (--threads)",
+                options.threads
+            )
+        })?;
+        Ok(CpuBackend {
+            plan,
+            arena,
+            options,
+            pool: Arc::new(pool),
+        })
     }
 
     /// Runs a range of operations; `observe` is told each one's time in seconds.
-    fn run(&self, range: std::ops::Range<usize>, scalars: &Scalars, observe: &mut (dyn FnMut(&Op, f64) + Send)) {
-        let ctx = Context { plan: &self.plan, arena: &self.arena, isa: self.options.isa, scalars: *scalars };
+    fn run(
+        &self,
+        range: std::ops::Range<usize>,
+        scalars: &Scalars,
+        observe: &mut (dyn FnMut(&Op, f64) + Send),
+    ) {
+        let ctx = Context {
+            plan: &self.plan,
+            arena: &self.arena,
+            isa: self.options.isa,
+            scalars: *scalars,
+        };
         self.pool.install(|| {
             for op in &self.plan.ops[range] {
                 let start = std::time::Instant::now();
@@ -137,7 +169,8 @@ impl CpuBackend {
         });
     }
 
-    /// Runs the whole step on whatever the batch buffer holds and tells `observe` the seconds of every operation.
+    /// Runs the whole step on whatever the batch buffer holds and tells `observe` the seconds of
+    /// every operation.
     pub fn profile(&mut self, scalars: &Scalars, observe: &mut (dyn FnMut(&Op, f64) + Send)) {
         self.run(0..self.plan.ops.len(), scalars, observe);
     }
@@ -151,7 +184,10 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn description(&self) -> String {
-        format!("CPU, {}, {} threads", self.options.isa, self.options.threads)
+        format!(
+            "CPU, {}, {} threads",
+            self.options.isa, self.options.threads
+        )
     }
 
     fn plan(&self) -> &Plan {
@@ -179,14 +215,25 @@ impl Backend for CpuBackend {
     fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
         plan.check_sized_for(&self.options)?;
         let start = self.plan.place_between_steps(&plan)?;
-        // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps this backend alive and still
-        let arena = unsafe { self.arena.lend(start as usize, plan.arena_bytes.max(1) as usize)? };
-        let backend = CpuBackend { plan, arena, options: self.options, pool: self.pool.clone() };
+        // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps
+        // this backend alive and still
+        let arena = unsafe {
+            self.arena
+                .lend(start as usize, plan.arena_bytes.max(1) as usize)?
+        };
+        let backend = CpuBackend {
+            plan,
+            arena,
+            options: self.options,
+            pool: self.pool.clone(),
+        };
         Ok(Guest::lend(backend))
     }
 
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
-        let Some(layout) = self.plan.batch else { bail!("the plan takes no batch") };
+        let Some(layout) = self.plan.batch else {
+            bail!("the plan takes no batch")
+        };
         batch.check(&layout)?;
         self.write(layout.buffer, 0, batch.lq)?;
         self.write(layout.buffer, layout.lq_bytes(), batch.hr)?;
@@ -206,7 +253,11 @@ impl Backend for CpuBackend {
     }
 
     fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
-        ensure!(at < self.plan.ops.len(), "operation {at} of a plan of {}", self.plan.ops.len());
+        ensure!(
+            at < self.plan.ops.len(),
+            "operation {at} of a plan of {}",
+            self.plan.ops.len()
+        );
         self.run(at..at + 1, scalars, &mut |_, _| {});
         Ok(())
     }
@@ -217,7 +268,9 @@ impl Backend for CpuBackend {
     }
 
     fn metrics(&mut self) -> Result<StepMetrics> {
-        let Some(id) = self.plan.ports.metrics else { bail!("an inference plan has no metrics") };
+        let Some(id) = self.plan.ports.metrics else {
+            bail!("an inference plan has no metrics")
+        };
         let mut values = [0f64; crate::plan::METRICS];
         self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;
         Ok(StepMetrics::from_values(values))

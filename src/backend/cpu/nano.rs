@@ -1,17 +1,22 @@
-//! The Nano block in one pass forward and one backward: 1x1, depthwise 3x3, GELU, 1x1, LayerScale, residual. Rows travel through
-//! small rings that stay in cache; only the block's input is ever read from memory. Depends on the row kernels and GELU.
+//! The Nano block in one pass forward and one backward: 1x1, depthwise 3x3, GELU, 1x1, LayerScale,
+//! residual. Rows travel through small rings that stay in cache; only the block's input is ever
+//! read from memory. Depends on the row kernels and GELU.
 
 use super::arena::Shared;
 use super::gelu::{gelu, gelu_and_slope};
-use super::rows::{RowProduct, Start, row_depthwise, row_depthwise_outer, row_outer, row_product, row_sum};
+use super::rows::{
+    RowProduct, Start, row_depthwise, row_depthwise_outer, row_outer, row_product, row_sum,
+};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache, whole};
 use crate::plan::{NanoBlock, NanoBlockBack, Slice};
 
-/// Features F of a Nano block and its hidden channels E = 2F: known when compiling, which the inner loops use.
+/// Features F of a Nano block and its hidden channels E = 2F: known when compiling, which the inner
+/// loops use.
 const F: usize = 16;
 const E: usize = 2 * F;
-/// Pixels of a row taken through all steps at a time: what lies between the steps stays in the first cache.
+/// Pixels of a row taken through all steps at a time: what lies between the steps stays in the
+/// first cache.
 const SPAN: usize = 64;
 
 /// Pieces of a row of `w` pixels: (first pixel, number of pixels).
@@ -46,16 +51,33 @@ fn packed(f: usize) -> Packed {
         at - len
     };
     let (conv1, conv1_bias, dw, dw_bias) = (take(f * e), take(e), take(9 * e), take(e));
-    let (conv2, conv2_bias, dw_flipped, conv1_transposed) = (take(e * f), take(f), take(9 * e), take(e * f + f));
-    Packed { conv1, conv1_bias, dw, dw_bias, conv2, conv2_bias, dw_flipped, conv1_transposed, len: at }
+    let (conv2, conv2_bias, dw_flipped, conv1_transposed) =
+        (take(e * f), take(f), take(9 * e), take(e * f + f));
+    Packed {
+        conv1,
+        conv1_bias,
+        dw,
+        dw_bias,
+        conv2,
+        conv2_bias,
+        dw_flipped,
+        conv1_transposed,
+        len: at,
+    }
 }
 
 fn pack(ctx: &Context<'_>, op: &NanoBlock, parts: Parts, backward: bool) {
     let (f, e, p) = (F, E, packed(F));
-    // SAFETY: the ranges lie inside the parameters, the packed weights inside the workspace, and no task runs yet
+    // SAFETY: the ranges lie inside the parameters, the packed weights inside the workspace, and no
+    // task runs yet
     unsafe {
-        let get = |range: crate::plan::ParamRange| &*ctx.param(op.parameters, range).slice(0, range.len);
-        let (w1, w2, dw) = (get(op.params.conv1_weight), get(op.params.conv2_weight), get(op.params.dw_weight));
+        let get =
+            |range: crate::plan::ParamRange| &*ctx.param(op.parameters, range).slice(0, range.len);
+        let (w1, w2, dw) = (
+            get(op.params.conv1_weight),
+            get(op.params.conv2_weight),
+            get(op.params.dw_weight),
+        );
         let (gamma, b2) = (get(op.params.gamma), get(op.params.conv2_bias));
         let out = parts.shared().slice(0, p.len);
         out.fill(0.0);
@@ -79,8 +101,9 @@ fn pack(ctx: &Context<'_>, op: &NanoBlock, parts: Parts, backward: bool) {
     }
 }
 
-/// Rows of hidden values in flight: a ring of three padded rows, in the scratch of the task that made it, and the first convolution that
-/// fills it from an image of the input, with packed weights of the workspace.
+/// Rows of hidden values in flight: a ring of three padded rows, in the scratch of the task that
+/// made it, and the first convolution that fills it from an image of the input, with packed weights
+/// of the workspace.
 struct Hidden<'a> {
     op: &'a NanoBlock,
     shared: Shared<f32>,
@@ -108,19 +131,23 @@ impl Hidden<'_> {
     #[inline(always)]
     unsafe fn rows(&self, centre: isize, x: usize) -> [*const f32; 3] {
         // SAFETY: pixel `x` of a padded row is the neighbour before that of the picture
-        unsafe { std::array::from_fn(|k| self.row(centre - 1 + k as isize).add(x * E).cast_const()) }
+        unsafe {
+            std::array::from_fn(|k| self.row(centre - 1 + k as isize).add(x * E).cast_const())
+        }
     }
 
-    /// conv1 of one row of the input; rows outside the picture are the zero padding of the depthwise step.
+    /// conv1 of one row of the input; rows outside the picture are the zero padding of the
+    /// depthwise step.
     ///
     /// # Safety
-    /// As [`Simd`] and [`Hidden::row`]; input and weights are as described, and the ring is nobody else's.
+    /// As [`Simd`] and [`Hidden::row`]; input and weights are as described, and the ring is nobody
+    /// else's.
     #[inline(always)]
     unsafe fn fill<S: Simd>(&self, row: isize) {
         let (f, e, w, h) = (F, E, self.op.extent.w, self.op.extent.h);
         let p = packed(f);
-        // SAFETY: a row of the ring holds `w + 2` pixels of E values, an image of the input `h` rows of `w` pixels of F, and the shared
-        // part the weights
+        // SAFETY: a row of the ring holds `w + 2` pixels of E values, an image of the input `h`
+        // rows of `w` pixels of F, and the shared part the weights
         unsafe {
             let out = self.row(row);
             if row < 0 || row >= h as isize {
@@ -129,7 +156,10 @@ impl Hidden<'_> {
             }
             out.write_bytes(0, e);
             out.add((w + 1) * e).write_bytes(0, e);
-            let input = self.input.at((self.image * h + row as usize) * w * f).cast_const();
+            let input = self
+                .input
+                .at((self.image * h + row as usize) * w * f)
+                .cast_const();
             row_product::<S, F>(&RowProduct {
                 rows: &[input],
                 stride: f,
@@ -149,7 +179,11 @@ impl Hidden<'_> {
 pub fn workspace(op: &NanoBlock) -> Workspace {
     assert_eq!(op.features, F, "Nano blocks have {F} features");
     let (e, w) = (E, op.extent.w);
-    Workspace { shared: packed(F).len, scratch: 3 * whole((w + 2) * e) + SPAN * e, ..Workspace::default() }
+    Workspace {
+        shared: packed(F).len,
+        scratch: 3 * whole((w + 2) * e) + SPAN * e,
+        ..Workspace::default()
+    }
 }
 
 struct Forward<'a> {
@@ -167,11 +201,17 @@ impl Task for Forward<'_> {
         let (image, start, end) = self.bands.task(task);
         let far = exceeds_cache(self.op.extent, F);
         let (p, shared) = (packed(f), self.parts.shared());
-        // SAFETY: the output's rows `start..end` are this task's, and pixels are F = 16 values, so that they begin at multiples of 64; the
-        // rest is `Task::run`'s contract
+        // SAFETY: the output's rows `start..end` are this task's, and pixels are F = 16 values, so
+        // that they begin at multiples of 64; the rest is `Task::run`'s contract
         unsafe {
             let ring = self.parts.scratch();
-            let hidden = Hidden { op: self.op, shared, ring, input: self.input, image };
+            let hidden = Hidden {
+                op: self.op,
+                shared,
+                ring,
+                input: self.input,
+                image,
+            };
             let active = ring.at(3 * whole((w + 2) * e));
             for row in start as isize - 2..end as isize {
                 hidden.fill::<S>(row + 1);
@@ -181,7 +221,14 @@ impl Task for Forward<'_> {
                 let y = row as usize;
                 for (x, n) in spans(w) {
                     let around = hidden.rows(y as isize, x);
-                    row_depthwise::<S>(around, shared.at(p.dw), Some(shared.at(p.dw_bias)), e, n, active);
+                    row_depthwise::<S>(
+                        around,
+                        shared.at(p.dw),
+                        Some(shared.at(p.dw_bias)),
+                        e,
+                        n,
+                        active,
+                    );
                     let at = ((image * h + y) * w + x) * f;
                     let ahead = self.input.at(at).cast_const();
                     for i in (0..n * e).step_by(LANES) {
@@ -211,7 +258,16 @@ pub fn forward(ctx: &Context<'_>, op: &NanoBlock) {
     let parts = ctx.parts(op.workspace, workspace(op));
     pack(ctx, op, parts, false);
     let bands = Bands::new(op.extent);
-    ctx.parallel(bands.tasks(), &Forward { op, parts, bands, input: ctx.floats(op.input), output: ctx.floats(op.output) });
+    ctx.parallel(
+        bands.tasks(),
+        &Forward {
+            op,
+            parts,
+            bands,
+            input: ctx.floats(op.input),
+            output: ctx.floats(op.output),
+        },
+    );
 }
 
 /// Where the sums of a backward task lie in its partial, f32 elements.
@@ -236,7 +292,15 @@ fn sums(f: usize) -> Sums {
     let dw_bias = dw + 9 * e;
     let product = dw_bias + e;
     let d_output = product + e * f;
-    Sums { conv1, conv1_bias, dw, dw_bias, product, d_output, len: d_output + f }
+    Sums {
+        conv1,
+        conv1_bias,
+        dw,
+        dw_bias,
+        product,
+        d_output,
+        len: d_output + f,
+    }
 }
 
 /// Workspace of the backward operation.
@@ -268,13 +332,19 @@ impl Task for Backward<'_> {
         let far = exceeds_cache(self.op.extent, F);
         let (p, s, shared) = (packed(f), sums(f), self.parts.shared());
         let len = whole((w + 2) * e);
-        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, and pixels are F = 16 values, so that they begin at
-        // multiples of 64; the rest is `Task::run`'s contract
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, and pixels are F
+        // = 16 values, so that they begin at multiples of 64; the rest is `Task::run`'s contract
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, s.len);
             let scratch = self.parts.scratch();
-            let hidden = Hidden { op: self.op, shared, ring: scratch, input: self.input, image };
+            let hidden = Hidden {
+                op: self.op,
+                shared,
+                ring: scratch,
+                input: self.input,
+                image,
+            };
             let dz_ring = Shared::new(scratch.at(3 * len));
             let dz_row = |row: isize| dz_ring.at((row + 3) as usize % 3 * len);
             // gelu(z), then d hidden, of some pixels of a row
@@ -293,8 +363,18 @@ impl Task for Backward<'_> {
                     for (x, n) in spans(w) {
                         let (dz, around) = (dz.add((x + 1) * e), hidden.rows(t, x));
                         let at = ((image * h + t as usize) * w + x) * f;
-                        let (d_out, x_row) = (self.d_output.at(at).cast_const(), self.input.at(at).cast_const());
-                        row_depthwise::<S>(around, shared.at(p.dw), Some(shared.at(p.dw_bias)), e, n, span);
+                        let (d_out, x_row) = (
+                            self.d_output.at(at).cast_const(),
+                            self.input.at(at).cast_const(),
+                        );
+                        row_depthwise::<S>(
+                            around,
+                            shared.at(p.dw),
+                            Some(shared.at(p.dw_bias)),
+                            e,
+                            n,
+                            span,
+                        );
                         row_product::<S, F>(&RowProduct {
                             rows: &[d_out],
                             stride: f,
@@ -326,7 +406,8 @@ impl Task for Backward<'_> {
                     continue;
                 }
                 for (x, n) in spans(w) {
-                    let around = std::array::from_fn(|k| dz_row(r - 1 + k as isize).add(x * e).cast_const());
+                    let around =
+                        std::array::from_fn(|k| dz_row(r - 1 + k as isize).add(x * e).cast_const());
                     row_depthwise::<S>(around, shared.at(p.dw_flipped), None, e, n, span);
                     let at = ((image * h + r as usize) * w + x) * f;
                     row_outer::<S>(self.input.at(at), f, f, span, e, n, partial.at(s.conv1));
@@ -337,7 +418,10 @@ impl Task for Backward<'_> {
                         taps: e,
                         weights: shared.at(p.conv1_transposed),
                         lanes: f,
-                        start: Start::RowPlusBias(self.d_output.at(at), shared.at(p.conv1_transposed + e * f)),
+                        start: Start::RowPlusBias(
+                            self.d_output.at(at),
+                            shared.at(p.conv1_transposed + e * f),
+                        ),
                         out: self.d_input.at(at),
                         w: n,
                         far,
@@ -371,20 +455,39 @@ pub fn backward(ctx: &Context<'_>, op: &NanoBlockBack) {
         return;
     }
     let (f, e, s, params) = (F, E, sums(F), &block.params);
-    // SAFETY: the tasks are done, the sums hold as many values as a partial, and the ranges lie inside the parameters
+    // SAFETY: the tasks are done, the sums hold as many values as a partial, and the ranges lie
+    // inside the parameters
     let (sum, gamma, w2, b2) = unsafe {
-        let get = |range: crate::plan::ParamRange| &*ctx.param(block.parameters, range).slice(0, range.len);
-        (&*parts.sums().slice(0, s.len), get(params.gamma), get(params.conv2_weight), get(params.conv2_bias))
+        let get = |range: crate::plan::ParamRange| {
+            &*ctx.param(block.parameters, range).slice(0, range.len)
+        };
+        (
+            &*parts.sums().slice(0, s.len),
+            get(params.gamma),
+            get(params.conv2_weight),
+            get(params.conv2_bias),
+        )
     };
-    ctx.store_gradient(op.gradients, params.conv1_weight, |i| sum[s.conv1 + i % f * e + i / f]);
+    ctx.store_gradient(op.gradients, params.conv1_weight, |i| {
+        sum[s.conv1 + i % f * e + i / f]
+    });
     ctx.store_gradient(op.gradients, params.conv1_bias, |i| sum[s.conv1_bias + i]);
-    ctx.store_gradient(op.gradients, params.dw_weight, |i| sum[s.dw + i % 9 * e + i / 9]);
+    ctx.store_gradient(op.gradients, params.dw_weight, |i| {
+        sum[s.dw + i % 9 * e + i / 9]
+    });
     ctx.store_gradient(op.gradients, params.dw_bias, |i| sum[s.dw_bias + i]);
-    ctx.store_gradient(op.gradients, params.conv2_weight, |i| gamma[i / e] * sum[s.product + i]);
-    ctx.store_gradient(op.gradients, params.conv2_bias, |i| gamma[i] * sum[s.d_output + i]);
-    // d gamma = sum of d output x (conv2(gelu(z)) + bias): the sums above already hold every product it needs
+    ctx.store_gradient(op.gradients, params.conv2_weight, |i| {
+        gamma[i / e] * sum[s.product + i]
+    });
+    ctx.store_gradient(op.gradients, params.conv2_bias, |i| {
+        gamma[i] * sum[s.d_output + i]
+    });
+    // d gamma = sum of d output x (conv2(gelu(z)) + bias): the sums above already hold every
+    // product it needs
     ctx.store_gradient(op.gradients, params.gamma, |c| {
-        let products: f64 = (0..e).map(|k| f64::from(w2[c * e + k]) * f64::from(sum[s.product + c * e + k])).sum();
+        let products: f64 = (0..e)
+            .map(|k| f64::from(w2[c * e + k]) * f64::from(sum[s.product + c * e + k]))
+            .sum();
         (products + f64::from(b2[c]) * f64::from(sum[s.d_output + c])) as f32
     });
 }

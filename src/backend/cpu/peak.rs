@@ -14,8 +14,13 @@ impl Kernel for Burn<'_> {
     fn run<S: Simd>(self) {
         // SAFETY: `Isa::run` picked S for this processor
         unsafe {
-            // chains of dependent multiply-adds: enough to hide the latency of one, few enough for the registers
-            if S::REGISTERS == Registers::Many { burn::<S, MANY>(self.0) } else { burn::<S, FEW>(self.0) }
+            // chains of dependent multiply-adds: enough to hide the latency of one, few enough for
+            // the registers
+            if S::REGISTERS == Registers::Many {
+                burn::<S, MANY>(self.0)
+            } else {
+                burn::<S, FEW>(self.0)
+            }
         }
     }
 }
@@ -32,7 +37,10 @@ const FEW: usize = 7;
 unsafe fn burn<S: Simd, const CHAINS: usize>(sink: &mut f32) {
     // SAFETY: the caller says that the processor has the vectors of S
     unsafe {
-        let (a, b) = (S::splat(std::hint::black_box(0.999_99)), S::splat(std::hint::black_box(1e-9)));
+        let (a, b) = (
+            S::splat(std::hint::black_box(0.999_99)),
+            S::splat(std::hint::black_box(1e-9)),
+        );
         let mut chains = [S::splat(1.0); CHAINS];
         for _ in 0..ROUNDS {
             for c in &mut chains {
@@ -47,9 +55,14 @@ unsafe fn burn<S: Simd, const CHAINS: usize>(sink: &mut f32) {
     }
 }
 
-/// FLOP/s of multiply-adds (two each) from registers on all threads of `options`, the best of three runs.
+/// FLOP/s of multiply-adds (two each) from registers on all threads of `options`, the best of three
+/// runs.
 pub fn fma_peak(options: CpuOptions) -> f64 {
-    let chains = if options.isa.set() == Set::Avx512 { MANY } else { FEW };
+    let chains = if options.isa.set() == Set::Avx512 {
+        MANY
+    } else {
+        FEW
+    };
     let once = || {
         let start = Instant::now();
         std::thread::scope(|scope| {

@@ -1,15 +1,17 @@
-//! From bytes to floats: rows of u8 patches through their augmentation codes, and the unpacking of a staged batch made of
-//! them. Depends on the plan's index map.
+//! From bytes to floats: rows of u8 patches through their augmentation codes, and the unpacking of
+//! a staged batch made of them. Depends on the plan's index map.
 
 use super::arena::Shared;
 use super::simd::Simd;
 use super::tasks::{Bands, Context, Task};
 use crate::plan::{BatchLayout, Extent, Unpack, augment};
 
-/// One row of an augmented patch, without moving it: where it starts and how far one pixel is from the next, in pixels.
+/// One row of an augmented patch, without moving it: where it starts and how far one pixel is from
+/// the next, in pixels.
 #[inline(always)]
 fn row_walk(code: u8, y: usize, h: usize, w: usize) -> (isize, isize) {
-    // only square patches can be turned (see `BatchView::check`), but a host may write any code into a batch
+    // only square patches can be turned (see `BatchView::check`), but a host may write any code
+    // into a batch
     if code == 0 || h != w {
         return ((y * w) as isize, 1);
     }
@@ -26,15 +28,23 @@ const RUN: usize = 128;
 /// Room for them.
 type Room = [[u8; 3]; RUN];
 
-/// The bytes of pixels `start..start + count` of a walk through a patch: where they lie when the walk goes forward, else gathered in
-/// `room`. (No closure per run: one that is not inlined would lose the vectors it is compiled for.)
+/// The bytes of pixels `start..start + count` of a walk through a patch: where they lie when the
+/// walk goes forward, else gathered in `room`. (No closure per run: one that is not inlined would
+/// lose the vectors it is compiled for.)
 ///
 /// # Safety
 /// The pixels must lie inside the patch; `count` is at most [`RUN`].
 #[inline(always)]
-unsafe fn run_of(patch: *const u8, (first, step): (isize, isize), start: usize, count: usize, room: &mut Room) -> *const u8 {
+unsafe fn run_of(
+    patch: *const u8,
+    (first, step): (isize, isize),
+    start: usize,
+    count: usize,
+    room: &mut Room,
+) -> *const u8 {
     let at = |x: usize| (first + step * (start + x) as isize) * 3;
-    // SAFETY: the caller says that the pixels lie inside the patch; where the walk goes forward they lie one behind the other
+    // SAFETY: the caller says that the pixels lie inside the patch; where the walk goes forward
+    // they lie one behind the other
     unsafe {
         if step == 1 {
             return patch.offset(at(0));
@@ -49,14 +59,29 @@ unsafe fn run_of(patch: *const u8, (first, step): (isize, isize), start: usize, 
 /// Row `y` of an augmented patch of `h` x `w` pixels, RGB in 0..=1 `[w, 3]`.
 ///
 /// # Safety
-/// `patch` must point to the stored `[h, w, 3]` bytes, which nobody writes meanwhile, `y` be below `h`, and `out` a row long.
+/// `patch` must point to the stored `[h, w, 3]` bytes, which nobody writes meanwhile, `y` be below
+/// `h`, and `out` a row long.
 #[inline(always)]
-pub unsafe fn read_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), out: &mut [f32]) {
+pub unsafe fn read_row(
+    patch: *const u8,
+    code: u8,
+    y: usize,
+    (h, w): (usize, usize),
+    out: &mut [f32],
+) {
     let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
     for (i, out) in out.chunks_mut(3 * RUN).enumerate() {
-        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are used before `room` changes again
-        let bytes = unsafe { std::slice::from_raw_parts(run_of(patch, walk, i * RUN, out.len() / 3, &mut room), out.len()) };
-        out.iter_mut().zip(bytes).for_each(|(out, &b)| *out = f32::from(b) / 255.0);
+        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are
+        // used before `room` changes again
+        let bytes = unsafe {
+            std::slice::from_raw_parts(
+                run_of(patch, walk, i * RUN, out.len() / 3, &mut room),
+                out.len(),
+            )
+        };
+        out.iter_mut()
+            .zip(bytes)
+            .for_each(|(out, &b)| *out = f32::from(b) / 255.0);
     }
 }
 
@@ -65,12 +90,26 @@ pub unsafe fn read_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usi
 /// # Safety
 /// As [`read_row`].
 #[inline(always)]
-pub unsafe fn subtract_row(patch: *const u8, code: u8, y: usize, (h, w): (usize, usize), row: &mut [f32]) {
+pub unsafe fn subtract_row(
+    patch: *const u8,
+    code: u8,
+    y: usize,
+    (h, w): (usize, usize),
+    row: &mut [f32],
+) {
     let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
     for (i, row) in row.chunks_mut(3 * RUN).enumerate() {
-        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are used before `room` changes again
-        let bytes = unsafe { std::slice::from_raw_parts(run_of(patch, walk, i * RUN, row.len() / 3, &mut room), row.len()) };
-        row.iter_mut().zip(bytes).for_each(|(value, &b)| *value -= f32::from(b));
+        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are
+        // used before `room` changes again
+        let bytes = unsafe {
+            std::slice::from_raw_parts(
+                run_of(patch, walk, i * RUN, row.len() / 3, &mut room),
+                row.len(),
+            )
+        };
+        row.iter_mut()
+            .zip(bytes)
+            .for_each(|(value, &b)| *value -= f32::from(b));
     }
 }
 
@@ -86,12 +125,19 @@ impl Task for UnpackTask {
     unsafe fn run<S: Simd>(&self, task: usize) {
         let (h, w) = self.batch.lq;
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: the batch holds patch and code of every image, by its layout; rows `start..end` of the output are this task's
+        // SAFETY: the batch holds patch and code of every image, by its layout; rows `start..end`
+        // of the output are this task's
         unsafe {
             let code = *self.bytes.at(self.batch.augment_of(image));
             for y in start..end {
                 let patch = self.bytes.at(self.batch.lq_of(image));
-                read_row(patch, code, y, (h, w), self.output.slice((image * h + y) * w * 3, w * 3));
+                read_row(
+                    patch,
+                    code,
+                    y,
+                    (h, w),
+                    self.output.slice((image * h + y) * w * 3, w * 3),
+                );
             }
         }
     }
@@ -99,8 +145,17 @@ impl Task for UnpackTask {
 
 /// Runs the unpacking.
 pub fn unpack(ctx: &Context<'_>, op: &Unpack) {
-    let extent = Extent { n: op.batch.count, h: op.batch.lq.0, w: op.batch.lq.1 };
+    let extent = Extent {
+        n: op.batch.count,
+        h: op.batch.lq.0,
+        w: op.batch.lq.1,
+    };
     let bands = Bands::new(extent);
-    let task = UnpackTask { batch: op.batch, bytes: ctx.pointer(op.batch.buffer), output: ctx.floats(op.output), bands };
+    let task = UnpackTask {
+        batch: op.batch,
+        bytes: ctx.pointer(op.batch.buffer),
+        output: ctx.floats(op.output),
+        bands,
+    };
     ctx.parallel(bands.tasks(), &task);
 }

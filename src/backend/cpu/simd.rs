@@ -1,6 +1,7 @@
-//! Sixteen f32 lanes behind one trait, so that every kernel is written once and compiled for AVX-512, AVX2+FMA, NEON and
-//! plain code; the instruction set is chosen at run time. Depends on nothing. A kernel gives the same bits whatever its
-//! place in a row, since each output value is one fixed chain of operations.
+//! Sixteen f32 lanes behind one trait, so that every kernel is written once and compiled for
+//! AVX-512, AVX2+FMA, NEON and plain code; the instruction set is chosen at run time. Depends on
+//! nothing. A kernel gives the same bits whatever its place in a row, since each output value is
+//! one fixed chain of operations.
 
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -15,16 +16,17 @@ pub const LANES: usize = 16;
 /// Sixteen f32 values and the operations the kernels need.
 ///
 /// # Safety
-/// Every function may only run on a processor with the instructions of the implementing type. That is what "as [`Simd`]" asks
-/// throughout this backend, and it always holds where a kernel or a task was handed the type: the types are private to this module but
-/// for the plain one, which needs nothing, so they come from [`Isa::run`] alone. Pointers need no alignment beyond that of f32.
+/// Every function may only run on a processor with the instructions of the implementing type. That
+/// is what "as [`Simd`]" asks throughout this backend, and it always holds where a kernel or a task
+/// was handed the type: the types are private to this module but for the plain one, which needs
+/// nothing, so they come from [`Isa::run`] alone. Pointers need no alignment beyond that of f32.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
     type V: Copy;
     /// How many vectors registers hold: tile sizes follow from it.
     const REGISTERS: Registers;
-    /// Whether a multiply-add can read a factor from memory. Where it cannot, each factor needs a register of its own, and tiles
-    /// that fill the others would spill.
+    /// Whether a multiply-add can read a factor from memory. Where it cannot, each factor needs a
+    /// register of its own, and tiles that fill the others would spill.
     const MEMORY_OPERANDS: bool = true;
     /// Sixteen values from `p` on.
     ///
@@ -36,7 +38,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd`], and `p` points to 16 values that may be written.
     unsafe fn store(p: *mut f32, v: Self::V);
-    /// Asks for the cache line at `p`, of an activation that will be read soon and would be waited for. Only a hint: `p` may be anything.
+    /// Asks for the cache line at `p`, of an activation that will be read soon and would be waited
+    /// for. Only a hint: `p` may be anything.
     ///
     /// # Safety
     /// As [`Simd`].
@@ -45,7 +48,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Stores to memory past the caches, for what is not read again soon.
     ///
     /// # Safety
-    /// As [`Self::store`]; `p` is a multiple of 64, and [`Self::fence`] comes before another thread reads the values.
+    /// As [`Self::store`]; `p` is a multiple of 64, and [`Self::fence`] comes before another thread
+    /// reads the values.
     unsafe fn stream(p: *mut f32, v: Self::V) {
         // SAFETY: what `store` asks is part of what this function asks
         unsafe { Self::store(p, v) }
@@ -157,8 +161,9 @@ pub enum Registers {
 
 /// Work to be compiled for every instruction set.
 pub trait Kernel {
-    /// Runs it with the given vectors, which this processor has: see [`Simd`]. Implementations are `#[inline(always)]` so that the code
-    /// lands inside the function that enables the instructions.
+    /// Runs it with the given vectors, which this processor has: see [`Simd`]. Implementations are
+    /// `#[inline(always)]` so that the code lands inside the function that enables the
+    /// instructions.
     fn run<S: Simd>(self);
 }
 
@@ -269,7 +274,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn sums(v: &[Self::V; 8], out: *mut f32) {
         for (i, &v) in v.iter().enumerate() {
-            // SAFETY: the caller says that eight values can be written at `out`, and plain code runs everywhere
+            // SAFETY: the caller says that eight values can be written at `out`, and plain code
+            // runs everywhere
             unsafe { *out.add(i) = Self::sum(v) };
         }
     }
@@ -286,14 +292,18 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self) {
             let values: Vec<f32> = (0..8 * LANES).map(|i| (i as f32 * 0.7).sin()).collect();
-            // SAFETY: `Isa::run` picked S for this processor; every load and store is of a whole vector of the arrays, and sums go to
-            // eight values
+            // SAFETY: `Isa::run` picked S for this processor; every load and store is of a whole
+            // vector of the arrays, and sums go to eight values
             unsafe {
-                let vectors: [S::V; 8] = std::array::from_fn(|i| S::load(values[i * LANES..].as_ptr()));
+                let vectors: [S::V; 8] =
+                    std::array::from_fn(|i| S::load(values[i * LANES..].as_ptr()));
                 let mut sums = [0.0; 8];
                 S::sums(&vectors, sums.as_mut_ptr());
                 for (i, &sum) in sums.iter().enumerate() {
-                    let expected: f64 = values[i * LANES..][..LANES].iter().map(|&v| f64::from(v)).sum();
+                    let expected: f64 = values[i * LANES..][..LANES]
+                        .iter()
+                        .map(|&v| f64::from(v))
+                        .sum();
                     assert!((f64::from(sum) - expected).abs() < 1e-6, "{sum} {expected}");
                     assert!((f64::from(S::sum(vectors[i])) - expected).abs() < 1e-6);
                 }
@@ -306,7 +316,10 @@ mod tests {
                 let (mut found, mut signs) = ([0.0; LANES], [0.0; LANES]);
                 S::store(found.as_mut_ptr(), S::lookup(&table, S::load(at.as_ptr())));
                 assert_eq!(found, std::array::from_fn(|i| 10.0 + (i * 5 % 8) as f32));
-                S::store(signs.as_mut_ptr(), S::xor_sign(S::abs(vectors[1]), vectors[1]));
+                S::store(
+                    signs.as_mut_ptr(),
+                    S::xor_sign(S::abs(vectors[1]), vectors[1]),
+                );
                 assert_eq!(signs, values[LANES..2 * LANES]);
             }
         }
@@ -314,10 +327,26 @@ mod tests {
 
     /// Numbers of both signs and many sizes, zeros, infinities, NaN: every pair of them.
     fn pairs() -> (Vec<f32>, Vec<f32>) {
-        let values = [0.0, -0.0, 1.0, -1.5, 3.3, 1e-40, -1e-30, 7e20, -2e38, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN];
+        let values = [
+            0.0,
+            -0.0,
+            1.0,
+            -1.5,
+            3.3,
+            1e-40,
+            -1e-30,
+            7e20,
+            -2e38,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            -f32::NAN,
+        ];
         let count = (values.len() * values.len()).next_multiple_of(LANES);
         let pick = |i: usize| values[i % values.len()];
-        (0..count).map(|i| (pick(i), pick(i / values.len()))).unzip()
+        (0..count)
+            .map(|i| (pick(i), pick(i / values.len())))
+            .unzip()
     }
 
     struct Compare;
@@ -335,10 +364,20 @@ mod tests {
                     S::stream(line.0.as_mut_ptr(), got);
                     S::fence();
                 }
-                let equal = |(g, e): (&f32, &f32)| g.to_bits() == e.to_bits() || g.is_nan() && e.is_nan();
-                assert!(line.0.iter().zip(&expected).all(equal), "{what}: {:?} for {expected:?}", line.0);
+                let equal =
+                    |(g, e): (&f32, &f32)| g.to_bits() == e.to_bits() || g.is_nan() && e.is_nan();
+                assert!(
+                    line.0.iter().zip(&expected).all(equal),
+                    "{what}: {:?} for {expected:?}",
+                    line.0
+                );
             };
-            for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+            for (a, b) in a
+                .as_chunks::<LANES>()
+                .0
+                .iter()
+                .zip(b.as_chunks::<LANES>().0)
+            {
                 // SAFETY: `Isa::run` picked S for this processor
                 unsafe {
                     let (x, y) = (S::load(a.as_ptr()), S::load(b.as_ptr()));
@@ -357,7 +396,8 @@ mod tests {
                 }
             }
             for start in 0..100 {
-                let numbers: [f32; LANES] = std::array::from_fn(|i| ((start * LANES + i) as f32 * 1.7).cos());
+                let numbers: [f32; LANES] =
+                    std::array::from_fn(|i| ((start * LANES + i) as f32 * 1.7).cos());
                 // SAFETY: as above
                 unsafe {
                     let v = S::load(numbers.as_ptr());
@@ -373,7 +413,9 @@ mod tests {
 
     #[test]
     fn every_operation_is_the_plain_one_to_the_bit() {
-        Isa::available().into_iter().for_each(|isa| isa.run(Compare));
+        Isa::available()
+            .into_iter()
+            .for_each(|isa| isa.run(Compare));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What the operations in Winograd's form share: tiles of a row, rows with zeros outside the picture, and weights packed for the products.
-//! Depends on the transforms of `winograd`.
+//! What the operations in Winograd's form share: tiles of a row, rows with zeros outside the
+//! picture, and weights packed for the products. Depends on the transforms of `winograd`.
 
 use super::arena::Shared;
 use super::simd::LANES;
@@ -12,17 +12,29 @@ pub fn tiles<const OUT: usize>(w: usize) -> usize {
 
 /// Lanes `0..n` in the groups that are multiplied together: (first lane, whether two vectors).
 pub fn groups(n: usize) -> impl Iterator<Item = (usize, bool)> {
-    (0..n).step_by(GROUP).map(move |lane| (lane, lane + GROUP <= n))
+    (0..n)
+        .step_by(GROUP)
+        .map(move |lane| (lane, lane + GROUP <= n))
 }
 
-/// Writes weights `[point][k][lanes of a group]`, group behind group, for `lanes` lanes; `value(lane, k, tap)` gives the taps.
-pub fn pack<const TAPS: usize>(out: &mut [f32], k: usize, lanes: usize, value: impl Fn(usize, usize, usize) -> f64) {
+/// Writes weights `[point][k][lanes of a group]`, group behind group, for `lanes` lanes;
+/// `value(lane, k, tap)` gives the taps.
+pub fn pack<const TAPS: usize>(
+    out: &mut [f32],
+    k: usize,
+    lanes: usize,
+    value: impl Fn(usize, usize, usize) -> f64,
+) {
     for (first, two) in groups(lanes) {
         let width = if two { GROUP } else { LANES };
         let group = &mut out[first * POINTS * k..];
         for (i, lane) in (0..k * width).map(|at| (at / width, at % width)) {
-            let transformed = transform_weights::<TAPS>(|y, x| value(first + lane, i, y * TAPS + x));
-            transformed.into_iter().enumerate().for_each(|(point, value)| group[(point * k + i) * width + lane] = value);
+            let transformed =
+                transform_weights::<TAPS>(|y, x| value(first + lane, i, y * TAPS + x));
+            transformed
+                .into_iter()
+                .enumerate()
+                .for_each(|(point, value)| group[(point * k + i) * width + lane] = value);
         }
     }
 }
@@ -45,11 +57,12 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// `N` rows from `first` on; those at `end` and behind, and those before the picture, are zeros.
+    /// `N` rows from `first` on; those at `end` and behind, and those before the picture, are
+    /// zeros.
     ///
     /// # Safety
-    /// The activation must have `h` rows of `w` pixels of `c` channels for every image up to this one, `zeros` be a row long, and `end` at
-    /// most `h`.
+    /// The activation must have `h` rows of `w` pixels of `c` channels for every image up to this
+    /// one, `zeros` be a row long, and `end` at most `h`.
     #[inline(always)]
     pub unsafe fn get<const N: usize>(&self, first: isize, end: usize) -> [*const f32; N] {
         std::array::from_fn(|k| {
@@ -58,7 +71,8 @@ impl Rows {
                 return self.zeros;
             }
             let at = (self.image * self.h + row as usize) * self.w * self.c;
-            // SAFETY: row `row` is one of the image's `h`, and the caller says that the activation holds them
+            // SAFETY: row `row` is one of the image's `h`, and the caller says that the activation
+            // holds them
             unsafe { self.source.at(at).cast_const() }
         })
     }

@@ -1,10 +1,13 @@
-//! Convolutions with fewer multiplications: Winograd's F(4x4, 3x3) and F(2x2, 5x5) (Lavin and Gray, "Fast algorithms for
-//! convolutional neural networks", 2016), four and 2.8 times fewer. Tiles of OUT x OUT outputs are made from 6x6 inputs; products
-//! happen in 36 transformed points, the same for both. Built from vectors alone; the operations decide where they are used. The bits
-//! of an output depend on where the tiles begin, so inference in overlapping tiles keeps to the direct form.
+//! Convolutions with fewer multiplications: Winograd's F(4x4, 3x3) and F(2x2, 5x5) (Lavin and Gray,
+//! "Fast algorithms for convolutional neural networks", 2016), four and 2.8 times fewer. Tiles of
+//! OUT x OUT outputs are made from 6x6 inputs; products happen in 36 transformed points, the same
+//! for both. Built from vectors alone; the operations decide where they are used. The bits of an
+//! output depend on where the tiles begin, so inference in overlapping tiles keeps to the direct
+//! form.
 //!
-//! The polynomials are interpolated at 0, +-sqrt(1/2), +-sqrt(2) and infinity: with a b = 1 the transforms neither shrink nor
-//! grow their values much, and f32 errors stay those of the direct form (with the usual +-1 and +-2 they are 2 to 5 times that).
+//! The polynomials are interpolated at 0, +-sqrt(1/2), +-sqrt(2) and infinity: with a b = 1 the
+//! transforms neither shrink nor grow their values much, and f32 errors stay those of the direct
+//! form (with the usual +-1 and +-2 they are 2 to 5 times that).
 
 use super::simd::{LANES, Registers, Simd};
 
@@ -21,19 +24,20 @@ pub const GROUP: usize = 2 * LANES;
 const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
 const B: f32 = std::f32::consts::SQRT_2;
 
-/// Pixels by which a tile's inputs begin before its outputs: those of the taps left of the middle one.
+/// Pixels by which a tile's inputs begin before its outputs: those of the taps left of the middle
+/// one.
 pub const fn before(out: usize) -> usize {
     (IN - out) / 2
 }
 
-/// From one point to the next, f32 elements, in a buffer with `len` of them a point: one vector more, so that the points of a
-/// tile do not all fall into the same few sets of the cache.
+/// From one point to the next, f32 elements, in a buffer with `len` of them a point: one vector
+/// more, so that the points of a tile do not all fall into the same few sets of the cache.
 pub fn point_stride(len: usize) -> usize {
     len + LANES
 }
 
-/// Interpolation at the six points, G: tap `tap` of `taps` at point `point`, the power of the point over the product of its
-/// distances to the other finite ones.
+/// Interpolation at the six points, G: tap `tap` of `taps` at point `point`, the power of the point
+/// over the product of its distances to the other finite ones.
 const fn interpolation(point: usize, tap: usize, taps: usize) -> f64 {
     const A: f64 = std::f64::consts::FRAC_1_SQRT_2;
     const B: f64 = std::f64::consts::SQRT_2;
@@ -53,20 +57,31 @@ const fn interpolation(point: usize, tap: usize, taps: usize) -> f64 {
     value
 }
 
-/// Weights are multiplied by these along each side, which saves multiplications when outputs are formed: see [`output_line`].
+/// Weights are multiplied by these along each side, which saves multiplications when outputs are
+/// formed: see [`output_line`].
 const SCALE: [f64; IN] = {
     const A: f64 = std::f64::consts::FRAC_1_SQRT_2;
     const B: f64 = std::f64::consts::SQRT_2;
     [1.0, A, A, B, B, 1.0]
 };
 
-/// Weights of one (input, output) channel into the points: G g G^T with [`SCALE`], for taps `g(y, x)`.
+/// Weights of one (input, output) channel into the points: G g G^T with [`SCALE`], for taps `g(y,
+/// x)`.
 pub fn transform_weights<const TAPS: usize>(g: impl Fn(usize, usize) -> f64) -> [f32; POINTS] {
-    let rows: [[f64; TAPS]; IN] =
-        std::array::from_fn(|y| std::array::from_fn(|x| SCALE[y] * (0..TAPS).map(|k| interpolation(y, k, TAPS) * g(k, x)).sum::<f64>()));
+    let rows: [[f64; TAPS]; IN] = std::array::from_fn(|y| {
+        std::array::from_fn(|x| {
+            SCALE[y]
+                * (0..TAPS)
+                    .map(|k| interpolation(y, k, TAPS) * g(k, x))
+                    .sum::<f64>()
+        })
+    });
     std::array::from_fn(|i| {
         let (y, x) = (i / IN, i % IN);
-        (SCALE[x] * (0..TAPS).map(|k| interpolation(x, k, TAPS) * rows[y][k]).sum::<f64>()) as f32
+        (SCALE[x]
+            * (0..TAPS)
+                .map(|k| interpolation(x, k, TAPS) * rows[y][k])
+                .sum::<f64>()) as f32
     })
 }
 
@@ -92,7 +107,8 @@ unsafe fn input_line<S: Simd>(d: [S::V; IN]) -> [S::V; IN] {
     }
 }
 
-// No closures over vectors in here: one that is not inlined would lose the instructions it is compiled for.
+// No closures over vectors in here: one that is not inlined would lose the instructions it is
+// compiled for.
 
 /// A^T applied to six values whose points carry [`SCALE`].
 ///
@@ -127,8 +143,14 @@ unsafe fn gradient_line<S: Simd, const OUT: usize>(d: [S::V; OUT]) -> [S::V; IN]
     unsafe {
         let (mut even_a, mut odd_a, mut even_b, mut odd_b) = (d[0], d[1], d[0], d[1]);
         if OUT == 4 {
-            (even_a, odd_a) = (S::fma(S::splat(0.5), d[2], even_a), S::fma(S::splat(0.5), d[3], odd_a));
-            (even_b, odd_b) = (S::fma(S::splat(2.0), d[2], even_b), S::fma(S::splat(2.0), d[3], odd_b));
+            (even_a, odd_a) = (
+                S::fma(S::splat(0.5), d[2], even_a),
+                S::fma(S::splat(0.5), d[3], odd_a),
+            );
+            (even_b, odd_b) = (
+                S::fma(S::splat(2.0), d[2], even_b),
+                S::fma(S::splat(2.0), d[3], odd_b),
+            );
         }
         [
             d[0],
@@ -186,8 +208,15 @@ impl Points {
 /// # Safety
 /// As [`transform_input`]; `lane` is a whole vector of the channels.
 #[inline(always)]
-unsafe fn input_column<S: Simd>(rows: [*const f32; IN], s: Span, before: usize, x: usize, lane: usize) -> [S::V; IN] {
-    // SAFETY: columns outside the row are not read, and the caller says that the rows hold those inside
+unsafe fn input_column<S: Simd>(
+    rows: [*const f32; IN],
+    s: Span,
+    before: usize,
+    x: usize,
+    lane: usize,
+) -> [S::V; IN] {
+    // SAFETY: columns outside the row are not read, and the caller says that the rows hold those
+    // inside
     unsafe {
         if x < before || x >= s.w + before {
             return [S::splat(0.0); IN];
@@ -195,18 +224,30 @@ unsafe fn input_column<S: Simd>(rows: [*const f32; IN], s: Span, before: usize, 
         let at = (x - before) * s.c + lane;
         let [a, b, c, d, e, f] = rows;
         let (a, b, c) = (S::load(a.add(at)), S::load(b.add(at)), S::load(c.add(at)));
-        input_line::<S>([a, b, c, S::load(d.add(at)), S::load(e.add(at)), S::load(f.add(at))])
+        input_line::<S>([
+            a,
+            b,
+            c,
+            S::load(d.add(at)),
+            S::load(e.add(at)),
+            S::load(f.add(at)),
+        ])
     }
 }
 
 /// B^T d B of tiles whose inputs are the six rows `[w][c]`.
 ///
 /// # Safety
-/// Rows hold `[w][c]`; every point has room for `count` tiles `tile_stride` apart and a vector more, apart from the rows and nobody else's;
-/// and as [`Simd`].
+/// Rows hold `[w][c]`; every point has room for `count` tiles `tile_stride` apart and a vector
+/// more, apart from the rows and nobody else's; and as [`Simd`].
 #[inline(always)]
-pub unsafe fn transform_input<S: Simd, const OUT: usize>(rows: [*const f32; IN], s: Span, out: Points) {
-    // SAFETY: `lane` is a whole vector of the channels, and tiles stay below `count`: the caller says that the points hold them
+pub unsafe fn transform_input<S: Simd, const OUT: usize>(
+    rows: [*const f32; IN],
+    s: Span,
+    out: Points,
+) {
+    // SAFETY: `lane` is a whole vector of the channels, and tiles stay below `count`: the caller
+    // says that the points hold them
     unsafe {
         for lane in (0..s.c).step_by(LANES) {
             let x = OUT * s.first;
@@ -241,8 +282,13 @@ pub unsafe fn transform_input<S: Simd, const OUT: usize>(rows: [*const f32; IN],
 /// # Safety
 /// As [`transform_input`].
 #[inline(always)]
-pub unsafe fn transform_gradient<S: Simd, const OUT: usize>(rows: [*const f32; OUT], s: Span, out: Points) {
-    // SAFETY: pixels behind the row are not read, `lane` is a whole vector of the channels, and tiles stay below `count`
+pub unsafe fn transform_gradient<S: Simd, const OUT: usize>(
+    rows: [*const f32; OUT],
+    s: Span,
+    out: Points,
+) {
+    // SAFETY: pixels behind the row are not read, `lane` is a whole vector of the channels, and
+    // tiles stay below `count`
     unsafe {
         for tile in 0..s.count {
             for lane in (0..s.c).step_by(LANES) {
@@ -283,7 +329,10 @@ unsafe fn gather_line<S: Simd, const TAPS: usize>(p: [S::V; IN]) -> [S::V; TAPS]
         let (even_b, odd_b) = (S::add(p[3], p[4]), S::sub(p[3], p[4]));
         let mut out = [S::splat(0.0); TAPS];
         for (tap, out) in out.iter_mut().enumerate() {
-            let (a, b) = (S::splat(interpolation(1, tap, TAPS) as f32), S::splat(interpolation(3, tap, TAPS) as f32));
+            let (a, b) = (
+                S::splat(interpolation(1, tap, TAPS) as f32),
+                S::splat(interpolation(3, tap, TAPS) as f32),
+            );
             if tap % 2 == 1 {
                 *out = S::fma(a, odd_a, S::mul(b, odd_b));
                 continue;
@@ -302,10 +351,17 @@ unsafe fn gather_line<S: Simd, const TAPS: usize>(p: [S::V; IN]) -> [S::V; TAPS]
 /// G^T u G over a vector of lanes: `u[point * from]` to `taps[tap * to]`, TAPS x TAPS of them.
 ///
 /// # Safety
-/// A vector can be read at each of the 36 points and written, apart from them, at each of the taps; and as [`Simd`].
+/// A vector can be read at each of the 36 points and written, apart from them, at each of the taps;
+/// and as [`Simd`].
 #[inline(always)]
-pub unsafe fn gather_lanes<S: Simd, const TAPS: usize>(u: *const f32, from: usize, taps: *mut f32, to: usize) {
-    // SAFETY: points stay below 36 and taps below TAPS x TAPS: the caller says that there is a vector at each
+pub unsafe fn gather_lanes<S: Simd, const TAPS: usize>(
+    u: *const f32,
+    from: usize,
+    taps: *mut f32,
+    to: usize,
+) {
+    // SAFETY: points stay below 36 and taps below TAPS x TAPS: the caller says that there is a
+    // vector at each
     unsafe {
         let mut columns = [[S::splat(0.0); TAPS]; IN];
         for (x, column) in columns.iter_mut().enumerate() {
@@ -314,7 +370,10 @@ pub unsafe fn gather_lanes<S: Simd, const TAPS: usize>(u: *const f32, from: usiz
         }
         let [a, b, c, d, e, f] = columns;
         for y in 0..TAPS {
-            for (x, v) in gather_line::<S, TAPS>([a[y], b[y], c[y], d[y], e[y], f[y]]).into_iter().enumerate() {
+            for (x, v) in gather_line::<S, TAPS>([a[y], b[y], c[y], d[y], e[y], f[y]])
+                .into_iter()
+                .enumerate()
+            {
                 S::store(taps.add((y * TAPS + x) * to), v);
             }
         }
@@ -339,13 +398,21 @@ pub fn products() -> usize {
     POINTS * point_stride(CHUNK * GROUP)
 }
 
-/// Products of P tiles at one point with V vectors of lanes; K is their depth where that is known when compiling, or 0.
+/// Products of P tiles at one point with V vectors of lanes; K is their depth where that is known
+/// when compiling, or 0.
 ///
 /// # Safety
-/// As [`Simd`]; `v` holds `[P][k]`, `u` holds `[k][V * 16]`, and `m` has room for `[P][V * 16]`, apart from them and nobody else's.
+/// As [`Simd`]; `v` holds `[P][k]`, `u` holds `[k][V * 16]`, and `m` has room for `[P][V * 16]`,
+/// apart from them and nobody else's.
 #[inline(always)]
-unsafe fn multiply_tile<S: Simd, const P: usize, const V: usize, const K: usize>(v: *const f32, k: usize, u: *const f32, m: *mut f32) {
-    // SAFETY: depths stay below `k`, tiles below P and vectors below V, as the caller says the pointers allow
+unsafe fn multiply_tile<S: Simd, const P: usize, const V: usize, const K: usize>(
+    v: *const f32,
+    k: usize,
+    u: *const f32,
+    m: *mut f32,
+) {
+    // SAFETY: depths stay below `k`, tiles below P and vectors below V, as the caller says the
+    // pointers allow
     unsafe {
         let depth = if K == 0 { k } else { K };
         let mut acc = [[S::splat(0.0); V]; P];
@@ -377,16 +444,22 @@ unsafe fn multiply_tile<S: Simd, const P: usize, const V: usize, const K: usize>
 /// As [`multiply_and_store`].
 #[inline(always)]
 unsafe fn multiply<S: Simd, const V: usize, const K: usize>(c: &Chunk, u: *const f32) {
-    // SAFETY: the chunk holds CHUNK tiles at every point, whether they count or not, and no step from a tile that counts goes past
-    // the last: `count` is at most CHUNK, which every step divides
+    // SAFETY: the chunk holds CHUNK tiles at every point, whether they count or not, and no step
+    // from a tile that counts goes past the last: `count` is at most CHUNK, which every step
+    // divides
     unsafe {
         let k = if K == 0 { c.k } else { K };
         for point in 0..POINTS {
-            let (v, m) = (c.v.add(point * point_stride(CHUNK * k)), c.m.add(point * point_stride(CHUNK * V * LANES)));
+            let (v, m) = (
+                c.v.add(point * point_stride(CHUNK * k)),
+                c.m.add(point * point_stride(CHUNK * V * LANES)),
+            );
             let u = u.add(point * k * V * LANES);
             let at = |p: usize| (v.add(p * k), m.add(p * V * LANES));
             match S::REGISTERS {
-                Registers::Many if c.count > CHUNK / 2 => multiply_tile::<S, CHUNK, V, K>(v, k, u, m),
+                Registers::Many if c.count > CHUNK / 2 => {
+                    multiply_tile::<S, CHUNK, V, K>(v, k, u, m)
+                }
                 Registers::Many => multiply_tile::<S, { CHUNK / 2 }, V, K>(v, k, u, m),
                 Registers::Eight if V == 1 => {
                     for (v, m) in (0..c.count).step_by(4).map(at) {
@@ -428,14 +501,29 @@ pub struct Output<const OUT: usize> {
 /// # Safety
 /// As [`multiply_and_store`].
 #[inline(always)]
-unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(c: &Chunk, n: usize, bias: S::V, out: Output<OUT>) {
-    // SAFETY: products are read of tiles that count, and nothing is written to pixels behind the row or to a row that is missing
+unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(
+    c: &Chunk,
+    n: usize,
+    bias: S::V,
+    out: Output<OUT>,
+) {
+    // SAFETY: products are read of tiles that count, and nothing is written to pixels behind the
+    // row or to a row that is missing
     unsafe {
         for tile in 0..c.count {
-            let at = |point: usize| S::load(c.m.add(point * point_stride(CHUNK * V * LANES) + (tile * V + n) * LANES));
+            let at = |point: usize| {
+                S::load(c.m.add(point * point_stride(CHUNK * V * LANES) + (tile * V + n) * LANES))
+            };
             let mut columns = [[S::splat(0.0); OUT]; IN];
             for (x, column) in columns.iter_mut().enumerate() {
-                *column = output_line::<S, OUT>([at(x), at(IN + x), at(2 * IN + x), at(3 * IN + x), at(4 * IN + x), at(5 * IN + x)]);
+                *column = output_line::<S, OUT>([
+                    at(x),
+                    at(IN + x),
+                    at(2 * IN + x),
+                    at(3 * IN + x),
+                    at(4 * IN + x),
+                    at(5 * IN + x),
+                ]);
             }
             let [a, b, c, d, e, f] = columns;
             let x = out.x + OUT * tile;
@@ -444,8 +532,15 @@ unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(c: &Chunk, n:
                 let values = output_line::<S, OUT>([a[y], b[y], c[y], d[y], e[y], f[y]]);
                 for (i, value) in values.into_iter().enumerate() {
                     if x + i < out.w {
-                        let (to, value) = (row.add((x + i) * out.stride + n * LANES), S::add(value, bias));
-                        if out.far { S::stream(to, value) } else { S::store(to, value) }
+                        let (to, value) = (
+                            row.add((x + i) * out.stride + n * LANES),
+                            S::add(value, bias),
+                        );
+                        if out.far {
+                            S::stream(to, value)
+                        } else {
+                            S::store(to, value)
+                        }
                     }
                 }
             }
@@ -453,13 +548,14 @@ unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(c: &Chunk, n:
     }
 }
 
-/// One chunk of tiles: the product with `u[point][k][16 or 32]`, of one or `two` vectors of lanes, transformed back and stored
-/// with the bias.
+/// One chunk of tiles: the product with `u[point][k][16 or 32]`, of one or `two` vectors of lanes,
+/// transformed back and stored with the bias.
 ///
 /// # Safety
-/// The chunk holds CHUNK tiles of input at every point and has room for their products; those behind `count`, at most CHUNK, may hold
-/// anything. `u` and `bias` hold their lanes, K is the depth or 0, and every row that is there has room for `w` pixels, `stride` apart,
-/// away from the rest and nobody else's, with `far` at multiples of 64; and as [`Simd`].
+/// The chunk holds CHUNK tiles of input at every point and has room for their products; those
+/// behind `count`, at most CHUNK, may hold anything. `u` and `bias` hold their lanes, K is the
+/// depth or 0, and every row that is there has room for `w` pixels, `stride` apart, away from the
+/// rest and nobody else's, with `far` at multiples of 64; and as [`Simd`].
 #[inline(always)]
 pub unsafe fn multiply_and_store<S: Simd, const K: usize, const OUT: usize>(
     c: &Chunk,
@@ -468,7 +564,8 @@ pub unsafe fn multiply_and_store<S: Simd, const K: usize, const OUT: usize>(
     bias: *const f32,
     out: Output<OUT>,
 ) {
-    // SAFETY: the caller says so of all pointers; one or two vectors of bias are there, as of weights
+    // SAFETY: the caller says so of all pointers; one or two vectors of bias are there, as of
+    // weights
     unsafe {
         if two {
             multiply::<S, 2, K>(c, u);
@@ -498,22 +595,34 @@ mod tests {
     /// Gradients at the points to gradients of the taps, G^T u G, plainly.
     fn gather_weights(u: [f32; POINTS], taps: usize) -> Vec<f32> {
         let g = |point: usize, tap: usize| interpolation(point, tap, taps);
-        let value = |y: usize, x: usize| (0..POINTS).map(|i| g(i / IN, y) * f64::from(u[i]) * g(i % IN, x)).sum::<f64>() as f32;
-        (0..taps * taps).map(|i| value(i / taps, i % taps)).collect()
+        let value = |y: usize, x: usize| {
+            (0..POINTS)
+                .map(|i| g(i / IN, y) * f64::from(u[i]) * g(i % IN, x))
+                .sum::<f64>() as f32
+        };
+        (0..taps * taps)
+            .map(|i| value(i / taps, i % taps))
+            .collect()
     }
 
     fn check_weights<const TAPS: usize>() {
         // <transform(g), u> = <g, gather(scaled u)> for all g and u
         let g: Vec<f32> = (0..TAPS * TAPS).map(|i| draw(i as u64)).collect();
         let u = draw_points();
-        let scaled: [f32; POINTS] = std::array::from_fn(|i| (SCALE[i / IN] * SCALE[i % IN]) as f32 * u[i]);
+        let scaled: [f32; POINTS] =
+            std::array::from_fn(|i| (SCALE[i / IN] * SCALE[i % IN]) as f32 * u[i]);
         let transformed = transform_weights::<TAPS>(|y, x| f64::from(g[y * TAPS + x]));
         let a: f32 = transformed.iter().zip(&u).map(|(a, b)| a * b).sum();
-        let b: f32 = gather_weights(scaled, TAPS).iter().zip(&g).map(|(a, b)| a * b).sum();
+        let b: f32 = gather_weights(scaled, TAPS)
+            .iter()
+            .zip(&g)
+            .map(|(a, b)| a * b)
+            .sum();
         assert!((a - b).abs() < 1e-5, "{a} {b}");
         let lanes: Vec<f32> = u.iter().flat_map(|&u| [u; LANES]).collect();
         let mut taps = vec![0.0; TAPS * TAPS * LANES];
-        // SAFETY: there is a vector for each of the points and of the taps, and plain code runs everywhere
+        // SAFETY: there is a vector for each of the points and of the taps, and plain code runs
+        // everywhere
         unsafe { gather_lanes::<Portable, TAPS>(lanes.as_ptr(), LANES, taps.as_mut_ptr(), LANES) };
         for (lanes, tap) in taps.chunks_exact(LANES).zip(gather_weights(u, TAPS)) {
             assert!((lanes[5] - tap).abs() < 1e-5, "{} {tap}", lanes[5]);
@@ -529,31 +638,71 @@ mod tests {
     /// A row of tiles of one vector of lanes against the sum written out.
     fn check_row<const OUT: usize, const TAPS: usize>() {
         let (w, rows) = (11usize, 6);
-        let pixels: Vec<f32> = (0..rows * w).flat_map(|i| [draw(1000 + i as u64); LANES]).collect();
+        let pixels: Vec<f32> = (0..rows * w)
+            .flat_map(|i| [draw(1000 + i as u64); LANES])
+            .collect();
         let g: Vec<f32> = (0..TAPS * TAPS).map(|i| draw(i as u64)).collect();
         let transformed = transform_weights::<TAPS>(|y, x| f64::from(g[y * TAPS + x]));
         let tiles = w.div_ceil(OUT);
         let mut v = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
         let mut m = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
         let mut out = vec![0.0; OUT * w * LANES];
-        // SAFETY: rows of `w` pixels, points and products of CHUNK tiles and the outputs are as large as described, since a row of eleven
-        // has at most six tiles; plain code runs everywhere
+        // SAFETY: rows of `w` pixels, points and products of CHUNK tiles and the outputs are as
+        // large as described, since a row of eleven has at most six tiles; plain code runs
+        // everywhere
         unsafe {
-            let source: [*const f32; IN] = std::array::from_fn(|k| pixels[k * w * LANES..].as_ptr());
-            let points = Points { base: v.as_mut_ptr(), point_stride: point_stride(CHUNK * LANES), tile_stride: LANES };
-            transform_input::<Portable, OUT>(source, Span { first: 0, count: tiles, w, c: LANES }, points);
+            let source: [*const f32; IN] =
+                std::array::from_fn(|k| pixels[k * w * LANES..].as_ptr());
+            let points = Points {
+                base: v.as_mut_ptr(),
+                point_stride: point_stride(CHUNK * LANES),
+                tile_stride: LANES,
+            };
+            transform_input::<Portable, OUT>(
+                source,
+                Span {
+                    first: 0,
+                    count: tiles,
+                    w,
+                    c: LANES,
+                },
+                points,
+            );
             for (i, m) in m.iter_mut().enumerate() {
                 *m = v[i] * transformed[i / point_stride(CHUNK * LANES)];
             }
-            let chunk = Chunk { v: v.as_ptr(), k: LANES, count: tiles, m: m.as_mut_ptr() };
+            let chunk = Chunk {
+                v: v.as_ptr(),
+                k: LANES,
+                count: tiles,
+                m: m.as_mut_ptr(),
+            };
             let rows = std::array::from_fn(|y| Some(out[y * w * LANES..].as_mut_ptr()));
-            store_outputs::<Portable, 1, OUT>(&chunk, 0, [0.0; LANES], Output { rows, stride: LANES, x: 0, w, far: false });
+            store_outputs::<Portable, 1, OUT>(
+                &chunk,
+                0,
+                [0.0; LANES],
+                Output {
+                    rows,
+                    stride: LANES,
+                    x: 0,
+                    w,
+                    far: false,
+                },
+            );
         }
         for (y, x) in (0..OUT * w).map(|i| (i / w, i % w)) {
-            let reach = (0..TAPS * TAPS).map(|t| (y + t / TAPS, (x + t % TAPS).wrapping_sub(TAPS / 2), g[t]));
-            let expected: f32 = reach.filter(|&(_, x, _)| x < w).map(|(y, x, g)| g * pixels[(y * w + x) * LANES]).sum();
+            let reach = (0..TAPS * TAPS)
+                .map(|t| (y + t / TAPS, (x + t % TAPS).wrapping_sub(TAPS / 2), g[t]));
+            let expected: f32 = reach
+                .filter(|&(_, x, _)| x < w)
+                .map(|(y, x, g)| g * pixels[(y * w + x) * LANES])
+                .sum();
             let got = out[(y * w + x) * LANES + 3];
-            assert!((got - expected).abs() < 1e-5, "{got} {expected} at {y}, {x}");
+            assert!(
+                (got - expected).abs() < 1e-5,
+                "{got} {expected} at {y}, {x}"
+            );
         }
     }
 

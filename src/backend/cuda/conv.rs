@@ -1,4 +1,5 @@
-//! Lowering of the 3x3 convolutions and their gradients: kernels/conv.cu for 16 channels to 16, kernels/conv_rgb.cu for f32 RGB to 16.
+//! Lowering of the 3x3 convolutions and their gradients: kernels/conv.cu for 16 channels to 16,
+//! kernels/conv_rgb.cu for f32 RGB to 16.
 
 use super::launch::{Arg, Lowering, int};
 use super::reduce::{self, Sums, To};
@@ -29,7 +30,8 @@ pub(super) fn workspace(o: &ConvBack) -> u64 {
     reduce::partial_bytes(sum_count(o), sum_blocks(o)) as u64
 }
 
-/// Bytes of shared memory that a tile with `border` pixels around it takes, and the 16 x 16 x 9 weights.
+/// Bytes of shared memory that a tile with `border` pixels around it takes, and the 16 x 16 x 9
+/// weights.
 fn shared_sizes(precision: Precision) -> (impl Fn(usize) -> usize, usize) {
     // one 16-byte piece is left free against bank conflicts
     let pixel = CHANNELS * precision.bytes() as usize + 16;
@@ -40,13 +42,23 @@ fn shared_sizes(precision: Precision) -> (impl Fn(usize) -> usize, usize) {
 /// Whether it is the RGB form.
 fn check(o: &Conv) -> Result<bool> {
     let rgb = o.cin == 3;
-    ensure!(o.cout == CHANNELS && (rgb || o.cin == CHANNELS), "no CUDA kernel for a 3x3 convolution from {} to {} channels", o.cin, o.cout);
+    ensure!(
+        o.cout == CHANNELS && (rgb || o.cin == CHANNELS),
+        "no CUDA kernel for a 3x3 convolution from {} to {} channels",
+        o.cin,
+        o.cout
+    );
     Ok(rgb)
 }
 
-/// For the RGB form: whether the input is a staged picture, in 255ths; bytes of a tile with the pixel around it.
+/// For the RGB form: whether the input is a staged picture, in 255ths; bytes of a tile with the
+/// pixel around it.
 fn rgb_form(l: &Lowering<'_>) -> (Arg, usize) {
-    let pixel = if l.plan.precision == Precision::F32 { 3 * 4 } else { 4 * 2 };
+    let pixel = if l.plan.precision == Precision::F32 {
+        3 * 4
+    } else {
+        4 * 2
+    };
     (Arg::Int(l.plan.batch.is_some().into()), 18 * 18 * pixel)
 }
 
@@ -57,7 +69,10 @@ fn sizes(e: Extent) -> Result<[Arg; 3]> {
 /// `unpack`: on the way.
 pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv, unpack: Option<&Unpack>) -> Result<()> {
     let rgb = check(o)?;
-    let (weight, bias) = (l.element(o.parameters, o.weight.offset), l.element(o.parameters, o.bias.offset));
+    let (weight, bias) = (
+        l.element(o.parameters, o.weight.offset),
+        l.element(o.parameters, o.bias.offset),
+    );
     let mut args = vec![l.at(o.input), weight, bias, l.at(o.output)];
     args.extend(sizes(o.extent)?);
     let tiles = tiles(o.extent);
@@ -68,7 +83,11 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv, unpack: Option<&Unpack>) -
             Some(b) => [b.lq_of(0), b.augment_of(0)].map(|at| l.at_bytes(b.buffer, at)),
             None => [Arg::Null, Arg::Null],
         });
-        let weights = if l.plan.precision == Precision::F32 { 4 * 27 * CHANNELS } else { 0 };
+        let weights = if l.plan.precision == Precision::F32 {
+            4 * 27 * CHANNELS
+        } else {
+            0
+        };
         return l.walk("conv_rgb", tiles, 256, shared + weights, args);
     }
     let (tile, weights) = shared_sizes(l.plan.precision);
@@ -90,17 +109,35 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
     if rgb {
         if let Some(d_input) = o.d_input {
             let args = with_sizes(vec![d_output, weight, l.at(d_input)])?;
-            l.launch("conv_rgb_data", [c.extent.pixels().div_ceil(256), 1, 1], 256, 0, args)?;
+            l.launch(
+                "conv_rgb_data",
+                [c.extent.pixels().div_ceil(256), 1, 1],
+                256,
+                0,
+                args,
+            )?;
         }
         let (units, tile) = rgb_form(l);
         let mut args = with_sizes(vec![input, d_output, sums.partials])?;
         args.push(units);
         // at the end the sums of 16 rows, or of eight warps
-        let sums_of = if l.plan.precision == Precision::F32 { 16 } else { 8 };
-        l.launch("conv_rgb_weights", [blocks, 1, 1], 256, tile.max(4 * sums_of * 28 * CHANNELS), args)?;
+        let sums_of = if l.plan.precision == Precision::F32 {
+            16
+        } else {
+            8
+        };
+        l.launch(
+            "conv_rgb_weights",
+            [blocks, 1, 1],
+            256,
+            tile.max(4 * sums_of * 28 * CHANNELS),
+            args,
+        )?;
         return finish(l, o, &sums);
     }
-    let d_input = l.at(o.d_input.context("a convolution inside the network has a gradient of its input")?);
+    let d_input = l.at(o
+        .d_input
+        .context("a convolution inside the network has a gradient of its input")?);
     if l.plan.precision == Precision::F32 {
         let args = with_sizes(vec![d_output, weight, d_input])?;
         l.walk("conv_data", tiles, 256, tile(1) + weights, args)?;
@@ -110,7 +147,13 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
         let args = with_sizes(vec![input, d_output, weight, d_input, sums.partials])?;
         // at the end the sums of four pairs of warps, and biases
         let sums_of = 4 * 4 * (9 * CHANNELS + 1) * CHANNELS;
-        l.launch("conv_gradients", [blocks, 1, 1], 256, (2 * tile(1) + weights).max(sums_of), args)?;
+        l.launch(
+            "conv_gradients",
+            [blocks, 1, 1],
+            256,
+            (2 * tile(1) + weights).max(sums_of),
+            args,
+        )?;
     }
     finish(l, o, &sums)
 }

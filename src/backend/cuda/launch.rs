@@ -1,5 +1,5 @@
-//! What a plan is lowered to: kernel launches whose arguments name ranges of the plan's buffers, and the block of numbers
-//! that change from step to step. Depends on the plan; knows no device.
+//! What a plan is lowered to: kernel launches whose arguments name ranges of the plan's buffers,
+//! and the block of numbers that change from step to step. Depends on the plan; knows no device.
 
 use super::reduce::Waiting;
 use crate::backend::Scalars;
@@ -19,19 +19,22 @@ pub enum Arg {
     Float(f32),
 }
 
-/// When a launch may run. Small ones leave most of a card idle, so they run beside others where nobody waits for them.
+/// When a launch may run. Small ones leave most of a card idle, so they run beside others where
+/// nobody waits for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Turn {
     /// After those before it that are not aside.
     #[default]
     Next,
-    /// After all before it; those behind do not wait for it, until one that meets it, or the end of the list.
+    /// After all before it; those behind do not wait for it, until one that meets it, or the end of
+    /// the list.
     Aside,
     /// After all before it, those aside too.
     Meets,
 }
 
-/// Most dynamic shared memory of a block, bytes: a multiprocessor with 100 KiB, of which every block takes one more, holds two.
+/// Most dynamic shared memory of a block, bytes: a multiprocessor with 100 KiB, of which every
+/// block takes one more, holds two.
 pub const MOST_SHARED: u32 = 49 << 10;
 
 /// One kernel launch. Blocks are one-dimensional and whole warps.
@@ -43,7 +46,8 @@ pub struct Launch {
     pub kernel: &'static str,
     /// Blocks.
     pub grid: [u32; 3],
-    /// Blocks walk over tiles, and fewer do the same: a device takes as many as it runs at once, so that each prepares its weights once.
+    /// Blocks walk over tiles, and fewer do the same: a device takes as many as it runs at once, so
+    /// that each prepares its weights once.
     pub walkers: bool,
     /// Its turn beside the launches around it.
     pub turn: Turn,
@@ -51,7 +55,8 @@ pub struct Launch {
     pub block: u32,
     /// Dynamic shared memory, bytes.
     pub shared: u32,
-    /// In the kernel's order. A structure, which only the last may be, stands here word by word, of eight bytes each.
+    /// In the kernel's order. A structure, which only the last may be, stands here word by word, of
+    /// eight bytes each.
     pub args: Vec<Arg>,
 }
 
@@ -66,11 +71,31 @@ impl Launch {
         args: Vec<Arg>,
     ) -> Result<Launch> {
         let limits = [i32::MAX as usize, 65_535, 65_535];
-        ensure!(grid.iter().zip(limits).all(|(&g, limit)| (1..=limit).contains(&g)), "{kernel} would need a grid of {grid:?} blocks");
-        ensure!(block.is_multiple_of(32) && (32..=1024).contains(&block), "{kernel} would need blocks of {block} threads");
+        ensure!(
+            grid.iter()
+                .zip(limits)
+                .all(|(&g, limit)| (1..=limit).contains(&g)),
+            "{kernel} would need a grid of {grid:?} blocks"
+        );
+        ensure!(
+            block.is_multiple_of(32) && (32..=1024).contains(&block),
+            "{kernel} would need blocks of {block} threads"
+        );
         let shared = u32::try_from(shared)?;
-        ensure!(shared <= MOST_SHARED, "{kernel} would need {shared} bytes of shared memory");
-        Ok(Launch { op, kernel, grid: grid.map(|g| g as u32), walkers: false, turn: Turn::Next, block, shared, args })
+        ensure!(
+            shared <= MOST_SHARED,
+            "{kernel} would need {shared} bytes of shared memory"
+        );
+        Ok(Launch {
+            op,
+            kernel,
+            grid: grid.map(|g| g as u32),
+            walkers: false,
+            turn: Turn::Next,
+            block,
+            shared,
+            args,
+        })
     }
 }
 
@@ -96,7 +121,13 @@ pub(super) struct Lowering<'a> {
 
 impl<'a> Lowering<'a> {
     pub fn new(plan: &'a PlanData) -> Lowering<'a> {
-        Lowering { plan, op: 0, early: Vec::new(), launches: Vec::new(), waiting: Waiting::default() }
+        Lowering {
+            plan,
+            op: 0,
+            early: Vec::new(),
+            launches: Vec::new(),
+            waiting: Waiting::default(),
+        }
     }
 
     /// What follows belongs to this operation.
@@ -113,7 +144,14 @@ impl<'a> Lowering<'a> {
     ///
     /// # Errors
     /// When it is larger than any device allows.
-    pub fn launch(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
+    pub fn launch(
+        &mut self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        block: u32,
+        shared: usize,
+        args: Vec<Arg>,
+    ) -> Result<()> {
         let launch = Launch::new(Some(self.op), kernel, grid, block, shared, args)?;
         self.append(launch);
         Ok(())
@@ -123,29 +161,61 @@ impl<'a> Lowering<'a> {
     ///
     /// # Errors
     /// As [`Lowering::launch`].
-    pub fn walk(&mut self, kernel: &'static str, tiles: usize, block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
+    pub fn walk(
+        &mut self,
+        kernel: &'static str,
+        tiles: usize,
+        block: u32,
+        shared: usize,
+        args: Vec<Arg>,
+    ) -> Result<()> {
         let launch = Launch::new(Some(self.op), kernel, [tiles, 1, 1], block, shared, args)?;
-        self.append(Launch { walkers: true, ..launch });
+        self.append(Launch {
+            walkers: true,
+            ..launch
+        });
         Ok(())
     }
 
-    /// Puts a launch ahead of all others, aside: one that needs nothing but parameters, and whose results have a place of their own.
+    /// Puts a launch ahead of all others, aside: one that needs nothing but parameters, and whose
+    /// results have a place of their own.
     ///
     /// # Errors
     /// As [`Lowering::launch`].
-    pub fn early(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
+    pub fn early(
+        &mut self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        block: u32,
+        shared: usize,
+        args: Vec<Arg>,
+    ) -> Result<()> {
         let launch = Launch::new(Some(self.op), kernel, grid, block, shared, args)?;
-        self.early.push(Launch { turn: Turn::Aside, ..launch });
+        self.early.push(Launch {
+            turn: Turn::Aside,
+            ..launch
+        });
         Ok(())
     }
 
-    /// Appends a launch that others need not wait for: what it reads and writes must keep its place until the end of the micro-batch.
+    /// Appends a launch that others need not wait for: what it reads and writes must keep its place
+    /// until the end of the micro-batch.
     ///
     /// # Errors
     /// As [`Lowering::launch`].
-    pub fn aside(&mut self, kernel: &'static str, grid: [usize; 3], block: u32, shared: usize, args: Vec<Arg>) -> Result<()> {
+    pub fn aside(
+        &mut self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        block: u32,
+        shared: usize,
+        args: Vec<Arg>,
+    ) -> Result<()> {
         let launch = Launch::new(Some(self.op), kernel, grid, block, shared, args)?;
-        self.append(Launch { turn: Turn::Aside, ..launch });
+        self.append(Launch {
+            turn: Turn::Aside,
+            ..launch
+        });
         Ok(())
     }
 
@@ -189,7 +259,11 @@ impl<'a> Lowering<'a> {
     /// # Errors
     /// When the plan has none (it was made for another backend).
     pub fn scalars(&self) -> Result<Arg> {
-        self.plan.ports.scalars.map(|id| self.at(id)).ok_or_else(|| anyhow::anyhow!("the plan was not made for a device"))
+        self.plan
+            .ports
+            .scalars
+            .map(|id| self.at(id))
+            .ok_or_else(|| anyhow::anyhow!("the plan was not made for a device"))
     }
 
     /// The workspace of an operation.
@@ -212,12 +286,24 @@ pub(super) fn int(value: usize) -> Result<Arg> {
 /// Size of the block of scalars: `struct Scalars` of kernels/common.cuh.
 pub const SCALARS_BYTES: u64 = 64;
 
-/// The launch that puts a step's scalars where the kernels read them; none for a plan without. What follows from betas, decay and step
-/// number is worked out here in f64.
+/// The launch that puts a step's scalars where the kernels read them; none for a plan without. What
+/// follows from betas, decay and step number is worked out here in f64.
 pub fn scalars_launch(plan: &PlanData, scalars: &Scalars) -> Option<Launch> {
     let buffer = plan.ports.scalars?;
-    let update = plan.ops.iter().find_map(|op| if let Op::Update(u) = op { Some(u) } else { None });
-    let decay = |u: &Update| if u.optimizer == OptimizerKind::AdamW { u.weight_decay } else { 0.0 };
+    let update = plan.ops.iter().find_map(|op| {
+        if let Op::Update(u) = op {
+            Some(u)
+        } else {
+            None
+        }
+    });
+    let decay = |u: &Update| {
+        if u.optimizer == OptimizerKind::AdamW {
+            u.weight_decay
+        } else {
+            0.0
+        }
+    };
     let (beta1, beta2, decay) = update.map_or((0.0, 0.0, 0.0), |u| (u.beta1, u.beta2, decay(u)));
     let step = scalars.step as f64;
     let floats = [
@@ -233,5 +319,14 @@ pub fn scalars_launch(plan: &PlanData, scalars: &Scalars) -> Option<Launch> {
     let mut args = vec![Arg::At(buffer, 0)];
     args.extend(floats.map(|value| Arg::Float(value as f32)));
     args.push(Arg::Int(scalars.accumulate.into()));
-    Some(Launch { op: None, kernel: "set_scalars", grid: [1, 1, 1], walkers: false, turn: Turn::Next, block: 32, shared: 0, args })
+    Some(Launch {
+        op: None,
+        kernel: "set_scalars",
+        grid: [1, 1, 1],
+        walkers: false,
+        turn: Turn::Next,
+        block: 32,
+        shared: 0,
+        args,
+    })
 }

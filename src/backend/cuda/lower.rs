@@ -1,4 +1,5 @@
-//! A plan to its launches: one call for every operation, to the file of its family. Depends on the families.
+//! A plan to its launches: one call for every operation, to the file of its family. Depends on the
+//! families.
 
 use super::launch::{Launch, Lowering, Program};
 use super::{conv, nano, optimizer, pixels, structural, up_head};
@@ -11,15 +12,23 @@ use std::ops::Range;
 /// # Errors
 /// When an operation has no kernel for its shape, or a launch would be larger than a device allows.
 pub fn lower(plan: &PlanData) -> Result<Program> {
-    Ok(Program { micro: lower_range(plan, plan.micro.clone())?, update: lower_range(plan, plan.update.clone())? })
+    Ok(Program {
+        micro: lower_range(plan, plan.micro.clone())?,
+        update: lower_range(plan, plan.update.clone())?,
+    })
 }
 
-/// The launches of some operations of a plan. Sums that the plan has added up late are so at the end of the range.
+/// The launches of some operations of a plan. Sums that the plan has added up late are so at the
+/// end of the range.
 ///
 /// # Errors
 /// As [`lower`].
 pub fn lower_range(plan: &PlanData, range: Range<usize>) -> Result<Vec<Launch>> {
-    ensure!(range.start <= range.end && range.end <= plan.ops.len(), "operations {range:?} of a plan of {}", plan.ops.len());
+    ensure!(
+        range.start <= range.end && range.end <= plan.ops.len(),
+        "operations {range:?} of a plan of {}",
+        plan.ops.len()
+    );
     check_extents(&plan.ops[range.clone()])?;
     let (mut l, mut at) = (Lowering::new(plan), range.start);
     while at < range.end {
@@ -48,7 +57,8 @@ fn check_extents(ops: &[Op]) -> Result<()> {
     Ok(())
 }
 
-/// Lowers an operation and the next one together, where one of the two can do the other's work on its way; false where not.
+/// Lowers an operation and the next one together, where one of the two can do the other's work on
+/// its way; false where not.
 fn on_the_way(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
     match (&plan.ops[at], &plan.ops[at + 1]) {
         (Op::Unpack(unpack), Op::Conv(conv)) if plan.unpacks_on_the_way(at) => {

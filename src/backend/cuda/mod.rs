@@ -1,5 +1,6 @@
-//! The CUDA backend. `lower` turns a plan into launches without any device, one file per family of operations as in
-//! `kernels/`; what runs them (a device, or the host's fibers in the tests) takes nothing else. Depends on the plan.
+//! The CUDA backend. `lower` turns a plan into launches without any device, one file per family of
+//! operations as in `kernels/`; what runs them (a device, or the host's fibers in the tests) takes
+//! nothing else. Depends on the plan.
 
 mod conv;
 mod device;

@@ -14,8 +14,8 @@ pub(super) const FEATURES: usize = 16;
 const HIDDEN: usize = 2 * FEATURES;
 /// f32 elements of all weights of a block, gamma multiplied in.
 const WEIGHTS: usize = HIDDEN * (FEATURES + 1 + 9 + 1 + FEATURES) + FEATURES;
-/// Bytes of weights beside tensor cores, `struct NanoWeights` of kernels/nano_mma.cuh: conv1 as halves, conv2 as operands, nine depthwise
-/// taps and their bias with zeros, conv1's biases.
+/// Bytes of weights beside tensor cores, `struct NanoWeights` of kernels/nano_mma.cuh: conv1 as
+/// halves, conv2 as operands, nine depthwise taps and their bias with zeros, conv1's biases.
 const MMA_WEIGHTS: usize = 2 * HIDDEN * 16 + 4 * 32 * 8 + (HIDDEN + 1) * 10 * 4 + 4 * HIDDEN;
 /// The forward kernel has conv2's biases, too.
 const MMA_FORWARD_WEIGHTS: usize = MMA_WEIGHTS + 4 * FEATURES;
@@ -25,7 +25,8 @@ pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
     ranges(&o.forward.params)[..6].iter().map(|r| r.len).sum()
 }
 
-/// Tiles of a block of the backward kernel: neighbours one after another, whose halos it need not work out twice.
+/// Tiles of a block of the backward kernel: neighbours one after another, whose halos it need not
+/// work out twice.
 fn run_of_tiles(o: &NanoBlockBack) -> usize {
     tiles(o.forward.extent).div_ceil(SUM_BLOCKS as usize)
 }
@@ -39,7 +40,8 @@ pub(super) fn workspace(o: &NanoBlockBack) -> u64 {
     reduce::partial_bytes(sum_count(o), sum_blocks(o)) as u64
 }
 
-/// Bytes of the hidden channels, as halves, of a tile and so many pixels around it: `plane_pieces` of kernels/nano_mma.cuh.
+/// Bytes of the hidden channels, as halves, of a tile and so many pixels around it: `plane_pieces`
+/// of kernels/nano_mma.cuh.
 fn plane_bytes(around: usize) -> usize {
     HIDDEN / 8 * ((TILE + 2 * around).pow(2) + 2) * 16
 }
@@ -56,18 +58,39 @@ pub(super) fn tiles(e: Extent) -> usize {
 
 /// As the kernels take them, and as the sums stand.
 fn ranges(p: &NanoParams) -> [ParamRange; 7] {
-    [p.conv1_weight, p.conv1_bias, p.dw_weight, p.dw_bias, p.conv2_weight, p.conv2_bias, p.gamma]
+    [
+        p.conv1_weight,
+        p.conv1_bias,
+        p.dw_weight,
+        p.dw_bias,
+        p.conv2_weight,
+        p.conv2_bias,
+        p.gamma,
+    ]
 }
 
 fn weights(l: &Lowering<'_>, o: &NanoBlock) -> Vec<Arg> {
-    ranges(&o.params).iter().map(|r| l.element(o.parameters, r.offset)).collect()
+    ranges(&o.params)
+        .iter()
+        .map(|r| l.element(o.parameters, r.offset))
+        .collect()
 }
 
 pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
-    ensure!(o.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", o.features);
+    ensure!(
+        o.features == FEATURES,
+        "the CUDA kernels of a Nano block take {FEATURES} features, not {}",
+        o.features
+    );
     let e = o.extent;
     let mut args = weights(l, o);
-    args.extend([l.at(o.input), l.at(o.output), int(e.n)?, int(e.h)?, int(e.w)?]);
+    args.extend([
+        l.at(o.input),
+        l.at(o.output),
+        int(e.n)?,
+        int(e.h)?,
+        int(e.w)?,
+    ]);
     let shared = if halves(l, o.input, e, FEATURES) {
         // all hidden channels of the tile and one pixel around it
         plane_bytes(1) + MMA_FORWARD_WEIGHTS
@@ -80,16 +103,29 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
 
 pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
     let (f, p) = (&o.forward, &o.forward.params);
-    ensure!(f.features == FEATURES, "the CUDA kernels of a Nano block take {FEATURES} features, not {}", f.features);
+    ensure!(
+        f.features == FEATURES,
+        "the CUDA kernels of a Nano block take {FEATURES} features, not {}",
+        f.features
+    );
     let (e, slice) = (f.extent, Slice::whole(f.extent.n));
     let blocks = sum_blocks(o);
     let sums = Sums::of(l, l.workspace(o.workspace)?, slice, sum_count(o), blocks);
     let mut args = weights(l, f);
-    args.extend([l.at(f.input), l.at(o.d_output), l.at(o.d_input), sums.partials, int(e.n)?, int(e.h)?, int(e.w)?]);
+    args.extend([
+        l.at(f.input),
+        l.at(o.d_output),
+        l.at(o.d_input),
+        sums.partials,
+        int(e.n)?,
+        int(e.h)?,
+        int(e.w)?,
+    ]);
     args.push(int(run_of_tiles(o))?);
     let around = |pixels: usize| (TILE + 2 * pixels).pow(2);
     let shared = if halves(l, f.input, e, FEATURES) {
-        // hidden channels of the tile and two pixels around it, their gradient with one; at the end the sums of eight warps
+        // hidden channels of the tile and two pixels around it, their gradient with one; at the end
+        // the sums of eight warps
         (plane_bytes(2) + plane_bytes(1) + MMA_WEIGHTS).max(8 * 4 * sum_count(o))
     } else {
         // 8 of them at a time, and one more value of the tile's pixels
@@ -97,5 +133,12 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
     };
     l.launch("nano_block_back", [blocks, 1, 1], 256, shared, args)?;
     let first = reduce::adjacent(&ranges(p))?;
-    sums.later(l, slice, To::NanoBlock { parameters: l.element(f.parameters, first), gradients: l.element(o.gradients, first) })
+    sums.later(
+        l,
+        slice,
+        To::NanoBlock {
+            parameters: l.element(f.parameters, first),
+            gradients: l.element(o.gradients, first),
+        },
+    )
 }

@@ -15,7 +15,13 @@ pub(super) fn unpack(l: &mut Lowering<'_>, o: &Unpack) -> Result<()> {
         int(b.lq.0)?,
         int(b.lq.1)?,
     ];
-    l.launch("unpack", [(b.count * b.lq.0 * b.lq.1).div_ceil(256), 1, 1], 256, 0, args)
+    l.launch(
+        "unpack",
+        [(b.count * b.lq.0 * b.lq.1).div_ceil(256), 1, 1],
+        256,
+        0,
+        args,
+    )
 }
 
 /// Blocks of the pixel loss at most: a few for every multiprocessor of any card.
@@ -26,7 +32,8 @@ pub(super) fn loss_workspace() -> u64 {
     8 * LOSS_BLOCKS as u64
 }
 
-/// What every kernel that computes the losses is told: values that the mean is over, weights, scalars.
+/// What every kernel that computes the losses is told: values that the mean is over, weights,
+/// scalars.
 pub(super) fn loss_terms(l: &Lowering<'_>, o: &PixelLoss) -> Result<[Arg; 5]> {
     let mut weights = [0f32; 3];
     for &(kind, weight) in &o.terms {
@@ -51,7 +58,13 @@ pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss) -> Result<()> {
         Target::Subtracted(_) => Arg::Null,
     };
     let partials = l.at(l.workspace(o.workspace)?);
-    let mut args = vec![l.at(o.prediction), l.at(o.d_prediction), target, partials, int(o.extent.pixels())?];
+    let mut args = vec![
+        l.at(o.prediction),
+        l.at(o.d_prediction),
+        target,
+        partials,
+        int(o.extent.pixels())?,
+    ];
     args.extend(loss_terms(l, o)?);
     l.launch("pixel_loss", [blocks, 1, 1], 256, 256 * 8, args)?;
     add_up(l, o, blocks)

@@ -1,6 +1,8 @@
-//! Sums over pixels in two stages: every block of a kernel writes its partial sums, `reduce_sums` adds them in block order in f64, to
-//! those of the slices before, and makes gradients of the totals. No atomics, so the same bits in every run. A launch costs more than such
-//! a job, so the jobs of many operations wait until the end of a micro-batch and share one. Depends on the collected launches alone.
+//! Sums over pixels in two stages: every block of a kernel writes its partial sums, `reduce_sums`
+//! adds them in block order in f64, to those of the slices before, and makes gradients of the
+//! totals. No atomics, so the same bits in every run. A launch costs more than such a job, so the
+//! jobs of many operations wait until the end of a micro-batch and share one. Depends on the
+//! collected launches alone.
 
 use super::launch::{Arg, Launch, Lowering, Turn, int};
 use crate::plan::{BufferId, ParamRange, Slice};
@@ -18,7 +20,8 @@ const WORDS: usize = 8;
 pub(super) enum To {
     /// They stay, f64: for a launch of the operation's own.
     Totals,
-    /// Written to (or, in later micro-batches, added to) the gradients of as many parameters from here on.
+    /// Written to (or, in later micro-batches, added to) the gradients of as many parameters from
+    /// here on.
     Gradients(Arg),
     /// The same, of a Nano block, whose gamma has no sums.
     NanoBlock { parameters: Arg, gradients: Arg },
@@ -31,7 +34,8 @@ pub(super) enum To {
 pub(super) struct Sums {
     /// f32 `[blocks][count]`; of a loss f64 `[blocks]`.
     pub partials: Arg,
-    /// f64 `[count]`: behind the partials in the workspace, or where the slices of a micro-batch carry them.
+    /// f64 `[count]`: behind the partials in the workspace, or where the slices of a micro-batch
+    /// carry them.
     pub totals: Arg,
     count: usize,
     blocks: usize,
@@ -54,7 +58,9 @@ pub(super) fn partial_bytes(count: usize, blocks: usize) -> usize {
 /// # Errors
 /// When they do not.
 pub(super) fn adjacent(ranges: &[ParamRange]) -> Result<usize> {
-    let apart = ranges.windows(2).any(|pair| pair[0].offset + pair[0].len != pair[1].offset);
+    let apart = ranges
+        .windows(2)
+        .any(|pair| pair[0].offset + pair[0].len != pair[1].offset);
     ensure!(!apart, "parameters of one operation lie apart: {ranges:?}");
     Ok(ranges.first().context("sums of no parameters")?.offset)
 }
@@ -62,11 +68,24 @@ pub(super) fn adjacent(ranges: &[ParamRange]) -> Result<usize> {
 impl Sums {
     /// Sums whose places are known.
     pub fn new(partials: Arg, totals: Arg, count: usize, blocks: usize) -> Sums {
-        Sums { partials, totals, count, blocks, loss: false }
+        Sums {
+            partials,
+            totals,
+            count,
+            blocks,
+            loss: false,
+        }
     }
 
-    /// The only sums of an operation: partials at the start of its workspace, totals behind them or where slices carry them.
-    pub fn of(l: &Lowering<'_>, workspace: BufferId, slice: Slice, count: usize, blocks: usize) -> Sums {
+    /// The only sums of an operation: partials at the start of its workspace, totals behind them or
+    /// where slices carry them.
+    pub fn of(
+        l: &Lowering<'_>,
+        workspace: BufferId,
+        slice: Slice,
+        count: usize,
+        blocks: usize,
+    ) -> Sums {
         let totals = match slice.carry {
             Some(carry) => l.at(carry),
             None => l.at_bytes(workspace, partial_bytes(count, blocks)),
@@ -75,14 +94,29 @@ impl Sums {
     }
 
     /// A loss: an f64 of each block, and their mean over `values`.
-    pub fn of_loss(l: &Lowering<'_>, workspace: BufferId, slice: Slice, values: usize, blocks: usize) -> Result<Sums> {
+    pub fn of_loss(
+        l: &Lowering<'_>,
+        workspace: BufferId,
+        slice: Slice,
+        values: usize,
+        blocks: usize,
+    ) -> Result<Sums> {
         let totals = slice.carry.map_or(Arg::Null, |carry| l.at(carry));
-        ensure!(slice.last || slice.carry.is_some(), "a loss of slices has no place to wait");
-        Ok(Sums { partials: l.at(workspace), totals, count: values, blocks, loss: true })
+        ensure!(
+            slice.last || slice.carry.is_some(),
+            "a loss of slices has no place to wait"
+        );
+        Ok(Sums {
+            partials: l.at(workspace),
+            totals,
+            count: values,
+            blocks,
+            loss: true,
+        })
     }
 
-    /// After the last slice: adds the partials up and makes of the totals what `to` says, at the end of the micro-batch. Slices before it add to
-    /// the totals now.
+    /// After the last slice: adds the partials up and makes of the totals what `to` says, at the
+    /// end of the micro-batch. Slices before it add to the totals now.
     pub fn later(&self, l: &mut Lowering<'_>, slice: Slice, to: To) -> Result<()> {
         if !slice.last {
             return totals(l, slice, &[*self]);
@@ -94,23 +128,37 @@ impl Sums {
     }
 
     fn check_late(&self, l: &Lowering<'_>) -> Result<()> {
-        let Arg::At(workspace, _) = self.partials else { bail!("sums without a place") };
+        let Arg::At(workspace, _) = self.partials else {
+            bail!("sums without a place")
+        };
         let lives = l.plan.late_sums.contains(&workspace);
-        ensure!(lives, "{} does not live until it is added up", l.plan.buffer(workspace).name);
+        ensure!(
+            lives,
+            "{} does not live until it is added up",
+            l.plan.buffer(workspace).name
+        );
         Ok(())
     }
 
     fn job(&self, slice: Slice, to: To) -> Job {
-        Job { sums: *self, before: if slice.first { Arg::Null } else { self.totals }, to }
+        Job {
+            sums: *self,
+            before: if slice.first { Arg::Null } else { self.totals },
+            to,
+        }
     }
 }
 
-/// Adds partials to their totals: those of the last slice aside, since nobody but a launch aside needs them.
+/// Adds partials to their totals: those of the last slice aside, since nobody but a launch aside
+/// needs them.
 pub(super) fn totals(l: &mut Lowering<'_>, slice: Slice, sums: &[Sums]) -> Result<()> {
     if slice.last {
         sums.iter().try_for_each(|s| s.check_late(l))?;
     }
-    let jobs: Vec<_> = sums.iter().map(|s| (l.op(), s.job(slice, To::Totals))).collect();
+    let jobs: Vec<_> = sums
+        .iter()
+        .map(|s| (l.op(), s.job(slice, To::Totals)))
+        .collect();
     launch(l, &jobs, if slice.last { Turn::Aside } else { Turn::Next })
 }
 
@@ -125,20 +173,43 @@ struct Job {
 
 impl Job {
     fn grid(&self) -> usize {
-        if self.sums.loss { 1 } else { self.sums.count.div_ceil(LANES) }
+        if self.sums.loss {
+            1
+        } else {
+            self.sums.count.div_ceil(LANES)
+        }
     }
 
     /// `struct SumJob`; `end`: where the blocks of the job end in the grid.
     fn words(&self, end: usize) -> Result<[Arg; WORDS]> {
-        let Sums { partials, totals, count, blocks, loss, .. } = self.sums;
+        let Sums {
+            partials,
+            totals,
+            count,
+            blocks,
+            loss,
+            ..
+        } = self.sums;
         let (kind, to, parameters) = match self.to {
             To::Totals if loss => (3, totals, Arg::Null),
             To::Totals => (0, totals, Arg::Null),
             To::Gradients(to) => (1, to, Arg::Null),
-            To::NanoBlock { parameters, gradients } => (2, gradients, parameters),
+            To::NanoBlock {
+                parameters,
+                gradients,
+            } => (2, gradients, parameters),
             To::Loss(to) => (4, to, Arg::Null),
         };
-        Ok([partials, self.before, to, parameters, Arg::Int(kind), int(count)?, int(blocks)?, int(end)?])
+        Ok([
+            partials,
+            self.before,
+            to,
+            parameters,
+            Arg::Int(kind),
+            int(count)?,
+            int(blocks)?,
+            int(end)?,
+        ])
     }
 }
 
@@ -153,7 +224,8 @@ impl Lowering<'_> {
     /// Launches what waits.
     pub fn add_up(&mut self) -> Result<()> {
         let Waiting { jobs } = std::mem::take(&mut self.waiting);
-        jobs.chunks(JOBS).try_for_each(|jobs| launch(self, jobs, Turn::Next))
+        jobs.chunks(JOBS)
+            .try_for_each(|jobs| launch(self, jobs, Turn::Next))
     }
 }
 
@@ -165,8 +237,14 @@ fn launch(l: &mut Lowering<'_>, jobs: &[(usize, Job)], turn: Turn) -> Result<()>
         args.extend(job.words(end)?);
     }
     args.resize(1 + JOBS * WORDS, Arg::Null);
-    let op = jobs.first().map(|&(op, _)| op).filter(|&first| jobs.iter().all(|&(op, _)| op == first));
-    l.append(Launch { turn, ..Launch::new(op, "reduce_sums", [end, 1, 1], 256, 256 * 8, args)? });
+    let op = jobs
+        .first()
+        .map(|&(op, _)| op)
+        .filter(|&first| jobs.iter().all(|&(op, _)| op == first));
+    l.append(Launch {
+        turn,
+        ..Launch::new(op, "reduce_sums", [end, 1, 1], 256, 256 * 8, args)?
+    });
     Ok(())
 }
 
@@ -180,7 +258,14 @@ mod tests {
     #[test]
     fn jobs_share_launches_that_come_last() {
         let spec = StepSpec::new(1, (16, 16), vec![(LossKind::L1, 1.0)]);
-        let plan = training_plan(&Network::new("nano", 2).unwrap(), &spec, &CudaSizing { precision: Precision::F32 }).unwrap();
+        let plan = training_plan(
+            &Network::new("nano", 2).unwrap(),
+            &spec,
+            &CudaSizing {
+                precision: Precision::F32,
+            },
+        )
+        .unwrap();
         let (late, slice) = (plan.late_sums[0], Slice::whole(1));
         let mut l = Lowering::new(&plan);
         for at in 0..JOBS + 2 {
@@ -193,13 +278,28 @@ mod tests {
         }
         let launches = l.finish().unwrap();
         let names: Vec<&str> = launches.iter().map(|l| l.kernel).collect();
-        let expected = [["early"; JOBS + 2].as_slice(), &["aside", "first"].repeat(JOBS + 2), &["reduce_sums"; 2]].concat();
+        let expected = [
+            ["early"; JOBS + 2].as_slice(),
+            &["aside", "first"].repeat(JOBS + 2),
+            &["reduce_sums"; 2],
+        ]
+        .concat();
         assert_eq!(names, expected);
         let sums = &launches[3 * (JOBS + 2)..];
-        assert_eq!(sums.iter().map(|l| l.grid[0] as usize).collect::<Vec<_>>(), [2 * JOBS, 4]);
-        assert!(sums.iter().all(|l| l.op.is_none() && l.args.len() == 1 + JOBS * WORDS));
+        assert_eq!(
+            sums.iter().map(|l| l.grid[0] as usize).collect::<Vec<_>>(),
+            [2 * JOBS, 4]
+        );
+        assert!(
+            sums.iter()
+                .all(|l| l.op.is_none() && l.args.len() == 1 + JOBS * WORDS)
+        );
         assert_eq!(launches[0].op, Some(0));
-        assert_eq!(sums[1].args[2 * WORDS], Arg::Int(4), "where the second job ends");
+        assert_eq!(
+            sums[1].args[2 * WORDS],
+            Arg::Int(4),
+            "where the second job ends"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Lowering of the network's end, base + gain x conv_out(shuffle(up.0)), and its gradients: kernels/up_head.cu and kernels/composed.cuh.
+//! Lowering of the network's end, base + gain x conv_out(shuffle(up.0)), and its gradients:
+//! kernels/up_head.cu and kernels/composed.cuh.
 
 use super::launch::{Arg, Lowering, int};
 use super::nano::{FEATURES, halves, tiles};
@@ -15,7 +16,8 @@ const BASE_RAW: usize = (TILE + 8) * (TILE + 8) * 3;
 const BASE_ROWS: usize = (TILE + 8) * (TILE + 2) * 3;
 const BASE_CELLS: usize = (TILE + 2) * (TILE + 4) * 6;
 const BASE_TAPS: usize = 32;
-/// The numbers of kernels/composed.cuh: entries of a group of slots, one's elements, and sums of all pixels and of one edge.
+/// The numbers of kernels/composed.cuh: entries of a group of slots, one's elements, and sums of
+/// all pixels and of one edge.
 const ENTRIES: usize = 53;
 const ENTRY: usize = FEATURES * 16;
 const INTERIOR_SUMS: usize = 25 * ENTRY + 16;
@@ -36,7 +38,11 @@ fn groups(o: &UpHead) -> usize {
 
 /// Bytes of the composition: f32, and for halves the operands of both passes.
 pub(super) fn composed(o: &UpHead, precision: Precision) -> u64 {
-    let fragments = if precision == Precision::F32 { 0 } else { 2 * ENTRIES * FRAGMENT };
+    let fragments = if precision == Precision::F32 {
+        0
+    } else {
+        2 * ENTRIES * FRAGMENT
+    };
     (groups(o) * (4 * (INTERIOR_SUMS + EDGE_SUMS) + fragments)) as u64
 }
 
@@ -51,7 +57,8 @@ pub(super) fn sum_count(o: &UpHeadBack) -> usize {
     interior + edges
 }
 
-/// Blocks that each have a partial sum of all pixels, and of edges; with several groups of slots as many blocks share one.
+/// Blocks that each have a partial sum of all pixels, and of edges; with several groups of slots as
+/// many blocks share one.
 fn sum_blocks(o: &UpHead) -> (usize, usize) {
     let e = o.extent;
     let strips = e.n * e.h.max(e.w).div_ceil(16);
@@ -62,27 +69,49 @@ fn sum_blocks(o: &UpHead) -> (usize, usize) {
 
 pub(super) fn workspace(o: &UpHeadBack) -> u64 {
     let ((interior, edges), (blocks, edge_blocks)) = (counts(&o.forward), sum_blocks(&o.forward));
-    reduce::partial_bytes(interior, blocks) as u64 + reduce::workspace(edges, edge_blocks) + 8 * interior as u64
+    reduce::partial_bytes(interior, blocks) as u64
+        + reduce::workspace(edges, edge_blocks)
+        + 8 * interior as u64
 }
 
 fn check(o: &UpHead) -> Result<()> {
-    ensure!(o.features == FEATURES, "the CUDA kernels of the network's end take {FEATURES} features, not {}", o.features);
-    ensure!((2..=8).contains(&o.scale), "the CUDA kernels of the network's end take scales 2 to 8, not {}", o.scale);
+    ensure!(
+        o.features == FEATURES,
+        "the CUDA kernels of the network's end take {FEATURES} features, not {}",
+        o.features
+    );
+    ensure!(
+        (2..=8).contains(&o.scale),
+        "the CUDA kernels of the network's end take scales 2 to 8, not {}",
+        o.scale
+    );
     Ok(())
 }
 
 fn composed_buffer(o: &UpHead) -> Result<BufferId> {
-    Ok(o.composed.context("the plan keeps no composition for the CUDA kernels")?.buffer)
+    Ok(o.composed
+        .context("the plan keeps no composition for the CUDA kernels")?
+        .buffer)
 }
 
 fn sizes(o: &UpHead) -> Result<[Arg; 4]> {
-    Ok([int(o.extent.n)?, int(o.extent.h)?, int(o.extent.w)?, int(o.scale)?])
+    Ok([
+        int(o.extent.n)?,
+        int(o.extent.h)?,
+        int(o.extent.w)?,
+        int(o.scale)?,
+    ])
 }
 
-/// Bytes of a tile of 16 values a pixel with two pixels around it, as the kernels lay it out in planes.
+/// Bytes of a tile of 16 values a pixel with two pixels around it, as the kernels lay it out in
+/// planes.
 fn tile_bytes(half: bool) -> usize {
     let reached = (TILE + 4) * (TILE + 4);
-    if half { 2 * (reached + 4) * 16 } else { 4 * (reached + 1) * 16 }
+    if half {
+        2 * (reached + 4) * 16
+    } else {
+        4 * (reached + 1) * 16
+    }
 }
 
 /// Blocks of the forward kernel where it sums the losses.
@@ -96,7 +125,10 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
     let composed = composed_buffer(o)?;
     let gain = l.element(o.parameters, o.gain.offset);
     if o.composed.is_some_and(|c| c.first) {
-        let mut args: Vec<Arg> = [o.up_weight, o.up_bias, o.weight, o.bias].iter().map(|r| l.element(o.parameters, r.offset)).collect();
+        let mut args: Vec<Arg> = [o.up_weight, o.up_bias, o.weight, o.bias]
+            .iter()
+            .map(|r| l.element(o.parameters, r.offset))
+            .collect();
         args.extend([gain, l.at(composed), int(o.scale)?]);
         l.early("compose_up_head", [ENTRIES + 1, groups(o), 1], 256, 0, args)?;
     }
@@ -104,20 +136,39 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
         Some(b) => [b.hr_of(0), b.augment_of(0)].map(|at| l.at_bytes(b.buffer, at)),
         None => [Arg::Null, Arg::Null],
     };
-    let mut args = vec![l.at(composed), gain, l.at(o.input), l.at(o.features_in), l.at(o.output), target, codes];
+    let mut args = vec![
+        l.at(composed),
+        gain,
+        l.at(o.input),
+        l.at(o.features_in),
+        l.at(o.output),
+        target,
+        codes,
+    ];
     args.extend(sizes(o)?);
     args.push(Arg::Float(o.alpha));
     let half = halves(l, o.features_in, o.extent, FEATURES);
     // f32 has its weights, those of four slots at a time, in the place of the base's scratch
     let weights = if half { 25 * FRAGMENT } else { 0 };
     let shared = tile_bytes(half) + weights + 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS);
-    let kernel = if half && o.scale == 2 { "up_head_double" } else { "up_head" };
+    let kernel = if half && o.scale == 2 {
+        "up_head_double"
+    } else {
+        "up_head"
+    };
     if let Some(loss) = loss {
         args.push(l.at(l.workspace(loss.workspace)?));
         args.extend(pixels::loss_terms(l, loss)?);
         l.launch(kernel, [loss_blocks(o), 1, 1], 256, shared, args)?;
     } else {
-        args.extend([Arg::Null, Arg::Int(0), Arg::Float(0.0), Arg::Float(0.0), Arg::Float(0.0), Arg::Null]);
+        args.extend([
+            Arg::Null,
+            Arg::Int(0),
+            Arg::Float(0.0),
+            Arg::Float(0.0),
+            Arg::Float(0.0),
+            Arg::Null,
+        ]);
         l.walk(kernel, tiles(o.extent), 256, shared, args)?;
     }
     // the composition is made aside
@@ -131,36 +182,85 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
     let composed = composed_buffer(f)?;
     let ((interior, edges), (blocks, edge_blocks)) = (counts(f), sum_blocks(f));
     let workspace = l.workspace(o.workspace)?;
-    let (edge_partials, totals) = (reduce::partial_bytes(interior, blocks), reduce::partial_bytes(edges, edge_blocks));
+    let (edge_partials, totals) = (
+        reduce::partial_bytes(interior, blocks),
+        reduce::partial_bytes(edges, edge_blocks),
+    );
     let totals = match o.slice.carry {
         Some(carry) => (carry, 0),
         None => (workspace, edge_partials + totals),
     };
     let (partials, edge_partials) = (l.at(workspace), l.at_bytes(workspace, edge_partials));
     let sums = Sums::new(partials, l.at_bytes(totals.0, totals.1), interior, blocks);
-    let edge_sums = Sums::new(edge_partials, l.at_bytes(totals.0, totals.1 + 8 * interior), edges, edge_blocks);
+    let edge_sums = Sums::new(
+        edge_partials,
+        l.at_bytes(totals.0, totals.1 + 8 * interior),
+        edges,
+        edge_blocks,
+    );
     let gain = l.element(f.parameters, f.gain.offset);
-    let mut args = vec![l.at(composed), gain, l.at(f.features_in), l.at(o.d_output), l.at(o.d_features), partials, edge_partials];
+    let mut args = vec![
+        l.at(composed),
+        gain,
+        l.at(f.features_in),
+        l.at(o.d_output),
+        l.at(o.d_features),
+        partials,
+        edge_partials,
+    ];
     args.extend(sizes(f)?);
     let half = halves(l, f.features_in, f.extent, FEATURES);
     let (groups, threads) = (groups(f), if half { BACK_THREADS } else { 256 });
     let tile = tile_bytes(half);
     let edge_blocks = int(edge_blocks)?;
     let part = |part: i32| [&args[..], &[Arg::Int(part), edge_blocks]].concat();
-    let with_weights = if half { 2 * tile + 25 * FRAGMENT } else { tile + 25 * FEATURES * 16 };
-    if half && groups == 1 {
-        l.launch("up_head_back_double", [blocks, 1, 1], threads, with_weights, part(DATA | SUMS))?;
+    let with_weights = if half {
+        2 * tile + 25 * FRAGMENT
     } else {
-        // weights of all slots, or f32 ones of four at a time; f32 sums have the tile's gradients beside its features
-        l.walk("up_head_back", tiles(f.extent), threads, with_weights, part(DATA))?;
-        let shared = if half { 2 * tile } else { tile + TILE * TILE * 16 * 4 };
-        l.launch("up_head_back", [blocks, groups, 1], threads, shared, part(SUMS))?;
+        tile + 25 * FEATURES * 16
+    };
+    if half && groups == 1 {
+        l.launch(
+            "up_head_back_double",
+            [blocks, 1, 1],
+            threads,
+            with_weights,
+            part(DATA | SUMS),
+        )?;
+    } else {
+        // weights of all slots, or f32 ones of four at a time; f32 sums have the tile's gradients
+        // beside its features
+        l.walk(
+            "up_head_back",
+            tiles(f.extent),
+            threads,
+            with_weights,
+            part(DATA),
+        )?;
+        let shared = if half {
+            2 * tile
+        } else {
+            tile + TILE * TILE * 16 * 4
+        };
+        l.launch(
+            "up_head_back",
+            [blocks, groups, 1],
+            threads,
+            shared,
+            part(SUMS),
+        )?;
     }
     if let Some(d_input) = o.d_input {
         let mut args = vec![l.at(o.d_output), l.at(d_input)];
         args.extend(sizes(f)?);
         args.push(Arg::Float(f.alpha));
-        l.launch("base_back", [(f.extent.pixels() * 3).div_ceil(256), 1, 1], 256, 0, args)?;
+        l.launch(
+            "base_back",
+            [(f.extent.pixels() * 3).div_ceil(256), 1, 1],
+            256,
+            0,
+            args,
+        )?;
     }
     reduce::totals(l, o.slice, &[sums, edge_sums])?;
     if !o.slice.last {

@@ -1,5 +1,6 @@
-//! Which pictures are upscaled, into which files. Depends on the dataset's listing and on `encode`. Promises that no two results have one
-//! name, that no result takes the place of a picture that is read, and that whatever is left out is said.
+//! Which pictures are upscaled, into which files. Depends on the dataset's listing and on `encode`.
+//! Promises that no two results have one name, that no result takes the place of a picture that is
+//! read, and that whatever is left out is said.
 
 use anyhow::{Context, Result, ensure};
 use paragon::dataset::scan::{ENDINGS, Picture, pictures};
@@ -55,10 +56,19 @@ pub fn of_file(input: &Path, output: &Path, format: Option<Format>) -> Result<Jo
         }
         let endings = Format::ENDINGS;
         let format = format.or(named);
-        let text = || format!("{} has no ending of a picture format; use one of {endings}, or give --format", output.display());
+        let text = || {
+            format!(
+                "{} has no ending of a picture format; use one of {endings}, or give --format",
+                output.display()
+            )
+        };
         (output.to_path_buf(), format.with_context(text)?)
     };
-    ensure!(!same(input, &output), "{} would be overwritten by its result; name another output", input.display());
+    ensure!(
+        !same(input, &output),
+        "{} would be overwritten by its result; name another output",
+        input.display()
+    );
     if std::fs::metadata(&output).is_ok_and(|about| !about.is_file()) {
         ensure!(
             !format.goes_back(),
@@ -67,12 +77,24 @@ pub fn of_file(input: &Path, output: &Path, format: Option<Format>) -> Result<Jo
             &format.ending()[1..]
         );
     }
-    Ok(Jobs { jobs: vec![Job { input: input.to_path_buf(), output, format }], ..Jobs::default() })
+    Ok(Jobs {
+        jobs: vec![Job {
+            input: input.to_path_buf(),
+            output,
+            format,
+        }],
+        ..Jobs::default()
+    })
 }
 
-/// The jobs of a folder; with `recursive`, of the folders within it as well, which the results keep.
+/// The jobs of a folder; with `recursive`, of the folders within it as well, which the results
+/// keep.
 pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -> Result<Jobs> {
-    ensure!(!same(input, output), "results in {} would overwrite its pictures; name another folder", input.display());
+    ensure!(
+        !same(input, output),
+        "results in {} would overwrite its pictures; name another folder",
+        input.display()
+    );
     ensure!(
         !output.exists() || output.is_dir(),
         "{} is a file, and the results of a folder go into a folder; name another place",
@@ -82,14 +104,24 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
     let mut todo = Jobs::default();
     let seen = found.pictures.len();
     if let Ok(own) = output.canonicalize() {
-        found.pictures.retain(|picture| !picture.path.canonicalize().is_ok_and(|path| path.starts_with(&own)));
+        found.pictures.retain(|picture| {
+            !picture
+                .path
+                .canonicalize()
+                .is_ok_and(|path| path.starts_with(&own))
+        });
     }
     let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let results = seen - found.pictures.len();
     if results > 0 {
-        todo.left_out.push(format!("{} left out: in {}, where the results go", count(results as u64, "picture"), output.display()));
+        todo.left_out.push(format!(
+            "{} left out: in {}, where the results go",
+            count(results as u64, "picture"),
+            output.display()
+        ));
     }
-    todo.left_out.extend(found.left_out.iter().map(ToString::to_string));
+    todo.left_out
+        .extend(found.left_out.iter().map(ToString::to_string));
     if found.subfolders > 0 {
         todo.left_out.push(format!(
             "{} left out: within {} (give --recursive to enter them)",
@@ -98,29 +130,64 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
         ));
     }
     if found.ignored > 0 {
-        todo.left_out.push(format!("{} left out: without the ending of a picture", count(found.ignored, "file")));
+        todo.left_out.push(format!(
+            "{} left out: without the ending of a picture",
+            count(found.ignored, "file")
+        ));
     }
-    todo.failed.extend(found.rejected.into_iter().map(|r| Failed { input: r.path, reason: r.reason }));
+    todo.failed
+        .extend(found.rejected.into_iter().map(|r| Failed {
+            input: r.path,
+            reason: r.reason,
+        }));
     ensure!(
         !found.pictures.is_empty() || !todo.failed.is_empty(),
         "{} holds no pictures ({}){}",
         input.display(),
         ENDINGS.join(", "),
-        todo.left_out.iter().map(|what| format!("; {what}")).collect::<String>()
+        todo.left_out
+            .iter()
+            .map(|what| format!("; {what}"))
+            .collect::<String>()
     );
-    let inputs: HashSet<PathBuf> = found.pictures.iter().filter_map(|picture| picture.path.canonicalize().ok()).collect();
-    for (picture, name) in found.pictures.iter().zip(result_names(&found.pictures, format)) {
+    let inputs: HashSet<PathBuf> = found
+        .pictures
+        .iter()
+        .filter_map(|picture| picture.path.canonicalize().ok())
+        .collect();
+    for (picture, name) in found
+        .pictures
+        .iter()
+        .zip(result_names(&found.pictures, format))
+    {
         if name != picture.name {
             let (own, new) = (picture.path.display(), file_of(&name, format));
-            todo.renamed.push(format!("{own}: its result is {}, since another picture has the name {}", new.display(), picture.name));
+            todo.renamed.push(format!(
+                "{own}: its result is {}, since another picture has the name {}",
+                new.display(),
+                picture.name
+            ));
         }
         let output = output.join(file_of(&name, format));
-        if output.canonicalize().is_ok_and(|path| inputs.contains(&path)) {
-            let reason = format!("its result {} would overwrite a picture that is read; name another folder", output.display());
-            todo.failed.push(Failed { input: picture.path.clone(), reason });
+        if output
+            .canonicalize()
+            .is_ok_and(|path| inputs.contains(&path))
+        {
+            let reason = format!(
+                "its result {} would overwrite a picture that is read; name another folder",
+                output.display()
+            );
+            todo.failed.push(Failed {
+                input: picture.path.clone(),
+                reason,
+            });
             continue;
         }
-        todo.jobs.push(Job { input: picture.path.clone(), output, format });
+        todo.jobs.push(Job {
+            input: picture.path.clone(),
+            output,
+            format,
+        });
     }
     Ok(todo)
 }
@@ -131,8 +198,9 @@ pub fn file_of(name: &str, format: Format) -> PathBuf {
     Path::new(folders).join(bounded_name(last, format.ending()))
 }
 
-/// A name for the result of each picture, no two alike. Of several pictures that differ in their endings alone the one that already has
-/// the results' ending, or else the first, keeps its name; the others carry their ending in it: `a_jpg`.
+/// A name for the result of each picture, no two alike. Of several pictures that differ in their
+/// endings alone the one that already has the results' ending, or else the first, keeps its name;
+/// the others carry their ending in it: `a_jpg`.
 fn result_names(pictures: &[Picture], format: Format) -> Vec<String> {
     let mut keeper: HashMap<&str, usize> = HashMap::new();
     for (i, picture) in pictures.iter().enumerate() {
@@ -147,10 +215,18 @@ fn result_names(pictures: &[Picture], format: Format) -> Vec<String> {
         if keeper.get(picture.name.as_str()) == Some(&i) {
             return picture.name.clone();
         }
-        let ending = picture.path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+        let ending = picture
+            .path
+            .extension()
+            .map(|e| e.to_string_lossy().to_lowercase())
+            .unwrap_or_default();
         let plain = format!("{}_{ending}", picture.name);
-        let names = std::iter::once(plain.clone()).chain((2..).map(|n: u64| format!("{plain}_{n}")));
-        names.into_iter().find(|name| taken.insert(name.clone())).unwrap_or(plain)
+        let names =
+            std::iter::once(plain.clone()).chain((2..).map(|n: u64| format!("{plain}_{n}")));
+        names
+            .into_iter()
+            .find(|name| taken.insert(name.clone()))
+            .unwrap_or(plain)
     };
     pictures.iter().enumerate().map(name_of).collect()
 }
@@ -165,21 +241,44 @@ mod tests {
     use super::*;
 
     fn names(files: &[&str], format: Format) -> Vec<String> {
-        let mut pictures: Vec<Picture> =
-            files.iter().map(|file| Picture { name: file.rsplit_once('.').unwrap().0.to_string(), path: PathBuf::from(file) }).collect();
+        let mut pictures: Vec<Picture> = files
+            .iter()
+            .map(|file| Picture {
+                name: file.rsplit_once('.').unwrap().0.to_string(),
+                path: PathBuf::from(file),
+            })
+            .collect();
         pictures.sort();
         result_names(&pictures, format)
     }
 
     #[test]
     fn no_two_results_have_one_name() {
-        assert_eq!(names(&["a.jpg", "a.png", "b.jpg"], Format::Png), ["a_jpg", "a", "b"]);
+        assert_eq!(
+            names(&["a.jpg", "a.png", "b.jpg"], Format::Png),
+            ["a_jpg", "a", "b"]
+        );
         assert_eq!(names(&["a.jpg", "a.png"], Format::Jpg), ["a", "a_png"]);
         // no PNG among them; a name that is taken by another picture
-        assert_eq!(names(&["a.bmp", "a.jpg", "a_jpg.png"], Format::Png), ["a", "a_jpg_2", "a_jpg"]);
-        assert_eq!(names(&["a.JPG", "a.jpg", "a.png"], Format::Png), ["a_jpg", "a_jpg_2", "a"]);
-        assert_eq!(names(&["d/a.jpg", "d/a.png", "d_a.png"], Format::Png), ["d/a_jpg", "d/a", "d_a"]);
+        assert_eq!(
+            names(&["a.bmp", "a.jpg", "a_jpg.png"], Format::Png),
+            ["a", "a_jpg_2", "a_jpg"]
+        );
+        assert_eq!(
+            names(&["a.JPG", "a.jpg", "a.png"], Format::Png),
+            ["a_jpg", "a_jpg_2", "a"]
+        );
+        assert_eq!(
+            names(&["d/a.jpg", "d/a.png", "d_a.png"], Format::Png),
+            ["d/a_jpg", "d/a", "d_a"]
+        );
         assert_eq!(file_of("d/a.v1", Format::Webp), Path::new("d/a.v1.webp"));
-        assert!(file_of(&"x".repeat(255), Format::Png).to_str().unwrap().len() <= 255);
+        assert!(
+            file_of(&"x".repeat(255), Format::Png)
+                .to_str()
+                .unwrap()
+                .len()
+                <= 255
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! `paragon upscale`: a network on a file or a folder of pictures. Depends on `upscale`, `encode` and the dataset's rows. Promises that
-//! memory is known before a picture is begun, that a bad picture does not stop the others, and that nothing is left out in silence.
+//! `paragon upscale`: a network on a file or a folder of pictures. Depends on `upscale`, `encode`
+//! and the dataset's rows. Promises that memory is known before a picture is begun, that a bad
+//! picture does not stop the others, and that nothing is left out in silence.
 
 mod jobs;
 
@@ -24,13 +25,15 @@ use std::path::{Path, PathBuf};
 
 /// Upscale a picture, or every picture of a folder.
 ///
-/// PNG pictures are read, upscaled and written in strips, so that a large one takes little memory; what a picture takes is computed from
-/// its header before it is begun. An alpha channel is enlarged by the bicubic filter where the output holds one.
+/// PNG pictures are read, upscaled and written in strips, so that a large one takes little memory;
+/// what a picture takes is computed from its header before it is begun. An alpha channel is
+/// enlarged by the bicubic filter where the output holds one.
 #[derive(clap::Args)]
 pub struct Args {
     /// A picture or a folder
     input: PathBuf,
-    /// The picture or folder to write; the ending of a file decides its format (png, jpg, webp, bmp, tiff)
+    /// The picture or folder to write; the ending of a file decides its format (png, jpg, webp,
+    /// bmp, tiff)
     output: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
@@ -77,24 +80,49 @@ struct Outcome {
 
 /// Upscales.
 pub fn run(args: &Args) -> Result<()> {
-    ensure!(args.input.exists(), "{} does not exist: expected a picture or a folder of pictures", args.input.display());
-    let is_folder = args.input.is_dir();
-    ensure!(is_folder || args.input.is_file(), "{} is neither a file nor a folder; copy it to a file first", args.input.display());
     ensure!(
-        !args.json || !["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].contains(&args.output.to_string_lossy().as_ref()),
+        args.input.exists(),
+        "{} does not exist: expected a picture or a folder of pictures",
+        args.input.display()
+    );
+    let is_folder = args.input.is_dir();
+    ensure!(
+        is_folder || args.input.is_file(),
+        "{} is neither a file nor a folder; copy it to a file first",
+        args.input.display()
+    );
+    ensure!(
+        !args.json
+            || !["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]
+                .contains(&args.output.to_string_lossy().as_ref()),
         "the picture and the summary of --json would both go to stdout; give one of them another place"
     );
     let mut upscaler = args.model.upscaler()?;
     let todo = if is_folder {
-        of_folder(&args.input, &args.output, args.format.unwrap_or(Format::Png), args.recursive)?
+        of_folder(
+            &args.input,
+            &args.output,
+            args.format.unwrap_or(Format::Png),
+            args.recursive,
+        )?
     } else {
         of_file(&args.input, &args.output, args.format)?
     };
-    todo.left_out.iter().for_each(|what| tell(format_args!("note: {what}")));
+    todo.left_out
+        .iter()
+        .for_each(|what| tell(format_args!("note: {what}")));
     todo.renamed.iter().for_each(tell);
-    let Jobs { jobs, failed, left_out, .. } = todo;
+    let Jobs {
+        jobs,
+        failed,
+        left_out,
+        ..
+    } = todo;
     let budget = args.model.budget();
-    let mut outcome = Outcome { failed, ..Outcome::default() };
+    let mut outcome = Outcome {
+        failed,
+        ..Outcome::default()
+    };
     let total = jobs.len() + outcome.failed.len();
     let mut planned = Vec::with_capacity(jobs.len());
     for job in jobs {
@@ -103,19 +131,38 @@ pub fn run(args: &Args) -> Result<()> {
             Ok(plan) => planned.push(plan),
             Err(error) if !is_folder => return Err(error),
             Err(error) if ends_all(&error) => return Err(error),
-            Err(error) => outcome.failed.push(Failed { input, reason: format!("{error:#}") }),
+            Err(error) => outcome.failed.push(Failed {
+                input,
+                reason: format!("{error:#}"),
+            }),
         }
     }
-    outcome.failed.iter().for_each(|f| tell(format_args!("error: {}", f.text())));
+    outcome
+        .failed
+        .iter()
+        .for_each(|f| tell(format_args!("error: {}", f.text())));
     let memory = planned.iter().map(|p| p.bytes).max().unwrap_or(0);
     if is_folder {
         create_folder(&args.output)?;
     }
-    let progress = if is_folder { Progress::new("upscale", planned.len() as u64, "pictures") } else { Progress::hidden() };
-    work(&mut upscaler, planned, &budget, is_folder, &progress, &mut outcome)?;
+    let progress = if is_folder {
+        Progress::new("upscale", planned.len() as u64, "pictures")
+    } else {
+        Progress::hidden()
+    };
+    work(
+        &mut upscaler,
+        planned,
+        &budget,
+        is_folder,
+        &progress,
+        &mut outcome,
+    )?;
     progress.finish();
     if args.json {
-        print_json(&json(args, &upscaler, &outcome, &left_out, memory, &budget)?)?;
+        print_json(&json(
+            args, &upscaler, &outcome, &left_out, memory, &budget,
+        )?)?;
     }
     conclude(args, is_folder, outcome, total, memory)
 }
@@ -124,14 +171,23 @@ impl Failed {
     /// The reason, with the file where it does not say it.
     fn text(&self) -> String {
         let file = self.input.display().to_string();
-        if self.reason.contains(&file) { self.reason.clone() } else { format!("{file}: {}", self.reason) }
+        if self.reason.contains(&file) {
+            self.reason.clone()
+        } else {
+            format!("{file}: {}", self.reason)
+        }
     }
 }
 
-/// Whether an error is the system's, and the next picture would meet it too. A picture that is not there any more, or that this user may not
-/// read, says nothing about the others.
+/// Whether an error is the system's, and the next picture would meet it too. A picture that is not
+/// there any more, or that this user may not read, says nothing about the others.
 fn ends_all(error: &anyhow::Error) -> bool {
-    system_cause(error).is_some_and(|cause| !matches!(cause.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied))
+    system_cause(error).is_some_and(|cause| {
+        !matches!(
+            cause.kind(),
+            ErrorKind::NotFound | ErrorKind::PermissionDenied
+        )
+    })
 }
 
 /// Looks at a picture's header: size, alpha, memory.
@@ -139,14 +195,28 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     let needs = need(&job.input, &Limits::default())?;
     let name = || job.input.display().to_string();
     let scale = upscaler.scale() as u32;
-    let sides = needs.size.0.checked_mul(scale).zip(needs.size.1.checked_mul(scale));
-    let large = sides.with_context(|| format!("{}: the result is larger than any picture can be", name()))?;
+    let sides = needs
+        .size
+        .0
+        .checked_mul(scale)
+        .zip(needs.size.1.checked_mul(scale));
+    let large = sides
+        .with_context(|| format!("{}: the result is larger than any picture can be", name()))?;
     job.format.check(large).with_context(name)?;
     let alpha = needs.alpha && job.format.holds_alpha();
     let format = job.format.bytes(large, if alpha { 4 } else { 3 });
-    let bytes = PROGRAM_BYTES + upscaler.bytes_in_rows(needs.size, alpha)? + needs.opening.max(needs.reading + format);
-    budget.check(bytes, &advice(&needs, job.format)).with_context(name)?;
-    Ok(Planned { size: needs.size, alpha, bytes, job })
+    let bytes = PROGRAM_BYTES
+        + upscaler.bytes_in_rows(needs.size, alpha)?
+        + needs.opening.max(needs.reading + format);
+    budget
+        .check(bytes, &advice(&needs, job.format))
+        .with_context(name)?;
+    Ok(Planned {
+        size: needs.size,
+        alpha,
+        bytes,
+        job,
+    })
 }
 
 /// What makes a picture take less memory.
@@ -173,7 +243,13 @@ fn work(
 ) -> Result<()> {
     let count = planned.len();
     for (i, planned) in planned.into_iter().enumerate() {
-        let tell_line = |text: String| if is_folder { progress.line(&text) } else { tell(text) };
+        let tell_line = |text: String| {
+            if is_folder {
+                progress.line(&text)
+            } else {
+                tell(text)
+            }
+        };
         match one(upscaler, &planned, budget, is_folder) {
             Ok(done) => {
                 if !done.notes.is_empty() {
@@ -182,12 +258,18 @@ fn work(
                 outcome.done.push(done);
             }
             Err(Trouble { error, .. }) if !is_folder => return Err(error),
-            Err(Trouble { error, ends_all: true }) => {
+            Err(Trouble {
+                error,
+                ends_all: true,
+            }) => {
                 outcome.stopped = Some((error, count - i - 1));
                 break;
             }
             Err(Trouble { error, .. }) => {
-                let failed = Failed { input: planned.job.input, reason: format!("{error:#}") };
+                let failed = Failed {
+                    input: planned.job.input,
+                    reason: format!("{error:#}"),
+                };
                 tell_line(format!("error: {}", failed.text()));
                 outcome.failed.push(failed);
             }
@@ -205,11 +287,15 @@ struct Trouble {
 
 impl From<anyhow::Error> for Trouble {
     fn from(error: anyhow::Error) -> Trouble {
-        Trouble { ends_all: ends_all(&error), error }
+        Trouble {
+            ends_all: ends_all(&error),
+            error,
+        }
     }
 }
 
-/// Rows of a file that keep the error which ended them: within the writing of a result it would be taken for an error of writing.
+/// Rows of a file that keep the error which ended them: within the writing of a result it would be
+/// taken for an error of writing.
 struct Watched {
     rows: FileRows,
     failed: Option<anyhow::Error>,
@@ -232,15 +318,30 @@ impl PixelRows for Watched {
     }
 }
 
-fn one(upscaler: &mut Upscaler, planned: &Planned, budget: &Budget, is_folder: bool) -> Result<Done, Trouble> {
-    let Planned { job, size, alpha, bytes } = planned;
+fn one(
+    upscaler: &mut Upscaler,
+    planned: &Planned,
+    budget: &Budget,
+    is_folder: bool,
+) -> Result<Done, Trouble> {
+    let Planned {
+        job,
+        size,
+        alpha,
+        bytes,
+    } = planned;
     upscaler.make_room_for(*size);
     let name = || job.input.display().to_string();
     if is_folder {
         // the memory that is free may have changed since all pictures were looked at
-        budget.check(*bytes, "end other programs, or give a smaller --tile").with_context(name)?;
+        budget
+            .check(*bytes, "end other programs, or give a smaller --tile")
+            .with_context(name)?;
         if let Some(folder) = job.output.parent() {
-            create_folder(folder).map_err(|error| Trouble { ends_all: system_cause(&error).is_some(), error })?;
+            create_folder(folder).map_err(|error| Trouble {
+                ends_all: system_cause(&error).is_some(),
+                error,
+            })?;
         }
     }
     let rows = FileRows::open(&job.input, &Limits::default(), *alpha)?;
@@ -257,19 +358,35 @@ fn one(upscaler: &mut Upscaler, planned: &Planned, budget: &Budget, is_folder: b
     if let Err(error) = written {
         return Err(match rows.failed {
             Some(error) => error.into(),
-            None => Trouble { ends_all: system_cause(&error).is_some(), error: with_advice(error) },
+            None => Trouble {
+                ends_all: system_cause(&error).is_some(),
+                error: with_advice(error),
+            },
         });
     }
     let text = |path: &Path| path.display().to_string();
-    Ok(Done { input: text(&job.input), output: text(&job.output), width, height, alpha: *alpha, notes })
+    Ok(Done {
+        input: text(&job.input),
+        output: text(&job.output),
+        width,
+        height,
+        alpha: *alpha,
+        notes,
+    })
 }
 
 /// An error of writing, with what to try.
 fn with_advice(error: anyhow::Error) -> anyhow::Error {
     let advice = match system_cause(&error).map(std::io::Error::kind) {
-        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => "free some room there, or name another place",
-        Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => "make the place writable, or name another one",
-        Some(ErrorKind::NotFound | ErrorKind::NotADirectory) => "its folder must be there already; create it, or name another place",
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => {
+            "free some room there, or name another place"
+        }
+        Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+            "make the place writable, or name another one"
+        }
+        Some(ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            "its folder must be there already; create it, or name another place"
+        }
         _ => return error,
     };
     anyhow!("{error:#}; {advice}")
@@ -283,8 +400,11 @@ fn json(
     memory: u64,
     budget: &Budget,
 ) -> Result<serde_json::Value> {
-    let failed: Vec<_> =
-        outcome.failed.iter().map(|f| serde_json::json!({ "input": f.input.to_string_lossy(), "reason": f.reason })).collect();
+    let failed: Vec<_> = outcome
+        .failed
+        .iter()
+        .map(|f| serde_json::json!({ "input": f.input.to_string_lossy(), "reason": f.reason }))
+        .collect();
     let value = serde_json::json!({
         "model": args.model.model.to_string_lossy(),
         "scale": upscaler.scale(),
@@ -302,20 +422,48 @@ fn json(
 const NAMED: usize = 10;
 
 /// The last line, and the exit code.
-fn conclude(args: &Args, is_folder: bool, outcome: Outcome, total: usize, memory: u64) -> Result<()> {
-    let Outcome { done, failed, stopped } = outcome;
+fn conclude(
+    args: &Args,
+    is_folder: bool,
+    outcome: Outcome,
+    total: usize,
+    memory: u64,
+) -> Result<()> {
+    let Outcome {
+        done,
+        failed,
+        stopped,
+    } = outcome;
     let memory = bytes_text(memory);
     if let Some((error, left)) = stopped {
-        return Err(error.context(format!("stopped after {} of {total} pictures, {left} were not tried", done.len())));
+        return Err(error.context(format!(
+            "stopped after {} of {total} pictures, {left} were not tried",
+            done.len()
+        )));
     }
     if !is_folder {
-        done.iter()
-            .for_each(|d| tell(format_args!("{} is upscaled to {}x{} pixels, {memory} of memory at most", d.input, d.width, d.height)));
+        done.iter().for_each(|d| {
+            tell(format_args!(
+                "{} is upscaled to {}x{} pixels, {memory} of memory at most",
+                d.input, d.width, d.height
+            ))
+        });
         return Ok(());
     }
-    tell(format_args!("{} of {total} pictures are upscaled, {memory} of memory at most", done.len()));
-    let names: Vec<String> = failed.iter().take(NAMED).map(|f| f.input.display().to_string()).collect();
-    let more = if failed.len() > NAMED { format!(" and {} more", failed.len() - NAMED) } else { String::new() };
+    tell(format_args!(
+        "{} of {total} pictures are upscaled, {memory} of memory at most",
+        done.len()
+    ));
+    let names: Vec<String> = failed
+        .iter()
+        .take(NAMED)
+        .map(|f| f.input.display().to_string())
+        .collect();
+    let more = if failed.len() > NAMED {
+        format!(" and {} more", failed.len() - NAMED)
+    } else {
+        String::new()
+    };
     ensure!(
         failed.is_empty(),
         "{} of {total} pictures could not be upscaled: {}{more}; the others are in {}",

@@ -1,7 +1,9 @@
-//! Whether every block of a JPEG is in its data. A JPEG decoder paints what is missing grey and reports success; this walk over the
-//! Huffman codes (ITU T.81, annexes F and G) finds out what is missing without making a pixel. Depends on `failure` alone. Promises
-//! an error in words for data that end early, hold a code of no table, lack a restart marker or lack a scan, and no alarm for
-//! what decoders rightly skip: fill bytes, stray bytes before a marker, anything behind the last scan.
+//! Whether every block of a JPEG is in its data. A JPEG decoder paints what is missing grey and
+//! reports success; this walk over the Huffman codes (ITU T.81, annexes F and G) finds out what is
+//! missing without making a pixel. Depends on `failure` alone. Promises an error in words for data
+//! that end early, hold a code of no table, lack a restart marker or lack a scan, and no alarm for
+//! what decoders rightly skip: fill bytes, stray bytes before a marker, anything behind the last
+//! scan.
 
 use crate::failure;
 use anyhow::{Context, Result, bail, ensure};
@@ -11,16 +13,25 @@ use std::cell::RefCell;
 const LOOK: u32 = 10;
 /// Bits in hand before a table is asked: enough for a code (16) and the bits that follow it (15).
 const ENOUGH: i32 = 32;
-/// Bytes that may stand between the last block of a part and the next marker. Some cameras write a few; a damaged part that
-/// happens to give all its blocks mostly leaves more.
+/// Bytes that may stand between the last block of a part and the next marker. Some cameras write a
+/// few; a damaged part that happens to give all its blocks mostly leaves more.
 const MAX_STRAY: usize = 16;
 
-/// Scans of a picture. Encoders make ten or so; a small file can hold thousands, each of which takes as long as a whole picture.
+/// Scans of a picture. Encoders make ten or so; a small file can hold thousands, each of which
+/// takes as long as a whole picture.
 const MAX_SCANS: u32 = 500;
 
-/// Checks the picture that a JPEG file begins with. The frame header must be one that the decoder takes.
+/// Checks the picture that a JPEG file begins with. The frame header must be one that the decoder
+/// takes.
 pub(super) fn check(bytes: &[u8]) -> Result<()> {
-    let mut walk = Walk { bytes, frame: None, dc: [const { None }; 4], ac: [const { None }; 4], restart: 0, scans: 0 };
+    let mut walk = Walk {
+        bytes,
+        frame: None,
+        dc: [const { None }; 4],
+        ac: [const { None }; 4],
+        restart: 0,
+        scans: 0,
+    };
     let mut at = 2;
     while let Some((marker, behind)) = next_marker(bytes, at) {
         at = behind;
@@ -29,7 +40,9 @@ pub(super) fn check(bytes: &[u8]) -> Result<()> {
             0xD9 => break,
             _ => {}
         }
-        let Some(segment) = segment(bytes, at) else { break };
+        let Some(segment) = segment(bytes, at) else {
+            break;
+        };
         at += 2 + segment.len();
         match marker {
             0xC0..=0xC2 => {
@@ -37,7 +50,12 @@ pub(super) fn check(bytes: &[u8]) -> Result<()> {
                 walk.frame = Some(Frame::read(segment, marker == 0xC2)?);
             }
             0xC4 => walk.tables(segment)?,
-            0xDD => walk.restart = u32::from(u16::from_be_bytes([*segment.first().unwrap_or(&0), *segment.get(1).unwrap_or(&0)])),
+            0xDD => {
+                walk.restart = u32::from(u16::from_be_bytes([
+                    *segment.first().unwrap_or(&0),
+                    *segment.get(1).unwrap_or(&0),
+                ]))
+            }
             0xDA => at = walk.scan(segment, at)?,
             _ => {}
         }
@@ -45,7 +63,8 @@ pub(super) fn check(bytes: &[u8]) -> Result<()> {
     walk.frame.context("no frame header")?.check_complete()
 }
 
-/// The next marker at or behind `at`, and the place behind it. Fill bytes (FF) and stray bytes may stand before it.
+/// The next marker at or behind `at`, and the place behind it. Fill bytes (FF) and stray bytes may
+/// stand before it.
 fn next_marker(bytes: &[u8], mut at: usize) -> Option<(u8, usize)> {
     loop {
         at += bytes.get(at..)?.iter().position(|&b| b == 0xFF)? + 1;
@@ -71,7 +90,8 @@ struct Component {
     blocks: (u32, u32),
     /// For every coefficient the lowest bit that was sent; -1 = none yet.
     lowest: [i8; 64],
-    /// For every block of a progressive picture which coefficients are not zero so far: refinements depend on it.
+    /// For every block of a progressive picture which coefficients are not zero so far: refinements
+    /// depend on it.
     nonzero: Vec<u64>,
 }
 
@@ -84,26 +104,43 @@ struct Frame {
 
 impl Frame {
     fn read(segment: &[u8], progressive: bool) -> Result<Frame> {
-        ensure!(segment.len() >= 6 && segment.len() >= 6 + 3 * usize::from(segment[5]), "the frame header is cut short");
+        ensure!(
+            segment.len() >= 6 && segment.len() >= 6 + 3 * usize::from(segment[5]),
+            "the frame header is cut short"
+        );
         let height = u32::from(u16::from_be_bytes([segment[1], segment[2]]));
         let width = u32::from(u16::from_be_bytes([segment[3], segment[4]]));
         let each = segment[6..].chunks_exact(3).take(segment[5].into());
-        let factors: Vec<(u8, u32, u32)> = each.map(|c| (c[0], u32::from(c[1] >> 4), u32::from(c[1] & 15))).collect();
+        let factors: Vec<(u8, u32, u32)> = each
+            .map(|c| (c[0], u32::from(c[1] >> 4), u32::from(c[1] & 15)))
+            .collect();
         ensure!(
-            !factors.is_empty() && factors.iter().all(|f| (1..=4).contains(&f.1) && (1..=4).contains(&f.2)),
+            !factors.is_empty()
+                && factors
+                    .iter()
+                    .all(|f| (1..=4).contains(&f.1) && (1..=4).contains(&f.2)),
             "sampling factors out of range"
         );
-        let (h_max, v_max) = factors.iter().fold((1, 1), |(h, v), f| (h.max(f.1), v.max(f.2)));
+        let (h_max, v_max) = factors
+            .iter()
+            .fold((1, 1), |(h, v), f| (h.max(f.1), v.max(f.2)));
         let component = |&(id, h, v): &(u8, u32, u32)| Component {
             id,
             h,
             v,
-            blocks: ((width * h).div_ceil(h_max).div_ceil(8), (height * v).div_ceil(v_max).div_ceil(8)),
+            blocks: (
+                (width * h).div_ceil(h_max).div_ceil(8),
+                (height * v).div_ceil(v_max).div_ceil(8),
+            ),
             lowest: [-1; 64],
             nonzero: Vec::new(),
         };
         let components = factors.iter().map(component).collect();
-        Ok(Frame { progressive, components, units: (width.div_ceil(8 * h_max), height.div_ceil(8 * v_max)) })
+        Ok(Frame {
+            progressive,
+            components,
+            units: (width.div_ceil(8 * h_max), height.div_ceil(8 * v_max)),
+        })
     }
 
     /// Whether every coefficient of every component came to its last bit.
@@ -112,8 +149,14 @@ impl Frame {
             let sent = component.lowest.iter().filter(|&&l| l >= 0).count();
             let (i, all) = (i + 1, self.components.len());
             ensure!(sent > 0, "no data for colour plane {i} of {all}");
-            ensure!(sent == 64, "only {sent} of 64 frequencies were sent for colour plane {i} of {all}");
-            ensure!(component.lowest == [0; 64], "the last refinement is missing for colour plane {i} of {all}");
+            ensure!(
+                sent == 64,
+                "only {sent} of 64 frequencies were sent for colour plane {i} of {all}"
+            );
+            ensure!(
+                component.lowest == [0; 64],
+                "the last refinement is missing for colour plane {i} of {all}"
+            );
         }
         Ok(())
     }
@@ -153,8 +196,14 @@ impl Walk<'_> {
             let count: usize = rest[..16].iter().map(|&n| usize::from(n)).sum();
             ensure!(count <= 256 && rest.len() >= 16 + count, SHORT);
             let (definition, behind) = rest.split_at(16 + count);
-            let tables = if place >> 4 == 0 { &mut self.dc } else { &mut self.ac };
-            let slot = tables.get_mut(usize::from(place & 15)).context("a table of codes with a number above 3")?;
+            let tables = if place >> 4 == 0 {
+                &mut self.dc
+            } else {
+                &mut self.ac
+            };
+            let slot = tables
+                .get_mut(usize::from(place & 15))
+                .context("a table of codes with a number above 3")?;
             *slot = Some(Table::get(definition, place >> 4 != 0)?);
             segment = behind;
         }
@@ -165,17 +214,39 @@ impl Walk<'_> {
     fn scan(&mut self, header: &[u8], at: usize) -> Result<usize> {
         self.scans += 1;
         ensure!(self.scans <= MAX_SCANS, "more than {MAX_SCANS} scans");
-        let frame = self.frame.as_mut().context("data before the frame header")?;
+        let frame = self
+            .frame
+            .as_mut()
+            .context("data before the frame header")?;
         let count = usize::from(*header.first().context("an empty scan header")?);
-        ensure!((1..=4).contains(&count) && header.len() >= 4 + 2 * count, "the header of scan {} is cut short", self.scans);
+        ensure!(
+            (1..=4).contains(&count) && header.len() >= 4 + 2 * count,
+            "the header of scan {} is cut short",
+            self.scans
+        );
         let mut members = Vec::with_capacity(count);
         for pair in header[1..1 + 2 * count].chunks_exact(2) {
             let index = frame.components.iter().position(|c| c.id == pair[0]);
-            let index = index.with_context(|| format!("scan {} is for a colour plane that the frame lacks", self.scans))?;
-            members.push((index, self.dc.get(usize::from(pair[1] >> 4)), self.ac.get(usize::from(pair[1] & 15))));
+            let index = index.with_context(|| {
+                format!(
+                    "scan {} is for a colour plane that the frame lacks",
+                    self.scans
+                )
+            })?;
+            members.push((
+                index,
+                self.dc.get(usize::from(pair[1] >> 4)),
+                self.ac.get(usize::from(pair[1] & 15)),
+            ));
         }
-        let band = (usize::from(header[1 + 2 * count]), usize::from(header[2 + 2 * count]));
-        let (high, low) = ((header[3 + 2 * count] >> 4) as i8, (header[3 + 2 * count] & 15) as i8);
+        let band = (
+            usize::from(header[1 + 2 * count]),
+            usize::from(header[2 + 2 * count]),
+        );
+        let (high, low) = (
+            (header[3 + 2 * count] >> 4) as i8,
+            (header[3 + 2 * count] & 15) as i8,
+        );
         let (kind, first, last, low) = match (frame.progressive, band.0, high) {
             (false, ..) => (Kind::Whole, 0, 63, 0),
             (true, 0, 0) => (Kind::Dc, 0, 0, low),
@@ -183,31 +254,61 @@ impl Walk<'_> {
             (true, first, 0) => (Kind::Ac, first, band.1, low),
             (true, first, _) => (Kind::AcRefined, first, band.1, low),
         };
-        ensure!(first <= last && last < 64 && (first == 0 || count == 1), "scan {} has an impossible range of frequencies", self.scans);
+        ensure!(
+            first <= last && last < 64 && (first == 0 || count == 1),
+            "scan {} has an impossible range of frequencies",
+            self.scans
+        );
         for &(index, ..) in &members {
             let component = &mut frame.components[index];
             for lowest in &mut component.lowest[first..=last] {
-                ensure!(high == 0 || *lowest >= 0, "scan {} refines what was never sent", self.scans);
+                ensure!(
+                    high == 0 || *lowest >= 0,
+                    "scan {} refines what was never sent",
+                    self.scans
+                );
                 *lowest = low;
             }
             if matches!(kind, Kind::Ac | Kind::AcRefined) && component.nonzero.is_empty() {
                 let blocks = component.blocks.0 as usize * component.blocks.1 as usize;
-                component.nonzero.try_reserve_exact(blocks).map_err(|_| failure::no_memory(blocks * 8, "blocks"))?;
+                component
+                    .nonzero
+                    .try_reserve_exact(blocks)
+                    .map_err(|_| failure::no_memory(blocks * 8, "blocks"))?;
                 component.nonzero.resize(blocks, 0);
             }
         }
-        // A scan of one component goes block by block; one of several goes by units, with some blocks of each.
+        // A scan of one component goes block by block; one of several goes by units, with some
+        // blocks of each.
         let (units, repeats): (_, Vec<u32>) = match members[..] {
             [(index, ..)] => (frame.components[index].blocks, vec![1]),
-            _ => (frame.units, members.iter().map(|&(i, ..)| frame.components[i].h * frame.components[i].v).collect()),
+            _ => (
+                frame.units,
+                members
+                    .iter()
+                    .map(|&(i, ..)| frame.components[i].h * frame.components[i].v)
+                    .collect(),
+            ),
         };
         let needs = |table: Option<&'_ Option<Table>>| -> Result<_> {
-            Ok(table.and_then(Option::clone).with_context(|| format!("scan {} uses a table of codes that is not there", self.scans))?.0)
+            Ok(table
+                .and_then(Option::clone)
+                .with_context(|| {
+                    format!(
+                        "scan {} uses a table of codes that is not there",
+                        self.scans
+                    )
+                })?
+                .0)
         };
         let mut tables = Vec::with_capacity(count);
         for &(_, dc, ac) in &members {
-            let dc = matches!(kind, Kind::Whole | Kind::Dc).then(|| needs(dc)).transpose()?;
-            let ac = matches!(kind, Kind::Whole | Kind::Ac | Kind::AcRefined).then(|| needs(ac)).transpose()?;
+            let dc = matches!(kind, Kind::Whole | Kind::Dc)
+                .then(|| needs(dc))
+                .transpose()?;
+            let ac = matches!(kind, Kind::Whole | Kind::Ac | Kind::AcRefined)
+                .then(|| needs(ac))
+                .transpose()?;
             tables.push((dc, ac));
         }
         let units = u64::from(units.0) * u64::from(units.1);
@@ -226,12 +327,20 @@ impl Walk<'_> {
                         (Kind::Whole, Some(dc), Some(ac)) => bits.dc(dc) && bits.ac(ac),
                         (Kind::Dc, Some(dc), _) => bits.dc(dc),
                         (Kind::DcRefined, ..) => bits.skip_one(),
-                        (Kind::Ac, _, Some(ac)) => {
-                            bits.band(ac, first, last, &mut run, &mut frame.components[members[0].0].nonzero[unit as usize])
-                        }
-                        (_, _, Some(ac)) => {
-                            bits.refine(ac, first, last, &mut run, &mut frame.components[members[0].0].nonzero[unit as usize])
-                        }
+                        (Kind::Ac, _, Some(ac)) => bits.band(
+                            ac,
+                            first,
+                            last,
+                            &mut run,
+                            &mut frame.components[members[0].0].nonzero[unit as usize],
+                        ),
+                        (_, _, Some(ac)) => bits.refine(
+                            ac,
+                            first,
+                            last,
+                            &mut run,
+                            &mut frame.components[members[0].0].nonzero[unit as usize],
+                        ),
                         _ => false,
                     };
                     if bits.have < 0 {
@@ -241,12 +350,14 @@ impl Walk<'_> {
                 }
             }
         }
-        bits.finish().with_context(|| format!("scan {}", self.scans))
+        bits.finish()
+            .with_context(|| format!("scan {}", self.scans))
     }
 }
 
-/// What one or several codes do, in 16 bits: six for the bits that they take (with those that follow a code), seven for how many
-/// coefficients they go forward, one for "the rest of the block is zero".
+/// What one or several codes do, in 16 bits: six for the bits that they take (with those that
+/// follow a code), seven for how many coefficients they go forward, one for "the rest of the block
+/// is zero".
 #[derive(Clone, Copy)]
 struct Half(u32);
 
@@ -270,8 +381,8 @@ impl Half {
 
 /// A Huffman table.
 struct Codes {
-    /// By the next [`LOOK`] bits: two [`Half`]s, the lower one for the first code, the upper one for all codes that lie in these bits
-    /// whole; 0 = a longer code, or none.
+    /// By the next [`LOOK`] bits: two [`Half`]s, the lower one for the first code, the upper one
+    /// for all codes that lie in these bits whole; 0 = a longer code, or none.
     look: Vec<u32>,
     /// By the next [`LOOK`] bits: length of the code in bits x 256 + symbol; 0 as above.
     plain: Vec<u16>,
@@ -287,7 +398,8 @@ struct Codes {
 struct Table(std::rc::Rc<Codes>);
 
 thread_local! {
-    /// The last tables: most files of a collection share the standard ones, and making one takes as long as walking a small scan.
+    /// The last tables: most files of a collection share the standard ones, and making one takes as
+    /// long as walking a small scan.
     static MADE: RefCell<Vec<(Vec<u8>, bool, Table)>> = const { RefCell::new(Vec::new()) };
 }
 /// Tables kept. A file with tables of its own has up to four for a scan.
@@ -313,17 +425,27 @@ impl Table {
 impl Codes {
     fn new(definition: &[u8], ac: bool) -> Result<Codes> {
         let (counts, symbols) = definition.split_at(16);
-        let mut codes = Codes { look: Vec::new(), plain: vec![0; 1 << LOOK], above: [0; 17], offset: [0; 17], symbols: symbols.to_vec() };
+        let mut codes = Codes {
+            look: Vec::new(),
+            plain: vec![0; 1 << LOOK],
+            above: [0; 17],
+            offset: [0; 17],
+            symbols: symbols.to_vec(),
+        };
         let (mut code, mut place) = (0u32, 0u32);
         for length in 1..=16u32 {
             let count = u32::from(counts[length as usize - 1]);
             codes.offset[length as usize] = place as i32 - code as i32;
             for _ in 0..count {
-                ensure!(code < 1 << length, "a table of codes that contradicts itself");
+                ensure!(
+                    code < 1 << length,
+                    "a table of codes that contradicts itself"
+                );
                 if length <= LOOK {
                     let shift = LOOK - length;
                     let entry = (length as u16) << 8 | u16::from(symbols[place as usize]);
-                    codes.plain[(code << shift) as usize..((code + 1) << shift) as usize].fill(entry);
+                    codes.plain[(code << shift) as usize..((code + 1) << shift) as usize]
+                        .fill(entry);
                 }
                 code += 1;
                 place += 1;
@@ -331,7 +453,9 @@ impl Codes {
             codes.above[length as usize] = code << (16 - length);
             code <<= 1;
         }
-        codes.look = (0..1u32 << LOOK).map(|bits| codes.entry(bits, ac)).collect();
+        codes.look = (0..1u32 << LOOK)
+            .map(|bits| codes.entry(bits, ac))
+            .collect();
         Ok(codes)
     }
 
@@ -345,7 +469,11 @@ impl Codes {
             if plain == 0 || used + length > LOOK {
                 break;
             }
-            let step = if ac { ac_step(length, symbol) } else { Half::new(length + u32::from(symbol & 15), 0, true) };
+            let step = if ac {
+                ac_step(length, symbol)
+            } else {
+                Half::new(length + u32::from(symbol & 15), 0, true)
+            };
             if used + step.bits() > ENOUGH as u32 - 1 {
                 break;
             }
@@ -354,7 +482,9 @@ impl Codes {
             end = step.is_end();
             first.get_or_insert(step);
         }
-        first.map_or(0, |first| first.0 | Half::new(used, forward.min(127), end).0 << 16)
+        first.map_or(0, |first| {
+            first.0 | Half::new(used, forward.min(127), end).0 << 16
+        })
     }
 
     /// Length and symbol of the code that the upper 16 bits begin with.
@@ -389,7 +519,13 @@ struct Bits<'a> {
 
 impl Bits<'_> {
     fn new(bytes: &[u8], at: usize) -> Bits<'_> {
-        Bits { bytes, at, buffer: 0, have: 0, ended: false }
+        Bits {
+            bytes,
+            at,
+            buffer: 0,
+            have: 0,
+            ended: false,
+        }
     }
 
     /// Brings at least 56 bits in hand, where there are as many.
@@ -469,7 +605,9 @@ impl Bits<'_> {
             self.take(Half(entry).bits());
             return true;
         }
-        let Some((length, symbol)) = codes.long((self.buffer >> 48) as u32) else { return false };
+        let Some((length, symbol)) = codes.long((self.buffer >> 48) as u32) else {
+            return false;
+        };
         self.take(length + u32::from(symbol & 15));
         true
     }
@@ -524,20 +662,33 @@ impl Bits<'_> {
         if self.have < ENOUGH {
             self.refill();
         }
-        let more = if size == 0 { 0 } else { (self.buffer >> (64 - size)) as u32 };
+        let more = if size == 0 {
+            0
+        } else {
+            (self.buffer >> (64 - size)) as u32
+        };
         self.take(size);
         (1 << size) + more
     }
 
     /// A band of AC coefficients of one block, sent for the first time.
-    fn band(&mut self, codes: &Codes, first: usize, last: usize, run: &mut u32, nonzero: &mut u64) -> bool {
+    fn band(
+        &mut self,
+        codes: &Codes,
+        first: usize,
+        last: usize,
+        run: &mut u32,
+        nonzero: &mut u64,
+    ) -> bool {
         if *run > 0 {
             *run -= 1;
             return true;
         }
         let mut k = first;
         while k <= last {
-            let Some(symbol) = self.symbol(codes) else { return false };
+            let Some(symbol) = self.symbol(codes) else {
+                return false;
+            };
             let (zeros, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
             if size == 0 && zeros < 15 {
                 *run = self.run(zeros as u32) - 1;
@@ -557,18 +708,28 @@ impl Bits<'_> {
     }
 
     /// One further bit of a band of AC coefficients of one block.
-    fn refine(&mut self, codes: &Codes, first: usize, last: usize, run: &mut u32, nonzero: &mut u64) -> bool {
+    fn refine(
+        &mut self,
+        codes: &Codes,
+        first: usize,
+        last: usize,
+        run: &mut u32,
+        nonzero: &mut u64,
+    ) -> bool {
         let before = *nonzero;
         let mut k = first;
         while *run == 0 && k <= last {
-            let Some(symbol) = self.symbol(codes) else { return false };
+            let Some(symbol) = self.symbol(codes) else {
+                return false;
+            };
             let (mut zeros, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
             if size == 0 && zeros < 15 {
                 *run = self.run(zeros);
                 break;
             }
             self.take(u32::from(size > 0)); // its sign
-            // so many zeros are passed, and each coefficient between them that is not zero has a bit of its own
+            // so many zeros are passed, and each coefficient between them that is not zero has a
+            // bit of its own
             let mut corrections = 0;
             while k <= last {
                 if before >> k & 1 == 1 {
@@ -598,7 +759,8 @@ impl Bits<'_> {
         true
     }
 
-    /// Goes to the next marker, and says what it is and where it stands. Fails where what is left is more than padding.
+    /// Goes to the next marker, and says what it is and where it stands. Fails where what is left
+    /// is more than padding.
     fn end_of_part(&mut self) -> Result<(Option<u8>, usize)> {
         let padding = (self.have.max(0) % 8) as u32;
         let padded = padding == 0 || self.buffer >> (64 - padding) == (1 << padding) - 1;
@@ -611,14 +773,20 @@ impl Bits<'_> {
         let rest = &self.bytes[self.at.min(marker_at)..marker_at];
         stray += rest.len();
         blank &= rest.iter().all(|&b| matches!(b, 0 | 0xFF));
-        ensure!(blank || (padded && stray <= MAX_STRAY), "{stray} bytes are left over behind the last block");
+        ensure!(
+            blank || (padded && stray <= MAX_STRAY),
+            "{stray} bytes are left over behind the last block"
+        );
         Ok((found.map(|(marker, _)| marker), marker_at))
     }
 
     /// Goes over a restart marker.
     fn restart(&mut self, wanted: u8) -> Result<()> {
         let (marker, at) = self.end_of_part()?;
-        ensure!(marker == Some(0xD0 + wanted), "the restart marker {wanted} is missing");
+        ensure!(
+            marker == Some(0xD0 + wanted),
+            "the restart marker {wanted} is missing"
+        );
         *self = Bits::new(self.bytes, at + 2);
         Ok(())
     }

@@ -1,6 +1,8 @@
-//! What stands in a picture file beside its pixels: orientation and colours, of every format, read here and not by the decoders, which
-//! would inflate or copy them without a bound that matters. Depends on `colour` for what colours can be told. Promises that no
-//! more than [`MAX_PROFILE`] + [`MAX_EXIF`] bytes are kept of any file, and that a profile that is there is never dropped without a word.
+//! What stands in a picture file beside its pixels: orientation and colours, of every format, read
+//! here and not by the decoders, which would inflate or copy them without a bound that matters.
+//! Depends on `colour` for what colours can be told. Promises that no more than [`MAX_PROFILE`] +
+//! [`MAX_EXIF`] bytes are kept of any file, and that a profile that is there is never dropped
+//! without a word.
 
 use super::super::colour::Tagged;
 use super::jpeg::JpegHead;
@@ -10,7 +12,8 @@ use image::ImageFormat;
 use image::metadata::Orientation;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
-/// The largest colour profile that is used, bytes. Those of scanners, with tables, have one or two million.
+/// The largest colour profile that is used, bytes. Those of scanners, with tables, have one or two
+/// million.
 pub(super) const MAX_PROFILE: usize = 8 << 20;
 /// The largest EXIF data that an orientation is looked for in, bytes. A JPEG has 64 KiB at most.
 pub(super) const MAX_EXIF: usize = 1 << 20;
@@ -23,7 +26,8 @@ pub(in super::super) struct Head {
     pub orientation: Orientation,
     /// What the file says about its colours.
     pub colours: Tagged,
-    /// Memory that all this takes while the picture is decoded, the decoder's own copies included, bytes.
+    /// Memory that all this takes while the picture is decoded, the decoder's own copies included,
+    /// bytes.
     pub bytes: u64,
     /// What the decoder is to see in place of the first `skipped` bytes.
     pub(super) replaced: Vec<u8>,
@@ -35,11 +39,23 @@ pub(in super::super) struct Head {
 impl Head {
     pub fn new() -> Head {
         let (orientation, colours) = (Orientation::NoTransforms, Tagged::Nothing);
-        Head { orientation, colours, bytes: 0, replaced: Vec::new(), skipped: 0, jpeg: None }
+        Head {
+            orientation,
+            colours,
+            bytes: 0,
+            replaced: Vec::new(),
+            skipped: 0,
+            jpeg: None,
+        }
     }
 
-    /// Reads what stands beside the pixels. Fails where the container is damaged or the header is beyond the limits.
-    pub fn read(file: &mut (impl BufRead + Seek), format: ImageFormat, limits: &Limits) -> Result<Head> {
+    /// Reads what stands beside the pixels. Fails where the container is damaged or the header is
+    /// beyond the limits.
+    pub fn read(
+        file: &mut (impl BufRead + Seek),
+        format: ImageFormat,
+        limits: &Limits,
+    ) -> Result<Head> {
         file.seek(SeekFrom::Start(0))?;
         match format {
             ImageFormat::Png => png::read(file),
@@ -69,17 +85,23 @@ impl Head {
 
 /// Why a profile is not used.
 pub(super) fn too_large(bytes: u64) -> Tagged {
-    Tagged::Unusable(format!("its colour profile has {bytes} bytes, more than the {} million that are read", MAX_PROFILE / 1_000_000))
+    Tagged::Unusable(format!(
+        "its colour profile has {bytes} bytes, more than the {} million that are read",
+        MAX_PROFILE / 1_000_000
+    ))
 }
 
 /// Reads `length` bytes, or tells that the file ends before. Errors of the system go on.
 pub(super) fn take(file: &mut impl Read, length: usize) -> io::Result<Option<Vec<u8>>> {
     let mut data = Vec::new();
-    Read::by_ref(file).take(length as u64).read_to_end(&mut data)?;
+    Read::by_ref(file)
+        .take(length as u64)
+        .read_to_end(&mut data)?;
     Ok((data.len() == length).then_some(data))
 }
 
-/// The chunks of a WebP file (RIFF) with a profile and EXIF data. Everything else is left to the decoder.
+/// The chunks of a WebP file (RIFF) with a profile and EXIF data. Everything else is left to the
+/// decoder.
 fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
     let mut head = Head::new();
     file.seek(SeekFrom::Start(12))?;
@@ -110,7 +132,9 @@ fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
             Some(data) if &start[..4] == b"ICCP" => head.set_profile(data),
             Some(data) if head.orientation == Orientation::NoTransforms => head.set_exif(&data),
             Some(_) => {}
-            None if &start[..4] == b"ICCP" => head.colours = Tagged::Unusable("its colour profile is cut short".into()),
+            None if &start[..4] == b"ICCP" => {
+                head.colours = Tagged::Unusable("its colour profile is cut short".into())
+            }
             None => {}
         }
     }
@@ -124,8 +148,14 @@ fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
     file.seek(SeekFrom::Start(FILE_HEADER))?;
     let mut header = Vec::new();
     Read::by_ref(file).take(124).read_to_end(&mut header)?;
-    let word = |at: usize| header.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    let Some(size @ 108..) = word(0) else { return Ok(head) };
+    let word = |at: usize| {
+        header
+            .get(at..at + 4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    };
+    let Some(size @ 108..) = word(0) else {
+        return Ok(head);
+    };
     let kind = word(56).map(u32::to_be_bytes).unwrap_or_default();
     match &kind {
         b"MBED" if size >= 124 => {
@@ -143,14 +173,18 @@ fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         b"LINK" => head.colours = Tagged::Unusable("its colour profile is in another file".into()),
         [0, 0, 0, 0] => {
             // primaries as XYZ in 2.30 bits, exponents in 16.16
-            let values: Vec<f64> = (0..9).map(|i| f64::from(word(60 + 4 * i).unwrap_or(0)) / f64::from(1u32 << 30)).collect();
+            let values: Vec<f64> = (0..9)
+                .map(|i| f64::from(word(60 + 4 * i).unwrap_or(0)) / f64::from(1u32 << 30))
+                .collect();
             let gamma = f64::from(word(96).unwrap_or(0)) / 65536.0;
             let plane = |c: &[f64]| [c[0] / (c[0] + c[1] + c[2]), c[1] / (c[0] + c[1] + c[2])];
             let given: Vec<f64> = values.chunks_exact(3).flat_map(plane).collect();
             let usual = [0.64, 0.33, 0.3, 0.6, 0.15, 0.06];
             let empty = values.iter().all(|&v| v == 0.0);
             let near = empty || given.iter().zip(usual).all(|(a, b)| (a - b).abs() < 0.01);
-            if !near || !(gamma == 0.0 || (0.44..0.46).contains(&gamma) || (2.1..2.5).contains(&gamma)) {
+            if !near
+                || !(gamma == 0.0 || (0.44..0.46).contains(&gamma) || (2.1..2.5).contains(&gamma))
+            {
                 head.colours = Tagged::Unusable("its header gives primaries and an exponent of its own, which are not converted".into());
             }
         }

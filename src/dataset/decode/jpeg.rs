@@ -1,5 +1,6 @@
-//! JPEG files: the segments before the data, and the pixels, of which none may be missing. Depends on zune-jpeg and `entropy`. Promises
-//! that a picture with a block that was not in its data is refused in words, whatever marker stands at its end.
+//! JPEG files: the segments before the data, and the pixels, of which none may be missing. Depends
+//! on zune-jpeg and `entropy`. Promises that a picture with a block that was not in its data is
+//! refused in words, whatever marker stands at its end.
 
 use super::entropy;
 use super::head::{Head, MAX_PROFILE, too_large};
@@ -23,7 +24,8 @@ pub(super) struct JpegHead {
     components: u8,
     /// Whether one look at the decoder tells whether every block was there; see [`Poisoned`].
     simple: bool,
-    /// Whether zeros in the data, through one of the tables, stand for coefficients and not for the end of a block.
+    /// Whether zeros in the data, through one of the tables, stand for coefficients and not for the
+    /// end of a block.
     zeros_count: bool,
     /// EXIF data, from their own header on.
     exif: Vec<u8>,
@@ -48,7 +50,8 @@ impl JpegHead {
         };
         file.read_exact(&mut head.bytes).context(SHORT)?;
         loop {
-            // Fill bytes and stray bytes may stand before a marker; decoders skip them, and so does this.
+            // Fill bytes and stray bytes may stand before a marker; decoders skip them, and so does
+            // this.
             let mut marker = [0u8];
             loop {
                 let last = marker[0];
@@ -66,7 +69,10 @@ impl JpegHead {
             file.read_exact(&mut length).context(SHORT)?;
             head.bytes.extend_from_slice(&length);
             let length = u64::from(u16::from_be_bytes(length));
-            ensure!(length >= 2, "the JPEG header is damaged: a segment of length {length}");
+            ensure!(
+                length >= 2,
+                "the JPEG header is damaged: a segment of length {length}"
+            );
             let start = head.bytes.len();
             let found = (&mut file).take(length - 2).read_to_end(&mut head.bytes)?;
             ensure!(found as u64 == length - 2, SHORT);
@@ -97,9 +103,12 @@ impl JpegHead {
             }
             0xDA => self.simple &= segment.first() == Some(&self.components),
             0xDD => self.simple &= matches!(segment, [0, 0]),
-            0xE1 if segment.len() > 6 && segment.starts_with(b"Exif\0\0") => self.exif = segment[6..].to_vec(),
+            0xE1 if segment.len() > 6 && segment.starts_with(b"Exif\0\0") => {
+                self.exif = segment[6..].to_vec()
+            }
             0xE2 if segment.len() > 14 && segment.starts_with(b"ICC_PROFILE\0") => {
-                self.profile.push((segment[12], segment[13], segment[14..].to_vec()));
+                self.profile
+                    .push((segment[12], segment[13], segment[14..].to_vec()));
             }
             _ => {}
         }
@@ -108,7 +117,10 @@ impl JpegHead {
 
     /// Holds the header against the limits.
     pub fn check(&self, limits: &Limits) -> Result<()> {
-        ensure!(self.components != 0, "the JPEG has no frame header before its data");
+        ensure!(
+            self.components != 0,
+            "the JPEG has no frame header before its data"
+        );
         check_size(self.width.into(), self.height.into(), limits)?;
         ensure!(self.components != 4, CMYK);
         Ok(())
@@ -125,7 +137,10 @@ impl JpegHead {
             match joined(parts) {
                 _ if total > MAX_PROFILE => head.colours = too_large(total as u64),
                 Some(profile) => head.set_profile(profile),
-                None => head.colours = Tagged::Unusable("parts of its colour profile are missing".into()),
+                None => {
+                    head.colours =
+                        Tagged::Unusable("parts of its colour profile are missing".into())
+                }
             }
         }
         head.jpeg = Some(self);
@@ -137,17 +152,25 @@ impl JpegHead {
 fn joined(mut parts: Vec<(u8, u8, Vec<u8>)>) -> Option<Vec<u8>> {
     parts.sort_by_key(|p| p.0);
     let count = parts.len();
-    let whole = parts.iter().enumerate().all(|(i, p)| usize::from(p.0) == i + 1 && usize::from(p.1) == count);
+    let whole = parts
+        .iter()
+        .enumerate()
+        .all(|(i, p)| usize::from(p.0) == i + 1 && usize::from(p.1) == count);
     whole.then(|| parts.into_iter().flat_map(|p| p.2).collect())
 }
 
-/// Whether a table gives a meaning to 16 bits that are all ones, which T.81 (C.2) forbids; and whether in one of the tables for AC
-/// coefficients zeros stand for a coefficient. The shortest code is all zeros, and its symbol stands first.
+/// Whether a table gives a meaning to 16 bits that are all ones, which T.81 (C.2) forbids; and
+/// whether in one of the tables for AC coefficients zeros stand for a coefficient. The shortest
+/// code is all zeros, and its symbol stands first.
 fn codes_at_the_ends(mut segment: &[u8]) -> (bool, bool) {
     let (mut ones, mut zeros) = (false, false);
     while segment.len() >= 18 {
         let counts = &segment[1..17];
-        let used: u32 = counts.iter().zip(0..).map(|(&n, i)| u32::from(n) << (15 - i)).sum();
+        let used: u32 = counts
+            .iter()
+            .zip(0..)
+            .map(|(&n, i)| u32::from(n) << (15 - i))
+            .sum();
         ones |= used > 0xFFFF;
         zeros |= segment[0] >= 0x10 && segment[17] & 15 != 0;
         let symbols: usize = counts.iter().map(|&n| usize::from(n)).sum();
@@ -171,32 +194,61 @@ impl<'a> Decoder<'a> {
     /// A decoder for the file that `head` was read from.
     pub fn new(bytes: &'a [u8], head: &JpegHead) -> Self {
         let size = (u32::from(head.width), u32::from(head.height));
-        Decoder { bytes, size, grey: head.components == 1, scan: head.bytes.len(), simple: head.simple, zeros_count: head.zeros_count }
+        Decoder {
+            bytes,
+            size,
+            grey: head.components == 1,
+            scan: head.bytes.len(),
+            simple: head.simple,
+            zeros_count: head.zeros_count,
+        }
     }
 
     /// Fails where the header is of a kind that is not read. `bytes` may end behind it.
     pub fn check_header(&self) -> ImageResult<()> {
-        self.decoder(ZCursor::new(self.bytes), false).decode_headers().map_err(|error| match error {
-            DecodeErrors::Unsupported(_) => failed(error),
-            other => unsupported(format!("a header that is unusual or damaged: {}", words(&other))),
-        })
+        self.decoder(ZCursor::new(self.bytes), false)
+            .decode_headers()
+            .map_err(|error| match error {
+                DecodeErrors::Unsupported(_) => failed(error),
+                other => unsupported(format!(
+                    "a header that is unusual or damaged: {}",
+                    words(&other)
+                )),
+            })
     }
 
     /// A decoder of these bytes, or of what is made of them.
     fn decoder<T: ZByteReaderTrait>(&self, from: T, strict: bool) -> zune_jpeg::JpegDecoder<T> {
-        let colours = if self.grey { ColorSpace::Luma } else { ColorSpace::RGB };
-        let options = DecoderOptions::default().jpeg_set_out_colorspace(colours).set_strict_mode(strict);
-        zune_jpeg::JpegDecoder::new_with_options(from, options.set_max_width(usize::MAX).set_max_height(usize::MAX))
+        let colours = if self.grey {
+            ColorSpace::Luma
+        } else {
+            ColorSpace::RGB
+        };
+        let options = DecoderOptions::default()
+            .jpeg_set_out_colorspace(colours)
+            .set_strict_mode(strict);
+        zune_jpeg::JpegDecoder::new_with_options(
+            from,
+            options.set_max_width(usize::MAX).set_max_height(usize::MAX),
+        )
     }
 
-    /// Whether the data have a part that was never written: zeros may by chance give as many blocks as were there.
+    /// Whether the data have a part that was never written: zeros may by chance give as many blocks
+    /// as were there.
     fn has_hole(&self) -> bool {
-        let data = self.bytes.get(self.scan..end_of_data(self.bytes, self.scan)).unwrap_or_default();
+        let data = self
+            .bytes
+            .get(self.scan..end_of_data(self.bytes, self.scan))
+            .unwrap_or_default();
         let half = HOLE / 2; // a run of so many zeros holds a chunk of half as many
         (0..data.len() / half).any(|i| {
-            let zeros = |from: usize, to: usize| data.get(from..to).is_some_and(|d| d.iter().all(|&b| b == 0));
+            let zeros = |from: usize, to: usize| {
+                data.get(from..to)
+                    .is_some_and(|d| d.iter().all(|&b| b == 0))
+            };
             let at = i * half;
-            zeros(at, at + half) && (0..=half).any(|back| at >= back && zeros(at - back, at - back + HOLE))
+            zeros(at, at + half)
+                && (0..=half).any(|back| at >= back && zeros(at - back, at - back + HOLE))
         })
     }
 
@@ -214,18 +266,26 @@ impl<'a> Decoder<'a> {
 fn failed(error: DecodeErrors) -> ImageError {
     match error {
         DecodeErrors::Unsupported(what) => unsupported(format!("{what:?}")),
-        other => ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), words(&other))),
+        other => ImageError::Decoding(DecodingError::new(
+            ImageFormatHint::Exact(ImageFormat::Jpeg),
+            words(&other),
+        )),
     }
 }
 
 fn unsupported(what: String) -> ImageError {
     let kind = UnsupportedErrorKind::GenericFeature(what);
-    ImageError::Unsupported(UnsupportedError::from_format_and_kind(ImageFormat::Jpeg.into(), kind))
+    ImageError::Unsupported(UnsupportedError::from_format_and_kind(
+        ImageFormat::Jpeg.into(),
+        kind,
+    ))
 }
 
 /// The decoder's words, without the quotes and line ends that it puts around them.
 fn words(error: &DecodeErrors) -> String {
-    format!("{error:?}").trim_matches(|c: char| c == '"' || c.is_whitespace()).to_string()
+    format!("{error:?}")
+        .trim_matches(|c: char| c == '"' || c.is_whitespace())
+        .to_string()
 }
 
 impl ImageDecoder for Decoder<'_> {
@@ -234,13 +294,20 @@ impl ImageDecoder for Decoder<'_> {
     }
 
     fn color_type(&self) -> ColorType {
-        if self.grey { ColorType::L8 } else { ColorType::Rgb8 }
+        if self.grey {
+            ColorType::L8
+        } else {
+            ColorType::Rgb8
+        }
     }
 
     fn read_image(self, out: &mut [u8]) -> ImageResult<()> {
         if self.simple && self.zeros_count && self.has_hole() {
             let why = format!("{HOLE} zeros in a row, which stand for no picture");
-            return Err(ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), why)));
+            return Err(ImageError::Decoding(DecodingError::new(
+                ImageFormatHint::Exact(ImageFormat::Jpeg),
+                why,
+            )));
         }
         if self.simple && self.decode_poisoned(out) {
             return Ok(());
@@ -249,10 +316,15 @@ impl ImageDecoder for Decoder<'_> {
         if let Err(error) = entropy::check(self.bytes) {
             return Err(match failure::system_cause(&error) {
                 Some(cause) => ImageError::IoError(io::Error::new(cause.kind(), cause.to_string())),
-                None => ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), format!("{error:#}"))),
+                None => ImageError::Decoding(DecodingError::new(
+                    ImageFormatHint::Exact(ImageFormat::Jpeg),
+                    format!("{error:#}"),
+                )),
             });
         }
-        self.decoder(ZCursor::new(self.bytes), false).decode_into(out).map_err(failed)
+        self.decoder(ZCursor::new(self.bytes), false)
+            .decode_into(out)
+            .map_err(failed)
     }
 
     fn read_image_boxed(self: Box<Self>, out: &mut [u8]) -> ImageResult<()> {
@@ -260,7 +332,8 @@ impl ImageDecoder for Decoder<'_> {
     }
 }
 
-/// Bytes of ones put behind the data; the decoder asks for one bit more than there is, and meets a code that no table has.
+/// Bytes of ones put behind the data; the decoder asks for one bit more than there is, and meets a
+/// code that no table has.
 const ONES: [u8; 64] = {
     let mut ones = [0; 64];
     let mut i = 0;
@@ -270,14 +343,17 @@ const ONES: [u8; 64] = {
     }
     ones
 };
-/// So many zeros in a row, bytes, are a hole: they would stand for hundreds of equal coefficients one after the other.
+/// So many zeros in a row, bytes, are a hole: they would stand for hundreds of equal coefficients
+/// one after the other.
 const HOLE: usize = 64;
 
 /// The place of the first marker behind the data that begin at `scan`.
 fn end_of_data(bytes: &[u8], scan: usize) -> usize {
     let mut at = scan;
     loop {
-        let Some(found) = memchr::memchr(0xFF, bytes.get(at..).unwrap_or_default()) else { return bytes.len() };
+        let Some(found) = memchr::memchr(0xFF, bytes.get(at..).unwrap_or_default()) else {
+            return bytes.len();
+        };
         at += found;
         match bytes.get(at + 1) {
             Some(0) => at += 2,
@@ -286,26 +362,35 @@ fn end_of_data(bytes: &[u8], scan: usize) -> usize {
     }
 }
 
-/// How far the data may go on behind the decoder's last read of four bytes. What it decodes comes from the bytes before the end of that read, or, where
-/// one of the four is FF and they are read one by one, from up to four more; then there are up to seven bits of padding.
+/// How far the data may go on behind the decoder's last read of four bytes. What it decodes comes
+/// from the bytes before the end of that read, or, where one of the four is FF and they are read
+/// one by one, from up to four more; then there are up to seven bits of padding.
 const TOLERANCE: usize = 5;
 
-/// A JPEG with ones behind the data of its first scan. The decoder fills up what is missing with zeros, which are good
-/// codes, and reports success; ones are no code at all, so with them it must fail. It costs nothing, where a walk over all codes
-/// would take a third of the decoder's time. Where a table has a code of ones, the data are in several parts, or this fails, the walk decides.
+/// A JPEG with ones behind the data of its first scan. The decoder fills up what is missing with
+/// zeros, which are good codes, and reports success; ones are no code at all, so with them it must
+/// fail. It costs nothing, where a walk over all codes would take a third of the decoder's time.
+/// Where a table has a code of ones, the data are in several parts, or this fails, the walk
+/// decides.
 struct Poisoned<'a> {
     bytes: &'a [u8],
     /// The place of the first marker behind the data.
     end: usize,
     at: usize,
-    /// Where the last read of four bytes ended: so the decoder reads data, and nothing else, in its inner loop.
+    /// Where the last read of four bytes ended: so the decoder reads data, and nothing else, in its
+    /// inner loop.
     last: &'a mut usize,
 }
 
 impl<'a> Poisoned<'a> {
     fn new(bytes: &'a [u8], scan: usize, last: &'a mut usize) -> Self {
         let end = end_of_data(bytes, scan);
-        Poisoned { bytes, end, at: 0, last }
+        Poisoned {
+            bytes,
+            end,
+            at: 0,
+            last,
+        }
     }
 
     fn length(&self) -> usize {
@@ -315,7 +400,10 @@ impl<'a> Poisoned<'a> {
     fn byte(&self, at: usize) -> Option<u8> {
         match at.checked_sub(self.end) {
             None => self.bytes.get(at).copied(),
-            Some(behind) => ONES.get(behind).copied().or_else(|| self.bytes.get(at - ONES.len()).copied()),
+            Some(behind) => ONES
+                .get(behind)
+                .copied()
+                .or_else(|| self.bytes.get(at - ONES.len()).copied()),
         }
     }
 }
@@ -359,7 +447,10 @@ impl ZByteReaderTrait for Poisoned<'_> {
             return Ok(());
         }
         if until > self.length() {
-            return Err(ZByteIoError::NotEnoughBytes(self.length().saturating_sub(self.at), out.len()));
+            return Err(ZByteIoError::NotEnoughBytes(
+                self.length().saturating_sub(self.at),
+                out.len(),
+            ));
         }
         for (place, to) in out.iter_mut().enumerate() {
             *to = self.byte(self.at + place).unwrap_or(0);
@@ -373,7 +464,9 @@ impl ZByteReaderTrait for Poisoned<'_> {
             ZSeekFrom::End(by) => (self.length() as i64).checked_add(by),
             ZSeekFrom::Current(by) => (self.at as i64).checked_add(by),
         };
-        self.at = at.and_then(|at| usize::try_from(at).ok()).ok_or(ZByteIoError::SeekError("a place before the start"))?;
+        self.at = at
+            .and_then(|at| usize::try_from(at).ok())
+            .ok_or(ZByteIoError::SeekError("a place before the start"))?;
         Ok(self.at as u64)
     }
 

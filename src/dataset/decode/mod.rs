@@ -1,7 +1,8 @@
-//! Reads one picture file into upright 8-bit RGB in sRGB, and says what had to be changed on the way. Depends on the image
-//! crate and on `colour`. Promises that a damaged, hostile or simply wrong file gives an error that names it, never a
-//! panic, and that nothing large is allocated before the header has been held against the limits. An error of the system (a failed
-//! read, no memory) is retried and then stays one: [`failure::system_cause`] finds it.
+//! Reads one picture file into upright 8-bit RGB in sRGB, and says what had to be changed on the
+//! way. Depends on the image crate and on `colour`. Promises that a damaged, hostile or simply
+//! wrong file gives an error that names it, never a panic, and that nothing large is allocated
+//! before the header has been held against the limits. An error of the system (a failed read, no
+//! memory) is retried and then stays one: [`failure::system_cause`] finds it.
 
 mod entropy;
 mod head;
@@ -16,7 +17,10 @@ use crate::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(super) use head::Head;
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use image::{
+    ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageFormat, ImageReader,
+    RgbImage,
+};
 use source::{Joined, Watched, copy_of};
 use std::cell::Cell;
 use std::fmt;
@@ -26,7 +30,8 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Once;
 
-/// Bytes read from a JPEG in search of its first scan. Profiles, previews and depth maps in real files stay well below.
+/// Bytes read from a JPEG in search of its first scan. Profiles, previews and depth maps in real
+/// files stay well below.
 const MAX_JPEG_HEADER: u64 = 64 << 20;
 /// A pixel is at most this large while it is decoded (16-bit RGBA).
 const MAX_PIXEL_BYTES: u64 = 8;
@@ -34,15 +39,17 @@ const MAX_PIXEL_BYTES: u64 = 8;
 /// Bounds on what one file may ask for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Width x height of the largest picture that is read. Decoding one takes up to 11 bytes a pixel (3 for the result, 8
-    /// for a 16-bit RGBA source) and the decoder's own buffers.
+    /// Width x height of the largest picture that is read. Decoding one takes up to 11 bytes a
+    /// pixel (3 for the result, 8 for a 16-bit RGBA source) and the decoder's own buffers.
     pub max_pixels: u64,
 }
 
 impl Default for Limits {
     /// 200 million pixels, twice a 100-megapixel medium-format photograph: 600 MB as 8-bit RGB.
     fn default() -> Self {
-        Limits { max_pixels: 200_000_000 }
+        Limits {
+            max_pixels: 200_000_000,
+        }
     }
 }
 
@@ -52,7 +59,8 @@ impl Default for Limits {
 pub enum Note {
     /// One grey channel, repeated three times.
     Grey,
-    /// An alpha channel, dropped as OpenCV and Pillow's `convert("RGB")` do: the stored colours stay, whatever the alpha.
+    /// An alpha channel, dropped as OpenCV and Pillow's `convert("RGB")` do: the stored colours
+    /// stay, whatever the alpha.
     Alpha,
     /// 16 bits a channel, rounded to 8 (x * 255 / 65535).
     SixteenBit,
@@ -84,38 +92,49 @@ pub struct Decoded {
     pub image: RgbImage,
     /// What was changed on the way; empty for a plain 8-bit RGB file.
     pub notes: Vec<Note>,
-    /// The colours before they were converted from a profile, in short; upright. Only where they were converted.
+    /// The colours before they were converted from a profile, in short; upright. Only where they
+    /// were converted.
     pub unconverted: Option<Thumbnail>,
 }
 
 impl Decoded {
     /// How the stored picture was turned; [`Orientation::NoTransforms`] where it was not.
     pub fn turn(&self) -> Orientation {
-        let exif = self.notes.iter().find_map(|n| if let Note::Orientation(exif) = n { Orientation::from_exif(*exif) } else { None });
+        let exif = self.notes.iter().find_map(|n| {
+            if let Note::Orientation(exif) = n {
+                Orientation::from_exif(*exif)
+            } else {
+                None
+            }
+        });
         exif.unwrap_or(Orientation::NoTransforms)
     }
 }
 
-/// Decodes a PNG, JPEG, WebP, TIFF or BMP file, told apart by content and not by extension. Of an animation the first
-/// frame is taken. Fails, naming the file, where it cannot be read, is of another format, is damaged or cut short, is CMYK
-/// or floating point, or is larger than `limits` allow.
+/// Decodes a PNG, JPEG, WebP, TIFF or BMP file, told apart by content and not by extension. Of an
+/// animation the first frame is taken. Fails, naming the file, where it cannot be read, is of
+/// another format, is damaged or cut short, is CMYK or floating point, or is larger than `limits`
+/// allow.
 pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
     probe(path, limits)?; // before the file is read into memory
     decode_loaded(path, &load(path, limits)?, limits)
 }
 
-/// As [`decode`], with the alpha channel beside the picture where the file has one: 8 bits, upright, as large as the picture.
+/// As [`decode`], with the alpha channel beside the picture where the file has one: 8 bits,
+/// upright, as large as the picture.
 pub fn decode_with_alpha(path: &Path, limits: &Limits) -> Result<(Decoded, Option<GrayImage>)> {
     probe(path, limits)?; // before the file is read into memory
     decode_bytes(path, &load(path, limits)?, limits, true)
 }
 
-/// The bytes of a picture file; for [`decode_loaded`]. Fails where it cannot be read, is of no known format, or is larger
-/// than any picture within the limits.
+/// The bytes of a picture file; for [`decode_loaded`]. Fails where it cannot be read, is of no
+/// known format, or is larger than any picture within the limits.
 pub fn load(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
     with_file(path, limits, |file, _, length| {
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(length as usize).map_err(|_| failure::no_memory(length, "a picture file"))?;
+        bytes
+            .try_reserve_exact(length as usize)
+            .map_err(|_| failure::no_memory(length, "a picture file"))?;
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
     })
@@ -127,20 +146,35 @@ pub fn decode_loaded(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Decod
 }
 
 /// Decodes, and keeps the alpha channel where that is asked for.
-fn decode_bytes(path: &Path, bytes: &[u8], limits: &Limits, alpha: bool) -> Result<(Decoded, Option<GrayImage>)> {
+fn decode_bytes(
+    path: &Path,
+    bytes: &[u8],
+    limits: &Limits,
+    alpha: bool,
+) -> Result<(Decoded, Option<GrayImage>)> {
     guarded(path, || {
         let format = format_of(bytes)?;
         let mut head = Head::read(&mut Cursor::new(bytes), format, limits)?;
         if let Some(jpeg) = head.jpeg.take() {
-            return read(jpeg::Decoder::new(bytes, &jpeg), format, head, limits, alpha);
+            return read(
+                jpeg::Decoder::new(bytes, &jpeg),
+                format,
+                head,
+                limits,
+                alpha,
+            );
         }
-        let shown = Joined::new(std::mem::take(&mut head.replaced), Cursor::new(bytes), head.skipped)?;
+        let shown = Joined::new(
+            std::mem::take(&mut head.replaced),
+            Cursor::new(bytes),
+            head.skipped,
+        )?;
         read(decoder(shown, format, limits)?, format, head, limits, alpha)
     })
 }
 
-/// Width and height in pixels from the header alone, after EXIF orientation. Fails as [`decode`] does, but for damage
-/// behind the header.
+/// Width and height in pixels from the header alone, after EXIF orientation. Fails as [`decode`]
+/// does, but for damage behind the header.
 pub fn probe(path: &Path, limits: &Limits) -> Result<(u32, u32)> {
     look(path, limits).map(|header| header.size)
 }
@@ -152,7 +186,8 @@ pub struct Header {
     pub size: (u32, u32),
     /// Most memory that decoding takes for a pixel, the result included and the file not, bytes.
     pub pixel_bytes: u64,
-    /// Most memory that decoding takes for what stands beside the pixels (profile, EXIF data, tables of a header), bytes.
+    /// Most memory that decoding takes for what stands beside the pixels (profile, EXIF data,
+    /// tables of a header), bytes.
     pub metadata_bytes: u64,
     /// Whether there is an alpha channel.
     pub alpha: bool,
@@ -164,7 +199,9 @@ pub fn look(path: &Path, limits: &Limits) -> Result<Header> {
         let head = Head::read(file, format, limits)?;
         if let Some(jpeg) = &head.jpeg {
             let decoder = jpeg::Decoder::new(&jpeg.bytes, jpeg);
-            decoder.check_header().map_err(|e| explain(e, format_name(format)))?;
+            decoder
+                .check_header()
+                .map_err(|e| explain(e, format_name(format)))?;
             return header(&decoder, format, &head, limits);
         }
         let shown = Joined::new(head.replaced.clone(), file, head.skipped)?;
@@ -172,9 +209,13 @@ pub fn look(path: &Path, limits: &Limits) -> Result<Header> {
     })
 }
 
-/// Opens a file, finds out its format from its first bytes and hands it on with its length in bytes. An error of the
-/// system that may pass is answered by opening the file again.
-fn with_file<T>(path: &Path, limits: &Limits, work: impl Fn(&mut Watched<BufReader<File>>, ImageFormat, u64) -> Result<T>) -> Result<T> {
+/// Opens a file, finds out its format from its first bytes and hands it on with its length in
+/// bytes. An error of the system that may pass is answered by opening the file again.
+fn with_file<T>(
+    path: &Path,
+    limits: &Limits,
+    work: impl Fn(&mut Watched<BufReader<File>>, ImageFormat, u64) -> Result<T>,
+) -> Result<T> {
     guarded(path, || {
         failure::retry(|| {
             let mut file = File::open(path)?;
@@ -211,43 +252,84 @@ fn check_file(file: &File, limits: &Limits) -> Result<u64> {
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a regular file");
     ensure!(meta.len() > 0, "the file is empty (0 bytes)");
-    let longest = limits.max_pixels.saturating_mul(MAX_PIXEL_BYTES).saturating_add(MAX_JPEG_HEADER);
-    ensure!(meta.len() <= longest, "the file has {} bytes: too many for {} million pixels", meta.len(), limits.max_pixels / 1_000_000);
+    let longest = limits
+        .max_pixels
+        .saturating_mul(MAX_PIXEL_BYTES)
+        .saturating_add(MAX_JPEG_HEADER);
+    ensure!(
+        meta.len() <= longest,
+        "the file has {} bytes: too many for {} million pixels",
+        meta.len(),
+        limits.max_pixels / 1_000_000
+    );
     Ok(meta.len())
 }
 
 /// The format of a file by its first bytes.
 fn format_of(start: &[u8]) -> Result<ImageFormat> {
     match image::guess_format(start) {
-        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Tiff | ImageFormat::Bmp)) => Ok(format),
-        Ok(other) => bail!("a {other:?} file: only PNG, JPEG, WebP, TIFF and BMP are read; convert it"),
+        Ok(
+            format @ (ImageFormat::Png
+            | ImageFormat::Jpeg
+            | ImageFormat::WebP
+            | ImageFormat::Tiff
+            | ImageFormat::Bmp),
+        ) => Ok(format),
+        Ok(other) => {
+            bail!("a {other:?} file: only PNG, JPEG, WebP, TIFF and BMP are read; convert it")
+        }
         Err(_) => {
-            let shown: String = start.iter().take(12).map(|&b| if (32..127).contains(&b) { b as char } else { '.' }).collect();
-            bail!("not a PNG, JPEG, WebP, TIFF or BMP picture, whatever its name says (it starts with \"{shown}\")");
+            let shown: String = start
+                .iter()
+                .take(12)
+                .map(|&b| {
+                    if (32..127).contains(&b) {
+                        b as char
+                    } else {
+                        '.'
+                    }
+                })
+                .collect();
+            bail!(
+                "not a PNG, JPEG, WebP, TIFF or BMP picture, whatever its name says (it starts with \"{shown}\")"
+            );
         }
     }
 }
 
 /// The decoder for a format, with the header read.
-fn decoder<'a, R: BufRead + Seek + 'a>(reader: R, format: ImageFormat, limits: &Limits) -> Result<impl ImageDecoder + 'a> {
+fn decoder<'a, R: BufRead + Seek + 'a>(
+    reader: R,
+    format: ImageFormat,
+    limits: &Limits,
+) -> Result<impl ImageDecoder + 'a> {
     let mut reader = ImageReader::with_format(reader, format);
     let mut bounds = image::Limits::default();
     bounds.max_alloc = Some(limits.max_pixels.saturating_mul(MAX_PIXEL_BYTES));
     reader.limits(bounds);
-    reader.into_decoder().map_err(|e| explain(e, format_name(format)))
+    reader
+        .into_decoder()
+        .map_err(|e| explain(e, format_name(format)))
 }
 
 /// Turns the image crate's error into ours.
 fn explain(error: image::ImageError, format: &str) -> anyhow::Error {
     use image::ImageError::{Decoding, IoError, Limits, Unsupported};
     match error {
-        IoError(e) if failure::is_system(&e) => anyhow::Error::new(e).context(format!("cannot read the {format} data")),
-        IoError(e) if e.kind() == io::ErrorKind::UnexpectedEof => anyhow!("the {format} data are cut short; fetch the file again"),
+        IoError(e) if failure::is_system(&e) => {
+            anyhow::Error::new(e).context(format!("cannot read the {format} data"))
+        }
+        IoError(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+            anyhow!("the {format} data are cut short; fetch the file again")
+        }
         IoError(e) => anyhow!("cannot read the {format} data: {e}"),
         Limits(_) => anyhow!("the {format} header asks for more memory than the size limit allows"),
-        Unsupported(e) => anyhow!("a kind of {format} that is not read ({e}); convert it to 8-bit RGB"),
+        Unsupported(e) => {
+            anyhow!("a kind of {format} that is not read ({e}); convert it to 8-bit RGB")
+        }
         Decoding(e) if format == "JPEG" => {
-            let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            let why =
+                std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
             anyhow!("the JPEG data are damaged: {why}; fetch the file again")
         }
         other => anyhow!("the {format} data are damaged or cut short ({other})"),
@@ -266,7 +348,10 @@ fn format_name(format: ImageFormat) -> &'static str {
 
 /// Holds a header's size against the limits.
 pub(super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()> {
-    ensure!(width > 0 && height > 0, "the header says {width}x{height}: an empty picture");
+    ensure!(
+        width > 0 && height > 0,
+        "the header says {width}x{height}: an empty picture"
+    );
     let pixels = u64::from(width) * u64::from(height);
     ensure!(
         pixels <= limits.max_pixels,
@@ -277,24 +362,46 @@ pub(super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()>
     Ok(())
 }
 
-fn header(decoder: &impl ImageDecoder, format: ImageFormat, head: &Head, limits: &Limits) -> Result<Header> {
+fn header(
+    decoder: &impl ImageDecoder,
+    format: ImageFormat,
+    head: &Head,
+    limits: &Limits,
+) -> Result<Header> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
     let turn = head.orientation;
     let samples = u64::from(decoder.color_type().bytes_per_pixel());
-    // what the decoder keeps beside its result: the coefficients of a progressive JPEG, planes of a WebP, a strip of a TIFF
+    // what the decoder keeps beside its result: the coefficients of a progressive JPEG, planes of a
+    // WebP, a strip of a TIFF
     let beside = match format {
         ImageFormat::Png | ImageFormat::Bmp => 0,
         ImageFormat::Jpeg => 6,
         _ => MAX_PIXEL_BYTES,
     };
     // converted to 8-bit RGB, and turned, each into another picture
-    let pixel_bytes = samples + beside.max(3) + if turn == Orientation::NoTransforms { 0 } else { 3 };
-    let size = if turn.to_exif() >= 5 { (height, width) } else { (width, height) };
-    Ok(Header { size, pixel_bytes, metadata_bytes: head.bytes, alpha: decoder.color_type().has_alpha() })
+    let pixel_bytes = samples
+        + beside.max(3)
+        + if turn == Orientation::NoTransforms {
+            0
+        } else {
+            3
+        };
+    let size = if turn.to_exif() >= 5 {
+        (height, width)
+    } else {
+        (width, height)
+    };
+    Ok(Header {
+        size,
+        pixel_bytes,
+        metadata_bytes: head.bytes,
+        alpha: decoder.color_type().has_alpha(),
+    })
 }
 
-/// Reads the pixels and brings them to upright 8-bit sRGB; also the alpha channel where it is there and `keep_alpha`.
+/// Reads the pixels and brings them to upright 8-bit sRGB; also the alpha channel where it is there
+/// and `keep_alpha`.
 fn read(
     decoder: impl ImageDecoder,
     format: ImageFormat,
@@ -305,7 +412,10 @@ fn read(
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
     let colour = decoder.color_type();
-    if matches!(decoder.original_color_type(), ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16) {
+    if matches!(
+        decoder.original_color_type(),
+        ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16
+    ) {
         bail!("{CMYK}");
     }
     let (channels, deep) = match colour {
@@ -336,8 +446,13 @@ fn read(
     if channels.is_multiple_of(2) {
         notes.push(Note::Alpha);
     }
-    let alpha = if keep_alpha { colour::alpha_of(&samples, channels)? } else { None };
-    let (data, profile_note, mut unconverted) = colour::to_srgb(samples, channels, (width, height), &head.colours)?;
+    let alpha = if keep_alpha {
+        colour::alpha_of(&samples, channels)?
+    } else {
+        None
+    };
+    let (data, profile_note, mut unconverted) =
+        colour::to_srgb(samples, channels, (width, height), &head.colours)?;
     if channels <= 2 {
         notes.push(Note::Grey);
     }
@@ -345,20 +460,32 @@ fn read(
         notes.push(Note::SixteenBit);
     }
     notes.extend(profile_note);
-    let image = RgbImage::from_raw(width, height, data).context("the decoded picture has a wrong length")?;
+    let image = RgbImage::from_raw(width, height, data)
+        .context("the decoded picture has a wrong length")?;
     let mut image = DynamicImage::ImageRgb8(image);
     if turn != Orientation::NoTransforms {
         image.apply_orientation(turn);
         notes.push(Note::Orientation(turn.to_exif()));
         unconverted = unconverted.map(|thumbnail| thumbnail.turned(turn));
     }
-    let alpha = alpha.map(|data| GrayImage::from_raw(width, height, data).context("the alpha channel has a wrong length")).transpose()?;
+    let alpha = alpha
+        .map(|data| {
+            GrayImage::from_raw(width, height, data).context("the alpha channel has a wrong length")
+        })
+        .transpose()?;
     let alpha = alpha.map(|plane| {
         let mut plane = DynamicImage::ImageLuma8(plane);
         plane.apply_orientation(turn);
         plane.into_luma8()
     });
-    Ok((Decoded { image: image.into_rgb8(), notes, unconverted }, alpha))
+    Ok((
+        Decoded {
+            image: image.into_rgb8(),
+            notes,
+            unconverted,
+        },
+        alpha,
+    ))
 }
 
 const CMYK: &str = "CMYK colours are made for a printing press; convert the file to RGB with its colour profile first";
@@ -366,22 +493,33 @@ const CMYK: &str = "CMYK colours are made for a printing press; convert the file
 /// Room for pixels, or the error of the system where there is no memory for it.
 pub(super) fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Result<Vec<T>> {
     let mut data = Vec::new();
-    failure::retry(|| data.try_reserve_exact(len).map_err(|_| failure::no_memory(len * size_of::<T>(), "pixels")))?;
+    failure::retry(|| {
+        data.try_reserve_exact(len)
+            .map_err(|_| failure::no_memory(len * size_of::<T>(), "pixels"))
+    })?;
     data.resize(len, T::zeroed());
     Ok(data)
 }
 
 fn read_into(decoder: impl ImageDecoder, format: ImageFormat, data: &mut [u8]) -> Result<()> {
-    ensure!(decoder.total_bytes() == data.len() as u64, "the decoder wants {} bytes for {}", decoder.total_bytes(), data.len());
-    decoder.read_image(data).map_err(|e| explain(e, format_name(format)))
+    ensure!(
+        decoder.total_bytes() == data.len() as u64,
+        "the decoder wants {} bytes for {}",
+        decoder.total_bytes(),
+        data.len()
+    );
+    decoder
+        .read_image(data)
+        .map_err(|e| explain(e, format_name(format)))
 }
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Keeps panics inside decoders, which become errors, from being written to stderr as well. This changes the panic hook of the whole
-/// process, so it is for a program's `main` and never called by the library.
+/// Keeps panics inside decoders, which become errors, from being written to stderr as well. This
+/// changes the panic hook of the whole process, so it is for a program's `main` and never called by
+/// the library.
 pub fn silence_decoder_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -394,14 +532,21 @@ pub fn silence_decoder_panics() {
     });
 }
 
-/// Runs `work` on one file: a panic inside a decoder becomes an error, and every error names the file.
+/// Runs `work` on one file: a panic inside a decoder becomes an error, and every error names the
+/// file.
 pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     QUIET.with(|q| q.set(true));
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(work));
     QUIET.with(|q| q.set(false));
     let result = outcome.unwrap_or_else(|payload| {
-        let text = payload.downcast_ref::<&str>().map(|s| s.to_string()).or_else(|| payload.downcast_ref::<String>().cloned());
-        Err(anyhow!("the decoder gave up on the file, which is probably damaged ({})", text.unwrap_or_else(|| "no message".into())))
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(|s| s.to_string())
+            .or_else(|| payload.downcast_ref::<String>().cloned());
+        Err(anyhow!(
+            "the decoder gave up on the file, which is probably damaged ({})",
+            text.unwrap_or_else(|| "no message".into())
+        ))
     });
     result.with_context(|| path.display().to_string())
 }

@@ -1,5 +1,6 @@
-//! The chunks of a PNG before its pixels: colours and orientation are read from them, and the decoder sees only those that it needs
-//! for the pixels. Depends on fdeflate. Promises that a compressed profile is not inflated beyond the bound.
+//! The chunks of a PNG before its pixels: colours and orientation are read from them, and the
+//! decoder sees only those that it needs for the pixels. Depends on fdeflate. Promises that a
+//! compressed profile is not inflated beyond the bound.
 
 use super::super::colour::{Tagged, hdr};
 use super::head::{Head, MAX_EXIF, MAX_PROFILE, take, too_large};
@@ -7,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use std::io::{BufRead, Seek};
 
 const SIGNATURE: usize = 8;
-/// Chunks that the decoder needs have 768 bytes at most (a palette); longer ones are left to it to refuse.
+/// Chunks that the decoder needs have 768 bytes at most (a palette); longer ones are left to it to
+/// refuse.
 const MAX_NEEDED: usize = 4096;
 
 /// Colour chunks, in the order in which one goes before the other (PNG, third edition).
@@ -61,13 +63,19 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         match &kind {
             b"eXIf" if whole => head.set_exif(&data),
             b"iCCP" if colours.icc.is_none() => {
-                colours.icc = Some(if whole { profile(&data) } else { unusable("its colour profile is damaged (checksum)") });
+                colours.icc = Some(if whole {
+                    profile(&data)
+                } else {
+                    unusable("its colour profile is damaged (checksum)")
+                });
                 head.bytes += size as u64;
             }
             b"cICP" if whole && colours.cicp.is_none() => colours.cicp = Some(cicp(&data)?),
             b"sRGB" if whole => colours.srgb = true,
             b"gAMA" if whole && size == 4 => colours.gamma = Some(number(&data, 0)),
-            b"cHRM" if whole && size == 32 => colours.primaries = Some(std::array::from_fn(|i| number(&data, i))),
+            b"cHRM" if whole && size == 32 => {
+                colours.primaries = Some(std::array::from_fn(|i| number(&data, i)))
+            }
             _ => {}
         }
     }
@@ -76,7 +84,10 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         Some(other) => head.colours = other,
         None if colours.srgb => {}
         None if colours.gamma.is_some() || colours.primaries.is_some() => {
-            head.colours = Tagged::Gamma { gamma: colours.gamma, primaries: colours.primaries };
+            head.colours = Tagged::Gamma {
+                gamma: colours.gamma,
+                primaries: colours.primaries,
+            };
         }
         None => {}
     }
@@ -84,7 +95,8 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
 }
 
 fn number(data: &[u8], index: usize) -> u32 {
-    data.get(4 * index..4 * index + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+    data.get(4 * index..4 * index + 4)
+        .map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 fn unusable(why: &str) -> Tagged {
@@ -93,14 +105,19 @@ fn unusable(why: &str) -> Tagged {
 
 /// The profile of an iCCP chunk: a name, 0, the method (0), and zlib data.
 fn profile(data: &[u8]) -> Tagged {
-    let Some(name) = data.iter().position(|&b| b == 0) else { return unusable("its colour profile has no name") };
+    let Some(name) = data.iter().position(|&b| b == 0) else {
+        return unusable("its colour profile has no name");
+    };
     if data.get(name + 1) != Some(&0) {
         return unusable("its colour profile is compressed in an unknown way");
     }
     match fdeflate::decompress_to_vec_bounded(&data[name + 2..], MAX_PROFILE) {
         Ok(profile) => Tagged::Profile(profile),
         Err(fdeflate::BoundedDecompressionError::OutputTooLarge { .. }) => {
-            Tagged::Unusable(format!("its colour profile is larger than the {} million bytes that are read", MAX_PROFILE / 1_000_000))
+            Tagged::Unusable(format!(
+                "its colour profile is larger than the {} million bytes that are read",
+                MAX_PROFILE / 1_000_000
+            ))
         }
         Err(fdeflate::BoundedDecompressionError::DecompressionError { inner }) => {
             Tagged::Unusable(format!("its colour profile cannot be unpacked ({inner:?})"))
@@ -108,16 +125,24 @@ fn profile(data: &[u8]) -> Tagged {
     }
 }
 
-/// The colours of a cICP chunk (ITU-T H.273). A picture of more than the usual brightness has no place in 8 bits.
+/// The colours of a cICP chunk (ITU-T H.273). A picture of more than the usual brightness has no
+/// place in 8 bits.
 fn cicp(data: &[u8]) -> Result<Tagged> {
-    let &[primaries, transfer, matrix, full_range] = data else { return Ok(unusable("its cICP chunk is damaged")) };
+    let &[primaries, transfer, matrix, full_range] = data else {
+        return Ok(unusable("its cICP chunk is damaged"));
+    };
     match transfer {
         16 => bail!(hdr("PQ")),
         18 => bail!(hdr("HLG")),
         _ => {}
     }
     if matrix != 0 || full_range != 1 {
-        return Ok(unusable("its cICP chunk says that the numbers are no full-range RGB"));
+        return Ok(unusable(
+            "its cICP chunk says that the numbers are no full-range RGB",
+        ));
     }
-    Ok(Tagged::Cicp { primaries, transfer })
+    Ok(Tagged::Cicp {
+        primaries,
+        transfer,
+    })
 }

@@ -1,5 +1,6 @@
-//! Readers for picture files: one that remembers an error of the system behind a decoder's back, and one that shows a decoder a file
-//! with another beginning. Depends on `failure` alone. Promises that no failed read of a disk is taken for damage of the picture.
+//! Readers for picture files: one that remembers an error of the system behind a decoder's back,
+//! and one that shows a decoder a file with another beginning. Depends on `failure` alone. Promises
+//! that no failed read of a disk is taken for damage of the picture.
 
 use crate::failure;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
@@ -12,7 +13,10 @@ pub(super) struct Watched<R> {
 
 impl<R> Watched<R> {
     pub fn new(inner: R) -> Self {
-        Watched { inner, failed: None }
+        Watched {
+            inner,
+            failed: None,
+        }
     }
 
     /// The error of the system that a read ended with, if any did.
@@ -33,7 +37,10 @@ impl<R> Watched<R> {
 
 /// The same error once more; an `io::Error` cannot be cloned.
 pub(super) fn copy_of(error: &io::Error) -> io::Error {
-    error.raw_os_error().map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error)
+    error.raw_os_error().map_or_else(
+        || io::Error::new(error.kind(), error.to_string()),
+        io::Error::from_raw_os_error,
+    )
 }
 
 impl<R: Read> Read for Watched<R> {
@@ -81,7 +88,12 @@ impl<R: BufRead + Seek> Joined<R> {
     /// Shows `head`, then what `rest` holds from `skipped` on.
     pub fn new(head: Vec<u8>, mut rest: R, skipped: u64) -> io::Result<Self> {
         rest.seek(SeekFrom::Start(skipped))?;
-        Ok(Joined { head, rest, skipped, at: 0 })
+        Ok(Joined {
+            head,
+            rest,
+            skipped,
+            at: 0,
+        })
     }
 }
 
@@ -120,11 +132,17 @@ impl<R: BufRead + Seek> Seek for Joined<R> {
             SeekFrom::Start(at) => at,
             SeekFrom::Current(by) => self.at.checked_add_signed(by).ok_or_else(invalid)?,
             SeekFrom::End(by) => {
-                let end = self.rest.seek(SeekFrom::End(0))?.saturating_sub(self.skipped) + head;
+                let end = self
+                    .rest
+                    .seek(SeekFrom::End(0))?
+                    .saturating_sub(self.skipped)
+                    + head;
                 end.checked_add_signed(by).ok_or_else(invalid)?
             }
         };
-        self.rest.seek(SeekFrom::Start((at.max(head) - head).saturating_add(self.skipped)))?;
+        self.rest.seek(SeekFrom::Start(
+            (at.max(head) - head).saturating_add(self.skipped),
+        ))?;
         self.at = at;
         Ok(at)
     }
@@ -158,12 +176,23 @@ mod tests {
 
     #[test]
     fn an_error_of_the_disk_is_found_behind_the_decoder() {
-        let image = image::DynamicImage::ImageRgb8(image::RgbImage::from_fn(9, 9, |x, y| image::Rgb([x as u8, y as u8, 5])));
-        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Tiff, ImageFormat::Bmp] {
+        let image = image::DynamicImage::ImageRgb8(image::RgbImage::from_fn(9, 9, |x, y| {
+            image::Rgb([x as u8, y as u8, 5])
+        }));
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::Jpeg,
+            ImageFormat::WebP,
+            ImageFormat::Tiff,
+            ImageFormat::Bmp,
+        ] {
             let mut bytes = Cursor::new(Vec::new());
             image.write_to(&mut bytes, format).unwrap();
             for good in [0, 1, 10, 20] {
-                let file = BufReader::with_capacity(8, Failing(Cursor::new(bytes.get_ref().clone()), good));
+                let file = BufReader::with_capacity(
+                    8,
+                    Failing(Cursor::new(bytes.get_ref().clone()), good),
+                );
                 let mut file = Watched::new(file);
                 let limits = Limits::default();
                 let outcome = Head::read(&mut file, format, &limits).and_then(|head| {
@@ -172,7 +201,11 @@ mod tests {
                 });
                 assert!(outcome.is_err(), "{format:?}, {good}");
                 let failure = file.take_failure();
-                assert_eq!(failure.and_then(|e| e.raw_os_error()), Some(libc::EIO), "{format:?}, {good}");
+                assert_eq!(
+                    failure.and_then(|e| e.raw_os_error()),
+                    Some(libc::EIO),
+                    "{format:?}, {good}"
+                );
             }
         }
     }
@@ -180,7 +213,8 @@ mod tests {
     #[test]
     fn a_joined_file_reads_and_seeks_like_one() {
         let whole = b"HEADcdefghij";
-        let mut joined = Joined::new(b"HEAD".to_vec(), Cursor::new(b"abcdefghij".to_vec()), 2).unwrap();
+        let mut joined =
+            Joined::new(b"HEAD".to_vec(), Cursor::new(b"abcdefghij".to_vec()), 2).unwrap();
         let mut all = Vec::new();
         joined.read_to_end(&mut all).unwrap();
         assert_eq!(all, whole);
@@ -189,7 +223,10 @@ mod tests {
             let mut rest = Vec::new();
             joined.read_to_end(&mut rest).unwrap();
             assert_eq!(rest, whole[at as usize..]);
-            assert_eq!(joined.seek(SeekFrom::End(-(at as i64))).unwrap(), whole.len() as u64 - at);
+            assert_eq!(
+                joined.seek(SeekFrom::End(-(at as i64))).unwrap(),
+                whole.len() as u64 - at
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The pages of a TIFF: which one is the picture, and its orientation and colour profile. The decoder bounds a tag by the size of the
-//! picture and drops a profile that is larger, so both are read here. Depends on nothing else. Promises to follow no chain of pages
-//! without end.
+//! The pages of a TIFF: which one is the picture, and its orientation and colour profile. The
+//! decoder bounds a tag by the size of the picture and drops a profile that is larger, so both are
+//! read here. Depends on nothing else. Promises to follow no chain of pages without end.
 
 use super::super::colour::Tagged;
 use super::head::{Head, MAX_PROFILE, take, too_large};
@@ -10,8 +10,8 @@ use std::io::{BufRead, Seek, SeekFrom};
 
 /// Pages that are looked at in search of one that is no thumbnail.
 const MAX_PAGES: usize = 64;
-/// Memory that the decoder may take for the numbers in a page's tags, bytes. A picture of 200 million pixels in tiles of 16 x 16
-/// takes 50 million.
+/// Memory that the decoder may take for the numbers in a page's tags, bytes. A picture of 200
+/// million pixels in tiles of 16 x 16 takes 50 million.
 const MAX_TAGS: u64 = 64 << 20;
 /// What the decoder takes for one number, bytes.
 const NUMBER: u64 = 32;
@@ -36,7 +36,11 @@ struct Layout {
 impl Layout {
     fn number(self, bytes: &[u8]) -> u64 {
         let step = |n: u64, &b: &u8| n << 8 | u64::from(b);
-        if self.little { bytes.iter().rev().fold(0, step) } else { bytes.iter().fold(0, step) }
+        if self.little {
+            bytes.iter().rev().fold(0, step)
+        } else {
+            bytes.iter().fold(0, step)
+        }
     }
 
     /// Bytes of an offset.
@@ -48,7 +52,10 @@ impl Layout {
     fn page(self, file: &mut (impl BufRead + Seek), at: u64) -> Result<(Vec<Entry>, u64)> {
         file.seek(SeekFrom::Start(at))?;
         let count = self.number(&take(file, if self.big { 8 } else { 2 })?.context(SHORT)?);
-        ensure!(count <= 4096, "the TIFF header is damaged: {count} tags in a page");
+        ensure!(
+            count <= 4096,
+            "the TIFF header is damaged: {count} tags in a page"
+        );
         let size = 4 + 2 * self.wide();
         let table = take(file, count as usize * size)?.context(SHORT)?;
         let next = self.number(&take(file, self.wide())?.unwrap_or_default()); // some writers leave it out
@@ -77,7 +84,8 @@ impl Layout {
     }
 }
 
-/// Whether a page is a small copy or a mask of another (NewSubfileType 254, or the older SubfileType 255).
+/// Whether a page is a small copy or a mask of another (NewSubfileType 254, or the older
+/// SubfileType 255).
 fn is_secondary(page: &[Entry], layout: Layout) -> bool {
     page.iter().any(|e| match e.tag {
         254 => layout.single(e) & 0b101 != 0,
@@ -124,7 +132,9 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         Some(found) => found,
         // a mark on the only page there is means nothing
         None if pages == 1 && !hidden => (layout.page(file, first)?.0, first),
-        None => bail!("every page of the TIFF is marked as a thumbnail or a mask; save the picture itself as a file of its own"),
+        None => bail!(
+            "every page of the TIFF is marked as a thumbnail or a mask; save the picture itself as a file of its own"
+        ),
     };
     let mut head = Head::new();
     if at != first {
@@ -137,14 +147,24 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         head.skipped = head.replaced.len() as u64;
     }
     // the tags that the decoder reads as lists of numbers
-    let lists = page.iter().filter(|e| matches!(e.tag, 258 | 273 | 277..=279 | 284 | 317 | 320..=325 | 338 | 339 | 347 | 530));
-    let numbers: u64 = lists.map(|e| e.count.saturating_mul(NUMBER)).fold(0, u64::saturating_add);
-    ensure!(numbers <= MAX_TAGS, "the TIFF header is damaged or cuts the picture into too many strips ({} numbers)", numbers / NUMBER);
+    let lists = page.iter().filter(
+        |e| matches!(e.tag, 258 | 273 | 277..=279 | 284 | 317 | 320..=325 | 338 | 339 | 347 | 530),
+    );
+    let numbers: u64 = lists
+        .map(|e| e.count.saturating_mul(NUMBER))
+        .fold(0, u64::saturating_add);
+    ensure!(
+        numbers <= MAX_TAGS,
+        "the TIFF header is damaged or cuts the picture into too many strips ({} numbers)",
+        numbers / NUMBER
+    );
     head.bytes += numbers;
     for entry in &page {
         match entry.tag {
             274 => {
-                let exif = u8::try_from(layout.single(entry)).ok().and_then(Orientation::from_exif);
+                let exif = u8::try_from(layout.single(entry))
+                    .ok()
+                    .and_then(Orientation::from_exif);
                 head.orientation = exif.unwrap_or(Orientation::NoTransforms);
             }
             34675 => profile(file, entry, layout, &mut head)?,
@@ -154,15 +174,25 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
     Ok(head)
 }
 
-fn profile(file: &mut (impl BufRead + Seek), entry: &Entry, layout: Layout, head: &mut Head) -> Result<()> {
+fn profile(
+    file: &mut (impl BufRead + Seek),
+    entry: &Entry,
+    layout: Layout,
+    head: &mut Head,
+) -> Result<()> {
     if !matches!(entry.kind, 1 | 2 | 6 | 7) {
-        head.colours = Tagged::Unusable(format!("its colour profile is stored as numbers of type {}", entry.kind));
+        head.colours = Tagged::Unusable(format!(
+            "its colour profile is stored as numbers of type {}",
+            entry.kind
+        ));
     } else if entry.count > MAX_PROFILE as u64 {
         head.colours = too_large(entry.count);
     } else if entry.count <= layout.wide() as u64 {
         head.set_profile(entry.value[..entry.count as usize].to_vec());
     } else {
-        file.seek(SeekFrom::Start(layout.number(&entry.value[..layout.wide()])))?;
+        file.seek(SeekFrom::Start(
+            layout.number(&entry.value[..layout.wide()]),
+        ))?;
         match take(file, entry.count as usize)? {
             Some(profile) => head.set_profile(profile),
             None => head.colours = Tagged::Unusable("its colour profile is cut short".into()),

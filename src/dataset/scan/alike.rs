@@ -1,6 +1,7 @@
-//! Finds folders that hold the same pictures at different sizes although their names do not say so: taken for HR, the small ones would be
-//! trained on as originals. Depends on `names` and on the headers of a few pictures. Promises that folders whose pictures have other sizes
-//! than those of a pair (classes, days, cameras) pass.
+//! Finds folders that hold the same pictures at different sizes although their names do not say so:
+//! taken for HR, the small ones would be trained on as originals. Depends on `names` and on the
+//! headers of a few pictures. Promises that folders whose pictures have other sizes than those of a
+//! pair (classes, days, cameras) pass.
 
 use super::listing::{Listing, Picture};
 use super::names::{composed, telling_end};
@@ -9,9 +10,11 @@ use anyhow::{Result, bail};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-/// Levels of folders that are compared. Sets of pictures are not deeper, and the cost grows with it.
+/// Levels of folders that are compared. Sets of pictures are not deeper, and the cost grows with
+/// it.
 const MOST_LEVELS: usize = 8;
-/// Each folder is compared with so many that follow it. Of three sizes of a set at least two are neighbours.
+/// Each folder is compared with so many that follow it. Of three sizes of a set at least two are
+/// neighbours.
 const NEIGHBOURS: usize = 4;
 /// Pictures that are looked at in two folders, spread over those of one name.
 const EXAMPLES: usize = 5;
@@ -21,14 +24,18 @@ const LEAST_RATIO: f64 = 1.2;
 /// Pictures by what tells them apart within their group.
 type Group<'a> = HashMap<String, &'a Picture>;
 
-/// Refuses a tree in which two folders hold the same names (but for the words of sides and scales at their ends), one always with the
-/// larger picture of the same shape.
+/// Refuses a tree in which two folders hold the same names (but for the words of sides and scales
+/// at their ends), one always with the larger picture of the same shape.
 ///
 /// # Errors
 /// Two such folders, with what to type.
 pub(super) fn check_sizes(root: &Path, listing: &Listing) -> Result<()> {
     let all: Vec<&Picture> = listing.pictures.iter().collect();
-    Sizes { root, known: HashMap::new() }.compare_below(&all, 0, 0)
+    Sizes {
+        root,
+        known: HashMap::new(),
+    }
+    .compare_below(&all, 0, 0)
 }
 
 struct Sizes<'a> {
@@ -39,21 +46,34 @@ struct Sizes<'a> {
 
 impl<'a> Sizes<'a> {
     /// Compares what is in the folders of one folder; the names of `pictures` agree up to `offset`.
-    fn compare_below(&mut self, pictures: &[&'a Picture], offset: usize, level: usize) -> Result<()> {
+    fn compare_below(
+        &mut self,
+        pictures: &[&'a Picture],
+        offset: usize,
+        level: usize,
+    ) -> Result<()> {
         let mut folders: BTreeMap<&str, Vec<&Picture>> = BTreeMap::new();
-        // files of the folder itself, apart by the scale in their names: `a.png` and `a_x2.png` may be a pair too
+        // files of the folder itself, apart by the scale in their names: `a.png` and `a_x2.png` may
+        // be a pair too
         let mut own: BTreeMap<Option<u32>, Vec<&Picture>> = BTreeMap::new();
         for picture in pictures {
             match picture.name[offset..].split_once('/') {
                 Some((folder, _)) => folders.entry(folder).or_default().push(picture),
-                None => own.entry(telling_end(&picture.name).scale).or_default().push(picture),
+                None => own
+                    .entry(telling_end(&picture.name).scale)
+                    .or_default()
+                    .push(picture),
             }
         }
         if folders.len() + own.len() > 1 {
             let groups: Vec<Group> = own
                 .values()
                 .map(|of| group(of, offset))
-                .chain(folders.iter().map(|(folder, of)| group(of, offset + folder.len() + 1)))
+                .chain(
+                    folders
+                        .iter()
+                        .map(|(folder, of)| group(of, offset + folder.len() + 1)),
+                )
                 .collect();
             for (i, a) in groups.iter().enumerate() {
                 for b in groups.iter().skip(i + 1).take(NEIGHBOURS) {
@@ -71,7 +91,10 @@ impl<'a> Sizes<'a> {
 
     fn compare(&mut self, a: &Group<'a>, b: &Group<'a>) -> Result<()> {
         let (few, many) = if a.len() <= b.len() { (a, b) } else { (b, a) };
-        let mut shared: Vec<(&'a Picture, &'a Picture)> = few.iter().filter_map(|(key, p)| Some((*p, *many.get(key)?))).collect();
+        let mut shared: Vec<(&'a Picture, &'a Picture)> = few
+            .iter()
+            .filter_map(|(key, p)| Some((*p, *many.get(key)?)))
+            .collect();
         if shared.is_empty() || shared.len() * 10 < few.len() * 9 {
             return Ok(());
         }
@@ -79,8 +102,12 @@ impl<'a> Sizes<'a> {
         let step = shared.len().div_ceil(EXAMPLES);
         let mut seen: Option<(f64, &Picture, &Picture)> = None;
         for (a, b) in shared.into_iter().step_by(step) {
-            let (Some(size_a), Some(size_b)) = (self.size(a), self.size(b)) else { continue };
-            let Some(ratio) = ratio_of_pair(size_a, size_b) else { return Ok(()) };
+            let (Some(size_a), Some(size_b)) = (self.size(a), self.size(b)) else {
+                continue;
+            };
+            let Some(ratio) = ratio_of_pair(size_a, size_b) else {
+                return Ok(());
+            };
             if seen.is_some_and(|(before, ..)| (before > 1.0) != (ratio > 1.0)) {
                 return Ok(());
             }
@@ -102,7 +129,10 @@ impl<'a> Sizes<'a> {
     }
 
     fn size(&mut self, picture: &'a Picture) -> Option<(u32, u32)> {
-        *self.known.entry(&picture.path).or_insert_with(|| probe(&picture.path, &Limits::default()).ok())
+        *self
+            .known
+            .entry(&picture.path)
+            .or_insert_with(|| probe(&picture.path, &Limits::default()).ok())
     }
 }
 
@@ -121,13 +151,21 @@ fn group<'a>(pictures: &[&'a Picture], offset: usize) -> Group<'a> {
     group
 }
 
-/// How much larger `a` is than `b`, where both have one shape and their sizes differ as those of a pair do.
+/// How much larger `a` is than `b`, where both have one shape and their sizes differ as those of a
+/// pair do.
 fn ratio_of_pair(a: (u32, u32), b: (u32, u32)) -> Option<f64> {
-    let (a, b) = ((f64::from(a.0), f64::from(a.1)), (f64::from(b.0), f64::from(b.1)));
+    let (a, b) = (
+        (f64::from(a.0), f64::from(a.1)),
+        (f64::from(b.0), f64::from(b.1)),
+    );
     let ratio = a.0 / b.0;
     let larger = ratio.max(1.0 / ratio);
     // an HR is cut to a multiple of its scale, or of 12
     let room = (larger + 1.0).max(0.03 * a.1.max(b.1));
-    let fits = if ratio > 1.0 { (a.1 - ratio * b.1).abs() <= room } else { (b.1 - a.1 / ratio).abs() <= room };
+    let fits = if ratio > 1.0 {
+        (a.1 - ratio * b.1).abs() <= room
+    } else {
+        (b.1 - a.1 / ratio).abs() <= room
+    };
     (larger >= LEAST_RATIO && fits).then_some(ratio)
 }

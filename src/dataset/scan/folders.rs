@@ -1,5 +1,6 @@
-//! Chooses the HR and the LQ folder of a data set, by what the user says or by the names of the folders. Depends on `names` and
-//! `listing`. Promises to take no folder where more than one could be meant: then the error says what to type.
+//! Chooses the HR and the LQ folder of a data set, by what the user says or by the names of the
+//! folders. Depends on `names` and `listing`. Promises to take no folder where more than one could
+//! be meant: then the error says what to type.
 
 use super::ScanOptions;
 use super::listing::{FolderId, Listing, reason_of_folder};
@@ -23,16 +24,27 @@ struct Candidate {
     label: Label,
 }
 
-/// The folders of `folder` with what their names say, sorted; hidden ones and those of the system left out, links followed.
+/// The folders of `folder` with what their names say, sorted; hidden ones and those of the system
+/// left out, links followed.
 fn subfolders(folder: &Path) -> Result<Vec<Candidate>> {
     let cannot = || format!("cannot list the folder {}", folder.display());
-    let entries = failure::retry(|| fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()).with_context(cannot)?;
+    let entries = failure::retry(|| fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>())
+        .with_context(cannot)?;
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.path();
-        let Some(name) = path.file_name().and_then(|n| n.to_str()).filter(|n| reason_of_folder(n).is_none()) else { continue };
+        let Some(name) = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .filter(|n| reason_of_folder(n).is_none())
+        else {
+            continue;
+        };
         if failure::retry(|| fs::metadata(&path)).is_ok_and(|about| about.is_dir()) {
-            found.push(Candidate { label: label(name), path });
+            found.push(Candidate {
+                label: label(name),
+                path,
+            });
         }
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
@@ -43,8 +55,16 @@ fn subfolders(folder: &Path) -> Result<Vec<Candidate>> {
 pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<Chosen> {
     let given = |flag: &str, path: &Option<PathBuf>| -> Result<Option<PathBuf>> {
         let Some(path) = path else { return Ok(None) };
-        let found = [path.clone(), root.join(path)].into_iter().find(|p| p.is_dir());
-        found.map(Some).with_context(|| format!("--{flag} {}: there is no such folder, here or in {}", path.display(), root.display()))
+        let found = [path.clone(), root.join(path)]
+            .into_iter()
+            .find(|p| p.is_dir());
+        found.map(Some).with_context(|| {
+            format!(
+                "--{flag} {}: there is no such folder, here or in {}",
+                path.display(),
+                root.display()
+            )
+        })
     };
     let (hr, lq) = (given("hr", &options.hr)?, given("lq", &options.lq)?);
     if let (Some(hr), Some(_)) = (&hr, &lq) {
@@ -56,15 +76,25 @@ pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<Chosen> {
         folders = subfolders(&inner)?;
     }
     let beside: Vec<Candidate> = match &hr {
-        Some(hr) => by_side(&folders, Side::Lq)?.into_iter().filter(|c| !same_folder(hr, &c.path)).collect(),
+        Some(hr) => by_side(&folders, Side::Lq)?
+            .into_iter()
+            .filter(|c| !same_folder(hr, &c.path))
+            .collect(),
         None => by_side(&folders, Side::Lq)?,
     };
     let hr_root = match hr {
         Some(path) => Some(path),
         None => {
-            let (weak, strong): (Vec<_>, Vec<_>) = by_side(&folders, Side::Hr)?.into_iter().partition(|c| c.label.weak);
+            let (weak, strong): (Vec<_>, Vec<_>) = by_side(&folders, Side::Hr)?
+                .into_iter()
+                .partition(|c| c.label.weak);
             let weak_counts = strong.is_empty() && !beside.is_empty();
-            pick(if weak_counts { weak } else { strong }, options.scale, Side::Hr, None)?
+            pick(
+                if weak_counts { weak } else { strong },
+                options.scale,
+                Side::Hr,
+                None,
+            )?
         }
     };
     let lq_root = match lq {
@@ -74,31 +104,54 @@ pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<Chosen> {
     match (hr_root, lq_root) {
         (Some(hr), lq) => Ok(Chosen { hr, lq }),
         (None, Some(lq)) if options.lq.is_none() => {
-            bail!("{} has the LQ folder {} but no HR folder beside it (hr, HR, gt ...); name it with --hr", root.display(), lq.display())
+            bail!(
+                "{} has the LQ folder {} but no HR folder beside it (hr, HR, gt ...); name it with --hr",
+                root.display(),
+                lq.display()
+            )
         }
-        (None, lq) => Ok(Chosen { hr: root.to_path_buf(), lq }),
+        (None, lq) => Ok(Chosen {
+            hr: root.to_path_buf(),
+            lq,
+        }),
     }
 }
 
-/// The folder of a scale that holds the folders of both sides (`x2/HR` and `x2/LR`), where no side is named above it.
+/// The folder of a scale that holds the folders of both sides (`x2/HR` and `x2/LR`), where no side
+/// is named above it.
 fn named_for_scale(folders: &[Candidate], scale: u32) -> Result<Option<PathBuf>> {
-    if folders.iter().any(|f| f.label.side.is_some() && !f.label.weak) {
+    if folders
+        .iter()
+        .any(|f| f.label.side.is_some() && !f.label.weak)
+    {
         return Ok(None);
     }
     let mut found = folders.iter().filter(|f| f.label.scale == Some(scale));
-    let (Some(folder), None) = (found.next(), found.next()) else { return Ok(None) };
+    let (Some(folder), None) = (found.next(), found.next()) else {
+        return Ok(None);
+    };
     let inner = subfolders(&folder.path)?;
     let has = |side| inner.iter().any(|f| f.label.side == Some(side));
     Ok((has(Side::Hr) && has(Side::Lq)).then(|| folder.path.clone()))
 }
 
-/// The folders of one side. One that has folders named for scales (`LR_bicubic/X2`) stands for those.
+/// The folders of one side. One that has folders named for scales (`LR_bicubic/X2`) stands for
+/// those.
 fn by_side(folders: &[Candidate], side: Side) -> Result<Vec<Candidate>> {
     let mut found = Vec::new();
     for folder in folders.iter().filter(|f| f.label.side == Some(side)) {
-        let copy = |path: &Path, scale| Candidate { path: path.to_path_buf(), label: Label { scale, ..folder.label.clone() } };
+        let copy = |path: &Path, scale| Candidate {
+            path: path.to_path_buf(),
+            label: Label {
+                scale,
+                ..folder.label.clone()
+            },
+        };
         let inner = subfolders(&folder.path)?;
-        let scales: Vec<_> = inner.iter().filter(|f| f.label.side.is_none() && f.label.scale.is_some()).collect();
+        let scales: Vec<_> = inner
+            .iter()
+            .filter(|f| f.label.side.is_none() && f.label.scale.is_some())
+            .collect();
         if folder.label.scale.is_none() && !scales.is_empty() {
             found.extend(scales.iter().map(|f| copy(&f.path, f.label.scale)));
         } else {
@@ -108,24 +161,44 @@ fn by_side(folders: &[Candidate], side: Side) -> Result<Vec<Candidate>> {
     Ok(found)
 }
 
-/// The one folder that is meant: for this scale, then with the HR folder's prefix, then named for this scale.
-fn pick(candidates: Vec<Candidate>, scale: u32, side: Side, beside: Option<&Path>) -> Result<Option<PathBuf>> {
+/// The one folder that is meant: for this scale, then with the HR folder's prefix, then named for
+/// this scale.
+fn pick(
+    candidates: Vec<Candidate>,
+    scale: u32,
+    side: Side,
+    beside: Option<&Path>,
+) -> Result<Option<PathBuf>> {
     let flag = if side == Side::Hr { "--hr" } else { "--lq" };
-    let list = |folders: &[Candidate]| folders.iter().map(|c| c.path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let list = |folders: &[Candidate]| {
+        folders
+            .iter()
+            .map(|c| c.path.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     if candidates.is_empty() {
         return Ok(None);
     }
     let all = list(&candidates);
-    let mut left: Vec<Candidate> = candidates.into_iter().filter(|c| c.label.scale.is_none_or(|s| s == scale)).collect();
+    let mut left: Vec<Candidate> = candidates
+        .into_iter()
+        .filter(|c| c.label.scale.is_none_or(|s| s == scale))
+        .collect();
     let alone = match beside {
-        Some(hr) => format!("; or give {} itself as the data set, then the LQ is made", hr.display()),
+        Some(hr) => format!(
+            "; or give {} itself as the data set, then the LQ is made",
+            hr.display()
+        ),
         None => String::new(),
     };
     ensure!(
         !left.is_empty(),
         "no folder is named for scale {scale}: found {all}; give another --scale, or name the folder with {flag}{alone}"
     );
-    let prefix = beside.and_then(|p| p.file_name()).map(|n| label(&n.to_string_lossy()).prefix);
+    let prefix = beside
+        .and_then(|p| p.file_name())
+        .map(|n| label(&n.to_string_lossy()).prefix);
     let mut narrow = |keep: &dyn Fn(&Candidate) -> bool| {
         if left.len() > 1 && left.iter().any(keep) {
             left.retain(keep);
@@ -135,7 +208,11 @@ fn pick(candidates: Vec<Candidate>, scale: u32, side: Side, beside: Option<&Path
         narrow(&|c| c.label.prefix == *prefix);
     }
     narrow(&|c| c.label.scale == Some(scale));
-    ensure!(left.len() == 1, "more than one folder could be meant: {}; name one with {flag}", list(&left));
+    ensure!(
+        left.len() == 1,
+        "more than one folder could be meant: {}; name one with {flag}",
+        list(&left)
+    );
     Ok(left.pop().map(|c| c.path))
 }
 
@@ -144,18 +221,31 @@ pub(super) fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((FolderId::of(a), FolderId::of(b)), (Ok(x), Ok(y)) if x == y)
 }
 
-/// Refuses to take a tree for HR pictures when folders further down are named for the LQ side: their pictures would be trained on as HR.
+/// Refuses to take a tree for HR pictures when folders further down are named for the LQ side:
+/// their pictures would be trained on as HR.
 pub(super) fn check_no_sides_below(root: &Path, hr: &Listing) -> Result<()> {
     let mut sides: BTreeMap<&str, Side> = BTreeMap::new();
     let mut last = "";
     for picture in &hr.pictures {
-        let folder = picture.name.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let folder = picture
+            .name
+            .rsplit_once('/')
+            .map_or("", |(folder, _)| folder);
         if folder == last {
             continue;
         }
-        // pictures are sorted, so the folders that this one shares with the last were looked at then
-        let shared = folder.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
-        for (end, _) in folder.match_indices('/').chain([(folder.len(), "")]).filter(|(end, _)| *end >= shared) {
+        // pictures are sorted, so the folders that this one shares with the last were looked at
+        // then
+        let shared = folder
+            .bytes()
+            .zip(last.bytes())
+            .take_while(|(a, b)| a == b)
+            .count();
+        for (end, _) in folder
+            .match_indices('/')
+            .chain([(folder.len(), "")])
+            .filter(|(end, _)| *end >= shared)
+        {
             let name = folder[..end].rsplit('/').next().unwrap_or_default();
             let said = label(name);
             if let Some(side) = said.side.filter(|_| !said.weak) {
@@ -164,9 +254,21 @@ pub(super) fn check_no_sides_below(root: &Path, hr: &Listing) -> Result<()> {
         }
         last = folder;
     }
-    let first = |wanted| sides.iter().find(|(_, side)| **side == wanted).map(|(folder, _)| *folder);
-    let Some(lq) = first(Side::Lq) else { return Ok(()) };
-    let above = |folder: &str| root.join(folder).parent().map(|p| p.display().to_string()).unwrap_or_default();
+    let first = |wanted| {
+        sides
+            .iter()
+            .find(|(_, side)| **side == wanted)
+            .map(|(folder, _)| *folder)
+    };
+    let Some(lq) = first(Side::Lq) else {
+        return Ok(());
+    };
+    let above = |folder: &str| {
+        root.join(folder)
+            .parent()
+            .map(|p| p.display().to_string())
+            .unwrap_or_default()
+    };
     match first(Side::Hr) {
         Some(hr) => bail!(
             "{} holds pairs further down ({hr} and {lq}): give the folder right above them, such as {}, or name both with --hr and --lq",

@@ -1,7 +1,8 @@
-//! The one rule for what a picture file is, and the listing of a folder by that rule: for `shard`, `eval`, `upscale` and validation.
-//! Looks at names and folders and opens no file. Depends on the file system, `failure` and `text`. Promises that every file with a picture's
-//! ending below the folder is listed, rejected with a reason, or counted with the folder that was left out; in the same order on every
-//! machine; in time that grows with the number of entries.
+//! The one rule for what a picture file is, and the listing of a folder by that rule: for `shard`,
+//! `eval`, `upscale` and validation. Looks at names and folders and opens no file. Depends on the
+//! file system, `failure` and `text`. Promises that every file with a picture's ending below the
+//! folder is listed, rejected with a reason, or counted with the folder that was left out; in the
+//! same order on every machine; in time that grows with the number of entries.
 
 use crate::failure;
 use crate::text::one_line;
@@ -14,11 +15,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Endings of picture files, in lower case; they are compared without regard to case. Those that keep every pixel come first.
-pub const ENDINGS: [&str; 9] = ["png", "tif", "tiff", "bmp", "webp", "jpg", "jpeg", "jpe", "jfif"];
+/// Endings of picture files, in lower case; they are compared without regard to case. Those that
+/// keep every pixel come first.
+pub const ENDINGS: [&str; 9] = [
+    "png", "tif", "tiff", "bmp", "webp", "jpg", "jpeg", "jpe", "jfif",
+];
 
-/// Folders, in lower case, in which storage boxes and operating systems keep thumbnails, deleted files and copies of files. Those whose
-/// names begin with a dot need no entry here, since they are left out as hidden.
+/// Folders, in lower case, in which storage boxes and operating systems keep thumbnails, deleted
+/// files and copies of files. Those whose names begin with a dot need no entry here, since they are
+/// left out as hidden.
 const SYSTEM_FOLDERS: [&str; 20] = [
     "@eadir", // Synology
     "#recycle",
@@ -50,7 +55,8 @@ pub enum Reason {
     Hidden,
     /// A folder in which a storage box or an operating system keeps thumbnails or deleted files.
     SystemFolder,
-    /// What paragon wrote: runs, sets of shards, demos, extracted pairs, and the folder that is written to now.
+    /// What paragon wrote: runs, sets of shards, demos, extracted pairs, and the folder that is
+    /// written to now.
     OwnOutput,
     /// In a folder that is named for another side or scale.
     OtherScale,
@@ -89,7 +95,8 @@ fn in_words<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error>
 }
 
 impl LeftOut {
-    /// Whether a user may be surprised that these take no part, and should read it while the work is done.
+    /// Whether a user may be surprised that these take no part, and should read it while the work
+    /// is done.
     pub fn may_surprise(&self) -> bool {
         !matches!(self.reason, Reason::Hidden | Reason::OtherScale)
     }
@@ -104,7 +111,12 @@ impl fmt::Display for LeftOut {
             (0, n) => count(n, "folder"),
             (n, m) => format!("{} and {}", count(n, "picture"), count(m, "folder")),
         };
-        write!(f, "{what} left out: {} (the first is {})", self.reason, one_line(self.first.display()))
+        write!(
+            f,
+            "{what} left out: {} (the first is {})",
+            self.reason,
+            one_line(self.first.display())
+        )
     }
 }
 
@@ -122,7 +134,15 @@ impl LeftOuts {
                 self.0[at].pictures += pictures;
                 self.0[at].folders += folders;
             }
-            Err(at) => self.0.insert(at, LeftOut { reason, pictures, folders, first: first.to_path_buf() }),
+            Err(at) => self.0.insert(
+                at,
+                LeftOut {
+                    reason,
+                    pictures,
+                    folders,
+                    first: first.to_path_buf(),
+                },
+            ),
         }
     }
 
@@ -166,7 +186,8 @@ pub struct Listing {
     pub left_out: Vec<LeftOut>,
     /// Files without a picture's ending; hidden ones are not counted.
     pub ignored: u64,
-    /// Folders that were not entered because the listing is not recursive; those in `left_out` are not among them.
+    /// Folders that were not entered because the listing is not recursive; those in `left_out` are
+    /// not among them.
     pub subfolders: u64,
 }
 
@@ -185,14 +206,17 @@ pub fn is_picture_name(name: &OsStr) -> bool {
 
 /// Stem and ending of a picture's name, or nothing where the ending is none of a picture.
 pub(super) fn split_ending(name: &str) -> Option<(&str, &str)> {
-    name.rsplit_once('.').filter(|(_, ending)| ENDINGS.iter().any(|e| e.eq_ignore_ascii_case(ending)))
+    name.rsplit_once('.')
+        .filter(|(_, ending)| ENDINGS.iter().any(|e| e.eq_ignore_ascii_case(ending)))
 }
 
-/// Lists the pictures of a folder, or of all folders below it as well. Left out and counted are hidden files, the folders in which storage
-/// boxes and operating systems keep thumbnails and deleted files, and paragon's own runs and sets. `folder` itself is always listed.
+/// Lists the pictures of a folder, or of all folders below it as well. Left out and counted are
+/// hidden files, the folders in which storage boxes and operating systems keep thumbnails and
+/// deleted files, and paragon's own runs and sets. `folder` itself is always listed.
 ///
 /// # Errors
-/// A folder that cannot be listed, for a reason that lies in the system: a disk that fails, a missing permission.
+/// A folder that cannot be listed, for a reason that lies in the system: a disk that fails, a
+/// missing permission.
 pub fn pictures(folder: &Path, recursive: bool) -> Result<Listing> {
     Walker::default().list(folder, recursive)
 }
@@ -211,7 +235,8 @@ impl FolderId {
         {
             use std::os::unix::fs::MetadataExt;
             let about = failure::retry(|| fs::metadata(folder))?;
-            // some network file systems have no numbers; resolving the path costs more, but always tells folders apart
+            // some network file systems have no numbers; resolving the path costs more, but always
+            // tells folders apart
             if about.ino() != 0 {
                 return Ok(FolderId::Inode(about.dev(), about.ino()));
             }
@@ -236,12 +261,17 @@ impl Walker {
     pub fn list(&mut self, top: &Path, recursive: bool) -> Result<Listing> {
         let mut listing = Listing::default();
         let mut left_out = LeftOuts::default();
-        self.entered.insert(FolderId::of(top).with_context(|| format!("cannot open the folder {}", top.display()))?);
+        self.entered.insert(
+            FolderId::of(top)
+                .with_context(|| format!("cannot open the folder {}", top.display()))?,
+        );
         // a stack and no recursion: a path of the system's longest length has 2,000 folders
         let mut open = vec![(top.to_path_buf(), String::new())];
         while let Some((folder, below)) = open.pop() {
             let is_top = below.is_empty();
-            let Some(entries) = self.entries(&folder, is_top, &mut listing, &mut left_out)? else { continue };
+            let Some(entries) = self.entries(&folder, is_top, &mut listing, &mut left_out)? else {
+                continue;
+            };
             let mut subfolders = Vec::new();
             for entry in entries {
                 if let Some(found) = self.look(&entry, &below, &mut listing, &mut left_out)? {
@@ -259,7 +289,8 @@ impl Walker {
         Ok(listing)
     }
 
-    /// The entries of a folder in the order of their names, or nothing where the folder takes no part.
+    /// The entries of a folder in the order of their names, or nothing where the folder takes no
+    /// part.
     fn entries(
         &mut self,
         folder: &Path,
@@ -283,14 +314,21 @@ impl Walker {
         let mut entries = match listed {
             Ok(Some(entries)) => entries,
             Ok(None) => return Ok(None),
-            Err(e) if is_top => return Err(e).with_context(|| format!("cannot list the folder {}", folder.display())),
+            Err(e) if is_top => {
+                return Err(e)
+                    .with_context(|| format!("cannot list the folder {}", folder.display()));
+            }
             Err(_) if self.lenient => return Ok(None),
             Err(e) if is_of_names(&e) => {
-                listing.rejected.push(Reject { path: folder.to_path_buf(), reason: format!("the folder cannot be listed: {e}") });
+                listing.rejected.push(Reject {
+                    path: folder.to_path_buf(),
+                    reason: format!("the folder cannot be listed: {e}"),
+                });
                 return Ok(None);
             }
             Err(e) => {
-                let text = "cannot list the folder; make it readable, or move it out of the data set";
+                let text =
+                    "cannot list the folder; make it readable, or move it out of the data set";
                 return Err(e).with_context(|| format!("{}: {text}", folder.display()));
             }
         };
@@ -303,17 +341,28 @@ impl Walker {
     }
 
     /// Puts a file in its place, and gives back a folder that is to be entered.
-    fn look(&self, entry: &fs::DirEntry, below: &str, listing: &mut Listing, left_out: &mut LeftOuts) -> Result<Option<(PathBuf, String)>> {
+    fn look(
+        &self,
+        entry: &fs::DirEntry,
+        below: &str,
+        listing: &mut Listing,
+        left_out: &mut LeftOuts,
+    ) -> Result<Option<(PathBuf, String)>> {
         let (path, file_name) = (entry.path(), entry.file_name());
         let name = file_name.to_string_lossy();
         let kind = failure::retry(|| {
             let kind = entry.file_type()?;
-            if kind.is_symlink() { Ok(fs::metadata(&path)?.file_type()) } else { Ok(kind) }
+            if kind.is_symlink() {
+                Ok(fs::metadata(&path)?.file_type())
+            } else {
+                Ok(kind)
+            }
         });
         let kind = match kind {
             // whatever the name: it may be a link to a folder of pictures
             Err(e) if !self.lenient && !is_of_names(&e) && !name.starts_with('.') => {
-                return Err(e).with_context(|| format!("{}: cannot look at the file", path.display()));
+                return Err(e)
+                    .with_context(|| format!("{}: cannot look at the file", path.display()));
             }
             kind => kind,
         };
@@ -334,14 +383,19 @@ impl Walker {
         }
         let reason = match kind {
             Ok(kind) if !kind.is_file() => "not a regular file".to_string(),
-            Err(e) => format!("a link that leads nowhere, or a file that was removed just now: {e}"),
+            Err(e) => {
+                format!("a link that leads nowhere, or a file that was removed just now: {e}")
+            }
             Ok(_) if file_name.to_str().is_none() => "its name is not UTF-8; rename it".to_string(),
             // below the listed folder alone: what leads there takes no part in names
             Ok(_) if below.contains(char::REPLACEMENT_CHARACTER) => {
                 "the name of a folder it lies in is not UTF-8; rename that folder".to_string()
             }
             Ok(_) => {
-                listing.pictures.push(Picture { name: format!("{below}{stem}"), path });
+                listing.pictures.push(Picture {
+                    name: format!("{below}{stem}"),
+                    path,
+                });
                 return Ok(None);
             }
         };
@@ -357,14 +411,27 @@ pub(super) fn reason_of_folder(name: &str) -> Option<Reason> {
     }
     let name = name.to_lowercase();
     // what a check of a Windows disk has found: FOUND.000, FOUND.001 ...
-    let found = name.strip_prefix("found.").is_some_and(|n| n.len() == 3 && n.bytes().all(|b| b.is_ascii_digit()));
+    let found = name
+        .strip_prefix("found.")
+        .is_some_and(|n| n.len() == 3 && n.bytes().all(|b| b.is_ascii_digit()));
     (found || SYSTEM_FOLDERS.contains(&name.as_str())).then_some(Reason::SystemFolder)
 }
 
-/// Whether a folder with these entries is a training run, a set of shards (perhaps unfinished) or a demo.
+/// Whether a folder with these entries is a training run, a set of shards (perhaps unfinished) or a
+/// demo.
 fn is_own_output(entries: &[fs::DirEntry]) -> bool {
-    const MARKS: [&str; 10] =
-        ["manifest.psm", "journal.psj", ".paragon-demo", "log.jsonl", "states", "models", "config.yml", "previews", "tensorboard", ".lock"];
+    const MARKS: [&str; 10] = [
+        "manifest.psm",
+        "journal.psj",
+        ".paragon-demo",
+        "log.jsonl",
+        "states",
+        "models",
+        "config.yml",
+        "previews",
+        "tensorboard",
+        ".lock",
+    ];
     let mark = |entry: &fs::DirEntry| {
         let name = entry.file_name();
         MARKS.into_iter().find(|mark| name == *mark)
@@ -376,13 +443,18 @@ fn is_own_output(entries: &[fs::DirEntry]) -> bool {
     is_run || any(&["manifest.psm", "journal.psj", ".paragon-demo"])
 }
 
-/// Errors that lie in a name, and stay: nothing is there, links lead in a circle, the path is too long. All others are the system's.
+/// Errors that lie in a name, and stay: nothing is there, links lead in a circle, the path is too
+/// long. All others are the system's.
 fn is_of_names(error: &io::Error) -> bool {
     #[cfg(unix)]
     let by_number = matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENAMETOOLONG));
     #[cfg(not(unix))]
     let by_number = false;
-    by_number || matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    by_number
+        || matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        )
 }
 
 #[cfg(test)]
@@ -392,7 +464,21 @@ mod tests {
     #[test]
     fn only_errors_that_lie_in_a_name_are_listed_and_others_stop_the_work() {
         let of = |number| is_of_names(&io::Error::from_raw_os_error(number));
-        assert!([libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG].into_iter().all(of));
-        assert!(![libc::EIO, libc::EACCES, libc::EMFILE, libc::ENOMEM, libc::ESTALE].into_iter().any(of));
+        assert!(
+            [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG]
+                .into_iter()
+                .all(of)
+        );
+        assert!(
+            ![
+                libc::EIO,
+                libc::EACCES,
+                libc::EMFILE,
+                libc::ENOMEM,
+                libc::ESTALE
+            ]
+            .into_iter()
+            .any(of)
+        );
     }
 }

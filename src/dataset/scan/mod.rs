@@ -1,10 +1,11 @@
-//! Finds the pictures of a data set and pairs each HR picture with its LQ. Goes by names; of folders whose names leave open what they
-//! hold, it reads the headers of a few pictures. Depends on `decode` (for these headers) and `failure`. Promises the same order on every
-//! machine, and that every picture file below the data set's root is paired, listed with the reason why not, or counted with the reason
-//! why it was left out.
+//! Finds the pictures of a data set and pairs each HR picture with its LQ. Goes by names; of
+//! folders whose names leave open what they hold, it reads the headers of a few pictures. Depends
+//! on `decode` (for these headers) and `failure`. Promises the same order on every machine, and
+//! that every picture file below the data set's root is paired, listed with the reason why not, or
+//! counted with the reason why it was left out.
 //!
-//! `listing` says what a picture file is, `names` what names say, `folders` chooses the folders of the two sides, `pairing` pairs, and
-//! `alike` finds small copies that no name tells.
+//! `listing` says what a picture file is, `names` what names say, `folders` chooses the folders of
+//! the two sides, `pairing` pairs, and `alike` finds small copies that no name tells.
 
 mod alike;
 mod folders;
@@ -33,8 +34,9 @@ pub struct Source {
     pub lq: Option<PathBuf>,
 }
 
-/// What was found. Every picture file is in exactly one place: `hr_files + lq_files` is the number of files named in
-/// `sources` (one or two each) plus `rejected.len()`; all others below the root are counted in `left_out`.
+/// What was found. Every picture file is in exactly one place: `hr_files + lq_files` is the number
+/// of files named in `sources` (one or two each) plus `rejected.len()`; all others below the root
+/// are counted in `left_out`.
 #[derive(Clone, Debug)]
 pub struct Scan {
     /// Sorted by name, byte by byte; never empty.
@@ -51,7 +53,8 @@ pub struct Scan {
     pub hr_files: usize,
     /// Picture files seen below `lq_root`, likewise.
     pub lq_files: usize,
-    /// Files in these folders without a picture's ending: left out and not listed. Hidden files are not counted at all.
+    /// Files in these folders without a picture's ending: left out and not listed. Hidden files are
+    /// not counted at all.
     pub ignored: usize,
 }
 
@@ -60,7 +63,8 @@ pub struct Scan {
 pub struct ScanOptions {
     /// HR side / LQ side; folders named for another scale are passed over.
     pub scale: u32,
-    /// The HR folder, where it is not to be found by name. A path that does not exist is tried below the data set's root.
+    /// The HR folder, where it is not to be found by name. A path that does not exist is tried
+    /// below the data set's root.
     pub hr: Option<PathBuf>,
     /// The LQ folder, likewise. Where it is the HR folder, the ends of names tell the sides apart.
     pub lq: Option<PathBuf>,
@@ -70,23 +74,39 @@ pub struct ScanOptions {
 
 /// Finds the pictures below `root` and pairs them.
 ///
-/// A folder is taken by its name, in any case: `hr`, `gt`, `HR_x2`, `GTmod12`, `DIV2K_train_HR` beside `lq`, `lr_x2_bicubic`, `LRbicx2`,
-/// `DIV2K_train_LR_bicubic/X2` ... A `root` without such folders is itself the HR folder, and the LQ is to be made. Partners
-/// have the same relative path without extension, but for words of the side, the scale or the method at its end (`0001x2`, `0001_LR`,
-/// `0001_bicLRx2`). Both sides may also lie in one folder, told apart by these words.
+/// A folder is taken by its name, in any case: `hr`, `gt`, `HR_x2`, `GTmod12`, `DIV2K_train_HR`
+/// beside `lq`, `lr_x2_bicubic`, `LRbicx2`, `DIV2K_train_LR_bicubic/X2` ... A `root` without such
+/// folders is itself the HR folder, and the LQ is to be made. Partners have the same relative path
+/// without extension, but for words of the side, the scale or the method at its end (`0001x2`,
+/// `0001_LR`, `0001_bicLRx2`). Both sides may also lie in one folder, told apart by these words.
 ///
 /// # Errors
-/// A folder that is missing or cannot be listed; names that leave open which pictures are meant, with what to type; no picture left.
+/// A folder that is missing or cannot be listed; names that leave open which pictures are meant,
+/// with what to type; no picture left.
 pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
-    ensure!(root.exists(), "{} does not exist: expected a folder of pictures", root.display());
-    ensure!(root.is_dir(), "{} is a file: expected a folder of pictures", root.display());
+    ensure!(
+        root.exists(),
+        "{} does not exist: expected a folder of pictures",
+        root.display()
+    );
+    ensure!(
+        root.is_dir(),
+        "{} is a file: expected a folder of pictures",
+        root.display()
+    );
     let chosen = choose(root, options)?;
     let Found { hr, lq, outside } = list(root, &chosen, options)?;
     let mut left_out = LeftOuts::default();
-    for listing in [Some(&hr), lq.as_ref(), Some(&outside)].into_iter().flatten() {
+    for listing in [Some(&hr), lq.as_ref(), Some(&outside)]
+        .into_iter()
+        .flatten()
+    {
         left_out.merge(&listing.left_out);
     }
-    let Chosen { hr: hr_root, lq: mut lq_root } = chosen;
+    let Chosen {
+        hr: hr_root,
+        lq: mut lq_root,
+    } = chosen;
     let forced = lq_root.is_some() && lq.is_none();
     let Sides { hr, lq } = match lq {
         Some(lq) => Sides { hr, lq: Some(lq) },
@@ -96,7 +116,8 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
                 check_alone(root, &hr_root, &outside)?;
                 check_no_sides_below(&hr_root, &hr)?;
             }
-            let sides = pairing::split_by_ending(&hr_root, hr, options.scale, forced, &mut left_out)?;
+            let sides =
+                pairing::split_by_ending(&hr_root, hr, options.scale, forced, &mut left_out)?;
             match sides.lq {
                 Some(_) => lq_root = Some(hr_root.clone()),
                 None => alike::check_sizes(&hr_root, &sides.hr)?,
@@ -108,13 +129,23 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     let left_out = left_out.into_vec();
     let (hr_files, lq_files) = (hr.files(), lq.as_ref().map_or(0, Listing::files));
     let ignored = (hr.ignored + lq.as_ref().map_or(0, |l| l.ignored)) as usize;
-    let mut hint = format!("looked for {} in it and its folders; {ignored} other files", ENDINGS.join(", "));
+    let mut hint = format!(
+        "looked for {} in it and its folders; {ignored} other files",
+        ENDINGS.join(", ")
+    );
     for left in &left_out {
         hint += &format!("; {left}");
     }
-    ensure!(hr_files > 0, "no pictures in {} ({hint})", hr_root.display());
+    ensure!(
+        hr_files > 0,
+        "no pictures in {} ({hint})",
+        hr_root.display()
+    );
     if let (Some(folder), 0) = (&lq_root, lq_files) {
-        bail!("no pictures in {} ({hint}); remove the folder to have the LQ made from the HR", folder.display());
+        bail!(
+            "no pictures in {} ({hint}); remove the folder to have the LQ made from the HR",
+            folder.display()
+        );
     }
     let (sources, mut rejected) = match lq {
         Some(lq) => pairing::pair(hr, lq, options.scale),
@@ -122,10 +153,28 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     };
     rejected.sort_by(|a, b| a.path.cmp(&b.path));
     if sources.is_empty() {
-        let shown: Vec<String> = rejected.iter().take(4).map(|r| format!("{}: {}", r.path.display(), r.reason)).collect();
-        bail!("no picture of {} can be used; {} were rejected, among them\n  {}", root.display(), rejected.len(), shown.join("\n  "));
+        let shown: Vec<String> = rejected
+            .iter()
+            .take(4)
+            .map(|r| format!("{}: {}", r.path.display(), r.reason))
+            .collect();
+        bail!(
+            "no picture of {} can be used; {} were rejected, among them\n  {}",
+            root.display(),
+            rejected.len(),
+            shown.join("\n  ")
+        );
     }
-    Ok(Scan { sources, rejected, left_out, hr_root, lq_root, hr_files, lq_files, ignored })
+    Ok(Scan {
+        sources,
+        rejected,
+        left_out,
+        hr_root,
+        lq_root,
+        hr_files,
+        lq_files,
+        ignored,
+    })
 }
 
 /// What lies in the chosen folders, and what else lies below the root.
@@ -137,28 +186,51 @@ struct Found {
 }
 
 fn list(root: &Path, chosen: &Chosen, options: &ScanOptions) -> Result<Found> {
-    let out = options.out.as_deref().and_then(|folder| FolderId::of(folder).ok());
-    let lq_root = chosen.lq.as_deref().filter(|lq| !same_folder(&chosen.hr, lq));
+    let out = options
+        .out
+        .as_deref()
+        .and_then(|folder| FolderId::of(folder).ok());
+    let lq_root = chosen
+        .lq
+        .as_deref()
+        .filter(|lq| !same_folder(&chosen.hr, lq));
     let mut all = HashSet::new();
     let mut list = |folder: &Path, except: Option<&Path>| -> Result<Listing> {
-        let entered = except.and_then(|e| FolderId::of(e).ok()).into_iter().collect();
-        let mut walker = Walker { entered, out: out.clone(), lenient: false };
+        let entered = except
+            .and_then(|e| FolderId::of(e).ok())
+            .into_iter()
+            .collect();
+        let mut walker = Walker {
+            entered,
+            out: out.clone(),
+            lenient: false,
+        };
         let listing = walker.list(folder, true)?;
         all.extend(walker.entered);
         Ok(listing)
     };
     let hr = list(&chosen.hr, lq_root)?;
-    let lq = lq_root.map(|folder| list(folder, Some(&chosen.hr))).transpose()?;
+    let lq = lq_root
+        .map(|folder| list(folder, Some(&chosen.hr)))
+        .transpose()?;
     let outside = match FolderId::of(root) {
-        Ok(id) if !all.contains(&id) => Walker { entered: all, out, lenient: true }.list(root, true)?,
+        Ok(id) if !all.contains(&id) => Walker {
+            entered: all,
+            out,
+            lenient: true,
+        }
+        .list(root, true)?,
         _ => Listing::default(),
     };
     Ok(Found { hr, lq, outside })
 }
 
-/// Refuses a folder that was taken for the HR side by its name alone, where pictures lie beside it: `HR` may be one of `DE FR HR IT`.
+/// Refuses a folder that was taken for the HR side by its name alone, where pictures lie beside it:
+/// `HR` may be one of `DE FR HR IT`.
 fn check_alone(root: &Path, hr_root: &Path, outside: &Listing) -> Result<()> {
-    let Some(first) = outside.pictures.first() else { return Ok(()) };
+    let Some(first) = outside.pictures.first() else {
+        return Ok(());
+    };
     bail!(
         "{hr} is named for HR pictures, but no LQ folder lies beside it, and other folders hold pictures too ({count}, such as {first}): give \
          {hr} itself to use it alone, --hr {root} to take all pictures of {root} as HR, or name the LQ folder with --lq",
@@ -169,15 +241,33 @@ fn check_alone(root: &Path, hr_root: &Path, outside: &Listing) -> Result<()> {
     )
 }
 
-/// Counts the pictures outside the chosen folders, apart from those in folders that are named for another side or scale.
+/// Counts the pictures outside the chosen folders, apart from those in folders that are named for
+/// another side or scale.
 fn count_outside(root: &Path, outside: &Listing, left_out: &mut LeftOuts) {
-    let paths = outside.pictures.iter().map(|p| &p.path).chain(outside.rejected.iter().map(|r| &r.path));
+    let paths = outside
+        .pictures
+        .iter()
+        .map(|p| &p.path)
+        .chain(outside.rejected.iter().map(|r| &r.path));
     for path in paths {
-        let folders = path.strip_prefix(root).ok().and_then(Path::parent).unwrap_or(Path::new(""));
+        let folders = path
+            .strip_prefix(root)
+            .ok()
+            .and_then(Path::parent)
+            .unwrap_or(Path::new(""));
         let is_named = folders.iter().any(|name| {
             let said = names::label(&name.to_string_lossy());
             said.side.is_some() || said.scale.is_some()
         });
-        left_out.add(if is_named { Reason::OtherScale } else { Reason::Outside }, 1, 0, path);
+        left_out.add(
+            if is_named {
+                Reason::OtherScale
+            } else {
+                Reason::Outside
+            },
+            1,
+            0,
+            path,
+        );
     }
 }

@@ -1,21 +1,46 @@
-//! What names say: which side (HR or LQ) and scale a folder is named for, and which part of a file's stem only tells them. One grammar
-//! serves folders, files in two folders and files in one folder. Depends on nothing. Promises that a word counts only where all of it is
-//! understood (`lrbicx2`, `gtmod12`), so that ordinary words (`hrvatska`, `lrigby`) say nothing.
+//! What names say: which side (HR or LQ) and scale a folder is named for, and which part of a
+//! file's stem only tells them. One grammar serves folders, files in two folders and files in one
+//! folder. Depends on nothing. Promises that a word counts only where all of it is understood
+//! (`lrbicx2`, `gtmod12`), so that ordinary words (`hrvatska`, `lrigby`) say nothing.
 
 use std::borrow::Cow;
 use unicode_normalization::char::is_combining_mark;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 /// Words that say a side. Longer ones come before those they begin with.
-const HR_WORDS: [&str; 8] = ["groundtruth", "highresolution", "highquality", "highres", "hires", "hr", "gt", "hq"];
+const HR_WORDS: [&str; 8] = [
+    "groundtruth",
+    "highresolution",
+    "highquality",
+    "highres",
+    "hires",
+    "hr",
+    "gt",
+    "hq",
+];
 const LQ_WORDS: [&str; 6] = ["lowresolution", "lowquality", "lowres", "lores", "lr", "lq"];
-/// Words for the HR side in which a set also has other folders, such as those cropped for a scale: they count beside LQ alone.
+/// Words for the HR side in which a set also has other folders, such as those cropped for a scale:
+/// they count beside LQ alone.
 const WEAK_HR_WORDS: [&str; 3] = ["original", "originals", "orig"];
 /// How an HR picture was cut: `GTmod12`.
 const CUTS: [&str; 4] = ["cropped", "crop", "mod", "sub"];
 /// How an LQ picture was made: `LR_bicubic`, `bicLRx2`, `LRBI`.
-const METHODS: [&str; 14] =
-    ["bicubic", "bilinear", "nearest", "lanczos", "unknown", "difficult", "noise", "mild", "wild", "blur", "area", "bic", "bi", "bd"];
+const METHODS: [&str; 14] = [
+    "bicubic",
+    "bilinear",
+    "nearest",
+    "lanczos",
+    "unknown",
+    "difficult",
+    "noise",
+    "mild",
+    "wild",
+    "blur",
+    "area",
+    "bic",
+    "bi",
+    "bd",
+];
 /// Words of two parts, as far as they are written apart: `low_res`, `ground truth`.
 const TWO_PARTS: [(&str, &str); 8] = [
     ("high", "res"),
@@ -51,7 +76,8 @@ struct Word {
     method: bool,
 }
 
-/// A name in the form in which it is compared: composed Unicode, since copies by way of a Mac have it decomposed.
+/// A name in the form in which it is compared: composed Unicode, since copies by way of a Mac have
+/// it decomposed.
 pub(super) fn composed(name: &str) -> Cow<'_, str> {
     match is_nfc_quick(name.chars()) {
         IsNormalized::Yes => Cow::Borrowed(name),
@@ -62,10 +88,15 @@ pub(super) fn composed(name: &str) -> Cow<'_, str> {
 /// `x2`, `2x`, `x04` as a scale.
 fn scale_word(word: &str) -> Option<u32> {
     let digits = word.strip_prefix('x').or_else(|| word.strip_suffix('x'))?;
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) { None } else { digits.parse().ok() }
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        None
+    } else {
+        digits.parse().ok()
+    }
 }
 
-/// Reads a word in lower case, or nothing where a part of it is not understood. `before` is what stood in it already.
+/// Reads a word in lower case, or nothing where a part of it is not understood. `before` is what
+/// stood in it already.
 fn read_word(word: &str, before: Word) -> Option<Word> {
     if word.is_empty() {
         return Some(before);
@@ -81,24 +112,64 @@ fn read_word(word: &str, before: Word) -> Option<Word> {
             None => digits(word) + usize::from(word[digits(word)..].starts_with('x')),
         };
         if let Some(scale) = word.get(..length).and_then(scale_word)
-            && let Some(found) = read_word(&word[length..], Word { scale: Some(scale), ..before })
+            && let Some(found) = read_word(
+                &word[length..],
+                Word {
+                    scale: Some(scale),
+                    ..before
+                },
+            )
         {
             return Some(found);
         }
     }
-    let token = |words: &[&str], now: Word| words.iter().find_map(|w| read_word(word.strip_prefix(w)?, now));
+    let token = |words: &[&str], now: Word| {
+        words
+            .iter()
+            .find_map(|w| read_word(word.strip_prefix(w)?, now))
+    };
     if before.side.is_none() {
-        let sides = token(&HR_WORDS, Word { side: Some(Side::Hr), ..before }).filter(|w| !w.method);
-        if let Some(found) = sides.or_else(|| token(&LQ_WORDS, Word { side: Some(Side::Lq), ..before })) {
+        let sides = token(
+            &HR_WORDS,
+            Word {
+                side: Some(Side::Hr),
+                ..before
+            },
+        )
+        .filter(|w| !w.method);
+        if let Some(found) = sides.or_else(|| {
+            token(
+                &LQ_WORDS,
+                Word {
+                    side: Some(Side::Lq),
+                    ..before
+                },
+            )
+        }) {
             return Some(found);
         }
     }
     // what a cut is to: "mod12"
-    let cut = CUTS.iter().find_map(|w| read_word(word.strip_prefix(w)?.trim_start_matches(|c: char| c.is_ascii_digit()), before));
-    cut.or_else(|| token(&METHODS, Word { method: true, ..before }))
+    let cut = CUTS.iter().find_map(|w| {
+        read_word(
+            word.strip_prefix(w)?
+                .trim_start_matches(|c: char| c.is_ascii_digit()),
+            before,
+        )
+    });
+    cut.or_else(|| {
+        token(
+            &METHODS,
+            Word {
+                method: true,
+                ..before
+            },
+        )
+    })
 }
 
-/// The words of a name in lower case: runs of letters and digits, cut where a capital follows a small letter (`trainHR`).
+/// The words of a name in lower case: runs of letters and digits, cut where a capital follows a
+/// small letter (`trainHR`).
 fn words(name: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -137,9 +208,14 @@ pub(super) fn label(name: &str) -> Label {
     let mut i = 0;
     while i < words.len() {
         let (word, next) = (&words[i], words.get(i + 1).map(String::as_str));
-        let joined = next.filter(|next| TWO_PARTS.contains(&(word.as_str(), next))).map(|next| format!("{word}{next}"));
-        let said = read_word(joined.as_deref().unwrap_or(word), Word::default()).unwrap_or_default();
-        let number = next.filter(|_| matches!(word.as_str(), "srf" | "scale")).and_then(|n| n.parse().ok());
+        let joined = next
+            .filter(|next| TWO_PARTS.contains(&(word.as_str(), next)))
+            .map(|next| format!("{word}{next}"));
+        let said =
+            read_word(joined.as_deref().unwrap_or(word), Word::default()).unwrap_or_default();
+        let number = next
+            .filter(|_| matches!(word.as_str(), "srf" | "scale"))
+            .and_then(|n| n.parse().ok());
         let weak = said.side.is_none() && WEAK_HR_WORDS.contains(&word.as_str());
         label.scale = label.scale.or(said.scale).or(number);
         if label.side.is_none() || (label.weak && said.side.is_some()) {
@@ -148,7 +224,11 @@ pub(super) fn label(name: &str) -> Label {
                 None => label.prefix.extend([word.as_str(), " "]),
             }
         }
-        i += if joined.is_some() || number.is_some() { 2 } else { 1 };
+        i += if joined.is_some() || number.is_some() {
+            2
+        } else {
+            1
+        };
     }
     label
 }
@@ -164,39 +244,67 @@ pub(super) struct Ending<'a> {
     pub scale: Option<u32>,
 }
 
-/// Every way to read the end of a name (a path below the listed folder, without the file's ending), from no word to all that are
-/// understood: `0001`, `0001_LR` and `0001_LR_x2` for the last of these. The shortest key comes last.
+/// Every way to read the end of a name (a path below the listed folder, without the file's ending),
+/// from no word to all that are understood: `0001`, `0001_LR` and `0001_LR_x2` for the last of
+/// these. The shortest key comes last.
 pub(super) fn endings(name: &str) -> Vec<Ending<'_>> {
-    let mut found = vec![Ending { key: name, side: None, scale: None }];
+    let mut found = vec![Ending {
+        key: name,
+        side: None,
+        scale: None,
+    }];
     let first = name.rfind('/').map_or(0, |at| at + 1);
     while found.len() <= MOST_WORDS {
         let Some(&last) = found.last() else { break };
-        let Some((key, word)) = strip_word(last.key, first) else { break };
+        let Some((key, word)) = strip_word(last.key, first) else {
+            break;
+        };
         // a second side or scale belongs to the picture's own name
-        if (last.side.is_some() && word.side.is_some()) || (last.scale.is_some() && word.scale.is_some()) {
+        if (last.side.is_some() && word.side.is_some())
+            || (last.scale.is_some() && word.scale.is_some())
+        {
             break;
         }
-        found.push(Ending { key, side: last.side.or(word.side), scale: last.scale.or(word.scale) });
+        found.push(Ending {
+            key,
+            side: last.side.or(word.side),
+            scale: last.scale.or(word.scale),
+        });
     }
     found
 }
 
-/// The reading of a name up to the last word that says a side or a scale: `0001` for `0001_LR_bicubic_x2`, `0001_blur` for
-/// `0001_blur_HR`.
+/// The reading of a name up to the last word that says a side or a scale: `0001` for
+/// `0001_LR_bicubic_x2`, `0001_blur` for `0001_blur_HR`.
 pub(super) fn telling_end(name: &str) -> Ending<'_> {
     let found = endings(name);
-    let tells = |at: &usize| (found[*at].side, found[*at].scale) != (found[at - 1].side, found[at - 1].scale);
+    let tells = |at: &usize| {
+        (found[*at].side, found[*at].scale) != (found[at - 1].side, found[at - 1].scale)
+    };
     let last = (1..found.len()).rev().find(tells).unwrap_or(0);
-    found.get(last).copied().unwrap_or(Ending { key: name, side: None, scale: None })
+    found.get(last).copied().unwrap_or(Ending {
+        key: name,
+        side: None,
+        scale: None,
+    })
 }
 
-/// The key and the word behind it. Words stand behind a separator (`_LR`), a digit (`0001x2`) or, in capitals, a small letter (`babyLR`).
+/// The key and the word behind it. Words stand behind a separator (`_LR`), a digit (`0001x2`) or,
+/// in capitals, a small letter (`babyLR`).
 fn strip_word(name: &str, first: usize) -> Option<(&str, Word)> {
     let stem = &name[first..];
     let start = stem.rfind(SEPARATORS).map_or(0, |at| at + 1);
     let last = &stem[start..];
-    let key_before = |at: usize| Some(&name[..first + stem[..at].trim_end_matches(SEPARATORS).len()]).filter(|key| key.len() > first);
-    let read = |at: usize| Some((key_before(at)?, read_word(&stem[at..].to_lowercase(), Word::default())?));
+    let key_before = |at: usize| {
+        Some(&name[..first + stem[..at].trim_end_matches(SEPARATORS).len()])
+            .filter(|key| key.len() > first)
+    };
+    let read = |at: usize| {
+        Some((
+            key_before(at)?,
+            read_word(&stem[at..].to_lowercase(), Word::default())?,
+        ))
+    };
     if last.is_empty() {
         return None;
     }
@@ -208,11 +316,16 @@ fn strip_word(name: &str, first: usize) -> Option<(&str, Word)> {
     let head_start = head.rfind(SEPARATORS).map_or(0, |at| at + 1);
     let (head, tail) = (head[head_start..].to_lowercase(), last.to_lowercase());
     if TWO_PARTS.contains(&(head.as_str(), tail.as_str())) {
-        return Some((key_before(head_start)?, read_word(&format!("{head}{tail}"), Word::default())?));
+        return Some((
+            key_before(head_start)?,
+            read_word(&format!("{head}{tail}"), Word::default())?,
+        ));
     }
     let mut before: Option<char> = None;
     for (at, c) in last.char_indices() {
-        let begins = before.is_some_and(|b| (b.is_ascii_digit() && c.is_alphabetic()) || (b.is_lowercase() && c.is_uppercase()));
+        let begins = before.is_some_and(|b| {
+            (b.is_ascii_digit() && c.is_alphabetic()) || (b.is_lowercase() && c.is_uppercase())
+        });
         if begins && let Some(found) = read(start + at) {
             return Some(found);
         }
@@ -221,7 +334,8 @@ fn strip_word(name: &str, first: usize) -> Option<(&str, Word)> {
     None
 }
 
-/// The name without the scale that is glued to it (`babyx2`): the only word that may follow a small letter without a separator.
+/// The name without the scale that is glued to it (`babyx2`): the only word that may follow a small
+/// letter without a separator.
 pub(super) fn without_glued_scale(name: &str, scale: u32) -> Option<&str> {
     let suffix = format!("x{scale}");
     let at = name.len().checked_sub(suffix.len())?;
@@ -240,14 +354,22 @@ pub(super) fn scale_within(name: &str) -> Option<u32> {
 /// Whether a name is one that `paragon shards extract` gives: `00000012_hr`, `00000012_lq`.
 pub(super) fn is_extracted(name: &str) -> bool {
     let stem = name.rsplit('/').next().unwrap_or(name);
-    let number = stem.strip_suffix("_hr").or_else(|| stem.strip_suffix("_lq"));
+    let number = stem
+        .strip_suffix("_hr")
+        .or_else(|| stem.strip_suffix("_lq"));
     number.is_some_and(|n| n.len() >= 8 && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// The photograph that a tile was cut from (`0001_s012` is of `0001`), or the name itself. Tools that cut sub-images number them so.
+/// The photograph that a tile was cut from (`0001_s012` is of `0001`), or the name itself. Tools
+/// that cut sub-images number them so.
 pub fn photograph(name: &str) -> &str {
-    let Some((photo, number)) = name.rsplit_once("_s") else { return name };
-    let is_tile = number.len() >= 3 && number.bytes().all(|b| b.is_ascii_digit()) && !photo.is_empty() && !photo.ends_with('/');
+    let Some((photo, number)) = name.rsplit_once("_s") else {
+        return name;
+    };
+    let is_tile = number.len() >= 3
+        && number.bytes().all(|b| b.is_ascii_digit())
+        && !photo.is_empty()
+        && !photo.ends_with('/');
     if is_tile { photo } else { name }
 }
 
@@ -257,16 +379,62 @@ mod tests {
 
     #[test]
     fn compounds_are_sides_and_ordinary_words_are_none() {
-        let hr =
-            ["hr", "GT", "GTmod12", "HRx2", "HR_x3", "gt_mod24", "DIV2K_train_HR", "high_res", "ground truth", "trainHR", "HR-cropped"];
-        let lq = ["lr", "LRbicx2", "LRbicx4", "bicLRx3", "LRx2", "lr2x", "x2LR", "lr_bicubic", "LR_unknown", "low-res", "validLR", "LRBI"];
-        hr.iter().for_each(|name| assert_eq!(label(name).side, Some(Side::Hr), "{name}"));
-        lq.iter().for_each(|name| assert_eq!(label(name).side, Some(Side::Lq), "{name}"));
-        for name in ["hrvatska", "lrigby", "lrs", "chr", "gtr", "hrbicubic", "photos", "x2", "image_SRF_2", "lowlands", "high", "hr2020"] {
+        let hr = [
+            "hr",
+            "GT",
+            "GTmod12",
+            "HRx2",
+            "HR_x3",
+            "gt_mod24",
+            "DIV2K_train_HR",
+            "high_res",
+            "ground truth",
+            "trainHR",
+            "HR-cropped",
+        ];
+        let lq = [
+            "lr",
+            "LRbicx2",
+            "LRbicx4",
+            "bicLRx3",
+            "LRx2",
+            "lr2x",
+            "x2LR",
+            "lr_bicubic",
+            "LR_unknown",
+            "low-res",
+            "validLR",
+            "LRBI",
+        ];
+        hr.iter()
+            .for_each(|name| assert_eq!(label(name).side, Some(Side::Hr), "{name}"));
+        lq.iter()
+            .for_each(|name| assert_eq!(label(name).side, Some(Side::Lq), "{name}"));
+        for name in [
+            "hrvatska",
+            "lrigby",
+            "lrs",
+            "chr",
+            "gtr",
+            "hrbicubic",
+            "photos",
+            "x2",
+            "image_SRF_2",
+            "lowlands",
+            "high",
+            "hr2020",
+        ] {
             assert_eq!(label(name).side, None, "{name}");
         }
         assert!(label("original").weak && !label("original_HR").weak);
-        for (name, scale) in [("LRbicx2", 2), ("lr3x", 3), ("X04", 4), ("image_SRF_2", 2), ("scale_8", 8), ("LR_bicubic_X4", 4)] {
+        for (name, scale) in [
+            ("LRbicx2", 2),
+            ("lr3x", 3),
+            ("X04", 4),
+            ("image_SRF_2", 2),
+            ("scale_8", 8),
+            ("LR_bicubic_X4", 4),
+        ] {
             assert_eq!(label(name).scale, Some(scale), "{name}");
         }
         assert_eq!(label("DIV2K_valid_LR_bicubic").prefix, "div2k valid ");
@@ -275,7 +443,12 @@ mod tests {
 
     #[test]
     fn the_end_of_a_stem_is_read_word_by_word() {
-        let shortest = |name| endings(name).last().map(|e| (e.key.to_string(), e.side, e.scale)).unwrap();
+        let shortest = |name| {
+            endings(name)
+                .last()
+                .map(|e| (e.key.to_string(), e.side, e.scale))
+                .unwrap()
+        };
         for (name, key, side, scale) in [
             ("0001x2", "0001", None, Some(2)),
             ("a/0001_bicLRx2", "a/0001", Some(Side::Lq), Some(2)),
@@ -299,7 +472,11 @@ mod tests {
 
     #[test]
     fn words_of_the_picture_itself_stay_in_its_key() {
-        for (name, key) in [("0001_LR_bicubic_x2", "0001"), ("0001_blur_HR", "0001_blur"), ("0001_blur", "0001_blur")] {
+        for (name, key) in [
+            ("0001_LR_bicubic_x2", "0001"),
+            ("0001_blur_HR", "0001_blur"),
+            ("0001_blur", "0001_blur"),
+        ] {
             assert_eq!(telling_end(name).key, key, "{name}");
         }
     }
@@ -310,6 +487,11 @@ mod tests {
         for name in ["0001", "0001_s1", "x_sab1", "a/_s001", "boat_sail"] {
             assert_eq!(photograph(name), name);
         }
-        assert!(is_extracted("x/00000000_hr") && is_extracted("123456789_lq") && !is_extracted("0001_hr") && !is_extracted("00000000"));
+        assert!(
+            is_extracted("x/00000000_hr")
+                && is_extracted("123456789_lq")
+                && !is_extracted("0001_hr")
+                && !is_extracted("00000000")
+        );
     }
 }

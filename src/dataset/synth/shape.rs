@@ -1,5 +1,6 @@
-//! The outlines of leaves as signed distances (negative inside, in pixels), from which an edge gets its antialiasing: the
-//! share of a pixel that is covered is the distance, clamped. Arithmetic and square roots only, as in `texture`.
+//! The outlines of leaves as signed distances (negative inside, in pixels), from which an edge gets
+//! its antialiasing: the share of a pixel that is covered is the distance, clamped. Arithmetic and
+//! square roots only, as in `texture`.
 
 use super::texture::sine;
 use crate::rng::Rng;
@@ -15,7 +16,10 @@ pub(super) enum Outline {
     /// A rectangle with these half sides and rounded corners.
     Rectangle { a: f32, b: f32, round: f32 },
     /// A star-shaped polygon.
-    Polygon { corners: [(f32, f32); MAX_CORNERS], count: usize },
+    Polygon {
+        corners: [(f32, f32); MAX_CORNERS],
+        count: usize,
+    },
 }
 
 impl Outline {
@@ -23,12 +27,26 @@ impl Outline {
     pub(super) fn draw(rng: &mut Rng, radius: f32) -> Outline {
         let aspect = rng.range(0.25, 1.0) as f32;
         match rng.below(10) {
-            0..=1 => Outline::Ellipse { a: radius, b: radius },
-            2..=4 => Outline::Ellipse { a: radius, b: radius * aspect },
+            0..=1 => Outline::Ellipse {
+                a: radius,
+                b: radius,
+            },
+            2..=4 => Outline::Ellipse {
+                a: radius,
+                b: radius * aspect,
+            },
             5..=6 => {
                 let b = radius * aspect;
-                let round = if rng.unit() < 0.3 { b * rng.range(0.1, 0.9) as f32 } else { 0.0 };
-                Outline::Rectangle { a: radius, b, round }
+                let round = if rng.unit() < 0.3 {
+                    b * rng.range(0.1, 0.9) as f32
+                } else {
+                    0.0
+                };
+                Outline::Rectangle {
+                    a: radius,
+                    b,
+                    round,
+                }
             }
             _ => {
                 let count = 3 + rng.below(MAX_CORNERS as u64 - 2) as usize;
@@ -48,12 +66,17 @@ impl Outline {
     pub(super) fn distance(&self, u: f32, v: f32) -> f32 {
         match self {
             Outline::Ellipse { a, b } => {
-                // First order: the implicit function over the length of its gradient; exact for a disc.
+                // First order: the implicit function over the length of its gradient; exact for a
+                // disc.
                 let (p, q) = (u / a, v / b);
                 let k = (p * p + q * q).sqrt();
                 let (gx, gy) = (p / a, q / b);
                 let slope = (gx * gx + gy * gy).sqrt();
-                if slope < 1e-9 { -b } else { k * (k - 1.0) / slope }
+                if slope < 1e-9 {
+                    -b
+                } else {
+                    k * (k - 1.0) / slope
+                }
             }
             Outline::Rectangle { a, b, round } => {
                 let (x, y) = (u.abs() - a + round, v.abs() - b + round);
@@ -69,7 +92,8 @@ impl Outline {
                     nearest = nearest.min(segment_squared((u, v), last, corner));
                     // Even-odd rule: count the sides that a ray along +u crosses.
                     if (corner.1 > v) != (last.1 > v) {
-                        let cross = corner.0 + (v - corner.1) * (last.0 - corner.0) / (last.1 - corner.1);
+                        let cross =
+                            corner.0 + (v - corner.1) * (last.0 - corner.0) / (last.1 - corner.1);
                         inside ^= u < cross;
                     }
                     last = corner;
@@ -86,7 +110,11 @@ pub(super) fn segment_squared(p: (f32, f32), from: (f32, f32), to: (f32, f32)) -
     let (dx, dy) = (to.0 - from.0, to.1 - from.1);
     let (px, py) = (p.0 - from.0, p.1 - from.1);
     let length = dx * dx + dy * dy;
-    let t = if length > 0.0 { ((px * dx + py * dy) / length).clamp(0.0, 1.0) } else { 0.0 };
+    let t = if length > 0.0 {
+        ((px * dx + py * dy) / length).clamp(0.0, 1.0)
+    } else {
+        0.0
+    };
     let (ex, ey) = (px - t * dx, py - t * dy);
     ex * ex + ey * ey
 }
@@ -98,13 +126,25 @@ mod tests {
     #[test]
     fn distances_of_simple_outlines() {
         let disc = Outline::Ellipse { a: 5.0, b: 5.0 };
-        assert!((disc.distance(3.0, 4.0)).abs() < 1e-5 && (disc.distance(6.0, 8.0) - 5.0).abs() < 1e-5);
-        let square = Outline::Rectangle { a: 2.0, b: 3.0, round: 0.0 };
-        assert!((square.distance(0.0, 0.0) + 2.0).abs() < 1e-6 && (square.distance(5.0, 7.0) - 5.0).abs() < 1e-6);
+        assert!(
+            (disc.distance(3.0, 4.0)).abs() < 1e-5 && (disc.distance(6.0, 8.0) - 5.0).abs() < 1e-5
+        );
+        let square = Outline::Rectangle {
+            a: 2.0,
+            b: 3.0,
+            round: 0.0,
+        };
+        assert!(
+            (square.distance(0.0, 0.0) + 2.0).abs() < 1e-6
+                && (square.distance(5.0, 7.0) - 5.0).abs() < 1e-6
+        );
         let mut corners = [(0.0, 0.0); MAX_CORNERS];
         corners[..4].copy_from_slice(&[(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]);
         let polygon = Outline::Polygon { corners, count: 4 };
-        assert!((polygon.distance(0.0, 0.25) + 0.75).abs() < 1e-6 && (polygon.distance(3.0, 0.5) - 2.0).abs() < 1e-6);
+        assert!(
+            (polygon.distance(0.0, 0.25) + 0.75).abs() < 1e-6
+                && (polygon.distance(3.0, 0.5) - 2.0).abs() < 1e-6
+        );
     }
 
     #[test]
@@ -113,8 +153,14 @@ mod tests {
         for _ in 0..500 {
             let outline = Outline::draw(&mut rng, 10.0);
             for turn in 0..16 {
-                let (x, y) = (15.0 * sine(turn as f32 / 16.0 + 0.25), 15.0 * sine(turn as f32 / 16.0));
-                assert!(outline.distance(x, y) > 0.0, "{outline:?} reaches ({x}, {y})");
+                let (x, y) = (
+                    15.0 * sine(turn as f32 / 16.0 + 0.25),
+                    15.0 * sine(turn as f32 / 16.0),
+                );
+                assert!(
+                    outline.distance(x, y) > 0.0,
+                    "{outline:?} reaches ({x}, {y})"
+                );
             }
         }
     }

@@ -1,9 +1,11 @@
-//! What a leaf's surface looks like: a value between -1 and 1 at every point of its own coordinates. Uses only arithmetic
-//! that IEEE 754 fixes to the bit (no platform sine or power), so a picture is the same on every machine.
+//! What a leaf's surface looks like: a value between -1 and 1 at every point of its own
+//! coordinates. Uses only arithmetic that IEEE 754 fixes to the bit (no platform sine or power), so
+//! a picture is the same on every machine.
 
 use crate::rng::Rng;
 
-/// Largest integer not above `x`; |x| must be below 2^31. (`f32::floor` is a call on baseline x86-64.)
+/// Largest integer not above `x`; |x| must be below 2^31. (`f32::floor` is a call on baseline
+/// x86-64.)
 fn floor(x: f32) -> i32 {
     let i = x as i32;
     i - i32::from(x < i as f32)
@@ -65,7 +67,8 @@ pub(super) enum Texture {
     Checks {
         period: f32,
     },
-    /// Tiles or bricks: joints of `gap`, each tile of its own brightness, every second row moved by `shift`.
+    /// Tiles or bricks: joints of `gap`, each tile of its own brightness, every second row moved by
+    /// `shift`.
     Tiles {
         width: f32,
         height: f32,
@@ -77,7 +80,8 @@ pub(super) enum Texture {
         period: f32,
         radius: f32,
     },
-    /// Noise in octaves, each half as large and weaker by `gain`; stretched along u for wood, fur and water.
+    /// Noise in octaves, each half as large and weaker by `gain`; stretched along u for wood, fur
+    /// and water.
     Fractal {
         size: f32,
         stretch: f32,
@@ -99,25 +103,55 @@ impl Texture {
             let exponent = rng.unit() * octaves;
             let whole = exponent as u32;
             let rest = exponent - f64::from(whole);
-            (shortest * grain * f64::from(1u32 << whole) * (1.0 + rest * (0.6565 + 0.3435 * rest))) as f32
+            (shortest * grain * f64::from(1u32 << whole) * (1.0 + rest * (0.6565 + 0.3435 * rest)))
+                as f32
         };
         let (fine, middle, coarse) = (length(2.2, 4.0), length(4.0, 3.0), length(2.0, 5.0));
         let kind = rng.below(20);
         let mut range = |low: f64, high: f64| rng.range(low, high) as f32;
         match kind {
-            0..=2 => Texture::Grating { frequency: 1.0 / fine, phase: range(0.0, 1.0), bend: range(0.0, 0.6) },
-            3..=4 => Texture::Stripes { period: middle, width: middle * range(0.2, 0.8) },
+            0..=2 => Texture::Grating {
+                frequency: 1.0 / fine,
+                phase: range(0.0, 1.0),
+                bend: range(0.0, 0.6),
+            },
+            3..=4 => Texture::Stripes {
+                period: middle,
+                width: middle * range(0.2, 0.8),
+            },
             5 => Texture::Checks { period: middle },
             6..=7 => {
                 let (height, aspect) = (middle.max(5.0), range(1.0, 3.0));
-                let (gap, shift) = (range(0.6, 1.8), if range(0.0, 1.0) < 0.6 { 0.5 } else { 0.0 });
-                Texture::Tiles { width: height * aspect, height, gap, shift, key }
+                let (gap, shift) = (
+                    range(0.6, 1.8),
+                    if range(0.0, 1.0) < 0.6 { 0.5 } else { 0.0 },
+                );
+                Texture::Tiles {
+                    width: height * aspect,
+                    height,
+                    gap,
+                    shift,
+                    key,
+                }
             }
-            8 => Texture::Dots { period: middle, radius: middle * range(0.15, 0.45) },
+            8 => Texture::Dots {
+                period: middle,
+                radius: middle * range(0.15, 0.45),
+            },
             _ => {
-                let stretch = if range(0.0, 1.0) < 0.4 { range(2.0, 8.0) } else { 1.0 };
+                let stretch = if range(0.0, 1.0) < 0.4 {
+                    range(2.0, 8.0)
+                } else {
+                    1.0
+                };
                 let octaves = 2 + (range(0.0, 3.0) as u32);
-                Texture::Fractal { size: coarse, stretch, gain: range(0.45, 0.8), octaves, key }
+                Texture::Fractal {
+                    size: coarse,
+                    stretch,
+                    gain: range(0.45, 0.8),
+                    octaves,
+                    key,
+                }
             }
         }
     }
@@ -126,24 +160,45 @@ impl Texture {
     pub(super) fn at(&self, u: f32, v: f32) -> f32 {
         match *self {
             Texture::Flat => -1.0,
-            Texture::Grating { frequency, phase, bend } => sine(u * frequency + phase + bend * sine(v * frequency * 0.19)),
+            Texture::Grating {
+                frequency,
+                phase,
+                bend,
+            } => sine(u * frequency + phase + bend * sine(v * frequency * 0.19)),
             Texture::Stripes { period, width } => edge(0.5 * width - from_grid(u, period)),
             Texture::Checks { period } => {
                 let side = |x: f32| edge(0.25 * period - from_grid(x, period));
                 side(u) * side(v)
             }
-            Texture::Tiles { width, height, gap, shift, key } => {
+            Texture::Tiles {
+                width,
+                height,
+                gap,
+                shift,
+                key,
+            } => {
                 let row = floor(v / height);
                 let u = u + if row & 1 == 1 { shift * width } else { 0.0 };
                 let inside = edge(from_grid(u, width).min(from_grid(v, height)) - 0.5 * gap);
                 let tone = lattice(floor(u / width), row, key);
-                inside * 0.7 + if inside > 0.0 { 0.3 * tone * inside } else { -0.3 }
+                inside * 0.7
+                    + if inside > 0.0 {
+                        0.3 * tone * inside
+                    } else {
+                        -0.3
+                    }
             }
             Texture::Dots { period, radius } => {
                 let (x, y) = (from_grid(u, period), from_grid(v, period));
                 edge(radius - (x * x + y * y).sqrt())
             }
-            Texture::Fractal { size, stretch, gain, octaves, key } => {
+            Texture::Fractal {
+                size,
+                stretch,
+                gain,
+                octaves,
+                key,
+            } => {
                 let (mut x, mut y) = (u / (size * stretch), v / size);
                 let (mut sum, mut weight, mut total) = (0.0, 1.0, 0.0);
                 for octave in 0..octaves {
@@ -167,7 +222,10 @@ mod tests {
     fn sine_is_close_to_the_library_one() {
         for i in -2000..2000 {
             let x = i as f32 * 0.00317;
-            assert!((sine(x) - (x * std::f32::consts::TAU).sin()).abs() < 2e-3, "at {x}");
+            assert!(
+                (sine(x) - (x * std::f32::consts::TAU).sin()).abs() < 2e-3,
+                "at {x}"
+            );
         }
     }
 
@@ -177,9 +235,15 @@ mod tests {
         for _ in 0..300 {
             let texture = Texture::draw(&mut rng, 1.0, 1.0);
             for _ in 0..50 {
-                let (u, v) = (rng.range(-500.0, 500.0) as f32, rng.range(-500.0, 500.0) as f32);
+                let (u, v) = (
+                    rng.range(-500.0, 500.0) as f32,
+                    rng.range(-500.0, 500.0) as f32,
+                );
                 let t = texture.at(u, v);
-                assert!((-1.001..=1.001).contains(&t), "{texture:?} is {t} at ({u}, {v})");
+                assert!(
+                    (-1.001..=1.001).contains(&t),
+                    "{texture:?} is {t} at ({u}, {v})"
+                );
             }
         }
     }

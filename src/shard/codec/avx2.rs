@@ -1,5 +1,6 @@
-//! The codec's inner loops for AVX2. Depends on the plain forms beside it, which say what each must compute. Every function
-//! may only be called where the processor has AVX2; beyond loads and stores through checked slices nothing here is unsafe.
+//! The codec's inner loops for AVX2. Depends on the plain forms beside it, which say what each must
+//! compute. Every function may only be called where the processor has AVX2; beyond loads and stores
+//! through checked slices nothing here is unsafe.
 
 use super::bands::{Bands, LANES, PLANES};
 use super::{lq, predict};
@@ -49,8 +50,8 @@ fn load_two(low: &[u8], high: &[u8]) -> __m256i {
     _mm256_set_m128i(load(high), load(low))
 }
 
-/// In each half: sixteen groups of sixteen bytes, rows and columns swapped. Four times "deal the two halves of the list
-/// into each other" brings every byte to its place.
+/// In each half: sixteen groups of sixteen bytes, rows and columns swapped. Four times "deal the
+/// two halves of the list into each other" brings every byte to its place.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn transpose(mut a: [__m256i; LANES]) -> [__m256i; LANES] {
@@ -76,7 +77,8 @@ fn to_columns(groups: &[u8]) -> [__m256i; LANES] {
     transpose(a)
 }
 
-/// For vector `o` of three that hold sixteen pixels: which pixel of channel `c` each byte takes (128: none).
+/// For vector `o` of three that hold sixteen pixels: which pixel of channel `c` each byte takes
+/// (128: none).
 const fn dealing(o: usize, c: usize) -> [u8; 16] {
     let mut mask = [128; 16];
     let mut i = 0;
@@ -106,7 +108,11 @@ const fn masks(gather: bool) -> [[[u8; 16]; 3]; 3] {
     let mut all = [[[0; 16]; 3]; 3];
     let mut i = 0;
     while i < 9 {
-        all[i / 3][i % 3] = if gather { gathering(i / 3, i % 3) } else { dealing(i / 3, i % 3) };
+        all[i / 3][i % 3] = if gather {
+            gathering(i / 3, i % 3)
+        } else {
+            dealing(i / 3, i % 3)
+        };
         i += 1;
     }
     all
@@ -132,22 +138,38 @@ pub fn join_row(rows: [&[u8]; PLANES], target: impl Fn(usize) -> Option<usize>, 
         for k in 0..LANES {
             let Some(at) = target(k) else { continue };
             let out = &mut image[at + x * 3..][..PIXELS];
-            // three vectors of the left sixteen pixels in the low halves, of the right ones in the high halves
+            // three vectors of the left sixteen pixels in the low halves, of the right ones in the
+            // high halves
             let mut v = [_mm256_setzero_si256(); 3];
             for (v, masks) in v.iter_mut().zip(&DEALING) {
-                let (r, g, b) = (shuffled(red[k], &masks[0]), shuffled(green[k], &masks[1]), shuffled(blue[k], &masks[2]));
+                let (r, g, b) = (
+                    shuffled(red[k], &masks[0]),
+                    shuffled(green[k], &masks[1]),
+                    shuffled(blue[k], &masks[2]),
+                );
                 *v = _mm256_or_si256(_mm256_or_si256(r, g), b);
             }
             store_wide(out, _mm256_permute2x128_si256::<0x20>(v[0], v[1]));
-            store_wide(&mut out[32..], _mm256_permute2x128_si256::<0x30>(v[2], v[0]));
-            store_wide(&mut out[64..], _mm256_permute2x128_si256::<0x31>(v[1], v[2]));
+            store_wide(
+                &mut out[32..],
+                _mm256_permute2x128_si256::<0x30>(v[2], v[0]),
+            );
+            store_wide(
+                &mut out[64..],
+                _mm256_permute2x128_si256::<0x31>(v[1], v[2]),
+            );
         }
     }
 }
 
 /// See `bands::split_row`. At least [`COLUMNS`] columns.
 #[target_feature(enable = "avx2")]
-pub fn split_row(image: &[u8], width: usize, source: impl Fn(usize) -> usize, [green, blue, red]: [&mut [u8]; PLANES]) {
+pub fn split_row(
+    image: &[u8],
+    width: usize,
+    source: impl Fn(usize) -> usize,
+    [green, blue, red]: [&mut [u8]; PLANES],
+) {
     for x in blocks(width) {
         let mut columns = [[_mm256_setzero_si256(); LANES]; 3];
         for k in 0..LANES {
@@ -159,11 +181,17 @@ pub fn split_row(image: &[u8], width: usize, source: impl Fn(usize) -> usize, [g
                 }
             }
         }
-        for (columns, out) in columns.into_iter().zip([&mut *red, &mut *green, &mut *blue]) {
+        for (columns, out) in columns
+            .into_iter()
+            .zip([&mut *red, &mut *green, &mut *blue])
+        {
             let out = &mut out[x * LANES..][..COLUMNS * LANES];
             for (i, v) in transpose(columns).into_iter().enumerate() {
                 store(&mut out[i * LANES..], _mm256_castsi256_si128(v));
-                store(&mut out[(i + LANES) * LANES..], _mm256_extracti128_si256::<1>(v));
+                store(
+                    &mut out[(i + LANES) * LANES..],
+                    _mm256_extracti128_si256::<1>(v),
+                );
             }
         }
     }
@@ -182,8 +210,13 @@ pub fn undo_row(above: [&[u8]; PLANES], rows: [&mut [u8]; PLANES]) {
     let groups = rows[0].len() / LANES;
     let above = above.map(|row| &row[..groups * LANES]);
     let [a, b, c] = rows;
-    let rows = [&mut a[..groups * LANES], &mut b[..groups * LANES], &mut c[..groups * LANES]];
-    // the planes do not need each other: three chains at once hide what each waits for its left neighbour
+    let rows = [
+        &mut a[..groups * LANES],
+        &mut b[..groups * LANES],
+        &mut c[..groups * LANES],
+    ];
+    // the planes do not need each other: three chains at once hide what each waits for its left
+    // neighbour
     for x in 0..groups {
         for p in 0..PLANES {
             let up = load(&above[p][x * LANES..]);
@@ -209,8 +242,9 @@ pub fn add_green(rows: [&mut [u8]; PLANES]) {
     predict::add_green(rows);
 }
 
-/// See `lq::shrink_plain`. The pixels are taken as signed bytes and the weights as unsigned ones, so that pairs of products
-/// fit 16 bits; only the last sum can leave them, and where it does it is held, as the result must be.
+/// See `lq::shrink_plain`. The pixels are taken as signed bytes and the weights as unsigned ones,
+/// so that pairs of products fit 16 bits; only the last sum can leave them, and where it does it is
+/// held, as the result must be.
 #[target_feature(enable = "avx2")]
 pub fn shrink(rows: [&[u8]; 8], out: &mut [u8]) {
     let vectors = out.len() / 32;
@@ -223,14 +257,21 @@ pub fn shrink(rows: [&[u8]; 8], out: &mut [u8]) {
         let term = |j: usize| {
             let a = _mm256_xor_si256(load_wide(&rows[3 - j][head..]), sign);
             let b = _mm256_xor_si256(load_wide(&rows[4 + j][head..]), sign);
-            [_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b)].map(|v| _mm256_maddubs_epi16(weights[j], v))
+            [_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b)]
+                .map(|v| _mm256_maddubs_epi16(weights[j], v))
         };
         let (near, next, far, last) = (term(0), term(1), term(2), term(3));
         let sum = |h: usize| {
-            let small = _mm256_sub_epi16(_mm256_add_epi16(half, next[h]), _mm256_add_epi16(far[h], last[h]));
+            let small = _mm256_sub_epi16(
+                _mm256_add_epi16(half, next[h]),
+                _mm256_add_epi16(far[h], last[h]),
+            );
             _mm256_srai_epi16::<8>(_mm256_adds_epi16(near[h], small))
         };
-        store_wide(&mut out[head..], _mm256_xor_si256(_mm256_packs_epi16(sum(0), sum(1)), sign));
+        store_wide(
+            &mut out[head..],
+            _mm256_xor_si256(_mm256_packs_epi16(sum(0), sum(1)), sign),
+        );
     }
     let done = vectors * 32;
     lq::shrink_plain(rows.map(|row| &row[done..]), &mut out[done..]);
@@ -242,9 +283,15 @@ pub fn cost(residuals: &[u8]) -> u64 {
     let (vectors, rest) = residuals.as_chunks::<32>();
     let mut sum = _mm256_setzero_si256();
     for v in vectors {
-        sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_abs_epi8(load_wide(v)), _mm256_setzero_si256()));
+        sum = _mm256_add_epi64(
+            sum,
+            _mm256_sad_epu8(_mm256_abs_epi8(load_wide(v)), _mm256_setzero_si256()),
+        );
     }
-    let halves = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+    let halves = _mm_add_epi64(
+        _mm256_castsi256_si128(sum),
+        _mm256_extracti128_si256::<1>(sum),
+    );
     let both = [_mm_cvtsi128_si64(halves), _mm_extract_epi64::<1>(halves)];
     both.iter().sum::<i64>() as u64 + super::cost_plain(rest)
 }

@@ -1,9 +1,11 @@
-//! The layout that the codec works in: a patch as planes of sixteen rows side by side. Depends on `isa` alone. Promises that
-//! joining what was split gives the image, and that every machine computes the same.
+//! The layout that the codec works in: a patch as planes of sixteen rows side by side. Depends on
+//! `isa` alone. Promises that joining what was split gives the image, and that every machine
+//! computes the same.
 //!
-//! A patch is cut into [`LANES`] bands of `rows` rows. Byte `k` of group `(r, x)` of a plane belongs to row
-//! `k * rows + r`, column `x`: neighbours of all bands lie next to each other, so one vector operation works on sixteen
-//! pixels even where each pixel needs its left neighbour decoded first. Rows beyond the patch are padding.
+//! A patch is cut into [`LANES`] bands of `rows` rows. Byte `k` of group `(r, x)` of a plane
+//! belongs to row `k * rows + r`, column `x`: neighbours of all bands lie next to each other, so
+//! one vector operation works on sixteen pixels even where each pixel needs its left neighbour
+//! decoded first. Rows beyond the patch are padding.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
@@ -49,9 +51,14 @@ pub struct Bands {
 }
 
 impl Bands {
-    /// Bands of an LQ patch, and of an HR patch (`scale` > 1) so that band k of the HR shows what band k of the LQ shows.
+    /// Bands of an LQ patch, and of an HR patch (`scale` > 1) so that band k of the HR shows what
+    /// band k of the LQ shows.
     pub fn new(lq_size: usize, scale: usize) -> Self {
-        Bands { width: lq_size * scale, height: lq_size * scale, rows: lq_size.div_ceil(LANES) * scale }
+        Bands {
+            width: lq_size * scale,
+            height: lq_size * scale,
+            rows: lq_size.div_ceil(LANES) * scale,
+        }
     }
 
     /// Bytes of a row of all bands.
@@ -71,7 +78,9 @@ impl Bands {
 
     /// Bands of which row `r` lies in the patch, always the first ones.
     pub fn lanes_at(&self, r: usize) -> usize {
-        (self.height.saturating_sub(r)).div_ceil(self.rows).min(LANES)
+        (self.height.saturating_sub(r))
+            .div_ceil(self.rows)
+            .min(LANES)
     }
 }
 
@@ -97,17 +106,27 @@ pub fn split(isa: Isa, image: &[u8], bands: Bands, planes: &mut [u8]) {
         match isa.has_avx2() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Isa` with AVX2 exists only where the processor has it
-            true if bands.width >= avx2::COLUMNS => unsafe { avx2::split_row(image, bands.width, source, rows) },
+            true if bands.width >= avx2::COLUMNS => unsafe {
+                avx2::split_row(image, bands.width, source, rows)
+            },
             _ => split_row(image, bands.width, source, rows),
         }
     }
 }
 
 /// The plain form: `source` is where the pixels of band `k` begin.
-fn split_row(image: &[u8], width: usize, source: impl Fn(usize) -> usize, [green, blue, red]: [&mut [u8]; PLANES]) {
+fn split_row(
+    image: &[u8],
+    width: usize,
+    source: impl Fn(usize) -> usize,
+    [green, blue, red]: [&mut [u8]; PLANES],
+) {
     for k in 0..LANES {
         let row = &image[source(k)..][..width * 3];
-        let groups = green.chunks_exact_mut(LANES).zip(blue.chunks_exact_mut(LANES)).zip(red.chunks_exact_mut(LANES));
+        let groups = green
+            .chunks_exact_mut(LANES)
+            .zip(blue.chunks_exact_mut(LANES))
+            .zip(red.chunks_exact_mut(LANES));
         for (pixel, ((g, b), r)) in row.chunks_exact(3).zip(groups) {
             r[k] = pixel[0];
             g[k] = pixel[1];
@@ -131,7 +150,10 @@ pub fn row_of_all_mut(planes: &mut [u8], bands: Bands, r: usize) -> [&mut [u8]; 
 /// Fills the padding with the last row, as [`split`] does.
 pub fn repeat_last_row(planes: &mut [u8], bands: Bands) {
     let stride = bands.stride();
-    let (last_row, last_lane) = ((bands.height - 1) % bands.rows, (bands.height - 1) / bands.rows);
+    let (last_row, last_lane) = (
+        (bands.height - 1) % bands.rows,
+        (bands.height - 1) / bands.rows,
+    );
     for plane in planes[..bands.bytes()].chunks_exact_mut(bands.plane()) {
         for r in 0..bands.rows {
             let lanes = bands.lanes_at(r);
@@ -154,7 +176,14 @@ pub fn join(isa: Isa, planes: &[u8], bands: Bands, window: Window, image: &mut [
 }
 
 /// Row `r` of all bands, green, blue and red, to the rows of RGB it holds of the window.
-pub fn join_row(isa: Isa, rows: [&[u8]; PLANES], bands: Bands, r: usize, window: Window, image: &mut [u8]) {
+pub fn join_row(
+    isa: Isa,
+    rows: [&[u8]; PLANES],
+    bands: Bands,
+    r: usize,
+    window: Window,
+    image: &mut [u8],
+) {
     let rows = rows.map(|row| &row[window.x * LANES..(window.x + window.width) * LANES]);
     let target = |k: usize| {
         let y = (k * bands.rows + r).wrapping_sub(window.y);
@@ -169,10 +198,17 @@ pub fn join_row(isa: Isa, rows: [&[u8]; PLANES], bands: Bands, r: usize, window:
 }
 
 /// The plain form: `target` is where the pixels of band `k` go, if it is wanted.
-fn join_row_plain([green, blue, red]: [&[u8]; PLANES], target: impl Fn(usize) -> Option<usize>, image: &mut [u8]) {
+fn join_row_plain(
+    [green, blue, red]: [&[u8]; PLANES],
+    target: impl Fn(usize) -> Option<usize>,
+    image: &mut [u8],
+) {
     for (k, target) in (0..LANES).filter_map(|k| Some((k, target(k)?))) {
         let out = &mut image[target..][..green.len() / LANES * 3];
-        let groups = green.chunks_exact(LANES).zip(blue.chunks_exact(LANES)).zip(red.chunks_exact(LANES));
+        let groups = green
+            .chunks_exact(LANES)
+            .zip(blue.chunks_exact(LANES))
+            .zip(red.chunks_exact(LANES));
         for (pixel, ((g, b), r)) in out.chunks_exact_mut(3).zip(groups) {
             pixel.copy_from_slice(&[r[k], g[k], b[k]]);
         }

@@ -1,6 +1,7 @@
-//! The LQ patch told from its HR patch, in bands: most LQ images were made from their HR by a known filter, so that
-//! computing it again and storing the difference costs far less than storing the LQ. Depends on `bands` and `isa`. Promises integer
-//! arithmetic that gives the same on every machine; how near it comes to the LQ only decides the size.
+//! The LQ patch told from its HR patch, in bands: most LQ images were made from their HR by a known
+//! filter, so that computing it again and storing the difference costs far less than storing the
+//! LQ. Depends on `bands` and `isa`. Promises integer arithmetic that gives the same on every
+//! machine; how near it comes to the LQ only decides the size.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
@@ -15,8 +16,8 @@ const REACH: usize = 3;
 pub enum Guess {
     /// The mean of the `scale x scale` HR pixels below each LQ pixel: near to any filter.
     Mean,
-    /// Bicubic downscaling by 2 (a = -0.5, antialiased, along x first, rounded to bytes in between, which is what Pillow
-    /// and our own downscaling do): for scale 2 alone.
+    /// Bicubic downscaling by 2 (a = -0.5, antialiased, along x first, rounded to bytes in between,
+    /// which is what Pillow and our own downscaling do): for scale 2 alone.
     Half,
 }
 
@@ -36,7 +37,12 @@ impl Room {
     /// For HR patches in these bands.
     pub fn new(hr: Bands) -> Self {
         let [apart, narrow, halo, guess] = Self::sizes(hr);
-        Room { apart: vec![0; apart], narrow: vec![0; narrow], halo: vec![0; halo], guess: vec![0; guess] }
+        Room {
+            apart: vec![0; apart],
+            narrow: vec![0; narrow],
+            halo: vec![0; halo],
+            guess: vec![0; guess],
+        }
     }
 
     /// Bytes it takes.
@@ -46,14 +52,29 @@ impl Room {
 
     fn sizes(hr: Bands) -> [usize; 4] {
         let row = hr.stride() / 2;
-        [hr.stride() + 2 * REACH * LANES, hr.rows * row, 2 * REACH * row, row]
+        [
+            hr.stride() + 2 * REACH * LANES,
+            hr.rows * row,
+            2 * REACH * row,
+            row,
+        ]
     }
 }
 
-/// Adds the guess to planes of LQ differences (modulo 256). `hr_planes` are green, blue and red; their padding repeats the
-/// last row.
-pub fn add(isa: Isa, guess: Guess, hr_planes: &[u8], hr: Bands, lq_planes: &mut [u8], lq: Bands, room: &mut Room) {
-    let planes = hr_planes.chunks_exact(hr.plane()).zip(lq_planes.chunks_exact_mut(lq.plane()));
+/// Adds the guess to planes of LQ differences (modulo 256). `hr_planes` are green, blue and red;
+/// their padding repeats the last row.
+pub fn add(
+    isa: Isa,
+    guess: Guess,
+    hr_planes: &[u8],
+    hr: Bands,
+    lq_planes: &mut [u8],
+    lq: Bands,
+    room: &mut Room,
+) {
+    let planes = hr_planes
+        .chunks_exact(hr.plane())
+        .zip(lq_planes.chunks_exact_mut(lq.plane()));
     for (hr_plane, lq_plane) in planes.take(PLANES) {
         match guess {
             Guess::Mean => add_mean(hr_plane, hr, lq_plane, lq),
@@ -65,7 +86,9 @@ pub fn add(isa: Isa, guess: Guess, hr_planes: &[u8], hr: Bands, lq_planes: &mut 
 fn add_mean(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands) {
     let scale = hr.width / lq.width;
     let area = (scale * scale) as u32;
-    let rows = hr_plane.chunks_exact(scale * hr.stride()).zip(lq_plane.chunks_exact_mut(lq.stride()));
+    let rows = hr_plane
+        .chunks_exact(scale * hr.stride())
+        .zip(lq_plane.chunks_exact_mut(lq.stride()));
     for (block, out) in rows {
         for (x, out) in out.chunks_exact_mut(LANES).enumerate() {
             let mut sum = [area / 2; LANES];
@@ -83,8 +106,8 @@ fn add_mean(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands) {
     }
 }
 
-/// The filter along one side, Keys' cubic stretched by two: its sizes (of 256) from the middle outwards, the last two of
-/// them negative.
+/// The filter along one side, Keys' cubic stretched by two: its sizes (of 256) from the middle
+/// outwards, the last two of them negative.
 #[cfg(target_arch = "x86_64")]
 pub const WEIGHTS: [u8; 4] = [111, 29, 9, 3];
 
@@ -100,20 +123,47 @@ fn half(a: [u8; 8]) -> u8 {
 }
 
 fn add_half(isa: Isa, hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &mut Room) {
-    let Room { apart, narrow, halo, guess } = room;
+    let Room {
+        apart,
+        narrow,
+        halo,
+        guess,
+    } = room;
     let stride = lq.stride();
     let (even, odd) = apart.split_at_mut((hr.width / 2 + REACH) * LANES);
-    for (line, out) in hr_plane.chunks_exact(hr.stride()).zip(narrow.chunks_exact_mut(stride)) {
+    for (line, out) in hr_plane
+        .chunks_exact(hr.stride())
+        .zip(narrow.chunks_exact_mut(stride))
+    {
         // with even and odd columns apart, the eight columns of a pixel are eight rows to run along
-        let source = |column: usize| &line[column.saturating_sub(REACH).min(hr.width - 1) * LANES..][..LANES];
-        for (i, (even, odd)) in even.chunks_exact_mut(LANES).zip(odd.chunks_exact_mut(LANES)).enumerate() {
+        let source = |column: usize| {
+            &line[column.saturating_sub(REACH).min(hr.width - 1) * LANES..][..LANES]
+        };
+        for (i, (even, odd)) in even
+            .chunks_exact_mut(LANES)
+            .zip(odd.chunks_exact_mut(LANES))
+            .enumerate()
+        {
             even.copy_from_slice(source(2 * i));
             odd.copy_from_slice(source(2 * i + 1));
         }
-        let side = |j: usize| if j.is_multiple_of(2) { &even[j / 2 * LANES..] } else { &odd[j / 2 * LANES..] };
+        let side = |j: usize| {
+            if j.is_multiple_of(2) {
+                &even[j / 2 * LANES..]
+            } else {
+                &odd[j / 2 * LANES..]
+            }
+        };
         shrink(isa, std::array::from_fn(side), out);
     }
-    fill_halo(narrow, Bands { width: lq.width, ..hr }, halo);
+    fill_halo(
+        narrow,
+        Bands {
+            width: lq.width,
+            ..hr
+        },
+        halo,
+    );
     // r counts from REACH rows above the band
     let row = |r: usize| -> &[u8] {
         let (part, r) = match r.checked_sub(REACH) {
@@ -150,19 +200,27 @@ pub fn shrink_plain(rows: [&[u8]; 8], out: &mut [u8]) {
     }
 }
 
-/// The rows that belong to the neighbouring bands, above and below every band. The first and the last row of the patch are
-/// repeated beyond it.
+/// The rows that belong to the neighbouring bands, above and below every band. The first and the
+/// last row of the patch are repeated beyond it.
 fn fill_halo(plane: &[u8], bands: Bands, halo: &mut [u8]) {
     let (stride, rows, height) = (bands.stride(), bands.rows, bands.height);
     for (i, out) in halo.chunks_exact_mut(stride).enumerate() {
-        let r = if i < REACH { i as isize - REACH as isize } else { (rows + i - REACH) as isize };
+        let r = if i < REACH {
+            i as isize - REACH as isize
+        } else {
+            (rows + i - REACH) as isize
+        };
         let from: [usize; LANES] = std::array::from_fn(|k| {
             let y = ((k * rows) as isize + r).clamp(0, height as isize - 1) as usize;
             (y % rows) * stride + y / rows
         });
         // bands that are full take whole rows of their neighbour, shifted by one band
         let whole = rows >= REACH && rows * LANES == height;
-        let source = if i < REACH { from[1] } else { from[0].wrapping_sub(1) };
+        let source = if i < REACH {
+            from[1]
+        } else {
+            from[0].wrapping_sub(1)
+        };
         for (x, out) in out.chunks_exact_mut(LANES).enumerate() {
             if whole {
                 let group = lane(&plane[source / LANES * LANES + x * LANES..]);
@@ -194,9 +252,14 @@ mod tests {
     }
 
     fn guessed(guess: Guess, image: &[u8], lq_size: usize, scale: usize) -> Vec<u8> {
-        let mut all = Isa::available().into_iter().map(|isa| guessed_with(isa, guess, image, lq_size, scale));
+        let mut all = Isa::available()
+            .into_iter()
+            .map(|isa| guessed_with(isa, guess, image, lq_size, scale));
         let first = all.next().unwrap();
-        assert!(all.all(|other| other == first), "the instruction sets differ");
+        assert!(
+            all.all(|other| other == first),
+            "the instruction sets differ"
+        );
         first
     }
 
@@ -205,12 +268,19 @@ mod tests {
         let mut planes = vec![0; hr.bytes()];
         split(isa, image, hr, &mut planes);
         // the padding that a decoder finds is not the one that `split` makes
-        planes.chunks_exact_mut(hr.plane()).for_each(|plane| super::super::predict::clear_padding(plane, hr));
+        planes
+            .chunks_exact_mut(hr.plane())
+            .for_each(|plane| super::super::predict::clear_padding(plane, hr));
         super::super::bands::repeat_last_row(&mut planes, hr);
         let mut out = vec![0; lq.bytes()];
         add(isa, guess, &planes, hr, &mut out, lq, &mut Room::new(hr));
         let mut image = vec![0; lq_size * lq_size * 3];
-        let whole = Window { x: 0, y: 0, width: lq_size, height: lq_size };
+        let whole = Window {
+            x: 0,
+            y: 0,
+            width: lq_size,
+            height: lq_size,
+        };
         join(isa, &out, lq, whole, &mut image);
         image
     }
@@ -219,7 +289,11 @@ mod tests {
     fn reference(image: &[u8], size: usize) -> Vec<u8> {
         let weigh = |values: [u8; 8]| {
             let weights = [-3, -9, 29, 111, 111, 29, -9, -3];
-            let sum: i32 = values.iter().zip(weights).map(|(&v, w)| i32::from(v) * w).sum();
+            let sum: i32 = values
+                .iter()
+                .zip(weights)
+                .map(|(&v, w)| i32::from(v) * w)
+                .sum();
             ((sum + 128) >> 8).clamp(0, 255) as u8
         };
         let clamped = |i: usize, j: usize| (2 * i + j).saturating_sub(3).min(size - 1);
@@ -227,11 +301,17 @@ mod tests {
         let narrow: Vec<u8> = (0..size * half * 3)
             .map(|i| {
                 let (y, x, c) = (i / (half * 3), i / 3 % half, i % 3);
-                weigh(std::array::from_fn(|j| image[(y * size + clamped(x, j)) * 3 + c]))
+                weigh(std::array::from_fn(|j| {
+                    image[(y * size + clamped(x, j)) * 3 + c]
+                }))
             })
             .collect();
         (0..half * half * 3)
-            .map(|i| weigh(std::array::from_fn(|j| narrow[clamped(i / (half * 3), j) * half * 3 + i % (half * 3)])))
+            .map(|i| {
+                weigh(std::array::from_fn(|j| {
+                    narrow[clamped(i / (half * 3), j) * half * 3 + i % (half * 3)]
+                }))
+            })
             .collect()
     }
 
@@ -262,13 +342,22 @@ mod tests {
         let size = 96;
         let image = noise(size * size * 3, 4);
         let hr = image::RgbImage::from_raw(size as u32, size as u32, image.clone()).unwrap();
-        let made = crate::dataset::degrade::downscale(&hr, 2, crate::dataset::degrade::Filter::Bicubic).unwrap().into_raw();
+        let made =
+            crate::dataset::degrade::downscale(&hr, 2, crate::dataset::degrade::Filter::Bicubic)
+                .unwrap()
+                .into_raw();
         let ours = guessed(Guess::Half, &image, size / 2, 2);
         let half = size / 2;
         let differing = (0..half * half * 3)
-            .filter(|i| (2..half - 2).contains(&(i / (half * 3))) && (2..half - 2).contains(&(i / 3 % half)))
+            .filter(|i| {
+                (2..half - 2).contains(&(i / (half * 3))) && (2..half - 2).contains(&(i / 3 % half))
+            })
             .filter(|&i| made[i] != ours[i])
             .count();
-        assert!(differing * 100 < made.len(), "{differing} of {} values differ", made.len());
+        assert!(
+            differing * 100 < made.len(),
+            "{differing} of {} values differ",
+            made.len()
+        );
     }
 }

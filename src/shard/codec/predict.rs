@@ -1,21 +1,23 @@
-//! Colour transform and spatial prediction inside one patch, in bands. Depends on `bands` and `isa`. Promises that `undo`
-//! gives back the planes that `residuals` was given, bit for bit.
+//! Colour transform and spatial prediction inside one patch, in bands. Depends on `bands` and
+//! `isa`. Promises that `undo` gives back the planes that `residuals` was given, bit for bit.
 //!
-//! What is predicted is green, blue - green and red - green (the differences shifted to lie around 128, modulo 256), each
-//! from its left, upper and upper left neighbour. The first row of a band cannot look up: that is the price of working on
-//! sixteen bands at once.
+//! What is predicted is green, blue - green and red - green (the differences shifted to lie around
+//! 128, modulo 256), each from its left, upper and upper left neighbour. The first row of a band
+//! cannot look up: that is the price of working on sixteen bands at once.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
 use super::bands::{Bands, LANES, Lane, PLANES, each, lane, row_of_all, row_of_all_mut};
 use crate::isa::Isa;
 
-/// The median edge detector of LOCO-I (Weinberger, Seroussi, Sapiro 2000): `left + up - corner`, held between the smaller
-/// and the larger of `left` and `up`. Written with wrapping bytes, it needs no wider integer.
+/// The median edge detector of LOCO-I (Weinberger, Seroussi, Sapiro 2000): `left + up - corner`,
+/// held between the smaller and the larger of `left` and `up`. Written with wrapping bytes, it
+/// needs no wider integer.
 #[inline(always)]
 fn med(left: u8, up: u8, corner: u8) -> u8 {
     let (low, high) = (left.min(up), left.max(up));
-    low.wrapping_add(high).wrapping_sub(corner.max(low).min(high))
+    low.wrapping_add(high)
+        .wrapping_sub(corner.max(low).min(high))
 }
 
 /// Residuals of planes of green, blue and red; `values` is room for as many bytes.
@@ -39,11 +41,19 @@ pub fn residuals_plain(planes: &[u8], bands: Bands, values: &mut [u8], out: &mut
             *v = v.wrapping_sub(*g).wrapping_add(128);
         }
     }
-    for (values, out) in values.chunks_exact(plane).zip(out.chunks_exact_mut(plane)).take(PLANES) {
+    for (values, out) in values
+        .chunks_exact(plane)
+        .zip(out.chunks_exact_mut(plane))
+        .take(PLANES)
+    {
         for (out, value) in out[..LANES].iter_mut().zip(values) {
             *out = value.wrapping_sub(128);
         }
-        for ((out, value), left) in out[LANES..stride].iter_mut().zip(&values[LANES..]).zip(values) {
+        for ((out, value), left) in out[LANES..stride]
+            .iter_mut()
+            .zip(&values[LANES..])
+            .zip(values)
+        {
             *out = value.wrapping_sub(*left);
         }
         for r in 1..bands.rows {
@@ -53,7 +63,9 @@ pub fn residuals_plain(planes: &[u8], bands: Bands, values: &mut [u8], out: &mut
                 *out = value.wrapping_sub(*up);
             }
             let neighbours = row.iter().zip(&above[LANES..]).zip(above);
-            for ((out, value), ((&left, &up), &corner)) in out[LANES..].iter_mut().zip(&row[LANES..]).zip(neighbours) {
+            for ((out, value), ((&left, &up), &corner)) in
+                out[LANES..].iter_mut().zip(&row[LANES..]).zip(neighbours)
+            {
                 *out = value.wrapping_sub(med(left, up, corner));
             }
         }
@@ -66,14 +78,20 @@ pub fn clear_padding(plane: &mut [u8], bands: Bands) {
     for (r, row) in plane.chunks_exact_mut(bands.stride()).enumerate() {
         let lanes = bands.lanes_at(r);
         if lanes < LANES {
-            row.chunks_exact_mut(LANES).for_each(|group| group[lanes..].fill(0));
+            row.chunks_exact_mut(LANES)
+                .for_each(|group| group[lanes..].fill(0));
         }
     }
 }
 
-/// Turns residuals into planes of green, blue and red, in place. `finished` is told of every row, in order, once its values
-/// are there, while they are still in the nearest cache.
-pub fn undo(isa: Isa, planes: &mut [u8], bands: Bands, mut finished: impl FnMut(usize, [&[u8]; PLANES])) {
+/// Turns residuals into planes of green, blue and red, in place. `finished` is told of every row,
+/// in order, once its values are there, while they are still in the nearest cache.
+pub fn undo(
+    isa: Isa,
+    planes: &mut [u8],
+    bands: Bands,
+    mut finished: impl FnMut(usize, [&[u8]; PLANES]),
+) {
     for row in row_of_all_mut(planes, bands, 0) {
         let mut left: Lane = [128; LANES];
         for group in row.chunks_exact_mut(LANES) {
@@ -108,7 +126,8 @@ fn two_rows(planes: &mut [u8], bands: Bands, r: usize) -> ([&[u8]; PLANES], [&mu
     let stride = bands.stride();
     let (green, rest) = planes.split_at_mut(bands.plane());
     let (blue, red) = rest.split_at_mut(bands.plane());
-    let [(a, x), (b, y), (c, z)] = [green, blue, red].map(|plane| plane[r * stride..][..2 * stride].split_at_mut(stride));
+    let [(a, x), (b, y), (c, z)] =
+        [green, blue, red].map(|plane| plane[r * stride..][..2 * stride].split_at_mut(stride));
     ([a, b, c], [x, y, z])
 }
 
@@ -125,7 +144,8 @@ pub fn add_green([green, blue, red]: [&mut [u8]; PLANES]) {
 /// One row of all bands and planes below another: `rows` hold residuals and receive values.
 fn undo_row(above: [&[u8]; PLANES], rows: [&mut [u8]; PLANES]) {
     for (above, row) in above.into_iter().zip(rows) {
-        // the first group has nothing to its left; with left = corner = 0 the predictor returns what is above
+        // the first group has nothing to its left; with left = corner = 0 the predictor returns
+        // what is above
         let mut left: Lane = [0; LANES];
         let mut corner: Lane = [0; LANES];
         for (group, up) in row.chunks_exact_mut(LANES).zip(above.chunks_exact(LANES)) {
@@ -165,12 +185,14 @@ mod tests {
                         (0, _) => value(p, y, x - 1),
                         (_, 0) => value(p, y - 1, x),
                         _ => {
-                            let (left, up) = (i32::from(value(p, y, x - 1)), i32::from(value(p, y - 1, x)));
+                            let (left, up) =
+                                (i32::from(value(p, y, x - 1)), i32::from(value(p, y - 1, x)));
                             let corner = i32::from(value(p, y - 1, x - 1));
                             (left + up - corner).clamp(left.min(up), left.max(up)) as u8
                         }
                     };
-                    out[p * bands.plane() + (r * width + x) * LANES + k] = value(p, y, x).wrapping_sub(guess);
+                    out[p * bands.plane() + (r * width + x) * LANES + k] =
+                        value(p, y, x).wrapping_sub(guess);
                 }
             }
         }

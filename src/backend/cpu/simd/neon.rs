@@ -1,5 +1,5 @@
-//! The vectors of NEON: four 128-bit registers. Adds, minima and sums are those of the plain version to the bit; only the
-//! fused multiply-add rounds differently.
+//! The vectors of NEON: four 128-bit registers. Adds, minima and sums are those of the plain
+//! version to the bit; only the fused multiply-add rounds differently.
 
 use super::{Kernel, Registers, Simd, Table};
 use std::arch::aarch64::*;
@@ -48,23 +48,36 @@ unsafe fn fold_two(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     // SAFETY: the caller says that the processor has NEON
     unsafe {
         let (a, b) = (vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b));
-        vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(a, b)), vreinterpretq_f32_f64(vzip2q_f64(a, b)))
+        vaddq_f32(
+            vreinterpretq_f32_f64(vzip1q_f64(a, b)),
+            vreinterpretq_f32_f64(vzip2q_f64(a, b)),
+        )
     }
 }
 
-// `stream` and `fence` stay plain: these processors find out by themselves that whole lines are overwritten
+// `stream` and `fence` stay plain: these processors find out by themselves that whole lines are
+// overwritten
 impl Simd for Neon {
     type V = Quads;
     const REGISTERS: Registers = Registers::Eight;
     const MEMORY_OPERANDS: bool = false;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Quads {
-        // SAFETY: the caller says that the processor has NEON, and that 16 values can be read at `p`
-        unsafe { [vld1q_f32(p), vld1q_f32(p.add(4)), vld1q_f32(p.add(8)), vld1q_f32(p.add(12))] }
+        // SAFETY: the caller says that the processor has NEON, and that 16 values can be read at
+        // `p`
+        unsafe {
+            [
+                vld1q_f32(p),
+                vld1q_f32(p.add(4)),
+                vld1q_f32(p.add(8)),
+                vld1q_f32(p.add(12)),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Quads) {
-        // SAFETY: the caller says that the processor has NEON, and that 16 values can be written at `p`
+        // SAFETY: the caller says that the processor has NEON, and that 16 values can be written at
+        // `p`
         unsafe {
             vst1q_f32(p, v[0]);
             vst1q_f32(p.add(4), v[1]);
@@ -80,7 +93,14 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn fma(a: Quads, b: Quads, c: Quads) -> Quads {
         // SAFETY: the caller says that the processor has NEON
-        unsafe { [vfmaq_f32(c[0], a[0], b[0]), vfmaq_f32(c[1], a[1], b[1]), vfmaq_f32(c[2], a[2], b[2]), vfmaq_f32(c[3], a[3], b[3])] }
+        unsafe {
+            [
+                vfmaq_f32(c[0], a[0], b[0]),
+                vfmaq_f32(c[1], a[1], b[1]),
+                vfmaq_f32(c[2], a[2], b[2]),
+                vfmaq_f32(c[3], a[3], b[3]),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn add(a: Quads, b: Quads) -> Quads {
@@ -107,7 +127,8 @@ impl Simd for Neon {
         // SAFETY: the caller says that the processor has NEON
         unsafe { each(x, |x| vsqrtq_f32(x)) }
     }
-    // a comparison and a choice, not the instructions of these names: those treat NaN and the signs of zeros otherwise
+    // a comparison and a choice, not the instructions of these names: those treat NaN and the signs
+    // of zeros otherwise
     #[inline(always)]
     unsafe fn min(a: Quads, b: Quads) -> Quads {
         // SAFETY: the caller says that the processor has NEON
@@ -136,7 +157,8 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn lookup(table: &Table, at: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON; the 32 bytes read are the first half of a table
+        // SAFETY: the caller says that the processor has NEON; the 32 bytes read are the first half
+        // of a table
         unsafe {
             let table: *const u8 = table.0.as_ptr().cast();
             let table = uint8x16x2_t(vld1q_u8(table), vld1q_u8(table.add(16)));
@@ -159,7 +181,8 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn sums(v: &[Quads; 8], out: *mut f32) {
-        // SAFETY: the caller says that the processor has NEON, and that 8 values can be written at `out`
+        // SAFETY: the caller says that the processor has NEON, and that 8 values can be written at
+        // `out`
         unsafe {
             let two = |i: usize| fold_two(fold(v[i]), fold(v[i + 1]));
             vst1q_f32(out, vpaddq_f32(two(0), two(2)));

@@ -36,12 +36,14 @@ impl Simd for Avx2 {
     const REGISTERS: Registers = Registers::Eight;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Pair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be read at `p`
+        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be
+        // read at `p`
         unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Pair) {
-        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be written at `p`
+        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be
+        // written at `p`
         unsafe {
             _mm256_storeu_ps(p, v[0]);
             _mm256_storeu_ps(p.add(8), v[1]);
@@ -54,7 +56,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: Pair) {
-        // SAFETY: the caller says that the processor has AVX2 and FMA, and that `p`, a multiple of 64, has room for 16 values
+        // SAFETY: the caller says that the processor has AVX2 and FMA, and that `p`, a multiple of
+        // 64, has room for 16 values
         unsafe {
             _mm256_stream_ps(p, v[0]);
             _mm256_stream_ps(p.add(8), v[1]);
@@ -76,7 +79,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn fma(a: Pair, b: Pair, c: Pair) -> Pair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
-        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        unsafe {
+            [
+                _mm256_fmadd_ps(a[0], b[0], c[0]),
+                _mm256_fmadd_ps(a[1], b[1], c[1]),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn add(a: Pair, b: Pair) -> Pair {
@@ -126,15 +134,22 @@ impl Simd for Avx2 {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let bit = _mm256_set1_ps(-0.0);
-            [_mm256_xor_ps(x[0], _mm256_and_ps(sign[0], bit)), _mm256_xor_ps(x[1], _mm256_and_ps(sign[1], bit))]
+            [
+                _mm256_xor_ps(x[0], _mm256_and_ps(sign[0], bit)),
+                _mm256_xor_ps(x[1], _mm256_and_ps(sign[1], bit)),
+            ]
         }
     }
     #[inline(always)]
     unsafe fn lookup(table: &Table, at: Pair) -> Pair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA; a table is 16 values, aligned to 64 bytes
+        // SAFETY: the caller says that the processor has AVX2 and FMA; a table is 16 values,
+        // aligned to 64 bytes
         unsafe {
             let table = _mm256_load_ps(table.0.as_ptr());
-            [_mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[0])), _mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[1]))]
+            [
+                _mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[0])),
+                _mm256_permutevar8x32_ps(table, _mm256_castps_si256(at[1])),
+            ]
         }
     }
     #[inline(always)]
@@ -142,20 +157,27 @@ impl Simd for Avx2 {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let eight = _mm256_add_ps(v[0], v[1]);
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let four = _mm_add_ps(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
     }
     #[inline(always)]
     unsafe fn sums(v: &[Pair; 8], out: *mut f32) {
-        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 8 values can be written at `out`
+        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 8 values can be
+        // written at `out`
         unsafe {
             let fold = |v: Pair| _mm256_add_ps(v[0], v[1]);
             let two = |a: Pair, b: Pair| _mm256_hadd_ps(fold(a), fold(b));
             let low = _mm256_hadd_ps(two(v[0], v[1]), two(v[2], v[3]));
             let high = _mm256_hadd_ps(two(v[4], v[5]), two(v[6], v[7]));
-            let sum = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high));
+            let sum = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x20>(low, high),
+                _mm256_permute2f128_ps::<0x31>(low, high),
+            );
             _mm256_storeu_ps(out, sum);
         }
     }
@@ -166,12 +188,14 @@ impl Simd for Avx512 {
     const REGISTERS: Registers = Registers::Many;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512, and that 16 values can be read at `p`
+        // SAFETY: the caller says that the processor has AVX-512, and that 16 values can be read at
+        // `p`
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
-        // SAFETY: the caller says that the processor has AVX-512, and that 16 values can be written at `p`
+        // SAFETY: the caller says that the processor has AVX-512, and that 16 values can be written
+        // at `p`
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
@@ -181,7 +205,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: __m512) {
-        // SAFETY: the caller says that the processor has AVX-512, and that `p`, a multiple of 64, has room for 16 values
+        // SAFETY: the caller says that the processor has AVX-512, and that `p`, a multiple of 64,
+        // has room for 16 values
         unsafe { _mm512_stream_ps(p, v) }
     }
     #[inline(always)]
@@ -246,7 +271,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn lookup(table: &Table, at: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512; a table is 16 values, aligned to 64 bytes
+        // SAFETY: the caller says that the processor has AVX-512; a table is 16 values, aligned to
+        // 64 bytes
         unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_load_ps(table.0.as_ptr())) }
     }
     #[inline(always)]
@@ -256,17 +282,35 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn sums(v: &[__m512; 8], out: *mut f32) {
-        // SAFETY: the caller says that the processor has AVX-512, and that 8 values can be written at `out`
+        // SAFETY: the caller says that the processor has AVX-512, and that 8 values can be written
+        // at `out`
         unsafe {
-            // halves, quarters, pairs, and the last two lanes: the vectors left are halved each time
-            let halves = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-            let quarters = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            // halves, quarters, pairs, and the last two lanes: the vectors left are halved each
+            // time
+            let halves = |a, b| {
+                _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0x44>(a, b),
+                    _mm512_shuffle_f32x4::<0xee>(a, b),
+                )
+            };
+            let quarters = |a, b| {
+                _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0x88>(a, b),
+                    _mm512_shuffle_f32x4::<0xdd>(a, b),
+                )
+            };
             let low = quarters(halves(v[0], v[1]), halves(v[2], v[3]));
             let high = quarters(halves(v[4], v[5]), halves(v[6], v[7]));
-            let pairs = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(low, high), _mm512_shuffle_ps::<0xee>(low, high));
+            let pairs = _mm512_add_ps(
+                _mm512_shuffle_ps::<0x44>(low, high),
+                _mm512_shuffle_ps::<0xee>(low, high),
+            );
             let sum = _mm512_add_ps(pairs, _mm512_shuffle_ps::<0xf5>(pairs, pairs));
             let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-            _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sum)));
+            _mm256_storeu_ps(
+                out,
+                _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sum)),
+            );
         }
     }
 }

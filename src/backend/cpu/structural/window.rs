@@ -1,7 +1,8 @@
-//! One level of SSIM: the mean distance of two planes under a sliding Gaussian window, and its gradient, in one pass over
-//! the rows that keeps eleven filtered rows at hand. Depends on nothing; promises the same bits for every vector width,
-//! since all arithmetic is per element, multiplications and additions are never fused, and sums have a fixed order.
-//! Every function is inlined into its caller, so that the compiler vectorises it for the features the caller has.
+//! One level of SSIM: the mean distance of two planes under a sliding Gaussian window, and its
+//! gradient, in one pass over the rows that keeps eleven filtered rows at hand. Depends on nothing;
+//! promises the same bits for every vector width, since all arithmetic is per element,
+//! multiplications and additions are never fused, and sums have a fixed order. Every function is
+//! inlined into its caller, so that the compiler vectorises it for the features the caller has.
 
 /// Width of the window.
 pub const TAPS: usize = 11;
@@ -10,8 +11,16 @@ const HALF: usize = TAPS / 2;
 const LANES: usize = 16;
 const C1: f32 = 1e-4;
 const C2: f32 = 9e-4;
-/// exp(-x^2 / (2 * 1.5^2)) for x = -5..=0, divided by the sum of all eleven; the other half mirrors it.
-const KERNEL: [f32; HALF + 1] = [0.0010283801, 0.007598758, 0.036000773, 0.10936069, 0.21300554, 0.26601171];
+/// exp(-x^2 / (2 * 1.5^2)) for x = -5..=0, divided by the sum of all eleven; the other half mirrors
+/// it.
+const KERNEL: [f32; HALF + 1] = [
+    0.0010283801,
+    0.007598758,
+    0.036000773,
+    0.10936069,
+    0.21300554,
+    0.26601171,
+];
 /// Filtered fields: s, d, s^2, d^2.
 const FILTERED: usize = 4;
 /// Gradient fields: with respect to the filtered s plus d, s^2, d^2.
@@ -19,8 +28,9 @@ const GRADIENTS: usize = 3;
 
 type Lanes = [f32; LANES];
 
-/// The shape of a plane: `height` rows of `width` floats that begin `stride` floats apart. Both sizes are at least
-/// [`TAPS`]. What lies between `width` and `stride` must be finite and does not matter.
+/// The shape of a plane: `height` rows of `width` floats that begin `stride` floats apart. Both
+/// sizes are at least [`TAPS`]. What lies between `width` and `stride` must be finite and does not
+/// matter.
 #[derive(Clone, Copy, Default)]
 pub struct Frame {
     pub height: usize,
@@ -31,7 +41,11 @@ pub struct Frame {
 impl Frame {
     pub fn new(height: usize, width: usize) -> Frame {
         // room for the last group of columns to read a window's width past its end
-        Frame { height, width, stride: width.next_multiple_of(LANES) + LANES }
+        Frame {
+            height,
+            width,
+            stride: width.next_multiple_of(LANES) + LANES,
+        }
     }
 
     /// Floats of one plane.
@@ -58,10 +72,18 @@ impl Frame {
     }
 }
 
-/// The mean over all windows of 1 - similarity, from the planes s = x + y - 1 and d = x - y. Where `GRADIENT`, `gradient`
-/// receives the gradient of the mean similarity (not distance) with respect to x, in the same frame.
+/// The mean over all windows of 1 - similarity, from the planes s = x + y - 1 and d = x - y. Where
+/// `GRADIENT`, `gradient` receives the gradient of the mean similarity (not distance) with respect
+/// to x, in the same frame.
 #[inline(always)]
-pub fn distance<const GRADIENT: bool>(frame: &Frame, s: &[f32], d: &[f32], luminance: bool, gradient: &mut [f32], work: &mut [f32]) -> f64 {
+pub fn distance<const GRADIENT: bool>(
+    frame: &Frame,
+    s: &[f32],
+    d: &[f32],
+    luminance: bool,
+    gradient: &mut [f32],
+    work: &mut [f32],
+) -> f64 {
     let (rows, columns) = frame.windows();
     let (wide, stride) = (frame.groups_width(), frame.stride);
     let (filtered, rest) = work.split_at_mut(FILTERED * TAPS * wide);
@@ -75,12 +97,22 @@ pub fn distance<const GRADIENT: bool>(frame: &Frame, s: &[f32], d: &[f32], lumin
     for y in 0..frame.height + TAPS - 1 {
         if y < frame.height {
             let out = &mut filtered[(y % TAPS) * FILTERED * wide..][..FILTERED * wide];
-            filter_row(&s[y * stride..][..stride], &d[y * stride..][..stride], squares, out, wide);
+            filter_row(
+                &s[y * stride..][..stride],
+                &d[y * stride..][..stride],
+                squares,
+                out,
+                wide,
+            );
         }
-        let Some(window) = (y + 1).checked_sub(TAPS) else { continue };
+        let Some(window) = (y + 1).checked_sub(TAPS) else {
+            continue;
+        };
         let slope_row = &mut slopes[(window % TAPS) * GRADIENTS * wide..][..GRADIENTS * wide];
         if window < rows {
-            window_row::<GRADIENT>(filtered, window, wide, columns, luminance, share, slope_row, &mut sums);
+            window_row::<GRADIENT>(
+                filtered, window, wide, columns, luminance, share, slope_row, &mut sums,
+            );
         } else if GRADIENT {
             slope_row.fill(0.0);
         }
@@ -88,7 +120,15 @@ pub fn distance<const GRADIENT: bool>(frame: &Frame, s: &[f32], d: &[f32], lumin
             // no later window sees this row of pixels
             let at = window * stride;
             let out = &mut gradient[at..][..stride];
-            spread_row(slopes, window, wide, &s[at..][..stride], &d[at..][..stride], spread, out);
+            spread_row(
+                slopes,
+                window,
+                wide,
+                &s[at..][..stride],
+                &d[at..][..stride],
+                spread,
+                out,
+            );
         }
     }
     sums.iter().sum::<f64>() / (rows * columns) as f64
@@ -96,7 +136,9 @@ pub fn distance<const GRADIENT: bool>(frame: &Frame, s: &[f32], d: &[f32], lumin
 
 #[inline(always)]
 fn lanes(row: &[f32], at: usize) -> Lanes {
-    *row[at..].first_chunk().expect("rows end on whole groups of columns")
+    *row[at..]
+        .first_chunk()
+        .expect("rows end on whole groups of columns")
 }
 
 /// Adds k times the sum of two neighbours at the same distance from the middle.
@@ -118,7 +160,9 @@ fn add_middle(sum: &mut Lanes, middle: Lanes) {
 #[inline(always)]
 fn along(row: &[f32], x: usize) -> Lanes {
     // one check for the eleven overlapping reads
-    let reach: &[f32; LANES + TAPS - 1] = row[x..].first_chunk().expect("rows reach a window past the last group");
+    let reach: &[f32; LANES + TAPS - 1] = row[x..]
+        .first_chunk()
+        .expect("rows reach a window past the last group");
     let mut sum = [0f32; LANES];
     for (t, k) in KERNEL[..HALF].iter().enumerate() {
         add_pair(&mut sum, *k, lanes(reach, t), lanes(reach, TAPS - 1 - t));
@@ -132,7 +176,12 @@ fn along(row: &[f32], x: usize) -> Lanes {
 fn across(rows: &[&[f32]; TAPS], x: usize) -> Lanes {
     let mut sum = [0f32; LANES];
     for (t, k) in KERNEL[..HALF].iter().enumerate() {
-        add_pair(&mut sum, *k, lanes(rows[t], x), lanes(rows[TAPS - 1 - t], x));
+        add_pair(
+            &mut sum,
+            *k,
+            lanes(rows[t], x),
+            lanes(rows[TAPS - 1 - t], x),
+        );
     }
     add_middle(&mut sum, lanes(rows[HALF], x));
     sum
@@ -166,7 +215,8 @@ fn filter_row(s: &[f32], d: &[f32], squares: &mut [f32], out: &mut [f32], wide: 
     }
 }
 
-/// Finishes the filters of one row of windows, adds the distances to `sums` and writes the slopes of its similarities.
+/// Finishes the filters of one row of windows, adds the distances to `sums` and writes the slopes
+/// of its similarities.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn window_row<const GRADIENT: bool>(
@@ -197,7 +247,8 @@ fn window_row<const GRADIENT: bool>(
             let mut slope_s = raw * open;
             let mut slope_d = -2.0 * (var_s + 2.0 * C2) * inverse * open;
             if luminance {
-                // l = 1 - mean_d^2 / ((sum^2 + mean_d^2) / 2 + C1), where sum is the two means added
+                // l = 1 - mean_d^2 / ((sum^2 + mean_d^2) / 2 + C1), where sum is the two means
+                // added
                 let sum = a + 1.0;
                 let inverse = 1.0 / (0.5 * (sum * sum + b * b) + C1);
                 let dark = b * b * inverse;
@@ -231,9 +282,18 @@ fn window_row<const GRADIENT: bool>(
     }
 }
 
-/// The transposed filter: gathers the slopes of all windows that see row `y` of pixels into that row's gradient.
+/// The transposed filter: gathers the slopes of all windows that see row `y` of pixels into that
+/// row's gradient.
 #[inline(always)]
-fn spread_row(slopes: &[f32], y: usize, wide: usize, s: &[f32], d: &[f32], spread: &mut [f32], out: &mut [f32]) {
+fn spread_row(
+    slopes: &[f32],
+    y: usize,
+    wide: usize,
+    s: &[f32],
+    d: &[f32],
+    spread: &mut [f32],
+    out: &mut [f32],
+) {
     let stride = out.len();
     // windows y - 10..=y; those outside the image are zeros in the ring
     let rows = unroll(slopes, y + 1, GRADIENTS * wide);
