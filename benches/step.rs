@@ -76,7 +76,7 @@ fn prepare(
     let mut backend = CpuBackend::new(plan, options).expect("memory for the arena");
     write_floats(&mut backend, parameters, &net.params().start_values(1)).expect("parameters fit");
     let pixels: Vec<u8> = (0..batch * lq * lq * 12)
-        .map(|i| paragon::rng::mix(i as u64) as u8)
+        .map(|i| paragon::support::rng::mix(i as u64) as u8)
         .collect();
     let view = BatchView {
         lq: &pixels[..batch * lq * lq * 3],

@@ -8,7 +8,7 @@ mod shard_common;
 
 use cli_common::{limit_files, model, paragon, png_header, run, text};
 use paragon::model::Network;
-use paragon::train::write_model;
+use paragon::model::write_model;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use shard_common::{config, files, make, make_writable, picture, pictures};

@@ -11,9 +11,9 @@ use cli_common::{model, paragon, run, run_watched, text};
 use image::{DynamicImage, GrayImage, ImageBuffer, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use paragon::backend::cpu::CpuOptions;
 use paragon::dataset::decode::{Limits, decode};
+use paragon::inference::upscale::{DEFAULT_TILE, Upscaler};
 use paragon::model::Network;
-use paragon::train::{ModelHints, read_model};
-use paragon::upscale::{DEFAULT_TILE, Upscaler};
+use paragon::model::{ModelHints, read_model};
 use serde_json::Value;
 use shard_common::{config, make, picture, pictures};
 use std::fs;
@@ -143,7 +143,13 @@ fn eval_makes_the_lq_and_saves_what_it_measured() {
     );
     let whole = image::open(saved.join("odd.png")).unwrap().into_rgb8();
     let hr = image::imageops::crop_imm(&picture(61, 47, 1), 0, 0, 60, 46).to_image();
-    let psnr = paragon::metrics::psnr(&whole, &hr, 2, paragon::metrics::Channels::Rgb).unwrap();
+    let psnr = paragon::inference::metrics::psnr(
+        &whole,
+        &hr,
+        2,
+        paragon::inference::metrics::Channels::Rgb,
+    )
+    .unwrap();
     assert!((psnr - odd["network"]["psnr"].as_f64().unwrap()).abs() < 1e-9);
     assert!(saved.join("deep/b.png").exists());
 }

@@ -10,11 +10,11 @@ use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activati
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
 use paragon::backend::cuda::{Arg, CudaSizing, Launch, Turn, lower_range};
+use paragon::backend::selftest::{Shared, halves, shared_buffers};
 use paragon::backend::{Backend, Scalars};
 use paragon::model::{Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
 use paragon::plan::{BufferId, Op, OptimizerKind, Precision, Slice, UpHeadBack};
-use paragon::selftest::{Shared, halves, shared_buffers};
 use reference::golden::relative_error;
 use std::path::Path;
 

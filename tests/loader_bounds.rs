@@ -9,7 +9,7 @@ use image::{Rgb, RgbImage};
 use paragon::loader::{Loader, LoaderConfig, Sources, bound};
 use paragon::shard::codec::Codec;
 use paragon::shard::reader::ShardSet;
-use paragon::system::anonymous_memory;
+use paragon::sys::anonymous_memory;
 use shard_common::small_set;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

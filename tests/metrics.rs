@@ -6,7 +6,7 @@ mod place;
 
 use paragon::dataset::decode::{Limits, decode};
 use paragon::dataset::degrade::upscale_bicubic;
-use paragon::metrics::{Channels, psnr, ssim};
+use paragon::inference::metrics::{Channels, psnr, ssim};
 use place::reference;
 
 #[test]

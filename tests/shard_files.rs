@@ -430,7 +430,7 @@ fn two_writers_in_one_folder_are_told_apart() {
     let (data, out) = (dir.path().join("data"), dir.path().join("set"));
     pictures(&data, 1);
     fs::create_dir(&out).unwrap();
-    let (other, _) = paragon::lock::lock_folder(&out, "a test holds").unwrap();
+    let (other, _) = paragon::support::lock::lock_folder(&out, "a test holds").unwrap();
     assert!(format!("{:#}", make(&config(&data, &out)).unwrap_err()).contains("another paragon"));
     drop(other);
     assert!(make(&config(&data, &out)).is_ok());
@@ -468,7 +468,7 @@ fn golden_pixels() -> Vec<(&'static str, image::RgbImage, image::RgbImage)> {
     let own = RgbImage::from_fn(9, 9, |x, y| {
         Rgb([(x * 20) as u8, (200 - y * 20) as u8, 100])
     });
-    let mut rng = paragon::rng::Rng::new(&[1]);
+    let mut rng = paragon::support::rng::Rng::new(&[1]);
     let mut noise = |size| {
         RgbImage::from_fn(size, size, |_, _| {
             Rgb([(); 3].map(|()| rng.next_u64() as u8))

@@ -27,8 +27,8 @@ fn sources(folder: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-fn nothing() -> paragon::progress::Progress {
-    paragon::progress::Progress::hidden()
+fn nothing() -> paragon::support::progress::Progress {
+    paragon::support::progress::Progress::hidden()
 }
 
 /// Files of a set and of its held-out part.

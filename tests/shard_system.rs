@@ -27,8 +27,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 const EIO: i32 = libc::EIO;
 
-fn nothing() -> paragon::progress::Progress {
-    paragon::progress::Progress::hidden()
+fn nothing() -> paragon::support::progress::Progress {
+    paragon::support::progress::Progress::hidden()
 }
 
 fn shard_arguments<'a>(data: &'a Path, out: &'a Path) -> Vec<&'a str> {

@@ -9,7 +9,7 @@ mod shard_common;
 mod train_common;
 
 use cli_common::{Ran, paragon, run, text};
-use paragon::rng::Rng;
+use paragon::support::rng::Rng;
 use paragon::train::State;
 use shard_common::{files, make_writable, picture, pictures};
 use std::fs;

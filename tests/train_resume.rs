@@ -7,7 +7,7 @@ mod shard_common;
 mod train_common;
 
 use cli_common::{Ran, limit_files, paragon, run, text};
-use paragon::rng::Rng;
+use paragon::support::rng::Rng;
 use shard_common::{config, files, make, pictures};
 use std::fs;
 use std::path::Path;
@@ -387,9 +387,9 @@ fn a_full_disk_while_saving_loses_nothing() {
             ],
         );
         assert!(files(&out.join("states")) == saved, "limit {limit}");
-        let read = paragon::train::read_model(
+        let read = paragon::model::read_model(
             &out.join("model.safetensors"),
-            &paragon::train::ModelHints::default(),
+            &paragon::model::ModelHints::default(),
         );
         assert!(read.is_ok(), "the network is damaged");
         no_litter(&out);

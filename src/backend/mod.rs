@@ -3,11 +3,12 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod selftest;
 
 pub use cuda::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 
-use crate::host_memory::{Fence, HostBlock};
 use crate::plan::{BatchLayout, BufferId, METRICS, Plan};
+use crate::sys::host_memory::{Fence, HostBlock};
 use anyhow::{Result, ensure};
 use std::marker::PhantomData;
 
@@ -61,7 +62,7 @@ pub struct BatchView<'a> {
     pub lq: &'a [u8],
     /// `[N, H, W, 3]`; empty for inference.
     pub hr: &'a [u8],
-    /// `[N]`, see [`crate::plan::augment`]; empty means no augmentation.
+    /// `[N]`, see [`crate::support::augment`]; empty means no augmentation.
     pub augment: &'a [u8],
 }
 

@@ -173,7 +173,7 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
     block
         .iter_mut()
         .enumerate()
-        .for_each(|(i, b)| *b = paragon::rng::mix(i as u64) as u8);
+        .for_each(|(i, b)| *b = paragon::support::rng::mix(i as u64) as u8);
     block[layout.augment_offset()..]
         .iter_mut()
         .for_each(|code| *code %= 8);

@@ -5,11 +5,11 @@ use super::bench_step::median;
 use super::flags::{MAX_SIDE, count, print, print_json};
 use anyhow::Result;
 use paragon::backend::cpu::{CpuOptions, fma_peak};
-use paragon::budget::{Budget, PROGRAM_BYTES};
+use paragon::inference::upscale::{Upscale, Upscaler};
 use paragon::model::{InferenceSpec, Network, inference_plan};
 use paragon::plan::bytes_text;
-use paragon::system;
-use paragon::upscale::{Upscale, Upscaler};
+use paragon::support::budget::{Budget, PROGRAM_BYTES};
+use paragon::sys;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     let picture = image::RgbImage::from_fn(side, side, |x, y| {
         image::Rgb(std::array::from_fn(|c| {
-            paragon::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
+            paragon::support::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
         }))
     });
     let whole = inference_plan(
@@ -103,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
         let started = Instant::now();
         let result = upscaler.upscale(&picture)?;
         times.push(started.elapsed().as_secs_f64());
-        anonymous = anonymous.max(system::anonymous_memory());
+        anonymous = anonymous.max(sys::anonymous_memory());
         drop(result);
     }
     let (seconds, fma_peak) = (median(times), median(peaks));

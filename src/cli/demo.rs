@@ -7,20 +7,21 @@ use super::synth;
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use paragon::backend::cpu::CpuOptions;
-use paragon::eval::{Evaluation, Scores, evaluate, find_pairs, mean};
+use paragon::inference::eval::{Evaluation, Scores, evaluate, find_pairs, mean};
+use paragon::inference::upscale::{DEFAULT_TILE, Upscaler};
 use paragon::loader::OnCorrupt;
 use paragon::model::Network;
+use paragon::model::{ModelHints, read_model};
 use paragon::plan::{LossKind, OptimizerKind};
-use paragon::progress::Progress;
 use paragon::report::sheet::{Panel, comparison};
 use paragon::shard::plan::{BuildConfig, plan};
 use paragon::shard::reader::{Io, ShardSet};
 use paragon::shard::writer::build;
+use paragon::support::progress::Progress;
 use paragon::train::{
-    Decay, DeviceChoice, LossTerm, ModelHints, Prefetch, RunOptions, Schedule, TrainConfig,
-    duration_text, read_model, train,
+    Decay, DeviceChoice, LossTerm, Prefetch, RunOptions, Schedule, TrainConfig, duration_text,
+    train,
 };
-use paragon::upscale::{DEFAULT_TILE, Upscaler};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -66,7 +67,7 @@ const MARK: &str = ".paragon-demo";
 /// Takes a folder that is new, empty or an earlier demo's. Any other may hold somebody's
 /// `pictures`, which would be removed.
 fn claim(out: &Path) -> Result<()> {
-    paragon::files::create_folder(out)?;
+    paragon::support::files::create_folder(out)?;
     let mark = out.join(MARK);
     let mut entries =
         std::fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))?;

@@ -7,15 +7,17 @@ use super::flags::{print, print_json, tell};
 use super::upscale::file_of;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
-use paragon::budget::{Budget, PROGRAM_BYTES};
+use paragon::dataset::encode::{Format, InMemory};
 use paragon::dataset::scan::{ScanOptions, Source};
-use paragon::encode::{Format, InMemory};
-use paragon::eval::{Evaluation, ImageResult, MOST_PSNR, Scores, evaluate, find, mean, pair_bytes};
-use paragon::failure::system_cause;
-use paragon::files::{create_folder, write_output};
+use paragon::inference::eval::{
+    Evaluation, ImageResult, MOST_PSNR, Scores, evaluate, find, mean, pair_bytes,
+};
+use paragon::inference::upscale::{Upscale, Upscaler};
 use paragon::plan::bytes_text;
-use paragon::progress::Progress;
-use paragon::upscale::{Upscale, Upscaler};
+use paragon::support::budget::{Budget, PROGRAM_BYTES};
+use paragon::support::failure::system_cause;
+use paragon::support::files::{create_folder, write_output};
+use paragon::support::progress::Progress;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 

@@ -13,7 +13,7 @@ use paragon::plan::{Class, LayerLine, Plan, Precision, bytes_text};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
 use paragon::shard::codec::Decoder;
 use paragon::shard::format::Geometry;
-use paragon::system;
+use paragon::sys;
 use paragon::train::{
     Budget, Choice, DeviceChoice, Fit, Fitted, Place, RunMemory, Rung, TrainConfig,
     validation_bytes,
@@ -287,7 +287,7 @@ pub fn run(args: &Args) -> Result<()> {
         if refused.is_none() && !comparison.is_empty() {
             print(format_args!("\nfits: {comparison}"))?;
         }
-        if let Some(limit) = system::memory_limit().filter(|_| fit.budget.host.is_none()) {
+        if let Some(limit) = sys::memory_limit().filter(|_| fit.budget.host.is_none()) {
             let verdict = if fitted.memory.host_bytes <= limit.bytes {
                 "holds"
             } else {

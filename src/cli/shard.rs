@@ -7,15 +7,15 @@ use paragon::config::parse_size;
 use paragon::dataset::decode::Limits;
 use paragon::dataset::recipe::{LqFilter, Recipe};
 use paragon::dataset::scan::LeftOut;
-use paragon::progress::Progress;
 use paragon::shard::codec::Codec;
 use paragon::shard::estimate::{Estimate, estimate};
 use paragon::shard::foretell;
 use paragon::shard::plan::{BuildConfig, HeldOut, Plan, Rejected, plan};
 use paragon::shard::report::bytes;
 use paragon::shard::writer::build;
-use paragon::system;
-use paragon::text::one_line;
+use paragon::support::progress::Progress;
+use paragon::support::text::one_line;
+use paragon::sys;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -166,7 +166,7 @@ pub fn run(args: &Args) -> Result<()> {
         .context("--margin is out of range")?;
     // what a set holds never depends on the machine that makes it: a default that is smaller here
     // stops a run and rejects nothing
-    let limit = system::memory_limit();
+    let limit = sys::memory_limit();
     let half = limit.as_ref().map_or(u64::MAX, |limit| limit.bytes / 2);
     let smaller = limit.filter(|_| args.host_memory.is_none() && half < USUAL_HOST_MEMORY);
     let config = BuildConfig {

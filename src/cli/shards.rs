@@ -3,13 +3,13 @@
 
 use super::flags::{MAX_THREADS, count, print, print_json};
 use anyhow::{Result, bail};
-use paragon::progress::Progress;
 use paragon::shard::manifest::{self, Manifest};
 use paragon::shard::merge::merge;
 use paragon::shard::plan::pool;
 use paragon::shard::reader::ShardSet;
 use paragon::shard::report::bytes;
 use paragon::shard::tools::{self, Damage, Verified};
+use paragon::support::progress::Progress;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 

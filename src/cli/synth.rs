@@ -8,7 +8,7 @@ use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use paragon::dataset::synth::picture;
-use paragon::{files, progress::Progress};
+use paragon::{support::files, support::progress::Progress};
 use rayon::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -14,10 +14,10 @@ pub use keys::{Flag, KEYS, Key, SECTIONS};
 pub use value::{Kind, Value, loss_term, parse_size};
 pub use yaml::{Data, Node, parse};
 
-use crate::foreign::{HEAD_BYTES, look, look_at_options};
 use crate::model::Network;
 use crate::plan::OptimizerKind;
-use crate::text::brief;
+use crate::support::file_kind::{HEAD_BYTES, look, look_at_options};
+use crate::support::text::brief;
 use crate::train::{Decay, LossTerm, Schedule, TrainConfig};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::PathBuf;

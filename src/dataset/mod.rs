@@ -6,6 +6,7 @@
 mod colour;
 pub mod decode;
 pub mod degrade;
+pub mod encode;
 pub mod recipe;
 pub mod rows;
 pub mod scan;

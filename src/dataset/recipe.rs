@@ -4,7 +4,7 @@
 //! beside it.
 
 use super::degrade::{Filter, Resampler};
-use crate::rng::{Rng, key};
+use crate::support::rng::{Rng, key};
 use anyhow::{Result, ensure};
 use clap::builder::PossibleValue;
 use image::RgbImage;

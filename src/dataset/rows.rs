@@ -6,7 +6,7 @@
 
 use super::colour::{self, Samples, Tagged};
 use super::decode::{Head, Limits, Note, check_size, decode_with_alpha, guarded, look};
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Result, anyhow, ensure};
 use image::ImageFormat;
 use image::metadata::Orientation;
@@ -400,7 +400,7 @@ fn explain(error: DecodingError) -> anyhow::Error {
 mod tests {
     use super::*;
     use crate::dataset::decode::decode;
-    use crate::rng::key;
+    use crate::support::rng::key;
     use std::io::BufWriter;
 
     /// A PNG of noise, written as `how` says.

@@ -9,7 +9,7 @@
 mod shape;
 mod texture;
 
-use crate::rng::Rng;
+use crate::support::rng::Rng;
 use image::RgbImage;
 use shape::{Outline, segment_squared};
 use texture::{Texture, sine};

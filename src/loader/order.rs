@@ -7,8 +7,8 @@
 //! Batches run across the ends of epochs, so no epoch drops a remainder.
 
 use super::quotas::Quotas;
-use crate::plan::augment::{HFLIP, TRANSPOSE, VFLIP};
-use crate::rng::{Rng, key, mix};
+use crate::support::augment::{HFLIP, TRANSPOSE, VFLIP};
+use crate::support::rng::{Rng, key, mix};
 
 /// Rounds of the Feistel network: four make a pseudorandom permutation of a perfect round function
 /// (Luby, Rackoff 1988), two more pay for a cheap one.
@@ -253,7 +253,7 @@ pub struct Sample {
     pub x: u64,
     /// Top edge of the LQ crop in the stored patch, pixels.
     pub y: u64,
-    /// Augmentation code, see `plan::augment`.
+    /// Augmentation code, see `support::augment`.
     pub augment: u8,
 }
 

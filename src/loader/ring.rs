@@ -10,10 +10,10 @@
 use super::order::{Order, Sample};
 use super::slot::{Batch, InFlight, Parts, Return, Slot};
 use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, bound};
-use crate::failure;
-use crate::host_memory::{Allocate, HostBlock};
-use crate::rng::key;
 use crate::shard::reader::{Advice, Crop, Scratch};
+use crate::support::failure;
+use crate::support::rng::key;
+use crate::sys::host_memory::{Allocate, HostBlock};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

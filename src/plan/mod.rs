@@ -3,7 +3,6 @@
 //! backend which allocates exactly [`PlanData::arena_bytes`] never needs another byte, and that
 //! [`PlanData::verify`] has checked every lifetime.
 
-pub mod augment;
 mod floor;
 mod layout;
 mod loss;

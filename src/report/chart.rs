@@ -1,7 +1,7 @@
 //! Line charts as SVG: loss and quality over time. Depends on `files` and on plotters; promises
 //! legible axes for any finite data, and a whole file or none.
 
-use crate::files::write_output;
+use crate::support::files::write_output;
 use anyhow::{Context, Result, anyhow, ensure};
 use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;

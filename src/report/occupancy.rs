@@ -2,8 +2,8 @@
 //! the peak marked. Depends on `files` and on plotters; promises a whole file or none.
 
 use super::chart::{FONT, INK};
-use crate::files::write_output;
 use crate::plan::bytes_text;
+use crate::support::files::write_output;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use std::io::Write;

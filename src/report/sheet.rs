@@ -2,7 +2,7 @@
 //! font; promises pixels as they are (enlarged by whole factors only, never resampled) and a whole
 //! PNG or none.
 
-use crate::files::write_output;
+use crate::support::files::write_output;
 use anyhow::{Result, ensure};
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, imageops};

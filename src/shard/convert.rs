@@ -11,7 +11,7 @@ use crate::dataset::decode;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::recipe::{PatchMaker, image_key};
 use crate::dataset::thumbnail::Thumbnail;
-use crate::{failure, files};
+use crate::{support::failure, support::files};
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use image::metadata::Orientation;

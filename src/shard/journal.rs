@@ -8,7 +8,7 @@ use super::codec::Codec;
 use super::file::Record;
 use super::format::{SourceEntry, u32_at};
 use super::manifest::Manifest;
-use crate::{failure, files};
+use crate::{support::failure, support::files};
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};

@@ -8,9 +8,9 @@ use super::format::{
 };
 use super::manifest::{ShardInfo, shard_name};
 use super::tables::{known_codec, read_at};
-use crate::failure;
-use crate::files;
-use crate::rng::mix;
+use crate::support::failure;
+use crate::support::files;
+use crate::support::rng::mix;
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -122,7 +122,7 @@ impl SetWriter {
             self.current = Some(if self.counting {
                 ShardWriter::recount(&path, &self.header)
             } else {
-                crate::files::create_folder(&self.folder)?;
+                crate::support::files::create_folder(&self.folder)?;
                 ShardWriter::create(&path, &self.header)?
             });
         }

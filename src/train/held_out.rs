@@ -4,12 +4,12 @@
 
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::{LeftOut, ScanOptions, Source};
-use crate::eval::{Pair, find, load_pair};
-use crate::failure::system_cause;
-use crate::metrics::WINDOW;
+use crate::inference::eval::{Pair, find, load_pair};
+use crate::inference::metrics::WINDOW;
 use crate::shard::manifest::MANIFEST_NAME;
 use crate::shard::reader::ShardSet;
 use crate::shard::tools::pair;
+use crate::support::failure::system_cause;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 

@@ -6,10 +6,10 @@
 use super::TrainConfig;
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
+use crate::inference::upscale::{Tiles, least_room};
 use crate::loader::Bound;
 use crate::model::{Recompute, training_plan};
 use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing, bytes_text};
-use crate::upscale::{Tiles, least_room};
 use anyhow::Result;
 use serde::Serialize;
 

@@ -4,8 +4,10 @@
 //! itself.
 
 use super::keeping::bytes_in;
-use crate::eval::{ImageResult, Pair};
-use crate::files::{bounded_name, create_folder, open_regular, remove_partials, write_atomic};
+use crate::inference::eval::{ImageResult, Pair};
+use crate::support::files::{
+    bounded_name, create_folder, open_regular, remove_partials, write_atomic,
+};
 use anyhow::{Context, Result, ensure};
 use image::{ImageFormat, ImageReader, Limits, RgbImage, imageops};
 use std::io::{Cursor, Read, Write};

@@ -10,19 +10,17 @@ use super::{
     Best, Budget, Fit, Fitted, Log, LogLine, LossScale, OpenLine, Opened, RunMemory, RunOptions,
     State, Summary, TrainConfig,
 };
-use super::{
-    PendingLine, ema_decay, keeping, list_states, previews, state_path, validation_bytes,
-    write_model,
-};
+use super::{PendingLine, ema_decay, keeping, list_states, previews, state_path, validation_bytes};
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
-use crate::failure::system_cause;
 use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, Sources, Stats, bound};
-use crate::lock::FolderLock;
+use crate::model::write_model;
 use crate::plan::{BufferId, Precision, bytes_text};
-use crate::progress::Progress;
-use crate::{eval, files, system};
+use crate::support::failure::system_cause;
+use crate::support::lock::FolderLock;
+use crate::support::progress::Progress;
+use crate::{inference::eval, support::files, sys};
 use anyhow::{Result, ensure};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -131,7 +129,7 @@ pub fn train(
         host: options.host_memory,
         device: options.vram,
     };
-    let left = system::memory_left();
+    let left = sys::memory_left();
     let fit = Fit {
         config,
         place,
@@ -440,7 +438,7 @@ impl Run<'_> {
             due(self.options.checkpoint_every),
         );
         if log || self.meter.line_iterations.is_multiple_of(8) {
-            self.meter.peak = self.meter.peak.max(system::anonymous_memory().unwrap_or(0));
+            self.meter.peak = self.meter.peak.max(sys::anonymous_memory().unwrap_or(0));
         }
         if log || checkpoint {
             self.settle(backend)?;

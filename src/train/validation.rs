@@ -6,10 +6,10 @@
 use super::keeping::MeasuredOn;
 use super::{HeldOut, Place, RunOptions, TrainConfig, previews};
 use crate::backend::Backend;
-use crate::eval::{Scores, evaluate_pair, mean};
+use crate::inference::eval::{Scores, evaluate_pair, mean};
+use crate::inference::upscale::{Guest, Tiles, largest_tile};
 use crate::plan::{Plan, Sizing};
-use crate::system::anonymous_memory;
-use crate::upscale::{Guest, Tiles, largest_tile};
+use crate::sys::anonymous_memory;
 use anyhow::{Context, Result};
 use std::sync::atomic::Ordering;
 

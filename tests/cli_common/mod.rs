@@ -3,7 +3,7 @@
 #![allow(dead_code)] // not every test file uses all of it
 
 use paragon::model::Network;
-use paragon::train::write_model;
+use paragon::model::write_model;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -8,7 +8,7 @@ use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use paragon::model::{InferenceSpec, Network, ParamTable, StepSpec, inference_plan, training_plan};
 use paragon::plan::{BufferId, LossKind, Ports};
-use paragon::rng::Rng;
+use paragon::support::rng::Rng;
 use std::collections::BTreeMap;
 
 /// Both networks.

@@ -3,12 +3,12 @@
 #![allow(dead_code)] // not every test file uses all of it
 
 use image::{Rgb, RgbImage};
-use paragon::progress::Progress;
-use paragon::rng::Rng;
 use paragon::shard::codec::Codec;
 use paragon::shard::plan::{BuildConfig, plan};
 use paragon::shard::report::Report;
 use paragon::shard::writer::build;
+use paragon::support::progress::Progress;
+use paragon::support::rng::Rng;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

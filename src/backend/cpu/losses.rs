@@ -8,8 +8,8 @@ use super::pixels::read_row;
 use super::simd::{LANES, Simd};
 use super::structural::{self, Similarity};
 use super::tasks::{Bands, Context, Parts, Task, Workspace};
-use crate::isa::Isa;
 use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
+use crate::support::isa::Isa;
 
 /// Workspace of the pixel losses: one f64 a task.
 pub fn pixel_workspace(op: &PixelLoss) -> Workspace {

@@ -25,9 +25,9 @@ mod winograd;
 pub use peak::fma_peak;
 
 use super::{Backend, BatchView, Guest, Scalars, StepMetrics};
-use crate::host_memory::Fence;
-pub use crate::isa::Isa;
 use crate::plan::{BufferId, Op, Plan, Sizing};
+pub use crate::support::isa::Isa;
+use crate::sys::host_memory::Fence;
 use anyhow::{Context as _, Result, bail, ensure};
 use arena::Arena;
 use std::sync::Arc;

@@ -3,9 +3,9 @@
 //! read, and that whatever is left out is said.
 
 use anyhow::{Context, Result, ensure};
+use paragon::dataset::encode::Format;
 use paragon::dataset::scan::{ENDINGS, Picture, pictures};
-use paragon::encode::Format;
-use paragon::files::bounded_name;
+use paragon::support::files::bounded_name;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 

@@ -5,7 +5,7 @@
 //! what decoders rightly skip: fill bytes, stray bytes before a marker, anything behind the last
 //! scan.
 
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 

@@ -6,7 +6,7 @@ use super::entropy;
 use super::head::{Head, MAX_PROFILE, too_large};
 use super::{CMYK, Limits, MAX_JPEG_HEADER, check_size};
 use crate::dataset::colour::Tagged;
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Context, Result, ensure};
 use image::error::{DecodingError, ImageFormatHint, UnsupportedError, UnsupportedErrorKind};
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageResult};

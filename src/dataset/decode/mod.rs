@@ -13,7 +13,7 @@ mod tiff;
 
 use super::colour::{self, Samples};
 use super::thumbnail::Thumbnail;
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(super) use head::Head;
 use image::metadata::Orientation;

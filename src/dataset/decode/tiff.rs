@@ -117,7 +117,7 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         let (page, next) = match layout.page(file, at) {
             Ok(found) => found,
             Err(e) if pages == 0 => return Err(e),
-            Err(e) if crate::failure::system_cause(&e).is_some() => return Err(e),
+            Err(e) if crate::support::failure::system_cause(&e).is_some() => return Err(e),
             Err(_) => break,
         };
         pages += 1;

@@ -5,7 +5,7 @@
 use super::ScanOptions;
 use super::listing::{FolderId, Listing, reason_of_folder};
 use super::names::{Label, Side, label};
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;

@@ -4,8 +4,8 @@
 //! folder is listed, rejected with a reason, or counted with the folder that was left out; in the
 //! same order on every machine; in time that grows with the number of entries.
 
-use crate::failure;
-use crate::text::one_line;
+use crate::support::failure;
+use crate::support::text::one_line;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::HashSet;

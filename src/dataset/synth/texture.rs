@@ -2,7 +2,7 @@
 //! coordinates. Uses only arithmetic that IEEE 754 fixes to the bit (no platform sine or power), so
 //! a picture is the same on every machine.
 
-use crate::rng::Rng;
+use crate::support::rng::Rng;
 
 /// Largest integer not above `x`; |x| must be below 2^31. (`f32::floor` is a call on baseline
 /// x86-64.)

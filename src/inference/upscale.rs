@@ -8,9 +8,9 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::dataset::degrade::Resampler;
 use crate::dataset::rows::PixelRows;
-use crate::failure::no_memory;
 use crate::model::{InferenceSpec, Network, inference_plan};
 use crate::plan::{Plan, Sizing, bytes_text};
+use crate::support::failure::no_memory;
 use anyhow::{Context, Result, ensure};
 use image::{GrayImage, RgbImage};
 use std::ops::Range;
@@ -692,7 +692,7 @@ mod tests {
     fn noise(w: u32, h: u32) -> RgbImage {
         RgbImage::from_fn(w, h, |x, y| {
             image::Rgb(std::array::from_fn(|c| {
-                crate::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
+                crate::support::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
             }))
         })
     }
@@ -753,7 +753,7 @@ mod tests {
             let net = Network::new("nano", scale).unwrap();
             let (picture, params) = (noise(w, h), net.params().start_values(3));
             let alpha = GrayImage::from_fn(w, h, |x, y| {
-                image::Luma([crate::rng::key(&[7, u64::from(x), u64::from(y)]) as u8])
+                image::Luma([crate::support::rng::key(&[7, u64::from(x), u64::from(y)]) as u8])
             });
             let large_alpha = Resampler::new()
                 .upscale_plane(&alpha, scale as u32)

@@ -3,13 +3,13 @@
 //! figures, memory that is known from the pictures' headers, and that a picture which cannot be
 //! measured is named and not silently missing from a mean.
 
-use crate::budget::PROGRAM_BYTES;
 use crate::dataset::decode::{Decoded, Limits, decode, look};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use crate::dataset::scan::{Scan, ScanOptions, Source, scan};
-use crate::failure::system_cause;
-use crate::metrics::{Channels, psnr, scratch_bytes, ssim};
-use crate::upscale::{Upscale, Upscaler};
+use crate::inference::metrics::{Channels, psnr, scratch_bytes, ssim};
+use crate::inference::upscale::{Upscale, Upscaler};
+use crate::support::budget::PROGRAM_BYTES;
+use crate::support::failure::system_cause;
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use serde::Serialize;

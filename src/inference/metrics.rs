@@ -208,7 +208,7 @@ fn ssim_plane(pair: &Pair, plane: usize, channels: Channels) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Rng;
+    use crate::support::rng::Rng;
     use image::Rgb;
 
     fn noisy(seed: u64, width: u32, height: u32) -> (RgbImage, RgbImage) {

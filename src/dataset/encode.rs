@@ -4,7 +4,7 @@
 //! are known before the work.
 
 use crate::dataset::rows::PixelRows;
-use crate::failure::no_memory;
+use crate::support::failure::no_memory;
 use anyhow::{Context, Result, anyhow, ensure};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;

@@ -9,7 +9,7 @@ use crate::backend::{Backend, BatchView, CudaSizing, Scalars, read_floats, write
 use crate::model::{Network, Recompute, StepSpec, training_plan};
 use crate::plan::OptimizerKind::{self, Adam, AdamW};
 use crate::plan::{BufferId, Extent, LossKind, Op, Plan, Precision};
-use crate::rng::mix;
+use crate::support::rng::mix;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
@@ -651,7 +651,7 @@ mod tests {
         fn stage(
             &mut self,
             batch: BatchView<'_>,
-        ) -> Result<Option<Box<dyn crate::host_memory::Fence>>> {
+        ) -> Result<Option<Box<dyn crate::sys::host_memory::Fence>>> {
             self.cpu.stage(batch)
         }
         fn micro_step(&mut self, scalars: &Scalars) -> Result<()> {
