@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     for step in 1..=steps {
         let batch = loader.next()?;
         let scalars = Scalars {
-            lr: 2e-4,
+            lr: 1e-3,
             step,
             clip: 1.0,
             ema_decay: 0.999,
