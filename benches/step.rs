@@ -8,7 +8,8 @@ use clap::ValueEnum;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
-use paragon::plan::{LossKind, OpFloor, bytes_text};
+use paragon::plan::{LossKind, OpFloor};
+use paragon::support::text::bytes_text;
 use std::time::Instant;
 
 fn flag(name: &str, default: usize) -> usize {

@@ -14,7 +14,7 @@ use paragon::backend::selftest::{Shared, halves, shared_buffers};
 use paragon::backend::{Backend, Scalars};
 use paragon::model::{Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
-use paragon::plan::{BufferId, Op, OptimizerKind, Precision, Slice, UpHeadBack};
+use paragon::plan::{BufferId, Op, OptimizerKind, Precision, ReconstructBack, Slice};
 use reference::golden::relative_error;
 use std::path::Path;
 
@@ -315,12 +315,12 @@ fn nano_block() {
 
 #[test]
 fn up_head() {
-    all_cases(|op| matches!(op, Op::UpHead(_) | Op::UpHeadBack(_)));
+    all_cases(|op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_)));
 }
 
 #[test]
 fn up_head_of_a_large_scale_and_without_sharpening() {
-    let chosen = |op: &Op| matches!(op, Op::UpHead(_) | Op::UpHeadBack(_));
+    let chosen = |op: &Op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_));
     for precision in [Precision::F32, Precision::Bf16] {
         for float in [false, true] {
             compare(
@@ -456,9 +456,9 @@ fn up_head_carries_sums_between_slices() {
         let at = plan
             .ops
             .iter()
-            .position(|op| matches!(op, Op::UpHeadBack(_)))
+            .position(|op| matches!(op, Op::ReconstructBack(_)))
             .unwrap();
-        let Op::UpHeadBack(whole) = plan.ops[at].clone() else {
+        let Op::ReconstructBack(whole) = plan.ops[at].clone() else {
             unreachable!()
         };
         let features = whole.forward.features_in;
@@ -498,7 +498,7 @@ fn up_head_carries_sums_between_slices() {
                 .copy_from_slice(&to_activations(&gradient, Precision::F32));
             for &slice in slices {
                 let mut plan = plan.clone();
-                plan.ops[at] = Op::UpHeadBack(UpHeadBack {
+                plan.ops[at] = Op::ReconstructBack(ReconstructBack {
                     slice,
                     ..whole.clone()
                 });
@@ -609,9 +609,9 @@ fn losses_on_the_way() {
         let at = plan
             .ops
             .iter()
-            .position(|op| matches!(op, Op::UpHead(_)))
+            .position(|op| matches!(op, Op::Reconstruct(_)))
             .unwrap();
-        let Op::UpHead(end) = plan.ops[at].clone() else {
+        let Op::Reconstruct(end) = plan.ops[at].clone() else {
             unreachable!()
         };
         let scalars = Scalars {
@@ -695,8 +695,8 @@ fn slices_carry_their_sums() {
                 | Op::ConvBack(_)
                 | Op::PixelLoss(_)
                 | Op::StructuralLoss(_)
-                | Op::UpHead(_)
-                | Op::UpHeadBack(_)
+                | Op::Reconstruct(_)
+                | Op::ReconstructBack(_)
         )
     });
 }
@@ -712,8 +712,8 @@ fn slices_of_a_large_scale() {
                 Op::Conv(_)
                     | Op::ConvBack(_)
                     | Op::PixelLoss(_)
-                    | Op::UpHead(_)
-                    | Op::UpHeadBack(_)
+                    | Op::Reconstruct(_)
+                    | Op::ReconstructBack(_)
             )
         });
     }
@@ -817,7 +817,7 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
 fn a_missing_barrier_is_noticed() {
     type Chosen = fn(&Op) -> bool;
     let block: Chosen = |op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_));
-    let end: Chosen = |op| matches!(op, Op::UpHead(_) | Op::UpHeadBack(_));
+    let end: Chosen = |op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_));
     let conv: Chosen = |op| matches!(op, Op::Conv(_) | Op::ConvBack(_));
     let losses: Chosen =
         |op| matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_));

@@ -22,7 +22,7 @@ const PROCESS_BYTES: u64 = 12 << 20;
 /// Memory is a matter of the whole process: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// A set of many tiny pairs: one picture of `side` pixels in patches of LQ 8.
+/// A set of many tiny pairs: one image of `side` pixels in patches of LQ 8.
 fn many_pairs(side: u32) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");

@@ -495,7 +495,7 @@ fn held_out_shards_are_found_measured_and_the_best_network_is_kept() {
         log(&none).iter().all(|line| line["val_psnr_y"].is_null())
             && !none.join("models/best.json").exists()
     );
-    // the pictures of the set itself may be named as well
+    // the images of the set itself may be named as well
     let named = dir.path().join("named");
     train(
         &set,

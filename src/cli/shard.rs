@@ -11,9 +11,9 @@ use paragon::shard::codec::Codec;
 use paragon::shard::estimate::{Estimate, estimate};
 use paragon::shard::foretell;
 use paragon::shard::plan::{BuildConfig, HeldOut, Plan, Rejected, plan};
-use paragon::shard::report::bytes;
 use paragon::shard::writer::build;
 use paragon::support::progress::Progress;
+use paragon::support::text::bytes_text;
 use paragon::support::text::one_line;
 use paragon::sys;
 use std::fmt::Write;
@@ -207,7 +207,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(limit) = &config.memory_limit {
         tell(format_args!(
             "images under way take at most {} of memory: half of {limit}",
-            bytes(config.host_memory)
+            bytes_text(config.host_memory)
         ));
     }
     let plan = plan(&config)?;
@@ -308,8 +308,8 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
     writeln!(
         out,
         "  size       {} read, {} of pixels",
-        bytes(told.bytes_in),
-        bytes(told.bytes_raw)
+        bytes_text(told.bytes_in),
+        bytes_text(told.bytes_raw)
     )?;
     match &told.estimate {
         Some(e) => {
@@ -317,7 +317,7 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
                 out,
                 "  estimate   {} pairs, {} of shards, {:.1} s",
                 e.pairs,
-                bytes(e.bytes),
+                bytes_text(e.bytes),
                 e.seconds
             )?;
             writeln!(

@@ -468,7 +468,7 @@ mod tests {
             (b"total_iter = 5\nlr = 1e-4\n", &["looks like TOML"]),
             (b"model = dict(type='SR')\n", &["Python"]),
             (b"<html><body>", &["web page"]),
-            (b"\x89PNG\r\n\x1a\n\0\0", &["PNG picture", "YAML"]),
+            (b"\x89PNG\r\n\x1a\n\0\0", &["PNG image", "YAML"]),
             (b"PK\x03\x04\0\0archive/data.pkl", &["torch.save"]),
             (b"\xff\xfet\0r\0", &["UTF-16"]),
             (b"a: 1\nname: Z\xfcrich\n", &["line 2", "no UTF-8"]),

@@ -16,8 +16,8 @@ pub use ring::{Loader, Stats};
 pub use slot::Batch;
 pub use sources::Sources;
 
-use crate::plan::bytes_text;
 use crate::shard::reader::Io;
+use crate::support::text::bytes_text;
 use crate::sys;
 use anyhow::{Result, ensure};
 use order::Draws;

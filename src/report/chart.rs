@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use std::io::Write;
 use std::path::Path;
 
-/// Size of the picture in SVG units.
+/// Size of the image in SVG units.
 const SIZE: (u32, u32) = (960, 540);
 /// Colours that are told apart in print and with red-green blindness (Okabe & Ito, 2008).
 const COLOURS: [RGBColor; 7] = [

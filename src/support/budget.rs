@@ -3,8 +3,8 @@
 //! strict overcommit policy). Depends on `system` and `failure`. Promises a refusal with the
 //! numbers where the system would otherwise end the process.
 
-use crate::plan::bytes_text;
 use crate::support::failure::no_memory;
+use crate::support::text::bytes_text;
 use crate::sys;
 use anyhow::{Context, Result, ensure};
 
@@ -65,7 +65,7 @@ impl Budget {
 /// Asks the system for memory and gives it back untouched: decoders and encoders that cannot report
 /// a failed allocation run after this.
 fn probe(bytes: u64) -> std::io::Result<()> {
-    let refused = || no_memory(bytes, "pictures and buffers");
+    let refused = || no_memory(bytes, "images and buffers");
     let length = usize::try_from(bytes).map_err(|_| refused())?;
     let mut memory = Vec::<u8>::new();
     memory.try_reserve_exact(length).map_err(|_| refused())?;

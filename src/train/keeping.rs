@@ -6,9 +6,9 @@
 use super::{RunOptions, TrainConfig, list_states, log, model_path, previews};
 use crate::model::Network;
 use crate::model::write_model;
-use crate::plan::bytes_text;
 use crate::report::tensorboard;
 use crate::support::files;
+use crate::support::text::bytes_text;
 use crate::sys;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};

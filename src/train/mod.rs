@@ -26,7 +26,7 @@ pub use held_out::HeldOut;
 pub use keeping::{Best, MeasuredOn, best_paths};
 pub use log::{Log, LogDigest, LogLine, read_log};
 pub use loss_scale::LossScale;
-pub use memory::{Budget, Place, RunMemory, validation_bytes};
+pub use memory::{Budget, DevicePlace, RunMemory, validation_bytes};
 
 pub use options::{ConfigFile, RunOptions, Summary};
 pub use prefetch::Prefetch;

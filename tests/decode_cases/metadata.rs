@@ -1,5 +1,5 @@
 //! What stands beside the pixels is bounded and counted, and errors of the system are none of the
-//! picture.
+//! image.
 
 use super::{Folder, chunk, encode, pattern, with_segment};
 use image::{DynamicImage, ImageFormat};

@@ -1,5 +1,5 @@
 //! The Nano network twice, as a CPU backend with a loaded plan and as the f64 reference, with the
-//! same parameters; pictures and comparisons for both. Depends on the crate under test and on
+//! same parameters; images and comparisons for both. Depends on the crate under test and on
 //! `reference`, which a test must declare at its root.
 #![allow(dead_code)] // every test binary uses its own part
 
@@ -109,7 +109,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// One micro-batch of floats from given pictures.
+    /// One micro-batch of floats from given images.
     pub fn floats(&mut self, input: &[f32], target: &[f32], scalars: &Scalars) {
         write_floats(&mut self.backend, self.ports.input.unwrap(), input).unwrap();
         write_floats(&mut self.backend, self.ports.target.unwrap(), target).unwrap();

@@ -5,8 +5,9 @@
 use super::launch::{Arg, Launch, Program, Turn, scalars_launch};
 use super::module::{LEAST_CAPABILITY, Module};
 use super::{lower, lower_range};
-use crate::backend::{Backend, BatchView, Guest, Scalars, StepMetrics};
-use crate::plan::{BufferId, METRICS, Plan, PlanData, Precision, bytes_text};
+use crate::backend::{Backend, BatchView, LentBackend, Scalars, StepMetrics};
+use crate::plan::{BufferId, METRICS, Plan, PlanData, Precision};
+use crate::support::text::bytes_text;
 use crate::sys::host_memory::{Fence, HostBlock};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
@@ -431,7 +432,7 @@ impl CudaBackend {
         names
             .into_iter()
             .try_for_each(|name| backend.module.function(name).map(|_| ()))?;
-        // a guest's batch must not travel into memory that a step under way still uses
+        // a lent backend's batch must not travel into memory that a step under way still uses
         backend
             .places
             .iter()
@@ -665,11 +666,11 @@ impl Backend for CudaBackend {
         self.device.synchronize()
     }
 
-    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
+    fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
         let start = self.plan.place_between_steps(&plan)?;
         let backend =
             CudaBackend::load(&self.device, plan, self.memory.clone(), self.base + start)?;
-        Ok(Guest::lend(backend))
+        Ok(LentBackend::lend(backend))
     }
 
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
@@ -799,7 +800,7 @@ impl Backend for CudaBackend {
         Ok(StepMetrics::from_values(values))
     }
 
-    fn keeps_metrics(&self) -> bool {
+    fn metrics_survive_next_step(&self) -> bool {
         true
     }
 }

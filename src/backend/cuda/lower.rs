@@ -65,7 +65,7 @@ fn on_the_way(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> 
             l.begin(at + 1);
             conv::forward(l, conv, Some(unpack))?;
         }
-        (Op::UpHead(end), Op::PixelLoss(loss)) if plan.loss_on_the_way(at).is_some() => {
+        (Op::Reconstruct(end), Op::PixelLoss(loss)) if plan.loss_on_the_way(at).is_some() => {
             up_head::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::add_up(l, loss, up_head::loss_blocks(end))?;
@@ -84,8 +84,8 @@ fn operation(l: &mut Lowering<'_>, op: &Op) -> Result<()> {
         Op::ConvBack(o) => conv::backward(l, o),
         Op::NanoBlock(o) => nano::forward(l, o),
         Op::NanoBlockBack(o) => nano::backward(l, o),
-        Op::UpHead(o) => up_head::forward(l, o, None),
-        Op::UpHeadBack(o) => up_head::backward(l, o),
+        Op::Reconstruct(o) => up_head::forward(l, o, None),
+        Op::ReconstructBack(o) => up_head::backward(l, o),
         Op::StructuralLoss(o) => structural::loss(l, o),
     }
 }

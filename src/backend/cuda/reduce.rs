@@ -131,7 +131,7 @@ impl Sums {
         let Arg::At(workspace, _) = self.partials else {
             bail!("sums without a place")
         };
-        let lives = l.plan.late_sums.contains(&workspace);
+        let lives = l.plan.deferred_sums.contains(&workspace);
         ensure!(
             lives,
             "{} does not live until it is added up",
@@ -266,7 +266,7 @@ mod tests {
             },
         )
         .unwrap();
-        let (late, slice) = (plan.late_sums[0], Slice::whole(1));
+        let (late, slice) = (plan.deferred_sums[0], Slice::whole(1));
         let mut l = Lowering::new(&plan);
         for at in 0..JOBS + 2 {
             l.begin(at);

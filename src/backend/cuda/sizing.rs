@@ -8,7 +8,7 @@
 //! fixed order, and the sums are added up as [`super::reduce`] says.
 
 use super::{conv, nano, optimizer, pixels, structural, up_head};
-use crate::plan::{Op, Precision, Sizing, UpHead};
+use crate::plan::{Op, Precision, Reconstruct, Sizing};
 
 /// Blocks of a kernel that sums over pixels: two for every multiprocessor of the largest card in
 /// use, nearly.
@@ -40,10 +40,10 @@ impl Sizing for CudaSizing {
 
     fn workspace(&self, op: &Op) -> u64 {
         match op {
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::UpHead(_) => 0,
+            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::Reconstruct(_) => 0,
             Op::ConvBack(o) => conv::workspace(o),
             Op::NanoBlockBack(o) => nano::workspace(o),
-            Op::UpHeadBack(o) => up_head::workspace(o),
+            Op::ReconstructBack(o) => up_head::workspace(o),
             Op::PixelLoss(_) => pixels::loss_workspace(),
             Op::StructuralLoss(o) => structural::workspace(o),
             Op::Update(o) => optimizer::workspace(o),
@@ -53,7 +53,7 @@ impl Sizing for CudaSizing {
     fn carry(&self, op: &Op) -> u64 {
         match op {
             Op::ConvBack(o) => 8 * conv::sum_count(o) as u64,
-            Op::UpHeadBack(o) => 8 * up_head::sum_count(o) as u64,
+            Op::ReconstructBack(o) => 8 * up_head::sum_count(o) as u64,
             Op::PixelLoss(_) => 8,
             Op::StructuralLoss(o) => 8 * o.terms.len() as u64,
             _ => 0,
@@ -62,11 +62,11 @@ impl Sizing for CudaSizing {
 
     /// Those that nothing of the micro-batch adds to any more; what a slice before the last sums
     /// goes to the carried sums at once.
-    fn sums_late(&self, op: &Op) -> bool {
+    fn defers_sums(&self, op: &Op) -> bool {
         match op {
             Op::NanoBlockBack(_) => true,
             Op::ConvBack(o) => o.slice.last,
-            Op::UpHeadBack(o) => o.slice.last,
+            Op::ReconstructBack(o) => o.slice.last,
             Op::PixelLoss(o) => o.slice.last,
             _ => false,
         }
@@ -76,8 +76,8 @@ impl Sizing for CudaSizing {
         self.precision
     }
 
-    fn composed(&self, op: &UpHead) -> u64 {
-        up_head::composed(op, self.precision)
+    fn folded(&self, op: &Reconstruct) -> u64 {
+        up_head::folded(op, self.precision)
     }
 
     fn scalar_bytes(&self) -> u64 {

@@ -1,12 +1,12 @@
 //! Lowering of the network's end, base + gain x conv_out(shuffle(up.0)), and its gradients:
-//! kernels/up_head.cu and kernels/composed.cuh.
+//! kernels/up_head.cu and kernels/folded.cuh.
 
 use super::launch::{Arg, Lowering, int};
 use super::nano::{FEATURES, halves, tiles};
 use super::pixels;
 use super::reduce::{self, Sums};
 use super::sizing::SUM_BLOCKS;
-use crate::plan::{BufferId, PixelLoss, Precision, UpHead, UpHeadBack};
+use crate::plan::{BufferId, PixelLoss, Precision, Reconstruct, ReconstructBack};
 use anyhow::{Context, Result, ensure};
 
 /// Rows and columns of one tile of LQ pixels, which a block takes at a time.
@@ -16,7 +16,7 @@ const BASE_RAW: usize = (TILE + 8) * (TILE + 8) * 3;
 const BASE_ROWS: usize = (TILE + 8) * (TILE + 2) * 3;
 const BASE_CELLS: usize = (TILE + 2) * (TILE + 4) * 6;
 const BASE_TAPS: usize = 32;
-/// The numbers of kernels/composed.cuh: entries of a group of slots, one's elements, and sums of
+/// The numbers of kernels/folded.cuh: entries of a group of slots, one's elements, and sums of
 /// all pixels and of one edge.
 const ENTRIES: usize = 53;
 const ENTRY: usize = FEATURES * 16;
@@ -32,12 +32,12 @@ const DATA: i32 = 1;
 const SUMS: i32 = 2;
 
 /// Groups of 16 slots: four HR pixels of an LQ pixel's square each.
-fn groups(o: &UpHead) -> usize {
+fn groups(o: &Reconstruct) -> usize {
     (o.scale * o.scale).div_ceil(4)
 }
 
 /// Bytes of the composition: f32, and for halves the operands of both passes.
-pub(super) fn composed(o: &UpHead, precision: Precision) -> u64 {
+pub(super) fn folded(o: &Reconstruct, precision: Precision) -> u64 {
     let fragments = if precision == Precision::F32 {
         0
     } else {
@@ -47,19 +47,19 @@ pub(super) fn composed(o: &UpHead, precision: Precision) -> u64 {
 }
 
 /// Sums of one block over all pixels, and of one over edges.
-fn counts(o: &UpHead) -> (usize, usize) {
+fn counts(o: &Reconstruct) -> (usize, usize) {
     (groups(o) * INTERIOR_SUMS, groups(o) * EDGE_SUMS)
 }
 
 /// Sums that are carried from slice to slice.
-pub(super) fn sum_count(o: &UpHeadBack) -> usize {
+pub(super) fn sum_count(o: &ReconstructBack) -> usize {
     let (interior, edges) = counts(&o.forward);
     interior + edges
 }
 
 /// Blocks that each have a partial sum of all pixels, and of edges; with several groups of slots as
 /// many blocks share one.
-fn sum_blocks(o: &UpHead) -> (usize, usize) {
+fn sum_blocks(o: &Reconstruct) -> (usize, usize) {
     let e = o.extent;
     let strips = e.n * e.h.max(e.w).div_ceil(16);
     let blocks = tiles(e).min((SUM_BLOCKS as usize / groups(o)).max(1));
@@ -67,14 +67,14 @@ fn sum_blocks(o: &UpHead) -> (usize, usize) {
     (blocks, strips.min(blocks.div_ceil(4)))
 }
 
-pub(super) fn workspace(o: &UpHeadBack) -> u64 {
+pub(super) fn workspace(o: &ReconstructBack) -> u64 {
     let ((interior, edges), (blocks, edge_blocks)) = (counts(&o.forward), sum_blocks(&o.forward));
     reduce::partial_bytes(interior, blocks) as u64
         + reduce::workspace(edges, edge_blocks)
         + 8 * interior as u64
 }
 
-fn check(o: &UpHead) -> Result<()> {
+fn check(o: &Reconstruct) -> Result<()> {
     ensure!(
         o.features == FEATURES,
         "the CUDA kernels of the network's end take {FEATURES} features, not {}",
@@ -88,13 +88,13 @@ fn check(o: &UpHead) -> Result<()> {
     Ok(())
 }
 
-fn composed_buffer(o: &UpHead) -> Result<BufferId> {
-    Ok(o.composed
+fn composed_buffer(o: &Reconstruct) -> Result<BufferId> {
+    Ok(o.folded
         .context("the plan keeps no composition for the CUDA kernels")?
         .buffer)
 }
 
-fn sizes(o: &UpHead) -> Result<[Arg; 4]> {
+fn sizes(o: &Reconstruct) -> Result<[Arg; 4]> {
     Ok([
         int(o.extent.n)?,
         int(o.extent.h)?,
@@ -115,21 +115,25 @@ fn tile_bytes(half: bool) -> usize {
 }
 
 /// Blocks of the forward kernel where it sums the losses.
-pub(super) fn loss_blocks(o: &UpHead) -> usize {
+pub(super) fn loss_blocks(o: &Reconstruct) -> usize {
     tiles(o.extent).min(SUM_BLOCKS as usize)
 }
 
 /// `loss`: computed on the way.
-pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>) -> Result<()> {
+pub(super) fn forward(
+    l: &mut Lowering<'_>,
+    o: &Reconstruct,
+    loss: Option<&PixelLoss>,
+) -> Result<()> {
     check(o)?;
-    let composed = composed_buffer(o)?;
+    let folded = composed_buffer(o)?;
     let gain = l.element(o.parameters, o.gain.offset);
-    if o.composed.is_some_and(|c| c.first) {
+    if o.folded.is_some_and(|c| c.first) {
         let mut args: Vec<Arg> = [o.up_weight, o.up_bias, o.weight, o.bias]
             .iter()
             .map(|r| l.element(o.parameters, r.offset))
             .collect();
-        args.extend([gain, l.at(composed), int(o.scale)?]);
+        args.extend([gain, l.at(folded), int(o.scale)?]);
         l.early("compose_up_head", [ENTRIES + 1, groups(o), 1], 256, 0, args)?;
     }
     let [target, codes] = match o.target {
@@ -137,7 +141,7 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
         None => [Arg::Null, Arg::Null],
     };
     let mut args = vec![
-        l.at(composed),
+        l.at(folded),
         gain,
         l.at(o.input),
         l.at(o.features_in),
@@ -176,10 +180,10 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
     Ok(())
 }
 
-pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
+pub(super) fn backward(l: &mut Lowering<'_>, o: &ReconstructBack) -> Result<()> {
     let f = &o.forward;
     check(f)?;
-    let composed = composed_buffer(f)?;
+    let folded = composed_buffer(f)?;
     let ((interior, edges), (blocks, edge_blocks)) = (counts(f), sum_blocks(f));
     let workspace = l.workspace(o.workspace)?;
     let (edge_partials, totals) = (
@@ -200,7 +204,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
     );
     let gain = l.element(f.parameters, f.gain.offset);
     let mut args = vec![
-        l.at(composed),
+        l.at(folded),
         gain,
         l.at(f.features_in),
         l.at(o.d_output),
@@ -269,7 +273,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
     let ranges = [f.up_weight, f.up_bias, f.weight, f.bias, f.gain];
     let mut args = vec![sums.totals, edge_sums.totals];
     args.extend(ranges.map(|r| l.element(f.parameters, r.offset)));
-    args.push(l.at(composed));
+    args.push(l.at(folded));
     args.extend(ranges.map(|r| l.element(o.gradients, r.offset)));
     args.extend([int(f.scale)?, l.scalars()?]);
     // weights of up.0, a warp for each of conv_out's, biases, the gain

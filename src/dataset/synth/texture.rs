@@ -1,6 +1,6 @@
 //! What a leaf's surface looks like: a value between -1 and 1 at every point of its own
 //! coordinates. Uses only arithmetic that IEEE 754 fixes to the bit (no platform sine or power), so
-//! a picture is the same on every machine.
+//! an image is the same on every machine.
 
 use crate::support::rng::Rng;
 
