@@ -111,7 +111,8 @@
 //! ```
 //! use paragon::backend::cpu::CpuOptions;
 //! use paragon::model::{Network, StepSpec, training_plan};
-//! use paragon::plan::{LossKind, bytes_text};
+//! use paragon::plan::LossKind;
+//! use paragon::support::text::bytes_text;
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let network = Network::new("nano", 2)?;
