@@ -204,6 +204,10 @@ fn on_terminal(command: &mut std::process::Command, term: &str) -> String {
         )
     };
     assert_eq!(opened, 0);
+    // SAFETY: a flag of a descriptor that was just opened. A program that another test starts must
+    // not inherit this side, or reading would go on until that program ends
+    let closes = unsafe { libc::fcntl(theirs, libc::F_SETFD, libc::FD_CLOEXEC) };
+    assert_eq!(closes, 0);
     // SAFETY: both descriptors were just opened and belong to nobody else
     let (mut ours, theirs) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
     let mut child = command

@@ -1,6 +1,7 @@
 //! The loader's memory: what was computed before the start holds under a hard limit of the system,
 //! does not grow with epochs, early ends or the size of the set, and what does not fit is refused.
 
+use crate::common::process::{exclusive, in_own_process};
 use crate::{cli_common, shard_common};
 
 use cli_common::{Ran, paragon};
@@ -12,14 +13,11 @@ use paragon::sys::anonymous_memory;
 use shard_common::small_set;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// What a process of ours may take beside the loader's own figure: the program's data, the stack of
 /// its first thread, argument parsing, JSON, and what the allocator keeps in reserve.
 const PROCESS_BYTES: u64 = 12 << 20;
-
-/// Memory is a matter of the whole process: one test at a time.
-static ALONE: Mutex<()> = Mutex::new(());
 
 /// A set of many tiny pairs: one image of `side` pixels in patches of LQ 8.
 fn many_pairs(side: u32) -> (tempfile::TempDir, PathBuf) {
@@ -73,7 +71,7 @@ fn report(ran: &Ran) -> serde_json::Value {
 
 #[test]
 fn an_epoch_of_a_large_set_fits_the_printed_bound_under_a_hard_limit() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = exclusive();
     let (_dir, set) = many_pairs(4096);
     let flags = [
         "--batch",
@@ -110,7 +108,7 @@ fn an_epoch_of_a_large_set_fits_the_printed_bound_under_a_hard_limit() {
 
 #[test]
 fn memory_does_not_depend_on_the_number_of_records() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = exclusive();
     let (_small_dir, small) = many_pairs(512);
     let (_large_dir, large) = many_pairs(4096);
     let flags = ["--batch", "64", "--threads", "2", "--seconds", "0.3"];
@@ -137,7 +135,14 @@ fn descriptors() -> usize {
 
 #[test]
 fn a_hundred_epochs_and_a_hundred_early_ends_leave_nothing_behind() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = exclusive();
+    // memory, threads and descriptors are counted over the whole process
+    if !in_own_process(concat!(
+        module_path!(),
+        "::a_hundred_epochs_and_a_hundred_early_ends_leave_nothing_behind"
+    )) {
+        return;
+    }
     let (_dir, folder) = small_set(12, Codec::Predict);
     let sources = Arc::new(Sources::from(Arc::new(ShardSet::open(&folder).unwrap())));
     let config = LoaderConfig {

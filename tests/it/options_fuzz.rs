@@ -1,5 +1,5 @@
 //! Damaged and invented option files and network files by the thousand, from a seeded generator:
-//! `PARAGON_FUZZ_SECONDS=600 PARAGON_FUZZ_SEED=7 cargo test --release --test options_fuzz --
+//! `PARAGON_FUZZ_SECONDS=600 PARAGON_FUZZ_SEED=7 cargo test --release --test it options_fuzz --
 //! --nocapture`. Without the variables it runs a short while from seed 1. The guided fuzzers
 //! `options` and `model` in `fuzz/` do the same to inputs that they choose by coverage.
 

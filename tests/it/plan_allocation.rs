@@ -1,6 +1,8 @@
-//! Allocated is planned, byte for byte, and a training step allocates nothing: counted by a global
-//! allocator that this binary installs. One test only, since the counters see every thread.
+//! Allocated is planned, byte for byte, and a training step allocates nothing. A global allocator,
+//! installed for the whole test program, counts in the one process that runs this test alone, since
+//! its counters see every thread.
 
+use crate::common::process::in_own_process;
 use crate::network_common;
 
 use network_common::{Twin, options, scalars, spec};
@@ -9,16 +11,20 @@ use paragon::backend::cpu::Isa;
 use paragon::model::Recompute;
 use paragon::plan::LossKind;
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Allocations, and the bytes of those that are larger than the blocks of a queue.
 struct Counting;
+/// Set by the test that counts; every other test is spared the shared counters.
+static COUNTING: AtomicBool = AtomicBool::new(false);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static LARGEST: AtomicU64 = AtomicU64::new(0);
 
 fn count(bytes: usize) {
-    COUNT.fetch_add(1, Relaxed);
-    LARGEST.fetch_max(bytes as u64, Relaxed);
+    if COUNTING.load(Relaxed) {
+        COUNT.fetch_add(1, Relaxed);
+        LARGEST.fetch_max(bytes as u64, Relaxed);
+    }
 }
 
 // SAFETY: everything is handed to the system's allocator, whose promises are those asked for;
@@ -76,6 +82,13 @@ fn threads() -> Vec<String> {
 
 #[test]
 fn the_arena_is_what_was_planned_and_steps_allocate_nothing() {
+    if !in_own_process(concat!(
+        module_path!(),
+        "::the_arena_is_what_was_planned_and_steps_allocate_nothing"
+    )) {
+        return;
+    }
+    COUNTING.store(true, Relaxed);
     let twin = Twin::new(2, 3);
     let losses = [
         (LossKind::L1, 1.0),

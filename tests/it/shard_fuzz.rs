@@ -1,5 +1,5 @@
 //! Damaged payloads, shards and manifests by the thousand, from a seeded generator:
-//! `PARAGON_FUZZ_SECONDS=600 PARAGON_FUZZ_SEED=7 cargo test --release --test shard_fuzz --
+//! `PARAGON_FUZZ_SECONDS=600 PARAGON_FUZZ_SEED=7 cargo test --release --test it shard_fuzz --
 //! --nocapture`. Without the variables it runs a short while from seed 1. The guided fuzzers in
 //! `fuzz/` do the same to inputs that they choose by coverage.
 

@@ -1,5 +1,5 @@
 //! Not a check but a measurement, run by hand: conversion and loader on photographs. (The codec
-//! alone: `benches/codec.rs`.) `cargo test --release --test shard_measure -- --ignored --nocapture
+//! alone: `benches/codec.rs`.) `cargo test --release --test it shard_measure -- --ignored --nocapture
 //! --test-threads 1`
 
 use crate::shard_common;

@@ -2,6 +2,7 @@
 //! work with their reason, and they are never taken for faults of the images or for damage of a
 //! set. Also what folders from others and damage behind right checksums may do.
 
+use crate::common::process::rerun;
 use crate::shard_common::faults;
 use crate::{cli_common, fuzz_common, shard_common};
 
@@ -416,7 +417,10 @@ fn training_takes_no_other_record_for_one_that_the_system_cannot_read() {
 /// Reads a set through the map after cutting its first shard: only within a process of its own.
 #[test]
 fn a_mapped_shard_that_is_cut_ends_the_process_with_its_name() {
-    const NAME: &str = "a_mapped_shard_that_is_cut_ends_the_process_with_its_name";
+    const NAME: &str = concat!(
+        module_path!(),
+        "::a_mapped_shard_that_is_cut_ends_the_process_with_its_name"
+    );
     const VARIABLE: &str = "PARAGON_TEST_CUT_SET";
     if let Some(folder) = std::env::var_os(VARIABLE).map(PathBuf::from) {
         let set = ShardSet::open(&folder).unwrap();
@@ -446,13 +450,7 @@ fn a_mapped_shard_that_is_cut_ends_the_process_with_its_name() {
         unreachable!("the map of an empty file was read");
     }
     let (_dir, out) = small_set(4, Codec::Raw);
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    let ran: Ran = child
-        .args(["--exact", NAME, "--nocapture"])
-        .env(VARIABLE, &out)
-        .output()
-        .unwrap()
-        .into();
+    let ran: Ran = rerun(NAME).env(VARIABLE, &out).output().unwrap().into();
     ran.refused(
         1,
         &[

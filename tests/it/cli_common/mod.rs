@@ -1,6 +1,5 @@
 //! What the tests of the command line share: running the real binary, expecting a clear refusal,
 //! damaged images, a full disk, a network to apply.
-#![allow(dead_code)] // not every test file uses all of it
 
 use paragon::model::Network;
 use paragon::model::write_model;

@@ -1,7 +1,7 @@
 //! What the integration tests share: where the reference data lies, and comparing numbers.
-#![allow(dead_code)]
 
 pub mod place;
+pub mod process;
 pub mod trajectory;
 
 use safetensors::{Dtype, SafeTensors};

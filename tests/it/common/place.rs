@@ -2,7 +2,6 @@
 //! `PARAGON_SHARED` names, else in `../shared` beside the project. Depends on the environment
 //! alone. Promises a printed `SKIP` with the reason where data is absent, or a failed test where
 //! `PARAGON_REQUIRE_REFERENCE=1` is set, as in `.ci/run`.
-#![allow(dead_code)] // not every test file uses all of it
 
 use std::path::{Path, PathBuf};
 

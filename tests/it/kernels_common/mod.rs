@@ -1,7 +1,6 @@
 //! The CUDA kernels on a machine without a GPU: compiled as C++ on the fibers of `kernels/host`,
 //! fed with the launches that the backend lowers a plan to. Depends on the crate under test and a
 //! C++ compiler; without one a test prints `SKIP`, unless `PARAGON_REQUIRE_KERNELS` is set.
-#![allow(dead_code)] // every test binary uses its own part
 
 use paragon::backend::Scalars;
 use paragon::backend::cuda::{Arg, Launch, scalars_launch};

@@ -2,7 +2,6 @@
 //! gradients and its training step. Written from the published description of the network alone, it
 //! depends on nothing of the crate under test, so that the fast code can be measured against it; it
 //! promises PyTorch's names and layouts for every parameter.
-#![allow(dead_code)] // every test binary that says `mod reference` uses its own part
 
 pub mod erf;
 pub mod golden;

@@ -112,12 +112,8 @@ impl Training {
         }
     }
 
-    /// One iteration on a pixel loss; `batches.len()` is `accum_iter`.
-    pub fn step(&mut self, batches: &[Batch], loss: Loss) -> Report {
-        self.step_with(batches, |output, target| loss.evaluate(output, target))
-    }
-
     /// One iteration on any loss of (output, target), which returns its value and its gradient.
+    /// `batches.len()` is `accum_iter`.
     pub fn step_with(
         &mut self,
         batches: &[Batch],

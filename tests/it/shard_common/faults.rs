@@ -1,5 +1,5 @@
 //! Faults of the system for the tests: a small library that makes chosen calls fail, compiled once
-//! for each test program.
+//! for each run of the tests.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -41,7 +41,7 @@ fn library() -> &'static PathBuf {
             "{}",
             String::from_utf8_lossy(&built.stderr)
         );
-        std::fs::rename(&made, &path).unwrap(); // other test programs may be using the old one
+        std::fs::rename(&made, &path).unwrap(); // another run may be using the old one
         path
     })
 }

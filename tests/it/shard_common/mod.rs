@@ -1,6 +1,5 @@
 //! What the tests of shards and loader share: small images and small sets, made afresh in a
 //! temporary folder.
-#![allow(dead_code)] // not every test file uses all of it
 
 pub mod faults;
 

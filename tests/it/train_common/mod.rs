@@ -1,6 +1,5 @@
 //! What the tests of `paragon train` share: a small set, the command with short runs, what a run
 //! leaves, and signals.
-#![allow(dead_code)] // not every test file uses all of it
 
 use crate::cli_common::{Ran, paragon, run, text};
 use crate::shard_common::{config, files, make, pictures};
