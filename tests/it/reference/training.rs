@@ -3,7 +3,7 @@
 //! over micro-batches, norm, clip, decay, moments, update, EMA) and nothing about non-finite
 //! values.
 
-use super::{Gradients, Loss, Reference, trainable};
+use super::{Gradients, Reference, trainable};
 use std::{collections::BTreeMap, f64::consts::PI};
 
 /// How the learning rate falls after the warm-up.
