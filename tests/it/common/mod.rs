@@ -1,4 +1,5 @@
-//! What the integration tests share: where the reference data lies, and comparing numbers.
+//! Helpers for any integration test: the location of the reference data, golden trajectories,
+//! processes of a test's own, and comparisons of numbers.
 
 pub mod place;
 pub mod process;

@@ -1,7 +1,7 @@
 //! What both fuzzers (the plain one in `shard_fuzz.rs`, the guided ones in `fuzz/`) do with a
 //! damaged input: read it in every way there is. Whatever it holds, the answer must be pixels or an
 //! error; anything else ends the process.
-#![allow(dead_code)] // not every target uses all of it
+#![allow(dead_code)] // each fuzz target includes the whole file and uses a part of it
 
 pub mod model;
 pub mod options;

@@ -1,7 +1,7 @@
 //! What fuzzers do with the content of an option file: take it by the path that every command
 //! takes, and say how it went. Depends on the library's configuration. Whatever the content, the
 //! answer must be settings or a short error, and no value of another trainer's file may be lost.
-#![allow(dead_code)] // not every test file uses all of it
+#![allow(dead_code)] // the fuzz target that includes this file alone uses a part of it
 
 use paragon::config::import::Imported;
 use paragon::config::{Data, Node, Settings, docs, parse, parse_assignment};

@@ -1,6 +1,6 @@
 //! The Nano network twice, as a CPU backend with a loaded plan and as the f64 reference, with the
 //! same parameters; images and comparisons for both. Depends on the crate under test and on
-//! `reference`, which a test must declare at its root.
+//! `reference`.
 
 use crate::reference::{Gradients, Loss, Reference, golden::relative_error};
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
