@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod order;
+mod permutation;
 pub mod quality;
 mod quotas;
 mod ring;
@@ -146,11 +147,16 @@ const WINDOW_FROM: u64 = 32 << 30;
 /// The window of such sets, bytes.
 const USUAL_WINDOW: u64 = 8 << 30;
 
-/// The window where nothing else is said; `None` shuffles everything. It depends on the shards
-/// alone and never on this machine's memory: the window decides the order of the samples, and the
-/// same command must give the same network everywhere.
+/// The default window, bytes; `None` shuffles everything. It depends on the shards alone and never
+/// on this machine's memory: the window decides the order of the samples, and the same command must
+/// give the same network everywhere.
 pub fn choose_window(sources: &Sources) -> Option<u64> {
-    (sources.bytes() >= WINDOW_FROM).then_some(USUAL_WINDOW)
+    window_of(sources.bytes())
+}
+
+/// The default window of sets with so many bytes.
+fn window_of(bytes: u64) -> Option<u64> {
+    (bytes >= WINDOW_FROM).then_some(USUAL_WINDOW)
 }
 
 /// What to try where this machine's memory does not hold the shards that are shuffled at a time;
@@ -243,4 +249,18 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<Bound> {
         scratch_bytes: scratch + STACK_BYTES as u64,
         index_bytes: sources.sets().map(|set| set.index_bytes()).sum(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_sets_are_shuffled_in_a_window_of_one_size() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(window_of(0), None);
+        assert_eq!(window_of(32 * GIB - 1), None);
+        assert_eq!(window_of(32 * GIB), Some(8 * GIB));
+        assert_eq!(window_of(u64::MAX), Some(8 * GIB));
+    }
 }

@@ -1,65 +1,18 @@
-//! Which record stands at which place of which epoch, and how it is cropped and turned. Depends on
-//! `quotas`, `rng` and the augmentation codes. Promises that everything is a pure function of
-//! (seed, epoch, position) in constant memory: the same batches for any number of threads and after
-//! any restart.
+//! The order of samples: which record is at which position of which epoch, how it is cropped and how
+//! it is augmented. Depends on `quotas`, `permutation`, `rng` and the augmentation codes. Promises
+//! that everything is a pure function of (seed, epoch, position) in constant memory: the same
+//! batches for any number of threads and after any restart.
 //!
-//! Samples are numbered through: sample `s` stands in epoch `s / length` at position `s % length`.
-//! Batches run across the ends of epochs, so no epoch drops a remainder.
+//! Samples have running numbers: sample `s` is at position `s % length` of epoch `s / length`.
+//! Batches continue across the ends of epochs, so no epoch drops a remainder.
 
+use super::permutation::{PURPOSE_ORDER, Permutation};
 use super::quotas::Quotas;
 use crate::support::augment::{HFLIP, TRANSPOSE, VFLIP};
-use crate::support::rng::{Rng, key, mix};
+use crate::support::rng::{Rng, key};
 
-/// Rounds of the Feistel network: four make a pseudorandom permutation of a perfect round function
-/// (Luby, Rackoff 1988), two more pay for a cheap one.
-const ROUNDS: usize = 6;
-/// Separates the keys of the order from those of the draws.
-const PURPOSE_ORDER: u64 = 0x4F52_4445;
+/// Separates the keys of draws from those of permutations.
 const PURPOSE_DRAW: u64 = 0x4452_4157;
-
-/// A keyed permutation of `0..len` in constant memory: a Feistel network over the next even power
-/// of two, walked until it falls inside (at most four steps on average).
-#[derive(Clone, Debug)]
-pub struct Permutation {
-    len: u64,
-    half_bits: u32,
-    keys: [u64; ROUNDS],
-}
-
-impl Permutation {
-    /// The permutation of a key. `len` must not be 0.
-    pub fn new(len: u64, secret: u64) -> Self {
-        debug_assert!(len > 0);
-        let bits = 64 - (len - 1).leading_zeros();
-        let keys = std::array::from_fn(|round| key(&[PURPOSE_ORDER, secret, round as u64]));
-        Permutation {
-            len,
-            half_bits: bits.div_ceil(2).max(1),
-            keys,
-        }
-    }
-
-    /// The value at a position below `len`.
-    pub fn at(&self, position: u64) -> u64 {
-        debug_assert!(position < self.len);
-        let mut value = position;
-        loop {
-            value = self.once(value);
-            if value < self.len {
-                return value;
-            }
-        }
-    }
-
-    fn once(&self, value: u64) -> u64 {
-        let mask = (1u64 << self.half_bits) - 1;
-        let (mut left, mut right) = (value >> self.half_bits, value & mask);
-        for key in self.keys {
-            (left, right) = (right, left ^ (mix(right.wrapping_add(key)) & mask));
-        }
-        left << self.half_bits | right
-    }
-}
 
 /// How far the records of a set are shuffled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,12 @@
-//! Several sets in one epoch, each with an exact number of samples. Depends on `order`'s
-//! permutation and `rng`. Promises that the set of a position is a pure function in constant
+//! Several sets in one epoch, each with an exact number of samples. Depends on `permutation`
+//! and `rng`. Promises that the set of a position is a pure function in constant
 //! memory, that an epoch holds every quota to the sample, and that any stretch of it holds nearly
 //! the same shares, so that a set is read in its own order throughout the epoch.
 //!
 //! An epoch is cut into groups; a group takes from every set the part of its quota between two
 //! roundings, and its positions are permuted among the sets.
 
-use super::order::Permutation;
+use super::permutation::Permutation;
 use crate::support::rng::key;
 
 /// Mean samples of a group: within it the order of the sets is random.
@@ -14,7 +14,7 @@ const GROUP: u64 = 4096;
 /// Separates the keys of groups from those of sets.
 const PURPOSE_GROUP: u64 = 0x4752_4F55;
 
-/// The samples of every set in an epoch, and where they stand.
+/// How many samples every set gives to an epoch, and at which positions.
 #[derive(Clone, Debug)]
 pub struct Quotas {
     quotas: Vec<u64>,
@@ -24,7 +24,7 @@ pub struct Quotas {
 }
 
 impl Quotas {
-    /// For quotas that are not all 0 and whose sum fits.
+    /// `quotas` must not all be 0, and their sum must fit into a `u64`.
     pub fn new(quotas: Vec<u64>, seed: u64) -> Self {
         let total: u64 = quotas.iter().sum();
         debug_assert!(total > 0);
@@ -46,6 +46,7 @@ impl Quotas {
         (u128::from(self.quotas[set]) * u128::from(group) / u128::from(self.groups)) as u64
     }
 
+    /// The first position of a group.
     fn start(&self, group: u64) -> u64 {
         (0..self.quotas.len())
             .map(|set| self.before(set, group))
@@ -61,7 +62,9 @@ impl Quotas {
         let mut group =
             (u128::from(position) * u128::from(self.groups) / u128::from(self.total)) as u64;
         while self.start(group + 1) <= position {
-            group += 1; // roundings put a group's start at most one sample a set below its share
+            // Rounding can place `start(group)` up to `sets` samples early; step forward until the
+            // position fits.
+            group += 1;
         }
         let (start, end) = (self.start(group), self.start(group + 1));
         let mut at = Permutation::new(end - start, key(&[PURPOSE_GROUP, self.seed, epoch, group]))
@@ -73,7 +76,7 @@ impl Quotas {
             }
             at -= next - first;
         }
-        unreachable!("a group is the sum of its sets");
+        unreachable!("a permutation of a group is below the sum of its sets' shares");
     }
 }
 

@@ -37,7 +37,7 @@ impl Run<'_> {
                 return error;
             }
             let models = self.options.out.join("models");
-            let taken = bytes_text(keeping::bytes_in(&models));
+            let taken = bytes_text(files::bytes_in(&models));
             error.context(format!(
                 "there is no room for the checkpoint of iteration {}; make some and give the same command again (there are {} of networks in {}, and \
                  going on needs only what is in states; --keep-models keeps fewer)",

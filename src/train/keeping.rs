@@ -224,18 +224,6 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-pub(super) fn bytes_in(folder: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .filter_map(|e| e.metadata().ok())
-        .filter(|m| m.is_file())
-        .map(|m| m.len())
-        .sum()
-}
-
 /// Refuses a run whose checkpoints the disk has not room for. What the run has on it already makes
 /// room for what replaces it.
 ///
@@ -247,7 +235,7 @@ pub fn check_space(config: &TrainConfig, options: &RunOptions, from: u64) -> Res
     };
     let needed = checkpoint_bytes(config, options, from);
     let own = ["models", "states"]
-        .map(|folder| bytes_in(&options.out.join(folder)))
+        .map(|folder| files::bytes_in(&options.out.join(folder)))
         .iter()
         .sum::<u64>()
         + previews::bytes(&options.out);

@@ -3,7 +3,6 @@
 //! number of them, and the same ones for the same run; and to remove only files that it has named
 //! itself.
 
-use super::keeping::bytes_in;
 use crate::inference::eval::{ImagePair, ImageResult};
 use crate::support::files::{
     bounded_name, create_folder, open_regular, remove_partials, write_atomic,
@@ -139,7 +138,10 @@ fn places(run: &Path) -> Vec<PathBuf> {
 
 /// Bytes that the previews of a run take.
 pub fn bytes(run: &Path) -> u64 {
-    places(run).iter().map(|place| bytes_in(place)).sum()
+    places(run)
+        .iter()
+        .map(|place| crate::support::files::bytes_in(place))
+        .sum()
 }
 
 /// Removes what a killed process left half-written, and what it kept of iterations after
