@@ -4,19 +4,13 @@
 #pragma once
 #include "features.cuh"
 
-CONSTANT float SHARP_TAPS[7] = {-1.0f / 32, 0.0f, 9.0f / 32, 16.0f / 32, 9.0f / 32, 0.0f, -1.0f / 32};
-CONSTANT float BLUR_TAPS[5] = {1.0f / 16, 4.0f / 16, 6.0f / 16, 4.0f / 16, 1.0f / 16};
-
 // Sides of the arrays: the tile with the pixel around it that the blur sees, and with the three more that sharpening sees.
 #define BLURRED (TILE + 2)
 #define SHARPENED (TILE + 8)
-// f32 elements of the arrays; the lowering (src/backend/cuda/up_head.rs) has the same numbers.
-#define BASE_RAW (SHARPENED * SHARPENED * 3)
-#define BASE_ROWS (SHARPENED * BLURRED * 3)
 // a row of cells: columns 0 .. 9 and 8 .. 17, so that lanes eight columns apart find theirs in different banks
 #define CELL_PITCH (BLURRED + 2)
-#define BASE_CELLS (BLURRED * CELL_PITCH * 6)
-#define BASE_TAPS 32
+static_assert(BASE_RAW == SHARPENED * SHARPENED * 3 && BASE_ROWS == SHARPENED * BLURRED * 3 && BASE_CELLS == BLURRED * CELL_PITCH * 6,
+              "the lowering reserves what the arrays need");
 
 // Rounded down; a is -16 x b at least.
 DEVICE int floor_divide(int a, int b) { return (int)((u32)(a + 16 * b) / (u32)b) - 16; }

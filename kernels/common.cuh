@@ -13,10 +13,13 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
-// A kernel: KERNEL(name, threads of a block, arguments...) { ... }
-#define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+// A kernel: KERNEL(name) { ... }, with its arguments in `arg`. The struct of the arguments and the
+// number of threads are those that interface.cuh declares for the name. They stay in constant
+// memory, and `__grid_constant__` lets helpers take a reference to them without a copy.
+#define KERNEL(name) extern "C" __global__ void __launch_bounds__(name##_threads) name(const __grid_constant__ name##_arguments arg)
 // The same, with registers few enough for so many blocks on a multiprocessor.
-#define KERNEL_CROWDED(name, threads, blocks, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
+#define KERNEL_CROWDED(name, blocks) \
+    extern "C" __global__ void __launch_bounds__(name##_threads, blocks) name(const __grid_constant__ name##_arguments arg)
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 #define CONSTANT static __constant__ const
@@ -141,32 +144,22 @@ DEVICE u32 pack_half(float low, float high) { return (u32)to_half(low) | ((u32)t
 #endif
 #endif
 
-// The numbers of one iteration that change from step to step. They lie in device memory, so that a captured graph stays valid.
-// backend/cuda/launch.rs works them out.
-struct Scalars {
-    float step_size;        // learning rate / bias correction of the first moment
-    float root_correction;  // sqrt of the bias correction of the second moment
-    float keep;             // 1 - learning rate x weight decay
-    float ema_decay;
-    float ema_rest;    // 1 - ema_decay, formed in f64
-    float clip;        // largest gradient norm; infinity for none
-    float loss_scale;  // fp16: every gradient carries this factor until the optimizer divides by it; 1 otherwise
-    float micro_scale;   // 1 / micro-batches of an iteration
-    u32 accumulate;      // gradients and loss add to those of the micro-batches before
-    u32 reserved[7];
-};
+// The constants, argument structs and scalars that are shared with Rust.
+#include "interface.cuh"
 
-// Where the pixels of an augmented patch are stored: pixel (y, x) of a square one of `size` pixels, or of any for code 0, at
-// start + y x down + x x across. See plan/augment.rs.
+// Where the pixels of an augmented patch are stored: pixel (y, x) of a patch of `size` rows and
+// `width` columns is pixel start + y x down + x x across of the stored patch (src/plan/augment.rs).
+// Codes other than 0 need square patches (size == width), as in the CPU backend; BatchView::check
+// (src/backend/mod.rs) refuses others before a batch is copied to the device.
 struct Steps {
     int start, down, across;
 };
 DEVICE Steps augmentation(u32 code, int size, int width) {
-    int row = code & 2u ? -width : width, column = code & 1u ? -1 : 1;
+    int row = code & VFLIP ? -width : width, column = code & HFLIP ? -1 : 1;
     Steps s;
-    s.start = (code & 2u ? (size - 1) * width : 0) + (code & 1u ? size - 1 : 0);
-    s.down = code & 4u ? column : row;
-    s.across = code & 4u ? row : column;
+    s.start = (code & VFLIP ? (size - 1) * width : 0) + (code & HFLIP ? size - 1 : 0);
+    s.down = code & TRANSPOSE ? column : row;
+    s.across = code & TRANSPOSE ? row : column;
     return s;
 }
 DEVICE int augmented(u32 code, int y, int x, int size, int width) {

@@ -2,7 +2,6 @@
 #pragma once
 #include "common.cuh"
 
-#define FEATURES 16
 #define FEATURE_PIECES ((int)(FEATURES * sizeof(act) / 16))
 
 DEVICE void load_features(const act* from, float (&v)[FEATURES]) {
@@ -35,7 +34,6 @@ DEVICE void store_features(act* to, const float (&v)[FEATURES]) {
 }
 
 // Square tiles of TILE x TILE pixels, numbered through all images, row by row.
-#define TILE 16
 struct Tile {
     int image, y, x;
 };

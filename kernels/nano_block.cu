@@ -18,11 +18,11 @@
 // sums, with gamma's behind them. conv2's sums are without gamma: times gamma they are the gradients of conv2, and against conv2
 // they give that of gamma. The sums of one row of conv2 are one chunk, whose threads add what the bias has to it. `own`: the
 // thread has the total of sum chunk x SUM_LANES + lane.
-DEVICE void finish_nano_block(const SumJob& job, int chunk, bool own, double total, double* shared, const Scalars* scalars) {
-    const int hidden = 2 * FEATURES, products = hidden * (FEATURES + 1 + 9 + 1), biases = products + FEATURES * hidden, gammas = biases + FEATURES;
-    static_assert(hidden == SUM_LANES && products % SUM_LANES == 0, "a row of conv2 is a chunk");
+DEVICE void finish_nano_block(const SumJob& job, int chunk, bool own, double total, double* shared, const DeviceScalars* scalars) {
+    const int products = NANO_W2, biases = NANO_B2, gammas = NANO_COUNT;
+    static_assert(HIDDEN == SUM_LANES && products % SUM_LANES == 0, "a row of conv2 is a chunk");
     const float* gamma = job.parameters + gammas;
-    float* gradients = (float*)job.to;
+    float* gradients = job.gradients;
     int i = chunk * SUM_LANES + (int)threadIdx.x % SUM_LANES, row = chunk - products / SUM_LANES;
     if (own) {
         float value = (float)total;
@@ -31,8 +31,8 @@ DEVICE void finish_nano_block(const SumJob& job, int chunk, bool own, double tot
     }
     if (row < 0 || row >= FEATURES) return;
     double part = own ? (double)job.parameters[i] * total : 0.0;
-    const float* partials = (const float*)job.partials + biases + row;
-    for (int b = threadIdx.x; b < (int)job.blocks; b += 256) part += (double)job.parameters[biases + row] * (double)partials[(long long)b * gammas];
+    const float* partials = job.partials + biases + row;
+    for (int b = threadIdx.x; b < job.blocks; b += 256) part += (double)job.parameters[biases + row] * (double)partials[(long long)b * gammas];
     // the sums of the groups have been read
     barrier();
     double sum = block_sum<256>(shared, part);

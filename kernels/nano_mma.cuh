@@ -12,9 +12,7 @@
 #include "features.cuh"
 #include "mma.cuh"
 
-#define HIDDEN (2 * FEATURES)
 #define HIDDEN_PLANES (HIDDEN / 8)
-#define TAPS 9
 
 // Blocks of the forward kernel that a multiprocessor should hold; generation 7.5 has room for fewer.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
@@ -25,7 +23,7 @@
 
 // Pieces from one plane to the next: two more than a picture of 18 x 18 or 20 x 20 pixels has, so that the four pieces that mma_hidden's
 // lanes write of a pixel lie in different banks. backend/cuda/nano.rs has the same number.
-DEVICE constexpr int plane_pieces(int side) { return side * side + 2; }
+DEVICE constexpr int plane_pieces(int side) { return side * side + PLANE_GAP; }
 
 // gelu(z) and its slope: the normal distribution as 1 / (1 + exp(-L)) with an odd polynomial L. At most 4e-5 and 1e-4 from exact, far less
 // than a half rounds; beyond the clamp the distribution is 0 or 1 to 1e-8.
@@ -77,16 +75,16 @@ struct Taps {
 // waits for memory once.
 struct NanoShare {
     float taps[2], bias, start, pair[2];
-    DEVICE_MEMBER void load(const float* w1, const float* b1, const float* dw, const float* db) {
+    DEVICE_MEMBER void load(const NanoParameters& p) {
         u32 i = threadIdx.x;
         UNROLL
         for (int k = 0; k < 2; k++) {
             u32 at = i + 256 * k;
-            taps[k] = at < TAPS * HIDDEN ? dw[at % HIDDEN * TAPS + at / HIDDEN] : 0.0f;
+            taps[k] = at < TAPS * HIDDEN ? p.dw[at % HIDDEN * TAPS + at / HIDDEN] : 0.0f;
         }
-        bias = b1[i % HIDDEN] / EIGHTHS;
-        start = db[i % HIDDEN] / EIGHTHS;
-        const float* from = w1 + i / 8 * FEATURES + i % 4 * 4 + i / 4 % 2 * 2;
+        bias = p.b1[i % HIDDEN] / EIGHTHS;
+        start = p.db[i % HIDDEN] / EIGHTHS;
+        const float* from = p.w1 + i / 8 * FEATURES + i % 4 * 4 + i / 4 % 2 * 2;
         pair[0] = from[0] / EIGHTHS;
         pair[1] = from[1] / EIGHTHS;
     }
@@ -236,40 +234,40 @@ DEVICE void mma_hidden(Wide* hidden, const NanoWeights& n, const act* images, in
     }
 }
 
-KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
-       const float* gamma, const act* input, act* output, int images, int h, int w) {
+KERNEL_CROWDED(nano_block, NANO_BLOCKS) {
+    const int h = arg.h, w = arg.w;
     const int side = TILE + 2, pitch = plane_pieces(side);
     Wide* hidden = (Wide*)shared_memory();
     NanoWeights n = nano_weights(hidden + HIDDEN_PLANES * pitch);
     float* conv2_biases = n.biases + HIDDEN;
     NanoShare share;
-    share.load(w1, b1, dw, db);
+    share.load(arg.parameters);
     Lane own = lane_place();
     int c = fragment_feature(own.group, own.warp / 2 % 2);
-    const float* row = w2 + c * HIDDEN + own.warp % 2 * 16 + 2 * own.t;
-    float factor = EIGHTHS * gamma[c], v[4] = {row[0], row[1], row[8], row[9]};
-    float bias = gamma[threadIdx.x % FEATURES] * b2[threadIdx.x % FEATURES];
+    const float* row = arg.parameters.w2 + c * HIDDEN + own.warp % 2 * 16 + 2 * own.t;
+    float factor = EIGHTHS * arg.parameters.gamma[c], v[4] = {row[0], row[1], row[8], row[9]};
+    float bias = arg.parameters.gamma[threadIdx.x % FEATURES] * arg.parameters.b2[threadIdx.x % FEATURES];
     share.store(n);
     if (threadIdx.x < 4 * 32) n.conv2[threadIdx.x] = {{pack_half(factor * v[0], factor * v[1]), pack_half(factor * v[2], factor * v[3])}};
     if (threadIdx.x < FEATURES) conv2_biases[threadIdx.x] = bias;
     barrier();
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         Lane l = lane_place(thread_anew());
         // a warp's pixels: 8 columns, 4 rows
         int left = l.warp % 2 * 8, top = l.warp / 2 * 4, lane = l.lane;
-        mma_hidden<side, 3>(hidden, n, input, t.image, t.y - 1, t.x - 1, h, w, l, [&](int time, int pixel) -> Place {
+        mma_hidden<side, 3>(hidden, n, arg.input, t.image, t.y - 1, t.x - 1, h, w, l, [&](int time, int pixel) -> Place {
             u32 p = (time * 8 + l.warp) * 16 + pixel;
             return {(int)(p / side), (int)(p % side), p < side * side};
         });
-        // results start with the input and the bias; asked for before the others are waited for
+        // results start with the arg.input and the bias; asked for before the others are waited for
         u32 at = ((u32)(t.image * h + t.y + top) * w + t.x + left + l.group) * 4 + l.t;
         int rows = t.x + left + l.group < w ? h - t.y - top : 0;
         Pair residual[4];
         UNROLL
         for (int r = 0; r < 4; r++) {
             residual[r] = {{0, 0}};
-            if (r < rows) residual[r] = ((const Pair*)input)[at + r * w * 4];
+            if (r < rows) residual[r] = ((const Pair*)arg.input)[at + r * w * 4];
         }
         barrier();
         const Wide* from = hidden + (top + lane / 8) * side + left + lane % 8;
@@ -306,19 +304,11 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
             Pair v;
             UNROLL
             for (int m = 0; m < 2; m++) v.word[m] = pack_half(d[r / 2][m][r % 2 * 2], d[r / 2][m][r % 2 * 2 + 1]);
-            ((Pair*)output)[at + r * w * 4] = v;
+            ((Pair*)arg.output)[at + r * w * 4] = v;
         }
         barrier();
     }
 }
-
-// Sums of a block in the order of the parameters; the partial sums of the warps meet in shared memory at the end.
-#define SUM_B1 (HIDDEN * FEATURES)
-#define SUM_DW (SUM_B1 + HIDDEN)
-#define SUM_DB (SUM_DW + TAPS * HIDDEN)
-#define SUM_W2 (SUM_DB + HIDDEN)
-#define SUM_B2 (SUM_W2 + HIDDEN * FEATURES)
-#define SUM_COUNT (SUM_B2 + FEATURES)
 
 // What a warp adds up over a block's tiles; few registers, since they are held throughout.
 struct NanoSums {
@@ -568,20 +558,20 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
     }
 }
 
-KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
-       const float* gamma, const act* input, const act* d_output, act* d_input, float* partials, int images, int h, int w, int tiles) {
+KERNEL_CROWDED(nano_block_back, 2) {
+    const int h = arg.h, w = arg.w;
     const int side = TILE + 4, dz_side = TILE + 2;
     Wide* hidden = (Wide*)shared_memory();
     Wide* dz = hidden + HIDDEN_PLANES * plane_pieces(side);
     NanoWeights n = nano_weights(dz + HIDDEN_PLANES * plane_pieces(dz_side));
     NanoShare share;
-    share.load(w1, b1, dw, db);
+    share.load(arg.parameters);
     Lane own = lane_place();
     float v[4];
     UNROLL
     for (int i = 0; i < 4; i++) {
         int c = 4 * own.t + i;
-        v[i] = gamma[c] * w2[c * HIDDEN + threadIdx.x / 4 % HIDDEN];
+        v[i] = arg.parameters.gamma[c] * arg.parameters.w2[c * HIDDEN + threadIdx.x / 4 % HIDDEN];
     }
     share.store(n);
     if (threadIdx.x < 4 * 32) n.conv2[threadIdx.x] = {{pack_half(v[0], v[1]), pack_half(v[2], v[3])}};
@@ -595,55 +585,55 @@ KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const 
     for (int i = 0; i < 3; i++) sums.taps[i] = 0;
     sums.hidden = 0;
     barrier();
-    int first = blockIdx.x * tiles, end = first + tiles;
+    int first = blockIdx.x * arg.tiles, end = first + arg.tiles;
     for (int index = first; index < end; index++) {
         Tile t = tile_at(index, h, w);
-        if (t.image >= images) break;
+        if (t.image >= arg.images) break;
         Run run = {index > first && t.x > 0, index + 1 < end && t.x + TILE < w};
-        nano_back_hidden(hidden, n, input, t, run, h, w);
+        nano_back_hidden(hidden, n, arg.input, t, run, h, w);
         barrier();
-        nano_back_slopes(sums, hidden, (u32*)dz, n, d_output, t, run, h, w);
+        nano_back_slopes(sums, hidden, (u32*)dz, n, arg.d_output, t, run, h, w);
         barrier();
         nano_back_taps(sums, hidden, dz);
         // hidden values make room for those of the next tile; its d z waits for one more barrier
         barrier();
-        nano_back_input(sums, dz, n, input, d_output, d_input, t, h, w);
+        nano_back_input(sums, dz, n, arg.input, arg.d_output, arg.d_input, t, h, w);
     }
     barrier();
     // every warp's sums, then those of the block
     Lane l = lane_place();
     float* all = (float*)shared_memory();
-    float* mine = all + l.warp * SUM_COUNT;
+    float* mine = all + l.warp * NANO_COUNT;
     UNROLL
     for (int j = 0; j < HIDDEN_PLANES; j++) {
         UNROLL
         for (int i = 0; i < 4; i++) {
             int c = fragment_feature(l.group, i / 2), e = 8 * j + 2 * l.t + i % 2;
             mine[e * FEATURES + c] = sums.product1[j][i];
-            if (j < 2) mine[SUM_W2 + c * HIDDEN + 16 * (l.warp % 2) + e] = EIGHTHS * sums.product[j][i];
+            if (j < 2) mine[NANO_W2 + c * HIDDEN + 16 * (l.warp % 2) + e] = EIGHTHS * sums.product[j][i];
         }
     }
-    mine[SUM_B1 + 8 * (l.group / 2) + 2 * l.t + l.group % 2] = sums.hidden;
+    mine[NANO_B1 + 8 * (l.group / 2) + 2 * l.t + l.group % 2] = sums.hidden;
     UNROLL
     for (int i = 0; i < 3; i++) {
         int channel = 8 * (l.warp % 4) + l.group, tap = 4 * i + l.t;
-        if (tap < TAPS) mine[SUM_DW + channel * TAPS + tap] = EIGHTHS * sums.taps[i];
-        if (tap == TAPS) mine[SUM_DB + channel] = sums.taps[i];
+        if (tap < TAPS) mine[NANO_DW + channel * TAPS + tap] = EIGHTHS * sums.taps[i];
+        if (tap == TAPS) mine[NANO_DB + channel] = sums.taps[i];
     }
-    if (l.t >= 2) mine[SUM_B2 + fragment_feature(l.group, l.t - 2)] = sums.taps[2];
+    if (l.t >= 2) mine[NANO_B2 + fragment_feature(l.group, l.t - 2)] = sums.taps[2];
     barrier();
-    for (int i = threadIdx.x; i < SUM_COUNT; i += 256) {
+    for (int i = threadIdx.x; i < NANO_COUNT; i += 256) {
         // depthwise sums exist in the two warps of their plane, conv2's in the four of theirs, and those of d output twice
         int warp = 0, step = 1;
-        if (i >= SUM_DW && i < SUM_W2) {
-            warp = (i < SUM_DB ? (i - SUM_DW) / TAPS : i - SUM_DB) / 8;
+        if (i >= NANO_DW && i < NANO_W2) {
+            warp = (i < NANO_DB ? (i - NANO_DW) / TAPS : i - NANO_DB) / 8;
             step = 4;
-        } else if (i >= SUM_W2) {
-            warp = i < SUM_B2 ? (i - SUM_W2) % HIDDEN / 16 : 0;
+        } else if (i >= NANO_W2) {
+            warp = i < NANO_B2 ? (i - NANO_W2) % HIDDEN / 16 : 0;
             step = 2;
         }
         float sum = 0;
-        for (; warp < 8; warp += step) sum += all[warp * SUM_COUNT + i];
-        partials[(long long)blockIdx.x * SUM_COUNT + i] = sum;
+        for (; warp < 8; warp += step) sum += all[warp * NANO_COUNT + i];
+        arg.partials[(long long)blockIdx.x * NANO_COUNT + i] = sum;
     }
 }

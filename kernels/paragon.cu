@@ -13,9 +13,9 @@ namespace conv_family {
 namespace nano_family {
 #include "nano_block.cu"
 }  // namespace nano_family
-namespace head_family {
-#include "up_head.cu"
-}  // namespace head_family
+namespace reconstruct_family {
+#include "reconstruct.cu"
+}  // namespace reconstruct_family
 namespace loss_family {
 #include "loss.cu"
 #include "structural.cu"

@@ -3,15 +3,12 @@
 #pragma once
 #include "common.cuh"
 
-// Charbonnier's epsilon, under the root.
-#define CHARBONNIER_EPSILON 1e-12f
-
 struct PixelTerms {
     float l1, charbonnier, mse;
     float scale;  // of the gradient: the mean's share, the micro-batch's, the loss scale
 };
 // `whole`: values that the mean is over.
-DEVICE PixelTerms pixel_terms(float l1, float charbonnier, float mse, int whole, const Scalars* scalars) {
+DEVICE PixelTerms pixel_terms(float l1, float charbonnier, float mse, int whole, const DeviceScalars* scalars) {
     PixelTerms t = {l1, charbonnier, mse, (float)((double)scalars->micro_scale / (double)whole) * scalars->loss_scale};
     return t;
 }

@@ -35,8 +35,8 @@ STEP = [
     ("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
     ("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2]),
     ("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
-    ("up_head_double", "", 8, 2, 256, 104 * LQ, 1, lambda w: [2, 1] + NO_EDGES),
-    ("up_head_back_double", "", 10, 2, 256, 112 * LQ, 1, lambda w: NO_EDGES),
+    ("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w: [2, 1] + NO_EDGES),
+    ("reconstruct_back_x2", "", 10, 2, 256, 112 * LQ, 1, lambda w: NO_EDGES),
     ("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
     # left columns of a block's first tile; then that tile's two passes of five or four trips and one, as two of three, and others' one pass
     ("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2]),
@@ -88,9 +88,10 @@ def assembled(precision, card, assembler):
     """Machine code by NVRTC, or of the embedded PTX by another assembler."""
     if not assembler:
         return build_kernels.Nvrtc().machine_code(precision, f"sm_{card}")
-    ptx = max(p for p in build_kernels.KERNELS.glob(f"ptx/{precision}_*.ptx") if int(p.stem.split("_")[1]) <= card)
+    generation = max(g for p, g in build_kernels.MODULES if p == precision and g <= card)
     with tempfile.TemporaryDirectory() as folder:
-        cubin = pathlib.Path(folder) / "kernels.cubin"
+        ptx, cubin = pathlib.Path(folder) / "kernels.ptx", pathlib.Path(folder) / "kernels.cubin"
+        ptx.write_text(build_kernels.committed(f"{precision}_{generation}.ptx.zst"))
         subprocess.run([assembler, f"--gpu-name=sm_{card}", "--output-file", cubin, ptx], check=True)
         return cubin.read_bytes()
 

@@ -267,7 +267,7 @@ CALL cuModuleLoadData(Module** out, const void* image) {
 CALL cuModuleGetFunction(Function** out, Module* module, const char* name) {
     // the embedded text must have it, not only the host's build
     if (module->text.find(std::string(".entry ") + name + "(") == std::string::npos) return NOT_FOUND;
-    if (kernel_arguments(module->precision, name) < 0) return NOT_FOUND;
+    if (argument_bytes(module->precision, name) < 0) return NOT_FOUND;
     *out = new Function{module->precision, name};
     module->functions.push_back(*out);
     return OK;
@@ -282,19 +282,12 @@ CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx
     Guard guard(lock);
     if (by != 1 || bz != 1 || bx == 0 || bx > 1024 || x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535) return INVALID;
     if (shared > f->most_shared) return INVALID;
-    // a real driver copies each argument's declared size now; the caller gives eight bytes for each
-    std::vector<uint64_t> values;
-    for (int i = 0; i < kernel_arguments(f->precision, f->name); i++) {
-        uint64_t value;
-        std::memcpy(&value, parameters[i], 8);
-        values.push_back(value);
-    }
-    Launch l{f->precision, f->name, {x, y, z}, bx, shared, static_cast<uint32_t>(values.size())};
-    auto work = [l, values]() mutable {
-        std::vector<void*> pointers;
-        for (uint64_t& v : values) pointers.push_back(&v);
-        launch(l, pointers.data(), Order::Mixed);
-    };
+    // as a real driver, copy the struct now; the caller may change it after the call
+    int bytes = argument_bytes(f->precision, f->name);
+    std::vector<uint64_t> arguments((bytes + 7) / 8);
+    std::memcpy(arguments.data(), parameters[0], bytes);
+    Launch l{f->precision, f->name, {x, y, z}, bx, shared, static_cast<uint32_t>(bytes)};
+    auto work = [l, arguments] { launch(l, arguments.data(), Order::Mixed); };
     if (stream->capture) {
         std::vector<Node>& nodes = stream->capture->nodes;
         nodes.push_back({work, stream->after, stream != stream->capture->streams[0]});

@@ -16,7 +16,7 @@ Dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace {
 
 struct Kernel {
-    u32 threads, arguments;
+    u32 threads, argument_bytes;
     Entry entry;
 };
 // by the type of activations they were compiled for, and name
@@ -37,7 +37,7 @@ Context scheduler;
 std::vector<Fiber> fibers;
 u32 running;
 Entry entry;
-void** arguments;
+const void* arguments;
 unsigned char* shared;
 // What lanes show each other: double-buffered, so that a fast lane's next operation leaves a slow lane's reading alone.
 struct Exchange {
@@ -137,23 +137,23 @@ void run_block(Order order, u32 count) {
 
 }  // namespace
 
-Registered::Registered(int precision, const char* name, u32 threads, u32 arguments, Entry entry) {
-    kernels()[{precision, name}] = {threads, arguments, entry};
+Registered::Registered(int precision, const char* name, u32 threads, u32 argument_bytes, Entry entry) {
+    kernels()[{precision, name}] = {threads, argument_bytes, entry};
 }
 
-int kernel_arguments(int precision, const std::string& name) {
+int argument_bytes(int precision, const std::string& name) {
     auto found = kernels().find({precision, name});
-    return found == kernels().end() ? -1 : static_cast<int>(found->second.arguments);
+    return found == kernels().end() ? -1 : static_cast<int>(found->second.argument_bytes);
 }
 
-void launch(const Launch& l, void** args, Order order) {
+void launch(const Launch& l, const void* args, Order order) {
     auto found = kernels().find({l.precision, l.kernel});
     launched = l.kernel.c_str();
     blockIdx = {0, 0, 0};
     if (found == kernels().end()) fail("there is no such kernel");
     const Kernel& k = found->second;
     if (l.block == 0 || l.block > k.threads) fail("more threads than the kernel is bounded to");
-    if (l.arguments != k.arguments) fail("another number of arguments than the kernel takes");
+    if (l.argument_bytes != k.argument_bytes) fail("arguments of another size than the kernel takes");
     if (l.block % 32 != 0) fail("a block must be whole warps");
     entry = k.entry;
     arguments = args;

@@ -58,27 +58,14 @@ DEVICE u16 to_bf16(float value) {
 u16 to_fp16(float value);
 float from_fp16(u16 bits);
 
-// Kernels enter themselves here by name, with a function that unpacks the driver's array of argument pointers.
-typedef void (*Entry)(void** args);
+// Kernels register themselves by name, with a function that gets the bytes of their arguments.
+typedef void (*Entry)(const void* arguments);
 struct Registered {
-    Registered(int precision, const char* name, u32 threads, u32 arguments, Entry entry);
+    Registered(int precision, const char* name, u32 threads, u32 argument_bytes, Entry entry);
 };
-template <typename... A, size_t... I>
-void call_unpacked(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
-    kernel(*static_cast<A*>(args[I])...);
-}
-// Of eight bytes: a structure, which only the last parameter may be, is as many as it has.
-template <typename... A>
-constexpr u32 count_arguments(void (*)(A...)) {
-    return static_cast<u32>((((sizeof(A) + 7) / 8) + ... + 0));
-}
-template <typename... A>
-void call_kernel(void (*kernel)(A...), void** args) {
-    call_unpacked(kernel, args, std::index_sequence_for<A...>{});
-}
-#define KERNEL(name, threads, ...)                                                                                  \
-    static void name(__VA_ARGS__);                                                                                  \
-    static void name##_entry(void** args) { call_kernel(name, args); }                                              \
-    static Registered name##_registered(PRECISION, #name, threads, count_arguments(name), name##_entry);                      \
-    static void name(__VA_ARGS__)
-#define KERNEL_CROWDED(name, threads, blocks, ...) KERNEL(name, threads, __VA_ARGS__)
+#define KERNEL(name)                                                                                            \
+    static void name(const name##_arguments& arg);                                                              \
+    static void name##_entry(const void* arguments) { name(*static_cast<const name##_arguments*>(arguments)); } \
+    static Registered name##_registered(PRECISION, #name, name##_threads, sizeof(name##_arguments), name##_entry); \
+    static void name(const name##_arguments& arg)
+#define KERNEL_CROWDED(name, blocks) KERNEL(name)

@@ -1,13 +1,13 @@
-// The network's end, base(x) + gain * conv_out(shuffle(up.0(f))), and its gradients. The two convolutions are the one of composed.cuh, so that
+// The network's end, base(x) + gain * conv_out(shuffle(up.0(f))), and its gradients. The two convolutions are the one of folded_conv.cuh, so that
 // nothing but the prediction is ever stored at HR; the base is made of the f32 input, tile by tile, and never stored.
 //
-// up_head: composed as made by compose_up_head; gain [1] f32; input [images][h][w][3] f32; features [images][h][w][16] act; output
+// reconstruct: composed as made by fold_conv; gain [1] f32; input [images][h][w][3] f32; features [images][h][w][16] act; output
 // [images][h x scale][w x scale][3] f32. With target (u8 HR patches, and their codes) the output is the prediction less its target,
 // subtracted while base and target are exact integers. A block of 256 threads walks over tiles of 16 x 16 LQ pixels with the grid as
 // stride. With loss_partials, an f64 a block, the output is the gradient of the pixel losses instead, whose sums go there; weights and `whole` are
 // those of pixel_loss. Floor: a pixel of features and 12 bytes read, 12 x scale^2 bytes written and 3 x scale^2 of target read, an LQ pixel.
 //
-// up_head_back: composed; gain [1] (f32 alone reads it, halves have it in their weights); features; d_output [images][h x scale][w x scale][3] f32;
+// reconstruct_back: composed; gain [1] (f32 alone reads it, halves have it in their weights); features; d_output [images][h x scale][w x scale][3] f32;
 // d_features [images][h][w][16] act. `part` says what of it a launch does:
 //   1  d_features; grid: walkers
 //   2  sums: partials [blocks][groups][INTERIOR_SUMS] f32, and of the edges edge_partials [edge_blocks][groups][4][EDGE_SUMS].
@@ -15,16 +15,13 @@
 //   3  both in one pass (one group of slots, halves)
 // Floor: a pixel of features read and one written, 12 x scale^2 bytes read, an LQ pixel.
 #include "base.cuh"
-#include "composed.cuh"
+#include "folded_conv.cuh"
 #include "pixel_terms.cuh"
-
-// The arrays of a tile of pixels with the two around it that 5x5 taps reach.
-#define REACHED (TILE + 4)
 
 // The sums of one edge: a strip of 16 of its pixels at a time. Thread (input channel, slot); those from 256 on do nothing but wait. `memory`: 36 x 16
 // f32.
-DEVICE void edge_sums(float* memory, const act* features, const float* d_output, float* edge_partials, int edge, int first, int step, int group,
-                      int groups, int images, int h, int w, int scale) {
+DEVICE void edge_sums(float* memory, const ReconstructBackArguments& arg, int edge, int first, int group, int groups, int scale) {
+    const int h = arg.h, w = arg.w;
     float* d = memory;               // [16][slot]
     float* f = memory + 16 * 16;     // [20][channel]
     int major = threadIdx.x / 16, minor = threadIdx.x % 16;
@@ -37,19 +34,19 @@ DEVICE void edge_sums(float* memory, const act* features, const float* d_output,
     UNROLL
     for (int i = 0; i < 3; i++) bias[i] = 0;
     ROLLED
-    for (int strip = first; strip < images * strips; strip += step) {
+    for (int strip = first; strip < arg.images * strips; strip += arg.edge_blocks) {
         int image = strip / strips, start = (strip - image * strips) * 16;
         long long pixels = (long long)image * h * w;
         int at = start + major, y = rows ? fixed : at, x = rows ? at : fixed;
         float value = 0;
         if (works && at < length && slot.exists)
-            value = d_output[(pixels * scale * scale + (long long)(y * scale + slot.dy) * (w * scale) + x * scale + slot.dx) * 3 + slot.channel];
+            value = arg.d_output[(pixels * scale * scale + (long long)(y * scale + slot.dy) * (w * scale) + x * scale + slot.dx) * 3 + slot.channel];
         if (works) d[threadIdx.x] = value;
         ROLLED
         for (int i = threadIdx.x; works && i < 20 * 16; i += 256) {
             int along = start - 2 + i / 16;
             value = 0;
-            if (along >= 0 && along < length) value = to_float(features[(pixels + (rows ? fixed * w + along : along * w + fixed)) * FEATURES + i % 16]);
+            if (along >= 0 && along < length) value = to_float(arg.features[(pixels + (rows ? fixed * w + along : along * w + fixed)) * FEATURES + i % 16]);
             f[i] = value;
         }
         barrier();
@@ -85,7 +82,7 @@ DEVICE void edge_sums(float* memory, const act* features, const float* d_output,
         barrier();
     }
     if (!works) return;
-    float* out = edge_partials + (((long long)first * groups + group) * 4 + edge) * EDGE_SUMS;
+    float* out = arg.edge_partials + (((long long)first * groups + group) * 4 + edge) * EDGE_SUMS;
     UNROLL
     for (int i = 0; i < 7; i++) out[i * ENTRY + threadIdx.x] = total[i];
     if (major > 0) return;
@@ -95,11 +92,10 @@ DEVICE void edge_sums(float* memory, const act* features, const float* d_output,
 
 // A block's share of the four edges, each of which is shared by `edge_blocks`: blocks that did nothing else would keep others waiting for
 // their place.
-DEVICE void all_edge_sums(float* memory, const act* features, const float* d_output, float* edge_partials, int edge_blocks, int groups, int images,
-                          int h, int w, int scale) {
+DEVICE void all_edge_sums(float* memory, const ReconstructBackArguments& arg, int groups, int scale) {
     ROLLED
-    for (int i = blockIdx.x; i < 4 * edge_blocks; i += gridDim.x)
-        edge_sums(memory, features, d_output, edge_partials, i % 4, i / 4, edge_blocks, blockIdx.y, groups, images, h, w, scale);
+    for (int i = blockIdx.x; i < 4 * arg.edge_blocks; i += gridDim.x)
+        edge_sums(memory, arg, i % 4, i / 4, blockIdx.y, groups, scale);
 }
 
 // The four HR pixels of a group of slots in the square of one LQ pixel, finished and written: base and `detail` (RGB of each). Returns the
@@ -206,9 +202,9 @@ DEVICE float finish_square(const Finish& f, const float (&detail)[12], Tile t, i
 }
 
 #if PRECISION == 0
-#include "up_head_plain.cuh"
+#include "reconstruct_plain.cuh"
 #else
-#include "up_head_mma.cuh"
+#include "reconstruct_mma.cuh"
 #endif
 
 // One value of the upsampling and blur, transposed: what LQ pixel (y, x) is to channel c of d_output, [H][W][3].
@@ -230,13 +226,14 @@ DEVICE double base_gather(const float* d_output, int y, int x, int c, int h, int
 
 // The gradient that reaches the input through the base; d_input [images][h][w][3] f32. Plain and slow: training never asks for it, tests
 // do. A thread a value.
-KERNEL(base_back, 256, const float* d_output, float* d_input, int images, int h, int w, int scale, float alpha) {
+KERNEL(base_back) {
+    const int h = arg.h, w = arg.w, scale = arg.scale;
     int i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= images * h * w * 3) return;
+    if (i >= arg.images * h * w * 3) return;
     int c = i % 3, x = i / 3 % w, y = i / 3 / w % h, image = i / 3 / w / h;
-    const float* from = d_output + (long long)image * h * w * scale * scale * 3;
+    const float* from = arg.d_output + (long long)image * h * w * scale * scale * 3;
     double sum = base_gather(from, y, x, c, h, w, scale);
-    if (alpha > 0.0f) {
+    if (arg.alpha > 0.0f) {
         double sharp = 0;
         for (int ky = -3; ky <= 3; ky++) {
             for (int kx = -3; kx <= 3; kx++) {
@@ -244,7 +241,7 @@ KERNEL(base_back, 256, const float* d_output, float* d_input, int images, int h,
                 if (tap != 0.0f && inside(y + ky, x + kx, h, w)) sharp += (double)tap * base_gather(from, y + ky, x + kx, c, h, w, scale);
             }
         }
-        sum += (double)alpha * (sharp - sum);
+        sum += (double)arg.alpha * (sharp - sum);
     }
-    d_input[i] = (float)sum;
+    arg.d_input[i] = (float)sum;
 }

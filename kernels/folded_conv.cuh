@@ -16,13 +16,7 @@
 #pragma once
 #include "features.cuh"
 
-#define ENTRIES 53
-#define ENTRY (FEATURES * 16)
-#define INTERIOR_SUMS (25 * ENTRY + 16)
-#define EDGE_SUMS (7 * ENTRY + 3 * 16)
-#define GROUP_SUMS (INTERIOR_SUMS + 4 * EDGE_SUMS)
 // 16-byte words of an entry as the lanes of a warp take it, and of all entries of a group, for the forward pass and for the backward
-#define FRAGMENT 32
 #define GROUP_FRAGMENTS (2 * ENTRIES * FRAGMENT)
 
 DEVICE int slot_groups(int scale) { return (scale * scale + 3) / 4; }
@@ -94,24 +88,24 @@ DEVICE int bias_at(int edge, int kind) { return edge < 0 ? 25 * ENTRY : INTERIOR
 // The composition, without the gain: composed [groups][GROUP_SUMS] f32, and for halves behind it, times the gain, [groups][GROUP_FRAGMENTS] words
 // as tensor cores take them, once for the forward pass and once with taps and channels turned round. up_weight [16 x scale^2][16][3][3],
 // up_bias, weight [3][16][3][3], bias [3], gain [1]. Grid: (54, groups), a block an entry, the last one all biases.
-KERNEL(compose_up_head, 256, const float* up_weight, const float* up_bias, const float* weight, const float* bias, const float* gain,
-       float* composed, int scale) {
+KERNEL(fold_conv) {
+    const int scale = arg.scale;
     int e = blockIdx.x, group = blockIdx.y, slot = threadIdx.x % 16, ci = threadIdx.x / 16, squares = scale * scale;
     Slot s = slot_of(group, slot, scale);
-    float* own = composed + group * GROUP_SUMS;
+    float* own = arg.folded + group * GROUP_SUMS;
     if (e == ENTRIES) {
         // thirteen kinds of places: all, and of each edge three
         int kind = ci - 1, edge = kind < 0 ? -1 : kind / 3;
         if (kind >= 12) return;
         Entry n = entry_of(kind < 0 ? 0 : 25 + 7 * edge + (kind % 3 ? 4 + kind % 3 : 0), s, scale);
-        float sum = kind < 0 && s.exists ? bias[s.channel] : 0.0f;
+        float sum = kind < 0 && s.exists ? arg.parameters.bias[s.channel] : 0.0f;
         if (s.exists) {
             for (int ky = n.ky; ky < n.ky_end; ky++) {
                 for (int kx = n.kx; kx < n.kx_end; kx++) {
-                    const float* from = up_bias + reach(scale, s.dy, ky).place * scale + reach(scale, s.dx, kx).place;
+                    const float* from = arg.parameters.up_bias + reach(scale, s.dy, ky).place * scale + reach(scale, s.dx, kx).place;
                     UNROLL
                     for (int c = 0; c < FEATURES; c++)
-                        sum += n.sign * weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares];
+                        sum += n.sign * arg.parameters.weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares];
                 }
             }
         }
@@ -127,18 +121,18 @@ KERNEL(compose_up_head, 256, const float* up_weight, const float* up_bias, const
                 Reach across = reach(scale, s.dx, kx);
                 int ty = n.u - down.shift, tx = n.v - across.shift;
                 if (ty < 0 || ty > 2 || tx < 0 || tx > 2) continue;
-                const float* from = up_weight + ((down.place * scale + across.place) * FEATURES + ci) * 9 + ty * 3 + tx;
+                const float* from = arg.parameters.up_weight + ((down.place * scale + across.place) * FEATURES + ci) * 9 + ty * 3 + tx;
                 UNROLL
                 for (int c = 0; c < FEATURES; c++)
-                    sum += weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares * FEATURES * 9];
+                    sum += arg.parameters.weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares * FEATURES * 9];
             }
         }
     }
     sum *= n.sign;
     own[entry_at(e) + threadIdx.x] = sum;
 #if PRECISION != 0
-    u16* fragments = (u16*)(composed + gridDim.y * GROUP_SUMS) + group * GROUP_FRAGMENTS * 8;
-    u16 half = to_half(*gain * sum);
+    u16* fragments = (u16*)(arg.folded + gridDim.y * GROUP_SUMS) + group * GROUP_FRAGMENTS * 8;
+    u16 half = to_half(*arg.parameters.gain * sum);
     // taps of the backward pass reach the other way
     int turned = e < 25 ? 24 - e : (e - 25) % 7 < 5 ? e - (e - 25) % 7 + 4 - (e - 25) % 7 : e;
     UNROLL
@@ -194,18 +188,17 @@ DEVICE double met_bias(const ComposedSums& t, const Meeting& down, const Meeting
     return sum;
 }
 
-DEVICE void add_gradient(float* to, double value, const Scalars* scalars) {
+DEVICE void add_gradient(float* to, double value, const DeviceScalars* scalars) {
     *to = scalars->accumulate ? *to + (float)value : (float)value;
 }
 
 // Sums to gradients of all that the composition is made of. Blocks: one a 256 weights of up.0; 54, a warp for every weight of conv_out; one for both
 // biases; one for the gain, whose gradient is the product of the sums and what they are the gradients of. Shared memory: 256 f64.
-KERNEL(finish_up_head, 256, const double* interior, const double* edges, const float* up_weight, const float* up_bias, const float* weight,
-       const float* bias, const float* gain, const float* composed, float* d_up_weight, float* d_up_bias, float* d_weight, float* d_bias,
-       float* d_gain, int scale, const Scalars* scalars) {
-    ComposedSums t = {interior, edges, scale};
+KERNEL(unfold_gradients) {
+    const int scale = arg.scale;
+    ComposedSums t = {arg.interior, arg.edges, scale};
     int squares = scale * scale, weights = FEATURES * squares * FEATURES * 9, block = blockIdx.x, blocks = (weights + 255) / 256;
-    double strength = (double)*gain;
+    double strength = (double)*arg.parameters.gain;
     if (block < blocks) {
         int i = block * 256 + threadIdx.x;
         if (i >= weights) return;
@@ -219,10 +212,10 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
                 Meeting across = meeting(scale, dx, kx);
                 UNROLL
                 for (int o = 0; o < 3; o++)
-                    sum += (double)weight[(o * FEATURES + c) * 9 + ky * 3 + kx] * met(t, down, across, dy, dx, o, ci, tap / 3, tap % 3);
+                    sum += (double)arg.parameters.weight[(o * FEATURES + c) * 9 + ky * 3 + kx] * met(t, down, across, dy, dx, o, ci, tap / 3, tap % 3);
             }
         }
-        add_gradient(d_up_weight + i, strength * sum, scalars);
+        add_gradient(arg.gradients.up_weight + i, strength * sum, arg.scalars);
         return;
     }
     block -= blocks;
@@ -234,8 +227,8 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
             Meeting down = meeting(scale, dy, k / 3), across = meeting(scale, dx, k % 3);
             int out = (c * scale + down.reach.place) * scale + across.reach.place;
             for (int j = threadIdx.x % 32; j < FEATURES * 9; j += 32)
-                sum += (double)up_weight[out * FEATURES * 9 + j] * met(t, down, across, dy, dx, o, j / 9, j % 9 / 3, j % 3);
-            if (threadIdx.x % 32 == 0) sum += (double)up_bias[out] * met_bias(t, down, across, dy, dx, o);
+                sum += (double)arg.parameters.up_weight[out * FEATURES * 9 + j] * met(t, down, across, dy, dx, o, j / 9, j % 9 / 3, j % 3);
+            if (threadIdx.x % 32 == 0) sum += (double)arg.parameters.up_bias[out] * met_bias(t, down, across, dy, dx, o);
         }
         // lanes are added through memory, in the order of a tree: f64 does not fit the shuffles
         double* lanes = (double*)shared_memory() + threadIdx.x / 32 * 32;
@@ -246,7 +239,7 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
             if (lane < half) lanes[lane] += lanes[lane + half];
             warp_barrier();
         }
-        if (lane == 0) add_gradient(d_weight + i, strength * lanes[0], scalars);
+        if (lane == 0) add_gradient(arg.gradients.weight + i, strength * lanes[0], arg.scalars);
         return;
     }
     block -= 27 * FEATURES / 8;
@@ -255,8 +248,8 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
             double sum = 0;
             if (i >= FEATURES * squares) {
                 int o = i - FEATURES * squares;
-                for (int place = 0; place < squares; place++) sum += interior[place / 4 * INTERIOR_SUMS + 25 * ENTRY + place % 4 * 4 + o];
-                add_gradient(d_bias + o, strength * sum, scalars);
+                for (int place = 0; place < squares; place++) sum += arg.interior[place / 4 * INTERIOR_SUMS + 25 * ENTRY + place % 4 * 4 + o];
+                add_gradient(arg.gradients.bias + o, strength * sum, arg.scalars);
                 continue;
             }
             int c = i / squares, py = i % squares / scale, px = i % scale;
@@ -265,20 +258,20 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
                 for (int kx = 0; kx < 3; kx++) {
                     int dx = (px - kx + 1 + scale) % scale;
                     for (int o = 0; o < 3; o++)
-                        sum += (double)weight[(o * FEATURES + c) * 9 + ky * 3 + kx] *
+                        sum += (double)arg.parameters.weight[(o * FEATURES + c) * 9 + ky * 3 + kx] *
                                met_bias(t, meeting(scale, dy, ky), meeting(scale, dx, kx), dy, dx, o);
                 }
             }
-            add_gradient(d_up_bias + i, strength * sum, scalars);
+            add_gradient(arg.gradients.up_bias + i, strength * sum, arg.scalars);
         }
         return;
     }
     double product = 0;
     for (int i = threadIdx.x; i < slot_groups(scale) * GROUP_SUMS; i += 256) {
         int group = i / GROUP_SUMS, at = i % GROUP_SUMS;
-        double sum = at < INTERIOR_SUMS ? interior[group * INTERIOR_SUMS + at] : edges[group * 4 * EDGE_SUMS + at - INTERIOR_SUMS];
-        product += sum * (double)composed[i];
+        double sum = at < INTERIOR_SUMS ? arg.interior[group * INTERIOR_SUMS + at] : arg.edges[group * 4 * EDGE_SUMS + at - INTERIOR_SUMS];
+        product += sum * (double)arg.folded[i];
     }
     double total = block_sum<256>((double*)shared_memory(), product);
-    if (threadIdx.x == 0) add_gradient(d_gain, total, scalars);
+    if (threadIdx.x == 0) add_gradient(arg.gradients.gain, total, arg.scalars);
 }

@@ -1,13 +1,12 @@
-// The network's end and its gradients on tensor cores, for halves. The kernels and their arguments are described in up_head.cu. Depends on
-// base.cuh and composed.cuh.
+// The network's end and its gradients on tensor cores, for halves. The kernels and their arguments are described in reconstruct.cu. Depends on
+// base.cuh and folded_conv.cuh.
 #pragma once
 #include "base.cuh"
-#include "composed.cuh"
+#include "folded_conv.cuh"
 #include "mma.cuh"
 
 // A tile of 16 halves a pixel (features, or the slots of a gradient): two planes of eight, so that any eight neighbours lie in different banks;
 // and the second plane in other banks than the first. 16-byte pieces.
-#define REACHED_PLANE (REACHED * REACHED + 4)
 
 // The 16 values of 16 pixels of a row, two rows of them.
 struct Square {
@@ -22,7 +21,7 @@ DEVICE void start(Square& s, Quad from) {
 // Where a lane points in a tile for load_matrices: the strip of 16 pixels from (row, 0) on.
 DEVICE const Wide* strip_at(const Wide* tile, int row, int column) {
     int lane = threadIdx.x % 32;
-    return tile + lane / 16 * REACHED_PLANE + row * REACHED + column + lane % 16;
+    return tile + lane / 16 * HALF_PLANE + row * REACHED + column + lane % 16;
 }
 
 // Adds the 5x5 neighbourhood of a warp's two rows of pixels, times the weights: each fragment of weights serves two rows, each of pixels up to five.
@@ -131,7 +130,7 @@ struct FeatureInput {
     }
     DEVICE_MEMBER void store(Wide* tile) const {
         int first = threadIdx.x / ROW_PIECES, piece = threadIdx.x - first * ROW_PIECES;
-        Wide* to = tile + piece % 2 * REACHED_PLANE + first * REACHED + piece / 2;
+        Wide* to = tile + piece % 2 * HALF_PLANE + first * REACHED + piece / 2;
         UNROLL
         for (int round = 0; round < ROUNDS; round++) {
             bool last = LINES * (round + 1) > REACHED && first + LINES * round >= REACHED;
@@ -152,41 +151,40 @@ DEVICE void copy_fragments(Wide* to, const Wide* from) {
 
 // SCALE: 2, or 0 for any.
 template <int SCALE>
-DEVICE void up_head_tiles(const float* composed, const float* gain, const float* input, const act* features, float* output, const u8* target,
-                          const u8* codes, int images, int h, int w, int any_scale, float alpha, double* loss_partials, int whole, float l1,
-                          float charbonnier, float mse, const Scalars* scalars) {
-    const int scale = SCALE ? SCALE : any_scale, groups = slot_groups(scale);
+DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
+    const int h = arg.h, w = arg.w;
+    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale);
     Wide* tile = (Wide*)shared_memory();
-    Wide* weights = tile + 2 * REACHED_PLANE;
+    Wide* weights = tile + 2 * HALF_PLANE;
     float* cells = (float*)(weights + 25 * FRAGMENT);
     float* raw = cells + BASE_CELLS;
     float* rows = raw + BASE_RAW;
     float* taps = rows + BASE_ROWS;
-    const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS);
+    const Wide* fragments = (const Wide*)(arg.folded + groups * GROUP_SUMS);
     base_taps(taps, scale);
     if (groups == 1) copy_fragments<256>(weights, fragments);
-    Finish f = {taps, cells, output, target, 0, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
-    if (f.losses) f.terms = pixel_terms(l1, charbonnier, mse, whole, scalars);
+    Finish f = {taps, cells, arg.output, arg.target, 0, arg.loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
+    if (f.losses) f.terms = pixel_terms(arg.l1, arg.charbonnier, arg.mse, arg.whole, arg.scalars);
     double lost = 0;
     ROLLED
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         // the first to be used are the last to be asked for
-        f.code = target ? codes[t.image] : 0u;
+        f.code = arg.target ? arg.codes[t.image] : 0u;
         Quad bias = {{0, 0, 0, 0}};
         float strength = 0;
         if (SCALE == 2) {
-            strength = *gain;
-            bias = ((const Quad*)(composed + bias_at(-1, 0)))[threadIdx.x % 4];
+            strength = *arg.gain;
+            bias = ((const Quad*)(arg.folded + bias_at(-1, 0)))[threadIdx.x % 4];
         }
         FeatureInput<256> in;
-        in.load(features, t, h, w);
+        in.load(arg.features, t, h, w);
         BaseInput<256> picture;
-        picture.load(input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
+        picture.load(arg.input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
         in.store(tile);
-        picture.store(raw, target != nullptr);
-        // its barriers are those of the features, too
-        base_cells<256>(raw, rows, cells, h, w, t.y, t.x, alpha);
+        picture.store(raw, arg.target != nullptr);
+        // its barriers are those of the arg.features, too
+        base_cells<256>(raw, rows, cells, h, w, t.y, t.x, arg.alpha);
         // the HR pixels of a lane, once its share of results has been exchanged for those of one LQ pixel
         int lane = threadIdx.x % 4, row = threadIdx.x / 32 * 2 + lane / 2, column = threadIdx.x % 32 / 4 + lane % 2 * 8;
         ROLLED
@@ -197,9 +195,9 @@ DEVICE void up_head_tiles(const float* composed, const float* gain, const float*
                 copy_fragments<256>(weights, own);
                 barrier();
             }
-            const float* f32 = composed + group * GROUP_SUMS;
+            const float* f32 = arg.folded + group * GROUP_SUMS;
             if (SCALE != 2) {
-                strength = *gain;
+                strength = *arg.gain;
                 bias = ((const Quad*)(f32 + bias_at(-1, 0)))[threadIdx.x % 4];
             }
             UNROLL
@@ -247,22 +245,12 @@ DEVICE void up_head_tiles(const float* composed, const float* gain, const float*
     if (!f.losses) return;
     barrier();
     double total = block_sum<256>((double*)shared_memory(), lost);
-    if (threadIdx.x == 0) loss_partials[blockIdx.x] = total;
+    if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = total;
 }
 
 // A kernel of its own for scale 2, which has half as much to keep in mind.
-#define UP_HEAD_ARGUMENTS                                                                                                                    \
-    const float *composed, const float *gain, const float *input, const act *features, float *output, const u8 *target, const u8 *codes,     \
-        int images, int h, int w, int scale, float alpha, double *loss_partials, int whole, float l1, float charbonnier, float mse,          \
-        const Scalars *scalars
-KERNEL_CROWDED(up_head, 256, 2, UP_HEAD_ARGUMENTS) {
-    up_head_tiles<0>(composed, gain, input, features, output, target, codes, images, h, w, scale, alpha, loss_partials, whole, l1, charbonnier,
-                     mse, scalars);
-}
-KERNEL_CROWDED(up_head_double, 256, 2, UP_HEAD_ARGUMENTS) {
-    up_head_tiles<2>(composed, gain, input, features, output, target, codes, images, h, w, scale, alpha, loss_partials, whole, l1, charbonnier,
-                     mse, scalars);
-}
+KERNEL_CROWDED(reconstruct, 2) { reconstruct_tiles<0>(arg); }
+KERNEL_CROWDED(reconstruct_x2, 2) { reconstruct_tiles<2>(arg); }
 
 // The gradient of a group's slots on its way to shared memory as halves, two pixels more on each side; a thread has the same slots of a pixel
 // in every few rows.
@@ -291,7 +279,7 @@ struct SlotInput {
     DEVICE_MEMBER void store(Wide* tile, float (&sums)[3]) const {
         int first = threadIdx.x / (REACHED * 4), column = threadIdx.x / 4 - first * REACHED;
         bool own = column >= 2 && column < TILE + 2;
-        Pair* to = (Pair*)(tile + threadIdx.x % 4 / 2 * REACHED_PLANE + first * REACHED + column) + threadIdx.x % 2;
+        Pair* to = (Pair*)(tile + threadIdx.x % 4 / 2 * HALF_PLANE + first * REACHED + column) + threadIdx.x % 2;
         UNROLL
         for (int round = 0; round < ROUNDS; round++) {
             int line = first + LINES * round;
@@ -304,7 +292,6 @@ struct SlotInput {
 };
 
 // Sums of products of features and slots over a tile's pixels, a warp of ten for a column of taps: three rows of them, or the other two.
-#define BACK_WARPS 10
 // Blocks that a multiprocessor should hold; generation 7.5 has room for one.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define BACK_BLOCKS 1
@@ -318,7 +305,7 @@ struct Outer {
 DEVICE void accumulate(Outer& o, const Wide* f_tile, const Wide* d_tile) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, v = warp % 5, u = warp / 5 * 3;
     // features: pixels 0-7, channels 0-7 and 8-15, then pixels 8-15. Gradient: pixels 0-7 and 8-15, slots 0-7, then 8-15
-    const Wide* f = f_tile + lane / 8 % 2 * REACHED_PLANE + u * REACHED + v + lane / 16 * 8 + lane % 8;
+    const Wide* f = f_tile + lane / 8 % 2 * HALF_PLANE + u * REACHED + v + lane / 16 * 8 + lane % 8;
     const Wide* d = strip_at(d_tile, 2, 2);
     // a row of features meets the rows of the gradient beside it and one or two before
     u32 b[3][4];
@@ -348,35 +335,35 @@ DEVICE void accumulate(Outer& o, const Wide* f_tile, const Wide* d_tile) {
 
 // SCALE: 2 for everything in one pass, or 0 for any scale and part.
 template <int SCALE>
-DEVICE void up_head_back_tiles(const float* composed, const act* features, const float* d_output, act* d_features, float* partials,
-                               float* edge_partials, int images, int h, int w, int any_scale, int part, int edge_blocks) {
-    const int scale = SCALE ? SCALE : any_scale, groups = slot_groups(scale);
+DEVICE void reconstruct_back_tiles(const ReconstructBackArguments& arg) {
+    const int h = arg.h, w = arg.w;
+    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale);
     Wide* d_tile = (Wide*)shared_memory();
-    Wide* f_tile = d_tile + 2 * REACHED_PLANE;
-    Wide* weights = f_tile + 2 * REACHED_PLANE;
-    const bool data = SCALE || part & 1, sums = SCALE || part & 2;
+    Wide* f_tile = d_tile + 2 * HALF_PLANE;
+    Wide* weights = f_tile + 2 * HALF_PLANE;
+    const bool data = SCALE || arg.part & PART_DATA, sums = SCALE || arg.part & PART_SUMS;
     int first_group = SCALE || !sums ? 0 : blockIdx.y, block = blockIdx.x;
-    if (sums) all_edge_sums((float*)shared_memory(), features, d_output, edge_partials, edge_blocks, groups, images, h, w, scale);
-    const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS) + ENTRIES * FRAGMENT;
+    if (sums) all_edge_sums((float*)shared_memory(), arg, groups, scale);
+    const Wide* fragments = (const Wide*)(arg.folded + groups * GROUP_SUMS) + ENTRIES * FRAGMENT;
     if (data && groups == 1) copy_fragments<BACK_THREADS>(weights, fragments);
     Outer outer;
     UNROLL
     for (int i = 0; i < 24; i++) outer.sum[i / 8][i / 4 % 2][i % 4] = 0;
     float bias[3] = {0, 0, 0};
     ROLLED
-    for (int index = block; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = block; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         Square s;
         start(s, {{0, 0, 0, 0}});
         FeatureInput<BACK_THREADS> in;
-        if (sums) in.load(features, t, h, w);
+        if (sums) in.load(arg.features, t, h, w);
         // at any scale there are no registers to wait for both
         if (sums && !SCALE) in.store(f_tile);
         ROLLED
         for (int group = first_group; group < (sums ? first_group + 1 : groups); group++) {
             const Wide* own = fragments + group * GROUP_FRAGMENTS;
             SlotInput<BACK_THREADS> slots;
-            slots.load(d_output, group, t, h, w, scale);
+            slots.load(arg.d_output, group, t, h, w, scale);
             if (SCALE) in.store(f_tile);
             slots.store(d_tile, bias);
             if (data && groups > 1) copy_fragments<BACK_THREADS>(weights, own);
@@ -396,12 +383,12 @@ DEVICE void up_head_back_tiles(const float* composed, const act* features, const
                 if (y >= h || x >= w) continue;
                 const float(*sum)[4] = s.sum[i / 2];
                 Pair v = {{pack_half(sum[0][i % 2 * 2], sum[0][i % 2 * 2 + 1]), pack_half(sum[1][i % 2 * 2], sum[1][i % 2 * 2 + 1])}};
-                store_pair(d_features + (((long long)t.image * h + y) * w + x) * FEATURES, l.t, v);
+                store_pair(arg.d_features + (((long long)t.image * h + y) * w + x) * FEATURES, l.t, v);
             }
         }
     }
     if (!sums) return;
-    float* out = partials + ((long long)block * groups + blockIdx.y) * INTERIOR_SUMS;
+    float* out = arg.partials + ((long long)block * groups + blockIdx.y) * INTERIOR_SUMS;
     Lane l = lane_place();
     int v = l.warp % 5, u = l.warp / 5 * 3;
     UNROLL
@@ -430,12 +417,5 @@ DEVICE void up_head_back_tiles(const float* composed, const act* features, const
     out[25 * ENTRY + threadIdx.x] = sum;
 }
 
-#define UP_HEAD_BACK_ARGUMENTS                                                                                                               \
-    const float *composed, const float *gain, const act *features, const float *d_output, act *d_features, float *partials,                  \
-        float *edge_partials, int images, int h, int w, int scale, int part, int edge_blocks
-KERNEL_CROWDED(up_head_back, BACK_THREADS, BACK_BLOCKS, UP_HEAD_BACK_ARGUMENTS) {
-    up_head_back_tiles<0>(composed, features, d_output, d_features, partials, edge_partials, images, h, w, scale, part, edge_blocks);
-}
-KERNEL_CROWDED(up_head_back_double, BACK_THREADS, BACK_BLOCKS, UP_HEAD_BACK_ARGUMENTS) {
-    up_head_back_tiles<2>(composed, features, d_output, d_features, partials, edge_partials, images, h, w, scale, part, edge_blocks);
-}
+KERNEL_CROWDED(reconstruct_back, BACK_BLOCKS) { reconstruct_back_tiles<0>(arg); }
+KERNEL_CROWDED(reconstruct_back_x2, BACK_BLOCKS) { reconstruct_back_tiles<2>(arg); }
