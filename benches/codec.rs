@@ -2,7 +2,7 @@
 //! run, round by round in turn, medians. `cargo bench --bench codec -- [DIR..] [--lq own|other]
 //! [--rounds 7] [--most 400] [--json]`
 //!
-//! Pairs of LQ 128 / HR 256 are cut from every picture of the folders (HR pictures; without one,
+//! Pairs of LQ 128 / HR 256 are cut from every image of the folders (HR images; without one,
 //! drawn dead leaves). Their LQ is made by another library than paragon's own (`--lq other`, the
 //! harder case) or as `paragon shard` makes it.
 
@@ -67,7 +67,7 @@ fn options() -> Result<Options, String> {
     Ok(out)
 }
 
-/// Every whole patch of the grid in the middle of a picture.
+/// Every whole patch of the grid in the middle of an image.
 fn cut(picture: &RgbImage, own_lq: bool, pairs: &mut Vec<Pair>) {
     let size = GEOMETRY.lq_size * GEOMETRY.scale;
     let (columns, rows) = (picture.width() / size, picture.height() / size);
@@ -155,7 +155,7 @@ impl Format for Ours {
     }
 }
 
-/// A format of whole pictures.
+/// A format of whole images.
 struct Pictures {
     name: &'static str,
     pack: fn(&[u8], u32) -> Vec<u8>,
@@ -188,7 +188,7 @@ fn png(pixels: &[u8], size: u32) -> Vec<u8> {
         PngEncoder::new_with_quality(&mut out, CompressionType::Level(6), FilterType::Adaptive);
     encoder
         .write_image(pixels, size, size, ExtendedColorType::Rgb8)
-        .expect("PNG takes any picture");
+        .expect("PNG takes any image");
     out
 }
 
@@ -205,7 +205,7 @@ fn webp(pixels: &[u8], size: u32) -> Vec<u8> {
     (config.lossless, config.method, config.quality) = (1, 4, 75.0);
     webp::Encoder::from_rgb(pixels, size, size)
         .encode_advanced(&config)
-        .expect("WebP takes any picture")
+        .expect("WebP takes any image")
         .to_vec()
 }
 
@@ -244,7 +244,7 @@ fn formats() -> Vec<Box<dyn Format>> {
         Box::new(Pictures {
             name: "qoi",
             pack: |pixels, size| {
-                qoi::encode_to_vec(pixels, size, size).expect("QOI takes any picture")
+                qoi::encode_to_vec(pixels, size, size).expect("QOI takes any image")
             },
             unpack: |bytes, out| {
                 qoi::decode_to_buf(out, bytes).expect("what was encoded");
@@ -278,7 +278,7 @@ fn main() {
         (0..24).for_each(|i| cut(&synth::picture(1, i, 256, 256), options.own_lq, &mut pairs));
     }
     if pairs.is_empty() {
-        fail("no picture is at least 256 x 256".into());
+        fail("no image is at least 256 x 256".into());
     }
     report(&options, &pairs);
 }

@@ -8,7 +8,8 @@ use clap::ValueEnum;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
-use paragon::plan::{LossKind, OpFloor, bytes_text};
+use paragon::plan::{LossKind, OpFloor};
+use paragon::support::text::bytes_text;
 use std::time::Instant;
 
 fn flag(name: &str, default: usize) -> usize {
@@ -76,7 +77,7 @@ fn prepare(
     let mut backend = CpuBackend::new(plan, options).expect("memory for the arena");
     write_floats(&mut backend, parameters, &net.params().start_values(1)).expect("parameters fit");
     let pixels: Vec<u8> = (0..batch * lq * lq * 12)
-        .map(|i| paragon::rng::mix(i as u64) as u8)
+        .map(|i| paragon::support::rng::mix(i as u64) as u8)
         .collect();
     let view = BatchView {
         lq: &pixels[..batch * lq * lq * 3],

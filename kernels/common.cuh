@@ -148,7 +148,7 @@ DEVICE u32 pack_half(float low, float high) { return (u32)to_half(low) | ((u32)t
 #include "interface.cuh"
 
 // Where the pixels of an augmented patch are stored: pixel (y, x) of a patch of `size` rows and
-// `width` columns is pixel start + y x down + x x across of the stored patch (src/plan/augment.rs).
+// `width` columns is pixel start + y x down + x x across of the stored patch (src/support/augment.rs).
 // Codes other than 0 need square patches (size == width), as in the CPU backend; BatchView::check
 // (src/backend/mod.rs) refuses others before a batch is copied to the device.
 struct Steps {

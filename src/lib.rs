@@ -4,27 +4,14 @@
 //! -> eval / upscale.
 
 pub mod backend;
-pub mod budget;
 pub mod config;
 pub mod dataset;
-pub mod encode;
-pub mod eval;
-pub mod failure;
-pub mod files;
-pub mod foreign;
-pub mod host_memory;
-pub mod isa;
+pub mod inference;
 pub mod loader;
-pub mod lock;
-pub mod metrics;
 pub mod model;
 pub mod plan;
-pub mod progress;
 pub mod report;
-pub mod rng;
-pub mod selftest;
 pub mod shard;
-pub mod system;
-pub mod text;
+pub mod support;
+pub mod sys;
 pub mod train;
-pub mod upscale;

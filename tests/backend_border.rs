@@ -5,7 +5,7 @@
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, BatchView, CudaSizing, Scalars};
 use paragon::model::{InferenceSpec, Network, StepSpec, inference_plan, training_plan};
-use paragon::plan::{BufferId, LossKind, Op, Plan, Precision, Sizing, UpHead};
+use paragon::plan::{BufferId, LossKind, Op, Plan, Precision, Reconstruct, Sizing};
 
 fn net() -> Network {
     Network::new("nano", 2).unwrap()
@@ -79,7 +79,7 @@ impl Sizing for Liar {
         0
     }
 
-    fn composed(&self, _: &UpHead) -> u64 {
+    fn folded(&self, _: &Reconstruct) -> u64 {
         0
     }
 }
@@ -97,10 +97,10 @@ fn a_plan_with_too_little_room_is_refused_whoever_made_it() {
         CpuOptions::new(1),
         &["workspace"],
     );
-    // also as a guest in the arena of a good one
+    // also when it is lent the arena of a good one
     let mut host = CpuBackend::new(step(&CpuOptions::new(1)), CpuOptions::new(1)).unwrap();
     assert!(
-        host.guest(inference_plan(&net(), &spec, &Liar).unwrap())
+        host.lend(inference_plan(&net(), &spec, &Liar).unwrap())
             .is_err()
     );
 }

@@ -8,7 +8,7 @@ mod shard_common;
 
 use cli_common::{limit_files, model, paragon, png_header, run, text};
 use paragon::model::Network;
-use paragon::train::write_model;
+use paragon::model::write_model;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use shard_common::{config, files, make, make_writable, picture, pictures};
@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A folder of pictures, a set of LQ 16 made of them, and a network.
+/// A folder of images, a set of LQ 16 made of them, and a network.
 struct Place {
     dir: tempfile::TempDir,
     data: PathBuf,
@@ -184,7 +184,7 @@ fn eval_and_validation_name_what_they_cannot_use() {
         place.model.clone(),
         vec!["nano.safetensors", "expected a folder"],
     ));
-    cases.push((fresh("empty", &[]), vec!["empty", "no pictures"]));
+    cases.push((fresh("empty", &[]), vec!["empty", "no images"]));
     let root = fresh("unmatched", &["hr", "lq"]);
     picture(40, 40, 1).save(root.join("hr/a.png")).unwrap();
     picture(20, 20, 1).save(root.join("lq/b.png")).unwrap();
@@ -280,10 +280,10 @@ fn upscale_names_what_it_cannot_read_or_write() {
     upscale(&place.data, &place.data).refused(1, &["data", "overwrite"]);
     assert_eq!(fs::read(&picture_file).unwrap(), whole);
     upscale(&place.data, &place.model).refused(1, &["nano.safetensors", "file"]);
-    // folders: nothing in it, colliding names, one bad picture among good ones
+    // folders: nothing in it, colliding names, one bad image among good ones
     let folder = place.path("folder");
     fs::create_dir(&folder).unwrap();
-    upscale(&folder, &place.path("up")).refused(1, &["folder", "no pictures"]);
+    upscale(&folder, &place.path("up")).refused(1, &["folder", "no images"]);
     for name in ["a.png", "a.v2.png", "b.png"] {
         picture(20, 20, 1).save(folder.join(name)).unwrap();
     }
@@ -600,14 +600,14 @@ fn outputs_that_cannot_be_written_are_errors_and_not_panics() {
         .refused(1, &["cannot write", ".png"]);
     assert!(
         files(&place.path("small")).is_empty(),
-        "half a picture was left"
+        "half an image was left"
     );
     // a folder that is not the demo's own is not cleared
     let mine = place.path("mine");
     pictures(&mine.join("pictures"), 2);
     run(&["demo", "--out", text(&mine), "--iterations", "1"]).refused(1, &[text(&mine), "--out"]);
     assert_eq!(files(&mine.join("pictures")).len(), 2);
-    // the picture's header is refused by shard before anything large is allocated
+    // the image's header is refused by shard before anything large is allocated
     let huge = place.path("huge");
     fs::create_dir(&huge).unwrap();
     fs::write(huge.join("huge.png"), png_header(60_000, 60_000)).unwrap();

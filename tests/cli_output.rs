@@ -123,7 +123,7 @@ fn strings_of_others_never_control_the_terminal() {
         "\u{9b}2J.png",
         "\u{202e}gnp.exe.png",
     ] {
-        fs::write(data.join(name), "no picture").unwrap();
+        fs::write(data.join(name), "no image").unwrap();
     }
     let out = dir.path().join("out");
     let shard = run(&["shard", text(&data), "--out", text(&out), "--lq-size", "16"]).ok();
@@ -268,11 +268,11 @@ fn a_full_disk_names_the_file_once_and_says_what_failed() {
         .refused(1, &["cannot write", "sheet.png", "File too large"])
         .stderr;
     assert_eq!(error.matches("sheet.png").count(), 1, "{error}");
-    // a rejected picture is named once in its line
+    // a rejected image is named once in its line
     let bad = dir.path().join("bad");
     fs::create_dir(&bad).unwrap();
     picture(60, 60, 1).save(bad.join("good.png")).unwrap();
-    fs::write(bad.join("text.png"), "no picture").unwrap();
+    fs::write(bad.join("text.png"), "no image").unwrap();
     fs::write(bad.join("cut.jpg"), b"\xff\xd8\xff\xd9").unwrap();
     let shown = run(&[
         "shard",

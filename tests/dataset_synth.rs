@@ -2,7 +2,7 @@
 
 use paragon::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use paragon::dataset::synth::picture;
-use paragon::metrics::{Channels, psnr};
+use paragon::inference::metrics::{Channels, psnr};
 
 /// Pins the pictures themselves: this fails when they change, on purpose or from one machine to
 /// another.

@@ -1,5 +1,5 @@
 //! `paragon eval` and `paragon upscale` from outside: figures against those computed with Pillow
-//! and NumPy, results that do not depend on tiles or threads, pictures of every kind and shape, and
+//! and NumPy, results that do not depend on tiles or threads, images of every kind and shape, and
 //! memory that stays within what was computed. Set5 is reference data outside the repository:
 //! without it those checks print SKIP.
 
@@ -11,9 +11,9 @@ use cli_common::{model, paragon, run, run_watched, text};
 use image::{DynamicImage, GrayImage, ImageBuffer, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use paragon::backend::cpu::CpuOptions;
 use paragon::dataset::decode::{Limits, decode};
+use paragon::inference::upscale::{DEFAULT_TILE, Upscaler};
 use paragon::model::Network;
-use paragon::train::{ModelHints, read_model};
-use paragon::upscale::{DEFAULT_TILE, Upscaler};
+use paragon::model::{ModelHints, read_model};
 use serde_json::Value;
 use shard_common::{config, make, picture, pictures};
 use std::fs;
@@ -143,7 +143,13 @@ fn eval_makes_the_lq_and_saves_what_it_measured() {
     );
     let whole = image::open(saved.join("odd.png")).unwrap().into_rgb8();
     let hr = image::imageops::crop_imm(&picture(61, 47, 1), 0, 0, 60, 46).to_image();
-    let psnr = paragon::metrics::psnr(&whole, &hr, 2, paragon::metrics::Channels::Rgb).unwrap();
+    let psnr = paragon::inference::metrics::psnr(
+        &whole,
+        &hr,
+        2,
+        paragon::inference::metrics::Channels::Rgb,
+    )
+    .unwrap();
     assert!((psnr - odd["network"]["psnr"].as_f64().unwrap()).abs() < 1e-9);
     assert!(saved.join("deep/b.png").exists());
 }
@@ -206,7 +212,7 @@ fn a_level_picture_leaves_every_figure_finite() {
     RgbImage::from_pixel(20, 20, Rgb([128; 3]))
         .save(data.join("lq/grey.png"))
         .unwrap();
-    // no level picture, and yet its LQ gives it back: two halves that the border cuts away
+    // no level image, and yet its LQ gives it back: two halves that the border cuts away
     let black = RgbImage::from_fn(40, 40, |x, y| {
         Rgb(if x.min(y) == 0 { [255; 3] } else { [0; 3] })
     });
@@ -338,7 +344,7 @@ fn tiles_and_threads_do_not_change_a_byte() {
     picture(30, 20, 5)
         .save(folder.join("in.small.png"))
         .unwrap();
-    fs::write(folder.join("notes.txt"), "not a picture").unwrap();
+    fs::write(folder.join("notes.txt"), "not an image").unwrap();
     run(&[
         "upscale",
         text(&folder),
@@ -452,7 +458,7 @@ fn pictures_of_every_shape_and_kind_are_upscaled() {
     }
 }
 
-/// Memory of `upscale` is that of one tile and of the pictures in and out, whatever the picture's
+/// Memory of `upscale` is that of one tile and of the images in and out, whatever the image's
 /// size.
 #[test]
 fn upscale_takes_memory_for_a_tile_and_the_pictures() {
@@ -494,7 +500,7 @@ fn upscale_takes_memory_for_a_tile_and_the_pictures() {
     assert!(peak > 0 && peak <= bound, "{peak} bytes, bound {bound}");
     assert!(
         bound < arena(1024) / 2,
-        "the bound would not notice a picture in one piece ({} bytes)",
+        "the bound would not notice an image in one piece ({} bytes)",
         arena(1024)
     );
 }
@@ -566,8 +572,8 @@ fn train_stays_within_what_it_computed_before_the_start() {
 }
 
 /// Validation works in the step's arena: it leaves the run's bits alone and finds what `eval` finds
-/// in an arena of its own, also where the step itself would need less than a tile, and where a
-/// picture is smaller than one.
+/// in an arena of its own, also where the step itself would need less than a tile, and where an
+/// image is smaller than one.
 #[test]
 fn validation_in_the_arena_of_the_step_changes_no_bit() {
     let dir = tempfile::tempdir().unwrap();
@@ -616,7 +622,7 @@ fn validation_in_the_arena_of_the_step_changes_no_bit() {
         let (with, said) = train("with", &["--val", text(&val), "--val-every", "2"]);
         assert!(without == with, "{sizes:?}: validation changed the network");
         assert!(
-            said.contains("validation: pictures and a tile") && !plain.contains("validation"),
+            said.contains("validation: images and a tile") && !plain.contains("validation"),
             "{said}"
         );
         let log = fs::read_to_string(dir.path().join("with/log.jsonl")).unwrap();
@@ -633,7 +639,7 @@ fn validation_in_the_arena_of_the_step_changes_no_bit() {
     }
 }
 
-/// PyTorch loads what `train` writes with `strict=True` and makes the same picture of it within one
+/// PyTorch loads what `train` writes with `strict=True` and makes the same image of it within one
 /// level. Needs a Python with torch, named by `PARAGON_PYTHON`.
 #[test]
 fn pytorch_loads_a_trained_network_and_agrees() {

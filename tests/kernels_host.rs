@@ -10,11 +10,11 @@ use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activati
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
 use paragon::backend::cuda::{CudaSizing, Launch, Order as LaunchOrder, lower_range};
+use paragon::backend::selftest::{Shared, halves, shared_buffers};
 use paragon::backend::{Backend, Scalars};
 use paragon::model::{Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
-use paragon::plan::{BufferId, Op, OptimizerKind, Precision, Slice, UpHeadBack};
-use paragon::selftest::{Shared, halves, shared_buffers};
+use paragon::plan::{BufferId, Op, OptimizerKind, Precision, ReconstructBack, Slice};
 use reference::golden::relative_error;
 use std::path::Path;
 
@@ -315,12 +315,12 @@ fn nano_block() {
 
 #[test]
 fn up_head() {
-    all_cases(|op| matches!(op, Op::UpHead(_) | Op::UpHeadBack(_)));
+    all_cases(|op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_)));
 }
 
 #[test]
 fn up_head_of_a_large_scale_and_without_sharpening() {
-    let chosen = |op: &Op| matches!(op, Op::UpHead(_) | Op::UpHeadBack(_));
+    let chosen = |op: &Op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_));
     for precision in [Precision::F32, Precision::Bf16] {
         for float in [false, true] {
             compare(
@@ -457,9 +457,9 @@ fn up_head_carries_sums_between_slices() {
         let at = plan
             .ops
             .iter()
-            .position(|op| matches!(op, Op::UpHeadBack(_)))
+            .position(|op| matches!(op, Op::ReconstructBack(_)))
             .unwrap();
-        let Op::UpHeadBack(whole) = plan.ops[at].clone() else {
+        let Op::ReconstructBack(whole) = plan.ops[at].clone() else {
             unreachable!()
         };
         let features = whole.forward.features_in;
@@ -499,7 +499,7 @@ fn up_head_carries_sums_between_slices() {
                 .copy_from_slice(&to_activations(&gradient, Precision::F32));
             for &slice in slices {
                 let mut plan = plan.clone();
-                plan.ops[at] = Op::UpHeadBack(UpHeadBack {
+                plan.ops[at] = Op::ReconstructBack(ReconstructBack {
                     slice,
                     ..whole.clone()
                 });
@@ -610,9 +610,9 @@ fn losses_on_the_way() {
         let at = plan
             .ops
             .iter()
-            .position(|op| matches!(op, Op::UpHead(_)))
+            .position(|op| matches!(op, Op::Reconstruct(_)))
             .unwrap();
-        let Op::UpHead(end) = plan.ops[at].clone() else {
+        let Op::Reconstruct(end) = plan.ops[at].clone() else {
             unreachable!()
         };
         let scalars = Scalars {
@@ -696,8 +696,8 @@ fn slices_carry_their_sums() {
                 | Op::ConvBack(_)
                 | Op::PixelLoss(_)
                 | Op::StructuralLoss(_)
-                | Op::UpHead(_)
-                | Op::UpHeadBack(_)
+                | Op::Reconstruct(_)
+                | Op::ReconstructBack(_)
         )
     });
 }
@@ -713,8 +713,8 @@ fn slices_of_a_large_scale() {
                 Op::Conv(_)
                     | Op::ConvBack(_)
                     | Op::PixelLoss(_)
-                    | Op::UpHead(_)
-                    | Op::UpHeadBack(_)
+                    | Op::Reconstruct(_)
+                    | Op::ReconstructBack(_)
             )
         });
     }
@@ -820,7 +820,7 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
 fn a_missing_barrier_is_noticed() {
     type Chosen = fn(&Op) -> bool;
     let block: Chosen = |op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_));
-    let end: Chosen = |op| matches!(op, Op::UpHead(_) | Op::UpHeadBack(_));
+    let end: Chosen = |op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_));
     let conv: Chosen = |op| matches!(op, Op::Conv(_) | Op::ConvBack(_));
     let losses: Chosen =
         |op| matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_));

@@ -9,7 +9,7 @@ use image::{Rgb, RgbImage};
 use paragon::loader::{Loader, LoaderConfig, Sources, bound};
 use paragon::shard::codec::Codec;
 use paragon::shard::reader::ShardSet;
-use paragon::system::anonymous_memory;
+use paragon::sys::anonymous_memory;
 use shard_common::small_set;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ const PROCESS_BYTES: u64 = 12 << 20;
 /// Memory is a matter of the whole process: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// A set of many tiny pairs: one picture of `side` pixels in patches of LQ 8.
+/// A set of many tiny pairs: one image of `side` pixels in patches of LQ 8.
 fn many_pairs(side: u32) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");

@@ -34,12 +34,12 @@ struct State {
     /// Slots in the caller's hands.
     held: Vec<u8>,
     /// Slots a device reads.
-    flying: Vec<u8>,
+    in_flight: Vec<u8>,
     /// Of those, whether the device is done.
     done: Vec<bool>,
     /// The loader is being dropped.
     stopping: bool,
-    /// Threads joined, flying slots waited for.
+    /// Threads joined, in_flight slots waited for.
     gone: bool,
 }
 
@@ -64,7 +64,7 @@ impl Ring {
             early: Vec::new(),
             wanted: 0,
             held: Vec::new(),
-            flying: Vec::new(),
+            in_flight: Vec::new(),
             done: Vec::new(),
             stopping: false,
             gone: false,
@@ -147,19 +147,19 @@ impl Ring {
                 push(&|n| n.free.push(n.held.remove(i)));
                 push(&|n| {
                     let slot = n.held.remove(i);
-                    n.flying.push(slot);
+                    n.in_flight.push(slot);
                     n.done.push(false);
                     if self.frees_in_flight {
                         n.free.push(slot);
                     }
                 });
             }
-            // `land`: what devices are done with becomes free
-            for i in 0..s.flying.len() {
+            // `reclaim`: what devices are done with becomes free
+            for i in 0..s.in_flight.len() {
                 if s.done[i] {
                     push(&|n| {
                         n.done.remove(i);
-                        let slot = n.flying.remove(i);
+                        let slot = n.in_flight.remove(i);
                         if !self.frees_in_flight {
                             n.free.push(slot);
                         }
@@ -169,7 +169,7 @@ impl Ring {
             // the loader may be dropped at any moment, and is in the end
             push(&|n| n.stopping = true);
         }
-        for i in 0..s.flying.len() {
+        for i in 0..s.in_flight.len() {
             if !s.done[i] {
                 push(&|n| n.done[i] = true);
             }
@@ -196,7 +196,7 @@ impl Ring {
             .free
             .iter()
             .chain(&s.held)
-            .chain(&s.flying)
+            .chain(&s.in_flight)
             .copied()
             .chain(in_threads)
             .chain(boxed)
@@ -230,7 +230,7 @@ impl Ring {
     /// The caller waits in `next`, holds nothing, and every device is done: somebody must be able
     /// to move towards its batch.
     fn stuck(&self, s: &State) -> bool {
-        let idle = !s.stopping && s.held.is_empty() && s.flying.is_empty();
+        let idle = !s.stopping && s.held.is_empty() && s.in_flight.is_empty();
         let there = s.early.iter().any(|&(number, _)| number == s.wanted) || !s.ready.is_empty();
         let working = s.threads.iter().any(|t| match t {
             Thread::Waiting => !s.free.is_empty() || self.number_first,

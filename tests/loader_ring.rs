@@ -3,10 +3,10 @@
 
 mod shard_common;
 
-use paragon::host_memory::HostBlock;
 use paragon::loader::{Fence, Loader, LoaderConfig, Sources, bound};
 use paragon::shard::codec::Codec;
 use paragon::shard::reader::{Crop, ShardSet};
+use paragon::sys::host_memory::HostBlock;
 use shard_common::{make_writable, small_set};
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -93,7 +93,7 @@ impl Drop for Group {
     }
 }
 
-/// Pictures, a set of LQ 16 with margin for nothing, and a network.
+/// Images, a set of LQ 16 with margin for nothing, and a network.
 fn place() -> (tempfile::TempDir, PathBuf, PathBuf, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (data, set) = (dir.path().join("data"), dir.path().join("set"));
@@ -124,7 +124,7 @@ fn in_256_mib_every_command_stays_inside() {
     };
     let (dir, data, set, model) = place();
     let at = |name: &str| dir.path().join(name);
-    // pictures of 24 megapixels, several threads
+    // images of 24 megapixels, several threads
     let large = at("large");
     fs::create_dir(&large).unwrap();
     for i in 0..3 {

@@ -1,12 +1,12 @@
 //! PSNR, SSIM and the bicubic enlargement against figures computed with Pillow and NumPy on Set5.
-//! The figures are in `tests/data`, the pictures are not.
+//! The figures are in `tests/data`, the images are not.
 
 #[path = "common/place.rs"]
 mod place;
 
 use paragon::dataset::decode::{Limits, decode};
 use paragon::dataset::degrade::upscale_bicubic;
-use paragon::metrics::{Channels, psnr, ssim};
+use paragon::inference::metrics::{Channels, psnr, ssim};
 use place::reference;
 
 #[test]
@@ -85,11 +85,7 @@ fn luma_psnr_agrees_with_the_literature() {
         let up = upscale_bicubic(&read("lr_x2"), 2).unwrap();
         let hr = image::imageops::crop_imm(&read("hr"), 0, 0, up.width(), up.height()).to_image();
         let found = psnr(&up, &hr, 2, Channels::Y).unwrap();
-        println!("picture {}: {found:.2} dB, published {published}", i + 1);
-        assert!(
-            (found - published).abs() < 0.06,
-            "picture {}: {found}",
-            i + 1
-        );
+        println!("image {}: {found:.2} dB, published {published}", i + 1);
+        assert!((found - published).abs() < 0.06, "image {}: {found}", i + 1);
     }
 }

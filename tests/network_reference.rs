@@ -123,7 +123,7 @@ fn x8_matches_the_reference() {
     check_shapes(8, &[(1, 1, 1), (2, 3, 4), (1, 5, 2)]);
 }
 
-/// The picture after flipping and turning it step by step.
+/// The image after flipping and turning it step by step.
 fn turn(code: u8, picture: &[u8], size: usize) -> Vec<u8> {
     let mut rows: Vec<Vec<[u8; 3]>> = picture
         .chunks_exact(size * 3)
@@ -193,7 +193,7 @@ fn every_augmentation_is_that_of_pictures_turned_by_hand() {
                     &expected,
                 );
             }
-            // with every loss at once: the same bits as for pictures that lie turned; floats are
+            // with every loss at once: the same bits as for images that lie turned; floats are
             // subtracted after rounding
             let mut results = Vec::new();
             for way in 0..3 {
@@ -219,7 +219,7 @@ fn every_augmentation_is_that_of_pictures_turned_by_hand() {
             let [stored, turned, floats] = [0, 1, 2].map(|way: usize| &results[way]);
             assert!(
                 stored.0.to_bits() == turned.0.to_bits() && bits(&stored.1) == bits(&turned.1),
-                "{isa} x{scale}: turned pictures differ from augmentation codes"
+                "{isa} x{scale}: turned images differ from augmentation codes"
             );
             assert!(
                 (floats.0 - stored.0).abs() < 1e-6 * stored.0,
@@ -233,7 +233,7 @@ fn every_augmentation_is_that_of_pictures_turned_by_hand() {
                 &stored[range.offset..][..range.len]
             });
             println!("{isa} x{scale}: floats against bytes, worst gradient {error:.1e} ({name})");
-            // MS-SSIM does not see a constant added to a picture: sums of its gradient cancel and
+            // MS-SSIM does not see a constant added to an image: sums of its gradient cancel and
             // leave few bits
             assert!(
                 error < 1e-4,
@@ -250,7 +250,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn micro_batches_add_up_to_the_large_batch() {
     let twin = Twin::new(2, 5);
-    // a power of two, so that 1 / k is exact: MS-SSIM does not see a constant added to a picture,
+    // a power of two, so that 1 / k is exact: MS-SSIM does not see a constant added to an image,
     // so sums of its gradient cancel and show every rounding of what they are scaled by
     let (size, micro, k) = (12, 2, 4);
     let (lq, hr) = (

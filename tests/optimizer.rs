@@ -6,7 +6,7 @@ use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, Scalars, read_floats, write_floats};
 use paragon::model::{Network, StepSpec, training_plan};
 use paragon::plan::{LossKind, OptimizerKind};
-use paragon::rng::Rng;
+use paragon::support::rng::Rng;
 
 /// Largest |a - b| relative to the largest |b|.
 fn distance(a: &[f32], b: &[f64]) -> f64 {

@@ -10,8 +10,8 @@ mod options;
 
 use paragon::config::docs;
 use paragon::model::Network;
-use paragon::rng::Rng;
-use paragon::train::write_model;
+use paragon::model::write_model;
+use paragon::support::rng::Rng;
 use std::time::{Duration, Instant};
 
 fn variable(name: &str, default: u64) -> u64 {

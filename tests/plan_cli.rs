@@ -1,4 +1,4 @@
-//! `paragon plan` and the fit from outside: figures, budgets, refusals with their ladder, pictures;
+//! `paragon plan` and the fit from outside: figures, budgets, refusals with their ladder, images;
 //! and `paragon train` in less memory than it asked for, which must learn the same and stay inside
 //! what was printed.
 
@@ -245,7 +245,7 @@ fn a_picture_is_drawn() {
     run(&["plan", "--chart", text(&gone)]).refused(1, &["no/such/folder"]);
 }
 
-/// A set of LQ `lq` from synthetic pictures.
+/// A set of LQ `lq` from synthetic images.
 fn set(dir: &Path, lq: u32) -> PathBuf {
     let (data, set) = (dir.join("data"), dir.join("set"));
     if lq == 16 {

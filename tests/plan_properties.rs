@@ -7,7 +7,7 @@ use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
 use paragon::backend::cuda::lower;
 use paragon::model::{InferenceSpec, Network, Recompute, StepSpec, inference_plan, training_plan};
-use paragon::plan::{BufferId, LossKind, Op, PlanData, Precision, Sizing, UpHead};
+use paragon::plan::{BufferId, LossKind, Op, PlanData, Precision, Reconstruct, Sizing};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -36,7 +36,7 @@ fn uses(plan: &PlanData) -> Vec<Option<(usize, usize)>> {
             uses[owner.0 as usize].get_or_insert((at, at)).1 = at;
         }
     }
-    for id in &plan.late_sums {
+    for id in &plan.deferred_sums {
         uses[id.0 as usize].get_or_insert((0, 0)).1 = plan.micro.end - 1;
     }
     uses
@@ -200,8 +200,8 @@ impl Sizing for Forgetful {
         self.0.carry(op)
     }
 
-    fn composed(&self, op: &UpHead) -> u64 {
-        self.0.composed(op)
+    fn folded(&self, op: &Reconstruct) -> u64 {
+        self.0.folded(op)
     }
 
     fn precision(&self) -> Precision {
@@ -222,14 +222,14 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
     let spec = spec(16, (64, 64), &[(LossKind::L1, 1.0)], Recompute::Block);
     let good = training_plan(&net, &spec, &sizing).unwrap();
     assert_eq!(
-        good.late_sums.len(),
+        good.deferred_sums.len(),
         8,
         "the loss, the network's end and its composition, conv_mid, three blocks, conv_in"
     );
     check_launches(&good).unwrap();
     // a lifetime that ends with the operation
     let mut short = (*good).clone();
-    let id = short.late_sums[1];
+    let id = short.deferred_sums[1];
     short.buffers[id.0 as usize].live.end -= 1;
     assert!(
         short
@@ -246,9 +246,9 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
             .to_string()
             .contains("does not live until it is added up")
     );
-    forgetful.late_sums = forgetful.ops[forgetful.micro.clone()]
+    forgetful.deferred_sums = forgetful.ops[forgetful.micro.clone()]
         .iter()
-        .filter(|op| sizing.sums_late(op))
+        .filter(|op| sizing.defers_sums(op))
         .flat_map(Op::sums)
         .collect();
     assert!(check_launches(&forgetful).is_err());

@@ -10,7 +10,7 @@ use paragon::backend::cpu::Isa;
 use paragon::backend::{Backend, Scalars};
 use paragon::model::Recompute;
 use paragon::plan::LossKind::{self, L1, MsSsim, Mse, Ssim};
-use paragon::rng::Rng;
+use paragon::support::rng::Rng;
 
 fn bytes(count: usize, seed: u64) -> Vec<u8> {
     let mut rng = Rng::new(&[seed]);

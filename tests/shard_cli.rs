@@ -123,7 +123,7 @@ fn leaves_its_own_output_out_and_says_so() {
             "{stdout}"
         );
         assert!(
-            stderr.contains("note: 2 pictures and 2 folders left out: paragon's own output"),
+            stderr.contains("note: 2 images and 2 folders left out: paragon's own output"),
             "{stderr}"
         );
         assert!(stderr.contains("#recycle"), "{stderr}");
@@ -148,11 +148,11 @@ fn asks_where_a_layout_could_mean_two_things() {
     let hr = data.join("HR");
     let (code, stdout, stderr) = shard(&data, &out, &["--hr", text(&hr)]);
     assert!(
-        code == Some(0) && stderr.contains("note: 6 pictures left out: outside"),
+        code == Some(0) && stderr.contains("note: 6 images left out: outside"),
         "{stderr}"
     );
     assert!(
-        stdout.contains("6 pictures left out: outside the chosen folders"),
+        stdout.contains("6 images left out: outside the chosen folders"),
         "{stdout}"
     );
     let set = dir.path().join("Set5");
@@ -233,7 +233,7 @@ fn rejects_a_text_file_a_truncated_picture_and_too_small_ones_with_reasons() {
             "none of the 3 images",
         ],
     );
-    // with one good picture the others are listed and the run succeeds
+    // with one good image the others are listed and the run succeeds
     picture(80, 80, 1).save(data.join("good.png")).unwrap();
     let (code, stdout, stderr) = shard(&data, &out, &[]);
     assert_eq!(code, Some(0), "{stderr}");

@@ -95,7 +95,7 @@ fn same_bytes_for_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     pictures(&data, 30);
-    fs::write(data.join("p003x.png"), "no picture").unwrap(); // a rejection in the middle changes nothing
+    fs::write(data.join("p003x.png"), "no image").unwrap(); // a rejection in the middle changes nothing
     let sets: Vec<_> = [1, 2, 5]
         .iter()
         .map(|&threads| {
@@ -116,7 +116,7 @@ fn same_bytes_for_any_number_of_threads() {
     assert!(sets[0] == sets[1] && sets[0] == sets[2]);
 }
 
-/// A shard of a few KB: four pairs of LQ 8 / HR 16 from two pictures.
+/// A shard of a few KB: four pairs of LQ 8 / HR 16 from two images.
 fn tiny_set() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("data"), dir.path().join("set"));
@@ -327,7 +327,7 @@ fn an_image_changed_after_an_interruption_is_not_taken_from_the_old_shard() {
         dir.path().join("set"),
         dir.path().join("fresh"),
     );
-    // BMP: another picture of the same size has the same file size, so only the content tells
+    // BMP: another image of the same size has the same file size, so only the content tells
     fs::create_dir_all(&data).unwrap();
     for i in 0..20 {
         picture(70, 64, i)
@@ -430,7 +430,7 @@ fn two_writers_in_one_folder_are_told_apart() {
     let (data, out) = (dir.path().join("data"), dir.path().join("set"));
     pictures(&data, 1);
     fs::create_dir(&out).unwrap();
-    let (other, _) = paragon::lock::lock_folder(&out, "a test holds").unwrap();
+    let (other, _) = paragon::support::lock::lock_folder(&out, "a test holds").unwrap();
     assert!(format!("{:#}", make(&config(&data, &out)).unwrap_err()).contains("another paragon"));
     drop(other);
     assert!(make(&config(&data, &out)).is_ok());
@@ -468,7 +468,7 @@ fn golden_pixels() -> Vec<(&'static str, image::RgbImage, image::RgbImage)> {
     let own = RgbImage::from_fn(9, 9, |x, y| {
         Rgb([(x * 20) as u8, (200 - y * 20) as u8, 100])
     });
-    let mut rng = paragon::rng::Rng::new(&[1]);
+    let mut rng = paragon::support::rng::Rng::new(&[1]);
     let mut noise = |size| {
         RgbImage::from_fn(size, size, |_, _| {
             Rgb([(); 3].map(|()| rng.next_u64() as u8))

@@ -7,11 +7,11 @@ mod fuzz_common;
 mod shard_common;
 
 use fuzz_common::{decode, install, read_set, reseal, reseal_manifest};
-use paragon::rng::Rng;
 use paragon::shard::codec::{Codec, Encoder};
 use paragon::shard::format::Geometry;
 use paragon::shard::manifest::{MANIFEST_NAME, Manifest};
 use paragon::shard::plan::BuildConfig;
+use paragon::support::rng::Rng;
 use shard_common::{config, make, picture};
 use std::fs;
 use std::path::{Path, PathBuf};

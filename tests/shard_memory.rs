@@ -1,4 +1,4 @@
-//! The bound of `--host-memory`: held by a collection of very small and very large pictures at any
+//! The bound of `--host-memory`: held by a collection of very small and very large images at any
 //! number of threads.
 #![cfg(target_os = "linux")]
 

@@ -27,8 +27,8 @@ fn sources(folder: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-fn nothing() -> paragon::progress::Progress {
-    paragon::progress::Progress::hidden()
+fn nothing() -> paragon::support::progress::Progress {
+    paragon::support::progress::Progress::hidden()
 }
 
 /// Files of a set and of its held-out part.
@@ -115,7 +115,7 @@ fn flat_patches_are_left_out_by_the_stated_rule() {
         .save(data.join("level.png"))
         .unwrap();
     let all = make(&config(&data, &dir.path().join("all"))).unwrap();
-    assert_eq!((all.flat, all.duplicates), (0, 3)); // the level picture gives four times the same pair
+    assert_eq!((all.flat, all.duplicates), (0, 3)); // the level image gives four times the same pair
     let least = 12.0;
     let out = dir.path().join("some");
     let some = make(&BuildConfig {
@@ -273,7 +273,7 @@ fn merged_parts_are_the_undivided_set_byte_for_byte() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     pictures(&data, 25);
-    fs::write(data.join("p004x.png"), "no picture").unwrap();
+    fs::write(data.join("p004x.png"), "no image").unwrap();
     picture(20, 90, 1).save(data.join("p010x.png")).unwrap(); // too small
     let cut = fs::read(data.join("p005.png")).unwrap();
     fs::write(data.join("p017x.png"), &cut[..cut.len() - 40]).unwrap(); // only decoding tells
@@ -407,7 +407,7 @@ fn appended_images_leave_the_old_shards_and_are_looked_up_by_name() {
                 .is_empty()
         );
     }
-    // another picture under a name that is taken
+    // another image under a name that is taken
     let elsewhere = dir.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     picture(90, 90, 99)
@@ -710,7 +710,7 @@ fn a_pair_of_which_one_side_was_turned_is_rejected() {
             rejected.is_some_and(|r| r.0 == "mismatch"),
             "LQ {orientation}"
         );
-        // an LQ made from the upright picture is in order, and so is one that carries the
+        // an LQ made from the upright image is in order, and so is one that carries the
         // orientation on
         let mut upright = image::DynamicImage::ImageRgb8(stored.clone());
         upright.apply_orientation(Orientation::from_exif(orientation).unwrap());

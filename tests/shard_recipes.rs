@@ -63,7 +63,7 @@ fn a_random_recipe_draws_for_each_patch_the_same_on_any_machine() {
         one.iter().zip(&blurred).filter(|(a, b)| a.3 == b.3).count() < one.len() / 4,
         "the blur changes nothing"
     );
-    // each LQ is what exactly one of the filters gives for the whole picture, and all of them are
+    // each LQ is what exactly one of the filters gives for the whole image, and all of them are
     // drawn
     let mut drawn = [0; 5];
     for (name, x, y, lq, hr) in &one {

@@ -6,7 +6,7 @@ mod cli_common;
 mod shard_common;
 
 use cli_common::limit_files;
-use paragon::rng::Rng;
+use paragon::support::rng::Rng;
 use shard_common::{make_writable, paragon, picture, run};
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,5 @@
 //! Errors of the system while sets are made, read and checked: they are retried, then they stop the
-//! work with their reason, and they are never taken for faults of the pictures or for damage of a
+//! work with their reason, and they are never taken for faults of the images or for damage of a
 //! set. Also what folders from others and damage behind right checksums may do.
 
 mod cli_common;
@@ -27,8 +27,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 const EIO: i32 = libc::EIO;
 
-fn nothing() -> paragon::progress::Progress {
-    paragon::progress::Progress::hidden()
+fn nothing() -> paragon::support::progress::Progress {
+    paragon::support::progress::Progress::hidden()
 }
 
 fn shard_arguments<'a>(data: &'a Path, out: &'a Path) -> Vec<&'a str> {
@@ -61,7 +61,7 @@ fn no_damage(ran: &Ran) {
     }
 }
 
-/// Pictures, and the files of the set that an undisturbed run makes of them.
+/// Images, and the files of the set that an undisturbed run makes of them.
 fn expected() -> (
     tempfile::TempDir,
     PathBuf,
@@ -89,7 +89,7 @@ fn a_passing_error_of_the_system_changes_nothing() {
         ("open", libc::ENFILE),
         ("read", libc::ENOMEM),
     ] {
-        // while headers are looked at, and while pictures are converted
+        // while headers are looked at, and while images are converted
         for skip in [0, 1, 2] {
             let _ = fs::remove_dir_all(&out);
             faulty(
@@ -122,7 +122,7 @@ fn a_lasting_error_of_the_system_stops_the_run_and_is_not_recorded() {
             no_damage(&ran);
             assert!(!ran.stderr.contains("rejected"), "{}", ran.stderr);
             assert!(!out.join("manifest.psm").exists());
-            // the same command goes on, with that picture
+            // the same command goes on, with that image
             run(&shard_arguments(&data, &out)).ok();
             assert!(files(&out) == whole, "{errno} {skip}");
         }
@@ -197,7 +197,7 @@ fn a_finished_set_that_the_system_cannot_read_is_not_called_damaged() {
 #[test]
 fn an_interrupted_set_that_the_system_cannot_read_is_not_begun_anew() {
     let (_dir, data, out, whole) = expected();
-    // interrupted by an error with the last picture
+    // interrupted by an error with the last image
     faulty(
         &shard_arguments(&data, &out),
         "open",
@@ -937,7 +937,7 @@ fn a_merge_given_again_is_already_complete() {
     );
     assert!(files(&whole) == made);
     no_damage(&faulty(&arguments, "pread", EIO, (0, -1), "whole/shard").refused(1, &["system"]));
-    // a part that was made anew from another picture of the same name and size is not what lies
+    // a part that was made anew from another image of the same name and size is not what lies
     // there
     let bmp = dir.path().join("bmp");
     fs::create_dir(&bmp).unwrap();

@@ -1,4 +1,4 @@
-//! `paragon train` when something around it breaks: slow disks, stopped processes, pictures that
+//! `paragon train` when something around it breaks: slow disks, stopped processes, images that
 //! vanish, signals at bad moments, files of an earlier run, folders that are taken away. Every
 //! check runs the real binary. Some load a small C library into it that makes the system slow or
 //! writes down what it is asked for.
@@ -9,7 +9,7 @@ mod shard_common;
 mod train_common;
 
 use cli_common::{Ran, paragon, run, text};
-use paragon::rng::Rng;
+use paragon::support::rng::Rng;
 use paragon::train::State;
 use shard_common::{files, make_writable, picture, pictures};
 use std::fs;
@@ -192,26 +192,17 @@ fn pictures_that_cannot_be_measured_are_found_before_the_first_step() {
     make_writable(&shard);
     fs::write(&shard, bytes).unwrap();
     let cases: [(&Path, &str, &[&str]); 5] = [
-        (&cut, "2", &["2 of 3 pictures", "p000.png", "p002.png"]),
-        (
-            &sizes,
-            "2",
-            &["1 of 2 pictures", "bad.png", "60x60", "40x40"],
-        ),
+        (&cut, "2", &["2 of 3 images", "p000.png", "p002.png"]),
+        (&sizes, "2", &["1 of 2 images", "bad.png", "60x60", "40x40"]),
         (
             &small,
             "3",
-            &["1 of 2 pictures", "tiny.png", "16x16", "17x17"],
+            &["1 of 2 images", "tiny.png", "16x16", "17x17"],
         ),
         (
             &cut.with_file_name("data"),
             "20",
-            &[
-                "of 4 pictures",
-                "p000.png",
-                "--crop-border",
-                "at least 51x51",
-            ],
+            &["of 4 images", "p000.png", "--crop-border", "at least 51x51"],
         ),
         (&held_out, "2", &["shard-00000.psh", "record 0", "damaged"]),
     ];
@@ -240,10 +231,10 @@ fn a_validation_that_fails_under_way_is_a_warning() {
     let (dir, set) = set();
     type Break = (&'static str, fn(&Path, &Path));
     let cases: [Break; 3] = [
-        ("the picture is gone", |data, _| {
+        ("the image is gone", |data, _| {
             fs::remove_file(data.join("p001.png")).unwrap()
         }),
-        ("the picture is another one", |data, _| {
+        ("the image is another one", |data, _| {
             picture(8, 8, 1).save(data.join("p001.png")).unwrap()
         }),
         ("previews cannot be written", |_, out| {
@@ -503,10 +494,10 @@ fn the_best_is_looked_for_anew_where_something_else_is_measured() {
             .ok()
             .stderr
     };
-    let anew = "measured on other pictures or with another border";
+    let anew = "measured on other images or with another border";
     assert!(!go_on(&data, "2").contains(anew));
     assert_eq!(best(&out)["measured_on"]["pairs"], 4);
-    // the same pictures at another place are the same
+    // the same images at another place are the same
     fs::create_dir(&moved).unwrap();
     for (name, bytes) in files(&data) {
         fs::write(moved.join(name), bytes).unwrap();
@@ -514,7 +505,7 @@ fn the_best_is_looked_for_anew_where_something_else_is_measured() {
     assert!(!go_on(&moved, "2").contains(anew));
     let said = go_on(&other, "2");
     assert!(
-        said.contains(anew) && said.contains("4 pictures of"),
+        said.contains(anew) && said.contains("4 images of"),
         "{said}"
     );
     assert!(best(&out)["measured_on"]["place"] == text(&other) && best(&out)["iteration"] == 18);
@@ -895,9 +886,9 @@ fn the_page_of_a_run_is_made_whatever_a_kill_has_left() {
     let places: Vec<PathBuf> = (0..4)
         .map(|i| out.join(format!("previews/{i}_p00{i}")))
         .collect();
-    // killed between HR and bicubic; a damaged version; something that is no picture of this size
+    // killed between HR and bicubic; a damaged version; something that is no image of this size
     fs::remove_file(places[0].join("bicubic.png")).unwrap();
-    fs::write(places[1].join("00000024.png"), "no picture").unwrap();
+    fs::write(places[1].join("00000024.png"), "no image").unwrap();
     picture(20, 20, 1)
         .save(places[2].join("00000006.png"))
         .unwrap();

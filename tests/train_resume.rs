@@ -7,7 +7,7 @@ mod shard_common;
 mod train_common;
 
 use cli_common::{Ran, limit_files, paragon, run, text};
-use paragon::rng::Rng;
+use paragon::support::rng::Rng;
 use shard_common::{config, files, make, pictures};
 use std::fs;
 use std::path::Path;
@@ -387,9 +387,9 @@ fn a_full_disk_while_saving_loses_nothing() {
             ],
         );
         assert!(files(&out.join("states")) == saved, "limit {limit}");
-        let read = paragon::train::read_model(
+        let read = paragon::model::read_model(
             &out.join("model.safetensors"),
-            &paragon::train::ModelHints::default(),
+            &paragon::model::ModelHints::default(),
         );
         assert!(read.is_ok(), "the network is damaged");
         no_litter(&out);
@@ -495,7 +495,7 @@ fn held_out_shards_are_found_measured_and_the_best_network_is_kept() {
         log(&none).iter().all(|line| line["val_psnr_y"].is_null())
             && !none.join("models/best.json").exists()
     );
-    // the pictures of the set itself may be named as well
+    // the images of the set itself may be named as well
     let named = dir.path().join("named");
     train(
         &set,

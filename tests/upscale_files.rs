@@ -1,5 +1,5 @@
 //! `paragon upscale` from outside: memory that is known beforehand and kept to, what is refused
-//! before the work, which pictures of a folder are taken and how their results are named, alpha
+//! before the work, which images of a folder are taken and how their results are named, alpha
 //! channels, and outputs that are no regular files.
 
 mod cli_common;
@@ -262,7 +262,7 @@ fn a_folder_goes_on_after_pictures_that_cannot_be_upscaled_and_names_them() {
     picture(30, 20, 1).save(data.join("a.png")).unwrap();
     picture(30, 20, 2).save(data.join("z.png")).unwrap();
     sparse_bmp(&data.join("large.bmp"), 12_000, 12_000);
-    fs::write(data.join("text.jpg"), "no picture").unwrap();
+    fs::write(data.join("text.jpg"), "no image").unwrap();
     let whole = fs::read(data.join("a.png")).unwrap();
     fs::write(data.join("cut.png"), &whole[..whole.len() - 40]).unwrap();
     fs::write(data.join("._a.png"), "what a Mac leaves").unwrap();
@@ -278,7 +278,7 @@ fn a_folder_goes_on_after_pictures_that_cannot_be_upscaled_and_names_them() {
             "text.jpg",
             "cut.png",
             "lost.png",
-            "1 picture left out: hidden",
+            "1 image left out: hidden",
             "@eaDir",
             "1 file left out",
         ],
@@ -315,7 +315,7 @@ fn folders_within_a_folder_are_said_or_entered() {
         ran.stderr
     );
     assert_eq!(names(&out), ["a.png"]);
-    // results within the folder are not taken for its pictures the next time
+    // results within the folder are not taken for its images the next time
     let out = data.join("deep/results");
     for _ in 0..2 {
         place.upscale(&data, &out, &["--recursive"]).ok();
@@ -335,7 +335,7 @@ fn folders_within_a_folder_are_said_or_entered() {
     fs::create_dir_all(empty.join("inner")).unwrap();
     place
         .upscale(&empty, &place.path("none"), &[])
-        .refused(1, &["no pictures", "1 folder left out", "--recursive"]);
+        .refused(1, &["no images", "1 folder left out", "--recursive"]);
 }
 
 #[test]
@@ -608,7 +608,7 @@ fn errors_of_the_system_end_the_work_and_say_what_to_try() {
         ],
     );
     assert!(names(&out).is_empty());
-    // a picture that may not be read is no reason to leave out the others; root may read everything
+    // an image that may not be read is no reason to leave out the others; root may read everything
     fs::set_permissions(data.join("p1.png"), fs::Permissions::from_mode(0o000)).unwrap();
     if File::open(data.join("p1.png")).is_err() {
         place

@@ -4,11 +4,12 @@
 pub mod cpu;
 pub mod cuda;
 mod formulas;
+pub mod selftest;
 
 pub use cuda::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 
-use crate::host_memory::{Fence, HostBlock};
 use crate::plan::{BatchLayout, BufferId, METRICS, Plan};
+use crate::sys::host_memory::{Fence, HostBlock};
 use anyhow::{Result, ensure};
 use std::marker::PhantomData;
 
@@ -62,7 +63,7 @@ pub struct BatchView<'a> {
     pub lq: &'a [u8],
     /// `[N, H, W, 3]`; empty for inference.
     pub hr: &'a [u8],
-    /// `[N]`, see [`crate::plan::augment`]; empty means no augmentation.
+    /// `[N]`, see [`crate::support::augment`]; empty means no augmentation.
     pub augment: &'a [u8],
 }
 
@@ -116,7 +117,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// When the plan needs more than there is.
-    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>>;
+    fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>>;
     /// Host memory from which batches travel best; plain memory where nothing travels.
     ///
     /// # Errors
@@ -157,7 +158,7 @@ pub trait Backend {
     /// Whether `metrics` are still those of the last update while the next micro-batch is computed,
     /// and waits for no more than that update: the next may then be started before anybody has
     /// looked at them.
-    fn keeps_metrics(&self) -> bool {
+    fn metrics_survive_next_step(&self) -> bool {
         false
     }
 }
@@ -179,21 +180,21 @@ pub fn write_floats(backend: &mut dyn Backend, buffer: BufferId, values: &[f32])
 }
 
 /// A backend in a part of another one's arena, which stands still meanwhile.
-struct Guest<'a, B> {
+struct LentBackend<'a, B> {
     backend: B,
     _host: PhantomData<&'a mut B>,
 }
 
-impl<'a, B: Backend + 'a> Guest<'a, B> {
+impl<'a, B: Backend + 'a> LentBackend<'a, B> {
     fn lend(backend: B) -> Box<dyn Backend + 'a> {
-        Box::new(Guest {
+        Box::new(LentBackend {
             backend,
             _host: PhantomData,
         })
     }
 }
 
-impl<B: Backend> Backend for Guest<'_, B> {
+impl<B: Backend> Backend for LentBackend<'_, B> {
     fn description(&self) -> String {
         self.backend.description()
     }
@@ -214,8 +215,8 @@ impl<B: Backend> Backend for Guest<'_, B> {
         self.backend.read(buffer, offset, bytes)
     }
 
-    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        self.backend.guest(plan)
+    fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
+        self.backend.lend(plan)
     }
 
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
@@ -238,7 +239,7 @@ impl<B: Backend> Backend for Guest<'_, B> {
         self.backend.metrics()
     }
 
-    fn keeps_metrics(&self) -> bool {
-        self.backend.keeps_metrics()
+    fn metrics_survive_next_step(&self) -> bool {
+        self.backend.metrics_survive_next_step()
     }
 }

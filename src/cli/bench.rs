@@ -9,9 +9,9 @@ use paragon::config::Settings;
 use paragon::loader::bench::{BenchConfig, Measured, measure};
 use paragon::loader::quality::{Quality, quality};
 use paragon::loader::{LoaderConfig, MAX_SLOTS, MAX_THREADS, bound, usual_slots};
-use paragon::plan::bytes_text;
 use paragon::report::chart::{Series, line_chart};
 use paragon::shard::reader::Io;
+use paragon::support::text::bytes_text;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 

@@ -8,7 +8,8 @@ use paragon::backend::cuda::{CudaBackend, Device};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::config::loss_term;
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
-use paragon::plan::{OpFloor, Plan, Precision, bytes_text};
+use paragon::plan::{OpFloor, Plan, Precision};
+use paragon::support::text::bytes_text;
 use paragon::train::{DeviceChoice, LossTerm, Opened};
 use serde::Serialize;
 use std::time::Instant;
@@ -173,7 +174,7 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
     block
         .iter_mut()
         .enumerate()
-        .for_each(|(i, b)| *b = paragon::rng::mix(i as u64) as u8);
+        .for_each(|(i, b)| *b = paragon::support::rng::mix(i as u64) as u8);
     block[layout.augment_offset()..]
         .iter_mut()
         .for_each(|code| *code %= 8);

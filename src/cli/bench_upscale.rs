@@ -1,19 +1,19 @@
-//! `paragon bench upscale`: how long a picture takes on this machine's processor. Depends on
+//! `paragon bench upscale`: how long an image takes on this machine's processor. Depends on
 //! `upscale` alone.
 
 use super::bench_step::median;
 use super::flags::{MAX_SIDE, count, print, print_json};
 use anyhow::Result;
 use paragon::backend::cpu::{CpuOptions, fma_peak};
-use paragon::budget::{Budget, PROGRAM_BYTES};
+use paragon::inference::upscale::{Upscale, Upscaler};
 use paragon::model::{InferenceSpec, Network, inference_plan};
-use paragon::plan::bytes_text;
-use paragon::system;
-use paragon::upscale::{Upscale, Upscaler};
+use paragon::support::budget::{Budget, PROGRAM_BYTES};
+use paragon::support::text::bytes_text;
+use paragon::sys;
 use serde::Serialize;
 use std::time::Instant;
 
-/// Seconds to upscale a picture on the CPU, from u8 to u8, with start values for weights.
+/// Seconds to upscale an image on the CPU, from u8 to u8, with start values for weights.
 #[derive(clap::Args)]
 pub struct Args {
     /// Network
@@ -22,7 +22,7 @@ pub struct Args {
     /// HR pixels per LQ pixel along one side
     #[arg(long, default_value_t = 2)]
     scale: usize,
-    /// Side of the LQ picture in pixels
+    /// Side of the LQ image in pixels
     #[arg(long, default_value_t = 512, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
     size: usize,
     /// Largest side of a tile in LQ pixels [default: as `paragon upscale`]
@@ -33,7 +33,7 @@ pub struct Args {
         value_name = "PIXELS"
     )]
     tile: usize,
-    /// Pictures; the median is reported
+    /// Images; the median is reported
     #[arg(long, default_value_t = 9, value_name = "N", value_parser = count(1_000_000))]
     pictures: usize,
     /// Threads that compute [default: one for each core]
@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     let picture = image::RgbImage::from_fn(side, side, |x, y| {
         image::Rgb(std::array::from_fn(|c| {
-            paragon::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
+            paragon::support::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
         }))
     });
     let whole = inference_plan(
@@ -103,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
         let started = Instant::now();
         let result = upscaler.upscale(&picture)?;
         times.push(started.elapsed().as_secs_f64());
-        anonymous = anonymous.max(system::anonymous_memory());
+        anonymous = anonymous.max(sys::anonymous_memory());
         drop(result);
     }
     let (seconds, fma_peak) = (median(times), median(peaks));
@@ -128,7 +128,7 @@ pub fn run(args: &Args) -> Result<()> {
         report.instructions, report.threads, report.scale
     ))?;
     print(format_args!(
-        "  {:.1} ms a picture, {:.1} million LQ pixels/s, {:.0} % of {:.0} GFLOP/s",
+        "  {:.1} ms an image, {:.1} million LQ pixels/s, {:.0} % of {:.0} GFLOP/s",
         1e3 * seconds,
         1e-6 * report.lq_pixels_per_second,
         100.0 * report.share_of_peak,
@@ -138,7 +138,7 @@ pub fn run(args: &Args) -> Result<()> {
         .anonymous_bytes
         .map_or_else(|| "unknown".to_string(), bytes_text);
     print(format_args!(
-        "  arena and buffers {}; anonymous memory at most {anonymous}, pictures included",
+        "  arena and buffers {}; anonymous memory at most {anonymous}, images included",
         bytes_text(computed_bytes)
     ))
 }

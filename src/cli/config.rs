@@ -4,8 +4,8 @@ use super::flags::{print, print_json, tell};
 use super::recipe::read_file;
 use anyhow::{Result, ensure};
 use paragon::config::{KEYS, Settings, docs, find};
-use paragon::files::write_output;
 use paragon::model::Network;
+use paragon::support::files::write_output;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! `paragon demo`: the whole way with no dataset at hand. Draws pictures, shards them, trains,
-//! evaluates on pictures the network never saw, and leaves everything in one folder to look at.
+//! `paragon demo`: the whole way with no dataset at hand. Draws images, shards them, trains,
+//! evaluates on images the network never saw, and leaves everything in one folder to look at.
 //! Calls the other commands' library functions only.
 
 use super::flags::{self, print, tell};
@@ -7,26 +7,27 @@ use super::synth;
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use paragon::backend::cpu::CpuOptions;
-use paragon::eval::{Evaluation, Scores, evaluate, find_pairs, mean};
+use paragon::inference::eval::{Evaluation, Scores, evaluate, find_pairs, mean};
+use paragon::inference::upscale::{DEFAULT_TILE, Upscaler};
 use paragon::loader::OnCorrupt;
 use paragon::model::Network;
+use paragon::model::{ModelHints, read_model};
 use paragon::plan::{LossKind, OptimizerKind};
-use paragon::progress::Progress;
 use paragon::report::sheet::{Panel, comparison};
 use paragon::shard::plan::{BuildConfig, plan};
 use paragon::shard::reader::{Io, ShardSet};
 use paragon::shard::writer::build;
+use paragon::support::progress::Progress;
 use paragon::train::{
-    Decay, DeviceChoice, LossTerm, ModelHints, Prefetch, RunOptions, Schedule, TrainConfig,
-    duration_text, read_model, train,
+    Decay, DeviceChoice, LossTerm, Prefetch, RunOptions, Schedule, TrainConfig, duration_text,
+    train,
 };
-use paragon::upscale::{DEFAULT_TILE, Upscaler};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Show the whole way on pictures drawn on the spot: shard, train Nano x2, evaluate, compare.
+/// Show the whole way on images drawn on the spot: shard, train Nano x2, evaluate, compare.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder for everything the demo makes; what an earlier demo left there is replaced
@@ -35,10 +36,10 @@ pub struct Args {
     /// Training iterations
     #[arg(long, default_value_t = 1200, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     iterations: u64,
-    /// Pictures to train on
+    /// Images to train on
     #[arg(long, default_value_t = 60, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pictures: u64,
-    /// Seed of pictures and training
+    /// Seed of images and training
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// Threads [default: one for each core]
@@ -47,13 +48,13 @@ pub struct Args {
 }
 
 const SCALE: usize = 2;
-/// Side of a training picture, a held-out picture, and of the LQ patches, pixels.
+/// Side of a training image, a held-out image, and of the LQ patches, pixels.
 const PICTURE: u32 = 384;
 const HELD_OUT: u32 = 256;
 const PATCH: u32 = 64;
 /// LQ side seen by a training step: a random crop of the stored patch.
 const CROP: usize = 48;
-/// Held-out pictures, and how many of them are shown.
+/// Held-out images, and how many of them are shown.
 const TEST_PICTURES: u64 = 8;
 const SHOWN: usize = 3;
 /// Side of a panel of the comparison, HR pixels, and the factor by which it is enlarged.
@@ -66,7 +67,7 @@ const MARK: &str = ".paragon-demo";
 /// Takes a folder that is new, empty or an earlier demo's. Any other may hold somebody's
 /// `pictures`, which would be removed.
 fn claim(out: &Path) -> Result<()> {
-    paragon::files::create_folder(out)?;
+    paragon::support::files::create_folder(out)?;
     let mark = out.join(MARK);
     let mut entries =
         std::fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))?;
@@ -95,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     tell(format_args!(
-        "1/4 drawing {} pictures to train on and {TEST_PICTURES} held out",
+        "1/4 drawing {} images to train on and {TEST_PICTURES} held out",
         args.pictures
     ));
     synth::draw(&synth::Args::squares(
@@ -164,7 +165,7 @@ pub fn run(args: &Args) -> Result<()> {
         tell("stopped early; measuring what there is");
     }
 
-    tell("4/4 measuring on the held-out pictures");
+    tell("4/4 measuring on the held-out images");
     let (net, params, _) = read_model(&summary.model, &ModelHints::default())?;
     let mut upscaler = Upscaler::new(
         net,
@@ -203,7 +204,7 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     if let Some(first) = left_out.first() {
         anyhow::bail!(
-            "{}; the demo's pictures have been changed, give --out another folder",
+            "{}; the demo's images have been changed, give --out another folder",
             first.reason
         );
     }
@@ -222,7 +223,7 @@ pub fn run(args: &Args) -> Result<()> {
         summary.it_per_s,
         100.0 * summary.data_wait
     ))?;
-    let bytes = paragon::plan::bytes_text;
+    let bytes = paragon::support::text::bytes_text;
     print(format_args!(
         "memory       {} anonymous at most, {} computed before the start",
         bytes(summary.peak_anonymous),
@@ -239,7 +240,7 @@ pub fn run(args: &Args) -> Result<()> {
         duration_text(started.elapsed().as_secs_f64())
     ))?;
     print(format_args!(
-        "\nWith pictures of your own:\n  paragon shard ./pictures --out ./shards\n  paragon train --shards ./shards"
+        "\nWith images of your own:\n  paragon shard ./pictures --out ./shards\n  paragon train --shards ./shards"
     ))?;
     Ok(())
 }

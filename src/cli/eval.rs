@@ -1,32 +1,34 @@
-//! `paragon eval`: a network on a folder of pictures beside bicubic, as a table or JSON. Depends on
-//! `eval`. Promises that memory is known before the first picture, and that a mean over fewer
-//! pictures than there are is said, also by the exit code.
+//! `paragon eval`: a network on a folder of images beside bicubic, as a table or JSON. Depends on
+//! `eval`. Promises that memory is known before the first image, and that a mean over fewer
+//! images than there are is said, also by the exit code.
 
 use super::ModelArgs;
 use super::flags::{print, print_json, tell};
 use super::upscale::file_of;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
-use paragon::budget::{Budget, PROGRAM_BYTES};
+use paragon::dataset::encode::{Format, InMemory};
 use paragon::dataset::scan::{ScanOptions, Source};
-use paragon::encode::{Format, InMemory};
-use paragon::eval::{Evaluation, ImageResult, MOST_PSNR, Scores, evaluate, find, mean, pair_bytes};
-use paragon::failure::system_cause;
-use paragon::files::{create_folder, write_output};
-use paragon::plan::bytes_text;
-use paragon::progress::Progress;
-use paragon::upscale::{Upscale, Upscaler};
+use paragon::inference::eval::{
+    Evaluation, ImageResult, MOST_PSNR, Scores, evaluate, find, mean, pair_bytes,
+};
+use paragon::inference::upscale::{Upscale, Upscaler};
+use paragon::support::budget::{Budget, PROGRAM_BYTES};
+use paragon::support::failure::system_cause;
+use paragon::support::files::{create_folder, write_output};
+use paragon::support::progress::Progress;
+use paragon::support::text::bytes_text;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// Measure a network: PSNR and SSIM on RGB and Y, per picture and mean, beside bicubic.
+/// Measure a network: PSNR and SSIM on RGB and Y, per image and mean, beside bicubic.
 ///
-/// A PSNR above 100 dB counts as 100 in means. A picture that cannot be measured (damaged, too
+/// A PSNR above 100 dB counts as 100 in means. An image that cannot be measured (damaged, too
 /// small, of another size than its partner) is named and left out of the means, and the exit code
 /// is 1.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of the pictures: HR alone (LQ is made by antialiased bicubic), or with HR and LQ
+    /// Folder of the images: HR alone (LQ is made by antialiased bicubic), or with HR and LQ
     /// below it
     dataset: PathBuf,
     #[command(flatten)]
@@ -40,7 +42,7 @@ pub struct Args {
     /// Pixels cut off each side before comparing [default: the scale]
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     crop_border: Option<u32>,
-    /// Also write the network's pictures into this folder, as PNG, in the folders that they have in
+    /// Also write the network's images into this folder, as PNG, in the folders that they have in
     /// the dataset
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
@@ -90,7 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
         .for_each(|l| tell(format_args!("error: left out of the mean: {}", l.reason)));
     ensure!(
         !results.is_empty(),
-        "no picture of {} could be measured, {} were left out",
+        "no image of {} could be measured, {} were left out",
         args.dataset.display(),
         left_out.len()
     );
@@ -109,7 +111,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     ensure!(
         left_out.is_empty(),
-        "{} of {} pictures were left out of the mean, see above",
+        "{} of {} images were left out of the mean, see above",
         left_out.len(),
         sources.len()
     );
@@ -117,7 +119,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The most memory that a pair takes, held against what may be taken. What a header says wrongly is
-/// said when its picture's turn comes.
+/// said when its image's turn comes.
 fn check_memory(upscaler: &Upscaler, sources: &[Source], budget: Budget) -> Result<u64> {
     let mut most = (PROGRAM_BYTES, None);
     for source in sources {
@@ -132,12 +134,12 @@ fn check_memory(upscaler: &Upscaler, sources: &[Source], budget: Budget) -> Resu
         most.1
             .map_or_else(String::new, |source| source.hr.display().to_string())
     };
-    budget.check(most.0, "take the picture out of the folder or cut it into parts, or allow more with --host-memory").with_context(text)?;
+    budget.check(most.0, "take the image out of the folder or cut it into parts, or allow more with --host-memory").with_context(text)?;
     Ok(most.0)
 }
 
-/// Creates the folder for the network's pictures, and refuses one where they would take the place
-/// of pictures that are measured.
+/// Creates the folder for the network's images, and refuses one where they would take the place
+/// of images that are measured.
 fn check_saving(folder: &Path, sources: &[Source]) -> Result<()> {
     create_folder(folder)?;
     let inputs: HashSet<PathBuf> = sources
@@ -162,7 +164,7 @@ fn save(picture: &RgbImage, path: &Path) -> Result<()> {
         create_folder(folder)?;
     }
     write_output(path, |out| Format::Png.write(out, &mut InMemory::new(picture)))
-        .context("while saving the network's picture; free some room there, or name another folder with --save")
+        .context("while saving the network's image; free some room there, or name another folder with --save")
 }
 
 /// The table: PSNR in dB, SSIM, network and bicubic side by side.

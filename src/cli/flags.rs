@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
-use paragon::text::{for_terminal, plain};
+use paragon::support::text::{for_terminal, plain};
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::Write;

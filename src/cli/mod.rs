@@ -22,9 +22,9 @@ mod upscale;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use paragon::backend::cpu::CpuOptions;
-use paragon::budget::Budget;
-use paragon::train::{ModelHints, read_model};
-use paragon::upscale::Upscaler;
+use paragon::inference::upscale::Upscaler;
+use paragon::model::{ModelHints, read_model};
+use paragon::support::budget::Budget;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -69,7 +69,7 @@ struct ModelArgs {
     #[arg(long, value_parser = flags::single, allow_negative_numbers = true)]
     alpha: Option<f32>,
     /// Side of a tile in LQ pixels; the result does not depend on it
-    #[arg(long, default_value_t = paragon::upscale::DEFAULT_TILE, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
+    #[arg(long, default_value_t = paragon::inference::upscale::DEFAULT_TILE, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
     tile: usize,
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
@@ -106,7 +106,7 @@ impl ModelArgs {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     paragon::dataset::decode::silence_decoder_panics();
-    if let Err(error) = paragon::isa::Isa::asked() {
+    if let Err(error) = paragon::support::isa::Isa::asked() {
         flags::tell(format_args!("error: {error:#}"));
         return ExitCode::from(2);
     }

@@ -9,13 +9,14 @@ use paragon::backend::cpu::CpuOptions;
 use paragon::backend::cuda::lower;
 use paragon::loader::{Bound, STACK_BYTES};
 use paragon::model::Recompute;
-use paragon::plan::{Class, LayerLine, Plan, Precision, bytes_text};
+use paragon::plan::{Class, LayerLine, Plan, Precision};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
 use paragon::shard::codec::Decoder;
 use paragon::shard::format::Geometry;
-use paragon::system;
+use paragon::support::text::bytes_text;
+use paragon::sys;
 use paragon::train::{
-    Budget, Choice, DeviceChoice, Fit, Fitted, Place, RunMemory, Rung, TrainConfig,
+    Budget, Choice, DeviceChoice, DevicePlace, Fit, Fitted, RunMemory, Rung, TrainConfig,
     validation_bytes,
 };
 use serde::Serialize;
@@ -51,7 +52,7 @@ pub struct Args {
     /// Pairs in the shards, for an estimate of the index
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Machine")]
     records: u64,
-    /// Megapixels of the largest HR picture of a validation
+    /// Megapixels of the largest HR image of a validation
     #[arg(long, value_name = "MP", value_parser = positive, help_heading = "Machine")]
     val_megapixels: Option<f64>,
     /// List activations, gradients and losses layer by layer
@@ -101,7 +102,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(plan: &Plan, accum_iter: usize, place: &Place) -> Result<Work> {
+    fn new(plan: &Plan, accum_iter: usize, place: &DevicePlace) -> Result<Work> {
         let per_iteration = |at: usize| {
             if plan.micro.contains(&at) {
                 accum_iter as u64
@@ -150,15 +151,17 @@ struct Largest {
 }
 
 impl Args {
-    fn place(&self, machine: &Machine) -> Result<Place> {
+    fn place(&self, machine: &Machine) -> Result<DevicePlace> {
         match (machine.device, machine.precision) {
-            (DeviceChoice::Cuda(_), precision) => Ok(Place::Cuda {
+            (DeviceChoice::Cuda(_), precision) => Ok(DevicePlace::Cuda {
                 sizing: CudaSizing {
                     precision: precision.unwrap_or(Precision::Bf16),
                 },
                 in_use: None,
             }),
-            (_, None | Some(Precision::F32)) => Ok(Place::Cpu(CpuOptions::new(machine.threads))),
+            (_, None | Some(Precision::F32)) => {
+                Ok(DevicePlace::Cpu(CpuOptions::new(machine.threads)))
+            }
             (_, Some(half)) => bail!("the CPU computes in f32; {half} takes --device cuda"),
         }
     }
@@ -287,7 +290,7 @@ pub fn run(args: &Args) -> Result<()> {
         if refused.is_none() && !comparison.is_empty() {
             print(format_args!("\nfits: {comparison}"))?;
         }
-        if let Some(limit) = system::memory_limit().filter(|_| fit.budget.host.is_none()) {
+        if let Some(limit) = sys::memory_limit().filter(|_| fit.budget.host.is_none()) {
             let verdict = if fitted.memory.host_bytes <= limit.bytes {
                 "holds"
             } else {

@@ -3,11 +3,11 @@
 
 use super::flags::{print, tell};
 use anyhow::{Context, Result, ensure};
-use paragon::files::write_output;
-use paragon::plan::bytes_text;
 use paragon::report::chart::{Series, line_chart_svg};
 use paragon::report::page::{Page, Preview, Tile};
-use paragon::text::one_line;
+use paragon::support::files::write_output;
+use paragon::support::text::bytes_text;
+use paragon::support::text::one_line;
 use paragon::train::{
     LogDigest, LogLine, duration_text, kept_previews, newest_state, read_log, read_preview,
 };

@@ -5,8 +5,8 @@ use super::flags::{print, print_json, tell};
 use anyhow::{Result, bail};
 use paragon::backend::Backend;
 use paragon::backend::cuda::{CudaBackend, Device};
+use paragon::backend::selftest::{Check, run as compare};
 use paragon::plan::{Plan, Precision};
-use paragon::selftest::{Check, run as compare};
 use paragon::train::DeviceChoice;
 
 /// Compare a GPU with the CPU, operation by operation and over a short training.

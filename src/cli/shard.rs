@@ -7,15 +7,15 @@ use paragon::config::parse_size;
 use paragon::dataset::decode::Limits;
 use paragon::dataset::recipe::{LqFilter, Recipe};
 use paragon::dataset::scan::LeftOut;
-use paragon::progress::Progress;
 use paragon::shard::codec::Codec;
 use paragon::shard::estimate::{Estimate, estimate};
 use paragon::shard::foretell;
 use paragon::shard::plan::{BuildConfig, HeldOut, Plan, Rejected, plan};
-use paragon::shard::report::bytes;
 use paragon::shard::writer::build;
-use paragon::system;
-use paragon::text::one_line;
+use paragon::support::progress::Progress;
+use paragon::support::text::bytes_text;
+use paragon::support::text::one_line;
+use paragon::sys;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -166,7 +166,7 @@ pub fn run(args: &Args) -> Result<()> {
         .context("--margin is out of range")?;
     // what a set holds never depends on the machine that makes it: a default that is smaller here
     // stops a run and rejects nothing
-    let limit = system::memory_limit();
+    let limit = sys::memory_limit();
     let half = limit.as_ref().map_or(u64::MAX, |limit| limit.bytes / 2);
     let smaller = limit.filter(|_| args.host_memory.is_none() && half < USUAL_HOST_MEMORY);
     let config = BuildConfig {
@@ -207,7 +207,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(limit) = &config.memory_limit {
         tell(format_args!(
             "images under way take at most {} of memory: half of {limit}",
-            bytes(config.host_memory)
+            bytes_text(config.host_memory)
         ));
     }
     let plan = plan(&config)?;
@@ -308,8 +308,8 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
     writeln!(
         out,
         "  size       {} read, {} of pixels",
-        bytes(told.bytes_in),
-        bytes(told.bytes_raw)
+        bytes_text(told.bytes_in),
+        bytes_text(told.bytes_raw)
     )?;
     match &told.estimate {
         Some(e) => {
@@ -317,7 +317,7 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
                 out,
                 "  estimate   {} pairs, {} of shards, {:.1} s",
                 e.pairs,
-                bytes(e.bytes),
+                bytes_text(e.bytes),
                 e.seconds
             )?;
             writeln!(

@@ -1,15 +1,15 @@
-//! `paragon shards`: look into a finished set, check all of it, take pairs out as pictures, put
+//! `paragon shards`: look into a finished set, check all of it, take pairs out as images, put
 //! parts together. Depends on `shard` alone.
 
 use super::flags::{MAX_THREADS, count, print, print_json};
 use anyhow::{Result, bail};
-use paragon::progress::Progress;
 use paragon::shard::manifest::{self, Manifest};
 use paragon::shard::merge::merge;
 use paragon::shard::plan::pool;
 use paragon::shard::reader::ShardSet;
-use paragon::shard::report::bytes;
 use paragon::shard::tools::{self, Damage, Verified};
+use paragon::support::progress::Progress;
+use paragon::support::text::bytes_text;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Action {
     /// What the set holds: pairs, sizes, codecs, how it was made
-    Info(Place),
+    Info(SetArgs),
     /// Read and decode every record, held-out set included; damage, and what the disk does not
     /// deliver, is listed with shard, record and image, and the exit code is 1
     Verify(Verify),
@@ -37,7 +37,7 @@ enum Action {
 }
 
 #[derive(clap::Args)]
-struct Place {
+struct SetArgs {
     /// Folder of the set
     #[arg(default_value = "shards")]
     dir: PathBuf,
@@ -49,7 +49,7 @@ struct Place {
 #[derive(clap::Args)]
 struct Verify {
     #[command(flatten)]
-    place: Place,
+    place: SetArgs,
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = count(MAX_THREADS))]
     threads: Option<usize>,
@@ -67,7 +67,7 @@ struct Extract {
     /// errors tell it
     #[arg(long, value_name = "NAME", group = "which")]
     source: Option<String>,
-    /// Folder for the pictures
+    /// Folder for the images
     #[arg(long, default_value = ".", value_name = "DIR")]
     out: PathBuf,
 }
@@ -76,7 +76,7 @@ struct Extract {
 struct Sheet {
     /// Folder of the set
     dir: PathBuf,
-    /// The picture
+    /// The image
     #[arg(value_name = "OUT.png")]
     out: PathBuf,
     /// Pairs to show; at most 1000, fewer where they are large
@@ -127,7 +127,7 @@ fn held_out(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(manifest::is_in(&folder)?.then_some(folder))
 }
 
-fn info(place: &Place) -> Result<()> {
+fn info(place: &SetArgs) -> Result<()> {
     let set = ShardSet::open(&place.dir)?;
     let info = tools::info(&set)?;
     if place.json {
@@ -169,22 +169,25 @@ fn info(place: &Place) -> Result<()> {
     writeln!(
         out,
         "  size       {} in {} shard(s), {ratio:.3} of {} of pixels",
-        bytes(info.bytes),
+        bytes_text(info.bytes),
         info.shards,
-        bytes(info.bytes_raw)
+        bytes_text(info.bytes_raw)
     )?;
-    let [low, middle, high] = info.record_bytes.map(|n| bytes(n.into()));
+    let [low, middle, high] = info.record_bytes.map(|n| bytes_text(n.into()));
     writeln!(
         out,
         "  a pair     {low} (tenth), {middle} (half), {high} (nine tenths)"
     )?;
     for (codec, stored) in &info.codecs {
-        let (low, high) = (bytes(stored.range.0.into()), bytes(stored.range.1.into()));
+        let (low, high) = (
+            bytes_text(stored.range.0.into()),
+            bytes_text(stored.range.1.into()),
+        );
         writeln!(
             out,
             "  {codec:10} {} pairs, {}, {low} to {high} each",
             stored.pairs,
-            bytes(stored.bytes)
+            bytes_text(stored.bytes)
         )?;
     }
     for (name, value) in &info.options {
@@ -316,7 +319,7 @@ fn put_together(args: &Merge) -> Result<()> {
         merged.used,
         merged.images,
         merged.duplicates_across_parts,
-        bytes(merged.bytes),
+        bytes_text(merged.bytes),
         merged.shards,
         merged.seconds,
         merged.fingerprint

@@ -1,5 +1,5 @@
-//! `paragon synth`: writes synthetic pictures to a folder. Flags to a call of `dataset::synth`; the
-//! pictures depend on the seed, their number and their size alone, not on threads or on earlier
+//! `paragon synth`: writes synthetic images to a folder. Flags to a call of `dataset::synth`; the
+//! images depend on the seed, their number and their size alone, not on threads or on earlier
 //! runs.
 
 use super::flags;
@@ -8,32 +8,33 @@ use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use paragon::dataset::synth::picture;
-use paragon::{files, progress::Progress};
+use paragon::support::text::bytes_text;
+use paragon::{support::files, support::progress::Progress};
 use rayon::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Longest side in pixels: such a picture takes 1.5 GB of memory while it is drawn.
+/// Longest side in pixels: such an image takes 1.5 GB of memory while it is drawn.
 const MAX_SIDE: u32 = 8192;
 /// The shortest file number, so that small sets sort by name too.
 const MIN_DIGITS: usize = 6;
 
-/// Draw synthetic pictures (dead leaves: textured shapes that hide one another), a stand-in for
+/// Draw synthetic images (dead leaves: textured shapes that hide one another), a stand-in for
 /// photographs in trials, demonstrations and tests of scale.
 #[derive(clap::Args)]
 pub struct Args {
     /// The folder to write to; made where it does not exist. Files are named 000000.png, 000001.png
     /// ...
     out: PathBuf,
-    /// How many pictures.
+    /// How many images.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// Size in pixels: one number for a square, or WIDTHxHEIGHT.
     #[arg(long, default_value = "512", value_parser = parse_size)]
     size: (u32, u32),
-    /// The same seed gives the same pictures.
+    /// The same seed gives the same images.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// What kind of file to write.
@@ -88,7 +89,7 @@ pub struct Drawn {
     seconds: f64,
 }
 
-/// Draws and writes the pictures.
+/// Draws and writes the images.
 pub fn draw(args: &Args) -> Result<Drawn> {
     files::create_folder(&args.out)?;
     let digits = (args.count - 1).to_string().len().max(MIN_DIGITS);
@@ -150,11 +151,11 @@ pub fn run(args: &Args) -> Result<()> {
             String::new()
         };
         flags::print(format_args!(
-            "{written} pictures of {}x{} in {}{old}: {:.1} MB, {seconds:.1} s ({rate:.1} a second)",
+            "{written} images of {}x{} in {}{old}: {}, {seconds:.1} s ({rate:.1} a second)",
             args.size.0,
             args.size.1,
             args.out.display(),
-            bytes as f64 / 1e6
+            bytes_text(bytes)
         ))
     }
 }
@@ -169,7 +170,7 @@ impl Format {
 }
 
 impl Args {
-    /// `count` square PNG pictures of `side` pixels, otherwise with the command's defaults.
+    /// `count` square PNG images of `side` pixels, otherwise with the command's defaults.
     pub fn squares(out: PathBuf, count: u64, side: u32, seed: u64, threads: Option<usize>) -> Args {
         Args {
             out,
@@ -184,7 +185,7 @@ impl Args {
         }
     }
 
-    /// The picture as a file's bytes.
+    /// The image as a file's bytes.
     fn encode(&self, image: &RgbImage) -> Result<Vec<u8>> {
         let mut data = Vec::new();
         let (width, height) = image.dimensions();
@@ -206,7 +207,7 @@ impl Args {
 
 /// Writes beside and renames, so that a file under its final name is whole. Unlike
 /// `files::write_atomic` it does not wait for the disk: 100,000 syncs would take longer than the
-/// drawing, and a lost picture can be drawn again.
+/// drawing, and a lost image can be drawn again.
 fn write_beside(path: &Path, data: &[u8]) -> Result<()> {
     let partial = files::partial_path(path);
     let written = fs::write(&partial, data).and_then(|()| fs::rename(&partial, path));

@@ -276,8 +276,8 @@ fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
     }
     print(format_args!(
         "memory: {} anonymous at most, {} computed before the start",
-        paragon::plan::bytes_text(s.peak_anonymous),
-        paragon::plan::bytes_text(s.planned)
+        paragon::support::text::bytes_text(s.peak_anonymous),
+        paragon::support::text::bytes_text(s.planned)
     ))?;
     if s.skipped > 0 {
         print(format_args!(

@@ -11,7 +11,7 @@ use super::yaml::{Data, Node};
 use super::{KEYS, Settings, index};
 use crate::model::Network;
 use crate::plan::LossKind;
-use crate::text::{brief, one_line};
+use crate::support::text::{brief, one_line};
 use crate::train::LossTerm;
 use anyhow::{Result, anyhow, bail, ensure};
 use std::fmt::Write;

@@ -93,7 +93,7 @@ pub const SECTIONS: [(&str, &str); 10] = [
     ("train", "What is learnt, and how fast."),
     ("train.optim_g", "The optimizer."),
     ("train.scheduler", "The learning rate over the iterations."),
-    ("val", "Measuring on held-out pictures."),
+    ("val", "Measuring on held-out images."),
     ("logger", "What is written, and what is kept."),
     (
         "machine",
@@ -142,7 +142,7 @@ pub const KEYS: &[Key] = &[
     Key { path: "train.scheduler.gamma", kind: Kind::Positive, default: "0.5", unset: None, flag: Flag::Takes("gamma", "FACTOR"), heading: "Recipe", doc: "MultiStepLR: factor at each milestone" },
     Key { path: "train.scheduler.eta_min", kind: Kind::NotNegative, default: "1e-7", unset: None, flag: Flag::Takes("eta-min", "LR"), heading: "Recipe", doc: "CosineAnnealingLR: learning rate at the end" },
     Key { path: "train.losses", kind: Kind::Losses, default: "[l1:1, ssim:0.05]", unset: None, flag: Flag::Takes("loss", "KIND:WEIGHT"), heading: "Recipe", doc: "Losses and their weights: l1, charbonnier, mse, ssim, mssim; the flag may be repeated" },
-    Key { path: "val.dataset", kind: Kind::Path, default: "~", unset: Some("DIR/val of a set made with `shard --val`"), flag: Flag::Takes("val", "DIR"), heading: "Output", doc: "What PSNR and SSIM are measured on: a folder of pictures (pairs, or HR alone), a held-out set of shards, or none" },
+    Key { path: "val.dataset", kind: Kind::Path, default: "~", unset: Some("DIR/val of a set made with `shard --val`"), flag: Flag::Takes("val", "DIR"), heading: "Output", doc: "What PSNR and SSIM are measured on: a folder of images (pairs, or HR alone), a held-out set of shards, or none" },
     Key { path: "val.val_freq", kind: Kind::Whole(1, u64::MAX), default: "1000", unset: None, flag: Flag::Takes("val-every", "N"), heading: "Output", doc: "Iterations between validations" },
     Key { path: "val.crop_border", kind: Kind::Whole(0, MAX_SIDE), default: "~", unset: Some("the scale"), flag: Flag::Takes("crop-border", "PIXELS"), heading: "Output", doc: "HR pixels at each edge that the metrics leave out" },
     Key { path: "logger.print_freq", kind: Kind::Whole(1, u64::MAX), default: "100", unset: None, flag: Flag::Takes("log-every", "N"), heading: "Output", doc: "Iterations between log lines" },

@@ -14,10 +14,10 @@ pub use keys::{Flag, KEYS, Key, SECTIONS};
 pub use value::{Kind, Value, loss_term, parse_size};
 pub use yaml::{Data, Node, parse};
 
-use crate::foreign::{HEAD_BYTES, look, look_at_options};
 use crate::model::Network;
 use crate::plan::OptimizerKind;
-use crate::text::brief;
+use crate::support::file_kind::{HEAD_BYTES, look, look_at_options};
+use crate::support::text::brief;
 use crate::train::{Decay, LossTerm, Schedule, TrainConfig};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::PathBuf;
@@ -468,7 +468,7 @@ mod tests {
             (b"total_iter = 5\nlr = 1e-4\n", &["looks like TOML"]),
             (b"model = dict(type='SR')\n", &["Python"]),
             (b"<html><body>", &["web page"]),
-            (b"\x89PNG\r\n\x1a\n\0\0", &["PNG picture", "YAML"]),
+            (b"\x89PNG\r\n\x1a\n\0\0", &["PNG image", "YAML"]),
             (b"PK\x03\x04\0\0archive/data.pkl", &["torch.save"]),
             (b"\xff\xfet\0r\0", &["UTF-16"]),
             (b"a: 1\nname: Z\xfcrich\n", &["line 2", "no UTF-8"]),

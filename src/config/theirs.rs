@@ -100,7 +100,7 @@ pub const REASONS: [(&str, &str); 58] = [
     ),
     (
         "datasets.val.dataroot_gt",
-        "validation takes a folder of pictures or a held-out set: val.dataset (--val DIR); `paragon shard --val` makes one",
+        "validation takes a folder of images or a held-out set: val.dataset (--val DIR); `paragon shard --val` makes one",
     ),
     (
         "datasets.val.dataroot_lq",
@@ -218,7 +218,7 @@ pub const REASONS: [(&str, &str); 58] = [
     ),
     (
         "val.save_img",
-        "a few fixed previews are kept at every validation (RUN/previews), not every picture every time",
+        "a few fixed previews are kept at every validation (RUN/previews), not every image every time",
     ),
     (
         "val.metrics_enabled",
@@ -289,7 +289,7 @@ pub const DEGRADATION: [&str; 33] = [
 ];
 /// Why those are not honoured.
 pub const MADE_IN_SHARDS: &str = "paragon trains on the LQ in the shards: `paragon shard` makes it by a filter and optional blur, or takes the \
-                              pictures of a folder (--lq); to train on this degradation, write its LQ to a folder first";
+                              images of a folder (--lq); to train on this degradation, write its LQ to a folder first";
 
 /// What the other trainer (or PyTorch below it) takes where a file does not say it, and ours would
 /// take something else.

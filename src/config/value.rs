@@ -3,7 +3,7 @@
 
 use super::yaml::{Data, Node};
 use crate::plan::LossKind;
-use crate::text::brief;
+use crate::support::text::brief;
 use crate::train::LossTerm;
 use clap::ValueEnum;
 use serde_json::json;

@@ -5,7 +5,7 @@
 //! everything that a file can ask for: values, levels, bytes, and what anchors expand to.
 
 use super::value::{boolean, whole};
-use crate::text::brief;
+use crate::support::text::brief;
 use anyhow::{Result, bail, ensure};
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 use std::collections::HashMap;

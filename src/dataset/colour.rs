@@ -56,8 +56,8 @@ pub(super) enum Tagged {
 /// where they were converted.
 pub(super) type Converted = (Vec<u8>, Option<Note>, Option<Thumbnail>);
 
-/// 8-bit sRGB from `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) interleaved samples of a
-/// picture of `size`. Fails for colours of more than the usual brightness.
+/// 8-bit sRGB from `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) interleaved samples of an
+/// image of `size`. Fails for colours of more than the usual brightness.
 pub(super) fn to_srgb(
     samples: Samples,
     channels: usize,
@@ -186,7 +186,7 @@ enum Verdict {
     /// They are sRGB.
     Keep,
     Unusable(String),
-    /// The picture cannot be brought to 8-bit sRGB.
+    /// The image cannot be brought to 8-bit sRGB.
     Refused(String),
     Plain(Arc<dyn TransformExecutor<u8> + Send + Sync>, String),
     Deep(Arc<dyn TransformExecutor<u16> + Send + Sync>, String),
@@ -196,8 +196,8 @@ enum Verdict {
 type Key = (Tagged, bool, bool);
 
 thread_local! {
-    /// The last verdict: pictures of one collection mostly share their profile, and building a
-    /// transform takes as long as decoding a small picture.
+    /// The last verdict: images of one collection mostly share their profile, and building a
+    /// transform takes as long as decoding a small image.
     static LAST: RefCell<Option<(Key, Verdict)>> = const { RefCell::new(None) };
 }
 
@@ -256,7 +256,7 @@ fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict
     let layout = match (profile.color_space, grey) {
         (DataColorSpace::Rgb, false) => Layout::Rgb,
         (DataColorSpace::Gray, true) => Layout::Gray,
-        // A grey picture in an RGB space: equal channels stay near equal, and the picture stays
+        // A grey image in an RGB space: equal channels stay near equal, and the image stays
         // grey.
         (DataColorSpace::Rgb, true) => return Ok(Verdict::Keep),
         (space, _) => {
@@ -287,9 +287,9 @@ fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict
     Ok(Verdict::Deep(transform, name))
 }
 
-/// The words for a picture of more than the usual brightness, which 8 bits of sRGB cannot hold.
+/// The words for an image of more than the usual brightness, which 8 bits of sRGB cannot hold.
 pub(super) fn hdr(curve: &str) -> String {
-    format!("an HDR picture (BT.2100 {curve}); convert it to sRGB first")
+    format!("an HDR image (BT.2100 {curve}); convert it to sRGB first")
 }
 
 /// The profile that the numbers of a cICP chunk stand for.

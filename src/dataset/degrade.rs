@@ -1,4 +1,4 @@
-//! Resampling between HR and LQ: the antialiased filters that make a low-quality picture, and the
+//! Resampling between HR and LQ: the antialiased filters that make a low-quality image, and the
 //! bicubic enlargement every network is compared with. Depends on fast_image_resize; promises what
 //! Pillow's `Image.resize` gives, within one level of rounding.
 
@@ -9,7 +9,7 @@ use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How a low-quality picture is made from a high-quality one. All but `Nearest` average over the
+/// How a low-quality image is made from a high-quality one. All but `Nearest` average over the
 /// area that a low-quality pixel covers (antialiased), as Pillow, MATLAB's `imresize` and torch's
 /// `antialias=True` do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
@@ -122,14 +122,14 @@ impl fmt::Display for Filter {
     }
 }
 
-/// Working buffers up to this many bytes are kept from one picture to the next.
+/// Working buffers up to this many bytes are kept from one image to the next.
 const KEPT_BYTES: usize = 8 << 20;
 
-/// Resamples pictures and keeps its working buffers between calls: one per worker thread.
+/// Resamples images and keeps its working buffers between calls: one per worker thread.
 #[derive(Default)]
 pub struct Resampler {
     resizer: fast_image_resize::Resizer,
-    /// The picture after the horizontal pass.
+    /// The image after the horizontal pass.
     between: Vec<u8>,
 }
 
@@ -146,7 +146,7 @@ impl Resampler {
         ensure!(scale > 0, "the scale is 0");
         ensure!(
             width.is_multiple_of(scale) && height.is_multiple_of(scale),
-            "the picture is {width}x{height}: expected multiples of the scale {scale}; crop it first"
+            "the image is {width}x{height}: expected multiples of the scale {scale}; crop it first"
         );
         self.resize(hr, width / scale, height / scale, filter)
     }
@@ -173,7 +173,7 @@ impl Resampler {
             PixelType::U8,
             Filter::Bicubic,
         )?;
-        GrayImage::from_raw(w, h, large).context("the resized picture has a wrong length")
+        GrayImage::from_raw(w, h, large).context("the resized image has a wrong length")
     }
 
     /// `image` at any size, in pixels.
@@ -191,7 +191,7 @@ impl Resampler {
             PixelType::U8x3,
             filter,
         )?;
-        RgbImage::from_raw(width, height, data).context("the resized picture has a wrong length")
+        RgbImage::from_raw(width, height, data).context("the resized image has a wrong length")
     }
 
     fn samples(
@@ -233,12 +233,12 @@ impl Resampler {
     }
 }
 
-/// [`Resampler::downscale`] with buffers of its own, for a single picture.
+/// [`Resampler::downscale`] with buffers of its own, for a single image.
 pub fn downscale(hr: &RgbImage, scale: u32, filter: Filter) -> Result<RgbImage> {
     Resampler::new().downscale(hr, scale, filter)
 }
 
-/// [`Resampler::upscale_bicubic`] with buffers of its own, for a single picture.
+/// [`Resampler::upscale_bicubic`] with buffers of its own, for a single image.
 pub fn upscale_bicubic(lq: &RgbImage, scale: u32) -> Result<RgbImage> {
     Resampler::new().upscale_bicubic(lq, scale)
 }

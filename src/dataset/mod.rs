@@ -1,11 +1,12 @@
-//! From a folder of pictures to pairs of 8-bit RGB images: finding the files, decoding them within
-//! stated limits, making the low-quality side where there is none, and drawing synthetic pictures.
+//! From a folder of images to pairs of 8-bit RGB images: finding the files, decoding them within
+//! stated limits, making the low-quality side where there is none, and drawing synthetic images.
 //! Depends on `rng`, `failure` and `text` alone among our modules; promises the same result for any
 //! number of threads.
 
 mod colour;
 pub mod decode;
 pub mod degrade;
+pub mod encode;
 pub mod recipe;
 pub mod rows;
 pub mod scan;

@@ -1,10 +1,10 @@
 //! How the LQ of a whole set is made: one filter for all, or one drawn for each patch, with or
 //! without a slight blur before. Depends on `degrade` and `rng`. Promises that a patch is a pure
-//! function of the HR picture, its name, its place and the recipe, whatever is made before it or
+//! function of the HR image, its name, its place and the recipe, whatever is made before it or
 //! beside it.
 
 use super::degrade::{Filter, Resampler};
-use crate::rng::{Rng, key};
+use crate::support::rng::{Rng, key};
 use anyhow::{Result, ensure};
 use clap::builder::PossibleValue;
 use image::RgbImage;
@@ -102,7 +102,7 @@ impl Recipe {
         }
     }
 
-    /// The filter that makes the whole LQ picture at once, where every patch is made alike.
+    /// The filter that makes the whole LQ image at once, where every patch is made alike.
     pub fn whole(&self) -> Option<Filter> {
         match self.filter {
             LqFilter::Fixed(filter) if self.blur == 0.0 => Some(filter),
@@ -159,9 +159,9 @@ pub struct PatchMaker {
 }
 
 impl PatchMaker {
-    /// The LQ patch of `size` pixels at (x, y) of the picture that `hr` is made into, appended to
+    /// The LQ patch of `size` pixels at (x, y) of the image that `hr` is made into, appended to
     /// `out`. Only the part of `hr` that the filter and the blur reach is looked at; at the
-    /// picture's border they see it as for a whole picture.
+    /// image's border they see it as for a whole image.
     pub fn make(
         &mut self,
         resampler: &mut Resampler,
@@ -299,7 +299,7 @@ mod tests {
         out
     }
 
-    /// What a patch sees of its surroundings is what the whole picture would show it.
+    /// What a patch sees of its surroundings is what the whole image would show it.
     #[test]
     fn a_patch_is_a_piece_of_the_whole_picture() {
         let hr = pattern(120, 100);

@@ -1,12 +1,12 @@
-//! Reads a picture from top to bottom, a few rows at a time, as 8-bit sRGB with its alpha channel,
-//! so that a large picture need not be in memory as a whole. Depends on `decode`, `colour` and the
+//! Reads an image from top to bottom, a few rows at a time, as 8-bit sRGB with its alpha channel,
+//! so that a large image need not be in memory as a whole. Depends on `decode`, `colour` and the
 //! PNG decoder. Promises the pixels that `decode` gives; PNG files that are neither interlaced nor
-//! turned are read in strips, and every other picture is decoded whole, with its memory known
+//! turned are read in strips, and every other image is decoded whole, with its memory known
 //! beforehand.
 
 use super::colour::{self, Samples, Tagged};
 use super::decode::{Head, Limits, Note, check_size, decode_with_alpha, guarded, look};
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Result, anyhow, ensure};
 use image::ImageFormat;
 use image::metadata::Orientation;
@@ -24,7 +24,7 @@ const PNG_DECODER_BYTES: u64 = 1 << 20;
 /// Samples that are converted at once.
 const STRIP_SAMPLES: usize = 1 << 18;
 
-/// A picture of interleaved 8-bit samples that is read from top to bottom.
+/// An image of interleaved 8-bit samples that is read from top to bottom.
 pub trait PixelRows {
     /// Width and height in pixels.
     fn size(&self) -> (u32, u32);
@@ -33,11 +33,11 @@ pub trait PixelRows {
     /// Fills `rows`, whose length is that of whole rows, with the next ones.
     ///
     /// # Errors
-    /// When the picture is damaged or cannot be read, or has fewer rows left.
+    /// When the image is damaged or cannot be read, or has fewer rows left.
     fn read(&mut self, rows: &mut [u8]) -> Result<()>;
 }
 
-/// What reading a picture takes, known from its header.
+/// What reading an image takes, known from its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
     /// Width and height in pixels, after EXIF orientation.
@@ -50,7 +50,7 @@ pub struct Need {
     pub reading: u64,
 }
 
-/// A picture file that is read from top to bottom.
+/// An image file that is read from top to bottom.
 pub struct FileRows {
     path: PathBuf,
     source: Source,
@@ -68,7 +68,7 @@ enum Source {
     },
 }
 
-/// What reading the picture at `path` will take.
+/// What reading the image at `path` will take.
 ///
 /// # Errors
 /// As `decode`, but for damage behind the header.
@@ -96,7 +96,7 @@ pub fn need(path: &Path, limits: &Limits) -> Result<Need> {
 }
 
 impl FileRows {
-    /// Opens a picture; one that is not read in strips is decoded here. Without `alpha` an alpha
+    /// Opens an image; one that is not read in strips is decoded here. Without `alpha` an alpha
     /// channel is dropped.
     ///
     /// # Errors
@@ -400,7 +400,7 @@ fn explain(error: DecodingError) -> anyhow::Error {
 mod tests {
     use super::*;
     use crate::dataset::decode::decode;
-    use crate::rng::key;
+    use crate::support::rng::key;
     use std::io::BufWriter;
 
     /// A PNG of noise, written as `how` says.

@@ -1,6 +1,6 @@
-//! Synthetic pictures that stand in for photographs: dead leaves, opaque shapes of a power-law size
+//! Synthetic images that stand in for photographs: dead leaves, opaque shapes of a power-law size
 //! that hide one another. They have the scale invariance, the edges and the spectrum of natural
-//! pictures (Lee, Mumford & Huang, "Occlusion models for natural images", 2001) and train
+//! images (Lee, Mumford & Huang, "Occlusion models for natural images", 2001) and train
 //! restoration networks nearly as well as photographs do (Achddou, Gousseau & Ladjal, "Synthetic
 //! images as a regularity prior for image restoration neural networks", 2021). On top of the plain
 //! model come textures, shading, cast shadows, lens blur, thin lines and writing. Depends on `rng`
@@ -9,12 +9,12 @@
 mod shape;
 mod texture;
 
-use crate::rng::Rng;
+use crate::support::rng::Rng;
 use image::RgbImage;
 use shape::{Outline, segment_squared};
 use texture::{Texture, sine};
 
-/// Keeps the draws apart from those of other modules that use the same seed. Changing the pictures
+/// Keeps the draws apart from those of other modules that use the same seed. Changing the images
 /// means changing this.
 const PURPOSE: u64 = 0x6c65_6176_6573_0001;
 /// A pixel of which less is still free counts as hidden, well below half a level of 255.
@@ -25,7 +25,7 @@ const REMAINDER: f64 = 0.002;
 
 type Colour = [f32; 3];
 
-/// The picture with this number under this seed, `width` x `height` pixels. Takes 23 bytes of
+/// The image with this number under this seed, `width` x `height` pixels. Takes 23 bytes of
 /// memory a pixel while it works.
 pub fn picture(seed: u64, index: u64, width: u32, height: u32) -> RgbImage {
     let mut rng = Rng::new(&[PURPOSE, seed, index]);
@@ -55,7 +55,7 @@ pub fn picture(seed: u64, index: u64, width: u32, height: u32) -> RgbImage {
     canvas.finish(scene.blur)
 }
 
-/// What all leaves of one picture share.
+/// What all leaves of one image share.
 struct Scene {
     width: f32,
     height: f32,
@@ -70,7 +70,7 @@ struct Scene {
     defocus: f64,
     /// Towards the light, a unit vector.
     light: (f32, f32),
-    /// Brightness across the picture: the change along x and y from the centre to the border.
+    /// Brightness across the image: the change along x and y from the centre to the border.
     slope: (f32, f32),
     /// Weight of each neighbour in the lens blur.
     blur: f32,
@@ -116,7 +116,7 @@ impl Scene {
         }
     }
 
-    /// One of the picture's colours, a little varied.
+    /// One of the image's colours, a little varied.
     fn tint(&self, rng: &mut Rng) -> Colour {
         let base = self.palette[rng.below(self.palette.len() as u64) as usize];
         let lighter = 0.16 * bell(rng);
@@ -178,7 +178,7 @@ fn paint(rng: &mut Rng, scene: &Scene, radius: f32, turn: (f32, f32)) -> Paint {
     let low = scene.tint(rng);
     let other = scene.tint(rng);
     let strength = (scene.contrast * rng.range(0.3, 1.4)) as f32;
-    // Either towards another colour of the picture, or lighter or darker in the same hue, as most
+    // Either towards another colour of the image, or lighter or darker in the same hue, as most
     // materials are.
     let high = if rng.unit() < 0.3 {
         std::array::from_fn(|c| low[c] + (other[c] - low[c]) * strength.min(1.0))
@@ -365,7 +365,7 @@ fn background(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     }
 }
 
-/// A picture that is painted from the front to the back.
+/// An image that is painted from the front to the back.
 struct Canvas {
     width: usize,
     height: usize,
@@ -391,7 +391,7 @@ impl Canvas {
         }
     }
 
-    /// The pixels of an area (left, top, right, bottom), cut to the picture.
+    /// The pixels of an area (left, top, right, bottom), cut to the image.
     fn clip(&self, area: (f32, f32, f32, f32)) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         let cut = |low: f32, high: f32, size: usize| {
             let start = (low.max(0.0) as usize).min(size);

@@ -1,5 +1,5 @@
-//! A picture in 16 x 16 means, for asking whether two pictures show the same. Depends on the image
-//! crate alone. Promises that a picture and a smaller copy of it give nearly the same means,
+//! An image in 16 x 16 means, for asking whether two images show the same. Depends on the image
+//! crate alone. Promises that an image and a smaller copy of it give nearly the same means,
 //! whatever their sizes.
 
 use image::metadata::Orientation;
@@ -40,7 +40,7 @@ impl Thumbnail {
         Thumbnail { cells }
     }
 
-    /// The thumbnail of the picture turned so.
+    /// The thumbnail of the image turned so.
     #[must_use]
     pub fn turned(&self, turn: Orientation) -> Thumbnail {
         use Orientation::{

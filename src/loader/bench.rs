@@ -3,9 +3,9 @@
 //! to, so that the figures are the loader's own.
 
 use super::{Loader, LoaderConfig, Sources, bound};
-use crate::rng::{key, mix};
 use crate::shard::reader::{Advice, Io};
-use crate::system;
+use crate::support::rng::{key, mix};
+use crate::sys;
 use anyhow::Result;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,7 +87,7 @@ pub fn measure(
     });
     let limit = batches.map(|_| (how.epochs.unwrap_or(1.0) * own_epoch as f64).round() as u64);
 
-    let before = system::anonymous_memory();
+    let before = sys::anonymous_memory();
     let mut peak = before;
     let started = Instant::now();
     let mut loader = Loader::start(sources.clone(), config.clone())?;
@@ -113,7 +113,7 @@ pub fn measure(
         }
         drop(batch);
         if looked.elapsed() > MEMORY_INTERVAL {
-            peak = peak.max(system::anonymous_memory());
+            peak = peak.max(sys::anonymous_memory());
             looked = Instant::now();
         }
         let done = match limit {
@@ -125,7 +125,7 @@ pub fn measure(
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    peak = peak.max(system::anonymous_memory());
+    peak = peak.max(sys::anonymous_memory());
     let stats = loader.stats();
     drop(loader);
     // from the first batch to the last, there is one batch less to wait for

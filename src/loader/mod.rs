@@ -11,14 +11,14 @@ mod ring;
 mod slot;
 mod sources;
 
-pub use crate::host_memory::Fence;
+pub use crate::sys::host_memory::Fence;
 pub use ring::{Loader, Stats};
 pub use slot::Batch;
 pub use sources::Sources;
 
-use crate::plan::bytes_text;
 use crate::shard::reader::Io;
-use crate::system;
+use crate::support::text::bytes_text;
+use crate::sys;
 use anyhow::{Result, ensure};
 use order::Draws;
 
@@ -125,9 +125,9 @@ pub fn choose_io(sources: &Sources, choice: IoChoice) -> (Io, &'static str) {
     let network = || {
         sources
             .sets()
-            .any(|set| system::is_network_file_system(set.folder()))
+            .any(|set| sys::is_network_file_system(set.folder()))
     };
-    let large = || system::available_memory().is_some_and(|free| sources.bytes() > free / 2);
+    let large = || sys::available_memory().is_some_and(|free| sources.bytes() > free / 2);
     match choice {
         IoChoice::Mmap => (Io::Mmap, "asked for"),
         IoChoice::Pread => (Io::Pread, "asked for"),
@@ -156,7 +156,7 @@ pub fn choose_window(sources: &Sources) -> Option<u64> {
 /// What to try where this machine's memory does not hold the shards that are shuffled at a time;
 /// nothing where it does.
 pub fn window_advice(sources: &Sources, window: Option<u64>) -> Option<String> {
-    let memory = system::memory_limit()?;
+    let memory = sys::memory_limit()?;
     let shuffled = window.unwrap_or(u64::MAX).min(sources.bytes());
     let holds = memory.bytes / 10 * 7;
     let better = memory.bytes / 3;

@@ -7,8 +7,8 @@
 //! Batches run across the ends of epochs, so no epoch drops a remainder.
 
 use super::quotas::Quotas;
-use crate::plan::augment::{HFLIP, TRANSPOSE, VFLIP};
-use crate::rng::{Rng, key, mix};
+use crate::support::augment::{HFLIP, TRANSPOSE, VFLIP};
+use crate::support::rng::{Rng, key, mix};
 
 /// Rounds of the Feistel network: four make a pseudorandom permutation of a perfect round function
 /// (Luby, Rackoff 1988), two more pay for a cheap one.
@@ -80,7 +80,7 @@ pub enum Shuffle {
 
 /// Where a position of a windowed epoch lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct OrderPosition {
     /// The window's number.
     pub window: u64,
     /// Position within the window.
@@ -144,11 +144,11 @@ impl SetOrder {
     }
 
     /// The window of a position, and where in it.
-    pub fn place(&self, position: u64) -> Place {
+    pub fn place(&self, position: u64) -> OrderPosition {
         let (chunk, chunks) = self.chunking();
         let span = chunk.saturating_mul(chunks);
         let window = (position / span).min(self.windows() - 1);
-        Place {
+        OrderPosition {
             window,
             position: position - window * span,
         }
@@ -218,7 +218,7 @@ impl SetOrder {
         if self.shuffle == Shuffle::Full {
             return self.outer.at(position);
         }
-        let Place { window, position } = self.place(position);
+        let OrderPosition { window, position } = self.place(position);
         if self.inner.0 != window {
             self.inner = (
                 window,
@@ -253,7 +253,7 @@ pub struct Sample {
     pub x: u64,
     /// Top edge of the LQ crop in the stored patch, pixels.
     pub y: u64,
-    /// Augmentation code, see `plan::augment`.
+    /// Augmentation code, see `support::augment`.
     pub augment: u8,
 }
 
@@ -339,13 +339,13 @@ impl Order {
     /// The chunks that change hands with sample `number`, where it is the first of a stretch of a
     /// windowed set as long as a chunk: its set, the records needed when the next window begins,
     /// and those of the window before that will not be read again in this epoch.
-    pub fn turnover(&mut self, number: u64) -> Option<Turnover> {
+    pub fn window_change(&mut self, number: u64) -> Option<WindowChange> {
         let (set, epoch, position) = self.stand(number);
         let order = &mut self.sets[set];
         let Shuffle::Window { chunk, .. } = order.shuffle else {
             return None;
         };
-        let Place { window, position } = order.place(position);
+        let OrderPosition { window, position } = order.place(position);
         if position % chunk.clamp(1, order.len) != 0 {
             return None;
         }
@@ -361,13 +361,13 @@ impl Order {
         } else {
             None
         };
-        Some(Turnover { set, needed, done })
+        Some(WindowChange { set, needed, done })
     }
 }
 
-/// See [`Order::turnover`].
+/// See [`Order::window_change`].
 #[derive(Clone, Debug)]
-pub struct Turnover {
+pub struct WindowChange {
     /// Number of the set.
     pub set: usize,
     /// Records of the next window.
@@ -492,7 +492,7 @@ mod tests {
         let mut last_use = vec![0; records as usize];
         let mut done_at = vec![None; records as usize];
         for number in 0..2 * records {
-            if let Some(t) = order.turnover(number) {
+            if let Some(t) = order.window_change(number) {
                 announced.extend(t.needed.into_iter().flatten().flatten());
                 for record in t.done.into_iter().flatten().flatten() {
                     done_at[record as usize] = Some(number);

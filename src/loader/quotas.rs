@@ -7,7 +7,7 @@
 //! roundings, and its positions are permuted among the sets.
 
 use super::order::Permutation;
-use crate::rng::key;
+use crate::support::rng::key;
 
 /// Mean samples of a group: within it the order of the sets is random.
 const GROUP: u64 = 4096;

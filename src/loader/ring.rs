@@ -10,10 +10,10 @@
 use super::order::{Order, Sample};
 use super::slot::{Batch, InFlight, Parts, Return, Slot};
 use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, bound};
-use crate::failure;
-use crate::host_memory::{Allocate, HostBlock};
-use crate::rng::key;
 use crate::shard::reader::{Advice, Crop, Scratch};
+use crate::support::failure;
+use crate::support::rng::key;
+use crate::sys::host_memory::{Allocate, HostBlock};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -77,9 +77,10 @@ struct Reports {
 pub struct Loader {
     ready: Receiver<Filled>,
     back: Return,
-    in_flight: Receiver<InFlight>,
+    /// Slots that were released with a fence, on their way to `in_flight`.
+    released: Receiver<InFlight>,
     /// Slots that a device reads from, oldest first.
-    flying: VecDeque<InFlight>,
+    in_flight: VecDeque<InFlight>,
     slots: usize,
     early: BTreeMap<u64, (Slot, Result<()>)>,
     parts: Parts,
@@ -121,7 +122,7 @@ impl Loader {
         let parts = Parts::new(&config, &sources);
         let (free, free_slots) = bounded(config.slots);
         let (filled, ready) = bounded(config.slots);
-        let (to_flight, in_flight) = bounded(config.slots);
+        let (to_flight, released) = bounded(config.slots);
         let (stop, stopped) = bounded::<()>(0);
         for _ in 0..config.slots {
             free.send(parts.slot(config.batch, allocate)?)
@@ -137,8 +138,8 @@ impl Loader {
                 in_flight: to_flight,
                 held: Arc::new(AtomicUsize::new(0)),
             },
-            in_flight,
-            flying: VecDeque::with_capacity(config.slots),
+            released,
+            in_flight: VecDeque::with_capacity(config.slots),
             slots: config.slots,
             early: BTreeMap::new(),
             parts,
@@ -206,11 +207,11 @@ impl Loader {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            self.land();
+            self.reclaim();
             if let Some(found) = self.early.remove(&self.next) {
                 break found;
             }
-            let patience = if self.flying.is_empty() {
+            let patience = if self.in_flight.is_empty() {
                 LOOK_INTERVAL
             } else {
                 FENCE_INTERVAL
@@ -247,16 +248,16 @@ impl Loader {
     }
 
     /// Frees the slots that devices are done with.
-    fn land(&mut self) {
-        self.flying.extend(self.in_flight.try_iter());
-        for _ in 0..self.flying.len() {
-            let Some((slot, fence)) = self.flying.pop_front() else {
+    fn reclaim(&mut self) {
+        self.in_flight.extend(self.released.try_iter());
+        for _ in 0..self.in_flight.len() {
+            let Some((slot, fence)) = self.in_flight.pop_front() else {
                 return;
             };
             if fence.is_done() {
                 let _ = self.back.free.try_send(slot); // there is a place for every slot
             } else {
-                self.flying.push_back((slot, fence));
+                self.in_flight.push_back((slot, fence));
             }
         }
     }
@@ -292,8 +293,8 @@ impl Drop for Loader {
             let _ = thread.join();
         }
         // a device may still read from these
-        self.flying.extend(self.in_flight.try_iter());
-        self.flying.iter().for_each(|(_, fence)| fence.wait());
+        self.in_flight.extend(self.released.try_iter());
+        self.in_flight.iter().for_each(|(_, fence)| fence.wait());
     }
 }
 
@@ -420,7 +421,7 @@ impl Filler {
     fn fetch_ahead(&mut self, number: u64) {
         let (ahead, io) = (number + self.config.threads as u64, self.config.io);
         for i in 0..self.config.batch {
-            if let Some(turn) = self.order.turnover(self.sample_number(number, i)) {
+            if let Some(turn) = self.order.window_change(self.sample_number(number, i)) {
                 let set = self.sources.set(turn.set);
                 turn.needed
                     .into_iter()

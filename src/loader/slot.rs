@@ -3,7 +3,7 @@
 //! copy that was started from it.
 
 use super::{LoaderConfig, Sources};
-use crate::host_memory::{Allocate, Fence, HostBlock};
+use crate::sys::host_memory::{Allocate, Fence, HostBlock};
 use anyhow::Result;
 use crossbeam_channel::Sender;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ impl Batch {
         &self.block()[self.parts.lq..self.parts.hr]
     }
 
-    /// One augmentation code a sample (see `plan::augment`); the pixels are not turned yet.
+    /// One augmentation code a sample (see `support::augment`); the pixels are not turned yet.
     pub fn augment(&self) -> &[u8] {
         &self.block()[self.parts.hr..]
     }

@@ -4,8 +4,8 @@
 
 use super::order::{Part, Shuffle};
 use super::quotas::apportion;
-use crate::rng::key;
 use crate::shard::reader::{RecordSource, ShardSet};
+use crate::support::rng::key;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -2,15 +2,18 @@
 //! and on random keys. It promises PyTorch's `state_dict` names, shapes and order of elements, so
 //! that a table written to a file loads there.
 
+mod file;
 mod nano;
 mod params;
 mod recompute;
 
+pub(crate) use file::STATE_METADATA_KEY;
+pub use file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
 pub use nano::{InferenceSpec, StepSpec, inference_plan, training_plan};
 pub use params::{Init, Param, ParamTable};
 pub use recompute::Recompute;
 
-use crate::text::brief;
+use crate::support::text::brief;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 

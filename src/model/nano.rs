@@ -2,10 +2,10 @@
 
 use super::{BLUR_TAPS, Init, Network, ParamTable, Recompute, SHARP_TAPS};
 use crate::plan::{
-    BatchLayout, BufferId, Builder, Class, Composed, Conv, ConvBack, Extent, LossKind, MAX_IMAGES,
-    MAX_SIDE, METRICS, NanoBlock, NanoBlockBack, NanoParams, Op, OptimizerKind, ParamRange,
-    PixelLoss, PixelTerms, Plan, Ports, Sizing, Slice, StructuralLoss, StructuralTerms, Target,
-    Unpack, UpHead, UpHeadBack, Update, split_losses,
+    BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, FoldedConv, LossKind,
+    MAX_IMAGES, MAX_SIDE, METRICS, NanoBlock, NanoBlockBack, NanoParams, Op, OptimizerKind,
+    ParamRange, PixelLoss, PixelTerms, Plan, Ports, Reconstruct, ReconstructBack, Sizing, Slice,
+    StructuralLoss, StructuralTerms, Target, Unpack, Update, split_losses,
 };
 use anyhow::{Result, ensure};
 use std::ops::Range;
@@ -261,7 +261,7 @@ fn body(b: &mut Builder, c: &Common<'_>, batch: Option<BatchLayout>) -> Body {
 /// The rest of the forward pass, on all images or on a slice of them.
 struct Tail {
     conv_mid: Conv,
-    up_head: UpHead,
+    reconstruct: Reconstruct,
 }
 
 /// What slices of a tail share, and how they differ from inference.
@@ -271,7 +271,7 @@ struct TailKind {
     /// Leave the prediction less its target.
     subtract: Option<BatchLayout>,
     /// The slice before made it.
-    composed: Option<Composed>,
+    folded: Option<FoldedConv>,
 }
 
 fn tail(
@@ -305,7 +305,7 @@ fn tail(
     b.push(Op::Conv(conv_mid.clone()));
     let output = b.floats(format!("output{part}"), kind.class, hr.pixels() * 3);
     let ([up_weight, up_bias], [weight, bias]) = (c.layers.up, c.layers.conv_out);
-    let mut up_head = UpHead {
+    let mut reconstruct = Reconstruct {
         extent,
         scale: c.net.scale,
         features: FEATURES,
@@ -324,15 +324,18 @@ fn tail(
             first: images.start,
             ..batch
         }),
-        composed: kind.composed.map(|composed| Composed {
+        folded: kind.folded.map(|folded| FoldedConv {
             first: false,
-            ..composed
+            ..folded
         }),
         workspace: None,
     };
-    up_head.composed = up_head.composed.or_else(|| b.composed(&up_head));
-    b.push(Op::UpHead(up_head.clone()));
-    Tail { conv_mid, up_head }
+    reconstruct.folded = reconstruct.folded.or_else(|| b.folded(&reconstruct));
+    b.push(Op::Reconstruct(reconstruct.clone()));
+    Tail {
+        conv_mid,
+        reconstruct,
+    }
 }
 
 /// Refuses what no plan can be made for, so that no size below overflows.
@@ -427,7 +430,7 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         target,
         d_body,
         d_input,
-        composed: None,
+        folded: None,
         carries: None,
     };
     let step = spec.recompute.slice_images(spec.batch, hr_pixels);
@@ -518,7 +521,7 @@ struct TailBack {
     d_body: BufferId,
     d_input: Option<BufferId>,
     /// The composition that the first slice made.
-    composed: Option<Composed>,
+    folded: Option<FoldedConv>,
     /// Where sums wait between slices, in the order the operations ask.
     carries: Option<Vec<Option<BufferId>>>,
 }
@@ -530,16 +533,16 @@ impl TailBack {
         let kind = TailKind {
             class: Class::Loss,
             subtract: self.batch,
-            composed: self.composed,
+            folded: self.folded,
         };
         let forward = tail(b, c, body, &images, kind);
-        self.composed = forward.up_head.composed;
+        self.folded = forward.reconstruct.folded;
         let extent = Extent {
             n: images.len(),
             ..c.extent
         };
         let hr = extent.scaled(c.net.scale);
-        let prediction = forward.up_head.output;
+        let prediction = forward.reconstruct.output;
         let target = match (self.batch, self.target) {
             (Some(batch), _) => Target::Subtracted(BatchLayout {
                 first: images.start,
@@ -592,8 +595,8 @@ impl TailBack {
             extent.pixels() * FEATURES,
         );
         let (d_output, d_features) = (d_prediction, d_mid);
-        ops.push(Op::UpHeadBack(UpHeadBack {
-            forward: forward.up_head,
+        ops.push(Op::ReconstructBack(ReconstructBack {
+            forward: forward.reconstruct,
             gradients,
             d_output,
             d_features,
@@ -660,14 +663,14 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
     let kind = TailKind {
         class: Class::Activations,
         subtract: None,
-        composed: None,
+        folded: None,
     };
     let tail = tail(&mut b, &common, &body, &(0..spec.batch), kind);
     let micro = 0..b.position();
     let ports = Ports {
         parameters: Some(parameters),
         input: Some(body.input),
-        output: Some(tail.up_head.output),
+        output: Some(tail.reconstruct.output),
         ..Ports::default()
     };
     b.finish(micro.clone(), micro.end..micro.end, batch, ports)
@@ -773,7 +776,7 @@ mod tests {
             .ops
             .iter()
             .find_map(|op| {
-                if let Op::UpHead(h) = op {
+                if let Op::Reconstruct(h) = op {
                     Some(h.output)
                 } else {
                     None

@@ -2,7 +2,7 @@
 //! the parameter buffer.
 
 use crate::plan::ParamRange;
-use crate::rng::Rng;
+use crate::support::rng::Rng;
 
 /// How a parameter starts.
 #[derive(Clone, Debug, PartialEq)]

@@ -63,7 +63,7 @@ impl PlanData {
             (Op::Update(_), Class::Parameters | Class::Gradients) => buffer.bytes,
             (_, Class::Parameters | Class::Gradients) => 0,
             (Op::Unpack(o), Class::Batch) => o.batch.lq_bytes() as u64,
-            (Op::UpHead(o), Class::Batch) => 3 * o.extent.scaled(o.scale).pixels() as u64,
+            (Op::Reconstruct(o), Class::Batch) => 3 * o.extent.scaled(o.scale).pixels() as u64,
             (Op::StructuralLoss(o), Class::Batch) => 3 * o.extent.pixels() as u64,
             (Op::StructuralLoss(o), _) if o.workspace == Some(access.buffer) => 0,
             (Op::PixelLoss(o), _) if o.workspace == Some(access.buffer) => 0,

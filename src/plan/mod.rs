@@ -3,7 +3,6 @@
 //! backend which allocates exactly [`PlanData::arena_bytes`] never needs another byte, and that
 //! [`PlanData::verify`] has checked every lifetime.
 
-pub mod augment;
 mod floor;
 mod layout;
 mod loss;
@@ -15,7 +14,7 @@ mod verify;
 pub use floor::OpFloor;
 pub use loss::*;
 pub use op::*;
-pub use report::{LayerLine, LiveBuffer, MemoryLine, MemoryTable, Moment, bytes_text};
+pub use report::{LayerLine, LiveBuffer, MemoryLine, MemoryTable, Moment};
 pub use sizing::{Precision, Sizing};
 
 use std::ops::Range;
@@ -175,8 +174,8 @@ pub struct PlanData {
     /// Size of the arena, bytes.
     pub arena_bytes: u64,
     /// What sums are made of ([`Op::sums`]) that is read once more after the last operation of
-    /// `micro`, see [`Sizing::sums_late`].
-    pub late_sums: Vec<BufferId>,
+    /// `micro`, see [`Sizing::defers_sums`].
+    pub deferred_sums: Vec<BufferId>,
     /// Type of activations and their gradients.
     pub precision: Precision,
     /// The batch this plan takes, where it takes one.
@@ -358,12 +357,12 @@ impl<'a> Builder<'a> {
         (bytes > 0).then(|| self.buffer(format!("sums of {}", op.label()), Class::Workspace, bytes))
     }
 
-    /// Room for the composition of a network's end, if the backend keeps one; `op` is the first to
+    /// Room for the folded convolution, if the backend keeps one; `op` is the first to
     /// use it.
-    pub fn composed(&mut self, op: &UpHead) -> Option<Composed> {
-        let bytes = self.sizing.composed(op);
-        (bytes > 0).then(|| Composed {
-            buffer: self.buffer("composed up.0 and conv_out", Class::Workspace, bytes),
+    pub fn folded(&mut self, op: &Reconstruct) -> Option<FoldedConv> {
+        let bytes = self.sizing.folded(op);
+        (bytes > 0).then(|| FoldedConv {
+            buffer: self.buffer("folded up.0 and conv_out", Class::Workspace, bytes),
             first: true,
         })
     }
@@ -429,9 +428,13 @@ impl<'a> Builder<'a> {
         for (at, op) in ops.iter().enumerate() {
             op.accesses().for_each(|access| touch(access.buffer, at));
         }
-        let late = ops[micro.clone()].iter().filter(|op| sizing.sums_late(op));
-        let late_sums: Vec<BufferId> = late.flat_map(Op::sums).collect();
-        late_sums.iter().for_each(|&id| touch(id, micro.end - 1));
+        let late = ops[micro.clone()]
+            .iter()
+            .filter(|op| sizing.defers_sums(op));
+        let deferred_sums: Vec<BufferId> = late.flat_map(Op::sums).collect();
+        deferred_sums
+            .iter()
+            .for_each(|&id| touch(id, micro.end - 1));
         // a loss computed one operation earlier has its sums there, too
         for (at, loss) in (0..ops.len()).filter_map(|at| Some((at, loss_on_the_way(&ops, at)?))) {
             loss.workspace.into_iter().for_each(|id| touch(id, at));
@@ -439,12 +442,12 @@ impl<'a> Builder<'a> {
         // a composition needs nothing but parameters, so a device makes it beside the first
         // operations
         for op in &ops {
-            if let Op::UpHead(UpHead {
-                composed: Some(composed),
+            if let Op::Reconstruct(Reconstruct {
+                folded: Some(folded),
                 ..
             }) = op
             {
-                touch(composed.buffer, micro.start);
+                touch(folded.buffer, micro.start);
             }
         }
         // what the host writes before the first operation, or reads after the last
@@ -479,7 +482,7 @@ impl<'a> Builder<'a> {
             micro,
             update,
             arena_bytes,
-            late_sums,
+            deferred_sums,
             precision,
             batch,
             ports,
@@ -493,7 +496,7 @@ impl<'a> Builder<'a> {
 /// The pixel loss behind a network's end, if it is only read there and its gradient takes the place
 /// of the prediction: the network's end may then compute it while it has each value at hand.
 fn loss_on_the_way(ops: &[Op], at: usize) -> Option<&PixelLoss> {
-    let (Op::UpHead(end), Op::PixelLoss(loss)) = (ops.get(at)?, ops.get(at + 1)?) else {
+    let (Op::Reconstruct(end), Op::PixelLoss(loss)) = (ops.get(at)?, ops.get(at + 1)?) else {
         return None;
     };
     let in_place = loss.prediction == end.output && loss.d_prediction == end.output;

@@ -88,7 +88,7 @@ pub struct Conv {
     pub extent: Extent,
     pub cin: usize,
     pub cout: usize,
-    /// The bits of an output may not depend on where in a larger picture it lies (inference in
+    /// The bits of an output may not depend on where in a larger image it lies (inference in
     /// overlapping tiles), which rules out methods that work on blocks of pixels.
     pub position_free: bool,
     pub weight: ParamRange,
@@ -150,7 +150,7 @@ pub struct NanoBlockBack {
 /// base of strength `alpha`. Between the two convolutions nothing is nonlinear, so a backend
 /// computes them as one of the LQ features, and features at HR never exist.
 #[derive(Clone, Debug)]
-pub struct UpHead {
+pub struct Reconstruct {
     /// LQ extent; `output` is `scale` times larger.
     pub extent: Extent,
     pub scale: usize,
@@ -177,23 +177,23 @@ pub struct UpHead {
     pub target: Option<BatchLayout>,
     /// Where a backend keeps the one convolution from the first slice's forward pass to the last
     /// one's backward, if it does.
-    pub composed: Option<Composed>,
+    pub folded: Option<FoldedConv>,
     pub workspace: Option<BufferId>,
 }
 
-/// Where the composition of a network's end lies.
+/// Where the folded convolution lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Composed {
+pub struct FoldedConv {
     pub buffer: BufferId,
     /// The operation is the first to use it, and makes it.
     pub first: bool,
 }
 
-/// Gradients of [`UpHead`] with respect to both convolutions, `detail_gain`, the features and (for
+/// Gradients of [`Reconstruct`] with respect to both convolutions, `detail_gain`, the features and (for
 /// tests) the network input.
 #[derive(Clone, Debug)]
-pub struct UpHeadBack {
-    pub forward: UpHead,
+pub struct ReconstructBack {
+    pub forward: Reconstruct,
     pub gradients: BufferId,
     /// `[N, H, W, 3]`.
     pub d_output: BufferId,
@@ -243,8 +243,8 @@ pub enum Op {
     ConvBack(ConvBack),
     NanoBlock(NanoBlock),
     NanoBlockBack(NanoBlockBack),
-    UpHead(UpHead),
-    UpHeadBack(UpHeadBack),
+    Reconstruct(Reconstruct),
+    ReconstructBack(ReconstructBack),
     PixelLoss(PixelLoss),
     StructuralLoss(StructuralLoss),
     Update(Update),
@@ -309,7 +309,7 @@ impl Op {
                     update(o.gradients),
                 ]
             }
-            Op::UpHead(o) => {
+            Op::Reconstruct(o) => {
                 let mut list = vec![
                     read(o.parameters),
                     read(o.input),
@@ -317,7 +317,7 @@ impl Op {
                     write(o.output),
                 ];
                 list.extend(o.target.map(|batch| read(batch.buffer)));
-                list.extend(o.composed.map(|c| {
+                list.extend(o.folded.map(|c| {
                     if c.first {
                         write(c.buffer)
                     } else {
@@ -326,7 +326,7 @@ impl Op {
                 }));
                 list
             }
-            Op::UpHeadBack(o) => {
+            Op::ReconstructBack(o) => {
                 let f = &o.forward;
                 let mut list = vec![
                     read(f.parameters),
@@ -337,7 +337,7 @@ impl Op {
                 ];
                 list.extend(o.d_input.map(write));
                 list.extend(o.slice.accesses());
-                list.extend(f.composed.map(|c| read(c.buffer)));
+                list.extend(f.folded.map(|c| read(c.buffer)));
                 list
             }
             Op::PixelLoss(o) => {
@@ -381,8 +381,8 @@ impl Op {
             Op::ConvBack(o) => o.workspace,
             Op::NanoBlock(o) => o.workspace,
             Op::NanoBlockBack(o) => o.workspace,
-            Op::UpHead(o) => o.workspace,
-            Op::UpHeadBack(o) => o.workspace,
+            Op::Reconstruct(o) => o.workspace,
+            Op::ReconstructBack(o) => o.workspace,
             Op::PixelLoss(o) => o.workspace,
             Op::StructuralLoss(o) => o.workspace,
             Op::Update(o) => o.workspace,
@@ -396,8 +396,8 @@ impl Op {
             Op::ConvBack(o) => &mut o.workspace,
             Op::NanoBlock(o) => &mut o.workspace,
             Op::NanoBlockBack(o) => &mut o.workspace,
-            Op::UpHead(o) => &mut o.workspace,
-            Op::UpHeadBack(o) => &mut o.workspace,
+            Op::Reconstruct(o) => &mut o.workspace,
+            Op::ReconstructBack(o) => &mut o.workspace,
             Op::PixelLoss(o) => &mut o.workspace,
             Op::StructuralLoss(o) => &mut o.workspace,
             Op::Update(o) => &mut o.workspace,
@@ -409,14 +409,14 @@ impl Op {
     pub fn set_carry(&mut self, carry: Option<BufferId>) {
         match self {
             Op::ConvBack(o) => o.slice.carry = carry,
-            Op::UpHeadBack(o) => o.slice.carry = carry,
+            Op::ReconstructBack(o) => o.slice.carry = carry,
             Op::PixelLoss(o) => o.slice.carry = carry,
             Op::StructuralLoss(o) => o.slice.carry = carry,
             Op::Unpack(_)
             | Op::Conv(_)
             | Op::NanoBlock(_)
             | Op::NanoBlockBack(_)
-            | Op::UpHead(_)
+            | Op::Reconstruct(_)
             | Op::Update(_) => {}
         }
     }
@@ -425,14 +425,14 @@ impl Op {
     pub fn slice(&self) -> Option<Slice> {
         match self {
             Op::ConvBack(o) => Some(o.slice),
-            Op::UpHeadBack(o) => Some(o.slice),
+            Op::ReconstructBack(o) => Some(o.slice),
             Op::PixelLoss(o) => Some(o.slice),
             Op::StructuralLoss(o) => Some(o.slice),
             Op::Unpack(_)
             | Op::Conv(_)
             | Op::NanoBlock(_)
             | Op::NanoBlockBack(_)
-            | Op::UpHead(_)
+            | Op::Reconstruct(_)
             | Op::Update(_) => None,
         }
     }
@@ -441,16 +441,16 @@ impl Op {
     pub fn largest_extent(&self) -> u64 {
         let values = |e: Extent, channels: usize| e.pixels() as u64 * channels as u64;
         let conv = |o: &Conv| values(o.extent, o.cin.max(o.cout));
-        let up_head =
-            |o: &UpHead| values(o.extent.scaled(o.scale), 3).max(values(o.extent, o.features));
+        let reconstruct =
+            |o: &Reconstruct| values(o.extent.scaled(o.scale), 3).max(values(o.extent, o.features));
         match self {
             Op::Unpack(o) => o.batch.bytes() as u64,
             Op::Conv(o) => conv(o),
             Op::ConvBack(o) => conv(&o.forward),
             Op::NanoBlock(o) => values(o.extent, 2 * o.features),
             Op::NanoBlockBack(o) => values(o.forward.extent, 2 * o.forward.features),
-            Op::UpHead(o) => up_head(o),
-            Op::UpHeadBack(o) => up_head(&o.forward),
+            Op::Reconstruct(o) => reconstruct(o),
+            Op::ReconstructBack(o) => reconstruct(&o.forward),
             Op::PixelLoss(o) => values(o.extent, 3),
             Op::StructuralLoss(o) => values(o.extent, 3),
             Op::Update(o) => o.trainable as u64,
@@ -461,19 +461,19 @@ impl Op {
     /// carried from slice to slice, and the composition that tells the gradients of two layers
     /// apart.
     pub fn sums(&self) -> impl Iterator<Item = BufferId> {
-        let (carry, composed) = match self {
+        let (carry, folded) = match self {
             Op::ConvBack(o) => (o.slice.carry, None),
-            Op::UpHeadBack(o) => (o.slice.carry, o.forward.composed),
+            Op::ReconstructBack(o) => (o.slice.carry, o.forward.folded),
             Op::PixelLoss(o) => (o.slice.carry, None),
             Op::StructuralLoss(o) => (o.slice.carry, None),
             Op::Unpack(_)
             | Op::Conv(_)
             | Op::NanoBlock(_)
             | Op::NanoBlockBack(_)
-            | Op::UpHead(_)
+            | Op::Reconstruct(_)
             | Op::Update(_) => (None, None),
         };
-        [self.workspace(), carry, composed.map(|c| c.buffer)]
+        [self.workspace(), carry, folded.map(|c| c.buffer)]
             .into_iter()
             .flatten()
     }
@@ -486,8 +486,8 @@ impl Op {
             Op::ConvBack(_) => "conv 3x3, backward",
             Op::NanoBlock(_) => "nano block",
             Op::NanoBlockBack(_) => "nano block, backward",
-            Op::UpHead(_) => "up.0 and head",
-            Op::UpHeadBack(_) => "up.0 and head, backward",
+            Op::Reconstruct(_) => "reconstruct",
+            Op::ReconstructBack(_) => "reconstruct, backward",
             Op::PixelLoss(_) => "pixel loss",
             Op::StructuralLoss(_) => "structural loss",
             Op::Update(_) => "optimizer",
@@ -500,7 +500,7 @@ impl Op {
         let block = |b: &NanoBlock| {
             (b.extent.pixels() * (2 * b.features * (2 * b.features) + 9 * 2 * b.features)) as u64
         };
-        let up_head = |o: &UpHead| {
+        let reconstruct = |o: &Reconstruct| {
             (o.extent.pixels() * (o.up_weight.len + o.scale * o.scale * o.features * 27)) as u64
         };
         match self {
@@ -509,8 +509,8 @@ impl Op {
             Op::ConvBack(o) => conv(&o.forward) * (1 + u64::from(o.d_input.is_some())),
             Op::NanoBlock(o) => block(o),
             Op::NanoBlockBack(o) => 2 * block(&o.forward),
-            Op::UpHead(o) => up_head(o),
-            Op::UpHeadBack(o) => 2 * up_head(&o.forward),
+            Op::Reconstruct(o) => reconstruct(o),
+            Op::ReconstructBack(o) => 2 * reconstruct(&o.forward),
         }
     }
 }

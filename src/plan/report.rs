@@ -176,30 +176,3 @@ impl PlanData {
         persistent + needs.max().unwrap_or(0)
     }
 }
-
-/// Bytes as people read them: `5.9 MiB`; exact below 10 KiB.
-pub fn bytes_text(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if bytes < 10 * 1024 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bytes_text;
-
-    #[test]
-    fn bytes_are_readable() {
-        assert_eq!(bytes_text(10), "10 B");
-        assert_eq!(bytes_text(1 << 20), "1.0 MiB");
-        assert_eq!(bytes_text(12_488_000_000), "11.6 GiB");
-    }
-}

@@ -2,7 +2,7 @@
 //! any backend: workspace of each operation, sums carried between slices, the type of activations,
 //! a second staged batch. Depends on the operations alone.
 
-use super::{Op, UpHead};
+use super::{Op, Reconstruct};
 use serde::{Deserialize, Serialize};
 
 /// The type of the values that flow between operations. Parameters, gradients of parameters,
@@ -92,7 +92,7 @@ pub trait Sizing {
 
     /// Whether the backend adds up `op`'s sums only after the last operation of a micro-batch,
     /// together with others': what they are made of ([`Op::sums`]) then lives until there.
-    fn sums_late(&self, _op: &Op) -> bool {
+    fn defers_sums(&self, _op: &Op) -> bool {
         false
     }
 
@@ -101,9 +101,9 @@ pub trait Sizing {
         Precision::F32
     }
 
-    /// Bytes in which the composition of a network's end is kept for all slices and for the
+    /// Bytes in which the folded convolution is kept for all slices and for the
     /// backward pass; 0 where each makes its own.
-    fn composed(&self, _: &UpHead) -> u64 {
+    fn folded(&self, _: &Reconstruct) -> u64 {
         0
     }
 

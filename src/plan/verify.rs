@@ -1,6 +1,6 @@
 //! The checks every backend relies on. Depends on the plan alone.
 
-use super::{ALIGNMENT, Access, BufferId, Op, PlanData, Sizing, UpHead, UpHeadBack};
+use super::{ALIGNMENT, Access, BufferId, Op, PlanData, Reconstruct, ReconstructBack, Sizing};
 use anyhow::ensure;
 use std::ops::Range;
 
@@ -100,12 +100,12 @@ impl PlanData {
                 let (owner, range) = self.bytes_of(buffer);
                 written[owner.0 as usize].add(range);
             }
-            if let Op::UpHead(UpHead {
-                composed: Some(composed),
+            if let Op::Reconstruct(Reconstruct {
+                folded: Some(folded),
                 ..
             }) = op
             {
-                let buffer = self.buffer(composed.buffer);
+                let buffer = self.buffer(folded.buffer);
                 ensure!(
                     buffer.live.start <= self.micro.start,
                     "{} has no place when it is made",
@@ -113,7 +113,7 @@ impl PlanData {
                 );
             }
             if i + 1 == self.micro.end {
-                for &id in &self.late_sums {
+                for &id in &self.deferred_sums {
                     let (buffer, (owner, range)) = (self.buffer(id), self.bytes_of(id));
                     ensure!(
                         written[owner.0 as usize].covers(&range),
@@ -172,12 +172,14 @@ impl PlanData {
             {
                 room("carried sums", op, bytes(slice.carry), sizing.carry(op))?;
             }
-            if let Op::UpHead(head) | Op::UpHeadBack(UpHeadBack { forward: head, .. }) = op {
+            if let Op::Reconstruct(head)
+            | Op::ReconstructBack(ReconstructBack { forward: head, .. }) = op
+            {
                 room(
                     "folded kernel",
                     op,
-                    bytes(head.composed.map(|c| c.buffer)),
-                    sizing.composed(head),
+                    bytes(head.folded.map(|c| c.buffer)),
+                    sizing.folded(head),
                 )?;
             }
         }
@@ -197,11 +199,11 @@ impl PlanData {
             .get(self.micro.clone())
             .unwrap_or_default()
             .iter()
-            .filter(|op| sizing.sums_late(op))
+            .filter(|op| sizing.defers_sums(op))
             .flat_map(Op::sums);
         for id in late {
             ensure!(
-                self.late_sums.contains(&id),
+                self.deferred_sums.contains(&id),
                 "{}: {} does not live until it is added up",
                 other(),
                 self.buffer(id).name

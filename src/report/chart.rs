@@ -1,14 +1,14 @@
 //! Line charts as SVG: loss and quality over time. Depends on `files` and on plotters; promises
 //! legible axes for any finite data, and a whole file or none.
 
-use crate::files::write_output;
+use crate::support::files::write_output;
 use anyhow::{Context, Result, anyhow, ensure};
 use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
 use std::io::Write;
 use std::path::Path;
 
-/// Size of the picture in SVG units.
+/// Size of the image in SVG units.
 const SIZE: (u32, u32) = (960, 540);
 /// Colours that are told apart in print and with red-green blindness (Okabe & Ito, 2008).
 const COLOURS: [RGBColor; 7] = [

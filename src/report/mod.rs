@@ -1,5 +1,5 @@
 //! For people to look at: side-by-side comparisons (PNG), charts (SVG), event files for
-//! TensorBoard, a page (HTML). Depends on `files` and the text of bytes; pictures are whole files
+//! TensorBoard, a page (HTML). Depends on `files` and the text of bytes; images are whole files
 //! or none.
 
 pub mod chart;

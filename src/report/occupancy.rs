@@ -1,9 +1,9 @@
-//! A picture of arena occupancy: live bytes by class over the operations of a step, stacked, with
+//! An image of arena occupancy: live bytes by class over the operations of a step, stacked, with
 //! the peak marked. Depends on `files` and on plotters; promises a whole file or none.
 
 use super::chart::{FONT, INK};
-use crate::files::write_output;
-use crate::plan::bytes_text;
+use crate::support::files::write_output;
+use crate::support::text::bytes_text;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use std::io::Write;
@@ -29,7 +29,7 @@ const MIB: f64 = (1u64 << 20) as f64;
 
 /// What is drawn.
 pub struct Occupancy<'a> {
-    /// Above the picture.
+    /// Above the image.
     pub title: String,
     /// Classes from the bottom up: name, colour number, bytes at each operation.
     pub classes: Vec<(&'a str, usize, Vec<u64>)>,
@@ -39,7 +39,7 @@ pub struct Occupancy<'a> {
     pub peak: (usize, &'a str),
 }
 
-/// Writes the picture to `path` as SVG.
+/// Writes the image to `path` as SVG.
 ///
 /// # Errors
 /// When it cannot be drawn or written.
@@ -64,7 +64,7 @@ fn draw(data: &Occupancy<'_>) -> Result<String> {
         let mut chart = ChartBuilder::on(&root)
             .caption(&data.title, (FONT, 20).into_font().color(&INK))
             .margin(16)
-            .margin_right(250) // the legend stands beside the picture
+            .margin_right(250) // the legend stands beside the image
             .x_label_area_size(48)
             .y_label_area_size(76)
             .build_cartesian_2d(0.0..operations as f64, 0.0..top)?;

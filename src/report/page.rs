@@ -1,4 +1,4 @@
-//! One self-contained HTML page: figures, charts, settings, pictures with a slider between two
+//! One self-contained HTML page: figures, charts, settings, images with a slider between two
 //! versions. Depends on nothing but `base64`; what it is given is escaped. Promises a page that
 //! needs no network and reads without scripts.
 
@@ -14,11 +14,11 @@ pub struct Tile {
     pub value: String,
 }
 
-/// A picture in several versions of one size, PNG.
+/// An image in several versions of one size, PNG.
 pub struct Preview {
     /// Its name.
     pub name: String,
-    /// Under the picture.
+    /// Under the image.
     pub caption: String,
     /// Versions that can be chosen, in order: name and PNG. The slider starts between the first and
     /// the second.
@@ -38,7 +38,7 @@ pub struct Page {
     pub tiles: Vec<Tile>,
     /// SVG documents.
     pub charts: Vec<String>,
-    /// Pictures.
+    /// Images.
     pub previews: Vec<Preview>,
     /// Settings: name and value.
     pub settings: Vec<(String, String)>,

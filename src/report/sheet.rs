@@ -1,8 +1,8 @@
-//! Side-by-side pictures with labels, for judging by eye. Depends on `files` and on an 8x8 bitmap
+//! Side-by-side images with labels, for judging by eye. Depends on `files` and on an 8x8 bitmap
 //! font; promises pixels as they are (enlarged by whole factors only, never resampled) and a whole
 //! PNG or none.
 
-use crate::files::write_output;
+use crate::support::files::write_output;
 use anyhow::{Result, ensure};
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, imageops};
@@ -24,13 +24,13 @@ const INK: Rgb<u8> = Rgb([24, 26, 30]);
 const FAINT: Rgb<u8> = Rgb([96, 100, 108]);
 const FRAME: Rgb<u8> = Rgb([200, 202, 206]);
 
-/// One picture of a comparison.
+/// One image of a comparison.
 pub struct Panel<'a> {
     /// What is shown.
     pub image: &'a RgbImage,
-    /// Above the picture; ASCII.
+    /// Above the image; ASCII.
     pub title: String,
-    /// Below the picture; ASCII, may be empty.
+    /// Below the image; ASCII, may be empty.
     pub note: String,
 }
 
@@ -66,11 +66,11 @@ impl Layout {
         let panels = || rows.iter().flatten();
         ensure!(
             panels().next().is_some(),
-            "a comparison needs at least one picture"
+            "a comparison needs at least one image"
         );
         ensure!(
             panels().all(|p| p.image.width() > 0 && p.image.height() > 0),
-            "a comparison cannot show an empty picture"
+            "a comparison cannot show an empty image"
         );
         let widest = panels().map(|p| p.image.width()).max().unwrap_or(1);
         let zoom = COMFORTABLE.div_ceil(widest).clamp(1, MAX_ZOOM);
@@ -109,7 +109,7 @@ impl Layout {
         })
     }
 
-    /// Height of a line of text with its distance from the picture.
+    /// Height of a line of text with its distance from the image.
     fn line(&self, present: bool) -> u32 {
         if present { 8 * self.pen + TEXT_GAP } else { 0 }
     }
@@ -126,7 +126,7 @@ impl Layout {
             - u64::from(ROW_GAP);
         ensure!(
             width * height <= MAX_PIXELS,
-            "the comparison would be {width}x{height} pixels; show fewer or smaller pictures"
+            "the comparison would be {width}x{height} pixels; show fewer or smaller images"
         );
         Ok((width as u32, height as u32))
     }
@@ -162,7 +162,7 @@ fn draw(rows: &[Vec<Panel>]) -> Result<RgbImage> {
     Ok(sheet)
 }
 
-/// Puts an enlarged picture with a thin frame around it.
+/// Puts an enlarged image with a thin frame around it.
 fn place(sheet: &mut RgbImage, image: &RgbImage, (x, y): (u32, u32), zoom: u32) {
     let (w, h) = (image.width() * zoom, image.height() * zoom);
     for py in y - 1..=y + h {

@@ -8,7 +8,7 @@
 //! CRC-32C of the content), each a protobuf message `Event`; only the few fields needed here are
 //! written, by hand.
 
-use crate::files;
+use crate::support::files;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Write};

@@ -10,7 +10,7 @@
 //! node's text is freed only when its map is no longer in use, so no fault can lie in it then. A
 //! SIGBUS elsewhere is left to whoever handled it before.
 
-use crate::text::one_line;
+use crate::support::text::one_line;
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};

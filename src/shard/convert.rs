@@ -11,7 +11,7 @@ use crate::dataset::decode;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::recipe::{PatchMaker, image_key};
 use crate::dataset::thumbnail::Thumbnail;
-use crate::{failure, files};
+use crate::{support::failure, support::files};
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use image::metadata::Orientation;
@@ -114,7 +114,7 @@ impl Worker {
         let size = hr.dimensions();
         if size != job.size {
             let reason = format!(
-                "the header says {}x{}, the picture is {}x{}",
+                "the header says {}x{}, the image is {}x{}",
                 job.size.0, job.size.1, size.0, size.1
             );
             return reject(&job.source.hr, "unreadable", reason);
@@ -171,7 +171,7 @@ impl Worker {
     }
 
     /// Cuts and encodes every pair with enough detail; also how many had too little. Without an LQ
-    /// picture each LQ patch is made by itself.
+    /// image each LQ patch is made by itself.
     fn cut(
         &mut self,
         lq: Option<&RgbImage>,
@@ -261,7 +261,7 @@ pub(super) fn fault_of_content(error: anyhow::Error) -> Result<String> {
 }
 
 /// Says of an error of the system that it is one.
-pub(super) const SYSTEM_FAULT: &str = "an error of the system (disk, network, permissions, limits), which says nothing about the picture and is not recorded";
+pub(super) const SYSTEM_FAULT: &str = "an error of the system (disk, network, permissions, limits), which says nothing about the image and is not recorded";
 /// What ends a note on an LQ file; those on HR files end without.
 pub const LQ_NOTE: &str = " (LQ)";
 
@@ -372,7 +372,7 @@ pub fn detail(patch: &[u8], side: usize) -> f64 {
     sum as f64 / (side * side).max(1) as f64
 }
 
-/// The picture without the right and lower pixels that make no whole LQ pixel.
+/// The image without the right and lower pixels that make no whole LQ pixel.
 fn crop_to_multiple(image: RgbImage, scale: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let (w, h) = (width - width % scale, height - height % scale);

@@ -10,7 +10,7 @@ use super::format::{
 };
 use super::manifest::{ShardInfo, make_read_only};
 use super::tables::read_at;
-use crate::{failure, files};
+use crate::{support::failure, support::files};
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};

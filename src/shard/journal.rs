@@ -8,7 +8,7 @@ use super::codec::Codec;
 use super::file::Record;
 use super::format::{SourceEntry, u32_at};
 use super::manifest::Manifest;
-use crate::{failure, files};
+use crate::{support::failure, support::files};
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// The journal's name in the folder of the set.
 pub const JOURNAL_NAME: &str = "journal.psj";
 const MAGIC: [u8; 8] = *b"PGNJRNL1";
-/// Largest entry: a picture of 200 million pixels cut at a stride of 8 has 3 million records of 17
+/// Largest entry: an image of 200 million pixels cut at a stride of 8 has 3 million records of 17
 /// bytes.
 const MAX_ENTRY_BYTES: usize = 64 << 20;
 

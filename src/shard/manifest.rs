@@ -3,7 +3,7 @@
 //! Promises that a damaged, foreign or newer manifest is refused with the reason.
 
 use super::format::{Geometry, Hash64, MAJOR, check_version, u16_at, u32_at};
-use crate::{failure, files};
+use crate::{support::failure, support::files};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::io::{Read, Write};

@@ -12,7 +12,7 @@ use super::resume;
 use super::set::SetWriter;
 use super::tables::{Tables, known_codec};
 use crate::dataset::scan::Source;
-use crate::progress::Progress;
+use crate::support::progress::Progress;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use std::collections::HashSet;

@@ -1,5 +1,5 @@
 //! Shards: immutable files of LQ/HR pairs, made once from a folder of photographs and read for
-//! months. Depends on `dataset` for pictures and on `files` for safe writing. Promises that a set
+//! months. Depends on `dataset` for images and on `files` for safe writing. Promises that a set
 //! is either complete and checked or refused with the reason.
 
 mod assembly;

@@ -1,4 +1,4 @@
-//! What a run of `paragon shard` will do, known before any picture is decoded: which images take
+//! What a run of `paragon shard` will do, known before any image is decoded: which images take
 //! part, how many pairs each gives, what is rejected and why. Depends on `dataset`. Promises that
 //! every image found is either in `jobs` or in `rejected`.
 
@@ -9,8 +9,8 @@ use crate::dataset::decode::{self, Limits};
 use crate::dataset::degrade::Filter;
 use crate::dataset::recipe::{LqFilter, RECIPE_GIVEN, Recipe, image_key};
 use crate::dataset::scan::{self, LeftOut, ScanOptions, Source, photograph};
-use crate::failure;
-use crate::rng::key;
+use crate::support::failure;
+use crate::support::rng::key;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
@@ -181,9 +181,9 @@ pub struct Plan {
     pub rejected: Vec<Rejected>,
     /// Images found: jobs and rejected.
     pub images: u64,
-    /// Files without a picture's extension.
+    /// Files without an image's extension.
     pub ignored: u64,
-    /// Pictures and folders that take no part by rule, one entry for each reason.
+    /// Images and folders that take no part by rule, one entry for each reason.
     pub left_out: Vec<LeftOut>,
     /// The manifest of the set to be, without shards.
     pub manifest: Manifest,
@@ -496,7 +496,7 @@ fn look_at_all(
     all.sort();
     bail!(
         "{} cannot be read as a whole, because of errors of the system (disk, network, permissions, limits), which say nothing about the \
-         pictures; nothing was recorded. See to that and run the same command again, or take the files out:\n{}",
+         images; nothing was recorded. See to that and run the same command again, or take the files out:\n{}",
         config.dataset.display(),
         all.join("\n")
     )

@@ -11,7 +11,7 @@ use super::codec::{Codec, Decoder};
 use super::format::{Geometry, INDEX_ENTRY_BYTES, IndexEntry, SourceEntry};
 use super::manifest::{Manifest, ShardInfo};
 use super::tables::{Tables, known_codec};
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Context, Result, ensure};
 use memmap2::Mmap;
 use std::fs::File;

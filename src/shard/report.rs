@@ -3,6 +3,7 @@
 
 use super::plan::Rejected;
 use crate::dataset::scan::LeftOut;
+use crate::support::text::bytes_text;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -40,9 +41,9 @@ pub struct Report {
     pub rejected: Vec<Rejected>,
     /// Rejected images by kind of reason.
     pub reasons: BTreeMap<String, u64>,
-    /// Files without a picture's extension.
+    /// Files without an image's extension.
     pub ignored: u64,
-    /// Pictures and folders that take no part by rule, one entry for each reason.
+    /// Images and folders that take no part by rule, one entry for each reason.
     pub left_out: Vec<LeftOut>,
     /// What had to be changed on the way to 8-bit RGB, and in how many files.
     pub notes: BTreeMap<String, u64>,
@@ -100,21 +101,6 @@ pub(super) fn path_in_words<S: serde::Serializer>(
     to: S,
 ) -> Result<S::Ok, S::Error> {
     to.collect_str(&path.display())
-}
-
-/// `12.3 MB`: bytes for people, in powers of 1000.
-pub fn bytes(n: u64) -> String {
-    let units = ["kB", "MB", "GB", "TB"];
-    if n < 1000 {
-        return format!("{n} B");
-    }
-    let mut value = n as f64 / 1e3;
-    let mut unit = 0;
-    while value >= 999.95 && unit + 1 < units.len() {
-        value /= 1e3;
-        unit += 1;
-    }
-    format!("{value:.1} {}", units[unit])
 }
 
 impl fmt::Display for Report {
@@ -179,7 +165,7 @@ impl fmt::Display for Report {
                     "{} pairs of {} images, {}",
                     held_out.pairs,
                     held_out.images,
-                    bytes(held_out.bytes_out)
+                    bytes_text(held_out.bytes_out)
                 ),
             )?;
         }
@@ -187,15 +173,15 @@ impl fmt::Display for Report {
         write!(
             size,
             "{} of pixels -> {} in {} shard(s)",
-            bytes(self.bytes_raw),
-            bytes(self.bytes_out),
+            bytes_text(self.bytes_raw),
+            bytes_text(self.bytes_out),
             self.shards
         )?;
         write!(size, ", ratio {:.3} ({}", self.ratio, self.codec)?;
         if self.stored_raw > 0 && self.codec != "raw" {
             write!(size, ", {} stored raw", self.stored_raw)?;
         }
-        write!(size, "); read {}", bytes(self.bytes_in))?;
+        write!(size, "); read {}", bytes_text(self.bytes_in))?;
         row("size", size)?;
         if self.already_complete {
             row(
@@ -209,7 +195,7 @@ impl fmt::Display for Report {
                 self.images_per_second,
                 self.pairs_per_second,
                 self.threads,
-                bytes(self.memory_in_flight)
+                bytes_text(self.memory_in_flight)
             );
             if self.resumed_images > 0 {
                 write!(
@@ -224,19 +210,5 @@ impl fmt::Display for Report {
             "set",
             format!("{} (fingerprint {})", self.out.display(), self.fingerprint),
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bytes;
-
-    #[test]
-    fn bytes_are_readable() {
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(1000), "1.0 kB");
-        assert_eq!(bytes(999_949), "999.9 kB");
-        assert_eq!(bytes(1_000_000), "1.0 MB");
-        assert_eq!(bytes(5_400_000_000_000), "5.4 TB");
     }
 }

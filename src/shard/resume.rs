@@ -13,10 +13,10 @@ use super::manifest::{self, Manifest, ShardInfo, is_shard_name, path_in, shard_n
 use super::plan::{BuildConfig, HeldOut, Job, Plan, Rejected};
 use super::reader::ShardSet;
 use super::set::SetWriter;
-use crate::failure;
-use crate::files;
-use crate::lock::{FolderLock, lock_folder};
-use crate::progress::Progress;
+use crate::support::failure;
+use crate::support::files;
+use crate::support::lock::{FolderLock, lock_folder};
+use crate::support::progress::Progress;
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::fs::{self, Metadata};

@@ -8,20 +8,20 @@ use super::format::{
 };
 use super::manifest::{ShardInfo, shard_name};
 use super::tables::{known_codec, read_at};
-use crate::failure;
-use crate::files;
-use crate::rng::mix;
+use crate::support::failure;
+use crate::support::files;
+use crate::support::rng::mix;
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::path::{Path, PathBuf};
 
-/// Shards of one set at most: as many as a manifest lists, and fewer than [`Place`] has bits for.
+/// Shards of one set at most: as many as a manifest lists, and fewer than [`RecordLocation`] has bits for.
 const MAX_SHARDS: usize = 1_600_000;
 
 /// Where a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct RecordLocation {
     /// In the held-out set, as against the one to train on.
     pub held_out: bool,
     pub shard: usize,
@@ -108,7 +108,7 @@ impl SetWriter {
         record: &Record,
         payload: Option<&[u8]>,
         entry: u64,
-    ) -> Result<Place> {
+    ) -> Result<RecordLocation> {
         if self.ends_shard(source, record.length) {
             self.end_shard()?;
         }
@@ -122,7 +122,7 @@ impl SetWriter {
             self.current = Some(if self.counting {
                 ShardWriter::recount(&path, &self.header)
             } else {
-                crate::files::create_folder(&self.folder)?;
+                crate::support::files::create_folder(&self.folder)?;
                 ShardWriter::create(&path, &self.header)?
             });
         }
@@ -135,7 +135,7 @@ impl SetWriter {
         let offset = shard.position();
         shard.append(record, payload)?;
         self.unflushed += u64::from(record.length);
-        Ok(Place {
+        Ok(RecordLocation {
             held_out: self.held_out,
             shard: self.shards.len(),
             offset,
@@ -189,7 +189,7 @@ impl SetWriter {
     }
 
     /// The payload of a record that was added before.
-    fn read_back(&mut self, place: Place, length: u32) -> Result<Vec<u8>> {
+    fn read_back(&mut self, place: RecordLocation, length: u32) -> Result<Vec<u8>> {
         if place.shard == self.shards.len() {
             let shard = self
                 .current
@@ -221,7 +221,7 @@ impl SetWriter {
 /// pairs are equal exactly when their payloads are; length and checksum find the candidate, whose
 /// bytes are then read back and compared. Takes 20 to 39 bytes of memory a pair.
 pub(super) struct Duplicates {
-    /// Key (see [`key_of`]) to [`Place`] packed into one word.
+    /// Key (see [`key_of`]) to [`RecordLocation`] packed into one word.
     places: HashMap<u64, u64>,
 }
 
@@ -239,13 +239,13 @@ const SHARD_BITS: u32 = 23;
 const _: () =
     assert!(MAX_SHARDS < 1 << SHARD_BITS && super::plan::MAX_SHARD_BYTES <= 1 << OFFSET_BITS);
 
-impl Place {
+impl RecordLocation {
     fn pack(self) -> u64 {
         u64::from(self.held_out) << 63 | (self.shard as u64) << OFFSET_BITS | self.offset
     }
 
     fn unpack(word: u64) -> Self {
-        Place {
+        RecordLocation {
             held_out: word >> 63 == 1,
             shard: (word >> OFFSET_BITS & ((1 << SHARD_BITS) - 1)) as usize,
             offset: word & ((1 << OFFSET_BITS) - 1),
@@ -262,7 +262,7 @@ impl Duplicates {
     }
 
     /// Notes a record that is known to be unlike those before it.
-    pub fn note(&mut self, record: &Record, place: Place) {
+    pub fn note(&mut self, record: &Record, place: RecordLocation) {
         let mut key = key_of(record);
         loop {
             match self.places.entry(key) {
@@ -279,7 +279,7 @@ impl Duplicates {
     pub fn seen(&self, record: &Record, payload: &[u8], sets: &mut [SetWriter; 2]) -> Result<bool> {
         let mut key = key_of(record);
         while let Some(&word) = self.places.get(&key) {
-            let place = Place::unpack(word);
+            let place = RecordLocation::unpack(word);
             if sets[usize::from(place.held_out)].read_back(place, record.length)? == payload {
                 return Ok(true);
             }
@@ -301,7 +301,7 @@ impl Duplicates {
             };
             self.note(
                 &record,
-                Place {
+                RecordLocation {
                     held_out,
                     shard,
                     offset: e.offset,
@@ -386,7 +386,7 @@ mod tests {
         for (i, payload) in payloads.iter().enumerate() {
             assert!(!table.seen(&record, payload, &mut sets).unwrap());
             let place = sets[i % 2].add(&source, &record, Some(payload), 0).unwrap();
-            assert_eq!(Place::unpack(place.pack()), place);
+            assert_eq!(RecordLocation::unpack(place.pack()), place);
             table.note(&record, place);
         }
         for payload in &payloads {

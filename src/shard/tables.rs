@@ -10,7 +10,7 @@ use super::format::{
     SourceEntry, check_sources, decode_source,
 };
 use super::manifest::{Manifest, ShardInfo, shard_name};
-use crate::{failure, files};
+use crate::{support::failure, support::files};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{File, Metadata};
 use std::io;

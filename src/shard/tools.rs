@@ -1,4 +1,4 @@
-//! Looking at a finished set: what is in it, whether every record is whole, its pairs as pictures.
+//! Looking at a finished set: what is in it, whether every record is whole, its pairs as images.
 //! Depends on `reader` and `report`. Promises to leave the set as it is, to name shard, record and
 //! image of every damage, and to read by calls alone: a disk that cannot deliver a block is an
 //! error of the system with a name, and never taken for damage.
@@ -7,10 +7,10 @@ use super::format::is_newer;
 use super::manifest::{Manifest, shard_name};
 use super::merge;
 use super::reader::{Io, RecordSource, ShardSet};
-use crate::progress::Progress;
 use crate::report::sheet::{Panel, comparison};
-use crate::rng::Rng;
-use crate::{failure, files};
+use crate::support::progress::Progress;
+use crate::support::rng::Rng;
+use crate::{support::failure, support::files};
 use anyhow::{Result, ensure};
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
@@ -309,7 +309,7 @@ fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Res
     Ok(found?.into_iter().flatten().collect())
 }
 
-/// A pair as pictures, read by calls.
+/// A pair as images, read by calls.
 pub fn pair(set: &ShardSet, record: u64) -> Result<(RgbImage, RgbImage)> {
     let g = set.geometry();
     let (mut lq, mut hr) = (
@@ -373,7 +373,7 @@ pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
 /// Pairs side by side in one line of a contact sheet.
 const SHEET_COLUMNS: usize = 3;
 
-/// Pixels of all pictures on a contact sheet at most, before they are enlarged for the eye: about
+/// Pixels of all images on a contact sheet at most, before they are enlarged for the eye: about
 /// 150 MB while it is drawn.
 const SHEET_PIXELS: u64 = 50_000_000;
 /// Pairs on a contact sheet at most, however small.

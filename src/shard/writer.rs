@@ -6,11 +6,12 @@
 use super::assembly::Assembly;
 use super::convert::{Converted, SYSTEM_FAULT, Worker};
 use super::plan::{BuildConfig, Job, Plan, Rejected, pool};
-use super::report::{Report, bytes};
+use super::report::Report;
 use super::resume::{self, Found};
 use super::tally::Tally;
-use crate::progress::Progress;
-use crate::text::one_line;
+use crate::support::progress::Progress;
+use crate::support::text::bytes_text;
+use crate::support::text::one_line;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -146,7 +147,7 @@ fn convert_in_order(
                     progress.message(format!(
                         "{} pairs, {}",
                         assembly.tally.pairs,
-                        bytes(assembly.bytes())
+                        bytes_text(assembly.bytes())
                     ));
                 }
             }
@@ -193,7 +194,7 @@ fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker
 fn nothing_left(config: &BuildConfig, images: u64, rejected: &[Rejected]) -> String {
     let dataset = config.dataset.display();
     if images == 0 {
-        return format!("{dataset}: no pictures found (PNG, JPEG, WebP, TIFF or BMP)");
+        return format!("{dataset}: no images found (PNG, JPEG, WebP, TIFF or BMP)");
     }
     if (rejected.len() as u64) < images {
         return format!(

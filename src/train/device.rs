@@ -1,7 +1,7 @@
 //! Where a run computes: what the user chose, opened, with the type of activations and what the
 //! memory table needs to know of it. Depends on the backends.
 
-use super::Place;
+use super::DevicePlace;
 use crate::backend::Backend;
 use crate::backend::CudaSizing;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
@@ -47,7 +47,7 @@ const RESERVE: u64 = 256 << 20;
 /// The place a run computes at.
 pub struct Opened {
     /// For the plan.
-    pub place: Place,
+    pub place: DevicePlace,
     /// Most device memory the run may take where the user set no limit, what is in use already
     /// included.
     pub vram: Option<u64>,
@@ -74,7 +74,7 @@ impl Opened {
                 "the CPU computes in f32; --precision is for --device cuda"
             );
             Ok(Opened {
-                place: Place::Cpu(cpu),
+                place: DevicePlace::Cpu(cpu),
                 vram: None,
                 device: None,
                 cpu,
@@ -111,7 +111,7 @@ impl Opened {
         });
         let modules = [precision, Precision::F32];
         let (in_use, free) = device.prepare(&modules[..1 + usize::from(validates)])?;
-        let place = Place::Cuda {
+        let place = DevicePlace::Cuda {
             sizing: CudaSizing { precision },
             in_use: Some(in_use),
         };

@@ -5,10 +5,10 @@
 //! which nobody has stated (what the machine has, or what happens to be free) never changes the
 //! numbers of a run.
 
-use super::{Budget, Place, RunMemory, TrainConfig};
+use super::{Budget, DevicePlace, RunMemory, TrainConfig};
 use crate::loader::Bound;
 use crate::model::Recompute;
-use crate::plan::bytes_text;
+use crate::support::text::bytes_text;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
@@ -46,7 +46,7 @@ pub struct Fit<'a> {
     /// The run as asked.
     pub config: &'a TrainConfig,
     /// Where it runs.
-    pub place: Place,
+    pub place: DevicePlace,
     /// The level asked for; nothing to take the cheapest that fits.
     pub recompute: Option<Recompute>,
     /// Slots asked for.

@@ -1,22 +1,22 @@
-//! What a run is validated on: a folder of pictures, or a held-out set of shards. Depends on the
+//! What a run is validated on: a folder of images, or a held-out set of shards. Depends on the
 //! dataset and the shards' reader. It promises the same pairs in the same order at every
 //! validation.
 
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::{LeftOut, ScanOptions, Source};
-use crate::eval::{Pair, find, load_pair};
-use crate::failure::system_cause;
-use crate::metrics::WINDOW;
+use crate::inference::eval::{ImagePair, find, load_pair};
+use crate::inference::metrics::WINDOW;
 use crate::shard::manifest::MANIFEST_NAME;
 use crate::shard::reader::ShardSet;
 use crate::shard::tools::pair;
+use crate::support::failure::system_cause;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
 /// Pairs of a held-out set of shards that are measured at most, spread evenly over it: a thousand
 /// times a run should not take hours.
 pub const MOST_RECORDS: u64 = 256;
-/// Pictures that an error names.
+/// Images that an error names.
 const MOST_NAMED: usize = 5;
 /// Where `paragon shard --val` puts the held-out set, below the one to train on.
 const FOLDER: &str = "val";
@@ -37,7 +37,7 @@ enum Pairs {
 }
 
 /// Whether a pair has pixels enough for every score.
-fn fits(pair: &Pair, crop: u32) -> Result<()> {
+fn fits(pair: &ImagePair, crop: u32) -> Result<()> {
     let (w, h) = pair.hr.dimensions();
     let least = u64::from(crop) * 2 + WINDOW as u64;
     ensure!(
@@ -52,7 +52,7 @@ fn is_set(folder: &Path) -> bool {
 }
 
 impl HeldOut {
-    /// Opens a folder of pictures, or a set of shards.
+    /// Opens a folder of images, or a set of shards.
     ///
     /// # Errors
     /// When it holds nothing that can be measured, or a set of another scale.
@@ -107,7 +107,7 @@ impl HeldOut {
             .find(|val| is_set(val))
     }
 
-    /// Pictures below the folder that take no part, by reason.
+    /// Images below the folder that take no part, by reason.
     pub fn left_out(&self) -> &[LeftOut] {
         &self.left_out
     }
@@ -128,7 +128,7 @@ impl HeldOut {
     /// HR pixels of the largest pair.
     ///
     /// # Errors
-    /// When a picture cannot be read.
+    /// When an image cannot be read.
     pub fn largest(&self) -> Result<u64> {
         match &self.pairs {
             Pairs::Pictures(sources) => sources.iter().try_fold(0, |most, source| {
@@ -169,7 +169,7 @@ impl HeldOut {
                     }
                 }
                 Err(error) if system_cause(&error).is_some() => {
-                    return Err(error.context("cannot read a picture to validate on"));
+                    return Err(error.context("cannot read an image to validate on"));
                 }
                 Err(error) => found.push(format!("{error:#}")),
             }
@@ -190,7 +190,7 @@ impl HeldOut {
             .join("; ");
         ensure!(
             found.is_empty(),
-            "{} of {} pictures to validate on cannot be measured: {named}{more}. Repair or remove them, choose others with --val, or --val none",
+            "{} of {} images to validate on cannot be measured: {named}{more}. Repair or remove them, choose others with --val, or --val none",
             found.len(),
             self.len()
         );
@@ -214,13 +214,13 @@ impl HeldOut {
     /// Name and pixels of a pair.
     ///
     /// # Errors
-    /// When it cannot be read; the picture or the record is named.
-    pub fn pair(&self, index: usize) -> Result<(String, Pair)> {
+    /// When it cannot be read; the image or the record is named.
+    pub fn pair(&self, index: usize) -> Result<(String, ImagePair)> {
         match &self.pairs {
             Pairs::Pictures(sources) => {
                 let source = sources
                     .get(index)
-                    .with_context(|| format!("there is no picture {index}"))?;
+                    .with_context(|| format!("there is no image {index}"))?;
                 Ok((source.name.clone(), load_pair(source, self.scale)?))
             }
             Pairs::Shards { set, records } => {
@@ -228,7 +228,7 @@ impl HeldOut {
                     .get(index)
                     .with_context(|| format!("there is no pair {index}"))?;
                 let (lq, hr) = pair(set, record)?;
-                Ok((format!("record {record}"), Pair { lq, hr }))
+                Ok((format!("record {record}"), ImagePair { lq, hr }))
             }
         }
     }
@@ -236,7 +236,7 @@ impl HeldOut {
     /// `70 pictures` or `256 of 2914 pairs`.
     pub fn text(&self) -> String {
         match &self.pairs {
-            Pairs::Pictures(sources) => format!("{} pictures", sources.len()),
+            Pairs::Pictures(sources) => format!("{} images", sources.len()),
             Pairs::Shards { set, records } => {
                 format!("{} of {} held-out pairs", records.len(), set.len())
             }

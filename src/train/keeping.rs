@@ -3,12 +3,13 @@
 //! network files, the previews, the log and on what the system says of the disk. It promises to
 //! remove only files that training itself has named.
 
-use super::{RunOptions, TrainConfig, list_states, log, model_path, previews, write_model};
-use crate::files;
+use super::{RunOptions, TrainConfig, list_states, log, model_path, previews};
 use crate::model::Network;
-use crate::plan::bytes_text;
+use crate::model::write_model;
 use crate::report::tensorboard;
-use crate::system;
+use crate::support::files;
+use crate::support::text::bytes_text;
+use crate::sys;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
@@ -241,7 +242,7 @@ pub(super) fn bytes_in(folder: &Path) -> u64 {
 /// # Errors
 /// Names what is needed, what is free, and what takes less.
 pub fn check_space(config: &TrainConfig, options: &RunOptions, from: u64) -> Result<()> {
-    let Some(free) = system::free_space(&options.out) else {
+    let Some(free) = sys::free_space(&options.out) else {
         return Ok(());
     };
     let needed = checkpoint_bytes(config, options, from);

@@ -3,10 +3,10 @@
 //! figures for TensorBoard, and the curves. Depends on `files` and `report`. Promises memory that
 //! does not grow with the log: neither while it is written nor when it is read.
 
-use crate::failure::retry;
-use crate::files;
 use crate::report::chart::{Series, line_chart};
 use crate::report::tensorboard::EventFile;
+use crate::support::failure::retry;
+use crate::support::files;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};

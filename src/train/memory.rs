@@ -6,17 +6,18 @@
 use super::TrainConfig;
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
+use crate::inference::upscale::{Tiles, least_room};
 use crate::loader::Bound;
 use crate::model::{Recompute, training_plan};
-use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing, bytes_text};
-use crate::upscale::{Tiles, least_room};
+use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing};
+use crate::support::text::bytes_text;
 use anyhow::Result;
 use serde::Serialize;
 
 /// Anonymous memory of the program itself beside what is counted: data of libraries, stacks, the
 /// log.
 const PROCESS_BYTES: u64 = 24 << 20;
-/// Bytes on the host while a run validates: a tile and its result, and pictures of up to so many HR
+/// Bytes on the host while a run validates: a tile and its result, and images of up to so many HR
 /// pixels.
 ///
 /// # Errors
@@ -25,13 +26,13 @@ pub fn validation_bytes(config: &TrainConfig, largest: u64) -> Result<u64> {
     Ok(Tiles::new(config.network.clone(), 0)?.bytes() + largest * PICTURE_BYTES)
 }
 
-/// Bytes for each pixel of a validation picture: decoding takes up to 11 and the decoder's own
+/// Bytes for each pixel of a validation image: decoding takes up to 11 and the decoder's own
 /// room; comparing takes 3 each for HR, ours and bicubic, and less for LQ and between.
 const PICTURE_BYTES: u64 = 16;
 
 /// Where the step runs.
 #[derive(Clone, Copy, Debug)]
-pub enum Place {
+pub enum DevicePlace {
     /// On the CPU: the arena is host memory.
     Cpu(CpuOptions),
     /// On a CUDA device.
@@ -44,12 +45,12 @@ pub enum Place {
     },
 }
 
-impl Place {
+impl DevicePlace {
     /// What the backend tells the plan.
     pub fn sizing(&self) -> &dyn Sizing {
         match self {
-            Place::Cpu(options) => options,
-            Place::Cuda { sizing, .. } => sizing,
+            DevicePlace::Cpu(options) => options,
+            DevicePlace::Cuda { sizing, .. } => sizing,
         }
     }
 
@@ -60,7 +61,7 @@ impl Place {
 
     /// Whether the arena lies on a device of its own.
     pub fn is_device(&self) -> bool {
-        matches!(self, Place::Cuda { .. })
+        matches!(self, DevicePlace::Cuda { .. })
     }
 
     /// The plan of a run's step here; with validation its arena has room for a tile between steps.
@@ -83,8 +84,8 @@ impl Place {
     /// What inference needs here: in f32, also where training computes in halves.
     pub fn inference(&self) -> Box<dyn Sizing> {
         match *self {
-            Place::Cpu(options) => Box::new(options),
-            Place::Cuda { .. } => Box::new(CudaSizing {
+            DevicePlace::Cpu(options) => Box::new(options),
+            DevicePlace::Cuda { .. } => Box::new(CudaSizing {
                 precision: Precision::F32,
             }),
         }
@@ -120,7 +121,7 @@ impl RunMemory {
     /// The table of a run; `validation` in bytes, 0 without.
     pub fn new(
         config: &TrainConfig,
-        place: &Place,
+        place: &DevicePlace,
         plan: &Plan,
         loader: &Bound,
         validation: u64,
@@ -149,13 +150,13 @@ impl RunMemory {
             ),
         ];
         if validation > 0 {
-            host.push(line("validation: pictures and a tile", validation));
+            host.push(line("validation: images and a tile", validation));
         }
         host.push(line("the program itself (allowance)", PROCESS_BYTES));
         let mut device = Vec::new();
         if on_device {
             device.push(match place {
-                Place::Cuda {
+                DevicePlace::Cuda {
                     in_use: Some(bytes),
                     ..
                 } => line("context, kernels, other programs (measured)", *bytes),

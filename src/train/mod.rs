@@ -10,7 +10,6 @@ mod keeping;
 mod log;
 mod loss_scale;
 mod memory;
-mod model_file;
 mod options;
 mod prefetch;
 mod previews;
@@ -27,8 +26,8 @@ pub use held_out::HeldOut;
 pub use keeping::{Best, MeasuredOn, best_paths};
 pub use log::{Log, LogDigest, LogLine, read_log};
 pub use loss_scale::LossScale;
-pub use memory::{Budget, Place, RunMemory, validation_bytes};
-pub use model_file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
+pub use memory::{Budget, DevicePlace, RunMemory, validation_bytes};
+
 pub use options::{ConfigFile, RunOptions, Summary};
 pub use prefetch::Prefetch;
 pub use previews::{Kept, kept as kept_previews, read_picture as read_preview};

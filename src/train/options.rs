@@ -47,7 +47,7 @@ pub struct RunOptions {
     pub keep_every: Option<u64>,
     /// Iterations between log lines.
     pub log_every: u64,
-    /// Folder of pictures or set of shards to validate on.
+    /// Folder of images or set of shards to validate on.
     pub validation: Option<PathBuf>,
     /// HR pixels at each edge that the metrics leave out; nothing for the scale.
     pub crop_border: Option<u32>,
@@ -73,7 +73,7 @@ pub struct RunOptions {
     /// Makes the configuration file that is kept beside the run.
     pub settings: Option<ConfigFile>,
     /// Set from outside to save the last whole iteration and stop, within a micro-batch or a
-    /// validation picture.
+    /// validation image.
     pub stop: Arc<AtomicBool>,
 }
 

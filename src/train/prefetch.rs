@@ -1,7 +1,7 @@
 //! Threads that load and slots of the ring: what the user said, or what suits the place where the
 //! run computes. Depends on the loader's rule for its slots.
 
-use super::Place;
+use super::DevicePlace;
 use crate::loader::usual_slots;
 use std::thread::available_parallelism;
 
@@ -20,7 +20,7 @@ pub struct Prefetch {
 impl Prefetch {
     /// Threads and slots at a place. On the CPU one thread loads, since the step wants the others;
     /// beside a device nothing else computes, so all cores do.
-    pub fn at(&self, place: &Place) -> (usize, usize) {
+    pub fn at(&self, place: &DevicePlace) -> (usize, usize) {
         let cores = || {
             available_parallelism()
                 .map_or(1, usize::from)
@@ -42,8 +42,8 @@ mod tests {
 
     #[test]
     fn what_is_said_is_kept_and_the_rest_suits_the_place() {
-        let cpu = Place::Cpu(CpuOptions::new(2));
-        let gpu = Place::Cuda {
+        let cpu = DevicePlace::Cpu(CpuOptions::new(2));
+        let gpu = DevicePlace::Cuda {
             sizing: CudaSizing {
                 precision: Precision::Bf16,
             },

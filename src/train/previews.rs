@@ -1,21 +1,23 @@
-//! A few pictures of every validation, kept beside the run: what the network makes of the same
+//! A few images of every validation, kept beside the run: what the network makes of the same
 //! places as it learns. Depends on `files` and PNG encoding. Promises small whole files, a bounded
 //! number of them, and the same ones for the same run; and to remove only files that it has named
 //! itself.
 
 use super::keeping::bytes_in;
-use crate::eval::{ImageResult, Pair};
-use crate::files::{bounded_name, create_folder, open_regular, remove_partials, write_atomic};
+use crate::inference::eval::{ImagePair, ImageResult};
+use crate::support::files::{
+    bounded_name, create_folder, open_regular, remove_partials, write_atomic,
+};
 use anyhow::{Context, Result, ensure};
 use image::{ImageFormat, ImageReader, Limits, RgbImage, imageops};
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// Pictures that are kept: the first of the validation folder.
+/// Images that are kept: the first of the validation folder.
 pub const PICTURES: usize = 4;
-/// The network's versions of one picture that are kept at most.
+/// The network's versions of one image that are kept at most.
 pub const MOST_VERSIONS: u64 = 50;
-/// Largest side of what is kept, HR pixels, out of the middle of the picture.
+/// Largest side of what is kept, HR pixels, out of the middle of the image.
 const SIDE: u32 = 256;
 /// Bytes of one preview at most, where PNG finds nothing to save.
 pub const FILE_BYTES: u64 = (SIDE * (3 * SIDE + 1)) as u64 + (4 << 10);
@@ -26,7 +28,7 @@ const MAX_DECODE_BYTES: u64 = 16 << 20;
 /// The original, and what bicubic makes of the LQ.
 const BESIDE: [&str; 2] = ["hr.png", "bicubic.png"];
 
-/// One kept picture of a run.
+/// One kept image of a run.
 pub struct Kept {
     /// Its folder's name.
     pub name: String,
@@ -36,7 +38,7 @@ pub struct Kept {
     pub size: (u32, u32),
     /// Bicubic of the LQ as PNG.
     pub bicubic: Vec<u8>,
-    /// Iterations and the network's pictures, in order; [`read_picture`] takes one.
+    /// Iterations and the network's images, in order; [`read_picture`] takes one.
     pub network: Vec<(u64, PathBuf)>,
 }
 
@@ -45,7 +47,7 @@ pub fn folder(run: &Path) -> PathBuf {
     run.join("previews")
 }
 
-/// Keeps the network's picture of one validation picture (number `index`), and the first time the
+/// Keeps the network's image of one validation image (number `index`), and the first time the
 /// HR and bicubic beside it.
 ///
 /// # Errors
@@ -57,7 +59,7 @@ pub fn keep(
     result: &ImageResult,
     ours: &RgbImage,
     bicubic: &RgbImage,
-    pair: &Pair,
+    pair: &ImagePair,
 ) -> Result<()> {
     if index >= PICTURES {
         return Ok(());
@@ -108,7 +110,7 @@ fn surplus(iterations: &[u64]) -> Vec<u64> {
     iterations.windows(2).filter_map(alike).collect()
 }
 
-/// The network's versions in a picture's folder, in order.
+/// The network's versions in an image's folder, in order.
 fn versions(place: &Path) -> Vec<(u64, PathBuf)> {
     let Ok(entries) = std::fs::read_dir(place) else {
         return Vec::new();
@@ -122,7 +124,7 @@ fn versions(place: &Path) -> Vec<(u64, PathBuf)> {
     list
 }
 
-/// The folders of pictures, in order; links are none.
+/// The folders of images, in order; links are none.
 fn places(run: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder(run)) else {
         return Vec::new();

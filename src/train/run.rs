@@ -10,19 +10,18 @@ use super::{
     Best, Budget, Fit, Fitted, Log, LogLine, LossScale, OpenLine, Opened, RunMemory, RunOptions,
     State, Summary, TrainConfig,
 };
-use super::{
-    PendingLine, ema_decay, keeping, list_states, previews, state_path, validation_bytes,
-    write_model,
-};
+use super::{PendingLine, ema_decay, keeping, list_states, previews, state_path, validation_bytes};
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
-use crate::failure::system_cause;
 use crate::loader::quality::quality;
 use crate::loader::{Loader, LoaderConfig, Sources, Stats, bound};
-use crate::lock::FolderLock;
-use crate::plan::{BufferId, Precision, bytes_text};
-use crate::progress::Progress;
-use crate::{eval, files, system};
+use crate::model::write_model;
+use crate::plan::{BufferId, Precision};
+use crate::support::failure::system_cause;
+use crate::support::lock::FolderLock;
+use crate::support::progress::Progress;
+use crate::support::text::bytes_text;
+use crate::{inference::eval, support::files, sys};
 use anyhow::{Result, ensure};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -72,7 +71,7 @@ impl Meter {
 /// Trains; resumes where the folder holds an earlier state of the same run.
 ///
 /// # Errors
-/// Wrong configuration, pictures to validate on that cannot be measured, too little memory, damaged
+/// Wrong configuration, images to validate on that cannot be measured, too little memory, damaged
 /// shards, a full disk, a folder that is taken away under way, or a loss that is not finite ten
 /// times in a row. In every case the last good checkpoint stays.
 pub fn train(
@@ -131,7 +130,7 @@ pub fn train(
         host: options.host_memory,
         device: options.vram,
     };
-    let left = system::memory_left();
+    let left = sys::memory_left();
     let fit = Fit {
         config,
         place,
@@ -336,8 +335,8 @@ fn earlier_best(
     match (&best.measured_on, measured_on) {
         (Some(before), Some(now)) if !before.same(now) => {
             report(&format!(
-                "the best network so far (iteration {}, PSNR-Y {:.3} dB) was measured on other pictures or with another border than now: {} \
-                 pictures of {} with {} pixels left out at each edge; the best one is looked for anew, and takes its place",
+                "the best network so far (iteration {}, PSNR-Y {:.3} dB) was measured on other images or with another border than now: {} \
+                 images of {} with {} pixels left out at each edge; the best one is looked for anew, and takes its place",
                 best.iteration, best.psnr_y, before.pairs, before.place, before.crop_border
             ));
             None
@@ -440,10 +439,10 @@ impl Run<'_> {
             due(self.options.checkpoint_every),
         );
         if log || self.meter.line_iterations.is_multiple_of(8) {
-            self.meter.peak = self.meter.peak.max(system::anonymous_memory().unwrap_or(0));
+            self.meter.peak = self.meter.peak.max(sys::anonymous_memory().unwrap_or(0));
         }
         if log || checkpoint {
-            self.settle(backend)?;
+            self.read_metrics(backend)?;
         }
         if progress.is_live() && self.open_line.count > 0 {
             progress.message(self.live_text());
@@ -481,7 +480,7 @@ impl Run<'_> {
 
     /// Saves the last whole iteration where it is not saved yet.
     fn stop(&mut self, backend: &mut dyn Backend, progress: &Progress) -> Result<bool> {
-        self.settle(backend)?;
+        self.read_metrics(backend)?;
         if self.iteration == 0 {
             progress.line("stopped before the first iteration was done; there is nothing to save.");
             return Ok(false);
@@ -502,7 +501,7 @@ impl Run<'_> {
     /// is read when the first micro-batch is under way, so that a device has something to do
     /// meanwhile; with loss scaling before it, since its factor hangs on it.
     fn step(&mut self, backend: &mut dyn Backend, loader: &mut Loader) -> Result<bool> {
-        let early = !backend.keeps_metrics() || self.loss_scale.is_some();
+        let early = !backend.metrics_survive_next_step() || self.loss_scale.is_some();
         for micro in 0..self.config.accum_iter {
             let asked = Instant::now();
             let Some(batch) = loader.next_unless(&self.options.stop)? else {
@@ -518,14 +517,14 @@ impl Run<'_> {
                 batch.return_after(fence);
             }
             if early {
-                self.settle(backend)?;
+                self.read_metrics(backend)?;
             }
             // the last update is taken for a good one until it is known: only this one hangs on it
             backend.micro_step(&Scalars {
                 accumulate: micro > 0,
                 ..self.scalars(self.updates + 1 + u64::from(self.unread))
             })?;
-            self.settle(backend)?;
+            self.read_metrics(backend)?;
         }
         let scalars = self.scalars(self.updates + 1);
         backend.update(&scalars)?;
@@ -563,7 +562,7 @@ impl Run<'_> {
     }
 
     /// Reads what came of the last iteration.
-    fn settle(&mut self, backend: &mut dyn Backend) -> Result<()> {
+    fn read_metrics(&mut self, backend: &mut dyn Backend) -> Result<()> {
         if !std::mem::take(&mut self.unread) {
             return Ok(());
         }

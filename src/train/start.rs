@@ -2,9 +2,10 @@
 //! Depends on the state and network files. It promises that a state goes on only with the settings
 //! and shards it was made with.
 
-use super::{OpenLine, Pretrained, RunOptions, State, TrainConfig, newest_state, read_pretrained};
+use super::{OpenLine, RunOptions, State, TrainConfig, newest_state};
 use crate::loader::Sources;
-use crate::lock::{FolderLock, lock_folder};
+use crate::model::{Pretrained, read_pretrained};
+use crate::support::lock::{FolderLock, lock_folder};
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
 

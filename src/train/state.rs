@@ -5,9 +5,9 @@
 //! its network takes, and that an error of the system is never taken for a damaged state.
 
 use super::{LossScale, TrainConfig};
-use crate::failure::{no_memory, retry, system_cause};
-use crate::files;
 use crate::model::Network;
+use crate::support::failure::{no_memory, retry, system_cause};
+use crate::support::files;
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -17,7 +17,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Key of the metadata that a state alone has.
-pub(super) const METADATA_KEY: &str = "paragon_state";
+use crate::model::STATE_METADATA_KEY as METADATA_KEY;
 /// Raised when a state file changes its meaning.
 const VERSION: u32 = 2;
 /// The vectors of a state, in the order of [`State::vectors`].

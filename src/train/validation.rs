@@ -1,19 +1,19 @@
-//! Validation within a run: held-out pictures, upscaled in the step's arena. Depends on the
+//! Validation within a run: held-out images, upscaled in the step's arena. Depends on the
 //! held-out pairs, the metrics and upscaling. It promises to take no device memory beyond what the
-//! step has, to end within a picture of being told to stop, and that what goes wrong with a picture
+//! step has, to end within an image of being told to stop, and that what goes wrong with an image
 //! is a warning: a run does not end for what only measures it.
 
 use super::keeping::MeasuredOn;
-use super::{HeldOut, Place, RunOptions, TrainConfig, previews};
+use super::{DevicePlace, HeldOut, RunOptions, TrainConfig, previews};
 use crate::backend::Backend;
-use crate::eval::{Scores, evaluate_pair, mean};
+use crate::inference::eval::{Scores, evaluate_pair, mean};
+use crate::inference::upscale::{LentUpscaler, Tiles, largest_tile};
 use crate::plan::{Plan, Sizing};
-use crate::system::anonymous_memory;
-use crate::upscale::{Guest, Tiles, largest_tile};
+use crate::sys::anonymous_memory;
 use anyhow::{Context, Result};
 use std::sync::atomic::Ordering;
 
-/// Pictures for validation. They are upscaled in the step's arena, which holds nothing of worth
+/// Images for validation. They are upscaled in the step's arena, which holds nothing of worth
 /// between steps.
 pub(super) struct Validation {
     pub held_out: HeldOut,
@@ -21,11 +21,11 @@ pub(super) struct Validation {
     sizing: Box<dyn Sizing>,
     /// Iterations between validations.
     pub every: u64,
-    /// Pixels of the largest HR picture.
+    /// Pixels of the largest HR image.
     pub largest: u64,
     /// HR pixels left out at each edge.
     crop: u32,
-    /// Most anonymous memory seen while pictures were held, bytes.
+    /// Most anonymous memory seen while images were held, bytes.
     pub peak: u64,
 }
 
@@ -44,7 +44,7 @@ impl Validation {
     pub fn new(
         config: &TrainConfig,
         options: &RunOptions,
-        place: &Place,
+        place: &DevicePlace,
     ) -> Result<Option<Validation>> {
         let Some(folder) = &options.validation else {
             return Ok(None);
@@ -96,7 +96,7 @@ impl Validation {
         }))
     }
 
-    /// Measures a network; its pictures are kept for the report.
+    /// Measures a network; its images are kept for the report.
     pub fn measure(
         &mut self,
         backend: &mut dyn Backend,
@@ -105,7 +105,7 @@ impl Validation {
         iteration: u64,
         warn: &mut dyn FnMut(String),
     ) -> Validated {
-        let mut guest = Guest {
+        let mut upscaler = LentUpscaler {
             tiles: &mut self.tiles,
             host: backend,
             sizing: self.sizing.as_ref(),
@@ -118,11 +118,11 @@ impl Validation {
                 return Validated::Stopped;
             }
             let measured = self.held_out.pair(index).and_then(|(name, pair)| {
-                let measured = evaluate_pair(&mut guest, &name, &pair, self.crop)
+                let measured = evaluate_pair(&mut upscaler, &name, &pair, self.crop)
                     .with_context(|| self.held_out.place(index))?;
                 Ok((pair, measured))
             });
-            // while the pictures are held: this is the most that validation takes
+            // while the images are held: this is the most that validation takes
             self.peak = self.peak.max(anonymous_memory().unwrap_or(0));
             let (pair, m) = match measured {
                 Ok(measured) => measured,

@@ -1,9 +1,9 @@
 //! What the tests of the command line share: running the real binary, expecting a clear refusal,
-//! damaged pictures, a full disk, a network to apply.
+//! damaged images, a full disk, a network to apply.
 #![allow(dead_code)] // not every test file uses all of it
 
 use paragon::model::Network;
-use paragon::train::write_model;
+use paragon::model::write_model;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,14 +1,14 @@
-//! JPEGs of which something is missing, and JPEGs that only look so. The pictures in
-//! `tests/pictures` were made with cjpeg: progressive, with restart markers, and with a scan for
+//! JPEGs of which something is missing, and JPEGs that only look so. The images in
+//! `tests/images` were made with cjpeg: progressive, with restart markers, and with a scan for
 //! each colour plane.
 
 use super::{Folder, encode, with_segment};
 use image::{DynamicImage, ImageFormat, Luma, Rgb, RgbImage};
 
-const PROGRESSIVE: &[u8] = include_bytes!("../pictures/progressive.jpg");
-const RESTART: &[u8] = include_bytes!("../pictures/restart.jpg");
-const BOTH: &[u8] = include_bytes!("../pictures/progressive_restart.jpg");
-const SEPARATE: &[u8] = include_bytes!("../pictures/separate.jpg");
+const PROGRESSIVE: &[u8] = include_bytes!("../images/progressive.jpg");
+const RESTART: &[u8] = include_bytes!("../images/restart.jpg");
+const BOTH: &[u8] = include_bytes!("../images/progressive_restart.jpg");
+const SEPARATE: &[u8] = include_bytes!("../images/separate.jpg");
 
 /// One of each kind: how blocks are coded, and how they are told apart.
 fn files() -> Vec<(&'static str, Vec<u8>)> {
@@ -162,11 +162,8 @@ fn what_does_no_harm_in_a_jpeg_is_accepted() {
                 "trailing bytes",
                 [&jpeg, b"trailing bytes".as_slice()].concat(),
             ),
-            ("a second picture", [&jpeg, PROGRESSIVE].concat()),
-            (
-                "half a second picture",
-                [&jpeg, &PROGRESSIVE[..900]].concat(),
-            ),
+            ("a second image", [&jpeg, PROGRESSIVE].concat()),
+            ("half a second image", [&jpeg, &PROGRESSIVE[..900]].concat()),
             (
                 "fill bytes",
                 [&jpeg[..end], &[0xFF; 9], &jpeg[end..]].concat(),

@@ -1,10 +1,10 @@
 //! What stands beside the pixels is bounded and counted, and errors of the system are none of the
-//! picture.
+//! image.
 
 use super::{Folder, chunk, encode, pattern, with_segment};
 use image::{DynamicImage, ImageFormat};
 use paragon::dataset::decode::{Limits, Note, decode, load, look};
-use paragon::failure::system_cause;
+use paragon::support::failure::system_cause;
 
 /// Zeros, packed by zlib.
 fn packed(length: usize) -> Vec<u8> {

@@ -26,7 +26,7 @@ fn put(b: &mut [u8], at: usize, value: u32) {
     b[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-/// Decodes bytes as a picture file, in every way there is. `folder` holds the file for the header.
+/// Decodes bytes as an image file, in every way there is. `folder` holds the file for the header.
 /// Says whether there were pixels.
 pub fn picture(input: &[u8], folder: &Path) -> bool {
     let limits = Limits {
@@ -37,7 +37,7 @@ pub fn picture(input: &[u8], folder: &Path) -> bool {
     let header = picture::look(&path, &limits);
     let decoded = picture::decode_loaded(&path, input, &limits);
     if let Ok(decoded) = &decoded {
-        let header = header.expect("a picture that decodes has a header");
+        let header = header.expect("an image that decodes has a header");
         assert_eq!(header.size, decoded.image.dimensions());
         assert!(header.metadata_bytes < 1 << 28);
         decoded

@@ -3,7 +3,7 @@
 //! answer must be finite parameters or a short error.
 
 use paragon::model::Network;
-use paragon::train::{ModelHints, read_model, read_pretrained};
+use paragon::model::{ModelHints, read_model, read_pretrained};
 use std::path::Path;
 
 /// Bytes of an error at most.

@@ -1,5 +1,5 @@
 //! The Nano network twice, as a CPU backend with a loaded plan and as the f64 reference, with the
-//! same parameters; pictures and comparisons for both. Depends on the crate under test and on
+//! same parameters; images and comparisons for both. Depends on the crate under test and on
 //! `reference`, which a test must declare at its root.
 #![allow(dead_code)] // every test binary uses its own part
 
@@ -8,7 +8,7 @@ use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use paragon::model::{InferenceSpec, Network, ParamTable, StepSpec, inference_plan, training_plan};
 use paragon::plan::{BufferId, LossKind, Ports};
-use paragon::rng::Rng;
+use paragon::support::rng::Rng;
 use std::collections::BTreeMap;
 
 /// Both networks.
@@ -109,7 +109,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// One micro-batch of floats from given pictures.
+    /// One micro-batch of floats from given images.
     pub fn floats(&mut self, input: &[f32], target: &[f32], scalars: &Scalars) {
         write_floats(&mut self.backend, self.ports.input.unwrap(), input).unwrap();
         write_floats(&mut self.backend, self.ports.target.unwrap(), target).unwrap();

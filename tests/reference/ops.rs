@@ -1,8 +1,8 @@
 //! The layers of the reference network, forward and backward, as plain loops over f64 NHWC
-//! pictures. Depends on nothing; promises to be obvious rather than fast, so that the real kernels
+//! images. Depends on nothing; promises to be obvious rather than fast, so that the real kernels
 //! have something to be measured against.
 
-/// A stack of pictures in NHWC order.
+/// A stack of images in NHWC order.
 #[derive(Clone, Debug)]
 pub struct Picture {
     pub n: usize,
@@ -34,7 +34,7 @@ impl Picture {
     }
 
     /// Calls `visit(output pixel, input pixel, tap)` for every tap of a `k` x `k` window that falls
-    /// inside the picture.
+    /// inside the image.
     fn for_taps(
         &self,
         k: usize,
@@ -180,7 +180,7 @@ pub fn channel_sums(picture: &Picture) -> Vec<f64> {
     sums
 }
 
-/// For every value of the shuffled picture [n, h*s, w*s, c/(s*s)]: the place it comes from. Channel
+/// For every value of the shuffled image [n, h*s, w*s, c/(s*s)]: the place it comes from. Channel
 /// c*s*s + dy*s + dx of pixel (y, x) becomes channel c of pixel (y*s + dy, x*s + dx).
 fn for_shuffle(low: &Picture, s: usize, mut visit: impl FnMut(usize, usize)) {
     let high = Picture {

@@ -1,7 +1,7 @@
 //! SSIM and MS-SSIM of one image as their definitions read, in f64 with a full 11x11 window at
 //! every place. Depends on nothing; promises to be slow and plain.
 
-/// A grey picture.
+/// A grey image.
 #[derive(Clone)]
 struct Plane {
     h: usize,
@@ -58,7 +58,7 @@ fn means(a: &Plane, b: &Plane) -> (f64, f64) {
         .map(|x| (-(x * x) as f64 / (2.0 * 1.5 * 1.5)).exp())
         .collect();
     let total: f64 = bell.iter().sum();
-    // windows inside the picture, or centred on every pixel where the picture is smaller than a
+    // windows inside the image, or centred on every pixel where the image is smaller than a
     // window
     let (border, rows, columns) = if a.h.min(a.w) < 11 {
         (-5, a.h, a.w)
@@ -93,7 +93,7 @@ fn means(a: &Plane, b: &Plane) -> (f64, f64) {
     (ssim / count, structure / count)
 }
 
-/// Mean SSIM of the clamped luma of two RGB [h, w, 3] pictures.
+/// Mean SSIM of the clamped luma of two RGB [h, w, 3] images.
 pub fn ssim(pred: &[f64], target: &[f64], h: usize, w: usize) -> f64 {
     means(&Plane::luma(pred, h, w), &Plane::luma(target, h, w)).0
 }

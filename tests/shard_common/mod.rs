@@ -1,19 +1,19 @@
-//! What the tests of shards and loader share: small pictures and small sets, made afresh in a
+//! What the tests of shards and loader share: small images and small sets, made afresh in a
 //! temporary folder.
 #![allow(dead_code)] // not every test file uses all of it
 
 use image::{Rgb, RgbImage};
-use paragon::progress::Progress;
-use paragon::rng::Rng;
 use paragon::shard::codec::Codec;
 use paragon::shard::plan::{BuildConfig, plan};
 use paragon::shard::report::Report;
 use paragon::shard::writer::build;
+use paragon::support::progress::Progress;
+use paragon::support::rng::Rng;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A picture with slopes, edges and noise.
+/// An image with slopes, edges and noise.
 pub fn picture(width: u32, height: u32, seed: u64) -> RgbImage {
     let mut rng = Rng::new(&[seed]);
     let (a, b, edge) = (
@@ -27,7 +27,7 @@ pub fn picture(width: u32, height: u32, seed: u64) -> RgbImage {
     })
 }
 
-/// Writes `count` PNG pictures of different sizes (at least 40 x 40) into `folder`.
+/// Writes `count` PNG images of different sizes (at least 40 x 40) into `folder`.
 pub fn pictures(folder: &Path, count: u64) {
     std::fs::create_dir_all(folder).unwrap();
     for i in 0..count {
@@ -54,7 +54,7 @@ pub fn make(config: &BuildConfig) -> anyhow::Result<Report> {
     build(config, plan(config)?, &Progress::hidden())
 }
 
-/// A temporary folder with `images` pictures in `data` and their set in `set`.
+/// A temporary folder with `images` images in `data` and their set in `set`.
 pub fn small_set(images: u64, codec: Codec) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("data"), dir.path().join("set"));

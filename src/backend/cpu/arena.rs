@@ -32,7 +32,7 @@ impl Arena {
         if base.is_null() {
             bail!(
                 "the system cannot give {} for the step's arena; try a smaller batch or patch",
-                crate::plan::bytes_text(plan.arena_bytes)
+                crate::support::text::bytes_text(plan.arena_bytes)
             );
         }
         Ok(Arena {

@@ -7,7 +7,7 @@ use super::arena::Shared;
 use super::pixels::subtract_row;
 use super::tasks::{Bands, whole};
 use crate::backend::formulas::{BLUR_TAPS as BLUR, SHARP_TAPS as SHARP};
-use crate::plan::{Extent, UpHead};
+use crate::plan::{Extent, Reconstruct};
 use std::ops::Range;
 
 /// LQ rows above and below a band that its HR rows depend on: 1 for the blur, 3 for the sharpening.
@@ -57,7 +57,7 @@ pub enum Unit {
 }
 
 /// LQ rows `band.start - 1 ..= band.end` of one image `[h][w][3]` with a zero pixel on either side
-/// and zero rows outside the picture: the picture itself to `plain`, and what sharpening of
+/// and zero rows outside the image: the image itself to `plain`, and what sharpening of
 /// strength `alpha` adds to it to `added`. Both have [`prepared`] elements.
 #[inline(always)]
 pub fn prepare(
@@ -106,7 +106,7 @@ pub fn prepare(
         .zip(plain.chunks_exact(stride))
         .enumerate()
     {
-        // rows outside the picture stay the zero padding of the blur
+        // rows outside the image stay the zero padding of the blur
         if source((start + i) as isize - 1).is_some() {
             let out = &mut out[3..3 + row];
             correlate(
@@ -202,7 +202,7 @@ fn interleave<const S: usize>(phases: &[f32], w: usize, out: &mut [f32]) {
 }
 
 /// f32 elements that a [`BaseBand`] works in.
-pub fn base_scratch(op: &UpHead) -> usize {
+pub fn base_scratch(op: &Reconstruct) -> usize {
     let (rows, w, wide) = (
         Bands::new(op.extent).rows(),
         op.extent.w,
@@ -216,7 +216,7 @@ pub fn base_scratch(op: &UpHead) -> usize {
 
 /// The base of a band of LQ rows, row by row at HR; less the target, where one is to be subtracted.
 pub struct BaseBand<'a> {
-    op: &'a UpHead,
+    op: &'a Reconstruct,
     image: usize,
     /// HR row of the band's first.
     first: usize,
@@ -236,14 +236,14 @@ impl<'a> BaseBand<'a> {
     /// `rows` a band of them; `room` is nobody else's.
     #[inline(always)]
     pub unsafe fn new(
-        op: &'a UpHead,
+        op: &'a Reconstruct,
         input: Shared<f32>,
         bytes: Shared<u8>,
         image: usize,
         rows: Range<usize>,
         room: Shared<f32>,
     ) -> BaseBand<'a> {
-        let UpHead {
+        let Reconstruct {
             extent,
             scale,
             alpha,
@@ -287,14 +287,14 @@ impl<'a> BaseBand<'a> {
         }
     }
 
-    /// HR row `y` of the picture, `[W][3]`.
+    /// HR row `y` of the image, `[W][3]`.
     ///
     /// # Safety
     /// As [`BaseBand::new`], whose staged batch is still the same; `y` is a row of the band, and
     /// `out` a row long.
     #[inline(always)]
     pub unsafe fn row(&mut self, y: usize, out: &mut [f32]) {
-        let UpHead { extent, scale, .. } = *self.op;
+        let Reconstruct { extent, scale, .. } = *self.op;
         upsample(self.plain, extent.w, scale, y - self.first, self.line, out);
         if let Some(batch) = self.op.target {
             // SAFETY: the batch holds patch and code of every image, by its layout, and the caller

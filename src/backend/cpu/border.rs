@@ -1,17 +1,17 @@
-//! The ring of HR pixels around a picture, whose features the composition of `composed` sees and
-//! the network does not: which pixels of the picture see which of them, and what they would be.
-//! Depends on the vectors; `up_head` takes their part away.
+//! The ring of HR pixels around an image, whose features the composition of `folded_conv` sees and
+//! the network does not: which pixels of the image see which of them, and what they would be.
+//! Depends on the vectors; `reconstruct` takes their part away.
 
 use super::arena::Shared;
-use super::composed::{Convolutions, Shape};
+use super::folded_conv::{Convolutions, Shape};
 use super::simd::{LANES, Simd};
-use crate::plan::UpHead;
+use crate::plan::Reconstruct;
 
 /// Most features: room for those of one pixel of the ring.
 pub const MOST_FEATURES: usize = 64;
 
 /// Scale and features of the composition.
-pub fn shape(head: &UpHead) -> Shape {
+pub fn shape(head: &Reconstruct) -> Shape {
     assert!(
         head.features.is_multiple_of(LANES) && head.features <= MOST_FEATURES,
         "{} features",
@@ -23,10 +23,10 @@ pub fn shape(head: &UpHead) -> Shape {
     }
 }
 
-/// The ring of HR pixels around the picture: what `up` makes of the edge there counts in the
+/// The ring of HR pixels around the image: what `up` makes of the edge there counts in the
 /// composition, but not in the network.
 pub struct Ring<'a> {
-    pub head: &'a UpHead,
+    pub head: &'a Reconstruct,
     pub convolutions: Convolutions<'a>,
     /// LQ features `[N][h][w][F]`.
     pub features: Shared<f32>,
@@ -58,7 +58,7 @@ impl Ring<'_> {
     }
 
     fn hr(&self) -> (isize, isize) {
-        let UpHead { extent, scale, .. } = *self.head;
+        let Reconstruct { extent, scale, .. } = *self.head;
         ((extent.h * scale) as isize, (extent.w * scale) as isize)
     }
 
@@ -71,7 +71,7 @@ impl Ring<'_> {
         )
     }
 
-    /// Taps of `up` there that meet the picture: (tap, LQ row, LQ column).
+    /// Taps of `up` there that meet the image: (tap, LQ row, LQ column).
     pub fn inside(
         &self,
         (y, x): (isize, isize),
@@ -87,7 +87,7 @@ impl Ring<'_> {
         })
     }
 
-    /// Pixels of the picture that see it: (tap of `conv_out`, HR row, HR column).
+    /// Pixels of the image that see it: (tap of `conv_out`, HR row, HR column).
     pub fn seen_by(&self, at: Outside) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
         let (hh, ww) = self.hr();
         (0..9).filter_map(move |tap| {
@@ -100,17 +100,17 @@ impl Ring<'_> {
         })
     }
 
-    /// Features of an LQ pixel of the picture.
+    /// Features of an LQ pixel of the image.
     ///
     /// # Safety
     /// The features must be as large as the head says and not be written meanwhile, and the pixel
-    /// must lie inside the picture.
+    /// must lie inside the image.
     #[inline(always)]
     pub unsafe fn feature(&self, row: usize, column: usize) -> *const f32 {
-        let UpHead {
+        let Reconstruct {
             extent, features, ..
         } = *self.head;
-        // SAFETY: the caller says that the pixel lies inside the picture, and the features hold
+        // SAFETY: the caller says that the pixel lies inside the image, and the features hold
         // every pixel
         unsafe {
             self.features
@@ -119,7 +119,7 @@ impl Ring<'_> {
         }
     }
 
-    /// What `up` makes of the picture's edge at a pixel of the ring, `[F]`, to `out`.
+    /// What `up` makes of the image's edge at a pixel of the ring, `[F]`, to `out`.
     ///
     /// # Safety
     /// As [`Ring::feature`] for any pixel inside, and as [`Simd`]; `out` has room for the features,
@@ -128,7 +128,7 @@ impl Ring<'_> {
     pub unsafe fn features<S: Simd>(&self, at: Outside, out: *mut f32) {
         let (shape, c) = (shape(self.head), &self.convolutions);
         let (lq, phase) = self.place(at);
-        // SAFETY: `inside` gives pixels of the picture only; `shape` says that features are whole
+        // SAFETY: `inside` gives pixels of the image only; `shape` says that features are whole
         // vectors, so weights are read within those of one feature and tap, and `first + i` stays
         // below the features that `out` has room for
         unsafe {

@@ -93,7 +93,7 @@ pub unsafe fn gelu_and_slope<S: Simd>(z: S::V) -> (S::V, S::V) {
 mod tests {
     use super::super::simd::{Kernel, LANES};
     use super::*;
-    use crate::isa::Isa;
+    use crate::support::isa::Isa;
 
     struct Evaluate<'a>(&'a [f32], &'a mut [f32], &'a mut [f32]);
 

@@ -1,6 +1,6 @@
 //! The losses as operations: pixel losses, which write the gradient, and structural losses, which
 //! add to it image by image. The head has subtracted a u8 target already; windows, which need it as
-//! well, read it through the augmentation codes, so that the HR picture is never stored in float.
+//! well, read it through the augmentation codes, so that the HR image is never stored in float.
 //! Depends on [`super::structural`] for the mathematics of SSIM.
 
 use super::arena::Shared;
@@ -9,8 +9,8 @@ use super::simd::{LANES, Simd};
 use super::structural::{self, Similarity};
 use super::tasks::{Bands, Context, Parts, Task, Workspace};
 use crate::backend::formulas::CHARBONNIER_EPSILON;
-use crate::isa::Isa;
 use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
+use crate::support::isa::Isa;
 
 /// Workspace of the pixel losses: one f64 a task.
 pub fn pixel_workspace(op: &PixelLoss) -> Workspace {

@@ -5,29 +5,29 @@
 mod arena;
 mod base;
 mod border;
-mod composed;
 mod conv;
 mod conv_winograd;
+mod folded_conv;
 mod gelu;
 mod losses;
 mod nano;
 mod optimizer;
 mod peak;
 mod pixels;
+mod reconstruct;
 mod rows;
 mod simd;
 pub mod structural;
 mod tasks;
 mod tiling;
-mod up_head;
 mod winograd;
 
 pub use peak::fma_peak;
 
-use super::{Backend, BatchView, Guest, Scalars, StepMetrics};
-use crate::host_memory::Fence;
-pub use crate::isa::Isa;
+use super::{Backend, BatchView, LentBackend, Scalars, StepMetrics};
 use crate::plan::{BufferId, Op, Plan, Sizing};
+pub use crate::support::isa::Isa;
+use crate::sys::host_memory::Fence;
 use anyhow::{Context as _, Result, bail, ensure};
 use arena::Arena;
 use std::sync::Arc;
@@ -78,8 +78,8 @@ impl CpuOptions {
             Op::ConvBack(o) => conv::workspace_back(o),
             Op::NanoBlock(o) => nano::workspace(o),
             Op::NanoBlockBack(o) => nano::workspace_back(o),
-            Op::UpHead(o) => up_head::workspace(o),
-            Op::UpHeadBack(o) => up_head::workspace_back(o),
+            Op::Reconstruct(o) => reconstruct::workspace(o),
+            Op::ReconstructBack(o) => reconstruct::workspace_back(o),
             Op::PixelLoss(o) => losses::pixel_workspace(o),
             Op::StructuralLoss(o) => losses::structural_workspace(o),
             Op::Update(o) => optimizer::workspace(o),
@@ -158,8 +158,8 @@ impl CpuBackend {
                     Op::ConvBack(o) => conv::backward(&ctx, o),
                     Op::NanoBlock(o) => nano::forward(&ctx, o),
                     Op::NanoBlockBack(o) => nano::backward(&ctx, o),
-                    Op::UpHead(o) => up_head::forward(&ctx, o),
-                    Op::UpHeadBack(o) => up_head::backward(&ctx, o),
+                    Op::Reconstruct(o) => reconstruct::forward(&ctx, o),
+                    Op::ReconstructBack(o) => reconstruct::backward(&ctx, o),
                     Op::PixelLoss(o) => losses::pixel(&ctx, o),
                     Op::StructuralLoss(o) => losses::structural(&ctx, o),
                     Op::Update(o) => optimizer::update(&ctx, o),
@@ -212,7 +212,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
+    fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
         plan.check_sized_for(&self.options)?;
         let start = self.plan.place_between_steps(&plan)?;
         // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps
@@ -227,7 +227,7 @@ impl Backend for CpuBackend {
             options: self.options,
             pool: self.pool.clone(),
         };
-        Ok(Guest::lend(backend))
+        Ok(LentBackend::lend(backend))
     }
 
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {

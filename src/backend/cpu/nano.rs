@@ -130,13 +130,13 @@ impl Hidden<'_> {
     /// As [`Hidden::row`] for the three; `x` is a pixel of the row.
     #[inline(always)]
     unsafe fn rows(&self, centre: isize, x: usize) -> [*const f32; 3] {
-        // SAFETY: pixel `x` of a padded row is the neighbour before that of the picture
+        // SAFETY: pixel `x` of a padded row is the neighbour before that of the image
         unsafe {
             std::array::from_fn(|k| self.row(centre - 1 + k as isize).add(x * E).cast_const())
         }
     }
 
-    /// conv1 of one row of the input; rows outside the picture are the zero padding of the
+    /// conv1 of one row of the input; rows outside the image are the zero padding of the
     /// depthwise step.
     ///
     /// # Safety

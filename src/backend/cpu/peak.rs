@@ -2,7 +2,7 @@
 
 use super::CpuOptions;
 use super::simd::{Kernel, Registers, Simd};
-use crate::isa::Set;
+use crate::support::isa::Set;
 use std::time::Instant;
 
 const ROUNDS: usize = 500_000;

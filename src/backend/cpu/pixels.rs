@@ -4,7 +4,8 @@
 use super::arena::Shared;
 use super::simd::Simd;
 use super::tasks::{Bands, Context, Task};
-use crate::plan::{BatchLayout, Extent, Unpack, augment};
+use crate::plan::{BatchLayout, Extent, Unpack};
+use crate::support::augment;
 
 /// One row of an augmented patch, without moving it: where it starts and how far one pixel is from
 /// the next, in pixels.

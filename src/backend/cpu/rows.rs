@@ -629,7 +629,7 @@ pub unsafe fn row_to_rgb<S: Simd>(
 }
 
 /// Copies a row of `len` values between `pad` zeros on either side; a missing row (outside the
-/// picture) becomes zeros.
+/// image) becomes zeros.
 ///
 /// # Safety
 /// `out` has room for `len + 2 * pad` values, nobody else's, and the row, apart from it, holds

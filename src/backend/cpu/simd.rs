@@ -8,7 +8,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use crate::isa::{Isa, Set};
+use crate::support::isa::{Isa, Set};
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;

@@ -22,9 +22,9 @@
 mod window;
 
 use crate::backend::formulas::{LUMA, MS_SSIM_EXPONENTS as EXPONENTS};
-use crate::isa::Isa;
+use crate::support::isa::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::isa::Set;
+use crate::support::isa::Set;
 use window::Frame;
 
 /// What s is where both images are 0: outside the image.
@@ -419,7 +419,7 @@ mod tests {
     fn every_vector_width_gives_the_same_bits() {
         let (h, w) = (37, 90);
         let picture = |seed: u64| -> Vec<f32> {
-            let mut rng = crate::rng::Rng::new(&[seed]);
+            let mut rng = crate::support::rng::Rng::new(&[seed]);
             (0..h * w * 3)
                 .map(|_| rng.range(-0.1, 1.1) as f32)
                 .collect()

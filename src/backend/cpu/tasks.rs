@@ -5,8 +5,8 @@
 use super::arena::{Arena, Shared};
 use super::simd::{Kernel, LANES, Simd};
 use crate::backend::Scalars;
-use crate::isa::Isa;
 use crate::plan::{BufferId, Extent, ParamRange, Plan, Slice};
+use crate::support::isa::Isa;
 use rayon::prelude::*;
 
 /// Rows of one task, at most: enough to amortise the halo, small enough to share out.

@@ -1,5 +1,5 @@
 //! What the operations in Winograd's form share: tiles of a row, rows with zeros outside the
-//! picture, and weights packed for the products. Depends on the transforms of `winograd`.
+//! image, and weights packed for the products. Depends on the transforms of `winograd`.
 
 use super::arena::Shared;
 use super::simd::LANES;
@@ -57,7 +57,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// `N` rows from `first` on; those at `end` and behind, and those before the picture, are
+    /// `N` rows from `first` on; those at `end` and behind, and those before the image, are
     /// zeros.
     ///
     /// # Safety

@@ -585,7 +585,7 @@ mod tests {
     use super::*;
 
     fn draw(seed: u64) -> f32 {
-        crate::rng::Rng::new(&[seed]).range(-1.0, 1.0) as f32
+        crate::support::rng::Rng::new(&[seed]).range(-1.0, 1.0) as f32
     }
 
     fn draw_points() -> [f32; POINTS] {

@@ -9,9 +9,9 @@ use super::launch::{Launch, Order, Program};
 use super::lower::{lower, lower_range};
 use super::module::Module;
 use super::scalars::scalars_launch;
-use crate::backend::{Backend, BatchView, Guest, Scalars, StepMetrics};
-use crate::host_memory::{Fence, HostBlock};
+use crate::backend::{Backend, BatchView, LentBackend, Scalars, StepMetrics};
 use crate::plan::{BufferId, METRICS, Plan, PlanData};
+use crate::sys::host_memory::{Fence, HostBlock};
 use anyhow::{Context, Result};
 use cudarc::driver::{CudaEvent, CudaGraph, result, sys};
 use std::ffi::c_void;
@@ -402,11 +402,11 @@ impl Backend for CudaBackend {
         self.device.synchronize()
     }
 
-    fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
+    fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
         let start = self.plan.place_between_steps(&plan)?;
         let backend =
             CudaBackend::load(&self.device, plan, self.memory.clone(), self.base + start)?;
-        Ok(Guest::lend(backend))
+        Ok(LentBackend::lend(backend))
     }
 
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
@@ -537,7 +537,7 @@ impl Backend for CudaBackend {
         Ok(StepMetrics::from_values(values))
     }
 
-    fn keeps_metrics(&self) -> bool {
+    fn metrics_survive_next_step(&self) -> bool {
         true
     }
 }

@@ -4,7 +4,7 @@
 //! uses stays there, unless a number here is derived from it.
 
 use crate::backend::formulas;
-use crate::plan::augment;
+use crate::support::augment;
 
 /// Defines constants for Rust and, for the generated header, their C text with the same comments.
 macro_rules! constants {

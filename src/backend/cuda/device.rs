@@ -4,8 +4,9 @@
 
 use super::driver::{Call, LEAST_CAPABILITY, device_count};
 use super::module::Module;
-use crate::host_memory::HostBlock;
-use crate::plan::{Precision, bytes_text};
+use crate::plan::Precision;
+use crate::support::text::bytes_text;
+use crate::sys::host_memory::HostBlock;
 use anyhow::{Result, bail, ensure};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use std::collections::HashMap;

@@ -67,7 +67,7 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
             l.begin(at + 1);
             conv::forward(l, conv, Some(unpack))?;
         }
-        (Op::UpHead(end), Op::PixelLoss(loss)) if plan.loss_on_the_way(at).is_some() => {
+        (Op::Reconstruct(end), Op::PixelLoss(loss)) if plan.loss_on_the_way(at).is_some() => {
             reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;
@@ -86,8 +86,8 @@ fn operation(l: &mut Lowering<'_>, op: &Op) -> Result<()> {
         Op::ConvBack(o) => conv::backward(l, o),
         Op::NanoBlock(o) => nano::forward(l, o),
         Op::NanoBlockBack(o) => nano::backward(l, o),
-        Op::UpHead(o) => reconstruct::forward(l, o, None),
-        Op::UpHeadBack(o) => reconstruct::backward(l, o),
+        Op::Reconstruct(o) => reconstruct::forward(l, o, None),
+        Op::ReconstructBack(o) => reconstruct::backward(l, o),
         Op::StructuralLoss(o) => structural::loss(l, o),
     }
 }

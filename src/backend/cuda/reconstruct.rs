@@ -18,19 +18,19 @@ use super::signatures::{
     ReconstructGradients, ReconstructParameters, UNFOLD_GRADIENTS, UnfoldGradientsArguments,
 };
 use super::tiles::{tile_pixels, tiles};
-use crate::plan::{BufferId, ParamRange, PixelLoss, Precision, UpHead, UpHeadBack};
+use crate::plan::{BufferId, ParamRange, PixelLoss, Precision, Reconstruct, ReconstructBack};
 use anyhow::{Context, Result, ensure};
 
 /// Bytes of the tensor core operands of the 25 taps of a group of slots.
 const TAP_OPERANDS: usize = 25 * FRAGMENT * 16;
 
 /// Groups of 16 slots of an LQ pixel's square: four HR pixels each.
-fn groups(o: &UpHead) -> usize {
+fn groups(o: &Reconstruct) -> usize {
     (o.scale * o.scale).div_ceil(4)
 }
 
 /// Bytes of the folded convolution: f32 and, with half precision, the operands of both passes.
-pub(super) fn folded_bytes(o: &UpHead, precision: Precision) -> u64 {
+pub(super) fn folded_bytes(o: &Reconstruct, precision: Precision) -> u64 {
     let operands = if precision == Precision::F32 {
         0
     } else {
@@ -40,19 +40,19 @@ pub(super) fn folded_bytes(o: &UpHead, precision: Precision) -> u64 {
 }
 
 /// Sums of one block over all pixels, and of one over the pixels of edges.
-fn sum_counts(o: &UpHead) -> (usize, usize) {
+fn sum_counts(o: &Reconstruct) -> (usize, usize) {
     (groups(o) * INTERIOR_SUMS, groups(o) * 4 * EDGE_SUMS)
 }
 
 /// Sums that are carried from slice to slice.
-pub(super) fn sum_count(o: &UpHeadBack) -> usize {
+pub(super) fn sum_count(o: &ReconstructBack) -> usize {
     let (interior, edges) = sum_counts(&o.forward);
     interior + edges
 }
 
 /// Blocks that each have a partial sum of all pixels, and of edges; where there are several groups
 /// of slots, each group has its share of the blocks.
-fn sum_blocks(o: &UpHead) -> (usize, usize) {
+fn sum_blocks(o: &Reconstruct) -> (usize, usize) {
     let e = o.extent;
     let strips = e.n * e.h.max(e.w).div_ceil(16);
     let blocks = tiles(e).min((SUM_BLOCKS / groups(o)).max(1));
@@ -61,7 +61,7 @@ fn sum_blocks(o: &UpHead) -> (usize, usize) {
 }
 
 /// Workspace of the backward pass: partial sums of all pixels, of edges, and their totals.
-pub(super) fn workspace(o: &UpHeadBack) -> u64 {
+pub(super) fn workspace(o: &ReconstructBack) -> u64 {
     let (interior, edges) = sum_counts(&o.forward);
     let (blocks, edge_blocks) = sum_blocks(&o.forward);
     reduce::partial_bytes(interior, blocks) as u64
@@ -69,7 +69,7 @@ pub(super) fn workspace(o: &UpHeadBack) -> u64 {
         + 8 * interior as u64
 }
 
-fn check(o: &UpHead) -> Result<()> {
+fn check(o: &Reconstruct) -> Result<()> {
     ensure!(
         o.features == FEATURES,
         "the CUDA kernels of the reconstruction take {FEATURES} features, not {}",
@@ -83,14 +83,14 @@ fn check(o: &UpHead) -> Result<()> {
     Ok(())
 }
 
-fn folded_buffer(o: &UpHead) -> Result<BufferId> {
-    let folded = o.composed;
+fn folded_buffer(o: &Reconstruct) -> Result<BufferId> {
+    let folded = o.folded;
     Ok(folded
         .context("the plan keeps no folded convolution for the CUDA kernels")?
         .buffer)
 }
 
-fn parameters(l: &Lowering<'_>, o: &UpHead) -> ReconstructParameters {
+fn parameters(l: &Lowering<'_>, o: &Reconstruct) -> ReconstructParameters {
     let at = |r: ParamRange| l.parameter(o.parameters, r.offset);
     ReconstructParameters {
         up_weight: at(o.up_weight),
@@ -112,16 +112,20 @@ fn tile_bytes(half: bool) -> usize {
 }
 
 /// Blocks of the forward kernel where it sums the losses.
-pub(super) fn loss_blocks(o: &UpHead) -> usize {
+pub(super) fn loss_blocks(o: &Reconstruct) -> usize {
     tiles(o.extent).min(SUM_BLOCKS)
 }
 
 /// Lowers the reconstruction; with `loss` it also computes that operation's gradient and sums, all
 /// but the last step.
-pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>) -> Result<()> {
+pub(super) fn forward(
+    l: &mut Lowering<'_>,
+    o: &Reconstruct,
+    loss: Option<&PixelLoss>,
+) -> Result<()> {
     check(o)?;
     let folded = folded_buffer(o)?;
-    if o.composed.is_some_and(|c| c.first) {
+    if o.folded.is_some_and(|c| c.first) {
         fold(l, o, folded)?;
     }
     let (target, codes) = match o.target {
@@ -186,7 +190,7 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &UpHead, loss: Option<&PixelLoss>
 }
 
 /// Folds up.0 and conv_out into one convolution, beside the first operations of the micro-batch.
-fn fold(l: &mut Lowering<'_>, o: &UpHead, folded: BufferId) -> Result<()> {
+fn fold(l: &mut Lowering<'_>, o: &Reconstruct, folded: BufferId) -> Result<()> {
     let arguments = FoldConvArguments {
         parameters: parameters(l, o),
         folded: l.folded(folded),
@@ -200,7 +204,7 @@ fn fold(l: &mut Lowering<'_>, o: &UpHead, folded: BufferId) -> Result<()> {
 }
 
 /// Where the backward pass has its sums: over all pixels, over the pixels of edges.
-fn sums_of(l: &Lowering<'_>, o: &UpHeadBack) -> Result<(Sums, Sums)> {
+fn sums_of(l: &Lowering<'_>, o: &ReconstructBack) -> Result<(Sums, Sums)> {
     let f = &o.forward;
     let ((interior, edges), (blocks, edge_blocks)) = (sum_counts(f), sum_blocks(f));
     let workspace = l.workspace(o.workspace)?;
@@ -226,7 +230,7 @@ fn sums_of(l: &Lowering<'_>, o: &UpHeadBack) -> Result<(Sums, Sums)> {
 }
 
 /// Lowers the gradients of the reconstruction.
-pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
+pub(super) fn backward(l: &mut Lowering<'_>, o: &ReconstructBack) -> Result<()> {
     let f = &o.forward;
     check(f)?;
     let (sums, edge_sums) = sums_of(l, o)?;
@@ -253,7 +257,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &UpHeadBack) -> Result<()> {
 
 /// The gradient of the features and the partial sums: in one pass at scale 2 in half precision,
 /// else in two.
-fn passes(l: &mut Lowering<'_>, o: &UpHeadBack, sums: &Sums, edge_sums: &Sums) -> Result<()> {
+fn passes(l: &mut Lowering<'_>, o: &ReconstructBack, sums: &Sums, edge_sums: &Sums) -> Result<()> {
     let f = &o.forward;
     let (half, groups) = (l.half_precision(), groups(f));
     let arguments = ReconstructBackArguments {
@@ -305,7 +309,7 @@ fn passes(l: &mut Lowering<'_>, o: &UpHeadBack, sums: &Sums, edge_sums: &Sums) -
 
 /// From the totals to the gradients of both convolutions and the gain. Nothing of the micro-batch
 /// reads them, so this runs concurrently.
-fn unfold(l: &mut Lowering<'_>, o: &UpHeadBack, sums: &Sums, edge_sums: &Sums) -> Result<()> {
+fn unfold(l: &mut Lowering<'_>, o: &ReconstructBack, sums: &Sums, edge_sums: &Sums) -> Result<()> {
     let f = &o.forward;
     let at = |r: ParamRange| l.gradient(o.gradients, r.offset);
     let arguments = UnfoldGradientsArguments {

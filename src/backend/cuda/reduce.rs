@@ -214,7 +214,7 @@ fn check_lifetime<T>(l: &Lowering<'_>, partials: Address<T>) -> Result<()> {
         bail!("sums without partials")
     };
     ensure!(
-        l.plan.late_sums.contains(&workspace),
+        l.plan.deferred_sums.contains(&workspace),
         "{} is not kept until its sums are added up",
         l.plan.buffer(workspace).name
     );
@@ -309,7 +309,7 @@ mod tests {
             },
         )
         .unwrap();
-        let (kept, slice) = (plan.late_sums[0], Slice::whole(1));
+        let (kept, slice) = (plan.deferred_sums[0], Slice::whole(1));
         let to = To::Gradients(Address::NULL);
         let nothing = UnpackArguments {
             lq: Address::NULL,
@@ -361,7 +361,7 @@ mod tests {
         };
         let plan = training_plan(&Network::new("nano", 2).unwrap(), &spec, &sizing).unwrap();
         let mut l = Lowering::new(&plan).unwrap();
-        let sums = sums_in(&l, plan.late_sums[0], Slice::whole(1), 1, 1);
+        let sums = sums_in(&l, plan.deferred_sums[0], Slice::whole(1), 1, 1);
         let to = To::Gradients(Address::NULL);
         defer(&mut l, &sums, Slice::whole(1), to).unwrap();
         assert!(l.finish().is_err());

@@ -9,7 +9,7 @@
 
 use super::scalars::SCALARS_BYTES;
 use super::{conv, nano, optimizer, pixels, reconstruct, structural};
-use crate::plan::{Op, Precision, Sizing, UpHead};
+use crate::plan::{Op, Precision, Reconstruct, Sizing};
 
 /// Device memory that a context, the driver and loaded modules take beside our own allocations. It
 /// differs between cards and drivers, so this is an estimate until it is measured on the card:
@@ -33,10 +33,10 @@ impl Sizing for CudaSizing {
 
     fn workspace(&self, op: &Op) -> u64 {
         match op {
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::UpHead(_) => 0,
+            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::Reconstruct(_) => 0,
             Op::ConvBack(o) => conv::workspace(o),
             Op::NanoBlockBack(o) => nano::workspace(o),
-            Op::UpHeadBack(o) => reconstruct::workspace(o),
+            Op::ReconstructBack(o) => reconstruct::workspace(o),
             Op::PixelLoss(_) => pixels::loss_workspace(),
             Op::StructuralLoss(o) => structural::workspace(o),
             Op::Update(o) => optimizer::workspace(o),
@@ -46,7 +46,7 @@ impl Sizing for CudaSizing {
     fn carry(&self, op: &Op) -> u64 {
         match op {
             Op::ConvBack(o) => 8 * conv::sum_count(o) as u64,
-            Op::UpHeadBack(o) => 8 * reconstruct::sum_count(o) as u64,
+            Op::ReconstructBack(o) => 8 * reconstruct::sum_count(o) as u64,
             Op::PixelLoss(_) => 8,
             Op::StructuralLoss(o) => 8 * o.terms.len() as u64,
             _ => 0,
@@ -54,11 +54,11 @@ impl Sizing for CudaSizing {
     }
 
     /// The sums of the last slice; those of an earlier slice are added to the carried totals at once.
-    fn sums_late(&self, op: &Op) -> bool {
+    fn defers_sums(&self, op: &Op) -> bool {
         match op {
             Op::NanoBlockBack(_) => true,
             Op::ConvBack(o) => o.slice.last,
-            Op::UpHeadBack(o) => o.slice.last,
+            Op::ReconstructBack(o) => o.slice.last,
             Op::PixelLoss(o) => o.slice.last,
             _ => false,
         }
@@ -68,7 +68,7 @@ impl Sizing for CudaSizing {
         self.precision
     }
 
-    fn composed(&self, op: &UpHead) -> u64 {
+    fn folded(&self, op: &Reconstruct) -> u64 {
         reconstruct::folded_bytes(op, self.precision)
     }
 

@@ -1,22 +1,22 @@
-//! Which pictures are upscaled, into which files. Depends on the dataset's listing and on `encode`.
-//! Promises that no two results have one name, that no result takes the place of a picture that is
+//! Which images are upscaled, into which files. Depends on the dataset's listing and on `encode`.
+//! Promises that no two results have one name, that no result takes the place of an image that is
 //! read, and that whatever is left out is said.
 
 use anyhow::{Context, Result, ensure};
+use paragon::dataset::encode::Format;
 use paragon::dataset::scan::{ENDINGS, Picture, pictures};
-use paragon::encode::Format;
-use paragon::files::bounded_name;
+use paragon::support::files::bounded_name;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-/// One picture to upscale.
+/// One image to upscale.
 pub struct Job {
     pub input: PathBuf,
     pub output: PathBuf,
     pub format: Format,
 }
 
-/// A picture that could not be upscaled.
+/// An image that could not be upscaled.
 pub struct Failed {
     pub input: PathBuf,
     pub reason: String,
@@ -26,15 +26,15 @@ pub struct Failed {
 #[derive(Default)]
 pub struct Jobs {
     pub jobs: Vec<Job>,
-    /// Pictures of which the listing alone says that they cannot be read.
+    /// Images of which the listing alone says that they cannot be read.
     pub failed: Vec<Failed>,
     /// What takes no part and why, a line each.
     pub left_out: Vec<String>,
-    /// Results that have another name than their picture, a line each.
+    /// Results that have another name than their image, a line each.
     pub renamed: Vec<String>,
 }
 
-/// The job of a single picture; `output` may be a folder.
+/// The job of a single image; `output` may be a folder.
 pub fn of_file(input: &Path, output: &Path, format: Option<Format>) -> Result<Jobs> {
     let (output, format) = if output.is_dir() {
         let stem = input.file_stem().context("the input has no file name")?;
@@ -58,7 +58,7 @@ pub fn of_file(input: &Path, output: &Path, format: Option<Format>) -> Result<Jo
         let format = format.or(named);
         let text = || {
             format!(
-                "{} has no ending of a picture format; use one of {endings}, or give --format",
+                "{} has no ending of an image format; use one of {endings}, or give --format",
                 output.display()
             )
         };
@@ -92,7 +92,7 @@ pub fn of_file(input: &Path, output: &Path, format: Option<Format>) -> Result<Jo
 pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -> Result<Jobs> {
     ensure!(
         !same(input, output),
-        "results in {} would overwrite its pictures; name another folder",
+        "results in {} would overwrite its images; name another folder",
         input.display()
     );
     ensure!(
@@ -116,7 +116,7 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
     if results > 0 {
         todo.left_out.push(format!(
             "{} left out: in {}, where the results go",
-            count(results as u64, "picture"),
+            count(results as u64, "image"),
             output.display()
         ));
     }
@@ -131,7 +131,7 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
     }
     if found.ignored > 0 {
         todo.left_out.push(format!(
-            "{} left out: without the ending of a picture",
+            "{} left out: without the ending of an image",
             count(found.ignored, "file")
         ));
     }
@@ -142,7 +142,7 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
         }));
     ensure!(
         !found.pictures.is_empty() || !todo.failed.is_empty(),
-        "{} holds no pictures ({}){}",
+        "{} holds no images ({}){}",
         input.display(),
         ENDINGS.join(", "),
         todo.left_out
@@ -163,7 +163,7 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
         if name != picture.name {
             let (own, new) = (picture.path.display(), file_of(&name, format));
             todo.renamed.push(format!(
-                "{own}: its result is {}, since another picture has the name {}",
+                "{own}: its result is {}, since another image has the name {}",
                 new.display(),
                 picture.name
             ));
@@ -174,7 +174,7 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
             .is_ok_and(|path| inputs.contains(&path))
         {
             let reason = format!(
-                "its result {} would overwrite a picture that is read; name another folder",
+                "its result {} would overwrite an image that is read; name another folder",
                 output.display()
             );
             todo.failed.push(Failed {
@@ -198,7 +198,7 @@ pub fn file_of(name: &str, format: Format) -> PathBuf {
     Path::new(folders).join(bounded_name(last, format.ending()))
 }
 
-/// A name for the result of each picture, no two alike. Of several pictures that differ in their
+/// A name for the result of each image, no two alike. Of several images that differ in their
 /// endings alone the one that already has the results' ending, or else the first, keeps its name;
 /// the others carry their ending in it: `a_jpg`.
 fn result_names(pictures: &[Picture], format: Format) -> Vec<String> {
@@ -259,7 +259,7 @@ mod tests {
             ["a_jpg", "a", "b"]
         );
         assert_eq!(names(&["a.jpg", "a.png"], Format::Jpg), ["a", "a_png"]);
-        // no PNG among them; a name that is taken by another picture
+        // no PNG among them; a name that is taken by another image
         assert_eq!(
             names(&["a.bmp", "a.jpg", "a_jpg.png"], Format::Png),
             ["a", "a_jpg_2", "a_jpg"]

@@ -1,6 +1,6 @@
-//! `paragon upscale`: a network on a file or a folder of pictures. Depends on `upscale`, `encode`
-//! and the dataset's rows. Promises that memory is known before a picture is begun, that a bad
-//! picture does not stop the others, and that nothing is left out in silence.
+//! `paragon upscale`: a network on a file or a folder of images. Depends on `upscale`, `encode`
+//! and the dataset's rows. Promises that memory is known before an image is begun, that a bad
+//! image does not stop the others, and that nothing is left out in silence.
 
 mod jobs;
 
@@ -10,29 +10,29 @@ use super::ModelArgs;
 use super::flags::{print_json, tell};
 use anyhow::{Context, Result, anyhow, ensure};
 use jobs::{Failed, Job, Jobs, of_file, of_folder};
-use paragon::budget::{Budget, PROGRAM_BYTES};
 use paragon::dataset::decode::{Limits, Note};
+use paragon::dataset::encode::Format;
 use paragon::dataset::rows::{FileRows, Need, PixelRows, need};
-use paragon::encode::Format;
-use paragon::failure::system_cause;
-use paragon::files::{create_folder, write_output};
-use paragon::plan::bytes_text;
-use paragon::progress::Progress;
-use paragon::upscale::{Upscale, Upscaler};
+use paragon::inference::upscale::{Upscale, Upscaler};
+use paragon::support::budget::{Budget, PROGRAM_BYTES};
+use paragon::support::failure::system_cause;
+use paragon::support::files::{create_folder, write_output};
+use paragon::support::progress::Progress;
+use paragon::support::text::bytes_text;
 use serde::Serialize;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// Upscale a picture, or every picture of a folder.
+/// Upscale an image, or every image of a folder.
 ///
-/// PNG pictures are read, upscaled and written in strips, so that a large one takes little memory;
-/// what a picture takes is computed from its header before it is begun. An alpha channel is
+/// PNG images are read, upscaled and written in strips, so that a large one takes little memory;
+/// what an image takes is computed from its header before it is begun. An alpha channel is
 /// enlarged by the bicubic filter where the output holds one.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A picture or a folder
+    /// An image or a folder
     input: PathBuf,
-    /// The picture or folder to write; the ending of a file decides its format (png, jpg, webp,
+    /// The image or folder to write; the ending of a file decides its format (png, jpg, webp,
     /// bmp, tiff)
     output: PathBuf,
     #[command(flatten)]
@@ -56,7 +56,7 @@ struct Planned {
     bytes: u64,
 }
 
-/// A picture that was upscaled.
+/// An image that was upscaled.
 #[derive(Serialize)]
 struct Done {
     input: String,
@@ -74,7 +74,7 @@ struct Done {
 struct Outcome {
     done: Vec<Done>,
     failed: Vec<Failed>,
-    /// The error of the system that ended the work, and how many pictures were not tried.
+    /// The error of the system that ended the work, and how many images were not tried.
     stopped: Option<(anyhow::Error, usize)>,
 }
 
@@ -82,7 +82,7 @@ struct Outcome {
 pub fn run(args: &Args) -> Result<()> {
     ensure!(
         args.input.exists(),
-        "{} does not exist: expected a picture or a folder of pictures",
+        "{} does not exist: expected an image or a folder of images",
         args.input.display()
     );
     let is_folder = args.input.is_dir();
@@ -95,7 +95,7 @@ pub fn run(args: &Args) -> Result<()> {
         !args.json
             || !["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]
                 .contains(&args.output.to_string_lossy().as_ref()),
-        "the picture and the summary of --json would both go to stdout; give one of them another place"
+        "the image and the summary of --json would both go to stdout; give one of them another place"
     );
     let mut upscaler = args.model.upscaler()?;
     let todo = if is_folder {
@@ -179,7 +179,7 @@ impl Failed {
     }
 }
 
-/// Whether an error is the system's, and the next picture would meet it too. A picture that is not
+/// Whether an error is the system's, and the next image would meet it too. An image that is not
 /// there any more, or that this user may not read, says nothing about the others.
 fn ends_all(error: &anyhow::Error) -> bool {
     system_cause(error).is_some_and(|cause| {
@@ -190,7 +190,7 @@ fn ends_all(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Looks at a picture's header: size, alpha, memory.
+/// Looks at an image's header: size, alpha, memory.
 fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     let needs = need(&job.input, &Limits::default())?;
     let name = || job.input.display().to_string();
@@ -200,8 +200,8 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
         .0
         .checked_mul(scale)
         .zip(needs.size.1.checked_mul(scale));
-    let large = sides
-        .with_context(|| format!("{}: the result is larger than any picture can be", name()))?;
+    let large =
+        sides.with_context(|| format!("{}: the result is larger than any image can be", name()))?;
     job.format.check(large).with_context(name)?;
     let alpha = needs.alpha && job.format.holds_alpha();
     let format = job.format.bytes(large, if alpha { 4 } else { 3 });
@@ -219,7 +219,7 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     })
 }
 
-/// What makes a picture take less memory.
+/// What makes an image take less memory.
 fn advice(needs: &Need, format: Format) -> String {
     let mut ways = Vec::new();
     if needs.opening > needs.reading {
@@ -232,7 +232,7 @@ fn advice(needs: &Need, format: Format) -> String {
     ways.join(", or ")
 }
 
-/// Upscales picture by picture.
+/// Upscales image by image.
 fn work(
     upscaler: &mut Upscaler,
     planned: Vec<Planned>,
@@ -279,7 +279,7 @@ fn work(
     Ok(())
 }
 
-/// Why a picture was not upscaled.
+/// Why an image was not upscaled.
 struct Trouble {
     error: anyhow::Error,
     ends_all: bool,
@@ -313,7 +313,7 @@ impl PixelRows for Watched {
     fn read(&mut self, rows: &mut [u8]) -> Result<()> {
         self.rows.read(rows).map_err(|error| {
             self.failed = Some(error);
-            anyhow!("the picture could not be read")
+            anyhow!("the image could not be read")
         })
     }
 }
@@ -333,7 +333,7 @@ fn one(
     upscaler.make_room_for(*size);
     let name = || job.input.display().to_string();
     if is_folder {
-        // the memory that is free may have changed since all pictures were looked at
+        // the memory that is free may have changed since all images were looked at
         budget
             .check(*bytes, "end other programs, or give a smaller --tile")
             .with_context(name)?;
@@ -418,7 +418,7 @@ fn json(
     Ok(value)
 }
 
-/// Pictures that are named in the last message at most; all have a line of their own before.
+/// Images that are named in the last message at most; all have a line of their own before.
 const NAMED: usize = 10;
 
 /// The last line, and the exit code.
@@ -437,7 +437,7 @@ fn conclude(
     let memory = bytes_text(memory);
     if let Some((error, left)) = stopped {
         return Err(error.context(format!(
-            "stopped after {} of {total} pictures, {left} were not tried",
+            "stopped after {} of {total} images, {left} were not tried",
             done.len()
         )));
     }
@@ -451,7 +451,7 @@ fn conclude(
         return Ok(());
     }
     tell(format_args!(
-        "{} of {total} pictures are upscaled, {memory} of memory at most",
+        "{} of {total} images are upscaled, {memory} of memory at most",
         done.len()
     ));
     let names: Vec<String> = failed
@@ -466,7 +466,7 @@ fn conclude(
     };
     ensure!(
         failed.is_empty(),
-        "{} of {total} pictures could not be upscaled: {}{more}; the others are in {}",
+        "{} of {total} images could not be upscaled: {}{more}; the others are in {}",
         failed.len(),
         names.join(", "),
         args.output.display()

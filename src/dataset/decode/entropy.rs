@@ -5,7 +5,7 @@
 //! what decoders rightly skip: fill bytes, stray bytes before a marker, anything behind the last
 //! scan.
 
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 
@@ -17,11 +17,11 @@ const ENOUGH: i32 = 32;
 /// few; a damaged part that happens to give all its blocks mostly leaves more.
 const MAX_STRAY: usize = 16;
 
-/// Scans of a picture. Encoders make ten or so; a small file can hold thousands, each of which
-/// takes as long as a whole picture.
+/// Scans of an image. Encoders make ten or so; a small file can hold thousands, each of which
+/// takes as long as a whole image.
 const MAX_SCANS: u32 = 500;
 
-/// Checks the picture that a JPEG file begins with. The frame header must be one that the decoder
+/// Checks the image that a JPEG file begins with. The frame header must be one that the decoder
 /// takes.
 pub(super) fn check(bytes: &[u8]) -> Result<()> {
     let mut walk = Walk {
@@ -90,7 +90,7 @@ struct Component {
     blocks: (u32, u32),
     /// For every coefficient the lowest bit that was sent; -1 = none yet.
     lowest: [i8; 64],
-    /// For every block of a progressive picture which coefficients are not zero so far: refinements
+    /// For every block of a progressive image which coefficients are not zero so far: refinements
     /// depend on it.
     nonzero: Vec<u64>,
 }
@@ -393,7 +393,7 @@ struct Codes {
     symbols: Vec<u8>,
 }
 
-/// A table that several pictures share.
+/// A table that several images share.
 #[derive(Clone)]
 struct Table(std::rc::Rc<Codes>);
 
@@ -495,7 +495,7 @@ impl Codes {
     }
 }
 
-/// The step of one AC code in a sequential picture.
+/// The step of one AC code in a sequential image.
 fn ac_step(length: u32, symbol: u8) -> Half {
     let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
     match (run, size) {
@@ -612,7 +612,7 @@ impl Bits<'_> {
         true
     }
 
-    /// The AC coefficients of a block of a sequential picture.
+    /// The AC coefficients of a block of a sequential image.
     #[inline(always)]
     fn ac(&mut self, codes: &Codes) -> bool {
         let mut k = 1;

@@ -1,4 +1,4 @@
-//! What stands in a picture file beside its pixels: orientation and colours, of every format, read
+//! What stands in an image file beside its pixels: orientation and colours, of every format, read
 //! here and not by the decoders, which would inflate or copy them without a bound that matters.
 //! Depends on `colour` for what colours can be told. Promises that no more than [`MAX_PROFILE`] +
 //! [`MAX_EXIF`] bytes are kept of any file, and that a profile that is there is never dropped
@@ -22,11 +22,11 @@ const PROFILE_COPIES: u64 = 4;
 
 /// What stands beside the pixels.
 pub(in super::super) struct Head {
-    /// How the stored picture is to be turned; damaged EXIF data are no reason to refuse it.
+    /// How the stored image is to be turned; damaged EXIF data are no reason to refuse it.
     pub orientation: Orientation,
     /// What the file says about its colours.
     pub colours: Tagged,
-    /// Memory that all this takes while the picture is decoded, the decoder's own copies included,
+    /// Memory that all this takes while the image is decoded, the decoder's own copies included,
     /// bytes.
     pub bytes: u64,
     /// What the decoder is to see in place of the first `skipped` bytes.

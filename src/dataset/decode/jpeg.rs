@@ -1,12 +1,12 @@
 //! JPEG files: the segments before the data, and the pixels, of which none may be missing. Depends
-//! on zune-jpeg and `entropy`. Promises that a picture with a block that was not in its data is
+//! on zune-jpeg and `entropy`. Promises that an image with a block that was not in its data is
 //! refused in words, whatever marker stands at its end.
 
 use super::entropy;
 use super::head::{Head, MAX_PROFILE, too_large};
 use super::{CMYK, Limits, MAX_JPEG_HEADER, check_size};
 use crate::dataset::colour::Tagged;
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Context, Result, ensure};
 use image::error::{DecodingError, ImageFormatHint, UnsupportedError, UnsupportedErrorKind};
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageResult};
@@ -64,7 +64,7 @@ impl JpegHead {
             if matches!(marker[0], 0x01 | 0xD0..=0xD8) {
                 continue; // these stand alone, without a length
             }
-            ensure!(marker[0] != 0xD9, "the JPEG ends before any picture data");
+            ensure!(marker[0] != 0xD9, "the JPEG ends before any image data");
             let mut length = [0u8; 2];
             file.read_exact(&mut length).context(SHORT)?;
             head.bytes.extend_from_slice(&length);
@@ -179,7 +179,7 @@ fn codes_at_the_ends(mut segment: &[u8]) -> (bool, bool) {
     (ones, zeros)
 }
 
-/// A decoder that knows whether all of the picture was there.
+/// A decoder that knows whether all of the image was there.
 pub(super) struct Decoder<'a> {
     bytes: &'a [u8],
     size: (u32, u32),

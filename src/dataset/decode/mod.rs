@@ -1,4 +1,4 @@
-//! Reads one picture file into upright 8-bit RGB in sRGB, and says what had to be changed on the
+//! Reads one image file into upright 8-bit RGB in sRGB, and says what had to be changed on the
 //! way. Depends on the image crate and on `colour`. Promises that a damaged, hostile or simply
 //! wrong file gives an error that names it, never a panic, and that nothing large is allocated
 //! before the header has been held against the limits. An error of the system (a failed read, no
@@ -13,7 +13,7 @@ mod tiff;
 
 use super::colour::{self, Samples};
 use super::thumbnail::Thumbnail;
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(super) use head::Head;
 use image::metadata::Orientation;
@@ -39,7 +39,7 @@ const MAX_PIXEL_BYTES: u64 = 8;
 /// Bounds on what one file may ask for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Width x height of the largest picture that is read. Decoding one takes up to 11 bytes a
+    /// Width x height of the largest image that is read. Decoding one takes up to 11 bytes a
     /// pixel (3 for the result, 8 for a 16-bit RGBA source) and the decoder's own buffers.
     pub max_pixels: u64,
 }
@@ -85,7 +85,7 @@ impl fmt::Display for Note {
     }
 }
 
-/// A decoded picture and what was changed to get it.
+/// A decoded image and what was changed to get it.
 #[derive(Debug)]
 pub struct Decoded {
     /// 8-bit sRGB, upright.
@@ -98,7 +98,7 @@ pub struct Decoded {
 }
 
 impl Decoded {
-    /// How the stored picture was turned; [`Orientation::NoTransforms`] where it was not.
+    /// How the stored image was turned; [`Orientation::NoTransforms`] where it was not.
     pub fn turn(&self) -> Orientation {
         let exif = self.notes.iter().find_map(|n| {
             if let Note::Orientation(exif) = n {
@@ -120,21 +120,21 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
     decode_loaded(path, &load(path, limits)?, limits)
 }
 
-/// As [`decode`], with the alpha channel beside the picture where the file has one: 8 bits,
-/// upright, as large as the picture.
+/// As [`decode`], with the alpha channel beside the image where the file has one: 8 bits,
+/// upright, as large as the image.
 pub fn decode_with_alpha(path: &Path, limits: &Limits) -> Result<(Decoded, Option<GrayImage>)> {
     probe(path, limits)?; // before the file is read into memory
     decode_bytes(path, &load(path, limits)?, limits, true)
 }
 
-/// The bytes of a picture file; for [`decode_loaded`]. Fails where it cannot be read, is of no
-/// known format, or is larger than any picture within the limits.
+/// The bytes of an image file; for [`decode_loaded`]. Fails where it cannot be read, is of no
+/// known format, or is larger than any image within the limits.
 pub fn load(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
     with_file(path, limits, |file, _, length| {
         let mut bytes = Vec::new();
         bytes
             .try_reserve_exact(length as usize)
-            .map_err(|_| failure::no_memory(length, "a picture file"))?;
+            .map_err(|_| failure::no_memory(length, "an image file"))?;
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
     })
@@ -247,7 +247,7 @@ fn start_of(file: &mut File) -> io::Result<Vec<u8>> {
     Ok(start)
 }
 
-/// The length of a file that may hold a picture, bytes.
+/// The length of a file that may hold an image, bytes.
 fn check_file(file: &File, limits: &Limits) -> Result<u64> {
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a regular file");
@@ -291,7 +291,7 @@ fn format_of(start: &[u8]) -> Result<ImageFormat> {
                 })
                 .collect();
             bail!(
-                "not a PNG, JPEG, WebP, TIFF or BMP picture, whatever its name says (it starts with \"{shown}\")"
+                "not a PNG, JPEG, WebP, TIFF or BMP image, whatever its name says (it starts with \"{shown}\")"
             );
         }
     }
@@ -350,7 +350,7 @@ fn format_name(format: ImageFormat) -> &'static str {
 pub(super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()> {
     ensure!(
         width > 0 && height > 0,
-        "the header says {width}x{height}: an empty picture"
+        "the header says {width}x{height}: an empty image"
     );
     let pixels = u64::from(width) * u64::from(height);
     ensure!(
@@ -379,7 +379,7 @@ fn header(
         ImageFormat::Jpeg => 6,
         _ => MAX_PIXEL_BYTES,
     };
-    // converted to 8-bit RGB, and turned, each into another picture
+    // converted to 8-bit RGB, and turned, each into another image
     let pixel_bytes = samples
         + beside.max(3)
         + if turn == Orientation::NoTransforms {
@@ -460,8 +460,8 @@ fn read(
         notes.push(Note::SixteenBit);
     }
     notes.extend(profile_note);
-    let image = RgbImage::from_raw(width, height, data)
-        .context("the decoded picture has a wrong length")?;
+    let image =
+        RgbImage::from_raw(width, height, data).context("the decoded image has a wrong length")?;
     let mut image = DynamicImage::ImageRgb8(image);
     if turn != Orientation::NoTransforms {
         image.apply_orientation(turn);

@@ -125,7 +125,7 @@ fn profile(data: &[u8]) -> Tagged {
     }
 }
 
-/// The colours of a cICP chunk (ITU-T H.273). A picture of more than the usual brightness has no
+/// The colours of a cICP chunk (ITU-T H.273). An image of more than the usual brightness has no
 /// place in 8 bits.
 fn cicp(data: &[u8]) -> Result<Tagged> {
     let &[primaries, transfer, matrix, full_range] = data else {

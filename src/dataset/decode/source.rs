@@ -1,8 +1,8 @@
-//! Readers for picture files: one that remembers an error of the system behind a decoder's back,
+//! Readers for image files: one that remembers an error of the system behind a decoder's back,
 //! and one that shows a decoder a file with another beginning. Depends on `failure` alone. Promises
-//! that no failed read of a disk is taken for damage of the picture.
+//! that no failed read of a disk is taken for damage of the image.
 
-use crate::failure;
+use crate::support::failure;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
 /// A file under a decoder. Decoders turn errors into their own; the one of the system is kept here.

@@ -1,5 +1,5 @@
-//! The pages of a TIFF: which one is the picture, and its orientation and colour profile. The
-//! decoder bounds a tag by the size of the picture and drops a profile that is larger, so both are
+//! The pages of a TIFF: which one is the image, and its orientation and colour profile. The
+//! decoder bounds a tag by the size of the image and drops a profile that is larger, so both are
 //! read here. Depends on nothing else. Promises to follow no chain of pages without end.
 
 use super::super::colour::Tagged;
@@ -10,7 +10,7 @@ use std::io::{BufRead, Seek, SeekFrom};
 
 /// Pages that are looked at in search of one that is no thumbnail.
 const MAX_PAGES: usize = 64;
-/// Memory that the decoder may take for the numbers in a page's tags, bytes. A picture of 200
+/// Memory that the decoder may take for the numbers in a page's tags, bytes. An image of 200
 /// million pixels in tiles of 16 x 16 takes 50 million.
 const MAX_TAGS: u64 = 64 << 20;
 /// What the decoder takes for one number, bytes.
@@ -117,7 +117,7 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         let (page, next) = match layout.page(file, at) {
             Ok(found) => found,
             Err(e) if pages == 0 => return Err(e),
-            Err(e) if crate::failure::system_cause(&e).is_some() => return Err(e),
+            Err(e) if crate::support::failure::system_cause(&e).is_some() => return Err(e),
             Err(_) => break,
         };
         pages += 1;
@@ -133,7 +133,7 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         // a mark on the only page there is means nothing
         None if pages == 1 && !hidden => (layout.page(file, first)?.0, first),
         None => bail!(
-            "every page of the TIFF is marked as a thumbnail or a mask; save the picture itself as a file of its own"
+            "every page of the TIFF is marked as a thumbnail or a mask; save the image itself as a file of its own"
         ),
     };
     let mut head = Head::new();
@@ -155,7 +155,7 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         .fold(0, u64::saturating_add);
     ensure!(
         numbers <= MAX_TAGS,
-        "the TIFF header is damaged or cuts the picture into too many strips ({} numbers)",
+        "the TIFF header is damaged or cuts the image into too many strips ({} numbers)",
         numbers / NUMBER
     );
     head.bytes += numbers;

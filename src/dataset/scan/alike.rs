@@ -1,6 +1,6 @@
-//! Finds folders that hold the same pictures at different sizes although their names do not say so:
+//! Finds folders that hold the same images at different sizes although their names do not say so:
 //! taken for HR, the small ones would be trained on as originals. Depends on `names` and on the
-//! headers of a few pictures. Promises that folders whose pictures have other sizes than those of a
+//! headers of a few images. Promises that folders whose images have other sizes than those of a
 //! pair (classes, days, cameras) pass.
 
 use super::listing::{Listing, Picture};
@@ -10,22 +10,22 @@ use anyhow::{Result, bail};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-/// Levels of folders that are compared. Sets of pictures are not deeper, and the cost grows with
+/// Levels of folders that are compared. Sets of images are not deeper, and the cost grows with
 /// it.
 const MOST_LEVELS: usize = 8;
 /// Each folder is compared with so many that follow it. Of three sizes of a set at least two are
 /// neighbours.
 const NEIGHBOURS: usize = 4;
-/// Pictures that are looked at in two folders, spread over those of one name.
+/// Images that are looked at in two folders, spread over those of one name.
 const EXAMPLES: usize = 5;
-/// How much larger the one picture of a pair is at least, along each side.
+/// How much larger the one image of a pair is at least, along each side.
 const LEAST_RATIO: f64 = 1.2;
 
-/// Pictures by what tells them apart within their group.
+/// Images by what tells them apart within their group.
 type Group<'a> = HashMap<String, &'a Picture>;
 
 /// Refuses a tree in which two folders hold the same names (but for the words of sides and scales
-/// at their ends), one always with the larger picture of the same shape.
+/// at their ends), one always with the larger image of the same shape.
 ///
 /// # Errors
 /// Two such folders, with what to type.
@@ -120,8 +120,8 @@ impl<'a> Sizes<'a> {
         };
         let (size_a, size_b) = (self.size(a), self.size(b));
         bail!(
-            "{root} holds pictures of the same names at different sizes, such as {} and {}: if they are the two sides of pairs, name the \
-             folder of each side with --hr and --lq; if only one folder is meant, give that folder; to take every picture as HR give --hr {root}",
+            "{root} holds images of the same names at different sizes, such as {} and {}: if they are the two sides of pairs, name the \
+             folder of each side with --hr and --lq; if only one folder is meant, give that folder; to take every image as HR give --hr {root}",
             told(a, size_a),
             told(b, size_b),
             root = self.root.display()
@@ -136,7 +136,7 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// The pictures by their names behind `offset`, composed and without the words of sides and scales.
+/// The images by their names behind `offset`, composed and without the words of sides and scales.
 fn group<'a>(pictures: &[&'a Picture], offset: usize) -> Group<'a> {
     let mut group = HashMap::with_capacity(pictures.len());
     let mut twice = HashSet::new();

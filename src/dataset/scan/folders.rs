@@ -5,7 +5,7 @@
 use super::ScanOptions;
 use super::listing::{FolderId, Listing, reason_of_folder};
 use super::names::{Label, Side, label};
-use crate::failure;
+use crate::support::failure;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -221,8 +221,8 @@ pub(super) fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((FolderId::of(a), FolderId::of(b)), (Ok(x), Ok(y)) if x == y)
 }
 
-/// Refuses to take a tree for HR pictures when folders further down are named for the LQ side:
-/// their pictures would be trained on as HR.
+/// Refuses to take a tree for HR images when folders further down are named for the LQ side:
+/// their images would be trained on as HR.
 pub(super) fn check_no_sides_below(root: &Path, hr: &Listing) -> Result<()> {
     let mut sides: BTreeMap<&str, Side> = BTreeMap::new();
     let mut last = "";
@@ -234,7 +234,7 @@ pub(super) fn check_no_sides_below(root: &Path, hr: &Listing) -> Result<()> {
         if folder == last {
             continue;
         }
-        // pictures are sorted, so the folders that this one shares with the last were looked at
+        // images are sorted, so the folders that this one shares with the last were looked at
         // then
         let shared = folder
             .bytes()
@@ -276,8 +276,8 @@ pub(super) fn check_no_sides_below(root: &Path, hr: &Listing) -> Result<()> {
             above(hr)
         ),
         None => bail!(
-            "{} holds a folder that is named for LQ pictures ({lq}): give the folder right above it and its HR folder, such as {}, name both \
-             with --hr and --lq, or take every picture as HR with --hr {}",
+            "{} holds a folder that is named for LQ images ({lq}): give the folder right above it and its HR folder, such as {}, name both \
+             with --hr and --lq, or take every image as HR with --hr {}",
             root.display(),
             above(lq),
             root.display()

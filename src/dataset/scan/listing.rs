@@ -1,11 +1,11 @@
-//! The one rule for what a picture file is, and the listing of a folder by that rule: for `shard`,
+//! The one rule for what an image file is, and the listing of a folder by that rule: for `shard`,
 //! `eval`, `upscale` and validation. Looks at names and folders and opens no file. Depends on the
-//! file system, `failure` and `text`. Promises that every file with a picture's ending below the
+//! file system, `failure` and `text`. Promises that every file with an image's ending below the
 //! folder is listed, rejected with a reason, or counted with the folder that was left out; in the
 //! same order on every machine; in time that grows with the number of entries.
 
-use crate::failure;
-use crate::text::one_line;
+use crate::support::failure;
+use crate::support::text::one_line;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Endings of picture files, in lower case; they are compared without regard to case. Those that
+/// Endings of image files, in lower case; they are compared without regard to case. Those that
 /// keep every pixel come first.
 pub const ENDINGS: [&str; 9] = [
     "png", "tif", "tiff", "bmp", "webp", "jpg", "jpeg", "jpe", "jfif",
@@ -43,11 +43,11 @@ const SYSTEM_FOLDERS: [&str; 20] = [
     "temporary items",
     "thevolumesettingsfolder",
     "lost+found", // Linux
-    "thumbs",     // programs for viewing pictures
+    "thumbs",     // programs for viewing images
     "thumbnails",
 ];
 
-/// Why pictures take no part although nothing is wrong with them.
+/// Why images take no part although nothing is wrong with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -76,14 +76,14 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Pictures that were left out for one reason.
+/// Images that were left out for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
     /// Why.
     pub reason: Reason,
-    /// Picture files that were seen and left out.
+    /// Image files that were seen and left out.
     pub pictures: u64,
-    /// Folders that were not looked into, so that the pictures in them are not counted.
+    /// Folders that were not looked into, so that the images in them are not counted.
     pub folders: u64,
     /// The first of them, file or folder.
     #[serde(serialize_with = "in_words")]
@@ -107,9 +107,9 @@ impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let what = match (self.pictures, self.folders) {
-            (n, 0) => count(n, "picture"),
+            (n, 0) => count(n, "image"),
             (0, n) => count(n, "folder"),
-            (n, m) => format!("{} and {}", count(n, "picture"), count(m, "folder")),
+            (n, m) => format!("{} and {}", count(n, "image"), count(m, "folder")),
         };
         write!(
             f,
@@ -166,7 +166,7 @@ pub struct Reject {
     pub reason: String,
 }
 
-/// A picture file.
+/// An image file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Picture {
     /// Path below the listed folder without the ending, with `/` between folders.
@@ -180,11 +180,11 @@ pub struct Picture {
 pub struct Listing {
     /// Sorted by name, byte by byte.
     pub pictures: Vec<Picture>,
-    /// Picture files that cannot be used, and folders that cannot be listed.
+    /// Image files that cannot be used, and folders that cannot be listed.
     pub rejected: Vec<Reject>,
     /// What was left out by rule, one entry for each reason.
     pub left_out: Vec<LeftOut>,
-    /// Files without a picture's ending; hidden ones are not counted.
+    /// Files without an image's ending; hidden ones are not counted.
     pub ignored: u64,
     /// Folders that were not entered because the listing is not recursive; those in `left_out` are
     /// not among them.
@@ -192,25 +192,25 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Picture files seen and not left out.
+    /// Image files seen and not left out.
     pub fn files(&self) -> usize {
         self.pictures.len() + self.rejected.len()
     }
 }
 
-/// Whether a file of this name is a picture: it has one of [`ENDINGS`] and is not hidden.
+/// Whether a file of this name is an image: it has one of [`ENDINGS`] and is not hidden.
 pub fn is_picture_name(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     !name.starts_with('.') && split_ending(&name).is_some()
 }
 
-/// Stem and ending of a picture's name, or nothing where the ending is none of a picture.
+/// Stem and ending of an image's name, or nothing where the ending is none of an image.
 pub(super) fn split_ending(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('.')
         .filter(|(_, ending)| ENDINGS.iter().any(|e| e.eq_ignore_ascii_case(ending)))
 }
 
-/// Lists the pictures of a folder, or of all folders below it as well. Left out and counted are
+/// Lists the images of a folder, or of all folders below it as well. Left out and counted are
 /// hidden files, the folders in which storage boxes and operating systems keep thumbnails and
 /// deleted files, and paragon's own runs and sets. `folder` itself is always listed.
 ///
@@ -359,7 +359,7 @@ impl Walker {
             }
         });
         let kind = match kind {
-            // whatever the name: it may be a link to a folder of pictures
+            // whatever the name: it may be a link to a folder of images
             Err(e) if !self.lenient && !is_of_names(&e) && !name.starts_with('.') => {
                 return Err(e)
                     .with_context(|| format!("{}: cannot look at the file", path.display()));

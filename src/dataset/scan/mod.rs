@@ -1,10 +1,10 @@
-//! Finds the pictures of a data set and pairs each HR picture with its LQ. Goes by names; of
-//! folders whose names leave open what they hold, it reads the headers of a few pictures. Depends
+//! Finds the images of a data set and pairs each HR image with its LQ. Goes by names; of
+//! folders whose names leave open what they hold, it reads the headers of a few images. Depends
 //! on `decode` (for these headers) and `failure`. Promises the same order on every machine, and
-//! that every picture file below the data set's root is paired, listed with the reason why not, or
+//! that every image file below the data set's root is paired, listed with the reason why not, or
 //! counted with the reason why it was left out.
 //!
-//! `listing` says what a picture file is, `names` what names say, `folders` chooses the folders of
+//! `listing` says what an image file is, `names` what names say, `folders` chooses the folders of
 //! the two sides, `pairing` pairs, and `alike` finds small copies that no name tells.
 
 mod alike;
@@ -23,7 +23,7 @@ use pairing::Sides;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// One HR picture, with its LQ partner where the data set has them.
+/// One HR image, with its LQ partner where the data set has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Path below the HR folder without its extension, with `/` between folders.
@@ -34,7 +34,7 @@ pub struct Source {
     pub lq: Option<PathBuf>,
 }
 
-/// What was found. Every picture file is in exactly one place: `hr_files + lq_files` is the number
+/// What was found. Every image file is in exactly one place: `hr_files + lq_files` is the number
 /// of files named in `sources` (one or two each) plus `rejected.len()`; all others below the root
 /// are counted in `left_out`.
 #[derive(Clone, Debug)]
@@ -45,15 +45,15 @@ pub struct Scan {
     pub rejected: Vec<Reject>,
     /// What takes no part by rule, one entry for each reason.
     pub left_out: Vec<LeftOut>,
-    /// The folder the HR pictures are in.
+    /// The folder the HR images are in.
     pub hr_root: PathBuf,
-    /// The folder the LQ pictures are in, or nothing where they are to be made.
+    /// The folder the LQ images are in, or nothing where they are to be made.
     pub lq_root: Option<PathBuf>,
-    /// Picture files seen below `hr_root` (of the HR side, where both sides share a folder).
+    /// Image files seen below `hr_root` (of the HR side, where both sides share a folder).
     pub hr_files: usize,
-    /// Picture files seen below `lq_root`, likewise.
+    /// Image files seen below `lq_root`, likewise.
     pub lq_files: usize,
-    /// Files in these folders without a picture's ending: left out and not listed. Hidden files are
+    /// Files in these folders without an image's ending: left out and not listed. Hidden files are
     /// not counted at all.
     pub ignored: usize,
 }
@@ -72,7 +72,7 @@ pub struct ScanOptions {
     pub out: Option<PathBuf>,
 }
 
-/// Finds the pictures below `root` and pairs them.
+/// Finds the images below `root` and pairs them.
 ///
 /// A folder is taken by its name, in any case: `hr`, `gt`, `HR_x2`, `GTmod12`, `DIV2K_train_HR`
 /// beside `lq`, `lr_x2_bicubic`, `LRbicx2`, `DIV2K_train_LR_bicubic/X2` ... A `root` without such
@@ -81,17 +81,17 @@ pub struct ScanOptions {
 /// `0001_LR`, `0001_bicLRx2`). Both sides may also lie in one folder, told apart by these words.
 ///
 /// # Errors
-/// A folder that is missing or cannot be listed; names that leave open which pictures are meant,
-/// with what to type; no picture left.
+/// A folder that is missing or cannot be listed; names that leave open which images are meant,
+/// with what to type; no image left.
 pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     ensure!(
         root.exists(),
-        "{} does not exist: expected a folder of pictures",
+        "{} does not exist: expected a folder of images",
         root.display()
     );
     ensure!(
         root.is_dir(),
-        "{} is a file: expected a folder of pictures",
+        "{} is a file: expected a folder of images",
         root.display()
     );
     let chosen = choose(root, options)?;
@@ -136,14 +136,10 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     for left in &left_out {
         hint += &format!("; {left}");
     }
-    ensure!(
-        hr_files > 0,
-        "no pictures in {} ({hint})",
-        hr_root.display()
-    );
+    ensure!(hr_files > 0, "no images in {} ({hint})", hr_root.display());
     if let (Some(folder), 0) = (&lq_root, lq_files) {
         bail!(
-            "no pictures in {} ({hint}); remove the folder to have the LQ made from the HR",
+            "no images in {} ({hint}); remove the folder to have the LQ made from the HR",
             folder.display()
         );
     }
@@ -159,7 +155,7 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
             .map(|r| format!("{}: {}", r.path.display(), r.reason))
             .collect();
         bail!(
-            "no picture of {} can be used; {} were rejected, among them\n  {}",
+            "no image of {} can be used; {} were rejected, among them\n  {}",
             root.display(),
             rejected.len(),
             shown.join("\n  ")
@@ -225,15 +221,15 @@ fn list(root: &Path, chosen: &Chosen, options: &ScanOptions) -> Result<Found> {
     Ok(Found { hr, lq, outside })
 }
 
-/// Refuses a folder that was taken for the HR side by its name alone, where pictures lie beside it:
+/// Refuses a folder that was taken for the HR side by its name alone, where images lie beside it:
 /// `HR` may be one of `DE FR HR IT`.
 fn check_alone(root: &Path, hr_root: &Path, outside: &Listing) -> Result<()> {
     let Some(first) = outside.pictures.first() else {
         return Ok(());
     };
     bail!(
-        "{hr} is named for HR pictures, but no LQ folder lies beside it, and other folders hold pictures too ({count}, such as {first}): give \
-         {hr} itself to use it alone, --hr {root} to take all pictures of {root} as HR, or name the LQ folder with --lq",
+        "{hr} is named for HR images, but no LQ folder lies beside it, and other folders hold images too ({count}, such as {first}): give \
+         {hr} itself to use it alone, --hr {root} to take all images of {root} as HR, or name the LQ folder with --lq",
         hr = hr_root.display(),
         count = outside.pictures.len(),
         first = first.path.display(),
@@ -241,7 +237,7 @@ fn check_alone(root: &Path, hr_root: &Path, outside: &Listing) -> Result<()> {
     )
 }
 
-/// Counts the pictures outside the chosen folders, apart from those in folders that are named for
+/// Counts the images outside the chosen folders, apart from those in folders that are named for
 /// another side or scale.
 fn count_outside(root: &Path, outside: &Listing, left_out: &mut LeftOuts) {
     let paths = outside

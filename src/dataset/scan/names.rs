@@ -22,9 +22,9 @@ const LQ_WORDS: [&str; 6] = ["lowresolution", "lowquality", "lowres", "lores", "
 /// Words for the HR side in which a set also has other folders, such as those cropped for a scale:
 /// they count beside LQ alone.
 const WEAK_HR_WORDS: [&str; 3] = ["original", "originals", "orig"];
-/// How an HR picture was cut: `GTmod12`.
+/// How an HR image was cut: `GTmod12`.
 const CUTS: [&str; 4] = ["cropped", "crop", "mod", "sub"];
-/// How an LQ picture was made: `LR_bicubic`, `bicLRx2`, `LRBI`.
+/// How an LQ image was made: `LR_bicubic`, `bicLRx2`, `LRBI`.
 const METHODS: [&str; 14] = [
     "bicubic",
     "bilinear",
@@ -72,7 +72,7 @@ pub(super) enum Side {
 struct Word {
     side: Option<Side>,
     scale: Option<u32>,
-    /// It names a way in which LQ pictures are made.
+    /// It names a way in which LQ images are made.
     method: bool,
 }
 
@@ -193,7 +193,7 @@ fn words(name: &str) -> Vec<String> {
 pub(super) struct Label {
     /// The side it is named for.
     pub side: Option<Side>,
-    /// The side holds beside a folder of LQ pictures alone: `original`.
+    /// The side holds beside a folder of LQ images alone: `original`.
     pub weak: bool,
     /// The scale it is named for.
     pub scale: Option<u32>,
@@ -259,7 +259,7 @@ pub(super) fn endings(name: &str) -> Vec<Ending<'_>> {
         let Some((key, word)) = strip_word(last.key, first) else {
             break;
         };
-        // a second side or scale belongs to the picture's own name
+        // a second side or scale belongs to the image's own name
         if (last.side.is_some() && word.side.is_some())
             || (last.scale.is_some() && word.scale.is_some())
         {

@@ -1,6 +1,6 @@
 //! Pairs HR with LQ by their names, in two folders or in one. Depends on `names` and `listing`.
-//! Promises that every picture it is given comes out in a pair, rejected with a reason, or counted
-//! as left out, and that no picture is paired where two could be meant.
+//! Promises that every image it is given comes out in a pair, rejected with a reason, or counted
+//! as left out, and that no image is paired where two could be meant.
 
 use super::Source;
 use super::listing::{LeftOuts, Listing, Picture, Reason, Reject};
@@ -15,18 +15,18 @@ use std::path::Path;
 /// The two sides of one folder.
 pub(super) struct Sides {
     pub hr: Listing,
-    /// Nothing where all pictures are HR.
+    /// Nothing where all images are HR.
     pub lq: Option<Listing>,
 }
 
-/// What the names of one folder's pictures say together.
+/// What the names of one folder's images say together.
 struct Census<'a> {
-    /// Of each picture, whether its name says LQ, and its composed name without the words of a
+    /// Of each image, whether its name says LQ, and its composed name without the words of a
     /// side.
     read: Vec<(bool, Cow<'a, str>)>,
     /// Keys of pairs, and whether `paragon shards extract` names files so.
     pairs: HashMap<Cow<'a, str>, bool>,
-    /// Pictures that have nothing to do with a pair.
+    /// Images that have nothing to do with a pair.
     strangers: usize,
 }
 
@@ -83,7 +83,7 @@ fn side_of(name: &str) -> (Option<Side>, &str) {
     }
 }
 
-/// Whether a picture belongs to a pair, or is a further one of the same motif
+/// Whether an image belongs to a pair, or is a further one of the same motif
 /// (`img_001_SRF_2_bicubic` beside `img_001_SRF_2_HR`).
 fn is_of_family(name: &str, key: &str, pairs: &HashMap<Cow<str>, bool>) -> bool {
     let first = name.rfind('/').map_or(0, |at| at + 1);
@@ -93,9 +93,9 @@ fn is_of_family(name: &str, key: &str, pairs: &HashMap<Cow<str>, bool>) -> bool 
     pairs.contains_key(key) || ends.into_iter().any(|end| pairs.contains_key(&name[..end]))
 }
 
-/// Tells HR from LQ by the ends of the names, where most pictures of the folder are named so, or
+/// Tells HR from LQ by the ends of the names, where most images of the folder are named so, or
 /// the user says so (`forced`). Names lose these words. What was made for another scale is
-/// rejected. Pairs that `paragon shards extract` wrote among other pictures are left out.
+/// rejected. Pairs that `paragon shards extract` wrote among other images are left out.
 ///
 /// # Errors
 /// A folder in which neither is clear, with what to do.
@@ -126,18 +126,18 @@ pub(super) fn split_by_ending(
     }
     let advice = format!(
         "move the pairs into a folder of their own, give --hr {place} --lq {place} to use the pairs alone, or --hr {place} to take every \
-         picture as HR"
+         image as HR"
     );
     if extracted > named + strangers {
         bail!(
-            "{place} holds {extracted} pairs named as `paragon shards extract` does, and {} other pictures: {advice}",
+            "{place} holds {extracted} pairs named as `paragon shards extract` does, and {} other images: {advice}",
             named + strangers
         );
     }
     let paired = named > strangers;
     if !paired && named * 4 > strangers {
         bail!(
-            "{place} holds {named} pairs by the ends of their names, and {strangers} other pictures: {advice}"
+            "{place} holds {named} pairs by the ends of their names, and {strangers} other images: {advice}"
         );
     }
     // pairs that we extracted are no part of the set; of a few others among photographs, the LQ is
@@ -160,7 +160,7 @@ pub(super) fn split_by_ending(
             left_out.add(Reason::OwnOutput, 1, 0, &picture.path);
         } else if !paired && in_pair && is_lq {
             let reason = format!(
-                "its name says that it is the LQ of a pair, and most pictures of {place} are HR alone; {advice}"
+                "its name says that it is the LQ of a pair, and most images of {place} are HR alone; {advice}"
             );
             listing.rejected.push(Reject {
                 path: picture.path,
@@ -212,8 +212,8 @@ fn split(listing: Listing, scale: u32) -> Sides {
     Sides { hr, lq: Some(lq) }
 }
 
-/// HR pictures whose LQ is to be made. Of files with one stem (`a.png` and `a.jpg`) the first in
-/// the order of [`super::ENDINGS`] is taken: most likely they are one picture, and the one that
+/// HR images whose LQ is to be made. Of files with one stem (`a.png` and `a.jpg`) the first in
+/// the order of [`super::ENDINGS`] is taken: most likely they are one image, and the one that
 /// lost nothing is the better.
 pub(super) fn hr_alone(hr: Listing) -> (Vec<Source>, Vec<Reject>) {
     let mut rejected = hr.rejected;
@@ -245,7 +245,7 @@ pub(super) fn hr_alone(hr: Listing) -> (Vec<Source>, Vec<Reject>) {
             .into_owned();
         rejected.extend(of_one_name.map(|p| Reject {
             path: p.path,
-            reason: format!("{taken}, which has the same name, is used; rename one of them if they are two pictures"),
+            reason: format!("{taken}, which has the same name, is used; rename one of them if they are two images"),
         }));
         sources.push(Source {
             name,
@@ -256,7 +256,7 @@ pub(super) fn hr_alone(hr: Listing) -> (Vec<Source>, Vec<Reject>) {
     (sources, rejected)
 }
 
-/// Pictures by their composed names. Splits off files of one name (`a.png` and `a.jpg`), of which
+/// Images by their composed names. Splits off files of one name (`a.png` and `a.jpg`), of which
 /// none can be told to be the right one.
 fn without_twins(
     side: &str,
@@ -300,7 +300,7 @@ fn without_twins(
     single
 }
 
-/// The keys under which a picture may find its partner, the whole name first, and a scale in its
+/// The keys under which an image may find its partner, the whole name first, and a scale in its
 /// name that is not the wanted one.
 fn keys(name: &str, side: Side, scale: u32) -> (Vec<&str>, Option<u32>) {
     let mut found = Vec::new();
@@ -316,10 +316,10 @@ fn keys(name: &str, side: Side, scale: u32) -> (Vec<&str>, Option<u32>) {
     (found, None)
 }
 
-/// HR pictures by every key of theirs, with the words that were taken off for it.
+/// HR images by every key of theirs, with the words that were taken off for it.
 type ByKey<'a> = HashMap<&'a str, Vec<(usize, &'a str)>>;
 
-/// An LQ picture that may be the partner of an HR picture; the fewer words are taken off both
+/// An LQ image that may be the partner of an HR image; the fewer words are taken off both
 /// names, the better.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Match<'a> {
@@ -328,7 +328,7 @@ struct Match<'a> {
     lq: &'a str,
 }
 
-/// Every way in which an LQ picture may belong to an HR picture, the best first.
+/// Every way in which an LQ image may belong to an HR image, the best first.
 fn matches<'a>(
     hr: &BTreeMap<String, Picture>,
     by_key: &ByKey<'a>,
@@ -344,7 +344,7 @@ fn matches<'a>(
                 hr,
                 lq: name.as_str(),
             }));
-            // an HR picture of this very name is the one that is meant, whether it has another
+            // an HR image of this very name is the one that is meant, whether it has another
             // partner or not
             if hr.contains_key(key) {
                 break;
@@ -358,11 +358,11 @@ fn matches<'a>(
 /// Who belongs to whom.
 #[derive(Default)]
 struct Settled<'a> {
-    /// The LQ picture of an HR picture.
+    /// The LQ image of an HR image.
     partner: HashMap<&'a str, &'a str>,
-    /// LQ pictures that have a place.
+    /// LQ images that have a place.
     used: HashSet<&'a str>,
-    /// Why pictures have none although there are some that could be meant.
+    /// Why images have none although there are some that could be meant.
     unclear_hr: HashMap<&'a str, String>,
     unclear_lq: HashMap<&'a str, String>,
 }
@@ -399,14 +399,14 @@ impl<'a> Settled<'a> {
             }
             let reason = if rivals.len() > 1 {
                 format!(
-                    "{} LQ pictures could belong to the HR picture {} ({}); keep one of them",
+                    "{} LQ images could belong to the HR image {} ({}); keep one of them",
                     rivals.len(),
                     m.hr,
                     rivals.join(", ")
                 )
             } else {
                 format!(
-                    "the LQ picture {} could belong to {others} HR pictures; rename it after the one that is meant",
+                    "the LQ image {} could belong to {others} HR images; rename it after the one that is meant",
                     m.lq
                 )
             };
@@ -443,10 +443,10 @@ pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Re
         let reason = match (settled.unclear_lq.get(name.as_str()), taken, other) {
             (Some(reason), ..) => reason.clone(),
             (None, Some((_, hr)), _) => {
-                format!("the HR picture {hr} has another LQ picture already")
+                format!("the HR image {hr} has another LQ image already")
             }
             (None, None, Some(other)) => format!("its name says scale {other}, not {scale}"),
-            (None, None, None) => format!("no HR picture is named {name}"),
+            (None, None, None) => format!("no HR image is named {name}"),
         };
         rejected.push(Reject {
             path: picture.path.clone(),
@@ -467,8 +467,8 @@ pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Re
             });
         } else {
             let reason = settled.unclear_hr.get(name.as_str()).cloned();
-            let reason = reason
-                .unwrap_or_else(|| format!("no LQ picture is named {name} or {name}x{scale}"));
+            let reason =
+                reason.unwrap_or_else(|| format!("no LQ image is named {name} or {name}x{scale}"));
             rejected.push(Reject {
                 path: picture.path.clone(),
                 reason,

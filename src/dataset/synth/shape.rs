@@ -3,7 +3,7 @@
 //! square roots only, as in `texture`.
 
 use super::texture::sine;
-use crate::rng::Rng;
+use crate::support::rng::Rng;
 
 /// Corners of the largest polygon.
 const MAX_CORNERS: usize = 9;

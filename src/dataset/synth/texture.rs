@@ -1,8 +1,8 @@
 //! What a leaf's surface looks like: a value between -1 and 1 at every point of its own
 //! coordinates. Uses only arithmetic that IEEE 754 fixes to the bit (no platform sine or power), so
-//! a picture is the same on every machine.
+//! an image is the same on every machine.
 
-use crate::rng::Rng;
+use crate::support::rng::Rng;
 
 /// Largest integer not above `x`; |x| must be below 2^31. (`f32::floor` is a call on baseline
 /// x86-64.)

@@ -9,7 +9,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
-use crate::isa::Isa;
+use crate::support::isa::Isa;
 
 /// Rows side by side: the bytes of one SSE or NEON register.
 pub const LANES: usize = 16;
@@ -223,12 +223,12 @@ mod tests {
     proptest! {
         #[test]
         fn images_come_back(lq_size in 1usize..70, scale in 1usize..4, seed in any::<u64>()) {
-            let mut rng = crate::rng::Rng::new(&[seed]);
+            let mut rng = crate::support::rng::Rng::new(&[seed]);
             let bands = Bands::new(lq_size, scale);
             prop_assert!(bands.rows * LANES >= bands.height);
             let image: Vec<u8> = (0..bands.width * bands.height * 3).map(|_| rng.next_u64() as u8).collect();
             let whole = Window { x: 0, y: 0, width: bands.width, height: bands.height };
-            let at = |rng: &mut crate::rng::Rng, most: usize| rng.below(most as u64) as usize;
+            let at = |rng: &mut crate::support::rng::Rng, most: usize| rng.below(most as u64) as usize;
             let (x, y) = (at(&mut rng, bands.width), at(&mut rng, bands.height));
             let part = Window { x, y, width: 1 + at(&mut rng, bands.width - x), height: 1 + at(&mut rng, bands.height - y) };
             let mut planes = vec![7; bands.bytes()];

@@ -6,7 +6,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
 use super::bands::{Bands, LANES, PLANES, lane};
-use crate::isa::Isa;
+use crate::support::isa::Isa;
 
 /// HR rows and columns that the half-size filter looks at beyond a pixel's own two.
 const REACH: usize = 3;
@@ -247,7 +247,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn noise(n: usize, seed: u64) -> Vec<u8> {
-        let mut rng = crate::rng::Rng::new(&[seed]);
+        let mut rng = crate::support::rng::Rng::new(&[seed]);
         (0..n).map(|_| rng.next_u64() as u8).collect()
     }
 

@@ -10,7 +10,7 @@ mod lq;
 mod predict;
 
 use super::format::{Geometry, u32_at};
-use crate::isa::Isa;
+use crate::support::isa::Isa;
 use anyhow::{Context, Result, bail, ensure};
 use bands::{Bands, Window};
 use lq::Guess;
@@ -532,7 +532,7 @@ fn unzip(zstd: &mut Decompressor, number: usize, frame: &[u8], room: &mut [u8]) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Rng;
+    use crate::support::rng::Rng;
     use proptest::prelude::*;
 
     /// A pair whose LQ is near the HR (`related`) or not at all.

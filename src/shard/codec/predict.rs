@@ -8,7 +8,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
 use super::bands::{Bands, LANES, Lane, PLANES, each, lane, row_of_all, row_of_all_mut};
-use crate::isa::Isa;
+use crate::support::isa::Isa;
 
 /// The median edge detector of LOCO-I (Weinberger, Seroussi, Sapiro 2000): `left + up - corner`,
 /// held between the smaller and the larger of `left` and `up`. Written with wrapping bytes, it
@@ -216,7 +216,7 @@ mod tests {
         fn residuals_follow_the_definition_and_come_back(
             lq_size in 1usize..50, scale in 1usize..4, smooth in any::<bool>(), seed in any::<u64>(),
         ) {
-            let mut rng = crate::rng::Rng::new(&[seed]);
+            let mut rng = crate::support::rng::Rng::new(&[seed]);
             let bands = Bands::new(lq_size, scale);
             let image: Vec<u8> = (0..bands.width * bands.height * 3)
                 .map(|i| if smooth { (i / 3 % 50 * 3) as u8 + rng.below(9) as u8 } else { rng.next_u64() as u8 })

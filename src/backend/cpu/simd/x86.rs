@@ -29,19 +29,19 @@ pub struct Avx2;
 #[derive(Clone, Copy)]
 pub struct Avx512;
 
-type Pair = [__m256; 2];
+type YmmPair = [__m256; 2];
 
 impl Simd for Avx2 {
-    type V = Pair;
+    type V = YmmPair;
     const REGISTERS: Registers = Registers::Eight;
     #[inline(always)]
-    unsafe fn load(p: *const f32) -> Pair {
+    unsafe fn load(p: *const f32) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be
         // read at `p`
         unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
     }
     #[inline(always)]
-    unsafe fn store(p: *mut f32, v: Pair) {
+    unsafe fn store(p: *mut f32, v: YmmPair) {
         // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be
         // written at `p`
         unsafe {
@@ -55,7 +55,7 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
     }
     #[inline(always)]
-    unsafe fn stream(p: *mut f32, v: Pair) {
+    unsafe fn stream(p: *mut f32, v: YmmPair) {
         // SAFETY: the caller says that the processor has AVX2 and FMA, and that `p`, a multiple of
         // 64, has room for 16 values
         unsafe {
@@ -69,7 +69,7 @@ impl Simd for Avx2 {
         unsafe { _mm_sfence() };
     }
     #[inline(always)]
-    unsafe fn splat(x: f32) -> Pair {
+    unsafe fn splat(x: f32) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let v = _mm256_set1_ps(x);
@@ -77,7 +77,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn fma(a: Pair, b: Pair, c: Pair) -> Pair {
+    unsafe fn fma(a: YmmPair, b: YmmPair, c: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             [
@@ -87,42 +87,42 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn add(a: Pair, b: Pair) -> Pair {
+    unsafe fn add(a: YmmPair, b: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }
     #[inline(always)]
-    unsafe fn sub(a: Pair, b: Pair) -> Pair {
+    unsafe fn sub(a: YmmPair, b: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
     }
     #[inline(always)]
-    unsafe fn mul(a: Pair, b: Pair) -> Pair {
+    unsafe fn mul(a: YmmPair, b: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
     #[inline(always)]
-    unsafe fn div(a: Pair, b: Pair) -> Pair {
+    unsafe fn div(a: YmmPair, b: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
     }
     #[inline(always)]
-    unsafe fn sqrt(x: Pair) -> Pair {
+    unsafe fn sqrt(x: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_sqrt_ps(x[0]), _mm256_sqrt_ps(x[1])] }
     }
     #[inline(always)]
-    unsafe fn min(a: Pair, b: Pair) -> Pair {
+    unsafe fn min(a: YmmPair, b: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
     }
     #[inline(always)]
-    unsafe fn max(a: Pair, b: Pair) -> Pair {
+    unsafe fn max(a: YmmPair, b: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
     }
     #[inline(always)]
-    unsafe fn abs(x: Pair) -> Pair {
+    unsafe fn abs(x: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let sign = _mm256_set1_ps(-0.0);
@@ -130,7 +130,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn xor_sign(x: Pair, sign: Pair) -> Pair {
+    unsafe fn xor_sign(x: YmmPair, sign: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let bit = _mm256_set1_ps(-0.0);
@@ -141,7 +141,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn lookup(table: &Table, at: Pair) -> Pair {
+    unsafe fn lookup(table: &Table, at: YmmPair) -> YmmPair {
         // SAFETY: the caller says that the processor has AVX2 and FMA; a table is 16 values,
         // aligned to 64 bytes
         unsafe {
@@ -153,7 +153,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn sum(v: Pair) -> f32 {
+    unsafe fn sum(v: YmmPair) -> f32 {
         // SAFETY: the caller says that the processor has AVX2 and FMA
         unsafe {
             let eight = _mm256_add_ps(v[0], v[1]);
@@ -166,12 +166,12 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn sums(v: &[Pair; 8], out: *mut f32) {
+    unsafe fn sums(v: &[YmmPair; 8], out: *mut f32) {
         // SAFETY: the caller says that the processor has AVX2 and FMA, and that 8 values can be
         // written at `out`
         unsafe {
-            let fold = |v: Pair| _mm256_add_ps(v[0], v[1]);
-            let two = |a: Pair, b: Pair| _mm256_hadd_ps(fold(a), fold(b));
+            let fold = |v: YmmPair| _mm256_add_ps(v[0], v[1]);
+            let two = |a: YmmPair, b: YmmPair| _mm256_hadd_ps(fold(a), fold(b));
             let low = _mm256_hadd_ps(two(v[0], v[1]), two(v[2], v[3]));
             let high = _mm256_hadd_ps(two(v[4], v[5]), two(v[6], v[7]));
             let sum = _mm256_add_ps(

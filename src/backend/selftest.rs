@@ -1,7 +1,7 @@
 //! A device against the CPU: every operation of a training step on the same inputs, then a short
-//! training, for every type of activations the device has. Pictures are compared whole and row by
+//! training, for every type of activations the device has. Images are compared whole and row by
 //! row, column by column and in their corners, since kernels go wrong at edges, which are a small
-//! share of a picture. Depends on the networks and the backends. Promises that a difference beyond
+//! share of an image. Depends on the networks and the backends. Promises that a difference beyond
 //! rounding is reported.
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
@@ -9,7 +9,7 @@ use crate::backend::{Backend, BatchView, CudaSizing, Scalars, read_floats, write
 use crate::model::{Network, Recompute, StepSpec, training_plan};
 use crate::plan::OptimizerKind::{self, Adam, AdamW};
 use crate::plan::{BufferId, Extent, LossKind, Op, Plan, Precision};
-use crate::rng::mix;
+use crate::support::rng::mix;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
@@ -26,7 +26,7 @@ pub struct Check {
     /// What was compared.
     pub what: String,
     /// `|device - CPU| / |CPU|` in the L2 norm, the worst of all buffers, times and, in a
-    /// comparison of edges, parts of a picture.
+    /// comparison of edges, parts of an image.
     pub error: f64,
     /// The most that rounding explains.
     pub tolerance: f64,
@@ -92,7 +92,7 @@ const CASES: [Case; 7] = [
 /// Of [`CASES`], those of a quick run.
 const QUICK: usize = 2;
 
-/// How much larger than the tolerance of a whole picture that of its rows, columns and corners is:
+/// How much larger than the tolerance of a whole image that of its rows, columns and corners is:
 /// they hold few values, so that rounding does not even out (measured: up to 1.9 times the error of
 /// the whole). A kernel that is wrong there is wrong by a tenth of the values and more.
 const EDGES: f64 = 2.0;
@@ -126,12 +126,12 @@ pub struct Shared {
 pub fn shared_buffers(cpu: &Plan, device: &Plan, at: usize) -> Vec<Shared> {
     let list = |plan: &Plan| -> Vec<_> {
         let op = &plan.ops[at];
-        let composed = if let Op::UpHead(head) = op {
-            head.composed.map(|c| c.buffer)
+        let folded = if let Op::Reconstruct(head) = op {
+            head.folded.map(|c| c.buffer)
         } else {
             None
         };
-        let own: Vec<BufferId> = op.sums().chain(composed).collect();
+        let own: Vec<BufferId> = op.sums().chain(folded).collect();
         op.accesses().filter(|a| !own.contains(&a.buffer)).collect()
     };
     let (a, b) = (list(cpu), list(device));
@@ -152,7 +152,7 @@ pub fn halves(cpu: &Plan, a: BufferId, device: &Plan, b: BufferId) -> bool {
     cpu.buffer(a).bytes == 2 * device.buffer(b).bytes
 }
 
-/// The extent of a picture that an operation writes; nothing for what is none (parameters,
+/// The extent of an image that an operation writes; nothing for what is none (parameters,
 /// gradients, metrics).
 fn picture(op: &Op, buffer: BufferId) -> Option<Extent> {
     let (extent, written) = match op {
@@ -168,8 +168,8 @@ fn picture(op: &Op, buffer: BufferId) -> Option<Extent> {
         Op::ConvBack(o) => (o.forward.extent, [o.d_input, None]),
         Op::NanoBlock(o) => (o.extent, [Some(o.output), None]),
         Op::NanoBlockBack(o) => (o.forward.extent, [Some(o.d_input), None]),
-        Op::UpHead(o) => (o.extent.scaled(o.scale), [Some(o.output), None]),
-        Op::UpHeadBack(o) => (o.forward.extent, [Some(o.d_features), o.d_input]),
+        Op::Reconstruct(o) => (o.extent.scaled(o.scale), [Some(o.output), None]),
+        Op::ReconstructBack(o) => (o.forward.extent, [Some(o.d_features), o.d_input]),
         Op::PixelLoss(o) => (o.extent, [Some(o.d_prediction), None]),
         Op::StructuralLoss(o) => (o.extent, [Some(o.d_prediction), None]),
         Op::Update(_) => return None,
@@ -186,7 +186,7 @@ fn worse(a: f64, b: f64) -> f64 {
     }
 }
 
-/// The worst error of a row, a column, a corner and the inside of pictures `[n, h, w, channels]`,
+/// The worst error of a row, a column, a corner and the inside of images `[n, h, w, channels]`,
 /// each over all images: the root mean square of its differences against that of its values or,
 /// where these are small, of all values.
 fn at_edges(got: &[f64], expected: &[f64], extent: Extent) -> f64 {
@@ -291,7 +291,7 @@ pub fn run(
         };
         let case =
             format!("x{scale}, {batch} x {lq} x {lq}, {losses:?}, {recompute}, {optimizer:?}");
-        let pair = Pair::new(&net, &spec, precision, load).with_context(|| case.clone())?;
+        let pair = BackendPair::new(&net, &spec, precision, load).with_context(|| case.clone())?;
         let found = pair
             .run(&net, &spec, precision)
             .with_context(|| case.clone())?;
@@ -311,7 +311,7 @@ pub fn run(
 }
 
 /// The same step on both.
-struct Pair {
+struct BackendPair {
     cpu: CpuBackend,
     device: Box<dyn Backend>,
     params: Vec<f32>,
@@ -324,12 +324,17 @@ struct Worst {
     label: &'static str,
     /// Of whole buffers.
     whole: f64,
-    /// Of the edges of pictures, where it writes any.
+    /// Of the edges of images, where it writes any.
     edges: Option<f64>,
 }
 
-impl Pair {
-    fn new(net: &Network, spec: &StepSpec, precision: Precision, load: Load<'_>) -> Result<Pair> {
+impl BackendPair {
+    fn new(
+        net: &Network,
+        spec: &StepSpec,
+        precision: Precision,
+        load: Load<'_>,
+    ) -> Result<BackendPair> {
         let options = CpuOptions::new(0);
         // the device has the operations one by one, in their direct form
         let direct = StepSpec {
@@ -345,7 +350,7 @@ impl Pair {
             "{} bytes are allocated and {planned} were planned",
             device.allocated()
         );
-        Ok(Pair {
+        Ok(BackendPair {
             cpu,
             device,
             params: net.params().start_values(7),
@@ -621,7 +626,7 @@ mod tests {
     use super::*;
     use crate::backend::StepMetrics;
 
-    /// The CPU as a device that writes one part of a picture wrongly.
+    /// The CPU as a device that writes one part of an image wrongly.
     struct Tampered {
         cpu: CpuBackend,
         /// The operation, and whether a pixel (row, column, height, width) is wrong.
@@ -645,13 +650,13 @@ mod tests {
         fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()> {
             self.cpu.read(buffer, offset, bytes)
         }
-        fn guest(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-            self.cpu.guest(plan)
+        fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
+            self.cpu.lend(plan)
         }
         fn stage(
             &mut self,
             batch: BatchView<'_>,
-        ) -> Result<Option<Box<dyn crate::host_memory::Fence>>> {
+        ) -> Result<Option<Box<dyn crate::sys::host_memory::Fence>>> {
             self.cpu.stage(batch)
         }
         fn micro_step(&mut self, scalars: &Scalars) -> Result<()> {
@@ -714,7 +719,7 @@ mod tests {
             label,
             wrong,
         });
-        let mut pair = Pair {
+        let mut pair = BackendPair {
             cpu: load(),
             device,
             params: net.params().start_values(7),
@@ -739,8 +744,8 @@ mod tests {
             "conv 3x3",
             "nano block",
             "nano block, backward",
-            "up.0 and head",
-            "up.0 and head, backward",
+            "reconstruct",
+            "reconstruct, backward",
             "pixel loss",
         ] {
             assert_eq!(

@@ -1,6 +1,6 @@
-//! Applying a trained network to pictures of any size: tiles that overlap by the receptive field,
+//! Applying a trained network to images of any size: tiles that overlap by the receptive field,
 //! so that the result is the same bits for every tile size, in an arena sized for one tile or in
-//! the part of a training step's arena that is free between steps. A picture may come and go in
+//! the part of a training step's arena that is free between steps. An image may come and go in
 //! rows, so that only one row of tiles is in memory. Depends on the networks, the backends and the
 //! dataset's resampling. Promises that what it allocates is what it computes beforehand.
 
@@ -8,9 +8,10 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::dataset::degrade::Resampler;
 use crate::dataset::rows::PixelRows;
-use crate::failure::no_memory;
 use crate::model::{InferenceSpec, Network, inference_plan};
-use crate::plan::{Plan, Sizing, bytes_text};
+use crate::plan::{Plan, Sizing};
+use crate::support::failure::no_memory;
+use crate::support::text::bytes_text;
 use anyhow::{Context, Result, ensure};
 use image::{GrayImage, RgbImage};
 use std::ops::Range;
@@ -22,14 +23,14 @@ pub const DEFAULT_TILE: usize = 288;
 /// smaller ones would mostly compute their overlap.
 pub const LEAST_LENT_TILE: usize = 64;
 
-/// Makes pictures larger.
+/// Makes images larger.
 pub trait Upscale {
     /// HR pixels per LQ pixel along one side.
     fn scale(&self) -> usize;
-    /// The picture at `scale` times its size, clamped to [0, 1] and rounded to u8.
+    /// The image at `scale` times its size, clamped to [0, 1] and rounded to u8.
     ///
     /// # Errors
-    /// When the picture is empty or memory is short.
+    /// When the image is empty or memory is short.
     fn upscale(&mut self, lq: &RgbImage) -> Result<RgbImage>;
 }
 
@@ -38,13 +39,13 @@ pub struct Upscaler {
     tiles: Tiles,
     params: Vec<f32>,
     options: CpuOptions,
-    /// The backend for the last tile shape (height, width); pictures smaller than a tile need one
+    /// The backend for the last tile shape (height, width); images smaller than a tile need one
     /// of their own.
     loaded: Option<((usize, usize), CpuBackend)>,
 }
 
 /// A network applied in the free part of a training step's arena, between steps.
-pub struct Guest<'a> {
+pub struct LentUpscaler<'a> {
     /// Tiles of the largest size that fits, see [`largest_tile`].
     pub tiles: &'a mut Tiles,
     /// Whose arena.
@@ -55,7 +56,7 @@ pub struct Guest<'a> {
     pub params: &'a [f32],
 }
 
-/// Cuts pictures into tiles and puts the results together; holds one tile in and out.
+/// Cuts images into tiles and puts the results together; holds one tile in and out.
 pub struct Tiles {
     net: Network,
     tile: usize,
@@ -118,7 +119,7 @@ struct Span {
 
 /// Side of the tiles that a side of `len` pixels is cut into: no more of them than tiles of `most`
 /// pixels would be, and no larger than that takes, since what overlaps is computed twice. A
-/// multiple of 8 where there are several, so that pictures of nearly the same size share an arena.
+/// multiple of 8 where there are several, so that images of nearly the same size share an arena.
 fn tile_side(len: usize, most: usize, halo: usize) -> usize {
     if len <= most {
         return len;
@@ -187,10 +188,10 @@ impl Tiles {
         (lq + lq * self.net.scale * self.net.scale * 4 + self.net.params().len() * 4) as u64
     }
 
-    /// How a picture of (width, height) pixels is cut into tiles.
+    /// How an image of (width, height) pixels is cut into tiles.
     fn cut(&self, (w, h): (u32, u32)) -> Result<Cut> {
         let (w, h) = (w as usize, h as usize);
-        ensure!(w > 0 && h > 0, "the picture has no pixels");
+        ensure!(w > 0 && h > 0, "the image has no pixels");
         let halo = self.net.receptive_field();
         let (th, tw) = (tile_side(h, self.tile, halo), tile_side(w, self.tile, halo));
         Ok(Cut {
@@ -201,7 +202,7 @@ impl Tiles {
         })
     }
 
-    /// The most bytes that [`Bands`] take for a picture beside the arena: the tiles, the LQ rows
+    /// The most bytes that [`Bands`] take for an image beside the arena: the tiles, the LQ rows
     /// that one row of tiles sees, and the HR rows that come out of it.
     fn band_bytes(&self, cut: &Cut, alpha: bool) -> u64 {
         let (scale, (th, tw)) = (self.net.scale, cut.shape);
@@ -273,12 +274,12 @@ impl Tiles {
         Ok(())
     }
 
-    /// Upscales a picture that is in memory.
+    /// Upscales an image that is in memory.
     fn run(&mut self, lq: &RgbImage, backend: &mut dyn Backend) -> Result<RgbImage> {
         let (cut, scale) = (self.cut(lq.dimensions())?, self.net.scale);
         let (width, height) = (cut.width * scale, lq.height() as usize * scale);
         let mut out = Vec::new();
-        fill_up(&mut out, width * height * 3, "the enlarged picture")?; // at most 200 million pixels times 64
+        fill_up(&mut out, width * height * 3, "the enlarged image")?; // at most 200 million pixels times 64
         let mut left = out.as_mut_slice();
         for &row in &cut.rows {
             let (band, rest) = left.split_at_mut((row.valid.1 - row.valid.0) * scale * width * 3);
@@ -287,7 +288,7 @@ impl Tiles {
             self.band(backend, &cut, row, window, band)?;
         }
         RgbImage::from_raw(width as u32, height as u32, out)
-            .context("the enlarged picture has a wrong length")
+            .context("the enlarged image has a wrong length")
     }
 }
 
@@ -301,7 +302,7 @@ fn fill_up<T: Copy + Default>(data: &mut Vec<T>, len: usize, what: &str) -> Resu
     Ok(())
 }
 
-/// How one picture is cut.
+/// How one image is cut.
 struct Cut {
     /// LQ pixels.
     width: usize,
@@ -325,7 +326,7 @@ impl Cut {
 /// LQ rows on each side of an LQ row that its enlargement by the bicubic filter depends on.
 const ALPHA_REACH: usize = 3;
 
-/// A picture on its way through a network: LQ rows are read as they are needed, and the enlarged
+/// An image on its way through a network: LQ rows are read as they are needed, and the enlarged
 /// rows are read from it in turn. In memory are the rows of one row of tiles alone. An alpha
 /// channel is enlarged by the bicubic filter.
 pub struct Bands<'a> {
@@ -355,11 +356,7 @@ impl Bands<'_> {
     /// before stay.
     fn fill_window(&mut self, row: Span) -> Result<()> {
         let (w, wanted) = (self.cut.width, row.start..row.start + self.cut.shape.0);
-        fill_up(
-            &mut self.window,
-            wanted.len() * w * 3,
-            "rows of the picture",
-        )?;
+        fill_up(&mut self.window, wanted.len() * w * 3, "rows of the image")?;
         let alpha = self.source.channels() == 4;
         if alpha {
             fill_up(
@@ -379,7 +376,7 @@ impl Bands<'_> {
         if !alpha {
             self.source.read(&mut self.window[kept * w * 3..])?;
         } else {
-            fill_up(&mut self.raw, w * 4, "a row of the picture")?;
+            fill_up(&mut self.raw, w * 4, "a row of the image")?;
             for y in kept..wanted.len() {
                 self.source.read(&mut self.raw)?;
                 for (x, pixel) in self.raw.chunks_exact(4).enumerate() {
@@ -398,7 +395,7 @@ impl Bands<'_> {
             .cut
             .rows
             .get(self.next)
-            .context("the enlarged picture has no rows left")?;
+            .context("the enlarged image has no rows left")?;
         self.next += 1;
         self.fill_window(row)?;
         let (scale, w) = (self.tiles.net.scale, self.cut.width);
@@ -500,7 +497,7 @@ impl Upscaler {
         })
     }
 
-    /// Bytes of the arena for a picture of at least a tile, and of the buffers beside it.
+    /// Bytes of the arena for an image of at least a tile, and of the buffers beside it.
     ///
     /// # Errors
     /// Only on a bug in the plan.
@@ -513,21 +510,21 @@ impl Upscaler {
         Ok(plan.arena_bytes + self.tiles.bytes())
     }
 
-    /// Bytes for upscaling a picture of (width, height) LQ pixels in rows: arena, parameters, and
+    /// Bytes for upscaling an image of (width, height) LQ pixels in rows: arena, parameters, and
     /// what [`Bands`] hold.
     ///
     /// # Errors
-    /// When the picture is empty or larger than can be addressed.
+    /// When the image is empty or larger than can be addressed.
     pub fn bytes_in_rows(&self, size: (u32, u32), alpha: bool) -> Result<u64> {
         let cut = self.tiles.cut(size)?;
         Ok(self.arena_bytes(cut.shape)? + self.tiles.band_bytes(&cut, alpha))
     }
 
-    /// Bytes for upscaling a picture of (width, height) LQ pixels that is in memory, the picture
+    /// Bytes for upscaling an image of (width, height) LQ pixels that is in memory, the image
     /// and its result not counted.
     ///
     /// # Errors
-    /// When the picture is empty.
+    /// When the image is empty.
     pub fn bytes_in_memory(&self, size: (u32, u32)) -> Result<u64> {
         let (th, tw) = self.tiles.cut(size)?.shape;
         let tile = th * tw * 3 * (1 + 4 * self.tiles.net.scale * self.tiles.net.scale);
@@ -542,17 +539,17 @@ impl Upscaler {
         )
     }
 
-    /// Gives the arena back unless the next picture, of (width, height) LQ pixels, is cut into
-    /// tiles of the same shape: what is computed for a picture holds no other one's arena.
+    /// Gives the arena back unless the next image, of (width, height) LQ pixels, is cut into
+    /// tiles of the same shape: what is computed for an image holds no other one's arena.
     pub fn make_room_for(&mut self, size: (u32, u32)) {
         let shape = self.tiles.cut(size).map(|cut| cut.shape).ok();
         self.loaded.take_if(|(loaded, _)| Some(*loaded) != shape);
     }
 
-    /// Upscales a picture as it is read; the result is read from what this returns.
+    /// Upscales an image as it is read; the result is read from what this returns.
     ///
     /// # Errors
-    /// When the picture is empty or memory is short.
+    /// When the image is empty or memory is short.
     pub fn bands<'a>(&'a mut self, source: &'a mut dyn PixelRows) -> Result<Bands<'a>> {
         let cut = self.tiles.cut(source.size())?;
         self.load(cut.shape)?;
@@ -613,7 +610,7 @@ impl Upscale for Upscaler {
     }
 }
 
-impl Upscale for Guest<'_> {
+impl Upscale for LentUpscaler<'_> {
     fn scale(&self) -> usize {
         self.tiles.net.scale
     }
@@ -624,9 +621,9 @@ impl Upscale for Guest<'_> {
             self.tiles.cut(lq.dimensions())?.shape,
             self.sizing,
         )?;
-        let mut guest = self.host.guest(plan)?;
-        set_parameters(guest.as_mut(), self.params)?;
-        self.tiles.run(lq, guest.as_mut())
+        let mut upscaler = self.host.lend(plan)?;
+        set_parameters(upscaler.as_mut(), self.params)?;
+        self.tiles.run(lq, upscaler.as_mut())
     }
 }
 
@@ -692,7 +689,7 @@ mod tests {
     fn noise(w: u32, h: u32) -> RgbImage {
         RgbImage::from_fn(w, h, |x, y| {
             image::Rgb(std::array::from_fn(|c| {
-                crate::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
+                crate::support::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
             }))
         })
     }
@@ -721,7 +718,7 @@ mod tests {
         }
     }
 
-    /// RGBA rows of a picture and its alpha.
+    /// RGBA rows of an image and its alpha.
     struct Rows<'a>(&'a RgbImage, Option<&'a GrayImage>, usize);
 
     impl PixelRows for Rows<'_> {
@@ -753,7 +750,7 @@ mod tests {
             let net = Network::new("nano", scale).unwrap();
             let (picture, params) = (noise(w, h), net.params().start_values(3));
             let alpha = GrayImage::from_fn(w, h, |x, y| {
-                image::Luma([crate::rng::key(&[7, u64::from(x), u64::from(y)]) as u8])
+                image::Luma([crate::support::rng::key(&[7, u64::from(x), u64::from(y)]) as u8])
             });
             let large_alpha = Resampler::new()
                 .upscale_plane(&alpha, scale as u32)

@@ -1,4 +1,4 @@
-//! Any bytes as a picture file: `cargo +nightly fuzz run picture`. Files of `tests/pictures` and of
+//! Any bytes as an image file: `cargo +nightly fuzz run image`. Files of `tests/images` and of
 //! any collection are good seeds.
 #![no_main]
 

@@ -21,7 +21,7 @@ impl fmt::Display for MemoryRoom {
         write!(
             f,
             "{} ({})",
-            crate::plan::bytes_text(self.bytes),
+            crate::support::text::bytes_text(self.bytes),
             self.limit
         )
     }

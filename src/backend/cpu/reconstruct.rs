@@ -1,12 +1,12 @@
 //! The end of the network in one operation: upsampling convolution, pixel shuffle, `conv_out`, gain
-//! and base, as the 5x5 convolution of `composed`. Forward and backward in Winograd's form F(2x2,
+//! and base, as the 5x5 convolution of `folded_conv`. Forward and backward in Winograd's form F(2x2,
 //! 5x5), inference directly, so that its bits do not depend on where a tile begins. Depends on
 //! `winograd`, the row kernels and the base.
 
 use super::arena::Shared;
 use super::base::{self, BaseBand, base_scratch};
 use super::border::{MOST_FEATURES, Ring, shape};
-use super::composed::{Convolutions, Gradients, TAPS, compose, decompose};
+use super::folded_conv::{Convolutions, Gradients, TAPS, compose, decompose};
 use super::rows::{RowProduct, Start, pad_row, row_outer, row_product, row_sum};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache, whole};
@@ -15,7 +15,7 @@ use super::winograd::{
     CHUNK, Chunk, IN, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride,
     products, transform_gradient, transform_input,
 };
-use crate::plan::{UpHead, UpHeadBack};
+use crate::plan::{Reconstruct, ReconstructBack};
 
 /// Outputs of a tile along a side, LQ pixels.
 const OUT: usize = 2;
@@ -25,7 +25,7 @@ const OUTER_TILES: usize = 16;
 const RING: usize = 8;
 
 /// Lanes of the composition in whole vectors.
-fn padded(head: &UpHead) -> usize {
+fn padded(head: &Reconstruct) -> usize {
     whole(shape(head).lanes())
 }
 
@@ -46,7 +46,7 @@ struct Packed {
     len: usize,
 }
 
-fn packed(op: &UpHead, backward: bool) -> Packed {
+fn packed(op: &Reconstruct, backward: bool) -> Packed {
     let (s, f, lanes) = (shape(op), op.features, padded(op));
     let mut at = 0;
     let mut take = |len: usize| {
@@ -78,7 +78,7 @@ fn packed(op: &UpHead, backward: bool) -> Packed {
 }
 
 /// What the packed parameters are multiplied by once, `detail_gain`; and the parameters in the
-/// orders of `composed`.
+/// orders of `folded_conv`.
 struct Parameters<'a> {
     gain: f32,
     convolutions: Convolutions<'a>,
@@ -88,7 +88,7 @@ struct Parameters<'a> {
 /// `then`, to be packed.
 fn pack_parameters<'a>(
     ctx: &Context<'_>,
-    op: &UpHead,
+    op: &Reconstruct,
     parts: Parts,
     p: &Packed,
     then: impl FnOnce(&[f64], &[f64], f64),
@@ -137,8 +137,8 @@ fn pack_parameters<'a>(
 }
 
 /// Workspace of the forward operation.
-pub fn workspace(op: &UpHead) -> Workspace {
-    let UpHead {
+pub fn workspace(op: &Reconstruct) -> Workspace {
+    let Reconstruct {
         extent,
         features: f,
         scale,
@@ -160,7 +160,7 @@ pub fn workspace(op: &UpHead) -> Workspace {
 }
 
 struct Forward<'a> {
-    op: &'a UpHead,
+    op: &'a Reconstruct,
     parts: Parts,
     bands: Bands,
     parameters: Parameters<'a>,
@@ -185,7 +185,7 @@ impl Forward<'_> {
         v: *mut f32,
         detail: *mut f32,
     ) {
-        let UpHead {
+        let Reconstruct {
             extent,
             features: f,
             ..
@@ -264,7 +264,7 @@ impl Forward<'_> {
     /// has room for the row.
     #[inline(always)]
     unsafe fn direct<S: Simd>(&self, y: usize, slot: impl Fn(isize) -> *mut f32, detail: *mut f32) {
-        let UpHead {
+        let Reconstruct {
             extent,
             features: f,
             ..
@@ -299,7 +299,7 @@ impl Forward<'_> {
     /// As [`Task::run`] of the task whose rows these are.
     #[inline(always)]
     unsafe fn correct<S: Simd>(&self, image: usize, first: usize, end: usize) {
-        let UpHead {
+        let Reconstruct {
             extent,
             features: f,
             scale,
@@ -314,7 +314,7 @@ impl Forward<'_> {
         };
         for at in ring.pixels(first as isize - 1, end as isize) {
             let mut u = [0.0; MOST_FEATURES];
-            // SAFETY: rows `first..end` are this task's and `seen_by` gives pixels of the picture;
+            // SAFETY: rows `first..end` are this task's and `seen_by` gives pixels of the image;
             // features are whole vectors, of which `u` has room for the most, and `conv_out` has 27
             // times as many weights
             unsafe {
@@ -343,7 +343,7 @@ impl Forward<'_> {
 impl Task for Forward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let UpHead {
+        let Reconstruct {
             extent,
             features: f,
             scale,
@@ -430,7 +430,7 @@ fn add_detail<const N: usize>(base: &[f32], detail: &[f32], stride: usize, out: 
 }
 
 /// Runs the operation.
-pub fn forward(ctx: &Context<'_>, op: &UpHead) {
+pub fn forward(ctx: &Context<'_>, op: &Reconstruct) {
     let parts = ctx.parts(op.workspace, workspace(op));
     let (p, s, lanes, f) = (packed(op, false), shape(op), padded(op), op.features);
     let parameters = pack_parameters(ctx, op, parts, &p, |kernel, bias, gain| {
@@ -490,7 +490,7 @@ struct Sums {
     len: usize,
 }
 
-fn sums(head: &UpHead) -> Sums {
+fn sums(head: &Reconstruct) -> Sums {
     let s = shape(head);
     let kernel = 0;
     let bias = s.kernel();
@@ -514,7 +514,7 @@ fn outer_tiles(w: usize) -> usize {
 
 /// Lanes from one tile to the next in the transformed gradient: those of a single vector are packed
 /// tightly, since what a store writes behind them the next tile overwrites.
-fn depth(head: &UpHead) -> usize {
+fn depth(head: &Reconstruct) -> usize {
     if padded(head) == LANES {
         shape(head).lanes()
     } else {
@@ -524,7 +524,7 @@ fn depth(head: &UpHead) -> usize {
 
 /// Workspace of the backward operation: weights; sums; sums at the points, gradient rows, and
 /// transformed values.
-pub fn workspace_back(op: &UpHeadBack) -> Workspace {
+pub fn workspace_back(op: &ReconstructBack) -> Workspace {
     let head = &op.forward;
     let (f, w, lanes) = (head.features, head.extent.w, padded(head));
     let span = outer_tiles(w);
@@ -539,7 +539,7 @@ pub fn workspace_back(op: &UpHeadBack) -> Workspace {
 }
 
 struct Backward<'a> {
-    op: &'a UpHead,
+    op: &'a Reconstruct,
     parts: Parts,
     bands: Bands,
     parameters: Parameters<'a>,
@@ -550,13 +550,13 @@ struct Backward<'a> {
 
 impl Backward<'_> {
     /// The gradient of an LQ row's values, `[w][lane]`, from the HR rows it became; zeros outside
-    /// the picture.
+    /// the image.
     ///
     /// # Safety
     /// As [`Task::run`]; `to` has room for the row.
     #[inline(always)]
     unsafe fn load(&self, image: usize, row: isize, to: *mut f32) {
-        let UpHead { extent, scale, .. } = *self.op;
+        let Reconstruct { extent, scale, .. } = *self.op;
         let (w, lanes, n) = (extent.w, padded(self.op), 3 * scale);
         // SAFETY: the gradient of the output holds the HR rows of every LQ row of the image; for
         // the scales there are (2, 3, 4, 8) the `scale` pieces of 3 `scale` values fit into the
@@ -598,7 +598,7 @@ impl Backward<'_> {
         (start, end): (usize, usize),
         partial: Shared<f32>,
     ) {
-        let UpHead {
+        let Reconstruct {
             extent,
             features: f,
             scale,
@@ -618,7 +618,7 @@ impl Backward<'_> {
             let (lq, phase) = ring.place(at);
             let (mut u, mut d) = ([0.0; MOST_FEATURES], [0.0f32; MOST_FEATURES]);
             // SAFETY: rows `start..end` and the partial are this task's, `seen_by` and `inside`
-            // give pixels of the picture; features are whole vectors, of which `u` and `d` have
+            // give pixels of the image; features are whole vectors, of which `u` and `d` have
             // room for the most, and weights and their sums are indexed alike
             unsafe {
                 if own {
@@ -847,7 +847,7 @@ impl Task for Backward<'_> {
 }
 
 /// Runs the gradients.
-pub fn backward(ctx: &Context<'_>, op: &UpHeadBack) {
+pub fn backward(ctx: &Context<'_>, op: &ReconstructBack) {
     let head = &op.forward;
     let parts = ctx.parts(op.workspace, workspace_back(op));
     let (p, s, f) = (packed(head, true), shape(head), head.features);
@@ -896,12 +896,12 @@ pub fn backward(ctx: &Context<'_>, op: &UpHeadBack) {
     // SAFETY: the tasks are done, the sums hold as many values as a partial, and nothing else uses
     // them
     let sum = unsafe { parts.sums().slice(0, sums_of.len) };
-    let (composed, ring) = sum.split_at_mut(sums_of.up);
+    let (folded, ring) = sum.split_at_mut(sums_of.up);
     let (up, rest) = ring.split_at_mut(s.up_weights());
     let (up_bias, out) = rest.split_at_mut(f * s.scale * s.scale);
     let (kernel, bias) = (
-        &composed[..sums_of.bias],
-        &composed[sums_of.bias..][..s.lanes()],
+        &folded[..sums_of.bias],
+        &folded[sums_of.bias..][..s.lanes()],
     );
     let Parameters { gain, convolutions } = task.parameters;
     decompose(

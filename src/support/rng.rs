@@ -1,5 +1,5 @@
 //! Counter-based random numbers: every draw is a pure function of its key, so that batches,
-//! pictures and start values come out the same for any number of threads and after any restart.
+//! images and start values come out the same for any number of threads and after any restart.
 //! Depends on nothing.
 
 /// Weyl increment of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number

@@ -3,12 +3,11 @@
 //! string in the metadata. Depends on the networks' tables and on files. Promises that a file is
 //! read in one way only: what could be meant in two ways is refused with both.
 
-use super::state;
-use crate::failure::retry;
-use crate::files;
-use crate::foreign::{HEAD_BYTES, Remedy, look};
 use crate::model::{Network, Param};
-use crate::text::brief;
+use crate::support::failure::retry;
+use crate::support::file_kind::{HEAD_BYTES, Remedy, look};
+use crate::support::files;
+use crate::support::text::brief;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::tensor::{Metadata, TensorView};
 use safetensors::{Dtype, SafeTensors};
@@ -21,6 +20,9 @@ use std::path::Path;
 /// Key of the metadata entry; its value is JSON. One entry only, since more would come out in a
 /// different order every time.
 const METADATA_KEY: &str = "paragon";
+
+/// The metadata key of a training state, by which a state given as a network is recognised.
+pub(crate) const STATE_METADATA_KEY: &str = "paragon_state";
 
 /// The largest network of the family has a few tens of MiB; something larger is another file.
 const MAX_MODEL_BYTES: u64 = 1 << 30;
@@ -212,7 +214,7 @@ fn header_of(bytes: &[u8]) -> Result<Metadata> {
     if header
         .metadata()
         .as_ref()
-        .is_some_and(|m| m.contains_key(state::METADATA_KEY))
+        .is_some_and(|m| m.contains_key(STATE_METADATA_KEY))
     {
         bail!(
             "it is the state of a training (a folder `states`); give a network of the same run: model.safetensors or one of `models`"
@@ -911,7 +913,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state_1.safetensors");
         let zero = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
-        let metadata = HashMap::from([(state::METADATA_KEY.to_string(), "{}".to_string())]);
+        let metadata = HashMap::from([(STATE_METADATA_KEY.to_string(), "{}".to_string())]);
         std::fs::write(
             &path,
             safetensors::serialize([("parameters", zero)], Some(metadata)).unwrap(),

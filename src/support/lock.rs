@@ -3,8 +3,8 @@
 //! A file system without locks is no reason to refuse work: the caller gets a warning to print and
 //! goes on without protection.
 
-use crate::failure;
-use crate::files;
+use crate::support::failure;
+use crate::support::files;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File, TryLockError};
 use std::io;

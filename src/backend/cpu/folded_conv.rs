@@ -4,8 +4,8 @@
 //! values of an LQ pixel. That takes 2.3 times fewer multiplications, and the features at HR never
 //! exist. Plain code in f64 on packed parameters; depends on nothing.
 //!
-//! One thing differs at the border: features outside the HR picture are zero for `conv_out`, while
-//! the composition sees what `up` would have made of the picture's edge. `up_head` takes that ring
+//! One thing differs at the border: features outside the HR image are zero for `conv_out`, while
+//! the composition sees what `up` would have made of the image's edge. `reconstruct` takes that ring
 //! of one pixel away again.
 
 use std::ops::Range;

@@ -1,10 +1,10 @@
-//! Writes pictures as PNG, JPEG, WebP, TIFF or BMP from rows that are asked for as they are needed.
-//! Depends on the encoders and on the dataset's rows. Promises to hold a few rows of the picture,
+//! Writes images as PNG, JPEG, WebP, TIFF or BMP from rows that are asked for as they are needed.
+//! Depends on the encoders and on the dataset's rows. Promises to hold a few rows of the image,
 //! but for WebP, whose encoder needs the whole; that memory, and the sizes a format cannot hold,
 //! are known before the work.
 
 use crate::dataset::rows::PixelRows;
-use crate::failure::no_memory;
+use crate::support::failure::no_memory;
 use anyhow::{Context, Result, anyhow, ensure};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
@@ -24,7 +24,7 @@ const LARGEST_TIFF: u64 = u32::MAX as u64 - (64 << 20);
 /// Length of a BMP's headers.
 const BMP_HEADERS: u32 = 14 + 40;
 
-/// What a picture can be written as.
+/// What an image can be written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Without loss, in strips
@@ -101,25 +101,25 @@ impl Format {
         };
         ensure!(
             width <= side && height <= side,
-            "the result has {width}x{height} pixels and {} holds at most {side} a side; write it as png or tiff, or cut the picture into parts",
+            "the result has {width}x{height} pixels and {} holds at most {side} a side; write it as png or tiff, or cut the image into parts",
             self.name()
         );
         let bytes = (u64::from(width) * 3).next_multiple_of(4) * u64::from(height);
         ensure!(
             self != Format::Bmp || bytes <= u64::from(u32::MAX - BMP_HEADERS),
-            "the result has {width}x{height} pixels and BMP holds at most 4 GiB; write it as png or tiff, or cut the picture into parts"
+            "the result has {width}x{height} pixels and BMP holds at most 4 GiB; write it as png or tiff, or cut the image into parts"
         );
         Ok(())
     }
 
-    /// The most bytes that writing a picture takes, the rows that are asked for not counted.
+    /// The most bytes that writing an image takes, the rows that are asked for not counted.
     pub fn bytes(self, (width, height): (u32, u32), channels: usize) -> u64 {
         let row = u64::from(width) * channels as u64;
         match self {
             // the rows that are filtered, and the compression
             Format::Png => 6 * row + (1 << 20),
             Format::Jpg => (JPEG_ROWS as u64 + 1) * row,
-            // the picture, the encoder's RGBA, and the file, whose buffer doubles as it grows
+            // the image, the encoder's RGBA, and the file, whose buffer doubles as it grows
             Format::Webp => (row + 12 * u64::from(width)) * u64::from(height),
             // a strip, and the places and lengths of all of them
             Format::Tiff => 2 * row.max(1 << 20) + 32 * u64::from(height),
@@ -127,7 +127,7 @@ impl Format {
         }
     }
 
-    /// Writes a whole picture.
+    /// Writes a whole image.
     ///
     /// # Errors
     /// Those of the rows and of writing.
@@ -206,7 +206,7 @@ fn png<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()>
     writer.finish().map_err(of_png)
 }
 
-/// The picture as the JPEG encoder asks for it: from the top, eight rows at a time, pixel by pixel.
+/// The image as the JPEG encoder asks for it: from the top, eight rows at a time, pixel by pixel.
 struct Asked<'a> {
     size: (u32, u32),
     state: RefCell<Group<'a>>,
@@ -278,7 +278,7 @@ fn webp<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()
     let ((width, height), channels) = (rows.size(), rows.channels());
     let mut picture = zeros(
         width as usize * height as usize * channels,
-        "the enlarged picture",
+        "the enlarged image",
     )?;
     rows.read(&mut picture)?;
     let colour = if channels == 4 {
@@ -335,7 +335,7 @@ fn bmp<W: Write + Seek>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Res
     let (width, height) = rows.size();
     let padded = (u64::from(width) * 3).next_multiple_of(4);
     let bytes =
-        u32::try_from(padded * u64::from(height)).context("the picture is too large for BMP")?;
+        u32::try_from(padded * u64::from(height)).context("the image is too large for BMP")?;
     let mut header = Vec::with_capacity(BMP_HEADERS as usize);
     header.extend(b"BM");
     for number in [bytes + BMP_HEADERS, 0, BMP_HEADERS, 40, width, height] {
@@ -363,7 +363,7 @@ fn bmp<W: Write + Seek>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Res
     Ok(())
 }
 
-/// A picture in memory, read as rows.
+/// An image in memory, read as rows.
 pub struct InMemory<'a> {
     picture: &'a RgbImage,
     /// Bytes that were read.
@@ -391,7 +391,7 @@ impl PixelRows for InMemory<'_> {
             .picture
             .as_raw()
             .get(self.done..self.done + rows.len())
-            .context("the picture has no rows left")?;
+            .context("the image has no rows left")?;
         rows.copy_from_slice(from);
         self.done += rows.len();
         Ok(())
@@ -424,7 +424,7 @@ mod tests {
         out.into_inner().unwrap().into_inner()
     }
 
-    /// What goes through the encoders of whole pictures comes out as from ours: the same bytes, but
+    /// What goes through the encoders of whole images comes out as from ours: the same bytes, but
     /// for the cut of a PNG's data.
     #[test]
     fn rows_give_what_whole_pictures_give() {

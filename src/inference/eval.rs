@@ -1,21 +1,21 @@
-//! Measuring a network on pictures: pairs found as `shard` finds them, upscaled, and compared with
+//! Measuring a network on images: pairs found as `shard` finds them, upscaled, and compared with
 //! HR beside bicubic. Depends on the dataset, the metrics and the upscaler. Promises finite
-//! figures, memory that is known from the pictures' headers, and that a picture which cannot be
+//! figures, memory that is known from the images' headers, and that an image which cannot be
 //! measured is named and not silently missing from a mean.
 
-use crate::budget::PROGRAM_BYTES;
 use crate::dataset::decode::{Decoded, Limits, decode, look};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use crate::dataset::scan::{Scan, ScanOptions, Source, scan};
-use crate::failure::system_cause;
-use crate::metrics::{Channels, psnr, scratch_bytes, ssim};
-use crate::upscale::{Upscale, Upscaler};
+use crate::inference::metrics::{Channels, psnr, scratch_bytes, ssim};
+use crate::inference::upscale::{Upscale, Upscaler};
+use crate::support::budget::PROGRAM_BYTES;
+use crate::support::failure::system_cause;
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// The highest PSNR that is reported, dB. Two pictures that are equal, such as a level one and its
+/// The highest PSNR that is reported, dB. Two images that are equal, such as a level one and its
 /// bicubic enlargement, have an infinite one, which no mean survives; 100 dB stand for everything
 /// from there on.
 pub const MOST_PSNR: f64 = 100.0;
@@ -33,7 +33,7 @@ pub struct Scores {
     pub ssim_y: f64,
 }
 
-/// One picture's result.
+/// One image's result.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageResult {
     /// Name inside the dataset.
@@ -51,7 +51,7 @@ pub struct ImageResult {
     pub notes: Vec<String>,
 }
 
-/// A picture that could not be measured.
+/// An image that could not be measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct NotMeasured {
     /// Name inside the dataset.
@@ -63,21 +63,21 @@ pub struct NotMeasured {
 /// What an evaluation has found.
 #[derive(Clone, Debug, Default)]
 pub struct Evaluation {
-    /// Pictures that were measured, in the order of their names.
+    /// Images that were measured, in the order of their names.
     pub results: Vec<ImageResult>,
     /// Those that could not be.
     pub left_out: Vec<NotMeasured>,
 }
 
 /// An LQ/HR pair in memory; HR is exactly `scale` times LQ.
-pub struct Pair {
+pub struct ImagePair {
     /// Low resolution.
     pub lq: RgbImage,
     /// Its original.
     pub hr: RgbImage,
 }
 
-/// Compares a picture with its original.
+/// Compares an image with its original.
 ///
 /// # Errors
 /// When sizes differ or the crop leaves nothing.
@@ -93,7 +93,7 @@ pub fn score(picture: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
 /// Finds the pairs of a folder for a scale.
 ///
 /// # Errors
-/// When the folder holds no pictures, or files that belong to no pair: an evaluation must not leave
+/// When the folder holds no images, or files that belong to no pair: an evaluation must not leave
 /// some out silently.
 pub fn find_pairs(
     root: &Path,
@@ -140,12 +140,12 @@ pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
 /// # Errors
 /// When a file cannot be read, or the HR is not `scale` times the LQ (up to `scale - 1` pixels more
 /// are cut off at the right and at the bottom, as `shard` does).
-pub fn load_pair(source: &Source, scale: usize) -> Result<Pair> {
+pub fn load_pair(source: &Source, scale: usize) -> Result<ImagePair> {
     Ok(load_pair_with_notes(source, scale)?.0)
 }
 
 /// [`load_pair`], with what was changed in each file.
-fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(Pair, Vec<String>)> {
+fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(ImagePair, Vec<String>)> {
     let scale = scale as u32;
     let mut notes = Vec::new();
     let mut read = |path: &Path| -> Result<RgbImage> {
@@ -180,7 +180,7 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(Pair, Vec<Stri
         );
         let hr = cut(hr, whole);
         let lq = downscale(&hr, scale, Filter::Bicubic)?;
-        return Ok((Pair { lq, hr }, notes));
+        return Ok((ImagePair { lq, hr }, notes));
     };
     let lq = read(path)?;
     let (w, h) = (
@@ -200,7 +200,7 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(Pair, Vec<Stri
         scale - 1
     );
     Ok((
-        Pair {
+        ImagePair {
             hr: cut(hr, (w as u32, h as u32)),
             lq,
         },
@@ -249,17 +249,17 @@ pub fn pair_bytes(upscaler: &Upscaler, source: &Source) -> Result<u64> {
     Ok(PROGRAM_BYTES + upscaler.bytes_in_memory(lq_size)? + steps.into_iter().max().unwrap_or(0))
 }
 
-/// Upscales and scores every pair; `each` is told every result with its pictures (network, bicubic,
-/// pair). A picture that is damaged, too small or not of its partner's size is left out and named;
+/// Upscales and scores every pair; `each` is told every result with its images (network, bicubic,
+/// pair). An image that is damaged, too small or not of its partner's size is left out and named;
 /// it says nothing about the others.
 ///
 /// # Errors
-/// Those of the system, with the picture named, and those of `each`.
+/// Those of the system, with the image named, and those of `each`.
 pub fn evaluate(
     upscaler: &mut dyn Upscale,
     sources: &[Source],
     crop: u32,
-    each: &mut dyn FnMut(&ImageResult, &RgbImage, &RgbImage, &Pair) -> Result<()>,
+    each: &mut dyn FnMut(&ImageResult, &RgbImage, &RgbImage, &ImagePair) -> Result<()>,
 ) -> Result<Evaluation> {
     let scale = upscaler.scale();
     let mut evaluation = Evaluation::default();
@@ -285,11 +285,11 @@ pub fn evaluate(
     Ok(evaluation)
 }
 
-/// A pair measured, and the pictures that were.
+/// A pair measured, and the images that were.
 pub struct Measured {
     /// The figures.
     pub result: ImageResult,
-    /// The network's picture.
+    /// The network's image.
     pub ours: RgbImage,
     /// Bicubic upscaling of the LQ.
     pub bicubic: RgbImage,
@@ -302,7 +302,7 @@ pub struct Measured {
 pub fn evaluate_pair(
     upscaler: &mut dyn Upscale,
     name: &str,
-    pair: &Pair,
+    pair: &ImagePair,
     crop: u32,
 ) -> Result<Measured> {
     let ours = upscaler.upscale(&pair.lq)?;
@@ -322,7 +322,7 @@ pub fn evaluate_pair(
     })
 }
 
-/// Mean over pictures, each PSNR being at most [`MOST_PSNR`].
+/// Mean over images, each PSNR being at most [`MOST_PSNR`].
 pub fn mean(scores: impl ExactSizeIterator<Item = Scores>) -> Scores {
     let n = scores.len().max(1) as f64;
     let sum = scores.fold(Scores::default(), |a, b| Scores {

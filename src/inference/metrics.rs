@@ -1,4 +1,4 @@
-//! PSNR and SSIM of two 8-bit pictures, as the super-resolution literature reports them (a border
+//! PSNR and SSIM of two 8-bit images, as the super-resolution literature reports them (a border
 //! cut, on RGB or on luma, in double precision). Depends on nothing of ours; promises the same
 //! value for any thread count, and memory for a few rows only.
 
@@ -45,8 +45,8 @@ impl Channels {
     }
 }
 
-/// Two pictures of one size without their border, row by row.
-struct Pair<'a> {
+/// Two images of one size without their border, row by row.
+struct PixelPair<'a> {
     a: &'a [u8],
     b: &'a [u8],
     stride: usize,
@@ -55,12 +55,12 @@ struct Pair<'a> {
     height: usize,
 }
 
-impl<'a> Pair<'a> {
+impl<'a> PixelPair<'a> {
     fn new(a: &'a RgbImage, b: &'a RgbImage, crop: u32) -> Result<Self> {
         let ((w, h), (bw, bh)) = (a.dimensions(), b.dimensions());
         ensure!(
             (w, h) == (bw, bh),
-            "cannot compare a picture of {w}x{h} pixels with one of {bw}x{bh}"
+            "cannot compare an image of {w}x{h} pixels with one of {bw}x{bh}"
         );
         let cut = crop.saturating_mul(2);
         ensure!(
@@ -68,7 +68,7 @@ impl<'a> Pair<'a> {
             "nothing of {w}x{h} pixels is left when {crop} are cut from each side"
         );
         let (width, height) = ((w - cut) as usize, (h - cut) as usize);
-        Ok(Pair {
+        Ok(PixelPair {
             a: a.as_raw(),
             b: b.as_raw(),
             stride: w as usize * 3,
@@ -89,10 +89,10 @@ impl<'a> Pair<'a> {
 }
 
 /// Peak signal-to-noise ratio in dB (peak 255, one mean squared error over all compared values),
-/// after cutting `crop` pixels from each side. Equal pictures give infinity. Fails where the sizes
+/// after cutting `crop` pixels from each side. Equal images give infinity. Fails where the sizes
 /// differ or nothing is left.
 pub fn psnr(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result<f64> {
-    let pair = Pair::new(a, b, crop)?;
+    let pair = PixelPair::new(a, b, crop)?;
     let (mut x, mut y) = (vec![0.0; pair.width], vec![0.0; pair.width]);
     let mut total = 0.0;
     for row in 0..pair.height {
@@ -119,7 +119,7 @@ pub fn psnr(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result
 /// K1 = 0.01, K2 = 0.03, the mean over channels; after cutting `crop` pixels from each side. Fails
 /// where the sizes differ or what is left is smaller than the window.
 pub fn ssim(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result<f64> {
-    let pair = Pair::new(a, b, crop)?;
+    let pair = PixelPair::new(a, b, crop)?;
     let (width, height) = (pair.width, pair.height);
     ensure!(
         width >= WINDOW && height >= WINDOW,
@@ -131,7 +131,7 @@ pub fn ssim(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result
     Ok(total / channels.planes() as f64)
 }
 
-/// The most bytes that [`psnr`] or [`ssim`] of pictures of this width take.
+/// The most bytes that [`psnr`] or [`ssim`] of images of this width take.
 pub fn scratch_bytes(width: u32) -> u64 {
     // two rows, their products, the filtered rows of a window, their sums
     let rows = 2 + SUMS + WINDOW * SUMS + SUMS;
@@ -154,7 +154,7 @@ const SUMS: usize = 5;
 
 /// Mean SSIM of one plane. The window is separable: each row is filtered along x once and kept
 /// until the last window that covers it has been summed along y.
-fn ssim_plane(pair: &Pair, plane: usize, channels: Channels) -> f64 {
+fn ssim_plane(pair: &PixelPair, plane: usize, channels: Channels) -> f64 {
     let weights = gaussian();
     let (c1, c2) = ((0.01 * PEAK).powi(2), (0.03 * PEAK).powi(2));
     let valid = pair.width - WINDOW + 1;
@@ -208,7 +208,7 @@ fn ssim_plane(pair: &Pair, plane: usize, channels: Channels) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Rng;
+    use crate::support::rng::Rng;
     use image::Rgb;
 
     fn noisy(seed: u64, width: u32, height: u32) -> (RgbImage, RgbImage) {

@@ -1,6 +1,7 @@
 //! What the operating system says of this process: memory that cannot be dropped, the machine's
 //! size, room on a disk. Linux only; other systems get `None`.
 
+pub mod host_memory;
 mod memory;
 
 use memory::kilobytes;

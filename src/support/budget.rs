@@ -3,9 +3,9 @@
 //! strict overcommit policy). Depends on `system` and `failure`. Promises a refusal with the
 //! numbers where the system would otherwise end the process.
 
-use crate::failure::no_memory;
-use crate::plan::bytes_text;
-use crate::system;
+use crate::support::failure::no_memory;
+use crate::support::text::bytes_text;
+use crate::sys;
 use anyhow::{Context, Result, ensure};
 
 /// Anonymous memory of the program itself beside what is computed: data of libraries, stacks, what
@@ -25,7 +25,7 @@ impl Budget {
     /// `given` bytes from the user, or what this process may still take where that is less or
     /// nothing is given.
     pub fn new(given: Option<u64>) -> Budget {
-        match system::memory_left().filter(|left| given.is_none_or(|given| left.bytes < given)) {
+        match sys::memory_left().filter(|left| given.is_none_or(|given| left.bytes < given)) {
             Some(left) => Budget {
                 limit: Some(left.bytes),
                 whose: format!("{} leaves", left.limit),
@@ -65,7 +65,7 @@ impl Budget {
 /// Asks the system for memory and gives it back untouched: decoders and encoders that cannot report
 /// a failed allocation run after this.
 fn probe(bytes: u64) -> std::io::Result<()> {
-    let refused = || no_memory(bytes, "pictures and buffers");
+    let refused = || no_memory(bytes, "images and buffers");
     let length = usize::try_from(bytes).map_err(|_| refused())?;
     let mut memory = Vec::<u8>::new();
     memory.try_reserve_exact(length).map_err(|_| refused())?;

@@ -2,7 +2,7 @@
 //! code takes a [`Progress`] and never prints by itself. Depends on indicatif and `text`. Promises
 //! that no string within a line controls the terminal.
 
-use crate::text::{for_terminal, one_line};
+use crate::support::text::{for_terminal, one_line};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;

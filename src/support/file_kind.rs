@@ -1,5 +1,5 @@
 //! Says what a file is that is not of the expected kind, from its first bytes: a PyTorch file given
-//! as a network, a picture given as an option file. Depends on nothing. Promises a name for the
+//! as a network, an image given as an option file. Depends on nothing. Promises a name for the
 //! usual mistakes and no guess for the rest; it looks at bytes alone, never at the ending of a
 //! name.
 
@@ -54,12 +54,12 @@ const SIGNATURES: [(&[u8], &str, Remedy); 23] = [
         Remedy::Fetch,
     ),
     (b"/annex/objects/", "a git-annex pointer", Remedy::Fetch),
-    (b"\x89PNG\r\n\x1a\n", "a PNG picture", Remedy::Another),
-    (b"\xff\xd8\xff", "a JPEG picture", Remedy::Another),
+    (b"\x89PNG\r\n\x1a\n", "a PNG image", Remedy::Another),
+    (b"\xff\xd8\xff", "a JPEG image", Remedy::Another),
     (b"RIFF", "a RIFF file (WebP, AVI, WAV)", Remedy::Another),
-    (b"II*\0", "a TIFF picture", Remedy::Another),
-    (b"MM\0*", "a TIFF picture", Remedy::Another),
-    (b"GIF8", "a GIF picture", Remedy::Another),
+    (b"II*\0", "a TIFF image", Remedy::Another),
+    (b"MM\0*", "a TIFF image", Remedy::Another),
+    (b"GIF8", "a GIF image", Remedy::Another),
     (b"%PDF-", "a PDF document", Remedy::Another),
     (b"\x7fELF", "a program", Remedy::Another),
     (b"\xff\xfe", "text in UTF-16", Remedy::Another),

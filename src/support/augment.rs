@@ -40,7 +40,7 @@ mod tests {
     fn codes_act_as_flip_then_flip_then_transpose() {
         let n = 3;
         for code in 0..8u8 {
-            // apply the operations one after another on an explicit picture
+            // apply the operations one after another on an explicit image
             let mut picture: Vec<Vec<(usize, usize)>> =
                 (0..n).map(|y| (0..n).map(|x| (y, x)).collect()).collect();
             if code & HFLIP != 0 {

@@ -1,4 +1,4 @@
-//! Text for people that holds strings which are not ours: file names, tables of shards, manifests,
+//! Text for people: numbers of bytes, and text that holds strings which are not ours: file names, tables of shards, manifests,
 //! tensor names, option files. Depends on the standard library alone. Promises that no such string
 //! moves the cursor, changes a colour or fills the screen.
 
@@ -88,6 +88,21 @@ pub fn for_terminal(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// A number of bytes in binary units with one decimal: `5.9 MiB`; exact below 10 KiB.
+pub fn bytes_text(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 10 * 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,5 +139,12 @@ mod tests {
         );
         assert!(shown.contains("[96003 characters left out]"), "{shown}");
         assert_eq!(for_terminal("plain"), "plain");
+    }
+
+    #[test]
+    fn bytes_are_readable() {
+        assert_eq!(bytes_text(10), "10 B");
+        assert_eq!(bytes_text(1 << 20), "1.0 MiB");
+        assert_eq!(bytes_text(12_488_000_000), "11.6 GiB");
     }
 }

@@ -1,0 +1,13 @@
+//! What every other part of the crate may use: files and locks, budgets, failures, text, progress,
+//! random numbers, instruction sets. Depends on `sys` and on no other part of the crate.
+
+pub mod augment;
+pub mod budget;
+pub mod failure;
+pub mod file_kind;
+pub mod files;
+pub mod isa;
+pub mod lock;
+pub mod progress;
+pub mod rng;
+pub mod text;
