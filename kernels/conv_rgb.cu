@@ -1,26 +1,27 @@
-// The network's first 3x3 convolution, f32 RGB -> 16 channels, and its gradients, in tiles of 16 x 16 pixels as in conv.cu. Halves go through
-// tensor cores (conv_rgb_mma.cuh).
+// The network's first 3x3 convolution, f32 RGB -> 16 features, and its gradients, in tiles of 16 x
+// 16 pixels as in conv.cu. Half precision goes through tensor cores (conv_rgb_mma.cuh).
 //
-// conv_rgb: input [images][h][w][3] f32, weight [16][3][3][3], bias [16], output [images][h][w][16]. With `units` the picture is in 255ths of
-// integers, which halves hold exactly. With `patches`, u8 [images][h][w][3] of a staged batch, and their codes the input is not read but written,
-// as unpack does it. Grid: walkers. Floor: 12 bytes read (or written, and 3 read) and 32 written a pixel (halves).
+// conv_rgb: with `units` the input is multiples of 1/255 and is multiplied as integers, which half
+// precision holds exactly. With `patches` of a staged batch and their codes the input is not read
+// but written, as unpack writes it. Grid: persistent. Least traffic a pixel: 12 bytes read (or
+// written, and 3 read) and 32 written (half precision).
 //
-// conv_rgb_weights: partials [blocks][16 x 27 weights, 16 biases]. Grid: blocks. Floor: 12 + 32 bytes read a pixel (halves).
+// conv_rgb_weights: grid: blocks. Least traffic a pixel: 12 + 32 bytes read (half precision).
 #include "conv.cu"
 
 #define RGB_TAPS (3 * TAPS)
 
-// Where the picture comes from: f32, or a staged batch, which is unpacked on the way.
+// Where the input comes from: f32 values, or a staged batch, which is unpacked while it is read.
 struct Source {
     float* floats;
     const u8* patches;
     const u8* codes;
 };
 DEVICE Source floats_alone(const float* input) { return {(float*)input, nullptr, nullptr}; }
-// One image of it, read pixel by pixel: values are in units of 1 (f32) or 1/255 (bytes).
+// One image of the input, read pixel by pixel: in units of 1 (f32) or 1/255 (bytes).
 struct Reader {
     float* image;
-    const u8* patches;  // of all images; a pointer of its own for one image would be a generic one
+    const u8* patches;  // of all images: the compiler knows that a pointer from the arguments is global, not one made from it
     long long patch;    // where the image's patch starts
     Steps steps;
     int w;
@@ -32,13 +33,13 @@ DEVICE Reader reader(const Source& s, int image, int h, int w) {
     return r;
 }
 DEVICE void read_rgb(const Reader& r, int y, int x, float (&v)[3]) {
-    // positions in one image fit an int
+    // offsets within one image fit an int
     long long bytes = r.patch + (r.steps.start + y * r.steps.down + x * r.steps.across) * 3;
     const float* floats = r.image + (y * r.w + x) * 3;
     UNROLL
     for (int c = 0; c < 3; c++) v[c] = r.patches ? (float)r.patches[bytes + c] : floats[c];
 }
-// Leaves a pixel that came as bytes where the other kernels read it.
+// Stores a pixel that was read as bytes where the other kernels read the input.
 DEVICE void leave_rgb(const Reader& r, int y, int x, const float (&v)[3]) {
     float* to = r.image + (y * r.w + x) * 3;
     UNROLL
@@ -46,7 +47,7 @@ DEVICE void leave_rgb(const Reader& r, int y, int x, const float (&v)[3]) {
 }
 
 #if PRECISION == 0
-// The tile with a border of 1, zeros outside.
+// Loads the tile with a border of 1; zeros outside the image.
 DEVICE void load_rgb(float* to, const Source& source, Tile at, int h, int w) {
     Reader r = reader(source, at.image, h, w);
     for (int i = threadIdx.x; i < WIDE_TILE * WIDE_TILE; i += 256) {
@@ -61,8 +62,8 @@ DEVICE void load_rgb(float* to, const Source& source, Tile at, int h, int w) {
     }
 }
 
-// A thread computes 8 channels of two pixels, so that two threads write one pixel's channels side by side. Shared memory: 972 f32 of tile, 27 x 16
-// weights [tap, input channel][channel].
+// A thread computes 8 channels of two pixels, so that two threads write one pixel's channels next
+// to each other. Shared memory: 972 f32 of tile, weights [27: tap, input channel][16].
 KERNEL(conv_rgb) {
     const int h = arg.h, w = arg.w;
     float* weights = (float*)shared_memory();
@@ -112,8 +113,9 @@ KERNEL(conv_rgb) {
     }
 }
 
-// Thread (part, channel) sums row `part` of every tile of its block; each value of d_output is used by one thread, so it needs no shared memory.
-// Shared memory: 16 x 28 x 16 f32, of which the first 972 are the tile until the rows' sums are added.
+// Thread (part, channel) sums row `part` of every tile of its block. Each value of d_output is used
+// by one thread, so it does not go through shared memory. Shared memory: 16 x 28 x 16 f32, of which
+// the first 972 are the tile until the rows' sums are added.
 KERNEL(conv_rgb_weights) {
     const int h = arg.h, w = arg.w;
     float* tile = (float*)shared_memory();
@@ -166,7 +168,7 @@ KERNEL(conv_rgb_weights) {
 #include "conv_rgb_mma.cuh"
 #endif
 
-// Data gradient, which only tests ask for: d_input [images][h][w][3] f32, a thread a pixel. Grid: ceil(pixels / 256).
+// Data gradient, which only tests need. One thread a pixel. Grid: ceil(pixels / 256).
 KERNEL(conv_rgb_data) {
     const int h = arg.h, w = arg.w;
     int pixel = blockIdx.x * 256 + threadIdx.x;

@@ -1,24 +1,27 @@
-// The first convolution and its weight gradient on tensor cores, for halves. The kernels and their arguments are described in conv_rgb.cu.
-// Depends on features.cuh.
+// The first convolution and its weight gradient on tensor cores, for half precision. The kernels
+// are described in conv_rgb.cu. Depends on features.cuh.
 //
-// The 27 products of a pixel's neighbours stand in three steps of 16: four taps a step and of a tap R, G, B and nothing. Lane t of a step has tap
-// 4 step + t; the taps 10 and 11 do not exist, and the ninth is a one, whose gradient is the bias's. A warp takes 8 columns and 4 rows of a tile.
+// The 27 products of a pixel's neighbours take three steps of 16: four taps a step, and for a tap
+// R, G, B and a zero. Lane t of a step has tap 4 step + t. Taps 10 and 11 do not exist; the one
+// after the ninth is a constant 1, whose gradient is that of the bias. A warp computes 8 columns
+// and 4 rows of a tile.
 #pragma once
 #include "features.cuh"
 #include "mma.cuh"
 
 #define STEPS 3
-// A half of 1, with nothing above it.
+// 1 in half precision, in the lower half of a register.
 #if PRECISION == 1
 #define ONE 0x3f80u
 #else
 #define ONE 0x3c00u
 #endif
 
-// The tile as halves with a border of 1, R, G, B and nothing; zeros outside. With `units` in units of 1/255.
+// Loads the tile with a border of 1 in half precision: R, G, B and a zero; zeros outside the image.
+// With `units` in units of 1/255.
 DEVICE void load_rgb(Pair* to, const Source& source, Tile at, int h, int w, bool units) {
     Reader r = reader(source, at.image, h, w);
-    // all loads are on their way before the first is waited for
+    // all loads are issued before the first value is used
     float loaded[2][3];
     UNROLL
     for (int round = 0; round < 2; round++) {
@@ -43,7 +46,8 @@ DEVICE void load_rgb(Pair* to, const Source& source, Tile at, int h, int w, bool
     }
 }
 
-// Where a lane's tap of every step lies, seen from the upper left neighbour of its pixel; -1 for those that do not exist.
+// Offsets of a lane's tap of every step, from the upper left neighbour of its pixel; -1 for taps
+// that do not exist.
 DEVICE void tap_offsets(int (&offset)[STEPS], int t) {
     UNROLL
     for (int s = 0; s < STEPS; s++) {
@@ -56,7 +60,7 @@ DEVICE void tap_offsets(int (&offset)[STEPS], int t) {
 KERNEL_CROWDED(conv_rgb, 4) {
     const int h = arg.h, w = arg.w;
     Pair* tile = (Pair*)shared_memory();
-    Lane l = lane_place();
+    Lane l = lane_position();
     int tx = l.warp % 2 * 8 + l.group, ty = l.warp / 2 * 4, offset[STEPS];
     tap_offsets(offset, l.t);
     // operands and biases stay in registers
@@ -81,7 +85,7 @@ KERNEL_CROWDED(conv_rgb, 4) {
         barrier();
         load_rgb(tile, source, t, h, w, arg.units);
         barrier();
-        // positions in one image fit an int
+        // offsets within one image fit an int
         act* image = arg.output + (long long)t.image * h * w * FEATURES;
         UNROLL
         for (int r = 0; r < 4; r += 2) {
@@ -114,11 +118,11 @@ KERNEL_CROWDED(conv_rgb, 4) {
 
 #define RGB_SUMS (27 * FEATURES + FEATURES)
 
-// Shared memory: the tile, and at the end the sums of eight warps.
+// Shared memory: the tile; at the end the sums of eight warps.
 KERNEL(conv_rgb_weights) {
     const int h = arg.h, w = arg.w;
     Pair* tile = (Pair*)shared_memory();
-    Lane l = lane_place();
+    Lane l = lane_position();
     int tx = l.warp % 2 * 8 + l.group, ty = l.warp / 2 * 4, offset[STEPS];
     tap_offsets(offset, l.t);
     float sum[STEPS][2][4];
@@ -157,7 +161,7 @@ KERNEL(conv_rgb_weights) {
         }
     }
     barrier();
-    // every warp's sums, then those of the block
+    // the sums of every warp, then those of the block
     float* all = (float*)shared_memory();
     float* own = all + l.warp * RGB_SUMS;
     float unit = arg.units ? 1.0f / 255 : 1.0f;

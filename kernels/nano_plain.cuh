@@ -1,5 +1,6 @@
-// The Nano block without tensor cores: f32 multiply-adds, as exact as the CPU. Hidden channels go through shared memory a few at a time.
-// Kernels and their arguments are described in nano_block.cu. Depends on features.cuh.
+// The Nano block without tensor cores: f32 multiply-adds, as exact as on the CPU. A few hidden
+// channels at a time are in shared memory. The kernels are described in nano_block.cu. Depends on
+// features.cuh.
 #pragma once
 #include "features.cuh"
 
@@ -16,8 +17,9 @@ DEVICE void load_plain_weights(float* weights, const NanoParameters& p) {
     if (threadIdx.x < FEATURES) weights[NANO_B2 + threadIdx.x] = p.gamma[threadIdx.x] * p.b2[threadIdx.x];
 }
 
-// Hidden channels first .. first + COUNT of conv1 on the tile and `halo` pixels around it: hidden[pixel][COUNT + 1]. Pixels outside
-// the image are the zero padding of the depthwise step, so not even conv1's bias reaches them.
+// Computes hidden channels first .. first + COUNT of conv1 on the tile and `halo` pixels around it:
+// hidden[pixel][COUNT + 1]. Pixels outside the image are the zero padding of the depthwise step, so
+// they are zero, without conv1's bias.
 template <int COUNT>
 DEVICE void plain_hidden(float* hidden, const float* weights, const act* image, Tile t, int halo, int h, int w, int first) {
     int side = TILE + 2 * halo;
@@ -39,7 +41,8 @@ DEVICE void plain_hidden(float* hidden, const float* weights, const act* image, 
     }
 }
 
-// Depthwise 3x3 around a pixel: `from` points to its upper left neighbour's value, `pitch` is one pixel, `row` one row.
+// Depthwise 3x3 around a pixel. `from` points to its upper left neighbour's value; `pitch` is the
+// distance of pixels, `row` that of rows.
 DEVICE float plain_depthwise(const float* from, int pitch, int row, const float* taps) {
     float sum = 0;
     for (int ky = 0; ky < 3; ky++)
@@ -89,9 +92,9 @@ KERNEL(nano_block_back) {
     float* weights = (float*)shared_memory();
     float* hidden = weights + NANO_COUNT;
     float* dz = hidden + side * side * pitch;
-    float* values = dz + dz_side * dz_side * pitch;  // gelu(z), then d hidden, of the tile's pixels
+    float* values = dz + dz_side * dz_side * pitch;  // gelu(z), later d hidden, of the tile's pixels
     load_plain_weights(weights, arg.parameters);
-    // sums of this block, in the order of the parameters; every one belongs to one thread
+    // the sums of this block, in the order of the parameters; each is updated by one thread
     float* own = arg.partials + (long long)blockIdx.x * NANO_COUNT;
     barrier();
     int ty = tid / TILE, tx = tid % TILE;
@@ -130,7 +133,7 @@ KERNEL(nano_block_back) {
                 }
             }
             barrier();
-            // two threads share a sum, each with half of the tile's pixels
+            // two threads compute a sum, each over half of the tile's pixels
             int half = tid % 2, sum = tid / 2;
             {
                 int e = sum / FEATURES, c = sum % FEATURES;
@@ -166,7 +169,7 @@ KERNEL(nano_block_back) {
                 }
             }
             barrier();
-            // the depthwise step's transpose: taps turned by 180 degrees
+            // the transposed depthwise step: taps rotated by 180 degrees
             for (int e = 0; e < PLAIN_BACKWARD; e++) {
                 const float* taps = weights + NANO_DW + (first + e) * 9;
                 float d = 0;

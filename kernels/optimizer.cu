@@ -1,14 +1,16 @@
-// The optimizer step: global gradient norm, clip, Adam (Kingma and Ba, 2015) or AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, in
-// PyTorch's order of operations) and EMA. A loss or norm that is not finite leaves everything as it was.
+// The optimizer step: global gradient norm, clipping, Adam (Kingma and Ba, 2015) or AdamW
+// (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, in PyTorch's order of
+// operations) and EMA. After a loss or norm that is not finite nothing is changed.
 #include "common.cuh"
 
-// Puts the numbers of a step where the other kernels read them: launch arguments travel by themselves, and a graph keeps its own.
+// Stores the numbers of a step where the other kernels read them. A captured graph keeps the
+// arguments of its launches, so they cannot be arguments of the other kernels.
 KERNEL(set_scalars) {
     if (threadIdx.x == 0) *arg.out = arg.values;
 }
 
-// partials[block] = sum of squares of `each` gradients, in f64, with the loss scale divided out. Shared memory: 256 f64. Floor: 4 bytes a
-// parameter.
+// The sum of squares of `each` gradients, in f64, without the loss scale. Shared memory: 256 f64.
+// Least traffic: 4 bytes a parameter.
 KERNEL(gradient_squares) {
     int start = blockIdx.x * arg.each, end = start + arg.each < arg.count ? start + arg.each : arg.count;
     float unscale = 1.0f / arg.scalars->loss_scale;
@@ -21,11 +23,11 @@ KERNEL(gradient_squares) {
     if (threadIdx.x == 0) arg.partials[blockIdx.x] = total;
 }
 
-// `penalty`: Adam's weight decay, added to the gradient; AdamW's is in scalars->keep. One thread a parameter; every thread adds the blocks'
-// squares itself, in the same order. metrics: loss, norm, skipped. Floor: 20 bytes read and 16 written a parameter.
+// One thread a parameter; every thread adds the blocks' squares itself, in the same order. Least
+// traffic: 20 bytes read and 16 written a parameter.
 KERNEL(adam) {
     int i = blockIdx.x * 256 + threadIdx.x;
-    // on their way while the norm is added up
+    // loaded while the norm is added up
     const DeviceScalars s = *arg.scalars;
     float p = 0, g = 0, m = 0, v = 0, e = 0;
     if (i < arg.count) {
@@ -38,7 +40,7 @@ KERNEL(adam) {
     double total = 0;
     for (int b = 0; b < arg.blocks; b++) total += arg.squares[b];
     double norm = sqrt(total), loss = arg.metrics[0];
-    // comparisons with NaN are false, so this holds for finite numbers alone
+    // comparisons with NaN are false, so this is true for finite numbers alone
     bool good = norm <= 1.7e308 && loss <= 1.7e308 && loss >= -1.7e308;
     if (i == 0) {
         arg.metrics[1] = norm;

@@ -1,5 +1,5 @@
-// All kernels of a module, for one type of activations. What a family defines for itself stays in its namespace; kernels are `extern "C"`
-// and keep their names.
+// All kernels of a module, for one type of activations. A family's own definitions are in its
+// namespace; kernels are `extern "C"` and keep their names.
 #include "common.cuh"
 #include "features.cuh"
 #include "mma.cuh"

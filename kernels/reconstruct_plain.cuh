@@ -1,10 +1,11 @@
-// The network's end and its gradients without tensor cores. The kernels and their arguments are described in reconstruct.cu. Depends on
-// base.cuh and folded_conv.cuh.
+// The reconstruction and its gradients without tensor cores. The kernels are described in
+// reconstruct.cu. Depends on base.cuh and folded_conv.cuh.
+//
+// A tile of 16 f32 a pixel is four planes of four, FLOAT_PLANE 16-byte pieces apart.
 #pragma once
 #include "base.cuh"
 #include "folded_conv.cuh"
 
-// A tile of 16 f32 a pixel: planes of four, one after another in banks of their own.
 // Weights of one HR pixel's four slots: [tap][input channel] Quads.
 #define TAP_QUADS (25 * FEATURES)
 
@@ -17,7 +18,7 @@ DEVICE void load_tile(Quad* tile, const float* features, Tile t, int h, int w) {
         tile[i % 4 * FLOAT_PLANE + pixel] = v;
     }
 }
-// The gradient of a group's slots; a thread has the same four in every round.
+// Loads the gradient of a group's slots; a thread has the same four in every round.
 DEVICE void load_slots(Quad* tile, const float* d_output, int group, Tile t, int h, int w, int scale) {
     Slot s = slot_of(group, threadIdx.x % 4 * 4, scale);
     const float* image = d_output + ((long long)t.image * h * scale + s.dy) * w * scale * 3 + s.dx * 3;
@@ -31,21 +32,21 @@ DEVICE void load_slots(Quad* tile, const float* d_output, int group, Tile t, int
         tile[threadIdx.x % 4 * FLOAT_PLANE + pixel] = v;
     }
 }
-// Weights of quad k of a group's slots, times the gain.
-DEVICE void load_taps(Quad* taps, const float* composed, int k, float gain) {
+// Loads the weights of HR pixel k of a group's slots, times the gain.
+DEVICE void load_taps(Quad* taps, const float* folded, int k, float gain) {
     for (int i = threadIdx.x; i < TAP_QUADS; i += 256) {
-        Quad v = ((const Quad*)composed)[i * 4 + k];
+        Quad v = ((const Quad*)folded)[i * 4 + k];
         for (int o = 0; o < 4; o++) v.value[o] *= gain;
         taps[i] = v;
     }
 }
 
-// The taps that pixels on edges have apart from others, one after another.
+// The corrections of pixels at the image's edges, one tap after another.
 #define EDGE_TAPS 24
 struct EdgeTap {
     int entry, u, v;  // row and column of the 5x5
 };
-// Whether pixel (y, x) has tap i of them.
+// Describes tap i; returns whether it applies to pixel (y, x).
 DEVICE bool edge_tap(EdgeTap& e, int i, int y, int x, int h, int w) {
     bool corner = i >= 20;
     int edge = corner ? (i - 20) / 2 : i / 5, tap = corner ? (i - 20) % 2 : i % 5;
@@ -63,24 +64,24 @@ KERNEL_CROWDED(reconstruct, 1) {
     const int h = arg.h, w = arg.w, scale = arg.scale;
     Quad* tile = (Quad*)shared_memory();
     float* cells = (float*)(tile + 4 * FLOAT_PLANE);
-    float* base_places = cells + BASE_CELLS;
-    float* raw = base_places + BASE_TAPS;
+    float* base_taps_at = cells + BASE_CELLS;
+    float* raw = base_taps_at + BASE_TAPS;
     float* rows = raw + BASE_RAW;
     // the base's scratch is free once its cells are made
     Quad* taps = (Quad*)raw;
     int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
-    base_taps(base_places, scale);
-    Finish f = {base_places, cells, arg.output, arg.target, 0, arg.loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
+    base_taps(base_taps_at, scale);
+    SquareOutput f = {base_taps_at, cells, arg.output, arg.target, 0, arg.loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
     if (f.losses) f.terms = pixel_terms(arg.l1, arg.charbonnier, arg.mse, arg.whole, arg.scalars);
     double lost = 0;
     float strength = *arg.gain;
     for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         f.code = arg.target ? arg.codes[t.image] : 0u;
-        BaseInput<256> picture;
-        picture.load(arg.input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
+        BaseInput<256> base_in;
+        base_in.load(arg.input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
         load_tile(tile, arg.features, t, h, w);
-        picture.store(raw, arg.target != nullptr);
+        base_in.store(raw, arg.target != nullptr);
         base_cells<256>(raw, rows, cells, h, w, t.y, t.x, arg.alpha);
         barrier();
         bool edge = on_edge(t.y + ty, t.x + tx, h, w);
@@ -112,7 +113,7 @@ KERNEL_CROWDED(reconstruct, 1) {
                     if (!edge_tap(e, i, t.y + ty, t.x + tx, h, w)) continue;
                     const Quad* pixel = tile + (ty + e.u) * REACHED + tx + e.v;
                     const Quad* weights = (const Quad*)(own + entry_at(e.entry)) + k;
-                    // a bias for each edge and each corner, with the first of its taps
+                    // one bias for each edge and each corner, with the first of its taps
                     int kind = i < 20 ? 0 : 1 + i % 2, edge_number = i < 20 ? i / 5 : (i - 20) / 2;
                     if (i >= 20 || i % 5 == 0) {
                         const Quad bias = ((const Quad*)(own + bias_at(edge_number, kind)))[k];
@@ -130,7 +131,7 @@ KERNEL_CROWDED(reconstruct, 1) {
                 for (int o = 0; o < 3; o++) detail[k * 3 + o] = sum.value[o];
                 barrier();
             }
-            lost += (double)finish_square(f, detail, t, ty, tx);
+            lost += (double)store_square(f, detail, t, ty, tx);
         }
         barrier();
     }
@@ -139,7 +140,7 @@ KERNEL_CROWDED(reconstruct, 1) {
     if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = total;
 }
 
-// d_features of the block's tiles, all groups of slots one after another.
+// The gradient of the features of the block's tiles, one group of slots after another.
 DEVICE void data_gradient(const ReconstructBackArguments& arg, float gain) {
     const int h = arg.h, w = arg.w, scale = arg.scale;
     Quad* tile = (Quad*)shared_memory();
@@ -157,7 +158,7 @@ DEVICE void data_gradient(const ReconstructBackArguments& arg, float gain) {
             for (int k = 0; k < 4; k++) {
                 load_taps(taps, own, k, 1.0f);
                 barrier();
-                // each HR pixel by itself: short sums keep their bits
+                // each HR pixel by itself: short sums lose fewer bits to rounding
                 float sum[FEATURES];
                 UNROLL
                 for (int ci = 0; ci < FEATURES; ci++) sum[ci] = 0;
@@ -224,7 +225,7 @@ DEVICE void interior_sums(const ReconstructBackArguments& arg) {
         const float* f = (const float*)(tile + ci / 4 * FLOAT_PLANE) + ci % 4;
         ROLLED
         for (int y = 0; y < TILE; y++) {
-            // one row at a time: short sums keep their bits
+            // one row at a time: short sums lose fewer bits to rounding
             float sum[25], window[5][5], row = 0;
             UNROLL
             for (int tap = 0; tap < 25; tap++) {

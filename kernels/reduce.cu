@@ -1,8 +1,10 @@
-// The second stage of every sum over pixels: partial sums of blocks, added in a fixed order in f64, and what becomes of the totals. One launch
+// The second stage of every sum over pixels: the partial sums of blocks are added in a fixed order
+// in f64, and the totals become gradients, metrics, or the input of a later launch. One launch
 // takes the jobs of many operations, since each is small.
 #include "sums.cuh"
 
-// A thread's share of the partials of one sum, one after another. Eight loads are on their way before the first is added.
+// A thread's share of the partial sums of one sum, in order. Eight loads are issued before the
+// first value is added.
 DEVICE double share_sum(const SumJob& job, int group, int i) {
     int count = job.count, blocks = job.blocks, each = (blocks + SUM_GROUPS - 1) / SUM_GROUPS;
     int b = group * each, end = b + each < blocks ? b + each : blocks;
@@ -19,8 +21,8 @@ DEVICE double share_sum(const SumJob& job, int group, int i) {
     return sum;
 }
 
-// Grid: for each job a block for every SUM_LANES sums, or one for the loss. Every sum is added by as many threads in the same order on any
-// device. Shared memory: 256 f64. Floor: 4 bytes a partial.
+// Grid: for each job one block for every SUM_LANES sums, or one block for a loss. The order of a
+// sum is the same on any device. Shared memory: 256 f64. Least traffic: 4 bytes a partial sum.
 KERNEL(reduce_sums) {
     int at = 0, first = 0;
     while ((int)blockIdx.x >= arg.jobs[at].end) first = arg.jobs[at++].end;

@@ -1,15 +1,17 @@
-// SSIM and MS-SSIM of the clamped luma with their gradients: definitions and arithmetic are those of src/backend/cpu/structural.rs. All
-// work is on s = x + y - 1 and d = x - y of the two lumas. A few images are at work at a time; each has, for each of its levels, planes
-// [h][w] of s, d and gradient, and three of slopes, one value a window. Outside of an image both pictures are 0: s = -1, d = 0.
+// SSIM and MS-SSIM of the clamped luma with their gradients; definitions and arithmetic are those
+// of src/backend/cpu/structural.rs. The arithmetic works on s = x + y - 1 and d = x - y of the two
+// lumas. A few images are computed at a time; each has, for each of its levels, planes [h][w] of s,
+// d and gradient, and three of slopes, with one value a window. Outside the image both lumas are 0:
+// s = -1, d = 0.
 #include "common.cuh"
 
 // One level of an image.
 struct Level {
     int h, w;
-    int pad;                // border of zeros that windows reach into: half a window where the image is too small for one
+    int pad;                // zeros around the image that windows reach: half a window where the image is smaller than one
     int rows, columns;      // of windows
-    int patches;            // patches over the pixels; windows are no more
-    long long start;        // where its planes begin, in floats of an image's
+    int patches;            // over the pixels; there are no more windows than pixels
+    long long start;        // offset of its planes among the floats of an image
     int index, first;       // number of the level, and of its first patch
 };
 DEVICE Level first_level(int h, int w) {
@@ -27,14 +29,14 @@ DEVICE Level next_level(const Level& fine) {
     l.first = fine.first + fine.patches;
     return l;
 }
-// The level that a block's patch belongs to.
+// The level of a block's patch.
 DEVICE Level level_of_patch(int h, int w, int patch) {
     Level l = first_level(h, w);
     while (patch >= l.first + l.patches) l = next_level(l);
     return l;
 }
 
-// The window along 11 values `step` apart.
+// The window applied to 11 values `step` apart.
 DEVICE float gaussian(const float* from, int step) {
     float sum = 0;
     for (int t = 0; t < 5; t++) sum += GAUSSIAN[t] * (from[t * step] + from[(10 - t) * step]);
@@ -43,7 +45,7 @@ DEVICE float gaussian(const float* from, int step) {
 
 DEVICE float clamp_unit(float v) { return v < 0.0f ? 0.0f : v > 1.0f ? 1.0f : v; }
 
-// Target of a pixel, in 0 .. 1, and the prediction less that.
+// Reads the target of a pixel, in 0 .. 1, and prediction - target.
 DEVICE void read_pixel(const Predictions& p, int pixel, float (&target)[3], float (&difference)[3]) {
     int image = pixel / (p.h * p.w), inside = pixel % (p.h * p.w);
     long long stored = pixel;
@@ -55,8 +57,8 @@ DEVICE void read_pixel(const Predictions& p, int pixel, float (&target)[3], floa
     }
 }
 
-// s and d of the finest level. values, targets: see Pictures. planes: floats_each of an image after another. A thread a pixel. Grid:
-// ceil(images x h x w / 256). Floor: 12 + 3 bytes read, 8 written a pixel.
+// s and d of the finest level. One thread a pixel. Grid: ceil(images x h x w / 256). Least traffic
+// a pixel: 12 + 3 bytes read, 8 written.
 KERNEL(structural_planes) {
     const int h = arg.predictions.h, w = arg.predictions.w;
     int pixel = blockIdx.x * 256 + threadIdx.x;
@@ -65,7 +67,7 @@ KERNEL(structural_planes) {
     float t[3], d[3], sum = -1.0f, difference = 0.0f;
     read_pixel(arg.predictions, pixel, t, d);
     for (int c = 0; c < 3; c++) {
-        // of the clamped prediction; a NaN stays
+        // difference of the clamped prediction; a NaN stays
         float v = d[c] < -t[c] ? -t[c] : d[c] > 1.0f - t[c] ? 1.0f - t[c] : d[c];
         sum += LUMA[c] * (2.0f * t[c] + v);
         difference += LUMA[c] * v;
@@ -75,8 +77,9 @@ KERNEL(structural_planes) {
     to[h * w + inside] = difference;
 }
 
-// s and d of a level by 2x2 means of the one before; an odd size begins half a cell early, on zeros that count. h, w: of the finest. Grid:
-// (ceil(pixels of the coarse level / 256), images). Floor: 8 bytes read a fine pixel, 8 written a coarse one.
+// s and d of a level as 2x2 means of the finer one; with an odd size the first mean includes a row
+// or column of zeros before the image. Grid: (ceil(pixels of the coarse level / 256), images).
+// Least traffic: 8 bytes read a fine pixel, 8 written a coarse one.
 KERNEL(structural_pool) {
     Level fine = first_level(arg.h, arg.w);
     for (int i = 1; i < arg.level; i++) fine = next_level(fine);
@@ -90,16 +93,17 @@ KERNEL(structural_pool) {
         float outside = plane == 0 ? -1.0f : 0.0f, value[2][2];
         for (int i = 0; i < 4; i++) {
             int row = y + i / 2, column = x + i % 2;
-            // only the front can lie outside
+            // only rows and columns before the image can be outside
             value[i / 2][i % 2] = row >= 0 && column >= 0 ? from[plane * fine.h * fine.w + row * fine.w + column] : outside;
         }
         to[plane * size + pixel] = 0.25f * ((value[0][0] + value[0][1]) + (value[1][0] + value[1][1]));
     }
 }
 
-// Distances 1 - similarity of all windows of all levels, summed by block into partials [images][patches of all levels] f64, and the three
-// slopes of each window's share in the mean similarity: with respect to the filtered s plus d, s^2, d^2. Grid: (patches of all levels, images).
-// Shared memory: s and d of 42 x 26 pixels, then four fields filtered along 26 rows of 32. Floor: 8 bytes read a pixel, 12 written a window.
+// The distances 1 - similarity of all windows of all levels, summed by block, and three slopes for
+// each window's share in the mean similarity: with respect to the filtered s plus d, s^2, d^2.
+// Grid: (patches of all levels, images). Shared memory: s and d of 42 x 26 pixels, then four fields
+// filtered along 26 rows of 32. Least traffic: 8 bytes read a pixel, 12 written a window.
 KERNEL(structural_windows) {
     float* s = (float*)shared_memory();
     float* d = s + REACH_H * REACH_W;
@@ -140,7 +144,7 @@ KERNEL(structural_windows) {
         float var_s = gaussian(filtered + 2 * field + i, PATCH_W) - a * a;
         float var_d = gaussian(filtered + 3 * field + i, PATCH_W) - b * b;
         float inverse = 1.0f / (var_s + var_d + 2.0f * SSIM_C2);
-        // 1 - contrast-structure, at most 1; a NaN passes through the comparison
+        // 1 - contrast-structure, at most 1; a NaN stays
         float raw = 2.0f * var_d * inverse;
         float distance = raw > 1.0f ? 1.0f : raw;
         float open = raw < 1.0f ? inverse * share : 0.0f;
@@ -154,19 +158,22 @@ KERNEL(structural_windows) {
             distance = dark + distance - dark * distance;
         }
         sum += (double)distance;
-        // a variance is the mean of squares less the square of the mean; twice for the derivative of a pixel's square
+        // a variance is the mean of squares minus the squared mean; the factor 2 is from the
+        // derivative of a pixel's square
         float* slopes = own + 3LL * size + y * l.columns + x;
         slopes[0] = slope - 2.0f * (a * slope_s + b * slope_d);
         slopes[windows] = 2.0f * slope_s;
         slopes[2LL * windows] = 2.0f * slope_d;
     }
-    // s and d are used up
+    // s and d are no longer needed
     double total = block_sum<256>((double*)shared_memory(), sum);
     if (threadIdx.x == 0) arg.partials[(long long)blockIdx.y * gridDim.x + blockIdx.x] = total;
 }
 
-// The transposed filter: the gradient of each level's mean similarity, from the slopes of all windows that see a pixel. Grid: (patches of all
-// levels, images). Shared memory: three slopes of 42 x 26 windows, then filtered along 26 rows of 32. Floor: 20 bytes read, 4 written a pixel.
+// The transposed filter: the gradient of each level's mean similarity, from the slopes of all
+// windows that contain a pixel. Grid: (patches of all levels, images). Shared memory: three slopes
+// of 42 x 26 windows, then filtered along 26 rows of 32. Least traffic a pixel: 20 bytes read, 4
+// written.
 KERNEL(structural_spread) {
     float* slopes = (float*)shared_memory();
     float* filtered = slopes + 3 * REACH_H * REACH_W;
@@ -197,8 +204,8 @@ KERNEL(structural_spread) {
     }
 }
 
-// An image's score, the product of its levels' means to their exponents, and what each level's gradient is to be multiplied by:
-// factors [images][5]. `of`: images of the whole micro-batch. Grid: images. Shared memory: 256 f64.
+// An image's score, the product of its levels' means to the power of their exponents, and the
+// factor of each level's gradient. Grid: images. Shared memory: 256 f64.
 KERNEL(structural_score) {
     double means[LEVELS];
     Level l = first_level(arg.h, arg.w);
@@ -209,7 +216,7 @@ KERNEL(structural_score) {
             for (int i = threadIdx.x; i < l.patches; i += 256) sum += own[i];
         double total = block_sum<256>((double*)shared_memory(), sum);
         double mean = 1.0 - total / ((double)l.rows * (double)l.columns);
-        means[level] = mean < 0.0 ? 0.0 : mean;  // rounding; NaN stays
+        means[level] = mean < 0.0 ? 0.0 : mean;  // rounding can make it negative; NaN stays
         barrier();
         l = next_level(l);
     }
@@ -219,14 +226,15 @@ KERNEL(structural_score) {
     arg.scores[blockIdx.x] = score;
     double slope = -arg.scalars->micro_scale / (double)arg.of * (double)arg.weight * (double)arg.scalars->loss_scale;
     for (int level = 0; level < arg.levels; level++) {
-        // where a level's mean is 0 so is the gradient: its limit is infinite or undefined
+        // a level with mean 0 has gradient 0, because its limit is infinite or undefined
         double exponent = arg.levels == 1 ? 1.0 : MS_SSIM_EXPONENTS[level];
         arg.factors[blockIdx.x * LEVELS + level] = score > 0.0 ? (float)(slope * exponent * score / means[level]) : 0.0f;
     }
 }
 
-// Adds all levels' gradients of a pixel, through luma and clamp, to d_prediction [images][h][w][3] f32. A thread a pixel. Grid: ceil(images x
-// h x w / 256). Floor: 4 x 1.33 + 27 bytes read, 12 written a pixel.
+// Adds all levels' gradients of a pixel, through luma and clamp, to d_prediction. One thread a
+// pixel. Grid: ceil(images x h x w / 256). Least traffic a pixel: 4 x 1.33 + 27 bytes read, 12
+// written.
 KERNEL(structural_gradient) {
     const int h = arg.predictions.h, w = arg.predictions.w;
     int pixel = blockIdx.x * 256 + threadIdx.x;
@@ -248,8 +256,8 @@ KERNEL(structural_gradient) {
         if (d[c] >= -t[c] && d[c] <= 1.0f - t[c]) arg.d_prediction[(long long)pixel * 3 + c] += LUMA[c] * sum;
 }
 
-// Adds the images' scores to those of the slices before (flags & 1); after the last slice (flags & SLICE_LAST) the weighted loss of their mean is added
-// to metrics[0]. One warp, one lane at work.
+// Adds the images' scores to those of earlier slices; after the last slice the weighted loss of
+// their mean is added to metrics[0]. One lane of one warp works.
 KERNEL(finish_structural) {
     if (threadIdx.x != 0) return;
     double sum = arg.flags & SLICE_CONTINUES ? *arg.total : 0.0;

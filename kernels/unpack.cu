@@ -1,8 +1,9 @@
-// u8 patches of a staged batch -> f32 RGB in [0, 1], through the index map of each patch's augmentation.
+// u8 patches of a staged batch -> f32 RGB in [0, 1], through the index map of each patch's
+// augmentation.
 #include "common.cuh"
 
-// batch: staged bytes; output: [images][h][w][3] f32. One thread a pixel. Grid: ceil(images x h x w / 256). Floor: 3 bytes read, 12 written
-// a pixel.
+// One thread a pixel. Grid: ceil(images x h x w / 256). Least traffic a pixel: 3 bytes read, 12
+// written.
 KERNEL(unpack) {
     const int h = arg.h, w = arg.w;
     int pixel = blockIdx.x * 256 + threadIdx.x;

@@ -1,4 +1,4 @@
-// How a program launches kernels on the fiber GPU. Depends on nothing.
+// The interface of the fiber GPU to programs that launch kernels. Depends on nothing.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -1,6 +1,7 @@
-// A GPU made of fibers: enough of CUDA's execution model to run the kernels as C++ on a machine without one. Blocks run one after
-// another, the threads of a block as fibers that switch at barriers and warp operations. Lanes and blocks may run in several
-// orders: a kernel whose result depends on the order has a race. Depends on the C++ library alone.
+// A GPU made of fibers: enough of CUDA's execution model to run the kernels as C++ on a machine
+// without one. Blocks run one after another; the threads of a block are fibers that switch at
+// barriers and warp operations. Lanes and blocks can run in several orders: a kernel whose result
+// depends on the order has a race. Depends on the C++ library alone.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -16,16 +17,18 @@ typedef uint64_t u64;
 struct Dim3 {
     u32 x, y, z;
 };
-// Of the fiber that runs; the scheduler sets them.
+// Of the running fiber; the scheduler sets them.
 extern Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 #define DEVICE static inline __attribute__((unused))
-// inlined always: the builds of several types share one library, in which members of equal names would be taken for the same
+// always inlined: the builds for several types share one library, whose linker would merge members
+// of equal names
 #define DEVICE_MEMBER inline __attribute__((always_inline))
 #define CONSTANT static const
 
 unsigned char* shared_memory();
-// The one at a place that PARAGON_FIBERS_SKIP (file:line) names does nothing: whether a missing barrier is noticed is itself tested.
+// The barrier at the place that PARAGON_FIBERS_SKIP names (file:line) does nothing, so that a test
+// can show that its absence is noticed.
 void barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 void warp_barrier();
 DEVICE u32 thread_anew() { return threadIdx.x; }
@@ -33,7 +36,8 @@ DEVICE int anew(int value) { return value; }
 float shuffle_xor(float value, int mask);
 float shuffle(float value, int lane);
 int lane_index();
-// Every lane gives its words and gets those of all 32; valid until the lane's next warp operation.
+// Every lane gives its words and gets those of all 32 lanes; they are valid until the lane's next
+// warp operation.
 const u32 (*warp_exchange(const u32 (&own)[6]))[6];
 const void* const* warp_exchange_rows(const void* own);
 
