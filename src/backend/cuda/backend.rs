@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 /// Where a staged batch is kept on the device: the next batch is copied to one place while the step
 /// reads the other.
-struct BatchPlace {
+pub(super) struct BatchPlace {
     /// The batch's buffer; `None` for a plan without a batch.
     batch: Option<BufferId>,
     /// Its address.
@@ -27,7 +27,7 @@ struct BatchPlace {
     /// Passes when the last micro-batch that read it is done.
     used: CudaEvent,
     /// The launches of a micro-batch that reads it.
-    launches: Vec<Launch>,
+    pub(super) launches: Vec<Launch>,
     /// The same, captured.
     graph: Option<CudaGraph>,
 }
@@ -43,24 +43,25 @@ struct MetricsCopy {
 /// A plan loaded on a device.
 pub struct CudaBackend {
     plan: Plan,
-    device: Arc<Device>,
+    pub(super) device: Arc<Device>,
     /// Where the plan's arena begins: at the allocation's start, or inside the part that another
     /// backend lends.
     base: u64,
     memory: Arc<Memory>,
     module: Arc<Module>,
     /// Two where the next batch is copied ahead, else one.
-    places: Vec<BatchPlace>,
+    pub(super) places: Vec<BatchPlace>,
     /// Index of the place that the next micro-batch reads.
-    current: usize,
-    update: Vec<Launch>,
+    pub(super) current: usize,
+    /// The launches of the optimizer, and the same captured.
+    pub(super) update: Vec<Launch>,
     update_graph: Option<CudaGraph>,
     /// The launch that set the device's block of scalars last.
     scalars: Option<Launch>,
     /// The metrics of the last update; `None` before the first.
     metrics_copy: Option<MetricsCopy>,
     /// Why the step is launched kernel by kernel; `None` where it is captured.
-    no_graph: Option<String>,
+    pub(super) no_graph: Option<String>,
 }
 
 /// A fence that passes when a copy from host memory is done. Dropping it waits, so that memory that
@@ -94,6 +95,29 @@ impl BatchPlace {
             launches: Vec::new(),
             graph: None,
         })
+    }
+
+    /// The places of a plan's batches, with the launches that read each; one place without a batch
+    /// where the plan takes none.
+    fn all(
+        device: &Device,
+        plan: &PlanData,
+        base: u64,
+        micro: &[Launch],
+    ) -> Result<Vec<BatchPlace>> {
+        let batches = plan.batch.map(|b| b.buffer);
+        let mut places = Vec::new();
+        for buffer in batches.into_iter().chain(plan.ports.next_batch) {
+            let at = base + plan.buffer(buffer).offset;
+            places.push(BatchPlace::new(device, Some(buffer), at)?);
+        }
+        if places.is_empty() {
+            places.push(BatchPlace::new(device, None, 0)?);
+        }
+        for place in &mut places {
+            place.launches = place.reading(plan, micro);
+        }
+        Ok(places)
     }
 
     /// A plan's launches, reading the batch from here.
@@ -134,25 +158,7 @@ impl CudaBackend {
         })?;
         let Program { micro, update } = lower(&plan)?;
         let module = device.module(plan.precision)?;
-        let mut places = Vec::new();
-        let batches = plan
-            .batch
-            .map(|b| b.buffer)
-            .into_iter()
-            .chain(plan.ports.next_batch);
-        for buffer in batches {
-            places.push(BatchPlace::new(
-                device,
-                Some(buffer),
-                base + plan.buffer(buffer).offset,
-            )?);
-        }
-        if places.is_empty() {
-            places.push(BatchPlace::new(device, None, 0)?);
-        }
-        places
-            .iter_mut()
-            .for_each(|place| place.launches = place.reading(&plan, &micro));
+        let places = BatchPlace::all(device, &plan, base, &micro)?;
         let backend = CudaBackend {
             plan,
             device: device.clone(),
@@ -208,7 +214,7 @@ impl CudaBackend {
 
     /// Captures `repeats` copies of some launches, one after another, as a graph; `None` for no
     /// launches.
-    fn graph(&self, launches: &[Launch], repeats: usize) -> Result<Option<CudaGraph>> {
+    pub(super) fn graph(&self, launches: &[Launch], repeats: usize) -> Result<Option<CudaGraph>> {
         if launches.is_empty() {
             return Ok(None);
         }
@@ -226,7 +232,7 @@ impl CudaBackend {
     }
 
     /// Launches kernels in their orders. Later work on the main stream waits for all of them.
-    fn launch(&self, launches: &[Launch]) -> Result<()> {
+    pub(super) fn launch(&self, launches: &[Launch]) -> Result<()> {
         self.device.bind()?;
         let Device { compute, side, .. } = &*self.device;
         let mut side_in_use = false;
@@ -279,7 +285,8 @@ impl CudaBackend {
         }
     }
 
-    fn set_scalars(&mut self, scalars: &Scalars) -> Result<()> {
+    /// Launches the kernel that sets the device's scalars, unless it holds these already.
+    pub(super) fn set_scalars(&mut self, scalars: &Scalars) -> Result<()> {
         let Some(launch) = scalars_launch(&self.plan, scalars) else {
             return Ok(());
         };
@@ -288,71 +295,6 @@ impl CudaBackend {
             self.scalars = Some(launch);
         }
         Ok(())
-    }
-
-    /// The seconds that every launch of a step adds to it: (operation, `None` for a launch that
-    /// serves several; kernel; seconds). Growing prefixes of the step are timed, so that caches and
-    /// the pauses between kernels are those of the step. Each time is the median of three runs of
-    /// `repeats` copies. The parameters are overwritten.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn profile(
-        &mut self,
-        scalars: &Scalars,
-        repeats: usize,
-    ) -> Result<Vec<(Option<usize>, &'static str, f64)>> {
-        self.set_scalars(scalars)?;
-        let launches: Vec<Launch> = self.places[self.current]
-            .launches
-            .iter()
-            .chain(&self.update)
-            .cloned()
-            .collect();
-        let mut before = 0.0;
-        let mut parts = Vec::new();
-        for count in 1..=launches.len() {
-            let together = self.time(&launches[..count], repeats)?;
-            let last = &launches[count - 1];
-            parts.push((last.op, last.kernel, f64::max(together - before, 0.0)));
-            before = together;
-        }
-        Ok(parts)
-    }
-
-    /// Seconds of one of `repeats` runs of some launches.
-    fn time(&self, launches: &[Launch], repeats: usize) -> Result<f64> {
-        let graph = if self.no_graph.is_none() {
-            self.graph(launches, repeats)?
-        } else {
-            None
-        };
-        let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        let mut times = Vec::new();
-        for round in 0..4 {
-            let start = self
-                .device
-                .context
-                .new_event(timing)
-                .call("make an event")?;
-            let end = self
-                .device
-                .context
-                .new_event(timing)
-                .call("make an event")?;
-            start.record(&self.device.compute).call("mark a launch")?;
-            match &graph {
-                Some(graph) => graph.launch().call("launch kernels")?,
-                None => (0..repeats).try_for_each(|_| self.launch(launches))?,
-            }
-            end.record(&self.device.compute).call("mark a launch")?;
-            let seconds = f64::from(start.elapsed_ms(&end).call("time a launch")?) / 1e3;
-            if round > 0 {
-                times.push(seconds / repeats as f64);
-            }
-        }
-        times.sort_by(f64::total_cmp);
-        Ok(times[1])
     }
 
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<u64> {

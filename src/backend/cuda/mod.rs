@@ -1,9 +1,11 @@
 //! The CUDA backend. [`lower`] turns a plan into launches without any device, in one file for each
 //! family of operations, as in `kernels/`; a device, or in the tests the host's fibers, runs the
-//! launches and needs nothing else. Depends on the plan. Inside, each file depends only on files
-//! further down this list: `backend`, `device`, `module`, `driver`; `lower`, `sizing`, the families
-//! (`conv`, `nano`, `reconstruct`, `structural`, `optimizer`, `pixels`), `reduce`, `lowering`,
-//! `scalars`, `launch`, `signatures`, `arguments`, `tiles`, `limits`, `constants`.
+//! launches and needs nothing else. Depends on the plan.
+//!
+//! Inside, each file depends only on files further down this list: `profile`, `backend`, `device`,
+//! `module`, `driver`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
+//! `optimizer`, `pixels`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
+//! `tiles`, `limits`, `constants`.
 
 mod arguments;
 mod backend;
@@ -21,6 +23,7 @@ mod module;
 mod nano;
 mod optimizer;
 mod pixels;
+mod profile;
 mod reconstruct;
 mod reduce;
 mod scalars;

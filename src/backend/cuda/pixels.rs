@@ -37,7 +37,8 @@ pub(super) fn loss_workspace() -> u64 {
     8 * LOSS_BLOCKS as u64
 }
 
-/// What every kernel that computes the pixel losses needs.
+/// The weights of the pixel losses, and what their mean is over.
+#[derive(Default)]
 pub(super) struct LossTerms {
     /// Values of the whole micro-batch, which the mean is over.
     pub whole: i32,
@@ -53,9 +54,7 @@ pub(super) struct LossTerms {
 pub(super) fn loss_terms(o: &PixelLoss) -> Result<LossTerms> {
     let mut terms = LossTerms {
         whole: int(values(o))?,
-        l1: 0.0,
-        charbonnier: 0.0,
-        mse: 0.0,
+        ..LossTerms::default()
     };
     for &(kind, weight) in &o.terms {
         *match kind {

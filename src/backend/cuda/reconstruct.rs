@@ -10,7 +10,7 @@ use super::constants::{
 use super::launch::Shape;
 use super::limits::SUM_BLOCKS;
 use super::lowering::{Lowering, int};
-use super::pixels::{self, LossTerms};
+use super::pixels;
 use super::reduce::{self, BLOCK_SUM_BYTES, Sums};
 use super::signatures::{
     BASE_BACK, BaseBackArguments, FOLD_CONV, FoldConvArguments, RECONSTRUCT, RECONSTRUCT_BACK,
@@ -111,6 +111,13 @@ fn tile_bytes(half: bool) -> usize {
     }
 }
 
+/// Bytes of shared memory of the forward kernel.
+fn forward_bytes(half: bool) -> usize {
+    // f32 keeps its weights, those of four slots at a time, where the base's scratch was
+    let weights = if half { TAP_OPERANDS } else { 0 };
+    tile_bytes(half) + weights + 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS)
+}
+
 /// Blocks of the forward kernel where it sums the losses.
 pub(super) fn loss_blocks(o: &Reconstruct) -> usize {
     tiles(o.extent).min(SUM_BLOCKS)
@@ -135,20 +142,14 @@ pub(super) fn forward(
         ),
         None => (Address::NULL, Address::NULL),
     };
-    let none = LossTerms {
-        whole: 0,
-        l1: 0.0,
-        charbonnier: 0.0,
-        mse: 0.0,
+    let (loss_partials, scalars) = match loss {
+        Some(loss) => (l.doubles_at(l.workspace(loss.workspace)?, 0), l.scalars()?),
+        None => (Address::NULL, Address::NULL),
     };
-    let (loss_partials, scalars, terms) = match loss {
-        Some(loss) => (
-            l.doubles_at(l.workspace(loss.workspace)?, 0),
-            l.scalars()?,
-            pixels::loss_terms(loss)?,
-        ),
-        None => (Address::NULL, Address::NULL, none),
-    };
+    let terms = loss
+        .map(pixels::loss_terms)
+        .transpose()?
+        .unwrap_or_default();
     let arguments = ReconstructArguments {
         folded: l.folded(folded),
         gain: l.parameter(o.parameters, o.gain.offset),
@@ -169,12 +170,8 @@ pub(super) fn forward(
         charbonnier: terms.charbonnier,
         mse: terms.mse,
     };
-    let half = l.half_precision();
-    // f32 keeps its weights, those of four slots at a time, where the base's scratch was
-    let weights = if half { TAP_OPERANDS } else { 0 };
-    let base = 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS);
-    let shared = tile_bytes(half) + weights + base;
-    let kernel = if half && o.scale == 2 {
+    let shared = forward_bytes(l.half_precision());
+    let kernel = if l.half_precision() && o.scale == 2 {
         &RECONSTRUCT_X2
     } else {
         &RECONSTRUCT

@@ -118,7 +118,26 @@ pub(super) fn loss(l: &mut Lowering<'_>, o: &StructuralLoss) -> Result<()> {
     Ok(())
 }
 
-/// One term's scores and gradients of `count` images from `start` on.
+/// What the launches of one term on a few images have in common.
+struct ImageGroup {
+    kind: StructuralLossKind,
+    weight: f32,
+    /// Images of the group.
+    count: usize,
+    /// Where the RGB of the first image starts in an f32 buffer, bytes.
+    first_byte: usize,
+    predictions: Predictions,
+    planes: Address<f32>,
+    partials: Address<f64>,
+    scores: Address<f64>,
+    factors: Address<f32>,
+    /// HR size.
+    h: i32,
+    w: i32,
+    floats_each: i32,
+}
+
+/// Lowers one term's scores and gradients of `count` images from `start` on.
 fn images(
     l: &mut Lowering<'_>,
     o: &StructuralLoss,
@@ -128,7 +147,7 @@ fn images(
 ) -> Result<()> {
     let (e, at, workspace) = (o.extent, layout(o), l.workspace(o.workspace)?);
     let (kind, weight) = o.terms[term];
-    let (h, w, floats_each) = (int(e.h)?, int(e.w)?, int(floats(kind, e.h, e.w))?);
+    let (h, w) = (int(e.h)?, int(e.w)?);
     let first_byte = 4 * start * e.h * e.w * 3;
     let (target_bytes, codes, target_floats) = match o.target {
         Target::Subtracted(b) => (
@@ -142,42 +161,85 @@ fn images(
             l.floats_at(buffer, first_byte),
         ),
     };
-    let predictions = Predictions {
-        values: l.floats_at(o.prediction, first_byte),
-        target_bytes,
-        codes,
-        target_floats,
-        h,
-        w,
-    };
-    let planes = l.floats_at(workspace, at.planes);
-    let partials = l.doubles_at(workspace, at.partials);
-    let factors = l.floats_at(workspace, at.factors);
-    let a_thread_a_pixel = Shape::of((count * e.h * e.w).div_ceil(BLOCK_THREADS), 0);
-    let arguments = StructuralPlanesArguments {
-        predictions,
-        planes,
-        images: int(count)?,
-        floats_each,
-    };
-    l.launch(&STRUCTURAL_PLANES, a_thread_a_pixel, arguments)?;
-    for (level, (coarse_h, coarse_w)) in levels(kind, e.h, e.w).enumerate().skip(1) {
-        let arguments = StructuralPoolArguments {
-            planes,
+    let group = ImageGroup {
+        kind,
+        weight,
+        count,
+        first_byte,
+        predictions: Predictions {
+            values: l.floats_at(o.prediction, first_byte),
+            target_bytes,
+            codes,
+            target_floats,
             h,
             w,
+        },
+        planes: l.floats_at(workspace, at.planes),
+        partials: l.doubles_at(workspace, at.partials),
+        scores: l.doubles_at(workspace, 8 * (term * e.n + start)),
+        factors: l.floats_at(workspace, at.factors),
+        h,
+        w,
+        floats_each: int(floats(kind, e.h, e.w))?,
+    };
+    make_planes(l, o, &group)?;
+    compare_windows(l, o, &group)?;
+    gradient(l, o, &group)
+}
+
+/// A thread for each pixel of the group's images.
+fn a_thread_a_pixel(o: &StructuralLoss, group: &ImageGroup) -> Shape {
+    Shape::of(
+        (group.count * o.extent.h * o.extent.w).div_ceil(BLOCK_THREADS),
+        0,
+    )
+}
+
+/// s and d of all levels.
+fn make_planes(l: &mut Lowering<'_>, o: &StructuralLoss, group: &ImageGroup) -> Result<()> {
+    let arguments = StructuralPlanesArguments {
+        predictions: group.predictions,
+        planes: group.planes,
+        images: int(group.count)?,
+        floats_each: group.floats_each,
+    };
+    l.launch(&STRUCTURAL_PLANES, a_thread_a_pixel(o, group), arguments)?;
+    let sizes = levels(group.kind, o.extent.h, o.extent.w);
+    for (level, (coarse_h, coarse_w)) in sizes.enumerate().skip(1) {
+        let arguments = StructuralPoolArguments {
+            planes: group.planes,
+            h: group.h,
+            w: group.w,
             level: int(level)?,
-            floats_each,
+            floats_each: group.floats_each,
         };
         let shape = Shape {
-            grid: [(coarse_h * coarse_w).div_ceil(BLOCK_THREADS), count, 1],
+            grid: [
+                (coarse_h * coarse_w).div_ceil(BLOCK_THREADS),
+                group.count,
+                1,
+            ],
             shared: 0,
         };
         l.launch(&STRUCTURAL_POOL, shape, arguments)?;
     }
-    let patches = patches(kind, e.h, e.w);
+    Ok(())
+}
+
+/// Similarity and slopes of all windows, their transposed filter, and the images' scores.
+fn compare_windows(l: &mut Lowering<'_>, o: &StructuralLoss, group: &ImageGroup) -> Result<()> {
+    let &ImageGroup {
+        kind,
+        planes,
+        partials,
+        h,
+        w,
+        floats_each,
+        ..
+    } = group;
+    let patches = patches(kind, o.extent.h, o.extent.w);
     let a_block_a_patch = |shared| Shape {
-        grid: [patches, count, 1],
+        grid: [patches, group.count, 1],
         shared,
     };
     let arguments = StructuralWindowsArguments {
@@ -200,29 +262,30 @@ fn images(
     l.launch(&STRUCTURAL_SPREAD, shape, arguments)?;
     let arguments = StructuralScoreArguments {
         partials,
-        scores: l.doubles_at(workspace, 8 * (term * e.n + start)),
-        factors,
+        scores: group.scores,
+        factors: group.factors,
         scalars: l.scalars()?,
         h,
         w,
         levels: int(level_count(kind))?,
         patches: int(patches)?,
-        weight,
+        weight: group.weight,
         of: int(o.slice.of)?,
     };
-    l.launch(
-        &STRUCTURAL_SCORE,
-        Shape::of(count, BLOCK_SUM_BYTES),
-        arguments,
-    )?;
+    let shape = Shape::of(group.count, BLOCK_SUM_BYTES);
+    l.launch(&STRUCTURAL_SCORE, shape, arguments)
+}
+
+/// The gradient of the prediction.
+fn gradient(l: &mut Lowering<'_>, o: &StructuralLoss, group: &ImageGroup) -> Result<()> {
     let arguments = StructuralGradientArguments {
-        predictions,
-        d_prediction: l.floats_at(o.d_prediction, first_byte),
-        planes,
-        factors,
-        images: int(count)?,
-        levels: int(level_count(kind))?,
-        floats_each,
+        predictions: group.predictions,
+        d_prediction: l.floats_at(o.d_prediction, group.first_byte),
+        planes: group.planes,
+        factors: group.factors,
+        images: int(group.count)?,
+        levels: int(level_count(group.kind))?,
+        floats_each: group.floats_each,
     };
-    l.launch(&STRUCTURAL_GRADIENT, a_thread_a_pixel, arguments)
+    l.launch(&STRUCTURAL_GRADIENT, a_thread_a_pixel(o, group), arguments)
 }
