@@ -236,7 +236,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
             .verify()
             .unwrap_err()
             .to_string()
-            .contains("does not live until it is added up")
+            .contains("is not kept until its sums are added up")
     );
     // a plan for another way of adding up; and the same when nobody asks
     let mut forgetful = (*training_plan(&net, &spec, &Forgetful(sizing)).unwrap()).clone();
@@ -244,7 +244,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
         lower(&forgetful)
             .unwrap_err()
             .to_string()
-            .contains("does not live until it is added up")
+            .contains("is not kept until its sums are added up")
     );
     forgetful.deferred_sums = forgetful.ops[forgetful.micro.clone()]
         .iter()
