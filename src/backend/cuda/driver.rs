@@ -38,8 +38,9 @@ impl<T> Call<T> for Result<T, DriverError> {
 /// When there is no driver, or one that is too old.
 pub fn device_count() -> Result<usize> {
     // SAFETY: the call only tries to open the library
+    let present = unsafe { sys::is_culib_present() };
     ensure!(
-        unsafe { sys::is_culib_present() },
+        present,
         "no NVIDIA driver was found (libcuda); install it, or use --device cpu"
     );
     let mut version = 0;

@@ -1,4 +1,4 @@
-//! The CUDA backend. [`lower`] turns a plan into launches without any device, in one file for each
+//! The CUDA backend. `lower` turns a plan into launches without any device, in one file for each
 //! family of operations, as in `kernels/`; a device, or in the tests the host's fibers, runs the
 //! launches and needs nothing else. Depends on the plan.
 //!
