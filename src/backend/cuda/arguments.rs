@@ -6,7 +6,7 @@ use crate::plan::BufferId;
 use anyhow::{Context, Result};
 use std::marker::PhantomData;
 
-/// What a device pointer points to. Types that are the same in C are told apart here by meaning,
+/// The type of the values behind a device pointer. Types that are one in C differ here by meaning,
 /// so that two pointers of different meaning cannot be exchanged.
 pub(super) trait Element {
     /// Its name in C.
@@ -196,7 +196,7 @@ impl Arguments {
     }
 }
 
-/// A value as it stands in an argument struct.
+/// A value that can be a field of an argument struct.
 pub(super) trait Field: Copy {
     /// Writes it at byte `at` of the arguments.
     fn put(self, at: usize, to: &mut Arguments);

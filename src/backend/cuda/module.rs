@@ -73,7 +73,7 @@ impl Function {
 unsafe impl Send for Function {}
 // SAFETY: as for `Function`
 unsafe impl Send for Module {}
-// SAFETY: as for `Function`; the table of functions is behind a lock
+// SAFETY: as for `Function`; a lock guards the table of functions
 unsafe impl Sync for Module {}
 
 impl Module {
