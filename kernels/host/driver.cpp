@@ -1,8 +1,8 @@
 // A CUDA driver made of fibers: the calls of libcuda that the program uses, with launches run by
 // shim.cpp. Work on a stream runs as late as the rules allow, when something waits for it; with
 // FAKE_CUDA_EAGER=N, work on the Nth stream that was made runs at once. So a missing wait between
-// streams makes work read memory too early or too late. tests/kernels_common builds it as a shared
-// library.
+// streams makes work read memory too early or too late. tests/it/kernels_common builds it as a
+// shared library.
 //
 // FAKE_CUDA_CAPABILITY (86), FAKE_CUDA_MEMORY in bytes (1 GiB) and FAKE_CUDA_CAPTURE=0 (no graphs)
 // describe the card.

@@ -1,7 +1,7 @@
 // Replays a list of launches on the fiber GPU: `replay PROGRAM OUT forward|backward|mixed`. PROGRAM
 // has, as text, the sizes of the buffers and the launches with their arguments, then the buffers'
 // bytes; OUT receives the buffers afterwards. Every buffer is an allocation of its own, so that the
-// address sanitizer notices an access outside of it. tests/kernels_common writes the program.
+// address sanitizer notices an access outside of it. tests/it/kernels_common writes the program.
 #include "scheduler.h"
 
 #include <cstdio>
