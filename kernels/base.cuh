@@ -1,24 +1,21 @@
-// The base of the head, Magic Kernel Sharp 2021 (sharpening, nearest-neighbour upsampling, blur; separable, zero padded), for one tile
-// of LQ pixels. The blur's five HR taps fall on at most three LQ pixels, so that all of it is done at LQ: sharpened once a tile, then three
+// The base of the reconstruction, Magic Kernel Sharp 2021 (sharpening, nearest-neighbour
+// upsampling, blur; separable, zero padded), for one tile of LQ pixels. The blur's five HR taps
+// cover at most three LQ pixels, so all of it is computed at LQ: sharpened once a tile, then three
 // rows and columns for every HR pixel. Depends on features.cuh.
 #pragma once
 #include "features.cuh"
 
-CONSTANT float SHARP_TAPS[7] = {-1.0f / 32, 0.0f, 9.0f / 32, 16.0f / 32, 9.0f / 32, 0.0f, -1.0f / 32};
-CONSTANT float BLUR_TAPS[5] = {1.0f / 16, 4.0f / 16, 6.0f / 16, 4.0f / 16, 1.0f / 16};
-
-// Sides of the arrays: the tile with the pixel around it that the blur sees, and with the three more that sharpening sees.
+// Sides of the arrays: the tile and one pixel around it, which the blur needs; and three pixels
+// more, which sharpening needs.
 #define BLURRED (TILE + 2)
 #define SHARPENED (TILE + 8)
-// f32 elements of the arrays; the lowering (src/backend/cuda/up_head.rs) has the same numbers.
-#define BASE_RAW (SHARPENED * SHARPENED * 3)
-#define BASE_ROWS (SHARPENED * BLURRED * 3)
-// a row of cells: columns 0 .. 9 and 8 .. 17, so that lanes eight columns apart find theirs in different banks
+// A row of cells: columns 0 .. 9, then 8 .. 17, so that lanes eight columns apart read different
+// banks.
 #define CELL_PITCH (BLURRED + 2)
-#define BASE_CELLS (BLURRED * CELL_PITCH * 6)
-#define BASE_TAPS 32
+static_assert(BASE_RAW == SHARPENED * SHARPENED * 3 && BASE_ROWS == SHARPENED * BLURRED * 3 && BASE_CELLS == BLURRED * CELL_PITCH * 6,
+              "the lowering reserves what the arrays need");
 
-// Rounded down; a is -16 x b at least.
+// a / b, rounded down; a must be at least -16 x b.
 DEVICE int floor_divide(int a, int b) { return (int)((u32)(a + 16 * b) / (u32)b) - 16; }
 
 // Four f32 side by side, and two.
@@ -29,7 +26,8 @@ struct __attribute__((aligned(8))) Two {
     float value[2];
 };
 
-// The seven taps of the sharpening filter, two of which are zero, for the three channels of a pixel.
+// The seven taps of the sharpening filter (two of them are zero) along `step`, for the three
+// channels of a pixel.
 DEVICE void sharpen(const float* from, int step, float (&sum)[3]) {
     UNROLL
     for (int c = 0; c < 3; c++) {
@@ -40,8 +38,9 @@ DEVICE void sharpen(const float* from, int step, float (&sum)[3]) {
     }
 }
 
-// What the blur does to an HR pixel at each place inside its LQ pixel: weights of the LQ pixel before, of its own, and of the one behind.
-// `taps`: BASE_TAPS f32, one Quad a place. Visible after the next barrier.
+// Computes the blur's weights for each HR row (or column) inside an LQ pixel: those of the LQ pixel
+// before, of the pixel itself, and of the one after. `taps`: BASE_TAPS f32, one Quad for each HR
+// row. They are visible after the next barrier.
 DEVICE void base_taps(float* taps, int scale) {
     int phase = threadIdx.x;
     if (phase >= scale) return;
@@ -55,8 +54,9 @@ DEVICE void base_taps(float* taps, int scale) {
     ((Quad*)taps)[phase] = q;
 }
 
-// A thread's share of a tile's picture on its way into shared memory, so that other loads may be under way at the same time: one place in
-// every few lines. `image` [h][w][3], for the tile whose first LQ pixel is (y, x).
+// A thread's share of a tile of the input image on its way from device to shared memory: one
+// element in every LINES lines. Loads and stores are apart, so that other loads can be under way at
+// the same time. `image`: [h][w][3], for the tile whose first LQ pixel is (y, x).
 template <int THREADS>
 struct BaseInput {
     static const int WIDE = SHARPENED * 3, LINES = THREADS / WIDE, ROUNDS = (SHARPENED + LINES - 1) / LINES;
@@ -72,7 +72,8 @@ struct BaseInput {
             if (within && (u32)row < (u32)h) loaded[round] = image[row * w * 3 + from];
         }
     }
-    // With `units` in 255ths, rounded to the integers the picture came from.
+    // With `units` the values are multiplied by 255 and rounded to the integers that they came
+    // from.
     DEVICE_MEMBER void store(float* raw, bool units) const {
         int first = threadIdx.x / WIDE;
         UNROLL
@@ -83,10 +84,11 @@ struct BaseInput {
     }
 };
 
-// Fills `cells` from the tile's picture in `raw`: of every pixel from (y - 1, x - 1) on a Quad and, behind all of those, a Two: the picture's
-// RGB, then what sharpening adds to it. In units of 1/255 the first is an integer and its blur exact. `raw` and `rows` are scratch,
-// free again afterwards. All threads of a block of THREADS call it when `raw` is stored. Barriers inside, one of them first; the cells are
-// visible after the next.
+// Fills `cells` from the tile's input in `raw`: for every pixel from (y - 1, x - 1) on a Quad and,
+// after all Quads, a Two, which hold the pixel's RGB, then what sharpening adds to each. In units
+// of 1/255 the RGB are integers and their blur is exact. `raw` and `rows` are scratch and free
+// again afterwards. All THREADS threads of a block call it once `raw` is stored; the first thing
+// inside is a barrier. The cells are visible after the next barrier.
 template <int THREADS>
 DEVICE void base_cells(const float* raw, float* rows, float* cells, int h, int w, int y, int x, float alpha) {
     const int wide = SHARPENED * 3, narrow = BLURRED * 3;
@@ -121,11 +123,13 @@ DEVICE void base_cells(const float* raw, float* rows, float* cells, int h, int w
     }
 }
 
-// The neighbourhood of one LQ pixel, blurred down to one row of HR pixels: per column of three the picture's RGB, then what sharpening adds.
+// The neighbourhood of one LQ pixel, blurred along columns for one row of HR pixels: for each of
+// three LQ columns RGB, then what sharpening adds.
 struct Blurred {
     float value[3][6];
 };
-// Rows of HR pixels around the LQ pixel at a row and column of the tile, from one look at its neighbourhood; `taps` of each row's place.
+// Blurs the neighbourhood of the LQ pixel at a row and column of the tile for several rows of HR
+// pixels, reading it once. `taps`: the blur's weights of each HR row.
 template <int ROWS>
 DEVICE void base_rows(Blurred (&b)[ROWS], const float* cells, int row, int column, const Quad (&taps)[ROWS]) {
     int at = row * CELL_PITCH + column + ((column & TILE / 2) >> 2);
@@ -147,7 +151,8 @@ DEVICE void base_rows(Blurred (&b)[ROWS], const float* cells, int row, int colum
     }
 }
 
-// A pixel of the base, or with `units` of the base less `target` (a u8's value); `taps` of the HR column's place.
+// One pixel of the base, or with `units` base - target, where the target is a u8's value. `taps`:
+// the blur's weights of the HR column.
 DEVICE void base_pixel(const Blurred& b, Quad taps, bool units, const float (&target)[3], float (&value)[3]) {
     UNROLL
     for (int c = 0; c < 3; c++) {

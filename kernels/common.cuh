@@ -1,6 +1,7 @@
-// What every kernel file starts from: the type of activations, index helpers, the wrappers of warp and tensor core instructions. The
-// same text is compiled for devices by NVRTC, which has no system headers, and as C++ for the host by kernels/host, so that
-// kernels can be proved where there is no GPU. Whatever differs between the two stands here or in mma.cuh, nowhere else.
+// The start of every kernel file: the type of activations, index helpers, wrappers of warp
+// instructions. The same text is compiled for devices by NVRTC, which has no system headers, and as
+// C++ for the host by kernels/host, so that the kernels can be tested without a GPU. Whatever
+// differs between the two is here or in mma.cuh, nowhere else.
 #pragma once
 
 // Type of activations: 0 f32, 1 bf16, 2 fp16 (IEEE half). A module is compiled for one of them.
@@ -13,22 +14,26 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
-// A kernel: KERNEL(name, threads of a block, arguments...) { ... }
-#define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
-// The same, with registers few enough for so many blocks on a multiprocessor.
-#define KERNEL_CROWDED(name, threads, blocks, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
+// A kernel: KERNEL(name) { ... }, with its arguments in `arg`. The struct of the arguments and the
+// number of threads are those that interface.cuh declares for the name. They stay in constant
+// memory, and `__grid_constant__` lets helpers take a reference to them without a copy.
+#define KERNEL(name) extern "C" __global__ void __launch_bounds__(name##_threads) name(const __grid_constant__ name##_arguments arg)
+// The same, limited to registers that let `blocks` blocks run on a multiprocessor.
+#define KERNEL_CROWDED(name, blocks) \
+    extern "C" __global__ void __launch_bounds__(name##_threads, blocks) name(const __grid_constant__ name##_arguments arg)
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 #define CONSTANT static __constant__ const
-// The block's dynamic shared memory, 16-byte aligned; there is no other. Its size is the launch's.
+// The block's dynamic shared memory, 16-byte aligned, of the size that the launch states. There is
+// no other shared memory.
 extern __shared__ __align__(16) unsigned char shared_arena[];
 DEVICE unsigned char* shared_memory() { return shared_arena; }
 DEVICE void barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
-// threadIdx.x or another number, read anew: what follows from it is worked out again instead of being kept in registers from one phase
-// to the next.
+// threadIdx.x, or another number, that the compiler must treat as unknown: it then computes what
+// depends on it anew instead of keeping it in registers from one phase to the next.
 DEVICE u32 thread_anew() {
     u32 thread;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
@@ -41,7 +46,8 @@ DEVICE int anew(int value) {
 }
 DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 float_to_bits(float value) { return __float_as_uint(value); }
-// One instruction each, a few units in the last place away, subnormal numbers taken for zero: for values that end as halves.
+// One instruction each, with errors of a few units in the last place and subnormal numbers taken as
+// zero: for values that are rounded to half precision afterwards.
 DEVICE float fast_exp2(float value) {
     float power;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
@@ -52,13 +58,14 @@ DEVICE float fast_reciprocal(float value) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
     return inverse;
 }
-// Between 0 and 1; part of the instruction before.
+// Clamped to 0 .. 1; the clamp is part of the instruction that computes the value.
 DEVICE float saturate(float value) { return __saturatef(value); }
 #else
 #include "host/shim.h"
 #endif
 
-// Loops that must be unrolled (their arrays are registers), and those that must not be (too many registers).
+// UNROLL: loops that must be unrolled, because their arrays are registers. ROLLED: loops that must
+// not be, because that would take too many registers.
 #ifdef __CUDACC_RTC__
 #define UNROLL _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1")
@@ -67,18 +74,19 @@ DEVICE float saturate(float value) { return __saturatef(value); }
 #define ROLLED
 #endif
 
-// A byte's value over 255, rounded as a division does it but in three instructions; so it is for all 256 of them.
+// byte / 255 for the integers 0 .. 255, rounded as a division rounds it but in three instructions.
 DEVICE float over_255(float byte) {
     float guess = byte * (1.0f / 255);
     return fmaf(fmaf(-255.0f, guess, byte), 1.0f / 255, guess);
 }
 
-// A 16-byte piece of memory, for wide loads and stores.
+// 16 bytes, for wide loads and stores.
 struct __attribute__((aligned(16))) Wide {
     u32 word[4];
 };
 
-// Halves: rounded to nearest even; every NaN becomes the one the instruction gives. The host's twins are in host/shim.h.
+// Conversions to and from half precision round to nearest even; every NaN becomes the one NaN that
+// the instruction gives. host/shim.h has the host's versions.
 DEVICE float from_bf16(u16 bits) { return bits_to_float((u32)bits << 16); }
 #ifdef __CUDACC_RTC__
 #if PRECISION == 1
@@ -100,7 +108,7 @@ DEVICE float from_fp16(u16 bits) {
 }
 #endif
 
-// An activation as it lies in memory, and the way to f32 and back.
+// An activation as it is stored, and its conversion to f32 and back.
 #if PRECISION == 0
 typedef float act;
 DEVICE float to_float(act value) { return value; }
@@ -122,8 +130,8 @@ DEVICE act to_act(float value) {
     a.bits = to_half(value);
     return a;
 }
-// Two activations in one register, the first in the lower half: what tensor core instructions take. From generation 8 on one instruction
-// rounds both.
+// Two activations in one register, the first in the lower half, as tensor core instructions take
+// them. From sm_80 on one instruction rounds both.
 #if defined(__CUDACC_RTC__) && PRECISION == 1
 DEVICE u32 pack_half(float low, float high) {
     u32 word;
@@ -141,32 +149,23 @@ DEVICE u32 pack_half(float low, float high) { return (u32)to_half(low) | ((u32)t
 #endif
 #endif
 
-// The numbers of one iteration that change from step to step. They lie in device memory, so that a captured graph stays valid.
-// backend/cuda/launch.rs works them out.
-struct Scalars {
-    float step_size;        // learning rate / bias correction of the first moment
-    float root_correction;  // sqrt of the bias correction of the second moment
-    float keep;             // 1 - learning rate x weight decay
-    float ema_decay;
-    float ema_rest;    // 1 - ema_decay, formed in f64
-    float clip;        // largest gradient norm; infinity for none
-    float loss_scale;  // fp16: every gradient carries this factor until the optimizer divides by it; 1 otherwise
-    float micro_scale;   // 1 / micro-batches of an iteration
-    u32 accumulate;      // gradients and loss add to those of the micro-batches before
-    u32 reserved[7];
-};
+// The constants, argument structs and scalars that are shared with Rust.
+#include "interface.cuh"
 
-// Where the pixels of an augmented patch are stored: pixel (y, x) of a square one of `size` pixels, or of any for code 0, at
-// start + y x down + x x across. See plan/augment.rs.
+// Where the pixels of an augmented patch are stored: pixel (y, x) of a patch of `size` rows and
+// `width` columns is pixel start + y x down + x x across of the stored patch
+// (src/support/augment.rs). Codes other than 0 need square patches (size == width), as in the CPU
+// backend; BatchView::check (src/backend/mod.rs) refuses others before a batch is copied to the
+// device.
 struct Steps {
     int start, down, across;
 };
 DEVICE Steps augmentation(u32 code, int size, int width) {
-    int row = code & 2u ? -width : width, column = code & 1u ? -1 : 1;
+    int row = code & VFLIP ? -width : width, column = code & HFLIP ? -1 : 1;
     Steps s;
-    s.start = (code & 2u ? (size - 1) * width : 0) + (code & 1u ? size - 1 : 0);
-    s.down = code & 4u ? column : row;
-    s.across = code & 4u ? row : column;
+    s.start = (code & VFLIP ? (size - 1) * width : 0) + (code & HFLIP ? size - 1 : 0);
+    s.down = code & TRANSPOSE ? column : row;
+    s.across = code & TRANSPOSE ? row : column;
     return s;
 }
 DEVICE int augmented(u32 code, int y, int x, int size, int width) {
@@ -174,14 +173,14 @@ DEVICE int augmented(u32 code, int y, int x, int size, int width) {
     return s.start + y * s.down + x * s.across;
 }
 
-// Sum over a warp, the same bits in every lane.
+// The sum over a warp; every lane gets the same bits.
 DEVICE float warp_sum(float value) {
     for (int mask = 16; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
     return value;
 }
 
-// Sum of one value of every thread of a block, in a fixed order, the same bits in every thread. `sums`: shared memory of an f64 a thread, free again
-// after the next barrier.
+// The sum of one value of every thread of a block, in a fixed order; every thread gets the same
+// bits. `sums`: shared memory with an f64 for each thread, free again after the next barrier.
 template <int THREADS>
 DEVICE double block_sum(double* sums, double value) {
     sums[threadIdx.x] = value;

@@ -1,35 +1,36 @@
-// 3x3 convolutions of 16 channels and their gradients.
+// 3x3 convolutions from 16 features to 16, and their gradients.
 //
-// A block of 8 warps works on tiles of 16 x 16 pixels in shared memory, two rows a warp. Halves go through tensor cores, f32 through plain
-// multiply-adds. Weights are PyTorch's f32 [16][16][3][3], and become halves while they are loaded.
+// A block of 8 warps computes tiles of 16 x 16 pixels in shared memory, two rows a warp. Half
+// precision goes through tensor cores, f32 through plain multiply-adds. Weights are PyTorch's f32
+// [16][16][3][3] and are converted to half precision while they are loaded.
 #pragma once
 #include "features.cuh"
 #include "mma.cuh"
 
-#define WIDE_TILE 18
-#define TAPS 9
-#define CHANNELS 16
-// 16-byte pieces of one pixel's channels
-#define PIECES (CHANNELS * (int)sizeof(act) / 16)
+#define WIDE_TILE (TILE + 2)
+// 16-byte pieces of one pixel's features.
+#define PIECES (FEATURES * (int)sizeof(act) / 16)
 
-// A pixel of a tile takes one 16-byte piece more than its channels fill: with strides of 3 and 5 pieces, equal pieces of eight consecutive pixels
-// lie in different banks, and every address is a constant away from a thread's first.
-#define PIXEL_PIECES (PIECES + 1)
+// A pixel of a tile takes one 16-byte piece more than its features fill: with strides of 3 and 5
+// pieces, equal pieces of eight consecutive pixels are in different banks, and every address of a
+// thread is a constant away from its first.
+#define PIXEL_PIECES (PIECES + BANK_GAP / 16)
 DEVICE int tile_piece(int pixel, int piece) { return pixel * PIXEL_PIECES + piece; }
 
-// Bytes of shared memory; the lowering (src/backend/cuda/conv.rs) has the same numbers.
+// Bytes of a tile with a border of 1 in shared memory; number of weights.
 #define WIDE_TILE_BYTES (WIDE_TILE * WIDE_TILE * PIXEL_PIECES * 16)
-#define WEIGHTS (TAPS * CHANNELS * CHANNELS)
+#define WEIGHTS (TAPS * FEATURES * FEATURES)
 
-// The pixels of a tile of a picture [images][h][w][16] on their way into shared memory, `BORDER` pixels more on each side; zeros outside. All of
-// a tile's loads are asked for before the first is stored.
+// A tile of activations [images][h][w][16] on its way from device to shared memory, with `BORDER`
+// pixels more on each side; pixels outside the image are zeros. All loads of a tile are issued
+// before the first value is stored.
 template <int BORDER>
 struct TileInput {
     static const int SIDE = TILE + 2 * BORDER, COUNT = SIDE * SIDE * PIECES, ROUNDS = (COUNT + 255) / 256;
     Wide values[ROUNDS];
 
     DEVICE_MEMBER void load(const act* from, Tile at, int h, int w) {
-        // positions in one image fit an int
+        // offsets within one image fit an int
         const Wide* image = (const Wide*)from + (long long)at.image * h * w * PIECES;
         UNROLL
         for (int round = 0; round < ROUNDS; round++) {
@@ -48,38 +49,42 @@ struct TileInput {
     }
 };
 
-// The weights as the products below take them: 9 matrices [k][column]. Forward: k is the input channel, column the output channel.
-// Backward the other way round, and taps are flipped: a gradient comes from the output pixel on the other side.
+// Loads the weights as 9 matrices [k][column], one for each tap. Forward: k is the input channel,
+// column the output channel. Backward they are exchanged and the taps are mirrored, because a
+// gradient comes from the output pixel on the opposite side.
 DEVICE void load_weights(unsigned char* to, const float* weight, bool backward) {
-    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
+    int ci = threadIdx.x % FEATURES, co = threadIdx.x / FEATURES;
     const float* from = weight + threadIdx.x * TAPS;
     int k = backward ? co : ci, column = backward ? ci : co;
     UNROLL
     for (int tap = 0; tap < TAPS; tap++) {
         int out = backward ? TAPS - 1 - tap : tap;
 #if PRECISION == 0
-        ((float*)to)[(out * CHANNELS + k) * CHANNELS + column] = from[tap];
+        ((float*)to)[(out * FEATURES + k) * FEATURES + column] = from[tap];
 #else
-        // as a lane's registers: 16 bytes hold b[0], b[1] of the first 8 x 16 matrix, then of the second; columns are dealt to the two such
-        // that a lane's four results of one pixel are neighbouring channels
+        // in the order of a lane's registers: 16 bytes hold b[0], b[1] of the first 8 x 16 matrix,
+        // then of the second; columns are distributed over the two so that a lane's four results of
+        // one pixel are neighbouring channels
         int lane = ((column >> 2) * 2 + (column & 1)) * 4 + k % 8 / 2, word = (column >> 1 & 1) * 2 + k / 8;
         ((u16*)to)[(((out * 32 + lane) * 4) + word) * 2 + k % 2] = to_half(from[tap]);
 #endif
     }
 }
 
-// The 16 channels that a thread (f32) or warp (halves) computes of its pixels: result of the product, and where to store it.
+// The 16 channels of the pixels that a thread (f32) or a warp (half precision) computes: the
+// accumulators, and their store.
 #if PRECISION == 0
 struct __attribute__((aligned(16))) Four {
     float value[4];
 };
 struct Product {
-    float sum[CHANNELS];
+    float sum[FEATURES];
 };
 DEVICE void start(Product& p, const float* bias) {
-    for (int c = 0; c < CHANNELS; c++) p.sum[c] = bias ? bias[c] : 0.0f;
+    for (int c = 0; c < FEATURES; c++) p.sum[c] = bias ? bias[c] : 0.0f;
 }
-// Adds the 3x3 neighbourhood of a thread's pixel, in a tile with a border of 1, times the weights.
+// Adds the products of the 3x3 neighbourhood of a thread's pixel, in a tile with a border of 1, and
+// the weights.
 DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char* weights) {
     int y = threadIdx.x / TILE, x = threadIdx.x % TILE;
     for (int tap = 0; tap < TAPS; tap++) {
@@ -88,9 +93,9 @@ DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char*
             Four values = pixel[piece];
             UNROLL
             for (int i = 0; i < 4; i++) {
-                const Four* row = (const Four*)weights + (tap * CHANNELS + piece * 4 + i) * 4;
+                const Four* row = (const Four*)weights + (tap * FEATURES + piece * 4 + i) * 4;
                 UNROLL
-                for (int c = 0; c < CHANNELS; c++) p.sum[c] += values.value[i] * row[c / 4].value[c % 4];
+                for (int c = 0; c < FEATURES; c++) p.sum[c] += values.value[i] * row[c / 4].value[c % 4];
             }
         }
     }
@@ -117,7 +122,8 @@ DEVICE void start(Product& p, const float* bias) {
             UNROLL
             for (int i = 0; i < 4; i++) p.sum[row][n][i] = bias ? bias[4 * t + 2 * n + i % 2] : 0.0f;
 }
-// Pixels of one row of the tile as a warp multiplies them: 16 pixels x 16 channels for each of 3 columns. Two rows of results take four.
+// One row of the tile as a warp multiplies it: 16 pixels x 16 channels for each of 3 columns. Two
+// rows of results need four of these.
 struct Strips {
     u32 a[3][4];
 };
@@ -127,7 +133,8 @@ DEVICE void load_strips(Strips& s, const unsigned char* tile, int row) {
     UNROLL
     for (int kx = 0; kx < 3; kx++) load_matrices(s.a[kx], (const Wide*)tile + tile_piece(pixel + kx, piece));
 }
-// Adds a row of taps to both rows of results; each fragment of weights serves two rows, each of pixels up to three rows of taps.
+// Adds a row of taps to both rows of results. Each fragment of weights is used for two rows; each
+// fragment of pixels for up to three rows of taps.
 DEVICE void multiply(Product& p, const Strips& upper, const Strips& lower, const unsigned char* weights, int ky) {
     const Wide* fragments = (const Wide*)weights + ky * 3 * 32 + threadIdx.x % 32;
     UNROLL
@@ -140,7 +147,8 @@ DEVICE void multiply(Product& p, const Strips& upper, const Strips& lower, const
         mma_16x8x16(p.sum[1][1], lower.a[kx], second);
     }
 }
-// Adds the 3x3 neighbourhood of a warp's two rows, in a tile with a border of 1, times the weights.
+// Adds the products of the 3x3 neighbourhood of a warp's two rows, in a tile with a border of 1,
+// and the weights.
 DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char* weights) {
     Strips strips[4];
     load_strips(strips[0], tile, 0);
@@ -152,7 +160,7 @@ DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char*
 }
 DEVICE void store(const Product& p, act* to, Tile at, int h, int w) {
     int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4;
-    // positions in one image fit an int
+    // offsets within one image fit an int
     Pair* image = (Pair*)to + (long long)at.image * h * w * 4 + threadIdx.x % 4;
     UNROLL
     for (int row = 0; row < 2; row++) {
@@ -170,55 +178,60 @@ DEVICE void store(const Product& p, act* to, Tile at, int h, int w) {
 }
 #endif
 
-// input, output [images][h][w][16], 16-byte aligned; any h, w. Weights stay in shared memory while a block walks over tiles. Grid: walkers. Shared
-// memory: a tile with border, weights, biases. Floor: 32 bytes read and 32 written a pixel (halves).
-KERNEL(conv, 256, const act* input, const float* weight, const float* bias, act* output, int images, int h, int w) {
+// Forward; any h, w. The weights stay in shared memory while a block loops over tiles. Grid:
+// persistent. Shared memory: a tile with border, weights, biases. Least traffic a pixel: 32 bytes
+// read and 32 written (half precision).
+KERNEL(conv) {
+    const int h = arg.h, w = arg.w;
     unsigned char* tile = shared_memory();
     unsigned char* weights = tile + WIDE_TILE_BYTES;
     float* biases = (float*)(weights + WEIGHTS * (int)sizeof(act));
-    int tiles = tile_count(images, h, w);
-    load_weights(weights, weight, false);
-    if (threadIdx.x < CHANNELS) biases[threadIdx.x] = bias[threadIdx.x];
+    int tiles = tile_count(arg.images, h, w);
+    load_weights(weights, arg.weight, false);
+    if (threadIdx.x < FEATURES) biases[threadIdx.x] = arg.bias[threadIdx.x];
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
         TileInput<1> in;
-        in.load(input, at, h, w);
+        in.load(arg.input, at, h, w);
         barrier();
         in.store(tile);
         barrier();
         Product p;
         start(p, biases);
         multiply(p, tile, weights);
-        store(p, output, at, h, w);
+        store(p, arg.output, at, h, w);
     }
 }
 
 #if PRECISION == 0
-// Data gradient. d_output, d_input [images][h][w][16]. Grid: walkers. Shared memory: a tile with border, weights. Floor: 64 bytes read and 64
-// written a pixel. (Halves have conv_gradients.)
-KERNEL_CROWDED(conv_data, 256, 2, const act* d_output, const float* weight, act* d_input, int images, int h, int w) {
+// Data gradient in f32 (half precision has conv_gradients). Grid: persistent. Shared memory: a tile
+// with border, weights. Least traffic a pixel: 64 bytes read and 64 written.
+KERNEL_CROWDED(conv_data, 2) {
+    const int h = arg.h, w = arg.w;
     unsigned char* tile = shared_memory();
     unsigned char* weights = tile + WIDE_TILE_BYTES;
-    int tiles = tile_count(images, h, w);
-    load_weights(weights, weight, true);
+    int tiles = tile_count(arg.images, h, w);
+    load_weights(weights, arg.weight, true);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
         TileInput<1> in;
-        in.load(d_output, at, h, w);
+        in.load(arg.d_output, at, h, w);
         barrier();
         in.store(tile);
         barrier();
         Product p;
         start(p, nullptr);
         multiply(p, tile, weights);
-        store(p, d_input, at, h, w);
+        store(p, arg.d_input, at, h, w);
     }
 }
 #endif
 
-// The sums of a block over the pixels of its tiles: input channel times gradient for each tap, and the gradient itself. f32: a thread has the
-// nine taps of one pair of channels. Halves: a warp has those of 8 output channels for four rows of each tile, as the product of input (channels
-// x pixels) and gradient (pixels x channels), both transposed on the way out of shared memory.
+// The sums of a block over the pixels of its tiles: input channel times gradient for each tap, and
+// the gradient itself. f32: a thread has the nine taps of one pair of channels. Half precision: a
+// warp has those of 8 output channels for four rows of each tile, as the product of input (channels
+// x pixels) and gradient (pixels x channels); both are transposed while they are read from shared
+// memory.
 #if PRECISION == 0
 struct Outer {
     float sum[TAPS], bias;
@@ -228,11 +241,11 @@ DEVICE void start(Outer& o) {
     for (int tap = 0; tap < TAPS; tap++) o.sum[tap] = 0;
     o.bias = 0;
 }
-// Adds a tile; that of the input has a border of 1, that of the gradient none.
+// Adds a tile. The input's tile has a border of 1, the gradient's none.
 DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned char* d_tile) {
-    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
+    int ci = threadIdx.x % FEATURES, co = threadIdx.x / FEATURES;
     for (int y = 0; y < TILE; y++) {
-        // one row at a time: short sums keep their bits
+        // one row at a time: short sums lose fewer bits to rounding
         float sum[TAPS], window[3][3], bias = 0;
         UNROLL
         for (int tap = 0; tap < TAPS; tap++) sum[tap] = 0;
@@ -257,9 +270,9 @@ DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned cha
     }
 }
 DEVICE void finish(const Outer& o, float* out) {
-    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
+    int ci = threadIdx.x % FEATURES, co = threadIdx.x / FEATURES;
     UNROLL
-    for (int tap = 0; tap < TAPS; tap++) out[(co * CHANNELS + ci) * TAPS + tap] = o.sum[tap];
+    for (int tap = 0; tap < TAPS; tap++) out[(co * FEATURES + ci) * TAPS + tap] = o.sum[tap];
     if (ci == 0) out[WEIGHTS + co] = o.bias;
 }
 #else
@@ -276,7 +289,8 @@ DEVICE void start(Outer& o) {
 // Adds a tile; both have a border of 1.
 DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned char* d_tile) {
     int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2, top = threadIdx.x / 64 * 4;
-    // rows of the matrices that a lane points at. Gradient: pixels 0-7 and 8-15 of one row, then of the next
+    // addresses of the matrix rows that a lane provides. Gradient: pixels 0-7 and 8-15 of one row,
+    // then of the next
     const Wide* d_first = (const Wide*)d_tile;
     d_first += tile_piece((top + lane / 16 + 1) * WIDE_TILE + 1 + lane % 16, half);
     u32 d[4][2];
@@ -304,11 +318,12 @@ DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned cha
         }
     }
 }
-// The warps' sums are added through shared memory: [tap][four rows][input channel][output channel], then biases [four rows][output channel].
+// The warps' sums are added in shared memory: [tap][four rows][input channel][output channel], then
+// biases [four rows][output channel].
 DEVICE void finish(const Outer& o, float* out) {
-    int ci = threadIdx.x % CHANNELS, co = threadIdx.x / CHANNELS;
+    int ci = threadIdx.x % FEATURES, co = threadIdx.x / FEATURES;
     int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2, rows = threadIdx.x / 64, group = lane / 4, t = lane % 4;
-    float *all = (float*)shared_memory(), *biases = all + TAPS * 4 * CHANNELS * CHANNELS;
+    float *all = (float*)shared_memory(), *biases = all + TAPS * 4 * FEATURES * FEATURES;
     float bias = o.bias;
     bias += shuffle_xor(bias, 1);
     bias += shuffle_xor(bias, 2);
@@ -317,31 +332,33 @@ DEVICE void finish(const Outer& o, float* out) {
     for (int tap = 0; tap < TAPS; tap++) {
         UNROLL
         for (int i = 0; i < 4; i++)
-            all[((tap * 4 + rows) * CHANNELS + group + i / 2 * 8) * CHANNELS + half * 8 + 2 * t + i % 2] = o.sum[tap][i];
+            all[((tap * 4 + rows) * FEATURES + group + i / 2 * 8) * FEATURES + half * 8 + 2 * t + i % 2] = o.sum[tap][i];
     }
-    biases[rows * CHANNELS + half * 8 + group] = bias;
+    biases[rows * FEATURES + half * 8 + group] = bias;
     barrier();
     UNROLL
     for (int tap = 0; tap < TAPS; tap++) {
         float sum = 0;
         UNROLL
-        for (int other = 0; other < 4; other++) sum += all[((tap * 4 + other) * CHANNELS + ci) * CHANNELS + co];
-        out[(co * CHANNELS + ci) * TAPS + tap] = sum;
+        for (int other = 0; other < 4; other++) sum += all[((tap * 4 + other) * FEATURES + ci) * FEATURES + co];
+        out[(co * FEATURES + ci) * TAPS + tap] = sum;
     }
     float sum = 0;
     UNROLL
-    for (int other = 0; other < 4; other++) sum += biases[other * CHANNELS + co];
+    for (int other = 0; other < 4; other++) sum += biases[other * FEATURES + co];
     if (ci == 0) out[WEIGHTS + co] = sum;
 }
 #endif
 
 #if PRECISION == 0
-// Weight and bias gradient, block by block: partials [blocks][16 x 144 weights, 16 biases]. Grid: blocks, each walking over tiles with its sums in
-// registers. Shared memory: input tile with border, d_output tile. Floor: 128 bytes read a pixel.
-KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials, int images, int h, int w) {
+// Weight and bias gradient in f32, block by block. Grid: blocks, each looping over tiles with its
+// sums in registers. Shared memory: input tile with border, d_output tile. Least traffic a pixel:
+// 128 bytes read.
+KERNEL(conv_weights) {
+    const int h = arg.h, w = arg.w;
     unsigned char* x_tile = shared_memory();
     unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
-    int tiles = tile_count(images, h, w);
+    int tiles = tile_count(arg.images, h, w);
     Outer o;
     start(o);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
@@ -349,32 +366,33 @@ KERNEL(conv_weights, 256, const act* input, const act* d_output, float* partials
         TileInput<1> x_in;
         TileInput<0> d_in;
         barrier();
-        x_in.load(input, at, h, w);
+        x_in.load(arg.input, at, h, w);
         x_in.store(x_tile);
-        d_in.load(d_output, at, h, w);
+        d_in.load(arg.d_output, at, h, w);
         d_in.store(d_tile);
         barrier();
         accumulate(o, x_tile, d_tile);
     }
-    finish(o, partials + (long long)blockIdx.x * (WEIGHTS + CHANNELS));
+    finish(o, arg.partials + (long long)blockIdx.x * (WEIGHTS + FEATURES));
 }
 #else
-// All gradients in one pass over the tiles: d_input [images][h][w][16], and partials [blocks][16 x 144 weights, 16 biases]. Grid: blocks. Shared
-// memory: both tiles with border, weights. Floor: 64 bytes read and 32 written a pixel. (f32 tiles are too large for it.)
-KERNEL(conv_gradients, 256, const act* input, const act* d_output, const float* weight, act* d_input, float* partials,
-       int images, int h, int w) {
+// All gradients in one pass over the tiles (half precision; f32 tiles are too large for it). Grid:
+// blocks. Shared memory: both tiles with border, weights. Least traffic a pixel: 64 bytes read and
+// 32 written.
+KERNEL(conv_gradients) {
+    const int h = arg.h, w = arg.w;
     unsigned char* x_tile = shared_memory();
     unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
     unsigned char* weights = d_tile + WIDE_TILE_BYTES;
-    int tiles = tile_count(images, h, w);
-    load_weights(weights, weight, true);
+    int tiles = tile_count(arg.images, h, w);
+    load_weights(weights, arg.weight, true);
     Outer o;
     start(o);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_at(t, h, w);
         TileInput<1> x_in, d_in;
-        x_in.load(input, at, h, w);
-        d_in.load(d_output, at, h, w);
+        x_in.load(arg.input, at, h, w);
+        d_in.load(arg.d_output, at, h, w);
         barrier();
         x_in.store(x_tile);
         d_in.store(d_tile);
@@ -382,9 +400,9 @@ KERNEL(conv_gradients, 256, const act* input, const act* d_output, const float* 
         Product p;
         start(p, nullptr);
         multiply(p, d_tile, weights);
-        store(p, d_input, at, h, w);
+        store(p, arg.d_input, at, h, w);
         accumulate(o, x_tile, d_tile);
     }
-    finish(o, partials + (long long)blockIdx.x * (WEIGHTS + CHANNELS));
+    finish(o, arg.partials + (long long)blockIdx.x * (WEIGHTS + FEATURES));
 }
 #endif

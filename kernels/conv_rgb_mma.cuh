@@ -1,24 +1,27 @@
-// The first convolution and its weight gradient on tensor cores, for halves. The kernels and their arguments are described in conv_rgb.cu.
-// Depends on features.cuh.
+// The first convolution and its weight gradient on tensor cores, for half precision. The kernels
+// are described in conv_rgb.cu. Depends on features.cuh.
 //
-// The 27 products of a pixel's neighbours stand in three steps of 16: four taps a step and of a tap R, G, B and nothing. Lane t of a step has tap
-// 4 step + t; the taps 10 and 11 do not exist, and the ninth is a one, whose gradient is the bias's. A warp takes 8 columns and 4 rows of a tile.
+// The 27 products of a pixel's neighbours take three steps of 16: four taps a step, and for a tap
+// R, G, B and a zero. Lane t of a step has tap 4 step + t. Taps 10 and 11 do not exist; the one
+// after the ninth is a constant 1, whose gradient is that of the bias. A warp computes 8 columns
+// and 4 rows of a tile.
 #pragma once
 #include "features.cuh"
 #include "mma.cuh"
 
 #define STEPS 3
-// A half of 1, with nothing above it.
+// 1 in half precision, in the lower half of a register.
 #if PRECISION == 1
 #define ONE 0x3f80u
 #else
 #define ONE 0x3c00u
 #endif
 
-// The tile as halves with a border of 1, R, G, B and nothing; zeros outside. With `units` in units of 1/255.
+// Loads the tile with a border of 1 in half precision: R, G, B and a zero; zeros outside the image.
+// With `units` in units of 1/255.
 DEVICE void load_rgb(Pair* to, const Source& source, Tile at, int h, int w, bool units) {
     Reader r = reader(source, at.image, h, w);
-    // all loads are on their way before the first is waited for
+    // all loads are issued before the first value is used
     float loaded[2][3];
     UNROLL
     for (int round = 0; round < 2; round++) {
@@ -32,7 +35,7 @@ DEVICE void load_rgb(Pair* to, const Source& source, Tile at, int h, int w, bool
         int i = threadIdx.x + 256 * round, line = i / WIDE_TILE, column = i - line * WIDE_TILE, y = at.y - 1 + line, x = at.x - 1 + column;
         if (i >= WIDE_TILE * WIDE_TILE) continue;
         float(&v)[3] = loaded[round];
-        if (r.patch) {
+        if (r.patches) {
             bool own = line >= 1 && line <= TILE && column >= 1 && column <= TILE;
             if (own && inside(y, x, h, w)) leave_rgb(r, y, x, v);
         } else if (units) {
@@ -43,7 +46,8 @@ DEVICE void load_rgb(Pair* to, const Source& source, Tile at, int h, int w, bool
     }
 }
 
-// Where a lane's tap of every step lies, seen from the upper left neighbour of its pixel; -1 for those that do not exist.
+// Offsets of a lane's tap of every step, from the upper left neighbour of its pixel; -1 for taps
+// that do not exist.
 DEVICE void tap_offsets(int (&offset)[STEPS], int t) {
     UNROLL
     for (int s = 0; s < STEPS; s++) {
@@ -53,35 +57,36 @@ DEVICE void tap_offsets(int (&offset)[STEPS], int t) {
 }
 
 // Shared memory: the tile.
-KERNEL(conv_rgb, 256, float* input, const float* weight, const float* bias, act* output, int images, int h, int w, int units, const u8* patches,
-       const u8* codes) {
+KERNEL_CROWDED(conv_rgb, 4) {
+    const int h = arg.h, w = arg.w;
     Pair* tile = (Pair*)shared_memory();
-    Lane l = lane_place();
+    Lane l = lane_position();
     int tx = l.warp % 2 * 8 + l.group, ty = l.warp / 2 * 4, offset[STEPS];
     tap_offsets(offset, l.t);
     // operands and biases stay in registers
     Pair b[STEPS][2];
-    float biases[4], unit = units ? 1.0f / 255 : 1.0f;
+    float biases[4], unit = arg.units ? 1.0f / 255 : 1.0f;
     UNROLL
-    for (int i = 0; i < 4; i++) biases[i] = bias[4 * l.t + i];
+    for (int i = 0; i < 4; i++) biases[i] = arg.bias[4 * l.t + i];
     UNROLL
     for (int s = 0; s < STEPS; s++) {
         UNROLL
         for (int m = 0; m < 2; m++) {
             int tap = 4 * s + l.t;
-            const float* from = weight + fragment_feature(l.group, m) * 27 + tap;
+            const float* from = arg.weight + fragment_feature(l.group, m) * 27 + tap;
             Pair v = {{0, 0}};
             if (tap < TAPS) v = {{pack_half(from[0], from[9]), pack_half(from[18], 0.0f)}};
             b[s][m] = v;
         }
     }
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    const Source source = {arg.input, arg.patches, arg.codes};
+    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         barrier();
-        load_rgb(tile, {input, patches, codes}, t, h, w, units);
+        load_rgb(tile, source, t, h, w, arg.units);
         barrier();
-        // positions in one image fit an int
-        act* image = output + (long long)t.image * h * w * FEATURES;
+        // offsets within one image fit an int
+        act* image = arg.output + (long long)t.image * h * w * FEATURES;
         UNROLL
         for (int r = 0; r < 4; r += 2) {
             float d[2][4];
@@ -113,18 +118,19 @@ KERNEL(conv_rgb, 256, float* input, const float* weight, const float* bias, act*
 
 #define RGB_SUMS (27 * FEATURES + FEATURES)
 
-// Shared memory: the tile, and at the end the sums of eight warps.
-KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* partials, int images, int h, int w, int units) {
+// Shared memory: the tile; at the end the sums of eight warps.
+KERNEL(conv_rgb_weights) {
+    const int h = arg.h, w = arg.w;
     Pair* tile = (Pair*)shared_memory();
-    Lane l = lane_place();
+    Lane l = lane_position();
     int tx = l.warp % 2 * 8 + l.group, ty = l.warp / 2 * 4, offset[STEPS];
     tap_offsets(offset, l.t);
     float sum[STEPS][2][4];
     UNROLL
     for (int i = 0; i < STEPS * 8; i++) sum[i / 8][i / 4 % 2][i % 4] = 0;
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
-        const act* image = d_output + (long long)t.image * h * w * FEATURES;
+        const act* image = arg.d_output + (long long)t.image * h * w * FEATURES;
         Pair d[4];
         UNROLL
         for (int k = 0; k < 4; k++) {
@@ -133,7 +139,7 @@ KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* pa
             if (inside(y, x, h, w)) d[k] = load_pair(image + (y * w + x) * FEATURES, l.t);
         }
         barrier();
-        load_rgb(tile, floats_alone(input), t, h, w, units);
+        load_rgb(tile, floats_alone(arg.input), t, h, w, arg.units);
         barrier();
         UNROLL
         for (int r = 0; r < 4; r += 2) {
@@ -155,10 +161,10 @@ KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* pa
         }
     }
     barrier();
-    // every warp's sums, then those of the block
+    // the sums of every warp, then those of the block
     float* all = (float*)shared_memory();
     float* own = all + l.warp * RGB_SUMS;
-    float unit = units ? 1.0f / 255 : 1.0f;
+    float unit = arg.units ? 1.0f / 255 : 1.0f;
     UNROLL
     for (int s = 0; s < STEPS; s++) {
         UNROLL
@@ -173,6 +179,6 @@ KERNEL(conv_rgb_weights, 256, const float* input, const act* d_output, float* pa
     for (int i = threadIdx.x; i < RGB_SUMS; i += 256) {
         float total = 0;
         for (int warp = 0; warp < 8; warp++) total += all[warp * RGB_SUMS + i];
-        partials[(long long)blockIdx.x * RGB_SUMS + i] = total;
+        arg.partials[(long long)blockIdx.x * RGB_SUMS + i] = total;
     }
 }

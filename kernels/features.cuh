@@ -1,8 +1,8 @@
-// Pixels of 16 features, as the body and the head of a network store them: loads and stores of whole pixels, 16 bytes at a time.
+// Loads and stores of whole pixels of 16 features, 16 bytes at a time, and the tiles that they are
+// computed in.
 #pragma once
 #include "common.cuh"
 
-#define FEATURES 16
 #define FEATURE_PIECES ((int)(FEATURES * sizeof(act) / 16))
 
 DEVICE void load_features(const act* from, float (&v)[FEATURES]) {
@@ -35,13 +35,12 @@ DEVICE void store_features(act* to, const float (&v)[FEATURES]) {
 }
 
 // Square tiles of TILE x TILE pixels, numbered through all images, row by row.
-#define TILE 16
 struct Tile {
     int image, y, x;
 };
 DEVICE int tile_count(int images, int h, int w) { return images * ((h + TILE - 1) / TILE) * ((w + TILE - 1) / TILE); }
 DEVICE Tile tile_at(int index, int h, int w) {
-    // two divisions, without signs
+    // two unsigned divisions, which cost less than signed ones
     u32 across = (u32)(w + TILE - 1) / TILE, down = (u32)(h + TILE - 1) / TILE, line = (u32)index / across, image = line / down;
     Tile t;
     t.image = (int)image;
@@ -52,26 +51,29 @@ DEVICE Tile tile_at(int index, int h, int w) {
 DEVICE bool inside(int y, int x, int h, int w) { return (u32)y < (u32)h && (u32)x < (u32)w; }
 
 #if PRECISION != 0
-// Fragments of tensor core instructions. The order of channels in a product is free as long as both sides keep it, so that every lane
-// holds neighbours: of a pixel's features lane t has 4t .. 4t+3, as two words, which are the lower and upper eight of a step along k;
-// of 16 results, 4t .. 4t+3 too. With group = lane / 4 a column `group` of result word `m` is then feature 4 (group / 2) + 2m + group % 2.
+// Fragments of tensor core instructions. The order of channels in a product is free as long as both
+// operands have the same, so it is chosen such that every lane holds neighbours: of a pixel's
+// features lane t has 4t .. 4t+3, as two words, which are the lower and the upper eight of a step
+// along k; and of 16 results also 4t .. 4t+3. With group = lane / 4, column `group` of result word
+// `m` is then feature 4 (group / 2) + 2m + group % 2.
 DEVICE int fragment_feature(int group, int word) { return 4 * (group / 2) + 2 * word + group % 2; }
 
 struct __attribute__((aligned(8))) Pair {
     u32 word[2];
 };
-// Features 4t .. 4t+3 of a pixel: eight lanes of the same t and four of the same pixel make 256 bytes in a row.
+// Features 4t .. 4t+3 of a pixel. Four lanes with the same pixel and eight with the same t access
+// 256 consecutive bytes.
 DEVICE Pair load_pair(const act* pixel, int t) { return ((const Pair*)pixel)[t]; }
 DEVICE void store_pair(act* pixel, int t, Pair value) { ((Pair*)pixel)[t] = value; }
 
 DEVICE float low_half(u32 word) { return from_half((u16)word); }
 DEVICE float high_half(u32 word) { return from_half((u16)(word >> 16)); }
 
-// A thread's warp, and its place in fragments.
+// A thread's warp, and its position in fragments.
 struct Lane {
     int warp, lane, group, t;
 };
-DEVICE Lane lane_place(u32 thread) {
+DEVICE Lane lane_position(u32 thread) {
     Lane l;
     l.warp = thread / 32;
     l.lane = thread % 32;
@@ -79,5 +81,5 @@ DEVICE Lane lane_place(u32 thread) {
     l.t = thread % 4;
     return l;
 }
-DEVICE Lane lane_place() { return lane_place(threadIdx.x); }
+DEVICE Lane lane_position() { return lane_position(threadIdx.x); }
 #endif

@@ -1,15 +1,19 @@
-// Tensor core instructions behind plain functions: on a device one instruction each, on the host a plain twin over the lanes of a
-// warp. What a fragment holds is stated by PTX ISA, "Matrix fragments for mma.m16n8k16". All 32 lanes must call together.
+// Tensor core instructions as functions: one instruction each on a device, and on the host a plain
+// loop over the lanes of a warp. PTX ISA, "Matrix fragments for mma.m16n8k16", defines the
+// fragments. All 32 lanes of a warp must call them together.
 #pragma once
 #include "common.cuh"
 
 #if PRECISION != 0
 
-// d[16][8] = c[16][8] + a[16][16] x b[16][8], halves in, f32 out. With group = lane / 4 and t = lane % 4 a lane holds
-//   a[0] = A[group][2t, 2t+1]      a[1] = A[group+8][2t, 2t+1]      a[2] = A[group][2t+8, 2t+9]  a[3] = A[group+8][2t+8, 2t+9]
-//   b[0] = B[2t, 2t+1][group]      b[1] = B[2t+8, 2t+9][group]
+// d[16][8] = c[16][8] + a[16][16] x b[16][8], half precision in, f32 out. With group = lane / 4 and
+// t = lane % 4 a lane holds
+//   a[0] = A[group][2t, 2t+1]          a[1] = A[group+8][2t, 2t+1]
+//   a[2] = A[group][2t+8, 2t+9]        a[3] = A[group+8][2t+8, 2t+9]
+//   b[0] = B[2t, 2t+1][group]          b[1] = B[2t+8, 2t+9][group]
 //   d[0], d[1] = D[group][2t, 2t+1]    d[2], d[3] = D[group+8][2t, 2t+1]
-// the value with the lower index in the lower half of a register. mma_16x8x8 is its left half: a[0], a[1] and b[0].
+// with the value of the lower index in the lower half of a register. mma_16x8x8 is its left half:
+// a[0], a[1] and b[0].
 #ifdef __CUDACC_RTC__
 #if PRECISION == 1
 #define MMA_HALVES ".f32.bf16.bf16.f32"
@@ -59,8 +63,9 @@ DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], con
 // d += a x b
 DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_16x8x16(d, a, b, d); }
 
-// Four 8 x 8 matrices of halves from shared memory: lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, aligned);
-// r[m] then holds elements 2t, 2t+1 of row group of matrix m. With `transposed`, of its transpose.
+// Loads four 8 x 8 matrices of half precision from shared memory: lane i gives the address of row i
+// % 8 of matrix i / 8 (16 bytes, aligned). r[m] then holds elements 2t, 2t+1 of row `group` of
+// matrix m, or of its transpose.
 #ifdef __CUDACC_RTC__
 DEVICE void load_matrices(u32 (&r)[4], const void* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);
@@ -69,7 +74,7 @@ DEVICE void load_matrices(u32 (&r)[4], const void* row) {
                  : "r"(at)
                  : "memory");
 }
-// Two of them; lanes 0 .. 15 give addresses.
+// The same for two matrices; lanes 0 .. 15 give addresses.
 DEVICE void load_two_matrices(u32 (&r)[2], const void* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory");
@@ -106,7 +111,8 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], const void* row) {
 }
 #endif
 
-// An 8 x 8 matrix of halves, transposed in registers: a lane gives elements 2t, 2t+1 of row group and gets those of column group.
+// Transposes an 8 x 8 matrix of half precision in registers: a lane gives elements 2t, 2t+1 of row
+// `group` and gets those of column `group`.
 #ifdef __CUDACC_RTC__
 DEVICE u32 transpose(u32 own) {
     u32 turned;

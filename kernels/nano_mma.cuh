@@ -1,37 +1,43 @@
-// The Nano block on tensor cores, for halves. Kernels and their arguments are described in nano_block.cu. Depends on features.cuh.
+// The Nano block on tensor cores, for half precision. The kernels are described in nano_block.cu.
+// Depends on features.cuh.
 //
-// The depthwise step goes through tensor cores, too: eight channels and two taps are the 16 columns of one operand, and the weights
-// stand on the diagonals of the other. Seven eighths of the products are by zero, but one instruction takes the place of 8 multiply-adds, the
-// unpacking of halves and most loads, and instructions are what the kernels were short of. Its gradient is the diagonal of a product over
-// pixels. With group = lane / 4 and t = lane % 4 a lane has hidden channels 8j + 2t and 8j + 2t + 1 of pixel `group`, as the results of all
-// products do, and which the 1x1 convolutions take as they are.
+// The depthwise step uses tensor cores, too: eight channels and two taps are the 16 columns of one
+// operand, and the weights are on the diagonals of the other. Seven eighths of the products are
+// with zeros, but one instruction replaces 8 multiply-adds, the unpacking of halves and most loads,
+// and the number of instructions is what limits these kernels. Its weight gradient is the diagonal
+// of a product over pixels. With group = lane / 4 and t = lane % 4 a lane has hidden channels 8j +
+// 2t and 8j + 2t + 1 of pixel `group`, as the results of all products do and as the 1x1
+// convolutions take them.
 //
-// In shared memory a picture of hidden channels is four planes of 16-byte pieces, plane j with channels 8j .. 8j + 7 of every pixel. Rows and
-// columns are constant distances, and eight neighbours of a plane are 128 bytes in a row, which matrices are loaded from without conflict.
+// In shared memory the hidden channels of a tile are four planes of 16-byte pieces: plane j has
+// channels 8j .. 8j + 7 of every pixel. Rows and columns are constant distances apart, and eight
+// neighbours of a plane are 128 consecutive bytes, from which matrices are loaded without bank
+// conflicts.
 #pragma once
 #include "features.cuh"
 #include "mma.cuh"
 
-#define HIDDEN (2 * FEATURES)
 #define HIDDEN_PLANES (HIDDEN / 8)
-#define TAPS 9
 
-// Blocks of the forward kernel that a multiprocessor should hold; generation 7.5 has room for fewer.
+// Blocks of the forward kernel for each multiprocessor; sm_75 has room for fewer.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define NANO_BLOCKS 2
 #else
 #define NANO_BLOCKS 3
 #endif
 
-// Pieces from one plane to the next: two more than a picture of 18 x 18 or 20 x 20 pixels has, so that the four pieces that mma_hidden's
-// lanes write of a pixel lie in different banks. backend/cuda/nano.rs has the same number.
-DEVICE constexpr int plane_pieces(int side) { return side * side + 2; }
+// Pieces from one plane to the next. The gap after the 18 x 18 or 20 x 20 pixels puts the four
+// pieces that mma_hidden's lanes write for a pixel into different banks.
+DEVICE constexpr int plane_pieces(int side) { return side * side + PLANE_GAP; }
 
-// gelu(z) and its slope: the normal distribution as 1 / (1 + exp(-L)) with an odd polynomial L. At most 4e-5 and 1e-4 from exact, far less
-// than a half rounds; beyond the clamp the distribution is 0 or 1 to 1e-8.
+// gelu(z) and its slope: the normal distribution as 1 / (1 + exp(-L)) with an odd polynomial L. The
+// errors are at most 4e-5 and 1e-4, far less than the rounding to half precision; beyond the clamp
+// the distribution is 0 or 1 to 1e-8.
 //
-// z is given in eighths, and so is gelu(z), so that clamping its square is part of a multiplication. For this conv1 and what it is added to stand in
-// shared memory over EIGHTHS; whatever follows from them is multiplied again where that costs nothing, and a power of two rounds nothing.
+// z and gelu(z) are in units of eight (z / 8), so that the clamp of its square is part of a
+// multiplication. For this conv1 and everything added to it are divided by EIGHTHS in shared
+// memory; results are multiplied again where that costs nothing. A power of two does not change the
+// rounding.
 #define EIGHTHS 8.0f
 DEVICE float normal_share(float z, float square) {
     return fast_reciprocal(1.0f + fast_exp2(z * ((32.858613f * square - 54.666506f) * square - 18.407007f)));
@@ -44,16 +50,17 @@ DEVICE void gelu_pair(float z, float& value, float& slope) {
     slope = (share + inner) - inner * share;
 }
 
-// Weights in shared memory, behind the pictures. Whoever changes what stands here changes MMA_WEIGHTS of backend/cuda/nano.rs, too: a
-// multiprocessor with 100 KiB must hold two blocks of the backward kernel.
+// Weights in shared memory, after the planes.
 struct NanoWeights {
     Wide* conv1;   // [feature word][conv1_place(hidden channel)]: features 4t and 4t + 1, then 4t + 2 and 4t + 3
-    Pair* conv2;   // operands as every lane takes them. Forward: [word][16 hidden channels][lane], backward: [plane][lane]
-    Wide* taps;    // depthwise, see struct Taps: eight of a hidden channel's nine, in two arrays, each with zeros behind it
+    Pair* conv2;   // operands in the order of the lanes. Forward: [word][16 hidden channels][lane], backward: [plane][lane]
+    Wide* taps;    // depthwise, see struct Taps: eight of a hidden channel's nine, in two arrays, each followed by zeros
     u32* last;     // the ninth
-    u32* starts;   // biases of the depthwise step: what a half holds of them, and of the rest
+    u32* starts;   // biases of the depthwise step: rounded to half precision, and the remainder
     float* biases; // of conv1
 };
+static_assert(2 * HIDDEN * sizeof(Wide) + 4 * 32 * sizeof(Pair) + (HIDDEN + 1) * 2 * (sizeof(Wide) + sizeof(u32)) + HIDDEN * sizeof(float) == MMA_WEIGHTS,
+              "the lowering reserves what the weights need");
 DEVICE NanoWeights nano_weights(Wide* after) {
     NanoWeights n;
     n.conv1 = after;
@@ -64,29 +71,31 @@ DEVICE NanoWeights nano_weights(Wide* after) {
     n.biases = (float*)(n.starts + HIDDEN + 1);
     return n;
 }
-// Where a hidden channel's weights stand, such that neither eight neighbours nor the same two channels of every plane, as conv1's operands and
-// those of its data gradient take them, share banks.
+// Index of a hidden channel's weights, chosen such that neither eight neighbours (conv1's operands)
+// nor the same two channels of every plane (those of its data gradient) share banks.
 DEVICE int conv1_place(int channel) { return channel / 8 * 8 + (channel + channel / 8 * 2) % 8; }
 
-// A lane's depthwise weights of a plane, zero but where its row and column meet, as operands take them: the upper and the lower tap of each
-// column, the first two and the last one between. The bias is the last one's neighbour, as two rows of an operand whose other side are ones.
+// A lane's depthwise weights of a plane as operands; they are zero except where the lane's row and
+// column are the same channel. `outer`: the upper and the lower tap of each column; `middle`: the
+// middle taps of the first two columns; `last`: the third, next to the bias, which is two rows of
+// an operand whose other side is ones.
 struct Taps {
     u32 outer[3][2], middle[2], last[2];
 };
-// A thread's share of what both kernels need, on its way into shared memory. All is asked for before the first value is stored, so that a block
-// waits for memory once.
+// A thread's share of the weights that both kernels need, on its way from device to shared memory.
+// All loads are issued before the first value is stored, so that a block waits for memory once.
 struct NanoShare {
     float taps[2], bias, start, pair[2];
-    DEVICE_MEMBER void load(const float* w1, const float* b1, const float* dw, const float* db) {
+    DEVICE_MEMBER void load(const NanoParameters& p) {
         u32 i = threadIdx.x;
         UNROLL
         for (int k = 0; k < 2; k++) {
             u32 at = i + 256 * k;
-            taps[k] = at < TAPS * HIDDEN ? dw[at % HIDDEN * TAPS + at / HIDDEN] : 0.0f;
+            taps[k] = at < TAPS * HIDDEN ? p.dw[at % HIDDEN * TAPS + at / HIDDEN] : 0.0f;
         }
-        bias = b1[i % HIDDEN] / EIGHTHS;
-        start = db[i % HIDDEN] / EIGHTHS;
-        const float* from = w1 + i / 8 * FEATURES + i % 4 * 4 + i / 4 % 2 * 2;
+        bias = p.b1[i % HIDDEN] / EIGHTHS;
+        start = p.db[i % HIDDEN] / EIGHTHS;
+        const float* from = p.w1 + i / 8 * FEATURES + i % 4 * 4 + i / 4 % 2 * 2;
         pair[0] = from[0] / EIGHTHS;
         pair[1] = from[1] / EIGHTHS;
     }
@@ -96,7 +105,7 @@ struct NanoShare {
         for (int k = 0; k < 2; k++) {
             int channel = i % HIDDEN, tap = (int)(i / HIDDEN) + 8 * k, row = tap / 3, column = tap % 3;
             int place = row == 1 ? 6 + column : 2 * column + row / 2;
-            // a half in that half of the word where the channel stands
+            // the value goes to the half of the word that belongs to the channel
             u32 word = pack_half(taps[k], 0.0f) << (i % 2 * 16);
             if (tap >= TAPS) continue;
             if (place < 8)
@@ -113,7 +122,8 @@ struct NanoShare {
         n.conv1[i / 4 % 2 * HIDDEN + conv1_place(i / 8)].word[i % 4] = pack_half(pair[0], pair[1]);
     }
 };
-// A lane's taps of plane j, as they are or turned by 180 degrees. Lanes off the diagonal read the zeros.
+// A lane's taps of plane j, as they are or rotated by 180 degrees. Lanes off the diagonal read the
+// zeros.
 template <bool TURNED>
 DEVICE Taps load_taps(const NanoWeights& n, int j, Lane l) {
     int at = l.group / 2 == l.t ? 8 * j + l.group : HIDDEN;
@@ -124,16 +134,17 @@ DEVICE Taps load_taps(const NanoWeights& n, int j, Lane l) {
     return {{{a.word[0], a.word[1]}, {a.word[2], a.word[3]}, {b.word[0], b.word[1]}}, {b.word[2], b.word[3]}, {last, start}};
 }
 
-// Two halves of 1.
+// Two ones in half precision.
 #if PRECISION == 1
 #define ONES 0x3f803f80u
 #else
 #define ONES 0x3c003c00u
 #endif
 
-// Depthwise 3x3 with its bias of two rows of eight pixels of a plane. `from`: a lane's place in the plane. Lane 8r + i has that of pixel i's
-// upper left neighbour, r rows down: four rows are all that two rows of results take. The upper and the lower tap go together, since both rows
-// of results then take a column's four matrices as they were loaded.
+// Depthwise 3x3 with its bias, of two rows of eight pixels of a plane. `from`: a lane's address in
+// the plane: lane 8r + i points r rows below pixel i's upper left neighbour; two rows of results
+// need these four rows. The upper and the lower tap of a column are one product, because two rows
+// of results then use a column's four matrices as they were loaded.
 DEVICE void mma_depthwise(float (&sum)[4], const Wide* from, const Taps& taps) {
     u32 m[4], before[2] = {0, 0};
     UNROLL
@@ -149,7 +160,8 @@ DEVICE void mma_depthwise(float (&sum)[4], const Wide* from, const Taps& taps) {
     mma_16x8x16(sum, {m[1], m[2], ONES, ONES}, taps.last);
 }
 
-// The same of four rows of results, which share two of six rows; the bias only where it is asked for.
+// The same for four rows of results, which need six rows, two of which both halves use; the bias
+// only if BIASED.
 template <bool BIASED>
 DEVICE void mma_depthwise(float (&upper)[4], float (&lower)[4], const Wide* from, int side, const Taps& taps) {
     u32 m[4], below[2], before[4] = {0, 0, 0, 0};
@@ -179,28 +191,29 @@ DEVICE void mma_depthwise(float (&upper)[4], float (&lower)[4], const Wide* from
     }
 }
 
-// A pixel of a picture SIDE x SIDE: where it stands, and whether there is one.
-struct Place {
+// A pixel of a plane of SIDE x SIDE pixels, and whether it exists.
+struct PlanePixel {
     int row, column;
     bool real;
 };
 
-// conv1 of pixels of a picture whose first one is at (y, x) of an image, into planes; zero outside the image, where not even the bias reaches.
-// A warp takes 16 pixels BATCH times, those at place(time, 0 .. 15), and asks for all of them before it uses the first.
+// Computes conv1 for pixels of planes whose first pixel is at (y, x) of an image; zero outside the
+// image, without even the bias. A warp takes 16 pixels BATCH times, those at place(time, 0 .. 15),
+// and issues all loads before it uses the first value.
 template <int SIDE, int BATCH, class Placing>
 DEVICE void mma_hidden(Wide* hidden, const NanoWeights& n, const act* images, int image, int y, int x, int h, int w, Lane l, const Placing& place) {
     Wide* plane = hidden + l.t * plane_pieces(SIDE);
-    // may be that of a pixel before the images, where nothing is read
+    // may be before the first image; nothing is read there
     u32 corner = ((u32)(image * h + y) * w + x) * 4 + l.t;
     Pair v[BATCH][2];
     u32 within = 0;  // bit 2 x time + pixel: inside the image
     UNROLL
     for (int i = 0; i < 2 * BATCH; i++) {
-        Place p = place(i / 2, 8 * (i % 2) + l.group);
+        PlanePixel p = place(i / 2, 8 * (i % 2) + l.group);
         int row = y + p.row, column = x + p.column;
         v[i / 2][i % 2] = {{0, 0}};
         if (p.real && inside(row, column, h, w)) {
-            // word by word, so that they arrive where an operand takes them
+            // word by word, so that the values arrive in the registers that the operand uses
             const u32* from = ((const Pair*)images)[corner + ((u32)p.row * w + p.column) * 4].word;
             v[i / 2][i % 2].word[0] = from[0];
             v[i / 2][i % 2].word[1] = from[1];
@@ -210,14 +223,15 @@ DEVICE void mma_hidden(Wide* hidden, const NanoWeights& n, const act* images, in
     float bias[8];
     UNROLL
     for (int i = 0; i < 8; i++) bias[i] = n.biases[8 * l.t + i];
-    // word j's results are hidden channels 8t + 2j and 8t + 2j + 1, so that a lane ends with a whole piece. Four channels on is a bit
+    // the results of word j are hidden channels 8t + 2j and 8t + 2j + 1, so that a lane ends with a
+    // whole piece. Four channels on is one bit of the index
     int from = conv1_place(8 * (l.lane % 8 / 2) + 2 * (l.lane / 16) + l.lane % 2);
     u32 b[2][4];
     UNROLL
     for (int j = 0; j < 4; j += 2) load_matrices(b[j / 2], n.conv1 + l.lane / 8 % 2 * HIDDEN + (from ^ 2 * j));
     UNROLL
     for (int time = 0; time < BATCH; time++) {
-        // one after another, or the compiler keeps more results than there are registers for
+        // one after another, or the compiler keeps more results than there are registers
         if (time > 0) warp_barrier();
         u32 a[4] = {v[time][0].word[0], v[time][1].word[0], v[time][0].word[1], v[time][1].word[1]};
         Wide to[2];
@@ -230,46 +244,47 @@ DEVICE void mma_hidden(Wide* hidden, const NanoWeights& n, const act* images, in
         }
         UNROLL
         for (int k = 0; k < 2; k++) {
-            Place p = place(time, 8 * k + l.group);
+            PlanePixel p = place(time, 8 * k + l.group);
             if (p.real) plane[p.row * SIDE + p.column] = to[k];
         }
     }
 }
 
-KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
-       const float* gamma, const act* input, act* output, int images, int h, int w) {
+KERNEL_CROWDED(nano_block, NANO_BLOCKS) {
+    const int h = arg.h, w = arg.w;
     const int side = TILE + 2, pitch = plane_pieces(side);
     Wide* hidden = (Wide*)shared_memory();
     NanoWeights n = nano_weights(hidden + HIDDEN_PLANES * pitch);
     float* conv2_biases = n.biases + HIDDEN;
     NanoShare share;
-    share.load(w1, b1, dw, db);
-    Lane own = lane_place();
+    share.load(arg.parameters);
+    Lane own = lane_position();
     int c = fragment_feature(own.group, own.warp / 2 % 2);
-    const float* row = w2 + c * HIDDEN + own.warp % 2 * 16 + 2 * own.t;
-    float factor = EIGHTHS * gamma[c], v[4] = {row[0], row[1], row[8], row[9]};
-    float bias = gamma[threadIdx.x % FEATURES] * b2[threadIdx.x % FEATURES];
+    const float* row = arg.parameters.w2 + c * HIDDEN + own.warp % 2 * 16 + 2 * own.t;
+    float factor = EIGHTHS * arg.parameters.gamma[c], v[4] = {row[0], row[1], row[8], row[9]};
+    float bias = arg.parameters.gamma[threadIdx.x % FEATURES] * arg.parameters.b2[threadIdx.x % FEATURES];
     share.store(n);
     if (threadIdx.x < 4 * 32) n.conv2[threadIdx.x] = {{pack_half(factor * v[0], factor * v[1]), pack_half(factor * v[2], factor * v[3])}};
     if (threadIdx.x < FEATURES) conv2_biases[threadIdx.x] = bias;
     barrier();
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
-        Lane l = lane_place(thread_anew());
+        Lane l = lane_position(thread_anew());
         // a warp's pixels: 8 columns, 4 rows
         int left = l.warp % 2 * 8, top = l.warp / 2 * 4, lane = l.lane;
-        mma_hidden<side, 3>(hidden, n, input, t.image, t.y - 1, t.x - 1, h, w, l, [&](int time, int pixel) -> Place {
+        mma_hidden<side, 3>(hidden, n, arg.input, t.image, t.y - 1, t.x - 1, h, w, l, [&](int time, int pixel) -> PlanePixel {
             u32 p = (time * 8 + l.warp) * 16 + pixel;
             return {(int)(p / side), (int)(p % side), p < side * side};
         });
-        // results start with the input and the bias; asked for before the others are waited for
+        // the accumulators start with the input and the bias; these loads are issued before the
+        // earlier ones are waited for
         u32 at = ((u32)(t.image * h + t.y + top) * w + t.x + left + l.group) * 4 + l.t;
         int rows = t.x + left + l.group < w ? h - t.y - top : 0;
         Pair residual[4];
         UNROLL
         for (int r = 0; r < 4; r++) {
             residual[r] = {{0, 0}};
-            if (r < rows) residual[r] = ((const Pair*)input)[at + r * w * 4];
+            if (r < rows) residual[r] = ((const Pair*)arg.input)[at + r * w * 4];
         }
         barrier();
         const Wide* from = hidden + (top + lane / 8) * side + left + lane % 8;
@@ -281,7 +296,7 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
         }
         ROLLED
         for (int s = 0; s < 2; s++) {
-            u32 active[2][4];  // as an operand takes two planes
+            u32 active[2][4];  // as the operand takes two planes
             UNROLL
             for (int k = 0; k < 2; k++) {
                 int j = 2 * s + k;
@@ -306,85 +321,82 @@ KERNEL_CROWDED(nano_block, 256, NANO_BLOCKS, const float* w1, const float* b1, c
             Pair v;
             UNROLL
             for (int m = 0; m < 2; m++) v.word[m] = pack_half(d[r / 2][m][r % 2 * 2], d[r / 2][m][r % 2 * 2 + 1]);
-            ((Pair*)output)[at + r * w * 4] = v;
+            ((Pair*)arg.output)[at + r * w * 4] = v;
         }
         barrier();
     }
 }
 
-// Sums of a block in the order of the parameters; the partial sums of the warps meet in shared memory at the end.
-#define SUM_B1 (HIDDEN * FEATURES)
-#define SUM_DW (SUM_B1 + HIDDEN)
-#define SUM_DB (SUM_DW + TAPS * HIDDEN)
-#define SUM_W2 (SUM_DB + HIDDEN)
-#define SUM_B2 (SUM_W2 + HIDDEN * FEATURES)
-#define SUM_COUNT (SUM_B2 + FEATURES)
-
-// What a warp adds up over a block's tiles; few registers, since they are held throughout.
+// The sums of a warp over a block's tiles. They take few registers, since these are occupied all
+// the time.
 struct NanoSums {
-    // d_output x gelu(z) of planes 2 (warp % 2) and the next, input x d hidden of all planes: [feature][hidden] as tensor cores leave them
+    // d_output x gelu(z) of planes 2 (warp % 2) and the next; input x d hidden of all planes:
+    // [feature][hidden] as tensor cores return them
     float product[2][4], product1[HIDDEN_PLANES][4];
     float hidden;     // d hidden of channel 8 (group / 2) + 2t + group % 2
     float taps[3];    // of channel 8 (warp % 4) + group: numbers t, t + 4 and t + 8 of nine taps and d z; then d output
 };
 
-// A block's tiles are neighbours from left to right, as long as a row of tiles lasts, and what two of them share is worked out once: the last
-// four columns of hidden values and the last two of d z are the first ones of the next tile. They are moved by the warp that will write in
-// their place.
-struct Run {
-    bool carried;  // the tile before was this one's neighbour
-    bool more;     // the next one will be
+// A block's tiles are neighbours from left to right, as long as a row of tiles lasts, and what two
+// of them share is computed once: the last four columns of hidden values and the last two of d z
+// become the first columns of the next tile. The warp that will overwrite them moves them.
+struct SharedTiles {
+    bool carried;  // the tile before is the left neighbour of this one
+    bool more;     // the next tile is its right neighbour
 };
 
-// Hidden values of the tile and two pixels around it: rows of 16 columns and, where the left four columns are new, four of their rows at a time.
-DEVICE void nano_back_hidden(Wide* hidden, const NanoWeights& n, const act* input, Tile t, Run run, int h, int w) {
+// Hidden values of the tile and two pixels around it: rows of 16 columns; and, where the left four
+// columns are not carried, four of their rows at a time.
+DEVICE void nano_back_hidden(Wide* hidden, const NanoWeights& n, const act* input, Tile t, SharedTiles shared, int h, int w) {
     const int side = TILE + 4;
-    Lane l = lane_place(thread_anew());
-    if (run.carried) {
+    Lane l = lane_position(thread_anew());
+    if (shared.carried) {
         Wide* to = hidden + l.lane % 16 / 4 * plane_pieces(side) + (l.warp + l.lane / 16 * 8) * side + l.lane % 4;
         *to = to[TILE];
         if (l.warp < 4 && l.lane < 16) to[TILE * side] = to[TILE * side + TILE];
         warp_barrier();
     }
-    mma_hidden<side, 3>(hidden, n, input, t.image, t.y - 2, t.x - 2, h, w, l, [&](int time, int pixel) -> Place {
+    mma_hidden<side, 3>(hidden, n, input, t.image, t.y - 2, t.x - 2, h, w, l, [&](int time, int pixel) -> PlanePixel {
         return {l.warp + 8 * time, 4 + pixel, time < 2 || l.warp < 4};
     });
     ROLLED
-    for (int row = run.carried || l.warp < 4 ? side : 4 * (l.warp - 4); row < side; row += 16)
-        mma_hidden<side, 1>(hidden, n, input, t.image, t.y - 2, t.x - 2, h, w, l, [&](int, int pixel) -> Place {
+    for (int row = shared.carried || l.warp < 4 ? side : 4 * (l.warp - 4); row < side; row += 16)
+        mma_hidden<side, 1>(hidden, n, input, t.image, t.y - 2, t.x - 2, h, w, l, [&](int, int pixel) -> PlanePixel {
             return {row + pixel / 4, pixel % 4, true};
         });
 }
 
-// d z on the tile and one pixel around it, and conv2's sums. A warp takes two planes of eight pairs of rows' pixels at a time: of the 16 columns
-// on the right half a pair of rows, of the two on the left, where they are new, four pairs of rows.
-DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const NanoWeights& n, const act* d_output, Tile tile, Run run,
+// d z on the tile and one pixel around it, and conv2's sums. A warp takes two planes of eight pairs
+// of rows at a time: of the 16 columns on the right half a pair of rows; of the two on the left,
+// where they are not carried, four pairs of rows.
+DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const NanoWeights& n, const act* d_output, Tile tile, SharedTiles shared,
                              int h, int w) {
     const int side = TILE + 4, dz_side = TILE + 2;
     const u32 ones[2] = {ONES, ONES};
     const float none[4] = {0, 0, 0, 0};
     ROLLED
-    for (int left = 0; left <= (run.carried ? 0 : 1); left++) {
-        Lane l = lane_place(thread_anew());
+    for (int left = 0; left <= (shared.carried ? 0 : 1); left++) {
+        Lane l = lane_position(thread_anew());
         int plane = l.warp % 2 * 2, half = l.warp / 2 % 2, odd = l.warp / 4, lane = l.lane;
         const Pair* conv2 = n.conv2 + 32 * plane + lane;
-        if (run.carried && half == 1) {
-            // the rows that come below, two columns of two planes
+        if (shared.carried && half == 1) {
+            // the rows that follow, two columns of two planes
             Wide* moved = (Wide*)dz + (plane + lane / 16) * plane_pieces(dz_side) + (2 * odd + lane / 4 % 4 * 4 + lane / 2 % 2) * dz_side + lane % 2;
             *moved = moved[TILE];
             if (odd == 0 && lane % 16 < 4) moved[TILE * dz_side] = moved[TILE * dz_side + TILE];
             warp_barrier();
         }
         Taps taps[2] = {load_taps<false>(n, plane, l), load_taps<false>(n, plane + 1, l)};
-        // the left columns make two times four pairs of rows and one
+        // the left columns take two times four pairs of rows and one more pair
         int first = odd ? 8 * half : TILE, trips = left ? (odd || half == 0 ? 1 : 0) : 5 - odd;
         int row = left ? first + l.group / 2 * 2 : 2 * odd, column = left ? l.group % 2 : 2 + 8 * half + l.group;
         int upper = left ? first + (odd ? lane % 8 / 2 * 2 : 0) : 2 * odd, at = left ? lane % 2 : 2 + 8 * half + lane % 8;
         const Wide* from = hidden + plane * plane_pieces(side) + (upper + lane / 8) * side + at;
         u32* to = dz + (plane * plane_pieces(dz_side) + row * dz_side + column) * 4 + l.t;
         int x = tile.x - 1 + column;
-        bool counted = (u32)(column - 1) < (run.more ? TILE + 1 : TILE), across = (u32)x < (u32)w;
-        // d output of a lane's pair; that of some pixel of the tile where there is none
+        bool counted = (u32)(column - 1) < (shared.more ? TILE + 1 : TILE), across = (u32)x < (u32)w;
+        // d_output of a lane's two pixels; where a row does not exist, that of some pixel of the
+        // tile, which is not used
         u32 corner = ((u32)tile.image * h * w + (across ? x : tile.x)) * 4 + l.t;
         auto load = [&](Pair(&d)[2]) {
             UNROLL
@@ -410,10 +422,10 @@ DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const 
             UNROLL
             for (int j = 0; j < 2; j++)
                 mma_16x8x16(dg[j], {d[0].word[0], d[1].word[0], d[0].word[1], d[1].word[1]}, conv2[32 * j].word, none);
-            // the next pair's is on its way meanwhile
+            // the loads of the next pair of rows are issued now
             row += 4;
             load(d);
-            // d output added up, as rows of a product by ones
+            // the sum of d_output, as a product with ones
             float outputs[4];
             mma_16x8x16(outputs, d_turned, ones, none);
             sums.taps[2] += l.t == 2 ? outputs[0] : l.t == 3 ? outputs[2] : 0.0f;
@@ -439,17 +451,20 @@ DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const 
     }
 }
 
-// The gradient of the depthwise taps and biases: of one plane and half of the tile's columns a warp, four rows at a time. Channels of two
-// taps are the rows of a product over pixels, channels of d z its columns; the diagonals count. Six rows of hidden values serve all: the
-// upper two taps of rows y and y + 2 and the lower two of y + 1 and y + 3 are operands as they were loaded, which leaves the lower tap of the
-// ones and the upper tap of the others.
+// The gradient of the depthwise taps and biases: a warp takes one plane and half of the tile's
+// columns, four rows at a time. Channels of two taps are the rows of a product over pixels,
+// channels of d z its columns; only the diagonals are used. Six rows of hidden values are enough:
+// the upper two taps of rows y and y + 2 and the lower two of y + 1 and y + 3 are operands as they
+// were loaded; the lower tap of the former and the upper tap of the latter are put together from
+// them.
 DEVICE void nano_back_taps(NanoSums& sums, const Wide* hidden, const Wide* dz) {
-    Lane l = lane_place(thread_anew());
+    Lane l = lane_position(thread_anew());
     const int side = TILE + 4, dz_side = TILE + 2;
     int plane = l.warp % 4, left = l.warp / 4 * 8, lane = l.lane;
     const Wide* h_from = hidden + plane * plane_pieces(side) + (1 + lane / 8) * side + left + 1 + lane % 8;
     const Wide* dz_from = dz + plane * plane_pieces(dz_side) + (1 + lane / 16 + lane / 8 % 2 * 2) * dz_side + left + 1 + lane % 8;
-    // [rows y and y + 2, y + 1 and y + 3][three columns, two of the tap that is left, its third and d z]
+    // [rows y and y + 2, y + 1 and y + 3][three columns; two of the remaining tap; its third and d
+    // z]
     float d[2][5][4];
     UNROLL
     for (int i = 0; i < 40; i++) d[i / 20][i / 4 % 5][i % 4] = 0;
@@ -473,7 +488,7 @@ DEVICE void nano_back_taps(NanoSums& sums, const Wide* hidden, const Wide* dz) {
             mma_16x8x16(d[r][4], {o[2][r], ONES, o[2][2 + r], ONES}, b);
         }
     }
-    // what a lane on the diagonal has of a product's upper or lower rows
+    // the diagonal of a product's upper or lower rows, in the lanes that have it
     auto own = [&](int r, int number, int half) { return l.group % 2 ? d[r][number][2 * half + 1] : d[r][number][2 * half]; };
     UNROLL
     for (int i = 0; i < TAPS + 1; i++) {
@@ -488,20 +503,21 @@ DEVICE void nano_back_taps(NanoSums& sums, const Wide* hidden, const Wide* dz) {
     }
 }
 
-// d hidden of a warp's 8 columns and 4 rows and what follows from it: conv1's sums and d input.
+// d hidden of a warp's 8 columns and 4 rows, and from it conv1's sums and d_input.
 DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n, const act* input, const act* d_output, act* d_input, Tile tile,
                             int h, int w) {
-    Lane l = lane_place(thread_anew());
+    Lane l = lane_position(thread_anew());
     const int dz_side = TILE + 2;
     int left = l.warp % 2 * 8, top = l.warp / 2 * 4, lane = l.lane;
     const Wide* from = dz + (top + lane / 8) * dz_side + left + lane % 8;
     int y = tile.y + top, x = tile.x + left + l.group;
     u32 at = ((u32)(tile.image * h + y) * w + x) * 4 + l.t;
     int rows = x < w ? h - y : 0;
-    // ones where there are pixels 2t and 2t + 1, in every row: a product by them adds up a plane's channels
+    // ones where pixels 2t and 2t + 1 exist, in every row: the product with them is the sum of a
+    // plane's channels
     int columns = w - tile.x - left - 2 * l.t;
     const u32 real = columns > 1 ? ONES : columns > 0 ? ONES & 0xffffu : 0;
-    u32 words[2][2][4];  // [16 hidden channels][upper or lower two rows][plane, row], as an operand has them
+    u32 words[2][2][4];  // [16 hidden channels][upper or lower two rows][plane, row], as the operand takes them
     UNROLL
     for (int i = 0; i < 16; i++) words[i / 8][i / 4 % 2][i % 4] = 0;
     // two planes at a time, or the compiler loads ahead into more registers than there are
@@ -568,20 +584,20 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
     }
 }
 
-KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
-       const float* gamma, const act* input, const act* d_output, act* d_input, float* partials, int images, int h, int w, int tiles) {
+KERNEL_CROWDED(nano_block_back, 2) {
+    const int h = arg.h, w = arg.w;
     const int side = TILE + 4, dz_side = TILE + 2;
     Wide* hidden = (Wide*)shared_memory();
     Wide* dz = hidden + HIDDEN_PLANES * plane_pieces(side);
     NanoWeights n = nano_weights(dz + HIDDEN_PLANES * plane_pieces(dz_side));
     NanoShare share;
-    share.load(w1, b1, dw, db);
-    Lane own = lane_place();
+    share.load(arg.parameters);
+    Lane own = lane_position();
     float v[4];
     UNROLL
     for (int i = 0; i < 4; i++) {
         int c = 4 * own.t + i;
-        v[i] = gamma[c] * w2[c * HIDDEN + threadIdx.x / 4 % HIDDEN];
+        v[i] = arg.parameters.gamma[c] * arg.parameters.w2[c * HIDDEN + threadIdx.x / 4 % HIDDEN];
     }
     share.store(n);
     if (threadIdx.x < 4 * 32) n.conv2[threadIdx.x] = {{pack_half(v[0], v[1]), pack_half(v[2], v[3])}};
@@ -595,55 +611,57 @@ KERNEL_CROWDED(nano_block_back, 256, 2, const float* w1, const float* b1, const 
     for (int i = 0; i < 3; i++) sums.taps[i] = 0;
     sums.hidden = 0;
     barrier();
-    int first = blockIdx.x * tiles, end = first + tiles;
+    int first = blockIdx.x * arg.tiles, end = first + arg.tiles;
     for (int index = first; index < end; index++) {
         Tile t = tile_at(index, h, w);
-        if (t.image >= images) break;
-        Run run = {index > first && t.x > 0, index + 1 < end && t.x + TILE < w};
-        nano_back_hidden(hidden, n, input, t, run, h, w);
+        if (t.image >= arg.images) break;
+        SharedTiles shared = {index > first && t.x > 0, index + 1 < end && t.x + TILE < w};
+        nano_back_hidden(hidden, n, arg.input, t, shared, h, w);
         barrier();
-        nano_back_slopes(sums, hidden, (u32*)dz, n, d_output, t, run, h, w);
+        nano_back_slopes(sums, hidden, (u32*)dz, n, arg.d_output, t, shared, h, w);
         barrier();
         nano_back_taps(sums, hidden, dz);
-        // hidden values make room for those of the next tile; its d z waits for one more barrier
+        // the hidden values may be overwritten by those of the next tile; its d z comes after one
+        // more barrier
         barrier();
-        nano_back_input(sums, dz, n, input, d_output, d_input, t, h, w);
+        nano_back_input(sums, dz, n, arg.input, arg.d_output, arg.d_input, t, h, w);
     }
     barrier();
-    // every warp's sums, then those of the block
-    Lane l = lane_place();
+    // the sums of every warp, then those of the block
+    Lane l = lane_position();
     float* all = (float*)shared_memory();
-    float* mine = all + l.warp * SUM_COUNT;
+    float* mine = all + l.warp * NANO_COUNT;
     UNROLL
     for (int j = 0; j < HIDDEN_PLANES; j++) {
         UNROLL
         for (int i = 0; i < 4; i++) {
             int c = fragment_feature(l.group, i / 2), e = 8 * j + 2 * l.t + i % 2;
             mine[e * FEATURES + c] = sums.product1[j][i];
-            if (j < 2) mine[SUM_W2 + c * HIDDEN + 16 * (l.warp % 2) + e] = EIGHTHS * sums.product[j][i];
+            if (j < 2) mine[NANO_W2 + c * HIDDEN + 16 * (l.warp % 2) + e] = EIGHTHS * sums.product[j][i];
         }
     }
-    mine[SUM_B1 + 8 * (l.group / 2) + 2 * l.t + l.group % 2] = sums.hidden;
+    mine[NANO_B1 + 8 * (l.group / 2) + 2 * l.t + l.group % 2] = sums.hidden;
     UNROLL
     for (int i = 0; i < 3; i++) {
         int channel = 8 * (l.warp % 4) + l.group, tap = 4 * i + l.t;
-        if (tap < TAPS) mine[SUM_DW + channel * TAPS + tap] = EIGHTHS * sums.taps[i];
-        if (tap == TAPS) mine[SUM_DB + channel] = sums.taps[i];
+        if (tap < TAPS) mine[NANO_DW + channel * TAPS + tap] = EIGHTHS * sums.taps[i];
+        if (tap == TAPS) mine[NANO_DB + channel] = sums.taps[i];
     }
-    if (l.t >= 2) mine[SUM_B2 + fragment_feature(l.group, l.t - 2)] = sums.taps[2];
+    if (l.t >= 2) mine[NANO_B2 + fragment_feature(l.group, l.t - 2)] = sums.taps[2];
     barrier();
-    for (int i = threadIdx.x; i < SUM_COUNT; i += 256) {
-        // depthwise sums exist in the two warps of their plane, conv2's in the four of theirs, and those of d output twice
+    for (int i = threadIdx.x; i < NANO_COUNT; i += 256) {
+        // two warps have the depthwise sums of a plane, four have conv2's, and the sums of d_output
+        // exist twice
         int warp = 0, step = 1;
-        if (i >= SUM_DW && i < SUM_W2) {
-            warp = (i < SUM_DB ? (i - SUM_DW) / TAPS : i - SUM_DB) / 8;
+        if (i >= NANO_DW && i < NANO_W2) {
+            warp = (i < NANO_DB ? (i - NANO_DW) / TAPS : i - NANO_DB) / 8;
             step = 4;
-        } else if (i >= SUM_W2) {
-            warp = i < SUM_B2 ? (i - SUM_W2) % HIDDEN / 16 : 0;
+        } else if (i >= NANO_W2) {
+            warp = i < NANO_B2 ? (i - NANO_W2) % HIDDEN / 16 : 0;
             step = 2;
         }
         float sum = 0;
-        for (; warp < 8; warp += step) sum += all[warp * SUM_COUNT + i];
-        partials[(long long)blockIdx.x * SUM_COUNT + i] = sum;
+        for (; warp < 8; warp += step) sum += all[warp * NANO_COUNT + i];
+        arg.partials[(long long)blockIdx.x * NANO_COUNT + i] = sum;
     }
 }

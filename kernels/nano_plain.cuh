@@ -1,35 +1,25 @@
-// The Nano block without tensor cores: f32 multiply-adds, as exact as the CPU. Hidden channels go through shared memory a few at a time.
-// Kernels and their arguments are described in nano_block.cu. Depends on features.cuh.
+// The Nano block without tensor cores: f32 multiply-adds, as exact as on the CPU. A few hidden
+// channels at a time are in shared memory. The kernels are described in nano_block.cu. Depends on
+// features.cuh.
 #pragma once
 #include "features.cuh"
 
-#define HIDDEN (2 * FEATURES)
-
-// Weights in shared memory, f32 elements: conv2 times gamma.
-#define PLAIN_W1 0
-#define PLAIN_B1 (PLAIN_W1 + HIDDEN * FEATURES)
-#define PLAIN_DW (PLAIN_B1 + HIDDEN)
-#define PLAIN_DB (PLAIN_DW + 9 * HIDDEN)
-#define PLAIN_W2 (PLAIN_DB + HIDDEN)
-#define PLAIN_B2 (PLAIN_W2 + HIDDEN * FEATURES)
-#define PLAIN_WEIGHTS (PLAIN_B2 + FEATURES)
-
-DEVICE void load_plain_weights(float* weights, const float* w1, const float* b1, const float* dw, const float* db, const float* w2,
-                               const float* b2, const float* gamma) {
+DEVICE void load_plain_weights(float* weights, const NanoParameters& p) {
     for (int i = threadIdx.x; i < HIDDEN * FEATURES; i += 256) {
-        weights[PLAIN_W1 + i] = w1[i];
-        weights[PLAIN_W2 + i] = gamma[i / HIDDEN] * w2[i];
+        weights[NANO_W1 + i] = p.w1[i];
+        weights[NANO_W2 + i] = p.gamma[i / HIDDEN] * p.w2[i];
     }
-    for (int i = threadIdx.x; i < 9 * HIDDEN; i += 256) weights[PLAIN_DW + i] = dw[i];
+    for (int i = threadIdx.x; i < 9 * HIDDEN; i += 256) weights[NANO_DW + i] = p.dw[i];
     if (threadIdx.x < HIDDEN) {
-        weights[PLAIN_B1 + threadIdx.x] = b1[threadIdx.x];
-        weights[PLAIN_DB + threadIdx.x] = db[threadIdx.x];
+        weights[NANO_B1 + threadIdx.x] = p.b1[threadIdx.x];
+        weights[NANO_DB + threadIdx.x] = p.db[threadIdx.x];
     }
-    if (threadIdx.x < FEATURES) weights[PLAIN_B2 + threadIdx.x] = gamma[threadIdx.x] * b2[threadIdx.x];
+    if (threadIdx.x < FEATURES) weights[NANO_B2 + threadIdx.x] = p.gamma[threadIdx.x] * p.b2[threadIdx.x];
 }
 
-// Hidden channels first .. first + COUNT of conv1 on the tile and `halo` pixels around it: hidden[pixel][COUNT + 1]. Pixels outside
-// the image are the zero padding of the depthwise step, so not even conv1's bias reaches them.
+// Computes hidden channels first .. first + COUNT of conv1 on the tile and `halo` pixels around it:
+// hidden[pixel][COUNT + 1]. Pixels outside the image are the zero padding of the depthwise step, so
+// they are zero, without conv1's bias.
 template <int COUNT>
 DEVICE void plain_hidden(float* hidden, const float* weights, const act* image, Tile t, int halo, int h, int w, int first) {
     int side = TILE + 2 * halo;
@@ -43,15 +33,16 @@ DEVICE void plain_hidden(float* hidden, const float* weights, const act* image, 
         float v[FEATURES];
         load_features(image + ((long long)y * w + x) * FEATURES, v);
         for (int e = 0; e < COUNT; e++) {
-            const float* row = weights + PLAIN_W1 + (first + e) * FEATURES;
-            float sum = weights[PLAIN_B1 + first + e];
+            const float* row = weights + NANO_W1 + (first + e) * FEATURES;
+            float sum = weights[NANO_B1 + first + e];
             for (int c = 0; c < FEATURES; c++) sum += row[c] * v[c];
             to[e] = sum;
         }
     }
 }
 
-// Depthwise 3x3 around a pixel: `from` points to its upper left neighbour's value, `pitch` is one pixel, `row` one row.
+// Depthwise 3x3 around a pixel. `from` points to its upper left neighbour's value; `pitch` is the
+// distance of pixels, `row` that of rows.
 DEVICE float plain_depthwise(const float* from, int pitch, int row, const float* taps) {
     float sum = 0;
     for (int ky = 0; ky < 3; ky++)
@@ -59,30 +50,28 @@ DEVICE float plain_depthwise(const float* from, int pitch, int row, const float*
     return sum;
 }
 
-#define PLAIN_FORWARD 16
-
-KERNEL(nano_block, 256, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
-       const float* gamma, const act* input, act* output, int images, int h, int w) {
+KERNEL(nano_block) {
+    const int h = arg.h, w = arg.w;
     const int side = TILE + 2, pitch = PLAIN_FORWARD + 1;
     float* weights = (float*)shared_memory();
-    float* hidden = weights + PLAIN_WEIGHTS;
-    load_plain_weights(weights, w1, b1, dw, db, w2, b2, gamma);
+    float* hidden = weights + NANO_COUNT;
+    load_plain_weights(weights, arg.parameters);
     barrier();
     int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
-        const act* image = input + (long long)t.image * h * w * FEATURES;
+        const act* image = arg.input + (long long)t.image * h * w * FEATURES;
         float sum[FEATURES];
-        for (int c = 0; c < FEATURES; c++) sum[c] = weights[PLAIN_B2 + c];
+        for (int c = 0; c < FEATURES; c++) sum[c] = weights[NANO_B2 + c];
         for (int first = 0; first < HIDDEN; first += PLAIN_FORWARD) {
             plain_hidden<PLAIN_FORWARD>(hidden, weights, image, t, 1, h, w, first);
             barrier();
             for (int e = 0; e < PLAIN_FORWARD; e++) {
-                const float* taps = weights + PLAIN_DW + (first + e) * 9;
-                float z = weights[PLAIN_DB + first + e];
+                const float* taps = weights + NANO_DW + (first + e) * 9;
+                float z = weights[NANO_DB + first + e];
                 z += plain_depthwise(hidden + (ty * side + tx) * pitch + e, pitch, side * pitch, taps);
                 float g = gelu(z);
-                for (int c = 0; c < FEATURES; c++) sum[c] += weights[PLAIN_W2 + c * HIDDEN + first + e] * g;
+                for (int c = 0; c < FEATURES; c++) sum[c] += weights[NANO_W2 + c * HIDDEN + first + e] * g;
             }
             barrier();
         }
@@ -92,34 +81,30 @@ KERNEL(nano_block, 256, const float* w1, const float* b1, const float* dw, const
             float v[FEATURES];
             load_features(image + at, v);
             for (int c = 0; c < FEATURES; c++) v[c] += sum[c];
-            store_features(output + (long long)t.image * h * w * FEATURES + at, v);
+            store_features(arg.output + (long long)t.image * h * w * FEATURES + at, v);
         }
     }
 }
 
-#define PLAIN_BACKWARD 8
-
-KERNEL(nano_block_back, 256, const float* w1, const float* b1, const float* dw, const float* db, const float* w2, const float* b2,
-       const float* gamma, const act* input, const act* d_output, act* d_input, float* partials, int images, int h, int w, int tiles) {
+KERNEL(nano_block_back) {
+    const int h = arg.h, w = arg.w;
     const int side = TILE + 4, dz_side = TILE + 2, pitch = PLAIN_BACKWARD + 1, tid = threadIdx.x;
     float* weights = (float*)shared_memory();
-    float* hidden = weights + PLAIN_WEIGHTS;
+    float* hidden = weights + NANO_COUNT;
     float* dz = hidden + side * side * pitch;
-    float* values = dz + dz_side * dz_side * pitch;  // gelu(z), then d hidden, of the tile's pixels
-    load_plain_weights(weights, w1, b1, dw, db, w2, b2, gamma);
-    // sums of this block, in the order of the parameters; every one belongs to one thread
-    const int sum_b1 = HIDDEN * FEATURES, sum_dw = sum_b1 + HIDDEN, sum_db = sum_dw + 9 * HIDDEN, sum_w2 = sum_db + HIDDEN;
-    const int sum_b2 = sum_w2 + HIDDEN * FEATURES, count = sum_b2 + FEATURES;
-    float* own = partials + (long long)blockIdx.x * count;
+    float* values = dz + dz_side * dz_side * pitch;  // gelu(z), later d hidden, of the tile's pixels
+    load_plain_weights(weights, arg.parameters);
+    // the sums of this block, in the order of the parameters; each is updated by one thread
+    float* own = arg.partials + (long long)blockIdx.x * NANO_COUNT;
     barrier();
     int ty = tid / TILE, tx = tid % TILE;
-    int first = blockIdx.x * tiles;
-    for (int index = first; index < first + tiles; index++) {
+    int first = blockIdx.x * arg.tiles;
+    for (int index = first; index < first + arg.tiles; index++) {
         Tile t = tile_at(index, h, w);
-        if (t.image >= images) break;
+        if (t.image >= arg.images) break;
         bool add = index > first;
         long long start = (long long)t.image * h * w * FEATURES;
-        const act *x_image = input + start, *d_image = d_output + start;
+        const act *x_image = arg.input + start, *d_image = arg.d_output + start;
         bool within = inside(t.y + ty, t.x + tx, h, w);
         long long at = ((long long)(t.y + ty) * w + t.x + tx) * FEATURES;
         float d_x[FEATURES];
@@ -135,11 +120,11 @@ KERNEL(nano_block_back, 256, const float* w1, const float* b1, const float* dw, 
                 for (int e = 0; e < PLAIN_BACKWARD; e++) {
                     float g = 0, slope = 0;
                     if (image) {
-                        float z = weights[PLAIN_DB + first + e];
+                        float z = weights[NANO_DB + first + e];
                         z += plain_depthwise(hidden + (py * side + px) * pitch + e, pitch, side * pitch,
-                                             weights + PLAIN_DW + (first + e) * 9);
+                                             weights + NANO_DW + (first + e) * 9);
                         float dg = 0;
-                        for (int c = 0; c < FEATURES; c++) dg += weights[PLAIN_W2 + c * HIDDEN + first + e] * d[c];
+                        for (int c = 0; c < FEATURES; c++) dg += weights[NANO_W2 + c * HIDDEN + first + e] * d[c];
                         g = gelu(z);
                         slope = dg * gelu_slope(z);
                     }
@@ -148,7 +133,7 @@ KERNEL(nano_block_back, 256, const float* w1, const float* b1, const float* dw, 
                 }
             }
             barrier();
-            // two threads share a sum, each with half of the tile's pixels
+            // two threads compute a sum, each over half of the tile's pixels
             int half = tid % 2, sum = tid / 2;
             {
                 int e = sum / FEATURES, c = sum % FEATURES;
@@ -174,24 +159,24 @@ KERNEL(nano_block_back, 256, const float* w1, const float* b1, const float* dw, 
                 }
                 taps += shuffle_xor(taps, 1);
                 if (half == 0) {
-                    float* to = own + sum_w2 + c * HIDDEN + first + e;
+                    float* to = own + NANO_W2 + c * HIDDEN + first + e;
                     *to = (add ? *to : 0.0f) + product;
-                    if (first == 0 && e == 0) own[sum_b2 + c] = (add ? own[sum_b2 + c] : 0.0f) + plain;
+                    if (first == 0 && e == 0) own[NANO_B2 + c] = (add ? own[NANO_B2 + c] : 0.0f) + plain;
                     if (tap < 10) {
-                        to = own + (tap == 9 ? sum_db + first + channel : sum_dw + (first + channel) * 9 + tap);
+                        to = own + (tap == 9 ? NANO_DB + first + channel : NANO_DW + (first + channel) * 9 + tap);
                         *to = (add ? *to : 0.0f) + taps;
                     }
                 }
             }
             barrier();
-            // the depthwise step's transpose: taps turned by 180 degrees
+            // the transposed depthwise step: taps rotated by 180 degrees
             for (int e = 0; e < PLAIN_BACKWARD; e++) {
-                const float* taps = weights + PLAIN_DW + (first + e) * 9;
+                const float* taps = weights + NANO_DW + (first + e) * 9;
                 float d = 0;
                 for (int ky = 0; ky < 3; ky++)
                     for (int kx = 0; kx < 3; kx++) d += taps[8 - ky * 3 - kx] * dz[((ty + ky) * dz_side + tx + kx) * pitch + e];
                 if (!within) d = 0;
-                for (int c = 0; c < FEATURES; c++) d_x[c] += weights[PLAIN_W1 + (first + e) * FEATURES + c] * d;
+                for (int c = 0; c < FEATURES; c++) d_x[c] += weights[NANO_W1 + (first + e) * FEATURES + c] * d;
                 values[tid * pitch + e] = d;
             }
             barrier();
@@ -209,7 +194,7 @@ KERNEL(nano_block_back, 256, const float* w1, const float* b1, const float* dw, 
                 if (half == 0) {
                     float* to = own + (first + e) * FEATURES + c;
                     *to = (add ? *to : 0.0f) + product;
-                    if (c == 0) own[sum_b1 + first + e] = (add ? own[sum_b1 + first + e] : 0.0f) + plain;
+                    if (c == 0) own[NANO_B1 + first + e] = (add ? own[NANO_B1 + first + e] : 0.0f) + plain;
                 }
             }
         }
@@ -217,7 +202,7 @@ KERNEL(nano_block_back, 256, const float* w1, const float* b1, const float* dw, 
             float d[FEATURES];
             load_features(d_image + at, d);
             for (int c = 0; c < FEATURES; c++) d[c] += d_x[c];
-            store_features(d_input + start + at, d);
+            store_features(arg.d_input + start + at, d);
         }
     }
 }

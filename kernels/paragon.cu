@@ -1,5 +1,5 @@
-// All kernels of a module, for one type of activations. What a family defines for itself stays in its namespace; kernels are `extern "C"`
-// and keep their names.
+// All kernels of a module, for one type of activations. A family's own definitions are in its
+// namespace; kernels are `extern "C"` and keep their names.
 #include "common.cuh"
 #include "features.cuh"
 #include "mma.cuh"
@@ -13,9 +13,9 @@ namespace conv_family {
 namespace nano_family {
 #include "nano_block.cu"
 }  // namespace nano_family
-namespace head_family {
-#include "up_head.cu"
-}  // namespace head_family
+namespace reconstruct_family {
+#include "reconstruct.cu"
+}  // namespace reconstruct_family
 namespace loss_family {
 #include "loss.cu"
 #include "structural.cu"

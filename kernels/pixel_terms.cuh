@@ -1,31 +1,28 @@
-// L1, Charbonnier and MSE of one value, as a weighted sum, with its slope: what the loss kernel computes, and the network's end on its way.
-// Depends on common.cuh.
+// L1, Charbonnier and MSE of one value, as a weighted sum, and its slope: for pixel_loss and for
+// the reconstruction. Depends on common.cuh.
 #pragma once
 #include "common.cuh"
 
-// Charbonnier's epsilon, under the root.
-#define CHARBONNIER_EPSILON 1e-12f
-
 struct PixelTerms {
     float l1, charbonnier, mse;
-    float scale;  // of the gradient: the mean's share, the micro-batch's, the loss scale
+    float scale;  // of the gradient: share of the mean x micro_scale x loss_scale
 };
-// `whole`: values that the mean is over.
-DEVICE PixelTerms pixel_terms(float l1, float charbonnier, float mse, int whole, const Scalars* scalars) {
+// `whole`: number of values that the mean is over.
+DEVICE PixelTerms pixel_terms(float l1, float charbonnier, float mse, int whole, const DeviceScalars* scalars) {
     PixelTerms t = {l1, charbonnier, mse, (float)((double)scalars->micro_scale / (double)whole) * scalars->loss_scale};
     return t;
 }
-// The loss of a difference, which its gradient takes the place of.
+// Returns the loss of a difference and replaces the difference by the gradient.
 DEVICE float pixel_term(const PixelTerms& t, float& d) {
     float sign = d > 0.0f ? 1.0f : d < 0.0f ? -1.0f : 0.0f;
     float loss = t.l1 * fabsf(d) + t.mse * (d * d), slope = t.l1 * sign + t.mse * (2.0f * d);
-    // a root and a division are most of the work, and seldom asked for
+    // a root and a division are most of the work, and rarely needed
     if (t.charbonnier != 0.0f) {
         float root = sqrtf(d * d + CHARBONNIER_EPSILON);
         loss += t.charbonnier * root;
         slope += t.charbonnier * (d / root);
     }
-    // a NaN has no sign; it must reach the gradient, where the optimizer sees it
+    // a NaN has no sign; it must reach the gradient, where the optimizer finds it
     d = (d == d ? slope : d) * t.scale;
     return loss;
 }

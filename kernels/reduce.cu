@@ -1,12 +1,14 @@
-// The second stage of every sum over pixels: partial sums of blocks, added in a fixed order in f64, and what becomes of the totals. One launch
+// The second stage of every sum over pixels: the partial sums of blocks are added in a fixed order
+// in f64, and the totals become gradients, metrics, or the input of a later launch. One launch
 // takes the jobs of many operations, since each is small.
 #include "sums.cuh"
 
-// A thread's share of the partials of one sum, one after another. Eight loads are on their way before the first is added.
+// A thread's share of the partial sums of one sum, in order. Eight loads are issued before the
+// first value is added.
 DEVICE double share_sum(const SumJob& job, int group, int i) {
-    int count = (int)job.count, blocks = (int)job.blocks, each = (blocks + SUM_GROUPS - 1) / SUM_GROUPS;
+    int count = job.count, blocks = job.blocks, each = (blocks + SUM_GROUPS - 1) / SUM_GROUPS;
     int b = group * each, end = b + each < blocks ? b + each : blocks;
-    const float* from = (const float*)job.partials + i;
+    const float* from = job.partials + i;
     double sum = 0;
     for (; b + 8 <= end; b += 8) {
         float values[8];
@@ -19,20 +21,20 @@ DEVICE double share_sum(const SumJob& job, int group, int i) {
     return sum;
 }
 
-// Grid: for each job a block for every SUM_LANES sums, or one for the loss. Every sum is added by as many threads in the same order on any
-// device. Shared memory: 256 f64. Floor: 4 bytes a partial.
-KERNEL(reduce_sums, 256, const Scalars* scalars, SumJobs jobs) {
+// Grid: for each job one block for every SUM_LANES sums, or one block for a loss. The order of a
+// sum is the same on any device. Shared memory: 256 f64. Least traffic: 4 bytes a partial sum.
+KERNEL(reduce_sums) {
     int at = 0, first = 0;
-    while (blockIdx.x >= (u32)jobs.job[at].end) first = (int)jobs.job[at++].end;
-    const SumJob& job = jobs.job[at];
+    while ((int)blockIdx.x >= arg.jobs[at].end) first = arg.jobs[at++].end;
+    const SumJob& job = arg.jobs[at];
     double* shared = (double*)shared_memory();
     if (job.kind == LOSS_TO_TOTAL || job.kind == LOSS_TO_METRICS) {
-        loss_family::finish_pixel_loss(job, shared, scalars);
+        loss_family::finish_pixel_loss(job, shared, arg.scalars);
         return;
     }
     int chunk = (int)blockIdx.x - first, lane = threadIdx.x % SUM_LANES, group = threadIdx.x / SUM_LANES;
     int i = chunk * SUM_LANES + lane;
-    bool within = i < (int)job.count, own = within && group == 0;
+    bool within = i < job.count, own = within && group == 0;
     shared[threadIdx.x] = within ? share_sum(job, group, i) : 0.0;
     barrier();
     double total = 0;
@@ -43,10 +45,10 @@ KERNEL(reduce_sums, 256, const Scalars* scalars, SumJobs jobs) {
         total = (job.before ? job.before[i] : 0.0) + total;
     }
     if (job.kind == TO_NANO_BLOCK) {
-        nano_family::finish_nano_block(job, chunk, own, total, shared, scalars);
+        nano_family::finish_nano_block(job, chunk, own, total, shared, arg.scalars);
     } else if (own && job.kind == TO_GRADIENTS) {
-        store_gradient((float*)job.to + i, (float)total, scalars);
+        store_gradient(job.gradients + i, (float)total, arg.scalars);
     } else if (own) {
-        ((double*)job.to)[i] = total;
+        job.totals[i] = total;
     }
 }

@@ -1,12 +1,14 @@
-// u8 patches of a staged batch -> f32 RGB in [0, 1], through the index map of each patch's augmentation.
+// u8 patches of a staged batch -> f32 RGB in [0, 1], through the index map of each patch's
+// augmentation.
 #include "common.cuh"
 
-// batch: staged bytes; output: [images][h][w][3] f32. One thread a pixel. Grid: ceil(images x h x w / 256). Floor: 3 bytes read, 12 written
-// a pixel.
-KERNEL(unpack, 256, const u8* lq, const u8* codes, float* output, int images, int h, int w) {
+// One thread a pixel. Grid: ceil(images x h x w / 256). Least traffic a pixel: 3 bytes read, 12
+// written.
+KERNEL(unpack) {
+    const int h = arg.h, w = arg.w;
     int pixel = blockIdx.x * 256 + threadIdx.x;
-    if (pixel >= images * h * w) return;
+    if (pixel >= arg.images * h * w) return;
     int image = pixel / (h * w), y = pixel / w % h, x = pixel % w;
-    const u8* from = lq + ((long long)image * h * w + augmented(codes[image], y, x, h, w)) * 3;
-    for (int c = 0; c < 3; c++) output[(long long)pixel * 3 + c] = (float)from[c] / 255.0f;
+    const u8* from = arg.lq + ((long long)image * h * w + augmented(arg.codes[image], y, x, h, w)) * 3;
+    for (int c = 0; c < 3; c++) arg.output[(long long)pixel * 3 + c] = (float)from[c] / 255.0f;
 }

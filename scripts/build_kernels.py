@@ -1,27 +1,33 @@
 #!/usr/bin/env python3
-"""Compiles kernels/paragon.cu with NVRTC, which needs no GPU and no toolkit: `pip install -r scripts/kernels-requirements.txt`.
+"""Compiles kernels/paragon.cu with NVRTC, which needs no GPU and no CUDA toolkit: `pip install -r scripts/kernels-requirements.txt`.
 
-    scripts/build_kernels.py           writes kernels/ptx/*.ptx, which the program embeds, and kernels/ptx/RESOURCES.md
-    scripts/build_kernels.py --check   the same in memory: fails when a committed file is not what the sources give
+    scripts/build_kernels.py           writes kernels/interface.cuh, then kernels/ptx/*.ptx.zst, which the program embeds, and
+                                       kernels/ptx/RESOURCES.md
+    scripts/build_kernels.py --check   writes nothing: fails when a committed file differs from what the sources give
+    scripts/build_kernels.py --show    prints the PTX of a committed module, e.g. --show f32_75
 
-Either way every kernel is also compiled to machine code for every generation of cards from sm_75 to sm_90, and registers, shared
-memory and spills are tabulated; a spill fails.
+Writing and checking also compile every kernel to machine code for every generation of cards from sm_75 to sm_90 and tabulate its
+registers; spilled registers are an error.
 """
 import argparse
 import ctypes
 import importlib.util
+import os
 import pathlib
 import re
+import subprocess
 import sys
+
+import zstandard
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 PTX = KERNELS / "ptx"
 PRECISIONS = {"f32": 0, "bf16": 1, "fp16": 2}
-# what is embedded: PTX of these generations runs on them and on all later ones. bf16 needs sm_80; fp16 has wider instructions there
+# the embedded modules: PTX of a generation runs on it and on all later ones. bf16 needs sm_80; fp16 has wider instructions there
 MODULES = [("f32", 75), ("fp16", 75), ("fp16", 80), ("bf16", 80)]
 CARDS = [75, 80, 86, 89, 90]
-# registers a thread beyond which a block of 256 threads would leave a multiprocessor half empty
+# with more registers a thread than this, only one block of 256 threads fits a multiprocessor
 MANY_REGISTERS = 128
 
 
@@ -95,18 +101,48 @@ def resources(log):
     return found
 
 
+def interface(check):
+    """Writes kernels/interface.cuh from the Rust sources, or returns what is wrong with it."""
+    environment = dict(os.environ)
+    if not check:
+        environment["PARAGON_WRITE_INTERFACE"] = "1"
+    test = ["cargo", "test", "--quiet", "--lib", "kernel_interface"]
+    done = subprocess.run(test, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return []
+    if "is not what the Rust sources declare" in done.stdout + done.stderr:
+        return ["kernels/interface.cuh is not what the Rust sources declare: run scripts/build_kernels.py"]
+    sys.exit(f"{' '.join(test)}:\n{done.stdout}{done.stderr}")
+
+
+def committed(name):
+    """The text of a committed file, decompressed; None where there is none."""
+    path = PTX / name
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    # the text is compared, not the compressed bytes, which depend on the version of zstd
+    return (zstandard.ZstdDecompressor().decompress(data) if path.suffix == ".zst" else data).decode()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing them")
+    parser.add_argument("--show", metavar="MODULE", help="print the PTX of a committed module")
     args = parser.parse_args()
+    if args.show:
+        text = committed(f"{args.show}.ptx.zst")
+        sys.stdout.write(text if text is not None else sys.exit(f"there is no module {args.show}"))
+        return
+    wrong = interface(args.check)
     nvrtc = Nvrtc()
     files = {}
     for precision, generation in MODULES:
         ptx, _ = nvrtc.compile(precision, f"compute_{generation}")
-        # comments name the compiler's build; the code is what matters
+        # comments name the compiler's build, which changes without the code
         code = re.sub(r"^//.*\n", "", ptx, flags=re.M).strip()
-        files[f"{precision}_{generation}.ptx"] = f"// activations: {precision}\n{code}\n"
-    table, wrong, many = {}, [], []
+        files[f"{precision}_{generation}.ptx.zst"] = f"// activations: {precision}\n{code}\n"
+    table, many = {}, []
     for precision in PRECISIONS:
         for card in CARDS:
             if precision == "bf16" and card < 80:
@@ -120,7 +156,7 @@ def main():
     lines = [
         "# Registers of every kernel",
         "",
-        f"Written by `scripts/build_kernels.py` with NVRTC {nvrtc.version}. No kernel spills; shared memory is dynamic and stands in the launches.",
+        f"Written by `scripts/build_kernels.py` with NVRTC {nvrtc.version}. No kernel spills registers. Shared memory is dynamic; the launches state it.",
         "",
         "| kernel | type | " + " | ".join(f"sm_{c}" for c in CARDS) + " |",
         "|---|---|" + "---|" * len(CARDS),
@@ -133,15 +169,15 @@ def main():
         print(f"note: {line}")
     if args.check:
         for name, text in files.items():
-            path = PTX / name
-            if not path.exists() or path.read_text() != text:
-                wrong.append(f"{path.relative_to(ROOT)} is not what the sources give: run scripts/build_kernels.py")
+            if committed(name) != text:
+                wrong.append(f"kernels/ptx/{name} is not what the sources give: run scripts/build_kernels.py")
         strays = {p.name for p in PTX.glob("*")} - set(files)
-        wrong.extend(f"kernels/ptx/{name} belongs to nothing" for name in sorted(strays))
+        wrong.extend(f"kernels/ptx/{name} is no output of this script: delete it" for name in sorted(strays))
     else:
         PTX.mkdir(exist_ok=True)
         for name, text in files.items():
-            (PTX / name).write_text(text)
+            data = text.encode()
+            (PTX / name).write_bytes(zstandard.ZstdCompressor(level=19).compress(data) if name.endswith(".zst") else data)
     if wrong:
         sys.exit("\n".join(wrong))
     print(f"{len(table)} kernels, {len(files) - 1} modules, no spills")

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""What the kernels of a training step cost on paper: a multiprocessor's schedulers walked through the machine code, warp by warp, with the waits
-that the code itself states. Needs no GPU: `pip install -r scripts/kernels-requirements.txt nvidia-cuda-nvdisasm`.
+"""A model of what the kernels of a training step cost: it runs their machine code, warp by warp, through the schedulers of one
+multiprocessor, with the waits that the code itself states. Needs no GPU:
+`pip install -r scripts/kernels-requirements.txt nvidia-cuda-nvdisasm`.
 
     scripts/kernel_costs.py [--card 90] [--precision bf16] [--kernel NAME] [--assembler PTXAS] [--load-clocks 650]
 
-Nano x2, LQ 128, batch 16 on an H200: a launch's blocks share tiles of 16 x 16 LQ pixels; one multiprocessor with an average share of them is
-followed from its first instruction to its last. Machine code since Volta names for every instruction how long its warp pauses after it and which of
-six counters it waits for, so what a warp waits for is known; how long memory, tensor cores and special functions take is not, and stands in
-LATENCY and PIPES from published measurements. Loops run as often as STEP says; branches that only edges, other losses or slow paths of divisions take
-are not taken. Not in it: the start of a launch, conflicts between banks of shared memory, caches, bandwidth (given as a bound beside). Against the
-one measurement there is, kernels took 0.95 to 1.45 times as long (docs/BENCHMARKS.md). With --kernel: what its warps wait for.
+The step is Nano x2, LQ 128, batch 16 on an H200. A launch's blocks share tiles of 16 x 16 LQ pixels; the model follows one
+multiprocessor with an average share of them from its first instruction to its last. Machine code since Volta states for every
+instruction how long its warp pauses after it and which of six counters it waits for, so the waits of a warp are known. How long
+memory, tensor cores and special functions take is not; LATENCY and Op.clocks have published measurements. Loops run as often as STEP
+says; branches for edges, other losses and the slow paths of divisions are not taken. The model leaves out the start of a launch, bank
+conflicts of shared memory, caches, and bandwidth (which is printed as a bound). In the one measurement that exists, kernels took 0.95
+to 1.45 times as long (docs/BENCHMARKS.md). With --kernel it prints what the kernel's warps wait for.
 """
 import argparse
 import collections
@@ -24,39 +26,41 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import build_kernels  # noqa: E402
 
-# an H200's multiprocessors, GHz under load, and bytes a second of a copy
+# an H200: multiprocessors, GHz under load, bytes a second of a copy
 SMS, GHZ, BANDWIDTH = 132, 1.75, 4.3e12
 TILES = 16 * 128 * 128 // 256
 LQ = 16 * 128 * 128
 NO_EDGES = [0] * 8
-# (kernel, what for, warps of a block, blocks of a multiprocessor, blocks of the launch or None for as many as fit, bytes that must move, launches
-# of a step, trips of the loops inside that over tiles, for warp w). A pixel of features is 32 bytes, of RGB 12 (f32) or 3 (u8).
+# (kernel, its use, warps of a block, blocks of a multiprocessor, blocks of the launch or None for as many as fit, bytes that must move,
+# launches of a step, iterations of the loops inside the loop over tiles for warp w). A pixel of features has 32 bytes, of RGB 12 (f32)
+# or 3 (u8).
 STEP = [
     ("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
     ("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2]),
     ("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
-    ("up_head_double", "", 8, 2, 256, 104 * LQ, 1, lambda w: [2, 1] + NO_EDGES),
-    ("up_head_back_double", "", 10, 2, 256, 112 * LQ, 1, lambda w: NO_EDGES),
+    ("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w: [2, 1] + NO_EDGES),
+    ("reconstruct_back_x2", "", 10, 2, 256, 112 * LQ, 1, lambda w: NO_EDGES),
     ("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
-    # left columns of a block's first tile; then that tile's two passes of five or four trips and one, as two of three, and others' one pass
+    # the left columns of a block's first tile; then the first tile's passes of five or four iterations and of one, counted as two of
+    # three, and the one pass of every other tile
     ("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2]),
     ("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
 ]
-# Clocks from issue until a result is there, where the code waits by counter
+# Clocks from issue to result, where the code waits by counter
 LATENCY = {"LDG": 650, "LDS": 30, "LDSM": 33, "SHFL": 25, "MOVM": 33, "LDC": 40, "ULDC": 40, "S2R": 40, "S2UR": 40, "MUFU": 30, "I2F": 30, "F2I": 30, "FRND": 30}
-# Which unit of a scheduler's quarter takes an instruction, and for how many clocks; those of "mio" share the multiprocessor's one way to memory
+# Instructions by the unit that executes them; MEMORY instructions share the multiprocessor's one path to memory
 ALU = set("IADD3 LOP3 SHF SEL FSEL ISETP FSETP PLOP3 FMNMX VIMNMX PRMT F2FP LEA I2FP IABS FCHK VIADD".split())
 CONTROL = set("BRA BSSY BSYNC EXIT WARPSYNC BAR CALL RET BREAK NOP DEPBAR YIELD".split())
 MEMORY = set("LDS STS LDSM SHFL MOVM LDG STG".split())
 
 
 class Op:
-    """An instruction: its place, name, unit, clocks there, and what it waits for and is waited for by."""
+    """An instruction: its address, name, unit and clocks there, the counters that it waits for and those that it counts."""
 
     def __init__(self, place, name, rest, control):
         self.place, self.full, self.name, self.rest = place, name, name.split(".")[0], rest
         self.pause = max(control >> 41 & 15, 1)
-        # counters that say when the result is there, and when the operands were read
+        # counters that show when the result is ready, and when the operands have been read
         self.result, self.operands = control >> 46 & 7, control >> 49 & 7
         self.waits = control >> 52 & 63
         n = self.name
@@ -85,12 +89,13 @@ class Op:
 
 
 def assembled(precision, card, assembler):
-    """Machine code by NVRTC, or of the embedded PTX by another assembler."""
+    """Machine code: compiled by NVRTC, or assembled from the embedded PTX by another assembler."""
     if not assembler:
         return build_kernels.Nvrtc().machine_code(precision, f"sm_{card}")
-    ptx = max(p for p in build_kernels.KERNELS.glob(f"ptx/{precision}_*.ptx") if int(p.stem.split("_")[1]) <= card)
+    generation = max(g for p, g in build_kernels.MODULES if p == precision and g <= card)
     with tempfile.TemporaryDirectory() as folder:
-        cubin = pathlib.Path(folder) / "kernels.cubin"
+        ptx, cubin = pathlib.Path(folder) / "kernels.ptx", pathlib.Path(folder) / "kernels.cubin"
+        ptx.write_text(build_kernels.committed(f"{precision}_{generation}.ptx.zst"))
         subprocess.run([assembler, f"--gpu-name=sm_{card}", "--output-file", cubin, ptx], check=True)
         return cubin.read_bytes()
 
@@ -142,8 +147,8 @@ def loops(ops, labels):
 
 
 def path(ops, labels, found, tiles, trips):
-    """The instructions that a warp runs, loops as often as `trips` says (once where it does not; (for the first tile, for others)). `tiles`: the loop
-    over tiles."""
+    """The instructions that a warp runs. `trips`: iterations of each loop, 1 by default, or a pair (in the first tile, in the others).
+    `tiles`: the loop over tiles."""
     index = {op.place: i for i, op in enumerate(ops)}
     taken = []
 
@@ -186,8 +191,8 @@ class Warp:
         self.block, self.path, self.next, self.ready, self.counters, self.held = block, path, 0, 0, [0] * 6, False
 
 
-def walk(blocks):
-    """Clocks until all warps of [[path]] are done, instructions issued, clocks of the way to memory, what warps waited for."""
+def simulate(blocks):
+    """Runs all warps of [[path]] to their end: clocks, instructions issued, clocks that the path to memory was busy, what warps waited for."""
     warps = [[Warp(b, p) for b, paths in enumerate(blocks) for p in paths[q::4]] for q in range(4)]
     arrived, size = [0] * len(blocks), [len(paths) for paths in blocks]
     units = [collections.defaultdict(float) for _ in range(4)]
@@ -279,14 +284,14 @@ def main():
         outer = max(found, key=lambda l: l[1] - l[0])
         inner = [l for l in found if outer[0] <= l[0] and l[1] <= outer[1] and l != outer]
         if len(inner) != len(trips(0)):
-            sys.exit(f"{kernel}: the compiler made {len(inner)} loops in that over tiles, STEP knows of {len(trips(0))}")
+            sys.exit(f"{kernel}: the compiler made {len(inner)} loops inside the loop over tiles, STEP has iterations for {len(trips(0))}")
         places = grid or SMS * fit
         blocks = []
         for block in range(min(fit, -(-places // SMS))):
-            # the middle one of the multiprocessors: whether its last block has a tile more
+            # the multiprocessor in the middle: its last block may have a tile more
             tiles = TILES // places + (block * SMS + SMS // 2 < TILES % places)
             blocks.append([path(ops, labels, found, outer, {outer[0]: tiles, **{l[0]: t for l, t in zip(inner, trips(w))}}) for w in range(size)])
-        clocks, issued, busy, waits = walk(blocks)
+        clocks, issued, busy, waits = simulate(blocks)
         microseconds, bytes_alone = clocks / GHZ / 1e3, moved / BANDWIDTH * 1e6
         total, floor = total + launches * microseconds, floor + launches * bytes_alone
         average = sum(len(p) for paths in blocks for p in paths) / sum(len(paths) for paths in blocks)

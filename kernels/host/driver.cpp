@@ -1,8 +1,11 @@
-// A CUDA driver made of fibers: the calls of libcuda that the program uses, running launches with shim.cpp. What is queued on a stream
-// runs as late as the rules allow, when something waits for it, or (FAKE_CUDA_EAGER=N, for the Nth stream that was made) at once: a wait
-// that is missing between streams lets work see memory too early or too late. Built as a shared library by tests/it/kernels_common; nobody's GPU.
+// A CUDA driver made of fibers: the calls of libcuda that the program uses, with launches run by
+// shim.cpp. Work on a stream runs as late as the rules allow, when something waits for it; with
+// FAKE_CUDA_EAGER=N, work on the Nth stream that was made runs at once. So a missing wait between
+// streams makes work read memory too early or too late. tests/it/kernels_common builds it as a
+// shared library.
 //
-// FAKE_CUDA_CAPABILITY (86), FAKE_CUDA_MEMORY in bytes (1 GiB) and FAKE_CUDA_CAPTURE=0 (no graphs) describe the card.
+// FAKE_CUDA_CAPABILITY (86), FAKE_CUDA_MEMORY in bytes (1 GiB) and FAKE_CUDA_CAPTURE=0 (no graphs)
+// describe the card.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -27,15 +30,15 @@ long long number(const char* name, long long otherwise) {
     return text ? std::atoll(text) : otherwise;
 }
 
-// A captured launch and those it comes after.
+// A captured launch, and the launches that it waits for.
 struct Node {
     std::function<void()> work;
     std::vector<size_t> after;
-    bool aside;  // on another stream than that where the capture began
+    bool concurrent;  // not on the stream where the capture began
 };
 struct Graph {
     std::vector<Node> nodes;
-    std::vector<struct Stream*> streams;  // that are being captured; the first is where it began
+    std::vector<struct Stream*> streams;  // being captured; the capture began on the first
     size_t launched = 0;
 };
 struct Stream {
@@ -43,11 +46,11 @@ struct Stream {
     std::vector<std::function<void()>> queue;
     size_t done = 0;
     Graph* capture = nullptr;
-    std::vector<size_t> after = {};  // what the next captured launch comes after
+    std::vector<size_t> after = {};  // what the next captured launch waits for
 
     void run(size_t until) {
         while (done < until) {
-            // out of the queue first: what runs may itself need an earlier part of this stream
+            // taken out of the queue first: the work may itself need an earlier part of this stream
             std::function<void()> next = std::move(queue[done]);
             next();
             done++;
@@ -74,7 +77,7 @@ struct Function {
 int context;            // its address is the context
 thread_local void* current = nullptr;
 std::map<uint64_t, size_t> allocated;
-size_t in_use = 64 << 20;  // what a context takes
+size_t in_use = 64 << 20;  // bytes that a context takes
 
 void enqueue(Stream* stream, std::function<void()> work) {
     stream->queue.push_back(std::move(work));
@@ -177,7 +180,7 @@ CALL cuStreamSynchronize(Stream* stream) {
 }
 CALL cuStreamDestroy_v2(Stream* stream) {
     cuStreamSynchronize(stream);
-    return OK;  // events may still name it
+    return OK;  // events may still refer to it
 }
 CALL cuEventCreate(Event** out, unsigned) {
     *out = new Event;
@@ -265,9 +268,9 @@ CALL cuModuleLoadData(Module** out, const void* image) {
     return BAD_IMAGE;
 }
 CALL cuModuleGetFunction(Function** out, Module* module, const char* name) {
-    // the embedded text must have it, not only the host's build
+    // the embedded PTX must have the kernel, too, not only the host's build
     if (module->text.find(std::string(".entry ") + name + "(") == std::string::npos) return NOT_FOUND;
-    if (kernel_arguments(module->precision, name) < 0) return NOT_FOUND;
+    if (argument_bytes(module->precision, name) < 0) return NOT_FOUND;
     *out = new Function{module->precision, name};
     module->functions.push_back(*out);
     return OK;
@@ -282,19 +285,12 @@ CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx
     Guard guard(lock);
     if (by != 1 || bz != 1 || bx == 0 || bx > 1024 || x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535) return INVALID;
     if (shared > f->most_shared) return INVALID;
-    // a real driver copies each argument's declared size now; the caller gives eight bytes for each
-    std::vector<uint64_t> values;
-    for (int i = 0; i < kernel_arguments(f->precision, f->name); i++) {
-        uint64_t value;
-        std::memcpy(&value, parameters[i], 8);
-        values.push_back(value);
-    }
-    Launch l{f->precision, f->name, {x, y, z}, bx, shared, static_cast<uint32_t>(values.size())};
-    auto work = [l, values]() mutable {
-        std::vector<void*> pointers;
-        for (uint64_t& v : values) pointers.push_back(&v);
-        launch(l, pointers.data(), Order::Mixed);
-    };
+    // as a real driver, copy the struct now; the caller may change it after the call
+    int bytes = argument_bytes(f->precision, f->name);
+    std::vector<uint64_t> arguments((bytes + 7) / 8);
+    std::memcpy(arguments.data(), parameters[0], bytes);
+    Launch l{f->precision, f->name, {x, y, z}, bx, shared, static_cast<uint32_t>(bytes)};
+    auto work = [l, arguments] { launch(l, arguments.data(), Order::Mixed); };
     if (stream->capture) {
         std::vector<Node>& nodes = stream->capture->nodes;
         nodes.push_back({work, stream->after, stream != stream->capture->streams[0]});
@@ -312,7 +308,7 @@ CALL cuStreamBeginCapture_v2(Stream* stream, int) {
     stream->capture->streams.push_back(stream);
     return OK;
 }
-// Marks a node and all it comes after.
+// Marks a node and everything that it waits for.
 static void mark(const Graph& graph, size_t node, std::vector<bool>& marked) {
     if (marked[node]) return;
     marked[node] = true;
@@ -336,7 +332,8 @@ CALL cuGraphInstantiateWithFlags(Graph** out, Graph* graph, unsigned long long) 
     *out = new Graph(*graph);
     return OK;
 }
-// In turn in the order of the capture, and with launches aside as late as the others permit.
+// Alternates between the order of the capture, and concurrent launches as late as the others
+// permit.
 CALL cuGraphLaunch(Graph* graph, Stream* stream) {
     Guard guard(lock);
     std::vector<bool> queued(graph->nodes.size());
@@ -350,7 +347,7 @@ CALL cuGraphLaunch(Graph* graph, Stream* stream) {
         for (size_t node = 0; node < graph->nodes.size(); node++) queue(node);
     } else {
         for (size_t node = 0; node < graph->nodes.size(); node++)
-            if (!graph->nodes[node].aside) queue(node);
+            if (!graph->nodes[node].concurrent) queue(node);
         for (size_t node = 0; node < graph->nodes.size(); node++) queue(node);
     }
     return OK;

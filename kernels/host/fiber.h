@@ -1,5 +1,6 @@
-// Switching between stacks. On x86-64 a dozen instructions, since a barrier switches every thread of a block; elsewhere, and under the
-// address sanitizer, which must see the switch, the C library's contexts, which make a system call each time.
+// Switching between stacks. On x86-64 this takes a dozen instructions, because a barrier switches
+// every thread of a block. Elsewhere, and under the address sanitizer, which must see the switch,
+// it uses the C library's contexts, which make a system call each time.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +11,8 @@ struct Context {
     void* stack;
 };
 
-// Saves what a call keeps (rbx, rbp, r12 to r15) and the stack in *from, and goes on where `to` was saved.
+// Saves the registers that a call preserves (rbx, rbp, r12 to r15) and the stack pointer in *from,
+// and continues where `to` was saved.
 extern "C" void paragon_switch(void** from, void* to);
 asm(R"(
     .text
@@ -39,7 +41,7 @@ paragon_switch:
 // A context that begins in `main`, which must not return.
 static void begin(Context& context, unsigned char* stack, size_t bytes, void (*main)()) {
     uintptr_t top = (reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t(15);
-    // as a call leaves it: a return address at a multiple of 16 less 8, below it the six registers
+    // as a call leaves it: a return address at a multiple of 16 minus 8, below it the six registers
     uintptr_t* frame = reinterpret_cast<uintptr_t*>(top) - 2;
     frame[0] = reinterpret_cast<uintptr_t>(main);
     frame[1] = 0;

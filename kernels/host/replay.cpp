@@ -1,6 +1,7 @@
-// Replays a list of launches on the fiber GPU: `replay PROGRAM OUT forward|backward|mixed`. PROGRAM holds, as text, the sizes of
-// the buffers and the launches with their arguments, then the buffers' bytes; OUT receives the buffers afterwards. Every buffer is an
-// allocation of its own, so that the address sanitizer sees an access that leaves one. tests/it/kernels_common writes the program.
+// Replays a list of launches on the fiber GPU: `replay PROGRAM OUT forward|backward|mixed`. PROGRAM
+// has, as text, the sizes of the buffers and the launches with their arguments, then the buffers'
+// bytes; OUT receives the buffers afterwards. Every buffer is an allocation of its own, so that the
+// address sanitizer notices an access outside of it. tests/it/kernels_common writes the program.
 #include "scheduler.h"
 
 #include <cstdio>
@@ -27,30 +28,6 @@ struct Buffer {
 [[noreturn]] void bad(const std::string& what) {
     std::cerr << "replay: " << what << "\n";
     std::exit(2);
-}
-
-// b INDEX OFFSET (an address), i VALUE (int), f BITS (float as an integer), z (a null address)
-uint64_t argument(std::istringstream& line, std::vector<Buffer>& buffers) {
-    std::string kind;
-    uint64_t value = 0;
-    line >> kind;
-    if (kind == "b") {
-        size_t index, offset;
-        line >> index >> offset;
-        if (index >= buffers.size() || offset > buffers[index].bytes) bad("an argument lies outside its buffer");
-        value = reinterpret_cast<uint64_t>(buffers[index].memory.get() + offset);
-    } else if (kind == "i") {
-        int32_t number;
-        line >> number;
-        std::memcpy(&value, &number, 4);
-    } else if (kind == "f") {
-        uint32_t bits;
-        line >> bits;
-        std::memcpy(&value, &bits, 4);
-    } else if (kind != "z") {
-        bad("unknown argument " + kind);
-    }
-    return value;
 }
 
 }  // namespace
@@ -82,15 +59,21 @@ int main(int count, char** words) {
         Launch launched;
         launched.precision = PRECISION;
         line >> launched.kernel >> launched.grid[0] >> launched.grid[1] >> launched.grid[2] >> launched.block >> launched.shared >>
-            launched.arguments;
-        std::vector<uint64_t> values(launched.arguments);
-        std::vector<void*> pointers;
-        for (uint64_t& v : values) {
-            v = argument(line, buffers);
-            pointers.push_back(&v);
+            launched.argument_bytes;
+        // the struct's 8-byte words, each `w VALUE` or `b BUFFER OFFSET` (an address)
+        std::vector<uint64_t> words((launched.argument_bytes + 7) / 8);
+        for (uint64_t& word : words) {
+            std::string kind;
+            line >> kind >> word;
+            if (kind == "w") continue;
+            if (kind != "b") bad("unknown argument " + kind);
+            size_t offset;
+            line >> offset;
+            if (word >= buffers.size() || offset > buffers[word].bytes) bad("an argument lies outside its buffer");
+            word = reinterpret_cast<uint64_t>(buffers[word].memory.get() + offset);
         }
         if (!line) bad("a launch line ends early: " + l);
-        launch(launched, pointers.data(), order);
+        launch(launched, words.data(), order);
     }
     std::ofstream out(words[2], std::ios::binary);
     for (Buffer& b : buffers) out.write(reinterpret_cast<const char*>(b.memory.get()), static_cast<std::streamsize>(b.bytes));

@@ -1,4 +1,4 @@
-// How a program launches kernels on the fiber GPU. Depends on nothing.
+// The interface of the fiber GPU to programs that launch kernels. Depends on nothing.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -15,12 +15,12 @@ struct Launch {
     uint32_t grid[3];
     uint32_t block;   // threads, whole warps
     uint32_t shared;  // bytes
-    uint32_t arguments;
+    uint32_t argument_bytes;
 };
 
-// How many arguments of eight bytes a kernel takes; -1 where there is no such kernel.
-int kernel_arguments(int precision, const std::string& name);
+// Bytes of the struct that a kernel takes; -1 where there is no such kernel.
+int argument_bytes(int precision, const std::string& name);
 
-// Runs all blocks of a launch; `args` are pointers to the arguments, as the driver takes them. Ends the process with code 3 on a
-// wrong launch.
-void launch(const Launch& l, void** args, Order order);
+// Runs all blocks of a launch; `arguments` points to the struct that the kernel takes. Ends the
+// process with code 3 on a wrong launch.
+void launch(const Launch& l, const void* arguments, Order order);

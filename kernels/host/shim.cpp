@@ -1,5 +1,6 @@
-// The scheduler of the fiber GPU; see shim.h. A launch fails loudly on what a device would hang on or leave undefined: a thread
-// that ends before a barrier others wait at, a warp operation that not all lanes reach.
+// The scheduler of the fiber GPU; see shim.h. A launch fails with a message where a device would
+// hang or behave undefined: when a thread ends before a barrier that others wait at, or when not
+// all lanes reach a warp operation.
 #include "shim.h"
 #include "scheduler.h"
 
@@ -16,10 +17,10 @@ Dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace {
 
 struct Kernel {
-    u32 threads, arguments;
+    u32 threads, argument_bytes;
     Entry entry;
 };
-// by the type of activations they were compiled for, and name
+// by type of activations and name
 std::map<std::pair<int, std::string>, Kernel>& kernels() {
     static std::map<std::pair<int, std::string>, Kernel> map;
     return map;
@@ -37,9 +38,10 @@ Context scheduler;
 std::vector<Fiber> fibers;
 u32 running;
 Entry entry;
-void** arguments;
+const void* arguments;
 unsigned char* shared;
-// What lanes show each other: double-buffered, so that a fast lane's next operation leaves a slow lane's reading alone.
+// Values that lanes exchange. Double-buffered, so that a fast lane's next operation does not
+// overwrite what a slow lane still reads.
 struct Exchange {
     u32 words[2][32][6];
     const void* rows[2][32];
@@ -64,7 +66,7 @@ void run_fiber() {
     switch_to(fibers[running].context, scheduler);
 }
 
-// The place of step i of n in an order: forward, backward, or one that mixes early with late.
+// The position of step i of n in an order: forward, backward, or one that mixes early with late.
 u32 place(Order order, u32 i, u32 n) {
     switch (order) {
         case Order::Forward: return i;
@@ -84,7 +86,7 @@ void run_lane(u32 lane) {
     switch_to(scheduler, fibers[lane].context);
 }
 
-// Lets the lanes of a warp go on when all wait at a warp operation.
+// Lets the lanes of a warp continue when all wait at a warp operation.
 bool release_warp(u32 first, u32 lanes) {
     u32 waiting = 0, ready = 0;
     for (u32 i = first; i < first + lanes; i++) {
@@ -100,8 +102,8 @@ bool release_warp(u32 first, u32 lanes) {
     return true;
 }
 
-// Forward and backward, a warp runs until it waits at a barrier or ends before the next one starts: as far ahead as the rules allow. Mixed,
-// all lanes take turns.
+// In Forward and Backward a warp runs until it waits at a barrier, or ends, before the next one
+// starts: as far ahead as the rules allow. In Mixed all lanes run in turns.
 void run_block(Order order, u32 count) {
     for (u32 i = 0; i < count; i++) prepare(fibers[i]);
     u32 warps = (count + 31) / 32;
@@ -137,23 +139,23 @@ void run_block(Order order, u32 count) {
 
 }  // namespace
 
-Registered::Registered(int precision, const char* name, u32 threads, u32 arguments, Entry entry) {
-    kernels()[{precision, name}] = {threads, arguments, entry};
+Registered::Registered(int precision, const char* name, u32 threads, u32 argument_bytes, Entry entry) {
+    kernels()[{precision, name}] = {threads, argument_bytes, entry};
 }
 
-int kernel_arguments(int precision, const std::string& name) {
+int argument_bytes(int precision, const std::string& name) {
     auto found = kernels().find({precision, name});
-    return found == kernels().end() ? -1 : static_cast<int>(found->second.arguments);
+    return found == kernels().end() ? -1 : static_cast<int>(found->second.argument_bytes);
 }
 
-void launch(const Launch& l, void** args, Order order) {
+void launch(const Launch& l, const void* args, Order order) {
     auto found = kernels().find({l.precision, l.kernel});
     launched = l.kernel.c_str();
     blockIdx = {0, 0, 0};
     if (found == kernels().end()) fail("there is no such kernel");
     const Kernel& k = found->second;
     if (l.block == 0 || l.block > k.threads) fail("more threads than the kernel is bounded to");
-    if (l.arguments != k.arguments) fail("another number of arguments than the kernel takes");
+    if (l.argument_bytes != k.argument_bytes) fail("arguments of another size than the kernel takes");
     if (l.block % 32 != 0) fail("a block must be whole warps");
     entry = k.entry;
     arguments = args;
@@ -169,7 +171,8 @@ void launch(const Launch& l, void** args, Order order) {
     for (u32 i = 0; i < blocks; i++) {
         u32 b = place(order, i, blocks);
         blockIdx = {b % l.grid[0], b / l.grid[0] % l.grid[1], b / l.grid[0] / l.grid[1]};
-        // exactly as large as the launch says, for the sanitizer, and full of NaN: nothing may be read before it is written
+        // exactly as large as the launch says, for the sanitizer, and full of NaN, so that reading
+        // before writing shows
         std::vector<Bytes16> memory((l.shared + 15) / 16);
         shared = reinterpret_cast<unsigned char*>(memory.data());
         if (!memory.empty()) std::memset(shared, 0xff, memory.size() * 16);

@@ -1,6 +1,7 @@
-// A GPU made of fibers: enough of CUDA's execution model to run the kernels as C++ on a machine without one. Blocks run one after
-// another, the threads of a block as fibers that switch at barriers and warp operations. Lanes and blocks may run in several
-// orders: a kernel whose result depends on the order has a race. Depends on the C++ library alone.
+// A GPU made of fibers: enough of CUDA's execution model to run the kernels as C++ on a machine
+// without one. Blocks run one after another; the threads of a block are fibers that switch at
+// barriers and warp operations. Lanes and blocks can run in several orders: a kernel whose result
+// depends on the order has a race. Depends on the C++ library alone.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -16,16 +17,18 @@ typedef uint64_t u64;
 struct Dim3 {
     u32 x, y, z;
 };
-// Of the fiber that runs; the scheduler sets them.
+// Of the running fiber; the scheduler sets them.
 extern Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 #define DEVICE static inline __attribute__((unused))
-// inlined always: the builds of several types share one library, in which members of equal names would be taken for the same
+// always inlined: the builds for several types share one library, whose linker would merge members
+// of equal names
 #define DEVICE_MEMBER inline __attribute__((always_inline))
 #define CONSTANT static const
 
 unsigned char* shared_memory();
-// The one at a place that PARAGON_FIBERS_SKIP (file:line) names does nothing: whether a missing barrier is noticed is itself tested.
+// The barrier at the place that PARAGON_FIBERS_SKIP names (file:line) does nothing, so that a test
+// can show that its absence is noticed.
 void barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 void warp_barrier();
 DEVICE u32 thread_anew() { return threadIdx.x; }
@@ -33,7 +36,8 @@ DEVICE int anew(int value) { return value; }
 float shuffle_xor(float value, int mask);
 float shuffle(float value, int lane);
 int lane_index();
-// Every lane gives its words and gets those of all 32; valid until the lane's next warp operation.
+// Every lane gives its words and gets those of all 32 lanes; they are valid until the lane's next
+// warp operation.
 const u32 (*warp_exchange(const u32 (&own)[6]))[6];
 const void* const* warp_exchange_rows(const void* own);
 
@@ -58,27 +62,14 @@ DEVICE u16 to_bf16(float value) {
 u16 to_fp16(float value);
 float from_fp16(u16 bits);
 
-// Kernels enter themselves here by name, with a function that unpacks the driver's array of argument pointers.
-typedef void (*Entry)(void** args);
+// Kernels register themselves by name, with a function that gets the bytes of their arguments.
+typedef void (*Entry)(const void* arguments);
 struct Registered {
-    Registered(int precision, const char* name, u32 threads, u32 arguments, Entry entry);
+    Registered(int precision, const char* name, u32 threads, u32 argument_bytes, Entry entry);
 };
-template <typename... A, size_t... I>
-void call_unpacked(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
-    kernel(*static_cast<A*>(args[I])...);
-}
-// Of eight bytes: a structure, which only the last parameter may be, is as many as it has.
-template <typename... A>
-constexpr u32 count_arguments(void (*)(A...)) {
-    return static_cast<u32>((((sizeof(A) + 7) / 8) + ... + 0));
-}
-template <typename... A>
-void call_kernel(void (*kernel)(A...), void** args) {
-    call_unpacked(kernel, args, std::index_sequence_for<A...>{});
-}
-#define KERNEL(name, threads, ...)                                                                                  \
-    static void name(__VA_ARGS__);                                                                                  \
-    static void name##_entry(void** args) { call_kernel(name, args); }                                              \
-    static Registered name##_registered(PRECISION, #name, threads, count_arguments(name), name##_entry);                      \
-    static void name(__VA_ARGS__)
-#define KERNEL_CROWDED(name, threads, blocks, ...) KERNEL(name, threads, __VA_ARGS__)
+#define KERNEL(name)                                                                                            \
+    static void name(const name##_arguments& arg);                                                              \
+    static void name##_entry(const void* arguments) { name(*static_cast<const name##_arguments*>(arguments)); } \
+    static Registered name##_registered(PRECISION, #name, name##_threads, sizeof(name##_arguments), name##_entry); \
+    static void name(const name##_arguments& arg)
+#define KERNEL_CROWDED(name, blocks) KERNEL(name)

@@ -3,6 +3,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod formulas;
 pub mod selftest;
 
 pub use cuda::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};

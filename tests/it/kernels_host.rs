@@ -7,7 +7,7 @@ use crate::{kernels_common, network_common, reference};
 use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activations};
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
-use paragon::backend::cuda::{Arg, CudaSizing, Launch, Turn, lower_range};
+use paragon::backend::cuda::{CudaSizing, Launch, Order as LaunchOrder, lower_range};
 use paragon::backend::selftest::{Shared, halves, shared_buffers};
 use paragon::backend::{Backend, Scalars};
 use paragon::model::{Recompute, StepSpec, training_plan};
@@ -401,7 +401,8 @@ fn tiles_of_a_block_share_their_halos() {
             // of 2 x 3 x 5 tiles
             if let Some(blocks) = blocks {
                 launches[0].grid[0] = blocks;
-                *launches[0].args.last_mut().unwrap() = Arg::Int(30u32.div_ceil(blocks) as i32);
+                let tiles = 30u32.div_ceil(blocks) as i32;
+                launches[0].arguments.set_int("tiles", tiles).unwrap();
             }
             assert_eq!(launches[0].kernel, "nano_block_back");
             host.run(&scalars, &launches).unwrap();
@@ -762,7 +763,9 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
         let sums = |launches: &[Launch], aside: bool| {
             launches
                 .iter()
-                .filter(|l| l.kernel == "reduce_sums" && (aside || l.turn != Turn::Aside))
+                .filter(|l| {
+                    l.kernel == "reduce_sums" && (aside || l.order != LaunchOrder::Concurrent)
+                })
                 .count()
         };
         // those of the network's end run aside, where nobody waits for them
@@ -823,9 +826,9 @@ fn a_missing_barrier_is_noticed() {
     let files: [(&str, &[Precision], Chosen); 12] = [
         ("nano_mma.cuh", &both[..1], block),
         ("nano_plain.cuh", &both[1..], block),
-        ("up_head.cu", &both[..1], end),
-        ("up_head_mma.cuh", &both[..1], end),
-        ("up_head_plain.cuh", &both[1..], end),
+        ("reconstruct.cu", &both[..1], end),
+        ("reconstruct_mma.cuh", &both[..1], end),
+        ("reconstruct_plain.cuh", &both[1..], end),
         ("base.cuh", &both[1..], end),
         ("conv.cu", both, conv),
         ("conv_rgb.cu", &both[1..], conv),
@@ -924,16 +927,16 @@ fn unnoticed_barriers(
         }
         let mut launches = lower_range(&plan, at..at + 1).unwrap();
         for launch in launches.iter_mut().filter(|_| walk) {
-            if ["nano_block", "conv", "up_head"]
+            if ["nano_block", "conv", "reconstruct"]
                 .iter()
                 .any(|start| launch.kernel.starts_with(start))
             {
                 let blocks = launch.grid[0];
                 launch.grid[0] = blocks.min(2);
-                if let ("nano_block_back", Some(Arg::Int(tiles))) =
-                    (launch.kernel, launch.args.last_mut())
-                {
-                    *tiles = (*tiles as u32 * blocks).div_ceil(launch.grid[0]) as i32;
+                if launch.kernel == "nano_block_back" {
+                    let tiles = launch.arguments.int("tiles").unwrap() as u32 * blocks;
+                    let tiles = tiles.div_ceil(launch.grid[0]) as i32;
+                    launch.arguments.set_int("tiles", tiles).unwrap();
                 }
             }
         }

@@ -5,7 +5,7 @@
 
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
-use paragon::backend::cuda::{Arg, lower};
+use paragon::backend::cuda::lower;
 use paragon::model::{InferenceSpec, Network, Recompute, StepSpec, inference_plan, training_plan};
 use paragon::plan::{BufferId, LossKind, Op, PlanData, Precision, Reconstruct, Sizing};
 use proptest::prelude::*;
@@ -117,10 +117,8 @@ fn check_launches(plan: &PlanData) -> Result<(), TestCaseError> {
     let program = lower(plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
     for (at, launch) in program.micro.iter().chain(&program.update).enumerate() {
-        for arg in &launch.args {
-            if let Arg::At(buffer, _) = arg {
-                uses[buffer.0 as usize].get_or_insert((at, at)).1 = at;
-            }
+        for pointer in launch.arguments.pointers() {
+            uses[pointer.buffer.0 as usize].get_or_insert((at, at)).1 = at;
         }
     }
     let used: Vec<_> = plan
@@ -238,7 +236,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
             .verify()
             .unwrap_err()
             .to_string()
-            .contains("does not live until it is added up")
+            .contains("is not kept until its sums are added up")
     );
     // a plan for another way of adding up; and the same when nobody asks
     let mut forgetful = (*training_plan(&net, &spec, &Forgetful(sizing)).unwrap()).clone();
@@ -246,7 +244,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
         lower(&forgetful)
             .unwrap_err()
             .to_string()
-            .contains("does not live until it is added up")
+            .contains("is not kept until its sums are added up")
     );
     forgetful.deferred_sums = forgetful.ops[forgetful.micro.clone()]
         .iter()

@@ -6,20 +6,9 @@
 use super::arena::Shared;
 use super::pixels::subtract_row;
 use super::tasks::{Bands, whole};
+use crate::backend::formulas::{BLUR_TAPS as BLUR, SHARP_TAPS as SHARP};
 use crate::plan::{Extent, Reconstruct};
 use std::ops::Range;
-
-/// Sharpening taps (symmetric, over 32), then blur taps (over 16).
-const SHARP: [f32; 7] = [
-    -1.0 / 32.0,
-    0.0,
-    9.0 / 32.0,
-    16.0 / 32.0,
-    9.0 / 32.0,
-    0.0,
-    -1.0 / 32.0,
-];
-const BLUR: [f32; 5] = [1.0 / 16.0, 4.0 / 16.0, 6.0 / 16.0, 4.0 / 16.0, 1.0 / 16.0];
 
 /// LQ rows above and below a band that its HR rows depend on: 1 for the blur, 3 for the sharpening.
 const REACH: usize = 4;

@@ -8,6 +8,7 @@ use super::pixels::read_row;
 use super::simd::{LANES, Simd};
 use super::structural::{self, Similarity};
 use super::tasks::{Bands, Context, Parts, Task, Workspace};
+use crate::backend::formulas::CHARBONNIER_EPSILON;
 use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
 use crate::support::isa::Isa;
 
@@ -19,9 +20,6 @@ pub fn pixel_workspace(op: &PixelLoss) -> Workspace {
         ..Workspace::default()
     }
 }
-
-/// Epsilon of Charbonnier, under the root.
-const CHARBONNIER_EPSILON: f32 = 1e-12;
 
 /// A loss term at a vector of differences: (loss, slope with respect to the prediction).
 ///

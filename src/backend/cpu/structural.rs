@@ -21,15 +21,12 @@
 
 mod window;
 
+use crate::backend::formulas::{LUMA, MS_SSIM_EXPONENTS as EXPONENTS};
 use crate::support::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::support::isa::Set;
 use window::Frame;
 
-/// Luma weights of BT.601.
-const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
-/// Exponents of the five levels (Wang, Simoncelli, Bovik 2003).
-const EXPONENTS: [f64; 5] = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333];
 /// What s is where both images are 0: outside the image.
 const OUTSIDE_SUM: f32 = -1.0;
 

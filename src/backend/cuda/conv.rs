@@ -1,20 +1,20 @@
-//! Lowering of the 3x3 convolutions and their gradients: kernels/conv.cu for 16 channels to 16,
-//! kernels/conv_rgb.cu for f32 RGB to 16.
+//! Lowering of the 3x3 convolutions and their gradients: kernels/conv.cu for 16 features to 16,
+//! kernels/conv_rgb.cu for f32 RGB to 16. Depends on the lowering's state and the sums.
 
-use super::launch::{Arg, Lowering, int};
+use super::arguments::Address;
+use super::constants::{BANK_GAP, FEATURES, TAPS};
+use super::launch::Shape;
+use super::limits::SUM_BLOCKS;
+use super::lowering::{Lowering, int};
 use super::reduce::{self, Sums, To};
-use super::sizing::SUM_BLOCKS;
-use crate::plan::{Conv, ConvBack, Extent, Precision, Unpack};
+use super::signatures::{
+    CONV, CONV_DATA, CONV_GRADIENTS, CONV_RGB, CONV_RGB_DATA, CONV_RGB_WEIGHTS, CONV_WEIGHTS,
+    ConvArguments, ConvDataArguments, ConvGradientsArguments, ConvRgbArguments,
+    ConvRgbDataArguments, ConvRgbWeightsArguments, ConvWeightsArguments,
+};
+use super::tiles::{tile_pixels, tiles};
+use crate::plan::{BufferId, Conv, ConvBack, Precision, Unpack};
 use anyhow::{Context, Result, ensure};
-
-/// Side of the LQ tile that a block takes at a time.
-const TILE: usize = 16;
-/// The only number of channels there are kernels for.
-const CHANNELS: usize = 16;
-
-fn tiles(e: Extent) -> usize {
-    e.n * e.h.div_ceil(TILE) * e.w.div_ceil(TILE)
-}
 
 /// Sums of one block: weights and bias, in the order of the parameters.
 pub(super) fn sum_count(o: &ConvBack) -> usize {
@@ -23,27 +23,42 @@ pub(super) fn sum_count(o: &ConvBack) -> usize {
 
 /// Blocks that each have a partial sum of everything.
 fn sum_blocks(o: &ConvBack) -> usize {
-    tiles(o.forward.extent).min(SUM_BLOCKS as usize)
+    tiles(o.forward.extent).min(SUM_BLOCKS)
 }
 
 pub(super) fn workspace(o: &ConvBack) -> u64 {
     reduce::partial_bytes(sum_count(o), sum_blocks(o)) as u64
 }
 
-/// Bytes of shared memory that a tile with `border` pixels around it takes, and the 16 x 16 x 9
-/// weights.
-fn shared_sizes(precision: Precision) -> (impl Fn(usize) -> usize, usize) {
-    // one 16-byte piece is left free against bank conflicts
-    let pixel = CHANNELS * precision.bytes() as usize + 16;
-    let tile = move |border: usize| (TILE + 2 * border) * (TILE + 2 * border) * pixel;
-    (tile, CHANNELS * CHANNELS * 9 * precision.bytes() as usize)
+/// Bytes of shared memory of a tile with `border` pixels around it.
+fn tile_bytes(precision: Precision, border: usize) -> usize {
+    tile_pixels(border) * (FEATURES * precision.bytes() as usize + BANK_GAP)
 }
 
-/// Whether it is the RGB form.
-fn check(o: &Conv) -> Result<bool> {
+/// Bytes of shared memory of the 16 x 16 x 9 weights.
+fn weight_bytes(precision: Precision) -> usize {
+    FEATURES * FEATURES * TAPS * precision.bytes() as usize
+}
+
+/// Bytes of shared memory of an RGB tile with one pixel around it: f32 or, in half precision, four
+/// halves a pixel.
+fn rgb_tile_bytes(precision: Precision) -> usize {
+    let pixel = if precision == Precision::F32 {
+        3 * 4
+    } else {
+        4 * 2
+    };
+    tile_pixels(1) * pixel
+}
+
+/// Whether a convolution is the one that reads RGB.
+///
+/// # Errors
+/// When there is no kernel for its channels.
+fn reads_rgb(o: &Conv) -> Result<bool> {
     let rgb = o.cin == 3;
     ensure!(
-        o.cout == CHANNELS && (rgb || o.cin == CHANNELS),
+        o.cout == FEATURES && (rgb || o.cin == FEATURES),
         "no CUDA kernel for a 3x3 convolution from {} to {} channels",
         o.cin,
         o.cout
@@ -51,115 +66,142 @@ fn check(o: &Conv) -> Result<bool> {
     Ok(rgb)
 }
 
-/// For the RGB form: whether the input is a staged picture, in 255ths; bytes of a tile with the
-/// pixel around it.
-fn rgb_form(l: &Lowering<'_>) -> (Arg, usize) {
-    let pixel = if l.plan.precision == Precision::F32 {
-        3 * 4
-    } else {
-        4 * 2
-    };
-    (Arg::Int(l.plan.batch.is_some().into()), 18 * 18 * pixel)
-}
-
-fn sizes(e: Extent) -> Result<[Arg; 3]> {
-    Ok([int(e.n)?, int(e.h)?, int(e.w)?])
-}
-
-/// `unpack`: on the way.
+/// Lowers a convolution; with `unpack` it also does that operation, whose output it reads.
 pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv, unpack: Option<&Unpack>) -> Result<()> {
-    let rgb = check(o)?;
-    let (weight, bias) = (
-        l.element(o.parameters, o.weight.offset),
-        l.element(o.parameters, o.bias.offset),
-    );
-    let mut args = vec![l.at(o.input), weight, bias, l.at(o.output)];
-    args.extend(sizes(o.extent)?);
-    let tiles = tiles(o.extent);
-    if rgb {
-        let (units, shared) = rgb_form(l);
-        args.push(units);
-        args.extend(match unpack.map(|u| u.batch) {
-            Some(b) => [b.lq_of(0), b.augment_of(0)].map(|at| l.at_bytes(b.buffer, at)),
-            None => [Arg::Null, Arg::Null],
-        });
-        let weights = if l.plan.precision == Precision::F32 {
-            4 * 27 * CHANNELS
-        } else {
-            0
+    let (e, precision) = (o.extent, l.plan.precision);
+    let weight = l.parameter(o.parameters, o.weight.offset);
+    let bias = l.parameter(o.parameters, o.bias.offset);
+    if reads_rgb(o)? {
+        let (patches, codes) = match unpack.map(|u| u.batch) {
+            Some(b) => (
+                l.pixels_at(b.buffer, b.lq_of(0)),
+                l.codes_at(b.buffer, b.augment_of(0)),
+            ),
+            None => (Address::NULL, Address::NULL),
         };
-        return l.walk("conv_rgb", tiles, 256, shared + weights, args);
+        let arguments = ConvRgbArguments {
+            input: l.floats(o.input),
+            weight,
+            bias,
+            output: l.activations(o.output),
+            images: int(e.n)?,
+            h: int(e.h)?,
+            w: int(e.w)?,
+            units: l.plan.batch.is_some().into(),
+            patches,
+            codes,
+        };
+        // with tensor cores the weights stay in registers
+        let weights = if l.half_precision() {
+            0
+        } else {
+            4 * 3 * TAPS * FEATURES
+        };
+        let shared = rgb_tile_bytes(precision) + weights;
+        return l.launch_persistent(&CONV_RGB, tiles(e), shared, arguments);
     }
-    let (tile, weights) = shared_sizes(l.plan.precision);
-    l.walk("conv", tiles, 256, tile(1) + weights + 4 * CHANNELS, args)
+    let arguments = ConvArguments {
+        input: l.activations(o.input),
+        weight,
+        bias,
+        output: l.activations(o.output),
+        images: int(e.n)?,
+        h: int(e.h)?,
+        w: int(e.w)?,
+    };
+    let shared = tile_bytes(precision, 1) + weight_bytes(precision) + 4 * FEATURES;
+    l.launch_persistent(&CONV, tiles(e), shared, arguments)
 }
 
+/// Lowers the gradients of a convolution.
 pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
     let c = &o.forward;
-    let rgb = check(c)?;
-    let (tiles, blocks) = (tiles(c.extent), sum_blocks(o));
-    let weight = l.element(c.parameters, c.weight.offset);
-    let (tile, weights) = shared_sizes(l.plan.precision);
-    let sums = Sums::of(l, l.workspace(o.workspace)?, o.slice, sum_count(o), blocks);
-    let (input, d_output) = (l.at(c.input), l.at(o.d_output));
-    let with_sizes = |mut args: Vec<Arg>| -> Result<Vec<Arg>> {
-        args.extend(sizes(c.extent)?);
-        Ok(args)
-    };
-    if rgb {
-        if let Some(d_input) = o.d_input {
-            let args = with_sizes(vec![d_output, weight, l.at(d_input)])?;
-            l.launch(
-                "conv_rgb_data",
-                [c.extent.pixels().div_ceil(256), 1, 1],
-                256,
-                0,
-                args,
-            )?;
-        }
-        let (units, tile) = rgb_form(l);
-        let mut args = with_sizes(vec![input, d_output, sums.partials])?;
-        args.push(units);
-        // at the end the sums of 16 rows, or of eight warps
-        let sums_of = if l.plan.precision == Precision::F32 {
-            16
-        } else {
-            8
-        };
-        l.launch(
-            "conv_rgb_weights",
-            [blocks, 1, 1],
-            256,
-            tile.max(4 * sums_of * 28 * CHANNELS),
-            args,
-        )?;
-        return finish(l, o, &sums);
-    }
-    let d_input = l.at(o
-        .d_input
-        .context("a convolution inside the network has a gradient of its input")?);
-    if l.plan.precision == Precision::F32 {
-        let args = with_sizes(vec![d_output, weight, d_input])?;
-        l.walk("conv_data", tiles, 256, tile(1) + weights, args)?;
-        let args = with_sizes(vec![input, d_output, sums.partials])?;
-        l.launch("conv_weights", [blocks, 1, 1], 256, tile(1) + tile(0), args)?;
+    let workspace = l.workspace(o.workspace)?;
+    let sums = reduce::sums_in(l, workspace, o.slice, sum_count(o), sum_blocks(o));
+    if reads_rgb(c)? {
+        rgb_gradients(l, o, &sums)?;
     } else {
-        let args = with_sizes(vec![input, d_output, weight, d_input, sums.partials])?;
-        // at the end the sums of four pairs of warps, and biases
-        let sums_of = 4 * 4 * (9 * CHANNELS + 1) * CHANNELS;
-        l.launch(
-            "conv_gradients",
-            [blocks, 1, 1],
-            256,
-            (2 * tile(1) + weights).max(sums_of),
-            args,
-        )?;
+        let d_input = o.d_input;
+        let d_input =
+            d_input.context("a convolution inside the network has a gradient of its input")?;
+        gradients(l, o, d_input, &sums)?;
     }
-    finish(l, o, &sums)
+    let first = reduce::contiguous(&[c.weight, c.bias])?;
+    let to = To::Gradients(l.gradient(o.gradients, first));
+    reduce::defer(l, &sums, o.slice, to)
 }
 
-/// From the blocks' sums to the gradients of the parameters.
-fn finish(l: &mut Lowering<'_>, o: &ConvBack, sums: &Sums) -> Result<()> {
-    let first = reduce::adjacent(&[o.forward.weight, o.forward.bias])?;
-    sums.later(l, o.slice, To::Gradients(l.element(o.gradients, first)))
+fn rgb_gradients(l: &mut Lowering<'_>, o: &ConvBack, sums: &Sums) -> Result<()> {
+    let (c, e) = (&o.forward, o.forward.extent);
+    let d_output = l.activations(o.d_output);
+    if let Some(d_input) = o.d_input {
+        let arguments = ConvRgbDataArguments {
+            d_output,
+            weight: l.parameter(c.parameters, c.weight.offset),
+            d_input: l.floats(d_input),
+            images: int(e.n)?,
+            h: int(e.h)?,
+            w: int(e.w)?,
+        };
+        let shape = Shape::of(e.pixels().div_ceil(256), 0);
+        l.launch(&CONV_RGB_DATA, shape, arguments)?;
+    }
+    let arguments = ConvRgbWeightsArguments {
+        input: l.floats(c.input),
+        d_output,
+        partials: sums.partials,
+        images: int(e.n)?,
+        h: int(e.h)?,
+        w: int(e.w)?,
+        units: l.plan.batch.is_some().into(),
+    };
+    // at the end the memory holds the sums of 16 rows, or of eight warps
+    let copies = if l.half_precision() { 8 } else { 16 };
+    let shared = rgb_tile_bytes(l.plan.precision).max(4 * copies * (3 * TAPS + 1) * FEATURES);
+    l.launch(&CONV_RGB_WEIGHTS, Shape::of(sums.blocks, shared), arguments)
+}
+
+fn gradients(l: &mut Lowering<'_>, o: &ConvBack, d_input: BufferId, sums: &Sums) -> Result<()> {
+    let (c, e, precision) = (&o.forward, o.forward.extent, l.plan.precision);
+    let input = l.activations(c.input);
+    let d_output = l.activations(o.d_output);
+    let weight = l.parameter(c.parameters, c.weight.offset);
+    let d_input = l.activations(d_input);
+    let (images, h, w) = (int(e.n)?, int(e.h)?, int(e.w)?);
+    let (tile, weights) = (tile_bytes(precision, 1), weight_bytes(precision));
+    if l.half_precision() {
+        let arguments = ConvGradientsArguments {
+            input,
+            d_output,
+            weight,
+            d_input,
+            partials: sums.partials,
+            images,
+            h,
+            w,
+        };
+        // at the end the memory holds the sums of four pairs of warps, and biases
+        let final_sums = 4 * 4 * (TAPS * FEATURES + 1) * FEATURES;
+        let shape = Shape::of(sums.blocks, (2 * tile + weights).max(final_sums));
+        return l.launch(&CONV_GRADIENTS, shape, arguments);
+    }
+    let arguments = ConvDataArguments {
+        d_output,
+        weight,
+        d_input,
+        images,
+        h,
+        w,
+    };
+    l.launch_persistent(&CONV_DATA, tiles(e), tile + weights, arguments)?;
+    let arguments = ConvWeightsArguments {
+        input,
+        d_output,
+        partials: sums.partials,
+        images,
+        h,
+        w,
+    };
+    let shape = Shape::of(sums.blocks, tile + tile_bytes(precision, 0));
+    l.launch(&CONV_WEIGHTS, shape, arguments)
 }

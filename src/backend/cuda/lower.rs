@@ -1,8 +1,9 @@
-//! A plan to its launches: one call for every operation, to the file of its family. Depends on the
-//! families.
+//! From a plan to its launches: every operation is lowered by the file of its family. Depends on
+//! the families.
 
-use super::launch::{Launch, Lowering, Program};
-use super::{conv, nano, optimizer, pixels, structural, up_head};
+use super::launch::{Launch, Program};
+use super::lowering::Lowering;
+use super::{conv, nano, optimizer, pixels, reconstruct, reduce, structural};
 use crate::plan::{Op, PlanData};
 use anyhow::{Result, ensure};
 use std::ops::Range;
@@ -18,8 +19,7 @@ pub fn lower(plan: &PlanData) -> Result<Program> {
     })
 }
 
-/// The launches of some operations of a plan. Sums that the plan has added up late are so at the
-/// end of the range.
+/// The launches of a range of a plan's operations. Deferred sums are flushed at its end.
 ///
 /// # Errors
 /// As [`lower`].
@@ -30,20 +30,22 @@ pub fn lower_range(plan: &PlanData, range: Range<usize>) -> Result<Vec<Launch>> 
         plan.ops.len()
     );
     check_extents(&plan.ops[range.clone()])?;
-    let (mut l, mut at) = (Lowering::new(plan), range.start);
+    let (mut l, mut at) = (Lowering::new(plan)?, range.start);
     while at < range.end {
         l.begin(at);
-        if at + 1 < range.end && on_the_way(&mut l, plan, at)? {
+        if at + 1 < range.end && fused(&mut l, plan, at)? {
             at += 2;
         } else {
             operation(&mut l, &plan.ops[at])?;
             at += 1;
         }
     }
+    reduce::flush(&mut l)?;
     l.finish()
 }
 
-/// The kernels count values of an activation or of an image in signed 32 bits.
+/// Refuses operations that are too large for the kernels, which count the values of an activation
+/// or image in signed 32 bits.
 fn check_extents(ops: &[Op]) -> Result<()> {
     for op in ops {
         let values = op.largest_extent();
@@ -57,18 +59,18 @@ fn check_extents(ops: &[Op]) -> Result<()> {
     Ok(())
 }
 
-/// Lowers an operation and the next one together, where one of the two can do the other's work on
-/// its way; false where not.
-fn on_the_way(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
+/// Lowers an operation and the next one as one launch, where a kernel does both; returns false
+/// where none does.
+fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
     match (&plan.ops[at], &plan.ops[at + 1]) {
         (Op::Unpack(unpack), Op::Conv(conv)) if plan.unpacks_on_the_way(at) => {
             l.begin(at + 1);
             conv::forward(l, conv, Some(unpack))?;
         }
         (Op::Reconstruct(end), Op::PixelLoss(loss)) if plan.loss_on_the_way(at).is_some() => {
-            up_head::forward(l, end, Some(loss))?;
+            reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
-            pixels::add_up(l, loss, up_head::loss_blocks(end))?;
+            pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;
         }
         _ => return Ok(false),
     }
@@ -84,8 +86,8 @@ fn operation(l: &mut Lowering<'_>, op: &Op) -> Result<()> {
         Op::ConvBack(o) => conv::backward(l, o),
         Op::NanoBlock(o) => nano::forward(l, o),
         Op::NanoBlockBack(o) => nano::backward(l, o),
-        Op::Reconstruct(o) => up_head::forward(l, o, None),
-        Op::ReconstructBack(o) => up_head::backward(l, o),
+        Op::Reconstruct(o) => reconstruct::forward(l, o, None),
+        Op::ReconstructBack(o) => reconstruct::backward(l, o),
         Op::StructuralLoss(o) => structural::loss(l, o),
     }
 }

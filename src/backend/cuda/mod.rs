@@ -1,21 +1,43 @@
-//! The CUDA backend. `lower` turns a plan into launches without any device, one file per family of
-//! operations as in `kernels/`; what runs them (a device, or the host's fibers in the tests) takes
-//! nothing else. Depends on the plan.
+//! The CUDA backend. `lower` turns a plan into launches without any device, in one file for each
+//! family of operations, as in `kernels/`; a device, or in the tests the host's fibers, runs the
+//! launches and needs nothing else. Depends on the plan.
+//!
+//! Inside, each file depends only on files further down this list: `profile`, `backend`, `device`,
+//! `module`, `driver`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
+//! `optimizer`, `pixels`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
+//! `tiles`, `limits`, `constants`.
 
+mod arguments;
+mod backend;
+mod constants;
 mod conv;
 mod device;
+mod driver;
+#[cfg(test)]
+mod interface;
 mod launch;
+mod limits;
 mod lower;
+mod lowering;
 mod module;
 mod nano;
 mod optimizer;
 mod pixels;
+mod profile;
+mod reconstruct;
 mod reduce;
+mod scalars;
+mod signatures;
 mod sizing;
 mod structural;
-mod up_head;
+mod tiles;
 
-pub use device::{CudaBackend, Device, device_count};
-pub use launch::{Arg, Launch, MOST_SHARED, Program, SCALARS_BYTES, Turn, scalars_launch};
+pub use arguments::{Arguments, Pointer};
+pub use backend::CudaBackend;
+pub use device::Device;
+pub use driver::device_count;
+pub use launch::{Launch, Order, Program};
+pub use limits::MOST_SHARED;
 pub use lower::{lower, lower_range};
+pub use scalars::{SCALARS_BYTES, scalars_launch};
 pub use sizing::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};

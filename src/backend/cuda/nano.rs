@@ -1,62 +1,45 @@
-//! Lowering of the fused Nano block and its gradients.
+//! Lowering of the fused Nano block and its gradients: kernels/nano_block.cu. Depends on the
+//! lowering's state and the sums.
 
-use super::launch::{Arg, Lowering, int};
-use super::reduce::{self, Sums, To};
-use super::sizing::SUM_BLOCKS;
-use crate::plan::{BufferId, Extent, NanoBlock, NanoBlockBack, NanoParams, ParamRange, Slice};
+use super::constants::{FEATURES, HIDDEN, MMA_WEIGHTS, NANO_COUNT};
+use super::constants::{PLAIN_BACKWARD, PLAIN_FORWARD, PLANE_GAP};
+use super::launch::Shape;
+use super::limits::SUM_BLOCKS;
+use super::lowering::{Lowering, int};
+use super::reduce::{self, To};
+use super::signatures::{NANO_BLOCK, NANO_BLOCK_BACK};
+use super::signatures::{NanoBlockArguments, NanoBlockBackArguments, NanoParameters};
+use super::tiles::{tile_pixels, tiles};
+use crate::plan::{NanoBlock, NanoBlockBack, NanoParams, ParamRange, Slice};
 use anyhow::{Result, ensure};
-
-/// Rows and columns of one tile, which a block takes at a time.
-const TILE: usize = 16;
-/// Features the kernels are written for.
-pub(super) const FEATURES: usize = 16;
-/// Hidden channels.
-const HIDDEN: usize = 2 * FEATURES;
-/// f32 elements of all weights of a block, gamma multiplied in.
-const WEIGHTS: usize = HIDDEN * (FEATURES + 1 + 9 + 1 + FEATURES) + FEATURES;
-/// Bytes of weights beside tensor cores, `struct NanoWeights` of kernels/nano_mma.cuh: conv1 as
-/// halves, conv2 as operands, nine depthwise taps and their bias with zeros, conv1's biases.
-const MMA_WEIGHTS: usize = 2 * HIDDEN * 16 + 4 * 32 * 8 + (HIDDEN + 1) * 10 * 4 + 4 * HIDDEN;
-/// The forward kernel has conv2's biases, too.
-const MMA_FORWARD_WEIGHTS: usize = MMA_WEIGHTS + 4 * FEATURES;
 
 /// Sums of one block: everything but gamma, whose gradient follows from them.
 pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
     ranges(&o.forward.params)[..6].iter().map(|r| r.len).sum()
 }
 
-/// Tiles of a block of the backward kernel: neighbours one after another, whose halos it need not
-/// work out twice.
-fn run_of_tiles(o: &NanoBlockBack) -> usize {
-    tiles(o.forward.extent).div_ceil(SUM_BLOCKS as usize)
+/// Tiles that a block of the backward kernel takes: neighbours one after another, so that what
+/// their halos share is computed once.
+fn tiles_of_a_block(o: &NanoBlockBack) -> usize {
+    tiles(o.forward.extent).div_ceil(SUM_BLOCKS)
 }
 
-/// Blocks of the backward kernel, each with a tile at least.
+/// Blocks of the backward kernel, each with at least one tile.
 fn sum_blocks(o: &NanoBlockBack) -> usize {
-    tiles(o.forward.extent).div_ceil(run_of_tiles(o))
+    tiles(o.forward.extent).div_ceil(tiles_of_a_block(o))
 }
 
 pub(super) fn workspace(o: &NanoBlockBack) -> u64 {
     reduce::partial_bytes(sum_count(o), sum_blocks(o)) as u64
 }
 
-/// Bytes of the hidden channels, as halves, of a tile and so many pixels around it: `plane_pieces`
-/// of kernels/nano_mma.cuh.
-fn plane_bytes(around: usize) -> usize {
-    HIDDEN / 8 * ((TILE + 2 * around).pow(2) + 2) * 16
+/// Bytes of shared memory of a tile's hidden channels, as halves, with `border` pixels around it:
+/// `plane_pieces` of kernels/nano_mma.cuh.
+fn plane_bytes(border: usize) -> usize {
+    HIDDEN / 8 * (tile_pixels(border) + PLANE_GAP) * 16
 }
 
-/// Whether an activation of so many values a pixel is kept in halves.
-pub(super) fn halves(l: &Lowering<'_>, id: BufferId, extent: Extent, channels: usize) -> bool {
-    l.plan.buffer(id).bytes == 2 * (extent.pixels() * channels) as u64
-}
-
-/// Tiles of all images.
-pub(super) fn tiles(e: Extent) -> usize {
-    e.n * e.h.div_ceil(TILE) * e.w.div_ceil(TILE)
-}
-
-/// As the kernels take them, and as the sums stand.
+/// In the order of the sums.
 fn ranges(p: &NanoParams) -> [ParamRange; 7] {
     [
         p.conv1_weight,
@@ -69,76 +52,78 @@ fn ranges(p: &NanoParams) -> [ParamRange; 7] {
     ]
 }
 
-fn weights(l: &Lowering<'_>, o: &NanoBlock) -> Vec<Arg> {
-    ranges(&o.params)
-        .iter()
-        .map(|r| l.element(o.parameters, r.offset))
-        .collect()
-}
-
-pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
+fn parameters(l: &Lowering<'_>, o: &NanoBlock) -> Result<NanoParameters> {
     ensure!(
         o.features == FEATURES,
         "the CUDA kernels of a Nano block take {FEATURES} features, not {}",
         o.features
     );
-    let e = o.extent;
-    let mut args = weights(l, o);
-    args.extend([
-        l.at(o.input),
-        l.at(o.output),
-        int(e.n)?,
-        int(e.h)?,
-        int(e.w)?,
-    ]);
-    let shared = if halves(l, o.input, e, FEATURES) {
-        // all hidden channels of the tile and one pixel around it
-        plane_bytes(1) + MMA_FORWARD_WEIGHTS
-    } else {
-        // 16 of them at a time
-        4 * (WEIGHTS + (TILE + 2).pow(2) * 17)
-    };
-    l.walk("nano_block", tiles(e), 256, shared, args)
+    let (p, at) = (&o.params, |r: ParamRange| {
+        l.parameter(o.parameters, r.offset)
+    });
+    Ok(NanoParameters {
+        w1: at(p.conv1_weight),
+        b1: at(p.conv1_bias),
+        dw: at(p.dw_weight),
+        db: at(p.dw_bias),
+        w2: at(p.conv2_weight),
+        b2: at(p.conv2_bias),
+        gamma: at(p.gamma),
+    })
 }
 
+/// Lowers a Nano block.
+pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
+    let e = o.extent;
+    let arguments = NanoBlockArguments {
+        parameters: parameters(l, o)?,
+        input: l.activations(o.input),
+        output: l.activations(o.output),
+        images: int(e.n)?,
+        h: int(e.h)?,
+        w: int(e.w)?,
+    };
+    let shared = if l.half_precision() {
+        // all hidden channels of the tile and one pixel around it; conv2's biases, too
+        plane_bytes(1) + MMA_WEIGHTS + 4 * FEATURES
+    } else {
+        // some of the hidden channels at a time; one value a pixel more, against bank conflicts
+        4 * (NANO_COUNT + tile_pixels(1) * (PLAIN_FORWARD + 1))
+    };
+    l.launch_persistent(&NANO_BLOCK, tiles(e), shared, arguments)
+}
+
+/// Lowers the gradients of a Nano block.
 pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
-    let (f, p) = (&o.forward, &o.forward.params);
-    ensure!(
-        f.features == FEATURES,
-        "the CUDA kernels of a Nano block take {FEATURES} features, not {}",
-        f.features
-    );
-    let (e, slice) = (f.extent, Slice::whole(f.extent.n));
-    let blocks = sum_blocks(o);
-    let sums = Sums::of(l, l.workspace(o.workspace)?, slice, sum_count(o), blocks);
-    let mut args = weights(l, f);
-    args.extend([
-        l.at(f.input),
-        l.at(o.d_output),
-        l.at(o.d_input),
-        sums.partials,
-        int(e.n)?,
-        int(e.h)?,
-        int(e.w)?,
-    ]);
-    args.push(int(run_of_tiles(o))?);
-    let around = |pixels: usize| (TILE + 2 * pixels).pow(2);
-    let shared = if halves(l, f.input, e, FEATURES) {
+    let (f, e) = (&o.forward, o.forward.extent);
+    let (slice, blocks) = (Slice::whole(e.n), sum_blocks(o));
+    let workspace = l.workspace(o.workspace)?;
+    let sums = reduce::sums_in(l, workspace, slice, sum_count(o), blocks);
+    let arguments = NanoBlockBackArguments {
+        parameters: parameters(l, f)?,
+        input: l.activations(f.input),
+        d_output: l.activations(o.d_output),
+        d_input: l.activations(o.d_input),
+        partials: sums.partials,
+        images: int(e.n)?,
+        h: int(e.h)?,
+        w: int(e.w)?,
+        tiles: int(tiles_of_a_block(o))?,
+    };
+    let shared = if l.half_precision() {
         // hidden channels of the tile and two pixels around it, their gradient with one; at the end
         // the sums of eight warps
         (plane_bytes(2) + plane_bytes(1) + MMA_WEIGHTS).max(8 * 4 * sum_count(o))
     } else {
-        // 8 of them at a time, and one more value of the tile's pixels
-        4 * (WEIGHTS + (around(2) + around(1) + around(0)) * 9)
+        // the same for some of the hidden channels at a time, and one more value of the tile
+        let pixels = tile_pixels(2) + tile_pixels(1) + tile_pixels(0);
+        4 * (NANO_COUNT + pixels * (PLAIN_BACKWARD + 1))
     };
-    l.launch("nano_block_back", [blocks, 1, 1], 256, shared, args)?;
-    let first = reduce::adjacent(&ranges(p))?;
-    sums.later(
-        l,
-        slice,
-        To::NanoBlock {
-            parameters: l.element(f.parameters, first),
-            gradients: l.element(o.gradients, first),
-        },
-    )
+    l.launch(&NANO_BLOCK_BACK, Shape::of(blocks, shared), arguments)?;
+    let first = reduce::contiguous(&ranges(&f.params))?;
+    let to = To::NanoBlock {
+        parameters: l.parameter(f.parameters, first),
+        gradients: l.gradient(o.gradients, first),
+    };
+    reduce::defer(l, &sums, slice, to)
 }

@@ -1,77 +1,111 @@
-//! Lowering of what reads the staged batch value by value: unpacking, and the pixel losses.
+//! Lowering of the operations that read the staged batch value by value: unpacking, and the pixel
+//! losses (kernels/unpack.cu, kernels/loss.cu). Depends on the lowering's state and the sums.
 
-use super::launch::{Arg, Lowering, int};
-use super::reduce::{Sums, To};
+use super::arguments::Address;
+use super::constants::BLOCK_THREADS;
+use super::launch::Shape;
+use super::lowering::{Lowering, int};
+use super::reduce::{self, BLOCK_SUM_BYTES, LossSum};
+use super::signatures::{PIXEL_LOSS, PixelLossArguments, UNPACK, UnpackArguments};
 use crate::plan::{PixelLoss, PixelLossKind, Target, Unpack};
 use anyhow::Result;
 
+/// Lowers the unpacking of a batch.
 pub(super) fn unpack(l: &mut Lowering<'_>, o: &Unpack) -> Result<()> {
     let b = o.batch;
-    let args = vec![
-        l.at_bytes(b.buffer, b.lq_of(0)),
-        l.at_bytes(b.buffer, b.augment_of(0)),
-        l.at(o.output),
-        int(b.count)?,
-        int(b.lq.0)?,
-        int(b.lq.1)?,
-    ];
+    let arguments = UnpackArguments {
+        lq: l.pixels_at(b.buffer, b.lq_of(0)),
+        codes: l.codes_at(b.buffer, b.augment_of(0)),
+        output: l.floats(o.output),
+        images: int(b.count)?,
+        h: int(b.lq.0)?,
+        w: int(b.lq.1)?,
+    };
+    let pixels = b.count * b.lq.0 * b.lq.1;
     l.launch(
-        "unpack",
-        [(b.count * b.lq.0 * b.lq.1).div_ceil(256), 1, 1],
-        256,
-        0,
-        args,
+        &UNPACK,
+        Shape::of(pixels.div_ceil(BLOCK_THREADS), 0),
+        arguments,
     )
 }
 
 /// Blocks of the pixel loss at most: a few for every multiprocessor of any card.
 const LOSS_BLOCKS: usize = 1024;
 
-/// An f64 for every block.
+/// One f64 for every block.
 pub(super) fn loss_workspace() -> u64 {
     8 * LOSS_BLOCKS as u64
 }
 
-/// What every kernel that computes the losses is told: values that the mean is over, weights,
-/// scalars.
-pub(super) fn loss_terms(l: &Lowering<'_>, o: &PixelLoss) -> Result<[Arg; 5]> {
-    let mut weights = [0f32; 3];
+/// The weights of the pixel losses, and what their mean is over.
+#[derive(Default)]
+pub(super) struct LossTerms {
+    /// Values of the whole micro-batch, which the mean is over.
+    pub whole: i32,
+    /// Weight of the L1 loss.
+    pub l1: f32,
+    /// Weight of the Charbonnier loss.
+    pub charbonnier: f32,
+    /// Weight of the MSE loss.
+    pub mse: f32,
+}
+
+/// The terms of a loss; a kind that it does not have has weight 0.
+pub(super) fn loss_terms(o: &PixelLoss) -> Result<LossTerms> {
+    let mut terms = LossTerms {
+        whole: int(values(o))?,
+        ..LossTerms::default()
+    };
     for &(kind, weight) in &o.terms {
-        weights[match kind {
-            PixelLossKind::L1 => 0,
-            PixelLossKind::Charbonnier => 1,
-            PixelLossKind::Mse => 2,
-        }] += weight;
+        *match kind {
+            PixelLossKind::L1 => &mut terms.l1,
+            PixelLossKind::Charbonnier => &mut terms.charbonnier,
+            PixelLossKind::Mse => &mut terms.mse,
+        } += weight;
     }
-    let [l1, charbonnier, mse] = weights.map(Arg::Float);
-    Ok([int(values(o))?, l1, charbonnier, mse, l.scalars()?])
+    Ok(terms)
 }
 
 fn values(o: &PixelLoss) -> usize {
     o.slice.of * o.extent.h * o.extent.w * 3
 }
 
+/// Lowers the pixel losses as a launch of their own.
 pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss) -> Result<()> {
-    let blocks = o.extent.pixels().div_ceil(256).min(LOSS_BLOCKS);
-    let target = match o.target {
-        Target::Float(buffer) => l.at(buffer),
-        Target::Subtracted(_) => Arg::Null,
+    let blocks = o.extent.pixels().div_ceil(BLOCK_THREADS).min(LOSS_BLOCKS);
+    let workspace = l.workspace(o.workspace)?;
+    let terms = loss_terms(o)?;
+    let arguments = PixelLossArguments {
+        prediction: l.floats(o.prediction),
+        d_prediction: l.floats(o.d_prediction),
+        target: match o.target {
+            Target::Float(buffer) => l.floats(buffer),
+            Target::Subtracted(_) => Address::NULL,
+        },
+        partials: l.doubles_at(workspace, 0),
+        scalars: l.scalars()?,
+        pixels: int(o.extent.pixels())?,
+        whole: terms.whole,
+        l1: terms.l1,
+        charbonnier: terms.charbonnier,
+        mse: terms.mse,
     };
-    let partials = l.at(l.workspace(o.workspace)?);
-    let mut args = vec![
-        l.at(o.prediction),
-        l.at(o.d_prediction),
-        target,
-        partials,
-        int(o.extent.pixels())?,
-    ];
-    args.extend(loss_terms(l, o)?);
-    l.launch("pixel_loss", [blocks, 1, 1], 256, 256 * 8, args)?;
-    add_up(l, o, blocks)
+    l.launch(&PIXEL_LOSS, Shape::of(blocks, BLOCK_SUM_BYTES), arguments)?;
+    defer_loss(l, o, blocks)
 }
 
-/// What is left of a loss of which every block has its part.
-pub(super) fn add_up(l: &mut Lowering<'_>, o: &PixelLoss, blocks: usize) -> Result<()> {
-    let sums = Sums::of_loss(l, l.workspace(o.workspace)?, o.slice, values(o), blocks)?;
-    sums.later(l, o.slice, To::Loss(l.at(o.metrics)))
+/// Defers the sum of a loss of which `blocks` blocks have written their parts.
+pub(super) fn defer_loss(l: &mut Lowering<'_>, o: &PixelLoss, blocks: usize) -> Result<()> {
+    let workspace = l.workspace(o.workspace)?;
+    let sum = LossSum {
+        partials: l.doubles_at(workspace, 0),
+        total: match o.slice.carry {
+            Some(carry) => l.doubles_at(carry, 0),
+            None => Address::NULL,
+        },
+        metrics: l.doubles_at(o.metrics, 0),
+        values: values(o),
+        blocks,
+    };
+    reduce::defer_loss(l, &sum, o.slice)
 }

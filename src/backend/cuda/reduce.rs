@@ -1,256 +1,299 @@
-//! Sums over pixels in two stages: every block of a kernel writes its partial sums, `reduce_sums`
-//! adds them in block order in f64, to those of the slices before, and makes gradients of the
-//! totals. No atomics, so the same bits in every run. A launch costs more than such a job, so the
-//! jobs of many operations wait until the end of a micro-batch and share one. Depends on the
-//! collected launches alone.
+//! Sums over pixels in two stages: every block of a kernel writes its partial sums; `reduce_sums`
+//! adds them in block order in f64, adds the totals of earlier slices, and turns the totals into
+//! gradients. There are no atomics, so every run gives the same bits. A launch costs more than such
+//! a job, so the jobs of many operations are deferred to the end of a micro-batch and share one.
+//! Depends on the lowering's state alone.
 
-use super::launch::{Arg, Launch, Lowering, Turn, int};
+use super::arguments::{Address, Gradient, Parameter, Partial};
+use super::constants::{LOSS_TO_METRICS, LOSS_TO_TOTAL, SUM_JOBS, SUM_LANES};
+use super::constants::{TO_GRADIENTS, TO_NANO_BLOCK, TO_TOTALS};
+use super::launch::{Launch, Order, Shape};
+use super::lowering::{Lowering, PendingSums, int};
+use super::signatures::{REDUCE_SUMS, ReduceSumsArguments, SumJob};
 use crate::plan::{BufferId, ParamRange, Slice};
 use anyhow::{Context, Result, bail, ensure};
 
-/// Neighbouring sums that a block adds: SUM_LANES of kernels/sums.cuh.
-const LANES: usize = 32;
-/// Jobs of a launch at most: SUM_JOBS.
-const JOBS: usize = 12;
-/// Of eight bytes, of one job: `struct SumJob`.
-const WORDS: usize = 8;
+/// Shared memory of a block that adds an f64 for each of its 256 threads, bytes.
+pub(super) const BLOCK_SUM_BYTES: usize = 8 * super::constants::BLOCK_THREADS;
 
-/// What becomes of the totals.
+/// What the totals become after the last slice.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum To {
-    /// They stay, f64: for a launch of the operation's own.
-    Totals,
-    /// Written to (or, in later micro-batches, added to) the gradients of as many parameters from
-    /// here on.
-    Gradients(Arg),
-    /// The same, of a Nano block, whose gamma has no sums.
-    NanoBlock { parameters: Arg, gradients: Arg },
-    /// Their mean is written (or added) to the metrics.
-    Loss(Arg),
+    /// The gradients of as many parameters from this one on: written, or added in later
+    /// micro-batches.
+    Gradients(Address<Gradient>),
+    /// The same for a Nano block, whose gamma has no sums of its own.
+    NanoBlock {
+        /// The block's first parameter.
+        parameters: Address<Parameter>,
+        /// Its gradient.
+        gradients: Address<Gradient>,
+    },
 }
 
-/// The sums of one operation: where partials and totals lie.
+/// The sums of one operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sums {
-    /// f32 `[blocks][count]`; of a loss f64 `[blocks]`.
-    pub partials: Arg,
-    /// f64 `[count]`: behind the partials in the workspace, or where the slices of a micro-batch
-    /// carry them.
-    pub totals: Arg,
-    count: usize,
-    blocks: usize,
-    /// One sum, with f64 partials, that is a loss over `count` values.
-    loss: bool,
+    /// `[blocks][count]`
+    pub partials: Address<Partial>,
+    /// `[count]`: after the partials in the workspace, or where a micro-batch's slices carry them.
+    pub totals: Address<f64>,
+    /// Sums of each block.
+    pub count: usize,
+    /// Blocks that write partial sums.
+    pub blocks: usize,
 }
 
-/// Workspace bytes for `count` sums of `blocks` blocks whose totals stay.
+/// The sum of a loss, whose mean goes to the metrics.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LossSum {
+    /// `[blocks]`
+    pub partials: Address<f64>,
+    /// Where slices carry the sum; null without slices.
+    pub total: Address<f64>,
+    /// `[0]` is the loss.
+    pub metrics: Address<f64>,
+    /// Values that the mean is over.
+    pub values: usize,
+    /// Blocks that write a partial sum.
+    pub blocks: usize,
+}
+
+/// Workspace bytes for `count` sums of `blocks` blocks, and for their totals.
 pub(super) fn workspace(count: usize, blocks: usize) -> u64 {
     partial_bytes(count, blocks) as u64 + 8 * count as u64
 }
 
-/// Bytes of the blocks' partial sums: all that sums need whose totals go elsewhere.
+/// Bytes of the blocks' partial sums alone, for sums whose totals are not kept in the workspace.
 pub(super) fn partial_bytes(count: usize, blocks: usize) -> usize {
     (4 * count * blocks).next_multiple_of(8)
 }
 
-/// The first element of ranges that lie one behind the other, as sums do that become gradients.
+/// Offset of the first range; all ranges must be contiguous, because their sums are written as one
+/// block.
 ///
 /// # Errors
-/// When they do not.
-pub(super) fn adjacent(ranges: &[ParamRange]) -> Result<usize> {
-    let apart = ranges
+/// When they are not contiguous, or there are none.
+pub(super) fn contiguous(ranges: &[ParamRange]) -> Result<usize> {
+    let gaps = ranges
         .windows(2)
         .any(|pair| pair[0].offset + pair[0].len != pair[1].offset);
-    ensure!(!apart, "parameters of one operation lie apart: {ranges:?}");
+    ensure!(
+        !gaps,
+        "the parameters of one operation are not contiguous: {ranges:?}"
+    );
     Ok(ranges.first().context("sums of no parameters")?.offset)
 }
 
-impl Sums {
-    /// Sums whose places are known.
-    pub fn new(partials: Arg, totals: Arg, count: usize, blocks: usize) -> Sums {
-        Sums {
-            partials,
-            totals,
-            count,
-            blocks,
-            loss: false,
-        }
-    }
-
-    /// The only sums of an operation: partials at the start of its workspace, totals behind them or
-    /// where slices carry them.
-    pub fn of(
-        l: &Lowering<'_>,
-        workspace: BufferId,
-        slice: Slice,
-        count: usize,
-        blocks: usize,
-    ) -> Sums {
-        let totals = match slice.carry {
-            Some(carry) => l.at(carry),
-            None => l.at_bytes(workspace, partial_bytes(count, blocks)),
-        };
-        Sums::new(l.at(workspace), totals, count, blocks)
-    }
-
-    /// A loss: an f64 of each block, and their mean over `values`.
-    pub fn of_loss(
-        l: &Lowering<'_>,
-        workspace: BufferId,
-        slice: Slice,
-        values: usize,
-        blocks: usize,
-    ) -> Result<Sums> {
-        let totals = slice.carry.map_or(Arg::Null, |carry| l.at(carry));
-        ensure!(
-            slice.last || slice.carry.is_some(),
-            "a loss of slices has no place to wait"
-        );
-        Ok(Sums {
-            partials: l.at(workspace),
-            totals,
-            count: values,
-            blocks,
-            loss: true,
-        })
-    }
-
-    /// After the last slice: adds the partials up and makes of the totals what `to` says, at the
-    /// end of the micro-batch. Slices before it add to the totals now.
-    pub fn later(&self, l: &mut Lowering<'_>, slice: Slice, to: To) -> Result<()> {
-        if !slice.last {
-            return totals(l, slice, &[*self]);
-        }
-        self.check_late(l)?;
-        let job = (l.op(), self.job(slice, to));
-        l.waiting.jobs.push(job);
-        Ok(())
-    }
-
-    fn check_late(&self, l: &Lowering<'_>) -> Result<()> {
-        let Arg::At(workspace, _) = self.partials else {
-            bail!("sums without a place")
-        };
-        let lives = l.plan.deferred_sums.contains(&workspace);
-        ensure!(
-            lives,
-            "{} does not live until it is added up",
-            l.plan.buffer(workspace).name
-        );
-        Ok(())
-    }
-
-    fn job(&self, slice: Slice, to: To) -> Job {
-        Job {
-            sums: *self,
-            before: if slice.first { Arg::Null } else { self.totals },
-            to,
-        }
+/// Where `count` sums of an operation's workspace have their partials and totals: partials at its
+/// start, totals after them or where slices carry them.
+pub(super) fn sums_in(
+    l: &Lowering<'_>,
+    workspace: BufferId,
+    slice: Slice,
+    count: usize,
+    blocks: usize,
+) -> Sums {
+    let totals = match slice.carry {
+        Some(carry) => l.doubles_at(carry, 0),
+        None => l.doubles_at(workspace, partial_bytes(count, blocks)),
+    };
+    Sums {
+        partials: l.partials_at(workspace, 0),
+        totals,
+        count,
+        blocks,
     }
 }
 
-/// Adds partials to their totals: those of the last slice aside, since nobody but a launch aside
-/// needs them.
-pub(super) fn totals(l: &mut Lowering<'_>, slice: Slice, sums: &[Sums]) -> Result<()> {
-    if slice.last {
-        sums.iter().try_for_each(|s| s.check_late(l))?;
+/// Defers the last slice's job to the end of the micro-batch; a slice before it adds to the totals
+/// at once.
+///
+/// # Errors
+/// When the plan does not keep the partial sums until then.
+pub(super) fn defer(l: &mut Lowering<'_>, sums: &Sums, slice: Slice, to: To) -> Result<()> {
+    if !slice.last {
+        return add_to_totals(l, slice, &[*sums]);
     }
-    let jobs: Vec<_> = sums
-        .iter()
-        .map(|s| (l.op(), s.job(slice, To::Totals)))
-        .collect();
-    launch(l, &jobs, if slice.last { Turn::Aside } else { Turn::Next })
-}
-
-/// What is to be done with some sums.
-#[derive(Clone, Copy, Debug)]
-struct Job {
-    sums: Sums,
-    /// Totals that the partials are added to.
-    before: Arg,
-    to: To,
-}
-
-impl Job {
-    fn grid(&self) -> usize {
-        if self.sums.loss {
-            1
-        } else {
-            self.sums.count.div_ceil(LANES)
-        }
-    }
-
-    /// `struct SumJob`; `end`: where the blocks of the job end in the grid.
-    fn words(&self, end: usize) -> Result<[Arg; WORDS]> {
-        let Sums {
-            partials,
-            totals,
-            count,
-            blocks,
-            loss,
-            ..
-        } = self.sums;
-        let (kind, to, parameters) = match self.to {
-            To::Totals if loss => (3, totals, Arg::Null),
-            To::Totals => (0, totals, Arg::Null),
-            To::Gradients(to) => (1, to, Arg::Null),
-            To::NanoBlock {
-                parameters,
-                gradients,
-            } => (2, gradients, parameters),
-            To::Loss(to) => (4, to, Arg::Null),
-        };
-        Ok([
-            partials,
-            self.before,
-            to,
+    check_lifetime(l, sums.partials)?;
+    let job = sums_job(sums, slice)?;
+    let job = match to {
+        To::Gradients(gradients) => SumJob {
+            kind: TO_GRADIENTS,
+            gradients,
+            ..job
+        },
+        To::NanoBlock {
             parameters,
-            Arg::Int(kind),
-            int(count)?,
-            int(blocks)?,
-            int(end)?,
-        ])
+            gradients,
+        } => SumJob {
+            kind: TO_NANO_BLOCK,
+            parameters,
+            gradients,
+            ..job
+        },
+    };
+    let op = l.op();
+    l.pending.jobs.push((op, job));
+    Ok(())
+}
+
+/// As [`defer`] for a loss.
+///
+/// # Errors
+/// When the plan does not keep the partial sums until then, or has no place to carry the sum of a
+/// slice.
+pub(super) fn defer_loss(l: &mut Lowering<'_>, sum: &LossSum, slice: Slice) -> Result<()> {
+    ensure!(
+        slice.last || slice.carry.is_some(),
+        "the loss of a slice has no place to be carried in"
+    );
+    let job = SumJob {
+        loss_partials: sum.partials,
+        before: if slice.first {
+            Address::NULL
+        } else {
+            sum.total
+        },
+        totals: if slice.last { sum.metrics } else { sum.total },
+        kind: if slice.last {
+            LOSS_TO_METRICS
+        } else {
+            LOSS_TO_TOTAL
+        },
+        ..job(sum.values, sum.blocks)?
+    };
+    let op = l.op();
+    if !slice.last {
+        return launch(l, &[(op, job)], Order::InOrder);
+    }
+    check_lifetime(l, sum.partials)?;
+    l.pending.jobs.push((op, job));
+    Ok(())
+}
+
+/// Adds partials to their totals at once. After the last slice this runs concurrently: only a
+/// concurrent launch of the same operation reads the totals.
+///
+/// # Errors
+/// When the plan does not keep the partial sums until the end of the micro-batch.
+pub(super) fn add_to_totals(l: &mut Lowering<'_>, slice: Slice, sums: &[Sums]) -> Result<()> {
+    let mut jobs = Vec::new();
+    for sums in sums {
+        if slice.last {
+            check_lifetime(l, sums.partials)?;
+        }
+        let job = SumJob {
+            kind: TO_TOTALS,
+            totals: sums.totals,
+            ..sums_job(sums, slice)?
+        };
+        jobs.push((l.op(), job));
+    }
+    let order = if slice.last {
+        Order::Concurrent
+    } else {
+        Order::InOrder
+    };
+    launch(l, &jobs, order)
+}
+
+/// Launches all pending jobs.
+///
+/// # Errors
+/// When a number does not fit a kernel's arguments.
+pub(super) fn flush(l: &mut Lowering<'_>) -> Result<()> {
+    let PendingSums { jobs } = std::mem::take(&mut l.pending);
+    jobs.chunks(SUM_JOBS)
+        .try_for_each(|jobs| launch(l, jobs, Order::InOrder))
+}
+
+/// Whether the partials stay as they are until the end of the micro-batch.
+fn check_lifetime<T>(l: &Lowering<'_>, partials: Address<T>) -> Result<()> {
+    let Some((workspace, _)) = partials.place() else {
+        bail!("sums without partials")
+    };
+    ensure!(
+        l.plan.deferred_sums.contains(&workspace),
+        "{} is not kept until its sums are added up",
+        l.plan.buffer(workspace).name
+    );
+    Ok(())
+}
+
+/// A job of nothing.
+const NO_JOB: SumJob = SumJob {
+    partials: Address::NULL,
+    loss_partials: Address::NULL,
+    before: Address::NULL,
+    totals: Address::NULL,
+    gradients: Address::NULL,
+    parameters: Address::NULL,
+    kind: TO_TOTALS,
+    count: 0,
+    blocks: 0,
+    end: 0,
+};
+
+fn job(count: usize, blocks: usize) -> Result<SumJob> {
+    Ok(SumJob {
+        count: int(count)?,
+        blocks: int(blocks)?,
+        ..NO_JOB
+    })
+}
+
+fn sums_job(sums: &Sums, slice: Slice) -> Result<SumJob> {
+    Ok(SumJob {
+        partials: sums.partials,
+        before: if slice.first {
+            Address::NULL
+        } else {
+            sums.totals
+        },
+        ..job(sums.count, sums.blocks)?
+    })
+}
+
+/// Blocks of a job in the grid of `reduce_sums`.
+fn job_blocks(job: &SumJob) -> i32 {
+    if [LOSS_TO_TOTAL, LOSS_TO_METRICS].contains(&job.kind) {
+        1
+    } else {
+        job.count
+            .cast_unsigned()
+            .div_ceil(SUM_LANES as u32)
+            .cast_signed()
     }
 }
 
-/// What waits for the end of a micro-batch.
-#[derive(Default)]
-pub(super) struct Waiting {
-    /// With the operation that each belongs to.
-    jobs: Vec<(usize, Job)>,
-}
-
-impl Lowering<'_> {
-    /// Launches what waits.
-    pub fn add_up(&mut self) -> Result<()> {
-        let Waiting { jobs } = std::mem::take(&mut self.waiting);
-        jobs.chunks(JOBS)
-            .try_for_each(|jobs| launch(self, jobs, Turn::Next))
+/// One launch for up to [`SUM_JOBS`] jobs.
+fn launch(l: &mut Lowering<'_>, jobs: &[(usize, SumJob)], order: Order) -> Result<()> {
+    let mut arguments = ReduceSumsArguments {
+        scalars: l.scalars()?,
+        jobs: [NO_JOB; SUM_JOBS],
+    };
+    let mut end = 0i32;
+    for (to, (_, job)) in arguments.jobs.iter_mut().zip(jobs) {
+        end = end
+            .checked_add(job_blocks(job))
+            .context("too many sums for one launch")?;
+        *to = SumJob { end, ..*job };
     }
-}
-
-/// One launch for up to [`JOBS`] jobs.
-fn launch(l: &mut Lowering<'_>, jobs: &[(usize, Job)], turn: Turn) -> Result<()> {
-    let (mut args, mut end) = (vec![l.scalars()?], 0);
-    for (_, job) in jobs {
-        end += job.grid();
-        args.extend(job.words(end)?);
-    }
-    args.resize(1 + JOBS * WORDS, Arg::Null);
     let op = jobs
         .first()
         .map(|&(op, _)| op)
         .filter(|&first| jobs.iter().all(|&(op, _)| op == first));
-    l.append(Launch {
-        turn,
-        ..Launch::new(op, "reduce_sums", [end, 1, 1], 256, 256 * 8, args)?
-    });
+    let shape = Shape::of(usize::try_from(end)?, BLOCK_SUM_BYTES);
+    let launch = Launch::new(op, &REDUCE_SUMS, l.half_precision(), shape, arguments)?;
+    l.append(Launch { order, ..launch });
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::CudaSizing;
+    use super::super::signatures::{UNPACK, UnpackArguments};
     use super::*;
     use crate::model::{Network, StepSpec, training_plan};
     use crate::plan::{LossKind, Precision};
@@ -266,46 +309,68 @@ mod tests {
             },
         )
         .unwrap();
-        let (late, slice) = (plan.deferred_sums[0], Slice::whole(1));
-        let mut l = Lowering::new(&plan);
-        for at in 0..JOBS + 2 {
+        let (kept, slice) = (plan.deferred_sums[0], Slice::whole(1));
+        let to = To::Gradients(Address::NULL);
+        let nothing = UnpackArguments {
+            lq: Address::NULL,
+            codes: Address::NULL,
+            output: Address::NULL,
+            images: 0,
+            h: 0,
+            w: 0,
+        };
+        let one = Shape::of(1, 0);
+        let mut l = Lowering::new(&plan).unwrap();
+        for at in 0..SUM_JOBS + 2 {
             l.begin(at);
-            let sums = Sums::of(&l, late, slice, LANES + 1, 3);
-            sums.later(&mut l, slice, To::Totals).unwrap();
-            l.aside("aside", [1; 3], 32, 0, vec![]).unwrap();
-            l.early("early", [1; 3], 32, 0, vec![]).unwrap();
-            l.launch("first", [1; 3], 32, 0, vec![]).unwrap();
+            let sums = sums_in(&l, kept, slice, SUM_LANES + 1, 3);
+            defer(&mut l, &sums, slice, to).unwrap();
+            l.launch_concurrent(&UNPACK, one, nothing).unwrap();
+            l.launch_early(&UNPACK, one, nothing).unwrap();
+            l.launch(&UNPACK, one, nothing).unwrap();
         }
+        flush(&mut l).unwrap();
         let launches = l.finish().unwrap();
-        let names: Vec<&str> = launches.iter().map(|l| l.kernel).collect();
+        let found: Vec<_> = launches.iter().map(|l| (l.kernel, l.order)).collect();
+        let (in_order, concurrent) = (("unpack", Order::InOrder), ("unpack", Order::Concurrent));
         let expected = [
-            ["early"; JOBS + 2].as_slice(),
-            &["aside", "first"].repeat(JOBS + 2),
-            &["reduce_sums"; 2],
+            [concurrent; SUM_JOBS + 2].as_slice(),
+            &[concurrent, in_order].repeat(SUM_JOBS + 2),
+            &[("reduce_sums", Order::InOrder); 2],
         ]
         .concat();
-        assert_eq!(names, expected);
-        let sums = &launches[3 * (JOBS + 2)..];
-        assert_eq!(
-            sums.iter().map(|l| l.grid[0] as usize).collect::<Vec<_>>(),
-            [2 * JOBS, 4]
-        );
-        assert!(
-            sums.iter()
-                .all(|l| l.op.is_none() && l.args.len() == 1 + JOBS * WORDS)
-        );
+        assert_eq!(found, expected);
+        let sums = &launches[3 * (SUM_JOBS + 2)..];
+        let blocks: Vec<_> = sums.iter().map(|l| l.grid[0] as usize).collect();
+        assert_eq!(blocks, [2 * SUM_JOBS, 4]);
+        assert!(sums.iter().all(|l| l.op.is_none()));
         assert_eq!(launches[0].op, Some(0));
-        assert_eq!(
-            sums[1].args[2 * WORDS],
-            Arg::Int(4),
-            "where the second job ends"
-        );
+        // where the second job ends
+        let end = std::mem::offset_of!(ReduceSumsArguments, jobs)
+            + size_of::<SumJob>()
+            + std::mem::offset_of!(SumJob, end);
+        let word = sums[1].arguments.words(|_| 0)[end / 8];
+        assert_eq!((word >> (8 * (end % 8))) as u32, 4);
     }
 
     #[test]
-    fn parameters_that_lie_apart_are_refused() {
+    fn pending_sums_are_not_forgotten() {
+        let spec = StepSpec::new(1, (16, 16), vec![(LossKind::L1, 1.0)]);
+        let sizing = CudaSizing {
+            precision: Precision::F32,
+        };
+        let plan = training_plan(&Network::new("nano", 2).unwrap(), &spec, &sizing).unwrap();
+        let mut l = Lowering::new(&plan).unwrap();
+        let sums = sums_in(&l, plan.deferred_sums[0], Slice::whole(1), 1, 1);
+        let to = To::Gradients(Address::NULL);
+        defer(&mut l, &sums, Slice::whole(1), to).unwrap();
+        assert!(l.finish().is_err());
+    }
+
+    #[test]
+    fn parameters_with_gaps_are_refused() {
         let range = |offset, len| ParamRange { offset, len };
-        assert_eq!(adjacent(&[range(3, 2), range(5, 1)]).unwrap(), 3);
-        assert!(adjacent(&[range(3, 2), range(6, 1)]).is_err() && adjacent(&[]).is_err());
+        assert_eq!(contiguous(&[range(3, 2), range(5, 1)]).unwrap(), 3);
+        assert!(contiguous(&[range(3, 2), range(6, 1)]).is_err() && contiguous(&[]).is_err());
     }
 }

@@ -3,7 +3,7 @@
 //! C++ compiler; without one a test prints `SKIP`, unless `PARAGON_REQUIRE_KERNELS` is set.
 
 use paragon::backend::Scalars;
-use paragon::backend::cuda::{Arg, Launch, scalars_launch};
+use paragon::backend::cuda::{Launch, scalars_launch};
 use paragon::plan::{BufferId, PlanData, Precision};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -240,21 +240,20 @@ impl Host {
         writeln!(text, "{}", launches.len()).unwrap();
         for l in launches {
             let [x, y, z] = l.grid;
+            let words = l.arguments.words(|_| 0);
             write!(
                 text,
                 "{} {x} {y} {z} {} {} {}",
                 l.kernel,
                 l.block,
                 l.shared,
-                l.args.len()
+                8 * words.len()
             )
             .unwrap();
-            for arg in &l.args {
-                match arg {
-                    Arg::At(buffer, at) => write!(text, " b {} {at}", buffer.0),
-                    Arg::Null => write!(text, " z"),
-                    Arg::Int(value) => write!(text, " i {value}"),
-                    Arg::Float(value) => write!(text, " f {}", value.to_bits()),
+            for (i, word) in words.iter().enumerate() {
+                match l.arguments.pointers().iter().find(|p| p.word() == i) {
+                    Some(p) => write!(text, " b {} {}", p.buffer.0, p.bytes),
+                    None => write!(text, " w {word}"),
                 }
                 .unwrap();
             }

@@ -4,23 +4,13 @@
 //! multiplications and additions are never fused, and sums have a fixed order. Every function is
 //! inlined into its caller, so that the compiler vectorises it for the features the caller has.
 
+use crate::backend::formulas::{GAUSSIAN as KERNEL, SSIM_C1 as C1, SSIM_C2 as C2, SSIM_WINDOW};
+
 /// Width of the window.
-pub const TAPS: usize = 11;
+pub const TAPS: usize = SSIM_WINDOW;
 const HALF: usize = TAPS / 2;
 /// Columns handled together: one AVX-512 register, two of AVX2.
 const LANES: usize = 16;
-const C1: f32 = 1e-4;
-const C2: f32 = 9e-4;
-/// exp(-x^2 / (2 * 1.5^2)) for x = -5..=0, divided by the sum of all eleven; the other half mirrors
-/// it.
-const KERNEL: [f32; HALF + 1] = [
-    0.0010283801,
-    0.007598758,
-    0.036000773,
-    0.10936069,
-    0.21300554,
-    0.26601171,
-];
 /// Filtered fields: s, d, s^2, d^2.
 const FILTERED: usize = 4;
 /// Gradient fields: with respect to the filtered s plus d, s^2, d^2.

@@ -1,11 +1,11 @@
-// The network's end and its gradients without tensor cores. The kernels and their arguments are described in up_head.cu. Depends on
-// base.cuh and composed.cuh.
+// The reconstruction and its gradients without tensor cores. The kernels are described in
+// reconstruct.cu. Depends on base.cuh and folded_conv.cuh.
+//
+// A tile of 16 f32 a pixel is four planes of four, FLOAT_PLANE 16-byte pieces apart.
 #pragma once
 #include "base.cuh"
-#include "composed.cuh"
+#include "folded_conv.cuh"
 
-// A tile of 16 f32 a pixel: planes of four, one after another in banks of their own.
-#define REACHED_PLANE (REACHED * REACHED + 1)
 // Weights of one HR pixel's four slots: [tap][input channel] Quads.
 #define TAP_QUADS (25 * FEATURES)
 
@@ -15,10 +15,10 @@ DEVICE void load_tile(Quad* tile, const float* features, Tile t, int h, int w) {
         int pixel = i / 4, y = t.y - 2 + pixel / REACHED, x = t.x - 2 + pixel % REACHED;
         Quad v = {{0, 0, 0, 0}};
         if (inside(y, x, h, w)) v = image[(y * w + x) * 4 + i % 4];
-        tile[i % 4 * REACHED_PLANE + pixel] = v;
+        tile[i % 4 * FLOAT_PLANE + pixel] = v;
     }
 }
-// The gradient of a group's slots; a thread has the same four in every round.
+// Loads the gradient of a group's slots; a thread has the same four in every round.
 DEVICE void load_slots(Quad* tile, const float* d_output, int group, Tile t, int h, int w, int scale) {
     Slot s = slot_of(group, threadIdx.x % 4 * 4, scale);
     const float* image = d_output + ((long long)t.image * h * scale + s.dy) * w * scale * 3 + s.dx * 3;
@@ -29,24 +29,24 @@ DEVICE void load_slots(Quad* tile, const float* d_output, int group, Tile t, int
             const float* from = image + (long long)(y * scale * w + x) * scale * 3;
             for (int o = 0; o < 3; o++) v.value[o] = from[o];
         }
-        tile[threadIdx.x % 4 * REACHED_PLANE + pixel] = v;
+        tile[threadIdx.x % 4 * FLOAT_PLANE + pixel] = v;
     }
 }
-// Weights of quad k of a group's slots, times the gain.
-DEVICE void load_taps(Quad* taps, const float* composed, int k, float gain) {
+// Loads the weights of HR pixel k of a group's slots, times the gain.
+DEVICE void load_taps(Quad* taps, const float* folded, int k, float gain) {
     for (int i = threadIdx.x; i < TAP_QUADS; i += 256) {
-        Quad v = ((const Quad*)composed)[i * 4 + k];
+        Quad v = ((const Quad*)folded)[i * 4 + k];
         for (int o = 0; o < 4; o++) v.value[o] *= gain;
         taps[i] = v;
     }
 }
 
-// The taps that pixels on edges have apart from others, one after another.
+// The corrections of pixels at the image's edges, one tap after another.
 #define EDGE_TAPS 24
 struct EdgeTap {
     int entry, u, v;  // row and column of the 5x5
 };
-// Whether pixel (y, x) has tap i of them.
+// Describes tap i; returns whether it applies to pixel (y, x).
 DEVICE bool edge_tap(EdgeTap& e, int i, int y, int x, int h, int w) {
     bool corner = i >= 20;
     int edge = corner ? (i - 20) / 2 : i / 5, tap = corner ? (i - 20) % 2 : i % 5;
@@ -60,35 +60,34 @@ DEVICE bool edge_tap(EdgeTap& e, int i, int y, int x, int h, int w) {
 
 DEVICE bool on_edge(int y, int x, int h, int w) { return y == 0 || x == 0 || y == h - 1 || x == w - 1; }
 
-KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const float* input, const act* features, float* output, const u8* target,
-       const u8* codes, int images, int h, int w, int scale, float alpha, double* loss_partials, int whole, float l1,
-               float charbonnier, float mse, const Scalars* scalars) {
+KERNEL_CROWDED(reconstruct, 1) {
+    const int h = arg.h, w = arg.w, scale = arg.scale;
     Quad* tile = (Quad*)shared_memory();
-    float* cells = (float*)(tile + 4 * REACHED_PLANE);
-    float* base_places = cells + BASE_CELLS;
-    float* raw = base_places + BASE_TAPS;
+    float* cells = (float*)(tile + 4 * FLOAT_PLANE);
+    float* base_taps_at = cells + BASE_CELLS;
+    float* raw = base_taps_at + BASE_TAPS;
     float* rows = raw + BASE_RAW;
     // the base's scratch is free once its cells are made
     Quad* taps = (Quad*)raw;
     int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
-    base_taps(base_places, scale);
-    Finish f = {base_places, cells, output, target, 0, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
-    if (f.losses) f.terms = pixel_terms(l1, charbonnier, mse, whole, scalars);
+    base_taps(base_taps_at, scale);
+    SquareOutput f = {base_taps_at, cells, arg.output, arg.target, 0, arg.loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
+    if (f.losses) f.terms = pixel_terms(arg.l1, arg.charbonnier, arg.mse, arg.whole, arg.scalars);
     double lost = 0;
-    float strength = *gain;
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    float strength = *arg.gain;
+    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
-        f.code = target ? codes[t.image] : 0u;
-        BaseInput<256> picture;
-        picture.load(input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
-        load_tile(tile, features, t, h, w);
-        picture.store(raw, target != nullptr);
-        base_cells<256>(raw, rows, cells, h, w, t.y, t.x, alpha);
+        f.code = arg.target ? arg.codes[t.image] : 0u;
+        BaseInput<256> base_in;
+        base_in.load(arg.input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
+        load_tile(tile, arg.features, t, h, w);
+        base_in.store(raw, arg.target != nullptr);
+        base_cells<256>(raw, rows, cells, h, w, t.y, t.x, arg.alpha);
         barrier();
         bool edge = on_edge(t.y + ty, t.x + tx, h, w);
         for (int group = 0; group < slot_groups(scale); group++) {
             f.group = group;
-            const float* own = composed + group * GROUP_SUMS;
+            const float* own = arg.folded + group * GROUP_SUMS;
             float detail[12];
             UNROLL
             for (int k = 0; k < 4; k++) {
@@ -102,7 +101,7 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
                     const Quad* pixel = tile + (ty + tap / 5) * REACHED + tx + tap % 5;
                     UNROLL
                     for (int ci = 0; ci < FEATURES; ci++) {
-                        float value = pixel[ci / 4 * REACHED_PLANE].value[ci % 4];
+                        float value = pixel[ci / 4 * FLOAT_PLANE].value[ci % 4];
                         Quad weight = taps[tap * FEATURES + ci];
                         UNROLL
                         for (int o = 0; o < 4; o++) sum.value[o] += value * weight.value[o];
@@ -114,7 +113,7 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
                     if (!edge_tap(e, i, t.y + ty, t.x + tx, h, w)) continue;
                     const Quad* pixel = tile + (ty + e.u) * REACHED + tx + e.v;
                     const Quad* weights = (const Quad*)(own + entry_at(e.entry)) + k;
-                    // a bias for each edge and each corner, with the first of its taps
+                    // one bias for each edge and each corner, with the first of its taps
                     int kind = i < 20 ? 0 : 1 + i % 2, edge_number = i < 20 ? i / 5 : (i - 20) / 2;
                     if (i >= 20 || i % 5 == 0) {
                         const Quad bias = ((const Quad*)(own + bias_at(edge_number, kind)))[k];
@@ -123,7 +122,7 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
                     }
                     ROLLED
                     for (int ci = 0; ci < FEATURES; ci++) {
-                        float value = strength * pixel[ci / 4 * REACHED_PLANE].value[ci % 4];
+                        float value = strength * pixel[ci / 4 * FLOAT_PLANE].value[ci % 4];
                         UNROLL
                         for (int o = 0; o < 4; o++) sum.value[o] += value * weights[ci * 4].value[o];
                     }
@@ -132,37 +131,38 @@ KERNEL_CROWDED(up_head, 256, 1, const float* composed, const float* gain, const 
                 for (int o = 0; o < 3; o++) detail[k * 3 + o] = sum.value[o];
                 barrier();
             }
-            lost += (double)finish_square(f, detail, t, ty, tx);
+            lost += (double)store_square(f, detail, t, ty, tx);
         }
         barrier();
     }
     if (!f.losses) return;
     double total = block_sum<256>((double*)shared_memory(), lost);
-    if (threadIdx.x == 0) loss_partials[blockIdx.x] = total;
+    if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = total;
 }
 
-// d_features of the block's tiles, all groups of slots one after another.
-DEVICE void data_gradient(const float* composed, float gain, const float* d_output, float* d_features, int images, int h, int w, int scale) {
+// The gradient of the features of the block's tiles, one group of slots after another.
+DEVICE void data_gradient(const ReconstructBackArguments& arg, float gain) {
+    const int h = arg.h, w = arg.w, scale = arg.scale;
     Quad* tile = (Quad*)shared_memory();
-    Quad* taps = tile + 4 * REACHED_PLANE;
+    Quad* taps = tile + 4 * FLOAT_PLANE;
     int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         bool edge = on_edge(t.y + ty, t.x + tx, h, w);
         float total[FEATURES];
         UNROLL
         for (int ci = 0; ci < FEATURES; ci++) total[ci] = 0;
         for (int group = 0; group < slot_groups(scale); group++) {
-            const float* own = composed + group * GROUP_SUMS;
-            load_slots(tile, d_output, group, t, h, w, scale);
+            const float* own = arg.folded + group * GROUP_SUMS;
+            load_slots(tile, arg.d_output, group, t, h, w, scale);
             for (int k = 0; k < 4; k++) {
                 load_taps(taps, own, k, 1.0f);
                 barrier();
-                // each HR pixel by itself: short sums keep their bits
+                // each HR pixel by itself: short sums lose fewer bits to rounding
                 float sum[FEATURES];
                 UNROLL
                 for (int ci = 0; ci < FEATURES; ci++) sum[ci] = 0;
-                const Quad* plane = tile + k * REACHED_PLANE;
+                const Quad* plane = tile + k * FLOAT_PLANE;
                 ROLLED
                 for (int tap = 0; tap < 25; tap++) {
                     Quad d = plane[(ty + 4 - tap / 5) * REACHED + tx + 4 - tap % 5];
@@ -191,7 +191,7 @@ DEVICE void data_gradient(const float* composed, float gain, const float* d_outp
             }
         }
         if (t.y + ty < h && t.x + tx < w) {
-            float* to = d_features + (((long long)t.image * h + t.y + ty) * w + t.x + tx) * FEATURES;
+            float* to = arg.d_features + (((long long)t.image * h + t.y + ty) * w + t.x + tx) * FEATURES;
             UNROLL
             for (int ci = 0; ci < FEATURES; ci++) total[ci] *= gain;
             store_features(to, total);
@@ -200,32 +200,32 @@ DEVICE void data_gradient(const float* composed, float gain, const float* d_outp
 }
 
 // The sums of one group of slots over the block's tiles. Thread (input channel, slot).
-DEVICE void interior_sums(const float* features, const float* d_output, float* partials, int block, int blocks, int images, int h, int w,
-                          int scale) {
+DEVICE void interior_sums(const ReconstructBackArguments& arg) {
+    const int h = arg.h, w = arg.w, scale = arg.scale, block = blockIdx.x, blocks = gridDim.x;
     Quad* tile = (Quad*)shared_memory();
-    float* d = (float*)(tile + 4 * REACHED_PLANE);  // [16 x 16 pixels][slot]
+    float* d = (float*)(tile + 4 * FLOAT_PLANE);  // [16 x 16 pixels][slot]
     int ci = threadIdx.x / 16, slot = threadIdx.x % 16, group = blockIdx.y;
     Slot s = slot_of(group, slot, scale);
     float total[25], bias = 0;
     UNROLL
     for (int tap = 0; tap < 25; tap++) total[tap] = 0;
-    for (int index = block; index < tile_count(images, h, w); index += blocks) {
+    for (int index = block; index < tile_count(arg.images, h, w); index += blocks) {
         Tile t = tile_at(index, h, w);
-        load_tile(tile, features, t, h, w);
+        load_tile(tile, arg.features, t, h, w);
         // a thread has one slot of a row of pixels
         for (int x = 0; x < TILE; x++) {
             float value = 0;
             if (s.exists && inside(t.y + ci, t.x + x, h, w)) {
                 long long row = ((long long)t.image * h + t.y + ci) * scale + s.dy;
-                value = d_output[(row * w * scale + (t.x + x) * scale + s.dx) * 3 + s.channel];
+                value = arg.d_output[(row * w * scale + (t.x + x) * scale + s.dx) * 3 + s.channel];
             }
             d[(ci * TILE + x) * 16 + slot] = value;
         }
         barrier();
-        const float* f = (const float*)(tile + ci / 4 * REACHED_PLANE) + ci % 4;
+        const float* f = (const float*)(tile + ci / 4 * FLOAT_PLANE) + ci % 4;
         ROLLED
         for (int y = 0; y < TILE; y++) {
-            // one row at a time: short sums keep their bits
+            // one row at a time: short sums lose fewer bits to rounding
             float sum[25], window[5][5], row = 0;
             UNROLL
             for (int tap = 0; tap < 25; tap++) {
@@ -251,15 +251,14 @@ DEVICE void interior_sums(const float* features, const float* d_output, float* p
         }
         barrier();
     }
-    float* out = partials + ((long long)block * gridDim.y + group) * INTERIOR_SUMS;
+    float* out = arg.partials + ((long long)block * gridDim.y + group) * INTERIOR_SUMS;
     UNROLL
     for (int tap = 0; tap < 25; tap++) out[tap * ENTRY + threadIdx.x] = total[tap];
     if (ci == 0) out[25 * ENTRY + slot] = bias;
 }
 
-KERNEL_CROWDED(up_head_back, 256, 1, const float* composed, const float* gain, const act* features, const float* d_output, act* d_features, float* partials,
-       float* edge_partials, int images, int h, int w, int scale, int part, int edge_blocks) {
-    if (part == 1) return data_gradient(composed, *gain, d_output, d_features, images, h, w, scale);
-    all_edge_sums((float*)shared_memory(), features, d_output, edge_partials, edge_blocks, gridDim.y, images, h, w, scale);
-    interior_sums(features, d_output, partials, blockIdx.x, gridDim.x, images, h, w, scale);
+KERNEL_CROWDED(reconstruct_back, 1) {
+    if (arg.part == PART_DATA) return data_gradient(arg, *arg.gain);
+    all_edge_sums((float*)shared_memory(), arg, gridDim.y, arg.scale);
+    interior_sums(arg);
 }

@@ -1,33 +1,33 @@
-// up.0, its pixel shuffle and conv_out as one convolution: between them nothing is nonlinear, so conv_out(shuffle(up(f))) is a 5x5 convolution of
-// the LQ features whose outputs are the 3 s^2 values of an LQ pixel. The composition is made here from the two, and its gradients are
-// taken apart into theirs. Depends on features.cuh.
+// The folded convolution: up.0, its pixel shuffle and conv_out as one. Nothing between them is
+// nonlinear, so conv_out(shuffle(up(f))) is a 5x5 convolution of the LQ features whose outputs are
+// the 3 s^2 values of an LQ pixel's HR square. The kernels here fold the two convolutions into it,
+// and turn its gradients into theirs. Depends on features.cuh.
 //
-// One thing differs at the border: features outside the HR picture are zero for conv_out, while the composition sees what up.0 would have made
-// of the picture's edge. So pixels in the picture's first and last row and column have a share taken away again. It reads nothing but pixels
-// of the same edge, since what up.0 makes of pixels outside the picture is nothing: five taps along the edge, and where two edges meet, one tap
-// that both have taken away is added once. These are convolutions like the first, of few pixels, with weights and gradients of their own.
+// The border differs: for conv_out features outside the HR image are zero, while the folded
+// convolution sees what up.0 would have made there from the LQ pixels of the edge. So a correction
+// is subtracted from HR pixels in the first and last row and column. It depends on LQ pixels of the
+// same edge alone, since up.0 maps the zeros outside the image to zero: five taps along the edge;
+// and where two edges meet, the one tap that both have subtracted is added once. These corrections
+// are convolutions like the first, of few pixels, with weights and gradients of their own.
 //
-// Outputs of an LQ pixel go by groups of 16 "slots": four HR pixels of its square (dy, dx), row by row, each R, G, B and nothing. A group has 53
-// "entries", each [input channel][slot]:
+// The outputs of an LQ pixel are in groups of 16 "slots": four HR pixels (dy, dx) of its square,
+// row by row, with R, G, B and an unused slot each. A group has 53 "entries", each [input
+// channel][slot]:
 //   0 .. 24          the 5x5 taps
 //   25 + 7 e + 0..4  taps along edge e: first row, last row, first column, last column
-//   25 + 7 e + 5, 6  of the first and last row: the tap where it meets the first and the last column
-// and as many biases as there are kinds of places: [slot] of all, of an edge, of its corners. Sums over pixels are laid out alike.
+//   25 + 7 e + 5, 6  of the first and last row: the tap where it meets the first and last column
+// There is one bias [slot] for all pixels, one for each edge, and one for each end of the first and
+// last row. Sums over pixels have the same layout.
 #pragma once
 #include "features.cuh"
 
-#define ENTRIES 53
-#define ENTRY (FEATURES * 16)
-#define INTERIOR_SUMS (25 * ENTRY + 16)
-#define EDGE_SUMS (7 * ENTRY + 3 * 16)
-#define GROUP_SUMS (INTERIOR_SUMS + 4 * EDGE_SUMS)
-// 16-byte words of an entry as the lanes of a warp take it, and of all entries of a group, for the forward pass and for the backward
-#define FRAGMENT 32
+// 16-byte words of all entries of a group as tensor core operands, for the forward and for the
+// backward pass.
 #define GROUP_FRAGMENTS (2 * ENTRIES * FRAGMENT)
 
 DEVICE int slot_groups(int scale) { return (scale * scale + 3) / 4; }
 
-// Which HR pixel of an LQ pixel's square a slot belongs to, and its channel.
+// The HR pixel of an LQ pixel's square that a slot belongs to, and its channel.
 struct Slot {
     int dy, dx, channel;
     bool exists;
@@ -42,8 +42,9 @@ DEVICE Slot slot_of(int group, int slot, int scale) {
     return s;
 }
 
-// Along one side: what tap k of conv_out reads from place `place` of a square, the place it meets there, and by how many LQ pixels the taps
-// of up.0 are moved within the five of the composition.
+// Along one side: for tap k of conv_out at HR position `place` of a square, the position `place`
+// that it reads in that LQ pixel's square, and by how many LQ pixels up.0's taps are shifted within
+// the five of the folded convolution.
 struct Reach {
     int place, shift;
 };
@@ -55,7 +56,8 @@ DEVICE Reach reach(int scale, int place, int k) {
     return r;
 }
 
-// Which taps of conv_out an entry is made of, and where among the 5x5 it lies. A kind of places has the same for its bias as for its first entry.
+// The taps of conv_out that an entry is made of, and its position among the 5x5. A bias has the
+// same taps as the first entry of its kind.
 struct Entry {
     int u, v;            // row and column of the 5x5
     int ky, ky_end;      // rows of conv_out's taps
@@ -74,7 +76,8 @@ DEVICE Entry entry_of(int e, Slot s, int scale) {
     n.sign = corner ? 1.0f : -1.0f;
     if (!corner) (rows ? n.v : n.u) = j;
     int down = rows ? edge : -1, across = rows ? (corner ? j - 5 : -1) : edge - 2;
-    // an edge touches the first or last place of a square, through the first or last tap
+    // only the first or last position of a square is at an edge, and only through conv_out's first
+    // or last tap
     if (down >= 0) {
         n.ky = 2 * down;
         n.ky_end = s.dy == down * (scale - 1) ? n.ky + 1 : n.ky;
@@ -87,31 +90,33 @@ DEVICE Entry entry_of(int e, Slot s, int scale) {
     return n;
 }
 
-// Where an entry stands among the f32 of its group, and where a bias does: of all pixels (-1) or of kind 0 .. 2 (edge, its corners) of an edge.
+// Offset of an entry among the f32 of its group; and of a bias: of all pixels (edge -1), or of kind
+// 0 .. 2 of an edge (the edge, its two ends).
 DEVICE int entry_at(int e) { return e < 25 ? e * ENTRY : INTERIOR_SUMS + (e - 25) / 7 * EDGE_SUMS + (e - 25) % 7 * ENTRY; }
 DEVICE int bias_at(int edge, int kind) { return edge < 0 ? 25 * ENTRY : INTERIOR_SUMS + edge * EDGE_SUMS + 7 * ENTRY + kind * 16; }
 
-// The composition, without the gain: composed [groups][GROUP_SUMS] f32, and for halves behind it, times the gain, [groups][GROUP_FRAGMENTS] words
-// as tensor cores take them, once for the forward pass and once with taps and channels turned round. up_weight [16 x scale^2][16][3][3],
-// up_bias, weight [3][16][3][3], bias [3], gain [1]. Grid: (54, groups), a block an entry, the last one all biases.
-KERNEL(compose_up_head, 256, const float* up_weight, const float* up_bias, const float* weight, const float* bias, const float* gain,
-       float* composed, int scale) {
+// Folds the convolutions: writes the f32 entries without the gain and, in half precision, the
+// operands times the gain, once for the forward pass and once with taps mirrored and channels
+// exchanged for the backward pass. Grid: (54, groups), one block for each entry; the last one makes
+// all biases.
+KERNEL(fold_conv) {
+    const int scale = arg.scale;
     int e = blockIdx.x, group = blockIdx.y, slot = threadIdx.x % 16, ci = threadIdx.x / 16, squares = scale * scale;
     Slot s = slot_of(group, slot, scale);
-    float* own = composed + group * GROUP_SUMS;
+    float* own = arg.folded + group * GROUP_SUMS;
     if (e == ENTRIES) {
-        // thirteen kinds of places: all, and of each edge three
+        // thirteen biases: one of all pixels, three of each edge
         int kind = ci - 1, edge = kind < 0 ? -1 : kind / 3;
         if (kind >= 12) return;
         Entry n = entry_of(kind < 0 ? 0 : 25 + 7 * edge + (kind % 3 ? 4 + kind % 3 : 0), s, scale);
-        float sum = kind < 0 && s.exists ? bias[s.channel] : 0.0f;
+        float sum = kind < 0 && s.exists ? arg.parameters.bias[s.channel] : 0.0f;
         if (s.exists) {
             for (int ky = n.ky; ky < n.ky_end; ky++) {
                 for (int kx = n.kx; kx < n.kx_end; kx++) {
-                    const float* from = up_bias + reach(scale, s.dy, ky).place * scale + reach(scale, s.dx, kx).place;
+                    const float* from = arg.parameters.up_bias + reach(scale, s.dy, ky).place * scale + reach(scale, s.dx, kx).place;
                     UNROLL
                     for (int c = 0; c < FEATURES; c++)
-                        sum += n.sign * weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares];
+                        sum += n.sign * arg.parameters.weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares];
                 }
             }
         }
@@ -127,52 +132,55 @@ KERNEL(compose_up_head, 256, const float* up_weight, const float* up_bias, const
                 Reach across = reach(scale, s.dx, kx);
                 int ty = n.u - down.shift, tx = n.v - across.shift;
                 if (ty < 0 || ty > 2 || tx < 0 || tx > 2) continue;
-                const float* from = up_weight + ((down.place * scale + across.place) * FEATURES + ci) * 9 + ty * 3 + tx;
+                const float* from = arg.parameters.up_weight + ((down.place * scale + across.place) * FEATURES + ci) * 9 + ty * 3 + tx;
                 UNROLL
                 for (int c = 0; c < FEATURES; c++)
-                    sum += weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares * FEATURES * 9];
+                    sum += arg.parameters.weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares * FEATURES * 9];
             }
         }
     }
     sum *= n.sign;
     own[entry_at(e) + threadIdx.x] = sum;
 #if PRECISION != 0
-    u16* fragments = (u16*)(composed + gridDim.y * GROUP_SUMS) + group * GROUP_FRAGMENTS * 8;
-    u16 half = to_half(*gain * sum);
-    // taps of the backward pass reach the other way
+    u16* fragments = (u16*)(arg.folded + gridDim.y * GROUP_SUMS) + group * GROUP_FRAGMENTS * 8;
+    u16 half = to_half(*arg.parameters.gain * sum);
+    // taps of the backward pass are mirrored
     int turned = e < 25 ? 24 - e : (e - 25) % 7 < 5 ? e - (e - 25) % 7 + 4 - (e - 25) % 7 : e;
     UNROLL
     for (int backward = 0; backward < 2; backward++) {
         int k = backward ? slot : ci, column = backward ? ci : slot, at = backward ? ENTRIES + turned : e;
-        // as a lane's registers: 16 bytes hold b[0], b[1] of the first 8 x 16 matrix, then of the second; columns are dealt to the two such
-        // that a lane's four results of one pixel are neighbours
+        // in the order of a lane's registers: 16 bytes hold b[0], b[1] of the first 8 x 16 matrix,
+        // then of the second; columns are distributed over the two so that a lane's four results of
+        // one pixel are neighbours
         int lane = ((column >> 2) * 2 + (column & 1)) * 4 + k % 8 / 2, word = (column >> 1 & 1) * 2 + k / 8;
         fragments[((at * FRAGMENT + lane) * 4 + word) * 2 + k % 2] = half;
     }
 #endif
 }
 
-// The sums of a backward pass, without the gain: of all pixels, and of those on edges.
-struct ComposedSums {
+// The sums of a backward pass, without the gain: over all pixels, and over the pixels of edges.
+struct FoldedSums {
     const double* interior;  // [groups][INTERIOR_SUMS]
     const double* edges;     // [groups][4][EDGE_SUMS]
     int scale;
 };
 
-// A tap of conv_out at a place of the square, along one side: where the sums that it shares in lie, and which edge has none of it.
-struct Meeting {
+// A tap of conv_out at a position of the square, along one side: which folded sums it contributes
+// to, and the edge at which it reads zeros.
+struct SideTap {
     Reach reach;
     int edge;  // 0 first, 1 last, -1 none
 };
-DEVICE Meeting meeting(int scale, int place, int k) {
-    Meeting m;
+DEVICE SideTap side_tap(int scale, int place, int k) {
+    SideTap m;
     m.reach = reach(scale, place, k);
     m.edge = place + k == 0 ? 0 : place + k == scale + 1 ? 1 : -1;
     return m;
 }
 
-// What conv_out's tap with these meetings has to do with tap (ty, tx) of up.0 and channel `ci`: the gradient of their product.
-DEVICE double met(const ComposedSums& t, const Meeting& down, const Meeting& across, int dy, int dx, int channel, int ci, int ty, int tx) {
+// The gradient of the product of conv_out's tap (given along both sides) and tap (ty, tx) of up.0
+// for input channel `ci`.
+DEVICE double tap_gradient(const FoldedSums& t, const SideTap& down, const SideTap& across, int dy, int dx, int channel, int ci, int ty, int tx) {
     int place = dy * t.scale + dx, group = place / 4, at = ci * 16 + place % 4 * 4 + channel;
     int u = down.reach.shift + ty, v = across.reach.shift + tx;
     const double* edges = t.edges + group * 4 * EDGE_SUMS + at;
@@ -183,8 +191,8 @@ DEVICE double met(const ComposedSums& t, const Meeting& down, const Meeting& acr
     if (row && column) sum += edges[down.edge * EDGE_SUMS + (5 + across.edge) * ENTRY];
     return sum;
 }
-// The same for up.0's bias.
-DEVICE double met_bias(const ComposedSums& t, const Meeting& down, const Meeting& across, int dy, int dx, int channel) {
+// The same with up.0's bias.
+DEVICE double bias_gradient(const FoldedSums& t, const SideTap& down, const SideTap& across, int dy, int dx, int channel) {
     int place = dy * t.scale + dx, group = place / 4, at = place % 4 * 4 + channel;
     const double* edges = t.edges + group * 4 * EDGE_SUMS + 7 * ENTRY + at;
     double sum = t.interior[group * INTERIOR_SUMS + 25 * ENTRY + at];
@@ -194,18 +202,19 @@ DEVICE double met_bias(const ComposedSums& t, const Meeting& down, const Meeting
     return sum;
 }
 
-DEVICE void add_gradient(float* to, double value, const Scalars* scalars) {
+DEVICE void add_gradient(float* to, double value, const DeviceScalars* scalars) {
     *to = scalars->accumulate ? *to + (float)value : (float)value;
 }
 
-// Sums to gradients of all that the composition is made of. Blocks: one a 256 weights of up.0; 54, a warp for every weight of conv_out; one for both
-// biases; one for the gain, whose gradient is the product of the sums and what they are the gradients of. Shared memory: 256 f64.
-KERNEL(finish_up_head, 256, const double* interior, const double* edges, const float* up_weight, const float* up_bias, const float* weight,
-       const float* bias, const float* gain, const float* composed, float* d_up_weight, float* d_up_bias, float* d_weight, float* d_bias,
-       float* d_gain, int scale, const Scalars* scalars) {
-    ComposedSums t = {interior, edges, scale};
+// Turns the sums into the gradients of everything that the folded convolution is made of. Blocks:
+// one for every 256 weights of up.0; 54 with a warp for every weight of conv_out; one for both
+// biases; one for the gain, whose gradient is the sum of all folded weights times their gradients.
+// Shared memory: 256 f64.
+KERNEL(unfold_gradients) {
+    const int scale = arg.scale;
+    FoldedSums t = {arg.interior, arg.edges, scale};
     int squares = scale * scale, weights = FEATURES * squares * FEATURES * 9, block = blockIdx.x, blocks = (weights + 255) / 256;
-    double strength = (double)*gain;
+    double strength = (double)*arg.parameters.gain;
     if (block < blocks) {
         int i = block * 256 + threadIdx.x;
         if (i >= weights) return;
@@ -213,16 +222,16 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
         double sum = 0;
         for (int ky = 0; ky < 3; ky++) {
             int dy = (py - ky + 1 + scale) % scale;
-            Meeting down = meeting(scale, dy, ky);
+            SideTap down = side_tap(scale, dy, ky);
             for (int kx = 0; kx < 3; kx++) {
                 int dx = (px - kx + 1 + scale) % scale;
-                Meeting across = meeting(scale, dx, kx);
+                SideTap across = side_tap(scale, dx, kx);
                 UNROLL
                 for (int o = 0; o < 3; o++)
-                    sum += (double)weight[(o * FEATURES + c) * 9 + ky * 3 + kx] * met(t, down, across, dy, dx, o, ci, tap / 3, tap % 3);
+                    sum += (double)arg.parameters.weight[(o * FEATURES + c) * 9 + ky * 3 + kx] * tap_gradient(t, down, across, dy, dx, o, ci, tap / 3, tap % 3);
             }
         }
-        add_gradient(d_up_weight + i, strength * sum, scalars);
+        add_gradient(arg.gradients.up_weight + i, strength * sum, arg.scalars);
         return;
     }
     block -= blocks;
@@ -231,13 +240,13 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
         double sum = 0;
         for (int place = 0; place < squares; place++) {
             int dy = place / scale, dx = place - dy * scale;
-            Meeting down = meeting(scale, dy, k / 3), across = meeting(scale, dx, k % 3);
+            SideTap down = side_tap(scale, dy, k / 3), across = side_tap(scale, dx, k % 3);
             int out = (c * scale + down.reach.place) * scale + across.reach.place;
             for (int j = threadIdx.x % 32; j < FEATURES * 9; j += 32)
-                sum += (double)up_weight[out * FEATURES * 9 + j] * met(t, down, across, dy, dx, o, j / 9, j % 9 / 3, j % 3);
-            if (threadIdx.x % 32 == 0) sum += (double)up_bias[out] * met_bias(t, down, across, dy, dx, o);
+                sum += (double)arg.parameters.up_weight[out * FEATURES * 9 + j] * tap_gradient(t, down, across, dy, dx, o, j / 9, j % 9 / 3, j % 3);
+            if (threadIdx.x % 32 == 0) sum += (double)arg.parameters.up_bias[out] * bias_gradient(t, down, across, dy, dx, o);
         }
-        // lanes are added through memory, in the order of a tree: f64 does not fit the shuffles
+        // lanes are added in memory, in the order of a tree, because shuffles move 32 bits
         double* lanes = (double*)shared_memory() + threadIdx.x / 32 * 32;
         int lane = threadIdx.x % 32;
         lanes[lane] = sum;
@@ -246,7 +255,7 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
             if (lane < half) lanes[lane] += lanes[lane + half];
             warp_barrier();
         }
-        if (lane == 0) add_gradient(d_weight + i, strength * lanes[0], scalars);
+        if (lane == 0) add_gradient(arg.gradients.weight + i, strength * lanes[0], arg.scalars);
         return;
     }
     block -= 27 * FEATURES / 8;
@@ -255,8 +264,8 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
             double sum = 0;
             if (i >= FEATURES * squares) {
                 int o = i - FEATURES * squares;
-                for (int place = 0; place < squares; place++) sum += interior[place / 4 * INTERIOR_SUMS + 25 * ENTRY + place % 4 * 4 + o];
-                add_gradient(d_bias + o, strength * sum, scalars);
+                for (int place = 0; place < squares; place++) sum += arg.interior[place / 4 * INTERIOR_SUMS + 25 * ENTRY + place % 4 * 4 + o];
+                add_gradient(arg.gradients.bias + o, strength * sum, arg.scalars);
                 continue;
             }
             int c = i / squares, py = i % squares / scale, px = i % scale;
@@ -265,20 +274,20 @@ KERNEL(finish_up_head, 256, const double* interior, const double* edges, const f
                 for (int kx = 0; kx < 3; kx++) {
                     int dx = (px - kx + 1 + scale) % scale;
                     for (int o = 0; o < 3; o++)
-                        sum += (double)weight[(o * FEATURES + c) * 9 + ky * 3 + kx] *
-                               met_bias(t, meeting(scale, dy, ky), meeting(scale, dx, kx), dy, dx, o);
+                        sum += (double)arg.parameters.weight[(o * FEATURES + c) * 9 + ky * 3 + kx] *
+                               bias_gradient(t, side_tap(scale, dy, ky), side_tap(scale, dx, kx), dy, dx, o);
                 }
             }
-            add_gradient(d_up_bias + i, strength * sum, scalars);
+            add_gradient(arg.gradients.up_bias + i, strength * sum, arg.scalars);
         }
         return;
     }
     double product = 0;
     for (int i = threadIdx.x; i < slot_groups(scale) * GROUP_SUMS; i += 256) {
         int group = i / GROUP_SUMS, at = i % GROUP_SUMS;
-        double sum = at < INTERIOR_SUMS ? interior[group * INTERIOR_SUMS + at] : edges[group * 4 * EDGE_SUMS + at - INTERIOR_SUMS];
-        product += sum * (double)composed[i];
+        double sum = at < INTERIOR_SUMS ? arg.interior[group * INTERIOR_SUMS + at] : arg.edges[group * 4 * EDGE_SUMS + at - INTERIOR_SUMS];
+        product += sum * (double)arg.folded[i];
     }
     double total = block_sum<256>((double*)shared_memory(), product);
-    if (threadIdx.x == 0) add_gradient(d_gain, total, scalars);
+    if (threadIdx.x == 0) add_gradient(arg.gradients.gain, total, arg.scalars);
 }

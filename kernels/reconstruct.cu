@@ -1,30 +1,29 @@
-// The network's end, base(x) + gain * conv_out(shuffle(up.0(f))), and its gradients. The two convolutions are the one of composed.cuh, so that
-// nothing but the prediction is ever stored at HR; the base is made of the f32 input, tile by tile, and never stored.
+// The reconstruction, base(input) + gain * conv_out(shuffle(up.0(features))), and its gradients.
+// The two convolutions are computed as the one of folded_conv.cuh, so that nothing but the
+// prediction is stored at HR; the base is computed from the f32 input, tile by tile, and never
+// stored.
 //
-// up_head: composed as made by compose_up_head; gain [1] f32; input [images][h][w][3] f32; features [images][h][w][16] act; output
-// [images][h x scale][w x scale][3] f32. With target (u8 HR patches, and their codes) the output is the prediction less its target,
-// subtracted while base and target are exact integers. A block of 256 threads walks over tiles of 16 x 16 LQ pixels with the grid as
-// stride. With loss_partials, an f64 a block, the output is the gradient of the pixel losses instead, whose sums go there; weights and `whole` are
-// those of pixel_loss. Floor: a pixel of features and 12 bytes read, 12 x scale^2 bytes written and 3 x scale^2 of target read, an LQ pixel.
+// reconstruct: with a target the output is prediction - target, subtracted while base and target
+// are exact integers. With loss_partials the output is the gradient of the pixel losses, and each
+// block stores its sum of the losses there. Grid: persistent, or a fixed number of blocks with
+// loss_partials. Least traffic an LQ pixel: a pixel of features and 12 bytes read, 12 x scale^2
+// bytes written and 3 x scale^2 of target read.
 //
-// up_head_back: composed; gain [1] (f32 alone reads it, halves have it in their weights); features; d_output [images][h x scale][w x scale][3] f32;
-// d_features [images][h][w][16] act. `part` says what of it a launch does:
-//   1  d_features; grid: walkers
-//   2  sums: partials [blocks][groups][INTERIOR_SUMS] f32, and of the edges edge_partials [edge_blocks][groups][4][EDGE_SUMS].
-//      Grid: (blocks, groups of slots); each takes a share of the edges first
-//   3  both in one pass (one group of slots, halves)
-// Floor: a pixel of features read and one written, 12 x scale^2 bytes read, an LQ pixel.
+// reconstruct_back: `part` says what a launch computes:
+//   PART_DATA  d_features. Grid: persistent
+//   PART_SUMS  sums of all pixels, and of edges. Grid: (blocks, groups of slots); a block starts
+//   with its share of the edges
+//   both       in one pass (one group of slots, half precision)
+// Least traffic an LQ pixel: a pixel of features read and one written, 12 x scale^2 bytes read.
 #include "base.cuh"
-#include "composed.cuh"
+#include "folded_conv.cuh"
 #include "pixel_terms.cuh"
 
-// The arrays of a tile of pixels with the two around it that 5x5 taps reach.
-#define REACHED (TILE + 4)
-
-// The sums of one edge: a strip of 16 of its pixels at a time. Thread (input channel, slot); those from 256 on do nothing but wait. `memory`: 36 x 16
-// f32.
-DEVICE void edge_sums(float* memory, const act* features, const float* d_output, float* edge_partials, int edge, int first, int step, int group,
-                      int groups, int images, int h, int w, int scale) {
+// The sums of one edge, a strip of 16 of its pixels at a time. Thread (input channel, slot);
+// threads from 256 on only take part in barriers. `first`: the strip to begin with; `memory`: 36 x
+// 16 f32.
+DEVICE void edge_sums(float* memory, const ReconstructBackArguments& arg, int edge, int first, int group, int groups, int scale) {
+    const int h = arg.h, w = arg.w;
     float* d = memory;               // [16][slot]
     float* f = memory + 16 * 16;     // [20][channel]
     int major = threadIdx.x / 16, minor = threadIdx.x % 16;
@@ -37,23 +36,23 @@ DEVICE void edge_sums(float* memory, const act* features, const float* d_output,
     UNROLL
     for (int i = 0; i < 3; i++) bias[i] = 0;
     ROLLED
-    for (int strip = first; strip < images * strips; strip += step) {
+    for (int strip = first; strip < arg.images * strips; strip += arg.edge_blocks) {
         int image = strip / strips, start = (strip - image * strips) * 16;
         long long pixels = (long long)image * h * w;
         int at = start + major, y = rows ? fixed : at, x = rows ? at : fixed;
         float value = 0;
         if (works && at < length && slot.exists)
-            value = d_output[(pixels * scale * scale + (long long)(y * scale + slot.dy) * (w * scale) + x * scale + slot.dx) * 3 + slot.channel];
+            value = arg.d_output[(pixels * scale * scale + (long long)(y * scale + slot.dy) * (w * scale) + x * scale + slot.dx) * 3 + slot.channel];
         if (works) d[threadIdx.x] = value;
         ROLLED
         for (int i = threadIdx.x; works && i < 20 * 16; i += 256) {
             int along = start - 2 + i / 16;
             value = 0;
-            if (along >= 0 && along < length) value = to_float(features[(pixels + (rows ? fixed * w + along : along * w + fixed)) * FEATURES + i % 16]);
+            if (along >= 0 && along < length) value = to_float(arg.features[(pixels + (rows ? fixed * w + along : along * w + fixed)) * FEATURES + i % 16]);
             f[i] = value;
         }
         barrier();
-        // a strip by itself: short sums keep their bits
+        // each strip by itself: short sums lose fewer bits to rounding
         float part[5], window[5], sum = 0;
         UNROLL
         for (int i = 0; i < 5; i++) {
@@ -85,7 +84,7 @@ DEVICE void edge_sums(float* memory, const act* features, const float* d_output,
         barrier();
     }
     if (!works) return;
-    float* out = edge_partials + (((long long)first * groups + group) * 4 + edge) * EDGE_SUMS;
+    float* out = arg.edge_partials + (((long long)first * groups + group) * 4 + edge) * EDGE_SUMS;
     UNROLL
     for (int i = 0; i < 7; i++) out[i * ENTRY + threadIdx.x] = total[i];
     if (major > 0) return;
@@ -93,18 +92,17 @@ DEVICE void edge_sums(float* memory, const act* features, const float* d_output,
     for (int i = 0; i < 3; i++) out[7 * ENTRY + i * 16 + minor] = bias[i];
 }
 
-// A block's share of the four edges, each of which is shared by `edge_blocks`: blocks that did nothing else would keep others waiting for
-// their place.
-DEVICE void all_edge_sums(float* memory, const act* features, const float* d_output, float* edge_partials, int edge_blocks, int groups, int images,
-                          int h, int w, int scale) {
+// A block's share of the four edges; `edge_blocks` blocks share each edge. Blocks that did nothing
+// else would take the places of others on the multiprocessors.
+DEVICE void all_edge_sums(float* memory, const ReconstructBackArguments& arg, int groups, int scale) {
     ROLLED
-    for (int i = blockIdx.x; i < 4 * edge_blocks; i += gridDim.x)
-        edge_sums(memory, features, d_output, edge_partials, i % 4, i / 4, edge_blocks, blockIdx.y, groups, images, h, w, scale);
+    for (int i = blockIdx.x; i < 4 * arg.edge_blocks; i += gridDim.x)
+        edge_sums(memory, arg, i % 4, i / 4, blockIdx.y, groups, scale);
 }
 
-// The four HR pixels of a group of slots in the square of one LQ pixel, finished and written: base and `detail` (RGB of each). Returns the
-// pixel losses, where they are asked for.
-struct Finish {
+// What every thread needs to finish the four HR pixels of a group of slots in the HR square of one
+// LQ pixel.
+struct SquareOutput {
     const float* taps;
     const float* cells;
     float* output;
@@ -114,28 +112,29 @@ struct Finish {
     PixelTerms terms;
     int group, h, w, scale;
 
-    // Where the image's prediction and its target begin, and how the target is stored.
+    // Offset of the image's prediction and of its target, and how the target is stored.
     DEVICE_MEMBER long long start(int image) const { return (long long)image * h * scale * w * scale * 3; }
     DEVICE_MEMBER Steps steps() const { return augmentation(code, h * scale, w * scale); }
 };
 
-// At scale 2 the target of a pixel's square, asked for ahead of the work that it waits for: RGB of every HR pixel.
-struct Wanted {
+// At scale 2, the target of an LQ pixel's square: RGB of every HR pixel. It is loaded before the
+// work that hides the wait.
+struct TargetSquare {
     u32 value[12];
 };
-DEVICE void load_wanted(Wanted& wanted, const Finish& f, Tile t, int row, int column) {
+DEVICE void load_target(TargetSquare& target_rgb, const SquareOutput& f, Tile t, int row, int column) {
     int y = t.y + row, x = t.x + column;
     UNROLL
-    for (int i = 0; i < 12; i++) wanted.value[i] = 0;
+    for (int i = 0; i < 12; i++) target_rgb.value[i] = 0;
     if (!f.target || y >= f.h || x >= f.w) return;
     Steps s = f.steps();
-    // positions in one image fit an int
+    // offsets within one image fit an int
     const u8* target = f.target + f.start(t.image) + (s.start + 2 * (y * s.down + x * s.across)) * 3;
     UNROLL
-    for (int i = 0; i < 12; i++) wanted.value[i] = target[(i / 6 * s.down + i / 3 % 2 * s.across) * 3 + i % 3];
+    for (int i = 0; i < 12; i++) target_rgb.value[i] = target[(i / 6 * s.down + i / 3 % 2 * s.across) * 3 + i % 3];
 }
 
-DEVICE float finish_double(const Finish& f, const float (&detail)[12], const Wanted& wanted, Tile t, int row, int column) {
+DEVICE float store_square_x2(const SquareOutput& f, const float (&detail)[12], const TargetSquare& target_rgb, Tile t, int row, int column) {
     int y = t.y + row, x = t.x + column;
     float lost = 0;
     if (y >= f.h || x >= f.w) return lost;
@@ -148,7 +147,7 @@ DEVICE float finish_double(const Finish& f, const float (&detail)[12], const Wan
         float value[2][3];
         UNROLL
         for (int dx = 0; dx < 2; dx++) {
-            const u32* rgb = wanted.value + (2 * dy + dx) * 3;
+            const u32* rgb = target_rgb.value + (2 * dy + dx) * 3;
             float target[3] = {(float)rgb[0], (float)rgb[1], (float)rgb[2]};
             base_pixel(blurred[dy], taps[dx], f.target != nullptr, target, value[dx]);
             UNROLL
@@ -157,7 +156,7 @@ DEVICE float finish_double(const Finish& f, const float (&detail)[12], const Wan
                 if (f.losses) lost += pixel_term(f.terms, value[dx][o]);
             }
         }
-        // two pixels side by side are 24 bytes, aligned to eight
+        // two neighbouring pixels are 24 bytes, aligned to eight
         UNROLL
         for (int i = 0; i < 3; i++) ((Two*)(output + dy * f.w * 6))[i] = {{value[2 * i / 3][2 * i % 3], value[(2 * i + 1) / 3][(2 * i + 1) % 3]}};
     }
@@ -165,11 +164,11 @@ DEVICE float finish_double(const Finish& f, const float (&detail)[12], const Wan
 }
 
 // The same at any scale.
-DEVICE float finish_square(const Finish& f, const float (&detail)[12], Tile t, int row, int column) {
+DEVICE float store_square(const SquareOutput& f, const float (&detail)[12], Tile t, int row, int column) {
     int y = t.y + row, x = t.x + column, hr_w = f.w * f.scale;
     float lost = 0;
     if (y >= f.h || x >= f.w) return lost;
-    // positions in one image fit an int
+    // offsets within one image fit an int
     float* output = f.output + f.start(t.image);
     const u8* target = f.target + f.start(t.image);
     Steps steps = f.steps();
@@ -178,15 +177,15 @@ DEVICE float finish_square(const Finish& f, const float (&detail)[12], Tile t, i
     Blurred blurred[1];
     ROLLED
     for (int k = 0; k < 4 && dy < f.scale; k++) {
-        // the first of a row; of the others there is at least one
+        // needed for the first pixel of each row; further rows begin with dx == 0
         if (k == 0 || dx == 0) base_rows(blurred, f.cells, row, column, {((const Quad*)f.taps)[dy]});
-        float wanted[3] = {0, 0, 0}, value[3];
+        float target_rgb[3] = {0, 0, 0}, value[3];
         if (f.target) {
             const u8* pixel = target + (steps.start + hr_y * steps.down + hr_x * steps.across) * 3;
             UNROLL
-            for (int o = 0; o < 3; o++) wanted[o] = (float)pixel[o];
+            for (int o = 0; o < 3; o++) target_rgb[o] = (float)pixel[o];
         }
-        base_pixel(blurred[0], ((const Quad*)f.taps)[dx], f.target != nullptr, wanted, value);
+        base_pixel(blurred[0], ((const Quad*)f.taps)[dx], f.target != nullptr, target_rgb, value);
         float* to = output + (hr_y * hr_w + hr_x) * 3;
         UNROLL
         for (int o = 0; o < 3; o++) {
@@ -206,12 +205,13 @@ DEVICE float finish_square(const Finish& f, const float (&detail)[12], Tile t, i
 }
 
 #if PRECISION == 0
-#include "up_head_plain.cuh"
+#include "reconstruct_plain.cuh"
 #else
-#include "up_head_mma.cuh"
+#include "reconstruct_mma.cuh"
 #endif
 
-// One value of the upsampling and blur, transposed: what LQ pixel (y, x) is to channel c of d_output, [H][W][3].
+// The transposed upsampling and blur for one value: the gradient of LQ pixel (y, x) from channel c
+// of d_output, [H][W][3].
 DEVICE double base_gather(const float* d_output, int y, int x, int c, int h, int w, int scale) {
     double sum = 0;
     for (int row = y * scale - 2; row < y * scale + scale + 2; row++) {
@@ -228,15 +228,16 @@ DEVICE double base_gather(const float* d_output, int y, int x, int c, int h, int
     return sum;
 }
 
-// The gradient that reaches the input through the base; d_input [images][h][w][3] f32. Plain and slow: training never asks for it, tests
-// do. A thread a value.
-KERNEL(base_back, 256, const float* d_output, float* d_input, int images, int h, int w, int scale, float alpha) {
+// The gradient of the input through the base. Simple and slow, because only tests need it. One
+// thread a value.
+KERNEL(base_back) {
+    const int h = arg.h, w = arg.w, scale = arg.scale;
     int i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= images * h * w * 3) return;
+    if (i >= arg.images * h * w * 3) return;
     int c = i % 3, x = i / 3 % w, y = i / 3 / w % h, image = i / 3 / w / h;
-    const float* from = d_output + (long long)image * h * w * scale * scale * 3;
+    const float* from = arg.d_output + (long long)image * h * w * scale * scale * 3;
     double sum = base_gather(from, y, x, c, h, w, scale);
-    if (alpha > 0.0f) {
+    if (arg.alpha > 0.0f) {
         double sharp = 0;
         for (int ky = -3; ky <= 3; ky++) {
             for (int kx = -3; kx <= 3; kx++) {
@@ -244,7 +245,7 @@ KERNEL(base_back, 256, const float* d_output, float* d_input, int images, int h,
                 if (tap != 0.0f && inside(y + ky, x + kx, h, w)) sharp += (double)tap * base_gather(from, y + ky, x + kx, c, h, w, scale);
             }
         }
-        sum += (double)alpha * (sharp - sum);
+        sum += (double)arg.alpha * (sharp - sum);
     }
-    d_input[i] = (float)sum;
+    arg.d_input[i] = (float)sum;
 }

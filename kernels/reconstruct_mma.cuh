@@ -1,31 +1,34 @@
-// The network's end and its gradients on tensor cores, for halves. The kernels and their arguments are described in up_head.cu. Depends on
-// base.cuh and composed.cuh.
+// The reconstruction and its gradients on tensor cores, for half precision. The kernels are
+// described in reconstruct.cu. Depends on base.cuh and folded_conv.cuh.
+//
+// A tile of 16 values a pixel (features, or the slots of a gradient) is two planes of eight,
+// HALF_PLANE 16-byte pieces apart, so that any eight neighbours, and the two planes, are in
+// different banks.
 #pragma once
 #include "base.cuh"
-#include "composed.cuh"
+#include "folded_conv.cuh"
 #include "mma.cuh"
 
-// A tile of 16 halves a pixel (features, or the slots of a gradient): two planes of eight, so that any eight neighbours lie in different banks;
-// and the second plane in other banks than the first. 16-byte pieces.
-#define REACHED_PLANE (REACHED * REACHED + 4)
 
-// The 16 values of 16 pixels of a row, two rows of them.
+// The accumulators of 16 values of 16 pixels of a row, for two rows.
 struct Square {
     float sum[2][2][4];  // [row][matrix of 8 columns][see mma_16x8x16]
 };
-// Starts from four values, the same for every pixel: of results 4t .. 4t+3.
+// Starts from four values, the same for every pixel: those of results 4t .. 4t+3.
 DEVICE void start(Square& s, Quad from) {
     UNROLL
     for (int i = 0; i < 16; i++) s.sum[i / 8][i / 4 % 2][i % 4] = from.value[i / 4 % 2 * 2 + i % 2];
 }
 
-// Where a lane points in a tile for load_matrices: the strip of 16 pixels from (row, 0) on.
+// The address in a tile that a lane gives to load_matrices for the strip of 16 pixels from (row,
+// column) on.
 DEVICE const Wide* strip_at(const Wide* tile, int row, int column) {
     int lane = threadIdx.x % 32;
-    return tile + lane / 16 * REACHED_PLANE + row * REACHED + column + lane % 16;
+    return tile + lane / 16 * HALF_PLANE + row * REACHED + column + lane % 16;
 }
 
-// Adds the 5x5 neighbourhood of a warp's two rows of pixels, times the weights: each fragment of weights serves two rows, each of pixels up to five.
+// Adds the products of the 5x5 neighbourhood of a warp's two rows of pixels and the weights. Each
+// fragment of weights is used for two rows, each fragment of pixels for up to five rows of taps.
 DEVICE void multiply(Square& s, const Wide* tile, const Wide* weights) {
     const Wide* first = strip_at(tile, threadIdx.x / 32 * 2, 0);
     const Wide* fragments = weights + threadIdx.x % 32;
@@ -47,7 +50,7 @@ DEVICE void multiply(Square& s, const Wide* tile, const Wide* weights) {
     }
 }
 
-// One entry for those pixels of a strip that `column` names: one, or all for -1.
+// Adds the products of one entry for the pixel `column` of a strip, or for all its pixels (-1).
 DEVICE void multiply_entry(float (&sum)[2][4], const Wide* pixels, const Wide* fragment, int column) {
     u32 a[4];
     load_matrices(a, pixels);
@@ -65,7 +68,7 @@ DEVICE void multiply_entry(float (&sum)[2][4], const Wide* pixels, const Wide* f
     mma_16x8x16(sum[1], a, high);
 }
 
-// Adds biases to the same pixels, times the gain.
+// Adds biases times the gain to the same pixels.
 DEVICE void add_bias(float (&sum)[2][4], const float* biases, float gain, int column) {
     Quad bias = ((const Quad*)biases)[threadIdx.x % 4];
     int group = threadIdx.x % 32 / 4;
@@ -76,9 +79,10 @@ DEVICE void add_bias(float (&sum)[2][4], const float* biases, float gain, int co
     }
 }
 
-// Adds what pixels on the picture's edges have apart from others. `fragments`: all entries, in device memory; few tiles read them. `composed`:
-// where the biases are, in the forward pass. All conditions are the same in a whole warp.
-DEVICE void multiply_edges(Square& s, const Wide* tile, const Wide* fragments, const float* composed, float gain, Tile t, int h, int w) {
+// Adds the corrections of pixels at the image's edges. `fragments`: all entries, in device memory,
+// since few tiles read them. `folded`: for the biases, in the forward pass; else null. All lanes of
+// a warp take the same branches.
+DEVICE void multiply_edges(Square& s, const Wide* tile, const Wide* fragments, const float* folded, float gain, Tile t, int h, int w) {
     if (t.y > 0 && t.x > 0 && t.y + TILE < h && t.x + TILE < w) return;
     UNROLL
     for (int row = 0; row < 2; row++) {
@@ -93,25 +97,25 @@ DEVICE void multiply_edges(Square& s, const Wide* tile, const Wide* fragments, c
             if (on) {
                 ROLLED
                 for (int tap = 0; tap < 5; tap++) multiply_entry(s.sum[row], strip_at(tile, own + 2, tap), across + tap * FRAGMENT, -1);
-                if (composed) add_bias(s.sum[row], composed + bias_at(edge, 0), gain, -1);
+                if (folded) add_bias(s.sum[row], folded + bias_at(edge, 0), gain, -1);
                 ROLLED
                 for (int corner = 0; corner < 2; corner++) {
                     int place = corner * (w - 1) - t.x;
                     if (place < 0 || place >= TILE) continue;
                     multiply_entry(s.sum[row], strip_at(tile, own + 2, 2), across + (5 + corner) * FRAGMENT, place);
-                    if (composed) add_bias(s.sum[row], composed + bias_at(edge, 1 + corner), gain, place);
+                    if (folded) add_bias(s.sum[row], folded + bias_at(edge, 1 + corner), gain, place);
                 }
             }
             if (column < 0 || column >= TILE) continue;
             ROLLED
             for (int tap = 0; tap < 5; tap++) multiply_entry(s.sum[row], strip_at(tile, own + tap, 2), down + tap * FRAGMENT, column);
-            if (composed) add_bias(s.sum[row], composed + bias_at(2 + edge, 0), gain, column);
+            if (folded) add_bias(s.sum[row], folded + bias_at(2 + edge, 0), gain, column);
         }
     }
 }
 
-// A tile of features on its way into shared memory: a thread has one piece of a pixel in every few rows. All of a tile's loads are asked for
-// before the first is stored.
+// A tile of features on its way from device to shared memory: a thread has one piece of a pixel in
+// every LINES rows. All loads of a tile are issued before the first value is stored.
 template <int THREADS>
 struct FeatureInput {
     static const int ROW_PIECES = REACHED * 2, LINES = THREADS / ROW_PIECES, ROUNDS = (REACHED + LINES - 1) / LINES;
@@ -120,7 +124,7 @@ struct FeatureInput {
     DEVICE_MEMBER void load(const act* features, Tile t, int h, int w) {
         int first = threadIdx.x / ROW_PIECES, piece = threadIdx.x - first * ROW_PIECES, x = t.x - 2 + piece / 2;
         bool within = first < LINES && (u32)x < (u32)w;
-        // positions in one image fit an int
+        // offsets within one image fit an int
         const Wide* image = (const Wide*)features + (long long)t.image * h * w * 2;
         UNROLL
         for (int round = 0; round < ROUNDS; round++) {
@@ -131,7 +135,7 @@ struct FeatureInput {
     }
     DEVICE_MEMBER void store(Wide* tile) const {
         int first = threadIdx.x / ROW_PIECES, piece = threadIdx.x - first * ROW_PIECES;
-        Wide* to = tile + piece % 2 * REACHED_PLANE + first * REACHED + piece / 2;
+        Wide* to = tile + piece % 2 * HALF_PLANE + first * REACHED + piece / 2;
         UNROLL
         for (int round = 0; round < ROUNDS; round++) {
             bool last = LINES * (round + 1) > REACHED && first + LINES * round >= REACHED;
@@ -140,7 +144,7 @@ struct FeatureInput {
     }
 };
 
-// The fragments of the 25 taps to shared memory.
+// Copies the fragments of the 25 taps to shared memory.
 template <int THREADS>
 DEVICE void copy_fragments(Wide* to, const Wide* from) {
     UNROLL
@@ -150,44 +154,44 @@ DEVICE void copy_fragments(Wide* to, const Wide* from) {
     }
 }
 
-// SCALE: 2, or 0 for any.
+// SCALE: 2, or 0 for any scale.
 template <int SCALE>
-DEVICE void up_head_tiles(const float* composed, const float* gain, const float* input, const act* features, float* output, const u8* target,
-                          const u8* codes, int images, int h, int w, int any_scale, float alpha, double* loss_partials, int whole, float l1,
-                          float charbonnier, float mse, const Scalars* scalars) {
-    const int scale = SCALE ? SCALE : any_scale, groups = slot_groups(scale);
+DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
+    const int h = arg.h, w = arg.w;
+    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale);
     Wide* tile = (Wide*)shared_memory();
-    Wide* weights = tile + 2 * REACHED_PLANE;
+    Wide* weights = tile + 2 * HALF_PLANE;
     float* cells = (float*)(weights + 25 * FRAGMENT);
     float* raw = cells + BASE_CELLS;
     float* rows = raw + BASE_RAW;
     float* taps = rows + BASE_ROWS;
-    const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS);
+    const Wide* fragments = (const Wide*)(arg.folded + groups * GROUP_SUMS);
     base_taps(taps, scale);
     if (groups == 1) copy_fragments<256>(weights, fragments);
-    Finish f = {taps, cells, output, target, 0, loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
-    if (f.losses) f.terms = pixel_terms(l1, charbonnier, mse, whole, scalars);
+    SquareOutput f = {taps, cells, arg.output, arg.target, 0, arg.loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
+    if (f.losses) f.terms = pixel_terms(arg.l1, arg.charbonnier, arg.mse, arg.whole, arg.scalars);
     double lost = 0;
     ROLLED
-    for (int index = blockIdx.x; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
-        // the first to be used are the last to be asked for
-        f.code = target ? codes[t.image] : 0u;
+        // loads return in order, so the values that are needed first are loaded last
+        f.code = arg.target ? arg.codes[t.image] : 0u;
         Quad bias = {{0, 0, 0, 0}};
         float strength = 0;
         if (SCALE == 2) {
-            strength = *gain;
-            bias = ((const Quad*)(composed + bias_at(-1, 0)))[threadIdx.x % 4];
+            strength = *arg.gain;
+            bias = ((const Quad*)(arg.folded + bias_at(-1, 0)))[threadIdx.x % 4];
         }
         FeatureInput<256> in;
-        in.load(features, t, h, w);
-        BaseInput<256> picture;
-        picture.load(input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
+        in.load(arg.features, t, h, w);
+        BaseInput<256> base_in;
+        base_in.load(arg.input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
         in.store(tile);
-        picture.store(raw, target != nullptr);
-        // its barriers are those of the features, too
-        base_cells<256>(raw, rows, cells, h, w, t.y, t.x, alpha);
-        // the HR pixels of a lane, once its share of results has been exchanged for those of one LQ pixel
+        base_in.store(raw, arg.target != nullptr);
+        // its barriers also make the features visible
+        base_cells<256>(raw, rows, cells, h, w, t.y, t.x, arg.alpha);
+        // the square that a lane finishes, once it has exchanged its results for those of one LQ
+        // pixel
         int lane = threadIdx.x % 4, row = threadIdx.x / 32 * 2 + lane / 2, column = threadIdx.x % 32 / 4 + lane % 2 * 8;
         ROLLED
         for (int group = 0; group < groups; group++) {
@@ -197,9 +201,9 @@ DEVICE void up_head_tiles(const float* composed, const float* gain, const float*
                 copy_fragments<256>(weights, own);
                 barrier();
             }
-            const float* f32 = composed + group * GROUP_SUMS;
+            const float* f32 = arg.folded + group * GROUP_SUMS;
             if (SCALE != 2) {
-                strength = *gain;
+                strength = *arg.gain;
                 bias = ((const Quad*)(f32 + bias_at(-1, 0)))[threadIdx.x % 4];
             }
             UNROLL
@@ -208,13 +212,15 @@ DEVICE void up_head_tiles(const float* composed, const float* gain, const float*
             start(s, bias);
             multiply(s, tile, weights);
             multiply_edges(s, tile, own, f32, strength, t, h, w);
-            // the base is not needed before, and tile and scratch are free from here on where there is but one group
+            // makes the base visible; with a single group of slots the tile and the scratch are
+            // free from here on
             if (group == 0) {
                 barrier();
             }
-            Wanted wanted;
-            if (SCALE == 2) load_wanted(wanted, f, t, row, column);
-            // lane t of four has HR pixel t of four LQ pixels: (row, half) 0 .. 3. It gets all four of LQ pixel t: a transposition in two rounds
+            TargetSquare target_rgb;
+            if (SCALE == 2) load_target(target_rgb, f, t, row, column);
+            // lane t of four has HR pixel t of four LQ pixels: (row, half) 0 .. 3. It needs all
+            // four of LQ pixel t: a transposition in two rounds
             float value[4][3], detail[12];
             UNROLL
             for (int i = 0; i < 4; i++) {
@@ -240,32 +246,22 @@ DEVICE void up_head_tiles(const float* composed, const float* gain, const float*
             UNROLL
             for (int i = 0; i < 12; i++) detail[i] = value[i / 3][i % 3];
             f.group = group;
-            lost += (double)(SCALE == 2 ? finish_double(f, detail, wanted, t, row, column) : finish_square(f, detail, t, row, column));
+            lost += (double)(SCALE == 2 ? store_square_x2(f, detail, target_rgb, t, row, column) : store_square(f, detail, t, row, column));
         }
         if (SCALE != 2) barrier();
     }
     if (!f.losses) return;
     barrier();
     double total = block_sum<256>((double*)shared_memory(), lost);
-    if (threadIdx.x == 0) loss_partials[blockIdx.x] = total;
+    if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = total;
 }
 
-// A kernel of its own for scale 2, which has half as much to keep in mind.
-#define UP_HEAD_ARGUMENTS                                                                                                                    \
-    const float *composed, const float *gain, const float *input, const act *features, float *output, const u8 *target, const u8 *codes,     \
-        int images, int h, int w, int scale, float alpha, double *loss_partials, int whole, float l1, float charbonnier, float mse,          \
-        const Scalars *scalars
-KERNEL_CROWDED(up_head, 256, 2, UP_HEAD_ARGUMENTS) {
-    up_head_tiles<0>(composed, gain, input, features, output, target, codes, images, h, w, scale, alpha, loss_partials, whole, l1, charbonnier,
-                     mse, scalars);
-}
-KERNEL_CROWDED(up_head_double, 256, 2, UP_HEAD_ARGUMENTS) {
-    up_head_tiles<2>(composed, gain, input, features, output, target, codes, images, h, w, scale, alpha, loss_partials, whole, l1, charbonnier,
-                     mse, scalars);
-}
+// Scale 2 has a kernel of its own, which needs half as many registers for indices.
+KERNEL_CROWDED(reconstruct, 2) { reconstruct_tiles<0>(arg); }
+KERNEL_CROWDED(reconstruct_x2, 2) { reconstruct_tiles<2>(arg); }
 
-// The gradient of a group's slots on its way to shared memory as halves, two pixels more on each side; a thread has the same slots of a pixel
-// in every few rows.
+// The gradient of a group's slots on its way to shared memory in half precision, with two pixels
+// more on each side; a thread has the same slots of a pixel in every LINES rows.
 template <int THREADS>
 struct SlotInput {
     static const int LINES = THREADS / (REACHED * 4), ROUNDS = REACHED / LINES;
@@ -276,7 +272,7 @@ struct SlotInput {
         int first = threadIdx.x / (REACHED * 4), x = t.x - 2 + (int)threadIdx.x / 4 - first * REACHED;
         Slot s = slot_of(group, threadIdx.x % 4 * 4, scale);
         bool within = s.exists && (u32)x < (u32)w;
-        // positions in one image fit an int
+        // offsets within one image fit an int
         int step = scale * 3, pitch = w * scale * step;
         const float* image = d_output + (long long)t.image * h * pitch + (s.dy * w * scale + s.dx) * 3 + x * step;
         UNROLL
@@ -287,11 +283,11 @@ struct SlotInput {
             for (int o = 0; o < 3; o++) d[round][o] = there ? image[y * pitch + o] : 0.0f;
         }
     }
-    // Adds the tile's own to `sums`.
+    // Stores them, and adds those of the tile itself to `sums`.
     DEVICE_MEMBER void store(Wide* tile, float (&sums)[3]) const {
         int first = threadIdx.x / (REACHED * 4), column = threadIdx.x / 4 - first * REACHED;
         bool own = column >= 2 && column < TILE + 2;
-        Pair* to = (Pair*)(tile + threadIdx.x % 4 / 2 * REACHED_PLANE + first * REACHED + column) + threadIdx.x % 2;
+        Pair* to = (Pair*)(tile + threadIdx.x % 4 / 2 * HALF_PLANE + first * REACHED + column) + threadIdx.x % 2;
         UNROLL
         for (int round = 0; round < ROUNDS; round++) {
             int line = first + LINES * round;
@@ -303,9 +299,7 @@ struct SlotInput {
     }
 };
 
-// Sums of products of features and slots over a tile's pixels, a warp of ten for a column of taps: three rows of them, or the other two.
-#define BACK_WARPS 10
-// Blocks that a multiprocessor should hold; generation 7.5 has room for one.
+// Blocks for each multiprocessor; sm_75 has room for one.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define BACK_BLOCKS 1
 #else
@@ -317,10 +311,12 @@ struct Outer {
 };
 DEVICE void accumulate(Outer& o, const Wide* f_tile, const Wide* d_tile) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, v = warp % 5, u = warp / 5 * 3;
-    // features: pixels 0-7, channels 0-7 and 8-15, then pixels 8-15. Gradient: pixels 0-7 and 8-15, slots 0-7, then 8-15
-    const Wide* f = f_tile + lane / 8 % 2 * REACHED_PLANE + u * REACHED + v + lane / 16 * 8 + lane % 8;
+    // features: pixels 0-7, channels 0-7 and 8-15, then pixels 8-15. Gradient: pixels 0-7 and 8-15,
+    // slots 0-7, then 8-15
+    const Wide* f = f_tile + lane / 8 % 2 * HALF_PLANE + u * REACHED + v + lane / 16 * 8 + lane % 8;
     const Wide* d = strip_at(d_tile, 2, 2);
-    // a row of features meets the rows of the gradient beside it and one or two before
+    // a row of features is multiplied with the same row of the gradient and the one or two before
+    // it
     u32 b[3][4];
     UNROLL
     for (int i = 0; i < 3; i++)
@@ -328,7 +324,7 @@ DEVICE void accumulate(Outer& o, const Wide* f_tile, const Wide* d_tile) {
         for (int k = 0; k < 4; k++) b[i][k] = 0;
     UNROLL
     for (int row = 0; row < TILE + 2; row++) {
-        // two rows of taps end a row earlier
+        // warps with two rows of taps end a row earlier
         if (row == TILE + 1 && u > 0) continue;
         u32 a[4];
         load_matrices_transposed(a, f + row * REACHED);
@@ -346,37 +342,37 @@ DEVICE void accumulate(Outer& o, const Wide* f_tile, const Wide* d_tile) {
     }
 }
 
-// SCALE: 2 for everything in one pass, or 0 for any scale and part.
+// SCALE: 2 for both parts in one pass, or 0 for any scale and part.
 template <int SCALE>
-DEVICE void up_head_back_tiles(const float* composed, const act* features, const float* d_output, act* d_features, float* partials,
-                               float* edge_partials, int images, int h, int w, int any_scale, int part, int edge_blocks) {
-    const int scale = SCALE ? SCALE : any_scale, groups = slot_groups(scale);
+DEVICE void reconstruct_back_tiles(const ReconstructBackArguments& arg) {
+    const int h = arg.h, w = arg.w;
+    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale);
     Wide* d_tile = (Wide*)shared_memory();
-    Wide* f_tile = d_tile + 2 * REACHED_PLANE;
-    Wide* weights = f_tile + 2 * REACHED_PLANE;
-    const bool data = SCALE || part & 1, sums = SCALE || part & 2;
+    Wide* f_tile = d_tile + 2 * HALF_PLANE;
+    Wide* weights = f_tile + 2 * HALF_PLANE;
+    const bool data = SCALE || arg.part & PART_DATA, sums = SCALE || arg.part & PART_SUMS;
     int first_group = SCALE || !sums ? 0 : blockIdx.y, block = blockIdx.x;
-    if (sums) all_edge_sums((float*)shared_memory(), features, d_output, edge_partials, edge_blocks, groups, images, h, w, scale);
-    const Wide* fragments = (const Wide*)(composed + groups * GROUP_SUMS) + ENTRIES * FRAGMENT;
+    if (sums) all_edge_sums((float*)shared_memory(), arg, groups, scale);
+    const Wide* fragments = (const Wide*)(arg.folded + groups * GROUP_SUMS) + ENTRIES * FRAGMENT;
     if (data && groups == 1) copy_fragments<BACK_THREADS>(weights, fragments);
     Outer outer;
     UNROLL
     for (int i = 0; i < 24; i++) outer.sum[i / 8][i / 4 % 2][i % 4] = 0;
     float bias[3] = {0, 0, 0};
     ROLLED
-    for (int index = block; index < tile_count(images, h, w); index += gridDim.x) {
+    for (int index = block; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
         Square s;
         start(s, {{0, 0, 0, 0}});
         FeatureInput<BACK_THREADS> in;
-        if (sums) in.load(features, t, h, w);
-        // at any scale there are no registers to wait for both
+        if (sums) in.load(arg.features, t, h, w);
+        // at any scale there are not enough registers to have both loads under way
         if (sums && !SCALE) in.store(f_tile);
         ROLLED
         for (int group = first_group; group < (sums ? first_group + 1 : groups); group++) {
             const Wide* own = fragments + group * GROUP_FRAGMENTS;
             SlotInput<BACK_THREADS> slots;
-            slots.load(d_output, group, t, h, w, scale);
+            slots.load(arg.d_output, group, t, h, w, scale);
             if (SCALE) in.store(f_tile);
             slots.store(d_tile, bias);
             if (data && groups > 1) copy_fragments<BACK_THREADS>(weights, own);
@@ -389,20 +385,20 @@ DEVICE void up_head_back_tiles(const float* composed, const act* features, const
             barrier();
         }
         if (data && threadIdx.x < 256) {
-            Lane l = lane_place();
+            Lane l = lane_position();
             UNROLL
             for (int i = 0; i < 4; i++) {
                 int y = t.y + l.warp * 2 + i / 2, x = t.x + l.group + i % 2 * 8;
                 if (y >= h || x >= w) continue;
                 const float(*sum)[4] = s.sum[i / 2];
                 Pair v = {{pack_half(sum[0][i % 2 * 2], sum[0][i % 2 * 2 + 1]), pack_half(sum[1][i % 2 * 2], sum[1][i % 2 * 2 + 1])}};
-                store_pair(d_features + (((long long)t.image * h + y) * w + x) * FEATURES, l.t, v);
+                store_pair(arg.d_features + (((long long)t.image * h + y) * w + x) * FEATURES, l.t, v);
             }
         }
     }
     if (!sums) return;
-    float* out = partials + ((long long)block * groups + blockIdx.y) * INTERIOR_SUMS;
-    Lane l = lane_place();
+    float* out = arg.partials + ((long long)block * groups + blockIdx.y) * INTERIOR_SUMS;
+    Lane l = lane_position();
     int v = l.warp % 5, u = l.warp / 5 * 3;
     UNROLL
     for (int tap = 0; tap < 3; tap++) {
@@ -430,12 +426,5 @@ DEVICE void up_head_back_tiles(const float* composed, const act* features, const
     out[25 * ENTRY + threadIdx.x] = sum;
 }
 
-#define UP_HEAD_BACK_ARGUMENTS                                                                                                               \
-    const float *composed, const float *gain, const act *features, const float *d_output, act *d_features, float *partials,                  \
-        float *edge_partials, int images, int h, int w, int scale, int part, int edge_blocks
-KERNEL_CROWDED(up_head_back, BACK_THREADS, BACK_BLOCKS, UP_HEAD_BACK_ARGUMENTS) {
-    up_head_back_tiles<0>(composed, features, d_output, d_features, partials, edge_partials, images, h, w, scale, part, edge_blocks);
-}
-KERNEL_CROWDED(up_head_back_double, BACK_THREADS, BACK_BLOCKS, UP_HEAD_BACK_ARGUMENTS) {
-    up_head_back_tiles<2>(composed, features, d_output, d_features, partials, edge_partials, images, h, w, scale, part, edge_blocks);
-}
+KERNEL_CROWDED(reconstruct_back, BACK_BLOCKS) { reconstruct_back_tiles<0>(arg); }
+KERNEL_CROWDED(reconstruct_back_x2, BACK_BLOCKS) { reconstruct_back_tiles<2>(arg); }

@@ -1,0 +1,730 @@
+// Generated from src/backend/cuda/constants.rs and signatures.rs; do not edit. To write it
+// again: scripts/build_kernels.py, or
+// PARAGON_WRITE_INTERFACE=1 cargo test --lib kernel_interface
+#pragma once
+
+// Threads of a block of nearly every kernel: eight warps.
+#define BLOCK_THREADS 256
+// Features of the network that the kernels are written for; no other number is supported.
+#define FEATURES 16
+// Rows and columns of a tile of LQ pixels, which a block takes at a time.
+#define TILE 16
+// Taps of a 3x3 convolution.
+#define TAPS 9
+// Bytes that every pixel of a convolution's tile has more than its features, against bank
+// conflicts in shared memory.
+#define BANK_GAP 16
+// Hidden channels of a Nano block.
+#define HIDDEN 32
+// 16-byte pieces that a plane of hidden channels has more than its pixels, so that the four
+// planes lie in different banks.
+#define PLANE_GAP 2
+// Offset of conv1's weights `[HIDDEN][FEATURES]` (conv1 and conv2 are the 1x1 convolutions)
+// among the f32 values of a Nano block's parameters without gamma. Partial sums, and the
+// weights in shared memory of the kernels without tensor cores, have this order.
+#define NANO_W1 0
+// conv1's biases in the same order.
+#define NANO_B1 512
+// The depthwise weights `[HIDDEN][TAPS]`.
+#define NANO_DW 544
+// The depthwise biases.
+#define NANO_DB 832
+// conv2's weights `[FEATURES][HIDDEN]`.
+#define NANO_W2 864
+// conv2's biases.
+#define NANO_B2 1376
+// How many there are. Gamma has no sums: its gradient follows from them.
+#define NANO_COUNT 1392
+// Bytes of the weights that both kernels with tensor cores keep in shared memory (struct
+// NanoWeights): conv1 as halves, conv2 as operands, nine depthwise taps and their bias with
+// zeros after them, conv1's biases. A multiprocessor with 100 KiB must hold two blocks of the
+// backward kernel.
+#define MMA_WEIGHTS 3496
+// Hidden channels that the forward kernel without tensor cores computes at a time.
+#define PLAIN_FORWARD 16
+// Hidden channels that the backward kernel without tensor cores computes at a time.
+#define PLAIN_BACKWARD 8
+// f32 elements of the LQ pixels that the base of a tile is made of: four more on each side,
+// one that the blur sees and three that sharpening sees.
+#define BASE_RAW 1728
+// f32 elements of those pixels once they are sharpened along rows.
+#define BASE_ROWS 1296
+// f32 elements of the base's cells, RGB and what sharpening adds to it.
+#define BASE_CELLS 2160
+// f32 elements of the base's taps, four for each HR place inside an LQ pixel (scale 8 at most).
+#define BASE_TAPS 32
+// Entries of a group of slots of the folded convolution (folded_conv.cuh).
+#define ENTRIES 53
+// Elements of an entry: `[FEATURES][16 slots]`.
+#define ENTRY 256
+// Sums of a group of slots over all pixels: 25 entries and the biases.
+#define INTERIOR_SUMS 6416
+// Sums of a group of slots over the pixels of one edge.
+#define EDGE_SUMS 1840
+// Sums of a group of slots over all pixels and all four edges.
+#define GROUP_SUMS 13776
+// 16-byte words of an entry as the lanes of a warp take it.
+#define FRAGMENT 32
+// Rows and columns of a tile with the two pixels on each side that 5x5 taps reach.
+#define REACHED 20
+// 16-byte pieces of one plane (eight halves a pixel) of such a tile. The gap puts the second
+// plane into other banks than the first.
+#define HALF_PLANE 404
+// The same for f32 (four a pixel).
+#define FLOAT_PLANE 401
+// Warps of a block of the reconstruction's backward kernel with tensor cores: one for each
+// column of taps, twice.
+#define BACK_WARPS 10
+// `part` of reconstruct_back: compute the gradient of the features.
+#define PART_DATA 1
+// `part` of reconstruct_back: compute the sums.
+#define PART_SUMS 2
+// Rows of the pixels that a block of the structural losses takes.
+#define PATCH_H 16
+// Columns of the pixels that a block of the structural losses takes.
+#define PATCH_W 32
+// Width of the SSIM window.
+#define WINDOW 11
+// Rows that the windows on a block's pixels reach.
+#define REACH_H 26
+// Columns that the windows on a block's pixels reach.
+#define REACH_W 42
+// Levels of MS-SSIM.
+#define LEVELS 5
+// f32 planes of a level: s, d, gradient, three slopes.
+#define PLANES 6
+// `flags` of finish_structural: slices came before.
+#define SLICE_CONTINUES 1
+// `flags` of finish_structural: this slice is the last.
+#define SLICE_LAST 2
+// Jobs of one launch of reduce_sums at most.
+#define SUM_JOBS 12
+// Neighbouring sums that a block of reduce_sums adds.
+#define SUM_LANES 32
+// Groups of as many threads, each of which adds its share of the partial sums.
+#define SUM_GROUPS 8
+// What becomes of the totals (`SumJob::kind`): they stay, f64, for a later launch.
+#define TO_TOTALS 0
+// They become the gradients of as many parameters, one after another.
+#define TO_GRADIENTS 1
+// They become the gradients of a Nano block (nano_block.cu).
+#define TO_NANO_BLOCK 2
+// The sum of a loss is kept for the next slice (loss.cu).
+#define LOSS_TO_TOTAL 3
+// The mean of a loss goes to the metrics.
+#define LOSS_TO_METRICS 4
+// Augmentation: mirror left-right, applied first.
+#define HFLIP 1u
+// Augmentation: mirror top-bottom, applied second.
+#define VFLIP 2u
+// Augmentation: swap rows and columns, applied last.
+#define TRANSPOSE 4u
+// Sharpening taps of the base, over rows and columns at LQ size.
+CONSTANT float SHARP_TAPS[7] = {-0.03125f, 0.0f, 0.28125f, 0.5f, 0.28125f, 0.0f, -0.03125f};
+// Blur taps of the base, over rows and columns at HR size.
+CONSTANT float BLUR_TAPS[5] = {0.0625f, 0.25f, 0.375f, 0.25f, 0.0625f};
+// Charbonnier's epsilon, under the root.
+#define CHARBONNIER_EPSILON 1e-12f
+// Luma weights of BT.601.
+CONSTANT float LUMA[3] = {0.299f, 0.587f, 0.114f};
+// The SSIM window, a Gaussian of deviation 1.5, from its edge to its middle.
+CONSTANT float GAUSSIAN[6] = {0.0010283801f, 0.007598758f, 0.036000773f, 0.10936069f, 0.21300554f, 0.26601171f};
+// SSIM's constants.
+#define SSIM_C1 0.0001f
+// SSIM's constants.
+#define SSIM_C2 0.0009f
+// MS-SSIM's exponents, finest level first.
+CONSTANT double MS_SSIM_EXPONENTS[5] = {0.0448, 0.2856, 0.3001, 0.2363, 0.1333};
+
+// The numbers of one iteration that change from step to step. They lie in device memory, so
+// that a captured graph stays valid.
+struct DeviceScalars {
+    // Learning rate / bias correction of the first moment.
+    float step_size;
+    // Square root of the bias correction of the second moment.
+    float root_correction;
+    // 1 - learning rate x weight decay (AdamW).
+    float keep;
+    // Weight of the old average.
+    float ema_decay;
+    // 1 - ema_decay, formed in f64.
+    float ema_rest;
+    // Largest gradient norm; infinity for none.
+    float clip;
+    // fp16: every gradient carries this factor until the optimizer divides by it; 1 otherwise.
+    float loss_scale;
+    // 1 / micro-batches of an iteration.
+    float micro_scale;
+    // 1: gradients and loss add to those of the micro-batches before.
+    u32 accumulate;
+    u32 reserved[7];
+};
+static_assert(sizeof(DeviceScalars) == 64, "the layout that Rust writes");
+
+struct SetScalarsArguments {
+    DeviceScalars* out;
+    DeviceScalars values;
+};
+static_assert(sizeof(SetScalarsArguments) == 72, "the layout that Rust writes");
+typedef SetScalarsArguments set_scalars_arguments;
+enum { set_scalars_threads = 32 };
+
+struct UnpackArguments {
+    // `[images][h][w][3]` of a staged batch.
+    const u8* lq;
+    // `[images]`
+    const u8* codes;
+    // `[images][h][w][3]`, in 0..=1.
+    float* output;
+    int images;
+    int h;
+    int w;
+};
+static_assert(sizeof(UnpackArguments) == 40, "the layout that Rust writes");
+typedef UnpackArguments unpack_arguments;
+enum { unpack_threads = 256 };
+
+struct ConvArguments {
+    // `[images][h][w][16]`, 16-byte aligned, as are all activations.
+    const act* input;
+    // `[16][16][3][3]`
+    const float* weight;
+    // `[16]`
+    const float* bias;
+    // `[images][h][w][16]`
+    act* output;
+    int images;
+    int h;
+    int w;
+};
+static_assert(sizeof(ConvArguments) == 48, "the layout that Rust writes");
+typedef ConvArguments conv_arguments;
+enum { conv_threads = 256 };
+
+struct ConvDataArguments {
+    // `[images][h][w][16]`
+    const act* d_output;
+    // `[16][16][3][3]`
+    const float* weight;
+    // `[images][h][w][16]`
+    act* d_input;
+    int images;
+    int h;
+    int w;
+};
+static_assert(sizeof(ConvDataArguments) == 40, "the layout that Rust writes");
+typedef ConvDataArguments conv_data_arguments;
+enum { conv_data_threads = 256 };
+
+struct ConvWeightsArguments {
+    // `[images][h][w][16]`
+    const act* input;
+    // `[images][h][w][16]`
+    const act* d_output;
+    // `[blocks][16 x 16 x 9 weights, 16 biases]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+};
+static_assert(sizeof(ConvWeightsArguments) == 40, "the layout that Rust writes");
+typedef ConvWeightsArguments conv_weights_arguments;
+enum { conv_weights_threads = 256 };
+
+struct ConvGradientsArguments {
+    // `[images][h][w][16]`
+    const act* input;
+    // `[images][h][w][16]`
+    const act* d_output;
+    // `[16][16][3][3]`
+    const float* weight;
+    // `[images][h][w][16]`
+    act* d_input;
+    // `[blocks][16 x 16 x 9 weights, 16 biases]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+};
+static_assert(sizeof(ConvGradientsArguments) == 56, "the layout that Rust writes");
+typedef ConvGradientsArguments conv_gradients_arguments;
+enum { conv_gradients_threads = 256 };
+
+struct ConvRgbArguments {
+    // `[images][h][w][3]`; written instead of read where `patches` are given.
+    float* input;
+    // `[16][3][3][3]`
+    const float* weight;
+    // `[16]`
+    const float* bias;
+    // `[images][h][w][16]`
+    act* output;
+    int images;
+    int h;
+    int w;
+    // 1: the input is multiples of 1/255, which half precision holds exactly as integers.
+    int units;
+    // `[images][h][w][3]` of a staged batch, or null.
+    const u8* patches;
+    // `[images]`, or null.
+    const u8* codes;
+};
+static_assert(sizeof(ConvRgbArguments) == 64, "the layout that Rust writes");
+typedef ConvRgbArguments conv_rgb_arguments;
+enum { conv_rgb_threads = 256 };
+
+struct ConvRgbWeightsArguments {
+    // `[images][h][w][3]`
+    const float* input;
+    // `[images][h][w][16]`
+    const act* d_output;
+    // `[blocks][16 x 27 weights, 16 biases]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+    // 1: the input is multiples of 1/255, which half precision holds exactly as integers.
+    int units;
+};
+static_assert(sizeof(ConvRgbWeightsArguments) == 40, "the layout that Rust writes");
+typedef ConvRgbWeightsArguments conv_rgb_weights_arguments;
+enum { conv_rgb_weights_threads = 256 };
+
+struct ConvRgbDataArguments {
+    // `[images][h][w][16]`
+    const act* d_output;
+    // `[16][3][3][3]`
+    const float* weight;
+    // `[images][h][w][3]`
+    float* d_input;
+    int images;
+    int h;
+    int w;
+};
+static_assert(sizeof(ConvRgbDataArguments) == 40, "the layout that Rust writes");
+typedef ConvRgbDataArguments conv_rgb_data_arguments;
+enum { conv_rgb_data_threads = 256 };
+
+// The parameters of a Nano block; conv1 and conv2 are 1x1, dw is depthwise 3x3.
+struct NanoParameters {
+    // conv1's weights `[32][16]`
+    const float* w1;
+    // `[32]`
+    const float* b1;
+    // The depthwise weights `[32][3][3]`
+    const float* dw;
+    // `[32]`
+    const float* db;
+    // conv2's weights `[16][32]`
+    const float* w2;
+    // `[16]`
+    const float* b2;
+    // LayerScale's factors `[16]`
+    const float* gamma;
+};
+static_assert(sizeof(NanoParameters) == 56, "the layout that Rust writes");
+
+struct NanoBlockArguments {
+    NanoParameters parameters;
+    // `[images][h][w][16]`
+    const act* input;
+    // `[images][h][w][16]`
+    act* output;
+    int images;
+    int h;
+    int w;
+};
+static_assert(sizeof(NanoBlockArguments) == 88, "the layout that Rust writes");
+typedef NanoBlockArguments nano_block_arguments;
+enum { nano_block_threads = 256 };
+
+struct NanoBlockBackArguments {
+    NanoParameters parameters;
+    // `[images][h][w][16]`
+    const act* input;
+    // `[images][h][w][16]`
+    const act* d_output;
+    // `[images][h][w][16]`
+    act* d_input;
+    // `[blocks][NANO_COUNT]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+    // Tiles that a block takes one after another.
+    int tiles;
+};
+static_assert(sizeof(NanoBlockBackArguments) == 104, "the layout that Rust writes");
+typedef NanoBlockBackArguments nano_block_back_arguments;
+enum { nano_block_back_threads = 256 };
+
+// The two convolutions of the reconstruction and its gain.
+struct ReconstructParameters {
+    // up.0's weights `[16 x scale^2][16][3][3]`
+    const float* up_weight;
+    // `[16 x scale^2]`
+    const float* up_bias;
+    // conv_out's weights `[3][16][3][3]`
+    const float* weight;
+    // `[3]`
+    const float* bias;
+    // `[1]`
+    const float* gain;
+};
+static_assert(sizeof(ReconstructParameters) == 40, "the layout that Rust writes");
+
+// Their gradients, in the same shapes.
+struct ReconstructGradients {
+    float* up_weight;
+    float* up_bias;
+    float* weight;
+    float* bias;
+    float* gain;
+};
+static_assert(sizeof(ReconstructGradients) == 40, "the layout that Rust writes");
+
+struct FoldConvArguments {
+    ReconstructParameters parameters;
+    // `[groups][GROUP_SUMS]`; with half precision followed by `[groups][2][ENTRIES][FRAGMENT]`
+    // 16-byte words of tensor core operands.
+    float* folded;
+    int scale;
+};
+static_assert(sizeof(FoldConvArguments) == 56, "the layout that Rust writes");
+typedef FoldConvArguments fold_conv_arguments;
+enum { fold_conv_threads = 256 };
+
+struct UnfoldGradientsArguments {
+    // `[groups][INTERIOR_SUMS]`
+    const double* interior;
+    // `[groups][4][EDGE_SUMS]`
+    const double* edges;
+    ReconstructParameters parameters;
+    // As fold_conv made it.
+    const float* folded;
+    ReconstructGradients gradients;
+    const DeviceScalars* scalars;
+    int scale;
+};
+static_assert(sizeof(UnfoldGradientsArguments) == 120, "the layout that Rust writes");
+typedef UnfoldGradientsArguments unfold_gradients_arguments;
+enum { unfold_gradients_threads = 256 };
+
+struct ReconstructArguments {
+    // As fold_conv made it.
+    const float* folded;
+    // `[1]`
+    const float* gain;
+    // The network's input `[images][h][w][3]`, which the base is made of.
+    const float* input;
+    // `[images][h][w][16]`
+    const act* features;
+    // `[images][h x scale][w x scale][3]`: the prediction; less its target where that is
+    // given; the gradient of the losses where `loss_partials` are given.
+    float* output;
+    // HR patches `[images][h x scale][w x scale][3]` of a staged batch, or null.
+    const u8* target;
+    // `[images]`, or null.
+    const u8* codes;
+    // `[blocks]`, or null.
+    double* loss_partials;
+    // Read with `loss_partials` alone.
+    const DeviceScalars* scalars;
+    int images;
+    int h;
+    int w;
+    int scale;
+    // Strength of the base's sharpening; 0 for none.
+    float alpha;
+    // Values of the whole micro-batch, which the losses' mean is over.
+    int whole;
+    // Weight of the L1 loss.
+    float l1;
+    // Weight of the Charbonnier loss.
+    float charbonnier;
+    // Weight of the MSE loss.
+    float mse;
+};
+static_assert(sizeof(ReconstructArguments) == 112, "the layout that Rust writes");
+typedef ReconstructArguments reconstruct_arguments;
+enum { reconstruct_threads = 256 };
+typedef ReconstructArguments reconstruct_x2_arguments;
+enum { reconstruct_x2_threads = 256 };
+
+struct ReconstructBackArguments {
+    // As fold_conv made it.
+    const float* folded;
+    // `[1]`; half precision has the gain in its operands and does not read it.
+    const float* gain;
+    // `[images][h][w][16]`
+    const act* features;
+    // `[images][h x scale][w x scale][3]`
+    const float* d_output;
+    // `[images][h][w][16]`
+    act* d_features;
+    // `[blocks][groups][INTERIOR_SUMS]`
+    float* partials;
+    // `[edge_blocks][groups][4][EDGE_SUMS]`
+    float* edge_partials;
+    int images;
+    int h;
+    int w;
+    int scale;
+    // PART_DATA, PART_SUMS or both.
+    int part;
+    int edge_blocks;
+};
+static_assert(sizeof(ReconstructBackArguments) == 80, "the layout that Rust writes");
+typedef ReconstructBackArguments reconstruct_back_arguments;
+enum { reconstruct_back_threads = PRECISION == 0 ? 256 : 320 };
+typedef ReconstructBackArguments reconstruct_back_x2_arguments;
+enum { reconstruct_back_x2_threads = 320 };
+
+struct BaseBackArguments {
+    // `[images][h x scale][w x scale][3]`
+    const float* d_output;
+    // `[images][h][w][3]`
+    float* d_input;
+    int images;
+    int h;
+    int w;
+    int scale;
+    float alpha;
+};
+static_assert(sizeof(BaseBackArguments) == 40, "the layout that Rust writes");
+typedef BaseBackArguments base_back_arguments;
+enum { base_back_threads = 256 };
+
+struct PixelLossArguments {
+    // `[pixels][3]`
+    const float* prediction;
+    // `[pixels][3]`; may be the same memory as the prediction.
+    float* d_prediction;
+    // `[pixels][3]`, or null: the prediction then holds prediction - target.
+    const float* target;
+    // `[blocks]`
+    double* partials;
+    const DeviceScalars* scalars;
+    // HR pixels of all images.
+    int pixels;
+    // Values of the whole micro-batch, which the mean is over.
+    int whole;
+    // Weight of the L1 loss.
+    float l1;
+    // Weight of the Charbonnier loss.
+    float charbonnier;
+    // Weight of the MSE loss.
+    float mse;
+};
+static_assert(sizeof(PixelLossArguments) == 64, "the layout that Rust writes");
+typedef PixelLossArguments pixel_loss_arguments;
+enum { pixel_loss_threads = 256 };
+
+// Predictions and their targets, h and w HR sizes: either `target_bytes` and `codes`, and
+// `values` hold prediction - target; or `target_floats`, and `values` hold the prediction.
+struct Predictions {
+    // `[images][h][w][3]`
+    const float* values;
+    // `[images][h][w][3]` of a staged batch, or null.
+    const u8* target_bytes;
+    // `[images]`, or null.
+    const u8* codes;
+    // `[images][h][w][3]`, or null.
+    const float* target_floats;
+    int h;
+    int w;
+};
+static_assert(sizeof(Predictions) == 40, "the layout that Rust writes");
+
+struct StructuralPlanesArguments {
+    Predictions predictions;
+    // `[images][floats_each]`
+    float* planes;
+    int images;
+    // f32 of one image's planes, of all levels.
+    int floats_each;
+};
+static_assert(sizeof(StructuralPlanesArguments) == 56, "the layout that Rust writes");
+typedef StructuralPlanesArguments structural_planes_arguments;
+enum { structural_planes_threads = 256 };
+
+struct StructuralPoolArguments {
+    // `[images][floats_each]`
+    float* planes;
+    // HR height: of the finest level.
+    int h;
+    // HR width.
+    int w;
+    // The level that is made, from 1.
+    int level;
+    int floats_each;
+};
+static_assert(sizeof(StructuralPoolArguments) == 24, "the layout that Rust writes");
+typedef StructuralPoolArguments structural_pool_arguments;
+enum { structural_pool_threads = 256 };
+
+struct StructuralWindowsArguments {
+    // `[images][floats_each]`
+    float* planes;
+    // `[images][patches of all levels]`
+    double* partials;
+    // HR height.
+    int h;
+    // HR width.
+    int w;
+    // 1: similarity includes the luminance term (SSIM).
+    int luminance;
+    int floats_each;
+};
+static_assert(sizeof(StructuralWindowsArguments) == 32, "the layout that Rust writes");
+typedef StructuralWindowsArguments structural_windows_arguments;
+enum { structural_windows_threads = 256 };
+
+struct StructuralSpreadArguments {
+    // `[images][floats_each]`
+    float* planes;
+    // HR height.
+    int h;
+    // HR width.
+    int w;
+    int floats_each;
+};
+static_assert(sizeof(StructuralSpreadArguments) == 24, "the layout that Rust writes");
+typedef StructuralSpreadArguments structural_spread_arguments;
+enum { structural_spread_threads = 256 };
+
+struct StructuralScoreArguments {
+    // `[images][patches]`
+    const double* partials;
+    // `[images]`
+    double* scores;
+    // `[images][LEVELS]`
+    float* factors;
+    const DeviceScalars* scalars;
+    // HR height.
+    int h;
+    // HR width.
+    int w;
+    int levels;
+    // Of all levels.
+    int patches;
+    // Weight of the loss.
+    float weight;
+    // Images of the whole micro-batch.
+    int of;
+};
+static_assert(sizeof(StructuralScoreArguments) == 56, "the layout that Rust writes");
+typedef StructuralScoreArguments structural_score_arguments;
+enum { structural_score_threads = 256 };
+
+struct StructuralGradientArguments {
+    Predictions predictions;
+    // `[images][h][w][3]`, added to.
+    float* d_prediction;
+    // `[images][floats_each]`
+    const float* planes;
+    // `[images][LEVELS]`
+    const float* factors;
+    int images;
+    int levels;
+    int floats_each;
+};
+static_assert(sizeof(StructuralGradientArguments) == 80, "the layout that Rust writes");
+typedef StructuralGradientArguments structural_gradient_arguments;
+enum { structural_gradient_threads = 256 };
+
+struct FinishStructuralArguments {
+    // `[images]`
+    const double* scores;
+    // `[1]`: the sum of the scores of this slice and of those before it.
+    double* total;
+    // `[0]` is the loss, added to.
+    double* metrics;
+    const DeviceScalars* scalars;
+    int images;
+    // SLICE_CONTINUES, SLICE_LAST.
+    int flags;
+    // Weight of the loss.
+    float weight;
+    // Images of the whole micro-batch.
+    int of;
+};
+static_assert(sizeof(FinishStructuralArguments) == 48, "the layout that Rust writes");
+typedef FinishStructuralArguments finish_structural_arguments;
+enum { finish_structural_threads = 32 };
+
+// What reduce_sums does with the partial sums of one operation.
+struct SumJob {
+    // `[blocks][count]`; null for a loss.
+    const float* partials;
+    // `[blocks]` of a loss; else null.
+    const double* loss_partials;
+    // `[count]`: totals of the slices before, which are added; or null.
+    const double* before;
+    // `[count]` (`[1]` of a loss): the totals or metrics that are written; or null.
+    double* totals;
+    // `[count]`, and a Nano block's `[16]` of gamma after them; or null.
+    float* gradients;
+    // TO_NANO_BLOCK: the parameters that the gradients belong to; else null.
+    const float* parameters;
+    // TO_TOTALS ... LOSS_TO_METRICS.
+    int kind;
+    // Sums; values that the mean is over of a loss.
+    int count;
+    // Blocks that have partial sums.
+    int blocks;
+    // Where the job's own blocks end in the grid of reduce_sums.
+    int end;
+};
+static_assert(sizeof(SumJob) == 64, "the layout that Rust writes");
+
+struct ReduceSumsArguments {
+    const DeviceScalars* scalars;
+    // The jobs' blocks follow one another in the grid; jobs of no block fill the rest.
+    SumJob jobs[12];
+};
+static_assert(sizeof(ReduceSumsArguments) == 776, "the layout that Rust writes");
+typedef ReduceSumsArguments reduce_sums_arguments;
+enum { reduce_sums_threads = 256 };
+
+struct GradientSquaresArguments {
+    // `[count]`
+    const float* gradients;
+    // `[blocks]`
+    double* partials;
+    const DeviceScalars* scalars;
+    int count;
+    // Gradients of a block.
+    int each;
+};
+static_assert(sizeof(GradientSquaresArguments) == 32, "the layout that Rust writes");
+typedef GradientSquaresArguments gradient_squares_arguments;
+enum { gradient_squares_threads = 256 };
+
+struct AdamArguments {
+    // `[count]`, as are the four after it.
+    float* parameters;
+    const float* gradients;
+    float* moment1;
+    float* moment2;
+    float* ema;
+    // `[blocks]`, from gradient_squares.
+    const double* squares;
+    // Loss (read), norm, skipped (written).
+    double* metrics;
+    const DeviceScalars* scalars;
+    int count;
+    int blocks;
+    float beta1;
+    // 1 - beta1, formed in f64.
+    float rest1;
+    float beta2;
+    // 1 - beta2, formed in f64.
+    float rest2;
+    float epsilon;
+    // Adam's weight decay, which is added to the gradient; AdamW's is in the scalars.
+    float penalty;
+};
+static_assert(sizeof(AdamArguments) == 96, "the layout that Rust writes");
+typedef AdamArguments adam_arguments;
+enum { adam_threads = 256 };
