@@ -299,7 +299,7 @@ mod tests {
     #[test]
     #[cfg(unix)]
     fn links_and_devices_are_never_replaced() {
-        use std::os::unix::fs::{FileTypeExt, symlink};
+        use crate::sys::symlink_file;
         let dir = tempfile::tempdir().unwrap();
         let (target, link, fifo) = (
             dir.path().join("target"),
@@ -307,7 +307,7 @@ mod tests {
             dir.path().join("fifo"),
         );
         fs::write(&target, "old").unwrap();
-        symlink("target", &link).unwrap();
+        symlink_file(Path::new("target"), &link).unwrap();
         write_output(&link, |f| Ok(f.write_all(b"new")?)).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read(&target).unwrap(), b"new");
@@ -324,20 +324,15 @@ mod tests {
         });
         write_output(&fifo, |f| Ok(f.write_all(b"through")?)).unwrap();
         assert_eq!(reader.join().unwrap(), b"through");
-        assert!(fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
+        assert!(!fs::symlink_metadata(&fifo).unwrap().is_file());
         write_output(Path::new("/dev/null"), |f| Ok(f.write_all(b"gone")?)).unwrap();
-        assert!(
-            fs::symlink_metadata("/dev/null")
-                .unwrap()
-                .file_type()
-                .is_char_device()
-        );
+        assert!(!fs::symlink_metadata("/dev/null").unwrap().is_file());
         let error = format!("{:#}", write_output(dir.path(), |_| Ok(())).unwrap_err());
         assert!(error.contains("folder"), "{error}");
         // somebody guessed the partial file's name and put a link there: the link is removed, its
         // target stays
         let new = dir.path().join("new");
-        symlink(&target, partial_path(&new)).unwrap();
+        symlink_file(&target, &partial_path(&new)).unwrap();
         write_atomic(&new, |f| Ok(f.write_all(b"mine")?)).unwrap();
         assert_eq!(
             (fs::read(&target).unwrap(), fs::read(&new).unwrap()),

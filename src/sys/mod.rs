@@ -331,3 +331,85 @@ pub fn is_error(error: &io::Error, class: ErrorClass) -> bool {
         .raw_os_error()
         .is_some_and(|number| system::is_error(number, class))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_by_position_up_to_their_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs::write(&path, b"0123456789").unwrap();
+        let file = File::open(&path).unwrap();
+        let mut bytes = [0; 4];
+        for (at, expected) in [(6, b"6789"), (0, b"0123"), (3, b"3456")] {
+            read_exact_at(&file, &mut bytes, at).unwrap();
+            assert_eq!(&bytes, expected);
+        }
+        let error = read_exact_at(&file, &mut bytes, 7).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn read_only_files_are_replaced_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        fs::write(&old, "old").unwrap();
+        make_read_only(&File::options().write(true).open(&old).unwrap()).unwrap();
+        assert!(fs::metadata(&old).unwrap().permissions().readonly());
+        fs::write(&new, "new").unwrap();
+        make_read_only(&File::options().write(true).open(&new).unwrap()).unwrap();
+        rename_over(&new, &old).unwrap();
+        assert_eq!(fs::read(&old).unwrap(), b"new");
+        make_writable(&old).unwrap();
+        fs::write(&old, "again").unwrap();
+        make_read_only(&File::options().write(true).open(&old).unwrap()).unwrap();
+        remove_file(&old).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_is_recognised_by_handle_and_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        for path in [&a, &b] {
+            fs::write(path, "same").unwrap();
+        }
+        let file = File::open(&a).unwrap();
+        assert!(is_same_file(&file, &a) && !is_same_file(&file, &b) && !is_removed(&file));
+        assert!(!is_same_file(&file, &dir.path().join("none")));
+        let inside = dir.path().join("sub");
+        fs::create_dir(&inside).unwrap();
+        let id = file_id(dir.path()).unwrap();
+        assert_eq!(id, file_id(&inside.join("..")).unwrap());
+        assert_ne!(id, file_id(&inside).unwrap());
+        assert!(file_id(&dir.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn the_machine_has_memory_pages_and_a_disk() {
+        let (left, limit) = (memory_left().unwrap(), memory_limit().unwrap());
+        assert!(
+            left.bytes > 0 && left.bytes <= limit.bytes,
+            "{left}, {limit}"
+        );
+        assert!(page_bytes().is_power_of_two() && page_bytes() >= 4096);
+        assert!(free_space(&std::env::temp_dir()).unwrap() > 0);
+        assert!(anonymous_memory().is_none_or(|bytes| bytes > 0));
+        assert!(open_files_limit().is_none_or(|files| files > 2));
+    }
+
+    #[test]
+    fn times_of_a_file_move_forward() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs::write(&path, "a").unwrap();
+        let before = fs::metadata(&path).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        fs::write(&path, "b").unwrap();
+        let after = fs::metadata(&path).unwrap();
+        assert!(modified(&after) > modified(&before));
+        assert!(changed(&after) >= changed(&before));
+    }
+}
