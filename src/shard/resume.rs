@@ -69,7 +69,7 @@ fn remove(folder: &Path, meant: impl Fn(&str) -> bool) -> Result<()> {
             .and_then(|n| n.to_str())
             .is_some_and(&meant)
         {
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            sys::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
     Ok(())
