@@ -2,7 +2,7 @@
 //! any collection are good seeds.
 #![no_main]
 
-#[path = "../../tests/fuzz_common/mod.rs"]
+#[path = "../../tests/it/fuzz_common/mod.rs"]
 mod fuzz_common;
 
 use std::sync::LazyLock;

@@ -1,7 +1,7 @@
 //! Any bytes as a network file. `cargo +nightly fuzz run model`.
 #![no_main]
 
-#[path = "../../tests/fuzz_common/model.rs"]
+#[path = "../../tests/it/fuzz_common/model.rs"]
 mod model;
 
 use std::sync::LazyLock;

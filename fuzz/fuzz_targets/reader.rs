@@ -2,7 +2,7 @@
 //! gives the manifest.
 #![no_main]
 
-#[path = "../../tests/fuzz_common/mod.rs"]
+#[path = "../../tests/it/fuzz_common/mod.rs"]
 mod fuzz_common;
 
 use paragon::shard::manifest::Manifest;

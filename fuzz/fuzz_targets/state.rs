@@ -2,7 +2,7 @@
 //! fuzz run state`; a seed lies in tests/data.
 #![no_main]
 
-#[path = "../../tests/fuzz_common/mod.rs"]
+#[path = "../../tests/it/fuzz_common/mod.rs"]
 mod fuzz_common;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {

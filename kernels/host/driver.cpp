@@ -1,6 +1,6 @@
 // A CUDA driver made of fibers: the calls of libcuda that the program uses, running launches with shim.cpp. What is queued on a stream
 // runs as late as the rules allow, when something waits for it, or (FAKE_CUDA_EAGER=N, for the Nth stream that was made) at once: a wait
-// that is missing between streams lets work see memory too early or too late. Built as a shared library by tests/kernels_common; nobody's GPU.
+// that is missing between streams lets work see memory too early or too late. Built as a shared library by tests/it/kernels_common; nobody's GPU.
 //
 // FAKE_CUDA_CAPABILITY (86), FAKE_CUDA_MEMORY in bytes (1 GiB) and FAKE_CUDA_CAPTURE=0 (no graphs) describe the card.
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Replays a list of launches on the fiber GPU: `replay PROGRAM OUT forward|backward|mixed`. PROGRAM holds, as text, the sizes of
 // the buffers and the launches with their arguments, then the buffers' bytes; OUT receives the buffers afterwards. Every buffer is an
-// allocation of its own, so that the address sanitizer sees an access that leaves one. tests/kernels_common writes the program.
+// allocation of its own, so that the address sanitizer sees an access that leaves one. tests/it/kernels_common writes the program.
 #include "scheduler.h"
 
 #include <cstdio>

@@ -107,8 +107,8 @@ pub(super) fn start_state(
     Ok((state, false))
 }
 
-/// What is not as it was when a resumed run was saved.
-pub(super) fn tell_changes(
+/// Reports the settings that differ from those the resumed run was saved with.
+pub(super) fn report_changes(
     state: &State,
     fresh: bool,
     config: &TrainConfig,

@@ -1,0 +1,162 @@
+//! What the tests of the command line share: running the real binary, expecting a clear refusal,
+//! damaged images, a full disk, a network to apply.
+
+use paragon::model::Network;
+use paragon::model::write_model;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The `paragon` command.
+pub fn paragon<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_paragon"));
+    command.args(arguments);
+    command
+}
+
+/// Exit code, stdout and stderr.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(o: Output) -> Ran {
+        let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
+        Ran {
+            code: o.status.code(),
+            stdout: text(o.stdout),
+            stderr: text(o.stderr),
+        }
+    }
+}
+
+/// Runs `paragon` to its end.
+pub fn run<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Ran {
+    paragon(arguments).output().unwrap().into()
+}
+
+impl Ran {
+    /// Expects success.
+    #[track_caller]
+    pub fn ok(self) -> Ran {
+        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        self
+    }
+
+    /// Expects an exit code, one error that holds every word, and no panic.
+    #[track_caller]
+    pub fn refused(self, code: i32, words: &[&str]) -> Ran {
+        assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        let errors: Vec<&str> = self
+            .stderr
+            .lines()
+            .filter(|l| l.starts_with("error: "))
+            .collect();
+        assert!(
+            !errors.is_empty() && (code == 1 || errors.len() == 1),
+            "{}",
+            self.stderr
+        );
+        for word in words {
+            assert!(
+                self.stderr.contains(word),
+                "'{word}' is missing in: {}",
+                self.stderr
+            );
+        }
+        self
+    }
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Lets a command write files of at most `bytes`, which stands in for a full disk: writes fail in
+/// the middle of a file.
+#[cfg(unix)]
+pub fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    let limit = move || {
+        let limit = libc::rlimit {
+            rlim_cur: bytes,
+            rlim_max: bytes,
+        };
+        // SAFETY: two system calls that are allowed between fork and exec; no memory of the parent
+        // is touched
+        unsafe {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            if libc::setrlimit(libc::RLIMIT_FSIZE, &limit) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: see above
+    unsafe { command.pre_exec(limit) }
+}
+
+/// A Nano x2 with start values whose blocks and detail count, as a file.
+pub fn model(folder: &Path) -> PathBuf {
+    let path = folder.join("nano.safetensors");
+    let mut net = Network::new("nano", 2).unwrap();
+    (net.layer_scale, net.detail_gain) = (0.5, 0.3);
+    write_model(&path, &net, &net.params().start_values(5), None).unwrap();
+    path
+}
+
+/// A PNG whose header claims a size, with next to nothing behind it.
+pub fn png_header(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+    let mut chunk = |kind: &[u8; 4], data: &[u8]| {
+        let body = [&kind[..], data].concat();
+        bytes.extend((data.len() as u32).to_be_bytes());
+        bytes.extend(&body);
+        bytes.extend(crc32fast::hash(&body).to_be_bytes());
+    };
+    chunk(
+        b"IHDR",
+        &[
+            &width.to_be_bytes()[..],
+            &height.to_be_bytes(),
+            &[8, 2, 0, 0, 0],
+        ]
+        .concat(),
+    );
+    chunk(b"IDAT", &[0x78, 0x9c, 0x63, 0x00]);
+    bytes
+}
+
+/// Anonymous memory of a process in bytes, or nothing once it has ended.
+pub fn anonymous(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// Runs a command to its end and gives the largest anonymous memory seen, looked at every
+/// millisecond.
+pub fn run_watched(mut command: Command) -> (Ran, u64) {
+    use std::process::Stdio;
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    let watcher = std::thread::spawn(move || {
+        let mut peak = 0;
+        // a process that has ended and is not waited for has no such line any more
+        while let Some(now) = anonymous(pid) {
+            peak = peak.max(now);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        peak
+    });
+    let ran = child.wait_with_output().unwrap().into();
+    (ran, watcher.join().unwrap())
+}

@@ -1,0 +1,311 @@
+//! Where output goes: paths that are devices, FIFOs or links, strings of others on a terminal,
+//! terminals that cannot move their cursor, and errors that say what was being done. Every check
+//! runs the real binary.
+#![cfg(unix)]
+
+use crate::{cli_common, shard_common};
+
+use cli_common::{limit_files, paragon, run, text};
+use shard_common::{config, make, picture, pictures};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::Path;
+use std::process::Stdio;
+
+fn set(folder: &Path) -> std::path::PathBuf {
+    let (data, set) = (folder.join("data"), folder.join("set"));
+    pictures(&data, 3);
+    make(&config(&data, &set)).unwrap();
+    set
+}
+
+/// Every command that writes one file whose path is typed, with the arguments before that path.
+fn writers(set: &Path) -> Vec<Vec<&str>> {
+    vec![
+        vec!["plan", "--chart"],
+        vec!["shards", "sheet", text(set)],
+        vec!["config", "init"],
+    ]
+}
+
+#[test]
+fn a_device_or_a_fifo_is_written_to_and_stays_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(dir.path());
+    let fifo = dir.path().join("fifo");
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for arguments in writers(&set) {
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read(fifo).unwrap()
+        });
+        run(&[arguments.clone(), vec![text(&fifo)]].concat()).ok();
+        assert!(!reader.join().unwrap().is_empty(), "{arguments:?}");
+        assert!(
+            fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo(),
+            "{arguments:?}"
+        );
+        run(&[arguments.clone(), vec!["/dev/null"]].concat()).ok();
+        assert!(
+            fs::symlink_metadata("/dev/null")
+                .unwrap()
+                .file_type()
+                .is_char_device(),
+            "{arguments:?}"
+        );
+        // a full device is an error that names it
+        run(&[arguments.clone(), vec!["/dev/full"]].concat())
+            .refused(1, &["cannot write /dev/full", "No space left"]);
+    }
+    let chart = paragon(&["plan", "--chart", "/dev/stdout"])
+        .output()
+        .unwrap();
+    assert!(chart.status.success() && String::from_utf8_lossy(&chart.stdout).contains("<svg"));
+    assert!(fs::symlink_metadata("/dev/stdout").unwrap().is_symlink());
+}
+
+#[test]
+fn a_redirected_stdout_gets_the_chart_and_the_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("out");
+    let status = paragon(&["plan", "--chart", "/dev/stdout"])
+        .stdout(File::create(&file).unwrap())
+        .status()
+        .unwrap();
+    let written = fs::read_to_string(&file).unwrap();
+    assert!(status.success() && written.contains("</svg>"), "{written}");
+}
+
+#[test]
+fn a_link_is_followed_and_stays_a_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(dir.path());
+    let (target, link, circle) = (
+        dir.path().join("target"),
+        dir.path().join("link"),
+        dir.path().join("circle"),
+    );
+    symlink("target", &link).unwrap();
+    symlink("circle", &circle).unwrap();
+    for arguments in writers(&set) {
+        let _ = fs::remove_file(&target);
+        run(&[arguments.clone(), vec![text(&link)]].concat()).ok();
+        assert!(
+            fs::symlink_metadata(&link).unwrap().is_symlink()
+                && fs::metadata(&target).unwrap().len() > 0,
+            "{arguments:?}"
+        );
+        run(&[arguments.clone(), vec![text(&circle)]].concat()).refused(1, &["circle"]);
+        run(&[arguments.clone(), vec![text(dir.path())]].concat()).refused(1, &["folder"]);
+    }
+}
+
+#[test]
+fn strings_of_others_never_control_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    fs::create_dir(&data).unwrap();
+    picture(60, 60, 1).save(data.join("good.png")).unwrap();
+    // a title, a colour, a line of its own, the C1 form of an escape, and text that runs backwards
+    for name in [
+        "\x1b]0;title\x07.png",
+        "\x1b[31mred.png",
+        "two\nlines.png",
+        "\u{9b}2J.png",
+        "\u{202e}gnp.exe.png",
+    ] {
+        fs::write(data.join(name), "no image").unwrap();
+    }
+    let out = dir.path().join("out");
+    let shard = run(&["shard", text(&data), "--out", text(&out), "--lq-size", "16"]).ok();
+    let shown = format!("{}{}", shard.stdout, shard.stderr);
+    assert!(
+        shown
+            .chars()
+            .all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'),
+        "{shown:?}"
+    );
+    assert!(
+        shown.contains("\\u{1b}[31mred.png") && shown.contains("two\\nlines.png"),
+        "{shown:?}"
+    );
+    // a program reads the very name
+    let json = run(&[
+        "shard",
+        text(&data),
+        "--out",
+        text(&dir.path().join("again")),
+        "--lq-size",
+        "16",
+        "--json",
+    ])
+    .ok()
+    .stdout;
+    assert!(
+        json.chars()
+            .all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'),
+        "{json:?}"
+    );
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let files: Vec<&str> = report["rejected"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|r| r["file"].as_str())
+        .collect();
+    assert!(
+        files
+            .iter()
+            .any(|file| file.ends_with("\u{202e}gnp.exe.png")),
+        "{files:?}"
+    );
+    // keys and values of an option file
+    let options = dir.path().join("options.yml");
+    fs::write(&options, "\"\\e[2Jkey\": 1\nname: \"\\e[31mx\"\n").unwrap();
+    let refused = run(&["train", "--shards", text(&out), "--config", text(&options)]);
+    assert!(
+        refused.code != Some(0) && !refused.stderr.contains('\x1b'),
+        "{:?}",
+        refused.stderr
+    );
+    // a value of a megabyte does not fill the screen
+    fs::write(
+        &options,
+        format!("train: {{ total_iter: {} }}\n", "9".repeat(1 << 20)),
+    )
+    .unwrap();
+    let refused = run(&["train", "--shards", text(&out), "--config", text(&options)]);
+    assert!(
+        refused.code != Some(0) && refused.stderr.len() < 20_000,
+        "{} bytes",
+        refused.stderr.len()
+    );
+}
+
+/// Runs a command with a terminal as its stderr and gives what it wrote there.
+fn on_terminal(command: &mut std::process::Command, term: &str) -> String {
+    let (mut ours, mut theirs) = (0, 0);
+    // SAFETY: two descriptors are written to; name, settings and size are left to the system
+    let opened = unsafe {
+        libc::openpty(
+            &mut ours,
+            &mut theirs,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    };
+    assert_eq!(opened, 0);
+    // SAFETY: a flag of a descriptor that was just opened. A program that another test starts must
+    // not inherit this side, or reading would go on until that program ends
+    let closes = unsafe { libc::fcntl(theirs, libc::F_SETFD, libc::FD_CLOEXEC) };
+    assert_eq!(closes, 0);
+    // SAFETY: both descriptors were just opened and belong to nobody else
+    let (mut ours, theirs) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    let mut child = command
+        .env("TERM", term)
+        .stdout(Stdio::null())
+        .stderr(theirs)
+        .spawn()
+        .unwrap();
+    command.stderr(Stdio::null()); // our copy of the terminal is closed, so that reading ends with the child
+    let mut shown = Vec::new();
+    let mut chunk = [0; 4096];
+    // a terminal whose other side is gone is an error, not an end
+    while let Ok(n @ 1..) = ours.read(&mut chunk) {
+        shown.extend_from_slice(&chunk[..n]);
+    }
+    assert!(
+        child.wait().unwrap().success(),
+        "{}",
+        String::from_utf8_lossy(&shown)
+    );
+    String::from_utf8_lossy(&shown).into_owned()
+}
+
+#[test]
+fn a_terminal_that_cannot_move_its_cursor_gets_plain_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(dir.path());
+    let train = |name: &str, term: &str| {
+        let out = dir.path().join(name);
+        let arguments = [
+            "train",
+            "--shards",
+            text(&set),
+            "--out",
+            text(&out),
+            "--iterations",
+            "2",
+            "--batch-size",
+            "1",
+            "--warmup",
+            "0",
+        ];
+        on_terminal(&mut paragon(&arguments), term)
+    };
+    let dumb = train("dumb", "dumb");
+    assert!(
+        dumb.contains("iter 2/2") && !dumb.contains('\x1b'),
+        "{dumb:?}"
+    );
+    assert!(train("xterm", "xterm").contains('\x1b'));
+}
+
+#[test]
+fn a_full_disk_names_the_file_once_and_says_what_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(dir.path());
+    let sheet = dir.path().join("sheet.png");
+    let mut command = paragon(&["shards", "sheet", text(&set), text(&sheet)]);
+    let ran: cli_common::Ran = limit_files(&mut command, 100).output().unwrap().into();
+    let error = ran
+        .refused(1, &["cannot write", "sheet.png", "File too large"])
+        .stderr;
+    assert_eq!(error.matches("sheet.png").count(), 1, "{error}");
+    // a rejected image is named once in its line
+    let bad = dir.path().join("bad");
+    fs::create_dir(&bad).unwrap();
+    picture(60, 60, 1).save(bad.join("good.png")).unwrap();
+    fs::write(bad.join("text.png"), "no image").unwrap();
+    fs::write(bad.join("cut.jpg"), b"\xff\xd8\xff\xd9").unwrap();
+    let shown = run(&[
+        "shard",
+        text(&bad),
+        "--out",
+        text(&dir.path().join("bad-set")),
+        "--lq-size",
+        "16",
+    ])
+    .ok()
+    .stderr;
+    let named: Vec<usize> = ["text.png", "cut.jpg"]
+        .iter()
+        .map(|name| shown.matches(name).count())
+        .collect();
+    assert_eq!(named, [1, 1], "{shown}");
+    // stdout that is full
+    for arguments in [
+        vec!["shards", "info", text(&set)],
+        vec!["plan"],
+        vec!["shard", text(&dir.path().join("data")), "--dry-run"],
+    ] {
+        let full = paragon(&arguments)
+            .stdout(File::options().write(true).open("/dev/full").unwrap())
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&full.stderr).into_owned();
+        assert!(
+            full.status.code() == Some(1) && error.contains("cannot write to stdout"),
+            "{arguments:?}: {error}"
+        );
+    }
+}

@@ -1,0 +1,536 @@
+//! The configuration from outside: files of ours and of traiNNer-redux, `--set`, flags, what wins,
+//! what is refused, and that the file kept beside a run gives the same run.
+
+use crate::common::place;
+use crate::fuzz_common::options;
+use crate::{cli_common, shard_common};
+
+use cli_common::{Ran, run, text};
+use shard_common::{config, make, pictures};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn place() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, set) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 4);
+    make(&config(&data, &set)).unwrap();
+    (dir, set)
+}
+
+fn write(dir: &Path, name: &str, content: &str) -> String {
+    let path = dir.join(name);
+    fs::write(&path, content).unwrap();
+    text(&path).to_string()
+}
+
+/// The effective configuration of a run.
+fn kept(out: &Path) -> String {
+    fs::read_to_string(out.join("config.yml")).unwrap()
+}
+
+fn newest_state(out: &Path) -> Vec<u8> {
+    let mut list: Vec<PathBuf> = fs::read_dir(out.join("states"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    list.sort();
+    fs::read(list.pop().unwrap()).unwrap()
+}
+
+/// A file of the other trainer with everything a reader can stumble over, at a size that trains in
+/// a moment.
+const THEIRS: &str = "\
+name: tiny
+scale: 2
+use_amp: true
+num_gpu: auto
+manual_seed: 7
+datasets:
+  train: &train
+    name: set
+    type: pairedimagedataset
+    dataroot_gt: [a, b]
+    lq_size: 12
+    batch_size_per_gpu: 2
+    accum_iter: 2
+    num_worker_per_gpu: 2
+    use_hflip: true
+    use_rot: false
+  val:
+    <<: *train
+    name: val
+network_g:
+  type: paragonsr2_nano
+  upsampler_alpha: 0.0
+network_d:
+  type: unet
+path:
+  pretrain_network_g: ~
+train:
+  ema_decay: 0.99
+  grad_clip: true
+  optim_g:
+    type: Adam
+    lr: !!float 1e-3
+    betas: [0.9, 0.99]
+  scheduler:
+    type: MultiStepLR
+    milestones: [4, 6]
+    gamma: 0.5
+  total_iter: 8
+  warmup_iter: -1
+  losses:
+    - type: l1loss
+      loss_weight: 1.0
+      reduction: mean
+    - type: mssimloss
+      loss_weight: 0.08
+    - type: perceptualloss
+      loss_weight: 0.5
+val:
+  val_enabled: false
+  val_freq: 4
+  metrics:
+    psnr: {type: calculate_psnr, crop_border: 4}
+    ssim: {type: calculate_ssim, crop_border: 6}
+    lpips: {type: calculate_lpips}
+logger:
+  print_freq: 2
+  save_checkpoint_freq: 4
+  use_tb_logger: true
+frobnicate:
+  level: 3
+";
+
+#[test]
+fn an_option_file_of_the_other_trainer_runs_and_names_what_it_does_not_honour() {
+    let (dir, set) = place();
+    let (file, out) = (
+        write(dir.path(), "theirs.yml", THEIRS),
+        dir.path().join("run"),
+    );
+    let ran = run(&[
+        "train",
+        "--shards",
+        text(&set),
+        "--out",
+        text(&out),
+        "--config",
+        &file,
+    ])
+    .ok();
+    for (key, reason) in [
+        ("use_amp", "precision"),
+        ("num_gpu", "--device"),
+        ("datasets.train.dataroot_gt: [a, b]", "paragon shard"),
+        ("datasets.train.type", "pairs"),
+        ("datasets.val.dataroot_gt", "--val"),
+        ("datasets.val.lq_size", "--val"),
+        ("network_d.type", "no discriminators"),
+        ("train.losses[0].reduction", "weight"),
+        ("train.losses[2]", "the other losses"),
+        ("val.metrics.ssim.crop_border: 6", "first"),
+        ("val.metrics.lpips.type", "PSNR"),
+        ("logger.use_tb_logger", "TensorBoard"),
+        ("frobnicate.level: 3", "unknown"),
+    ] {
+        let at = ran
+            .stderr
+            .find(&format!("not honoured: {key}"))
+            .unwrap_or_else(|| panic!("{key} is missing in {}", ran.stderr));
+        let reasons = ran.stderr[at..].lines().nth(1).unwrap();
+        assert!(reasons.contains(reason), "{key}: {reasons}");
+    }
+    assert!(
+        ran.stderr.contains("train.optim_g.weight_decay is 0"),
+        "{}",
+        ran.stderr
+    );
+    let kept = kept(&out);
+    for line in [
+        "manual_seed: 7",
+        "type: paragonsr2_realtime",
+        "upsampler_alpha: 0.0",
+        "lq_size: 12",
+        "batch_size_per_gpu: 2",
+        "accum_iter: 2",
+        "num_worker_per_gpu: 2",
+        "use_rot: false",
+        "grad_clip: 1.0",
+        "type: Adam",
+        "lr: 0.001",
+        "milestones: [4, 6]",
+        "total_iter: 8",
+        "warmup_iter: 0",
+        "- {type: l1loss, loss_weight: 1.0}",
+        "- {type: mssimloss, loss_weight: 0.08}",
+        "dataset: none",
+        "val_freq: 4",
+        "crop_border: 4",
+        "print_freq: 2",
+        "save_checkpoint_freq: 4",
+    ] {
+        assert!(kept.contains(line), "{line} is missing in {kept}");
+    }
+    assert_eq!(
+        fs::read_to_string(out.join("log.jsonl"))
+            .unwrap()
+            .lines()
+            .count(),
+        4
+    );
+    // the same numbers as ours, made of it
+    let ours = dir.path().join("ours.yml");
+    run(&["config", "import", &file, "--out", text(&ours)]).ok();
+    let again = dir.path().join("again");
+    run(&[
+        "train",
+        "--shards",
+        text(&set),
+        "--out",
+        text(&again),
+        "--config",
+        text(&ours),
+    ])
+    .ok();
+    assert!(newest_state(&out) == newest_state(&again));
+}
+
+#[test]
+fn every_value_of_the_published_files_is_honoured_or_named() {
+    let Some(configs) = place::reference(
+        "every_value_of_the_published_files_is_honoured_or_named",
+        "configs",
+    ) else {
+        return;
+    };
+    let (dir, set) = place();
+    for entry in fs::read_dir(configs).unwrap() {
+        let file = entry.unwrap().path();
+        let content = fs::read(&file).unwrap();
+        let mut settings = paragon::config::Settings::default();
+        let imported = settings
+            .take(&content)
+            .unwrap()
+            .expect("a file of the other trainer");
+        assert_eq!(
+            options::lost(&imported, &content),
+            Vec::<String>::new(),
+            "{}",
+            file.display()
+        );
+        let out = dir.path().join(file.file_stem().unwrap());
+        let base = [
+            "train",
+            "--shards",
+            text(&set),
+            "--out",
+            text(&out),
+            "--config",
+            text(&file),
+        ];
+        let small = [
+            "--lq-size",
+            "8",
+            "--batch-size",
+            "2",
+            "--iterations",
+            "2",
+            "--set",
+            "scale=2",
+        ];
+        let all = [&base[..], &small].concat();
+        // a recipe for another network trains only where the user names one that is there
+        let known = settings.train_config(2, 128).is_ok()
+            || settings
+                .text("network_g.type")
+                .is_some_and(|n| n.contains("paragonsr2"));
+        if !known {
+            run(&all).refused(1, &["unknown network", "paragonsr2_realtime"]);
+        }
+        let ran = run(&[&all[..], if known { &[] } else { &["--network", "nano"] }].concat()).ok();
+        assert!(
+            !ran.stderr.contains("unknown to this program"),
+            "{}",
+            ran.stderr
+        );
+    }
+}
+
+#[test]
+fn whole_numbers_written_as_floats_are_read_everywhere() {
+    let (dir, set) = place();
+    let file = write(
+        dir.path(),
+        "ours.yml",
+        "data: {batch_size_per_gpu: 2.0, lq_size: !!float 1.2e1}\ntrain: {warmup_iter: 0.0}\n",
+    );
+    let out = dir.path().join("run");
+    let base = [
+        "train",
+        "--shards",
+        text(&set),
+        "--out",
+        text(&out),
+        "--config",
+        &file,
+    ];
+    run(&[
+        &base[..],
+        &[
+            "--set",
+            "train.total_iter=4e0",
+            "--set",
+            "train.scheduler.milestones=1e5,2.5e5",
+            "--log-every",
+            "2.0",
+        ],
+    ]
+    .concat())
+    .ok();
+    let kept = kept(&out);
+    for line in [
+        "batch_size_per_gpu: 2",
+        "lq_size: 12",
+        "total_iter: 4",
+        "milestones: [100000, 250000]",
+        "print_freq: 2",
+    ] {
+        assert!(kept.contains(line), "{line}: {kept}");
+    }
+    for (value, word) in [
+        ("5.5", "'5.5'"),
+        ("1e400", "'1e400'"),
+        ("!!int 5.5", "a whole number"),
+    ] {
+        run(&["train", "--set", &format!("train.total_iter={value}")])
+            .refused(2, &["--set", "whole number", word]);
+    }
+    run(&["train", "--iterations", "5.5"]).refused(2, &["--iterations", "whole number", "5.5"]);
+}
+
+#[test]
+fn import_says_first_what_matters_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let theirs = THEIRS
+        .replace("type: paragonsr2_nano", "type: RRDBNet")
+        .replace(
+            "name: tiny",
+            "name: tiny\njpeg_range: [30, 95]\nblur_prob2: 0.8",
+        );
+    let file = write(dir.path(), "theirs.yml", &theirs);
+    let ran = run(&["config", "import", &file]).ok();
+    let lines: Vec<&str> = ran.stderr.lines().collect();
+    assert!(
+        lines[1].contains("degrades on the fly (jpeg_range: [30, 95])")
+            && lines[2].contains("jpeg_range, blur_prob2"),
+        "{}",
+        ran.stderr
+    );
+    assert!(
+        lines[3].contains("not honoured: network_g.type: RRDBNet"),
+        "{}",
+        ran.stderr
+    );
+    assert!(
+        lines[4].contains("known are paragonsr2_realtime") && lines[4].contains("--network"),
+        "{}",
+        ran.stderr
+    );
+    // a file of ours is told the same
+    let file = write(dir.path(), "ours.yml", "network_g: {type: span}\n");
+    let ran = run(&["config", "import", &file]).ok();
+    assert!(
+        ran.stderr
+            .contains("unknown network 'span'; known are paragonsr2_realtime"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn files_that_are_no_options_are_named() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!("train:\n  total_iter: {}\n", "9".repeat(900_000));
+    for (content, words) in [
+        ("[train]\ntotal_iter = 5\n", &["TOML", "YAML"][..]),
+        ("PK\u{3}\u{4}", &["zip archive"]),
+        (
+            &long,
+            &["line 2", "train.total_iter", "(900000 characters)"],
+        ),
+        (&" ".repeat(1 << 21), &["longer than 1 MiB"]),
+        ("a: &a [1]\nb: [*a, *c]\n", &["line 2"]),
+    ] {
+        let file = write(dir.path(), "bad.yml", content);
+        let ran = run(&["plan", "--config", &file]).refused(1, &[&["bad.yml"], words].concat());
+        assert!(ran.stderr.len() < 2000, "{} bytes", ran.stderr.len());
+    }
+    run(&["plan", "--config", "/dev/zero"]).refused(1, &["/dev/zero", "longer than 1 MiB"]);
+    run(&["plan", "--config", text(dir.path())]).refused(1, &["Is a directory"]);
+    let json = write(dir.path(), "ours.json", "{\"data\": {\"lq_size\": 64}}");
+    assert!(
+        run(&["plan", "--config", &json])
+            .ok()
+            .stdout
+            .contains("LQ 64")
+    );
+    // names of files are no text everywhere
+    let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"\xff.yml"));
+    fs::write(&odd, "data: {lq_size: 64}").unwrap();
+    run(&["plan".as_ref(), "--config".as_ref(), odd.as_os_str()]).ok();
+}
+
+#[test]
+fn flags_win_over_set_and_set_over_the_file() {
+    let (dir, set) = place();
+    let ours = "train: {total_iter: 9, warmup_iter: 3}\ndata: {batch_size_per_gpu: 2}\nlogger: {print_freq: 2, keep_states: 1}\n";
+    let (file, out) = (write(dir.path(), "ours.yml", ours), dir.path().join("run"));
+    let base = [
+        "train",
+        "--shards",
+        text(&set),
+        "--out",
+        text(&out),
+        "--config",
+        &file,
+    ];
+    let more = [
+        "--set",
+        "train.total_iter=6",
+        "--set",
+        "logger.print_freq=3",
+        "--set",
+        "train.losses=[{type: mseloss}]",
+        "--iterations",
+        "4",
+    ];
+    run(&[&base[..], &more].concat()).ok();
+    let text_of = kept(&out);
+    for line in [
+        "total_iter: 4",
+        "warmup_iter: 3",
+        "print_freq: 3",
+        "keep_states: 1",
+        "mseloss, loss_weight: 1.0",
+        "total_iter: 4",
+    ] {
+        assert!(text_of.contains(line), "{line}: {text_of}");
+    }
+    assert!(!text_of.contains("ssimloss"));
+    // the same file drives the plan
+    let plan = run(&["plan", "--config", text(&out.join("config.yml")), "--json"])
+        .ok()
+        .stdout;
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(
+        (&plan["lq_size"], &plan["effective_batch"]),
+        (&16.into(), &2.into())
+    );
+    // and gives the same run, wherever it is read
+    let (config, again) = (out.join("config.yml"), dir.path().join("again"));
+    run(&["train", "--config", text(&config), "--out", text(&again)]).ok();
+    assert!(newest_state(&out) == newest_state(&again));
+    let finished = run(&["train", "--config", text(&config)]).ok();
+    assert!(
+        finished.stderr.contains("this run is finished"),
+        "{}",
+        finished.stderr
+    );
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_with_what_was() {
+    let (dir, set) = place();
+    let out = dir.path().join("run");
+    let train = |more: &[&str]| -> Ran {
+        run(&[
+            &["train", "--shards", text(&set), "--out", text(&out)],
+            more,
+        ]
+        .concat())
+    };
+    for (content, words) in [
+        (
+            "train:\n  total_iters: 5\n",
+            &["line 2", "did you mean train.total_iter?"][..],
+        ),
+        ("train:\n\ttotal_iter: 5\n", &["line 2"]),
+        ("scale: 4\n", &["scale 4", "2"]),
+        (
+            "network_g: {type: rrdb}\n",
+            &["rrdb", "paragonsr2_realtime"],
+        ),
+        (
+            "train: {optim_g: {lr: 0}}\n",
+            &["line 1", "train.optim_g.lr", "above 0"],
+        ),
+        (
+            "datasets: {train: {lq_size: many}}\n",
+            &["line 1", "datasets.train.lq_size", "many"],
+        ),
+        (
+            "datasets: ~\ntrain: {total_iter: 1}\n",
+            &["no train.losses"],
+        ),
+        (
+            "datasets: ~\ntrain: {total_iter: 1, losses: [{type: ganloss}]}\n",
+            &["none that can be trained on"],
+        ),
+    ] {
+        let file = write(dir.path(), "bad.yml", content);
+        train(&["--config", &file]).refused(
+            1,
+            &[&["bad.yml"], words].concat()
+                [usize::from(words[0].starts_with("scale") || words[0] == "rrdb")..],
+        );
+    }
+    train(&["--config", "nowhere.yml"]).refused(1, &["nowhere.yml"]);
+    train(&["--set", "train.lr=1"]).refused(2, &["--set", "train.optim_g.lr"]);
+    train(&["--set", "train.optim_g.lr=-1"]).refused(2, &["--set", "above 0"]);
+    train(&["--set", "train.optim_g.lr"]).refused(2, &["--set", "no '='"]);
+    assert!(!out.join("config.yml").exists());
+}
+
+#[test]
+fn explain_init_schema_and_reference_come_from_the_same_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("start.yml");
+    run(&["config", "init", text(&file)]).ok();
+    run(&["config", "init", text(&file)]).refused(1, &["start.yml", "--force"]);
+    run(&["plan", "--config", text(&file)]).ok();
+    assert_eq!(
+        run(&["plan", "--config", text(&file), "--json"])
+            .ok()
+            .stdout,
+        run(&["plan", "--json"]).ok().stdout
+    );
+    let one = run(&["config", "explain", "train.grad_clip"]).ok().stdout;
+    assert!(
+        one.contains("--grad-clip") && one.contains("true is 1"),
+        "{one}"
+    );
+    run(&["config", "explain", "grad_clip"]).refused(1, &["did you mean train.grad_clip?"]);
+    assert!(
+        run(&["config", "explain", "val"])
+            .ok()
+            .stdout
+            .contains("val.crop_border")
+    );
+    let schema: serde_json::Value =
+        serde_json::from_str(&run(&["config", "schema"]).ok().stdout).unwrap();
+    let lr = &schema["properties"]["train"]["properties"]["optim_g"]["properties"]["lr"];
+    assert_eq!(lr["exclusiveMinimum"], 0);
+    assert_eq!(schema["properties"]["train"]["additionalProperties"], false);
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md"))
+            .unwrap();
+    let fresh = run(&["config", "reference"]).ok().stdout;
+    assert!(
+        page == fresh,
+        "docs/configuration.md is not what `paragon config reference` prints; write it again"
+    );
+}

@@ -1,0 +1,89 @@
+//! The golden trajectories on the CUDA backend: as near as the CPU in f32, within 2e-2 on the loss
+//! in bf16. Without a GPU, through a driver made of fibers and for as many iterations as that has
+//! time for; on a card, all of them, where PARAGON_TEST_GPU is set.
+#![cfg(unix)]
+
+use crate::common::process::in_own_process;
+use crate::{common, kernels_common};
+
+use common::place::reference;
+use common::trajectory::Trajectory;
+use kernels_common::driver;
+use paragon::backend::Backend;
+use paragon::backend::cuda::{CudaBackend, CudaSizing, Device};
+use paragon::model::training_plan;
+use paragon::plan::Precision;
+use std::ffi::CString;
+
+/// Loads the stand-in under libcuda's name, before anybody looks for the real one.
+fn load_driver() -> bool {
+    let Some(folder) = driver() else { return false };
+    let path = CString::new(folder.join("libcuda.so").to_str().unwrap()).unwrap();
+    // SAFETY: a library of our own, whose initialisers only fill a table
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    assert!(!handle.is_null());
+    true
+}
+
+#[test]
+fn trajectories_match_the_golden_files_on_the_device() {
+    // the stand-in for libcuda stays loaded, under the name by which others look for the real one
+    if !in_own_process(concat!(
+        module_path!(),
+        "::trajectories_match_the_golden_files_on_the_device"
+    )) {
+        return;
+    }
+    let card = std::env::var_os("PARAGON_TEST_GPU").is_some();
+    if !(card || load_driver()) {
+        return;
+    }
+    let device = Device::open(0).unwrap();
+    // (file, type, iterations at most: fibers are slow)
+    let runs = [
+        ("train_realtime_x2_first2", Precision::F32, 2),
+        ("train_realtime_x2_first2", Precision::Bf16, 2),
+        ("train_realtime_x2_accum_first1", Precision::F32, 1),
+        ("train_realtime_x2_mssim_first1", Precision::F32, 1),
+        ("train_realtime_x2", Precision::F32, 20),
+        ("train_realtime_x2", Precision::Bf16, 10),
+        ("train_realtime_x2_accum", Precision::F32, 5),
+        ("train_realtime_x2_mssim", Precision::F32, 2),
+    ];
+    for (name, precision, most) in runs {
+        let most = if card { u64::MAX } else { most };
+        let Some(path) = reference(
+            "golden trajectories on the device",
+            &format!("golden/{name}.safetensors"),
+        ) else {
+            continue;
+        };
+        let golden = Trajectory::read(&path);
+        let plan = training_plan(&golden.net, &golden.spec(), &CudaSizing { precision }).unwrap();
+        let mut backend = CudaBackend::new(&device, plan).unwrap();
+        assert_eq!(backend.allocated(), backend.plan().arena_bytes);
+        let (ports, steps) = (backend.plan().ports, golden.steps());
+        let worst = golden.run(&mut backend, most);
+        println!(
+            "{name}, {precision}, {} iterations: loss {:.1e}, gradient norm {:.1e}",
+            steps.min(most),
+            worst[0],
+            worst[1]
+        );
+        let limit = match precision {
+            Precision::F32 => [2e-6, 2e-5],
+            _ => [2e-2, 0.2],
+        };
+        assert!(
+            worst[0] < limit[0] && worst[1] < limit[1] && worst[2] < 1e-12,
+            "{name} in {precision}: {worst:?}"
+        );
+        if precision == Precision::F32 && steps <= most && golden.has_end() {
+            let error = golden.final_error(&mut backend, "param_final.", ports.parameters);
+            assert!(
+                error < 1e-4,
+                "{name}: a parameter is {error:e} away at the end"
+            );
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The CUDA kernels on a machine without a GPU: compiled as C++ on the fibers of `kernels/host`,
+//! fed with the launches that the backend lowers a plan to. Depends on the crate under test and a
+//! C++ compiler; without one a test prints `SKIP`, unless `PARAGON_REQUIRE_KERNELS` is set.
+
+use paragon::backend::Scalars;
+use paragon::backend::cuda::{Arg, Launch, scalars_launch};
+use paragon::plan::{BufferId, PlanData, Precision};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// The order in which the fibers of a block, and the blocks, run. A result that depends on it is a
+/// race.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Order {
+    Forward,
+    Backward,
+    Mixed,
+}
+
+pub const ORDERS: [Order; 3] = [Order::Forward, Order::Backward, Order::Mixed];
+
+fn kernels() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")
+}
+
+fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path
+            .extension()
+            .is_some_and(|e| ["cu", "cuh", "cpp", "h"].iter().any(|known| e == *known))
+        {
+            out.push(path);
+        }
+    }
+}
+
+/// Compiles the kernels for a type of activations, once for every state of the sources; `None`
+/// without a compiler.
+pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
+    let optimised: &[&str] = &["-O2"];
+    let sanitized: &[&str] = &[
+        "-O1",
+        "-g",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+    ];
+    let (flags, kind) = if sanitize {
+        (sanitized, "-sanitized")
+    } else {
+        (optimised, "")
+    };
+    build(
+        &format!("replay-{precision}{kind}"),
+        &|k, beside, compile| {
+            let define = format!("-DPRECISION={}", number(precision));
+            let files = ["paragon.cu", "host/shim.cpp", "host/replay.cpp"].map(|f| k.join(f));
+            compile(&[flags, &[&define, "-x", "c++"]].concat(), &files, beside);
+        },
+    )
+}
+
+/// A folder with a `libcuda.so` of fibers, that takes all three types of activations.
+pub fn driver() -> Option<PathBuf> {
+    let library = build("libcuda", &|k, beside, compile| {
+        let mut objects = Vec::new();
+        for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
+            let object = beside.with_extension(format!("{precision}.o"));
+            let define = format!("-DPRECISION={}", number(precision));
+            compile(
+                &[
+                    "-O2",
+                    "-fPIC",
+                    "-fvisibility=hidden",
+                    "-c",
+                    &define,
+                    "-x",
+                    "c++",
+                ],
+                &[k.join("paragon.cu")],
+                &object,
+            );
+            objects.push(object);
+        }
+        let files = [
+            vec![k.join("host/shim.cpp"), k.join("host/driver.cpp")],
+            objects.clone(),
+        ]
+        .concat();
+        compile(
+            &[
+                "-O2",
+                "-fPIC",
+                "-shared",
+                "-fvisibility=hidden",
+                "-Wl,-soname,libcuda.so",
+            ],
+            &files,
+            beside,
+        );
+        objects
+            .iter()
+            .for_each(|o| std::fs::remove_file(o).unwrap());
+    })?;
+    let folder = library.with_extension("folder");
+    std::fs::create_dir_all(&folder).unwrap();
+    let link = folder.join("libcuda.so");
+    if !link.exists() {
+        #[cfg(unix)] // the stand-in for the driver is built on Unix only
+        let _ = std::os::unix::fs::symlink(&library, &link); // another test may be faster
+    }
+    Some(folder)
+}
+
+fn number(precision: Precision) -> u32 {
+    match precision {
+        Precision::F32 => 0,
+        Precision::Bf16 => 1,
+        Precision::Fp16 => 2,
+    }
+}
+
+/// Runs the compiler: flags, sources, output.
+type Compile<'a> = &'a dyn Fn(&[&str], &[PathBuf], &Path);
+
+/// Makes a file from the kernels once for every state of their sources: `make` is told where they
+/// are and what to write.
+fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    let _held = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_string());
+    if Command::new(&compiler).arg("--version").output().is_err() {
+        assert!(
+            std::env::var_os("PARAGON_REQUIRE_KERNELS").is_none(),
+            "no C++ compiler ({compiler})"
+        );
+        println!("SKIP kernels on the host: no C++ compiler ({compiler})");
+        return None;
+    }
+    let mut files = Vec::new();
+    sources(&kernels(), &mut files);
+    files.sort();
+    let mut hasher = crc32fast::Hasher::new();
+    files
+        .iter()
+        .for_each(|f| hasher.update(&std::fs::read(f).unwrap()));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let made = folder.join(format!("{name}-{:08x}", hasher.finalize()));
+    if made.exists() {
+        return Some(made);
+    }
+    let beside = folder.join(format!("{name}-{}.beside", std::process::id()));
+    make(&kernels(), &beside, &|flags, files, out| {
+        let output = Command::new(&compiler)
+            .args([
+                "-std=c++17",
+                "-ffp-contract=off",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-Wno-unused-parameter",
+            ])
+            .args(flags)
+            .args(files)
+            .arg("-o")
+            .arg(out)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    });
+    std::fs::rename(&beside, &made).unwrap();
+    Some(made)
+}
+
+/// A plan's buffers in host memory, each by itself, on which launches are replayed.
+pub struct Host {
+    pub plan: PlanData,
+    pub memory: Vec<Vec<u8>>,
+    pub order: Order,
+    /// A barrier (file:line) that does nothing.
+    pub without: Option<String>,
+    program: PathBuf,
+}
+
+impl Host {
+    /// Every byte starts as part of a NaN, but in persistent buffers, which start as zeros as the
+    /// backends' do.
+    pub fn new(plan: impl Into<PlanData>, program: PathBuf, order: Order) -> Host {
+        let plan = plan.into();
+        let memory = plan
+            .buffers
+            .iter()
+            .map(|b| {
+                if b.parent.is_some() {
+                    Vec::new()
+                } else {
+                    vec![if b.class.persistent() { 0 } else { 0xff }; b.bytes as usize]
+                }
+            })
+            .collect();
+        Host {
+            plan,
+            memory,
+            order,
+            without: None,
+            program,
+        }
+    }
+
+    fn place(&self, id: BufferId) -> (usize, usize, usize) {
+        let b = self.plan.buffer(id);
+        let (owner, start) = b.parent.unwrap_or((id, 0));
+        (owner.0 as usize, start as usize, b.bytes as usize)
+    }
+
+    /// The bytes of a buffer.
+    pub fn bytes(&mut self, id: BufferId) -> &mut [u8] {
+        let (owner, start, len) = self.place(id);
+        &mut self.memory[owner][start..start + len]
+    }
+
+    /// Sets the scalars and runs launches; the error is what the fibers or a sanitizer said.
+    pub fn run(&mut self, scalars: &Scalars, launches: &[Launch]) -> Result<(), String> {
+        let set = scalars_launch(&self.plan, scalars);
+        let launches: Vec<&Launch> = set.iter().chain(launches).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let (program, out) = (folder.path().join("program"), folder.path().join("out"));
+        let mut text = format!("{}\n", self.memory.len());
+        self.memory
+            .iter()
+            .for_each(|m| writeln!(text, "{}", m.len()).unwrap());
+        writeln!(text, "{}", launches.len()).unwrap();
+        for l in launches {
+            let [x, y, z] = l.grid;
+            write!(
+                text,
+                "{} {x} {y} {z} {} {} {}",
+                l.kernel,
+                l.block,
+                l.shared,
+                l.args.len()
+            )
+            .unwrap();
+            for arg in &l.args {
+                match arg {
+                    Arg::At(buffer, at) => write!(text, " b {} {at}", buffer.0),
+                    Arg::Null => write!(text, " z"),
+                    Arg::Int(value) => write!(text, " i {value}"),
+                    Arg::Float(value) => write!(text, " f {}", value.to_bits()),
+                }
+                .unwrap();
+            }
+            text.push('\n');
+        }
+        let mut bytes = text.into_bytes();
+        self.memory.iter().for_each(|m| bytes.extend_from_slice(m));
+        std::fs::write(&program, bytes).unwrap();
+        let order = match self.order {
+            Order::Forward => "forward",
+            Order::Backward => "backward",
+            Order::Mixed => "mixed",
+        };
+        let output = Command::new(&self.program)
+            .envs(
+                self.without
+                    .iter()
+                    .map(|place| ("PARAGON_FIBERS_SKIP", place)),
+            )
+            .arg(&program)
+            .arg(&out)
+            .arg(order)
+            .env(
+                "ASAN_OPTIONS",
+                "detect_stack_use_after_return=0:detect_leaks=0",
+            )
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr)
+                .chars()
+                .take(4000)
+                .collect());
+        }
+        let result = std::fs::read(&out).unwrap();
+        let mut at = 0;
+        for m in &mut self.memory {
+            let end = at + m.len();
+            m.copy_from_slice(&result[at..end]);
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+/// f32 values in a type of activations, and the bytes of that.
+pub fn to_activations(values: &[f32], precision: Precision) -> Vec<u8> {
+    match precision {
+        Precision::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        half => values
+            .iter()
+            .flat_map(|&v| half.narrow(v).to_le_bytes())
+            .collect(),
+    }
+}
+
+/// The values behind the bytes of activations.
+pub fn from_activations(bytes: &[u8], precision: Precision) -> Vec<f32> {
+    match precision {
+        Precision::F32 => bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect(),
+        half => bytes
+            .chunks_exact(2)
+            .map(|b| half.widen(u16::from_le_bytes([b[0], b[1]])))
+            .collect(),
+    }
+}

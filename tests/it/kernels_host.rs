@@ -1,0 +1,965 @@
+//! Every CUDA kernel against the CPU backend, without a GPU: operation by operation on the same
+//! inputs, in three orders of lanes and blocks that must agree in every bit, for each type of
+//! activations; and the same under the address sanitizer.
+
+use crate::{kernels_common, network_common, reference};
+
+use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activations};
+use network_common::{Twin, bytes, options, spec};
+use paragon::backend::cpu::{CpuBackend, Isa};
+use paragon::backend::cuda::{Arg, CudaSizing, Launch, Turn, lower_range};
+use paragon::backend::selftest::{Shared, halves, shared_buffers};
+use paragon::backend::{Backend, Scalars};
+use paragon::model::{Recompute, StepSpec, training_plan};
+use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
+use paragon::plan::{BufferId, Op, OptimizerKind, Precision, ReconstructBack, Slice};
+use reference::golden::relative_error;
+use std::path::Path;
+
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Fp16];
+
+fn read(cpu: &mut CpuBackend, id: BufferId) -> Vec<u8> {
+    let mut bytes = vec![0; cpu.plan().buffer(id).bytes as usize];
+    cpu.read(id, 0, &mut bytes).unwrap();
+    bytes
+}
+
+/// A case: scale, batch, LQ side, losses, floats instead of bytes, level.
+type Case<'a> = (
+    usize,
+    usize,
+    (usize, usize),
+    &'a [(LossKind, f32)],
+    bool,
+    Recompute,
+);
+
+/// Runs the operations that `chosen` picks on both, and compares what they write.
+fn compare(
+    case: Case<'_>,
+    precision: Precision,
+    orders: &[Order],
+    sanitize: bool,
+    chosen: impl Fn(&Op) -> bool,
+) {
+    compare_network(
+        &Twin::new(case.0, 11),
+        case,
+        OptimizerKind::AdamW,
+        precision,
+        orders,
+        sanitize,
+        chosen,
+    );
+}
+
+/// The same for a given network and optimizer.
+fn compare_network(
+    twin: &Twin,
+    case: Case<'_>,
+    optimizer: OptimizerKind,
+    precision: Precision,
+    orders: &[Order],
+    sanitize: bool,
+    chosen: impl Fn(&Op) -> bool,
+) {
+    let Some(program) = compile(precision, sanitize) else {
+        return;
+    };
+    let (scale, batch, lq, losses, float, recompute) = case;
+    let spec = StepSpec {
+        recompute,
+        optimizer,
+        ..spec(batch, lq, losses, float)
+    };
+    // the kernels have the operations one by one, in their direct form
+    let mut step = twin.load(
+        &StepSpec {
+            direct: true,
+            ..spec.clone()
+        },
+        options(Isa::detect(), 2),
+    );
+    let plan = training_plan(&twin.net, &spec, &CudaSizing { precision }).unwrap();
+    let mut hosts: Vec<Host> = orders
+        .iter()
+        .map(|&order| Host::new(plan.clone(), program.clone(), order))
+        .collect();
+    let s = scale;
+    let (h, w) = lq;
+    let count = plan.ops.len();
+    for micro in 0..2 {
+        // gradients of a mean are so small that fp16 would hold few of their bits: training scales
+        // them, and so does this
+        let micro_scale = if precision == Precision::Fp16 {
+            512.0
+        } else {
+            0.5
+        };
+        let scalars = Scalars {
+            lr: 1e-3,
+            step: 3,
+            clip: 0.5,
+            ema_decay: 0.9,
+            micro_scale,
+            loss_scale: 1.0,
+            accumulate: micro > 0,
+        };
+        // the batch goes in by hand: operations run one by one
+        if let Some(layout) = plan.batch {
+            let cpu = step.backend.plan().batch.unwrap();
+            let codes: Vec<u8> = if h == w {
+                bytes(batch, 5 + micro).iter().map(|c| c % 8).collect()
+            } else {
+                vec![0; batch]
+            };
+            let all = [
+                bytes(batch * h * w * 3, micro),
+                bytes(batch * h * w * 3 * s * s, 9 + micro),
+                codes,
+            ]
+            .concat();
+            step.backend.write(cpu.buffer, 0, &all).unwrap();
+            hosts
+                .iter_mut()
+                .for_each(|host| host.bytes(layout.buffer).copy_from_slice(&all));
+        } else {
+            let floats =
+                |n: usize, seed| to_activations(&network_common::noise(n, seed), Precision::F32);
+            let (input, target) = (step.ports.input.unwrap(), step.ports.target.unwrap());
+            step.backend
+                .write(input, 0, &floats(batch * h * w * 3, micro))
+                .unwrap();
+            step.backend
+                .write(target, 0, &floats(batch * h * w * 3 * s * s, 9 + micro))
+                .unwrap();
+        }
+        for at in 0..count {
+            let op = plan.ops[at].clone();
+            if matches!(op, Op::Update(_)) && micro == 0 {
+                continue;
+            }
+            let shared = shared_buffers(step.backend.plan(), &plan, at);
+            let picked = chosen(&op);
+            for &Shared {
+                cpu: a,
+                device: b,
+                read: reads,
+                ..
+            } in &shared
+            {
+                if !picked || !reads {
+                    continue;
+                }
+                let mut values = read(&mut step.backend, a);
+                if halves(step.backend.plan(), a, &plan, b) {
+                    // both start from values that a half holds
+                    let rounded = to_activations(bytemuck::cast_slice(&values), precision);
+                    values = from_activations(&rounded, precision)
+                        .iter()
+                        .flat_map(|v| v.to_le_bytes())
+                        .collect();
+                    step.backend.write(a, 0, &values).unwrap();
+                    hosts
+                        .iter_mut()
+                        .for_each(|host| host.bytes(b).copy_from_slice(&rounded));
+                } else {
+                    hosts
+                        .iter_mut()
+                        .for_each(|host| host.bytes(b).copy_from_slice(&values));
+                }
+            }
+            step.backend.run_operation(at, &scalars).unwrap();
+            if !picked {
+                continue;
+            }
+            let what = format!(
+                "{precision} x{scale} {batch} x {h} x {w} {losses:?} {recompute}: operation {at} ({})",
+                op.label()
+            );
+            let launches = lower_range(&plan, at..at + 1).unwrap();
+            for host in &mut hosts {
+                host.run(&scalars, &launches)
+                    .unwrap_or_else(|e| panic!("{what}, {:?}: {e}", host.order));
+            }
+            let (first, rest) = hosts.split_first_mut().unwrap();
+            for other in rest {
+                for (i, (x, y)) in first.memory.iter().zip(&other.memory).enumerate() {
+                    assert!(
+                        x == y,
+                        "{what}: {} depends on the order of lanes",
+                        plan.buffers[i].name
+                    );
+                }
+            }
+            for Shared {
+                cpu: a,
+                device: b,
+                write,
+                ..
+            } in shared
+            {
+                if !write {
+                    continue;
+                }
+                let narrow = halves(step.backend.plan(), a, &plan, b);
+                let (expected, got) = (read(&mut step.backend, a), first.bytes(b).to_vec());
+                let name = &plan.buffer(b).name;
+                let wide =
+                    |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| f64::from(v)).collect() };
+                if name == "metrics" {
+                    let (e, g): (Vec<f64>, Vec<f64>) = (
+                        bytemuck::pod_collect_to_vec(&expected),
+                        bytemuck::pod_collect_to_vec(&got),
+                    );
+                    let tolerance = if precision == Precision::F32 {
+                        1e-6
+                    } else {
+                        1e-3
+                    };
+                    assert!(
+                        e.iter()
+                            .zip(&g)
+                            .all(|(e, g)| (e - g).abs() <= tolerance * e.abs()),
+                        "{what}: metrics {g:?} for {e:?}"
+                    );
+                    continue;
+                }
+                let got = from_activations(&got, if narrow { precision } else { Precision::F32 });
+                let expected: Vec<f32> = bytemuck::pod_collect_to_vec(&expected);
+                assert!(
+                    got.iter().all(|v| v.is_finite()),
+                    "{what}: {name} has values that are not finite"
+                );
+                let tolerance = match precision {
+                    Precision::F32 => 2e-6,
+                    Precision::Bf16 => 8e-3,
+                    Precision::Fp16 => 1e-3,
+                };
+                if name == "gradients" {
+                    for p in twin.table.params.iter().filter(|p| p.trainable) {
+                        let r = p.range.offset..p.range.offset + p.range.len;
+                        let error = relative_error(&wide(&got[r.clone()]), &wide(&expected[r]));
+                        // no number is no pass: the CPU's gradients must be finite as well
+                        assert!(
+                            error < 2.0 * tolerance,
+                            "{what}: the gradient of {} is {error:e} away",
+                            p.name
+                        );
+                    }
+                } else {
+                    let error = relative_error(&wide(&got), &wide(&expected));
+                    assert!(error < tolerance, "{what}: {name} is {error:e} away");
+                }
+            }
+        }
+    }
+}
+
+const L1_ONLY: &[(LossKind, f32)] = &[(L1, 1.0)];
+const PIXEL: &[(LossKind, f32)] = &[(L1, 0.7), (Charbonnier, 0.2), (Mse, 0.5)];
+const ALL: &[(LossKind, f32)] = &[(L1, 1.0), (Ssim, 0.3), (MsSsim, 0.2)];
+const STRUCTURAL: &[(LossKind, f32)] = &[(MsSsim, 0.4), (Ssim, 0.3)];
+
+/// Shapes with every kind of edge: narrower than a tile, one more than a tile, several tiles.
+const CASES: [Case<'_>; 5] = [
+    (2, 2, (9, 9), L1_ONLY, false, Recompute::Block),
+    (2, 1, (17, 33), PIXEL, false, Recompute::Block),
+    (3, 1, (20, 11), L1_ONLY, false, Recompute::Block),
+    (4, 1, (8, 19), L1_ONLY, false, Recompute::Block),
+    (2, 1, (24, 21), PIXEL, true, Recompute::Block),
+];
+
+fn all_cases(chosen: impl Fn(&Op) -> bool + Copy) {
+    for precision in PRECISIONS {
+        for case in CASES {
+            compare(case, precision, &ORDERS, false, chosen);
+        }
+        compare(CASES[1], precision, &[Order::Forward], true, chosen);
+    }
+}
+
+#[test]
+fn unpacking_pixel_losses_and_optimizer() {
+    all_cases(|op| matches!(op, Op::Unpack(_) | Op::PixelLoss(_) | Op::Update(_)));
+}
+
+/// Adam's decay is part of the gradient, AdamW's is not.
+#[test]
+fn adam() {
+    let twin = Twin::new(2, 11);
+    for precision in PRECISIONS {
+        compare_network(
+            &twin,
+            CASES[0],
+            OptimizerKind::Adam,
+            precision,
+            &ORDERS,
+            false,
+            |op| matches!(op, Op::Update(_)),
+        );
+    }
+}
+
+#[test]
+fn convolutions() {
+    all_cases(|op| matches!(op, Op::Conv(_) | Op::ConvBack(_)));
+}
+
+#[test]
+fn nano_block() {
+    all_cases(|op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_)));
+}
+
+#[test]
+fn up_head() {
+    all_cases(|op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_)));
+}
+
+#[test]
+fn up_head_of_a_large_scale_and_without_sharpening() {
+    let chosen = |op: &Op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_));
+    for precision in [Precision::F32, Precision::Bf16] {
+        for float in [false, true] {
+            compare(
+                (8, 1, (5, 3), L1_ONLY, float, Recompute::Block),
+                precision,
+                &[Order::Mixed],
+                false,
+                chosen,
+            );
+            compare(
+                (3, 1, (6, 4), L1_ONLY, float, Recompute::Block),
+                precision,
+                &[Order::Backward],
+                true,
+                chosen,
+            );
+            let mut plain = Twin::new(3, 11);
+            plain.net.upsampler_alpha = 0.0;
+            compare_network(
+                &plain,
+                (3, 1, (7, 9), PIXEL, float, Recompute::Block),
+                OptimizerKind::AdamW,
+                precision,
+                &[Order::Mixed],
+                false,
+                chosen,
+            );
+        }
+    }
+}
+
+/// A block that takes tiles one after another moves what neighbours share instead of working it out
+/// again: the same gradient of the input, bit by bit, and nearly the same sums, for every number of
+/// blocks, where rows of tiles begin and end within a block's, too.
+#[test]
+fn tiles_of_a_block_share_their_halos() {
+    let twin = Twin::new(2, 11);
+    for precision in PRECISIONS {
+        let Some(program) = compile(precision, false) else {
+            return;
+        };
+        let plan = training_plan(
+            &twin.net,
+            &spec(2, (35, 70), L1_ONLY, false),
+            &CudaSizing { precision },
+        )
+        .unwrap();
+        let at = plan
+            .ops
+            .iter()
+            .position(|op| matches!(op, Op::NanoBlockBack(_)))
+            .unwrap();
+        let Op::NanoBlockBack(block) = plan.ops[at].clone() else {
+            unreachable!()
+        };
+        let scalars = Scalars {
+            lr: 0.0,
+            step: 1,
+            clip: 1.0,
+            ema_decay: 0.0,
+            micro_scale: 1.0,
+            loss_scale: 1.0,
+            accumulate: false,
+        };
+        let run_on = |program: &Path, order: Order, blocks: Option<u32>| {
+            let mut host = Host::new(plan.clone(), program.to_path_buf(), order);
+            host.bytes(block.forward.parameters)
+                .copy_from_slice(&to_activations(&twin.params, Precision::F32));
+            for (id, seed) in [(block.forward.input, 1), (block.d_output, 2)] {
+                let values = network_common::noise(
+                    plan.buffer(id).bytes as usize / precision.bytes() as usize,
+                    seed,
+                );
+                host.bytes(id)
+                    .copy_from_slice(&to_activations(&values, precision));
+            }
+            // what blocks that do not run have to say
+            host.bytes(block.workspace.unwrap()).fill(0);
+            let mut launches = lower_range(&plan, at..at + 1).unwrap();
+            // of 2 x 3 x 5 tiles
+            if let Some(blocks) = blocks {
+                launches[0].grid[0] = blocks;
+                *launches[0].args.last_mut().unwrap() = Arg::Int(30u32.div_ceil(blocks) as i32);
+            }
+            assert_eq!(launches[0].kernel, "nano_block_back");
+            host.run(&scalars, &launches).unwrap();
+            (
+                host.bytes(block.d_input).to_vec(),
+                from_activations(host.bytes(block.gradients), Precision::F32),
+            )
+        };
+        let run = |order, blocks| run_on(&program, order, blocks);
+        let (d_input, sums) = run(Order::Forward, None);
+        if let Some(sanitized) = compile(precision, true) {
+            assert!(
+                run_on(&sanitized, Order::Mixed, Some(2)).0 == d_input,
+                "{precision}: under the sanitizer"
+            );
+        }
+        let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| f64::from(v)).collect() };
+        for blocks in [1, 2, 4, 7, 15] {
+            let all = ORDERS.map(|order| run(order, Some(blocks)));
+            assert!(
+                all.iter().all(|other| *other == all[0]),
+                "{precision}, {blocks} blocks: depends on the order of lanes"
+            );
+            assert!(
+                all[0].0 == d_input,
+                "{precision}, {blocks} blocks: the gradient of the input"
+            );
+            let error = relative_error(&wide(&all[0].1), &wide(&sums));
+            assert!(
+                error < 1e-5,
+                "{precision}, {blocks} blocks: sums are {error:e} away"
+            );
+        }
+    }
+}
+
+/// The gradients of the network's end of one image against those of the same image twice as two
+/// slices: exactly doubled sums, the same gradient of the features.
+#[test]
+fn up_head_carries_sums_between_slices() {
+    for precision in PRECISIONS {
+        let Some(program) = compile(precision, false) else {
+            return;
+        };
+        let twin = Twin::new(2, 11);
+        let sizing = CudaSizing { precision };
+        let mut plan = (*training_plan(&twin.net, &spec(1, (19, 17), L1_ONLY, false), &sizing)
+            .unwrap())
+        .clone();
+        let at = plan
+            .ops
+            .iter()
+            .position(|op| matches!(op, Op::ReconstructBack(_)))
+            .unwrap();
+        let Op::ReconstructBack(whole) = plan.ops[at].clone() else {
+            unreachable!()
+        };
+        let features = whole.forward.features_in;
+        let bytes = paragon::plan::Sizing::carry(&sizing, &plan.ops[at]);
+        plan.buffers.push(paragon::plan::Buffer {
+            bytes,
+            parent: None,
+            ..plan.buffer(features).clone()
+        });
+        let carry = BufferId(plan.buffers.len() as u32 - 1);
+        let values = to_activations(
+            &network_common::noise(
+                plan.buffer(features).bytes as usize / precision.bytes() as usize,
+                1,
+            ),
+            precision,
+        );
+        let gradient = network_common::noise(plan.buffer(whole.d_output).bytes as usize / 4, 2);
+        let scalars = Scalars {
+            lr: 0.0,
+            step: 1,
+            clip: 1.0,
+            ema_decay: 0.0,
+            micro_scale: 1.0,
+            loss_scale: 1.0,
+            accumulate: false,
+        };
+        let run = |slices: &[Slice]| {
+            let mut host = Host::new(plan.clone(), program.clone(), Order::Mixed);
+            host.bytes(whole.forward.parameters)
+                .copy_from_slice(&to_activations(&twin.params, Precision::F32));
+            // makes the composition
+            host.run(&scalars, &lower_range(&plan, 0..at).unwrap())
+                .unwrap();
+            host.bytes(features).copy_from_slice(&values);
+            host.bytes(whole.d_output)
+                .copy_from_slice(&to_activations(&gradient, Precision::F32));
+            for &slice in slices {
+                let mut plan = plan.clone();
+                plan.ops[at] = Op::ReconstructBack(ReconstructBack {
+                    slice,
+                    ..whole.clone()
+                });
+                host.run(&scalars, &lower_range(&plan, at..at + 1).unwrap())
+                    .unwrap();
+            }
+            let sums = from_activations(host.bytes(whole.gradients), Precision::F32);
+            (sums, host.bytes(whole.d_features).to_vec())
+        };
+        let (once, d_once) = run(&[Slice::whole(1)]);
+        let part = |first| Slice {
+            of: 2,
+            first,
+            last: !first,
+            carry: Some(carry),
+        };
+        let (twice, d_twice) = run(&[part(true), part(false)]);
+        assert!(once.iter().any(|&v| v != 0.0));
+        assert!(
+            once.iter().zip(&twice).all(|(a, b)| 2.0 * a == *b),
+            "{precision}: the sums of two slices"
+        );
+        assert!(
+            d_once == d_twice,
+            "{precision}: the gradient of the features"
+        );
+    }
+}
+
+/// A batch unpacked by the first convolution on its way against by its own kernel: the same bits in
+/// both outputs, for every augmentation.
+#[test]
+fn unpacking_on_the_way() {
+    for precision in PRECISIONS {
+        let Some(program) = compile(precision, false) else {
+            return;
+        };
+        let twin = Twin::new(2, 11);
+        let plan = training_plan(
+            &twin.net,
+            &spec(8, (19, 19), L1_ONLY, false),
+            &CudaSizing { precision },
+        )
+        .unwrap();
+        let Op::Conv(conv) = plan.ops[1].clone() else {
+            unreachable!("the first convolution")
+        };
+        let batch = plan.batch.unwrap();
+        let scalars = Scalars {
+            lr: 0.0,
+            step: 1,
+            clip: 1.0,
+            ema_decay: 0.0,
+            micro_scale: 1.0,
+            loss_scale: 1.0,
+            accumulate: false,
+        };
+        let run = |order: Order, parts: &[std::ops::Range<usize>]| {
+            let mut host = Host::new(plan.clone(), program.clone(), order);
+            host.bytes(conv.parameters)
+                .copy_from_slice(&to_activations(&twin.params, Precision::F32));
+            host.bytes(batch.buffer)
+                .copy_from_slice(&bytes(batch.bytes(), 3));
+            let codes = batch.augment_of(0);
+            (0..8).for_each(|code| host.bytes(batch.buffer)[codes + code] = code as u8);
+            let launches: Vec<_> = parts
+                .iter()
+                .flat_map(|part| lower_range(&plan, part.clone()).unwrap())
+                .collect();
+            host.run(&scalars, &launches).unwrap();
+            (
+                launches.len(),
+                host.bytes(conv.input).to_vec(),
+                host.bytes(conv.output).to_vec(),
+            )
+        };
+        let (two, input, output) = run(Order::Forward, &[0..1, 1..2]);
+        for order in ORDERS {
+            let (one, unpacked, on_the_way) = run(order, std::slice::from_ref(&(0..2)));
+            assert_eq!((two, one), (2, 1));
+            assert!(
+                unpacked == input && on_the_way == output,
+                "{precision}, {order:?}"
+            );
+        }
+    }
+}
+
+/// The pixel losses on the way of the network's end against those of their own kernel: the same
+/// gradient, bit by bit, and nearly the same loss.
+#[test]
+fn losses_on_the_way() {
+    for (precision, scale) in [
+        (Precision::F32, 2),
+        (Precision::Bf16, 2),
+        (Precision::Fp16, 3),
+    ] {
+        let Some(program) = compile(precision, false) else {
+            return;
+        };
+        let twin = Twin::new(scale, 11);
+        let plan = training_plan(
+            &twin.net,
+            &spec(2, (19, 17), PIXEL, false),
+            &CudaSizing { precision },
+        )
+        .unwrap();
+        let at = plan
+            .ops
+            .iter()
+            .position(|op| matches!(op, Op::Reconstruct(_)))
+            .unwrap();
+        let Op::Reconstruct(end) = plan.ops[at].clone() else {
+            unreachable!()
+        };
+        let scalars = Scalars {
+            lr: 0.0,
+            step: 1,
+            clip: 1.0,
+            ema_decay: 0.0,
+            micro_scale: 0.5,
+            loss_scale: 1.0,
+            accumulate: false,
+        };
+        let batch = plan.batch.unwrap();
+        let run = |order: Order, ends: &[usize]| {
+            let mut host = Host::new(plan.clone(), program.clone(), order);
+            host.bytes(end.parameters)
+                .copy_from_slice(&to_activations(&twin.params, Precision::F32));
+            host.bytes(batch.buffer).copy_from_slice(
+                &bytes(batch.bytes(), 3)
+                    .iter()
+                    .map(|v| v % 8 * 31)
+                    .collect::<Vec<_>>(),
+            );
+            let codes = batch.augment_of(0);
+            host.bytes(batch.buffer)[codes..].fill(0);
+            let mut kernels = Vec::new();
+            for pair in [&[0, at], ends].concat().windows(2) {
+                let launches = lower_range(&plan, pair[0]..pair[1]).unwrap();
+                kernels.extend(launches.iter().map(|l| l.kernel));
+                host.run(&scalars, &launches).unwrap();
+            }
+            let metrics: Vec<f64> =
+                bytemuck::pod_collect_to_vec(host.bytes(plan.ports.metrics.unwrap()));
+            (kernels, host.bytes(end.output).to_vec(), metrics[0])
+        };
+        let (apart, gradient, loss) = run(Order::Forward, &[at + 1, at + 2]);
+        assert!(apart.contains(&"pixel_loss"));
+        let mut losses = Vec::new();
+        for order in ORDERS {
+            let (kernels, d_output, fused) = run(order, &[at + 2]);
+            assert!(!kernels.contains(&"pixel_loss"));
+            assert!(d_output == gradient, "{precision} x{scale}");
+            assert!(
+                (fused - loss).abs() <= 1e-6 * loss && loss > 0.0,
+                "{precision} x{scale}: {fused} for {loss}"
+            );
+            losses.push(fused);
+        }
+        assert!(
+            losses.iter().all(|l| *l == losses[0]),
+            "the loss depends on the order of lanes"
+        );
+    }
+}
+
+/// HR sizes smaller than a window, odd, wider than a patch; more images than are at work at a time;
+/// bytes and floats.
+#[test]
+fn structural_losses() {
+    let chosen = |op: &Op| matches!(op, Op::StructuralLoss(_));
+    let cases: [Case<'_>; 4] = [
+        (2, 10, (9, 9), STRUCTURAL, false, Recompute::Block),
+        (3, 1, (17, 33), STRUCTURAL, false, Recompute::Block),
+        (2, 9, (17, 14), ALL, true, Recompute::Block),
+        (2, 1, (4, 40), STRUCTURAL, true, Recompute::Block),
+    ];
+    for (i, case) in cases.into_iter().enumerate() {
+        compare(case, PRECISIONS[i % 3], &ORDERS, false, chosen);
+    }
+    compare(cases[1], Precision::F32, &[Order::Forward], true, chosen);
+}
+
+/// A tail that runs image by image, with sums that wait between the slices; 2 x 364 x 364 pixels,
+/// so that sums are long, too.
+#[test]
+fn slices_carry_their_sums() {
+    let case = (2, 2, (182, 182), STRUCTURAL, false, Recompute::Full);
+    compare(case, Precision::F32, &[Order::Forward], false, |op| {
+        matches!(
+            op,
+            Op::Conv(_)
+                | Op::ConvBack(_)
+                | Op::PixelLoss(_)
+                | Op::StructuralLoss(_)
+                | Op::Reconstruct(_)
+                | Op::ReconstructBack(_)
+        )
+    });
+}
+
+/// The largest scale, in slices of eight images and of one, for each type.
+#[test]
+fn slices_of_a_large_scale() {
+    for precision in PRECISIONS {
+        let case = (8, 9, (16, 15), L1_ONLY, false, Recompute::Full);
+        compare(case, precision, &[Order::Mixed], false, |op| {
+            matches!(
+                op,
+                Op::Conv(_)
+                    | Op::ConvBack(_)
+                    | Op::PixelLoss(_)
+                    | Op::Reconstruct(_)
+                    | Op::ReconstructBack(_)
+            )
+        });
+    }
+}
+
+/// The sums of a whole micro-batch, added up together at its end, have the bits of those that every
+/// operation adds up by itself; in every order, in slices, and in a second micro-batch, too.
+#[test]
+fn sums_added_up_together_are_those_added_up_one_by_one() {
+    let slices = (8, 9, (16, 15), L1_ONLY, false, Recompute::Full);
+    let structural = (2, 1, (9, 9), ALL, false, Recompute::Block);
+    let mut runs: Vec<(Case<'_>, Precision, Order, bool)> = Vec::new();
+    for precision in PRECISIONS {
+        runs.extend(ORDERS.map(|order| (CASES[0], precision, order, false)));
+    }
+    runs.extend([
+        (slices, Precision::Bf16, Order::Mixed, false),
+        (structural, Precision::F32, Order::Mixed, false),
+    ]);
+    runs.push((CASES[0], Precision::F32, Order::Forward, true));
+    for ((scale, batch, lq, losses, float, recompute), precision, order, sanitize) in runs {
+        let Some(program) = compile(precision, sanitize) else {
+            return;
+        };
+        let twin = Twin::new(scale, 11);
+        let spec = StepSpec {
+            recompute,
+            ..spec(batch, lq, losses, float)
+        };
+        let plan = training_plan(&twin.net, &spec, &CudaSizing { precision }).unwrap();
+        let layout = plan.batch.unwrap();
+        let [mut together, mut single] = [0, 1].map(|_| {
+            let mut host = Host::new(plan.clone(), program.clone(), order);
+            host.bytes(plan.ports.parameters.unwrap())
+                .copy_from_slice(&to_activations(&twin.params, Precision::F32));
+            host
+        });
+        let all = lower_range(&plan, plan.micro.clone()).unwrap();
+        // a loss on the way is added up in another order than one by itself
+        let with_loss = |at: usize| plan.loss_on_the_way(at).is_some();
+        let alone = plan
+            .micro
+            .clone()
+            .filter(|&at| at == 0 || !with_loss(at - 1));
+        let each: Vec<_> = alone
+            .flat_map(|at| lower_range(&plan, at..at + 1 + usize::from(with_loss(at))).unwrap())
+            .collect();
+        let sums = |launches: &[Launch], aside: bool| {
+            launches
+                .iter()
+                .filter(|l| l.kernel == "reduce_sums" && (aside || l.turn != Turn::Aside))
+                .count()
+        };
+        // those of the network's end run aside, where nobody waits for them
+        let (awaited, alone) = (sums(&all, false), sums(&each, true));
+        assert!(
+            awaited + 5 <= alone,
+            "{awaited} launches add up what {alone} do one by one"
+        );
+        for micro in 0..2 {
+            let scalars = Scalars {
+                lr: 1e-3,
+                step: 1,
+                clip: 1.0,
+                ema_decay: 0.0,
+                micro_scale: 0.5,
+                loss_scale: 8.0,
+                accumulate: micro > 0,
+            };
+            let codes = bytes(layout.bytes(), micro)
+                .iter()
+                .map(|v| v % 8)
+                .collect::<Vec<u8>>();
+            for (host, launches) in [(&mut together, &all), (&mut single, &each)] {
+                host.bytes(layout.buffer).copy_from_slice(&codes);
+                host.run(&scalars, launches).unwrap();
+            }
+            for (i, (x, y)) in together.memory.iter().zip(&single.memory).enumerate() {
+                assert!(
+                    x == y,
+                    "{precision} x{scale}, {order:?}, {recompute}: {} differs",
+                    plan.buffers[i].name
+                );
+            }
+            let gradients = from_activations(
+                together.bytes(plan.ports.gradients.unwrap()),
+                Precision::F32,
+            );
+            assert!(
+                gradients.iter().all(|v| v.is_finite())
+                    && gradients.iter().filter(|&&v| v == 0.0).count() < gradients.len() / 10
+            );
+        }
+    }
+}
+
+/// Every barrier, left out by itself, must make orders of lanes disagree, or give another result in
+/// all of them, or the fibers complain: else it costs time for nothing, or the harness is blind to
+/// it.
+#[test]
+fn a_missing_barrier_is_noticed() {
+    type Chosen = fn(&Op) -> bool;
+    let block: Chosen = |op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_));
+    let end: Chosen = |op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_));
+    let conv: Chosen = |op| matches!(op, Op::Conv(_) | Op::ConvBack(_));
+    let losses: Chosen =
+        |op| matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_));
+    let both = &[Precision::Bf16, Precision::F32][..];
+    let files: [(&str, &[Precision], Chosen); 12] = [
+        ("nano_mma.cuh", &both[..1], block),
+        ("nano_plain.cuh", &both[1..], block),
+        ("up_head.cu", &both[..1], end),
+        ("up_head_mma.cuh", &both[..1], end),
+        ("up_head_plain.cuh", &both[1..], end),
+        ("base.cuh", &both[1..], end),
+        ("conv.cu", both, conv),
+        ("conv_rgb.cu", &both[1..], conv),
+        ("conv_rgb_mma.cuh", &both[..1], conv),
+        ("nano_block.cu", &both[1..], block),
+        ("reduce.cu", &both[1..], block),
+        ("structural.cu", &both[1..], losses),
+    ];
+    let mut unnoticed = Vec::new();
+    for (file, precisions, chosen) in files {
+        let text = std::fs::read_to_string(
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("kernels")
+                .join(file),
+        )
+        .unwrap();
+        let barriers = text
+            .lines()
+            .enumerate()
+            .filter(|(_, l)| l.trim() == "barrier();");
+        let mut places: Vec<String> = barriers
+            .map(|(line, _)| format!("{file}:{}", line + 1))
+            .collect();
+        assert!(!places.is_empty(), "{file} has no barriers");
+        for &precision in precisions {
+            // sums are those of all blocks
+            let walk = !["nano_block.cu", "reduce.cu"].contains(&file);
+            let Some(blind) = unnoticed_barriers(precision, chosen, &places, walk) else {
+                return;
+            };
+            // kernels of one type only are not in the others' modules
+            places = blind;
+        }
+        unnoticed.extend(places);
+    }
+    assert!(
+        unnoticed.is_empty(),
+        "nobody notices when these barriers are missing: {unnoticed:?}"
+    );
+}
+
+/// Those of the barriers that no order of lanes misses. `walk`: few blocks, each over several
+/// tiles.
+fn unnoticed_barriers(
+    precision: Precision,
+    chosen: fn(&Op) -> bool,
+    places: &[String],
+    walk: bool,
+) -> Option<Vec<String>> {
+    let program = compile(precision, false)?;
+    let twin = Twin::new(2, 11);
+    let spec = spec(1, (17, 33), ALL, false);
+    let cpu = training_plan(
+        &twin.net,
+        &StepSpec {
+            direct: true,
+            ..spec.clone()
+        },
+        &options(Isa::detect(), 1),
+    )
+    .unwrap();
+    let plan = training_plan(&twin.net, &spec, &CudaSizing { precision }).unwrap();
+    let scalars = Scalars {
+        lr: 0.0,
+        step: 1,
+        clip: 1.0,
+        ema_decay: 0.0,
+        micro_scale: 1.0,
+        loss_scale: 1.0,
+        accumulate: false,
+    };
+    // what an order leaves in memory, or what the fibers said
+    let run = |at: usize, order: Order, without: Option<String>| -> Result<Vec<Vec<u8>>, String> {
+        let mut host = Host::new(plan.clone(), program.clone(), order);
+        host.without = without;
+        for Shared {
+            cpu: a, device: b, ..
+        } in shared_buffers(&cpu, &plan, at)
+        {
+            let values = if plan.batch.is_some_and(|batch| batch.buffer == b) {
+                bytes(plan.buffer(b).bytes as usize, 3)
+                    .iter()
+                    .map(|v| v % 8)
+                    .collect()
+            } else if Some(b) == plan.ports.parameters {
+                to_activations(&twin.params, Precision::F32)
+            } else {
+                let narrow = halves(&cpu, a, &plan, b);
+                let each = if narrow { 2 } else { 4 };
+                to_activations(
+                    &network_common::noise(plan.buffer(b).bytes as usize / each, 4),
+                    if narrow { precision } else { Precision::F32 },
+                )
+            };
+            host.bytes(b).copy_from_slice(&values);
+        }
+        let mut launches = lower_range(&plan, at..at + 1).unwrap();
+        for launch in launches.iter_mut().filter(|_| walk) {
+            if ["nano_block", "conv", "up_head"]
+                .iter()
+                .any(|start| launch.kernel.starts_with(start))
+            {
+                let blocks = launch.grid[0];
+                launch.grid[0] = blocks.min(2);
+                if let ("nano_block_back", Some(Arg::Int(tiles))) =
+                    (launch.kernel, launch.args.last_mut())
+                {
+                    *tiles = (*tiles as u32 * blocks).div_ceil(launch.grid[0]) as i32;
+                }
+            }
+        }
+        host.run(&scalars, &launches)?;
+        Ok(host.memory)
+    };
+    let mut kinds = Vec::new();
+    let ops: Vec<usize> = (0..plan.ops.len())
+        .filter(|&at| {
+            // one of every kind; convolutions differ
+            let key = (
+                plan.ops[at].label(),
+                matches!(&plan.ops[at], Op::Conv(_) | Op::ConvBack(_)).then_some(at),
+            );
+            let new = chosen(&plan.ops[at]) && !kinds.contains(&key);
+            kinds.push(key);
+            new
+        })
+        .collect();
+    let unnoticed = places.iter().filter(|place| {
+        !ops.iter().any(|&at| {
+            let whole = run(at, Order::Mixed, None);
+            ORDERS
+                .iter()
+                .any(|&order| run(at, order, Some((*place).clone())) != whole)
+        })
+    });
+    Some(unnoticed.cloned().collect())
+}

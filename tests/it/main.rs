@@ -1,0 +1,57 @@
+//! All integration tests in one program, which links the library once: each module here was written
+//! as a test file of its own and has a name to filter by (`cargo test --test it shard_cli`). The
+//! modules whose names end in `_common`, `common` and `reference` hold no tests.
+
+mod author_parity;
+mod backend_border;
+mod cli_common;
+mod cli_errors;
+mod cli_output;
+mod common;
+mod config_cli;
+mod cuda_driver;
+mod cuda_golden;
+mod dataset_decode;
+mod dataset_scan;
+mod dataset_synth;
+mod documents;
+mod earlier_versions;
+mod eval_upscale;
+mod f64_reference;
+mod fuzz_common;
+mod golden_network;
+mod kernels_common;
+mod kernels_host;
+mod loader_bounds;
+mod loader_model;
+mod loader_ring;
+mod loader_sources;
+mod markdown_common;
+mod memory_limits;
+mod metrics;
+mod network_common;
+mod network_structural;
+mod optimizer;
+mod options_fuzz;
+mod plan_allocation;
+mod plan_cli;
+mod plan_properties;
+mod plan_recompute;
+mod reference;
+mod report;
+mod shard_cli;
+mod shard_common;
+mod shard_files;
+mod shard_format;
+mod shard_fuzz;
+mod shard_measure;
+mod shard_memory;
+mod shard_options;
+mod shard_recipes;
+mod shard_resume;
+mod shard_system;
+mod structural;
+mod train_common;
+mod train_faults;
+mod train_resume;
+mod upscale_files;
