@@ -132,7 +132,7 @@ pub fn run(args: &Args) -> Result<()> {
         "3/4 training Nano x{SCALE} on the CPU; Ctrl-C stops it early"
     ));
     let set = Arc::new(ShardSet::open(&shards)?);
-    let stop = super::train::stop_flag()?;
+    let stop = paragon::sys::stop_flag(super::train::STOPPED)?;
     let options = RunOptions {
         out: run.clone(),
         threads: args.threads.unwrap_or(0),

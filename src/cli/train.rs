@@ -3,19 +3,20 @@
 use super::data::{DataArgs, Window};
 use super::flags::{print, print_json, tell};
 use super::recipe::{KeyFlags, Layers, Machine, Training};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
 use paragon::shard::reader::Io;
+use paragon::sys::stop_flag;
 use paragon::train::{
     ConfigFile, HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Exit code of a run that was stopped from outside.
-const STOPPED: i32 = 130;
+pub const STOPPED: i32 = 130;
 /// What `val.dataset` says for no validation.
 const NO_VALIDATION: &str = "none";
 
@@ -50,39 +51,6 @@ fn window(data: &DataArgs, sources: &Sources, out: &Path, restart: bool) -> Resu
     Ok(going_on.map_or_else(|| data.window(sources), |state| state.head.config.window))
 }
 
-/// A flag that the first Ctrl-C, SIGTERM or SIGHUP (the terminal is closed) raises. A second Ctrl-C
-/// or SIGTERM ends the process at once; a SIGHUP never does, since closing a terminal sends
-/// several, and is left alone where it was ignored from the start (`nohup`).
-pub fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let (stop, asked) = (
-        Arc::new(AtomicBool::new(false)),
-        Arc::new(AtomicBool::new(false)),
-    );
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, STOPPED, asked.clone())
-            .context("cannot watch for Ctrl-C")?;
-        for flag in [&asked, &stop] {
-            signal_hook::flag::register(signal, flag.clone()).context("cannot watch for Ctrl-C")?;
-        }
-    }
-    if !is_ignored(libc::SIGHUP) {
-        signal_hook::flag::register(libc::SIGHUP, stop.clone())
-            .context("cannot watch for the end of the terminal")?;
-    }
-    Ok(stop)
-}
-
-/// Whether this process was started with a signal ignored.
-fn is_ignored(signal: libc::c_int) -> bool {
-    // SAFETY: sigaction is plain data, and without a new action the call only writes the present
-    // one to it
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal, std::ptr::null(), &mut action) == 0
-            && action.sa_sigaction == libc::SIG_IGN
-    }
-}
-
 /// Trains; exit code 130 when stopped from outside after saving.
 pub fn run(args: &Args) -> Result<()> {
     let settings = args.layers.settings(&args.flags)?;
@@ -109,7 +77,7 @@ pub fn run(args: &Args) -> Result<()> {
         "reading shards by {} ({why})",
         if io == Io::Mmap { "map" } else { "calls" }
     ));
-    let stop = stop_flag()?;
+    let stop = stop_flag(STOPPED)?;
     let validation = match settings.path("val.dataset") {
         Some(place) if place == Path::new(NO_VALIDATION) => None,
         Some(place) => Some(place),

@@ -8,13 +8,12 @@ use super::format::{
     FOOTER_BYTES, Footer, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, MAX_NAME_BYTES,
     MAX_RECORDS, MAX_SOURCE_TABLE_BYTES, SOURCE_ENTRY_BYTES, SourceEntry, encode_sources,
 };
-use super::manifest::{ShardInfo, make_read_only};
+use super::manifest::ShardInfo;
 use super::tables::read_at;
-use crate::{support::failure, support::files};
+use crate::{support::failure, support::files, sys};
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes of one image in the source table at most.
@@ -100,12 +99,7 @@ impl ShardWriter {
         };
         if !is_file(&self.partial)? && is_file(&self.path)? {
             // it was finished already: it becomes one under way again, with all its records
-            let readable = fs::metadata(&self.path)
-                .with_context(|| path.clone())?
-                .permissions()
-                .mode();
-            fs::set_permissions(&self.path, fs::Permissions::from_mode(readable | 0o200))
-                .with_context(|| path.clone())?;
+            sys::make_writable(&self.path).with_context(|| path.clone())?;
             fs::rename(&self.path, &self.partial).with_context(|| path.clone())?;
         }
         if !is_file(&self.partial)? {
@@ -157,7 +151,7 @@ impl ShardWriter {
         self.flush()?;
         let mut payload = vec![0; length];
         if let Some(out) = &self.out {
-            let read = out.get_ref().read_exact_at(&mut payload, offset);
+            let read = sys::read_exact_at(out.get_ref(), &mut payload, offset);
             read.with_context(|| format!("cannot read back {}", self.partial.display()))?;
         }
         Ok(payload)
@@ -237,7 +231,7 @@ impl ShardWriter {
         if let Some(out) = self.out.take() {
             let ended = (|| -> Result<()> {
                 let file = out.into_inner().map_err(|e| e.into_error())?;
-                make_read_only(&file).context("cannot make it read-only")?;
+                sys::make_read_only(&file).context("cannot make it read-only")?;
                 file.sync_all()?;
                 files::commit(&self.partial, &self.path)
             })();

@@ -3,7 +3,7 @@
 //! Promises that a damaged, foreign or newer manifest is refused with the reason.
 
 use super::format::{Geometry, Hash64, MAJOR, check_version, u16_at, u32_at};
-use crate::{support::failure, support::files};
+use crate::{support::failure, support::files, sys};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::io::{Read, Write};
@@ -201,7 +201,7 @@ impl Manifest {
             out.write_all(&(payload.len() as u32).to_le_bytes())?;
             out.write_all(&crc32fast::hash(&payload).to_le_bytes())?;
             out.write_all(&payload)?;
-            make_read_only(out.get_ref())
+            Ok(sys::make_read_only(out.get_ref())?)
         })
     }
 
@@ -317,14 +317,6 @@ pub fn is_shard_name(name: &str) -> bool {
         .strip_prefix("shard-")
         .and_then(|n| n.strip_suffix(".psh"));
     digits.is_some_and(|d| d.len() >= 5 && d.bytes().all(|b| b.is_ascii_digit()))
-}
-
-/// Takes the write permission from a finished file: a mapped file must never be changed in place.
-pub fn make_read_only(file: &fs::File) -> Result<()> {
-    let mut permissions = file.metadata()?.permissions();
-    permissions.set_readonly(true);
-    file.set_permissions(permissions)?;
-    Ok(())
 }
 
 /// Why there is no manifest, as far as the folder tells.

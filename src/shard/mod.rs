@@ -3,7 +3,6 @@
 //! is either complete and checked or refused with the reason.
 
 mod assembly;
-mod bus;
 pub mod codec;
 mod convert;
 pub mod estimate;

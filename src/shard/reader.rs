@@ -1,17 +1,17 @@
 //! Reading a finished set: every shard is checked by reading calls from end to end of its structure
 //! before its map is trusted, and every record by its checksum when it is read. Depends on
-//! `tables`, `bus`, `manifest` and `codec`. Promises no panic and no wrong pixel on damaged files,
+//! `tables`, `sys`, `manifest` and `codec`. Promises no panic and no wrong pixel on damaged files,
 //! errors that name shard, record and image, and no allocation per record. The map is touched only
 //! where records are read by [`Io::Mmap`]; everything else reads by calls, so that a failing disk
 //! is an error message.
 
-use super::bus::Watched;
 pub use super::codec::Crop;
 use super::codec::{Codec, Decoder};
 use super::format::{Geometry, INDEX_ENTRY_BYTES, IndexEntry, SourceEntry};
 use super::manifest::{Manifest, ShardInfo};
 use super::tables::{Tables, known_codec};
 use crate::support::failure;
+use crate::sys::{self, WatchedMap};
 use anyhow::{Context, Result, ensure};
 use memmap2::Mmap;
 use std::fs::File;
@@ -62,7 +62,7 @@ pub struct Scratch {
 
 struct Shard {
     /// Before the map, since it must be dropped before.
-    _watched: Watched,
+    _watched: WatchedMap,
     map: Mmap,
     tables: Tables,
     /// Number of the shard's first record in the set.
@@ -94,7 +94,7 @@ impl ShardSet {
             let (tables, file) = Tables::open(folder, &manifest, number)?;
             let map = map(&file, info.bytes).with_context(|| tables.path.display().to_string())?;
             shards.push(Shard {
-                _watched: Watched::new(&tables.path, map.as_ptr(), map.len()),
+                _watched: WatchedMap::new(&tables.path, &map),
                 map,
                 tables,
                 first,
@@ -217,35 +217,14 @@ impl ShardSet {
     pub fn is_cached(&self, record: u64, io: Io) -> Option<bool> {
         let (shard, i) = self.find(record).ok()?;
         let (start, length) = shard.pages(shard.span(i, i, io).ok()?);
-        let mut pages = [0u8; 1024];
-        for offset in (0..length).step_by(pages.len() * page_bytes()) {
-            let length = (length - offset).min(pages.len() * page_bytes());
-            // SAFETY: the range lies in the map, and `pages` has a byte for each of its pages
-            let known = unsafe {
-                libc::mincore(
-                    shard.map.as_ptr().add(start + offset).cast_mut().cast(),
-                    length,
-                    pages.as_mut_ptr().cast(),
-                )
-            };
-            if known != 0 {
-                return None;
-            }
-            if pages[..length.div_ceil(page_bytes())]
-                .iter()
-                .any(|p| p & 1 == 0)
-            {
-                return Some(false);
-            }
-        }
-        Some(true)
+        sys::is_resident(&shard.map, start, length)
     }
 
     /// Says that records are read in no order: the kernel then fetches what is asked for and
     /// nothing around it.
     pub fn expect_random_access(&self) {
         for shard in &self.shards {
-            let _ = shard.map.advise(memmap2::Advice::Random);
+            sys::advise_random(&shard.map);
         }
     }
 
@@ -410,44 +389,22 @@ impl Shard {
 
     /// The whole pages that hold a span: first byte and length in the map.
     fn pages(&self, span: Range<u64>) -> (usize, usize) {
-        let start = span.start as usize / page_bytes() * page_bytes();
+        let start = span.start as usize / sys::page_bytes() * sys::page_bytes();
         (start, span.end as usize - start)
     }
 
     fn advise(&self, span: Range<u64>, advice: Advice) {
         let (start, length) = self.pages(span);
         match advice {
-            Advice::WillNeed => {
-                let _ = self
-                    .map
-                    .advise_range(memmap2::Advice::WillNeed, start, length); // touches no page itself
-            }
+            Advice::WillNeed => sys::advise_will_need(&self.map, start, length),
             Advice::DontNeed => {
-                use std::os::fd::AsRawFd;
-                let forget = |file: &File| {
-                    // SAFETY: plain system call on an open file
-                    unsafe {
-                        libc::posix_fadvise(
-                            file.as_raw_fd(),
-                            start as i64,
-                            length as i64,
-                            libc::POSIX_FADV_DONTNEED,
-                        )
-                    };
-                    Ok(())
-                };
                 // first out of this process, then out of the page cache, which keeps pages that are
                 // still mapped
-                // SAFETY: a map of a file that is only read loses nothing: its pages come back from
-                // the file
-                let _ = unsafe {
-                    self.map.unchecked_advise_range(
-                        memmap2::UncheckedAdvice::DontNeed,
-                        start,
-                        length,
-                    )
-                };
-                let _ = self.tables.with_file(forget); // advice
+                sys::advise_dont_need(&self.map, start, length);
+                let _ = self.tables.with_file(|file| {
+                    sys::drop_from_page_cache(file, start, length);
+                    Ok(())
+                }); // advice
             }
         }
     }
@@ -501,18 +458,13 @@ impl Shard {
     }
 }
 
-fn page_bytes() -> usize {
-    // SAFETY: a plain question to the system
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-}
-
 /// Maps a whole finished shard for reading.
 ///
 /// The contract of a map is that nobody changes or shortens the file while it lives. Shards are
 /// written under another name, synced, made read-only and renamed, and paragon never opens one for
 /// writing again; the length was checked on this very handle. What remains is another program
 /// cutting a shard while it is in use, against the file's permissions, and pages that a disk or
-/// network cannot deliver: the system then sends SIGBUS, for which see `bus`.
+/// network cannot deliver: the system then sends SIGBUS, for which see [`WatchedMap`].
 fn map(file: &File, length: u64) -> Result<Mmap> {
     let length = usize::try_from(length).context("the shard is larger than the address space")?;
     // SAFETY: see the contract above; the slice is only ever read, and as plain bytes

@@ -17,11 +17,11 @@ use crate::support::failure;
 use crate::support::files;
 use crate::support::lock::{FolderLock, lock_folder};
 use crate::support::progress::Progress;
+use crate::sys;
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What stands in the output folder.
@@ -69,7 +69,7 @@ fn remove(folder: &Path, meant: impl Fn(&str) -> bool) -> Result<()> {
             .and_then(|n| n.to_str())
             .is_some_and(&meant)
         {
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            sys::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
     Ok(())
@@ -295,7 +295,7 @@ impl Known {
         let made = about(&path_in(out))?;
         Ok(Known {
             sources,
-            made: (made.mtime(), made.mtime_nsec()),
+            made: sys::modified(&made),
         })
     }
 
@@ -311,9 +311,7 @@ impl Known {
         }
         for path in files_of(job) {
             let about = about(path)?;
-            if (about.mtime(), about.mtime_nsec()).max((about.ctime(), about.ctime_nsec()))
-                >= self.made
-            {
+            if sys::modified(&about).max(sys::changed(&about)) >= self.made {
                 return Ok(files_crc(job)? == source.crc);
             }
         }
@@ -612,12 +610,8 @@ pub(super) fn stamp(job: &Job) -> Result<u64> {
     let mut hash = Hash64::default();
     for path in files_of(job) {
         let about = about(path)?;
-        for word in [
-            about.mtime(),
-            about.mtime_nsec(),
-            about.ctime(),
-            about.ctime_nsec(),
-        ] {
+        let (modified, changed) = (sys::modified(&about), sys::changed(&about));
+        for word in [modified.0, modified.1, changed.0, changed.1] {
             hash.word(word as u64);
         }
         hash.word(about.len());

@@ -10,11 +10,10 @@ use super::format::{
     SourceEntry, check_sources, decode_source,
 };
 use super::manifest::{Manifest, ShardInfo, shard_name};
-use crate::{support::failure, support::files};
+use crate::{support::failure, support::files, sys};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +24,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Reads exactly `bytes.len()` bytes. Passing errors of the system are retried; a file that ends
 /// before is damage.
 pub(super) fn read_at(file: &File, bytes: &mut [u8], at: u64, what: &str) -> Result<()> {
-    match failure::retry(|| file.read_exact_at(bytes, at)) {
+    match failure::retry(|| sys::read_exact_at(file, bytes, at)) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
             bail!("cannot read {what}: the file ends before that, it is cut short")
         }
@@ -50,19 +49,7 @@ static KEPT: AtomicUsize = AtomicUsize::new(0);
 /// are opened for each reading.
 fn most_kept() -> usize {
     static MOST: OnceLock<usize> = OnceLock::new();
-    *MOST.get_or_init(|| {
-        let mut limit = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
-        // SAFETY: a plain question to the system, with room for its answer
-        let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
-        if known {
-            usize::try_from(limit.rlim_cur / 2).unwrap_or(usize::MAX)
-        } else {
-            64
-        }
-    })
+    *MOST.get_or_init(|| sys::open_files_limit().map_or(64, |limit| limit / 2))
 }
 
 struct Kept(File);
@@ -88,14 +75,14 @@ impl Drop for Kept {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     bytes: u64,
-    modified: (i64, i64),
+    modified: sys::FileTime,
 }
 
 impl Stamp {
     fn of(about: &Metadata) -> Self {
         Stamp {
             bytes: about.len(),
-            modified: (about.mtime(), about.mtime_nsec()),
+            modified: sys::modified(about),
         }
     }
 }

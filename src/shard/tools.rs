@@ -10,6 +10,7 @@ use super::reader::{Io, RecordSource, ShardSet};
 use crate::report::sheet::{Panel, comparison};
 use crate::support::progress::Progress;
 use crate::support::rng::Rng;
+use crate::sys::{self, ErrorClass};
 use crate::{support::failure, support::files};
 use anyhow::{Result, ensure};
 use image::codecs::png::PngEncoder;
@@ -178,11 +179,7 @@ fn is_of_the_disk(error: &io::Error) -> bool {
         error.kind(),
         ErrorKind::TimedOut | ErrorKind::StaleNetworkFileHandle | ErrorKind::NetworkDown
     );
-    by_kind
-        || matches!(
-            error.raw_os_error(),
-            Some(libc::EIO | libc::EREMOTEIO | libc::EBADMSG | libc::EUCLEAN | libc::ENODATA)
-        )
+    by_kind || sys::is_error(error, ErrorClass::Disk)
 }
 
 /// Checks a whole set on all threads of the current pool: every shard's structure, and every record

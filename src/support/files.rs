@@ -1,21 +1,23 @@
-//! Writing files so that a killed process or a full disk never leaves a half-written one under the
-//! final name: write beside, sync, rename. Depends on the standard library alone.
+//! Writes files so that a killed process or a full disk never leaves a half-written one under the
+//! final name: write to another name in the same folder, sync, rename. Depends on
+//! `sys`.
 
+use crate::sys;
 use anyhow::{Context, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Bytes of a file's name at most, on nearly every file system.
+/// Longest file name in bytes that nearly every file system accepts.
 pub const MAX_NAME_BYTES: usize = 255;
-/// Bytes gathered before the file is written to.
+/// Bytes that are buffered before each write to a file.
 const BUFFER_BYTES: usize = 1 << 20;
-/// Links that are followed from one path before it is taken for a circle, as Linux does.
+/// After this many links a path counts as circular; Linux has the same limit.
 const MAX_LINKS: usize = 40;
 
-/// A file name that is `stem` and `ending`, of at most [`MAX_NAME_BYTES`]. A stem that is too long
-/// is cut, and a hash of the whole stem put in the place of what was cut, so that two long names
-/// which differ stay apart.
+/// The file name `stem` + `ending`, of at most [`MAX_NAME_BYTES`] bytes. A stem that is too long is
+/// cut and a hash of the whole stem is appended to it, so that two different long names stay
+/// different.
 pub fn bounded_name(stem: &str, ending: &str) -> String {
     if stem.len() + ending.len() <= MAX_NAME_BYTES {
         return format!("{stem}{ending}");
@@ -30,7 +32,7 @@ pub fn bounded_name(stem: &str, ending: &str) -> String {
     format!("{}{hash}{ending}", &stem[..cut])
 }
 
-/// The name a file has while it is being written, in the same folder so that the rename is atomic.
+/// The path that a file has while it is written: in the same folder, so that the rename is atomic.
 pub fn partial_path(path: &Path) -> PathBuf {
     let name = path
         .file_name()
@@ -42,8 +44,8 @@ pub fn partial_path(path: &Path) -> PathBuf {
     ))
 }
 
-/// Removes what a killed process left half-written in a folder. Only for the owner of the folder:
-/// another process may be at work on its own.
+/// Removes the half-written files that a killed process left in a folder. Only the owner of the
+/// folder may call this, because another process could be writing such a file.
 pub fn remove_partials(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
@@ -52,17 +54,16 @@ pub fn remove_partials(folder: &Path) {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with('.') && name.ends_with(".partial") {
-            let _ = fs::remove_file(entry.path()); // litter; what matters is under final names
+            let _ = sys::remove_file(&entry.path()); // files that matter have their final names
         }
     }
 }
 
-/// Creates a file that must be new: neither an older file nor a link of that name is opened,
-/// whoever put it there. What has the name is removed first (a link itself, never what it leads
-/// to).
+/// Creates a new file: an older file or link of that name is never opened, whoever put it there,
+/// but removed first (the link itself, never its target).
 ///
 /// # Errors
-/// Those of the system; a folder of that name.
+/// Those of the system; `path` is a folder.
 pub fn create_new(path: &Path) -> io::Result<File> {
     let create = || {
         OpenOptions::new()
@@ -73,19 +74,19 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     };
     match create() {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_file(path)?;
+            sys::remove_file(path)?;
             create()
         }
         outcome => outcome,
     }
 }
 
-/// Opens a file of our own name for writing, creating it where it is missing, in a folder that may
-/// come from somebody else: a symbolic link, a device or a FIFO of that name is refused, and
-/// nothing is emptied.
+/// Opens a file with a name that paragon chose for writing, and creates it if it is missing. The
+/// folder may come from somebody else: a symbolic link, a device or a FIFO of that name is refused,
+/// and an existing file keeps its content.
 ///
 /// # Errors
-/// Those of the system, and a name that is no regular file.
+/// Those of the system; `path` is no regular file.
 pub fn open_own(path: &Path) -> io::Result<File> {
     let about = fs::symlink_metadata(path);
     if about.is_ok_and(|about| !about.is_file()) {
@@ -95,48 +96,35 @@ pub fn open_own(path: &Path) -> io::Result<File> {
     }
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        // between the look above and this call the name may have become a link or a FIFO
-        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    }
+    sys::open_without_waiting(&mut options, false); // the name may have become a link or FIFO by now
     options.open(path)
 }
 
-/// Opens a regular file for reading; links are followed. What is none is refused: a FIFO would wait
-/// for ever, a device never ends.
+/// Opens a regular file for reading; links are followed. Everything else is refused: reading a FIFO
+/// would wait for ever, and a device never ends.
 ///
 /// # Errors
-/// Those of the system, and a path that leads to no regular file.
+/// Those of the system; `path` leads to no regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    read_only(path, 0)
+    read_only(path, true)
 }
 
-/// Opens a file of our own name for reading, in a folder that may come from somebody else: as
-/// [`open_regular`], but a symbolic link is refused as well.
+/// Opens a file with a name that paragon chose for reading, in a folder that may come from somebody
+/// else: like [`open_regular`], but a symbolic link is refused as well.
 ///
 /// # Errors
-/// Those of the system, and a name that is no regular file.
+/// Those of the system; `path` is no regular file.
 pub fn read_own(path: &Path) -> io::Result<File> {
     if fs::symlink_metadata(path)?.is_symlink() {
         return Err(not_regular());
     }
-    #[cfg(unix)]
-    let flags = libc::O_NOFOLLOW;
-    #[cfg(not(unix))]
-    let flags = 0;
-    read_only(path, flags)
+    read_only(path, false)
 }
 
-fn read_only(path: &Path, flags: i32) -> io::Result<File> {
+fn read_only(path: &Path, follow: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.custom_flags(flags | libc::O_NONBLOCK); // no waiting for a FIFO's other end; regular files do not know the flag
-    }
+    sys::open_without_waiting(&mut options, follow);
     let file = options.open(path)?;
     if file.metadata()?.is_file() {
         Ok(file)
@@ -152,10 +140,10 @@ fn not_regular() -> io::Error {
     )
 }
 
-/// Writes `path` through `fill`: the bytes go to a file beside it, which is synced and renamed over
-/// `path` only when everything succeeded. On any error the partial file is removed and an older
-/// `path` is left whole. For names of our own in folders of our own: a link of that name is
-/// replaced and not followed. For a path that the user has typed use [`write_output`].
+/// Writes `path` through `fill`: the bytes go to another file of the same folder, which is synced
+/// and renamed to `path` only after everything succeeded. On any error the partial file is removed
+/// and an older `path` keeps its content. For names that paragon chose: a link of that name is
+/// replaced and not followed. For a path that the user typed use [`write_output`].
 ///
 /// # Errors
 /// Those of `fill` and of the system, with the path.
@@ -176,14 +164,13 @@ fn beside(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) ->
         commit(&partial, path)
     })();
     if written.is_err() {
-        let _ = fs::remove_file(&partial);
+        let _ = sys::remove_file(&partial);
     }
     written
 }
 
-/// Writes a file whose path the user has typed. What is no regular file (a device such as
-/// `/dev/stdout`, a FIFO) is written to as it is, and never replaced; a symbolic link is followed,
-/// and the file that it leads to is replaced as [`write_atomic`] does.
+/// Writes a file whose path the user typed. A device (`/dev/stdout`) or FIFO is written to and never
+/// replaced; a symbolic link is followed, and its target is replaced as [`write_atomic`] does.
 ///
 /// # Errors
 /// Those of `fill` and of the system, with the path.
@@ -204,14 +191,12 @@ pub fn write_output(
     written.with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Where an output path leads, and whether it is written to in place: a device, a FIFO, an open
-/// file of a process (`/dev/stdout`).
+/// The path that an output path leads to, and whether it is written to in place: a device, a FIFO,
+/// an open file of a process (`/dev/stdout`).
 fn resolve(path: &Path) -> io::Result<(PathBuf, bool)> {
     let mut at = path.to_path_buf();
     for _ in 0..MAX_LINKS {
-        // the open files of a process are links of a kind of their own: what they show need not be
-        // a path
-        if at.starts_with("/proc") {
+        if sys::is_process_file(&at) {
             return Ok((at, true));
         }
         match fs::symlink_metadata(&at) {
@@ -235,29 +220,31 @@ fn resolve(path: &Path) -> io::Result<(PathBuf, bool)> {
 
 /// Renames a finished, synced file to its final name and syncs the folder, so that the new name
 /// survives a crash.
+///
+/// # Errors
+/// Those of the system.
 pub fn commit(partial: &Path, path: &Path) -> Result<()> {
-    fs::rename(partial, path)?;
+    sys::rename_over(partial, path)?;
     sync_folder_of(path);
     Ok(())
 }
 
-/// Brings the entry of `path` in its folder to the disk.
+/// Writes the entry of `path` in its folder to the disk. Windows cannot sync a folder.
 fn sync_folder_of(path: &Path) {
     let folder = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     if let Ok(dir) = File::open(folder) {
-        let _ = dir.sync_all(); // some file systems refuse to sync a folder; the change itself is done
+        let _ = dir.sync_all(); // some file systems refuse; the change itself is done
     }
 }
 
-/// Creates a folder and its parents, with an error that names it and says what stands in the way.
-/// New folders are on the disk when this returns: a file that is synced within them is found again
-/// after a loss of power.
+/// Creates a folder and its parents. New folders are on the disk when this returns, so a file that is
+/// synced in them is still found after a loss of power.
 ///
 /// # Errors
-/// Those of the system; a file of that name.
+/// Those of the system; `path` is a file. The message names the path.
 pub fn create_folder(path: &Path) -> Result<()> {
     if path.exists() && !path.is_dir() {
         anyhow::bail!(
@@ -325,7 +312,7 @@ mod tests {
     #[test]
     #[cfg(unix)]
     fn links_and_devices_are_never_replaced() {
-        use std::os::unix::fs::{FileTypeExt, symlink};
+        use crate::sys::symlink_file;
         let dir = tempfile::tempdir().unwrap();
         let (target, link, fifo) = (
             dir.path().join("target"),
@@ -333,7 +320,7 @@ mod tests {
             dir.path().join("fifo"),
         );
         fs::write(&target, "old").unwrap();
-        symlink("target", &link).unwrap();
+        symlink_file(Path::new("target"), &link).unwrap();
         write_output(&link, |f| Ok(f.write_all(b"new")?)).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read(&target).unwrap(), b"new");
@@ -350,20 +337,15 @@ mod tests {
         });
         write_output(&fifo, |f| Ok(f.write_all(b"through")?)).unwrap();
         assert_eq!(reader.join().unwrap(), b"through");
-        assert!(fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
+        assert!(!fs::symlink_metadata(&fifo).unwrap().is_file());
         write_output(Path::new("/dev/null"), |f| Ok(f.write_all(b"gone")?)).unwrap();
-        assert!(
-            fs::symlink_metadata("/dev/null")
-                .unwrap()
-                .file_type()
-                .is_char_device()
-        );
+        assert!(!fs::symlink_metadata("/dev/null").unwrap().is_file());
         let error = format!("{:#}", write_output(dir.path(), |_| Ok(())).unwrap_err());
         assert!(error.contains("folder"), "{error}");
-        // a guessed name for the partial file leads elsewhere: the link goes, the file it leads to
-        // stays
+        // somebody guessed the partial file's name and put a link there: the link is removed, its
+        // target stays
         let new = dir.path().join("new");
-        symlink(&target, partial_path(&new)).unwrap();
+        symlink_file(&target, &partial_path(&new)).unwrap();
         write_atomic(&new, |f| Ok(f.write_all(b"mine")?)).unwrap();
         assert_eq!(
             (fs::read(&target).unwrap(), fs::read(&new).unwrap()),

@@ -1,20 +1,20 @@
-//! One process at a time writes to a folder: a set of shards that is being made, or a run of
-//! training. Depends on `files`. Promises that a second paragon is refused with the folder's name.
-//! A file system without locks is no reason to refuse work: the caller gets a warning to print and
-//! goes on without protection.
+//! A lock that lets only one process at a time write to a folder: to a shard set, or to a training
+//! run. Depends on `failure`, `files` and `sys`. Promises that a second paragon is refused with the
+//! folder's name. On a file system without locks the caller gets a warning to print and continues
+//! without protection.
 
 use crate::support::failure;
 use crate::support::files;
+use crate::sys::{self, ErrorClass, is_same_file};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The lock's name in its folder. The file is empty, is there while a process works and after one
-/// that was killed, and means nothing by itself: what counts is the lock that the system keeps on
-/// it and drops when the process ends.
+/// Name of the lock file. The file is empty and means nothing by itself (a killed process leaves it
+/// behind): the lock is the one that the system holds on it and releases when the process ends.
 pub const LOCK_NAME: &str = ".lock";
-/// Tries to lock a file that the process before has just removed.
+/// Attempts, because the previous owner may remove the file between our opening and locking it.
 const ATTEMPTS: usize = 100;
 
 /// A folder that belongs to this process until the value is dropped.
@@ -25,11 +25,11 @@ pub struct FolderLock {
 }
 
 impl FolderLock {
-    /// Looks whether the folder is still the one that was taken. Without the lock file another
-    /// process may work there, and without the folder nothing is kept any more.
+    /// Checks that the folder is still the one that was locked. Without the lock file another process
+    /// may write there, and without the folder nothing that is written is kept.
     ///
     /// # Errors
-    /// The folder or its lock was removed, moved or replaced; the system cannot say.
+    /// The folder or its lock was removed, moved or replaced; the system cannot look at it.
     pub fn check(&self) -> Result<()> {
         let Some(file) = &self.file else {
             return Ok(());
@@ -38,7 +38,7 @@ impl FolderLock {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot look at {}", self.path.display()))
             }
-            Ok(_) if is_at(file, &self.path) => Ok(()),
+            Ok(_) if is_same_file(file, &self.path) => Ok(()),
             _ => {
                 let folder = self.path.parent().unwrap_or(&self.path);
                 let gone = if folder.is_dir() { &self.path } else { folder };
@@ -57,22 +57,22 @@ impl Drop for FolderLock {
         if self
             .file
             .as_ref()
-            .is_some_and(|file| is_at(file, &self.path))
+            .is_some_and(|file| is_same_file(file, &self.path))
         {
-            // removed while it is still locked; who has opened it meanwhile sees that it is gone
-            // and begins again
+            // removed while it is still locked; a process that has opened it meanwhile finds it
+            // gone and starts over
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Takes a folder for this process alone. `busy` begins the error for the case that another process
-/// has it: `another paragon is writing to`. The text beside the lock is a warning to print, where
-/// the file system has no locks.
+/// Locks a folder for this process. `busy` begins the error message for a folder that another
+/// process has locked: `another paragon is writing to`. The text returned beside the lock is a
+/// warning to print, for a file system without locks.
 ///
 /// # Errors
-/// Another process has the folder; the lock file cannot be made there (with the reason of the
-/// system as cause) or is a link or no regular file.
+/// Another process has locked the folder; the lock file cannot be created (the system's error is the
+/// cause), or it is a link or no regular file.
 pub fn lock_folder(folder: &Path, busy: &str) -> Result<(FolderLock, Option<String>)> {
     let path = folder.join(LOCK_NAME);
     for _ in 0..ATTEMPTS {
@@ -84,7 +84,7 @@ pub fn lock_folder(folder: &Path, busy: &str) -> Result<(FolderLock, Option<Stri
             path.display()
         );
         match try_lock(&file) {
-            Ok(()) if is_at(&file, &path) => {
+            Ok(()) if is_same_file(&file, &path) => {
                 return Ok((
                     FolderLock {
                         path,
@@ -126,32 +126,10 @@ fn try_lock(file: &File) -> Result<(), TryLockError> {
     }
 }
 
-/// Whether the open file still has its name.
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
-}
-
-#[cfg(not(unix))]
-fn is_at(_: &File, path: &Path) -> bool {
-    path.exists()
-}
-
-/// Whether the error says that the file system knows no locks, or that the server which should keep
-/// them does not run.
+/// Whether the error means that the file system has no locks, or that the server which keeps them
+/// does not run.
 fn has_no_locks(error: &io::Error) -> bool {
-    #[cfg(unix)]
-    let by_number = matches!(
-        error.raw_os_error(),
-        Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL)
-    );
-    #[cfg(not(unix))]
-    let by_number = false;
-    by_number || error.kind() == io::ErrorKind::Unsupported
+    sys::is_error(error, ErrorClass::NoLocks) || error.kind() == io::ErrorKind::Unsupported
 }
 
 #[cfg(test)]
@@ -184,7 +162,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (target, name) = (dir.path().join("target"), dir.path().join(LOCK_NAME));
         fs::write(&target, "precious").unwrap();
-        std::os::unix::fs::symlink(&target, &name).unwrap();
+        sys::symlink_file(&target, &name).unwrap();
         assert!(lock_folder(dir.path(), "busy").is_err());
         assert_eq!(fs::read(&target).unwrap(), b"precious");
         fs::remove_file(&name).unwrap();

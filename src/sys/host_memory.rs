@@ -1,7 +1,6 @@
-//! Host memory for batches on their way to a device: from the heap, locked into RAM, or handed in
-//! by a backend that pinned it. One type for all, so that whoever fills it need not know. Promises
-//! page alignment, zeros at the start, and that the memory goes back to where it came from exactly
-//! once.
+//! Host memory for batches on their way to a device: from the heap, locked into RAM, or pinned by a
+//! backend. All three are one type, so the code that fills a block does not depend on its origin.
+//! Promises page alignment, zeros at the start, and that every block is released exactly once.
 
 use anyhow::{Context, Result, bail};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -21,19 +20,19 @@ pub struct HostBlock {
     release: Option<Release>,
 }
 
-// SAFETY: the block is owned memory; what releases it can be sent
+// SAFETY: the block is owned memory, and its release closure is `Send`
 unsafe impl Send for HostBlock {}
-// SAFETY: shared access is reading only
+// SAFETY: a shared reference only allows reading
 unsafe impl Sync for HostBlock {}
 
-/// How a loader gets its blocks; a backend may have its own way.
+/// How a loader allocates its blocks, from a number of bytes; a backend may supply its own function.
 pub type Allocate<'a> = &'a dyn Fn(usize) -> Result<HostBlock>;
 
-/// A device's promise to be done with a block.
+/// Marks the moment at which a device no longer reads a block, so that it may be overwritten.
 pub trait Fence: Send {
-    /// Whether it is done.
+    /// Whether that moment has passed.
     fn is_done(&self) -> bool;
-    /// Returns when it is done.
+    /// Returns after that moment.
     fn wait(&self);
 }
 
@@ -46,7 +45,7 @@ impl HostBlock {
     /// Zeroed memory of the heap.
     ///
     /// # Errors
-    /// When the system has none.
+    /// The system has no `length` bytes left.
     pub fn heap(length: usize) -> Result<HostBlock> {
         let layout = layout(length)?;
         // SAFETY: the layout is not empty
@@ -65,20 +64,20 @@ impl HostBlock {
     /// Memory of the heap that is never swapped out.
     ///
     /// # Errors
-    /// When the system has none, or does not let this user lock as much.
+    /// The system has no `length` bytes left, or does not let this user lock as many.
     pub fn locked(length: usize) -> Result<HostBlock> {
         let mut block = HostBlock::heap(length)?;
-        // SAFETY: the block is whole allocated memory
-        if unsafe { libc::mlock(block.start.as_ptr().cast(), length) } != 0 {
-            let reason = std::io::Error::last_os_error();
+        // SAFETY: the block is `length` allocated bytes
+        if let Err(reason) = unsafe { super::lock_memory(block.start, length) } {
             bail!(
-                "cannot lock {length} bytes into memory ({reason}); raise the limit (`ulimit -l`) or use plain memory"
+                "cannot lock {length} bytes into memory ({reason}); {} or use plain memory",
+                super::LOCK_ADVICE
             );
         }
         let free = block.release.take();
         block.release = Some(Box::new(move |start, length| {
             // SAFETY: locked above
-            unsafe { libc::munlock(start.as_ptr().cast(), length) };
+            unsafe { super::unlock_memory(start, length) };
             if let Some(free) = free {
                 free(start, length);
             }
@@ -86,7 +85,7 @@ impl HostBlock {
         Ok(block)
     }
 
-    /// Memory that someone else allocated, `release` giving it back.
+    /// Memory that the caller allocated; dropping the block calls `release`.
     ///
     /// # Safety
     /// `start` must point to `length` initialised bytes that nobody else uses until `release` is

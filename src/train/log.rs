@@ -7,11 +7,11 @@ use crate::report::chart::{Series, line_chart};
 use crate::report::tensorboard::EventFile;
 use crate::support::failure::retry;
 use crate::support::files;
+use crate::sys;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the log within a run's folder.
@@ -289,7 +289,7 @@ impl Log {
     /// # Errors
     /// When the line cannot be written: the disk is full.
     pub fn append(&mut self, line: LogLine) -> Result<Option<String>> {
-        if self.file.metadata().is_ok_and(|about| about.nlink() == 0) {
+        if sys::is_removed(&self.file) {
             // somebody removed it under way: the lines to come need a file that can be found
             let file = files::open_own(&self.path)
                 .with_context(|| format!("cannot write {}", self.path.display()))?;
@@ -482,7 +482,7 @@ mod tests {
         // a pipe or a device in the log's place is refused, and not waited for
         std::fs::remove_file(&path).unwrap();
         assert!(read_log(dir.path()).unwrap().is_none());
-        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        sys::symlink_file(Path::new("/dev/zero"), &path).unwrap();
         for _ in 0..2 {
             let error = format!("{:#}", read_log(dir.path()).unwrap_err());
             assert!(

@@ -312,7 +312,7 @@ mod tests {
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         refused("cannot be shown");
         std::fs::remove_file(&path).unwrap();
-        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        crate::sys::symlink_file(Path::new("/dev/zero"), &path).unwrap();
         refused("no regular file");
     }
 }

@@ -8,6 +8,7 @@ use super::{LossScale, TrainConfig};
 use crate::model::Network;
 use crate::support::failure::{no_memory, retry, system_cause};
 use crate::support::files;
+use crate::sys::{self, ErrorClass};
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -361,10 +362,7 @@ pub fn list_states(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// Whether the system says that a name leads to nothing that could be a state: a link to nothing or
 /// in a circle, a socket.
 fn is_no_file(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOENT | libc::ELOOP | libc::ENXIO | libc::ENODEV)
-    )
+    sys::is_error(error, ErrorClass::NoFile)
 }
 
 /// The newest whole state of a run, and what was wrong with any newer one.
@@ -529,7 +527,7 @@ mod tests {
         state.write(&state_path(dir.path(), 3)).unwrap();
         // newer ones that are none: a device without an end, a pipe that nobody writes to, a
         // folder, a link to nothing, a huge hole
-        std::os::unix::fs::symlink("/dev/zero", state_path(dir.path(), 9)).unwrap();
+        sys::symlink_file(Path::new("/dev/zero"), &state_path(dir.path(), 9)).unwrap();
         assert!(
             std::process::Command::new("mkfifo")
                 .arg(state_path(dir.path(), 8))
@@ -538,7 +536,7 @@ mod tests {
                 .success()
         );
         std::fs::create_dir(state_path(dir.path(), 7)).unwrap();
-        std::os::unix::fs::symlink("nothing", state_path(dir.path(), 6)).unwrap();
+        sys::symlink_file(Path::new("nothing"), &state_path(dir.path(), 6)).unwrap();
         std::fs::copy(state_path(dir.path(), 3), state_path(dir.path(), 5)).unwrap();
         std::fs::OpenOptions::new()
             .write(true)

@@ -2,6 +2,7 @@
 //! one clear error that names the file or the flag, the right exit code (1 failed, 2 usage), no
 //! panic, and nothing lost that was there before. `shard` has a file of its own (shard_cli.rs);
 //! here it is checked for what the commands share.
+#![cfg(unix)]
 
 use crate::{cli_common, shard_common};
 

@@ -349,6 +349,7 @@ fn import_says_first_what_matters_most() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn files_that_are_no_options_are_named() {
     use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,7 @@
 //! The golden trajectories on the CUDA backend: as near as the CPU in f32, within 2e-2 on the loss
 //! in bf16. Without a GPU, through a driver made of fibers and for as many iterations as that has
 //! time for; on a card, all of them, where PARAGON_TEST_GPU is set.
+#![cfg(unix)]
 
 use crate::common::process::in_own_process;
 use crate::{common, kernels_common};

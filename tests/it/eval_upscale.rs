@@ -152,6 +152,7 @@ fn eval_makes_the_lq_and_saves_what_it_measured() {
     assert!(saved.join("deep/b.png").exists());
 }
 
+#[cfg(unix)]
 #[test]
 fn saved_pictures_keep_their_folders_and_never_meet() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! The loader's memory: what was computed before the start holds under a hard limit of the system,
 //! does not grow with epochs, early ends or the size of the set, and what does not fit is refused.
+#![cfg(target_os = "linux")]
 
 use crate::common::process::{exclusive, in_own_process};
 use crate::{cli_common, shard_common};

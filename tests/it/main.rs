@@ -37,6 +37,7 @@ mod plan_allocation;
 mod plan_cli;
 mod plan_properties;
 mod plan_recompute;
+mod portability;
 mod reference;
 mod report;
 mod shard_cli;

@@ -2,6 +2,7 @@
 
 use crate::{cli_common, shard_common};
 
+#[cfg(unix)]
 use cli_common::limit_files;
 use shard_common::{files, paragon, picture, pictures, run};
 use std::fs;
@@ -272,6 +273,7 @@ fn rejects_pairs_that_do_not_match_or_do_not_fit() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn rejects_an_output_that_is_a_file_or_cannot_be_made() {
     let dir = tempfile::tempdir().unwrap();
@@ -312,6 +314,7 @@ fn rejects_options_out_of_range() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn a_full_disk_is_one_clear_error_and_leaves_finished_shards() {
     let dir = tempfile::tempdir().unwrap();

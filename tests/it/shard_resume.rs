@@ -1,6 +1,7 @@
 //! Runs that are cut off: SIGKILL at hundreds of random points, damage to what they left, changed
 //! images and options. The next run gives the bytes of an unbroken one and does not repeat what was
 //! finished.
+#![cfg(unix)]
 
 use crate::{cli_common, shard_common};
 

@@ -1,6 +1,7 @@
 //! Errors of the system while sets are made, read and checked: they are retried, then they stop the
 //! work with their reason, and they are never taken for faults of the images or for damage of a
 //! set. Also what folders from others and damage behind right checksums may do.
+#![cfg(target_os = "linux")]
 
 use crate::common::process::rerun;
 use crate::shard_common::faults;

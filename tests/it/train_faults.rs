@@ -2,6 +2,7 @@
 //! vanish, signals at bad moments, files of an earlier run, folders that are taken away. Every
 //! check runs the real binary. Some load a small C library into it that makes the system slow or
 //! writes down what it is asked for.
+#![cfg(target_os = "linux")]
 
 use crate::{cli_common, fuzz_common, shard_common, train_common};
 

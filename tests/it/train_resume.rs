@@ -4,7 +4,9 @@
 
 use crate::{cli_common, shard_common, train_common};
 
-use cli_common::{Ran, limit_files, paragon, run, text};
+#[cfg(unix)]
+use cli_common::limit_files;
+use cli_common::{Ran, paragon, run, text};
 use paragon::support::rng::Rng;
 use shard_common::{config, files, make, pictures};
 use std::fs;
@@ -83,6 +85,7 @@ fn killed_at_fifty_random_moments_it_ends_in_the_bits_of_an_unbroken_run() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn ctrl_c_sigterm_and_a_closed_terminal_save_and_the_same_command_goes_on() {
     let (dir, set) = set();
@@ -360,6 +363,7 @@ fn a_run_that_is_lost_says_so_and_keeps_the_last_good_checkpoint() {
     assert!(states(&out).is_empty() && !out.join("model.safetensors").exists());
 }
 
+#[cfg(unix)]
 #[test]
 fn a_full_disk_while_saving_loses_nothing() {
     let (dir, set) = set();

@@ -1,6 +1,7 @@
 //! `paragon upscale` from outside: memory that is known beforehand and kept to, what is refused
 //! before the work, which images of a folder are taken and how their results are named, alpha
 //! channels, and outputs that are no regular files.
+#![cfg(unix)]
 
 use crate::{cli_common, shard_common};
 

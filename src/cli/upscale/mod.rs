@@ -92,9 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
         args.input.display()
     );
     ensure!(
-        !args.json
-            || !["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]
-                .contains(&args.output.to_string_lossy().as_ref()),
+        !args.json || !paragon::sys::is_stdout(&args.output),
         "the image and the summary of --json would both go to stdout; give one of them another place"
     );
     let mut upscaler = args.model.upscaler()?;

@@ -155,13 +155,16 @@ mod tests {
     use image::ImageFormat;
     use std::io::{BufReader, Cursor};
 
+    /// Number of the error that the disk below returns; EIO on Unix.
+    const FAILED: i32 = 5;
+
     /// A disk that fails from some place on.
     struct Failing(Cursor<Vec<u8>>, u64);
 
     impl Read for Failing {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             if self.0.position() >= self.1 {
-                return Err(io::Error::from_raw_os_error(libc::EIO));
+                return Err(io::Error::from_raw_os_error(FAILED));
             }
             let length = buffer.len().min((self.1 - self.0.position()) as usize);
             self.0.read(&mut buffer[..length])
@@ -203,7 +206,7 @@ mod tests {
                 let failure = file.take_failure();
                 assert_eq!(
                     failure.and_then(|e| e.raw_os_error()),
-                    Some(libc::EIO),
+                    Some(FAILED),
                     "{format:?}, {good}"
                 );
             }

@@ -6,6 +6,7 @@
 
 use crate::support::failure;
 use crate::support::text::one_line;
+use crate::sys::{self, ErrorClass, FileId};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -224,24 +225,18 @@ pub fn pictures(folder: &Path, recursive: bool) -> Result<Listing> {
 /// One real folder, whatever path leads to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum FolderId {
-    #[cfg(unix)]
-    Inode(u64, u64),
+    Number(FileId),
     Path(PathBuf),
 }
 
 impl FolderId {
     pub fn of(folder: &Path) -> io::Result<FolderId> {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            let about = failure::retry(|| fs::metadata(folder))?;
-            // some network file systems have no numbers; resolving the path costs more, but always
-            // tells folders apart
-            if about.ino() != 0 {
-                return Ok(FolderId::Inode(about.dev(), about.ino()));
-            }
+        // some network file systems have no numbers; resolving the path costs more, but always
+        // distinguishes folders
+        match failure::retry(|| sys::file_id(folder))? {
+            Some(id) => Ok(FolderId::Number(id)),
+            None => Ok(FolderId::Path(failure::retry(|| folder.canonicalize())?)),
         }
-        Ok(FolderId::Path(failure::retry(|| folder.canonicalize())?))
     }
 }
 
@@ -446,11 +441,7 @@ fn is_own_output(entries: &[fs::DirEntry]) -> bool {
 /// Errors that lie in a name, and stay: nothing is there, links lead in a circle, the path is too
 /// long. All others are the system's.
 fn is_of_names(error: &io::Error) -> bool {
-    #[cfg(unix)]
-    let by_number = matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENAMETOOLONG));
-    #[cfg(not(unix))]
-    let by_number = false;
-    by_number
+    sys::is_error(error, ErrorClass::BadName)
         || matches!(
             error.kind(),
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
@@ -463,22 +454,9 @@ mod tests {
 
     #[test]
     fn only_errors_that_lie_in_a_name_are_listed_and_others_stop_the_work() {
-        let of = |number| is_of_names(&io::Error::from_raw_os_error(number));
-        assert!(
-            [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG]
-                .into_iter()
-                .all(of)
-        );
-        assert!(
-            ![
-                libc::EIO,
-                libc::EACCES,
-                libc::EMFILE,
-                libc::ENOMEM,
-                libc::ESTALE
-            ]
-            .into_iter()
-            .any(of)
-        );
+        let of = |kind: &io::ErrorKind| is_of_names(&io::Error::from(*kind));
+        use io::ErrorKind::{NotADirectory, NotFound, OutOfMemory, PermissionDenied, TimedOut};
+        assert!([NotFound, NotADirectory].iter().all(of));
+        assert!(![PermissionDenied, OutOfMemory, TimedOut].iter().any(of));
     }
 }

@@ -3,7 +3,6 @@
 
 use paragon::model::Network;
 use paragon::model::write_model;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -79,7 +78,9 @@ pub fn text(path: &Path) -> &str {
 
 /// Lets a command write files of at most `bytes`, which stands in for a full disk: writes fail in
 /// the middle of a file.
+#[cfg(unix)]
 pub fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
+    use std::os::unix::process::CommandExt;
     let limit = move || {
         let limit = libc::rlimit {
             rlim_cur: bytes,

@@ -101,6 +101,5 @@ pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
 
 /// Lets a read-only file be written to, for damaging it.
 pub fn make_writable(path: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    paragon::sys::make_writable(path).unwrap();
 }

@@ -155,6 +155,7 @@ pub fn spawn(command: &mut Command) -> Child {
 }
 
 /// Sends a signal to a process that has not been waited for.
+#[cfg(unix)]
 pub fn signal(child: &Child, signal: i32) {
     // SAFETY: the child was not waited for, so its number is still its own
     assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);

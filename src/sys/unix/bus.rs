@@ -1,14 +1,14 @@
-//! What happens when a page of a mapped shard cannot be read: the file was cut by another program,
-//! or the disk or network behind it fails. The system then sends SIGBUS, which cannot be turned
-//! into an error of the reading thread. The handler here writes one line that names the shard and
+//! The error message for a page of a mapped shard that cannot be read, because another program cut
+//! the file short or because the disk or network fails. The system then sends SIGBUS, which cannot
+//! become an error of the reading thread. The handler here writes one line that names the shard and
 //! ends the process with exit code 1. Depends on libc alone.
 //!
 //! The contract of the handler, which may interrupt any code at any point: it reads static atomics,
 //! calls nothing but `write`, `_exit`, `pause`, `sigaction` and `raise` (all safe within a
-//! handler), allocates nothing and takes no lock. Texts are made ready when a map is registered.
-//! Nodes of the list are never freed, only reused, so the list can be walked at any moment. A
-//! node's text is freed only when its map is no longer in use, so no fault can lie in it then. A
-//! SIGBUS elsewhere is left to whoever handled it before.
+//! handler), allocates nothing and takes no lock. The messages are built when a map is registered.
+//! Nodes of the list are never freed, only reused, so the list can be traversed at any moment. A
+//! node's message is freed only after its map is no longer in use, so the handler cannot be reading
+//! it then. A SIGBUS at any other address is passed to the previous handler.
 
 use crate::support::text::one_line;
 use std::path::Path;
@@ -27,18 +27,18 @@ struct Node {
 }
 
 static NODES: AtomicPtr<Node> = AtomicPtr::new(ptr::null_mut());
-static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+static PREVIOUS_ACTION: OnceLock<libc::sigaction> = OnceLock::new();
 static REPORTED: AtomicBool = AtomicBool::new(false);
 
-/// A map that the handler knows; drop it before the map itself, when nobody reads the map any more.
-pub(super) struct Watched {
+/// A map that the handler knows; see [`crate::sys::WatchedMap`].
+pub(in crate::sys) struct WatchedMap {
     node: &'static Node,
 }
 
-impl Watched {
+impl WatchedMap {
     /// Registers the map of `path`, `bytes` long from `start`, and installs the handler the first
     /// time.
-    pub fn new(path: &Path, start: *const u8, bytes: usize) -> Watched {
+    pub fn new(path: &Path, start: *const u8, bytes: usize) -> WatchedMap {
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(install);
         let text = format!(
@@ -53,11 +53,11 @@ impl Watched {
             .store(Box::into_raw(text).cast(), Ordering::Relaxed);
         node.end.store(start as usize + bytes, Ordering::Relaxed);
         node.start.store(start as usize, Ordering::Release); // from here on the handler finds it
-        Watched { node }
+        WatchedMap { node }
     }
 }
 
-impl Drop for Watched {
+impl Drop for WatchedMap {
     fn drop(&mut self) {
         self.node.start.store(0, Ordering::Release);
         let text = self.node.text.swap(ptr::null_mut(), Ordering::Relaxed);
@@ -71,10 +71,10 @@ impl Drop for Watched {
     }
 }
 
-/// A node that nobody uses, from the list or new in it.
+/// A node that is not in use: a free one of the list, or a new one that is added to the list.
 fn free_node() -> &'static Node {
     let mut at = NODES.load(Ordering::Acquire);
-    // SAFETY: nodes of the list are leaked boxes and stay for ever
+    // SAFETY: nodes of the list are leaked boxes, which are never freed
     while let Some(node) = unsafe { at.as_ref() } {
         if node
             .used
@@ -112,9 +112,9 @@ fn install() {
     unsafe {
         let mut before: libc::sigaction = std::mem::zeroed();
         if libc::sigaction(libc::SIGBUS, ptr::null(), &mut before) != 0 {
-            return; // then a SIGBUS ends the process without a word, as it would without this module
+            return; // a SIGBUS then ends the process without a message
         }
-        let _ = BEFORE.set(before);
+        let _ = PREVIOUS_ACTION.set(before);
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_bus as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
@@ -130,9 +130,9 @@ extern "C" fn on_bus(signal: libc::c_int, info: *mut libc::siginfo_t, _context: 
         if from_the_system {
             report((*info).si_addr() as usize);
         }
-        // not one of our maps: what was there before decides, when the faulting instruction runs
-        // again
-        if let Some(before) = BEFORE.get() {
+        // the address is in none of our maps: the faulting instruction runs again and the previous
+        // handler decides
+        if let Some(before) = PREVIOUS_ACTION.get() {
             libc::sigaction(signal, before, ptr::null_mut());
         }
         if !from_the_system {
@@ -141,17 +141,17 @@ extern "C" fn on_bus(signal: libc::c_int, info: *mut libc::siginfo_t, _context: 
     }
 }
 
-/// Ends the process where `address` lies in a registered map; otherwise returns.
+/// Ends the process when `address` is in a registered map; otherwise returns.
 unsafe fn report(address: usize) {
     let mut at = NODES.load(Ordering::Acquire);
-    // SAFETY: nodes of the list stay for ever
+    // SAFETY: nodes of the list are never freed
     while let Some(node) = unsafe { at.as_ref() } {
         let start = node.start.load(Ordering::Acquire);
         if start != 0 && (start..node.end.load(Ordering::Relaxed)).contains(&address) {
-            // SAFETY: calls that are allowed in a handler; the text of a map in use is whole
+            // SAFETY: only calls that a handler may make; the text of a map in use is complete
             unsafe {
                 while REPORTED.swap(true, Ordering::AcqRel) {
-                    libc::pause(); // another thread is at it and ends the process
+                    libc::pause(); // another thread writes its message and ends the process
                 }
                 let (mut text, mut left) = (
                     node.text.load(Ordering::Relaxed).cast_const(),
@@ -201,8 +201,8 @@ mod tests {
         };
         let bytes = [0u8; 64];
         for _ in 0..100 {
-            let a = Watched::new(Path::new("a"), bytes.as_ptr(), 32);
-            let b = Watched::new(Path::new("b"), bytes[32..].as_ptr(), 32);
+            let a = WatchedMap::new(Path::new("a"), bytes.as_ptr(), 32);
+            let b = WatchedMap::new(Path::new("b"), bytes[32..].as_ptr(), 32);
             assert!(known(bytes.as_ptr() as usize) && known(bytes.as_ptr() as usize + 63));
             drop((a, b));
         }

@@ -1,54 +1,94 @@
-//! How much memory this process may take: the machine's, that of every control group it lies in
-//! (versions 1 and 2, nested), and its own resource limits. Reads files of the system alone, so it
-//! depends on nothing. Promises the smallest of all limits together with its name, so that a
-//! refusal can say whom it obeys. Linux only; other systems get nothing.
+//! Linux: how much memory this process may take (the machine's, that of every control group it is
+//! in, versions 1 and 2, nested, and its own resource limits), its anonymous memory, network file
+//! systems and the page cache. Promises the smallest of all memory limits together with its name,
+//! so that a refusal can name the limit that it obeys.
 
-use std::fmt;
+use super::{MemoryRoom, Wanted, page_bytes};
+use memmap2::Mmap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes, and the limit that they come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemoryRoom {
-    /// Bytes.
-    pub bytes: u64,
-    /// The limit in words: `this machine`, `control group /box (memory.max)`, `ulimit -v
-    /// (RLIMIT_AS)`.
-    pub limit: String,
+/// See [`super::memory_left`].
+pub(super) fn memory_room(wanted: Wanted) -> Option<MemoryRoom> {
+    smallest(Path::new("/"), wanted)
 }
 
-impl fmt::Display for MemoryRoom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} ({})",
-            crate::support::text::bytes_text(self.bytes),
-            self.limit
+/// See [`super::anonymous_memory`].
+pub(super) fn anonymous_memory() -> Option<u64> {
+    kilobytes(Path::new("/proc/self/status"), "RssAnon")
+}
+
+/// See [`super::is_network_file_system`].
+pub(super) fn is_network_file_system(path: &Path) -> bool {
+    /// NFS, SMB, CIFS, SMB2, 9p, FUSE (sshfs and others), Ceph, Lustre, GPFS, AFS: magic numbers of
+    /// statfs(2).
+    const MAGIC: [u32; 10] = [
+        0x6969,
+        0x517B,
+        0xFF53_4D42,
+        0xFE53_4D42,
+        0x0102_1997,
+        0x6573_5546,
+        0x00C3_6400,
+        0x0BD0_0BD0,
+        0x4750_4653,
+        0x5346_414F,
+    ];
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
+    // SAFETY: statfs is plain data, for which zeros are a valid value
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with a zero, and `about` has room for the answer
+    let known = unsafe { libc::statfs(path.as_ptr(), &mut about) } == 0;
+    known && MAGIC.contains(&(about.f_type as u32))
+}
+
+/// See [`super::drop_from_page_cache`].
+pub(super) fn drop_from_page_cache(file: &File, start: usize, bytes: usize) {
+    // SAFETY: a plain system call on an open file
+    unsafe {
+        libc::posix_fadvise(
+            file.as_raw_fd(),
+            start as i64,
+            bytes as i64,
+            libc::POSIX_FADV_DONTNEED,
         )
+    };
+}
+
+/// See [`super::is_resident`].
+pub(super) fn is_resident(map: &Mmap, start: usize, bytes: usize) -> Option<bool> {
+    let part = map.get(start..start.checked_add(bytes)?)?;
+    let mut pages = [0u8; 1024];
+    for chunk in part.chunks(pages.len() * page_bytes()) {
+        // SAFETY: the range lies in the map, and `pages` has a byte for each of its pages
+        let known = unsafe {
+            libc::mincore(
+                chunk.as_ptr().cast_mut().cast(),
+                chunk.len(),
+                pages.as_mut_ptr().cast(),
+            )
+        };
+        if known != 0 {
+            return None;
+        }
+        let pages = &pages[..chunk.len().div_ceil(page_bytes())];
+        if pages.iter().any(|page| page & 1 == 0) {
+            return Some(false);
+        }
     }
+    Some(true)
 }
 
-/// What this process may still take now: of the machine what other programs leave, of a control
-/// group its limit without what its processes hold (file pages, which the kernel drops when asked,
-/// do not count), of a resource limit what is not used up.
-pub fn memory_left() -> Option<MemoryRoom> {
-    smallest(Path::new("/"), Wanted::Left)
+/// Errors of a single block or connection that only this system has.
+pub(super) fn is_disk_error(number: i32) -> bool {
+    matches!(number, libc::EREMOTEIO | libc::EUCLEAN)
 }
 
-/// What this process may take at most, whatever is free at the moment: a number that stays the same
-/// from run to run.
-pub fn memory_limit() -> Option<MemoryRoom> {
-    smallest(Path::new("/"), Wanted::Limit)
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Wanted {
-    /// What is left of each limit now.
-    Left,
-    /// The limit itself.
-    Limit,
-}
-
-/// The smallest limit of a system whose files lie below `root`.
+/// The smallest limit of a system whose root folder is `root` (the tests build their own).
 fn smallest(root: &Path, wanted: Wanted) -> Option<MemoryRoom> {
     let key = if wanted == Wanted::Left {
         "MemAvailable"
@@ -67,7 +107,7 @@ fn smallest(root: &Path, wanted: Wanted) -> Option<MemoryRoom> {
 }
 
 /// A number of kB from a line like `RssAnon:   123 kB`, in bytes.
-pub(super) fn kilobytes(path: &Path, key: &str) -> Option<u64> {
+fn kilobytes(path: &Path, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text
         .lines()
@@ -79,8 +119,8 @@ pub(super) fn kilobytes(path: &Path, key: &str) -> Option<u64> {
         .map(|kb| kb * 1024)
 }
 
-/// A version of control groups: the names of its files.
-struct Version {
+/// The names of the files of one version of control groups.
+struct GroupVersion {
     /// Type of the file system in `mountinfo`.
     file_system: &'static str,
     /// Files that hold a limit.
@@ -90,24 +130,24 @@ struct Version {
     file_pages: [&'static str; 2],
 }
 
-/// The hierarchy of version 1 that accounts for memory. A group without a limit says a number near
+/// The hierarchy of version 1 that accounts for memory. A group without a limit shows a number near
 /// 2^63.
-const V1: Version = Version {
+const V1: GroupVersion = GroupVersion {
     file_system: "cgroup",
     limits: &["memory.limit_in_bytes"],
     usage: "memory.usage_in_bytes",
     file_pages: ["total_active_file", "total_inactive_file"],
 };
-/// Version 2. Above `memory.high` a group is slowed down until it hardly moves, so that counts as a
+/// GroupVersion 2. Above `memory.high` a group is slowed down until it hardly moves, so that counts as a
 /// limit as well. No limit is `max`.
-const V2: Version = Version {
+const V2: GroupVersion = GroupVersion {
     file_system: "cgroup2",
     limits: &["memory.max", "memory.high"],
     usage: "memory.current",
     file_pages: ["active_file", "inactive_file"],
 };
 
-/// The limits of all control groups that this process lies in.
+/// The limits of all control groups that this process is in.
 fn control_groups(root: &Path, wanted: Wanted) -> Vec<MemoryRoom> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
     let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
@@ -132,10 +172,10 @@ fn control_groups(root: &Path, wanted: Wanted) -> Vec<MemoryRoom> {
     found
 }
 
-/// Where the hierarchy of a version is mounted, and the path of the group `path` below that. Inside
-/// a container the mount may begin at the container's own group, and the path may be told from
-/// outside: then what does not match is taken for the mount itself.
-fn mount_of(mounts: &str, version: &Version, path: &str) -> Option<(PathBuf, PathBuf)> {
+/// Mount point of a version's hierarchy, and the path of the group `path` relative to it. Inside a
+/// container the mount may begin at the container's own group while `path` is the one that the host
+/// sees; a path that is not below the mount's root therefore yields the mount point itself.
+fn mount_of(mounts: &str, version: &GroupVersion, path: &str) -> Option<(PathBuf, PathBuf)> {
     for line in mounts.lines() {
         // ID parent major:minor root mount-point options [optional fields] - type source
         // super-options
@@ -192,7 +232,7 @@ fn limits_upwards(
     root: &Path,
     mounted: &Path,
     below: &Path,
-    version: &Version,
+    version: &GroupVersion,
     wanted: Wanted,
 ) -> Vec<MemoryRoom> {
     let mut found = Vec::new();
@@ -277,7 +317,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A system of its own: 8 GiB of memory, 6 of them free, and the files given.
+    /// A root folder with the files of a system: 8 GiB of memory, 6 of them free, and `files`.
     fn system(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let meminfo = "MemTotal:        8388608 kB\nMemFree:  1 kB\nMemAvailable:    6291456 kB\n";
@@ -380,7 +420,7 @@ mod tests {
             both(&inside)[1],
             (246, "control group / (memory.limit_in_bytes)".into())
         );
-        // a path told from elsewhere
+        // a path as the host sees it
         std::fs::write(
             inside.path().join("proc/self/cgroup"),
             "4:memory:/../other\n",
