@@ -5,7 +5,6 @@ use super::yaml::{Data, Node};
 use crate::plan::LossKind;
 use crate::support::text::brief;
 use crate::train::LossTerm;
-use clap::ValueEnum;
 use serde_json::json;
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -177,7 +176,7 @@ fn loss(text: &str) -> Result<Value, String> {
 
 /// A loss by its name, ours or traiNNer-redux's.
 pub fn loss_kind(name: &str) -> Result<LossKind, String> {
-    LossKind::from_str(name.trim(), true).map_err(|_| {
+    LossKind::from_name(name.trim()).ok_or_else(|| {
         format!(
             "unknown loss '{}'; known are l1, charbonnier, mse, ssim, mssim",
             brief(name)
@@ -187,8 +186,7 @@ pub fn loss_kind(name: &str) -> Result<LossKind, String> {
 
 /// The name a loss is written with.
 pub fn loss_name(kind: LossKind) -> String {
-    kind.to_possible_value()
-        .map_or_else(String::new, |v| format!("{}loss", v.get_name()))
+    format!("{}loss", kind.name())
 }
 
 /// `{type: l1loss, loss_weight: 1.0}`
@@ -406,10 +404,7 @@ impl Kind {
             }
             Kind::Paths => json!({"anyOf": [Kind::Path.schema(), list(Kind::Path.schema())]}),
             Kind::Losses => {
-                let types: Vec<String> = LossKind::value_variants()
-                    .iter()
-                    .map(|k| loss_name(*k))
-                    .collect();
+                let types = LossKind::ALL.map(loss_name);
                 list(json!({
                     "type": "object",
                     "properties": {"type": {"enum": types}, "loss_weight": Kind::NotNegative.schema()},

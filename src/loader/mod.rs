@@ -37,7 +37,8 @@ pub fn usual_slots(threads: usize) -> usize {
 }
 
 /// How records are read from the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum IoChoice {
     /// From the map where the shards lie on a local disk and fit into free memory, by reading calls
     /// otherwise.
@@ -49,7 +50,8 @@ pub enum IoChoice {
 }
 
 /// What happens when a record is damaged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum OnCorrupt {
     /// The batch is an error that names the record.
     #[default]
