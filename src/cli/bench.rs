@@ -2,13 +2,16 @@
 //! `loader` and `report`.
 
 use super::data::DataArgs;
-use super::flags::{MAX_BATCH, MAX_SIDE, count, positive, print, print_json, tell};
+use super::flags::{
+    MAX_BATCH, MAX_LOADER_SLOTS, MAX_LOADER_THREADS, MAX_SIDE, count, positive, print, print_json,
+    tell,
+};
 use super::recipe::{KeyFlags, Loading};
 use anyhow::{Context, Result, ensure};
 use paragon::config::Settings;
 use paragon::loader::bench::{BenchConfig, Measured, measure};
 use paragon::loader::quality::{Quality, quality};
-use paragon::loader::{LoaderConfig, MAX_SLOTS, MAX_THREADS, bound, usual_slots};
+use paragon::loader::{LoaderConfig, bound, usual_slots};
 use paragon::report::chart::{Series, line_chart};
 use paragon::shard::reader::Io;
 use paragon::support::text::bytes_text;
@@ -44,10 +47,10 @@ struct LoaderArgs {
     #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
     lq_size: Option<usize>,
     /// Loader threads, one run for each number [default: 1, 2, 4 .. up to the cores]
-    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = count(MAX_THREADS as u64))]
+    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = count(MAX_LOADER_THREADS))]
     threads: Vec<usize>,
     /// Batches that exist at once [default: 3 more than threads]
-    #[arg(long, value_name = "N", value_parser = count(MAX_SLOTS as u64))]
+    #[arg(long, value_name = "N", value_parser = count(MAX_LOADER_SLOTS))]
     slots: Option<usize>,
     /// Have the kernel forget the shards before each run
     #[arg(long)]

@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = count(1_000_000))]
     steps: usize,
     /// Threads that compute, on the CPU [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
     /// Do not time the kernels (on the CPU: the operations) by themselves
     #[arg(long)]

@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, default_value_t = 9, value_name = "N", value_parser = count(1_000_000))]
     pictures: usize,
     /// Threads that compute [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
     /// Print JSON on stdout
     #[arg(long)]

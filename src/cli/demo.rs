@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// Threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
 }
 

@@ -72,7 +72,7 @@ struct ModelArgs {
     #[arg(long, default_value_t = paragon::inference::upscale::DEFAULT_TILE, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
     tile: usize,
     /// Threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
     /// Most memory to take (512M, 2G); what needs more is refused before it is begun [default: what
     /// the machine and its control group leave]

@@ -1,7 +1,7 @@
 //! `paragon plan`: the memory of a run, computed from its flags alone. Neither data nor a GPU is
 //! needed.
 
-use super::flags::{MAX_SIDE, count, positive, print, print_json, tell};
+use super::flags::{LARGEST_BATCH_SEARCHED, MAX_SIDE, count, positive, print, print_json, tell};
 use super::recipe::{KeyFlags, Layers, Machine, Planning};
 use anyhow::{Result, bail};
 use paragon::backend::CudaSizing;
@@ -26,8 +26,6 @@ use std::path::PathBuf;
 const USUAL_SCALE: u64 = 2;
 /// Patch sizes of `--max`.
 const MAX_PATCHES: [usize; 7] = [64, 96, 128, 160, 192, 224, 256];
-/// Largest batch that `--max` looks for.
-const MAX_BATCH: usize = 4096;
 /// Stored bytes of a pair against its pixels, and of the index against a shard, for the estimate of
 /// the index: both are small.
 const STORED_SHARE: f64 = 0.4;
@@ -422,10 +420,10 @@ fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
             };
             // the largest that holds lies in low..high
             let (mut low, mut high) = (0, 1);
-            while high <= MAX_BATCH && holds(high)? {
+            while high <= LARGEST_BATCH_SEARCHED && holds(high)? {
                 (low, high) = (high, high * 2);
             }
-            let at_least = low == MAX_BATCH;
+            let at_least = low == LARGEST_BATCH_SEARCHED;
             while !at_least && high - low > 1 {
                 let middle = low + (high - low) / 2;
                 *(if holds(middle)? { &mut low } else { &mut high }) = middle;

@@ -6,7 +6,9 @@ use super::flags::tell;
 use anyhow::{Context, Result};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum};
-use paragon::config::{Flag, KEYS, Key, Kind, MOST_FILE_BYTES, Settings, Value, parse_assignment};
+use paragon::config::{
+    Flag, Heading, KEYS, Key, Kind, MOST_FILE_BYTES, Settings, Value, parse_assignment,
+};
 use paragon::model::Recompute;
 use paragon::plan::Precision;
 use paragon::train::{DeviceChoice, Prefetch};
@@ -41,7 +43,7 @@ impl Group for Planning {
 
 impl Group for Loading {
     fn takes(key: &Key) -> bool {
-        key.heading == "Data"
+        key.heading == Heading::Data
     }
 }
 
@@ -67,7 +69,7 @@ impl<G: Group> clap::Args for KeyFlags<G> {
 }
 
 fn flag(key: &'static Key) -> Option<Arg> {
-    let arg = Arg::new(key.path).help_heading(key.heading);
+    let arg = Arg::new(key.path).help_heading(key.heading.name());
     match key.flag {
         Flag::None => None,
         Flag::Off(name) => Some(

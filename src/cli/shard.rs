@@ -94,7 +94,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "predict")]
     codec: Codec,
     /// Threads that convert [default: one for each core]; the set is the same for any number
-    #[arg(long, value_name = "N", value_parser = super::flags::count(super::flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = super::flags::count(super::flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
     /// Size at which a new shard file is begun, MiB
     #[arg(long, default_value_t = 512, value_name = "MIB")]

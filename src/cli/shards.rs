@@ -1,7 +1,7 @@
 //! `paragon shards`: look into a finished set, check all of it, take pairs out as images, put
 //! parts together. Depends on `shard` alone.
 
-use super::flags::{MAX_THREADS, count, print, print_json};
+use super::flags::{MAX_COMPUTE_THREADS, count, print, print_json};
 use anyhow::{Result, bail};
 use paragon::shard::manifest::{self, Manifest};
 use paragon::shard::merge::merge;
@@ -51,7 +51,7 @@ struct Verify {
     #[command(flatten)]
     place: SetArgs,
     /// Threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = count(MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = count(MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
 }
 

@@ -10,7 +10,7 @@ mod theirs;
 mod value;
 mod yaml;
 
-pub use keys::{Flag, KEYS, Key, SECTIONS};
+pub use keys::{Flag, Heading, KEYS, Key, SECTIONS};
 pub use value::{Kind, Value, loss_term, parse_size};
 pub use yaml::{Data, Node, parse};
 
