@@ -1,6 +1,6 @@
-//! `paragon demo`: the whole way with no dataset at hand. Draws images, shards them, trains,
-//! evaluates on images the network never saw, and leaves everything in one folder to look at.
-//! Calls the other commands' library functions only.
+//! `paragon demo`: every step without a data set. Draws images, shards them, trains, evaluates on
+//! images that the network never saw, and leaves everything in one folder. Uses the library
+//! functions of the other commands only.
 
 use super::flags::{self, print, tell};
 use super::synth;
@@ -27,10 +27,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Show the whole way on images drawn on the spot: shard, train Nano x2, evaluate, compare.
+/// Run every step on drawn images: shard, train Nano x2, evaluate, compare.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder for everything the demo makes; what an earlier demo left there is replaced
+    /// Folder for the output; the files of an earlier demo in it are replaced
     #[arg(long, default_value = "demo", value_name = "DIR")]
     out: PathBuf,
     /// Training iterations
@@ -49,13 +49,13 @@ pub struct Args {
 
 const SCALE: usize = 2;
 /// Side of a training image, a held-out image, and of the LQ patches, pixels.
-const PICTURE: u32 = 384;
+const TRAINING_IMAGE: u32 = 384;
 const HELD_OUT: u32 = 256;
 const PATCH: u32 = 64;
-/// LQ side seen by a training step: a random crop of the stored patch.
+/// LQ side of a training sample: a random crop of the stored patch.
 const CROP: usize = 48;
 /// Held-out images, and how many of them are shown.
-const TEST_PICTURES: u64 = 8;
+const TEST_IMAGES: u64 = 8;
 const SHOWN: usize = 3;
 /// Side of a panel of the comparison, HR pixels, and the factor by which it is enlarged.
 const PANEL: u32 = 112;
@@ -64,8 +64,8 @@ const ENLARGE: u32 = 2;
 /// Marks a folder as the demo's, so that a later one may replace what is in it.
 const MARK: &str = ".paragon-demo";
 
-/// Takes a folder that is new, empty or an earlier demo's. Any other may hold somebody's
-/// `pictures`, which would be removed.
+/// Accepts a folder that is new, empty or an earlier demo's. Another folder may contain the user's
+/// own `pictures` folder, which the demo would delete.
 fn claim(out: &Path) -> Result<()> {
     paragon::support::files::create_folder(out)?;
     let mark = out.join(MARK);
@@ -96,20 +96,20 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     tell(format_args!(
-        "1/4 drawing {} images to train on and {TEST_PICTURES} held out",
+        "1/4 drawing {} images to train on and {TEST_IMAGES} held out",
         args.pictures
     ));
     synth::draw(&synth::Args::squares(
         pictures.clone(),
         args.pictures,
-        PICTURE,
+        TRAINING_IMAGE,
         args.seed,
         args.threads,
     ))?;
     // another seed: the network never sees these
     synth::draw(&synth::Args::squares(
         held_out.clone(),
-        TEST_PICTURES,
+        TEST_IMAGES,
         HELD_OUT,
         args.seed ^ 0x5EED,
         args.threads,
@@ -191,13 +191,13 @@ pub fn run(args: &Args) -> Result<()> {
                         imageops::FilterType::Nearest,
                     )
                 };
-                let pictures = [
+                let panels = [
                     zoom(&pair.lq, PANEL / SCALE as u32),
                     zoom(bicubic, PANEL),
                     zoom(ours, PANEL),
                     zoom(&pair.hr, PANEL),
                 ];
-                shown.push((pictures, result.bicubic, result.network));
+                shown.push((panels, result.bicubic, result.network));
             }
             Ok(())
         },
@@ -208,8 +208,8 @@ pub fn run(args: &Args) -> Result<()> {
             first.reason
         );
     }
-    let picture = args.out.join("comparison.png");
-    write_comparison(&shown, &picture)?;
+    let comparison_path = args.out.join("comparison.png");
+    write_comparison(&shown, &comparison_path)?;
     let (network, bicubic) = (
         mean(results.iter().map(|r| r.network)),
         mean(results.iter().map(|r| r.bicubic)),
@@ -229,7 +229,7 @@ pub fn run(args: &Args) -> Result<()> {
         bytes(summary.peak_anonymous),
         bytes(summary.planned)
     ))?;
-    print(format_args!("comparison   {}", picture.display()))?;
+    print(format_args!("comparison   {}", comparison_path.display()))?;
     print(format_args!(
         "loss curve   {}",
         run.join("loss.svg").display()
@@ -240,12 +240,13 @@ pub fn run(args: &Args) -> Result<()> {
         duration_text(started.elapsed().as_secs_f64())
     ))?;
     print(format_args!(
-        "\nWith images of your own:\n  paragon shard ./pictures --out ./shards\n  paragon train --shards ./shards"
+        "\nWith images of your own:\n  paragon shard ./images --out ./shards\n  paragon train --shards ./shards"
     ))?;
     Ok(())
 }
 
-/// A recipe for a minute: a high rate with cosine decay, and blocks that contribute from the start.
+/// A recipe for one minute of training: a high learning rate with cosine decay, and blocks that
+/// contribute from the start.
 fn recipe(args: &Args) -> Result<TrainConfig> {
     let mut network = Network::new("nano", SCALE)?;
     network.upsampler_alpha = 0.3;
@@ -282,6 +283,7 @@ fn recipe(args: &Args) -> Result<TrainConfig> {
     })
 }
 
+/// The panels of one image (LQ, bicubic, network, HR), and the scores of bicubic and the network.
 type Shown = ([RgbImage; 4], Scores, Scores);
 
 fn write_comparison(shown: &[Shown], path: &Path) -> Result<()> {

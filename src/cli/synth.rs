@@ -46,7 +46,7 @@ pub struct Args {
     /// Worker threads [default: one for each core].
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
-    /// Keep the files that are there already and write the missing ones, for going on after an
+    /// Keep the files that are there already and write the missing ones, to resume after an
     /// interruption.
     #[arg(long)]
     resume: bool,

@@ -1,8 +1,8 @@
-//! Taking an option file of traiNNer-redux or of its relatives (BasicSR, Real-ESRGAN) as it is.
-//! Every value of the file ends in one of three places: a key of ours, a list of what is not
-//! honoured (with the reason and the nearest thing there is), or an error that names the line.
-//! Depends on the table of keys and the YAML tree; what the other trainers' keys mean is in the
-//! tables of `theirs`.
+//! Imports an unchanged option file of traiNNer-redux or of its relatives (BasicSR, Real-ESRGAN).
+//! Every value of the file ends in one of three places: a key of paragon, the list of values that
+//! are not honoured (with the reason and the closest alternative), or an error with the line.
+//! Depends on the table of keys and the YAML tree. The meaning of the other trainers' keys is in
+//! the tables of `theirs`.
 
 mod report;
 
@@ -19,7 +19,7 @@ use crate::train::LossTerm;
 use anyhow::{Result, anyhow, bail, ensure};
 use report::shown;
 
-/// What a file said and what became of it.
+/// The values of an imported file, and which of them were honoured.
 #[derive(Debug, Default)]
 pub struct Imported {
     /// Keys of ours, by their place in the table.
@@ -32,7 +32,7 @@ pub struct Imported {
     pub assumed: Vec<(&'static str, String)>,
     /// Their keys of a degradation on the fly, and the values.
     pub degradation: Vec<(String, String)>,
-    /// What of the file says that its LQ is made on the fly.
+    /// The entry that shows that the file's recipe makes its LQ during training.
     on_the_fly: Option<String>,
     /// The HR patch, until scale and LQ patch are known.
     gt_size: Option<Node>,
@@ -48,7 +48,7 @@ pub fn is_theirs(root: &Node) -> bool {
     MARKS.iter().any(|mark| root.get(mark).is_some())
 }
 
-/// Whether a key belongs to a degradation on the fly.
+/// Whether a key configures a degradation during training.
 fn degrades(path: &str) -> bool {
     path.split('.').any(|part| {
         let name = part.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -152,7 +152,7 @@ impl Imported {
     }
 
     fn put(&mut self, theirs: &str, ours: &'static str, value: Value) {
-        // nothing says nothing: what a missing key means is settled at the end
+        // `~` counts as a missing key; `finish` sets the defaults of those
         if value != Value::Null {
             self.values.extend(index(ours).map(|key| (key, value)));
         }
@@ -163,7 +163,7 @@ impl Imported {
         index(ours).is_some_and(|key| self.values.iter().any(|(k, _)| *k == key))
     }
 
-    /// Keys whose meaning differs from ours; true when the whole value is dealt with.
+    /// Handles keys whose meaning differs from paragon's. True: the whole value is handled.
     fn special(&mut self, path: &str, node: &Node) -> Result<bool> {
         let text = if let Data::Scalar(text) = &node.data {
             text.as_str()
@@ -173,7 +173,7 @@ impl Imported {
         match path {
             "train.losses" => self.list_of_losses(node)?,
             _ if is_old_loss(path, node) => self.loss(path, node)?,
-            // needs scale and lq_size: settled at the end
+            // needs scale and lq_size: resolved in `finish`
             "datasets.train.gt_size" if node.data != Data::Null => self.gt_size = Some(node.clone()),
             "train.grad_clip_max_norm" if node.data != Data::Null => self.clip_norm = Some(node.clone()),
             "train.grad_clip" => {
@@ -330,8 +330,8 @@ impl Imported {
         Ok(())
     }
 
-    /// The HR patch, which becomes the LQ patch where the file has none.
-    fn settle_gt_size(&mut self, root: &Node) -> Result<()> {
+    /// Derives the LQ patch from the HR patch (gt_size) where the file has no lq_size.
+    fn resolve_gt_size(&mut self, root: &Node) -> Result<()> {
         let (path, ours) = ("datasets.train.gt_size", "data.lq_size");
         let Some(node) = &self.gt_size.take() else {
             return Ok(());
@@ -404,8 +404,8 @@ impl Imported {
         Ok(())
     }
 
-    /// The norm counts where clipping is on.
-    fn settle_clip_norm(&mut self) -> Result<()> {
+    /// The clipping norm is used only where clipping is on.
+    fn resolve_clip_norm(&mut self) -> Result<()> {
         let path = "train.grad_clip_max_norm";
         match self.clip_norm.take() {
             Some(node) if self.clips => self.take(path, "train.grad_clip", &node),
@@ -418,7 +418,7 @@ impl Imported {
     }
 
     /// Keys of a degradation: one line where it is in use, ordinary ones where it is turned off.
-    fn settle_degradation(&mut self) {
+    fn resolve_degradation(&mut self) {
         let switch = |on: bool| {
             let says = move |(key, value): &(String, String)| {
                 key == "high_order_degradation" && boolean(value) == Some(on)
@@ -441,11 +441,11 @@ impl Imported {
         }
     }
 
-    /// What depends on several keys, and what the file leaves to defaults.
+    /// Resolves what depends on several keys, and fills in the defaults of the other trainer.
     fn finish(&mut self, root: &Node) -> Result<()> {
-        self.settle_gt_size(root)?;
-        self.settle_clip_norm()?;
-        self.settle_degradation();
+        self.resolve_gt_size(root)?;
+        self.resolve_clip_norm()?;
+        self.resolve_degradation();
         if !self.losses.is_empty() {
             self.values.push((
                 self.at("train.losses")?,
@@ -484,7 +484,7 @@ impl Imported {
         Ok(())
     }
 
-    /// Gives settings what the file says.
+    /// Writes the values of the file into `settings`.
     pub fn apply(&self, settings: &mut Settings) {
         for (key, value) in &self.values {
             settings.set(*key, value.clone());

@@ -1,7 +1,7 @@
-//! The configuration of a training: one table of keys, read from our YAML, from a traiNNer-redux
-//! option file, from `--set` and from flags, each winning over the one before it. Depends on the
-//! training's plain structures, which it makes. It promises that every key of a file is used,
-//! refused or named.
+//! The configuration of a training: one table of keys, whose values come from paragon's YAML or a
+//! traiNNer-redux option file, from `--set` and from flags; later sources override earlier ones.
+//! Depends on the plain structures of `train`, which it builds. Every key of a file is used,
+//! refused with an error, or listed as ignored.
 
 pub mod docs;
 pub mod import;
@@ -23,11 +23,11 @@ use crate::train::{Decay, LossTerm, Schedule, TrainConfig};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::PathBuf;
 
-/// Bytes of an option file at most; the longest known ones have 20 KB.
+/// Most bytes of an option file; the longest known ones have 20 KB.
 pub const MOST_FILE_BYTES: usize = 1 << 20;
-/// Below this, two names have nothing to do with each other.
+/// Least similarity (Jaro-Winkler) of a key that is suggested for an unknown one.
 const ALIKE: f64 = 0.8;
-/// The published patch of Nano, where a set stores nothing smaller.
+/// LQ side of Nano's published recipe, used unless a set stores smaller patches.
 const LQ_SIZE: u64 = 128;
 
 /// A value for every key.
@@ -36,7 +36,7 @@ pub struct Settings {
     values: Vec<Value>,
 }
 
-/// Place of a key in the table.
+/// Index of a key in the table.
 pub fn index(path: &str) -> Option<usize> {
     KEYS.iter().position(|key| key.path == path)
 }
@@ -48,7 +48,7 @@ pub fn index(path: &str) -> Option<usize> {
 pub fn find(path: &str) -> Result<usize> {
     index(path).ok_or_else(|| {
         let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_lowercase();
-        // the end of a path says more than where it stands
+        // the last part of a path counts more than the sections before it
         let alike = |key: &Key| {
             strsim::jaro_winkler(&last(path), &last(key.path))
                 + 0.1 * strsim::jaro_winkler(path, key.path)
@@ -131,14 +131,14 @@ fn text_of(content: &[u8]) -> Result<&str> {
     }
 }
 
-/// The kind of a file that is no text.
+/// The kind of a file that is not text.
 fn another_kind(content: &[u8]) -> Option<&'static str> {
     let found = look(&content[..content.len().min(HEAD_BYTES)])?;
     (!["a text file", "JSON text", "a script", "an empty file"].contains(&found.what))
         .then_some(found.what)
 }
 
-/// Says that a file that is no YAML looks like another language or is of another kind.
+/// Extends the error of a file that is not YAML by the language or kind of file that it seems to be.
 fn in_another_language(text: &str, error: anyhow::Error) -> anyhow::Error {
     match look_at_options(text)
         .map(|name| format!("this looks like {name}"))
@@ -166,22 +166,22 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Gives a key (by its place in the table) a value.
+    /// Sets the value of a key, given by its index in the table.
     pub fn set(&mut self, key: usize, value: Value) {
         if let Some(place) = self.values.get_mut(key) {
             *place = value;
         }
     }
 
-    /// Gives the key of a path a value; for paths written in the program.
+    /// Sets the value of a key, given by a path that is known to exist; another path is ignored.
     pub fn put(&mut self, path: &str, value: Value) {
         if let Some(key) = index(path) {
             self.set(key, value);
         }
     }
 
-    /// Takes what the content of an option file says, ours or the other trainer's. For one of
-    /// theirs, what became of its values.
+    /// Reads the content of an option file, paragon's or traiNNer-redux's. For the latter, returns
+    /// which values were honoured and which were not.
     ///
     /// # Errors
     /// Content that is no YAML or too large; a key or value that cannot be meant, with its line.
@@ -201,7 +201,7 @@ impl Settings {
         }
     }
 
-    /// Takes what a file of ours says.
+    /// Reads a file of paragon's own format.
     ///
     /// # Errors
     /// Names the line, the key, what it may be, and for an unknown one the key that was likely
@@ -237,7 +237,7 @@ impl Settings {
         Ok(())
     }
 
-    /// The value of a key of the table; nothing for a path that is none.
+    /// The value of a key; `Value::Null` for a path that is not in the table.
     pub fn value(&self, path: &str) -> &Value {
         index(path)
             .and_then(|key| self.values.get(key))
@@ -313,7 +313,7 @@ impl Settings {
 
     fn needed<T>(&self, path: &str, value: Option<T>) -> Result<T> {
         value.with_context(|| {
-            format!("{path} holds nothing; `paragon config explain {path}` says what it may")
+            format!("{path} has no value; `paragon config explain {path}` shows the allowed ones")
         })
     }
 
@@ -329,7 +329,7 @@ impl Settings {
         self.needed(path, self.number(path))
     }
 
-    /// The numbers of a run on patches stored at a scale and a size.
+    /// The configuration of a run on patches of LQ side `stored_lq_size` at `scale`.
     ///
     /// # Errors
     /// An unknown network, or a scale that is not the one asked for.

@@ -1,5 +1,5 @@
-//! What a key may hold, and one reader for a value of a file, of `--set` and of a flag. Depends on
-//! the YAML tree. It promises that a value that was accepted is in its range.
+//! The kinds of values that keys have, and one parser for values from a file, `--set` and flags.
+//! Depends on the YAML tree. An accepted value is always in its range.
 
 pub use super::scalar::parse_size;
 use super::scalar::{boolean, whole};
@@ -11,10 +11,10 @@ use serde_json::json;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-/// Names a choice is known by: the one that is written, and others that are read.
+/// The names of a choice: for each option the name that is written, and aliases that are read.
 pub type Names = &'static [(&'static str, &'static [&'static str])];
 
-/// What a key holds.
+/// The type of a key's value.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// A whole number in a range.
@@ -23,15 +23,15 @@ pub enum Kind {
     Positive,
     /// 0 or more.
     NotNegative,
-    /// From 0 up to, but not, 1.
+    /// From 0 to 1, without 1.
     Share,
-    /// Any number that single precision holds.
+    /// Any number that fits an f32.
     Single,
     /// The largest gradient norm: a number, or true for 1 and false for 0.
     Clip,
     /// true or false.
     Bool,
-    /// Text.
+    /// Any text.
     Text,
     /// A file or folder.
     Path,
@@ -56,7 +56,7 @@ pub enum Kind {
 /// An accepted value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Nothing; what that means the key says.
+    /// No value; its meaning is [`Key::unset`](super::Key::unset).
     Null,
     /// true or false.
     Bool(bool),
@@ -144,7 +144,7 @@ fn loss_of_map(entries: &[(String, Node)]) -> Result<Value, String> {
 }
 
 impl Kind {
-    /// What is expected, for errors and tables.
+    /// A description of the accepted values, for errors and tables.
     pub fn expected(&self) -> String {
         match self {
             Kind::Whole(least, u64::MAX) => format!("a whole number from {least}"),
@@ -168,7 +168,7 @@ impl Kind {
         }
     }
 
-    /// What one element of a list is; nothing for what is no list.
+    /// The kind of a list's elements; `None` for a kind that is not a list.
     fn element(&self) -> Option<Kind> {
         match self {
             Kind::Wholes => Some(Kind::Whole(0, u64::MAX)),
@@ -271,7 +271,7 @@ impl Kind {
         }
     }
 
-    /// Reads a value of a file. Null is for the key to judge.
+    /// Reads a value of a file. Accepts null; the caller checks whether the key allows it.
     ///
     /// # Errors
     /// What was expected and what was found.
