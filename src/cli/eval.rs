@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 /// Measure a network: PSNR and SSIM on RGB and Y, for each image and their mean, next to bicubic.
 ///
 /// A PSNR above 100 dB counts as 100 in means. An image that cannot be measured (damaged, too
-/// small, of another size than its partner) is reported and left out of the means, and the exit code
-/// is 1.
+/// small, of another size than its partner) is reported and left out of the means, and the exit
+/// code is 1.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder of the images: HR alone (LQ is made by antialiased bicubic), or with HR and LQ
@@ -118,8 +118,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Checks the memory of the largest pair against the budget. An error in a header is reported later,
-/// when its image is measured.
+/// Checks the memory of the largest pair against the budget. An error in a header is reported
+/// later, when its image is measured.
 fn check_memory(upscaler: &Upscaler, sources: &[Source], budget: Budget) -> Result<u64> {
     let mut most = (PROGRAM_BYTES, None);
     for source in sources {

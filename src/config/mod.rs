@@ -138,7 +138,8 @@ fn another_kind(content: &[u8]) -> Option<&'static str> {
         .then_some(found.what)
 }
 
-/// Extends the error of a file that is not YAML by the language or kind of file that it seems to be.
+/// Extends the error of a file that is not YAML by the language or kind of file that it seems to
+/// be.
 fn in_another_language(text: &str, error: anyhow::Error) -> anyhow::Error {
     match look_at_options(text)
         .map(|name| format!("this looks like {name}"))

@@ -1,5 +1,5 @@
 //! An image of arena occupancy: live bytes by class over the operations of a step, stacked, with
-//! the peak marked. Depends on `files` and on plotters; promises a whole file or none.
+//! the peak marked. Depends on `files` and plotters. The file is written whole or not at all.
 
 use super::chart::{FONT, INK};
 use crate::support::files::write_output;

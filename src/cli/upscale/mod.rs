@@ -37,7 +37,8 @@ pub struct Args {
     output: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
-    /// Format of the results in a folder or on a device, where no file name ending decides it [default: png]
+    /// Format of the results in a folder or on a device, where no file name ending decides it
+    /// [default: png]
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<Format>,
     /// Include subfolders; the results go into the same subfolders
