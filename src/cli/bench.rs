@@ -71,8 +71,8 @@ struct LoaderArgs {
     /// Take the samples of process R of W, as R/W (0/4)
     #[arg(long, default_value = "0/1", value_name = "R/W", value_parser = rank)]
     rank: (u64, u64),
-    /// Print a sum over the content of all samples. Equal sums mean equal samples, for any number of
-    /// threads and, summed over all ranks, for any number of ranks
+    /// Print a sum over the content of all samples. Equal sums mean equal samples, for any number
+    /// of threads and, summed over all ranks, for any number of ranks
     #[arg(long)]
     content: bool,
     /// Most memory the loader may take (64M, 2G); more is refused before the start

@@ -74,8 +74,8 @@ struct ModelArgs {
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
-    /// Most memory to use (512M, 2G); work that needs more is refused before it starts [default: what
-    /// the machine and its control group leave]
+    /// Most memory to use (512M, 2G); work that needs more is refused before it starts [default:
+    /// what the machine and its control group leave]
     #[arg(long, value_name = "SIZE", value_parser = paragon::config::parse_size)]
     host_memory: Option<u64>,
 }

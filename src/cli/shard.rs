@@ -104,8 +104,8 @@ pub struct Args {
     /// Largest image that is read, in megapixels
     #[arg(long, value_name = "MP")]
     max_megapixels: Option<u64>,
-    /// Report what would be done, with expected size and time from a few images converted in memory,
-    /// and write nothing
+    /// Report what would be done, with expected size and time from a few images converted in
+    /// memory, and write nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the report as JSON on stdout

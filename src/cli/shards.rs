@@ -31,8 +31,8 @@ enum Action {
     Extract(Extract),
     /// Draw a contact sheet of pairs, LQ beside HR
     Sheet(Sheet),
-    /// Merge the parts that `paragon shard --part I/N` made; the result has the same bytes as that of
-    /// one undivided run. Does nothing if the merged set exists already
+    /// Merge the parts that `paragon shard --part I/N` made; the result has the same bytes as that
+    /// of one undivided run. Does nothing if the merged set exists already
     Merge(Merge),
 }
 

@@ -36,9 +36,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(value as u64)
 }
 
-/// Reads a whole number in every form that a file may use: `5000`, `5_000`, `5e3`, `5000.0`. Nothing
-/// is rounded: `9007199254740993.0` gives exactly that number. `None` for a fraction, a negative
-/// number, or one above 64 bits.
+/// Reads a whole number in every form that a file may use: `5000`, `5_000`, `5e3`, `5000.0`.
+/// Nothing is rounded: `9007199254740993.0` gives exactly that number. `None` for a fraction, a
+/// negative number, or one above 64 bits.
 pub fn whole(text: &str) -> Option<u64> {
     let text = text.trim().replace('_', "");
     let text = text.strip_prefix('+').unwrap_or(&text);
