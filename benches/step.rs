@@ -4,7 +4,6 @@
 //! turn. `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [--loss l1
 //! --loss ssim:0.05] [all]`
 
-use clap::ValueEnum;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
@@ -29,7 +28,7 @@ fn losses() -> Vec<(LossKind, f32)> {
         .map(|pair| {
             let (kind, weight) = pair[1].split_once(':').unwrap_or((&pair[1], "1"));
             (
-                LossKind::from_str(kind, true).expect("a loss"),
+                LossKind::from_name(kind).expect("a loss"),
                 weight.parse().expect("a weight"),
             )
         });

@@ -38,7 +38,7 @@ def main():
     text = readme.read_text()
     with tempfile.TemporaryDirectory() as folder:
         demo = run("demo", "--out", "demo", cwd=folder)
-        table = demo.stdout.strip("\n").split("\n\nWith pictures")[0]
+        table = demo.stdout.strip("\n").split("\n\nWith images")[0]
         shutil.copy(f"{folder}/demo/comparison.png", ROOT / "docs/images/demo.png")
         run("synth", "pictures", "--count", "20", "--size", "512", cwd=folder)
         run("shard", "pictures", cwd=folder)

@@ -1,21 +1,24 @@
-//! `paragon bench`: what this machine delivers, before a training depends on it. Depends on
+//! `paragon bench`: measures the speed of this machine, before a training depends on it. Depends on
 //! `loader` and `report`.
 
 use super::data::DataArgs;
-use super::flags::{MAX_BATCH, MAX_SIDE, count, positive, print, print_json, tell};
+use super::flags::{
+    MAX_BATCH, MAX_LOADER_SLOTS, MAX_LOADER_THREADS, MAX_SIDE, count, positive, print, print_json,
+    tell,
+};
 use super::recipe::{KeyFlags, Loading};
 use anyhow::{Context, Result, ensure};
 use paragon::config::Settings;
 use paragon::loader::bench::{BenchConfig, Measured, measure};
 use paragon::loader::quality::{Quality, quality};
-use paragon::loader::{LoaderConfig, MAX_SLOTS, MAX_THREADS, bound, usual_slots};
+use paragon::loader::{LoaderConfig, bound, usual_slots};
 use paragon::report::chart::{Series, line_chart};
 use paragon::shard::reader::Io;
 use paragon::support::text::bytes_text;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Measure what this machine delivers.
+/// Measure the speed of this machine.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -29,7 +32,8 @@ enum What {
     Upscale(Box<super::bench_upscale::Args>),
 }
 
-/// Pairs a second of the prefetch ring, who waits for whom, and memory beside what was computed.
+/// Measure pairs per second of the prefetch ring, who waits for whom, and memory against the
+/// computed bound.
 ///
 /// The consumer takes batches and does nothing (or waits --step-ms, as a training step would), so
 /// the figures are the loader's own.
@@ -44,15 +48,15 @@ struct LoaderArgs {
     #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
     lq_size: Option<usize>,
     /// Loader threads, one run for each number [default: 1, 2, 4 .. up to the cores]
-    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = count(MAX_THREADS as u64))]
+    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = count(MAX_LOADER_THREADS))]
     threads: Vec<usize>,
     /// Batches that exist at once [default: 3 more than threads]
-    #[arg(long, value_name = "N", value_parser = count(MAX_SLOTS as u64))]
+    #[arg(long, value_name = "N", value_parser = count(MAX_LOADER_SLOTS))]
     slots: Option<usize>,
-    /// Have the kernel forget the shards before each run
+    /// Drop the shards from the kernel's page cache before each run
     #[arg(long)]
     cold: bool,
-    /// Measure so many epochs (0.5, 3) and not by the clock
+    /// Measure this number of epochs (0.5, 3) instead of a time
     #[arg(long, value_name = "N", value_parser = positive)]
     epochs: Option<f64>,
     /// Seconds to measure for, each run
@@ -67,8 +71,8 @@ struct LoaderArgs {
     /// Take the samples of process R of W, as R/W (0/4)
     #[arg(long, default_value = "0/1", value_name = "R/W", value_parser = rank)]
     rank: (u64, u64),
-    /// Sum up the content of all samples: equal sums are equal samples, for any threads and, over
-    /// all ranks, any ranks
+    /// Print a sum over the content of all samples. Equal sums mean equal samples, for any number
+    /// of threads and, summed over all ranks, for any number of ranks
     #[arg(long)]
     content: bool,
     /// Most memory the loader may take (64M, 2G); more is refused before the start
@@ -88,7 +92,7 @@ fn rank(text: &str) -> Result<(u64, u64), String> {
         .and_then(|(r, w)| Some((r.trim().parse().ok()?, w.trim().parse().ok()?)));
     parts
         .filter(|(r, w)| r < w && *w <= 1 << 16)
-        .ok_or_else(|| format!("`{text}` is no rank; write it as 0/4, 1/4, 2/4, 3/4"))
+        .ok_or_else(|| format!("`{text}` is not a rank; write it as 0/4, 1/4, 2/4, 3/4"))
 }
 
 /// Measures and prints.

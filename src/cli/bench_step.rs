@@ -1,5 +1,5 @@
-//! `paragon bench step`: how long a training step takes on a device and how far that is from the
-//! least it must move and compute. Depends on the backends and the plan's floor.
+//! `paragon bench step`: measures the time of a training step on a device, and compares it with the
+//! least that the step must move and compute. Depends on the backends and the plan's floor.
 
 use super::flags::{MAX_BATCH, MAX_SIDE, count, print, print_json, tell};
 use anyhow::Result;
@@ -14,13 +14,13 @@ use paragon::train::{DeviceChoice, LossTerm, Opened};
 use serde::Serialize;
 use std::time::Instant;
 
-/// Seconds of a training step on synthetic patches, its floor, and the time of every kernel.
+/// Measure a training step on synthetic patches: seconds, its floor, and the time of every kernel.
 ///
 /// The floor is every input read once and every output written once at the bandwidth of a large
 /// copy (on a GPU), or the useful operations at the measured FMA peak (on the CPU).
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where: auto, cpu, cuda or cuda:N
+    /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
     /// Type of activations [default: the device's best]
@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = count(1_000_000))]
     steps: usize,
     /// Threads that compute, on the CPU [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
     /// Do not time the kernels (on the CPU: the operations) by themselves
     #[arg(long)]

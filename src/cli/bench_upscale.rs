@@ -1,4 +1,4 @@
-//! `paragon bench upscale`: how long an image takes on this machine's processor. Depends on
+//! `paragon bench upscale`: measures the time of an image on this machine's processor. Depends on
 //! `upscale` alone.
 
 use super::bench_step::median;
@@ -13,7 +13,8 @@ use paragon::sys;
 use serde::Serialize;
 use std::time::Instant;
 
-/// Seconds to upscale an image on the CPU, from u8 to u8, with start values for weights.
+/// Measure the seconds to upscale an image on the CPU, from u8 to u8, with a network at its start
+/// values.
 #[derive(clap::Args)]
 pub struct Args {
     /// Network
@@ -37,7 +38,7 @@ pub struct Args {
     #[arg(long, default_value_t = 9, value_name = "N", value_parser = count(1_000_000))]
     pictures: usize,
     /// Threads that compute [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = count(super::flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
     /// Print JSON on stdout
     #[arg(long)]

@@ -1,4 +1,4 @@
-//! `paragon config`: what a training can be told, explained, and files of it.
+//! `paragon config`: explains the options of a training, and writes and converts option files.
 
 use super::flags::{print, print_json, tell};
 use super::recipe::read_file;
@@ -18,7 +18,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// What a key does, takes and defaults to; all keys without one
+    /// Explain a key: what it does, its values and its default; without a key, explain all
     Explain {
         /// A key or a section: train.optim_g.lr, train
         #[arg(value_name = "KEY")]
@@ -26,22 +26,22 @@ enum What {
     },
     /// Write a commented file with every key at its default
     Init {
-        /// Where to
+        /// The file to write
         #[arg(default_value = "paragon.yml", value_name = "FILE")]
         file: PathBuf,
-        /// Replace a file that is there
+        /// Replace an existing file
         #[arg(long)]
         force: bool,
     },
-    /// Make our YAML of a traiNNer-redux option file, and list what of it is not honoured
+    /// Convert a traiNNer-redux option file to paragon's YAML, and list the keys that are ignored
     Import {
-        /// Their file
+        /// The traiNNer-redux option file
         #[arg(value_name = "FILE")]
         from: PathBuf,
-        /// Write ours here [default: print it]
+        /// Write the YAML to this file [default: print it]
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// Replace a file that is there
+        /// Replace an existing file
         #[arg(long)]
         force: bool,
     },

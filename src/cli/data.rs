@@ -1,5 +1,5 @@
-//! What every command that loads patches is told in the same way: the sets, their weights, how they
-//! are read and shuffled.
+//! The data options that all loading commands share: the sets, their weights, how they are read and
+//! shuffled.
 
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
@@ -15,16 +15,16 @@ pub struct DataArgs {
     pub shards: Vec<PathBuf>,
     weights: Vec<f64>,
     io: IoChoice,
-    /// How far they are shuffled.
+    /// The range within which records are shuffled.
     pub window: Window,
-    /// What a damaged record means.
+    /// What happens at a damaged record.
     pub on_corrupt: OnCorrupt,
 }
 
-/// How far to shuffle.
+/// The range within which records are shuffled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// By the size of the shards.
+    /// Chosen by the size of the shards.
     Auto,
     /// Everything.
     Off,
@@ -33,7 +33,7 @@ pub enum Window {
 }
 
 impl DataArgs {
-    /// Of the settings of a run.
+    /// Reads the data options of a run's settings.
     pub fn new(settings: &Settings) -> Result<DataArgs> {
         let name = |path: &str| settings.text(path).unwrap_or_default().to_string();
         let wrong = |path: &str| anyhow!("{path}: unknown '{}'", name(path));

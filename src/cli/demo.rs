@@ -1,13 +1,13 @@
-//! `paragon demo`: the whole way with no dataset at hand. Draws images, shards them, trains,
-//! evaluates on images the network never saw, and leaves everything in one folder to look at.
-//! Calls the other commands' library functions only.
+//! `paragon demo`: every step without a data set. Draws images, shards them, trains, evaluates on
+//! images that the network never saw, and leaves everything in one folder. Uses the library
+//! functions of the other commands only.
 
 use super::flags::{self, print, tell};
 use super::synth;
 use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use paragon::backend::cpu::CpuOptions;
-use paragon::inference::eval::{Evaluation, Scores, evaluate, find_pairs, mean};
+use paragon::inference::eval::{Evaluation, ImageResult, Scores, evaluate, find_pairs, mean};
 use paragon::inference::upscale::{DEFAULT_TILE, Upscaler};
 use paragon::loader::OnCorrupt;
 use paragon::model::Network;
@@ -18,19 +18,20 @@ use paragon::shard::plan::{BuildConfig, plan};
 use paragon::shard::reader::{Io, ShardSet};
 use paragon::shard::writer::build;
 use paragon::support::progress::Progress;
+use paragon::support::text::bytes_text;
 use paragon::train::{
-    Decay, DeviceChoice, LossTerm, Prefetch, RunOptions, Schedule, TrainConfig, duration_text,
-    train,
+    Decay, DeviceChoice, LossTerm, Prefetch, RunOptions, Schedule, Summary, TrainConfig,
+    duration_text, train,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Show the whole way on images drawn on the spot: shard, train Nano x2, evaluate, compare.
+/// Run every step on drawn images: shard, train Nano x2, evaluate, compare.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder for everything the demo makes; what an earlier demo left there is replaced
+    /// Folder for the output; the files of an earlier demo in it are replaced
     #[arg(long, default_value = "demo", value_name = "DIR")]
     out: PathBuf,
     /// Training iterations
@@ -43,19 +44,19 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// Threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
 }
 
 const SCALE: usize = 2;
 /// Side of a training image, a held-out image, and of the LQ patches, pixels.
-const PICTURE: u32 = 384;
+const TRAINING_IMAGE: u32 = 384;
 const HELD_OUT: u32 = 256;
 const PATCH: u32 = 64;
-/// LQ side seen by a training step: a random crop of the stored patch.
+/// LQ side of a training sample: a random crop of the stored patch.
 const CROP: usize = 48;
 /// Held-out images, and how many of them are shown.
-const TEST_PICTURES: u64 = 8;
+const TEST_IMAGES: u64 = 8;
 const SHOWN: usize = 3;
 /// Side of a panel of the comparison, HR pixels, and the factor by which it is enlarged.
 const PANEL: u32 = 112;
@@ -64,8 +65,8 @@ const ENLARGE: u32 = 2;
 /// Marks a folder as the demo's, so that a later one may replace what is in it.
 const MARK: &str = ".paragon-demo";
 
-/// Takes a folder that is new, empty or an earlier demo's. Any other may hold somebody's
-/// `pictures`, which would be removed.
+/// Accepts a folder that is new, empty or an earlier demo's. Another folder may contain the user's
+/// own `pictures` folder, which the demo would delete.
 fn claim(out: &Path) -> Result<()> {
     paragon::support::files::create_folder(out)?;
     let mark = out.join(MARK);
@@ -79,62 +80,116 @@ fn claim(out: &Path) -> Result<()> {
     std::fs::write(&mark, "").with_context(|| format!("cannot write {}", mark.display()))
 }
 
+/// The folders of the demo.
+struct Folders {
+    images: PathBuf,
+    held_out: PathBuf,
+    shards: PathBuf,
+    run: PathBuf,
+}
+
 /// Runs the demo.
 pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     claim(&args.out)?;
-    let (pictures, held_out, shards, run) = (
-        args.out.join("pictures"),
-        args.out.join("held_out"),
-        args.out.join("shards"),
-        args.out.join("run"),
+    let folders = Folders {
+        images: args.out.join("pictures"),
+        held_out: args.out.join("held_out"),
+        shards: args.out.join("shards"),
+        run: args.out.join("run"),
+    };
+    draw_images(args, &folders)?;
+    make_shards(args, &folders)?;
+    let summary = train_network(args, &folders)?;
+    tell("4/4 measuring on the held-out images");
+    let (results, shown) = measure(args, &folders.held_out, &summary.model)?;
+    let comparison_path = args.out.join("comparison.png");
+    write_comparison(&shown, &comparison_path)?;
+    let (network, bicubic) = (
+        mean(results.iter().map(|r| r.network)),
+        mean(results.iter().map(|r| r.bicubic)),
     );
-    for folder in [&pictures, &held_out, &run] {
+    print("")?;
+    super::eval::print_table(&results, &network, &bicubic)?;
+    print("")?;
+    print(format_args!(
+        "training     {} iterations, {:.1} it/s, data-wait {:.1}%",
+        summary.iteration,
+        summary.it_per_s,
+        100.0 * summary.data_wait
+    ))?;
+    print(format_args!(
+        "memory       {} anonymous at most, {} computed before the start",
+        bytes_text(summary.peak_anonymous),
+        bytes_text(summary.planned)
+    ))?;
+    print(format_args!("comparison   {}", comparison_path.display()))?;
+    print(format_args!(
+        "loss curve   {}",
+        folders.run.join("loss.svg").display()
+    ))?;
+    print(format_args!("network      {}", summary.model.display()))?;
+    print(format_args!(
+        "time         {}",
+        duration_text(started.elapsed().as_secs_f64())
+    ))?;
+    print(
+        "\nWith images of your own:\n  paragon shard ./images --out ./shards\n  \
+         paragon train --shards ./shards",
+    )
+}
+
+/// Draws the training images and the held-out images, in place of those of an earlier demo.
+fn draw_images(args: &Args, folders: &Folders) -> Result<()> {
+    for folder in [&folders.images, &folders.held_out, &folders.run] {
         if folder.exists() {
             std::fs::remove_dir_all(folder)
                 .with_context(|| format!("cannot clear {}", folder.display()))?;
         }
     }
     tell(format_args!(
-        "1/4 drawing {} images to train on and {TEST_PICTURES} held out",
+        "1/4 drawing {} images to train on and {TEST_IMAGES} held out",
         args.pictures
     ));
-    synth::draw(&synth::Args::squares(
-        pictures.clone(),
-        args.pictures,
-        PICTURE,
-        args.seed,
-        args.threads,
-    ))?;
-    // another seed: the network never sees these
-    synth::draw(&synth::Args::squares(
-        held_out.clone(),
-        TEST_PICTURES,
-        HELD_OUT,
-        args.seed ^ 0x5EED,
-        args.threads,
-    ))?;
+    let draw = |folder: &Path, count, side, seed| {
+        synth::draw(&synth::Args::squares(
+            folder.to_path_buf(),
+            count,
+            side,
+            seed,
+            args.threads,
+        ))
+    };
+    draw(&folders.images, args.pictures, TRAINING_IMAGE, args.seed)?;
+    // another seed, so that the network has never seen these
+    draw(&folders.held_out, TEST_IMAGES, HELD_OUT, args.seed ^ 0x5EED)?;
+    Ok(())
+}
 
+fn make_shards(args: &Args, folders: &Folders) -> Result<()> {
     tell("2/4 sharding");
     let config = BuildConfig {
         threads: args.threads.unwrap_or(0),
         host_memory: 1 << 30,
         overwrite: true,
-        ..BuildConfig::new(pictures, &shards, SCALE as u32, PATCH)
+        ..BuildConfig::new(&folders.images, &folders.shards, SCALE as u32, PATCH)
     };
     let job = plan(&config)?;
     let progress = Progress::new("shard", job.jobs.len() as u64, "images");
     let report = build(&config, job, &progress);
     progress.finish();
     tell(report?.to_string().trim_end());
+    Ok(())
+}
 
+fn train_network(args: &Args, folders: &Folders) -> Result<Summary> {
     tell(format_args!(
         "3/4 training Nano x{SCALE} on the CPU; Ctrl-C stops it early"
     ));
-    let set = Arc::new(ShardSet::open(&shards)?);
+    let set = Arc::new(ShardSet::open(&folders.shards)?);
     let stop = paragon::sys::stop_flag(super::train::STOPPED)?;
     let options = RunOptions {
-        out: run.clone(),
+        out: folders.run.clone(),
         threads: args.threads.unwrap_or(0),
         prefetch: Prefetch::default(),
         io: Io::Mmap,
@@ -164,16 +219,19 @@ pub fn run(args: &Args) -> Result<()> {
     if stop.load(Ordering::Relaxed) {
         tell("stopped early; measuring what there is");
     }
+    Ok(summary)
+}
 
-    tell("4/4 measuring on the held-out images");
-    let (net, params, _) = read_model(&summary.model, &ModelHints::default())?;
+/// Measures the network and bicubic on the held-out images, and cuts panels out of the first ones.
+fn measure(args: &Args, held_out: &Path, model: &Path) -> Result<(Vec<ImageResult>, Vec<Shown>)> {
+    let (net, params, _) = read_model(model, &ModelHints::default())?;
     let mut upscaler = Upscaler::new(
         net,
         params,
         CpuOptions::new(args.threads.unwrap_or(0)),
         DEFAULT_TILE,
     )?;
-    let sources = find_pairs(&held_out, None, None, SCALE)?;
+    let sources = find_pairs(held_out, None, None, SCALE)?;
     let mut shown = Vec::new();
     let Evaluation { results, left_out } = evaluate(
         &mut upscaler,
@@ -181,23 +239,13 @@ pub fn run(args: &Args) -> Result<()> {
         SCALE as u32,
         &mut |result, ours, bicubic, pair| {
             if shown.len() < SHOWN {
-                let zoom = |image: &RgbImage, side: u32| {
-                    let corner = (image.width() - side) / 2;
-                    let crop = imageops::crop_imm(image, corner, corner, side, side).to_image();
-                    imageops::resize(
-                        &crop,
-                        PANEL * ENLARGE,
-                        PANEL * ENLARGE,
-                        imageops::FilterType::Nearest,
-                    )
-                };
-                let pictures = [
+                let panels = [
                     zoom(&pair.lq, PANEL / SCALE as u32),
                     zoom(bicubic, PANEL),
                     zoom(ours, PANEL),
                     zoom(&pair.hr, PANEL),
                 ];
-                shown.push((pictures, result.bicubic, result.network));
+                shown.push((panels, result.bicubic, result.network));
             }
             Ok(())
         },
@@ -208,44 +256,23 @@ pub fn run(args: &Args) -> Result<()> {
             first.reason
         );
     }
-    let picture = args.out.join("comparison.png");
-    write_comparison(&shown, &picture)?;
-    let (network, bicubic) = (
-        mean(results.iter().map(|r| r.network)),
-        mean(results.iter().map(|r| r.bicubic)),
-    );
-    print("")?;
-    super::eval::print_table(&results, &network, &bicubic)?;
-    print("")?;
-    print(format_args!(
-        "training     {} iterations, {:.1} it/s, data-wait {:.1}%",
-        summary.iteration,
-        summary.it_per_s,
-        100.0 * summary.data_wait
-    ))?;
-    let bytes = paragon::support::text::bytes_text;
-    print(format_args!(
-        "memory       {} anonymous at most, {} computed before the start",
-        bytes(summary.peak_anonymous),
-        bytes(summary.planned)
-    ))?;
-    print(format_args!("comparison   {}", picture.display()))?;
-    print(format_args!(
-        "loss curve   {}",
-        run.join("loss.svg").display()
-    ))?;
-    print(format_args!("network      {}", summary.model.display()))?;
-    print(format_args!(
-        "time         {}",
-        duration_text(started.elapsed().as_secs_f64())
-    ))?;
-    print(format_args!(
-        "\nWith images of your own:\n  paragon shard ./pictures --out ./shards\n  paragon train --shards ./shards"
-    ))?;
-    Ok(())
+    Ok((results, shown))
 }
 
-/// A recipe for a minute: a high rate with cosine decay, and blocks that contribute from the start.
+/// The centre of an image, `side` pixels wide, enlarged to the size of a panel.
+fn zoom(image: &RgbImage, side: u32) -> RgbImage {
+    let corner = (image.width() - side) / 2;
+    let crop = imageops::crop_imm(image, corner, corner, side, side).to_image();
+    imageops::resize(
+        &crop,
+        PANEL * ENLARGE,
+        PANEL * ENLARGE,
+        imageops::FilterType::Nearest,
+    )
+}
+
+/// A recipe for one minute of training: a high learning rate with cosine decay, and blocks that
+/// contribute from the start.
 fn recipe(args: &Args) -> Result<TrainConfig> {
     let mut network = Network::new("nano", SCALE)?;
     network.upsampler_alpha = 0.3;
@@ -282,6 +309,7 @@ fn recipe(args: &Args) -> Result<TrainConfig> {
     })
 }
 
+/// The panels of one image (LQ, bicubic, network, HR), and the scores of bicubic and the network.
 type Shown = ([RgbImage; 4], Scores, Scores);
 
 fn write_comparison(shown: &[Shown], path: &Path) -> Result<()> {

@@ -1,6 +1,6 @@
-//! `paragon eval`: a network on a folder of images beside bicubic, as a table or JSON. Depends on
-//! `eval`. Promises that memory is known before the first image, and that a mean over fewer
-//! images than there are is said, also by the exit code.
+//! `paragon eval`: measures a network on a folder of images next to bicubic, as a table or JSON.
+//! Depends on `inference::eval`. The memory is known before the first image. A mean that leaves out
+//! images is reported as such, also by the exit code.
 
 use super::ModelArgs;
 use super::flags::{print, print_json, tell};
@@ -21,11 +21,11 @@ use paragon::support::text::bytes_text;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// Measure a network: PSNR and SSIM on RGB and Y, per image and mean, beside bicubic.
+/// Measure a network: PSNR and SSIM on RGB and Y, for each image and their mean, next to bicubic.
 ///
 /// A PSNR above 100 dB counts as 100 in means. An image that cannot be measured (damaged, too
-/// small, of another size than its partner) is named and left out of the means, and the exit code
-/// is 1.
+/// small, of another size than its partner) is reported and left out of the means, and the exit
+/// code is 1.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder of the images: HR alone (LQ is made by antialiased bicubic), or with HR and LQ
@@ -33,10 +33,10 @@ pub struct Args {
     dataset: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
-    /// The HR folder, where it is not found by its name
+    /// The HR folder, if its name is not one that is recognised
     #[arg(long, value_name = "DIR")]
     hr: Option<PathBuf>,
-    /// The LQ folder, where it is not found by its name
+    /// The LQ folder, if its name is not one that is recognised
     #[arg(long, value_name = "DIR")]
     lq: Option<PathBuf>,
     /// Pixels cut off each side before comparing [default: the scale]
@@ -118,8 +118,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The most memory that a pair takes, held against what may be taken. What a header says wrongly is
-/// said when its image's turn comes.
+/// Checks the memory of the largest pair against the budget. An error in a header is reported
+/// later, when its image is measured.
 fn check_memory(upscaler: &Upscaler, sources: &[Source], budget: Budget) -> Result<u64> {
     let mut most = (PROGRAM_BYTES, None);
     for source in sources {
@@ -138,8 +138,8 @@ fn check_memory(upscaler: &Upscaler, sources: &[Source], budget: Budget) -> Resu
     Ok(most.0)
 }
 
-/// Creates the folder for the network's images, and refuses one where they would take the place
-/// of images that are measured.
+/// Creates the folder for the network's images. Refuses a folder in which they would replace images
+/// that are measured.
 fn check_saving(folder: &Path, sources: &[Source]) -> Result<()> {
     create_folder(folder)?;
     let inputs: HashSet<PathBuf> = sources

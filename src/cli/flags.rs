@@ -1,23 +1,25 @@
-//! What flags may say: numbers in their range, refused by the parser (exit code 2) with the flag's
-//! name, and lines on stdout and stderr that never panic and never hand a string's escape codes to
-//! the terminal. Depends on clap and `text`.
+//! Parsers for the values of flags, and printing. A number out of its range is refused by the
+//! parser (exit code 2) with the flag's name. Lines on stdout and stderr never panic and never pass
+//! the escape codes of a string to the terminal. Depends on `config` and `text`.
 
 use anyhow::{Context, Result};
-use clap::builder::RangedU64ValueParser;
+use paragon::config::{Kind, Value};
+pub use paragon::support::limits::{
+    LARGEST_BATCH_SEARCHED, MAX_BATCH, MAX_COMPUTE_THREADS, MAX_LOADER_SLOTS, MAX_LOADER_THREADS,
+    MAX_SIDE,
+};
 use paragon::support::text::{for_terminal, plain};
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::Write;
 
-/// Most compute threads, patches in a batch, and pixels of a side: beyond these a slip of the
-/// finger is likelier.
-pub const MAX_THREADS: u64 = 1024;
-pub const MAX_BATCH: u64 = 65_536;
-pub const MAX_SIDE: u64 = 16_384;
-
-/// A whole number from 1 to `most`.
-pub fn count(most: u64) -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..=most)
+/// Parses a whole number from 1 to `most`, in every form that a configuration key accepts (`5000`,
+/// `5_000`, `5e3`).
+pub fn count(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync {
+    move |text| match Kind::Whole(1, most as u64).read(text)? {
+        Value::Whole(number) => Ok(number as usize),
+        _ => Err("expected a whole number".into()),
+    }
 }
 
 fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
@@ -39,12 +41,12 @@ pub fn not_negative(text: &str) -> Result<f64, String> {
     number(text, |v| v >= 0.0, "0 or a number above it")
 }
 
-/// Any number that single precision holds.
+/// Any number that fits an f32.
 pub fn single(text: &str) -> Result<f32, String> {
     number(text, |v| (v as f32).is_finite(), "a number").map(|v| v as f32)
 }
 
-/// Prints on stdout; one that is closed or full is an error.
+/// Prints on stdout. A closed stdout or a full disk is an error.
 pub fn print(text: impl Display) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", plain(&text.to_string()))
@@ -52,8 +54,8 @@ pub fn print(text: impl Display) -> Result<()> {
         .context("cannot write to stdout")
 }
 
-/// Prints a value as JSON on stdout. What `print` would show as an escape of its own is written as
-/// JSON escapes it, so that a program reads the very string.
+/// Prints a value as JSON on stdout. Characters that [`print`] would replace are written as JSON
+/// escapes, so that a program that parses the output gets the original string.
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(json_text(&serde_json::to_string_pretty(value)?))
 }
@@ -75,7 +77,7 @@ fn json_text(text: &str) -> String {
     out
 }
 
-/// Tells on stderr. Nobody listening is no reason to stop hours of work.
+/// Prints on stderr. An error is ignored: a closed stderr must not stop hours of work.
 pub fn tell(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{}", for_terminal(&text.to_string()));
 }

@@ -59,23 +59,23 @@ struct ModelArgs {
     /// Network file (safetensors): `model.safetensors` of a run, or one saved from PyTorch
     #[arg(long, short, value_name = "FILE")]
     model: PathBuf,
-    /// For files that do not say it themselves: the network's name
+    /// The network's name, for files that do not contain it
     #[arg(long, value_name = "NAME")]
     network: Option<String>,
-    /// For files that do not say it themselves: the scale
+    /// The scale, for files that do not contain it
     #[arg(long, allow_negative_numbers = true)]
     scale: Option<usize>,
-    /// For files that do not say it themselves: upsampler_alpha
+    /// upsampler_alpha, for files that do not contain it
     #[arg(long, value_parser = flags::single, allow_negative_numbers = true)]
     alpha: Option<f32>,
     /// Side of a tile in LQ pixels; the result does not depend on it
     #[arg(long, default_value_t = paragon::inference::upscale::DEFAULT_TILE, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
     tile: usize,
     /// Threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
-    /// Most memory to take (512M, 2G); what needs more is refused before it is begun [default: what
-    /// the machine and its control group leave]
+    /// Most memory to use (512M, 2G); work that needs more is refused before it starts [default:
+    /// what the machine and its control group leave]
     #[arg(long, value_name = "SIZE", value_parser = paragon::config::parse_size)]
     host_memory: Option<u64>,
 }

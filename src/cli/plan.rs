@@ -1,7 +1,7 @@
 //! `paragon plan`: the memory of a run, computed from its flags alone. Neither data nor a GPU is
 //! needed.
 
-use super::flags::{MAX_SIDE, count, positive, print, print_json, tell};
+use super::flags::{LARGEST_BATCH_SEARCHED, MAX_SIDE, count, positive, print, print_json, tell};
 use super::recipe::{KeyFlags, Layers, Machine, Planning};
 use anyhow::{Result, bail};
 use paragon::backend::CudaSizing;
@@ -22,23 +22,20 @@ use paragon::train::{
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Scale of a plan that is told none.
+/// Scale of a plan without `--scale`.
 const USUAL_SCALE: u64 = 2;
 /// Patch sizes of `--max`.
 const MAX_PATCHES: [usize; 7] = [64, 96, 128, 160, 192, 224, 256];
-/// Largest batch that `--max` looks for.
-const MAX_BATCH: usize = 4096;
-/// Stored bytes of a pair against its pixels, and of the index against a shard, for the estimate of
-/// the index: both are small.
+/// For the estimate of the index: stored bytes of a pair per byte of its pixels, bytes of a shard,
+/// and bytes of the index for each shard.
 const STORED_SHARE: f64 = 0.4;
 const SHARD_BYTES: f64 = 512e6;
 const INDEX_BYTES_PER_SHARD: u64 = 400;
 
-/// Show the memory of a run before there is one: every byte, the peak moment, and what would fit a
-/// budget.
+/// Show the memory that a run would need: every byte, the peak, and what would fit a budget.
 ///
-/// Takes what `train` takes; no data and no GPU are needed. Exits with 1 when the run does not fit
-/// --vram or --host-memory, after naming what would.
+/// Takes the flags of `train`; needs no data and no GPU. If the run does not fit --vram or
+/// --host-memory, the exit code is 1, after a list of settings that would fit.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -90,7 +87,7 @@ struct Report<'a> {
     remedies: Vec<Rung>,
 }
 
-/// What an iteration moves and computes at least, and how many kernels it launches.
+/// The least that an iteration must move and compute, and the number of kernels that it launches.
 #[derive(Serialize)]
 struct Work {
     /// Every input read once and every output written once, bytes.
@@ -146,7 +143,7 @@ struct Largest {
     recompute: Recompute,
     /// 0 where not even one patch fits.
     batch_size: usize,
-    /// Not even the largest batch that is looked for fills the budget.
+    /// Even the largest batch that is tried fits the budget.
     at_least: bool,
 }
 
@@ -166,7 +163,7 @@ impl Args {
         }
     }
 
-    /// The loader's memory without a set to ask: exact for slots and scratch, an estimate for the
+    /// The loader's memory without opening a set: exact for slots and scratch, an estimate for the
     /// index.
     fn loader(&self, threads: usize, config: &TrainConfig, slots: usize) -> Result<Bound> {
         let stored = self
@@ -241,7 +238,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let (fitted, refused) = match fit.choose() {
         Ok(fitted) => (fitted, None),
-        // shown as asked, and refused after that
+        // print the plan as it was requested, then return the error
         Err(error) => (
             Fit {
                 budget: Budget::default(),
@@ -342,7 +339,7 @@ fn show(
         ))?;
     }
     print(format_args!(
-        "floor: {}, what stays between steps and its greediest operation",
+        "floor: {}, what stays between steps plus the operation that needs most",
         bytes_text(step.floor_bytes)
     ))?;
     if args.layers {
@@ -420,12 +417,12 @@ fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
                 );
                 Ok(fit.budget.holds(&memory))
             };
-            // the largest that holds lies in low..high
+            // the largest batch that fits is in low..high
             let (mut low, mut high) = (0, 1);
-            while high <= MAX_BATCH && holds(high)? {
+            while high <= LARGEST_BATCH_SEARCHED && holds(high)? {
                 (low, high) = (high, high * 2);
             }
-            let at_least = low == MAX_BATCH;
+            let at_least = low == LARGEST_BATCH_SEARCHED;
             while !at_least && high - low > 1 {
                 let middle = low + (high - low) / 2;
                 *(if holds(middle)? { &mut low } else { &mut high }) = middle;

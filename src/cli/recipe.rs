@@ -1,12 +1,14 @@
-//! Flags made from the table of keys, and the layers of a configuration: defaults, file, preset,
-//! `--set`, flags. `train`, `plan` and `bench` take them from here, so that they cannot drift
-//! apart. Depends on `config` and clap.
+//! Flags generated from the table of keys, and the layers of a configuration: defaults, file,
+//! preset, `--set`, flags. `train`, `plan` and `bench` share them, so that they cannot differ.
+//! Depends on `config` and clap.
 
 use super::flags::tell;
 use anyhow::{Context, Result};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum};
-use paragon::config::{Flag, KEYS, Key, Kind, MOST_FILE_BYTES, Settings, Value, parse_assignment};
+use paragon::config::{
+    Flag, Heading, KEYS, Key, Kind, MOST_FILE_BYTES, Settings, Value, parse_assignment,
+};
 use paragon::model::Recompute;
 use paragon::plan::Precision;
 use paragon::train::{DeviceChoice, Prefetch};
@@ -14,22 +16,22 @@ use std::io::Read;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-/// Which keys a command has flags for.
+/// The keys that a command has flags for.
 pub trait Group {
-    /// Whether it has one for this key.
+    /// Whether the command has a flag for this key.
     fn takes(key: &Key) -> bool;
 }
 
-/// Everything.
+/// `train`: all keys but the scale.
 pub struct Training;
-/// What decides memory.
+/// `plan`: keys that decide memory.
 pub struct Planning;
-/// Where patches come from.
+/// `bench loader`: keys of the data.
 pub struct Loading;
 
 impl Group for Training {
     fn takes(key: &Key) -> bool {
-        key.path != "scale" // its shards have one
+        key.path != "scale" // the shards decide it
     }
 }
 
@@ -41,11 +43,11 @@ impl Group for Planning {
 
 impl Group for Loading {
     fn takes(key: &Key) -> bool {
-        key.heading == "Data"
+        key.heading == Heading::Data
     }
 }
 
-/// The flags of a group of keys, as they were given.
+/// The values of a group of flags, as the user gave them.
 pub struct KeyFlags<G> {
     given: Vec<(usize, Value)>,
     group: PhantomData<G>,
@@ -67,7 +69,7 @@ impl<G: Group> clap::Args for KeyFlags<G> {
 }
 
 fn flag(key: &'static Key) -> Option<Arg> {
-    let arg = Arg::new(key.path).help_heading(key.heading);
+    let arg = Arg::new(key.path).help_heading(key.heading.name());
     match key.flag {
         Flag::None => None,
         Flag::Off(name) => Some(
@@ -76,7 +78,7 @@ fn flag(key: &'static Key) -> Option<Arg> {
                 .action(ArgAction::SetTrue),
         ),
         Flag::Takes(name, value) => {
-            // the kind says what it takes only where the text does not
+            // the allowed values are listed for choices; other texts describe them already
             let names = if let Kind::Choice(_) = key.kind {
                 format!(" ({})", key.kind.expected())
             } else {

@@ -1,5 +1,5 @@
-//! `paragon selftest`: whether this machine's GPU computes what the CPU does, before hours depend
-//! on it. Depends on `selftest` and the backends.
+//! `paragon selftest`: checks that this machine's GPU computes the same as the CPU, before a long
+//! training depends on it. Depends on `selftest` and the backends.
 
 use super::flags::{print, print_json, tell};
 use anyhow::{Result, bail};

@@ -23,8 +23,8 @@ use std::path::PathBuf;
 /// training.
 ///
 /// Finds HR and LQ images that belong together, or makes the LQ from the HR. Files that cannot be
-/// used are listed with the reason. An interrupted run goes on where it was when the same command
-/// is given again.
+/// used are listed with the reason. An interrupted run resumes when the same command is
+/// given again.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder of the images: HR alone, or with HR and LQ below it (hr/lq, HR/LR_bicubic/X2,
@@ -47,10 +47,10 @@ pub struct Args {
     /// not overlap but at the border]
     #[arg(long, value_name = "PIXELS")]
     stride: Option<u32>,
-    /// The HR folder, where it is not found by its name
+    /// The HR folder, if its name is not one that is recognised
     #[arg(long, value_name = "DIR")]
     hr: Option<PathBuf>,
-    /// The LQ folder, where it is not found by its name
+    /// The LQ folder, if its name is not one that is recognised
     #[arg(long, value_name = "DIR")]
     lq: Option<PathBuf>,
     /// How the LQ is made where there is none
@@ -71,35 +71,32 @@ pub struct Args {
     /// blank walls
     #[arg(long, default_value_t = 0.0, value_parser = super::flags::not_negative, value_name = "X")]
     min_detail: f64,
-    /// Store a pair again that was there before; without this the first in the order of the names
-    /// stays
+    /// Keep duplicate pairs; without this only the first one, in the order of the names, is stored
     #[arg(long)]
     keep_duplicates: bool,
-    /// Hold out images in a set of their own, DIR/val: this many (50), or about this share (0.02,
-    /// 2%) of them, whole images only; tiles of one photograph (NAME_s001, NAME_s002 ...) stay
-    /// together
+    /// Hold out whole images for validation in a separate set, DIR/val: a number (50) or about a
+    /// share (0.02, 2%) of them; tiles of one photograph (NAME_s001, NAME_s002 ...) stay together
     #[arg(long, value_parser = parse_val, value_name = "N|SHARE")]
     val: Option<HeldOut>,
-    /// Do part I of N of the work, on N machines at once; `paragon shards merge` puts the parts
-    /// together
+    /// Do part I of N of the work, for N machines at once; `paragon shards merge` merges the parts
     #[arg(long, value_parser = parse_part, value_name = "I/N", conflicts_with = "append")]
     part: Option<(u32, u32)>,
     /// Add the images that a finished set does not hold yet: its shards stay, new ones follow
     #[arg(long, conflicts_with = "overwrite")]
     append: bool,
-    /// Decides what is drawn: filters and blurs, and which images are held out
+    /// Seed of the random choices: filters, blurs, and which images are held out
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// How pairs are stored
     #[arg(long, value_enum, default_value = "predict")]
     codec: Codec,
     /// Threads that convert [default: one for each core]; the set is the same for any number
-    #[arg(long, value_name = "N", value_parser = super::flags::count(super::flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = super::flags::count(super::flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
-    /// Size at which a new shard file is begun, MiB
+    /// Size at which a new shard file is started, MiB
     #[arg(long, default_value_t = 512, value_name = "MIB")]
     shard_size: u64,
-    /// Bound on the memory of images under way (512M, 2G); an image that needs more is rejected
+    /// Most memory for the images in progress (512M, 2G); an image that needs more is rejected
     /// [default: 2G, or half of the memory that this process may take where that is less; an image
     /// that needs more then stops the run before it starts]
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
@@ -107,15 +104,15 @@ pub struct Args {
     /// Largest image that is read, in megapixels
     #[arg(long, value_name = "MP")]
     max_megapixels: Option<u64>,
-    /// Say what would be done, with expected size and time from a few images converted in memory,
-    /// and write nothing
+    /// Report what would be done, with expected size and time from a few images converted in
+    /// memory, and write nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the report as JSON on stdout
     #[arg(long)]
     json: bool,
     /// Remove a set that is already in the output folder. The same command, given again after an
-    /// interruption, goes on with the new set and does not begin anew
+    /// interruption, resumes the new set and does not start over
     #[arg(long)]
     overwrite: bool,
 }
@@ -151,7 +148,7 @@ fn parse_part(text: &str) -> Result<(u32, u32), String> {
     })
 }
 
-/// Bound on the memory of images under way where nothing else is said, bytes.
+/// Default of the most memory for images in progress, bytes.
 const USUAL_HOST_MEMORY: u64 = 2 << 30;
 
 /// Most parts of one set.

@@ -1,7 +1,7 @@
-//! `paragon shards`: look into a finished set, check all of it, take pairs out as images, put
-//! parts together. Depends on `shard` alone.
+//! `paragon shards`: look into a finished set, check all of it, extract pairs as images,
+//! merge parts. Depends on `shard` alone.
 
-use super::flags::{MAX_THREADS, count, print, print_json};
+use super::flags::{MAX_COMPUTE_THREADS, count, print, print_json};
 use anyhow::{Result, bail};
 use paragon::shard::manifest::{self, Manifest};
 use paragon::shard::merge::merge;
@@ -13,7 +13,7 @@ use paragon::support::text::bytes_text;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// Look into a set of shards, check it, take pairs out of it, or put parts together.
+/// Look into a set of shards, check it, extract pairs, or merge parts.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -31,8 +31,8 @@ enum Action {
     Extract(Extract),
     /// Draw a contact sheet of pairs, LQ beside HR
     Sheet(Sheet),
-    /// Put together the parts that `paragon shard --part I/N` made; the result is that of one
-    /// undivided run, byte for byte. Where it is there already, nothing is done
+    /// Merge the parts that `paragon shard --part I/N` made; the result has the same bytes as that
+    /// of one undivided run. Does nothing if the merged set exists already
     Merge(Merge),
 }
 
@@ -51,7 +51,7 @@ struct Verify {
     #[command(flatten)]
     place: SetArgs,
     /// Threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = count(MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = count(MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
 }
 
@@ -64,7 +64,7 @@ struct Extract {
     #[arg(long, value_name = "N", group = "which")]
     record: Vec<u64>,
     /// All pairs of this image: its path below the dataset without extension, as `verify` and
-    /// errors tell it
+    /// errors show it
     #[arg(long, value_name = "NAME", group = "which")]
     source: Option<String>,
     /// Folder for the images
@@ -82,7 +82,7 @@ struct Sheet {
     /// Pairs to show; at most 1000, fewer where they are large
     #[arg(long, default_value_t = 12, value_name = "N")]
     count: u64,
-    /// Decides which pairs are shown
+    /// Seed of the choice of pairs
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
 }
@@ -102,7 +102,7 @@ struct Merge {
     json: bool,
 }
 
-/// Does what the subcommand says.
+/// Runs the subcommand.
 pub fn run(args: &Args) -> Result<()> {
     match &args.action {
         Action::Info(place) => info(place),

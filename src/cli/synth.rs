@@ -44,9 +44,9 @@ pub struct Args {
     #[arg(long, default_value_t = 92, value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
     /// Worker threads [default: one for each core].
-    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_THREADS))]
+    #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
-    /// Keep the files that are there already and write the missing ones, for going on after an
+    /// Keep the files that are there already and write the missing ones, to resume after an
     /// interruption.
     #[arg(long)]
     resume: bool,

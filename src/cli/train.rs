@@ -17,14 +17,14 @@ use std::sync::atomic::Ordering;
 
 /// Exit code of a run that was stopped from outside.
 pub const STOPPED: i32 = 130;
-/// What `val.dataset` says for no validation.
+/// The value of `val.dataset` that turns validation off.
 const NO_VALIDATION: &str = "none";
 
 /// Train a network on a set of shards.
 ///
 /// With nothing given but the shards, this is the author's Nano recipe. Every byte of memory is
-/// printed before the first step. Ctrl-C (as SIGTERM and a closed terminal) saves and stops; the
-/// same command goes on from the newest checkpoint, to the same bits as a run that was never
+/// printed before the first step. Ctrl-C, SIGTERM and a closed terminal save and stop. The same
+/// command resumes from the newest checkpoint, and ends with the same bits as a run that was never
 /// interrupted.
 #[derive(clap::Args)]
 pub struct Args {
@@ -32,7 +32,7 @@ pub struct Args {
     layers: Layers,
     #[command(flatten)]
     flags: KeyFlags<Training>,
-    /// Begin again, dropping an earlier run in the same folder: its states, networks, log, previews
+    /// Start over and delete an earlier run in the same folder: its states, networks, log, previews
     /// and curves
     #[arg(long, help_heading = "Output")]
     restart: bool,
@@ -41,14 +41,14 @@ pub struct Args {
     json: bool,
 }
 
-/// The shuffle window: a run that goes on keeps its order whatever memory is free today.
+/// The shuffle window. A resumed run keeps its window, because the order of samples depends on it.
 fn window(data: &DataArgs, sources: &Sources, out: &Path, restart: bool) -> Result<Option<u64>> {
-    let going_on = if restart || data.window != Window::Auto {
+    let resumed = if restart || data.window != Window::Auto {
         None
     } else {
         newest_state(out)?.0
     };
-    Ok(going_on.map_or_else(|| data.window(sources), |state| state.head.config.window))
+    Ok(resumed.map_or_else(|| data.window(sources), |state| state.head.config.window))
 }
 
 /// Trains; exit code 130 when stopped from outside after saving.

@@ -1,5 +1,5 @@
-//! What the table of keys says, in every form it is wanted: YAML files, the reference page, one
-//! key's explanation, a JSON schema. Depends on the table and on settings.
+//! The table of keys in all its forms: YAML files, the reference page, the explanation of a key, a
+//! JSON schema. Depends on the table and on settings.
 
 use super::{Flag, KEYS, Key, SECTIONS, Settings};
 use serde_json::{Map, Value as Json, json};
@@ -29,7 +29,7 @@ fn comment(out: &mut String, indent: usize, text: &str) {
     let _ = writeln!(out, "{pad}# {line}");
 }
 
-/// Settings as a file that reads back to the same ones.
+/// The settings as a YAML file; reading it gives equal settings.
 pub fn yaml(settings: &Settings, comments: bool) -> String {
     let mut out = String::new();
     let mut open: Vec<&str> = Vec::new();
@@ -185,7 +185,7 @@ pub fn reference() -> String {
     out
 }
 
-/// A JSON schema of a file of ours, for editors.
+/// A JSON schema of paragon's option files, for editors.
 pub fn schema() -> Json {
     let mut root = section_schema("The configuration of a paragon training");
     for key in KEYS {

@@ -1,27 +1,25 @@
-//! Taking an option file of traiNNer-redux or of its relatives (BasicSR, Real-ESRGAN) as it is.
-//! Every value of the file ends in one of three places: a key of ours, a list of what is not
-//! honoured (with the reason and the nearest thing there is), or an error that names the line.
-//! Depends on the table of keys and the YAML tree; what the other trainers' keys mean is in the
-//! tables of `theirs`.
+//! Imports an unchanged option file of traiNNer-redux or of its relatives (BasicSR, Real-ESRGAN).
+//! Every value of the file ends in one of three places: a key of paragon, the list of values that
+//! are not honoured (with the reason and the closest alternative), or an error with the line.
+//! Depends on the table of keys and the YAML tree. The meaning of the other trainers' keys is in
+//! the tables of `theirs`.
 
+mod report;
+
+use super::scalar::{boolean, whole};
 pub use super::theirs::MARKS;
 use super::theirs::{DEGRADATION, MADE_IN_SHARDS, REASONS, SAME, THEIR_DEFAULTS};
-use super::value::{Kind, Value, loss_kind, whole};
+use super::value::{Kind, Value, loss_kind};
 use super::yaml::{Data, Node};
 use super::{KEYS, Settings, index};
 use crate::model::Network;
 use crate::plan::LossKind;
-use crate::support::text::{brief, one_line};
+use crate::support::text::brief;
 use crate::train::LossTerm;
 use anyhow::{Result, anyhow, bail, ensure};
-use std::fmt::Write;
+use report::shown;
 
-/// Values that the report lists one by one; an option file has some hundred.
-const MOST_LINES: usize = 1000;
-/// Keys that the line on degradation names.
-const MOST_NAMES: usize = 60;
-
-/// What a file said and what became of it.
+/// The values of an imported file, and which of them were honoured.
 #[derive(Debug, Default)]
 pub struct Imported {
     /// Keys of ours, by their place in the table.
@@ -34,7 +32,7 @@ pub struct Imported {
     pub assumed: Vec<(&'static str, String)>,
     /// Their keys of a degradation on the fly, and the values.
     pub degradation: Vec<(String, String)>,
-    /// What of the file says that its LQ is made on the fly.
+    /// The entry that shows that the file's recipe makes its LQ during training.
     on_the_fly: Option<String>,
     /// The HR patch, until scale and LQ patch are known.
     gt_size: Option<Node>,
@@ -50,45 +48,12 @@ pub fn is_theirs(root: &Node) -> bool {
     MARKS.iter().any(|mark| root.get(mark).is_some())
 }
 
-/// Whether a key belongs to a degradation on the fly.
+/// Whether a key configures a degradation during training.
 fn degrades(path: &str) -> bool {
     path.split('.').any(|part| {
         let name = part.trim_end_matches(|c: char| c.is_ascii_digit());
         DEGRADATION.contains(&name) || part.starts_with("high_order_degradation")
     })
-}
-
-/// A value in one short line, for the list.
-fn shown(node: &Node) -> String {
-    fn write(node: &Node, out: &mut String) {
-        // more than an error shows of a value is not written in the first place
-        if out.len() > 1000 {
-            return;
-        }
-        match &node.data {
-            Data::Null => out.push('~'),
-            Data::Scalar(text) => out.push_str(text),
-            Data::List(list) => {
-                out.push('[');
-                for (i, node) in list.iter().enumerate() {
-                    out.push_str(if i > 0 { ", " } else { "" });
-                    write(node, out);
-                }
-                out.push(']');
-            }
-            Data::Map(entries) => {
-                out.push('{');
-                for (i, (key, node)) in entries.iter().enumerate() {
-                    let _ = write!(out, "{}{key}: ", if i > 0 { ", " } else { "" });
-                    write(node, out);
-                }
-                out.push('}');
-            }
-        }
-    }
-    let mut out = String::new();
-    write(node, &mut out);
-    brief(out)
 }
 
 /// Whether a model or data set of this name makes the LQ while it trains: `RealESRGANModel`,
@@ -187,7 +152,7 @@ impl Imported {
     }
 
     fn put(&mut self, theirs: &str, ours: &'static str, value: Value) {
-        // nothing says nothing: what a missing key means is settled at the end
+        // `~` counts as a missing key; `finish` sets the defaults of those
         if value != Value::Null {
             self.values.extend(index(ours).map(|key| (key, value)));
         }
@@ -198,7 +163,7 @@ impl Imported {
         index(ours).is_some_and(|key| self.values.iter().any(|(k, _)| *k == key))
     }
 
-    /// Keys whose meaning differs from ours; true when the whole value is dealt with.
+    /// Handles keys whose meaning differs from paragon's. True: the whole value is handled.
     fn special(&mut self, path: &str, node: &Node) -> Result<bool> {
         let text = if let Data::Scalar(text) = &node.data {
             text.as_str()
@@ -208,11 +173,11 @@ impl Imported {
         match path {
             "train.losses" => self.list_of_losses(node)?,
             _ if is_old_loss(path, node) => self.loss(path, node)?,
-            // needs scale and lq_size: settled at the end
+            // needs scale and lq_size: resolved in `finish`
             "datasets.train.gt_size" if node.data != Data::Null => self.gt_size = Some(node.clone()),
             "train.grad_clip_max_norm" if node.data != Data::Null => self.clip_norm = Some(node.clone()),
             "train.grad_clip" => {
-                self.clips = super::value::boolean(text) == Some(true);
+                self.clips = boolean(text) == Some(true);
                 return Ok(false);
             }
             "network_g.type" if !text.is_empty() => self.network(path, node, text)?,
@@ -365,8 +330,8 @@ impl Imported {
         Ok(())
     }
 
-    /// The HR patch, which becomes the LQ patch where the file has none.
-    fn settle_gt_size(&mut self, root: &Node) -> Result<()> {
+    /// Derives the LQ patch from the HR patch (gt_size) where the file has no lq_size.
+    fn resolve_gt_size(&mut self, root: &Node) -> Result<()> {
         let (path, ours) = ("datasets.train.gt_size", "data.lq_size");
         let Some(node) = &self.gt_size.take() else {
             return Ok(());
@@ -439,8 +404,8 @@ impl Imported {
         Ok(())
     }
 
-    /// The norm counts where clipping is on.
-    fn settle_clip_norm(&mut self) -> Result<()> {
+    /// The clipping norm is used only where clipping is on.
+    fn resolve_clip_norm(&mut self) -> Result<()> {
         let path = "train.grad_clip_max_norm";
         match self.clip_norm.take() {
             Some(node) if self.clips => self.take(path, "train.grad_clip", &node),
@@ -453,10 +418,10 @@ impl Imported {
     }
 
     /// Keys of a degradation: one line where it is in use, ordinary ones where it is turned off.
-    fn settle_degradation(&mut self) {
+    fn resolve_degradation(&mut self) {
         let switch = |on: bool| {
             let says = move |(key, value): &(String, String)| {
-                key == "high_order_degradation" && super::value::boolean(value) == Some(on)
+                key == "high_order_degradation" && boolean(value) == Some(on)
             };
             self.degradation.iter().any(says)
         };
@@ -476,11 +441,11 @@ impl Imported {
         }
     }
 
-    /// What depends on several keys, and what the file leaves to defaults.
+    /// Resolves what depends on several keys, and fills in the defaults of the other trainer.
     fn finish(&mut self, root: &Node) -> Result<()> {
-        self.settle_gt_size(root)?;
-        self.settle_clip_norm()?;
-        self.settle_degradation();
+        self.resolve_gt_size(root)?;
+        self.resolve_clip_norm()?;
+        self.resolve_degradation();
         if !self.losses.is_empty() {
             self.values.push((
                 self.at("train.losses")?,
@@ -519,442 +484,13 @@ impl Imported {
         Ok(())
     }
 
-    /// Gives settings what the file says.
+    /// Writes the values of the file into `settings`.
     pub fn apply(&self, settings: &mut Settings) {
         for (key, value) in &self.values {
             settings.set(*key, value.clone());
         }
     }
-
-    /// The list for the user.
-    pub fn report(&self, file: &str) -> String {
-        let left = self.ignored.len() + self.degradation.len();
-        let mut out = format!(
-            "{file} is a traiNNer-redux option file: {} values honoured, {left} not",
-            self.honoured.len()
-        );
-        if let Some(sign) = &self.on_the_fly {
-            let names: Vec<&str> = self
-                .degradation
-                .iter()
-                .take(MOST_NAMES)
-                .map(|(key, _)| key.as_str())
-                .collect();
-            let more = self.degradation.len() - names.len();
-            let more = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
-            let _ = write!(
-                out,
-                "\n  this recipe degrades on the fly ({}); {MADE_IN_SHARDS}",
-                one_line(sign)
-            );
-            if !names.is_empty() {
-                let _ = write!(
-                    out,
-                    "\n      not honoured with it, {} values: {}{more}",
-                    self.degradation.len(),
-                    one_line(names.join(", "))
-                );
-            }
-        }
-        for (path, value, reason) in self.ignored.iter().take(MOST_LINES) {
-            let _ = write!(
-                out,
-                "\n  not honoured: {}: {value}\n      {}",
-                one_line(path),
-                one_line(reason)
-            );
-        }
-        if self.ignored.len() > MOST_LINES {
-            let _ = write!(
-                out,
-                "\n  and {} more values that are not honoured",
-                self.ignored.len() - MOST_LINES
-            );
-        }
-        for (path, value) in &self.assumed {
-            let _ = write!(
-                out,
-                "\n  not in the file: {path} is {value}, that trainer's default"
-            );
-        }
-        out
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::parse;
-    use super::*;
-
-    /// A file with what every one must have, and these lines.
-    fn read(more: &str) -> Result<Imported> {
-        import(&parse(more)?)
-    }
-
-    const LEAST: &str = "num_gpu: 1\ntrain: {total_iter: 10, losses: [{type: l1loss}]}\n";
-
-    fn value(imported: &Imported, path: &str) -> Option<Value> {
-        imported
-            .values
-            .iter()
-            .rfind(|(key, _)| KEYS[*key].path == path)
-            .map(|(_, value)| value.clone())
-    }
-
-    fn reason<'a>(imported: &'a Imported, path: &str) -> &'a str {
-        imported
-            .ignored
-            .iter()
-            .find(|(key, ..)| key == path)
-            .map_or("", |(_, _, reason)| reason)
-    }
-
-    /// The leaves of a file that are on no list.
-    fn lost(imported: &Imported, root: &Node) -> Vec<String> {
-        fn leaves(path: &str, node: &Node, out: &mut Vec<String>) {
-            match &node.data {
-                Data::Map(entries) if !entries.is_empty() => {
-                    entries.iter().for_each(|(k, n)| {
-                        leaves(
-                            &if path.is_empty() {
-                                k.clone()
-                            } else {
-                                format!("{path}.{k}")
-                            },
-                            n,
-                            out,
-                        )
-                    });
-                }
-                _ => out.push(path.to_string()),
-            }
-        }
-        let mut all = Vec::new();
-        leaves("", root, &mut all);
-        let named = imported
-            .honoured
-            .iter()
-            .map(|(k, _)| k)
-            .chain(imported.ignored.iter().map(|(k, ..)| k));
-        let named: Vec<&String> = named
-            .chain(imported.degradation.iter().map(|(k, _)| k))
-            .collect();
-        let covers = |name: &str, leaf: &str| {
-            leaf.strip_prefix(name)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
-        all.retain(|leaf| {
-            !named
-                .iter()
-                .any(|name| covers(name, leaf) || covers(leaf, name))
-        });
-        all
-    }
-
-    #[test]
-    fn the_templates_of_other_trainers_come_through() {
-        // values as the templates of BasicSR and Real-ESRGAN write them
-        let text = "\
-name: x4plus
-model_type: RealESRNetModel
-scale: 4
-num_gpu: auto
-resize_prob: [0.2, 0.7, 0.1]
-jpeg_range2: [30, 95]
-gt_usm: True
-queue_size: 180
-datasets:
-  train:
-    type: RealESRGANDataset
-    blur_kernel_size: 21
-    final_sinc_prob: 0.8
-    gt_size: !!float 2.56e2
-    batch_size_per_gpu: 12.0
-network_g:
-  type: RRDBNet
-  num_in_ch: 3
-train:
-  ema_decay: 0.999
-  optim_g: {type: Adam, lr: !!float 2e-4, weight_decay: 0, betas: [0.9, 0.99]}
-  scheduler: {type: MultiStepLR, milestones: [1e5, !!float 2.5e5], gamma: 0.5}
-  total_iter: !!int 1_000_000
-  warmup_iter: -1.0
-  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}
-  perceptual_opt: {type: PerceptualLoss}
-val: {val_freq: !!float 5e3}
-logger: {print_freq: 1e2, save_checkpoint_freq: !!float 5e3}
-dist_params: {backend: nccl, port: 29500}
-";
-        let imported = read(text).unwrap();
-        for (path, number) in [
-            ("data.lq_size", 64),
-            ("data.batch_size_per_gpu", 12),
-            ("train.total_iter", 1_000_000),
-            ("train.warmup_iter", 0),
-            ("val.val_freq", 5000),
-            ("logger.print_freq", 100),
-            ("logger.save_checkpoint_freq", 5000),
-        ] {
-            assert_eq!(value(&imported, path), Some(Value::Whole(number)), "{path}");
-        }
-        let milestones = Value::List(vec![Value::Whole(100_000), Value::Whole(250_000)]);
-        assert_eq!(
-            value(&imported, "train.scheduler.milestones"),
-            Some(milestones)
-        );
-        assert_eq!(
-            value(&imported, "train.losses"),
-            Some(Value::List(vec![Value::Loss(LossTerm {
-                kind: LossKind::L1,
-                weight: 1.0
-            })]))
-        );
-        assert!(
-            imported
-                .ignored
-                .iter()
-                .all(|(.., reason)| reason != "unknown to this program"),
-            "{:?}",
-            imported.ignored
-        );
-        assert_eq!(lost(&imported, &parse(text).unwrap()), Vec::<String>::new());
-        // what matters most comes first
-        let report = imported.report("x.yml");
-        let lines: Vec<&str> = report.lines().collect();
-        assert!(
-            lines[1].contains("degrades on the fly") && lines[1].contains("LQ in the shards"),
-            "{report}"
-        );
-        assert!(
-            lines[2].contains("6 values") && lines[2].contains("datasets.train.final_sinc_prob"),
-            "{report}"
-        );
-        assert!(
-            lines[3].contains("network_g.type: RRDBNet")
-                && lines[4].contains("paragonsr2_realtime"),
-            "{report}"
-        );
-        assert_eq!(report.matches("resize_prob").count(), 1);
-    }
-
-    #[test]
-    fn a_recipe_degrades_on_the_fly_or_says_that_it_does_not() {
-        for (more, on) in [
-            ("high_order_degradation: true\njpeg_range: [30, 95]", true),
-            ("datasets: {train: {type: otf}}", true),
-            ("datasets: {train: {sinc_prob2: 0.1}}", true),
-            ("high_order_degradation: false\nblur_prob: 0.5", false),
-            ("datasets: {train: {type: pairedimagedataset}}", false),
-        ] {
-            let text = format!("{LEAST}{more}\n");
-            let imported = read(&text).unwrap();
-            assert_eq!(
-                imported.report("x").contains("degrades on the fly"),
-                on,
-                "{}",
-                imported.report("x")
-            );
-            assert_eq!(
-                lost(&imported, &parse(&text).unwrap()),
-                Vec::<String>::new(),
-                "{more}"
-            );
-        }
-    }
-
-    #[test]
-    fn gt_size_is_honoured_or_named() {
-        for (more, lq, why) in [
-            ("scale: 2\ndatasets: {train: {gt_size: 128}}", Some(64), ""),
-            (
-                "scale: 4.0\ndatasets: {train: {gt_size: 1.28e2, lq_size: 32}}",
-                Some(32),
-                "",
-            ),
-            (
-                "scale: 4\ndatasets: {train: {lq_size: 64, gt_size: 128}}",
-                Some(64),
-                "lq_size is there and counts: it is 64",
-            ),
-            (
-                "datasets: {train: {lq_size: 64, gt_size: 128}}",
-                Some(64),
-                "lq_size is there",
-            ),
-            ("datasets: {train: {gt_size: 128}}", None, "no scale"),
-            (
-                "scale: 2\ndatasets: {train: {gt_size: 129}}",
-                Some(64),
-                "no multiple of the scale",
-            ),
-            ("scale: 2\ndatasets.train.gt_size: 128\n", Some(64), ""),
-        ] {
-            let text = format!("{LEAST}{more}\n");
-            let imported = read(&text).unwrap();
-            assert_eq!(
-                value(&imported, "data.lq_size"),
-                lq.map(Value::Whole),
-                "{more}"
-            );
-            let found = reason(&imported, "datasets.train.gt_size");
-            assert!(
-                found.contains(why) && found.is_empty() == why.is_empty(),
-                "{more}: {found}"
-            );
-            assert_eq!(
-                lost(&imported, &parse(&text).unwrap()),
-                Vec::<String>::new(),
-                "{more}"
-            );
-        }
-        for more in [
-            "gt_size: many",
-            "gt_size: 12.5",
-            "gt_size: [128]",
-            "gt_size: {a: 1}",
-            "gt_size: 1",
-        ] {
-            let error = read(&format!("{LEAST}scale: 2\ndatasets: {{train: {{{more}}}}}"))
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains("line 4: datasets.train.gt_size") && error.contains("expected"),
-                "{more}: {error}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_network_that_is_not_known_is_not_honoured() {
-        for (name, words) in [
-            ("compact", "known are"),
-            ("paragonsr2_pro", "not available"),
-            ("SPAN", "unknown network 'SPAN'"),
-        ] {
-            let imported = read(&format!(
-                "{LEAST}frob: 1\nnetwork_g: {{type: {name}, num_feat: 64}}"
-            ))
-            .unwrap();
-            assert!(
-                imported
-                    .honoured
-                    .iter()
-                    .all(|(key, _)| key != "network_g.type")
-            );
-            let (key, value, reason) = &imported.ignored[0];
-            assert!(
-                key == "network_g.type" && value == name && reason.contains(words),
-                "{reason}"
-            );
-            assert!(
-                reason.contains("paragonsr2_realtime") && reason.contains("training is refused"),
-                "{reason}"
-            );
-            let mut settings = Settings::default();
-            imported.apply(&mut settings);
-            assert!(settings.train_config(2, 128).is_err());
-        }
-        let imported = read(&format!("{LEAST}network_g: {{type: Nano}}")).unwrap();
-        assert!(
-            imported
-                .honoured
-                .iter()
-                .any(|(key, _)| key == "network_g.type")
-        );
-    }
-
-    #[test]
-    fn the_norm_of_clipping_counts_where_clipping_is_on() {
-        for (more, norm, honoured) in [
-            ("grad_clip: true, grad_clip_max_norm: 100", 100.0, true),
-            (
-                "grad_clip_max_norm: !!float 1e-1, grad_clip: yes",
-                0.1,
-                true,
-            ),
-            ("grad_clip: false, grad_clip_max_norm: 100", 0.0, false),
-            ("grad_clip_max_norm: 100", 0.0, false),
-            ("grad_clip: true, grad_clip_max_norm: ~", 1.0, true),
-        ] {
-            let imported = read(&format!(
-                "num_gpu: 1\ntrain: {{{more}, total_iter: 10, losses: [{{type: l1loss}}]}}"
-            ))
-            .unwrap();
-            assert_eq!(
-                value(&imported, "train.grad_clip"),
-                Some(Value::Number(norm)),
-                "{more}"
-            );
-            let named = reason(&imported, "train.grad_clip_max_norm");
-            assert!(
-                named.is_empty() == honoured || named.contains("holds nothing"),
-                "{more}: {named}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_key_that_holds_nothing_says_nothing() {
-        let keys = "warmup_iter: ~, ema_decay: ~, optim_g: {type: ~, lr: ~}, scheduler: {type: ~, eta_min: ~, milestones: ~}";
-        let imported = read(&format!(
-            "num_gpu: 1\nscale: ~\nnetwork_g: {{type: ~}}\nval: {{val_freq: ~, val_enabled: ~, metrics: {{p: {{crop_border: ~}}}}}}\n\
-             train: {{{keys}, total_iter: 10, losses: [{{type: l1loss, loss_weight: ~}}]}}"
-        ));
-        let imported = imported.unwrap();
-        assert!(
-            imported
-                .values
-                .iter()
-                .all(|(_, value)| *value != Value::Null)
-        );
-        assert!(
-            imported
-                .assumed
-                .contains(&("train.warmup_iter", "0".to_string())),
-            "{:?}",
-            imported.assumed
-        );
-        let mut settings = Settings::default();
-        imported.apply(&mut settings);
-        settings.train_config(2, 128).unwrap().check().unwrap();
-    }
-
-    #[test]
-    fn the_tables_name_keys_that_there_are() {
-        for (_, ours) in SAME {
-            assert!(index(ours).is_some(), "{ours}");
-        }
-        for (ours, default) in THEIR_DEFAULTS {
-            assert!(
-                KEYS[index(ours).unwrap()].kind.read(default).is_ok(),
-                "{ours}: {default}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_report_is_bounded() {
-        let long = "y".repeat(500_000);
-        let many: String = (0..2000)
-            .map(|i| format!("unknown{i}: \"a\\nb\"\n"))
-            .collect();
-        let list = "x, ".repeat(2000);
-        let report = read(&format!(
-            "{LEAST}big: {long}\nlist: [{list}]\nnetwork_g: {{type: {long}}}\n{many}"
-        ))
-        .unwrap()
-        .report("x.yml");
-        assert!(
-            report.len() < 200_000 && report.contains("and 1004 more values"),
-            "{}",
-            report.len()
-        );
-        assert!(
-            report.lines().all(|line| line.len() < 1000) && report.contains("(500000 characters)")
-        );
-    }
-}
+mod tests;

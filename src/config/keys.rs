@@ -1,15 +1,11 @@
-//! The table of keys: path, type, default, meaning and flag of everything a training can be told.
-//! Parsing, flags, `config explain`, the reference page, the JSON schema and the starter file are
-//! made of it, so they cannot disagree. Depends on the kinds of values.
+//! The table of keys: path, type, default, meaning and flag of every option of a training. Parsing,
+//! flags, `config explain`, the reference page, the JSON schema and the starter file are generated
+//! from it, so they cannot disagree. Depends on the kinds of values and on `limits`.
 
 use super::value::{Kind, Names};
-
-/// Beyond these a slip of the finger is likelier.
-const MAX_SIDE: u64 = 16_384;
-const MAX_BATCH: u64 = 65_536;
-const MAX_THREADS: u64 = 1024;
-const MAX_LOADERS: u64 = crate::loader::MAX_THREADS as u64;
-const MAX_SLOTS: u64 = crate::loader::MAX_SLOTS as u64;
+use crate::support::limits::{
+    MAX_BATCH, MAX_COMPUTE_THREADS, MAX_KEPT, MAX_LOADER_SLOTS, MAX_LOADER_THREADS, MAX_SIDE,
+};
 
 const SCALES: Names = &[("2", &[]), ("3", &[]), ("4", &[]), ("8", &[])];
 const IO: Names = &[("auto", &[]), ("mmap", &[]), ("pread", &[])];
@@ -40,43 +36,112 @@ const PRECISIONS: Names = &[
 ];
 const LEVELS: Names = &[("auto", &[]), ("none", &[]), ("block", &[]), ("full", &[])];
 
-/// One thing a training can be told.
+/// One option of a training.
 #[derive(Debug)]
 pub struct Key {
-    /// Where it stands in a file: `train.optim_g.lr`.
+    /// Its path in an option file: `train.optim_g.lr`.
     pub path: &'static str,
-    /// What it holds.
+    /// The values it can hold.
     pub kind: Kind,
-    /// What it holds where nobody says otherwise, as YAML.
+    /// Its value where no file and no flag sets it, as YAML; `~` for no value.
     pub default: &'static str,
-    /// What it means where it holds nothing; keys without this must hold something.
+    /// What it means when it has no value (`~`). A key without this must have a value.
     pub unset: Option<&'static str>,
-    /// How the command line says it.
+    /// How the command line sets it.
     pub flag: Flag,
-    /// The part of the help it stands in.
-    pub heading: &'static str,
+    /// The heading of the help that lists its flag.
+    pub heading: Heading,
     /// What it does.
     pub doc: &'static str,
 }
 
-/// How the command line says a key.
+/// The headings that group flags in the help of `train` and `plan`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heading {
+    /// The network and its start values.
+    Network,
+    /// What decides the trained weights, besides network and data.
+    Recipe,
+    /// The shards and how they are read.
+    Data,
+    /// What a run writes and measures.
+    Output,
+    /// Threads, memory, device.
+    Machine,
+}
+
+impl Heading {
+    /// The text of the heading.
+    pub fn name(self) -> &'static str {
+        match self {
+            Heading::Network => "Network",
+            Heading::Recipe => "Recipe",
+            Heading::Data => "Data",
+            Heading::Output => "Output",
+            Heading::Machine => "Machine",
+        }
+    }
+}
+
+/// How the command line sets a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Flag {
-    /// Not at all, except through `--set`.
+    /// Only through `--set`.
     None,
     /// `--NAME VALUE`
     Takes(&'static str, &'static str),
-    /// `--NAME` turns it off.
+    /// `--NAME` sets it to false.
     Off(&'static str),
 }
 
 impl Key {
-    /// Whether it decides memory or what is learnt, so that `plan` takes it too.
-    pub fn is_for_plan(&self) -> bool {
-        matches!(self.heading, "Network" | "Recipe" | "Machine") && !self.path.starts_with("path.")
+    /// A key that has no value by default and no flag.
+    const fn new(heading: Heading, path: &'static str, kind: Kind) -> Key {
+        Key {
+            path,
+            kind,
+            default: "~",
+            unset: None,
+            flag: Flag::None,
+            heading,
+            doc: "",
+        }
     }
 
-    /// What `config explain` says of the value nobody gave.
+    const fn default(mut self, yaml: &'static str) -> Key {
+        self.default = yaml;
+        self
+    }
+
+    const fn unset(mut self, meaning: &'static str) -> Key {
+        self.unset = Some(meaning);
+        self
+    }
+
+    const fn flag(mut self, name: &'static str, value_name: &'static str) -> Key {
+        self.flag = Flag::Takes(name, value_name);
+        self
+    }
+
+    const fn off_flag(mut self, name: &'static str) -> Key {
+        self.flag = Flag::Off(name);
+        self
+    }
+
+    const fn doc(mut self, text: &'static str) -> Key {
+        self.doc = text;
+        self
+    }
+
+    /// Whether it changes the memory of a run or the trained weights: `plan` takes these too.
+    pub fn is_for_plan(&self) -> bool {
+        matches!(
+            self.heading,
+            Heading::Network | Heading::Recipe | Heading::Machine
+        ) && !self.path.starts_with("path.")
+    }
+
+    /// The default as `config explain` shows it.
     pub fn default_text(&self) -> String {
         match self.unset {
             Some(meaning) if self.default == "~" => meaning.to_string(),
@@ -85,7 +150,7 @@ impl Key {
     }
 }
 
-/// Sections of a file, in their order, and what they are for.
+/// The sections of an option file in their order, and what they are for.
 pub const SECTIONS: [(&str, &str); 10] = [
     ("network_g", "The network and its start values."),
     ("path", "Where things are and go."),
@@ -103,58 +168,323 @@ pub const SECTIONS: [(&str, &str); 10] = [
 ];
 
 /// All keys; those of a section stand together.
-#[rustfmt::skip] // a table reads by its columns
 pub const KEYS: &[Key] = &[
-    Key { path: "name", kind: Kind::Text, default: "~", unset: Some("network and scale, as in paragonsr2_realtime_x2"), flag: Flag::None, heading: "Network", doc: "Name of the run: its folder below `runs`, where `path.out` names none" },
-    Key { path: "scale", kind: Kind::Choice(SCALES), default: "~", unset: Some("the shards', and 2 for `plan`"), flag: Flag::Takes("scale", "N"), heading: "Network", doc: "HR pixels per LQ pixel along one side; training takes it from its shards and refuses another" },
-    Key { path: "manual_seed", kind: Kind::Whole(0, u64::MAX), default: "1024", unset: None, flag: Flag::Takes("seed", "SEED"), heading: "Recipe", doc: "Seed of start values, order, crops and flips" },
-    Key { path: "network_g.type", kind: Kind::Text, default: "paragonsr2_realtime", unset: None, flag: Flag::Takes("network", "NAME"), heading: "Network", doc: "Network: paragonsr2_realtime (nano)" },
-    Key { path: "network_g.upsampler_alpha", kind: Kind::Single, default: "~", unset: Some("the network's, 0.3 for Nano"), flag: Flag::Takes("alpha", "ALPHA"), heading: "Network", doc: "Strength of the base upsampler's sharpening" },
-    Key { path: "network_g.detail_gain", kind: Kind::Single, default: "~", unset: Some("the network's, 0.05 for Nano"), flag: Flag::Takes("detail-gain", "GAIN"), heading: "Network", doc: "Start value of the gain on the learned detail" },
-    Key { path: "network_g.layer_scale", kind: Kind::Single, default: "1e-5", unset: None, flag: Flag::Takes("layer-scale", "VALUE"), heading: "Network", doc: "Start value of LayerScale; larger ones (0.1) let the blocks contribute sooner" },
-    Key { path: "path.pretrain_network_g", kind: Kind::Path, default: "~", unset: Some("the network's start values"), flag: Flag::Takes("pretrain", "FILE"), heading: "Network", doc: "Start from the parameters of a safetensors file of ours or of PyTorch's" },
-    Key { path: "path.strict_load_g", kind: Kind::Bool, default: "true", unset: None, flag: Flag::Off("lenient"), heading: "Network", doc: "Everything of `path.pretrain_network_g` must fit; otherwise what fits is taken and the rest listed" },
-    Key { path: "path.out", kind: Kind::Path, default: "~", unset: Some("runs/NAME"), flag: Flag::Takes("out", "DIR"), heading: "Output", doc: "Folder of the run: checkpoints, log, curves" },
-    Key { path: "data.shards", kind: Kind::Paths, default: "[shards]", unset: None, flag: Flag::Takes("shards", "DIR"), heading: "Data", doc: "Folder of the shards made by `paragon shard`; several are mixed" },
-    Key { path: "data.weights", kind: Kind::Weights, default: "[]", unset: None, flag: Flag::Takes("weights", "W,W"), heading: "Data", doc: "Shares of the sets in an epoch, one number each; without, every record comes once" },
-    Key { path: "data.lq_size", kind: Kind::Whole(1, MAX_SIDE), default: "~", unset: Some("128, or the stored size where that is smaller"), flag: Flag::Takes("lq-size", "PIXELS"), heading: "Recipe", doc: "Side of the LQ patch in pixels" },
-    Key { path: "data.batch_size_per_gpu", kind: Kind::Whole(1, MAX_BATCH), default: "16", unset: None, flag: Flag::Takes("batch-size", "N"), heading: "Recipe", doc: "Patches in a micro-batch" },
-    Key { path: "data.accum_iter", kind: Kind::Whole(1, MAX_BATCH), default: "1", unset: None, flag: Flag::Takes("accum-iter", "N"), heading: "Recipe", doc: "Micro-batches in an iteration: the same training as a batch so many times larger, in less memory" },
-    Key { path: "data.use_hflip", kind: Kind::Bool, default: "true", unset: None, flag: Flag::Off("no-hflip"), heading: "Recipe", doc: "Random horizontal flips" },
-    Key { path: "data.use_rot", kind: Kind::Bool, default: "true", unset: None, flag: Flag::Off("no-rot"), heading: "Recipe", doc: "Random vertical flips and quarter turns" },
-    Key { path: "data.num_worker_per_gpu", kind: Kind::Whole(1, MAX_LOADERS), default: "~", unset: Some("1, and with a GPU every core up to 16"), flag: Flag::Takes("loader-threads", "N"), heading: "Machine", doc: "Threads that read and decode shards" },
-    Key { path: "data.slots", kind: Kind::Whole(1, MAX_SLOTS), default: "~", unset: Some("3 more than threads that load"), flag: Flag::Takes("slots", "N"), heading: "Machine", doc: "Batches that exist at once in the prefetch ring" },
-    Key { path: "data.io", kind: Kind::Choice(IO), default: "auto", unset: None, flag: Flag::Takes("io", "IO"), heading: "Data", doc: "How records are read; auto maps shards that lie on a local disk and fit into free memory" },
-    Key { path: "data.window", kind: Kind::Window, default: "auto", unset: None, flag: Flag::Takes("window", "auto|off|SIZE"), heading: "Data", doc: "Shuffle everything (off), or only within so many bytes of shards at a time, for sets larger than memory; auto takes 8 GiB for sets of 32 GiB and more, whatever the memory, and a resumed run keeps what it had" },
-    Key { path: "data.on_corrupt", kind: Kind::Choice(ON_CORRUPT), default: "stop", unset: None, flag: Flag::Takes("on-corrupt", "WHAT"), heading: "Data", doc: "A damaged record: stop with an error that names it, or train on another in its place, reported and counted" },
-    Key { path: "train.total_iter", kind: Kind::Whole(1, u64::MAX), default: "40000", unset: None, flag: Flag::Takes("iterations", "N"), heading: "Recipe", doc: "Iterations in all" },
-    Key { path: "train.warmup_iter", kind: Kind::Whole(0, u64::MAX), default: "1000", unset: None, flag: Flag::Takes("warmup", "N"), heading: "Recipe", doc: "Iterations of linear warm-up" },
-    Key { path: "train.ema_decay", kind: Kind::Share, default: "0.999", unset: None, flag: Flag::Takes("ema-decay", "SHARE"), heading: "Recipe", doc: "Weight of the old average in the EMA" },
-    Key { path: "train.ema_power", kind: Kind::Positive, default: "0.75", unset: None, flag: Flag::Takes("ema-power", "POWER"), heading: "Recipe", doc: "Power of the EMA's warm-up" },
-    Key { path: "train.grad_clip", kind: Kind::Clip, default: "1.0", unset: None, flag: Flag::Takes("grad-clip", "NORM"), heading: "Recipe", doc: "Largest gradient norm; 0 for no clipping" },
-    Key { path: "train.optim_g.type", kind: Kind::Choice(OPTIMIZERS), default: "AdamW", unset: None, flag: Flag::Takes("optimizer", "NAME"), heading: "Recipe", doc: "AdamW decays the weights themselves, Adam adds the decay to the gradient" },
-    Key { path: "train.optim_g.lr", kind: Kind::Positive, default: "2e-4", unset: None, flag: Flag::Takes("lr", "LR"), heading: "Recipe", doc: "Learning rate after warm-up" },
-    Key { path: "train.optim_g.betas", kind: Kind::Betas, default: "[0.9, 0.99]", unset: None, flag: Flag::Takes("betas", "B1,B2"), heading: "Recipe", doc: "Weights of the old moments" },
-    Key { path: "train.optim_g.weight_decay", kind: Kind::NotNegative, default: "~", unset: Some("1e-4 for AdamW, 0 for Adam"), flag: Flag::Takes("weight-decay", "DECAY"), heading: "Recipe", doc: "Weight decay" },
-    Key { path: "train.optim_g.eps", kind: Kind::Positive, default: "1e-8", unset: None, flag: Flag::None, heading: "Recipe", doc: "Added to the root of the second moment" },
-    Key { path: "train.scheduler.type", kind: Kind::Choice(SCHEDULES), default: "MultiStepLR", unset: None, flag: Flag::Takes("schedule", "NAME"), heading: "Recipe", doc: "How the learning rate falls" },
-    Key { path: "train.scheduler.milestones", kind: Kind::Wholes, default: "[30000, 35000]", unset: None, flag: Flag::Takes("milestones", "N,N"), heading: "Recipe", doc: "MultiStepLR: iterations after which the learning rate falls" },
-    Key { path: "train.scheduler.gamma", kind: Kind::Positive, default: "0.5", unset: None, flag: Flag::Takes("gamma", "FACTOR"), heading: "Recipe", doc: "MultiStepLR: factor at each milestone" },
-    Key { path: "train.scheduler.eta_min", kind: Kind::NotNegative, default: "1e-7", unset: None, flag: Flag::Takes("eta-min", "LR"), heading: "Recipe", doc: "CosineAnnealingLR: learning rate at the end" },
-    Key { path: "train.losses", kind: Kind::Losses, default: "[l1:1, ssim:0.05]", unset: None, flag: Flag::Takes("loss", "KIND:WEIGHT"), heading: "Recipe", doc: "Losses and their weights: l1, charbonnier, mse, ssim, mssim; the flag may be repeated" },
-    Key { path: "val.dataset", kind: Kind::Path, default: "~", unset: Some("DIR/val of a set made with `shard --val`"), flag: Flag::Takes("val", "DIR"), heading: "Output", doc: "What PSNR and SSIM are measured on: a folder of images (pairs, or HR alone), a held-out set of shards, or none" },
-    Key { path: "val.val_freq", kind: Kind::Whole(1, u64::MAX), default: "1000", unset: None, flag: Flag::Takes("val-every", "N"), heading: "Output", doc: "Iterations between validations" },
-    Key { path: "val.crop_border", kind: Kind::Whole(0, MAX_SIDE), default: "~", unset: Some("the scale"), flag: Flag::Takes("crop-border", "PIXELS"), heading: "Output", doc: "HR pixels at each edge that the metrics leave out" },
-    Key { path: "logger.print_freq", kind: Kind::Whole(1, u64::MAX), default: "100", unset: None, flag: Flag::Takes("log-every", "N"), heading: "Output", doc: "Iterations between log lines" },
-    Key { path: "logger.save_checkpoint_freq", kind: Kind::Whole(1, u64::MAX), default: "1000", unset: None, flag: Flag::Takes("checkpoint-every", "N"), heading: "Output", doc: "Iterations between checkpoints" },
-    Key { path: "logger.keep_states", kind: Kind::Whole(1, MAX_BATCH), default: "3", unset: None, flag: Flag::Takes("keep-states", "N"), heading: "Output", doc: "State files to keep" },
-    Key { path: "logger.keep_models", kind: Kind::Whole(1, MAX_BATCH), default: "10", unset: None, flag: Flag::Takes("keep-models", "N"), heading: "Output", doc: "Newest checkpoints whose network files are kept" },
-    Key { path: "logger.keep_every", kind: Kind::Whole(1, u64::MAX), default: "10000", unset: Some("none are kept for good"), flag: Flag::Takes("keep-every", "N"), heading: "Output", doc: "Network files of every so many iterations are kept for good" },
-    Key { path: "machine.device", kind: Kind::Choice(DEVICES), default: "auto", unset: None, flag: Flag::Takes("device", "WHERE"), heading: "Machine", doc: "Where to train: auto takes the first CUDA device, or the CPU where there is none" },
-    Key { path: "machine.precision", kind: Kind::Choice(PRECISIONS), default: "auto", unset: None, flag: Flag::Takes("precision", "TYPE"), heading: "Machine", doc: "Type of activations, halves on CUDA only: auto is f32 on the CPU, bf16 on CUDA, and fp16 (with dynamic loss scaling) on cards before sm_80" },
-    Key { path: "machine.threads", kind: Kind::Whole(1, MAX_THREADS), default: "~", unset: Some("one for each core"), flag: Flag::Takes("threads", "N"), heading: "Machine", doc: "Threads that compute; the result is the same bits for any number" },
-    Key { path: "machine.host_memory", kind: Kind::Size, default: "~", unset: Some("what the machine and its control group leave"), flag: Flag::Takes("host-memory", "SIZE"), heading: "Machine", doc: "Most host memory the run may take (2G); only a stated one may split iterations" },
-    Key { path: "machine.vram", kind: Kind::Size, default: "~", unset: Some("what is free"), flag: Flag::Takes("vram", "SIZE"), heading: "Machine", doc: "Most device memory the run may take (11.63GiB), what the driver takes included" },
-    Key { path: "machine.recompute", kind: Kind::Choice(LEVELS), default: "auto", unset: None, flag: Flag::Takes("recompute", "LEVEL"), heading: "Machine", doc: "What is kept between forward and backward, and what is made again: auto takes the cheapest that fits, block keeps only the inputs of blocks, full also runs the HR tail a few images at a time, to the same bits" },
-    Key { path: "machine.fit", kind: Kind::Bool, default: "true", unset: None, flag: Flag::Takes("fit", "on|off"), heading: "Machine", doc: "Where a run is too large for the memory that is stated: split its iterations into smaller micro-batches of the same samples (on), or refuse it" },
+    Key::new(Heading::Network, "name", Kind::Text)
+        .unset("network and scale, as in paragonsr2_realtime_x2")
+        .doc("Name of the run: its folder below `runs`, where `path.out` names none"),
+    Key::new(Heading::Network, "scale", Kind::Choice(SCALES))
+        .unset("the shards', and 2 for `plan`")
+        .flag("scale", "N")
+        .doc(
+            "HR pixels per LQ pixel along one side; training takes it from its shards and \
+         refuses another",
+        ),
+    Key::new(Heading::Recipe, "manual_seed", Kind::Whole(0, u64::MAX))
+        .default("1024")
+        .flag("seed", "SEED")
+        .doc("Seed of start values, order, crops and flips"),
+    Key::new(Heading::Network, "network_g.type", Kind::Text)
+        .default("paragonsr2_realtime")
+        .flag("network", "NAME")
+        .doc("Network: paragonsr2_realtime (nano)"),
+    Key::new(Heading::Network, "network_g.upsampler_alpha", Kind::Single)
+        .unset("the network's, 0.3 for Nano")
+        .flag("alpha", "ALPHA")
+        .doc("Strength of the base upsampler's sharpening"),
+    Key::new(Heading::Network, "network_g.detail_gain", Kind::Single)
+        .unset("the network's, 0.05 for Nano")
+        .flag("detail-gain", "GAIN")
+        .doc("Start value of the gain on the learned detail"),
+    Key::new(Heading::Network, "network_g.layer_scale", Kind::Single)
+        .default("1e-5")
+        .flag("layer-scale", "VALUE")
+        .doc("Start value of LayerScale; larger ones (0.1) let the blocks contribute sooner"),
+    Key::new(Heading::Network, "path.pretrain_network_g", Kind::Path)
+        .unset("the network's start values")
+        .flag("pretrain", "FILE")
+        .doc("Start from the parameters of a safetensors file of ours or of PyTorch's"),
+    Key::new(Heading::Network, "path.strict_load_g", Kind::Bool)
+        .default("true")
+        .off_flag("lenient")
+        .doc(
+            "Everything of `path.pretrain_network_g` must fit; otherwise what fits is taken \
+         and the rest listed",
+        ),
+    Key::new(Heading::Output, "path.out", Kind::Path)
+        .unset("runs/NAME")
+        .flag("out", "DIR")
+        .doc("Folder of the run: checkpoints, log, curves"),
+    Key::new(Heading::Data, "data.shards", Kind::Paths)
+        .default("[shards]")
+        .flag("shards", "DIR")
+        .doc("Folder of the shards made by `paragon shard`; several are mixed"),
+    Key::new(Heading::Data, "data.weights", Kind::Weights)
+        .default("[]")
+        .flag("weights", "W,W")
+        .doc("Shares of the sets in an epoch, one number each; without, every record comes once"),
+    Key::new(
+        Heading::Recipe,
+        "data.lq_size",
+        Kind::Whole(1, MAX_SIDE as u64),
+    )
+    .unset("128, or the stored size where that is smaller")
+    .flag("lq-size", "PIXELS")
+    .doc("Side of the LQ patch in pixels"),
+    Key::new(
+        Heading::Recipe,
+        "data.batch_size_per_gpu",
+        Kind::Whole(1, MAX_BATCH as u64),
+    )
+    .default("16")
+    .flag("batch-size", "N")
+    .doc("Patches in a micro-batch"),
+    Key::new(
+        Heading::Recipe,
+        "data.accum_iter",
+        Kind::Whole(1, MAX_BATCH as u64),
+    )
+    .default("1")
+    .flag("accum-iter", "N")
+    .doc(
+        "Micro-batches in an iteration: the same training as a batch so many times \
+         larger, in less memory",
+    ),
+    Key::new(Heading::Recipe, "data.use_hflip", Kind::Bool)
+        .default("true")
+        .off_flag("no-hflip")
+        .doc("Random horizontal flips"),
+    Key::new(Heading::Recipe, "data.use_rot", Kind::Bool)
+        .default("true")
+        .off_flag("no-rot")
+        .doc("Random vertical flips and quarter turns"),
+    Key::new(
+        Heading::Machine,
+        "data.num_worker_per_gpu",
+        Kind::Whole(1, MAX_LOADER_THREADS as u64),
+    )
+    .unset("1, and with a GPU every core up to 16")
+    .flag("loader-threads", "N")
+    .doc("Threads that read and decode shards"),
+    Key::new(
+        Heading::Machine,
+        "data.slots",
+        Kind::Whole(1, MAX_LOADER_SLOTS as u64),
+    )
+    .unset("3 more than threads that load")
+    .flag("slots", "N")
+    .doc("Batches that exist at once in the prefetch ring"),
+    Key::new(Heading::Data, "data.io", Kind::Choice(IO))
+        .default("auto")
+        .flag("io", "IO")
+        .doc(
+            "How records are read; auto maps shards that lie on a local disk and fit into \
+         free memory",
+        ),
+    Key::new(Heading::Data, "data.window", Kind::Window)
+        .default("auto")
+        .flag("window", "auto|off|SIZE")
+        .doc(
+            "Shuffle everything (off), or only within so many bytes of shards at a time, for \
+         sets larger than memory; auto takes 8 GiB for sets of 32 GiB and more, whatever the \
+         memory, and a resumed run keeps what it had",
+        ),
+    Key::new(Heading::Data, "data.on_corrupt", Kind::Choice(ON_CORRUPT))
+        .default("stop")
+        .flag("on-corrupt", "WHAT")
+        .doc(
+            "A damaged record: stop with an error that names it, or train on another in its \
+         place, reported and counted",
+        ),
+    Key::new(
+        Heading::Recipe,
+        "train.total_iter",
+        Kind::Whole(1, u64::MAX),
+    )
+    .default("40000")
+    .flag("iterations", "N")
+    .doc("Iterations in all"),
+    Key::new(
+        Heading::Recipe,
+        "train.warmup_iter",
+        Kind::Whole(0, u64::MAX),
+    )
+    .default("1000")
+    .flag("warmup", "N")
+    .doc("Iterations of linear warm-up"),
+    Key::new(Heading::Recipe, "train.ema_decay", Kind::Share)
+        .default("0.999")
+        .flag("ema-decay", "SHARE")
+        .doc("Weight of the old average in the EMA"),
+    Key::new(Heading::Recipe, "train.ema_power", Kind::Positive)
+        .default("0.75")
+        .flag("ema-power", "POWER")
+        .doc("Power of the EMA's warm-up"),
+    Key::new(Heading::Recipe, "train.grad_clip", Kind::Clip)
+        .default("1.0")
+        .flag("grad-clip", "NORM")
+        .doc("Largest gradient norm; 0 for no clipping"),
+    Key::new(
+        Heading::Recipe,
+        "train.optim_g.type",
+        Kind::Choice(OPTIMIZERS),
+    )
+    .default("AdamW")
+    .flag("optimizer", "NAME")
+    .doc("AdamW decays the weights themselves, Adam adds the decay to the gradient"),
+    Key::new(Heading::Recipe, "train.optim_g.lr", Kind::Positive)
+        .default("2e-4")
+        .flag("lr", "LR")
+        .doc("Learning rate after warm-up"),
+    Key::new(Heading::Recipe, "train.optim_g.betas", Kind::Betas)
+        .default("[0.9, 0.99]")
+        .flag("betas", "B1,B2")
+        .doc("Weights of the old moments"),
+    Key::new(
+        Heading::Recipe,
+        "train.optim_g.weight_decay",
+        Kind::NotNegative,
+    )
+    .unset("1e-4 for AdamW, 0 for Adam")
+    .flag("weight-decay", "DECAY")
+    .doc("Weight decay"),
+    Key::new(Heading::Recipe, "train.optim_g.eps", Kind::Positive)
+        .default("1e-8")
+        .doc("Added to the root of the second moment"),
+    Key::new(
+        Heading::Recipe,
+        "train.scheduler.type",
+        Kind::Choice(SCHEDULES),
+    )
+    .default("MultiStepLR")
+    .flag("schedule", "NAME")
+    .doc("How the learning rate falls"),
+    Key::new(Heading::Recipe, "train.scheduler.milestones", Kind::Wholes)
+        .default("[30000, 35000]")
+        .flag("milestones", "N,N")
+        .doc("MultiStepLR: iterations after which the learning rate falls"),
+    Key::new(Heading::Recipe, "train.scheduler.gamma", Kind::Positive)
+        .default("0.5")
+        .flag("gamma", "FACTOR")
+        .doc("MultiStepLR: factor at each milestone"),
+    Key::new(
+        Heading::Recipe,
+        "train.scheduler.eta_min",
+        Kind::NotNegative,
+    )
+    .default("1e-7")
+    .flag("eta-min", "LR")
+    .doc("CosineAnnealingLR: learning rate at the end"),
+    Key::new(Heading::Recipe, "train.losses", Kind::Losses)
+        .default("[l1:1, ssim:0.05]")
+        .flag("loss", "KIND:WEIGHT")
+        .doc(
+            "Losses and their weights: l1, charbonnier, mse, ssim, mssim; the flag may be \
+         repeated",
+        ),
+    Key::new(Heading::Output, "val.dataset", Kind::Path)
+        .unset("DIR/val of a set made with `shard --val`")
+        .flag("val", "DIR")
+        .doc(
+            "What PSNR and SSIM are measured on: a folder of images (pairs, or HR alone), a \
+         held-out set of shards, or none",
+        ),
+    Key::new(Heading::Output, "val.val_freq", Kind::Whole(1, u64::MAX))
+        .default("1000")
+        .flag("val-every", "N")
+        .doc("Iterations between validations"),
+    Key::new(
+        Heading::Output,
+        "val.crop_border",
+        Kind::Whole(0, MAX_SIDE as u64),
+    )
+    .unset("the scale")
+    .flag("crop-border", "PIXELS")
+    .doc("HR pixels at each edge that the metrics leave out"),
+    Key::new(
+        Heading::Output,
+        "logger.print_freq",
+        Kind::Whole(1, u64::MAX),
+    )
+    .default("100")
+    .flag("log-every", "N")
+    .doc("Iterations between log lines"),
+    Key::new(
+        Heading::Output,
+        "logger.save_checkpoint_freq",
+        Kind::Whole(1, u64::MAX),
+    )
+    .default("1000")
+    .flag("checkpoint-every", "N")
+    .doc("Iterations between checkpoints"),
+    Key::new(
+        Heading::Output,
+        "logger.keep_states",
+        Kind::Whole(1, MAX_KEPT as u64),
+    )
+    .default("3")
+    .flag("keep-states", "N")
+    .doc("State files to keep"),
+    Key::new(
+        Heading::Output,
+        "logger.keep_models",
+        Kind::Whole(1, MAX_KEPT as u64),
+    )
+    .default("10")
+    .flag("keep-models", "N")
+    .doc("Newest checkpoints whose network files are kept"),
+    Key::new(
+        Heading::Output,
+        "logger.keep_every",
+        Kind::Whole(1, u64::MAX),
+    )
+    .default("10000")
+    .unset("none are kept for good")
+    .flag("keep-every", "N")
+    .doc("Network files of every so many iterations are kept for good"),
+    Key::new(Heading::Machine, "machine.device", Kind::Choice(DEVICES))
+        .default("auto")
+        .flag("device", "WHERE")
+        .doc("Where to train: auto takes the first CUDA device, or the CPU where there is none"),
+    Key::new(
+        Heading::Machine,
+        "machine.precision",
+        Kind::Choice(PRECISIONS),
+    )
+    .default("auto")
+    .flag("precision", "TYPE")
+    .doc(
+        "Type of activations, halves on CUDA only: auto is f32 on the CPU, bf16 on CUDA, \
+         and fp16 (with dynamic loss scaling) on cards before sm_80",
+    ),
+    Key::new(
+        Heading::Machine,
+        "machine.threads",
+        Kind::Whole(1, MAX_COMPUTE_THREADS as u64),
+    )
+    .unset("one for each core")
+    .flag("threads", "N")
+    .doc("Threads that compute; the result is the same bits for any number"),
+    Key::new(Heading::Machine, "machine.host_memory", Kind::Size)
+        .unset("what the machine and its control group leave")
+        .flag("host-memory", "SIZE")
+        .doc("Most host memory the run may take (2G); only a stated one may split iterations"),
+    Key::new(Heading::Machine, "machine.vram", Kind::Size)
+        .unset("what is free")
+        .flag("vram", "SIZE")
+        .doc("Most device memory the run may take (11.63GiB), what the driver takes included"),
+    Key::new(Heading::Machine, "machine.recompute", Kind::Choice(LEVELS))
+        .default("auto")
+        .flag("recompute", "LEVEL")
+        .doc(
+            "What is kept between forward and backward, and what is made again: auto takes \
+         the cheapest that fits, block keeps only the inputs of blocks, full also runs the HR \
+         tail a few images at a time, to the same bits",
+        ),
+    Key::new(Heading::Machine, "machine.fit", Kind::Bool)
+        .default("true")
+        .flag("fit", "on|off")
+        .doc(
+            "Where a run is too large for the memory that is stated: split its iterations \
+         into smaller micro-batches of the same samples (on), or refuse it",
+        ),
 ];

@@ -1,16 +1,17 @@
-//! The configuration of a training: one table of keys, read from our YAML, from a traiNNer-redux
-//! option file, from `--set` and from flags, each winning over the one before it. Depends on the
-//! training's plain structures, which it makes. It promises that every key of a file is used,
-//! refused or named.
+//! The configuration of a training: one table of keys, whose values come from paragon's YAML or a
+//! traiNNer-redux option file, from `--set` and from flags; later sources override earlier ones.
+//! Depends on the plain structures of `train`, which it builds. Every key of a file is used,
+//! refused with an error, or listed as ignored.
 
 pub mod docs;
 pub mod import;
 mod keys;
+mod scalar;
 mod theirs;
 mod value;
 mod yaml;
 
-pub use keys::{Flag, KEYS, Key, SECTIONS};
+pub use keys::{Flag, Heading, KEYS, Key, SECTIONS};
 pub use value::{Kind, Value, loss_term, parse_size};
 pub use yaml::{Data, Node, parse};
 
@@ -22,11 +23,11 @@ use crate::train::{Decay, LossTerm, Schedule, TrainConfig};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::PathBuf;
 
-/// Bytes of an option file at most; the longest known ones have 20 KB.
+/// Most bytes of an option file; the longest known ones have 20 KB.
 pub const MOST_FILE_BYTES: usize = 1 << 20;
-/// Below this, two names have nothing to do with each other.
+/// Least similarity (Jaro-Winkler) of a key that is suggested for an unknown one.
 const ALIKE: f64 = 0.8;
-/// The published patch of Nano, where a set stores nothing smaller.
+/// LQ side of Nano's published recipe, used unless a set stores smaller patches.
 const LQ_SIZE: u64 = 128;
 
 /// A value for every key.
@@ -35,7 +36,7 @@ pub struct Settings {
     values: Vec<Value>,
 }
 
-/// Place of a key in the table.
+/// Index of a key in the table.
 pub fn index(path: &str) -> Option<usize> {
     KEYS.iter().position(|key| key.path == path)
 }
@@ -47,7 +48,7 @@ pub fn index(path: &str) -> Option<usize> {
 pub fn find(path: &str) -> Result<usize> {
     index(path).ok_or_else(|| {
         let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_lowercase();
-        // the end of a path says more than where it stands
+        // the last part of a path counts more than the sections before it
         let alike = |key: &Key| {
             strsim::jaro_winkler(&last(path), &last(key.path))
                 + 0.1 * strsim::jaro_winkler(path, key.path)
@@ -130,14 +131,15 @@ fn text_of(content: &[u8]) -> Result<&str> {
     }
 }
 
-/// The kind of a file that is no text.
+/// The kind of a file that is not text.
 fn another_kind(content: &[u8]) -> Option<&'static str> {
     let found = look(&content[..content.len().min(HEAD_BYTES)])?;
     (!["a text file", "JSON text", "a script", "an empty file"].contains(&found.what))
         .then_some(found.what)
 }
 
-/// Says that a file that is no YAML looks like another language or is of another kind.
+/// Extends the error of a file that is not YAML by the language or kind of file that it seems to
+/// be.
 fn in_another_language(text: &str, error: anyhow::Error) -> anyhow::Error {
     match look_at_options(text)
         .map(|name| format!("this looks like {name}"))
@@ -165,22 +167,22 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Gives a key (by its place in the table) a value.
+    /// Sets the value of a key, given by its index in the table.
     pub fn set(&mut self, key: usize, value: Value) {
         if let Some(place) = self.values.get_mut(key) {
             *place = value;
         }
     }
 
-    /// Gives the key of a path a value; for paths written in the program.
+    /// Sets the value of a key, given by a path that is known to exist; another path is ignored.
     pub fn put(&mut self, path: &str, value: Value) {
         if let Some(key) = index(path) {
             self.set(key, value);
         }
     }
 
-    /// Takes what the content of an option file says, ours or the other trainer's. For one of
-    /// theirs, what became of its values.
+    /// Reads the content of an option file, paragon's or traiNNer-redux's. For the latter, returns
+    /// which values were honoured and which were not.
     ///
     /// # Errors
     /// Content that is no YAML or too large; a key or value that cannot be meant, with its line.
@@ -200,7 +202,7 @@ impl Settings {
         }
     }
 
-    /// Takes what a file of ours says.
+    /// Reads a file of paragon's own format.
     ///
     /// # Errors
     /// Names the line, the key, what it may be, and for an unknown one the key that was likely
@@ -236,7 +238,7 @@ impl Settings {
         Ok(())
     }
 
-    /// The value of a key of the table; nothing for a path that is none.
+    /// The value of a key; `Value::Null` for a path that is not in the table.
     pub fn value(&self, path: &str) -> &Value {
         index(path)
             .and_then(|key| self.values.get(key))
@@ -312,7 +314,7 @@ impl Settings {
 
     fn needed<T>(&self, path: &str, value: Option<T>) -> Result<T> {
         value.with_context(|| {
-            format!("{path} holds nothing; `paragon config explain {path}` says what it may")
+            format!("{path} has no value; `paragon config explain {path}` shows the allowed ones")
         })
     }
 
@@ -328,7 +330,7 @@ impl Settings {
         self.needed(path, self.number(path))
     }
 
-    /// The numbers of a run on patches stored at a scale and a size.
+    /// The configuration of a run on patches of LQ side `stored_lq_size` at `scale`.
     ///
     /// # Errors
     /// An unknown network, or a scale that is not the one asked for.
@@ -415,135 +417,4 @@ impl Settings {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str) -> Result<Settings> {
-        let mut settings = Settings::default();
-        settings.read(&parse(text)?)?;
-        Ok(settings)
-    }
-
-    #[test]
-    fn every_default_is_a_value_of_its_key() {
-        for key in KEYS {
-            let value = key
-                .kind
-                .accept(&parse(key.default).unwrap())
-                .unwrap_or_else(|e| panic!("{}: {e}", key.path));
-            assert_eq!(value == Value::Null, key.default == "~", "{}", key.path);
-            assert!(
-                value != Value::Null || key.unset.is_some(),
-                "{} holds nothing and does not say what that means",
-                key.path
-            );
-            assert_eq!(KEYS.iter().filter(|k| k.path == key.path).count(), 1);
-        }
-        Settings::default()
-            .train_config(2, 4096)
-            .unwrap()
-            .check()
-            .unwrap();
-    }
-
-    #[test]
-    fn what_is_written_reads_back() {
-        let mut settings = read("name: 'yes'\ntrain: {losses: [{type: mssimloss, loss_weight: 0.08}, l1:1], grad_clip: true}\n").unwrap();
-        settings.put("path.out", Value::Path("a b/#1: \"é\"".into()));
-        settings.put("machine.host_memory", Value::Whole(1 << 30));
-        for comments in [false, true] {
-            assert_eq!(read(&docs::yaml(&settings, comments)).unwrap(), settings);
-        }
-        assert_eq!(read(&docs::starter()).unwrap(), Settings::default());
-    }
-
-    #[test]
-    fn files_that_are_no_yaml_are_named() {
-        let large = vec![b'#'; MOST_FILE_BYTES + 1];
-        for (content, words) in [
-            (
-                &b"[train]\ntotal_iter = 5\n"[..],
-                &["looks like TOML", "paragon reads YAML"][..],
-            ),
-            (b"total_iter = 5\nlr = 1e-4\n", &["looks like TOML"]),
-            (b"model = dict(type='SR')\n", &["Python"]),
-            (b"<html><body>", &["web page"]),
-            (b"\x89PNG\r\n\x1a\n\0\0", &["PNG image", "YAML"]),
-            (b"PK\x03\x04\0\0archive/data.pkl", &["torch.save"]),
-            (b"\xff\xfet\0r\0", &["UTF-16"]),
-            (b"a: 1\nname: Z\xfcrich\n", &["line 2", "no UTF-8"]),
-            (b"a: 1\n\nname: \0\n", &["line 3", "no UTF-8"]),
-            (&large, &["longer than 1 MiB"]),
-        ] {
-            let error = format!("{:#}", Settings::default().take(content).unwrap_err());
-            assert!(
-                words.iter().all(|word| error.contains(word)),
-                "{:.40}: {error}",
-                String::from_utf8_lossy(content)
-            );
-        }
-        // JSON is YAML, with tabs too, and a byte order mark is no text
-        for content in [
-            "{\n\t\"train\": {\n\t\t\"total_iter\": 1e1,\n\t\t\"grad_clip\": true\n\t}\n}\n",
-            "\u{feff}train: {total_iter: 10}\n",
-            "train:\r\n  total_iter: 10\r\n",
-        ] {
-            let mut settings = Settings::default();
-            assert!(
-                settings
-                    .take(content.as_bytes())
-                    .unwrap_or_else(|e| panic!("{content}: {e:#}"))
-                    .is_none()
-            );
-            assert_eq!(settings.whole("train.total_iter"), Some(10), "{content}");
-        }
-    }
-
-    #[test]
-    fn wrong_files_name_line_key_and_what_was_meant() {
-        for (text, words) in [
-            (
-                "train:\n  total_iters: 5",
-                &[
-                    "line 2",
-                    "train.total_iters",
-                    "did you mean train.total_iter?",
-                ][..],
-            ),
-            ("lq_size: 5", &["line 1", "did you mean data.lq_size?"]),
-            (
-                "logger:\n  save_checkpoint_frequency: 5",
-                &["did you mean logger.save_checkpoint_freq?"],
-            ),
-            ("zzz: 5", &["unknown key zzz", "config explain"]),
-            ("train: 5", &["line 1", "section"]),
-            (
-                "train:\n  optim_g:\n    lr: fast",
-                &["line 3", "train.optim_g.lr", "above 0", "fast"],
-            ),
-            ("data: {batch_size_per_gpu: 0}", &["from 1 to", "'0'"]),
-            ("data: {batch_size_per_gpu: ~}", &["found nothing"]),
-            ("data: {batch_size_per_gpu: [1, 2]}", &["found a list"]),
-            ("train: {optim_g: {betas: [0.9]}}", &["two numbers"]),
-            ("train: {optim_g: {type: Lion}}", &["AdamW, Adam", "Lion"]),
-            ("train: {losses: [{type: ganloss}]}", &["ganloss", "mssim"]),
-            (
-                "train: {losses: [{type: l1loss, weight: 1}]}",
-                &["'weight' is unknown"],
-            ),
-            ("- 1", &["keys and values"]),
-        ] {
-            let error = format!("{:#}", read(text).unwrap_err());
-            assert!(
-                words.iter().all(|word| error.contains(word)),
-                "{text}: {error}"
-            );
-        }
-        assert!(parse_assignment("train.losses=[{type: l1loss}]").is_ok());
-        assert_eq!(
-            parse_assignment("train.scheduler.milestones=3,4").unwrap(),
-            parse_assignment("train.scheduler.milestones=[3, 4]").unwrap()
-        );
-        assert!(parse_assignment("train.losses").is_err() && parse_assignment("a=1").is_err());
-    }
-}
+mod tests;

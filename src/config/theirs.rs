@@ -1,8 +1,7 @@
-//! What the keys of other trainers' option files mean here: tables, and nothing but tables. Depends
-//! on nothing. Promises that every key of ours that they name is one (a test of `import` reads them
-//! all).
+//! Tables that map the keys of other trainers' option files to paragon's. Depends on nothing. A
+//! test of `import` checks that every key of paragon that they name exists.
 
-/// Top-level keys of their files that ours do not have.
+/// Top-level keys of their files that paragon's files do not have.
 pub const MARKS: [&str; 7] = [
     "datasets",
     "num_gpu",
@@ -13,7 +12,7 @@ pub const MARKS: [&str; 7] = [
     "use_compile",
 ];
 
-/// Their key and ours, where both hold the same.
+/// Their key and paragon's, for keys with the same meaning.
 pub const SAME: [(&str, &str); 25] = [
     ("name", "name"),
     ("scale", "scale"),
@@ -291,8 +290,7 @@ pub const DEGRADATION: [&str; 33] = [
 pub const MADE_IN_SHARDS: &str = "paragon trains on the LQ in the shards: `paragon shard` makes it by a filter and optional blur, or takes the \
                               images of a folder (--lq); to train on this degradation, write its LQ to a folder first";
 
-/// What the other trainer (or PyTorch below it) takes where a file does not say it, and ours would
-/// take something else.
+/// The defaults of the other trainer (or of PyTorch, which it uses) that differ from paragon's.
 pub const THEIR_DEFAULTS: [(&str, &str); 7] = [
     ("train.warmup_iter", "0"),
     ("train.ema_decay", "0"),

@@ -1,19 +1,20 @@
-//! What a key may hold, and one reader for a value of a file, of `--set` and of a flag. Depends on
-//! the YAML tree. It promises that a value that was accepted is in its range.
+//! The kinds of values that keys have, and one parser for values from a file, `--set` and flags.
+//! Depends on the YAML tree. An accepted value is always in its range.
 
+pub use super::scalar::parse_size;
+use super::scalar::{boolean, whole};
 use super::yaml::{Data, Node};
 use crate::plan::LossKind;
 use crate::support::text::brief;
 use crate::train::LossTerm;
-use clap::ValueEnum;
 use serde_json::json;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-/// Names a choice is known by: the one that is written, and others that are read.
+/// The names of a choice: for each option the name that is written, and aliases that are read.
 pub type Names = &'static [(&'static str, &'static [&'static str])];
 
-/// What a key holds.
+/// The type of a key's value.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// A whole number in a range.
@@ -22,15 +23,15 @@ pub enum Kind {
     Positive,
     /// 0 or more.
     NotNegative,
-    /// From 0 up to, but not, 1.
+    /// From 0 to 1, without 1.
     Share,
-    /// Any number that single precision holds.
+    /// Any number that fits an f32.
     Single,
     /// The largest gradient norm: a number, or true for 1 and false for 0.
     Clip,
     /// true or false.
     Bool,
-    /// Text.
+    /// Any text.
     Text,
     /// A file or folder.
     Path,
@@ -55,7 +56,7 @@ pub enum Kind {
 /// An accepted value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Nothing; what that means the key says.
+    /// No value; its meaning is [`Key::unset`](super::Key::unset).
     Null,
     /// true or false.
     Bool(bool),
@@ -73,67 +74,6 @@ pub enum Value {
     Loss(LossTerm),
 }
 
-/// Reads `1500`, `512M`, `2G`, `2GiB`: bytes, in powers of 1024.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let lower = text.trim().to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match lower[digits.len()..]
-        .trim_end_matches('b')
-        .trim_end_matches('i')
-    {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        other => {
-            return Err(format!(
-                "`{}` is no unit; use K, M, G or T, as in 512M",
-                brief(other)
-            ));
-        }
-    };
-    let number: f64 = digits
-        .trim()
-        .parse()
-        .map_err(|_| format!("`{}` is no size; write it as 512M or 2G", brief(text)))?;
-    let value = number * (1u64 << shift) as f64;
-    if !(0.0..9e18).contains(&value) {
-        return Err(format!("`{}` is out of range", brief(text)));
-    }
-    Ok(value as u64)
-}
-
-/// A whole number in every way that a file may write one: `5000`, `5_000`, `5e3`, `5000.0`. Nothing
-/// is rounded: `9007199254740993.0` is that number. Nothing for a fraction, a number below 0 or
-/// above 64 bits.
-pub fn whole(text: &str) -> Option<u64> {
-    let text = text.trim().replace('_', "");
-    let text = text.strip_prefix('+').unwrap_or(&text);
-    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
-    let (before, after) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let digits = format!("{before}{after}");
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let significant = digits.trim_end_matches('0');
-    let zeros = digits.len() - significant.len();
-    // the number is `significant` times ten to the `power`
-    let power = exponent
-        .parse::<i64>()
-        .ok()?
-        .checked_add(zeros as i64)?
-        .checked_sub(after.len() as i64)?;
-    match significant.trim_start_matches('0') {
-        "" => Some(0),
-        _ if power < 0 => None,
-        digits => digits
-            .parse::<u64>()
-            .ok()?
-            .checked_mul(10u64.checked_pow(u32::try_from(power).ok()?)?),
-    }
-}
-
 fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<Value, String> {
     let value = text
         .trim()
@@ -143,15 +83,6 @@ fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<Valu
     value
         .map(Value::Number)
         .ok_or_else(|| format!("expected {expected}, found '{}'", brief(text)))
-}
-
-/// true, yes, on and their opposites, in any case.
-pub fn boolean(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" => Some(true),
-        "false" | "no" | "off" => Some(false),
-        _ => None,
-    }
 }
 
 /// A loss and its weight as a flag writes them: `l1:1.0`.
@@ -177,7 +108,7 @@ fn loss(text: &str) -> Result<Value, String> {
 
 /// A loss by its name, ours or traiNNer-redux's.
 pub fn loss_kind(name: &str) -> Result<LossKind, String> {
-    LossKind::from_str(name.trim(), true).map_err(|_| {
+    LossKind::from_name(name.trim()).ok_or_else(|| {
         format!(
             "unknown loss '{}'; known are l1, charbonnier, mse, ssim, mssim",
             brief(name)
@@ -187,8 +118,7 @@ pub fn loss_kind(name: &str) -> Result<LossKind, String> {
 
 /// The name a loss is written with.
 pub fn loss_name(kind: LossKind) -> String {
-    kind.to_possible_value()
-        .map_or_else(String::new, |v| format!("{}loss", v.get_name()))
+    format!("{}loss", kind.name())
 }
 
 /// `{type: l1loss, loss_weight: 1.0}`
@@ -214,7 +144,7 @@ fn loss_of_map(entries: &[(String, Node)]) -> Result<Value, String> {
 }
 
 impl Kind {
-    /// What is expected, for errors and tables.
+    /// A description of the accepted values, for errors and tables.
     pub fn expected(&self) -> String {
         match self {
             Kind::Whole(least, u64::MAX) => format!("a whole number from {least}"),
@@ -238,7 +168,7 @@ impl Kind {
         }
     }
 
-    /// What one element of a list is; nothing for what is no list.
+    /// The kind of a list's elements; `None` for a kind that is not a list.
     fn element(&self) -> Option<Kind> {
         match self {
             Kind::Wholes => Some(Kind::Whole(0, u64::MAX)),
@@ -341,7 +271,7 @@ impl Kind {
         }
     }
 
-    /// Reads a value of a file. Null is for the key to judge.
+    /// Reads a value of a file. Accepts null; the caller checks whether the key allows it.
     ///
     /// # Errors
     /// What was expected and what was found.
@@ -406,10 +336,7 @@ impl Kind {
             }
             Kind::Paths => json!({"anyOf": [Kind::Path.schema(), list(Kind::Path.schema())]}),
             Kind::Losses => {
-                let types: Vec<String> = LossKind::value_variants()
-                    .iter()
-                    .map(|k| loss_name(*k))
-                    .collect();
+                let types = LossKind::ALL.map(loss_name);
                 list(json!({
                     "type": "object",
                     "properties": {"type": {"enum": types}, "loss_weight": Kind::NotNegative.schema()},
@@ -464,44 +391,6 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn whole_numbers_written_as_floats_are_exact() {
-        for (text, number) in [
-            ("5e3", 5000),
-            ("5E+3", 5000),
-            ("1000.0", 1000),
-            ("1000.", 1000),
-            ("2.5e5", 250_000),
-            ("0.05e3", 50),
-            ("4000e-3", 4),
-            ("1_0.0e1", 100),
-            ("0e400", 0),
-            ("9007199254740993.0", 9_007_199_254_740_993),
-            ("1.8446744073709551615e19", u64::MAX),
-        ] {
-            assert_eq!(whole(text), Some(number), "{text}");
-        }
-        for text in [
-            "5.5",
-            "1e400",
-            "1e-1",
-            "-1",
-            "1e20",
-            "18446744073709551616",
-            "",
-            ".",
-            "e3",
-            "1e",
-            "inf",
-            "nan",
-            "0x10",
-            "5 3",
-            "1e99999999999999999999",
-        ] {
-            assert_eq!(whole(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn keys_read_whole_numbers_in_every_way_and_name_what_is_none() {

@@ -4,7 +4,7 @@
 //! written. It promises an error, not a guess, for what an option file cannot mean, and a bound on
 //! everything that a file can ask for: values, levels, bytes, and what anchors expand to.
 
-use super::value::{boolean, whole};
+use super::scalar::{boolean, whole};
 use crate::support::text::brief;
 use anyhow::{Result, bail, ensure};
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};

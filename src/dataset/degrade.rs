@@ -12,7 +12,8 @@ use std::fmt;
 /// How a low-quality image is made from a high-quality one. All but `Nearest` average over the
 /// area that a low-quality pixel covers (antialiased), as Pillow, MATLAB's `imresize` and torch's
 /// `antialias=True` do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
     /// Keys' cubic with a = -0.5, the usual choice of super-resolution data sets

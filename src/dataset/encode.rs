@@ -25,17 +25,18 @@ const LARGEST_TIFF: u64 = u32::MAX as u64 - (64 << 20);
 const BMP_HEADERS: u32 = 14 + 40;
 
 /// What an image can be written as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Format {
     /// Without loss, in strips
     Png,
     /// Quality 95
-    #[value(alias = "jpeg")]
+    #[cfg_attr(feature = "cli", value(alias = "jpeg"))]
     Jpg,
     /// Without loss
     Webp,
     /// Not compressed, in strips
-    #[value(alias = "tif")]
+    #[cfg_attr(feature = "cli", value(alias = "tif"))]
     Tiff,
     /// Not compressed
     Bmp,

@@ -6,6 +6,7 @@
 use super::degrade::{Filter, Resampler};
 use crate::support::rng::{Rng, key};
 use anyhow::{Result, ensure};
+#[cfg(feature = "cli")]
 use clap::builder::PossibleValue;
 use image::RgbImage;
 use std::fmt;
@@ -37,6 +38,7 @@ pub enum LqFilter {
     Random,
 }
 
+#[cfg(feature = "cli")]
 impl clap::ValueEnum for LqFilter {
     fn value_variants<'a>() -> &'a [Self] {
         const ALL: [LqFilter; 7] = [

@@ -18,27 +18,24 @@ pub use slot::Batch;
 pub use sources::Sources;
 
 use crate::shard::reader::Io;
+use crate::support::limits::{MAX_LOADER_SLOTS, MAX_LOADER_THREADS};
 use crate::support::text::bytes_text;
 use crate::sys;
 use anyhow::{Result, ensure};
 use order::Draws;
 
-/// Most threads: beyond that the disk or the memory bus is the limit, and a mistyped number is
-/// likelier.
-pub const MAX_THREADS: usize = 256;
-/// Most slots, for the same reason.
-pub const MAX_SLOTS: usize = 1024;
 /// Stack of a loader thread, bytes: decoding needs a few KiB.
 pub const STACK_BYTES: usize = 512 << 10;
 
 /// Slots that keep so many threads busy: each fills one by itself, and three more are ready, on
 /// their way to a device, and computed from.
 pub fn usual_slots(threads: usize) -> usize {
-    (threads + 3).min(MAX_SLOTS)
+    (threads + 3).min(MAX_LOADER_SLOTS)
 }
 
 /// How records are read from the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum IoChoice {
     /// From the map where the shards lie on a local disk and fit into free memory, by reading calls
     /// otherwise.
@@ -50,7 +47,8 @@ pub enum IoChoice {
 }
 
 /// What happens when a record is damaged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum OnCorrupt {
     /// The batch is an error that names the record.
     #[default]
@@ -217,13 +215,13 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<Bound> {
         config.lq_size
     );
     ensure!(
-        (1..=MAX_THREADS).contains(&config.threads),
-        "{} loader threads; use 1 to {MAX_THREADS}",
+        (1..=MAX_LOADER_THREADS).contains(&config.threads),
+        "{} loader threads; use 1 to {MAX_LOADER_THREADS}",
         config.threads
     );
     ensure!(
-        (1..=MAX_SLOTS).contains(&config.slots),
-        "{} loader slots; use 1 to {MAX_SLOTS}",
+        (1..=MAX_LOADER_SLOTS).contains(&config.slots),
+        "{} loader slots; use 1 to {MAX_LOADER_SLOTS}",
         config.slots
     );
     ensure!(

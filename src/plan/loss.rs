@@ -7,30 +7,61 @@ use serde::{Deserialize, Serialize};
 
 /// A loss as a user names it. The names of traiNNer-redux's option files (`l1loss` ...) are
 /// understood too.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum LossKind {
     /// mean |p - t|
     #[serde(rename = "l1", alias = "l1loss")]
-    #[value(name = "l1", alias = "l1loss")]
+    #[cfg_attr(feature = "cli", value(name = "l1", alias = "l1loss"))]
     L1,
     /// mean sqrt((p - t)^2 + 1e-12)
     #[serde(rename = "charbonnier", alias = "charbonnierloss")]
-    #[value(name = "charbonnier", alias = "charbonnierloss")]
+    #[cfg_attr(
+        feature = "cli",
+        value(name = "charbonnier", alias = "charbonnierloss")
+    )]
     Charbonnier,
     /// mean (p - t)^2
     #[serde(rename = "mse", alias = "mseloss")]
-    #[value(name = "mse", alias = "mseloss")]
+    #[cfg_attr(feature = "cli", value(name = "mse", alias = "mseloss"))]
     Mse,
     /// 1 - SSIM of the luma, mean over images
     #[serde(rename = "ssim", alias = "ssimloss")]
-    #[value(name = "ssim", alias = "ssimloss")]
+    #[cfg_attr(feature = "cli", value(name = "ssim", alias = "ssimloss"))]
     Ssim,
     /// 1 - multi-scale SSIM of the luma, mean over images
     #[serde(rename = "mssim", alias = "mssimloss")]
-    #[value(name = "mssim", alias = "mssimloss")]
+    #[cfg_attr(feature = "cli", value(name = "mssim", alias = "mssimloss"))]
     MsSsim,
+}
+
+impl LossKind {
+    /// Every kind, in the order of the help.
+    pub const ALL: [LossKind; 5] = [
+        LossKind::L1,
+        LossKind::Charbonnier,
+        LossKind::Mse,
+        LossKind::Ssim,
+        LossKind::MsSsim,
+    ];
+
+    /// The name on the command line; an option file writes it with `loss` appended.
+    pub fn name(self) -> &'static str {
+        match self {
+            LossKind::L1 => "l1",
+            LossKind::Charbonnier => "charbonnier",
+            LossKind::Mse => "mse",
+            LossKind::Ssim => "ssim",
+            LossKind::MsSsim => "mssim",
+        }
+    }
+
+    /// The kind of this name, with or without `loss` appended, in any case.
+    pub fn from_name(name: &str) -> Option<LossKind> {
+        let name = name.to_ascii_lowercase();
+        let short = name.strip_suffix("loss").unwrap_or(&name);
+        LossKind::ALL.into_iter().find(|kind| kind.name() == short)
+    }
 }
 
 /// A loss of single values; every one is a mean over all values of the micro-batch.
@@ -133,11 +164,10 @@ pub struct StructuralLoss {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::ValueEnum;
 
     #[test]
     fn names_of_the_user_and_of_the_framework_are_understood() {
-        for &kind in LossKind::value_variants() {
+        for kind in LossKind::ALL {
             let name = serde_json::to_value(kind).unwrap();
             let name = name.as_str().unwrap();
             for name in [name.to_string(), format!("{name}loss")] {
@@ -145,7 +175,7 @@ mod tests {
                     serde_json::from_value::<LossKind>(name.clone().into()).unwrap(),
                     kind
                 );
-                assert_eq!(LossKind::from_str(&name, true).unwrap(), kind);
+                assert_eq!(LossKind::from_name(&name), Some(kind));
             }
         }
         assert_eq!(serde_json::to_value(LossKind::MsSsim).unwrap(), "mssim");

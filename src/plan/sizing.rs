@@ -8,9 +8,8 @@ use serde::{Deserialize, Serialize};
 /// The type of the values that flow between operations. Parameters, gradients of parameters,
 /// moments, EMA, the network's input, its prediction and every reduction stay f32 (or f64) whatever
 /// it is.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits

@@ -1,5 +1,5 @@
-//! Line charts as SVG: loss and quality over time. Depends on `files` and on plotters; promises
-//! legible axes for any finite data, and a whole file or none.
+//! Line charts as SVG: loss and quality over time. Depends on `files` and plotters. Axes are
+//! legible for any finite data, and a file is written whole or not at all.
 
 use crate::support::files::write_output;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Size of the image in SVG units.
 const SIZE: (u32, u32) = (960, 540);
-/// Colours that are told apart in print and with red-green blindness (Okabe & Ito, 2008).
+/// Colours that can be distinguished in print and with red-green blindness (Okabe & Ito, 2008).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -32,8 +32,10 @@ pub struct Series {
 }
 
 /// Writes a line chart to `path` as SVG. With `log_y` the y axis is logarithmic. Points that cannot
-/// be placed (not finite, or not positive on a logarithmic axis) are left out. Fails where no point
-/// is left or the file cannot be written.
+/// be drawn (not finite, or not positive on a logarithmic axis) are left out.
+///
+/// # Errors
+/// When no point is left or the file cannot be written.
 pub fn line_chart(
     title: &str,
     x_label: &str,
@@ -271,7 +273,7 @@ fn log_ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
         .collect()
 }
 
-/// A number with up to four digits that matter.
+/// A number with up to four significant digits.
 fn number(value: f64) -> String {
     let size = value.abs();
     if size != 0.0 && !(1e-3..1e7).contains(&size) {

@@ -1,5 +1,5 @@
 //! An image of arena occupancy: live bytes by class over the operations of a step, stacked, with
-//! the peak marked. Depends on `files` and on plotters; promises a whole file or none.
+//! the peak marked. Depends on `files` and plotters. The file is written whole or not at all.
 
 use super::chart::{FONT, INK};
 use crate::support::files::write_output;
@@ -10,8 +10,8 @@ use std::io::Write;
 use std::path::Path;
 
 const SIZE: (u32, u32) = (1080, 560);
-/// Colours that are told apart in print and with red-green blindness (Okabe & Ito, 2008), and greys
-/// for what never changes.
+/// Colours that can be distinguished in print and with red-green blindness (Okabe & Ito, 2008), and
+/// greys for classes that are constant over a step.
 const COLOURS: [RGBColor; 11] = [
     RGBColor(90, 90, 90),
     RGBColor(120, 120, 120),
@@ -27,15 +27,15 @@ const COLOURS: [RGBColor; 11] = [
 ];
 const MIB: f64 = (1u64 << 20) as f64;
 
-/// What is drawn.
+/// The data of the chart.
 pub struct Occupancy<'a> {
-    /// Above the image.
+    /// The title.
     pub title: String,
     /// Classes from the bottom up: name, colour number, bytes at each operation.
     pub classes: Vec<(&'a str, usize, Vec<u64>)>,
-    /// What is allocated.
+    /// Size of the arena, bytes.
     pub arena_bytes: u64,
-    /// Number of the operation at the peak, and what it does.
+    /// Number and label of the operation at the peak.
     pub peak: (usize, &'a str),
 }
 

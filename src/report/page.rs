@@ -1,6 +1,6 @@
 //! One self-contained HTML page: figures, charts, settings, images with a slider between two
-//! versions. Depends on nothing but `base64`; what it is given is escaped. Promises a page that
-//! needs no network and reads without scripts.
+//! versions. Depends on `base64` only. All text is escaped. The page needs no network and can be
+//! read without scripts.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 /// A figure in a box at the top.
 pub struct Tile {
-    /// What it is.
+    /// Its label.
     pub name: String,
     /// Its value, with its unit.
     pub value: String,
@@ -18,7 +18,7 @@ pub struct Tile {
 pub struct Preview {
     /// Its name.
     pub name: String,
-    /// Under the image.
+    /// The caption below the image.
     pub caption: String,
     /// Versions that can be chosen, in order: name and PNG. The slider starts between the first and
     /// the second.
@@ -27,12 +27,12 @@ pub struct Preview {
     pub size: (u32, u32),
 }
 
-/// What the page shows.
+/// The content of the page.
 #[derive(Default)]
 pub struct Page {
     /// Heading.
     pub title: String,
-    /// Under the heading.
+    /// The line below the heading.
     pub subtitle: String,
     /// Figures.
     pub tiles: Vec<Tile>,
@@ -44,7 +44,7 @@ pub struct Page {
     pub settings: Vec<(String, String)>,
 }
 
-/// Text inside HTML, in attributes too.
+/// Escapes text for HTML, including attributes.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

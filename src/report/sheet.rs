@@ -1,6 +1,6 @@
-//! Side-by-side images with labels, for judging by eye. Depends on `files` and on an 8x8 bitmap
-//! font; promises pixels as they are (enlarged by whole factors only, never resampled) and a whole
-//! PNG or none.
+//! Side-by-side images with labels, for visual comparison. Depends on `files` and an 8x8 bitmap
+//! font. Pixels are never resampled, only enlarged by whole factors. A PNG is written whole or not
+//! at all.
 
 use crate::support::files::write_output;
 use anyhow::{Result, ensure};
@@ -16,7 +16,7 @@ const TEXT_GAP: u32 = 7;
 /// Panels narrower than this are enlarged by a whole factor, up to `MAX_ZOOM`.
 const COMFORTABLE: u32 = 200;
 const MAX_ZOOM: u32 = 4;
-/// Above this a sheet is refused: viewers choke on it.
+/// A larger sheet is refused: many viewers cannot open it.
 const MAX_PIXELS: u64 = 400_000_000;
 
 const PAPER: Rgb<u8> = Rgb([250, 250, 248]);
@@ -26,17 +26,19 @@ const FRAME: Rgb<u8> = Rgb([200, 202, 206]);
 
 /// One image of a comparison.
 pub struct Panel<'a> {
-    /// What is shown.
+    /// The pixels.
     pub image: &'a RgbImage,
-    /// Above the image; ASCII.
+    /// Text above the image; ASCII.
     pub title: String,
-    /// Below the image; ASCII, may be empty.
+    /// Text below the image; ASCII, may be empty.
     pub note: String,
 }
 
-/// Writes rows of panels to `path` as one PNG. Panels are best of one size; smaller ones stand in
-/// the middle of their place. Fails where there is nothing to show, the sheet would be too large or
-/// the file cannot be written.
+/// Writes rows of panels to `path` as one PNG. Panels should have one size; smaller ones are
+/// centred.
+///
+/// # Errors
+/// When there is no panel, the sheet would be too large, or the file cannot be written.
 pub fn comparison(rows: &[Vec<Panel>], path: &Path) -> Result<()> {
     let sheet = draw(rows)?;
     write_output(path, |out| {

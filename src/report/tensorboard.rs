@@ -1,8 +1,7 @@
 //! Event files that TensorBoard reads: scalars over iterations. Depends on `files` and `crc32c`.
-//! Promises records that are whole or, after a crash, recognisably cut: every one has its length
-//! and its content under a checksum. Also that names and times never go back within a folder, since
-//! TensorBoard reads files in the order of their names: with a clock that was set back, what is
-//! newer would be dropped.
+//! After a crash a truncated record can be recognised, because length and content of every record
+//! have checksums. Names and times never decrease within a folder: TensorBoard reads files in the
+//! order of their names and would drop newer events if the clock had been set back.
 //!
 //! A file is a sequence of records (TFRecord: length, masked CRC-32C of the length, content, masked
 //! CRC-32C of the content), each a protobuf message `Event`; only the few fields needed here are
@@ -21,12 +20,12 @@ const FIXED64: u64 = 1;
 const BYTES: u64 = 2;
 const FIXED32: u64 = 5;
 
-/// What the name of every event file begins with; behind it stands the time in seconds, ten digits.
+/// The beginning of every event file's name; the time in seconds, ten digits, follows it.
 const PREFIX: &str = "events.out.tfevents.";
-/// What the names of our own end with.
+/// The end of the names of files that paragon wrote.
 const ENDING: &str = ".paragon";
-/// Times of names beyond this (the year 2255) are not believed: what comes after them would have
-/// more digits and be sorted before them.
+/// Later times in names (after the year 2255) are ignored: names that follow them would have more
+/// digits and be sorted before them.
 const LATEST_TIME: u64 = 9_000_000_000;
 /// Longest record that is read back, bytes; ours take some hundred.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
@@ -38,7 +37,7 @@ pub struct EventFile {
     clock: Clock,
 }
 
-/// Seconds since 1970 that never go back, whatever the system's clock does.
+/// Seconds since 1970 that never decrease, even if the system's clock is set back.
 struct Clock {
     last: f64,
     /// What is added to the system's clock.
@@ -139,8 +138,8 @@ fn last_event(path: &Path) -> Option<f64> {
 }
 
 impl EventFile {
-    /// Begins a file in `folder` for a run that goes on after `iteration`: TensorBoard then drops
-    /// what earlier files of the folder say of later iterations.
+    /// Starts a file in `folder` for a run that continues after `iteration`. TensorBoard then drops
+    /// the events of later iterations in earlier files of the folder.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -201,7 +200,8 @@ impl EventFile {
     }
 }
 
-/// The checksum of TFRecord: CRC-32C, turned and shifted, so that a checksum of checksums is none.
+/// The checksum of TFRecord: CRC-32C, rotated and shifted, so that data that contain checksums have
+/// no special checksum.
 fn masked(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
         .rotate_right(15)

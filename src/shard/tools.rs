@@ -6,10 +6,8 @@
 use super::format::is_newer;
 use super::manifest::{Manifest, shard_name};
 use super::merge;
-use super::reader::{Io, RecordSource, ShardSet};
-use crate::report::sheet::{Panel, comparison};
+use super::reader::{Io, ShardSet};
 use crate::support::progress::Progress;
-use crate::support::rng::Rng;
 use crate::sys::{self, ErrorClass};
 use crate::{support::failure, support::files};
 use anyhow::{Result, ensure};
@@ -17,7 +15,7 @@ use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -368,12 +366,15 @@ pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
 }
 
 /// Pairs side by side in one line of a contact sheet.
+#[cfg(feature = "report")]
 const SHEET_COLUMNS: usize = 3;
 
 /// Pixels of all images on a contact sheet at most, before they are enlarged for the eye: about
 /// 150 MB while it is drawn.
+#[cfg(feature = "report")]
 const SHEET_PIXELS: u64 = 50_000_000;
 /// Pairs on a contact sheet at most, however small.
+#[cfg(feature = "report")]
 const SHEET_PAIRS: u64 = 1000;
 
 /// Writes a contact sheet of `count` pairs drawn by `seed`: LQ, enlarged by repeating its pixels,
@@ -381,7 +382,13 @@ const SHEET_PAIRS: u64 = 1000;
 ///
 /// # Errors
 /// None or too many pairs, records that cannot be read, a file that cannot be written.
+#[cfg(feature = "report")]
 pub fn sheet(set: &ShardSet, count: u64, seed: u64, path: &Path) -> Result<()> {
+    use super::reader::RecordSource;
+    use crate::report::sheet::{Panel, comparison};
+    use crate::support::rng::Rng;
+    use std::collections::BTreeSet;
+
     ensure!(count > 0, "a contact sheet needs at least one pair");
     let hr = set.geometry().hr() as u64;
     let most = (SHEET_PIXELS / (2 * hr * hr)).clamp(1, SHEET_PAIRS);

@@ -1,5 +1,5 @@
-//! The augmentation codes of a batch: one byte a sample that says how its stored patch is turned
-//! before training. Pixels are never moved in memory; every reader of a slot goes through
+//! The augmentation codes of a batch: one byte a sample that says how its stored patch is flipped
+//! and rotated for training. Pixels are never moved in memory; every reader of a slot goes through
 //! [`source`]. Depends on nothing.
 
 /// Mirror left-right, applied first.
@@ -9,9 +9,9 @@ pub const VFLIP: u8 = 2;
 /// Swap rows and columns, applied last (with a flip: a quarter turn).
 pub const TRANSPOSE: u8 = 4;
 
-/// Where pixel (row `y`, column `x`) of the augmented square patch of `size` pixels lies in the
-/// stored patch: (row, column). The same code with `size * scale` maps the HR patch, so the pair
-/// stays aligned.
+/// The (row, column) in the stored patch that pixel (row `y`, column `x`) of the augmented square
+/// patch of side `size` is read from. The same code with `size * scale` maps the HR patch, so the
+/// pair stays aligned.
 #[inline(always)]
 pub fn source(code: u8, y: usize, x: usize, size: usize) -> (usize, usize) {
     let (row, column) = if code & TRANSPOSE != 0 {

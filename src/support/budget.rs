@@ -1,28 +1,29 @@
-//! Holds memory that a command has computed beforehand against what it may take: what the user
-//! allows, what the machine has free, and what the system gives to this process (`ulimit -v`, a
-//! strict overcommit policy). Depends on `system` and `failure`. Promises a refusal with the
-//! numbers where the system would otherwise end the process.
+//! Compares the memory that a command has computed beforehand with the memory that it may use: what
+//! the user allows, what the machine has free, and what the system grants this process (`ulimit
+//! -v`, a strict overcommit policy). Depends on `sys` and `failure`. Work that does not fit is
+//! refused with the numbers, before the system would end the process.
 
 use crate::support::failure::no_memory;
 use crate::support::text::bytes_text;
 use crate::sys;
 use anyhow::{Context, Result, ensure};
 
-/// Anonymous memory of the program itself beside what is computed: data of libraries, stacks, what
-/// the allocator keeps.
+/// Anonymous memory of the program itself, in addition to what is computed: data of libraries,
+/// stacks, what the allocator keeps.
 pub const PROGRAM_BYTES: u64 = 24 << 20;
 
-/// The most memory that a command may take.
+/// The most memory that a command may use.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    /// Bytes; nothing where neither the user nor the system says.
+    /// Bytes; `None` where neither the user nor the system sets a limit.
     pub limit: Option<u64>,
-    /// Who sets the limit: `--host-memory allows`, `control group /box (memory.max) leaves`.
+    /// The source of the limit, as the message names it: `--host-memory allows`, `control group
+    /// /box (memory.max) leaves`.
     whose: String,
 }
 
 impl Budget {
-    /// `given` bytes from the user, or what this process may still take where that is less or
+    /// A budget of `given` bytes, or of what this process may still allocate if that is less or
     /// nothing is given.
     pub fn new(given: Option<u64>) -> Budget {
         match sys::memory_left().filter(|left| given.is_none_or(|given| left.bytes < given)) {
@@ -37,11 +38,11 @@ impl Budget {
         }
     }
 
-    /// Whether `bytes`, the program's own included, can be had now.
+    /// Checks that `bytes`, which include the program's own, can be allocated now.
     ///
     /// # Errors
-    /// When they are more than the limit, or when the system does not give them; `advice` says what
-    /// to try.
+    /// When they exceed the limit, or when the system does not grant them. The message ends with
+    /// `advice`.
     pub fn check(&self, bytes: u64, advice: &str) -> Result<()> {
         if let Some(limit) = self.limit {
             ensure!(
@@ -62,8 +63,8 @@ impl Budget {
     }
 }
 
-/// Asks the system for memory and gives it back untouched: decoders and encoders that cannot report
-/// a failed allocation run after this.
+/// Requests memory from the system and returns it untouched. Decoders and encoders that cannot
+/// report a failed allocation run after this.
 fn probe(bytes: u64) -> std::io::Result<()> {
     let refused = || no_memory(bytes, "images and buffers");
     let length = usize::try_from(bytes).map_err(|_| refused())?;

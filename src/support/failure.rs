@@ -1,19 +1,19 @@
-//! Tells three kinds of errors apart, because each wants another answer. An error of the *system*
-//! (a disk, a network, too many open files, no memory) says nothing about the data: it is retried
-//! where that helps, then the work stops with the reason, and nothing about the data is written
-//! down. *Damage of the content* names file, record and source. A *mistake of the user* says what
-//! to type instead. Depends on `sys`. Promises that no error of the system is taken for damage.
+//! Distinguishes three kinds of errors, because each needs a different reaction. An error of the
+//! *system* (a disk, a network, too many open files, no memory) says nothing about the data: it is
+//! retried where that helps, then the work stops with the reason, and nothing about the data is
+//! recorded. *Damage of the content* is reported with file, record and source. A *mistake of the
+//! user* is answered with what to type instead. Depends on `sys`. An error of the system is never reported as damage.
 
 use crate::sys::{self, ErrorClass};
 use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-/// Tries of one call to the system, the first included. With the waits between them a call gives up
+/// Attempts at one system call, including the first. With the waits between them a call gives up
 /// after about 1.5 s: long enough for a passing fault (a descriptor that another thread is about to
 /// close, a path that is switched over), short enough for a person.
 const ATTEMPTS: u32 = 6;
-/// The wait before the second try; it doubles from try to try.
+/// The wait before the second attempt; it doubles with each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 
 /// Whether an error comes from the operating system, and not from what a file holds. A file that
@@ -23,8 +23,8 @@ pub fn is_system(error: &io::Error) -> bool {
     error.raw_os_error().is_some() || error.kind() == ErrorKind::OutOfMemory
 }
 
-/// The error of the system that stands behind `error`, or nothing where none does: then it is
-/// content or a mistake of the user.
+/// The system's error in the chain of `error`. `None`: the cause is content or a mistake of the
+/// user.
 pub fn system_cause(error: &anyhow::Error) -> Option<&io::Error> {
     error
         .chain()
@@ -32,9 +32,9 @@ pub fn system_cause(error: &anyhow::Error) -> Option<&io::Error> {
         .find(|cause| is_system(cause))
 }
 
-/// Whether an error of the system may be gone a moment later: an interrupted call, a failed read of
-/// a disk or network, no free descriptor or memory. A missing file or a missing permission stays as
-/// it is.
+/// Whether an error of the system may be transient: an interrupted call, a failed read of
+/// a disk or network, no free descriptor or memory. A missing file or a missing permission is
+/// not.
 pub fn may_pass(error: &io::Error) -> bool {
     let by_kind = matches!(
         error.kind(),
@@ -65,7 +65,7 @@ pub fn retry<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     work()
 }
 
-/// The error for memory that the system does not give: `no memory for 12 bytes of pixels`.
+/// The error for memory that the system does not grant: `no memory for 12 bytes of pixels`.
 pub fn no_memory(bytes: impl Display, what: &str) -> io::Error {
     io::Error::new(
         ErrorKind::OutOfMemory,

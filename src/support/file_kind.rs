@@ -1,21 +1,20 @@
-//! Says what a file is that is not of the expected kind, from its first bytes: a PyTorch file given
-//! as a network, an image given as an option file. Depends on nothing. Promises a name for the
-//! usual mistakes and no guess for the rest; it looks at bytes alone, never at the ending of a
-//! name.
+//! Names the kind of a file that is not of the expected kind, from its first bytes: a PyTorch file
+//! given as a network, an image given as an option file. Depends on nothing. The usual mistakes are
+//! recognised and nothing is guessed; only bytes count, never the ending of a name.
 
-/// Bytes that are enough to tell the kinds apart.
+/// Number of first bytes that are enough to recognise every kind.
 pub const HEAD_BYTES: usize = 4096;
 
-/// What helps with a file of the wrong kind.
+/// The remedy for a file of the wrong kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
     /// PyTorch wrote it; it can be converted.
     Convert,
-    /// It stands for the file that was meant, or came in its place.
+    /// A placeholder or an error page that was stored instead of the intended file.
     Fetch,
-    /// What was meant may lie inside.
+    /// An archive that may contain the intended file.
     Unpack,
-    /// Another file was meant.
+    /// Not a related file; the user meant another one.
     Another,
 }
 
@@ -24,7 +23,7 @@ pub enum Remedy {
 pub struct Found {
     /// With its article: "a zip archive".
     pub what: &'static str,
-    /// What to do.
+    /// The remedy.
     pub remedy: Remedy,
 }
 
@@ -71,8 +70,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// What a file is whose first bytes (up to [`HEAD_BYTES`]) are these; nothing for a kind that is
-/// not known.
+/// The kind of a file with these first bytes (up to [`HEAD_BYTES`]). `None`: not recognised.
 pub fn look(head: &[u8]) -> Option<Found> {
     let found = |what, remedy| Some(Found { what, remedy });
     if head.is_empty() {
@@ -163,8 +161,8 @@ fn look_at_text(head: &[u8]) -> Option<Found> {
     }
 }
 
-/// The language of an option file that is no YAML: by the first line that tells. Nothing where none
-/// does.
+/// The language of an option file that is not YAML, by the first line that shows it. `None` if no
+/// line does.
 pub fn look_at_options(text: &str) -> Option<&'static str> {
     let lines = || {
         text.lines()

@@ -7,6 +7,7 @@ pub mod failure;
 pub mod file_kind;
 pub mod files;
 pub mod isa;
+pub mod limits;
 pub mod lock;
 pub mod progress;
 pub mod rng;

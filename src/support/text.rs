@@ -1,15 +1,15 @@
-//! Text for people: numbers of bytes, and text that holds strings which are not ours: file names, tables of shards, manifests,
-//! tensor names, option files. Depends on the standard library alone. Promises that no such string
-//! moves the cursor, changes a colour or fills the screen.
+//! Text for people: numbers of bytes, and text that contains foreign strings (file names, tables of
+//! shards, manifests, tensor names, option files). Depends on the standard library alone. No such
+//! string can move the cursor, change a colour or fill the screen.
 
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
-/// Characters of one line on a terminal at most; of a longer one the middle is left out.
+/// Most characters of one line on a terminal; the middle of a longer one is cut out.
 const LONGEST_LINE: usize = 4000;
 
-/// Whether a character changes more than its own place: control characters (C0, DEL and C1), and
-/// the marks that turn the direction of what follows.
+/// Whether a character can affect other text on a terminal: control characters (C0, DEL and C1),
+/// and marks that change the direction of the text after them.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
@@ -42,11 +42,11 @@ pub fn one_line(text: impl Display) -> String {
     escaped(&text.to_string(), |_| false).into_owned()
 }
 
-/// Characters of a value within an error at most.
+/// Most characters of a value inside an error message.
 const LONGEST_VALUE: usize = 120;
 
-/// A value as an error repeats it: [`one_line`], and of a long one the beginning and its length in
-/// characters.
+/// A value for an error message: [`one_line`]; a long value is cut, and its length in characters
+/// is appended.
 pub fn brief(text: impl Display) -> String {
     let text = text.to_string();
     match text.char_indices().nth(LONGEST_VALUE) {
@@ -59,8 +59,8 @@ pub fn brief(text: impl Display) -> String {
     }
 }
 
-/// [`plain`] text whose lines are of a length that can be read; of a longer one the middle is left
-/// out, and how much.
+/// [`plain`] text in which the middle of very long lines is replaced by the number of characters
+/// cut out.
 pub fn for_terminal(text: &str) -> Cow<'_, str> {
     let text = plain(text);
     if text.len() <= LONGEST_LINE

@@ -35,7 +35,9 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::path::Path;
 use std::ptr::NonNull;
+#[cfg(feature = "cli")]
 use std::sync::Arc;
+#[cfg(feature = "cli")]
 use std::sync::atomic::AtomicBool;
 
 /// An amount of memory and the limit that it follows from.
@@ -305,6 +307,7 @@ pub(crate) fn symlink_file(target: &Path, link: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The system refuses to install the handlers.
+#[cfg(feature = "cli")]
 pub fn stop_flag(exit_code: i32) -> Result<Arc<AtomicBool>> {
     system::stop_flag(exit_code)
 }

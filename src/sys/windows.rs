@@ -230,6 +230,7 @@ static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// Exit code of a second Ctrl-C.
 static EXIT_CODE: AtomicI32 = AtomicI32::new(0);
 
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
 pub(super) fn stop_flag(exit_code: i32) -> Result<Arc<AtomicBool>> {
     let stop = STOP.get_or_init(Arc::default).clone();
     EXIT_CODE.store(exit_code, Ordering::Relaxed);

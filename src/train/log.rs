@@ -3,6 +3,7 @@
 //! figures for TensorBoard, and the curves. Depends on `files` and `report`. Promises memory that
 //! does not grow with the log: neither while it is written nor when it is read.
 
+#[cfg(feature = "report")]
 use crate::report::chart::{Series, line_chart};
 use crate::report::tensorboard::EventFile;
 use crate::support::failure::retry;
@@ -353,10 +354,20 @@ impl Log {
         events.scalars(line.iteration, &values)
     }
 
+    /// Without the feature `report` no curves are drawn.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(not(feature = "report"))]
+    pub fn draw(&self, _run: &Path) -> Result<()> {
+        Ok(())
+    }
+
     /// Draws the loss curve, and the validation curve where there is one, beside the log.
     ///
     /// # Errors
     /// When a file cannot be written.
+    #[cfg(feature = "report")]
     pub fn draw(&self, run: &Path) -> Result<()> {
         let digest = LogDigest::of(&self.path)?;
         let series =

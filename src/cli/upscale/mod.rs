@@ -1,6 +1,6 @@
-//! `paragon upscale`: a network on a file or a folder of images. Depends on `upscale`, `encode`
-//! and the dataset's rows. Promises that memory is known before an image is begun, that a bad
-//! image does not stop the others, and that nothing is left out in silence.
+//! `paragon upscale`: applies a network to a file or a folder of images. Depends on
+//! `inference::upscale`, `encode` and the dataset's rows. The memory of an image is known before it
+//! is started, a bad image does not stop the others, and every image left out is reported.
 
 mod jobs;
 
@@ -26,8 +26,8 @@ use std::path::{Path, PathBuf};
 /// Upscale an image, or every image of a folder.
 ///
 /// PNG images are read, upscaled and written in strips, so that a large one takes little memory;
-/// what an image takes is computed from its header before it is begun. An alpha channel is
-/// enlarged by the bicubic filter where the output holds one.
+/// the memory of an image is computed from its header before it is started. An alpha channel is
+/// enlarged by the bicubic filter if the format of the output supports one.
 #[derive(clap::Args)]
 pub struct Args {
     /// An image or a folder
@@ -37,10 +37,11 @@ pub struct Args {
     output: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
-    /// Format of the results, where no ending says it: in a folder, on a device [default: png]
+    /// Format of the results in a folder or on a device, where no file name ending decides it
+    /// [default: png]
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<Format>,
-    /// Enter the folders within a folder as well; the results keep them
+    /// Include subfolders; the results go into the same subfolders
     #[arg(long, short)]
     recursive: bool,
     /// Print a summary as JSON on stdout
@@ -48,7 +49,7 @@ pub struct Args {
     json: bool,
 }
 
-/// A job with what its header says.
+/// A job with the data of its image's header.
 struct Planned {
     job: Job,
     size: (u32, u32),
@@ -61,15 +62,15 @@ struct Planned {
 struct Done {
     input: String,
     output: String,
-    /// Of the result, pixels.
+    /// Size of the result, pixels.
     width: u32,
     height: u32,
     alpha: bool,
-    /// What was changed on the way.
+    /// Changes made to the image on the way to 8-bit sRGB.
     notes: Vec<String>,
 }
 
-/// What a run has done, and what not.
+/// The images of a run that were upscaled, and those that were not.
 #[derive(Default)]
 struct Outcome {
     done: Vec<Done>,
@@ -166,7 +167,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 impl Failed {
-    /// The reason, with the file where it does not say it.
+    /// The reason; with the name of the file if the message lacks it.
     fn text(&self) -> String {
         let file = self.input.display().to_string();
         if self.reason.contains(&file) {
@@ -177,8 +178,8 @@ impl Failed {
     }
 }
 
-/// Whether an error is the system's, and the next image would meet it too. An image that is not
-/// there any more, or that this user may not read, says nothing about the others.
+/// Whether an error is one of the system, so that the next image would fail too. An image that has
+/// vanished, or that this user may not read, says nothing about the others.
 fn ends_all(error: &anyhow::Error) -> bool {
     system_cause(error).is_some_and(|cause| {
         !matches!(
@@ -188,7 +189,7 @@ fn ends_all(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Looks at an image's header: size, alpha, memory.
+/// Reads an image's header: size, alpha, memory.
 fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     let needs = need(&job.input, &Limits::default())?;
     let name = || job.input.display().to_string();
@@ -217,7 +218,7 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     })
 }
 
-/// What makes an image take less memory.
+/// Advice for using less memory.
 fn advice(needs: &Need, format: Format) -> String {
     let mut ways = Vec::new();
     if needs.opening > needs.reading {
@@ -292,8 +293,8 @@ impl From<anyhow::Error> for Trouble {
     }
 }
 
-/// Rows of a file that keep the error which ended them: within the writing of a result it would be
-/// taken for an error of writing.
+/// The rows of a file, with the error that ended them. The writer of the result would otherwise
+/// report a reading error as a writing error.
 struct Watched {
     rows: FileRows,
     failed: Option<anyhow::Error>,
@@ -373,7 +374,7 @@ fn one(
     })
 }
 
-/// An error of writing, with what to try.
+/// A writing error, with advice.
 fn with_advice(error: anyhow::Error) -> anyhow::Error {
     let advice = match system_cause(&error).map(std::io::Error::kind) {
         Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => {
@@ -416,7 +417,7 @@ fn json(
     Ok(value)
 }
 
-/// Images that are named in the last message at most; all have a line of their own before.
+/// Most images that the last message names; each has been reported in a line of its own before.
 const NAMED: usize = 10;
 
 /// The last line, and the exit code.

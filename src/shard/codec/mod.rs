@@ -33,7 +33,8 @@ const SEARCH_SHARE: usize = 4;
 const ZSTD_CONTEXT_BYTES: u64 = 192 << 10;
 
 /// How the pairs of a new set are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Codec {
     /// The pixels as they are: the largest and the fastest.
     Raw,

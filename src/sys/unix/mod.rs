@@ -14,7 +14,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::ptr::NonNull;
+#[cfg(feature = "cli")]
 use std::sync::Arc;
+#[cfg(feature = "cli")]
 use std::sync::atomic::AtomicBool;
 
 pub(super) const LOCK_ADVICE: &str = "raise the limit (`ulimit -l`)";
@@ -133,6 +135,7 @@ pub(super) fn symlink_file(target: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
+#[cfg(feature = "cli")]
 pub(super) fn stop_flag(exit_code: i32) -> Result<Arc<AtomicBool>> {
     let (stop, asked) = (
         Arc::new(AtomicBool::new(false)),
@@ -153,6 +156,7 @@ pub(super) fn stop_flag(exit_code: i32) -> Result<Arc<AtomicBool>> {
 }
 
 /// Whether this process was started with a signal ignored.
+#[cfg(feature = "cli")]
 fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: sigaction is plain data, and without a new action the call only writes the present
     // one to it

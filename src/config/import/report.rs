@@ -1,0 +1,107 @@
+//! The report of an import: how many values were honoured, which were not and why, and the other
+//! trainer's defaults that were taken. Depends on `import` and `text`. Its length is bounded,
+//! however long the file is.
+
+use super::super::theirs::MADE_IN_SHARDS;
+use super::super::yaml::{Data, Node};
+use super::Imported;
+use crate::support::text::{brief, one_line};
+use std::fmt::Write;
+
+/// Most ignored values that the report lists; a usual option file has some hundred in all.
+const MOST_LINES: usize = 1000;
+/// Most keys that the line on degradation names.
+const MOST_NAMES: usize = 60;
+
+/// A value of the file in one short line.
+pub fn shown(node: &Node) -> String {
+    fn write(node: &Node, out: &mut String) {
+        // `brief` cuts the line anyway: a huge value is not written out first
+        if out.len() > 1000 {
+            return;
+        }
+        match &node.data {
+            Data::Null => out.push('~'),
+            Data::Scalar(text) => out.push_str(text),
+            Data::List(list) => {
+                out.push('[');
+                for (i, node) in list.iter().enumerate() {
+                    out.push_str(if i > 0 { ", " } else { "" });
+                    write(node, out);
+                }
+                out.push(']');
+            }
+            Data::Map(entries) => {
+                out.push('{');
+                for (i, (key, node)) in entries.iter().enumerate() {
+                    let _ = write!(out, "{}{key}: ", if i > 0 { ", " } else { "" });
+                    write(node, out);
+                }
+                out.push('}');
+            }
+        }
+    }
+    let mut out = String::new();
+    write(node, &mut out);
+    brief(out)
+}
+
+impl Imported {
+    /// The report for the user: what was ignored and why, and which defaults were taken.
+    pub fn report(&self, file: &str) -> String {
+        let left = self.ignored.len() + self.degradation.len();
+        let mut out = format!(
+            "{file} is a traiNNer-redux option file: {} values honoured, {left} not",
+            self.honoured.len()
+        );
+        if let Some(sign) = &self.on_the_fly {
+            let names: Vec<&str> = self
+                .degradation
+                .iter()
+                .take(MOST_NAMES)
+                .map(|(key, _)| key.as_str())
+                .collect();
+            let more = self.degradation.len() - names.len();
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            let _ = write!(
+                out,
+                "\n  this recipe degrades on the fly ({}); {MADE_IN_SHARDS}",
+                one_line(sign)
+            );
+            if !names.is_empty() {
+                let _ = write!(
+                    out,
+                    "\n      not honoured with it, {} values: {}{more}",
+                    self.degradation.len(),
+                    one_line(names.join(", "))
+                );
+            }
+        }
+        for (path, value, reason) in self.ignored.iter().take(MOST_LINES) {
+            let _ = write!(
+                out,
+                "\n  not honoured: {}: {value}\n      {}",
+                one_line(path),
+                one_line(reason)
+            );
+        }
+        if self.ignored.len() > MOST_LINES {
+            let _ = write!(
+                out,
+                "\n  and {} more values that are not honoured",
+                self.ignored.len() - MOST_LINES
+            );
+        }
+        for (path, value) in &self.assumed {
+            let _ = write!(
+                out,
+                "\n  not in the file: {path} is {value}, that trainer's default"
+            );
+        }
+        out
+    }
+}
