@@ -753,7 +753,7 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
         });
         let all = lower_range(&plan, plan.micro.clone()).unwrap();
         // a loss on the way is added up in another order than one by itself
-        let with_loss = |at: usize| plan.loss_on_the_way(at).is_some();
+        let with_loss = |at: usize| plan.fused_loss(at).is_some();
         let alone = plan
             .micro
             .clone()

@@ -11,8 +11,9 @@ use std::path::PathBuf;
 
 /// Why a network, or a file that holds one, is refused.
 ///
-/// Functions of this module that can fail in one of these ways only return it as it is. Where a
-/// function returns [`anyhow::Error`], `downcast_ref::<model::Error>()` finds it.
+/// Functions of this module that fail in no other way return this type. If a function returns
+/// [`anyhow::Error`], `downcast_ref::<model::Error>()` finds it there. `{}` prints the error without
+/// its source, `{:#}` with it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -241,6 +242,17 @@ pub(super) const CONVERT: &str = "import torch, safetensors.torch as s; n = torc
 
 impl Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_text(f)?;
+        match std::error::Error::source(self) {
+            Some(source) if f.alternate() => write!(f, ": {source:#}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Error {
+    /// The text without that of the source.
+    fn write_text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Read { path, .. } => write!(f, "cannot read the model {}", path.display()),
             Error::File { path, purpose, .. } => match purpose {

@@ -1,17 +1,18 @@
-//! Lifetimes to offsets: where each buffer of a plan lies in the arena. Persistent buffers stand
-//! first, one after another; the others are placed one by one, each at the lowest gap among the
-//! buffers it lives together with. The order decides how well that goes: largest first is the
-//! "greedy by size" heuristic of Pisarchyk and Lee ("Efficient memory management for deep neural
-//! net inference", 2020); a few others, and each with the highest buffer moved to its front a few
-//! times, are tried until one meets the lower bound, and the best is kept.
+//! Assigns each buffer of a plan its offset in the arena, from the buffers' lifetimes. Persistent
+//! buffers come first, one after another. The others are placed one by one, each in the lowest gap
+//! among the placed buffers that are alive at the same time. The size of the arena depends on the
+//! order of placement: largest first is the "greedy by size" heuristic of Pisarchyk and Lee
+//! ("Efficient memory management for deep neural net inference", 2020). Several orders are tried,
+//! each also with the highest buffer moved to its front a few times, until the arena is as small as
+//! the lower bound; the best result is kept. Depends on the buffers alone.
 
 use super::Buffer;
 use std::cmp::Reverse;
 
-/// How often an order is changed for the better.
+/// How often the highest buffer of an order is moved to its front.
 const REPAIRS: usize = 8;
 
-/// What an order of placement sorts by; the number of the buffer settles the rest.
+/// Sort key of an order of placement; its last part is the buffer's number, which makes it unique.
 type Key = (Reverse<u64>, Reverse<u64>, usize);
 
 /// Sets every offset and returns the size of the arena in bytes.
@@ -23,15 +24,17 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     }
     let moments = buffers.iter().map(|b| b.live.end).max().unwrap_or(0);
     let mut live_bytes = vec![0u64; moments];
-    let passing: Vec<usize> = (0..buffers.len())
+    let transient: Vec<usize> = (0..buffers.len())
         .filter(|&i| !buffers[i].class.persistent() && buffers[i].parent.is_none())
         .collect();
-    for &i in &passing {
+    for &i in &transient {
         live_bytes[buffers[i].live.clone()]
             .iter_mut()
             .for_each(|sum| *sum += buffers[i].room());
     }
+    // no layout can be smaller
     let bound = base + live_bytes.iter().max().copied().unwrap_or(0);
+    // the most live bytes at any operation of the buffer's lifetime
     let crowd = |i: usize| {
         buffers[i]
             .live
@@ -42,21 +45,22 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     };
     let size = |i: usize| Reverse(buffers[i].room());
     let length = |i: usize| Reverse(buffers[i].live.len());
-    let met = |a: usize, b: usize| {
+    let live_together = |a: usize, b: usize| {
         buffers[a].live.start < buffers[b].live.end && buffers[b].live.start < buffers[a].live.end
     };
+    // bytes of all buffers that are alive together with this one
     let company = |i: usize| {
-        passing
+        transient
             .iter()
-            .filter(|&&other| met(i, other))
+            .filter(|&&other| live_together(i, other))
             .map(|&other| buffers[other].room())
             .sum()
     };
     let orders: [&dyn Fn(usize) -> Key; 6] = [
         &|i| (size(i), Reverse(0), i),
-        // those that meet the most bytes first: what is large but lives with few finds a gap later
+        // most bytes alive together first: a large buffer with few such bytes finds a gap later
         &|i| (Reverse(company(i)), size(i), i),
-        // those that meet at the peak first
+        // those that are alive at the peak first
         &|i| (Reverse(crowd(i)), size(i), i),
         &|i| (Reverse(length(i).0 as u64), size(i), i),
         &|i| {
@@ -70,7 +74,7 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     ];
     let mut best: Option<(u64, Vec<u64>)> = None;
     'orders: for key in orders {
-        let mut order = passing.clone();
+        let mut order = transient.clone();
         order.sort_by_cached_key(|&i| key(i));
         for _ in 0..=REPAIRS {
             let (end, offsets) = place(buffers, base, moments, &order);
@@ -83,7 +87,7 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
             if end == bound {
                 break 'orders;
             }
-            // whatever lies highest found no gap: it may choose first
+            // the highest buffer found no gap: place it first
             match highest {
                 Some(at) if at > 0 => order[..=at].rotate_right(1),
                 _ => break,
@@ -91,7 +95,7 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
         }
     }
     let (end, offsets) = best.unwrap_or_default();
-    for &i in &passing {
+    for &i in &transient {
         buffers[i].offset = offsets[i];
     }
     for i in 0..buffers.len() {
@@ -102,10 +106,11 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     end
 }
 
-/// Offsets for buffers placed in an order, and where the last one ends.
+/// Places buffers in the given order. Returns the end of the highest one, and all offsets.
 fn place(buffers: &[Buffer], base: u64, moments: usize, order: &[usize]) -> (u64, Vec<u64>) {
     let (mut end, mut offsets) = (base, vec![0; buffers.len()]);
-    // what is placed already, by the operations it lives at: slices are many and live briefly
+    // the placed byte ranges at each operation: faster than a list of all buffers, since slices are
+    // many and short-lived
     let mut placed: Vec<Vec<(u64, u64)>> = vec![Vec::new(); moments];
     let mut busy = Vec::new();
     for &i in order {

@@ -61,11 +61,11 @@ fn check_extents(ops: &[Op]) -> Result<()> {
 /// its way; false where not.
 fn on_the_way(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
     match (&plan.ops[at], &plan.ops[at + 1]) {
-        (Op::Unpack(unpack), Op::Conv(conv)) if plan.unpacks_on_the_way(at) => {
+        (Op::Unpack(unpack), Op::Conv(conv)) if plan.fuses_unpack(at) => {
             l.begin(at + 1);
             conv::forward(l, conv, Some(unpack))?;
         }
-        (Op::Reconstruct(end), Op::PixelLoss(loss)) if plan.loss_on_the_way(at).is_some() => {
+        (Op::Reconstruct(end), Op::PixelLoss(loss)) if plan.fused_loss(at).is_some() => {
             up_head::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::add_up(l, loss, up_head::loss_blocks(end))?;
