@@ -10,7 +10,7 @@ use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activati
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
 use paragon::backend::cuda::{Arg, CudaSizing, Launch, Turn, lower_range};
-use paragon::backend::selftest::{Shared, halves, shared_buffers};
+use paragon::backend::selftest::{SharedBuffer, shared_buffers, stores_halves};
 use paragon::backend::{Backend, Scalars};
 use paragon::model::{Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
@@ -141,9 +141,9 @@ fn compare_network(
             if matches!(op, Op::Update(_)) && micro == 0 {
                 continue;
             }
-            let shared = shared_buffers(step.backend.plan(), &plan, at);
+            let shared = shared_buffers(step.backend.plan(), &plan, at).unwrap();
             let picked = chosen(&op);
-            for &Shared {
+            for &SharedBuffer {
                 cpu: a,
                 device: b,
                 read: reads,
@@ -154,7 +154,7 @@ fn compare_network(
                     continue;
                 }
                 let mut values = read(&mut step.backend, a);
-                if halves(step.backend.plan(), a, &plan, b) {
+                if stores_halves(step.backend.plan(), a, &plan, b) {
                     // both start from values that a half holds
                     let rounded = to_activations(bytemuck::cast_slice(&values), precision);
                     values = from_activations(&rounded, precision)
@@ -194,7 +194,7 @@ fn compare_network(
                     );
                 }
             }
-            for Shared {
+            for SharedBuffer {
                 cpu: a,
                 device: b,
                 write,
@@ -204,7 +204,7 @@ fn compare_network(
                 if !write {
                     continue;
                 }
-                let narrow = halves(step.backend.plan(), a, &plan, b);
+                let narrow = stores_halves(step.backend.plan(), a, &plan, b);
                 let (expected, got) = (read(&mut step.backend, a), first.bytes(b).to_vec());
                 let name = &plan.buffer(b).name;
                 let wide =
@@ -903,9 +903,9 @@ fn unnoticed_barriers(
     let run = |at: usize, order: Order, without: Option<String>| -> Result<Vec<Vec<u8>>, String> {
         let mut host = Host::new(plan.clone(), program.clone(), order);
         host.without = without;
-        for Shared {
+        for SharedBuffer {
             cpu: a, device: b, ..
-        } in shared_buffers(&cpu, &plan, at)
+        } in shared_buffers(&cpu, &plan, at).unwrap()
         {
             let values = if plan.batch.is_some_and(|batch| batch.buffer == b) {
                 bytes(plan.buffer(b).bytes as usize, 3)
@@ -915,7 +915,7 @@ fn unnoticed_barriers(
             } else if Some(b) == plan.ports.parameters {
                 to_activations(&twin.params, Precision::F32)
             } else {
-                let narrow = halves(&cpu, a, &plan, b);
+                let narrow = stores_halves(&cpu, a, &plan, b);
                 let each = if narrow { 2 } else { 4 };
                 to_activations(
                     &network_common::noise(plan.buffer(b).bytes as usize / each, 4),

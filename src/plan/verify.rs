@@ -49,11 +49,11 @@ impl PlanData {
             .iter()
             .try_for_each(|buffer| self.verify_place(buffer))?;
         self.verify_overlaps()?;
-        self.verify_order()
+        self.verify_order()?;
+        self.verify_ranges()
     }
 
-    /// Every buffer that an operation, a port or the batch names is one of the plan's, and so are
-    /// the operations of `micro` and `update`.
+    /// Every buffer that an operation, a port or the batch names is one of the plan's.
     fn verify_names(&self) -> Result<(), Error> {
         let p = &self.ports;
         let ports = [
@@ -86,12 +86,6 @@ impl PlanData {
                 buffers: self.buffers.len(),
             })?;
         }
-        for range in [&self.micro, &self.update] {
-            require(
-                range.start <= range.end && range.end <= self.ops.len(),
-                || format!("operations {range:?} of a plan of {}", self.ops.len()),
-            )?;
-        }
         Ok(())
     }
 
@@ -101,10 +95,6 @@ impl PlanData {
         require(end.is_some_and(|end| end <= self.arena_bytes), || {
             format!("{} ends outside the arena", buffer.name)
         })?;
-        require(
-            buffer.live.start <= buffer.live.end && buffer.live.end <= self.ops.len(),
-            || format!("{} lives at operations that do not exist", buffer.name),
-        )?;
         let Some((parent, at)) = buffer.parent else {
             return require(buffer.offset.is_multiple_of(ALIGNMENT), || {
                 format!("{} is not aligned", buffer.name)
@@ -120,6 +110,22 @@ impl PlanData {
         })?;
         let lives = whole.live.start <= buffer.live.start && buffer.live.end <= whole.live.end;
         require(lives, || format!("{} outlives {}", buffer.name, whole.name))
+    }
+
+    /// The operations of `micro`, `update` and of every lifetime are operations of the plan.
+    fn verify_ranges(&self) -> Result<(), Error> {
+        let exists = |range: &Range<usize>| range.start <= range.end && range.end <= self.ops.len();
+        for range in [&self.micro, &self.update] {
+            require(exists(range), || {
+                format!("operations {range:?} of a plan of {}", self.ops.len())
+            })?;
+        }
+        for buffer in &self.buffers {
+            require(exists(&buffer.live), || {
+                format!("{} lives at operations that do not exist", buffer.name)
+            })?;
+        }
+        Ok(())
     }
 
     /// What is written before the first operation: persistent buffers, and float inputs of the host.

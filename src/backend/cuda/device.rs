@@ -5,11 +5,11 @@
 use super::launch::{Arg, Launch, Program, Turn, scalars_launch};
 use super::module::{LEAST_CAPABILITY, Module};
 use super::{lower, lower_range};
-use crate::backend::{Backend, BatchView, LentBackend, Scalars, StepMetrics};
+use crate::backend::{Backend, BatchView, Error, LentBackend, Scalars, StepMetrics};
 use crate::plan::{BufferId, METRICS, Plan, PlanData, Precision};
 use crate::support::text::bytes_text;
 use crate::sys::host_memory::{Fence, HostBlock};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -33,7 +33,11 @@ impl<T> Call<T> for Result<T, DriverError> {
                 .error_string()
                 .map(|s| s.to_string_lossy().into_owned())
                 .unwrap_or_else(|_| format!("error {}", e.0 as u32));
-            anyhow!("CUDA could not {what}: {text}")
+            if e.0 == sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY {
+                return Error::OutOfMemory(format!("CUDA could not {what}: {text}")).into();
+            }
+            let (action, code) = (what.to_string(), e.0 as u32);
+            Error::Driver { action, code, text }.into()
         })
     }
 }
@@ -46,18 +50,22 @@ pub fn device_count() -> Result<usize> {
     // SAFETY: only opens the library
     ensure!(
         unsafe { sys::is_culib_present() },
-        "no NVIDIA driver was found (libcuda); install it, or use --device cpu"
+        Error::NoDevice(
+            "no NVIDIA driver was found (libcuda); install it, or use --device cpu".into()
+        )
     );
     let mut version = 0;
     // SAFETY: writes one int; every driver has this call
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };
     ensure!(
         status == sys::cudaError_enum::CUDA_SUCCESS && version >= LEAST_DRIVER,
-        "the NVIDIA driver supports CUDA {}.{} and this program needs {}.{} (driver 530 or newer); update it, or use --device cpu",
-        version / 1000,
-        version % 1000 / 10,
-        LEAST_DRIVER / 1000,
-        LEAST_DRIVER % 1000 / 10
+        Error::DeviceRefused(format!(
+            "the NVIDIA driver supports CUDA {}.{} and this program needs {}.{} (driver 530 or newer); update it, or use --device cpu",
+            version / 1000,
+            version % 1000 / 10,
+            LEAST_DRIVER / 1000,
+            LEAST_DRIVER % 1000 / 10
+        ))
     );
     match CudaContext::device_count() {
         Ok(count) => Ok(usize::try_from(count)?),
@@ -91,12 +99,14 @@ impl Device {
         let count = device_count()?;
         ensure!(
             count > 0,
-            "the NVIDIA driver finds no device; use --device cpu"
+            Error::NoDevice("the NVIDIA driver finds no device; use --device cpu".into())
         );
         ensure!(
             ordinal < count,
-            "there is no device cuda:{ordinal}; the driver finds {count} (cuda:0 to cuda:{})",
-            count - 1
+            Error::NoDevice(format!(
+                "there is no device cuda:{ordinal}; the driver finds {count} (cuda:0 to cuda:{})",
+                count - 1
+            ))
         );
         let context = CudaContext::new(ordinal).call("open the device")?;
         // SAFETY: streams are ordered by our own events
@@ -110,7 +120,9 @@ impl Device {
         let capability = major * 10 + minor;
         ensure!(
             capability >= LEAST_CAPABILITY,
-            "{name} is sm_{capability} and the kernels need sm_{LEAST_CAPABILITY} (Turing, 2018) or newer"
+            Error::DeviceRefused(format!(
+                "{name} is sm_{capability} and the kernels need sm_{LEAST_CAPABILITY} (Turing, 2018) or newer"
+            ))
         );
         let processors = context
             .attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
@@ -246,10 +258,12 @@ impl Memory {
         let (free, _) = device.context.mem_get_info().call("ask for its memory")?;
         ensure!(
             bytes <= free as u64,
-            "the step needs {} and {} has {} free; close other programs, or give --vram, a smaller batch or --recompute full",
-            bytes_text(bytes),
-            device.name,
-            bytes_text(free as u64)
+            Error::OutOfMemory(format!(
+                "the step needs {} and {} has {} free; close other programs, or give --vram, a smaller batch or --recompute full",
+                bytes_text(bytes),
+                device.name,
+                bytes_text(free as u64)
+            ))
         );
         // SAFETY: freed once, in drop
         let base = unsafe { result::malloc_sync(bytes as usize) }
@@ -386,7 +400,8 @@ impl CudaBackend {
     ) -> Result<CudaBackend> {
         plan.check_sized_for(&super::CudaSizing {
             precision: plan.precision,
-        })?;
+        })
+        .map_err(Error::Plan)?;
         let Program { micro, update } = lower(&plan)?;
         let module = device.module(plan.precision)?;
         let mut places = Vec::new();
@@ -620,7 +635,10 @@ impl CudaBackend {
     }
 
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<u64> {
-        let at = self.plan.range_in(buffer, offset, len)?;
+        let at = self
+            .plan
+            .range_in(buffer, offset, len)
+            .map_err(Error::Plan)?;
         self.device.bind()?;
         Ok(self.base + at)
     }
@@ -667,14 +685,17 @@ impl Backend for CudaBackend {
     }
 
     fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        let start = self.plan.place_between_steps(&plan)?;
+        let start = self.plan.place_between_steps(&plan).map_err(Error::Plan)?;
         let backend =
             CudaBackend::load(&self.device, plan, self.memory.clone(), self.base + start)?;
         Ok(LentBackend::lend(backend))
     }
 
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
-        let layout = self.plan.batch.context("the plan takes no batch")?;
+        let layout = self
+            .plan
+            .batch
+            .ok_or_else(|| Error::Misuse("the plan takes no batch".into()))?;
         batch.check(&layout)?;
         self.device.bind()?;
         // the place that the micro-batch under way does not read
@@ -758,7 +779,7 @@ impl Backend for CudaBackend {
             .plan
             .ports
             .metrics
-            .context("an inference plan has no metrics")?;
+            .ok_or_else(|| Error::Misuse("an inference plan has no metrics".into()))?;
         let from = self.range(id, 0, size_of::<[f64; METRICS]>())?;
         let report = match &mut self.report {
             Some(report) => report,
@@ -794,7 +815,7 @@ impl Backend for CudaBackend {
                 .plan
                 .ports
                 .metrics
-                .context("an inference plan has no metrics")?;
+                .ok_or_else(|| Error::Misuse("an inference plan has no metrics".into()))?;
             self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;
         }
         Ok(StepMetrics::from_values(values))

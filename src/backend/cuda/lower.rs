@@ -49,9 +49,11 @@ fn check_extents(ops: &[Op]) -> Result<()> {
         let values = op.largest_extent();
         ensure!(
             values <= i32::MAX as u64,
-            "\"{}\" would have {values} values at once and the CUDA kernels count up to {}; give a smaller batch, patch or tile",
-            op.label(),
-            i32::MAX
+            crate::backend::Error::Unsupported(format!(
+                "\"{}\" would have {values} values at once and the CUDA kernels count up to {}; give a smaller batch, patch or tile",
+                op.label(),
+                i32::MAX
+            ))
         );
     }
     Ok(())
