@@ -122,3 +122,34 @@ fn verify_catches_a_shared_byte_and_a_missing_write() {
             .contains("while reading it")
     );
 }
+
+#[test]
+fn verify_refuses_unknown_buffers_and_operations() {
+    let net = Network::new("nano", 2).unwrap();
+    let good = training_plan(&net, &spec(1, (8, 8)), &NoWorkspace).unwrap();
+    let mut plan = (*good).clone();
+    plan.buffers.pop();
+    assert!(matches!(
+        plan.verify(),
+        Err(crate::plan::Error::NoSuchBuffer { .. })
+    ));
+    let mut plan = (*good).clone();
+    plan.update.end += 1;
+    assert!(matches!(plan.verify(), Err(crate::plan::Error::Invalid(_))));
+    assert!(good.get_buffer(BufferId(u32::MAX)).is_none());
+}
+
+#[test]
+fn impossible_sizes_are_errors_of_the_model() {
+    let net = Network::new("nano", 2).unwrap();
+    let error = training_plan(&net, &spec(0, (8, 8)), &NoWorkspace).unwrap_err();
+    assert!(matches!(
+        error.downcast_ref(),
+        Some(Error::Images { images: 0 })
+    ));
+    let error = training_plan(&net, &spec(1, (0, 8)), &NoWorkspace).unwrap_err();
+    assert!(matches!(
+        error.downcast_ref(),
+        Some(Error::Size { height: 0, .. })
+    ));
+}
