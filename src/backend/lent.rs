@@ -7,8 +7,8 @@ use crate::sys::host_memory::Fence;
 use anyhow::Result;
 use std::marker::PhantomData;
 
-/// A backend in a part of another backend's arena. It borrows the other one mutably, so that nothing
-/// else uses the arena.
+/// A backend in a part of another backend's arena. It borrows the other one mutably, so that
+/// nothing else uses the arena.
 pub(super) struct LentBackend<'a, B> {
     backend: B,
     _owner: PhantomData<&'a mut B>,

@@ -1,6 +1,6 @@
 //! Backends run a plan. They offer a few coarse operations on whole batches and no tensors. Depends
-//! on the plan alone: a backend knows nothing of shards, the loader or the networks. Promises that a
-//! backend allocates exactly the plan's arena, once.
+//! on the plan alone: a backend knows nothing of shards, the loader or the networks. Promises that
+//! a backend allocates exactly the plan's arena, once.
 
 pub mod cpu;
 pub mod cuda;
@@ -171,9 +171,9 @@ pub trait Backend {
     /// [`Error::Misuse`] for an inference plan, or an error of the device.
     fn metrics(&mut self) -> Result<StepMetrics>;
     /// True if [`metrics`](Backend::metrics) may be called after the next micro-step was launched,
-    /// and then still returns the previous update's values, waiting for that update only. The caller
-    /// can then launch the next micro-step before it looks at the metrics, and the device does not
-    /// become idle.
+    /// and then still returns the previous update's values, waiting for that update only. The
+    /// caller can then launch the next micro-step before it looks at the metrics, and the device
+    /// does not become idle.
     fn metrics_survive_next_step(&self) -> bool {
         false
     }

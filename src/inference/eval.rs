@@ -94,8 +94,8 @@ pub fn score(upscaled: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
 /// given.
 ///
 /// # Errors
-/// When the folder holds no images, or files that belong to no pair: an evaluation must not leave out
-/// images silently.
+/// When the folder holds no images, or files that belong to no pair: an evaluation must not leave
+/// out images silently.
 pub fn find_pairs(
     root: &Path,
     hr: Option<PathBuf>,
@@ -162,26 +162,8 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(ImagePair, Vec
         Ok(image)
     };
     let hr = read(&source.hr)?;
-    let size = |image: &RgbImage| (image.width(), image.height());
-    let cut = |hr: RgbImage, (w, h): (u32, u32)| {
-        if size(&hr) == (w, h) {
-            hr
-        } else {
-            imageops::crop_imm(&hr, 0, 0, w, h).to_image()
-        }
-    };
     let Some(path) = &source.lq else {
-        let whole = (hr.width() / scale * scale, hr.height() / scale * scale);
-        ensure!(
-            whole.0 > 0 && whole.1 > 0,
-            "{} has {}x{} pixels, too few for x{scale}",
-            source.hr.display(),
-            hr.width(),
-            hr.height()
-        );
-        let hr = cut(hr, whole);
-        let lq = downscale(&hr, scale, Filter::Bicubic)?;
-        return Ok((ImagePair { lq, hr }, notes));
+        return Ok((pair_from_hr(hr, &source.hr, scale)?, notes));
     };
     let lq = read(path)?;
     let (w, h) = (
@@ -202,11 +184,34 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(ImagePair, Vec
     );
     Ok((
         ImagePair {
-            hr: cut(hr, (w as u32, h as u32)),
+            hr: cut_to(hr, w as u32, h as u32), // both fit: at most the HR's sides
             lq,
         },
         notes,
-    )) // not above the HR's sides
+    ))
+}
+
+/// Cuts an image at the right and at the bottom to `w` x `h` pixels.
+fn cut_to(image: RgbImage, w: u32, h: u32) -> RgbImage {
+    if image.dimensions() == (w, h) {
+        return image;
+    }
+    imageops::crop_imm(&image, 0, 0, w, h).to_image()
+}
+
+/// A pair whose LQ is computed from HR, which is cut to a multiple of the scale.
+fn pair_from_hr(hr: RgbImage, path: &Path, scale: u32) -> Result<ImagePair> {
+    let (w, h) = (hr.width() / scale * scale, hr.height() / scale * scale);
+    ensure!(
+        w > 0 && h > 0,
+        "{} has {}x{} pixels, too few for x{scale}",
+        path.display(),
+        hr.width(),
+        hr.height()
+    );
+    let hr = cut_to(hr, w, h);
+    let lq = downscale(&hr, scale, Filter::Bicubic)?;
+    Ok(ImagePair { lq, hr })
 }
 
 /// Most bytes that measuring a pair needs, the program's own included; computed from the headers of

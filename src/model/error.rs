@@ -12,8 +12,8 @@ use std::path::PathBuf;
 /// Why a network, or a file that holds one, is refused.
 ///
 /// Functions of this module that fail in no other way return this type. If a function returns
-/// [`anyhow::Error`], `downcast_ref::<model::Error>()` finds it there. `{}` prints the error without
-/// its source, `{:#}` with it.
+/// [`anyhow::Error`], `downcast_ref::<model::Error>()` finds it there. `{}` prints the error
+/// without its source, `{:#}` with it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -40,8 +40,8 @@ pub enum Error {
         /// Whether it is a folder.
         folder: bool,
     },
-    /// The file is a pickle (`torch.save`). A pickle can run code when it is read, so it is refused;
-    /// the text says how to convert it.
+    /// The file is a pickle (`torch.save`). A pickle can run code when it is read, so it is
+    /// refused; the text says how to convert it.
     Pickle {
         /// The format with its article, e.g. `a PyTorch file (torch.save)`.
         found: &'static str,

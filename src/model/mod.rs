@@ -124,8 +124,8 @@ impl Network {
         })
     }
 
-    /// Checks that [`Network::new`] accepts the name and scale and that the settings are finite: the
-    /// fields are public and may have been changed.
+    /// Checks that [`Network::new`] accepts the name and scale and that the settings are finite:
+    /// the fields are public and may have been changed.
     ///
     /// # Errors
     /// Those of [`Network::new`], and [`Error::Settings`].

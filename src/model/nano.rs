@@ -70,7 +70,8 @@ fn block(t: &mut ParamTable, net: &Network, i: usize) -> NanoParams {
     }
 }
 
-/// Adds the fixed taps of one filter of the base, which PyTorch's `state_dict` contains three times.
+/// Adds the fixed taps of one filter of the base, which PyTorch's `state_dict` contains three
+/// times.
 fn base_taps(t: &mut ParamTable, filter: &str, taps: &'static [f32]) {
     let k = taps.len();
     for (name, shape) in [
@@ -87,8 +88,8 @@ fn base_taps(t: &mut ParamTable, filter: &str, taps: &'static [f32]) {
     }
 }
 
-/// Halo in LQ pixels: conv_in, one pixel a block, conv_mid, up.0 and conv_out (one HR pixel, rounded
-/// up). The base sees fewer: 3 pixels of sharpening and 2 HR pixels of blur.
+/// Halo in LQ pixels: conv_in, one pixel a block, conv_mid, up.0 and conv_out (one HR pixel,
+/// rounded up). The base sees fewer: 3 pixels of sharpening and 2 HR pixels of blur.
 pub(super) fn receptive_field() -> usize {
     1 + BLOCKS + 1 + 1 + 1 + 1
 }

@@ -86,8 +86,8 @@ impl<'a> Builder<'a> {
         (bytes > 0).then(|| self.buffer(format!("sums of {}", op.label()), Class::Workspace, bytes))
     }
 
-    /// Adds the buffer of the folded convolution, if the backend keeps one; `op` is the first to use
-    /// it.
+    /// Adds the buffer of the folded convolution, if the backend keeps one; `op` is the first to
+    /// use it.
     pub fn folded(&mut self, op: &Reconstruct) -> Option<FoldedConv> {
         let bytes = self.sizing.folded(op);
         (bytes > 0).then(|| FoldedConv {

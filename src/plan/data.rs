@@ -25,8 +25,9 @@ impl PlanData {
         matches!(pair, (Some(Op::Unpack(unpack)), Some(Op::Conv(conv))) if conv.input == unpack.output)
     }
 
-    /// The pixel loss that operation `at`, a [`Reconstruct`](super::Reconstruct), may compute as well
-    /// while it has each value in a register: the loss operation that follows then only adds up sums.
+    /// The pixel loss that operation `at`, a [`Reconstruct`](super::Reconstruct), may compute as
+    /// well while it has each value in a register: the loss operation that follows then only adds
+    /// up sums.
     pub fn fused_loss(&self, at: usize) -> Option<&PixelLoss> {
         fused_loss(&self.ops, at)
     }
@@ -101,8 +102,8 @@ impl PlanData {
             .unwrap_or((0, 0))
     }
 
-    /// Live bytes of the chosen buffers at every operation. A plan without operations has one entry,
-    /// so that persistent buffers are counted.
+    /// Live bytes of the chosen buffers at every operation. A plan without operations has one
+    /// entry, so that persistent buffers are counted.
     pub fn live_bytes(&self, chosen: impl Fn(&Buffer) -> bool) -> Vec<u64> {
         let mut change = vec![0i64; self.ops.len().max(1) + 1];
         for buffer in self.buffers.iter().filter(|b| chosen(b)) {

@@ -1,7 +1,7 @@
-//! The floor of a step: the fewest bytes that it must move and the fewest multiply-adds that it must
-//! compute, operation by operation, if every input is read once and every output is written once.
-//! Measured times are compared with the floor divided by the memory's bandwidth and the processor's
-//! peak. Depends on the plan alone.
+//! The floor of a step: the fewest bytes that it must move and the fewest multiply-adds that it
+//! must compute, operation by operation, if every input is read once and every output is written
+//! once. Measured times are compared with the floor divided by the memory's bandwidth and the
+//! processor's peak. Depends on the plan alone.
 
 use super::{Access, Class, Op, PlanData};
 
@@ -15,8 +15,9 @@ pub struct OpFloor {
 }
 
 impl PlanData {
-    /// The floor of operation `at`. It has no bytes for a loss that is fused into the operation before
-    /// it, and none for reading the input of a convolution that is fused with [`Op::Unpack`].
+    /// The floor of operation `at`. It has no bytes for a loss that is fused into the operation
+    /// before it, and none for reading the input of a convolution that is fused with
+    /// [`Op::Unpack`].
     pub fn floor_of(&self, at: usize) -> OpFloor {
         let op = &self.ops[at];
         if at > 0 && self.fused_loss(at - 1).is_some() {

@@ -44,8 +44,8 @@ pub enum PixelLossKind {
     Mse,
 }
 
-/// A loss of whole images: 1 - the mean over the micro-batch of each image's similarity, which is in
-/// 0..=1.
+/// A loss of whole images: 1 - the mean over the micro-batch of each image's similarity, which is
+/// in 0..=1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StructuralLossKind {
     /// Mean SSIM of the luma, with the prediction clamped to [0, 1] (Wang et al., "Image quality

@@ -167,8 +167,8 @@ impl Plan {
 
 /// A plan as plain data, for reading, tables and tests. Anybody may copy and change it, but no
 /// backend runs it: backends take a [`Plan`]. Methods other than [`PlanData::verify`],
-/// [`PlanData::check_sized_for`], [`PlanData::range_in`] and [`PlanData::get_buffer`] expect data that
-/// `verify` accepts, and may panic otherwise.
+/// [`PlanData::check_sized_for`], [`PlanData::range_in`] and [`PlanData::get_buffer`] expect data
+/// that `verify` accepts, and may panic otherwise.
 #[derive(Clone, Debug)]
 pub struct PlanData {
     /// All buffers; [`BufferId`] indexes them.
@@ -275,8 +275,8 @@ pub struct Ports {
     pub output: Option<BufferId>,
     /// Target `[N, H, W, 3]` f32, only in plans that take float inputs.
     pub target: Option<BufferId>,
-    /// Gradient with respect to the input, `[N, h, w, 3]` f32, in two parts to be added: through the
-    /// base and through the features; only if asked for.
+    /// Gradient with respect to the input, `[N, h, w, 3]` f32, in two parts to be added: through
+    /// the base and through the features; only if asked for.
     pub input_gradients: [Option<BufferId>; 2],
     /// [`METRICS`] f64 values.
     pub metrics: Option<BufferId>,
@@ -286,7 +286,7 @@ pub struct Ports {
     pub next_batch: Option<BufferId>,
 }
 
-/// Number of f64 values in the metrics buffer: the weighted loss (of an iteration's micro-batches so
-/// far, each divided by their number), the gradient norm before clipping, and 1.0 if the update was
-/// skipped, else 0.0.
+/// Number of f64 values in the metrics buffer: the weighted loss (of an iteration's micro-batches
+/// so far, each divided by their number), the gradient norm before clipping, and 1.0 if the update
+/// was skipped, else 0.0.
 pub const METRICS: usize = 3;

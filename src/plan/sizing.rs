@@ -1,6 +1,6 @@
 //! What a backend reports about itself, so that the planner counts every byte without depending on
-//! a backend: the workspace of each operation, sums carried between slices, the type of activations,
-//! a second batch buffer. Depends on the operations alone.
+//! a backend: the workspace of each operation, sums carried between slices, the type of
+//! activations, a second batch buffer. Depends on the operations alone.
 
 use super::{Op, Reconstruct};
 use serde::{Deserialize, Serialize};
@@ -30,8 +30,8 @@ impl Precision {
         }
     }
 
-    /// The bits of the nearest value with 16 bits, ties to even; [`Precision::F32`], which has no such
-    /// values, gives those of bf16.
+    /// The bits of the nearest value with 16 bits, ties to even; [`Precision::F32`], which has no
+    /// such values, gives those of bf16.
     pub fn narrow(self, value: f32) -> u16 {
         let bits = value.to_bits();
         let sign = (bits >> 16) as u16 & 0x8000;

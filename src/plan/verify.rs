@@ -1,6 +1,6 @@
 //! The checks that every backend relies on. Depends on the plan alone.
 
-use super::{ALIGNMENT, Access, Buffer, BufferId, Error, Op, PlanData, ReconstructBack, Sizing};
+use super::{ALIGNMENT, Access, Buffer, BufferId, Error, Op, PlanData, Sizing};
 use std::ops::Range;
 
 /// The byte ranges of one buffer that operations have written so far.
@@ -128,7 +128,8 @@ impl PlanData {
         Ok(())
     }
 
-    /// What is written before the first operation: persistent buffers, and float inputs of the host.
+    /// What is written before the first operation: persistent buffers, and float inputs of the
+    /// host.
     fn written_at_start(&self) -> Vec<Written> {
         let unpacked = |id: BufferId| {
             let writes = |op: &Op| matches!(op, Op::Unpack(unpack) if unpack.output == id);
@@ -239,12 +240,7 @@ impl PlanData {
             {
                 room("carried sums", op, bytes(slice.carry), sizing.carry(op))?;
             }
-            if let Op::Reconstruct(reconstruct)
-            | Op::ReconstructBack(ReconstructBack {
-                forward: reconstruct,
-                ..
-            }) = op
-            {
+            if let Some(reconstruct) = op.reconstruct() {
                 let has = bytes(reconstruct.folded.map(|folded| folded.buffer));
                 room("folded kernel", op, has, sizing.folded(reconstruct))?;
             }

@@ -1,8 +1,8 @@
 //! Compares a device with the CPU: every operation of a training step on the same inputs, then a
-//! short training, for every type of activations that the device has. Images are compared as a whole
-//! and also row by row, column by column and in their corners, because kernels fail most often at
-//! edges, which are a small share of an image. Depends on the networks and the backends. Promises
-//! that a difference larger than rounding is reported.
+//! short training, for every type of activations that the device has. Images are compared as a
+//! whole and also row by row, column by column and in their corners, because kernels fail most
+//! often at edges, which are a small share of an image. Depends on the networks and the backends.
+//! Promises that a difference larger than rounding is reported.
 
 mod buffers;
 mod errors;
@@ -100,8 +100,8 @@ const CASES: [Case; 7] = [
 const QUICK: usize = 2;
 
 /// Tolerance of rows, columns and corners, divided by that of a whole image: a region has few
-/// values, so rounding errors do not average out (measured: up to 1.9 times the error of the whole).
-/// A kernel that is wrong there is wrong by a tenth of the values or more.
+/// values, so rounding errors do not average out (measured: up to 1.9 times the error of the
+/// whole). A kernel that is wrong there is wrong by a tenth of the values or more.
 const EDGES: f64 = 2.0;
 
 /// Tolerances of (one operation, the loss of a short training, its parameters).

@@ -1,8 +1,8 @@
-//! Applies a trained network to images of any size, in tiles that overlap by the network's receptive
-//! field, so that the result has the same bits for every tile size. The tiles run in an arena of
-//! their own, or in the part of a training step's arena that is free between steps; an image may be
-//! read and written row by row. Depends on the networks, the backends and the dataset's resampling.
-//! Promises that it allocates what it computes beforehand.
+//! Applies a trained network to images of any size, in tiles that overlap by the network's
+//! receptive field, so that the result has the same bits for every tile size. The tiles run in an
+//! arena of their own, or in the part of a training step's arena that is free between steps; an
+//! image may be read and written row by row. Depends on the networks, the backends and the
+//! dataset's resampling. Promises that it allocates what it computes beforehand.
 
 mod rows;
 #[cfg(test)]
@@ -121,8 +121,8 @@ impl Upscaler {
         Ok(plan.arena_bytes + 4 * self.params.len() as u64)
     }
 
-    /// Frees the arena unless the next image, of (width, height) LQ pixels, is cut into tiles of the
-    /// same shape: the bytes computed for an image do not include another one's arena.
+    /// Frees the arena unless the next image, of (width, height) LQ pixels, is cut into tiles of
+    /// the same shape: the bytes computed for an image do not include another one's arena.
     pub fn make_room_for(&mut self, size: (u32, u32)) {
         let shape = self.tiler.grid(size).map(|grid| grid.shape).ok();
         self.loaded.take_if(|(loaded, _)| Some(*loaded) != shape);

@@ -1,5 +1,5 @@
-//! Upscaling an image row by row, so that memory holds one row of tiles and never the image. Depends
-//! on the tiles and on the dataset's resampling.
+//! Upscaling an image row by row, so that memory holds one row of tiles and never the image.
+//! Depends on the tiles and on the dataset's resampling.
 
 use super::tiles::{Span, TileGrid, Tiler, try_resize};
 use crate::backend::Backend;
@@ -67,8 +67,8 @@ impl<'a> UpscaledRows<'a> {
         self.source.channels() == 4
     }
 
-    /// Reads the LQ rows of a row of tiles into the window; rows that the previous row of tiles also
-    /// needed are moved, not read again.
+    /// Reads the LQ rows of a row of tiles into the window; rows that the previous row of tiles
+    /// also needed are moved, not read again.
     fn fill_window(&mut self, row: Span) -> Result<()> {
         let (w, wanted) = (self.grid.width, row.start..row.start + self.grid.shape.0);
         let alpha = self.has_alpha();

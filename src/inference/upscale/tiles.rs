@@ -195,8 +195,8 @@ impl Tiler {
         })
     }
 
-    /// Most bytes that [`UpscaledRows`](super::UpscaledRows) use for an image besides the arena: one
-    /// tile and its result, the LQ rows of one row of tiles, and the HR rows of its result.
+    /// Most bytes that [`UpscaledRows`](super::UpscaledRows) use for an image besides the arena:
+    /// one tile and its result, the LQ rows of one row of tiles, and the HR rows of its result.
     pub(super) fn row_bytes(&self, grid: &TileGrid, alpha: bool) -> u64 {
         let (scale, (th, tw), w) = (self.net.scale, grid.shape, grid.width);
         let hr = grid.tallest() * scale * w * scale;

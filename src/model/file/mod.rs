@@ -1,8 +1,8 @@
 //! Network files: safetensors with PyTorch's `state_dict` names and shapes, so that PyTorch loads
-//! them with `strict=True`; variant, scale and alpha, which the tensors do not contain, are one JSON
-//! string in the metadata. Depends on the networks' parameter tables and on files. Promises that a
-//! file has one reading only: if its tensors can be read in two ways, the file is refused and both
-//! are named.
+//! them with `strict=True`; variant, scale and alpha, which the tensors do not contain, are one
+//! JSON string in the metadata. Depends on the networks' parameter tables and on files. Promises
+//! that a file has one reading only: if its tensors can be read in two ways, the file is refused
+//! and both are named.
 
 mod container;
 mod names;

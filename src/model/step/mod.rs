@@ -1,5 +1,6 @@
 //! The plans of a training step and of inference: what all networks of the family share. A network
-//! is conv_in, blocks (those of the variant), conv_mid and [`Reconstruct`](crate::plan::Reconstruct). Depends on the plan's
+//! is conv_in, blocks (those of the variant), conv_mid and
+//! [`Reconstruct`](crate::plan::Reconstruct). Depends on the plan's
 //! builder and on the variant. Promises that a plan's sizes do not overflow, and that slicing
 //! ([`Recompute::Full`]) changes no bit of the result.
 
@@ -267,6 +268,41 @@ impl Persistent {
     }
 }
 
+/// Appends the stretch from conv_mid to the loss and back, slice by slice. Returns the gradient of
+/// the body's output `[N, h, w, F]`, and that of the network's input through the base if it is
+/// wanted.
+fn append_slices(
+    b: &mut Builder,
+    c: &PlanContext<'_>,
+    body: &Body,
+    persistent: &Persistent,
+    target: SliceTarget,
+    spec: &StepSpec,
+) -> (BufferId, Option<BufferId>) {
+    let (class, pixels) = (Class::ActivationGradients, c.extent.pixels());
+    let d_body = b.map("d body", class, pixels * FEATURES);
+    let d_input = spec
+        .input_gradient
+        .then(|| b.floats("d input through the base", class, pixels * 3));
+    let mut slices = SlicedSteps {
+        losses: split_losses(&spec.losses),
+        gradients: persistent.gradients,
+        metrics: persistent.metrics,
+        target,
+        d_body,
+        d_input,
+        folded: None,
+        carries: None,
+    };
+    let hr_pixels = c.extent.h * c.extent.w * c.net.scale * c.net.scale;
+    let images = spec.recompute.slice_images(spec.batch, hr_pixels);
+    for start in (0..spec.batch).step_by(images) {
+        let end = (start + images).min(spec.batch);
+        slices.append(b, c, body, start..end);
+    }
+    (d_body, d_input)
+}
+
 /// The plan of one training iteration: unpack, forward, loss and backward of a micro-batch, then
 /// the optimizer step.
 ///
@@ -289,37 +325,23 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         parameters: persistent.parameters,
         tile_invariant: spec.without_winograd,
     };
-    let pixels = context.extent.pixels();
     let body = Body::forward(b, &context, persistent.batch);
     let hr_pixels = context.extent.scaled(net.scale).pixels();
     let target = match persistent.batch {
         Some(batch) => SliceTarget::Batch(batch),
         None => SliceTarget::Float(b.floats("target", Class::Loss, hr_pixels * 3)),
     };
-    let class = Class::ActivationGradients;
-    let d_body = b.map("d body", class, pixels * FEATURES);
-    let wanted = spec.input_gradient;
-    let d_input = wanted.then(|| b.floats("d input through the base", class, pixels * 3));
-    let mut slices = SlicedSteps {
-        losses: split_losses(&spec.losses),
-        gradients: persistent.gradients,
-        metrics: persistent.metrics,
-        target,
-        d_body,
-        d_input,
-        folded: None,
-        carries: None,
-    };
-    let images = spec
-        .recompute
-        .slice_images(spec.batch, hr_pixels / spec.batch);
-    for start in (0..spec.batch).step_by(images) {
-        let end = (start + images).min(spec.batch);
-        slices.append(b, &context, &body, start..end);
-    }
+    let (d_body, d_input) = append_slices(b, &context, &body, &persistent, target, spec);
     let gradients = persistent.gradients;
     let d_output = nano::backward(b, &body.blocks, gradients, d_body);
-    let d_conv_in = wanted.then(|| b.floats("d input through conv_in", class, pixels * 3));
+    let d_conv_in = spec.input_gradient.then(|| {
+        let class = Class::ActivationGradients;
+        b.floats(
+            "d input through conv_in",
+            class,
+            context.extent.pixels() * 3,
+        )
+    });
     b.push(Op::ConvBack(ConvBack {
         forward: body.conv_in,
         gradients,

@@ -56,9 +56,9 @@ impl Extent {
 }
 
 /// The part of a micro-batch that an operation works on, in plans that run a stretch of the network
-/// slice by slice, a few images at a time. An operation that sums over the micro-batch continues its
-/// sums from slice to slice, in f64 and in the order of the images, and uses them in the last slice:
-/// the result has the bits of one operation over all images.
+/// slice by slice, a few images at a time. An operation that sums over the micro-batch continues
+/// its sums from slice to slice, in f64 and in the order of the images, and uses them in the last
+/// slice: the result has the bits of one operation over all images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     /// Images of the whole micro-batch: the divisor of means.
@@ -240,8 +240,8 @@ pub struct Reconstruct {
     pub workspace: Option<BufferId>,
 }
 
-/// The buffer of the folded convolution: conv_out after pixel shuffle after up.0, as one convolution
-/// of the LQ features. Its layout is the backend's.
+/// The buffer of the folded convolution: conv_out after pixel shuffle after up.0, as one
+/// convolution of the LQ features. Its layout is the backend's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FoldedConv {
     /// The buffer.
@@ -262,8 +262,8 @@ pub struct ReconstructBack {
     pub d_output: BufferId,
     /// Gradient of the features, `[N, h, w, F]`, activation; written.
     pub d_features: BufferId,
-    /// The part of the input's gradient that flows through the base, `[N, h, w, 3]`, f32; written if
-    /// given.
+    /// The part of the input's gradient that flows through the base, `[N, h, w, 3]`, f32; written
+    /// if given.
     pub d_input: Option<BufferId>,
     /// The part of the micro-batch.
     pub slice: Slice,

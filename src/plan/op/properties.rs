@@ -162,7 +162,8 @@ impl Op {
         *workspace = Some(id);
     }
 
-    /// Sets the buffer that carries the sums to the next slice; operations that sum nothing ignore it.
+    /// Sets the buffer that carries the sums to the next slice; operations that sum nothing ignore
+    /// it.
     pub(crate) fn set_carry(&mut self, carry: Option<BufferId>) {
         match self {
             Op::ConvBack(o) => o.slice.carry = carry,
@@ -235,6 +236,15 @@ impl Op {
         [self.workspace(), carry, folded.map(|c| c.buffer)]
             .into_iter()
             .flatten()
+    }
+
+    /// The [`Reconstruct`] that this operation is, or whose gradients it computes.
+    pub(in crate::plan) fn reconstruct(&self) -> Option<&Reconstruct> {
+        match self {
+            Op::Reconstruct(o) => Some(o),
+            Op::ReconstructBack(o) => Some(&o.forward),
+            _ => None,
+        }
     }
 
     /// Short name for tables and errors.
