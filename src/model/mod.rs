@@ -141,7 +141,8 @@ impl Network {
         })
     }
 
-    /// The parameter table: trainable parameters first, then the fixed taps of the base.
+    /// The parameter table: trainable parameters first, then the fixed taps of the base. Sizes may
+    /// overflow for a scale that [`Network::check`] refuses.
     pub fn params(&self) -> ParamTable {
         nano::table(self).0
     }

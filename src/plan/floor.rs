@@ -18,6 +18,9 @@ impl PlanData {
     /// The floor of operation `at`. It has no bytes for a loss that is fused into the operation
     /// before it, and none for reading the input of a convolution that is fused with
     /// [`Op::Unpack`].
+    ///
+    /// # Panics
+    /// If the plan has no operation `at`.
     pub fn floor_of(&self, at: usize) -> OpFloor {
         let op = &self.ops[at];
         if at > 0 && self.fused_loss(at - 1).is_some() {

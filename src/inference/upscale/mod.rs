@@ -66,14 +66,15 @@ impl Upscaler {
     /// `params` in table order; `tile`: largest side of a tile in LQ pixels (0: [`DEFAULT_TILE`]).
     ///
     /// # Errors
-    /// When the tile is too small for the network's receptive field, or the number of parameters is
-    /// not the network's.
+    /// When [`Network::check`] refuses the network, the tile is too small for its receptive field,
+    /// or the number of parameters is not the network's.
     pub fn new(
         net: Network,
         params: Vec<f32>,
         options: CpuOptions,
         tile: usize,
     ) -> Result<Upscaler> {
+        net.check()?;
         let (given, expected) = (params.len(), net.params().len());
         ensure!(given == expected, Error::ParameterCount { given, expected });
         Ok(Upscaler {

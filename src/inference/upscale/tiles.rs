@@ -156,8 +156,10 @@ impl Tiler {
     /// `tile`: largest side of a tile in LQ pixels (0: [`DEFAULT_TILE`]).
     ///
     /// # Errors
-    /// When the tile is too small for the network's receptive field.
+    /// When [`Network::check`] refuses the network, or the tile is too small for its receptive
+    /// field.
     pub fn new(net: Network, tile: usize) -> Result<Tiler> {
+        net.check()?;
         let tile = if tile == 0 { DEFAULT_TILE } else { tile };
         let least = 2 * net.receptive_field() + 1;
         ensure!(

@@ -25,15 +25,16 @@ pub struct Pretrained {
 /// of the others, in table order. The network's own alpha stays.
 ///
 /// # Errors
-/// When the file cannot be read; on a strict read, when any tensor does not fit
-/// ([`Error::Tensors`]); on a lenient one, when no tensor fits ([`Error::NoTensorFits`]); when a
-/// value is not finite.
+/// When [`Network::check`] refuses `net`; when the file cannot be read; on a strict read, when any
+/// tensor does not fit ([`Error::Tensors`]); on a lenient one, when no tensor fits
+/// ([`Error::NoTensorFits`]); when a value is not finite.
 pub fn read_pretrained(
     path: &Path,
     net: &Network,
     mut start: Vec<f32>,
     strict: bool,
 ) -> Result<Pretrained, Error> {
+    net.check()?;
     let bytes = read_bytes(path)?;
     let (taken, mismatches) =
         take_values(&bytes, net, &mut start, strict).map_err(refused(path, Purpose::Start))?;

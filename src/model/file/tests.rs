@@ -488,3 +488,19 @@ fn a_missing_file_is_an_error_of_the_system_with_the_path() {
     assert_eq!(cause.kind(), std::io::ErrorKind::NotFound);
     assert!(matches!(error.downcast_ref(), Some(Error::Read { .. })));
 }
+
+#[test]
+fn networks_that_do_not_exist_are_refused_before_their_sizes_are_computed() {
+    let (_dir, path, net, values) = sample();
+    let huge = Network {
+        scale: usize::MAX,
+        ..net
+    };
+    let error = write_model(&path, &huge, &values, None).unwrap_err();
+    assert!(matches!(
+        error.downcast_ref(),
+        Some(Error::UnknownScale { .. })
+    ));
+    let error = read_pretrained(&path, &huge, values, true).unwrap_err();
+    assert!(matches!(error, Error::UnknownScale { .. }));
+}

@@ -30,14 +30,16 @@ pub struct ModelMeta {
 /// complete or not at all; an older file of that name stays as it is until then.
 ///
 /// # Errors
-/// When the file cannot be written ([`std::io::Error`] in the chain), or the number of values is
-/// not the network's ([`Error::ParameterCount`]).
+/// When the file cannot be written ([`std::io::Error`] in the chain), when [`Network::check`]
+/// refuses the network, or when the number of values is not the network's
+/// ([`Error::ParameterCount`]).
 pub fn write_model(
     path: &Path,
     net: &Network,
     values: &[f32],
     iteration: Option<u64>,
 ) -> Result<()> {
+    net.check()?;
     let table = net.params();
     let (given, expected) = (values.len(), table.len());
     ensure!(given == expected, Error::ParameterCount { given, expected });
