@@ -2,6 +2,7 @@
 //! Depends on the plan's data and on what the backend reports about itself ([`Sizing`]).
 
 use super::data::fused_loss;
+use super::error::unsupported;
 use super::{
     BatchLayout, Buffer, BufferId, Class, Error, FoldedConv, Op, Plan, PlanData, Ports, Precision,
     Reconstruct, Sizing, layout,
@@ -133,7 +134,8 @@ impl<'a> Builder<'a> {
     /// Computes lifetimes and offsets, and verifies the result.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: a bug in the code that called the builder.
+    /// [`Error::Unsupported`] if the backend has no kernel for an operation; [`Error::Invalid`]: a bug
+    /// in the code that called the builder.
     pub fn finish(
         mut self,
         micro: Range<usize>,
@@ -141,6 +143,9 @@ impl<'a> Builder<'a> {
         batch: Option<BatchLayout>,
         ports: Ports,
     ) -> Result<Plan, Error> {
+        for op in &self.ops {
+            self.sizing.supports(op).map_err(unsupported)?;
+        }
         let deferred_sums: Vec<BufferId> = self.ops[micro.clone()]
             .iter()
             .filter(|op| self.sizing.defers_sums(op))

@@ -1,4 +1,4 @@
-//! Why a plan, or a use of one, is refused. Depends on the standard library alone.
+//! Why a plan, or a use of one, is refused. Depends on nothing else in the crate.
 
 use std::fmt::{self, Display};
 
@@ -40,6 +40,8 @@ pub enum Error {
         /// What is free, bytes.
         free: u64,
     },
+    /// The backend that the plan is made for has no kernel for one of its operations.
+    Unsupported(String),
     /// The plan breaks a rule that every backend relies on: a bug in the code that built it.
     Invalid(String),
 }
@@ -76,9 +78,14 @@ impl Display for Error {
                     "a plan of {needed} bytes does not fit into {free} free ones"
                 )
             }
-            Error::Invalid(why) => f.write_str(why),
+            Error::Unsupported(why) | Error::Invalid(why) => f.write_str(why),
         }
     }
 }
 
 impl std::error::Error for Error {}
+
+/// The error for what [`Sizing::supports`](super::Sizing::supports) refuses.
+pub(super) fn unsupported(error: anyhow::Error) -> Error {
+    Error::Unsupported(format!("{error:#}"))
+}

@@ -1,5 +1,6 @@
 //! The checks that every backend relies on. Depends on the plan alone.
 
+use super::error::unsupported;
 use super::{ALIGNMENT, Access, Buffer, BufferId, Error, Op, PlanData, Sizing};
 use std::ops::Range;
 
@@ -208,7 +209,7 @@ impl PlanData {
     /// backend or fewer threads has less.
     ///
     /// # Errors
-    /// [`Error::OtherBackend`], with what does not fit.
+    /// [`Error::OtherBackend`], with what does not fit, or [`Error::Unsupported`].
     pub fn check_sized_for(&self, sizing: &dyn Sizing) -> Result<(), Error> {
         let require = |holds: bool, difference: &dyn Fn() -> String| {
             if holds {
@@ -234,6 +235,7 @@ impl PlanData {
             })
         };
         for op in &self.ops {
+            sizing.supports(op).map_err(unsupported)?;
             room("workspace", op, bytes(op.workspace()), sizing.workspace(op))?;
             if let Some(slice) = op.slice()
                 && (slice.carry.is_some() || !(slice.first && slice.last))
