@@ -1,20 +1,24 @@
-//! What runs a plan: a handful of coarse verbs, no tensors. Depends on the plan alone; it never
-//! sees shards, the loader or the networks. A backend allocates exactly the plan's arena, once.
+//! Backends run a plan. They offer a few coarse operations on whole batches and no tensors. Depends
+//! on the plan alone: a backend knows nothing of shards, the loader or the networks. Promises that
+//! a backend allocates exactly the plan's arena, once.
 
 pub mod cpu;
 pub mod cuda;
+mod error;
 mod formulas;
+mod lent;
 pub mod selftest;
 
 pub use cuda::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
+pub use error::Error;
 
 use crate::plan::{BatchLayout, BufferId, METRICS, Plan};
 use crate::sys::host_memory::{Fence, HostBlock};
-use anyhow::{Result, ensure};
-use std::marker::PhantomData;
+use anyhow::Result;
+use lent::LentBackend;
 
-/// The few numbers that change from step to step; on a device they live in memory so that a
-/// captured step stays valid.
+/// The numbers that change from step to step. On a device they are kept in memory, so that a
+/// captured step (a CUDA graph) remains valid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalars {
     /// Learning rate of this iteration.
@@ -23,25 +27,26 @@ pub struct Scalars {
     pub step: u64,
     /// Largest global gradient norm; `f64::INFINITY` for no clipping.
     pub clip: f64,
-    /// EMA weight of the old average; 0 copies.
+    /// EMA weight of the old average, in 0..=1; 0 copies the parameters.
     pub ema_decay: f64,
-    /// Factor on the loss gradient of each micro-batch: 1 / accumulation.
+    /// Factor on the loss gradient of each micro-batch: 1 / micro-batches per iteration.
     pub micro_scale: f32,
-    /// fp16: the factor that every gradient carries until the optimizer divides by it, so that
-    /// small ones are not lost; 1 otherwise.
+    /// Factor on every gradient until the optimizer divides by it, which keeps small fp16 gradients
+    /// from becoming 0; 1 for other types.
     pub loss_scale: f32,
-    /// Whether gradients add to those of the micro-batches before (false for the first).
+    /// Whether gradients are added to those of the iteration's earlier micro-batches; false for the
+    /// first micro-batch.
     pub accumulate: bool,
 }
 
-/// What the host learns of a step.
+/// The results of an update that the host reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepMetrics {
-    /// Weighted loss summed over the iteration's micro-batches, each divided by their number.
+    /// Weighted loss: the sum over the iteration's micro-batches, each divided by their number.
     pub loss: f64,
     /// Global L2 norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// The update was skipped since loss or gradient norm was not finite.
+    /// Whether the update was skipped because loss or gradient norm was not finite.
     pub skipped: bool,
 }
 
@@ -56,114 +61,126 @@ impl StepMetrics {
     }
 }
 
-/// One batch as the loader hands it over: u8 NHWC patches and one augmentation code each.
+/// One batch from the loader: u8 NHWC patches and one augmentation code per patch. N, h, w, H and W
+/// are those of the plan's [`BatchLayout`].
 #[derive(Clone, Copy, Debug)]
 pub struct BatchView<'a> {
-    /// `[N, h, w, 3]`
+    /// LQ patches `[N, h, w, 3]`.
     pub lq: &'a [u8],
-    /// `[N, H, W, 3]`; empty for inference.
+    /// HR patches `[N, H, W, 3]`; empty for inference.
     pub hr: &'a [u8],
-    /// `[N]`, see [`crate::support::augment`]; empty means no augmentation.
+    /// Augmentation codes `[N]`, see [`crate::support::augment`]; empty means no augmentation.
     pub augment: &'a [u8],
 }
 
 impl BatchView<'_> {
-    /// Whether it is what a plan takes.
+    /// Checks that the batch has the sizes of a plan's batch.
     ///
     /// # Errors
-    /// What differs.
-    fn check(&self, layout: &BatchLayout) -> Result<()> {
-        ensure!(
-            self.lq.len() == layout.lq_bytes() && self.hr.len() == layout.hr_bytes(),
-            "a batch of {} + {} bytes where the plan takes {} + {}",
-            self.lq.len(),
-            self.hr.len(),
-            layout.lq_bytes(),
-            layout.hr_bytes()
-        );
-        ensure!(
-            self.augment.is_empty() || self.augment.len() == layout.count,
-            "a batch needs one augmentation code a patch"
-        );
-        let turned = self.augment.iter().any(|&code| code != 0);
-        ensure!(
-            !turned || layout.lq.0 == layout.lq.1,
-            "only square patches can be turned"
-        );
+    /// [`Error::Misuse`], with what differs.
+    fn check(&self, layout: &BatchLayout) -> Result<(), Error> {
+        let (lq, hr) = (layout.lq_bytes(), layout.hr_bytes());
+        if self.lq.len() != lq || self.hr.len() != hr {
+            return Err(Error::Misuse(format!(
+                "a batch of {} + {} bytes where the plan takes {lq} + {hr}",
+                self.lq.len(),
+                self.hr.len()
+            )));
+        }
+        if !self.augment.is_empty() && self.augment.len() != layout.count {
+            let text = "a batch needs one augmentation code a patch";
+            return Err(Error::Misuse(text.into()));
+        }
+        let augmented = self.augment.iter().any(|&code| code != 0);
+        if augmented && layout.lq.0 != layout.lq.1 {
+            let text = "only square patches can be turned";
+            return Err(Error::Misuse(text.into()));
+        }
         Ok(())
     }
 }
 
 /// Runs one plan.
+///
+/// A training iteration is, for each micro-batch, [`stage`](Backend::stage) and
+/// [`micro_step`](Backend::micro_step), then one [`update`](Backend::update). A device runs
+/// asynchronously: these calls return when the work is queued, and [`read`](Backend::read) and
+/// [`metrics`](Backend::metrics) wait for it. Errors that a caller can act on are [`Error`] in the
+/// chain of [`anyhow::Error`]. After an error of the device, the content of the arena is undefined.
 pub trait Backend {
-    /// What it is, for the user: device, instruction set, threads.
+    /// Device, instruction set and threads, for the user.
     fn description(&self) -> String;
-    /// The plan it was loaded with.
+    /// The plan that was loaded.
     fn plan(&self) -> &Plan;
-    /// Bytes really allocated for the arena.
+    /// Bytes allocated for the arena; 0 for a backend that [`lend`](Backend::lend) returned.
     fn allocated(&self) -> u64;
-    /// Copies `bytes` into a buffer at `offset` bytes.
+    /// Copies `bytes` into a buffer, starting at the buffer's byte `offset`.
     ///
     /// # Errors
-    /// When the range leaves the buffer.
+    /// [`Error::Plan`] if the range is not inside the buffer, or an error of the device.
     fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()>;
-    /// Copies from a buffer at `offset` bytes.
+    /// Copies from a buffer, starting at the buffer's byte `offset`. Waits for the work that was
+    /// queued before.
     ///
     /// # Errors
-    /// When the range leaves the buffer.
+    /// [`Error::Plan`] if the range is not inside the buffer, or an error of the device.
     fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()>;
-    /// A backend for an inference plan in the part of this one's arena that holds nothing between
-    /// steps. What it wrote is gone with the next step.
+    /// Loads an inference plan into the part of this backend's arena that is free between steps
+    /// ([`PlanData::free_between_steps`](crate::plan::PlanData::free_between_steps)), so that
+    /// validation allocates nothing. This backend cannot be used while the returned one exists; its
+    /// next step overwrites what the returned one wrote.
     ///
     /// # Errors
-    /// When the plan needs more than there is.
+    /// [`Error::Plan`] if the plan was sized for another backend or is larger than the free part.
     fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>>;
-    /// Host memory from which batches travel best; plain memory where nothing travels.
+    /// Allocates host memory for batches: pinned memory if the backend copies batches to a device,
+    /// else ordinary memory.
     ///
     /// # Errors
-    /// When the system has not that much.
+    /// When the system does not have that much memory.
     fn allocate(&self, bytes: usize) -> Result<HostBlock> {
         HostBlock::heap(bytes)
     }
 
-    /// Starts bringing a batch to where the next micro-batch reads it, beside what is under way.
-    /// Returns what tells when the batch's memory may change again (it waits when dropped); nothing
-    /// where that is now.
+    /// Starts to copy a batch to where the next micro-batch is read from; a device copies while it
+    /// computes. Returns a fence: the batch must not be overwritten before it has passed (dropping
+    /// it waits). `None`: the batch was copied already.
     ///
     /// # Errors
-    /// When the batch has not the plan's sizes.
+    /// [`Error::Misuse`] if the batch does not have the plan's sizes, or an error of the device.
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>>;
-    /// Runs the plan's `micro` operations on the batch staged last, or, where the plan takes none,
-    /// on its float inputs. A device only starts them.
+    /// Runs the plan's `micro` operations on the batch that was staged last, or on the float input
+    /// buffers of a plan without batches. A device only queues them.
     ///
     /// # Errors
     /// When the device fails.
     fn micro_step(&mut self, scalars: &Scalars) -> Result<()>;
-    /// Runs one operation of the plan on whatever its buffers hold: how backends are compared with
-    /// each other.
+    /// Runs operation `at` of the plan alone, on the current content of its buffers: to compare
+    /// backends with each other.
     ///
     /// # Errors
-    /// When the device fails.
+    /// [`Error::Misuse`] if the plan has no such operation, or an error of the device.
     fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()>;
-    /// Runs the plan's `update` operations.
+    /// Runs the plan's `update` operations. A device only queues them.
     ///
     /// # Errors
     /// When the device fails.
     fn update(&mut self, scalars: &Scalars) -> Result<()>;
-    /// Loss, gradient norm and whether the last update was skipped; waits for it.
+    /// Loss and gradient norm of the last update, and whether it was skipped. Waits for the update.
     ///
     /// # Errors
-    /// When the device fails.
+    /// [`Error::Misuse`] for an inference plan, or an error of the device.
     fn metrics(&mut self) -> Result<StepMetrics>;
-    /// Whether `metrics` are still those of the last update while the next micro-batch is computed,
-    /// and waits for no more than that update: the next may then be started before anybody has
-    /// looked at them.
+    /// True if [`metrics`](Backend::metrics) may be called after the next micro-step was launched,
+    /// and then still returns the previous update's values, waiting for that update only. The
+    /// caller can then launch the next micro-step before it looks at the metrics, and the device
+    /// does not become idle.
     fn metrics_survive_next_step(&self) -> bool {
         false
     }
 }
 
-/// Reads a whole f32 buffer.
+/// Reads f32 values from the start of a buffer.
 ///
 /// # Errors
 /// As [`Backend::read`].
@@ -177,69 +194,4 @@ pub fn read_floats(backend: &mut dyn Backend, buffer: BufferId, out: &mut [f32])
 /// As [`Backend::write`].
 pub fn write_floats(backend: &mut dyn Backend, buffer: BufferId, values: &[f32]) -> Result<()> {
     backend.write(buffer, 0, bytemuck::cast_slice(values))
-}
-
-/// A backend in a part of another one's arena, which stands still meanwhile.
-struct LentBackend<'a, B> {
-    backend: B,
-    _host: PhantomData<&'a mut B>,
-}
-
-impl<'a, B: Backend + 'a> LentBackend<'a, B> {
-    fn lend(backend: B) -> Box<dyn Backend + 'a> {
-        Box::new(LentBackend {
-            backend,
-            _host: PhantomData,
-        })
-    }
-}
-
-impl<B: Backend> Backend for LentBackend<'_, B> {
-    fn description(&self) -> String {
-        self.backend.description()
-    }
-
-    fn plan(&self) -> &Plan {
-        self.backend.plan()
-    }
-
-    fn allocated(&self) -> u64 {
-        0
-    }
-
-    fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.backend.write(buffer, offset, bytes)
-    }
-
-    fn read(&mut self, buffer: BufferId, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        self.backend.read(buffer, offset, bytes)
-    }
-
-    fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        self.backend.lend(plan)
-    }
-
-    fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
-        self.backend.stage(batch)
-    }
-
-    fn micro_step(&mut self, scalars: &Scalars) -> Result<()> {
-        self.backend.micro_step(scalars)
-    }
-
-    fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
-        self.backend.run_operation(at, scalars)
-    }
-
-    fn update(&mut self, scalars: &Scalars) -> Result<()> {
-        self.backend.update(scalars)
-    }
-
-    fn metrics(&mut self) -> Result<StepMetrics> {
-        self.backend.metrics()
-    }
-
-    fn metrics_survive_next_step(&self) -> bool {
-        self.backend.metrics_survive_next_step()
-    }
 }

@@ -1,7 +1,7 @@
-//! Measuring a network on images: pairs found as `shard` finds them, upscaled, and compared with
-//! HR beside bicubic. Depends on the dataset, the metrics and the upscaler. Promises finite
-//! figures, memory that is known from the images' headers, and that an image which cannot be
-//! measured is named and not silently missing from a mean.
+//! Measures a network on images: finds LQ/HR pairs as `shard` does, upscales the LQ by the network
+//! and by bicubic, and compares both with HR. Depends on the dataset, the metrics and the upscaler.
+//! Promises finite figures, that memory is known from the images' headers, and that an image which
+//! cannot be measured is reported and never silently missing from a mean.
 
 use crate::dataset::decode::{Decoded, Limits, decode, look};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
@@ -15,21 +15,21 @@ use image::{RgbImage, imageops};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// The highest PSNR that is reported, dB. Two images that are equal, such as a level one and its
-/// bicubic enlargement, have an infinite one, which no mean survives; 100 dB stand for everything
-/// from there on.
+/// The highest PSNR that is reported, dB. Equal images (such as an image of one colour and its
+/// bicubic enlargement) have an infinite PSNR, which would make every mean infinite; 100 dB are
+/// reported for this and for everything above.
 pub const MOST_PSNR: f64 = 100.0;
 
 /// PSNR in dB and SSIM, on RGB and on Y (BT.601); PSNR is at most [`MOST_PSNR`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Scores {
-    /// dB over R, G and B.
+    /// PSNR over R, G and B, dB.
     pub psnr: f64,
-    /// Mean over R, G and B.
+    /// SSIM, mean over R, G and B.
     pub ssim: f64,
-    /// dB on Y.
+    /// PSNR on Y, dB.
     pub psnr_y: f64,
-    /// On Y.
+    /// SSIM on Y.
     pub ssim_y: f64,
 }
 
@@ -38,15 +38,15 @@ pub struct Scores {
 pub struct ImageResult {
     /// Name inside the dataset.
     pub name: String,
-    /// HR size compared, pixels.
+    /// Width of the compared HR image, pixels.
     pub width: u32,
-    /// See `width`.
+    /// Height of the compared HR image, pixels.
     pub height: u32,
-    /// The network.
+    /// Scores of the network's image.
     pub network: Scores,
-    /// Bicubic upscaling of the same LQ.
+    /// Scores of the bicubic enlargement of the same LQ.
     pub bicubic: Scores,
-    /// What was changed on the way to 8-bit RGB, by file; empty for plain files.
+    /// What decoding to 8-bit RGB changed (one text per file); empty if nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -56,45 +56,46 @@ pub struct ImageResult {
 pub struct NotMeasured {
     /// Name inside the dataset.
     pub name: String,
-    /// Why, with the file.
+    /// The reason, with the file's path.
     pub reason: String,
 }
 
-/// What an evaluation has found.
+/// The results of an evaluation.
 #[derive(Clone, Debug, Default)]
 pub struct Evaluation {
-    /// Images that were measured, in the order of their names.
+    /// The images that were measured, in the order of their names.
     pub results: Vec<ImageResult>,
-    /// Those that could not be.
+    /// The images that could not be measured.
     pub left_out: Vec<NotMeasured>,
 }
 
 /// An LQ/HR pair in memory; HR is exactly `scale` times LQ.
 pub struct ImagePair {
-    /// Low resolution.
+    /// The low-resolution image.
     pub lq: RgbImage,
-    /// Its original.
+    /// The high-resolution image.
     pub hr: RgbImage,
 }
 
-/// Compares an image with its original.
+/// Compares an upscaled image with HR, after cutting `crop` pixels from each side.
 ///
 /// # Errors
-/// When sizes differ or the crop leaves nothing.
-pub fn score(picture: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
+/// When sizes differ or the crop leaves less than one SSIM window.
+pub fn score(upscaled: &RgbImage, hr: &RgbImage, crop: u32) -> Result<Scores> {
     Ok(Scores {
-        psnr: psnr(picture, hr, crop, Channels::Rgb)?.min(MOST_PSNR),
-        ssim: ssim(picture, hr, crop, Channels::Rgb)?,
-        psnr_y: psnr(picture, hr, crop, Channels::Y)?.min(MOST_PSNR),
-        ssim_y: ssim(picture, hr, crop, Channels::Y)?,
+        psnr: psnr(upscaled, hr, crop, Channels::Rgb)?.min(MOST_PSNR),
+        ssim: ssim(upscaled, hr, crop, Channels::Rgb)?,
+        psnr_y: psnr(upscaled, hr, crop, Channels::Y)?.min(MOST_PSNR),
+        ssim_y: ssim(upscaled, hr, crop, Channels::Y)?,
     })
 }
 
-/// Finds the pairs of a folder for a scale.
+/// Finds the LQ/HR pairs of a folder for a scale. `hr` and `lq` name the folders of either kind, if
+/// given.
 ///
 /// # Errors
 /// When the folder holds no images, or files that belong to no pair: an evaluation must not leave
-/// some out silently.
+/// out images silently.
 pub fn find_pairs(
     root: &Path,
     hr: Option<PathBuf>,
@@ -113,7 +114,7 @@ pub fn find_pairs(
     .sources)
 }
 
-/// As [`find_pairs`], with all that a scan is told and tells.
+/// As [`find_pairs`], with all options and the whole result of a scan.
 ///
 /// # Errors
 /// Those of [`find_pairs`].
@@ -135,16 +136,16 @@ pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
     Ok(found)
 }
 
-/// Reads a pair; makes the LQ by antialiased bicubic where there is only HR.
+/// Reads a pair. If there is no LQ file, LQ is computed from HR by antialiased bicubic.
 ///
 /// # Errors
-/// When a file cannot be read, or the HR is not `scale` times the LQ (up to `scale - 1` pixels more
-/// are cut off at the right and at the bottom, as `shard` does).
+/// When a file cannot be read, or HR is not `scale` times LQ. Up to `scale - 1` more HR pixels are
+/// accepted and cut off at the right and at the bottom, as `shard` does.
 pub fn load_pair(source: &Source, scale: usize) -> Result<ImagePair> {
     Ok(load_pair_with_notes(source, scale)?.0)
 }
 
-/// [`load_pair`], with what was changed in each file.
+/// [`load_pair`], with what decoding changed in each file.
 fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(ImagePair, Vec<String>)> {
     let scale = scale as u32;
     let mut notes = Vec::new();
@@ -161,26 +162,8 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(ImagePair, Vec
         Ok(image)
     };
     let hr = read(&source.hr)?;
-    let size = |image: &RgbImage| (image.width(), image.height());
-    let cut = |hr: RgbImage, (w, h): (u32, u32)| {
-        if size(&hr) == (w, h) {
-            hr
-        } else {
-            imageops::crop_imm(&hr, 0, 0, w, h).to_image()
-        }
-    };
     let Some(path) = &source.lq else {
-        let whole = (hr.width() / scale * scale, hr.height() / scale * scale);
-        ensure!(
-            whole.0 > 0 && whole.1 > 0,
-            "{} has {}x{} pixels, too few for x{scale}",
-            source.hr.display(),
-            hr.width(),
-            hr.height()
-        );
-        let hr = cut(hr, whole);
-        let lq = downscale(&hr, scale, Filter::Bicubic)?;
-        return Ok((ImagePair { lq, hr }, notes));
+        return Ok((pair_from_hr(hr, &source.hr, scale)?, notes));
     };
     let lq = read(path)?;
     let (w, h) = (
@@ -201,15 +184,38 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(ImagePair, Vec
     );
     Ok((
         ImagePair {
-            hr: cut(hr, (w as u32, h as u32)),
+            hr: cut_to(hr, w as u32, h as u32), // both fit: at most the HR's sides
             lq,
         },
         notes,
-    )) // not above the HR's sides
+    ))
 }
 
-/// The most bytes that measuring a pair takes, the program's own included, from the headers of its
-/// files.
+/// Cuts an image at the right and at the bottom to `w` x `h` pixels.
+fn cut_to(image: RgbImage, w: u32, h: u32) -> RgbImage {
+    if image.dimensions() == (w, h) {
+        return image;
+    }
+    imageops::crop_imm(&image, 0, 0, w, h).to_image()
+}
+
+/// A pair whose LQ is computed from HR, which is cut to a multiple of the scale.
+fn pair_from_hr(hr: RgbImage, path: &Path, scale: u32) -> Result<ImagePair> {
+    let (w, h) = (hr.width() / scale * scale, hr.height() / scale * scale);
+    ensure!(
+        w > 0 && h > 0,
+        "{} has {}x{} pixels, too few for x{scale}",
+        path.display(),
+        hr.width(),
+        hr.height()
+    );
+    let hr = cut_to(hr, w, h);
+    let lq = downscale(&hr, scale, Filter::Bicubic)?;
+    Ok(ImagePair { lq, hr })
+}
+
+/// Most bytes that measuring a pair needs, the program's own included; computed from the headers of
+/// its files.
 ///
 /// # Errors
 /// When a header cannot be read.
@@ -231,30 +237,30 @@ pub fn pair_bytes(upscaler: &Upscaler, source: &Source) -> Result<u64> {
         Some(path) => decoding(path)?,
         None => {
             let size = (hr_size.0 / scale as u32, hr_size.1 / scale as u32);
-            (size, 3 * pixels(size) * (scale + 1)) // the LQ, and what lies between reducing along x and along y
+            (size, 3 * pixels(size) * (scale + 1)) // LQ, and HR reduced along x only
         }
     };
     if pixels(lq_size) == 0 {
-        return Ok(PROGRAM_BYTES + hr_decoding); // too small: it will be left out
+        return Ok(PROGRAM_BYTES + hr_decoding); // too small: reported as not measured
     }
     let (hr, lq) = (3 * pixels(hr_size), 3 * pixels(lq_size));
     let result = lq * scale * scale;
     let steps = [
-        hr_decoding.max(2 * hr), // cut to a multiple of the scale
+        hr_decoding.max(2 * hr), // with a copy that is cut to a multiple of the scale
         hr + lq_making,
-        hr + lq + result,                  // the network's
-        hr + lq + 2 * result + lq * scale, // bicubic, and what lies between enlarging along x and along y
+        hr + lq + result,                  // the network's image
+        hr + lq + 2 * result + lq * scale, // the bicubic image, and LQ enlarged along x only
         hr + lq + 2 * result + scratch_bytes(hr_size.0),
     ];
     Ok(PROGRAM_BYTES + upscaler.bytes_in_memory(lq_size)? + steps.into_iter().max().unwrap_or(0))
 }
 
-/// Upscales and scores every pair; `each` is told every result with its images (network, bicubic,
-/// pair). An image that is damaged, too small or not of its partner's size is left out and named;
-/// it says nothing about the others.
+/// Upscales and scores every pair; calls `each` with every result and its images (network, bicubic,
+/// pair). An image that is damaged, too small or of another size than its partner is listed in
+/// [`Evaluation::left_out`], and the evaluation goes on.
 ///
 /// # Errors
-/// Those of the system, with the image named, and those of `each`.
+/// Errors of the operating system, with the image's path, and those of `each`.
 pub fn evaluate(
     upscaler: &mut dyn Upscale,
     sources: &[Source],
@@ -285,20 +291,20 @@ pub fn evaluate(
     Ok(evaluation)
 }
 
-/// A pair measured, and the images that were.
+/// The result of one pair, with the upscaled images.
 pub struct Measured {
-    /// The figures.
+    /// The scores.
     pub result: ImageResult,
-    /// The network's image.
+    /// The LQ image upscaled by the network.
     pub ours: RgbImage,
-    /// Bicubic upscaling of the LQ.
+    /// The LQ image upscaled by bicubic.
     pub bicubic: RgbImage,
 }
 
 /// Upscales and scores one pair.
 ///
 /// # Errors
-/// When the crop leaves nothing, or memory is short.
+/// When the crop leaves less than one SSIM window, or memory is short.
 pub fn evaluate_pair(
     upscaler: &mut dyn Upscale,
     name: &str,
@@ -322,7 +328,7 @@ pub fn evaluate_pair(
     })
 }
 
-/// Mean over images, each PSNR being at most [`MOST_PSNR`].
+/// Mean of each score over images. PSNR values are at most [`MOST_PSNR`], so the mean is finite.
 pub fn mean(scores: impl ExactSizeIterator<Item = Scores>) -> Scores {
     let n = scores.len().max(1) as f64;
     let sum = scores.fold(Scores::default(), |a, b| Scores {
@@ -344,7 +350,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_pictures_count_as_a_hundred_decibels() {
+    fn equal_images_count_as_a_hundred_decibels() {
         let level = RgbImage::from_pixel(24, 24, image::Rgb([90; 3]));
         let mut other = level.clone();
         let equal = score(&level, &level, 2).unwrap();
@@ -356,7 +362,7 @@ mod tests {
             (mean.psnr - (MOST_PSNR + near.psnr) / 2.0).abs() < 1e-12 && mean.psnr_y.is_finite(),
             "{mean:?}"
         );
-        // a difference too small for the cap is no better than none
+        // a PSNR above the limit is reported as the limit
         let large = RgbImage::from_pixel(400, 300, image::Rgb([90; 3]));
         let mut one = large.clone();
         one.put_pixel(200, 150, image::Rgb([91, 90, 90]));

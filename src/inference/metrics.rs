@@ -1,6 +1,6 @@
-//! PSNR and SSIM of two 8-bit images, as the super-resolution literature reports them (a border
-//! cut, on RGB or on luma, in double precision). Depends on nothing of ours; promises the same
-//! value for any thread count, and memory for a few rows only.
+//! PSNR and SSIM of two 8-bit images as the super-resolution literature reports them: without a
+//! border, on RGB or on luma, in double precision. Depends on nothing else in the crate. Promises
+//! the same value for every number of threads, and memory for a few rows only.
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
@@ -11,17 +11,17 @@ pub const WINDOW: usize = 11;
 const SIGMA: f64 = 1.5;
 const PEAK: f64 = 255.0;
 
-/// What is compared.
+/// The channels that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channels {
-    /// Red, green and blue alike.
+    /// Red, green and blue, with equal weights.
     Rgb,
-    /// Luma of BT.601 in its video range (16-235), not rounded.
+    /// Luma of BT.601 in its video range (16 to 235), not rounded.
     Y,
 }
 
 impl Channels {
-    /// How many planes are compared.
+    /// Number of planes that are compared.
     fn planes(self) -> usize {
         match self {
             Channels::Rgb => 3,
@@ -45,13 +45,18 @@ impl Channels {
     }
 }
 
-/// Two images of one size without their border, row by row.
+/// Two images of equal size, read row by row without their border.
 struct PixelPair<'a> {
+    /// The images `[height, width, 3]`, border included.
     a: &'a [u8],
     b: &'a [u8],
+    /// Bytes of a row, border included.
     stride: usize,
+    /// Width of the border in pixels.
     crop: usize,
+    /// Pixels of a row without the border.
     width: usize,
+    /// Rows without the border.
     height: usize,
 }
 
@@ -78,7 +83,7 @@ impl<'a> PixelPair<'a> {
         })
     }
 
-    /// Row `y` of both, counted inside the border, as RGB bytes.
+    /// Row `y` of both images without the border, as RGB bytes; `y` is less than `height`.
     fn rows(&self, y: usize) -> (&'a [u8], &'a [u8]) {
         let start = (y + self.crop) * self.stride + self.crop * 3;
         (
@@ -89,8 +94,10 @@ impl<'a> PixelPair<'a> {
 }
 
 /// Peak signal-to-noise ratio in dB (peak 255, one mean squared error over all compared values),
-/// after cutting `crop` pixels from each side. Equal images give infinity. Fails where the sizes
-/// differ or nothing is left.
+/// after cutting `crop` pixels from each side. Equal images give infinity.
+///
+/// # Errors
+/// When the sizes differ or the crop leaves nothing.
 pub fn psnr(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result<f64> {
     let pair = PixelPair::new(a, b, crop)?;
     let (mut x, mut y) = (vec![0.0; pair.width], vec![0.0; pair.width]);
@@ -115,9 +122,12 @@ pub fn psnr(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result
     })
 }
 
-/// Mean structural similarity: an 11x11 Gaussian window (sigma 1.5) at every place where it fits,
-/// K1 = 0.01, K2 = 0.03, the mean over channels; after cutting `crop` pixels from each side. Fails
-/// where the sizes differ or what is left is smaller than the window.
+/// Mean structural similarity (Wang et al., 2004) after cutting `crop` pixels from each side: an
+/// 11x11 Gaussian window (sigma 1.5) at every position inside the image, K1 = 0.01, K2 = 0.03, mean
+/// over channels.
+///
+/// # Errors
+/// When the sizes differ or the crop leaves less than one window.
 pub fn ssim(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result<f64> {
     let pair = PixelPair::new(a, b, crop)?;
     let (width, height) = (pair.width, pair.height);
@@ -131,14 +141,14 @@ pub fn ssim(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> Result
     Ok(total / channels.planes() as f64)
 }
 
-/// The most bytes that [`psnr`] or [`ssim`] of images of this width take.
+/// Most bytes that [`psnr`] or [`ssim`] allocate for images of `width` pixels.
 pub fn scratch_bytes(width: u32) -> u64 {
     // two rows, their products, the filtered rows of a window, their sums
     let rows = 2 + SUMS + WINDOW * SUMS + SUMS;
     u64::from(width) * (rows * size_of::<f64>()) as u64
 }
 
-/// The window's weights in one direction; they sum to 1.
+/// The window's weights along one axis; their sum is 1.
 fn gaussian() -> [f64; WINDOW] {
     let mut weights = [0.0; WINDOW];
     for (i, w) in weights.iter_mut().enumerate() {
@@ -149,11 +159,11 @@ fn gaussian() -> [f64; WINDOW] {
     weights.map(|w| w / sum)
 }
 
-/// The five windowed sums of one row or one window: x, y, x^2, y^2, xy.
+/// Number of windowed sums: x, y, x^2, y^2, xy.
 const SUMS: usize = 5;
 
-/// Mean SSIM of one plane. The window is separable: each row is filtered along x once and kept
-/// until the last window that covers it has been summed along y.
+/// Mean SSIM of one plane, which has at least one window. The window is separable: each row is
+/// filtered along x once, and kept until the last window that covers it has been summed along y.
 fn ssim_plane(pair: &PixelPair, plane: usize, channels: Channels) -> f64 {
     let weights = gaussian();
     let (c1, c2) = ((0.01 * PEAK).powi(2), (0.03 * PEAK).powi(2));
@@ -222,7 +232,7 @@ mod tests {
         (a, b)
     }
 
-    /// The definition, window by window, with no sharing: slow and plain.
+    /// The definition, computed for each window by itself.
     fn ssim_reference(a: &RgbImage, b: &RgbImage, crop: u32, channels: Channels) -> f64 {
         let g = gaussian();
         let value = |image: &RgbImage, x: u32, y: u32, plane: usize| {
@@ -293,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_pictures_are_infinitely_good() {
+    fn equal_images_have_an_infinite_psnr() {
         let (a, _) = noisy(3, 16, 16);
         assert_eq!(psnr(&a, &a, 2, Channels::Rgb).unwrap(), f64::INFINITY);
         assert!((ssim(&a, &a, 2, Channels::Y).unwrap() - 1.0).abs() < 1e-12);

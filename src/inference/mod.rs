@@ -1,5 +1,6 @@
-//! The use of a network: upscaling images in tiles, and measuring the results. Depends on `model`,
-//! `plan`, `backend` and `dataset`; nothing of training.
+//! Uses a trained network: upscales images in tiles, and measures the results. Depends on `model`,
+//! `plan`, `backend` and `dataset`, not on training. Promises that memory is known before it is
+//! allocated.
 
 pub mod eval;
 pub mod metrics;

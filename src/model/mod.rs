@@ -1,24 +1,25 @@
-//! The ParagonSR2 networks as builders of plans, with their parameter tables. Depends on the plan
-//! and on random keys. It promises PyTorch's `state_dict` names, shapes and order of elements, so
-//! that a table written to a file loads there.
+//! The ParagonSR2 networks: their parameter tables, the plans of training and inference, and
+//! network files. Depends on the plan, on files and on random keys. Promises PyTorch's `state_dict`
+//! names, shapes and order of elements, so that PyTorch loads a table that was written to a file.
 
+pub(crate) mod error;
 mod file;
 mod nano;
 mod params;
 mod recompute;
+mod step;
 
+pub use error::{Error, Mismatch, Purpose};
 pub(crate) use file::STATE_METADATA_KEY;
 pub use file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
-pub use nano::{InferenceSpec, StepSpec, inference_plan, training_plan};
 pub use params::{Init, Param, ParamTable};
 pub use recompute::Recompute;
+pub use step::{InferenceSpec, StepSpec, inference_plan, training_plan};
 
-use crate::support::text::brief;
-use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// The taps of the Magic Kernel Sharp 2021 base (John Costella, "The Magic Kernel"): sharpening,
-/// then blur.
+/// Sharpening taps of the base upsampler, Magic Kernel Sharp 2021 (John Costella, "The Magic
+/// Kernel"): applied to the LQ image along rows and columns.
 pub const SHARP_TAPS: [f32; 7] = [
     -1.0 / 32.0,
     0.0,
@@ -28,10 +29,12 @@ pub const SHARP_TAPS: [f32; 7] = [
     0.0,
     -1.0 / 32.0,
 ];
-/// The blur after nearest-neighbour upsampling; see [`SHARP_TAPS`].
+/// Blur taps of the base upsampler: applied to the HR image after nearest-neighbour upsampling; see
+/// [`SHARP_TAPS`].
 pub const BLUR_TAPS: [f32; 5] = [1.0 / 16.0, 4.0 / 16.0, 6.0 / 16.0, 4.0 / 16.0, 1.0 / 16.0];
 
-/// A network of the family: variant, scale and the two numbers a configuration may change.
+/// A network of the family: its variant, its scale and the settings that a configuration may
+/// change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Network {
     /// Canonical name, e.g. `paragonsr2_realtime`.
@@ -46,12 +49,16 @@ pub struct Network {
     pub layer_scale: f32,
 }
 
-/// What the table of variants in the documentation says of one of them.
+/// One row of the documentation's table of variants.
 struct Variant {
+    /// Canonical name.
     arch: &'static str,
     aliases: &'static [&'static str],
+    /// Published start value of `detail_gain`.
     detail_gain: f32,
+    /// Published `upsampler_alpha`.
     alpha: f32,
+    /// Whether this version contains it.
     built: bool,
 }
 
@@ -90,31 +97,23 @@ const VARIANTS: [Variant; 4] = [
 pub const SCALES: [usize; 4] = [2, 3, 4, 8];
 
 impl Network {
-    /// A network by name or alias with its published defaults.
+    /// A network by name or alias (any case) with its published settings.
     ///
     /// # Errors
-    /// An unknown name, a variant this version cannot train yet, or a scale outside [`SCALES`].
-    pub fn new(name: &str, scale: usize) -> Result<Network> {
+    /// An unknown name, a variant this version does not contain, or a scale outside [`SCALES`].
+    pub fn new(name: &str, scale: usize) -> Result<Network, Error> {
         let lower = name.to_lowercase();
-        let Some(variant) = VARIANTS
-            .iter()
-            .find(|v| v.arch == lower || v.aliases.contains(&lower.as_str()))
-        else {
-            let known: Vec<&str> = VARIANTS.iter().map(|v| v.arch).collect();
-            bail!(
-                "unknown network '{}'; known are {}, and nano for paragonsr2_realtime",
-                brief(name),
-                known.join(", ")
-            );
-        };
+        let known = |v: &&Variant| v.arch == lower || v.aliases.contains(&lower.as_str());
+        let variant = VARIANTS.iter().find(known);
+        let variant = variant.ok_or_else(|| Error::UnknownArchitecture {
+            name: name.to_string(),
+        })?;
         if !variant.built {
-            bail!(
-                "{} is not available in this version; paragonsr2_realtime (nano) is",
-                variant.arch
-            );
+            let arch = variant.arch;
+            return Err(Error::NotBuilt { arch });
         }
         if !SCALES.contains(&scale) {
-            bail!("scale {scale} is not one of 2, 3, 4, 8");
+            return Err(Error::UnknownScale { scale });
         }
         Ok(Network {
             arch: variant.arch.to_string(),
@@ -125,30 +124,32 @@ impl Network {
         })
     }
 
-    /// Whether this is a network that [`Network::new`] gives: its fields are public and may have
-    /// been changed.
+    /// Checks that [`Network::new`] accepts the name and scale and that the settings are finite:
+    /// the fields are public and may have been changed.
     ///
     /// # Errors
-    /// Those of [`Network::new`], and numbers that are not finite.
-    pub fn check(&self) -> Result<()> {
+    /// Those of [`Network::new`], and [`Error::Settings`].
+    pub fn check(&self) -> Result<(), Error> {
         Network::new(&self.arch, self.scale)?;
-        let numbers = [self.upsampler_alpha, self.detail_gain, self.layer_scale];
-        anyhow::ensure!(
-            numbers.iter().all(|n| n.is_finite()),
-            "alpha, detail gain and LayerScale of {} must be finite: {numbers:?}",
-            self.arch
-        );
-        Ok(())
+        let values = [self.upsampler_alpha, self.detail_gain, self.layer_scale];
+        if values.iter().all(|v| v.is_finite()) {
+            return Ok(());
+        }
+        Err(Error::Settings {
+            arch: self.arch.clone(),
+            values,
+        })
     }
 
-    /// The parameter table: trainable parameters first, then the fixed taps of the base.
+    /// The parameter table: trainable parameters first, then the fixed taps of the base. Sizes may
+    /// overflow for a scale that [`Network::check`] refuses.
     pub fn params(&self) -> ParamTable {
-        nano::params(self)
+        nano::table(self).0
     }
 
-    /// How far (in LQ pixels) an output pixel sees: tiles that overlap by this much give the same
-    /// bits as one pass.
+    /// Halo in LQ pixels: an output pixel depends on input pixels up to this far away. Tiles whose
+    /// valid parts are this far from their inner borders give the same bits as one pass.
     pub fn receptive_field(&self) -> usize {
-        nano::receptive_field(self)
+        nano::receptive_field()
     }
 }

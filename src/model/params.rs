@@ -1,5 +1,6 @@
-//! The parameter table of a network: names, shapes, start values and where each parameter lies in
-//! the parameter buffer.
+//! The parameter table of a network: names, shapes, start values and each parameter's range in the
+//! parameter buffer. Depends on random keys. Promises that start values depend on the seed and the
+//! parameter's number only.
 
 use crate::plan::ParamRange;
 use crate::support::rng::Rng;
@@ -11,7 +12,7 @@ pub enum Init {
     FanIn(usize),
     /// One value everywhere.
     Constant(f32),
-    /// Given values, repeated to fill the shape: the fixed taps of the base.
+    /// The given values, repeated until the shape is full: the fixed taps of the base.
     Taps(&'static [f32]),
 }
 
@@ -26,7 +27,7 @@ pub struct Param {
     pub init: Init,
     /// Whether the optimizer changes it.
     pub trainable: bool,
-    /// Where it lies.
+    /// Its range in the parameter buffer.
     pub range: ParamRange,
 }
 
@@ -39,7 +40,7 @@ pub struct ParamTable {
 }
 
 impl ParamTable {
-    /// Appends a parameter and says where it lies. Fixed ones must follow all trainable ones.
+    /// Appends a parameter and returns its range. Fixed parameters must follow all trainable ones.
     pub(super) fn add(
         &mut self,
         name: impl Into<String>,
@@ -62,7 +63,7 @@ impl ParamTable {
         range
     }
 
-    /// f32 elements in all.
+    /// Number of f32 elements of all parameters.
     pub fn len(&self) -> usize {
         self.params
             .last()
@@ -74,7 +75,7 @@ impl ParamTable {
         self.params.is_empty()
     }
 
-    /// f32 elements the optimizer changes; they come first.
+    /// Number of f32 elements that the optimizer changes; they come first.
     pub fn trainable(&self) -> usize {
         self.params
             .iter()
@@ -88,8 +89,8 @@ impl ParamTable {
         self.params.iter().find(|p| p.name == name)
     }
 
-    /// Start values for a seed: each parameter draws from its own key, so adding one changes no
-    /// other.
+    /// Start values for a seed, in table order. Each parameter has a random key of its own, so that
+    /// adding a parameter at the end changes no other one's values.
     pub fn start_values(&self, seed: u64) -> Vec<f32> {
         let mut values = vec![0.0; self.len()];
         for (i, param) in self.params.iter().enumerate() {

@@ -1,21 +1,22 @@
-//! The levels at which a training plan trades memory for work, and what they mean for these
-//! networks. Depends on nothing.
+//! How much a training plan recomputes in order to need less memory. Depends on nothing.
 
 use serde::{Deserialize, Serialize};
 
-/// What a training plan keeps between forward and backward.
+/// What a training plan keeps between the forward and the backward pass. The result has the same
+/// bits in every case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
-    /// The same as block: a fused block has nothing else to keep, since reading its inside back
-    /// would cost more than making it again
+    /// The same as block: a fused block keeps nothing else, because reading its intermediate values
+    /// back would cost more than computing them again
     None,
-    /// Only the blocks' inputs are kept; the HR tail runs on the whole micro-batch at once
+    /// Only the blocks' inputs are kept; everything of HR size exists for the whole micro-batch at
+    /// once
     #[default]
     Block,
-    /// The HR tail, from conv_mid to the loss and back, also runs a few images at a time, so that
-    /// nothing of HR size exists for the micro-batch; the same bits
+    /// In addition, the part from conv_mid to the loss and back runs on a few images at a time, so
+    /// that nothing of HR size exists for the whole micro-batch; the result has the same bits
     Full,
 }
 
@@ -29,12 +30,12 @@ impl std::fmt::Display for Recompute {
     }
 }
 
-/// HR pixels of a slice at least, where the micro-batch has them: enough threads for a GPU and for
-/// the cores of a CPU.
+/// Fewest HR pixels of a slice, if the micro-batch has as many: enough parallel work for a GPU and
+/// for the cores of a CPU.
 const SLICE_PIXELS: usize = 1 << 17;
 
 impl Recompute {
-    /// Images of one slice of the HR tail, for a micro-batch of images of so many HR pixels each.
+    /// Images in one slice, for a micro-batch of `batch` images with `hr_pixels` HR pixels each.
     pub fn slice_images(self, batch: usize, hr_pixels: usize) -> usize {
         match self {
             Recompute::None | Recompute::Block => batch,

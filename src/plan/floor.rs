@@ -1,6 +1,7 @@
-//! The least that a step must move and compute, operation by operation: every input read once,
-//! every output written once, nothing else. What a step takes is compared with this divided by
-//! bandwidth and peak. Depends on the plan alone.
+//! The floor of a step: the fewest bytes that it must move and the fewest multiply-adds that it
+//! must compute, operation by operation, if every input is read once and every output is written
+//! once. Measured times are compared with the floor divided by the memory's bandwidth and the
+//! processor's peak. Depends on the plan alone.
 
 use super::{Access, Class, Op, PlanData};
 
@@ -14,19 +15,23 @@ pub struct OpFloor {
 }
 
 impl PlanData {
-    /// The floor of operation `at`; nothing for a loss that the operation before computes on its
-    /// way, nor for reading what is unpacked on the way.
+    /// The floor of operation `at`. It has no bytes for a loss that is fused into the operation
+    /// before it, and none for reading the input of a convolution that is fused with
+    /// [`Op::Unpack`].
+    ///
+    /// # Panics
+    /// If the plan has no operation `at`.
     pub fn floor_of(&self, at: usize) -> OpFloor {
         let op = &self.ops[at];
-        if at > 0 && self.loss_on_the_way(at - 1).is_some() {
+        if at > 0 && self.fused_loss(at - 1).is_some() {
             return OpFloor {
                 bytes: 0,
                 multiply_adds: op.multiply_adds(),
             };
         }
-        let on_the_way = at > 0 && self.unpacks_on_the_way(at - 1);
+        let fused = at > 0 && self.fuses_unpack(at - 1);
         let moves = |access: &Access| match op {
-            Op::Conv(conv) => !on_the_way || access.buffer != conv.input,
+            Op::Conv(conv) => !fused || access.buffer != conv.input,
             _ => true,
         };
         let bytes = op
@@ -54,12 +59,13 @@ impl PlanData {
         )
     }
 
+    /// Bytes that one access of an operation moves.
     fn moved(&self, op: &Op, access: Access) -> u64 {
         let buffer = self.buffer(access.buffer);
         let times = u64::from(access.read) + u64::from(access.write);
         let once = match (op, buffer.class) {
             (_, Class::Workspace | Class::Metrics) => 0,
-            // a layer's weights are a few KiB of a buffer that holds all layers'
+            // the buffer holds all layers, and one layer's weights are a few KiB
             (Op::Update(_), Class::Parameters | Class::Gradients) => buffer.bytes,
             (_, Class::Parameters | Class::Gradients) => 0,
             (Op::Unpack(o), Class::Batch) => o.batch.lq_bytes() as u64,

@@ -1,18 +1,126 @@
-//! Lifetimes to offsets: where each buffer of a plan lies in the arena. Persistent buffers stand
-//! first, one after another; the others are placed one by one, each at the lowest gap among the
-//! buffers it lives together with. The order decides how well that goes: largest first is the
-//! "greedy by size" heuristic of Pisarchyk and Lee ("Efficient memory management for deep neural
-//! net inference", 2020); a few others, and each with the highest buffer moved to its front a few
-//! times, are tried until one meets the lower bound, and the best is kept.
+//! Assigns each buffer of a plan its offset in the arena, from the buffers' lifetimes. Persistent
+//! buffers come first, one after another. The others are placed one by one, each in the lowest gap
+//! among the placed buffers that are alive at the same time. The size of the arena depends on the
+//! order of placement: largest first is the "greedy by size" heuristic of Pisarchyk and Lee
+//! ("Efficient memory management for deep neural net inference", 2020). Several orders are tried,
+//! each also with the highest buffer moved to its front a few times, until the arena is as small as
+//! the lower bound; the best result is kept. Depends on the buffers alone.
 
 use super::Buffer;
 use std::cmp::Reverse;
 
-/// How often an order is changed for the better.
+/// How often the highest buffer of an order is moved to its front.
 const REPAIRS: usize = 8;
 
-/// What an order of placement sorts by; the number of the buffer settles the rest.
+/// Sort key of an order of placement; its last part is the buffer's number, which makes it unique.
 type Key = (Reverse<u64>, Reverse<u64>, usize);
+
+/// The orders of placement that are tried; ties are placed by size, largest first.
+#[derive(Clone, Copy)]
+enum Order {
+    /// Largest first.
+    Size,
+    /// Most bytes alive together with the buffer first: a large buffer with few such bytes finds a
+    /// gap later.
+    Company,
+    /// Most live bytes at any operation of the buffer's lifetime first.
+    Peak,
+    /// Longest lifetime first.
+    Length,
+    /// Largest product of size and lifetime first.
+    Area,
+    /// Earliest first operation first.
+    Start,
+}
+
+const ORDERS: [Order; 6] = [
+    Order::Size,
+    Order::Company,
+    Order::Peak,
+    Order::Length,
+    Order::Area,
+    Order::Start,
+];
+
+/// The buffers that are placed into gaps.
+struct Transient<'a> {
+    buffers: &'a [Buffer],
+    /// Their numbers.
+    numbers: Vec<usize>,
+    /// Sum of their bytes at each operation.
+    live_bytes: Vec<u64>,
+}
+
+impl Transient<'_> {
+    fn new(buffers: &[Buffer]) -> Transient<'_> {
+        let numbers: Vec<usize> = (0..buffers.len())
+            .filter(|&i| !buffers[i].class.persistent() && buffers[i].parent.is_none())
+            .collect();
+        let operations = buffers.iter().map(|b| b.live.end).max().unwrap_or(0);
+        let mut live_bytes = vec![0u64; operations];
+        for &i in &numbers {
+            live_bytes[buffers[i].live.clone()]
+                .iter_mut()
+                .for_each(|sum| *sum += buffers[i].room());
+        }
+        Transient {
+            buffers,
+            numbers,
+            live_bytes,
+        }
+    }
+
+    fn key(&self, order: Order, i: usize) -> Key {
+        let (live, room) = (&self.buffers[i].live, self.buffers[i].room());
+        let first = match order {
+            Order::Size => return (Reverse(room), Reverse(0), i),
+            Order::Company => self
+                .numbers
+                .iter()
+                .map(|&other| &self.buffers[other])
+                .filter(|other| live.start < other.live.end && other.live.start < live.end)
+                .map(Buffer::room)
+                .sum(),
+            Order::Peak => {
+                let bytes = live.clone().map(|at| self.live_bytes[at]);
+                bytes.max().unwrap_or(0)
+            }
+            Order::Length => live.len() as u64,
+            Order::Area => room.saturating_mul(live.len() as u64),
+            Order::Start => u64::MAX - live.start as u64,
+        };
+        (Reverse(first), Reverse(room), i)
+    }
+
+    /// The best placement above `base`: the end of the highest buffer, and all offsets.
+    fn best_placement(&self, base: u64) -> (u64, Vec<u64>) {
+        // no layout can be smaller
+        let bound = base + self.live_bytes.iter().max().copied().unwrap_or(0);
+        let mut best: Option<(u64, Vec<u64>)> = None;
+        for order in ORDERS {
+            let mut numbers = self.numbers.clone();
+            numbers.sort_by_cached_key(|&i| self.key(order, i));
+            for _ in 0..=REPAIRS {
+                let (end, offsets) = place(self.buffers, base, self.live_bytes.len(), &numbers);
+                let highest = numbers
+                    .iter()
+                    .position(|&i| offsets[i] + self.buffers[i].room() == end);
+                if end == bound {
+                    return (end, offsets);
+                }
+                if best.as_ref().is_none_or(|(least, _)| end < *least) {
+                    best = Some((end, offsets));
+                }
+                // the highest buffer found no gap: place it first
+                match highest {
+                    Some(at) if at > 0 => numbers[..=at].rotate_right(1),
+                    _ => break,
+                }
+            }
+        }
+        best.unwrap_or_default()
+    }
+}
 
 /// Sets every offset and returns the size of the arena in bytes.
 pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
@@ -21,77 +129,9 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
         buffer.offset = base;
         base += buffer.room();
     }
-    let moments = buffers.iter().map(|b| b.live.end).max().unwrap_or(0);
-    let mut live_bytes = vec![0u64; moments];
-    let passing: Vec<usize> = (0..buffers.len())
-        .filter(|&i| !buffers[i].class.persistent() && buffers[i].parent.is_none())
-        .collect();
-    for &i in &passing {
-        live_bytes[buffers[i].live.clone()]
-            .iter_mut()
-            .for_each(|sum| *sum += buffers[i].room());
-    }
-    let bound = base + live_bytes.iter().max().copied().unwrap_or(0);
-    let crowd = |i: usize| {
-        buffers[i]
-            .live
-            .clone()
-            .map(|at| live_bytes[at])
-            .max()
-            .unwrap_or(0)
-    };
-    let size = |i: usize| Reverse(buffers[i].room());
-    let length = |i: usize| Reverse(buffers[i].live.len());
-    let met = |a: usize, b: usize| {
-        buffers[a].live.start < buffers[b].live.end && buffers[b].live.start < buffers[a].live.end
-    };
-    let company = |i: usize| {
-        passing
-            .iter()
-            .filter(|&&other| met(i, other))
-            .map(|&other| buffers[other].room())
-            .sum()
-    };
-    let orders: [&dyn Fn(usize) -> Key; 6] = [
-        &|i| (size(i), Reverse(0), i),
-        // those that meet the most bytes first: what is large but lives with few finds a gap later
-        &|i| (Reverse(company(i)), size(i), i),
-        // those that meet at the peak first
-        &|i| (Reverse(crowd(i)), size(i), i),
-        &|i| (Reverse(length(i).0 as u64), size(i), i),
-        &|i| {
-            (
-                Reverse(buffers[i].room().saturating_mul(length(i).0 as u64)),
-                size(i),
-                i,
-            )
-        },
-        &|i| (Reverse(u64::MAX - buffers[i].live.start as u64), size(i), i),
-    ];
-    let mut best: Option<(u64, Vec<u64>)> = None;
-    'orders: for key in orders {
-        let mut order = passing.clone();
-        order.sort_by_cached_key(|&i| key(i));
-        for _ in 0..=REPAIRS {
-            let (end, offsets) = place(buffers, base, moments, &order);
-            let highest = order
-                .iter()
-                .position(|&i| offsets[i] + buffers[i].room() == end);
-            if best.as_ref().is_none_or(|(least, _)| end < *least) {
-                best = Some((end, offsets));
-            }
-            if end == bound {
-                break 'orders;
-            }
-            // whatever lies highest found no gap: it may choose first
-            match highest {
-                Some(at) if at > 0 => order[..=at].rotate_right(1),
-                _ => break,
-            }
-        }
-    }
-    let (end, offsets) = best.unwrap_or_default();
-    for &i in &passing {
+    let transient = Transient::new(buffers);
+    let (end, offsets) = transient.best_placement(base);
+    for i in transient.numbers {
         buffers[i].offset = offsets[i];
     }
     for i in 0..buffers.len() {
@@ -102,11 +142,12 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
     end
 }
 
-/// Offsets for buffers placed in an order, and where the last one ends.
-fn place(buffers: &[Buffer], base: u64, moments: usize, order: &[usize]) -> (u64, Vec<u64>) {
+/// Places buffers in the given order. Returns the end of the highest one, and all offsets.
+fn place(buffers: &[Buffer], base: u64, operations: usize, order: &[usize]) -> (u64, Vec<u64>) {
     let (mut end, mut offsets) = (base, vec![0; buffers.len()]);
-    // what is placed already, by the operations it lives at: slices are many and live briefly
-    let mut placed: Vec<Vec<(u64, u64)>> = vec![Vec::new(); moments];
+    // the placed byte ranges at each operation: faster than a list of all buffers, since slices are
+    // many and short-lived
+    let mut placed: Vec<Vec<(u64, u64)>> = vec![Vec::new(); operations];
     let mut busy = Vec::new();
     for &i in order {
         let size = buffers[i].room();

@@ -1,12 +1,11 @@
-//! The losses a step may be trained on: the user's list of weighted kinds, and the two operations
-//! it is split into, one over single values and one over windows of an image. Depends on nothing
-//! but the plan's names.
+//! The losses: the user's list of weighted kinds, and the two operations that it is split into, one
+//! over single values and one over windows of an image. Depends on the plan's operations alone.
 
 use super::{BatchLayout, BufferId, Extent, Slice};
 use serde::{Deserialize, Serialize};
 
-/// A loss as a user names it. The names of traiNNer-redux's option files (`l1loss` ...) are
-/// understood too.
+/// A loss as the user names it. The names in traiNNer-redux's option files (`l1loss` ...) are
+/// accepted too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum LossKind {
@@ -64,7 +63,8 @@ impl LossKind {
     }
 }
 
-/// A loss of single values; every one is a mean over all values of the micro-batch.
+/// A loss of single values: a mean over all values of the micro-batch. p is the prediction, t the
+/// target, both in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PixelLossKind {
     /// mean |p - t|
@@ -75,13 +75,15 @@ pub enum PixelLossKind {
     Mse,
 }
 
-/// A loss of whole images: 1 - the mean over the micro-batch of a similarity in 0..=1 of each
-/// image.
+/// A loss of whole images: 1 - the mean over the micro-batch of each image's similarity, which is
+/// in 0..=1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StructuralLossKind {
-    /// Mean SSIM of the clamped luma.
+    /// Mean SSIM of the luma, with the prediction clamped to [0, 1] (Wang et al., "Image quality
+    /// assessment: from error visibility to structural similarity", 2004).
     Ssim,
-    /// Five-level SSIM of the clamped luma, without the luminance term.
+    /// SSIM of the same luma at five scales, without the luminance term (Wang et al., "Multiscale
+    /// structural similarity for image quality assessment", 2003).
     MultiScale,
 }
 
@@ -90,7 +92,7 @@ pub type PixelTerms = Vec<(PixelLossKind, f32)>;
 /// Weighted terms of a [`StructuralLoss`].
 pub type StructuralTerms = Vec<(StructuralLossKind, f32)>;
 
-/// The user's list as the operations take it, each in the list's order.
+/// Splits the user's list into the terms of the two operations; each keeps the list's order.
 pub fn split_losses(losses: &[(LossKind, f32)]) -> (PixelTerms, StructuralTerms) {
     let (mut pixel, mut structural) = (Vec::new(), Vec::new());
     for &(kind, weight) in losses {
@@ -105,19 +107,19 @@ pub fn split_losses(losses: &[(LossKind, f32)]) -> (PixelTerms, StructuralTerms)
     (pixel, structural)
 }
 
-/// Where the loss finds its target.
+/// Where a loss reads its target.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// The u8 HR patches of the staged batch, which the head has subtracted already: the
-    /// prediction's buffer holds prediction less target. Losses that need the target as well read
-    /// it through the augmentation index map.
+    /// The u8 HR patches of the staged batch, which [`Reconstruct`](super::Reconstruct) has
+    /// subtracted already: the prediction's buffer holds prediction less target. A loss that needs
+    /// the target itself reads it from the batch, with the patch's augmentation applied.
     Subtracted(BatchLayout),
-    /// A float buffer `[N, H, W, 3]`.
+    /// A buffer `[N, H, W, 3]`, f32.
     Float(BufferId),
 }
 
 impl Target {
-    /// The buffer it lies in.
+    /// The buffer that holds the target.
     pub fn buffer(&self) -> BufferId {
         match *self {
             Target::Subtracted(batch) => batch.buffer,
@@ -127,37 +129,48 @@ impl Target {
 }
 
 /// Weighted pixel losses and their gradient with respect to the prediction. Writes the gradient,
-/// which may lie on the prediction, and the loss, to which later micro-batches of an iteration add;
-/// so it comes first, and with no term at all it still clears both for the losses behind it.
+/// which may overwrite the prediction, and adds the loss to that of the iteration's earlier
+/// micro-batches. It is the first loss of a plan: without any term it still clears both for
+/// [`StructuralLoss`].
 #[derive(Clone, Debug)]
 pub struct PixelLoss {
     /// HR extent.
     pub extent: Extent,
+    /// The losses and their weights.
     pub terms: PixelTerms,
-    /// `[N, H, W, 3]`: the prediction, or with a subtracted target the prediction less that.
+    /// `[N, H, W, 3]`, f32: the prediction, or with a subtracted target the prediction less that.
     pub prediction: BufferId,
+    /// Where the target is.
     pub target: Target,
-    /// `[N, H, W, 3]`
+    /// Gradient of the prediction, `[N, H, W, 3]`, f32; written.
     pub d_prediction: BufferId,
+    /// [`METRICS`](super::METRICS) f64 values; the loss is updated.
     pub metrics: BufferId,
+    /// The part of the micro-batch.
     pub slice: Slice,
+    /// Scratch bytes of the backend, if it asked for any.
     pub workspace: Option<BufferId>,
 }
 
-/// Weighted structural losses; adds to the gradient and the loss that [`PixelLoss`] left. Windows
-/// read the prediction again and again, so its gradient needs a buffer of its own.
+/// Weighted structural losses; adds to the gradient and the loss that [`PixelLoss`] wrote. Windows
+/// read the prediction again and again, so the gradient needs a buffer of its own.
 #[derive(Clone, Debug)]
 pub struct StructuralLoss {
     /// HR extent.
     pub extent: Extent,
+    /// The losses and their weights.
     pub terms: StructuralTerms,
-    /// `[N, H, W, 3]`: the prediction, or with a subtracted target the prediction less that.
+    /// `[N, H, W, 3]`, f32: the prediction, or with a subtracted target the prediction less that.
     pub prediction: BufferId,
+    /// Where the target is.
     pub target: Target,
-    /// `[N, H, W, 3]`
+    /// Gradient of the prediction, `[N, H, W, 3]`, f32; updated.
     pub d_prediction: BufferId,
+    /// [`METRICS`](super::METRICS) f64 values; the loss is updated.
     pub metrics: BufferId,
+    /// The part of the micro-batch.
     pub slice: Slice,
+    /// Scratch bytes of the backend, if it asked for any.
     pub workspace: Option<BufferId>,
 }
 

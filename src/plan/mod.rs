@@ -1,8 +1,11 @@
 //! The static plan of a training step or of inference: operations over byte ranges of one arena,
-//! made before any device is touched. Depends on nothing else in the crate. It promises that a
-//! backend which allocates exactly [`PlanData::arena_bytes`] never needs another byte, and that
-//! [`PlanData::verify`] has checked every lifetime.
+//! made before any device is touched. Depends on nothing else in the crate. Promises that a backend
+//! which allocates exactly [`PlanData::arena_bytes`] never needs another byte of device memory, and
+//! that [`PlanData::verify`] has checked every lifetime.
 
+mod builder;
+mod data;
+mod error;
 mod floor;
 mod layout;
 mod loss;
@@ -11,6 +14,8 @@ mod report;
 mod sizing;
 mod verify;
 
+pub(crate) use builder::Builder;
+pub use error::Error;
 pub use floor::OpFloor;
 pub use loss::*;
 pub use op::*;
@@ -23,20 +28,20 @@ use std::ops::Range;
 /// transaction on CUDA.
 pub const ALIGNMENT: u64 = 256;
 
-/// Most images at once, and most pixels of a side at HR, that a plan is made for. No product of
-/// sizes within these bounds leaves 64 bits.
+/// Most images in a micro-batch. No product of sizes within this bound and [`MAX_SIDE`] overflows
+/// 64 bits.
 pub const MAX_IMAGES: usize = 1 << 16;
-/// See [`MAX_IMAGES`].
+/// Most pixels of a side at HR resolution; see [`MAX_IMAGES`].
 pub const MAX_SIDE: usize = 1 << 17;
 
-/// Names one buffer of a plan.
+/// The number of one buffer of a plan: an index into [`PlanData::buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufferId(pub u32);
 
 /// What a buffer is for: the rows of the memory table, and whether its content outlives a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
-    /// Network parameters, f32: the master weights where activations are halves.
+    /// Network parameters, f32: the master weights if activations have 16 bits.
     Parameters,
     /// Gradients, f32, summed over the micro-batches of an iteration.
     Gradients,
@@ -46,12 +51,12 @@ pub enum Class {
     Ema,
     /// Staged batches as they come from the loader: u8 LQ, u8 HR and augmentation codes.
     Batch,
-    /// Loss and gradient norm, read back by the host, and on a device the learning rate and the
-    /// like.
+    /// Loss and gradient norm, which the host reads, and on a device the block of scalars (learning
+    /// rate etc.), which the host writes.
     Metrics,
-    /// Values that flow forward between operations.
+    /// Values that one operation of the forward pass writes and others read.
     Activations,
-    /// Their gradients, flowing back.
+    /// Gradients of the activations.
     ActivationGradients,
     /// The prediction, its gradient, and what the losses need to compute it.
     Loss,
@@ -75,7 +80,8 @@ impl Class {
         Class::Workspace,
     ];
 
-    /// Persistent buffers keep their bytes from step to step and never share them.
+    /// Whether buffers of this class keep their bytes from step to step. Such a buffer shares its
+    /// bytes with no other.
     pub fn persistent(self) -> bool {
         !matches!(
             self,
@@ -103,24 +109,24 @@ impl Class {
 /// One range of the arena.
 #[derive(Clone, Debug)]
 pub struct Buffer {
-    /// For people: `body.0.blocks.1`, `d up.0` ...
+    /// The name in tables and errors: `body.0.blocks.1`, `d up.0` ... Nothing depends on it.
     pub name: String,
-    /// What it is for.
+    /// What the buffer is for.
     pub class: Class,
     /// Size in bytes, before alignment.
     pub bytes: u64,
-    /// First and last operation (indices into [`PlanData::ops`]) that touch it; persistent buffers
-    /// live throughout.
+    /// The operations (indices into [`PlanData::ops`]) from the first to the last that touches the
+    /// buffer; all operations for a persistent buffer.
     pub live: Range<usize>,
-    /// Where it lies in the arena, bytes.
+    /// Offset in the arena, bytes.
     pub offset: u64,
-    /// A view is a range of another buffer, from this many bytes on: the images of one slice. It
-    /// takes no room of its own.
+    /// For a view: the buffer it is a part of, and the offset in it, bytes. A view is the images of
+    /// one slice and takes no bytes of its own in the arena.
     pub parent: Option<(BufferId, u64)>,
 }
 
 impl Buffer {
-    /// Bytes it takes in the arena; none for a view.
+    /// Bytes that the buffer takes in the arena, alignment included; 0 for a view.
     pub fn room(&self) -> u64 {
         if self.parent.is_some() {
             0
@@ -130,9 +136,10 @@ impl Buffer {
     }
 }
 
-/// A complete plan that was verified: what to allocate, and what to run over it. Only the planner
-/// makes one, and nothing but the size of its arena changes afterwards (upwards): that is what
-/// backends rely on when they write through it. It is read as [`PlanData`].
+/// A complete, verified plan: what to allocate, and which operations to run over it. Only the
+/// planner makes one, and afterwards nothing changes but the size of its arena, which can grow.
+/// Backends rely on this when they write to the arena without further checks. Dereferences to
+/// [`PlanData`] for reading.
 #[derive(Clone, Debug)]
 pub struct Plan(PlanData);
 
@@ -151,21 +158,23 @@ impl From<Plan> for PlanData {
 }
 
 impl Plan {
-    /// Grows the arena until so many bytes are free between steps.
+    /// Grows the arena until at least `bytes` are free between steps.
     pub fn reserve_between_steps(&mut self, bytes: u64) {
         let free = self.0.free_between_steps();
         self.0.arena_bytes = free.end.max(free.start.saturating_add(bytes));
     }
 }
 
-/// A plan as plain data, for reading, tables and tests. Anybody may copy and change it; no backend
-/// runs it.
+/// A plan as plain data, for reading, tables and tests. Anybody may copy and change it, but no
+/// backend runs it: backends take a [`Plan`]. Methods other than [`PlanData::verify`],
+/// [`PlanData::check_sized_for`], [`PlanData::range_in`] and [`PlanData::get_buffer`] expect data
+/// that `verify` accepts, and may panic otherwise.
 #[derive(Clone, Debug)]
 pub struct PlanData {
     /// All buffers; [`BufferId`] indexes them.
     pub buffers: Vec<Buffer>,
-    /// Operations in order. For training: `micro` once a micro-batch, then `update` once an
-    /// iteration.
+    /// Operations in order. For training: those of `micro` once per micro-batch, then those of
+    /// `update` once per iteration.
     pub ops: Vec<Op>,
     /// Forward, loss and backward of one micro-batch (or the whole of inference).
     pub micro: Range<usize>,
@@ -173,27 +182,29 @@ pub struct PlanData {
     pub update: Range<usize>,
     /// Size of the arena, bytes.
     pub arena_bytes: u64,
-    /// What sums are made of ([`Op::sums`]) that is read once more after the last operation of
-    /// `micro`, see [`Sizing::defers_sums`].
+    /// Buffers of sums ([`Op::sums`]) that the backend reads once more after the last operation of
+    /// `micro`, see [`Sizing::defers_sums`]; they stay alive until then.
     pub deferred_sums: Vec<BufferId>,
     /// Type of activations and their gradients.
     pub precision: Precision,
-    /// The batch this plan takes, where it takes one.
+    /// The staged u8 batch; `None` for plans with float inputs.
     pub batch: Option<BatchLayout>,
-    /// Well-known buffers the host writes or reads.
+    /// Buffers that the host writes or reads.
     pub ports: Ports,
-    /// The backend that its workspaces were sized for, in words.
+    /// The backend that the workspaces were sized for, in words ([`Sizing::name`]).
     pub sized_for: String,
 }
 
-/// Where the parts of a staged batch lie inside the batch buffer.
+/// The layout of a staged batch inside the batch buffer: LQ patches, HR patches, augmentation
+/// codes. An operation on a slice has a copy whose `first` is the slice's first image; the methods
+/// that take an `image` count from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLayout {
     /// The buffer.
     pub buffer: BufferId,
-    /// The image of the batch that an operation on a slice calls its first.
+    /// Number in the batch of the first image that the operation works on.
     pub first: usize,
-    /// Patches in a micro-batch.
+    /// Patches in a micro-batch (N).
     pub count: usize,
     /// LQ height and width in pixels; HR is `scale` times that.
     pub lq: (usize, usize),
@@ -204,12 +215,12 @@ pub struct BatchLayout {
 }
 
 impl BatchLayout {
-    /// Bytes of the LQ patches `[N, h, w, 3]` u8; they start at 0.
+    /// Bytes of the LQ patches `[N, h, w, 3]` u8, the first part of the buffer.
     pub fn lq_bytes(&self) -> usize {
         self.count * self.lq.0 * self.lq.1 * 3
     }
 
-    /// Bytes of the HR patches `[N, H, W, 3]` u8, directly behind the LQ patches.
+    /// Bytes of the HR patches `[N, H, W, 3]` u8, which follow the LQ patches; 0 without them.
     pub fn hr_bytes(&self) -> usize {
         if self.with_hr {
             self.lq_bytes() * self.scale * self.scale
@@ -223,39 +234,39 @@ impl BatchLayout {
         self.lq_bytes() + self.hr_bytes()
     }
 
-    /// Where the HR patch of an operation's image begins, bytes.
+    /// Offset of the HR patch of the operation's image number `image`, bytes.
     pub fn hr_of(&self, image: usize) -> usize {
         self.lq_bytes() + (self.first + image) * self.lq.0 * self.lq.1 * 3 * self.scale * self.scale
     }
 
-    /// Where the LQ patch of an operation's image begins, bytes.
+    /// Offset of the LQ patch of the operation's image number `image`, bytes.
     pub fn lq_of(&self, image: usize) -> usize {
         (self.first + image) * self.lq.0 * self.lq.1 * 3
     }
 
-    /// Where the augmentation code of an operation's image lies, bytes.
+    /// Offset of the augmentation code of the operation's image number `image`, bytes.
     pub fn augment_of(&self, image: usize) -> usize {
         self.augment_offset() + self.first + image
     }
 
-    /// The whole buffer.
+    /// Size of the buffer, bytes.
     pub fn bytes(&self) -> usize {
         self.augment_offset() + self.count
     }
 }
 
-/// The buffers a host may want to read or write by name.
+/// The buffers that the host reads or writes. `None`: the plan has no such buffer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ports {
     /// All parameters, f32, in the order of the parameter table.
     pub parameters: Option<BufferId>,
     /// Their gradients, f32 (trainable ones only).
     pub gradients: Option<BufferId>,
-    /// First moment, f32.
+    /// First moments of the trainable parameters, f32.
     pub moment1: Option<BufferId>,
-    /// Second moment, f32.
+    /// Second moments of the trainable parameters, f32.
     pub moment2: Option<BufferId>,
-    /// EMA, f32.
+    /// Moving average of all parameters, f32.
     pub ema: Option<BufferId>,
     /// Network input `[N, h, w, 3]` f32.
     pub input: Option<BufferId>,
@@ -264,342 +275,18 @@ pub struct Ports {
     pub output: Option<BufferId>,
     /// Target `[N, H, W, 3]` f32, only in plans that take float inputs.
     pub target: Option<BufferId>,
-    /// Gradient with respect to the input `[N, h, w, 3]` f32 in two parts to be added, through the
-    /// base and through the features; only where asked for.
+    /// Gradient with respect to the input, `[N, h, w, 3]` f32, in two parts to be added: through
+    /// the base and through the features; only if asked for.
     pub input_gradients: [Option<BufferId>; 2],
     /// [`METRICS`] f64 values.
     pub metrics: Option<BufferId>,
-    /// The numbers that change from step to step, on backends that read them from the arena.
+    /// The block of scalars (learning rate etc.), for backends that read them from the arena.
     pub scalars: Option<BufferId>,
-    /// A second place for a batch, on backends that copy the next one while they compute.
+    /// A second batch buffer, for backends that copy the next batch while they compute.
     pub next_batch: Option<BufferId>,
 }
 
-/// Number of f64 values in the metrics buffer: weighted loss (the mean over the micro-batches of an
-/// iteration so far), gradient norm, 1.0 if the update was skipped.
+/// Number of f64 values in the metrics buffer: the weighted loss (of an iteration's micro-batches
+/// so far, each divided by their number), the gradient norm before clipping, and 1.0 if the update
+/// was skipped, else 0.0.
 pub const METRICS: usize = 3;
-
-/// Collects buffers and operations, then lays them out. Within the crate alone: what an operation
-/// says of its buffers is taken at its word.
-pub(crate) struct Builder<'a> {
-    sizing: &'a dyn Sizing,
-    /// Asked once: all activations have one type, whatever a sizing answers later.
-    precision: Precision,
-    buffers: Vec<Buffer>,
-    ops: Vec<Op>,
-}
-
-impl<'a> Builder<'a> {
-    /// An empty plan for a backend with the given workspace needs.
-    pub fn new(sizing: &'a dyn Sizing) -> Self {
-        Builder {
-            sizing,
-            precision: sizing.precision(),
-            buffers: Vec::new(),
-            ops: Vec::new(),
-        }
-    }
-
-    /// A new buffer of `bytes`; lifetimes follow from the operations that name it.
-    pub fn buffer(&mut self, name: impl Into<String>, class: Class, bytes: u64) -> BufferId {
-        self.add(Buffer {
-            name: name.into(),
-            class,
-            bytes,
-            live: 0..0,
-            offset: 0,
-            parent: None,
-        })
-    }
-
-    fn add(&mut self, buffer: Buffer) -> BufferId {
-        self.buffers.push(buffer);
-        BufferId(self.buffers.len() as u32 - 1)
-    }
-
-    /// A new buffer of `count` f32 values.
-    pub fn floats(&mut self, name: impl Into<String>, class: Class, count: usize) -> BufferId {
-        self.buffer(name, class, count as u64 * 4)
-    }
-
-    /// A new buffer of `count` values in the type of the activations.
-    pub fn map(&mut self, name: impl Into<String>, class: Class, count: usize) -> BufferId {
-        self.buffer(name, class, count as u64 * self.precision.bytes())
-    }
-
-    /// Images `images` of a buffer that holds those of the whole micro-batch, `of` in all; the
-    /// buffer itself for all of them.
-    pub fn images(&mut self, buffer: BufferId, images: &Range<usize>, of: usize) -> BufferId {
-        if images.len() == of {
-            return buffer;
-        }
-        let whole = &self.buffers[buffer.0 as usize];
-        let each = whole.bytes / of as u64;
-        let view = Buffer {
-            name: format!(
-                "{}, images {} to {}",
-                whole.name,
-                images.start,
-                images.end - 1
-            ),
-            class: whole.class,
-            bytes: each * images.len() as u64,
-            live: 0..0,
-            offset: 0,
-            parent: Some((buffer, each * images.start as u64)),
-        };
-        self.add(view)
-    }
-
-    /// Room for the sums that `op` carries from slice to slice, if it sums anything.
-    pub fn carry(&mut self, op: &Op) -> Option<BufferId> {
-        let bytes = self.sizing.carry(op);
-        (bytes > 0).then(|| self.buffer(format!("sums of {}", op.label()), Class::Workspace, bytes))
-    }
-
-    /// Room for the folded convolution, if the backend keeps one; `op` is the first to
-    /// use it.
-    pub fn folded(&mut self, op: &Reconstruct) -> Option<FoldedConv> {
-        let bytes = self.sizing.folded(op);
-        (bytes > 0).then(|| FoldedConv {
-            buffer: self.buffer("folded up.0 and conv_out", Class::Workspace, bytes),
-            first: true,
-        })
-    }
-
-    /// Bytes of the block of scalars; none on a backend that is handed them.
-    pub fn scalar_bytes(&self) -> u64 {
-        self.sizing.scalar_bytes()
-    }
-
-    /// Whether the next batch is staged while this one is computed on.
-    pub fn copies_ahead(&self) -> bool {
-        self.sizing.copies_ahead()
-    }
-
-    /// Appends an operation and gives it its workspace.
-    pub fn push(&mut self, mut op: Op) {
-        let bytes = self.sizing.workspace(&op);
-        if bytes > 0 {
-            let class = if matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_)) {
-                Class::Loss
-            } else {
-                Class::Workspace
-            };
-            let id = self.buffer(
-                format!("workspace of {} {}", self.ops.len(), op.label()),
-                class,
-                bytes,
-            );
-            op.set_workspace(id);
-        }
-        self.ops.push(op);
-    }
-
-    /// Number of operations so far: marks the border between `micro` and `update`.
-    pub fn position(&self) -> usize {
-        self.ops.len()
-    }
-
-    /// Computes lifetimes and offsets and checks the result.
-    pub fn finish(
-        self,
-        micro: Range<usize>,
-        update: Range<usize>,
-        batch: Option<BatchLayout>,
-        ports: Ports,
-    ) -> anyhow::Result<Plan> {
-        let Builder {
-            mut buffers,
-            ops,
-            sizing,
-            precision,
-        } = self;
-        let last = ops.len().saturating_sub(1);
-        let mut live: Vec<Option<(usize, usize)>> = vec![None; buffers.len()];
-        let mut touch = |id: BufferId, at: usize| {
-            for id in
-                std::iter::once(id).chain(buffers[id.0 as usize].parent.map(|(parent, _)| parent))
-            {
-                let (start, end) = live[id.0 as usize].get_or_insert((at, at));
-                (*start, *end) = ((*start).min(at), (*end).max(at));
-            }
-        };
-        for (at, op) in ops.iter().enumerate() {
-            op.accesses().for_each(|access| touch(access.buffer, at));
-        }
-        let late = ops[micro.clone()]
-            .iter()
-            .filter(|op| sizing.defers_sums(op));
-        let deferred_sums: Vec<BufferId> = late.flat_map(Op::sums).collect();
-        deferred_sums
-            .iter()
-            .for_each(|&id| touch(id, micro.end - 1));
-        // a loss computed one operation earlier has its sums there, too
-        for (at, loss) in (0..ops.len()).filter_map(|at| Some((at, loss_on_the_way(&ops, at)?))) {
-            loss.workspace.into_iter().for_each(|id| touch(id, at));
-        }
-        // a composition needs nothing but parameters, so a device makes it beside the first
-        // operations
-        for op in &ops {
-            if let Op::Reconstruct(Reconstruct {
-                folded: Some(folded),
-                ..
-            }) = op
-            {
-                touch(folded.buffer, micro.start);
-            }
-        }
-        // what the host writes before the first operation, or reads after the last
-        for id in [ports.input, ports.target].into_iter().flatten() {
-            touch(id, 0);
-        }
-        for id in [
-            ports.output,
-            ports.input_gradients[0],
-            ports.input_gradients[1],
-        ]
-        .into_iter()
-        .flatten()
-        {
-            touch(id, last);
-        }
-        for (buffer, live) in buffers.iter_mut().zip(live) {
-            buffer.live = match live {
-                _ if buffer.class.persistent() => 0..ops.len(),
-                Some((first, last)) => first..last + 1,
-                None => anyhow::bail!(
-                    "the plan has a buffer that no operation uses: {}",
-                    buffer.name
-                ),
-            };
-        }
-        let arena_bytes = layout::assign(&mut buffers);
-        let sized_for = sizing.name();
-        let plan = PlanData {
-            buffers,
-            ops,
-            micro,
-            update,
-            arena_bytes,
-            deferred_sums,
-            precision,
-            batch,
-            ports,
-            sized_for,
-        };
-        plan.verify()?;
-        Ok(Plan(plan))
-    }
-}
-
-/// The pixel loss behind a network's end, if it is only read there and its gradient takes the place
-/// of the prediction: the network's end may then compute it while it has each value at hand.
-fn loss_on_the_way(ops: &[Op], at: usize) -> Option<&PixelLoss> {
-    let (Op::Reconstruct(end), Op::PixelLoss(loss)) = (ops.get(at)?, ops.get(at + 1)?) else {
-        return None;
-    };
-    let in_place = loss.prediction == end.output && loss.d_prediction == end.output;
-    (in_place && end.target.is_some() && matches!(loss.target, Target::Subtracted(_)))
-        .then_some(loss)
-}
-
-impl PlanData {
-    /// Whether operation `at` unpacks the batch for the convolution behind it, which may then do so
-    /// on its way.
-    pub fn unpacks_on_the_way(&self, at: usize) -> bool {
-        let pair = (self.ops.get(at), self.ops.get(at + 1));
-        matches!(pair, (Some(Op::Unpack(unpack)), Some(Op::Conv(conv))) if conv.input == unpack.output)
-    }
-
-    /// The pixel loss that operation `at`, a network's end, may compute on its way: the next
-    /// operation then has nothing left to do but to add up sums.
-    pub fn loss_on_the_way(&self, at: usize) -> Option<&PixelLoss> {
-        loss_on_the_way(&self.ops, at)
-    }
-
-    /// The buffer behind an id.
-    pub fn buffer(&self, id: BufferId) -> &Buffer {
-        &self.buffers[id.0 as usize]
-    }
-
-    /// Where in the arena `len` bytes of a buffer lie, from its byte `offset` on.
-    ///
-    /// # Errors
-    /// A buffer that the plan has not, or bytes outside it.
-    pub fn range_in(&self, id: BufferId, offset: usize, len: usize) -> anyhow::Result<u64> {
-        let Some(buffer) = self.buffers.get(id.0 as usize) else {
-            anyhow::bail!(
-                "the plan has {} buffers and none of number {}",
-                self.buffers.len(),
-                id.0
-            );
-        };
-        let inside = (offset as u64)
-            .checked_add(len as u64)
-            .is_some_and(|end| end <= buffer.bytes);
-        anyhow::ensure!(
-            inside,
-            "{len} bytes from byte {offset} on lie outside {} of {} bytes",
-            buffer.name,
-            buffer.bytes
-        );
-        Ok(buffer.offset + offset as u64)
-    }
-
-    /// The bytes of the arena that hold nothing between steps.
-    pub fn free_between_steps(&self) -> Range<u64> {
-        let persistent = self
-            .buffers
-            .iter()
-            .filter(|b| b.class.persistent())
-            .map(|b| b.offset + b.room())
-            .max();
-        persistent.unwrap_or(0)..self.arena_bytes
-    }
-
-    /// Where in the arena a plan may run between steps, bytes.
-    ///
-    /// # Errors
-    /// When there is not room for it.
-    pub fn place_between_steps(&self, guest: &PlanData) -> anyhow::Result<u64> {
-        let free = self.free_between_steps();
-        let room = free.end - free.start;
-        anyhow::ensure!(
-            guest.arena_bytes <= room,
-            "a plan of {} bytes in {room} free ones",
-            guest.arena_bytes
-        );
-        Ok(free.start)
-    }
-
-    /// The largest sum of live bytes over the operations, aligned: no layout can be smaller.
-    /// Returns (bytes, operation).
-    pub fn peak(&self) -> (u64, usize) {
-        let live = self.live_bytes(|_| true);
-        live.into_iter()
-            .enumerate()
-            .map(|(i, bytes)| (bytes, i))
-            .max_by_key(|&(bytes, i)| (bytes, std::cmp::Reverse(i)))
-            .unwrap_or((0, 0))
-    }
-
-    /// Live bytes of the chosen buffers at every operation (at least one moment, so that persistent
-    /// buffers count).
-    pub fn live_bytes(&self, chosen: impl Fn(&Buffer) -> bool) -> Vec<u64> {
-        let mut change = vec![0i64; self.ops.len().max(1) + 1];
-        for buffer in self.buffers.iter().filter(|b| chosen(b)) {
-            change[buffer.live.start] += buffer.room() as i64;
-            change[buffer.live.end.max(1)] -= buffer.room() as i64;
-        }
-        let mut sum = 0;
-        change.pop();
-        change
-            .into_iter()
-            .map(|delta| {
-                sum += delta;
-                sum as u64
-            })
-            .collect()
-    }
-}

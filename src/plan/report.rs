@@ -1,78 +1,78 @@
-//! The memory table of a plan: bytes by class, by layer and over time, the peak moment, the floor.
-//! Text for people; the numbers are plain fields for programs. Depends on the plan alone.
+//! The memory table of a plan: bytes by class, by layer and by operation, the peak, and the floor.
+//! The numbers are plain fields, which `paragon plan` prints. Depends on the plan alone.
 
 use super::{ALIGNMENT, Buffer, Class, PlanData, Precision};
 use serde::Serialize;
 
-/// One row: what, bytes, and whether its bytes are shared with other rows by lifetime.
+/// One row of the memory table.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryLine {
     /// What the bytes are for.
     pub what: String,
-    /// How many.
+    /// Number of bytes.
     pub bytes: u64,
-    /// Live-time sharing makes the arena smaller than the sum of its rows; rows with `shared` take
-    /// part in that.
+    /// Whether other buffers may use the same bytes at other times. Such rows add up to more than
+    /// the arena.
     pub shared: bool,
 }
 
-/// A buffer that is live at a moment.
+/// A buffer that is live while an operation runs.
 #[derive(Clone, Debug, Serialize)]
 pub struct LiveBuffer {
-    /// Its name.
+    /// The buffer's name.
     pub name: String,
-    /// What it is for.
+    /// The name of its class.
     pub class: &'static str,
-    /// Its bytes, aligned.
+    /// Its bytes, alignment included.
     pub bytes: u64,
 }
 
-/// One operation of a step, and what lives while it runs.
+/// One operation of a step, and the buffers that are live while it runs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Moment {
     /// Number of the operation.
     pub operation: usize,
-    /// What it does.
+    /// The operation's name ([`Op::label`](super::Op::label)).
     pub label: &'static str,
-    /// Live bytes.
+    /// Live bytes, persistent buffers included.
     pub bytes: u64,
-    /// The live buffers that come and go within a step, largest first.
+    /// The live buffers that are not persistent, largest first.
     pub live: Vec<LiveBuffer>,
 }
 
 /// One activation, gradient or loss buffer of a step.
 #[derive(Clone, Debug, Serialize)]
 pub struct LayerLine {
-    /// The layer it is the output (or `d`, the gradient) of.
+    /// The layer whose output the buffer is, or with a leading `d` that output's gradient.
     pub name: String,
-    /// What it is for.
+    /// The name of its class.
     pub class: &'static str,
     /// Its bytes.
     pub bytes: u64,
-    /// First and last operation that touch it.
+    /// The first and the last operation that touch it.
     pub live: (usize, usize),
-    /// Where it lies in the arena.
+    /// Offset in the arena, bytes.
     pub offset: u64,
 }
 
-/// The table of one plan.
+/// The memory table of one plan.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryTable {
     /// Type of activations.
     pub precision: Precision,
-    /// Rows by class; shared rows give the largest sum live at one moment.
+    /// One row per class; for shared rows, the most bytes of the class that are live at one time.
     pub lines: Vec<MemoryLine>,
-    /// What is allocated, exactly.
+    /// The allocated bytes, exactly.
     pub arena_bytes: u64,
-    /// What outlives a step, and the buffers of its greediest operation: no order of these
+    /// The persistent buffers and those of the operation that needs most: no order of these
     /// operations needs less.
     pub floor_bytes: u64,
-    /// The moment with most live bytes: the lower bound of any layout.
+    /// The operation with most live bytes: a lower bound of the arena for this order.
     pub peak: Moment,
 }
 
 impl PlanData {
-    /// The name of a class in this plan.
+    /// The name of a class in this plan's memory table.
     pub fn class_label(&self, class: Class) -> &'static str {
         match class {
             Class::Parameters if self.precision != Precision::F32 => "master weights",
@@ -106,7 +106,7 @@ impl PlanData {
         }
     }
 
-    /// What lives while an operation runs.
+    /// The buffers that are live while an operation runs.
     pub fn moment(&self, operation: usize) -> Moment {
         let alive: Vec<&Buffer> = self
             .buffers
@@ -132,8 +132,7 @@ impl PlanData {
         }
     }
 
-    /// Every buffer that comes and goes within a step, workspace left out, in the order of their
-    /// first use.
+    /// Every buffer that is neither persistent nor workspace, in the order of first use.
     pub fn layers(&self) -> Vec<LayerLine> {
         let shown = |b: &&Buffer| {
             !b.class.persistent() && b.class != Class::Workspace && b.parent.is_none()
@@ -154,6 +153,7 @@ impl PlanData {
         lines
     }
 
+    /// See [`MemoryTable::floor_bytes`].
     fn floor(&self) -> u64 {
         let persistent: u64 = self
             .buffers
@@ -165,11 +165,11 @@ impl PlanData {
             let mut ids: Vec<_> = op.accesses().map(|a| a.buffer).collect();
             ids.sort_unstable();
             ids.dedup();
-            let passing = ids
+            let transient = ids
                 .into_iter()
                 .map(|id| self.buffer(id))
                 .filter(|b| !b.class.persistent());
-            passing
+            transient
                 .map(|b| b.bytes.next_multiple_of(ALIGNMENT))
                 .sum::<u64>()
         });

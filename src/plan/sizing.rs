@@ -1,13 +1,12 @@
-//! What a backend tells the plan about itself, so that the plan knows every byte without knowing
-//! any backend: workspace of each operation, sums carried between slices, the type of activations,
-//! a second staged batch. Depends on the operations alone.
+//! What a backend reports about itself, so that the planner counts every byte without depending on
+//! a backend: the workspace of each operation, sums carried between slices, the type of
+//! activations, a second batch buffer. Depends on the operations alone.
 
 use super::{Op, Reconstruct};
 use serde::{Deserialize, Serialize};
 
-/// The type of the values that flow between operations. Parameters, gradients of parameters,
-/// moments, EMA, the network's input, its prediction and every reduction stay f32 (or f64) whatever
-/// it is.
+/// The type of activations and their gradients. Parameters and their gradients, moments, EMA, the
+/// network's input, its prediction and every sum are f32 or f64 with each of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
@@ -30,7 +29,8 @@ impl Precision {
         }
     }
 
-    /// The bits of the nearest half, ties to even; for f32, which has no halves, those of bf16.
+    /// The bits of the nearest value with 16 bits, ties to even; [`Precision::F32`], which has no
+    /// such values, gives those of bf16.
     pub fn narrow(self, value: f32) -> u16 {
         let bits = value.to_bits();
         let sign = (bits >> 16) as u16 & 0x8000;
@@ -38,7 +38,7 @@ impl Precision {
         match self {
             Precision::Fp16 if magnitude > 0x7f80_0000 => sign | 0x7e00,
             Precision::Fp16 if magnitude >= 0x477f_f000 => sign | 0x7c00, // rounds to 65536 or more
-            // below the normal halves: whole multiples of 2^-24, which adding 0.5 rounds to
+            // subnormal: adding 0.5 rounds to a multiple of 2^-24
             Precision::Fp16 if magnitude < 0x3880_0000 => {
                 sign | ((f32::from_bits(magnitude) + 0.5).to_bits() - 0x3f00_0000) as u16
             }
@@ -50,7 +50,7 @@ impl Precision {
         }
     }
 
-    /// The value of a half; of a bf16 for f32.
+    /// The value of 16 bits; [`Precision::F32`] reads them as bf16.
     pub fn widen(self, bits: u16) -> f32 {
         if self != Precision::Fp16 {
             return f32::from_bits(u32::from(bits) << 16);
@@ -75,22 +75,32 @@ impl std::fmt::Display for Precision {
     }
 }
 
-/// The bytes a backend needs beside the values the plan itself counts.
+/// What a backend needs from a plan, besides the values that the planner itself counts.
 pub trait Sizing {
-    /// The backend in words, for the message about a plan that was made for another one.
+    /// The backend in words, for the error about a plan that was made for another one.
     fn name(&self) -> String {
         "an unknown backend".to_string()
+    }
+
+    /// Checks that the backend has a kernel for `op`. [`Sizing::workspace`] and [`Sizing::carry`]
+    /// must not panic for any operation, whatever this returns.
+    ///
+    /// # Errors
+    /// The property of `op` that the backend does not support.
+    fn supports(&self, _op: &Op) -> anyhow::Result<()> {
+        Ok(())
     }
 
     /// Workspace bytes for `op`.
     fn workspace(&self, op: &Op) -> u64;
 
-    /// Bytes in which `op` keeps its running sums between the slices of a micro-batch; 0 where it
-    /// sums nothing.
+    /// Bytes in which `op` keeps its running sums between the slices of a micro-batch; 0 if it sums
+    /// nothing.
     fn carry(&self, op: &Op) -> u64;
 
-    /// Whether the backend adds up `op`'s sums only after the last operation of a micro-batch,
-    /// together with others': what they are made of ([`Op::sums`]) then lives until there.
+    /// Whether the backend adds up `op`'s partial sums only after the last operation of a
+    /// micro-batch, together with those of other operations. Their buffers ([`Op::sums`]) then stay
+    /// alive until then.
     fn defers_sums(&self, _op: &Op) -> bool {
         false
     }
@@ -100,20 +110,19 @@ pub trait Sizing {
         Precision::F32
     }
 
-    /// Bytes in which the folded convolution is kept for all slices and for the
-    /// backward pass; 0 where each makes its own.
+    /// Bytes of the folded convolution that is kept for all slices and for the backward pass; 0 if
+    /// each operation computes its own.
     fn folded(&self, _: &Reconstruct) -> u64 {
         0
     }
 
-    /// Bytes of the numbers that change from step to step, where the backend reads them from the
-    /// arena.
+    /// Bytes of the block of scalars (learning rate etc.), if the backend reads it from the arena.
     fn scalar_bytes(&self) -> u64 {
         0
     }
 
-    /// Whether the next batch is copied to the device while this one is computed on, which takes a
-    /// second place for it.
+    /// Whether the next batch is copied to the device while it computes on this one, which needs a
+    /// second batch buffer.
     fn copies_ahead(&self) -> bool {
         false
     }

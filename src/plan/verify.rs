@@ -1,14 +1,15 @@
-//! The checks every backend relies on. Depends on the plan alone.
+//! The checks that every backend relies on. Depends on the plan alone.
 
-use super::{ALIGNMENT, Access, BufferId, Op, PlanData, Reconstruct, ReconstructBack, Sizing};
-use anyhow::ensure;
+use super::error::unsupported;
+use super::{ALIGNMENT, Access, Buffer, BufferId, Error, Op, PlanData, Sizing};
 use std::ops::Range;
 
-/// Which bytes of a buffer have been written.
+/// The byte ranges of one buffer that operations have written so far.
 #[derive(Clone, Default)]
 struct Written(Vec<Range<u64>>);
 
 impl Written {
+    /// Adds a range and merges it with the ranges that it overlaps or touches.
     fn add(&mut self, mut new: Range<u64>) {
         self.0.retain(|old| {
             let apart = old.end < new.start || new.end < old.start;
@@ -21,224 +22,280 @@ impl Written {
     }
 
     fn covers(&self, wanted: &Range<u64>) -> bool {
-        wanted.is_empty()
-            || self
-                .0
-                .iter()
-                .any(|have| have.start <= wanted.start && wanted.end <= have.end)
+        let inside = |have: &Range<u64>| have.start <= wanted.start && wanted.end <= have.end;
+        wanted.is_empty() || self.0.iter().any(inside)
+    }
+}
+
+/// [`Error::Invalid`] with this text unless `holds`.
+fn require(holds: bool, text: impl FnOnce() -> String) -> Result<(), Error> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::Invalid(text()))
     }
 }
 
 impl PlanData {
-    /// Checks what every backend relies on: buffers inside the arena and aligned, no two live ones
-    /// overlapping, no byte read before it was written, and late sums alive until they are added
-    /// up.
+    /// Checks what every backend relies on: every buffer that is named exists, buffers are aligned
+    /// and inside the arena, no two live ones overlap, no byte is read before it was written, and
+    /// deferred sums are alive until they are added up.
     ///
     /// # Errors
     /// Names the buffers and the operation; such an error is a bug in a plan builder, never the
     /// user's fault.
-    pub fn verify(&self) -> anyhow::Result<()> {
-        for buffer in &self.buffers {
-            let inside = buffer
-                .offset
-                .checked_add(buffer.bytes)
-                .is_some_and(|end| end <= self.arena_bytes);
-            ensure!(inside, "{} ends outside the arena", buffer.name);
-            match buffer.parent {
-                None => ensure!(
-                    buffer.offset % ALIGNMENT == 0,
-                    "{} is not aligned",
-                    buffer.name
-                ),
-                Some((id, at)) => {
-                    let whole = self.buffer(id);
-                    let ends = at
-                        .checked_add(buffer.bytes)
-                        .is_some_and(|end| end <= whole.bytes);
-                    let inside =
-                        whole.parent.is_none() && ends && buffer.offset == whole.offset + at;
-                    ensure!(inside, "{} is no part of {}", buffer.name, whole.name);
-                    let lives =
-                        whole.live.start <= buffer.live.start && buffer.live.end <= whole.live.end;
-                    ensure!(lives, "{} outlives {}", buffer.name, whole.name);
-                }
-            }
-        }
+    pub fn verify(&self) -> Result<(), Error> {
+        self.verify_names()?;
+        self.buffers
+            .iter()
+            .try_for_each(|buffer| self.verify_place(buffer))?;
         self.verify_overlaps()?;
-        let mut written: Vec<Written> = vec![Written::default(); self.buffers.len()];
-        for (id, buffer) in (0u32..).map(BufferId).zip(&self.buffers) {
-            let by_host = [self.ports.input, self.ports.target].contains(&Some(id));
-            let unpacked = || {
-                self.ops
-                    .iter()
-                    .any(|op| matches!(op, Op::Unpack(u) if u.output == id))
-            };
-            if buffer.class.persistent() || (by_host && !unpacked()) {
-                written[id.0 as usize].add(0..buffer.bytes);
-            }
+        self.verify_order()?;
+        self.verify_ranges()
+    }
+
+    /// Every buffer that an operation, a port or the batch names is one of the plan's.
+    fn verify_names(&self) -> Result<(), Error> {
+        let p = &self.ports;
+        let ports = [
+            p.parameters,
+            p.gradients,
+            p.moment1,
+            p.moment2,
+            p.ema,
+            p.input,
+            p.output,
+            p.target,
+            p.input_gradients[0],
+            p.input_gradients[1],
+            p.metrics,
+            p.scalars,
+            p.next_batch,
+        ];
+        let named = self
+            .ops
+            .iter()
+            .flat_map(Op::accesses)
+            .map(|access| access.buffer)
+            .chain(ports.into_iter().flatten())
+            .chain(self.batch.map(|batch| batch.buffer))
+            .chain(self.deferred_sums.iter().copied())
+            .chain(self.buffers.iter().filter_map(|b| Some(b.parent?.0)));
+        for id in named {
+            self.get_buffer(id).ok_or(Error::NoSuchBuffer {
+                number: id.0,
+                buffers: self.buffers.len(),
+            })?;
         }
+        Ok(())
+    }
+
+    /// The buffer is inside the arena and aligned, or a view inside a buffer that lives as long.
+    fn verify_place(&self, buffer: &Buffer) -> Result<(), Error> {
+        let end = buffer.offset.checked_add(buffer.bytes);
+        require(end.is_some_and(|end| end <= self.arena_bytes), || {
+            format!("{} ends outside the arena", buffer.name)
+        })?;
+        let Some((parent, at)) = buffer.parent else {
+            return require(buffer.offset.is_multiple_of(ALIGNMENT), || {
+                format!("{} is not aligned", buffer.name)
+            });
+        };
+        let whole = self.buffer(parent);
+        let end = at.checked_add(buffer.bytes);
+        let inside = whole.parent.is_none()
+            && end.is_some_and(|end| end <= whole.bytes)
+            && whole.offset.checked_add(at) == Some(buffer.offset);
+        require(inside, || {
+            format!("{} is no part of {}", buffer.name, whole.name)
+        })?;
+        let lives = whole.live.start <= buffer.live.start && buffer.live.end <= whole.live.end;
+        require(lives, || format!("{} outlives {}", buffer.name, whole.name))
+    }
+
+    /// The operations of `micro`, `update` and of every lifetime are operations of the plan.
+    fn verify_ranges(&self) -> Result<(), Error> {
+        let exists = |range: &Range<usize>| range.start <= range.end && range.end <= self.ops.len();
+        for range in [&self.micro, &self.update] {
+            require(exists(range), || {
+                format!("operations {range:?} of a plan of {}", self.ops.len())
+            })?;
+        }
+        for buffer in &self.buffers {
+            require(exists(&buffer.live), || {
+                format!("{} lives at operations that do not exist", buffer.name)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What is written before the first operation: persistent buffers, and float inputs of the
+    /// host.
+    fn written_at_start(&self) -> Vec<Written> {
+        let unpacked = |id: BufferId| {
+            let writes = |op: &Op| matches!(op, Op::Unpack(unpack) if unpack.output == id);
+            self.ops.iter().any(writes)
+        };
+        let by_host = |id: BufferId| {
+            [self.ports.input, self.ports.target].contains(&Some(id)) && !unpacked(id)
+        };
+        (0u32..)
+            .map(BufferId)
+            .zip(&self.buffers)
+            .map(|(id, buffer)| {
+                let mut written = Written::default();
+                if buffer.class.persistent() || by_host(id) {
+                    written.add(0..buffer.bytes);
+                }
+                written
+            })
+            .collect()
+    }
+
+    /// In the order of the operations, nothing is read before it is written.
+    fn verify_order(&self) -> Result<(), Error> {
+        let mut written = self.written_at_start();
         for (i, op) in self.ops.iter().enumerate() {
+            let label = op.label();
             if let Op::StructuralLoss(o) = op {
-                let name = &self.buffer(o.prediction).name;
-                ensure!(
-                    o.prediction != o.d_prediction,
-                    "operation {i} ({}) would overwrite {name} while reading it",
-                    op.label()
-                );
+                require(o.prediction != o.d_prediction, || {
+                    let name = &self.buffer(o.prediction).name;
+                    format!("operation {i} ({label}) would overwrite {name} while reading it")
+                })?;
             }
             for Access { buffer, .. } in op.accesses().filter(|a| a.read) {
                 let (owner, range) = self.bytes_of(buffer);
-                let known = written[owner.0 as usize].covers(&range);
-                ensure!(
-                    known,
-                    "operation {i} ({}) reads {} before it is written",
-                    op.label(),
-                    self.buffer(buffer).name
-                );
+                require(written[owner.0 as usize].covers(&range), || {
+                    let name = &self.buffer(buffer).name;
+                    format!("operation {i} ({label}) reads {name} before it is written")
+                })?;
             }
             for Access { buffer, .. } in op.accesses().filter(|a| a.write) {
                 let (owner, range) = self.bytes_of(buffer);
                 written[owner.0 as usize].add(range);
             }
-            if let Op::Reconstruct(Reconstruct {
-                folded: Some(folded),
-                ..
-            }) = op
+            if let Op::Reconstruct(reconstruct) = op
+                && let Some(folded) = reconstruct.folded
             {
                 let buffer = self.buffer(folded.buffer);
-                ensure!(
-                    buffer.live.start <= self.micro.start,
-                    "{} has no place when it is made",
-                    buffer.name
-                );
+                require(buffer.live.start <= self.micro.start, || {
+                    format!("{} is not alive when it is computed", buffer.name)
+                })?;
             }
             if i + 1 == self.micro.end {
-                for &id in &self.deferred_sums {
-                    let (buffer, (owner, range)) = (self.buffer(id), self.bytes_of(id));
-                    ensure!(
-                        written[owner.0 as usize].covers(&range),
-                        "{} is added up before it is written",
-                        buffer.name
-                    );
-                    ensure!(
-                        buffer.live.contains(&i),
-                        "{} does not live until it is added up",
-                        buffer.name
-                    );
-                }
+                self.verify_deferred(i, &written)?;
             }
         }
         Ok(())
     }
 
-    /// Checks that a backend which asks for `sizing` finds the room that it writes to: type of
+    /// After the last operation of `micro`, the deferred sums are written and alive.
+    fn verify_deferred(&self, last: usize, written: &[Written]) -> Result<(), Error> {
+        for &id in &self.deferred_sums {
+            let (buffer, (owner, range)) = (self.buffer(id), self.bytes_of(id));
+            require(written[owner.0 as usize].covers(&range), || {
+                format!("{} is added up before it is written", buffer.name)
+            })?;
+            require(buffer.live.contains(&last), || {
+                format!("{} does not live until it is added up", buffer.name)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a backend which reports `sizing` finds the memory that it writes to: the type of
     /// activations, workspace and carried sums of every operation, the block of scalars, the second
-    /// place for a batch, sums that live until they are added up. A plan that was made for other
-    /// threads or another backend has less.
+    /// batch buffer, and sums that live until they are added up. A plan that was made for another
+    /// backend or fewer threads has less.
     ///
     /// # Errors
-    /// Names for whom the plan was made, and what is missing.
-    pub fn check_sized_for(&self, sizing: &dyn Sizing) -> anyhow::Result<()> {
-        let other = || {
-            format!(
-                "the plan was made for {} and cannot run on {}",
-                self.sized_for,
-                sizing.name()
-            )
+    /// [`Error::OtherBackend`], with what does not fit, or [`Error::Unsupported`].
+    pub fn check_sized_for(&self, sizing: &dyn Sizing) -> Result<(), Error> {
+        let require = |holds: bool, difference: &dyn Fn() -> String| {
+            if holds {
+                return Ok(());
+            }
+            Err(Error::OtherBackend {
+                made_for: self.sized_for.clone(),
+                asked_of: sizing.name(),
+                difference: difference(),
+            })
         };
-        ensure!(
-            self.precision == sizing.precision(),
-            "{}: it computes in {}",
-            other(),
-            self.precision
-        );
+        require(self.precision == sizing.precision(), &|| {
+            format!("it computes in {}", self.precision)
+        })?;
         let bytes = |id: Option<BufferId>| {
-            id.and_then(|id| self.buffers.get(id.0 as usize))
+            id.and_then(|id| self.get_buffer(id))
                 .map_or(0, |buffer| buffer.bytes)
         };
         let room = |what: &str, op: &Op, has: u64, needed: u64| {
-            ensure!(
-                has >= needed,
-                "{}: the {what} of \"{}\" has {has} bytes where {needed} are needed",
-                other(),
-                op.label()
-            );
-            Ok(())
+            require(has >= needed, &|| {
+                let label = op.label();
+                format!("the {what} of \"{label}\" has {has} bytes where {needed} are needed")
+            })
         };
         for op in &self.ops {
+            sizing.supports(op).map_err(unsupported)?;
             room("workspace", op, bytes(op.workspace()), sizing.workspace(op))?;
             if let Some(slice) = op.slice()
                 && (slice.carry.is_some() || !(slice.first && slice.last))
             {
                 room("carried sums", op, bytes(slice.carry), sizing.carry(op))?;
             }
-            if let Op::Reconstruct(head)
-            | Op::ReconstructBack(ReconstructBack { forward: head, .. }) = op
-            {
-                room(
-                    "folded kernel",
-                    op,
-                    bytes(head.folded.map(|c| c.buffer)),
-                    sizing.folded(head),
-                )?;
+            if let Some(reconstruct) = op.reconstruct() {
+                let has = bytes(reconstruct.folded.map(|folded| folded.buffer));
+                room("folded kernel", op, has, sizing.folded(reconstruct))?;
             }
         }
-        ensure!(
-            bytes(self.ports.scalars) >= sizing.scalar_bytes(),
-            "{}: it has no block of scalars",
-            other()
-        );
+        require(bytes(self.ports.scalars) >= sizing.scalar_bytes(), &|| {
+            "it has no block of scalars".to_string()
+        })?;
         let (trains, second) = (!self.update.is_empty(), self.ports.next_batch.is_some());
-        ensure!(
+        require(
             second || !trains || self.batch.is_none() || !sizing.copies_ahead(),
-            "{}: it has no second place for a batch",
-            other()
-        );
-        let late = self
-            .ops
-            .get(self.micro.clone())
-            .unwrap_or_default()
+            &|| "it has no second place for a batch".to_string(),
+        )?;
+        let micro = self.ops.get(self.micro.clone()).unwrap_or_default();
+        for id in micro
             .iter()
             .filter(|op| sizing.defers_sums(op))
-            .flat_map(Op::sums);
-        for id in late {
-            ensure!(
-                self.deferred_sums.contains(&id),
-                "{}: {} does not live until it is added up",
-                other(),
-                self.buffer(id).name
-            );
+            .flat_map(Op::sums)
+        {
+            require(self.deferred_sums.contains(&id), &|| {
+                let name = self.get_buffer(id).map_or("a buffer", |b| b.name.as_str());
+                format!("{name} does not live until it is added up")
+            })?;
         }
         Ok(())
     }
 
-    /// The buffer that owns the bytes, and which of its bytes they are.
+    /// The buffer that a view is a part of (or the buffer itself), and the range of its bytes.
     fn bytes_of(&self, id: BufferId) -> (BufferId, Range<u64>) {
         let buffer = self.buffer(id);
         let (owner, start) = buffer.parent.unwrap_or((id, 0));
         (owner, start..start + buffer.bytes)
     }
 
-    /// No two buffers that live together share a byte: at every operation, each ends before the
-    /// next begins.
-    fn verify_overlaps(&self) -> anyhow::Result<()> {
+    /// No two buffers that are alive at the same operation share a byte.
+    fn verify_overlaps(&self) -> Result<(), Error> {
         let mut starts: Vec<_> = self.buffers.iter().filter(|b| b.room() > 0).collect();
         starts.sort_by_key(|b| std::cmp::Reverse(b.live.start));
-        let mut live: Vec<_> = Vec::new();
+        let mut live: Vec<&Buffer> = Vec::new();
         for at in 0..self.ops.len() {
-            live.retain(|b: &&super::Buffer| at < b.live.end);
+            live.retain(|b| at < b.live.end);
             while let Some(b) = starts.pop_if(|b| b.live.start <= at) {
                 live.push(b);
             }
             live.sort_by_key(|b| b.offset);
+            // sorted by offset, so each must end before the next begins
             for pair in live.windows(2) {
-                let apart = pair[0].offset + pair[0].bytes <= pair[1].offset;
-                ensure!(
-                    apart,
-                    "{} and {} are live together and share bytes",
-                    pair[0].name,
-                    pair[1].name
-                );
+                let (first, second) = (pair[0], pair[1]);
+                require(first.offset + first.bytes <= second.offset, || {
+                    format!(
+                        "{} and {} are live together and share bytes",
+                        first.name, second.name
+                    )
+                })?;
             }
         }
         Ok(())

@@ -6,7 +6,7 @@
 use super::TrainConfig;
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
-use crate::inference::upscale::{Tiles, least_room};
+use crate::inference::upscale::{Tiler, least_room};
 use crate::loader::Bound;
 use crate::model::{Recompute, training_plan};
 use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing};
@@ -23,7 +23,7 @@ const PROCESS_BYTES: u64 = 24 << 20;
 /// # Errors
 /// Never with the default tile.
 pub fn validation_bytes(config: &TrainConfig, largest: u64) -> Result<u64> {
-    Ok(Tiles::new(config.network.clone(), 0)?.bytes() + largest * PICTURE_BYTES)
+    Ok(Tiler::new(config.network.clone(), 0)?.bytes() + largest * PICTURE_BYTES)
 }
 
 /// Bytes for each pixel of a validation image: decoding takes up to 11 and the decoder's own

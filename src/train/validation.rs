@@ -7,7 +7,7 @@ use super::keeping::MeasuredOn;
 use super::{DevicePlace, HeldOut, RunOptions, TrainConfig, previews};
 use crate::backend::Backend;
 use crate::inference::eval::{Scores, evaluate_pair, mean};
-use crate::inference::upscale::{LentUpscaler, Tiles, largest_tile};
+use crate::inference::upscale::{LentUpscaler, Tiler, largest_tile};
 use crate::plan::{Plan, Sizing};
 use crate::sys::anonymous_memory;
 use anyhow::{Context, Result};
@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 /// between steps.
 pub(super) struct Validation {
     pub held_out: HeldOut,
-    tiles: Tiles,
+    tiler: Tiler,
     sizing: Box<dyn Sizing>,
     /// Iterations between validations.
     pub every: u64,
@@ -51,12 +51,12 @@ impl Validation {
         };
         let held_out = HeldOut::open(folder, config.network.scale)?;
         let largest = held_out.largest()?;
-        let tiles = Tiles::new(config.network.clone(), 0)?;
+        let tiler = Tiler::new(config.network.clone(), 0)?;
         let crop = options.crop_border.unwrap_or(config.network.scale as u32);
         let every = options.validate_every.max(1);
         Ok(Some(Validation {
             held_out,
-            tiles,
+            tiler,
             sizing: place.inference(),
             every,
             largest,
@@ -69,7 +69,7 @@ impl Validation {
     pub fn fit_tiles(&mut self, config: &TrainConfig, plan: &Plan) -> Result<()> {
         let room = plan.free_between_steps();
         let side = largest_tile(&config.network, self.sizing.as_ref(), room.end - room.start)?;
-        self.tiles = Tiles::new(config.network.clone(), side)?;
+        self.tiler = Tiler::new(config.network.clone(), side)?;
         Ok(())
     }
 
@@ -106,7 +106,7 @@ impl Validation {
         warn: &mut dyn FnMut(String),
     ) -> Validated {
         let mut upscaler = LentUpscaler {
-            tiles: &mut self.tiles,
+            tiler: &mut self.tiler,
             host: backend,
             sizing: self.sizing.as_ref(),
             params,

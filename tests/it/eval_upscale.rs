@@ -84,7 +84,7 @@ fn eval_of_set5_gives_the_reference_figures_for_bicubic() {
             let name = image["name"].as_str().unwrap();
             let wanted = &golden[format!("{name}.png")];
             check(name, &image["bicubic"], wanted);
-            // a LQ of odd size has a HR that is cut to match
+            // HR is cut to a multiple of the scale
             assert!(
                 image["width"].as_u64() <= wanted["size_hr"][0].as_u64(),
                 "{name}"
@@ -178,7 +178,7 @@ fn saved_pictures_keep_their_folders_and_never_meet() {
             image["width"].as_u64()
         );
     }
-    // never in the place of what is measured, also by way of a link
+    // never over a measured image, not even through a link
     let before = fs::read(data.join("a/1.png")).unwrap();
     let eval = |saved: &Path| {
         run(&[
@@ -387,7 +387,7 @@ fn pictures_of_every_shape_and_kind_are_upscaled() {
         );
         assert_eq!(image.dimensions(), (2 * w, 2 * h));
     }
-    // the same colours in other clothes give the same result
+    // the same pixels in other formats give the same result
     let plain = RgbImage::from_fn(24, 18, |x, y| Rgb([(x * 9 + y) as u8; 3]));
     let expected = upscale(
         "plain.png",
@@ -430,7 +430,7 @@ fn pictures_of_every_shape_and_kind_are_upscaled() {
         ) == expected,
         "TIFF"
     );
-    // the ending decides what is written
+    // the file name's extension decides the format
     for (out, start) in [
         ("o.jpg", &b"\xFF\xD8\xFF"[..]),
         ("o.JPEG", b"\xFF\xD8\xFF"),
@@ -457,8 +457,7 @@ fn pictures_of_every_shape_and_kind_are_upscaled() {
     }
 }
 
-/// Memory of `upscale` is that of one tile and of the images in and out, whatever the image's
-/// size.
+/// `upscale` needs memory for one tile and for the images in and out, whatever the image's size.
 #[test]
 fn upscale_takes_memory_for_a_tile_and_the_pictures() {
     let dir = tempfile::tempdir().unwrap();
@@ -555,7 +554,7 @@ fn train_stays_within_what_it_computed_before_the_start() {
             peak <= planned && summary["peak_anonymous"].as_u64().unwrap() <= planned,
             "{more:?}: {peak} bytes, computed {planned}"
         );
-        // and what was computed is no fantasy: all of the arena is used
+        // the computed figure is not too large either: all of the arena is used
         assert!(
             planned > 40 * MIB && peak > planned / 3,
             "{more:?}: {peak} of {planned}"
@@ -638,8 +637,8 @@ fn validation_in_the_arena_of_the_step_changes_no_bit() {
     }
 }
 
-/// PyTorch loads what `train` writes with `strict=True` and makes the same image of it within one
-/// level. Needs a Python with torch, named by `PARAGON_PYTHON`.
+/// PyTorch loads what `train` writes with `strict=True`, and its image differs by at most 1 of 255.
+/// Needs a Python with torch, named by `PARAGON_PYTHON`.
 #[test]
 fn pytorch_loads_a_trained_network_and_agrees() {
     let Some(python) = std::env::var_os("PARAGON_PYTHON") else {

@@ -1,6 +1,6 @@
-//! The CPU backend against the plain f64 reference, with no outside file: outputs and gradients for
-//! every instruction set over shapes that stress its bands and vectors, batches of bytes through
-//! every augmentation, accumulation, the optimizer along a trajectory, and equal bits for any
+//! The CPU backend against the plain f64 reference, without files: outputs and gradients for every
+//! instruction set, with shapes at the limits of its bands and vectors; u8 batches with every
+//! augmentation; gradient accumulation; the optimizer over several steps; and equal bits for every
 //! number of threads.
 
 use crate::{network_common, reference};
@@ -25,7 +25,7 @@ const EVERY_LOSS: [(LossKind, f32); 5] = [
     (LossKind::MsSsim, 0.08),
 ];
 
-/// Largest relative error of an output: a few roundings of f32.
+/// Largest relative error of an output: a few f32 rounding errors.
 const OUTPUT: f64 = 1e-6;
 
 /// Checks one scale over shapes (n, h, w): bands are at most 32 rows high, vectors at most 16 wide.
@@ -38,9 +38,9 @@ fn check_shapes(scale: usize, shapes: &[(usize, usize, usize)]) {
     for (i, &(n, h, w)) in shapes.iter().enumerate() {
         let input = noise(n * h * w * 3, i as u64);
         let expected = twin.reference.forward(&wide(&input), n, h, w);
-        // far from the output, so that no sign of the L1 gradient hangs on rounding, and on the
-        // side of the base, so that the gradient of detail_gain, a single number, is no small
-        // difference of large ones
+        // The target is far from the output, so that rounding changes no sign of the L1 gradient. It
+        // is on the base's side, so that the gradient of detail_gain, a single number, is not a
+        // small difference of large numbers.
         let base = base.forward(&wide(&input), n, h, w);
         let offset = |i: usize| {
             (0.25 + 0.05 * (i % 3) as f64) * if expected[i] > base[i] { -1.0 } else { 1.0 }
@@ -73,7 +73,7 @@ fn check_shapes(scale: usize, shapes: &[(usize, usize, usize)]) {
             for isa in Isa::available() {
                 for direct in [false, true] {
                     let spec = StepSpec {
-                        direct,
+                        without_winograd: direct,
                         ..spec(n, (h, w), &[(kind, 1.0)], true)
                     };
                     let mut step = twin.load(&spec, options(isa, 2));
@@ -122,7 +122,7 @@ fn x8_matches_the_reference() {
     check_shapes(8, &[(1, 1, 1), (2, 3, 4), (1, 5, 2)]);
 }
 
-/// The image after flipping and turning it step by step.
+/// The image after flipping and rotating it step by step.
 fn turn(code: u8, picture: &[u8], size: usize) -> Vec<u8> {
     let mut rows: Vec<Vec<[u8; 3]>> = picture
         .chunks_exact(size * 3)
@@ -160,8 +160,8 @@ fn every_augmentation_is_that_of_pictures_turned_by_hand() {
         let lq_turned = turned(&lq, size);
         let input = unit(&lq_turned);
         let output = twin.reference.forward(&input, n, size, size);
-        // a target that no value of the output comes so close to that the slope of L1 or
-        // Charbonnier hangs on rounding
+        // a target far enough from every output value that rounding does not change the gradient of
+        // L1 or Charbonnier
         let pick = |seed| {
             let hr = bytes(output.len(), seed);
             let turned = turned(&hr, size * scale);
@@ -232,8 +232,8 @@ fn every_augmentation_is_that_of_pictures_turned_by_hand() {
                 &stored[range.offset..][..range.len]
             });
             println!("{isa} x{scale}: floats against bytes, worst gradient {error:.1e} ({name})");
-            // MS-SSIM does not see a constant added to an image: sums of its gradient cancel and
-            // leave few bits
+            // MS-SSIM does not depend on a constant added to an image: sums of its gradient cancel,
+            // and few bits are left
             assert!(
                 error < 1e-4,
                 "{isa} x{scale}: the gradient of {name} differs by {error:e} between floats and bytes"
@@ -249,8 +249,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn micro_batches_add_up_to_the_large_batch() {
     let twin = Twin::new(2, 5);
-    // a power of two, so that 1 / k is exact: MS-SSIM does not see a constant added to an image,
-    // so sums of its gradient cancel and show every rounding of what they are scaled by
+    // A power of two, so that 1 / k is exact. MS-SSIM does not depend on a constant added to an
+    // image, so sums of its gradient cancel and would amplify a rounding error of the factor.
     let (size, micro, k) = (12, 2, 4);
     let (lq, hr) = (
         bytes(k * micro * size * size * 3, 3),
@@ -270,7 +270,7 @@ fn micro_batches_add_up_to_the_large_batch() {
             &spec(micro, (size, size), &losses, false),
             options(Isa::detect(), 2),
         );
-        // twice, since the first micro-batch of an iteration must forget the one before
+        // twice: the first micro-batch of an iteration must discard the previous iteration's gradients
         for i in 0..2 * k {
             let scalars = Scalars {
                 micro_scale: 1.0 / k as f32,

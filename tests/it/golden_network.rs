@@ -95,7 +95,7 @@ fn outputs_and_gradients_match_the_golden_files() {
                 (LossKind::Charbonnier, "loss.charbonnier", false),
             ] {
                 let mut spec = spec(n, (h, w), vec![(kind, 1.0)]);
-                spec.direct = direct;
+                spec.without_winograd = direct;
                 let plan = training_plan(&net, &spec, &options(isa)).unwrap();
                 let ports = plan.ports;
                 let mut backend = CpuBackend::new(plan, options(isa)).unwrap();
@@ -155,9 +155,9 @@ fn outputs_and_gradients_match_the_golden_files() {
 
 #[test]
 fn trajectories_match_the_golden_files() {
-    // The L1 slope is a sign, and the float64 predictions come as near to their targets as 1.6e-9
-    // (iteration 15 of the first file): only a head that subtracts exactly and an optimizer without
-    // avoidable rounding stay on the right side all the way.
+    // The gradient of L1 is a sign, and the float64 predictions come within 1.6e-9 of their targets
+    // (iteration 15 of the first file). The signs agree in every iteration only if Reconstruct
+    // subtracts exactly and the optimizer has no avoidable rounding.
     for name in [
         "train_realtime_x2_first2",
         "train_realtime_x2_accum_first1",
@@ -179,7 +179,7 @@ fn trajectories_match_the_golden_files() {
             let plan = training_plan(
                 &golden.net,
                 &StepSpec {
-                    direct,
+                    without_winograd: direct,
                     ..golden.spec()
                 },
                 &options,

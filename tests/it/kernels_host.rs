@@ -8,7 +8,7 @@ use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activati
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
 use paragon::backend::cuda::{CudaSizing, Launch, Order as LaunchOrder, lower_range};
-use paragon::backend::selftest::{Shared, halves, shared_buffers};
+use paragon::backend::selftest::{SharedBuffer, shared_buffers, stores_halves};
 use paragon::backend::{Backend, Scalars};
 use paragon::model::{Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, Charbonnier, L1, MsSsim, Mse, Ssim};
@@ -75,7 +75,7 @@ fn compare_network(
     // the kernels have the operations one by one, in their direct form
     let mut step = twin.load(
         &StepSpec {
-            direct: true,
+            without_winograd: true,
             ..spec.clone()
         },
         options(Isa::detect(), 2),
@@ -139,9 +139,9 @@ fn compare_network(
             if matches!(op, Op::Update(_)) && micro == 0 {
                 continue;
             }
-            let shared = shared_buffers(step.backend.plan(), &plan, at);
+            let shared = shared_buffers(step.backend.plan(), &plan, at).unwrap();
             let picked = chosen(&op);
-            for &Shared {
+            for &SharedBuffer {
                 cpu: a,
                 device: b,
                 read: reads,
@@ -152,7 +152,7 @@ fn compare_network(
                     continue;
                 }
                 let mut values = read(&mut step.backend, a);
-                if halves(step.backend.plan(), a, &plan, b) {
+                if stores_halves(step.backend.plan(), a, &plan, b) {
                     // both start from values that a half holds
                     let rounded = to_activations(bytemuck::cast_slice(&values), precision);
                     values = from_activations(&rounded, precision)
@@ -192,7 +192,7 @@ fn compare_network(
                     );
                 }
             }
-            for Shared {
+            for SharedBuffer {
                 cpu: a,
                 device: b,
                 write,
@@ -202,7 +202,7 @@ fn compare_network(
                 if !write {
                     continue;
                 }
-                let narrow = halves(step.backend.plan(), a, &plan, b);
+                let narrow = stores_halves(step.backend.plan(), a, &plan, b);
                 let (expected, got) = (read(&mut step.backend, a), first.bytes(b).to_vec());
                 let name = &plan.buffer(b).name;
                 let wide =
@@ -752,7 +752,7 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
         });
         let all = lower_range(&plan, plan.micro.clone()).unwrap();
         // a loss on the way is added up in another order than one by itself
-        let with_loss = |at: usize| plan.loss_on_the_way(at).is_some();
+        let with_loss = |at: usize| plan.fused_loss(at).is_some();
         let alone = plan
             .micro
             .clone()
@@ -884,7 +884,7 @@ fn unnoticed_barriers(
     let cpu = training_plan(
         &twin.net,
         &StepSpec {
-            direct: true,
+            without_winograd: true,
             ..spec.clone()
         },
         &options(Isa::detect(), 1),
@@ -904,9 +904,9 @@ fn unnoticed_barriers(
     let run = |at: usize, order: Order, without: Option<String>| -> Result<Vec<Vec<u8>>, String> {
         let mut host = Host::new(plan.clone(), program.clone(), order);
         host.without = without;
-        for Shared {
+        for SharedBuffer {
             cpu: a, device: b, ..
-        } in shared_buffers(&cpu, &plan, at)
+        } in shared_buffers(&cpu, &plan, at).unwrap()
         {
             let values = if plan.batch.is_some_and(|batch| batch.buffer == b) {
                 bytes(plan.buffer(b).bytes as usize, 3)
@@ -916,7 +916,7 @@ fn unnoticed_barriers(
             } else if Some(b) == plan.ports.parameters {
                 to_activations(&twin.params, Precision::F32)
             } else {
-                let narrow = halves(&cpu, a, &plan, b);
+                let narrow = stores_halves(&cpu, a, &plan, b);
                 let each = if narrow { 2 } else { 4 };
                 to_activations(
                     &network_common::noise(plan.buffer(b).bytes as usize / each, 4),

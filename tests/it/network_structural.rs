@@ -41,8 +41,8 @@ fn batch_loss(
         .sum()
 }
 
-/// Input, target near the output so that structure correlates, and a shift that keeps L1 off its
-/// kink.
+/// Input, a target near the output so that structure correlates, and a shift that keeps every
+/// difference away from 0, where the gradient of L1 jumps.
 fn pictures(reference: &Reference, (n, h, w): (usize, usize, usize)) -> (Vec<f32>, Vec<f32>) {
     let input = noise(n * h * w * 3, 3);
     let output = reference.forward(&wide(&input), n, h, w);
@@ -74,7 +74,7 @@ fn gradients_match_differences_of_the_reference() {
                 let mut moved = output.to_vec();
                 let step = 1e-6;
                 let slopes = (0..output.len()).map(|i| {
-                    // one value moves one image
+                    // one value changes one image only
                     let image = 12 * h * w;
                     let range = i / image * image..(i / image + 1) * image;
                     let mut at = |value: f64| {
@@ -98,7 +98,7 @@ fn gradients_match_differences_of_the_reference() {
             step.floats(&input, &target, &scalars());
             let worst = check_gradients(&format!("{isa} {losses:?}"), &twin, &mut step, &expected);
             println!("{isa} {losses:?}: worst gradient {worst:.1e}");
-            // the gradient is added to what the pixel losses left, not to the step before
+            // the gradient is added to that of the pixel losses, not to that of the previous step
             let (loss, gradients) = (step.loss(), step.gradients());
             step.floats(&input, &target, &scalars());
             assert!(

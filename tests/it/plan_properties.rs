@@ -1,7 +1,7 @@
 //! Properties of plans over random configurations, with checks written here and not borrowed from
 //! the plan: live buffers share no byte, everything is written before it is read, and the layout
-//! lies close to the lower bound. The figures promised for the published recipes are checked here
-//! as well.
+//! is close to the lower bound. The memory figures promised for the published recipes are checked
+//! here as well.
 
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
@@ -24,7 +24,7 @@ fn spec(
     }
 }
 
-/// First and last operation that names each buffer or a view of it.
+/// The first and the last operation that names each buffer or a view of it.
 fn uses(plan: &PlanData) -> Vec<Option<(usize, usize)>> {
     let mut uses = vec![None; plan.buffers.len()];
     for (at, op) in plan.ops.iter().enumerate() {
@@ -101,7 +101,7 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
         }
     }
     let (peak, _) = plan.peak();
-    // one of 45,000 random ones is above 1.1
+    // measured: one of 45,000 random plans is above 1.1
     prop_assert!(
         plan.arena_bytes as f64 <= 1.15 * peak as f64,
         "arena {} against the bound {peak}",
@@ -111,8 +111,8 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// The same from the launches alone: what two buffers hold is safe when no byte is in both, or the
-/// last launch to name one comes before the first that names the other.
+/// Checks overlaps from the kernel launches alone: two buffers are safe if they share no byte, or if
+/// the last launch that names one comes before the first that names the other.
 fn check_launches(plan: &PlanData) -> Result<(), TestCaseError> {
     let program = lower(plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
@@ -188,7 +188,7 @@ proptest! {
     }
 }
 
-/// A device that forgets that its sums are added up late.
+/// A device that does not report that it defers its sums.
 struct Forgetful(CudaSizing);
 
 impl Sizing for Forgetful {
@@ -224,10 +224,10 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
     assert_eq!(
         good.deferred_sums.len(),
         8,
-        "the loss, the network's end and its composition, conv_mid, three blocks, conv_in"
+        "the loss, Reconstruct and its folded convolution, conv_mid, three blocks, conv_in"
     );
     check_launches(&good).unwrap();
-    // a lifetime that ends with the operation
+    // deferred sums must live until the end of the micro-batch
     let mut short = (*good).clone();
     let id = short.deferred_sums[1];
     short.buffers[id.0 as usize].live.end -= 1;
@@ -238,7 +238,8 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
             .to_string()
             .contains("is not kept until its sums are added up")
     );
-    // a plan for another way of adding up; and the same when nobody asks
+    // a plan made for a backend that does not defer its sums, and the same with a list of deferred
+    // sums whose lifetimes are too short
     let mut forgetful = (*training_plan(&net, &spec, &Forgetful(sizing)).unwrap()).clone();
     assert!(
         lower(&forgetful)

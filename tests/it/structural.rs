@@ -21,7 +21,7 @@ const KINDS: [Similarity; 3] = [
     Similarity::MultiScale { luminance: true },
 ];
 
-/// Rows of an NHWC prediction less its target, and of the target.
+/// The rows of an NHWC prediction less its target, and of the target.
 fn rows<'a>(
     pred: &'a [f32],
     target: &'a [f32],
@@ -37,7 +37,7 @@ fn rows<'a>(
     }
 }
 
-/// Score and gradient of one image into fresh buffers; the scratch is poisoned first.
+/// Score and gradient of one image in new buffers; the scratch memory is filled with NaN first.
 fn run(
     kind: Similarity,
     pred: &[f32],
@@ -237,7 +237,7 @@ fn a_nan_is_not_hidden() {
     }
 }
 
-/// Loss and gradient of a batch [n, h, w, 3] the way a backend would put them together.
+/// Loss and gradient of a batch [n, h, w, 3], combined as a backend combines them.
 fn batch(
     kind: Similarity,
     pred: &[f32],

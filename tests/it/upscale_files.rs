@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
-/// A PNG of level rows, written row by row.
+/// A PNG of one colour, written row by row.
 fn level_png(path: &Path, width: u32, height: u32) {
     let mut encoder = png::Encoder::new(BufWriter::new(File::create(path).unwrap()), width, height);
     encoder.set_color(png::ColorType::Rgb);
@@ -34,7 +34,7 @@ fn level_png(path: &Path, width: u32, height: u32) {
     stream.finish().unwrap();
 }
 
-/// A BMP of any size that takes no room on the disk.
+/// A BMP of any size that takes no space on the disk (a sparse file).
 fn sparse_bmp(path: &Path, width: u32, height: u32) {
     let bytes = (u64::from(width) * 3).next_multiple_of(4) * u64::from(height) + 54;
     let mut header = b"BM".to_vec();
@@ -64,7 +64,7 @@ fn sparse_bmp(path: &Path, width: u32, height: u32) {
         .unwrap();
 }
 
-/// Lets a command have so many bytes of addresses, as `ulimit -v` does.
+/// Limits a command's address space to so many bytes, as `ulimit -v` does.
 fn limit_addresses(command: &mut Command, bytes: u64) -> &mut Command {
     let limit = move || {
         let limit = libc::rlimit {
@@ -497,7 +497,7 @@ fn outputs_may_be_devices_fifos_and_links_but_never_the_input() {
     let out = place.path("out.png");
     place.upscale(&input, &out, &[]).ok();
     let expected = image::open(&out).unwrap().into_rgb8();
-    // stdout, which here is a pipe
+    // stdout is a pipe here
     for format in ["png", "webp"] {
         let ran = place
             .command(&input, Path::new("/dev/stdout"), &["--format", format])

@@ -30,10 +30,10 @@ impl Arena {
         // SAFETY: the size is not zero
         let base = unsafe { alloc_zeroed(layout) };
         if base.is_null() {
-            bail!(
+            bail!(crate::backend::Error::OutOfMemory(format!(
                 "the system cannot give {} for the step's arena; try a smaller batch or patch",
                 crate::support::text::bytes_text(plan.arena_bytes)
-            );
+            )));
         }
         Ok(Arena {
             base,

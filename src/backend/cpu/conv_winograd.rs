@@ -22,7 +22,7 @@ const OUT: usize = 4;
 
 /// Whether a convolution is computed in this form.
 pub fn applies(c: &Conv) -> bool {
-    !c.position_free && c.cin.is_multiple_of(LANES) && c.cout.is_multiple_of(LANES)
+    !c.tile_invariant && c.cin.is_multiple_of(LANES) && c.cout.is_multiple_of(LANES)
 }
 
 /// f32 elements of transformed weights.

@@ -24,7 +24,7 @@ mod winograd;
 
 pub use peak::fma_peak;
 
-use super::{Backend, BatchView, LentBackend, Scalars, StepMetrics};
+use super::{Backend, BatchView, Error, LentBackend, Scalars, StepMetrics};
 use crate::plan::{BufferId, Op, Plan, Sizing};
 pub use crate::support::isa::Isa;
 use crate::sys::host_memory::Fence;
@@ -116,7 +116,7 @@ impl CpuBackend {
     /// When the plan was made for another backend or fewer threads, when memory or threads cannot
     /// be had.
     pub fn new(plan: Plan, options: CpuOptions) -> Result<CpuBackend> {
-        plan.check_sized_for(&options)?;
+        plan.check_sized_for(&options).map_err(Error::Plan)?;
         let arena = Arena::new(&plan)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
@@ -176,7 +176,10 @@ impl CpuBackend {
     }
 
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<*mut u8> {
-        let at = self.plan.range_in(buffer, offset, len)?;
+        let at = self
+            .plan
+            .range_in(buffer, offset, len)
+            .map_err(Error::Plan)?;
         // SAFETY: the buffer lies inside the arena and the range inside the buffer
         Ok(unsafe { self.arena.base().add(at as usize) })
     }
@@ -213,8 +216,8 @@ impl Backend for CpuBackend {
     }
 
     fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        plan.check_sized_for(&self.options)?;
-        let start = self.plan.place_between_steps(&plan)?;
+        plan.check_sized_for(&self.options).map_err(Error::Plan)?;
+        let start = self.plan.place_between_steps(&plan).map_err(Error::Plan)?;
         // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps
         // this backend alive and still
         let arena = unsafe {
@@ -232,7 +235,7 @@ impl Backend for CpuBackend {
 
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
         let Some(layout) = self.plan.batch else {
-            bail!("the plan takes no batch")
+            bail!(Error::Misuse("the plan takes no batch".into()))
         };
         batch.check(&layout)?;
         self.write(layout.buffer, 0, batch.lq)?;
@@ -255,8 +258,10 @@ impl Backend for CpuBackend {
     fn run_operation(&mut self, at: usize, scalars: &Scalars) -> Result<()> {
         ensure!(
             at < self.plan.ops.len(),
-            "operation {at} of a plan of {}",
-            self.plan.ops.len()
+            Error::Misuse(format!(
+                "operation {at} of a plan of {}",
+                self.plan.ops.len()
+            ))
         );
         self.run(at..at + 1, scalars, &mut |_, _| {});
         Ok(())
@@ -269,7 +274,7 @@ impl Backend for CpuBackend {
 
     fn metrics(&mut self) -> Result<StepMetrics> {
         let Some(id) = self.plan.ports.metrics else {
-            bail!("an inference plan has no metrics")
+            bail!(Error::Misuse("an inference plan has no metrics".into()))
         };
         let mut values = [0f64; crate::plan::METRICS];
         self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;

@@ -59,7 +59,7 @@ fn packed(op: &Reconstruct, backward: bool) -> Packed {
         take(s.out_weights()),
     );
     let (kernel, bias) = (take(2 * (s.kernel() + s.lanes())), take(lanes.max(f)));
-    let weights = take(if op.position_free && !backward {
+    let weights = take(if op.tile_invariant && !backward {
         TAPS * TAPS * f * lanes
     } else {
         POINTS * f * lanes
@@ -144,7 +144,7 @@ pub fn workspace(op: &Reconstruct) -> Workspace {
         scale,
         ..
     } = *op;
-    let rows = if op.position_free {
+    let rows = if op.tile_invariant {
         TAPS * whole((extent.w + TAPS - 1) * f)
     } else {
         POINTS * point_stride(CHUNK * f) + products()
@@ -379,12 +379,12 @@ impl Task for Forward<'_> {
                 });
                 pad_row(source, 2 * f, w * f, slot(row));
             };
-            if self.op.position_free {
+            if self.op.tile_invariant {
                 (start as isize - 2..start as isize + 2).for_each(load);
             }
             for y in (start..end).step_by(OUT) {
                 let rows = OUT.min(end - y);
-                if self.op.position_free {
+                if self.op.tile_invariant {
                     for r in 0..rows {
                         load((y + r) as isize + 2);
                         self.direct::<S>(y + r, slot, detail.add(r * w * lanes));
@@ -451,7 +451,7 @@ pub fn forward(ctx: &Context<'_>, op: &Reconstruct) {
             true => gain * kernel[(lane * TAPS * TAPS + tap) * f + ci],
             false => 0.0,
         };
-        if op.position_free {
+        if op.tile_invariant {
             for (i, to) in weights.iter_mut().enumerate() {
                 *to = value(i % lanes, i / lanes / f, i / lanes % f) as f32;
             }

@@ -9,7 +9,7 @@ use super::launch::{Launch, Order, Program};
 use super::lower::{lower, lower_range};
 use super::module::Module;
 use super::scalars::scalars_launch;
-use crate::backend::{Backend, BatchView, LentBackend, Scalars, StepMetrics};
+use crate::backend::{Backend, BatchView, Error, LentBackend, Scalars, StepMetrics};
 use crate::plan::{BufferId, METRICS, Plan, PlanData};
 use crate::sys::host_memory::{Fence, HostBlock};
 use anyhow::{Context, Result};
@@ -155,7 +155,8 @@ impl CudaBackend {
     ) -> Result<CudaBackend> {
         plan.check_sized_for(&CudaSizing {
             precision: plan.precision,
-        })?;
+        })
+        .map_err(Error::Plan)?;
         let Program { micro, update } = lower(&plan)?;
         let module = device.module(plan.precision)?;
         let places = BatchPlace::all(device, &plan, base, &micro)?;
@@ -298,7 +299,10 @@ impl CudaBackend {
     }
 
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<u64> {
-        let at = self.plan.range_in(buffer, offset, len)?;
+        let at = self
+            .plan
+            .range_in(buffer, offset, len)
+            .map_err(Error::Plan)?;
         self.device.bind()?;
         Ok(self.base + at)
     }
@@ -345,14 +349,17 @@ impl Backend for CudaBackend {
     }
 
     fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        let start = self.plan.place_between_steps(&plan)?;
+        let start = self.plan.place_between_steps(&plan).map_err(Error::Plan)?;
         let backend =
             CudaBackend::load(&self.device, plan, self.memory.clone(), self.base + start)?;
         Ok(LentBackend::lend(backend))
     }
 
     fn stage(&mut self, batch: BatchView<'_>) -> Result<Option<Box<dyn Fence>>> {
-        let layout = self.plan.batch.context("the plan takes no batch")?;
+        let layout = self
+            .plan
+            .batch
+            .ok_or_else(|| Error::Misuse("the plan takes no batch".into()))?;
         batch.check(&layout)?;
         self.device.bind()?;
         // the place that the running micro-batch does not read
@@ -437,7 +444,7 @@ impl Backend for CudaBackend {
             .plan
             .ports
             .metrics
-            .context("an inference plan has no metrics")?;
+            .ok_or_else(|| Error::Misuse("an inference plan has no metrics".into()))?;
         let from = self.range(id, 0, size_of::<[f64; METRICS]>())?;
         let copy = match &mut self.metrics_copy {
             Some(copy) => copy,
@@ -473,7 +480,7 @@ impl Backend for CudaBackend {
                 .plan
                 .ports
                 .metrics
-                .context("an inference plan has no metrics")?;
+                .ok_or_else(|| Error::Misuse("an inference plan has no metrics".into()))?;
             self.read(id, 0, bytemuck::cast_slice_mut(&mut values))?;
         }
         Ok(StepMetrics::from_values(values))

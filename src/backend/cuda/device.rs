@@ -4,6 +4,7 @@
 
 use super::driver::{Call, LEAST_CAPABILITY, device_count};
 use super::module::Module;
+use crate::backend::Error;
 use crate::plan::Precision;
 use crate::support::text::bytes_text;
 use crate::sys::host_memory::HostBlock;
@@ -42,12 +43,14 @@ impl Device {
         let count = device_count()?;
         ensure!(
             count > 0,
-            "the NVIDIA driver finds no device; use --device cpu"
+            Error::NoDevice("the NVIDIA driver finds no device; use --device cpu".into())
         );
         ensure!(
             ordinal < count,
-            "there is no device cuda:{ordinal}; the driver finds {count} (cuda:0 to cuda:{})",
-            count - 1
+            Error::NoDevice(format!(
+                "there is no device cuda:{ordinal}; the driver finds {count} (cuda:0 to cuda:{})",
+                count - 1
+            ))
         );
         let context = CudaContext::new(ordinal).call("open the device")?;
         // SAFETY: without cudarc's event tracking, streams must be ordered by hand; the backend
@@ -62,7 +65,9 @@ impl Device {
         let capability = major * 10 + minor;
         ensure!(
             capability >= LEAST_CAPABILITY,
-            "{name} is sm_{capability} and the kernels need sm_{LEAST_CAPABILITY} (Turing, 2018) or newer"
+            Error::DeviceRefused(format!(
+                "{name} is sm_{capability} and the kernels need sm_{LEAST_CAPABILITY} (Turing, 2018) or newer"
+            ))
         );
         let processors = context
             .attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
@@ -229,10 +234,12 @@ impl Memory {
         let (free, _) = device.context.mem_get_info().call("ask for its memory")?;
         ensure!(
             bytes <= free as u64,
-            "the step needs {} and {} has {} free; close other programs, or give --vram, a smaller batch or --recompute full",
-            bytes_text(bytes),
-            device.name,
-            bytes_text(free as u64)
+            Error::OutOfMemory(format!(
+                "the step needs {} and {} has {} free; close other programs, or give --vram, a smaller batch or --recompute full",
+                bytes_text(bytes),
+                device.name,
+                bytes_text(free as u64)
+            ))
         );
         // SAFETY: the allocation is owned by the `Memory` made below, which frees it once, in drop
         let base = unsafe { result::malloc_sync(bytes as usize) }

@@ -1,7 +1,8 @@
 //! The first calls of the CUDA driver: whether there is one, and its errors as text. Depends on
-//! cudarc alone; every file that calls CUDA is built on it.
+//! cudarc and the error of backends; every file that calls CUDA is built on it.
 
-use anyhow::{Result, anyhow, ensure};
+use crate::backend::Error;
+use anyhow::{Result, ensure};
 use cudarc::driver::{CudaContext, DriverError, sys};
 
 /// The oldest generation of cards with kernels, compute capability x 10.
@@ -27,7 +28,11 @@ impl<T> Call<T> for Result<T, DriverError> {
                 .error_string()
                 .map(|s| s.to_string_lossy().into_owned())
                 .unwrap_or_else(|_| format!("error {}", e.0 as u32));
-            anyhow!("CUDA could not {what}: {text}")
+            if e.0 == sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY {
+                return Error::OutOfMemory(format!("CUDA could not {what}: {text}")).into();
+            }
+            let (action, code) = (what.to_string(), e.0 as u32);
+            Error::Driver { action, code, text }.into()
         })
     }
 }
@@ -41,18 +46,22 @@ pub fn device_count() -> Result<usize> {
     let present = unsafe { sys::is_culib_present() };
     ensure!(
         present,
-        "no NVIDIA driver was found (libcuda); install it, or use --device cpu"
+        Error::NoDevice(
+            "no NVIDIA driver was found (libcuda); install it, or use --device cpu".into()
+        )
     );
     let mut version = 0;
     // SAFETY: the call writes one int, to a variable that outlives it; every driver has it
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };
     ensure!(
         status == sys::cudaError_enum::CUDA_SUCCESS && version >= LEAST_DRIVER,
-        "the NVIDIA driver supports CUDA {}.{} and this program needs {}.{} (driver 530 or newer); update it, or use --device cpu",
-        version / 1000,
-        version % 1000 / 10,
-        LEAST_DRIVER / 1000,
-        LEAST_DRIVER % 1000 / 10
+        Error::DeviceRefused(format!(
+            "the NVIDIA driver supports CUDA {}.{} and this program needs {}.{} (driver 530 or newer); update it, or use --device cpu",
+            version / 1000,
+            version % 1000 / 10,
+            LEAST_DRIVER / 1000,
+            LEAST_DRIVER % 1000 / 10
+        ))
     );
     match CudaContext::device_count() {
         Ok(count) => Ok(usize::try_from(count)?),

@@ -51,9 +51,11 @@ fn check_extents(ops: &[Op]) -> Result<()> {
         let values = op.largest_extent();
         ensure!(
             values <= i32::MAX as u64,
-            "\"{}\" would have {values} values at once and the CUDA kernels count up to {}; give a smaller batch, patch or tile",
-            op.label(),
-            i32::MAX
+            crate::backend::Error::Unsupported(format!(
+                "\"{}\" would have {values} values at once and the CUDA kernels count up to {}; give a smaller batch, patch or tile",
+                op.label(),
+                i32::MAX
+            ))
         );
     }
     Ok(())
@@ -63,11 +65,11 @@ fn check_extents(ops: &[Op]) -> Result<()> {
 /// where none does.
 fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
     match (&plan.ops[at], &plan.ops[at + 1]) {
-        (Op::Unpack(unpack), Op::Conv(conv)) if plan.unpacks_on_the_way(at) => {
+        (Op::Unpack(unpack), Op::Conv(conv)) if plan.fuses_unpack(at) => {
             l.begin(at + 1);
             conv::forward(l, conv, Some(unpack))?;
         }
-        (Op::Reconstruct(end), Op::PixelLoss(loss)) if plan.loss_on_the_way(at).is_some() => {
+        (Op::Reconstruct(end), Op::PixelLoss(loss)) if plan.fused_loss(at).is_some() => {
             reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;

@@ -350,7 +350,7 @@ fn one(
     });
     let notes: Vec<String> = notes.collect();
     let mut rows = Watched { rows, failed: None };
-    let mut bands = upscaler.bands(&mut rows)?;
+    let mut bands = upscaler.upscale_rows(&mut rows)?;
     let (width, height) = bands.size();
     let written = write_output(&job.output, |out| job.format.write(out, &mut bands));
     drop(bands);

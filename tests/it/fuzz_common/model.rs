@@ -25,7 +25,7 @@ pub fn model(path: &Path, content: &[u8]) -> bool {
     for strict in [true, false] {
         match read_pretrained(path, &net, start.clone(), strict) {
             Ok(read) => assert!(read.taken > 0 && read.values.iter().all(|v| v.is_finite())),
-            Err(error) => check(error),
+            Err(error) => check(error.into()),
         }
     }
     let mut read = false;
@@ -42,7 +42,7 @@ pub fn model(path: &Path, content: &[u8]) -> bool {
                 assert!(values.len() == net.params().len() && values.iter().all(|v| v.is_finite()));
                 read = true;
             }
-            Err(error) => check(error),
+            Err(error) => check(error.into()),
         }
     }
     read

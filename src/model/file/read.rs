@@ -1,0 +1,124 @@
+//! Reading a network file in order to run the network. Depends on the other parts of this module.
+
+use super::METADATA_KEY;
+use super::container::{header_of, parse, read_bytes, refused};
+use super::names::{Tensors, tensors_of};
+use super::tensors::{label, mismatches, read_values, squeezed};
+use super::write::ModelMeta;
+use crate::model::error::Purpose;
+use crate::model::{Error, Init, Network, Param};
+use crate::support::text::brief;
+use safetensors::tensor::Metadata;
+use std::path::Path;
+
+/// Settings from the command line; each one given replaces what the file's metadata says.
+#[derive(Clone, Debug, Default)]
+pub struct ModelHints {
+    /// Variant name or alias.
+    pub arch: Option<String>,
+    /// HR pixels per LQ pixel along one side.
+    pub scale: Option<usize>,
+    /// `upsampler_alpha`: strength of the base's sharpening.
+    pub alpha: Option<f32>,
+}
+
+/// The network used where neither the file nor the caller names one.
+const DEFAULT_ARCH: &str = "paragonsr2_realtime";
+
+/// Largest difference between a file's fixed taps and this program's: they are stored as f32 or
+/// halves of multiples of 1/32, which are exact.
+const TAPS_TOLERANCE: f32 = 1e-6;
+
+/// Reads a network file: the network, its parameters in table order, and its metadata if it has
+/// any.
+///
+/// # Errors
+/// When the file cannot be read, is damaged, of another variant, or lacks metadata that no hint
+/// gives; the message lists what does not match.
+pub fn read_model(
+    path: &Path,
+    hints: &ModelHints,
+) -> Result<(Network, Vec<f32>, Option<ModelMeta>), Error> {
+    let bytes = read_bytes(path)?;
+    read_model_bytes(&bytes, hints).map_err(refused(path, Purpose::Model))
+}
+
+/// As [`read_model`], from the file's bytes.
+pub(super) fn read_model_bytes(
+    bytes: &[u8],
+    hints: &ModelHints,
+) -> Result<(Network, Vec<f32>, Option<ModelMeta>), Error> {
+    let meta = metadata_of(&header_of(bytes)?)?;
+    let file = parse(bytes)?;
+    let tensors = tensors_of(&file)?;
+    let net = network_of(&tensors, meta.as_ref(), hints)?;
+    let table = net.params();
+    let mut values = vec![0.0; table.len()];
+    for p in &table.params {
+        let out = &mut values[p.range.offset..][..p.range.len];
+        read_values(&tensors[&p.name], out);
+        check_values(p, out)?;
+    }
+    Ok((net, values, meta))
+}
+
+/// The metadata entry of this program; `None` in files of other programs.
+fn metadata_of(header: &Metadata) -> Result<Option<ModelMeta>, Error> {
+    let entry = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+    entry
+        .map(|text| serde_json::from_str(text))
+        .transpose()
+        .map_err(|error| Error::Metadata(brief(error)))
+}
+
+/// The network that a file holds. Afterwards every parameter of its table is among `tensors`.
+fn network_of(
+    tensors: &Tensors,
+    meta: Option<&ModelMeta>,
+    hints: &ModelHints,
+) -> Result<Network, Error> {
+    let arch = hints.arch.as_deref().or(meta.map(|m| m.arch.as_str()));
+    let scale = hints.scale.or(meta.map(|m| m.scale));
+    let scale = scale.or_else(|| scale_of(tensors)).ok_or(Error::NoScale)?;
+    let mut net = Network::new(arch.unwrap_or(DEFAULT_ARCH), scale)?;
+    let mismatches = mismatches(tensors, &net);
+    if !mismatches.is_empty() {
+        return Err(Error::Tensors {
+            network: label(&net),
+            mismatches,
+            lenient_helps: false,
+        });
+    }
+    let alpha = hints.alpha.or(meta.map(|m| m.upsampler_alpha));
+    net.upsampler_alpha = alpha.ok_or_else(|| Error::NoAlpha {
+        arch: net.arch.clone(),
+        published: net.upsampler_alpha,
+    })?;
+    Ok(net)
+}
+
+/// The scale from the shape of the pixel shuffle's convolution, `[F * scale^2, F, 3, 3]`.
+fn scale_of(tensors: &Tensors) -> Option<usize> {
+    let shape = squeezed(tensors.get("up.0.weight")?.shape());
+    let (out, features) = (*shape.first()?, *shape.get(1)?);
+    let scale = (out.checked_div(features)? as f64).sqrt() as usize;
+    (scale * scale * features == out).then_some(scale)
+}
+
+/// Refuses fixed taps other than those of the one base there is, and values that are not finite.
+fn check_values(p: &Param, values: &[f32]) -> Result<(), Error> {
+    let name = || p.name.clone();
+    if let Init::Taps(taps) = p.init {
+        let mut pairs = values.iter().zip(taps.iter().cycle());
+        if !pairs.all(|(a, b)| (a - b).abs() < TAPS_TOLERANCE) {
+            return Err(Error::OtherTaps { name: name() });
+        }
+    }
+    match values.iter().find(|v| !v.is_finite()) {
+        Some(&value) => Err(Error::NotFinite {
+            name: name(),
+            value,
+        }),
+        None => Ok(()),
+    }
+}

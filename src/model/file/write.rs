@@ -1,0 +1,64 @@
+//! Writing a network file. Depends on the parameter table and on atomic files. Promises the same
+//! bytes for the same network.
+
+use super::METADATA_KEY;
+use crate::model::{Error, Network};
+use crate::support::files;
+use anyhow::{Result, ensure};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+/// The metadata of a network file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelMeta {
+    /// Canonical name of the network, e.g. `paragonsr2_realtime`.
+    pub arch: String,
+    /// HR pixels per LQ pixel along one side.
+    pub scale: usize,
+    /// Strength of the base's sharpening.
+    pub upsampler_alpha: f32,
+    /// Iterations trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iteration: Option<u64>,
+}
+
+/// Writes a network's parameters (`values`, in table order) as f32 tensors. The file appears
+/// complete or not at all; an older file of that name stays as it is until then.
+///
+/// # Errors
+/// When the file cannot be written ([`std::io::Error`] in the chain), when [`Network::check`]
+/// refuses the network, or when the number of values is not the network's
+/// ([`Error::ParameterCount`]).
+pub fn write_model(
+    path: &Path,
+    net: &Network,
+    values: &[f32],
+    iteration: Option<u64>,
+) -> Result<()> {
+    net.check()?;
+    let table = net.params();
+    let (given, expected) = (values.len(), table.len());
+    ensure!(given == expected, Error::ParameterCount { given, expected });
+    let meta = ModelMeta {
+        arch: net.arch.clone(),
+        scale: net.scale,
+        upsampler_alpha: net.upsampler_alpha,
+        iteration,
+    };
+    let metadata = HashMap::from([(METADATA_KEY.to_string(), serde_json::to_string(&meta)?)]);
+    let views: Vec<(String, TensorView)> = table
+        .params
+        .iter()
+        .map(|p| {
+            let bytes = bytemuck::cast_slice(&values[p.range.offset..][..p.range.len]);
+            let view = TensorView::new(Dtype::F32, p.shape.clone(), bytes)?;
+            Ok((p.name.clone(), view))
+        })
+        .collect::<Result<_>>()?;
+    let bytes = safetensors::serialize(views, Some(metadata))?;
+    files::write_atomic(path, |out| Ok(out.write_all(&bytes)?))
+}
