@@ -231,7 +231,7 @@ fn rejects_missing_empty_and_wrong_folders() {
     assert!(fails(dir.path().join("file.png")).contains("is a file"));
     let text = fails(dir.path().join("none"));
     assert!(
-        text.contains("no pictures") && text.contains("1 other"),
+        text.contains("no images") && text.contains("1 other"),
         "{text}"
     );
 }
@@ -272,7 +272,7 @@ fn rejects_what_could_mean_more_than_one_thing() {
     );
     let text = error(&["hr/a.png", "lq/readme.txt"], 2);
     assert!(
-        text.contains("no pictures") && text.contains("lq"),
+        text.contains("no images") && text.contains("lq"),
         "{text}"
     );
 }
@@ -566,7 +566,7 @@ fn a_folder_called_hr_among_others_is_asked_about() {
     assert_eq!(
         paired.left_out[0].to_string(),
         format!(
-            "2 pictures left out: outside the chosen folders (the first is {})",
+            "2 images left out: outside the chosen folders (the first is {})",
             dir.path().join("c.jpg").display()
         )
     );
@@ -638,7 +638,7 @@ fn a_few_pairs_by_name_do_not_turn_a_set() {
     ];
     let text = error(&mixed, 2);
     assert!(
-        text.contains("2 pairs") && text.contains("3 other pictures"),
+        text.contains("2 pairs") && text.contains("3 other images"),
         "{text}"
     );
     let dir = tree(&mixed);
