@@ -271,10 +271,7 @@ fn rejects_what_could_mean_more_than_one_thing() {
         "{text}"
     );
     let text = error(&["hr/a.png", "lq/readme.txt"], 2);
-    assert!(
-        text.contains("no images") && text.contains("lq"),
-        "{text}"
-    );
+    assert!(text.contains("no images") && text.contains("lq"), "{text}");
 }
 
 #[test]

@@ -5,8 +5,9 @@
 
 use super::codec::Encoder;
 use super::file::Record;
-use super::format::{Geometry, SourceEntry};
+use super::format::Geometry;
 use super::plan::{BuildConfig, Job, Rejected, lq_dimensions, positions};
+use super::source_table::SourceEntry;
 use crate::dataset::decode;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::recipe::{PatchMaker, image_key};

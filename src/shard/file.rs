@@ -5,10 +5,11 @@
 
 use super::codec::Codec;
 use super::format::{
-    FOOTER_BYTES, Footer, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, MAX_NAME_BYTES,
-    MAX_RECORDS, MAX_SOURCE_TABLE_BYTES, SOURCE_ENTRY_BYTES, SourceEntry, encode_sources,
+    FOOTER_BYTES, Footer, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, MAX_RECORDS,
+    MAX_SOURCE_TABLE_BYTES,
 };
 use super::manifest::{ShardInfo, make_read_only};
+use super::source_table::{MAX_NAME_BYTES, SOURCE_ENTRY_BYTES, SourceEntry, encode_sources};
 use super::tables::read_at;
 use crate::{support::failure, support::files};
 use anyhow::{Context, Result};

@@ -6,8 +6,9 @@
 
 use super::codec::Codec;
 use super::file::Record;
-use super::format::{SourceEntry, u32_at};
+use super::format::u32_at;
 use super::manifest::Manifest;
+use super::source_table::SourceEntry;
 use crate::{support::failure, support::files};
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};

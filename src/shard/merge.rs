@@ -5,11 +5,12 @@
 use super::assembly::{Assembly, held_out_folder};
 use super::convert::Converted;
 use super::file::Record;
-use super::format::{Geometry, Header, IndexEntry, SourceEntry, decode_source};
+use super::format::{Geometry, Header, IndexEntry};
 use super::manifest::Manifest;
 use super::plan::{BuildConfig, Job, Plan};
 use super::resume;
 use super::set::SetWriter;
+use super::source_table::{SourceEntry, decode_source};
 use super::tables::{Tables, known_codec};
 use crate::dataset::scan::Source;
 use crate::support::progress::Progress;

@@ -1,26 +1,31 @@
 //! Shards: immutable files of LQ/HR pairs, made once from a folder of photographs and read for
-//! months. Depends on `dataset` for images and on `files` for safe writing. Promises that a set
-//! is either complete and checked or refused with the reason.
+//! months. Depends on `dataset` for images and on `support` for safe writing. Promises that a set
+//! is either complete and checked, or refused with the reason.
 
 mod assembly;
 mod bus;
 pub mod codec;
 mod convert;
+mod error;
 pub mod estimate;
 pub mod file;
 pub mod format;
+pub mod hash;
 mod journal;
 pub mod manifest;
+mod mapped_shard;
 pub mod merge;
 pub mod plan;
 pub mod reader;
 pub mod report;
 mod resume;
 mod set;
+pub mod source_table;
 mod tables;
 mod tally;
 pub mod tools;
 pub mod writer;
 
 pub use convert::detail as convert_detail;
+pub use error::{Details, Error};
 pub use resume::foretell;

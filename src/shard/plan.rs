@@ -3,8 +3,10 @@
 //! every image found is either in `jobs` or in `rejected`.
 
 use super::codec::Codec;
-use super::format::{Geometry, Hash64, MAJOR, check_name};
+use super::format::{Geometry, MAJOR};
+use super::hash::Hash64;
 use super::manifest::{Extra, Manifest};
+use super::source_table::check_name;
 use crate::dataset::decode::{self, Limits};
 use crate::dataset::degrade::Filter;
 use crate::dataset::recipe::{LqFilter, RECIPE_GIVEN, Recipe, image_key};

@@ -6,13 +6,16 @@
 
 use super::assembly::{Assembly, held_out_folder};
 use super::convert::files_crc;
+use super::error::is_newer;
 use super::file::partial_name;
-use super::format::{HEADER_BYTES, Hash64, Header, SourceEntry, is_newer};
+use super::format::{HEADER_BYTES, Header};
+use super::hash::Hash64;
 use super::journal::{self, Entry, Head, Journal, Outcome};
 use super::manifest::{self, Manifest, ShardInfo, is_shard_name, path_in, shard_name};
 use super::plan::{BuildConfig, HeldOut, Job, Plan, Rejected};
 use super::reader::ShardSet;
 use super::set::SetWriter;
+use super::source_table::SourceEntry;
 use crate::support::failure;
 use crate::support::files;
 use crate::support::lock::{FolderLock, lock_folder};
@@ -110,10 +113,9 @@ pub(super) fn remove_set(out: &Path) -> Result<()> {
 
 /// Manifests of the finished set in a folder; nothing where there is none.
 pub(super) fn finished(out: &Path) -> Result<Before> {
-    let read = |folder: &Path| {
-        manifest::is_in(folder)?
-            .then(|| Manifest::read(folder))
-            .transpose()
+    let read = |folder: &Path| -> Result<Option<Manifest>> {
+        let there = manifest::is_in(folder)?;
+        Ok(there.then(|| Manifest::read(folder)).transpose()?)
     };
     let main = read(out)?;
     let held_out = if main.is_some() {

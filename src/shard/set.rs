@@ -3,10 +3,9 @@
 //! so that a set counted again from a journal, or put together from parts, has the same files.
 
 use super::file::{Record, ShardWriter};
-use super::format::{
-    FOOTER_BYTES, Footer, Header, INDEX_ENTRY_BYTES, IndexEntry, SOURCE_ENTRY_BYTES, SourceEntry,
-};
+use super::format::{FOOTER_BYTES, Footer, Header, INDEX_ENTRY_BYTES, IndexEntry};
 use super::manifest::{ShardInfo, shard_name};
+use super::source_table::{SOURCE_ENTRY_BYTES, SourceEntry};
 use super::tables::{known_codec, read_at};
 use crate::support::failure;
 use crate::support::files;

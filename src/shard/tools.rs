@@ -3,7 +3,7 @@
 //! image of every damage, and to read by calls alone: a disk that cannot deliver a block is an
 //! error of the system with a name, and never taken for damage.
 
-use super::format::is_newer;
+use super::error::{Error, is_newer};
 use super::manifest::{Manifest, shard_name};
 use super::merge;
 use super::reader::{Io, RecordSource, ShardSet};
@@ -192,7 +192,11 @@ fn is_of_the_disk(error: &io::Error) -> bool {
 /// # Errors
 /// No finished set, a manifest that cannot be read, a newer format, an error of the system that
 /// concerns all of it. Damage and single blocks that cannot be read are no errors here.
-pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
+pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified, Error> {
+    verify_set(folder, progress).map_err(|e| Error::classify(folder, e))
+}
+
+fn verify_set(folder: &Path, progress: &Progress) -> Result<Verified> {
     let manifest = Manifest::read(folder)?;
     let pairs = manifest.records();
     let unreadable = AtomicUsize::new(0);
@@ -221,7 +225,7 @@ pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
     } else {
         match ShardSet::open(folder) {
             Ok(set) => records(&set, progress, &unreadable)?,
-            Err(e) => vec![judge(None, e)?],
+            Err(e) => vec![judge(None, e.into())?],
         }
     };
     let mut verified = Verified {
@@ -299,7 +303,10 @@ fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Res
         }
         let outcome = set.read(record, scratch, lq, hr);
         progress.advance(1);
-        let found = outcome.err().map(|e| judge(Some(record), e)).transpose()?;
+        let found = outcome
+            .err()
+            .map(|e| judge(Some(record), e.into()))
+            .transpose()?;
         Ok(found.map(|found| counted(found, unreadable)))
     };
     let found: Result<Vec<Option<Found>>> = (0..set.len())

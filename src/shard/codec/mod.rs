@@ -9,6 +9,7 @@ mod bands;
 mod lq;
 mod predict;
 
+use super::error::{Kind, marked};
 use super::format::{Geometry, u32_at};
 use crate::support::isa::Isa;
 use anyhow::{Context, Result, bail, ensure};
@@ -383,16 +384,17 @@ impl Decoder {
     ) -> Result<()> {
         let (size, scale) = (self.geometry.lq(), self.geometry.scale as usize);
         let inside = |at: usize| at.checked_add(crop.size).is_some_and(|end| end <= size);
-        ensure!(
-            crop.size > 0 && inside(crop.x) && inside(crop.y),
-            "the crop {crop:?} does not lie in a patch of {size} x {size}"
-        );
+        if crop.size == 0 || !inside(crop.x) || !inside(crop.y) {
+            let text = format!("the crop {crop:?} does not lie in a patch of {size} x {size}");
+            return Err(marked(Kind::Misuse, text));
+        }
         let (lq_window, hr_window) = (crop.window(1), crop.window(scale));
-        let fits = lq.len() == lq_window.bytes() && hr.len() == hr_window.bytes();
-        ensure!(
-            fits,
-            "the room for the pair has another size than the pair ({crop:?} of a patch of {size} x {size})"
-        );
+        if lq.len() != lq_window.bytes() || hr.len() != hr_window.bytes() {
+            let text = format!(
+                "the room for the pair has another size than the pair ({crop:?} of a patch of {size} x {size})"
+            );
+            return Err(marked(Kind::Misuse, text));
+        }
         match codec {
             Codec::Raw => {
                 let (lq_bytes, whole) = (
