@@ -1,14 +1,14 @@
-//! What happens when a page of a mapped shard cannot be read: the file was cut by another program,
-//! or the disk or network behind it fails. The system then sends SIGBUS, which cannot be turned
-//! into an error of the reading thread. The handler here writes one line that names the shard and
-//! ends the process with exit code 1. Depends on libc alone.
+//! Handles SIGBUS for mapped shards. The system sends it when a page of a map cannot be read:
+//! another program cut the file, or the disk or network behind it failed. It cannot be turned into
+//! an error of the reading thread, so the handler writes one line that names the shard and ends the
+//! process with exit code 1. Depends on libc alone.
 //!
-//! The contract of the handler, which may interrupt any code at any point: it reads static atomics,
-//! calls nothing but `write`, `_exit`, `pause`, `sigaction` and `raise` (all safe within a
-//! handler), allocates nothing and takes no lock. Texts are made ready when a map is registered.
-//! Nodes of the list are never freed, only reused, so the list can be walked at any moment. A
-//! node's text is freed only when its map is no longer in use, so no fault can lie in it then. A
-//! SIGBUS elsewhere is left to whoever handled it before.
+//! The handler may interrupt any code at any point. It therefore reads static atomics only, calls
+//! nothing but `write`, `_exit`, `pause`, `sigaction` and `raise` (all async-signal-safe), allocates
+//! nothing and takes no lock. The text of a map is prepared when the map is registered. Nodes of the
+//! list are never freed, only reused, so the list can be traversed at any moment. A node's text is
+//! freed only after the last use of its map, when no fault inside that map can occur any more. A
+//! SIGBUS at any other address is left to the handler that was installed before.
 
 use crate::support::text::one_line;
 use std::path::Path;
@@ -16,7 +16,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 
-/// One mapped file. `start` is 0 while the node is free.
+/// One mapped file in the handler's list. `start` is 0 while the node is free.
 struct Node {
     used: AtomicBool,
     start: AtomicUsize,
@@ -26,18 +26,21 @@ struct Node {
     next: AtomicPtr<Node>,
 }
 
+/// First node of the list.
 static NODES: AtomicPtr<Node> = AtomicPtr::new(ptr::null_mut());
-static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+/// The action for SIGBUS before ours was installed.
+static EARLIER_ACTION: OnceLock<libc::sigaction> = OnceLock::new();
+/// Set by the first thread that reports a fault; other threads wait for the process to end.
 static REPORTED: AtomicBool = AtomicBool::new(false);
 
-/// A map that the handler knows; drop it before the map itself, when nobody reads the map any more.
+/// Registration of a map with the handler. It must be dropped before the map is unmapped, and after
+/// the last read.
 pub(super) struct Watched {
     node: &'static Node,
 }
 
 impl Watched {
-    /// Registers the map of `path`, `bytes` long from `start`, and installs the handler the first
-    /// time.
+    /// Registers the map of `path`, `bytes` long from `start`. The first call installs the handler.
     pub fn new(path: &Path, start: *const u8, bytes: usize) -> Watched {
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(install);
@@ -52,7 +55,7 @@ impl Watched {
         node.text
             .store(Box::into_raw(text).cast(), Ordering::Relaxed);
         node.end.store(start as usize + bytes, Ordering::Relaxed);
-        node.start.store(start as usize, Ordering::Release); // from here on the handler finds it
+        node.start.store(start as usize, Ordering::Release); // the handler finds the node from now on
         Watched { node }
     }
 }
@@ -63,18 +66,18 @@ impl Drop for Watched {
         let text = self.node.text.swap(ptr::null_mut(), Ordering::Relaxed);
         let bytes = self.node.text_bytes.swap(0, Ordering::Relaxed);
         if !text.is_null() {
-            // SAFETY: pointer and length come from a box that `new` has given away, and the swap
-            // takes them once
+            // SAFETY: pointer and length come from a box that `new` turned into a raw pointer, and
+            // the swaps take them only once
             drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(text, bytes)) });
         }
         self.node.used.store(false, Ordering::Release);
     }
 }
 
-/// A node that nobody uses, from the list or new in it.
+/// Returns a free node of the list, or adds a new one to it.
 fn free_node() -> &'static Node {
     let mut at = NODES.load(Ordering::Acquire);
-    // SAFETY: nodes of the list are leaked boxes and stay for ever
+    // SAFETY: nodes of the list are leaked boxes and are never freed
     while let Some(node) = unsafe { at.as_ref() } {
         if node
             .used
@@ -107,14 +110,14 @@ fn free_node() -> &'static Node {
 }
 
 fn install() {
-    // SAFETY: plain system calls; an all-zero sigaction is a valid value, and the handler keeps the
-    // contract above
+    // SAFETY: the pointers are valid for the calls, an all-zero sigaction is a valid value, and the
+    // handler keeps the contract above
     unsafe {
-        let mut before: libc::sigaction = std::mem::zeroed();
-        if libc::sigaction(libc::SIGBUS, ptr::null(), &mut before) != 0 {
-            return; // then a SIGBUS ends the process without a word, as it would without this module
+        let mut earlier: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGBUS, ptr::null(), &mut earlier) != 0 {
+            return; // a SIGBUS then ends the process without a message, as without this module
         }
-        let _ = BEFORE.set(before);
+        let _ = EARLIER_ACTION.set(earlier);
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_bus as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
@@ -124,16 +127,16 @@ fn install() {
 }
 
 extern "C" fn on_bus(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: see the contract above; the system hands over a valid `info`
+    // SAFETY: see the contract above; the system passes a valid `info`
     unsafe {
         let from_the_system = (*info).si_code > 0;
         if from_the_system {
             report((*info).si_addr() as usize);
         }
-        // not one of our maps: what was there before decides, when the faulting instruction runs
-        // again
-        if let Some(before) = BEFORE.get() {
-            libc::sigaction(signal, before, ptr::null_mut());
+        // the address is in none of our maps: the earlier action takes over when the faulting
+        // instruction runs again
+        if let Some(earlier) = EARLIER_ACTION.get() {
+            libc::sigaction(signal, earlier, ptr::null_mut());
         }
         if !from_the_system {
             libc::raise(signal);
@@ -141,17 +144,17 @@ extern "C" fn on_bus(signal: libc::c_int, info: *mut libc::siginfo_t, _context: 
     }
 }
 
-/// Ends the process where `address` lies in a registered map; otherwise returns.
+/// Ends the process if `address` is in a registered map; otherwise returns.
 unsafe fn report(address: usize) {
     let mut at = NODES.load(Ordering::Acquire);
-    // SAFETY: nodes of the list stay for ever
+    // SAFETY: nodes of the list are never freed
     while let Some(node) = unsafe { at.as_ref() } {
         let start = node.start.load(Ordering::Acquire);
         if start != 0 && (start..node.end.load(Ordering::Relaxed)).contains(&address) {
-            // SAFETY: calls that are allowed in a handler; the text of a map in use is whole
+            // SAFETY: all calls are async-signal-safe; the text of a registered map is valid
             unsafe {
                 while REPORTED.swap(true, Ordering::AcqRel) {
-                    libc::pause(); // another thread is at it and ends the process
+                    libc::pause(); // another thread is reporting and will end the process
                 }
                 let (mut text, mut left) = (
                     node.text.load(Ordering::Relaxed).cast_const(),
