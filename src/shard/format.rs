@@ -3,7 +3,6 @@
 //! ranges and bounds. Each error says what was expected and what was found.
 
 use super::error::{Kind, marked};
-use super::source_table::SOURCE_ENTRY_BYTES;
 use anyhow::{Result, ensure};
 use std::cmp::Ordering;
 
@@ -22,6 +21,8 @@ pub const KNOWN_INCOMPATIBLE: u32 = 0;
 pub const HEADER_BYTES: usize = 64;
 /// Bytes of one index entry.
 pub const INDEX_ENTRY_BYTES: usize = 32;
+/// Bytes of one entry of the source table; the names follow all entries.
+pub const SOURCE_ENTRY_BYTES: usize = 32;
 /// The footer: fixed, found from the end of the file.
 pub const FOOTER_BYTES: usize = 72;
 /// Bytes of the footer before its own checksum.

@@ -4,7 +4,7 @@
 
 use super::config::BuildConfig;
 use super::format::Geometry;
-use super::plan::{Job, MEMORY, Rejected};
+use super::job::{Job, MEMORY, Rejected};
 use super::source_table::check_name;
 use crate::dataset::decode;
 use crate::dataset::scan::Source;

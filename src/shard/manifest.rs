@@ -307,6 +307,11 @@ pub fn path_in(folder: &Path) -> PathBuf {
     folder.join(MANIFEST_NAME)
 }
 
+/// Folder of the held-out set, inside that of the set to train on.
+pub(super) fn held_out_folder(out: &Path) -> PathBuf {
+    out.join("val")
+}
+
 /// Whether a folder holds a manifest, and so a finished set.
 ///
 /// # Errors

@@ -7,13 +7,42 @@ use super::codec::{Crop, Decoder};
 use super::error::{Error, Kind, marked};
 use super::format::{INDEX_ENTRY_BYTES, IndexEntry};
 use super::manifest::Manifest;
-use super::reader::{Advice, Io, RecordSource};
 use super::tables::{Tables, known_codec};
 use anyhow::{Context, Result, ensure};
 use memmap2::Mmap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
+
+/// Where a record was cut from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordSource {
+    /// Name of the image inside the dataset.
+    pub image: String,
+    /// Left edge of the LQ patch in the LQ image, pixels.
+    pub x: u32,
+    /// Top edge of the LQ patch in the LQ image, pixels.
+    pub y: u32,
+}
+
+/// How records are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// From the memory map: no copy and no buffer. If the disk or network fails, or another program
+    /// cuts the shard, the process ends with a line that names the shard.
+    Mmap,
+    /// By read calls (`pread`): a failing disk or network is an error.
+    Pread,
+}
+
+/// Advice to the kernel about a range of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// The records are read soon: start to fetch them.
+    WillNeed,
+    /// The records are not read again soon: their pages may be dropped.
+    DontNeed,
+}
 
 /// Pages that one call of `mincore` reports on.
 const PAGES_AT_A_TIME: usize = 1024;

@@ -11,6 +11,7 @@ use super::error::{Error, Kind, marked};
 use super::format::Geometry;
 use super::manifest::{Manifest, ShardInfo, shard_name};
 use super::mapped_shard::MappedShard;
+pub use super::mapped_shard::{Advice, Io, RecordSource};
 use super::source_table::SourceEntry;
 use super::tables::known_codec;
 use crate::support::failure;
@@ -20,36 +21,6 @@ use std::path::{Path, PathBuf};
 
 /// Result of a call on a set.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// Where a record was cut from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordSource {
-    /// Name of the image inside the dataset.
-    pub image: String,
-    /// Left edge of the LQ patch in the LQ image, pixels.
-    pub x: u32,
-    /// Top edge of the LQ patch in the LQ image, pixels.
-    pub y: u32,
-}
-
-/// How records are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Io {
-    /// From the memory map: no copy and no buffer. If the disk or network fails, or another program
-    /// cuts the shard, the process ends with a line that names the shard.
-    Mmap,
-    /// By read calls (`pread`): a failing disk or network is an error.
-    Pread,
-}
-
-/// Advice to the kernel about a range of records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Advice {
-    /// The records are read soon: start to fetch them.
-    WillNeed,
-    /// The records are not read again soon: their pages may be dropped.
-    DontNeed,
-}
 
 /// Bytes that the SIGBUS handler (`bus`) keeps for each map beside the path: a line of text and a
 /// node of its list.

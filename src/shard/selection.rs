@@ -3,7 +3,7 @@
 //! machine.
 
 use super::config::HeldOut;
-use super::plan::Job;
+use super::job::Job;
 use crate::dataset::recipe::image_key;
 use crate::dataset::scan::photograph;
 use crate::support::rng::key;

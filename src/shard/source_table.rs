@@ -2,11 +2,10 @@
 //! defines it. Depends on `format` for integers. Promises that a table which passed
 //! [`check_sources`] holds only names that are safe to print and to join to a folder.
 
+pub use super::format::SOURCE_ENTRY_BYTES;
 use super::format::{u32_at, u64_at};
 use anyhow::{Context, Result, bail, ensure};
 
-/// Bytes of one entry of the source table; the names follow all entries.
-pub const SOURCE_ENTRY_BYTES: usize = 32;
 /// Longest image name in bytes: as long as the longest path that Linux accepts.
 pub const MAX_NAME_BYTES: usize = 4096;
 /// Bytes of name for which room is made in advance, a typical length.

@@ -5,8 +5,8 @@
 
 use super::error::{Error, is_newer};
 use super::manifest::{Manifest, shard_name};
-use super::merge;
 use super::reader::{Io, RecordSource, ShardSet};
+use super::shard_reader::ShardReader;
 use crate::report::sheet::{Panel, comparison};
 use crate::support::progress::Progress;
 use crate::support::rng::Rng;
@@ -243,7 +243,7 @@ fn verify_set(folder: &Path, progress: &Progress) -> Result<Verified> {
 }
 
 fn structure(folder: &Path, manifest: &Manifest, number: usize) -> Result<Option<Found>> {
-    merge::Shard::open(folder, manifest, number)
+    ShardReader::open(folder, manifest, number)
         .err()
         .map(|e| judge(None, e))
         .transpose()
@@ -266,7 +266,7 @@ fn checksums(
     unreadable: &AtomicUsize,
 ) -> Result<Vec<Found>> {
     let first: u64 = manifest.shards[..number].iter().map(|s| s.records).sum();
-    let mut shard = match merge::Shard::open(folder, manifest, number) {
+    let mut shard = match ShardReader::open(folder, manifest, number) {
         Ok(shard) => shard,
         Err(e) => return Ok(vec![judge(None, e)?]),
     };
