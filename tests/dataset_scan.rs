@@ -1,7 +1,7 @@
 //! Finding and pairing files: the usual layouts of data sets, and each thing that can be wrong with
 //! one.
 
-use paragon::dataset::scan::{Reason, Scan, ScanOptions, is_picture_name, pictures, scan};
+use paragon::dataset::scan::{Reason, Scan, ScanOptions, is_image_name, list_images, scan};
 use paragon::shard::manifest::MANIFEST_NAME;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -372,7 +372,7 @@ fn left_out(scan: &Scan, reason: Reason) -> (u64, u64) {
     scan.left_out
         .iter()
         .find(|l| l.reason == reason)
-        .map_or((0, 0), |l| (l.pictures, l.folders))
+        .map_or((0, 0), |l| (l.images, l.folders))
 }
 
 #[test]
@@ -765,14 +765,14 @@ fn thumbnails_and_waste_bins_are_left_out() {
         ((0, 10), (1, 1))
     );
     // the same rule for a list of one folder
-    let flat = pictures(dir.path(), false).unwrap();
-    let names: Vec<_> = flat.pictures.iter().map(|p| p.name.as_str()).collect();
+    let flat = list_images(dir.path(), false).unwrap();
+    let names: Vec<_> = flat.images.iter().map(|p| p.name.as_str()).collect();
     assert_eq!((names, flat.subfolders, flat.files()), (vec!["a"], 2, 1));
-    assert_eq!(pictures(dir.path(), true).unwrap().pictures.len(), 3);
+    assert_eq!(list_images(dir.path(), true).unwrap().images.len(), 3);
     assert_eq!(
-        pictures(&dir.path().join("#recycle"), true)
+        list_images(&dir.path().join("#recycle"), true)
             .unwrap()
-            .pictures
+            .images
             .len(),
         1,
         "what the user names is listed"
@@ -784,7 +784,7 @@ fn thumbnails_and_waste_bins_are_left_out() {
         ("a", false),
         ("png", false),
     ] {
-        assert_eq!(is_picture_name(name.as_ref()), is, "{name}");
+        assert_eq!(is_image_name(name.as_ref()), is, "{name}");
     }
 }
 
