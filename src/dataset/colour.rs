@@ -3,7 +3,8 @@
 //! Depends on moxcms. Promises that samples in sRGB (or without a usable profile) keep their
 //! values, but for the rounding from 16 to 8 bits.
 
-use super::decode::{Note, zeroed};
+use super::buffers::zeroed;
+use super::note::Note;
 use super::thumbnail::Thumbnail;
 use anyhow::{Result, bail};
 use moxcms::{
@@ -35,7 +36,7 @@ pub(super) enum Samples {
 /// What a file says about its colours. Where a PNG says several things, cICP goes before iCCP, that
 /// before sRGB, and that before gAMA and cHRM.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Tagged {
+pub(super) enum ColourTag {
     /// Nothing, or that they are sRGB.
     Nothing,
     /// An ICC profile.
@@ -54,7 +55,7 @@ pub(super) enum Tagged {
 
 /// What became of samples: 8-bit sRGB, what was done about the colours, and the colours before that
 /// where they were converted.
-pub(super) type Converted = (Vec<u8>, Option<Note>, Option<Thumbnail>);
+pub(super) type SrgbSamples = (Vec<u8>, Option<Note>, Option<Thumbnail>);
 
 /// 8-bit sRGB from `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) interleaved samples of an
 /// image of `size`. Fails for colours of more than the usual brightness.
@@ -62,8 +63,8 @@ pub(super) fn to_srgb(
     samples: Samples,
     channels: usize,
     size: (u32, u32),
-    tagged: &Tagged,
-) -> Result<Converted> {
+    tagged: &ColourTag,
+) -> Result<SrgbSamples> {
     let grey = channels <= 2;
     let failed = || {
         Some(Note::ProfileIgnored(
@@ -75,12 +76,12 @@ pub(super) fn to_srgb(
         Samples::Plain(data) => {
             let data = without_alpha(data, channels);
             match lookup(tagged, grey, false) {
-                Verdict::Plain(transform, name) => match apply(&*transform, &data, grey) {
+                ColourConversion::Plain(transform, name) => match apply(&*transform, &data, grey) {
                     Some(converted) => (converted, Some(Note::Profile(name)), Some(short(&data))),
                     None => (repeat_grey(data, grey), failed(), None),
                 },
-                Verdict::Refused(why) => bail!(why),
-                Verdict::Unusable(why) => (
+                ColourConversion::Refused(why) => bail!(why),
+                ColourConversion::Unusable(why) => (
                     repeat_grey(data, grey),
                     Some(Note::ProfileIgnored(why)),
                     None,
@@ -91,7 +92,7 @@ pub(super) fn to_srgb(
         Samples::Deep(data) => {
             let data = without_alpha(data, channels);
             match lookup(tagged, grey, true) {
-                Verdict::Deep(transform, name) => match apply(&*transform, &data, grey) {
+                ColourConversion::Deep(transform, name) => match apply(&*transform, &data, grey) {
                     Some(converted) => (
                         round(&converted),
                         Some(Note::Profile(name)),
@@ -99,8 +100,8 @@ pub(super) fn to_srgb(
                     ),
                     None => (repeat_grey(round(&data), grey), failed(), None),
                 },
-                Verdict::Refused(why) => bail!(why),
-                Verdict::Unusable(why) => (
+                ColourConversion::Refused(why) => bail!(why),
+                ColourConversion::Unusable(why) => (
                     repeat_grey(round(&data), grey),
                     Some(Note::ProfileIgnored(why)),
                     None,
@@ -120,7 +121,7 @@ pub(super) fn alpha_of(samples: &Samples, channels: usize) -> Result<Option<Vec<
         Samples::Plain(data) => data.len() / channels,
         Samples::Deep(data) => data.len() / channels,
     };
-    let mut alpha = zeroed::<u8>(pixels)?;
+    let mut alpha = zeroed::<u8>(pixels, "pixels")?;
     match samples {
         Samples::Plain(data) => alpha
             .iter_mut()
@@ -182,7 +183,7 @@ fn apply<T: Copy + Default>(
 
 /// What to do about the colours.
 #[derive(Clone)]
-enum Verdict {
+enum ColourConversion {
     /// They are sRGB.
     Keep,
     Unusable(String),
@@ -193,49 +194,53 @@ enum Verdict {
 }
 
 /// What a verdict depends on: what the file says, grey, 16 bits.
-type Key = (Tagged, bool, bool);
+type Key = (ColourTag, bool, bool);
 
 thread_local! {
     /// The last verdict: images of one collection mostly share their profile, and building a
     /// transform takes as long as decoding a small image.
-    static LAST: RefCell<Option<(Key, Verdict)>> = const { RefCell::new(None) };
+    static LAST_CONVERSION: RefCell<Option<(Key, ColourConversion)>> = const { RefCell::new(None) };
 }
 
-fn lookup(tagged: &Tagged, grey: bool, deep: bool) -> Verdict {
+fn lookup(tagged: &ColourTag, grey: bool, deep: bool) -> ColourConversion {
     match tagged {
-        Tagged::Nothing => return Verdict::Keep,
-        Tagged::Unusable(why) => return Verdict::Unusable(why.clone()),
+        ColourTag::Nothing => return ColourConversion::Keep,
+        ColourTag::Unusable(why) => return ColourConversion::Unusable(why.clone()),
         _ => {}
     }
-    let known = LAST.with_borrow(|last| match last {
+    let known = LAST_CONVERSION.with_borrow(|last| match last {
         Some(((t, g, d), verdict)) if t == tagged && *g == grey && *d == deep => {
             Some(verdict.clone())
         }
         _ => None,
     });
     known.unwrap_or_else(|| {
-        let verdict = judge(tagged, grey, deep).unwrap_or_else(Verdict::Unusable);
-        LAST.set(Some(((tagged.clone(), grey, deep), verdict.clone())));
+        let verdict = conversion_for(tagged, grey, deep).unwrap_or_else(ColourConversion::Unusable);
+        LAST_CONVERSION.set(Some(((tagged.clone(), grey, deep), verdict.clone())));
         verdict
     })
 }
 
-fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict, String> {
+fn conversion_for(
+    tagged: &ColourTag,
+    grey: bool,
+    deep: bool,
+) -> std::result::Result<ColourConversion, String> {
     let (profile, name) = match tagged {
-        Tagged::Profile(bytes) => {
+        ColourTag::Profile(bytes) => {
             let profile = ColorProfile::new_from_slice(bytes)
                 .map_err(|e| format!("its colour profile cannot be read ({e})"))?;
             let name = profile_name(&profile);
             (profile, name)
         }
-        Tagged::Cicp {
+        ColourTag::Cicp {
             primaries,
             transfer,
         } => {
             let name = format!("cICP {primaries}/{transfer}");
             (profile_of_cicp(*primaries, *transfer, grey)?, name)
         }
-        Tagged::Gamma { gamma, primaries } => {
+        ColourTag::Gamma { gamma, primaries } => {
             let name = match (gamma, primaries) {
                 (Some(gamma), None) => format!("gAMA {:.5}", f64::from(*gamma) / 1e5),
                 (Some(gamma), Some(_)) => format!("gAMA {:.5} and cHRM", f64::from(*gamma) / 1e5),
@@ -243,13 +248,13 @@ fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict
             };
             (profile_of_gamma(*gamma, *primaries, grey)?, name)
         }
-        Tagged::Nothing => return Ok(Verdict::Keep),
-        Tagged::Unusable(why) => return Err(why.clone()),
+        ColourTag::Nothing => return Ok(ColourConversion::Keep),
+        ColourTag::Unusable(why) => return Err(why.clone()),
     };
     if let Some(cicp) = &profile.cicp {
         match cicp.transfer_characteristics {
-            TransferCharacteristics::Smpte2084 => return Ok(Verdict::Refused(hdr("PQ"))),
-            TransferCharacteristics::Hlg => return Ok(Verdict::Refused(hdr("HLG"))),
+            TransferCharacteristics::Smpte2084 => return Ok(ColourConversion::Refused(hdr("PQ"))),
+            TransferCharacteristics::Hlg => return Ok(ColourConversion::Refused(hdr("HLG"))),
             _ => {}
         }
     }
@@ -258,7 +263,7 @@ fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict
         (DataColorSpace::Gray, true) => Layout::Gray,
         // A grey image in an RGB space: equal channels stay near equal, and the image stays
         // grey.
-        (DataColorSpace::Rgb, true) => return Ok(Verdict::Keep),
+        (DataColorSpace::Rgb, true) => return Ok(ColourConversion::Keep),
         (space, _) => {
             let pixels = if grey { "grey" } else { "RGB" };
             return Err(format!(
@@ -276,15 +281,15 @@ fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict
         .create_transform_8bit(layout, &srgb, Layout::Rgb, options)
         .map_err(unusable)?;
     if is_identity(&*plain, grey) {
-        return Ok(Verdict::Keep);
+        return Ok(ColourConversion::Keep);
     }
     if !deep {
-        return Ok(Verdict::Plain(plain, name));
+        return Ok(ColourConversion::Plain(plain, name));
     }
     let transform = profile
         .create_transform_16bit(layout, &srgb, Layout::Rgb, options)
         .map_err(unusable)?;
-    Ok(Verdict::Deep(transform, name))
+    Ok(ColourConversion::Deep(transform, name))
 }
 
 /// The words for an image of more than the usual brightness, which 8 bits of sRGB cannot hold.

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_picture_stays_level() {
+    fn a_level_image_stays_level() {
         let image = RgbImage::from_pixel(24, 12, Rgb([3, 128, 255]));
         for filter in Filter::ALL {
             for scale in [1, 2, 3, 4] {

@@ -3,10 +3,14 @@
 //! Depends on `rng`, `failure` and `text` alone among our modules; promises the same result for any
 //! number of threads.
 
+mod buffers;
 mod colour;
 pub mod decode;
 pub mod degrade;
 pub mod encode;
+mod encode_jpeg;
+mod note;
+mod png_strips;
 pub mod recipe;
 pub mod rows;
 pub mod scan;

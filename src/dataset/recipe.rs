@@ -301,7 +301,7 @@ mod tests {
 
     /// What a patch sees of its surroundings is what the whole image would show it.
     #[test]
-    fn a_patch_is_a_piece_of_the_whole_picture() {
+    fn a_patch_is_a_piece_of_the_whole_image() {
         let hr = pattern(120, 100);
         for filter in DRAWN {
             let whole = Resampler::new().downscale(&hr, 2, filter).unwrap();
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn the_blur_keeps_level_pictures_and_spreads_a_point_as_a_bell() {
+    fn the_blur_keeps_level_images_and_spreads_a_point_as_a_bell() {
         let mut level = RgbImage::from_pixel(9, 7, Rgb([3, 128, 255]));
         blur(&mut level, 2.0, &mut Vec::new());
         assert!(level.pixels().all(|p| p.0 == [3, 128, 255]));

@@ -27,7 +27,7 @@ type Colour = [f32; 3];
 
 /// The image with this number under this seed, `width` x `height` pixels. Takes 23 bytes of
 /// memory a pixel while it works.
-pub fn picture(seed: u64, index: u64, width: u32, height: u32) -> RgbImage {
+pub fn synthetic_image(seed: u64, index: u64, width: u32, height: u32) -> RgbImage {
     let mut rng = Rng::new(&[PURPOSE, seed, index]);
     let scene = Scene::draw(&mut rng, width, height);
     let mut canvas = Canvas::new(width as usize, height as usize);

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use image::{DynamicImage, Rgb, RgbImage};
 
-    fn picture(width: u32, height: u32) -> RgbImage {
+    fn pattern(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {
             Rgb([
                 (x * 255 / width) as u8,
@@ -112,8 +112,8 @@ mod tests {
     }
 
     #[test]
-    fn turning_a_thumbnail_is_turning_the_picture() {
-        let image = picture(48, 32);
+    fn turning_a_thumbnail_is_turning_the_image() {
+        let image = pattern(48, 32);
         let of = |i: &RgbImage| Thumbnail::new(i.as_raw(), 3, i.width() as usize);
         for exif in 1..=8 {
             let turn = Orientation::from_exif(exif).unwrap();
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn size_hardly_matters() {
         let of = |i: &RgbImage| Thumbnail::new(i.as_raw(), 3, i.width() as usize);
-        let (large, other) = (picture(123, 77), picture(9, 5));
+        let (large, other) = (pattern(123, 77), pattern(9, 5));
         let small = image::imageops::resize(&large, 41, 26, image::imageops::FilterType::Triangle);
         assert!(
             of(&large).distance(&of(&small)) < 2.0,

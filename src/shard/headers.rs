@@ -137,10 +137,10 @@ fn read_one(source: Source, config: &BuildConfig, g: Geometry) -> Result<Result<
         .zip([Some(&source.hr), source.lq.as_ref()])
     {
         let Some(path) = path else { continue };
-        let read = || -> Result<(decode::Header, u64)> {
+        let read = || -> Result<(decode::ImageHeader, u64)> {
             let about = failure::retry(|| std::fs::metadata(path))
                 .with_context(|| path.display().to_string())?;
-            Ok((decode::look(path, &config.limits)?, about.len()))
+            Ok((decode::read_header(path, &config.limits)?, about.len()))
         };
         match read() {
             Ok(found) => *header = Some(found),
@@ -156,8 +156,8 @@ fn read_one(source: Source, config: &BuildConfig, g: Geometry) -> Result<Result<
 /// Makes the job of an image from its headers, each with the size of its file in bytes.
 fn job_of(
     source: Source,
-    (hr, mut file_bytes): (decode::Header, u64),
-    lq: Option<(decode::Header, u64)>,
+    (hr, mut file_bytes): (decode::ImageHeader, u64),
+    lq: Option<(decode::ImageHeader, u64)>,
     config: &BuildConfig,
     g: Geometry,
 ) -> Result<Job, Rejected> {

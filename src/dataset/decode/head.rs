@@ -4,9 +4,10 @@
 //! [`MAX_EXIF`] bytes are kept of any file, and that a profile that is there is never dropped
 //! without a word.
 
-use super::super::colour::Tagged;
+use super::super::colour::ColourTag;
 use super::jpeg::JpegHead;
-use super::{Limits, png, tiff};
+use super::limits::Limits;
+use super::{png, tiff};
 use anyhow::Result;
 use image::ImageFormat;
 use image::metadata::Orientation;
@@ -21,11 +22,11 @@ pub(super) const MAX_EXIF: usize = 1 << 20;
 const PROFILE_COPIES: u64 = 4;
 
 /// What stands beside the pixels.
-pub(in super::super) struct Head {
+pub(in super::super) struct Metadata {
     /// How the stored image is to be turned; damaged EXIF data are no reason to refuse it.
     pub orientation: Orientation,
     /// What the file says about its colours.
-    pub colours: Tagged,
+    pub colours: ColourTag,
     /// Memory that all this takes while the image is decoded, the decoder's own copies included,
     /// bytes.
     pub bytes: u64,
@@ -36,10 +37,10 @@ pub(in super::super) struct Head {
     pub(super) jpeg: Option<JpegHead>,
 }
 
-impl Head {
-    pub fn new() -> Head {
-        let (orientation, colours) = (Orientation::NoTransforms, Tagged::Nothing);
-        Head {
+impl Metadata {
+    pub fn new() -> Metadata {
+        let (orientation, colours) = (Orientation::NoTransforms, ColourTag::Nothing);
+        Metadata {
             orientation,
             colours,
             bytes: 0,
@@ -55,14 +56,14 @@ impl Head {
         file: &mut (impl BufRead + Seek),
         format: ImageFormat,
         limits: &Limits,
-    ) -> Result<Head> {
+    ) -> Result<Metadata> {
         file.seek(SeekFrom::Start(0))?;
         match format {
             ImageFormat::Png => png::read(file),
             ImageFormat::Jpeg => {
                 let jpeg = JpegHead::read(file)?;
                 jpeg.check(limits)?;
-                Ok(jpeg.into_head())
+                Ok(jpeg.into_metadata())
             }
             ImageFormat::Tiff => tiff::read(file),
             ImageFormat::WebP => webp(file),
@@ -79,13 +80,13 @@ impl Head {
     /// Takes a colour profile.
     pub fn set_profile(&mut self, profile: Vec<u8>) {
         self.bytes += PROFILE_COPIES * profile.len() as u64;
-        self.colours = Tagged::Profile(profile);
+        self.colours = ColourTag::Profile(profile);
     }
 }
 
 /// Why a profile is not used.
-pub(super) fn too_large(bytes: u64) -> Tagged {
-    Tagged::Unusable(format!(
+pub(super) fn too_large(bytes: u64) -> ColourTag {
+    ColourTag::Unusable(format!(
         "its colour profile has {bytes} bytes, more than the {} million that are read",
         MAX_PROFILE / 1_000_000
     ))
@@ -102,8 +103,8 @@ pub(super) fn take(file: &mut impl Read, length: usize) -> io::Result<Option<Vec
 
 /// The chunks of a WebP file (RIFF) with a profile and EXIF data. Everything else is left to the
 /// decoder.
-fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
-    let mut head = Head::new();
+fn webp(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
+    let mut head = Metadata::new();
     file.seek(SeekFrom::Start(12))?;
     if take(file, 4)?.is_none_or(|kind| kind != b"VP8X") {
         return Ok(head); // the simple form has nothing but pixels
@@ -113,7 +114,7 @@ fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         let length = u32::from_le_bytes([start[4], start[5], start[6], start[7]]);
         let (size, padded) = (length as usize, i64::from(length) + i64::from(length % 2));
         let wanted = match &start[..4] {
-            b"ICCP" if matches!(head.colours, Tagged::Nothing) => {
+            b"ICCP" if matches!(head.colours, ColourTag::Nothing) => {
                 if size > MAX_PROFILE {
                     head.colours = too_large(length.into());
                 }
@@ -133,7 +134,7 @@ fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
             Some(data) if head.orientation == Orientation::NoTransforms => head.set_exif(&data),
             Some(_) => {}
             None if &start[..4] == b"ICCP" => {
-                head.colours = Tagged::Unusable("its colour profile is cut short".into())
+                head.colours = ColourTag::Unusable("its colour profile is cut short".into())
             }
             None => {}
         }
@@ -142,9 +143,9 @@ fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
 }
 
 /// The colours of a BMP, which stand in headers of version 4 and 5.
-fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
+fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
     const FILE_HEADER: u64 = 14;
-    let mut head = Head::new();
+    let mut head = Metadata::new();
     file.seek(SeekFrom::Start(FILE_HEADER))?;
     let mut header = Vec::new();
     Read::by_ref(file).take(124).read_to_end(&mut header)?;
@@ -167,10 +168,14 @@ fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
             file.seek(SeekFrom::Start(FILE_HEADER + u64::from(at)))?;
             match take(file, length)? {
                 Some(profile) => head.set_profile(profile),
-                None => head.colours = Tagged::Unusable("its colour profile is cut short".into()),
+                None => {
+                    head.colours = ColourTag::Unusable("its colour profile is cut short".into())
+                }
             }
         }
-        b"LINK" => head.colours = Tagged::Unusable("its colour profile is in another file".into()),
+        b"LINK" => {
+            head.colours = ColourTag::Unusable("its colour profile is in another file".into())
+        }
         [0, 0, 0, 0] => {
             // primaries as XYZ in 2.30 bits, exponents in 16.16
             let values: Vec<f64> = (0..9)
@@ -185,7 +190,7 @@ fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
             if !near
                 || !(gamma == 0.0 || (0.44..0.46).contains(&gamma) || (2.1..2.5).contains(&gamma))
             {
-                head.colours = Tagged::Unusable("its header gives primaries and an exponent of its own, which are not converted".into());
+                head.colours = ColourTag::Unusable("its header gives primaries and an exponent of its own, which are not converted".into());
             }
         }
         _ => {} // sRGB, or whatever the system's is

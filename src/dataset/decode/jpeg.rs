@@ -3,9 +3,9 @@
 //! refused in words, whatever marker stands at its end.
 
 use super::entropy;
-use super::head::{Head, MAX_PROFILE, too_large};
-use super::{CMYK, Limits, MAX_JPEG_HEADER, check_size};
-use crate::dataset::colour::Tagged;
+use super::head::{MAX_PROFILE, Metadata, too_large};
+use super::limits::{CMYK, Limits, MAX_JPEG_HEADER, check_size};
+use crate::dataset::colour::ColourTag;
 use crate::support::failure;
 use anyhow::{Context, Result, ensure};
 use image::error::{DecodingError, ImageFormatHint, UnsupportedError, UnsupportedErrorKind};
@@ -22,7 +22,7 @@ pub(super) struct JpegHead {
     width: u16,
     height: u16,
     components: u8,
-    /// Whether one look at the decoder tells whether every block was there; see [`Poisoned`].
+    /// Whether one look at the decoder tells whether every block was there; see [`PoisonedJpeg`].
     simple: bool,
     /// Whether zeros in the data, through one of the tables, stand for coefficients and not for the
     /// end of a block.
@@ -127,8 +127,8 @@ impl JpegHead {
     }
 
     /// What stands beside the pixels. The decoder keeps copies of its own.
-    pub fn into_head(mut self) -> Head {
-        let mut head = Head::new();
+    pub fn into_metadata(mut self) -> Metadata {
+        let mut head = Metadata::new();
         head.bytes = 2 * self.bytes.len() as u64;
         head.set_exif(&std::mem::take(&mut self.exif));
         let parts = std::mem::take(&mut self.profile);
@@ -139,7 +139,7 @@ impl JpegHead {
                 Some(profile) => head.set_profile(profile),
                 None => {
                     head.colours =
-                        Tagged::Unusable("parts of its colour profile are missing".into())
+                        ColourTag::Unusable("parts of its colour profile are missing".into())
                 }
             }
         }
@@ -255,7 +255,7 @@ impl<'a> Decoder<'a> {
     /// Decodes in a way that fails where a block is missing. It also fails for some harmless files.
     fn decode_poisoned(&self, out: &mut [u8]) -> bool {
         let mut last = 0;
-        let from = Poisoned::new(self.bytes, self.scan, &mut last);
+        let from = PoisonedJpeg::new(self.bytes, self.scan, &mut last);
         let end = from.end;
         let decoded = self.decoder(from, true).decode_into(out).is_ok();
         decoded && end <= last + TOLERANCE
@@ -303,7 +303,7 @@ impl ImageDecoder for Decoder<'_> {
 
     fn read_image(self, out: &mut [u8]) -> ImageResult<()> {
         if self.simple && self.zeros_count && self.has_hole() {
-            let why = format!("{HOLE} zeros in a row, which stand for no picture");
+            let why = format!("{HOLE} zeros in a row, which stand for no image");
             return Err(ImageError::Decoding(DecodingError::new(
                 ImageFormatHint::Exact(ImageFormat::Jpeg),
                 why,
@@ -372,7 +372,7 @@ const TOLERANCE: usize = 5;
 /// fail. It costs nothing, where a walk over all codes would take a third of the decoder's time.
 /// Where a table has a code of ones, the data are in several parts, or this fails, the walk
 /// decides.
-struct Poisoned<'a> {
+struct PoisonedJpeg<'a> {
     bytes: &'a [u8],
     /// The place of the first marker behind the data.
     end: usize,
@@ -382,10 +382,10 @@ struct Poisoned<'a> {
     last: &'a mut usize,
 }
 
-impl<'a> Poisoned<'a> {
+impl<'a> PoisonedJpeg<'a> {
     fn new(bytes: &'a [u8], scan: usize, last: &'a mut usize) -> Self {
         let end = end_of_data(bytes, scan);
-        Poisoned {
+        PoisonedJpeg {
             bytes,
             end,
             at: 0,
@@ -408,7 +408,7 @@ impl<'a> Poisoned<'a> {
     }
 }
 
-impl ZByteReaderTrait for Poisoned<'_> {
+impl ZByteReaderTrait for PoisonedJpeg<'_> {
     #[inline(always)]
     fn read_byte_no_error(&mut self) -> u8 {
         let byte = self.byte(self.at);

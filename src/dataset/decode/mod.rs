@@ -4,86 +4,39 @@
 //! before the header has been held against the limits. An error of the system (a failed read, no
 //! memory) is retried and then stays one: [`failure::system_cause`] finds it.
 
+mod bits;
 mod entropy;
 mod head;
+mod huffman;
 mod jpeg;
+mod limits;
 mod png;
 mod source;
 mod tiff;
 
+pub use super::note::Note;
+pub(super) use head::Metadata;
+pub use limits::Limits;
+pub(super) use limits::check_size;
+use limits::{CMYK, MAX_JPEG_HEADER, MAX_PIXEL_BYTES};
+
+use super::buffers::zeroed;
 use super::colour::{self, Samples};
 use super::thumbnail::Thumbnail;
 use crate::support::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-pub(super) use head::Head;
 use image::metadata::Orientation;
 use image::{
     ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageFormat, ImageReader,
     RgbImage,
 };
-use source::{Joined, Watched, copy_of};
+use source::{FailureRecorder, ReplacedStart, copy_of};
 use std::cell::Cell;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Once;
-
-/// Bytes read from a JPEG in search of its first scan. Profiles, previews and depth maps in real
-/// files stay well below.
-const MAX_JPEG_HEADER: u64 = 64 << 20;
-/// A pixel is at most this large while it is decoded (16-bit RGBA).
-const MAX_PIXEL_BYTES: u64 = 8;
-
-/// Bounds on what one file may ask for.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Width x height of the largest image that is read. Decoding one takes up to 11 bytes a
-    /// pixel (3 for the result, 8 for a 16-bit RGBA source) and the decoder's own buffers.
-    pub max_pixels: u64,
-}
-
-impl Default for Limits {
-    /// 200 million pixels, twice a 100-megapixel medium-format photograph: 600 MB as 8-bit RGB.
-    fn default() -> Self {
-        Limits {
-            max_pixels: 200_000_000,
-        }
-    }
-}
-
-/// Something about a file that was changed on the way to 8-bit RGB.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Note {
-    /// One grey channel, repeated three times.
-    Grey,
-    /// An alpha channel, dropped as OpenCV and Pillow's `convert("RGB")` do: the stored colours
-    /// stay, whatever the alpha.
-    Alpha,
-    /// 16 bits a channel, rounded to 8 (x * 255 / 65535).
-    SixteenBit,
-    /// Turned or flipped upright; the EXIF value (2 to 8).
-    Orientation(u8),
-    /// Converted to sRGB from the embedded colour profile of this name.
-    Profile(String),
-    /// An embedded colour profile that could not be used, and why; the colours were taken as sRGB.
-    ProfileIgnored(String),
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Note::Grey => f.write_str("grey, repeated to RGB"),
-            Note::Alpha => f.write_str("alpha channel dropped"),
-            Note::SixteenBit => f.write_str("16 bits rounded to 8"),
-            Note::Orientation(exif) => write!(f, "turned upright (EXIF orientation {exif})"),
-            Note::Profile(name) => write!(f, "converted to sRGB from the profile \"{name}\""),
-            Note::ProfileIgnored(why) => write!(f, "taken as sRGB: {why}"),
-        }
-    }
-}
 
 /// A decoded image and what was changed to get it.
 #[derive(Debug)]
@@ -154,7 +107,7 @@ fn decode_bytes(
 ) -> Result<(Decoded, Option<GrayImage>)> {
     guarded(path, || {
         let format = format_of(bytes)?;
-        let mut head = Head::read(&mut Cursor::new(bytes), format, limits)?;
+        let mut head = Metadata::read(&mut Cursor::new(bytes), format, limits)?;
         if let Some(jpeg) = head.jpeg.take() {
             return read(
                 jpeg::Decoder::new(bytes, &jpeg),
@@ -164,7 +117,7 @@ fn decode_bytes(
                 alpha,
             );
         }
-        let shown = Joined::new(
+        let shown = ReplacedStart::new(
             std::mem::take(&mut head.replaced),
             Cursor::new(bytes),
             head.skipped,
@@ -176,12 +129,12 @@ fn decode_bytes(
 /// Width and height in pixels from the header alone, after EXIF orientation. Fails as [`decode`]
 /// does, but for damage behind the header.
 pub fn probe(path: &Path, limits: &Limits) -> Result<(u32, u32)> {
-    look(path, limits).map(|header| header.size)
+    read_header(path, limits).map(|header| header.size)
 }
 
 /// What a header tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct ImageHeader {
     /// Width and height in pixels, after EXIF orientation.
     pub size: (u32, u32),
     /// Most memory that decoding takes for a pixel, the result included and the file not, bytes.
@@ -194,9 +147,9 @@ pub struct Header {
 }
 
 /// As [`probe`], with what decoding will cost.
-pub fn look(path: &Path, limits: &Limits) -> Result<Header> {
+pub fn read_header(path: &Path, limits: &Limits) -> Result<ImageHeader> {
     with_file(path, limits, |file, format, _| {
-        let head = Head::read(file, format, limits)?;
+        let head = Metadata::read(file, format, limits)?;
         if let Some(jpeg) = &head.jpeg {
             let decoder = jpeg::Decoder::new(&jpeg.bytes, jpeg);
             decoder
@@ -204,7 +157,7 @@ pub fn look(path: &Path, limits: &Limits) -> Result<Header> {
                 .map_err(|e| explain(e, format_name(format)))?;
             return header(&decoder, format, &head, limits);
         }
-        let shown = Joined::new(head.replaced.clone(), file, head.skipped)?;
+        let shown = ReplacedStart::new(head.replaced.clone(), file, head.skipped)?;
         header(&decoder(shown, format, limits)?, format, &head, limits)
     })
 }
@@ -214,7 +167,7 @@ pub fn look(path: &Path, limits: &Limits) -> Result<Header> {
 fn with_file<T>(
     path: &Path,
     limits: &Limits,
-    work: impl Fn(&mut Watched<BufReader<File>>, ImageFormat, u64) -> Result<T>,
+    work: impl Fn(&mut FailureRecorder<BufReader<File>>, ImageFormat, u64) -> Result<T>,
 ) -> Result<T> {
     guarded(path, || {
         failure::retry(|| {
@@ -224,7 +177,7 @@ fn with_file<T>(
                 Err(e) => return Ok(Err(e)),
             };
             let start = start_of(&mut file)?;
-            let mut file = Watched::new(BufReader::with_capacity(64 << 10, file));
+            let mut file = FailureRecorder::new(BufReader::with_capacity(64 << 10, file));
             let outcome = format_of(&start).and_then(|format| work(&mut file, format, length));
             match (file.take_failure(), outcome) {
                 (Some(error), _) => Err(error),
@@ -346,28 +299,12 @@ fn format_name(format: ImageFormat) -> &'static str {
     }
 }
 
-/// Holds a header's size against the limits.
-pub(super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()> {
-    ensure!(
-        width > 0 && height > 0,
-        "the header says {width}x{height}: an empty image"
-    );
-    let pixels = u64::from(width) * u64::from(height);
-    ensure!(
-        pixels <= limits.max_pixels,
-        "the header says {width}x{height}, {:.0} million pixels: more than the limit of {:.0} million; cut it into parts",
-        pixels as f64 / 1e6,
-        limits.max_pixels as f64 / 1e6
-    );
-    Ok(())
-}
-
 fn header(
     decoder: &impl ImageDecoder,
     format: ImageFormat,
-    head: &Head,
+    head: &Metadata,
     limits: &Limits,
-) -> Result<Header> {
+) -> Result<ImageHeader> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
     let turn = head.orientation;
@@ -392,7 +329,7 @@ fn header(
     } else {
         (width, height)
     };
-    Ok(Header {
+    Ok(ImageHeader {
         size,
         pixel_bytes,
         metadata_bytes: head.bytes,
@@ -405,7 +342,7 @@ fn header(
 fn read(
     decoder: impl ImageDecoder,
     format: ImageFormat,
-    head: Head,
+    head: Metadata,
     limits: &Limits,
     keep_alpha: bool,
 ) -> Result<(Decoded, Option<GrayImage>)> {
@@ -433,11 +370,11 @@ fn read(
 
     let pixels = width as usize * height as usize; // fits: checked against the limits above
     let samples = if deep {
-        let mut data = zeroed::<u16>(pixels * channels)?;
+        let mut data = zeroed::<u16>(pixels * channels, "pixels")?;
         read_into(decoder, format, bytemuck::cast_slice_mut(&mut data))?;
         Samples::Deep(data)
     } else {
-        let mut data = zeroed::<u8>(pixels * channels)?;
+        let mut data = zeroed::<u8>(pixels * channels, "pixels")?;
         read_into(decoder, format, &mut data)?;
         Samples::Plain(data)
     };
@@ -486,19 +423,6 @@ fn read(
         },
         alpha,
     ))
-}
-
-const CMYK: &str = "CMYK colours are made for a printing press; convert the file to RGB with its colour profile first";
-
-/// Room for pixels, or the error of the system where there is no memory for it.
-pub(super) fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Result<Vec<T>> {
-    let mut data = Vec::new();
-    failure::retry(|| {
-        data.try_reserve_exact(len)
-            .map_err(|_| failure::no_memory(len * size_of::<T>(), "pixels"))
-    })?;
-    data.resize(len, T::zeroed());
-    Ok(data)
 }
 
 fn read_into(decoder: impl ImageDecoder, format: ImageFormat, data: &mut [u8]) -> Result<()> {
