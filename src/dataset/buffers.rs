@@ -4,7 +4,10 @@
 use crate::support::failure;
 use anyhow::Result;
 
-/// Room for pixels, or the error of the system where there is no memory for it.
+/// Allocates `len` zeros; `what` names them in the error.
+///
+/// # Errors
+/// Too little memory, also after retries.
 pub(super) fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize, what: &str) -> Result<Vec<T>> {
     let mut data = Vec::new();
     failure::retry(|| {

@@ -1,7 +1,7 @@
-//! Brings decoded samples to 8-bit sRGB: alpha dropped, grey repeated, and converted where the file
-//! says that its colours are others (an ICC profile, or the cICP, gAMA and cHRM chunks of a PNG).
-//! Depends on moxcms. Promises that samples in sRGB (or without a usable profile) keep their
-//! values, but for the rounding from 16 to 8 bits.
+//! Converts decoded samples to 8-bit sRGB: drops alpha, repeats grey, and converts the colours if the
+//! file has other ones (an ICC profile, or the cICP, gAMA and cHRM chunks of a PNG). Depends on moxcms.
+//! Promises that samples in sRGB (or without a usable profile) keep their values, apart from rounding
+//! 16 to 8 bits.
 
 use super::buffers::zeroed;
 use super::note::Note;
@@ -17,15 +17,15 @@ use moxcms::{
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// A profile that moves no colour by more than this many 8-bit levels is taken for sRGB: makers
-/// round its curve and its primaries in many ways, and converting would only add rounding.
+/// A profile that changes no colour by more than this (8-bit values) counts as sRGB: programs round
+/// the curve and the primaries of sRGB in many ways, and converting would only add rounding errors.
 const SRGB_TOLERANCE: u8 = 2;
-/// Grid points a side of the colour cube on which a profile is compared with sRGB.
+/// Grid points along a side of the colour cube on which a profile is compared with sRGB.
 const GRID: u32 = 9;
-/// Pixels converted at once, to keep the second buffer small.
+/// Pixels that are converted at a time, to keep the second buffer small.
 const CHUNK: usize = 1 << 16;
 
-/// Interleaved samples as they come from the decoder.
+/// Interleaved samples from the decoder.
 pub(super) enum Samples {
     /// 8 bits a channel.
     Plain(Vec<u8>),
@@ -33,8 +33,8 @@ pub(super) enum Samples {
     Deep(Vec<u16>),
 }
 
-/// What a file says about its colours. Where a PNG says several things, cICP goes before iCCP, that
-/// before sRGB, and that before gAMA and cHRM.
+/// What a file says about its colours. In a PNG with several chunks, cICP takes precedence over iCCP,
+/// then sRGB, then gAMA and cHRM.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ColourTag {
     /// Nothing, or that they are sRGB.
@@ -53,12 +53,15 @@ pub(super) enum ColourTag {
     Unusable(String),
 }
 
-/// What became of samples: 8-bit sRGB, what was done about the colours, and the colours before that
-/// where they were converted.
+/// 8-bit sRGB samples, a note if the colours were converted or a profile was ignored, and, if they
+/// were converted, a thumbnail of the unconverted colours.
 pub(super) type SrgbSamples = (Vec<u8>, Option<Note>, Option<Thumbnail>);
 
-/// 8-bit sRGB from `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) interleaved samples of an
-/// image of `size`. Fails for colours of more than the usual brightness.
+/// Converts the samples of an image of `size` (`[height, width, channels]`; 1 grey, 2 grey and alpha,
+/// 3 RGB, 4 RGBA) to 8-bit sRGB (`[height, width, 3]`).
+///
+/// # Errors
+/// HDR colours.
 pub(super) fn to_srgb(
     samples: Samples,
     channels: usize,
@@ -112,7 +115,10 @@ pub(super) fn to_srgb(
     })
 }
 
-/// The last of two or four channels as 8 bits, or nothing where there is no alpha.
+/// Returns the last of two or four channels as 8 bits; `None` if there is no alpha.
+///
+/// # Errors
+/// Too little memory.
 pub(super) fn alpha_of(samples: &Samples, channels: usize) -> Result<Option<Vec<u8>>> {
     if !channels.is_multiple_of(2) {
         return Ok(None);
@@ -167,7 +173,7 @@ fn repeat_grey(data: Vec<u8>, grey: bool) -> Vec<u8> {
     }
 }
 
-/// RGB from grey or RGB, or nothing where the transform refuses.
+/// Transforms grey or RGB to RGB. `None` if the transform fails.
 fn apply<T: Copy + Default>(
     transform: &(dyn TransformExecutor<T> + Send + Sync),
     data: &[T],
@@ -181,7 +187,7 @@ fn apply<T: Copy + Default>(
     Some(out)
 }
 
-/// What to do about the colours.
+/// How the colours are converted.
 #[derive(Clone)]
 enum ColourConversion {
     /// They are sRGB.
@@ -193,11 +199,11 @@ enum ColourConversion {
     Deep(Arc<dyn TransformExecutor<u16> + Send + Sync>, String),
 }
 
-/// What a verdict depends on: what the file says, grey, 16 bits.
+/// What a conversion depends on: the tag of the file, whether it is grey, whether it has 16 bits.
 type Key = (ColourTag, bool, bool);
 
 thread_local! {
-    /// The last verdict: images of one collection mostly share their profile, and building a
+    /// The last conversion: images of one collection mostly have the same profile, and building a
     /// transform takes as long as decoding a small image.
     static LAST_CONVERSION: RefCell<Option<(Key, ColourConversion)>> = const { RefCell::new(None) };
 }
@@ -261,8 +267,7 @@ fn conversion_for(
     let layout = match (profile.color_space, grey) {
         (DataColorSpace::Rgb, false) => Layout::Rgb,
         (DataColorSpace::Gray, true) => Layout::Gray,
-        // A grey image in an RGB space: equal channels stay near equal, and the image stays
-        // grey.
+        // a grey image in an RGB space: equal channels stay almost equal, so the image stays grey
         (DataColorSpace::Rgb, true) => return Ok(ColourConversion::Keep),
         (space, _) => {
             let pixels = if grey { "grey" } else { "RGB" };
@@ -292,12 +297,12 @@ fn conversion_for(
     Ok(ColourConversion::Deep(transform, name))
 }
 
-/// The words for an image of more than the usual brightness, which 8 bits of sRGB cannot hold.
+/// The error for an HDR image, whose brightness 8-bit sRGB cannot hold.
 pub(super) fn hdr(curve: &str) -> String {
     format!("an HDR image (BT.2100 {curve}); convert it to sRGB first")
 }
 
-/// The profile that the numbers of a cICP chunk stand for.
+/// Makes the profile that a cICP chunk describes.
 fn profile_of_cicp(
     primaries: u8,
     transfer: u8,
@@ -322,7 +327,7 @@ fn profile_of_cicp(
     };
     let mut profile = ColorProfile::new_srgb();
     profile.red_trc = None;
-    profile.update_rgb_colorimetry_from_cicp(cicp); // what it returns does not tell whether it worked
+    profile.update_rgb_colorimetry_from_cicp(cicp); // its result does not say whether it worked
     if profile.red_trc.is_some() {
         Ok(profile)
     } else {
@@ -336,8 +341,8 @@ fn grey_profile(curve: Option<ToneReprCurve>) -> ColorProfile {
     profile
 }
 
-/// The profile that gAMA and cHRM stand for. An exponent near 1/2.2 is what programs write for
-/// sRGB.
+/// Makes the profile that gAMA and cHRM describe. An exponent near 1/2.2 counts as sRGB, since
+/// programs write it for sRGB.
 fn profile_of_gamma(
     gamma: Option<u32>,
     primaries: Option<[u32; 8]>,
@@ -392,7 +397,7 @@ fn profile_of_gamma(
     Ok(profile)
 }
 
-/// Whether a transform leaves every colour of a grid where it is, within [`SRGB_TOLERANCE`].
+/// Whether a transform keeps every colour of a grid, within [`SRGB_TOLERANCE`].
 fn is_identity(transform: &(dyn TransformExecutor<u8> + Send + Sync), grey: bool) -> bool {
     let level = |i: u32| (i * 255 / (GRID - 1)) as u8;
     let points: Vec<u8> = if grey {
@@ -417,7 +422,7 @@ fn is_identity(transform: &(dyn TransformExecutor<u8> + Send + Sync), grey: bool
     })
 }
 
-/// The description a profile carries, or a word for "none".
+/// The description in a profile, or "unnamed".
 fn profile_name(profile: &ColorProfile) -> String {
     let name = match &profile.description {
         Some(ProfileText::PlainString(text)) => text.clone(),

@@ -1,7 +1,7 @@
-//! Writes images as PNG, JPEG, WebP, TIFF or BMP from rows that are asked for as they are needed.
-//! Depends on the encoders and on the dataset's rows. Promises to hold a few rows of the image,
-//! but for WebP, whose encoder needs the whole; that memory, and the sizes a format cannot hold,
-//! are known before the work.
+//! Writes images as PNG, JPEG, WebP, TIFF or BMP from rows that are read as they are needed. Depends
+//! on the encoders and on `rows`. Promises to hold only a few rows of the image, except for WebP,
+//! whose encoder needs all of it. The memory, and whether a format can hold the size, are known before
+//! the work begins.
 
 use super::buffers::zeroed;
 use super::encode_jpeg::{JPEG_ROWS, jpeg};
@@ -13,13 +13,13 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 use tiff::encoder::{TiffEncoder, TiffKind, colortype};
 
-/// A TIFF of more bytes gets the 64-bit form (BigTIFF), since offsets of the usual one end at 4
+/// A larger TIFF is written in the 64-bit form (BigTIFF), since offsets of the usual form end at 4
 /// GiB.
 const LARGEST_TIFF: u64 = u32::MAX as u64 - (64 << 20);
-/// Length of a BMP's headers.
+/// Bytes of the headers of a BMP.
 const BMP_HEADERS: u32 = 14 + 40;
 
-/// What an image can be written as.
+/// A format that images can be written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Without loss, in strips
@@ -40,7 +40,7 @@ impl Format {
     /// Endings of files that can be written, for messages.
     pub const ENDINGS: &str = "png, jpg, jpeg, webp, bmp, tif, tiff";
 
-    /// The format that a path's ending names.
+    /// The format that the ending of a path names.
     pub fn of(path: &Path) -> Option<Format> {
         match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "png" => Some(Format::Png),
@@ -78,15 +78,15 @@ impl Format {
         matches!(self, Format::Png | Format::Webp | Format::Tiff)
     }
 
-    /// Whether writing goes back in the file, which a device or a FIFO cannot do.
+    /// Whether the writer seeks backwards, which a device or a FIFO cannot do.
     pub fn goes_back(self) -> bool {
         matches!(self, Format::Tiff | Format::Bmp)
     }
 
-    /// Holds a size in pixels against what the format can say.
+    /// Checks that the format can hold an image of a size in pixels.
     ///
     /// # Errors
-    /// When it is too large; the message says how large it may be, and which format takes it.
+    /// The size is too large; the error says the limit, and which format to use.
     pub fn check(self, (width, height): (u32, u32)) -> Result<()> {
         let side = match self {
             Format::Png | Format::Tiff => i32::MAX as u32,
@@ -107,7 +107,7 @@ impl Format {
         Ok(())
     }
 
-    /// The most bytes that writing an image takes, the rows that are asked for not counted.
+    /// Largest memory of writing an image, bytes, without that of reading the rows.
     pub fn bytes(self, (width, height): (u32, u32), channels: usize) -> u64 {
         let row = u64::from(width) * channels as u64;
         match self {
@@ -125,7 +125,7 @@ impl Format {
     /// Writes a whole image.
     ///
     /// # Errors
-    /// Those of the rows and of writing.
+    /// The format cannot hold the image; errors of reading the rows and of writing.
     pub fn write<W: Write + Seek>(
         self,
         out: &mut BufWriter<W>,
@@ -155,7 +155,7 @@ impl Format {
     }
 }
 
-/// The error of the system that an encoder passes on, as such.
+/// Converts an error of an encoder; an error of the system in it stays one.
 fn of_png(error: png::EncodingError) -> anyhow::Error {
     match error {
         png::EncodingError::IoError(e) => e.into(),
@@ -248,7 +248,7 @@ fn strips<C: colortype::ColorType<Inner = u8>, W: Write + Seek, K: TiffKind>(
     }
 }
 
-/// Rows of a BMP stand from the bottom up, in blue, green, red, each padded to four bytes.
+/// Writes a BMP: rows from the bottom up, in blue, green, red, each padded to four bytes.
 fn bmp<W: Write + Seek>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
     let (width, height) = rows.size();
     let padded = (u64::from(width) * 3).next_multiple_of(4);
@@ -344,8 +344,8 @@ mod tests {
         out.into_inner().unwrap().into_inner()
     }
 
-    /// What goes through the encoders of whole images comes out as from ours: the same bytes, but
-    /// for the cut of a PNG's data.
+    /// Our writers give the same bytes as the encoders of whole images, except that a PNG may divide
+    /// its data differently.
     #[test]
     fn rows_give_what_whole_images_give() {
         for (w, h) in [(1, 1), (13, 9), (640, 531), (7, 300)] {

@@ -16,7 +16,7 @@ pub(super) const JPEG_QUALITY: u8 = 95;
 /// Rows that are held at a time: those of one row of JPEG blocks.
 pub(super) const JPEG_ROWS: usize = 8;
 
-/// The image as the JPEG encoder asks for it: from the top, eight rows at a time, pixel by pixel.
+/// The image as the JPEG encoder reads it: from the top, eight rows at a time, pixel by pixel.
 struct JpegRows<'a> {
     size: (u32, u32),
     state: RefCell<RowGroup<'a>>,
@@ -28,7 +28,7 @@ struct RowGroup<'a> {
     /// Number of the first row in `pixels`, and how many there are.
     first: u32,
     count: u32,
-    /// What ended the reading; the encoder cannot be told.
+    /// The error of reading a row; the encoder has no way to report it.
     failed: Option<anyhow::Error>,
 }
 

@@ -2,22 +2,22 @@
 
 use std::fmt;
 
-/// Something about a file that was changed on the way to 8-bit RGB.
+/// A change on the way from a file to 8-bit RGB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Note {
-    /// One grey channel, repeated three times.
+    /// The one grey channel was repeated three times.
     Grey,
-    /// An alpha channel, dropped as OpenCV and Pillow's `convert("RGB")` do: the stored colours
-    /// stay, whatever the alpha.
+    /// The alpha channel was dropped. The stored colours stay as they are, as in OpenCV and Pillow's
+    /// `convert("RGB")`.
     Alpha,
-    /// 16 bits a channel, rounded to 8 (x * 255 / 65535).
+    /// 16 bits per channel were rounded to 8 (x * 255 / 65535).
     SixteenBit,
-    /// Turned or flipped upright; the EXIF value (2 to 8).
+    /// The image was turned or flipped upright; holds the EXIF value (2 to 8).
     Orientation(u8),
-    /// Converted to sRGB from the embedded colour profile of this name.
+    /// The image was converted to sRGB from the embedded colour profile of this name.
     Profile(String),
-    /// An embedded colour profile that could not be used, and why; the colours were taken as sRGB.
+    /// The embedded colour profile was not used, for this reason; the colours are read as sRGB.
     ProfileIgnored(String),
 }
 

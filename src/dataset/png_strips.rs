@@ -14,16 +14,16 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Bytes that the PNG decoder may take for what stands before the pixels. A file that asks for more
-/// is decoded whole, where the limits of `decode` hold.
+/// Memory that the PNG decoder may take for the chunks before the pixels, bytes. A file that needs
+/// more is decoded as a whole, with the limits of `decode`.
 const PNG_METADATA_BYTES: usize = 16 << 20;
-/// Room of the PNG decoder beside its rows: input buffer, window of the compression, colour
+/// Memory of the PNG decoder besides its rows: input buffer, window of the compression, colour
 /// conversion.
 const PNG_DECODER_BYTES: u64 = 1 << 20;
-/// Samples that are converted at once.
+/// Number of samples that are converted at a time.
 const STRIP_SAMPLES: usize = 1 << 18;
 
-/// RGBA of RGB and alpha.
+/// Interleaves RGB and alpha to RGBA.
 pub(super) fn interleave(out: &mut [u8], rgb: &[u8], alpha: &[u8]) {
     for ((to, from), alpha) in out.chunks_exact_mut(4).zip(rgb.chunks_exact(3)).zip(alpha) {
         to[..3].copy_from_slice(from);
@@ -35,7 +35,7 @@ fn open(path: &Path) -> std::io::Result<File> {
     failure::retry(|| File::open(path))
 }
 
-/// A file whose failed reads are tried again.
+/// A file whose failed reads are retried.
 struct RetryingFile(File);
 
 impl Read for RetryingFile {
@@ -58,17 +58,20 @@ pub(super) struct PngStrips {
     channels: usize,
     deep: bool,
     colours: ColourTag,
-    /// Bytes of what stands beside the pixels.
+    /// Memory of the metadata, bytes.
     metadata: u64,
     /// The rows of one strip as they are in the file.
     raw: Vec<u8>,
-    /// Rows that are still to come.
+    /// Number of rows that are not read yet.
     left: u32,
 }
 
 impl PngStrips {
-    /// Opens a file, or nothing where it is no PNG file that can be read in strips: what is wrong
-    /// with it is for `decode` to say.
+    /// Opens a file. `None` if it is not a PNG file that can be read in strips; `decode` then reports
+    /// what is wrong with it, if anything.
+    ///
+    /// # Errors
+    /// A size beyond the limits, an error of the system.
     pub fn open(path: &Path, limits: &Limits) -> Result<Option<PngStrips>> {
         guarded(path, || {
             // a FIFO would block the opening
@@ -141,14 +144,17 @@ impl PngStrips {
         self.size.0 as usize * self.channels * if self.deep { 2 } else { 1 }
     }
 
-    /// Bytes while it is read: rows of the decoder, a strip as it is in the file and converted,
-    /// what stands beside the pixels.
+    /// Memory while the file is read, bytes: rows of the decoder, a strip as it is in the file and
+    /// converted, the metadata.
     pub fn bytes(&self) -> u64 {
         let row = self.row_bytes() as u64;
         8 * row + 6 * row.max(STRIP_SAMPLES as u64) + self.metadata + PNG_DECODER_BYTES
     }
 
-    /// In the order in which `decode` gives them. Fails for colours that are refused.
+    /// Returns the notes in the order of `decode`.
+    ///
+    /// # Errors
+    /// HDR colours.
     pub fn notes(&self) -> Result<Vec<Note>> {
         let nothing = if self.deep {
             Samples::Deep(Vec::new())
@@ -171,6 +177,9 @@ impl PngStrips {
     }
 
     /// Fills `out` with the next rows, in RGB, or in RGBA with `alpha`.
+    ///
+    /// # Errors
+    /// Damaged data, an error of the system.
     pub fn read(&mut self, out: &mut [u8], alpha: bool) -> Result<()> {
         let width = self.size.0 as usize;
         let row = width * if alpha { 4 } else { 3 };
@@ -207,7 +216,7 @@ impl PngStrips {
         Ok(())
     }
 
-    /// The samples of the next `count` rows, as they are in the file, into `raw`.
+    /// Reads the samples of the next `count` rows, as they are in the file, into `raw`.
     fn read_raw(&mut self, count: usize) -> Result<()> {
         let row = self.row_bytes();
         if self.raw.len() < count * row {
@@ -226,7 +235,7 @@ impl PngStrips {
         }
         self.left = self.left.saturating_sub(count as u32);
         if self.left == 0 {
-            // the checksums behind the last row are looked at when one more is asked for
+            // the decoder checks the checksums after the last row only when one more row is read
             self.reader.read_row(&mut []).map_err(explain)?;
         }
         Ok(())

@@ -1,8 +1,7 @@
-//! Reads an image from top to bottom, a few rows at a time, as 8-bit sRGB with its alpha channel,
-//! so that a large image need not be in memory as a whole. Depends on `decode`, `colour` and the
-//! PNG decoder. Promises the pixels that `decode` gives; PNG files that are neither interlaced nor
-//! turned are read in strips, and every other image is decoded whole, with its memory known
-//! beforehand.
+//! Reads an image from top to bottom, a few rows at a time, as 8-bit sRGB with its alpha channel, so
+//! that a large image need not be in memory as a whole. Depends on `decode` and `png_strips`. Promises
+//! the pixels that `decode` gives. PNG files that are neither interlaced nor turned are read in
+//! strips; every other image is decoded as a whole. The memory is known beforehand.
 
 use super::decode::{Limits, decode_with_alpha, guarded, read_header};
 use super::note::Note;
@@ -15,25 +14,25 @@ use std::path::{Path, PathBuf};
 pub trait PixelRows {
     /// Width and height in pixels.
     fn size(&self) -> (u32, u32);
-    /// Samples of a pixel: 3 for RGB, 4 for RGB and alpha.
+    /// Samples per pixel: 3 for RGB, 4 for RGB and alpha.
     fn channels(&self) -> usize;
-    /// Fills `rows`, whose length is that of whole rows, with the next ones.
+    /// Fills `rows` (`[count, width, channels]`) with the next rows.
     ///
     /// # Errors
-    /// When the image is damaged or cannot be read, or has fewer rows left.
+    /// The image is damaged or cannot be read, or has fewer rows left.
     fn read(&mut self, rows: &mut [u8]) -> Result<()>;
 }
 
-/// What reading an image takes, known from its header.
+/// The memory that reading an image takes, known from its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryNeed {
     /// Width and height in pixels, after EXIF orientation.
     pub size: (u32, u32),
     /// Whether it has an alpha channel.
     pub alpha: bool,
-    /// Most bytes until the first row is there.
+    /// Most bytes until the first row can be read.
     pub opening: u64,
-    /// Most bytes from then on, until the last row is read.
+    /// Most bytes after that, until the last row is read.
     pub reading: u64,
 }
 
@@ -55,10 +54,10 @@ enum RowSource {
     },
 }
 
-/// What reading the image at `path` will take.
+/// Returns the memory that reading the image at `path` will take.
 ///
 /// # Errors
-/// As `decode`, but for damage behind the header.
+/// Those of `decode`, except damage after the header.
 pub fn need(path: &Path, limits: &Limits) -> Result<MemoryNeed> {
     if let Some(strips) = PngStrips::open(path, limits)? {
         let bytes = strips.bytes();
@@ -83,11 +82,11 @@ pub fn need(path: &Path, limits: &Limits) -> Result<MemoryNeed> {
 }
 
 impl FileRows {
-    /// Opens an image; one that is not read in strips is decoded here. Without `alpha` an alpha
+    /// Opens an image. If it cannot be read in strips, it is decoded here. Without `alpha`, an alpha
     /// channel is dropped.
     ///
     /// # Errors
-    /// As `decode`.
+    /// Those of `decode`.
     pub fn open(path: &Path, limits: &Limits, alpha: bool) -> Result<FileRows> {
         let file = |source, size, alpha, notes| FileRows {
             path: path.to_path_buf(),
@@ -120,7 +119,7 @@ impl FileRows {
         Ok(file(source, size, has_alpha, decoded.notes))
     }
 
-    /// What is changed on the way to 8-bit sRGB, as `decode` says it.
+    /// What is changed on the way to 8-bit sRGB; the same as `decode` reports.
     pub fn notes(&self) -> &[Note] {
         &self.notes
     }

@@ -5,12 +5,12 @@
 use super::huffman::{ENOUGH, HuffmanCodes, LOOK, Step, ac_step};
 use anyhow::{Result, ensure};
 
-/// Bytes that may stand between the last block of a part and the next marker. Some cameras write a
-/// few; a damaged part that happens to give all its blocks mostly leaves more.
+/// Most bytes that may follow the last block before a marker. Some cameras write a few. Damaged data
+/// that happen to decode to all blocks mostly leave more.
 const MAX_STRAY: usize = 16;
 
-/// The next marker at or behind `at`, and the place behind it. Fill bytes (FF) and stray bytes may
-/// stand before it.
+/// Finds the next marker from `at` on; returns it with the offset of the byte after it. Fill bytes
+/// (FF) and stray bytes before it are skipped.
 pub(super) fn next_marker(bytes: &[u8], mut at: usize) -> Option<(u8, usize)> {
     loop {
         at += bytes.get(at..)?.iter().position(|&b| b == 0xFF)? + 1;
@@ -21,15 +21,15 @@ pub(super) fn next_marker(bytes: &[u8], mut at: usize) -> Option<(u8, usize)> {
     }
 }
 
-/// The bits of a scan without the stuffed zeros, up to the next marker.
+/// Reads the bits of a scan up to the next marker, without the stuffed zeros.
 pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// The next bits, from the top.
+    /// The next bits, from the highest down.
     buffer: u64,
-    /// How many of them are there; below 0 where more were asked for than the data hold.
+    /// Number of bits in `buffer`; negative if more were taken than the data hold.
     pub have: i32,
-    /// Whether `at` is the place of a marker or the end of the file.
+    /// Whether `at` is the offset of a marker or the end of the file.
     ended: bool,
 }
 
@@ -44,7 +44,7 @@ impl BitReader<'_> {
         }
     }
 
-    /// Brings at least 56 bits in hand, where there are as many.
+    /// Fills the buffer with at least 56 bits, unless the data end before.
     #[inline(always)]
     fn refill(&mut self) {
         if let Some(next) = self.bytes.get(self.at..self.at + 8)
@@ -57,7 +57,7 @@ impl BitReader<'_> {
                 self.buffer |= word >> self.have;
                 self.at += (63 - self.have as usize) >> 3;
                 self.have |= 56;
-                // the bits of a byte that was not taken whole come again
+                // the bits of a byte that does not fit completely are read again next time
                 self.buffer &= !0 << (64 - self.have);
                 return;
             }
@@ -95,7 +95,7 @@ impl BitReader<'_> {
         self.have -= bits as i32;
     }
 
-    /// The next symbol, its code taken.
+    /// Takes the next code and returns its symbol.
     #[inline(always)]
     fn symbol(&mut self, codes: &HuffmanCodes) -> Option<u8> {
         if self.have < ENOUGH {
@@ -110,7 +110,8 @@ impl BitReader<'_> {
         Some(symbol)
     }
 
-    /// A DC coefficient. Here and below: false where the data hold no such code.
+    /// Steps over a DC coefficient. Here and below, the result is `false` if the data hold a code
+    /// that is not in the table.
     #[inline(always)]
     pub fn dc(&mut self, codes: &HuffmanCodes) -> bool {
         if self.have < ENOUGH {
@@ -128,7 +129,7 @@ impl BitReader<'_> {
         true
     }
 
-    /// The AC coefficients of a block of a sequential image.
+    /// Steps over the AC coefficients of a block of a sequential image.
     #[inline(always)]
     pub fn ac(&mut self, codes: &HuffmanCodes) -> bool {
         let mut k = 1;
@@ -173,7 +174,8 @@ impl BitReader<'_> {
         }
     }
 
-    /// The run of blocks without further coefficients that a code of size 0 begins.
+    /// Reads the length of the run of blocks without further coefficients that a code of size 0
+    /// begins.
     fn run(&mut self, size: u32) -> u32 {
         if self.have < ENOUGH {
             self.refill();
@@ -187,7 +189,7 @@ impl BitReader<'_> {
         (1 << size) + more
     }
 
-    /// A band of AC coefficients of one block, sent for the first time.
+    /// Steps over a band of AC coefficients of one block that is sent for the first time.
     pub fn band(
         &mut self,
         codes: &HuffmanCodes,
@@ -223,7 +225,7 @@ impl BitReader<'_> {
         true
     }
 
-    /// One further bit of a band of AC coefficients of one block.
+    /// Steps over one further bit of a band of AC coefficients of one block.
     pub fn refine(
         &mut self,
         codes: &HuffmanCodes,
@@ -244,8 +246,8 @@ impl BitReader<'_> {
                 break;
             }
             self.take(u32::from(size > 0)); // its sign
-            // so many zeros are passed, and each coefficient between them that is not zero has a
-            // bit of its own
+            // the code skips this many zero coefficients; each nonzero one between them has a
+            // correction bit
             let mut corrections = 0;
             while k <= last {
                 if before >> k & 1 == 1 {
@@ -275,13 +277,15 @@ impl BitReader<'_> {
         true
     }
 
-    /// Goes to the next marker, and says what it is and where it stands. Fails where what is left
-    /// is more than padding.
+    /// Goes to the next marker; returns it and its offset.
+    ///
+    /// # Errors
+    /// More than padding is left before the marker.
     fn end_of_part(&mut self) -> Result<(Option<u8>, usize)> {
         let padding = (self.have.max(0) % 8) as u32;
         let padded = padding == 0 || self.buffer >> (64 - padding) == (1 << padding) - 1;
         self.take(padding);
-        // bytes in hand, then those before the marker
+        // whole bytes in the buffer, then those before the marker
         let mut stray = self.have.max(0) as usize / 8;
         let mut blank = (0..stray).all(|i| matches!((self.buffer >> (56 - 8 * i)) as u8, 0 | 0xFF));
         let found = next_marker(self.bytes, self.at);
@@ -296,7 +300,10 @@ impl BitReader<'_> {
         Ok((found.map(|(marker, _)| marker), marker_at))
     }
 
-    /// Goes over a restart marker.
+    /// Steps over a restart marker.
+    ///
+    /// # Errors
+    /// The next marker is another one.
     pub fn restart(&mut self, wanted: u8) -> Result<()> {
         let (marker, at) = self.end_of_part()?;
         ensure!(
@@ -307,7 +314,7 @@ impl BitReader<'_> {
         Ok(())
     }
 
-    /// The place of the marker behind the scan.
+    /// Returns the offset of the marker after the scan.
     pub fn finish(mut self) -> Result<usize> {
         Ok(self.end_of_part()?.1)
     }

@@ -1,21 +1,23 @@
-//! Whether every block of a JPEG is in its data. A JPEG decoder paints what is missing grey and
-//! reports success; this walk over the Huffman codes (ITU T.81, annexes F and G) finds out what is
-//! missing without making a pixel. Depends on `failure` alone. Promises an error in words for data
-//! that end early, hold a code of no table, lack a restart marker or lack a scan, and no alarm for
-//! what decoders rightly skip: fill bytes, stray bytes before a marker, anything behind the last
-//! scan.
+//! Checks whether a JPEG holds the data of every block. A JPEG decoder paints missing blocks grey and
+//! reports success; this check steps over all Huffman codes (ITU T.81, annexes F and G) without
+//! computing a pixel. Depends on `bits` and `huffman`. Promises an error if data end early, contain a
+//! code that is in no table, or lack a restart marker or a scan; and no error for what decoders
+//! rightly skip: fill bytes, stray bytes before a marker, anything after the last scan.
 
 use super::bits::{BitReader, next_marker};
 use super::huffman::SharedCodes;
 use crate::support::failure;
 use anyhow::{Context, Result, bail, ensure};
 
-/// Scans of an image. Encoders make ten or so; a small file can hold thousands, each of which
-/// takes as long as a whole image.
+/// Largest number of scans of an image. Encoders write about ten; a small hostile file can hold
+/// thousands, each of which takes as long as a whole image.
 const MAX_SCANS: u32 = 500;
 
-/// Checks the image that a JPEG file begins with. The frame header must be one that the decoder
-/// takes.
+/// Checks the first image of a JPEG file. The frame header must be of a kind that the decoder
+/// accepts.
+///
+/// # Errors
+/// What is missing or damaged.
 pub(super) fn check(bytes: &[u8]) -> Result<()> {
     let mut checker = ScanChecker {
         bytes,
@@ -29,7 +31,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<()> {
     while let Some((marker, behind)) = next_marker(bytes, at) {
         at = behind;
         match marker {
-            0x01 | 0xD0..=0xD8 => continue, // these stand alone, without a length
+            0x01 | 0xD0..=0xD8 => continue, // these markers have no segment
             0xD9 => break,
             _ => {}
         }
@@ -56,7 +58,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<()> {
     checker.frame.context("no frame header")?.check_complete()
 }
 
-/// What a segment holds whose length stands at `at`.
+/// Content of the segment whose length field is at `at`.
 fn segment(bytes: &[u8], at: usize) -> Option<&[u8]> {
     let length = usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
     bytes.get(at + 2..at + length)
@@ -67,19 +69,21 @@ struct Component {
     id: u8,
     h: u32,
     v: u32,
-    /// Blocks across and down, without those that only fill up a last unit of several components.
+    /// Blocks across and down, without those that only pad the last units of a scan of several
+    /// components.
     blocks: (u32, u32),
     /// For every coefficient the lowest bit that was sent; -1 = none yet.
     lowest: [i8; 64],
-    /// For every block of a progressive image which coefficients are not zero so far: refinements
-    /// depend on it.
+    /// For every block of a progressive image, a bit for each coefficient that is nonzero so far:
+    /// refinements depend on it.
     nonzero: Vec<u64>,
 }
 
+/// The frame header.
 struct Frame {
     progressive: bool,
     components: Vec<Component>,
-    /// Units of all components across and down.
+    /// Units (MCUs) of all components across and down.
     units: (u32, u32),
 }
 
@@ -124,7 +128,7 @@ impl Frame {
         })
     }
 
-    /// Whether every coefficient of every component came to its last bit.
+    /// Checks that every coefficient of every component was sent down to its last bit.
     fn check_complete(&self) -> Result<()> {
         for (i, component) in self.components.iter().enumerate() {
             let sent = component.lowest.iter().filter(|&&l| l >= 0).count();
@@ -143,26 +147,26 @@ impl Frame {
     }
 }
 
-/// Everything the data depend on.
+/// The state of the check: everything that the meaning of scan data depends on.
 struct ScanChecker<'a> {
     bytes: &'a [u8],
     frame: Option<Frame>,
     dc: [Option<SharedCodes>; 4],
     ac: [Option<SharedCodes>; 4],
-    /// Units between two restart markers; 0 = there are none.
+    /// Number of units between two restart markers; 0 = there are none.
     restart: u32,
     scans: u32,
 }
 
-/// Part of a scan that works in the same way for every unit.
+/// What a scan sends for each block.
 enum ScanKind {
     /// All coefficients of a block at once.
     Whole,
-    /// The DC coefficient, all bits but the lowest ones.
+    /// The DC coefficient without its lowest bits.
     Dc,
     /// One further bit of the DC coefficient.
     DcRefined,
-    /// A band of AC coefficients, all bits but the lowest ones.
+    /// A band of AC coefficients without their lowest bits.
     Ac,
     /// One further bit of a band of AC coefficients.
     AcRefined,
@@ -191,7 +195,7 @@ impl ScanChecker<'_> {
         Ok(())
     }
 
-    /// Walks the data of a scan that begin at `at`; gives the place behind them.
+    /// Steps over the data of a scan that begin at `at`; returns the offset of the marker after them.
     fn scan(&mut self, header: &[u8], at: usize) -> Result<usize> {
         self.scans += 1;
         ensure!(self.scans <= MAX_SCANS, "more than {MAX_SCANS} scans");

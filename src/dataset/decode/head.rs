@@ -1,8 +1,7 @@
-//! What stands in an image file beside its pixels: orientation and colours, of every format, read
-//! here and not by the decoders, which would inflate or copy them without a bound that matters.
-//! Depends on `colour` for what colours can be told. Promises that no more than [`MAX_PROFILE`] +
-//! [`MAX_EXIF`] bytes are kept of any file, and that a profile that is there is never dropped
-//! without a word.
+//! Reads the metadata of an image file: orientation and colours, for every format. The decoders do
+//! not read them, since they would inflate or copy them without a useful bound. Depends on `colour`
+//! for its `ColourTag`. Promises that no more than [`MAX_PROFILE`] + [`MAX_EXIF`] bytes of any file
+//! are kept, and that a profile which is not used is always reported.
 
 use super::super::colour::ColourTag;
 use super::jpeg::JpegHead;
@@ -13,27 +12,26 @@ use image::ImageFormat;
 use image::metadata::Orientation;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
-/// The largest colour profile that is used, bytes. Those of scanners, with tables, have one or two
-/// million.
+/// The largest colour profile that is used, bytes. Profiles of scanners, which hold tables, have one
+/// or two million.
 pub(super) const MAX_PROFILE: usize = 8 << 20;
-/// The largest EXIF data that an orientation is looked for in, bytes. A JPEG has 64 KiB at most.
+/// The largest EXIF data that are read for the orientation, bytes. A JPEG has at most 64 KiB.
 pub(super) const MAX_EXIF: usize = 1 << 20;
-/// Copies of a profile at one time: as stored, inflated, read into tables of floats.
+/// Memory of a profile in multiples of its size: as stored, inflated, and as tables of floats.
 const PROFILE_COPIES: u64 = 4;
 
-/// What stands beside the pixels.
+/// The metadata of an image file.
 pub(in super::super) struct Metadata {
-    /// How the stored image is to be turned; damaged EXIF data are no reason to refuse it.
+    /// How the stored image must be turned. Damaged EXIF data count as no orientation.
     pub orientation: Orientation,
     /// What the file says about its colours.
     pub colours: ColourTag,
-    /// Memory that all this takes while the image is decoded, the decoder's own copies included,
-    /// bytes.
+    /// Memory that the metadata take during decoding, with the decoder's own copies, bytes.
     pub bytes: u64,
-    /// What the decoder is to see in place of the first `skipped` bytes.
+    /// The bytes that the decoder sees in place of the first `skipped` bytes of the file.
     pub(super) replaced: Vec<u8>,
     pub(super) skipped: u64,
-    /// Of a JPEG alone: all up to the header of its first scan.
+    /// For a JPEG: everything up to the header of its first scan.
     pub(super) jpeg: Option<JpegHead>,
 }
 
@@ -50,8 +48,10 @@ impl Metadata {
         }
     }
 
-    /// Reads what stands beside the pixels. Fails where the container is damaged or the header is
-    /// beyond the limits.
+    /// Reads the metadata of a file.
+    ///
+    /// # Errors
+    /// A damaged container, a size beyond the limits, an error of the system.
     pub fn read(
         file: &mut (impl BufRead + Seek),
         format: ImageFormat,
@@ -71,20 +71,20 @@ impl Metadata {
         }
     }
 
-    /// Takes the orientation from EXIF data, those of a JPEG with their name in front.
+    /// Sets the orientation from EXIF data.
     pub fn set_exif(&mut self, exif: &[u8]) {
         self.bytes += exif.len() as u64;
         self.orientation = Orientation::from_exif_chunk(exif).unwrap_or(Orientation::NoTransforms);
     }
 
-    /// Takes a colour profile.
+    /// Sets the colour profile.
     pub fn set_profile(&mut self, profile: Vec<u8>) {
         self.bytes += PROFILE_COPIES * profile.len() as u64;
         self.colours = ColourTag::Profile(profile);
     }
 }
 
-/// Why a profile is not used.
+/// Reports a profile that is too large to be used.
 pub(super) fn too_large(bytes: u64) -> ColourTag {
     ColourTag::Unusable(format!(
         "its colour profile has {bytes} bytes, more than the {} million that are read",
@@ -92,7 +92,7 @@ pub(super) fn too_large(bytes: u64) -> ColourTag {
     ))
 }
 
-/// Reads `length` bytes, or tells that the file ends before. Errors of the system go on.
+/// Reads `length` bytes. `None` if the file ends before; errors of the system are returned.
 pub(super) fn take(file: &mut impl Read, length: usize) -> io::Result<Option<Vec<u8>>> {
     let mut data = Vec::new();
     Read::by_ref(file)
@@ -101,13 +101,13 @@ pub(super) fn take(file: &mut impl Read, length: usize) -> io::Result<Option<Vec
     Ok((data.len() == length).then_some(data))
 }
 
-/// The chunks of a WebP file (RIFF) with a profile and EXIF data. Everything else is left to the
-/// decoder.
+/// Reads the profile and the EXIF data from the chunks of a WebP file (RIFF). Everything else is left
+/// to the decoder.
 fn webp(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
     let mut head = Metadata::new();
     file.seek(SeekFrom::Start(12))?;
     if take(file, 4)?.is_none_or(|kind| kind != b"VP8X") {
-        return Ok(head); // the simple form has nothing but pixels
+        return Ok(head); // the simple form has no metadata
     }
     file.seek(SeekFrom::Start(12))?;
     while let Some(start) = take(file, 8)? {
@@ -142,7 +142,7 @@ fn webp(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
     Ok(head)
 }
 
-/// The colours of a BMP, which stand in headers of version 4 and 5.
+/// Reads the colours of a BMP, which only headers of version 4 and 5 have.
 fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
     const FILE_HEADER: u64 = 14;
     let mut head = Metadata::new();

@@ -5,13 +5,14 @@ use anyhow::{Result, ensure};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// BitReader of a code that one look into a table covers; longer codes are rare and are searched for.
+/// Number of bits by which tables are indexed. Longer codes are rare and are searched for.
 pub(super) const LOOK: u32 = 10;
-/// BitReader in hand before a table is asked: enough for a code (16) and the bits that follow it (15).
+/// Bits that must be buffered before a table is used: at least a code (16) and the bits that follow
+/// it (15).
 pub(super) const ENOUGH: i32 = 32;
-/// What one or several codes do, in 16 bits: six for the bits that they take (with those that
-/// follow a code), seven for how many coefficients they go forward, one for "the rest of the block
-/// is zero".
+/// The effect of one or several codes, packed into 16 bits: six for the number of bits that they take
+/// (with the bits that follow each code), seven for the number of coefficients that they advance, one
+/// for "the rest of the block is zero".
 #[derive(Clone, Copy)]
 pub(super) struct Step(pub u32);
 
@@ -35,32 +36,33 @@ impl Step {
 
 /// A Huffman table.
 pub(super) struct HuffmanCodes {
-    /// By the next [`LOOK`] bits: two [`Step`]s, the lower one for the first code, the upper one
-    /// for all codes that lie in these bits whole; 0 = a longer code, or none.
+    /// Indexed by the next [`LOOK`] bits. Each entry holds two [`Step`]s: in the lower half that of
+    /// the first code, in the upper half that of all codes that these bits hold completely. 0 = the
+    /// code is longer, or there is none.
     pub look: Vec<u32>,
-    /// By the next [`LOOK`] bits: length of the code in bits x 256 + symbol; 0 as above.
+    /// Indexed by the next [`LOOK`] bits: length of the code in bits x 256 + symbol; 0 as above.
     pub plain: Vec<u16>,
-    /// The first code that is longer than so many bits, moved up to 16 bits.
+    /// For each length: the first 16 bits that begin with a longer code.
     above: [u32; 17],
-    /// What to add to a code of so many bits for its place among the symbols.
+    /// For each length: the difference between the index of a symbol and its code.
     offset: [i32; 17],
     symbols: Vec<u8>,
 }
 
-/// A table that several images share.
+/// A table that is shared by several images.
 #[derive(Clone)]
 pub(super) struct SharedCodes(pub Rc<HuffmanCodes>);
 
 thread_local! {
-    /// The last tables: most files of a collection share the standard ones, and making one takes as
-    /// long as walking a small scan.
+    /// The tables that were made last: most files of a collection use the standard ones, and making a
+    /// table takes as long as checking a small scan.
     static MADE: RefCell<Vec<(Vec<u8>, bool, SharedCodes)>> = const { RefCell::new(Vec::new()) };
 }
-/// Tables kept. A file with tables of its own has up to four for a scan.
+/// Number of tables that are kept. A file with its own tables has up to four for a scan.
 const KEPT: usize = 8;
 
 impl SharedCodes {
-    /// The table of a definition: 16 counts and the symbols.
+    /// Returns the table of a definition: 16 counts, then the symbols.
     pub fn get(definition: &[u8], ac: bool) -> Result<SharedCodes> {
         MADE.with_borrow_mut(|made| {
             if let Some((.., table)) = made.iter().find(|(d, a, _)| d == definition && *a == ac) {
@@ -141,7 +143,7 @@ impl HuffmanCodes {
         })
     }
 
-    /// Length and symbol of the code that the upper 16 bits begin with.
+    /// Length and symbol of the code at the start of these 16 bits.
     pub fn long(&self, bits: u32) -> Option<(u32, u8)> {
         let length = (1..=16).find(|&length| bits < self.above[length])?;
         let place = (bits >> (16 - length)) as i32 + self.offset[length];
@@ -149,7 +151,7 @@ impl HuffmanCodes {
     }
 }
 
-/// The step of one AC code in a sequential image.
+/// The effect of one AC code in a sequential image.
 pub(super) fn ac_step(length: u32, symbol: u8) -> Step {
     let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
     match (run, size) {

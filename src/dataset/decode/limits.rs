@@ -2,17 +2,17 @@
 
 use anyhow::{Result, ensure};
 
-/// Bytes read from a JPEG in search of its first scan. Profiles, previews and depth maps in real
-/// files stay well below.
+/// Bytes of a JPEG in which its first scan must begin. The profiles, previews and depth maps of real
+/// files are far smaller.
 pub(super) const MAX_JPEG_HEADER: u64 = 64 << 20;
-/// A pixel is at most this large while it is decoded (16-bit RGBA).
+/// Most bytes of a pixel while it is decoded (16-bit RGBA).
 pub(super) const MAX_PIXEL_BYTES: u64 = 8;
 
-/// Bounds on what one file may ask for.
+/// Limits on a single image file.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Width x height of the largest image that is read. Decoding one takes up to 11 bytes a
-    /// pixel (3 for the result, 8 for a 16-bit RGBA source) and the decoder's own buffers.
+    /// Width x height of the largest image that is read. Decoding takes up to 11 bytes per pixel (3
+    /// for the result, 8 for a 16-bit RGBA source) and the decoder's own buffers.
     pub max_pixels: u64,
 }
 
@@ -28,7 +28,10 @@ impl Default for Limits {
 /// Why CMYK images are refused.
 pub(super) const CMYK: &str = "CMYK colours are made for a printing press; convert the file to RGB with its colour profile first";
 
-/// Holds a header's size against the limits.
+/// Checks the size in a header.
+///
+/// # Errors
+/// An empty image, or one with more pixels than the limit.
 pub(in super::super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()> {
     ensure!(
         width > 0 && height > 0,

@@ -1,18 +1,19 @@
-//! The chunks of a PNG before its pixels: colours and orientation are read from them, and the
-//! decoder sees only those that it needs for the pixels. Depends on fdeflate. Promises that a
-//! compressed profile is not inflated beyond the bound.
+//! Reads the chunks of a PNG before its pixels. Colours and orientation are read here; the decoder
+//! sees only the chunks that it needs for the pixels. Depends on fdeflate. Promises that a compressed
+//! profile is not inflated beyond [`MAX_PROFILE`].
 
 use super::super::colour::{ColourTag, hdr};
 use super::head::{MAX_EXIF, MAX_PROFILE, Metadata, take, too_large};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, Seek};
 
+/// Bytes of a PNG signature.
 const SIGNATURE: usize = 8;
-/// Chunks that the decoder needs have 768 bytes at most (a palette); longer ones are left to it to
-/// refuse.
+/// Chunks that the decoder needs have at most 768 bytes (a palette). Longer ones are left to the
+/// decoder, which refuses them.
 const MAX_NEEDED: usize = 4096;
 
-/// Colour chunks, in the order in which one goes before the other (PNG, third edition).
+/// Colour chunks; each takes precedence over those after it (PNG, third edition).
 #[derive(Default)]
 struct Colours {
     cicp: Option<ColourTag>,
@@ -125,8 +126,10 @@ fn profile(data: &[u8]) -> ColourTag {
     }
 }
 
-/// The colours of a cICP chunk (ITU-T H.273). An image of more than the usual brightness has no
-/// place in 8 bits.
+/// Reads a cICP chunk (ITU-T H.273).
+///
+/// # Errors
+/// An HDR image: its brightness does not fit 8 bits.
 fn cicp(data: &[u8]) -> Result<ColourTag> {
     let &[primaries, transfer, matrix, full_range] = data else {
         return Ok(unusable("its cICP chunk is damaged"));

@@ -1,11 +1,11 @@
-//! Readers for image files: one that remembers an error of the system behind a decoder's back,
-//! and one that shows a decoder a file with another beginning. Depends on `failure` alone. Promises
-//! that no failed read of a disk is taken for damage of the image.
+//! Readers for image files: one keeps errors of the system that a decoder hides, one replaces the
+//! beginning of a file. Depends on `failure` alone. Promises that a failed read of a disk is not taken
+//! for damage of the image.
 
 use crate::support::failure;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
-/// A file under a decoder. Decoders turn errors into their own; the one of the system is kept here.
+/// A reader that keeps the last error of the system. Decoders replace errors by their own.
 pub(super) struct FailureRecorder<R> {
     inner: R,
     failed: Option<io::Error>,
@@ -19,7 +19,7 @@ impl<R> FailureRecorder<R> {
         }
     }
 
-    /// The error of the system that a read ended with, if any did.
+    /// The last error of the system, if there was one.
     pub fn take_failure(&mut self) -> Option<io::Error> {
         self.failed.take()
     }
@@ -35,7 +35,7 @@ impl<R> FailureRecorder<R> {
     }
 }
 
-/// The same error once more; an `io::Error` cannot be cloned.
+/// Copies an error; `io::Error` has no `Clone`.
 pub(super) fn copy_of(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(
         || io::Error::new(error.kind(), error.to_string()),
@@ -52,7 +52,7 @@ impl<R: Read> Read for FailureRecorder<R> {
 
 impl<R: BufRead> BufRead for FailureRecorder<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        // asked twice, since the buffer cannot be given back while an error is noted
+        // called twice: the borrow checker does not allow noting an error while the buffer is borrowed
         if let Err(error) = self.inner.fill_buf() {
             return self.note(Err(error));
         }
@@ -76,7 +76,7 @@ impl<R: Seek> Seek for FailureRecorder<R> {
     }
 }
 
-/// A file of which the first `skipped` bytes are replaced by `head`.
+/// A file whose first `skipped` bytes are replaced by `head`.
 pub(super) struct ReplacedStart<R> {
     head: Vec<u8>,
     rest: R,
@@ -85,7 +85,7 @@ pub(super) struct ReplacedStart<R> {
 }
 
 impl<R: BufRead + Seek> ReplacedStart<R> {
-    /// Shows `head`, then what `rest` holds from `skipped` on.
+    /// Reads `head` first, then `rest` from offset `skipped` on.
     pub fn new(head: Vec<u8>, mut rest: R, skipped: u64) -> io::Result<Self> {
         rest.seek(SeekFrom::Start(skipped))?;
         Ok(ReplacedStart {

@@ -1,6 +1,6 @@
-//! The pages of a TIFF: which one is the image, and its orientation and colour profile. The
-//! decoder bounds a tag by the size of the image and drops a profile that is larger, so both are
-//! read here. Depends on nothing else. Promises to follow no chain of pages without end.
+//! Reads the pages of a TIFF: chooses the one with the image, and reads its orientation and colour
+//! profile. The decoder limits a tag by the size of the image and drops a larger profile, so both are
+//! read here. Promises that an endless chain of pages is not followed.
 
 use super::super::colour::ColourTag;
 use super::head::{MAX_PROFILE, Metadata, take, too_large};
@@ -8,17 +8,17 @@ use anyhow::{Context, Result, bail, ensure};
 use image::metadata::Orientation;
 use std::io::{BufRead, Seek, SeekFrom};
 
-/// Pages that are looked at in search of one that is no thumbnail.
+/// Largest number of pages that are searched for one that is not a thumbnail.
 const MAX_PAGES: usize = 64;
-/// Memory that the decoder may take for the numbers in a page's tags, bytes. An image of 200
+/// Memory that the decoder may take for the numbers in the tags of a page, bytes. An image of 200
 /// million pixels in tiles of 16 x 16 takes 50 million.
 const MAX_TAGS: u64 = 64 << 20;
-/// What the decoder takes for one number, bytes.
+/// Memory that the decoder takes for one number, bytes.
 const NUMBER: u64 = 32;
 
 const SHORT: &str = "the TIFF data are cut short; fetch the file again";
 
-/// One entry of a page: tag, type, count, and the value or its place.
+/// One entry of a page: tag, type, count, and the value or its offset.
 struct TagEntry {
     tag: u16,
     kind: u16,
@@ -48,7 +48,7 @@ impl TiffLayout {
         if self.big { 8 } else { 4 }
     }
 
-    /// The entries of the page at `at`, and the place of the next page.
+    /// Reads the entries of the page at `at`, and the offset of the next page.
     fn page(self, file: &mut (impl BufRead + Seek), at: u64) -> Result<(Vec<TagEntry>, u64)> {
         file.seek(SeekFrom::Start(at))?;
         let count = self.number(&take(file, if self.big { 8 } else { 2 })?.context(SHORT)?);
@@ -130,7 +130,7 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
     }
     let (page, at) = match chosen {
         Some(found) => found,
-        // a mark on the only page there is means nothing
+        // if there is only one page, its mark is ignored
         None if pages == 1 && !hidden => (layout.page(file, first)?.0, first),
         None => bail!(
             "every page of the TIFF is marked as a thumbnail or a mask; save the image itself as a file of its own"
