@@ -1,7 +1,7 @@
-//! Converts decoded samples to 8-bit sRGB: drops alpha, repeats grey, and converts the colours if the
-//! file has other ones (an ICC profile, or the cICP, gAMA and cHRM chunks of a PNG). Depends on moxcms.
-//! Promises that samples in sRGB (or without a usable profile) keep their values, apart from rounding
-//! 16 to 8 bits.
+//! Converts decoded samples to 8-bit sRGB: drops alpha, repeats grey, and converts the colours if
+//! the file has other ones (an ICC profile, or the cICP, gAMA and cHRM chunks of a PNG). Depends on
+//! moxcms. Promises that samples in sRGB (or without a usable profile) keep their values, apart
+//! from rounding 16 to 8 bits.
 
 use super::buffers::zeroed;
 use super::note::Note;
@@ -33,8 +33,8 @@ pub(super) enum Samples {
     Deep(Vec<u16>),
 }
 
-/// What a file says about its colours. In a PNG with several chunks, cICP takes precedence over iCCP,
-/// then sRGB, then gAMA and cHRM.
+/// What a file says about its colours. In a PNG with several chunks, cICP takes precedence over
+/// iCCP, then sRGB, then gAMA and cHRM.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ColourTag {
     /// Nothing, or that they are sRGB.
@@ -57,8 +57,8 @@ pub(super) enum ColourTag {
 /// were converted, a thumbnail of the unconverted colours.
 pub(super) type SrgbSamples = (Vec<u8>, Option<Note>, Option<Thumbnail>);
 
-/// Converts the samples of an image of `size` (`[height, width, channels]`; 1 grey, 2 grey and alpha,
-/// 3 RGB, 4 RGBA) to 8-bit sRGB (`[height, width, 3]`).
+/// Converts the samples of an image of `size` (`[height, width, channels]`; 1 grey, 2 grey and
+/// alpha, 3 RGB, 4 RGBA) to 8-bit sRGB (`[height, width, 3]`).
 ///
 /// # Errors
 /// HDR colours.

@@ -1,6 +1,6 @@
 //! Resamples between HR and LQ: the antialiased filters that make an LQ image, and the bicubic
-//! enlargement that networks are compared with. Depends on fast_image_resize. Promises the values of
-//! Pillow's `Image.resize`, to within 1.
+//! enlargement that networks are compared with. Depends on fast_image_resize. Promises the values
+//! of Pillow's `Image.resize`, to within 1.
 
 use anyhow::{Context, Result, ensure};
 use fast_image_resize::images::{Image, ImageRef};
@@ -9,8 +9,9 @@ use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How an LQ image is made from an HR image. All filters except `Nearest` average over the area that
-/// an LQ pixel covers (antialiased), as Pillow, MATLAB's `imresize` and torch's `antialias=True` do.
+/// How an LQ image is made from an HR image. All filters except `Nearest` average over the area
+/// that an LQ pixel covers (antialiased), as Pillow, MATLAB's `imresize` and torch's
+/// `antialias=True` do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {

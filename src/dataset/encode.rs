@@ -1,7 +1,7 @@
-//! Writes images as PNG, JPEG, WebP, TIFF or BMP from rows that are read as they are needed. Depends
-//! on the encoders and on `rows`. Promises to hold only a few rows of the image, except for WebP,
-//! whose encoder needs all of it. The memory, and whether a format can hold the size, are known before
-//! the work begins.
+//! Writes images as PNG, JPEG, WebP, TIFF or BMP from rows that are read as they are needed.
+//! Depends on the encoders and on `rows`. Promises to hold only a few rows of the image, except for
+//! WebP, whose encoder needs all of it. The memory, and whether a format can hold the size, are
+//! known before the work begins.
 
 use super::buffers::zeroed;
 use super::encode_jpeg::{JPEG_ROWS, jpeg};
@@ -344,8 +344,8 @@ mod tests {
         out.into_inner().unwrap().into_inner()
     }
 
-    /// Our writers give the same bytes as the encoders of whole images, except that a PNG may divide
-    /// its data differently.
+    /// Our writers give the same bytes as the encoders of whole images, except that a PNG may
+    /// divide its data differently.
     #[test]
     fn rows_give_what_whole_images_give() {
         for (w, h) in [(1, 1), (13, 9), (640, 531), (7, 300)] {

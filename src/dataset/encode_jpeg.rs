@@ -1,5 +1,5 @@
-//! Writes a JPEG from rows. The encoder of the image crate asks for single pixels, so a few rows are
-//! kept. Depends on `rows` and the image crate.
+//! Writes a JPEG from rows. The encoder of the image crate asks for single pixels, so a few rows
+//! are kept. Depends on `rows` and the image crate.
 
 use super::buffers::zeroed;
 use super::encode::of_image;

@@ -1,6 +1,6 @@
-//! From a folder of images to pairs of 8-bit RGB images: finds the files, decodes them within stated
-//! limits, makes the LQ if the data set has none, and draws synthetic images. Depends on `support`
-//! alone among our modules; promises the same result for any number of threads.
+//! From a folder of images to pairs of 8-bit RGB images: finds the files, decodes them within
+//! stated limits, makes the LQ if the data set has none, and draws synthetic images. Depends on
+//! `support` alone among our modules; promises the same result for any number of threads.
 
 mod buffers;
 mod colour;

@@ -8,8 +8,8 @@ use std::fmt;
 pub enum Note {
     /// The one grey channel was repeated three times.
     Grey,
-    /// The alpha channel was dropped. The stored colours stay as they are, as in OpenCV and Pillow's
-    /// `convert("RGB")`.
+    /// The alpha channel was dropped. The stored colours stay as they are, as in OpenCV and
+    /// Pillow's `convert("RGB")`.
     Alpha,
     /// 16 bits per channel were rounded to 8 (x * 255 / 65535).
     SixteenBit,

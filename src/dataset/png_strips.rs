@@ -1,6 +1,6 @@
 //! Decodes a PNG file row by row. Depends on `decode` for the header, on `colour` and on the png
-//! crate. Promises the pixels that `decode` gives, and a bound on memory that does not grow with the
-//! height of the image.
+//! crate. Promises the pixels that `decode` gives, and a bound on memory that does not grow with
+//! the height of the image.
 
 use super::colour::{self, ColourTag, Samples};
 use super::decode::{Limits, Metadata, check_size, guarded};
@@ -67,8 +67,8 @@ pub(super) struct PngStrips {
 }
 
 impl PngStrips {
-    /// Opens a file. `None` if it is not a PNG file that can be read in strips; `decode` then reports
-    /// what is wrong with it, if anything.
+    /// Opens a file. `None` if it is not a PNG file that can be read in strips; `decode` then
+    /// reports what is wrong with it, if anything.
     ///
     /// # Errors
     /// A size beyond the limits, an error of the system.

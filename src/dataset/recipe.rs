@@ -1,7 +1,7 @@
 //! The recipe by which the LQ of a set is made: one filter for all patches, or one drawn for each
-//! patch, with or without a slight blur before. Depends on `degrade` and `rng`. Promises that a patch
-//! is a pure function of the HR image, its name, its position and the recipe; the order in which
-//! patches are made does not matter.
+//! patch, with or without a slight blur before. Depends on `degrade` and `rng`. Promises that a
+//! patch is a pure function of the HR image, its name, its position and the recipe; the order in
+//! which patches are made does not matter.
 
 use super::degrade::{Filter, Resampler};
 use crate::support::rng::{Rng, key};
@@ -222,8 +222,8 @@ fn weights(sigma: f64) -> Vec<u32> {
     whole
 }
 
-/// Blurs with a Gaussian of standard deviation `sigma` pixels, along x and then y. Beyond the border
-/// the last pixel is repeated.
+/// Blurs with a Gaussian of standard deviation `sigma` pixels, along x and then y. Beyond the
+/// border the last pixel is repeated.
 fn blur(image: &mut RgbImage, sigma: f64, between: &mut Vec<u8>) {
     let (w, h) = (image.width() as usize, image.height() as usize);
     if sigma < 1e-3 || w == 0 || h == 0 {
@@ -265,7 +265,8 @@ fn blur(image: &mut RgbImage, sigma: f64, between: &mut Vec<u8>) {
     }
 }
 
-/// Computes one row of a blur: the weighted sum of a line and its neighbours on both sides, rounded.
+/// Computes one row of a blur: the weighted sum of a line and its neighbours on both sides,
+/// rounded.
 fn accumulate<'a>(
     weights: &[u32],
     sums: &mut [u32],

@@ -1,7 +1,7 @@
-//! Reads an image from top to bottom, a few rows at a time, as 8-bit sRGB with its alpha channel, so
-//! that a large image need not be in memory as a whole. Depends on `decode` and `png_strips`. Promises
-//! the pixels that `decode` gives. PNG files that are neither interlaced nor turned are read in
-//! strips; every other image is decoded as a whole. The memory is known beforehand.
+//! Reads an image from top to bottom, a few rows at a time, as 8-bit sRGB with its alpha channel,
+//! so that a large image need not be in memory as a whole. Depends on `decode` and `png_strips`.
+//! Promises the pixels that `decode` gives. PNG files that are neither interlaced nor turned are
+//! read in strips; every other image is decoded as a whole. The memory is known beforehand.
 
 use super::decode::{Limits, decode_with_alpha, guarded, read_header};
 use super::note::Note;
@@ -82,8 +82,8 @@ pub fn need(path: &Path, limits: &Limits) -> Result<MemoryNeed> {
 }
 
 impl FileRows {
-    /// Opens an image. If it cannot be read in strips, it is decoded here. Without `alpha`, an alpha
-    /// channel is dropped.
+    /// Opens an image. If it cannot be read in strips, it is decoded here. Without `alpha`, an
+    /// alpha channel is dropped.
     ///
     /// # Errors
     /// Those of `decode`.

@@ -19,7 +19,8 @@ use texture::{Texture, sine};
 const PURPOSE: u64 = 0x6c65_6176_6573_0001;
 /// A pixel whose free share is at most this counts as hidden: well below half a value of 255.
 const HIDDEN: f32 = 1.0 / 1024.0;
-/// Painting of leaves stops when at most this share of the pixels is free; the background fills them.
+/// Painting of leaves stops when at most this share of the pixels is free; the background fills
+/// them.
 const REMAINDER: f64 = 0.002;
 
 type Colour = [f32; 3];
@@ -30,8 +31,8 @@ pub fn synthetic_image(seed: u64, index: u64, width: u32, height: u32) -> RgbIma
     let mut rng = Rng::new(&[PURPOSE, seed, index]);
     let scene = Scene::draw(&mut rng, width, height);
     let mut canvas = Canvas::new(width as usize, height as usize);
-    // painting goes from front to back: hidden shapes cost nothing, and it ends when almost no pixel
-    // is free
+    // painting goes from front to back: hidden shapes cost nothing, and it ends when almost no
+    // pixel is free
     let area = f64::from(width) * f64::from(height);
     for _ in 0..scene.line_groups {
         lines(&mut rng, &scene, &mut canvas);
@@ -130,8 +131,8 @@ impl Scene {
     }
 }
 
-/// A bell-shaped number in (-1.5, 1.5) with standard deviation 0.5: the sum of three uniform numbers,
-/// which needs no logarithm.
+/// A bell-shaped number in (-1.5, 1.5) with standard deviation 0.5: the sum of three uniform
+/// numbers, which needs no logarithm.
 fn bell(rng: &mut Rng) -> f64 {
     rng.unit() + rng.unit() + rng.unit() - 1.5
 }
@@ -406,8 +407,8 @@ impl Canvas {
         )
     }
 
-    /// Paints a shape behind everything painted so far. `shape` returns the coverage (values above 1
-    /// count as 1) and the colour at the centre of a pixel.
+    /// Paints a shape behind everything painted so far. `shape` returns the coverage (values above
+    /// 1 count as 1) and the colour at the centre of a pixel.
     fn cover(
         &mut self,
         area: (f32, f32, f32, f32),

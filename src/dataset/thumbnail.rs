@@ -1,6 +1,6 @@
-//! Reduces an image to 16 x 16 mean colours, to find out whether two images show the same. Depends on
-//! the image crate alone. Promises that an image and a smaller copy of it have nearly the same means,
-//! whatever their sizes.
+//! Reduces an image to 16 x 16 mean colours, to find out whether two images show the same. Depends
+//! on the image crate alone. Promises that an image and a smaller copy of it have nearly the same
+//! means, whatever their sizes.
 
 use image::metadata::Orientation;
 
@@ -14,8 +14,8 @@ pub struct Thumbnail {
 }
 
 impl Thumbnail {
-    /// Makes the thumbnail of interleaved pixels (`[height, width, channels]`), RGB (`channels` = 3)
-    /// or grey (1).
+    /// Makes the thumbnail of interleaved pixels (`[height, width, channels]`), RGB (`channels` =
+    /// 3) or grey (1).
     pub fn new(pixels: &[u8], channels: usize, width: usize) -> Thumbnail {
         let mut cells = vec![[0f32; 3]; SIDE * SIDE];
         let height = pixels.len() / (channels * width.max(1)).max(1);

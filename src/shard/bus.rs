@@ -4,11 +4,11 @@
 //! process with exit code 1. Depends on libc alone.
 //!
 //! The handler may interrupt any code at any point. It therefore reads static atomics only, calls
-//! nothing but `write`, `_exit`, `pause`, `sigaction` and `raise` (all async-signal-safe), allocates
-//! nothing and takes no lock. The text of a map is prepared when the map is registered. Nodes of the
-//! list are never freed, only reused, so the list can be traversed at any moment. A node's text is
-//! freed only after the last use of its map, when no fault inside that map can occur any more. A
-//! SIGBUS at any other address is left to the handler that was installed before.
+//! nothing but `write`, `_exit`, `pause`, `sigaction` and `raise` (all async-signal-safe),
+//! allocates nothing and takes no lock. The text of a map is prepared when the map is registered.
+//! Nodes of the list are never freed, only reused, so the list can be traversed at any moment. A
+//! node's text is freed only after the last use of its map, when no fault inside that map can occur
+//! any more. A SIGBUS at any other address is left to the handler that was installed before.
 
 use crate::support::text::one_line;
 use std::path::Path;

@@ -32,7 +32,8 @@ pub struct BuildConfig {
     pub lq: Option<PathBuf>,
     /// How the LQ is made if the data set has none.
     pub recipe: Recipe,
-    /// Patches whose HR has less detail than this are left out (see `convert::detail`); 0 keeps all.
+    /// Patches whose HR has less detail than this are left out (see `convert::detail`); 0 keeps
+    /// all.
     pub min_detail: f64,
     /// Whether duplicate pairs are stored too.
     pub keep_duplicates: bool,

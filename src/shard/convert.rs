@@ -277,10 +277,10 @@ struct Changes {
     unconverted: Option<Thumbnail>,
 }
 
-/// Finds pairs of which only one side was turned or converted, although both need it: a program that
-/// ignores orientations or profiles made the LQ from the HR's raw pixels, or the other way round.
-/// The sides are compared as they will be trained on, and as they would be without the change.
-/// Returns the reason for rejecting the pair.
+/// Finds pairs of which only one side was turned or converted, although both need it: a program
+/// that ignores orientations or profiles made the LQ from the HR's raw pixels, or the other way
+/// round. The sides are compared as they will be trained on, and as they would be without the
+/// change. Returns the reason for rejecting the pair.
 fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<String> {
     /// Mean difference up to which two thumbnails show the same image, in values of 0 to 255.
     const SAME: f32 = 1.0;

@@ -40,8 +40,8 @@ pub struct Record {
     pub length: u32,
 }
 
-/// A shard that is being written, or replayed without a file: the records of a journal give the same
-/// sizes and tables as the records themselves.
+/// A shard that is being written, or replayed without a file: the records of a journal give the
+/// same sizes and tables as the records themselves.
 pub struct ShardWriter {
     path: PathBuf,
     /// Name until the shard is finished.
@@ -192,8 +192,8 @@ impl ShardWriter {
         self.records
     }
 
-    /// Whether `length` more bytes fit a shard of `limit` bytes, together with the source table, the
-    /// index and the footer. An empty shard accepts a record of any size.
+    /// Whether `length` more bytes fit a shard of `limit` bytes, together with the source table,
+    /// the index and the footer. An empty shard accepts a record of any size.
     pub fn fits(&self, length: u64, limit: u64) -> bool {
         let tables = self.source_bytes
             + self.index.len() as u64

@@ -32,10 +32,10 @@ pub fn positions(length: u32, size: u32, stride: u32) -> Vec<u32> {
     out
 }
 
-/// Width and height of the LQ image of a pair, in pixels. If there is no LQ image, the HR is cropped
-/// to a multiple of the scale. If there is one, the HR may have up to `scale - 1` pixels more than
-/// `scale` times the LQ, which are cut off at the right and at the bottom: in some published data
-/// sets the HR was not cropped.
+/// Width and height of the LQ image of a pair, in pixels. If there is no LQ image, the HR is
+/// cropped to a multiple of the scale. If there is one, the HR may have up to `scale - 1` pixels
+/// more than `scale` times the LQ, which are cut off at the right and at the bottom: in some
+/// published data sets the HR was not cropped.
 ///
 /// # Errors
 /// The kind and the reason of the rejection: the sizes do not fit each other, or are too small.

@@ -258,8 +258,8 @@ fn page_bytes() -> usize {
 /// The contract of a map is that nobody changes or shortens the file as long as the map exists.
 /// Shards are written under another name, synced, made read-only and renamed, and paragon never
 /// opens one for writing again; the length was checked on this file handle. Two cases remain:
-/// another program cuts a shard that is in use, against the file's permissions, or a disk or network
-/// cannot deliver a page. The system then sends SIGBUS, which `bus` handles.
+/// another program cuts a shard that is in use, against the file's permissions, or a disk or
+/// network cannot deliver a page. The system then sends SIGBUS, which `bus` handles.
 fn map(file: &File, length: u64) -> Result<Mmap> {
     let text = "the shard is larger than the address space";
     let length = usize::try_from(length).map_err(|_| marked(Kind::TooLarge, text))?;

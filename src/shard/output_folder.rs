@@ -123,8 +123,8 @@ pub(super) fn finished(out: &Path) -> Result<SetManifests> {
 /// What to do if the folder holds another set.
 pub(super) const ADVICE: &str = "use --overwrite to replace it or choose another --out";
 
-/// Says why the set in `out` cannot be used. Only damage is a reason to replace the set: an error of
-/// the system says nothing about it, and a set in a newer format is whole.
+/// Says why the set in `out` cannot be used. Only damage is a reason to replace the set: an error
+/// of the system says nothing about it, and a set in a newer format is whole.
 pub(super) fn unusable(error: anyhow::Error, out: &Path, what: &str) -> anyhow::Error {
     let out = out.display();
     if failure::system_cause(&error).is_some() {

@@ -60,8 +60,8 @@ fn base_of_append(out: &Path) -> Result<SetManifests> {
     Ok([main, held_out.filter(|held| held.records() > 0)])
 }
 
-/// Whether `out` holds an unfinished run that was begun with `--overwrite` and makes the set that is
-/// asked for. It has removed the earlier set already, so it is continued.
+/// Whether `out` holds an unfinished run that was begun with `--overwrite` and makes the set that
+/// is asked for. It has removed the earlier set already, so it is continued.
 pub(super) fn begun_with_overwrite(out: &Path, plan: &Plan) -> Result<bool> {
     if manifest::is_in(out)? {
         return Ok(false);
@@ -326,7 +326,8 @@ fn sets(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> [SetWr
     })
 }
 
-/// Makes an assembly that knows the pairs of the finished shards `base`, to find duplicates of them.
+/// Makes an assembly that knows the pairs of the finished shards `base`, to find duplicates of
+/// them.
 fn assembly(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Result<Assembly> {
     let mut assembly = Assembly::new(config, plan, sets(config, plan, base));
     if let Some(duplicates) = &mut assembly.duplicates {

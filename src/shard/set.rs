@@ -1,6 +1,6 @@
-//! Distributes the records of one set over shard files, and finds duplicate pairs. Depends on `file`
-//! and `manifest`. Promises that the records alone decide where a shard ends, so that a set that is
-//! replayed from a journal, or merged from parts, has the same files.
+//! Distributes the records of one set over shard files, and finds duplicate pairs. Depends on
+//! `file` and `manifest`. Promises that the records alone decide where a shard ends, so that a set
+//! that is replayed from a journal, or merged from parts, has the same files.
 
 use super::file::{Record, ShardWriter};
 use super::format::{FOOTER_BYTES, Footer, Header, INDEX_ENTRY_BYTES, IndexEntry};
@@ -15,7 +15,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::path::{Path, PathBuf};
 
-/// Largest number of shards in one set: about as many as fit a manifest of 64 MiB, at 40 bytes each.
+/// Largest number of shards in one set: about as many as fit a manifest of 64 MiB, at 40 bytes
+/// each.
 const MAX_SHARDS: usize = 1_600_000;
 
 /// Where a record is.
@@ -175,8 +176,8 @@ impl SetWriter {
         self.missing
     }
 
-    /// Ends the replay: opens the unfinished shard and checks its records. Returns the first journal
-    /// entry whose records are not all there; the run must replay again and stop before it.
+    /// Ends the replay: opens the unfinished shard and checks its records. Returns the first
+    /// journal entry whose records are not all there; the run must replay again and stop before it.
     pub fn attach(&mut self) -> Result<Option<u64>> {
         self.counting = false;
         if self.missing.is_some() {

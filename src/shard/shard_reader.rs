@@ -1,5 +1,6 @@
 //! Reads the records of one shard in order, by read calls, for merging and verifying. Depends on
-//! `tables`. Promises that the structure of the shard and the checksum of every record were checked.
+//! `tables`. Promises that the structure of the shard and the checksum of every record were
+//! checked.
 
 use super::format::IndexEntry;
 use super::manifest::Manifest;

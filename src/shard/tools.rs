@@ -1,7 +1,7 @@
 //! Inspects a finished set: what it holds, whether every record is whole, its pairs as images.
 //! Depends on `reader`, `shard_reader` and `report`. Promises to change nothing in the set, to name
-//! shard, record and image of every damage, and to use read calls only: a block that the disk cannot
-//! deliver is an error of the system and is not reported as damage.
+//! shard, record and image of every damage, and to use read calls only: a block that the disk
+//! cannot deliver is an error of the system and is not reported as damage.
 
 use super::error::{Error, is_newer};
 use super::manifest::{Manifest, shard_name};

@@ -1,7 +1,7 @@
-//! Makes the set of a plan: many threads convert images, and one thread appends them in input order.
-//! Depends on `convert`, `assembly` and `resume`. Promises the same bytes for any number of threads
-//! and after any number of kills, a bound on the memory of images that are being converted, and that
-//! the manifest, written last, only names shards that are on the disk.
+//! Makes the set of a plan: many threads convert images, and one thread appends them in input
+//! order. Depends on `convert`, `assembly` and `resume`. Promises the same bytes for any number of
+//! threads and after any number of kills, a bound on the memory of images that are being converted,
+//! and that the manifest, written last, only names shards that are on the disk.
 
 use super::assembly::Assembly;
 use super::convert::{Converted, SYSTEM_FAULT, Worker};

@@ -1,12 +1,12 @@
 //! The entropy-coded bits of a JPEG scan, and the steps over its coefficients (ITU T.81, annexes F
-//! and G). Depends on `huffman`. Promises never to read beyond the data: when they end, `have` becomes
-//! negative.
+//! and G). Depends on `huffman`. Promises never to read beyond the data: when they end, `have`
+//! becomes negative.
 
 use super::huffman::{ENOUGH, HuffmanCodes, LOOK, Step, ac_step};
 use anyhow::{Result, ensure};
 
-/// Most bytes that may follow the last block before a marker. Some cameras write a few. Damaged data
-/// that happen to decode to all blocks mostly leave more.
+/// Most bytes that may follow the last block before a marker. Some cameras write a few. Damaged
+/// data that happen to decode to all blocks mostly leave more.
 const MAX_STRAY: usize = 16;
 
 /// Finds the next marker from `at` on; returns it with the offset of the byte after it. Fill bytes

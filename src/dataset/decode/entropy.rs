@@ -1,7 +1,7 @@
-//! Checks whether a JPEG holds the data of every block. A JPEG decoder paints missing blocks grey and
-//! reports success; this check steps over all Huffman codes (ITU T.81, annexes F and G) without
-//! computing a pixel. Depends on `bits` and `huffman`. Promises an error if data end early, contain a
-//! code that is in no table, or lack a restart marker or a scan; and no error for what decoders
+//! Checks whether a JPEG holds the data of every block. A JPEG decoder paints missing blocks grey
+//! and reports success; this check steps over all Huffman codes (ITU T.81, annexes F and G) without
+//! computing a pixel. Depends on `bits` and `huffman`. Promises an error if data end early, contain
+//! a code that is in no table, or lack a restart marker or a scan; and no error for what decoders
 //! rightly skip: fill bytes, stray bytes before a marker, anything after the last scan.
 
 use super::bits::{BitReader, next_marker};
@@ -195,7 +195,8 @@ impl ScanChecker<'_> {
         Ok(())
     }
 
-    /// Steps over the data of a scan that begin at `at`; returns the offset of the marker after them.
+    /// Steps over the data of a scan that begin at `at`; returns the offset of the marker after
+    /// them.
     fn scan(&mut self, header: &[u8], at: usize) -> Result<usize> {
         self.scans += 1;
         ensure!(self.scans <= MAX_SCANS, "more than {MAX_SCANS} scans");

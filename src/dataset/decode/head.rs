@@ -12,8 +12,8 @@ use image::ImageFormat;
 use image::metadata::Orientation;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
-/// The largest colour profile that is used, bytes. Profiles of scanners, which hold tables, have one
-/// or two million.
+/// The largest colour profile that is used, bytes. Profiles of scanners, which hold tables, have
+/// one or two million.
 pub(super) const MAX_PROFILE: usize = 8 << 20;
 /// The largest EXIF data that are read for the orientation, bytes. A JPEG has at most 64 KiB.
 pub(super) const MAX_EXIF: usize = 1 << 20;
@@ -101,8 +101,8 @@ pub(super) fn take(file: &mut impl Read, length: usize) -> io::Result<Option<Vec
     Ok((data.len() == length).then_some(data))
 }
 
-/// Reads the profile and the EXIF data from the chunks of a WebP file (RIFF). Everything else is left
-/// to the decoder.
+/// Reads the profile and the EXIF data from the chunks of a WebP file (RIFF). Everything else is
+/// left to the decoder.
 fn webp(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
     let mut head = Metadata::new();
     file.seek(SeekFrom::Start(12))?;

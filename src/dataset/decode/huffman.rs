@@ -10,9 +10,9 @@ pub(super) const LOOK: u32 = 10;
 /// Bits that must be buffered before a table is used: at least a code (16) and the bits that follow
 /// it (15).
 pub(super) const ENOUGH: i32 = 32;
-/// The effect of one or several codes, packed into 16 bits: six for the number of bits that they take
-/// (with the bits that follow each code), seven for the number of coefficients that they advance, one
-/// for "the rest of the block is zero".
+/// The effect of one or several codes, packed into 16 bits: six for the number of bits that they
+/// take (with the bits that follow each code), seven for the number of coefficients that they
+/// advance, one for "the rest of the block is zero".
 #[derive(Clone, Copy)]
 pub(super) struct Step(pub u32);
 
@@ -54,8 +54,8 @@ pub(super) struct HuffmanCodes {
 pub(super) struct SharedCodes(pub Rc<HuffmanCodes>);
 
 thread_local! {
-    /// The tables that were made last: most files of a collection use the standard ones, and making a
-    /// table takes as long as checking a small scan.
+    /// The tables that were made last: most files of a collection use the standard ones, and making
+    /// a table takes as long as checking a small scan.
     static MADE: RefCell<Vec<(Vec<u8>, bool, SharedCodes)>> = const { RefCell::new(Vec::new()) };
 }
 /// Number of tables that are kept. A file with its own tables has up to four for a scan.

@@ -164,8 +164,8 @@ fn joined(mut parts: Vec<(u8, u8, Vec<u8>)>) -> Option<Vec<u8>> {
 }
 
 /// Whether one of the tables assigns a code of only ones, which T.81 (C.2) forbids; and whether in
-/// one of the tables for AC coefficients the code of only zeros means a coefficient. That code is the
-/// shortest, and its symbol comes first.
+/// one of the tables for AC coefficients the code of only zeros means a coefficient. That code is
+/// the shortest, and its symbol comes first.
 fn codes_at_the_ends(mut segment: &[u8]) -> (bool, bool) {
     let (mut ones, mut zeros) = (false, false);
     while segment.len() >= 18 {
@@ -240,8 +240,8 @@ impl<'a> Decoder<'a> {
         )
     }
 
-    /// Whether the data contain a hole, a part that was never written: its zeros may by chance decode
-    /// to as many blocks as were there.
+    /// Whether the data contain a hole, a part that was never written: its zeros may by chance
+    /// decode to as many blocks as were there.
     fn has_hole(&self) -> bool {
         let data = self
             .bytes
@@ -259,8 +259,8 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// Decodes with ones after the data, so that decoding fails if a block is missing. It also fails
-    /// for some harmless files.
+    /// Decodes with ones after the data, so that decoding fails if a block is missing. It also
+    /// fails for some harmless files.
     fn decode_poisoned(&self, out: &mut [u8]) -> bool {
         let mut last = 0;
         let from = PoisonedJpeg::new(self.bytes, self.scan, &mut last);
@@ -371,22 +371,22 @@ fn end_of_data(bytes: &[u8], scan: usize) -> usize {
 }
 
 /// Most bytes of data that may follow the decoder's last read of four bytes. The decoded bits come
-/// from before the end of that read or, if one of the four bytes is FF and they are read one by one,
-/// from up to four more bytes; then there are up to seven bits of padding.
+/// from before the end of that read or, if one of the four bytes is FF and they are read one by
+/// one, from up to four more bytes; then there are up to seven bits of padding.
 const TOLERANCE: usize = 5;
 
-/// A view of a JPEG with ones inserted after the data of its first scan. The decoder replaces missing
-/// data by zeros, which are valid codes, and reports success. Ones are not a valid code, so decoding
-/// must fail if data are missing. This costs nothing, while `entropy::check` takes a third of the
-/// decoder's time. That check decides if a table has a code of ones, if the data have several parts,
-/// or if decoding fails.
+/// A view of a JPEG with ones inserted after the data of its first scan. The decoder replaces
+/// missing data by zeros, which are valid codes, and reports success. Ones are not a valid code, so
+/// decoding must fail if data are missing. This costs nothing, while `entropy::check` takes a third
+/// of the decoder's time. That check decides if a table has a code of ones, if the data have
+/// several parts, or if decoding fails.
 struct PoisonedJpeg<'a> {
     bytes: &'a [u8],
     /// Offset of the first marker after the data.
     end: usize,
     at: usize,
-    /// End of the last read of four bytes. The decoder reads only scan data in this way, in its inner
-    /// loop.
+    /// End of the last read of four bytes. The decoder reads only scan data in this way, in its
+    /// inner loop.
     last: &'a mut usize,
 }
 

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, ensure};
 
-/// Bytes of a JPEG in which its first scan must begin. The profiles, previews and depth maps of real
-/// files are far smaller.
+/// Bytes of a JPEG in which its first scan must begin. The profiles, previews and depth maps of
+/// real files are far smaller.
 pub(super) const MAX_JPEG_HEADER: u64 = 64 << 20;
 /// Most bytes of a pixel while it is decoded (16-bit RGBA).
 pub(super) const MAX_PIXEL_BYTES: u64 = 8;

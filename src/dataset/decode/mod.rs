@@ -1,8 +1,8 @@
 //! Decodes an image file to upright 8-bit sRGB, and reports what was changed on the way. Depends on
-//! the image crate and on `colour`. Promises that a damaged, hostile or unsuitable file gives an error
-//! that names it and never a panic, and that nothing large is allocated before the header was checked
-//! against the limits. An error of the system (a failed read, no memory) is retried and then returned
-//! as such: [`failure::system_cause`] finds it.
+//! the image crate and on `colour`. Promises that a damaged, hostile or unsuitable file gives an
+//! error that names it and never a panic, and that nothing large is allocated before the header was
+//! checked against the limits. An error of the system (a failed read, no memory) is retried and
+//! then returned as such: [`failure::system_cause`] finds it.
 
 mod bits;
 mod entropy;
@@ -63,12 +63,12 @@ impl Decoded {
     }
 }
 
-/// Decodes a PNG, JPEG, WebP, TIFF or BMP file. The content decides the format, not the extension. Of
-/// an animation the first frame is decoded.
+/// Decodes a PNG, JPEG, WebP, TIFF or BMP file. The content decides the format, not the extension.
+/// Of an animation the first frame is decoded.
 ///
 /// # Errors
-/// The file cannot be read, has another format, is damaged or cut short, is CMYK or floating point, or
-/// is larger than `limits` allow. The error names the file.
+/// The file cannot be read, has another format, is damaged or cut short, is CMYK or floating point,
+/// or is larger than `limits` allow. The error names the file.
 pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
     probe(path, limits)?; // before the file is read into memory
     decode_loaded(path, &load(path, limits)?, limits)
@@ -322,8 +322,8 @@ fn header(
     check_size(width, height, limits)?;
     let turn = head.orientation;
     let samples = u64::from(decoder.color_type().bytes_per_pixel());
-    // memory of the decoder besides its result: the coefficients of a progressive JPEG, the planes of
-    // a WebP, a strip of a TIFF
+    // memory of the decoder besides its result: the coefficients of a progressive JPEG, the planes
+    // of a WebP, a strip of a TIFF
     let beside = match format {
         ImageFormat::Png | ImageFormat::Bmp => 0,
         ImageFormat::Jpeg => 6,
@@ -350,8 +350,8 @@ fn header(
     })
 }
 
-/// Decodes the pixels and converts them to upright 8-bit sRGB. Also returns the alpha channel if there
-/// is one and `keep_alpha` is set.
+/// Decodes the pixels and converts them to upright 8-bit sRGB. Also returns the alpha channel if
+/// there is one and `keep_alpha` is set.
 fn read(
     decoder: impl ImageDecoder,
     format: ImageFormat,

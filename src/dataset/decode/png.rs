@@ -1,6 +1,6 @@
 //! Reads the chunks of a PNG before its pixels. Colours and orientation are read here; the decoder
-//! sees only the chunks that it needs for the pixels. Depends on fdeflate. Promises that a compressed
-//! profile is not inflated beyond [`MAX_PROFILE`].
+//! sees only the chunks that it needs for the pixels. Depends on fdeflate. Promises that a
+//! compressed profile is not inflated beyond [`MAX_PROFILE`].
 
 use super::super::colour::{ColourTag, hdr};
 use super::head::{MAX_EXIF, MAX_PROFILE, Metadata, take, too_large};

@@ -1,6 +1,6 @@
 //! Readers for image files: one keeps errors of the system that a decoder hides, one replaces the
-//! beginning of a file. Depends on `failure` alone. Promises that a failed read of a disk is not taken
-//! for damage of the image.
+//! beginning of a file. Depends on `failure` alone. Promises that a failed read of a disk is not
+//! taken for damage of the image.
 
 use crate::support::failure;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
@@ -52,7 +52,8 @@ impl<R: Read> Read for FailureRecorder<R> {
 
 impl<R: BufRead> BufRead for FailureRecorder<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        // called twice: the borrow checker does not allow noting an error while the buffer is borrowed
+        // called twice: the borrow checker does not allow noting an error while the buffer is
+        // borrowed
         if let Err(error) = self.inner.fill_buf() {
             return self.note(Err(error));
         }

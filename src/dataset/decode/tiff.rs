@@ -1,6 +1,6 @@
 //! Reads the pages of a TIFF: chooses the one with the image, and reads its orientation and colour
-//! profile. The decoder limits a tag by the size of the image and drops a larger profile, so both are
-//! read here. Promises that an endless chain of pages is not followed.
+//! profile. The decoder limits a tag by the size of the image and drops a larger profile, so both
+//! are read here. Promises that an endless chain of pages is not followed.
 
 use super::super::colour::ColourTag;
 use super::head::{MAX_PROFILE, Metadata, take, too_large};

@@ -1,7 +1,7 @@
-//! Finds folders that hold the same images at different sizes although their names do not say so. As
-//! HR images, the small copies would be trained on as originals. Depends on `names` and on the
-//! headers of a few images. Promises that folders whose images are not related like the two sides of
-//! a pair (classes, days, cameras) are accepted.
+//! Finds folders that hold the same images at different sizes although their names do not say so.
+//! As HR images, the small copies would be trained on as originals. Depends on `names` and on the
+//! headers of a few images. Promises that folders whose images are not related like the two sides
+//! of a pair (classes, days, cameras) are accepted.
 
 use super::listing::{ImageFile, Listing};
 use super::names::{composed, side_or_scale_end};
@@ -61,8 +61,8 @@ impl<'a> SizeComparison<'a> {
         level: usize,
     ) -> Result<()> {
         let mut folders: BTreeMap<&str, Vec<&ImageFile>> = BTreeMap::new();
-        // the files of the folder itself, by the scale in their names: `a.png` and `a_x2.png` may be
-        // a pair too
+        // the files of the folder itself, by the scale in their names: `a.png` and `a_x2.png` may
+        // be a pair too
         let mut own: BTreeMap<Option<u32>, Vec<&ImageFile>> = BTreeMap::new();
         for image in images {
             match image.name[offset..].split_once('/') {
@@ -147,8 +147,8 @@ impl<'a> SizeComparison<'a> {
     }
 }
 
-/// Collects images by their names after `offset`, in composed Unicode and without the words of sides
-/// and scales. Names that occur twice are left out.
+/// Collects images by their names after `offset`, in composed Unicode and without the words of
+/// sides and scales. Names that occur twice are left out.
 fn group<'a>(images: &[&'a ImageFile], offset: usize) -> ImagesByName<'a> {
     let mut group = HashMap::with_capacity(images.len());
     let mut twice = HashSet::new();

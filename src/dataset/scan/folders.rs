@@ -121,8 +121,8 @@ pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<SideFolders> 
     }
 }
 
-/// Finds the folder of a scale that holds the folders of both sides (`x2/HR` and `x2/LR`). `None` if
-/// one of the folders is itself named for a side.
+/// Finds the folder of a scale that holds the folders of both sides (`x2/HR` and `x2/LR`). `None`
+/// if one of the folders is itself named for a side.
 fn named_for_scale(folders: &[Candidate], scale: u32) -> Result<Option<PathBuf>> {
     if folders
         .iter()
@@ -225,8 +225,8 @@ pub(super) fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((FolderId::of(a), FolderId::of(b)), (Ok(x), Ok(y)) if x == y)
 }
 
-/// Refuses a tree of HR images in which folders further down are named for the LQ side: their images
-/// would be trained on as HR.
+/// Refuses a tree of HR images in which folders further down are named for the LQ side: their
+/// images would be trained on as HR.
 ///
 /// # Errors
 /// There is such a folder; the error says what to type.

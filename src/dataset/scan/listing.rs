@@ -1,7 +1,7 @@
 //! Defines what an image file is, and lists the images of a folder, for `shard`, `eval`, `upscale`
 //! and validation. It goes by names and opens no file. Depends on the file system, `failure` and
-//! `text`. Promises that every file with the ending of an image is listed, rejected with a reason, or
-//! left out with its folder; that the order is the same on every machine; and that the time is
+//! `text`. Promises that every file with the ending of an image is listed, rejected with a reason,
+//! or left out with its folder; that the order is the same on every machine; and that the time is
 //! proportional to the number of entries.
 
 use crate::support::failure;
@@ -22,8 +22,8 @@ pub const ENDINGS: [&str; 9] = [
 ];
 
 /// Folders, in lower case, in which network storage devices and operating systems keep thumbnails,
-/// deleted files and copies of files. Folders whose names begin with a dot need no entry, since they
-/// are left out as hidden.
+/// deleted files and copies of files. Folders whose names begin with a dot need no entry, since
+/// they are left out as hidden.
 const SYSTEM_FOLDERS: [&str; 20] = [
     "@eadir", // Synology
     "#recycle",
@@ -96,8 +96,8 @@ fn in_words<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error>
 }
 
 impl LeftOut {
-    /// Whether a user may be surprised that these are left out, so that the command should say it at
-    /// once.
+    /// Whether a user may be surprised that these are left out, so that the command should say it
+    /// at once.
     pub fn may_surprise(&self) -> bool {
         !matches!(self.reason, Reason::Hidden | Reason::OtherScale)
     }
@@ -212,8 +212,8 @@ pub(super) fn split_ending(name: &str) -> Option<(&str, &str)> {
 }
 
 /// Lists the images of a folder and, if `recursive`, of all folders below it. Hidden files, the
-/// folders in which storage devices and operating systems keep thumbnails and deleted files, and the
-/// runs and sets of paragon are left out and counted. `folder` itself is always listed.
+/// folders in which storage devices and operating systems keep thumbnails and deleted files, and
+/// the runs and sets of paragon are left out and counted. `folder` itself is always listed.
 ///
 /// # Errors
 /// A folder cannot be listed because of an error of the system: a failing disk, a missing

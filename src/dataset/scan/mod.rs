@@ -1,8 +1,8 @@
 //! Finds the images of a data set and pairs each HR image with its LQ image. It goes by names; if
 //! names do not show what folders hold, it reads the headers of a few images. Depends on `decode`
-//! (for these headers) and `failure`. Promises the same order on every machine, and that every image
-//! file below the root of the data set is paired, rejected with a reason, or counted with the reason
-//! why it was left out.
+//! (for these headers) and `failure`. Promises the same order on every machine, and that every
+//! image file below the root of the data set is paired, rejected with a reason, or counted with the
+//! reason why it was left out.
 //!
 //! `listing` lists image files, `names` interprets names, `folders` chooses the folders of the two
 //! sides, `pairing` pairs, and `alike` finds small copies that no name shows.
@@ -55,7 +55,8 @@ pub struct Scan {
     pub hr_files: usize,
     /// Number of image files below `lq_root`, likewise.
     pub lq_files: usize,
-    /// Number of files in these folders without the ending of an image; hidden ones are not counted.
+    /// Number of files in these folders without the ending of an image; hidden ones are not
+    /// counted.
     pub ignored: usize,
 }
 
@@ -242,8 +243,8 @@ fn check_alone(root: &Path, hr_root: &Path, outside: &Listing) -> Result<()> {
     )
 }
 
-/// Counts the images outside the chosen folders; those in folders that are named for another side or
-/// scale get a reason of their own.
+/// Counts the images outside the chosen folders; those in folders that are named for another side
+/// or scale get a reason of their own.
 fn count_outside(root: &Path, outside: &Listing, left_out: &mut LeftOuts) {
     let paths = outside
         .images

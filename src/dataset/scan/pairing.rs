@@ -216,8 +216,8 @@ fn split(listing: Listing, scale: u32) -> Sides {
     Sides { hr, lq: Some(lq) }
 }
 
-/// The sources for HR images whose LQ is made. Of files with the same stem (`a.png` and `a.jpg`) the
-/// first in the order of [`super::ENDINGS`] is used: they are most likely the same image, and a
+/// The sources for HR images whose LQ is made. Of files with the same stem (`a.png` and `a.jpg`)
+/// the first in the order of [`super::ENDINGS`] is used: they are most likely the same image, and a
 /// lossless file is better.
 pub(super) fn hr_alone(hr: Listing) -> (Vec<Source>, Vec<Reject>) {
     let mut rejected = hr.rejected;
@@ -304,8 +304,8 @@ fn without_twins(
     single
 }
 
-/// The keys under which an image may find its partner, the whole name first. If the name has another
-/// scale than `scale`, that scale is returned too.
+/// The keys under which an image may find its partner, the whole name first. If the name has
+/// another scale than `scale`, that scale is returned too.
 fn keys(name: &str, side: Side, scale: u32) -> (Vec<&str>, Option<u32>) {
     let mut found = Vec::new();
     for ending in endings(name) {

@@ -1,6 +1,6 @@
-//! The outlines of leaves as signed distances in pixels, negative inside. Clamped, the distance is the
-//! covered share of a pixel, which gives antialiased edges. Uses only arithmetic and square roots, as
-//! `texture` does.
+//! The outlines of leaves as signed distances in pixels, negative inside. Clamped, the distance is
+//! the covered share of a pixel, which gives antialiased edges. Uses only arithmetic and square
+//! roots, as `texture` does.
 
 use super::texture::sine;
 use crate::support::rng::Rng;

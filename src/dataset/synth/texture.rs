@@ -1,6 +1,6 @@
-//! The texture of a leaf: a value between -1 and 1 at every point of the leaf's coordinates. Uses only
-//! arithmetic that IEEE 754 defines to the bit (no platform sine or power), so that an image is the
-//! same on every machine.
+//! The texture of a leaf: a value between -1 and 1 at every point of the leaf's coordinates. Uses
+//! only arithmetic that IEEE 754 defines to the bit (no platform sine or power), so that an image
+//! is the same on every machine.
 
 use crate::support::rng::Rng;
 

@@ -50,8 +50,8 @@ fn load_two(low: &[u8], high: &[u8]) -> __m256i {
     _mm256_set_m128i(load(high), load(low))
 }
 
-/// Transposes, in each half, a matrix of 16 x 16 bytes. Interleaving the two halves of the list four
-/// times brings every byte to its place.
+/// Transposes, in each half, a matrix of 16 x 16 bytes. Interleaving the two halves of the list
+/// four times brings every byte to its place.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn transpose(mut a: [__m256i; LANES]) -> [__m256i; LANES] {

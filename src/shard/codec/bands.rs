@@ -1,11 +1,11 @@
 //! The layout that the codec works in: planes in which sixteen rows of a patch are interleaved.
-//! Depends on `isa` alone. Promises that `join` returns the image that `split` was given, with every
-//! instruction set.
+//! Depends on `isa` alone. Promises that `join` returns the image that `split` was given, with
+//! every instruction set.
 //!
 //! A patch is cut into [`LANES`] bands of `rows` rows each. Byte `k` of group `(r, x)` of a plane
-//! belongs to row `k * rows + r`, column `x`. One group holds one pixel of every band, so one vector
-//! operation decodes sixteen pixels at a time, although each pixel depends on its left neighbour.
-//! Rows beyond the patch are padding.
+//! belongs to row `k * rows + r`, column `x`. One group holds one pixel of every band, so one
+//! vector operation decodes sixteen pixels at a time, although each pixel depends on its left
+//! neighbour. Rows beyond the patch are padding.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;

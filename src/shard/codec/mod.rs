@@ -1,6 +1,6 @@
 //! Converts an LQ/HR pair to the bytes of a record and back, without loss: the raw pixels, or
-//! prediction and zstd (docs/codec.md). Depends on zstd. Promises that decoding returns exactly what
-//! was encoded, reads nothing outside the record, returns an error for any other payload, and
+//! prediction and zstd (docs/codec.md). Depends on zstd. Promises that decoding returns exactly
+//! what was encoded, reads nothing outside the record, returns an error for any other payload, and
 //! allocates nothing if the decoder is reused.
 
 #[cfg(target_arch = "x86_64")]

@@ -11,8 +11,8 @@ use super::bands::{Bands, Group, LANES, PLANES, each, first_group, row_of_all, r
 use crate::support::isa::Isa;
 
 /// The median edge detector of LOCO-I (Weinberger, Seroussi, Sapiro 2000): `left + up - corner`,
-/// clamped between the smaller and the larger of `left` and `up`. In this form, with wrapping bytes,
-/// it needs no wider integer.
+/// clamped between the smaller and the larger of `left` and `up`. In this form, with wrapping
+/// bytes, it needs no wider integer.
 #[inline(always)]
 fn med(left: u8, up: u8, corner: u8) -> u8 {
     let (low, high) = (left.min(up), left.max(up));
@@ -99,8 +99,8 @@ pub fn undo(
             group.copy_from_slice(&left);
         }
     }
-    // the row below is predicted from the differences of a row, so they are replaced by colours only
-    // after that
+    // the row below is predicted from the differences of a row, so they are replaced by colours
+    // only after that
     for r in 0..bands.rows {
         if r + 1 < bands.rows {
             let (above, rows) = two_rows(planes, bands, r);
