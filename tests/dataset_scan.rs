@@ -106,7 +106,7 @@ fn usual_layouts_are_paired() {
 }
 
 #[test]
-fn without_lq_the_pictures_are_hr_alone() {
+fn without_lq_the_images_are_hr_alone() {
     assert_eq!(
         pairs(&["b.png", "a/c.webp", "a/b.TIFF", "z.bmp"], 2),
         ["a/b a/b.TIFF -", "a/c a/c.webp -", "b b.png -", "z z.bmp -"]
@@ -358,7 +358,7 @@ fn a_name_that_is_not_utf8_is_listed() {
     assert!(scan.rejected[0].reason.contains("UTF-8"));
 }
 
-/// Adds level pictures of these sizes to a tree, for what is told by sizes.
+/// Adds level images of these sizes to a tree, for what is told by sizes.
 fn sized(dir: &TempDir, files: &[(&str, u32, u32)]) {
     for (file, width, height) in files {
         let path = dir.path().join(file);
@@ -367,7 +367,7 @@ fn sized(dir: &TempDir, files: &[(&str, u32, u32)]) {
     }
 }
 
-/// Pictures and folders left out for a reason.
+/// Images and folders left out for a reason.
 fn left_out(scan: &Scan, reason: Reason) -> (u64, u64) {
     scan.left_out
         .iter()
@@ -498,14 +498,14 @@ fn the_same_names_at_different_sizes_are_asked_about() {
     ]));
     assert!(
         asks(&[("photo.png", 20, 30), ("photo_x2.png", 40, 60)]),
-        "a result beside its picture"
+        "a result beside its image"
     );
     assert!(asks(&[
         ("a/1.png", 48, 48),
         ("b/1x4.png", 12, 12),
         ("c/9.png", 48, 48)
     ]));
-    // other pictures that happen to be called the same
+    // other images that happen to be called the same
     assert!(!asks(&[("cats/1.png", 48, 48), ("dogs/1.png", 48, 48)]));
     assert!(!asks(&[
         ("cats/1.png", 48, 48),
@@ -890,7 +890,7 @@ fn words_at_the_end_of_names_are_read_alike_in_one_folder_and_in_two() {
 }
 
 #[test]
-fn of_hr_pictures_with_one_name_the_one_that_lost_nothing_is_taken() {
+fn of_hr_images_with_one_name_the_one_that_lost_nothing_is_taken() {
     let dir = tree(&["a.jpg", "a.png", "b.JPEG", "b.webp", "b.tif", "c.png"]);
     let scanned = scan(dir.path(), &options(2)).unwrap();
     assert_counts(&scanned);

@@ -1,10 +1,10 @@
-//! Synthetic pictures: the same bytes everywhere, any size, and something to lose for bicubic.
+//! Synthetic images: the same bytes everywhere, any size, and something to lose for bicubic.
 
 use paragon::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use paragon::dataset::synth::synthetic_image;
 use paragon::inference::metrics::{Channels, psnr};
 
-/// Pins the pictures themselves: this fails when they change, on purpose or from one machine to
+/// Pins the images themselves: this fails when they change, on purpose or from one machine to
 /// another.
 #[test]
 fn the_same_bytes_on_every_machine() {
@@ -14,7 +14,7 @@ fn the_same_bytes_on_every_machine() {
     assert_eq!(
         sums,
         [606531192, 1547773306, 3625899562, 4076537460],
-        "synthetic pictures changed"
+        "synthetic images changed"
     );
 }
 
