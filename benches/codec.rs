@@ -275,7 +275,13 @@ fn main() {
         pairs_of(folder, &options, &mut pairs).unwrap_or_else(|e| fail(e));
     }
     if options.folders.is_empty() {
-        (0..24).for_each(|i| cut(&synth::picture(1, i, 256, 256), options.own_lq, &mut pairs));
+        (0..24).for_each(|i| {
+            cut(
+                &synth::synthetic_image(1, i, 256, 256),
+                options.own_lq,
+                &mut pairs,
+            )
+        });
     }
     if pairs.is_empty() {
         fail("no image is at least 256 x 256".into());

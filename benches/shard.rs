@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 use image::RgbImage;
 use paragon::dataset::degrade::{Filter, downscale};
-use paragon::dataset::synth::picture;
+use paragon::dataset::synth::synthetic_image;
 use paragon::shard::plan::{BuildConfig, plan, pool};
 use paragon::shard::writer::build;
 use paragon::support::progress::Progress;
@@ -43,7 +43,7 @@ fn draw(folder: &Path) -> Result<PathBuf> {
         std::fs::create_dir_all(folder.join(side))?;
     }
     (0..TILES).into_par_iter().try_for_each(|i| -> Result<()> {
-        let hr: RgbImage = picture(7, i, TILE, TILE);
+        let hr: RgbImage = synthetic_image(7, i, TILE, TILE);
         downscale(&hr, 2, Filter::Bicubic)?.save(folder.join(format!("lr_x2/{i:04}.png")))?;
         Ok(hr.save(folder.join(format!("hr/{i:04}.png")))?)
     })?;

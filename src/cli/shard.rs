@@ -9,7 +9,7 @@ use paragon::dataset::recipe::{LqFilter, Recipe};
 use paragon::dataset::scan::LeftOut;
 use paragon::shard::codec::Codec;
 use paragon::shard::estimate::{Estimate, estimate};
-use paragon::shard::foretell;
+use paragon::shard::forecast;
 use paragon::shard::plan::{BuildConfig, HeldOut, Plan, Rejected, plan};
 use paragon::shard::writer::build;
 use paragon::support::progress::Progress;
@@ -272,7 +272,7 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
         bytes_in: plan.jobs.iter().map(|j| j.file_bytes).sum(),
         bytes_raw: plan.raw_bytes(),
         estimate: estimate(config, plan)?,
-        there: foretell(config, plan),
+        there: forecast(config, plan),
     };
     list(plan);
     if json {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
-use paragon::dataset::synth::picture;
+use paragon::dataset::synth::synthetic_image;
 use paragon::support::text::bytes_text;
 use paragon::{support::files, support::progress::Progress};
 use rayon::prelude::*;
@@ -110,7 +110,8 @@ pub fn draw(args: &Args) -> Result<Drawn> {
                 if args.resume && path.is_file() {
                     kept.fetch_add(1, Ordering::Relaxed);
                 } else {
-                    let data = args.encode(&picture(args.seed, index, args.size.0, args.size.1))?;
+                    let data =
+                        args.encode(&synthetic_image(args.seed, index, args.size.0, args.size.1))?;
                     write_beside(&path, &data)?;
                     bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
                 }

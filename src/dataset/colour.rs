@@ -1,9 +1,10 @@
-//! Brings decoded samples to 8-bit sRGB: alpha dropped, grey repeated, and converted where the file
-//! says that its colours are others (an ICC profile, or the cICP, gAMA and cHRM chunks of a PNG).
-//! Depends on moxcms. Promises that samples in sRGB (or without a usable profile) keep their
-//! values, but for the rounding from 16 to 8 bits.
+//! Converts decoded samples to 8-bit sRGB: drops alpha, repeats grey, and converts the colours if
+//! the file has other ones (an ICC profile, or the cICP, gAMA and cHRM chunks of a PNG). Depends on
+//! moxcms. Promises that samples in sRGB (or without a usable profile) keep their values, apart
+//! from rounding 16 to 8 bits.
 
-use super::decode::{Note, zeroed};
+use super::buffers::zeroed;
+use super::note::Note;
 use super::thumbnail::Thumbnail;
 use anyhow::{Result, bail};
 use moxcms::{
@@ -16,15 +17,15 @@ use moxcms::{
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// A profile that moves no colour by more than this many 8-bit levels is taken for sRGB: makers
-/// round its curve and its primaries in many ways, and converting would only add rounding.
+/// A profile that changes no colour by more than this (8-bit values) counts as sRGB: programs round
+/// the curve and the primaries of sRGB in many ways, and converting would only add rounding errors.
 const SRGB_TOLERANCE: u8 = 2;
-/// Grid points a side of the colour cube on which a profile is compared with sRGB.
+/// Grid points along a side of the colour cube on which a profile is compared with sRGB.
 const GRID: u32 = 9;
-/// Pixels converted at once, to keep the second buffer small.
+/// Pixels that are converted at a time, to keep the second buffer small.
 const CHUNK: usize = 1 << 16;
 
-/// Interleaved samples as they come from the decoder.
+/// Interleaved samples from the decoder.
 pub(super) enum Samples {
     /// 8 bits a channel.
     Plain(Vec<u8>),
@@ -32,10 +33,10 @@ pub(super) enum Samples {
     Deep(Vec<u16>),
 }
 
-/// What a file says about its colours. Where a PNG says several things, cICP goes before iCCP, that
-/// before sRGB, and that before gAMA and cHRM.
+/// What a file says about its colours. In a PNG with several chunks, cICP takes precedence over
+/// iCCP, then sRGB, then gAMA and cHRM.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Tagged {
+pub(super) enum ColourTag {
     /// Nothing, or that they are sRGB.
     Nothing,
     /// An ICC profile.
@@ -52,18 +53,21 @@ pub(super) enum Tagged {
     Unusable(String),
 }
 
-/// What became of samples: 8-bit sRGB, what was done about the colours, and the colours before that
-/// where they were converted.
-pub(super) type Converted = (Vec<u8>, Option<Note>, Option<Thumbnail>);
+/// 8-bit sRGB samples, a note if the colours were converted or a profile was ignored, and, if they
+/// were converted, a thumbnail of the unconverted colours.
+pub(super) type SrgbSamples = (Vec<u8>, Option<Note>, Option<Thumbnail>);
 
-/// 8-bit sRGB from `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) interleaved samples of an
-/// image of `size`. Fails for colours of more than the usual brightness.
+/// Converts the samples of an image of `size` (`[height, width, channels]`; 1 grey, 2 grey and
+/// alpha, 3 RGB, 4 RGBA) to 8-bit sRGB (`[height, width, 3]`).
+///
+/// # Errors
+/// HDR colours.
 pub(super) fn to_srgb(
     samples: Samples,
     channels: usize,
     size: (u32, u32),
-    tagged: &Tagged,
-) -> Result<Converted> {
+    tagged: &ColourTag,
+) -> Result<SrgbSamples> {
     let grey = channels <= 2;
     let failed = || {
         Some(Note::ProfileIgnored(
@@ -75,12 +79,12 @@ pub(super) fn to_srgb(
         Samples::Plain(data) => {
             let data = without_alpha(data, channels);
             match lookup(tagged, grey, false) {
-                Verdict::Plain(transform, name) => match apply(&*transform, &data, grey) {
+                ColourConversion::Plain(transform, name) => match apply(&*transform, &data, grey) {
                     Some(converted) => (converted, Some(Note::Profile(name)), Some(short(&data))),
                     None => (repeat_grey(data, grey), failed(), None),
                 },
-                Verdict::Refused(why) => bail!(why),
-                Verdict::Unusable(why) => (
+                ColourConversion::Refused(why) => bail!(why),
+                ColourConversion::Unusable(why) => (
                     repeat_grey(data, grey),
                     Some(Note::ProfileIgnored(why)),
                     None,
@@ -91,7 +95,7 @@ pub(super) fn to_srgb(
         Samples::Deep(data) => {
             let data = without_alpha(data, channels);
             match lookup(tagged, grey, true) {
-                Verdict::Deep(transform, name) => match apply(&*transform, &data, grey) {
+                ColourConversion::Deep(transform, name) => match apply(&*transform, &data, grey) {
                     Some(converted) => (
                         round(&converted),
                         Some(Note::Profile(name)),
@@ -99,8 +103,8 @@ pub(super) fn to_srgb(
                     ),
                     None => (repeat_grey(round(&data), grey), failed(), None),
                 },
-                Verdict::Refused(why) => bail!(why),
-                Verdict::Unusable(why) => (
+                ColourConversion::Refused(why) => bail!(why),
+                ColourConversion::Unusable(why) => (
                     repeat_grey(round(&data), grey),
                     Some(Note::ProfileIgnored(why)),
                     None,
@@ -111,7 +115,10 @@ pub(super) fn to_srgb(
     })
 }
 
-/// The last of two or four channels as 8 bits, or nothing where there is no alpha.
+/// Returns the last of two or four channels as 8 bits; `None` if there is no alpha.
+///
+/// # Errors
+/// Too little memory.
 pub(super) fn alpha_of(samples: &Samples, channels: usize) -> Result<Option<Vec<u8>>> {
     if !channels.is_multiple_of(2) {
         return Ok(None);
@@ -120,7 +127,7 @@ pub(super) fn alpha_of(samples: &Samples, channels: usize) -> Result<Option<Vec<
         Samples::Plain(data) => data.len() / channels,
         Samples::Deep(data) => data.len() / channels,
     };
-    let mut alpha = zeroed::<u8>(pixels)?;
+    let mut alpha = zeroed::<u8>(pixels, "pixels")?;
     match samples {
         Samples::Plain(data) => alpha
             .iter_mut()
@@ -166,7 +173,7 @@ fn repeat_grey(data: Vec<u8>, grey: bool) -> Vec<u8> {
     }
 }
 
-/// RGB from grey or RGB, or nothing where the transform refuses.
+/// Transforms grey or RGB to RGB. `None` if the transform fails.
 fn apply<T: Copy + Default>(
     transform: &(dyn TransformExecutor<T> + Send + Sync),
     data: &[T],
@@ -180,9 +187,9 @@ fn apply<T: Copy + Default>(
     Some(out)
 }
 
-/// What to do about the colours.
+/// How the colours are converted.
 #[derive(Clone)]
-enum Verdict {
+enum ColourConversion {
     /// They are sRGB.
     Keep,
     Unusable(String),
@@ -192,50 +199,54 @@ enum Verdict {
     Deep(Arc<dyn TransformExecutor<u16> + Send + Sync>, String),
 }
 
-/// What a verdict depends on: what the file says, grey, 16 bits.
-type Key = (Tagged, bool, bool);
+/// What a conversion depends on: the tag of the file, whether it is grey, whether it has 16 bits.
+type Key = (ColourTag, bool, bool);
 
 thread_local! {
-    /// The last verdict: images of one collection mostly share their profile, and building a
+    /// The last conversion: images of one collection mostly have the same profile, and building a
     /// transform takes as long as decoding a small image.
-    static LAST: RefCell<Option<(Key, Verdict)>> = const { RefCell::new(None) };
+    static LAST_CONVERSION: RefCell<Option<(Key, ColourConversion)>> = const { RefCell::new(None) };
 }
 
-fn lookup(tagged: &Tagged, grey: bool, deep: bool) -> Verdict {
+fn lookup(tagged: &ColourTag, grey: bool, deep: bool) -> ColourConversion {
     match tagged {
-        Tagged::Nothing => return Verdict::Keep,
-        Tagged::Unusable(why) => return Verdict::Unusable(why.clone()),
+        ColourTag::Nothing => return ColourConversion::Keep,
+        ColourTag::Unusable(why) => return ColourConversion::Unusable(why.clone()),
         _ => {}
     }
-    let known = LAST.with_borrow(|last| match last {
+    let known = LAST_CONVERSION.with_borrow(|last| match last {
         Some(((t, g, d), verdict)) if t == tagged && *g == grey && *d == deep => {
             Some(verdict.clone())
         }
         _ => None,
     });
     known.unwrap_or_else(|| {
-        let verdict = judge(tagged, grey, deep).unwrap_or_else(Verdict::Unusable);
-        LAST.set(Some(((tagged.clone(), grey, deep), verdict.clone())));
+        let verdict = conversion_for(tagged, grey, deep).unwrap_or_else(ColourConversion::Unusable);
+        LAST_CONVERSION.set(Some(((tagged.clone(), grey, deep), verdict.clone())));
         verdict
     })
 }
 
-fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict, String> {
+fn conversion_for(
+    tagged: &ColourTag,
+    grey: bool,
+    deep: bool,
+) -> std::result::Result<ColourConversion, String> {
     let (profile, name) = match tagged {
-        Tagged::Profile(bytes) => {
+        ColourTag::Profile(bytes) => {
             let profile = ColorProfile::new_from_slice(bytes)
                 .map_err(|e| format!("its colour profile cannot be read ({e})"))?;
             let name = profile_name(&profile);
             (profile, name)
         }
-        Tagged::Cicp {
+        ColourTag::Cicp {
             primaries,
             transfer,
         } => {
             let name = format!("cICP {primaries}/{transfer}");
             (profile_of_cicp(*primaries, *transfer, grey)?, name)
         }
-        Tagged::Gamma { gamma, primaries } => {
+        ColourTag::Gamma { gamma, primaries } => {
             let name = match (gamma, primaries) {
                 (Some(gamma), None) => format!("gAMA {:.5}", f64::from(*gamma) / 1e5),
                 (Some(gamma), Some(_)) => format!("gAMA {:.5} and cHRM", f64::from(*gamma) / 1e5),
@@ -243,22 +254,21 @@ fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict
             };
             (profile_of_gamma(*gamma, *primaries, grey)?, name)
         }
-        Tagged::Nothing => return Ok(Verdict::Keep),
-        Tagged::Unusable(why) => return Err(why.clone()),
+        ColourTag::Nothing => return Ok(ColourConversion::Keep),
+        ColourTag::Unusable(why) => return Err(why.clone()),
     };
     if let Some(cicp) = &profile.cicp {
         match cicp.transfer_characteristics {
-            TransferCharacteristics::Smpte2084 => return Ok(Verdict::Refused(hdr("PQ"))),
-            TransferCharacteristics::Hlg => return Ok(Verdict::Refused(hdr("HLG"))),
+            TransferCharacteristics::Smpte2084 => return Ok(ColourConversion::Refused(hdr("PQ"))),
+            TransferCharacteristics::Hlg => return Ok(ColourConversion::Refused(hdr("HLG"))),
             _ => {}
         }
     }
     let layout = match (profile.color_space, grey) {
         (DataColorSpace::Rgb, false) => Layout::Rgb,
         (DataColorSpace::Gray, true) => Layout::Gray,
-        // A grey image in an RGB space: equal channels stay near equal, and the image stays
-        // grey.
-        (DataColorSpace::Rgb, true) => return Ok(Verdict::Keep),
+        // a grey image in an RGB space: equal channels stay almost equal, so the image stays grey
+        (DataColorSpace::Rgb, true) => return Ok(ColourConversion::Keep),
         (space, _) => {
             let pixels = if grey { "grey" } else { "RGB" };
             return Err(format!(
@@ -276,23 +286,23 @@ fn judge(tagged: &Tagged, grey: bool, deep: bool) -> std::result::Result<Verdict
         .create_transform_8bit(layout, &srgb, Layout::Rgb, options)
         .map_err(unusable)?;
     if is_identity(&*plain, grey) {
-        return Ok(Verdict::Keep);
+        return Ok(ColourConversion::Keep);
     }
     if !deep {
-        return Ok(Verdict::Plain(plain, name));
+        return Ok(ColourConversion::Plain(plain, name));
     }
     let transform = profile
         .create_transform_16bit(layout, &srgb, Layout::Rgb, options)
         .map_err(unusable)?;
-    Ok(Verdict::Deep(transform, name))
+    Ok(ColourConversion::Deep(transform, name))
 }
 
-/// The words for an image of more than the usual brightness, which 8 bits of sRGB cannot hold.
+/// The error for an HDR image, whose brightness 8-bit sRGB cannot hold.
 pub(super) fn hdr(curve: &str) -> String {
     format!("an HDR image (BT.2100 {curve}); convert it to sRGB first")
 }
 
-/// The profile that the numbers of a cICP chunk stand for.
+/// Makes the profile that a cICP chunk describes.
 fn profile_of_cicp(
     primaries: u8,
     transfer: u8,
@@ -317,7 +327,7 @@ fn profile_of_cicp(
     };
     let mut profile = ColorProfile::new_srgb();
     profile.red_trc = None;
-    profile.update_rgb_colorimetry_from_cicp(cicp); // what it returns does not tell whether it worked
+    profile.update_rgb_colorimetry_from_cicp(cicp); // its result does not say whether it worked
     if profile.red_trc.is_some() {
         Ok(profile)
     } else {
@@ -331,8 +341,8 @@ fn grey_profile(curve: Option<ToneReprCurve>) -> ColorProfile {
     profile
 }
 
-/// The profile that gAMA and cHRM stand for. An exponent near 1/2.2 is what programs write for
-/// sRGB.
+/// Makes the profile that gAMA and cHRM describe. An exponent near 1/2.2 counts as sRGB, since
+/// programs write it for sRGB.
 fn profile_of_gamma(
     gamma: Option<u32>,
     primaries: Option<[u32; 8]>,
@@ -387,7 +397,7 @@ fn profile_of_gamma(
     Ok(profile)
 }
 
-/// Whether a transform leaves every colour of a grid where it is, within [`SRGB_TOLERANCE`].
+/// Whether a transform keeps every colour of a grid, within [`SRGB_TOLERANCE`].
 fn is_identity(transform: &(dyn TransformExecutor<u8> + Send + Sync), grey: bool) -> bool {
     let level = |i: u32| (i * 255 / (GRID - 1)) as u8;
     let points: Vec<u8> = if grey {
@@ -412,7 +422,7 @@ fn is_identity(transform: &(dyn TransformExecutor<u8> + Send + Sync), grey: bool
     })
 }
 
-/// The description a profile carries, or a word for "none".
+/// The description in a profile, or "unnamed".
 fn profile_name(profile: &ColorProfile) -> String {
     let name = match &profile.description {
         Some(ProfileText::PlainString(text)) => text.clone(),

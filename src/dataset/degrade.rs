@@ -1,6 +1,6 @@
-//! Resampling between HR and LQ: the antialiased filters that make a low-quality image, and the
-//! bicubic enlargement every network is compared with. Depends on fast_image_resize; promises what
-//! Pillow's `Image.resize` gives, within one level of rounding.
+//! Resamples between HR and LQ: the antialiased filters that make an LQ image, and the bicubic
+//! enlargement that networks are compared with. Depends on fast_image_resize. Promises the values
+//! of Pillow's `Image.resize`, to within 1.
 
 use anyhow::{Context, Result, ensure};
 use fast_image_resize::images::{Image, ImageRef};
@@ -9,8 +9,8 @@ use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How a low-quality image is made from a high-quality one. All but `Nearest` average over the
-/// area that a low-quality pixel covers (antialiased), as Pillow, MATLAB's `imresize` and torch's
+/// How an LQ image is made from an HR image. All filters except `Nearest` average over the area
+/// that an LQ pixel covers (antialiased), as Pillow, MATLAB's `imresize` and torch's
 /// `antialias=True` do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
@@ -57,7 +57,7 @@ impl Filter {
         Filter::Magic,
     ];
 
-    /// The number that stands for this filter in files; never reused for another.
+    /// The number of this filter in files. It is never used for another filter.
     pub fn id(self) -> u8 {
         match self {
             Filter::Bicubic => 1,
@@ -69,7 +69,7 @@ impl Filter {
         }
     }
 
-    /// The filter with this id, or nothing where no filter has it (0 is never used).
+    /// The filter with this id; `None` if there is none (0 is never used).
     pub fn from_id(id: u8) -> Option<Filter> {
         Filter::ALL.into_iter().find(|f| f.id() == id)
     }
@@ -86,7 +86,7 @@ impl Filter {
         }
     }
 
-    /// How far the filter reaches from the middle of an LQ pixel, in LQ pixels.
+    /// Distance that the filter reaches from the middle of an LQ pixel, in LQ pixels.
     pub fn support(self) -> f64 {
         match self {
             Filter::Box | Filter::Nearest => 0.5,
@@ -104,7 +104,7 @@ impl Filter {
             Filter::Lanczos3 => ResizeAlg::Convolution(FilterType::Lanczos3),
             Filter::Box => ResizeAlg::Convolution(FilterType::Box),
             Filter::Nearest => ResizeAlg::Nearest,
-            // a constant, positive reach: `new` has nothing to refuse
+            // `new` fails only for a support that is not positive
             Filter::Magic => fast_image_resize::Filter::new(
                 "magic kernel sharp 2021",
                 magic_kernel,
@@ -123,10 +123,10 @@ impl fmt::Display for Filter {
     }
 }
 
-/// Working buffers up to this many bytes are kept from one image to the next.
+/// Larger buffers, in bytes, are not kept for the next image.
 const KEPT_BYTES: usize = 8 << 20;
 
-/// Resamples images and keeps its working buffers between calls: one per worker thread.
+/// Resamples images and keeps its buffers between calls. Each thread has its own.
 #[derive(Default)]
 pub struct Resampler {
     resizer: fast_image_resize::Resizer,
@@ -140,8 +140,10 @@ impl Resampler {
         Self::default()
     }
 
-    /// `hr` made smaller by `scale` in both directions. Fails where a side is no multiple of
-    /// `scale` (crop first) or is empty.
+    /// Reduces `hr` by `scale` in both directions.
+    ///
+    /// # Errors
+    /// A side is not a multiple of `scale` (crop first), or is empty.
     pub fn downscale(&mut self, hr: &RgbImage, scale: u32, filter: Filter) -> Result<RgbImage> {
         let (width, height) = hr.dimensions();
         ensure!(scale > 0, "the scale is 0");
@@ -152,7 +154,10 @@ impl Resampler {
         self.resize(hr, width / scale, height / scale, filter)
     }
 
-    /// `lq` enlarged by `scale` with the bicubic filter (a = -0.5).
+    /// Enlarges `lq` by `scale` with the bicubic filter (a = -0.5).
+    ///
+    /// # Errors
+    /// The result is too large or empty.
     pub fn upscale_bicubic(&mut self, lq: &RgbImage, scale: u32) -> Result<RgbImage> {
         let (width, height) = lq.dimensions();
         let sides = width.checked_mul(scale).zip(height.checked_mul(scale));
@@ -161,7 +166,10 @@ impl Resampler {
         self.resize(lq, w, h, Filter::Bicubic)
     }
 
-    /// One channel, such as alpha, enlarged by `scale` with the bicubic filter (a = -0.5).
+    /// Enlarges one channel, such as alpha, by `scale` with the bicubic filter (a = -0.5).
+    ///
+    /// # Errors
+    /// The result is too large or empty.
     pub fn upscale_plane(&mut self, plane: &GrayImage, scale: u32) -> Result<GrayImage> {
         let (width, height) = plane.dimensions();
         let sides = width.checked_mul(scale).zip(height.checked_mul(scale));
@@ -177,7 +185,10 @@ impl Resampler {
         GrayImage::from_raw(w, h, large).context("the resized image has a wrong length")
     }
 
-    /// `image` at any size, in pixels.
+    /// Resamples `image` to any size, in pixels.
+    ///
+    /// # Errors
+    /// A side is empty.
     pub fn resize(
         &mut self,
         image: &RgbImage,
@@ -218,9 +229,9 @@ impl Resampler {
         if filter == Filter::Nearest {
             self.resizer.resize(&source, &mut target, &options)?;
         } else {
-            // Along x first, as Pillow does. Left to itself the library begins with y for 8-bit
-            // pixels, and since each pass ends in clamped bytes the results differ by several
-            // levels beside strong edges.
+            // Along x first, as Pillow does. By default the library begins with y for 8-bit pixels.
+            // Each pass ends in clamped bytes, so the results would differ by several values beside
+            // strong edges.
             self.between
                 .resize(width as usize * h as usize * kind.size(), 0);
             let mut between = Image::from_slice_u8(width, h, &mut self.between, kind)?;
@@ -234,12 +245,18 @@ impl Resampler {
     }
 }
 
-/// [`Resampler::downscale`] with buffers of its own, for a single image.
+/// [`Resampler::downscale`] with its own buffers, for a single image.
+///
+/// # Errors
+/// Those of [`Resampler::downscale`].
 pub fn downscale(hr: &RgbImage, scale: u32, filter: Filter) -> Result<RgbImage> {
     Resampler::new().downscale(hr, scale, filter)
 }
 
-/// [`Resampler::upscale_bicubic`] with buffers of its own, for a single image.
+/// [`Resampler::upscale_bicubic`] with its own buffers, for a single image.
+///
+/// # Errors
+/// Those of [`Resampler::upscale_bicubic`].
 pub fn upscale_bicubic(lq: &RgbImage, scale: u32) -> Result<RgbImage> {
     Resampler::new().upscale_bicubic(lq, scale)
 }
@@ -346,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_picture_stays_level() {
+    fn a_level_image_stays_level() {
         let image = RgbImage::from_pixel(24, 12, Rgb([3, 128, 255]));
         for filter in Filter::ALL {
             for scale in [1, 2, 3, 4] {

@@ -1,30 +1,25 @@
-//! Writes images as PNG, JPEG, WebP, TIFF or BMP from rows that are asked for as they are needed.
-//! Depends on the encoders and on the dataset's rows. Promises to hold a few rows of the image,
-//! but for WebP, whose encoder needs the whole; that memory, and the sizes a format cannot hold,
-//! are known before the work.
+//! Writes images as PNG, JPEG, WebP, TIFF or BMP from rows that are read as they are needed.
+//! Depends on the encoders and on `rows`. Promises to hold only a few rows of the image, except for
+//! WebP, whose encoder needs all of it. The memory, and whether a format can hold the size, are
+//! known before the work begins.
 
-use crate::dataset::rows::PixelRows;
-use crate::support::failure::no_memory;
+use super::buffers::zeroed;
+use super::encode_jpeg::{JPEG_ROWS, jpeg};
+use super::rows::PixelRows;
 use anyhow::{Context, Result, anyhow, ensure};
-use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
-use image::{ExtendedColorType, GenericImageView, Rgb, RgbImage};
-use std::cell::RefCell;
+use image::{ExtendedColorType, RgbImage};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 use tiff::encoder::{TiffEncoder, TiffKind, colortype};
 
-/// The encoder's own default of 75 takes away what a network has added.
-const JPEG_QUALITY: u8 = 95;
-/// Rows that a JPEG is compressed in.
-const JPEG_ROWS: usize = 8;
-/// A TIFF of more bytes gets the 64-bit form (BigTIFF), since offsets of the usual one end at 4
+/// A larger TIFF is written in the 64-bit form (BigTIFF), since offsets of the usual form end at 4
 /// GiB.
 const LARGEST_TIFF: u64 = u32::MAX as u64 - (64 << 20);
-/// Length of a BMP's headers.
+/// Bytes of the headers of a BMP.
 const BMP_HEADERS: u32 = 14 + 40;
 
-/// What an image can be written as.
+/// A format that images can be written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Format {
@@ -46,7 +41,7 @@ impl Format {
     /// Endings of files that can be written, for messages.
     pub const ENDINGS: &str = "png, jpg, jpeg, webp, bmp, tif, tiff";
 
-    /// The format that a path's ending names.
+    /// The format that the ending of a path names.
     pub fn of(path: &Path) -> Option<Format> {
         match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "png" => Some(Format::Png),
@@ -84,15 +79,15 @@ impl Format {
         matches!(self, Format::Png | Format::Webp | Format::Tiff)
     }
 
-    /// Whether writing goes back in the file, which a device or a FIFO cannot do.
+    /// Whether the writer seeks backwards, which a device or a FIFO cannot do.
     pub fn goes_back(self) -> bool {
         matches!(self, Format::Tiff | Format::Bmp)
     }
 
-    /// Holds a size in pixels against what the format can say.
+    /// Checks that the format can hold an image of a size in pixels.
     ///
     /// # Errors
-    /// When it is too large; the message says how large it may be, and which format takes it.
+    /// The size is too large; the error says the limit, and which format to use.
     pub fn check(self, (width, height): (u32, u32)) -> Result<()> {
         let side = match self {
             Format::Png | Format::Tiff => i32::MAX as u32,
@@ -113,7 +108,7 @@ impl Format {
         Ok(())
     }
 
-    /// The most bytes that writing an image takes, the rows that are asked for not counted.
+    /// Largest memory of writing an image, bytes, without that of reading the rows.
     pub fn bytes(self, (width, height): (u32, u32), channels: usize) -> u64 {
         let row = u64::from(width) * channels as u64;
         match self {
@@ -131,7 +126,7 @@ impl Format {
     /// Writes a whole image.
     ///
     /// # Errors
-    /// Those of the rows and of writing.
+    /// The format cannot hold the image; errors of reading the rows and of writing.
     pub fn write<W: Write + Seek>(
         self,
         out: &mut BufWriter<W>,
@@ -161,16 +156,7 @@ impl Format {
     }
 }
 
-/// A vector of `len` zeros, or an error where there is no memory.
-fn zeros(len: usize, what: &str) -> Result<Vec<u8>> {
-    let mut data = Vec::new();
-    data.try_reserve_exact(len)
-        .map_err(|_| no_memory(len, what))?;
-    data.resize(len, 0);
-    Ok(data)
-}
-
-/// The error of the system that an encoder passes on, as such.
+/// Converts an error of an encoder; an error of the system in it stays one.
 fn of_png(error: png::EncodingError) -> anyhow::Error {
     match error {
         png::EncodingError::IoError(e) => e.into(),
@@ -178,7 +164,7 @@ fn of_png(error: png::EncodingError) -> anyhow::Error {
     }
 }
 
-fn of_image(error: image::ImageError) -> anyhow::Error {
+pub(super) fn of_image(error: image::ImageError) -> anyhow::Error {
     match error {
         image::ImageError::IoError(e) => e.into(),
         other => anyhow!("the encoder gave up ({other})"),
@@ -198,7 +184,7 @@ fn png<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()>
     encoder.set_filter(png::Filter::Adaptive);
     let mut writer = encoder.write_header().map_err(of_png)?;
     let mut stream = writer.stream_writer_with_size(1 << 18).map_err(of_png)?;
-    let mut row = zeros(width as usize * channels, "a row")?;
+    let mut row = zeroed(width as usize * channels, "a row")?;
     for _ in 0..height {
         rows.read(&mut row)?;
         stream.write_all(&row)?;
@@ -207,88 +193,20 @@ fn png<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()>
     writer.finish().map_err(of_png)
 }
 
-/// The image as the JPEG encoder asks for it: from the top, eight rows at a time, pixel by pixel.
-struct Asked<'a> {
-    size: (u32, u32),
-    state: RefCell<Group<'a>>,
-}
-
-struct Group<'a> {
-    rows: &'a mut dyn PixelRows,
-    pixels: Vec<u8>,
-    /// Number of the first row in `pixels`, and how many there are.
-    first: u32,
-    count: u32,
-    /// What ended the reading; the encoder cannot be told.
-    failed: Option<anyhow::Error>,
-}
-
-impl Group<'_> {
-    /// Reads the next rows.
-    fn next(&mut self, (width, height): (u32, u32)) {
-        self.first += self.count;
-        self.count = (height - self.first).min(JPEG_ROWS as u32);
-        self.pixels.fill(0);
-        let pixels = &mut self.pixels[..self.count as usize * width as usize * 3];
-        if self.failed.is_none()
-            && let Err(error) = self.rows.read(pixels)
-        {
-            self.failed = Some(error);
-        }
-    }
-}
-
-impl GenericImageView for Asked<'_> {
-    type Pixel = Rgb<u8>;
-
-    fn dimensions(&self) -> (u32, u32) {
-        self.size
-    }
-
-    fn get_pixel(&self, x: u32, y: u32) -> Rgb<u8> {
-        let mut group = self.state.borrow_mut();
-        while y >= group.first + group.count {
-            group.next(self.size);
-        }
-        let at = ((y - group.first) as usize * self.size.0 as usize + x as usize) * 3;
-        Rgb([group.pixels[at], group.pixels[at + 1], group.pixels[at + 2]])
-    }
-}
-
-fn jpeg<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
-    let size = rows.size();
-    let pixels = zeros(size.0 as usize * 3 * JPEG_ROWS, "rows")?;
-    let asked = Asked {
-        size,
-        state: RefCell::new(Group {
-            rows,
-            pixels,
-            first: 0,
-            count: 0,
-            failed: None,
-        }),
-    };
-    let written = JpegEncoder::new_with_quality(out, JPEG_QUALITY).encode_image(&asked);
-    match asked.state.into_inner().failed {
-        Some(error) => Err(error),
-        None => written.map_err(of_image),
-    }
-}
-
 fn webp<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
     let ((width, height), channels) = (rows.size(), rows.channels());
-    let mut picture = zeros(
+    let mut image = zeroed(
         width as usize * height as usize * channels,
         "the enlarged image",
     )?;
-    rows.read(&mut picture)?;
+    rows.read(&mut image)?;
     let colour = if channels == 4 {
         ExtendedColorType::Rgba8
     } else {
         ExtendedColorType::Rgb8
     };
     WebPEncoder::new_lossless(out)
-        .encode(&picture, width, height, colour)
+        .encode(&image, width, height, colour)
         .map_err(of_image)
 }
 
@@ -315,23 +233,23 @@ fn strips<C: colortype::ColorType<Inner = u8>, W: Write + Seek, K: TiffKind>(
     rows: &mut dyn PixelRows,
 ) -> Result<()> {
     let (width, height) = rows.size();
-    let mut picture = encoder.new_image::<C>(width, height).map_err(of_tiff)?;
+    let mut image = encoder.new_image::<C>(width, height).map_err(of_tiff)?;
     let mut strip = Vec::new();
     loop {
-        let samples = usize::try_from(picture.next_strip_sample_count())
+        let samples = usize::try_from(image.next_strip_sample_count())
             .context("a strip is larger than memory can be")?;
         if samples == 0 {
-            return picture.finish().map_err(of_tiff);
+            return image.finish().map_err(of_tiff);
         }
         if strip.len() < samples {
-            strip = zeros(samples, "a strip")?;
+            strip = zeroed(samples, "a strip")?;
         }
         rows.read(&mut strip[..samples])?;
-        picture.write_strip(&strip[..samples]).map_err(of_tiff)?;
+        image.write_strip(&strip[..samples]).map_err(of_tiff)?;
     }
 }
 
-/// Rows of a BMP stand from the bottom up, in blue, green, red, each padded to four bytes.
+/// Writes a BMP: rows from the bottom up, in blue, green, red, each padded to four bytes.
 fn bmp<W: Write + Seek>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()> {
     let (width, height) = rows.size();
     let padded = (u64::from(width) * 3).next_multiple_of(4);
@@ -348,7 +266,7 @@ fn bmp<W: Write + Seek>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Res
     }
     let start = out.stream_position()?;
     out.write_all(&header)?;
-    let mut line = zeros(padded as usize, "a row")?;
+    let mut line = zeroed(padded as usize, "a row")?;
     for y in 0..height {
         let row = &mut line[..width as usize * 3];
         rows.read(row)?;
@@ -366,21 +284,21 @@ fn bmp<W: Write + Seek>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Res
 
 /// An image in memory, read as rows.
 pub struct InMemory<'a> {
-    picture: &'a RgbImage,
+    image: &'a RgbImage,
     /// Bytes that were read.
     done: usize,
 }
 
 impl<'a> InMemory<'a> {
     /// From the first row on.
-    pub fn new(picture: &'a RgbImage) -> InMemory<'a> {
-        InMemory { picture, done: 0 }
+    pub fn new(image: &'a RgbImage) -> InMemory<'a> {
+        InMemory { image, done: 0 }
     }
 }
 
 impl PixelRows for InMemory<'_> {
     fn size(&self) -> (u32, u32) {
-        self.picture.dimensions()
+        self.image.dimensions()
     }
 
     fn channels(&self) -> usize {
@@ -389,7 +307,7 @@ impl PixelRows for InMemory<'_> {
 
     fn read(&mut self, rows: &mut [u8]) -> Result<()> {
         let from = self
-            .picture
+            .image
             .as_raw()
             .get(self.done..self.done + rows.len())
             .context("the image has no rows left")?;
@@ -402,7 +320,9 @@ impl PixelRows for InMemory<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::ImageFormat;
+    use crate::dataset::encode_jpeg::JPEG_QUALITY;
+    use image::codecs::jpeg::JpegEncoder;
+    use image::{ImageFormat, Rgb};
     use std::io::Cursor;
 
     const ALL: [(Format, ImageFormat); 5] = [
@@ -413,7 +333,7 @@ mod tests {
         (Format::Bmp, ImageFormat::Bmp),
     ];
 
-    fn picture(width: u32, height: u32) -> RgbImage {
+    fn image(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {
             Rgb([0, 1, 2].map(|c| ((x * 3 + y * 5 + c * 70) / 2 % 256) as u8))
         })
@@ -425,20 +345,20 @@ mod tests {
         out.into_inner().unwrap().into_inner()
     }
 
-    /// What goes through the encoders of whole images comes out as from ours: the same bytes, but
-    /// for the cut of a PNG's data.
+    /// Our writers give the same bytes as the encoders of whole images, except that a PNG may
+    /// divide its data differently.
     #[test]
-    fn rows_give_what_whole_pictures_give() {
+    fn rows_give_what_whole_images_give() {
         for (w, h) in [(1, 1), (13, 9), (640, 531), (7, 300)] {
-            let picture = picture(w, h);
+            let image = image(w, h);
             for (format, whole) in ALL {
-                let ours = written(format, &mut InMemory::new(&picture));
+                let ours = written(format, &mut InMemory::new(&image));
                 let mut theirs = Cursor::new(Vec::new());
                 match whole {
                     ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut theirs, JPEG_QUALITY)
-                        .encode_image(&picture)
+                        .encode_image(&image)
                         .unwrap(),
-                    _ => picture.write_to(&mut theirs, whole).unwrap(),
+                    _ => image.write_to(&mut theirs, whole).unwrap(),
                 }
                 if format != Format::Png {
                     assert!(ours == theirs.into_inner(), "{format:?} {w}x{h}");
@@ -446,10 +366,7 @@ mod tests {
                 let read = image::load_from_memory_with_format(&ours, whole)
                     .unwrap()
                     .into_rgb8();
-                assert!(
-                    read == picture || format == Format::Jpg,
-                    "{format:?} {w}x{h}"
-                );
+                assert!(read == image || format == Format::Jpg, "{format:?} {w}x{h}");
             }
         }
     }

@@ -1,12 +1,15 @@
-//! From a folder of images to pairs of 8-bit RGB images: finding the files, decoding them within
-//! stated limits, making the low-quality side where there is none, and drawing synthetic images.
-//! Depends on `rng`, `failure` and `text` alone among our modules; promises the same result for any
-//! number of threads.
+//! From a folder of images to pairs of 8-bit RGB images: finds the files, decodes them within
+//! stated limits, makes the LQ if the data set has none, and draws synthetic images. Depends on
+//! `support` alone among our modules; promises the same result for any number of threads.
 
+mod buffers;
 mod colour;
 pub mod decode;
 pub mod degrade;
 pub mod encode;
+mod encode_jpeg;
+mod note;
+mod png_strips;
 pub mod recipe;
 pub mod rows;
 pub mod scan;

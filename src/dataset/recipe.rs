@@ -1,7 +1,7 @@
-//! How the LQ of a whole set is made: one filter for all, or one drawn for each patch, with or
-//! without a slight blur before. Depends on `degrade` and `rng`. Promises that a patch is a pure
-//! function of the HR image, its name, its place and the recipe, whatever is made before it or
-//! beside it.
+//! The recipe by which the LQ of a set is made: one filter for all patches, or one drawn for each
+//! patch, with or without a slight blur before. Depends on `degrade` and `rng`. Promises that a
+//! patch is a pure function of the HR image, its name, its position and the recipe; the order in
+//! which patches are made does not matter.
 
 use super::degrade::{Filter, Resampler};
 use crate::support::rng::{Rng, key};
@@ -15,10 +15,10 @@ use std::fmt;
 pub const RECIPE_GIVEN: u8 = 0;
 /// Recipe number of a filter drawn for each patch.
 pub const RECIPE_RANDOM: u8 = 7;
-/// Largest deviation of the blur, HR pixels: beyond it the LQ shows less than half of what its
-/// pixels could.
+/// Largest standard deviation of the blur, HR pixels: with more, the LQ has less than half of the
+/// detail that its pixels could show.
 pub const MAX_BLUR: f64 = 8.0;
-/// What a random recipe draws from: the filters that do not alias.
+/// The filters that a random recipe draws from: those that do not alias.
 const DRAWN: [Filter; 5] = [
     Filter::Bicubic,
     Filter::Bilinear,
@@ -26,7 +26,7 @@ const DRAWN: [Filter; 5] = [
     Filter::Box,
     Filter::Magic,
 ];
-/// Weights of the blur are whole numbers of this part.
+/// The weights of the blur are integers with this sum.
 const BLUR_ONE: u32 = 1 << 14;
 
 /// Which filter makes the LQ.
@@ -69,10 +69,10 @@ impl clap::ValueEnum for LqFilter {
 pub struct Recipe {
     /// The filter of the reduction.
     pub filter: LqFilter,
-    /// Largest deviation of the Gaussian blur before it, HR pixels; each patch draws its own from 0
-    /// up to this. 0 = none.
+    /// Largest standard deviation of the Gaussian blur before the reduction, HR pixels. Each patch
+    /// draws its own between 0 and this. 0 = no blur.
     pub blur: f64,
-    /// Decides what is drawn.
+    /// Seed of all draws.
     pub seed: u64,
 }
 
@@ -86,7 +86,10 @@ impl Recipe {
         }
     }
 
-    /// Refuses a blur out of range.
+    /// Checks the blur.
+    ///
+    /// # Errors
+    /// It is out of range.
     pub fn check(&self) -> Result<()> {
         ensure!(
             (0.0..=MAX_BLUR).contains(&self.blur),
@@ -96,7 +99,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// The number that stands for it in files.
+    /// The number of the recipe in files.
     pub fn id(&self) -> u8 {
         match self.filter {
             LqFilter::Fixed(filter) => filter.id(),
@@ -104,7 +107,7 @@ impl Recipe {
         }
     }
 
-    /// The filter that makes the whole LQ image at once, where every patch is made alike.
+    /// The filter that makes the whole LQ image at once. `None` if patches differ.
     pub fn whole(&self) -> Option<Filter> {
         match self.filter {
             LqFilter::Fixed(filter) if self.blur == 0.0 => Some(filter),
@@ -112,8 +115,8 @@ impl Recipe {
         }
     }
 
-    /// What the patch at (x, y) of the image with this key is made with: filter and deviation of
-    /// the blur.
+    /// Draws the filter and the standard deviation of the blur for the patch at (x, y) of the image
+    /// with this key.
     fn draw(&self, image: u64, x: u32, y: u32) -> (Filter, f64) {
         let mut rng = Rng::new(&[self.seed, image, u64::from(x), u64::from(y)]);
         let drawn = DRAWN[rng.below(DRAWN.len() as u64) as usize];
@@ -154,16 +157,19 @@ pub fn image_key(name: &str) -> u64 {
         .collect::<Vec<_>>())
 }
 
-/// Makes LQ patches one by one and keeps its buffers between them: one per worker thread.
+/// Makes LQ patches one by one and keeps its buffers between them. Each thread has its own.
 #[derive(Default)]
 pub struct PatchMaker {
     between: Vec<u8>,
 }
 
 impl PatchMaker {
-    /// The LQ patch of `size` pixels at (x, y) of the image that `hr` is made into, appended to
-    /// `out`. Only the part of `hr` that the filter and the blur reach is looked at; at the
-    /// image's border they see it as for a whole image.
+    /// Makes the LQ patch of `size` pixels at (x, y) of the LQ image and appends it to `out`
+    /// (`[size, size, 3]`). It reads only the part of `hr` that the filter and the blur reach; the
+    /// result is the same as that of reducing the whole image.
+    ///
+    /// # Errors
+    /// Those of [`Resampler::downscale`].
     pub fn make(
         &mut self,
         resampler: &mut Resampler,
@@ -197,14 +203,14 @@ impl PatchMaker {
     }
 }
 
-/// Pixels that a blur reaches to each side: three deviations, beyond which its weights are next to
-/// nothing.
+/// Pixels that a blur reaches to each side: three standard deviations, beyond which its weights are
+/// negligible.
 fn radius(sigma: f64) -> usize {
     (3.0 * sigma).ceil() as usize
 }
 
-/// Weights of the middle and of one side, in whole parts of [`BLUR_ONE`], so that the same bytes
-/// come out on any machine.
+/// Weights of the middle and of one side, as integers of which all sum to [`BLUR_ONE`], so that the
+/// result is the same on every machine.
 fn weights(sigma: f64) -> Vec<u32> {
     let ideal: Vec<f64> = (0..=radius(sigma))
         .map(|i| (-0.5 * (i as f64 / sigma).powi(2)).exp())
@@ -218,8 +224,8 @@ fn weights(sigma: f64) -> Vec<u32> {
     whole
 }
 
-/// Gaussian blur of deviation `sigma` pixels, along x and then y; beyond the border the last pixel
-/// is repeated.
+/// Blurs with a Gaussian of standard deviation `sigma` pixels, along x and then y. Beyond the
+/// border the last pixel is repeated.
 fn blur(image: &mut RgbImage, sigma: f64, between: &mut Vec<u8>) {
     let (w, h) = (image.width() as usize, image.height() as usize);
     if sigma < 1e-3 || w == 0 || h == 0 {
@@ -261,7 +267,7 @@ fn blur(image: &mut RgbImage, sigma: f64, between: &mut Vec<u8>) {
     }
 }
 
-/// One row of a blur: the middle line and its neighbours on both sides, weighted, summed and
+/// Computes one row of a blur: the weighted sum of a line and its neighbours on both sides,
 /// rounded.
 fn accumulate<'a>(
     weights: &[u32],
@@ -301,9 +307,9 @@ mod tests {
         out
     }
 
-    /// What a patch sees of its surroundings is what the whole image would show it.
+    /// A patch that is made alone is the same as that part of the whole LQ image.
     #[test]
-    fn a_patch_is_a_piece_of_the_whole_picture() {
+    fn a_patch_is_a_piece_of_the_whole_image() {
         let hr = pattern(120, 100);
         for filter in DRAWN {
             let whole = Resampler::new().downscale(&hr, 2, filter).unwrap();
@@ -358,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn the_blur_keeps_level_pictures_and_spreads_a_point_as_a_bell() {
+    fn the_blur_keeps_level_images_and_spreads_a_point_as_a_bell() {
         let mut level = RgbImage::from_pixel(9, 7, Rgb([3, 128, 255]));
         blur(&mut level, 2.0, &mut Vec::new());
         assert!(level.pixels().all(|p| p.0 == [3, 128, 255]));

@@ -1,5 +1,5 @@
-//! Synthetic images that stand in for photographs: dead leaves, opaque shapes of a power-law size
-//! that hide one another. They have the scale invariance, the edges and the spectrum of natural
+//! Draws synthetic images that replace photographs: dead leaves, opaque shapes with power-law sizes
+//! that occlude one another. They have the scale invariance, the edges and the spectrum of natural
 //! images (Lee, Mumford & Huang, "Occlusion models for natural images", 2001) and train
 //! restoration networks nearly as well as photographs do (Achddou, Gousseau & Ladjal, "Synthetic
 //! images as a regularity prior for image restoration neural networks", 2021). On top of the plain
@@ -14,25 +14,25 @@ use image::RgbImage;
 use shape::{Outline, segment_squared};
 use texture::{Texture, sine};
 
-/// Keeps the draws apart from those of other modules that use the same seed. Changing the images
-/// means changing this.
+/// Separates these draws from those of other modules with the same seed: "leaves" in ASCII and a
+/// version. It must change whenever the images change.
 const PURPOSE: u64 = 0x6c65_6176_6573_0001;
-/// A pixel of which less is still free counts as hidden, well below half a level of 255.
+/// A pixel whose free share is at most this counts as hidden: well below half a value of 255.
 const HIDDEN: f32 = 1.0 / 1024.0;
-/// Share of the pixels that may be left to the background instead of to ever more leaves that
-/// nobody sees.
+/// Painting of leaves stops when at most this share of the pixels is free; the background fills
+/// them.
 const REMAINDER: f64 = 0.002;
 
 type Colour = [f32; 3];
 
-/// The image with this number under this seed, `width` x `height` pixels. Takes 23 bytes of
-/// memory a pixel while it works.
-pub fn picture(seed: u64, index: u64, width: u32, height: u32) -> RgbImage {
+/// Draws image number `index` of a seed, `width` x `height` pixels. It takes 23 bytes of memory per
+/// pixel.
+pub fn synthetic_image(seed: u64, index: u64, width: u32, height: u32) -> RgbImage {
     let mut rng = Rng::new(&[PURPOSE, seed, index]);
     let scene = Scene::draw(&mut rng, width, height);
     let mut canvas = Canvas::new(width as usize, height as usize);
-    // Painted from the front to the back: what is hidden costs nothing, and the work ends when
-    // nothing is left to see.
+    // painting goes from front to back: hidden shapes cost nothing, and it ends when almost no
+    // pixel is free
     let area = f64::from(width) * f64::from(height);
     for _ in 0..scene.line_groups {
         lines(&mut rng, &scene, &mut canvas);
@@ -55,7 +55,7 @@ pub fn picture(seed: u64, index: u64, width: u32, height: u32) -> RgbImage {
     canvas.finish(scene.blur)
 }
 
-/// What all leaves of one image share.
+/// The parameters of one image.
 struct Scene {
     width: f32,
     height: f32,
@@ -68,7 +68,7 @@ struct Scene {
     contrast: f64,
     /// Share of leaves that are out of focus.
     defocus: f64,
-    /// Towards the light, a unit vector.
+    /// Direction towards the light, a unit vector.
     light: (f32, f32),
     /// Brightness across the image: the change along x and y from the centre to the border.
     slope: (f32, f32),
@@ -131,7 +131,8 @@ impl Scene {
     }
 }
 
-/// A bell-shaped number in (-1.5, 1.5) with standard deviation 0.5: three uniforms, no logarithm.
+/// A bell-shaped number in (-1.5, 1.5) with standard deviation 0.5: the sum of three uniform
+/// numbers, which needs no logarithm.
 fn bell(rng: &mut Rng) -> f64 {
     rng.unit() + rng.unit() + rng.unit() - 1.5
 }
@@ -157,7 +158,7 @@ fn power_law(rng: &mut Rng, smallest: f64, largest: f64) -> f64 {
 
 /// The surface of one leaf.
 struct Paint {
-    /// Between these the texture goes.
+    /// The two colours that the texture mixes.
     low: Colour,
     high: Colour,
     texture: Texture,
@@ -207,7 +208,7 @@ fn paint(rng: &mut Rng, scene: &Scene, radius: f32, turn: (f32, f32)) -> Paint {
     }
 }
 
-/// One opaque shape somewhere behind everything painted so far.
+/// Paints one opaque shape behind everything painted so far.
 fn leaf(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     let radius = power_law(rng, scene.smallest, scene.largest) as f32;
     let (x, y) = scene.place(rng, radius);
@@ -249,7 +250,7 @@ fn leaf(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     }
 }
 
-/// A stroke of round pen from one point to another.
+/// Paints a stroke of a round pen.
 fn stroke(canvas: &mut Canvas, from: (f32, f32), to: (f32, f32), half_width: f32, ink: Colour) {
     let reach = half_width + 1.0;
     let area = (
@@ -270,7 +271,7 @@ fn stroke(canvas: &mut Canvas, from: (f32, f32), to: (f32, f32), half_width: f32
     });
 }
 
-/// Hair, grass, twigs or wires: bent lines of one kind.
+/// Paints bent lines of one kind: hair, grass, twigs or wires.
 fn lines(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     let side = scene.width.max(scene.height);
     let count = 1 + rng.below(24);
@@ -310,7 +311,7 @@ fn lines(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     }
 }
 
-/// Lines of made-up letters, each of a few strokes between the points of a small grid.
+/// Paints lines of invented letters; each has a few strokes between the points of a small grid.
 fn writing(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     let tall = rng.range(7.0, 28.0) as f32;
     let angle = if rng.unit() < 0.5 {
@@ -351,7 +352,7 @@ fn writing(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     }
 }
 
-/// Fills what is still free.
+/// Fills the free pixels.
 fn background(rng: &mut Rng, scene: &Scene, canvas: &mut Canvas) {
     let paint = paint(rng, scene, scene.width.max(scene.height), (1.0, 0.0));
     let (cx, cy) = (0.5 * scene.width, 0.5 * scene.height);
@@ -372,9 +373,9 @@ struct Canvas {
     colour: Vec<Colour>,
     /// Share of each pixel that is still free.
     left: Vec<f32>,
-    /// Shadows on what is still to come.
+    /// Light that falls on everything painted from now on, 1 = no shadow.
     shade: Vec<f32>,
-    /// Pixels of which more than [`HIDDEN`] is free.
+    /// Number of pixels whose free share is above [`HIDDEN`].
     free: usize,
 }
 
@@ -406,8 +407,8 @@ impl Canvas {
         )
     }
 
-    /// Puts a shape behind what is there. `shape` gives a pixel centre's coverage (values above 1
-    /// count as 1) and colour.
+    /// Paints a shape behind everything painted so far. `shape` returns the coverage (values above
+    /// 1 count as 1) and the colour at the centre of a pixel.
     fn cover(
         &mut self,
         area: (f32, f32, f32, f32),
@@ -434,7 +435,7 @@ impl Canvas {
         }
     }
 
-    /// Multiplies the light that falls on everything behind what is there.
+    /// Multiplies the light that falls on everything painted from now on.
     fn darken(&mut self, area: (f32, f32, f32, f32), light: impl Fn(f32, f32) -> f32) {
         let (columns, rows) = self.clip(area);
         for y in rows {

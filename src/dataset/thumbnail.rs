@@ -1,10 +1,10 @@
-//! An image in 16 x 16 means, for asking whether two images show the same. Depends on the image
-//! crate alone. Promises that an image and a smaller copy of it give nearly the same means,
-//! whatever their sizes.
+//! Reduces an image to 16 x 16 mean colours, to find out whether two images show the same. Depends
+//! on the image crate alone. Promises that an image and a smaller copy of it have nearly the same
+//! means, whatever their sizes.
 
 use image::metadata::Orientation;
 
-/// Means along a side.
+/// Number of means along a side.
 const SIDE: usize = 16;
 
 /// Mean colours of a grid of 16 x 16 parts, 0 to 255.
@@ -14,7 +14,8 @@ pub struct Thumbnail {
 }
 
 impl Thumbnail {
-    /// Of interleaved RGB (`channels` = 3) or grey (1) pixels.
+    /// Makes the thumbnail of interleaved pixels (`[height, width, channels]`), RGB (`channels` =
+    /// 3) or grey (1).
     pub fn new(pixels: &[u8], channels: usize, width: usize) -> Thumbnail {
         let mut cells = vec![[0f32; 3]; SIDE * SIDE];
         let height = pixels.len() / (channels * width.max(1)).max(1);
@@ -40,7 +41,7 @@ impl Thumbnail {
         Thumbnail { cells }
     }
 
-    /// The thumbnail of the image turned so.
+    /// Returns the thumbnail of the turned image.
     #[must_use]
     pub fn turned(&self, turn: Orientation) -> Thumbnail {
         use Orientation::{
@@ -78,7 +79,7 @@ impl Thumbnail {
     }
 }
 
-/// For every pixel of a side the parts that it lies in, and its share of each part's mean.
+/// For every pixel of a side, the parts of the grid that it overlaps, and its share of their means.
 fn shares(length: usize) -> Vec<Vec<(usize, f32)>> {
     let scale = SIDE as f64 / length.max(1) as f64;
     let parts = |pixel: usize| {
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
     use image::{DynamicImage, Rgb, RgbImage};
 
-    fn picture(width: u32, height: u32) -> RgbImage {
+    fn pattern(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {
             Rgb([
                 (x * 255 / width) as u8,
@@ -112,8 +113,8 @@ mod tests {
     }
 
     #[test]
-    fn turning_a_thumbnail_is_turning_the_picture() {
-        let image = picture(48, 32);
+    fn turning_a_thumbnail_is_turning_the_image() {
+        let image = pattern(48, 32);
         let of = |i: &RgbImage| Thumbnail::new(i.as_raw(), 3, i.width() as usize);
         for exif in 1..=8 {
             let turn = Orientation::from_exif(exif).unwrap();
@@ -129,7 +130,7 @@ mod tests {
     #[test]
     fn size_hardly_matters() {
         let of = |i: &RgbImage| Thumbnail::new(i.as_raw(), 3, i.width() as usize);
-        let (large, other) = (picture(123, 77), picture(9, 5));
+        let (large, other) = (pattern(123, 77), pattern(9, 5));
         let small = image::imageops::resize(&large, 41, 26, image::imageops::FilterType::Triangle);
         assert!(
             of(&large).distance(&of(&small)) < 2.0,

@@ -3,7 +3,7 @@
 //! Promises finite figures, that memory is known from the images' headers, and that an image which
 //! cannot be measured is reported and never silently missing from a mean.
 
-use crate::dataset::decode::{Decoded, Limits, decode, look};
+use crate::dataset::decode::{Decoded, Limits, decode, read_header};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use crate::dataset::scan::{Scan, ScanOptions, Source, scan};
 use crate::inference::metrics::{Channels, psnr, scratch_bytes, ssim};
@@ -223,7 +223,7 @@ pub fn pair_bytes(upscaler: &Upscaler, source: &Source) -> Result<u64> {
     let scale = upscaler.scale() as u64;
     let pixels = |(w, h): (u32, u32)| u64::from(w) * u64::from(h);
     let decoding = |path: &Path| -> Result<((u32, u32), u64)> {
-        let header = look(path, &Limits::default())?;
+        let header = read_header(path, &Limits::default())?;
         let file = std::fs::metadata(path)
             .with_context(|| path.display().to_string())?
             .len();

@@ -155,7 +155,7 @@ impl Loader {
                 scratch: sources
                     .sets()
                     .map(|set| set.scratch_for(config.io))
-                    .collect::<Result<_>>()?,
+                    .collect::<Result<_, _>>()?,
                 order: Order::new(
                     &sources.parts(config.lq_size, config.window),
                     config.draws(),
@@ -379,6 +379,7 @@ impl Filler {
         let Err(damage) = set.read_crop(sample.record, crop, scratch, lq, hr) else {
             return Ok(sample.record);
         };
+        let damage = anyhow::Error::from(damage);
         // an error of the system says nothing about the record, so no other one takes its place
         if self.config.on_corrupt == OnCorrupt::Stop || failure::system_cause(&damage).is_some() {
             return Err(damage);

@@ -115,7 +115,7 @@ impl Sources {
         let sets = folders
             .iter()
             .map(|f| ShardSet::open(f).map(Arc::new))
-            .collect::<Result<_>>()?;
+            .collect::<Result<_, _>>()?;
         Sources::mixed(sets, weights)
     }
 
@@ -206,7 +206,7 @@ impl Sources {
     /// A number out of range, a damaged source table.
     pub fn source(&self, record: u64) -> Result<RecordSource> {
         let (set, record) = self.find(record)?;
-        set.source(record)
+        Ok(set.source(record)?)
     }
 
     /// How far every set is shuffled if `window` bytes of it may be in memory at a time, and how

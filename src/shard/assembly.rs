@@ -1,42 +1,41 @@
-//! Where converted images come together in input order: duplicates are left out, records go to the
-//! set to train on or to the one held out, and the journal is kept. Depends on `set`, `journal` and
-//! `tally`. Promises that what was handed over before a kill is gone on from, but for the last
-//! moments.
+//! Appends converted images, in input order, to the set to train on or to the held-out set. It
+//! leaves out duplicates and writes the journal. Depends on `set`, `journal` and `tally`. Promises
+//! that a run can continue after a kill and loses at most [`COMMIT_BYTES`] or [`COMMIT_TIME`] of
+//! work.
 
 use super::convert::Converted;
 use super::journal::{Entry, Head, Journal, Outcome, Used};
+use super::manifest::{Manifest, ShardInfo, held_out_folder};
+use super::output_folder::SetManifests;
 use super::plan::{BuildConfig, Job, Plan, Rejected};
 use super::set::{Duplicates, SetWriter};
 use super::tally::{Tally, nothing_kept};
 use anyhow::{Context, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What may be lost to a kill: bytes written and time passed since the last hand-over to the
-/// operating system.
+/// Buffers are passed to the operating system after this many bytes,
 const COMMIT_BYTES: u64 = 4 << 20;
+/// or after this time. A kill loses what was appended since.
 const COMMIT_TIME: Duration = Duration::from_millis(50);
 
-/// The folder of the held-out images, inside that of the set.
-pub(super) fn held_out_folder(out: &Path) -> PathBuf {
-    out.join("val")
-}
-
-/// A set under way, with its held-out part.
+/// An unfinished set with its held-out part.
 pub(super) struct Assembly {
-    /// To train on, and held out.
+    /// The set to train on, and the held-out set.
     pub sets: [SetWriter; 2],
-    /// Nothing where duplicates are kept.
+    /// `None` if duplicates are kept.
     pub duplicates: Option<Duplicates>,
     pub tally: Tally,
+    /// `None` during a replay and in a merge.
     pub journal: Option<Journal>,
-    /// Images decided so far: the number of the next job.
+    /// Number of images that are done, and so of the next job.
     pub decided: u64,
+    /// When buffers were last passed to the operating system.
     committed: Instant,
 }
 
 impl Assembly {
-    /// Begins behind the shards that `sets` have already.
+    /// Begins after the shards that `sets` have already.
     pub fn new(config: &BuildConfig, plan: &Plan, sets: [SetWriter; 2]) -> Self {
         Assembly {
             sets,
@@ -48,21 +47,21 @@ impl Assembly {
         }
     }
 
-    /// Begins the journal.
+    /// Creates the journal.
     pub fn begin(&mut self, out: &Path, head: &Head) -> Result<()> {
         self.journal = Some(Journal::create(out, head)?);
         Ok(())
     }
 
-    /// Takes over what an earlier run has decided; its records are counted, not written.
+    /// Replays a journal entry of an earlier run: its records are counted and not written.
     pub fn replay(&mut self, job: &Job, entry: &Entry) -> Result<()> {
         if let Outcome::Used(used) = &entry.outcome {
             let set = &mut self.sets[usize::from(job.held_out)];
             set.begin_image();
             for record in &used.records {
-                let place = set.add(&used.source, record, None, self.decided)?;
+                let location = set.add(&used.source, record, None, self.decided)?;
                 if let Some(duplicates) = &mut self.duplicates {
-                    duplicates.note(record, place);
+                    duplicates.note(record, location);
                 }
             }
         }
@@ -73,7 +72,10 @@ impl Assembly {
         Ok(())
     }
 
-    /// Takes the next image. Gives the rejection where nothing of it is kept.
+    /// Appends the next image. Returns its rejection if no pair of it is kept.
+    ///
+    /// # Errors
+    /// An error of the system.
     pub fn accept(
         &mut self,
         job: &Job,
@@ -120,7 +122,7 @@ impl Assembly {
         Ok(rejected)
     }
 
-    /// Writes the records of an image but for those that are there already.
+    /// Writes the records of an image, except duplicates.
     fn keep(&mut self, job: &Job, converted: Converted) -> Result<Used> {
         let Converted {
             source,
@@ -148,17 +150,17 @@ impl Assembly {
                 continue;
             }
             if self.sets[usize::from(job.held_out)].ends_shard(&used.source, record.length) {
-                // a finished shard is never ahead of what is known of it, nor is what is known
-                // ahead of the other set
+                // before a shard gets its final name, the disk must have the journal entries of its
+                // records, and the other set the records that those entries list
                 self.commit()?;
                 if let Some(journal) = &mut self.journal {
                     journal.sync()?;
                 }
             }
             let set = &mut self.sets[usize::from(job.held_out)];
-            let place = set.add(&used.source, &record, Some(payload), self.decided)?;
+            let location = set.add(&used.source, &record, Some(payload), self.decided)?;
             if let Some(duplicates) = &mut self.duplicates {
-                duplicates.note(&record, place);
+                duplicates.note(&record, location);
             }
             self.tally.pairs += 1;
             used.records.push(record);
@@ -166,7 +168,7 @@ impl Assembly {
         Ok(used)
     }
 
-    /// Hands everything to the operating system.
+    /// Passes all buffers to the operating system, the shards before the journal.
     pub fn commit(&mut self) -> Result<()> {
         for set in &mut self.sets {
             set.flush()?;
@@ -183,7 +185,7 @@ impl Assembly {
         self.sets[0].bytes() + self.sets[1].bytes()
     }
 
-    /// Ends a run that has added nothing.
+    /// Ends a run that has added no pairs, and removes its journal.
     pub fn abandon(mut self) -> Result<Tally> {
         if let Some(journal) = self.journal.take() {
             journal.remove()?;
@@ -191,48 +193,20 @@ impl Assembly {
         Ok(self.tally)
     }
 
-    /// Ends the sets and writes their manifests, that of the set to train on last; then the journal
-    /// goes. `plan.manifest` says what the set is, `before` what earlier runs have added to its
-    /// counts.
-    pub fn finish(
-        mut self,
-        out: &Path,
-        plan: &Plan,
-        before: [Option<super::manifest::Manifest>; 2],
-    ) -> Result<Finished> {
+    /// Ends the sets and writes their manifests, that of the set to train on last. Then it removes
+    /// the journal. `plan.manifest` describes the set; `base` are the manifests of the set that
+    /// images were added to.
+    ///
+    /// # Errors
+    /// An error of the system; too many shards for a manifest.
+    pub fn finish(mut self, out: &Path, plan: &Plan, base: SetManifests) -> Result<Finished> {
         self.commit()?;
         if let Some(journal) = &mut self.journal {
             journal.sync()?;
         }
         let [train, held_out] = self.sets;
-        let (train, held_out) = (train.finish()?, held_out.finish()?);
-        let [before, held_before] = before;
-        let mut manifest = plan.manifest.clone();
-        manifest.used = self.tally.used[0];
-        manifest.shards = train;
-        manifest.extra.dropped.0 += self.tally.dropped.0;
-        manifest.extra.dropped.1 += self.tally.dropped.1;
-        let mut kinds = self.tally.kinds();
-        let mut earlier: Vec<&(String, u64)> = plan.manifest.extra.rejected.iter().collect();
-        let mut val = plan.manifest.clone();
-        val.config = plan.config(true);
-        (val.used, val.shards) = (self.tally.used[1], held_out);
-        (val.extra.dropped, val.extra.rejected) = ((0, 0), Vec::new());
-        if let Some(before) = &before {
-            manifest.images += before.images;
-            manifest.used += before.used;
-            manifest.extra.dropped.0 += before.extra.dropped.0;
-            manifest.extra.dropped.1 += before.extra.dropped.1;
-            manifest.extra.appended = before.extra.appended + 1;
-            earlier.extend(&before.extra.rejected);
-            val.extra.appended = manifest.extra.appended;
-        }
-        val.used += held_before.as_ref().map_or(0, |before| before.used);
-        val.images = val.used;
-        for (kind, count) in earlier {
-            *kinds.entry(kind.clone()).or_insert(0) += count;
-        }
-        manifest.extra.rejected = kinds.into_iter().collect();
+        let shards = [train.finish()?, held_out.finish()?];
+        let (manifest, val) = manifests(&self.tally, plan, shards, &base);
         let empty = manifest.records() == 0;
         let val = (val.records() > 0).then_some(val);
         if !empty || plan.manifest.extra.part.0 > 0 {
@@ -252,9 +226,45 @@ impl Assembly {
     }
 }
 
-/// What [`Assembly::finish`] leaves.
+/// The manifests of the finished set and of its held-out part.
+fn manifests(
+    tally: &Tally,
+    plan: &Plan,
+    [train, held_out]: [Vec<ShardInfo>; 2],
+    [base, held_out_base]: &SetManifests,
+) -> (Manifest, Manifest) {
+    let mut manifest = plan.manifest.clone();
+    manifest.used = tally.used[0];
+    manifest.shards = train;
+    manifest.extra.dropped.0 += tally.dropped.0;
+    manifest.extra.dropped.1 += tally.dropped.1;
+    let mut val = plan.manifest.clone();
+    val.config = plan.config(true);
+    (val.used, val.shards) = (tally.used[1], held_out);
+    (val.extra.dropped, val.extra.rejected) = ((0, 0), Vec::new());
+    let mut kinds = tally.kinds();
+    let mut earlier: Vec<&(String, u64)> = plan.manifest.extra.rejected.iter().collect();
+    if let Some(base) = base {
+        manifest.images += base.images;
+        manifest.used += base.used;
+        manifest.extra.dropped.0 += base.extra.dropped.0;
+        manifest.extra.dropped.1 += base.extra.dropped.1;
+        manifest.extra.appended = base.extra.appended + 1;
+        earlier.extend(&base.extra.rejected);
+        val.extra.appended = manifest.extra.appended;
+    }
+    val.used += held_out_base.as_ref().map_or(0, |base| base.used);
+    val.images = val.used;
+    for (kind, count) in earlier {
+        *kinds.entry(kind.clone()).or_insert(0) += count;
+    }
+    manifest.extra.rejected = kinds.into_iter().collect();
+    (manifest, val)
+}
+
+/// The result of [`Assembly::finish`].
 pub(super) struct Finished {
-    pub manifest: super::manifest::Manifest,
-    pub held_out: Option<super::manifest::Manifest>,
+    pub manifest: Manifest,
+    pub held_out: Option<Manifest>,
     pub tally: Tally,
 }

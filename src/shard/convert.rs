@@ -1,12 +1,13 @@
-//! One image to its encoded pairs: decode, check, make the LQ, cut, encode. Depends on `dataset`
-//! and `codec`; runs on every thread at once and touches no shared state. Promises that whatever is
-//! wrong with what a file holds becomes a rejection that names it, and that an error of the system,
-//! which is retried first, never does: it ends the run.
+//! Converts one image to its encoded pairs: decode, check, make the LQ, cut, encode. Depends on
+//! `dataset` and `codec`; runs on all threads at once and touches no shared state. Promises that a
+//! fault in the content of a file becomes a rejection that names the file, and that an error of the
+//! system never does: it is retried, then it ends the run.
 
 use super::codec::Encoder;
 use super::file::Record;
-use super::format::{Geometry, SourceEntry};
+use super::format::Geometry;
 use super::plan::{BuildConfig, Job, Rejected, lq_dimensions, positions};
+use super::source_table::SourceEntry;
 use crate::dataset::decode;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::recipe::{PatchMaker, image_key};
@@ -18,21 +19,21 @@ use image::metadata::Orientation;
 use std::io::Read;
 use std::path::Path;
 
-/// What one image became.
+/// The pairs of one image.
 pub struct Converted {
-    /// The image as the shard's source table names it.
+    /// The image's entry in the source table.
     pub source: SourceEntry,
-    /// Patches left out for want of detail.
+    /// Number of patches left out because they show too little detail.
     pub flat: u64,
-    /// What had to be changed on the way to 8-bit RGB, one entry a file and change.
+    /// What was changed on the way to 8-bit RGB, one entry for each file and change.
     pub notes: Vec<String>,
     /// The pairs in order: rows of patches, left to right.
     pub records: Vec<Record>,
-    /// Their payloads, one behind the other.
+    /// Their payloads, one after the other.
     pub payload: Vec<u8>,
 }
 
-/// What one thread works with.
+/// The buffers of one converting thread.
 pub struct Worker {
     geometry: Geometry,
     encoder: Encoder,
@@ -44,6 +45,9 @@ pub struct Worker {
 
 impl Worker {
     /// Allocates for pairs of one geometry.
+    ///
+    /// # Errors
+    /// Too little memory.
     pub fn new(geometry: Geometry) -> Result<Self> {
         Ok(Worker {
             geometry,
@@ -58,9 +62,9 @@ impl Worker {
     /// Converts one image.
     ///
     /// # Errors
-    /// The outer error is one of the system (the disk, no memory, no descriptors, a file that has
-    /// gone or changed meanwhile) or a fault of the program, and says nothing about the image; a
-    /// fault of the image is the inner one.
+    /// The outer error is one of the system (the disk, no memory, no descriptors, a file that was
+    /// removed or changed during the run) or a fault of the program, and says nothing about the
+    /// image. The inner one is a fault of the image.
     pub fn convert(
         &mut self,
         job: &Job,
@@ -68,7 +72,7 @@ impl Worker {
     ) -> Result<Result<Converted, Rejected>> {
         let outcome = self.convert_files(job, config)?;
         if outcome.is_err() {
-            // a file that is being written is no fault of its content either
+            // the file may be faulty only because another program is writing to it: check the size
             let mut bytes = 0;
             for path in [Some(&job.source.hr), job.source.lq.as_ref()]
                 .into_iter()
@@ -94,7 +98,7 @@ impl Worker {
         let mut notes = Vec::new();
         let mut crc = crc32fast::Hasher::new();
         let mut file_bytes = 0;
-        // a file is read once, for its checksum and for its pixels
+        // each file is read once, for its checksum and for its pixels
         let mut read = |path: &Path, side: &str| -> Result<(RgbImage, Changes)> {
             let bytes = decode::load(path, &config.limits)?;
             crc.update(&bytes);
@@ -170,8 +174,8 @@ impl Worker {
         }))
     }
 
-    /// Cuts and encodes every pair with enough detail; also how many had too little. Without an LQ
-    /// image each LQ patch is made by itself.
+    /// Cuts and encodes every pair with enough detail, and counts the others. Without an LQ image,
+    /// each LQ patch is made from its part of the HR image.
     fn cut(
         &mut self,
         lq: Option<&RgbImage>,
@@ -190,7 +194,7 @@ impl Worker {
             positions(height, g.lq_size, config.stride),
             positions(width, g.lq_size, config.stride),
         );
-        // about half of the pixels is what photographs come to
+        // photographs take about half of the bytes of their pixels
         let mut payload =
             Vec::with_capacity(rows.len() * columns.len() * (g.lq_bytes() + g.hr_bytes()) / 2);
         for &y in &rows {
@@ -211,13 +215,13 @@ impl Worker {
                 match lq {
                     Some(lq) => copy_patch(lq, x, y, g.lq_size, &mut self.lq),
                     None => {
-                        let place = (image, x, y, g.lq_size);
+                        let patch = (image, x, y, g.lq_size);
                         let made = self.patches.make(
                             &mut self.resampler,
                             hr,
                             g.scale,
                             &config.recipe,
-                            place,
+                            patch,
                             &mut self.lq,
                         );
                         made.context("cannot make the LQ")?;
@@ -241,8 +245,7 @@ impl Worker {
     }
 }
 
-/// Refuses to go on where the files of a job have other sizes than when their headers were looked
-/// at.
+/// Refuses to go on if the files of a job have other sizes than when their headers were read.
 fn check_unchanged(job: &Job, bytes: u64) -> Result<()> {
     ensure!(
         bytes == job.file_bytes,
@@ -252,32 +255,37 @@ fn check_unchanged(job: &Job, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// What is wrong with the content of a file, in words; an error of the system comes back as one.
-pub(super) fn fault_of_content(error: anyhow::Error) -> Result<String> {
+/// Returns in words what is wrong with the content of a file. An error of the system is returned as
+/// an error.
+fn fault_of_content(error: anyhow::Error) -> Result<String> {
     match failure::system_cause(&error) {
         None => Ok(format!("{error:#}")),
         Some(_) => Err(error.context(SYSTEM_FAULT)),
     }
 }
 
-/// Says of an error of the system that it is one.
+/// Context of every error of the system while an image is converted.
 pub(super) const SYSTEM_FAULT: &str = "an error of the system (disk, network, permissions, limits), which says nothing about the image and is not recorded";
-/// What ends a note on an LQ file; those on HR files end without.
+/// Suffix of a note on an LQ file; a note on an HR file has none.
 pub const LQ_NOTE: &str = " (LQ)";
 
-/// What was changed on the way to 8-bit RGB and could make a pair differ.
+/// Changes on the way to 8-bit RGB that could make the two sides of a pair differ.
 struct Changes {
+    /// The orientation that was applied.
     turn: Orientation,
-    /// The colours before they were converted from a profile; nothing where they were not.
+    /// The colours before they were converted from a profile; `None` if they were not converted.
     unconverted: Option<Thumbnail>,
 }
 
-/// Where one side of a pair was changed and the other was not: whether the unchanged one was made
-/// before that change, by a program that knows nothing of orientations or profiles. The two are
-/// compared as they will be trained on, and as they would be otherwise.
+/// Finds pairs of which only one side was turned or converted, although both need it: a program
+/// that ignores orientations or profiles made the LQ from the HR's raw pixels, or the other way
+/// round. The sides are compared as they will be trained on, and as they would be without the
+/// change. Returns the reason for rejecting the pair.
 fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<String> {
-    /// Mean difference below which two thumbnails show the same, in levels of 255.
+    /// Mean difference up to which two thumbnails show the same image, in values of 0 to 255.
     const SAME: f32 = 1.0;
+    /// The sides must fit at least this many times better without the change.
+    const CLEARLY_BETTER: f32 = 2.0;
     let turned = hr.1.turn != lq.1.turn;
     let converted = hr.1.unconverted.is_some() != lq.1.unconverted.is_some();
     if !turned && !converted {
@@ -296,7 +304,7 @@ fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<Stri
             .filter(fits)
             .map(|turn| large.distance(&small.turned(turn)))
             .fold(f32::MAX, f32::min);
-        if best < as_trained / 2.0 {
+        if best < as_trained / CLEARLY_BETTER {
             let (hr, lq) = (hr.1.turn.to_exif(), lq.1.turn.to_exif());
             return Some(format!(
                 "HR and LQ show the same turned against each other: the EXIF orientation of the HR is {hr}, of the LQ {lq} (1 = upright); \
@@ -305,12 +313,12 @@ fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<Stri
         }
     }
     if converted {
-        let before = match (&hr.1.unconverted, &lq.1.unconverted) {
+        let as_stored = match (&hr.1.unconverted, &lq.1.unconverted) {
             (Some(large), _) => large.distance(&small),
             (_, Some(small)) => large.distance(small),
             _ => return None,
         };
-        if before < as_trained / 2.0 {
+        if as_stored < as_trained / CLEARLY_BETTER {
             let (with, without) = if hr.1.unconverted.is_some() {
                 ("HR", "LQ")
             } else {
@@ -326,6 +334,9 @@ fn mismatch(hr: (&RgbImage, &Changes), lq: (&RgbImage, &Changes)) -> Option<Stri
 }
 
 /// CRC32 over the file of an image, or over its HR file and then its LQ file.
+///
+/// # Errors
+/// A file cannot be read.
 pub fn files_crc(job: &Job) -> Result<u32> {
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = [0; 1 << 16];
@@ -347,9 +358,10 @@ pub fn files_crc(job: &Job) -> Result<u32> {
     Ok(hasher.finalize())
 }
 
-/// How much a square patch shows: the mean over its pixels of |difference to the left neighbour| +
-/// |difference to the upper neighbour|, in luma of 0 to 255 (weights 77, 150 and 29 of 256, rounded
-/// down). 0 = one level, photographs mostly 4 to 40.
+/// Detail of a square patch (`[side, side, 3]`, u8 RGB): the mean over its pixels of |difference to
+/// the left neighbour| + |difference to the upper neighbour|, in luma of 0 to 255. The luma has the
+/// weights 77, 150 and 29 of 256 (BT.601) and is rounded down. A patch of one colour has 0,
+/// photographs mostly 4 to 40.
 pub fn detail(patch: &[u8], side: usize) -> f64 {
     let luma = |p: &[u8]| {
         ((u32::from(p[0]) * 77 + u32::from(p[1]) * 150 + u32::from(p[2]) * 29) >> 8) as i32
@@ -372,7 +384,7 @@ pub fn detail(patch: &[u8], side: usize) -> f64 {
     sum as f64 / (side * side).max(1) as f64
 }
 
-/// The image without the right and lower pixels that make no whole LQ pixel.
+/// Crops the image at the right and at the bottom to a multiple of `scale`.
 fn crop_to_multiple(image: RgbImage, scale: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let (w, h) = (width - width % scale, height - height % scale);
@@ -383,6 +395,7 @@ fn crop_to_multiple(image: RgbImage, scale: u32) -> RgbImage {
     }
 }
 
+/// Appends the rows of a square patch to `out`.
 fn copy_patch(image: &RgbImage, x: u32, y: u32, size: u32, out: &mut Vec<u8>) {
     let stride = image.width() as usize * 3;
     let bytes = image.as_raw();

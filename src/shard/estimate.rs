@@ -1,5 +1,5 @@
-//! What a run would cost, from a few images that are converted in memory and thrown away. Depends
-//! on `convert` and `plan`. Promises to write nothing and to say on how much it rests.
+//! Estimates size and time of a run: a few images are converted in memory and thrown away. Depends
+//! on `convert` and `plan`. Promises to write nothing and to report the size of the sample.
 
 use super::convert::Worker;
 use super::plan::{BuildConfig, Job, Plan, pool};
@@ -14,19 +14,23 @@ const SAMPLED: usize = 32;
 /// An estimate of size and time.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
-    /// Images that it rests on.
+    /// Number of images in the sample.
     pub sampled_images: u64,
-    /// Patches of those that would be kept; duplicates are not looked for.
+    /// Pairs that they would give; duplicates are not looked for.
     pub sampled_pairs: u64,
     /// Pairs expected in all.
     pub pairs: u64,
     /// Bytes of shards expected.
     pub bytes: u64,
-    /// Seconds expected with these threads and warm files; the disk may be slower.
+    /// Seconds expected with these threads if the files are in the page cache; the disk may be
+    /// slower.
     pub seconds: f64,
 }
 
-/// Converts a sample on the threads of the run.
+/// Converts a sample on the threads of the run. `None` if the sample gives no patches.
+///
+/// # Errors
+/// An error of the system.
 pub fn estimate(config: &BuildConfig, plan: &Plan) -> Result<Option<Estimate>> {
     let step = plan.jobs.len().div_ceil(SAMPLED).max(1);
     let most = config.host_memory / pool(config.threads)?.current_num_threads() as u64;
@@ -68,7 +72,7 @@ pub fn estimate(config: &BuildConfig, plan: &Plan) -> Result<Option<Estimate>> {
     }))
 }
 
-/// What the time of an image goes by: its pixels, and those of its patches.
+/// A measure of the time that an image takes: its pixels and the bytes of its file.
 fn work(job: &Job) -> u64 {
     u64::from(job.size.0) * u64::from(job.size.1) + job.file_bytes
 }

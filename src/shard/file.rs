@@ -1,14 +1,15 @@
-//! Writing one shard file: header, records as they come, then source table, index and footer;
-//! synced, made read-only and renamed at the end. Depends on `format` and `files`. Promises that an
-//! unfinished shard never has its final name, and that one whose records are known from a journal
-//! is gone on with only after every record in it was checked.
+//! Writes one shard file: header, records in order of arrival, then source table, index and footer.
+//! At the end the file is synced, made read-only and renamed. Depends on `format` and `files`.
+//! Promises that an unfinished shard never has its final name, and that an unfinished shard of an
+//! earlier run is continued only after every record in it was checked.
 
 use super::codec::Codec;
 use super::format::{
-    FOOTER_BYTES, Footer, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, MAX_NAME_BYTES,
-    MAX_RECORDS, MAX_SOURCE_TABLE_BYTES, SOURCE_ENTRY_BYTES, SourceEntry, encode_sources,
+    FOOTER_BYTES, Footer, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, MAX_RECORDS,
+    MAX_SOURCE_TABLE_BYTES,
 };
 use super::manifest::ShardInfo;
+use super::source_table::{MAX_NAME_BYTES, SOURCE_ENTRY_BYTES, SourceEntry, encode_sources};
 use super::tables::read_at;
 use crate::{support::failure, support::files, sys};
 use anyhow::{Context, Result};
@@ -16,12 +17,12 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// Bytes of one image in the source table at most.
+/// Most bytes that one image takes in the source table.
 const LONGEST_SOURCE: u64 = (SOURCE_ENTRY_BYTES + MAX_NAME_BYTES) as u64;
-/// Bytes gathered before the file is written to.
+/// Bytes that are buffered before a write call.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// One encoded pair on its way to a shard.
+/// One encoded pair, without its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Left edge of the LQ patch in the LQ image, pixels.
@@ -36,22 +37,26 @@ pub struct Record {
     pub length: u32,
 }
 
-/// A shard being written, or counted again without a file: the records of a journal give the same
-/// sizes and tables.
+/// A shard that is being written, or replayed without a file: the records of a journal give the
+/// same sizes and tables as the records themselves.
 pub struct ShardWriter {
     path: PathBuf,
+    /// Name until the shard is finished.
     partial: PathBuf,
+    /// The file; `None` in a replay.
     out: Option<BufWriter<File>>,
+    /// Bytes so far: where the next record begins.
     at: u64,
     records: u64,
     sources: Vec<SourceEntry>,
+    /// Bytes of the source table so far.
     source_bytes: u64,
     index: Vec<u8>,
     header: [u8; HEADER_BYTES],
 }
 
-/// The name that a shard has until it is finished; the same for every run, so that the next one can
-/// go on.
+/// The name of a shard until it is finished. It is the same for every run, so that the next run
+/// finds the file and continues it.
 pub fn partial_name(path: &Path) -> PathBuf {
     path.with_file_name(format!(
         ".{}.partial",
@@ -61,6 +66,9 @@ pub fn partial_name(path: &Path) -> PathBuf {
 
 impl ShardWriter {
     /// Begins the shard that will be called `path`.
+    ///
+    /// # Errors
+    /// The file cannot be created or written.
     pub fn create(path: &Path, header: &Header) -> Result<Self> {
         let mut writer = Self::recount(path, header);
         let file = files::create_new(&writer.partial)
@@ -71,8 +79,8 @@ impl ShardWriter {
         Ok(writer)
     }
 
-    /// Begins to count a shard that an earlier run has written; [`ShardWriter::attach`] opens its
-    /// file.
+    /// Begins the replay of a shard that an earlier run has written; [`ShardWriter::attach`] opens
+    /// its file.
     pub fn recount(path: &Path, header: &Header) -> Self {
         ShardWriter {
             path: path.to_path_buf(),
@@ -87,9 +95,12 @@ impl ShardWriter {
         }
     }
 
-    /// Opens the file of a shard that was counted so far and goes on behind its last record. Where
-    /// the file does not hold what was counted, gives the number of the first image that is not
-    /// whole and opens nothing.
+    /// Ends the replay: opens the file of the shard, checks all replayed records and continues
+    /// after the last one. If the file does not hold them all, it opens nothing and returns the
+    /// number of the first source that is not whole.
+    ///
+    /// # Errors
+    /// An error of the system.
     pub fn attach(&mut self) -> Result<Option<u32>> {
         let path = self.path.display().to_string();
         let is_file = |path: &Path| match failure::retry(|| fs::symlink_metadata(path)) {
@@ -98,7 +109,7 @@ impl ShardWriter {
             Err(e) => Err(e).with_context(|| format!("cannot look at {}", path.display())),
         };
         if !is_file(&self.partial)? && is_file(&self.path)? {
-            // it was finished already: it becomes one under way again, with all its records
+            // the shard was finished already: it becomes an unfinished one again
             sys::make_writable(&self.path).with_context(|| path.clone())?;
             fs::rename(&self.path, &self.partial).with_context(|| path.clone())?;
         }
@@ -108,8 +119,8 @@ impl ShardWriter {
         let opened = failure::retry(|| files::open_own(&self.partial));
         let file = opened.with_context(|| format!("cannot open {}", self.partial.display()))?;
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, &file);
-        // an end that comes too early is what a kill leaves; an error of the system says nothing
-        // about what is there
+        // a file that ends too early is what a kill leaves behind; an error of the system says
+        // nothing about the content
         let mut whole = |bytes: &mut [u8]| match reader.read_exact(bytes) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -135,8 +146,11 @@ impl ShardWriter {
         Ok(None)
     }
 
-    /// Hands everything appended so far to the operating system: from then on it survives the end
-    /// of this process.
+    /// Passes everything appended so far to the operating system: from then on it survives the end
+    /// of this process, though not a power failure.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn flush(&mut self) -> Result<()> {
         match &mut self.out {
             Some(out) => out
@@ -146,7 +160,10 @@ impl ShardWriter {
         }
     }
 
-    /// A record appended before.
+    /// Reads a record that was appended before.
+    ///
+    /// # Errors
+    /// The file cannot be written or read.
     pub fn read_back(&mut self, offset: u64, length: usize) -> Result<Vec<u8>> {
         self.flush()?;
         let mut payload = vec![0; length];
@@ -157,7 +174,7 @@ impl ShardWriter {
         Ok(payload)
     }
 
-    /// Where the next record will begin, bytes.
+    /// Offset of the next record, bytes.
     pub fn position(&self) -> u64 {
         self.at
     }
@@ -167,25 +184,28 @@ impl ShardWriter {
         self.records
     }
 
-    /// Whether a payload of `length` bytes still fits a shard of `limit` bytes with all that comes
-    /// behind it. An empty shard takes anything.
+    /// Whether `length` more bytes fit a shard of `limit` bytes, together with the source table,
+    /// the index and the footer. An empty shard accepts a record of any size.
     pub fn fits(&self, length: u64, limit: u64) -> bool {
-        let behind = self.source_bytes
+        let tables = self.source_bytes
             + self.index.len() as u64
             + INDEX_ENTRY_BYTES as u64
             + FOOTER_BYTES as u64;
         let full = self.records >= MAX_RECORDS
             || self.source_bytes + LONGEST_SOURCE > MAX_SOURCE_TABLE_BYTES;
-        self.records == 0 || (!full && self.at + length + behind <= limit)
+        self.records == 0 || (!full && self.at + length + tables <= limit)
     }
 
-    /// The records that follow are from this image.
+    /// Adds an image to the source table; the next records are of this image.
     pub fn begin_source(&mut self, source: SourceEntry) {
         self.source_bytes += (SOURCE_ENTRY_BYTES + source.name.len()) as u64;
         self.sources.push(source);
     }
 
-    /// Appends one record of the image begun last. Without its payload it is only counted.
+    /// Appends one record of the image begun last. In a replay there is no payload.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn append(&mut self, record: &Record, payload: Option<&[u8]>) -> Result<()> {
         debug_assert!(payload.is_none_or(|p| p.len() == record.length as usize));
         let entry = IndexEntry {
@@ -206,8 +226,11 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Ends the file, syncs it, takes its write permission and gives it its name. A shard that was
-    /// only counted must lie there finished; gives nothing where another file lies there or none.
+    /// Ends the file, syncs it, makes it read-only and gives it its final name. A shard that was
+    /// only replayed must exist as a finished file; if it does not, the result is `None`.
+    ///
+    /// # Errors
+    /// The file cannot be written, or (in a replay) read.
     pub fn finish(mut self) -> Result<Option<ShardInfo>> {
         let sources = encode_sources(&self.sources);
         let index = std::mem::take(&mut self.index);
@@ -222,7 +245,7 @@ impl ShardWriter {
             sources_crc: crc32fast::hash(&sources),
             index_crc: crc32fast::hash(&index),
         };
-        if self.out.is_none() && !self.lies_finished(&footer)? {
+        if self.out.is_none() && !self.exists_finished(&footer)? {
             return Ok(None);
         }
         for part in [&sources[..], &index, &footer.encode()] {
@@ -246,9 +269,9 @@ impl ShardWriter {
         }))
     }
 
-    /// Whether the finished file is there: header, footer and length, which hold the checksums of
-    /// all that is between.
-    fn lies_finished(&self, footer: &Footer) -> Result<bool> {
+    /// Whether the finished file exists. It compares length, header and footer; the footer holds
+    /// the checksum of the index, and the index those of all records.
+    fn exists_finished(&self, footer: &Footer) -> Result<bool> {
         let file = match failure::retry(|| files::read_own(&self.path)) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound || !failure::is_system(&e) => {
@@ -290,10 +313,11 @@ impl ShardWriter {
 impl Drop for ShardWriter {
     fn drop(&mut self) {
         if let Some(out) = self.out.take() {
-            let _ = out.into_parts(); // without flushing what could not be written anyway; the next run goes on
+            // no flush: a write may have failed before, and the next run checks what is there
+            let _ = out.into_parts();
         }
     }
 }
 
-/// Bytes of a shard around its records: used to foretell sizes.
+/// Bytes of a shard without any records: used to predict sizes.
 pub const FIXED_BYTES: u64 = (HEADER_BYTES + FOOTER_BYTES) as u64;

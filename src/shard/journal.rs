@@ -1,13 +1,14 @@
-//! The journal of a run under way: one entry for every image that is decided, in input order, with
-//! the records that were kept of it or the reason for rejecting it. An error of the system is no
-//! such reason and is never in it. Depends on bincode (bounded) and `files`. Promises that whatever
-//! a kill, a full disk or damage leaves of it reads as its first whole entries, and that it is gone
-//! once the set is finished.
+//! The journal of an unfinished run: one entry for every processed image, in input order, with the
+//! records that were kept or the reason for rejecting the image. An error of the system is no such
+//! reason and is never written to it. Depends on bincode (with a size limit) and `files`. Promises
+//! that a journal which a kill, a full disk or damage has cut is read up to its last whole entry,
+//! and that it is removed when the set is finished.
 
 use super::codec::Codec;
 use super::file::Record;
-use super::format::{SourceEntry, u32_at};
+use super::format::u32_at;
 use super::manifest::Manifest;
+use super::source_table::SourceEntry;
 use crate::{support::failure, support::files};
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
@@ -16,32 +17,37 @@ use std::path::{Path, PathBuf};
 
 /// The journal's name in the folder of the set.
 pub const JOURNAL_NAME: &str = "journal.psj";
+/// First eight bytes of a journal.
 const MAGIC: [u8; 8] = *b"PGNJRNL1";
+/// Length (u32) and CRC32 (u32) before every entry.
+const FRAME_PREFIX_BYTES: usize = 8;
 /// Largest entry: an image of 200 million pixels cut at a stride of 8 has 3 million records of 17
 /// bytes.
 const MAX_ENTRY_BYTES: usize = 64 << 20;
+/// Bytes that are buffered before a write call or read at a time.
+const BUFFER_BYTES: usize = 1 << 16;
 
-/// What the run is about: another run goes on only with the same.
+/// The first entry of the journal: the set that the run makes. Another run continues it only if it
+/// makes the same set.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub(super) struct Head {
-    /// The manifest of the set to be, without shards.
+    /// The manifest of the set that is being made, without shards.
     pub wanted: Manifest,
-    /// Shards that were there before (of the set and of its held-out part), where images are added
-    /// to a finished set.
+    /// If images are added to a finished set: how many shards that set and its held-out part have.
     pub base: [u64; 2],
-    /// Fingerprint of that set; 0 = none.
+    /// Fingerprint of the finished set; 0 = none.
     pub base_fingerprint: u64,
-    /// Whether the run was begun with `--overwrite`: what was there before is gone, and the same
-    /// command goes on.
+    /// Whether the run was begun with `--overwrite`. The earlier set is removed already, so the
+    /// same command with `--overwrite` continues this run and does not begin again.
     pub overwrite: bool,
 }
 
-/// What became of one image.
+/// The outcome of one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// Its number in the plan.
+    /// Number of the image in the plan.
     pub job: u64,
-    /// Stands for the sizes and times of its files when they were read.
+    /// Hash of the sizes and times of its files when they were read (`resume::stamp`).
     pub stamp: u64,
     pub outcome: Outcome,
 }
@@ -49,6 +55,7 @@ pub(super) struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Rejected {
+        /// Whether the reason is about the LQ file, not about the HR file.
         lq: bool,
         kind: String,
         reason: String,
@@ -56,32 +63,35 @@ pub(super) enum Outcome {
     Used(Used),
 }
 
-/// An image that was decoded. One without records gave nothing but flat or repeated patches.
+/// An image that was decoded. It has no records if all its patches were flat or duplicates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Used {
     pub source: SourceEntry,
     pub notes: Vec<String>,
-    /// Patches left out for want of detail.
+    /// Number of patches left out because they show too little detail.
     pub flat: u64,
-    /// Patches left out because the same pair was there before.
+    /// Number of pairs left out as duplicates.
     pub duplicates: u64,
-    /// Those kept, in order.
+    /// The pairs that were kept, in order.
     pub records: Vec<Record>,
 }
 
-type Source = (String, u32, u32, u64, u32);
-type Kept = (u32, u32, u8, u32, u32);
-type Wire = (
+/// A source as bincode writes it: name, width, height, bytes, CRC32.
+type SourceFields = (String, u32, u32, u64, u32);
+/// A record as bincode writes it: x, y, codec, CRC32, length.
+type RecordFields = (u32, u32, u8, u32, u32);
+/// An entry as bincode writes it: job, stamp, and one of the two outcomes.
+type EntryFields = (
     u64,
     u64,
-    Option<(Source, Vec<String>, u64, u64, Vec<Kept>)>,
+    Option<(SourceFields, Vec<String>, u64, u64, Vec<RecordFields>)>,
     Option<(bool, String, String)>,
 );
 
 impl Entry {
     fn encode(&self) -> Result<Vec<u8>> {
         let kept = |r: &Record| (r.x, r.y, r.codec.id(), r.crc, r.length);
-        let wire: Wire = match &self.outcome {
+        let fields: EntryFields = match &self.outcome {
             Outcome::Rejected { lq, kind, reason } => (
                 self.job,
                 self.stamp,
@@ -101,11 +111,11 @@ impl Entry {
                 (self.job, self.stamp, Some(used), None)
             }
         };
-        bincode::encode_to_vec(wire, config()).context("cannot encode a journal entry")
+        bincode::encode_to_vec(fields, config()).context("cannot encode a journal entry")
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let ((job, stamp, used, rejected), _): (Wire, usize) =
+        let ((job, stamp, used, rejected), _): (EntryFields, usize) =
             bincode::decode_from_slice(bytes, config()).ok()?;
         let outcome = match (used, rejected) {
             (Some(((name, width, height, bytes, crc), notes, flat, duplicates, kept)), None) => {
@@ -154,26 +164,26 @@ fn config() -> bincode::config::Configuration<
         .with_limit::<MAX_ENTRY_BYTES>()
 }
 
-/// The journal in a folder.
+/// Path of the journal in a folder.
 pub(super) fn path_in(folder: &Path) -> PathBuf {
     folder.join(JOURNAL_NAME)
 }
 
-/// A journal being written.
+/// A journal that is being written.
 pub(super) struct Journal {
     path: PathBuf,
     out: BufWriter<File>,
 }
 
 impl Journal {
-    /// Begins a journal.
+    /// Creates the journal of a new run; an older journal is emptied.
     pub fn create(folder: &Path, head: &Head) -> Result<Self> {
         let path = path_in(folder);
         let file = files::open_own(&path).and_then(|file| file.set_len(0).map(|()| file));
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         let mut journal = Journal {
             path,
-            out: BufWriter::with_capacity(1 << 16, file),
+            out: BufWriter::with_capacity(BUFFER_BYTES, file),
         };
         journal.put(&MAGIC)?;
         journal
@@ -182,7 +192,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Goes on behind byte `length`.
+    /// Opens a journal to append after its first `length` bytes; the rest is cut off.
     pub fn resume(folder: &Path, length: u64) -> Result<Self> {
         let path = path_in(folder);
         let open = || -> std::io::Result<File> {
@@ -193,7 +203,7 @@ impl Journal {
         };
         let file = open().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Journal {
-            out: BufWriter::with_capacity(1 << 16, file),
+            out: BufWriter::with_capacity(BUFFER_BYTES, file),
             path,
         })
     }
@@ -220,14 +230,15 @@ impl Journal {
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
 
-    /// Hands all entries to the operating system.
+    /// Passes all entries to the operating system.
     pub fn flush(&mut self) -> Result<()> {
         self.out
             .flush()
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
 
-    /// Brings all entries to the disk: before a shard of theirs gets its name.
+    /// Writes all entries to the disk. It must be called before a shard with their records gets its
+    /// final name.
     pub fn sync(&mut self) -> Result<()> {
         self.flush()?;
         self.out
@@ -248,16 +259,16 @@ impl Journal {
 pub(super) struct Reader {
     path: PathBuf,
     file: BufReader<File>,
-    /// Bytes up to the end of the last entry given.
+    /// Bytes up to the end of the last entry that was returned.
     pub at: u64,
 }
 
 impl Reader {
-    /// Opens the journal of a folder. Nothing where there is none or its head is not whole: then
-    /// nothing was done.
+    /// Opens the journal of a folder. `None` if there is no journal, or its first entry is not
+    /// whole: then no image was processed yet.
     ///
     /// # Errors
-    /// Those of the system; a journal that is a link or no regular file.
+    /// An error of the system; a journal that is a link or no regular file.
     pub fn open(folder: &Path) -> Result<Option<(Head, Reader)>> {
         let path = path_in(folder);
         let file = match failure::retry(|| files::read_own(&path)) {
@@ -267,27 +278,26 @@ impl Reader {
         };
         let mut reader = Reader {
             path,
-            file: BufReader::with_capacity(1 << 16, file),
-            at: 8,
+            file: BufReader::with_capacity(BUFFER_BYTES, file),
+            at: MAGIC.len() as u64,
         };
-        if reader.take(8)?.is_none_or(|magic| magic != MAGIC) {
+        if reader.take(MAGIC.len())?.is_none_or(|magic| magic != MAGIC) {
             return Ok(None);
         }
         let Some(mut bytes) = reader.frame()? else {
             return Ok(None);
         };
-        bytes.push(0); // an older journal ends before `overwrite`, which was not there then
+        bytes.push(0); // an older journal has no `overwrite`: this reads as `false`
         let head = bincode::decode_from_slice(&bytes, config()).ok();
         Ok(head.map(|(head, _)| (head, reader)))
     }
 
-    /// The next bytes, or nothing where fewer are left. An error of the system is not the journal's
-    /// end.
+    /// Reads the next `length` bytes. `None` if fewer are left; an error of the system is returned
+    /// as such and not taken for the end.
     fn take(&mut self, length: usize) -> Result<Option<Vec<u8>>> {
         let mut bytes = Vec::new();
         while bytes.len() < length {
-            // what is there is handed out as it comes: a length that is damaged must not allocate
-            // for nothing
+            // the buffer grows with what is really there: a damaged length must not allocate much
             let there = failure::retry(|| self.file.fill_buf().map(<[u8]>::len));
             let there = there
                 .with_context(|| format!("cannot read {}", self.path.display()))?
@@ -302,7 +312,7 @@ impl Reader {
     }
 
     fn frame(&mut self) -> Result<Option<Vec<u8>>> {
-        let Some(prefix) = self.take(8)? else {
+        let Some(prefix) = self.take(FRAME_PREFIX_BYTES)? else {
             return Ok(None);
         };
         let length = u32_at(&prefix, 0) as usize;
@@ -313,12 +323,12 @@ impl Reader {
             return Ok(None);
         };
         Ok((crc32fast::hash(&bytes) == u32_at(&prefix, 4)).then(|| {
-            self.at += 8 + length as u64;
+            self.at += (FRAME_PREFIX_BYTES + length) as u64;
             bytes
         }))
     }
 
-    /// The next entry; nothing where no whole one is left.
+    /// Reads the next entry. `None` if no whole entry is left.
     pub fn next(&mut self) -> Result<Option<Entry>> {
         let before = self.at;
         let entry = self.frame()?.and_then(|bytes| Entry::decode(&bytes));

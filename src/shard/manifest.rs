@@ -2,9 +2,11 @@
 //! last, so a set without it is an unfinished one. Depends on bincode (bounded) and on `files`.
 //! Promises that a damaged, foreign or newer manifest is refused with the reason.
 
-use super::format::{Geometry, Hash64, MAJOR, check_version, u16_at, u32_at};
+use super::error::{Error, Kind, marked};
+use super::format::{Geometry, MAJOR, check_version, u16_at, u32_at};
+use super::hash::Hash64;
 use crate::{support::failure, support::files, sys};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ const PREFIX_BYTES: usize = 20;
 /// Largest manifest payload: a shard takes 40 bytes in it, so this is over a million shards.
 const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 
-/// One shard as the manifest lists it; its place in the list is its number.
+/// One shard as the manifest lists it; its index in the list is its number.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct ShardInfo {
     /// Pairs in the shard.
@@ -31,64 +33,63 @@ pub struct ShardInfo {
     pub bytes: u64,
     /// CRC32 of the shard's source table.
     pub sources_crc: u32,
-    /// CRC32 of the shard's index, which holds the CRC32 of every record: it stands for all of the
-    /// content.
+    /// CRC32 of the shard's index. The index holds the CRC32 of every record, so this value depends
+    /// on all of the content.
     pub index_crc: u32,
 }
 
-/// What came to the manifest with its minor version 1.
+/// The fields that minor version 1 added to the manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Extra {
-    /// Side of the crop that training takes by default, LQ pixels; 0 = the whole stored patch.
+    /// Side of the crop that training uses by default, LQ pixels; 0 = the whole stored patch.
     pub crop: u32,
-    /// Options beyond the fields above that decide the bytes, by name, as they were given; those at
-    /// their default left out.
+    /// Further options that decide the bytes, as name and value. An option at its default is left
+    /// out.
     pub options: Vec<(String, String)>,
-    /// Number of this part and of all parts, from 1; both 0 in a whole set.
+    /// Number of this part, from 1, and the number of parts; both are 0 in a whole set.
     pub part: (u32, u32),
     /// Configuration hash of the whole set that a part belongs to; 0 in a whole set.
     pub whole: u64,
-    /// Patches left out for want of detail, and because the same pair was there before.
+    /// Patches left out because they show too little detail, and pairs left out as duplicates.
     pub dropped: (u64, u64),
-    /// Images that gave no pairs, by kind of reason, sorted.
+    /// Number of images that gave no pairs, by kind of reason, sorted by kind.
     pub rejected: Vec<(String, u64)>,
-    /// Times that images were added to the finished set.
+    /// How often images were added to the finished set.
     pub appended: u32,
 }
 
-/// What a set is and what it is made of. Holds nothing that differs between machines, thread counts
-/// or hours.
+/// What a set is and how it was made. It holds nothing that depends on the machine, the number of
+/// threads or the time.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Manifest {
-    /// Version of the paragon that wrote the set. For people: it decides nothing, and is compared
-    /// with nothing.
+    /// Version of the paragon that wrote the set. It is shown to people and never compared.
     pub paragon: String,
     /// HR side over LQ side.
     pub scale: u32,
     /// LQ patch side, pixels.
     pub lq_size: u32,
-    /// Distance of neighbouring patches in the LQ image, pixels.
+    /// Distance between neighbouring patches in the LQ image, pixels.
     pub stride: u32,
     /// How the LQ was made: 0 = it came with the images, otherwise the filter's identifier.
     pub recipe: u8,
     /// The recipe in words.
     pub recipe_name: String,
-    /// Codec asked for; single records may be stored raw.
+    /// Name of the codec that was asked for; single records may be stored raw.
     pub codec: String,
-    /// Size at which a new shard is begun, bytes.
+    /// Largest size of a shard, bytes; a record that does not fit begins the next shard.
     pub shard_bytes: u64,
     /// Hash of the names and sizes of the input files.
     pub inputs: u64,
     /// Hash of everything that decides the bytes of the set: the fields above, the inputs and the
     /// format.
     pub config: u64,
-    /// Images found, with and without a part in the set; of a set held out, those in it.
+    /// Number of images found, rejected ones included. In a held-out set: images that gave pairs.
     pub images: u64,
     /// Images that gave at least one pair.
     pub used: u64,
     /// The shards in order.
     pub shards: Vec<ShardInfo>,
-    /// What version 1.1 knows beside.
+    /// The fields that version 1.1 added.
     pub extra: Extra,
 }
 
@@ -103,7 +104,7 @@ impl Manifest {
         self.shards.iter().map(|s| s.bytes).sum()
     }
 
-    /// Side of the crop that training takes by default, LQ pixels.
+    /// Side of the crop that training uses by default, LQ pixels.
     pub fn crop(&self) -> u32 {
         if self.extra.crop == 0 {
             self.lq_size
@@ -112,7 +113,8 @@ impl Manifest {
         }
     }
 
-    /// Identity of the content: equal exactly when every record of two sets is the same.
+    /// Identity of the content: two sets have the same fingerprint if they have the same
+    /// configuration and the same records.
     pub fn fingerprint(&self) -> u64 {
         let mut hash = Hash64::default();
         hash.word(self.config);
@@ -124,8 +126,8 @@ impl Manifest {
         hash.finish()
     }
 
-    /// Whether an unfinished set of this manifest is what another one asks for, whichever version
-    /// of paragon began it.
+    /// Whether the unfinished set of this manifest is the set that `wanted` describes. The version
+    /// of paragon that began it does not matter.
     pub fn asks_for(&self, wanted: &Manifest) -> bool {
         Manifest {
             paragon: wanted.paragon.clone(),
@@ -133,8 +135,8 @@ impl Manifest {
         } == *wanted
     }
 
-    /// What differs from the options of another manifest, in words; empty where only the images
-    /// differ.
+    /// Lists in words the options that differ from those of `wanted`. The list is empty if only the
+    /// images differ.
     pub fn differences(&self, wanted: &Manifest) -> Vec<String> {
         let mut out = Vec::new();
         let mut compare = |what: &str, there: String, now: String| {
@@ -184,8 +186,11 @@ impl Manifest {
         out
     }
 
-    /// Writes the manifest beside, syncs and renames it, read-only: from then on the set is
-    /// finished.
+    /// Writes the manifest under a temporary name, syncs it, makes it read-only and renames it. The
+    /// rename is what makes the set a finished one.
+    ///
+    /// # Errors
+    /// Too many shards for one manifest; an error of the system.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let config = bincode::config::standard().with_fixed_int_encoding();
         let payload = bincode::encode_to_vec(self, config).context("cannot encode the manifest")?;
@@ -210,19 +215,25 @@ impl Manifest {
     /// # Errors
     /// No folder, no set in it, an unfinished set, a damaged or newer manifest: each named, with
     /// what to try.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub fn read(folder: &Path) -> Result<Self, Error> {
         let path = path_in(folder);
+        Self::read_file(folder, &path).map_err(|e| Error::classify(&path, e))
+    }
+
+    fn read_file(folder: &Path, path: &Path) -> Result<Self> {
         let most = (PREFIX_BYTES + MAX_PAYLOAD_BYTES) as u64;
         let read = || {
             let mut bytes = Vec::new();
-            files::open_regular(&path)?
+            files::open_regular(path)?
                 .take(most + 1)
                 .read_to_end(&mut bytes)?;
             Ok(bytes)
         };
         let bytes = match failure::retry(read) {
             Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => bail!(missing(folder)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(marked(Kind::Missing, missing(folder)));
+            }
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
         };
         Self::decode(&bytes).with_context(|| path.display().to_string())
@@ -234,10 +245,10 @@ impl Manifest {
             "the manifest has {} bytes, less than its prefix: it is cut short",
             bytes.len()
         );
-        ensure!(
-            bytes[..8] == MANIFEST_MAGIC,
-            "this is not a manifest of paragon shards (it does not start with PGNMANIF)"
-        );
+        if bytes[..8] != MANIFEST_MAGIC {
+            let text = "this is not a manifest of paragon shards (it does not start with PGNMANIF)";
+            return Err(marked(Kind::NotAShard, text));
+        }
         check_version("manifest", u16_at(bytes, 8), u16_at(bytes, 10), MAJOR)?;
         let (prefix, payload) = bytes.split_at(PREFIX_BYTES);
         let length = u32_at(prefix, 12) as usize;
@@ -257,8 +268,8 @@ impl Manifest {
         let config = bincode::config::standard()
             .with_fixed_int_encoding()
             .with_limit::<MAX_PAYLOAD_BYTES>();
-        // a newer minor version may append fields, which an older reader leaves alone; an older one
-        // lacks what is empty by default
+        // a newer minor version may append fields, which are ignored here; version 1.0 ends before
+        // `Extra`, so the bytes of its default are put behind the payload
         let mut payload = payload.to_vec();
         payload.extend(
             bincode::encode_to_vec(Extra::default(), config).context("cannot encode a default")?,
@@ -291,15 +302,20 @@ impl Manifest {
     }
 }
 
-/// Where the manifest of a folder lies.
+/// Path of the manifest in a folder.
 pub fn path_in(folder: &Path) -> PathBuf {
     folder.join(MANIFEST_NAME)
+}
+
+/// Folder of the held-out set, inside that of the set to train on.
+pub(super) fn held_out_folder(out: &Path) -> PathBuf {
+    out.join("val")
 }
 
 /// Whether a folder holds a manifest, and so a finished set.
 ///
 /// # Errors
-/// The system does not say.
+/// An error of the system.
 pub fn is_in(folder: &Path) -> Result<bool> {
     let path = path_in(folder);
     failure::retry(|| path.try_exists())
@@ -319,7 +335,7 @@ pub fn is_shard_name(name: &str) -> bool {
     digits.is_some_and(|d| d.len() >= 5 && d.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Why there is no manifest, as far as the folder tells.
+/// Says why there is no manifest, as far as the content of the folder shows.
 fn missing(folder: &Path) -> String {
     let place = folder.display();
     if !folder.exists() {
@@ -418,8 +434,7 @@ mod tests {
             b[bit / 8] ^= 1 << (bit % 8);
             match Manifest::decode(&b) {
                 Err(_) => {}
-                // the minor version says nothing that changes the meaning of what this program
-                // reads
+                // the minor version does not change the meaning of the fields that are read here
                 Ok(m) => assert!(
                     m == manifest() && (10..12).contains(&(bit / 8)),
                     "bit {bit}"

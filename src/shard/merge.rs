@@ -1,15 +1,16 @@
-//! The parts that several machines made, put together as one machine would have made them. Depends
-//! on `assembly` and `manifest`. Promises the bytes of the undivided run: records are checked and
-//! copied as they are, shards are cut anew, and duplicates are looked for across parts.
+//! Merges the parts that several machines have made into one set. Depends on `assembly` and
+//! `manifest`. Promises the same bytes as a run on one machine: records are checked and copied as
+//! they are, shard ends are set anew, and duplicates are found across parts.
 
-use super::assembly::{Assembly, held_out_folder};
+use super::assembly::Assembly;
 use super::convert::Converted;
 use super::file::Record;
-use super::format::{Geometry, Header, IndexEntry, SourceEntry, decode_source};
-use super::manifest::Manifest;
+use super::format::{Geometry, Header};
+use super::manifest::{Manifest, held_out_folder};
+use super::output_folder::{clear, finished, prepare, unusable};
 use super::plan::{BuildConfig, Job, Plan};
-use super::resume;
 use super::set::SetWriter;
+use super::shard_reader::ShardReader;
 use super::tables::{Tables, known_codec};
 use crate::dataset::scan::Source;
 use crate::support::progress::Progress;
@@ -19,10 +20,10 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// What a merge made.
+/// The result of a merge.
 #[derive(Clone, Debug, Serialize)]
 pub struct Merged {
-    /// The whole was there already, put together from these parts; nothing was written.
+    /// The output folder held the merged set of these parts already; nothing was written.
     pub already_complete: bool,
     /// Images found by all parts.
     pub images: u64,
@@ -32,7 +33,7 @@ pub struct Merged {
     pub pairs: u64,
     /// Pairs held out.
     pub held_out_pairs: u64,
-    /// Pairs of one part that another had already.
+    /// Pairs left out because another part has the same pair.
     pub duplicates_across_parts: u64,
     /// Shard files, those held out included.
     pub shards: u64,
@@ -44,17 +45,19 @@ pub struct Merged {
     pub seconds: f64,
 }
 
+/// One part, as its manifests describe it.
 struct Part {
     folder: PathBuf,
     main: Manifest,
     held_out: Option<Manifest>,
 }
 
-/// Puts the parts in `folders`, in any order, together in `out`. They are only read; `out` needs as
-/// much room again.
+/// Merges the parts in `folders`, given in any order, into `out`. The parts are only read; `out`
+/// needs as much disk space again.
 ///
 /// # Errors
-/// A part that is missing, twice there, unfinished, of another set or damaged; `out` not free.
+/// A part that is missing, given twice, unfinished, of another set or damaged; `out` holds another
+/// set; an error of the system.
 pub fn merge(
     out: &Path,
     folders: &[PathBuf],
@@ -81,11 +84,11 @@ pub fn merge(
         .options
         .iter()
         .any(|(name, _)| name == "keep-duplicates");
-    let _lock = resume::prepare(out, progress)?;
+    let _lock = prepare(out, progress)?;
     if !overwrite && let Some(merged) = complete(out, &parts, &plan, started)? {
         return Ok(merged);
     }
-    resume::clear(&config, &plan, overwrite)?;
+    clear(&config, &plan, overwrite)?;
     let sets = [false, true].map(|held_out| {
         let header = Header {
             geometry: plan.geometry,
@@ -127,12 +130,11 @@ fn report(main: &Manifest, held_out: Option<&Manifest>, across: u64, started: In
     }
 }
 
-/// The whole that lies in `out` finished, if it was put together from these very parts: made with
-/// their options, from the images that they hold, with every pair of theirs but the duplicates that
-/// it counts.
+/// The report of the finished set in `out`, if it is the merged set of these parts: it has their
+/// options, their images, and all their pairs except the duplicates that it counts.
 fn complete(out: &Path, parts: &[Part], plan: &Plan, started: Instant) -> Result<Option<Merged>> {
-    let [Some(main), held_out] = resume::finished(out)
-        .map_err(|e| resume::unusable(e, out, "holds a set that cannot be read"))?
+    let [Some(main), held_out] =
+        finished(out).map_err(|e| unusable(e, out, "holds a set that cannot be read"))?
     else {
         return Ok(None);
     };
@@ -152,38 +154,14 @@ fn complete(out: &Path, parts: &[Part], plan: &Plan, started: Instant) -> Result
     if main.extra.appended > 0 || in_parts != pairs(&main, &held_out) + across {
         return Ok(None);
     }
-    let sources = |folder: &Path,
-                   main: &Manifest,
-                   held_out: &Option<Manifest>|
-     -> Result<HashSet<(String, u64, u32)>> {
-        let mut found = HashSet::new();
-        for (folder, manifest) in [
-            (folder.to_path_buf(), Some(main)),
-            (held_out_folder(folder), held_out.as_ref()),
-        ] {
-            for number in 0..manifest.map_or(0, |m| m.shards.len()) {
-                let Some(manifest) = manifest else { continue };
-                let (tables, _) = Tables::open(&folder, manifest, number)?;
-                let of_shard = tables
-                    .sources()
-                    .with_context(|| tables.path.display().to_string())?;
-                found.extend(
-                    of_shard
-                        .into_iter()
-                        .map(|(source, _)| (source.name, source.bytes, source.crc)),
-                );
-            }
-        }
-        Ok(found)
-    };
-    let there = sources(out, &main, &held_out)
-        .map_err(|e| resume::unusable(e, out, "holds this set, but damaged"))?;
+    let there = images(out, &main, held_out.as_ref())
+        .map_err(|e| unusable(e, out, "holds this set, but damaged"))?;
     let mut wanted = HashSet::new();
     for part in parts {
-        let of_part = sources(&part.folder, &part.main, &part.held_out);
+        let of_part = images(&part.folder, &part.main, part.held_out.as_ref());
         wanted.extend(of_part.with_context(|| format!("part {}", part.folder.display()))?);
     }
-    // an image of which every pair is in another part is not named by the whole
+    // an image whose pairs are all duplicates of another part is not in the merged set
     let same = there.is_subset(&wanted) && (across > 0 || there.len() == wanted.len());
     Ok(same.then(|| Merged {
         already_complete: true,
@@ -191,18 +169,42 @@ fn complete(out: &Path, parts: &[Part], plan: &Plan, started: Instant) -> Result
     }))
 }
 
-/// Reads the manifests, in order of their part numbers, and sees that nothing is missing.
+/// The images of a set and of its held-out part: name, file size and CRC32.
+fn images(
+    folder: &Path,
+    main: &Manifest,
+    held_out: Option<&Manifest>,
+) -> Result<HashSet<(String, u64, u32)>> {
+    let mut found = HashSet::new();
+    for (folder, manifest) in [
+        (folder.to_path_buf(), Some(main)),
+        (held_out_folder(folder), held_out),
+    ] {
+        let Some(manifest) = manifest else { continue };
+        for number in 0..manifest.shards.len() {
+            let (tables, _) = Tables::open(&folder, manifest, number)?;
+            let of_shard = tables
+                .sources()
+                .with_context(|| tables.path.display().to_string())?;
+            let identity = of_shard.into_iter().map(|(s, _)| (s.name, s.bytes, s.crc));
+            found.extend(identity);
+        }
+    }
+    Ok(found)
+}
+
+/// Reads the manifests of the parts, sorts them by part number and checks that no part is missing.
 fn gather(folders: &[PathBuf]) -> Result<Vec<Part>> {
     ensure!(!folders.is_empty(), "there are no parts to merge");
     let mut parts = Vec::new();
     for folder in folders {
-        let main = Manifest::read(folder)?; // says why there is none
+        let main = Manifest::read(folder)?;
         ensure!(
             main.extra.part.0 > 0,
             "{} is a whole set and no part of one",
             folder.display()
         );
-        let [_, held_out] = resume::finished(folder)?;
+        let [_, held_out] = finished(folder)?;
         parts.push(Part {
             folder: folder.clone(),
             main,
@@ -245,7 +247,7 @@ fn gather(folders: &[PathBuf]) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// What the undivided run would have planned, with the counts of all parts.
+/// The plan that a run on one machine would have made, without its jobs.
 fn whole(parts: &[Part]) -> Result<Plan> {
     let mut manifest = parts[0].main.clone();
     manifest.config = manifest.extra.whole;
@@ -274,14 +276,15 @@ fn whole(parts: &[Part]) -> Result<Plan> {
     })
 }
 
-/// Hands the images of one part over, those to train on and those held out in their common order.
+/// Copies the images of one part, in the order in which one run would have converted them: those to
+/// train on and those held out together, sorted by name.
 fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<()> {
-    let mut sets = [Images::new(&part.folder, &part.main), {
+    let mut sets = [ImageReader::new(&part.folder, &part.main), {
         let empty = Manifest {
             shards: Vec::new(),
             ..part.main.clone()
         };
-        Images::new(
+        ImageReader::new(
             &held_out_folder(&part.folder),
             part.held_out.as_ref().unwrap_or(&empty),
         )
@@ -316,26 +319,20 @@ fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<()>
     }
 }
 
-/// The images of a set with their records, one after the other.
-struct Images {
+/// Reads the images of a set with their records, one after the other.
+struct ImageReader {
     folder: PathBuf,
     manifest: Manifest,
+    /// Number of the next shard.
     number: usize,
-    open: Option<Shard>,
-    /// An image whose records may go on in the next shard.
+    open: Option<ShardReader>,
+    /// The image that is being read; its records may go on in the next shard.
     pending: Option<Converted>,
 }
 
-/// A checked shard whose records are read one after the other, by calls.
-pub(super) struct Shard {
-    tables: Tables,
-    sources: Vec<u8>,
-    at: usize,
-}
-
-impl Images {
+impl ImageReader {
     fn new(folder: &Path, manifest: &Manifest) -> Self {
-        Images {
+        ImageReader {
             folder: folder.to_path_buf(),
             manifest: manifest.clone(),
             number: 0,
@@ -350,7 +347,11 @@ impl Images {
                 if self.number == self.manifest.shards.len() {
                     return Ok(self.pending.take());
                 }
-                self.open = Some(Shard::open(&self.folder, &self.manifest, self.number)?);
+                self.open = Some(ShardReader::open(
+                    &self.folder,
+                    &self.manifest,
+                    self.number,
+                )?);
                 self.number += 1;
             }
             let Some(shard) = &mut self.open else {
@@ -389,38 +390,5 @@ impl Images {
                 return Ok(complete);
             }
         }
-    }
-}
-
-impl Shard {
-    /// Opens a shard of a set and checks its structure.
-    pub fn open(folder: &Path, manifest: &Manifest, number: usize) -> Result<Self> {
-        let (tables, _) = Tables::open(folder, manifest, number)?;
-        let sources = tables
-            .source_table()
-            .with_context(|| tables.path.display().to_string())?;
-        Ok(Shard {
-            tables,
-            sources,
-            at: 0,
-        })
-    }
-
-    /// The next record, its checksum looked at; call it as often as the manifest lists records.
-    pub fn record(&mut self) -> Result<(SourceEntry, IndexEntry, Vec<u8>)> {
-        let number = self.at;
-        self.at += 1;
-        let entry = self.tables.entry(number)?;
-        let source = decode_source(&self.sources, self.tables.footer.sources, entry.source)?;
-        let mut payload = vec![0; entry.length as usize];
-        self.tables
-            .read(&mut payload, entry.offset, "the record")
-            .with_context(|| format!("record {number}"))?;
-        ensure!(
-            crc32fast::hash(&payload) == entry.crc,
-            "record {number} (image {}) is damaged (checksum mismatch)",
-            source.name
-        );
-        Ok((source, entry, payload))
     }
 }

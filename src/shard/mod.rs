@@ -1,25 +1,38 @@
 //! Shards: immutable files of LQ/HR pairs, made once from a folder of photographs and read for
-//! months. Depends on `dataset` for images and on `files` for safe writing. Promises that a set
-//! is either complete and checked or refused with the reason.
+//! months. Depends on `dataset` for images and on `support` for safe writing. Promises that a set
+//! is either complete and checked, or refused with the reason.
 
 mod assembly;
 pub mod codec;
+mod config;
 mod convert;
+mod error;
 pub mod estimate;
 pub mod file;
+mod forecast;
 pub mod format;
+pub mod hash;
+mod headers;
+mod job;
 mod journal;
 pub mod manifest;
+mod mapped_shard;
 pub mod merge;
+mod output_folder;
 pub mod plan;
 pub mod reader;
 pub mod report;
 mod resume;
+mod same_files;
+mod selection;
 mod set;
+mod shard_reader;
+pub mod source_table;
 mod tables;
 mod tally;
 pub mod tools;
 pub mod writer;
 
 pub use convert::detail as convert_detail;
-pub use resume::foretell;
+pub use error::{Details, Error};
+pub use forecast::forecast;

@@ -1,5 +1,5 @@
-//! What a run of `paragon shard` did, for people and as JSON. Depends on serde and `dataset::scan`.
-//! Promises that the counts add up: images found = used + rejected.
+//! The report of a run of `paragon shard`, for people and as JSON. Depends on serde and
+//! `dataset::scan`. Promises that the counts add up: images found = used + rejected.
 
 use super::plan::Rejected;
 use crate::dataset::scan::LeftOut;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::path::PathBuf;
 
-/// The set of the images held out.
+/// The held-out set.
 #[derive(Clone, Debug, Serialize)]
 pub struct HeldOutReport {
     /// Images that gave pairs.
@@ -28,10 +28,10 @@ pub struct Report {
     /// Folder of the set.
     #[serde(serialize_with = "path_in_words")]
     pub out: PathBuf,
-    /// The set was there already, made from the same images with the same options; nothing was
-    /// written.
+    /// The folder held the set already, made from the same images with the same options; nothing
+    /// was written.
     pub already_complete: bool,
-    /// Images that an earlier, interrupted run had finished and that were not converted again.
+    /// Images that an interrupted run had converted, and this run did not convert again.
     pub resumed_images: u64,
     /// Images found.
     pub images: u64,
@@ -45,29 +45,29 @@ pub struct Report {
     pub ignored: u64,
     /// Images and folders that take no part by rule, one entry for each reason.
     pub left_out: Vec<LeftOut>,
-    /// What had to be changed on the way to 8-bit RGB, and in how many files.
+    /// What was changed on the way to 8-bit RGB, with the number of files.
     pub notes: BTreeMap<String, u64>,
-    /// For each note the first file that it was made on.
+    /// For each note the first file.
     pub note_examples: BTreeMap<String, String>,
-    /// Patches that were looked at: pairs, pairs held out, flat ones and duplicates.
+    /// Number of patches cut: pairs, held-out pairs, flat patches and duplicates.
     pub patches: u64,
-    /// Patches left out because they show less than `--min-detail`.
+    /// Patches left out because they have less detail than `--min-detail`.
     pub flat: u64,
-    /// Pairs left out because the same pair was there before.
+    /// Pairs left out as duplicates.
     pub duplicates: u64,
     /// LQ/HR pairs in the set to train on.
     pub pairs: u64,
-    /// The set of the images held out.
+    /// The held-out set.
     pub held_out: Option<HeldOutReport>,
     /// HR side over LQ side.
     pub scale: u32,
     /// LQ patch side as stored, pixels.
     pub lq_size: u32,
-    /// LQ patch side that training takes by default, pixels.
+    /// LQ patch side that training uses by default, pixels.
     pub crop: u32,
     /// How the LQ was made.
     pub lq_recipe: String,
-    /// Codec asked for.
+    /// Codec that was asked for.
     pub codec: String,
     /// Pairs that were stored raw because prediction did not make them smaller.
     pub stored_raw: u64,
@@ -85,17 +85,17 @@ pub struct Report {
     pub fingerprint: String,
     /// Threads that converted.
     pub threads: usize,
-    /// Most memory counted for images under way at any moment, bytes.
+    /// Largest sum of the estimated memory of the images that were converted at one time, bytes.
     pub memory_in_flight: u64,
     /// Wall time, seconds.
     pub seconds: f64,
-    /// Images converted in a second.
+    /// Images converted per second.
     pub images_per_second: f64,
-    /// Pairs written in a second.
+    /// Pairs written per second.
     pub pairs_per_second: f64,
 }
 
-/// JSON knows UTF-8 alone: a path of other bytes is shown with signs in their place.
+/// Writes a path to JSON, which is always UTF-8: other bytes are shown as replacement characters.
 pub(super) fn path_in_words<S: serde::Serializer>(
     path: &std::path::Path,
     to: S,

@@ -1,133 +1,42 @@
-//! What a run finds in its output folder: nothing, the same set already complete, an interrupted
-//! run to go on from, a set to add images to, or another set that it must not touch. Depends on
-//! `journal`, `reader` and `manifest`. Promises that two runs never write to one folder at once,
-//! that nothing is removed but leftovers of an unfinished run, unless `--overwrite` says so, and
-//! that a set which only an error of the system keeps from being read is never called damaged.
+//! Decides how a run begins in its output folder: it makes a new set, continues an interrupted run,
+//! adds images to a set, or finds the same set complete. Depends on `output_folder`, `journal` and
+//! `same_files`. Promises that only leftovers of an unfinished run are removed, unless
+//! `--overwrite` is given, and that a set is not called damaged because the system cannot read it.
 
-use super::assembly::{Assembly, held_out_folder};
-use super::convert::files_crc;
+use super::assembly::Assembly;
 use super::file::partial_name;
-use super::format::{HEADER_BYTES, Hash64, Header, SourceEntry, is_newer};
-use super::journal::{self, Entry, Head, Journal, Outcome};
-use super::manifest::{self, Manifest, ShardInfo, is_shard_name, path_in, shard_name};
-use super::plan::{BuildConfig, HeldOut, Job, Plan, Rejected};
-use super::reader::ShardSet;
+use super::format::Header;
+use super::hash::Hash64;
+use super::journal::{self, Head, Journal};
+use super::manifest::{
+    self, MANIFEST_NAME, Manifest, ShardInfo, held_out_folder, is_shard_name, shard_name,
+};
+use super::output_folder::{
+    ADVICE, SetManifests, finished, foreign, is_partial_shard, leftovers, remove, remove_set,
+    unusable,
+};
+use super::plan::{BuildConfig, HeldOut, Plan, Rejected};
+use super::same_files::{SetImages, images_of, unchanged};
 use super::set::SetWriter;
 use crate::support::failure;
-use crate::support::files;
-use crate::support::lock::{FolderLock, lock_folder};
 use crate::support::progress::Progress;
-use crate::sys;
 use anyhow::{Context, Result, bail};
-use std::collections::HashMap;
-use std::fs::{self, Metadata};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// What stands in the output folder.
-pub(super) enum Found {
-    /// The very set that is asked for, with its held-out part and the images that gave nothing when
-    /// it was made.
+/// State of the output folder at the start of a run.
+pub(super) enum OutputState {
+    /// The set that is asked for is complete. Holds the manifests of the set and of its held-out
+    /// part, and the images that gave no pairs when it was made.
     Complete(Box<(Manifest, Option<Manifest>, Vec<Rejected>)>),
-    /// Room to write, perhaps behind images that an interrupted run has decided.
+    /// The run can write. If it continues an interrupted run, the assembly holds what that run has
+    /// done.
     Ready(Box<Assembly>),
 }
 
-/// Manifests of a finished set and of its held-out part.
-pub(super) type Before = [Option<Manifest>; 2];
-
-/// Creates the folder, takes it for this process alone and clears half-written manifests; the lock
-/// ends with the returned value. There is none in a folder that cannot be written to, where at most
-/// a finished set is looked at.
-pub(super) fn prepare(out: &Path, progress: &Progress) -> Result<Option<FolderLock>> {
-    files::create_folder(out)?;
-    let (lock, warning) = match lock_folder(out, "another paragon is writing to") {
-        Ok(taken) => taken,
-        Err(e) if is_read_only(&e) && manifest::is_in(out)? => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    warning.iter().for_each(|warning| progress.line(warning));
-    for folder in [out.to_path_buf(), held_out_folder(out)] {
-        remove(&folder, |name| {
-            name.starts_with(".manifest.psm.") && name.ends_with(".partial")
-        })?;
-    }
-    Ok(Some(lock))
-}
-
-fn is_read_only(error: &anyhow::Error) -> bool {
-    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    failure::system_cause(error)
-        .is_some_and(|cause| matches!(cause.kind(), PermissionDenied | ReadOnlyFilesystem))
-}
-
-/// Removes the files of a folder whose names are meant; a folder that is not there has none.
-fn remove(folder: &Path, meant: impl Fn(&str) -> bool) -> Result<()> {
-    for path in list(folder)? {
-        if path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .is_some_and(&meant)
-        {
-            sys::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let read = || {
-        fs::read_dir(folder)?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<io::Result<Vec<_>>>()
-    };
-    match failure::retry(read) {
-        Ok(mut paths) => {
-            paths.sort();
-            Ok(paths)
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(e).with_context(|| format!("cannot read the folder {}", folder.display())),
-    }
-}
-
-fn is_partial_shard(name: &str) -> bool {
-    name.starts_with(".shard-") && name.ends_with(".partial")
-}
-
-/// Removes a set, finished or not, so that another can take its place: the manifest first, so that
-/// no moment shows half of it.
-pub(super) fn remove_set(out: &Path) -> Result<()> {
-    for folder in [out.to_path_buf(), held_out_folder(out)] {
-        remove(&folder, |name| name == super::manifest::MANIFEST_NAME)?;
-        remove(&folder, |name| {
-            is_shard_name(name) || is_partial_shard(name) || name == journal::JOURNAL_NAME
-        })?;
-    }
-    let _ = fs::remove_dir(held_out_folder(out)); // stays where something else lies in it
-    Ok(())
-}
-
-/// Manifests of the finished set in a folder; nothing where there is none.
-pub(super) fn finished(out: &Path) -> Result<Before> {
-    let read = |folder: &Path| {
-        manifest::is_in(folder)?
-            .then(|| Manifest::read(folder))
-            .transpose()
-    };
-    let main = read(out)?;
-    let held_out = if main.is_some() {
-        read(&held_out_folder(out))?
-    } else {
-        None
-    };
-    Ok([main, held_out])
-}
-
-/// The finished set that images are added to. A kill between the two manifests of an earlier try
-/// leaves the held-out one ahead of the main one: it is taken as it was before, of which the
-/// journal still knows the shards.
-fn base_of_append(out: &Path) -> Result<Before> {
+/// The finished set that images are added to. If an earlier `--append` was killed between writing
+/// the two manifests, the held-out manifest is ahead of the main one. It is then taken back to its
+/// earlier state, for which the journal has the number of shards.
+fn base_of_append(out: &Path) -> Result<SetManifests> {
     let [main, mut held_out] = finished(out)?;
     let ahead = |held: &Manifest| {
         main.as_ref()
@@ -138,40 +47,22 @@ fn base_of_append(out: &Path) -> Result<Before> {
     {
         held.shards.truncate(head.base[1] as usize);
         let folder = held_out_folder(out);
-        held.used = sources_of(&folder, &held.shards)?.len() as u64;
+        held.used = images_of(&folder, &held.shards)?.len() as u64;
         (held.images, held.inputs, held.extra.appended) =
             (held.used, main.inputs, main.extra.appended);
-        // on the disk too: what follows may remove the shards that it would list
+        // the file is changed too, since the run may remove the shards that it would list
         if held.records() > 0 {
             held.write(&folder)?;
         } else {
-            remove(&folder, |name| name == super::manifest::MANIFEST_NAME)?;
+            remove(&folder, |name| name == MANIFEST_NAME)?;
         }
     }
     Ok([main, held_out.filter(|held| held.records() > 0)])
 }
 
-const ADVICE: &str = "use --overwrite to replace it or choose another --out";
-
-/// Why the set in `out` cannot be used. Only damage is a reason to replace it: an error of the
-/// system says nothing about the set, and one in a newer format is whole.
-pub(super) fn unusable(error: anyhow::Error, out: &Path, what: &str) -> anyhow::Error {
-    let out = out.display();
-    if failure::system_cause(&error).is_some() {
-        error.context(format!(
-            "the set in {out} cannot be looked at because of an error of the system, which says nothing about the set; see to that and \
-             run the same command again"
-        ))
-    } else if is_newer(&error) {
-        error.context(format!("{out} holds a set that this paragon cannot read"))
-    } else {
-        error.context(format!("{out} {what}; {ADVICE}"))
-    }
-}
-
-/// Whether a run that was begun with `--overwrite`, for the very set that is asked for, lies there
-/// unfinished: what was there before it is gone already, and it is gone on with.
-fn begun_with_overwrite(out: &Path, plan: &Plan) -> Result<bool> {
+/// Whether `out` holds an unfinished run that was begun with `--overwrite` and makes the set that
+/// is asked for. It has removed the earlier set already, so it is continued.
+pub(super) fn begun_with_overwrite(out: &Path, plan: &Plan) -> Result<bool> {
     if manifest::is_in(out)? {
         return Ok(false);
     }
@@ -180,27 +71,31 @@ fn begun_with_overwrite(out: &Path, plan: &Plan) -> Result<bool> {
             head.overwrite && head.base_fingerprint == 0 && head.wanted.asks_for(&plan.manifest)
         })),
         Err(e) if failure::system_cause(&e).is_some() => Err(e),
-        Err(_) => Ok(false), // no regular file: it is removed with the rest
+        Err(_) => Ok(false), // not a regular file: it is removed with the rest
     }
 }
 
-/// Judges what is in the output folder. Where images are added to a set, `plan` is left with the
-/// new ones alone.
-pub(super) fn find(
+/// Inspects the output folder. If images are added to a set, only the new ones stay in `plan`, and
+/// the manifests of that set are returned.
+///
+/// # Errors
+/// The folder holds another set, or one that cannot be read; an error of the system.
+pub(super) fn inspect(
     config: &BuildConfig,
     plan: &mut Plan,
     progress: &Progress,
-) -> Result<(Found, Before)> {
+) -> Result<(OutputState, SetManifests)> {
     let out = &config.out;
     let unreadable = |e| unusable(e, out, "holds a set that cannot be read");
     if config.append {
-        let before = base_of_append(out).map_err(unreadable)?;
-        if let Some(complete) = append(config, plan, &before)? {
-            remove(out, |name| name == journal::JOURNAL_NAME)?; // of a run that was killed behind its last manifest
-            return Ok((complete, before));
+        let base = base_of_append(out).map_err(unreadable)?;
+        if let Some(complete) = append(config, plan, &base)? {
+            // left by a run that was killed after its last manifest
+            remove(out, |name| name == journal::JOURNAL_NAME)?;
+            return Ok((complete, base));
         }
-        let ready = ready(config, plan, &before, progress)?;
-        return Ok((Found::Ready(Box::new(ready)), before));
+        let ready = ready(config, plan, &base, progress)?;
+        return Ok((OutputState::Ready(Box::new(ready)), base));
     }
     if config.overwrite {
         if !begun_with_overwrite(out, plan)? {
@@ -208,24 +103,24 @@ pub(super) fn find(
         }
     } else if let [Some(main), held_out] = finished(out).map_err(unreadable)? {
         let complete = complete(config, plan, main, held_out)?;
-        // the journal of a run that was killed behind its last manifest; not that of images being
-        // added
+        // the journal was left by a run that was killed after its last manifest, unless it belongs
+        // to an unfinished `--append`
         if journal::Reader::open(out)?.is_none_or(|(head, _)| head.base_fingerprint == 0) {
             remove(out, |name| name == journal::JOURNAL_NAME)?;
         }
         return Ok((complete, [None, None]));
     }
     let ready = ready(config, plan, &[None, None], progress)?;
-    Ok((Found::Ready(Box::new(ready)), [None, None]))
+    Ok((OutputState::Ready(Box::new(ready)), [None, None]))
 }
 
-/// The set that lies there finished, if it is the one that is asked for.
+/// Checks that the finished set in the folder is the one that is asked for.
 fn complete(
     config: &BuildConfig,
     plan: &Plan,
     main: Manifest,
     held_out: Option<Manifest>,
-) -> Result<Found> {
+) -> Result<OutputState> {
     let out = &config.out;
     if main.config != plan.manifest.config {
         let mut why = main.differences(&plan.manifest);
@@ -242,12 +137,12 @@ fn complete(
             why.join("; ")
         );
     }
-    let known = Known::read(out, &main, held_out.as_ref())
+    let images = SetImages::read(out, &main, held_out.as_ref())
         .map_err(|e| unusable(e, out, "holds this set, but damaged"))?;
     let mut rejected = Vec::new();
     for job in &plan.jobs {
-        match known.sources.get(&job.source.name) {
-            Some(source) if known.is(job, source)? => {}
+        match images.sources.get(&job.source.name) {
+            Some(source) if images.is_same(job, source)? => {}
             Some(_) => bail!(
                 "{} has changed since the set in {} was made; {ADVICE}",
                 job.source.hr.display(),
@@ -260,80 +155,18 @@ fn complete(
             }),
         }
     }
-    Ok(Found::Complete(Box::new((main, held_out, rejected))))
+    Ok(OutputState::Complete(Box::new((main, held_out, rejected))))
 }
 
-/// The images of a finished set.
-struct Known {
-    sources: HashMap<String, SourceEntry>,
-    /// When the set was finished: seconds and nanoseconds.
-    made: (i64, i64),
-}
-
-/// The images in the first shards of the set in a folder, by name.
-fn sources_of(folder: &Path, shards: &[ShardInfo]) -> Result<HashMap<String, SourceEntry>> {
-    let count = shards.iter().map(|s| s.sources as usize).sum();
-    let sources = ShardSet::open(folder)?.sources()?;
-    Ok(sources
-        .into_iter()
-        .take(count)
-        .map(|(source, _)| (source.name.clone(), source))
-        .collect())
-}
-
-impl Known {
-    fn read(out: &Path, main: &Manifest, held_out: Option<&Manifest>) -> Result<Self> {
-        let mut sources = HashMap::new();
-        for (folder, manifest) in [
-            (out.to_path_buf(), Some(main)),
-            (held_out_folder(out), held_out),
-        ] {
-            if manifest.is_some_and(|m| m.records() > 0) {
-                sources.extend(sources_of(&folder, manifest.map_or(&[], |m| &m.shards))?);
-            }
-        }
-        let made = about(&path_in(out))?;
-        Ok(Known {
-            sources,
-            made: sys::modified(&made),
-        })
-    }
-
-    /// Whether the files of a job are those that a source was cut from: by size, and by content
-    /// where they were written to or came to their place since. A file that was moved or restored
-    /// keeps the time of its last writing; the time of its last change moves.
-    ///
-    /// # Errors
-    /// A file cannot be looked at or read.
-    fn is(&self, job: &Job, source: &SourceEntry) -> Result<bool> {
-        if job.file_bytes != source.bytes {
-            return Ok(false);
-        }
-        for path in files_of(job) {
-            let about = about(path)?;
-            if sys::modified(&about).max(sys::changed(&about)) >= self.made {
-                return Ok(files_crc(job)? == source.crc);
-            }
-        }
-        Ok(true)
-    }
-}
-
-fn files_of(job: &Job) -> impl Iterator<Item = &PathBuf> {
-    [Some(&job.source.hr), job.source.lq.as_ref()]
-        .into_iter()
-        .flatten()
-}
-
-fn about(path: &Path) -> Result<Metadata> {
-    failure::retry(|| fs::metadata(path))
-        .with_context(|| format!("cannot look at {}", path.display()))
-}
-
-/// Leaves the new images in the plan; a finding where there are none.
-fn append(config: &BuildConfig, plan: &mut Plan, before: &Before) -> Result<Option<Found>> {
+/// Removes from the plan the images that the set `base` has already. If no image is left, the set
+/// is complete and that is returned.
+fn append(
+    config: &BuildConfig,
+    plan: &mut Plan,
+    base: &SetManifests,
+) -> Result<Option<OutputState>> {
     let out = &config.out;
-    let [Some(main), held_out] = before else {
+    let [Some(main), held_out] = base else {
         bail!(
             "{} holds no finished set to add to; leave out --append to make one",
             out.display()
@@ -347,11 +180,11 @@ fn append(config: &BuildConfig, plan: &mut Plan, before: &Before) -> Result<Opti
             why.join("; ")
         );
     }
-    let known = Known::read(out, main, held_out.as_ref())
+    let images = SetImages::read(out, main, held_out.as_ref())
         .map_err(|e| unusable(e, out, "holds a damaged set"))?;
     for job in &plan.jobs {
-        if let Some(source) = known.sources.get(&job.source.name)
-            && !known.is(job, source)?
+        if let Some(source) = images.sources.get(&job.source.name)
+            && !images.is_same(job, source)?
         {
             let (file, name) = (job.source.hr.display(), &job.source.name);
             bail!(
@@ -361,7 +194,7 @@ fn append(config: &BuildConfig, plan: &mut Plan, before: &Before) -> Result<Opti
         }
     }
     plan.jobs
-        .retain(|job| !known.sources.contains_key(&job.source.name));
+        .retain(|job| !images.sources.contains_key(&job.source.name));
     if matches!(config.val, Some(HeldOut::Count(_))) {
         plan.jobs.iter_mut().for_each(|job| job.held_out = false);
     }
@@ -375,11 +208,11 @@ fn append(config: &BuildConfig, plan: &mut Plan, before: &Before) -> Result<Opti
             .word(job.file_bytes);
     }
     plan.manifest.inputs = inputs.finish();
-    // the shards that are there say whose they are, and stay as they are
+    // the finished shards hold this hash in their headers, and they are not written again
     plan.manifest.config = main.config;
     let nothing = plan.jobs.is_empty();
     Ok(nothing.then(|| {
-        Found::Complete(Box::new((
+        OutputState::Complete(Box::new((
             main.clone(),
             held_out.clone(),
             plan.rejected.clone(),
@@ -387,36 +220,63 @@ fn append(config: &BuildConfig, plan: &mut Plan, before: &Before) -> Result<Opti
     }))
 }
 
-/// Goes on from a journal, or begins anew.
+/// Continues the run of the journal in the folder, or begins a new one. Shard files that belong to
+/// neither are removed.
 fn ready(
     config: &BuildConfig,
     plan: &Plan,
-    before: &Before,
+    base: &SetManifests,
     progress: &Progress,
 ) -> Result<Assembly> {
     let out = &config.out;
     let shards = |m: &Option<Manifest>| m.as_ref().map_or(Vec::new(), |m| m.shards.clone());
-    let base = [shards(&before[0]), shards(&before[1])];
+    let base_fingerprint = base[0].as_ref().map_or(0, Manifest::fingerprint);
+    let base = [shards(&base[0]), shards(&base[1])];
     let head = Head {
         wanted: plan.manifest.clone(),
         base: [base[0].len() as u64, base[1].len() as u64],
-        base_fingerprint: before[0].as_ref().map_or(0, Manifest::fingerprint),
+        base_fingerprint,
         overwrite: config.overwrite,
     };
+    let assembly = continue_or_begin(config, plan, &base, &head, progress)?;
+    for (folder, set) in [out.to_path_buf(), held_out_folder(out)]
+        .into_iter()
+        .zip(&assembly.sets)
+    {
+        let finished: Vec<String> = (0..set.shards.len()).map(shard_name).collect();
+        let unfinished = (set.files() > set.shards.len())
+            .then(|| partial_name(Path::new(&shard_name(set.shards.len()))));
+        remove(&folder, |name| {
+            (is_shard_name(name) && !finished.iter().any(|f| f == name))
+                || (is_partial_shard(name) && unfinished.as_deref() != Some(Path::new(name)))
+        })?;
+    }
+    Ok(assembly)
+}
+
+/// Compares the journal in the folder with the run that is asked for.
+fn continue_or_begin(
+    config: &BuildConfig,
+    plan: &Plan,
+    base: &[Vec<ShardInfo>; 2],
+    head: &Head,
+    progress: &Progress,
+) -> Result<Assembly> {
+    let out = &config.out;
     let there = journal::Reader::open(out)?.map(|(there, _)| there);
-    let left = leftovers(out, &base)?;
-    let assembly = match there {
+    let left = leftovers(out, base)?;
+    match there {
         Some(there)
             if there.wanted.asks_for(&head.wanted)
                 && there.base_fingerprint == head.base_fingerprint =>
         {
-            go_on(config, plan, &base)?
+            continue_run(config, plan, base)
         }
         Some(_) if head.base_fingerprint != 0 => {
             progress.line(
                 "images that an interrupted --append of other images has added so far are removed",
             );
-            begin(config, plan, &base, &head)?
+            begin_run(config, plan, base, head)
         }
         Some(there) if !left.is_empty() => {
             let mut why = there.wanted.differences(&head.wanted);
@@ -438,70 +298,11 @@ fn ready(
                 left[0].display()
             );
         }
-        _ => begin(config, plan, &base, &head)?,
-    };
-    for (folder, set) in [out.to_path_buf(), held_out_folder(out)]
-        .into_iter()
-        .zip(&assembly.sets)
-    {
-        let finished: Vec<String> = (0..set.shards.len()).map(shard_name).collect();
-        let current = partial_name(Path::new(&shard_name(set.shards.len())))
-            .display()
-            .to_string();
-        let current = if set.files() > set.shards.len() {
-            current
-        } else {
-            String::new()
-        };
-        remove(&folder, |name| {
-            (is_shard_name(name) && !finished.iter().any(|f| f == name))
-                || (is_partial_shard(name) && name != current)
-        })?;
+        _ => begin_run(config, plan, base, head),
     }
-    Ok(assembly)
 }
 
-/// Shard files, finished and partial, that no manifest lists.
-fn leftovers(out: &Path, base: &[Vec<ShardInfo>; 2]) -> Result<Vec<PathBuf>> {
-    let mut left = Vec::new();
-    for (folder, base) in [out.to_path_buf(), held_out_folder(out)]
-        .into_iter()
-        .zip(base)
-    {
-        let listed: Vec<String> = (0..base.len()).map(shard_name).collect();
-        left.extend(list(&folder)?.into_iter().filter(|path| {
-            let name = path
-                .file_name()
-                .and_then(|n| n.to_str())
-                .unwrap_or_default();
-            is_partial_shard(name) || (is_shard_name(name) && !listed.iter().any(|l| l == name))
-        }));
-    }
-    Ok(left)
-}
-
-/// Whether a shard that no journal knows says that it belongs to another set.
-fn foreign(left: &[PathBuf], ours: &[u64]) -> Result<bool> {
-    for path in left {
-        let mut header = Vec::with_capacity(HEADER_BYTES);
-        let mut read = || {
-            header.clear();
-            files::open_regular(path)?
-                .take(HEADER_BYTES as u64)
-                .read_to_end(&mut header)
-        };
-        match failure::retry(&mut read) {
-            Ok(_) => {}
-            Err(e) if !failure::is_system(&e) => continue, // a link or folder of this name
-            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-        }
-        if Header::decode(&header).is_ok_and(|h| !ours.contains(&h.config)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
+/// The writers of the set to train on and of the held-out set, after their finished shards `base`.
 fn sets(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> [SetWriter; 2] {
     [false, true].map(|held_out| {
         let header = Header {
@@ -525,7 +326,8 @@ fn sets(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> [SetWr
     })
 }
 
-/// An assembly that knows the pairs of the shards before it.
+/// Makes an assembly that knows the pairs of the finished shards `base`, to find duplicates of
+/// them.
 fn assembly(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Result<Assembly> {
     let mut assembly = Assembly::new(config, plan, sets(config, plan, base));
     if let Some(duplicates) = &mut assembly.duplicates {
@@ -541,7 +343,7 @@ fn assembly(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Re
     Ok(assembly)
 }
 
-fn begin(
+fn begin_run(
     config: &BuildConfig,
     plan: &Plan,
     base: &[Vec<ShardInfo>; 2],
@@ -552,9 +354,10 @@ fn begin(
     Ok(assembly)
 }
 
-/// Takes over everything that the journal tells and the shards hold. What does not fit (an image
-/// that has changed, a shard that is missing or damaged) is where the new run begins.
-fn go_on(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Result<Assembly> {
+/// Replays the journal against the shards. The new run begins at the first image that has changed,
+/// or whose records are missing or damaged.
+fn continue_run(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Result<Assembly> {
+    // if shards lack records of an entry, the replay starts again and stops before that entry
     let mut keep = u64::MAX;
     loop {
         let (_, mut reader) = journal::Reader::open(&config.out)?.context("the journal is gone")?;
@@ -585,125 +388,4 @@ fn go_on(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Resul
             }
         }
     }
-}
-
-/// Whether the files of a job are those that a journal entry tells of.
-fn unchanged(job: &Job, entry: &Entry) -> Result<bool> {
-    let same = entry.stamp == stamp(job)?;
-    match &entry.outcome {
-        Outcome::Rejected { .. } => Ok(same),
-        Outcome::Used(used) => {
-            let source = &used.source;
-            Ok(source.name == job.source.name
-                && source.bytes == job.file_bytes
-                && (same || files_crc(job)? == source.crc))
-        }
-    }
-}
-
-/// Stands for the sizes and times of the files of a job: of their last writing, and of their last
-/// change, which moves when another file takes their name.
-///
-/// # Errors
-/// A file cannot be looked at.
-pub(super) fn stamp(job: &Job) -> Result<u64> {
-    let mut hash = Hash64::default();
-    for path in files_of(job) {
-        let about = about(path)?;
-        let (modified, changed) = (sys::modified(&about), sys::changed(&about));
-        for word in [modified.0, modified.1, changed.0, changed.1] {
-            hash.word(word as u64);
-        }
-        hash.word(about.len());
-    }
-    Ok(hash.finish())
-}
-
-/// What a run would find, in words, without touching anything.
-pub fn foretell(config: &BuildConfig, plan: &Plan) -> String {
-    let out = config.out.display();
-    let before = match finished(&config.out) {
-        Ok(before) => before,
-        Err(e) => {
-            return format!("{out} holds a set that cannot be read ({e:#}); a run would stop");
-        }
-    };
-    if config.overwrite && !begun_with_overwrite(&config.out, plan).unwrap_or(false) {
-        return format!("what is in {out} would be replaced");
-    }
-    match (&before[0], config.append) {
-        (None, true) => return format!("{out} holds no finished set to add to; a run would stop"),
-        (Some(main), true) => {
-            let why = main.differences(&plan.manifest);
-            if !why.is_empty() {
-                return format!(
-                    "{out} was made with other options ({}); a run would stop",
-                    why.join("; ")
-                );
-            }
-            return format!(
-                "images that {out} does not hold yet would be added; its {} shards stay as they are",
-                main.shards.len()
-            );
-        }
-        (Some(main), false) if main.config == plan.manifest.config => {
-            return format!("{out} holds this very set; nothing would be done");
-        }
-        (Some(main), false) => {
-            let mut why = main.differences(&plan.manifest);
-            if why.is_empty() {
-                why.push("the images are not the same".to_string());
-            }
-            return format!(
-                "{out} holds another set ({}); a run would stop: {ADVICE}",
-                why.join("; ")
-            );
-        }
-        (None, false) => {}
-    }
-    let Ok(Some((head, mut reader))) = journal::Reader::open(&config.out) else {
-        return "nothing is there to go on from; all of it would be made".to_string();
-    };
-    if !head.wanted.asks_for(&plan.manifest) {
-        return format!(
-            "{out} is an unfinished set with other options or images; a run would stop: {ADVICE}"
-        );
-    }
-    let mut left = plan.jobs.iter();
-    let mut matches = || -> Result<bool> {
-        let (Some(entry), Some(job)) = (reader.next()?, left.next()) else {
-            return Ok(false);
-        };
-        unchanged(job, &entry)
-    };
-    let mut matching = 0;
-    loop {
-        match matches() {
-            Ok(true) => matching += 1,
-            Ok(false) => break,
-            Err(e) => return format!("{out} holds an unfinished set, and a run would stop: {e:#}"),
-        }
-    }
-    let all = plan.jobs.len();
-    format!(
-        "an interrupted run has done {matching} of {all} images; the same command goes on there"
-    )
-}
-
-/// Makes the folder free for a set that is put together from parts: leftovers of the same set go.
-pub(super) fn clear(config: &BuildConfig, plan: &Plan, overwrite: bool) -> Result<()> {
-    let out = &config.out;
-    if !overwrite {
-        if manifest::is_in(out)? {
-            bail!("{} holds another set already; {ADVICE}", out.display());
-        }
-        let left = leftovers(out, &[Vec::new(), Vec::new()])?;
-        if foreign(&left, &[plan.config(false), plan.config(true)])? {
-            bail!(
-                "{} is left from another unfinished set; {ADVICE}",
-                left[0].display()
-            );
-        }
-    }
-    remove_set(out)
 }

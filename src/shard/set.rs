@@ -1,12 +1,11 @@
-//! Records to shard after shard of one set, and the table that finds pairs which are there already.
-//! Depends on `file` and `manifest`. Promises that where a shard ends depends on the records alone,
-//! so that a set counted again from a journal, or put together from parts, has the same files.
+//! Distributes the records of one set over shard files, and finds duplicate pairs. Depends on
+//! `file` and `manifest`. Promises that the records alone decide where a shard ends, so that a set
+//! that is replayed from a journal, or merged from parts, has the same files.
 
 use super::file::{Record, ShardWriter};
-use super::format::{
-    FOOTER_BYTES, Footer, Header, INDEX_ENTRY_BYTES, IndexEntry, SOURCE_ENTRY_BYTES, SourceEntry,
-};
+use super::format::{FOOTER_BYTES, Footer, Header, INDEX_ENTRY_BYTES, IndexEntry};
 use super::manifest::{ShardInfo, shard_name};
+use super::source_table::{SOURCE_ENTRY_BYTES, SourceEntry};
 use super::tables::{known_codec, read_at};
 use crate::support::failure;
 use crate::support::files;
@@ -16,41 +15,45 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::path::{Path, PathBuf};
 
-/// Shards of one set at most: as many as a manifest lists, and fewer than [`RecordLocation`] has bits for.
+/// Largest number of shards in one set: about as many as fit a manifest of 64 MiB, at 40 bytes
+/// each.
 const MAX_SHARDS: usize = 1_600_000;
 
-/// Where a record lies.
+/// Where a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RecordLocation {
-    /// In the held-out set, as against the one to train on.
+    /// In the held-out set, not in the set to train on.
     pub held_out: bool,
     pub shard: usize,
+    /// First byte in the shard.
     pub offset: u64,
 }
 
-/// Appends records to shard after shard.
+/// Appends records to a set and begins a new shard when one is full.
 pub(super) struct SetWriter {
     folder: PathBuf,
     header: Header,
+    /// Largest size of a shard, bytes.
     limit: u64,
     held_out: bool,
     /// Finished shards.
     pub shards: Vec<ShardInfo>,
+    /// The shard that records are appended to.
     current: Option<ShardWriter>,
-    /// Whether the present image is in the present shard's source table.
+    /// Whether the source table of `current` has the image that records are added for.
     named: bool,
-    /// Shards are counted again and not written.
+    /// Records of an earlier run are replayed: they are counted and not written.
     counting: bool,
-    /// Journal entries that the sources of the present shard come from.
+    /// For each source of `current`, the number of its journal entry.
     entries: Vec<u64>,
-    /// First entry of a shard that should be there finished and is not.
+    /// First journal entry of the first replayed shard that is not there as it should be.
     missing: Option<u64>,
     /// Bytes appended since the last flush.
     pub unflushed: u64,
 }
 
 impl SetWriter {
-    /// A set in `folder` whose first shards, perhaps none, are there already.
+    /// A set in `folder` that has the finished shards `shards`, perhaps none.
     pub fn new(
         folder: PathBuf,
         header: Header,
@@ -73,7 +76,7 @@ impl SetWriter {
         }
     }
 
-    /// Counts records from here on without writing them; [`SetWriter::attach`] ends it.
+    /// Begins a replay: records are counted and not written until [`SetWriter::attach`].
     pub fn count_again(&mut self) {
         self.counting = true;
     }
@@ -83,12 +86,12 @@ impl SetWriter {
         self.shards.iter().map(|s| s.bytes).sum()
     }
 
-    /// The records that follow are of another image.
+    /// Says that the next records are of another image.
     pub fn begin_image(&mut self) {
         self.named = false;
     }
 
-    /// Whether the next record of this size ends the present shard.
+    /// Whether a record of `length` bytes does not fit the current shard and begins the next one.
     pub fn ends_shard(&self, source: &SourceEntry, length: u32) -> bool {
         let named = if self.named {
             0
@@ -100,8 +103,11 @@ impl SetWriter {
             .is_some_and(|shard| !shard.fits(u64::from(length) + named, self.limit))
     }
 
-    /// Appends a record, which comes without its payload while counting. `entry` is the number of
-    /// its image's journal entry.
+    /// Appends a record; in a replay there is no payload. `entry` is the number of the image's
+    /// journal entry.
+    ///
+    /// # Errors
+    /// Too many shards; an error of the system.
     pub fn add(
         &mut self,
         source: &SourceEntry,
@@ -147,7 +153,8 @@ impl SetWriter {
             match shard.finish()? {
                 Some(info) => self.shards.push(info),
                 None => {
-                    // what is counted from here on is of no use; the number keeps the names apart
+                    // the replay stops at `missing`; the placeholder only keeps the shard numbers
+                    // right until then
                     self.missing = self.missing.or(self.entries.first().copied());
                     self.shards.push(ShardInfo {
                         records: 0,
@@ -164,13 +171,13 @@ impl SetWriter {
         Ok(())
     }
 
-    /// The first journal entry whose records turned out not to be there while counting.
+    /// The first journal entry that the replay found without its records.
     pub fn missing(&self) -> Option<u64> {
         self.missing
     }
 
-    /// Ends the counting: opens the shard that was under way and checks its records. Gives the
-    /// first journal entry that cannot be gone on from, if any.
+    /// Ends the replay: opens the unfinished shard and checks its records. Returns the first
+    /// journal entry whose records are not all there; the run must replay again and stop before it.
     pub fn attach(&mut self) -> Result<Option<u64>> {
         self.counting = false;
         if self.missing.is_some() {
@@ -182,71 +189,80 @@ impl SetWriter {
         Ok(shard.attach()?.map(|source| self.entries[source as usize]))
     }
 
-    /// Hands what was written to the operating system.
+    /// Passes all buffered bytes to the operating system.
     pub fn flush(&mut self) -> Result<()> {
         self.unflushed = 0;
         self.current.as_mut().map_or(Ok(()), ShardWriter::flush)
     }
 
-    /// The payload of a record that was added before.
-    fn read_back(&mut self, place: RecordLocation, length: u32) -> Result<Vec<u8>> {
-        if place.shard == self.shards.len() {
+    /// Reads the payload of a record that was added before.
+    fn read_back(&mut self, location: RecordLocation, length: u32) -> Result<Vec<u8>> {
+        if location.shard == self.shards.len() {
             let shard = self
                 .current
                 .as_mut()
                 .context("a pair is looked for in a shard that is not open")?;
-            return shard.read_back(place.offset, length as usize);
+            return shard.read_back(location.offset, length as usize);
         }
-        let path = self.folder.join(shard_name(place.shard));
+        let path = self.folder.join(shard_name(location.shard));
         let mut payload = vec![0; length as usize];
         let read = failure::retry(|| files::open_regular(&path)).context("cannot open the file");
-        let read = read.and_then(|file| read_at(&file, &mut payload, place.offset, "the record"));
+        let read =
+            read.and_then(|file| read_at(&file, &mut payload, location.offset, "the record"));
         read.with_context(|| format!("cannot read back {}", path.display()))?;
         Ok(payload)
     }
 
-    /// Ends the last shard; the finished ones.
+    /// Ends the last shard and returns all shards.
     pub fn finish(mut self) -> Result<Vec<ShardInfo>> {
         self.end_shard()?;
         Ok(std::mem::take(&mut self.shards))
     }
 
-    /// Number of shards with the one under way.
+    /// Number of shard files, the unfinished one included.
     pub fn files(&self) -> usize {
         self.shards.len() + usize::from(self.current.is_some())
     }
 }
 
-/// Finds records that are there already. The codec gives the same bytes for the same pixels, so two
-/// pairs are equal exactly when their payloads are; length and checksum find the candidate, whose
-/// bytes are then read back and compared. Takes 20 to 39 bytes of memory a pair.
+/// Finds duplicate records. The codec gives the same bytes for the same pixels, so two pairs are
+/// equal exactly if their payloads are. Length and checksum find the candidates; their bytes are
+/// read back and compared. The table takes 20 to 39 bytes of memory for each pair.
 pub(super) struct Duplicates {
-    /// Key (see [`key_of`]) to [`RecordLocation`] packed into one word.
-    places: HashMap<u64, u64>,
+    /// Packed [`RecordLocation`] by key (see [`key_of`]).
+    locations: HashMap<u64, u64>,
 }
 
-/// Step from a key to the next where two different records share length and checksum; odd, so that
-/// all keys are reached.
+/// Distance to the next key to try if different records share length and checksum. It is odd, so
+/// that the steps reach every key: 2^64 divided by the golden ratio.
 const NEXT_KEY: u64 = 0x9E37_79B9_7F4A_7C15;
 
 fn key_of(record: &Record) -> u64 {
     mix(u64::from(record.crc) << 32 | u64::from(record.length))
 }
 
-/// Bits of a packed place for an offset within a shard, and for the shard's number.
+/// A packed location has 40 bits for the offset within a shard, which holds at most
+/// [`super::plan::MAX_SHARD_BYTES`] = 2^40 bytes,
 const OFFSET_BITS: u32 = 40;
-const SHARD_BITS: u32 = 23;
+/// 1 bit, the highest, for the set,
+const HELD_OUT_BITS: u32 = 1;
+/// and the 23 bits between them for the number of the shard: 8.4 million, more than [`MAX_SHARDS`].
+const SHARD_BITS: u32 = u64::BITS - HELD_OUT_BITS - OFFSET_BITS;
+const HELD_OUT_SHIFT: u32 = OFFSET_BITS + SHARD_BITS;
 const _: () =
     assert!(MAX_SHARDS < 1 << SHARD_BITS && super::plan::MAX_SHARD_BYTES <= 1 << OFFSET_BITS);
 
 impl RecordLocation {
+    /// Packs the location into one word: the set, the shard and the offset, from the highest bit.
     fn pack(self) -> u64 {
-        u64::from(self.held_out) << 63 | (self.shard as u64) << OFFSET_BITS | self.offset
+        u64::from(self.held_out) << HELD_OUT_SHIFT
+            | (self.shard as u64) << OFFSET_BITS
+            | self.offset
     }
 
     fn unpack(word: u64) -> Self {
         RecordLocation {
-            held_out: word >> 63 == 1,
+            held_out: word >> HELD_OUT_SHIFT == 1,
             shard: (word >> OFFSET_BITS & ((1 << SHARD_BITS) - 1)) as usize,
             offset: word & ((1 << OFFSET_BITS) - 1),
         }
@@ -254,20 +270,20 @@ impl RecordLocation {
 }
 
 impl Duplicates {
-    /// Room for `pairs`.
+    /// Allocates for `pairs` pairs.
     pub fn new(pairs: u64) -> Self {
         Duplicates {
-            places: HashMap::with_capacity(pairs as usize),
+            locations: HashMap::with_capacity(pairs as usize),
         }
     }
 
-    /// Notes a record that is known to be unlike those before it.
-    pub fn note(&mut self, record: &Record, place: RecordLocation) {
+    /// Adds a record that differs from all records before it.
+    pub fn note(&mut self, record: &Record, location: RecordLocation) {
         let mut key = key_of(record);
         loop {
-            match self.places.entry(key) {
+            match self.locations.entry(key) {
                 Slot::Vacant(slot) => {
-                    slot.insert(place.pack());
+                    slot.insert(location.pack());
                     return;
                 }
                 Slot::Occupied(_) => key = key.wrapping_add(NEXT_KEY),
@@ -275,12 +291,16 @@ impl Duplicates {
         }
     }
 
-    /// Whether the same payload was noted before.
+    /// Whether a record with the same payload was added before.
+    ///
+    /// # Errors
+    /// A record cannot be read back.
     pub fn seen(&self, record: &Record, payload: &[u8], sets: &mut [SetWriter; 2]) -> Result<bool> {
         let mut key = key_of(record);
-        while let Some(&word) = self.places.get(&key) {
-            let place = RecordLocation::unpack(word);
-            if sets[usize::from(place.held_out)].read_back(place, record.length)? == payload {
+        while let Some(&word) = self.locations.get(&key) {
+            let location = RecordLocation::unpack(word);
+            let set = &mut sets[usize::from(location.held_out)];
+            if set.read_back(location, record.length)? == payload {
                 return Ok(true);
             }
             key = key.wrapping_add(NEXT_KEY);
@@ -288,7 +308,10 @@ impl Duplicates {
         Ok(false)
     }
 
-    /// Notes every record of a finished shard.
+    /// Adds every record of a finished shard.
+    ///
+    /// # Errors
+    /// The shard's index cannot be read or is damaged.
     pub fn note_shard(&mut self, path: &Path, held_out: bool, shard: usize) -> Result<()> {
         for e in read_index(path)? {
             let codec = known_codec(e.codec).with_context(|| path.display().to_string())?;
@@ -312,7 +335,7 @@ impl Duplicates {
     }
 }
 
-/// The index of a finished shard, whose checksum is looked at.
+/// Reads the index of a finished shard and compares its checksum.
 fn read_index(path: &Path) -> Result<Vec<IndexEntry>> {
     let read = || -> Result<Vec<IndexEntry>> {
         let file = failure::retry(|| files::open_regular(path)).context("cannot open the file")?;
@@ -374,7 +397,7 @@ mod tests {
             bytes: 1,
             crc: 1,
         };
-        // the checksum is said to be the same for all: only the bytes tell
+        // all records claim the same length and checksum: only their bytes differ
         let record = Record {
             x: 0,
             y: 0,

@@ -1,15 +1,16 @@
-//! A finished shard, opened by reading calls alone and held against everything that
-//! `shards/FORMAT.md` says a reader must refuse. Depends on `format`, `manifest` and `files`.
-//! Promises one judgement for opening a set, merging and verifying; that an error of the system is
-//! retried and then stays one, and is never called damage; and that a process needs few file
-//! descriptors, however many shards it has open.
+//! Opens a finished shard by read calls (no memory map) and checks it for everything that
+//! `shards/FORMAT.md` tells a reader to refuse. Depends on `format`, `manifest` and `files`.
+//! Promises that opening a set, merging and verifying apply the same checks; that an error of the
+//! operating system is retried and never reported as damage; and that a process keeps few file
+//! descriptors open, however many shards it uses.
 
 use super::codec::Codec;
+use super::error::{Kind, marked};
 use super::format::{
-    FOOTER_BYTES, Footer, Geometry, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry, Newer,
-    SourceEntry, check_sources, decode_source,
+    FOOTER_BYTES, Footer, Geometry, HEADER_BYTES, Header, INDEX_ENTRY_BYTES, IndexEntry,
 };
 use super::manifest::{Manifest, ShardInfo, shard_name};
+use super::source_table::{SourceEntry, check_sources, decode_source};
 use crate::{support::failure, support::files, sys};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{File, Metadata};
@@ -18,11 +19,14 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes of an index that are read at a time.
+/// The index is read in chunks of this many bytes: 32768 entries.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Reads exactly `bytes.len()` bytes. Passing errors of the system are retried; a file that ends
-/// before is damage.
+/// Shard files kept open if the system does not report its limit on file descriptors.
+const KEPT_BY_DEFAULT: usize = 64;
+
+/// Reads exactly `bytes.len()` bytes at offset `at`; `what` names them in the error. Temporary
+/// errors of the system are retried; a file that ends too early is damage.
 pub(super) fn read_at(file: &File, bytes: &mut [u8], at: u64, what: &str) -> Result<()> {
     match failure::retry(|| sys::read_exact_at(file, bytes, at)) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
@@ -32,7 +36,7 @@ pub(super) fn read_at(file: &File, bytes: &mut [u8], at: u64, what: &str) -> Res
     }
 }
 
-/// A buffer for part of a file, or an error where memory is short.
+/// Allocates a zeroed buffer for part of a file; too little memory is an error and not an abort.
 fn buffer(bytes: u64, what: &str) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     let length = usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -42,77 +46,81 @@ fn buffer(bytes: u64, what: &str) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// The shard files of this process that are kept open for reading calls.
-static KEPT: AtomicUsize = AtomicUsize::new(0);
+/// Number of shard files that this process keeps open for read calls.
+static KEPT_OPEN: AtomicUsize = AtomicUsize::new(0);
 
-/// How many shard files may be kept open: half of what the system allows this process. Those beyond
-/// are opened for each reading.
-fn most_kept() -> usize {
+/// How many shard files may be kept open: half of the file descriptors that the system allows this
+/// process. Any further file is opened anew for each read.
+fn max_kept_open() -> usize {
     static MOST: OnceLock<usize> = OnceLock::new();
-    *MOST.get_or_init(|| sys::open_files_limit().map_or(64, |limit| limit / 2))
+    *MOST.get_or_init(|| sys::open_files_limit().map_or(KEPT_BY_DEFAULT, |limit| limit / 2))
 }
 
-struct Kept(File);
+/// A shard file that stays open; it counts in [`KEPT_OPEN`] until it is dropped.
+struct KeptFile(File);
 
-impl Kept {
-    /// The file back where enough are kept.
-    fn new(file: File) -> Result<Kept, File> {
-        if KEPT.fetch_add(1, Ordering::Relaxed) < most_kept() {
-            return Ok(Kept(file));
+impl KeptFile {
+    /// Returns the file as the error if [`max_kept_open`] files are open already.
+    fn new(file: File) -> Result<KeptFile, File> {
+        if KEPT_OPEN.fetch_add(1, Ordering::Relaxed) < max_kept_open() {
+            return Ok(KeptFile(file));
         }
-        KEPT.fetch_sub(1, Ordering::Relaxed);
+        KEPT_OPEN.fetch_sub(1, Ordering::Relaxed);
         Err(file)
     }
 }
 
-impl Drop for Kept {
+impl Drop for KeptFile {
     fn drop(&mut self) {
-        KEPT.fetch_sub(1, Ordering::Relaxed);
+        KEPT_OPEN.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// What tells a shard file from another one of its name: nothing writes to a finished shard.
+/// Size and modification time of a shard file. Nothing writes to a finished shard, so a difference
+/// means that another file has taken its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     bytes: u64,
     modified: sys::FileTime,
 }
 
-impl Stamp {
+impl FileStamp {
     fn of(about: &Metadata) -> Self {
-        Stamp {
+        FileStamp {
             bytes: about.len(),
             modified: sys::modified(about),
         }
     }
 }
 
-/// A shard whose header, footer, source table and index were checked.
+/// A shard whose header, footer, source table and index were checked. The tables themselves stay
+/// on the disk and are read when they are needed.
 pub(super) struct Tables {
     pub path: PathBuf,
     pub footer: Footer,
     /// Bytes of the longest record.
     pub longest: u32,
-    stamp: Stamp,
-    kept: OnceLock<Kept>,
+    stamp: FileStamp,
+    kept: OnceLock<KeptFile>,
 }
 
 impl Tables {
-    /// Opens shard `number` of the set in `folder` and checks its structure; also gives the file,
-    /// for mapping it.
+    /// Opens shard `number` of the set in `folder` and checks its structure. Also returns the open
+    /// file, so that the caller can map it.
     ///
     /// # Errors
-    /// All name the file: an error of the system (as the cause), a newer format ([`Newer`]),
-    /// otherwise damage.
+    /// Every error names the file. It is an error of the system (found as the cause), a missing
+    /// file, a newer format, or otherwise damage.
     pub fn open(folder: &Path, manifest: &Manifest, number: usize) -> Result<(Tables, File)> {
         let path = folder.join(shard_name(number));
         let file = match failure::retry(|| files::open_regular(&path)) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                bail!(
+                let text = format!(
                     "{} is missing, though the manifest lists it; copy it back or make the set again",
                     path.display()
-                )
+                );
+                return Err(marked(Kind::Missing, text));
             }
             Err(e) => return Err(e).with_context(|| format!("cannot open {}", path.display())),
         };
@@ -132,7 +140,7 @@ impl Tables {
         manifest: &Manifest,
         number: usize,
     ) -> Result<Tables> {
-        let stamp = Stamp::of(&file.metadata().context("cannot look at the file")?);
+        let stamp = FileStamp::of(&file.metadata().context("cannot look at the file")?);
         let length = stamp.bytes;
         let (mut header, mut footer) = ([0; HEADER_BYTES], [0; FOOTER_BYTES]);
         ensure!(
@@ -193,18 +201,18 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Checks the index; returns the length of the longest record.
+    /// Checks the index: the records must follow one another from the header to the source table
+    /// without a gap, so that a checksum covers every byte of the file. Returns the length of the
+    /// longest record.
     fn check_index(&self, file: &File, geometry: Geometry) -> Result<u32> {
         let f = &self.footer;
-        // records lie one behind the other from the header to the source table: no byte is outside
-        // a checksum
         let longest = u32::try_from(geometry.lq_bytes() + geometry.hr_bytes())
             .context("a pair is too large")?;
         let (mut end, mut most, mut source, mut i) = (HEADER_BYTES as u64, 0, None, 0u64);
         let mut crc = crc32fast::Hasher::new();
         let mut fault = None;
-        // the checksum is looked at before what the entries say: a fault found on the way waits for
-        // it
+        // a wrong checksum is the better message, but it is known only at the end: the first
+        // fault of an entry is kept until then
         self.read_index(file, |chunk| {
             crc.update(chunk);
             for at in 0..chunk.len() / INDEX_ENTRY_BYTES {
@@ -263,7 +271,7 @@ impl Tables {
         Ok(most)
     }
 
-    /// Hands the whole index over in chunks of whole entries.
+    /// Calls `each` with the whole index, in chunks of whole entries.
     fn read_index(&self, file: &File, mut each: impl FnMut(&[u8])) -> Result<()> {
         let bytes = self.footer.records * INDEX_ENTRY_BYTES as u64;
         let mut chunk = buffer(bytes.min(CHUNK_BYTES as u64), "index")?;
@@ -293,32 +301,34 @@ impl Tables {
         Ok(table)
     }
 
-    /// Calls `work` with the shard's file, which is opened again where it is not kept open.
+    /// Calls `work` with the shard's file, and opens it first if it is not kept open.
+    ///
+    /// # Errors
+    /// Another file has taken the shard's name, an error of the system, or that of `work`.
     pub fn with_file<T>(&self, work: impl FnOnce(&File) -> Result<T>) -> Result<T> {
         if let Some(kept) = self.kept.get() {
             return work(&kept.0);
         }
         let file = failure::retry(|| files::open_regular(&self.path))
             .context("cannot open the file again")?;
-        let now = Stamp::of(&file.metadata().context("cannot look at the file")?);
+        let now = FileStamp::of(&file.metadata().context("cannot look at the file")?);
         ensure!(
             now == self.stamp,
             "the file was replaced or changed since the set was opened"
         );
-        match Kept::new(file) {
+        match KeptFile::new(file) {
             Ok(kept) => work(&self.kept.get_or_init(|| kept).0),
             Err(file) => work(&file),
         }
     }
 
-    /// Reads bytes of the file by a call.
+    /// Reads bytes of the file by a read call.
     pub fn read(&self, bytes: &mut [u8], at: u64, what: &str) -> Result<()> {
         self.with_file(|file| read_at(file, bytes, at, what))
     }
 
-    /// Reads one index entry by a call. Entries are 32 bytes of a file that is read anyway: keeping
-    /// them all would cost memory for every record, and the call takes about a thousandth of
-    /// decoding one.
+    /// Reads one index entry by a read call. Keeping all entries would take 32 bytes of memory for
+    /// every record, and the call takes about a thousandth of the time of decoding a record.
     pub fn entry(&self, i: usize) -> Result<IndexEntry> {
         let mut bytes = [0; INDEX_ENTRY_BYTES];
         let at = self.footer.index_at + (i * INDEX_ENTRY_BYTES) as u64;
@@ -347,17 +357,17 @@ impl Tables {
         })
     }
 
-    /// The bytes of the source table.
+    /// Reads the source table.
     pub fn source_table(&self) -> Result<Vec<u8>> {
         self.with_file(|file| self.source_table_of(file))
     }
 
-    /// One image of the source table.
+    /// Reads one entry of the source table.
     pub fn source(&self, i: u32) -> Result<SourceEntry> {
         decode_source(&self.source_table()?, self.footer.sources, i)
     }
 
-    /// Every image of the shard, with the number of its records.
+    /// Returns every image of the shard with the number of its records.
     pub fn sources(&self) -> Result<Vec<(SourceEntry, u64)>> {
         let table = self.source_table()?;
         let mut counts = vec![0; self.footer.sources as usize];
@@ -372,15 +382,13 @@ impl Tables {
     }
 }
 
-/// The codec of an index entry.
+/// Returns the codec of an index entry.
 ///
 /// # Errors
-/// One that this program does not know, as [`Newer`].
+/// A codec that this program does not know: it needs a newer paragon.
 pub(super) fn known_codec(id: u8) -> Result<Codec> {
     Codec::from_id(id).ok_or_else(|| {
-        Newer(format!(
-            "codec {id} is not known to this paragon; use a newer paragon"
-        ))
-        .into()
+        let text = format!("codec {id} is not known to this paragon; use a newer paragon");
+        marked(Kind::Newer, text)
     })
 }

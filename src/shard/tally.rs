@@ -1,6 +1,5 @@
-//! Counts kept along the way, from the outcome of every image in order, and the report made of
-//! them. Depends on `report`. Promises the same counts for a run that went on from a journal as for
-//! an unbroken one.
+//! Counts the outcomes of all images and makes the report of a run from them. Depends on `report`.
+//! Promises that a run which continued from a journal has the same counts as an uninterrupted one.
 
 use super::codec::Codec;
 use super::convert::LQ_NOTE;
@@ -19,16 +18,18 @@ pub(super) struct Tally {
     pub images: u64,
     ignored: u64,
     left_out: Vec<LeftOut>,
-    /// Images that gave pairs, to train on and held out.
+    /// Images that gave pairs: in the set to train on, and in the held-out set.
     pub used: [u64; 2],
-    /// Images that were decided by an earlier run.
+    /// Images with pairs that an earlier run had converted.
     pub resumed: u64,
     pub rejected: Vec<Rejected>,
+    /// For each note the number of files.
     notes: BTreeMap<String, u64>,
+    /// For each note the first file.
     note_examples: BTreeMap<String, PathBuf>,
-    /// Patches left out for want of detail, and as duplicates.
+    /// Patches left out because they show too little detail, and pairs left out as duplicates.
     pub dropped: (u64, u64),
-    /// Pairs kept of the images counted.
+    /// Pairs kept, those of the earlier run included.
     pub kept: u64,
     /// Pairs written by this run.
     pub pairs: u64,
@@ -36,7 +37,7 @@ pub(super) struct Tally {
     bytes_in: u64,
     pair_bytes: u64,
     threads: usize,
-    /// Most memory counted for images under way at any moment, bytes.
+    /// Largest sum of `Job::memory` over the images that were being converted at one time, bytes.
     pub most_held: u64,
 }
 
@@ -66,6 +67,20 @@ impl Tally {
             },
             most_held: 0,
         }
+    }
+
+    /// Takes the counts of a set that was complete before the run.
+    pub fn take_from(
+        &mut self,
+        manifest: &Manifest,
+        held_out: Option<&Manifest>,
+        rejected: Vec<Rejected>,
+    ) {
+        self.images = manifest.images;
+        self.used = [manifest.used, held_out.map_or(0, |m| m.used)];
+        self.kept = manifest.records() + held_out.map_or(0, Manifest::records);
+        self.dropped = manifest.extra.dropped;
+        self.rejected.extend(rejected);
     }
 
     /// Counts the outcome of one image.
@@ -112,7 +127,7 @@ impl Tally {
         }
     }
 
-    /// Rejected images by kind of reason.
+    /// Number of rejected images by kind of reason.
     pub fn kinds(&self) -> BTreeMap<String, u64> {
         let mut kinds = BTreeMap::new();
         for rejected in &self.rejected {
@@ -121,7 +136,7 @@ impl Tally {
         kinds
     }
 
-    /// The report of a finished set, with its held-out part.
+    /// Makes the report of a finished set and its held-out part.
     pub fn report(
         mut self,
         manifest: &Manifest,
@@ -187,7 +202,7 @@ impl Tally {
     }
 }
 
-/// The rejection of an image of which no patch was kept.
+/// The rejection of an image that gave no pairs.
 pub(super) fn nothing_kept(job: &Job, flat: u64, duplicates: u64) -> Rejected {
     let (kind, reason) = match (flat, duplicates) {
         (flat, 0) => (

@@ -1,12 +1,12 @@
-//! Looking at a finished set: what is in it, whether every record is whole, its pairs as images.
-//! Depends on `reader` and `report`. Promises to leave the set as it is, to name shard, record and
-//! image of every damage, and to read by calls alone: a disk that cannot deliver a block is an
-//! error of the system with a name, and never taken for damage.
+//! Inspects a finished set: what it holds, whether every record is whole, its pairs as images.
+//! Depends on `reader`, `shard_reader` and `report`. Promises to change nothing in the set, to name
+//! shard, record and image of every damage, and to use read calls only: a block that the disk
+//! cannot deliver is an error of the system and is not reported as damage.
 
-use super::format::is_newer;
+use super::error::{Error, is_newer};
 use super::manifest::{Manifest, shard_name};
-use super::merge;
 use super::reader::{Io, ShardSet};
+use super::shard_reader::ShardReader;
 use crate::support::progress::Progress;
 use crate::sys::{self, ErrorClass};
 use crate::{support::failure, support::files};
@@ -20,72 +20,75 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What a set holds.
+/// The content of a set in figures.
 #[derive(Clone, Debug, Serialize)]
 pub struct Info {
     /// Version of the paragon that wrote it.
     pub paragon: String,
     /// Identity of the content, hexadecimal.
     pub fingerprint: String,
-    /// Pairs.
+    /// Number of pairs.
     pub pairs: u64,
     /// HR side over LQ side.
     pub scale: u32,
     /// LQ patch side, pixels.
     pub lq_size: u32,
-    /// Distance of neighbouring patches in the LQ image, pixels.
+    /// Distance between neighbouring patches in the LQ image, pixels.
     pub stride: u32,
     /// How the LQ was made.
     pub lq_recipe: String,
-    /// Images found when the set was made.
+    /// Number of images found when the set was made.
     pub images: u64,
-    /// Images that gave pairs.
+    /// Number of images that gave pairs.
     pub used: u64,
-    /// Shard files.
+    /// Number of shard files.
     pub shards: u64,
     /// Bytes of all shards.
     pub bytes: u64,
     /// Bytes of all pairs as pixels.
     pub bytes_raw: u64,
-    /// By codec: how many pairs, and how large they are.
-    pub codecs: BTreeMap<&'static str, Stored>,
-    /// LQ patch side that training takes by default, pixels.
+    /// Number and size of the pairs, by codec.
+    pub codecs: BTreeMap<&'static str, CodecShare>,
+    /// LQ patch side that training uses by default, pixels.
     pub crop: u32,
     /// Other options that decided the content.
     pub options: Vec<(String, String)>,
-    /// Patches left out because they were flat, and as duplicates.
+    /// Number of patches left out as flat, and of pairs left out as duplicates.
     pub dropped: (u64, u64),
-    /// Images that gave no pairs, by kind of reason.
+    /// Number of images that gave no pairs, by kind of reason.
     pub rejected: BTreeMap<String, u64>,
-    /// Part and number of parts, where this is one.
+    /// Number of this part, from 1, and number of parts, if the set is a part.
     pub part: Option<(u32, u32)>,
-    /// Times that images were added.
+    /// How often images were added.
     pub appended: u32,
-    /// Stored bytes of a pair: the size that a tenth, half and nine tenths of them do not exceed.
+    /// 10th, 50th and 90th percentile of the stored bytes of a pair.
     pub record_bytes: [u32; 3],
 }
 
-/// Pairs stored with one codec.
+/// The pairs stored with one codec.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Stored {
-    /// How many.
+pub struct CodecShare {
+    /// Their number.
     pub pairs: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// The smallest and the largest, bytes.
+    /// Bytes of the smallest and of the largest.
     pub range: (u32, u32),
 }
 
-/// Gathers what the manifest and the indexes say.
+/// Gathers the figures of a set from its manifest and indexes.
+///
+/// # Errors
+/// Those of [`ShardSet::each_stored`].
 pub fn info(set: &ShardSet) -> Result<Info> {
     let manifest = set.manifest();
     let geometry = set.geometry();
     let mut codecs = BTreeMap::new();
     let mut sizes = Vec::with_capacity(set.len() as usize);
     set.each_stored(|codec, bytes| {
-        let entry = codecs.entry(codec.name()).or_insert(Stored {
+        let entry = codecs.entry(codec.name()).or_insert(CodecShare {
             range: (u32::MAX, 0),
-            ..Stored::default()
+            ..CodecShare::default()
         });
         entry.pairs += 1;
         entry.bytes += u64::from(bytes);
@@ -119,59 +122,60 @@ pub fn info(set: &ShardSet) -> Result<Info> {
     })
 }
 
-/// A record that cannot be read, or a whole shard.
+/// A record or a whole shard that cannot be read.
 #[derive(Clone, Debug, Serialize)]
 pub struct Damage {
-    /// Number of the record in the set; nothing where it is about the shard's own tables.
+    /// Number of the record in the set; `None` if the tables of the shard are damaged.
     pub record: Option<u64>,
     /// Shard, record, image and what is wrong, in words.
     pub error: String,
 }
 
-/// What a check found.
+/// The result of [`verify`].
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Verified {
     /// Pairs that the manifest lists.
     pub pairs: u64,
     /// Everything that is damaged, in order.
     pub damaged: Vec<Damage>,
-    /// Everything that the disk or network behind the set did not deliver, in order: whether it is
-    /// whole is not known.
+    /// Everything that the disk or network did not deliver, in order. It is not known whether it is
+    /// whole.
     pub unreadable: Vec<Damage>,
-    /// Pairs that were not looked at, since too many could not be read.
+    /// Number of pairs that were not checked, because too many others could not be read.
     pub unchecked: u64,
 }
 
-/// Records that the system may fail to read before a check gives up: each is tried for about 1.5 s.
-const MOST_UNREADABLE: usize = 16;
+/// After this many unreadable records the other records are no longer checked: each failing read is
+/// retried for about 1.5 s.
+const MAX_UNREADABLE: usize = 16;
 
-/// What came of looking at one record or one shard's tables.
-enum Found {
+/// What is wrong with one record or with the tables of one shard.
+enum Finding {
     Damaged(Damage),
     Unreadable(Damage),
     Unchecked,
 }
 
-/// Tells damage from a block that the disk or network does not deliver.
+/// Separates damage from a block that the disk or network does not deliver.
 ///
 /// # Errors
-/// What concerns the whole check: no permission, no descriptors, no memory, a newer format.
-fn judge(record: Option<u64>, error: anyhow::Error) -> Result<Found> {
+/// An error that concerns the whole set: no permission, no descriptors, no memory, a newer format.
+fn finding(record: Option<u64>, error: anyhow::Error) -> Result<Finding> {
     let damage = || Damage {
         record,
         error: format!("{error:#}"),
     };
     match failure::system_cause(&error) {
         None if is_newer(&error) => Err(error),
-        None => Ok(Found::Damaged(damage())),
-        Some(cause) if is_of_the_disk(cause) => Ok(Found::Unreadable(damage())),
+        None => Ok(Finding::Damaged(damage())),
+        Some(cause) if is_of_the_disk(cause) => Ok(Finding::Unreadable(damage())),
         Some(_) => Err(error.context(
-            "an error of the system, which says nothing about the set; see to it and verify again",
+            "an error of the system, which says nothing about the set; remove the cause and verify again",
         )),
     }
 }
 
-/// Whether an error is of one block or one connection, so that other records may well be read.
+/// Whether an error concerns one block or one connection, so that other records may be readable.
 fn is_of_the_disk(error: &io::Error) -> bool {
     let by_kind = matches!(
         error.kind(),
@@ -180,22 +184,26 @@ fn is_of_the_disk(error: &io::Error) -> bool {
     by_kind || sys::is_error(error, ErrorClass::Disk)
 }
 
-/// Checks a whole set on all threads of the current pool: every shard's structure, and every record
-/// by decoding it. Where a shard's tables are damaged or it is missing, the records of the others
-/// are still held against their checksums.
+/// Checks a whole set on all threads of the current rayon pool: the structure of every shard, and
+/// every record by decoding it. If a shard is missing or its tables are damaged, the set cannot be
+/// opened; then only the checksums of the records of the other shards are compared.
 ///
 /// # Errors
 /// No finished set, a manifest that cannot be read, a newer format, an error of the system that
-/// concerns all of it. Damage and single blocks that cannot be read are no errors here.
-pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
+/// concerns the whole set. Damage and single blocks that cannot be read are part of the result.
+pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified, Error> {
+    verify_set(folder, progress).map_err(|e| Error::classify(folder, e))
+}
+
+fn verify_set(folder: &Path, progress: &Progress) -> Result<Verified> {
     let manifest = Manifest::read(folder)?;
     let pairs = manifest.records();
     let unreadable = AtomicUsize::new(0);
-    let shards: Vec<Option<Found>> = (0..manifest.shards.len())
+    let shards: Vec<Option<Finding>> = (0..manifest.shards.len())
         .into_par_iter()
         .map(|n| structure(folder, &manifest, n))
         .collect::<Result<_>>()?;
-    let found: Vec<Found> = if pairs == 0 || shards.iter().any(Option::is_some) {
+    let found: Vec<Finding> = if pairs == 0 || shards.iter().any(Option::is_some) {
         let whole: Vec<bool> = shards.iter().map(Option::is_none).collect();
         let check = |n: usize| {
             if whole[n] {
@@ -204,7 +212,7 @@ pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
                 Ok(Vec::new())
             }
         };
-        let records: Vec<Vec<Found>> = (0..whole.len())
+        let records: Vec<Vec<Finding>> = (0..whole.len())
             .into_par_iter()
             .map(check)
             .collect::<Result<_>>()?;
@@ -216,7 +224,7 @@ pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
     } else {
         match ShardSet::open(folder) {
             Ok(set) => records(&set, progress, &unreadable)?,
-            Err(e) => vec![judge(None, e)?],
+            Err(e) => vec![finding(None, e.into())?],
         }
     };
     let mut verified = Verified {
@@ -225,57 +233,57 @@ pub fn verify(folder: &Path, progress: &Progress) -> Result<Verified> {
     };
     for found in found {
         match found {
-            Found::Damaged(damage) => verified.damaged.push(damage),
-            Found::Unreadable(damage) => verified.unreadable.push(damage),
-            Found::Unchecked => verified.unchecked += 1,
+            Finding::Damaged(damage) => verified.damaged.push(damage),
+            Finding::Unreadable(damage) => verified.unreadable.push(damage),
+            Finding::Unchecked => verified.unchecked += 1,
         }
     }
     Ok(verified)
 }
 
-fn structure(folder: &Path, manifest: &Manifest, number: usize) -> Result<Option<Found>> {
-    merge::Shard::open(folder, manifest, number)
+fn structure(folder: &Path, manifest: &Manifest, number: usize) -> Result<Option<Finding>> {
+    ShardReader::open(folder, manifest, number)
         .err()
-        .map(|e| judge(None, e))
+        .map(|e| finding(None, e))
         .transpose()
 }
 
-/// Counts a record that cannot be read.
-fn counted(found: Found, unreadable: &AtomicUsize) -> Found {
-    if matches!(found, Found::Unreadable(_)) {
+/// Counts the finding in `unreadable` if the record is unreadable.
+fn counted(found: Finding, unreadable: &AtomicUsize) -> Finding {
+    if matches!(found, Finding::Unreadable(_)) {
         unreadable.fetch_add(1, Ordering::Relaxed);
     }
     found
 }
 
-/// Holds the records of one shard against their checksums without decoding them.
+/// Compares the checksums of the records of one shard, without decoding them.
 fn checksums(
     folder: &Path,
     manifest: &Manifest,
     number: usize,
     progress: &Progress,
     unreadable: &AtomicUsize,
-) -> Result<Vec<Found>> {
+) -> Result<Vec<Finding>> {
     let first: u64 = manifest.shards[..number].iter().map(|s| s.records).sum();
-    let mut shard = match merge::Shard::open(folder, manifest, number) {
+    let mut shard = match ShardReader::open(folder, manifest, number) {
         Ok(shard) => shard,
-        Err(e) => return Ok(vec![judge(None, e)?]),
+        Err(e) => return Ok(vec![finding(None, e)?]),
     };
     let mut all = Vec::new();
     for i in 0..manifest.shards[number].records {
-        if unreadable.load(Ordering::Relaxed) >= MOST_UNREADABLE {
-            all.push(Found::Unchecked);
+        if unreadable.load(Ordering::Relaxed) >= MAX_UNREADABLE {
+            all.push(Finding::Unchecked);
         } else if let Err(e) = shard.record() {
             let e = e.context(folder.join(shard_name(number)).display().to_string());
-            all.push(counted(judge(Some(first + i), e)?, unreadable));
+            all.push(counted(finding(Some(first + i), e)?, unreadable));
         }
         progress.advance(1);
     }
     Ok(all)
 }
 
-/// Reads and decodes every record; the damaged ones, in order.
-fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Result<Vec<Found>> {
+/// Reads and decodes every record. Returns the findings in order of the records.
+fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Result<Vec<Finding>> {
     let geometry = set.geometry();
     let room = || -> Result<_> {
         Ok((
@@ -284,27 +292,33 @@ fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Res
             vec![0; geometry.hr_bytes()],
         ))
     };
-    let check = |room: &mut Result<_>, record: u64| -> Result<Option<Found>> {
+    let check = |room: &mut Result<_>, record: u64| -> Result<Option<Finding>> {
         let (scratch, lq, hr): &mut (_, Vec<u8>, Vec<u8>) = match room {
             Ok(room) => room,
             Err(e) => anyhow::bail!("cannot set up a thread: {e:#}"),
         };
-        if unreadable.load(Ordering::Relaxed) >= MOST_UNREADABLE {
-            return Ok(Some(Found::Unchecked));
+        if unreadable.load(Ordering::Relaxed) >= MAX_UNREADABLE {
+            return Ok(Some(Finding::Unchecked));
         }
         let outcome = set.read(record, scratch, lq, hr);
         progress.advance(1);
-        let found = outcome.err().map(|e| judge(Some(record), e)).transpose()?;
+        let found = outcome
+            .err()
+            .map(|e| finding(Some(record), e.into()))
+            .transpose()?;
         Ok(found.map(|found| counted(found, unreadable)))
     };
-    let found: Result<Vec<Option<Found>>> = (0..set.len())
+    let found: Result<Vec<Option<Finding>>> = (0..set.len())
         .into_par_iter()
         .map_init(room, check)
         .collect();
     Ok(found?.into_iter().flatten().collect())
 }
 
-/// A pair as images, read by calls.
+/// Reads a pair as two images, LQ and HR.
+///
+/// # Errors
+/// Those of [`ShardSet::read`].
 pub fn pair(set: &ShardSet, record: u64) -> Result<(RgbImage, RgbImage)> {
     let g = set.geometry();
     let (mut lq, mut hr) = (
@@ -318,16 +332,16 @@ pub fn pair(set: &ShardSet, record: u64) -> Result<(RgbImage, RgbImage)> {
 /// Numbers of the records that were cut from an image.
 ///
 /// # Errors
-/// No image of this name; names like it are told.
+/// The set has no image of this name; the error lists similar names.
 pub fn records_of(set: &ShardSet, name: &str) -> Result<Vec<u64>> {
     let mut first = 0;
     let mut found = Vec::new();
     let mut alike = Vec::new();
-    // records of one image lie together, in the order of the source tables
+    // the records of one image follow one another, in the order of the source tables
     for (source, count) in set.sources()? {
         if source.name == name {
             found.extend(first..first + count);
-        } else if source.name.contains(name) && alike.len() < 5 {
+        } else if source.name.contains(name) && alike.len() < SIMILAR_NAMES {
             alike.push(source.name);
         }
         first += count;
@@ -346,6 +360,9 @@ pub fn records_of(set: &ShardSet, name: &str) -> Result<Vec<u64>> {
 }
 
 /// Writes pairs as PNG files `NUMBER_lq.png` and `NUMBER_hr.png` into a folder.
+///
+/// # Errors
+/// A record cannot be read, or a file not written.
 pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
     files::create_folder(out)?;
     for &record in records {
@@ -365,23 +382,29 @@ pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Pairs side by side in one line of a contact sheet.
+/// Largest number of similar names that an error lists.
+const SIMILAR_NAMES: usize = 5;
+
+/// Pairs in one row of a contact sheet.
 #[cfg(feature = "report")]
 const SHEET_COLUMNS: usize = 3;
 
-/// Pixels of all images on a contact sheet at most, before they are enlarged for the eye: about
-/// 150 MB while it is drawn.
+/// Largest number of pixels of all images on a contact sheet, before they are enlarged for display:
+/// about 150 MB while it is drawn.
 #[cfg(feature = "report")]
 const SHEET_PIXELS: u64 = 50_000_000;
-/// Pairs on a contact sheet at most, however small.
+/// Largest number of pairs on a contact sheet, however small they are.
 #[cfg(feature = "report")]
 const SHEET_PAIRS: u64 = 1000;
+/// Separates the draws of a contact sheet from others with the same seed: "SHEE" in ASCII.
+#[cfg(feature = "report")]
+const PURPOSE_SHEET: u64 = 0x5348_4545;
 
-/// Writes a contact sheet of `count` pairs drawn by `seed`: LQ, enlarged by repeating its pixels,
-/// beside HR.
+/// Writes a contact sheet of `count` pairs drawn by `seed`. Each LQ, enlarged by repeating its
+/// pixels, is shown beside its HR.
 ///
 /// # Errors
-/// None or too many pairs, records that cannot be read, a file that cannot be written.
+/// No pair or too many pairs are asked for, a record cannot be read, the file cannot be written.
 #[cfg(feature = "report")]
 pub fn sheet(set: &ShardSet, count: u64, seed: u64, path: &Path) -> Result<()> {
     use super::reader::RecordSource;
@@ -396,7 +419,7 @@ pub fn sheet(set: &ShardSet, count: u64, seed: u64, path: &Path) -> Result<()> {
         count.min(set.len()) <= most,
         "--count {count} is more than a contact sheet holds: at most {most} pairs of HR {hr}x{hr}; give fewer, and another --seed for others"
     );
-    let mut rng = Rng::new(&[0x5348_4545, seed]);
+    let mut rng = Rng::new(&[PURPOSE_SHEET, seed]);
     let mut drawn = BTreeSet::new();
     while (drawn.len() as u64) < count.min(set.len()) {
         drawn.insert(rng.below(set.len()));

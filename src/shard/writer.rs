@@ -1,13 +1,15 @@
-//! From a plan to a finished set: images are converted on many threads and put together in their
-//! order by one. Depends on `convert`, `assembly` and `resume`. Promises the same bytes for any
-//! number of threads and after any number of kills, a bound on the memory of images under way, and
-//! that the manifest, written last, only ever names what is on the disk.
+//! Makes the set of a plan: many threads convert images, and one thread appends them in input
+//! order. Depends on `convert`, `assembly` and `resume`. Promises the same bytes for any number of
+//! threads and after any number of kills, a bound on the memory of images that are being converted,
+//! and that the manifest, written last, only names shards that are on the disk.
 
 use super::assembly::Assembly;
 use super::convert::{Converted, SYSTEM_FAULT, Worker};
+use super::output_folder::{prepare, remove_set};
 use super::plan::{BuildConfig, Job, Plan, Rejected, pool};
 use super::report::Report;
-use super::resume::{self, Found};
+use super::resume::{OutputState, inspect};
+use super::same_files::stamp;
 use super::tally::Tally;
 use crate::support::progress::Progress;
 use crate::support::text::bytes_text;
@@ -19,44 +21,39 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Images that may be under way for each thread: enough that none waits for the slowest, few enough
-/// to stay small.
+/// Images that may be started and not yet appended, for each thread: with 8, the other threads can
+/// go on while one converts a large image, and the converted images take little memory.
 const LOOK_AHEAD: usize = 8;
+/// Rejected images that are named if there is no usable one.
+const SHOWN: usize = 5;
 
 /// Makes the set that `plan` describes.
 ///
 /// # Errors
-/// No image can be used, the output folder is in use, holds another set or cannot be written, the
-/// disk is full. What was finished before the error stays and is not made again by the next run.
+/// No image can be used; the output folder is in use, holds another set or cannot be written; the
+/// disk is full. The images that were converted before the error are kept, and the next run
+/// continues after them.
 pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Result<Report> {
     let started = Instant::now();
     let one_of_many = config.part.is_some();
     if plan.jobs.is_empty() && !one_of_many {
         bail!(nothing_left(config, plan.images, &plan.rejected));
     }
-    let _lock = resume::prepare(&config.out, progress)?;
-    let (found, before) = resume::find(config, &mut plan, progress)?;
-    let mut assembly = match found {
-        Found::Complete(complete) => {
+    let _lock = prepare(&config.out, progress)?;
+    let (state, base) = inspect(config, &mut plan, progress)?;
+    let mut assembly = match state {
+        OutputState::Complete(complete) => {
             let (manifest, held_out, rejected) = *complete;
             let mut tally = Tally::new(config, &plan);
             if !config.append {
-                let held_out = held_out.as_ref();
-                tally.images = manifest.images;
-                tally.used = [manifest.used, held_out.map_or(0, |m| m.used)];
-                tally.kept = manifest.records() + held_out.map_or(0, |m| m.records());
-                tally.dropped = manifest.extra.dropped;
-                tally.rejected.extend(rejected);
+                tally.take_from(&manifest, held_out.as_ref(), rejected);
             }
-            let mut report = tally.report(
-                &manifest,
-                held_out.as_ref(),
-                started.elapsed().as_secs_f64(),
-            );
+            let seconds = started.elapsed().as_secs_f64();
+            let mut report = tally.report(&manifest, held_out.as_ref(), seconds);
             report.already_complete = true;
             return Ok(report);
         }
-        Found::Ready(assembly) => *assembly,
+        OutputState::Ready(assembly) => *assembly,
     };
     if assembly.decided > 0 {
         progress.line(&format!(
@@ -68,19 +65,19 @@ pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Resul
     convert_in_order(config, &plan, progress, &mut assembly).context(
         "the set is not finished; what is finished stays, run the same command again to go on",
     )?;
-    if let ([Some(main), held_out], 0) = (&before, assembly.tally.kept) {
-        // nothing of the new images is of use: the set stays as it is, and a second look at them
-        // changes nothing either
+    if let ([Some(main), held_out], 0) = (&base, assembly.tally.kept) {
+        // the new images gave no pairs: the set stays as it is, and without a journal the next run
+        // looks at them again
         let tally = assembly.abandon()?;
         let mut report = tally.report(main, held_out.as_ref(), started.elapsed().as_secs_f64());
         report.already_complete = true;
         return Ok(report);
     }
     let finished = assembly
-        .finish(&config.out, &plan, before)
+        .finish(&config.out, &plan, base)
         .context("the set is not finished; run the same command again to go on")?;
     if finished.manifest.records() == 0 && !one_of_many {
-        resume::remove_set(&config.out)?;
+        remove_set(&config.out)?;
         bail!(nothing_left(config, plan.images, &finished.tally.rejected));
     }
     progress.finish();
@@ -91,9 +88,10 @@ pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Resul
     ))
 }
 
-/// What one task sends back: the stamp of the files it read, and what they became.
+/// Result of one task: the stamp of the files that it read, and the converted or rejected image.
 type Outcome = Result<(u64, Result<Converted, Rejected>)>;
 
+/// Converts the images of the plan that are not done yet, and appends them in order.
 fn convert_in_order(
     config: &BuildConfig,
     plan: &Plan,
@@ -106,7 +104,7 @@ fn convert_in_order(
     progress.advance(assembly.decided);
     let workers: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
     let cancelled = AtomicBool::new(false);
-    // as many places as tasks under way: sending never waits, so no thread of the pool ever blocks
+    // the channel holds the results of all tasks that may be started: no thread of the pool waits
     let (sender, receiver) = crossbeam_channel::bounded::<(usize, Outcome)>(window);
     pool.in_place_scope(|scope| {
         let mut waiting: BTreeMap<usize, Outcome> = BTreeMap::new();
@@ -155,13 +153,15 @@ fn convert_in_order(
         };
         let result = run();
         if result.is_err() {
-            let _ = assembly.commit(); // what is decided is not decided again; where it cannot be written, the next run sees what is there
+            // keeps what is done for the next run; if this fails too, that run continues earlier
+            let _ = assembly.commit();
         }
         cancelled.store(true, Ordering::Relaxed);
         result
     })
 }
 
+/// Converts one image on a thread of the pool.
 fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker>>) -> Outcome {
     let lock = || {
         workers
@@ -173,7 +173,7 @@ fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker
         Some(worker) => worker,
         None => Worker::new(plan.geometry)?,
     };
-    let stamp = resume::stamp(job).context(SYSTEM_FAULT)?;
+    let stamp = stamp(job).context(SYSTEM_FAULT)?;
     let converted = catch_unwind(AssertUnwindSafe(|| worker.convert(job, config)));
     match converted {
         Ok(outcome) => {
@@ -190,7 +190,7 @@ fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker
     }
 }
 
-/// Why there is no set at all: the first reasons stand for the rest.
+/// Says why no set can be made, with the reasons of the first rejected images.
 fn nothing_left(config: &BuildConfig, images: u64, rejected: &[Rejected]) -> String {
     let dataset = config.dataset.display();
     if images == 0 {
@@ -201,13 +201,12 @@ fn nothing_left(config: &BuildConfig, images: u64, rejected: &[Rejected]) -> Str
             "{dataset}: every usable image was held out, none is left to train on; hold out fewer with --val"
         );
     }
-    let shown = 5;
     let mut text = format!("{dataset}: none of the {images} images found can be used:");
-    for r in rejected.iter().take(shown) {
+    for r in rejected.iter().take(SHOWN) {
         text += &format!("\n  {}: {}", r.file.display(), r.reason);
     }
-    if rejected.len() > shown {
-        text += &format!("\n  and {} more", rejected.len() - shown);
+    if rejected.len() > SHOWN {
+        text += &format!("\n  and {} more", rejected.len() - SHOWN);
     }
     if rejected.iter().all(|r| r.kind == "too small") {
         text += "\nall are too small for one patch: try a smaller --lq-size";

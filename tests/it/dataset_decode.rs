@@ -165,7 +165,7 @@ fn grey_is_repeated_and_alpha_dropped() {
 }
 
 #[test]
-fn alpha_is_given_beside_the_picture_where_it_is_asked_for() {
+fn alpha_is_given_beside_the_image_where_it_is_asked_for() {
     let folder = Folder::new();
     let alpha = ImageBuffer::from_fn(5, 4, |x, y| {
         Rgba([x as u8, y as u8, 200, (x * 30 + y) as u8])
@@ -228,7 +228,7 @@ fn exif_orientation_is_applied() {
     });
     let jpeg = encode(&DynamicImage::ImageRgb8(stored), ImageFormat::Jpeg);
     let folder = Folder::new();
-    // (x, y) of the bright corner after turning, as shares of the picture
+    // (x, y) of the bright corner after turning, as shares of the image
     let corners = [
         (1, 0, 0),
         (2, 1, 0),
@@ -439,7 +439,7 @@ fn a_damaged_profile_is_reported_and_left() {
 }
 
 #[test]
-fn rejects_what_is_no_picture() {
+fn rejects_what_is_no_image() {
     let folder = Folder::new();
     assert!(folder.error("empty.png", b"").contains("empty"));
     let text = folder.error("note.png", b"Dear diary, today I trained a network.");
@@ -553,7 +553,7 @@ fn rejects_giant_headers_before_allocating() {
 }
 
 #[test]
-fn every_truncation_is_an_error_or_the_whole_picture() {
+fn every_truncation_is_an_error_or_the_whole_image() {
     let folder = Folder::new();
     let image = pattern(19, 17);
     let dynamic = DynamicImage::ImageRgb8(image.clone());
@@ -572,7 +572,7 @@ fn every_truncation_is_an_error_or_the_whole_picture() {
             match folder.decode("cut.png", &bytes[..length]) {
                 Ok(found) => assert!(
                     found.image == *wanted,
-                    "{format:?} cut to {length} of {} bytes gave another picture",
+                    "{format:?} cut to {length} of {} bytes gave another image",
                     bytes.len()
                 ),
                 Err(error) => assert!(format!("{error:#}").contains("cut.png")),

@@ -1,7 +1,7 @@
 //! Finding and pairing files: the usual layouts of data sets, and each thing that can be wrong with
 //! one.
 
-use paragon::dataset::scan::{Reason, Scan, ScanOptions, is_picture_name, pictures, scan};
+use paragon::dataset::scan::{Reason, Scan, ScanOptions, is_image_name, list_images, scan};
 use paragon::shard::manifest::MANIFEST_NAME;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -106,7 +106,7 @@ fn usual_layouts_are_paired() {
 }
 
 #[test]
-fn without_lq_the_pictures_are_hr_alone() {
+fn without_lq_the_images_are_hr_alone() {
     assert_eq!(
         pairs(&["b.png", "a/c.webp", "a/b.TIFF", "z.bmp"], 2),
         ["a/b a/b.TIFF -", "a/c a/c.webp -", "b b.png -", "z z.bmp -"]
@@ -231,7 +231,7 @@ fn rejects_missing_empty_and_wrong_folders() {
     assert!(fails(dir.path().join("file.png")).contains("is a file"));
     let text = fails(dir.path().join("none"));
     assert!(
-        text.contains("no pictures") && text.contains("1 other"),
+        text.contains("no images") && text.contains("1 other"),
         "{text}"
     );
 }
@@ -271,10 +271,7 @@ fn rejects_what_could_mean_more_than_one_thing() {
         "{text}"
     );
     let text = error(&["hr/a.png", "lq/readme.txt"], 2);
-    assert!(
-        text.contains("no pictures") && text.contains("lq"),
-        "{text}"
-    );
+    assert!(text.contains("no images") && text.contains("lq"), "{text}");
 }
 
 #[test]
@@ -361,7 +358,7 @@ fn a_name_that_is_not_utf8_is_listed() {
     assert!(scan.rejected[0].reason.contains("UTF-8"));
 }
 
-/// Adds level pictures of these sizes to a tree, for what is told by sizes.
+/// Adds level images of these sizes to a tree, for what is told by sizes.
 fn sized(dir: &TempDir, files: &[(&str, u32, u32)]) {
     for (file, width, height) in files {
         let path = dir.path().join(file);
@@ -370,12 +367,12 @@ fn sized(dir: &TempDir, files: &[(&str, u32, u32)]) {
     }
 }
 
-/// Pictures and folders left out for a reason.
+/// Images and folders left out for a reason.
 fn left_out(scan: &Scan, reason: Reason) -> (u64, u64) {
     scan.left_out
         .iter()
         .find(|l| l.reason == reason)
-        .map_or((0, 0), |l| (l.pictures, l.folders))
+        .map_or((0, 0), |l| (l.images, l.folders))
 }
 
 #[test]
@@ -501,14 +498,14 @@ fn the_same_names_at_different_sizes_are_asked_about() {
     ]));
     assert!(
         asks(&[("photo.png", 20, 30), ("photo_x2.png", 40, 60)]),
-        "a result beside its picture"
+        "a result beside its image"
     );
     assert!(asks(&[
         ("a/1.png", 48, 48),
         ("b/1x4.png", 12, 12),
         ("c/9.png", 48, 48)
     ]));
-    // other pictures that happen to be called the same
+    // other images that happen to be called the same
     assert!(!asks(&[("cats/1.png", 48, 48), ("dogs/1.png", 48, 48)]));
     assert!(!asks(&[
         ("cats/1.png", 48, 48),
@@ -566,7 +563,7 @@ fn a_folder_called_hr_among_others_is_asked_about() {
     assert_eq!(
         paired.left_out[0].to_string(),
         format!(
-            "2 pictures left out: outside the chosen folders (the first is {})",
+            "2 images left out: outside the chosen folders (the first is {})",
             dir.path().join("c.jpg").display()
         )
     );
@@ -638,7 +635,7 @@ fn a_few_pairs_by_name_do_not_turn_a_set() {
     ];
     let text = error(&mixed, 2);
     assert!(
-        text.contains("2 pairs") && text.contains("3 other pictures"),
+        text.contains("2 pairs") && text.contains("3 other images"),
         "{text}"
     );
     let dir = tree(&mixed);
@@ -768,14 +765,14 @@ fn thumbnails_and_waste_bins_are_left_out() {
         ((0, 10), (1, 1))
     );
     // the same rule for a list of one folder
-    let flat = pictures(dir.path(), false).unwrap();
-    let names: Vec<_> = flat.pictures.iter().map(|p| p.name.as_str()).collect();
+    let flat = list_images(dir.path(), false).unwrap();
+    let names: Vec<_> = flat.images.iter().map(|p| p.name.as_str()).collect();
     assert_eq!((names, flat.subfolders, flat.files()), (vec!["a"], 2, 1));
-    assert_eq!(pictures(dir.path(), true).unwrap().pictures.len(), 3);
+    assert_eq!(list_images(dir.path(), true).unwrap().images.len(), 3);
     assert_eq!(
-        pictures(&dir.path().join("#recycle"), true)
+        list_images(&dir.path().join("#recycle"), true)
             .unwrap()
-            .pictures
+            .images
             .len(),
         1,
         "what the user names is listed"
@@ -787,7 +784,7 @@ fn thumbnails_and_waste_bins_are_left_out() {
         ("a", false),
         ("png", false),
     ] {
-        assert_eq!(is_picture_name(name.as_ref()), is, "{name}");
+        assert_eq!(is_image_name(name.as_ref()), is, "{name}");
     }
 }
 
@@ -893,7 +890,7 @@ fn words_at_the_end_of_names_are_read_alike_in_one_folder_and_in_two() {
 }
 
 #[test]
-fn of_hr_pictures_with_one_name_the_one_that_lost_nothing_is_taken() {
+fn of_hr_images_with_one_name_the_one_that_lost_nothing_is_taken() {
     let dir = tree(&["a.jpg", "a.png", "b.JPEG", "b.webp", "b.tif", "c.png"]);
     let scanned = scan(dir.path(), &options(2)).unwrap();
     assert_counts(&scanned);

@@ -1,28 +1,28 @@
-//! Synthetic pictures: the same bytes everywhere, any size, and something to lose for bicubic.
+//! Synthetic images: the same bytes everywhere, any size, and something to lose for bicubic.
 
 use paragon::dataset::degrade::{Filter, downscale, upscale_bicubic};
-use paragon::dataset::synth::picture;
+use paragon::dataset::synth::synthetic_image;
 use paragon::inference::metrics::{Channels, psnr};
 
-/// Pins the pictures themselves: this fails when they change, on purpose or from one machine to
+/// Pins the images themselves: this fails when they change, on purpose or from one machine to
 /// another.
 #[test]
 fn the_same_bytes_on_every_machine() {
     let sums: Vec<u32> = (0..4)
-        .map(|i| crc32fast::hash(picture(1, i, 96, 80).as_raw()))
+        .map(|i| crc32fast::hash(synthetic_image(1, i, 96, 80).as_raw()))
         .collect();
     assert_eq!(
         sums,
         [606531192, 1547773306, 3625899562, 4076537460],
-        "synthetic pictures changed"
+        "synthetic images changed"
     );
 }
 
 #[test]
 fn every_thread_draws_the_same_and_every_number_another() {
-    let here: Vec<_> = (0..6).map(|i| picture(5, i, 64, 64)).collect();
+    let here: Vec<_> = (0..6).map(|i| synthetic_image(5, i, 64, 64)).collect();
     let there: Vec<_> = (0..6)
-        .map(|i| std::thread::spawn(move || picture(5, i, 64, 64)))
+        .map(|i| std::thread::spawn(move || synthetic_image(5, i, 64, 64)))
         .collect();
     for (a, b) in here.iter().zip(there) {
         assert!(*a == b.join().unwrap());
@@ -33,7 +33,10 @@ fn every_thread_draws_the_same_and_every_number_another() {
                 .enumerate()
                 .all(|(j, other)| i == j || *other != here[i])
         );
-        assert!(picture(6, i as u64, 64, 64) != here[i], "another seed");
+        assert!(
+            synthetic_image(6, i as u64, 64, 64) != here[i],
+            "another seed"
+        );
     }
 }
 
@@ -42,7 +45,7 @@ fn any_size_is_drawn() {
     for (width, height) in [(1, 1), (1, 40), (40, 1), (3, 2), (700, 9), (31, 257)] {
         for index in 0..3 {
             assert_eq!(
-                picture(2, index, width, height).dimensions(),
+                synthetic_image(2, index, width, height).dimensions(),
                 (width, height)
             );
         }
@@ -55,7 +58,7 @@ fn any_size_is_drawn() {
 fn bicubic_loses_about_as_much_as_on_photographs() {
     let mut all: Vec<f64> = (0..24)
         .map(|index| {
-            let hr = picture(3, index, 128, 128);
+            let hr = synthetic_image(3, index, 128, 128);
             let up = upscale_bicubic(&downscale(&hr, 2, Filter::Bicubic).unwrap(), 2).unwrap();
             psnr(&hr, &up, 2, Channels::Rgb).unwrap()
         })
@@ -129,7 +132,7 @@ fn the_command_writes_the_same_files_for_any_number_of_threads() {
     assert!(c.len() == 5 && c[0].0 == "000000.jpg");
     assert_eq!(
         image::load_from_memory(&a[1].1).unwrap().to_rgb8(),
-        picture(1, 1, 40, 24)
+        synthetic_image(1, 1, 40, 24)
     );
     // Going on after an interruption writes what is missing and leaves the rest alone.
     std::fs::remove_file(dir.path().join("a/000002.png")).unwrap();

@@ -1006,3 +1006,79 @@ fn absurd_counts_and_sizes_are_refused_in_words() {
     .concat())
     .ok();
 }
+
+#[test]
+fn a_caller_can_match_on_the_error() {
+    use paragon::shard::Error;
+    use paragon::shard::reader::Crop;
+    let (_dir, out) = small_set(4, Codec::Raw);
+    let path = out.join("shard-00000.psh");
+    let whole = fs::read(&path).unwrap();
+    let install = |bytes: &[u8]| {
+        let _ = fs::remove_file(&path);
+        fs::write(&path, bytes).unwrap();
+    };
+    let changed = |at: usize, byte: u8| {
+        let mut bytes = whole.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    let opened = |bytes: &[u8]| {
+        install(bytes);
+        ShardSet::open(&out).err().unwrap()
+    };
+    assert!(matches!(opened(&whole[..100]), Error::Damaged(about) if about.file() == path));
+    assert!(matches!(opened(&changed(0, b'x')), Error::NotAShard(about) if about.file() == path));
+    let error = opened(&changed(8, 9));
+    assert!(matches!(&error, Error::UnsupportedVersion(about) if about.file() == path));
+    assert!(format!("{error:#}").contains("newer paragon") && error.io().is_none());
+
+    fs::remove_file(&path).unwrap();
+    let error = ShardSet::open(&out).err().unwrap();
+    assert!(
+        matches!(&error, Error::Missing(_)) && error.file() == path,
+        "{error:?}"
+    );
+    assert!(matches!(
+        ShardSet::open(&out.join("none")).err().unwrap(),
+        Error::Missing(_)
+    ));
+    // a folder in the place of the file is no shard; a file in the place of the set's folder makes
+    // the system refuse the path
+    fs::create_dir(&path).unwrap();
+    let error = ShardSet::open(&out).err().unwrap();
+    assert!(matches!(&error, Error::NotAShard(_)), "{error:?}");
+    let error = ShardSet::open(&out.join("manifest.psm")).err().unwrap();
+    assert!(matches!(&error, Error::System(_)), "{error:?}");
+    assert_eq!(error.io().unwrap().raw_os_error(), Some(libc::ENOTDIR));
+    fs::remove_dir(&path).unwrap();
+
+    // damage in a record is found when it is read
+    let first_record = 64;
+    install(&changed(first_record, !whole[first_record]));
+    let set = ShardSet::open(&out).unwrap();
+    let g = set.geometry();
+    let (mut lq, mut hr) = (vec![0; g.lq_bytes()], vec![0; g.hr_bytes()]);
+    for io in [Io::Mmap, Io::Pread] {
+        let mut scratch = set.scratch_for(io).unwrap();
+        let error = set.read(0, &mut scratch, &mut lq, &mut hr).unwrap_err();
+        assert!(matches!(&error, Error::Damaged(about) if about.file() == path));
+        assert!(format!("{error:#}").contains("image p000"), "{error:#}");
+        let error = set.read(set.len(), &mut scratch, &mut lq, &mut hr);
+        assert!(matches!(error, Err(Error::Misuse(_))), "{error:?}");
+        let outside = Crop {
+            x: 1,
+            y: 0,
+            size: g.lq(),
+        };
+        let error = set.read_crop(1, outside, &mut scratch, &mut lq, &mut hr);
+        assert!(matches!(error, Err(Error::Misuse(_))), "{error:?}");
+        let error = set.read(1, &mut scratch, &mut lq[1..], &mut hr);
+        assert!(matches!(error, Err(Error::Misuse(_))), "{error:?}");
+    }
+    let found = tools::verify(&out, &nothing()).unwrap();
+    assert_eq!(found.damaged.len(), 1);
+    // and the type is found below what callers add
+    let above = anyhow::Error::from(set.source(set.len()).unwrap_err()).context("above");
+    assert!(above.chain().any(|cause| cause.is::<Error>()));
+}

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use paragon::dataset::encode::Format;
-use paragon::dataset::scan::{ENDINGS, Picture, pictures};
+use paragon::dataset::scan::{ENDINGS, ImageFile, list_images};
 use paragon::support::files::bounded_name;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -100,11 +100,11 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
         "{} is a file, and the results of a folder go into a folder; name another place",
         output.display()
     );
-    let mut found = pictures(input, recursive)?;
+    let mut found = list_images(input, recursive)?;
     let mut todo = Jobs::default();
-    let seen = found.pictures.len();
+    let seen = found.images.len();
     if let Ok(own) = output.canonicalize() {
-        found.pictures.retain(|picture| {
+        found.images.retain(|picture| {
             !picture
                 .path
                 .canonicalize()
@@ -112,7 +112,7 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
         });
     }
     let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let results = seen - found.pictures.len();
+    let results = seen - found.images.len();
     if results > 0 {
         todo.left_out.push(format!(
             "{} left out: in {}, where the results go",
@@ -141,7 +141,7 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
             reason: r.reason,
         }));
     ensure!(
-        !found.pictures.is_empty() || !todo.failed.is_empty(),
+        !found.images.is_empty() || !todo.failed.is_empty(),
         "{} holds no images ({}){}",
         input.display(),
         ENDINGS.join(", "),
@@ -151,15 +151,11 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
             .collect::<String>()
     );
     let inputs: HashSet<PathBuf> = found
-        .pictures
+        .images
         .iter()
         .filter_map(|picture| picture.path.canonicalize().ok())
         .collect();
-    for (picture, name) in found
-        .pictures
-        .iter()
-        .zip(result_names(&found.pictures, format))
-    {
+    for (picture, name) in found.images.iter().zip(result_names(&found.images, format)) {
         if name != picture.name {
             let (own, new) = (picture.path.display(), file_of(&name, format));
             todo.renamed.push(format!(
@@ -201,7 +197,7 @@ pub fn file_of(name: &str, format: Format) -> PathBuf {
 /// A name for the result of each image, no two alike. Of several images that differ in their
 /// endings alone the one that already has the results' ending, or else the first, keeps its name;
 /// the others carry their ending in it: `a_jpg`.
-fn result_names(pictures: &[Picture], format: Format) -> Vec<String> {
+fn result_names(pictures: &[ImageFile], format: Format) -> Vec<String> {
     let mut keeper: HashMap<&str, usize> = HashMap::new();
     for (i, picture) in pictures.iter().enumerate() {
         let kept = *keeper.entry(&picture.name).or_insert(i);
@@ -211,7 +207,7 @@ fn result_names(pictures: &[Picture], format: Format) -> Vec<String> {
         }
     }
     let mut taken: HashSet<String> = keeper.keys().map(ToString::to_string).collect();
-    let name_of = |(i, picture): (usize, &Picture)| {
+    let name_of = |(i, picture): (usize, &ImageFile)| {
         if keeper.get(picture.name.as_str()) == Some(&i) {
             return picture.name.clone();
         }
@@ -241,9 +237,9 @@ mod tests {
     use super::*;
 
     fn names(files: &[&str], format: Format) -> Vec<String> {
-        let mut pictures: Vec<Picture> = files
+        let mut pictures: Vec<ImageFile> = files
             .iter()
-            .map(|file| Picture {
+            .map(|file| ImageFile {
                 name: file.rsplit_once('.').unwrap().0.to_string(),
                 path: PathBuf::from(file),
             })

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use jobs::{Failed, Job, Jobs, of_file, of_folder};
 use paragon::dataset::decode::{Limits, Note};
 use paragon::dataset::encode::Format;
-use paragon::dataset::rows::{FileRows, Need, PixelRows, need};
+use paragon::dataset::rows::{FileRows, MemoryNeed, PixelRows, need};
 use paragon::inference::upscale::{Upscale, Upscaler};
 use paragon::support::budget::{Budget, PROGRAM_BYTES};
 use paragon::support::failure::system_cause;
@@ -218,8 +218,8 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     })
 }
 
-/// Advice for using less memory.
-fn advice(needs: &Need, format: Format) -> String {
+/// What makes an image take less memory.
+fn advice(needs: &MemoryNeed, format: Format) -> String {
     let mut ways = Vec::new();
     if needs.opening > needs.reading {
         ways.push("convert it to a PNG that is not interlaced, which is read in strips");

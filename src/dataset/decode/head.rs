@@ -1,45 +1,44 @@
-//! What stands in an image file beside its pixels: orientation and colours, of every format, read
-//! here and not by the decoders, which would inflate or copy them without a bound that matters.
-//! Depends on `colour` for what colours can be told. Promises that no more than [`MAX_PROFILE`] +
-//! [`MAX_EXIF`] bytes are kept of any file, and that a profile that is there is never dropped
-//! without a word.
+//! Reads the metadata of an image file: orientation and colours, for every format. The decoders do
+//! not read them, since they would inflate or copy them without a useful bound. Depends on `colour`
+//! for its `ColourTag`. Promises that no more than [`MAX_PROFILE`] + [`MAX_EXIF`] bytes of any file
+//! are kept, and that a profile which is not used is always reported.
 
-use super::super::colour::Tagged;
+use super::super::colour::ColourTag;
 use super::jpeg::JpegHead;
-use super::{Limits, png, tiff};
+use super::limits::Limits;
+use super::{png, tiff};
 use anyhow::Result;
 use image::ImageFormat;
 use image::metadata::Orientation;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
-/// The largest colour profile that is used, bytes. Those of scanners, with tables, have one or two
-/// million.
+/// The largest colour profile that is used, bytes. Profiles of scanners, which hold tables, have
+/// one or two million.
 pub(super) const MAX_PROFILE: usize = 8 << 20;
-/// The largest EXIF data that an orientation is looked for in, bytes. A JPEG has 64 KiB at most.
+/// The largest EXIF data that are read for the orientation, bytes. A JPEG has at most 64 KiB.
 pub(super) const MAX_EXIF: usize = 1 << 20;
-/// Copies of a profile at one time: as stored, inflated, read into tables of floats.
+/// Memory of a profile in multiples of its size: as stored, inflated, and as tables of floats.
 const PROFILE_COPIES: u64 = 4;
 
-/// What stands beside the pixels.
-pub(in super::super) struct Head {
-    /// How the stored image is to be turned; damaged EXIF data are no reason to refuse it.
+/// The metadata of an image file.
+pub(in super::super) struct Metadata {
+    /// How the stored image must be turned. Damaged EXIF data count as no orientation.
     pub orientation: Orientation,
     /// What the file says about its colours.
-    pub colours: Tagged,
-    /// Memory that all this takes while the image is decoded, the decoder's own copies included,
-    /// bytes.
+    pub colours: ColourTag,
+    /// Memory that the metadata take during decoding, with the decoder's own copies, bytes.
     pub bytes: u64,
-    /// What the decoder is to see in place of the first `skipped` bytes.
+    /// The bytes that the decoder sees in place of the first `skipped` bytes of the file.
     pub(super) replaced: Vec<u8>,
     pub(super) skipped: u64,
-    /// Of a JPEG alone: all up to the header of its first scan.
+    /// For a JPEG: everything up to the header of its first scan.
     pub(super) jpeg: Option<JpegHead>,
 }
 
-impl Head {
-    pub fn new() -> Head {
-        let (orientation, colours) = (Orientation::NoTransforms, Tagged::Nothing);
-        Head {
+impl Metadata {
+    pub fn new() -> Metadata {
+        let (orientation, colours) = (Orientation::NoTransforms, ColourTag::Nothing);
+        Metadata {
             orientation,
             colours,
             bytes: 0,
@@ -49,20 +48,22 @@ impl Head {
         }
     }
 
-    /// Reads what stands beside the pixels. Fails where the container is damaged or the header is
-    /// beyond the limits.
+    /// Reads the metadata of a file.
+    ///
+    /// # Errors
+    /// A damaged container, a size beyond the limits, an error of the system.
     pub fn read(
         file: &mut (impl BufRead + Seek),
         format: ImageFormat,
         limits: &Limits,
-    ) -> Result<Head> {
+    ) -> Result<Metadata> {
         file.seek(SeekFrom::Start(0))?;
         match format {
             ImageFormat::Png => png::read(file),
             ImageFormat::Jpeg => {
                 let jpeg = JpegHead::read(file)?;
                 jpeg.check(limits)?;
-                Ok(jpeg.into_head())
+                Ok(jpeg.into_metadata())
             }
             ImageFormat::Tiff => tiff::read(file),
             ImageFormat::WebP => webp(file),
@@ -70,28 +71,28 @@ impl Head {
         }
     }
 
-    /// Takes the orientation from EXIF data, those of a JPEG with their name in front.
+    /// Sets the orientation from EXIF data.
     pub fn set_exif(&mut self, exif: &[u8]) {
         self.bytes += exif.len() as u64;
         self.orientation = Orientation::from_exif_chunk(exif).unwrap_or(Orientation::NoTransforms);
     }
 
-    /// Takes a colour profile.
+    /// Sets the colour profile.
     pub fn set_profile(&mut self, profile: Vec<u8>) {
         self.bytes += PROFILE_COPIES * profile.len() as u64;
-        self.colours = Tagged::Profile(profile);
+        self.colours = ColourTag::Profile(profile);
     }
 }
 
-/// Why a profile is not used.
-pub(super) fn too_large(bytes: u64) -> Tagged {
-    Tagged::Unusable(format!(
+/// Reports a profile that is too large to be used.
+pub(super) fn too_large(bytes: u64) -> ColourTag {
+    ColourTag::Unusable(format!(
         "its colour profile has {bytes} bytes, more than the {} million that are read",
         MAX_PROFILE / 1_000_000
     ))
 }
 
-/// Reads `length` bytes, or tells that the file ends before. Errors of the system go on.
+/// Reads `length` bytes. `None` if the file ends before; errors of the system are returned.
 pub(super) fn take(file: &mut impl Read, length: usize) -> io::Result<Option<Vec<u8>>> {
     let mut data = Vec::new();
     Read::by_ref(file)
@@ -100,20 +101,20 @@ pub(super) fn take(file: &mut impl Read, length: usize) -> io::Result<Option<Vec
     Ok((data.len() == length).then_some(data))
 }
 
-/// The chunks of a WebP file (RIFF) with a profile and EXIF data. Everything else is left to the
-/// decoder.
-fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
-    let mut head = Head::new();
+/// Reads the profile and the EXIF data from the chunks of a WebP file (RIFF). Everything else is
+/// left to the decoder.
+fn webp(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
+    let mut head = Metadata::new();
     file.seek(SeekFrom::Start(12))?;
     if take(file, 4)?.is_none_or(|kind| kind != b"VP8X") {
-        return Ok(head); // the simple form has nothing but pixels
+        return Ok(head); // the simple form has no metadata
     }
     file.seek(SeekFrom::Start(12))?;
     while let Some(start) = take(file, 8)? {
         let length = u32::from_le_bytes([start[4], start[5], start[6], start[7]]);
         let (size, padded) = (length as usize, i64::from(length) + i64::from(length % 2));
         let wanted = match &start[..4] {
-            b"ICCP" if matches!(head.colours, Tagged::Nothing) => {
+            b"ICCP" if matches!(head.colours, ColourTag::Nothing) => {
                 if size > MAX_PROFILE {
                     head.colours = too_large(length.into());
                 }
@@ -133,7 +134,7 @@ fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
             Some(data) if head.orientation == Orientation::NoTransforms => head.set_exif(&data),
             Some(_) => {}
             None if &start[..4] == b"ICCP" => {
-                head.colours = Tagged::Unusable("its colour profile is cut short".into())
+                head.colours = ColourTag::Unusable("its colour profile is cut short".into())
             }
             None => {}
         }
@@ -141,10 +142,10 @@ fn webp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
     Ok(head)
 }
 
-/// The colours of a BMP, which stand in headers of version 4 and 5.
-fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
+/// Reads the colours of a BMP, which only headers of version 4 and 5 have.
+fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
     const FILE_HEADER: u64 = 14;
-    let mut head = Head::new();
+    let mut head = Metadata::new();
     file.seek(SeekFrom::Start(FILE_HEADER))?;
     let mut header = Vec::new();
     Read::by_ref(file).take(124).read_to_end(&mut header)?;
@@ -167,10 +168,14 @@ fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
             file.seek(SeekFrom::Start(FILE_HEADER + u64::from(at)))?;
             match take(file, length)? {
                 Some(profile) => head.set_profile(profile),
-                None => head.colours = Tagged::Unusable("its colour profile is cut short".into()),
+                None => {
+                    head.colours = ColourTag::Unusable("its colour profile is cut short".into())
+                }
             }
         }
-        b"LINK" => head.colours = Tagged::Unusable("its colour profile is in another file".into()),
+        b"LINK" => {
+            head.colours = ColourTag::Unusable("its colour profile is in another file".into())
+        }
         [0, 0, 0, 0] => {
             // primaries as XYZ in 2.30 bits, exponents in 16.16
             let values: Vec<f64> = (0..9)
@@ -185,7 +190,7 @@ fn bmp(file: &mut (impl BufRead + Seek)) -> Result<Head> {
             if !near
                 || !(gamma == 0.0 || (0.44..0.46).contains(&gamma) || (2.1..2.5).contains(&gamma))
             {
-                head.colours = Tagged::Unusable("its header gives primaries and an exponent of its own, which are not converted".into());
+                head.colours = ColourTag::Unusable("its header gives primaries and an exponent of its own, which are not converted".into());
             }
         }
         _ => {} // sRGB, or whatever the system's is

@@ -1,11 +1,11 @@
-//! JPEG files: the segments before the data, and the pixels, of which none may be missing. Depends
-//! on zune-jpeg and `entropy`. Promises that an image with a block that was not in its data is
-//! refused in words, whatever marker stands at its end.
+//! Reads JPEG files: the segments before the data, and the pixels. Depends on zune-jpeg and
+//! `entropy`. Promises that an image with a missing block is refused, whatever marker its data end
+//! with.
 
 use super::entropy;
-use super::head::{Head, MAX_PROFILE, too_large};
-use super::{CMYK, Limits, MAX_JPEG_HEADER, check_size};
-use crate::dataset::colour::Tagged;
+use super::head::{MAX_PROFILE, Metadata, too_large};
+use super::limits::{CMYK, Limits, MAX_JPEG_HEADER, check_size};
+use crate::dataset::colour::ColourTag;
 use crate::support::failure;
 use anyhow::{Context, Result, ensure};
 use image::error::{DecodingError, ImageFormatHint, UnsupportedError, UnsupportedErrorKind};
@@ -22,10 +22,9 @@ pub(super) struct JpegHead {
     width: u16,
     height: u16,
     components: u8,
-    /// Whether one look at the decoder tells whether every block was there; see [`Poisoned`].
+    /// Whether the decoder itself can find out if every block is there; see [`PoisonedJpeg`].
     simple: bool,
-    /// Whether zeros in the data, through one of the tables, stand for coefficients and not for the
-    /// end of a block.
+    /// Whether in one of the tables a code of zeros means a coefficient and not the end of a block.
     zeros_count: bool,
     /// EXIF data, from their own header on.
     exif: Vec<u8>,
@@ -34,7 +33,10 @@ pub(super) struct JpegHead {
 }
 
 impl JpegHead {
-    /// Walks the marker segments (ITU T.81, annex B) from the start of `file`.
+    /// Reads the marker segments (ITU T.81, annex B) from the start of `file`.
+    ///
+    /// # Errors
+    /// A damaged header, one that is too long, an error of the system.
     pub fn read(file: &mut impl BufRead) -> Result<JpegHead> {
         const SHORT: &str = "the JPEG header is cut short; fetch the file again";
         let mut file = file.take(MAX_JPEG_HEADER);
@@ -50,8 +52,7 @@ impl JpegHead {
         };
         file.read_exact(&mut head.bytes).context(SHORT)?;
         loop {
-            // Fill bytes and stray bytes may stand before a marker; decoders skip them, and so does
-            // this.
+            // like decoders, skip fill bytes and stray bytes before a marker
             let mut marker = [0u8];
             loop {
                 let last = marker[0];
@@ -62,7 +63,7 @@ impl JpegHead {
                 }
             }
             if matches!(marker[0], 0x01 | 0xD0..=0xD8) {
-                continue; // these stand alone, without a length
+                continue; // these markers have no segment
             }
             ensure!(marker[0] != 0xD9, "the JPEG ends before any image data");
             let mut length = [0u8; 2];
@@ -83,7 +84,7 @@ impl JpegHead {
         }
     }
 
-    /// Takes what is needed from the segment that begins at `start` and is the last one so far.
+    /// Reads the last segment so far, which begins at `start`.
     fn segment(&mut self, marker: u8, start: usize) -> Result<()> {
         let segment = &self.bytes[start..];
         match marker {
@@ -115,7 +116,10 @@ impl JpegHead {
         Ok(())
     }
 
-    /// Holds the header against the limits.
+    /// Checks the header.
+    ///
+    /// # Errors
+    /// No frame header, a size beyond the limits, CMYK.
     pub fn check(&self, limits: &Limits) -> Result<()> {
         ensure!(
             self.components != 0,
@@ -126,9 +130,9 @@ impl JpegHead {
         Ok(())
     }
 
-    /// What stands beside the pixels. The decoder keeps copies of its own.
-    pub fn into_head(mut self) -> Head {
-        let mut head = Head::new();
+    /// Returns the metadata. Their size counts twice, since the decoder keeps copies of its own.
+    pub fn into_metadata(mut self) -> Metadata {
+        let mut head = Metadata::new();
         head.bytes = 2 * self.bytes.len() as u64;
         head.set_exif(&std::mem::take(&mut self.exif));
         let parts = std::mem::take(&mut self.profile);
@@ -139,7 +143,7 @@ impl JpegHead {
                 Some(profile) => head.set_profile(profile),
                 None => {
                     head.colours =
-                        Tagged::Unusable("parts of its colour profile are missing".into())
+                        ColourTag::Unusable("parts of its colour profile are missing".into())
                 }
             }
         }
@@ -148,7 +152,7 @@ impl JpegHead {
     }
 }
 
-/// A profile from its parts, in any order, or nothing where one is missing or there twice.
+/// Joins the parts of a profile, given in any order. `None` if one is missing or occurs twice.
 fn joined(mut parts: Vec<(u8, u8, Vec<u8>)>) -> Option<Vec<u8>> {
     parts.sort_by_key(|p| p.0);
     let count = parts.len();
@@ -159,9 +163,9 @@ fn joined(mut parts: Vec<(u8, u8, Vec<u8>)>) -> Option<Vec<u8>> {
     whole.then(|| parts.into_iter().flat_map(|p| p.2).collect())
 }
 
-/// Whether a table gives a meaning to 16 bits that are all ones, which T.81 (C.2) forbids; and
-/// whether in one of the tables for AC coefficients zeros stand for a coefficient. The shortest
-/// code is all zeros, and its symbol stands first.
+/// Whether one of the tables assigns a code of only ones, which T.81 (C.2) forbids; and whether in
+/// one of the tables for AC coefficients the code of only zeros means a coefficient. That code is
+/// the shortest, and its symbol comes first.
 fn codes_at_the_ends(mut segment: &[u8]) -> (bool, bool) {
     let (mut ones, mut zeros) = (false, false);
     while segment.len() >= 18 {
@@ -179,19 +183,19 @@ fn codes_at_the_ends(mut segment: &[u8]) -> (bool, bool) {
     (ones, zeros)
 }
 
-/// A decoder that knows whether all of the image was there.
+/// A decoder that fails if a part of the image is missing.
 pub(super) struct Decoder<'a> {
     bytes: &'a [u8],
     size: (u32, u32),
     grey: bool,
-    /// Where the data of the first scan begin.
+    /// Offset of the data of the first scan.
     scan: usize,
     simple: bool,
     zeros_count: bool,
 }
 
 impl<'a> Decoder<'a> {
-    /// A decoder for the file that `head` was read from.
+    /// Makes a decoder for the file that `head` was read from.
     pub fn new(bytes: &'a [u8], head: &JpegHead) -> Self {
         let size = (u32::from(head.width), u32::from(head.height));
         Decoder {
@@ -204,7 +208,10 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Fails where the header is of a kind that is not read. `bytes` may end behind it.
+    /// Checks the header; `bytes` may end after it.
+    ///
+    /// # Errors
+    /// The decoder does not read this kind of JPEG.
     pub fn check_header(&self) -> ImageResult<()> {
         self.decoder(ZCursor::new(self.bytes), false)
             .decode_headers()
@@ -217,7 +224,7 @@ impl<'a> Decoder<'a> {
             })
     }
 
-    /// A decoder of these bytes, or of what is made of them.
+    /// Makes a zune-jpeg decoder for the file, or for a modified view of it.
     fn decoder<T: ZByteReaderTrait>(&self, from: T, strict: bool) -> zune_jpeg::JpegDecoder<T> {
         let colours = if self.grey {
             ColorSpace::Luma
@@ -233,14 +240,14 @@ impl<'a> Decoder<'a> {
         )
     }
 
-    /// Whether the data have a part that was never written: zeros may by chance give as many blocks
-    /// as were there.
+    /// Whether the data contain a hole, a part that was never written: its zeros may by chance
+    /// decode to as many blocks as were there.
     fn has_hole(&self) -> bool {
         let data = self
             .bytes
             .get(self.scan..end_of_data(self.bytes, self.scan))
             .unwrap_or_default();
-        let half = HOLE / 2; // a run of so many zeros holds a chunk of half as many
+        let half = HOLE / 2; // a run of `HOLE` zeros contains an aligned chunk of half its length
         (0..data.len() / half).any(|i| {
             let zeros = |from: usize, to: usize| {
                 data.get(from..to)
@@ -252,17 +259,18 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// Decodes in a way that fails where a block is missing. It also fails for some harmless files.
+    /// Decodes with ones after the data, so that decoding fails if a block is missing. It also
+    /// fails for some harmless files.
     fn decode_poisoned(&self, out: &mut [u8]) -> bool {
         let mut last = 0;
-        let from = Poisoned::new(self.bytes, self.scan, &mut last);
+        let from = PoisonedJpeg::new(self.bytes, self.scan, &mut last);
         let end = from.end;
         let decoded = self.decoder(from, true).decode_into(out).is_ok();
         decoded && end <= last + TOLERANCE
     }
 }
 
-/// The error of the decoder as one of the image crate.
+/// Converts an error of the decoder to one of the image crate.
 fn failed(error: DecodeErrors) -> ImageError {
     match error {
         DecodeErrors::Unsupported(what) => unsupported(format!("{what:?}")),
@@ -281,7 +289,7 @@ fn unsupported(what: String) -> ImageError {
     ))
 }
 
-/// The decoder's words, without the quotes and line ends that it puts around them.
+/// The message of the decoder, without the quotes and line ends around it.
 fn words(error: &DecodeErrors) -> String {
     format!("{error:?}")
         .trim_matches(|c: char| c == '"' || c.is_whitespace())
@@ -303,7 +311,7 @@ impl ImageDecoder for Decoder<'_> {
 
     fn read_image(self, out: &mut [u8]) -> ImageResult<()> {
         if self.simple && self.zeros_count && self.has_hole() {
-            let why = format!("{HOLE} zeros in a row, which stand for no picture");
+            let why = format!("{HOLE} zeros in a row, which stand for no image");
             return Err(ImageError::Decoding(DecodingError::new(
                 ImageFormatHint::Exact(ImageFormat::Jpeg),
                 why,
@@ -332,22 +340,22 @@ impl ImageDecoder for Decoder<'_> {
     }
 }
 
-/// Bytes of ones put behind the data; the decoder asks for one bit more than there is, and meets a
-/// code that no table has.
+/// Ones that are inserted after the data: a decoder that needs more data finds a code that is in no
+/// table.
 const ONES: [u8; 64] = {
     let mut ones = [0; 64];
     let mut i = 0;
     while i < 64 {
-        ones[i] = 0xFF; // and a stuffed zero
+        ones[i] = 0xFF; // followed by a stuffed zero
         i += 2;
     }
     ones
 };
-/// So many zeros in a row, bytes, are a hole: they would stand for hundreds of equal coefficients
-/// one after the other.
+/// This many zero bytes in a row are a hole: as data they would mean hundreds of equal coefficients
+/// in sequence.
 const HOLE: usize = 64;
 
-/// The place of the first marker behind the data that begin at `scan`.
+/// Offset of the first marker after the data that begin at `scan`.
 fn end_of_data(bytes: &[u8], scan: usize) -> usize {
     let mut at = scan;
     loop {
@@ -362,30 +370,30 @@ fn end_of_data(bytes: &[u8], scan: usize) -> usize {
     }
 }
 
-/// How far the data may go on behind the decoder's last read of four bytes. What it decodes comes
-/// from the bytes before the end of that read, or, where one of the four is FF and they are read
-/// one by one, from up to four more; then there are up to seven bits of padding.
+/// Most bytes of data that may follow the decoder's last read of four bytes. The decoded bits come
+/// from before the end of that read or, if one of the four bytes is FF and they are read one by
+/// one, from up to four more bytes; then there are up to seven bits of padding.
 const TOLERANCE: usize = 5;
 
-/// A JPEG with ones behind the data of its first scan. The decoder fills up what is missing with
-/// zeros, which are good codes, and reports success; ones are no code at all, so with them it must
-/// fail. It costs nothing, where a walk over all codes would take a third of the decoder's time.
-/// Where a table has a code of ones, the data are in several parts, or this fails, the walk
-/// decides.
-struct Poisoned<'a> {
+/// A view of a JPEG with ones inserted after the data of its first scan. The decoder replaces
+/// missing data by zeros, which are valid codes, and reports success. Ones are not a valid code, so
+/// decoding must fail if data are missing. This costs nothing, while `entropy::check` takes a third
+/// of the decoder's time. That check decides if a table has a code of ones, if the data have
+/// several parts, or if decoding fails.
+struct PoisonedJpeg<'a> {
     bytes: &'a [u8],
-    /// The place of the first marker behind the data.
+    /// Offset of the first marker after the data.
     end: usize,
     at: usize,
-    /// Where the last read of four bytes ended: so the decoder reads data, and nothing else, in its
+    /// End of the last read of four bytes. The decoder reads only scan data in this way, in its
     /// inner loop.
     last: &'a mut usize,
 }
 
-impl<'a> Poisoned<'a> {
+impl<'a> PoisonedJpeg<'a> {
     fn new(bytes: &'a [u8], scan: usize, last: &'a mut usize) -> Self {
         let end = end_of_data(bytes, scan);
-        Poisoned {
+        PoisonedJpeg {
             bytes,
             end,
             at: 0,
@@ -408,7 +416,7 @@ impl<'a> Poisoned<'a> {
     }
 }
 
-impl ZByteReaderTrait for Poisoned<'_> {
+impl ZByteReaderTrait for PoisonedJpeg<'_> {
     #[inline(always)]
     fn read_byte_no_error(&mut self) -> u8 {
         let byte = self.byte(self.at);

@@ -1,104 +1,56 @@
-//! Reads one image file into upright 8-bit RGB in sRGB, and says what had to be changed on the
-//! way. Depends on the image crate and on `colour`. Promises that a damaged, hostile or simply
-//! wrong file gives an error that names it, never a panic, and that nothing large is allocated
-//! before the header has been held against the limits. An error of the system (a failed read, no
-//! memory) is retried and then stays one: [`failure::system_cause`] finds it.
+//! Decodes an image file to upright 8-bit sRGB, and reports what was changed on the way. Depends on
+//! the image crate and on `colour`. Promises that a damaged, hostile or unsuitable file gives an
+//! error that names it and never a panic, and that nothing large is allocated before the header was
+//! checked against the limits. An error of the system (a failed read, no memory) is retried and
+//! then returned as such: [`failure::system_cause`] finds it.
 
+mod bits;
 mod entropy;
 mod head;
+mod huffman;
 mod jpeg;
+mod limits;
 mod png;
 mod source;
 mod tiff;
 
+pub use super::note::Note;
+pub(super) use head::Metadata;
+pub use limits::Limits;
+pub(super) use limits::check_size;
+use limits::{CMYK, MAX_JPEG_HEADER, MAX_PIXEL_BYTES};
+
+use super::buffers::zeroed;
 use super::colour::{self, Samples};
 use super::thumbnail::Thumbnail;
 use crate::support::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-pub(super) use head::Head;
 use image::metadata::Orientation;
 use image::{
     ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageFormat, ImageReader,
     RgbImage,
 };
-use source::{Joined, Watched, copy_of};
+use source::{FailureRecorder, ReplacedStart, copy_of};
 use std::cell::Cell;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Once;
 
-/// Bytes read from a JPEG in search of its first scan. Profiles, previews and depth maps in real
-/// files stay well below.
-const MAX_JPEG_HEADER: u64 = 64 << 20;
-/// A pixel is at most this large while it is decoded (16-bit RGBA).
-const MAX_PIXEL_BYTES: u64 = 8;
-
-/// Bounds on what one file may ask for.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Width x height of the largest image that is read. Decoding one takes up to 11 bytes a
-    /// pixel (3 for the result, 8 for a 16-bit RGBA source) and the decoder's own buffers.
-    pub max_pixels: u64,
-}
-
-impl Default for Limits {
-    /// 200 million pixels, twice a 100-megapixel medium-format photograph: 600 MB as 8-bit RGB.
-    fn default() -> Self {
-        Limits {
-            max_pixels: 200_000_000,
-        }
-    }
-}
-
-/// Something about a file that was changed on the way to 8-bit RGB.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Note {
-    /// One grey channel, repeated three times.
-    Grey,
-    /// An alpha channel, dropped as OpenCV and Pillow's `convert("RGB")` do: the stored colours
-    /// stay, whatever the alpha.
-    Alpha,
-    /// 16 bits a channel, rounded to 8 (x * 255 / 65535).
-    SixteenBit,
-    /// Turned or flipped upright; the EXIF value (2 to 8).
-    Orientation(u8),
-    /// Converted to sRGB from the embedded colour profile of this name.
-    Profile(String),
-    /// An embedded colour profile that could not be used, and why; the colours were taken as sRGB.
-    ProfileIgnored(String),
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Note::Grey => f.write_str("grey, repeated to RGB"),
-            Note::Alpha => f.write_str("alpha channel dropped"),
-            Note::SixteenBit => f.write_str("16 bits rounded to 8"),
-            Note::Orientation(exif) => write!(f, "turned upright (EXIF orientation {exif})"),
-            Note::Profile(name) => write!(f, "converted to sRGB from the profile \"{name}\""),
-            Note::ProfileIgnored(why) => write!(f, "taken as sRGB: {why}"),
-        }
-    }
-}
-
-/// A decoded image and what was changed to get it.
+/// A decoded image and what was changed on the way.
 #[derive(Debug)]
 pub struct Decoded {
     /// 8-bit sRGB, upright.
     pub image: RgbImage,
     /// What was changed on the way; empty for a plain 8-bit RGB file.
     pub notes: Vec<Note>,
-    /// The colours before they were converted from a profile, in short; upright. Only where they
-    /// were converted.
+    /// If the colours were converted from a profile: a thumbnail of the unconverted, upright image.
     pub unconverted: Option<Thumbnail>,
 }
 
 impl Decoded {
-    /// How the stored image was turned; [`Orientation::NoTransforms`] where it was not.
+    /// How the stored image was turned; [`Orientation::NoTransforms`] if it was not.
     pub fn turn(&self) -> Orientation {
         let exif = self.notes.iter().find_map(|n| {
             if let Note::Orientation(exif) = n {
@@ -111,24 +63,31 @@ impl Decoded {
     }
 }
 
-/// Decodes a PNG, JPEG, WebP, TIFF or BMP file, told apart by content and not by extension. Of an
-/// animation the first frame is taken. Fails, naming the file, where it cannot be read, is of
-/// another format, is damaged or cut short, is CMYK or floating point, or is larger than `limits`
-/// allow.
+/// Decodes a PNG, JPEG, WebP, TIFF or BMP file. The content decides the format, not the extension.
+/// Of an animation the first frame is decoded.
+///
+/// # Errors
+/// The file cannot be read, has another format, is damaged or cut short, is CMYK or floating point,
+/// or is larger than `limits` allow. The error names the file.
 pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
     probe(path, limits)?; // before the file is read into memory
     decode_loaded(path, &load(path, limits)?, limits)
 }
 
-/// As [`decode`], with the alpha channel beside the image where the file has one: 8 bits,
-/// upright, as large as the image.
+/// Decodes a file as [`decode`] does, and also returns its alpha channel if it has one: 8 bits,
+/// upright, of the size of the image.
+///
+/// # Errors
+/// Those of [`decode`].
 pub fn decode_with_alpha(path: &Path, limits: &Limits) -> Result<(Decoded, Option<GrayImage>)> {
     probe(path, limits)?; // before the file is read into memory
     decode_bytes(path, &load(path, limits)?, limits, true)
 }
 
-/// The bytes of an image file; for [`decode_loaded`]. Fails where it cannot be read, is of no
-/// known format, or is larger than any image within the limits.
+/// Reads the bytes of an image file, for [`decode_loaded`].
+///
+/// # Errors
+/// The file cannot be read, has no known format, or is larger than any image within the limits.
 pub fn load(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
     with_file(path, limits, |file, _, length| {
         let mut bytes = Vec::new();
@@ -140,12 +99,15 @@ pub fn load(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
     })
 }
 
-/// [`decode`] for a file that was read before; `path` is for errors alone.
+/// Decodes the bytes of a file that was read by [`load`]; `path` is used for errors only.
+///
+/// # Errors
+/// Those of [`decode`].
 pub fn decode_loaded(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Decoded> {
     decode_bytes(path, bytes, limits, false).map(|(decoded, _)| decoded)
 }
 
-/// Decodes, and keeps the alpha channel where that is asked for.
+/// Decodes a file, with its alpha channel if `alpha` is set.
 fn decode_bytes(
     path: &Path,
     bytes: &[u8],
@@ -154,7 +116,7 @@ fn decode_bytes(
 ) -> Result<(Decoded, Option<GrayImage>)> {
     guarded(path, || {
         let format = format_of(bytes)?;
-        let mut head = Head::read(&mut Cursor::new(bytes), format, limits)?;
+        let mut head = Metadata::read(&mut Cursor::new(bytes), format, limits)?;
         if let Some(jpeg) = head.jpeg.take() {
             return read(
                 jpeg::Decoder::new(bytes, &jpeg),
@@ -164,7 +126,7 @@ fn decode_bytes(
                 alpha,
             );
         }
-        let shown = Joined::new(
+        let shown = ReplacedStart::new(
             std::mem::take(&mut head.replaced),
             Cursor::new(bytes),
             head.skipped,
@@ -173,30 +135,34 @@ fn decode_bytes(
     })
 }
 
-/// Width and height in pixels from the header alone, after EXIF orientation. Fails as [`decode`]
-/// does, but for damage behind the header.
+/// Reads width and height from the header, in pixels and after EXIF orientation.
+///
+/// # Errors
+/// Those of [`decode`], except damage after the header.
 pub fn probe(path: &Path, limits: &Limits) -> Result<(u32, u32)> {
-    look(path, limits).map(|header| header.size)
+    read_header(path, limits).map(|header| header.size)
 }
 
-/// What a header tells.
+/// The properties of an image that its header shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct ImageHeader {
     /// Width and height in pixels, after EXIF orientation.
     pub size: (u32, u32),
-    /// Most memory that decoding takes for a pixel, the result included and the file not, bytes.
+    /// Largest memory of decoding per pixel, bytes: with the result, without the file.
     pub pixel_bytes: u64,
-    /// Most memory that decoding takes for what stands beside the pixels (profile, EXIF data,
-    /// tables of a header), bytes.
+    /// Largest memory of decoding for the metadata (profile, EXIF data, tables of a header), bytes.
     pub metadata_bytes: u64,
     /// Whether there is an alpha channel.
     pub alpha: bool,
 }
 
-/// As [`probe`], with what decoding will cost.
-pub fn look(path: &Path, limits: &Limits) -> Result<Header> {
+/// Reads the header of a file: size, and the memory that decoding will take.
+///
+/// # Errors
+/// Those of [`probe`].
+pub fn read_header(path: &Path, limits: &Limits) -> Result<ImageHeader> {
     with_file(path, limits, |file, format, _| {
-        let head = Head::read(file, format, limits)?;
+        let head = Metadata::read(file, format, limits)?;
         if let Some(jpeg) = &head.jpeg {
             let decoder = jpeg::Decoder::new(&jpeg.bytes, jpeg);
             decoder
@@ -204,17 +170,17 @@ pub fn look(path: &Path, limits: &Limits) -> Result<Header> {
                 .map_err(|e| explain(e, format_name(format)))?;
             return header(&decoder, format, &head, limits);
         }
-        let shown = Joined::new(head.replaced.clone(), file, head.skipped)?;
+        let shown = ReplacedStart::new(head.replaced.clone(), file, head.skipped)?;
         header(&decoder(shown, format, limits)?, format, &head, limits)
     })
 }
 
-/// Opens a file, finds out its format from its first bytes and hands it on with its length in
-/// bytes. An error of the system that may pass is answered by opening the file again.
+/// Opens a file, detects its format from its first bytes and calls `work` with the file, the format
+/// and the length in bytes. After a temporary error of the system it opens the file again.
 fn with_file<T>(
     path: &Path,
     limits: &Limits,
-    work: impl Fn(&mut Watched<BufReader<File>>, ImageFormat, u64) -> Result<T>,
+    work: impl Fn(&mut FailureRecorder<BufReader<File>>, ImageFormat, u64) -> Result<T>,
 ) -> Result<T> {
     guarded(path, || {
         failure::retry(|| {
@@ -224,7 +190,7 @@ fn with_file<T>(
                 Err(e) => return Ok(Err(e)),
             };
             let start = start_of(&mut file)?;
-            let mut file = Watched::new(BufReader::with_capacity(64 << 10, file));
+            let mut file = FailureRecorder::new(BufReader::with_capacity(64 << 10, file));
             let outcome = format_of(&start).and_then(|format| work(&mut file, format, length));
             match (file.take_failure(), outcome) {
                 (Some(error), _) => Err(error),
@@ -239,7 +205,7 @@ fn with_file<T>(
     })
 }
 
-/// The first bytes of a file, enough to know its format by; the file is at its start afterwards.
+/// Reads the first bytes of a file, enough to detect its format, and goes back to its start.
 fn start_of(file: &mut File) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
     Read::by_ref(file).take(64).read_to_end(&mut start)?;
@@ -247,7 +213,7 @@ fn start_of(file: &mut File) -> io::Result<Vec<u8>> {
     Ok(start)
 }
 
-/// The length of a file that may hold an image, bytes.
+/// Checks that a file can hold an image, and returns its length in bytes.
 fn check_file(file: &File, limits: &Limits) -> Result<u64> {
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a regular file");
@@ -265,7 +231,7 @@ fn check_file(file: &File, limits: &Limits) -> Result<u64> {
     Ok(meta.len())
 }
 
-/// The format of a file by its first bytes.
+/// Detects the format of a file from its first bytes.
 fn format_of(start: &[u8]) -> Result<ImageFormat> {
     match image::guess_format(start) {
         Ok(
@@ -297,7 +263,7 @@ fn format_of(start: &[u8]) -> Result<ImageFormat> {
     }
 }
 
-/// The decoder for a format, with the header read.
+/// Makes the decoder for a format; it has read the header.
 fn decoder<'a, R: BufRead + Seek + 'a>(
     reader: R,
     format: ImageFormat,
@@ -312,7 +278,7 @@ fn decoder<'a, R: BufRead + Seek + 'a>(
         .map_err(|e| explain(e, format_name(format)))
 }
 
-/// Turns the image crate's error into ours.
+/// Converts an error of the image crate to ours.
 fn explain(error: image::ImageError, format: &str) -> anyhow::Error {
     use image::ImageError::{Decoding, IoError, Limits, Unsupported};
     match error {
@@ -346,40 +312,24 @@ fn format_name(format: ImageFormat) -> &'static str {
     }
 }
 
-/// Holds a header's size against the limits.
-pub(super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<()> {
-    ensure!(
-        width > 0 && height > 0,
-        "the header says {width}x{height}: an empty image"
-    );
-    let pixels = u64::from(width) * u64::from(height);
-    ensure!(
-        pixels <= limits.max_pixels,
-        "the header says {width}x{height}, {:.0} million pixels: more than the limit of {:.0} million; cut it into parts",
-        pixels as f64 / 1e6,
-        limits.max_pixels as f64 / 1e6
-    );
-    Ok(())
-}
-
 fn header(
     decoder: &impl ImageDecoder,
     format: ImageFormat,
-    head: &Head,
+    head: &Metadata,
     limits: &Limits,
-) -> Result<Header> {
+) -> Result<ImageHeader> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
     let turn = head.orientation;
     let samples = u64::from(decoder.color_type().bytes_per_pixel());
-    // what the decoder keeps beside its result: the coefficients of a progressive JPEG, planes of a
-    // WebP, a strip of a TIFF
+    // memory of the decoder besides its result: the coefficients of a progressive JPEG, the planes
+    // of a WebP, a strip of a TIFF
     let beside = match format {
         ImageFormat::Png | ImageFormat::Bmp => 0,
         ImageFormat::Jpeg => 6,
         _ => MAX_PIXEL_BYTES,
     };
-    // converted to 8-bit RGB, and turned, each into another image
+    // conversion to 8-bit RGB and turning each make another image
     let pixel_bytes = samples
         + beside.max(3)
         + if turn == Orientation::NoTransforms {
@@ -392,7 +342,7 @@ fn header(
     } else {
         (width, height)
     };
-    Ok(Header {
+    Ok(ImageHeader {
         size,
         pixel_bytes,
         metadata_bytes: head.bytes,
@@ -400,12 +350,12 @@ fn header(
     })
 }
 
-/// Reads the pixels and brings them to upright 8-bit sRGB; also the alpha channel where it is there
-/// and `keep_alpha`.
+/// Decodes the pixels and converts them to upright 8-bit sRGB. Also returns the alpha channel if
+/// there is one and `keep_alpha` is set.
 fn read(
     decoder: impl ImageDecoder,
     format: ImageFormat,
-    head: Head,
+    head: Metadata,
     limits: &Limits,
     keep_alpha: bool,
 ) -> Result<(Decoded, Option<GrayImage>)> {
@@ -433,11 +383,11 @@ fn read(
 
     let pixels = width as usize * height as usize; // fits: checked against the limits above
     let samples = if deep {
-        let mut data = zeroed::<u16>(pixels * channels)?;
+        let mut data = zeroed::<u16>(pixels * channels, "pixels")?;
         read_into(decoder, format, bytemuck::cast_slice_mut(&mut data))?;
         Samples::Deep(data)
     } else {
-        let mut data = zeroed::<u8>(pixels * channels)?;
+        let mut data = zeroed::<u8>(pixels * channels, "pixels")?;
         read_into(decoder, format, &mut data)?;
         Samples::Plain(data)
     };
@@ -488,19 +438,6 @@ fn read(
     ))
 }
 
-const CMYK: &str = "CMYK colours are made for a printing press; convert the file to RGB with its colour profile first";
-
-/// Room for pixels, or the error of the system where there is no memory for it.
-pub(super) fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Result<Vec<T>> {
-    let mut data = Vec::new();
-    failure::retry(|| {
-        data.try_reserve_exact(len)
-            .map_err(|_| failure::no_memory(len * size_of::<T>(), "pixels"))
-    })?;
-    data.resize(len, T::zeroed());
-    Ok(data)
-}
-
 fn read_into(decoder: impl ImageDecoder, format: ImageFormat, data: &mut [u8]) -> Result<()> {
     ensure!(
         decoder.total_bytes() == data.len() as u64,
@@ -517,9 +454,9 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Keeps panics inside decoders, which become errors, from being written to stderr as well. This
-/// changes the panic hook of the whole process, so it is for a program's `main` and never called by
-/// the library.
+/// Stops panics inside decoders, which become errors, from being written to stderr as well. This
+/// changes the panic hook of the whole process, so only a program's `main` may call it; the library
+/// never does.
 pub fn silence_decoder_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -532,7 +469,7 @@ pub fn silence_decoder_panics() {
     });
 }
 
-/// Runs `work` on one file: a panic inside a decoder becomes an error, and every error names the
+/// Runs `work` on one file. A panic inside a decoder becomes an error, and every error names the
 /// file.
 pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     QUIET.with(|q| q.set(true));

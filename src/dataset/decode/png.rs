@@ -1,31 +1,32 @@
-//! The chunks of a PNG before its pixels: colours and orientation are read from them, and the
-//! decoder sees only those that it needs for the pixels. Depends on fdeflate. Promises that a
-//! compressed profile is not inflated beyond the bound.
+//! Reads the chunks of a PNG before its pixels. Colours and orientation are read here; the decoder
+//! sees only the chunks that it needs for the pixels. Depends on fdeflate. Promises that a
+//! compressed profile is not inflated beyond [`MAX_PROFILE`].
 
-use super::super::colour::{Tagged, hdr};
-use super::head::{Head, MAX_EXIF, MAX_PROFILE, take, too_large};
+use super::super::colour::{ColourTag, hdr};
+use super::head::{MAX_EXIF, MAX_PROFILE, Metadata, take, too_large};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, Seek};
 
+/// Bytes of a PNG signature.
 const SIGNATURE: usize = 8;
-/// Chunks that the decoder needs have 768 bytes at most (a palette); longer ones are left to it to
-/// refuse.
+/// Chunks that the decoder needs have at most 768 bytes (a palette). Longer ones are left to the
+/// decoder, which refuses them.
 const MAX_NEEDED: usize = 4096;
 
-/// Colour chunks, in the order in which one goes before the other (PNG, third edition).
+/// Colour chunks; each takes precedence over those after it (PNG, third edition).
 #[derive(Default)]
 struct Colours {
-    cicp: Option<Tagged>,
-    icc: Option<Tagged>,
+    cicp: Option<ColourTag>,
+    icc: Option<ColourTag>,
     srgb: bool,
     gamma: Option<u32>,
     primaries: Option<[u32; 8]>,
 }
 
 /// Reads the chunks up to the first one with pixels.
-pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
+pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
     const SHORT: &str = "the PNG data are cut short; fetch the file again";
-    let mut head = Head::new();
+    let mut head = Metadata::new();
     let mut colours = Colours::default();
     head.replaced = take(file, SIGNATURE)?.context(SHORT)?;
     head.skipped = SIGNATURE as u64;
@@ -80,11 +81,11 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
         }
     }
     match colours.cicp.or(colours.icc) {
-        Some(Tagged::Profile(profile)) => head.set_profile(profile),
+        Some(ColourTag::Profile(profile)) => head.set_profile(profile),
         Some(other) => head.colours = other,
         None if colours.srgb => {}
         None if colours.gamma.is_some() || colours.primaries.is_some() => {
-            head.colours = Tagged::Gamma {
+            head.colours = ColourTag::Gamma {
                 gamma: colours.gamma,
                 primaries: colours.primaries,
             };
@@ -99,12 +100,12 @@ fn number(data: &[u8], index: usize) -> u32 {
         .map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
 }
 
-fn unusable(why: &str) -> Tagged {
-    Tagged::Unusable(why.into())
+fn unusable(why: &str) -> ColourTag {
+    ColourTag::Unusable(why.into())
 }
 
 /// The profile of an iCCP chunk: a name, 0, the method (0), and zlib data.
-fn profile(data: &[u8]) -> Tagged {
+fn profile(data: &[u8]) -> ColourTag {
     let Some(name) = data.iter().position(|&b| b == 0) else {
         return unusable("its colour profile has no name");
     };
@@ -112,22 +113,24 @@ fn profile(data: &[u8]) -> Tagged {
         return unusable("its colour profile is compressed in an unknown way");
     }
     match fdeflate::decompress_to_vec_bounded(&data[name + 2..], MAX_PROFILE) {
-        Ok(profile) => Tagged::Profile(profile),
+        Ok(profile) => ColourTag::Profile(profile),
         Err(fdeflate::BoundedDecompressionError::OutputTooLarge { .. }) => {
-            Tagged::Unusable(format!(
+            ColourTag::Unusable(format!(
                 "its colour profile is larger than the {} million bytes that are read",
                 MAX_PROFILE / 1_000_000
             ))
         }
         Err(fdeflate::BoundedDecompressionError::DecompressionError { inner }) => {
-            Tagged::Unusable(format!("its colour profile cannot be unpacked ({inner:?})"))
+            ColourTag::Unusable(format!("its colour profile cannot be unpacked ({inner:?})"))
         }
     }
 }
 
-/// The colours of a cICP chunk (ITU-T H.273). An image of more than the usual brightness has no
-/// place in 8 bits.
-fn cicp(data: &[u8]) -> Result<Tagged> {
+/// Reads a cICP chunk (ITU-T H.273).
+///
+/// # Errors
+/// An HDR image: its brightness does not fit 8 bits.
+fn cicp(data: &[u8]) -> Result<ColourTag> {
     let &[primaries, transfer, matrix, full_range] = data else {
         return Ok(unusable("its cICP chunk is damaged"));
     };
@@ -141,7 +144,7 @@ fn cicp(data: &[u8]) -> Result<Tagged> {
             "its cICP chunk says that the numbers are no full-range RGB",
         ));
     }
-    Ok(Tagged::Cicp {
+    Ok(ColourTag::Cicp {
         primaries,
         transfer,
     })

@@ -1,25 +1,25 @@
-//! Readers for image files: one that remembers an error of the system behind a decoder's back,
-//! and one that shows a decoder a file with another beginning. Depends on `failure` alone. Promises
-//! that no failed read of a disk is taken for damage of the image.
+//! Readers for image files: one keeps errors of the system that a decoder hides, one replaces the
+//! beginning of a file. Depends on `failure` alone. Promises that a failed read of a disk is not
+//! taken for damage of the image.
 
 use crate::support::failure;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
-/// A file under a decoder. Decoders turn errors into their own; the one of the system is kept here.
-pub(super) struct Watched<R> {
+/// A reader that keeps the last error of the system. Decoders replace errors by their own.
+pub(super) struct FailureRecorder<R> {
     inner: R,
     failed: Option<io::Error>,
 }
 
-impl<R> Watched<R> {
+impl<R> FailureRecorder<R> {
     pub fn new(inner: R) -> Self {
-        Watched {
+        FailureRecorder {
             inner,
             failed: None,
         }
     }
 
-    /// The error of the system that a read ended with, if any did.
+    /// The last error of the system, if there was one.
     pub fn take_failure(&mut self) -> Option<io::Error> {
         self.failed.take()
     }
@@ -35,7 +35,7 @@ impl<R> Watched<R> {
     }
 }
 
-/// The same error once more; an `io::Error` cannot be cloned.
+/// Copies an error; `io::Error` has no `Clone`.
 pub(super) fn copy_of(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(
         || io::Error::new(error.kind(), error.to_string()),
@@ -43,16 +43,17 @@ pub(super) fn copy_of(error: &io::Error) -> io::Error {
     )
 }
 
-impl<R: Read> Read for Watched<R> {
+impl<R: Read> Read for FailureRecorder<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let outcome = self.inner.read(buffer);
         self.note(outcome)
     }
 }
 
-impl<R: BufRead> BufRead for Watched<R> {
+impl<R: BufRead> BufRead for FailureRecorder<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        // asked twice, since the buffer cannot be given back while an error is noted
+        // called twice: the borrow checker does not allow noting an error while the buffer is
+        // borrowed
         if let Err(error) = self.inner.fill_buf() {
             return self.note(Err(error));
         }
@@ -64,7 +65,7 @@ impl<R: BufRead> BufRead for Watched<R> {
     }
 }
 
-impl<R: Seek> Seek for Watched<R> {
+impl<R: Seek> Seek for FailureRecorder<R> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let outcome = self.inner.seek(to);
         self.note(outcome)
@@ -76,19 +77,19 @@ impl<R: Seek> Seek for Watched<R> {
     }
 }
 
-/// A file of which the first `skipped` bytes are replaced by `head`.
-pub(super) struct Joined<R> {
+/// A file whose first `skipped` bytes are replaced by `head`.
+pub(super) struct ReplacedStart<R> {
     head: Vec<u8>,
     rest: R,
     skipped: u64,
     at: u64,
 }
 
-impl<R: BufRead + Seek> Joined<R> {
-    /// Shows `head`, then what `rest` holds from `skipped` on.
+impl<R: BufRead + Seek> ReplacedStart<R> {
+    /// Reads `head` first, then `rest` from offset `skipped` on.
     pub fn new(head: Vec<u8>, mut rest: R, skipped: u64) -> io::Result<Self> {
         rest.seek(SeekFrom::Start(skipped))?;
-        Ok(Joined {
+        Ok(ReplacedStart {
             head,
             rest,
             skipped,
@@ -97,7 +98,7 @@ impl<R: BufRead + Seek> Joined<R> {
     }
 }
 
-impl<R: BufRead + Seek> Read for Joined<R> {
+impl<R: BufRead + Seek> Read for ReplacedStart<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let taken = match self.head.get(self.at as usize..) {
             Some(head) if !head.is_empty() => (&mut &*head).read(buffer)?,
@@ -108,7 +109,7 @@ impl<R: BufRead + Seek> Read for Joined<R> {
     }
 }
 
-impl<R: BufRead + Seek> BufRead for Joined<R> {
+impl<R: BufRead + Seek> BufRead for ReplacedStart<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         match self.head.get(self.at as usize..) {
             Some(head) if !head.is_empty() => Ok(head),
@@ -124,7 +125,7 @@ impl<R: BufRead + Seek> BufRead for Joined<R> {
     }
 }
 
-impl<R: BufRead + Seek> Seek for Joined<R> {
+impl<R: BufRead + Seek> Seek for ReplacedStart<R> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let head = self.head.len() as u64;
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
@@ -151,7 +152,7 @@ impl<R: BufRead + Seek> Seek for Joined<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::decode::{Limits, decoder, head::Head};
+    use crate::dataset::decode::{Limits, decoder, head::Metadata};
     use image::ImageFormat;
     use std::io::{BufReader, Cursor};
 
@@ -196,10 +197,10 @@ mod tests {
                     8,
                     Failing(Cursor::new(bytes.get_ref().clone()), good),
                 );
-                let mut file = Watched::new(file);
+                let mut file = FailureRecorder::new(file);
                 let limits = Limits::default();
-                let outcome = Head::read(&mut file, format, &limits).and_then(|head| {
-                    let shown = Joined::new(head.replaced, &mut file, head.skipped)?;
+                let outcome = Metadata::read(&mut file, format, &limits).and_then(|head| {
+                    let shown = ReplacedStart::new(head.replaced, &mut file, head.skipped)?;
                     decoder(shown, format, &limits).map(drop)
                 });
                 assert!(outcome.is_err(), "{format:?}, {good}");
@@ -217,7 +218,7 @@ mod tests {
     fn a_joined_file_reads_and_seeks_like_one() {
         let whole = b"HEADcdefghij";
         let mut joined =
-            Joined::new(b"HEAD".to_vec(), Cursor::new(b"abcdefghij".to_vec()), 2).unwrap();
+            ReplacedStart::new(b"HEAD".to_vec(), Cursor::new(b"abcdefghij".to_vec()), 2).unwrap();
         let mut all = Vec::new();
         joined.read_to_end(&mut all).unwrap();
         assert_eq!(all, whole);

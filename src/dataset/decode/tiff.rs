@@ -1,25 +1,25 @@
-//! The pages of a TIFF: which one is the image, and its orientation and colour profile. The
-//! decoder bounds a tag by the size of the image and drops a profile that is larger, so both are
-//! read here. Depends on nothing else. Promises to follow no chain of pages without end.
+//! Reads the pages of a TIFF: chooses the one with the image, and reads its orientation and colour
+//! profile. The decoder limits a tag by the size of the image and drops a larger profile, so both
+//! are read here. Promises that an endless chain of pages is not followed.
 
-use super::super::colour::Tagged;
-use super::head::{Head, MAX_PROFILE, take, too_large};
+use super::super::colour::ColourTag;
+use super::head::{MAX_PROFILE, Metadata, take, too_large};
 use anyhow::{Context, Result, bail, ensure};
 use image::metadata::Orientation;
 use std::io::{BufRead, Seek, SeekFrom};
 
-/// Pages that are looked at in search of one that is no thumbnail.
+/// Largest number of pages that are searched for one that is not a thumbnail.
 const MAX_PAGES: usize = 64;
-/// Memory that the decoder may take for the numbers in a page's tags, bytes. An image of 200
+/// Memory that the decoder may take for the numbers in the tags of a page, bytes. An image of 200
 /// million pixels in tiles of 16 x 16 takes 50 million.
 const MAX_TAGS: u64 = 64 << 20;
-/// What the decoder takes for one number, bytes.
+/// Memory that the decoder takes for one number, bytes.
 const NUMBER: u64 = 32;
 
 const SHORT: &str = "the TIFF data are cut short; fetch the file again";
 
-/// One entry of a page: tag, type, count, and the value or its place.
-struct Entry {
+/// One entry of a page: tag, type, count, and the value or its offset.
+struct TagEntry {
     tag: u16,
     kind: u16,
     count: u64,
@@ -28,12 +28,12 @@ struct Entry {
 
 /// Byte order and width of offsets.
 #[derive(Clone, Copy)]
-struct Layout {
+struct TiffLayout {
     little: bool,
     big: bool,
 }
 
-impl Layout {
+impl TiffLayout {
     fn number(self, bytes: &[u8]) -> u64 {
         let step = |n: u64, &b: &u8| n << 8 | u64::from(b);
         if self.little {
@@ -48,8 +48,8 @@ impl Layout {
         if self.big { 8 } else { 4 }
     }
 
-    /// The entries of the page at `at`, and the place of the next page.
-    fn page(self, file: &mut (impl BufRead + Seek), at: u64) -> Result<(Vec<Entry>, u64)> {
+    /// Reads the entries of the page at `at`, and the offset of the next page.
+    fn page(self, file: &mut (impl BufRead + Seek), at: u64) -> Result<(Vec<TagEntry>, u64)> {
         file.seek(SeekFrom::Start(at))?;
         let count = self.number(&take(file, if self.big { 8 } else { 2 })?.context(SHORT)?);
         ensure!(
@@ -62,7 +62,7 @@ impl Layout {
         let entry = |b: &[u8]| {
             let mut value = [0; 8];
             value[..self.wide()].copy_from_slice(&b[4 + self.wide()..]);
-            Entry {
+            TagEntry {
                 tag: self.number(&b[..2]) as u16,
                 kind: self.number(&b[2..4]) as u16,
                 count: self.number(&b[4..4 + self.wide()]),
@@ -73,7 +73,7 @@ impl Layout {
     }
 
     /// The number of an entry that holds a single one.
-    fn single(self, entry: &Entry) -> u64 {
+    fn single(self, entry: &TagEntry) -> u64 {
         let width = match entry.kind {
             3 => 2,
             4 | 13 => 4,
@@ -86,7 +86,7 @@ impl Layout {
 
 /// Whether a page is a small copy or a mask of another (NewSubfileType 254, or the older
 /// SubfileType 255).
-fn is_secondary(page: &[Entry], layout: Layout) -> bool {
+fn is_secondary(page: &[TagEntry], layout: TiffLayout) -> bool {
     page.iter().any(|e| match e.tag {
         254 => layout.single(e) & 0b101 != 0,
         255 => layout.single(e) == 2,
@@ -95,7 +95,7 @@ fn is_secondary(page: &[Entry], layout: Layout) -> bool {
 }
 
 /// Chooses the page and reads its tags.
-pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
+pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
     let mut start = take(file, 16)?;
     if start.is_none() {
         file.seek(SeekFrom::Start(0))?;
@@ -103,7 +103,7 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
     }
     let start = start.context(SHORT)?;
     let little = start.starts_with(b"II");
-    let mut layout = Layout { little, big: false };
+    let mut layout = TiffLayout { little, big: false };
     layout.big = layout.number(&start[2..4]) == 43;
     ensure!(!layout.big || start.len() == 16, SHORT);
     let place = layout.wide()..2 * layout.wide();
@@ -130,13 +130,13 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
     }
     let (page, at) = match chosen {
         Some(found) => found,
-        // a mark on the only page there is means nothing
+        // if there is only one page, its mark is ignored
         None if pages == 1 && !hidden => (layout.page(file, first)?.0, first),
         None => bail!(
             "every page of the TIFF is marked as a thumbnail or a mask; save the image itself as a file of its own"
         ),
     };
-    let mut head = Head::new();
+    let mut head = Metadata::new();
     if at != first {
         head.replaced = start[..place.end].to_vec();
         let mut bytes = at.to_le_bytes()[..layout.wide()].to_vec();
@@ -176,12 +176,12 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Head> {
 
 fn profile(
     file: &mut (impl BufRead + Seek),
-    entry: &Entry,
-    layout: Layout,
-    head: &mut Head,
+    entry: &TagEntry,
+    layout: TiffLayout,
+    head: &mut Metadata,
 ) -> Result<()> {
     if !matches!(entry.kind, 1 | 2 | 6 | 7) {
-        head.colours = Tagged::Unusable(format!(
+        head.colours = ColourTag::Unusable(format!(
             "its colour profile is stored as numbers of type {}",
             entry.kind
         ));
@@ -195,7 +195,7 @@ fn profile(
         ))?;
         match take(file, entry.count as usize)? {
             Some(profile) => head.set_profile(profile),
-            None => head.colours = Tagged::Unusable("its colour profile is cut short".into()),
+            None => head.colours = ColourTag::Unusable("its colour profile is cut short".into()),
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
-//! Chooses the HR and the LQ folder of a data set, by what the user says or by the names of the
-//! folders. Depends on `names` and `listing`. Promises to take no folder where more than one could
-//! be meant: then the error says what to type.
+//! Chooses the HR and the LQ folder of a data set, from the options or by the names of the folders.
+//! Depends on `names` and `listing`. Promises to choose no folder if more than one could be meant:
+//! then the error says what to type.
 
 use super::ScanOptions;
 use super::listing::{FolderId, Listing, reason_of_folder};
@@ -12,20 +12,21 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The folders of the two sides. Where both are the same, names tell the sides apart.
-pub(super) struct Chosen {
+/// The folders of the two sides. If both are the same folder, names separate the sides.
+pub(super) struct SideFolders {
     pub hr: PathBuf,
+    /// `None` if the LQ is made from the HR.
     pub lq: Option<PathBuf>,
 }
 
-/// A folder that may be meant.
+/// A folder that may be chosen.
 struct Candidate {
     path: PathBuf,
     label: Label,
 }
 
-/// The folders of `folder` with what their names say, sorted; hidden ones and those of the system
-/// left out, links followed.
+/// Lists the folders inside `folder` with their labels, sorted. Hidden folders and those of the
+/// system are left out; links are followed.
 fn subfolders(folder: &Path) -> Result<Vec<Candidate>> {
     let cannot = || format!("cannot list the folder {}", folder.display());
     let entries = failure::retry(|| fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>())
@@ -51,8 +52,11 @@ fn subfolders(folder: &Path) -> Result<Vec<Candidate>> {
     Ok(found)
 }
 
-/// The HR folder and the LQ folder, from the options or by name.
-pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<Chosen> {
+/// Chooses the HR folder and the LQ folder, from the options or by name.
+///
+/// # Errors
+/// A folder that does not exist or cannot be listed; names that leave open which folder is meant.
+pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<SideFolders> {
     let given = |flag: &str, path: &Option<PathBuf>| -> Result<Option<PathBuf>> {
         let Some(path) = path else { return Ok(None) };
         let found = [path.clone(), root.join(path)]
@@ -68,7 +72,7 @@ pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<Chosen> {
     };
     let (hr, lq) = (given("hr", &options.hr)?, given("lq", &options.lq)?);
     if let (Some(hr), Some(_)) = (&hr, &lq) {
-        return Ok(Chosen { hr: hr.clone(), lq });
+        return Ok(SideFolders { hr: hr.clone(), lq });
     }
     let by_flag = hr.is_some() || lq.is_some();
     let mut folders = subfolders(root)?;
@@ -102,7 +106,7 @@ pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<Chosen> {
         None => pick(beside, options.scale, Side::Lq, hr_root.as_deref())?,
     };
     match (hr_root, lq_root) {
-        (Some(hr), lq) => Ok(Chosen { hr, lq }),
+        (Some(hr), lq) => Ok(SideFolders { hr, lq }),
         (None, Some(lq)) if options.lq.is_none() => {
             bail!(
                 "{} has the LQ folder {} but no HR folder beside it (hr, HR, gt ...); name it with --hr",
@@ -110,15 +114,15 @@ pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<Chosen> {
                 lq.display()
             )
         }
-        (None, lq) => Ok(Chosen {
+        (None, lq) => Ok(SideFolders {
             hr: root.to_path_buf(),
             lq,
         }),
     }
 }
 
-/// The folder of a scale that holds the folders of both sides (`x2/HR` and `x2/LR`), where no side
-/// is named above it.
+/// Finds the folder of a scale that holds the folders of both sides (`x2/HR` and `x2/LR`). `None`
+/// if one of the folders is itself named for a side.
 fn named_for_scale(folders: &[Candidate], scale: u32) -> Result<Option<PathBuf>> {
     if folders
         .iter()
@@ -135,8 +139,8 @@ fn named_for_scale(folders: &[Candidate], scale: u32) -> Result<Option<PathBuf>>
     Ok((has(Side::Hr) && has(Side::Lq)).then(|| folder.path.clone()))
 }
 
-/// The folders of one side. One that has folders named for scales (`LR_bicubic/X2`) stands for
-/// those.
+/// Selects the folders of one side. A folder with subfolders for scales (`LR_bicubic/X2`) is
+/// replaced by these.
 fn by_side(folders: &[Candidate], side: Side) -> Result<Vec<Candidate>> {
     let mut found = Vec::new();
     for folder in folders.iter().filter(|f| f.label.side == Some(side)) {
@@ -161,8 +165,8 @@ fn by_side(folders: &[Candidate], side: Side) -> Result<Vec<Candidate>> {
     Ok(found)
 }
 
-/// The one folder that is meant: for this scale, then with the HR folder's prefix, then named for
-/// this scale.
+/// Picks the one folder that is meant. Folders for another scale are out; then folders with the
+/// prefix of the HR folder are preferred, then those named for this scale.
 fn pick(
     candidates: Vec<Candidate>,
     scale: u32,
@@ -216,26 +220,25 @@ fn pick(
     Ok(left.pop().map(|c| c.path))
 }
 
-/// Whether two paths lead to one folder.
+/// Whether two paths lead to the same folder.
 pub(super) fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((FolderId::of(a), FolderId::of(b)), (Ok(x), Ok(y)) if x == y)
 }
 
-/// Refuses to take a tree for HR images when folders further down are named for the LQ side:
-/// their images would be trained on as HR.
+/// Refuses a tree of HR images in which folders further down are named for the LQ side: their
+/// images would be trained on as HR.
+///
+/// # Errors
+/// There is such a folder; the error says what to type.
 pub(super) fn check_no_sides_below(root: &Path, hr: &Listing) -> Result<()> {
     let mut sides: BTreeMap<&str, Side> = BTreeMap::new();
     let mut last = "";
-    for picture in &hr.pictures {
-        let folder = picture
-            .name
-            .rsplit_once('/')
-            .map_or("", |(folder, _)| folder);
+    for image in &hr.images {
+        let folder = image.name.rsplit_once('/').map_or("", |(folder, _)| folder);
         if folder == last {
             continue;
         }
-        // images are sorted, so the folders that this one shares with the last were looked at
-        // then
+        // images are sorted, so the part of the path that is shared with the last one is done
         let shared = folder
             .bytes()
             .zip(last.bytes())

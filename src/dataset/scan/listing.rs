@@ -1,8 +1,8 @@
-//! The one rule for what an image file is, and the listing of a folder by that rule: for `shard`,
-//! `eval`, `upscale` and validation. Looks at names and folders and opens no file. Depends on the
-//! file system, `failure` and `text`. Promises that every file with an image's ending below the
-//! folder is listed, rejected with a reason, or counted with the folder that was left out; in the
-//! same order on every machine; in time that grows with the number of entries.
+//! Defines what an image file is, and lists the images of a folder, for `shard`, `eval`, `upscale`
+//! and validation. It goes by names and opens no file. Depends on the file system, `failure` and
+//! `text`. Promises that every file with the ending of an image is listed, rejected with a reason,
+//! or left out with its folder; that the order is the same on every machine; and that the time is
+//! proportional to the number of entries.
 
 use crate::support::failure;
 use crate::support::text::one_line;
@@ -16,15 +16,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Endings of image files, in lower case; they are compared without regard to case. Those that
-/// keep every pixel come first.
+/// Endings of image files, in lower case; they are compared without regard to case. Those of
+/// lossless formats come first.
 pub const ENDINGS: [&str; 9] = [
     "png", "tif", "tiff", "bmp", "webp", "jpg", "jpeg", "jpe", "jfif",
 ];
 
-/// Folders, in lower case, in which storage boxes and operating systems keep thumbnails, deleted
-/// files and copies of files. Those whose names begin with a dot need no entry here, since they are
-/// left out as hidden.
+/// Folders, in lower case, in which network storage devices and operating systems keep thumbnails,
+/// deleted files and copies of files. Folders whose names begin with a dot need no entry, since
+/// they are left out as hidden.
 const SYSTEM_FOLDERS: [&str; 20] = [
     "@eadir", // Synology
     "#recycle",
@@ -48,20 +48,20 @@ const SYSTEM_FOLDERS: [&str; 20] = [
     "thumbnails",
 ];
 
-/// Why images take no part although nothing is wrong with them.
+/// Why images are left out although nothing is wrong with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The name of the file or folder begins with a dot.
     Hidden,
-    /// A folder in which a storage box or an operating system keeps thumbnails or deleted files.
+    /// A folder in which a storage device or an operating system keeps thumbnails or deleted files.
     SystemFolder,
-    /// What paragon wrote: runs, sets of shards, demos, extracted pairs, and the folder that is
-    /// written to now.
+    /// Output of paragon: runs, sets of shards, demos, extracted pairs, and the output folder of
+    /// this command.
     OwnOutput,
-    /// In a folder that is named for another side or scale.
+    /// The file is in a folder that is named for another side or scale.
     OtherScale,
-    /// Below the data set's root, but in none of the folders that were chosen.
+    /// The file is below the root of the data set, but in none of the folders that were chosen.
     Outside,
 }
 
@@ -82,11 +82,12 @@ impl fmt::Display for Reason {
 pub struct LeftOut {
     /// Why.
     pub reason: Reason,
-    /// Image files that were seen and left out.
-    pub pictures: u64,
-    /// Folders that were not looked into, so that the images in them are not counted.
+    /// Number of image files that were left out.
+    #[serde(rename = "pictures")]
+    pub images: u64,
+    /// Number of folders that were not listed; the images in them are not counted.
     pub folders: u64,
-    /// The first of them, file or folder.
+    /// The first file or folder that was left out.
     #[serde(serialize_with = "in_words")]
     pub first: PathBuf,
 }
@@ -96,18 +97,18 @@ fn in_words<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error>
 }
 
 impl LeftOut {
-    /// Whether a user may be surprised that these take no part, and should read it while the work
-    /// is done.
+    /// Whether a user may be surprised that these are left out, so that the command should say it
+    /// at once.
     pub fn may_surprise(&self) -> bool {
         !matches!(self.reason, Reason::Hidden | Reason::OtherScale)
     }
 }
 
-/// `3 pictures and 1 folder left out: outside the chosen folders (the first is a/b.png)`.
+/// `3 images and 1 folder left out: outside the chosen folders (the first is a/b.png)`.
 impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        let what = match (self.pictures, self.folders) {
+        let what = match (self.images, self.folders) {
             (n, 0) => count(n, "image"),
             (0, n) => count(n, "folder"),
             (n, m) => format!("{} and {}", count(n, "image"), count(m, "folder")),
@@ -121,25 +122,25 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Counts kept by reason, in the order of the reasons.
+/// What was left out, one entry for each reason, in the order of the reasons.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LeftOuts(Vec<LeftOut>);
 
 impl LeftOuts {
-    pub fn add(&mut self, reason: Reason, pictures: u64, folders: u64, first: &Path) {
-        if pictures + folders == 0 {
+    pub fn add(&mut self, reason: Reason, images: u64, folders: u64, first: &Path) {
+        if images + folders == 0 {
             return;
         }
         match self.0.binary_search_by_key(&reason, |l| l.reason) {
             Ok(at) => {
-                self.0[at].pictures += pictures;
+                self.0[at].images += images;
                 self.0[at].folders += folders;
             }
             Err(at) => self.0.insert(
                 at,
                 LeftOut {
                     reason,
-                    pictures,
+                    images,
                     folders,
                     first: first.to_path_buf(),
                 },
@@ -149,7 +150,7 @@ impl LeftOuts {
 
     pub fn merge(&mut self, others: &[LeftOut]) {
         for other in others {
-            self.add(other.reason, other.pictures, other.folders, &other.first);
+            self.add(other.reason, other.images, other.folders, &other.first);
         }
     }
 
@@ -158,7 +159,7 @@ impl LeftOuts {
     }
 }
 
-/// A file that takes no part, and why.
+/// A file that cannot be used, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reject {
     /// The file.
@@ -169,60 +170,60 @@ pub struct Reject {
 
 /// An image file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Picture {
+pub struct ImageFile {
     /// Path below the listed folder without the ending, with `/` between folders.
     pub name: String,
     /// The file, as it is to be opened.
     pub path: PathBuf,
 }
 
-/// What is in a folder.
+/// The content of a folder.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     /// Sorted by name, byte by byte.
-    pub pictures: Vec<Picture>,
+    pub images: Vec<ImageFile>,
     /// Image files that cannot be used, and folders that cannot be listed.
     pub rejected: Vec<Reject>,
     /// What was left out by rule, one entry for each reason.
     pub left_out: Vec<LeftOut>,
-    /// Files without an image's ending; hidden ones are not counted.
+    /// Number of files without the ending of an image; hidden ones are not counted.
     pub ignored: u64,
-    /// Folders that were not entered because the listing is not recursive; those in `left_out` are
-    /// not among them.
+    /// Number of folders that were not entered because the listing is not recursive. Those in
+    /// `left_out` are not counted.
     pub subfolders: u64,
 }
 
 impl Listing {
-    /// Image files seen and not left out.
+    /// Number of image files, rejected ones included, that were not left out.
     pub fn files(&self) -> usize {
-        self.pictures.len() + self.rejected.len()
+        self.images.len() + self.rejected.len()
     }
 }
 
 /// Whether a file of this name is an image: it has one of [`ENDINGS`] and is not hidden.
-pub fn is_picture_name(name: &OsStr) -> bool {
+pub fn is_image_name(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     !name.starts_with('.') && split_ending(&name).is_some()
 }
 
-/// Stem and ending of an image's name, or nothing where the ending is none of an image.
+/// Splits the name of an image into stem and ending. `None` if the ending is not that of an image.
 pub(super) fn split_ending(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('.')
         .filter(|(_, ending)| ENDINGS.iter().any(|e| e.eq_ignore_ascii_case(ending)))
 }
 
-/// Lists the images of a folder, or of all folders below it as well. Left out and counted are
-/// hidden files, the folders in which storage boxes and operating systems keep thumbnails and
-/// deleted files, and paragon's own runs and sets. `folder` itself is always listed.
+/// Lists the images of a folder and, if `recursive`, of all folders below it. Hidden files, the
+/// folders in which storage devices and operating systems keep thumbnails and deleted files, and
+/// the runs and sets of paragon are left out and counted. `folder` itself is always listed.
 ///
 /// # Errors
-/// A folder that cannot be listed, for a reason that lies in the system: a disk that fails, a
-/// missing permission.
-pub fn pictures(folder: &Path, recursive: bool) -> Result<Listing> {
-    Walker::default().list(folder, recursive)
+/// A folder cannot be listed because of an error of the system: a failing disk, a missing
+/// permission.
+pub fn list_images(folder: &Path, recursive: bool) -> Result<Listing> {
+    FolderLister::default().list(folder, recursive)
 }
 
-/// One real folder, whatever path leads to it.
+/// Identity of a folder, whatever path leads to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum FolderId {
     Number(FileId),
@@ -240,19 +241,22 @@ impl FolderId {
     }
 }
 
-/// Lists folders, each real one once, so that links which lead back up do no harm.
+/// Lists folders. It enters each folder once, so that links which lead to a parent do no harm.
 #[derive(Debug, Default)]
-pub(super) struct Walker {
-    /// Folders that are not entered (again).
+pub(super) struct FolderLister {
+    /// Folders that were entered before, or must not be entered.
     pub entered: HashSet<FolderId>,
-    /// The folder that is written to now.
+    /// The output folder of the command.
     pub out: Option<FolderId>,
-    /// Folders of the system that fail are passed over: nothing that is used lies in them.
+    /// Whether folders that cannot be listed are skipped. For folders that no image is taken from.
     pub lenient: bool,
 }
 
-impl Walker {
-    /// As [`pictures`], but for the folders entered before.
+impl FolderLister {
+    /// Does the work of [`list_images`], without the folders that were entered before.
+    ///
+    /// # Errors
+    /// Those of [`list_images`].
     pub fn list(&mut self, top: &Path, recursive: bool) -> Result<Listing> {
         let mut listing = Listing::default();
         let mut left_out = LeftOuts::default();
@@ -260,7 +264,7 @@ impl Walker {
             FolderId::of(top)
                 .with_context(|| format!("cannot open the folder {}", top.display()))?,
         );
-        // a stack and no recursion: a path of the system's longest length has 2,000 folders
+        // a stack and no recursion: a path of the longest length can have 2,000 folders
         let mut open = vec![(top.to_path_buf(), String::new())];
         while let Some((folder, below)) = open.pop() {
             let is_top = below.is_empty();
@@ -269,7 +273,7 @@ impl Walker {
             };
             let mut subfolders = Vec::new();
             for entry in entries {
-                if let Some(found) = self.look(&entry, &below, &mut listing, &mut left_out)? {
+                if let Some(found) = self.sort_in(&entry, &below, &mut listing, &mut left_out)? {
                     subfolders.push(found);
                 }
             }
@@ -279,13 +283,12 @@ impl Walker {
                 listing.subfolders += subfolders.len() as u64;
             }
         }
-        listing.pictures.sort();
+        listing.images.sort();
         listing.left_out = left_out.into_vec();
         Ok(listing)
     }
 
-    /// The entries of a folder in the order of their names, or nothing where the folder takes no
-    /// part.
+    /// Reads the entries of a folder in the order of their names. `None` if the folder is left out.
     fn entries(
         &mut self,
         folder: &Path,
@@ -335,8 +338,9 @@ impl Walker {
         Ok(Some(entries))
     }
 
-    /// Puts a file in its place, and gives back a folder that is to be entered.
-    fn look(
+    /// Adds an entry of a folder to the listing or to what is left out. If the entry is a folder to
+    /// be entered, returns its path and the prefix of the names in it.
+    fn sort_in(
         &self,
         entry: &fs::DirEntry,
         below: &str,
@@ -354,7 +358,7 @@ impl Walker {
             }
         });
         let kind = match kind {
-            // whatever the name: it may be a link to a folder of images
+            // whatever its ending, the entry may be a link to a folder of images
             Err(e) if !self.lenient && !is_of_names(&e) && !name.starts_with('.') => {
                 return Err(e)
                     .with_context(|| format!("{}: cannot look at the file", path.display()));
@@ -382,12 +386,12 @@ impl Walker {
                 format!("a link that leads nowhere, or a file that was removed just now: {e}")
             }
             Ok(_) if file_name.to_str().is_none() => "its name is not UTF-8; rename it".to_string(),
-            // below the listed folder alone: what leads there takes no part in names
+            // only folders below the listed one matter: the path to it is not part of names
             Ok(_) if below.contains(char::REPLACEMENT_CHARACTER) => {
                 "the name of a folder it lies in is not UTF-8; rename that folder".to_string()
             }
             Ok(_) => {
-                listing.pictures.push(Picture {
+                listing.images.push(ImageFile {
                     name: format!("{below}{stem}"),
                     path,
                 });
@@ -399,13 +403,13 @@ impl Walker {
     }
 }
 
-/// Why a folder of this name is not looked into, or nothing where it is.
+/// Why a folder of this name is left out; `None` if it is entered.
 pub(super) fn reason_of_folder(name: &str) -> Option<Reason> {
     if name.starts_with('.') {
         return Some(Reason::Hidden);
     }
     let name = name.to_lowercase();
-    // what a check of a Windows disk has found: FOUND.000, FOUND.001 ...
+    // files recovered by a check of a Windows disk: FOUND.000, FOUND.001 ...
     let found = name
         .strip_prefix("found.")
         .is_some_and(|n| n.len() == 3 && n.bytes().all(|b| b.is_ascii_digit()));
@@ -438,8 +442,8 @@ fn is_own_output(entries: &[fs::DirEntry]) -> bool {
     is_run || any(&["manifest.psm", "journal.psj", ".paragon-demo"])
 }
 
-/// Errors that lie in a name, and stay: nothing is there, links lead in a circle, the path is too
-/// long. All others are the system's.
+/// Whether an error is a property of the path and so permanent: the file does not exist, links form
+/// a circle, the path is too long. All others are errors of the system.
 fn is_of_names(error: &io::Error) -> bool {
     sys::is_error(error, ErrorClass::BadName)
         || matches!(

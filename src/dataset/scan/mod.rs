@@ -1,11 +1,11 @@
-//! Finds the images of a data set and pairs each HR image with its LQ. Goes by names; of
-//! folders whose names leave open what they hold, it reads the headers of a few images. Depends
-//! on `decode` (for these headers) and `failure`. Promises the same order on every machine, and
-//! that every image file below the data set's root is paired, listed with the reason why not, or
-//! counted with the reason why it was left out.
+//! Finds the images of a data set and pairs each HR image with its LQ image. It goes by names; if
+//! names do not show what folders hold, it reads the headers of a few images. Depends on `decode`
+//! (for these headers) and `failure`. Promises the same order on every machine, and that every
+//! image file below the root of the data set is paired, rejected with a reason, or counted with the
+//! reason why it was left out.
 //!
-//! `listing` says what an image file is, `names` what names say, `folders` chooses the folders of
-//! the two sides, `pairing` pairs, and `alike` finds small copies that no name tells.
+//! `listing` lists image files, `names` interprets names, `folders` chooses the folders of the two
+//! sides, `pairing` pairs, and `alike` finds small copies that no name shows.
 
 mod alike;
 mod folders;
@@ -13,12 +13,14 @@ mod listing;
 mod names;
 mod pairing;
 
-pub use listing::{ENDINGS, LeftOut, Listing, Picture, Reason, Reject, is_picture_name, pictures};
+pub use listing::{
+    ENDINGS, ImageFile, LeftOut, Listing, Reason, Reject, is_image_name, list_images,
+};
 pub use names::photograph;
 
 use anyhow::{Result, bail, ensure};
-use folders::{Chosen, check_no_sides_below, choose, same_folder};
-use listing::{FolderId, LeftOuts, Walker};
+use folders::{SideFolders, check_no_sides_below, choose, same_folder};
+use listing::{FolderId, FolderLister, LeftOuts};
 use pairing::Sides;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -30,59 +32,60 @@ pub struct Source {
     pub name: String,
     /// The HR file.
     pub hr: PathBuf,
-    /// The LQ file, or nothing where it is to be made.
+    /// The LQ file; `None` if it is made from the HR.
     pub lq: Option<PathBuf>,
 }
 
-/// What was found. Every image file is in exactly one place: `hr_files + lq_files` is the number
-/// of files named in `sources` (one or two each) plus `rejected.len()`; all others below the root
-/// are counted in `left_out`.
+/// The result of [`scan`]. Every image file counts once: `hr_files + lq_files` is the number of
+/// files named in `sources` (one or two each) plus `rejected.len()`; all others below the root are
+/// counted in `left_out`.
 #[derive(Clone, Debug)]
 pub struct Scan {
     /// Sorted by name, byte by byte; never empty.
     pub sources: Vec<Source>,
     /// Sorted by path.
     pub rejected: Vec<Reject>,
-    /// What takes no part by rule, one entry for each reason.
+    /// What was left out by rule, one entry for each reason.
     pub left_out: Vec<LeftOut>,
-    /// The folder the HR images are in.
+    /// The folder of the HR images.
     pub hr_root: PathBuf,
-    /// The folder the LQ images are in, or nothing where they are to be made.
+    /// The folder of the LQ images; `None` if they are made from the HR.
     pub lq_root: Option<PathBuf>,
-    /// Image files seen below `hr_root` (of the HR side, where both sides share a folder).
+    /// Number of image files below `hr_root`, or those of the HR side if both sides share a folder.
     pub hr_files: usize,
-    /// Image files seen below `lq_root`, likewise.
+    /// Number of image files below `lq_root`, likewise.
     pub lq_files: usize,
-    /// Files in these folders without an image's ending: left out and not listed. Hidden files are
-    /// not counted at all.
+    /// Number of files in these folders without the ending of an image; hidden ones are not
+    /// counted.
     pub ignored: usize,
 }
 
-/// What to look for.
+/// Options of [`scan`].
 #[derive(Clone, Debug, Default)]
 pub struct ScanOptions {
-    /// HR side / LQ side; folders named for another scale are passed over.
+    /// HR side over LQ side; folders named for another scale are left out.
     pub scale: u32,
-    /// The HR folder, where it is not to be found by name. A path that does not exist is tried
-    /// below the data set's root.
+    /// The HR folder; `None` = it is found by its name. A path that does not exist is tried below
+    /// the root of the data set.
     pub hr: Option<PathBuf>,
-    /// The LQ folder, likewise. Where it is the HR folder, the ends of names tell the sides apart.
+    /// The LQ folder, likewise. If it is the HR folder, the ends of names separate the sides.
     pub lq: Option<PathBuf>,
-    /// The folder that results go to: it takes no part, although it may lie in the data set.
+    /// The output folder of the command. It is left out, since it may be inside the data set.
     pub out: Option<PathBuf>,
 }
 
 /// Finds the images below `root` and pairs them.
 ///
-/// A folder is taken by its name, in any case: `hr`, `gt`, `HR_x2`, `GTmod12`, `DIV2K_train_HR`
-/// beside `lq`, `lr_x2_bicubic`, `LRbicx2`, `DIV2K_train_LR_bicubic/X2` ... A `root` without such
-/// folders is itself the HR folder, and the LQ is to be made. Partners have the same relative path
-/// without extension, but for words of the side, the scale or the method at its end (`0001x2`,
-/// `0001_LR`, `0001_bicLRx2`). Both sides may also lie in one folder, told apart by these words.
+/// Folders are recognized by their names, in upper or lower case: `hr`, `gt`, `HR_x2`, `GTmod12`,
+/// `DIV2K_train_HR` beside `lq`, `lr_x2_bicubic`, `LRbicx2`, `DIV2K_train_LR_bicubic/X2` ... If
+/// `root` has no such folders, it is itself the HR folder and the LQ is made from the HR. The two
+/// images of a pair have the same relative path without extension, apart from words for the side,
+/// the scale or the method at its end (`0001x2`, `0001_LR`, `0001_bicLRx2`). Both sides may also be
+/// in one folder; then these words separate them.
 ///
 /// # Errors
-/// A folder that is missing or cannot be listed; names that leave open which images are meant,
-/// with what to type; no image left.
+/// A folder that is missing or cannot be listed; names that leave open which images are meant (the
+/// error says what to type); no usable image.
 pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     ensure!(
         root.exists(),
@@ -95,7 +98,7 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
         root.display()
     );
     let chosen = choose(root, options)?;
-    let Found { hr, lq, outside } = list(root, &chosen, options)?;
+    let Listings { hr, lq, outside } = list(root, &chosen, options)?;
     let mut left_out = LeftOuts::default();
     for listing in [Some(&hr), lq.as_ref(), Some(&outside)]
         .into_iter()
@@ -103,7 +106,7 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     {
         left_out.merge(&listing.left_out);
     }
-    let Chosen {
+    let SideFolders {
         hr: hr_root,
         lq: mut lq_root,
     } = chosen;
@@ -151,7 +154,7 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     if sources.is_empty() {
         let shown: Vec<String> = rejected
             .iter()
-            .take(4)
+            .take(SHOWN)
             .map(|r| format!("{}: {}", r.path.display(), r.reason))
             .collect();
         bail!(
@@ -173,15 +176,18 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     })
 }
 
-/// What lies in the chosen folders, and what else lies below the root.
-struct Found {
+/// Rejected files that are named if no image is usable.
+const SHOWN: usize = 4;
+
+/// The content of the chosen folders, and everything else below the root.
+struct Listings {
     hr: Listing,
-    /// Nothing where there is no LQ folder, or it is the HR folder.
+    /// `None` if there is no LQ folder, or it is the HR folder.
     lq: Option<Listing>,
     outside: Listing,
 }
 
-fn list(root: &Path, chosen: &Chosen, options: &ScanOptions) -> Result<Found> {
+fn list(root: &Path, chosen: &SideFolders, options: &ScanOptions) -> Result<Listings> {
     let out = options
         .out
         .as_deref()
@@ -196,13 +202,13 @@ fn list(root: &Path, chosen: &Chosen, options: &ScanOptions) -> Result<Found> {
             .and_then(|e| FolderId::of(e).ok())
             .into_iter()
             .collect();
-        let mut walker = Walker {
+        let mut lister = FolderLister {
             entered,
             out: out.clone(),
             lenient: false,
         };
-        let listing = walker.list(folder, true)?;
-        all.extend(walker.entered);
+        let listing = lister.list(folder, true)?;
+        all.extend(lister.entered);
         Ok(listing)
     };
     let hr = list(&chosen.hr, lq_root)?;
@@ -210,7 +216,7 @@ fn list(root: &Path, chosen: &Chosen, options: &ScanOptions) -> Result<Found> {
         .map(|folder| list(folder, Some(&chosen.hr)))
         .transpose()?;
     let outside = match FolderId::of(root) {
-        Ok(id) if !all.contains(&id) => Walker {
+        Ok(id) if !all.contains(&id) => FolderLister {
             entered: all,
             out,
             lenient: true,
@@ -218,30 +224,30 @@ fn list(root: &Path, chosen: &Chosen, options: &ScanOptions) -> Result<Found> {
         .list(root, true)?,
         _ => Listing::default(),
     };
-    Ok(Found { hr, lq, outside })
+    Ok(Listings { hr, lq, outside })
 }
 
-/// Refuses a folder that was taken for the HR side by its name alone, where images lie beside it:
-/// `HR` may be one of `DE FR HR IT`.
+/// Refuses a folder that was chosen as the HR folder by its name alone if other folders hold images
+/// too: `HR` may be one of `DE FR HR IT`.
 fn check_alone(root: &Path, hr_root: &Path, outside: &Listing) -> Result<()> {
-    let Some(first) = outside.pictures.first() else {
+    let Some(first) = outside.images.first() else {
         return Ok(());
     };
     bail!(
         "{hr} is named for HR images, but no LQ folder lies beside it, and other folders hold images too ({count}, such as {first}): give \
          {hr} itself to use it alone, --hr {root} to take all images of {root} as HR, or name the LQ folder with --lq",
         hr = hr_root.display(),
-        count = outside.pictures.len(),
+        count = outside.images.len(),
         first = first.path.display(),
         root = root.display()
     )
 }
 
-/// Counts the images outside the chosen folders, apart from those in folders that are named for
-/// another side or scale.
+/// Counts the images outside the chosen folders; those in folders that are named for another side
+/// or scale get a reason of their own.
 fn count_outside(root: &Path, outside: &Listing, left_out: &mut LeftOuts) {
     let paths = outside
-        .pictures
+        .images
         .iter()
         .map(|p| &p.path)
         .chain(outside.rejected.iter().map(|r| &r.path));

@@ -1,13 +1,13 @@
-//! What names say: which side (HR or LQ) and scale a folder is named for, and which part of a
-//! file's stem only tells them. One grammar serves folders, files in two folders and files in one
-//! folder. Depends on nothing. Promises that a word counts only where all of it is understood
-//! (`lrbicx2`, `gtmod12`), so that ordinary words (`hrvatska`, `lrigby`) say nothing.
+//! Interprets names: which side (HR or LQ) and scale a folder is named for, and which words at the
+//! end of a file's stem only name side, scale or method. One grammar serves folders, files in two
+//! folders and files in one folder. Depends on nothing. Promises that a word counts only if all of
+//! it is understood (`lrbicx2`, `gtmod12`), so that ordinary words (`hrvatska`, `lrigby`) do not.
 
 use std::borrow::Cow;
 use unicode_normalization::char::is_combining_mark;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
-/// Words that say a side. Longer ones come before those they begin with.
+/// Words for the HR side. A word comes before any shorter word that it begins with.
 const HR_WORDS: [&str; 8] = [
     "groundtruth",
     "highresolution",
@@ -18,9 +18,10 @@ const HR_WORDS: [&str; 8] = [
     "gt",
     "hq",
 ];
+/// Words for the LQ side, in the same order.
 const LQ_WORDS: [&str; 6] = ["lowresolution", "lowquality", "lowres", "lores", "lr", "lq"];
-/// Words for the HR side in which a set also has other folders, such as those cropped for a scale:
-/// they count beside LQ alone.
+/// Weaker words for the HR side: a data set may have such a folder beside its HR folder, which is
+/// cropped for a scale. They count only if there is an LQ folder and no other HR folder.
 const WEAK_HR_WORDS: [&str; 3] = ["original", "originals", "orig"];
 /// How an HR image was cut: `GTmod12`.
 const CUTS: [&str; 4] = ["cropped", "crop", "mod", "sub"];
@@ -41,7 +42,7 @@ const METHODS: [&str; 14] = [
     "bi",
     "bd",
 ];
-/// Words of two parts, as far as they are written apart: `low_res`, `ground truth`.
+/// Words of two parts that may be written apart: `low_res`, `ground truth`.
 const TWO_PARTS: [(&str, &str); 8] = [
     ("high", "res"),
     ("low", "res"),
@@ -52,12 +53,12 @@ const TWO_PARTS: [(&str, &str); 8] = [
     ("hi", "res"),
     ("ground", "truth"),
 ];
-/// Letters of a word that may be understood at most.
+/// Longer words, in bytes, are not read.
 const LONGEST_WORD: usize = 32;
-/// Words at the end of a stem that are read at most: `_LR_bicubic_mild_x2`.
-const MOST_WORDS: usize = 4;
+/// Largest number of words that are read at the end of a stem: `_LR_bicubic_mild_x2`.
+const MAX_WORDS: usize = 4;
 
-/// What stands between the words at the end of a stem.
+/// Characters between the words at the end of a stem.
 const SEPARATORS: [char; 6] = ['_', '-', '.', ' ', '+', '~'];
 
 /// One of the two sides of a pair.
@@ -67,17 +68,17 @@ pub(super) enum Side {
     Lq,
 }
 
-/// What one word says.
+/// The meaning of one word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Word {
     side: Option<Side>,
     scale: Option<u32>,
-    /// It names a way in which LQ images are made.
+    /// Whether it names a way in which LQ images are made.
     method: bool,
 }
 
-/// A name in the form in which it is compared: composed Unicode, since copies by way of a Mac have
-/// it decomposed.
+/// Returns a name in the form in which names are compared: composed Unicode. Files that were copied
+/// by macOS have decomposed names.
 pub(super) fn composed(name: &str) -> Cow<'_, str> {
     match is_nfc_quick(name.chars()) {
         IsNormalized::Yes => Cow::Borrowed(name),
@@ -85,7 +86,7 @@ pub(super) fn composed(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// `x2`, `2x`, `x04` as a scale.
+/// Reads `x2`, `2x` or `x04` as a scale.
 fn scale_word(word: &str) -> Option<u32> {
     let digits = word.strip_prefix('x').or_else(|| word.strip_suffix('x'))?;
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -95,8 +96,8 @@ fn scale_word(word: &str) -> Option<u32> {
     }
 }
 
-/// Reads a word in lower case, or nothing where a part of it is not understood. `before` is what
-/// stood in it already.
+/// Reads a word in lower case. `None` if a part of it is not understood. `before` is the meaning of
+/// the part that is read already.
 fn read_word(word: &str, before: Word) -> Option<Word> {
     if word.is_empty() {
         return Some(before);
@@ -105,7 +106,7 @@ fn read_word(word: &str, before: Word) -> Option<Word> {
         return None;
     }
     if before.scale.is_none() {
-        // a scale takes all digits: "lrx2", "lr2x", "x2lr"
+        // all digits belong to the scale: "lrx2", "lr2x", "x2lr"
         let digits = |s: &str| s.bytes().take_while(u8::is_ascii_digit).count();
         let length = match word.strip_prefix('x') {
             Some(rest) => 1 + digits(rest),
@@ -149,7 +150,7 @@ fn read_word(word: &str, before: Word) -> Option<Word> {
             return Some(found);
         }
     }
-    // what a cut is to: "mod12"
+    // a cut may have a number: "mod12"
     let cut = CUTS.iter().find_map(|w| {
         read_word(
             word.strip_prefix(w)?
@@ -168,13 +169,13 @@ fn read_word(word: &str, before: Word) -> Option<Word> {
     })
 }
 
-/// The words of a name in lower case: runs of letters and digits, cut where a capital follows a
-/// small letter (`trainHR`).
+/// Splits a name into words in lower case: runs of letters and digits, split also where a capital
+/// follows a small letter (`trainHR`).
 fn words(name: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut small_before = false;
-    // an accent of its own (decomposed Unicode) belongs to the letter before it
+    // in decomposed Unicode an accent is a character of its own; it belongs to the letter before it
     for c in name.chars().filter(|c| !is_combining_mark(*c)) {
         if !c.is_alphanumeric() || (small_before && c.is_uppercase()) {
             words.extend((!word.is_empty()).then(|| std::mem::take(&mut word)));
@@ -188,20 +189,20 @@ fn words(name: &str) -> Vec<String> {
     words
 }
 
-/// What a folder's name says.
+/// The meaning of a folder's name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Label {
     /// The side it is named for.
     pub side: Option<Side>,
-    /// The side holds beside a folder of LQ images alone: `original`.
+    /// Whether the side counts only beside a folder of LQ images: `original`.
     pub weak: bool,
     /// The scale it is named for.
     pub scale: Option<u32>,
-    /// The words before the side's: "div2k train " in DIV2K_train_LR_bicubic.
+    /// The words before that of the side: "div2k train " in DIV2K_train_LR_bicubic.
     pub prefix: String,
 }
 
-/// Reads a folder's name.
+/// Interprets a folder's name.
 pub(super) fn label(name: &str) -> Label {
     let words = words(name);
     let mut label = Label::default();
@@ -233,20 +234,20 @@ pub(super) fn label(name: &str) -> Label {
     label
 }
 
-/// What the words at the end of a stem say, and the stem without them.
+/// The meaning of the words at the end of a stem, and the stem without them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ending<'a> {
     /// The name up to these words, with its folders.
     pub key: &'a str,
-    /// The side they say.
+    /// The side they name.
     pub side: Option<Side>,
-    /// The scale they say.
+    /// The scale they name.
     pub scale: Option<u32>,
 }
 
-/// Every way to read the end of a name (a path below the listed folder, without the file's ending),
-/// from no word to all that are understood: `0001`, `0001_LR` and `0001_LR_x2` for the last of
-/// these. The shortest key comes last.
+/// Returns every way to read the end of a name (a path below the listed folder, without the file's
+/// ending), from no word to all words that are understood. For `0001_LR_x2` the keys are
+/// `0001_LR_x2`, `0001_LR` and `0001`; the shortest key comes last.
 pub(super) fn endings(name: &str) -> Vec<Ending<'_>> {
     let mut found = vec![Ending {
         key: name,
@@ -254,7 +255,7 @@ pub(super) fn endings(name: &str) -> Vec<Ending<'_>> {
         scale: None,
     }];
     let first = name.rfind('/').map_or(0, |at| at + 1);
-    while found.len() <= MOST_WORDS {
+    while found.len() <= MAX_WORDS {
         let Some(&last) = found.last() else { break };
         let Some((key, word)) = strip_word(last.key, first) else {
             break;
@@ -274,14 +275,14 @@ pub(super) fn endings(name: &str) -> Vec<Ending<'_>> {
     found
 }
 
-/// The reading of a name up to the last word that says a side or a scale: `0001` for
-/// `0001_LR_bicubic_x2`, `0001_blur` for `0001_blur_HR`.
-pub(super) fn telling_end(name: &str) -> Ending<'_> {
+/// The shortest reading whose last removed word names a side or a scale: `0001` for
+/// `0001_LR_bicubic_x2`, but `0001_blur` for `0001_blur_HR`, since "blur" alone names neither.
+pub(super) fn side_or_scale_end(name: &str) -> Ending<'_> {
     let found = endings(name);
-    let tells = |at: &usize| {
+    let adds = |at: &usize| {
         (found[*at].side, found[*at].scale) != (found[at - 1].side, found[at - 1].scale)
     };
-    let last = (1..found.len()).rev().find(tells).unwrap_or(0);
+    let last = (1..found.len()).rev().find(adds).unwrap_or(0);
     found.get(last).copied().unwrap_or(Ending {
         key: name,
         side: None,
@@ -289,8 +290,8 @@ pub(super) fn telling_end(name: &str) -> Ending<'_> {
     })
 }
 
-/// The key and the word behind it. Words stand behind a separator (`_LR`), a digit (`0001x2`) or,
-/// in capitals, a small letter (`babyLR`).
+/// Splits the last word off a name. A word follows a separator (`_LR`), a digit (`0001x2`) or, in
+/// capitals, a small letter (`babyLR`).
 fn strip_word(name: &str, first: usize) -> Option<(&str, Word)> {
     let stem = &name[first..];
     let start = stem.rfind(SEPARATORS).map_or(0, |at| at + 1);
@@ -311,7 +312,7 @@ fn strip_word(name: &str, first: usize) -> Option<(&str, Word)> {
     if let Some(found) = read(start) {
         return Some(found);
     }
-    // "low_res" has a separator within
+    // a word of two parts, such as "low_res", contains a separator
     let head = stem[..start].trim_end_matches(SEPARATORS);
     let head_start = head.rfind(SEPARATORS).map_or(0, |at| at + 1);
     let (head, tail) = (head[head_start..].to_lowercase(), last.to_lowercase());
@@ -334,8 +335,8 @@ fn strip_word(name: &str, first: usize) -> Option<(&str, Word)> {
     None
 }
 
-/// The name without the scale that is glued to it (`babyx2`): the only word that may follow a small
-/// letter without a separator.
+/// Returns the name without a scale that follows a small letter directly (`babyx2`): the only word
+/// that may do so.
 pub(super) fn without_glued_scale(name: &str, scale: u32) -> Option<&str> {
     let suffix = format!("x{scale}");
     let at = name.len().checked_sub(suffix.len())?;
@@ -343,7 +344,7 @@ pub(super) fn without_glued_scale(name: &str, scale: u32) -> Option<&str> {
     ends.then(|| name[..at].trim_end_matches(['_', '-']))
 }
 
-/// The scale in the middle of a name, as the sets of SRF_2 to SRF_4 have it: `img_001_SRF_2_HR`.
+/// The scale in the middle of a name, as in data sets for "SRF" 2 to 4: `img_001_SRF_2_HR`.
 pub(super) fn scale_within(name: &str) -> Option<u32> {
     let stem = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
     let (_, rest) = stem.split_once("srf_")?;
@@ -351,7 +352,7 @@ pub(super) fn scale_within(name: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
-/// Whether a name is one that `paragon shards extract` gives: `00000012_hr`, `00000012_lq`.
+/// Whether a file was named by `paragon shards extract`: `00000012_hr`, `00000012_lq`.
 pub(super) fn is_extracted(name: &str) -> bool {
     let stem = name.rsplit('/').next().unwrap_or(name);
     let number = stem
@@ -360,8 +361,8 @@ pub(super) fn is_extracted(name: &str) -> bool {
     number.is_some_and(|n| n.len() >= 8 && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// The photograph that a tile was cut from (`0001_s012` is of `0001`), or the name itself. Tools
-/// that cut sub-images number them so.
+/// Name of the photograph that a tile was cut from (`0001` for `0001_s012`); other names are
+/// returned as they are. Common tools that cut images into tiles number them in this way.
 pub fn photograph(name: &str) -> &str {
     let Some((photo, number)) = name.rsplit_once("_s") else {
         return name;
@@ -471,13 +472,13 @@ mod tests {
     }
 
     #[test]
-    fn words_of_the_picture_itself_stay_in_its_key() {
+    fn words_of_the_image_itself_stay_in_its_key() {
         for (name, key) in [
             ("0001_LR_bicubic_x2", "0001"),
             ("0001_blur_HR", "0001_blur"),
             ("0001_blur", "0001_blur"),
         ] {
-            assert_eq!(telling_end(name).key, key, "{name}");
+            assert_eq!(side_or_scale_end(name).key, key, "{name}");
         }
     }
 

@@ -1,42 +1,42 @@
-//! Pairs HR with LQ by their names, in two folders or in one. Depends on `names` and `listing`.
-//! Promises that every image it is given comes out in a pair, rejected with a reason, or counted
-//! as left out, and that no image is paired where two could be meant.
+//! Pairs HR images with LQ images by their names, in two folders or in one. Depends on `names` and
+//! `listing`. Promises that every image ends in a pair, is rejected with a reason, or is counted as
+//! left out, and that no image is paired if it could belong to two others.
 
 use super::Source;
-use super::listing::{LeftOuts, Listing, Picture, Reason, Reject};
+use super::listing::{ImageFile, LeftOuts, Listing, Reason, Reject};
 use super::names::{
-    Side, composed, endings, is_extracted, scale_within, telling_end, without_glued_scale,
+    Side, composed, endings, is_extracted, scale_within, side_or_scale_end, without_glued_scale,
 };
 use anyhow::{Result, bail};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-/// The two sides of one folder.
+/// The images of the two sides.
 pub(super) struct Sides {
     pub hr: Listing,
-    /// Nothing where all images are HR.
+    /// `None` if all images are HR.
     pub lq: Option<Listing>,
 }
 
-/// What the names of one folder's images say together.
-struct Census<'a> {
-    /// Of each image, whether its name says LQ, and its composed name without the words of a
-    /// side.
+/// The pairs that the names in one folder form.
+struct NamedPairs<'a> {
+    /// For each image: whether its name ends in a word for LQ, and its composed name without the
+    /// words of a side.
     read: Vec<(bool, Cow<'a, str>)>,
-    /// Keys of pairs, and whether `paragon shards extract` names files so.
+    /// Keys of pairs, and whether `paragon shards extract` has named both files.
     pairs: HashMap<Cow<'a, str>, bool>,
-    /// Images that have nothing to do with a pair.
+    /// Number of images that do not belong to a pair.
     strangers: usize,
 }
 
-impl<'a> Census<'a> {
-    fn of(pictures: &'a [Picture]) -> Census<'a> {
-        let read = |p: &'a Picture| {
+impl<'a> NamedPairs<'a> {
+    fn of(images: &'a [ImageFile]) -> NamedPairs<'a> {
+        let read = |p: &'a ImageFile| {
             let (side, key) = side_of(&p.name);
             (side == Some(Side::Lq), composed(key))
         };
-        let read: Vec<_> = pictures.iter().map(read).collect();
+        let read: Vec<_> = images.iter().map(read).collect();
         let mut pairs: HashMap<Cow<str>, bool> = read
             .iter()
             .filter(|(is_lq, _)| *is_lq)
@@ -49,23 +49,23 @@ impl<'a> Census<'a> {
             .collect();
         pairs.retain(|key, _| partners.contains(&**key));
         if pairs.is_empty() {
-            return Census {
+            return NamedPairs {
                 read,
                 pairs,
-                strangers: pictures.len(),
+                strangers: images.len(),
             };
         }
-        for (picture, (_, key)) in pictures.iter().zip(&read) {
+        for (image, (_, key)) in images.iter().zip(&read) {
             if let Some(extracted) = pairs.get_mut(key) {
-                *extracted &= is_extracted(&picture.name);
+                *extracted &= is_extracted(&image.name);
             }
         }
-        let strangers = pictures
+        let strangers = images
             .iter()
             .zip(&read)
             .filter(|(p, (_, key))| !is_of_family(&composed(&p.name), key, &pairs))
             .count();
-        Census {
+        NamedPairs {
             read,
             pairs,
             strangers,
@@ -73,9 +73,12 @@ impl<'a> Census<'a> {
     }
 }
 
-/// The side that the end of a name says, and the name without it.
+/// A folder with fewer than one pair for this many other images is taken as a folder of HR images.
+const FEW_PAIRS: usize = 4;
+
+/// The side that the end of a name says, and the name without that end.
 fn side_of(name: &str) -> (Option<Side>, &str) {
-    let end = telling_end(name);
+    let end = side_or_scale_end(name);
     if end.side.is_some() {
         (end.side, end.key)
     } else {
@@ -83,7 +86,7 @@ fn side_of(name: &str) -> (Option<Side>, &str) {
     }
 }
 
-/// Whether an image belongs to a pair, or is a further one of the same motif
+/// Whether an image belongs to a pair, or is another version of the same image
 /// (`img_001_SRF_2_bicubic` beside `img_001_SRF_2_HR`).
 fn is_of_family(name: &str, key: &str, pairs: &HashMap<Cow<str>, bool>) -> bool {
     let first = name.rfind('/').map_or(0, |at| at + 1);
@@ -93,12 +96,12 @@ fn is_of_family(name: &str, key: &str, pairs: &HashMap<Cow<str>, bool>) -> bool 
     pairs.contains_key(key) || ends.into_iter().any(|end| pairs.contains_key(&name[..end]))
 }
 
-/// Tells HR from LQ by the ends of the names, where most images of the folder are named so, or
-/// the user says so (`forced`). Names lose these words. What was made for another scale is
-/// rejected. Pairs that `paragon shards extract` wrote among other images are left out.
+/// Separates HR from LQ by the ends of the names, if most images of the folder have such names or
+/// the user asks for it (`forced`). The words are removed from the names. Images for another scale
+/// are rejected. Pairs that `paragon shards extract` wrote among other images are left out.
 ///
 /// # Errors
-/// A folder in which neither is clear, with what to do.
+/// It is not clear whether the folder holds pairs; the error says what to do.
 pub(super) fn split_by_ending(
     root: &Path,
     mut listing: Listing,
@@ -107,15 +110,15 @@ pub(super) fn split_by_ending(
     left_out: &mut LeftOuts,
 ) -> Result<Sides> {
     let place = root.display();
-    let census = Census::of(&listing.pictures);
-    let extracted = census.pairs.values().filter(|e| **e).count();
-    let (named, strangers) = (census.pairs.len() - extracted, census.strangers);
-    if census.pairs.is_empty() && forced {
+    let found = NamedPairs::of(&listing.images);
+    let extracted = found.pairs.values().filter(|e| **e).count();
+    let (named, strangers) = (found.pairs.len() - extracted, found.strangers);
+    if found.pairs.is_empty() && forced {
         bail!(
             "--hr and --lq are the same folder, and no two names in {place} are a pair (0001_HR.png and 0001_LR.png, for example)"
         );
     }
-    if census.pairs.is_empty() {
+    if found.pairs.is_empty() {
         return Ok(Sides {
             hr: listing,
             lq: None,
@@ -135,39 +138,39 @@ pub(super) fn split_by_ending(
         );
     }
     let paired = named > strangers;
-    if !paired && named * 4 > strangers {
+    if !paired && named * FEW_PAIRS > strangers {
         bail!(
             "{place} holds {named} pairs by the ends of their names, and {strangers} other images: {advice}"
         );
     }
-    // pairs that we extracted are no part of the set; of a few others among photographs, the LQ is
-    // no original
+    // extracted pairs are no part of the data set; of a few other pairs among photographs, only the
+    // HR is used, since the LQ is not an original
     let of_pair = |key: &str| {
         (
-            census.pairs.contains_key(key),
-            census.pairs.get(key).copied().unwrap_or(false),
+            found.pairs.contains_key(key),
+            found.pairs.get(key).copied().unwrap_or(false),
         )
     };
-    let read: Vec<_> = census
+    let read: Vec<_> = found
         .read
         .iter()
         .map(|(is_lq, key)| (*is_lq, of_pair(key)))
         .collect();
-    for (picture, (is_lq, (in_pair, ours))) in
-        std::mem::take(&mut listing.pictures).into_iter().zip(read)
+    for (image, (is_lq, (in_pair, ours))) in
+        std::mem::take(&mut listing.images).into_iter().zip(read)
     {
         if ours {
-            left_out.add(Reason::OwnOutput, 1, 0, &picture.path);
+            left_out.add(Reason::OwnOutput, 1, 0, &image.path);
         } else if !paired && in_pair && is_lq {
             let reason = format!(
                 "its name says that it is the LQ of a pair, and most images of {place} are HR alone; {advice}"
             );
             listing.rejected.push(Reject {
-                path: picture.path,
+                path: image.path,
                 reason,
             });
         } else {
-            listing.pictures.push(picture);
+            listing.images.push(image);
         }
     }
     Ok(if paired {
@@ -180,17 +183,18 @@ pub(super) fn split_by_ending(
     })
 }
 
+/// Separates the sides and removes the words of a side from the names.
 fn split(listing: Listing, scale: u32) -> Sides {
     let mut hr = Listing {
-        pictures: Vec::new(),
+        images: Vec::new(),
         ..listing
     };
     let mut lq = Listing::default();
-    for picture in listing.pictures {
-        let (side, key) = side_of(&picture.name);
-        let said = telling_end(&picture.name)
+    for image in listing.images {
+        let (side, key) = side_of(&image.name);
+        let said = side_or_scale_end(&image.name)
             .scale
-            .or_else(|| scale_within(&picture.name));
+            .or_else(|| scale_within(&image.name));
         let of = if side == Some(Side::Lq) {
             &mut lq
         } else {
@@ -199,32 +203,32 @@ fn split(listing: Listing, scale: u32) -> Sides {
         match said.filter(|s| *s != scale) {
             Some(other) => {
                 of.rejected.push(Reject {
-                    path: picture.path,
+                    path: image.path,
                     reason: format!("its name says scale {other}, not {scale}"),
                 });
             }
-            None => of.pictures.push(Picture {
+            None => of.images.push(ImageFile {
                 name: key.to_string(),
-                path: picture.path,
+                path: image.path,
             }),
         }
     }
     Sides { hr, lq: Some(lq) }
 }
 
-/// HR images whose LQ is to be made. Of files with one stem (`a.png` and `a.jpg`) the first in
-/// the order of [`super::ENDINGS`] is taken: most likely they are one image, and the one that
-/// lost nothing is the better.
+/// The sources for HR images whose LQ is made. Of files with the same stem (`a.png` and `a.jpg`)
+/// the first in the order of [`super::ENDINGS`] is used: they are most likely the same image, and a
+/// lossless file is better.
 pub(super) fn hr_alone(hr: Listing) -> (Vec<Source>, Vec<Reject>) {
     let mut rejected = hr.rejected;
-    let mut sources: Vec<Source> = Vec::with_capacity(hr.pictures.len());
-    let mut pictures = hr.pictures.into_iter().peekable();
-    while let Some(picture) = pictures.next() {
-        let mut of_one_name = vec![picture];
-        while let Some(next) = pictures.next_if(|p| p.name == of_one_name[0].name) {
+    let mut sources: Vec<Source> = Vec::with_capacity(hr.images.len());
+    let mut images = hr.images.into_iter().peekable();
+    while let Some(image) = images.next() {
+        let mut of_one_name = vec![image];
+        while let Some(next) = images.next_if(|p| p.name == of_one_name[0].name) {
             of_one_name.push(next);
         }
-        let rank = |p: &Picture| {
+        let rank = |p: &ImageFile| {
             let ending = p
                 .path
                 .extension()
@@ -233,9 +237,9 @@ pub(super) fn hr_alone(hr: Listing) -> (Vec<Source>, Vec<Reject>) {
                 .to_lowercase();
             super::ENDINGS.iter().position(|e| *e == ending)
         };
-        of_one_name.sort_by_key(rank); // a stable order: files of one ending stay in that of their names
+        of_one_name.sort_by_key(rank); // stable: files with the same ending keep their order
         let mut of_one_name = of_one_name.into_iter();
-        let Some(Picture { name, path }) = of_one_name.next() else {
+        let Some(ImageFile { name, path }) = of_one_name.next() else {
             continue;
         };
         let taken = path
@@ -256,43 +260,43 @@ pub(super) fn hr_alone(hr: Listing) -> (Vec<Source>, Vec<Reject>) {
     (sources, rejected)
 }
 
-/// Images by their composed names. Splits off files of one name (`a.png` and `a.jpg`), of which
-/// none can be told to be the right one.
+/// Returns the images by their composed names. Files that share a name (`a.png` and `a.jpg`) are
+/// rejected, since it is not clear which of them belongs to the pair.
 fn without_twins(
     side: &str,
     listing: Listing,
     rejected: &mut Vec<Reject>,
-) -> BTreeMap<String, Picture> {
+) -> BTreeMap<String, ImageFile> {
     rejected.extend(listing.rejected);
-    let mut by_name: BTreeMap<String, Vec<Picture>> = BTreeMap::new();
-    for picture in listing.pictures {
+    let mut by_name: BTreeMap<String, Vec<ImageFile>> = BTreeMap::new();
+    for image in listing.images {
         by_name
-            .entry(composed(&picture.name).into_owned())
+            .entry(composed(&image.name).into_owned())
             .or_default()
-            .push(picture);
+            .push(image);
     }
     let mut single = BTreeMap::new();
-    for (name, mut pictures) in by_name {
-        if pictures.len() == 1 {
-            single.extend(pictures.pop().map(|picture| (name, picture)));
+    for (name, mut images) in by_name {
+        if images.len() == 1 {
+            single.extend(images.pop().map(|image| (name, image)));
             continue;
         }
-        let names: Vec<_> = pictures
+        let names: Vec<_> = images
             .iter()
             .filter_map(|p| p.path.file_name())
             .map(|n| n.to_string_lossy().into_owned())
             .collect();
-        let forms = if pictures.windows(2).any(|two| two[0].name != two[1].name) {
+        let forms = if images.windows(2).any(|two| two[0].name != two[1].name) {
             " in two forms of Unicode"
         } else {
             ""
         };
         let reason = format!(
             "{} {side} files share one name{forms} ({}); keep one of them",
-            pictures.len(),
+            images.len(),
             names.join(", ")
         );
-        rejected.extend(pictures.into_iter().map(|p| Reject {
+        rejected.extend(images.into_iter().map(|p| Reject {
             path: p.path,
             reason: reason.clone(),
         }));
@@ -300,8 +304,8 @@ fn without_twins(
     single
 }
 
-/// The keys under which an image may find its partner, the whole name first, and a scale in its
-/// name that is not the wanted one.
+/// The keys under which an image may find its partner, the whole name first. If the name has
+/// another scale than `scale`, that scale is returned too.
 fn keys(name: &str, side: Side, scale: u32) -> (Vec<&str>, Option<u32>) {
     let mut found = Vec::new();
     for ending in endings(name) {
@@ -316,23 +320,24 @@ fn keys(name: &str, side: Side, scale: u32) -> (Vec<&str>, Option<u32>) {
     (found, None)
 }
 
-/// HR images by every key of theirs, with the words that were taken off for it.
+/// HR images by all their keys, with the number of words that were removed for the key.
 type ByKey<'a> = HashMap<&'a str, Vec<(usize, &'a str)>>;
 
-/// An LQ image that may be the partner of an HR image; the fewer words are taken off both
-/// names, the better.
+/// An LQ image that may be the partner of an HR image. Matches for which fewer words were removed
+/// from the two names are better.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Match<'a> {
+    /// Number of words removed from both names.
     words: usize,
     hr: &'a str,
     lq: &'a str,
 }
 
-/// Every way in which an LQ image may belong to an HR image, the best first.
+/// Returns all matches of LQ images with HR images, the best first.
 fn matches<'a>(
-    hr: &BTreeMap<String, Picture>,
+    hr: &BTreeMap<String, ImageFile>,
     by_key: &ByKey<'a>,
-    lq: &'a BTreeMap<String, Picture>,
+    lq: &'a BTreeMap<String, ImageFile>,
     scale: u32,
 ) -> Vec<Match<'a>> {
     let mut matches = Vec::new();
@@ -344,8 +349,8 @@ fn matches<'a>(
                 hr,
                 lq: name.as_str(),
             }));
-            // an HR image of this very name is the one that is meant, whether it has another
-            // partner or not
+            // an HR image with exactly this name is the one that is meant, even if it has another
+            // partner
             if hr.contains_key(key) {
                 break;
             }
@@ -355,29 +360,29 @@ fn matches<'a>(
     matches
 }
 
-/// Who belongs to whom.
+/// The pairs that were formed from the matches.
 #[derive(Default)]
-struct Settled<'a> {
+struct Partners<'a> {
     /// The LQ image of an HR image.
     partner: HashMap<&'a str, &'a str>,
-    /// LQ images that have a place.
+    /// LQ images that have a partner.
     used: HashSet<&'a str>,
-    /// Why images have none although there are some that could be meant.
+    /// For images without a partner that have several matches: the reason.
     unclear_hr: HashMap<&'a str, String>,
     unclear_lq: HashMap<&'a str, String>,
 }
 
-impl<'a> Settled<'a> {
-    fn of(matches: &[Match<'a>]) -> Settled<'a> {
-        let mut settled = Settled::default();
+impl<'a> Partners<'a> {
+    fn of(matches: &[Match<'a>]) -> Partners<'a> {
+        let mut partners = Partners::default();
         for round in matches.chunk_by(|a, b| a.words == b.words) {
-            settled.settle(round);
+            partners.add_unique(round);
         }
-        settled
+        partners
     }
 
-    /// Takes the matches of one rank that leave nothing open.
-    fn settle(&mut self, round: &[Match<'a>]) {
+    /// Pairs the images that have exactly one match of this rank.
+    fn add_unique(&mut self, round: &[Match<'a>]) {
         let is_open = |m: &&Match| {
             !self.partner.contains_key(m.hr)
                 && !self.used.contains(m.lq)
@@ -418,7 +423,7 @@ impl<'a> Settled<'a> {
     }
 }
 
-/// The pairs of two sides, sorted by name.
+/// Returns the pairs of two sides, sorted by name, and the rejected files.
 pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Reject>) {
     let mut rejected = Vec::new();
     let hr = without_twins("HR", hr, &mut rejected);
@@ -429,18 +434,18 @@ pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Re
             by_key.entry(key).or_default().push((words, name));
         }
     }
-    let settled = Settled::of(&matches(&hr, &by_key, &lq, scale));
-    for (name, picture) in lq
+    let partners = Partners::of(&matches(&hr, &by_key, &lq, scale));
+    for (name, image) in lq
         .iter()
-        .filter(|(name, _)| !settled.used.contains(name.as_str()))
+        .filter(|(name, _)| !partners.used.contains(name.as_str()))
     {
         let (found, other) = keys(name, Side::Lq, scale);
         let taken = found
             .iter()
             .filter_map(|key| by_key.get(key))
             .flatten()
-            .find(|(_, hr)| settled.partner.contains_key(hr));
-        let reason = match (settled.unclear_lq.get(name.as_str()), taken, other) {
+            .find(|(_, hr)| partners.partner.contains_key(hr));
+        let reason = match (partners.unclear_lq.get(name.as_str()), taken, other) {
             (Some(reason), ..) => reason.clone(),
             (None, Some((_, hr)), _) => {
                 format!("the HR image {hr} has another LQ image already")
@@ -449,28 +454,28 @@ pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Re
             (None, None, None) => format!("no HR image is named {name}"),
         };
         rejected.push(Reject {
-            path: picture.path.clone(),
+            path: image.path.clone(),
             reason,
         });
     }
-    let mut sources = Vec::with_capacity(settled.partner.len());
-    for (name, picture) in &hr {
-        if let Some(partner) = settled
+    let mut sources = Vec::with_capacity(partners.partner.len());
+    for (name, image) in &hr {
+        if let Some(partner) = partners
             .partner
             .get(name.as_str())
             .and_then(|name| lq.get(*name))
         {
             sources.push(Source {
-                name: picture.name.clone(),
-                hr: picture.path.clone(),
+                name: image.name.clone(),
+                hr: image.path.clone(),
                 lq: Some(partner.path.clone()),
             });
         } else {
-            let reason = settled.unclear_hr.get(name.as_str()).cloned();
+            let reason = partners.unclear_hr.get(name.as_str()).cloned();
             let reason =
                 reason.unwrap_or_else(|| format!("no LQ image is named {name} or {name}x{scale}"));
             rejected.push(Reject {
-                path: picture.path.clone(),
+                path: image.path.clone(),
                 reason,
             });
         }

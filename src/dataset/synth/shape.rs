@@ -1,6 +1,6 @@
-//! The outlines of leaves as signed distances (negative inside, in pixels), from which an edge gets
-//! its antialiasing: the share of a pixel that is covered is the distance, clamped. Arithmetic and
-//! square roots only, as in `texture`.
+//! The outlines of leaves as signed distances in pixels, negative inside. Clamped, the distance is
+//! the covered share of a pixel, which gives antialiased edges. Uses only arithmetic and square
+//! roots, as `texture` does.
 
 use super::texture::sine;
 use crate::support::rng::Rng;

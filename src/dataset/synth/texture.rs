@@ -1,6 +1,6 @@
-//! What a leaf's surface looks like: a value between -1 and 1 at every point of its own
-//! coordinates. Uses only arithmetic that IEEE 754 fixes to the bit (no platform sine or power), so
-//! an image is the same on every machine.
+//! The texture of a leaf: a value between -1 and 1 at every point of the leaf's coordinates. Uses
+//! only arithmetic that IEEE 754 defines to the bit (no platform sine or power), so that an image
+//! is the same on every machine.
 
 use crate::support::rng::Rng;
 
@@ -44,7 +44,7 @@ fn from_grid(x: f32, period: f32) -> f32 {
     (cell - floor(cell + 0.5) as f32).abs() * period
 }
 
-/// 1 inside, -1 outside an edge at 0, going over within a pixel.
+/// 1 inside, -1 outside of an edge at 0, with a transition of one pixel.
 fn edge(inside_by: f32) -> f32 {
     (2.0 * inside_by).clamp(-1.0, 1.0)
 }

@@ -1,14 +1,14 @@
-//! The codec's inner loops for AVX2. Depends on the plain forms beside it, which say what each must
-//! compute. Every function may only be called where the processor has AVX2; beyond loads and stores
-//! through checked slices nothing here is unsafe.
+//! The codec's inner loops for AVX2. Each computes the same as the plain function that its comment
+//! names. They may be called only if the processor has AVX2. The only other unsafe operations are
+//! loads and stores through slices whose length was checked.
 
 use super::bands::{Bands, LANES, PLANES};
 use super::{lq, predict};
 use std::arch::x86_64::*;
 
-/// Columns that are turned at once; narrower patches take the plain form.
+/// Columns that are converted at once; narrower patches use the plain functions.
 pub const COLUMNS: usize = 32;
-/// Bytes of that many pixels.
+/// Bytes of that many RGB pixels.
 const PIXELS: usize = COLUMNS * 3;
 
 #[inline]
@@ -43,29 +43,29 @@ fn store_wide(bytes: &mut [u8], v: __m256i) {
     unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), v) }
 }
 
-/// Sixteen bytes from here and sixteen from there.
+/// Loads sixteen bytes into the low half and sixteen into the high half.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn load_two(low: &[u8], high: &[u8]) -> __m256i {
     _mm256_set_m128i(load(high), load(low))
 }
 
-/// In each half: sixteen groups of sixteen bytes, rows and columns swapped. Four times "deal the
-/// two halves of the list into each other" brings every byte to its place.
+/// Transposes, in each half, a matrix of 16 x 16 bytes. Interleaving the two halves of the list
+/// four times brings every byte to its place.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn transpose(mut a: [__m256i; LANES]) -> [__m256i; LANES] {
     for _ in 0..4 {
-        let before = a;
+        let last = a;
         for i in 0..LANES / 2 {
-            a[2 * i] = _mm256_unpacklo_epi8(before[i], before[i + LANES / 2]);
-            a[2 * i + 1] = _mm256_unpackhi_epi8(before[i], before[i + LANES / 2]);
+            a[2 * i] = _mm256_unpacklo_epi8(last[i], last[i + LANES / 2]);
+            a[2 * i + 1] = _mm256_unpackhi_epi8(last[i], last[i + LANES / 2]);
         }
     }
     a
 }
 
-/// Thirty-two groups of a plane to thirty-two columns of each band.
+/// Converts 32 groups of a plane to 32 columns of each band.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn to_columns(groups: &[u8]) -> [__m256i; LANES] {
@@ -77,10 +77,13 @@ fn to_columns(groups: &[u8]) -> [__m256i; LANES] {
     transpose(a)
 }
 
-/// For vector `o` of three that hold sixteen pixels: which pixel of channel `c` each byte takes
-/// (128: none).
+/// Value of a shuffle mask that writes a zero.
+const NO_BYTE: u8 = 128;
+
+/// Shuffle mask from channels to pixels: for each byte of vector `o` of the three that hold sixteen
+/// pixels, the pixel of channel `c` that it takes.
 const fn dealing(o: usize, c: usize) -> [u8; 16] {
-    let mut mask = [128; 16];
+    let mut mask = [NO_BYTE; 16];
     let mut i = 0;
     while i < 16 {
         if (o * 16 + i) % 3 == c {
@@ -91,9 +94,10 @@ const fn dealing(o: usize, c: usize) -> [u8; 16] {
     mask
 }
 
-/// The other way: which byte of vector `o` each pixel of channel `c` takes.
+/// Shuffle mask from pixels to channels: for each pixel of channel `c`, the byte of vector `o` that
+/// it takes.
 const fn gathering(o: usize, c: usize) -> [u8; 16] {
-    let mut mask = [128; 16];
+    let mut mask = [NO_BYTE; 16];
     let mut i = 0;
     while i < 16 {
         if (3 * i + c) / 16 == o {
@@ -118,8 +122,9 @@ const fn masks(gather: bool) -> [[[u8; 16]; 3]; 3] {
     all
 }
 
-/// By vector, then channel.
+/// [`dealing`] by vector, then channel.
 static DEALING: [[[u8; 16]; 3]; 3] = masks(false);
+/// [`gathering`] by vector, then channel.
 static GATHERING: [[[u8; 16]; 3]; 3] = masks(true);
 
 #[inline]
@@ -128,7 +133,7 @@ fn shuffled(v: __m256i, mask: &[u8; 16]) -> __m256i {
     _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(load(mask)))
 }
 
-/// See `bands::join_row_plain`. At least [`COLUMNS`] columns.
+/// `bands::join_row_plain` for at least [`COLUMNS`] columns.
 #[target_feature(enable = "avx2")]
 pub fn join_row(rows: [&[u8]; PLANES], target: impl Fn(usize) -> Option<usize>, image: &mut [u8]) {
     let width = rows[0].len() / LANES;
@@ -138,8 +143,8 @@ pub fn join_row(rows: [&[u8]; PLANES], target: impl Fn(usize) -> Option<usize>, 
         for k in 0..LANES {
             let Some(at) = target(k) else { continue };
             let out = &mut image[at + x * 3..][..PIXELS];
-            // three vectors of the left sixteen pixels in the low halves, of the right ones in the
-            // high halves
+            // the low halves hold the three vectors of the left sixteen pixels, the high halves
+            // those of the right ones
             let mut v = [_mm256_setzero_si256(); 3];
             for (v, masks) in v.iter_mut().zip(&DEALING) {
                 let (r, g, b) = (
@@ -162,7 +167,7 @@ pub fn join_row(rows: [&[u8]; PLANES], target: impl Fn(usize) -> Option<usize>, 
     }
 }
 
-/// See `bands::split_row`. At least [`COLUMNS`] columns.
+/// `bands::split_row` for at least [`COLUMNS`] columns.
 #[target_feature(enable = "avx2")]
 pub fn split_row(
     image: &[u8],
@@ -197,12 +202,12 @@ pub fn split_row(
     }
 }
 
-/// Where blocks of [`COLUMNS`] begin; the last may do some columns again.
+/// First columns of the blocks of [`COLUMNS`]; the last block may overlap the one before it.
 fn blocks(width: usize) -> impl Iterator<Item = usize> {
     (0..width.div_ceil(COLUMNS)).map(move |i| (i * COLUMNS).min(width - COLUMNS))
 }
 
-/// See `predict::undo_row`.
+/// `predict::undo_row`.
 #[target_feature(enable = "avx2")]
 pub fn undo_row(above: [&[u8]; PLANES], rows: [&mut [u8]; PLANES]) {
     let mut left = [_mm_setzero_si128(); PLANES];
@@ -215,8 +220,8 @@ pub fn undo_row(above: [&[u8]; PLANES], rows: [&mut [u8]; PLANES]) {
         &mut b[..groups * LANES],
         &mut c[..groups * LANES],
     ];
-    // the planes do not need each other: three chains at once hide what each waits for its left
-    // neighbour
+    // a pixel waits for its left neighbour, but the planes are independent: three dependency chains
+    // at once hide the latency
     for x in 0..groups {
         for p in 0..PLANES {
             let up = load(&above[p][x * LANES..]);
@@ -230,21 +235,21 @@ pub fn undo_row(above: [&[u8]; PLANES], rows: [&mut [u8]; PLANES]) {
     }
 }
 
-/// See `predict::residuals_plain`.
+/// `predict::residuals_plain`, compiled for AVX2.
 #[target_feature(enable = "avx2")]
 pub fn residuals(planes: &[u8], bands: Bands, values: &mut [u8], out: &mut [u8]) {
     predict::residuals_plain(planes, bands, values, out);
 }
 
-/// See `predict::add_green`.
+/// `predict::add_green`, compiled for AVX2.
 #[target_feature(enable = "avx2")]
 pub fn add_green(rows: [&mut [u8]; PLANES]) {
     predict::add_green(rows);
 }
 
-/// See `lq::shrink_plain`. The pixels are taken as signed bytes and the weights as unsigned ones,
-/// so that pairs of products fit 16 bits; only the last sum can leave them, and where it does it is
-/// held, as the result must be.
+/// `lq::shrink_plain`. Pixels are signed bytes here and weights unsigned ones, so that the sum of
+/// two products fits 16 bits. Only the last sum can overflow; it is saturated, and the result would
+/// be clamped anyway.
 #[target_feature(enable = "avx2")]
 pub fn shrink(rows: [&[u8]; 8], out: &mut [u8]) {
     let vectors = out.len() / 32;
@@ -277,7 +282,7 @@ pub fn shrink(rows: [&[u8]; 8], out: &mut [u8]) {
     lq::shrink_plain(rows.map(|row| &row[done..]), &mut out[done..]);
 }
 
-/// See `super::cost_plain`.
+/// `encode::cost_plain`.
 #[target_feature(enable = "avx2")]
 pub fn cost(residuals: &[u8]) -> u64 {
     let (vectors, rest) = residuals.as_chunks::<32>();
@@ -293,5 +298,5 @@ pub fn cost(residuals: &[u8]) -> u64 {
         _mm256_extracti128_si256::<1>(sum),
     );
     let both = [_mm_cvtsi128_si64(halves), _mm_extract_epi64::<1>(halves)];
-    both.iter().sum::<i64>() as u64 + super::cost_plain(rest)
+    both.iter().sum::<i64>() as u64 + super::encode::cost_plain(rest)
 }

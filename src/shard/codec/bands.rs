@@ -1,25 +1,25 @@
-//! The layout that the codec works in: a patch as planes of sixteen rows side by side. Depends on
-//! `isa` alone. Promises that joining what was split gives the image, and that every machine
-//! computes the same.
+//! The layout that the codec works in: planes in which sixteen rows of a patch are interleaved.
+//! Depends on `isa` alone. Promises that `join` returns the image that `split` was given, with
+//! every instruction set.
 //!
-//! A patch is cut into [`LANES`] bands of `rows` rows. Byte `k` of group `(r, x)` of a plane
-//! belongs to row `k * rows + r`, column `x`: neighbours of all bands lie next to each other, so
-//! one vector operation works on sixteen pixels even where each pixel needs its left neighbour
-//! decoded first. Rows beyond the patch are padding.
+//! A patch is cut into [`LANES`] bands of `rows` rows each. Byte `k` of group `(r, x)` of a plane
+//! belongs to row `k * rows + r`, column `x`. One group holds one pixel of every band, so one
+//! vector operation decodes sixteen pixels at a time, although each pixel depends on its left
+//! neighbour. Rows beyond the patch are padding.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
 use crate::support::isa::Isa;
 
-/// Rows side by side: the bytes of one SSE or NEON register.
+/// Number of bands: the bytes of one SSE or NEON register.
 pub const LANES: usize = 16;
 /// Planes of a patch, in the order green, blue, red.
 pub const PLANES: usize = 3;
 
-/// Sixteen bytes, one of each band.
-pub type Lane = [u8; LANES];
+/// One byte of each band.
+pub type Group = [u8; LANES];
 
-/// The part of a patch that is wanted, in its pixels; it lies inside the patch.
+/// The part of a patch that is decoded, in pixels; it must lie inside the patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Left edge.
@@ -39,7 +39,7 @@ impl Window {
     }
 }
 
-/// How a patch lies in bands.
+/// The layout of one patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bands {
     /// Columns.
@@ -51,8 +51,8 @@ pub struct Bands {
 }
 
 impl Bands {
-    /// Bands of an LQ patch, and of an HR patch (`scale` > 1) so that band k of the HR shows what
-    /// band k of the LQ shows.
+    /// The layout of an LQ patch (`scale` 1) or of its HR patch. Band k of both shows the same part
+    /// of the image.
     pub fn new(lq_size: usize, scale: usize) -> Self {
         Bands {
             width: lq_size * scale,
@@ -61,7 +61,7 @@ impl Bands {
         }
     }
 
-    /// Bytes of a row of all bands.
+    /// Bytes of one row of all bands in a plane.
     pub fn stride(&self) -> usize {
         self.width * LANES
     }
@@ -76,7 +76,7 @@ impl Bands {
         PLANES * self.plane()
     }
 
-    /// Bands of which row `r` lies in the patch, always the first ones.
+    /// Number of bands whose row `r` lies inside the patch; they are the first ones.
     pub fn lanes_at(&self, r: usize) -> usize {
         (self.height.saturating_sub(r))
             .div_ceil(self.rows)
@@ -84,21 +84,22 @@ impl Bands {
     }
 }
 
-/// One value of each band.
+/// Computes one byte for each band.
 #[inline(always)]
-pub fn each(f: impl FnMut(usize) -> u8) -> Lane {
+pub fn each(f: impl FnMut(usize) -> u8) -> Group {
     std::array::from_fn(f)
 }
 
-/// The bytes of one group as an array.
+/// The first group of a row.
 #[inline(always)]
-pub fn lane(group: &[u8]) -> Lane {
+pub fn first_group(group: &[u8]) -> Group {
     let mut out = [0; LANES];
     out.copy_from_slice(&group[..LANES]);
     out
 }
 
-/// Rows of RGB to planes of green, blue and red. Padding repeats the last row.
+/// Converts an image (`[height, width, 3]`, u8 RGB) to planes of green, blue and red. The padding
+/// repeats the last row.
 pub fn split(isa: Isa, image: &[u8], bands: Bands, planes: &mut [u8]) {
     for r in 0..bands.rows {
         let rows = row_of_all_mut(planes, bands, r);
@@ -114,7 +115,8 @@ pub fn split(isa: Isa, image: &[u8], bands: Bands, planes: &mut [u8]) {
     }
 }
 
-/// The plain form: `source` is where the pixels of band `k` begin.
+/// Converts one row of all bands, without vector instructions. `source(k)` is the offset in the
+/// image of the row of band `k`.
 fn split_row(
     image: &[u8],
     width: usize,
@@ -168,14 +170,14 @@ pub fn repeat_last_row(planes: &mut [u8], bands: Bands) {
     }
 }
 
-/// What lies inside the window of planes of green, blue and red, to rows of RGB.
+/// Converts the window of planes of green, blue and red to an image (`[height, width, 3]`, u8 RGB).
 pub fn join(isa: Isa, planes: &[u8], bands: Bands, window: Window, image: &mut [u8]) {
     for r in 0..bands.rows {
         join_row(isa, row_of_all(planes, bands, r), bands, r, window, image);
     }
 }
 
-/// Row `r` of all bands, green, blue and red, to the rows of RGB it holds of the window.
+/// Converts row `r` of all bands: writes those rows of the image that lie inside the window.
 pub fn join_row(
     isa: Isa,
     rows: [&[u8]; PLANES],
@@ -197,7 +199,8 @@ pub fn join_row(
     }
 }
 
-/// The plain form: `target` is where the pixels of band `k` go, if it is wanted.
+/// [`join_row`] without vector instructions. `target(k)` is the offset in the image of the row of
+/// band `k`, if that row lies inside the window.
 fn join_row_plain(
     [green, blue, red]: [&[u8]; PLANES],
     target: impl Fn(usize) -> Option<usize>,

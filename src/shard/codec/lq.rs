@@ -1,51 +1,51 @@
-//! The LQ patch told from its HR patch, in bands: most LQ images were made from their HR by a known
-//! filter, so that computing it again and storing the difference costs far less than storing the
-//! LQ. Depends on `bands` and `isa`. Promises integer arithmetic that gives the same on every
-//! machine; how near it comes to the LQ only decides the size.
+//! Predicts the LQ patch from its HR patch, in bands. Most LQ images were made from their HR by a
+//! known filter, so the difference from the filter's result takes far fewer bytes than the LQ.
+//! Depends on `bands` and `isa`. Promises integer arithmetic with the same result on every machine;
+//! a bad prediction only makes the record larger.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
-use super::bands::{Bands, LANES, PLANES, lane};
+use super::bands::{Bands, LANES, PLANES, first_group};
 use crate::support::isa::Isa;
 
 /// HR rows and columns that the half-size filter looks at beyond a pixel's own two.
 const REACH: usize = 3;
 
-/// How an LQ is told from the HR.
+/// How the LQ is predicted from the HR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guess {
-    /// The mean of the `scale x scale` HR pixels below each LQ pixel: near to any filter.
+pub enum LqPredictor {
+    /// The mean of the `scale x scale` HR pixels of each LQ pixel: close to any filter.
     Mean,
-    /// Bicubic downscaling by 2 (a = -0.5, antialiased, along x first, rounded to bytes in between,
-    /// which is what Pillow and our own downscaling do): for scale 2 alone.
+    /// Bicubic downscaling by 2 (Keys' cubic with a = -0.5, antialiased, along x first, rounded to
+    /// bytes in between, as Pillow and `dataset::degrade` do it). For scale 2 only.
     Half,
 }
 
-/// Room for [`add`].
-pub struct Room {
-    /// One HR row with its even and its odd columns apart.
+/// Buffers of [`add`].
+pub struct LqBuffers {
+    /// One HR row, its even columns before its odd columns.
     apart: Vec<u8>,
     /// One plane filtered along x: HR rows of LQ width.
     narrow: Vec<u8>,
-    /// Rows of it that belong to the neighbouring bands.
+    /// Rows of `narrow` that belong to the neighbouring bands.
     halo: Vec<u8>,
-    /// One row of guesses.
-    guess: Vec<u8>,
+    /// One predicted row.
+    predicted: Vec<u8>,
 }
 
-impl Room {
-    /// For HR patches in these bands.
+impl LqBuffers {
+    /// Allocates for HR patches in these bands.
     pub fn new(hr: Bands) -> Self {
-        let [apart, narrow, halo, guess] = Self::sizes(hr);
-        Room {
+        let [apart, narrow, halo, predicted] = Self::sizes(hr);
+        LqBuffers {
             apart: vec![0; apart],
             narrow: vec![0; narrow],
             halo: vec![0; halo],
-            guess: vec![0; guess],
+            predicted: vec![0; predicted],
         }
     }
 
-    /// Bytes it takes.
+    /// Memory of the buffers, in bytes.
     pub fn bytes(hr: Bands) -> usize {
         Self::sizes(hr).iter().sum()
     }
@@ -61,28 +61,27 @@ impl Room {
     }
 }
 
-/// Adds the guess to planes of LQ differences (modulo 256). `hr_planes` are green, blue and red;
-/// their padding repeats the last row.
+/// Adds the prediction to planes of LQ residuals (modulo 256). `hr_planes` are green, blue and red;
+/// their padding must repeat the last row.
 pub fn add(
     isa: Isa,
-    guess: Guess,
-    hr_planes: &[u8],
-    hr: Bands,
-    lq_planes: &mut [u8],
-    lq: Bands,
-    room: &mut Room,
+    predictor: LqPredictor,
+    (hr_planes, hr): (&[u8], Bands),
+    (lq_planes, lq): (&mut [u8], Bands),
+    buffers: &mut LqBuffers,
 ) {
     let planes = hr_planes
         .chunks_exact(hr.plane())
         .zip(lq_planes.chunks_exact_mut(lq.plane()));
     for (hr_plane, lq_plane) in planes.take(PLANES) {
-        match guess {
-            Guess::Mean => add_mean(hr_plane, hr, lq_plane, lq),
-            Guess::Half => add_half(isa, hr_plane, hr, lq_plane, lq, room),
+        match predictor {
+            LqPredictor::Mean => add_mean(hr_plane, hr, lq_plane, lq),
+            LqPredictor::Half => add_half(isa, (hr_plane, hr), (lq_plane, lq), buffers),
         }
     }
 }
 
+/// Adds the rounded means of one plane.
 fn add_mean(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands) {
     let scale = hr.width / lq.width;
     let area = (scale * scale) as u32;
@@ -106,13 +105,13 @@ fn add_mean(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands) {
     }
 }
 
-/// The filter along one side, Keys' cubic stretched by two: its sizes (of 256) from the middle
-/// outwards, the last two of them negative.
+/// Absolute weights (of 256) of the filter along one side, from the middle outwards; the last two
+/// are subtracted. They are Keys' cubic (a = -0.5) stretched by two.
 #[cfg(target_arch = "x86_64")]
 pub const WEIGHTS: [u8; 4] = [111, 29, 9, 3];
 
-/// The filter at one place: 111, 29, -9, -3 on both sides.
-/// Split as 4 x (28, 7, -2, -1) + (-1, 1, -1, 1), all fits 16 bits.
+/// The filter at one place: weights 111, 29, -9, -3 on both sides. They are split into
+/// 4 x (28, 7, -2, -1) + (-1, 1, -1, 1), so that all sums fit 16 bits.
 #[inline(always)]
 fn half(a: [u8; 8]) -> u8 {
     let pair = |i: usize| i16::from(a[3 - i]) + i16::from(a[4 + i]);
@@ -122,20 +121,26 @@ fn half(a: [u8; 8]) -> u8 {
     ((main + ((rest + 128) >> 2)) >> 6).clamp(0, 255) as u8
 }
 
-fn add_half(isa: Isa, hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands, room: &mut Room) {
-    let Room {
+/// Adds the half-size image of one plane.
+fn add_half(
+    isa: Isa,
+    (hr_plane, hr): (&[u8], Bands),
+    (lq_plane, lq): (&mut [u8], Bands),
+    buffers: &mut LqBuffers,
+) {
+    let LqBuffers {
         apart,
         narrow,
         halo,
-        guess,
-    } = room;
+        predicted,
+    } = buffers;
     let stride = lq.stride();
     let (even, odd) = apart.split_at_mut((hr.width / 2 + REACH) * LANES);
     for (line, out) in hr_plane
         .chunks_exact(hr.stride())
         .zip(narrow.chunks_exact_mut(stride))
     {
-        // with even and odd columns apart, the eight columns of a pixel are eight rows to run along
+        // with even and odd columns apart, the eight columns of all pixels are eight shifted rows
         let source = |column: usize| {
             &line[column.saturating_sub(REACH).min(hr.width - 1) * LANES..][..LANES]
         };
@@ -174,14 +179,14 @@ fn add_half(isa: Isa, hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands
         &part[r * stride..(r + 1) * stride]
     };
     for (y, out) in lq_plane.chunks_exact_mut(stride).enumerate() {
-        shrink(isa, std::array::from_fn(|i| row(2 * y + i)), guess);
-        for (out, g) in out.iter_mut().zip(&*guess) {
-            *out = out.wrapping_add(*g);
+        shrink(isa, std::array::from_fn(|i| row(2 * y + i)), predicted);
+        for (out, p) in out.iter_mut().zip(&*predicted) {
+            *out = out.wrapping_add(*p);
         }
     }
 }
 
-/// [`half`] along eight rows.
+/// Applies [`half`] to each byte of eight rows.
 fn shrink(isa: Isa, rows: [&[u8]; 8], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
@@ -191,7 +196,7 @@ fn shrink(isa: Isa, rows: [&[u8]; 8], out: &mut [u8]) {
     shrink_plain(rows, out)
 }
 
-/// The plain form.
+/// [`shrink`] without vector instructions.
 #[inline(always)]
 pub fn shrink_plain(rows: [&[u8]; 8], out: &mut [u8]) {
     let rows = rows.map(|row| &row[..out.len()]);
@@ -200,8 +205,8 @@ pub fn shrink_plain(rows: [&[u8]; 8], out: &mut [u8]) {
     }
 }
 
-/// The rows that belong to the neighbouring bands, above and below every band. The first and the
-/// last row of the patch are repeated beyond it.
+/// Fills `halo` with the rows above and below every band, which belong to the neighbouring bands.
+/// Beyond the patch its first and last row are repeated.
 fn fill_halo(plane: &[u8], bands: Bands, halo: &mut [u8]) {
     let (stride, rows, height) = (bands.stride(), bands.rows, bands.height);
     for (i, out) in halo.chunks_exact_mut(stride).enumerate() {
@@ -214,7 +219,7 @@ fn fill_halo(plane: &[u8], bands: Bands, halo: &mut [u8]) {
             let y = ((k * rows) as isize + r).clamp(0, height as isize - 1) as usize;
             (y % rows) * stride + y / rows
         });
-        // bands that are full take whole rows of their neighbour, shifted by one band
+        // if the patch fills all bands, a halo row is a row of the plane shifted by one band
         let whole = rows >= REACH && rows * LANES == height;
         let source = if i < REACH {
             from[1]
@@ -223,7 +228,7 @@ fn fill_halo(plane: &[u8], bands: Bands, halo: &mut [u8]) {
         };
         for (x, out) in out.chunks_exact_mut(LANES).enumerate() {
             if whole {
-                let group = lane(&plane[source / LANES * LANES + x * LANES..]);
+                let group = first_group(&plane[source / LANES * LANES + x * LANES..]);
                 if i < REACH {
                     out[1..].copy_from_slice(&group[..LANES - 1]);
                     out[0] = plane[from[0] + x * LANES];
@@ -251,10 +256,10 @@ mod tests {
         (0..n).map(|_| rng.next_u64() as u8).collect()
     }
 
-    fn guessed(guess: Guess, image: &[u8], lq_size: usize, scale: usize) -> Vec<u8> {
+    fn predicted(predictor: LqPredictor, image: &[u8], lq_size: usize, scale: usize) -> Vec<u8> {
         let mut all = Isa::available()
             .into_iter()
-            .map(|isa| guessed_with(isa, guess, image, lq_size, scale));
+            .map(|isa| predicted_with(isa, predictor, image, lq_size, scale));
         let first = all.next().unwrap();
         assert!(
             all.all(|other| other == first),
@@ -263,17 +268,24 @@ mod tests {
         first
     }
 
-    fn guessed_with(isa: Isa, guess: Guess, image: &[u8], lq_size: usize, scale: usize) -> Vec<u8> {
+    fn predicted_with(
+        isa: Isa,
+        predictor: LqPredictor,
+        image: &[u8],
+        lq_size: usize,
+        scale: usize,
+    ) -> Vec<u8> {
         let (lq, hr) = (Bands::new(lq_size, 1), Bands::new(lq_size, scale));
         let mut planes = vec![0; hr.bytes()];
         split(isa, image, hr, &mut planes);
-        // the padding that a decoder finds is not the one that `split` makes
+        // the padding in a decoder comes from `repeat_last_row`, not from `split`
         planes
             .chunks_exact_mut(hr.plane())
             .for_each(|plane| super::super::predict::clear_padding(plane, hr));
         super::super::bands::repeat_last_row(&mut planes, hr);
         let mut out = vec![0; lq.bytes()];
-        add(isa, guess, &planes, hr, &mut out, lq, &mut Room::new(hr));
+        let buffers = &mut LqBuffers::new(hr);
+        add(isa, predictor, (&planes, hr), (&mut out, lq), buffers);
         let mut image = vec![0; lq_size * lq_size * 3];
         let whole = Window {
             x: 0,
@@ -285,7 +297,7 @@ mod tests {
         image
     }
 
-    /// The half-size filter as its definition says it, on a plain image.
+    /// The half-size filter straight from its definition, on an image in row order.
     fn reference(image: &[u8], size: usize) -> Vec<u8> {
         let weigh = |values: [u8; 8]| {
             let weights = [-3, -9, 29, 111, 111, 29, -9, -3];
@@ -319,14 +331,14 @@ mod tests {
         #[test]
         fn half_follows_its_definition(lq_size in 1usize..70, seed in any::<u64>()) {
             let image = noise(lq_size * lq_size * 12, seed);
-            prop_assert_eq!(guessed(Guess::Half, &image, lq_size, 2), reference(&image, 2 * lq_size));
+            prop_assert_eq!(predicted(LqPredictor::Half, &image, lq_size, 2), reference(&image, 2 * lq_size));
         }
 
         #[test]
         fn mean_follows_its_definition(lq_size in 1usize..40, scale in 1usize..5, seed in any::<u64>()) {
             let size = lq_size * scale;
             let image = noise(size * size * 3, seed);
-            let out = guessed(Guess::Mean, &image, lq_size, scale);
+            let out = predicted(LqPredictor::Mean, &image, lq_size, scale);
             for (i, &v) in out.iter().enumerate() {
                 let (y, x, c) = (i / (lq_size * 3), i / 3 % lq_size, i % 3);
                 let sum: usize = (0..scale * scale)
@@ -346,7 +358,7 @@ mod tests {
             crate::dataset::degrade::downscale(&hr, 2, crate::dataset::degrade::Filter::Bicubic)
                 .unwrap()
                 .into_raw();
-        let ours = guessed(Guess::Half, &image, size / 2, 2);
+        let ours = predicted(LqPredictor::Half, &image, size / 2, 2);
         let half = size / 2;
         let differing = (0..half * half * 3)
             .filter(|i| {

@@ -1,18 +1,18 @@
 //! Colour transform and spatial prediction inside one patch, in bands. Depends on `bands` and
-//! `isa`. Promises that `undo` gives back the planes that `residuals` was given, bit for bit.
+//! `isa`. Promises that `undo` returns the planes that `residuals` was given, bit for bit.
 //!
-//! What is predicted is green, blue - green and red - green (the differences shifted to lie around
-//! 128, modulo 256), each from its left, upper and upper left neighbour. The first row of a band
-//! cannot look up: that is the price of working on sixteen bands at once.
+//! The predicted values are green, blue - green and red - green (the differences plus 128, modulo
+//! 256), each from its left, upper and upper left neighbour. The first row of a band has no upper
+//! neighbour, since the band above is decoded at the same time: that costs some bytes.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
-use super::bands::{Bands, LANES, Lane, PLANES, each, lane, row_of_all, row_of_all_mut};
+use super::bands::{Bands, Group, LANES, PLANES, each, first_group, row_of_all, row_of_all_mut};
 use crate::support::isa::Isa;
 
 /// The median edge detector of LOCO-I (Weinberger, Seroussi, Sapiro 2000): `left + up - corner`,
-/// held between the smaller and the larger of `left` and `up`. Written with wrapping bytes, it
-/// needs no wider integer.
+/// clamped between the smaller and the larger of `left` and `up`. In this form, with wrapping
+/// bytes, it needs no wider integer.
 #[inline(always)]
 fn med(left: u8, up: u8, corner: u8) -> u8 {
     let (low, high) = (left.min(up), left.max(up));
@@ -20,7 +20,7 @@ fn med(left: u8, up: u8, corner: u8) -> u8 {
         .wrapping_sub(corner.max(low).min(high))
 }
 
-/// Residuals of planes of green, blue and red; `values` is room for as many bytes.
+/// Computes the residuals of planes of green, blue and red. `values` is a buffer of the same size.
 pub fn residuals(isa: Isa, planes: &[u8], bands: Bands, values: &mut [u8], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
@@ -30,7 +30,7 @@ pub fn residuals(isa: Isa, planes: &[u8], bands: Bands, values: &mut [u8], out: 
     residuals_plain(planes, bands, values, out)
 }
 
-/// The plain form; the compiler makes vectors of it.
+/// [`residuals`] without explicit vector instructions; the compiler vectorizes it.
 #[inline(always)]
 pub fn residuals_plain(planes: &[u8], bands: Bands, values: &mut [u8], out: &mut [u8]) {
     let (plane, stride) = (bands.plane(), bands.stride());
@@ -73,7 +73,7 @@ pub fn residuals_plain(planes: &[u8], bands: Bands, values: &mut [u8], out: &mut
     }
 }
 
-/// Sets what lies below the patch to zero: it costs nothing then.
+/// Sets the padding to zero, so that it takes no bytes in the record.
 pub fn clear_padding(plane: &mut [u8], bands: Bands) {
     for (r, row) in plane.chunks_exact_mut(bands.stride()).enumerate() {
         let lanes = bands.lanes_at(r);
@@ -84,8 +84,8 @@ pub fn clear_padding(plane: &mut [u8], bands: Bands) {
     }
 }
 
-/// Turns residuals into planes of green, blue and red, in place. `finished` is told of every row,
-/// in order, once its values are there, while they are still in the nearest cache.
+/// Converts residuals to planes of green, blue and red, in place. It calls `finished` with every
+/// row, in order, as soon as its values are complete and while they are still in the L1 cache.
 pub fn undo(
     isa: Isa,
     planes: &mut [u8],
@@ -93,13 +93,14 @@ pub fn undo(
     mut finished: impl FnMut(usize, [&[u8]; PLANES]),
 ) {
     for row in row_of_all_mut(planes, bands, 0) {
-        let mut left: Lane = [128; LANES];
+        let mut left: Group = [128; LANES];
         for group in row.chunks_exact_mut(LANES) {
             left = each(|k| group[k].wrapping_add(left[k]));
             group.copy_from_slice(&left);
         }
     }
-    // a row can take its colours only when the row below it has been predicted from its differences
+    // the row below is predicted from the differences of a row, so they are replaced by colours
+    // only after that
     for r in 0..bands.rows {
         if r + 1 < bands.rows {
             let (above, rows) = two_rows(planes, bands, r);
@@ -131,7 +132,7 @@ fn two_rows(planes: &mut [u8], bands: Bands, r: usize) -> ([&[u8]; PLANES], [&mu
     ([a, b, c], [x, y, z])
 }
 
-/// Differences of blue and red from green to blue and red.
+/// Replaces the differences blue - green and red - green by blue and red.
 #[inline(always)]
 pub fn add_green([green, blue, red]: [&mut [u8]; PLANES]) {
     for other in [blue, red] {
@@ -141,15 +142,16 @@ pub fn add_green([green, blue, red]: [&mut [u8]; PLANES]) {
     }
 }
 
-/// One row of all bands and planes below another: `rows` hold residuals and receive values.
+/// Decodes one row of all bands and planes from the row above it: `rows` hold residuals and receive
+/// values.
 fn undo_row(above: [&[u8]; PLANES], rows: [&mut [u8]; PLANES]) {
     for (above, row) in above.into_iter().zip(rows) {
-        // the first group has nothing to its left; with left = corner = 0 the predictor returns
-        // what is above
-        let mut left: Lane = [0; LANES];
-        let mut corner: Lane = [0; LANES];
+        // the first group has no left neighbour; with left = corner = 0 the predictor returns the
+        // upper neighbour
+        let mut left: Group = [0; LANES];
+        let mut corner: Group = [0; LANES];
         for (group, up) in row.chunks_exact_mut(LANES).zip(above.chunks_exact(LANES)) {
-            let (residual, up) = (lane(group), lane(up));
+            let (residual, up) = (first_group(group), first_group(up));
             left = each(|k| residual[k].wrapping_add(med(left[k], up[k], corner[k])));
             corner = up;
             group.copy_from_slice(&left);
@@ -163,7 +165,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition, pixel by pixel: what [`residuals`] must give.
+    /// The definition of [`residuals`], pixel by pixel.
     fn reference(image: &[u8], bands: Bands) -> Vec<u8> {
         let (width, rows) = (bands.width, bands.rows);
         let value = |p: usize, y: usize, x: usize| {

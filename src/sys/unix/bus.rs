@@ -16,7 +16,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 
-/// One mapped file. `start` is 0 while the node is free.
+/// One mapped file in the handler's list. `start` is 0 while the node is free.
 struct Node {
     used: AtomicBool,
     start: AtomicUsize,
@@ -26,6 +26,7 @@ struct Node {
     next: AtomicPtr<Node>,
 }
 
+/// First node of the list.
 static NODES: AtomicPtr<Node> = AtomicPtr::new(ptr::null_mut());
 static PREVIOUS_ACTION: OnceLock<libc::sigaction> = OnceLock::new();
 static REPORTED: AtomicBool = AtomicBool::new(false);
@@ -63,8 +64,8 @@ impl Drop for WatchedMap {
         let text = self.node.text.swap(ptr::null_mut(), Ordering::Relaxed);
         let bytes = self.node.text_bytes.swap(0, Ordering::Relaxed);
         if !text.is_null() {
-            // SAFETY: pointer and length come from a box that `new` has given away, and the swap
-            // takes them once
+            // SAFETY: pointer and length come from a box that `new` turned into a raw pointer, and
+            // the swaps take them only once
             drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(text, bytes)) });
         }
         self.node.used.store(false, Ordering::Release);
@@ -107,8 +108,8 @@ fn free_node() -> &'static Node {
 }
 
 fn install() {
-    // SAFETY: plain system calls; an all-zero sigaction is a valid value, and the handler keeps the
-    // contract above
+    // SAFETY: the pointers are valid for the calls, an all-zero sigaction is a valid value, and the
+    // handler keeps the contract above
     unsafe {
         let mut before: libc::sigaction = std::mem::zeroed();
         if libc::sigaction(libc::SIGBUS, ptr::null(), &mut before) != 0 {
@@ -124,7 +125,7 @@ fn install() {
 }
 
 extern "C" fn on_bus(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: see the contract above; the system hands over a valid `info`
+    // SAFETY: see the contract above; the system passes a valid `info`
     unsafe {
         let from_the_system = (*info).si_code > 0;
         if from_the_system {

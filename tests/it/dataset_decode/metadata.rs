@@ -3,7 +3,7 @@
 
 use super::{Folder, chunk, encode, pattern, with_segment};
 use image::{DynamicImage, ImageFormat};
-use paragon::dataset::decode::{Limits, Note, decode, load, look};
+use paragon::dataset::decode::{Limits, Note, decode, load, read_header};
 use paragon::support::failure::system_cause;
 
 /// Zeros, packed by zlib.
@@ -51,7 +51,7 @@ fn metadata_that_unpack_to_much_are_bounded() {
             "bomb.png",
             &[&png[..33], &chunk(kind, &data), &png[33..]].concat(),
         );
-        let header = look(&path, &Limits::default()).unwrap();
+        let header = read_header(&path, &Limits::default()).unwrap();
         assert!(header.metadata_bytes < 2 << 20, "{}", header.metadata_bytes);
         let found = decode(&path, &Limits::default()).unwrap();
         assert!(
@@ -78,7 +78,12 @@ fn metadata_are_counted() {
         &[b"name\0\0".as_slice(), &packed(4 << 20)].concat(),
     );
     let path = folder.file("large.png", &[&png[..33], &profile, &png[33..]].concat());
-    assert!(look(&path, &Limits::default()).unwrap().metadata_bytes >= 4 << 20);
+    assert!(
+        read_header(&path, &Limits::default())
+            .unwrap()
+            .metadata_bytes
+            >= 4 << 20
+    );
     let mut jpeg = encode(&dynamic, ImageFormat::Jpeg);
     for _ in 0..20 {
         jpeg = with_segment(
@@ -88,7 +93,12 @@ fn metadata_are_counted() {
         );
     }
     let path = folder.file("large.jpg", &jpeg);
-    assert!(look(&path, &Limits::default()).unwrap().metadata_bytes >= 20 * 60_000);
+    assert!(
+        read_header(&path, &Limits::default())
+            .unwrap()
+            .metadata_bytes
+            >= 20 * 60_000
+    );
 }
 
 #[test]
@@ -113,7 +123,7 @@ fn errors_of_the_system_stay_errors_of_the_system() {
     let missing = folder.0.path().join("missing.png");
     for error in [
         load(&missing, &Limits::default()).unwrap_err(),
-        look(&missing, &Limits::default()).unwrap_err(),
+        read_header(&missing, &Limits::default()).unwrap_err(),
     ] {
         assert!(
             system_cause(&error).is_some() && format!("{error:#}").contains("missing.png"),

@@ -37,7 +37,7 @@ pub fn picture(input: &[u8], folder: &Path) -> bool {
     };
     let path = folder.join("picture");
     fs::write(&path, input).unwrap();
-    let header = picture::look(&path, &limits);
+    let header = picture::read_header(&path, &limits);
     let decoded = picture::decode_loaded(&path, input, &limits);
     if let Ok(decoded) = &decoded {
         let header = header.expect("an image that decodes has a header");

@@ -1,0 +1,270 @@
+//! Encodes pairs. Depends on `bands`, `predict`, `lq` and zstd. Promises that a payload is never
+//! larger than the pixels, and that it does not depend on the instruction set.
+
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
+use super::bands::{self, Bands};
+use super::lq::{self, LqBuffers};
+use super::{
+    Codec, LQ_FRAME, LQ_HALF, LQ_MEAN, LQ_OWN, PREFIX_BYTES, bands_of, frame_length_at,
+    lq_predictor, predict,
+};
+use crate::shard::format::Geometry;
+use crate::support::isa::Isa;
+use anyhow::{Context, Result, ensure};
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::{CParameter, ParamSwitch, Strategy};
+
+/// Residuals of photographs have almost no repetitions, so zstd should search for none and encode
+/// all bytes by Huffman coding alone: that is smaller, and nearly twice as fast both ways
+/// (docs/codec.md). This value is the distance between two places that zstd searches at; it is
+/// beyond the end of any plane.
+const NO_SEARCH: u32 = 1 << 17;
+/// Drawings and flat areas consist of repetitions. A plane that may be such is also compressed with
+/// a search, at this level of zstd.
+const SEARCH_LEVEL: i32 = 1;
+/// Shortest repetition that is searched for: shorter ones cost more than they save.
+const SEARCH_MIN_MATCH: u32 = 7;
+/// Bytes of a run of residuals that is tested for being all zero.
+const RUN_BYTES: usize = 32;
+/// The search is tried if at least one in this many runs of a plane is all zero.
+const SEARCH_SHARE: usize = 4;
+/// Logarithm of zstd's hash table without a search: the smallest, since it is cleared every time.
+const SMALLEST_HASH_LOG: u32 = 6;
+/// If the mean absolute residual of the LQ is at most this, the other predictions are not tried.
+const GOOD_ENOUGH: u64 = 1;
+
+/// The encoder of one thread with its buffers.
+pub struct Encoder {
+    pub(super) isa: Isa,
+    geometry: Geometry,
+    /// Planes of the HR: green, blue, red.
+    planes: Vec<u8>,
+    /// The values that are predicted: green, blue - green, red - green.
+    values: Vec<u8>,
+    /// Their residuals.
+    residuals: Vec<u8>,
+    /// Planes of the LQ.
+    lq_planes: Vec<u8>,
+    /// Residuals of the LQ by the best prediction so far.
+    best: Vec<u8>,
+    /// Residuals of the LQ by the prediction that is being tried.
+    tried: Vec<u8>,
+    lq_buffers: LqBuffers,
+    packer: Packer,
+}
+
+impl Encoder {
+    /// Allocates for pairs of one geometry.
+    ///
+    /// # Errors
+    /// zstd cannot be set up.
+    pub fn new(geometry: Geometry) -> Result<Self> {
+        let (lq, hr) = bands_of(geometry);
+        Ok(Encoder {
+            geometry,
+            planes: vec![0; hr.bytes()],
+            values: vec![0; hr.bytes()],
+            residuals: vec![0; hr.bytes()],
+            lq_planes: vec![0; lq.bytes()],
+            best: vec![0; lq.bytes()],
+            tried: vec![0; lq.bytes()],
+            lq_buffers: LqBuffers::new(hr),
+            isa: Isa::detect(),
+            packer: Packer::new(hr.plane().max(lq.bytes()))?,
+        })
+    }
+
+    /// Appends the payload of one pair to `out`. `lq` is `[lq_size, lq_size, 3]`, `hr` is `[lq_size
+    /// * scale, lq_size * scale, 3]`, both u8 RGB. Returns the codec that was used: `Raw` if
+    /// prediction does not make the payload smaller.
+    ///
+    /// # Errors
+    /// Slices of another size; zstd fails.
+    pub fn encode(
+        &mut self,
+        codec: Codec,
+        lq: &[u8],
+        hr: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Codec> {
+        let g = self.geometry;
+        ensure!(
+            lq.len() == g.lq_bytes() && hr.len() == g.hr_bytes(),
+            "the pair does not have the sizes of the set"
+        );
+        let start = out.len();
+        if codec == Codec::Predict {
+            self.predict(lq, hr, out)?;
+            if out.len() - start < lq.len() + hr.len() {
+                return Ok(Codec::Predict);
+            }
+            out.truncate(start);
+        }
+        out.extend_from_slice(lq);
+        out.extend_from_slice(hr);
+        Ok(Codec::Raw)
+    }
+
+    fn predict(&mut self, lq: &[u8], hr: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let (lq_bands, hr_bands) = bands_of(self.geometry);
+        let start = out.len();
+        out.extend_from_slice(&[0; PREFIX_BYTES]);
+        bands::split(self.isa, hr, hr_bands, &mut self.planes);
+        predict::residuals(
+            self.isa,
+            &self.planes,
+            hr_bands,
+            &mut self.values,
+            &mut self.residuals,
+        );
+        for (number, plane) in self.residuals.chunks_exact(hr_bands.plane()).enumerate() {
+            self.packer.push(plane, number, start, out)?;
+        }
+        bands::split(self.isa, lq, lq_bands, &mut self.lq_planes);
+        out[start] = self.predict_lq(lq_bands, hr_bands);
+        self.packer.push(&self.best, LQ_FRAME, start, out)
+    }
+
+    /// Leaves the residuals of the cheapest prediction of the LQ in `best` and returns its number
+    /// (byte 0 of the prefix). The LQ may have come with the images and be made in any way, so this
+    /// is decided for every pair.
+    fn predict_lq(&mut self, lq: Bands, hr: Bands) -> u8 {
+        let mut chosen = (LQ_OWN, u64::MAX);
+        for mode in [LQ_HALF, LQ_MEAN, LQ_OWN] {
+            match lq_predictor(mode, self.geometry) {
+                Some(predictor) => {
+                    self.tried.fill(0);
+                    lq::add(
+                        self.isa,
+                        predictor,
+                        (&self.planes, hr),
+                        (&mut self.tried, lq),
+                        &mut self.lq_buffers,
+                    );
+                    difference(&self.lq_planes, &mut self.tried, lq);
+                }
+                None if mode == LQ_OWN => predict::residuals(
+                    self.isa,
+                    &self.lq_planes,
+                    lq,
+                    &mut self.values,
+                    &mut self.tried,
+                ),
+                None => continue,
+            }
+            let cost = cost(self.isa, &self.tried);
+            if cost < chosen.1 {
+                chosen = (mode, cost);
+                std::mem::swap(&mut self.best, &mut self.tried);
+            }
+            if cost <= GOOD_ENOUGH * lq.bytes() as u64 {
+                break;
+            }
+        }
+        chosen.0
+    }
+}
+
+/// Replaces a prediction of the planes by its residuals: those of green as they are, and those of
+/// blue and red minus those of green.
+fn difference(planes: &[u8], prediction: &mut [u8], bands: Bands) {
+    for (p, v) in prediction.iter_mut().zip(planes) {
+        *p = v.wrapping_sub(*p);
+    }
+    let (green, rest) = prediction.split_at_mut(bands.plane());
+    for other in rest.chunks_exact_mut(bands.plane()) {
+        for (d, g) in other.iter_mut().zip(&*green) {
+            *d = d.wrapping_sub(*g);
+        }
+        predict::clear_padding(other, bands);
+    }
+    predict::clear_padding(green, bands);
+}
+
+/// Sum of the absolute residuals: a good enough estimate of their compressed size.
+fn cost(isa: Isa, residuals: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: an `Isa` with AVX2 exists only where the processor has it
+        return unsafe { avx2::cost(residuals) };
+    }
+    cost_plain(residuals)
+}
+
+/// [`cost`] without vector instructions.
+pub(super) fn cost_plain(residuals: &[u8]) -> u64 {
+    residuals
+        .iter()
+        .map(|&d| u64::from((d as i8).unsigned_abs()))
+        .sum()
+}
+
+/// Compresses planes of residuals to zstd frames.
+struct Packer {
+    /// Huffman coding alone.
+    literal: Compressor<'static>,
+    /// With a search for repetitions.
+    searching: Compressor<'static>,
+    /// The smaller frame so far.
+    frame: Vec<u8>,
+    /// The frame of the second try.
+    other: Vec<u8>,
+}
+
+impl Packer {
+    /// Allocates for planes of up to `longest` bytes.
+    fn new(longest: usize) -> Result<Self> {
+        let with = |parameters: &[CParameter]| -> Result<Compressor<'static>> {
+            let mut zstd = Compressor::new(SEARCH_LEVEL).context("cannot set up zstd")?;
+            zstd.include_checksum(false)?; // the record has its own checksum
+            parameters
+                .iter()
+                .try_for_each(|p| zstd.set_parameter(*p))
+                .context("cannot set up zstd")?;
+            Ok(zstd)
+        };
+        let room = zstd::zstd_safe::compress_bound(longest);
+        Ok(Packer {
+            literal: with(&[
+                CParameter::Strategy(Strategy::ZSTD_fast),
+                CParameter::TargetLength(NO_SEARCH),
+                CParameter::HashLog(SMALLEST_HASH_LOG),
+                CParameter::MinMatch(SEARCH_MIN_MATCH),
+                // by default zstd would store the literals uncompressed
+                CParameter::LiteralCompressionMode(ParamSwitch::Enable),
+            ])?,
+            searching: with(&[CParameter::MinMatch(SEARCH_MIN_MATCH)])?,
+            frame: vec![0; room],
+            other: vec![0; room],
+        })
+    }
+
+    /// Appends the frame of a plane to `out` and writes its length into the prefix at `start`.
+    fn push(&mut self, plane: &[u8], number: usize, start: usize, out: &mut Vec<u8>) -> Result<()> {
+        let mut written = self
+            .literal
+            .compress_to_buffer(plane, &mut self.frame)
+            .context("zstd cannot pack a plane")?;
+        let empty = plane
+            .as_chunks::<RUN_BYTES>()
+            .0
+            .iter()
+            .filter(|run| **run == [0; RUN_BYTES])
+            .count();
+        if empty >= plane.len() / RUN_BYTES / SEARCH_SHARE {
+            let found = self
+                .searching
+                .compress_to_buffer(plane, &mut self.other)
+                .context("zstd cannot pack a plane")?;
+            if found < written {
+                written = found;
+                std::mem::swap(&mut self.frame, &mut self.other);
+            }
+        }
+        let length = (written as u32).to_le_bytes();
+        out[start + frame_length_at(number)..][..4].copy_from_slice(&length);
+        out.extend_from_slice(&self.frame[..written]);
+        Ok(())
+    }
+}
