@@ -180,7 +180,7 @@ struct Common<'a> {
     /// The whole micro-batch.
     extent: Extent,
     parameters: BufferId,
-    position_free: bool,
+    tile_invariant: bool,
 }
 
 impl Common<'_> {
@@ -193,7 +193,7 @@ impl Common<'_> {
         output: BufferId,
     ) -> Conv {
         let Common {
-            position_free,
+            tile_invariant,
             parameters,
             ..
         } = *self;
@@ -202,7 +202,7 @@ impl Common<'_> {
             extent,
             cin,
             cout,
-            position_free,
+            tile_invariant,
             weight,
             bias,
             parameters,
@@ -316,7 +316,7 @@ fn tail(
         bias,
         gain: c.layers.gain,
         parameters: c.parameters,
-        position_free: c.position_free,
+        tile_invariant: c.tile_invariant,
         input: lq,
         features_in: mid,
         output,
@@ -400,7 +400,7 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         layers: &layers,
         extent,
         parameters,
-        position_free: spec.direct,
+        tile_invariant: spec.direct,
     };
     let body = body(&mut b, &common, batch);
     let hr_pixels = extent.h * extent.w * net.scale * net.scale;
@@ -657,7 +657,7 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
         layers: &layers,
         extent,
         parameters,
-        position_free: true,
+        tile_invariant: true,
     };
     let body = body(&mut b, &common, batch);
     let kind = TailKind {

@@ -415,6 +415,7 @@ impl<'a> Builder<'a> {
             sizing,
             precision,
         } = self;
+        ops.iter().try_for_each(|op| sizing.supports(op))?;
         let last = ops.len().saturating_sub(1);
         let mut live: Vec<Option<(usize, usize)>> = vec![None; buffers.len()];
         let mut touch = |id: BufferId, at: usize| {

@@ -90,7 +90,7 @@ pub struct Conv {
     pub cout: usize,
     /// The bits of an output may not depend on where in a larger image it lies (inference in
     /// overlapping tiles), which rules out methods that work on blocks of pixels.
-    pub position_free: bool,
+    pub tile_invariant: bool,
     pub weight: ParamRange,
     pub bias: ParamRange,
     pub parameters: BufferId,
@@ -165,7 +165,7 @@ pub struct Reconstruct {
     pub gain: ParamRange,
     pub parameters: BufferId,
     /// As in [`Conv`].
-    pub position_free: bool,
+    pub tile_invariant: bool,
     /// Network input `[N, h, w, 3]`.
     pub input: BufferId,
     /// `[N, h, w, F]`.

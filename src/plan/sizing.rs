@@ -83,6 +83,15 @@ pub trait Sizing {
         "an unknown backend".to_string()
     }
 
+    /// Checks that the backend has a kernel for `op`. [`Sizing::workspace`] and [`Sizing::carry`]
+    /// must not panic for any operation, whatever this returns.
+    ///
+    /// # Errors
+    /// The property of `op` that the backend does not support.
+    fn supports(&self, _op: &Op) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// Workspace bytes for `op`.
     fn workspace(&self, op: &Op) -> u64;
 

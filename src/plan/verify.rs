@@ -166,6 +166,7 @@ impl PlanData {
             Ok(())
         };
         for op in &self.ops {
+            sizing.supports(op)?;
             room("workspace", op, bytes(op.workspace()), sizing.workspace(op))?;
             if let Some(slice) = op.slice()
                 && (slice.carry.is_some() || !(slice.first && slice.last))

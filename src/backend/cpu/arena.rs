@@ -78,18 +78,18 @@ impl Drop for Arena {
 
 /// A pointer that may cross threads: tasks of one operation write disjoint ranges behind it.
 #[derive(Clone, Copy)]
-pub struct Shared<T>(*mut T);
+pub struct SharedPtr<T>(*mut T);
 
 // SAFETY: it is a number until `at`, `slice` or `view` is called, whose callers answer for what
 // other threads do there
-unsafe impl<T> Send for Shared<T> {}
+unsafe impl<T> Send for SharedPtr<T> {}
 // SAFETY: as above
-unsafe impl<T> Sync for Shared<T> {}
+unsafe impl<T> Sync for SharedPtr<T> {}
 
-impl<T> Shared<T> {
+impl<T> SharedPtr<T> {
     /// Wraps a pointer into the arena.
     pub fn new(pointer: *mut T) -> Self {
-        Shared(pointer)
+        SharedPtr(pointer)
     }
 
     /// The pointer, `offset` elements on.

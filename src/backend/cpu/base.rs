@@ -3,9 +3,9 @@
 //! at LQ size for a band of rows; upsampling and blur are one step, three LQ pixels for each HR
 //! pixel in either direction, a row at a time. Plain loops over contiguous RGB.
 
-use super::arena::Shared;
+use super::arena::SharedPtr;
 use super::pixels::subtract_row;
-use super::tasks::{Bands, whole};
+use super::tasks::{Bands, round_up_to_lanes};
 use crate::plan::{Extent, Reconstruct};
 use std::ops::Range;
 
@@ -219,10 +219,10 @@ pub fn base_scratch(op: &Reconstruct) -> usize {
         op.extent.w,
         op.extent.w * op.scale,
     );
-    whole(wide * 3)
-        + 2 * whole(prepared(rows, w))
-        + whole(scratch(rows, w))
-        + whole(line(w, op.scale))
+    round_up_to_lanes(wide * 3)
+        + 2 * round_up_to_lanes(prepared(rows, w))
+        + round_up_to_lanes(scratch(rows, w))
+        + round_up_to_lanes(line(w, op.scale))
 }
 
 /// The base of a band of LQ rows, row by row at HR; less the target, where one is to be subtracted.
@@ -235,7 +235,7 @@ pub struct BaseBand<'a> {
     added: &'a mut [f32],
     line: &'a mut [f32],
     sharpening: &'a mut [f32],
-    bytes: Shared<u8>,
+    bytes: SharedPtr<u8>,
 }
 
 impl<'a> BaseBand<'a> {
@@ -248,11 +248,11 @@ impl<'a> BaseBand<'a> {
     #[inline(always)]
     pub unsafe fn new(
         op: &'a Reconstruct,
-        input: Shared<f32>,
-        bytes: Shared<u8>,
+        input: SharedPtr<f32>,
+        bytes: SharedPtr<u8>,
         image: usize,
         rows: Range<usize>,
-        room: Shared<f32>,
+        room: SharedPtr<f32>,
     ) -> BaseBand<'a> {
         let Reconstruct {
             extent,
@@ -262,10 +262,10 @@ impl<'a> BaseBand<'a> {
         } = *op;
         let mut at = 0;
         let mut take = |len: usize| {
-            at += whole(len);
+            at += round_up_to_lanes(len);
             // SAFETY: the pieces are those that `base_scratch` counts, one behind the other; the
             // caller says that the room is nobody else's
-            unsafe { room.slice(at - whole(len), len) }
+            unsafe { room.slice(at - round_up_to_lanes(len), len) }
         };
         let prepared = prepared(rows.len(), extent.w);
         let (sharpening, plain, added) =
@@ -335,11 +335,11 @@ impl<'a> BaseBand<'a> {
 
 /// [`backward`] for every image of a batch: `d_out` `[N][H][W][3]` to `d_in` `[N][h][w][3]`.
 pub fn backward_batch(
-    d_out: Shared<f32>,
+    d_out: SharedPtr<f32>,
     extent: Extent,
     scale: usize,
     alpha: f32,
-    d_in: Shared<f32>,
+    d_in: SharedPtr<f32>,
 ) {
     let (lq, hr) = (
         extent.h * extent.w * 3,

@@ -36,7 +36,7 @@ static HALF_CDF: [Table; 8] = tables![
 /// As [`Simd`].
 #[inline(always)]
 unsafe fn place<S: Simd>(a: S::V) -> (S::V, S::V) {
-    // SAFETY: the caller says that the processor has the vectors of S
+    // SAFETY: the processor has the instructions of S, by the caller's contract
     unsafe {
         let u = S::fma(
             S::min(a, S::splat(LIMIT)),
@@ -54,7 +54,7 @@ unsafe fn place<S: Simd>(a: S::V) -> (S::V, S::V) {
 /// As [`Simd`].
 #[inline(always)]
 pub unsafe fn gelu<S: Simd>(z: S::V) -> S::V {
-    // SAFETY: the caller says that the processor has the vectors of S
+    // SAFETY: the processor has the instructions of S, by the caller's contract
     unsafe {
         let a = S::abs(z);
         let (at, r) = place::<S>(a);
@@ -73,7 +73,7 @@ pub unsafe fn gelu<S: Simd>(z: S::V) -> S::V {
 /// As [`Simd`].
 #[inline(always)]
 pub unsafe fn gelu_and_slope<S: Simd>(z: S::V) -> (S::V, S::V) {
-    // SAFETY: the caller says that the processor has the vectors of S
+    // SAFETY: the processor has the instructions of S, by the caller's contract
     unsafe {
         let a = S::abs(z);
         let (at, r) = place::<S>(a);

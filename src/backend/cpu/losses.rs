@@ -3,11 +3,11 @@
 //! well, read it through the augmentation codes, so that the HR image is never stored in float.
 //! Depends on [`super::structural`] for the mathematics of SSIM.
 
-use super::arena::Shared;
+use super::arena::SharedPtr;
 use super::pixels::read_row;
 use super::simd::{LANES, Simd};
-use super::structural::{self, Similarity};
-use super::tasks::{Bands, Context, Parts, Task, Workspace};
+use super::structural::{self, Evaluation, Similarity};
+use super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts};
 use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
 use crate::support::isa::Isa;
 
@@ -29,7 +29,7 @@ const CHARBONNIER_EPSILON: f32 = 1e-12;
 /// As [`Simd`].
 #[inline(always)]
 unsafe fn term<S: Simd>(kind: PixelLossKind, d: S::V) -> (S::V, S::V) {
-    // SAFETY: the caller says that the processor has the vectors of S
+    // SAFETY: the processor has the instructions of S, by the caller's contract
     unsafe {
         match kind {
             PixelLossKind::L1 => {
@@ -52,12 +52,12 @@ unsafe fn term<S: Simd>(kind: PixelLossKind, d: S::V) -> (S::V, S::V) {
 
 struct PixelTask<'a> {
     op: &'a PixelLoss,
-    parts: Parts,
+    parts: WorkspaceParts,
     bands: Bands,
     /// A float target.
-    target: Option<Shared<f32>>,
-    prediction: Shared<f32>,
-    d_prediction: Shared<f32>,
+    target: Option<SharedPtr<f32>>,
+    prediction: SharedPtr<f32>,
+    d_prediction: SharedPtr<f32>,
     scale: f32,
 }
 
@@ -201,7 +201,7 @@ pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
     let scratch = op
         .terms
         .iter()
-        .map(|&(kind, _)| structural::scratch_floats(similarity(kind), h, w))
+        .map(|&(kind, _)| structural::scratch_floats_of(similarity(kind), h, w))
         .max();
     Workspace {
         partial: 2 * op.terms.len(),
@@ -214,11 +214,11 @@ pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
 struct StructuralTask<'a> {
     op: &'a StructuralLoss,
     isa: Isa,
-    parts: Parts,
-    bytes: Shared<u8>,
-    target: Shared<f32>,
-    prediction: Shared<f32>,
-    d_prediction: Shared<f32>,
+    parts: WorkspaceParts,
+    bytes: SharedPtr<u8>,
+    target: SharedPtr<f32>,
+    prediction: SharedPtr<f32>,
+    d_prediction: SharedPtr<f32>,
     /// What a score's gradient is multiplied by, before the term's weight: -1 / images of the
     /// iteration.
     slope: f64,
@@ -280,13 +280,19 @@ impl StructuralTask<'_> {
                 let scratch = self
                     .parts
                     .scratch()
-                    .slice(0, structural::scratch_floats(kind, h, w));
+                    .slice(0, structural::scratch_floats_of(kind, h, w));
                 let rows = |y: usize, difference: &mut [f32], target: &mut [f32]| {
                     self.row(image, y, difference, target)
                 };
-                *partial.add(i) = structural::score_and_gradient(
-                    self.isa, kind, rows, h, w, slope, gradient, scratch,
-                );
+                *partial.add(i) = Evaluation::<_, true> {
+                    kind,
+                    rows,
+                    size: (h, w),
+                    slope,
+                    gradient,
+                    scratch,
+                }
+                .run(self.isa);
             }
         }
     }

@@ -9,15 +9,18 @@ mod conv;
 mod conv_winograd;
 mod folded_conv;
 mod gelu;
+mod layout;
 mod losses;
 mod nano;
 mod optimizer;
+mod padded_rows;
 mod peak;
 mod pixels;
 mod reconstruct;
 mod rows;
 mod simd;
 pub mod structural;
+mod supported;
 mod tasks;
 mod tiling;
 mod winograd;
@@ -33,7 +36,11 @@ use arena::Arena;
 use std::sync::Arc;
 use tasks::{Context, Workspace};
 
-/// Threads and instruction set of a CPU backend; also tells the plan its workspace needs.
+/// Most threads of a pool: rayon starts no more.
+const MAX_THREADS: usize = (1 << 16) - 1;
+
+/// Threads and instruction set of a CPU backend. As a [`Sizing`] it also states the workspace of
+/// every operation.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
     /// At least 1.
@@ -42,10 +49,11 @@ pub struct CpuOptions {
 }
 
 impl CpuOptions {
-    /// The given number of threads (0: all the machine has) and the best instruction set.
+    /// `threads` threads (0: one for each core that the process may use) and the instruction set
+    /// that [`Isa::detect`] chooses.
     pub fn new(threads: usize) -> CpuOptions {
         let threads = if threads > 0 {
-            threads
+            threads.min(MAX_THREADS)
         } else {
             std::thread::available_parallelism().map_or(1, |n| n.get())
         };
@@ -71,7 +79,11 @@ impl CpuOptions {
         self.isa
     }
 
+    /// The workspace layout of `op`; an empty one for an operation that is not supported.
     fn layout(&self, op: &Op) -> Workspace {
+        if supported::check(op).is_err() {
+            return Workspace::default();
+        }
         match op {
             Op::Unpack(_) => Workspace::default(),
             Op::Conv(o) => conv::workspace(o),
@@ -90,6 +102,10 @@ impl CpuOptions {
 impl Sizing for CpuOptions {
     fn name(&self) -> String {
         format!("the CPU with {} threads", self.threads)
+    }
+
+    fn supports(&self, op: &Op) -> Result<()> {
+        supported::check(op)
     }
 
     fn workspace(&self, op: &Op) -> u64 {

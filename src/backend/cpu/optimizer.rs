@@ -2,9 +2,9 @@
 //! AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019), both in PyTorch's
 //! order of operations, and EMA. Depends on the tasks alone.
 
-use super::arena::Shared;
+use super::arena::SharedPtr;
 use super::simd::Simd;
-use super::tasks::{Context, Parts, Task, Workspace};
+use super::tasks::{Context, Task, Workspace, WorkspaceParts};
 use crate::plan::{OptimizerKind, Update};
 
 /// Parameters of one task.
@@ -20,8 +20,8 @@ pub fn workspace(op: &Update) -> Workspace {
 }
 
 struct SquareSum {
-    parts: Parts,
-    gradients: Shared<f32>,
+    parts: WorkspaceParts,
+    gradients: SharedPtr<f32>,
     len: usize,
 }
 
@@ -41,11 +41,11 @@ impl Task for SquareSum {
 
 struct Step {
     len: usize,
-    parameters: Shared<f32>,
-    gradients: Shared<f32>,
-    moment1: Shared<f32>,
-    moment2: Shared<f32>,
-    ema: Shared<f32>,
+    parameters: SharedPtr<f32>,
+    gradients: SharedPtr<f32>,
+    moment1: SharedPtr<f32>,
+    moment2: SharedPtr<f32>,
+    ema: SharedPtr<f32>,
     /// Clip factor on the gradient.
     clip: f32,
     /// AdamW: 1 - lr x weight decay; 1 for Adam

@@ -1,7 +1,7 @@
 //! From bytes to floats: rows of u8 patches through their augmentation codes, and the unpacking of
 //! a staged batch made of them. Depends on the plan's index map.
 
-use super::arena::Shared;
+use super::arena::SharedPtr;
 use super::simd::Simd;
 use super::tasks::{Bands, Context, Task};
 use crate::plan::{BatchLayout, Extent, Unpack};
@@ -116,8 +116,8 @@ pub unsafe fn subtract_row(
 
 struct UnpackTask {
     batch: BatchLayout,
-    bytes: Shared<u8>,
-    output: Shared<f32>,
+    bytes: SharedPtr<u8>,
+    output: SharedPtr<f32>,
     bands: Bands,
 }
 

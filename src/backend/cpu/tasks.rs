@@ -2,7 +2,7 @@
 //! alone, never on the number of threads, and partial sums are added in task order, so bits do not
 //! depend on the threads either.
 
-use super::arena::{Arena, Shared};
+use super::arena::{Arena, SharedPtr};
 use super::simd::{Kernel, LANES, Simd};
 use crate::backend::Scalars;
 use crate::plan::{BufferId, Extent, ParamRange, Plan, Slice};
@@ -77,7 +77,7 @@ pub fn exceeds_cache(extent: Extent, c: usize) -> bool {
 }
 
 /// Rounds up to whole vectors, so that every part starts aligned.
-pub fn whole(elements: usize) -> usize {
+pub fn round_up_to_lanes(elements: usize) -> usize {
     elements.next_multiple_of(LANES)
 }
 
@@ -89,9 +89,9 @@ impl Workspace {
 
     /// Total bytes for a number of threads. The sums of the partials lie behind the shared part.
     pub fn bytes(&self, threads: usize) -> u64 {
-        4 * (whole(self.shared)
-            + whole(self.partial) * (self.tasks + 1)
-            + whole(self.scratch) * threads) as u64
+        4 * (round_up_to_lanes(self.shared)
+            + round_up_to_lanes(self.partial) * (self.tasks + 1)
+            + round_up_to_lanes(self.scratch) * threads) as u64
     }
 }
 
@@ -115,42 +115,45 @@ pub struct Context<'a> {
 
 /// An operation's workspace in the arena, from [`Context::parts`]: as large as its layout asks.
 #[derive(Clone, Copy)]
-pub struct Parts {
-    base: Shared<f32>,
+pub struct WorkspaceParts {
+    base: SharedPtr<f32>,
     layout: Workspace,
 }
 
-impl Parts {
+impl WorkspaceParts {
     /// Packed weights and the like.
-    pub fn shared(&self) -> Shared<f32> {
+    pub fn shared(&self) -> SharedPtr<f32> {
         self.base
     }
 
     /// Where [`Context::reduce`] leaves the sum of all partials.
-    pub fn sums(&self) -> Shared<f32> {
+    pub fn sums(&self) -> SharedPtr<f32> {
         // SAFETY: the sums lie behind the shared part, inside the workspace by `Workspace::bytes`
-        Shared::new(unsafe { self.base.at(whole(self.layout.shared)) })
+        SharedPtr::new(unsafe { self.base.at(round_up_to_lanes(self.layout.shared)) })
     }
 
     /// The partial of a task, which is one of the layout's.
-    pub fn partial(&self, task: usize) -> Shared<f32> {
+    pub fn partial(&self, task: usize) -> SharedPtr<f32> {
         // SAFETY: the partials lie behind the sums, one for each of the layout's tasks, inside the
         // workspace by `Workspace::bytes`
-        Shared::new(unsafe {
-            self.base
-                .at(whole(self.layout.shared) + whole(self.layout.partial) * (task + 1))
+        SharedPtr::new(unsafe {
+            self.base.at(round_up_to_lanes(self.layout.shared)
+                + round_up_to_lanes(self.layout.partial) * (task + 1))
         })
     }
 
     /// The rows of the thread that asks: nobody else's until its task ends, since no task waits for
     /// others on the pool.
-    pub fn scratch(&self) -> Shared<f32> {
+    pub fn scratch(&self) -> SharedPtr<f32> {
         let thread = rayon::current_thread_index().unwrap_or(0);
-        let before =
-            whole(self.layout.shared) + whole(self.layout.partial) * (self.layout.tasks + 1);
+        let before = round_up_to_lanes(self.layout.shared)
+            + round_up_to_lanes(self.layout.partial) * (self.layout.tasks + 1);
         // SAFETY: the scratches lie behind the partials, one for each thread of the pool, by the
         // promises of `Context`
-        Shared::new(unsafe { self.base.at(before + whole(self.layout.scratch) * thread) })
+        SharedPtr::new(unsafe {
+            self.base
+                .at(before + round_up_to_lanes(self.layout.scratch) * thread)
+        })
     }
 }
 
@@ -182,11 +185,11 @@ impl<T: Task> Kernel for RunTask<'_, T> {
 
 /// Sums partials element by element, in task order, in f64; goes on from the slices before.
 struct Reduce {
-    parts: Parts,
+    parts: WorkspaceParts,
     len: usize,
     tasks: usize,
     slice: Slice,
-    carry: Option<Shared<f64>>,
+    carry: Option<SharedPtr<f64>>,
 }
 
 /// Elements of one reduction task.
@@ -223,31 +226,33 @@ impl Task for Reduce {
 
 impl Context<'_> {
     /// Start of a buffer as f32.
-    pub fn floats(&self, id: BufferId) -> Shared<f32> {
+    pub fn floats(&self, id: BufferId) -> SharedPtr<f32> {
         self.pointer(id)
     }
 
     /// Start of a buffer as any plain type; offsets are multiples of 256 bytes, but for those of a
     /// slice's images within a whole buffer, which are multiples of an image.
-    pub fn pointer<T>(&self, id: BufferId) -> Shared<T> {
+    pub fn pointer<T>(&self, id: BufferId) -> SharedPtr<T> {
         // SAFETY: the buffer lies inside the arena, by the promises of `Context`
-        Shared::new(unsafe { self.arena.base().add(self.plan.buffer(id).offset as usize) }.cast())
+        SharedPtr::new(
+            unsafe { self.arena.base().add(self.plan.buffer(id).offset as usize) }.cast(),
+        )
     }
 
     /// Start of a parameter (or its gradient).
-    pub fn param(&self, buffer: BufferId, range: ParamRange) -> Shared<f32> {
+    pub fn param(&self, buffer: BufferId, range: ParamRange) -> SharedPtr<f32> {
         // SAFETY: the operation's ranges lie inside the buffers of parameters and gradients, by the
         // parameter table
-        Shared::new(unsafe { self.floats(buffer).at(range.offset) })
+        SharedPtr::new(unsafe { self.floats(buffer).at(range.offset) })
     }
 
     /// The workspace of an operation.
-    pub fn parts(&self, workspace: Option<BufferId>, layout: Workspace) -> Parts {
+    pub fn parts(&self, workspace: Option<BufferId>, layout: Workspace) -> WorkspaceParts {
         let base = match workspace {
             Some(id) => self.floats(id),
-            None => Shared::new(std::ptr::null_mut()),
+            None => SharedPtr::new(std::ptr::null_mut()),
         };
-        Parts { base, layout }
+        WorkspaceParts { base, layout }
     }
 
     /// Runs `tasks` tasks, all that the operation has, on the pool this is called from; they are
@@ -260,9 +265,9 @@ impl Context<'_> {
     }
 
     /// Adds up the partials of an operation. Once all slices are in, the result lies at
-    /// [`Parts::sums`] and this is true.
+    /// [`WorkspaceParts::sums`] and this is true.
     #[must_use]
-    pub fn reduce(&self, parts: Parts, slice: Slice) -> bool {
+    pub fn reduce(&self, parts: WorkspaceParts, slice: Slice) -> bool {
         let Workspace { partial, tasks, .. } = parts.layout;
         let carry = slice.carry.map(|id| self.pointer(id));
         self.parallel(
