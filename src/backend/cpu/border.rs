@@ -1,8 +1,8 @@
-//! The correction at the image's border for the folded convolution of `folded_conv`. In the network,
-//! `conv_out` pads HR features with zeros; the folded convolution instead sees what `up` would
-//! compute for the pixels around the image. This module lists these border pixels, the image pixels
-//! that they affect, and computes their features, so that `reconstruct` can subtract them. Depends
-//! on the vectors.
+//! The correction at the image's border for the folded convolution of `folded_conv`. In the
+//! network, `conv_out` pads HR features with zeros; the folded convolution instead sees what `up`
+//! would compute for the pixels around the image. This module lists these border pixels, the image
+//! pixels that they affect, and computes their features, so that `reconstruct` can subtract them.
+//! Depends on the vectors.
 
 use super::arena::SharedPtr;
 use super::folded_conv::{Convolutions, Shape};

@@ -80,7 +80,7 @@ impl Task for Forward<'_> {
     }
 }
 
-/// Runs a convolution.
+/// Runs the forward operation.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
     if conv_winograd::applies(op) {
         return conv_winograd::forward(ctx, op);
@@ -148,9 +148,9 @@ impl Task for Backward<'_> {
         } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: the partial is this task's, the scratch holds the padded rows of both activations,
-        // and channels are multiples of 16, but for inputs of 3 (`supported`). The rest is the
-        // contract of `Task::run`.
+        // SAFETY: the partial is this task's, the scratch holds the padded rows of both
+        // activations, and channels are multiples of 16, but for inputs of 3 (`supported`). The
+        // rest is the contract of `Task::run`.
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, packed(self.op) + cout);
@@ -228,7 +228,7 @@ impl Backward<'_> {
     }
 }
 
-/// Runs the gradients of a convolution.
+/// Runs the backward operation.
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
     if conv_winograd::applies(c) {

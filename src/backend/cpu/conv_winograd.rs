@@ -95,7 +95,7 @@ impl Task for Forward<'_> {
     }
 }
 
-/// Runs a convolution.
+/// Runs the forward operation.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
     let parts = ctx.parts(op.workspace, workspace(op));
     // SAFETY: the pieces lie inside parameters and workspace and do not overlap, and no task runs
@@ -195,24 +195,16 @@ impl Task for Backward<'_> {
             for y in (start..end).step_by(OUT) {
                 // the weights' gradient counts rows of this band only
                 let own = gradients.get::<OUT>(y as isize, end);
-                let span = outer_tiles(w);
                 let both = GradientTiles {
                     inputs: inputs.get(y as isize - 1, h),
                     c: cin,
                     gradients: own,
                     lanes: cout,
                     w,
-                    span,
+                    span: outer_tiles(w),
                     scratch,
                 };
-                for first in (0..tiles::<OUT>(w)).step_by(span) {
-                    let count = span.min(tiles::<OUT>(w) - first);
-                    both.transform::<S>(first, count);
-                    for point in 0..POINTS {
-                        let ((v, z), sums) = (both.at(point), sums.add(point * cin * cout));
-                        row_outer::<S>(v, cin, cin, z, cout, count, sums);
-                    }
-                }
+                add_weight_gradient::<S>(&both, sums);
                 for d in &own[..OUT.min(end - y)] {
                     row_sum::<S>(*d, cout, w, biases);
                 }
@@ -241,7 +233,33 @@ impl Task for Backward<'_> {
     }
 }
 
-/// Runs the gradients of a convolution.
+/// Adds the weight gradient of a row of tiles at the points to `sums`, `[POINTS][cin][cout]`.
+///
+/// # Safety
+/// As [`GradientTiles::transform`]; `sums` has room for its values, and no other thread uses it.
+#[inline(always)]
+unsafe fn add_weight_gradient<S: Simd>(both: &GradientTiles<OUT>, sums: *mut f32) {
+    let GradientTiles {
+        c: cin,
+        lanes: cout,
+        w,
+        span,
+        ..
+    } = *both;
+    for first in (0..tiles::<OUT>(w)).step_by(span) {
+        let count = span.min(tiles::<OUT>(w) - first);
+        // SAFETY: at most `span` tiles are transformed, and points stay below 36
+        unsafe {
+            both.transform::<S>(first, count);
+            for point in 0..POINTS {
+                let ((v, z), sums) = (both.at(point), sums.add(point * cin * cout));
+                row_outer::<S>(v, cin, cin, z, cout, count, sums);
+            }
+        }
+    }
+}
+
+/// Runs the backward operation.
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
     let parts = ctx.parts(op.workspace, workspace_back(op));

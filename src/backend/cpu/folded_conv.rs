@@ -1,8 +1,8 @@
-//! Folds the upsampling convolution `up`, the pixel shuffle and `conv_out` into one convolution, and
-//! takes the gradient of that one back to the two. Nothing between them is nonlinear, so
-//! `conv_out(shuffle(up(f)))` is a 5x5 convolution of the LQ features, whose outputs are the `3 s^2`
-//! values of an LQ pixel. It takes 2.3 times fewer multiplications, and the features at HR never
-//! exist. Plain code in f64 on packed parameters; depends on nothing.
+//! Folds the upsampling convolution `up`, the pixel shuffle and `conv_out` into one convolution,
+//! and takes the gradient of that one back to the two. Nothing between them is nonlinear, so
+//! `conv_out(shuffle(up(f)))` is a 5x5 convolution of the LQ features, whose outputs are the `3
+//! s^2` values of an LQ pixel. It takes 2.3 times fewer multiplications, and the features at HR
+//! never exist. Plain code in f64 on packed parameters; depends on nothing.
 //!
 //! The two forms differ at the border only: `conv_out` pads the HR features with zeros, while the
 //! folded convolution sees what `up` computes beyond the image's edge. `reconstruct` subtracts the

@@ -1,6 +1,6 @@
-//! The CPU backend: runs a plan on a rayon pool of its own, with vectors chosen at run time.
-//! Depends on the plan. It promises the same bits for any number of threads, one allocation (the
-//! arena), and none during a step.
+//! The CPU backend: runs a plan on a rayon pool of its own, with the instruction set chosen at run
+//! time. Depends on the plan. It gives the same bits for any number of threads, allocates once (the
+//! arena), and never during a step.
 
 mod arena;
 mod base;
@@ -43,7 +43,7 @@ const MAX_THREADS: usize = (1 << 16) - 1;
 /// every operation.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
-    /// At least 1.
+    /// 1 to [`MAX_THREADS`].
     threads: usize,
     isa: Isa,
 }
@@ -63,13 +63,13 @@ impl CpuOptions {
         }
     }
 
-    /// The same with another instruction set.
+    /// The same options with another instruction set.
     #[must_use]
     pub fn with_isa(self, isa: Isa) -> CpuOptions {
         CpuOptions { isa, ..self }
     }
 
-    /// Threads that compute, at least 1.
+    /// Number of threads that compute, at least 1.
     pub fn threads(&self) -> usize {
         self.threads
     }
@@ -129,8 +129,8 @@ impl CpuBackend {
     /// Allocates the arena and starts the threads.
     ///
     /// # Errors
-    /// When the plan was made for another backend or fewer threads, when memory or threads cannot
-    /// be had.
+    /// If the plan was made for another backend or for fewer threads, contains an operation that
+    /// the CPU does not support, or if the system has too little memory or too few threads.
     pub fn new(plan: Plan, options: CpuOptions) -> Result<CpuBackend> {
         plan.check_sized_for(&options)?;
         let arena = Arena::new(&plan)?;
@@ -152,7 +152,7 @@ impl CpuBackend {
         })
     }
 
-    /// Runs a range of operations; `observe` is told each one's time in seconds.
+    /// Runs a range of operations; `observe` is called with each operation and its time in seconds.
     fn run(
         &self,
         range: std::ops::Range<usize>,
@@ -185,15 +185,17 @@ impl CpuBackend {
         });
     }
 
-    /// Runs the whole step on whatever the batch buffer holds and tells `observe` the seconds of
-    /// every operation.
+    /// Runs the whole step on the current content of the batch buffer, and calls `observe` with
+    /// each operation and its time in seconds.
     pub fn profile(&mut self, scalars: &Scalars, observe: &mut (dyn FnMut(&Op, f64) + Send)) {
         self.run(0..self.plan.ops.len(), scalars, observe);
     }
 
+    /// Pointer to `len` bytes of a buffer from byte `offset` on.
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<*mut u8> {
         let at = self.plan.range_in(buffer, offset, len)?;
-        // SAFETY: the buffer lies inside the arena and the range inside the buffer
+        // SAFETY: `range_in` checked that the range lies inside the buffer, and the buffer lies
+        // inside the arena
         Ok(unsafe { self.arena.base().add(at as usize) })
     }
 }
@@ -216,7 +218,7 @@ impl Backend for CpuBackend {
 
     fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()> {
         let to = self.range(buffer, offset, bytes.len())?;
-        // SAFETY: in range, and no operation runs while `self` is borrowed
+        // SAFETY: `range` checked the bounds, and no operation runs while `self` is borrowed
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         Ok(())
     }
@@ -231,8 +233,8 @@ impl Backend for CpuBackend {
     fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
         plan.check_sized_for(&self.options)?;
         let start = self.plan.place_between_steps(&plan)?;
-        // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps
-        // this backend alive and still
+        // SAFETY: `place_between_steps` gives an aligned range of the arena that no buffer needs
+        // between steps, and while `self` is borrowed this backend neither runs nor is dropped
         let arena = unsafe {
             self.arena
                 .lend(start as usize, plan.arena_bytes.max(1) as usize)?
@@ -255,7 +257,7 @@ impl Backend for CpuBackend {
         self.write(layout.buffer, layout.lq_bytes(), batch.hr)?;
         if batch.augment.is_empty() {
             let codes = self.range(layout.buffer, layout.augment_offset(), layout.count)?;
-            // SAFETY: in range
+            // SAFETY: `range` checked the bounds
             unsafe { codes.write_bytes(0, layout.count) };
         } else {
             self.write(layout.buffer, layout.augment_offset(), batch.augment)?;

@@ -138,9 +138,9 @@ unsafe fn product_lanes<S: Simd, const P: usize, const V: usize, const STRIDE: u
 /// or 0 for any stride.
 ///
 /// # Safety
-/// As [`Simd`]. All pointers are valid for the shapes that the fields state, and `lanes` is a multiple
-/// of 16. `out` does not overlap the inputs, no other thread uses it, and with `non_temporal` it is a
-/// multiple of 64.
+/// As [`Simd`]. All pointers are valid for the shapes that the fields state, and `lanes` is a
+/// multiple of 16. `out` does not overlap the inputs, no other thread uses it, and with
+/// `non_temporal` it is a multiple of 64.
 #[inline(always)]
 pub unsafe fn row_product<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
     debug_assert!(STRIDE == 0 || STRIDE == r.stride);

@@ -6,7 +6,8 @@
 //! Every image of a batch is scored by itself, so a caller may score images on any threads. With
 //! `slope = -weight / batch` the gradient of each image is its share of the gradient of the batch's
 //! loss, and [`loss`] of the mean of the scores, summed in a fixed order, is the batch's loss. (The
-//! clamp inside [`loss`] never changes a mean of scores in 0..=1, so it does not couple the images.)
+//! clamp inside [`loss`] never changes a mean of scores in 0..=1, so it does not couple the
+//! images.)
 //!
 //! The definitions are those of the common training frameworks: both images are clamped to [0, 1],
 //! the luma is that of BT.601, the window is an 11x11 Gaussian of deviation 1.5, C1 = 1e-4, C2 =
@@ -372,7 +373,8 @@ fn combine(difference: &[f32], target: &[f32], s: &mut [f32], d: &mut [f32]) {
     for ((v, t), (s, d)) in pairs.zip(s.iter_mut().zip(d.iter_mut())) {
         let (mut sum, mut difference) = (OUTSIDE_SUM, 0.0);
         for c in 0..3 {
-            // The difference of the clamped prediction. Comparisons keep a NaN; min and max would not.
+            // The difference of the clamped prediction. Comparisons keep a NaN; min and max would
+            // not.
             let (v, low, high) = (v[c], -t[c], 1.0 - t[c]);
             let v = if v < low { low } else { v };
             let v = if v > high { high } else { v };

@@ -21,8 +21,8 @@ fn groups(n: usize) -> impl Iterator<Item = (usize, bool)> {
         .map(move |lane| (lane, lane + GROUP <= n))
 }
 
-/// Writes transformed weights `[point][k][lanes of a group]`, one group after the other, for `lanes`
-/// lanes; `value(lane, k, tap)` gives the taps.
+/// Writes transformed weights `[point][k][lanes of a group]`, one group after the other, for
+/// `lanes` lanes; `value(lane, k, tap)` gives the taps.
 pub fn pack<const TAPS: usize>(
     out: &mut [f32],
     k: usize,
@@ -215,8 +215,8 @@ impl<const OUT: usize> GradientTiles<OUT> {
     /// Transforms tiles `first..first + count`, at most `span`.
     ///
     /// # Safety
-    /// As [`Simd`]. The pointers are valid for the sizes that the fields state; the scratch overlaps
-    /// nothing else and no other thread uses it.
+    /// As [`Simd`]. The pointers are valid for the sizes that the fields state; the scratch
+    /// overlaps nothing else and no other thread uses it.
     #[inline(always)]
     pub unsafe fn transform<S: Simd>(&self, first: usize, count: usize) {
         // SAFETY: every point has room for `span` tiles and one vector more, by `point_stride`

@@ -4,11 +4,13 @@
 //! forms. Depends on the vectors alone. The bits of an output depend on where the tiles begin, so
 //! inference in overlapping tiles of an image uses the direct form instead.
 //!
-//! The polynomials are interpolated at 0, +-a, +-b and infinity, with a = sqrt(1/2) and b = sqrt(2).
-//! As a b = 1, the transforms change the size of their values little, and the f32 errors equal those
-//! of the direct form (with the usual points +-1 and +-2 they are 2 to 5 times larger).
+//! The polynomials are interpolated at 0, +-a, +-b and infinity, with a = sqrt(1/2) and b =
+//! sqrt(2). As a b = 1, the transforms change the size of their values little, and the f32 errors
+//! equal those of the direct form (with the usual points +-1 and +-2 they are 2 to 5 times larger).
 
 mod multiply;
+#[cfg(test)]
+mod tests;
 
 pub use multiply::{CHUNK, Chunk, Output, multiply_and_store, products};
 
@@ -238,8 +240,9 @@ unsafe fn input_column<S: Simd>(
 /// Transforms tiles of the six input rows `[w][c]`: B^T d B.
 ///
 /// # Safety
-/// As [`Simd`]. The rows hold `[w][c]` values. Every point has room for `count` tiles, `tile_stride`
-/// values apart, and one vector more; it does not overlap the rows, and no other thread uses it.
+/// As [`Simd`]. The rows hold `[w][c]` values. Every point has room for `count` tiles,
+/// `tile_stride` values apart, and one vector more; it does not overlap the rows, and no other
+/// thread uses it.
 #[inline(always)]
 pub unsafe fn transform_input<S: Simd, const OUT: usize>(
     rows: [*const f32; IN],
@@ -348,8 +351,8 @@ unsafe fn gather_line<S: Simd, const TAPS: usize>(p: [S::V; IN]) -> [S::V; TAPS]
     }
 }
 
-/// Transforms gradients at the points into gradients of the TAPS x TAPS taps, G^T u G, for one vector
-/// of lanes: reads `u[point * from]` and writes `taps[tap * to]`.
+/// Transforms gradients at the points into gradients of the TAPS x TAPS taps, G^T u G, for one
+/// vector of lanes: reads `u[point * from]` and writes `taps[tap * to]`.
 ///
 /// # Safety
 /// As [`Simd`]. A vector can be read at each of the 36 points, and written at each of the taps. The
@@ -361,8 +364,8 @@ pub unsafe fn gather_lanes<S: Simd, const TAPS: usize>(
     taps: *mut f32,
     to: usize,
 ) {
-    // SAFETY: points stay below 36 and taps below TAPS x TAPS, and the caller guarantees a vector at
-    // each
+    // SAFETY: points stay below 36 and taps below TAPS x TAPS, and the caller guarantees a vector
+    // at each
     unsafe {
         let mut columns = [[S::splat(0.0); TAPS]; IN];
         for (x, column) in columns.iter_mut().enumerate() {
@@ -378,140 +381,5 @@ pub unsafe fn gather_lanes<S: Simd, const TAPS: usize>(
                 S::store(taps.add((y * TAPS + x) * to), v);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::simd::Portable;
-    use super::multiply::store_outputs;
-    use super::*;
-
-    fn draw(seed: u64) -> f32 {
-        crate::support::rng::Rng::new(&[seed]).range(-1.0, 1.0) as f32
-    }
-
-    fn draw_points() -> [f32; POINTS] {
-        std::array::from_fn(|i| draw(100 + i as u64))
-    }
-
-    /// Gradients at the points to gradients of the taps, G^T u G, plainly.
-    fn gather_weights(u: [f32; POINTS], taps: usize) -> Vec<f32> {
-        let g = |point: usize, tap: usize| interpolation(point, tap, taps);
-        let value = |y: usize, x: usize| {
-            (0..POINTS)
-                .map(|i| g(i / IN, y) * f64::from(u[i]) * g(i % IN, x))
-                .sum::<f64>() as f32
-        };
-        (0..taps * taps)
-            .map(|i| value(i / taps, i % taps))
-            .collect()
-    }
-
-    fn check_weights<const TAPS: usize>() {
-        // <transform(g), u> = <g, gather(scaled u)> for all g and u
-        let g: Vec<f32> = (0..TAPS * TAPS).map(|i| draw(i as u64)).collect();
-        let u = draw_points();
-        let scaled: [f32; POINTS] =
-            std::array::from_fn(|i| (SCALE[i / IN] * SCALE[i % IN]) as f32 * u[i]);
-        let transformed = transform_weights::<TAPS>(|y, x| f64::from(g[y * TAPS + x]));
-        let a: f32 = transformed.iter().zip(&u).map(|(a, b)| a * b).sum();
-        let b: f32 = gather_weights(scaled, TAPS)
-            .iter()
-            .zip(&g)
-            .map(|(a, b)| a * b)
-            .sum();
-        assert!((a - b).abs() < 1e-5, "{a} {b}");
-        let lanes: Vec<f32> = u.iter().flat_map(|&u| [u; LANES]).collect();
-        let mut taps = vec![0.0; TAPS * TAPS * LANES];
-        // SAFETY: there is a vector for each of the points and of the taps, and plain code runs
-        // everywhere
-        unsafe { gather_lanes::<Portable, TAPS>(lanes.as_ptr(), LANES, taps.as_mut_ptr(), LANES) };
-        for (lanes, tap) in taps.chunks_exact(LANES).zip(gather_weights(u, TAPS)) {
-            assert!((lanes[5] - tap).abs() < 1e-5, "{} {tap}", lanes[5]);
-        }
-    }
-
-    #[test]
-    fn weights_and_their_gradients_are_transposes_of_each_other() {
-        check_weights::<3>();
-        check_weights::<5>();
-    }
-
-    /// A row of tiles of one vector of lanes against the sum written out.
-    fn check_row<const OUT: usize, const TAPS: usize>() {
-        let (w, rows) = (11usize, 6);
-        let pixels: Vec<f32> = (0..rows * w)
-            .flat_map(|i| [draw(1000 + i as u64); LANES])
-            .collect();
-        let g: Vec<f32> = (0..TAPS * TAPS).map(|i| draw(i as u64)).collect();
-        let transformed = transform_weights::<TAPS>(|y, x| f64::from(g[y * TAPS + x]));
-        let tiles = w.div_ceil(OUT);
-        let mut v = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
-        let mut m = vec![0.0; POINTS * point_stride(CHUNK * LANES)];
-        let mut out = vec![0.0; OUT * w * LANES];
-        // SAFETY: rows of `w` pixels, points and products of CHUNK tiles and the outputs are as
-        // large as described, since a row of eleven has at most six tiles; plain code runs
-        // everywhere
-        unsafe {
-            let source: [*const f32; IN] =
-                std::array::from_fn(|k| pixels[k * w * LANES..].as_ptr());
-            let points = Points {
-                base: v.as_mut_ptr(),
-                point_stride: point_stride(CHUNK * LANES),
-                tile_stride: LANES,
-            };
-            transform_input::<Portable, OUT>(
-                source,
-                Span {
-                    first: 0,
-                    count: tiles,
-                    w,
-                    c: LANES,
-                },
-                points,
-            );
-            for (i, m) in m.iter_mut().enumerate() {
-                *m = v[i] * transformed[i / point_stride(CHUNK * LANES)];
-            }
-            let chunk = Chunk {
-                v: v.as_ptr(),
-                k: LANES,
-                count: tiles,
-                m: m.as_mut_ptr(),
-            };
-            let rows = std::array::from_fn(|y| Some(out[y * w * LANES..].as_mut_ptr()));
-            store_outputs::<Portable, 1, OUT>(
-                &chunk,
-                0,
-                [0.0; LANES],
-                Output {
-                    rows,
-                    stride: LANES,
-                    x: 0,
-                    w,
-                    non_temporal: false,
-                },
-            );
-        }
-        for (y, x) in (0..OUT * w).map(|i| (i / w, i % w)) {
-            let reach = (0..TAPS * TAPS)
-                .map(|t| (y + t / TAPS, (x + t % TAPS).wrapping_sub(TAPS / 2), g[t]));
-            let expected: f32 = reach
-                .filter(|&(_, x, _)| x < w)
-                .map(|(y, x, g)| g * pixels[(y * w + x) * LANES])
-                .sum();
-            let got = out[(y * w + x) * LANES + 3];
-            assert!(
-                (got - expected).abs() < 1e-5,
-                "{got} {expected} at {y}, {x}"
-            );
-        }
-    }
-
-    #[test]
-    fn rows_of_tiles_are_correlations() {
-        check_row::<4, 3>();
-        check_row::<2, 5>();
     }
 }

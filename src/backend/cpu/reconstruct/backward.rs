@@ -1,5 +1,5 @@
-//! The backward operation: gradients of the folded convolution over a band of LQ rows, corrected for
-//! border pixels, and unfolded into those of the two convolutions.
+//! The backward operation: gradients of the folded convolution over a band of LQ rows, corrected
+//! for border pixels, and unfolded into those of the two convolutions.
 
 use super::super::arena::SharedPtr;
 use super::super::base;
@@ -144,8 +144,8 @@ impl Backward<'_> {
         let Reconstruct { extent, scale, .. } = *self.op;
         let (w, lanes, n) = (extent.w, padded_lanes(self.op), 3 * scale);
         // SAFETY: the output's gradient holds the HR rows of every LQ row of the image. For the
-        // supported scales (2, 3, 4, 8) the `scale` pieces of 3 `scale` values fit into the lanes of
-        // a pixel.
+        // supported scales (2, 3, 4, 8) the `scale` pieces of 3 `scale` values fit into the lanes
+        // of a pixel.
         unsafe {
             let to = band.gradient(row);
             if row < 0 || row >= extent.h as isize {
@@ -172,8 +172,8 @@ impl Backward<'_> {
         }
     }
 
-    /// Adds the gradients of folded bias and kernel (at the points) from LQ rows `y..y + OUT` of the
-    /// band.
+    /// Adds the gradients of folded bias and kernel (at the points) from LQ rows `y..y + OUT` of
+    /// the band.
     ///
     /// # Safety
     /// As [`Task::run`] of the task whose band this is; rows up to `y + OUT + 1` are loaded.
@@ -236,8 +236,8 @@ impl Backward<'_> {
     unsafe fn feature_gradient<S: Simd>(&self, band: &Band, y: usize) {
         let (extent, f) = (self.op.extent, self.op.features);
         let (p, w, h) = (Packed::new(self.op, true), extent.w, extent.h);
-        // SAFETY: the rows of `d_features` are this task's; `backward` packed weights and zeros; the
-        // ring and the room are as large as `workspace_back` says
+        // SAFETY: the rows of `d_features` are this task's; `backward` packed weights and zeros;
+        // the ring and the room are as large as `workspace_back` says
         unsafe {
             let shared = self.parts.shared();
             let row = |r: usize| self.d_features.at((band.image * h + y + r) * w * f);

@@ -90,8 +90,8 @@ impl Backward<'_> {
         }
     }
 
-    /// Adds what the negative gradient `d` of a border pixel's features contributes: to the features
-    /// of the band, and for an `own` pixel to the sums of `up` and its bias.
+    /// Adds what the negative gradient `d` of a border pixel's features contributes: to the
+    /// features of the band, and for an `own` pixel to the sums of `up` and its bias.
     ///
     /// # Safety
     /// As [`Backward::subtract_border`].

@@ -1,5 +1,5 @@
-//! The forward operation: the folded convolution of a band of LQ rows, the base added at HR, and the
-//! contribution of border pixels subtracted.
+//! The forward operation: the folded convolution of a band of LQ rows, the base added at HR, and
+//! the contribution of border pixels subtracted.
 
 use super::super::arena::SharedPtr;
 use super::super::base::{BaseBand, base_scratch};
@@ -103,12 +103,12 @@ impl Forward<'_> {
         }
     }
 
-    /// The folded convolution of one LQ row, `[w][lane]`, in the direct form: its bits do not depend
-    /// on where a tile of the image begins.
+    /// The folded convolution of one LQ row, `[w][lane]`, in the direct form: its bits do not
+    /// depend on where a tile of the image begins.
     ///
     /// # Safety
-    /// As [`Task::run`]. `rows` are the padded rows around the LQ row, and `detail` has room for one
-    /// row.
+    /// As [`Task::run`]. `rows` are the padded rows around the LQ row, and `detail` has room for
+    /// one row.
     #[inline(always)]
     unsafe fn without_winograd<S: Simd>(&self, rows: &[*const f32; TAPS], detail: *mut f32) {
         let Reconstruct {
@@ -227,8 +227,8 @@ impl Task for Forward<'_> {
         } = *self.op;
         let (w, lanes, wide) = (extent.w, padded_lanes(self.op), extent.w * scale * 3);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: HR rows `start * scale..end * scale` of the output are this task's, and the pieces
-        // of the scratch follow each other as in `workspace`. The rest is the contract of
+        // SAFETY: HR rows `start * scale..end * scale` of the output are this task's, and the
+        // pieces of the scratch follow each other as in `workspace`. The rest is the contract of
         // `Task::run`.
         unsafe {
             let scratch = self.parts.scratch();

@@ -2,8 +2,8 @@
 
 use super::super::simd::{LANES, Registers, Simd};
 
-/// P pixels of [`row_depthwise`], from where `rows` and `out` point, for the vector of channels from
-/// `lane` on. C is `channels` as a constant, or 0 for any number.
+/// P pixels of [`row_depthwise`], from where `rows` and `out` point, for the vector of channels
+/// from `lane` on. C is `channels` as a constant, or 0 for any number.
 ///
 /// # Safety
 /// As [`row_depthwise`] for a row of P pixels; the vector lies inside the channels.
@@ -104,8 +104,9 @@ unsafe fn depthwise_channels<S: Simd, const C: usize>(
 /// weights[ky][kx][c]`, rows padded by one pixel.
 ///
 /// # Safety
-/// As [`Simd`]. The rows hold `[w + 2, c]` values, `c` a multiple of 16; `weights` holds `[9, c]` and
-/// `bias` `[c]`. `out` has room for `[w, c]`, overlaps none of them, and no other thread uses it.
+/// As [`Simd`]. The rows hold `[w + 2, c]` values, `c` a multiple of 16; `weights` holds `[9, c]`
+/// and `bias` `[c]`. `out` has room for `[w, c]`, overlaps none of them, and no other thread uses
+/// it.
 #[inline(always)]
 pub unsafe fn row_depthwise<S: Simd>(
     rows: [*const f32; 3],
@@ -167,12 +168,12 @@ unsafe fn depthwise_outer_channels<S: Simd, const C: usize>(
     }
 }
 
-/// Adds one row's part of a depthwise weight gradient: `sum[ky][kx][c] += sum over p of rows[ky][p +
-/// kx][c] * y[p][c]`.
+/// Adds one row's part of a depthwise weight gradient: `sum[ky][kx][c] += sum over p of rows[ky][p
+/// + kx][c] * y[p][c]`.
 ///
 /// # Safety
-/// As [`Simd`]. The rows hold `[w + 2, c]` values, `c` a multiple of 16, and `y` holds `[w, c]`. `sum`
-/// holds `[9, c]`, overlaps none of them, and no other thread uses it.
+/// As [`Simd`]. The rows hold `[w + 2, c]` values, `c` a multiple of 16, and `y` holds `[w, c]`.
+/// `sum` holds `[9, c]`, overlaps none of them, and no other thread uses it.
 #[inline(always)]
 pub unsafe fn row_depthwise_outer<S: Simd>(
     rows: [*const f32; 3],

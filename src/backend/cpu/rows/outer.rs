@@ -80,14 +80,14 @@ unsafe fn outer_lanes<S: Simd, const J: usize, const V: usize>(
     }
 }
 
-/// Adds one row's part of a weight gradient: `sum[j][l] += sum over p of x[p * stride + j] * y[p][l]`
-/// for `taps` values of j. The sum over the row is computed first and then added to `sum`, which
-/// also keeps rounding errors small.
+/// Adds one row's part of a weight gradient: `sum[j][l] += sum over p of x[p * stride + j] *
+/// y[p][l]` for `taps` values of j. The sum over the row is computed first and then added to `sum`,
+/// which also keeps rounding errors small.
 ///
 /// # Safety
 /// As [`Simd`]. `x` holds `taps` values from each of `w` multiples of `stride` on, and `y` holds
-/// `[w, lanes]`, `lanes` a multiple of 16. `sum` holds `[taps, lanes]`, overlaps neither, and no other
-/// thread uses it.
+/// `[w, lanes]`, `lanes` a multiple of 16. `sum` holds `[taps, lanes]`, overlaps neither, and no
+/// other thread uses it.
 #[inline(always)]
 pub unsafe fn row_outer<S: Simd>(
     x: *const f32,

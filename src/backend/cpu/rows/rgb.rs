@@ -2,8 +2,8 @@
 
 use super::super::simd::{LANES, Registers, Simd};
 
-/// P pixels of [`row_to_rgb`], from where `rows` and `out` point; C is `channels` as a constant, or 0
-/// for any number.
+/// P pixels of [`row_to_rgb`], from where `rows` and `out` point; C is `channels` as a constant, or
+/// 0 for any number.
 ///
 /// # Safety
 /// As [`row_to_rgb`] for a row of P pixels.

@@ -1,4 +1,5 @@
-//! The vectors of AVX2 with FMA (two registers) and of AVX-512 (one).
+//! The vectors of AVX2 with FMA, two registers each, and of AVX-512, one register each. All
+//! operations but the fused multiply-add give the bits of the plain version.
 
 use super::{Kernel, Registers, Simd, Table};
 use std::arch::x86_64::*;
@@ -36,14 +37,14 @@ impl Simd for Avx2 {
     const REGISTERS: Registers = Registers::Eight;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> YmmPair {
-        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 16 values can be
-        // read at `p`
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 16 values can
+        // be read at `p`
         unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: YmmPair) {
-        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 16 values can be
-        // written at `p`
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 16 values can
+        // be written at `p`
         unsafe {
             _mm256_storeu_ps(p, v[0]);
             _mm256_storeu_ps(p.add(8), v[1]);
@@ -56,8 +57,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: YmmPair) {
-        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that `p`, a multiple of
-        // 64, has room for 16 values
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that `p`, a
+        // multiple of 64, has room for 16 values
         unsafe {
             _mm256_stream_ps(p, v[0]);
             _mm256_stream_ps(p.add(8), v[1]);
@@ -167,8 +168,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn sums(v: &[YmmPair; 8], out: *mut f32) {
-        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 8 values can be
-        // written at `out`
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 8 values can
+        // be written at `out`
         unsafe {
             let fold = |v: YmmPair| _mm256_add_ps(v[0], v[1]);
             let two = |a: YmmPair, b: YmmPair| _mm256_hadd_ps(fold(a), fold(b));
@@ -188,14 +189,14 @@ impl Simd for Avx512 {
     const REGISTERS: Registers = Registers::Many;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: the caller guarantees that the processor has AVX-512, and that 16 values can be read at
-        // `p`
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that 16 values can be
+        // read at `p`
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
-        // SAFETY: the caller guarantees that the processor has AVX-512, and that 16 values can be written
-        // at `p`
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that 16 values can be
+        // written at `p`
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
@@ -205,8 +206,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: __m512) {
-        // SAFETY: the caller guarantees that the processor has AVX-512, and that `p`, a multiple of 64,
-        // has room for 16 values
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that `p`, a multiple of
+        // 64, has room for 16 values
         unsafe { _mm512_stream_ps(p, v) }
     }
     #[inline(always)]
@@ -271,8 +272,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn lookup(table: &Table, at: __m512) -> __m512 {
-        // SAFETY: the caller guarantees that the processor has AVX-512; a table is 16 values, aligned to
-        // 64 bytes
+        // SAFETY: the caller guarantees that the processor has AVX-512; a table is 16 values,
+        // aligned to 64 bytes
         unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_load_ps(table.0.as_ptr())) }
     }
     #[inline(always)]
@@ -282,8 +283,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn sums(v: &[__m512; 8], out: *mut f32) {
-        // SAFETY: the caller guarantees that the processor has AVX-512, and that 8 values can be written
-        // at `out`
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that 8 values can be
+        // written at `out`
         unsafe {
             // halves, quarters, pairs, and the last two lanes: the vectors left are halved each
             // time

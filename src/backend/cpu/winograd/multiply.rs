@@ -4,8 +4,8 @@
 use super::super::simd::{LANES, Registers, Simd};
 use super::{GROUP, IN, POINTS, output_line, point_stride};
 
-/// Tiles multiplied at a time: 16 accumulators, if there are 32 registers and a tile has two vectors
-/// of lanes.
+/// Tiles multiplied at a time: 16 accumulators, if there are 32 registers and a tile has two
+/// vectors of lanes.
 pub const CHUNK: usize = 8;
 
 /// A chunk of transformed tiles, and the room for their products.
@@ -123,8 +123,8 @@ pub struct Output<const OUT: usize> {
     pub non_temporal: bool,
 }
 
-/// Computes and stores the outputs of a chunk, A^T m A plus bias, for vector `n` of the `V` vectors of
-/// lanes.
+/// Computes and stores the outputs of a chunk, A^T m A plus bias, for vector `n` of the `V` vectors
+/// of lanes.
 ///
 /// # Safety
 /// As [`multiply_and_store`].
@@ -183,9 +183,9 @@ pub(super) unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(
 /// # Safety
 /// As [`Simd`]. The chunk has room for CHUNK tiles of input at every point and for their products;
 /// tiles from `count` (at most CHUNK) on may hold any values. `u` and `bias` hold the lanes. Every
-/// row that is not missing has room for `w` pixels, `stride` values apart. The rows and the products
-/// overlap nothing else, and no other thread uses them. With `non_temporal`, pixels begin at
-/// multiples of 64 bytes.
+/// row that is not missing has room for `w` pixels, `stride` values apart. The rows and the
+/// products overlap nothing else, and no other thread uses them. With `non_temporal`, pixels begin
+/// at multiples of 64 bytes.
 #[inline(always)]
 pub unsafe fn multiply_and_store<S: Simd, const K: usize, const OUT: usize>(
     c: &Chunk,
@@ -194,7 +194,8 @@ pub unsafe fn multiply_and_store<S: Simd, const K: usize, const OUT: usize>(
     bias: *const f32,
     out: Output<OUT>,
 ) {
-    // SAFETY: the caller's contract covers all pointers; the bias has as many vectors as the weights
+    // SAFETY: the caller's contract covers all pointers; the bias has as many vectors as the
+    // weights
     unsafe {
         if two {
             multiply::<S, 2, K>(c, u);
