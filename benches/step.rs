@@ -59,7 +59,7 @@ fn prepare(
 ) -> (CpuBackend, Vec<Row>) {
     let net = Network::new("nano", 2).expect("nano is built");
     let spec = StepSpec {
-        direct,
+        without_winograd: direct,
         recompute,
         ..StepSpec::new(batch, (lq, lq), losses())
     };

@@ -95,7 +95,7 @@ fn outputs_and_gradients_match_the_golden_files() {
                 (LossKind::Charbonnier, "loss.charbonnier", false),
             ] {
                 let mut spec = spec(n, (h, w), vec![(kind, 1.0)]);
-                spec.direct = direct;
+                spec.without_winograd = direct;
                 let plan = training_plan(&net, &spec, &options(isa)).unwrap();
                 let ports = plan.ports;
                 let mut backend = CpuBackend::new(plan, options(isa)).unwrap();
@@ -179,7 +179,7 @@ fn trajectories_match_the_golden_files() {
             let plan = training_plan(
                 &golden.net,
                 &StepSpec {
-                    direct,
+                    without_winograd: direct,
                     ..golden.spec()
                 },
                 &options,

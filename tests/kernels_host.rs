@@ -77,7 +77,7 @@ fn compare_network(
     // the kernels have the operations one by one, in their direct form
     let mut step = twin.load(
         &StepSpec {
-            direct: true,
+            without_winograd: true,
             ..spec.clone()
         },
         options(Isa::detect(), 2),
@@ -883,7 +883,7 @@ fn unnoticed_barriers(
     let cpu = training_plan(
         &twin.net,
         &StepSpec {
-            direct: true,
+            without_winograd: true,
             ..spec.clone()
         },
         &options(Isa::detect(), 1),

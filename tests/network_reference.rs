@@ -74,7 +74,7 @@ fn check_shapes(scale: usize, shapes: &[(usize, usize, usize)]) {
             for isa in Isa::available() {
                 for direct in [false, true] {
                     let spec = StepSpec {
-                        direct,
+                        without_winograd: direct,
                         ..spec(n, (h, w), &[(kind, 1.0)], true)
                     };
                     let mut step = twin.load(&spec, options(isa, 2));

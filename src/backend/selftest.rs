@@ -338,7 +338,7 @@ impl BackendPair {
         let options = CpuOptions::new(0);
         // the device has the operations one by one, in their direct form
         let direct = StepSpec {
-            direct: true,
+            without_winograd: true,
             ..spec.clone()
         };
         let cpu = CpuBackend::new(training_plan(net, &direct, &options)?, options)?;
@@ -706,7 +706,7 @@ mod tests {
         let (mut net, side) = (Network::new("nano", 2).unwrap(), 32);
         (net.layer_scale, net.detail_gain) = (0.5, 0.5);
         let spec = StepSpec {
-            direct: true,
+            without_winograd: true,
             recompute: Recompute::Block,
             ..StepSpec::new(1, (side, side), vec![(LossKind::L1, 1.0)])
         };

@@ -37,7 +37,7 @@ pub struct StepSpec {
     /// Also compute the gradient with respect to the input (reference tests).
     pub input_gradient: bool,
     /// Keep to direct convolutions, to compare the faster forms with.
-    pub direct: bool,
+    pub without_winograd: bool,
     /// What is kept between forward and backward.
     pub recompute: Recompute,
 }
@@ -56,7 +56,7 @@ impl StepSpec {
             weight_decay: 1e-4,
             float_input: false,
             input_gradient: false,
-            direct: false,
+            without_winograd: false,
             recompute: Recompute::default(),
         }
     }
@@ -400,7 +400,7 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
         layers: &layers,
         extent,
         parameters,
-        tile_invariant: spec.direct,
+        tile_invariant: spec.without_winograd,
     };
     let body = body(&mut b, &common, batch);
     let hr_pixels = extent.h * extent.w * net.scale * net.scale;

@@ -159,7 +159,7 @@ impl TrainConfig {
             weight_decay: self.weight_decay,
             float_input: false,
             input_gradient: false,
-            direct: false,
+            without_winograd: false,
             recompute,
         }
     }
