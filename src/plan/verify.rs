@@ -137,7 +137,8 @@ impl PlanData {
     /// threads or another backend has less.
     ///
     /// # Errors
-    /// Names for whom the plan was made, and what is missing.
+    /// Names for whom the plan was made, and what is missing; or the operation that the backend does
+    /// not support.
     pub fn check_sized_for(&self, sizing: &dyn Sizing) -> anyhow::Result<()> {
         let other = || {
             format!(

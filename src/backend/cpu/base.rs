@@ -64,11 +64,11 @@ pub fn line(w: usize, scale: usize) -> usize {
 /// The unit of the prepared rows. With the integers 0..=255 that the values came from, the base
 /// without sharpening is exact in f32 (8 bits of pixel and 8 bits of taps).
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
+pub enum PixelUnit {
     /// The values as they are, 0..=1.
     One,
     /// Integers 0..=255.
-    Level,
+    Byte,
 }
 
 /// Prepares LQ rows `band.start - 1 ..= band.end` of one image `[h, w, 3]`: writes the rows to
@@ -78,7 +78,7 @@ pub enum Unit {
 pub fn prepare(
     image: &[f32],
     extent: Extent,
-    (alpha, unit): (f32, Unit),
+    (alpha, unit): (f32, PixelUnit),
     band: Range<usize>,
     scratch: &mut [f32],
     plain: &mut [f32],
@@ -88,8 +88,8 @@ pub fn prepare(
     let (row, stride, count) = (w * 3, padded(w), band.end - band.start);
     let source = |y: isize| (y >= 0 && y < h as isize).then(|| &image[y as usize * row..][..row]);
     let copy = |from: &[f32], to: &mut [f32]| match unit {
-        Unit::One => to.copy_from_slice(from),
-        Unit::Level => to
+        PixelUnit::One => to.copy_from_slice(from),
+        PixelUnit::Byte => to
             .iter_mut()
             .zip(from)
             .for_each(|(o, &x)| *o = (x * 255.0).round_ties_even()),
@@ -287,9 +287,9 @@ impl<'a> BaseBand<'a> {
         // writes it; tasks of other bands also read it
         let lq = unsafe { input.view(image * extent.h * extent.w * 3, extent.h * extent.w * 3) };
         let unit = if op.target.is_some() {
-            Unit::Level
+            PixelUnit::Byte
         } else {
-            Unit::One
+            PixelUnit::One
         };
         prepare(lq, extent, (alpha, unit), rows.clone(), work, plain, added);
         if op.target.is_none() {

@@ -5,7 +5,7 @@
 //! Depends on the vectors.
 
 use super::arena::SharedPtr;
-use super::folded_conv::{Convolutions, Shape};
+use super::folded_conv::{Convolutions, FoldedShape};
 use super::simd::{LANES, Simd};
 use crate::plan::Reconstruct;
 
@@ -13,8 +13,8 @@ use crate::plan::Reconstruct;
 pub const MAX_FEATURES: usize = 64;
 
 /// Scale and features of an operation's folded convolution.
-pub fn shape(op: &Reconstruct) -> Shape {
-    Shape {
+pub fn shape(op: &Reconstruct) -> FoldedShape {
+    FoldedShape {
         scale: op.scale,
         features: op.features,
     }

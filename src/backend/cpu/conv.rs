@@ -5,7 +5,7 @@ use super::arena::SharedPtr;
 use super::conv_winograd;
 use super::layout::torch_index;
 use super::padded_rows::PaddedRows;
-use super::rows::{RowProduct, Start, row_outer, row_product, row_sum, row_to_rgb};
+use super::rows::{RowProduct, RowStart, row_outer, row_product, row_sum, row_to_rgb};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, round_up_to_lanes};
 use crate::plan::{Conv, ConvBack};
@@ -65,7 +65,9 @@ impl Task for Forward<'_> {
                     taps: 3 * cin,
                     weights: self.parts.shared().at(0),
                     lanes: cout,
-                    start: Start::Bias(self.parts.shared().at(round_up_to_lanes(packed(self.op)))),
+                    start: RowStart::Bias(
+                        self.parts.shared().at(round_up_to_lanes(packed(self.op))),
+                    ),
                     out: self.output.at((image * h + y) * w * cout),
                     w,
                     non_temporal: false,
@@ -215,7 +217,7 @@ impl Backward<'_> {
                 taps: 3 * cout,
                 weights: weights.at(0),
                 lanes: cin,
-                start: Start::Bias(weights.at(packed(self.op))),
+                start: RowStart::Bias(weights.at(packed(self.op))),
                 out,
                 w: extent.w,
                 non_temporal: false,

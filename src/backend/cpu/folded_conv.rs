@@ -16,7 +16,7 @@ pub const TAPS: usize = 5;
 /// Scale and features of a folded convolution, and the index of every packed weight. A *lane* is
 /// one of the `3 s^2` values of an LQ pixel: (dy, dx, channel).
 #[derive(Clone, Copy)]
-pub struct Shape {
+pub struct FoldedShape {
     /// s
     pub scale: usize,
     /// F
@@ -30,7 +30,7 @@ fn reach(scale: usize, phase: usize, tap: usize) -> (usize, usize) {
     (at % scale, at / scale)
 }
 
-impl Shape {
+impl FoldedShape {
     /// Number of lanes, `3 s^2`.
     pub fn lanes(self) -> usize {
         3 * self.scale * self.scale
@@ -65,7 +65,7 @@ impl Shape {
         ((c * self.scale * self.scale + phase) * f + ci) * 9 + t
     }
 
-    /// The reverse of [`Shape::torch_up`].
+    /// The reverse of [`FoldedShape::torch_up`].
     pub fn up_of_torch(self, i: usize) -> usize {
         let f = self.features;
         let (t, ci, out) = (i % 9, i / 9 % f, i / 9 / f);
@@ -143,7 +143,7 @@ pub struct Convolutions<'a> {
 }
 
 /// Computes the folded kernel `[lane][5 x 5][ci]` and its bias `[lane]`.
-pub fn fold(shape: Shape, c: Convolutions<'_>, kernel: &mut [f64], bias: &mut [f64]) {
+pub fn fold(shape: FoldedShape, c: Convolutions<'_>, kernel: &mut [f64], bias: &mut [f64]) {
     let f = shape.features;
     kernel.fill(0.0);
     bias.iter_mut()
@@ -181,7 +181,7 @@ pub struct FoldedGradients<'a> {
 /// Adds to `up`, `up_bias` and `out` the gradients of the two convolutions that follow from those
 /// of the folded one, in the orders of [`Convolutions`].
 pub fn unfold_gradients(
-    shape: Shape,
+    shape: FoldedShape,
     c: Convolutions<'_>,
     g: FoldedGradients<'_>,
     up: &mut [f32],

@@ -3,7 +3,7 @@
 //! Chebyshev points) is evaluated. The fit has an error of 4e-8; with f32 rounding it stays below
 //! 2e-7, which the tests check. Depends on the vectors alone.
 
-use super::simd::{Simd, Table};
+use super::simd::{LookupTable, Simd};
 
 /// Segments per unit of |z|.
 const SEGMENTS: f32 = 8.0 / 6.0;
@@ -14,7 +14,7 @@ const LIMIT: f32 = 5.999;
 const MAGIC: f32 = 12_582_912.0;
 
 macro_rules! tables {
-    ($($values:expr),* $(,)?) => { [$(Table::new($values)),*] };
+    ($($values:expr),* $(,)?) => { [$(LookupTable::new($values)),*] };
 }
 
 /// Coefficients of Phi(a) - 1/2 for each segment, by powers of the position r in the segment, from
@@ -22,7 +22,7 @@ macro_rules! tables {
 /// the derivative is accurate as well.
 #[rustfmt::skip]
 #[allow(clippy::excessive_precision)] // the digits of the fit
-static HALF_CDF: [Table; 8] = tables![
+static HALF_CDF: [LookupTable; 8] = tables![
     [1.461697668e-1, 3.697054684e-1, 4.696036279e-1, 4.956675470e-1, 4.996309280e-1, 4.999814630e-1, 4.999994636e-1, 5.000000000e-1],
     [2.788913250e-1, 1.589074880e-1, 5.158970505e-2, 9.543135762e-3, 1.005839324e-3, 6.040533844e-5, 2.066948809e-6, 4.029825362e-8],
     [-3.921888396e-2, -6.703907996e-2, -3.627411649e-2, -9.393996559e-3, -1.273003058e-3, -9.344238060e-5, -3.779574172e-6, -8.508131799e-8],

@@ -9,7 +9,7 @@ pub use backward::{backward, workspace_back};
 
 use super::arena::SharedPtr;
 use super::gelu::gelu;
-use super::rows::{RowProduct, Start, row_depthwise, row_product};
+use super::rows::{RowProduct, RowStart, row_depthwise, row_product};
 use super::simd::{LANES, Simd};
 use super::tasks::{
     Bands, Context, Task, Workspace, WorkspaceParts, exceeds_cache, round_up_to_lanes,
@@ -100,7 +100,7 @@ impl HiddenRows<'_> {
                 taps: f,
                 weights: self.shared.at(p.conv1),
                 lanes: e,
-                start: Start::Bias(self.shared.at(p.conv1_bias)),
+                start: RowStart::Bias(self.shared.at(p.conv1_bias)),
                 out: out.add(e),
                 w,
                 non_temporal: false,
@@ -168,7 +168,7 @@ impl Task for Forward<'_> {
                         taps: e,
                         weights: shared.at(p.conv2),
                         lanes: f,
-                        start: Start::RowPlusBias(self.input.at(at), shared.at(p.conv2_bias)),
+                        start: RowStart::RowPlusBias(self.input.at(at), shared.at(p.conv2_bias)),
                         out: self.output.at(at),
                         w: n,
                         non_temporal,

@@ -15,7 +15,7 @@ use super::simd::{LANES, Registers, Simd};
 
 /// The start values of an output row.
 #[derive(Clone, Copy)]
-pub enum Start {
+pub enum RowStart {
     /// The same vector of `lanes` values at every pixel.
     Bias(*const f32),
     /// A whole row `[w][lanes]` plus the vector.
@@ -36,8 +36,8 @@ pub struct RowProduct<'a> {
     pub weights: *const f32,
     /// Output channels, a multiple of 16.
     pub lanes: usize,
-    /// Start values.
-    pub start: Start,
+    /// RowStart values.
+    pub start: RowStart,
     /// Output row `[w][lanes]`.
     pub out: *mut f32,
     /// Pixels in the row.
@@ -65,8 +65,8 @@ unsafe fn product_tile<S: Simd, const P: usize, const V: usize, const STRIDE: us
             for (v, acc) in acc.iter_mut().enumerate() {
                 let at = lane + v * LANES;
                 *acc = match r.start {
-                    Start::Bias(bias) => S::load(bias.add(at)),
-                    Start::RowPlusBias(row, bias) => S::add(
+                    RowStart::Bias(bias) => S::load(bias.add(at)),
+                    RowStart::RowPlusBias(row, bias) => S::add(
                         S::load(row.add((pixel + p) * r.lanes + at)),
                         S::load(bias.add(at)),
                     ),

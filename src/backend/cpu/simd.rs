@@ -119,7 +119,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// As [`Simd`].
-    unsafe fn lookup(table: &Table, at: Self::V) -> Self::V;
+    unsafe fn lookup(table: &LookupTable, at: Self::V) -> Self::V;
     /// Sum of the lanes in a fixed order.
     ///
     /// # Safety
@@ -136,18 +136,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
 /// Eight values, stored twice, so that a vector register of any width up to sixteen lanes holds
 /// whole copies.
 #[repr(align(64))]
-pub struct Table(pub [f32; LANES]);
+pub struct LookupTable(pub [f32; LANES]);
 
-impl Table {
+impl LookupTable {
     /// A table of eight values.
-    pub const fn new(values: [f32; 8]) -> Table {
+    pub const fn new(values: [f32; 8]) -> LookupTable {
         let mut twice = [0.0; LANES];
         let mut i = 0;
         while i < LANES {
             twice[i] = values[i % 8];
             i += 1;
         }
-        Table(twice)
+        LookupTable(twice)
     }
 }
 
@@ -262,7 +262,7 @@ impl Simd for Portable {
         map(|i| f32::from_bits(x[i].to_bits() ^ (sign[i].to_bits() & 1 << 31)))
     }
     #[inline(always)]
-    unsafe fn lookup(table: &Table, at: Self::V) -> Self::V {
+    unsafe fn lookup(table: &LookupTable, at: Self::V) -> Self::V {
         map(|i| table.0[(at[i].to_bits() & 7) as usize])
     }
     #[inline(always)]
@@ -315,7 +315,7 @@ mod tests {
                 let mut same = [0.0; 8];
                 S::sums(&[vectors[3]; 8], same.as_mut_ptr());
                 assert!(same.iter().all(|s| s.to_bits() == sums[3].to_bits()));
-                let table = Table::new(std::array::from_fn(|i| 10.0 + i as f32));
+                let table = LookupTable::new(std::array::from_fn(|i| 10.0 + i as f32));
                 let at: [f32; LANES] = std::array::from_fn(|i| 12_582_912.0 + (i * 5) as f32);
                 let (mut found, mut signs) = ([0.0; LANES], [0.0; LANES]);
                 S::store(found.as_mut_ptr(), S::lookup(&table, S::load(at.as_ptr())));
@@ -395,7 +395,7 @@ mod tests {
                     same("abs", S::abs(x), Portable::abs(*a));
                     same("xor_sign", S::xor_sign(x, y), Portable::xor_sign(*a, *b));
                     same("splat", S::splat(a[3]), [a[3]; LANES]);
-                    let table = Table::new(std::array::from_fn(|i| (i as f32).exp()));
+                    let table = LookupTable::new(std::array::from_fn(|i| (i as f32).exp()));
                     same("lookup", S::lookup(&table, x), Portable::lookup(&table, *a));
                 }
             }

@@ -3,7 +3,7 @@
 use super::super::arena::SharedPtr;
 use super::super::gelu::gelu_and_slope;
 use super::super::rows::{
-    RowProduct, Start, row_depthwise, row_depthwise_outer, row_outer, row_product, row_sum,
+    RowProduct, RowStart, row_depthwise, row_depthwise_outer, row_outer, row_product, row_sum,
 };
 use super::super::simd::{LANES, Simd};
 use super::super::tasks::{
@@ -180,7 +180,7 @@ impl Backward<'_> {
                     taps: f,
                     weights: shared.at(p.conv2),
                     lanes: e,
-                    start: Start::Bias(ZEROS.as_ptr()),
+                    start: RowStart::Bias(ZEROS.as_ptr()),
                     out: dz,
                     w: n,
                     non_temporal: false,
@@ -232,7 +232,7 @@ impl Backward<'_> {
                     taps: e,
                     weights: shared.at(p.conv1_transposed),
                     lanes: f,
-                    start: Start::RowPlusBias(
+                    start: RowStart::RowPlusBias(
                         self.d_output.at(at),
                         shared.at(p.conv1_transposed + e * f),
                     ),

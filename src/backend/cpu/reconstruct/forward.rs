@@ -6,7 +6,7 @@ use super::super::base::{BaseBand, base_scratch};
 use super::super::border::{BorderPixels, MAX_FEATURES, shape};
 use super::super::folded_conv::TAPS;
 use super::super::padded_rows::PaddedRows;
-use super::super::rows::{RowProduct, Start, row_product};
+use super::super::rows::{RowProduct, RowStart, row_product};
 use super::super::simd::{LANES, Simd};
 use super::super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, round_up_to_lanes};
 use super::super::tiling::{ImageRows, TileRow, convolution_scratch, convolve_tiles, pack};
@@ -126,7 +126,7 @@ impl Forward<'_> {
                 taps: TAPS * f,
                 weights: self.parts.shared().at(p.weights),
                 lanes: padded_lanes(self.op),
-                start: Start::Bias(self.parts.shared().at(p.bias)),
+                start: RowStart::Bias(self.parts.shared().at(p.bias)),
                 out: detail,
                 w: extent.w,
                 non_temporal: false,

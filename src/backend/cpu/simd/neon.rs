@@ -1,7 +1,7 @@
 //! The vectors of NEON, four 128-bit registers each. All operations but the fused multiply-add give
 //! the bits of the plain version.
 
-use super::{Kernel, Registers, Simd, Table};
+use super::{Kernel, LookupTable, Registers, Simd};
 use std::arch::aarch64::*;
 
 /// Runs a kernel compiled for NEON.
@@ -156,7 +156,7 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn lookup(table: &Table, at: Quads) -> Quads {
+    unsafe fn lookup(table: &LookupTable, at: Quads) -> Quads {
         // SAFETY: the caller guarantees that the processor has NEON; the 32 bytes read are the
         // first half of a table
         unsafe {

@@ -1,7 +1,7 @@
 //! The vectors of AVX2 with FMA, two registers each, and of AVX-512, one register each. All
 //! operations but the fused multiply-add give the bits of the plain version.
 
-use super::{Kernel, Registers, Simd, Table};
+use super::{Kernel, LookupTable, Registers, Simd};
 use std::arch::x86_64::*;
 
 /// Runs a kernel compiled for AVX2.
@@ -142,7 +142,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn lookup(table: &Table, at: YmmPair) -> YmmPair {
+    unsafe fn lookup(table: &LookupTable, at: YmmPair) -> YmmPair {
         // SAFETY: the caller guarantees that the processor has AVX2 and FMA; a table is 16 values,
         // aligned to 64 bytes
         unsafe {
@@ -271,7 +271,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_xor_ps(x, _mm512_and_ps(sign, _mm512_set1_ps(-0.0))) }
     }
     #[inline(always)]
-    unsafe fn lookup(table: &Table, at: __m512) -> __m512 {
+    unsafe fn lookup(table: &LookupTable, at: __m512) -> __m512 {
         // SAFETY: the caller guarantees that the processor has AVX-512; a table is 16 values,
         // aligned to 64 bytes
         unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_load_ps(table.0.as_ptr())) }
