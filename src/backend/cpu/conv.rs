@@ -31,7 +31,9 @@ struct Forward<'a> {
     op: &'a Conv,
     parts: WorkspaceParts,
     bands: Bands,
+    /// `[N, h, w, cin]`
     input: SharedPtr<f32>,
+    /// `[N, h, w, cout]`
     output: SharedPtr<f32>,
 }
 
@@ -137,8 +139,11 @@ struct Backward<'a> {
     op: &'a Conv,
     parts: WorkspaceParts,
     bands: Bands,
+    /// `[N, h, w, cin]`
     input: SharedPtr<f32>,
+    /// `[N, h, w, cout]`
     d_output: SharedPtr<f32>,
+    /// `[N, h, w, cin]`, if asked for.
     d_input: Option<SharedPtr<f32>>,
 }
 

@@ -52,12 +52,14 @@ unsafe fn term<S: Simd>(kind: PixelLossKind, d: S::V) -> (S::V, S::V) {
     }
 }
 
+/// The pixel losses of one band of rows.
 struct PixelTask<'a> {
     op: &'a PixelLoss,
     parts: WorkspaceParts,
     bands: Bands,
     /// A float target `[N, H, W, 3]`; `None` if the target was subtracted already.
     target: Option<SharedPtr<f32>>,
+    /// This and its gradient: `[N, H, W, 3]`.
     prediction: SharedPtr<f32>,
     d_prediction: SharedPtr<f32>,
     /// Factor on every gradient: micro scale / values of the micro-batch.
@@ -214,12 +216,16 @@ pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
     }
 }
 
+/// The structural losses of one image.
 struct StructuralTask<'a> {
     op: &'a StructuralLoss,
     isa: Isa,
     parts: WorkspaceParts,
+    /// The target's buffer as bytes: the staged batch, if the target was subtracted.
     bytes: SharedPtr<u8>,
+    /// The target's buffer as floats, `[N, H, W, 3]`, if it is one of floats.
     target: SharedPtr<f32>,
+    /// This and its gradient: `[N, H, W, 3]`.
     prediction: SharedPtr<f32>,
     d_prediction: SharedPtr<f32>,
     /// Factor on the gradient of a score, besides the term's weight: -1 / images of the iteration.

@@ -123,6 +123,7 @@ struct Forward<'a> {
     op: &'a NanoBlock,
     parts: WorkspaceParts,
     bands: Bands,
+    /// This and the output: `[N, h, w, F]`.
     input: SharedPtr<f32>,
     output: SharedPtr<f32>,
 }

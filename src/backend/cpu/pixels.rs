@@ -118,7 +118,9 @@ pub unsafe fn subtract_row(
 /// Unpacks a band of rows of one LQ patch.
 struct UnpackTask {
     batch: BatchLayout,
+    /// The staged batch.
     bytes: SharedPtr<u8>,
+    /// `[N, h, w, 3]`
     output: SharedPtr<f32>,
     bands: Bands,
 }
