@@ -1,26 +1,26 @@
-//! The vector instructions that hot loops use: chosen once, by asking the processor. Depends on the
-//! standard library alone. Promises that an [`Isa`] can only be had for instructions that the
-//! processor has, so safe code never runs others.
+//! The instruction set of the hot loops. [`Isa`] is the only type that chooses one: the CPU backend
+//! and the shard codec both take it. Depends on the standard library and anyhow. An [`Isa`] exists
+//! only for instructions that the processor has, so safe code never runs others.
 
 use anyhow::{Result, bail};
 use std::fmt;
 
-/// The variable that names a smaller set than the best one, for tests and comparisons:
-/// `PARAGON_ISA=portable`.
+/// The environment variable that selects an instruction set other than the best one, for tests and
+/// comparisons: `PARAGON_ISA=portable`.
 pub const ISA_VARIABLE: &str = "PARAGON_ISA";
 
-/// A set of vector instructions that this processor has.
+/// An instruction set that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Set);
 
-/// The sets that loops are written for. Only this module makes an [`Isa`] of one.
+/// The instruction sets that loops are written for. Only this module turns one into an [`Isa`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Set {
-    /// Plain Rust, vectorised as the compiler can: the readable reference.
+    /// Plain Rust, vectorised by the compiler: the readable reference.
     Portable,
     /// AVX2 with FMA.
     Avx2,
-    /// AVX-512 F/BW/DQ/VL; such a processor has AVX2 and FMA as well.
+    /// AVX-512 F/BW/DQ/VL, with AVX2 and FMA as well.
     Avx512,
     /// NEON of 64-bit Arm.
     #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
@@ -39,7 +39,7 @@ impl fmt::Display for Isa {
 }
 
 impl Isa {
-    /// Every set this processor has, best first; the portable one is always there.
+    /// Every instruction set of this processor, best first; the portable one is always the last.
     pub fn available() -> Vec<Isa> {
         let mut list = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -65,7 +65,8 @@ impl Isa {
         list
     }
 
-    /// The set to use: that of [`ISA_VARIABLE`] where it names one that is there, else the best.
+    /// The instruction set that [`ISA_VARIABLE`] selects if this processor has it, else the best
+    /// one.
     pub fn detect() -> Isa {
         Isa::asked()
             .ok()
@@ -73,10 +74,10 @@ impl Isa {
             .unwrap_or_else(|| Isa::available()[0])
     }
 
-    /// What [`ISA_VARIABLE`] asks for; nothing where it is not set.
+    /// The instruction set that [`ISA_VARIABLE`] selects; `None` if the variable is not set.
     ///
     /// # Errors
-    /// A name that is none, or a set that this processor lacks.
+    /// If the name is unknown, or this processor lacks the instruction set.
     pub fn asked() -> Result<Option<Isa>> {
         let Some(name) = std::env::var_os(ISA_VARIABLE).filter(|name| !name.is_empty()) else {
             return Ok(None);
@@ -84,10 +85,11 @@ impl Isa {
         Isa::named(&name.to_string_lossy()).map(Some)
     }
 
-    /// A set by its name as [`Isa`] is shown, whatever the case.
+    /// The instruction set with the name that [`Isa`] displays; case and hyphens do not matter.
     ///
     /// # Errors
-    /// A name that is none, or a set that this processor lacks; what it has is listed.
+    /// If the name is unknown, or this processor lacks the instruction set; the message lists those
+    /// that it has.
     pub fn named(name: &str) -> Result<Isa> {
         let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
         let available = Isa::available();
@@ -107,6 +109,7 @@ impl Isa {
         )
     }
 
+    /// The set, to choose the code for it.
     pub(crate) fn set(self) -> Set {
         self.0
     }

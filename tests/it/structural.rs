@@ -46,18 +46,18 @@ fn run(
     w: usize,
     slope: f64,
 ) -> (f64, Vec<f32>) {
-    let mut scratch = vec![f32::NAN; scratch_floats(kind, h, w)];
+    let mut scratch = vec![f32::NAN; scratch_floats(kind, h, w).unwrap()];
     let mut grad = vec![0.0; pred.len()];
     let value = score_and_gradient(
         Isa::detect(),
         kind,
         rows(pred, target, w),
-        h,
-        w,
+        (h, w),
         slope,
         &mut grad,
         &mut scratch,
-    );
+    )
+    .unwrap();
     scratch.fill(f32::NAN);
     assert_eq!(
         value.to_bits(),
@@ -65,10 +65,10 @@ fn run(
             Isa::detect(),
             kind,
             rows(pred, target, w),
-            h,
-            w,
+            (h, w),
             &mut scratch
         )
+        .unwrap()
         .to_bits()
     );
     (value, grad)
@@ -212,18 +212,18 @@ fn the_gradient_is_added_and_the_clamp_passes_on_its_borders() {
     let (_, grad) = run(kind, &pred, &target, 24, 24, 1.0);
     assert!(grad[0] != 0.0 && grad[3] != 0.0);
     assert_eq!((grad[6], grad[9]), (0.0, 0.0));
-    let mut scratch = vec![0.0; scratch_floats(kind, 24, 24)];
+    let mut scratch = vec![0.0; scratch_floats(kind, 24, 24).unwrap()];
     let mut sum = vec![1.0; pred.len()];
     score_and_gradient(
         Isa::detect(),
         kind,
         rows(&pred, &target, 24),
-        24,
-        24,
+        (24, 24),
         1.0,
         &mut sum,
         &mut scratch,
-    );
+    )
+    .unwrap();
     assert!(sum.iter().zip(&grad).all(|(s, g)| *s == 1.0 + g));
 }
 

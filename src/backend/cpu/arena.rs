@@ -1,29 +1,29 @@
-//! The one allocation of the CPU backend, and the pointers the operations get into it. This is
-//! where `unsafe` views of the arena are made: the plan's verification (no two live buffers share
-//! bytes) is what makes them sound.
+//! The one allocation of the CPU backend, and the pointers into it that operations use. Depends on
+//! the plan. The `unsafe` views of the arena are made here; they are sound because the plan was
+//! verified: no two buffers that live at the same time share bytes.
 
 use crate::plan::{ALIGNMENT, Plan};
 use anyhow::{Result, bail};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
-/// Zeroed, aligned memory of the plan's size; or a part of another arena, lent.
+/// Zeroed, aligned memory of the plan's size, or a part lent by another arena.
 pub struct Arena {
     base: *mut u8,
     layout: Layout,
     lent: bool,
 }
 
-// SAFETY: the arena owns its memory, or was lent it for itself alone, and any thread may free it
+// SAFETY: the arena owns its memory, or has it on exclusive loan, and any thread may free it
 unsafe impl Send for Arena {}
-// SAFETY: no method reads or writes behind the pointer; who does so through it answers for other
-// threads
+// SAFETY: no method reads or writes through the pointer; code that does so through `base` must
+// itself exclude conflicts between threads
 unsafe impl Sync for Arena {}
 
 impl Arena {
     /// Allocates exactly the plan's arena.
     ///
     /// # Errors
-    /// When the system has not that much memory.
+    /// If the system does not have that much memory.
     pub fn new(plan: &Plan) -> Result<Arena> {
         let bytes = usize::try_from(plan.arena_bytes.max(ALIGNMENT))?;
         let layout = Layout::from_size_align(bytes, ALIGNMENT as usize)?;
@@ -42,13 +42,16 @@ impl Arena {
         })
     }
 
-    /// A part of an arena, from `offset` on.
+    /// Lends `bytes` bytes from byte `offset` on as an arena of their own.
+    ///
+    /// # Errors
+    /// If `bytes` is too large for a [`Layout`].
     ///
     /// # Safety
-    /// The part must lie inside and begin at a multiple of [`ALIGNMENT`], nothing else may use it
-    /// while the result lives, and this arena must outlive it.
+    /// The part lies inside this arena and begins at a multiple of [`ALIGNMENT`]. Nothing else uses
+    /// it while the result lives, and this arena outlives the result.
     pub unsafe fn lend(&self, offset: usize, bytes: usize) -> Result<Arena> {
-        // SAFETY: the caller says that the part lies inside the arena
+        // SAFETY: the caller guarantees that the part lies inside the arena
         Ok(Arena {
             base: unsafe { self.base.add(offset) },
             layout: Layout::from_size_align(bytes, ALIGNMENT as usize)?,
@@ -70,60 +73,61 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         if !self.lent {
-            // SAFETY: it was allocated with this layout in `new`, and a lent part is not freed
+            // SAFETY: `new` allocated it with this layout, and a lent part is never freed
             unsafe { dealloc(self.base, self.layout) }
         }
     }
 }
 
-/// A pointer that may cross threads: tasks of one operation write disjoint ranges behind it.
+/// A pointer into the arena that tasks on several threads share: each task of an operation writes a
+/// range of its own.
 #[derive(Clone, Copy)]
-pub struct Shared<T>(*mut T);
+pub struct SharedPtr<T>(*mut T);
 
-// SAFETY: it is a number until `at`, `slice` or `view` is called, whose callers answer for what
-// other threads do there
-unsafe impl<T> Send for Shared<T> {}
+// SAFETY: the pointer is only used through `at`, `slice` and `view`, whose callers must exclude
+// conflicts between threads
+unsafe impl<T> Send for SharedPtr<T> {}
 // SAFETY: as above
-unsafe impl<T> Sync for Shared<T> {}
+unsafe impl<T> Sync for SharedPtr<T> {}
 
-impl<T> Shared<T> {
+impl<T> SharedPtr<T> {
     /// Wraps a pointer into the arena.
     pub fn new(pointer: *mut T) -> Self {
-        Shared(pointer)
+        SharedPtr(pointer)
     }
 
-    /// The pointer, `offset` elements on.
+    /// The pointer to element `offset`.
     ///
     /// # Safety
-    /// The result must stay inside the buffer, or be its end.
+    /// The element lies inside the buffer, or is the one after its last.
     #[inline(always)]
     pub unsafe fn at(self, offset: usize) -> *mut T {
-        // SAFETY: the caller says that the result stays inside the buffer
+        // SAFETY: the caller guarantees that the result stays inside the buffer
         unsafe { self.0.add(offset) }
     }
 
-    /// A slice of `len` elements from `offset` on.
+    /// The `len` elements from `offset` on.
     ///
     /// # Safety
-    /// The range must lie inside the buffer, which is aligned for `T`, and nobody else may touch it
-    /// while the slice lives.
+    /// The range lies inside the buffer, which is aligned for `T`, and no other code reads or
+    /// writes it while the slice lives.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [T] {
-        // SAFETY: the caller says that the range lies inside the buffer and is nobody else's; the
-        // arena is initialised from the start
+        // SAFETY: the caller guarantees that the range lies inside the buffer and that nothing else
+        // uses it; the arena was zeroed when it was allocated
         unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), len) }
     }
 
-    /// A slice of `len` elements from `offset` on, to read.
+    /// The `len` elements from `offset` on, for reading.
     ///
     /// # Safety
-    /// The range must lie inside the buffer, which is aligned for `T`, and nobody may write it
-    /// while the slice lives.
+    /// The range lies inside the buffer, which is aligned for `T`, and nothing writes it while the
+    /// slice lives.
     #[inline(always)]
     pub unsafe fn view<'a>(self, offset: usize, len: usize) -> &'a [T] {
-        // SAFETY: the caller says that the range lies inside the buffer and that nobody writes it;
-        // the arena is initialised from the start
+        // SAFETY: the caller guarantees that the range lies inside the buffer and that nothing
+        // writes it; the arena was zeroed when it was allocated
         unsafe { std::slice::from_raw_parts(self.0.add(offset), len) }
     }
 }

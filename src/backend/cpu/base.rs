@@ -1,69 +1,72 @@
-//! The fixed classical upsampler, Magic Kernel Sharp 2021: optional sharpening, nearest-neighbour
-//! upsampling, blur, all separable and zero padded as in the published networks. Sharpening is done
-//! at LQ size for a band of rows; upsampling and blur are one step, three LQ pixels for each HR
-//! pixel in either direction, a row at a time. Plain loops over contiguous RGB.
+//! The base, a fixed classical upsampler: Magic Kernel Sharp 2021 (John Costella, "The Magic
+//! Kernel"). It consists of optional sharpening, nearest-neighbour upsampling and a blur, all
+//! separable and with zero padding, as in the published networks. Sharpening runs at LQ size on a
+//! band of rows. Upsampling and blur are one step, in which each HR pixel depends on three LQ
+//! pixels in either direction; it runs row by row. Plain loops over contiguous RGB; depends on
+//! `pixels` for the target.
 
-use super::arena::Shared;
+use super::arena::SharedPtr;
 use super::pixels::subtract_row;
-use super::tasks::{Bands, whole};
+use super::tasks::{Bands, round_up_to_lanes};
 use crate::backend::formulas::{BLUR_TAPS as BLUR, SHARP_TAPS as SHARP};
 use crate::plan::{Extent, Reconstruct};
 use std::ops::Range;
 
-/// LQ rows above and below a band that its HR rows depend on: 1 for the blur, 3 for the sharpening.
+/// LQ rows above and below a band on which its HR rows depend: 1 for the blur, 3 for the
+/// sharpening.
 const REACH: usize = 4;
 
-/// What an LQ row is multiplied by on its way to HR: scales are at least 2, so the blur of a
-/// repeated pixel reaches one neighbour.
-fn phase(scale: usize, phase: usize) -> [f32; 3] {
+/// The taps on an LQ pixel and its two neighbours that give the HR pixel at `phase`. Scales are at
+/// least 2, so the blur of repeated pixels reaches one neighbour on each side.
+fn phase_taps(scale: usize, phase: usize) -> [f32; 3] {
     let mut taps = [0.0; 3];
     for (k, &tap) in BLUR.iter().enumerate() {
-        // place of the tap in repeated pixels, counted from the first copy of the neighbour before
+        // the tap's position in repeated pixels, counted from the first copy of the left neighbour
         taps[(scale + phase + k - 2) / scale] += tap;
     }
     taps
 }
 
-/// f32 elements of a padded LQ row.
+/// f32 values of an LQ row with one pixel of padding on either side.
 fn padded(w: usize) -> usize {
     (w + 2) * 3
 }
 
-/// f32 elements of prepared rows of a band of `rows` LQ rows of width `w`.
+/// f32 values of the prepared rows of a band of `rows` LQ rows of width `w`.
 pub fn prepared(rows: usize, w: usize) -> usize {
     (rows + 2) * padded(w)
 }
 
-/// f32 elements of scratch that [`prepare`] needs.
+/// f32 values of scratch that [`prepare`] needs.
 pub fn scratch(rows: usize, w: usize) -> usize {
-    // horizontally sharpened rows, one padded row
+    // horizontally sharpened rows, and one row padded for the sharpening
     (rows + 2 * REACH) * w * 3 + (w + 6) * 3
 }
 
-/// f32 elements of scratch that [`upsample`] needs.
+/// f32 values of scratch that [`upsample`] needs.
 pub fn line(w: usize, scale: usize) -> usize {
-    // a blurred LQ row, and its phases
+    // a vertically blurred LQ row, and its phases
     padded(w) + scale * (w * 3 + 1)
 }
 
-/// Whether values are taken as they are, or as the integers 0..=255 that they came from: then the
-/// base without sharpening is exact in f32 (8 bits of pixel and 8 of taps).
+/// The unit of the prepared rows. With the integers 0..=255 that the values came from, the base
+/// without sharpening is exact in f32 (8 bits of pixel and 8 bits of taps).
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
-    /// 0..=1.
+pub enum PixelUnit {
+    /// The values as they are, 0..=1.
     One,
-    /// 0..=255.
-    Level,
+    /// Integers 0..=255.
+    Byte,
 }
 
-/// LQ rows `band.start - 1 ..= band.end` of one image `[h][w][3]` with a zero pixel on either side
-/// and zero rows outside the image: the image itself to `plain`, and what sharpening of
-/// strength `alpha` adds to it to `added`. Both have [`prepared`] elements.
+/// Prepares LQ rows `band.start - 1 ..= band.end` of one image `[h, w, 3]`: writes the rows to
+/// `plain`, and what sharpening of strength `alpha` adds to them to `added`. Both have [`prepared`]
+/// values: rows with a zero pixel on either side, and rows of zeros outside the image.
 #[inline(always)]
 pub fn prepare(
     image: &[f32],
     extent: Extent,
-    (alpha, unit): (f32, Unit),
+    (alpha, unit): (f32, PixelUnit),
     band: Range<usize>,
     scratch: &mut [f32],
     plain: &mut [f32],
@@ -73,8 +76,8 @@ pub fn prepare(
     let (row, stride, count) = (w * 3, padded(w), band.end - band.start);
     let source = |y: isize| (y >= 0 && y < h as isize).then(|| &image[y as usize * row..][..row]);
     let copy = |from: &[f32], to: &mut [f32]| match unit {
-        Unit::One => to.copy_from_slice(from),
-        Unit::Level => to
+        PixelUnit::One => to.copy_from_slice(from),
+        PixelUnit::Byte => to
             .iter_mut()
             .zip(from)
             .for_each(|(o, &x)| *o = (x * 255.0).round_ties_even()),
@@ -106,7 +109,7 @@ pub fn prepare(
         .zip(plain.chunks_exact(stride))
         .enumerate()
     {
-        // rows outside the image stay the zero padding of the blur
+        // rows outside the image remain zeros, the padding of the blur
         if source((start + i) as isize - 1).is_some() {
             let out = &mut out[3..3 + row];
             correlate(
@@ -135,8 +138,8 @@ fn correlate<const K: usize>(parts: [&[f32]; K], taps: &[f32; K], out: &mut [f32
     }
 }
 
-/// One HR row of a band: row `y`, counted from the band's first, of the upsampled and blurred
-/// `prepared` rows. `out` has `w * scale * 3` elements, `line` as many as [`line`] says.
+/// Writes to `out` `[w * scale, 3]` the HR row `y`, counted from the band's first, of the upsampled
+/// and blurred `prepared` rows. `line` has [`line`] values.
 #[inline(always)]
 pub fn upsample(
     prepared: &[f32],
@@ -155,13 +158,13 @@ pub fn upsample(
             &around[stride..2 * stride],
             &around[2 * stride..],
         ],
-        &phase(scale, y % scale),
+        &phase_taps(scale, y % scale),
         blurred,
     );
     for (p, part) in phases.chunks_exact_mut(row + 1).enumerate() {
         correlate(
             std::array::from_fn(|k| &blurred[3 * k..][..row]),
-            &phase(scale, p),
+            &phase_taps(scale, p),
             &mut part[..row],
         );
     }
@@ -173,20 +176,20 @@ pub fn upsample(
     }
 }
 
-/// `out[x * S + p] = phases[p][x]` over RGB pixels; each phase holds one value more than its
+/// `out[x * S + p] = phases[p][x]` over RGB pixels. Each phase holds one value more than its
 /// pixels.
 #[inline(always)]
 fn interleave<const S: usize>(phases: &[f32], w: usize, out: &mut [f32]) {
     let (stride, wide) = (w * 3 + 1, w * S * 3);
     assert!(phases.len() >= S * stride && out.len() == wide);
-    // a pixel is moved with the value behind it, which the next pixel overwrites: one move of four
-    // instead of three of one
+    // Each pixel is copied together with the value after it, which the next pixel overwrites: one
+    // copy of four values is faster than three of one.
     for x in 0..w {
         for p in 0..S {
             let (from, to) = (p * stride + x * 3, (x * S + p) * 3);
             if to + 4 <= wide {
-                // SAFETY: a pixel and the value behind it lie inside their phase, whose length was
-                // checked above, as was the room in `out`
+                // SAFETY: a pixel and the value after it lie inside their phase, whose length was
+                // checked above, as was the length of `out`
                 unsafe {
                     std::ptr::copy_nonoverlapping(
                         phases.as_ptr().add(from),
@@ -201,47 +204,52 @@ fn interleave<const S: usize>(phases: &[f32], w: usize, out: &mut [f32]) {
     }
 }
 
-/// f32 elements that a [`BaseBand`] works in.
+/// f32 values of the memory that a [`BaseBand`] works in.
 pub fn base_scratch(op: &Reconstruct) -> usize {
     let (rows, w, wide) = (
         Bands::new(op.extent).rows(),
         op.extent.w,
         op.extent.w * op.scale,
     );
-    whole(wide * 3)
-        + 2 * whole(prepared(rows, w))
-        + whole(scratch(rows, w))
-        + whole(line(w, op.scale))
+    round_up_to_lanes(wide * 3)
+        + 2 * round_up_to_lanes(prepared(rows, w))
+        + round_up_to_lanes(scratch(rows, w))
+        + round_up_to_lanes(line(w, op.scale))
 }
 
-/// The base of a band of LQ rows, row by row at HR; less the target, where one is to be subtracted.
+/// The base of a band of LQ rows, computed row by row at HR; less the target, if the operation has
+/// one.
 pub struct BaseBand<'a> {
     op: &'a Reconstruct,
     image: usize,
-    /// HR row of the band's first.
+    /// First HR row of the band.
     first: usize,
+    /// The rows of [`prepare`].
     plain: &'a mut [f32],
     added: &'a mut [f32],
     line: &'a mut [f32],
+    /// One HR row of the upsampled sharpening.
     sharpening: &'a mut [f32],
-    bytes: Shared<u8>,
+    /// The staged batch, if there is a target.
+    bytes: SharedPtr<u8>,
 }
 
 impl<'a> BaseBand<'a> {
-    /// Prepares the band's rows of `input` in `room`, of [`base_scratch`] elements.
+    /// Prepares LQ rows `rows` of `input` `[N, h, w, 3]` in `room`, which has [`base_scratch`]
+    /// values.
     ///
     /// # Safety
-    /// `input` holds the images of the extent and `bytes` the staged batch of the target, if there
-    /// is one, and nobody writes them while the result lives; `image` is one of the images and
-    /// `rows` a band of them; `room` is nobody else's.
+    /// `input` holds all images, and `bytes` the staged batch if the operation has a target; no
+    /// thread writes them while the result lives. `image` is below N, and `rows` is a band of its
+    /// rows. No other thread uses `room`.
     #[inline(always)]
     pub unsafe fn new(
         op: &'a Reconstruct,
-        input: Shared<f32>,
-        bytes: Shared<u8>,
+        input: SharedPtr<f32>,
+        bytes: SharedPtr<u8>,
         image: usize,
         rows: Range<usize>,
-        room: Shared<f32>,
+        room: SharedPtr<f32>,
     ) -> BaseBand<'a> {
         let Reconstruct {
             extent,
@@ -251,10 +259,10 @@ impl<'a> BaseBand<'a> {
         } = *op;
         let mut at = 0;
         let mut take = |len: usize| {
-            at += whole(len);
-            // SAFETY: the pieces are those that `base_scratch` counts, one behind the other; the
-            // caller says that the room is nobody else's
-            unsafe { room.slice(at - whole(len), len) }
+            at += round_up_to_lanes(len);
+            // SAFETY: the pieces follow each other and are those that `base_scratch` counts; the
+            // caller guarantees that nothing else uses the room
+            unsafe { room.slice(at - round_up_to_lanes(len), len) }
         };
         let prepared = prepared(rows.len(), extent.w);
         let (sharpening, plain, added) =
@@ -263,13 +271,13 @@ impl<'a> BaseBand<'a> {
             take(scratch(rows.len(), extent.w)),
             take(line(extent.w, scale)),
         );
-        // SAFETY: the caller says that the image lies inside the input and that nobody writes it;
-        // tasks of other bands read it, too
+        // SAFETY: the caller guarantees that the image lies inside the input and that nothing
+        // writes it; tasks of other bands also read it
         let lq = unsafe { input.view(image * extent.h * extent.w * 3, extent.h * extent.w * 3) };
         let unit = if op.target.is_some() {
-            Unit::Level
+            PixelUnit::Byte
         } else {
-            Unit::One
+            PixelUnit::One
         };
         prepare(lq, extent, (alpha, unit), rows.clone(), work, plain, added);
         if op.target.is_none() {
@@ -287,18 +295,18 @@ impl<'a> BaseBand<'a> {
         }
     }
 
-    /// HR row `y` of the image, `[W][3]`.
+    /// Writes HR row `y` of the image to `out`, `[W, 3]`.
     ///
     /// # Safety
-    /// As [`BaseBand::new`], whose staged batch is still the same; `y` is a row of the band, and
-    /// `out` a row long.
+    /// The contract of [`BaseBand::new`] still holds. `y` is an HR row of the band, and `out` has
+    /// `W * 3` values.
     #[inline(always)]
     pub unsafe fn row(&mut self, y: usize, out: &mut [f32]) {
         let Reconstruct { extent, scale, .. } = *self.op;
         upsample(self.plain, extent.w, scale, y - self.first, self.line, out);
         if let Some(batch) = self.op.target {
-            // SAFETY: the batch holds patch and code of every image, by its layout, and the caller
-            // says that `out` is a row
+            // SAFETY: the batch holds patch and code of every image by its layout, and the caller
+            // guarantees the length of `out`
             unsafe {
                 let (patch, code) = (
                     self.bytes.at(batch.hr_of(self.image)),
@@ -306,7 +314,8 @@ impl<'a> BaseBand<'a> {
                 );
                 subtract_row(patch, code, y, (extent.h * scale, extent.w * scale), out);
             }
-            // the exact part has done its work: what is left is small, and f32 keeps it well
+            // The difference of the exact part is small, so f32 represents its sum with the
+            // sharpening well.
             upsample(
                 self.added,
                 extent.w,
@@ -322,27 +331,28 @@ impl<'a> BaseBand<'a> {
     }
 }
 
-/// [`backward`] for every image of a batch: `d_out` `[N][H][W][3]` to `d_in` `[N][h][w][3]`.
+/// Runs [`backward`] for every image of a batch: `d_out` is `[N, H, W, 3]`, `d_in` is `[N, h, w,
+/// 3]`.
 pub fn backward_batch(
-    d_out: Shared<f32>,
+    d_out: SharedPtr<f32>,
     extent: Extent,
     scale: usize,
     alpha: f32,
-    d_in: Shared<f32>,
+    d_in: SharedPtr<f32>,
 ) {
     let (lq, hr) = (
         extent.h * extent.w * 3,
         extent.h * extent.w * 3 * scale * scale,
     );
     for image in 0..extent.n {
-        // SAFETY: the images lie inside their buffers, which are two, and no task runs
+        // SAFETY: the images lie inside their buffers, which do not overlap, and no task runs
         let (d_out, d_in) = unsafe { (d_out.view(image * hr, hr), d_in.slice(image * lq, lq)) };
         backward(d_out, extent, scale, alpha, d_in);
     }
 }
 
-/// Gradient of the base with respect to its input, for one image: `d_out` `[H][W][3]` to `d_in`
-/// `[h][w][3]`. Plain and slow: training never needs it, tests do.
+/// The gradient of the base with respect to its input, for one image: `d_out` is `[H, W, 3]`,
+/// `d_in` is `[h, w, 3]`. Plain and slow, since only tests need it, never training.
 fn backward(d_out: &[f32], extent: Extent, scale: usize, alpha: f32, d_in: &mut [f32]) {
     let (h, w) = (extent.h, extent.w);
     let (hh, ww) = (h * scale, w * scale);
@@ -376,6 +386,7 @@ fn backward(d_out: &[f32], extent: Extent, scale: usize, alpha: f32, d_in: &mut 
     d_in.iter_mut().zip(&low).for_each(|(d, &l)| *d = l as f32);
 }
 
+/// Correlates `[h, w, 3]` with an odd number of taps along one side, with zero padding, in f64.
 fn correlate_plain(x: &[f64], h: usize, w: usize, taps: &[f32], vertical: bool) -> Vec<f64> {
     let reach = taps.len() as isize / 2;
     let mut out = vec![0.0; x.len()];

@@ -1,51 +1,49 @@
-//! The ring of HR pixels around an image, whose features the composition of `folded_conv` sees and
-//! the network does not: which pixels of the image see which of them, and what they would be.
-//! Depends on the vectors; `reconstruct` takes their part away.
+//! The correction at the image's border for the folded convolution of `folded_conv`. In the
+//! network, `conv_out` pads HR features with zeros; the folded convolution instead sees what `up`
+//! would compute for the pixels around the image. This module lists these border pixels, the image
+//! pixels that they affect, and computes their features, so that `reconstruct` can subtract them.
+//! Depends on the vectors.
 
-use super::arena::Shared;
-use super::folded_conv::{Convolutions, Shape};
+use super::arena::SharedPtr;
+use super::folded_conv::{Convolutions, FoldedShape};
 use super::simd::{LANES, Simd};
 use crate::plan::Reconstruct;
 
-/// Most features: room for those of one pixel of the ring.
-pub const MOST_FEATURES: usize = 64;
+/// Most features of a [`Reconstruct`]: the size of the arrays for those of one border pixel.
+pub const MAX_FEATURES: usize = 64;
 
-/// Scale and features of the composition.
-pub fn shape(head: &Reconstruct) -> Shape {
-    assert!(
-        head.features.is_multiple_of(LANES) && head.features <= MOST_FEATURES,
-        "{} features",
-        head.features
-    );
-    Shape {
-        scale: head.scale,
-        features: head.features,
+/// Scale and features of an operation's folded convolution.
+pub fn shape(op: &Reconstruct) -> FoldedShape {
+    FoldedShape {
+        scale: op.scale,
+        features: op.features,
     }
 }
 
-/// The ring of HR pixels around the image: what `up` makes of the edge there counts in the
-/// composition, but not in the network.
-pub struct Ring<'a> {
-    pub head: &'a Reconstruct,
+/// The pixels at HR that surround an image, one pixel wide.
+pub struct BorderPixels<'a> {
+    /// The operation, whose features [`super::supported`] accepts.
+    pub op: &'a Reconstruct,
+    /// Its convolutions, packed.
     pub convolutions: Convolutions<'a>,
-    /// LQ features `[N][h][w][F]`.
-    pub features: Shared<f32>,
-    /// One of the N.
+    /// LQ features `[N, h, w, F]`.
+    pub features: SharedPtr<f32>,
+    /// The image, below N.
     pub image: usize,
 }
 
-/// A pixel of the ring.
+/// One border pixel at HR.
 #[derive(Clone, Copy)]
-pub struct Outside {
-    /// HR row, -1 to the height.
+pub struct BorderPixel {
+    /// Row, from -1 to the height inclusive.
     pub y: isize,
-    /// HR column.
+    /// Column, from -1 to the width inclusive.
     pub x: isize,
 }
 
-impl Ring<'_> {
-    /// The ring's pixels in rows `first..=last` of HR.
-    pub fn pixels(&self, first: isize, last: isize) -> impl Iterator<Item = Outside> + use<> {
+impl BorderPixels<'_> {
+    /// The border pixels in HR rows `first..=last`.
+    pub fn pixels(&self, first: isize, last: isize) -> impl Iterator<Item = BorderPixel> + use<> {
         let (hh, ww) = self.hr();
         (first.max(-1)..=last.min(hh)).flat_map(move |y| {
             let step = if y == -1 || y == hh {
@@ -53,30 +51,32 @@ impl Ring<'_> {
             } else {
                 ww as usize + 1
             };
-            (-1..=ww).step_by(step).map(move |x| Outside { y, x })
+            (-1..=ww).step_by(step).map(move |x| BorderPixel { y, x })
         })
     }
 
+    /// Height and width of the image at HR.
     fn hr(&self) -> (isize, isize) {
-        let Reconstruct { extent, scale, .. } = *self.head;
+        let Reconstruct { extent, scale, .. } = *self.op;
         ((extent.h * scale) as isize, (extent.w * scale) as isize)
     }
 
-    /// LQ pixel and phase of a pixel of the ring.
-    pub fn place(&self, at: Outside) -> ((isize, isize), (usize, usize)) {
-        let s = self.head.scale as isize;
+    /// (LQ row, LQ column) of a border pixel, and its phase (dy, dx) inside the LQ pixel.
+    pub fn place(&self, at: BorderPixel) -> ((isize, isize), (usize, usize)) {
+        let s = self.op.scale as isize;
         (
             (at.y.div_euclid(s), at.x.div_euclid(s)),
             (at.y.rem_euclid(s) as usize, at.x.rem_euclid(s) as usize),
         )
     }
 
-    /// Taps of `up` there that meet the image: (tap, LQ row, LQ column).
+    /// The taps of `up` at LQ pixel (y, x) that read a pixel of the image: (tap, LQ row, LQ
+    /// column).
     pub fn inside(
         &self,
         (y, x): (isize, isize),
     ) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-        let (h, w) = (self.head.extent.h as isize, self.head.extent.w as isize);
+        let (h, w) = (self.op.extent.h as isize, self.op.extent.w as isize);
         (0..9).filter_map(move |t| {
             let (row, column) = (y + t as isize / 3 - 1, x + t as isize % 3 - 1);
             (row >= 0 && row < h && column >= 0 && column < w).then_some((
@@ -87,8 +87,8 @@ impl Ring<'_> {
         })
     }
 
-    /// Pixels of the image that see it: (tap of `conv_out`, HR row, HR column).
-    pub fn seen_by(&self, at: Outside) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+    /// The image pixels whose `conv_out` reads the border pixel: (tap, HR row, HR column).
+    pub fn seen_by(&self, at: BorderPixel) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
         let (hh, ww) = self.hr();
         (0..9).filter_map(move |tap| {
             let (row, column) = (at.y - tap as isize / 3 + 1, at.x - tap as isize % 3 + 1);
@@ -100,17 +100,17 @@ impl Ring<'_> {
         })
     }
 
-    /// Features of an LQ pixel of the image.
+    /// The features `[F]` of an LQ pixel of the image.
     ///
     /// # Safety
-    /// The features must be as large as the head says and not be written meanwhile, and the pixel
-    /// must lie inside the image.
+    /// The features hold `[N, h, w, F]` as the operation says and are not written meanwhile; the
+    /// pixel lies inside the image.
     #[inline(always)]
     pub unsafe fn feature(&self, row: usize, column: usize) -> *const f32 {
         let Reconstruct {
             extent, features, ..
-        } = *self.head;
-        // SAFETY: the caller says that the pixel lies inside the image, and the features hold
+        } = *self.op;
+        // SAFETY: the caller guarantees that the pixel lies inside the image, and the features hold
         // every pixel
         unsafe {
             self.features
@@ -119,18 +119,17 @@ impl Ring<'_> {
         }
     }
 
-    /// What `up` makes of the image's edge at a pixel of the ring, `[F]`, to `out`.
+    /// Writes to `out` `[F]` what `up` computes for a border pixel.
     ///
     /// # Safety
-    /// As [`Ring::feature`] for any pixel inside, and as [`Simd`]; `out` has room for the features,
-    /// and the convolutions are those of the head's shape.
+    /// As [`BorderPixels::feature`] for every pixel of the image, and as [`Simd`]. `out` has room
+    /// for F values, and the convolutions have the operation's shape.
     #[inline(always)]
-    pub unsafe fn features<S: Simd>(&self, at: Outside, out: *mut f32) {
-        let (shape, c) = (shape(self.head), &self.convolutions);
+    pub unsafe fn features<S: Simd>(&self, at: BorderPixel, out: *mut f32) {
+        let (shape, c) = (shape(self.op), &self.convolutions);
         let (lq, phase) = self.place(at);
-        // SAFETY: `inside` gives pixels of the image only; `shape` says that features are whole
-        // vectors, so weights are read within those of one feature and tap, and `first + i` stays
-        // below the features that `out` has room for
+        // SAFETY: `inside` gives pixels of the image only. F is a multiple of 16, so a vector at
+        // `lane` stays inside the F weights of one output and tap, and `first + i` stays below F.
         unsafe {
             for first in (0..shape.features).step_by(8) {
                 let (mut acc, mut sums) = ([S::splat(0.0); 8], [0.0; 8]);

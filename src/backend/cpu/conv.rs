@@ -1,21 +1,18 @@
-//! 3x3 convolutions, forward and backward, directly. Depends on the row kernels; hands over to
-//! `conv_winograd` where that form applies.
+//! 3x3 convolutions, forward and backward, in the direct form. Depends on the row kernels; calls
+//! `conv_winograd` for the convolutions that this faster form applies to.
 
-use super::arena::Shared;
+use super::arena::SharedPtr;
 use super::conv_winograd;
-use super::rows::{RowProduct, Start, pad_row, row_outer, row_product, row_sum, row_to_rgb};
+use super::layout::torch_index;
+use super::padded_rows::PaddedRows;
+use super::rows::{RowProduct, RowStart, row_outer, row_product, row_sum, row_to_rgb};
 use super::simd::{LANES, Simd};
-use super::tasks::{Bands, Context, Parts, Task, Workspace, whole};
+use super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, round_up_to_lanes};
 use crate::plan::{Conv, ConvBack};
 
 /// f32 elements of the packed weights `[ky][kx, ci][co]`.
 fn packed(c: &Conv) -> usize {
     9 * c.cin * c.cout
-}
-
-/// Index into PyTorch's `[co][ci][ky][kx]`.
-pub(super) fn torch_index(c: &Conv, co: usize, ci: usize, ky: usize, kx: usize) -> usize {
-    ((co * c.cin + ci) * 3 + ky) * 3 + kx
 }
 
 /// Workspace of the forward operation.
@@ -24,18 +21,20 @@ pub fn workspace(c: &Conv) -> Workspace {
         return conv_winograd::workspace(c);
     }
     Workspace {
-        shared: whole(packed(c)) + c.cout,
-        scratch: 3 * whole((c.extent.w + 2) * c.cin),
+        shared: round_up_to_lanes(packed(c)) + c.cout,
+        scratch: PaddedRows::<3>::floats(c.extent.w, c.cin),
         ..Workspace::default()
     }
 }
 
 struct Forward<'a> {
     op: &'a Conv,
-    parts: Parts,
+    parts: WorkspaceParts,
     bands: Bands,
-    input: Shared<f32>,
-    output: Shared<f32>,
+    /// `[N, h, w, cin]`
+    input: SharedPtr<f32>,
+    /// `[N, h, w, cout]`
+    output: SharedPtr<f32>,
 }
 
 impl Task for Forward<'_> {
@@ -46,40 +45,34 @@ impl Task for Forward<'_> {
         } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: the output's rows `start..end` are this task's, padded rows fit into the scratch,
-        // and `cout` is whole vectors in every plan; the rest is `Task::run`'s contract
+        // SAFETY: rows `start..end` of the output are this task's, the scratch holds the padded
+        // rows, and `cout` is a multiple of 16 (`supported`). The rest is the contract of
+        // `Task::run`.
         unsafe {
-            let ring = self.parts.scratch();
-            let slot = |row: isize| ring.at((row + 1) as usize % 3 * whole((w + 2) * cin));
-            let load = |row: isize| {
-                let inside = row >= 0 && row < h as isize;
-                let source = inside.then(|| {
-                    self.input
-                        .at((image * h + row as usize) * w * cin)
-                        .cast_const()
-                });
-                pad_row(source, cin, w * cin, slot(row));
+            let inputs = PaddedRows::<3> {
+                source: self.input,
+                image,
+                h,
+                w,
+                c: cin,
+                ring: self.parts.scratch(),
             };
-            load(start as isize - 1);
-            load(start as isize);
+            inputs.load(start as isize - 1);
+            inputs.load(start as isize);
             for y in start..end {
-                let row = y as isize;
-                load(row + 1);
-                let rows = [
-                    slot(row - 1).cast_const(),
-                    slot(row).cast_const(),
-                    slot(row + 1).cast_const(),
-                ];
+                inputs.load(y as isize + 1);
                 let product = RowProduct {
-                    rows: &rows,
+                    rows: &inputs.around(y),
                     stride: cin,
                     taps: 3 * cin,
                     weights: self.parts.shared().at(0),
                     lanes: cout,
-                    start: Start::Bias(self.parts.shared().at(whole(packed(self.op)))),
+                    start: RowStart::Bias(
+                        self.parts.shared().at(round_up_to_lanes(packed(self.op))),
+                    ),
                     out: self.output.at((image * h + y) * w * cout),
                     w,
-                    far: false,
+                    non_temporal: false,
                 };
                 match cin {
                     3 => row_product::<S, 3>(&product),
@@ -91,7 +84,7 @@ impl Task for Forward<'_> {
     }
 }
 
-/// Runs a convolution.
+/// Runs the forward operation.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
     if conv_winograd::applies(op) {
         return conv_winograd::forward(ctx, op);
@@ -101,7 +94,8 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
         ctx.param(op.parameters, op.weight),
         ctx.param(op.parameters, op.bias),
     );
-    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
+    // SAFETY: the pieces lie inside parameters and workspace and do not overlap, and no task runs
+    // yet
     unsafe {
         let weight = weight.slice(0, op.weight.len);
         let pack = parts.shared().slice(0, packed(op));
@@ -110,7 +104,7 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
             let (ci, kx, ky) = (tap % op.cin, tap / op.cin % 3, tap / op.cin / 3);
             *out = weight[torch_index(op, co, ci, ky, kx)];
         }
-        let biases = parts.shared().slice(whole(packed(op)), op.cout);
+        let biases = parts.shared().slice(round_up_to_lanes(packed(op)), op.cout);
         biases.copy_from_slice(bias.slice(0, op.cout));
     }
     let bands = Bands::new(op.extent);
@@ -136,17 +130,21 @@ pub fn workspace_back(op: &ConvBack) -> Workspace {
         shared: packed(c) + LANES.max(c.cin),
         partial: packed(c) + c.cout,
         tasks: Bands::new(c.extent).tasks(),
-        scratch: 3 * whole((c.extent.w + 2) * c.cin) + 3 * whole((c.extent.w + 2) * c.cout),
+        scratch: PaddedRows::<3>::floats(c.extent.w, c.cin)
+            + PaddedRows::<3>::floats(c.extent.w, c.cout),
     }
 }
 
 struct Backward<'a> {
     op: &'a Conv,
-    parts: Parts,
+    parts: WorkspaceParts,
     bands: Bands,
-    input: Shared<f32>,
-    d_output: Shared<f32>,
-    d_input: Option<Shared<f32>>,
+    /// `[N, h, w, cin]`
+    input: SharedPtr<f32>,
+    /// `[N, h, w, cout]`
+    d_output: SharedPtr<f32>,
+    /// `[N, h, w, cin]`, if asked for.
+    d_input: Option<SharedPtr<f32>>,
 }
 
 impl Task for Backward<'_> {
@@ -157,89 +155,87 @@ impl Task for Backward<'_> {
         } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, padded rows fit
-        // into the scratch, and `cout`, as `cin` unless it is 3, is whole vectors in every plan;
-        // the rest is `Task::run`'s contract
+        // SAFETY: the partial is this task's, the scratch holds the padded rows of both
+        // activations, and channels are multiples of 16, but for inputs of 3 (`supported`). The
+        // rest is the contract of `Task::run`.
         unsafe {
             let partial = self.parts.partial(task);
             partial.at(0).write_bytes(0, packed(self.op) + cout);
-            let (x_len, d_len) = (whole((w + 2) * cin), whole((w + 2) * cout));
-            let x_ring = self.parts.scratch();
-            let d_ring = Shared::new(x_ring.at(3 * x_len));
-            let slot = |row: isize| (row + 1) as usize % 3;
-            let (x_slot, d_slot) = (
-                |row| x_ring.at(slot(row) * x_len),
-                |row| d_ring.at(slot(row) * d_len),
-            );
-            let load = |row: isize| {
-                let inside =
-                    (row >= 0 && row < h as isize).then_some(image * h + row.max(0) as usize);
-                pad_row(
-                    inside.map(|r| self.input.at(r * w * cin).cast_const()),
-                    cin,
-                    w * cin,
-                    x_slot(row),
-                );
-                pad_row(
-                    inside.map(|r| self.d_output.at(r * w * cout).cast_const()),
-                    cout,
-                    w * cout,
-                    d_slot(row),
-                );
+            let inputs = PaddedRows::<3> {
+                source: self.input,
+                image,
+                h,
+                w,
+                c: cin,
+                ring: self.parts.scratch(),
             };
-            load(start as isize - 1);
-            load(start as isize);
+            let gradients = PaddedRows::<3> {
+                source: self.d_output,
+                c: cout,
+                ring: SharedPtr::new(inputs.ring.at(PaddedRows::<3>::floats(w, cin))),
+                ..inputs
+            };
+            for row in [start as isize - 1, start as isize] {
+                inputs.load(row);
+                gradients.load(row);
+            }
             for y in start..end {
-                let row = y as isize;
-                load(row + 1);
-                let gradient = d_slot(row).add(cout).cast_const();
-                for ky in 0..3 {
-                    let x = x_slot(row - 1 + ky as isize);
-                    row_outer::<S>(
-                        x,
-                        cin,
-                        3 * cin,
-                        gradient,
-                        cout,
-                        w,
-                        partial.at(ky * 3 * cin * cout),
-                    );
+                inputs.load(y as isize + 1);
+                gradients.load(y as isize + 1);
+                let gradient = gradients.row(y as isize).add(cout).cast_const();
+                for (ky, x) in inputs.around(y).into_iter().enumerate() {
+                    let sum = partial.at(ky * 3 * cin * cout);
+                    row_outer::<S>(x, cin, 3 * cin, gradient, cout, w, sum);
                 }
                 row_sum::<S>(gradient, cout, w, partial.at(packed(self.op)));
-                let Some(d_input) = self.d_input else {
-                    continue;
-                };
-                let out = d_input.at((image * h + y) * w * cin);
-                let rows = [
-                    d_slot(row - 1).cast_const(),
-                    gradient.sub(cout),
-                    d_slot(row + 1).cast_const(),
-                ];
-                if cin == 3 {
-                    row_to_rgb::<S>(rows, self.parts.shared().at(0), [0.0; 3], cout, w, out);
-                    continue;
-                }
-                let product = RowProduct {
-                    rows: &rows,
-                    stride: cout,
-                    taps: 3 * cout,
-                    weights: self.parts.shared().at(0),
-                    lanes: cin,
-                    start: Start::Bias(self.parts.shared().at(packed(self.op))),
-                    out,
-                    w,
-                    far: false,
-                };
-                match cout {
-                    16 => row_product::<S, 16>(&product),
-                    _ => row_product::<S, 0>(&product),
+                if let Some(d_input) = self.d_input {
+                    let out = d_input.at((image * h + y) * w * cin);
+                    self.input_gradient::<S>(&gradients.around(y), out);
                 }
             }
         }
     }
 }
 
-/// Runs the gradients of a convolution.
+impl Backward<'_> {
+    /// One row `[w, cin]` of the gradient with respect to the input, from the three padded rows of
+    /// the output's gradient around it.
+    ///
+    /// # Safety
+    /// As [`Task::run`] of the task whose row `out` is.
+    #[inline(always)]
+    unsafe fn input_gradient<S: Simd>(&self, rows: &[*const f32; 3], out: *mut f32) {
+        let Conv {
+            extent, cin, cout, ..
+        } = *self.op;
+        // SAFETY: `backward` packed the weights and the zeros, the rows hold `w + 2` pixels, and
+        // `out` is a row of this task
+        unsafe {
+            let weights = self.parts.shared();
+            if cin == 3 {
+                row_to_rgb::<S>(*rows, weights.at(0), [0.0; 3], cout, extent.w, out);
+                return;
+            }
+            let product = RowProduct {
+                rows,
+                stride: cout,
+                taps: 3 * cout,
+                weights: weights.at(0),
+                lanes: cin,
+                start: RowStart::Bias(weights.at(packed(self.op))),
+                out,
+                w: extent.w,
+                non_temporal: false,
+            };
+            match cout {
+                16 => row_product::<S, 16>(&product),
+                _ => row_product::<S, 0>(&product),
+            }
+        }
+    }
+}
+
+/// Runs the backward operation.
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
     if conv_winograd::applies(c) {
@@ -247,15 +243,16 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     }
     let parts = ctx.parts(op.workspace, workspace_back(op));
     let weight = ctx.param(c.parameters, c.weight);
-    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
+    // SAFETY: the pieces lie inside parameters and workspace and do not overlap, and no task runs
+    // yet
     unsafe {
         let weight = weight.slice(0, c.weight.len);
         let pack = parts.shared().slice(0, packed(c) + LANES.max(c.cin));
         pack.fill(0.0);
         for (ky, kx) in (0..9).map(|k| (k / 3, k % 3)) {
             for (co, ci) in (0..c.cout).flat_map(|co| (0..c.cin).map(move |ci| (co, ci))) {
-                // the gradient at a pixel comes from the output pixel on the other side: taps are
-                // flipped
+                // A pixel's gradient comes from the outputs on the opposite side, so the taps are
+                // turned by 180 degrees.
                 let (value, tap) = (weight[torch_index(c, co, ci, 2 - ky, 2 - kx)], ky * 3 + kx);
                 pack[if c.cin == 3 {
                     (tap * 3 + ci) * c.cout + co
@@ -278,7 +275,7 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     if !ctx.reduce(parts, op.slice) {
         return;
     }
-    // SAFETY: the tasks are done, and the sums hold as many values as a partial
+    // SAFETY: the tasks have finished, and the sums hold as many values as a partial
     let sums = unsafe { parts.sums().slice(0, packed(c) + c.cout) };
     ctx.store_gradient(op.gradients, c.weight, |i| {
         let (kx, ky, ci, co) = (i % 3, i / 3 % 3, i / 9 % c.cin, i / 9 / c.cin);

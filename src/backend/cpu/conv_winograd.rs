@@ -1,23 +1,23 @@
-//! The convolutions of `conv` in Winograd's form F(4x4, 3x3): the same operations and parameters
-//! with four times fewer multiplications, for training. Depends on the transforms of `winograd`.
+//! The convolutions of `conv` in Winograd's form F(4x4, 3x3), for training: the same operations and
+//! parameters with four times fewer multiplications. Depends on `tiling` and `winograd`.
 
-use super::arena::Shared;
-use super::conv::torch_index;
+use super::arena::SharedPtr;
+use super::layout::torch_index;
 use super::rows::{row_outer, row_sum};
 use super::simd::{LANES, Simd};
-use super::tasks::{Bands, Context, Parts, Task, Workspace, exceeds_cache};
-use super::tiling::{Rows, groups, pack, tiles};
-use super::winograd::{
-    CHUNK, Chunk, Output, POINTS, Points, Span, gather_lanes, multiply_and_store, point_stride,
-    products, transform_gradient, transform_input,
+use super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, exceeds_cache};
+use super::tiling::{
+    GradientTiles, ImageRows, TileRow, convolution_scratch, convolve_tiles, gradient_scratch, pack,
+    tiles,
 };
+use super::winograd::{POINTS, gather_lanes};
 use crate::plan::{Conv, ConvBack};
 
-/// Tiles of a weight gradient taken at a time: enough to keep sums in registers, few enough to stay
-/// in cache.
+/// Tiles that a weight gradient transforms at a time: enough to keep sums in registers, few enough
+/// to stay in cache.
 const OUTER_TILES: usize = 32;
 
-/// Outputs of a tile along a side.
+/// Outputs of a tile along a side, pixels.
 const OUT: usize = 4;
 
 /// Whether a convolution is computed in this form.
@@ -30,26 +30,29 @@ fn transformed(c: &Conv) -> usize {
     POINTS * c.cin * c.cout
 }
 
-/// Tap of a pair of channels, in f64.
+/// The weight of output channel `lane`, input channel `ci` and tap `tap`, in f64.
 fn tap(c: &Conv, weight: &[f32], lane: usize, ci: usize, tap: usize) -> f64 {
     f64::from(weight[torch_index(c, lane, ci, tap / 3, tap % 3)])
 }
 
-/// Workspace of the forward operation: weights, biases and zeros; transformed inputs and products.
+/// Workspace of the forward operation. Shared: weights, biases and a row of zeros. Scratch:
+/// transformed inputs and products.
 pub fn workspace(c: &Conv) -> Workspace {
     Workspace {
         shared: transformed(c) + c.cout + c.extent.w * c.cin,
-        scratch: POINTS * point_stride(CHUNK * c.cin) + products(),
+        scratch: convolution_scratch(c.cin),
         ..Workspace::default()
     }
 }
 
 struct Forward<'a> {
     op: &'a Conv,
-    parts: Parts,
+    parts: WorkspaceParts,
     bands: Bands,
-    input: Shared<f32>,
-    output: Shared<f32>,
+    /// `[N, h, w, cin]`
+    input: SharedPtr<f32>,
+    /// `[N, h, w, cout]`
+    output: SharedPtr<f32>,
 }
 
 impl Task for Forward<'_> {
@@ -60,15 +63,13 @@ impl Task for Forward<'_> {
         } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: the output's rows `start..end` are this task's, and channels are whole vectors
-        // (`applies`), so that pixels begin at multiples of 64; the rest is `Task::run`'s contract
+        // SAFETY: rows `start..end` of the output are this task's. Channels are multiples of 16
+        // (`applies`), so pixels begin at multiples of 64 bytes. The rest is the contract of
+        // `Task::run`.
         unsafe {
-            let v = self.parts.scratch().at(0);
-            let m = v.add(POINTS * point_stride(CHUNK * cin));
             let shared = self.parts.shared();
             let bias = shared.at(transformed(self.op));
-            let far = exceeds_cache(extent, cout);
-            let source = Rows {
+            let source = ImageRows {
                 source: self.input,
                 zeros: bias.add(cout),
                 image,
@@ -77,67 +78,30 @@ impl Task for Forward<'_> {
                 c: cin,
             };
             for y in (start..end).step_by(OUT) {
-                let rows = source.get(y as isize - 1, h);
-                for first in (0..tiles::<OUT>(w)).step_by(CHUNK) {
-                    let count = CHUNK.min(tiles::<OUT>(w) - first);
-                    let points = Points {
-                        base: v,
-                        point_stride: point_stride(CHUNK * cin),
-                        tile_stride: cin,
-                    };
-                    transform_input::<S, OUT>(
-                        rows,
-                        Span {
-                            first,
-                            count,
-                            w,
-                            c: cin,
-                        },
-                        points,
-                    );
-                    let chunk = Chunk {
-                        v,
-                        k: cin,
-                        count,
-                        m,
-                    };
-                    for (lane, two) in groups(cout) {
-                        let rows = std::array::from_fn(|r| {
-                            (y + r < end)
-                                .then(|| self.output.at((image * h + y + r) * w * cout + lane))
-                        });
-                        let out = Output {
-                            rows,
-                            stride: cout,
-                            x: OUT * first,
-                            w,
-                            far,
-                        };
-                        let u = shared.at(lane * POINTS * cin);
-                        match cin {
-                            16 => multiply_and_store::<S, 16, OUT>(
-                                &chunk,
-                                u,
-                                two,
-                                bias.add(lane),
-                                out,
-                            ),
-                            _ => {
-                                multiply_and_store::<S, 0, OUT>(&chunk, u, two, bias.add(lane), out)
-                            }
-                        }
-                    }
-                }
+                let row = |r: usize| self.output.at((image * h + y + r) * w * cout);
+                convolve_tiles::<S, OUT>(&TileRow {
+                    inputs: source.get(y as isize - 1, h),
+                    c: cin,
+                    depth: cin,
+                    w,
+                    scratch: self.parts.scratch().at(0),
+                    weights: shared.at(0),
+                    bias,
+                    lanes: cout,
+                    outputs: std::array::from_fn(|r| (y + r < end).then(|| row(r))),
+                    non_temporal: exceeds_cache(extent, cout),
+                });
             }
             S::fence();
         }
     }
 }
 
-/// Runs a convolution.
+/// Runs the forward operation.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
     let parts = ctx.parts(op.workspace, workspace(op));
-    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
+    // SAFETY: the pieces lie inside parameters and workspace and do not overlap, and no task runs
+    // yet
     unsafe {
         let weight = ctx.param(op.parameters, op.weight).slice(0, op.weight.len);
         let shared = parts.shared().slice(0, workspace(op).shared);
@@ -161,40 +125,43 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
     );
 }
 
-/// Tiles of a weight gradient taken at a time in rows of `w` pixels.
+/// Tiles that a weight gradient transforms at a time in rows of `w` pixels.
 fn outer_tiles(w: usize) -> usize {
     OUTER_TILES.min(tiles::<OUT>(w))
 }
 
-/// f32 elements of a task's partial: gradients of the taps `[tap][ci][lane]`, then of the biases.
+/// f32 elements of a task's partial: gradients of the weights `[tap][ci][lane]`, then of the biases
+/// `[lane]`.
 fn gradients(c: &Conv) -> usize {
     9 * c.cin * c.cout + c.cout
 }
 
-/// Workspace of the backward operation: weights and zeros; sums at the points, and transformed
-/// values.
+/// Workspace of the backward operation. Shared: weights and zeros. Scratch: sums at the points, and
+/// transformed values.
 pub fn workspace_back(op: &ConvBack) -> Workspace {
     let Conv {
         extent, cin, cout, ..
     } = op.forward;
     let w = extent.w;
-    let outer = POINTS * (point_stride(outer_tiles(w) * cin) + point_stride(outer_tiles(w) * cout));
-    let product = POINTS * point_stride(CHUNK * cout) + products();
+    let outer = gradient_scratch(outer_tiles(w), cin, cout);
     Workspace {
         shared: transformed(&op.forward) + cin + w * cin.max(cout),
         partial: gradients(&op.forward),
         tasks: Bands::new(extent).tasks(),
-        scratch: transformed(&op.forward) + outer.max(product),
+        scratch: transformed(&op.forward) + outer.max(convolution_scratch(cout)),
     }
 }
 
 struct Backward<'a> {
     op: &'a Conv,
-    parts: Parts,
+    parts: WorkspaceParts,
     bands: Bands,
-    input: Shared<f32>,
-    d_output: Shared<f32>,
-    d_input: Option<Shared<f32>>,
+    /// `[N, h, w, cin]`
+    input: SharedPtr<f32>,
+    /// `[N, h, w, cout]`
+    d_output: SharedPtr<f32>,
+    /// `[N, h, w, cin]`, if asked for.
+    d_input: Option<SharedPtr<f32>>,
 }
 
 impl Task for Backward<'_> {
@@ -205,20 +172,19 @@ impl Task for Backward<'_> {
         } = *self.op;
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: rows `start..end` of `d_input` and the partial are this task's, and channels are
-        // whole vectors (`applies`), so that pixels begin at multiples of 64; the rest is
-        // `Task::run`'s contract
+        // SAFETY: rows `start..end` of `d_input` and the partial are this task's. Channels are
+        // multiples of 16 (`applies`), so pixels begin at multiples of 64 bytes. The rest is the
+        // contract of `Task::run`.
         unsafe {
             let partial = self.parts.partial(task);
             let biases = partial.at(9 * cin * cout);
             biases.write_bytes(0, cout);
             let sums = self.parts.scratch().at(0);
             sums.write_bytes(0, transformed(self.op));
-            let room = sums.add(transformed(self.op));
+            let scratch = sums.add(transformed(self.op));
             let shared = self.parts.shared();
             let zeros = shared.at(transformed(self.op) + cin).cast_const();
-            let far = exceeds_cache(extent, cin);
-            let inputs = Rows {
+            let inputs = ImageRows {
                 source: self.input,
                 zeros,
                 image,
@@ -226,109 +192,43 @@ impl Task for Backward<'_> {
                 w,
                 c: cin,
             };
-            let gradients = Rows {
+            let gradients = ImageRows {
                 source: self.d_output,
-                zeros,
-                image,
-                h,
-                w,
                 c: cout,
+                ..inputs
             };
             for y in (start..end).step_by(OUT) {
-                let span = outer_tiles(w);
-                let (v_stride, z_stride) = (point_stride(span * cin), point_stride(span * cout));
-                let (v, z) = (room, room.add(POINTS * v_stride));
                 // the weights' gradient counts rows of this band only
                 let own = gradients.get::<OUT>(y as isize, end);
-                for first in (0..tiles::<OUT>(w)).step_by(span) {
-                    let count = span.min(tiles::<OUT>(w) - first);
-                    let points = Points {
-                        base: v,
-                        point_stride: v_stride,
-                        tile_stride: cin,
-                    };
-                    transform_input::<S, OUT>(
-                        inputs.get(y as isize - 1, h),
-                        Span {
-                            first,
-                            count,
-                            w,
-                            c: cin,
-                        },
-                        points,
-                    );
-                    let points = Points {
-                        base: z,
-                        point_stride: z_stride,
-                        tile_stride: cout,
-                    };
-                    transform_gradient::<S, OUT>(
-                        own,
-                        Span {
-                            first,
-                            count,
-                            w,
-                            c: cout,
-                        },
-                        points,
-                    );
-                    for point in 0..POINTS {
-                        let (v, z) = (v.add(point * v_stride), z.add(point * z_stride));
-                        row_outer::<S>(v, cin, cin, z, cout, count, sums.add(point * cin * cout));
-                    }
-                }
+                let both = GradientTiles {
+                    inputs: inputs.get(y as isize - 1, h),
+                    c: cin,
+                    gradients: own,
+                    lanes: cout,
+                    w,
+                    span: outer_tiles(w),
+                    scratch,
+                };
+                add_weight_gradient::<S>(&both, sums);
                 for d in &own[..OUT.min(end - y)] {
                     row_sum::<S>(*d, cout, w, biases);
                 }
                 let Some(d_input) = self.d_input else {
                     continue;
                 };
-                let stride = point_stride(CHUNK * cout);
-                let (v, m) = (room, room.add(POINTS * stride));
-                for first in (0..tiles::<OUT>(w)).step_by(CHUNK) {
-                    let count = CHUNK.min(tiles::<OUT>(w) - first);
-                    let points = Points {
-                        base: v,
-                        point_stride: stride,
-                        tile_stride: cout,
-                    };
-                    transform_input::<S, OUT>(
-                        gradients.get(y as isize - 1, h),
-                        Span {
-                            first,
-                            count,
-                            w,
-                            c: cout,
-                        },
-                        points,
-                    );
-                    let chunk = Chunk {
-                        v,
-                        k: cout,
-                        count,
-                        m,
-                    };
-                    for (lane, two) in groups(cin) {
-                        let rows = std::array::from_fn(|r| {
-                            (y + r < end).then(|| d_input.at((image * h + y + r) * w * cin + lane))
-                        });
-                        let out = Output {
-                            rows,
-                            stride: cin,
-                            x: OUT * first,
-                            w,
-                            far,
-                        };
-                        let (u, zero) = (
-                            shared.at(lane * POINTS * cout),
-                            shared.at(transformed(self.op) + lane),
-                        );
-                        match cout {
-                            16 => multiply_and_store::<S, 16, OUT>(&chunk, u, two, zero, out),
-                            _ => multiply_and_store::<S, 0, OUT>(&chunk, u, two, zero, out),
-                        }
-                    }
-                }
+                let row = |r: usize| d_input.at((image * h + y + r) * w * cin);
+                convolve_tiles::<S, OUT>(&TileRow {
+                    inputs: gradients.get(y as isize - 1, h),
+                    c: cout,
+                    depth: cout,
+                    w,
+                    scratch,
+                    weights: shared.at(0),
+                    bias: shared.at(transformed(self.op)),
+                    lanes: cin,
+                    outputs: std::array::from_fn(|r| (y + r < end).then(|| row(r))),
+                    non_temporal: exceeds_cache(extent, cin),
+                });
             }
             for at in (0..cin * cout).step_by(LANES) {
                 gather_lanes::<S, 3>(sums.add(at), cin * cout, partial.at(at), cin * cout);
@@ -338,15 +238,43 @@ impl Task for Backward<'_> {
     }
 }
 
-/// Runs the gradients of a convolution.
+/// Adds the weight gradient of a row of tiles at the points to `sums`, `[POINTS][cin][cout]`.
+///
+/// # Safety
+/// As [`GradientTiles::transform`]; `sums` has room for its values, and no other thread uses it.
+#[inline(always)]
+unsafe fn add_weight_gradient<S: Simd>(both: &GradientTiles<OUT>, sums: *mut f32) {
+    let GradientTiles {
+        c: cin,
+        lanes: cout,
+        w,
+        span,
+        ..
+    } = *both;
+    for first in (0..tiles::<OUT>(w)).step_by(span) {
+        let count = span.min(tiles::<OUT>(w) - first);
+        // SAFETY: at most `span` tiles are transformed, and points stay below 36
+        unsafe {
+            both.transform::<S>(first, count);
+            for point in 0..POINTS {
+                let ((v, z), sums) = (both.at(point), sums.add(point * cin * cout));
+                row_outer::<S>(v, cin, cin, z, cout, count, sums);
+            }
+        }
+    }
+}
+
+/// Runs the backward operation.
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
     let parts = ctx.parts(op.workspace, workspace_back(op));
-    // SAFETY: the pieces lie inside parameters and workspace, do not overlap, and no task runs yet
+    // SAFETY: the pieces lie inside parameters and workspace and do not overlap, and no task runs
+    // yet
     unsafe {
         let weight = ctx.param(c.parameters, c.weight).slice(0, c.weight.len);
         let shared = parts.shared().slice(0, workspace_back(op).shared);
-        // the gradient at a pixel comes from the outputs on the other side: taps are turned
+        // A pixel's gradient comes from the outputs on the opposite side, so the taps are turned by
+        // 180 degrees.
         pack::<3>(shared, c.cout, c.cin, |ci, lane, at| {
             tap(c, weight, lane, ci, 8 - at)
         });
@@ -365,7 +293,7 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     if !ctx.reduce(parts, op.slice) {
         return;
     }
-    // SAFETY: the tasks are done, and the sums hold as many values as a partial
+    // SAFETY: the tasks have finished, and the sums hold as many values as a partial
     let sums = unsafe { parts.sums().slice(0, gradients(c)) };
     ctx.store_gradient(op.gradients, c.weight, |i| {
         let (tap, ci, lane) = (i % 9, i / 9 % c.cin, i / 9 / c.cin);

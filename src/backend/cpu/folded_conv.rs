@@ -1,57 +1,58 @@
-//! The upsampling convolution, its pixel shuffle and `conv_out` as one convolution, and the
-//! gradient of that one back to the two: between them nothing is nonlinear, so
-//! `conv_out(shuffle(up(f)))` is a 5x5 convolution of the LQ features whose outputs are the `3 s^2`
-//! values of an LQ pixel. That takes 2.3 times fewer multiplications, and the features at HR never
-//! exist. Plain code in f64 on packed parameters; depends on nothing.
+//! Folds the upsampling convolution `up`, the pixel shuffle and `conv_out` into one convolution,
+//! and takes the gradient of that one back to the two. Nothing between them is nonlinear, so
+//! `conv_out(shuffle(up(f)))` is a 5x5 convolution of the LQ features, whose outputs are the `3
+//! s^2` values of an LQ pixel. It takes 2.3 times fewer multiplications, and the features at HR
+//! never exist. Plain code in f64 on packed parameters; depends on nothing.
 //!
-//! One thing differs at the border: features outside the HR image are zero for `conv_out`, while
-//! the composition sees what `up` would have made of the image's edge. `reconstruct` takes that ring
-//! of one pixel away again.
+//! The two forms differ at the border only: `conv_out` pads the HR features with zeros, while the
+//! folded convolution sees what `up` computes beyond the image's edge. `reconstruct` subtracts the
+//! contribution of these border pixels; see [`super::border`].
 
 use std::ops::Range;
 
-/// Taps along a side of the composition.
+/// Taps along a side of the folded convolution.
 pub const TAPS: usize = 5;
 
-/// Scale and features, and how the pieces are indexed. A lane is (dy, dx, channel): one of the
-/// values an LQ pixel becomes.
+/// Scale and features of a folded convolution, and the index of every packed weight. A *lane* is
+/// one of the `3 s^2` values of an LQ pixel: (dy, dx, channel).
 #[derive(Clone, Copy)]
-pub struct Shape {
+pub struct FoldedShape {
     /// s
     pub scale: usize,
     /// F
     pub features: usize,
 }
 
-/// What a tap of `conv_out` reads from a pixel at phase `phase` along a side: the phase it meets,
-/// and by how many LQ pixels, 0..=2, the taps of `up` are moved within the five of the composition.
+/// For a tap of `conv_out` at phase `phase` along one side: the phase of the HR pixel that the tap
+/// reads, and the offset 0..=2 of the three taps of `up` within the five of the folded convolution.
 fn reach(scale: usize, phase: usize, tap: usize) -> (usize, usize) {
     let at = scale + phase + tap - 1;
     (at % scale, at / scale)
 }
 
-impl Shape {
-    /// Values of an LQ pixel.
+impl FoldedShape {
+    /// Number of lanes, `3 s^2`.
     pub fn lanes(self) -> usize {
         3 * self.scale * self.scale
     }
 
-    /// Elements of `up`'s weights.
+    /// Elements of the weights of `up`.
     pub fn up_weights(self) -> usize {
         self.features * self.scale * self.scale * 9 * self.features
     }
 
-    /// Elements of the composition.
+    /// Elements of the folded kernel.
     pub fn kernel(self) -> usize {
         self.lanes() * TAPS * TAPS * self.features
     }
 
-    /// Elements of `conv_out`'s weights.
+    /// Elements of the weights of `conv_out`.
     pub fn out_weights(self) -> usize {
         27 * self.features
     }
 
-    /// Where the weights of phase (dy, dx), channel c, tap t of `up` begin in `[phase][c][t][ci]`.
+    /// Index in `[phase][c][t][ci]` of the first weight of phase (dy, dx), channel c and tap t of
+    /// `up`.
     pub fn up_at(self, (dy, dx): (usize, usize), c: usize, t: usize) -> usize {
         (((dy * self.scale + dx) * self.features + c) * 9 + t) * self.features
     }
@@ -64,7 +65,7 @@ impl Shape {
         ((c * self.scale * self.scale + phase) * f + ci) * 9 + t
     }
 
-    /// The reverse of [`Shape::torch_up`].
+    /// The reverse of [`FoldedShape::torch_up`].
     pub fn up_of_torch(self, i: usize) -> usize {
         let f = self.features;
         let (t, ci, out) = (i % 9, i / 9 % f, i / 9 / f);
@@ -75,27 +76,26 @@ impl Shape {
         ((phase * f + c) * 9 + t) * f + ci
     }
 
-    /// Place in `[phase][c]` of PyTorch's bias element `i`.
+    /// Index in `[phase][c]` of element `i` of PyTorch's bias `[c * s^2 + phase]`.
     pub fn bias_of_torch(self, i: usize) -> usize {
         let (c, phase) = (i / (self.scale * self.scale), i % (self.scale * self.scale));
         phase * self.features + c
     }
 
-    /// Place in `[tap][o][c]` of element `i` of PyTorch's `[o][c][tap]`.
+    /// Index in `[tap][o][c]` of element `i` of PyTorch's `[o][c][tap]`.
     pub fn out_of_torch(self, i: usize) -> usize {
         let f = self.features;
         (i % 9 * 3 + i / 9 / f) * f + i / 9 % f
     }
 
-    /// All (lane, tap of `conv_out`): what they read of `up`, and where in the composition its nine
-    /// taps land.
-    fn meetings(self) -> impl Iterator<Item = Meeting> {
+    /// Every pair of a lane and a tap of `conv_out`.
+    fn tap_pairs(self) -> impl Iterator<Item = TapPair> {
         let s = self.scale;
         (0..self.lanes()).flat_map(move |lane| {
             let (dy, dx, o) = (lane / 3 / s, lane / 3 % s, lane % 3);
             (0..9).map(move |tap| {
                 let ((py, y), (px, x)) = (reach(s, dy, tap / 3), reach(s, dx, tap % 3));
-                Meeting {
+                TapPair {
                     lane,
                     out: tap * 3 + o,
                     phase: (py, px),
@@ -105,44 +105,51 @@ impl Shape {
         })
     }
 
-    fn tap_of(self, m: &Meeting, t: usize) -> Range<usize> {
+    /// The weights `[ci]` in the folded kernel to which tap `t` of `up` contributes.
+    fn tap_of(self, m: &TapPair, t: usize) -> Range<usize> {
         let at =
             (m.lane * TAPS * TAPS + (m.shift.0 + t / 3) * TAPS + m.shift.1 + t % 3) * self.features;
         at..at + self.features
     }
 
-    fn phase(self, m: &Meeting) -> usize {
+    /// The phase that a pair reads, as one number.
+    fn phase(self, m: &TapPair) -> usize {
         m.phase.0 * self.scale + m.phase.1
     }
 }
 
-/// A lane and a tap of `conv_out`.
-struct Meeting {
+/// A lane and a tap of `conv_out`: the tap reads an HR pixel, whose features are nine taps of `up`.
+struct TapPair {
     lane: usize,
-    /// Row of `[tap][o][c]`.
+    /// Row of the tap and the lane's channel in `[tap][o][c]`.
     out: usize,
+    /// Phase (dy, dx) of the HR pixel that the tap reads.
     phase: (usize, usize),
+    /// Offset (rows, columns) of the 3x3 taps of `up` within the 5x5 of the folded convolution.
     shift: (usize, usize),
 }
 
-/// The two convolutions, packed: `up` as `[phase][c][t][ci]`, its bias as `[phase][c]`, `conv_out`
-/// as `[tap][o][c]`.
+/// The parameters of `up` and `conv_out`, packed.
 #[derive(Clone, Copy)]
 pub struct Convolutions<'a> {
+    /// Weights of `up`, `[phase][c][t][ci]`.
     pub up: &'a [f32],
+    /// Bias of `up`, `[phase][c]`.
     pub up_bias: &'a [f32],
+    /// Weights of `conv_out`, `[tap][o][c]`.
     pub out: &'a [f32],
+    /// Bias of `conv_out`, `[o]`.
     pub out_bias: &'a [f32],
 }
 
-/// The composition `[lane][5 x 5][ci]`, and its bias `[lane]`.
-pub fn compose(shape: Shape, c: Convolutions<'_>, kernel: &mut [f64], bias: &mut [f64]) {
+/// Computes the folded kernel `[lane][5 x 5][ci]` and its bias `[lane]`.
+pub fn fold(shape: FoldedShape, c: Convolutions<'_>, kernel: &mut [f64], bias: &mut [f64]) {
     let f = shape.features;
     kernel.fill(0.0);
     bias.iter_mut()
         .enumerate()
         .for_each(|(lane, b)| *b = f64::from(c.out_bias[lane % 3]));
-    for m in shape.meetings() {
+    for m in shape.tap_pairs() {
         let out = &c.out[m.out * f..][..f];
         let up_bias = &c.up_bias[shape.phase(&m) * f..][..f];
         bias[m.lane] += out
@@ -162,26 +169,27 @@ pub fn compose(shape: Shape, c: Convolutions<'_>, kernel: &mut [f64], bias: &mut
     }
 }
 
-/// Gradients as the composition has them: of its kernel `[5 x 5][lane][ci]`, and of its bias
-/// `[lane]`.
+/// Gradients with respect to the folded convolution.
 #[derive(Clone, Copy)]
-pub struct Gradients<'a> {
+pub struct FoldedGradients<'a> {
+    /// Of the kernel, `[5 x 5][lane][ci]`: tap and lane are swapped against [`fold`].
     pub kernel: &'a [f32],
+    /// Of the bias, `[lane]`.
     pub bias: &'a [f32],
 }
 
-/// Adds what the composition's gradients mean for `up`, its bias and `conv_out`, in the packed
-/// orders.
-pub fn decompose(
-    shape: Shape,
+/// Adds to `up`, `up_bias` and `out` the gradients of the two convolutions that follow from those
+/// of the folded one, in the orders of [`Convolutions`].
+pub fn unfold_gradients(
+    shape: FoldedShape,
     c: Convolutions<'_>,
-    g: Gradients<'_>,
+    g: FoldedGradients<'_>,
     up: &mut [f32],
     up_bias: &mut [f32],
     out: &mut [f32],
 ) {
     let f = shape.features;
-    for m in shape.meetings() {
+    for m in shape.tap_pairs() {
         let weights = &c.out[m.out * f..][..f];
         let phase = shape.phase(&m);
         for channel in 0..f {
@@ -195,7 +203,7 @@ pub fn decompose(
                     .iter_mut()
                     .zip(kernel)
                     .for_each(|(u, &k)| *u += weights[channel] * k);
-                // four chains: a single one waits for each addition
+                // four independent sums: a single one would wait for each addition
                 let mut parts = [0.0; 4];
                 for (u, k) in c.up[at..at + f].chunks_exact(4).zip(kernel.chunks_exact(4)) {
                     for i in 0..4 {

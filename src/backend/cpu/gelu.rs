@@ -1,25 +1,28 @@
-//! The exact GELU, z Phi(z), and its slope, on vectors. Phi is symmetric, so |z| picks one of eight
-//! segments of [0, 6] and a polynomial fitted there (at Chebyshev points): 4e-8 of fitting error,
-//! below 2e-7 with f32 rounding, which the tests check. Depends on the vectors alone.
+//! The exact GELU, z Phi(z), and its derivative, on vectors. Phi is symmetric up to a constant, so
+//! |z| selects one of eight segments of [0, 6], and a polynomial fitted in the segment (at
+//! Chebyshev points) is evaluated. The fit has an error of 4e-8; with f32 rounding it stays below
+//! 2e-7, which the tests check. Depends on the vectors alone.
 
-use super::simd::{Simd, Table};
+use super::simd::{LookupTable, Simd};
 
 /// Segments per unit of |z|.
 const SEGMENTS: f32 = 8.0 / 6.0;
-/// Beyond this |z|, GELU is z or 0 within f32 rounding; it stays inside the last segment.
+/// For larger |z|, GELU is z or 0 within f32 rounding. The limit lies inside the last segment.
 const LIMIT: f32 = 5.999;
-/// Adding it rounds to the nearest integer, whose lowest bits are then those of the sum.
+/// Adding it (1.5 x 2^23) rounds to the nearest integer, whose lowest bits are then the lowest bits
+/// of the sum.
 const MAGIC: f32 = 12_582_912.0;
 
 macro_rules! tables {
-    ($($values:expr),* $(,)?) => { [$(Table::new($values)),*] };
+    ($($values:expr),* $(,)?) => { [$(LookupTable::new($values)),*] };
 }
 
-/// Phi(a) - 1/2 by powers of the place in the segment, from -1/2 to 1/2: the integral of a fit of
-/// the density, so that its slope is good as well.
+/// Coefficients of Phi(a) - 1/2 for each segment, by powers of the position r in the segment, from
+/// -1/2 to 1/2; one table for each power. They are the integral of a fit of the density, so that
+/// the derivative is accurate as well.
 #[rustfmt::skip]
-#[allow(clippy::excessive_precision)] // as they were fitted
-static HALF_CDF: [Table; 8] = tables![
+#[allow(clippy::excessive_precision)] // the digits of the fit
+static HALF_CDF: [LookupTable; 8] = tables![
     [1.461697668e-1, 3.697054684e-1, 4.696036279e-1, 4.956675470e-1, 4.996309280e-1, 4.999814630e-1, 4.999994636e-1, 5.000000000e-1],
     [2.788913250e-1, 1.589074880e-1, 5.158970505e-2, 9.543135762e-3, 1.005839324e-3, 6.040533844e-5, 2.066948809e-6, 4.029825362e-8],
     [-3.921888396e-2, -6.703907996e-2, -3.627411649e-2, -9.393996559e-3, -1.273003058e-3, -9.344238060e-5, -3.779574172e-6, -8.508131799e-8],
@@ -30,13 +33,13 @@ static HALF_CDF: [Table; 8] = tables![
     [-8.586228068e-5, 1.079702488e-4, 3.716990705e-6, -2.984227467e-5, 6.905128771e-7, 2.840628213e-6, 4.573643935e-7, 2.800157262e-8],
 ];
 
-/// Segment (in the lowest bits) and place in it of |z|.
+/// The segment of `a` = |z| (a number in the lowest bits), and the position r in the segment.
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
-unsafe fn place<S: Simd>(a: S::V) -> (S::V, S::V) {
-    // SAFETY: the caller says that the processor has the vectors of S
+unsafe fn segment<S: Simd>(a: S::V) -> (S::V, S::V) {
+    // SAFETY: the processor has the instructions of S, by the caller's contract
     unsafe {
         let u = S::fma(
             S::min(a, S::splat(LIMIT)),
@@ -54,10 +57,10 @@ unsafe fn place<S: Simd>(a: S::V) -> (S::V, S::V) {
 /// As [`Simd`].
 #[inline(always)]
 pub unsafe fn gelu<S: Simd>(z: S::V) -> S::V {
-    // SAFETY: the caller says that the processor has the vectors of S
+    // SAFETY: the processor has the instructions of S, by the caller's contract
     unsafe {
         let a = S::abs(z);
-        let (at, r) = place::<S>(a);
+        let (at, r) = segment::<S>(a);
         let mut half = S::lookup(&HALF_CDF[7], at);
         for table in HALF_CDF[..7].iter().rev() {
             half = S::fma(half, r, S::lookup(table, at));
@@ -66,17 +69,17 @@ pub unsafe fn gelu<S: Simd>(z: S::V) -> S::V {
     }
 }
 
-/// GELU and its derivative: (z Phi(z), Phi(z) + z phi(z)). The density phi is the slope of the
+/// GELU and its derivative: (z Phi(z), Phi(z) + z phi(z)). The density phi is the derivative of the
 /// polynomial.
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
 pub unsafe fn gelu_and_slope<S: Simd>(z: S::V) -> (S::V, S::V) {
-    // SAFETY: the caller says that the processor has the vectors of S
+    // SAFETY: the processor has the instructions of S, by the caller's contract
     unsafe {
         let a = S::abs(z);
-        let (at, r) = place::<S>(a);
+        let (at, r) = segment::<S>(a);
         let mut density = S::lookup(&HALF_CDF[7], at);
         let mut half = S::fma(density, r, S::lookup(&HALF_CDF[6], at));
         for table in HALF_CDF[..6].iter().rev() {
@@ -101,7 +104,7 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self) {
             for i in (0..self.0.len()).step_by(LANES) {
-                // SAFETY: `Isa::run` picked S for this processor, and the three slices are of one
+                // SAFETY: `Isa::run` chose S for this processor, and the three slices have the same
                 // length, a multiple of a vector
                 unsafe {
                     let (g, s) = gelu_and_slope::<S>(S::load(self.0.as_ptr().add(i)));

@@ -1,18 +1,19 @@
-//! The losses as operations: pixel losses, which write the gradient, and structural losses, which
-//! add to it image by image. The head has subtracted a u8 target already; windows, which need it as
-//! well, read it through the augmentation codes, so that the HR image is never stored in float.
-//! Depends on [`super::structural`] for the mathematics of SSIM.
+//! The losses as operations: pixel losses, which write the gradient of the prediction, and
+//! structural losses, which add to it image by image. `Reconstruct` has already subtracted a u8
+//! target. The windows of structural losses need the target itself as well, and read it through the
+//! augmentation codes, so HR patches are never stored as floats. Depends on [`super::structural`]
+//! for SSIM.
 
-use super::arena::Shared;
+use super::arena::SharedPtr;
 use super::pixels::read_row;
 use super::simd::{LANES, Simd};
-use super::structural::{self, Similarity};
-use super::tasks::{Bands, Context, Parts, Task, Workspace};
+use super::structural::{self, Evaluation, Similarity};
+use super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts};
 use crate::backend::formulas::CHARBONNIER_EPSILON;
 use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
 use crate::support::isa::Isa;
 
-/// Workspace of the pixel losses: one f64 a task.
+/// Workspace of the pixel losses: one f64 for each task.
 pub fn pixel_workspace(op: &PixelLoss) -> Workspace {
     Workspace {
         partial: 2,
@@ -21,17 +22,18 @@ pub fn pixel_workspace(op: &PixelLoss) -> Workspace {
     }
 }
 
-/// A loss term at a vector of differences: (loss, slope with respect to the prediction).
+/// One loss term for a vector of differences: (loss, derivative with respect to the prediction).
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
 unsafe fn term<S: Simd>(kind: PixelLossKind, d: S::V) -> (S::V, S::V) {
-    // SAFETY: the caller says that the processor has the vectors of S
+    // SAFETY: the processor has the instructions of S, by the caller's contract
     unsafe {
         match kind {
             PixelLossKind::L1 => {
-                // the sign: whatever is not zero, however small, exceeds 1 after this
+                // The sign of d: every value but zero, however small, exceeds 1 in magnitude after
+                // two multiplications with 2^100, and is clamped to +-1.
                 let huge = S::splat(f32::from_bits(0x7180_0000)); // 2^100
                 let large = S::mul(S::mul(d, huge), huge);
                 (
@@ -48,25 +50,28 @@ unsafe fn term<S: Simd>(kind: PixelLossKind, d: S::V) -> (S::V, S::V) {
     }
 }
 
+/// The pixel losses of one band of rows.
 struct PixelTask<'a> {
     op: &'a PixelLoss,
-    parts: Parts,
+    parts: WorkspaceParts,
     bands: Bands,
-    /// A float target.
-    target: Option<Shared<f32>>,
-    prediction: Shared<f32>,
-    d_prediction: Shared<f32>,
+    /// A float target `[N, H, W, 3]`; `None` if the target was subtracted already.
+    target: Option<SharedPtr<f32>>,
+    /// This and its gradient: `[N, H, W, 3]`.
+    prediction: SharedPtr<f32>,
+    d_prediction: SharedPtr<f32>,
+    /// Factor on every gradient: micro scale / values of the micro-batch.
     scale: f32,
 }
 
 impl PixelTask<'_> {
-    /// Loss of a vector of values, and their gradient.
+    /// The loss of a vector of differences, and its gradient.
     ///
     /// # Safety
     /// As [`Simd`].
     #[inline(always)]
     unsafe fn vector<S: Simd>(&self, difference: S::V) -> (S::V, S::V) {
-        // SAFETY: as the caller says
+        // SAFETY: the caller guarantees that the processor has the instructions of S
         unsafe {
             let (mut loss, mut gradient) = (S::splat(0.0), S::splat(0.0));
             for &(kind, weight) in &self.op.terms {
@@ -78,17 +83,16 @@ impl PixelTask<'_> {
         }
     }
 
-    /// Loss of `len` values from `at` on against `target` (zeros where there is none), whose
-    /// gradients are written. They may lie on the prediction: each value is read before it is
-    /// written.
+    /// The loss of the `len` values from `at` on against `target` (zeros if `None`). Writes their
+    /// gradients, which may overwrite the prediction: each value is read before it is written.
     ///
     /// # Safety
-    /// As [`Simd`]; prediction, gradient and target hold these values, and the gradient's are
-    /// nobody else's.
+    /// As [`Simd`]; prediction, gradient and target hold these values, and no other thread uses the
+    /// gradient's.
     #[inline(always)]
     unsafe fn values<S: Simd>(&self, at: usize, len: usize, target: Option<*const f32>) -> f64 {
-        // SAFETY: whole vectors are taken while there are as many values, and the rest one by one;
-        // the arrays hold a vector
+        // SAFETY: whole vectors are read while at least 16 values are left, and the others one by
+        // one; the arrays hold a vector
         unsafe {
             let (prediction, gradient) = (
                 self.prediction.at(at).cast_const(),
@@ -105,8 +109,8 @@ impl PixelTask<'_> {
                 i += LANES;
             }
             if i < len {
-                // a difference of zero has neither loss (but Charbonnier's epsilon, not counted
-                // below) nor gradient
+                // The unused lanes have a difference of zero: no gradient, and no loss but that of
+                // Charbonnier's epsilon, which is cleared below.
                 let (mut difference, mut losses) = ([0.0; LANES], [0.0; LANES]);
                 for (k, d) in difference.iter_mut().enumerate().take(len - i) {
                     *d = *prediction.add(i + k) - target.map_or(0.0, |t| *t.add(i + k));
@@ -129,8 +133,8 @@ impl Task for PixelTask<'_> {
         let Extent { h, w, .. } = self.op.extent;
         let (image, start, end) = self.bands.task(task);
         let mut total = 0f64;
-        // SAFETY: rows `start..end` of `image` are this task's, in all buffers; its partial has
-        // room for an f64, aligned as whole vectors
+        // SAFETY: rows `start..end` of `image` are this task's in all buffers; its partial has room
+        // for an f64 and begins at a multiple of 64 bytes
         unsafe {
             for y in start..end {
                 let at = (image * h + y) * w * 3;
@@ -145,8 +149,8 @@ impl Task for PixelTask<'_> {
     }
 }
 
-/// Runs the pixel losses; puts the weighted mean into the metrics, or adds it to the micro-batches
-/// before.
+/// Runs the pixel losses. Writes the weighted mean to the metrics, or adds it to that of the
+/// earlier micro-batches.
 pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
     let parts = ctx.parts(op.workspace, pixel_workspace(op));
     let values = op.slice.of * op.extent.h * op.extent.w * 3;
@@ -164,7 +168,8 @@ pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
         scale: (f64::from(ctx.scalars.micro_scale) / values as f64) as f32,
     };
     ctx.parallel(bands.tasks(), &task);
-    // SAFETY: the tasks are done, the partial of each holds an f64, and the metrics begin with one
+    // SAFETY: the tasks have finished, the partial of each holds an f64, and the first value of the
+    // metrics is an f64
     unsafe {
         let total = ctx.sum_values(
             op.slice,
@@ -184,7 +189,7 @@ pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
     }
 }
 
-/// The similarity behind a kind of loss.
+/// The similarity that a structural loss is computed from.
 fn similarity(kind: StructuralLossKind) -> Similarity {
     match kind {
         StructuralLossKind::Ssim => Similarity::Ssim,
@@ -192,14 +197,14 @@ fn similarity(kind: StructuralLossKind) -> Similarity {
     }
 }
 
-/// Workspace of the structural losses: per image one f64 a term, per thread the planes of one
-/// image.
+/// Workspace of the structural losses: one f64 for each image and term, and the planes of one image
+/// for each thread.
 pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
     let Extent { n, h, w } = op.extent;
     let scratch = op
         .terms
         .iter()
-        .map(|&(kind, _)| structural::scratch_floats(similarity(kind), h, w))
+        .map(|&(kind, _)| structural::scratch_floats_of(similarity(kind), h, w))
         .max();
     Workspace {
         partial: 2 * op.terms.len(),
@@ -209,31 +214,36 @@ pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
     }
 }
 
+/// The structural losses of one image.
 struct StructuralTask<'a> {
     op: &'a StructuralLoss,
     isa: Isa,
-    parts: Parts,
-    bytes: Shared<u8>,
-    target: Shared<f32>,
-    prediction: Shared<f32>,
-    d_prediction: Shared<f32>,
-    /// What a score's gradient is multiplied by, before the term's weight: -1 / images of the
-    /// iteration.
+    parts: WorkspaceParts,
+    /// The target's buffer as bytes: the staged batch, if the target was subtracted.
+    bytes: SharedPtr<u8>,
+    /// The target's buffer as floats, `[N, H, W, 3]`, if it is one of floats.
+    target: SharedPtr<f32>,
+    /// This and its gradient: `[N, H, W, 3]`.
+    prediction: SharedPtr<f32>,
+    d_prediction: SharedPtr<f32>,
+    /// Factor on the gradient of a score, besides the term's weight: -1 / images of the iteration.
     slope: f64,
 }
 
 impl StructuralTask<'_> {
-    /// Row `y` of an image, RGB `[w, 3]`: the prediction less its target, and the target in 0..=1.
+    /// Fills in row `y` of an image, RGB `[w, 3]` each: the prediction less its target, and the
+    /// target in 0..=1.
     ///
     /// # Safety
-    /// As [`Task::run`] for the task of this image, of which `y` is a row; `difference` and `row`
-    /// are a row long.
+    /// As [`Task::run`] for the task of this image. `y` is one of its rows, and `difference` and
+    /// `row` have `w * 3` values.
     #[inline(always)]
     unsafe fn row(&self, image: usize, y: usize, difference: &mut [f32], row: &mut [f32]) {
         let Extent { h, w, .. } = self.op.extent;
         let at = (image * h + y) * w * 3;
-        // SAFETY: the buffers hold the image's rows and no task writes them: the plan was verified,
-        // so the gradient is another; the batch has patch and code of every image, by its layout
+        // SAFETY: the buffers hold the image's rows, and no task writes them, since the gradient is
+        // another buffer in a verified plan; the batch holds patch and code of every image by its
+        // layout
         unsafe {
             difference.copy_from_slice(std::slice::from_raw_parts(self.prediction.at(at), w * 3));
             match self.op.target {
@@ -252,8 +262,8 @@ impl StructuralTask<'_> {
         }
     }
 
-    /// All terms of one image. Not inlined: the similarity has a form of its own for each
-    /// instruction set.
+    /// Computes all terms of one image. Not inlined: [`Evaluation::run`] dispatches to the
+    /// instruction set itself, so one copy of this function suffices.
     ///
     /// # Safety
     /// As [`Task::run`] for the task of this image.
@@ -261,8 +271,8 @@ impl StructuralTask<'_> {
     unsafe fn image(&self, image: usize) {
         let Extent { h, w, .. } = self.op.extent;
         let size = h * w * 3;
-        // SAFETY: the gradient of an image is its task's, and so is the partial, which has room for
-        // an f64 a term
+        // SAFETY: the gradient of the image and the partial are this task's, and the partial has
+        // room for an f64 for each term
         let (gradient, partial) = unsafe {
             (
                 self.d_prediction.slice(image * size, size),
@@ -272,19 +282,25 @@ impl StructuralTask<'_> {
         for (i, &(kind, weight)) in self.op.terms.iter().enumerate() {
             let kind = similarity(kind);
             let slope = self.slope * f64::from(weight);
-            // SAFETY: the scratch is this thread's and large enough for every term; `row` is asked
-            // for rows of this image
+            // SAFETY: the scratch is this thread's and large enough for every term, and `row` is
+            // called for rows of this image
             unsafe {
                 let scratch = self
                     .parts
                     .scratch()
-                    .slice(0, structural::scratch_floats(kind, h, w));
+                    .slice(0, structural::scratch_floats_of(kind, h, w));
                 let rows = |y: usize, difference: &mut [f32], target: &mut [f32]| {
                     self.row(image, y, difference, target)
                 };
-                *partial.add(i) = structural::score_and_gradient(
-                    self.isa, kind, rows, h, w, slope, gradient, scratch,
-                );
+                *partial.add(i) = Evaluation::<_, true> {
+                    kind,
+                    rows,
+                    size: (h, w),
+                    slope,
+                    gradient,
+                    scratch,
+                }
+                .run(self.isa);
             }
         }
     }
@@ -293,12 +309,12 @@ impl StructuralTask<'_> {
 impl Task for StructuralTask<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        // SAFETY: there is one task an image, and this is its own
+        // SAFETY: there is one task for each image, and this is the task of image `task`
         unsafe { self.image(task) }
     }
 }
 
-/// Runs the structural losses; adds to the gradient and to the loss in the metrics.
+/// Runs the structural losses: adds to the gradient, and to the loss in the metrics.
 pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
     let parts = ctx.parts(op.workspace, structural_workspace(op));
     let images = op.extent.n;
@@ -313,8 +329,8 @@ pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
         slope: -f64::from(ctx.scalars.micro_scale) / op.slice.of as f64,
     };
     ctx.parallel(images, &task);
-    // SAFETY: the tasks are done, the partial of each holds an f64 a term, and the metrics begin
-    // with one
+    // SAFETY: the tasks have finished, the partial of each holds an f64 for each term, and the
+    // first value of the metrics is an f64
     unsafe {
         let metrics = ctx.pointer::<f64>(op.metrics).at(0);
         for (i, &(_, weight)) in op.terms.iter().enumerate() {

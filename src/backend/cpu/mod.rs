@@ -1,6 +1,6 @@
-//! The CPU backend: runs a plan on a rayon pool of its own, with vectors chosen at run time.
-//! Depends on the plan. It promises the same bits for any number of threads, one allocation (the
-//! arena), and none during a step.
+//! The CPU backend: runs a plan on a rayon pool of its own, with the instruction set chosen at run
+//! time. Depends on the plan. It gives the same bits for any number of threads, allocates once (the
+//! arena), and never during a step.
 
 mod arena;
 mod base;
@@ -9,15 +9,18 @@ mod conv;
 mod conv_winograd;
 mod folded_conv;
 mod gelu;
+mod layout;
 mod losses;
 mod nano;
 mod optimizer;
+mod padded_rows;
 mod peak;
 mod pixels;
 mod reconstruct;
 mod rows;
 mod simd;
 pub mod structural;
+mod supported;
 mod tasks;
 mod tiling;
 mod winograd;
@@ -33,19 +36,24 @@ use arena::Arena;
 use std::sync::Arc;
 use tasks::{Context, Workspace};
 
-/// Threads and instruction set of a CPU backend; also tells the plan its workspace needs.
+/// Most threads of a pool: rayon starts no more.
+const MAX_THREADS: usize = (1 << 16) - 1;
+
+/// Threads and instruction set of a CPU backend. As a [`Sizing`] it also states the workspace of
+/// every operation.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
-    /// At least 1.
+    /// 1 to [`MAX_THREADS`].
     threads: usize,
     isa: Isa,
 }
 
 impl CpuOptions {
-    /// The given number of threads (0: all the machine has) and the best instruction set.
+    /// `threads` threads (0: one for each core that the process may use) and the instruction set
+    /// that [`Isa::detect`] chooses.
     pub fn new(threads: usize) -> CpuOptions {
         let threads = if threads > 0 {
-            threads
+            threads.min(MAX_THREADS)
         } else {
             std::thread::available_parallelism().map_or(1, |n| n.get())
         };
@@ -55,13 +63,13 @@ impl CpuOptions {
         }
     }
 
-    /// The same with another instruction set.
+    /// The same options with another instruction set.
     #[must_use]
     pub fn with_isa(self, isa: Isa) -> CpuOptions {
         CpuOptions { isa, ..self }
     }
 
-    /// Threads that compute, at least 1.
+    /// Number of threads that compute, at least 1.
     pub fn threads(&self) -> usize {
         self.threads
     }
@@ -71,7 +79,11 @@ impl CpuOptions {
         self.isa
     }
 
+    /// The workspace layout of `op`; an empty one for an operation that is not supported.
     fn layout(&self, op: &Op) -> Workspace {
+        if supported::check(op).is_err() {
+            return Workspace::default();
+        }
         match op {
             Op::Unpack(_) => Workspace::default(),
             Op::Conv(o) => conv::workspace(o),
@@ -90,6 +102,10 @@ impl CpuOptions {
 impl Sizing for CpuOptions {
     fn name(&self) -> String {
         format!("the CPU with {} threads", self.threads)
+    }
+
+    fn supports(&self, op: &Op) -> Result<()> {
+        supported::check(op)
     }
 
     fn workspace(&self, op: &Op) -> u64 {
@@ -113,8 +129,8 @@ impl CpuBackend {
     /// Allocates the arena and starts the threads.
     ///
     /// # Errors
-    /// When the plan was made for another backend or fewer threads, when memory or threads cannot
-    /// be had.
+    /// If the plan was made for another backend or for fewer threads, contains an operation that
+    /// the CPU does not support, or if the system has too little memory or too few threads.
     pub fn new(plan: Plan, options: CpuOptions) -> Result<CpuBackend> {
         plan.check_sized_for(&options).map_err(Error::Plan)?;
         let arena = Arena::new(&plan)?;
@@ -136,7 +152,7 @@ impl CpuBackend {
         })
     }
 
-    /// Runs a range of operations; `observe` is told each one's time in seconds.
+    /// Runs a range of operations; `observe` is called with each operation and its time in seconds.
     fn run(
         &self,
         range: std::ops::Range<usize>,
@@ -169,18 +185,20 @@ impl CpuBackend {
         });
     }
 
-    /// Runs the whole step on whatever the batch buffer holds and tells `observe` the seconds of
-    /// every operation.
+    /// Runs the whole step on the current content of the batch buffer, and calls `observe` with
+    /// each operation and its time in seconds.
     pub fn profile(&mut self, scalars: &Scalars, observe: &mut (dyn FnMut(&Op, f64) + Send)) {
         self.run(0..self.plan.ops.len(), scalars, observe);
     }
 
+    /// Pointer to `len` bytes of a buffer from byte `offset` on.
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<*mut u8> {
         let at = self
             .plan
             .range_in(buffer, offset, len)
             .map_err(Error::Plan)?;
-        // SAFETY: the buffer lies inside the arena and the range inside the buffer
+        // SAFETY: `range_in` checked that the range lies inside the buffer, and the buffer lies
+        // inside the arena
         Ok(unsafe { self.arena.base().add(at as usize) })
     }
 }
@@ -203,7 +221,7 @@ impl Backend for CpuBackend {
 
     fn write(&mut self, buffer: BufferId, offset: usize, bytes: &[u8]) -> Result<()> {
         let to = self.range(buffer, offset, bytes.len())?;
-        // SAFETY: in range, and no operation runs while `self` is borrowed
+        // SAFETY: `range` checked the bounds, and no operation runs while `self` is borrowed
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         Ok(())
     }
@@ -218,8 +236,8 @@ impl Backend for CpuBackend {
     fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
         plan.check_sized_for(&self.options).map_err(Error::Plan)?;
         let start = self.plan.place_between_steps(&plan).map_err(Error::Plan)?;
-        // SAFETY: the range lies inside the arena and holds nothing between steps; the borrow keeps
-        // this backend alive and still
+        // SAFETY: `place_between_steps` gives an aligned range of the arena that no buffer needs
+        // between steps, and while `self` is borrowed this backend neither runs nor is dropped
         let arena = unsafe {
             self.arena
                 .lend(start as usize, plan.arena_bytes.max(1) as usize)?
@@ -242,7 +260,7 @@ impl Backend for CpuBackend {
         self.write(layout.buffer, layout.lq_bytes(), batch.hr)?;
         if batch.augment.is_empty() {
             let codes = self.range(layout.buffer, layout.augment_offset(), layout.count)?;
-            // SAFETY: in range
+            // SAFETY: `range` checked the bounds
             unsafe { codes.write_bytes(0, layout.count) };
         } else {
             self.write(layout.buffer, layout.augment_offset(), batch.augment)?;

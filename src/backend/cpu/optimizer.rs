@@ -1,16 +1,16 @@
-//! The optimizer step in one operation: global gradient norm, clip, Adam (Kingma and Ba, 2015) or
-//! AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019), both in PyTorch's
-//! order of operations, and EMA. Depends on the tasks alone.
+//! The optimizer step as one operation: global gradient norm, clipping, Adam (Kingma and Ba, 2015)
+//! or AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019), both in
+//! PyTorch's order of operations, and EMA. Depends on the tasks alone.
 
-use super::arena::Shared;
+use super::arena::SharedPtr;
 use super::simd::Simd;
-use super::tasks::{Context, Parts, Task, Workspace};
+use super::tasks::{Context, Task, Workspace, WorkspaceParts};
 use crate::plan::{OptimizerKind, Update};
 
 /// Parameters of one task.
 const CHUNK: usize = 4096;
 
-/// Workspace: one f64 a task.
+/// Workspace: one f64 for each task.
 pub fn workspace(op: &Update) -> Workspace {
     Workspace {
         partial: 2,
@@ -19,9 +19,10 @@ pub fn workspace(op: &Update) -> Workspace {
     }
 }
 
+/// Sums the squares of the gradients, one chunk a task.
 struct SquareSum {
-    parts: Parts,
-    gradients: Shared<f32>,
+    parts: WorkspaceParts,
+    gradients: SharedPtr<f32>,
     len: usize,
 }
 
@@ -29,7 +30,7 @@ impl Task for SquareSum {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
         // SAFETY: the tasks read disjoint chunks of the `len` gradients; a partial has room for an
-        // f64, and begins aligned as a whole vector does
+        // f64 and begins at a multiple of 64 bytes
         unsafe {
             let start = task * CHUNK;
             let chunk = self.gradients.slice(start, CHUNK.min(self.len - start));
@@ -39,27 +40,29 @@ impl Task for SquareSum {
     }
 }
 
+/// Updates parameters, moments and EMA, one chunk a task.
 struct Step {
+    /// Trainable parameters.
     len: usize,
-    parameters: Shared<f32>,
-    gradients: Shared<f32>,
-    moment1: Shared<f32>,
-    moment2: Shared<f32>,
-    ema: Shared<f32>,
-    /// Clip factor on the gradient.
+    parameters: SharedPtr<f32>,
+    gradients: SharedPtr<f32>,
+    moment1: SharedPtr<f32>,
+    moment2: SharedPtr<f32>,
+    ema: SharedPtr<f32>,
+    /// Factor on the gradient that clips its norm.
     clip: f32,
-    /// AdamW: 1 - lr x weight decay; 1 for Adam
+    /// AdamW: 1 - lr x weight decay. Adam: 1.
     keep: f32,
-    /// Adam: weight decay; 0 for AdamW
+    /// Adam: weight decay. AdamW: 0.
     penalty: f32,
-    /// beta and 1 - beta: the difference is formed in f64, since in f32 that of 0.999 would be
-    /// wrong in its fifth digit
+    /// (beta, 1 - beta), like `beta2` and `ema_decay`. The difference is computed in f64: in f32
+    /// the one of 0.999 would be wrong in its fifth digit.
     beta1: (f32, f32),
     beta2: (f32, f32),
     epsilon: f32,
-    /// lr / bias correction of the first moment
+    /// lr / bias correction of the first moment.
     step_size: f32,
-    /// sqrt of the bias correction of the second moment
+    /// Square root of the bias correction of the second moment.
     root_correction: f32,
     ema_decay: (f32, f32),
 }
@@ -69,7 +72,7 @@ impl Task for Step {
     unsafe fn run<S: Simd>(&self, task: usize) {
         let start = task * CHUNK;
         let len = CHUNK.min(self.len - start);
-        // SAFETY: the five buffers hold `len` values each, and the tasks take disjoint chunks of
+        // SAFETY: the five buffers hold `len` values each, and the tasks use disjoint chunks of
         // them
         unsafe {
             let parameters = self.parameters.slice(start, len);
@@ -92,12 +95,13 @@ impl Task for Step {
     }
 }
 
+/// (share, 1 - share), the difference computed in f64.
 fn with_rest(share: f64) -> (f32, f32) {
     (share as f32, (1.0 - share) as f32)
 }
 
-/// Runs the optimizer step. A gradient norm or loss that is not finite skips it and is reported in
-/// the metrics.
+/// Runs the optimizer step. If the gradient norm or the loss is not finite, the step is skipped;
+/// the metrics report the norm and whether it was skipped.
 pub fn update(ctx: &Context<'_>, op: &Update) {
     let parts = ctx.parts(op.workspace, workspace(op));
     let tasks = op.trainable.div_ceil(CHUNK);
@@ -111,8 +115,8 @@ pub fn update(ctx: &Context<'_>, op: &Update) {
         },
     );
     let s = ctx.scalars;
-    // SAFETY: the tasks are done, a partial of each holds an f64, and the metrics hold three
-    let skipped = unsafe {
+    // SAFETY: the tasks have finished, the partial of each holds an f64, and the metrics hold three
+    let norm = unsafe {
         let norm = (0..tasks)
             .map(|t| *parts.partial(t).at(0).cast::<f64>())
             .sum::<f64>()
@@ -128,7 +132,6 @@ pub fn update(ctx: &Context<'_>, op: &Update) {
         }
         norm
     };
-    let norm = skipped;
     let clip = if s.clip.is_finite() {
         (s.clip / (norm + 1e-6)).min(1.0)
     } else {

@@ -1,18 +1,18 @@
-//! From bytes to floats: rows of u8 patches through their augmentation codes, and the unpacking of
-//! a staged batch made of them. Depends on the plan's index map.
+//! Conversion of bytes to floats: reads rows of u8 patches through their augmentation codes, and
+//! unpacks a staged batch. Depends on the index map of `support::augment`.
 
-use super::arena::Shared;
+use super::arena::SharedPtr;
 use super::simd::Simd;
 use super::tasks::{Bands, Context, Task};
 use crate::plan::{BatchLayout, Extent, Unpack};
 use crate::support::augment;
 
-/// One row of an augmented patch, without moving it: where it starts and how far one pixel is from
-/// the next, in pixels.
+/// Row `y` of an augmented patch as (index of its first pixel, step to the next) in the stored
+/// patch, both in pixels.
 #[inline(always)]
-fn row_walk(code: u8, y: usize, h: usize, w: usize) -> (isize, isize) {
-    // only square patches can be turned (see `BatchView::check`), but a host may write any code
-    // into a batch
+fn row_in_patch(code: u8, y: usize, h: usize, w: usize) -> (isize, isize) {
+    // `BatchView::check` allows codes for square patches only, but the host may also write the
+    // batch as a buffer, with any code
     if code == 0 || h != w {
         return ((y * w) as isize, 1);
     }
@@ -24,17 +24,18 @@ fn row_walk(code: u8, y: usize, h: usize, w: usize) -> (isize, isize) {
     (first, if w > 1 { at(1) - first } else { 1 })
 }
 
-/// Pixels of a row that are read at a time.
+/// Pixels of a row that are gathered at a time.
 const RUN: usize = 128;
-/// Room for them.
+/// Room for the pixels of a run.
 type Room = [[u8; 3]; RUN];
 
-/// The bytes of pixels `start..start + count` of a walk through a patch: where they lie when the
-/// walk goes forward, else gathered in `room`. (No closure per run: one that is not inlined would
-/// lose the vectors it is compiled for.)
+/// The bytes of pixels `start..start + count` of a row (see [`row_in_patch`]): a pointer into the
+/// patch if the step is 1, else into `room`, where they are gathered. (A function and no closure
+/// that is called for each run: a closure that is not inlined would be compiled without the
+/// caller's instruction set.)
 ///
 /// # Safety
-/// The pixels must lie inside the patch; `count` is at most [`RUN`].
+/// The pixels lie inside the patch, and `count` is at most [`RUN`].
 #[inline(always)]
 unsafe fn run_of(
     patch: *const u8,
@@ -44,8 +45,8 @@ unsafe fn run_of(
     room: &mut Room,
 ) -> *const u8 {
     let at = |x: usize| (first + step * (start + x) as isize) * 3;
-    // SAFETY: the caller says that the pixels lie inside the patch; where the walk goes forward
-    // they lie one behind the other
+    // SAFETY: the caller guarantees that the pixels lie inside the patch; with a step of 1 they are
+    // contiguous
     unsafe {
         if step == 1 {
             return patch.offset(at(0));
@@ -57,11 +58,11 @@ unsafe fn run_of(
     room.as_ptr().cast()
 }
 
-/// Row `y` of an augmented patch of `h` x `w` pixels, RGB in 0..=1 `[w, 3]`.
+/// Writes row `y` of an augmented patch of `h` x `w` pixels to `out`, RGB in 0..=1 `[w, 3]`.
 ///
 /// # Safety
-/// `patch` must point to the stored `[h, w, 3]` bytes, which nobody writes meanwhile, `y` be below
-/// `h`, and `out` a row long.
+/// `patch` points to the stored `[h, w, 3]` bytes, which no thread writes meanwhile. `y` is below
+/// `h`, and `out` has `w * 3` values.
 #[inline(always)]
 pub unsafe fn read_row(
     patch: *const u8,
@@ -70,13 +71,13 @@ pub unsafe fn read_row(
     (h, w): (usize, usize),
     out: &mut [f32],
 ) {
-    let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
+    let (row_at, mut room) = (row_in_patch(code, y, h, w), [[0; 3]; RUN]);
     for (i, out) in out.chunks_mut(3 * RUN).enumerate() {
-        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are
-        // used before `room` changes again
+        // SAFETY: a row lies inside its patch, since only square patches are transposed; the bytes
+        // are used before `room` changes again
         let bytes = unsafe {
             std::slice::from_raw_parts(
-                run_of(patch, walk, i * RUN, out.len() / 3, &mut room),
+                run_of(patch, row_at, i * RUN, out.len() / 3, &mut room),
                 out.len(),
             )
         };
@@ -86,7 +87,7 @@ pub unsafe fn read_row(
     }
 }
 
-/// `row[i] -= pixel` for row `y` of an augmented patch, in units of 1/255.
+/// Subtracts row `y` of an augmented patch, in units of 1/255, from `row` `[w, 3]`.
 ///
 /// # Safety
 /// As [`read_row`].
@@ -98,13 +99,13 @@ pub unsafe fn subtract_row(
     (h, w): (usize, usize),
     row: &mut [f32],
 ) {
-    let (walk, mut room) = (row_walk(code, y, h, w), [[0; 3]; RUN]);
+    let (row_at, mut room) = (row_in_patch(code, y, h, w), [[0; 3]; RUN]);
     for (i, row) in row.chunks_mut(3 * RUN).enumerate() {
-        // SAFETY: a row of a patch, turned only if that is square, lies inside it; the bytes are
-        // used before `room` changes again
+        // SAFETY: a row lies inside its patch, since only square patches are transposed; the bytes
+        // are used before `room` changes again
         let bytes = unsafe {
             std::slice::from_raw_parts(
-                run_of(patch, walk, i * RUN, row.len() / 3, &mut room),
+                run_of(patch, row_at, i * RUN, row.len() / 3, &mut room),
                 row.len(),
             )
         };
@@ -114,10 +115,13 @@ pub unsafe fn subtract_row(
     }
 }
 
+/// Unpacks a band of rows of one LQ patch.
 struct UnpackTask {
     batch: BatchLayout,
-    bytes: Shared<u8>,
-    output: Shared<f32>,
+    /// The staged batch.
+    bytes: SharedPtr<u8>,
+    /// `[N, h, w, 3]`
+    output: SharedPtr<f32>,
     bands: Bands,
 }
 
@@ -126,8 +130,8 @@ impl Task for UnpackTask {
     unsafe fn run<S: Simd>(&self, task: usize) {
         let (h, w) = self.batch.lq;
         let (image, start, end) = self.bands.task(task);
-        // SAFETY: the batch holds patch and code of every image, by its layout; rows `start..end`
-        // of the output are this task's
+        // SAFETY: the batch holds patch and code of every image by its layout, and rows
+        // `start..end` of the output are this task's
         unsafe {
             let code = *self.bytes.at(self.batch.augment_of(image));
             for y in start..end {
@@ -144,7 +148,7 @@ impl Task for UnpackTask {
     }
 }
 
-/// Runs the unpacking.
+/// Unpacks the LQ patches of the staged batch, augmented, into `[N, h, w, 3]` f32 in 0..=1.
 pub fn unpack(ctx: &Context<'_>, op: &Unpack) {
     let extent = Extent {
         n: op.batch.count,

@@ -1,7 +1,7 @@
-//! Sixteen f32 lanes behind one trait, so that every kernel is written once and compiled for
-//! AVX-512, AVX2+FMA, NEON and plain code; the instruction set is chosen at run time. Depends on
-//! nothing. A kernel gives the same bits whatever its place in a row, since each output value is
-//! one fixed chain of operations.
+//! Vectors of sixteen f32 lanes behind one trait: every kernel is written once and compiled for
+//! AVX-512, AVX2 with FMA, NEON and plain code. [`Isa::run`] is the one place that chooses between
+//! them, at run time. Depends on `support::isa`. Each output value is one fixed chain of
+//! operations, so its bits do not depend on its position in a row.
 
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -16,45 +16,46 @@ pub const LANES: usize = 16;
 /// Sixteen f32 values and the operations the kernels need.
 ///
 /// # Safety
-/// Every function may only run on a processor with the instructions of the implementing type. That
-/// is what "as [`Simd`]" asks throughout this backend, and it always holds where a kernel or a task
-/// was handed the type: the types are private to this module but for the plain one, which needs
-/// nothing, so they come from [`Isa::run`] alone. Pointers need no alignment beyond that of f32.
+/// Every function requires a processor with the instructions of the implementing type. Throughout
+/// this backend, "as [`Simd`]" in a safety section means this requirement. It holds for every
+/// kernel and task that receives the type as a parameter: the types are private to this module,
+/// except for the plain one, which requires nothing, so only [`Isa::run`] passes them on. Pointers
+/// need no alignment beyond that of f32.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
     type V: Copy;
-    /// How many vectors registers hold: tile sizes follow from it.
+    /// How many vectors the registers hold; the tile sizes of the kernels depend on it.
     const REGISTERS: Registers;
-    /// Whether a multiply-add can read a factor from memory. Where it cannot, each factor needs a
-    /// register of its own, and tiles that fill the others would spill.
+    /// Whether a multiply-add can read a factor from memory. If not, each factor needs a register
+    /// of its own, and tiles that fill all other registers would spill.
     const MEMORY_OPERANDS: bool = true;
-    /// Sixteen values from `p` on.
+    /// Loads the 16 values from `p` on.
     ///
     /// # Safety
     /// As [`Simd`], and `p` points to 16 values that may be read.
     unsafe fn load(p: *const f32) -> Self::V;
-    /// Sixteen values to `p`.
+    /// Stores the 16 values to `p`.
     ///
     /// # Safety
     /// As [`Simd`], and `p` points to 16 values that may be written.
     unsafe fn store(p: *mut f32, v: Self::V);
-    /// Asks for the cache line at `p`, of an activation that will be read soon and would be waited
-    /// for. Only a hint: `p` may be anything.
+    /// Prefetches the cache line at `p`, of an activation that will be read soon. It is only a
+    /// hint: `p` may be any address.
     ///
     /// # Safety
     /// As [`Simd`].
     #[inline(always)]
     unsafe fn prefetch(_p: *const f32) {}
-    /// Stores to memory past the caches, for what is not read again soon.
+    /// Stores to memory past the caches, for values that are not read again soon.
     ///
     /// # Safety
-    /// As [`Self::store`]; `p` is a multiple of 64, and [`Self::fence`] comes before another thread
-    /// reads the values.
+    /// As [`Self::store`]; `p` is a multiple of 64, and the caller calls [`Self::fence`] before
+    /// another thread reads the values.
     unsafe fn stream(p: *mut f32, v: Self::V) {
-        // SAFETY: what `store` asks is part of what this function asks
+        // SAFETY: the contract of this function includes that of `store`
         unsafe { Self::store(p, v) }
     }
-    /// Orders streamed values before whatever follows.
+    /// Orders streamed values before all later memory accesses.
     ///
     /// # Safety
     /// As [`Simd`].
@@ -64,7 +65,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd`].
     unsafe fn splat(x: f32) -> Self::V;
-    /// a * b + c, in one rounding where the processor can.
+    /// a * b + c, with a single rounding if the processor has a fused multiply-add.
     ///
     /// # Safety
     /// As [`Simd`].
@@ -114,56 +115,58 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd`].
     unsafe fn xor_sign(x: Self::V, sign: Self::V) -> Self::V;
-    /// The entry of `table` that the three lowest bits of each lane number.
+    /// For each lane, the entry of `table` whose number is in the lane's three lowest bits.
     ///
     /// # Safety
     /// As [`Simd`].
-    unsafe fn lookup(table: &Table, at: Self::V) -> Self::V;
+    unsafe fn lookup(table: &LookupTable, at: Self::V) -> Self::V;
     /// Sum of the lanes in a fixed order.
     ///
     /// # Safety
     /// As [`Simd`].
     unsafe fn sum(v: Self::V) -> f32;
-    /// The sums of eight vectors to `out[0..8]`, each in the same order whatever its place.
+    /// Writes the sums of the lanes of eight vectors to `out[0..8]`. The order of additions is the
+    /// same for each of the eight.
     ///
     /// # Safety
     /// As [`Simd`], and `out` points to 8 values that may be written.
     unsafe fn sums(v: &[Self::V; 8], out: *mut f32);
 }
 
-/// Eight values, twice, so that a vector of any width up to sixteen lanes holds whole copies.
+/// Eight values, stored twice, so that a vector register of any width up to sixteen lanes holds
+/// whole copies.
 #[repr(align(64))]
-pub struct Table(pub [f32; LANES]);
+pub struct LookupTable(pub [f32; LANES]);
 
-impl Table {
+impl LookupTable {
     /// A table of eight values.
-    pub const fn new(values: [f32; 8]) -> Table {
+    pub const fn new(values: [f32; 8]) -> LookupTable {
         let mut twice = [0.0; LANES];
         let mut i = 0;
         while i < LANES {
             twice[i] = values[i % 8];
             i += 1;
         }
-        Table(twice)
+        LookupTable(twice)
     }
 }
 
-/// Room for vectors of sixteen lanes.
+/// How many vectors of sixteen lanes the registers of an instruction set hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Registers {
-    /// None to speak of: tiles of one, which also keeps plain code small.
+    /// Hardly any: kernels use tiles of one pixel, which also keeps plain code small.
     Few,
-    /// Eight (sixteen halves or thirty-two quarters).
+    /// Eight: sixteen registers of half a vector, or thirty-two of a quarter.
     Eight,
-    /// Thirty-two.
+    /// Thirty-two: a register holds a vector.
     Many,
 }
 
-/// Work to be compiled for every instruction set.
+/// A piece of work that is compiled for every instruction set.
 pub trait Kernel {
-    /// Runs it with the given vectors, which this processor has: see [`Simd`]. Implementations are
-    /// `#[inline(always)]` so that the code lands inside the function that enables the
-    /// instructions.
+    /// Runs the work with the vectors S, whose instructions this processor has: see [`Simd`].
+    /// Implementations are `#[inline(always)]`, so that the code becomes part of the function that
+    /// enables the instructions.
     fn run<S: Simd>(self);
 }
 
@@ -172,7 +175,7 @@ impl Isa {
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) {
         match self.set() {
-            // SAFETY: an `Isa` exists only for instructions that the processor has
+            // SAFETY: an `Isa` exists only for instruction sets that the processor has
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => unsafe { x86::run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
@@ -181,16 +184,17 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above
             Set::Neon => unsafe { neon::run(kernel) },
-            // plain code, and the sets of other processors
+            // plain code; the sets of other processors never occur
             _ => kernel.run::<Portable>(),
         }
     }
 }
 
-/// Plain code.
+/// Plain code, without explicit vectors.
 #[derive(Clone, Copy)]
 pub struct Portable;
 
+/// An array with `f(i)` in lane `i`.
 #[inline(always)]
 fn map(f: impl Fn(usize) -> f32) -> [f32; LANES] {
     let mut out = [0.0; LANES];
@@ -205,12 +209,12 @@ impl Simd for Portable {
     const REGISTERS: Registers = Registers::Few;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
-        // SAFETY: the caller says that 16 values can be read at `p`
+        // SAFETY: the caller guarantees that 16 values can be read at `p`
         unsafe { p.cast::<[f32; LANES]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
-        // SAFETY: the caller says that 16 values can be written at `p`
+        // SAFETY: the caller guarantees that 16 values can be written at `p`
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(v) }
     }
     #[inline(always)]
@@ -258,7 +262,7 @@ impl Simd for Portable {
         map(|i| f32::from_bits(x[i].to_bits() ^ (sign[i].to_bits() & 1 << 31)))
     }
     #[inline(always)]
-    unsafe fn lookup(table: &Table, at: Self::V) -> Self::V {
+    unsafe fn lookup(table: &LookupTable, at: Self::V) -> Self::V {
         map(|i| table.0[(at[i].to_bits() & 7) as usize])
     }
     #[inline(always)]
@@ -274,8 +278,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn sums(v: &[Self::V; 8], out: *mut f32) {
         for (i, &v) in v.iter().enumerate() {
-            // SAFETY: the caller says that eight values can be written at `out`, and plain code
-            // runs everywhere
+            // SAFETY: the caller guarantees that eight values can be written at `out`, and plain
+            // code runs on every processor
             unsafe { *out.add(i) = Self::sum(v) };
         }
     }
@@ -292,8 +296,8 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self) {
             let values: Vec<f32> = (0..8 * LANES).map(|i| (i as f32 * 0.7).sin()).collect();
-            // SAFETY: `Isa::run` picked S for this processor; every load and store is of a whole
-            // vector of the arrays, and sums go to eight values
+            // SAFETY: `Isa::run` chose S for this processor; every load and store is of a whole
+            // vector of the arrays, and sums are written to eight values
             unsafe {
                 let vectors: [S::V; 8] =
                     std::array::from_fn(|i| S::load(values[i * LANES..].as_ptr()));
@@ -311,7 +315,7 @@ mod tests {
                 let mut same = [0.0; 8];
                 S::sums(&[vectors[3]; 8], same.as_mut_ptr());
                 assert!(same.iter().all(|s| s.to_bits() == sums[3].to_bits()));
-                let table = Table::new(std::array::from_fn(|i| 10.0 + i as f32));
+                let table = LookupTable::new(std::array::from_fn(|i| 10.0 + i as f32));
                 let at: [f32; LANES] = std::array::from_fn(|i| 12_582_912.0 + (i * 5) as f32);
                 let (mut found, mut signs) = ([0.0; LANES], [0.0; LANES]);
                 S::store(found.as_mut_ptr(), S::lookup(&table, S::load(at.as_ptr())));
@@ -325,7 +329,7 @@ mod tests {
         }
     }
 
-    /// Numbers of both signs and many sizes, zeros, infinities, NaN: every pair of them.
+    /// All pairs of some numbers: both signs, many sizes, zeros, infinities and NaN.
     fn pairs() -> (Vec<f32>, Vec<f32>) {
         let values = [
             0.0,
@@ -359,7 +363,7 @@ mod tests {
                 #[repr(align(64))]
                 struct Line([f32; LANES]);
                 let mut line = Line([0.0; LANES]);
-                // SAFETY: aligned room for a vector
+                // SAFETY: `line` is aligned and has room for a vector
                 unsafe {
                     S::stream(line.0.as_mut_ptr(), got);
                     S::fence();
@@ -378,7 +382,7 @@ mod tests {
                 .iter()
                 .zip(b.as_chunks::<LANES>().0)
             {
-                // SAFETY: `Isa::run` picked S for this processor
+                // SAFETY: `Isa::run` chose S for this processor
                 unsafe {
                     let (x, y) = (S::load(a.as_ptr()), S::load(b.as_ptr()));
                     same("add", S::add(x, y), Portable::add(*a, *b));
@@ -391,7 +395,7 @@ mod tests {
                     same("abs", S::abs(x), Portable::abs(*a));
                     same("xor_sign", S::xor_sign(x, y), Portable::xor_sign(*a, *b));
                     same("splat", S::splat(a[3]), [a[3]; LANES]);
-                    let table = Table::new(std::array::from_fn(|i| (i as f32).exp()));
+                    let table = LookupTable::new(std::array::from_fn(|i| (i as f32).exp()));
                     same("lookup", S::lookup(&table, x), Portable::lookup(&table, *a));
                 }
             }

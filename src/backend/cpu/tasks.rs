@@ -1,18 +1,19 @@
-//! How an operation is cut into tasks and where its workspace lies. The cut depends on shapes
-//! alone, never on the number of threads, and partial sums are added in task order, so bits do not
-//! depend on the threads either.
+//! How an operation is cut into tasks, and the layout of its workspace. Depends on the plan, the
+//! arena and the vectors. The cut depends on shapes alone, never on the number of threads, and
+//! partial sums are added in the order of the tasks; so the bits of a result do not depend on the
+//! number of threads.
 
-use super::arena::{Arena, Shared};
+use super::arena::{Arena, SharedPtr};
 use super::simd::{Kernel, LANES, Simd};
 use crate::backend::Scalars;
 use crate::plan::{BufferId, Extent, ParamRange, Plan, Slice};
 use crate::support::isa::Isa;
 use rayon::prelude::*;
 
-/// Rows of one task, at most: enough to amortise the halo, small enough to share out.
+/// Most rows of one task: enough to amortise the halo, few enough to keep all threads busy.
 const BAND_ROWS: usize = 32;
 
-/// Tasks of an operation over images: (image, band of rows).
+/// The tasks of an operation over images: each takes a band of rows of one image.
 #[derive(Clone, Copy, Debug)]
 pub struct Bands {
     h: usize,
@@ -22,7 +23,7 @@ pub struct Bands {
 }
 
 impl Bands {
-    /// Bands of an activation, of at most [`BAND_ROWS`] rows, as even as they can be.
+    /// Cuts images into bands of at most [`BAND_ROWS`] rows, as equal as possible.
     pub fn new(extent: Extent) -> Bands {
         let per_image = extent.h.div_ceil(BAND_ROWS).max(1);
         Bands {
@@ -43,7 +44,7 @@ impl Bands {
         self.rows
     }
 
-    /// (image, first row, row behind the last) of a task.
+    /// (image, first row, row after the last) of a task.
     pub fn task(&self, task: usize) -> (usize, usize, usize) {
         let start = (task % self.per_image) * self.rows;
         (
@@ -54,139 +55,151 @@ impl Bands {
     }
 }
 
-/// Workspace of an operation in f32 elements: shared (packed weights and sums), one part per task
-/// (partial gradients), one per thread (rows in flight).
+/// The layout of an operation's workspace, in f32 elements: a shared part, the sum of all partials,
+/// one partial for each task, and scratch for each thread, in this order.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Workspace {
-    /// Read by all tasks.
+    /// Values that all tasks read: packed weights.
     pub shared: usize,
-    /// Per task.
+    /// Values of the partial result of one task: gradients, or a loss.
     pub partial: usize,
     /// Number of tasks with a partial.
     pub tasks: usize,
-    /// Per thread.
+    /// Values that one thread works in.
     pub scratch: usize,
 }
 
-/// Whether an activation of `c` channels is so large that nothing of it would still be in a cache
-/// when the next operation reads it: then it is stored past the caches, which spares reading what
-/// is overwritten.
+/// Whether an activation of `c` channels is so large that the caches would have lost it when the
+/// next operation reads it. It is then stored past the caches, which saves reading the lines that
+/// are overwritten.
 pub fn exceeds_cache(extent: Extent, c: usize) -> bool {
     const CACHE_BYTES: usize = 8 << 20;
     4 * c * extent.n * extent.h * extent.w > CACHE_BYTES
 }
 
-/// Rounds up to whole vectors, so that every part starts aligned.
-pub fn whole(elements: usize) -> usize {
+/// Rounds up to whole vectors of f32, so that every part of a workspace begins at a multiple of 64
+/// bytes.
+pub fn round_up_to_lanes(elements: usize) -> usize {
     elements.next_multiple_of(LANES)
 }
 
 impl Workspace {
-    /// Bytes of the sums that wait between slices: an f64 for every element of a partial.
+    /// Bytes of the sums that are carried from slice to slice: an f64 for every element of a
+    /// partial.
     pub fn carry_bytes(&self) -> u64 {
         8 * self.partial as u64
     }
 
-    /// Total bytes for a number of threads. The sums of the partials lie behind the shared part.
+    /// Bytes of the whole workspace for a number of threads.
     pub fn bytes(&self, threads: usize) -> u64 {
-        4 * (whole(self.shared)
-            + whole(self.partial) * (self.tasks + 1)
-            + whole(self.scratch) * threads) as u64
+        4 * (round_up_to_lanes(self.shared)
+            + round_up_to_lanes(self.partial) * (self.tasks + 1)
+            + round_up_to_lanes(self.scratch) * threads) as u64
     }
 }
 
-/// What an operation needs while it runs. Everything unsafe in the operations rests on what
-/// `CpuBackend`, which alone makes it, promises:
+/// The environment in which operations run. Only `CpuBackend` makes one, and the unsafe code of all
+/// operations relies on the following guarantees of `CpuBackend`:
 ///
-/// - The plan is the planner's and verified: buffers lie inside the arena, those that live together
-///   apart from each other, and each is as large as the shapes of the operations that name it say.
-///   What an operation writes it does not read as well, but for a pixel loss, which may leave the
-///   gradient on the prediction.
-/// - The operations that are run are the plan's, one after another and on the pool, and nothing
-///   else touches the arena meanwhile.
-/// - The workspace of each is at least what its layout asks for as many threads as the pool has,
-///   and sums carried from slice to slice have the room that the layout asks.
+/// - The plan comes from the planner and was verified: buffers lie inside the arena, buffers that
+///   live at the same time do not overlap, and each is as large as the shapes of the operations
+///   that name it. No operation reads a buffer that it writes, except for a pixel loss, which may
+///   write the gradient over the prediction.
+/// - Every operation is one that `supported` accepts, and has at least the workspace of its layout
+///   for as many threads as the pool has, and room for the sums that it carries from slice to
+///   slice.
+/// - Only operations of the plan run, one after the other and on the pool. Nothing else uses the
+///   arena meanwhile.
 pub struct Context<'a> {
+    /// The plan that runs.
     pub plan: &'a Plan,
+    /// The memory of its buffers.
     pub arena: &'a Arena,
+    /// The instruction set of all kernels.
     pub isa: Isa,
+    /// The scalars of this step.
     pub scalars: Scalars,
 }
 
-/// An operation's workspace in the arena, from [`Context::parts`]: as large as its layout asks.
+/// The parts of an operation's workspace in the arena, from [`Context::parts`].
 #[derive(Clone, Copy)]
-pub struct Parts {
-    base: Shared<f32>,
+pub struct WorkspaceParts {
+    base: SharedPtr<f32>,
     layout: Workspace,
 }
 
-impl Parts {
-    /// Packed weights and the like.
-    pub fn shared(&self) -> Shared<f32> {
+impl WorkspaceParts {
+    /// The part that all tasks read.
+    pub fn shared(&self) -> SharedPtr<f32> {
         self.base
     }
 
-    /// Where [`Context::reduce`] leaves the sum of all partials.
-    pub fn sums(&self) -> Shared<f32> {
-        // SAFETY: the sums lie behind the shared part, inside the workspace by `Workspace::bytes`
-        Shared::new(unsafe { self.base.at(whole(self.layout.shared)) })
+    /// The sum of all partials, which [`Context::reduce`] writes.
+    pub fn sums(&self) -> SharedPtr<f32> {
+        // SAFETY: the sums follow the shared part, inside the workspace by `Workspace::bytes`
+        SharedPtr::new(unsafe { self.base.at(round_up_to_lanes(self.layout.shared)) })
     }
 
-    /// The partial of a task, which is one of the layout's.
-    pub fn partial(&self, task: usize) -> Shared<f32> {
-        // SAFETY: the partials lie behind the sums, one for each of the layout's tasks, inside the
+    /// The partial of a task, which is below the layout's number of tasks.
+    pub fn partial(&self, task: usize) -> SharedPtr<f32> {
+        // SAFETY: the partials follow the sums, one for each of the layout's tasks, inside the
         // workspace by `Workspace::bytes`
-        Shared::new(unsafe {
-            self.base
-                .at(whole(self.layout.shared) + whole(self.layout.partial) * (task + 1))
+        SharedPtr::new(unsafe {
+            self.base.at(round_up_to_lanes(self.layout.shared)
+                + round_up_to_lanes(self.layout.partial) * (task + 1))
         })
     }
 
-    /// The rows of the thread that asks: nobody else's until its task ends, since no task waits for
-    /// others on the pool.
-    pub fn scratch(&self) -> Shared<f32> {
+    /// The scratch of the calling thread. No other task uses it until the caller's task ends, since
+    /// no task waits for work on the pool.
+    pub fn scratch(&self) -> SharedPtr<f32> {
         let thread = rayon::current_thread_index().unwrap_or(0);
-        let before =
-            whole(self.layout.shared) + whole(self.layout.partial) * (self.layout.tasks + 1);
-        // SAFETY: the scratches lie behind the partials, one for each thread of the pool, by the
-        // promises of `Context`
-        Shared::new(unsafe { self.base.at(before + whole(self.layout.scratch) * thread) })
+        let before = round_up_to_lanes(self.layout.shared)
+            + round_up_to_lanes(self.layout.partial) * (self.layout.tasks + 1);
+        // SAFETY: the scratches follow the partials, one for each thread of the pool, by the
+        // guarantees of `Context`
+        SharedPtr::new(unsafe {
+            self.base
+                .at(before + round_up_to_lanes(self.layout.scratch) * thread)
+        })
     }
 }
 
-/// One task of an operation; compiled for every instruction set. The tasks of an operation run side
-/// by side, so each writes only what is its own: its rows of its image as [`Bands::task`] gives
-/// them (or its image, or its chunk), its partial, and the scratch of its thread. What it reads
-/// beside these, no task of the operation writes.
+/// One task of an operation, compiled for every instruction set. The tasks of an operation run in
+/// parallel, so each writes only memory of its own: its rows of its image as [`Bands::task`] gives
+/// them (or its image, or its chunk), its partial, and the scratch of its thread. No task of the
+/// operation writes the other memory that it reads.
 pub trait Task: Sync {
     /// Runs task number `task`.
     ///
     /// # Safety
-    /// As [`Simd`]. The task was made for an operation of a [`Context`]: from its buffers, and from
-    /// a workspace that is laid out as the operation's `workspace` or `workspace_back` says and
-    /// holds what was packed for it. `task` is below the number of its tasks, and no other call
-    /// runs the same number meanwhile.
+    /// As [`Simd`]. The task was made for an operation of a [`Context`], from its buffers and from
+    /// a workspace with the layout of the operation's `workspace` or `workspace_back`, and the
+    /// operation's packed weights are in it. `task` is below the number of tasks, and no other
+    /// thread runs the same number at the same time.
     unsafe fn run<S: Simd>(&self, task: usize);
 }
 
+/// One task as a [`Kernel`].
 struct RunTask<'a, T: Task>(&'a T, usize);
 
 impl<T: Task> Kernel for RunTask<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        // SAFETY: `Isa::run` picked S for this processor, and `Context::parallel` runs an
-        // operation's tasks, each once
+        // SAFETY: `Isa::run` chose S for this processor, and `Context::parallel` runs each task of
+        // an operation once
         unsafe { self.0.run::<S>(self.1) }
     }
 }
 
-/// Sums partials element by element, in task order, in f64; goes on from the slices before.
+/// Sums partials element by element, in the order of the tasks and in f64, and continues the sums
+/// of the earlier slices.
 struct Reduce {
-    parts: Parts,
+    parts: WorkspaceParts,
     len: usize,
     tasks: usize,
     slice: Slice,
-    carry: Option<Shared<f64>>,
+    carry: Option<SharedPtr<f64>>,
 }
 
 /// Elements of one reduction task.
@@ -205,7 +218,7 @@ impl Task for Reduce {
         }
         for task in 0..self.tasks {
             // SAFETY: each partial has `len` elements, chunks are disjoint, and the tasks that
-            // wrote them are done
+            // wrote them have finished
             let partial = unsafe { self.parts.partial(task).slice(start, len) };
             sum.iter_mut()
                 .zip(&*partial)
@@ -223,35 +236,38 @@ impl Task for Reduce {
 
 impl Context<'_> {
     /// Start of a buffer as f32.
-    pub fn floats(&self, id: BufferId) -> Shared<f32> {
+    pub fn floats(&self, id: BufferId) -> SharedPtr<f32> {
         self.pointer(id)
     }
 
-    /// Start of a buffer as any plain type; offsets are multiples of 256 bytes, but for those of a
-    /// slice's images within a whole buffer, which are multiples of an image.
-    pub fn pointer<T>(&self, id: BufferId) -> Shared<T> {
-        // SAFETY: the buffer lies inside the arena, by the promises of `Context`
-        Shared::new(unsafe { self.arena.base().add(self.plan.buffer(id).offset as usize) }.cast())
+    /// Start of a buffer as any plain type. Buffers begin at multiples of 256 bytes, except for
+    /// those that are a slice of the images of a larger buffer: they begin at a multiple of an
+    /// image.
+    pub fn pointer<T>(&self, id: BufferId) -> SharedPtr<T> {
+        // SAFETY: the buffer lies inside the arena, by the guarantees of `Context`
+        SharedPtr::new(
+            unsafe { self.arena.base().add(self.plan.buffer(id).offset as usize) }.cast(),
+        )
     }
 
     /// Start of a parameter (or its gradient).
-    pub fn param(&self, buffer: BufferId, range: ParamRange) -> Shared<f32> {
-        // SAFETY: the operation's ranges lie inside the buffers of parameters and gradients, by the
-        // parameter table
-        Shared::new(unsafe { self.floats(buffer).at(range.offset) })
+    pub fn param(&self, buffer: BufferId, range: ParamRange) -> SharedPtr<f32> {
+        // SAFETY: the parameter table keeps an operation's ranges inside the buffers of parameters
+        // and gradients
+        SharedPtr::new(unsafe { self.floats(buffer).at(range.offset) })
     }
 
     /// The workspace of an operation.
-    pub fn parts(&self, workspace: Option<BufferId>, layout: Workspace) -> Parts {
+    pub fn parts(&self, workspace: Option<BufferId>, layout: Workspace) -> WorkspaceParts {
         let base = match workspace {
             Some(id) => self.floats(id),
-            None => Shared::new(std::ptr::null_mut()),
+            None => SharedPtr::new(std::ptr::null_mut()),
         };
-        Parts { base, layout }
+        WorkspaceParts { base, layout }
     }
 
-    /// Runs `tasks` tasks, all that the operation has, on the pool this is called from; they are
-    /// done when it returns.
+    /// Runs all `tasks` tasks of an operation on the pool of the calling thread, and returns when
+    /// all have finished.
     pub fn parallel<T: Task>(&self, tasks: usize, task: &T) {
         (0..tasks)
             .into_par_iter()
@@ -259,10 +275,10 @@ impl Context<'_> {
             .for_each(|i| self.isa.run(RunTask(task, i)));
     }
 
-    /// Adds up the partials of an operation. Once all slices are in, the result lies at
-    /// [`Parts::sums`] and this is true.
+    /// Adds up the partials of an operation. Returns true after the last slice: the result is then
+    /// at [`WorkspaceParts::sums`]. Before that the sums are carried to the next slice.
     #[must_use]
-    pub fn reduce(&self, parts: Parts, slice: Slice) -> bool {
+    pub fn reduce(&self, parts: WorkspaceParts, slice: Slice) -> bool {
         let Workspace { partial, tasks, .. } = parts.layout;
         let carry = slice.carry.map(|id| self.pointer(id));
         self.parallel(
@@ -278,7 +294,8 @@ impl Context<'_> {
         slice.last
     }
 
-    /// Adds the values of a loss's tasks, number `at` of its terms, to those of the slices before.
+    /// Adds the values that the tasks of a loss computed for its term number `at` to the sum of the
+    /// earlier slices, and returns the new sum.
     pub fn sum_values(&self, slice: Slice, at: usize, values: impl Iterator<Item = f64>) -> f64 {
         let carry = slice.carry.map(|id| self.pointer::<f64>(id));
         // SAFETY: the carry holds an f64 for every term, and no task runs
@@ -293,16 +310,15 @@ impl Context<'_> {
         sum
     }
 
-    /// Writes a gradient: over the old one for the first micro-batch of an iteration, else added to
-    /// it. `value(i)` gives element i in PyTorch's order.
+    /// Stores the gradient of a parameter: in place of the old one for the first micro-batch of an
+    /// iteration, added to it for the others. `value(i)` gives element i in PyTorch's order.
     pub fn store_gradient(
         &self,
         gradients: BufferId,
         range: ParamRange,
         value: impl Fn(usize) -> f32,
     ) {
-        // SAFETY: the range lies inside the gradient buffer by the parameter table, and no task
-        // runs
+        // SAFETY: the parameter table keeps the range inside the gradient buffer, and no task runs
         let out = unsafe { self.param(gradients, range).slice(0, range.len) };
         for (i, out) in out.iter_mut().enumerate() {
             *out = if self.scalars.accumulate {

@@ -1,7 +1,7 @@
-//! The vectors of NEON: four 128-bit registers. Adds, minima and sums are those of the plain
-//! version to the bit; only the fused multiply-add rounds differently.
+//! The vectors of NEON, four 128-bit registers each. All operations but the fused multiply-add give
+//! the bits of the plain version.
 
-use super::{Kernel, Registers, Simd, Table};
+use super::{Kernel, LookupTable, Registers, Simd};
 use std::arch::aarch64::*;
 
 /// Runs a kernel compiled for NEON.
@@ -29,13 +29,13 @@ fn both(a: Quads, b: Quads, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t)
     [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
 }
 
-/// Sums of the lanes that are four apart, halves first.
+/// Sums of the lanes that are four apart; the two halves are added first.
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
 unsafe fn fold(v: Quads) -> float32x4_t {
-    // SAFETY: the caller says that the processor has NEON
+    // SAFETY: the caller guarantees that the processor has NEON
     unsafe { vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3])) }
 }
 
@@ -45,7 +45,7 @@ unsafe fn fold(v: Quads) -> float32x4_t {
 /// As [`Simd`].
 #[inline(always)]
 unsafe fn fold_two(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    // SAFETY: the caller says that the processor has NEON
+    // SAFETY: the caller guarantees that the processor has NEON
     unsafe {
         let (a, b) = (vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b));
         vaddq_f32(
@@ -55,16 +55,16 @@ unsafe fn fold_two(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     }
 }
 
-// `stream` and `fence` stay plain: these processors find out by themselves that whole lines are
-// overwritten
+// `stream` and `fence` remain the plain defaults: these processors detect by themselves that whole
+// cache lines are overwritten.
 impl Simd for Neon {
     type V = Quads;
     const REGISTERS: Registers = Registers::Eight;
     const MEMORY_OPERANDS: bool = false;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Quads {
-        // SAFETY: the caller says that the processor has NEON, and that 16 values can be read at
-        // `p`
+        // SAFETY: the caller guarantees that the processor has NEON, and that 16 values can be read
+        // at `p`
         unsafe {
             [
                 vld1q_f32(p),
@@ -76,8 +76,8 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Quads) {
-        // SAFETY: the caller says that the processor has NEON, and that 16 values can be written at
-        // `p`
+        // SAFETY: the caller guarantees that the processor has NEON, and that 16 values can be
+        // written at `p`
         unsafe {
             vst1q_f32(p, v[0]);
             vst1q_f32(p.add(4), v[1]);
@@ -87,12 +87,12 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe { [vdupq_n_f32(x); 4] }
     }
     #[inline(always)]
     unsafe fn fma(a: Quads, b: Quads, c: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe {
             [
                 vfmaq_f32(c[0], a[0], b[0]),
@@ -104,49 +104,49 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn add(a: Quads, b: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe { both(a, b, |a, b| vaddq_f32(a, b)) }
     }
     #[inline(always)]
     unsafe fn sub(a: Quads, b: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe { both(a, b, |a, b| vsubq_f32(a, b)) }
     }
     #[inline(always)]
     unsafe fn mul(a: Quads, b: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe { both(a, b, |a, b| vmulq_f32(a, b)) }
     }
     #[inline(always)]
     unsafe fn div(a: Quads, b: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe { both(a, b, |a, b| vdivq_f32(a, b)) }
     }
     #[inline(always)]
     unsafe fn sqrt(x: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe { each(x, |x| vsqrtq_f32(x)) }
     }
-    // a comparison and a choice, not the instructions of these names: those treat NaN and the signs
-    // of zeros otherwise
+    // A comparison and a selection in place of the min and max instructions, which treat NaN and
+    // the signs of zeros differently.
     #[inline(always)]
     unsafe fn min(a: Quads, b: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe { both(a, b, |a, b| vbslq_f32(vcltq_f32(a, b), a, b)) }
     }
     #[inline(always)]
     unsafe fn max(a: Quads, b: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe { both(a, b, |a, b| vbslq_f32(vcgtq_f32(a, b), a, b)) }
     }
     #[inline(always)]
     unsafe fn abs(x: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe { each(x, |x| vabsq_f32(x)) }
     }
     #[inline(always)]
     unsafe fn xor_sign(x: Quads, sign: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe {
             let bit = vdupq_n_u32(1 << 31);
             both(x, sign, |x, sign| {
@@ -156,13 +156,13 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn lookup(table: &Table, at: Quads) -> Quads {
-        // SAFETY: the caller says that the processor has NEON; the 32 bytes read are the first half
-        // of a table
+    unsafe fn lookup(table: &LookupTable, at: Quads) -> Quads {
+        // SAFETY: the caller guarantees that the processor has NEON; the 32 bytes read are the
+        // first half of a table
         unsafe {
             let table: *const u8 = table.0.as_ptr().cast();
             let table = uint8x16x2_t(vld1q_u8(table), vld1q_u8(table.add(16)));
-            // entry n lies in the bytes 4n to 4n + 3
+            // entry n is in the bytes 4n to 4n + 3
             let (first, step) = (vdupq_n_u32(0x0302_0100), vdupq_n_u32(0x0404_0404));
             each(at, |at| {
                 let entry = vandq_u32(vreinterpretq_u32_f32(at), vdupq_n_u32(7));
@@ -173,7 +173,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn sum(v: Quads) -> f32 {
-        // SAFETY: the caller says that the processor has NEON
+        // SAFETY: the caller guarantees that the processor has NEON
         unsafe {
             let four = fold(v);
             vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)))
@@ -181,8 +181,8 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn sums(v: &[Quads; 8], out: *mut f32) {
-        // SAFETY: the caller says that the processor has NEON, and that 8 values can be written at
-        // `out`
+        // SAFETY: the caller guarantees that the processor has NEON, and that 8 values can be
+        // written at `out`
         unsafe {
             let two = |i: usize| fold_two(fold(v[i]), fold(v[i + 1]));
             vst1q_f32(out, vpaddq_f32(two(0), two(2)));

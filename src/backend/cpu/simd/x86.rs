@@ -1,6 +1,7 @@
-//! The vectors of AVX2 with FMA (two registers) and of AVX-512 (one).
+//! The vectors of AVX2 with FMA, two registers each, and of AVX-512, one register each. All
+//! operations but the fused multiply-add give the bits of the plain version.
 
-use super::{Kernel, Registers, Simd, Table};
+use super::{Kernel, LookupTable, Registers, Simd};
 use std::arch::x86_64::*;
 
 /// Runs a kernel compiled for AVX2.
@@ -36,14 +37,14 @@ impl Simd for Avx2 {
     const REGISTERS: Registers = Registers::Eight;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be
-        // read at `p`
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 16 values can
+        // be read at `p`
         unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: YmmPair) {
-        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 16 values can be
-        // written at `p`
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 16 values can
+        // be written at `p`
         unsafe {
             _mm256_storeu_ps(p, v[0]);
             _mm256_storeu_ps(p.add(8), v[1]);
@@ -56,8 +57,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: YmmPair) {
-        // SAFETY: the caller says that the processor has AVX2 and FMA, and that `p`, a multiple of
-        // 64, has room for 16 values
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that `p`, a
+        // multiple of 64, has room for 16 values
         unsafe {
             _mm256_stream_ps(p, v[0]);
             _mm256_stream_ps(p.add(8), v[1]);
@@ -70,7 +71,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe {
             let v = _mm256_set1_ps(x);
             [v, v]
@@ -78,7 +79,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn fma(a: YmmPair, b: YmmPair, c: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe {
             [
                 _mm256_fmadd_ps(a[0], b[0], c[0]),
@@ -88,42 +89,42 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn add(a: YmmPair, b: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn sub(a: YmmPair, b: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn mul(a: YmmPair, b: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn div(a: YmmPair, b: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn sqrt(x: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe { [_mm256_sqrt_ps(x[0]), _mm256_sqrt_ps(x[1])] }
     }
     #[inline(always)]
     unsafe fn min(a: YmmPair, b: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn max(a: YmmPair, b: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
     }
     #[inline(always)]
     unsafe fn abs(x: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe {
             let sign = _mm256_set1_ps(-0.0);
             [_mm256_andnot_ps(sign, x[0]), _mm256_andnot_ps(sign, x[1])]
@@ -131,7 +132,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn xor_sign(x: YmmPair, sign: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe {
             let bit = _mm256_set1_ps(-0.0);
             [
@@ -141,8 +142,8 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn lookup(table: &Table, at: YmmPair) -> YmmPair {
-        // SAFETY: the caller says that the processor has AVX2 and FMA; a table is 16 values,
+    unsafe fn lookup(table: &LookupTable, at: YmmPair) -> YmmPair {
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA; a table is 16 values,
         // aligned to 64 bytes
         unsafe {
             let table = _mm256_load_ps(table.0.as_ptr());
@@ -154,7 +155,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn sum(v: YmmPair) -> f32 {
-        // SAFETY: the caller says that the processor has AVX2 and FMA
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe {
             let eight = _mm256_add_ps(v[0], v[1]);
             let four = _mm_add_ps(
@@ -167,8 +168,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn sums(v: &[YmmPair; 8], out: *mut f32) {
-        // SAFETY: the caller says that the processor has AVX2 and FMA, and that 8 values can be
-        // written at `out`
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 8 values can
+        // be written at `out`
         unsafe {
             let fold = |v: YmmPair| _mm256_add_ps(v[0], v[1]);
             let two = |a: YmmPair, b: YmmPair| _mm256_hadd_ps(fold(a), fold(b));
@@ -188,14 +189,14 @@ impl Simd for Avx512 {
     const REGISTERS: Registers = Registers::Many;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512, and that 16 values can be read at
-        // `p`
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that 16 values can be
+        // read at `p`
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
-        // SAFETY: the caller says that the processor has AVX-512, and that 16 values can be written
-        // at `p`
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that 16 values can be
+        // written at `p`
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
@@ -205,8 +206,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: __m512) {
-        // SAFETY: the caller says that the processor has AVX-512, and that `p`, a multiple of 64,
-        // has room for 16 values
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that `p`, a multiple of
+        // 64, has room for 16 values
         unsafe { _mm512_stream_ps(p, v) }
     }
     #[inline(always)]
@@ -216,74 +217,74 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_set1_ps(x) }
     }
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_add_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_sub_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn div(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_div_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn sqrt(x: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_sqrt_ps(x) }
     }
     #[inline(always)]
     unsafe fn min(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_min_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn max(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn abs(x: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_abs_ps(x) }
     }
     #[inline(always)]
     unsafe fn xor_sign(x: __m512, sign: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512
+        // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_xor_ps(x, _mm512_and_ps(sign, _mm512_set1_ps(-0.0))) }
     }
     #[inline(always)]
-    unsafe fn lookup(table: &Table, at: __m512) -> __m512 {
-        // SAFETY: the caller says that the processor has AVX-512; a table is 16 values, aligned to
-        // 64 bytes
+    unsafe fn lookup(table: &LookupTable, at: __m512) -> __m512 {
+        // SAFETY: the caller guarantees that the processor has AVX-512; a table is 16 values,
+        // aligned to 64 bytes
         unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_load_ps(table.0.as_ptr())) }
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {
-        // SAFETY: the caller says that the processor has AVX-512, which implies AVX2
+        // SAFETY: the caller guarantees that the processor has AVX-512, which implies AVX2
         unsafe { Avx2::sum([_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)]) }
     }
     #[inline(always)]
     unsafe fn sums(v: &[__m512; 8], out: *mut f32) {
-        // SAFETY: the caller says that the processor has AVX-512, and that 8 values can be written
-        // at `out`
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that 8 values can be
+        // written at `out`
         unsafe {
             // halves, quarters, pairs, and the last two lanes: the vectors left are halved each
             // time

@@ -1,36 +1,42 @@
 //! One level of SSIM: the mean distance of two planes under a sliding Gaussian window, and its
-//! gradient, in one pass over the rows that keeps eleven filtered rows at hand. Depends on nothing;
-//! promises the same bits for every vector width, since all arithmetic is per element,
+//! gradient, in one pass over the rows that keeps the eleven latest filtered rows. Depends on
+//! nothing. It gives the same bits for every vector width, since all arithmetic is per element,
 //! multiplications and additions are never fused, and sums have a fixed order. Every function is
-//! inlined into its caller, so that the compiler vectorises it for the features the caller has.
+//! inlined into its caller, so that the compiler vectorises it for the caller's instruction set.
 
 use crate::backend::formulas::{GAUSSIAN as KERNEL, SSIM_C1 as C1, SSIM_C2 as C2, SSIM_WINDOW};
 
-/// Width of the window.
+/// Width and height of the window, pixels.
 pub const TAPS: usize = SSIM_WINDOW;
+/// Taps before the middle one.
 const HALF: usize = TAPS / 2;
-/// Columns handled together: one AVX-512 register, two of AVX2.
+/// Columns computed together: one AVX-512 register, or two of AVX2.
 const LANES: usize = 16;
-/// Filtered fields: s, d, s^2, d^2.
+/// Number of filtered fields: s, d, s^2, d^2.
 const FILTERED: usize = 4;
-/// Gradient fields: with respect to the filtered s plus d, s^2, d^2.
+/// Number of gradient fields: with respect to the filtered s and d together, s^2, and d^2.
 const GRADIENTS: usize = 3;
 
+/// A value for each of the columns computed together.
 type Lanes = [f32; LANES];
 
-/// The shape of a plane: `height` rows of `width` floats that begin `stride` floats apart. Both
-/// sizes are at least [`TAPS`]. What lies between `width` and `stride` must be finite and does not
-/// matter.
+/// The shape of a plane: `height` rows of `width` floats that begin `stride` floats apart. Height
+/// and width are at least [`TAPS`]. The floats between `width` and `stride` must be finite; their
+/// values have no effect.
 #[derive(Clone, Copy, Default)]
 pub struct Frame {
+    /// Rows.
     pub height: usize,
+    /// Floats of a row.
     pub width: usize,
+    /// Floats from one row to the next.
     pub stride: usize,
 }
 
 impl Frame {
+    /// A frame of the given size.
     pub fn new(height: usize, width: usize) -> Frame {
-        // room for the last group of columns to read a window's width past its end
+        // the last group of columns reads a window's width past its end
         Frame {
             height,
             width,
@@ -43,12 +49,12 @@ impl Frame {
         self.height * self.stride
     }
 
-    /// Rows and columns of windows.
+    /// (rows, columns) of windows that lie inside the plane.
     fn windows(&self) -> (usize, usize) {
         (self.height + 1 - TAPS, self.width + 1 - TAPS)
     }
 
-    /// Width of a row of windows, in whole groups of columns.
+    /// Columns of windows, rounded up to whole groups.
     fn groups_width(&self) -> usize {
         self.windows().1.next_multiple_of(LANES)
     }
@@ -62,9 +68,9 @@ impl Frame {
     }
 }
 
-/// The mean over all windows of 1 - similarity, from the planes s = x + y - 1 and d = x - y. Where
-/// `GRADIENT`, `gradient` receives the gradient of the mean similarity (not distance) with respect
-/// to x, in the same frame.
+/// The mean over all windows of 1 - similarity, from the planes s = x + y - 1 and d = x - y. With
+/// `GRADIENT`, writes the gradient of the mean similarity (not distance) with respect to x to
+/// `gradient`, in the same frame. `work` has [`Frame::work_floats`] values.
 #[inline(always)]
 pub fn distance<const GRADIENT: bool>(
     frame: &Frame,
@@ -107,7 +113,7 @@ pub fn distance<const GRADIENT: bool>(
             slope_row.fill(0.0);
         }
         if GRADIENT {
-            // no later window sees this row of pixels
+            // no later window contains this row of pixels
             let at = window * stride;
             let out = &mut gradient[at..][..stride];
             spread_row(
@@ -124,6 +130,7 @@ pub fn distance<const GRADIENT: bool>(
     sums.iter().sum::<f64>() / (rows * columns) as f64
 }
 
+/// The values of one group of columns, from index `at` on.
 #[inline(always)]
 fn lanes(row: &[f32], at: usize) -> Lanes {
     *row[at..]
@@ -131,7 +138,7 @@ fn lanes(row: &[f32], at: usize) -> Lanes {
         .expect("rows end on whole groups of columns")
 }
 
-/// Adds k times the sum of two neighbours at the same distance from the middle.
+/// Adds `k` times the sum of two taps at the same distance from the middle one.
 #[inline(always)]
 fn add_pair(sum: &mut Lanes, k: f32, a: Lanes, b: Lanes) {
     for j in 0..LANES {
@@ -139,6 +146,7 @@ fn add_pair(sum: &mut Lanes, k: f32, a: Lanes, b: Lanes) {
     }
 }
 
+/// Adds the middle tap.
 #[inline(always)]
 fn add_middle(sum: &mut Lanes, middle: Lanes) {
     for j in 0..LANES {
@@ -149,7 +157,7 @@ fn add_middle(sum: &mut Lanes, middle: Lanes) {
 /// The Gaussian along a row: columns `x..x + LANES` of the result, from `row[x..]`.
 #[inline(always)]
 fn along(row: &[f32], x: usize) -> Lanes {
-    // one check for the eleven overlapping reads
+    // one bounds check for the eleven overlapping reads
     let reach: &[f32; LANES + TAPS - 1] = row[x..]
         .first_chunk()
         .expect("rows reach a window past the last group");
@@ -177,7 +185,7 @@ fn across(rows: &[&[f32]; TAPS], x: usize) -> Lanes {
     sum
 }
 
-/// Eleven rows of a ring of `row`-float rows, from the `first` on; row i lies in slot i % 11.
+/// Eleven rows of a ring of rows of `row` floats, from row `first` on; row i is in slot i % 11.
 #[inline(always)]
 fn unroll(ring: &[f32], first: usize, row: usize) -> [&[f32]; TAPS] {
     let mut rows: [&[f32]; TAPS] = [&[]; TAPS];
@@ -187,7 +195,7 @@ fn unroll(ring: &[f32], first: usize, row: usize) -> [&[f32]; TAPS] {
     rows
 }
 
-/// s, d, s^2 and d^2 of one row of pixels, filtered along the row.
+/// Writes s, d, s^2 and d^2 of one row of pixels, filtered along the row.
 #[inline(always)]
 fn filter_row(s: &[f32], d: &[f32], squares: &mut [f32], out: &mut [f32], wide: usize) {
     let (s2, d2) = squares.split_at_mut(s.len());
@@ -205,8 +213,17 @@ fn filter_row(s: &[f32], d: &[f32], squares: &mut [f32], out: &mut [f32], wide: 
     }
 }
 
-/// Finishes the filters of one row of windows, adds the distances to `sums` and writes the slopes
-/// of its similarities.
+/// Clears the columns from `valid` on, which are no windows.
+#[inline(always)]
+fn clear_from(valid: usize, distance: &mut Lanes, slope: &mut [Lanes; GRADIENTS]) {
+    if valid < LANES {
+        distance[valid..].fill(0.0);
+        slope.iter_mut().for_each(|field| field[valid..].fill(0.0));
+    }
+}
+
+/// Finishes the filters of one row of windows, adds their distances to `sums`, and writes the
+/// derivatives of their similarities with respect to the filtered fields to `slopes`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn window_row<const GRADIENT: bool>(
@@ -230,15 +247,15 @@ fn window_row<const GRADIENT: bool>(
             let var_s = mean_s2[j] - a * a;
             let var_d = mean_d2[j] - b * b;
             let inverse = 1.0 / (var_s + var_d + 2.0 * C2);
-            // 1 - cs, at most 1 (cs >= 0); a NaN passes through the comparison
+            // 1 - cs, at most 1 because cs >= 0; a NaN passes through the comparison
             let raw = 2.0 * var_d * inverse;
             let structure = if raw > 1.0 { 1.0 } else { raw };
             let open = if raw < 1.0 { inverse * share } else { 0.0 };
             let mut slope_s = raw * open;
             let mut slope_d = -2.0 * (var_s + 2.0 * C2) * inverse * open;
             if luminance {
-                // l = 1 - mean_d^2 / ((sum^2 + mean_d^2) / 2 + C1), where sum is the two means
-                // added
+                // l = 1 - mean_d^2 / ((sum^2 + mean_d^2) / 2 + C1), where `sum` is the sum of the
+                // two means
                 let sum = a + 1.0;
                 let inverse = 1.0 / (0.5 * (sum * sum + b * b) + C1);
                 let dark = b * b * inverse;
@@ -252,15 +269,11 @@ fn window_row<const GRADIENT: bool>(
             }
             // a variance is the mean of squares less the square of the mean
             slope[0][j] -= 2.0 * (a * slope_s + b * slope_d);
-            // twice, for the derivative of the square of a pixel
+            // the factor 2 is the derivative of the square of a pixel
             slope[1][j] = 2.0 * slope_s;
             slope[2][j] = 2.0 * slope_d;
         }
-        let valid = LANES.min(columns - x);
-        if valid < LANES {
-            distance[valid..].fill(0.0);
-            slope.iter_mut().for_each(|field| field[valid..].fill(0.0));
-        }
+        clear_from(LANES.min(columns - x), &mut distance, &mut slope);
         for j in 0..LANES {
             sums[j] += f64::from(distance[j]);
         }
@@ -272,8 +285,8 @@ fn window_row<const GRADIENT: bool>(
     }
 }
 
-/// The transposed filter: gathers the slopes of all windows that see row `y` of pixels into that
-/// row's gradient.
+/// The transposed filter: sums the slopes of all windows that contain row `y` of pixels into the
+/// gradient of that row.
 #[inline(always)]
 fn spread_row(
     slopes: &[f32],
@@ -285,9 +298,9 @@ fn spread_row(
     out: &mut [f32],
 ) {
     let stride = out.len();
-    // windows y - 10..=y; those outside the image are zeros in the ring
+    // windows y - 10..=y; the ring holds zeros for those outside the image
     let rows = unroll(slopes, y + 1, GRADIENTS * wide);
-    // each field in the middle of zeros: [10 | wide | ...], all within the stride
+    // each field between zeros: 10 zeros, `wide` values, zeros up to the stride
     for f in 0..GRADIENTS {
         let row = &mut spread[f * stride..][..stride];
         for x in (0..wide).step_by(LANES) {

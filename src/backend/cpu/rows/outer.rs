@@ -1,0 +1,134 @@
+//! The outer product of two rows: one row's part of the weight gradient of a convolution.
+
+use super::super::simd::{LANES, Registers, Simd};
+
+/// J taps and V vectors of lanes of [`row_outer`], from where `x`, `y` and `sum` point.
+///
+/// # Safety
+/// As [`row_outer`]; these taps and lanes lie inside the row's.
+#[inline(always)]
+unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
+    x: *const f32,
+    stride: usize,
+    y: *const f32,
+    lanes: usize,
+    w: usize,
+    sum: *mut f32,
+) {
+    // SAFETY: the caller guarantees that each of `w` pixels holds J taps of `x` and V vectors of
+    // `y`, and that `sum` holds V vectors for each tap
+    unsafe {
+        let mut acc: [[S::V; V]; J] = [[S::splat(0.0); V]; J];
+        let (mut x, mut y) = (x, y);
+        for _ in 0..w {
+            let mut g = [S::splat(0.0); V];
+            for (v, g) in g.iter_mut().enumerate() {
+                *g = S::load(y.add(v * LANES));
+            }
+            for (j, acc) in acc.iter_mut().enumerate() {
+                let x = S::splat(*x.add(j));
+                for (acc, &g) in acc.iter_mut().zip(&g) {
+                    *acc = S::fma(x, g, *acc);
+                }
+            }
+            // wrapping: after the last pixel the pointers may leave the arena
+            x = x.wrapping_add(stride);
+            y = y.wrapping_add(lanes);
+        }
+        for (j, acc) in acc.iter().enumerate() {
+            for (v, &acc) in acc.iter().enumerate() {
+                let at = sum.add(j * lanes + v * LANES);
+                S::store(at, S::add(S::load(at), acc));
+            }
+        }
+    }
+}
+
+/// All taps of [`row_outer`] for V vectors of lanes, from where `y` and `sum` point.
+///
+/// # Safety
+/// As [`row_outer`]; these lanes lie inside the row's.
+#[inline(always)]
+unsafe fn outer_lanes<S: Simd, const J: usize, const V: usize>(
+    x: *const f32,
+    stride: usize,
+    taps: usize,
+    y: *const f32,
+    lanes: usize,
+    w: usize,
+    sum: *mut f32,
+) {
+    // SAFETY: no tile ends after `taps`; the rest is the caller's contract
+    unsafe {
+        let mut j = 0;
+        while j + J <= taps {
+            outer_tile::<S, J, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            j += J;
+        }
+        while j + 9 <= taps && J > 9 {
+            outer_tile::<S, 9, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            j += 9;
+        }
+        while j + 3 <= taps && J > 3 {
+            outer_tile::<S, 3, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            j += 3;
+        }
+        while j < taps {
+            outer_tile::<S, 1, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            j += 1;
+        }
+    }
+}
+
+/// Adds one row's part of a weight gradient: `sum[j][l] += sum over p of x[p * stride + j] *
+/// y[p][l]` for `taps` values of j. The sum over the row is computed first and then added to `sum`,
+/// which also keeps rounding errors small.
+///
+/// # Safety
+/// As [`Simd`]. `x` holds `taps` values from each of `w` multiples of `stride` on, and `y` holds
+/// `[w, lanes]`, `lanes` a multiple of 16. `sum` holds `[taps, lanes]`, overlaps neither, and no
+/// other thread uses it.
+#[inline(always)]
+pub unsafe fn row_outer<S: Simd>(
+    x: *const f32,
+    stride: usize,
+    taps: usize,
+    y: *const f32,
+    lanes: usize,
+    w: usize,
+    sum: *mut f32,
+) {
+    // SAFETY: `lanes` is a multiple of 16, so the one or two vectors from `lane` on lie inside the
+    // rows; the rest is the caller's contract
+    unsafe {
+        let mut lane = 0;
+        while lane + 2 * LANES <= lanes {
+            let (y, sum) = (y.add(lane), sum.add(lane));
+            match S::REGISTERS {
+                Registers::Many if taps.is_multiple_of(12) => {
+                    outer_lanes::<S, 12, 2>(x, stride, taps, y, lanes, w, sum)
+                }
+                Registers::Many => outer_lanes::<S, 8, 2>(x, stride, taps, y, lanes, w, sum),
+                Registers::Eight if S::MEMORY_OPERANDS => {
+                    outer_lanes::<S, 3, 2>(x, stride, taps, y, lanes, w, sum)
+                }
+                Registers::Eight => [0, LANES].into_iter().for_each(|v| {
+                    outer_lanes::<S, 6, 1>(x, stride, taps, y.add(v), lanes, w, sum.add(v))
+                }),
+                Registers::Few => outer_lanes::<S, 1, 2>(x, stride, taps, y, lanes, w, sum),
+            }
+            lane += 2 * LANES;
+        }
+        if lane < lanes {
+            let (y, sum) = (y.add(lane), sum.add(lane));
+            match S::REGISTERS {
+                Registers::Many if taps == 12 => {
+                    outer_lanes::<S, 12, 1>(x, stride, taps, y, lanes, w, sum)
+                }
+                Registers::Many => outer_lanes::<S, 16, 1>(x, stride, taps, y, lanes, w, sum),
+                Registers::Eight => outer_lanes::<S, 6, 1>(x, stride, taps, y, lanes, w, sum),
+                Registers::Few => outer_lanes::<S, 1, 1>(x, stride, taps, y, lanes, w, sum),
+            }
+        }
+    }
+}
