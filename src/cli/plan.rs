@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
 use paragon::backend::cuda::lower;
-use paragon::loader::{Bound, STACK_BYTES};
+use paragon::loader::{LoaderBound, STACK_BYTES};
 use paragon::model::Recompute;
 use paragon::plan::{Class, LayerLine, Plan, Precision};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
@@ -16,7 +16,7 @@ use paragon::shard::format::Geometry;
 use paragon::support::text::bytes_text;
 use paragon::sys;
 use paragon::train::{
-    Budget, Choice, DeviceChoice, DevicePlace, Fit, Fitted, RunMemory, Rung, TrainConfig,
+    DeviceChoice, DevicePlace, Fit, FitChoice, Fitted, Remedy, RunBudget, RunMemory, TrainConfig,
     validation_bytes,
 };
 use serde::Serialize;
@@ -78,16 +78,16 @@ struct Report<'a> {
     effective_batch: usize,
     device: &'a str,
     precision: Precision,
-    budget: Budget,
+    budget: RunBudget,
     fits: bool,
-    choice: Choice,
+    choice: FitChoice,
     why: Option<&'a str>,
     memory: &'a RunMemory,
     work: Work,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     layers: Vec<LayerLine>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    remedies: Vec<Rung>,
+    remedies: Vec<Remedy>,
 }
 
 /// What an iteration moves and computes at least, and how many kernels it launches.
@@ -168,7 +168,7 @@ impl Args {
 
     /// The loader's memory without a set to ask: exact for slots and scratch, an estimate for the
     /// index.
-    fn loader(&self, threads: usize, config: &TrainConfig, slots: usize) -> Result<Bound> {
+    fn loader(&self, threads: usize, config: &TrainConfig, slots: usize) -> Result<LoaderBound> {
         let stored = self
             .stored_lq_size
             .unwrap_or(config.lq_size)
@@ -185,7 +185,7 @@ impl Args {
         let shards = (self.records as f64 * (stored * stored * 3 * area) as f64 * STORED_SHARE
             / SHARD_BYTES)
             .ceil() as u64;
-        Ok(Bound {
+        Ok(LoaderBound {
             slots,
             slot_bytes: pair * config.batch_size as u64,
             threads,
@@ -217,11 +217,11 @@ pub fn run(args: &Args) -> Result<()> {
         place,
         recompute: machine.recompute,
         slots,
-        budget: Budget {
+        budget: RunBudget {
             host: machine.host_memory,
             device: machine.vram,
         },
-        stated: Budget {
+        stated: RunBudget {
             host: machine.host_memory,
             device: machine.vram,
         },
@@ -244,8 +244,8 @@ pub fn run(args: &Args) -> Result<()> {
         // shown as asked, and refused after that
         Err(error) => (
             Fit {
-                budget: Budget::default(),
-                stated: Budget::default(),
+                budget: RunBudget::default(),
+                stated: RunBudget::default(),
                 ..fit.clone()
             }
             .choose()?,

@@ -8,7 +8,8 @@ use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
 use paragon::shard::reader::Io;
 use paragon::train::{
-    ConfigFile, HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train,
+    ConfigFile, RunOptions, RunSummary, TrainConfig, ValidationSet, duration_text, newest_state,
+    train,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -113,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
     let validation = match settings.path("val.dataset") {
         Some(place) if place == Path::new(NO_VALIDATION) => None,
         Some(place) => Some(place),
-        None => HeldOut::beside(&data.shards).inspect(|place| {
+        None => ValidationSet::beside(&data.shards).inspect(|place| {
             tell(format_args!("{} was held out when the shards were made: validating on it (--val none turns that off)", place.display()));
         }),
     };
@@ -243,7 +244,7 @@ fn unwritable(settings: &Settings) -> Vec<String> {
         .collect()
 }
 
-fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
+fn print_summary(s: &RunSummary, seconds: f64) -> Result<()> {
     if s.iteration == 0 {
         return print(format_args!(
             "stopped before the first iteration was done; nothing is saved"

@@ -4,6 +4,7 @@
 //! read in one way only: what could be meant in two ways is refused with both.
 
 use crate::model::{Network, Param};
+use crate::plan::Precision;
 use crate::support::failure::retry;
 use crate::support::file_kind::{HEAD_BYTES, Remedy, look};
 use crate::support::files;
@@ -503,25 +504,14 @@ fn read_values(view: &TensorView, out: &mut [f32]) {
             .chunks_exact(4)
             .zip(out)
             .for_each(|(b, o)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        Dtype::BF16 => data.chunks_exact(2).zip(out).for_each(|(b, o)| {
-            *o = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)
-        }),
+        Dtype::BF16 => data
+            .chunks_exact(2)
+            .zip(out)
+            .for_each(|(b, o)| *o = Precision::Bf16.widen(u16::from_le_bytes([b[0], b[1]]))),
         _ => data
             .chunks_exact(2)
             .zip(out)
-            .for_each(|(b, o)| *o = half_to_f32(u16::from_le_bytes([b[0], b[1]]))),
-    }
-}
-
-/// IEEE half to single precision.
-fn half_to_f32(bits: u16) -> f32 {
-    let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1F), f32::from(bits & 0x3FF));
-    sign * match exponent {
-        0 => fraction * 2f32.powi(-24),
-        31 if fraction == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        _ => (1.0 + fraction / 1024.0) * 2f32.powi(exponent - 15),
+            .for_each(|(b, o)| *o = Precision::Fp16.widen(u16::from_le_bytes([b[0], b[1]]))),
     }
 }
 
@@ -938,7 +928,7 @@ mod tests {
             (0x0001, 5.960_464_5e-8),
             (0x7BFF, 65504.0),
         ] {
-            assert_eq!(half_to_f32(bits), value);
+            assert_eq!(Precision::Fp16.widen(bits), value);
         }
     }
 }

@@ -45,7 +45,7 @@ impl FromStr for DeviceChoice {
 const RESERVE: u64 = 256 << 20;
 
 /// The place a run computes at.
-pub struct Opened {
+pub struct OpenedDevice {
     /// For the plan.
     pub place: DevicePlace,
     /// Most device memory the run may take where the user set no limit, what is in use already
@@ -55,7 +55,7 @@ pub struct Opened {
     cpu: CpuOptions,
 }
 
-impl Opened {
+impl OpenedDevice {
     /// Opens what was chosen; `validates`: whether f32 inference will run there too. Also says what
     /// was chosen and why, where that was left to us.
     ///
@@ -66,14 +66,14 @@ impl Opened {
         precision: Option<Precision>,
         cpu: CpuOptions,
         validates: bool,
-    ) -> Result<(Opened, Option<String>)> {
-        let on_cpu = || -> Result<Opened> {
+    ) -> Result<(OpenedDevice, Option<String>)> {
+        let on_cpu = || -> Result<OpenedDevice> {
             let f32_only = precision.is_none_or(|p| p == Precision::F32);
             ensure!(
                 f32_only,
                 "the CPU computes in f32; --precision is for --device cuda"
             );
-            Ok(Opened {
+            Ok(OpenedDevice {
                 place: DevicePlace::Cpu(cpu),
                 vram: None,
                 device: None,
@@ -86,8 +86,8 @@ impl Opened {
             DeviceChoice::Auto if device_count().is_ok_and(|count| count > 0) => 0,
             DeviceChoice::Auto => return Ok((on_cpu()?, None)),
         };
-        let opened =
-            Device::open(ordinal).and_then(|device| Opened::on(device, precision, cpu, validates));
+        let opened = Device::open(ordinal)
+            .and_then(|device| OpenedDevice::on(device, precision, cpu, validates));
         match (opened, choice) {
             (Ok(opened), _) => Ok((opened, None)),
             (Err(error), DeviceChoice::Auto) => Ok((
@@ -103,7 +103,7 @@ impl Opened {
         precision: Option<Precision>,
         cpu: CpuOptions,
         validates: bool,
-    ) -> Result<Opened> {
+    ) -> Result<OpenedDevice> {
         let precision = precision.unwrap_or(if device.capability >= 80 {
             Precision::Bf16
         } else {
@@ -115,7 +115,7 @@ impl Opened {
             sizing: CudaSizing { precision },
             in_use: Some(in_use),
         };
-        Ok(Opened {
+        Ok(OpenedDevice {
             place,
             vram: Some((in_use + free).saturating_sub(RESERVE)),
             device: Some(device),

@@ -5,8 +5,8 @@
 //! which nobody has stated (what the machine has, or what happens to be free) never changes the
 //! numbers of a run.
 
-use super::{Budget, DevicePlace, RunMemory, TrainConfig};
-use crate::loader::Bound;
+use super::{DevicePlace, RunBudget, RunMemory, TrainConfig};
+use crate::loader::LoaderBound;
 use crate::model::Recompute;
 use crate::support::text::bytes_text;
 use anyhow::{Result, bail};
@@ -19,7 +19,7 @@ const FEWEST_SLOTS: usize = 2;
 
 /// What may be chosen without changing what is learnt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Choice {
+pub struct FitChoice {
     /// Patches in a micro-batch.
     pub batch_size: usize,
     /// Micro-batches in an iteration.
@@ -30,7 +30,7 @@ pub struct Choice {
     pub slots: usize,
 }
 
-impl std::fmt::Display for Choice {
+impl std::fmt::Display for FitChoice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -53,11 +53,11 @@ pub struct Fit<'a> {
     pub slots: usize,
     /// What there is: the budget that was stated, or the limit of the machine where it is smaller
     /// or nothing was stated.
-    pub budget: Budget,
+    pub budget: RunBudget,
     /// The budget that was stated. An iteration is split for its sake alone: a split rounds sums in
     /// another order, and the same command must give the same network whatever memory a machine
     /// has.
-    pub stated: Budget,
+    pub stated: RunBudget,
     /// The limit that the host's part of `budget` comes from, in words, where it was not stated.
     pub host_limit: Option<String>,
     /// Whether anything but the level may be chosen.
@@ -65,7 +65,7 @@ pub struct Fit<'a> {
     /// The split of an earlier process of this run, which gives its bits.
     pub earlier: Option<(usize, usize)>,
     /// The loader's memory for a patch, a micro-batch and slots.
-    pub loader: &'a dyn Fn(&TrainConfig, usize) -> Result<Bound>,
+    pub loader: &'a dyn Fn(&TrainConfig, usize) -> Result<LoaderBound>,
     /// Bytes of validation.
     pub validation: u64,
 }
@@ -74,7 +74,7 @@ pub struct Fit<'a> {
 #[derive(Clone, Debug)]
 pub struct Fitted {
     /// What was chosen.
-    pub choice: Choice,
+    pub choice: FitChoice,
     /// The configuration with the chosen split.
     pub config: TrainConfig,
     /// Its memory.
@@ -85,7 +85,7 @@ pub struct Fitted {
 
 /// One rung of the ladder of remedies.
 #[derive(Clone, Debug, Serialize)]
-pub struct Rung {
+pub struct Remedy {
     /// What to do.
     pub remedy: String,
     /// Bytes on the device (0 on the CPU).
@@ -112,13 +112,13 @@ impl Fit<'_> {
             .map(move |b| (b, effective / b))
     }
 
-    fn asked(&self) -> Choice {
+    fn asked(&self) -> FitChoice {
         let TrainConfig {
             batch_size,
             accum_iter,
             ..
         } = *self.config;
-        Choice {
+        FitChoice {
             batch_size,
             accum_iter,
             recompute: self.levels()[0],
@@ -126,7 +126,7 @@ impl Fit<'_> {
         }
     }
 
-    fn with(&self, choice: Choice, lq_size: usize) -> TrainConfig {
+    fn with(&self, choice: FitChoice, lq_size: usize) -> TrainConfig {
         TrainConfig {
             batch_size: choice.batch_size,
             accum_iter: choice.accum_iter,
@@ -136,7 +136,7 @@ impl Fit<'_> {
     }
 
     /// The memory of a choice.
-    fn measure(&self, choice: Choice, lq_size: usize) -> Result<RunMemory> {
+    fn measure(&self, choice: FitChoice, lq_size: usize) -> Result<RunMemory> {
         let config = self.with(choice, lq_size);
         let plan = self
             .place
@@ -151,7 +151,7 @@ impl Fit<'_> {
     }
 
     /// False where the batches alone are too much: no need to make a plan.
-    fn may_hold(&self, choice: Choice, budget: &Budget) -> Result<bool> {
+    fn may_hold(&self, choice: FitChoice, budget: &RunBudget) -> Result<bool> {
         let loader = (self.loader)(&self.with(choice, self.config.lq_size), choice.slots)?;
         let staged =
             !self.place.is_device() || budget.device.is_none_or(|most| loader.slot_bytes <= most);
@@ -218,8 +218,8 @@ impl Fit<'_> {
     fn first(
         &self,
         splits: &[(usize, usize)],
-        budget: &Budget,
-    ) -> Result<Option<(Choice, RunMemory)>> {
+        budget: &RunBudget,
+    ) -> Result<Option<(FitChoice, RunMemory)>> {
         let asked = self.asked().slots;
         let mut ring = vec![asked];
         if self.may_split {
@@ -232,7 +232,7 @@ impl Fit<'_> {
         for slots in ring {
             for &(batch_size, accum_iter) in splits {
                 for recompute in self.levels() {
-                    let choice = Choice {
+                    let choice = FitChoice {
                         batch_size,
                         accum_iter,
                         recompute,
@@ -251,7 +251,7 @@ impl Fit<'_> {
         Ok(None)
     }
 
-    fn why(&self, choice: Choice, memory: &RunMemory, as_asked: &RunMemory) -> String {
+    fn why(&self, choice: FitChoice, memory: &RunMemory, as_asked: &RunMemory) -> String {
         let asked = self.asked();
         let mut text = format!("fitted: {choice}");
         if self.budget.holds(as_asked) {
@@ -274,14 +274,14 @@ impl Fit<'_> {
     ///
     /// # Errors
     /// Only on a bug in the plan's builder.
-    pub fn ladder(&self) -> Result<Vec<Rung>> {
+    pub fn ladder(&self) -> Result<Vec<Remedy>> {
         let lq = self.config.lq_size;
         let mut choice = self.asked();
         let mut rungs = Vec::new();
-        let mut push = |remedy: String, choice: Choice, lq: usize| -> Result<bool> {
+        let mut push = |remedy: String, choice: FitChoice, lq: usize| -> Result<bool> {
             let memory = self.measure(choice, lq)?;
             let fits = self.budget.holds(&memory);
-            rungs.push(Rung {
+            rungs.push(Remedy {
                 remedy,
                 device_bytes: memory.device_bytes,
                 host_bytes: memory.host_bytes,
@@ -297,7 +297,7 @@ impl Fit<'_> {
         if !done {
             let mut last = choice;
             for (batch_size, accum_iter) in self.splits() {
-                last = Choice {
+                last = FitChoice {
                     batch_size,
                     accum_iter,
                     ..choice
@@ -337,7 +337,7 @@ impl Fit<'_> {
 }
 
 /// A rung as a line.
-fn rung_text(rung: &Rung, on_device: bool) -> String {
+fn rung_text(rung: &Remedy, on_device: bool) -> String {
     let device = if on_device {
         format!("{} device, ", bytes_text(rung.device_bytes))
     } else {

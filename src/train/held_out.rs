@@ -22,7 +22,7 @@ const MOST_NAMED: usize = 5;
 const FOLDER: &str = "val";
 
 /// Pairs to validate on.
-pub struct HeldOut {
+pub struct ValidationSet {
     pairs: Pairs,
     scale: usize,
     left_out: Vec<LeftOut>,
@@ -51,12 +51,12 @@ fn is_set(folder: &Path) -> bool {
     folder.join(MANIFEST_NAME).is_file()
 }
 
-impl HeldOut {
+impl ValidationSet {
     /// Opens a folder of images, or a set of shards.
     ///
     /// # Errors
     /// When it holds nothing that can be measured, or a set of another scale.
-    pub fn open(place: &Path, scale: usize) -> Result<HeldOut> {
+    pub fn open(place: &Path, scale: usize) -> Result<ValidationSet> {
         if !is_set(place) {
             let found = find(
                 place,
@@ -67,7 +67,7 @@ impl HeldOut {
                     out: None,
                 },
             )?;
-            return Ok(HeldOut {
+            return Ok(ValidationSet {
                 pairs: Pairs::Pictures(found.sources),
                 scale,
                 left_out: found.left_out,
@@ -89,7 +89,7 @@ impl HeldOut {
         let records = (0..count)
             .map(|i| (u128::from(i) * u128::from(set.len()) / u128::from(count)) as u64)
             .collect();
-        Ok(HeldOut {
+        Ok(ValidationSet {
             pairs: Pairs::Shards {
                 set: Box::new(set),
                 records,

@@ -47,7 +47,7 @@ impl MeasuredOn {
 
 /// The best network so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Best {
+pub struct BestNetwork {
     /// Iteration it is of.
     pub iteration: u64,
     /// Its PSNR on Y, dB.
@@ -62,10 +62,10 @@ pub fn best_paths(run: &Path) -> [PathBuf; 2] {
     ["best_net_g_ema.safetensors", "best.json"].map(|name| run.join("models").join(name))
 }
 
-impl Best {
+impl BestNetwork {
     /// What an earlier process of the run has kept, up to the iteration it goes on from: what is
     /// later belongs to iterations that are done again, perhaps with other settings.
-    pub fn read(run: &Path, iteration: u64) -> Option<Best> {
+    pub fn read(run: &Path, iteration: u64) -> Option<BestNetwork> {
         let mut text = Vec::new();
         files::open_regular(&best_paths(run)[1])
             .ok()?
@@ -74,7 +74,7 @@ impl Best {
             .ok()?;
         serde_json::from_slice(&text)
             .ok()
-            .filter(|best: &Best| best.iteration <= iteration)
+            .filter(|best: &BestNetwork| best.iteration <= iteration)
     }
 
     /// Writes the network, then its figures.

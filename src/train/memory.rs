@@ -7,7 +7,7 @@ use super::TrainConfig;
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 use crate::inference::upscale::{Tiles, least_room};
-use crate::loader::Bound;
+use crate::loader::LoaderBound;
 use crate::model::{Recompute, training_plan};
 use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing};
 use crate::support::text::bytes_text;
@@ -123,7 +123,7 @@ impl RunMemory {
         config: &TrainConfig,
         place: &DevicePlace,
         plan: &Plan,
-        loader: &Bound,
+        loader: &LoaderBound,
         validation: u64,
     ) -> RunMemory {
         let on_device = place.is_device();
@@ -231,19 +231,19 @@ impl std::fmt::Display for RunMemory {
 
 /// What a run may take.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Budget {
+pub struct RunBudget {
     /// Most host memory, bytes.
     pub host: Option<u64>,
     /// Most device memory, bytes, what the context takes included.
     pub device: Option<u64>,
 }
 
-impl Budget {
+impl RunBudget {
     /// The smaller of two budgets, part by part.
     #[must_use]
-    pub fn within(self, other: Budget) -> Budget {
+    pub fn within(self, other: RunBudget) -> RunBudget {
         let least = |a: Option<u64>, b: Option<u64>| [a, b].into_iter().flatten().min();
-        Budget {
+        RunBudget {
             host: least(self.host, other.host),
             device: least(self.device, other.device),
         }

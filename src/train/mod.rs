@@ -20,17 +20,17 @@ mod state;
 mod validation;
 
 pub use config::{LossTerm, TrainConfig};
-pub use device::{DeviceChoice, Opened};
-pub use fit::{Choice, Fit, Fitted, Rung};
-pub use held_out::HeldOut;
-pub use keeping::{Best, MeasuredOn, best_paths};
+pub use device::{DeviceChoice, OpenedDevice};
+pub use fit::{Fit, FitChoice, Fitted, Remedy};
+pub use held_out::ValidationSet;
+pub use keeping::{BestNetwork, MeasuredOn, best_paths};
 pub use log::{Log, LogDigest, LogLine, read_log};
 pub use loss_scale::LossScale;
-pub use memory::{Budget, DevicePlace, RunMemory, validation_bytes};
+pub use memory::{DevicePlace, RunBudget, RunMemory, validation_bytes};
 
-pub use options::{ConfigFile, RunOptions, Summary};
+pub use options::{ConfigFile, RunOptions, RunSummary};
 pub use prefetch::Prefetch;
-pub use previews::{Kept, kept as kept_previews, read_picture as read_preview};
+pub use previews::{KeptPreview, kept as kept_previews, read_preview};
 pub use run::{duration_text, model_path, train};
 pub use schedule::{Decay, Schedule, ema_decay};
 pub use state::{OpenLine, PendingLine, State, list_states, newest_state, state_path};

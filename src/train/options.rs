@@ -79,7 +79,7 @@ pub struct RunOptions {
 
 /// How a run ended.
 #[derive(Clone, Debug, Serialize)]
-pub struct Summary {
+pub struct RunSummary {
     /// Whether all iterations are done, or the run was stopped from outside.
     pub finished: bool,
     /// Iterations done.

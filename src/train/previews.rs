@@ -29,7 +29,7 @@ const MAX_DECODE_BYTES: u64 = 16 << 20;
 const BESIDE: [&str; 2] = ["hr.png", "bicubic.png"];
 
 /// One kept image of a run.
-pub struct Kept {
+pub struct KeptPreview {
     /// Its folder's name.
     pub name: String,
     /// HR as PNG.
@@ -38,7 +38,7 @@ pub struct Kept {
     pub size: (u32, u32),
     /// Bicubic of the LQ as PNG.
     pub bicubic: Vec<u8>,
-    /// Iterations and the network's images, in order; [`read_picture`] takes one.
+    /// Iterations and the network's images, in order; [`read_preview`] takes one.
     pub network: Vec<(u64, PathBuf)>,
 }
 
@@ -185,7 +185,7 @@ fn write(path: &Path, picture: &RgbImage) -> Result<()> {
 
 /// What a run has kept, and what is left out of it and why: a run may have been killed while it
 /// wrote. Empty where there was no validation.
-pub fn kept(run: &Path) -> (Vec<Kept>, Vec<String>) {
+pub fn kept(run: &Path) -> (Vec<KeptPreview>, Vec<String>) {
     let (mut list, mut left_out) = (Vec::new(), Vec::new());
     for place in places(run) {
         match read(&place) {
@@ -196,17 +196,17 @@ pub fn kept(run: &Path) -> (Vec<Kept>, Vec<String>) {
     (list, left_out)
 }
 
-fn read(place: &Path) -> Result<Kept> {
+fn read(place: &Path) -> Result<KeptPreview> {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
     let name = name
         .split_once('_')
         .map_or(name.as_ref(), |(_, rest)| rest)
         .to_string();
     let [(hr, size), (bicubic, _)] = [
-        read_picture(&place.join(BESIDE[0]))?,
-        read_picture(&place.join(BESIDE[1]))?,
+        read_preview(&place.join(BESIDE[0]))?,
+        read_preview(&place.join(BESIDE[1]))?,
     ];
-    Ok(Kept {
+    Ok(KeptPreview {
         name,
         hr,
         size,
@@ -219,7 +219,7 @@ fn read(place: &Path) -> Result<Kept> {
 ///
 /// # Errors
 /// When it cannot be read, or is no whole PNG of the size of a preview.
-pub fn read_picture(path: &Path) -> Result<(Vec<u8>, (u32, u32))> {
+pub fn read_preview(path: &Path) -> Result<(Vec<u8>, (u32, u32))> {
     let read = || -> Result<_> {
         let mut bytes = Vec::new();
         open_regular(path)?
@@ -299,13 +299,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.png");
         let refused = |words: &str| {
-            let error = format!("{:#}", read_picture(&path).unwrap_err());
+            let error = format!("{:#}", read_preview(&path).unwrap_err());
             assert!(error.contains("a.png") && error.contains(words), "{error}");
         };
         RgbImage::new(SIDE + 1, 4).save(&path).unwrap();
         refused("257x4");
         write(&path, &RgbImage::new(300, 20)).unwrap();
-        assert_eq!(read_picture(&path).unwrap().1, (SIDE, 20));
+        assert_eq!(read_preview(&path).unwrap().1, (SIDE, 20));
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         refused("cannot be shown");

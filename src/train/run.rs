@@ -5,16 +5,16 @@
 
 use super::keeping::MeasuredOn;
 use super::start::{lock, start_state, tell_changes};
-use super::validation::{Validated, Validation};
+use super::validation::{Validation, ValidationOutcome};
 use super::{
-    Best, Budget, Fit, Fitted, Log, LogLine, LossScale, OpenLine, Opened, RunMemory, RunOptions,
-    State, Summary, TrainConfig,
+    BestNetwork, Fit, Fitted, Log, LogLine, LossScale, OpenLine, OpenedDevice, RunBudget,
+    RunMemory, RunOptions, RunSummary, State, TrainConfig,
 };
 use super::{PendingLine, ema_decay, keeping, list_states, previews, state_path, validation_bytes};
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::loader::quality::quality;
-use crate::loader::{Loader, LoaderConfig, Sources, Stats, bound};
+use crate::loader::{Loader, LoaderConfig, LoaderStats, Sources, bound};
 use crate::model::write_model;
 use crate::plan::{BufferId, Precision};
 use crate::support::failure::system_cause;
@@ -79,7 +79,7 @@ pub fn train(
     config: &TrainConfig,
     options: &RunOptions,
     report: &dyn Fn(&str),
-) -> Result<Summary> {
+) -> Result<RunSummary> {
     config.check()?;
     let scale = sources.scale() as usize;
     ensure!(
@@ -95,7 +95,7 @@ pub fn train(
     let (state, fresh) = start_state(&sources, config, options, report)?;
 
     let cpu = CpuOptions::new(options.threads);
-    let (opened, why) = Opened::new(
+    let (opened, why) = OpenedDevice::new(
         options.device,
         options.precision,
         cpu,
@@ -126,7 +126,7 @@ pub fn train(
     let loader_of = |config: &TrainConfig, slots: usize| {
         loader_config(config, options, loader_threads, slots, state.head.iteration)
     };
-    let stated = Budget {
+    let stated = RunBudget {
         host: options.host_memory,
         device: options.vram,
     };
@@ -136,7 +136,7 @@ pub fn train(
         place,
         recompute: options.recompute,
         slots,
-        budget: stated.within(Budget {
+        budget: stated.within(RunBudget {
             host: left.as_ref().map(|left| left.bytes),
             device: opened.vram,
         }),
@@ -266,7 +266,7 @@ pub fn train(
             "this run is finished: {} of {} iterations are done; raise --iterations to go on",
             run.iteration, config.total_iter
         ));
-        return run.summary(true, &memory, &Stats::default());
+        return run.summary(true, &memory, &LoaderStats::default());
     }
     let mut loader = Loader::start_in(sources.clone(), loader_config, &|bytes| {
         backend.allocate(bytes)
@@ -330,8 +330,8 @@ fn earlier_best(
     iteration: u64,
     measured_on: Option<&MeasuredOn>,
     report: &dyn Fn(&str),
-) -> Option<Best> {
-    let best = Best::read(run, iteration)?;
+) -> Option<BestNetwork> {
+    let best = BestNetwork::read(run, iteration)?;
     match (&best.measured_on, measured_on) {
         (Some(before), Some(now)) if !before.same(now) => {
             report(&format!(
@@ -388,7 +388,7 @@ struct Run<'a> {
     unread: bool,
     /// The best validation so far, and its network where that is not on the disk yet: it is written
     /// with the next checkpoint.
-    best: Option<Best>,
+    best: Option<BestNetwork>,
     measured_on: Option<MeasuredOn>,
     best_network: Option<Vec<f32>>,
 }
@@ -465,9 +465,9 @@ impl Run<'_> {
                     self.save(backend)?;
                 }
                 scores = match self.validate(backend, validation, progress)? {
-                    Validated::Stopped => return Ok(false),
-                    Validated::Failed => None,
-                    Validated::Scores(scores) => Some(scores),
+                    ValidationOutcome::Stopped => return Ok(false),
+                    ValidationOutcome::Failed => None,
+                    ValidationOutcome::Scores(scores) => Some(scores),
                 };
             }
             self.write_line(scores, progress)?;
@@ -675,7 +675,7 @@ impl Run<'_> {
         backend: &mut dyn Backend,
         v: &mut Validation,
         progress: &Progress,
-    ) -> Result<Validated> {
+    ) -> Result<ValidationOutcome> {
         let started = Instant::now();
         let mut ema = vec![0.0; self.sizes[3]];
         read_floats(backend, self.vectors[3], &mut ema)?;
@@ -683,7 +683,7 @@ impl Run<'_> {
             |text: String| progress.line(&format!("warning: iteration {}: {text}", self.iteration));
         let outcome = v.measure(backend, &ema, self.options, self.iteration, &mut warn);
         self.meter.peak = self.meter.peak.max(v.peak);
-        if let Validated::Scores(mean) = &outcome
+        if let ValidationOutcome::Scores(mean) = &outcome
             && mean.psnr_y.is_finite()
             && self
                 .best
@@ -691,7 +691,7 @@ impl Run<'_> {
                 .is_none_or(|best| mean.psnr_y > best.psnr_y)
         {
             let measured_on = self.measured_on.clone();
-            self.best = Some(Best {
+            self.best = Some(BestNetwork {
                 iteration: self.iteration,
                 psnr_y: mean.psnr_y,
                 measured_on,
@@ -795,9 +795,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn summary(&self, finished: bool, memory: &RunMemory, loader: &Stats) -> Result<Summary> {
+    fn summary(
+        &self,
+        finished: bool,
+        memory: &RunMemory,
+        loader: &LoaderStats,
+    ) -> Result<RunSummary> {
         let here = self.meter.seconds();
-        Ok(Summary {
+        Ok(RunSummary {
             finished,
             iteration: self.iteration,
             loss: self.log.last().map_or(f64::NAN, |l| l.loss),

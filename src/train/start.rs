@@ -85,7 +85,7 @@ pub(super) fn start_state(
     ensure!(
         state.head.data == sources.fingerprint(),
         "{place} holds a run on other shards than {}; use another --out or --restart",
-        sources.places()
+        sources.folders()
     );
     let sizes = [
         table.len(),

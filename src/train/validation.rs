@@ -4,7 +4,7 @@
 //! is a warning: a run does not end for what only measures it.
 
 use super::keeping::MeasuredOn;
-use super::{DevicePlace, HeldOut, RunOptions, TrainConfig, previews};
+use super::{DevicePlace, RunOptions, TrainConfig, ValidationSet, previews};
 use crate::backend::Backend;
 use crate::inference::eval::{Scores, evaluate_pair, mean};
 use crate::inference::upscale::{LentUpscaler, Tiles, largest_tile};
@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 /// Images for validation. They are upscaled in the step's arena, which holds nothing of worth
 /// between steps.
 pub(super) struct Validation {
-    pub held_out: HeldOut,
+    pub held_out: ValidationSet,
     tiles: Tiles,
     sizing: Box<dyn Sizing>,
     /// Iterations between validations.
@@ -30,7 +30,7 @@ pub(super) struct Validation {
 }
 
 /// What came of a validation.
-pub(super) enum Validated {
+pub(super) enum ValidationOutcome {
     /// Means over all pairs.
     Scores(Scores),
     /// A pair could not be measured; means over the others could not be compared with those of
@@ -49,7 +49,7 @@ impl Validation {
         let Some(folder) = &options.validation else {
             return Ok(None);
         };
-        let held_out = HeldOut::open(folder, config.network.scale)?;
+        let held_out = ValidationSet::open(folder, config.network.scale)?;
         let largest = held_out.largest()?;
         let tiles = Tiles::new(config.network.clone(), 0)?;
         let crop = options.crop_border.unwrap_or(config.network.scale as u32);
@@ -104,7 +104,7 @@ impl Validation {
         options: &RunOptions,
         iteration: u64,
         warn: &mut dyn FnMut(String),
-    ) -> Validated {
+    ) -> ValidationOutcome {
         let mut upscaler = LentUpscaler {
             tiles: &mut self.tiles,
             host: backend,
@@ -115,7 +115,7 @@ impl Validation {
         let mut previews_failed = false;
         for index in 0..self.held_out.len() {
             if options.stop.load(Ordering::Relaxed) {
-                return Validated::Stopped;
+                return ValidationOutcome::Stopped;
             }
             let measured = self.held_out.pair(index).and_then(|(name, pair)| {
                 let measured = evaluate_pair(&mut upscaler, &name, &pair, self.crop)
@@ -130,7 +130,7 @@ impl Validation {
                     warn(format!(
                         "this validation has no scores, and training goes on: {error:#}"
                     ));
-                    return Validated::Failed;
+                    return ValidationOutcome::Failed;
                 }
             };
             if let Err(error) = previews::keep(
@@ -149,6 +149,6 @@ impl Validation {
             }
             scores.push(m.result.network);
         }
-        Validated::Scores(mean(scores.into_iter()))
+        ValidationOutcome::Scores(mean(scores.into_iter()))
     }
 }
