@@ -158,9 +158,13 @@ pub fn run(args: &Args) -> Result<()> {
         settings: None,
         stop: stop.clone(),
     };
-    let summary = train(Arc::new(set.into()), &recipe(args)?, &options, &|text| {
-        tell(text)
-    })?;
+    let summary = train(
+        Arc::new(set.into()),
+        &recipe(args)?,
+        &options,
+        &|text| tell(text),
+        &|total| Progress::bar_only("train", total, "it"),
+    )?;
     if stop.load(Ordering::Relaxed) {
         tell("stopped early; measuring what there is");
     }

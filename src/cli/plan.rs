@@ -252,9 +252,9 @@ pub fn run(args: &Args) -> Result<()> {
             Some(error),
         ),
     };
-    let plan = place.plan(&fitted.config, fitted.choice.recompute, fit.validation > 0)?;
+    let plan = &fitted.plan;
     if let Some(path) = &args.chart {
-        occupancy_chart(&occupancy(&config, &fitted, &plan), path)?;
+        occupancy_chart(&occupancy(&config, &fitted, plan), path)?;
     }
     let device = if place.is_device() { "cuda" } else { "cpu" };
     if args.json {
@@ -268,9 +268,9 @@ pub fn run(args: &Args) -> Result<()> {
             budget: fit.budget,
             fits: refused.is_none(),
             choice: fitted.choice,
-            why: fitted.why.as_deref(),
+            why: fitted.reason.as_deref(),
             memory: &fitted.memory,
-            work: Work::new(&plan, fitted.choice.accum_iter, &place)?,
+            work: Work::new(plan, fitted.choice.accum_iter, &place)?,
             layers: if args.layers {
                 plan.layers()
             } else {
@@ -284,8 +284,8 @@ pub fn run(args: &Args) -> Result<()> {
         };
         print_json(&report)?;
     } else {
-        show(args, &config, &fitted, &plan, device)?;
-        print(Work::new(&plan, fitted.choice.accum_iter, &place)?.text())?;
+        show(args, &config, &fitted, plan, device)?;
+        print(Work::new(plan, fitted.choice.accum_iter, &place)?.text())?;
         let comparison = fit.budget.compare(&fitted.memory);
         if refused.is_none() && !comparison.is_empty() {
             print(format_args!("\nfits: {comparison}"))?;
@@ -322,7 +322,7 @@ fn show(
         "{} x{}, LQ {}, {device}, {precision}: {}",
         net.arch, net.scale, config.lq_size, fitted.choice
     ))?;
-    if let Some(why) = &fitted.why {
+    if let Some(why) = &fitted.reason {
         print(why)?;
     }
     print(format_args!("{}", fitted.memory))?;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
 use paragon::shard::reader::Io;
+use paragon::support::progress::Progress;
 use paragon::train::{
     ConfigFile, RunOptions, RunSummary, TrainConfig, ValidationSet, duration_text, newest_state,
     train,
@@ -160,7 +161,8 @@ pub fn run(args: &Args) -> Result<()> {
         net.arch, net.scale, config.total_iter, config.accum_iter, config.batch_size
     ));
     let started = std::time::Instant::now();
-    let summary = train(sources, &config, &options, &|text| tell(text))?;
+    let bar = |total| Progress::bar_only("train", total, "it");
+    let summary = train(sources, &config, &options, &|text| tell(text), &bar)?;
     let said = if args.json {
         print_json(&summary)
     } else {

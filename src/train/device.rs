@@ -1,5 +1,6 @@
-//! Where a run computes: what the user chose, opened, with the type of activations and what the
-//! memory table needs to know of it. Depends on the backends.
+//! The device of a run: the one the user chose, opened, with its type of activations and the numbers
+//! that the memory table needs. Depends on the backends. Promises that a device which was named is
+//! used or refused, and never replaced by another one.
 
 use super::DevicePlace;
 use crate::backend::Backend;
@@ -11,10 +12,10 @@ use anyhow::{Result, ensure};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// What the user asked for.
+/// The device that the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first CUDA device, or the CPU where there is none.
+    /// The first CUDA device, or the CPU if there is none.
     #[default]
     Auto,
     /// The CPU.
@@ -41,26 +42,27 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// Device memory that is left to others and to the driver, bytes, where no limit is given.
+/// Device memory that is left to other programs and the driver if no limit is given, bytes.
 const RESERVE: u64 = 256 << 20;
 
-/// The place a run computes at.
+/// The opened device of a run.
 pub struct OpenedDevice {
-    /// For the plan.
+    /// The device as the plan and the memory table see it.
     pub place: DevicePlace,
-    /// Most device memory the run may take where the user set no limit, what is in use already
-    /// included.
+    /// Largest amount of device memory the run may take if the user set no limit, bytes, including
+    /// memory that is already in use; `None` on the CPU.
     pub vram: Option<u64>,
+    /// The CUDA device; `None` on the CPU.
     device: Option<Arc<Device>>,
     cpu: CpuOptions,
 }
 
 impl OpenedDevice {
-    /// Opens what was chosen; `validates`: whether f32 inference will run there too. Also says what
-    /// was chosen and why, where that was left to us.
+    /// Opens the chosen device; `validates`: whether f32 inference will run on it too. The text is the
+    /// reason why the CPU is used although there is a CUDA device.
     ///
     /// # Errors
-    /// When a device that was asked for cannot be had, or has not the type of activations.
+    /// The device cannot be opened, or does not support the type of activations.
     pub fn new(
         choice: DeviceChoice,
         precision: Option<Precision>,
@@ -92,12 +94,13 @@ impl OpenedDevice {
             (Ok(opened), _) => Ok((opened, None)),
             (Err(error), DeviceChoice::Auto) => Ok((
                 on_cpu()?,
-                Some(format!("computing on the CPU, since {error:#}")),
+                Some(format!("computing on the CPU, because {error:#}")),
             )),
             (Err(error), _) => Err(error),
         }
     }
 
+    /// The state of a CUDA device, with its kernels loaded.
     fn on(
         device: Arc<Device>,
         precision: Option<Precision>,
@@ -123,7 +126,7 @@ impl OpenedDevice {
         })
     }
 
-    /// The CUDA device, where it is one.
+    /// The CUDA device; `None` on the CPU.
     pub fn device(&self) -> Option<&Arc<Device>> {
         self.device.as_ref()
     }
@@ -131,7 +134,7 @@ impl OpenedDevice {
     /// A backend with a plan loaded.
     ///
     /// # Errors
-    /// When its arena cannot be had.
+    /// The arena cannot be allocated.
     pub fn backend(&self, plan: Plan) -> Result<Box<dyn Backend>> {
         Ok(match &self.device {
             Some(device) => Box::new(CudaBackend::new(device, plan)?),
