@@ -62,8 +62,8 @@ pub struct LoaderMeasurement {
     pub substituted: u64,
     /// Share of the records that were in memory before the start.
     pub cached: f64,
-    /// Sum over all samples of a hash of record, pixels and augmentation, in hexadecimal: the same for
-    /// any number of threads, and summed over ranks for any number of ranks.
+    /// Sum over all samples of a hash of record, pixels and augmentation, in hexadecimal: the same
+    /// for any number of threads, and summed over ranks for any number of ranks.
     pub content: Option<String>,
 }
 

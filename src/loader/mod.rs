@@ -1,7 +1,8 @@
 //! The loader: its threads read records of one or more sets of shards into a fixed number of
 //! batches, in an order that is a pure function of the seed. Depends on `shard::reader`,
-//! `host_memory` and the augmentation codes. Promises a memory bound that is known before the start,
-//! the same batches for any number of threads and ranks, and that no thread outlives the loader.
+//! `host_memory` and the augmentation codes. Promises a memory bound that is known before the
+//! start, the same batches for any number of threads and ranks, and that no thread outlives the
+//! loader.
 
 pub mod bench;
 mod order;
@@ -9,6 +10,7 @@ mod permutation;
 pub mod quality;
 mod quotas;
 mod ring;
+mod set_order;
 mod slot;
 mod sources;
 
@@ -23,16 +25,16 @@ use crate::sys;
 use anyhow::{Result, ensure};
 use order::Draws;
 
-/// Largest number of loader threads: beyond it the disk or the memory bus is the limit, and a typing
-/// error is more likely.
+/// Largest number of loader threads: beyond it the disk or the memory bus is the limit, and a
+/// typing error is more likely.
 pub const MAX_THREADS: usize = 256;
 /// Largest number of slots, for the same reason.
 pub const MAX_SLOTS: usize = 1024;
 /// Stack of a loader thread, bytes; decoding needs a few KiB of it.
 pub const STACK_BYTES: usize = 512 << 10;
 
-/// Slots that keep `threads` threads busy: each thread fills one, and of three more one is ready, one
-/// is being copied to a device and one is being computed on.
+/// Slots that keep `threads` threads busy: each thread fills one, and of three more one is ready,
+/// one is being copied to a device and one is being computed on.
 pub fn usual_slots(threads: usize) -> usize {
     threads.saturating_add(3).min(MAX_SLOTS)
 }
@@ -64,8 +66,8 @@ pub enum OnCorrupt {
 pub struct LoaderConfig {
     /// Pairs in a batch.
     pub batch: usize,
-    /// Side of the LQ patches that are delivered, pixels; if it is below the stored size, an aligned
-    /// random crop is drawn for every sample.
+    /// Side of the LQ patches that are delivered, pixels; if it is below the stored size, an
+    /// aligned random crop is drawn for every sample.
     pub lq_size: usize,
     /// Threads that read and decode.
     pub threads: usize,
@@ -93,8 +95,8 @@ pub struct LoaderConfig {
 }
 
 impl LoaderConfig {
-    /// Batches of `batch` pairs with LQ patches of `lq_size` pixels, augmented, from one thread and four
-    /// slots.
+    /// Batches of `batch` pairs with LQ patches of `lq_size` pixels, augmented, from one thread and
+    /// four slots.
     pub fn new(batch: usize, lq_size: usize, seed: u64) -> LoaderConfig {
         LoaderConfig {
             batch,
@@ -114,7 +116,7 @@ impl LoaderConfig {
     }
 
     /// The part of the configuration that the random draws depend on.
-    pub(crate) fn draws(&self) -> Draws {
+    fn draws(&self) -> Draws {
         Draws {
             seed: self.seed,
             hflip: self.hflip,

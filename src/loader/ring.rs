@@ -1,11 +1,11 @@
-//! The ring of slots: free -> being filled -> ready -> held by the caller (-> in flight to a device)
-//! -> free, over bounded channels, filled by named threads. Depends on `order`, `slot` and
+//! The ring of slots: free -> being filled -> ready -> held by the caller (-> in flight to a
+//! device) -> free, over bounded channels, filled by named threads. Depends on `order`, `slot` and
 //! `shard::reader`. Promises delivery strictly in order, no deadlock, errors that reach the caller
 //! in place of their batch, and that dropping the loader at any moment ends every thread.
 //!
 //! A thread takes a free slot first and a batch number second. So whoever has a number also has a
-//! slot to fill, every number below the highest one taken is being worked on, and the batch that the
-//! caller waits for always arrives.
+//! slot to fill, every number below the highest one taken is being worked on, and the batch that
+//! the caller waits for always arrives.
 
 use super::order::{Order, Sample};
 use super::slot::{Batch, InFlight, Slot, SlotLayout, SlotReturn};
@@ -201,8 +201,8 @@ impl Loader {
         batch.context("the loader stopped without a stop request")
     }
 
-    /// As [`Loader::next`], but returns `None` as soon as `stop` is set. The next call then delivers the
-    /// batch.
+    /// As [`Loader::next`], but returns `None` as soon as `stop` is set. The next call then
+    /// delivers the batch.
     ///
     /// # Errors
     /// Those of [`Loader::next`].
@@ -280,8 +280,8 @@ impl Loader {
         }
     }
 
-    /// Damaged records that were replaced since the last call: one message per record, for the first
-    /// hundred records of a run.
+    /// Damaged records that were replaced since the last call: one message per record, for the
+    /// first hundred records of a run.
     pub fn reports(&mut self) -> Vec<String> {
         std::mem::take(
             &mut self
@@ -379,7 +379,8 @@ impl Filler {
         Ok(())
     }
 
-    /// Reads a sample, or a substitute for a damaged one; returns the number of the record in its set.
+    /// Reads a sample, or a substitute for a damaged one; returns the number of the record in its
+    /// set.
     fn read(&mut self, sample: &Sample, lq: &mut [u8], hr: &mut [u8]) -> Result<u64> {
         let set = self.sources.set(sample.set);
         let crop = Crop {

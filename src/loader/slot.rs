@@ -1,5 +1,5 @@
-//! The memory of one batch and its way back to the loader. Depends on `host_memory`. Promises that a
-//! slot returns to the loader exactly once: when its batch is dropped, or when the device has
+//! The memory of one batch and its way back to the loader. Depends on `host_memory`. Promises that
+//! a slot returns to the loader exactly once: when its batch is dropped, or when the device has
 //! finished the copy that was started from it.
 
 use super::{LoaderConfig, Sources};
@@ -119,8 +119,8 @@ impl Batch {
         self.number
     }
 
-    /// Returns the memory to the loader once `fence` has passed, for asynchronous copies to a device.
-    /// The slot is not filled before that.
+    /// Returns the memory to the loader once `fence` has passed, for asynchronous copies to a
+    /// device. The slot is not filled before that.
     pub fn return_after(mut self, fence: Box<dyn Fence>) {
         let Some(slot) = self.slot.take() else { return };
         self.slot_return.held.fetch_sub(1, Ordering::Relaxed);

@@ -1,9 +1,10 @@
-//! The sets of shards that a loader reads: one, or several with weights. Depends on `shard::reader`.
-//! Promises that the sets fit each other, and numbers their records through all sets: the records of
-//! the second set follow those of the first.
+//! The sets of shards that a loader reads: one, or several with weights. Depends on
+//! `shard::reader`. Promises that the sets fit each other, and numbers their records through all
+//! sets: the records of the second set follow those of the first.
 
-use super::order::{SetSpec, Shuffle};
+use super::order::SetSpec;
 use super::quotas::apportion;
+use super::set_order::Shuffle;
 use crate::shard::reader::{RecordSource, ShardSet};
 use crate::support::rng::key;
 use anyhow::{Context, Result, bail, ensure};

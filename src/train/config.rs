@@ -1,6 +1,6 @@
-//! The configuration of a training run: one plain structure, saved with every state and compared when
-//! a run is resumed. Depends on the types of network, plan and schedule. Promises that equal
-//! configurations give equal weights, apart from the device.
+//! The configuration of a training run: one plain structure, saved with every state and compared
+//! when a run is resumed. Depends on the types of network, plan and schedule. Promises that equal
+//! configurations give equal weights, given the same shards, start values, device and precision.
 
 use super::{Decay, Schedule};
 use crate::model::{Network, Recompute, StepSpec};
@@ -152,7 +152,7 @@ impl TrainConfig {
 
     /// Patches in an iteration.
     pub fn effective_batch(&self) -> usize {
-        self.batch_size * self.accum_iter
+        self.batch_size.saturating_mul(self.accum_iter)
     }
 
     /// The step of this run, at a level of recomputation (which changes no bit).
@@ -228,5 +228,40 @@ impl TrainConfig {
             .into_iter()
             .filter(|(key, _)| fixed(key))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::state::tests::config;
+
+    #[test]
+    fn an_iteration_that_cannot_be_counted_is_refused() {
+        config().check().unwrap();
+        let huge = TrainConfig {
+            batch_size: usize::MAX,
+            accum_iter: 2,
+            ..config()
+        };
+        let error = huge.check().unwrap_err().to_string();
+        assert!(error.contains("--accum-iter"), "{error}");
+        assert_eq!(huge.effective_batch(), usize::MAX);
+        // Differences name the keys that changed, and those that forbid resuming.
+        let keys = |list: Vec<(String, String)>| list.into_iter().map(|d| d.0).collect::<Vec<_>>();
+        let split = TrainConfig {
+            batch_size: 1,
+            accum_iter: 2,
+            ..config()
+        };
+        assert_eq!(
+            keys(config().differences(&split)),
+            ["accum_iter", "batch_size"]
+        );
+        assert!(config().obstacles(&split).is_empty());
+        assert_eq!(
+            keys(config().obstacles(&huge)),
+            ["accum_iter", "batch_size"]
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! The device of a run: the one the user chose, opened, with its type of activations and the numbers
-//! that the memory table needs. Depends on the backends. Promises that a device which was named is
-//! used or refused, and never replaced by another one.
+//! The device of a run: the one the user chose, opened, with its type of activations and the
+//! numbers that the memory table needs. Depends on the backends. Promises that a device which was
+//! named is used or refused, and never replaced by another one.
 
 use super::DevicePlace;
 use crate::backend::Backend;
@@ -58,8 +58,8 @@ pub struct OpenedDevice {
 }
 
 impl OpenedDevice {
-    /// Opens the chosen device; `validates`: whether f32 inference will run on it too. The text is the
-    /// reason why the CPU is used although there is a CUDA device.
+    /// Opens the chosen device; `validates`: whether f32 inference will run on it too. The text is
+    /// the reason why the CPU is used although there is a CUDA device.
     ///
     /// # Errors
     /// The device cannot be opened, or does not support the type of activations.

@@ -55,15 +55,15 @@ pub struct Fit<'a> {
     /// The memory there is: the stated budget, or the limit of the machine if that is smaller or no
     /// budget was stated.
     pub budget: RunBudget,
-    /// The stated budget. Only this one may split an iteration: a split rounds sums in another order,
-    /// and the same command must give the same network whatever memory a machine has.
+    /// The stated budget. Only this one may split an iteration: a split rounds sums in another
+    /// order, and the same command must give the same network whatever memory a machine has.
     pub stated: RunBudget,
     /// The source of the host limit of `budget` in words, if it was not stated.
     pub host_limit: Option<String>,
     /// Whether settings other than the level of recomputation may be changed.
     pub may_split: bool,
-    /// Batch size and accumulation that an earlier process of this run used. The same split gives the
-    /// same bits.
+    /// Batch size and accumulation that an earlier process of this run used. The same split gives
+    /// the same bits.
     pub earlier: Option<(usize, usize)>,
     /// Computes the memory of the loader from a configuration and a number of slots.
     pub loader: &'a dyn Fn(&TrainConfig, usize) -> Result<LoaderBound>,

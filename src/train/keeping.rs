@@ -1,7 +1,7 @@
-//! What a run keeps on the disk: which networks stay, the best one, which files of an earlier run in
-//! the same folder are removed, and whether there is room for everything that will be kept. Depends
-//! on the network files, the previews, the log and the free space the system reports. Promises to
-//! remove only files that training itself has named.
+//! What a run keeps on the disk: which networks stay, the best one, which files of an earlier run
+//! in the same folder are removed, and whether there is room for everything that will be kept.
+//! Depends on the network files, the previews, the log and the free space the system reports.
+//! Promises to remove only files that training itself has named.
 
 use super::folder::{
     best_paths, bytes_in, curve_paths, model_names, model_path, models_folder, states_folder,
@@ -63,9 +63,9 @@ pub struct BestNetwork {
 }
 
 impl BestNetwork {
-    /// The best network that earlier processes of the run have kept. `None` if it is of an iteration
-    /// after `iteration`, from which the run continues: later iterations are done again, perhaps with
-    /// other settings.
+    /// The best network that earlier processes of the run have kept. `None` if it is of an
+    /// iteration after `iteration`, from which the run continues: later iterations are done again,
+    /// perhaps with other settings.
     pub fn read(run: &Path, iteration: u64) -> Option<BestNetwork> {
         let mut text = Vec::new();
         files::open_regular(&best_paths(run)[1])
@@ -91,8 +91,8 @@ impl BestNetwork {
     }
 }
 
-/// Iterations whose networks are not kept: they are neither among the `keep` newest nor multiples of
-/// `every`.
+/// Iterations whose networks are not kept: they are neither among the `keep` newest nor multiples
+/// of `every`.
 fn surplus(iterations: &[u64], keep: usize, every: Option<u64>) -> Vec<u64> {
     let mut list = iterations.to_vec();
     list.sort_unstable_by(|a, b| b.cmp(a));
@@ -197,7 +197,7 @@ fn checkpoint_bytes(config: &TrainConfig, options: &RunOptions, from: u64) -> u6
         .saturating_add(states.saturating_mul(state));
     let left = config.total_iter.saturating_sub(from);
     let validations = if options.validation.is_some() {
-        left / options.validate_every.max(1) + 1
+        (left / options.validate_every.max(1)).saturating_add(1)
     } else {
         0
     };

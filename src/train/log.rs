@@ -1,7 +1,7 @@
 //! The log of a run: lines are appended during training, and cut back on resume to the iteration of
-//! the state, so that the log is that of an unbroken run. Writes the same figures for TensorBoard, and
-//! the curves. Depends on `log_line`, `log_digest` and `report`. Promises memory that does not grow
-//! with the log.
+//! the state, so that the log is that of an unbroken run. Writes the same figures for TensorBoard,
+//! and the curves. Depends on `log_line`, `log_digest` and `report`. Promises memory that does not
+//! grow with the log.
 
 use super::LogLine;
 use super::folder::curve_paths;
@@ -70,8 +70,8 @@ impl Log {
         self.last.as_ref().map_or(0.0, |l| l.seconds)
     }
 
-    /// Appends a line. Returns a warning if TensorBoard's file could not be written, which is no reason
-    /// to stop (it is not tried again), or if the log was removed during the run.
+    /// Appends a line. Returns a warning if TensorBoard's file could not be written, which is no
+    /// reason to stop (it is not tried again), or if the log was removed during the run.
     ///
     /// # Errors
     /// The line cannot be written, as when the disk is full.
@@ -143,7 +143,8 @@ impl Log {
         events.scalars(line.iteration, &values)
     }
 
-    /// Draws the loss curve, and the validation curve if there were validations, into the run's folder.
+    /// Draws the loss curve, and the validation curve if there were validations, into the run's
+    /// folder.
     ///
     /// # Errors
     /// The log cannot be read, or a file cannot be written.

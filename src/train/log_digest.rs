@@ -1,5 +1,5 @@
-//! A summary of a run's log, for the report and the curves. Depends on `log_line`. Promises memory that
-//! does not grow with the log.
+//! A summary of a run's log, for the report and the curves. Depends on `log_line`. Promises memory
+//! that does not grow with the log.
 
 use super::LogLine;
 use super::log_line::{NAME, for_each_line};
@@ -7,11 +7,12 @@ use anyhow::Result;
 use std::io;
 use std::path::Path;
 
-/// A [`Thinned`] list keeps at least this many lines, if there are so many, and at most twice as many.
+/// A [`Thinned`] list keeps at least this many lines, if there are so many, and at most twice as
+/// many.
 const KEPT_LINES: usize = 2000;
 
-/// A list of bounded length that represents all lines that were added: at first it keeps every line,
-/// then every second, then every fourth, and always the last one.
+/// A list of bounded length that represents all lines that were added: at first it keeps every
+/// line, then every second, then every fourth, and always the last one.
 struct Thinned {
     items: Vec<LogLine>,
     /// The last line, if it is not in `items`.
@@ -76,8 +77,8 @@ pub struct LogDigest {
     pub data_wait: f64,
     /// Peak anonymous memory, bytes.
     pub anonymous: Option<u64>,
-    /// Lines for curves: all of them, or a few thousand of a long log, evenly spread, with the first and
-    /// the last.
+    /// Lines for curves: all of them, or a few thousand of a long log, evenly spread, with the
+    /// first and the last.
     pub lines: Vec<LogLine>,
     /// The same for lines with a validation.
     pub validated: Vec<LogLine>,

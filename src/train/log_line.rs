@@ -51,15 +51,15 @@ pub struct LogLine {
     pub val_ssim_y: Option<f64>,
 }
 
-/// Reads null as NaN: JSON has no NaN, and serde_json writes null for it. Without this a resumed run
-/// would drop the line.
+/// Reads null as NaN: JSON has no NaN, and serde_json writes null for it. Without this a resumed
+/// run would drop the line.
 pub(super) fn number_or_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
-/// Calls `each` with every line of a log, in order. Anything that is no line (cut by a crash, written
-/// by another program, too long) is skipped: resuming depends on the state, not on the log. A missing
-/// log has no lines.
+/// Calls `each` with every line of a log, in order. Anything that is no line (cut by a crash,
+/// written by another program, too long) is skipped: resuming depends on the state, not on the log.
+/// A missing log has no lines.
 pub(super) fn for_each_line(
     path: &Path,
     mut each: impl FnMut(LogLine) -> Result<()>,

@@ -1,6 +1,6 @@
-//! Dynamic loss scaling for fp16 (Micikevicius et al., "Mixed precision training", 2018): the loss is
-//! multiplied by a factor that keeps small gradients from becoming 0; the factor halves if gradients
-//! overflow and doubles after a long stretch without overflow. Depends on nothing.
+//! Dynamic loss scaling for fp16 (Micikevicius et al., "Mixed precision training", 2018): the loss
+//! is multiplied by a factor that keeps small gradients from becoming 0; the factor halves if
+//! gradients overflow and doubles after a long stretch without overflow. Depends on nothing.
 
 use serde::{Deserialize, Serialize};
 

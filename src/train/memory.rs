@@ -42,8 +42,8 @@ pub enum DevicePlace {
     Cuda {
         /// The sizing of its kernels.
         sizing: CudaSizing,
-        /// Measured device memory in use before the arena of the step, bytes: context, kernels, other
-        /// programs. `None`: there is no device, and an estimate is used.
+        /// Measured device memory in use before the arena of the step, bytes: context, kernels,
+        /// other programs. `None`: there is no device, and an estimate is used.
         in_use: Option<u64>,
     },
 }
@@ -67,8 +67,8 @@ impl DevicePlace {
         matches!(self, DevicePlace::Cuda { .. })
     }
 
-    /// The plan of the training step here. If the run `validates`, its arena also has room for a tile
-    /// between steps.
+    /// The plan of the training step here. If the run `validates`, its arena also has room for a
+    /// tile between steps.
     ///
     /// # Errors
     /// The step cannot be planned, or has sizes that are too large.
@@ -132,7 +132,7 @@ impl RunMemory {
         validation: u64,
     ) -> RunMemory {
         let on_device = place.is_device();
-        let slots = loader.slots as u64 * loader.slot_bytes;
+        let slots = (loader.slots as u64).saturating_mul(loader.slot_bytes);
         let what = if on_device { "pinned staging" } else { "ring" };
         let mut host = vec![
             line(
@@ -145,11 +145,11 @@ impl RunMemory {
             ),
             line(
                 format!("loader scratch: {} threads", loader.threads),
-                loader.threads as u64 * loader.scratch_bytes,
+                (loader.threads as u64).saturating_mul(loader.scratch_bytes),
             ),
             line("shard index", loader.index_bytes),
-            // Ten times the parameters: four vectors that are read back (4), the bytes of the state (4),
-            // and the two networks (2).
+            // Ten times the parameters: four vectors that are read back (4), the bytes of the state
+            // (4), and the two networks (2).
             line(
                 "checkpoints while written",
                 config.network.params().len() as u64 * 4 * 10,
@@ -173,13 +173,18 @@ impl RunMemory {
                 DRIVER_HOST_ESTIMATE,
             ));
         }
-        let sum = |lines: &[MemoryLine]| lines.iter().map(|l| l.bytes).sum::<u64>();
+        let sum = |lines: &[MemoryLine]| {
+            lines
+                .iter()
+                .fold(0u64, |sum, line| sum.saturating_add(line.bytes))
+        };
         let (mut device_bytes, mut host_bytes) = (sum(&device), sum(&host));
-        *(if on_device {
+        let holder = if on_device {
             &mut device_bytes
         } else {
             &mut host_bytes
-        }) += plan.arena_bytes;
+        };
+        *holder = holder.saturating_add(plan.arena_bytes);
         RunMemory {
             step: plan.memory(),
             on_device,

@@ -1,6 +1,6 @@
-//! Training: configuration, schedule, the training loop, state files, the log. Depends on the loader,
-//! the networks and the backends. Promises that a resumed run ends in the same bits as an unbroken
-//! one.
+//! Training: configuration, schedule, the training loop, state files, the log. Depends on the
+//! loader, the networks and the backends. Promises that a resumed run ends in the same bits as an
+//! unbroken one.
 
 mod config;
 mod device;

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Makes the text of the configuration file that is kept with a run, from the configuration with the
-/// split of iterations that was chosen.
+/// Makes the text of the configuration file that is kept with a run, from the configuration with
+/// the split of iterations that was chosen.
 #[derive(Clone)]
 pub struct ConfigFile(pub Arc<dyn Fn(&TrainConfig) -> String + Send + Sync>);
 
@@ -23,8 +23,8 @@ impl std::fmt::Debug for ConfigFile {
 }
 
 /// Where and how a run computes, what it keeps and what it reports. These options do not change the
-/// trained weights, with three exceptions: `device`, `precision`, and a stated `host_memory` or `vram`,
-/// for which `fit` may split an iteration (sums are then rounded in another order).
+/// trained weights, with three exceptions: `device`, `precision`, and a stated `host_memory` or
+/// `vram`, for which `fit` may split an iteration (sums are then rounded in another order).
 #[derive(Clone, Debug)]
 pub struct RunOptions {
     /// Folder of the run.
@@ -53,11 +53,13 @@ pub struct RunOptions {
     pub crop_border: Option<u32>,
     /// Iterations between validations.
     pub validate_every: u64,
-    /// Largest amount of host memory, bytes; `None` for what the machine and its control group leave.
+    /// Largest amount of host memory, bytes; `None` for what the machine and its control group
+    /// leave.
     pub host_memory: Option<u64>,
     /// What is kept between forward and backward; `None` for the cheapest level that fits.
     pub recompute: Option<Recompute>,
-    /// Whether a run that does not fit may be split into smaller micro-batches and take fewer slots.
+    /// Whether a run that does not fit may be split into smaller micro-batches and take fewer
+    /// slots.
     pub fit: bool,
     /// Start from the beginning, and remove an earlier run in the same folder.
     pub restart: bool,
@@ -71,8 +73,8 @@ pub struct RunOptions {
     pub vram: Option<u64>,
     /// Makes the configuration file that is kept with the run.
     pub settings: Option<ConfigFile>,
-    /// Set from outside to stop within one micro-batch or validation image; the last complete iteration
-    /// is saved.
+    /// Set from outside to stop within one micro-batch or validation image; the last complete
+    /// iteration is saved.
     pub stop: Arc<AtomicBool>,
 }
 

@@ -1,7 +1,7 @@
 //! Previews: crops of the first validation images as the network reconstructs them at every
-//! validation, kept for the report. Depends on `files` and PNG encoding. Promises small files that are
-//! written atomically, a bounded number of them, the same ones for the same run, and to remove only
-//! files that it has named itself.
+//! validation, kept for the report. Depends on `files` and PNG encoding. Promises small files that
+//! are written atomically, a bounded number of them, the same ones for the same run, and to remove
+//! only files that it has named itself.
 
 use super::folder::bytes_in;
 use crate::inference::eval::{ImagePair, Measured};
@@ -142,8 +142,8 @@ pub fn bytes(run: &Path) -> u64 {
     image_folders(run).iter().map(|place| bytes_in(place)).sum()
 }
 
-/// Removes half-written files of a killed process, and the previews of iterations after `iteration`,
-/// which are done again.
+/// Removes half-written files of a killed process, and the previews of iterations after
+/// `iteration`, which are done again.
 pub fn cut_back(run: &Path, iteration: u64) {
     for place in image_folders(run) {
         remove_partials(&place);
@@ -184,8 +184,8 @@ fn write(path: &Path, image: &RgbImage) -> Result<()> {
     write_atomic(path, |out| Ok(out.write_all(&bytes)?))
 }
 
-/// The previews of a run, and the reasons why others are left out: a run may have been killed while it
-/// wrote. Both are empty if there was no validation.
+/// The previews of a run, and the reasons why others are left out: a run may have been killed while
+/// it wrote. Both are empty if there was no validation.
 pub fn kept_previews(run: &Path) -> (Vec<KeptPreview>, Vec<String>) {
     let (mut list, mut left_out) = (Vec::new(), Vec::new());
     for place in image_folders(run) {
@@ -251,8 +251,8 @@ pub fn read_preview(path: &Path) -> Result<(Vec<u8>, (u32, u32))> {
 mod tests {
     use super::*;
 
-    /// The previews left of `count` validations every `every` iterations. `again`: at validation `.0` the
-    /// run is interrupted and continues from validation `.1`.
+    /// The previews left of `count` validations every `every` iterations. `again`: at validation
+    /// `.0` the run is interrupted and continues from validation `.1`.
     fn left(every: u64, count: u64, again: &[(u64, u64)]) -> Vec<u64> {
         let mut list: Vec<u64> = Vec::new();
         let validate = |i: u64, list: &mut Vec<u64>| {

@@ -1,5 +1,5 @@
-//! Learning rate and EMA weight as pure functions of the iteration. Depends on nothing. Promises that
-//! a resumed run cannot differ from an unbroken one.
+//! Learning rate and EMA weight as pure functions of the iteration. Depends on nothing. Promises
+//! that a resumed run cannot differ from an unbroken one.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Decay {
     /// No decay.
     Constant,
-    /// Multiplies the rate by `gamma` at each milestone, from the iteration after it on (as PyTorch's
-    /// MultiStepLR, stepped after the update).
+    /// Multiplies the rate by `gamma` at each milestone, from the iteration after it on (as
+    /// PyTorch's MultiStepLR, stepped after the update).
     MultiStep {
         /// Iterations after which the rate falls.
         milestones: Vec<u64>,

@@ -1,6 +1,6 @@
-//! Where a run starts: alone in its folder, from start values or from the newest state there. Depends
-//! on the state and network files. Promises that a state is continued only with the settings and
-//! shards it was made with.
+//! Where a run starts: alone in its folder, from start values or from the newest state there.
+//! Depends on the state and network files. Promises that a state is continued only with the
+//! settings and shards it was made with.
 
 use super::state_files::newest_state;
 use super::{OpenLine, RunOptions, State, TrainConfig};

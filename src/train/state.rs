@@ -1,8 +1,8 @@
-//! The state of a run between iterations: everything that a resumed run needs to give the same bits as
-//! an unbroken one. It is one safetensors file, written atomically, with a checksum, so that damage is
-//! noticed and an older state can be taken. Depends on `files`, `failure` and safetensors. Promises
-//! that a state which was read can be trained on, and that no more bytes are read than a state of its
-//! network has.
+//! The state of a run between iterations: everything that a resumed run needs to give the same bits
+//! as an unbroken one. It is one safetensors file, written atomically, with a checksum, so that
+//! damage is noticed and an older state can be taken. Depends on `files`, `failure` and
+//! safetensors. Promises that a state which was read can be trained on, and that no more bytes are
+//! read than a state of its network has.
 
 use super::log_line::number_or_null;
 use super::{LossScale, TrainConfig};
@@ -38,7 +38,8 @@ const MAX_ITERATIONS: u64 = 1 << 48;
 pub struct State {
     /// Everything but the vectors.
     pub head: StateHead,
-    /// Parameters, first moment, second moment, EMA: f32, in the order of the network's parameter table.
+    /// Parameters, first moment, second moment, EMA: f32, in the order of the network's parameter
+    /// table.
     pub vectors: [Vec<f32>; 4],
 }
 
@@ -149,8 +150,8 @@ fn vector_bytes(head: &StateHead) -> Option<u64> {
     Some(8 * (table.len() as u64 + table.trainable() as u64))
 }
 
-/// Reads the bytes of a state file. The header says how many there must be; a file of another length
-/// is refused unread.
+/// Reads the bytes of a state file. The header says how many there must be; a file of another
+/// length is refused unread.
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let damage = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     let mut file = files::open_regular(path)?;
@@ -292,7 +293,8 @@ impl State {
         Ok(state)
     }
 
-    /// Refuses values that training never produces, and that a run would only notice iterations later.
+    /// Refuses values that training never produces, and that a run would only notice iterations
+    /// later.
     fn check(&self) -> Result<()> {
         let head = &self.head;
         ensure!(

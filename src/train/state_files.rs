@@ -1,6 +1,6 @@
-//! The state files of a run: which there are, and which is the newest intact one. Depends on `state`.
-//! Promises that an error of the system is never mistaken for a damaged state: an older state must not
-//! replace one that is only unreadable for the moment.
+//! The state files of a run: which there are, and which is the newest intact one. Depends on
+//! `state`. Promises that an error of the system is never mistaken for a damaged state: an older
+//! state must not replace one that is only unreadable for the moment.
 
 use super::State;
 use super::folder::states_folder;
@@ -33,8 +33,8 @@ pub fn list_states(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(list)
 }
 
-/// Whether a system error means that the path cannot be a state: a broken or circular link, a socket,
-/// a device.
+/// Whether a system error means that the path cannot be a state: a broken or circular link, a
+/// socket, a device.
 fn cannot_be_a_state(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -45,8 +45,8 @@ fn cannot_be_a_state(error: &io::Error) -> bool {
 /// The newest intact state of a run, and what is wrong with every newer one.
 ///
 /// # Errors
-/// A system error: a state that cannot be read may be intact, and continuing from an older one would
-/// throw away the iterations between.
+/// A system error: a state that cannot be read may be intact, and continuing from an older one
+/// would throw away the iterations between.
 pub fn newest_state(run: &Path) -> Result<(Option<State>, Vec<String>)> {
     let mut damaged = Vec::new();
     for (_, path) in list_states(run)? {

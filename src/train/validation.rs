@@ -1,7 +1,7 @@
 //! Validation within a run: images are upscaled in the arena of the step. Depends on the validation
-//! set, the metrics and upscaling. Promises to take no device memory beyond that of the step, to end
-//! within one image of a stop request, and that an image that cannot be measured is a warning: a run
-//! does not end because its validation fails.
+//! set, the metrics and upscaling. Promises to take no device memory beyond that of the step, to
+//! end within one image of a stop request, and that an image that cannot be measured is a warning:
+//! a run does not end because its validation fails.
 
 use super::keeping::MeasuredOn;
 use super::{DevicePlace, RunOptions, TrainConfig, ValidationSet, previews};
@@ -13,8 +13,8 @@ use crate::sys::anonymous_memory;
 use anyhow::{Context, Result};
 use std::sync::atomic::Ordering;
 
-/// The validation of a run. Images are upscaled in the arena of the step, whose content is not needed
-/// between steps.
+/// The validation of a run. Images are upscaled in the arena of the step, whose content is not
+/// needed between steps.
 pub(super) struct Validation {
     pub images: ValidationSet,
     tiles: Tiles,
@@ -78,8 +78,8 @@ impl Validation {
         Ok(())
     }
 
-    /// Loads every image once, before the first step. Returns what scores will be measured on; `None` if
-    /// the run was stopped meanwhile.
+    /// Loads every image once, before the first step. Returns what scores will be measured on;
+    /// `None` if the run was stopped meanwhile.
     ///
     /// # Errors
     /// An image cannot be measured; the message names it.

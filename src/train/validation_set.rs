@@ -1,5 +1,6 @@
-//! The images that a run is validated on: a folder of images, or a held-out set of shards. Depends on
-//! the dataset and the reader of shards. Promises the same pairs in the same order at every validation.
+//! The images that a run is validated on: a folder of images, or a held-out set of shards. Depends
+//! on the dataset and the reader of shards. Promises the same pairs in the same order at every
+//! validation.
 
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::{LeftOut, ScanOptions, Source};
@@ -37,7 +38,8 @@ enum Pairs {
     },
 }
 
-/// Checks that a pair has enough pixels for every score, with `crop` HR pixels left out at each edge.
+/// Checks that a pair has enough pixels for every score, with `crop` HR pixels left out at each
+/// edge.
 fn fits(pair: &ImagePair, crop: u32) -> Result<()> {
     let (w, h) = pair.hr.dimensions();
     let least = u64::from(crop) * 2 + WINDOW as u64;
@@ -141,10 +143,11 @@ impl ValidationSet {
         }
     }
 
-    /// Loads every pair once and checks that it can be measured with `crop` HR pixels left out at each
-    /// edge, so that a damaged file, a wrong size or too wide a border is found before training.
-    /// `each` is called after every pair; if it returns false, the remaining pairs are not checked.
-    /// Returns the checksum of all sizes and pixels, or `None` if pairs were not checked.
+    /// Loads every pair once and checks that it can be measured with `crop` HR pixels left out at
+    /// each edge, so that a damaged file, a wrong size or too wide a border is found before
+    /// training. `each` is called after every pair; if it returns false, the remaining pairs are
+    /// not checked. Returns the checksum of all sizes and pixels, or `None` if pairs were not
+    /// checked.
     ///
     /// # Errors
     /// Pairs cannot be measured; the message names the first ones, their number, and the reasons. A

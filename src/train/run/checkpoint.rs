@@ -83,7 +83,8 @@ impl Run<'_> {
         })
     }
 
-    /// Writes the networks, then the state, which makes the checkpoint count, then removes old files.
+    /// Writes the networks, then the state, which makes the checkpoint count, then removes old
+    /// files.
     fn write_checkpoint(&mut self, backend: &mut dyn Backend) -> Result<()> {
         let vectors = self.vectors.read(backend)?;
         ensure!(

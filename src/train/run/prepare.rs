@@ -1,7 +1,7 @@
-//! What happens between the command and the first step: the device is opened, the images to validate
-//! on are found, the memory is fitted and reported, the folder is made ready. Depends on everything
-//! that a run uses. Promises that a run which is refused has changed nothing of an earlier run in
-//! the same folder.
+//! What happens between the command and the first step: the device is opened, the images to
+//! validate on are found, the memory is fitted and reported, the folder is made ready. Depends on
+//! everything that a run uses. Promises that a run which is refused has changed nothing of an
+//! earlier run in the same folder.
 
 use crate::backend::Backend;
 use crate::backend::cpu::CpuOptions;
@@ -215,8 +215,8 @@ impl Preparation<'_> {
         Ok(())
     }
 
-    /// The best network of earlier processes of this run, if its score can be compared with those to
-    /// come.
+    /// The best network of earlier processes of this run, if its score can be compared with those
+    /// to come.
     pub fn earlier_best(
         &self,
         iteration: u64,
