@@ -120,13 +120,7 @@ impl Loader {
     ) -> Result<Loader> {
         let sources: Arc<Sources> = sources.into();
         bound(&sources, &config)?;
-        let first_sample = config
-            .start
-            .checked_mul(config.batch as u64)
-            .and_then(|s| s.checked_mul(config.ranks));
-        first_sample
-            .and_then(|s| s.checked_add(1 << 60))
-            .context("the number of the first batch is out of range")?;
+        check_start(&config)?;
         let layout = SlotLayout::new(&config, &sources);
         let (free, free_slots) = bounded(config.slots);
         let (filled, ready) = bounded(config.slots);
@@ -177,15 +171,8 @@ impl Loader {
                 counters: counters.clone(),
                 cached_until: 0,
             };
-            let builder = std::thread::Builder::new()
-                .name(format!("loader-{i}"))
-                .stack_size(STACK_BYTES);
             // On an error the loader is dropped here, which ends the threads started so far.
-            loader.threads.push(
-                builder
-                    .spawn(move || filler.run())
-                    .context("cannot start a loader thread")?,
-            );
+            loader.threads.push(filler.spawn(i)?);
         }
         Ok(loader)
     }
@@ -294,6 +281,17 @@ impl Loader {
     }
 }
 
+/// Refuses a first batch that leaves fewer than 2^60 sample numbers.
+fn check_start(config: &LoaderConfig) -> Result<()> {
+    config
+        .start
+        .checked_mul(config.batch as u64)
+        .and_then(|sample| sample.checked_mul(config.ranks))
+        .and_then(|sample| sample.checked_add(1 << 60))
+        .context("the number of the first batch is out of range")?;
+    Ok(())
+}
+
 impl Drop for Loader {
     fn drop(&mut self) {
         // Wakes every thread that waits for a slot; threads wait for nothing else.
@@ -326,6 +324,15 @@ struct Filler {
 }
 
 impl Filler {
+    /// Starts the thread with number `i`.
+    fn spawn(self, i: usize) -> Result<JoinHandle<()>> {
+        std::thread::Builder::new()
+            .name(format!("loader-{i}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || self.run())
+            .context("cannot start a loader thread")
+    }
+
     /// Fills slots until the loader is dropped.
     fn run(mut self) {
         loop {

@@ -87,6 +87,23 @@ impl TrainConfig {
             "LQ patches of {} pixels are too small for the network; use at least 8 (--lq-size)",
             self.lq_size
         );
+        self.check_recipe()?;
+        ensure!(
+            self.total_iter >= 1,
+            "at least one iteration is needed (--iterations)"
+        );
+        let net = &self.network;
+        ensure!(
+            [net.upsampler_alpha, net.detail_gain, net.layer_scale]
+                .iter()
+                .all(|v| v.is_finite()),
+            "the network's start values must be finite (--alpha, --detail-gain, --layer-scale)"
+        );
+        Ok(())
+    }
+
+    /// Checks losses, schedule, optimizer and EMA.
+    fn check_recipe(&self) -> Result<()> {
         ensure!(
             !self.losses.is_empty(),
             "at least one loss is needed (--loss)"
@@ -116,28 +133,17 @@ impl TrainConfig {
                 );
             }
         }
-        let net = &self.network;
-        ensure!(
-            [net.upsampler_alpha, net.detail_gain, net.layer_scale]
-                .iter()
-                .all(|v| v.is_finite()),
-            "the network's start values must be finite (--alpha, --detail-gain, --layer-scale)"
-        );
         ensure!(
             self.ema_power.is_finite() && self.ema_power > 0.0,
             "the power of the EMA's warm-up must be above 0 (--ema-power)"
         );
         ensure!(
-            self.total_iter >= 1,
-            "at least one iteration is needed (--iterations)"
-        );
-        ensure!(
             (0.0..1.0).contains(&self.betas.0) && (0.0..1.0).contains(&self.betas.1),
-            "betas must lie in [0, 1)"
+            "betas must be in [0, 1)"
         );
         ensure!(
             (0.0..1.0).contains(&self.ema_decay),
-            "EMA decay must lie in [0, 1) (--ema-decay)"
+            "EMA decay must be in [0, 1) (--ema-decay)"
         );
         ensure!(
             self.grad_clip.is_finite() && self.grad_clip >= 0.0,

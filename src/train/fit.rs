@@ -295,7 +295,7 @@ impl Fit<'_> {
             text += ": the split of the run that is resumed, for the same bits";
         } else {
             text += &format!(
-                "; as asked ({asked}) it would take {}",
+                "; as requested ({asked}) it would take {}",
                 self.budget.compare(as_asked)
             );
             text += &format!(" and now takes {}", self.budget.compare(&chosen.memory));

@@ -122,6 +122,43 @@ fn line(what: impl Into<String>, bytes: u64) -> MemoryLine {
     }
 }
 
+/// The rows of what the host holds besides the arena and the driver.
+fn host_lines(
+    config: &TrainConfig,
+    on_device: bool,
+    loader: &LoaderBound,
+    validation: u64,
+) -> Vec<MemoryLine> {
+    let slots = (loader.slots as u64).saturating_mul(loader.slot_bytes);
+    let what = if on_device { "pinned staging" } else { "ring" };
+    let mut host = vec![
+        line(
+            format!(
+                "{what}: {} slots of {}",
+                loader.slots,
+                bytes_text(loader.slot_bytes)
+            ),
+            slots,
+        ),
+        line(
+            format!("loader scratch: {} threads", loader.threads),
+            (loader.threads as u64).saturating_mul(loader.scratch_bytes),
+        ),
+        line("shard index", loader.index_bytes),
+        // Ten times the parameters: four vectors that are read back (4), the bytes of the state
+        // (4), and the two networks (2).
+        line(
+            "checkpoints while written",
+            config.network.params().len() as u64 * 4 * 10,
+        ),
+    ];
+    if validation > 0 {
+        host.push(line("validation: images and a tile", validation));
+    }
+    host.push(line("the program itself (allowance)", PROCESS_BYTES));
+    host
+}
+
 impl RunMemory {
     /// The table of a run; `validation` is in bytes, 0 without validation.
     pub fn new(
@@ -132,33 +169,7 @@ impl RunMemory {
         validation: u64,
     ) -> RunMemory {
         let on_device = place.is_device();
-        let slots = (loader.slots as u64).saturating_mul(loader.slot_bytes);
-        let what = if on_device { "pinned staging" } else { "ring" };
-        let mut host = vec![
-            line(
-                format!(
-                    "{what}: {} slots of {}",
-                    loader.slots,
-                    bytes_text(loader.slot_bytes)
-                ),
-                slots,
-            ),
-            line(
-                format!("loader scratch: {} threads", loader.threads),
-                (loader.threads as u64).saturating_mul(loader.scratch_bytes),
-            ),
-            line("shard index", loader.index_bytes),
-            // Ten times the parameters: four vectors that are read back (4), the bytes of the state
-            // (4), and the two networks (2).
-            line(
-                "checkpoints while written",
-                config.network.params().len() as u64 * 4 * 10,
-            ),
-        ];
-        if validation > 0 {
-            host.push(line("validation: images and a tile", validation));
-        }
-        host.push(line("the program itself (allowance)", PROCESS_BYTES));
+        let mut host = host_lines(config, on_device, loader, validation);
         let mut device = Vec::new();
         if on_device {
             device.push(match place {

@@ -83,11 +83,7 @@ pub fn train(
     let vectors = StateBuffers::load(backend.as_mut(), &ports, &start.state)?;
     // Only now, since a command that is refused must not cost anybody an earlier run.
     preparation.clear_folder(&config, &start)?;
-    let best = if start.fresh {
-        None
-    } else {
-        preparation.earlier_best(start.state.head.iteration, measured_on.as_ref())
-    };
+    let best = preparation.earlier_best(&start, measured_on.as_ref());
     let mut run = Run::new(&config, options, &start, lock, vectors)?;
     (run.best, run.measured_on) = (best, measured_on);
     run.loss_scale =
@@ -95,10 +91,7 @@ pub fn train(
     drop(start);
     let threads = loader.threads;
     if run.is_finished() {
-        report(&format!(
-            "this run is finished: {} of {} iterations are done; raise --iterations to go on",
-            run.iteration, config.total_iter
-        ));
+        report(&run.finished_text());
         return Ok(run.summary(true, &memory, threads, &LoaderStats::default()));
     }
 
@@ -114,15 +107,11 @@ pub fn train(
     );
     progress.finish();
     let flow = outcome.map_err(|error| error.context(run.stopped_text()))?;
-    if let Err(error) = run.log.draw(&options.out) {
-        report(&format!(
-            "warning: {error:#}; the curves can be drawn later with `paragon report`"
-        ));
-    }
+    run.draw_curves(report);
     Ok(run.summary(flow == Flow::Continue, &memory, threads, &loader.stats()))
 }
 
-/// Whether a run goes on.
+/// Whether a run continues.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flow {
     /// To the next iteration, or to its end.
@@ -225,6 +214,13 @@ impl<'a> Run<'a> {
     /// Whether nothing is left to do.
     fn is_finished(&self) -> bool {
         self.iteration >= self.config.total_iter && self.pending.is_none()
+    }
+
+    fn finished_text(&self) -> String {
+        format!(
+            "this run is finished: {} of {} iterations are done; raise --iterations to go on",
+            self.iteration, self.config.total_iter
+        )
     }
 
     fn is_last_iteration(&self) -> bool {
@@ -339,6 +335,15 @@ impl<'a> Run<'a> {
             None => "no checkpoint had been saved".to_string(),
         };
         format!("training stopped at iteration {}; {kept}", self.iteration)
+    }
+
+    /// Draws the curves of the log; a failure is a warning.
+    fn draw_curves(&self, report: &dyn Fn(&str)) {
+        if let Err(error) = self.log.draw(&self.options.out) {
+            report(&format!(
+                "warning: {error:#}; the curves can be drawn later with `paragon report`"
+            ));
+        }
     }
 
     fn summary(

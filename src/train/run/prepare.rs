@@ -169,7 +169,17 @@ impl Preparation<'_> {
             Some(validation) => validation.check(options)?,
             None => None,
         };
-        (self.report)(&format!("order: {}", quality(self.sources, &loader)?));
+        self.report_memory(&fit, &fitted, &loader)?;
+        Ok(Planned {
+            fitted,
+            loader,
+            measured_on,
+        })
+    }
+
+    /// Reports how well the order mixes, the memory table and the budget.
+    fn report_memory(&self, fit: &Fit, fitted: &Fitted, loader: &LoaderConfig) -> Result<()> {
+        (self.report)(&format!("order: {}", quality(self.sources, loader)?));
         (self.report)(&format!(
             "memory, known before the first step\n{}",
             fitted.memory
@@ -179,11 +189,7 @@ impl Preparation<'_> {
             let comparison = fit.budget.compare(&fitted.memory);
             (self.report)(&format!("within {comparison} ({limit})"));
         }
-        Ok(Planned {
-            fitted,
-            loader,
-            measured_on,
-        })
+        Ok(())
     }
 
     /// Reports where the run computes and how many pairs there are.
@@ -219,10 +225,13 @@ impl Preparation<'_> {
     /// to come.
     pub fn earlier_best(
         &self,
-        iteration: u64,
+        start: &StartState,
         measured_on: Option<&MeasuredOn>,
     ) -> Option<BestNetwork> {
-        let best = BestNetwork::read(&self.options.out, iteration)?;
+        if start.fresh {
+            return None;
+        }
+        let best = BestNetwork::read(&self.options.out, start.state.head.iteration)?;
         match (&best.measured_on, measured_on) {
             (Some(before), Some(now)) if !before.same(now) => {
                 (self.report)(&format!(
