@@ -303,7 +303,7 @@ impl Fit<'_> {
         if choice.batch_size == asked.batch_size {
             text + ". The result is the same bits"
         } else {
-            text + ". The same samples an iteration; sums are rounded in another order than with the split asked for"
+            text + ". The same samples an iteration; sums are rounded in another order than with the requested split"
         }
     }
 
@@ -326,7 +326,7 @@ impl Fit<'_> {
             });
             Ok(fits)
         };
-        let mut done = push(format!("as asked: {choice}"), choice, lq)?;
+        let mut done = push(format!("as requested: {choice}"), choice, lq)?;
         if !done && choice.recompute != Recompute::Full {
             choice.recompute = Recompute::Full;
             done = push("--recompute full (the same bits)".into(), choice, lq)?;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// The newest EMA network of a run.
-pub fn model_path(run: &Path) -> PathBuf {
+pub(super) fn model_path(run: &Path) -> PathBuf {
     run.join("model.safetensors")
 }
 
@@ -19,7 +19,7 @@ pub(super) fn model_names(iteration: u64) -> [String; 2] {
 }
 
 /// The best network of a run, and the file with its scores.
-pub fn best_paths(run: &Path) -> [PathBuf; 2] {
+pub(super) fn best_paths(run: &Path) -> [PathBuf; 2] {
     ["best_net_g_ema.safetensors", "best.json"].map(|name| models_folder(run).join(name))
 }
 

@@ -30,7 +30,7 @@ const MAX_BEST_BYTES: u64 = 64 << 10;
 
 /// The images that a network was measured on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MeasuredOn {
+pub(super) struct MeasuredOn {
     /// Folder of images or set of shards, as an absolute path; for messages only, since it may have
     /// been moved.
     pub place: String,
@@ -52,7 +52,7 @@ impl MeasuredOn {
 
 /// The best network of a run so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BestNetwork {
+pub(super) struct BestNetwork {
     /// Iteration after which it was measured.
     pub iteration: u64,
     /// Its PSNR on Y, dB.
@@ -128,7 +128,7 @@ fn model_iterations(run: &Path) -> Vec<u64> {
 ///
 /// # Errors
 /// A file cannot be removed.
-pub fn forget(run: &Path, networks: bool) -> Result<()> {
+pub(super) fn forget(run: &Path, networks: bool) -> Result<()> {
     previews::clear(run);
     let [best_network, best_figures] = best_paths(run);
     let mut paths = vec![best_figures];
@@ -157,7 +157,7 @@ pub fn forget(run: &Path, networks: bool) -> Result<()> {
 }
 
 /// Removes the networks of checkpoints that are not kept, up to iteration `newest`.
-pub fn drop_surplus(run: &Path, newest: u64, keep: usize, every: Option<u64>) {
+pub(super) fn drop_surplus(run: &Path, newest: u64, keep: usize, every: Option<u64>) {
     let folder = models_folder(run);
     let iterations: Vec<u64> = model_iterations(run)
         .into_iter()
@@ -226,7 +226,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 ///
 /// # Errors
 /// There is not enough room; the message names what is needed, what is free, and what takes less.
-pub fn check_space(config: &TrainConfig, options: &RunOptions, from: u64) -> Result<()> {
+pub(super) fn check_space(config: &TrainConfig, options: &RunOptions, from: u64) -> Result<()> {
     let Some(free) = sys::free_space(&options.out) else {
         return Ok(());
     };

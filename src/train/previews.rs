@@ -14,13 +14,13 @@ use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Number of images with previews: the first of the validation set.
-pub const IMAGES: usize = 4;
+pub(super) const IMAGES: usize = 4;
 /// Largest number of validations of which previews are kept, per image.
-pub const MAX_VERSIONS: u64 = 50;
+pub(super) const MAX_VERSIONS: u64 = 50;
 /// Largest side of a preview, HR pixels; it is cut from the middle of the image.
 const SIDE: u32 = 256;
 /// Largest size of a preview, bytes: PNG rows without compression, and some room for headers.
-pub const FILE_BYTES: u64 = (SIDE * (3 * SIDE + 1)) as u64 + (4 << 10);
+pub(super) const FILE_BYTES: u64 = (SIDE * (3 * SIDE + 1)) as u64 + (4 << 10);
 /// Largest preview that is read, bytes: the file may come from elsewhere.
 const MAX_READ_BYTES: u64 = 1 << 20;
 /// Largest amount of memory that decoding a preview may take, bytes.
@@ -52,7 +52,7 @@ fn folder(run: &Path) -> PathBuf {
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn keep(
+pub(super) fn keep(
     run: &Path,
     iteration: u64,
     index: usize,
@@ -138,13 +138,13 @@ fn image_folders(run: &Path) -> Vec<PathBuf> {
 }
 
 /// Bytes of all previews of a run.
-pub fn bytes(run: &Path) -> u64 {
+pub(super) fn bytes(run: &Path) -> u64 {
     image_folders(run).iter().map(|place| bytes_in(place)).sum()
 }
 
 /// Removes half-written files of a killed process, and the previews of iterations after
 /// `iteration`, which are done again.
-pub fn cut_back(run: &Path, iteration: u64) {
+pub(super) fn cut_back(run: &Path, iteration: u64) {
     for place in image_folders(run) {
         remove_partials(&place);
         for (_, path) in versions(&place).into_iter().filter(|(i, _)| *i > iteration) {
@@ -154,7 +154,7 @@ pub fn cut_back(run: &Path, iteration: u64) {
 }
 
 /// Removes all previews of a run. Folders that hold other files stay.
-pub fn clear(run: &Path) {
+pub(super) fn clear(run: &Path) {
     for place in image_folders(run) {
         remove_partials(&place);
         let own = REFERENCES

@@ -12,7 +12,8 @@ use crate::support::text::bytes_text;
 use crate::train::folder::{
     bytes_in, model_names, model_path, models_folder, state_path, states_folder,
 };
-use crate::train::{State, keeping, list_states};
+use crate::train::state_files::list_states;
+use crate::train::{State, keeping};
 use anyhow::{Result, bail, ensure};
 use std::io::ErrorKind;
 

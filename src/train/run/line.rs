@@ -7,8 +7,9 @@ use crate::backend::{Backend, read_floats};
 use crate::inference::eval::Scores;
 use crate::support::progress::Progress;
 use crate::support::text::bytes_text;
+use crate::train::keeping::BestNetwork;
 use crate::train::validation::{Validation, ValidationOutcome};
-use crate::train::{BestNetwork, LogLine, OpenLine, duration_text};
+use crate::train::{LogLine, OpenLine, duration_text};
 use anyhow::Result;
 use std::time::{Duration, Instant};
 

@@ -9,11 +9,12 @@ mod meter;
 mod prepare;
 mod step;
 
+use super::folder::model_path;
+use super::keeping::{self, BestNetwork, MeasuredOn};
 use super::start::{StartState, start_state};
 use super::validation::{Validation, ValidationOutcome};
 use super::{
-    BestNetwork, Fitted, Log, LossScale, MeasuredOn, OpenLine, PendingLine, RunMemory, RunOptions,
-    RunSummary, TrainConfig, keeping, model_path,
+    Fitted, Log, LossScale, OpenLine, PendingLine, RunMemory, RunOptions, RunSummary, TrainConfig,
 };
 use crate::backend::Backend;
 use crate::loader::{Loader, LoaderStats, Sources};
