@@ -9,8 +9,8 @@ use super::flags::{
 use super::recipe::{KeyFlags, Loading};
 use anyhow::{Context, Result, ensure};
 use paragon::config::Settings;
-use paragon::loader::bench::{BenchConfig, Measured, measure};
-use paragon::loader::quality::{Quality, quality};
+use paragon::loader::bench::{BenchConfig, LoaderMeasurement, measure};
+use paragon::loader::quality::{OrderQuality, quality};
 use paragon::loader::{LoaderConfig, bound, usual_slots};
 use paragon::report::chart::{Series, line_chart};
 use paragon::shard::reader::Io;
@@ -156,7 +156,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
     });
     tell(format_args!(
         "{}: {} pairs, {} of shards, opened and checked in {open_ms:.0} ms",
-        sources.places(),
+        sources.folders(),
         sources.len(),
         bytes_text(sources.bytes())
     ));
@@ -194,8 +194,9 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         print(verdict(last))?;
     }
     if let Some(path) = &args.chart {
-        let points =
-            |f: &dyn Fn(&Measured) -> f64| runs.iter().map(|r| (r.threads as f64, f(r))).collect();
+        let points = |f: &dyn Fn(&LoaderMeasurement) -> f64| {
+            runs.iter().map(|r| (r.threads as f64, f(r))).collect()
+        };
         let each = runs[0].pairs_per_second / runs[0].threads as f64;
         let series = [
             Series {
@@ -213,7 +214,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
     Ok(())
 }
 
-fn json_order(order: &Quality) -> serde_json::Value {
+fn json_order(order: &OrderQuality) -> serde_json::Value {
     serde_json::json!({ "distance": order.distance, "same_image": order.same_image })
 }
 
@@ -228,7 +229,7 @@ fn usual_threads() -> Vec<usize> {
 
 const HEADER: &str = "threads    pairs/s  of first     MB/s  first batch      p50      p99      max  consumer  producers  anonymous / computed";
 
-fn row(run: &Measured, first: Option<&Measured>) -> String {
+fn row(run: &LoaderMeasurement, first: Option<&LoaderMeasurement>) -> String {
     let ratio = first.map_or(1.0, |f| run.pairs_per_second / f.pairs_per_second);
     let [p50, p99, most] = run.latency_ms;
     let (consumer, producers) = (100.0 * run.consumer_waited, 100.0 * run.producers_waited);
@@ -253,7 +254,7 @@ fn row(run: &Measured, first: Option<&Measured>) -> String {
     text
 }
 
-fn verdict(run: &Measured) -> String {
+fn verdict(run: &LoaderMeasurement) -> String {
     let (consumer, producers) = (100.0 * run.consumer_waited, 100.0 * run.producers_waited);
     let which = if run.consumer_waited > run.producers_waited {
         "loader-bound"

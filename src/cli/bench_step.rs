@@ -10,7 +10,7 @@ use paragon::config::loss_term;
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
 use paragon::plan::{OpFloor, Plan, Precision};
 use paragon::support::text::bytes_text;
-use paragon::train::{DeviceChoice, LossTerm, Opened};
+use paragon::train::{DeviceChoice, LossTerm, OpenedDevice};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -213,7 +213,7 @@ fn measure(args: &Args) -> Result<Report> {
         ..StepSpec::new(args.batch_size, (args.lq_size, args.lq_size), losses)
     };
     let cpu = CpuOptions::new(args.threads.unwrap_or(0));
-    let (opened, why) = Opened::new(args.device, args.precision, cpu, false)?;
+    let (opened, why) = OpenedDevice::new(args.device, args.precision, cpu, false)?;
     why.iter().for_each(tell);
     let plan = training_plan(&net, &spec, opened.place.sizing())?;
     let (planned_bytes, precision) = (plan.arena_bytes, plan.precision);

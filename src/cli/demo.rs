@@ -20,7 +20,7 @@ use paragon::shard::writer::build;
 use paragon::support::progress::Progress;
 use paragon::support::text::bytes_text;
 use paragon::train::{
-    Decay, DeviceChoice, LossTerm, Prefetch, RunOptions, Schedule, Summary, TrainConfig,
+    Decay, DeviceChoice, LossTerm, Prefetch, RunOptions, RunSummary, Schedule, TrainConfig,
     duration_text, train,
 };
 use std::path::{Path, PathBuf};
@@ -182,7 +182,7 @@ fn make_shards(args: &Args, folders: &Folders) -> Result<()> {
     Ok(())
 }
 
-fn train_network(args: &Args, folders: &Folders) -> Result<Summary> {
+fn train_network(args: &Args, folders: &Folders) -> Result<RunSummary> {
     tell(format_args!(
         "3/4 training Nano x{SCALE} on the CPU; Ctrl-C stops it early"
     ));
@@ -213,9 +213,13 @@ fn train_network(args: &Args, folders: &Folders) -> Result<Summary> {
         settings: None,
         stop: stop.clone(),
     };
-    let summary = train(Arc::new(set.into()), &recipe(args)?, &options, &|text| {
-        tell(text)
-    })?;
+    let summary = train(
+        Arc::new(set.into()),
+        &recipe(args)?,
+        &options,
+        &|text| tell(text),
+        &|total| Progress::bar_only("train", total, "it"),
+    )?;
     if stop.load(Ordering::Relaxed) {
         tell("stopped early; measuring what there is");
     }

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
 use paragon::backend::cuda::lower;
-use paragon::loader::{Bound, STACK_BYTES};
+use paragon::loader::{LoaderBound, STACK_BYTES};
 use paragon::model::Recompute;
 use paragon::plan::{Class, LayerLine, Plan, Precision};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
@@ -16,7 +16,7 @@ use paragon::shard::format::Geometry;
 use paragon::support::text::bytes_text;
 use paragon::sys;
 use paragon::train::{
-    Budget, Choice, DeviceChoice, DevicePlace, Fit, Fitted, RunMemory, Rung, TrainConfig,
+    DeviceChoice, DevicePlace, Fit, FitChoice, Fitted, Remedy, RunBudget, RunMemory, TrainConfig,
     validation_bytes,
 };
 use serde::Serialize;
@@ -75,16 +75,16 @@ struct Report<'a> {
     effective_batch: usize,
     device: &'a str,
     precision: Precision,
-    budget: Budget,
+    budget: RunBudget,
     fits: bool,
-    choice: Choice,
+    choice: FitChoice,
     why: Option<&'a str>,
     memory: &'a RunMemory,
     work: Work,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     layers: Vec<LayerLine>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    remedies: Vec<Rung>,
+    remedies: Vec<Remedy>,
 }
 
 /// The least that an iteration must move and compute, and the number of kernels that it launches.
@@ -165,7 +165,7 @@ impl Args {
 
     /// The loader's memory without opening a set: exact for slots and scratch, an estimate for the
     /// index.
-    fn loader(&self, threads: usize, config: &TrainConfig, slots: usize) -> Result<Bound> {
+    fn loader(&self, threads: usize, config: &TrainConfig, slots: usize) -> Result<LoaderBound> {
         let stored = self
             .stored_lq_size
             .unwrap_or(config.lq_size)
@@ -182,7 +182,7 @@ impl Args {
         let shards = (self.records as f64 * (stored * stored * 3 * area) as f64 * STORED_SHARE
             / SHARD_BYTES)
             .ceil() as u64;
-        Ok(Bound {
+        Ok(LoaderBound {
             slots,
             slot_bytes: pair * config.batch_size as u64,
             threads,
@@ -214,11 +214,11 @@ pub fn run(args: &Args) -> Result<()> {
         place,
         recompute: machine.recompute,
         slots,
-        budget: Budget {
+        budget: RunBudget {
             host: machine.host_memory,
             device: machine.vram,
         },
-        stated: Budget {
+        stated: RunBudget {
             host: machine.host_memory,
             device: machine.vram,
         },
@@ -241,17 +241,17 @@ pub fn run(args: &Args) -> Result<()> {
         // print the plan as it was requested, then return the error
         Err(error) => (
             Fit {
-                budget: Budget::default(),
-                stated: Budget::default(),
+                budget: RunBudget::default(),
+                stated: RunBudget::default(),
                 ..fit.clone()
             }
             .choose()?,
             Some(error),
         ),
     };
-    let plan = place.plan(&fitted.config, fitted.choice.recompute, fit.validation > 0)?;
+    let plan = &fitted.plan;
     if let Some(path) = &args.chart {
-        occupancy_chart(&occupancy(&config, &fitted, &plan), path)?;
+        occupancy_chart(&occupancy(&config, &fitted, plan), path)?;
     }
     let device = if place.is_device() { "cuda" } else { "cpu" };
     if args.json {
@@ -265,9 +265,9 @@ pub fn run(args: &Args) -> Result<()> {
             budget: fit.budget,
             fits: refused.is_none(),
             choice: fitted.choice,
-            why: fitted.why.as_deref(),
+            why: fitted.reason.as_deref(),
             memory: &fitted.memory,
-            work: Work::new(&plan, fitted.choice.accum_iter, &place)?,
+            work: Work::new(plan, fitted.choice.accum_iter, &place)?,
             layers: if args.layers {
                 plan.layers()
             } else {
@@ -281,8 +281,8 @@ pub fn run(args: &Args) -> Result<()> {
         };
         print_json(&report)?;
     } else {
-        show(args, &config, &fitted, &plan, device)?;
-        print(Work::new(&plan, fitted.choice.accum_iter, &place)?.text())?;
+        show(args, &config, &fitted, plan, device)?;
+        print(Work::new(plan, fitted.choice.accum_iter, &place)?.text())?;
         let comparison = fit.budget.compare(&fitted.memory);
         if refused.is_none() && !comparison.is_empty() {
             print(format_args!("\nfits: {comparison}"))?;
@@ -319,7 +319,7 @@ fn show(
         "{} x{}, LQ {}, {device}, {precision}: {}",
         net.arch, net.scale, config.lq_size, fitted.choice
     ))?;
-    if let Some(why) = &fitted.why {
+    if let Some(why) = &fitted.reason {
         print(why)?;
     }
     print(format_args!("{}", fitted.memory))?;

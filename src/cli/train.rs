@@ -7,9 +7,11 @@ use anyhow::Result;
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
 use paragon::shard::reader::Io;
+use paragon::support::progress::Progress;
 use paragon::sys::stop_flag;
 use paragon::train::{
-    ConfigFile, HeldOut, RunOptions, Summary, TrainConfig, duration_text, newest_state, train,
+    ConfigFile, RunOptions, RunSummary, TrainConfig, ValidationSet, duration_text, newest_state,
+    train,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
     let validation = match settings.path("val.dataset") {
         Some(place) if place == Path::new(NO_VALIDATION) => None,
         Some(place) => Some(place),
-        None => HeldOut::beside(&data.shards).inspect(|place| {
+        None => ValidationSet::beside(&data.shards).inspect(|place| {
             tell(format_args!("{} was held out when the shards were made: validating on it (--val none turns that off)", place.display()));
         }),
     };
@@ -127,7 +129,8 @@ pub fn run(args: &Args) -> Result<()> {
         net.arch, net.scale, config.total_iter, config.accum_iter, config.batch_size
     ));
     let started = std::time::Instant::now();
-    let summary = train(sources, &config, &options, &|text| tell(text))?;
+    let bar = |total| Progress::bar_only("train", total, "it");
+    let summary = train(sources, &config, &options, &|text| tell(text), &bar)?;
     let said = if args.json {
         print_json(&summary)
     } else {
@@ -211,7 +214,7 @@ fn unwritable(settings: &Settings) -> Vec<String> {
         .collect()
 }
 
-fn print_summary(s: &Summary, seconds: f64) -> Result<()> {
+fn print_summary(s: &RunSummary, seconds: f64) -> Result<()> {
     if s.iteration == 0 {
         return print(format_args!(
             "stopped before the first iteration was done; nothing is saved"

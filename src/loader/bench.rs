@@ -1,6 +1,6 @@
-//! What a loader delivers on this machine: pairs a second, waiting on both sides, memory. Depends
-//! on `ring` and `system`. The consumer does nothing with a batch but hold it as long as it is told
-//! to, so that the figures are the loader's own.
+//! Measures a loader on this machine: pairs per second, waiting on both sides, memory. Depends on
+//! `ring` and `sys`. The consumer does nothing with a batch but hold it for the given time, so that
+//! the figures are those of the loader.
 
 use super::{Loader, LoaderConfig, Sources, bound};
 use crate::shard::reader::{Advice, Io};
@@ -10,55 +10,60 @@ use anyhow::Result;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often memory is looked at.
+/// How often memory is measured.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(5);
+/// Largest number of waiting times kept for the percentiles: 4 MiB of them.
+const MAX_WAITS: usize = 1 << 20;
+/// Records that are checked for being in memory before the start.
+const CACHE_SAMPLES: u64 = 512;
 
 /// How long to measure, and how.
 #[derive(Clone, Debug)]
 pub struct BenchConfig {
-    /// Batches of so many epochs; `None` measures by the clock.
+    /// Length of the measurement in epochs; `None` measures for `seconds`.
     pub epochs: Option<f64>,
-    /// Without epochs: seconds to measure for.
+    /// Length of the measurement in seconds, if `epochs` is `None`.
     pub seconds: f64,
-    /// Have the kernel forget the shards first.
+    /// Drop the shards from the page cache first.
     pub cold: bool,
-    /// Time that a training step holds each batch.
+    /// How long the consumer holds each batch, as a training step would.
     pub step: Duration,
-    /// Sum up the content of all samples (this costs the consumer time).
+    /// Compute [`LoaderMeasurement::content`]; it costs the consumer time.
     pub content: bool,
 }
 
-/// What one run delivered.
+/// The figures of one run of a loader.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Measured {
+pub struct LoaderMeasurement {
     /// Loader threads.
     pub threads: usize,
     /// Pairs delivered.
     pub pairs: u64,
     /// Seconds from the start of the loader to the last batch.
     pub seconds: f64,
-    /// Pairs a second, from the first batch on.
+    /// Pairs per second, from the first batch on.
     pub pairs_per_second: f64,
-    /// Pixels of both patches a second, bytes of u8 RGB / 10^6.
+    /// Pixels of both patches per second, in 10^6 bytes of u8 RGB.
     pub megabytes_per_second: f64,
-    /// From the start of the loader to the first batch, milliseconds.
+    /// Time from the start of the loader to the first batch, milliseconds.
     pub first_batch_ms: f64,
-    /// Waiting for a batch, milliseconds: median, 99th percentile, longest (without the first).
+    /// Time waiting for a batch, milliseconds: median, 99th percentile, maximum; the first batch is
+    /// left out.
     pub latency_ms: [f64; 3],
     /// Share of its time that the consumer waited for batches.
     pub consumer_waited: f64,
     /// Share of their time that the threads waited for a free slot.
     pub producers_waited: f64,
-    /// Peak anonymous memory of the process above that before the start, bytes.
+    /// Peak anonymous memory of the process minus that before the start, bytes.
     pub peak_anonymous: Option<u64>,
-    /// What was computed before the start, bytes.
+    /// The memory bound computed before the start, bytes.
     pub bound: u64,
-    /// Samples that took the place of damaged ones.
+    /// Samples whose damaged record was replaced.
     pub substituted: u64,
-    /// Share of the records in memory before the start.
+    /// Share of the records that were in memory before the start.
     pub cached: f64,
-    /// Sum over all samples of a hash of their pixels and augmentation: the same for any number of
-    /// threads and ranks.
+    /// Sum over all samples of a hash of record, pixels and augmentation, in hexadecimal: the same
+    /// for any number of threads, and summed over ranks for any number of ranks.
     pub content: Option<String>,
 }
 
@@ -70,8 +75,8 @@ pub fn measure(
     sources: &Arc<Sources>,
     config: &LoaderConfig,
     how: &BenchConfig,
-) -> Result<Measured> {
-    let computed = bound(sources, config)?;
+) -> Result<LoaderMeasurement> {
+    let bound = bound(sources, config)?;
     if how.cold {
         sources
             .sets()
@@ -80,104 +85,127 @@ pub fn measure(
     let cached = cached_share(sources);
     let own_epoch =
         sources.len() / config.ranks + u64::from(config.rank < sources.len() % config.ranks);
-    let batches = how.epochs.map(|e| {
-        ((e * own_epoch as f64) / config.batch as f64)
-            .ceil()
-            .max(1.0) as u64
-    });
-    let limit = batches.map(|_| (how.epochs.unwrap_or(1.0) * own_epoch as f64).round() as u64);
+    let limit = how.epochs.map(|e| (e * own_epoch as f64).round() as u64);
 
     let before = sys::anonymous_memory();
-    let mut peak = before;
     let started = Instant::now();
     let mut loader = Loader::start(sources.clone(), config.clone())?;
-    let mut waits = Vec::new();
-    let (mut first, mut looked, mut pairs, mut content) = (Duration::ZERO, started, 0u64, 0u64);
-    loop {
-        let asked = Instant::now();
-        let batch = loader.next()?;
-        if pairs == 0 {
-            first = started.elapsed();
-        } else if waits.len() < MAX_WAITS {
-            waits.push(asked.elapsed().as_secs_f32() * 1e3);
-        }
-        let count = limit.map_or(config.batch as u64, |l| {
-            (l - pairs).min(config.batch as u64)
-        });
-        if how.content {
-            content = content.wrapping_add(content_of(&batch, config.batch, count as usize));
-        }
-        pairs += count;
-        if !how.step.is_zero() {
-            std::thread::sleep(how.step);
-        }
-        drop(batch);
-        if looked.elapsed() > MEMORY_INTERVAL {
-            peak = peak.max(sys::anonymous_memory());
-            looked = Instant::now();
-        }
-        let done = match limit {
-            Some(limit) => pairs >= limit,
-            None => started.elapsed().as_secs_f64() >= how.seconds,
-        };
-        if done {
-            break;
-        }
-    }
+    let mut consumed = consume(&mut loader, config, how, limit, started)?;
     let seconds = started.elapsed().as_secs_f64();
-    peak = peak.max(sys::anonymous_memory());
+    let peak = consumed.peak.max(before).max(sys::anonymous_memory());
     let stats = loader.stats();
     drop(loader);
-    // from the first batch to the last, there is one batch less to wait for
-    let flowing = (pairs.saturating_sub(config.batch as u64)) as f64
-        / (seconds - first.as_secs_f64()).max(1e-9);
-    let rate = if pairs > config.batch as u64 {
-        flowing
+
+    let pairs = consumed.pairs;
+    // The rate from the first batch to the last: the pairs of the first batch do not count.
+    let later_pairs = pairs.saturating_sub(config.batch as u64) as f64;
+    let rate = if later_pairs > 0.0 {
+        later_pairs / (seconds - consumed.first_batch.as_secs_f64()).max(1e-9)
     } else {
         pairs as f64 / seconds
     };
-    let pair_bytes =
-        computed.slot_bytes as f64 / config.batch as f64 - (1 + size_of::<u64>()) as f64;
-    waits.sort_by(f32::total_cmp);
-    let at = |share: f64| {
-        waits
-            .get(((waits.len() as f64 * share) as usize).min(waits.len().saturating_sub(1)))
-            .map_or(0.0, |&w| f64::from(w))
-    };
-    Ok(Measured {
+    let pair_bytes = bound.slot_bytes as f64 / config.batch as f64 - (1 + size_of::<u64>()) as f64;
+    consumed.waits.sort_by(f32::total_cmp);
+    Ok(LoaderMeasurement {
         threads: config.threads,
         pairs,
         seconds,
         pairs_per_second: rate,
         megabytes_per_second: rate * pair_bytes / 1e6,
-        first_batch_ms: first.as_secs_f64() * 1e3,
-        latency_ms: [at(0.5), at(0.99), at(1.0)],
+        first_batch_ms: consumed.first_batch.as_secs_f64() * 1e3,
+        latency_ms: [0.5, 0.99, 1.0].map(|share| percentile(&consumed.waits, share)),
         consumer_waited: stats.consumer_waited.as_secs_f64() / seconds,
         producers_waited: stats.producers_waited.as_secs_f64() / (seconds * config.threads as f64),
         peak_anonymous: peak.zip(before).map(|(peak, before)| peak - before),
-        bound: computed.total(),
+        bound: bound.total(),
         substituted: stats.substituted,
         cached,
-        content: how.content.then(|| format!("{content:016x}")),
+        content: how.content.then(|| format!("{:016x}", consumed.content)),
     })
 }
 
-/// Waits kept for the percentiles: 4 MiB of them.
-const MAX_WAITS: usize = 1 << 20;
+/// What the consumer saw.
+struct Consumed {
+    pairs: u64,
+    /// Time from the start of the loader to the first batch.
+    first_batch: Duration,
+    /// Waiting times of the later batches, milliseconds.
+    waits: Vec<f32>,
+    /// See [`LoaderMeasurement::content`].
+    content: u64,
+    /// Peak anonymous memory of the process, bytes.
+    peak: Option<u64>,
+}
 
-/// Share of some records, evenly spread, that are in memory.
+/// Takes batches until `limit` pairs were delivered, or without a limit until the time is over.
+fn consume(
+    loader: &mut Loader,
+    config: &LoaderConfig,
+    how: &BenchConfig,
+    limit: Option<u64>,
+    started: Instant,
+) -> Result<Consumed> {
+    let mut consumed = Consumed {
+        pairs: 0,
+        first_batch: Duration::ZERO,
+        waits: Vec::new(),
+        content: 0,
+        peak: None,
+    };
+    let size = config.batch as u64;
+    let mut memory_measured = started;
+    loop {
+        let asked = Instant::now();
+        let batch = loader.next()?;
+        if consumed.pairs == 0 {
+            consumed.first_batch = started.elapsed();
+        } else if consumed.waits.len() < MAX_WAITS {
+            consumed.waits.push(asked.elapsed().as_secs_f32() * 1e3);
+        }
+        let count = limit.map_or(size, |limit| (limit - consumed.pairs).min(size));
+        if how.content {
+            let content = content_of(&batch, config.batch, count as usize);
+            consumed.content = consumed.content.wrapping_add(content);
+        }
+        consumed.pairs += count;
+        if !how.step.is_zero() {
+            std::thread::sleep(how.step);
+        }
+        drop(batch);
+        if memory_measured.elapsed() > MEMORY_INTERVAL {
+            consumed.peak = consumed.peak.max(sys::anonymous_memory());
+            memory_measured = Instant::now();
+        }
+        let done = match limit {
+            Some(limit) => consumed.pairs >= limit,
+            None => started.elapsed().as_secs_f64() >= how.seconds,
+        };
+        if done {
+            return Ok(consumed);
+        }
+    }
+}
+
+/// The value below which a share of the sorted values lies; 0 without values.
+fn percentile(sorted: &[f32], share: f64) -> f64 {
+    let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
+    sorted.get(at).map_or(0.0, |&value| f64::from(value))
+}
+
+/// The share of records that are in memory, from records spread evenly over all sets.
 fn cached_share(sources: &Sources) -> f64 {
-    let (mut cached, looked) = (0u64, sources.len().min(512));
-    for nth in 0..looked {
-        let record = (u128::from(nth) * u128::from(sources.len()) / u128::from(looked)) as u64;
-        if let Ok((set, record)) = sources.find(record) {
+    let (mut cached, checked) = (0u64, sources.len().min(CACHE_SAMPLES));
+    for nth in 0..checked {
+        let record = (u128::from(nth) * u128::from(sources.len()) / u128::from(checked)) as u64;
+        if let Ok((set, record)) = sources.locate(record) {
             cached += u64::from(set.is_cached(record, Io::Mmap) == Some(true));
         }
     }
-    cached as f64 / looked as f64
+    cached as f64 / checked as f64
 }
 
-/// Sum over the first samples of a batch of a hash of record, pixels and augmentation.
+/// Sum over the first `count` samples of a batch of `size` of a hash of record, pixels and
+/// augmentation.
 fn content_of(batch: &super::Batch, size: usize, count: usize) -> u64 {
     let (lq, hr) = (batch.lq().len() / size, batch.hr().len() / size);
     let sample = |i: usize| {

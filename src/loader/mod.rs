@@ -1,19 +1,21 @@
-//! The loader: threads of its own read records of one or more sets of shards into a fixed number of
-//! batches, in an order that is a pure function. Depends on `shard::reader`, `host_memory` and the
-//! augmentation codes. Promises bounded memory, known before the start, the same batches for any
-//! number of threads and ranks, and that no thread outlives it.
+//! The loader: its threads read records of one or more sets of shards into a fixed number of
+//! batches, in an order that is a pure function of the seed. Depends on `shard::reader`,
+//! `host_memory` and the augmentation codes. Promises a memory bound that is known before the
+//! start, the same batches for any number of threads and ranks, and that no thread outlives the
+//! loader.
 
 pub mod bench;
-pub mod order;
+mod order;
 mod permutation;
 pub mod quality;
 mod quotas;
 mod ring;
+mod set_order;
 mod slot;
 mod sources;
 
 pub use crate::sys::host_memory::Fence;
-pub use ring::{Loader, Stats};
+pub use ring::{Loader, LoaderStats};
 pub use slot::Batch;
 pub use sources::Sources;
 
@@ -24,25 +26,24 @@ use crate::sys;
 use anyhow::{Result, ensure};
 use order::Draws;
 
-/// Stack of a loader thread, bytes: decoding needs a few KiB.
+/// Stack of a loader thread, bytes; decoding needs a few KiB of it.
 pub const STACK_BYTES: usize = 512 << 10;
 
-/// Slots that keep so many threads busy: each fills one by itself, and three more are ready, on
-/// their way to a device, and computed from.
+/// Slots that keep `threads` threads busy: each thread fills one, and of three more one is ready,
+/// one is being copied to a device and one is being computed on.
 pub fn usual_slots(threads: usize) -> usize {
-    (threads + 3).min(MAX_LOADER_SLOTS)
+    threads.saturating_add(3).min(MAX_LOADER_SLOTS)
 }
 
 /// How records are read from the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum IoChoice {
-    /// From the map where the shards lie on a local disk and fit into free memory, by reading calls
-    /// otherwise.
+    /// `Mmap` if the shards are on a local disk and fit into free memory, otherwise `Pread`.
     Auto,
-    /// Through a memory map: no copy; an error of the disk ends the process.
+    /// Through a memory map, without a copy; a disk error ends the process.
     Mmap,
-    /// By reading calls: an error of the disk or the network is a message.
+    /// By system calls; a disk or network error becomes an error message.
     Pread,
 }
 
@@ -53,22 +54,23 @@ pub enum OnCorrupt {
     /// The batch is an error that names the record.
     #[default]
     Stop,
-    /// Another record takes its place, always the same one; each is reported and counted.
+    /// Another record takes its place, always the same one; every substitution is counted and every
+    /// damaged record is reported once.
     Substitute,
 }
 
-/// What a loader delivers.
+/// What a loader delivers, and how.
 #[derive(Clone, Debug)]
 pub struct LoaderConfig {
     /// Pairs in a batch.
     pub batch: usize,
-    /// LQ side delivered, pixels; below the stored size an aligned random crop is drawn for every
-    /// sample.
+    /// Side of the LQ patches that are delivered, pixels; if it is below the stored size, an
+    /// aligned random crop is drawn for every sample.
     pub lq_size: usize,
     /// Threads that read and decode.
     pub threads: usize,
-    /// Batches that exist at once: being filled, waiting, in the caller's hands, or on their way to
-    /// a device.
+    /// Batches that exist at once: being filled, ready, held by the caller, or being copied to a
+    /// device.
     pub slots: usize,
     /// Key of the order and of all draws.
     pub seed: u64,
@@ -76,13 +78,13 @@ pub struct LoaderConfig {
     pub hflip: bool,
     /// Mirror top-bottom and swap rows and columns, each with probability 1/2.
     pub rot: bool,
-    /// Number of the first batch: where a resumed run goes on.
+    /// Number of the first batch: where a resumed run continues.
     pub start: u64,
-    /// This process among those that share the samples, from 0.
+    /// Number of this process among those that share the samples, from 0.
     pub rank: u64,
-    /// How many processes share the samples: this one takes every such sample, from `rank` on.
+    /// Processes that share the samples: this one takes the samples `rank`, `rank + ranks`, ...
     pub ranks: u64,
-    /// Bytes of shards that may be read in turns before moving on; `None` shuffles everything.
+    /// Bytes of shards that are shuffled at a time; `None` shuffles everything.
     pub window: Option<u64>,
     /// How records are read.
     pub io: Io,
@@ -91,7 +93,8 @@ pub struct LoaderConfig {
 }
 
 impl LoaderConfig {
-    /// Batches of `batch` pairs of LQ side `lq_size`, augmented, with the usual ring.
+    /// Batches of `batch` pairs with LQ patches of `lq_size` pixels, augmented, from one thread and
+    /// four slots.
     pub fn new(batch: usize, lq_size: usize, seed: u64) -> LoaderConfig {
         LoaderConfig {
             batch,
@@ -110,7 +113,8 @@ impl LoaderConfig {
         }
     }
 
-    pub(crate) fn draws(&self) -> Draws {
+    /// The part of the configuration that the random draws depend on.
+    fn draws(&self) -> Draws {
         Draws {
             seed: self.seed,
             hflip: self.hflip,
@@ -119,7 +123,7 @@ impl LoaderConfig {
     }
 }
 
-/// Whether to map or to read, and why, in words.
+/// Whether to map the shards or to read them by calls, and the reason in words.
 pub fn choose_io(sources: &Sources, choice: IoChoice) -> (Io, &'static str) {
     let network = || {
         sources
@@ -139,26 +143,26 @@ pub fn choose_io(sources: &Sources, choice: IoChoice) -> (Io, &'static str) {
     }
 }
 
-/// Sets from this many bytes of shards on are shuffled within windows where nothing else is said:
-/// few machines keep them in memory.
+/// Sets of this many bytes of shards or more are shuffled within windows by default: few machines
+/// can keep them in memory.
 const WINDOW_FROM: u64 = 32 << 30;
-/// The window of such sets, bytes.
+/// The default window of such sets, bytes.
 const USUAL_WINDOW: u64 = 8 << 30;
 
-/// The default window, bytes; `None` shuffles everything. It depends on the shards alone and never
-/// on this machine's memory: the window decides the order of the samples, and the same command must
-/// give the same network everywhere.
+/// The default window; `None` shuffles everything. It depends on the size of the shards alone and
+/// never on the memory of this machine: the window decides the order of the samples, and the same
+/// command must give the same network everywhere.
 pub fn choose_window(sources: &Sources) -> Option<u64> {
-    window_of(sources.bytes())
+    usual_window(sources.bytes())
 }
 
-/// The default window of sets with so many bytes.
-fn window_of(bytes: u64) -> Option<u64> {
+/// The default window for a number of bytes of shards.
+fn usual_window(bytes: u64) -> Option<u64> {
     (bytes >= WINDOW_FROM).then_some(USUAL_WINDOW)
 }
 
-/// What to try where this machine's memory does not hold the shards that are shuffled at a time;
-/// nothing where it does.
+/// What to try if the memory of this machine does not hold the shards that are shuffled at a time;
+/// `None` if it does.
 pub fn window_advice(sources: &Sources, window: Option<u64>) -> Option<String> {
     let memory = sys::memory_limit()?;
     let shuffled = window.unwrap_or(u64::MAX).min(sources.bytes());
@@ -176,42 +180,45 @@ pub fn window_advice(sources: &Sources, window: Option<u64>) -> Option<String> {
 
 /// The anonymous memory of a loader, known before it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Bound {
+pub struct LoaderBound {
     /// Batches that exist at once.
     pub slots: usize,
-    /// Bytes of one batch: pixels, codes and record numbers.
+    /// Bytes of one batch: pixels, augmentation codes and record numbers.
     pub slot_bytes: u64,
     /// Threads that read and decode.
     pub threads: usize,
-    /// Bytes of one thread: decoding room and stack.
+    /// Bytes of one thread: decoding buffers and stack.
     pub scratch_bytes: u64,
-    /// Bytes of the open sets outside the mapped files.
+    /// Bytes that the open sets take outside the mapped files.
     pub index_bytes: u64,
 }
 
-impl Bound {
-    /// Bytes in all.
+impl LoaderBound {
+    /// All bytes together.
     pub fn total(&self) -> u64 {
-        self.slots as u64 * self.slot_bytes
-            + self.threads as u64 * self.scratch_bytes
-            + self.index_bytes
+        let slots = (self.slots as u64).saturating_mul(self.slot_bytes);
+        let scratch = (self.threads as u64).saturating_mul(self.scratch_bytes);
+        slots
+            .saturating_add(scratch)
+            .saturating_add(self.index_bytes)
     }
 }
 
-/// Checks a configuration against its sets and computes the memory it takes.
+/// Checks a configuration against its sets and computes the memory that its loader takes.
 ///
 /// # Errors
-/// A crop larger than the stored patch, nothing to deliver, absurd numbers.
-pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<Bound> {
+/// The crop is larger than the stored patch, a number is 0 or too large, or the rank is not below
+/// the number of ranks.
+pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<LoaderBound> {
     let stored = sources.lq_size() as usize;
     ensure!(config.batch > 0, "the batch is 0 pairs");
     ensure!(config.lq_size > 0, "the LQ patch is 0 pixels");
     ensure!(
         config.lq_size <= stored,
-        "the LQ patch is to be {} pixels and the set in {} stores {stored}; use at most {stored}, or make a set with \
-         `paragon shard --lq-size {}`",
+        "LQ patches of {} pixels were asked for and the set in {} stores {stored}; use at most {stored}, or make a set \
+         with `paragon shard --lq-size {}`",
         config.lq_size,
-        sources.places(),
+        sources.folders(),
         config.lq_size
     );
     ensure!(
@@ -233,14 +240,20 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<Bound> {
     let scale = u64::from(sources.scale());
     let lq = (config.lq_size * config.lq_size * 3) as u64;
     let pair = lq * (1 + scale * scale) + 1 + size_of::<u64>() as u64;
-    let slot_bytes = pair
-        .checked_mul(config.batch as u64)
-        .filter(|&b| b <= isize::MAX as u64);
+    let slot_bytes = pair.checked_mul(config.batch as u64).filter(|bytes| {
+        bytes
+            .checked_mul(config.slots as u64)
+            .is_some_and(|all| all <= isize::MAX as u64)
+    });
     let Some(slot_bytes) = slot_bytes else {
-        anyhow::bail!("a batch of {} pairs is too large", config.batch)
+        anyhow::bail!(
+            "{} batches of {} pairs are too large for the address space",
+            config.slots,
+            config.batch
+        )
     };
     let scratch: u64 = sources.sets().map(|set| set.scratch_bytes(config.io)).sum();
-    Ok(Bound {
+    Ok(LoaderBound {
         slots: config.slots,
         slot_bytes,
         threads: config.threads,
@@ -254,11 +267,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_sets_are_shuffled_in_a_window_of_one_size() {
+    fn only_sets_of_32_gib_and_more_get_a_window() {
         const GIB: u64 = 1 << 30;
-        assert_eq!(window_of(0), None);
-        assert_eq!(window_of(32 * GIB - 1), None);
-        assert_eq!(window_of(32 * GIB), Some(8 * GIB));
-        assert_eq!(window_of(u64::MAX), Some(8 * GIB));
+        for bytes in [0, 1, 8 * GIB, 32 * GIB - 1] {
+            assert_eq!(usual_window(bytes), None, "{bytes} bytes");
+        }
+        for bytes in [32 * GIB, 32 * GIB + 1, 1 << 50, u64::MAX] {
+            assert_eq!(usual_window(bytes), Some(8 * GIB), "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn absurd_numbers_do_not_overflow() {
+        assert_eq!([1, 8].map(usual_slots), [4, 11]);
+        assert_eq!(usual_slots(usize::MAX), MAX_LOADER_SLOTS);
+        let bound = LoaderBound {
+            slots: usize::MAX,
+            slot_bytes: u64::MAX,
+            threads: usize::MAX,
+            scratch_bytes: u64::MAX,
+            index_bytes: u64::MAX,
+        };
+        assert_eq!(bound.total(), u64::MAX);
     }
 }

@@ -1,188 +1,20 @@
-//! The order of samples: which record is at which position of which epoch, how it is cropped and how
-//! it is augmented. Depends on `quotas`, `permutation`, `rng` and the augmentation codes. Promises
-//! that everything is a pure function of (seed, epoch, position) in constant memory: the same
-//! batches for any number of threads and after any restart.
+//! Which record is read at which position of which epoch, and how it is cropped and augmented.
+//! Depends on `quotas`, `permutation`, `rng` and the augmentation codes. Promises that everything
+//! is a pure function of (seed, epoch, position) in constant memory: the same batches for any
+//! number of threads and after any restart.
 //!
-//! Samples have running numbers: sample `s` is at position `s % length` of epoch `s / length`.
-//! Batches continue across the ends of epochs, so no epoch drops a remainder.
+//! Samples are numbered through all epochs: sample `s` is at position `s % length` of epoch
+//! `s / length`. Batches cross the ends of epochs, so no epoch drops a remainder.
 
-use super::permutation::{PURPOSE_ORDER, Permutation};
 use super::quotas::Quotas;
+use super::set_order::{SetOrder, Shuffle, WindowPosition};
 use crate::support::augment::{HFLIP, TRANSPOSE, VFLIP};
 use crate::support::rng::{Rng, key};
+use anyhow::Result;
+use std::ops::Range;
 
-/// Separates the keys of draws from those of permutations.
+/// Separates the keys of crops and augmentation from other keys.
 const PURPOSE_DRAW: u64 = 0x4452_4157;
-
-/// How far the records of a set are shuffled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shuffle {
-    /// Every record can stand anywhere in an epoch.
-    Full,
-    /// For sets larger than the memory that can cache them. An epoch turns the set by a random
-    /// distance, cuts it into chunks of neighbouring records, shuffles the chunks, and shuffles the
-    /// records within windows of so many chunks, one window after the other: only the chunks of one
-    /// window are read at a time, each in one piece.
-    Window {
-        /// Records in a chunk.
-        chunk: u64,
-        /// Chunks in a window.
-        chunks: u64,
-    },
-}
-
-/// Where a position of a windowed epoch lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OrderPosition {
-    /// The window's number.
-    pub window: u64,
-    /// Position within the window.
-    pub position: u64,
-}
-
-/// The records of one set in the order of an epoch of its own. Remembers the permutations it used
-/// last.
-#[derive(Clone, Debug)]
-pub struct SetOrder {
-    len: u64,
-    secret: u64,
-    shuffle: Shuffle,
-    epoch: u64,
-    /// Of all records, or of all whole chunks.
-    outer: Permutation,
-    /// Of the records of a window, and the window it is for.
-    inner: (u64, Permutation),
-}
-
-impl SetOrder {
-    /// The order of a set of `len` records (not 0) under a key.
-    pub fn new(len: u64, secret: u64, shuffle: Shuffle) -> Self {
-        let mut order = SetOrder {
-            len,
-            secret,
-            shuffle,
-            epoch: 0,
-            outer: Permutation::new(1, 0),
-            inner: (0, Permutation::new(1, 0)),
-        };
-        order.enter(0);
-        order
-    }
-
-    fn enter(&mut self, epoch: u64) {
-        self.epoch = epoch;
-        let size = match self.shuffle {
-            Shuffle::Full => self.len,
-            Shuffle::Window { .. } => self.whole_chunks().max(1),
-        };
-        self.outer = Permutation::new(size, key(&[self.secret, epoch]));
-        self.inner = (u64::MAX, Permutation::new(1, 0));
-    }
-
-    fn chunking(&self) -> (u64, u64) {
-        match self.shuffle {
-            Shuffle::Full => (self.len, 1),
-            Shuffle::Window { chunk, chunks } => (chunk.clamp(1, self.len), chunks.max(1)),
-        }
-    }
-
-    /// Chunks of full length; what is left over at the end is one more, in the last window.
-    fn whole_chunks(&self) -> u64 {
-        self.len / self.chunking().0
-    }
-
-    /// Windows in an epoch: 1 for a full shuffle.
-    pub fn windows(&self) -> u64 {
-        self.whole_chunks().div_ceil(self.chunking().1).max(1)
-    }
-
-    /// The window of a position, and where in it.
-    pub fn place(&self, position: u64) -> OrderPosition {
-        let (chunk, chunks) = self.chunking();
-        let span = chunk.saturating_mul(chunks);
-        let window = (position / span).min(self.windows() - 1);
-        OrderPosition {
-            window,
-            position: position - window * span,
-        }
-    }
-
-    /// Records in a window.
-    pub fn window_len(&self, window: u64) -> u64 {
-        let (chunk, chunks) = self.chunking();
-        let whole = self.whole_chunks();
-        let full = ((window + 1).saturating_mul(chunks))
-            .min(whole)
-            .saturating_sub(window * chunks);
-        full * chunk
-            + if window + 1 == self.windows() {
-                self.len - whole * chunk
-            } else {
-                0
-            }
-    }
-
-    /// The records of chunk `number` of a window, as up to two ranges (the set is a ring); `None`
-    /// behind the last.
-    pub fn chunk(
-        &mut self,
-        epoch: u64,
-        window: u64,
-        number: u64,
-    ) -> Option<[std::ops::Range<u64>; 2]> {
-        if epoch != self.epoch {
-            self.enter(epoch);
-        }
-        let (chunk, _) = self.chunking();
-        let length = self
-            .window_len(window)
-            .checked_sub(number.checked_mul(chunk)?)
-            .filter(|&l| l > 0)?
-            .min(chunk);
-        let first = self.turned(self.chunk_at(window, number) * chunk);
-        let end = (first + length).min(self.len);
-        Some([first..end, 0..first + length - end])
-    }
-
-    fn chunk_at(&self, window: u64, number: u64) -> u64 {
-        let slot = window * self.chunking().1 + number;
-        if slot < self.whole_chunks() {
-            self.outer.at(slot)
-        } else {
-            slot
-        }
-    }
-
-    fn turned(&self, record: u64) -> u64 {
-        let distance = key(&[self.secret, self.epoch, PURPOSE_ORDER]) % self.len;
-        // without overflow for any length
-        if record >= self.len - distance {
-            record - (self.len - distance)
-        } else {
-            record + distance
-        }
-    }
-
-    /// The record at a position of an epoch.
-    pub fn at(&mut self, epoch: u64, position: u64) -> u64 {
-        if epoch != self.epoch {
-            self.enter(epoch);
-        }
-        if self.shuffle == Shuffle::Full {
-            return self.outer.at(position);
-        }
-        let OrderPosition { window, position } = self.place(position);
-        if self.inner.0 != window {
-            self.inner = (
-                window,
-                Permutation::new(self.window_len(window), key(&[self.secret, epoch, window])),
-            );
-        }
-        let (chunk, _) = self.chunking();
-        let at = self.inner.1.at(position);
-        self.turned(self.chunk_at(window, at / chunk) * chunk + at % chunk)
-    }
-}
 
 /// How samples are drawn.
 #[derive(Clone, Copy, Debug)]
@@ -206,20 +38,20 @@ pub struct Sample {
     pub x: u64,
     /// Top edge of the LQ crop in the stored patch, pixels.
     pub y: u64,
-    /// Augmentation code, see `support::augment`.
+    /// Augmentation code, see [`crate::support::augment`].
     pub augment: u8,
 }
 
-/// One set as the order sees it.
+/// The numbers of one set that its order is computed from.
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
-    /// Its records, not 0.
+pub struct SetSpec {
+    /// Records of the set, not 0.
     pub records: u64,
-    /// Samples it gives in an epoch.
+    /// Samples that the set gives in an epoch.
     pub quota: u64,
-    /// Places an LQ crop can have along one side: stored size - crop size + 1.
-    pub places: u64,
-    /// How far it is shuffled.
+    /// Positions that an LQ crop can have along one side: stored size - crop size + 1.
+    pub crop_positions: u64,
+    /// How far the records are shuffled.
     pub shuffle: Shuffle,
 }
 
@@ -227,50 +59,69 @@ pub struct Part {
 #[derive(Clone, Debug)]
 pub struct Order {
     quotas: Quotas,
-    places: Vec<u64>,
+    /// [`SetSpec::crop_positions`] of every set.
+    crop_positions: Vec<u64>,
     sets: Vec<SetOrder>,
     draws: Draws,
 }
 
+/// Where a sample is in the epochs of its set.
+struct SetPosition {
+    /// Number of the set.
+    set: usize,
+    /// Epoch of the set.
+    epoch: u64,
+    /// Position in that epoch.
+    position: u64,
+}
+
 impl Order {
     /// The order over one or more sets.
-    pub fn new(parts: &[Part], draws: Draws) -> Self {
-        let set = |(i, p): (usize, &Part)| {
-            SetOrder::new(p.records, key(&[draws.seed, i as u64]), p.shuffle)
+    ///
+    /// # Errors
+    /// The sets give no sample to an epoch, or more than 64 bits can count.
+    pub fn new(specs: &[SetSpec], draws: Draws) -> Result<Self> {
+        let set = |(i, spec): (usize, &SetSpec)| {
+            SetOrder::new(spec.records, key(&[draws.seed, i as u64]), spec.shuffle)
         };
-        Order {
-            quotas: Quotas::new(parts.iter().map(|p| p.quota).collect(), draws.seed),
-            places: parts.iter().map(|p| p.places).collect(),
-            sets: parts.iter().enumerate().map(set).collect(),
+        Ok(Order {
+            quotas: Quotas::new(specs.iter().map(|spec| spec.quota).collect(), draws.seed)?,
+            crop_positions: specs.iter().map(|spec| spec.crop_positions).collect(),
+            sets: specs.iter().enumerate().map(set).collect(),
             draws,
+        })
+    }
+
+    /// Where sample `number` is found.
+    fn set_position(&self, number: u64) -> SetPosition {
+        let total = self.quotas.total();
+        let (set, nth) = self.quotas.set_at(number / total, number % total);
+        let len = self.sets[set].len();
+        SetPosition {
+            set,
+            epoch: nth / len,
+            position: nth % len,
         }
     }
 
-    /// Samples in an epoch.
-    pub fn epoch_len(&self) -> u64 {
-        self.quotas.total()
-    }
-
-    /// Where sample `number` stands: its set, the epoch of that set, the position in it.
-    fn stand(&self, number: u64) -> (usize, u64, u64) {
-        let total = self.quotas.total();
-        let (set, place) = self.quotas.place(number / total, number % total);
-        (set, place / self.sets[set].len, place % self.sets[set].len)
-    }
-
-    /// Sample `number` of all, counted from 0 through all epochs.
+    /// Sample `number`, counted from 0 through all epochs.
     pub fn sample(&mut self, number: u64) -> Sample {
-        let (set, epoch, position) = self.stand(number);
+        let SetPosition {
+            set,
+            epoch,
+            position,
+        } = self.set_position(number);
         let Draws { seed, hflip, rot } = self.draws;
-        // every draw is made, wanted or not, so that switching one off leaves the others as they
-        // are
+        // All draws are made, also those that are not used, so that switching one off does not
+        // change the others.
         let mut rng = Rng::new(&[
             PURPOSE_DRAW,
             seed,
             number / self.quotas.total(),
             number % self.quotas.total(),
         ]);
-        let (x, y) = (rng.below(self.places[set]), rng.below(self.places[set]));
+        let positions = self.crop_positions[set];
+        let (x, y) = (rng.below(positions), rng.below(positions));
         let bits = rng.next_u64();
         let code = |wanted: bool, bit: u32, code: u8| {
             if wanted && bits >> bit & 1 == 1 {
@@ -289,20 +140,24 @@ impl Order {
         }
     }
 
-    /// The chunks that change hands with sample `number`, where it is the first of a stretch of a
-    /// windowed set as long as a chunk: its set, the records needed when the next window begins,
-    /// and those of the window before that will not be read again in this epoch.
+    /// What to fetch and what to drop at sample `number` of a windowed set. `None` unless the
+    /// sample is the first of a stretch as long as a chunk: the chunks of the next window are
+    /// fetched one by one while this window is read.
     pub fn window_change(&mut self, number: u64) -> Option<WindowChange> {
-        let (set, epoch, position) = self.stand(number);
+        let SetPosition {
+            set,
+            epoch,
+            position,
+        } = self.set_position(number);
         let order = &mut self.sets[set];
-        let Shuffle::Window { chunk, .. } = order.shuffle else {
+        let Shuffle::Window { chunk, .. } = order.shuffle() else {
             return None;
         };
-        let OrderPosition { window, position } = order.place(position);
-        if position % chunk.clamp(1, order.len) != 0 {
+        let WindowPosition { window, position } = order.window_position(position);
+        if position % chunk.clamp(1, order.len()) != 0 {
             return None;
         }
-        let nth = position / chunk.clamp(1, order.len);
+        let nth = position / chunk.clamp(1, order.len());
         let (next_epoch, next) = if window + 1 < order.windows() {
             (epoch, window + 1)
         } else {
@@ -318,79 +173,31 @@ impl Order {
     }
 }
 
-/// See [`Order::window_change`].
+/// Records to prefetch and records to drop from the page cache, see [`Order::window_change`].
 #[derive(Clone, Debug)]
 pub struct WindowChange {
     /// Number of the set.
     pub set: usize,
-    /// Records of the next window.
-    pub needed: Option<[std::ops::Range<u64>; 2]>,
-    /// Records of the window before.
-    pub done: Option<[std::ops::Range<u64>; 2]>,
+    /// A chunk of the next window, to be fetched.
+    pub needed: Option<[Range<u64>; 2]>,
+    /// A chunk of the previous window, which this epoch does not read again.
+    pub done: Option<[Range<u64>; 2]>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loader::set_order::tests::is_permutation;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn one(records: u64, places: u64, shuffle: Shuffle) -> [Part; 1] {
-        [Part {
+    fn one(records: u64, crop_positions: u64, shuffle: Shuffle) -> [SetSpec; 1] {
+        [SetSpec {
             records,
             quota: records,
-            places,
+            crop_positions,
             shuffle,
         }]
-    }
-
-    fn order(len: u64, seed: u64, epoch: u64) -> Vec<u64> {
-        let mut order = SetOrder::new(len, seed, Shuffle::Full);
-        (0..len).map(|i| order.at(epoch, i)).collect()
-    }
-
-    fn is_permutation(mut values: Vec<u64>) -> bool {
-        values.sort_unstable();
-        values.iter().enumerate().all(|(i, &v)| i as u64 == v)
-    }
-
-    #[test]
-    fn every_size_gives_a_permutation() {
-        for len in (1..260).chain([1023, 1024, 1025, 4097, 10_000]) {
-            assert!(is_permutation(order(len, 5, 1)), "{len}");
-        }
-    }
-
-    #[test]
-    fn huge_sets_stay_in_range() {
-        for len in [1 << 40, (1 << 62) + 1, u64::MAX] {
-            for shuffle in [
-                Shuffle::Full,
-                Shuffle::Window {
-                    chunk: 1000,
-                    chunks: 1000,
-                },
-            ] {
-                let mut p = SetOrder::new(len, 1, shuffle);
-                assert!((0..100).all(|i| p.at(2, i) < len && p.at(2, len - 1 - i) < len));
-            }
-        }
-    }
-
-    #[test]
-    fn epochs_and_seeds_differ_and_are_well_mixed() {
-        let len = 1000;
-        let base = order(len, 1, 0);
-        for other in [order(len, 1, 1), order(len, 2, 0)] {
-            let same = base.iter().zip(&other).filter(|(a, b)| a == b).count();
-            assert!(same < 10, "{same} of {len} at the same place"); // 1 is expected of a random permutation
-        }
-        // neighbours in the set do not stay neighbours in the epoch (2 are expected)
-        let neighbours = base.windows(2).filter(|w| w[0].abs_diff(w[1]) == 1).count();
-        assert!(neighbours < 12, "{neighbours}");
-        // and the mean distance is that of two random numbers, len / 3
-        let mean = base.windows(2).map(|w| w[0].abs_diff(w[1])).sum::<u64>() / (len - 1);
-        assert!((290..380).contains(&mean), "{mean}");
     }
 
     #[test]
@@ -400,21 +207,22 @@ mod tests {
             hflip: true,
             rot: true,
         };
-        let parts = one(8000, 5, Shuffle::Full);
-        let mut order = Order::new(&parts, draws);
+        let specs = one(8000, 5, Shuffle::Full);
+        let mut order = Order::new(&specs, draws).unwrap();
         let mut plain = Order::new(
-            &parts,
+            &specs,
             Draws {
                 rot: false,
                 ..draws
             },
-        );
-        let (mut codes, mut places) = ([0u32; 8], [[0u32; 5]; 2]);
+        )
+        .unwrap();
+        let (mut codes, mut corners) = ([0u32; 8], [[0u32; 5]; 2]);
         for i in 0..8000 {
             let s = order.sample(i);
             codes[s.augment as usize] += 1;
-            places[0][s.x as usize] += 1;
-            places[1][s.y as usize] += 1;
+            corners[0][s.x as usize] += 1;
+            corners[1][s.y as usize] += 1;
             assert_eq!(
                 plain.sample(i),
                 Sample {
@@ -425,13 +233,13 @@ mod tests {
         }
         assert!(codes.iter().all(|&c| (850..1150).contains(&c)), "{codes:?}");
         assert!(
-            places.iter().flatten().all(|&c| (1450..1750).contains(&c)),
-            "{places:?}"
+            corners.iter().flatten().all(|&c| (1450..1750).contains(&c)),
+            "{corners:?}"
         );
     }
 
     #[test]
-    fn chunks_change_hands_once_an_epoch_and_in_time() {
+    fn chunks_are_fetched_and_dropped_once_an_epoch_and_in_time() {
         let (records, chunk) = (103, 5);
         let mut order = Order::new(
             &one(records, 1, Shuffle::Window { chunk, chunks: 3 }),
@@ -440,7 +248,8 @@ mod tests {
                 hflip: false,
                 rot: false,
             },
-        );
+        )
+        .unwrap();
         let mut announced: BTreeSet<u64> = BTreeSet::new();
         let mut last_use = vec![0; records as usize];
         let mut done_at = vec![None; records as usize];
@@ -460,7 +269,7 @@ mod tests {
             );
             assert!(
                 done_at[record as usize].is_none_or(|at| at / records < number / records),
-                "{record} was let go too early"
+                "{record} was dropped too early"
             );
         }
     }
@@ -478,28 +287,14 @@ mod tests {
             len in 1u64..500, epoch in 0u64..1000, seed in any::<u64>(), shuffle in shuffles(),
         ) {
             let draws = Draws { seed, hflip: true, rot: true };
-            let mut order = Order::new(&one(len, 9, shuffle), draws);
+            let mut order = Order::new(&one(len, 9, shuffle), draws).unwrap();
             let samples: Vec<Sample> = (0..len).map(|i| order.sample(epoch * len + i)).collect();
             prop_assert!(is_permutation(samples.iter().map(|s| s.record).collect()));
-            // entering in the middle gives the same sample as walking there
+            // A new order that starts in the middle gives the same sample as one read up to there.
             let some = seed % len;
-            prop_assert_eq!(Order::new(&one(len, 9, shuffle), draws).sample(epoch * len + some), samples[some as usize]);
+            let mut fresh = Order::new(&one(len, 9, shuffle), draws).unwrap();
+            prop_assert_eq!(fresh.sample(epoch * len + some), samples[some as usize]);
         }
 
-        #[test]
-        fn a_window_reads_only_its_own_chunks(len in 1u64..500, epoch in 0u64..9, chunk in 1u64..40, chunks in 1u64..9) {
-            let mut order = SetOrder::new(len, 4, Shuffle::Window { chunk, chunks });
-            let mut position = 0;
-            for window in 0..order.windows() {
-                let mut expected: Vec<u64> = (0..).map_while(|n| order.chunk(epoch, window, n)).flatten().flatten().collect();
-                expected.sort_unstable();
-                let mut got: Vec<u64> = (0..order.window_len(window)).map(|i| order.at(epoch, position + i)).collect();
-                position += order.window_len(window);
-                got.sort_unstable();
-                prop_assert_eq!(&got, &expected);
-                prop_assert!(got.len() as u64 <= chunk * (chunks + 1));
-            }
-            prop_assert_eq!(position, len);
-        }
     }
 }

@@ -1,74 +1,73 @@
-//! How well an order mixes, in two figures that can be printed beside it. Depends on `order` and
-//! the indexes of the sets; reads no record. A full shuffle scores 1 for the distance, and the
-//! share of batches that chance gives for the other.
+//! How well an order mixes, in two figures that are printed before a run starts. Depends on `order`
+//! and the indexes of the sets; reads no record. A full shuffle gives a distance of 1; the expected
+//! share of batches with two patches of one image depends on the set.
 
 use super::order::Order;
-use super::{LoaderConfig, Sources};
+use super::{LoaderConfig, Sources, bound};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
-/// Samples looked at: enough for two digits.
+/// Samples that are examined: enough for two digits.
 const SAMPLES: u64 = 16_384;
 
-/// What is known of an order.
+/// How well an order mixes.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct Quality {
-    /// Mean distance, in records, between neighbouring samples of one set, over that of a random
-    /// order (a third of the set).
+pub struct OrderQuality {
+    /// Mean distance, in records, between neighbouring samples of one set, divided by that of a
+    /// random order (a third of the set).
     pub distance: f64,
     /// Share of batches that hold two patches of one image.
     pub same_image: f64,
-    /// Samples looked at.
+    /// Samples examined.
     pub samples: u64,
 }
 
-/// Looks at samples of the first epoch, whole batches spread evenly over it.
+/// Examines samples of the first epoch: whole batches, spread evenly over it.
 ///
 /// # Errors
-/// A damaged index.
-pub fn quality(sources: &Sources, config: &LoaderConfig) -> Result<Quality> {
-    let mut order = Order::new(
-        &sources.parts(config.lq_size, config.window),
-        config.draws(),
-    );
+/// Those of [`bound`]; a damaged index.
+pub fn quality(sources: &Sources, config: &LoaderConfig) -> Result<OrderQuality> {
+    bound(sources, config)?;
+    let specs = sources.set_specs(config.lq_size, config.window);
+    let mut order = Order::new(&specs, config.draws())?;
     let batch = config.batch as u64;
     let batches = (sources.len() / batch).max(1);
-    let looked = batches.min(SAMPLES.div_ceil(batch));
-    let (mut distance, mut neighbours, mut doubled) = (0.0, 0u64, 0u64);
-    for nth in 0..looked {
-        let number = (u128::from(nth) * u128::from(batches) / u128::from(looked)) as u64;
+    let examined = batches.min(SAMPLES.div_ceil(batch));
+    let (mut distance, mut neighbours, mut with_repeats) = (0.0, 0u64, 0u64);
+    for nth in 0..examined {
+        let number = (u128::from(nth) * u128::from(batches) / u128::from(examined)) as u64;
         let mut images = BTreeSet::new();
-        let mut twice = false;
-        let mut before: Option<(usize, u64)> = None;
+        let mut repeats = false;
+        let mut previous: Option<(usize, u64)> = None;
         for i in 0..batch {
             let sample = order.sample(number * batch + i);
             let set = sources.set(sample.set);
-            twice |= !images.insert((sample.set, set.image_of(sample.record)?));
-            if let Some((other, record)) = before
+            repeats |= !images.insert((sample.set, set.image_of(sample.record)?));
+            if let Some((other, record)) = previous
                 && other == sample.set
                 && set.len() > 1
             {
-                // two different places among n lie (n + 1) / 3 apart on average
+                // Two different random positions among n are (n + 1) / 3 apart on average.
                 distance += record.abs_diff(sample.record) as f64 / ((set.len() + 1) as f64 / 3.0);
                 neighbours += 1;
             }
-            before = Some((sample.set, sample.record));
+            previous = Some((sample.set, sample.record));
         }
-        doubled += u64::from(twice);
+        with_repeats += u64::from(repeats);
     }
     let distance = if neighbours > 0 {
         distance / neighbours as f64
     } else {
         1.0
     };
-    Ok(Quality {
+    Ok(OrderQuality {
         distance,
-        same_image: doubled as f64 / looked as f64,
-        samples: looked * batch,
+        same_image: with_repeats as f64 / examined as f64,
+        samples: examined * batch,
     })
 }
 
-impl std::fmt::Display for Quality {
+impl std::fmt::Display for OrderQuality {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (distance, share) = (self.distance, 100.0 * self.same_image);
         write!(

@@ -1,14 +1,14 @@
-//! The ring of slots: free -> filling -> ready -> in the caller's hands (-> in flight to a device)
-//! -> free, over bounded channels, filled by named threads. Depends on `order`, `slot` and
+//! The ring of slots: free -> being filled -> ready -> held by the caller (-> in flight to a
+//! device) -> free, over bounded channels, filled by named threads. Depends on `order`, `slot` and
 //! `shard::reader`. Promises delivery strictly in order, no deadlock, errors that reach the caller
-//! in their place, and that dropping the loader at any moment ends every thread.
+//! in place of their batch, and that dropping the loader at any moment ends every thread.
 //!
 //! A thread takes a free slot first and a batch number second. So whoever has a number also has a
-//! slot to fill, every number below the highest one taken is being worked on, and the batch the
-//! caller waits for always arrives.
+//! slot to fill, every number below the highest one taken is being worked on, and the batch that
+//! the caller waits for always arrives.
 
 use super::order::{Order, Sample};
-use super::slot::{Batch, InFlight, Parts, Return, Slot};
+use super::slot::{Batch, InFlight, Slot, SlotLayout, SlotReturn};
 use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, bound};
 use crate::shard::reader::{Advice, Crop, Scratch};
 use crate::support::failure;
@@ -23,71 +23,79 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long `next` waits before it looks around: whether it is to stop, and who holds the slots.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How many times in a row `next` finds every slot in the caller's hands before that is an error.
-/// Another thread of the caller may be about to drop one, so it is not an error at once; for ever
-/// would be a deadlock. Looks are counted and not seconds: a process that is stopped for an hour
-/// and goes on has looked once.
-const HELD_LOOKS: u32 = 20;
-/// How often `next` asks whether a device is done with a slot.
+/// How long `next` waits for a batch before it checks the stop flag and who holds the slots.
+const WAKE_INTERVAL: Duration = Duration::from_millis(100);
+/// How many times in a row `next` finds every slot held by the caller before that is an error.
+/// It is not an error at once, because another thread of the caller may be about to drop a batch;
+/// waiting for ever would be a deadlock. The limit counts checks and not seconds, so that a process
+/// that is suspended for an hour has made one check.
+const MAX_HELD_CHECKS: u32 = 20;
+/// How often `next` asks whether a device has finished with a slot.
 const FENCE_INTERVAL: Duration = Duration::from_millis(1);
-/// Records tried in the place of a damaged one before it is an error after all: in a set where so
-/// many are damaged in a row, the set is the fault.
+/// Records tried in place of a damaged one before that is an error. If this many in a row are
+/// damaged, the whole set must be.
 const SUBSTITUTES: u64 = 16;
-/// Reports kept for the caller; the count goes on.
+/// Largest number of reports kept for the caller; counting continues beyond it.
 const MAX_REPORTS: usize = 100;
-/// Batches after which it is asked again whether the records to come are in memory, when they all
-/// were.
+/// If all records of a batch were in memory already, the next check comes this many batches later.
 const CACHED_BATCHES: u64 = 32;
 /// Separates the keys of substitutes from other keys.
 const PURPOSE_SUBSTITUTE: u64 = 0x5355_4253;
 
-/// Who waited for whom, since the start.
+/// Waiting times and counts since the start of a loader.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Stats {
+pub struct LoaderStats {
     /// Batches delivered.
     pub batches: u64,
     /// Time the caller spent waiting in `next`.
     pub consumer_waited: Duration,
-    /// Time the threads spent waiting for a free slot, summed over threads.
+    /// Time the threads spent waiting for a free slot, summed over all threads.
     pub producers_waited: Duration,
-    /// Samples that took the place of damaged ones.
+    /// Samples whose damaged record was replaced by another one.
     pub substituted: u64,
 }
 
-type Filled = (u64, Slot, Result<()>);
+/// Number of a batch, its slot, and whether filling it succeeded.
+type FilledSlot = (u64, Slot, Result<()>);
 
-/// What the threads tell beside batches.
+/// What the threads count and report, shared with the loader.
 #[derive(Default)]
-struct Told {
+struct FillerCounters {
+    /// Time spent waiting for a free slot, nanoseconds, summed over all threads.
     waited_nanos: AtomicU64,
+    /// Samples whose damaged record was replaced.
     substituted: AtomicU64,
-    reports: Mutex<Reports>,
+    damage: Mutex<DamageReports>,
 }
 
+/// Damaged records that were replaced.
 #[derive(Default)]
-struct Reports {
-    /// Records reported before.
+struct DamageReports {
+    /// Numbers of the records reported so far, counted through all sets.
     seen: BTreeSet<u64>,
+    /// Reports that the caller has not taken yet.
     texts: Vec<String>,
 }
 
 /// A running loader.
 pub struct Loader {
-    ready: Receiver<Filled>,
-    back: Return,
-    /// Slots that were released with a fence, on their way to `in_flight`.
+    ready: Receiver<FilledSlot>,
+    slot_return: SlotReturn,
+    /// Slots that batches returned with a fence, not moved to `in_flight` yet.
     released: Receiver<InFlight>,
-    /// Slots that a device reads from, oldest first.
+    /// Slots that a device still reads, oldest first.
     in_flight: VecDeque<InFlight>,
     slots: usize,
+    /// Batches that arrived before their turn, by number.
     early: BTreeMap<u64, (Slot, Result<()>)>,
-    parts: Parts,
+    layout: SlotLayout,
+    /// Number of the batch that `next` delivers.
     next: u64,
     delivered: u64,
+    /// Time spent waiting in `next`.
     waited: Duration,
-    told: Arc<Told>,
+    counters: Arc<FillerCounters>,
+    /// Dropped to stop the threads.
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -96,15 +104,15 @@ impl Loader {
     /// Allocates the slots on the heap and starts the threads.
     ///
     /// # Errors
-    /// Those of [`bound`]; threads or memory that the system refuses.
+    /// Those of [`bound`]; the system refuses threads or memory.
     pub fn start(sources: impl Into<Arc<Sources>>, config: LoaderConfig) -> Result<Loader> {
         Self::start_in(sources, config, &HostBlock::heap)
     }
 
-    /// As [`Loader::start`], with slots from elsewhere: locked or pinned memory.
+    /// As [`Loader::start`], with slots from `allocate`: locked or pinned memory.
     ///
     /// # Errors
-    /// Those of [`bound`]; threads or memory that the system refuses.
+    /// Those of [`bound`]; the system refuses threads or memory.
     pub fn start_in(
         sources: impl Into<Arc<Sources>>,
         config: LoaderConfig,
@@ -112,28 +120,24 @@ impl Loader {
     ) -> Result<Loader> {
         let sources: Arc<Sources> = sources.into();
         bound(&sources, &config)?;
-        let first_sample = config
-            .start
-            .checked_mul(config.batch as u64)
-            .and_then(|s| s.checked_mul(config.ranks));
-        first_sample
-            .and_then(|s| s.checked_add(1 << 60))
-            .context("the number of the first batch is out of range")?;
-        let parts = Parts::new(&config, &sources);
+        check_start(&config)?;
+        let layout = SlotLayout::new(&config, &sources);
         let (free, free_slots) = bounded(config.slots);
         let (filled, ready) = bounded(config.slots);
         let (to_flight, released) = bounded(config.slots);
         let (stop, stopped) = bounded::<()>(0);
         for _ in 0..config.slots {
-            free.send(parts.slot(config.batch, allocate)?)
+            free.send(layout.slot(config.batch, allocate)?)
                 .context("cannot hand out a slot")?;
         }
         sources.sets().for_each(|set| set.expect_random_access());
         let next = Arc::new(AtomicU64::new(config.start));
-        let told = Arc::new(Told::default());
+        let counters = Arc::new(FillerCounters::default());
+        let specs = sources.set_specs(config.lq_size, config.window);
+        let order = Order::new(&specs, config.draws())?;
         let mut loader = Loader {
             ready,
-            back: Return {
+            slot_return: SlotReturn {
                 free,
                 in_flight: to_flight,
                 held: Arc::new(AtomicUsize::new(0)),
@@ -142,11 +146,11 @@ impl Loader {
             in_flight: VecDeque::with_capacity(config.slots),
             slots: config.slots,
             early: BTreeMap::new(),
-            parts,
+            layout,
             next: config.start,
             delivered: 0,
             waited: Duration::ZERO,
-            told: told.clone(),
+            counters: counters.clone(),
             stop: Some(stop),
             threads: Vec::new(),
         };
@@ -156,29 +160,19 @@ impl Loader {
                     .sets()
                     .map(|set| set.scratch_for(config.io))
                     .collect::<Result<_, _>>()?,
-                order: Order::new(
-                    &sources.parts(config.lq_size, config.window),
-                    config.draws(),
-                ),
+                order: order.clone(),
                 sources: sources.clone(),
                 config: config.clone(),
-                parts,
+                layout,
                 free: free_slots.clone(),
                 filled: filled.clone(),
                 stopped: stopped.clone(),
                 next: next.clone(),
-                told: told.clone(),
+                counters: counters.clone(),
                 cached_until: 0,
             };
-            let builder = std::thread::Builder::new()
-                .name(format!("loader-{i}"))
-                .stack_size(STACK_BYTES);
-            // on an error the loader is dropped here, which ends the threads started so far
-            loader.threads.push(
-                builder
-                    .spawn(move || filler.run())
-                    .context("cannot start a loader thread")?,
-            );
+            // On an error the loader is dropped here, which ends the threads started so far.
+            loader.threads.push(filler.spawn(i)?);
         }
         Ok(loader)
     }
@@ -186,23 +180,22 @@ impl Loader {
     /// The next batch in order; waits until it is filled, however long the disk takes.
     ///
     /// # Errors
-    /// What went wrong while this batch was read (shard, record and image are named); the batches
-    /// behind it are still to be had. Also when the caller holds every slot and so waits for
-    /// itself.
-    #[allow(clippy::should_implement_trait)] // it fails, and it never ends
+    /// This batch could not be read (shard, record and image are named); later batches can still be
+    /// delivered. Also if the caller holds every slot and so waits for itself.
+    #[allow(clippy::should_implement_trait)] // unlike an iterator it can fail, and it never ends
     pub fn next(&mut self) -> Result<Batch> {
         let batch = self.next_unless(&AtomicBool::new(false))?;
-        batch.context("the loader was told to stop while nobody could tell it")
+        batch.context("the loader stopped without a stop request")
     }
 
-    /// As [`Loader::next`], or nothing as soon as `stop` is set. The batch is then delivered by the
-    /// next call.
+    /// As [`Loader::next`], but returns `None` as soon as `stop` is set. The next call then
+    /// delivers the batch.
     ///
     /// # Errors
     /// Those of [`Loader::next`].
     pub fn next_unless(&mut self, stop: &AtomicBool) -> Result<Option<Batch>> {
         let started = Instant::now();
-        let mut held_looks = 0;
+        let mut held_checks = 0;
         let (slot, outcome) = loop {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
@@ -211,26 +204,26 @@ impl Loader {
             if let Some(found) = self.early.remove(&self.next) {
                 break found;
             }
-            let patience = if self.in_flight.is_empty() {
-                LOOK_INTERVAL
+            let timeout = if self.in_flight.is_empty() {
+                WAKE_INTERVAL
             } else {
                 FENCE_INTERVAL
             };
-            match self.ready.recv_timeout(patience) {
+            match self.ready.recv_timeout(timeout) {
                 Ok((number, slot, outcome)) => {
                     self.early.insert(number, (slot, outcome));
                 }
-                // a slot that a thread fills or a device reads comes back by itself, sooner or
-                // later; only the caller's do not
+                // A slot that a thread fills or a device reads returns by itself sooner or later;
+                // only those of the caller may never return.
                 Err(RecvTimeoutError::Timeout)
-                    if self.back.held.load(Ordering::Relaxed) < self.slots =>
+                    if self.slot_return.held.load(Ordering::Relaxed) < self.slots =>
                 {
-                    held_looks = 0
+                    held_checks = 0
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    held_looks += 1;
+                    held_checks += 1;
                     ensure!(
-                        held_looks < HELD_LOOKS,
+                        held_checks < MAX_HELD_CHECKS,
                         "all {} batches of the loader are held, so none can be filled; drop one first or use more slots",
                         self.slots
                     );
@@ -241,13 +234,13 @@ impl Loader {
         self.waited += started.elapsed();
         let number = self.next;
         self.next += 1;
-        let batch = Batch::new(slot, self.parts, number, self.back.clone());
+        let batch = Batch::new(slot, self.layout, number, self.slot_return.clone());
         outcome.with_context(|| format!("cannot load batch {number}"))?;
         self.delivered += 1;
         Ok(Some(batch))
     }
 
-    /// Frees the slots that devices are done with.
+    /// Frees the slots that devices have finished with.
     fn reclaim(&mut self) {
         self.in_flight.extend(self.released.try_iter());
         for _ in 0..self.in_flight.len() {
@@ -255,30 +248,32 @@ impl Loader {
                 return;
             };
             if fence.is_done() {
-                let _ = self.back.free.try_send(slot); // there is a place for every slot
+                let _ = self.slot_return.free.try_send(slot); // never full: it has room for every slot
             } else {
                 self.in_flight.push_back((slot, fence));
             }
         }
     }
 
-    /// Who waited for whom so far.
-    pub fn stats(&self) -> Stats {
-        Stats {
+    /// Waiting times and counts so far.
+    pub fn stats(&self) -> LoaderStats {
+        LoaderStats {
             batches: self.delivered,
             consumer_waited: self.waited,
-            producers_waited: Duration::from_nanos(self.told.waited_nanos.load(Ordering::Relaxed)),
-            substituted: self.told.substituted.load(Ordering::Relaxed),
+            producers_waited: Duration::from_nanos(
+                self.counters.waited_nanos.load(Ordering::Relaxed),
+            ),
+            substituted: self.counters.substituted.load(Ordering::Relaxed),
         }
     }
 
-    /// What was found damaged and replaced since the last call: one text a record, the first
-    /// hundred of a run.
+    /// Damaged records that were replaced since the last call: one message per record, for the
+    /// first hundred records of a run.
     pub fn reports(&mut self) -> Vec<String> {
         std::mem::take(
             &mut self
-                .told
-                .reports
+                .counters
+                .damage
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .texts,
@@ -286,36 +281,59 @@ impl Loader {
     }
 }
 
+/// Refuses a first batch that leaves fewer than 2^60 sample numbers.
+fn check_start(config: &LoaderConfig) -> Result<()> {
+    config
+        .start
+        .checked_mul(config.batch as u64)
+        .and_then(|sample| sample.checked_mul(config.ranks))
+        .and_then(|sample| sample.checked_add(1 << 60))
+        .context("the number of the first batch is out of range")?;
+    Ok(())
+}
+
 impl Drop for Loader {
     fn drop(&mut self) {
-        self.stop.take(); // every thread that waits for a slot sees this; none waits for anything else
+        // Wakes every thread that waits for a slot; threads wait for nothing else.
+        self.stop.take();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        // a device may still read from these
+        // A device may still read these slots.
         self.in_flight.extend(self.released.try_iter());
         self.in_flight.iter().for_each(|(_, fence)| fence.wait());
     }
 }
 
-/// What one thread has.
+/// One loader thread.
 struct Filler {
     sources: Arc<Sources>,
     config: LoaderConfig,
-    parts: Parts,
+    layout: SlotLayout,
     order: Order,
-    /// One a set.
+    /// One per set.
     scratch: Vec<Scratch>,
     free: Receiver<Slot>,
-    filled: Sender<Filled>,
+    filled: Sender<FilledSlot>,
     stopped: Receiver<()>,
+    /// Number of the next batch that no thread has taken yet.
     next: Arc<AtomicU64>,
-    told: Arc<Told>,
-    /// Batch up to which the records are taken to be in memory.
+    counters: Arc<FillerCounters>,
+    /// The records of batches below this number are assumed to be in memory.
     cached_until: u64,
 }
 
 impl Filler {
+    /// Starts the thread with number `i`.
+    fn spawn(self, i: usize) -> Result<JoinHandle<()>> {
+        std::thread::Builder::new()
+            .name(format!("loader-{i}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || self.run())
+            .context("cannot start a loader thread")
+    }
+
+    /// Fills slots until the loader is dropped.
     fn run(mut self) {
         loop {
             let started = Instant::now();
@@ -323,7 +341,7 @@ impl Filler {
                 recv(self.free) -> slot => slot,
                 recv(self.stopped) -> _ => return,
             };
-            self.told
+            self.counters
                 .waited_nanos
                 .fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
             let Ok(mut slot) = slot else { return };
@@ -331,10 +349,10 @@ impl Filler {
             let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(number, &mut slot)))
                 .unwrap_or_else(|_| {
                     Err(anyhow!(
-                        "a fault of paragon in a loader thread; please report it"
+                        "a loader thread failed, which is a bug in paragon; please report it"
                     ))
                 });
-            // there are as many places as slots, so this never waits
+            // The channel has room for every slot, so this never waits.
             if self.filled.send((number, slot, outcome)).is_err() {
                 return;
             }
@@ -346,28 +364,30 @@ impl Filler {
         (batch * self.config.batch as u64 + i as u64) * self.config.ranks + self.config.rank
     }
 
+    /// Fills a slot with batch `number`.
     fn fill(&mut self, number: u64, slot: &mut Slot) -> Result<()> {
         let count = self.config.batch;
         self.fetch_ahead(number);
-        let (lq, rest) = slot.block.split_at_mut(self.parts.lq);
-        let (hr, augment) = rest.split_at_mut(self.parts.hr - self.parts.lq);
+        let (lq, rest) = slot.block.split_at_mut(self.layout.lq);
+        let (hr, augment) = rest.split_at_mut(self.layout.hr - self.layout.lq);
         let pairs = lq
             .chunks_exact_mut(lq.len() / count)
             .zip(hr.chunks_exact_mut(hr.len() / count));
         for (i, (lq, hr)) in pairs.enumerate() {
-            // between records, so that dropping the loader does not wait for a whole batch
+            // Checked between records, so that dropping the loader does not wait for a full batch.
             if let Err(TryRecvError::Disconnected) = self.stopped.try_recv() {
                 bail!("the loader is being dropped");
             }
             let sample = self.order.sample(self.sample_number(number, i));
             augment[i] = sample.augment;
             let record = self.read(&sample, lq, hr)?;
-            slot.records[i] = self.sources.number(sample.set, record);
+            slot.records[i] = self.sources.global_number(sample.set, record);
         }
         Ok(())
     }
 
-    /// Reads a sample, or what stands for it; returns the number of the record in its set.
+    /// Reads a sample, or a substitute for a damaged one; returns the number of the record in its
+    /// set.
     fn read(&mut self, sample: &Sample, lq: &mut [u8], hr: &mut [u8]) -> Result<u64> {
         let set = self.sources.set(sample.set);
         let crop = Crop {
@@ -380,12 +400,12 @@ impl Filler {
             return Ok(sample.record);
         };
         let damage = anyhow::Error::from(damage);
-        // an error of the system says nothing about the record, so no other one takes its place
+        // A system error does not mean that the record is damaged, so the record is not replaced.
         if self.config.on_corrupt == OnCorrupt::Stop || failure::system_cause(&damage).is_some() {
             return Err(damage);
         }
         for attempt in 0..SUBSTITUTES {
-            // a function of the damaged record alone: the same for any thread, and after a restart
+            // A function of the damaged record alone: the same in any thread and after a restart.
             let record = key(&[
                 PURPOSE_SUBSTITUTE,
                 self.config.seed,
@@ -394,16 +414,16 @@ impl Filler {
                 attempt,
             ]) % set.len();
             if set.read_crop(record, crop, scratch, lq, hr).is_ok() {
-                self.told.substituted.fetch_add(1, Ordering::Relaxed);
+                self.counters.substituted.fetch_add(1, Ordering::Relaxed);
                 let mut reports = self
-                    .told
-                    .reports
+                    .counters
+                    .damage
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
                 if reports.seen.len() < MAX_REPORTS
                     && reports
                         .seen
-                        .insert(self.sources.number(sample.set, sample.record))
+                        .insert(self.sources.global_number(sample.set, sample.record))
                 {
                     reports.texts.push(format!(
                         "{damage:#}; record {record} of the set takes its place"
@@ -417,18 +437,20 @@ impl Filler {
         )))
     }
 
-    /// Has the kernel fetch what is read next while this batch is decoded. Where everything is in
-    /// memory already, it asks again only now and then.
+    /// Asks the kernel to fetch the next records while this batch is decoded. If all of them are in
+    /// memory already, it skips the check for some batches.
     fn fetch_ahead(&mut self, number: u64) {
         let (ahead, io) = (number + self.config.threads as u64, self.config.io);
         for i in 0..self.config.batch {
-            if let Some(turn) = self.order.window_change(self.sample_number(number, i)) {
-                let set = self.sources.set(turn.set);
-                turn.needed
+            if let Some(change) = self.order.window_change(self.sample_number(number, i)) {
+                let set = self.sources.set(change.set);
+                change
+                    .needed
                     .into_iter()
                     .flatten()
                     .for_each(|records| set.advise(records, Advice::WillNeed, io));
-                turn.done
+                change
+                    .done
                     .into_iter()
                     .flatten()
                     .for_each(|records| set.advise(records, Advice::DontNeed, io));

@@ -1,6 +1,6 @@
-//! The memory of one batch, and who has it. Depends on `host_memory`. Promises that a slot goes
-//! back to the loader exactly once: when its batch is dropped, or when the device is done with the
-//! copy that was started from it.
+//! The memory of one batch and its way back to the loader. Depends on `host_memory`. Promises that
+//! a slot returns to the loader exactly once: when its batch is dropped, or when the device has
+//! finished the copy that was started from it.
 
 use super::{LoaderConfig, Sources};
 use crate::sys::host_memory::{Allocate, Fence, HostBlock};
@@ -9,109 +9,123 @@ use crossbeam_channel::Sender;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The memory of one batch, allocated once: LQ pixels, HR pixels, augmentation codes in one block,
-/// so that a device can be given all of it in one copy.
+/// The memory of one batch, allocated once. LQ pixels, HR pixels and augmentation codes are one
+/// block, so that one copy takes all of it to a device.
 pub(super) struct Slot {
     pub block: HostBlock,
+    /// Record number of every sample, counted through all sets.
     pub records: Box<[u64]>,
 }
 
-/// Where the parts of a block end.
+/// Offsets within the block of a slot, bytes.
 #[derive(Clone, Copy)]
-pub(super) struct Parts {
+pub(super) struct SlotLayout {
+    /// End of the LQ pixels.
     pub lq: usize,
+    /// End of the HR pixels.
     pub hr: usize,
-    whole: usize,
+    /// End of the augmentation codes: the length of the block.
+    end: usize,
 }
 
-impl Parts {
+impl SlotLayout {
+    /// The layout of the batches of a loader.
     pub fn new(config: &LoaderConfig, sources: &Sources) -> Self {
         let scale = sources.scale() as usize;
         let lq = config.batch * config.lq_size * config.lq_size * 3;
         let hr = lq + lq * scale * scale;
-        Parts {
+        SlotLayout {
             lq,
             hr,
-            whole: hr + config.batch,
+            end: hr + config.batch,
         }
     }
 
+    /// Allocates a slot for `batch` samples.
     pub fn slot(&self, batch: usize, allocate: Allocate<'_>) -> Result<Slot> {
         Ok(Slot {
-            block: allocate(self.whole)?,
+            block: allocate(self.end)?,
             records: vec![0; batch].into_boxed_slice(),
         })
     }
 }
 
-/// A slot that a device still reads from.
+/// A slot that a device still reads, and the fence that tells when it has finished.
 pub(super) type InFlight = (Slot, Box<dyn Fence>);
 
-/// The way of slots back to the loader.
+/// The channels through which slots return to the loader.
 #[derive(Clone)]
-pub(super) struct Return {
+pub(super) struct SlotReturn {
+    /// Slots that can be filled again.
     pub free: Sender<Slot>,
+    /// Slots that a device still reads.
     pub in_flight: Sender<InFlight>,
     /// Slots in the caller's hands.
     pub held: Arc<AtomicUsize>,
 }
 
-/// A filled batch. Dropping it gives its memory back to the loader's threads.
+/// A filled batch. Dropping it returns its memory to the loader's threads.
 pub struct Batch {
     slot: Option<Slot>,
-    parts: Parts,
+    layout: SlotLayout,
     number: u64,
-    back: Return,
+    slot_return: SlotReturn,
 }
 
 impl Batch {
-    pub(super) fn new(slot: Slot, parts: Parts, number: u64, back: Return) -> Batch {
-        back.held.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn new(
+        slot: Slot,
+        layout: SlotLayout,
+        number: u64,
+        slot_return: SlotReturn,
+    ) -> Batch {
+        slot_return.held.fetch_add(1, Ordering::Relaxed);
         Batch {
             slot: Some(slot),
-            parts,
+            layout,
             number,
-            back,
+            slot_return,
         }
     }
 
-    /// LQ pixels: `[N, h, w, 3]` u8 RGB.
+    /// LQ pixels: `[N, LQ height, LQ width, 3]`, u8 RGB.
     pub fn lq(&self) -> &[u8] {
-        &self.block()[..self.parts.lq]
+        &self.block()[..self.layout.lq]
     }
 
-    /// HR pixels: `[N, H, W, 3]` u8 RGB.
+    /// HR pixels: `[N, HR height, HR width, 3]`, u8 RGB.
     pub fn hr(&self) -> &[u8] {
-        &self.block()[self.parts.lq..self.parts.hr]
+        &self.block()[self.layout.lq..self.layout.hr]
     }
 
-    /// One augmentation code a sample (see `support::augment`); the pixels are not turned yet.
+    /// One augmentation code per sample, `[N]` u8 (see [`crate::support::augment`]); the pixels are
+    /// not augmented yet.
     pub fn augment(&self) -> &[u8] {
-        &self.block()[self.parts.hr..]
+        &self.block()[self.layout.hr..]
     }
 
-    /// LQ, HR and codes, one behind the other.
+    /// LQ pixels, HR pixels and augmentation codes, contiguous.
     pub fn block(&self) -> &[u8] {
         self.slot.as_ref().map_or(&[], |slot| &slot.block)
     }
 
-    /// The record numbers of the samples, counted through all sets.
+    /// Record number of every sample, `[N]`, counted through all sets.
     pub fn records(&self) -> &[u64] {
         self.slot.as_ref().map_or(&[], |slot| &slot.records)
     }
 
-    /// The batch's number, counted from the start of the training.
+    /// Number of the batch, counted from the start of the training.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// Gives the memory back as soon as a device is done with it: for copies that were started and
-    /// not waited for. The slot is not filled again before.
+    /// Returns the memory to the loader once `fence` has passed, for asynchronous copies to a
+    /// device. The slot is not filled before that.
     pub fn return_after(mut self, fence: Box<dyn Fence>) {
         let Some(slot) = self.slot.take() else { return };
-        self.back.held.fetch_sub(1, Ordering::Relaxed);
-        // there is a place for every slot; what comes back is that of a loader that is gone
-        if let Err(refused) = self.back.in_flight.try_send((slot, fence)) {
+        self.slot_return.held.fetch_sub(1, Ordering::Relaxed);
+        // The channel has room for every slot, so a refusal means that the loader was dropped.
+        if let Err(refused) = self.slot_return.in_flight.try_send((slot, fence)) {
             let (slot, fence) = refused.into_inner();
             fence.wait();
             drop(slot);
@@ -122,8 +136,8 @@ impl Batch {
 impl Drop for Batch {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.back.held.fetch_sub(1, Ordering::Relaxed);
-            let _ = self.back.free.try_send(slot); // a loader that is gone needs no slots
+            self.slot_return.held.fetch_sub(1, Ordering::Relaxed);
+            let _ = self.slot_return.free.try_send(slot); // fails only if the loader was dropped
         }
     }
 }

@@ -262,19 +262,6 @@ pub fn create_folder(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of the files right in a folder, as far as the system lets us see them.
-pub fn bytes_in(folder: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .filter_map(|e| e.metadata().ok())
-        .filter(|m| m.is_file())
-        .map(|m| m.len())
-        .sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

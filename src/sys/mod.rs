@@ -28,6 +28,7 @@ use windows as own;
 #[cfg(windows)]
 use windows as system;
 
+#[cfg(feature = "cli")]
 use anyhow::Result;
 use memmap2::Mmap;
 use std::fmt;

@@ -1,26 +1,28 @@
-//! What a training run is: one plain structure, saved with every state file and compared when a run
-//! is resumed.
+//! The configuration of a training run: one plain structure, saved with every state and compared
+//! when a run is resumed. Depends on the types of network, plan and schedule. Promises that equal
+//! configurations give equal weights, given the same shards, start values, device and precision.
 
 use super::{Decay, Schedule};
 use crate::model::{Network, Recompute, StepSpec};
 use crate::plan::{LossKind, OptimizerKind};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 /// One loss and its weight.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossTerm {
     /// Which loss.
     pub kind: LossKind,
-    /// Its weight.
+    /// Its weight in the sum of the losses.
     pub weight: f32,
 }
 
-/// Everything that decides the numbers of a run. Threads, intervals and folders are not part of it:
-/// they may change freely.
+/// Everything that decides the weights that a run produces. Threads, intervals and folders are not
+/// part of it and may change when a run is resumed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
-    /// The network and its start values.
+    /// The network and the settings of its start values.
     pub network: Network,
     /// Side of the LQ patch, pixels.
     pub lq_size: usize,
@@ -34,24 +36,24 @@ pub struct TrainConfig {
     pub use_rot: bool,
     /// Weighted losses.
     pub losses: Vec<LossTerm>,
-    /// What makes a step of a gradient; states from before there was a choice hold AdamW's.
+    /// The optimizer; AdamW in states of versions that had no other.
     #[serde(default)]
     pub optimizer: OptimizerKind,
-    /// Its beta1, beta2.
+    /// Beta1 and beta2 of the optimizer.
     pub betas: (f64, f64),
-    /// Its epsilon.
+    /// Epsilon of the optimizer.
     pub epsilon: f64,
-    /// Weight decay; how it acts the optimizer says.
+    /// Weight decay; see [`OptimizerKind`] for how it is applied.
     pub weight_decay: f64,
     /// Largest global gradient norm; 0 for no clipping.
     pub grad_clip: f64,
     /// Learning rate over the iterations.
     pub schedule: Schedule,
-    /// Iterations in all.
+    /// Iterations of the whole run.
     pub total_iter: u64,
-    /// EMA: largest weight of the old average, and the power of its warm-up.
+    /// Largest weight of the old average in the EMA, see [`super::ema_decay`].
     pub ema_decay: f64,
-    /// See `ema_decay`.
+    /// Power of the EMA's warm-up, see [`super::ema_decay`].
     pub ema_power: f64,
     /// Seed of start values, order, crops and flips.
     pub seed: u64,
@@ -61,10 +63,10 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
-    /// Checks ranges, so that nothing odd reaches the first step.
+    /// Checks that all values are in range, so that wrong ones are refused before the first step.
     ///
     /// # Errors
-    /// Names the value, what it may be, and its flag.
+    /// A value is out of range; the message names it, its range, and its flag.
     pub fn check(&self) -> Result<()> {
         ensure!(
             self.batch_size >= 1,
@@ -75,10 +77,33 @@ impl TrainConfig {
             "accumulation needs at least one micro-batch (--accum-iter)"
         );
         ensure!(
+            self.batch_size.checked_mul(self.accum_iter).is_some(),
+            "an iteration of {} x {} patches is too large (--batch-size, --accum-iter)",
+            self.accum_iter,
+            self.batch_size
+        );
+        ensure!(
             self.lq_size >= 8,
-            "LQ patches of {} pixels are smaller than the network looks; use at least 8 (--lq-size)",
+            "LQ patches of {} pixels are too small for the network; use at least 8 (--lq-size)",
             self.lq_size
         );
+        self.check_recipe()?;
+        ensure!(
+            self.total_iter >= 1,
+            "at least one iteration is needed (--iterations)"
+        );
+        let net = &self.network;
+        ensure!(
+            [net.upsampler_alpha, net.detail_gain, net.layer_scale]
+                .iter()
+                .all(|v| v.is_finite()),
+            "the network's start values must be finite (--alpha, --detail-gain, --layer-scale)"
+        );
+        Ok(())
+    }
+
+    /// Checks losses, schedule, optimizer and EMA.
+    fn check_recipe(&self) -> Result<()> {
         ensure!(
             !self.losses.is_empty(),
             "at least one loss is needed (--loss)"
@@ -108,28 +133,17 @@ impl TrainConfig {
                 );
             }
         }
-        let net = &self.network;
-        ensure!(
-            [net.upsampler_alpha, net.detail_gain, net.layer_scale]
-                .iter()
-                .all(|v| v.is_finite()),
-            "the network's start values must be finite (--alpha, --detail-gain, --layer-scale)"
-        );
         ensure!(
             self.ema_power.is_finite() && self.ema_power > 0.0,
             "the power of the EMA's warm-up must be above 0 (--ema-power)"
         );
         ensure!(
-            self.total_iter >= 1,
-            "at least one iteration is needed (--iterations)"
-        );
-        ensure!(
             (0.0..1.0).contains(&self.betas.0) && (0.0..1.0).contains(&self.betas.1),
-            "betas must lie in [0, 1)"
+            "betas must be in [0, 1)"
         );
         ensure!(
             (0.0..1.0).contains(&self.ema_decay),
-            "EMA decay must lie in [0, 1) (--ema-decay)"
+            "EMA decay must be in [0, 1) (--ema-decay)"
         );
         ensure!(
             self.grad_clip.is_finite() && self.grad_clip >= 0.0,
@@ -144,10 +158,10 @@ impl TrainConfig {
 
     /// Patches in an iteration.
     pub fn effective_batch(&self) -> usize {
-        self.batch_size * self.accum_iter
+        self.batch_size.saturating_mul(self.accum_iter)
     }
 
-    /// The plan this run needs, at a level of recomputation (which changes no bit).
+    /// The step of this run, at a level of recomputation (which changes no bit).
     pub fn step_spec(&self, recompute: Recompute) -> StepSpec {
         StepSpec {
             batch: self.batch_size,
@@ -164,48 +178,42 @@ impl TrainConfig {
         }
     }
 
-    /// Differences between this (stored) configuration and a wanted one: `key: stored -> wanted`.
+    /// Differences between this (stored) configuration and a wanted one: pairs of a key and
+    /// `stored -> wanted`.
     pub fn differences(&self, wanted: &TrainConfig) -> Vec<(String, String)> {
-        fn walk(
-            path: &str,
-            a: &serde_json::Value,
-            b: &serde_json::Value,
-            out: &mut Vec<(String, String)>,
-        ) {
-            match (a, b) {
-                (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
-                    let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
-                    keys.sort();
-                    keys.dedup();
-                    for key in keys {
-                        let inner = if path.is_empty() {
-                            key.clone()
-                        } else {
-                            format!("{path}.{key}")
-                        };
-                        walk(
-                            &inner,
-                            a.get(key).unwrap_or(&serde_json::Value::Null),
-                            b.get(key).unwrap_or(&serde_json::Value::Null),
-                            out,
-                        );
-                    }
-                }
-                _ if a != b => out.push((path.to_string(), format!("{a} -> {b}"))),
-                _ => {}
-            }
-        }
         let (Ok(a), Ok(b)) = (serde_json::to_value(self), serde_json::to_value(wanted)) else {
             return Vec::new();
         };
         let mut out = Vec::new();
-        walk("", &a, &b, &mut out);
+        collect_differences("", &a, &b, &mut out);
         out
     }
 }
 
-/// Keys that may not change when a run is resumed: they decide the shape of the state or the order
-/// of the data.
+/// Appends the differences between two JSON values below the key `path`.
+fn collect_differences(path: &str, a: &Json, b: &Json, out: &mut Vec<(String, String)>) {
+    match (a, b) {
+        (Json::Object(a), Json::Object(b)) => {
+            let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
+            keys.sort();
+            keys.dedup();
+            for key in keys {
+                let inner = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
+                let [a, b] = [a, b].map(|object| object.get(key).unwrap_or(&Json::Null));
+                collect_differences(&inner, a, b, out);
+            }
+        }
+        _ if a != b => out.push((path.to_string(), format!("{a} -> {b}"))),
+        _ => {}
+    }
+}
+
+/// Keys that must not change when a run is resumed: the shape of the state or the order of the
+/// samples depends on them.
 const FIXED_ON_RESUME: [&str; 5] = [
     "network.arch",
     "network.scale",
@@ -213,11 +221,11 @@ const FIXED_ON_RESUME: [&str; 5] = [
     "seed",
     "window",
 ];
-/// Keys of which only the product is fixed: the samples of an iteration.
+/// Keys of which only the product must not change: the samples of an iteration.
 const SPLIT: [&str; 2] = ["batch_size", "accum_iter"];
 
 impl TrainConfig {
-    /// Of [`TrainConfig::differences`], those with which a stored run cannot go on.
+    /// Those of [`TrainConfig::differences`] with which a stored run cannot continue.
     pub fn obstacles(&self, wanted: &TrainConfig) -> Vec<(String, String)> {
         let same_samples = self.effective_batch() == wanted.effective_batch();
         let fixed =
@@ -226,5 +234,40 @@ impl TrainConfig {
             .into_iter()
             .filter(|(key, _)| fixed(key))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::state::tests::config;
+
+    #[test]
+    fn an_iteration_that_cannot_be_counted_is_refused() {
+        config().check().unwrap();
+        let huge = TrainConfig {
+            batch_size: usize::MAX,
+            accum_iter: 2,
+            ..config()
+        };
+        let error = huge.check().unwrap_err().to_string();
+        assert!(error.contains("--accum-iter"), "{error}");
+        assert_eq!(huge.effective_batch(), usize::MAX);
+        // Differences name the keys that changed, and those that forbid resuming.
+        let keys = |list: Vec<(String, String)>| list.into_iter().map(|d| d.0).collect::<Vec<_>>();
+        let split = TrainConfig {
+            batch_size: 1,
+            accum_iter: 2,
+            ..config()
+        };
+        assert_eq!(
+            keys(config().differences(&split)),
+            ["accum_iter", "batch_size"]
+        );
+        assert!(config().obstacles(&split).is_empty());
+        assert_eq!(
+            keys(config().obstacles(&huge)),
+            ["accum_iter", "batch_size"]
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Where a run computes: what the user chose, opened, with the type of activations and what the
-//! memory table needs to know of it. Depends on the backends.
+//! The device of a run: the one the user chose, opened, with its type of activations and the
+//! numbers that the memory table needs. Depends on the backends. Promises that a device which was
+//! named is used or refused, and never replaced by another one.
 
 use super::DevicePlace;
 use crate::backend::Backend;
@@ -11,10 +12,10 @@ use anyhow::{Result, ensure};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// What the user asked for.
+/// The device that the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first CUDA device, or the CPU where there is none.
+    /// The first CUDA device, or the CPU if there is none.
     #[default]
     Auto,
     /// The CPU.
@@ -41,39 +42,40 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// Device memory that is left to others and to the driver, bytes, where no limit is given.
+/// Device memory that is left to other programs and the driver if no limit is given, bytes.
 const RESERVE: u64 = 256 << 20;
 
-/// The place a run computes at.
-pub struct Opened {
-    /// For the plan.
+/// The opened device of a run.
+pub struct OpenedDevice {
+    /// The device as the plan and the memory table see it.
     pub place: DevicePlace,
-    /// Most device memory the run may take where the user set no limit, what is in use already
-    /// included.
+    /// Largest amount of device memory the run may take if the user set no limit, bytes, including
+    /// memory that is already in use; `None` on the CPU.
     pub vram: Option<u64>,
+    /// The CUDA device; `None` on the CPU.
     device: Option<Arc<Device>>,
     cpu: CpuOptions,
 }
 
-impl Opened {
-    /// Opens what was chosen; `validates`: whether f32 inference will run there too. Also says what
-    /// was chosen and why, where that was left to us.
+impl OpenedDevice {
+    /// Opens the chosen device; `validates`: whether f32 inference will run on it too. The text is
+    /// the reason why the CPU is used although there is a CUDA device.
     ///
     /// # Errors
-    /// When a device that was asked for cannot be had, or has not the type of activations.
+    /// The device cannot be opened, or does not support the type of activations.
     pub fn new(
         choice: DeviceChoice,
         precision: Option<Precision>,
         cpu: CpuOptions,
         validates: bool,
-    ) -> Result<(Opened, Option<String>)> {
-        let on_cpu = || -> Result<Opened> {
+    ) -> Result<(OpenedDevice, Option<String>)> {
+        let on_cpu = || -> Result<OpenedDevice> {
             let f32_only = precision.is_none_or(|p| p == Precision::F32);
             ensure!(
                 f32_only,
                 "the CPU computes in f32; --precision is for --device cuda"
             );
-            Ok(Opened {
+            Ok(OpenedDevice {
                 place: DevicePlace::Cpu(cpu),
                 vram: None,
                 device: None,
@@ -86,24 +88,25 @@ impl Opened {
             DeviceChoice::Auto if device_count().is_ok_and(|count| count > 0) => 0,
             DeviceChoice::Auto => return Ok((on_cpu()?, None)),
         };
-        let opened =
-            Device::open(ordinal).and_then(|device| Opened::on(device, precision, cpu, validates));
+        let opened = Device::open(ordinal)
+            .and_then(|device| OpenedDevice::on(device, precision, cpu, validates));
         match (opened, choice) {
             (Ok(opened), _) => Ok((opened, None)),
             (Err(error), DeviceChoice::Auto) => Ok((
                 on_cpu()?,
-                Some(format!("computing on the CPU, since {error:#}")),
+                Some(format!("computing on the CPU, because {error:#}")),
             )),
             (Err(error), _) => Err(error),
         }
     }
 
+    /// The state of a CUDA device, with its kernels loaded.
     fn on(
         device: Arc<Device>,
         precision: Option<Precision>,
         cpu: CpuOptions,
         validates: bool,
-    ) -> Result<Opened> {
+    ) -> Result<OpenedDevice> {
         let precision = precision.unwrap_or(if device.capability >= 80 {
             Precision::Bf16
         } else {
@@ -115,7 +118,7 @@ impl Opened {
             sizing: CudaSizing { precision },
             in_use: Some(in_use),
         };
-        Ok(Opened {
+        Ok(OpenedDevice {
             place,
             vram: Some((in_use + free).saturating_sub(RESERVE)),
             device: Some(device),
@@ -123,7 +126,7 @@ impl Opened {
         })
     }
 
-    /// The CUDA device, where it is one.
+    /// The CUDA device; `None` on the CPU.
     pub fn device(&self) -> Option<&Arc<Device>> {
         self.device.as_ref()
     }
@@ -131,7 +134,7 @@ impl Opened {
     /// A backend with a plan loaded.
     ///
     /// # Errors
-    /// When its arena cannot be had.
+    /// The arena cannot be allocated.
     pub fn backend(&self, plan: Plan) -> Result<Box<dyn Backend>> {
         Ok(match &self.device {
             Some(device) => Box::new(CudaBackend::new(device, plan)?),

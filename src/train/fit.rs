@@ -1,36 +1,37 @@
-//! Fitting a run into a budget: the level of recomputation, the split of an iteration into
-//! micro-batches and the slots of the ring are chosen so that the samples of every iteration and
-//! the patch stay what was asked. Depends on the memory table. It promises that a request which
-//! fits is unchanged, that otherwise the least costly change which fits is chosen, and that memory
-//! which nobody has stated (what the machine has, or what happens to be free) never changes the
-//! numbers of a run.
+//! Fits a run into its memory budget: chooses the level of recomputation, the split of an iteration
+//! into micro-batches and the number of slots, so that the samples of every iteration and the patch
+//! size stay as requested. Depends on the memory table. Promises that a request which fits is
+//! unchanged, that otherwise the least costly change that fits is chosen, and that memory limits
+//! which nobody has stated (those of the machine, or what happens to be free) never change the
+//! weights that a run produces.
 
-use super::{Budget, DevicePlace, RunMemory, TrainConfig};
-use crate::loader::Bound;
+use super::{DevicePlace, RunBudget, RunMemory, TrainConfig};
+use crate::loader::LoaderBound;
 use crate::model::Recompute;
+use crate::plan::Plan;
 use crate::support::text::bytes_text;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-/// LQ patches that are suggested when nothing else helps.
+/// Sides of LQ patches that are suggested if nothing else helps, pixels.
 const PATCHES: [usize; 7] = [192, 128, 96, 64, 48, 32, 16];
-/// Fewest slots that still let the loader work while a step runs.
+/// Smallest number of slots with which the loader still works while a step runs.
 const FEWEST_SLOTS: usize = 2;
 
-/// What may be chosen without changing what is learnt.
+/// The settings that may be chosen without changing the samples of an iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Choice {
+pub struct FitChoice {
     /// Patches in a micro-batch.
     pub batch_size: usize,
     /// Micro-batches in an iteration.
     pub accum_iter: usize,
-    /// What is kept between forward and backward.
+    /// Level of recomputation: what is kept between forward and backward.
     pub recompute: Recompute,
-    /// Batches in the ring.
+    /// Slots of the loader: batches that exist at once.
     pub slots: usize,
 }
 
-impl std::fmt::Display for Choice {
+impl std::fmt::Display for FitChoice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -40,53 +41,62 @@ impl std::fmt::Display for Choice {
     }
 }
 
-/// What is to be fitted, and into what.
+/// A request for a run, and the memory it has to fit into.
 #[derive(Clone)]
 pub struct Fit<'a> {
-    /// The run as asked.
+    /// The configuration as requested.
     pub config: &'a TrainConfig,
     /// Where it runs.
     pub place: DevicePlace,
-    /// The level asked for; nothing to take the cheapest that fits.
+    /// The requested level of recomputation; `None` takes the cheapest that fits.
     pub recompute: Option<Recompute>,
-    /// Slots asked for.
+    /// Requested slots of the loader.
     pub slots: usize,
-    /// What there is: the budget that was stated, or the limit of the machine where it is smaller
-    /// or nothing was stated.
-    pub budget: Budget,
-    /// The budget that was stated. An iteration is split for its sake alone: a split rounds sums in
-    /// another order, and the same command must give the same network whatever memory a machine
-    /// has.
-    pub stated: Budget,
-    /// The limit that the host's part of `budget` comes from, in words, where it was not stated.
+    /// The memory there is: the stated budget, or the limit of the machine if that is smaller or no
+    /// budget was stated.
+    pub budget: RunBudget,
+    /// The stated budget. Only this one may split an iteration: a split rounds sums in another
+    /// order, and the same command must give the same network whatever memory a machine has.
+    pub stated: RunBudget,
+    /// The source of the host limit of `budget` in words, if it was not stated.
     pub host_limit: Option<String>,
-    /// Whether anything but the level may be chosen.
+    /// Whether settings other than the level of recomputation may be changed.
     pub may_split: bool,
-    /// The split of an earlier process of this run, which gives its bits.
+    /// Batch size and accumulation that an earlier process of this run used. The same split gives
+    /// the same bits.
     pub earlier: Option<(usize, usize)>,
-    /// The loader's memory for a patch, a micro-batch and slots.
-    pub loader: &'a dyn Fn(&TrainConfig, usize) -> Result<Bound>,
-    /// Bytes of validation.
+    /// Computes the memory of the loader from a configuration and a number of slots.
+    pub loader: &'a dyn Fn(&TrainConfig, usize) -> Result<LoaderBound>,
+    /// Bytes that validation takes on the host; 0 without validation.
     pub validation: u64,
 }
 
-/// A run that fits.
+/// A run that fits its budget.
 #[derive(Clone, Debug)]
 pub struct Fitted {
-    /// What was chosen.
-    pub choice: Choice,
+    /// The chosen settings.
+    pub choice: FitChoice,
     /// The configuration with the chosen split.
     pub config: TrainConfig,
-    /// Its memory.
+    /// The plan of its training step.
+    pub plan: Plan,
+    /// The memory it takes.
     pub memory: RunMemory,
-    /// What was chosen and why, where it is not what was asked.
-    pub why: Option<String>,
+    /// What was chosen and the reason, in words; `None` if it is what was requested.
+    pub reason: Option<String>,
 }
 
-/// One rung of the ladder of remedies.
+/// A planned choice.
+struct Candidate {
+    choice: FitChoice,
+    plan: Plan,
+    memory: RunMemory,
+}
+
+/// A change that makes a run smaller, on top of those listed before it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Rung {
-    /// What to do.
+pub struct Remedy {
+    /// What to change, as flags.
     pub remedy: String,
     /// Bytes on the device (0 on the CPU).
     pub device_bytes: u64,
@@ -97,13 +107,14 @@ pub struct Rung {
 }
 
 impl Fit<'_> {
-    /// The levels that may be used, cheapest first.
+    /// The levels of recomputation that may be used, cheapest first.
     fn levels(&self) -> Vec<Recompute> {
         self.recompute
             .map_or(vec![Recompute::Block, Recompute::Full], |level| vec![level])
     }
 
-    /// Micro-batches that divide the iteration, from the one asked for downwards.
+    /// Pairs of batch size and accumulation with the requested samples in an iteration, from the
+    /// requested batch size downwards.
     fn splits(&self) -> impl Iterator<Item = (usize, usize)> {
         let effective = self.config.effective_batch();
         (1..=self.config.batch_size)
@@ -112,13 +123,14 @@ impl Fit<'_> {
             .map(move |b| (b, effective / b))
     }
 
-    fn asked(&self) -> Choice {
+    /// The request as a choice.
+    fn asked(&self) -> FitChoice {
         let TrainConfig {
             batch_size,
             accum_iter,
             ..
         } = *self.config;
-        Choice {
+        FitChoice {
             batch_size,
             accum_iter,
             recompute: self.levels()[0],
@@ -126,7 +138,8 @@ impl Fit<'_> {
         }
     }
 
-    fn with(&self, choice: Choice, lq_size: usize) -> TrainConfig {
+    /// The configuration with a chosen split and a patch size.
+    fn with(&self, choice: FitChoice, lq_size: usize) -> TrainConfig {
         TrainConfig {
             batch_size: choice.batch_size,
             accum_iter: choice.accum_iter,
@@ -135,104 +148,123 @@ impl Fit<'_> {
         }
     }
 
-    /// The memory of a choice.
-    fn measure(&self, choice: Choice, lq_size: usize) -> Result<RunMemory> {
+    /// Plans a choice with LQ patches of `lq_size` pixels and computes its memory.
+    fn candidate(&self, choice: FitChoice, lq_size: usize) -> Result<Candidate> {
         let config = self.with(choice, lq_size);
         let plan = self
             .place
             .plan(&config, choice.recompute, self.validation > 0)?;
-        Ok(RunMemory::new(
+        let memory = RunMemory::new(
             &config,
             &self.place,
             &plan,
             &(self.loader)(&config, choice.slots)?,
             self.validation,
-        ))
+        );
+        Ok(Candidate {
+            choice,
+            plan,
+            memory,
+        })
     }
 
-    /// False where the batches alone are too much: no need to make a plan.
-    fn may_hold(&self, choice: Choice, budget: &Budget) -> Result<bool> {
+    /// False if the batches alone exceed the budget, so that no plan is needed.
+    fn may_hold(&self, choice: FitChoice, budget: &RunBudget) -> Result<bool> {
         let loader = (self.loader)(&self.with(choice, self.config.lq_size), choice.slots)?;
         let staged =
             !self.place.is_device() || budget.device.is_none_or(|most| loader.slot_bytes <= most);
         Ok(staged && budget.host.is_none_or(|most| loader.total() <= most))
     }
 
-    /// Takes what was asked if it fits; else recomputes more, then splits the iteration into
+    /// Takes the request if it fits. Otherwise recomputes more, then splits the iteration into
     /// smaller micro-batches, then takes fewer slots.
     ///
     /// # Errors
-    /// When nothing fits, or nothing may be changed: the ladder of remedies.
+    /// Nothing that may be chosen fits; the message lists what would help.
     pub fn choose(&self) -> Result<Fitted> {
         let lq = self.config.lq_size;
         let asked = self.asked();
-        let as_asked = self.measure(asked, lq)?;
+        // Plans made so far, each choice once; the request is the first.
+        let mut planned = vec![self.candidate(asked, lq)?];
         let mut splits = vec![(asked.batch_size, asked.accum_iter)];
         if self.may_split {
-            // an earlier process of this run had to split: the same split again gives its bits
+            // An earlier process of this run may have split its iterations. The same split is tried
+            // first, for the same bits.
             let earlier = self.earlier.filter(|e| e.0 < asked.batch_size);
             splits = earlier.into_iter().chain(self.splits()).collect();
         }
-        // the split is that of the stated budget, which the machine has no part in; then what the
-        // machine has decides the rest
+        // The stated budget alone decides the split; the memory of the machine decides the rest.
         let split = self
-            .first(&splits, &self.stated)?
-            .map(|(choice, _)| (choice.batch_size, choice.accum_iter));
+            .first_fit(&splits, &self.stated, &mut planned)?
+            .map(|at| (planned[at].choice.batch_size, planned[at].choice.accum_iter));
         if let Some(split) = split
-            && let Some((choice, memory)) = self.first(&[split], &self.budget)?
+            && let Some(at) = self.first_fit(&[split], &self.budget, &mut planned)?
         {
-            let why = (choice != asked).then(|| self.why(choice, &memory, &as_asked));
+            let reason = (planned[at].choice != asked)
+                .then(|| self.reason(&planned[at], &planned[0].memory));
+            let Candidate {
+                choice,
+                plan,
+                memory,
+            } = planned.swap_remove(at);
             return Ok(Fitted {
                 choice,
                 config: self.with(choice, lq),
+                plan,
                 memory,
-                why,
+                reason,
             });
         }
-        let rungs: Vec<String> = self
+        bail!(self.refusal(&planned[0].memory, split.is_some())?)
+    }
+
+    /// The message for a run that does not fit.
+    fn refusal(&self, as_asked: &RunMemory, split_fits: bool) -> Result<String> {
+        let remedies: Vec<String> = self
             .ladder()?
             .iter()
-            .map(|r| format!("\n  {}", rung_text(r, self.place.is_device())))
+            .map(|remedy| format!("\n  {}", remedy_text(remedy, self.place.is_device())))
             .collect();
         let fit_off = if self.may_split { "" } else { " (--fit off)" };
         let limit = self
             .host_limit
             .as_ref()
             .map_or(String::new(), |limit| format!(", the limit of {limit}"));
-        // what a stated budget would have split is refused where only the machine is too small
-        let by_itself = if self.may_split && split.is_some() {
-            " Iterations are split without being asked only for a budget that is stated (--host-memory, --vram), since a split changes how \
-             sums are rounded and so the network."
+        // A stated budget would have split the iteration; the limit of the machine may not.
+        let no_split = if self.may_split && split_fits {
+            " Iterations are split automatically only for a stated budget (--host-memory, --vram), because a split changes how sums are \
+             rounded and therefore the network."
         } else {
             ""
         };
-        bail!(
-            "this run does not fit{fit_off}: {}{limit}; nothing was started.{by_itself} What would help, smallest harm first:{}",
-            self.budget.compare(&as_asked),
-            rungs.concat()
-        )
+        Ok(format!(
+            "this run does not fit{fit_off}: {}{limit}; nothing was started.{no_split} What would help, smallest harm first:{}",
+            self.budget.compare(as_asked),
+            remedies.concat()
+        ))
     }
 
-    /// The first of the splits, and with it the most slots and the cheapest level, that a budget
-    /// holds.
-    fn first(
+    /// The first of the splits that a budget holds, with the largest number of slots and the
+    /// cheapest level of recomputation that fit; an index into `planned`.
+    fn first_fit(
         &self,
         splits: &[(usize, usize)],
-        budget: &Budget,
-    ) -> Result<Option<(Choice, RunMemory)>> {
+        budget: &RunBudget,
+        planned: &mut Vec<Candidate>,
+    ) -> Result<Option<usize>> {
         let asked = self.asked().slots;
-        let mut ring = vec![asked];
+        let mut slot_counts = vec![asked];
         if self.may_split {
-            ring.extend(
+            slot_counts.extend(
                 [asked / 2, FEWEST_SLOTS]
                     .into_iter()
                     .filter(|&slots| (FEWEST_SLOTS..asked).contains(&slots)),
             );
         }
-        for slots in ring {
+        for slots in slot_counts {
             for &(batch_size, accum_iter) in splits {
                 for recompute in self.levels() {
-                    let choice = Choice {
+                    let choice = FitChoice {
                         batch_size,
                         accum_iter,
                         recompute,
@@ -241,9 +273,13 @@ impl Fit<'_> {
                     if !self.may_hold(choice, budget)? {
                         continue;
                     }
-                    let memory = self.measure(choice, self.config.lq_size)?;
-                    if budget.holds(&memory) {
-                        return Ok(Some((choice, memory)));
+                    let known = planned.iter().position(|c| c.choice == choice);
+                    let at = known.unwrap_or(planned.len());
+                    if known.is_none() {
+                        planned.push(self.candidate(choice, self.config.lq_size)?);
+                    }
+                    if budget.holds(&planned[at].memory) {
+                        return Ok(Some(at));
                     }
                 }
             }
@@ -251,37 +287,38 @@ impl Fit<'_> {
         Ok(None)
     }
 
-    fn why(&self, choice: Choice, memory: &RunMemory, as_asked: &RunMemory) -> String {
-        let asked = self.asked();
+    /// Why a choice differs from the request.
+    fn reason(&self, chosen: &Candidate, as_asked: &RunMemory) -> String {
+        let (asked, choice) = (self.asked(), chosen.choice);
         let mut text = format!("fitted: {choice}");
         if self.budget.holds(as_asked) {
             text += ": the split of the run that is resumed, for the same bits";
         } else {
             text += &format!(
-                "; as asked ({asked}) it would take {}",
+                "; as requested ({asked}) it would take {}",
                 self.budget.compare(as_asked)
             );
-            text += &format!(" and now takes {}", self.budget.compare(memory));
+            text += &format!(" and now takes {}", self.budget.compare(&chosen.memory));
         }
         if choice.batch_size == asked.batch_size {
             text + ". The result is the same bits"
         } else {
-            text + ". The same samples an iteration; sums are rounded in another order than with the split asked for"
+            text + ". The same samples an iteration; sums are rounded in another order than with the requested split"
         }
     }
 
-    /// The remedies, smallest harm first, each with those before it, up to one that fits.
+    /// The remedies, smallest harm first, up to the first that fits; each includes those before it.
     ///
     /// # Errors
-    /// Only on a bug in the plan's builder.
-    pub fn ladder(&self) -> Result<Vec<Rung>> {
+    /// The request cannot be planned.
+    pub fn ladder(&self) -> Result<Vec<Remedy>> {
         let lq = self.config.lq_size;
         let mut choice = self.asked();
-        let mut rungs = Vec::new();
-        let mut push = |remedy: String, choice: Choice, lq: usize| -> Result<bool> {
-            let memory = self.measure(choice, lq)?;
+        let mut remedies = Vec::new();
+        let mut push = |remedy: String, choice: FitChoice, lq: usize| -> Result<bool> {
+            let memory = self.candidate(choice, lq)?.memory;
             let fits = self.budget.holds(&memory);
-            rungs.push(Rung {
+            remedies.push(Remedy {
                 remedy,
                 device_bytes: memory.device_bytes,
                 host_bytes: memory.host_bytes,
@@ -289,7 +326,7 @@ impl Fit<'_> {
             });
             Ok(fits)
         };
-        let mut done = push(format!("as asked: {choice}"), choice, lq)?;
+        let mut done = push(format!("as requested: {choice}"), choice, lq)?;
         if !done && choice.recompute != Recompute::Full {
             choice.recompute = Recompute::Full;
             done = push("--recompute full (the same bits)".into(), choice, lq)?;
@@ -297,12 +334,12 @@ impl Fit<'_> {
         if !done {
             let mut last = choice;
             for (batch_size, accum_iter) in self.splits() {
-                last = Choice {
+                last = FitChoice {
                     batch_size,
                     accum_iter,
                     ..choice
                 };
-                if self.budget.holds(&self.measure(last, lq)?) {
+                if self.budget.holds(&self.candidate(last, lq)?.memory) {
                     break;
                 }
             }
@@ -332,21 +369,21 @@ impl Fit<'_> {
                 )?;
             }
         }
-        Ok(rungs)
+        Ok(remedies)
     }
 }
 
-/// A rung as a line.
-fn rung_text(rung: &Rung, on_device: bool) -> String {
+/// A remedy as a line of a message.
+fn remedy_text(remedy: &Remedy, on_device: bool) -> String {
     let device = if on_device {
-        format!("{} device, ", bytes_text(rung.device_bytes))
+        format!("{} device, ", bytes_text(remedy.device_bytes))
     } else {
         String::new()
     };
-    let verdict = if rung.fits { "fits" } else { "too much" };
+    let verdict = if remedy.fits { "fits" } else { "too much" };
     format!(
         "{:62} {device}{} host: {verdict}",
-        rung.remedy,
-        bytes_text(rung.host_bytes)
+        remedy.remedy,
+        bytes_text(remedy.host_bytes)
     )
 }

@@ -1,9 +1,13 @@
-//! What a run keeps on the disk: which network files stay, the best one, what of an earlier run in
-//! the same folder has to go, and whether there is room for all that will be kept. Depends on the
-//! network files, the previews, the log and on what the system says of the disk. It promises to
-//! remove only files that training itself has named.
+//! What a run keeps on the disk: which networks stay, the best one, which files of an earlier run
+//! in the same folder are removed, and whether there is room for everything that will be kept.
+//! Depends on the network files, the previews, the log and the free space the system reports.
+//! Promises to remove only files that training itself has named.
 
-use super::{RunOptions, TrainConfig, list_states, log, model_path, previews};
+use super::folder::{
+    best_paths, bytes_in, curve_paths, model_names, model_path, models_folder, states_folder,
+};
+use super::state_files::list_states;
+use super::{RunOptions, TrainConfig, previews};
 use crate::model::Network;
 use crate::model::write_model;
 use crate::report::tensorboard;
@@ -13,23 +17,24 @@ use crate::sys;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Names and shapes of a network file beside its numbers, and a state's head: generous for both.
+/// Bytes of a network or state file apart from its values; generous for both.
 const HEADER_BYTES: u64 = 16 << 10;
-/// Beside checkpoints, previews and the log: curves, the page of the run.
+/// Bytes of the curves and the report of a run; generous.
 const OTHER_BYTES: u64 = 8 << 20;
-/// A line of the log and the same figures for TensorBoard.
+/// Bytes of a log line together with the same figures for TensorBoard.
 const LINE_BYTES: u64 = 1 << 10;
-/// Most bytes of `best.json` that are read.
+/// Largest `best.json` that is read, bytes.
 const MAX_BEST_BYTES: u64 = 64 << 10;
 
-/// What a network was measured on.
+/// The images that a network was measured on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MeasuredOn {
-    /// Folder or set, as an absolute path; for people, since it may have been moved.
+pub(super) struct MeasuredOn {
+    /// Folder of images or set of shards, as an absolute path; for messages only, since it may have
+    /// been moved.
     pub place: String,
-    /// How many pairs.
+    /// Number of pairs.
     pub pairs: u64,
     /// HR pixels left out at each edge.
     pub crop_border: u32,
@@ -38,34 +43,30 @@ pub struct MeasuredOn {
 }
 
 impl MeasuredOn {
-    /// Whether scores on both can be compared.
+    /// Whether scores on both can be compared: the path may differ.
     pub fn same(&self, other: &MeasuredOn) -> bool {
         (self.pairs, self.crop_border, self.checksum)
             == (other.pairs, other.crop_border, other.checksum)
     }
 }
 
-/// The best network so far.
+/// The best network of a run so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Best {
-    /// Iteration it is of.
+pub(super) struct BestNetwork {
+    /// Iteration after which it was measured.
     pub iteration: u64,
     /// Its PSNR on Y, dB.
     pub psnr_y: f64,
-    /// What it was measured on; version 0.1.0 did not write it.
+    /// What it was measured on; `None` in files of version 0.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_on: Option<MeasuredOn>,
 }
 
-/// The best network of a run, and where its figures are.
-pub fn best_paths(run: &Path) -> [PathBuf; 2] {
-    ["best_net_g_ema.safetensors", "best.json"].map(|name| run.join("models").join(name))
-}
-
-impl Best {
-    /// What an earlier process of the run has kept, up to the iteration it goes on from: what is
-    /// later belongs to iterations that are done again, perhaps with other settings.
-    pub fn read(run: &Path, iteration: u64) -> Option<Best> {
+impl BestNetwork {
+    /// The best network that earlier processes of the run have kept. `None` if it is of an
+    /// iteration after `iteration`, from which the run continues: later iterations are done again,
+    /// perhaps with other settings.
+    pub fn read(run: &Path, iteration: u64) -> Option<BestNetwork> {
         let mut text = Vec::new();
         files::open_regular(&best_paths(run)[1])
             .ok()?
@@ -74,13 +75,13 @@ impl Best {
             .ok()?;
         serde_json::from_slice(&text)
             .ok()
-            .filter(|best: &Best| best.iteration <= iteration)
+            .filter(|best: &BestNetwork| best.iteration <= iteration)
     }
 
-    /// Writes the network, then its figures.
+    /// Writes the network, then its score.
     ///
     /// # Errors
-    /// When the disk is full.
+    /// A file cannot be written.
     pub fn write(&self, run: &Path, net: &Network, values: &[f32]) -> Result<()> {
         let [network, figures] = best_paths(run);
         write_model(&network, net, values, Some(self.iteration))?;
@@ -90,26 +91,22 @@ impl Best {
     }
 }
 
-/// Iterations whose network files are too many: neither among the newest nor kept for good.
-pub fn surplus(iterations: &[u64], keep: usize, every: Option<u64>) -> Vec<u64> {
+/// Iterations whose networks are not kept: they are neither among the `keep` newest nor multiples
+/// of `every`.
+fn surplus(iterations: &[u64], keep: usize, every: Option<u64>) -> Vec<u64> {
     let mut list = iterations.to_vec();
     list.sort_unstable_by(|a, b| b.cmp(a));
     list.dedup();
-    let for_good = |i: u64| every.is_some_and(|every| i.is_multiple_of(every.max(1)));
+    let permanent = |i: u64| every.is_some_and(|every| i.is_multiple_of(every.max(1)));
     list.into_iter()
         .skip(keep.max(1))
-        .filter(|&i| !for_good(i))
+        .filter(|&i| !permanent(i))
         .collect()
 }
 
-/// Names of a checkpoint's network files: parameters and EMA.
-pub fn model_names(iteration: u64) -> [String; 2] {
-    ["net_g", "net_g_ema"].map(|name| format!("{name}_{iteration}.safetensors"))
-}
-
-/// Iterations of the network files of a run's checkpoints.
+/// Iterations of which the folder holds networks; an iteration may come twice.
 fn model_iterations(run: &Path) -> Vec<u64> {
-    let Ok(entries) = std::fs::read_dir(run.join("models")) else {
+    let Ok(entries) = std::fs::read_dir(models_folder(run)) else {
         return Vec::new();
     };
     let number = |name: String| {
@@ -125,31 +122,31 @@ fn model_iterations(run: &Path) -> Vec<u64> {
         .collect()
 }
 
-/// Removes what an earlier run has left in the folder of one that begins, so that nobody takes it
-/// for this one's: what was drawn and written about it. With `networks` its states and networks go
-/// as well.
+/// Removes what an earlier run left in the folder of a run that begins, so that it is not mistaken
+/// for a result of this run: previews, curves, event files and the best score. With `networks` its
+/// states and networks are removed as well.
 ///
 /// # Errors
-/// When a file cannot be removed.
-pub fn forget(run: &Path, networks: bool) -> Result<()> {
+/// A file cannot be removed.
+pub(super) fn forget(run: &Path, networks: bool) -> Result<()> {
     previews::clear(run);
     let [best_network, best_figures] = best_paths(run);
-    let mut gone = vec![best_figures];
-    gone.extend(log::curves(run));
-    gone.extend(tensorboard::own_files(&run.join("tensorboard")));
+    let mut paths = vec![best_figures];
+    paths.extend(curve_paths(run));
+    paths.extend(tensorboard::own_files(&run.join("tensorboard")));
     if networks {
-        let folder = run.join("models");
-        gone.extend([best_network, model_path(run)]);
-        gone.extend(
+        let folder = models_folder(run);
+        paths.extend([best_network, model_path(run)]);
+        paths.extend(
             model_iterations(run)
                 .into_iter()
                 .flat_map(model_names)
                 .map(|name| folder.join(name)),
         );
-        // the states last: as long as one is left the folder says by itself that it holds a run
-        gone.extend(list_states(run)?.into_iter().map(|(_, path)| path));
+        // The states last: as long as one is left, the folder can be recognised as that of a run.
+        paths.extend(list_states(run)?.into_iter().map(|(_, path)| path));
     }
-    for path in gone {
+    for path in paths {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             outcome => outcome
@@ -159,9 +156,9 @@ pub fn forget(run: &Path, networks: bool) -> Result<()> {
     Ok(())
 }
 
-/// Removes network files that are too many, up to the iteration of the newest checkpoint.
-pub fn drop_surplus(run: &Path, newest: u64, keep: usize, every: Option<u64>) {
-    let folder = run.join("models");
+/// Removes the networks of checkpoints that are not kept, up to iteration `newest`.
+pub(super) fn drop_surplus(run: &Path, newest: u64, keep: usize, every: Option<u64>) {
+    let folder = models_folder(run);
     let iterations: Vec<u64> = model_iterations(run)
         .into_iter()
         .filter(|i| *i <= newest)
@@ -174,25 +171,25 @@ pub fn drop_surplus(run: &Path, newest: u64, keep: usize, every: Option<u64>) {
     }
 }
 
-/// Bytes that the checkpoints, previews and log of a run take at most at once, from an iteration
-/// on.
-pub fn checkpoint_bytes(config: &TrainConfig, options: &RunOptions, from: u64) -> u64 {
+/// Largest number of bytes that the checkpoints, previews and log of a run take at once, from
+/// iteration `from` on.
+fn checkpoint_bytes(config: &TrainConfig, options: &RunOptions, from: u64) -> u64 {
     let network = config.network.params().len() as u64 * 4 + HEADER_BYTES;
     let state = config.network.params().len() as u64 * 16 + HEADER_BYTES;
     let every = options.checkpoint_every.max(1);
     let ahead = (config.total_iter / every)
         .saturating_sub(from / every)
         .saturating_add(1);
-    let for_good = options.keep_every.map_or(0, |keep| {
-        // an iteration is kept for good where it is a checkpoint too
+    let permanent = options.keep_every.map_or(0, |keep| {
+        // Only iterations with a checkpoint can be kept permanently.
         let common = keep.max(1) / gcd(keep.max(1), every);
         let period = common.saturating_mul(every);
         (config.total_iter / period).saturating_sub(from / period)
     });
-    let pairs = for_good
+    let pairs = permanent
         .saturating_add(options.keep_models as u64)
         .min(ahead);
-    // model.safetensors and the best one; of states one more while it is written
+    // Besides: model.safetensors, the best network, and one state while it is written.
     let networks = pairs.saturating_mul(2).saturating_add(2);
     let states = (options.keep_states as u64).min(ahead).saturating_add(1);
     let checkpoints = networks
@@ -200,17 +197,17 @@ pub fn checkpoint_bytes(config: &TrainConfig, options: &RunOptions, from: u64) -
         .saturating_add(states.saturating_mul(state));
     let left = config.total_iter.saturating_sub(from);
     let validations = if options.validation.is_some() {
-        left / options.validate_every.max(1) + 1
+        (left / options.validate_every.max(1)).saturating_add(1)
     } else {
         0
     };
-    // HR, bicubic, and one more while it is written
+    // Besides: HR, bicubic, and one preview while it is written.
     let previews = if validations > 0 {
-        validations.min(previews::MOST_VERSIONS) + 3
+        validations.min(previews::MAX_VERSIONS) + 3
     } else {
         0
     };
-    let previews = previews * previews::PICTURES as u64 * previews::FILE_BYTES;
+    let previews = previews * previews::IMAGES as u64 * previews::FILE_BYTES;
     let lines = (left / options.log_every.max(1))
         .saturating_add(validations)
         .saturating_mul(LINE_BYTES);
@@ -224,21 +221,18 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Refuses a run whose checkpoints the disk has not room for. What the run has on it already makes
-/// room for what replaces it.
+/// Refuses a run if the disk has no room for its checkpoints, previews and log. Files that the run
+/// already has count as free, since new ones replace them.
 ///
 /// # Errors
-/// Names what is needed, what is free, and what takes less.
-pub fn check_space(config: &TrainConfig, options: &RunOptions, from: u64) -> Result<()> {
+/// There is not enough room; the message names what is needed, what is free, and what takes less.
+pub(super) fn check_space(config: &TrainConfig, options: &RunOptions, from: u64) -> Result<()> {
     let Some(free) = sys::free_space(&options.out) else {
         return Ok(());
     };
     let needed = checkpoint_bytes(config, options, from);
-    let own = ["models", "states"]
-        .map(|folder| files::bytes_in(&options.out.join(folder)))
-        .iter()
-        .sum::<u64>()
-        + previews::bytes(&options.out);
+    let out = &options.out;
+    let own = bytes_in(&models_folder(out)) + bytes_in(&states_folder(out)) + previews::bytes(out);
     ensure!(
         needed <= free.saturating_add(own),
         "the disk of {} has {} free and the checkpoints, previews and log of this run will take {}; make room, choose another --out, or keep \

@@ -1,95 +1,105 @@
-//! The log lines of a run, in the log and on the screen. Depends on the log, the meter and the
-//! progress bar.
+//! The lines of a run's log: one JSON object each. Depends on `files`. Promises that reading takes
+//! memory that does not grow with the log, and that anything which is no line is skipped.
 
-use super::iteration::Run;
-use super::meter::duration_text;
-use super::{LogLine, OpenLine};
-use crate::inference::eval;
-use crate::support::progress::Progress;
-use crate::support::text::bytes_text;
-use anyhow::Result;
-use std::time::{Duration, Instant};
+use crate::support::failure::retry;
+use crate::support::files;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
 
-/// Shortest time between two plain lines where there is no terminal: the log may hold a line every
-/// few milliseconds, which nobody could read.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+/// Name of the log within a run's folder.
+pub(super) const NAME: &str = "log.jsonl";
+/// Longest line that is read, bytes; training writes about 400. A longer line is skipped.
+pub(super) const MAX_LINE_BYTES: usize = 16 << 10;
 
-impl Run<'_> {
-    /// Seconds since the last log line.
-    fn line_seconds(&self) -> f64 {
-        self.meter.line_started.elapsed().as_secs_f64().max(1e-9)
-    }
+/// One line of the log.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Iteration.
+    pub iteration: u64,
+    /// Mean weighted loss since the last line; NaN (null in JSON) if every update was skipped.
+    #[serde(deserialize_with = "number_or_null")]
+    pub loss: f64,
+    /// Gradient norm of this iteration before clipping; NaN (null in JSON) if it was not finite.
+    #[serde(deserialize_with = "number_or_null")]
+    pub grad_norm: f64,
+    /// Learning rate of this iteration.
+    pub lr: f64,
+    /// Iterations per second since the last line.
+    pub it_per_s: f64,
+    /// Share of the time spent waiting for data since the last line, 0 to 1.
+    pub data_wait: f64,
+    /// Seconds of training so far, over all processes of the run.
+    pub seconds: f64,
+    /// Updates skipped so far because the loss or the gradient norm was not finite.
+    pub skipped: u64,
+    /// Peak anonymous memory of the process so far, bytes; absent if the system does not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anonymous: Option<u64>,
+    /// Validation PSNR over R, G and B, dB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_psnr: Option<f64>,
+    /// Validation SSIM, mean over R, G and B.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_ssim: Option<f64>,
+    /// Validation PSNR on Y, dB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_psnr_y: Option<f64>,
+    /// Validation SSIM on Y.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_ssim_y: Option<f64>,
+}
 
-    /// Mean loss since the last log line.
-    fn line_loss(&self) -> f64 {
-        self.open_line.loss / self.open_line.count as f64
-    }
+/// Reads null as NaN: JSON has no NaN, and serde_json writes null for it. Without this a resumed
+/// run would drop the line.
+pub(super) fn number_or_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
+}
 
-    /// The figures of the log line that is under way, for a progress bar or a plain line.
-    pub fn live_text(&self) -> String {
-        let lr = self.lr;
-        let rate = self.meter.line_iterations as f64 / self.line_seconds();
-        let pairs = rate * (self.config.batch_size * self.config.accum_iter) as f64;
-        let wait = 100.0 * self.meter.line_wait / self.line_seconds();
-        let memory = bytes_text(self.meter.peak);
-        format!(
-            "loss {:.5}  lr {lr:.2e}  {rate:.2} it/s  {pairs:.0} pairs/s  data-wait {wait:.1}%  mem {memory}",
-            self.line_loss()
-        )
-    }
-
-    /// Writes the log line that is due, if any, and shows a plain line where there is no terminal.
-    ///
-    /// # Errors
-    /// When the log cannot be written, or the folder was taken away.
-    pub fn write_line(&mut self, scores: Option<eval::Scores>, progress: &Progress) -> Result<()> {
-        let Some(update) = self.pending else {
-            return Ok(());
-        };
-        self.lock.check()?;
-        let validated = scores
-            .map(|s| format!("  val PSNR-Y {:.3} dB  SSIM-Y {:.4}", s.psnr_y, s.ssim_y))
-            .unwrap_or_default();
-        let last = self.iteration == self.config.total_iter;
-        let plain_due = !progress.is_live()
-            && (last
-                || self
-                    .meter
-                    .last_plain
-                    .is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL));
-        if plain_due || scores.is_some() {
-            self.meter.last_plain = Some(Instant::now());
-            let rate = self.meter.line_iterations as f64 / self.line_seconds();
-            let left = (self.config.total_iter - self.iteration) as f64 / rate.max(1e-9);
-            progress.line(&format!(
-                "iter {}/{}  {}  ETA {}{validated}",
-                self.iteration,
-                self.config.total_iter,
-                self.live_text(),
-                duration_text(left)
-            ));
+/// Calls `each` with every line of a log, in order. Anything that is no line (cut by a crash,
+/// written by another program, too long) is skipped: resuming depends on the state, not on the log.
+/// A missing log has no lines.
+pub(super) fn for_each_line(
+    path: &Path,
+    mut each: impl FnMut(LogLine) -> Result<()>,
+) -> Result<()> {
+    let file = match retry(|| files::open_regular(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let mut input = BufReader::new(file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut length = 0;
+        loop {
+            let found = input
+                .fill_buf()
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            let end = found.iter().position(|&b| b == b'\n');
+            let taken = &found[..end.unwrap_or(found.len())];
+            length += taken.len();
+            line.extend_from_slice(
+                &taken[..taken.len().min(MAX_LINE_BYTES.saturating_sub(line.len()))],
+            );
+            let (used, last) = (
+                taken.len() + usize::from(end.is_some()),
+                end.is_some() || found.is_empty(),
+            );
+            let at_end = found.is_empty();
+            input.consume(used);
+            if at_end && length == 0 {
+                return Ok(());
+            }
+            if last {
+                break;
+            }
         }
-        let warning = self.log.append(LogLine {
-            iteration: self.iteration,
-            loss: self.line_loss(),
-            grad_norm: update.grad_norm,
-            lr: update.lr,
-            it_per_s: self.meter.line_iterations as f64 / self.line_seconds(),
-            data_wait: self.meter.line_wait / self.line_seconds(),
-            seconds: self.seconds_before + self.meter.seconds(),
-            skipped: self.skipped(),
-            anonymous: Some(self.meter.peak).filter(|&p| p > 0),
-            val_psnr: scores.map(|s| s.psnr),
-            val_ssim: scores.map(|s| s.ssim),
-            val_psnr_y: scores.map(|s| s.psnr_y),
-            val_ssim_y: scores.map(|s| s.ssim_y),
-        })?;
-        if let Some(warning) = warning {
-            progress.line(&format!("warning: {warning}"));
+        if length <= MAX_LINE_BYTES
+            && let Ok(line) = serde_json::from_slice(&line)
+        {
+            each(line)?;
         }
-        self.pending = None;
-        (self.meter.line_started, self.meter.line_iterations) = (Instant::now(), 0);
-        (self.open_line, self.meter.line_wait) = (OpenLine::default(), 0.0);
-        Ok(())
     }
 }

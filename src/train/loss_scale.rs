@@ -1,17 +1,18 @@
-//! Dynamic loss scaling for fp16 (Micikevicius et al., "Mixed precision training", 2018): gradients
-//! carry a factor that keeps small ones from vanishing; it halves when they overflow and doubles
-//! after a long stretch without. Depends on nothing.
+//! Dynamic loss scaling for fp16 (Micikevicius et al., "Mixed precision training", 2018): the loss
+//! is multiplied by a factor that keeps small gradients from becoming 0; the factor halves if
+//! gradients overflow and doubles after a long stretch without overflow. Depends on nothing.
 
 use serde::{Deserialize, Serialize};
 
-/// Good steps after which the factor doubles.
+/// Steps without overflow after which the factor doubles.
 const GROWTH_INTERVAL: u32 = 2000;
 
-/// The factor and how long it has been good.
+/// The factor, and the steps since it last changed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossScale {
     /// What the gradient of the loss is multiplied by.
     pub factor: f32,
+    /// Steps without overflow since the factor last changed.
     good: u32,
 }
 
@@ -25,7 +26,7 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// Takes a step into account.
+    /// Adapts the factor after a step; `skipped`: its gradients were not finite.
     pub fn after(&mut self, skipped: bool) {
         if skipped {
             *self = LossScale {
@@ -33,8 +34,8 @@ impl LossScale {
                 good: 0,
             };
         } else {
-            self.good += 1;
-            if self.good == GROWTH_INTERVAL {
+            self.good = self.good.saturating_add(1);
+            if self.good >= GROWTH_INTERVAL {
                 *self = LossScale {
                     factor: (self.factor * 2.0).min(f32::MAX / 2.0),
                     good: 0,
@@ -43,7 +44,7 @@ impl LossScale {
         }
     }
 
-    /// Whether an overflow may still be the factor's fault.
+    /// True if an overflow may be caused by the factor, because the factor is above its minimum.
     pub fn can_fall(&self) -> bool {
         self.factor > 1.0
     }
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_halves_at_once_and_doubles_after_two_thousand_good_steps() {
+    fn it_halves_at_once_and_doubles_after_two_thousand_steps_without_overflow() {
         let mut scale = LossScale::default();
         scale.after(true);
         assert_eq!(scale.factor, 32768.0);

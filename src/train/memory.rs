@@ -1,34 +1,37 @@
 //! The memory of a run, known before its first step: the plan of the step, the loader's slots,
-//! checkpoints, validation, and what the program and the driver take themselves. Depends on the
-//! plan, the backends' sizing and the loader's bound. It promises that what `train` allocates is
-//! what this table says.
+//! checkpoints, validation, and the memory of the program and the driver. Depends on the plan, the
+//! sizing of the backends and the loader's bound. Promises that `train` allocates what this table
+//! says.
 
 use super::TrainConfig;
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 use crate::inference::upscale::{Tiler, least_room};
-use crate::loader::Bound;
+use crate::loader::LoaderBound;
 use crate::model::{Recompute, training_plan};
 use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing};
 use crate::support::text::bytes_text;
 use anyhow::Result;
 use serde::Serialize;
 
-/// Anonymous memory of the program itself beside what is counted: data of libraries, stacks, the
-/// log.
+/// Allowance for anonymous memory of the program that is not counted otherwise, bytes: data of
+/// libraries, stacks, the log.
 const PROCESS_BYTES: u64 = 24 << 20;
-/// Bytes on the host while a run validates: a tile and its result, and images of up to so many HR
-/// pixels.
+/// Host memory per HR pixel of a validation image, bytes. Decoding takes up to 11, besides the
+/// decoder's own buffers. Comparing takes 3 each for HR, the network's result and bicubic, and less
+/// for LQ and temporaries.
+const IMAGE_BYTES: u64 = 16;
+
+/// Bytes on the host while a run validates images of up to `largest` HR pixels: a tile with its
+/// result, and the images.
 ///
 /// # Errors
-/// Never with the default tile.
+/// The network has no tiles of the default size.
 pub fn validation_bytes(config: &TrainConfig, largest: u64) -> Result<u64> {
-    Ok(Tiler::new(config.network.clone(), 0)?.bytes() + largest * PICTURE_BYTES)
+    let tiler = Tiler::new(config.network.clone(), 0)?;
+    let images = largest.saturating_mul(IMAGE_BYTES);
+    Ok(tiler.bytes().saturating_add(images))
 }
-
-/// Bytes for each pixel of a validation image: decoding takes up to 11 and the decoder's own
-/// room; comparing takes 3 each for HR, ours and bicubic, and less for LQ and between.
-const PICTURE_BYTES: u64 = 16;
 
 /// Where the step runs.
 #[derive(Clone, Copy, Debug)]
@@ -37,16 +40,16 @@ pub enum DevicePlace {
     Cpu(CpuOptions),
     /// On a CUDA device.
     Cuda {
-        /// What its kernels need.
+        /// The sizing of its kernels.
         sizing: CudaSizing,
-        /// Bytes of the card in use before the step's arena, measured: context, kernels, other
-        /// programs. An estimate stands in where there is no card.
+        /// Measured device memory in use before the arena of the step, bytes: context, kernels,
+        /// other programs. `None`: there is no device, and an estimate is used.
         in_use: Option<u64>,
     },
 }
 
 impl DevicePlace {
-    /// What the backend tells the plan.
+    /// The sizing that the backend gives to the plan.
     pub fn sizing(&self) -> &dyn Sizing {
         match self {
             DevicePlace::Cpu(options) => options,
@@ -59,15 +62,16 @@ impl DevicePlace {
         self.sizing().precision()
     }
 
-    /// Whether the arena lies on a device of its own.
+    /// Whether the arena is in the memory of a device.
     pub fn is_device(&self) -> bool {
         matches!(self, DevicePlace::Cuda { .. })
     }
 
-    /// The plan of a run's step here; with validation its arena has room for a tile between steps.
+    /// The plan of the training step here. If the run `validates`, its arena also has room for a
+    /// tile between steps.
     ///
     /// # Errors
-    /// Only on a bug in the plan's builder.
+    /// The step cannot be planned, or has sizes that are too large.
     pub fn plan(
         &self,
         config: &TrainConfig,
@@ -81,7 +85,7 @@ impl DevicePlace {
         Ok(plan)
     }
 
-    /// What inference needs here: in f32, also where training computes in halves.
+    /// The sizing of inference here, which is f32 also if training uses bf16 or fp16.
     pub fn inference(&self) -> Box<dyn Sizing> {
         match *self {
             DevicePlace::Cpu(options) => Box::new(options),
@@ -92,23 +96,24 @@ impl DevicePlace {
     }
 }
 
-/// The memory of a run.
+/// The memory table of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunMemory {
-    /// The step by class, its peak moment and its floor.
+    /// The arena of the step: its classes, its peak and its lower bound.
     pub step: MemoryTable,
-    /// Whether the step's arena lies on a device.
+    /// Whether the arena of the step is in the memory of a device.
     pub on_device: bool,
-    /// What the device holds beside the arena; empty on the CPU.
+    /// What the device holds besides the arena; empty on the CPU.
     pub device: Vec<MemoryLine>,
-    /// What the host holds beside the arena.
+    /// What the host holds besides the arena.
     pub host: Vec<MemoryLine>,
-    /// Everything on the device.
+    /// Bytes on the device, all together.
     pub device_bytes: u64,
-    /// Everything on the host.
+    /// Bytes on the host, all together.
     pub host_bytes: u64,
 }
 
+/// A row of the table.
 fn line(what: impl Into<String>, bytes: u64) -> MemoryLine {
     MemoryLine {
         what: what.into(),
@@ -117,42 +122,54 @@ fn line(what: impl Into<String>, bytes: u64) -> MemoryLine {
     }
 }
 
+/// The rows of what the host holds besides the arena and the driver.
+fn host_lines(
+    config: &TrainConfig,
+    on_device: bool,
+    loader: &LoaderBound,
+    validation: u64,
+) -> Vec<MemoryLine> {
+    let slots = (loader.slots as u64).saturating_mul(loader.slot_bytes);
+    let what = if on_device { "pinned staging" } else { "ring" };
+    let mut host = vec![
+        line(
+            format!(
+                "{what}: {} slots of {}",
+                loader.slots,
+                bytes_text(loader.slot_bytes)
+            ),
+            slots,
+        ),
+        line(
+            format!("loader scratch: {} threads", loader.threads),
+            (loader.threads as u64).saturating_mul(loader.scratch_bytes),
+        ),
+        line("shard index", loader.index_bytes),
+        // Ten times the parameters: four vectors that are read back (4), the bytes of the state
+        // (4), and the two networks (2).
+        line(
+            "checkpoints while written",
+            config.network.params().len() as u64 * 4 * 10,
+        ),
+    ];
+    if validation > 0 {
+        host.push(line("validation: images and a tile", validation));
+    }
+    host.push(line("the program itself (allowance)", PROCESS_BYTES));
+    host
+}
+
 impl RunMemory {
-    /// The table of a run; `validation` in bytes, 0 without.
+    /// The table of a run; `validation` is in bytes, 0 without validation.
     pub fn new(
         config: &TrainConfig,
         place: &DevicePlace,
         plan: &Plan,
-        loader: &Bound,
+        loader: &LoaderBound,
         validation: u64,
     ) -> RunMemory {
         let on_device = place.is_device();
-        let slots = loader.slots as u64 * loader.slot_bytes;
-        let what = if on_device { "pinned staging" } else { "ring" };
-        let mut host = vec![
-            line(
-                format!(
-                    "{what}: {} slots of {}",
-                    loader.slots,
-                    bytes_text(loader.slot_bytes)
-                ),
-                slots,
-            ),
-            line(
-                format!("loader scratch: {} threads", loader.threads),
-                loader.threads as u64 * loader.scratch_bytes,
-            ),
-            line("shard index", loader.index_bytes),
-            // four vectors read back, their bytes in one file, and the two network files after it
-            line(
-                "checkpoints while written",
-                config.network.params().len() as u64 * 4 * 10,
-            ),
-        ];
-        if validation > 0 {
-            host.push(line("validation: images and a tile", validation));
-        }
-        host.push(line("the program itself (allowance)", PROCESS_BYTES));
+        let mut host = host_lines(config, on_device, loader, validation);
         let mut device = Vec::new();
         if on_device {
             device.push(match place {
@@ -167,13 +184,18 @@ impl RunMemory {
                 DRIVER_HOST_ESTIMATE,
             ));
         }
-        let sum = |lines: &[MemoryLine]| lines.iter().map(|l| l.bytes).sum::<u64>();
+        let sum = |lines: &[MemoryLine]| {
+            lines
+                .iter()
+                .fold(0u64, |sum, line| sum.saturating_add(line.bytes))
+        };
         let (mut device_bytes, mut host_bytes) = (sum(&device), sum(&host));
-        *(if on_device {
+        let holder = if on_device {
             &mut device_bytes
         } else {
             &mut host_bytes
-        }) += plan.arena_bytes;
+        };
+        *holder = holder.saturating_add(plan.arena_bytes);
         RunMemory {
             step: plan.memory(),
             on_device,
@@ -229,33 +251,33 @@ impl std::fmt::Display for RunMemory {
     }
 }
 
-/// What a run may take.
+/// Limits on the memory of a run; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Budget {
-    /// Most host memory, bytes.
+pub struct RunBudget {
+    /// Largest amount of host memory, bytes.
     pub host: Option<u64>,
-    /// Most device memory, bytes, what the context takes included.
+    /// Largest amount of device memory, bytes, including that of the context.
     pub device: Option<u64>,
 }
 
-impl Budget {
-    /// The smaller of two budgets, part by part.
+impl RunBudget {
+    /// The smaller limit of two budgets, for host and device separately.
     #[must_use]
-    pub fn within(self, other: Budget) -> Budget {
+    pub fn within(self, other: RunBudget) -> RunBudget {
         let least = |a: Option<u64>, b: Option<u64>| [a, b].into_iter().flatten().min();
-        Budget {
+        RunBudget {
             host: least(self.host, other.host),
             device: least(self.device, other.device),
         }
     }
 
-    /// Whether a run stays inside.
+    /// Whether a run stays within the limits.
     pub fn holds(&self, memory: &RunMemory) -> bool {
         self.host.is_none_or(|most| memory.host_bytes <= most)
             && self.device.is_none_or(|most| memory.device_bytes <= most)
     }
 
-    /// `267.8 MiB of 200.0 MiB host memory`, for every limit there is.
+    /// `267.8 MiB of 200.0 MiB host memory`, for every limit that is set.
     pub fn compare(&self, memory: &RunMemory) -> String {
         let part = |most: Option<u64>, bytes: u64, what: &str| {
             most.map(|most| {

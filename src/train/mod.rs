@@ -1,44 +1,42 @@
-//! Training: configuration, schedule, the loop, state and network files, the log. Depends on the
-//! loader, the networks and the backends. It promises that a resumed run ends in the same bits as
-//! an unbroken one.
+//! Training: configuration, schedule, the training loop, state files, the log. Depends on the
+//! loader, the networks and the backends. Promises that a resumed run ends in the same bits as an
+//! unbroken one.
 
-mod checkpoint;
-mod claim;
 mod config;
 mod device;
 mod fit;
-mod held_out;
-mod iteration;
+mod folder;
 mod keeping;
 mod log;
+mod log_digest;
 mod log_line;
 mod loss_scale;
 mod memory;
-mod meter;
 mod options;
 mod prefetch;
-mod prepare;
 mod previews;
 mod run;
 mod schedule;
 mod start;
 mod state;
+mod state_files;
 mod validation;
+mod validation_set;
 
-pub use checkpoint::model_path;
 pub use config::{LossTerm, TrainConfig};
-pub use device::{DeviceChoice, Opened};
-pub use fit::{Choice, Fit, Fitted, Rung};
-pub use held_out::HeldOut;
-pub use keeping::{Best, MeasuredOn, best_paths};
-pub use log::{Log, LogDigest, LogLine, read_log};
+pub use device::{DeviceChoice, OpenedDevice};
+pub use fit::{Fit, FitChoice, Fitted, Remedy};
+pub use folder::state_path;
+pub use log::Log;
+pub use log_digest::{LogDigest, read_log};
+pub use log_line::LogLine;
 pub use loss_scale::LossScale;
-pub use memory::{Budget, DevicePlace, RunMemory, validation_bytes};
-
-pub use meter::duration_text;
-pub use options::{ConfigFile, RunOptions, Summary};
+pub use memory::{DevicePlace, RunBudget, RunMemory, validation_bytes};
+pub use options::{ConfigFile, RunOptions, RunSummary};
 pub use prefetch::Prefetch;
-pub use previews::{Kept, kept as kept_previews, read_picture as read_preview};
-pub use run::train;
+pub use previews::{KeptPreview, kept_previews, read_preview};
+pub use run::{duration_text, train};
 pub use schedule::{Decay, Schedule, ema_decay};
-pub use state::{OpenLine, PendingLine, State, list_states, newest_state, state_path};
+pub use state::{OpenLine, PendingLine, State, StateHead};
+pub use state_files::newest_state;
+pub use validation_set::ValidationSet;

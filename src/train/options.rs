@@ -1,5 +1,5 @@
-//! What a run of training is told, and what it tells in the end. Depends on the configuration and
-//! on what loads and computes. Promises plain data: nothing here acts.
+//! The options of a run besides its configuration, and the summary it ends with. Depends on the
+//! configuration and the types of loader and plan. Promises plain data: nothing here acts.
 
 use super::{DeviceChoice, Prefetch, TrainConfig};
 use crate::loader::OnCorrupt;
@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// The text of a configuration file, from the configuration that was chosen in the end: with the
-/// split of its iterations.
+/// Makes the text of the configuration file that is kept with a run, from the configuration with
+/// the split of iterations that was chosen.
 #[derive(Clone)]
 pub struct ConfigFile(pub Arc<dyn Fn(&TrainConfig) -> String + Send + Sync>);
 
@@ -22,85 +22,86 @@ impl std::fmt::Debug for ConfigFile {
     }
 }
 
-/// Where and how a run computes, what it keeps and what it says. None of it changes the network
-/// that is trained, but for a stated `host_memory` or `vram`, for which `fit` may split an
-/// iteration (sums are then rounded in another order), `device` and `precision`.
+/// Where and how a run computes, what it keeps and what it reports. These options do not change the
+/// trained weights, with three exceptions: `device`, `precision`, and a stated `host_memory` or
+/// `vram`, for which `fit` may split an iteration (sums are then rounded in another order).
 #[derive(Clone, Debug)]
 pub struct RunOptions {
     /// Folder of the run.
     pub out: PathBuf,
-    /// Threads that compute; 0 for all.
+    /// Threads that compute; 0 for all cores.
     pub threads: usize,
-    /// Threads that load, and batches in the ring.
+    /// Threads and slots of the loader.
     pub prefetch: Prefetch,
     /// How shards are read.
     pub io: Io,
-    /// What happens when a record is damaged.
+    /// What happens if a record is damaged.
     pub on_corrupt: OnCorrupt,
     /// Iterations between checkpoints.
     pub checkpoint_every: u64,
-    /// State files kept.
+    /// Number of states that are kept.
     pub keep_states: usize,
-    /// Newest checkpoints whose network files are kept.
+    /// Number of checkpoints whose networks are kept.
     pub keep_models: usize,
-    /// Network files of every so many iterations are kept for good.
+    /// The networks of iterations that are multiples of this number are kept permanently.
     pub keep_every: Option<u64>,
     /// Iterations between log lines.
     pub log_every: u64,
-    /// Folder of images or set of shards to validate on.
+    /// Folder of images or set of shards to validate on; `None` for no validation.
     pub validation: Option<PathBuf>,
-    /// HR pixels at each edge that the metrics leave out; nothing for the scale.
+    /// HR pixels that the metrics leave out at each edge; `None` for as many as the scale.
     pub crop_border: Option<u32>,
     /// Iterations between validations.
     pub validate_every: u64,
-    /// Most host memory, bytes; nothing for what the machine and its control group leave.
+    /// Largest amount of host memory, bytes; `None` for what the machine and its control group
+    /// leave.
     pub host_memory: Option<u64>,
-    /// What is kept between forward and backward; nothing for the cheapest level that fits.
+    /// What is kept between forward and backward; `None` for the cheapest level that fits.
     pub recompute: Option<Recompute>,
-    /// Split an iteration into smaller micro-batches, and take fewer slots, where it does not fit
-    /// otherwise.
+    /// Whether a run that does not fit may be split into smaller micro-batches and take fewer
+    /// slots.
     pub fit: bool,
-    /// Start again from nothing, over an earlier run in the same folder.
+    /// Start from the beginning, and remove an earlier run in the same folder.
     pub restart: bool,
-    /// File to take start values from, for a run that begins, and whether all of it must fit.
+    /// Network file with start values for a run that begins, and whether all tensors must fit.
     pub pretrained: Option<(PathBuf, bool)>,
     /// Where to compute.
     pub device: DeviceChoice,
-    /// Type of activations; the device's best where not given.
+    /// Type of activations; `None` for the best one of the device.
     pub precision: Option<Precision>,
-    /// Most device memory the run may take, bytes; `None` for what is free.
+    /// Largest amount of device memory, bytes; `None` for what is free.
     pub vram: Option<u64>,
-    /// Makes the configuration file that is kept beside the run.
+    /// Makes the configuration file that is kept with the run.
     pub settings: Option<ConfigFile>,
-    /// Set from outside to save the last whole iteration and stop, within a micro-batch or a
-    /// validation image.
+    /// Set from outside to stop within one micro-batch or validation image; the last complete
+    /// iteration is saved.
     pub stop: Arc<AtomicBool>,
 }
 
 /// How a run ended.
 #[derive(Clone, Debug, Serialize)]
-pub struct Summary {
-    /// Whether all iterations are done, or the run was stopped from outside.
+pub struct RunSummary {
+    /// True if all iterations are done; false if the run was stopped from outside.
     pub finished: bool,
     /// Iterations done.
     pub iteration: u64,
     /// Loss of the last log line.
     pub loss: f64,
-    /// Iterations a second of this process.
+    /// Iterations per second at the last log line.
     pub it_per_s: f64,
-    /// Share of this process's time spent waiting for data.
+    /// Share of the training time of this process that was spent waiting for data.
     pub data_wait: f64,
-    /// Threads that loaded.
+    /// Loader threads.
     pub loader_threads: usize,
-    /// Share of their time that they waited for a free batch.
+    /// Share of their time that the loader threads waited for a free slot.
     pub loader_wait: f64,
-    /// Samples of this process that stood in for damaged records.
+    /// Samples of this process whose damaged record was replaced.
     pub substituted: u64,
-    /// Updates skipped because loss or gradient was not finite.
+    /// Updates skipped in the whole run because the loss or the gradient norm was not finite.
     pub skipped: u64,
     /// Peak anonymous memory seen, bytes.
     pub peak_anonymous: u64,
-    /// What was computed before the start, bytes.
+    /// Host memory computed before the start, bytes.
     pub planned: u64,
     /// The trained network (EMA).
     #[serde(serialize_with = "as_text")]
@@ -110,7 +111,7 @@ pub struct Summary {
     pub run: PathBuf,
 }
 
-/// A path whose bytes are no UTF-8 must not turn a finished run into an error.
+/// Writes a path as text. A path that is not UTF-8 must not turn a finished run into an error.
 fn as_text<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&path.display())
 }

@@ -1,30 +1,30 @@
-//! Threads that load and slots of the ring: what the user said, or what suits the place where the
-//! run computes. Depends on the loader's rule for its slots.
+//! Loader threads and slots: the numbers the user gave, or defaults for the device of the run.
+//! Depends on the loader's rule for its slots.
 
 use super::DevicePlace;
 use crate::loader::usual_slots;
 use std::thread::available_parallelism;
 
-/// Most threads that load where nobody said how many.
-const MOST_THREADS: usize = 16;
+/// Largest default number of loader threads.
+const MAX_DEFAULT_THREADS: usize = 16;
 
-/// What the user said.
+/// The numbers that the user gave; `None` takes the default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Prefetch {
-    /// Threads that load.
+    /// Loader threads.
     pub threads: Option<usize>,
-    /// Batches in the ring.
+    /// Slots of the loader: batches that exist at once.
     pub slots: Option<usize>,
 }
 
 impl Prefetch {
-    /// Threads and slots at a place. On the CPU one thread loads, since the step wants the others;
-    /// beside a device nothing else computes, so all cores do.
+    /// Loader threads and slots. CPU: one loader thread, the other threads compute the step. CUDA:
+    /// nothing else uses the CPU, so all cores load (at most 16).
     pub fn at(&self, place: &DevicePlace) -> (usize, usize) {
         let cores = || {
             available_parallelism()
                 .map_or(1, usize::from)
-                .min(MOST_THREADS)
+                .min(MAX_DEFAULT_THREADS)
         };
         let threads = self
             .threads
@@ -41,7 +41,7 @@ mod tests {
     use crate::plan::Precision;
 
     #[test]
-    fn what_is_said_is_kept_and_the_rest_suits_the_place() {
+    fn given_numbers_are_kept_and_defaults_fit_the_device() {
         let cpu = DevicePlace::Cpu(CpuOptions::new(2));
         let gpu = DevicePlace::Cuda {
             sizing: CudaSizing {
@@ -49,10 +49,10 @@ mod tests {
             },
             in_use: None,
         };
-        let unsaid = Prefetch::default();
-        assert_eq!(unsaid.at(&cpu), (1, 4));
-        let (threads, slots) = unsaid.at(&gpu);
-        assert!((1..=MOST_THREADS).contains(&threads) && slots == threads + 3);
+        let defaults = Prefetch::default();
+        assert_eq!(defaults.at(&cpu), (1, 4));
+        let (threads, slots) = defaults.at(&gpu);
+        assert!((1..=MAX_DEFAULT_THREADS).contains(&threads) && slots == threads + 3);
         assert_eq!(
             Prefetch {
                 threads: Some(5),

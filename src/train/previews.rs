@@ -1,9 +1,10 @@
-//! A few images of every validation, kept beside the run: what the network makes of the same
-//! places as it learns. Depends on `files` and PNG encoding. Promises small whole files, a bounded
-//! number of them, and the same ones for the same run; and to remove only files that it has named
-//! itself.
+//! Previews: crops of the first validation images as the network reconstructs them at every
+//! validation, kept for the report. Depends on `files` and PNG encoding. Promises small files that
+//! are written atomically, a bounded number of them, the same ones for the same run, and to remove
+//! only files that it has named itself.
 
-use crate::inference::eval::{ImagePair, ImageResult};
+use super::folder::bytes_in;
+use crate::inference::eval::{ImagePair, Measured};
 use crate::support::files::{
     bounded_name, create_folder, open_regular, remove_partials, write_atomic,
 };
@@ -12,58 +13,57 @@ use image::{ImageFormat, ImageReader, Limits, RgbImage, imageops};
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// Images that are kept: the first of the validation folder.
-pub const PICTURES: usize = 4;
-/// The network's versions of one image that are kept at most.
-pub const MOST_VERSIONS: u64 = 50;
-/// Largest side of what is kept, HR pixels, out of the middle of the image.
+/// Number of images with previews: the first of the validation set.
+pub(super) const IMAGES: usize = 4;
+/// Largest number of validations of which previews are kept, per image.
+pub(super) const MAX_VERSIONS: u64 = 50;
+/// Largest side of a preview, HR pixels; it is cut from the middle of the image.
 const SIDE: u32 = 256;
-/// Bytes of one preview at most, where PNG finds nothing to save.
-pub const FILE_BYTES: u64 = (SIDE * (3 * SIDE + 1)) as u64 + (4 << 10);
-/// Bytes that are read of a preview at most, and that decoding it may take: the file may be
-/// somebody else's.
+/// Largest size of a preview, bytes: PNG rows without compression, and some room for headers.
+pub(super) const FILE_BYTES: u64 = (SIDE * (3 * SIDE + 1)) as u64 + (4 << 10);
+/// Largest preview that is read, bytes: the file may come from elsewhere.
 const MAX_READ_BYTES: u64 = 1 << 20;
+/// Largest amount of memory that decoding a preview may take, bytes.
 const MAX_DECODE_BYTES: u64 = 16 << 20;
-/// The original, and what bicubic makes of the LQ.
-const BESIDE: [&str; 2] = ["hr.png", "bicubic.png"];
+/// Files of the original and of the bicubic upscaling, in the folder of an image.
+const REFERENCES: [&str; 2] = ["hr.png", "bicubic.png"];
 
-/// One kept image of a run.
-pub struct Kept {
-    /// Its folder's name.
+/// The previews of one image.
+pub struct KeptPreview {
+    /// Name of the image.
     pub name: String,
-    /// HR as PNG.
+    /// The HR original, as PNG.
     pub hr: Vec<u8>,
     /// Width and height in pixels.
     pub size: (u32, u32),
-    /// Bicubic of the LQ as PNG.
+    /// The bicubic upscaling of the LQ, as PNG.
     pub bicubic: Vec<u8>,
-    /// Iterations and the network's images, in order; [`read_picture`] takes one.
+    /// Iterations and files of the network's results, in order; [`read_preview`] reads one.
     pub network: Vec<(u64, PathBuf)>,
 }
 
 /// Folder of all previews of a run.
-pub fn folder(run: &Path) -> PathBuf {
+fn folder(run: &Path) -> PathBuf {
     run.join("previews")
 }
 
-/// Keeps the network's image of one validation image (number `index`), and the first time the
-/// HR and bicubic beside it.
+/// Writes the preview of validation image `index`, and the first time those of HR and bicubic.
+/// Images from [`IMAGES`] on have none.
 ///
 /// # Errors
-/// When a file cannot be written.
-pub fn keep(
+/// A file cannot be written.
+pub(super) fn keep(
     run: &Path,
     iteration: u64,
     index: usize,
-    result: &ImageResult,
-    ours: &RgbImage,
-    bicubic: &RgbImage,
+    measured: &Measured,
     pair: &ImagePair,
 ) -> Result<()> {
-    if index >= PICTURES {
+    if index >= IMAGES {
         return Ok(());
     }
-    let plain: String = result
+    let plain: String = measured
+        .result
         .name
         .chars()
         .map(|c| {
@@ -76,12 +76,12 @@ pub fn keep(
         .collect();
     let place = folder(run).join(bounded_name(&format!("{index}_{plain}"), ""));
     create_folder(&place)?;
-    for (name, picture) in BESIDE.into_iter().zip([&pair.hr, bicubic]) {
+    for (name, image) in REFERENCES.into_iter().zip([&pair.hr, &measured.bicubic]) {
         if !place.join(name).exists() {
-            write(&place.join(name), picture)?;
+            write(&place.join(name), image)?;
         }
     }
-    write(&place.join(format!("{iteration:08}.png")), ours)?;
+    write(&place.join(format!("{iteration:08}.png")), &measured.ours)?;
     let versions = versions(&place);
     for iteration in surplus(&versions.iter().map(|(i, _)| *i).collect::<Vec<_>>()) {
         for (_, path) in versions.iter().filter(|(i, _)| *i == iteration) {
@@ -91,16 +91,17 @@ pub fn keep(
     Ok(())
 }
 
-/// Iterations whose previews are too many, of a list in order. The first and the newest stay, and
-/// between them the first of every so many iterations: a power of two, so that what is dropped
-/// early would be dropped later as well, and a run that was interrupted keeps the same.
+/// Iterations whose previews are removed, of a sorted list. The first and the newest are kept, and
+/// between them the first of every `2^shift` iterations. Because that is a power of two, a preview
+/// that is removed early would also be removed later, and a run that was interrupted keeps the same
+/// ones.
 fn surplus(iterations: &[u64]) -> Vec<u64> {
     let Some(&newest) = iterations.last() else {
         return Vec::new();
     };
-    // the newest may stand beside the first of its own stretch
+    // Minus one: the newest is kept besides the first of its own `2^shift` iterations.
     let mut shift = 0;
-    while newest >> shift >= MOST_VERSIONS - 1 {
+    while newest >> shift >= MAX_VERSIONS - 1 {
         shift += 1;
     }
     let alike = |pair: &[u64]| {
@@ -109,7 +110,7 @@ fn surplus(iterations: &[u64]) -> Vec<u64> {
     iterations.windows(2).filter_map(alike).collect()
 }
 
-/// The network's versions in an image's folder, in order.
+/// Iterations and files of the network's results in the folder of an image, in order.
 fn versions(place: &Path) -> Vec<(u64, PathBuf)> {
     let Ok(entries) = std::fs::read_dir(place) else {
         return Vec::new();
@@ -123,8 +124,8 @@ fn versions(place: &Path) -> Vec<(u64, PathBuf)> {
     list
 }
 
-/// The folders of images, in order; links are none.
-fn places(run: &Path) -> Vec<PathBuf> {
+/// The folders of images, in order; links are not followed.
+fn image_folders(run: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder(run)) else {
         return Vec::new();
     };
@@ -136,30 +137,27 @@ fn places(run: &Path) -> Vec<PathBuf> {
     list
 }
 
-/// Bytes that the previews of a run take.
-pub fn bytes(run: &Path) -> u64 {
-    places(run)
-        .iter()
-        .map(|place| crate::support::files::bytes_in(place))
-        .sum()
+/// Bytes of all previews of a run.
+pub(super) fn bytes(run: &Path) -> u64 {
+    image_folders(run).iter().map(|place| bytes_in(place)).sum()
 }
 
-/// Removes what a killed process left half-written, and what it kept of iterations after
+/// Removes half-written files of a killed process, and the previews of iterations after
 /// `iteration`, which are done again.
-pub fn cut_back(run: &Path, iteration: u64) {
-    for place in places(run) {
+pub(super) fn cut_back(run: &Path, iteration: u64) {
+    for place in image_folders(run) {
         remove_partials(&place);
         for (_, path) in versions(&place).into_iter().filter(|(i, _)| *i > iteration) {
-            let _ = std::fs::remove_file(path); // the next validation writes over it
+            let _ = std::fs::remove_file(path); // if it stays, the next validation overwrites it
         }
     }
 }
 
-/// Removes all previews of a run. Folders that hold something else stay.
-pub fn clear(run: &Path) {
-    for place in places(run) {
+/// Removes all previews of a run. Folders that hold other files stay.
+pub(super) fn clear(run: &Path) {
+    for place in image_folders(run) {
         remove_partials(&place);
-        let own = BESIDE
+        let own = REFERENCES
             .iter()
             .map(|name| place.join(name))
             .chain(versions(&place).into_iter().map(|(_, path)| path));
@@ -168,12 +166,13 @@ pub fn clear(run: &Path) {
     }
 }
 
-fn write(path: &Path, picture: &RgbImage) -> Result<()> {
-    let (w, h) = (picture.width().min(SIDE), picture.height().min(SIDE));
+/// Writes the middle of an image as PNG.
+fn write(path: &Path, image: &RgbImage) -> Result<()> {
+    let (w, h) = (image.width().min(SIDE), image.height().min(SIDE));
     let middle = imageops::crop_imm(
-        picture,
-        (picture.width() - w) / 2,
-        (picture.height() - h) / 2,
+        image,
+        (image.width() - w) / 2,
+        (image.height() - h) / 2,
         w,
         h,
     )
@@ -185,11 +184,11 @@ fn write(path: &Path, picture: &RgbImage) -> Result<()> {
     write_atomic(path, |out| Ok(out.write_all(&bytes)?))
 }
 
-/// What a run has kept, and what is left out of it and why: a run may have been killed while it
-/// wrote. Empty where there was no validation.
-pub fn kept(run: &Path) -> (Vec<Kept>, Vec<String>) {
+/// The previews of a run, and the reasons why others are left out: a run may have been killed while
+/// it wrote. Both are empty if there was no validation.
+pub fn kept_previews(run: &Path) -> (Vec<KeptPreview>, Vec<String>) {
     let (mut list, mut left_out) = (Vec::new(), Vec::new());
-    for place in places(run) {
+    for place in image_folders(run) {
         match read(&place) {
             Ok(kept) => list.push(kept),
             Err(error) => left_out.push(format!("{error:#}")),
@@ -198,17 +197,18 @@ pub fn kept(run: &Path) -> (Vec<Kept>, Vec<String>) {
     (list, left_out)
 }
 
-fn read(place: &Path) -> Result<Kept> {
+/// Reads the folder of an image.
+fn read(place: &Path) -> Result<KeptPreview> {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
     let name = name
         .split_once('_')
         .map_or(name.as_ref(), |(_, rest)| rest)
         .to_string();
     let [(hr, size), (bicubic, _)] = [
-        read_picture(&place.join(BESIDE[0]))?,
-        read_picture(&place.join(BESIDE[1]))?,
+        read_preview(&place.join(REFERENCES[0]))?,
+        read_preview(&place.join(REFERENCES[1]))?,
     ];
-    Ok(Kept {
+    Ok(KeptPreview {
         name,
         hr,
         size,
@@ -217,11 +217,11 @@ fn read(place: &Path) -> Result<Kept> {
     })
 }
 
-/// The bytes of a preview that can be shown, and its width and height.
+/// The bytes of a preview (PNG), and its width and height in pixels.
 ///
 /// # Errors
-/// When it cannot be read, or is no whole PNG of the size of a preview.
-pub fn read_picture(path: &Path) -> Result<(Vec<u8>, (u32, u32))> {
+/// It cannot be read, or is no complete PNG of the size of a preview.
+pub fn read_preview(path: &Path) -> Result<(Vec<u8>, (u32, u32))> {
     let read = || -> Result<_> {
         let mut bytes = Vec::new();
         open_regular(path)?
@@ -251,8 +251,8 @@ pub fn read_picture(path: &Path) -> Result<(Vec<u8>, (u32, u32))> {
 mod tests {
     use super::*;
 
-    /// What is left of previews every so many iterations, with some of them done twice after an
-    /// interruption.
+    /// The previews left of `count` validations every `every` iterations. `again`: at validation
+    /// `.0` the run is interrupted and continues from validation `.1`.
     fn left(every: u64, count: u64, again: &[(u64, u64)]) -> Vec<u64> {
         let mut list: Vec<u64> = Vec::new();
         let validate = |i: u64, list: &mut Vec<u64>| {
@@ -260,7 +260,7 @@ mod tests {
             list.push(i);
             let gone = surplus(list);
             list.retain(|i| !gone.contains(i));
-            assert!(list.len() as u64 <= MOST_VERSIONS, "{} at {i}", list.len());
+            assert!(list.len() as u64 <= MAX_VERSIONS, "{} at {i}", list.len());
         };
         for k in 1..=count {
             validate(k * every, &mut list);
@@ -280,11 +280,11 @@ mod tests {
                 (Some(&every), Some(&(count * every)))
             );
             assert!(
-                list.len() as u64 >= count.min(MOST_VERSIONS / 4),
+                list.len() as u64 >= count.min(MAX_VERSIONS / 4),
                 "{} of {count}",
                 list.len()
             );
-            // an interruption changes nothing
+            // An interruption changes nothing.
             assert_eq!(
                 left(
                     every,
@@ -297,17 +297,17 @@ mod tests {
     }
 
     #[test]
-    fn pictures_that_are_none_are_refused_before_they_are_decoded() {
+    fn files_that_are_no_previews_are_refused_before_they_are_decoded() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.png");
         let refused = |words: &str| {
-            let error = format!("{:#}", read_picture(&path).unwrap_err());
+            let error = format!("{:#}", read_preview(&path).unwrap_err());
             assert!(error.contains("a.png") && error.contains(words), "{error}");
         };
         RgbImage::new(SIDE + 1, 4).save(&path).unwrap();
         refused("257x4");
         write(&path, &RgbImage::new(300, 20)).unwrap();
-        assert_eq!(read_picture(&path).unwrap().1, (SIDE, 20));
+        assert_eq!(read_preview(&path).unwrap().1, (SIDE, 20));
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         refused("cannot be shown");

@@ -1,20 +1,20 @@
-//! Learning rate and EMA weight as pure functions of the iteration, so that a resumed run cannot
-//! differ from an unbroken one.
+//! Learning rate and EMA weight as pure functions of the iteration. Depends on nothing. Promises
+//! that a resumed run cannot differ from an unbroken one.
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate falls after warm-up.
+/// How the learning rate falls after the warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type")]
 pub enum Decay {
     /// No decay.
     Constant,
-    /// Times `gamma` from the iteration after each milestone on (PyTorch's MultiStepLR stepped
-    /// after the update).
+    /// Multiplies the rate by `gamma` at each milestone, from the iteration after it on (as
+    /// PyTorch's MultiStepLR, stepped after the update).
     MultiStep {
         /// Iterations after which the rate falls.
         milestones: Vec<u64>,
-        /// Factor at each.
+        /// Factor at each milestone.
         gamma: f64,
     },
     /// From the base rate to `eta_min` along half a cosine (Loshchilov and Hutter, "SGDR", 2017),
@@ -22,25 +22,26 @@ pub enum Decay {
     Cosine {
         /// Iterations of the half period.
         total: u64,
-        /// Rate at its end.
+        /// Rate at the end of the half period.
         eta_min: f64,
     },
 }
 
-/// Warm-up and decay.
+/// The learning rate over the iterations: warm-up, then decay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
-    /// Rate after warm-up.
+    /// Rate after the warm-up.
     pub base_lr: f64,
     /// Iterations of linear warm-up; 0 for none.
     pub warmup: u64,
-    /// What follows.
+    /// What follows the warm-up.
     pub decay: Decay,
 }
 
 impl Schedule {
-    /// Learning rate of iteration `i` = 1, 2, ...
+    /// Learning rate of iteration `i` = 1, 2, ... (0 is treated as 1).
     pub fn lr(&self, i: u64) -> f64 {
+        let i = i.max(1);
         if i <= self.warmup {
             return self.base_lr * i as f64 / self.warmup as f64;
         }
@@ -50,7 +51,7 @@ impl Schedule {
                 self.base_lr * gamma.powi(milestones.iter().filter(|&&m| i > m).count() as i32)
             }
             Decay::Cosine { total, eta_min } => {
-                // the scheduler has stepped i - 1 times when iteration i runs
+                // The scheduler has stepped i - 1 times when iteration i runs.
                 let share = (i - 1).min(*total) as f64 / (*total).max(1) as f64;
                 eta_min
                     + (self.base_lr - eta_min) * 0.5 * (1.0 + (std::f64::consts::PI * share).cos())
@@ -59,8 +60,8 @@ impl Schedule {
     }
 }
 
-/// EMA weight of the old average at update `k` = 1, 2, ...: the first copies, later ones use
-/// min(decay, 1 - k^-power).
+/// Weight of the old average in the EMA at update `k` = 1, 2, ...: 0 for the first update, which
+/// copies the parameters, then min(decay, 1 - k^-power).
 pub fn ema_decay(k: u64, decay: f64, power: f64) -> f64 {
     if k <= 1 {
         0.0
@@ -105,6 +106,26 @@ mod tests {
         assert_eq!(s.lr(1), 1.0);
         assert!((s.lr(51) - 0.55).abs() < 1e-12);
         assert!((s.lr(101) - 0.1).abs() < 1e-12 && (s.lr(1000) - 0.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn iteration_0_is_treated_as_1() {
+        for decay in [
+            Decay::Constant,
+            Decay::Cosine {
+                total: 0,
+                eta_min: 0.0,
+            },
+        ] {
+            for warmup in [0, 5] {
+                let s = Schedule {
+                    base_lr: 1e-3,
+                    warmup,
+                    decay: decay.clone(),
+                };
+                assert!(s.lr(0) == s.lr(1) && s.lr(0) > 0.0, "{s:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,73 +1,73 @@
-//! The state of a run between iterations: everything a resumed run needs to give the same bits as
-//! an unbroken one. One safetensors file, written atomically, with a checksum, so that a damaged
-//! one is noticed and an older one can be taken. Depends on `files`, `failure` and safetensors.
-//! Promises that a state which is read can be trained on, that no more is read than the state of
-//! its network takes, and that an error of the system is never taken for a damaged state.
+//! The state of a run between iterations: everything that a resumed run needs to give the same bits
+//! as an unbroken one. It is one safetensors file, written atomically, with a checksum, so that
+//! damage is noticed and an older state can be taken. Depends on `files`, `failure` and
+//! safetensors. Promises that a state which was read can be trained on, and that no more bytes are
+//! read than a state of its network has.
 
+use super::log_line::number_or_null;
 use super::{LossScale, TrainConfig};
 use crate::model::Network;
+// The metadata entry that only a state has.
+use crate::model::STATE_METADATA_KEY as METADATA_KEY;
 use crate::support::failure::{no_memory, retry, system_cause};
 use crate::support::files;
-use crate::sys::{self, ErrorClass};
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Key of the metadata that a state alone has.
-use crate::model::STATE_METADATA_KEY as METADATA_KEY;
-/// Raised when a state file changes its meaning.
+/// Version of the format; raised when the meaning of a field changes.
 const VERSION: u32 = 2;
-/// The vectors of a state, in the order of [`State::vectors`].
+/// Tensor names, in the order of [`State::vectors`].
 const NAMES: [&str; 4] = ["parameters", "moment1", "moment2", "ema"];
 
-/// Where the safetensors header begins: behind its length.
+/// Offset of the safetensors header, bytes: its length comes first.
 const HEADER_AT: usize = 8;
-/// Most bytes of a safetensors header: a state's takes about one thousand.
+/// Largest safetensors header that is read, bytes; that of a state has about one thousand.
 const MAX_HEADER_BYTES: u64 = 1 << 20;
-/// What stands before the checksum, at the end of the head's text.
+/// The text before the checksum, which is the last field of the head.
 const CHECKSUM_MARK: &str = ",\"crc32\":";
-/// Most iterations a run may have, so that the number of a sample fits into 64 bits.
+/// Largest number of iterations of a run, so that the number of a sample fits into 64 bits.
 const MAX_ITERATIONS: u64 = 1 << 48;
 
-/// A run after `iteration` iterations.
+/// A run after some iterations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
     /// Everything but the vectors.
     pub head: StateHead,
-    /// parameters, first moment, second moment, EMA; f32, in table order.
+    /// Parameters, first moment, second moment, EMA: f32, in the order of the network's parameter
+    /// table.
     pub vectors: [Vec<f32>; 4],
 }
 
-/// The small part of a state.
+/// The part of a state that is stored as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StateHead {
     version: u32,
     /// Iterations done.
     pub iteration: u64,
-    /// Updates applied: iterations less the skipped ones.
+    /// Updates applied: iterations minus the skipped ones.
     pub updates: u64,
-    /// Fingerprint of the shard set the order belongs to.
+    /// Fingerprint of the sets of shards, which the order of the samples depends on.
     pub data: u64,
-    /// Losses of the iterations since the last log line, so that the next line is that of an
-    /// unbroken run.
+    /// Losses since the last log line, so that the next line is the same as in an unbroken run.
     pub open_line: OpenLine,
     /// The configuration of the run.
     pub config: TrainConfig,
-    /// fp16: the factor on the loss.
+    /// The loss scale; used with fp16 only.
     #[serde(default)]
     pub loss_scale: LossScale,
-    /// Updates skipped up to this iteration without one that was not.
+    /// Updates skipped in a row, up to this iteration.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped_in_a_row: u64,
-    /// Where the log line of this very iteration is still to be written, since its validation comes
-    /// after the state: what the line needs beside [`StateHead::open_line`].
+    /// Present if the log line of this iteration is not written yet, because its validation comes
+    /// after the state: what the line needs besides [`StateHead::open_line`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_line: Option<PendingLine>,
-    /// Must stay the last field: see [`seal`].
+    /// Checksum. It must stay the last field, see [`seal`].
     crc32: u32,
 }
 
@@ -75,28 +75,28 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// The last update's part of a log line.
+/// The values of the last update that its log line needs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PendingLine {
-    /// Gradient norm before clipping; not a number where it was not finite.
-    #[serde(deserialize_with = "super::log::number_or_null")]
+    /// Gradient norm before clipping; NaN if it was not finite.
+    #[serde(deserialize_with = "number_or_null")]
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
 }
 
-/// A log line that is not written yet.
+/// Losses for the next log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OpenLine {
     /// Sum of the losses.
     pub loss: f64,
-    /// How many they are: iterations less the skipped ones.
+    /// Number of losses: iterations minus the skipped ones.
     pub count: u64,
 }
 
-/// The checksum over the vectors and the text of the head, which has a 0 in the place of the
-/// checksum. It is taken of the text as it is written and not of the fields: a program with more
-/// fields still reads the states of one with fewer.
+/// The checksum over the vectors and the text of the head, in which the checksum itself is 0. It
+/// covers the text as it is in the file and not the fields, so that a program with more fields can
+/// still read states with fewer.
 fn checksum(text_before: &str, vectors: &[Vec<f32>; 4]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     vectors
@@ -107,7 +107,7 @@ fn checksum(text_before: &str, vectors: &[Vec<f32>; 4]) -> u32 {
     hasher.finalize()
 }
 
-/// The head's text with its checksum.
+/// The text of a head with its checksum.
 fn seal(head: &StateHead, vectors: &[Vec<f32>; 4]) -> Result<String> {
     let text = serde_json::to_string(&StateHead {
         crc32: 0,
@@ -120,15 +120,15 @@ fn seal(head: &StateHead, vectors: &[Vec<f32>; 4]) -> Result<String> {
     Ok(format!("{before}{}}}", checksum(before, vectors)))
 }
 
-/// The head's text up to its checksum, and the checksum.
+/// Splits the text of a head into the text before the checksum, and the checksum.
 fn unseal(text: &str) -> Option<(&str, u32)> {
     let inside = text.strip_suffix('}')?;
     let (before, digits) = inside.split_at(inside.rfind(CHECKSUM_MARK)? + CHECKSUM_MARK.len());
     Some((before, digits.parse().ok()?))
 }
 
-/// The text of a state's head within the safetensors header. The other entries of the header are
-/// left to safetensors.
+/// The text of a state's head within the safetensors header, whose other entries are read by
+/// safetensors later.
 fn head_text(header: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Header {
@@ -144,14 +144,14 @@ fn head_text(header: &[u8]) -> Option<String> {
 /// Bytes of the four vectors of a state with this head.
 fn vector_bytes(head: &StateHead) -> Option<u64> {
     let network = &head.config.network;
-    // only networks that there are: the table of another scale might be of any size
+    // Known networks only: the table of an arbitrary scale could have any size.
     Network::new(&network.arch, network.scale).ok()?;
     let table = network.params();
     Some(8 * (table.len() as u64 + table.trainable() as u64))
 }
 
-/// The bytes of a state file. The header says how many there must be; a file of another length is
-/// not read.
+/// Reads the bytes of a state file. The header says how many there must be; a file of another
+/// length is refused unread.
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let damage = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     let mut file = files::open_regular(path)?;
@@ -192,7 +192,7 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 impl State {
-    /// A state; the checksum is computed when it is written.
+    /// A state without a pending line; the checksum is computed when it is written.
     pub fn new(
         iteration: u64,
         updates: u64,
@@ -221,7 +221,7 @@ impl State {
     /// Writes the state atomically.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let metadata =
             HashMap::from([(METADATA_KEY.to_string(), seal(&self.head, &self.vectors)?)]);
@@ -242,8 +242,8 @@ impl State {
     /// Reads and checks a state.
     ///
     /// # Errors
-    /// When the file is damaged, of another version, or no regular file. Errors of the system are
-    /// tried again, and say then that nothing is known about the state.
+    /// The file is damaged, of another version, or no regular file. After a system error reading is
+    /// tried again; the message then does not call the state damaged.
     pub fn read(path: &Path) -> Result<State> {
         let bytes = match retry(|| read_bytes(path)).map_err(anyhow::Error::from) {
             Err(error) if system_cause(&error).is_some() => {
@@ -253,13 +253,13 @@ impl State {
         };
         bytes
             .and_then(|bytes| Self::from_bytes(&bytes))
-            .with_context(|| format!("{} is damaged or no state of a run", path.display()))
+            .with_context(|| format!("{} is damaged or not the state of a run", path.display()))
     }
 
-    /// A state out of the bytes of its file.
+    /// Decodes and checks a state from the bytes of its file.
     ///
     /// # Errors
-    /// When they are damaged, of another version, or hold what no training leaves behind.
+    /// The bytes are damaged, of another version, or hold values that training never produces.
     pub fn from_bytes(bytes: &[u8]) -> Result<State> {
         let (_, header) = SafeTensors::read_metadata(bytes)?;
         let Some(text) = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY)) else {
@@ -293,7 +293,7 @@ impl State {
         Ok(state)
     }
 
-    /// Refuses numbers that training never leaves behind and that it would only notice iterations
+    /// Refuses values that training never produces, and that a run would only notice iterations
     /// later.
     fn check(&self) -> Result<()> {
         let head = &self.head;
@@ -316,11 +316,11 @@ impl State {
             "its batch is too large"
         );
         for (name, values) in NAMES.iter().zip(&self.vectors) {
-            // the second moment is a mean of squares, and its root is taken
+            // The second moment is a mean of squares, of which the square root is taken.
             let least = if *name == "moment2" { 0.0 } else { f32::MIN };
             if let Some(at) = values.iter().position(|v| !(v.is_finite() && *v >= least)) {
                 bail!(
-                    "{name} holds {} at place {at}, which no training leaves behind",
+                    "{name} holds {} at index {at}, which no training leaves behind",
                     values[at]
                 );
             }
@@ -329,71 +329,14 @@ impl State {
     }
 }
 
-/// Name of the state after an iteration.
-pub fn state_path(run: &Path, iteration: u64) -> PathBuf {
-    run.join("states")
-        .join(format!("state_{iteration:09}.safetensors"))
-}
-
-/// State files of a run, newest first; none where the folder is not there.
-///
-/// # Errors
-/// When the folder cannot be read: that it holds no state is then not known.
-pub fn list_states(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let folder = run.join("states");
-    let entries = match retry(|| std::fs::read_dir(&folder)?.collect::<io::Result<Vec<_>>>()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => {
-            entries.with_context(|| format!("cannot read the folder {}", folder.display()))?
-        }
-    };
-    let mut list: Vec<(u64, PathBuf)> = entries
-        .into_iter()
-        .filter_map(|e| {
-            let name = e.file_name().into_string().ok()?;
-            let number = name.strip_prefix("state_")?.strip_suffix(".safetensors")?;
-            Some((number.parse().ok()?, e.path()))
-        })
-        .collect();
-    list.sort_by_key(|(iteration, _)| std::cmp::Reverse(*iteration));
-    Ok(list)
-}
-
-/// Whether the system says that a name leads to nothing that could be a state: a link to nothing or
-/// in a circle, a socket.
-fn is_no_file(error: &io::Error) -> bool {
-    sys::is_error(error, ErrorClass::NoFile)
-}
-
-/// The newest whole state of a run, and what was wrong with any newer one.
-///
-/// # Errors
-/// Those of the system: a state that cannot be read may be whole, and going on from an older one
-/// would throw away what lies between.
-pub fn newest_state(run: &Path) -> Result<(Option<State>, Vec<String>)> {
-    let mut damaged = Vec::new();
-    for (_, path) in list_states(run)? {
-        match State::read(&path) {
-            Ok(state) => return Ok((Some(state), damaged)),
-            Err(error) if system_cause(&error).is_none_or(is_no_file) => {
-                damaged.push(format!("{error:#}"))
-            }
-            Err(error) => {
-                return Err(error.context("the system does not let the newest state be read, so whether it is whole is not known"));
-            }
-        }
-    }
-    Ok((None, damaged))
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::Network;
     use crate::plan::LossKind;
     use crate::train::{Decay, LossTerm, Schedule};
 
-    fn config() -> TrainConfig {
+    pub(in crate::train) fn config() -> TrainConfig {
         TrainConfig {
             network: Network::new("nano", 2).unwrap(),
             lq_size: 16,
@@ -466,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_no_training_leaves_behind_are_refused_though_the_checksum_is_right() {
+    fn values_that_training_never_produces_are_refused_though_the_checksum_is_right() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.safetensors");
         let read = |change: &dyn Fn(&mut State)| {
@@ -479,7 +422,7 @@ mod tests {
         assert!(read(&|_| {}).is_ok());
         type Change<'a> = (&'a str, &'a dyn Fn(&mut State));
         let cases: [Change; 7] = [
-            ("parameters holds NaN at place 1", &|s| {
+            ("parameters holds NaN at index 1", &|s| {
                 s.vectors[0][1] = f32::NAN
             }),
             ("moment1 holds -inf", &|s| {
@@ -497,7 +440,7 @@ mod tests {
             let error = read(change).unwrap_err();
             assert!(error.contains(words), "{words}: {error}");
         }
-        // a line that waits for its validation keeps a norm that JSON has no number for
+        // A pending line keeps a gradient norm that JSON cannot express.
         let pending = PendingLine {
             grad_norm: f64::NAN,
             lr: 1e-3,
@@ -506,51 +449,6 @@ mod tests {
             read(&|s| (s.head.pending_line, s.head.skipped_in_a_row) = (Some(pending), 3)).unwrap();
         assert!(
             state.head.pending_line.unwrap().grad_norm.is_nan() && state.head.skipped_in_a_row == 3
-        );
-    }
-
-    #[test]
-    fn only_a_regular_file_of_the_right_length_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let states = dir.path().join("states");
-        std::fs::create_dir(&states).unwrap();
-        let net = config().network.params();
-        let (all, some) = (vec![0.5; net.len()], vec![0.0; net.trainable()]);
-        let state = State::new(
-            3,
-            3,
-            9,
-            OpenLine::default(),
-            config(),
-            [all.clone(), some.clone(), some, all],
-        );
-        state.write(&state_path(dir.path(), 3)).unwrap();
-        // newer ones that are none: a device without an end, a pipe that nobody writes to, a
-        // folder, a link to nothing, a huge hole
-        sys::symlink_file(Path::new("/dev/zero"), &state_path(dir.path(), 9)).unwrap();
-        assert!(
-            std::process::Command::new("mkfifo")
-                .arg(state_path(dir.path(), 8))
-                .status()
-                .unwrap()
-                .success()
-        );
-        std::fs::create_dir(state_path(dir.path(), 7)).unwrap();
-        sys::symlink_file(Path::new("nothing"), &state_path(dir.path(), 6)).unwrap();
-        std::fs::copy(state_path(dir.path(), 3), state_path(dir.path(), 5)).unwrap();
-        std::fs::OpenOptions::new()
-            .write(true)
-            .open(state_path(dir.path(), 5))
-            .unwrap()
-            .set_len(1 << 40)
-            .unwrap();
-        std::fs::write(state_path(dir.path(), 4), [0xFF; 64]).unwrap();
-        let (found, damaged) = newest_state(dir.path()).unwrap();
-        assert_eq!(found.unwrap().head.iteration, 3);
-        assert_eq!(damaged.len(), 6, "{damaged:?}");
-        assert!(
-            damaged[0].contains("no regular file") && damaged[4].contains("1099511627776 bytes"),
-            "{damaged:?}"
         );
     }
 
@@ -567,7 +465,7 @@ mod tests {
             ),
             (4, 4, 0)
         );
-        // and written again it is the same file, byte for byte
+        // Written again it is the same file, byte for byte.
         let dir = tempfile::tempdir().unwrap();
         let again = dir.path().join("s.safetensors");
         state.write(&again).unwrap();

@@ -1,10 +1,10 @@
-//! Validation within a run: held-out images, upscaled in the step's arena. Depends on the
-//! held-out pairs, the metrics and upscaling. It promises to take no device memory beyond what the
-//! step has, to end within an image of being told to stop, and that what goes wrong with an image
-//! is a warning: a run does not end for what only measures it.
+//! Validation within a run: images are upscaled in the arena of the step. Depends on the validation
+//! set, the metrics and upscaling. Promises to take no device memory beyond that of the step, to
+//! end within one image of a stop request, and that an image that cannot be measured is a warning:
+//! a run does not end because its validation fails.
 
 use super::keeping::MeasuredOn;
-use super::{DevicePlace, HeldOut, RunOptions, TrainConfig, previews};
+use super::{DevicePlace, RunOptions, TrainConfig, ValidationSet, previews};
 use crate::backend::Backend;
 use crate::inference::eval::{Scores, evaluate_pair, mean};
 use crate::inference::upscale::{LentUpscaler, Tiler, largest_tile};
@@ -13,34 +13,39 @@ use crate::sys::anonymous_memory;
 use anyhow::{Context, Result};
 use std::sync::atomic::Ordering;
 
-/// Images for validation. They are upscaled in the step's arena, which holds nothing of worth
-/// between steps.
+/// The validation of a run. Images are upscaled in the arena of the step, whose content is not
+/// needed between steps.
 pub(super) struct Validation {
-    pub held_out: HeldOut,
+    pub images: ValidationSet,
     tiler: Tiler,
+    /// Sizing of inference on the device of the run.
     sizing: Box<dyn Sizing>,
     /// Iterations between validations.
     pub every: u64,
     /// Pixels of the largest HR image.
     pub largest: u64,
-    /// HR pixels left out at each edge.
+    /// HR pixels that the metrics leave out at each edge.
     crop: u32,
-    /// Most anonymous memory seen while images were held, bytes.
+    /// Peak anonymous memory seen while images were in memory, bytes.
     pub peak: u64,
 }
 
-/// What came of a validation.
-pub(super) enum Validated {
+/// The result of a validation.
+pub(super) enum ValidationOutcome {
     /// Means over all pairs.
     Scores(Scores),
-    /// A pair could not be measured; means over the others could not be compared with those of
-    /// other validations.
+    /// An image could not be measured. A mean over the others could not be compared with other
+    /// validations.
     Failed,
-    /// The run was told to stop meanwhile.
+    /// The run was stopped meanwhile.
     Stopped,
 }
 
 impl Validation {
+    /// Opens the validation of a run; `None` without one.
+    ///
+    /// # Errors
+    /// There is nothing to validate on.
     pub fn new(
         config: &TrainConfig,
         options: &RunOptions,
@@ -49,13 +54,13 @@ impl Validation {
         let Some(folder) = &options.validation else {
             return Ok(None);
         };
-        let held_out = HeldOut::open(folder, config.network.scale)?;
-        let largest = held_out.largest()?;
+        let images = ValidationSet::open(folder, config.network.scale)?;
+        let largest = images.largest()?;
         let tiler = Tiler::new(config.network.clone(), 0)?;
         let crop = options.crop_border.unwrap_or(config.network.scale as u32);
         let every = options.validate_every.max(1);
         Ok(Some(Validation {
-            held_out,
+            images,
             tiler,
             sizing: place.inference(),
             every,
@@ -65,7 +70,7 @@ impl Validation {
         }))
     }
 
-    /// Takes the largest tiles that the plan of the step has room for.
+    /// Chooses the largest tiles that fit into the arena of the step.
     pub fn fit_tiles(&mut self, config: &TrainConfig, plan: &Plan) -> Result<()> {
         let room = plan.free_between_steps();
         let side = largest_tile(&config.network, self.sizing.as_ref(), room.end - room.start)?;
@@ -73,14 +78,14 @@ impl Validation {
         Ok(())
     }
 
-    /// Loads every pair once, before the first step, and says what scores will be measured on;
-    /// nothing where the run is stopped meanwhile.
+    /// Loads every image once, before the first step. Returns what scores will be measured on;
+    /// `None` if the run was stopped meanwhile.
     ///
     /// # Errors
-    /// Names the pairs that cannot be measured.
+    /// An image cannot be measured; the message names it.
     pub fn check(&mut self, options: &RunOptions) -> Result<Option<MeasuredOn>> {
         let (stop, peak) = (&options.stop, &mut self.peak);
-        let checksum = self.held_out.check(self.crop, &mut || {
+        let checksum = self.images.check(self.crop, &mut || {
             *peak = (*peak).max(anonymous_memory().unwrap_or(0));
             !stop.load(Ordering::Relaxed)
         })?;
@@ -90,13 +95,13 @@ impl Validation {
             .map(|place| std::path::absolute(place).unwrap_or_else(|_| place.to_path_buf()));
         Ok(checksum.map(|checksum| MeasuredOn {
             place: place.map_or_else(String::new, |place| place.display().to_string()),
-            pairs: self.held_out.len() as u64,
+            pairs: self.images.len() as u64,
             crop_border: self.crop,
             checksum,
         }))
     }
 
-    /// Measures a network; its images are kept for the report.
+    /// Measures a network, and keeps previews of the first images for the report.
     pub fn measure(
         &mut self,
         backend: &mut dyn Backend,
@@ -104,51 +109,44 @@ impl Validation {
         options: &RunOptions,
         iteration: u64,
         warn: &mut dyn FnMut(String),
-    ) -> Validated {
+    ) -> ValidationOutcome {
         let mut upscaler = LentUpscaler {
             tiler: &mut self.tiler,
             host: backend,
             sizing: self.sizing.as_ref(),
             params,
         };
-        let mut scores = Vec::with_capacity(self.held_out.len());
+        let mut scores = Vec::with_capacity(self.images.len());
         let mut previews_failed = false;
-        for index in 0..self.held_out.len() {
+        for index in 0..self.images.len() {
             if options.stop.load(Ordering::Relaxed) {
-                return Validated::Stopped;
+                return ValidationOutcome::Stopped;
             }
-            let measured = self.held_out.pair(index).and_then(|(name, pair)| {
+            let measured = self.images.pair(index).and_then(|(name, pair)| {
                 let measured = evaluate_pair(&mut upscaler, &name, &pair, self.crop)
-                    .with_context(|| self.held_out.place(index))?;
+                    .with_context(|| self.images.place(index))?;
                 Ok((pair, measured))
             });
-            // while the images are held: this is the most that validation takes
+            // Measured while the images are in memory, which is the peak of a validation.
             self.peak = self.peak.max(anonymous_memory().unwrap_or(0));
-            let (pair, m) = match measured {
+            let (pair, measured) = match measured {
                 Ok(measured) => measured,
                 Err(error) => {
                     warn(format!(
                         "this validation has no scores, and training goes on: {error:#}"
                     ));
-                    return Validated::Failed;
+                    return ValidationOutcome::Failed;
                 }
             };
-            if let Err(error) = previews::keep(
-                &options.out,
-                iteration,
-                index,
-                &m.result,
-                &m.ours,
-                &m.bicubic,
-                &pair,
-            ) && !std::mem::replace(&mut previews_failed, true)
+            if let Err(error) = previews::keep(&options.out, iteration, index, &measured, &pair)
+                && !std::mem::replace(&mut previews_failed, true)
             {
                 warn(format!(
                     "the previews of this validation are not all kept: {error:#}"
                 ));
             }
-            scores.push(m.result.network);
+            scores.push(measured.result.network);
         }
-        Validated::Scores(mean(scores.into_iter()))
+        ValidationOutcome::Scores(mean(scores.into_iter()))
     }
 }

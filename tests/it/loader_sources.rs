@@ -5,7 +5,7 @@ use crate::shard_common;
 
 use paragon::loader::bench::{BenchConfig, measure};
 use paragon::loader::quality::quality;
-use paragon::loader::{Loader, LoaderConfig, OnCorrupt, Sources};
+use paragon::loader::{Loader, LoaderConfig, OnCorrupt, Sources, bound};
 use paragon::shard::codec::Codec;
 use paragon::shard::reader::{Advice, Io, ShardSet};
 use shard_common::{config as build, make, make_writable, pictures, small_set};
@@ -440,4 +440,44 @@ fn records_can_be_let_go_and_fetched_again() {
     set.advise(0..set.len(), Advice::DontNeed, Io::Mmap);
     set.advise(0..set.len() + 100, Advice::WillNeed, Io::Pread);
     assert!(all() == before);
+}
+
+#[test]
+fn impossible_configurations_are_errors_everywhere() {
+    let (_dir, folder) = small_set(8, Codec::Predict);
+    let sources: Arc<Sources> = Arc::new(open(&folder).into());
+    let change = |change: &dyn Fn(&mut LoaderConfig)| {
+        let mut config = config();
+        change(&mut config);
+        config
+    };
+    for (words, config) in [
+        ("batch is 0", change(&|c| c.batch = 0)),
+        ("LQ patch is 0", change(&|c| c.lq_size = 0)),
+        ("stores 16", change(&|c| c.lq_size = usize::MAX)),
+        ("0 loader threads", change(&|c| c.threads = 0)),
+        ("loader slots", change(&|c| c.slots = usize::MAX)),
+        ("ranks are counted", change(&|c| c.ranks = 0)),
+        ("too large", change(&|c| c.batch = usize::MAX)),
+        ("too large", change(&|c| c.batch = 1 << 50)),
+    ] {
+        let how = BenchConfig {
+            epochs: Some(1.0),
+            seconds: 0.0,
+            cold: false,
+            step: Duration::ZERO,
+            content: false,
+        };
+        let errors = [
+            bound(&sources, &config).err(),
+            quality(&sources, &config).err(),
+            measure(&sources, &config, &how).err(),
+            Loader::start(sources.clone(), config).err(),
+        ];
+        for error in errors {
+            let error = format!("{:#}", error.unwrap());
+            assert!(error.contains(words), "{words}: {error}");
+        }
+    }
+    assert!(sources.locate(sources.len()).is_err());
 }

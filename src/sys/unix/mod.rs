@@ -6,6 +6,7 @@ mod bus;
 pub(super) use bus::WatchedMap;
 
 use super::{ErrorClass, FileId, FileTime};
+#[cfg(feature = "cli")]
 use anyhow::{Context, Result};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};

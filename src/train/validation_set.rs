@@ -1,5 +1,5 @@
-//! What a run is validated on: a folder of images, or a held-out set of shards. Depends on the
-//! dataset and the shards' reader. It promises the same pairs in the same order at every
+//! The images that a run is validated on: a folder of images, or a held-out set of shards. Depends
+//! on the dataset and the reader of shards. Promises the same pairs in the same order at every
 //! validation.
 
 use crate::dataset::decode::{Limits, probe};
@@ -13,30 +13,33 @@ use crate::support::failure::system_cause;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
-/// Pairs of a held-out set of shards that are measured at most, spread evenly over it: a thousand
-/// times a run should not take hours.
-pub const MOST_RECORDS: u64 = 256;
-/// Images that an error names.
-const MOST_NAMED: usize = 5;
-/// Where `paragon shard --val` puts the held-out set, below the one to train on.
+/// Largest number of pairs of a set of shards that are measured, spread evenly over the set. A run
+/// validates up to a thousand times, which should not take hours.
+const MAX_RECORDS: u64 = 256;
+/// Largest number of images that an error names.
+const MAX_NAMED: usize = 5;
+/// Folder of the held-out set that `paragon shard --val` makes, within the set to train on.
 const FOLDER: &str = "val";
 
 /// Pairs to validate on.
-pub struct HeldOut {
+pub struct ValidationSet {
     pairs: Pairs,
     scale: usize,
     left_out: Vec<LeftOut>,
 }
 
+/// Where the pairs come from.
 enum Pairs {
-    Pictures(Vec<Source>),
+    Images(Vec<Source>),
     Shards {
         set: Box<ShardSet>,
+        /// Numbers of the records that are measured.
         records: Vec<u64>,
     },
 }
 
-/// Whether a pair has pixels enough for every score.
+/// Checks that a pair has enough pixels for every score, with `crop` HR pixels left out at each
+/// edge.
 fn fits(pair: &ImagePair, crop: u32) -> Result<()> {
     let (w, h) = pair.hr.dimensions();
     let least = u64::from(crop) * 2 + WINDOW as u64;
@@ -47,16 +50,17 @@ fn fits(pair: &ImagePair, crop: u32) -> Result<()> {
     Ok(())
 }
 
+/// Whether a folder holds a set of shards.
 fn is_set(folder: &Path) -> bool {
     folder.join(MANIFEST_NAME).is_file()
 }
 
-impl HeldOut {
-    /// Opens a folder of images, or a set of shards.
+impl ValidationSet {
+    /// Opens a folder of images or a set of shards, for a network of `scale`.
     ///
     /// # Errors
-    /// When it holds nothing that can be measured, or a set of another scale.
-    pub fn open(place: &Path, scale: usize) -> Result<HeldOut> {
+    /// It holds nothing that can be measured, or a set of another scale.
+    pub fn open(place: &Path, scale: usize) -> Result<ValidationSet> {
         if !is_set(place) {
             let found = find(
                 place,
@@ -67,8 +71,8 @@ impl HeldOut {
                     out: None,
                 },
             )?;
-            return Ok(HeldOut {
-                pairs: Pairs::Pictures(found.sources),
+            return Ok(ValidationSet {
+                pairs: Pairs::Images(found.sources),
                 scale,
                 left_out: found.left_out,
             });
@@ -85,11 +89,11 @@ impl HeldOut {
             place.display(),
             set.scale()
         );
-        let count = set.len().min(MOST_RECORDS);
+        let count = set.len().min(MAX_RECORDS);
         let records = (0..count)
             .map(|i| (u128::from(i) * u128::from(set.len()) / u128::from(count)) as u64)
             .collect();
-        Ok(HeldOut {
+        Ok(ValidationSet {
             pairs: Pairs::Shards {
                 set: Box::new(set),
                 records,
@@ -99,7 +103,7 @@ impl HeldOut {
         })
     }
 
-    /// The held-out set that was made with a set to train on.
+    /// The held-out set that was made together with one of the sets `shards` to train on.
     pub fn beside(shards: &[PathBuf]) -> Option<PathBuf> {
         shards
             .iter()
@@ -107,20 +111,20 @@ impl HeldOut {
             .find(|val| is_set(val))
     }
 
-    /// Images below the folder that take no part, by reason.
+    /// Images of the folder that are left out, by reason.
     pub fn left_out(&self) -> &[LeftOut] {
         &self.left_out
     }
 
-    /// How many pairs.
+    /// Number of pairs.
     pub fn len(&self) -> usize {
         match &self.pairs {
-            Pairs::Pictures(sources) => sources.len(),
+            Pairs::Images(sources) => sources.len(),
             Pairs::Shards { records, .. } => records.len(),
         }
     }
 
-    /// Whether there are none; never after opening.
+    /// True if there are no pairs, which opening refuses.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -128,10 +132,10 @@ impl HeldOut {
     /// HR pixels of the largest pair.
     ///
     /// # Errors
-    /// When an image cannot be read.
+    /// An image cannot be read.
     pub fn largest(&self) -> Result<u64> {
         match &self.pairs {
-            Pairs::Pictures(sources) => sources.iter().try_fold(0, |most, source| {
+            Pairs::Images(sources) => sources.iter().try_fold(0, |most, source| {
                 let (w, h) = probe(&source.hr, &Limits::default())?;
                 Ok(most.max(u64::from(w) * u64::from(h)))
             }),
@@ -139,14 +143,15 @@ impl HeldOut {
         }
     }
 
-    /// Loads every pair once and looks whether it can be measured with `crop` HR pixels left out at
-    /// each edge, so that no damaged file, no wrong size and no border that is too wide is found
-    /// only hours later. `each` is called after every pair; once it says no, the rest is left.
-    /// Returns the checksum of all sizes and pixels, or nothing where some were left.
+    /// Loads every pair once and checks that it can be measured with `crop` HR pixels left out at
+    /// each edge, so that a damaged file, a wrong size or too wide a border is found before
+    /// training. `each` is called after every pair; if it returns false, the remaining pairs are
+    /// not checked. Returns the checksum of all sizes and pixels, or `None` if pairs were not
+    /// checked.
     ///
     /// # Errors
-    /// Names the first pairs that cannot be measured, how many more there are, and why. An error of
-    /// the system ends the search.
+    /// Pairs cannot be measured; the message names the first ones, their number, and the reasons. A
+    /// system error ends the check at once.
     pub fn check(&self, crop: u32, each: &mut dyn FnMut() -> bool) -> Result<Option<u32>> {
         let mut hasher = crc32fast::Hasher::new();
         let mut found = Vec::new();
@@ -157,15 +162,11 @@ impl HeldOut {
                     .with_context(|| self.place(index))
             }) {
                 Ok(pair) => {
-                    for picture in [&pair.lq, &pair.hr] {
+                    for image in [&pair.lq, &pair.hr] {
                         hasher.update(
-                            &[
-                                picture.width().to_le_bytes(),
-                                picture.height().to_le_bytes(),
-                            ]
-                            .concat(),
+                            &[image.width().to_le_bytes(), image.height().to_le_bytes()].concat(),
                         );
-                        hasher.update(picture);
+                        hasher.update(image);
                     }
                 }
                 Err(error) if system_cause(&error).is_some() => {
@@ -177,14 +178,14 @@ impl HeldOut {
                 return Ok(None);
             }
         }
-        let more = if found.len() > MOST_NAMED {
-            format!("; and {} more", found.len() - MOST_NAMED)
+        let more = if found.len() > MAX_NAMED {
+            format!("; and {} more", found.len() - MAX_NAMED)
         } else {
             String::new()
         };
         let named = found
             .iter()
-            .take(MOST_NAMED)
+            .take(MAX_NAMED)
             .map(String::as_str)
             .collect::<Vec<_>>()
             .join("; ");
@@ -197,10 +198,10 @@ impl HeldOut {
         Ok(Some(hasher.finalize()))
     }
 
-    /// Where a pair is, for errors.
+    /// The path or record of a pair, for messages.
     pub fn place(&self, index: usize) -> String {
         match &self.pairs {
-            Pairs::Pictures(sources) => sources
+            Pairs::Images(sources) => sources
                 .get(index)
                 .map_or_else(String::new, |source| source.hr.display().to_string()),
             Pairs::Shards { set, records } => format!(
@@ -214,10 +215,10 @@ impl HeldOut {
     /// Name and pixels of a pair.
     ///
     /// # Errors
-    /// When it cannot be read; the image or the record is named.
+    /// It cannot be read; the message names the image or the record.
     pub fn pair(&self, index: usize) -> Result<(String, ImagePair)> {
         match &self.pairs {
-            Pairs::Pictures(sources) => {
+            Pairs::Images(sources) => {
                 let source = sources
                     .get(index)
                     .with_context(|| format!("there is no image {index}"))?;
@@ -233,10 +234,10 @@ impl HeldOut {
         }
     }
 
-    /// `70 pictures` or `256 of 2914 pairs`.
+    /// `70 images` or `256 of 2914 held-out pairs`.
     pub fn text(&self) -> String {
         match &self.pairs {
-            Pairs::Pictures(sources) => format!("{} images", sources.len()),
+            Pairs::Images(sources) => format!("{} images", sources.len()),
             Pairs::Shards { set, records } => {
                 format!("{} of {} held-out pairs", records.len(), set.len())
             }
