@@ -698,7 +698,9 @@ fn a_folder_or_lock_that_is_taken_away_ends_the_run_in_words() {
     fs::write(blocked.join("tensorboard"), "a file").unwrap();
     let ran = train(&set, &blocked, &[]).ok();
     assert_eq!(
-        ran.stderr.matches("no more figures for TensorBoard").count(),
+        ran.stderr
+            .matches("no more figures for TensorBoard")
+            .count(),
         1,
         "{}",
         ran.stderr
