@@ -387,3 +387,86 @@ fn remedy_text(remedy: &Remedy, on_device: bool) -> String {
         bytes_text(remedy.host_bytes)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuOptions;
+    use crate::train::state::tests::config;
+
+    fn loader(config: &TrainConfig, slots: usize) -> Result<LoaderBound> {
+        Ok(LoaderBound {
+            slots,
+            slot_bytes: (config.batch_size * config.lq_size * config.lq_size * 15) as u64,
+            threads: 1,
+            scratch_bytes: 1 << 20,
+            index_bytes: 1 << 10,
+        })
+    }
+
+    /// The outcome for a stated budget and for one of the machine, host bytes.
+    fn choose(
+        config: &TrainConfig,
+        stated: Option<u64>,
+        machine: Option<u64>,
+        fewest: bool,
+    ) -> Result<Fitted> {
+        let stated = RunBudget {
+            host: stated,
+            device: None,
+        };
+        Fit {
+            config,
+            place: DevicePlace::Cpu(CpuOptions::new(1)),
+            recompute: fewest.then_some(Recompute::Full),
+            slots: if fewest { FEWEST_SLOTS } else { 4 },
+            budget: stated.within(RunBudget {
+                host: machine,
+                device: None,
+            }),
+            stated,
+            host_limit: None,
+            may_split: true,
+            earlier: None,
+            loader: &loader,
+            validation: 0,
+        }
+        .choose()
+    }
+
+    #[test]
+    fn only_a_stated_budget_splits_an_iteration() {
+        let config = TrainConfig {
+            batch_size: 8,
+            lq_size: 32,
+            ..config()
+        };
+        let as_requested = choose(&config, None, None, false).unwrap();
+        assert!(as_requested.reason.is_none() && as_requested.config == config);
+        let place = DevicePlace::Cpu(CpuOptions::new(1));
+        let plan = place
+            .plan(&config, as_requested.choice.recompute, false)
+            .unwrap();
+        assert_eq!(as_requested.plan.arena_bytes, plan.arena_bytes);
+
+        // The smallest memory with the same samples in an iteration.
+        let smallest = TrainConfig {
+            batch_size: 1,
+            accum_iter: 8,
+            ..config.clone()
+        };
+        let least = choose(&smallest, None, None, true).unwrap();
+        let least = least.memory.host_bytes;
+        let split = choose(&config, Some(least), None, false).unwrap();
+        assert!(split.choice.batch_size < 8 && split.memory.host_bytes <= least);
+        assert_eq!(split.config.effective_batch(), 8);
+        assert!(split.reason.unwrap().contains("another order"));
+        let error = choose(&config, None, Some(least), false).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("only for a stated budget") && error.contains("--accum-iter 8"),
+            "{error}"
+        );
+        assert!(choose(&config, Some(1), None, false).is_err());
+    }
+}

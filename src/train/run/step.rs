@@ -16,8 +16,8 @@ impl Run<'_> {
     /// accumulated so far are then dropped, and the next process does the whole iteration again.
     ///
     /// The metrics of the previous iteration are read after the first micro-batch was launched, so
-    /// that a device is never idle meanwhile. With loss scaling they are read before it, because
-    /// the scale depends on them.
+    /// that a device is never idle meanwhile. They are read before it if the backend would overwrite
+    /// them, and with loss scaling, because the scale depends on them.
     pub(super) fn step(&mut self, backend: &mut dyn Backend, loader: &mut Loader) -> Result<bool> {
         let read_first = !backend.metrics_survive_next_step() || self.loss_scale.is_some();
         for micro in 0..self.config.accum_iter {
