@@ -59,7 +59,8 @@ pub(super) fn anonymous_memory() -> Option<u64> {
     let place = (&raw mut about).cast::<PROCESS_MEMORY_COUNTERS>();
     // SAFETY: `about` has room for the `bytes` bytes of the answer
     let known = unsafe { GetProcessMemoryInfo(GetCurrentProcess(), place, bytes) } != 0;
-    known.then_some(about.PrivateUsage as u64)
+    // both fields hold the same number, but Windows 7 leaves the first zero and Wine 8 the second
+    known.then(|| about.PagefileUsage.max(about.PrivateUsage) as u64)
 }
 
 pub(super) fn free_space(path: &Path) -> Option<u64> {

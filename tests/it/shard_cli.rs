@@ -1,10 +1,12 @@
 //! `paragon shard` from outside: exit codes, messages that name the file, full disks.
 
-use crate::{cli_common, shard_common};
+use crate::shard_common;
 
 #[cfg(unix)]
-use cli_common::limit_files;
-use shard_common::{files, paragon, picture, pictures, run};
+use crate::cli_common::limit_files;
+#[cfg(unix)]
+use shard_common::paragon;
+use shard_common::{files, picture, pictures, run};
 use std::fs;
 use std::path::Path;
 

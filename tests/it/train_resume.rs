@@ -5,8 +5,8 @@
 use crate::{cli_common, shard_common, train_common};
 
 #[cfg(unix)]
-use cli_common::limit_files;
-use cli_common::{Ran, paragon, run, text};
+use cli_common::{Ran, limit_files, paragon};
+use cli_common::{run, text};
 use paragon::support::rng::Rng;
 use shard_common::{config, files, make, pictures};
 use std::fs;

@@ -110,6 +110,7 @@ pub fn model(folder: &Path) -> PathBuf {
 }
 
 /// A PNG whose header claims a size, with next to nothing behind it.
+#[cfg(unix)]
 pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut chunk = |kind: &[u8; 4], data: &[u8]| {

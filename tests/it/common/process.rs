@@ -4,6 +4,7 @@
 //! process. Depends on the standard library alone.
 
 use std::process::Command;
+#[cfg(target_os = "linux")]
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Set in the child process, to the name of its test.
@@ -48,6 +49,7 @@ pub fn in_own_process(test: &str) -> bool {
 
 /// A turn that one test at a time can have, for tests whose time or memory suffers from each
 /// other. Tests that do not ask for a turn still run beside the one that has it.
+#[cfg(target_os = "linux")] // where its callers measure memory and time
 pub fn exclusive() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     // a failed test must not fail those after it

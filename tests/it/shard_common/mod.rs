@@ -1,6 +1,7 @@
 //! What the tests of shards and loader share: small images and small sets, made afresh in a
 //! temporary folder.
 
+#[cfg(target_os = "linux")]
 pub mod faults;
 
 use image::{Rgb, RgbImage};

@@ -146,6 +146,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// A command with its output to be read at its end.
+#[cfg(unix)]
 pub fn spawn(command: &mut Command) -> Child {
     command
         .stdout(Stdio::piped())
@@ -162,6 +163,7 @@ pub fn signal(child: &Child, signal: i32) {
 }
 
 /// Waits for the end of a process.
+#[cfg(unix)]
 pub fn ended(child: Child) -> Ran {
     child.wait_with_output().unwrap().into()
 }
