@@ -52,8 +52,9 @@ impl Arena {
     /// it while the result lives, and this arena outlives the result.
     pub unsafe fn lend(&self, offset: usize, bytes: usize) -> Result<Arena> {
         // SAFETY: the caller guarantees that the part lies inside the arena
+        let base = unsafe { self.base.add(offset) };
         Ok(Arena {
-            base: unsafe { self.base.add(offset) },
+            base,
             layout: Layout::from_size_align(bytes, ALIGNMENT as usize)?,
             lent: true,
         })

@@ -75,9 +75,9 @@ impl Encoder {
         })
     }
 
-    /// Appends the payload of one pair to `out`. `lq` is `[lq_size, lq_size, 3]`, `hr` is `[lq_size
-    /// * scale, lq_size * scale, 3]`, both u8 RGB. Returns the codec that was used: `Raw` if
-    /// prediction does not make the payload smaller.
+    /// Appends the payload of one pair to `out`. `lq` is `[lq_size, lq_size, 3]`, `hr` is
+    /// `[lq_size * scale, lq_size * scale, 3]`, both u8 RGB. Returns the codec that was used: `Raw`
+    /// if prediction does not make the payload smaller.
     ///
     /// # Errors
     /// Slices of another size; zstd fails.
