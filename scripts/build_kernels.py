@@ -106,7 +106,7 @@ def interface(check):
     environment = dict(os.environ)
     if not check:
         environment["PARAGON_WRITE_INTERFACE"] = "1"
-    test = ["cargo", "test", "--quiet", "--lib", "kernel_interface"]
+    test = ["cargo", "test", "--release", "--quiet", "--lib", "kernel_interface"]
     done = subprocess.run(test, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return []
