@@ -1,6 +1,6 @@
 //! The structural losses of one image on the CPU: SSIM (Wang, Bovik, Sheikh, Simoncelli 2004) and
 //! MS-SSIM (Wang, Simoncelli, Bovik 2003), with the gradient with respect to the prediction. Plain
-//! functions over slices; they depend on [`super::simd`] for the choice of the instruction set
+//! functions over slices; they depend on `simd` for the choice of the instruction set
 //! alone. They allocate nothing and give the same bits for the same image on every instruction set.
 //!
 //! Every image of a batch is scored by itself, so a caller may score images on any threads. With
