@@ -479,9 +479,16 @@ mod tests {
         let log = Log::open(dir.path(), 1).unwrap();
         assert_eq!(log.last(), Some(&line(1)));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), one + "\n");
-        // a pipe or a device in the log's place is refused, and not waited for
+        drop(log); // Windows may keep the name of an open file
         std::fs::remove_file(&path).unwrap();
         assert!(read_log(dir.path()).unwrap().is_none());
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_device_or_fifo_in_the_logs_place_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
         sys::symlink_file(Path::new("/dev/zero"), &path).unwrap();
         for _ in 0..2 {
             let error = format!("{:#}", read_log(dir.path()).unwrap_err());
