@@ -55,8 +55,8 @@ pub struct Measured {
     pub bound: u64,
     /// Samples that took the place of damaged ones.
     pub substituted: u64,
-    /// Share of the records in memory before the start.
-    pub cached: f64,
+    /// Share of the records in memory before the start; `None` where the system cannot say.
+    pub cached: Option<f64>,
     /// Sum over all samples of a hash of their pixels and augmentation: the same for any number of
     /// threads and ranks.
     pub content: Option<String>,
@@ -165,16 +165,21 @@ pub fn measure(
 /// Waits kept for the percentiles: 4 MiB of them.
 const MAX_WAITS: usize = 1 << 20;
 
-/// Share of some records, evenly spread, that are in memory.
-fn cached_share(sources: &Sources) -> f64 {
+/// Share of some records, evenly spread, that are in memory. `None` where the system cannot say of
+/// any of them.
+fn cached_share(sources: &Sources) -> Option<f64> {
     let (mut cached, looked) = (0u64, sources.len().min(512));
+    let mut known = false;
     for nth in 0..looked {
         let record = (u128::from(nth) * u128::from(sources.len()) / u128::from(looked)) as u64;
-        if let Ok((set, record)) = sources.find(record) {
-            cached += u64::from(set.is_cached(record, Io::Mmap) == Some(true));
+        if let Ok((set, record)) = sources.find(record)
+            && let Some(whole) = set.is_cached(record, Io::Mmap)
+        {
+            known = true;
+            cached += u64::from(whole);
         }
     }
-    cached as f64 / looked as f64
+    known.then(|| cached as f64 / looked as f64)
 }
 
 /// Sum over the first samples of a batch of a hash of record, pixels and augmentation.
