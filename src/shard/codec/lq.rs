@@ -182,6 +182,7 @@ fn add_half(isa: Isa, hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands
 }
 
 /// [`half`] along eight rows.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 fn shrink(isa: Isa, rows: [&[u8]; 8], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {

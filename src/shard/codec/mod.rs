@@ -219,6 +219,7 @@ fn difference(planes: &[u8], guess: &mut [u8], bands: Bands) {
 }
 
 /// Sum of the sizes of residuals: foretells well enough what they will take.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 fn cost(isa: Isa, residuals: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
