@@ -242,8 +242,8 @@ fn row(run: &LoaderMeasurement, first: Option<&LoaderMeasurement>) -> String {
         run.first_batch_ms,
         bytes_text(run.bound)
     );
-    if run.cached < 0.99 {
-        text += &format!("  ({:.0}% in memory at the start)", 100.0 * run.cached);
+    if let Some(cached) = run.cached.filter(|&share| share < 0.99) {
+        text += &format!("  ({:.0}% in memory at the start)", 100.0 * cached);
     }
     if run.substituted > 0 {
         text += &format!("  ({} samples replaced)", run.substituted);

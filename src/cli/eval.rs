@@ -71,19 +71,14 @@ pub fn run(args: &Args) -> Result<()> {
         check_saving(folder, &sources)?;
     }
     let memory = check_memory(&upscaler, &sources, args.model.budget())?;
-    let progress = Progress::new("eval", sources.len() as u64, "pictures");
-    let evaluation = evaluate(
-        &mut upscaler,
-        &sources,
-        crop,
-        &mut |result, picture, _, _| {
-            if let Some(folder) = &args.save {
-                save(picture, &folder.join(file_of(&result.name, Format::Png)))?;
-            }
-            progress.advance(1);
-            Ok(())
-        },
-    );
+    let progress = Progress::new("eval", sources.len() as u64, "images");
+    let evaluation = evaluate(&mut upscaler, &sources, crop, &mut |result, image, _, _| {
+        if let Some(folder) = &args.save {
+            save(image, &folder.join(file_of(&result.name, Format::Png)))?;
+        }
+        progress.advance(1);
+        Ok(())
+    });
     progress.finish();
     let Evaluation { results, left_out } = evaluation?;
     results.iter().flat_map(|r| &r.notes).for_each(tell);
@@ -159,11 +154,11 @@ fn check_saving(folder: &Path, sources: &[Source]) -> Result<()> {
     Ok(())
 }
 
-fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+fn save(image: &RgbImage, path: &Path) -> Result<()> {
     if let Some(folder) = path.parent() {
         create_folder(folder)?;
     }
-    write_output(path, |out| Format::Png.write(out, &mut InMemory::new(picture)))
+    write_output(path, |out| Format::Png.write(out, &mut InMemory::new(image)))
         .context("while saving the network's image; free some room there, or name another folder with --save")
 }
 
@@ -181,7 +176,7 @@ pub fn print_table(results: &[ImageResult], network: &Scores, bicubic: &Scores) 
     ))?;
     print(format_args!(
         "{:width$}   PSNR-Y  SSIM-Y    PSNR    SSIM   PSNR-Y  SSIM-Y    PSNR    SSIM",
-        "picture"
+        "image"
     ))?;
     let decibels = |psnr: f64| {
         if psnr >= MOST_PSNR {

@@ -60,8 +60,8 @@ pub struct LoaderMeasurement {
     pub bound: u64,
     /// Samples whose damaged record was replaced.
     pub substituted: u64,
-    /// Share of the records that were in memory before the start.
-    pub cached: f64,
+    /// Share of the records that were in memory at the start; `None` if the system cannot say.
+    pub cached: Option<f64>,
     /// Sum over all samples of a hash of record, pixels and augmentation, in hexadecimal: the same
     /// for any number of threads, and summed over ranks for any number of ranks.
     pub content: Option<String>,
@@ -192,16 +192,21 @@ fn percentile(sorted: &[f32], share: f64) -> f64 {
     sorted.get(at).map_or(0.0, |&value| f64::from(value))
 }
 
-/// The share of records that are in memory, from records spread evenly over all sets.
-fn cached_share(sources: &Sources) -> f64 {
+/// Share of some evenly spread records that are in memory. `None` if the system cannot say it of any
+/// of them.
+fn cached_share(sources: &Sources) -> Option<f64> {
     let (mut cached, checked) = (0u64, sources.len().min(CACHE_SAMPLES));
+    let mut known = false;
     for nth in 0..checked {
         let record = (u128::from(nth) * u128::from(sources.len()) / u128::from(checked)) as u64;
-        if let Ok((set, record)) = sources.locate(record) {
-            cached += u64::from(set.is_cached(record, Io::Mmap) == Some(true));
+        if let Ok((set, record)) = sources.locate(record)
+            && let Some(whole) = set.is_cached(record, Io::Mmap)
+        {
+            known = true;
+            cached += u64::from(whole);
         }
     }
-    cached as f64 / checked as f64
+    known.then(|| cached as f64 / checked as f64)
 }
 
 /// Sum over the first `count` samples of a batch of `size` of a hash of record, pixels and

@@ -19,6 +19,7 @@ pub(crate) enum Set {
     /// Plain Rust, vectorised by the compiler: the readable reference.
     Portable,
     /// AVX2 with FMA.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Avx2,
     /// AVX-512 F/BW/DQ/VL, with AVX2 and FMA as well.
     Avx512,

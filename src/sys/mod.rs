@@ -294,8 +294,8 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 /// Creates a symbolic link to a file.
 ///
 /// # Errors
-/// Those of the system; Windows asks for a privilege.
-#[cfg(test)]
+/// Those of the system.
+#[cfg(all(test, unix))]
 pub(crate) fn symlink_file(target: &Path, link: &Path) -> io::Result<()> {
     system::symlink_file(target, link)
 }

@@ -221,11 +221,6 @@ pub(super) fn allow_replacing(path: &Path) {
     }
 }
 
-#[cfg(test)]
-pub(super) fn symlink_file(target: &Path, link: &Path) -> io::Result<()> {
-    std::os::windows::fs::symlink_file(target, link)
-}
-
 /// The flag of [`stop_flag`], for the handler.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// Exit code of a second Ctrl-C.

@@ -237,8 +237,14 @@ mod tests {
         let log = Log::open(dir.path(), 1).unwrap();
         assert_eq!(log.last(), Some(&line(1)));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), one + "\n");
-        // A pipe or a device in place of the log is refused without waiting for it.
-        std::fs::remove_file(&path).unwrap();
+        drop(log); // Windows may keep the name of an open file
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_device_or_fifo_in_the_place_of_the_log_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
         assert!(read_log(dir.path()).unwrap().is_none());
         crate::sys::symlink_file(Path::new("/dev/zero"), &path).unwrap();
         for _ in 0..2 {

@@ -70,6 +70,7 @@ mod tests {
     use crate::train::state::tests::config;
 
     #[test]
+    #[cfg(unix)] // makes a link to a device and a FIFO
     fn only_a_regular_file_of_the_right_length_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let states = dir.path().join("states");

@@ -104,8 +104,8 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
     let mut todo = Jobs::default();
     let seen = found.images.len();
     if let Ok(own) = output.canonicalize() {
-        found.images.retain(|picture| {
-            !picture
+        found.images.retain(|image| {
+            !image
                 .path
                 .canonicalize()
                 .is_ok_and(|path| path.starts_with(&own))
@@ -153,15 +153,15 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
     let inputs: HashSet<PathBuf> = found
         .images
         .iter()
-        .filter_map(|picture| picture.path.canonicalize().ok())
+        .filter_map(|image| image.path.canonicalize().ok())
         .collect();
-    for (picture, name) in found.images.iter().zip(result_names(&found.images, format)) {
-        if name != picture.name {
-            let (own, new) = (picture.path.display(), file_of(&name, format));
+    for (image, name) in found.images.iter().zip(result_names(&found.images, format)) {
+        if name != image.name {
+            let (own, new) = (image.path.display(), file_of(&name, format));
             todo.renamed.push(format!(
                 "{own}: its result is {}, since another image has the name {}",
                 new.display(),
-                picture.name
+                image.name
             ));
         }
         let output = output.join(file_of(&name, format));
@@ -174,13 +174,13 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
                 output.display()
             );
             todo.failed.push(Failed {
-                input: picture.path.clone(),
+                input: image.path.clone(),
                 reason,
             });
             continue;
         }
         todo.jobs.push(Job {
-            input: picture.path.clone(),
+            input: image.path.clone(),
             output,
             format,
         });
@@ -197,26 +197,26 @@ pub fn file_of(name: &str, format: Format) -> PathBuf {
 /// A name for the result of each image, no two alike. Of several images that differ in their
 /// endings alone the one that already has the results' ending, or else the first, keeps its name;
 /// the others carry their ending in it: `a_jpg`.
-fn result_names(pictures: &[ImageFile], format: Format) -> Vec<String> {
+fn result_names(images: &[ImageFile], format: Format) -> Vec<String> {
     let mut keeper: HashMap<&str, usize> = HashMap::new();
-    for (i, picture) in pictures.iter().enumerate() {
-        let kept = *keeper.entry(&picture.name).or_insert(i);
-        let is_result = |i: usize| Format::of(&pictures[i].path) == Some(format);
+    for (i, image) in images.iter().enumerate() {
+        let kept = *keeper.entry(&image.name).or_insert(i);
+        let is_result = |i: usize| Format::of(&images[i].path) == Some(format);
         if !is_result(kept) && is_result(i) {
-            keeper.insert(&picture.name, i);
+            keeper.insert(&image.name, i);
         }
     }
     let mut taken: HashSet<String> = keeper.keys().map(ToString::to_string).collect();
-    let name_of = |(i, picture): (usize, &ImageFile)| {
-        if keeper.get(picture.name.as_str()) == Some(&i) {
-            return picture.name.clone();
+    let name_of = |(i, image): (usize, &ImageFile)| {
+        if keeper.get(image.name.as_str()) == Some(&i) {
+            return image.name.clone();
         }
-        let ending = picture
+        let ending = image
             .path
             .extension()
             .map(|e| e.to_string_lossy().to_lowercase())
             .unwrap_or_default();
-        let plain = format!("{}_{ending}", picture.name);
+        let plain = format!("{}_{ending}", image.name);
         let names =
             std::iter::once(plain.clone()).chain((2..).map(|n: u64| format!("{plain}_{n}")));
         names
@@ -224,7 +224,7 @@ fn result_names(pictures: &[ImageFile], format: Format) -> Vec<String> {
             .find(|name| taken.insert(name.clone()))
             .unwrap_or(plain)
     };
-    pictures.iter().enumerate().map(name_of).collect()
+    images.iter().enumerate().map(name_of).collect()
 }
 
 /// Whether two paths lead to one file or folder.
@@ -237,15 +237,15 @@ mod tests {
     use super::*;
 
     fn names(files: &[&str], format: Format) -> Vec<String> {
-        let mut pictures: Vec<ImageFile> = files
+        let mut images: Vec<ImageFile> = files
             .iter()
             .map(|file| ImageFile {
                 name: file.rsplit_once('.').unwrap().0.to_string(),
                 path: PathBuf::from(file),
             })
             .collect();
-        pictures.sort();
-        result_names(&pictures, format)
+        images.sort();
+        result_names(&images, format)
     }
 
     #[test]

@@ -183,6 +183,7 @@ fn difference(planes: &[u8], prediction: &mut [u8], bands: Bands) {
 }
 
 /// Sum of the absolute residuals: a good enough estimate of their compressed size.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 fn cost(isa: Isa, residuals: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {

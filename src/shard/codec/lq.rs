@@ -187,6 +187,7 @@ fn add_half(
 }
 
 /// Applies [`half`] to each byte of eight rows.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 fn shrink(isa: Isa, rows: [&[u8]; 8], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {

@@ -21,6 +21,7 @@ fn med(left: u8, up: u8, corner: u8) -> u8 {
 }
 
 /// Computes the residuals of planes of green, blue and red. `values` is a buffer of the same size.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub fn residuals(isa: Isa, planes: &[u8], bands: Bands, values: &mut [u8], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {

@@ -5,7 +5,9 @@ use crate::cli_common::{Ran, paragon, run, text};
 use crate::shard_common::{config, files, make, pictures};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+#[cfg(unix)]
+use std::process::Command;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 pub type Flags<'a> = &'a [(&'a str, &'a str)];
