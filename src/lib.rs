@@ -65,7 +65,7 @@
 //! let (images, out) = (place.path().join("images"), place.path().join("set"));
 //! std::fs::create_dir(&images)?;
 //! for index in 0..2 {
-//!     synth::picture(1, index, 96, 64).save(images.join(format!("{index}.png")))?;
+//!     synth::synthetic_image(1, index, 96, 64).save(images.join(format!("{index}.png")))?;
 //! }
 //!
 //! // scale 2, LQ patches of 16 pixels; the LQ is made from the images with a bicubic filter

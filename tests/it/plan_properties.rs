@@ -236,7 +236,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
             .verify()
             .unwrap_err()
             .to_string()
-            .contains("is not kept until its sums are added up")
+            .contains("does not live until it is added up")
     );
     // a plan made for a backend that does not defer its sums, and the same with a list of deferred
     // sums whose lifetimes are too short

@@ -194,7 +194,7 @@ fn a_damaged_state_falls_back_to_the_one_before() {
         fs::write(&state, "text").unwrap();
     }
     let before = states(&out);
-    train(&set, &out, &[]).refused(1, &[text(&out), "no whole state", "--restart"]);
+    train(&set, &out, &[]).refused(1, &[text(&out), "no intact state", "--restart"]);
     assert_eq!(states(&out), before);
     train(&set, &out, &[("--restart", "")]).ok();
     same(&outcome(&out), &expected, "restart");
