@@ -56,7 +56,7 @@ pub enum Kind {
 /// An accepted value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// No value; its meaning is [`Key::unset`](super::Key::unset).
+    /// No value; its meaning is `Key::unset`.
     Null,
     /// true or false.
     Bool(bool),
