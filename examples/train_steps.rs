@@ -28,7 +28,8 @@ fn main() -> Result<()> {
 
     // The plan is made for the options of the backend that will run it.
     let mut network = Network::new("nano", scale)?;
-    network.layer_scale = 0.1; // the published 1e-5 needs thousands of iterations to open the blocks
+    // the published 1e-5 needs thousands of iterations to open the blocks
+    network.set("layer_scale", 0.1)?;
     let spec = StepSpec::new(BATCH, (lq, lq), vec![(LossKind::L1, 1.0)]);
     let options = CpuOptions::new(0);
     let plan = training_plan(&network, &spec, &options)?;

@@ -279,8 +279,8 @@ fn zoom(image: &RgbImage, side: u32) -> RgbImage {
 /// contribute from the start.
 fn recipe(args: &Args) -> Result<TrainConfig> {
     let mut network = Network::new("nano", SCALE)?;
-    network.upsampler_alpha = 0.3;
-    network.layer_scale = 0.1;
+    network.set("upsampler_alpha", 0.3)?;
+    network.set("layer_scale", 0.1)?;
     Ok(TrainConfig {
         network,
         lq_size: CROP,

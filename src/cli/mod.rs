@@ -23,7 +23,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use paragon::backend::cpu::CpuOptions;
 use paragon::inference::upscale::Upscaler;
-use paragon::model::{ModelHints, read_model};
+use paragon::model::{ModelHints, Setting, read_model};
 use paragon::support::budget::Budget;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -89,7 +89,11 @@ impl ModelArgs {
         let hints = ModelHints {
             arch: self.network.clone(),
             scale: self.scale,
-            alpha: self.alpha,
+            settings: self
+                .alpha
+                .map(|alpha| ("upsampler_alpha".to_string(), Setting::Number(alpha)))
+                .into_iter()
+                .collect(),
         };
         let (net, params, _) = read_model(&self.model, &hints)?;
         Upscaler::new(

@@ -342,10 +342,12 @@ impl Settings {
             );
         }
         let mut network = Network::new(self.text("network_g.type").unwrap_or_default(), scale)?;
-        let start = |path: &str, published: f32| self.number(path).map_or(published, |v| v as f32);
-        network.upsampler_alpha = start("network_g.upsampler_alpha", network.upsampler_alpha);
-        network.detail_gain = start("network_g.detail_gain", network.detail_gain);
-        network.layer_scale = start("network_g.layer_scale", network.layer_scale);
+        for name in ["upsampler_alpha", "detail_gain", "layer_scale"] {
+            let value = self.number(&format!("network_g.{name}"));
+            if let (Some(value), Ok(_)) = (value, network.spec(name)) {
+                network.set(name, value as f32)?;
+            }
+        }
         let total_iter = self.count("train.total_iter")?;
         let wholes = |value: &Value| {
             if let Value::Whole(value) = value {

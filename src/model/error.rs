@@ -2,7 +2,7 @@
 //! caller can match on the variant; the text is written for the user. Depends on the standard
 //! library and on the escaping of foreign text alone.
 
-use super::{SCALES, VARIANTS};
+use super::architecture::ARCHITECTURES;
 use crate::plan::{MAX_IMAGES, MAX_SIDE};
 use crate::support::text::brief;
 use std::fmt::{self, Display};
@@ -72,12 +72,14 @@ pub enum Error {
     Metadata(String),
     /// Neither the metadata, the tensors nor the caller give the scale.
     NoScale,
-    /// Neither the metadata nor the caller give `upsampler_alpha`.
-    NoAlpha {
+    /// Neither the tensors, the metadata nor the caller give a setting of the network.
+    SettingMissing {
         /// The network's name.
         arch: String,
-        /// The published value for it.
-        published: f32,
+        /// The setting.
+        name: &'static str,
+        /// Its usual value.
+        usual: String,
     },
     /// The file's tensors are not those of the network.
     Tensors {
@@ -117,18 +119,42 @@ pub enum Error {
         /// Its canonical name.
         arch: &'static str,
     },
-    /// No network has this scale.
+    /// The network cannot have this scale.
     UnknownScale {
         /// The scale that was asked for.
         scale: usize,
+        /// The network's name.
+        arch: &'static str,
+        /// The scales that it can have.
+        scales: &'static [usize],
     },
-    /// A setting of the network is an infinity or NaN.
-    Settings {
+    /// The network has no setting of this name.
+    NoSetting {
         /// The network's name.
         arch: String,
-        /// `upsampler_alpha`, `detail_gain` and `layer_scale`.
-        values: [f32; 3],
+        /// The name that was asked for.
+        name: String,
+        /// The settings that it has.
+        known: Vec<&'static str>,
     },
+    /// A setting of the network cannot have this value.
+    SettingValue {
+        /// The network's name.
+        arch: String,
+        /// The setting.
+        name: &'static str,
+        /// The value that was asked for.
+        value: String,
+        /// The values that it can have, in words.
+        allowed: String,
+    },
+    /// A network's file names a parameter that its table does not have: a bug in that file.
+    NoParameter {
+        /// The parameter.
+        name: String,
+    },
+    /// A network's file builds a plan that breaks a rule: a bug in that file.
+    Plan(crate::plan::Error),
     /// The number of parameter values is not the network's.
     ParameterCount {
         /// Values given.
@@ -217,6 +243,12 @@ impl Display for Mismatch {
     }
 }
 
+/// The canonical names of all networks.
+fn known() -> Vec<&'static str> {
+    let all = ARCHITECTURES.into_iter();
+    all.map(|architecture| architecture.row().name).collect()
+}
+
 /// How many mismatches a message lists; it counts the others.
 const SHOWN_MISMATCHES: usize = 5;
 
@@ -295,10 +327,16 @@ impl Error {
             Error::NoScale => f.write_str(
                 "neither its metadata nor its tensors give the scale; give --scale (and check that it is a ParagonSR2 network)",
             ),
-            Error::NoAlpha { arch, published } => write!(
-                f,
-                "it has no metadata, and no tensor gives upsampler_alpha; give --alpha (the published {arch} uses {published})"
-            ),
+            Error::SettingMissing { arch, name, usual } => {
+                let flag = match *name {
+                    "upsampler_alpha" => "--alpha".to_string(),
+                    name => format!("--network-set {name}=VALUE"),
+                };
+                write!(
+                    f,
+                    "it has no metadata, and no tensor gives {name}; give {flag} (the published {arch} uses {usual})"
+                )
+            }
             Error::Tensors {
                 network,
                 mismatches,
@@ -327,26 +365,45 @@ impl Error {
                 "its fixed taps {name} are not those of Magic Kernel Sharp 2021, which is the only base there is"
             ),
             Error::UnknownArchitecture { name } => {
-                let known: Vec<&str> = VARIANTS.iter().map(|v| v.arch).collect();
                 write!(
                     f,
                     "unknown network '{}'; known are {}, and nano for paragonsr2_realtime",
                     brief(name),
-                    known.join(", ")
+                    known().join(", ")
                 )
             }
             Error::NotBuilt { arch } => write!(
                 f,
-                "{arch} is not available in this version; paragonsr2_realtime (nano) is"
+                "{arch} is not available in this version; {} are",
+                known().join(", ")
             ),
-            Error::UnknownScale { scale } => {
-                let [a, b, c, d] = SCALES;
-                write!(f, "scale {scale} is not one of {a}, {b}, {c}, {d}")
+            Error::UnknownScale {
+                scale,
+                arch,
+                scales,
+            } => {
+                let scales: Vec<String> = scales.iter().map(usize::to_string).collect();
+                let scales = scales.join(", ");
+                write!(f, "scale {scale} is not one of {scales}, which {arch} can have")
             }
-            Error::Settings { arch, values } => write!(
+            Error::NoSetting { arch, name, known } => write!(
                 f,
-                "alpha, detail gain and LayerScale of {arch} must be finite: {values:?}"
+                "{arch} has no setting '{}'; it has {}",
+                brief(name),
+                known.join(", ")
             ),
+            Error::SettingValue {
+                arch,
+                name,
+                value,
+                allowed,
+            } => write!(
+                f,
+                "{name} of {arch} cannot be {}: it is {allowed}",
+                brief(value)
+            ),
+            Error::NoParameter { name } => write!(f, "the network has no parameter {name}"),
+            Error::Plan(error) => write!(f, "{error}"),
             Error::ParameterCount { given, expected } => {
                 write!(f, "{given} values for a network of {expected}")
             }
@@ -364,6 +421,12 @@ impl Error {
                 MAX_SIDE / scale.max(&1)
             ),
         }
+    }
+}
+
+impl From<crate::plan::Error> for Error {
+    fn from(error: crate::plan::Error) -> Error {
+        Error::Plan(error)
     }
 }
 

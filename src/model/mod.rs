@@ -1,21 +1,27 @@
-//! The ParagonSR2 networks: their parameter tables, the plans of training and inference, and
+//! The networks: their parameter tables, the plans of training and inference, and
 //! network files. Depends on the plan, on files and on random keys. Promises PyTorch's `state_dict`
 //! names, shapes and order of elements, so that PyTorch loads a table that was written to a file.
 
+mod architecture;
 pub(crate) mod error;
 mod file;
-mod nano;
+mod graph;
+mod networks;
 mod params;
 mod recompute;
+mod settings;
 mod step;
 
+pub use architecture::Tiling;
 pub use error::{Error, Mismatch, Purpose};
 pub(crate) use file::STATE_METADATA_KEY;
 pub use file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
 pub use params::{Init, Param, ParamTable};
 pub use recompute::Recompute;
+pub use settings::{InFile, Setting, SettingKind, SettingSpec, Settings};
 pub use step::{InferenceSpec, StepSpec, inference_plan, training_plan};
 
+use architecture::{ARCHITECTURES, Architecture};
 use serde::{Deserialize, Serialize};
 
 /// Sharpening taps of the base upsampler, Magic Kernel Sharp 2021 (John Costella, "The Magic
@@ -33,123 +39,214 @@ pub const SHARP_TAPS: [f32; 7] = [
 /// [`SHARP_TAPS`].
 pub const BLUR_TAPS: [f32; 5] = [1.0 / 16.0, 4.0 / 16.0, 6.0 / 16.0, 4.0 / 16.0, 1.0 / 16.0];
 
-/// A network of the family: its variant, its scale and the settings that a configuration may
-/// change.
+/// A network: its architecture, its scale and the settings of its architecture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Fields")]
 pub struct Network {
     /// Canonical name, e.g. `paragonsr2_realtime`.
     pub arch: String,
-    /// HR pixels per LQ pixel along one side: 2, 3, 4 or 8.
+    /// HR pixels per LQ pixel along one side.
     pub scale: usize,
-    /// Strength of the base's sharpening, 0 to skip it.
-    pub upsampler_alpha: f32,
-    /// Start value of the trainable `detail_gain`.
-    pub detail_gain: f32,
-    /// Start value of LayerScale (`*.gamma`); the published value is 1e-5.
-    pub layer_scale: f32,
+    /// The settings of the architecture, every one of them.
+    #[serde(flatten)]
+    settings: Settings,
 }
 
-/// One row of the documentation's table of variants.
-struct Variant {
-    /// Canonical name.
-    arch: &'static str,
-    aliases: &'static [&'static str],
-    /// Published start value of `detail_gain`.
-    detail_gain: f32,
-    /// Published `upsampler_alpha`.
-    alpha: f32,
-    /// Whether this version contains it.
-    built: bool,
+/// The fields of a [`Network`] as they are stored: settings that an earlier version did not have
+/// may be missing.
+#[derive(Deserialize)]
+struct Fields {
+    arch: String,
+    scale: usize,
+    #[serde(flatten)]
+    settings: Settings,
 }
 
-const VARIANTS: [Variant; 4] = [
-    Variant {
-        arch: "paragonsr2_realtime",
-        aliases: &["nano", "paragonsr2_nano", "realtime"],
-        detail_gain: 0.05,
-        alpha: 0.3,
-        built: true,
-    },
-    Variant {
-        arch: "paragonsr2_stream",
-        aliases: &["tiny", "stream"],
-        detail_gain: 0.1,
-        alpha: 0.0,
-        built: false,
-    },
-    Variant {
-        arch: "paragonsr2_photo",
-        aliases: &["base", "photo"],
-        detail_gain: 0.1,
-        alpha: 0.4,
-        built: false,
-    },
-    Variant {
-        arch: "paragonsr2_pro",
-        aliases: &["pro"],
-        detail_gain: 0.1,
-        alpha: 0.4,
-        built: false,
-    },
-];
+impl TryFrom<Fields> for Network {
+    type Error = Error;
 
-/// Scales for which networks are published or make sense.
-pub const SCALES: [usize; 4] = [2, 3, 4, 8];
+    fn try_from(fields: Fields) -> Result<Network, Error> {
+        let mut net = Network::new(&fields.arch, fields.scale)?;
+        for (name, value) in fields.settings {
+            net.set(&name, value)?;
+        }
+        Ok(net)
+    }
+}
 
 impl Network {
-    /// A network by name or alias (any case) with its published settings.
+    /// A network by name or alias (any case) with its default settings.
     ///
     /// # Errors
-    /// An unknown name, a variant this version does not contain, or a scale outside [`SCALES`].
+    /// An unknown name, a network that this version does not contain, or a scale that it cannot
+    /// have.
     pub fn new(name: &str, scale: usize) -> Result<Network, Error> {
         let lower = name.to_lowercase();
-        let known = |v: &&Variant| v.arch == lower || v.aliases.contains(&lower.as_str());
-        let variant = VARIANTS.iter().find(known);
-        let variant = variant.ok_or_else(|| Error::UnknownArchitecture {
-            name: name.to_string(),
-        })?;
-        if !variant.built {
-            let arch = variant.arch;
-            return Err(Error::NotBuilt { arch });
+        for architecture in ARCHITECTURES {
+            let row = architecture.row();
+            let alias = row.aliases.iter().find(|alias| alias.name == lower);
+            if row.name != lower && alias.is_none() {
+                continue;
+            }
+            if !row.scales.contains(&scale) {
+                return Err(Error::UnknownScale {
+                    scale,
+                    arch: row.name,
+                    scales: row.scales,
+                });
+            }
+            let specs = row.settings.iter();
+            let mut net = Network {
+                arch: row.name.to_string(),
+                scale,
+                settings: specs.map(|s| (s.name.to_string(), s.default())).collect(),
+            };
+            for &(setting, value) in alias.map_or(&[][..], |alias| alias.sets) {
+                net.set(setting, value)?;
+            }
+            return Ok(net);
         }
-        if !SCALES.contains(&scale) {
-            return Err(Error::UnknownScale { scale });
+        let mut planned = architecture::NOT_BUILT.iter();
+        match planned.find(|(name, aliases)| *name == lower || aliases.contains(&lower.as_str())) {
+            Some((arch, _)) => Err(Error::NotBuilt { arch }),
+            None => Err(Error::UnknownArchitecture {
+                name: name.to_string(),
+            }),
         }
-        Ok(Network {
-            arch: variant.arch.to_string(),
-            scale,
-            upsampler_alpha: variant.alpha,
-            detail_gain: variant.detail_gain,
-            layer_scale: 1e-5,
-        })
     }
 
-    /// Checks that [`Network::new`] accepts the name and scale and that the settings are finite:
-    /// the fields are public and may have been changed.
+    /// Checks that [`Network::new`] accepts name and scale: the fields are public and may have
+    /// been changed.
     ///
     /// # Errors
-    /// Those of [`Network::new`], and [`Error::Settings`].
+    /// Those of [`Network::new`].
     pub fn check(&self) -> Result<(), Error> {
-        Network::new(&self.arch, self.scale)?;
-        let values = [self.upsampler_alpha, self.detail_gain, self.layer_scale];
-        if values.iter().all(|v| v.is_finite()) {
+        let Network { arch, scale, .. } = self;
+        let same = Network::new(arch, *scale)?.settings;
+        if same.keys().eq(self.settings.keys()) {
             return Ok(());
         }
-        Err(Error::Settings {
-            arch: self.arch.clone(),
-            values,
+        Err(Error::UnknownArchitecture {
+            name: format!("{arch} with the settings of another network"),
         })
     }
 
-    /// The parameter table: trainable parameters first, then the fixed taps of the base. Sizes may
-    /// overflow for a scale that [`Network::check`] refuses.
-    pub fn params(&self) -> ParamTable {
-        nano::table(self).0
+    /// The architecture. A name that [`Network::check`] refuses is treated as the first one.
+    fn architecture(&self) -> &'static dyn Architecture {
+        architecture::by_name(&self.arch).unwrap_or(ARCHITECTURES[0])
     }
 
-    /// Halo in LQ pixels: an output pixel depends on input pixels up to this far away. Tiles whose
-    /// valid parts are this far from their inner borders give the same bits as one pass.
-    pub fn receptive_field(&self) -> usize {
-        nano::receptive_field()
+    /// The settings with their specifications, in the order of the help.
+    pub fn settings(&self) -> impl Iterator<Item = (&'static SettingSpec, &Setting)> {
+        let specs = self.architecture().row().settings.iter();
+        specs.filter_map(|spec| Some((spec, self.settings.get(spec.name)?)))
     }
+
+    /// Changes a setting.
+    ///
+    /// # Errors
+    /// [`Error::NoSetting`] for a name that the architecture does not have,
+    /// [`Error::SettingValue`] for a value that it cannot have.
+    pub fn set(&mut self, name: &str, value: impl Into<Setting>) -> Result<(), Error> {
+        let value = value.into();
+        let spec = self.spec(name)?;
+        let accepted = spec.accept(&value).ok_or_else(|| Error::SettingValue {
+            arch: self.arch.clone(),
+            name: spec.name,
+            value: value.to_string(),
+            allowed: spec.allowed(),
+        })?;
+        self.settings.insert(spec.name.to_string(), accepted);
+        Ok(())
+    }
+
+    /// The specification of a setting.
+    ///
+    /// # Errors
+    /// [`Error::NoSetting`] for a name that the architecture does not have.
+    pub fn spec(&self, name: &str) -> Result<&'static SettingSpec, Error> {
+        let specs = self.architecture().row().settings;
+        let found = specs.iter().find(|spec| spec.name == name);
+        found.ok_or_else(|| Error::NoSetting {
+            arch: self.arch.clone(),
+            name: name.to_string(),
+            known: specs.iter().map(|spec| spec.name).collect(),
+        })
+    }
+
+    /// The value of a setting that is a number; 0 if the network has none of that name.
+    pub fn number(&self, name: &str) -> f32 {
+        match self.settings.get(name) {
+            Some(&Setting::Number(value)) => value,
+            _ => 0.0,
+        }
+    }
+
+    /// The value of a setting that is a whole number; 0 if the network has none of that name.
+    pub fn whole(&self, name: &str) -> usize {
+        match self.settings.get(name) {
+            Some(&Setting::Whole(value)) => value,
+            _ => 0,
+        }
+    }
+
+    /// The value of a setting that is yes or no; no if the network has none of that name.
+    pub fn flag(&self, name: &str) -> bool {
+        matches!(self.settings.get(name), Some(Setting::Flag(true)))
+    }
+
+    /// The value of a setting that is one of some names; empty if the network has none of that
+    /// name.
+    pub fn choice(&self, name: &str) -> &str {
+        match self.settings.get(name) {
+            Some(Setting::Choice(value)) => value,
+            _ => "",
+        }
+    }
+
+    /// The parameter table: trainable parameters first, then fixed ones. Sizes may overflow for a
+    /// scale that [`Network::check`] refuses.
+    pub fn params(&self) -> ParamTable {
+        let mut table = ParamTable::default();
+        self.architecture().parameters(self, &mut table);
+        table
+    }
+
+    /// Computes the parameters that follow from others, in table order.
+    fn derive(&self, table: &ParamTable, values: &mut [f32]) {
+        self.architecture().derive(self, table, values);
+    }
+
+    /// How images may be cut into tiles for this network.
+    pub fn tiling(&self) -> Tiling {
+        self.architecture().tiling(self)
+    }
+}
+
+/// A network that can be trained, for listings.
+#[derive(Clone, Debug)]
+pub struct KnownNetwork {
+    /// Canonical name.
+    pub name: &'static str,
+    /// Other names, the usual ones first.
+    pub aliases: Vec<&'static str>,
+    /// What it is for, in a few words.
+    pub about: &'static str,
+    /// The scales that it can have.
+    pub scales: &'static [usize],
+    /// Its settings.
+    pub settings: &'static [SettingSpec],
+}
+
+/// All networks that can be trained.
+pub fn known_networks() -> Vec<KnownNetwork> {
+    let rows = ARCHITECTURES.into_iter().map(|a| a.row());
+    rows.map(|row| KnownNetwork {
+        name: row.name,
+        aliases: row.aliases.iter().map(|alias| alias.name).collect(),
+        about: row.about,
+        scales: row.scales,
+        settings: row.settings,
+    })
+    .collect()
 }

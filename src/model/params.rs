@@ -14,6 +14,8 @@ pub enum Init {
     Constant(f32),
     /// The given values, repeated until the shape is full: the fixed taps of the base.
     Taps(&'static [f32]),
+    /// Zero; computed from other parameters when a file is written, and never read.
+    Derived,
 }
 
 /// One parameter.
@@ -63,6 +65,15 @@ impl ParamTable {
         range
     }
 
+    /// Appends weight `[out, input, kernel, kernel]` and bias `[out]` of a convolution, with
+    /// PyTorch's start values; `input` is the number of inputs that one output sees.
+    pub(super) fn conv(&mut self, name: &str, out: usize, input: usize, kernel: usize) {
+        let init = Init::FanIn(input * kernel * kernel);
+        let shape = [out, input, kernel, kernel];
+        self.add(format!("{name}.weight"), &shape, init.clone(), true);
+        self.add(format!("{name}.bias"), &[out], init, true);
+    }
+
     /// Number of f32 elements of all parameters.
     pub fn len(&self) -> usize {
         self.params
@@ -103,6 +114,7 @@ impl ParamTable {
                         .for_each(|v| *v = rng.range(-bound, bound) as f32);
                 }
                 Init::Constant(value) => out.fill(value),
+                Init::Derived => out.fill(0.0),
                 Init::Taps(taps) => out
                     .iter_mut()
                     .zip(taps.iter().cycle())

@@ -1,11 +1,10 @@
 //! Builds a plan: collects buffers and operations, computes lifetimes and has the arena laid out.
 //! Depends on the plan's data and on what the backend reports about itself ([`Sizing`]).
 
-use super::data::fused_loss;
 use super::error::unsupported;
 use super::{
-    BatchLayout, Buffer, BufferId, Class, Error, FoldedConv, Op, Plan, PlanData, Ports, Precision,
-    Reconstruct, Sizing, layout,
+    BatchLayout, Buffer, BufferId, Class, Error, Op, Plan, PlanData, Ports, Precision, Sizing,
+    layout,
 };
 use std::ops::Range;
 
@@ -87,14 +86,11 @@ impl<'a> Builder<'a> {
         (bytes > 0).then(|| self.buffer(format!("sums of {}", op.label()), Class::Workspace, bytes))
     }
 
-    /// Adds the buffer of the folded convolution, if the backend keeps one; `op` is the first to
-    /// use it.
-    pub fn folded(&mut self, op: &Reconstruct) -> Option<FoldedConv> {
-        let bytes = self.sizing.folded(op);
-        (bytes > 0).then(|| FoldedConv {
-            buffer: self.buffer("folded up.0 and conv_out", Class::Workspace, bytes),
-            first: true,
-        })
+    /// Adds the buffer that `op` computes from parameters alone and keeps for all slices and for
+    /// its backward pass, if the backend wants one.
+    pub fn prepared(&mut self, name: &str, op: &Op) -> Option<BufferId> {
+        let bytes = self.sizing.prepared(op);
+        (bytes > 0).then(|| self.buffer(name, Class::Workspace, bytes))
     }
 
     /// Bytes of the block of scalars; 0 if the backend gets them as arguments.
@@ -111,16 +107,8 @@ impl<'a> Builder<'a> {
     pub fn push(&mut self, mut op: Op) {
         let bytes = self.sizing.workspace(&op);
         if bytes > 0 {
-            let class = if matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_)) {
-                Class::Loss
-            } else {
-                Class::Workspace
-            };
-            let id = self.buffer(
-                format!("workspace of {} {}", self.ops.len(), op.label()),
-                class,
-                bytes,
-            );
+            let name = format!("workspace of {} {}", self.ops.len(), op.label());
+            let id = self.buffer(name, op.workspace_class(), bytes);
             op.set_workspace(id);
         }
         self.ops.push(op);
@@ -200,25 +188,21 @@ impl<'a> Builder<'a> {
             }
         };
         for (at, op) in ops.iter().enumerate() {
-            op.accesses().for_each(|access| touch(access.buffer, at));
+            let accesses = op.all_accesses().into_iter();
+            accesses.for_each(|access| touch(access.buffer, at));
         }
         for &id in deferred_sums {
             touch(id, micro.end - 1);
         }
-        // a loss that is fused into the operation before it writes its sums there
-        for at in 0..ops.len() {
-            let workspace = fused_loss(ops, at).and_then(|loss| loss.workspace);
+        // an operation that is absorbed by the one before it has its sums written there
+        for (at, pair) in ops.windows(2).enumerate() {
+            let absorbed = pair[0].fusion(&pair[1]).is_some_and(|f| f.absorbed);
+            let workspace = pair[1].workspace().filter(|_| absorbed);
             workspace.into_iter().for_each(|id| touch(id, at));
         }
-        // the folded convolution depends on parameters only, so a device may compute it while the
-        // first operations run
-        for op in ops {
-            if let Op::Reconstruct(reconstruct) = op
-                && let Some(folded) = reconstruct.folded
-            {
-                touch(folded.buffer, micro.start);
-            }
-        }
+        // a device may compute what depends on parameters only while the first operations run
+        let prepared = ops.iter().filter_map(|op| op.prepared());
+        prepared.for_each(|id| touch(id, micro.start));
         // what the host writes before the first operation, or reads after the last
         let [through_base, through_features] = ports.input_gradients;
         let last = ops.len().saturating_sub(1);

@@ -1,35 +1,13 @@
 //! Questions to a plan: its buffers, the ranges that are free, the bytes that are live, and which
 //! operations a backend may fuse. Depends on the plan's data alone.
 
-use super::{Buffer, BufferId, Error, Op, PixelLoss, PlanData, Target};
+use super::{Buffer, BufferId, Error, Fusion, PlanData};
 use std::ops::Range;
 
-/// The pixel loss after operation `at`, if that is a [`Reconstruct`](super::Reconstruct) with a
-/// subtracted target whose output the loss alone reads and overwrites with the gradient: a backend
-/// may then compute both at once.
-pub(super) fn fused_loss(ops: &[Op], at: usize) -> Option<&PixelLoss> {
-    let (Op::Reconstruct(reconstruct), Op::PixelLoss(loss)) = (ops.get(at)?, ops.get(at + 1)?)
-    else {
-        return None;
-    };
-    let in_place = loss.prediction == reconstruct.output && loss.d_prediction == reconstruct.output;
-    (in_place && reconstruct.target.is_some() && matches!(loss.target, Target::Subtracted(_)))
-        .then_some(loss)
-}
-
 impl PlanData {
-    /// Whether operation `at` unpacks the batch for the convolution that follows it. A backend may
-    /// then fuse the two.
-    pub fn fuses_unpack(&self, at: usize) -> bool {
-        let pair = (self.ops.get(at), self.ops.get(at + 1));
-        matches!(pair, (Some(Op::Unpack(unpack)), Some(Op::Conv(conv))) if conv.input == unpack.output)
-    }
-
-    /// The pixel loss that operation `at`, a [`Reconstruct`](super::Reconstruct), may compute as
-    /// well while it has each value in a register: the loss operation that follows then only adds
-    /// up sums.
-    pub fn fused_loss(&self, at: usize) -> Option<&PixelLoss> {
-        fused_loss(&self.ops, at)
+    /// How operation `at` and the next one may be computed at once; `None` if they may not.
+    pub fn fusion(&self, at: usize) -> Option<Fusion> {
+        self.ops.get(at)?.fusion(self.ops.get(at + 1)?)
     }
 
     /// A buffer by its id.

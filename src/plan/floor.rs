@@ -3,7 +3,8 @@
 //! once. Measured times are compared with the floor divided by the memory's bandwidth and the
 //! processor's peak. Depends on the plan alone.
 
-use super::{Access, Class, Op, PlanData};
+use super::op::Counted;
+use super::{Access, Class, Fusion, PlanData};
 
 /// The floor of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,32 +16,19 @@ pub struct OpFloor {
 }
 
 impl PlanData {
-    /// The floor of operation `at`. It has no bytes for a loss that is fused into the operation
-    /// before it, and none for reading the input of a convolution that is fused with
-    /// [`Op::Unpack`].
+    /// The floor of operation `at`. Of an operation that may be fused with the one before it, the
+    /// bytes that the pair does not move are not counted.
     ///
     /// # Panics
     /// If the plan has no operation `at`.
     pub fn floor_of(&self, at: usize) -> OpFloor {
         let op = &self.ops[at];
-        if at > 0 && self.fused_loss(at - 1).is_some() {
-            return OpFloor {
-                bytes: 0,
-                multiply_adds: op.multiply_adds(),
-            };
-        }
-        let fused = at > 0 && self.fuses_unpack(at - 1);
-        let moves = |access: &Access| match op {
-            Op::Conv(conv) => !fused || access.buffer != conv.input,
-            _ => true,
-        };
-        let bytes = op
-            .accesses()
-            .filter(moves)
-            .map(|access| self.moved(op, access))
-            .sum();
+        let fusion = at.checked_sub(1).and_then(|before| self.fusion(before));
+        let Fusion { not_read, absorbed } = fusion.unwrap_or_default();
+        let accesses = op.accesses().into_iter();
+        let moved = accesses.filter(|access| !absorbed && Some(access.buffer) != not_read);
         OpFloor {
-            bytes,
+            bytes: moved.map(|access| self.moved(access)).sum(),
             multiply_adds: op.multiply_adds(),
         }
     }
@@ -59,22 +47,18 @@ impl PlanData {
         )
     }
 
-    /// Bytes that one access of an operation moves.
-    fn moved(&self, op: &Op, access: Access) -> u64 {
+    /// Bytes that one access moves.
+    fn moved(&self, access: Access) -> u64 {
         let buffer = self.buffer(access.buffer);
-        let times = u64::from(access.read) + u64::from(access.write);
-        let once = match (op, buffer.class) {
-            (_, Class::Workspace | Class::Metrics) => 0,
-            // the buffer holds all layers, and one layer's weights are a few KiB
-            (Op::Update(_), Class::Parameters | Class::Gradients) => buffer.bytes,
-            (_, Class::Parameters | Class::Gradients) => 0,
-            (Op::Unpack(o), Class::Batch) => o.batch.lq_bytes() as u64,
-            (Op::Reconstruct(o), Class::Batch) => 3 * o.extent.scaled(o.scale).pixels() as u64,
-            (Op::StructuralLoss(o), Class::Batch) => 3 * o.extent.pixels() as u64,
-            (Op::StructuralLoss(o), _) if o.workspace == Some(access.buffer) => 0,
-            (Op::PixelLoss(o), _) if o.workspace == Some(access.buffer) => 0,
-            _ => buffer.bytes,
+        let once = match (access.bytes, buffer.class) {
+            (Counted::Bytes(bytes), _) => bytes,
+            (Counted::Whole, _) => buffer.bytes,
+            (
+                Counted::ByClass,
+                Class::Workspace | Class::Metrics | Class::Parameters | Class::Gradients,
+            ) => 0,
+            (Counted::ByClass, _) => buffer.bytes,
         };
-        once * times
+        once * (u64::from(access.read) + u64::from(access.write))
     }
 }

@@ -1,7 +1,6 @@
 //! The losses: the user's list of weighted kinds, and the two operations that it is split into, one
-//! over single values and one over windows of an image. Depends on the plan's operations alone.
+//! over single values and one over windows of an image. Depends on nothing.
 
-use super::{BatchLayout, BufferId, Extent, Slice};
 use serde::{Deserialize, Serialize};
 
 /// A loss as the user names it. The names in traiNNer-redux's option files (`l1loss` ...) are
@@ -105,73 +104,6 @@ pub fn split_losses(losses: &[(LossKind, f32)]) -> (PixelTerms, StructuralTerms)
         }
     }
     (pixel, structural)
-}
-
-/// Where a loss reads its target.
-#[derive(Clone, Copy, Debug)]
-pub enum Target {
-    /// The u8 HR patches of the staged batch, which [`Reconstruct`](super::Reconstruct) has
-    /// subtracted already: the prediction's buffer holds prediction less target. A loss that needs
-    /// the target itself reads it from the batch, with the patch's augmentation applied.
-    Subtracted(BatchLayout),
-    /// A buffer `[N, H, W, 3]`, f32.
-    Float(BufferId),
-}
-
-impl Target {
-    /// The buffer that holds the target.
-    pub fn buffer(&self) -> BufferId {
-        match *self {
-            Target::Subtracted(batch) => batch.buffer,
-            Target::Float(buffer) => buffer,
-        }
-    }
-}
-
-/// Weighted pixel losses and their gradient with respect to the prediction. Writes the gradient,
-/// which may overwrite the prediction, and adds the loss to that of the iteration's earlier
-/// micro-batches. It is the first loss of a plan: without any term it still clears both for
-/// [`StructuralLoss`].
-#[derive(Clone, Debug)]
-pub struct PixelLoss {
-    /// HR extent.
-    pub extent: Extent,
-    /// The losses and their weights.
-    pub terms: PixelTerms,
-    /// `[N, H, W, 3]`, f32: the prediction, or with a subtracted target the prediction less that.
-    pub prediction: BufferId,
-    /// Where the target is.
-    pub target: Target,
-    /// Gradient of the prediction, `[N, H, W, 3]`, f32; written.
-    pub d_prediction: BufferId,
-    /// [`METRICS`](super::METRICS) f64 values; the loss is updated.
-    pub metrics: BufferId,
-    /// The part of the micro-batch.
-    pub slice: Slice,
-    /// Scratch bytes of the backend, if it asked for any.
-    pub workspace: Option<BufferId>,
-}
-
-/// Weighted structural losses; adds to the gradient and the loss that [`PixelLoss`] wrote. Windows
-/// read the prediction again and again, so the gradient needs a buffer of its own.
-#[derive(Clone, Debug)]
-pub struct StructuralLoss {
-    /// HR extent.
-    pub extent: Extent,
-    /// The losses and their weights.
-    pub terms: StructuralTerms,
-    /// `[N, H, W, 3]`, f32: the prediction, or with a subtracted target the prediction less that.
-    pub prediction: BufferId,
-    /// Where the target is.
-    pub target: Target,
-    /// Gradient of the prediction, `[N, H, W, 3]`, f32; updated.
-    pub d_prediction: BufferId,
-    /// [`METRICS`](super::METRICS) f64 values; the loss is updated.
-    pub metrics: BufferId,
-    /// The part of the micro-batch.
-    pub slice: Slice,
-    /// Scratch bytes of the backend, if it asked for any.
-    pub workspace: Option<BufferId>,
 }
 
 #[cfg(test)]

@@ -249,6 +249,15 @@ impl BatchLayout {
         self.augment_offset() + self.first + image
     }
 
+    /// Patches, and LQ height and width.
+    pub fn extent(&self) -> Extent {
+        Extent {
+            n: self.count,
+            h: self.lq.0,
+            w: self.lq.1,
+        }
+    }
+
     /// Size of the buffer, bytes.
     pub fn bytes(&self) -> usize {
         self.augment_offset() + self.count

@@ -162,7 +162,7 @@ impl PlanData {
             .map(Buffer::room)
             .sum();
         let needs = self.ops.iter().map(|op| {
-            let mut ids: Vec<_> = op.accesses().map(|a| a.buffer).collect();
+            let mut ids: Vec<_> = op.all_accesses().iter().map(|a| a.buffer).collect();
             ids.sort_unstable();
             ids.dedup();
             let transient = ids

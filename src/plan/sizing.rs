@@ -2,7 +2,7 @@
 //! a backend: the workspace of each operation, sums carried between slices, the type of
 //! activations, a second batch buffer. Depends on the operations alone.
 
-use super::{Op, Reconstruct};
+use super::Op;
 use serde::{Deserialize, Serialize};
 
 /// The type of activations and their gradients. Parameters and their gradients, moments, EMA, the
@@ -110,9 +110,9 @@ pub trait Sizing {
         Precision::F32
     }
 
-    /// Bytes of the folded convolution that is kept for all slices and for the backward pass; 0 if
-    /// each operation computes its own.
-    fn folded(&self, _: &Reconstruct) -> u64 {
+    /// Bytes of what `op` computes from parameters alone and keeps for all slices and for its
+    /// backward pass (a folded convolution); 0 if each operation computes its own.
+    fn prepared(&self, _op: &Op) -> u64 {
         0
     }
 

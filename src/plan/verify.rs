@@ -75,7 +75,7 @@ impl PlanData {
         let named = self
             .ops
             .iter()
-            .flat_map(Op::accesses)
+            .flat_map(Op::all_accesses)
             .map(|access| access.buffer)
             .chain(ports.into_iter().flatten())
             .chain(self.batch.map(|batch| batch.buffer))
@@ -132,12 +132,12 @@ impl PlanData {
     /// What is written before the first operation: persistent buffers, and float inputs of the
     /// host.
     fn written_at_start(&self) -> Vec<Written> {
-        let unpacked = |id: BufferId| {
-            let writes = |op: &Op| matches!(op, Op::Unpack(unpack) if unpack.output == id);
+        let computed = |id: BufferId| {
+            let writes = |op: &Op| op.accesses().iter().any(|a| a.write && a.buffer == id);
             self.ops.iter().any(writes)
         };
         let by_host = |id: BufferId| {
-            [self.ports.input, self.ports.target].contains(&Some(id)) && !unpacked(id)
+            [self.ports.input, self.ports.target].contains(&Some(id)) && !computed(id)
         };
         (0u32..)
             .map(BufferId)
@@ -157,27 +157,28 @@ impl PlanData {
         let mut written = self.written_at_start();
         for (i, op) in self.ops.iter().enumerate() {
             let label = op.label();
-            if let Op::StructuralLoss(o) = op {
-                require(o.prediction != o.d_prediction, || {
-                    let name = &self.buffer(o.prediction).name;
+            let accesses = op.all_accesses();
+            for read in accesses.iter().filter(|a| a.read && !a.write) {
+                let overwrites = |a: &Access| a.write && a.buffer == read.buffer;
+                let allowed = op.may_overwrite() == Some(read.buffer);
+                require(allowed || !accesses.iter().any(overwrites), || {
+                    let name = &self.buffer(read.buffer).name;
                     format!("operation {i} ({label}) would overwrite {name} while reading it")
                 })?;
             }
-            for Access { buffer, .. } in op.accesses().filter(|a| a.read) {
+            for Access { buffer, .. } in accesses.iter().copied().filter(|a| a.read) {
                 let (owner, range) = self.bytes_of(buffer);
                 require(written[owner.0 as usize].covers(&range), || {
                     let name = &self.buffer(buffer).name;
                     format!("operation {i} ({label}) reads {name} before it is written")
                 })?;
             }
-            for Access { buffer, .. } in op.accesses().filter(|a| a.write) {
+            for Access { buffer, .. } in accesses.into_iter().filter(|a| a.write) {
                 let (owner, range) = self.bytes_of(buffer);
                 written[owner.0 as usize].add(range);
             }
-            if let Op::Reconstruct(reconstruct) = op
-                && let Some(folded) = reconstruct.folded
-            {
-                let buffer = self.buffer(folded.buffer);
+            if let Some(prepared) = op.prepared() {
+                let buffer = self.buffer(prepared);
                 require(buffer.live.start <= self.micro.start, || {
                     format!("{} is not alive when it is computed", buffer.name)
                 })?;
@@ -242,10 +243,8 @@ impl PlanData {
             {
                 room("carried sums", op, bytes(slice.carry), sizing.carry(op))?;
             }
-            if let Some(reconstruct) = op.reconstruct() {
-                let has = bytes(reconstruct.folded.map(|folded| folded.buffer));
-                room("folded kernel", op, has, sizing.folded(reconstruct))?;
-            }
+            let needed = sizing.prepared(op);
+            room("prepared weights", op, bytes(op.prepared()), needed)?;
         }
         require(bytes(self.ports.scalars) >= sizing.scalar_bytes(), &|| {
             "it has no block of scalars".to_string()

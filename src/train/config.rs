@@ -3,7 +3,7 @@
 //! configurations give equal weights, given the same shards, start values, device and precision.
 
 use super::{Decay, Schedule};
-use crate::model::{Network, Recompute, StepSpec};
+use crate::model::{InFile, Network, Recompute, StepSpec};
 use crate::plan::{LossKind, OptimizerKind};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -92,13 +92,7 @@ impl TrainConfig {
             self.total_iter >= 1,
             "at least one iteration is needed (--iterations)"
         );
-        let net = &self.network;
-        ensure!(
-            [net.upsampler_alpha, net.detail_gain, net.layer_scale]
-                .iter()
-                .all(|v| v.is_finite()),
-            "the network's start values must be finite (--alpha, --detail-gain, --layer-scale)"
-        );
+        self.network.check()?;
         Ok(())
     }
 
@@ -214,13 +208,7 @@ fn collect_differences(path: &str, a: &Json, b: &Json, out: &mut Vec<(String, St
 
 /// Keys that must not change when a run is resumed: the shape of the state or the order of the
 /// samples depends on them.
-const FIXED_ON_RESUME: [&str; 5] = [
-    "network.arch",
-    "network.scale",
-    "network.upsampler_alpha",
-    "seed",
-    "window",
-];
+const FIXED_ON_RESUME: [&str; 4] = ["network.arch", "network.scale", "seed", "window"];
 /// Keys of which only the product must not change: the samples of an iteration.
 const SPLIT: [&str; 2] = ["batch_size", "accum_iter"];
 
@@ -228,8 +216,18 @@ impl TrainConfig {
     /// Those of [`TrainConfig::differences`] with which a stored run cannot continue.
     pub fn obstacles(&self, wanted: &TrainConfig) -> Vec<(String, String)> {
         let same_samples = self.effective_batch() == wanted.effective_batch();
-        let fixed =
-            |key: &str| FIXED_ON_RESUME.contains(&key) || (SPLIT.contains(&key) && !same_samples);
+        // start values have done their part, but the other settings decide what is computed
+        let computed = |key: &str| {
+            let spec = key
+                .strip_prefix("network.")
+                .and_then(|name| self.network.spec(name).ok());
+            spec.is_some_and(|spec| spec.in_file != InFile::StartValue)
+        };
+        let fixed = |key: &str| {
+            FIXED_ON_RESUME.contains(&key)
+                || computed(key)
+                || (SPLIT.contains(&key) && !same_samples)
+        };
         self.differences(wanted)
             .into_iter()
             .filter(|(key, _)| fixed(key))

@@ -83,7 +83,7 @@ impl Sizing for Liar {
         0
     }
 
-    fn folded(&self, _: &Reconstruct) -> u64 {
+    fn prepared(&self, _: &Op) -> u64 {
         0
     }
 }
@@ -230,7 +230,7 @@ fn odd_operations() -> Vec<(Op, &'static str)> {
                 unpack.batch.lq = (0, 17);
                 odd.push((Op::Unpack(unpack), "0"));
             }
-            Op::Update(_) => {}
+            _ => {}
         }
     }
     odd

@@ -336,7 +336,7 @@ fn up_head_of_a_large_scale_and_without_sharpening() {
                 chosen,
             );
             let mut plain = Twin::new(3, 11);
-            plain.net.upsampler_alpha = 0.0;
+            plain.net.set("upsampler_alpha", 0.0).unwrap();
             compare_network(
                 &plain,
                 (3, 1, (7, 9), PIXEL, float, Recompute::Block),
@@ -752,7 +752,7 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
         });
         let all = lower_range(&plan, plan.micro.clone()).unwrap();
         // a loss on the way is added up in another order than one by itself
-        let with_loss = |at: usize| plan.fused_loss(at).is_some();
+        let with_loss = |at: usize| plan.fusion(at).is_some_and(|fusion| fusion.absorbed);
         let alone = plan
             .micro
             .clone()

@@ -7,7 +7,7 @@ use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
 use paragon::backend::cuda::lower;
 use paragon::model::{InferenceSpec, Network, Recompute, StepSpec, inference_plan, training_plan};
-use paragon::plan::{BufferId, LossKind, Op, PlanData, Precision, Reconstruct, Sizing};
+use paragon::plan::{BufferId, LossKind, Op, PlanData, Precision, Sizing};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -28,7 +28,7 @@ fn spec(
 fn uses(plan: &PlanData) -> Vec<Option<(usize, usize)>> {
     let mut uses = vec![None; plan.buffers.len()];
     for (at, op) in plan.ops.iter().enumerate() {
-        for access in op.accesses() {
+        for access in op.all_accesses() {
             let owner = plan
                 .buffer(access.buffer)
                 .parent
@@ -86,7 +86,7 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
         }
     }
     for (at, op) in plan.ops.iter().enumerate() {
-        for access in op.accesses().filter(|a| a.read) {
+        for access in op.all_accesses().into_iter().filter(|a| a.read) {
             let id = access.buffer;
             let sound = owner[grains(id)].iter().all(|&o| o == Some(root(id)));
             prop_assert!(
@@ -96,7 +96,7 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
                 plan.buffer(id).name
             );
         }
-        for access in op.accesses().filter(|a| a.write) {
+        for access in op.all_accesses().into_iter().filter(|a| a.write) {
             owner[grains(access.buffer)].fill(Some(root(access.buffer)));
         }
     }
@@ -200,8 +200,8 @@ impl Sizing for Forgetful {
         self.0.carry(op)
     }
 
-    fn folded(&self, op: &Reconstruct) -> u64 {
-        self.0.folded(op)
+    fn prepared(&self, op: &Op) -> u64 {
+        self.0.prepared(op)
     }
 
     fn precision(&self) -> Precision {

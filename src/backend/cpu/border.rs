@@ -22,7 +22,7 @@ pub fn shape(op: &Reconstruct) -> FoldedShape {
 
 /// The pixels at HR that surround an image, one pixel wide.
 pub struct BorderPixels<'a> {
-    /// The operation, whose features [`super::supported`] accepts.
+    /// The operation, whose features passed its check.
     pub op: &'a Reconstruct,
     /// Its convolutions, packed.
     pub convolutions: Convolutions<'a>,

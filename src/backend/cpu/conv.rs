@@ -4,11 +4,13 @@
 use super::arena::SharedPtr;
 use super::conv_winograd;
 use super::layout::torch_index;
+use super::operation::{CpuOperation, MAX_CHANNELS, check_extent};
 use super::padded_rows::PaddedRows;
 use super::rows::{RowProduct, RowStart, row_outer, row_product, row_sum, row_to_rgb};
 use super::simd::{LANES, Simd};
 use super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, round_up_to_lanes};
 use crate::plan::{Conv, ConvBack};
+use anyhow::{Result, ensure};
 
 /// f32 elements of the packed weights `[ky][kx, ci][co]`.
 fn packed(c: &Conv) -> usize {
@@ -16,7 +18,7 @@ fn packed(c: &Conv) -> usize {
 }
 
 /// Workspace of the forward operation.
-pub fn workspace(c: &Conv) -> Workspace {
+fn workspace(c: &Conv) -> Workspace {
     if conv_winograd::applies(c) {
         return conv_winograd::workspace(c);
     }
@@ -46,7 +48,7 @@ impl Task for Forward<'_> {
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
         // SAFETY: rows `start..end` of the output are this task's, the scratch holds the padded
-        // rows, and `cout` is a multiple of 16 (`supported`). The rest is the contract of
+        // rows, and `cout` is a multiple of 16 (`check`). The rest is the contract of
         // `Task::run`.
         unsafe {
             let inputs = PaddedRows::<3> {
@@ -85,7 +87,7 @@ impl Task for Forward<'_> {
 }
 
 /// Runs the forward operation.
-pub fn forward(ctx: &Context<'_>, op: &Conv) {
+fn forward(ctx: &Context<'_>, op: &Conv) {
     if conv_winograd::applies(op) {
         return conv_winograd::forward(ctx, op);
     }
@@ -121,7 +123,7 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
 }
 
 /// Workspace of the backward operation.
-pub fn workspace_back(op: &ConvBack) -> Workspace {
+fn workspace_back(op: &ConvBack) -> Workspace {
     let c = &op.forward;
     if conv_winograd::applies(c) {
         return conv_winograd::workspace_back(op);
@@ -156,7 +158,7 @@ impl Task for Backward<'_> {
         let (w, h) = (extent.w, extent.h);
         let (image, start, end) = self.bands.task(task);
         // SAFETY: the partial is this task's, the scratch holds the padded rows of both
-        // activations, and channels are multiples of 16, but for inputs of 3 (`supported`). The
+        // activations, and channels are multiples of 16, but for inputs of 3 (`check`). The
         // rest is the contract of `Task::run`.
         unsafe {
             let partial = self.parts.partial(task);
@@ -236,7 +238,7 @@ impl Backward<'_> {
 }
 
 /// Runs the backward operation.
-pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
+fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
     if conv_winograd::applies(c) {
         return conv_winograd::backward(ctx, op);
@@ -269,7 +271,7 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
         bands,
         input: ctx.floats(c.input),
         d_output: ctx.floats(op.d_output),
-        d_input: op.d_input.map(|id| ctx.floats(id)),
+        d_input: op.d_input.map(|d| ctx.floats(d.buffer)),
     };
     ctx.parallel(bands.tasks(), &task);
     if !ctx.reduce(parts, op.slice) {
@@ -282,4 +284,49 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
         sums[((ky * 3 + kx) * c.cin + ci) * c.cout + co]
     });
     ctx.store_gradient(op.gradients, c.bias, |co| sums[packed(c) + co]);
+}
+
+impl CpuOperation for Conv {
+    fn check(&self) -> Result<()> {
+        let Conv { cin, cout, .. } = *self;
+        let whole_vectors = |channels: usize| {
+            channels > 0 && channels <= MAX_CHANNELS && channels.is_multiple_of(LANES)
+        };
+        ensure!(
+            (cin == 3 || whole_vectors(cin)) && whole_vectors(cout),
+            "{cin} to {cout} channels: inputs of 3 or a multiple of {LANES} channels and outputs \
+             of a multiple of {LANES} are supported, up to {MAX_CHANNELS}"
+        );
+        ensure!(
+            self.is_plain_3x3(),
+            "only plain 3x3 convolutions are supported"
+        );
+        check_extent(self.extent)
+    }
+
+    fn workspace(&self) -> Workspace {
+        workspace(self)
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        forward(ctx, self);
+    }
+}
+
+impl CpuOperation for ConvBack {
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.accumulates && self.d_input.is_none_or(|d| !d.add),
+            "gradients that are added to others are not supported"
+        );
+        self.forward.check()
+    }
+
+    fn workspace(&self) -> Workspace {
+        workspace_back(self)
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        backward(ctx, self);
+    }
 }

@@ -287,7 +287,7 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
         bands,
         input: ctx.floats(c.input),
         d_output: ctx.floats(op.d_output),
-        d_input: op.d_input.map(|id| ctx.floats(id)),
+        d_input: op.d_input.map(|d| ctx.floats(d.buffer)),
     };
     ctx.parallel(bands.tasks(), &task);
     if !ctx.reduce(parts, op.slice) {

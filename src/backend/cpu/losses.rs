@@ -5,6 +5,7 @@
 //! for SSIM.
 
 use super::arena::SharedPtr;
+use super::operation::{CpuOperation, check_extent};
 use super::pixels::read_row;
 use super::simd::{LANES, Simd};
 use super::structural::{self, Evaluation, Similarity};
@@ -12,9 +13,10 @@ use super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts};
 use crate::backend::formulas::CHARBONNIER_EPSILON;
 use crate::plan::{Extent, PixelLoss, PixelLossKind, StructuralLoss, StructuralLossKind, Target};
 use crate::support::isa::Isa;
+use anyhow::Result;
 
 /// Workspace of the pixel losses: one f64 for each task.
-pub fn pixel_workspace(op: &PixelLoss) -> Workspace {
+fn pixel_workspace(op: &PixelLoss) -> Workspace {
     Workspace {
         partial: 2,
         tasks: Bands::new(op.extent).tasks(),
@@ -151,7 +153,7 @@ impl Task for PixelTask<'_> {
 
 /// Runs the pixel losses. Writes the weighted mean to the metrics, or adds it to that of the
 /// earlier micro-batches.
-pub fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
+fn pixel(ctx: &Context<'_>, op: &PixelLoss) {
     let parts = ctx.parts(op.workspace, pixel_workspace(op));
     let values = op.slice.of * op.extent.h * op.extent.w * 3;
     let bands = Bands::new(op.extent);
@@ -199,7 +201,7 @@ fn similarity(kind: StructuralLossKind) -> Similarity {
 
 /// Workspace of the structural losses: one f64 for each image and term, and the planes of one image
 /// for each thread.
-pub fn structural_workspace(op: &StructuralLoss) -> Workspace {
+fn structural_workspace(op: &StructuralLoss) -> Workspace {
     let Extent { n, h, w } = op.extent;
     let scratch = op
         .terms
@@ -315,7 +317,7 @@ impl Task for StructuralTask<'_> {
 }
 
 /// Runs the structural losses: adds to the gradient, and to the loss in the metrics.
-pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
+fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
     let parts = ctx.parts(op.workspace, structural_workspace(op));
     let images = op.extent.n;
     let task = StructuralTask {
@@ -342,5 +344,33 @@ pub fn structural(ctx: &Context<'_>, op: &StructuralLoss) {
                     * f64::from(ctx.scalars.micro_scale);
             }
         }
+    }
+}
+
+impl CpuOperation for PixelLoss {
+    fn check(&self) -> Result<()> {
+        check_extent(self.extent)
+    }
+
+    fn workspace(&self) -> Workspace {
+        pixel_workspace(self)
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        pixel(ctx, self);
+    }
+}
+
+impl CpuOperation for StructuralLoss {
+    fn check(&self) -> Result<()> {
+        check_extent(self.extent)
+    }
+
+    fn workspace(&self) -> Workspace {
+        structural_workspace(self)
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        structural(ctx, self);
     }
 }

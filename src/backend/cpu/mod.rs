@@ -2,25 +2,32 @@
 //! time. Depends on the plan. It gives the same bits for any number of threads, allocates once (the
 //! arena), and never during a step.
 
+mod activate;
 mod arena;
 mod base;
 mod border;
+mod compose;
+mod concat;
 mod conv;
 mod conv_winograd;
 mod folded_conv;
+mod gate;
 mod gelu;
 mod layout;
 mod losses;
 mod nano;
+mod operation;
 mod optimizer;
 mod padded_rows;
 mod peak;
 mod pixels;
 mod reconstruct;
 mod rows;
+mod shuffle;
 mod simd;
+mod stream;
 pub mod structural;
-mod supported;
+mod sum;
 mod tasks;
 mod tiling;
 mod winograd;
@@ -81,20 +88,9 @@ impl CpuOptions {
 
     /// The workspace layout of `op`; an empty one for an operation that is not supported.
     fn layout(&self, op: &Op) -> Workspace {
-        if supported::check(op).is_err() {
-            return Workspace::default();
-        }
-        match op {
-            Op::Unpack(_) => Workspace::default(),
-            Op::Conv(o) => conv::workspace(o),
-            Op::ConvBack(o) => conv::workspace_back(o),
-            Op::NanoBlock(o) => nano::workspace(o),
-            Op::NanoBlockBack(o) => nano::workspace_back(o),
-            Op::Reconstruct(o) => reconstruct::workspace(o),
-            Op::ReconstructBack(o) => reconstruct::workspace_back(o),
-            Op::PixelLoss(o) => losses::pixel_workspace(o),
-            Op::StructuralLoss(o) => losses::structural_workspace(o),
-            Op::Update(o) => optimizer::workspace(o),
+        match operation::check(op) {
+            Ok(()) => operation::of(op).workspace(),
+            Err(_) => Workspace::default(),
         }
     }
 }
@@ -105,7 +101,7 @@ impl Sizing for CpuOptions {
     }
 
     fn supports(&self, op: &Op) -> Result<()> {
-        supported::check(op)
+        operation::check(op)
     }
 
     fn workspace(&self, op: &Op) -> u64 {
@@ -168,18 +164,7 @@ impl CpuBackend {
         self.pool.install(|| {
             for op in &self.plan.ops[range] {
                 let start = std::time::Instant::now();
-                match op {
-                    Op::Unpack(o) => pixels::unpack(&ctx, o),
-                    Op::Conv(o) => conv::forward(&ctx, o),
-                    Op::ConvBack(o) => conv::backward(&ctx, o),
-                    Op::NanoBlock(o) => nano::forward(&ctx, o),
-                    Op::NanoBlockBack(o) => nano::backward(&ctx, o),
-                    Op::Reconstruct(o) => reconstruct::forward(&ctx, o),
-                    Op::ReconstructBack(o) => reconstruct::backward(&ctx, o),
-                    Op::PixelLoss(o) => losses::pixel(&ctx, o),
-                    Op::StructuralLoss(o) => losses::structural(&ctx, o),
-                    Op::Update(o) => optimizer::update(&ctx, o),
-                }
+                operation::of(op).run(&ctx);
                 observe(op, start.elapsed().as_secs_f64());
             }
         });

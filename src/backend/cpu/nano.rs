@@ -5,16 +5,16 @@
 mod backward;
 mod pack;
 
-pub use backward::{backward, workspace_back};
-
 use super::arena::SharedPtr;
 use super::gelu::gelu;
+use super::operation::{CpuOperation, check_extent};
 use super::rows::{RowProduct, RowStart, row_depthwise, row_product};
 use super::simd::{LANES, Simd};
 use super::tasks::{
     Bands, Context, Task, Workspace, WorkspaceParts, exceeds_cache, round_up_to_lanes,
 };
-use crate::plan::NanoBlock;
+use crate::plan::{NanoBlock, NanoBlockBack};
+use anyhow::{Result, ensure};
 use pack::{pack, packed};
 
 /// Features F of a Nano block, a constant so that the inner loops are compiled for it.
@@ -110,7 +110,7 @@ impl HiddenRows<'_> {
 }
 
 /// Workspace of the forward operation.
-pub fn workspace(op: &NanoBlock) -> Workspace {
+fn workspace(op: &NanoBlock) -> Workspace {
     let (e, w) = (HIDDEN, op.extent.w);
     Workspace {
         shared: packed(FEATURES).len,
@@ -182,7 +182,7 @@ impl Task for Forward<'_> {
 }
 
 /// Runs the forward operation.
-pub fn forward(ctx: &Context<'_>, op: &NanoBlock) {
+fn forward(ctx: &Context<'_>, op: &NanoBlock) {
     let parts = ctx.parts(op.workspace, workspace(op));
     pack(ctx, op, parts, false);
     let bands = Bands::new(op.extent);
@@ -196,4 +196,37 @@ pub fn forward(ctx: &Context<'_>, op: &NanoBlock) {
             output: ctx.floats(op.output),
         },
     );
+}
+
+impl CpuOperation for NanoBlock {
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.features == FEATURES,
+            "{} features: only blocks of {FEATURES} are supported",
+            self.features
+        );
+        check_extent(self.extent)
+    }
+
+    fn workspace(&self) -> Workspace {
+        workspace(self)
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        forward(ctx, self);
+    }
+}
+
+impl CpuOperation for NanoBlockBack {
+    fn check(&self) -> Result<()> {
+        self.forward.check()
+    }
+
+    fn workspace(&self) -> Workspace {
+        backward::workspace_back(self)
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        backward::backward(ctx, self);
+    }
 }

@@ -3,15 +3,17 @@
 //! PyTorch's order of operations, and EMA. Depends on the tasks alone.
 
 use super::arena::SharedPtr;
+use super::operation::CpuOperation;
 use super::simd::Simd;
 use super::tasks::{Context, Task, Workspace, WorkspaceParts};
 use crate::plan::{OptimizerKind, Update};
+use anyhow::Result;
 
 /// Parameters of one task.
 const CHUNK: usize = 4096;
 
 /// Workspace: one f64 for each task.
-pub fn workspace(op: &Update) -> Workspace {
+fn workspace(op: &Update) -> Workspace {
     Workspace {
         partial: 2,
         tasks: op.trainable.div_ceil(CHUNK),
@@ -102,7 +104,7 @@ fn with_rest(share: f64) -> (f32, f32) {
 
 /// Runs the optimizer step. If the gradient norm or the loss is not finite, the step is skipped;
 /// the metrics report the norm and whether it was skipped.
-pub fn update(ctx: &Context<'_>, op: &Update) {
+fn update(ctx: &Context<'_>, op: &Update) {
     let parts = ctx.parts(op.workspace, workspace(op));
     let tasks = op.trainable.div_ceil(CHUNK);
     let gradients = ctx.floats(op.gradients);
@@ -160,4 +162,18 @@ pub fn update(ctx: &Context<'_>, op: &Update) {
         ema_decay: with_rest(s.ema_decay),
     };
     ctx.parallel(tasks, &task);
+}
+
+impl CpuOperation for Update {
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn workspace(&self) -> Workspace {
+        workspace(self)
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        update(ctx, self);
+    }
 }

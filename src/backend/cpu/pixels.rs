@@ -2,10 +2,12 @@
 //! unpacks a staged batch. Depends on the index map of `support::augment`.
 
 use super::arena::SharedPtr;
+use super::operation::{CpuOperation, check_extent};
 use super::simd::Simd;
 use super::tasks::{Bands, Context, Task};
 use crate::plan::{BatchLayout, Extent, Unpack};
 use crate::support::augment;
+use anyhow::Result;
 
 /// Row `y` of an augmented patch as (index of its first pixel, step to the next) in the stored
 /// patch, both in pixels.
@@ -149,7 +151,7 @@ impl Task for UnpackTask {
 }
 
 /// Unpacks the LQ patches of the staged batch, augmented, into `[N, h, w, 3]` f32 in 0..=1.
-pub fn unpack(ctx: &Context<'_>, op: &Unpack) {
+fn unpack(ctx: &Context<'_>, op: &Unpack) {
     let extent = Extent {
         n: op.batch.count,
         h: op.batch.lq.0,
@@ -163,4 +165,14 @@ pub fn unpack(ctx: &Context<'_>, op: &Unpack) {
         bands,
     };
     ctx.parallel(bands.tasks(), &task);
+}
+
+impl CpuOperation for Unpack {
+    fn check(&self) -> Result<()> {
+        check_extent(self.batch.extent())
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        unpack(ctx, self);
+    }
 }

@@ -8,8 +8,58 @@ mod border_backward;
 mod forward;
 mod pack;
 
-pub use backward::{backward, workspace_back};
-pub use forward::{forward, workspace};
+use super::border::MAX_FEATURES;
+use super::operation::{CpuOperation, check_extent};
+use super::simd::LANES;
+use super::tasks::{Context, Workspace};
+use crate::plan::{Reconstruct, ReconstructBack};
+use anyhow::{Result, ensure};
+
+/// Scales that [`super::base`] and this operation have inner loops for.
+const SCALES: [usize; 4] = [2, 3, 4, 8];
 
 /// Outputs of a Winograd tile along a side, LQ pixels.
 const OUT: usize = 2;
+
+impl CpuOperation for Reconstruct {
+    fn check(&self) -> Result<()> {
+        let Reconstruct {
+            extent,
+            scale,
+            features,
+            ..
+        } = *self;
+        ensure!(
+            SCALES.contains(&scale),
+            "scale {scale}: the scales {SCALES:?} are supported"
+        );
+        ensure!(
+            features > 0 && features.is_multiple_of(LANES) && features <= MAX_FEATURES,
+            "{features} features: multiples of {LANES} up to {MAX_FEATURES} are supported"
+        );
+        check_extent(extent)?;
+        check_extent(extent.scaled(scale))
+    }
+
+    fn workspace(&self) -> Workspace {
+        forward::workspace(self)
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        forward::forward(ctx, self);
+    }
+}
+
+impl CpuOperation for ReconstructBack {
+    fn check(&self) -> Result<()> {
+        self.forward.check()
+    }
+
+    fn workspace(&self) -> Workspace {
+        backward::workspace_back(self)
+    }
+
+    fn run(&self, ctx: &Context<'_>) {
+        backward::backward(ctx, self);
+    }
+}

@@ -105,7 +105,7 @@ impl Workspace {
 ///   live at the same time do not overlap, and each is as large as the shapes of the operations
 ///   that name it. No operation reads a buffer that it writes, except for a pixel loss, which may
 ///   write the gradient over the prediction.
-/// - Every operation is one that `supported` accepts, and has at least the workspace of its layout
+/// - Every operation is one whose `CpuOperation::check` passed, and has at least the workspace of its layout
 ///   for as many threads as the pool has, and room for the sums that it carries from slice to
 ///   slice.
 /// - Only operations of the plan run, one after the other and on the pool. Nothing else uses the

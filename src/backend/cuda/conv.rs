@@ -51,19 +51,27 @@ fn rgb_tile_bytes(precision: Precision) -> usize {
     tile_pixels(1) * pixel
 }
 
+/// Checks that there is a kernel for the channels of a 3x3 convolution.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn check_channels(o: &Conv) -> Result<()> {
+    ensure!(
+        o.cout == FEATURES && (o.cin == 3 || o.cin == FEATURES),
+        "no CUDA kernel for a 3x3 convolution from {} to {} channels",
+        o.cin,
+        o.cout
+    );
+    Ok(())
+}
+
 /// Whether a convolution is the one that reads RGB.
 ///
 /// # Errors
 /// When there is no kernel for its channels.
 fn reads_rgb(o: &Conv) -> Result<bool> {
-    let rgb = o.cin == 3;
-    ensure!(
-        o.cout == FEATURES && (rgb || o.cin == FEATURES),
-        "no CUDA kernel for a 3x3 convolution from {} to {} channels",
-        o.cin,
-        o.cout
-    );
-    Ok(rgb)
+    check_channels(o)?;
+    Ok(o.cin == 3)
 }
 
 /// Lowers a convolution; with `unpack` it also does that operation, whose output it reads.
@@ -121,7 +129,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
     if reads_rgb(c)? {
         rgb_gradients(l, o, &sums)?;
     } else {
-        let d_input = o.d_input;
+        let d_input = o.d_input.map(|d| d.buffer);
         let d_input =
             d_input.context("a convolution inside the network has a gradient of its input")?;
         gradients(l, o, d_input, &sums)?;
@@ -134,7 +142,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
 fn rgb_gradients(l: &mut Lowering<'_>, o: &ConvBack, sums: &Sums) -> Result<()> {
     let (c, e) = (&o.forward, o.forward.extent);
     let d_output = l.activations(o.d_output);
-    if let Some(d_input) = o.d_input {
+    if let Some(d_input) = o.d_input.map(|d| d.buffer) {
         let arguments = ConvRgbDataArguments {
             d_output,
             weight: l.parameter(c.parameters, c.weight.offset),

@@ -1,9 +1,9 @@
-//! From a plan to its launches: every operation is lowered by the file of its family. Depends on
-//! the families.
+//! From a plan to its launches: every operation is lowered by the file of its family; here are
+//! the pairs that one kernel computes at once. Depends on the families.
 
 use super::launch::{Launch, Program};
 use super::lowering::Lowering;
-use super::{conv, nano, optimizer, pixels, reconstruct, reduce, structural};
+use super::{conv, operation, pixels, reconstruct, reduce};
 use crate::plan::{Op, PlanData};
 use anyhow::{Result, ensure};
 use std::ops::Range;
@@ -64,12 +64,15 @@ fn check_extents(ops: &[Op]) -> Result<()> {
 /// Lowers an operation and the next one as one launch, where a kernel does both; returns false
 /// where none does.
 fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
+    if plan.fusion(at).is_none() {
+        return Ok(false);
+    }
     match (&plan.ops[at], &plan.ops[at + 1]) {
-        (Op::Unpack(unpack), Op::Conv(conv)) if plan.fuses_unpack(at) => {
+        (Op::Unpack(unpack), Op::Conv(conv)) => {
             l.begin(at + 1);
             conv::forward(l, conv, Some(unpack))?;
         }
-        (Op::Reconstruct(end), Op::PixelLoss(loss)) if plan.fused_loss(at).is_some() => {
+        (Op::Reconstruct(end), Op::PixelLoss(loss)) => {
             reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;
@@ -80,16 +83,15 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
 }
 
 fn operation(l: &mut Lowering<'_>, op: &Op) -> Result<()> {
-    match op {
-        Op::Unpack(o) => pixels::unpack(l, o),
-        Op::PixelLoss(o) => pixels::loss(l, o),
-        Op::Update(o) => optimizer::update(l, o),
-        Op::Conv(o) => conv::forward(l, o, None),
-        Op::ConvBack(o) => conv::backward(l, o),
-        Op::NanoBlock(o) => nano::forward(l, o),
-        Op::NanoBlockBack(o) => nano::backward(l, o),
-        Op::Reconstruct(o) => reconstruct::forward(l, o, None),
-        Op::ReconstructBack(o) => reconstruct::backward(l, o),
-        Op::StructuralLoss(o) => structural::loss(l, o),
-    }
+    let unsupported = || unsupported(op);
+    operation::of(op).ok_or_else(unsupported)?.lower(l)
+}
+
+/// The error for an operation that CUDA has no kernel for.
+pub(super) fn unsupported(op: &Op) -> anyhow::Error {
+    let text = format!(
+        "there is no CUDA kernel for the operation \"{}\" yet; train on the CPU (--device cpu)",
+        op.label()
+    );
+    crate::backend::Error::Unsupported(text).into()
 }

@@ -21,6 +21,7 @@ mod lower;
 mod lowering;
 mod module;
 mod nano;
+mod operation;
 mod optimizer;
 mod pixels;
 mod profile;

@@ -8,8 +8,9 @@
 //! tiles in a fixed order, and [`super::reduce`] adds up the sums.
 
 use super::scalars::SCALARS_BYTES;
-use super::{conv, nano, optimizer, pixels, reconstruct, structural};
-use crate::plan::{Op, Precision, Reconstruct, Sizing};
+use super::{lower, operation, reconstruct};
+use crate::plan::{Op, Precision, Sizing};
+use anyhow::{Context, Result};
 
 /// Device memory that a context, the driver and loaded modules take beside our own allocations. It
 /// differs between cards and drivers, so this is an estimate until it is measured on the card:
@@ -31,45 +32,35 @@ impl Sizing for CudaSizing {
         format!("CUDA in {}", self.precision)
     }
 
+    fn supports(&self, op: &Op) -> Result<()> {
+        let checked = operation::of(op)
+            .ok_or_else(|| lower::unsupported(op))?
+            .check();
+        checked.with_context(|| format!("CUDA cannot run the operation \"{}\"", op.label()))
+    }
+
     fn workspace(&self, op: &Op) -> u64 {
-        match op {
-            Op::Unpack(_) | Op::Conv(_) | Op::NanoBlock(_) | Op::Reconstruct(_) => 0,
-            Op::ConvBack(o) => conv::workspace(o),
-            Op::NanoBlockBack(o) => nano::workspace(o),
-            Op::ReconstructBack(o) => reconstruct::workspace(o),
-            Op::PixelLoss(_) => pixels::loss_workspace(),
-            Op::StructuralLoss(o) => structural::workspace(o),
-            Op::Update(o) => optimizer::workspace(o),
-        }
+        operation::of(op).map_or(0, |o| o.workspace())
     }
 
     fn carry(&self, op: &Op) -> u64 {
-        match op {
-            Op::ConvBack(o) => 8 * conv::sum_count(o) as u64,
-            Op::ReconstructBack(o) => 8 * reconstruct::sum_count(o) as u64,
-            Op::PixelLoss(_) => 8,
-            Op::StructuralLoss(o) => 8 * o.terms.len() as u64,
-            _ => 0,
-        }
+        operation::of(op).map_or(0, |o| o.carry())
     }
 
-    /// The sums of the last slice; those of an earlier slice are added to the carried totals at once.
     fn defers_sums(&self, op: &Op) -> bool {
-        match op {
-            Op::NanoBlockBack(_) => true,
-            Op::ConvBack(o) => o.slice.last,
-            Op::ReconstructBack(o) => o.slice.last,
-            Op::PixelLoss(o) => o.slice.last,
-            _ => false,
-        }
+        operation::of(op).is_some_and(|o| o.defers_sums())
     }
 
     fn precision(&self) -> Precision {
         self.precision
     }
 
-    fn folded(&self, op: &Reconstruct) -> u64 {
-        reconstruct::folded_bytes(op, self.precision)
+    fn prepared(&self, op: &Op) -> u64 {
+        match op {
+            Op::Reconstruct(o) => reconstruct::folded_bytes(o, self.precision),
+            Op::ReconstructBack(o) => reconstruct::folded_bytes(&o.forward, self.precision),
+            _ => 0,
+        }
     }
 
     fn scalar_bytes(&self) -> u64 {

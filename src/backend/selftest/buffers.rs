@@ -17,7 +17,7 @@ pub struct SharedBuffer {
     pub write: bool,
 }
 
-/// The buffers of operation `at`, in the order in which [`Op::accesses`] lists them, without those
+/// The buffers of operation `at`, in the order in which [`Op::all_accesses`] lists them, without those
 /// that a backend lays out for itself: workspace, carried sums and the folded convolution.
 ///
 /// # Errors
@@ -25,13 +25,9 @@ pub struct SharedBuffer {
 pub fn shared_buffers(cpu: &Plan, device: &Plan, at: usize) -> Result<Vec<SharedBuffer>> {
     let list = |plan: &Plan| -> Option<Vec<_>> {
         let op = plan.ops.get(at)?;
-        let folded = if let Op::Reconstruct(reconstruct) = op {
-            reconstruct.folded.map(|folded| folded.buffer)
-        } else {
-            None
-        };
-        let own: Vec<BufferId> = op.sums().chain(folded).collect();
-        Some(op.accesses().filter(|a| !own.contains(&a.buffer)).collect())
+        let own: Vec<BufferId> = op.sums().chain(op.prepared()).collect();
+        let accesses = op.all_accesses().into_iter();
+        Some(accesses.filter(|a| !own.contains(&a.buffer)).collect())
     };
     let (a, b) = match (list(cpu), list(device)) {
         (Some(a), Some(b)) if a.len() == b.len() => (a, b),
@@ -59,24 +55,7 @@ pub fn stores_halves(cpu: &Plan, a: BufferId, device: &Plan, b: BufferId) -> boo
 /// The extent of an activation or image that an operation writes; `None` for parameters, gradients
 /// and metrics.
 pub(super) fn written_extent(op: &Op, buffer: BufferId) -> Option<Extent> {
-    let (extent, written) = match op {
-        Op::Unpack(o) => (
-            Extent {
-                n: o.batch.count,
-                h: o.batch.lq.0,
-                w: o.batch.lq.1,
-            },
-            [Some(o.output), None],
-        ),
-        Op::Conv(o) => (o.extent, [Some(o.output), None]),
-        Op::ConvBack(o) => (o.forward.extent, [o.d_input, None]),
-        Op::NanoBlock(o) => (o.extent, [Some(o.output), None]),
-        Op::NanoBlockBack(o) => (o.forward.extent, [Some(o.d_input), None]),
-        Op::Reconstruct(o) => (o.extent.scaled(o.scale), [Some(o.output), None]),
-        Op::ReconstructBack(o) => (o.forward.extent, [Some(o.d_features), o.d_input]),
-        Op::PixelLoss(o) => (o.extent, [Some(o.d_prediction), None]),
-        Op::StructuralLoss(o) => (o.extent, [Some(o.d_prediction), None]),
-        Op::Update(_) => return None,
-    };
-    written.contains(&Some(buffer)).then_some(extent)
+    let written = op.written();
+    let found = written.into_iter().find(|&(id, _)| id == buffer);
+    found.map(|(_, extent)| extent)
 }

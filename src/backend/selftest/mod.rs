@@ -129,7 +129,8 @@ pub fn run(
     for &(scale, batch, lq, losses, recompute, optimizer) in &CASES[..count] {
         let mut net = Network::new("nano", scale)?;
         // large enough that every layer changes the result
-        (net.layer_scale, net.detail_gain) = (0.5, 0.5);
+        net.set("layer_scale", 0.5)?;
+        net.set("detail_gain", 0.5)?;
         let spec = StepSpec {
             optimizer,
             weight_decay: 1e-2,

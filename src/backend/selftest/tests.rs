@@ -50,6 +50,7 @@ impl Backend for Tampered {
         let op = self.cpu.plan().ops[at].clone();
         for access in op
             .accesses()
+            .into_iter()
             .filter(|a| a.write && op.label() == self.label)
         {
             let Some(extent) = written_extent(&op, access.buffer) else {
@@ -86,7 +87,8 @@ fn found(
     wrong: fn(usize, usize, usize, usize) -> bool,
 ) -> Vec<(&'static str, bool, bool)> {
     let (mut net, side) = (Network::new("nano", 2).unwrap(), 32);
-    (net.layer_scale, net.detail_gain) = (0.5, 0.5);
+    net.set("layer_scale", 0.5).unwrap();
+    net.set("detail_gain", 0.5).unwrap();
     let spec = StepSpec {
         without_winograd: true,
         recompute: Recompute::Block,

@@ -71,8 +71,8 @@ fn noise(w: u32, h: u32) -> RgbImage {
 fn the_result_does_not_depend_on_the_tile_size_or_the_threads() {
     for scale in [2, 3] {
         let mut net = Network::new("nano", scale).unwrap();
-        net.layer_scale = 0.5; // so that the blocks matter
-        net.detail_gain = 1.0;
+        net.set("layer_scale", 0.5).unwrap(); // so that the blocks matter
+        net.set("detail_gain", 1.0).unwrap();
         let params = net.params().start_values(3);
         let lq = noise(77, 53);
         let run = |tile: usize, threads: usize| {

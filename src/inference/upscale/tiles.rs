@@ -161,7 +161,7 @@ impl Tiler {
     pub fn new(net: Network, tile: usize) -> Result<Tiler> {
         net.check()?;
         let tile = if tile == 0 { DEFAULT_TILE } else { tile };
-        let least = 2 * net.receptive_field() + 1;
+        let least = 2 * net.tiling().halo + 1;
         ensure!(
             tile >= least,
             "a tile of {tile} pixels is smaller than {least}, twice what one output pixel sees; use a larger --tile"
@@ -187,7 +187,7 @@ impl Tiler {
     pub(super) fn grid(&self, (w, h): (u32, u32)) -> Result<TileGrid> {
         let (w, h) = (w as usize, h as usize);
         ensure!(w > 0 && h > 0, "the image has no pixels");
-        let halo = self.net.receptive_field();
+        let halo = self.net.tiling().halo;
         let (th, tw) = (tile_side(h, self.tile, halo), tile_side(w, self.tile, halo));
         Ok(TileGrid {
             width: w,

@@ -3,10 +3,11 @@
 use super::METADATA_KEY;
 use super::container::{header_of, parse, read_bytes, refused};
 use super::names::{Tensors, tensors_of};
-use super::tensors::{label, mismatches, read_values, squeezed};
+use super::tensors::{label, mismatches, read_values};
 use super::write::ModelMeta;
+use crate::model::architecture::{ARCHITECTURES, Shapes};
 use crate::model::error::Purpose;
-use crate::model::{Error, Init, Network, Param};
+use crate::model::{Error, InFile, Init, Network, Param, Settings};
 use crate::support::text::brief;
 use safetensors::tensor::Metadata;
 use std::path::Path;
@@ -18,8 +19,8 @@ pub struct ModelHints {
     pub arch: Option<String>,
     /// HR pixels per LQ pixel along one side.
     pub scale: Option<usize>,
-    /// `upsampler_alpha`: strength of the base's sharpening.
-    pub alpha: Option<f32>,
+    /// Settings of the network, as `upsampler_alpha`.
+    pub settings: Settings,
 }
 
 /// The network used where neither the file nor the caller names one.
@@ -54,11 +55,12 @@ pub(super) fn read_model_bytes(
     let net = network_of(&tensors, meta.as_ref(), hints)?;
     let table = net.params();
     let mut values = vec![0.0; table.len()];
-    for p in &table.params {
+    for p in table.params.iter().filter(|p| p.init != Init::Derived) {
         let out = &mut values[p.range.offset..][..p.range.len];
         read_values(&tensors[&p.name], out);
         check_values(p, out)?;
     }
+    net.derive(&table, &mut values);
     Ok((net, values, meta))
 }
 
@@ -78,9 +80,20 @@ fn network_of(
     hints: &ModelHints,
 ) -> Result<Network, Error> {
     let arch = hints.arch.as_deref().or(meta.map(|m| m.arch.as_str()));
+    let (seen_arch, seen_scale, seen_settings) = recognise(tensors).unwrap_or_default();
+    let arch = arch.or(seen_arch).unwrap_or(DEFAULT_ARCH);
     let scale = hints.scale.or(meta.map(|m| m.scale));
-    let scale = scale.or_else(|| scale_of(tensors)).ok_or(Error::NoScale)?;
-    let mut net = Network::new(arch.unwrap_or(DEFAULT_ARCH), scale)?;
+    let scale = scale.or(seen_scale).ok_or(Error::NoScale)?;
+    let mut net = Network::new(arch, scale)?;
+    let mut given = Settings::new();
+    if seen_arch == Some(net.arch.as_str()) {
+        given.extend(seen_settings);
+    }
+    given.extend(meta.map(|m| m.settings.clone()).unwrap_or_default());
+    given.extend(hints.settings.clone());
+    for (name, value) in &given {
+        net.set(name, value.clone())?;
+    }
     let mismatches = mismatches(tensors, &net);
     if !mismatches.is_empty() {
         return Err(Error::Tensors {
@@ -89,20 +102,34 @@ fn network_of(
             lenient_helps: false,
         });
     }
-    let alpha = hints.alpha.or(meta.map(|m| m.upsampler_alpha));
-    net.upsampler_alpha = alpha.ok_or_else(|| Error::NoAlpha {
-        arch: net.arch.clone(),
-        published: net.upsampler_alpha,
-    })?;
+    let mut missing = net
+        .settings()
+        .filter(|(spec, _)| spec.in_file == InFile::Metadata && !given.contains_key(spec.name));
+    if let Some((spec, usual)) = missing.next() {
+        return Err(Error::SettingMissing {
+            arch: net.arch.clone(),
+            name: spec.name,
+            usual: usual.to_string(),
+        });
+    }
+    drop(missing);
     Ok(net)
 }
 
-/// The scale from the shape of the pixel shuffle's convolution, `[F * scale^2, F, 3, 3]`.
-fn scale_of(tensors: &Tensors) -> Option<usize> {
-    let shape = squeezed(tensors.get("up.0.weight")?.shape());
-    let (out, features) = (*shape.first()?, *shape.get(1)?);
-    let scale = (out.checked_div(features)? as f64).sqrt() as usize;
-    (scale * scale * features == out).then_some(scale)
+impl Shapes for Tensors<'_> {
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.get(name).map(|tensor| tensor.shape())
+    }
+}
+
+/// The architecture that has tensors like these, the scale if it can be seen, and settings.
+fn recognise(tensors: &Tensors) -> Option<(Option<&'static str>, Option<usize>, Settings)> {
+    ARCHITECTURES.into_iter().find_map(|architecture| {
+        let (scale, settings) = architecture.recognise(tensors)?;
+        let settings = settings.into_iter();
+        let settings = settings.map(|(name, value)| (name.to_string(), value));
+        Some((Some(architecture.row().name), scale, settings.collect()))
+    })
 }
 
 /// Refuses fixed taps other than those of the one base there is, and values that are not finite.

@@ -3,7 +3,7 @@
 
 use super::names::Tensors;
 use crate::model::error::Mismatch;
-use crate::model::{Network, Param};
+use crate::model::{Init, Network, Param};
 use crate::plan::Precision;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -15,6 +15,7 @@ pub(super) fn mismatches(tensors: &Tensors, net: &Network) -> Vec<Mismatch> {
     let mut found: Vec<Mismatch> = table
         .params
         .iter()
+        .filter(|p| p.init != Init::Derived)
         .filter_map(|p| mismatch(tensors, p))
         .collect();
     let unknown = tensors.keys().filter(|name| table.get(name).is_none());

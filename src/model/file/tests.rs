@@ -63,7 +63,7 @@ fn rejects_a_truncated_file_another_scale_and_missing_metadata() {
     );
     assert!(error.contains("--alpha"), "{error}");
     let hints = ModelHints {
-        alpha: Some(0.3),
+        settings: [("upsampler_alpha".to_string(), 0.3.into())].into(),
         ..ModelHints::default()
     };
     assert_eq!(read_model(&plain, &hints).unwrap().1, values);

@@ -2,7 +2,7 @@
 //! bytes for the same network.
 
 use super::METADATA_KEY;
-use crate::model::{Error, Network};
+use crate::model::{Error, InFile, Network, Settings};
 use crate::support::files;
 use anyhow::{Result, ensure};
 use safetensors::Dtype;
@@ -19,8 +19,9 @@ pub struct ModelMeta {
     pub arch: String,
     /// HR pixels per LQ pixel along one side.
     pub scale: usize,
-    /// Strength of the base's sharpening.
-    pub upsampler_alpha: f32,
+    /// The settings that no tensor shows.
+    #[serde(flatten)]
+    pub settings: Settings,
     /// Iterations trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iteration: Option<u64>,
@@ -46,10 +47,16 @@ pub fn write_model(
     let meta = ModelMeta {
         arch: net.arch.clone(),
         scale: net.scale,
-        upsampler_alpha: net.upsampler_alpha,
+        settings: net
+            .settings()
+            .filter(|(spec, _)| spec.in_file == InFile::Metadata)
+            .map(|(spec, value)| (spec.name.to_string(), value.clone()))
+            .collect(),
         iteration,
     };
     let metadata = HashMap::from([(METADATA_KEY.to_string(), serde_json::to_string(&meta)?)]);
+    let mut values = values.to_vec();
+    net.derive(&table, &mut values);
     let views: Vec<(String, TensorView)> = table
         .params
         .iter()

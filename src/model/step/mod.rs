@@ -1,22 +1,20 @@
-//! The plans of a training step and of inference: what all networks of the family share. A network
-//! is conv_in, blocks (those of the variant), conv_mid and
-//! [`Reconstruct`](crate::plan::Reconstruct). Depends on the plan's
-//! builder and on the variant. Promises that a plan's sizes do not overflow, and that slicing
-//! ([`Recompute::Full`]) changes no bit of the result.
+//! The plans of a training step and of inference, for every network: what to stage, the losses, the
+//! slices, and the update. Depends on the graph and the plan's builder, and knows no network.
+//! Promises that a plan's sizes do not overflow, and that slicing ([`Recompute::Full`]) changes no
+//! bit of the result.
 
-mod slices;
+mod losses;
 #[cfg(test)]
 mod tests;
 
-use super::nano::{self, FEATURES};
+use super::graph::{Graph, Prediction, Storage, Value};
 use super::{Error, Network, ParamTable, Recompute};
 use crate::plan::{
-    BatchLayout, BufferId, Builder, Class, Conv, ConvBack, Extent, LossKind, MAX_IMAGES, MAX_SIDE,
-    METRICS, NanoBlock, NanoParams, Op, OptimizerKind, ParamRange, Plan, Ports, Sizing, Slice,
-    Unpack, Update, split_losses,
+    BatchLayout, BufferId, Builder, Class, Extent, LossKind, MAX_IMAGES, MAX_SIDE, METRICS, Op,
+    OptimizerKind, Plan, Ports, Sizing, Unpack, Update,
 };
 use anyhow::Result;
-use slices::{Prediction, SliceTarget, SlicedSteps, forward_slice};
+use losses::{Losses, TrainingTarget};
 
 /// The settings of a training plan.
 #[derive(Clone, Debug)]
@@ -74,85 +72,6 @@ pub struct InferenceSpec {
     pub lq: (usize, usize),
     /// Take the input as a float buffer instead of u8.
     pub float_input: bool,
-}
-
-/// The parameter ranges of each layer; `[weight, bias]` for a convolution.
-pub(super) struct Layers {
-    pub conv_in: [ParamRange; 2],
-    pub blocks: Vec<NanoParams>,
-    pub conv_mid: [ParamRange; 2],
-    pub up: [ParamRange; 2],
-    pub conv_out: [ParamRange; 2],
-    pub gain: ParamRange,
-}
-
-/// What all operations of one plan share.
-pub(super) struct PlanContext<'a> {
-    pub net: &'a Network,
-    pub layers: &'a Layers,
-    /// LQ extent of the whole micro-batch.
-    pub extent: Extent,
-    /// The parameter buffer, f32.
-    pub parameters: BufferId,
-    /// See [`Conv::tile_invariant`].
-    pub tile_invariant: bool,
-}
-
-impl PlanContext<'_> {
-    /// A 3x3 convolution `cin -> cout`; `extent` may be a slice of the micro-batch.
-    fn conv(
-        &self,
-        extent: Extent,
-        (cin, cout): (usize, usize),
-        [weight, bias]: [ParamRange; 2],
-        input: BufferId,
-        output: BufferId,
-    ) -> Conv {
-        Conv {
-            extent,
-            cin,
-            cout,
-            tile_invariant: self.tile_invariant,
-            weight,
-            bias,
-            parameters: self.parameters,
-            input,
-            output,
-            workspace: None,
-        }
-    }
-}
-
-/// The forward operations up to the last block; they run on the whole micro-batch.
-struct Body {
-    /// The network's input `[N, h, w, 3]`, f32.
-    input: BufferId,
-    conv_in: Conv,
-    blocks: Vec<NanoBlock>,
-    /// Output of the last block, `[N, h, w, F]`.
-    output: BufferId,
-}
-
-impl Body {
-    /// Appends the operations; a staged batch is unpacked first.
-    fn forward(b: &mut Builder, c: &PlanContext<'_>, batch: Option<BatchLayout>) -> Body {
-        let pixels = c.extent.pixels();
-        let input = b.floats("input", Class::Activations, pixels * 3);
-        if let Some(batch) = batch {
-            let output = input;
-            b.push(Op::Unpack(Unpack { batch, output }));
-        }
-        let first = b.map("conv_in", Class::Activations, pixels * FEATURES);
-        let conv_in = c.conv(c.extent, (3, FEATURES), c.layers.conv_in, input, first);
-        b.push(Op::Conv(conv_in.clone()));
-        let (blocks, output) = nano::forward(b, c, first);
-        Body {
-            input,
-            conv_in,
-            blocks,
-            output,
-        }
-    }
 }
 
 /// Refuses networks and sizes that no plan can be made for, so that no size below overflows.
@@ -268,39 +187,19 @@ impl Persistent {
     }
 }
 
-/// Appends the stretch from conv_mid to the loss and back, slice by slice. Returns the gradient of
-/// the body's output `[N, h, w, F]`, and that of the network's input through the base if it is
-/// wanted.
-fn append_slices(
-    b: &mut Builder,
-    c: &PlanContext<'_>,
-    body: &Body,
-    persistent: &Persistent,
-    target: SliceTarget,
-    spec: &StepSpec,
-) -> (BufferId, Option<BufferId>) {
-    let (class, pixels) = (Class::ActivationGradients, c.extent.pixels());
-    let d_body = b.map("d body", class, pixels * FEATURES);
-    let d_input = spec
-        .input_gradient
-        .then(|| b.floats("d input through the base", class, pixels * 3));
-    let mut slices = SlicedSteps {
-        losses: split_losses(&spec.losses),
-        gradients: persistent.gradients,
-        metrics: persistent.metrics,
-        target,
-        d_body,
-        d_input,
-        folded: None,
-        carries: None,
-    };
-    let hr_pixels = c.extent.h * c.extent.w * c.net.scale * c.net.scale;
-    let images = spec.recompute.slice_images(spec.batch, hr_pixels);
-    for start in (0..spec.batch).step_by(images) {
-        let end = (start + images).min(spec.batch);
-        slices.append(b, c, body, start..end);
+/// The network's input, to which a staged batch is unpacked first.
+fn append_input(g: &mut Graph<'_, '_>, batch: Option<BatchLayout>) -> Value {
+    let input = g.input();
+    if let Some(batch) = batch {
+        let output = input.buffer;
+        g.builder.push(Op::Unpack(Unpack { batch, output }));
     }
-    (d_body, d_input)
+    input
+}
+
+/// LQ extent of a micro-batch.
+fn extent(batch: usize, (h, w): (usize, usize)) -> Extent {
+    Extent { n: batch, h, w }
 }
 
 /// The plan of one training iteration: unpack, forward, loss and backward of a micro-batch, then
@@ -310,53 +209,58 @@ fn append_slices(
 /// A network or sizes that no plan can be made for; the chain holds an [`Error`].
 pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Result<Plan> {
     check_sizes(net, spec.batch, spec.lq)?;
-    let (table, layers) = nano::table(net);
+    let (table, architecture) = (net.params(), net.architecture());
     let mut builder = Builder::new(sizing);
-    let b = &mut builder;
-    let persistent = Persistent::new(b, net, &table, spec);
-    let context = PlanContext {
-        net,
-        layers: &layers,
-        extent: Extent {
-            n: spec.batch,
-            h: spec.lq.0,
-            w: spec.lq.1,
-        },
+    let persistent = Persistent::new(&mut builder, net, &table, spec);
+    let storage = Storage {
         parameters: persistent.parameters,
-        tile_invariant: spec.without_winograd,
+        gradients: Some(persistent.gradients),
     };
-    let body = Body::forward(b, &context, persistent.batch);
-    let hr_pixels = context.extent.scaled(net.scale).pixels();
+    let prediction = Prediction {
+        class: Class::Loss,
+        subtract: persistent.batch,
+    };
+    let whole = extent(spec.batch, spec.lq);
+    let mut g = Graph::new(&mut builder, (net, &table), storage, whole, prediction);
+    g.set_tile_invariant(spec.without_winograd);
+    g.set_wants_input_gradient(spec.input_gradient);
+
+    let input = append_input(&mut g, persistent.batch);
+    architecture.prepare(&mut g)?;
+    let prepare_tape = g.take_tape();
+    let features = architecture.body(&mut g, input)?;
+    let body_tape = g.take_tape();
+    let hr = whole.scaled(net.scale);
     let target = match persistent.batch {
-        Some(batch) => SliceTarget::Batch(batch),
-        None => SliceTarget::Float(b.floats("target", Class::Loss, hr_pixels * 3)),
+        Some(batch) => TrainingTarget::Batch(batch),
+        None => {
+            let values = hr.pixels() * 3;
+            TrainingTarget::Float(g.builder.floats("target", Class::Loss, values))
+        }
     };
-    let (d_body, d_input) = append_slices(b, &context, &body, &persistent, target, spec);
-    let gradients = persistent.gradients;
-    let d_output = nano::backward(b, &body.blocks, gradients, d_body);
-    let d_conv_in = spec.input_gradient.then(|| {
-        let class = Class::ActivationGradients;
-        b.floats(
-            "d input through conv_in",
-            class,
-            context.extent.pixels() * 3,
-        )
-    });
-    b.push(Op::ConvBack(ConvBack {
-        forward: body.conv_in,
-        gradients,
-        d_output,
-        d_input: d_conv_in,
-        slice: Slice::whole(spec.batch),
-        workspace: None,
-    }));
-    let micro = 0..b.position();
-    b.push(persistent.update(table.trainable(), spec));
-    let update = micro.end..b.position();
+    let losses = Losses::new(&spec.losses, target, persistent.metrics);
+    let images = spec.recompute.slice_images(spec.batch, hr.h * hr.w);
+    for start in (0..spec.batch).step_by(images) {
+        let images = start..(start + images).min(spec.batch);
+        g.begin_slice(images.clone());
+        let (input, features) = (g.view(input), g.view(features));
+        let output = architecture.tail(&mut g, input, features)?;
+        let tape = g.take_tape();
+        losses.append(&mut g, output, images);
+        g.append_backward(&tape)?;
+    }
+    g.end_slices();
+    g.append_backward(&body_tape)?;
+    g.append_backward(&prepare_tape)?;
+    let input_gradients = g.input_gradients();
+
+    let micro = 0..builder.position();
+    builder.push(persistent.update(table.trainable(), spec));
+    let update = micro.end..builder.position();
     let ports = Ports {
-        input: Some(body.input),
+        input: Some(input.buffer),
         target: target.float(),
-        input_gradients: [d_input, d_conv_in],
+        input_gradients,
         ..persistent.ports()
     };
     Ok(builder.finish(micro, update, persistent.batch, ports)?)
@@ -368,34 +272,31 @@ pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Res
 /// A network or sizes that no plan can be made for; the chain holds an [`Error`].
 pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) -> Result<Plan> {
     check_sizes(net, spec.batch, spec.lq)?;
-    let (table, layers) = nano::table(net);
+    let (table, architecture) = (net.params(), net.architecture());
     let mut builder = Builder::new(sizing);
-    let b = &mut builder;
-    let parameters = b.floats("parameters", Class::Parameters, table.len());
-    let batch = (!spec.float_input).then(|| batch_buffer(b, net, spec.batch, spec.lq, false));
-    let context = PlanContext {
-        net,
-        layers: &layers,
-        extent: Extent {
-            n: spec.batch,
-            h: spec.lq.0,
-            w: spec.lq.1,
-        },
+    let parameters = builder.floats("parameters", Class::Parameters, table.len());
+    let batch =
+        (!spec.float_input).then(|| batch_buffer(&mut builder, net, spec.batch, spec.lq, false));
+    let storage = Storage {
         parameters,
-        tile_invariant: true,
+        gradients: None,
     };
-    let body = Body::forward(b, &context, batch);
     let prediction = Prediction {
         class: Class::Activations,
         subtract: None,
-        folded: None,
     };
-    let forward = forward_slice(b, &context, &body, &(0..spec.batch), prediction);
-    let micro = 0..b.position();
+    let whole = extent(spec.batch, spec.lq);
+    let mut g = Graph::new(&mut builder, (net, &table), storage, whole, prediction);
+    g.set_tile_invariant(true);
+    let input = append_input(&mut g, batch);
+    architecture.prepare(&mut g)?;
+    let features = architecture.body(&mut g, input)?;
+    let output = architecture.tail(&mut g, input, features)?;
+    let micro = 0..builder.position();
     let ports = Ports {
         parameters: Some(parameters),
-        input: Some(body.input),
-        output: Some(forward.reconstruct.output),
+        input: Some(input.buffer),
+        output: Some(output),
         ..Ports::default()
     };
     let update = micro.end..micro.end;

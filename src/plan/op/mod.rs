@@ -1,21 +1,55 @@
-//! The operations of a plan: coarse and fused, each naming its inputs, outputs and parameters as
-//! buffers and ranges of the arena. A new kind of block (attention, gating) is a further variant of
-//! [`Op`]. Depends on the plan's buffers alone.
+//! The operations of a plan: each names its inputs, outputs and parameters as buffers and ranges of
+//! the arena, and declares through [`Operation`] everything that the planner asks of it. The planner
+//! knows no operation by name. A new operation is one file here with its forward and backward
+//! structs, one row in `operations!` below, and one file in each backend. Depends on the plan's
+//! buffers alone.
 //!
 //! Sizes in the comments: N images in a micro-batch (or in a slice of it), h x w pixels at LQ
 //! resolution, H x W = `scale` times that at HR resolution, F features. Every activation is NHWC,
-//! that is `[N, h, w, C]` with the channels adjacent. Values are in the plan's [`Precision`]
+//! that is `[N, h, w, C]` with the channels adjacent; C is the number of channels rounded up to
+//! [`CHANNEL_GROUP`], and the channels added so are 0. Values are in the plan's [`Precision`]
 //! (`activation` below) or always f32, as said with each buffer; a gradient has the shape and type
 //! of the value it belongs to.
 //!
 //! [`Precision`]: super::Precision
 
-mod properties;
+mod access;
+mod activation;
+mod compose;
+mod concat;
+mod conv;
+mod gate;
+mod losses;
+mod nano_block;
+mod reconstruct;
+mod shuffle;
+mod stream_block;
+mod sum;
+mod tape;
+mod unpack;
+mod update;
 
-pub use properties::Access;
-pub(super) use properties::{update, write};
+pub use access::Access;
+pub(super) use access::{Counted, read, update, write};
+pub use activation::{Activate, ActivateBack, Activation};
+pub use compose::{ComposeConv, ComposeConvBack, ComposeParams};
+pub use concat::{Concat, ConcatBack};
+pub use conv::{Conv, ConvBack};
+pub use gate::{Gate, GateBack, GateKind};
+pub use losses::{PixelLoss, StructuralLoss, Target};
+pub use nano_block::{NanoBlock, NanoBlockBack, NanoParams};
+pub use reconstruct::{FoldedConv, Reconstruct, ReconstructBack};
+pub use shuffle::{Shuffle, ShuffleBack};
+pub use stream_block::{StreamBlock, StreamBlockBack, StreamParams};
+pub use sum::{Accumulate, ScaledSum, ScaledSumBack};
+pub use tape::{Destination, Fusion, Tape};
+pub use unpack::Unpack;
+pub use update::{OptimizerKind, Update};
 
-use super::{BatchLayout, BufferId, PixelLoss, StructuralLoss};
+use super::{BufferId, Class, Error};
+
+/// Channels of an activation are a multiple of this: a vector of the CPU's kernels.
+pub const CHANNEL_GROUP: usize = 16;
 
 /// A range of f32 elements in the parameter buffer; the gradient, moment and EMA buffers use the
 /// same positions.
@@ -43,6 +77,11 @@ impl Extent {
     /// Pixels in all images: `n * h * w`.
     pub fn pixels(&self) -> usize {
         self.n * self.h * self.w
+    }
+
+    /// Values of an activation with that many channels.
+    pub fn values(&self, channels: usize) -> u64 {
+        self.pixels() as u64 * channels as u64
     }
 
     /// The same images at `scale` times the resolution.
@@ -81,259 +120,170 @@ impl Slice {
             carry: None,
         }
     }
+}
 
-    pub(super) fn accesses(&self) -> Option<Access> {
-        self.carry.map(if self.first { write } else { update })
+/// What every operation declares; the planner asks nothing else. The defaults are those of an
+/// operation without workspace, sums, arithmetic worth counting, or backward pass.
+pub trait Operation {
+    /// Short name for tables and errors.
+    fn label(&self) -> &'static str;
+
+    /// Every buffer that the operation reads or writes, except for workspace and carried sums.
+    fn accesses(&self) -> Vec<Access>;
+
+    /// The scratch memory that the backend asked for.
+    fn workspace(&self) -> Option<BufferId> {
+        None
+    }
+
+    /// Stores the buffer of the scratch memory; called if the backend asks for any.
+    fn set_workspace(&mut self, _: BufferId) {}
+
+    /// The memory table's class of the workspace.
+    fn workspace_class(&self) -> Class {
+        Class::Workspace
+    }
+
+    /// The part of the micro-batch that an operation with sums works on; `None` for operations
+    /// without sums.
+    fn slice(&self) -> Option<Slice> {
+        None
+    }
+
+    /// Stores the buffer that carries the sums to the next slice; operations without sums ignore
+    /// it.
+    fn set_carry(&mut self, _: Option<BufferId>) {}
+
+    /// Number of values of the operation's largest activation or image: a backend whose index type
+    /// cannot count that far must refuse the plan.
+    fn largest_extent(&self) -> u64;
+
+    /// Useful multiply-adds of one run: recomputation is not counted. A run's time is compared with
+    /// this number divided by the processor's peak.
+    fn multiply_adds(&self) -> u64 {
+        0
+    }
+
+    /// The activations and images that the operation writes, each with its extent; parameters,
+    /// gradients of parameters and metrics are not among them.
+    fn written(&self) -> Vec<(BufferId, Extent)>;
+
+    /// A buffer that is computed from parameters alone, once for all slices and the backward pass.
+    /// A device may compute it while the first operations run.
+    fn prepared(&self) -> Option<BufferId> {
+        None
+    }
+
+    /// A buffer besides workspace and carry that the operation's sums are computed from.
+    fn summed_with(&self) -> Option<BufferId> {
+        None
+    }
+
+    /// The input that the operation may overwrite with an output: it reads each value once, before
+    /// it writes the value's place.
+    fn may_overwrite(&self) -> Option<BufferId> {
+        None
+    }
+
+    /// How a backend may compute this operation and `next`, the one after it, at once; `None` if
+    /// it may not.
+    fn fusion(&self, _next: &Op) -> Option<Fusion> {
+        None
+    }
+
+    /// Appends the operation's backward pass: what computes, from the gradient of its output, the
+    /// gradients of its inputs and parameters.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an operation that has none.
+    fn backward(&self, _tape: &mut dyn Tape) -> Result<(), Error> {
+        let text = format!("the operation \"{}\" has no backward pass", self.label());
+        Err(Error::Invalid(text))
     }
 }
 
-/// Converts the u8 LQ patches of the staged batch to floats in [0, 1], with each patch's
-/// augmentation applied.
-#[derive(Clone, Debug)]
-pub struct Unpack {
-    /// The staged batch.
-    pub batch: BatchLayout,
-    /// The network's input `[N, h, w, 3]`, f32.
-    pub output: BufferId,
+/// The enum of all operations, one variant for each struct of the list, with the conversions that
+/// give the planner the struct's [`Operation`].
+macro_rules! operations {
+    ($($name:ident),* $(,)?) => {
+        /// One operation of a plan. Dereferences to its [`Operation`].
+        #[derive(Clone, Debug)]
+        pub enum Op {
+            $(#[doc = concat!("See [`", stringify!($name), "`].")] $name($name),)*
+        }
+
+        $(impl From<$name> for Op {
+            fn from(operation: $name) -> Op {
+                Op::$name(operation)
+            }
+        })*
+
+        impl std::ops::Deref for Op {
+            type Target = dyn Operation;
+
+            fn deref(&self) -> &(dyn Operation + 'static) {
+                match self {
+                    $(Op::$name(operation) => operation,)*
+                }
+            }
+        }
+
+        impl std::ops::DerefMut for Op {
+            fn deref_mut(&mut self) -> &mut (dyn Operation + 'static) {
+                match self {
+                    $(Op::$name(operation) => operation,)*
+                }
+            }
+        }
+    };
 }
 
-/// 3x3 convolution with bias, stride 1 and zero padding, `cin -> cout` channels at LQ resolution.
-#[derive(Clone, Debug)]
-pub struct Conv {
-    /// LQ extent of input and output.
-    pub extent: Extent,
-    /// Input channels.
-    pub cin: usize,
-    /// Output channels.
-    pub cout: usize,
-    /// The bits of an output must not depend on where the pixel is in a larger image (inference in
-    /// overlapping tiles). This excludes methods that work on blocks of pixels (Winograd).
-    pub tile_invariant: bool,
-    /// Weights in PyTorch's order, `[cout, cin, 3, 3]`.
-    pub weight: ParamRange,
-    /// Bias `[cout]`.
-    pub bias: ParamRange,
-    /// The parameter buffer, f32.
-    pub parameters: BufferId,
-    /// Input `[N, h, w, cin]`: f32 for the network's input, otherwise activation.
-    pub input: BufferId,
-    /// Output `[N, h, w, cout]`, activation.
-    pub output: BufferId,
-    /// Scratch bytes of the backend, if it asked for any.
-    pub workspace: Option<BufferId>,
+operations! {
+    Unpack,
+    Conv,
+    ConvBack,
+    Activate,
+    ActivateBack,
+    Gate,
+    GateBack,
+    Concat,
+    ConcatBack,
+    ScaledSum,
+    ScaledSumBack,
+    Accumulate,
+    Shuffle,
+    ShuffleBack,
+    ComposeConv,
+    ComposeConvBack,
+    NanoBlock,
+    NanoBlockBack,
+    StreamBlock,
+    StreamBlockBack,
+    Reconstruct,
+    ReconstructBack,
+    PixelLoss,
+    StructuralLoss,
+    Update,
 }
 
-/// Gradients of [`Conv`] with respect to weights, bias and (if `d_input` is given) input.
-#[derive(Clone, Debug)]
-pub struct ConvBack {
-    /// The forward operation.
-    pub forward: Conv,
-    /// The gradient buffer, f32; the ranges are those of the parameters.
-    pub gradients: BufferId,
-    /// Gradient of the output, `[N, h, w, cout]`, activation.
-    pub d_output: BufferId,
-    /// Gradient of the input, `[N, h, w, cin]`, of the input's type; written if given.
-    pub d_input: Option<BufferId>,
-    /// The part of the micro-batch.
-    pub slice: Slice,
-    /// Scratch bytes of the backend, if it asked for any.
-    pub workspace: Option<BufferId>,
-}
+impl Op {
+    /// Every buffer this operation reads or writes, its workspace and carried sums included.
+    pub fn all_accesses(&self) -> Vec<Access> {
+        let mut list = self.accesses();
+        list.extend(self.slice().and_then(|slice| {
+            let access = if slice.first { write } else { update };
+            slice.carry.map(access)
+        }));
+        list.extend(self.workspace().map(|id| write(id).moving(0)));
+        list
+    }
 
-/// Parameter ranges of a Nano block; weights in PyTorch's order.
-#[derive(Clone, Copy, Debug)]
-pub struct NanoParams {
-    /// 1x1 convolution F to 2F: `[2F, F, 1, 1]`.
-    pub conv1_weight: ParamRange,
-    /// Its bias, `[2F]`.
-    pub conv1_bias: ParamRange,
-    /// Depthwise 3x3 convolution: `[2F, 1, 3, 3]`.
-    pub dw_weight: ParamRange,
-    /// Its bias, `[2F]`.
-    pub dw_bias: ParamRange,
-    /// 1x1 convolution 2F to F: `[F, 2F, 1, 1]`.
-    pub conv2_weight: ParamRange,
-    /// Its bias, `[F]`.
-    pub conv2_bias: ParamRange,
-    /// LayerScale, `[1, F, 1, 1]`.
-    pub gamma: ParamRange,
-}
-
-/// `x + gamma * conv2(gelu(dw(conv1(x))))`: 1x1 `F -> 2F`, depthwise 3x3 with zero padding, exact
-/// GELU, 1x1 `2F -> F`, LayerScale, residual. Only the block's input is kept; the backward pass
-/// recomputes the rest.
-#[derive(Clone, Debug)]
-pub struct NanoBlock {
-    /// LQ extent of input and output.
-    pub extent: Extent,
-    /// F.
-    pub features: usize,
-    /// Ranges of the block's parameters.
-    pub params: NanoParams,
-    /// The parameter buffer, f32.
-    pub parameters: BufferId,
-    /// x, `[N, h, w, F]`, activation.
-    pub input: BufferId,
-    /// Output `[N, h, w, F]`, activation.
-    pub output: BufferId,
-    /// Scratch bytes of the backend, if it asked for any.
-    pub workspace: Option<BufferId>,
-}
-
-/// Gradients of [`NanoBlock`] with respect to its parameters and its input.
-#[derive(Clone, Debug)]
-pub struct NanoBlockBack {
-    /// The forward operation.
-    pub forward: NanoBlock,
-    /// The gradient buffer, f32; the ranges are those of the parameters.
-    pub gradients: BufferId,
-    /// Gradient of the output, `[N, h, w, F]`, activation.
-    pub d_output: BufferId,
-    /// Gradient of the input, `[N, h, w, F]`, activation; written.
-    pub d_input: BufferId,
-    /// Scratch bytes of the backend, if it asked for any.
-    pub workspace: Option<BufferId>,
-}
-
-/// From features and input to the prediction: `base(x) + detail_gain * conv_out(shuffle(up.0(f)))`,
-/// where base is the Magic Kernel upsampler with sharpening of strength `alpha`. There is nothing
-/// nonlinear between the two convolutions, so a backend computes them as one convolution of the LQ
-/// features (see [`FoldedConv`]), and features at HR resolution never exist.
-#[derive(Clone, Debug)]
-pub struct Reconstruct {
-    /// LQ extent; `output` is `scale` times larger along each side.
-    pub extent: Extent,
-    /// HR pixels per LQ pixel along one side.
-    pub scale: usize,
-    /// F.
-    pub features: usize,
-    /// Strength of the base's sharpening; 0 skips it.
-    pub alpha: f32,
-    /// Weight of the upsampling convolution up.0, `[F * scale^2, F, 3, 3]`.
-    pub up_weight: ParamRange,
-    /// Bias of up.0, `[F * scale^2]`.
-    pub up_bias: ParamRange,
-    /// Weight of conv_out, `[3, F, 3, 3]`.
-    pub weight: ParamRange,
-    /// Bias of conv_out, `[3]`.
-    pub bias: ParamRange,
-    /// `detail_gain`, one value.
-    pub gain: ParamRange,
-    /// The parameter buffer, f32.
-    pub parameters: BufferId,
-    /// As in [`Conv`].
-    pub tile_invariant: bool,
-    /// x, the network's input `[N, h, w, 3]`, f32.
-    pub input: BufferId,
-    /// f, the features `[N, h, w, F]`, activation.
-    pub features_in: BufferId,
-    /// `[N, H, W, 3]`, f32: the prediction, or with `target` the prediction less its target.
-    pub output: BufferId,
-    /// Subtracts the u8 HR patches of the batch before the sum is rounded: base and target are then
-    /// still exact numbers. The f32 difference of two nearly equal pixels would keep few bits, and
-    /// the gradient of L1 is the sign of that difference.
-    pub target: Option<BatchLayout>,
-    /// Where a backend keeps the folded convolution from the first slice's forward pass to the last
-    /// slice's backward pass, if it does.
-    pub folded: Option<FoldedConv>,
-    /// Scratch bytes of the backend, if it asked for any.
-    pub workspace: Option<BufferId>,
-}
-
-/// The buffer of the folded convolution: conv_out after pixel shuffle after up.0, as one
-/// convolution of the LQ features. Its layout is the backend's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FoldedConv {
-    /// The buffer.
-    pub buffer: BufferId,
-    /// Whether this operation is the first to use it, and computes it from the parameters.
-    pub first: bool,
-}
-
-/// Gradients of [`Reconstruct`] with respect to both convolutions, `detail_gain`, the features and
-/// (for tests) the network's input.
-#[derive(Clone, Debug)]
-pub struct ReconstructBack {
-    /// The forward operation.
-    pub forward: Reconstruct,
-    /// The gradient buffer, f32; the ranges are those of the parameters.
-    pub gradients: BufferId,
-    /// Gradient of the prediction, `[N, H, W, 3]`, f32.
-    pub d_output: BufferId,
-    /// Gradient of the features, `[N, h, w, F]`, activation; written.
-    pub d_features: BufferId,
-    /// The part of the input's gradient that flows through the base, `[N, h, w, 3]`, f32; written
-    /// if given.
-    pub d_input: Option<BufferId>,
-    /// The part of the micro-batch.
-    pub slice: Slice,
-    /// Scratch bytes of the backend, if it asked for any.
-    pub workspace: Option<BufferId>,
-}
-
-/// How gradients change the parameters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum OptimizerKind {
-    /// Weight decay is applied to the parameters themselves (Loshchilov and Hutter, 2019).
-    #[default]
-    AdamW,
-    /// Weight decay, if any, is added to the gradient.
-    Adam,
-}
-
-/// Global gradient norm, clipping, Adam or AdamW, and EMA over all trainable parameters, in one
-/// operation; nothing changes if the norm is not finite.
-#[derive(Clone, Debug)]
-pub struct Update {
-    /// Trainable elements; they come first in the parameter buffer.
-    pub trainable: usize,
-    /// The rule.
-    pub optimizer: OptimizerKind,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// Weight decay, per unit of learning rate.
-    pub weight_decay: f64,
-    /// All parameters, f32; the trainable ones are updated.
-    pub parameters: BufferId,
-    /// Gradients of the trainable parameters, f32.
-    pub gradients: BufferId,
-    /// First moments of the trainable parameters, f32; updated.
-    pub moment1: BufferId,
-    /// Second moments of the trainable parameters, f32; updated.
-    pub moment2: BufferId,
-    /// Moving average of all parameters, f32; updated.
-    pub ema: BufferId,
-    /// [`METRICS`](super::METRICS) f64 values; gradient norm and skipped are written.
-    pub metrics: BufferId,
-    /// Scratch bytes of the backend, if it asked for any.
-    pub workspace: Option<BufferId>,
-}
-
-/// One operation of a plan.
-#[derive(Clone, Debug)]
-pub enum Op {
-    /// See [`Unpack`].
-    Unpack(Unpack),
-    /// See [`Conv`].
-    Conv(Conv),
-    /// See [`ConvBack`].
-    ConvBack(ConvBack),
-    /// See [`NanoBlock`].
-    NanoBlock(NanoBlock),
-    /// See [`NanoBlockBack`].
-    NanoBlockBack(NanoBlockBack),
-    /// See [`Reconstruct`].
-    Reconstruct(Reconstruct),
-    /// See [`ReconstructBack`].
-    ReconstructBack(ReconstructBack),
-    /// See [`PixelLoss`].
-    PixelLoss(PixelLoss),
-    /// See [`StructuralLoss`].
-    StructuralLoss(StructuralLoss),
-    /// See [`Update`].
-    Update(Update),
+    /// The buffers that an operation's sums are computed from and that do not outlive a step: its
+    /// workspace, the sums carried from slice to slice, and [`Operation::summed_with`].
+    pub fn sums(&self) -> impl Iterator<Item = BufferId> {
+        let carry = self.slice().and_then(|slice| slice.carry);
+        [self.workspace(), carry, self.summed_with()]
+            .into_iter()
+            .flatten()
+    }
 }

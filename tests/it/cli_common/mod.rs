@@ -104,7 +104,8 @@ pub fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
 pub fn model(folder: &Path) -> PathBuf {
     let path = folder.join("nano.safetensors");
     let mut net = Network::new("nano", 2).unwrap();
-    (net.layer_scale, net.detail_gain) = (0.5, 0.3);
+    net.set("layer_scale", 0.5).unwrap();
+    net.set("detail_gain", 0.3).unwrap();
     write_model(&path, &net, &net.params().start_values(5), None).unwrap();
     path
 }

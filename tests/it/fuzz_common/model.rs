@@ -33,7 +33,7 @@ pub fn model(path: &Path, content: &[u8]) -> bool {
         ModelHints::default(),
         ModelHints {
             scale: Some(2),
-            alpha: Some(0.3),
+            settings: [("upsampler_alpha".to_string(), 0.3.into())].into(),
             ..ModelHints::default()
         },
     ] {

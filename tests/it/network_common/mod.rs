@@ -23,7 +23,8 @@ impl Twin {
     /// Nano with random parameters large enough that every gradient counts.
     pub fn new(scale: usize, seed: u64) -> Twin {
         let net = Network::new("nano", scale).unwrap();
-        let reference = Reference::sized(scale, 16, 3, f64::from(net.upsampler_alpha), seed);
+        let reference =
+            Reference::sized(scale, 16, 3, f64::from(net.number("upsampler_alpha")), seed);
         let table = net.params();
         let params = table
             .params

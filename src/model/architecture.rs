@@ -1,0 +1,128 @@
+//! What an architecture says about itself, and the table of all architectures. A network is one
+//! file below `networks/` with an implementation of [`Architecture`], and one row in
+//! [`ARCHITECTURES`]; see docs/adding-a-network.md. Depends on the graph and the settings.
+
+use super::graph::{Graph, Value};
+use super::networks::{compact::Compact, nano::Nano, span::Span, stream::Stream};
+use super::settings::{Setting, SettingSpec};
+use super::{Error, Network, ParamTable};
+use crate::plan::BufferId;
+
+/// All architectures that can be trained, in the order of the help.
+pub(super) const ARCHITECTURES: [&'static dyn Architecture; 4] = [&Nano, &Stream, &Compact, &Span];
+
+/// Networks of the family that this version does not contain, with their aliases.
+pub(super) const NOT_BUILT: [(&str, &[&str]); 2] = [
+    ("paragonsr2_photo", &["base", "photo"]),
+    ("paragonsr2_pro", &["pro"]),
+];
+
+/// Another name of an architecture, with settings that differ from the defaults.
+pub(super) struct Alias {
+    /// The name, in lower case.
+    pub name: &'static str,
+    /// Whole numbers that it sets.
+    pub sets: &'static [(&'static str, usize)],
+}
+
+/// An alias that sets nothing.
+pub(super) const fn plain(name: &'static str) -> Alias {
+    Alias { name, sets: &[] }
+}
+
+/// What the table of architectures says about one.
+pub(super) struct Row {
+    /// Canonical name, which files carry.
+    pub name: &'static str,
+    /// Other names.
+    pub aliases: &'static [Alias],
+    /// What it is for, in a few words for the help.
+    pub about: &'static str,
+    /// HR pixels per LQ pixel along one side that it can have.
+    pub scales: &'static [usize],
+    /// Its settings.
+    pub settings: &'static [SettingSpec],
+}
+
+/// How an image can be cut into tiles so that the result is that of the whole image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// LQ pixels: an output pixel depends on input pixels up to this far away, and a tile whose
+    /// valid part is this far from its inner borders gives the same bits as one pass.
+    pub halo: usize,
+    /// Tiles begin at multiples of this many LQ pixels.
+    pub align: usize,
+    /// Whether every output pixel depends on the whole image, so that tiles give another result.
+    pub whole_image: bool,
+}
+
+impl Tiling {
+    /// Tiles anywhere, with a halo.
+    pub(super) fn with_halo(halo: usize) -> Tiling {
+        Tiling {
+            halo,
+            align: 1,
+            whole_image: false,
+        }
+    }
+}
+
+/// The shapes of a file's tensors by name, for [`Architecture::recognise`].
+pub(super) trait Shapes {
+    /// The shape of a tensor; `None` if the file does not have it.
+    fn shape(&self, name: &str) -> Option<&[usize]>;
+}
+
+/// A network that can be planned, trained and read from files.
+pub(super) trait Architecture: Sync {
+    /// Its row in the table.
+    fn row(&self) -> &'static Row;
+
+    /// Adds its parameters, trainable ones first.
+    fn parameters(&self, net: &Network, table: &mut ParamTable);
+
+    /// Appends operations that depend on parameters alone.
+    ///
+    /// # Errors
+    /// A bug in the network's file.
+    fn prepare(&self, _: &mut Graph<'_, '_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Appends the part of the network that always runs on the whole micro-batch, and returns its
+    /// output. The default has no such part.
+    ///
+    /// # Errors
+    /// A bug in the network's file.
+    fn body(&self, _: &mut Graph<'_, '_>, input: Value) -> Result<Value, Error> {
+        Ok(input)
+    }
+
+    /// Appends the rest of the network, which may run on a few images at a time, and returns the
+    /// buffer of the prediction. `features` is the body's output.
+    ///
+    /// # Errors
+    /// A bug in the network's file.
+    fn tail(&self, g: &mut Graph<'_, '_>, input: Value, features: Value)
+    -> Result<BufferId, Error>;
+
+    /// How images may be tiled.
+    fn tiling(&self, net: &Network) -> Tiling;
+
+    /// The network whose tensors have these shapes, as far as shapes show it: the scale if it can
+    /// be seen, and settings. `None` if they are not of this architecture.
+    fn recognise(
+        &self,
+        shapes: &dyn Shapes,
+    ) -> Option<(Option<usize>, Vec<(&'static str, Setting)>)>;
+
+    /// Computes the parameters that are no start values but follow from others, before a file is
+    /// written: `values` is in table order.
+    fn derive(&self, _: &Network, _: &ParamTable, _: &mut [f32]) {}
+}
+
+/// The architecture of a canonical name.
+pub(super) fn by_name(name: &str) -> Option<&'static dyn Architecture> {
+    let mut all = ARCHITECTURES.into_iter();
+    all.find(|architecture| architecture.row().name == name)
+}

@@ -1,0 +1,281 @@
+//! The graph of a network while its plan is made: a network's file appends its forward operations
+//! here, by the names of its parameters, and the backward pass is derived from each operation's
+//! own ([`Operation::backward`](crate::plan::Operation::backward)). Depends on the plan's builder
+//! and the parameter table. Promises that every stretch of a network can run on the whole
+//! micro-batch or on a few images at a time, with the same bits.
+
+mod backward;
+mod layers;
+
+use super::{Error, Network, ParamTable};
+use crate::plan::{
+    Activation, BatchLayout, BufferId, Builder, Class, Extent, FoldedConv, Op, ParamRange, Slice,
+};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// A value of the graph: the buffer of an activation or image, possibly with an activation that
+/// the operation which reads it applies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Value {
+    /// The buffer, or a view of some images of one.
+    pub buffer: BufferId,
+    /// Channels, without those that fill the last group.
+    pub channels: usize,
+    /// Channels of the buffer.
+    pub stride: usize,
+    /// The function that the reader applies; only convolutions do.
+    pub activation: Option<Activation>,
+}
+
+/// What the graph knows about a buffer that operations read or write.
+struct Known {
+    name: String,
+    stride: usize,
+    /// The gradient's buffer, once an operation asked for it.
+    gradient: Option<BufferId>,
+    /// Whether an operation has left a gradient there.
+    written: bool,
+    /// The buffer of the whole micro-batch that this is a view of.
+    whole: Option<BufferId>,
+}
+
+/// The buffers of parameters and gradients.
+#[derive(Clone, Copy)]
+pub(super) struct Storage {
+    /// All parameters, f32.
+    pub parameters: BufferId,
+    /// Their gradients; `None` for inference.
+    pub gradients: Option<BufferId>,
+}
+
+/// How the prediction is used: the differences between inference and training.
+#[derive(Clone, Copy)]
+pub(super) struct Prediction {
+    /// Class of the prediction's buffer.
+    pub class: Class,
+    /// The batch whose HR patches are subtracted from the prediction.
+    pub subtract: Option<BatchLayout>,
+}
+
+/// See the module's documentation.
+pub(super) struct Graph<'a, 'b> {
+    pub builder: &'a mut Builder<'b>,
+    net: &'a Network,
+    table: &'a ParamTable,
+    storage: Storage,
+    /// See [`crate::plan::Conv::tile_invariant`].
+    tile_invariant: bool,
+    prediction: Prediction,
+    /// Whether the gradient of the network's input is wanted.
+    wants_input_gradient: bool,
+    /// LQ extent of the whole micro-batch.
+    whole: Extent,
+    /// The images that operations are appended for now.
+    images: Range<usize>,
+    /// The network's input, and its views.
+    inputs: Vec<BufferId>,
+    known: HashMap<BufferId, Known>,
+    /// Forward operations since the tape was taken last.
+    tape: Vec<Op>,
+    /// Composed weights by the name of their convolution, with their gradients.
+    composed: HashMap<String, (BufferId, Option<BufferId>)>,
+    /// The folded convolution that an earlier slice computed.
+    folded: Option<FoldedConv>,
+    /// The buffers that carry sums from slice to slice, in the order of a slice's operations.
+    carries: Vec<Option<BufferId>>,
+    /// Operations with sums of the current slice so far.
+    summed: usize,
+    /// The parts of the gradient of the network's input, for the whole micro-batch.
+    input_parts: Vec<BufferId>,
+    /// Parts that the current slice, or the stretch before it, has asked for.
+    parts_used: usize,
+    /// Gradients to be added to others after the next operation: (extent's images, from, into).
+    pending_sums: Vec<(BufferId, BufferId, usize)>,
+}
+
+impl<'a, 'b> Graph<'a, 'b> {
+    pub fn new(
+        builder: &'a mut Builder<'b>,
+        (net, table): (&'a Network, &'a ParamTable),
+        storage: Storage,
+        whole: Extent,
+        prediction: Prediction,
+    ) -> Graph<'a, 'b> {
+        Graph {
+            builder,
+            net,
+            table,
+            storage,
+            tile_invariant: false,
+            prediction,
+            wants_input_gradient: false,
+            whole,
+            images: 0..whole.n,
+            inputs: Vec::new(),
+            known: HashMap::new(),
+            tape: Vec::new(),
+            composed: HashMap::new(),
+            folded: None,
+            carries: Vec::new(),
+            summed: 0,
+            input_parts: Vec::new(),
+            parts_used: 0,
+            pending_sums: Vec::new(),
+        }
+    }
+
+    /// Excludes methods whose bits depend on the place of a pixel in its tile.
+    pub fn set_tile_invariant(&mut self, tile_invariant: bool) {
+        self.tile_invariant = tile_invariant;
+    }
+
+    /// Asks for the gradient of the network's input.
+    pub fn set_wants_input_gradient(&mut self, wanted: bool) {
+        self.wants_input_gradient = wanted;
+    }
+
+    /// The network.
+    pub fn net(&self) -> &'a Network {
+        self.net
+    }
+
+    /// LQ extent of the images that operations are appended for now.
+    pub fn extent(&self) -> Extent {
+        Extent {
+            n: self.images.len(),
+            ..self.whole
+        }
+    }
+
+    /// The part of the micro-batch that operations are appended for now.
+    fn slice_now(&self) -> Slice {
+        Slice {
+            of: self.whole.n,
+            first: self.images.start == 0,
+            last: self.images.end == self.whole.n,
+            carry: None,
+        }
+    }
+
+    /// The end of a name that says which images a buffer holds; empty for all of them.
+    fn part_name(&self) -> String {
+        if self.images.len() == self.whole.n {
+            String::new()
+        } else {
+            format!(", images {} to {}", self.images.start, self.images.end - 1)
+        }
+    }
+
+    /// The range of a parameter.
+    ///
+    /// # Errors
+    /// When the network's table has no parameter of this name.
+    pub fn param(&self, name: &str) -> Result<ParamRange, Error> {
+        let found = self.table.get(name).map(|p| p.range);
+        found.ok_or_else(|| Error::NoParameter {
+            name: name.to_string(),
+        })
+    }
+
+    /// Weight and bias of a convolution.
+    pub fn conv_params(&self, name: &str) -> Result<[ParamRange; 2], Error> {
+        Ok([
+            self.param(&format!("{name}.weight"))?,
+            self.param(&format!("{name}.bias"))?,
+        ])
+    }
+
+    /// Registers a buffer under its layer's name.
+    fn know(&mut self, buffer: BufferId, name: &str, stride: usize, whole: Option<BufferId>) {
+        self.known.entry(buffer).or_insert_with(|| Known {
+            name: name.to_string(),
+            stride,
+            gradient: None,
+            written: false,
+            whole,
+        });
+    }
+
+    /// The network's input `[N, h, w, 3]`, f32, for the whole micro-batch.
+    pub fn input(&mut self) -> Value {
+        let count = self.extent().pixels() * 3;
+        let buffer = self.builder.floats("input", Class::Activations, count);
+        self.know(buffer, "input", 3, None);
+        self.inputs.push(buffer);
+        Value {
+            buffer,
+            channels: 3,
+            stride: 3,
+            activation: None,
+        }
+    }
+
+    /// A new activation of the current images.
+    fn activation(&mut self, name: &str, channels: usize) -> Value {
+        let stride = channels.next_multiple_of(crate::plan::CHANNEL_GROUP);
+        let full = format!("{name}{}", self.part_name());
+        let count = self.extent().pixels() * stride;
+        let buffer = self.builder.map(full, Class::Activations, count);
+        self.know(buffer, name, stride, None);
+        Value {
+            buffer,
+            channels,
+            stride,
+            activation: None,
+        }
+    }
+
+    /// The current images of a value of the whole micro-batch.
+    pub fn view(&mut self, value: Value) -> Value {
+        let (images, of) = (self.images.clone(), self.whole.n);
+        let buffer = self.builder.images(value.buffer, &images, of);
+        if buffer != value.buffer {
+            let known = &self.known[&value.buffer];
+            let (name, stride) = (known.name.clone(), known.stride);
+            self.know(buffer, &name, stride, Some(value.buffer));
+            if self.inputs.contains(&value.buffer) {
+                self.inputs.push(buffer);
+            }
+        }
+        Value { buffer, ..value }
+    }
+
+    /// From here on, operations are appended for these images.
+    pub fn begin_slice(&mut self, images: Range<usize>) {
+        self.images = images;
+        self.summed = 0;
+        self.parts_used = 0;
+    }
+
+    /// From here on, operations are appended for the whole micro-batch again.
+    pub fn end_slices(&mut self) {
+        self.images = 0..self.whole.n;
+    }
+
+    /// Appends a forward operation.
+    pub fn append(&mut self, op: impl Into<Op>) {
+        let op = op.into();
+        self.tape.push(op.clone());
+        self.builder.push(op);
+    }
+
+    /// Appends an operation that belongs to no forward pass, such as a loss. If the micro-batch
+    /// runs in slices, its sums continue those of the slice before.
+    pub fn push_summed(&mut self, mut op: Op) {
+        if self.images.len() < self.whole.n && op.slice().is_some() {
+            if self.summed == self.carries.len() {
+                let carry = self.builder.carry(&op);
+                self.carries.push(carry);
+            }
+            op.set_carry(self.carries[self.summed]);
+            self.summed += 1;
+        }
+        self.builder.push(op);
+    }
+
+    /// The forward operations since the last call, for their backward pass.
+    pub fn take_tape(&mut self) -> Vec<Op> {
+        std::mem::take(&mut self.tape)
+    }
+}
