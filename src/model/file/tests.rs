@@ -452,12 +452,12 @@ fn callers_can_match_on_the_reason() {
             .all(|m| matches!(m, Mismatch::Shape { name, .. } if name.starts_with("up.0")))
     );
     let unknown = ModelHints {
-        arch: Some("span".into()),
+        arch: Some("esrgan".into()),
         ..hints.clone()
     };
     assert!(matches!(
         reason(read_model(&path, &unknown).unwrap_err()),
-        Error::UnknownArchitecture { name } if name == "span"
+        Error::UnknownArchitecture { name } if name == "esrgan"
     ));
     file_of(
         &path,
