@@ -73,6 +73,14 @@ pub(super) trait Shapes {
     fn shape(&self, name: &str) -> Option<&[usize]>;
 }
 
+/// What the shapes of a file's tensors show about a network.
+pub(super) struct Found {
+    /// HR pixels per LQ pixel along one side, if it can be seen.
+    pub scale: Option<usize>,
+    /// Settings by name.
+    pub settings: Vec<(&'static str, Setting)>,
+}
+
 /// A network that can be planned, trained and read from files.
 pub(super) trait Architecture: Sync {
     /// Its row in the table.
@@ -109,12 +117,8 @@ pub(super) trait Architecture: Sync {
     /// How images may be tiled.
     fn tiling(&self, net: &Network) -> Tiling;
 
-    /// The network whose tensors have these shapes, as far as shapes show it: the scale if it can
-    /// be seen, and settings. `None` if they are not of this architecture.
-    fn recognise(
-        &self,
-        shapes: &dyn Shapes,
-    ) -> Option<(Option<usize>, Vec<(&'static str, Setting)>)>;
+    /// The network whose tensors have these shapes; `None` if they are not of this architecture.
+    fn recognise(&self, shapes: &dyn Shapes) -> Option<Found>;
 
     /// Computes the parameters that are no start values but follow from others, before a file is
     /// written: `values` is in table order.

@@ -5,7 +5,7 @@ use super::container::{header_of, parse, read_bytes, refused};
 use super::names::{Tensors, tensors_of};
 use super::tensors::{label, mismatches, read_values};
 use super::write::ModelMeta;
-use crate::model::architecture::{ARCHITECTURES, Shapes};
+use crate::model::architecture::{ARCHITECTURES, Found, Shapes};
 use crate::model::error::Purpose;
 use crate::model::{Error, InFile, Init, Network, Param, Settings};
 use crate::support::text::brief;
@@ -125,7 +125,7 @@ impl Shapes for Tensors<'_> {
 /// The architecture that has tensors like these, the scale if it can be seen, and settings.
 fn recognise(tensors: &Tensors) -> Option<(Option<&'static str>, Option<usize>, Settings)> {
     ARCHITECTURES.into_iter().find_map(|architecture| {
-        let (scale, settings) = architecture.recognise(tensors)?;
+        let Found { scale, settings } = architecture.recognise(tensors)?;
         let settings = settings.into_iter();
         let settings = settings.map(|(name, value)| (name.to_string(), value));
         Some((Some(architecture.row().name), scale, settings.collect()))

@@ -2,7 +2,7 @@
 //! mathematics. Only the values before each activation are stored; the convolution that reads them
 //! applies it.
 
-use crate::model::architecture::{Alias, Architecture, Row, Shapes, Tiling, plain};
+use crate::model::architecture::{Alias, Architecture, Found, Row, Shapes, Tiling, plain};
 use crate::model::graph::{Graph, Value};
 use crate::model::settings::{InFile, Setting, SettingKind, SettingSpec};
 use crate::model::{Error, Init, Network, ParamTable};
@@ -103,10 +103,7 @@ impl Architecture for Compact {
         Tiling::with_halo(net.whole(CONVS) + 2)
     }
 
-    fn recognise(
-        &self,
-        shapes: &dyn Shapes,
-    ) -> Option<(Option<usize>, Vec<(&'static str, Setting)>)> {
+    fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {
         let &[features, 3, 3, 3] = shapes.shape("body.0.weight")? else {
             return None;
         };
@@ -126,6 +123,7 @@ impl Architecture for Compact {
         if shapes.shape("body.1.weight").is_some() {
             settings.push((ACTIVATION, Setting::Choice("prelu".into())));
         }
-        Some(((3 * scale * scale == out).then_some(scale), settings))
+        let scale = (3 * scale * scale == out).then_some(scale);
+        Some(Found { scale, settings })
     }
 }

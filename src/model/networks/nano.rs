@@ -2,9 +2,8 @@
 //! blocks are one fused operation each and keep only their input for the backward pass.
 
 use super::paragon;
-use crate::model::architecture::{Architecture, Row, Shapes, Tiling, plain};
+use crate::model::architecture::{Architecture, Found, Row, Shapes, Tiling, plain};
 use crate::model::graph::{Graph, Value};
-use crate::model::settings::Setting;
 use crate::model::{Error, Init, Network, ParamTable};
 use crate::plan::BufferId;
 
@@ -71,10 +70,7 @@ impl Architecture for Nano {
         Tiling::with_halo(paragon::halo(BLOCKS))
     }
 
-    fn recognise(
-        &self,
-        shapes: &dyn Shapes,
-    ) -> Option<(Option<usize>, Vec<(&'static str, Setting)>)> {
+    fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {
         paragon::recognise(shapes, "conv1.weight")
     }
 }

@@ -1,9 +1,9 @@
 //! What the networks of the ParagonSR2 family share: the fixed base upsampler, and the layers
 //! around the body.
 
-use crate::model::architecture::Shapes;
+use crate::model::architecture::{Found, Shapes};
 use crate::model::graph::{Graph, Value};
-use crate::model::settings::{InFile, Setting, SettingKind, SettingSpec};
+use crate::model::settings::{InFile, SettingKind, SettingSpec};
 use crate::model::{BLUR_TAPS, Error, Init, Network, ParamTable, SHARP_TAPS};
 use crate::plan::BufferId;
 
@@ -90,15 +90,15 @@ pub(super) const fn halo(blocks: usize) -> usize {
 
 /// The scale of a file whose blocks have a layer called `block_layer`, from the shape of the pixel
 /// shuffle's convolution `[F * scale^2, F, 3, 3]`.
-pub(super) fn recognise(
-    shapes: &dyn Shapes,
-    block_layer: &str,
-) -> Option<(Option<usize>, Vec<(&'static str, Setting)>)> {
+pub(super) fn recognise(shapes: &dyn Shapes, block_layer: &str) -> Option<Found> {
     shapes.shape(&format!("body.0.blocks.0.{block_layer}"))?;
     let scale = shapes.shape("up.0.weight").and_then(|shape| {
         let (out, features) = (*shape.first()?, *shape.get(1)?);
         let scale = (out.checked_div(features)?).isqrt();
         (scale * scale * features == out).then_some(scale)
     });
-    Some((scale, Vec::new()))
+    Some(Found {
+        scale,
+        settings: Vec::new(),
+    })
 }

@@ -2,7 +2,7 @@
 //! docs/networks.md has its mathematics. Its Conv3XC convolutions keep their eight tensors in files
 //! and in the optimizer; a step computes each with the one 3x3 convolution that they compose to.
 
-use crate::model::architecture::{Alias, Architecture, Row, Shapes, Tiling, plain};
+use crate::model::architecture::{Alias, Architecture, Found, Row, Shapes, Tiling, plain};
 use crate::model::graph::{Graph, Value};
 use crate::model::settings::{InFile, Setting, SettingKind, SettingSpec};
 use crate::model::{Error, Init, Network, ParamTable};
@@ -135,10 +135,7 @@ impl Architecture for Span {
         Tiling::with_halo(1 + 3 * BLOCKS + 1 + 1)
     }
 
-    fn recognise(
-        &self,
-        shapes: &dyn Shapes,
-    ) -> Option<(Option<usize>, Vec<(&'static str, Setting)>)> {
+    fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {
         let &features = shapes.shape("block_1.c1_r.sk.weight")?.first()?;
         let scale = shapes.shape("upsampler.0.bias").and_then(|shape| {
             let scale = (shape.first()? / 3).isqrt();
@@ -149,7 +146,7 @@ impl Architecture for Span {
             (FEATURES, Setting::Whole(features)),
             (NORM, Setting::Flag(norm)),
         ];
-        Some((scale, settings))
+        Some(Found { scale, settings })
     }
 
     fn derive(&self, net: &Network, table: &ParamTable, values: &mut [f32]) {

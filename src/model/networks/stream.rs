@@ -2,9 +2,8 @@
 //! fused operation each and keep only their input for the backward pass.
 
 use super::paragon;
-use crate::model::architecture::{Architecture, Row, Shapes, Tiling, plain};
+use crate::model::architecture::{Architecture, Found, Row, Shapes, Tiling, plain};
 use crate::model::graph::{Graph, Value};
-use crate::model::settings::Setting;
 use crate::model::{Error, Init, Network, ParamTable};
 use crate::plan::BufferId;
 
@@ -79,10 +78,7 @@ impl Architecture for Stream {
         Tiling::with_halo(paragon::halo(GROUPS * BLOCKS * BLOCK_HALO))
     }
 
-    fn recognise(
-        &self,
-        shapes: &dyn Shapes,
-    ) -> Option<(Option<usize>, Vec<(&'static str, Setting)>)> {
+    fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {
         paragon::recognise(shapes, "dw1.weight")
     }
 }
