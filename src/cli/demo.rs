@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use paragon::backend::cpu::CpuOptions;
 use paragon::inference::eval::{Evaluation, ImageResult, Scores, evaluate, find_pairs, mean};
-use paragon::inference::upscale::{DEFAULT_TILE, Upscaler};
+use paragon::inference::upscale::Upscaler;
 use paragon::loader::OnCorrupt;
 use paragon::model::Network;
 use paragon::model::{ModelHints, read_model};
@@ -229,12 +229,7 @@ fn train_network(args: &Args, folders: &Folders) -> Result<RunSummary> {
 /// Measures the network and bicubic on the held-out images, and cuts panels out of the first ones.
 fn measure(args: &Args, held_out: &Path, model: &Path) -> Result<(Vec<ImageResult>, Vec<Shown>)> {
     let (net, params, _) = read_model(model, &ModelHints::default())?;
-    let mut upscaler = Upscaler::new(
-        net,
-        params,
-        CpuOptions::new(args.threads.unwrap_or(0)),
-        DEFAULT_TILE,
-    )?;
+    let mut upscaler = Upscaler::new(net, params, CpuOptions::new(args.threads.unwrap_or(0)), 0)?;
     let sources = find_pairs(held_out, None, None, SCALE)?;
     let mut shown = Vec::new();
     let Evaluation { results, left_out } = evaluate(

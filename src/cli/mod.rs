@@ -68,9 +68,10 @@ struct ModelArgs {
     /// upsampler_alpha, for files that do not contain it
     #[arg(long, value_parser = flags::single, allow_negative_numbers = true)]
     alpha: Option<f32>,
-    /// Side of a tile in LQ pixels; the result does not depend on it
-    #[arg(long, default_value_t = paragon::inference::upscale::DEFAULT_TILE, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
-    tile: usize,
+    /// Side of a tile in LQ pixels; the result does not depend on it [default: 288, more for
+    /// networks that see far]
+    #[arg(long, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
+    tile: Option<usize>,
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
@@ -100,7 +101,7 @@ impl ModelArgs {
             net,
             params,
             CpuOptions::new(self.threads.unwrap_or(0)),
-            self.tile,
+            self.tile.unwrap_or(0),
         )
     }
 }

@@ -10,7 +10,7 @@ mod tests;
 mod tiles;
 
 pub use rows::UpscaledRows;
-pub use tiles::{DEFAULT_TILE, LEAST_LENT_TILE, Tiler, largest_tile, least_room};
+pub use tiles::{DEFAULT_TILE, LEAST_LENT_TILE, Tiler, default_tile, largest_tile, least_room};
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, write_floats};
@@ -63,7 +63,7 @@ fn set_parameters(backend: &mut dyn Backend, params: &[f32]) -> Result<()> {
 }
 
 impl Upscaler {
-    /// `params` in table order; `tile`: largest side of a tile in LQ pixels (0: [`DEFAULT_TILE`]).
+    /// `params` in table order; `tile`: largest side of a tile in LQ pixels (0: [`default_tile`]).
     ///
     /// # Errors
     /// When [`Network::check`] refuses the network, the tile is too small for its receptive field,

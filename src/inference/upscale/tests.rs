@@ -2,40 +2,51 @@ use super::tiles::{spans, tile_side, to_u8};
 use super::*;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::rows::PixelRows;
+use crate::model::Tiling;
 use image::GrayImage;
+
+fn tiling(halo: usize, align: usize) -> Tiling {
+    Tiling {
+        halo,
+        align,
+        whole_image: false,
+    }
+}
 
 #[test]
 fn spans_cover_every_pixel_once_and_keep_their_halo() {
-    let (tile, halo) = (32, 8);
-    for len in 1..200 {
-        let list = spans(len, tile, halo);
-        let mut next = 0;
-        for s in &list {
-            assert_eq!(s.valid.0, next);
-            let end = s.start + tile.min(len);
-            assert!(end <= len && s.valid.0 >= s.start && s.valid.1 <= end);
-            assert!(
-                s.start == 0 || s.valid.0 >= s.start + halo,
-                "{len}: {list:?}"
-            );
-            assert!(end == len || s.valid.1 + halo <= end, "{len}: {list:?}");
-            next = s.valid.1;
+    for (most, halo, align) in [(32, 8, 1), (32, 8, 4), (47, 8, 4), (33, 4, 8)] {
+        let tiling = tiling(halo, align);
+        for len in 1..200 {
+            let tile = tile_side(len, most, tiling);
+            let list = spans(len, tile, tiling);
+            let mut next = 0;
+            for s in &list {
+                assert_eq!(s.valid.0, next);
+                let end = s.start + tile.min(len);
+                assert!(end <= len && s.valid.0 >= s.start && s.valid.1 <= end);
+                assert!(s.start % align == 0, "{len}: {list:?}");
+                assert!(
+                    s.start == 0 || s.valid.0 >= s.start + halo,
+                    "{len}: {list:?}"
+                );
+                assert!(end == len || s.valid.1 + halo <= end, "{len}: {list:?}");
+                next = s.valid.1;
+            }
+            assert_eq!(next, len);
         }
-        assert_eq!(next, len);
     }
 }
 
 #[test]
 fn tiles_overlap_no_more_than_their_number_takes() {
-    assert_eq!(tile_side(288, 288, 9), 288);
-    assert_eq!(tile_side(512, 288, 9), 272); // two
-    assert_eq!(spans(512, 272, 9).len(), 2);
+    assert_eq!(tile_side(288, 288, tiling(9, 1)), 288);
+    assert_eq!(tile_side(512, 288, tiling(9, 1)), 272); // two
+    assert_eq!(spans(512, 272, tiling(9, 1)).len(), 2);
     for len in 33..400 {
-        let side = tile_side(len, 32, 8);
-        assert!(
-            side <= 32 && spans(len, side, 8).len() == spans(len, 32, 8).len(),
-            "{len}: {side}"
-        );
+        let side = tile_side(len, 32, tiling(8, 1));
+        let count = |tile| spans(len, tile, tiling(8, 1)).len();
+        assert!(side <= 32 && count(side) == count(32), "{len}: {side}");
     }
 }
 

@@ -2,14 +2,15 @@
 //! Depends on the networks and the backends. Promises the same bits for every tile size.
 
 use crate::backend::{Backend, BatchView, Scalars, read_floats};
-use crate::model::{InferenceSpec, Network, inference_plan};
+use crate::model::{InferenceSpec, Network, Tiling, inference_plan};
 use crate::plan::{Plan, Sizing};
 use crate::support::failure::no_memory;
 use crate::support::text::bytes_text;
 use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 
-/// Default of the largest tile side in LQ pixels, overlap included.
+/// Default of the largest tile side in LQ pixels, overlap included, for networks that do not see
+/// far; see [`default_tile`].
 pub const DEFAULT_TILE: usize = 288;
 
 /// Side in LQ pixels of the smallest tile for which a training step's arena reserves bytes if the
@@ -32,22 +33,24 @@ pub(super) fn tile_plan(net: &Network, lq: (usize, usize), sizing: &dyn Sizing) 
 /// # Errors
 /// Only on a bug in the plan.
 pub fn least_room(net: &Network, sizing: &dyn Sizing) -> Result<u64> {
-    Ok(tile_plan(net, (LEAST_LENT_TILE, LEAST_LENT_TILE), sizing)?.arena_bytes)
+    let side = least_lent_tile(net);
+    Ok(tile_plan(net, (side, side), sizing)?.arena_bytes)
 }
 
-/// The side in LQ pixels of the largest tile, up to [`DEFAULT_TILE`], whose plan fits into `room`
+/// The side in LQ pixels of the largest tile, up to [`default_tile`], whose plan fits into `room`
 /// bytes.
 ///
 /// # Errors
-/// When not even a tile of [`LEAST_LENT_TILE`] fits.
+/// When not even the smallest tile fits.
 pub fn largest_tile(net: &Network, sizing: &dyn Sizing, room: u64) -> Result<usize> {
-    for tile in (LEAST_LENT_TILE..=DEFAULT_TILE).rev().step_by(16) {
+    let least = least_lent_tile(net);
+    for tile in (least..=default_tile(net)).rev().step_by(16) {
         if tile_plan(net, (tile, tile), sizing)?.arena_bytes <= room {
             return Ok(tile);
         }
     }
     bail!(
-        "{} are too little for a tile of {LEAST_LENT_TILE} pixels",
+        "{} are too little for a tile of {least} pixels",
         bytes_text(room)
     )
 }
@@ -81,35 +84,37 @@ impl Span {
 
 /// Side of the tiles for a side of `len` pixels. There are as few tiles as tiles of `most` pixels
 /// would give, and they are no larger than this number needs, because overlap is computed twice. If
-/// there are several, the side is a multiple of 8, so that images of similar size share an arena.
-pub(super) fn tile_side(len: usize, most: usize, halo: usize) -> usize {
-    if len <= most {
+/// there are several, the side is a multiple of 8, so that images of similar size share an arena;
+/// if tiles must be aligned, it is that much and the remainder of `len`, so that the last tile is
+/// aligned too.
+pub(super) fn tile_side(len: usize, most: usize, tiling: Tiling) -> usize {
+    if len <= most || tiling.whole_image {
         return len;
     }
-    let (inner, overlap) = (len - 2 * halo, 2 * halo);
+    let Tiling { halo, align, .. } = tiling;
+    let (inner, overlap) = (len - 2 * halo, 2 * halo + (align - 1));
+    let rest = len % align;
+    let most = most - (most + align - rest) % align;
     let count = inner.div_ceil(most - overlap);
-    (inner.div_ceil(count) + overlap)
-        .next_multiple_of(8)
-        .min(most)
+    let side = (inner.div_ceil(count) + overlap).next_multiple_of(8);
+    (side + rest).min(most)
 }
 
 /// Cuts a side of `len` pixels into tiles of `tile` pixels (or into one of `len`). The valid parts
-/// cover the side without gap or overlap, and each is `halo` pixels from the tile's inner borders.
-pub(super) fn spans(len: usize, tile: usize, halo: usize) -> Vec<Span> {
+/// cover the side without gap or overlap, and each is the halo away from the tile's inner borders.
+pub(super) fn spans(len: usize, tile: usize, tiling: Tiling) -> Vec<Span> {
     if len <= tile {
         return vec![Span {
             start: 0,
             valid: (0, len),
         }];
     }
+    let Tiling { halo, align, .. } = tiling;
     let mut list = Vec::new();
-    let mut done = 0;
+    let mut done: usize = 0;
     while done < len {
-        let start = if done == 0 {
-            0
-        } else {
-            (done - halo).min(len - tile)
-        };
+        let before = done.saturating_sub(halo);
+        let start = (before - before % align).min(len - tile);
         let end = if start + tile == len {
             len
         } else {
@@ -122,6 +127,27 @@ pub(super) fn spans(len: usize, tile: usize, halo: usize) -> Vec<Span> {
         done = end;
     }
     list
+}
+
+/// The fewest pixels of a tile's side: it needs a valid part beside the halos.
+fn least_tile(tiling: Tiling) -> usize {
+    2 * tiling.halo + 2 * (tiling.align - 1) + 1
+}
+
+/// Default of the largest tile side for a network, in LQ pixels, overlap included: [`DEFAULT_TILE`],
+/// or more for networks that see far, so that most of a tile is no overlap.
+pub fn default_tile(net: &Network) -> usize {
+    DEFAULT_TILE.max((8 * net.tiling().halo).next_multiple_of(32))
+}
+
+/// The smallest tile side for which a training step's arena reserves bytes if the run validates.
+fn least_lent_tile(net: &Network) -> usize {
+    let least = (2 * least_tile(net.tiling())).next_multiple_of(16);
+    if least_tile(net.tiling()) <= LEAST_LENT_TILE {
+        LEAST_LENT_TILE
+    } else {
+        least
+    }
 }
 
 /// How one image is cut into tiles.
@@ -153,15 +179,15 @@ pub struct Tiler {
 }
 
 impl Tiler {
-    /// `tile`: largest side of a tile in LQ pixels (0: [`DEFAULT_TILE`]).
+    /// `tile`: largest side of a tile in LQ pixels (0: [`default_tile`]).
     ///
     /// # Errors
     /// When [`Network::check`] refuses the network, or the tile is too small for its receptive
     /// field.
     pub fn new(net: Network, tile: usize) -> Result<Tiler> {
         net.check()?;
-        let tile = if tile == 0 { DEFAULT_TILE } else { tile };
-        let least = 2 * net.tiling().halo + 1;
+        let tile = if tile == 0 { default_tile(&net) } else { tile };
+        let least = least_tile(net.tiling());
         ensure!(
             tile >= least,
             "a tile of {tile} pixels is smaller than {least}, twice what one output pixel sees; use a larger --tile"
@@ -187,13 +213,16 @@ impl Tiler {
     pub(super) fn grid(&self, (w, h): (u32, u32)) -> Result<TileGrid> {
         let (w, h) = (w as usize, h as usize);
         ensure!(w > 0 && h > 0, "the image has no pixels");
-        let halo = self.net.tiling().halo;
-        let (th, tw) = (tile_side(h, self.tile, halo), tile_side(w, self.tile, halo));
+        let tiling = self.net.tiling();
+        let (th, tw) = (
+            tile_side(h, self.tile, tiling),
+            tile_side(w, self.tile, tiling),
+        );
         Ok(TileGrid {
             width: w,
             shape: (th, tw),
-            rows: spans(h, th, halo),
-            columns: spans(w, tw, halo),
+            rows: spans(h, th, tiling),
+            columns: spans(w, tw, tiling),
         })
     }
 
