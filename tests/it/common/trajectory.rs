@@ -3,7 +3,7 @@
 
 use super::{relative_error, tensor, wide};
 use paragon::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
-use paragon::model::{Network, ParamTable, StepSpec};
+use paragon::model::{Init, Network, Param, ParamTable, StepSpec};
 use paragon::plan::{BufferId, LossKind};
 use paragon::train::{Decay, Schedule, ema_decay};
 use safetensors::SafeTensors;
@@ -23,7 +23,7 @@ impl Trajectory {
         let bytes = std::fs::read(path).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let config = serde_json::from_str(&header.metadata().as_ref().unwrap()["config"]).unwrap();
-        let net = Network::new("nano", 2).unwrap();
+        let net = network(&config);
         let table = net.params();
         Trajectory {
             bytes,
@@ -73,7 +73,7 @@ impl Trajectory {
             .table
             .params
             .iter()
-            .flat_map(|p| tensor(&file, &format!("param_init.{}", p.name)))
+            .flat_map(|p| or_zeros(&file, &format!("param_init.{}", p.name), p))
             .map(|v| v as f32)
             .collect();
         let ports = backend.plan().ports;
@@ -162,13 +162,46 @@ impl Trajectory {
         let file = self.file();
         let mut values = vec![0.0; self.table.len()];
         read_floats(backend, port.unwrap(), &mut values).unwrap();
-        let errors = self.table.params.iter().map(|p| {
+        let stored = |p: &&Param| p.init != Init::Derived;
+        let errors = self.table.params.iter().filter(stored).map(|p| {
             relative_error(
                 wide(&values[p.range.offset..][..p.range.len]),
                 tensor(&file, &format!("{prefix}{}", p.name)),
             )
         });
         errors.fold(0.0, worse)
+    }
+}
+
+/// The network that a golden file's settings describe: `arch`, `scale`, and `feat` and `conv` where
+/// it has them.
+pub fn network(config: &serde_json::Value) -> Network {
+    let whole = |key: &str| {
+        let value = &config[key];
+        let text = value.as_str().and_then(|text| text.parse().ok());
+        value.as_u64().or(text).map(|n| n as usize)
+    };
+    let arch = config["arch"].as_str().unwrap_or("nano");
+    let arch = if arch == "realtime" { "nano" } else { arch };
+    let mut net = Network::new(arch, whole("scale").unwrap_or(2)).unwrap();
+    for (key, names) in [
+        ("feat", &["num_feat", "feature_channels"][..]),
+        ("conv", &["num_conv"]),
+    ] {
+        let known = names.iter().find(|name| net.spec(name).is_ok());
+        if let (Some(value), Some(name)) = (whole(key), known) {
+            net.set(name, value).unwrap();
+        }
+    }
+    net
+}
+
+/// A tensor of a golden file; zeros for one that is computed from others.
+pub fn or_zeros(file: &SafeTensors, name: &str, p: &Param) -> Vec<f64> {
+    if p.init == Init::Derived {
+        vec![0.0; p.range.len]
+    } else {
+        tensor(file, name)
     }
 }
 
