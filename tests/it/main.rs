@@ -17,6 +17,7 @@ mod dataset_synth;
 mod documents;
 mod earlier_versions;
 mod eval_upscale;
+mod every_network;
 mod f64_reference;
 mod fuzz_common;
 mod golden_network;

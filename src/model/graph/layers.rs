@@ -186,6 +186,13 @@ impl Graph<'_, '_> {
     }
 
     /// `a + gamma * b`.
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "the plain form of residuals that blocks have fused in"
+        )
+    )]
     pub fn scaled_sum(
         &mut self,
         name: &str,

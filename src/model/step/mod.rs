@@ -7,6 +7,7 @@ mod losses;
 #[cfg(test)]
 mod tests;
 
+use super::architecture::Architecture;
 use super::graph::{Graph, Prediction, Storage, Value};
 use super::{Error, Network, ParamTable, Recompute};
 use crate::plan::{
@@ -208,8 +209,18 @@ fn extent(batch: usize, (h, w): (usize, usize)) -> Extent {
 /// # Errors
 /// A network or sizes that no plan can be made for; the chain holds an [`Error`].
 pub fn training_plan(net: &Network, spec: &StepSpec, sizing: &dyn Sizing) -> Result<Plan> {
+    training_plan_as(net.architecture(), net, spec, sizing)
+}
+
+/// [`training_plan`] with the operations of an architecture that has the network's parameters.
+pub(super) fn training_plan_as(
+    architecture: &dyn Architecture,
+    net: &Network,
+    spec: &StepSpec,
+    sizing: &dyn Sizing,
+) -> Result<Plan> {
     check_sizes(net, spec.batch, spec.lq)?;
-    let (table, architecture) = (net.params(), net.architecture());
+    let table = net.params();
     let mut builder = Builder::new(sizing);
     let persistent = Persistent::new(&mut builder, net, &table, spec);
     let storage = Storage {
