@@ -1,4 +1,4 @@
-//! The library of `paragon`: from a folder of images to a trained ParagonSR2 network, with every
+//! The library of `paragon`: from a folder of images to a trained super-resolution network, with every
 //! byte of memory known before the first step.
 //!
 //! The program `paragon` is a command line over this library. Data flows through the modules in one
@@ -14,8 +14,10 @@
 //! | [`backend`] | runs a plan: the CPU, or CUDA |
 //! | [`train`] | the training loop: schedule, checkpoints, validation, resuming |
 //! | [`inference`] | upscaling with a network, and measuring the result |
-//! | [`config`], [`report`] | training options as one table of keys; charts and pages |
-//! | [`support`], [`sys`] | files, errors, memory limits: what all of the above share |
+//!
+//! Modules that are hidden in this documentation (options and their files, charts and pages, what all
+//! modules share) belong to the program and its tests, and are no interface: any release may change
+//! them.
 //!
 //! The formats of files are stable: every version reads what earlier versions wrote. The library's
 //! API is not yet: before 1.0 a minor version may change it.
@@ -58,7 +60,7 @@
 //! use paragon::shard::plan::{BuildConfig, plan};
 //! use paragon::shard::reader::ShardSet;
 //! use paragon::shard::writer::build;
-//! use paragon::support::progress::Progress;
+//! use paragon::progress::Progress;
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let place = tempfile::tempdir()?;
@@ -112,17 +114,16 @@
 //! use paragon::backend::cpu::CpuOptions;
 //! use paragon::model::{Network, StepSpec, training_plan};
 //! use paragon::plan::LossKind;
-//! use paragon::support::text::bytes_text;
-//!
+//! //!
 //! # fn main() -> anyhow::Result<()> {
 //! let network = Network::new("nano", 2)?;
 //! // 16 patches of LQ 64 x 64, L1 loss
 //! let spec = StepSpec::new(16, (64, 64), vec![(LossKind::L1, 1.0)]);
 //! let plan = training_plan(&network, &spec, &CpuOptions::new(2))?;
 //! for line in plan.memory().lines {
-//!     println!("{:<40} {:>12}", line.what, bytes_text(line.bytes));
+//!     println!("{:<40} {:>12} bytes", line.what, line.bytes);
 //! }
-//! println!("one allocation of {}", bytes_text(plan.arena_bytes));
+//! println!("one allocation of {} bytes", plan.arena_bytes);
 //! # assert!((1 << 20..1 << 30).contains(&plan.arena_bytes));
 //! # Ok(())
 //! # }
@@ -134,14 +135,20 @@
 //! whole loop, with schedule, checkpoints and validation, is [`train::train`].
 
 pub mod backend;
+#[doc(hidden)]
 pub mod config;
 pub mod dataset;
 pub mod inference;
 pub mod loader;
 pub mod model;
 pub mod plan;
+#[doc(hidden)]
 pub mod report;
 pub mod shard;
+#[doc(hidden)]
 pub mod support;
+#[doc(hidden)]
 pub mod sys;
 pub mod train;
+
+pub use support::progress;

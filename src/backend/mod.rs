@@ -7,6 +7,7 @@ pub mod cuda;
 mod error;
 mod formulas;
 mod lent;
+#[doc(hidden)]
 pub mod selftest;
 
 pub use cuda::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};

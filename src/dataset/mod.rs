@@ -11,7 +11,8 @@ mod encode_jpeg;
 mod note;
 mod png_strips;
 pub mod recipe;
+#[doc(hidden)]
 pub mod rows;
 pub mod scan;
 pub mod synth;
-pub mod thumbnail;
+pub(crate) mod thumbnail;

@@ -4,9 +4,11 @@
 //! start, the same batches for any number of threads and ranks, and that no thread outlives the
 //! loader.
 
+#[doc(hidden)]
 pub mod bench;
 mod order;
 mod permutation;
+#[doc(hidden)]
 pub mod quality;
 mod quotas;
 mod ring;

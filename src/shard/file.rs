@@ -179,11 +179,6 @@ impl ShardWriter {
         self.at
     }
 
-    /// Pairs written so far.
-    pub fn records(&self) -> u64 {
-        self.records
-    }
-
     /// Whether `length` more bytes fit a shard of `limit` bytes, together with the source table,
     /// the index and the footer. An empty shard accepts a record of any size.
     pub fn fits(&self, length: u64, limit: u64) -> bool {
@@ -318,6 +313,3 @@ impl Drop for ShardWriter {
         }
     }
 }
-
-/// Bytes of a shard without any records: used to predict sizes.
-pub const FIXED_BYTES: u64 = (HEADER_BYTES + FOOTER_BYTES) as u64;

@@ -7,11 +7,13 @@ pub mod codec;
 mod config;
 mod convert;
 mod error;
+#[doc(hidden)]
 pub mod estimate;
-pub mod file;
+pub(crate) mod file;
 mod forecast;
+#[doc(hidden)]
 pub mod format;
-pub mod hash;
+pub(crate) mod hash;
 mod headers;
 mod job;
 mod journal;
@@ -21,13 +23,14 @@ pub mod merge;
 mod output_folder;
 pub mod plan;
 pub mod reader;
+#[doc(hidden)]
 pub mod report;
 mod resume;
 mod same_files;
 mod selection;
 mod set;
 mod shard_reader;
-pub mod source_table;
+pub(crate) mod source_table;
 mod tables;
 mod tally;
 pub mod tools;

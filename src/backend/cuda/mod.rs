@@ -33,12 +33,18 @@ mod sizing;
 mod structural;
 mod tiles;
 
+// what the tests need to run the kernels without a device
+#[doc(hidden)]
 pub use arguments::{Arguments, Pointer};
 pub use backend::CudaBackend;
 pub use device::Device;
 pub use driver::device_count;
+#[doc(hidden)]
 pub use launch::{Launch, Order, Program};
+#[doc(hidden)]
 pub use limits::MOST_SHARED;
+#[doc(hidden)]
 pub use lower::{lower, lower_range};
+#[doc(hidden)]
 pub use scalars::{SCALARS_BYTES, scalars_launch};
 pub use sizing::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
