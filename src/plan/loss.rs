@@ -86,9 +86,9 @@ pub enum StructuralLossKind {
     MultiScale,
 }
 
-/// Weighted terms of a [`PixelLoss`].
+/// Weighted terms of a [`PixelLoss`](super::PixelLoss).
 pub type PixelTerms = Vec<(PixelLossKind, f32)>;
-/// Weighted terms of a [`StructuralLoss`].
+/// Weighted terms of a [`StructuralLoss`](super::StructuralLoss).
 pub type StructuralTerms = Vec<(StructuralLossKind, f32)>;
 
 /// Splits the user's list into the terms of the two operations; each keeps the list's order.

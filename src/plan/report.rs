@@ -32,7 +32,7 @@ pub struct LiveBuffer {
 pub struct Moment {
     /// Number of the operation.
     pub operation: usize,
-    /// The operation's name ([`Op::label`](super::Op::label)).
+    /// The operation's name ([`Operation::label`](super::Operation::label)).
     pub label: &'static str,
     /// Live bytes, persistent buffers included.
     pub bytes: u64,

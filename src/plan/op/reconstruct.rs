@@ -30,7 +30,7 @@ pub struct Reconstruct {
     pub gain: ParamRange,
     /// The parameter buffer, f32.
     pub parameters: BufferId,
-    /// As in [`Conv`].
+    /// As in [`Conv`](super::Conv).
     pub tile_invariant: bool,
     /// x, the network's input `[N, h, w, 3]`, f32.
     pub input: BufferId,
