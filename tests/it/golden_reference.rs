@@ -46,7 +46,7 @@ fn gradients_of_networks_match_finite_differences() {
         (fixed(Activation::LeakyRelu(0.1)), 2, 4, [1, 3, 3, 4]),
         (span(false, SpanForm::Expanded), 2, 3, [1, 3, 3, 4]),
         (span(false, SpanForm::Composed), 4, 3, [1, 3, 3, 2]),
-        (span(true, SpanForm::Composed), 1, 3, [1, 3, 3, 4]),
+        (span(false, SpanForm::Composed), 1, 3, [1, 3, 3, 4]),
     ] {
         let sizes = Sizes {
             scale,
@@ -123,25 +123,26 @@ fn nano_on_the_tape_equals_nano_with_a_backward_by_hand() {
 
 #[test]
 fn both_forms_of_span_give_the_same_output_and_gradients() {
-    for norm in [false, true] {
-        let sizes = Sizes {
-            scale: 2,
-            features: 6,
-            blocks: 6,
-            groups: 1,
-        };
-        let input = Tensor::random(&[2, 3, 4, 5], 0.0, 1.0, 1);
-        let target = Tensor::random(&[2, 3, 8, 10], 0.0, 1.0, 2);
-        let [expanded, composed] = [SpanForm::Expanded, SpanForm::Composed].map(|form| {
-            let network = PlainNetwork::random(span(norm, form), sizes, 3);
-            network.gradients(&input, loss_of(Loss::Mse, &target))
-        });
-        let output = relative_error(&composed.output.data, &expanded.output.data);
-        let d_input = relative_error(&composed.input.data, &expanded.input.data);
-        let worst = worst_gradient(&composed.params, |name| expanded.params[name].1.clone());
-        println!("norm {norm}: output {output:.1e}, input gradient {d_input:.1e}, worst {worst:?}");
-        assert!(output < 1e-12 && d_input < 1e-12 && worst.0 < 1e-11);
-    }
+    let sizes = Sizes {
+        scale: 2,
+        features: 6,
+        blocks: 6,
+        groups: 1,
+    };
+    let input = Tensor::random(&[2, 3, 4, 5], 0.0, 1.0, 1);
+    let target = Tensor::random(&[2, 3, 8, 10], 0.0, 1.0, 2);
+    let [expanded, composed] = [SpanForm::Expanded, SpanForm::Composed].map(|form| {
+        let network = PlainNetwork::random(span(false, form), sizes, 3);
+        network.gradients(&input, loss_of(Loss::Mse, &target))
+    });
+    let worst = worst_gradient(&composed.params, |name| expanded.params[name].1.clone());
+    let errors = [
+        relative_error(&composed.output.data, &expanded.output.data),
+        relative_error(&composed.input.data, &expanded.input.data),
+        worst.0,
+    ];
+    println!("output, input gradient, worst gradient {errors:?}");
+    assert!(errors.iter().all(|&error| error < 1e-12), "{errors:?}");
 }
 
 #[test]
@@ -152,15 +153,26 @@ fn norm_of_span_is_a_change_of_its_input() {
         blocks: 6,
         groups: 1,
     };
-    let with = PlainNetwork::random(span(true, SpanForm::Composed), sizes, 3);
-    let without = PlainNetwork::random(span(false, SpanForm::Composed), sizes, 3);
-    let input = Tensor::random(&[1, 3, 3, 4], 0.0, 1.0, 1);
-    let mut changed = input.clone();
-    for (i, value) in changed.data.iter_mut().enumerate() {
-        *value = (*value - MEANS[i / 12]) * RANGE;
+    // after the change the values are in 0..1, as they are without `norm`
+    let changed = Tensor::random(&[1, 3, 3, 4], 0.0, 1.0, 1);
+    let mut input = changed.clone();
+    for (i, value) in input.data.iter_mut().enumerate() {
+        *value = *value / RANGE + MEANS[i / 12];
     }
-    let error = relative_error(&with.forward(&input).data, &without.forward(&changed).data);
-    assert!(error < 1e-12, "{error:e}");
+    let target = Tensor::random(&[1, 3, 3, 4], 0.0, 1.0, 2);
+    let gradients = |norm, input| {
+        let network = PlainNetwork::random(span(norm, SpanForm::Composed), sizes, 3);
+        network.gradients(input, loss_of(Loss::Mse, &target))
+    };
+    let (with, without) = (gradients(true, &input), gradients(false, &changed));
+    let worst = worst_gradient(&with.params, |name| without.params[name].1.clone());
+    let errors = [
+        relative_error(&with.output.data, &without.output.data),
+        relative_error(&with.input.data, &without.input.map(|g| g * RANGE).data),
+        worst.0,
+    ];
+    println!("output, input gradient, worst gradient {errors:?}");
+    assert!(errors.iter().all(|&error| error < 1e-11), "{errors:?}");
 }
 
 /// The sizes of a golden file's network.
@@ -185,6 +197,17 @@ fn shapes(params: &Parameters) -> Vec<(&str, &[usize])> {
     trained
         .map(|(name, (shape, _))| (name.as_str(), &shape[..]))
         .collect()
+}
+
+/// How far a loss may be from a golden one. The author's Stream rounds the factors and the product
+/// of its gate to f32, also in a network of float64, which moves the loss by up to 3e-12; a
+/// reference that rounds there too comes within 1e-14, but has no finite differences.
+fn loss_limit(arch: &str) -> f64 {
+    if arch == "paragonsr2_stream" {
+        1e-11
+    } else {
+        1e-13
+    }
 }
 
 /// Compares one pass of the reference with the golden file `name`.
@@ -215,12 +238,13 @@ fn agrees(name: &str, form: SpanForm) {
          worst gradient {:.1e} ({})",
         errors[0], errors[1], errors[2], errors[3], errors[4], worst.1
     );
-    // the files round to f32 (3e-8 for a tensor of ordinary values) all but the losses
+    // The files round all but the losses to f32, an error of 3e-8 for a tensor of ordinary values.
     assert!(
         errors.iter().all(|&error| error < 1e-7),
         "{name}: {errors:?}"
     );
-    assert!(errors[2] < 1e-12 && errors[3] < 1e-12, "{name}: {errors:?}");
+    let limit = loss_limit(&golden.arch);
+    assert!(errors[2] < limit && errors[3] < limit, "{name}: {errors:?}");
 }
 
 #[test]
@@ -345,7 +369,11 @@ fn follow(name: &str, form: SpanForm) {
          EMA {:.1e}",
         worst[0], worst[1], worst[2], finals[0], finals[1]
     );
-    assert!(worst.iter().all(|&error| error < 1e-9), "{name}: {worst:?}");
+    let limit = loss_limit(&golden.arch);
+    assert!(
+        worst.iter().all(|&error| error < limit),
+        "{name}: {worst:?}"
+    );
     assert!(
         finals.iter().all(|&error| error < 1e-7),
         "{name}: {finals:?}"

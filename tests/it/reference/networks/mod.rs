@@ -62,7 +62,7 @@ pub struct Sizes {
     pub scale: usize,
     pub features: usize,
     /// Blocks for each group (ParagonSR2), or convolutions between the first and the last
-    /// (Compact). SPAN has always 6 blocks.
+    /// (Compact). SPAN always has 6 blocks.
     pub blocks: usize,
     /// ParagonSR2 only.
     pub groups: usize,
@@ -78,8 +78,9 @@ pub struct PlainGradients {
 
 impl PlainNetwork {
     /// A network with the shapes of its checkpoint and random values: weights and biases uniform in
-    /// +-1/sqrt(fan_in), as PyTorch starts them; LayerScale in 0.2..0.8, slopes of PReLU in
-    /// 0.1..0.4 and the detail gain 0.3, so that no gradient is too small to be checked.
+    /// +-sqrt(3 / fan_in), so that a convolution keeps the variance of its input; LayerScale in
+    /// 0.2..0.8, slopes of PReLU in 0.1..0.4 and the detail gain 0.3. PyTorch's start values are
+    /// smaller, and give gradients too small to be checked.
     pub fn random(architecture: Architecture, sizes: Sizes, seed: u64) -> PlainNetwork {
         let shapes = match architecture {
             Architecture::Nano { .. } => paragonsr2::shapes(false, sizes),
@@ -88,22 +89,23 @@ impl PlainNetwork {
             Architecture::Span { .. } => span::shapes(sizes),
         };
         let mut params = Parameters::new();
-        for (i, (name, shape)) in shapes.iter().enumerate() {
-            let seed = seed.wrapping_mul(1000) + i as u64;
-            let values = match shape[..] {
-                [] => Tensor::new(&[], vec![0.3f32 as f64]),
-                [1, _, 1, 1] if name.ends_with("gamma") => Tensor::random(shape, 0.2, 0.8, seed),
-                // a bias is as large as the weights before it
-                [_] => match shapes
-                    .iter()
-                    .find(|(n, _)| *n == name.replace("bias", "weight"))
-                {
-                    Some((_, weight)) if weight.len() == 4 => start(shape, &weight[1..], seed),
-                    _ => Tensor::random(shape, 0.1, 0.4, seed),
-                },
-                _ => start(shape, &shape[1..], seed),
+        let mut bound = 0.0;
+        for (i, (name, shape)) in shapes.into_iter().enumerate() {
+            let [low, high] = if name == "detail_gain" {
+                [0.3, 0.3]
+            } else if name.ends_with(".gamma") {
+                [0.2, 0.8]
+            } else if name.ends_with(".bias") {
+                // that of the weight before it in the list
+                [-bound, bound]
+            } else if let [_, per_group, kh, kw] = shape[..] {
+                bound = (3.0 / (per_group * kh * kw) as f64).sqrt();
+                [-bound, bound]
+            } else {
+                [0.1, 0.4] // the slopes of PReLU
             };
-            params.insert(name.clone(), (values.shape, values.data));
+            let values = Tensor::random(&shape, low, high, seed.wrapping_mul(1000) + i as u64);
+            params.insert(name, (shape, values.data));
         }
         if matches!(
             architecture,
@@ -169,13 +171,16 @@ impl PlainNetwork {
     }
 
     fn composed(&self) -> bool {
-        let Architecture::Span { form, .. } = self.architecture else {
-            return false;
-        };
-        form == SpanForm::Composed
+        matches!(
+            self.architecture,
+            Architecture::Span {
+                form: SpanForm::Composed,
+                ..
+            }
+        )
     }
 
-    /// The parameters that the forward pass reads.
+    /// The parameters of the forward pass, with the convolutions that are composed for it.
     fn parameters_in_use(&self) -> Parameters {
         if self.composed() {
             span_compose::compose_all(&self.params)
@@ -231,12 +236,6 @@ impl Trainee for PlainNetwork {
             input: got.input.to_nhwc(),
         }
     }
-}
-
-/// PyTorch's start values for a convolution: `per_output` is the shape of one output's weights.
-fn start(shape: &[usize], per_output: &[usize], seed: u64) -> Tensor {
-    let bound = 1.0 / (per_output.iter().product::<usize>() as f64).sqrt();
-    Tensor::random(shape, -bound, bound, seed)
 }
 
 /// Shapes of a convolution's weight and bias.
