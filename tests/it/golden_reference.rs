@@ -75,7 +75,7 @@ fn gradients_of_networks_match_finite_differences() {
         let mut grads: Vec<Tensor> = names.iter().map(|n| of(&got.params, n)).collect();
         point.push(input);
         grads.push(got.input);
-        let error = check(&what, &point, &grads, 29, |point| {
+        let error = check(&what, &point, &grads, 97, |point| {
             let mut moved = network.clone();
             for (name, value) in names.iter().zip(point) {
                 moved.params.get_mut(*name).unwrap().1 = value.data.clone();
@@ -87,7 +87,7 @@ fn gradients_of_networks_match_finite_differences() {
 }
 
 /// The largest relative error of a gradient, with its name.
-fn worst_gradient<'a>(got: &'a Parameters, expected: impl Fn(&str) -> Vec<f64>) -> (f64, &'a str) {
+fn worst_gradient(got: &Parameters, expected: impl Fn(&str) -> Vec<f64>) -> (f64, &str) {
     let errors = got.iter().map(|(name, (_, values))| {
         let error = relative_error(values, &expected(name));
         assert!(error.is_finite(), "{name}");

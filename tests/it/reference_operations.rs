@@ -130,11 +130,7 @@ fn convolutions_match_finite_differences() {
         ),
     ] {
         let bias = random(&weight[..1], 3);
-        let mut inputs = vec![random(&input, 1), random(&weight, 2), bias];
-        if what.contains("one pixel") {
-            // only the central taps have a gradient: the others must be zero
-            inputs[1].data.iter_mut().for_each(|w| *w = w.abs());
-        }
+        let inputs = [random(&input, 1), random(&weight, 2), bias];
         check_tape(what, &inputs, |tape, v| {
             tape.conv2d(v[0], v[1], v[2], settings)
         });
@@ -352,8 +348,8 @@ fn the_chain_rule_of_a_composed_conv3xc_matches_finite_differences() {
     let grads = tensors(&parts.compose_backward(&grad));
     let error = check("Conv3XC", &tensors(&parts), &grads, 1, |tensors| {
         let composed = parts_of(tensors).compose();
-        let dot = |a: &Tensor, b: &Tensor| a.zip(b, |a, b| a * b).data.iter().sum::<f64>();
-        dot(&composed.weight, &grad.weight) + dot(&composed.bias, &grad.bias)
+        plain::dot(&composed.weight.data, &grad.weight.data)
+            + plain::dot(&composed.bias.data, &grad.bias.data)
     });
     println!("Conv3XC: largest difference {error:.1e}");
 }

@@ -59,20 +59,18 @@ impl Recipe {
     }
 }
 
+/// From an output to its loss and the gradient with respect to the output.
+pub type LossFunction<'a> = dyn Fn(&[f64]) -> (f64, Vec<f64>) + 'a;
+
 /// A network that [`Training`] can train.
 pub trait Trainee {
     fn params(&self) -> &Parameters;
 
     fn params_mut(&mut self) -> &mut Parameters;
 
-    /// Forward and backward of `loss`, which is given the output and returns its value and its
-    /// gradient. `input` is `[n, h, w, 3]`, the output `[n, h * scale, w * scale, 3]`.
-    fn gradients_of(
-        &self,
-        input: &[f64],
-        size: [usize; 3],
-        loss: &dyn Fn(&[f64]) -> (f64, Vec<f64>),
-    ) -> Gradients;
+    /// Forward and backward of `loss`. `input` is `[n, h, w, 3]` with `size` = `[n, h, w]`, the
+    /// output `[n, h * scale, w * scale, 3]`.
+    fn gradients_of(&self, input: &[f64], size: [usize; 3], loss: &LossFunction) -> Gradients;
 }
 
 impl Trainee for Reference {
@@ -84,12 +82,7 @@ impl Trainee for Reference {
         &mut self.params
     }
 
-    fn gradients_of(
-        &self,
-        input: &[f64],
-        [n, h, w]: [usize; 3],
-        loss: &dyn Fn(&[f64]) -> (f64, Vec<f64>),
-    ) -> Gradients {
+    fn gradients_of(&self, input: &[f64], [n, h, w]: [usize; 3], loss: &LossFunction) -> Gradients {
         self.gradients_with(input, n, h, w, loss)
     }
 }

@@ -10,7 +10,7 @@ pub mod span_compose;
 use super::plain::{Activation, Convolution};
 use super::tape::{Tape, Var};
 use super::tensor::Tensor;
-use super::training::Trainee;
+use super::training::{LossFunction, Trainee};
 use super::{Gradients, Parameters, base_taps, trainable};
 use std::collections::BTreeMap;
 
@@ -214,12 +214,7 @@ impl Trainee for PlainNetwork {
         &mut self.params
     }
 
-    fn gradients_of(
-        &self,
-        input: &[f64],
-        [n, h, w]: [usize; 3],
-        loss: &dyn Fn(&[f64]) -> (f64, Vec<f64>),
-    ) -> Gradients {
+    fn gradients_of(&self, input: &[f64], [n, h, w]: [usize; 3], loss: &LossFunction) -> Gradients {
         let got = self.gradients(&Tensor::from_nhwc([n, h, w, 3], input), |output| {
             let [n, c, h, w] = output.nchw();
             let (value, grad) = loss(&output.to_nhwc());

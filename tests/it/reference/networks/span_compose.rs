@@ -12,7 +12,7 @@
 //! `b0` counts in all nine taps, also at the border, because the ring of zeros around the input
 //! is added before conv.0 and so carries `b0`.
 
-use crate::reference::{Parameters, tensor::Tensor};
+use crate::reference::{Parameters, plain::add_multiple, tensor::Tensor};
 
 /// The parts of a `Conv3XC`, by the names of their modules.
 const PARTS: [&str; 4] = ["sk", "conv.0", "conv.1", "conv.2"];
@@ -248,10 +248,8 @@ impl Matrix {
         for r in 0..self.rows {
             for k in 0..self.columns {
                 let factor = self.data[r * self.columns + k];
-                let row = &mut out.data[r * other.columns..][..other.columns];
-                for (sum, v) in row.iter_mut().zip(&other.data[k * other.columns..]) {
-                    *sum += factor * v;
-                }
+                let [to, from] = [r, k].map(|row| row * other.columns..(row + 1) * other.columns);
+                add_multiple(&mut out.data[to], factor, &other.data[from]);
             }
         }
         out

@@ -101,10 +101,7 @@ pub fn conv2d(input: &Tensor, weight: &Tensor, bias: &Tensor, settings: Convolut
         values.fill(bias.data[channel % co]);
     }
     settings.for_rows(input, weight, |to, from, tap| {
-        let factor = weight.data[tap];
-        for (y, x) in out.data[to].iter_mut().zip(&input.data[from]) {
-            *y += factor * x;
-        }
+        add_multiple(&mut out.data[to], weight.data[tap], &input.data[from]);
     });
     out
 }
@@ -120,15 +117,34 @@ pub fn conv2d_backward(
     let mut grad_input = Tensor::zeros(&input.shape);
     let mut grad_weight = Tensor::zeros(&weight.shape);
     settings.for_rows(input, weight, |to, from, tap| {
-        let factor = weight.data[tap];
-        let mut sum = 0.0;
-        for (i, o) in from.zip(to) {
-            grad_input.data[i] += factor * grad.data[o];
-            sum += input.data[i] * grad.data[o];
-        }
-        grad_weight.data[tap] += sum;
+        let row = &grad.data[to];
+        grad_weight.data[tap] += dot(&input.data[from.clone()], row);
+        add_multiple(&mut grad_input.data[from], weight.data[tap], row);
     });
     [grad_input, grad_weight, channel_sums(grad)]
+}
+
+/// `y += factor * x`. This and [`dot`] take nearly all of the time, and without optimisation a plain
+/// `while` is several times as fast as an iterator.
+pub fn add_multiple(y: &mut [f64], factor: f64, x: &[f64]) {
+    assert_eq!(y.len(), x.len());
+    let mut i = 0;
+    while i < y.len() {
+        y[i] += factor * x[i];
+        i += 1;
+    }
+}
+
+/// The sum of the products.
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let mut sum = 0.0;
+    let mut i = 0;
+    while i < a.len() {
+        sum += a[i] * b[i];
+        i += 1;
+    }
+    sum
 }
 
 /// `[C]`: the sum of every channel over images and pixels.
