@@ -222,6 +222,7 @@ fn agrees(name: &str, form: SpanForm) {
     assert_eq!(shapes(&golden.grads), shapes(&twin.params), "{name}");
 
     let got = network.gradients(&golden.input, loss_of(Loss::L1, &golden.target));
+    assert_eq!(shapes(&got.params), shapes(&golden.grads), "{name}");
     let charbonnier = Loss::Charbonnier
         .evaluate(&got.output.data, &golden.target.data)
         .0;

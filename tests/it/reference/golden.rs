@@ -190,6 +190,12 @@ impl ByteBatch {
 /// SPAN is trained in its expanded form: `grad_norm`, moments, decay and EMA are those of the eight
 /// tensors of each `Conv3XC`. Its `param_init.*` has `no_norm`, `param_final.*` and `ema_final.*`
 /// do not, and none has `eval_conv`. Stream's lists have the fixed `base.*`.
+///
+/// A test of a training step opens a run, writes `start` into its parameters and their EMA, and for
+/// every chunk of `accum_iter` batches runs the micro-batches and the update with the learning rate
+/// `recipe.lr_at(iteration)` and the EMA weight `recipe.ema_at(iteration)`, both counted from 1.
+/// Then loss and gradient norm must be `loss[i]` and `grad_norm[i]`, and at the end parameters and
+/// EMA those of `final_params` and `final_ema`.
 pub struct TrainingRun {
     pub arch: String,
     pub scale: usize,

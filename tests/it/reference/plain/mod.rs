@@ -2,6 +2,14 @@
 //! `[N, C, H, W]`. A fast kernel is compared with these functions. Depends on `tensor` and `erf`
 //! alone; promises to be obvious rather than fast. A function `x_backward` takes the gradient of a
 //! scalar with respect to the output of `x` and returns the gradients with respect to its inputs.
+//!
+//! A test of a kernel that works on `[N, H, W, C]` converts on both sides:
+//!
+//! ```text
+//! let x = Tensor::from_nhwc([n, h, w, c], &input);
+//! let expected = plain::conv2d(&x, &weight, &bias, Convolution::dense(3)).to_nhwc();
+//! let [d_x, d_weight, d_bias] = plain::conv2d_backward(&x, &weight, &grad, Convolution::dense(3));
+//! ```
 
 pub mod convolution;
 pub mod pointwise;
