@@ -6,9 +6,9 @@ use crate::reference;
 
 use reference::{
     Gradients, Loss, Parameters, Reference, base_taps, erf,
-    golden::{self, relative_error},
+    golden::{self, recipe_of, relative_error},
     trainable,
-    training::{Batch, Recipe, Schedule, Training},
+    training::{Batch, Schedule, Training},
 };
 
 /// Numbers in 0..1 that look random but are the same on every machine.
@@ -223,37 +223,6 @@ fn agrees_with_golden_networks() {
                 worst.0, worst.1
             );
         }
-    }
-}
-
-fn recipe_of(config: &serde_json::Value) -> Recipe {
-    let number = |key: &str| {
-        config[key]
-            .as_f64()
-            .unwrap_or_else(|| panic!("{key} in the configuration"))
-    };
-    let count = |value: &serde_json::Value| value.as_u64().expect("a count") as usize;
-    Recipe {
-        lr: number("lr"),
-        betas: (
-            config["betas"][0].as_f64().unwrap(),
-            config["betas"][1].as_f64().unwrap(),
-        ),
-        eps: number("eps"),
-        weight_decay: number("weight_decay"),
-        warmup: count(&config["warmup_iter"]),
-        schedule: Schedule::MultiStep {
-            milestones: config["milestones"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(count)
-                .collect(),
-            gamma: number("gamma"),
-        },
-        clip: config["grad_clip_max_norm"].as_f64(),
-        ema_decay: number("ema_decay"),
-        ema_power: number("ema_power"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! All integration tests in one program, which links the library once: each module here was written
-//! as a test file of its own and has a name to filter by (`cargo test --test it shard_cli`). The
-//! modules whose names end in `_common`, `common` and `reference` hold no tests.
+//! as a test file of its own and has a name to filter by (`cargo test --test it shard_cli`).
+//! `common`, `reference` and the modules whose names end in `_common` hold no tests.
 
 mod author_parity;
 mod backend_border;
@@ -21,6 +21,7 @@ mod every_network;
 mod f64_reference;
 mod fuzz_common;
 mod golden_network;
+mod golden_reference;
 mod kernels_common;
 mod kernels_host;
 mod loader_bounds;
@@ -40,6 +41,7 @@ mod plan_properties;
 mod plan_recompute;
 mod portability;
 mod reference;
+mod reference_operations;
 mod report;
 mod shard_cli;
 mod shard_common;

@@ -1,9 +1,9 @@
 //! The reference training step: AdamW, clipping, learning rate, EMA and accumulation as PyTorch
-//! does them, in f64. Depends on the reference network only; promises the documented order (mean
+//! does them, in f64. Depends on the reference networks only; promises the documented order (mean
 //! over micro-batches, norm, clip, decay, moments, update, EMA) and nothing about non-finite
 //! values.
 
-use super::{Gradients, Reference, trainable};
+use super::{Gradients, Parameters, Reference, trainable};
 use std::{collections::BTreeMap, f64::consts::PI};
 
 /// How the learning rate falls after the warm-up.
@@ -59,10 +59,38 @@ impl Recipe {
     }
 }
 
+/// From an output to its loss and the gradient with respect to the output.
+pub type LossFunction<'a> = dyn Fn(&[f64]) -> (f64, Vec<f64>) + 'a;
+
+/// A network that [`Training`] can train.
+pub trait Trainee {
+    fn params(&self) -> &Parameters;
+
+    fn params_mut(&mut self) -> &mut Parameters;
+
+    /// Forward and backward of `loss`. `input` is `[n, h, w, 3]` with `size` = `[n, h, w]`, the
+    /// output `[n, h * scale, w * scale, 3]`.
+    fn gradients_of(&self, input: &[f64], size: [usize; 3], loss: &LossFunction) -> Gradients;
+}
+
+impl Trainee for Reference {
+    fn params(&self) -> &Parameters {
+        &self.params
+    }
+
+    fn params_mut(&mut self) -> &mut Parameters {
+        &mut self.params
+    }
+
+    fn gradients_of(&self, input: &[f64], [n, h, w]: [usize; 3], loss: &LossFunction) -> Gradients {
+        self.gradients_with(input, n, h, w, loss)
+    }
+}
+
 /// A run: the network, its moments, its average and the number of iterations done.
-pub struct Training {
+pub struct Training<N = Reference> {
     pub recipe: Recipe,
-    pub network: Reference,
+    pub network: N,
     /// EMA of every parameter, the frozen ones included.
     pub ema: BTreeMap<String, Vec<f64>>,
     pub iteration: usize,
@@ -88,19 +116,18 @@ pub struct Batch {
     pub target: Vec<f64>,
 }
 
-impl Training {
-    pub fn new(network: Reference, recipe: Recipe) -> Training {
-        let values = |name: &str| network.param(name).to_vec();
+impl<N: Trainee> Training<N> {
+    pub fn new(network: N, recipe: Recipe) -> Training<N> {
         let zeros = || -> BTreeMap<String, Vec<f64>> {
-            let moved = network.params.iter().filter(|(name, _)| trainable(name));
+            let moved = network.params().iter().filter(|(name, _)| trainable(name));
             moved
                 .map(|(name, (_, v))| (name.clone(), vec![0.0; v.len()]))
                 .collect()
         };
         let ema = network
-            .params
-            .keys()
-            .map(|name| (name.clone(), values(name)))
+            .params()
+            .iter()
+            .map(|(name, (_, values))| (name.clone(), values.clone()))
             .collect();
         Training {
             ema,
@@ -125,7 +152,7 @@ impl Training {
         for b in batches {
             let Gradients { loss, params, .. } =
                 self.network
-                    .gradients_with(&b.input, b.n, b.h, b.w, |output| loss(output, &b.target));
+                    .gradients_of(&b.input, [b.n, b.h, b.w], &|output| loss(output, &b.target));
             mean_loss += share * loss;
             for (name, grad) in params {
                 let sum = grads.entry(name).or_insert_with(|| vec![0.0; grad.len()]);
@@ -142,7 +169,7 @@ impl Training {
         self.adamw(&grads, lr);
         let d = self.recipe.ema_at(self.iteration);
         for (name, average) in &mut self.ema {
-            for (e, p) in average.iter_mut().zip(&self.network.params[name].1) {
+            for (e, p) in average.iter_mut().zip(&self.network.params()[name].1) {
                 *e = d * *e + (1.0 - d) * p;
             }
         }
@@ -168,7 +195,7 @@ impl Training {
         for (name, grad) in grads {
             let values = &mut self
                 .network
-                .params
+                .params_mut()
                 .get_mut(name)
                 .expect("a gradient has a parameter")
                 .1;
