@@ -33,6 +33,7 @@ mod memory_limits;
 mod metrics;
 mod network_common;
 mod network_structural;
+mod operations;
 mod optimizer;
 mod options_fuzz;
 mod plan_allocation;

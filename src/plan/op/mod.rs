@@ -212,6 +212,20 @@ macro_rules! operations {
             $(#[doc = concat!("See [`", stringify!($name), "`].")] $name($name),)*
         }
 
+        impl Op {
+            /// The names of all operations.
+            #[doc(hidden)]
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// The name of the operation's struct.
+            #[doc(hidden)]
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Op::$name(_) => stringify!($name),)*
+                }
+            }
+        }
+
         $(impl From<$name> for Op {
             fn from(operation: $name) -> Op {
                 Op::$name(operation)
