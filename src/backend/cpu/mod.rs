@@ -3,17 +3,16 @@
 //! arena), and never during a step.
 
 mod activate;
+mod activation;
 mod arena;
 mod base;
 mod border;
 mod compose;
 mod concat;
 mod conv;
-mod conv_winograd;
 mod folded_conv;
 mod gate;
 mod gelu;
-mod layout;
 mod losses;
 mod nano;
 mod operation;
@@ -29,6 +28,8 @@ mod stream;
 pub mod structural;
 mod sum;
 mod tasks;
+#[cfg(test)]
+mod tests_common;
 mod tiling;
 mod winograd;
 

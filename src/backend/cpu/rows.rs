@@ -8,7 +8,7 @@ mod outer;
 mod rgb;
 
 pub use depthwise::{row_depthwise, row_depthwise_outer};
-pub use outer::row_outer;
+pub use outer::{row_outer, row_outer_strided};
 pub use rgb::row_to_rgb;
 
 use super::simd::{LANES, Registers, Simd};

@@ -11,7 +11,7 @@ unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
     x: *const f32,
     stride: usize,
     y: *const f32,
-    lanes: usize,
+    (y_stride, lanes): (usize, usize),
     w: usize,
     sum: *mut f32,
 ) {
@@ -33,7 +33,7 @@ unsafe fn outer_tile<S: Simd, const J: usize, const V: usize>(
             }
             // wrapping: after the last pixel the pointers may leave the arena
             x = x.wrapping_add(stride);
-            y = y.wrapping_add(lanes);
+            y = y.wrapping_add(y_stride);
         }
         for (j, acc) in acc.iter().enumerate() {
             for (v, &acc) in acc.iter().enumerate() {
@@ -54,27 +54,28 @@ unsafe fn outer_lanes<S: Simd, const J: usize, const V: usize>(
     stride: usize,
     taps: usize,
     y: *const f32,
-    lanes: usize,
+    y_shape: (usize, usize),
     w: usize,
     sum: *mut f32,
 ) {
+    let lanes = y_shape.1;
     // SAFETY: no tile ends after `taps`; the rest is the caller's contract
     unsafe {
         let mut j = 0;
         while j + J <= taps {
-            outer_tile::<S, J, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            outer_tile::<S, J, V>(x.add(j), stride, y, y_shape, w, sum.add(j * lanes));
             j += J;
         }
         while j + 9 <= taps && J > 9 {
-            outer_tile::<S, 9, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            outer_tile::<S, 9, V>(x.add(j), stride, y, y_shape, w, sum.add(j * lanes));
             j += 9;
         }
         while j + 3 <= taps && J > 3 {
-            outer_tile::<S, 3, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            outer_tile::<S, 3, V>(x.add(j), stride, y, y_shape, w, sum.add(j * lanes));
             j += 3;
         }
         while j < taps {
-            outer_tile::<S, 1, V>(x.add(j), stride, y, lanes, w, sum.add(j * lanes));
+            outer_tile::<S, 1, V>(x.add(j), stride, y, y_shape, w, sum.add(j * lanes));
             j += 1;
         }
     }
@@ -98,6 +99,25 @@ pub unsafe fn row_outer<S: Simd>(
     w: usize,
     sum: *mut f32,
 ) {
+    // SAFETY: by the caller's contract
+    unsafe { row_outer_strided::<S>(x, (stride, taps), y, (lanes, lanes), w, sum) }
+}
+
+/// As [`row_outer`], for `lanes` of the `y_stride` values of each pixel of `y`; `x_shape` is
+/// (stride, taps) and `y_shape` is (y_stride, lanes).
+///
+/// # Safety
+/// As [`row_outer`], but `y` holds `lanes` values from each of `w` multiples of `y_stride` on.
+#[inline(always)]
+pub unsafe fn row_outer_strided<S: Simd>(
+    x: *const f32,
+    (stride, taps): (usize, usize),
+    y: *const f32,
+    y_shape: (usize, usize),
+    w: usize,
+    sum: *mut f32,
+) {
+    let lanes = y_shape.1;
     // SAFETY: `lanes` is a multiple of 16, so the one or two vectors from `lane` on lie inside the
     // rows; the rest is the caller's contract
     unsafe {
@@ -106,16 +126,16 @@ pub unsafe fn row_outer<S: Simd>(
             let (y, sum) = (y.add(lane), sum.add(lane));
             match S::REGISTERS {
                 Registers::Many if taps.is_multiple_of(12) => {
-                    outer_lanes::<S, 12, 2>(x, stride, taps, y, lanes, w, sum)
+                    outer_lanes::<S, 12, 2>(x, stride, taps, y, y_shape, w, sum)
                 }
-                Registers::Many => outer_lanes::<S, 8, 2>(x, stride, taps, y, lanes, w, sum),
+                Registers::Many => outer_lanes::<S, 8, 2>(x, stride, taps, y, y_shape, w, sum),
                 Registers::Eight if S::MEMORY_OPERANDS => {
-                    outer_lanes::<S, 3, 2>(x, stride, taps, y, lanes, w, sum)
+                    outer_lanes::<S, 3, 2>(x, stride, taps, y, y_shape, w, sum)
                 }
                 Registers::Eight => [0, LANES].into_iter().for_each(|v| {
-                    outer_lanes::<S, 6, 1>(x, stride, taps, y.add(v), lanes, w, sum.add(v))
+                    outer_lanes::<S, 6, 1>(x, stride, taps, y.add(v), y_shape, w, sum.add(v))
                 }),
-                Registers::Few => outer_lanes::<S, 1, 2>(x, stride, taps, y, lanes, w, sum),
+                Registers::Few => outer_lanes::<S, 1, 2>(x, stride, taps, y, y_shape, w, sum),
             }
             lane += 2 * LANES;
         }
@@ -123,11 +143,11 @@ pub unsafe fn row_outer<S: Simd>(
             let (y, sum) = (y.add(lane), sum.add(lane));
             match S::REGISTERS {
                 Registers::Many if taps == 12 => {
-                    outer_lanes::<S, 12, 1>(x, stride, taps, y, lanes, w, sum)
+                    outer_lanes::<S, 12, 1>(x, stride, taps, y, y_shape, w, sum)
                 }
-                Registers::Many => outer_lanes::<S, 16, 1>(x, stride, taps, y, lanes, w, sum),
-                Registers::Eight => outer_lanes::<S, 6, 1>(x, stride, taps, y, lanes, w, sum),
-                Registers::Few => outer_lanes::<S, 1, 1>(x, stride, taps, y, lanes, w, sum),
+                Registers::Many => outer_lanes::<S, 16, 1>(x, stride, taps, y, y_shape, w, sum),
+                Registers::Eight => outer_lanes::<S, 6, 1>(x, stride, taps, y, y_shape, w, sum),
+                Registers::Few => outer_lanes::<S, 1, 1>(x, stride, taps, y, y_shape, w, sum),
             }
         }
     }
