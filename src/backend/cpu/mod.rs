@@ -29,6 +29,8 @@ mod stream;
 pub mod structural;
 mod sum;
 mod tasks;
+#[cfg(test)]
+mod tests_common;
 mod tiling;
 mod winograd;
 
