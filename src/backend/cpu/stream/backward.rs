@@ -12,7 +12,7 @@ use super::super::simd::{LANES, Simd};
 use super::super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, exceeds_cache};
 use super::pack::{Packed, SQUARE, TAPS, pack};
 use super::rows::{
-    Gate, InputGradient, Taps, row_gate_back, row_input_gradient, row_taps, row_taps_outer,
+    Gate, InputGradient, Taps, add_row, row_gate_back, row_input_gradient, row_taps, row_taps_outer,
 };
 use super::{FEATURES, GROUP, GROUPS, HIDDEN, PIECE, Projected, REACH, Ring, Strip, pieces, place};
 use crate::plan::{ParamRange, StreamBlock, StreamBlockBack};
@@ -459,32 +459,27 @@ impl Task for AddBorders<'_> {
         let Backward {
             op, parts, bands, ..
         } = *self.0;
-        let (w, h, shared) = (op.extent.w, op.extent.h, parts.shared());
+        let (len, h, shared) = (op.extent.w * FEATURES, op.extent.h, parts.shared());
         let (image, start, end) = bands.task(task);
         // SAFETY: rows `start..end` of `d_input` are this task's. A band above or below has written
         // the rows of its border that are in the image, and those within REACH of it are this
         // band's: all bands but an image's last have more rows. The rest is the contract of
         // `Task::run`.
         unsafe {
-            let add = |y: usize, from: *const f32| {
-                let to = self.0.d_input.at((image * h + y) * w * FEATURES);
-                for i in (0..w * FEATURES).step_by(LANES) {
-                    let sum = S::add(S::load(to.add(i)), S::load(from.add(i)));
-                    S::store(to.add(i), sum);
-                }
-            };
-            let row_of = |task: usize, row: usize| {
+            let border_row = |task: usize, row: usize| {
                 let border = BORDERS + task * border(op);
-                shared.at(border + row * w * FEATURES).cast_const()
+                shared.at(border + row * len).cast_const()
             };
             if start > 0 {
                 for y in start..end.min(start + REACH) {
-                    add(y, row_of(task - 1, REACH + y - start));
+                    let to = self.0.d_input.at((image * h + y) * len);
+                    add_row::<S>(border_row(task - 1, REACH + y - start), len, to);
                 }
             }
             if end < h {
                 for y in end - REACH..end {
-                    add(y, row_of(task + 1, y + REACH - end));
+                    let to = self.0.d_input.at((image * h + y) * len);
+                    add_row::<S>(border_row(task + 1, y + REACH - end), len, to);
                 }
             }
         }

@@ -287,6 +287,35 @@ pub unsafe fn row_input_gradient<S: Simd>(gradient: InputGradient, n: usize) {
     unsafe { for_pixels::<S>(n, gradient) }
 }
 
+/// The gradients of nine taps while a row is summed, for one vector of channels.
+struct TapSums<S: Simd> {
+    sums: [S::V; 9],
+    /// The gradient of the output two pixels left of the value's own, and one pixel left.
+    before: S::V,
+    here: S::V,
+}
+
+impl<S: Simd> TapSums<S> {
+    /// Adds the products of the values at pixel `x` of the rows with three gradients: `next`, that
+    /// of the output whose leftmost tap the value is, and the two of the calls before.
+    ///
+    /// # Safety
+    /// As [`Simd`]; the rows hold `[x + 1, GROUP]` values.
+    #[inline(always)]
+    unsafe fn add(&mut self, rows: [*const f32; 3], x: usize, next: S::V) {
+        // SAFETY: the caller's contract
+        unsafe {
+            for (ky, row) in rows.iter().enumerate() {
+                let value = S::load(row.add(x * GROUP));
+                self.sums[ky * 3] = S::fma(value, next, self.sums[ky * 3]);
+                self.sums[ky * 3 + 1] = S::fma(value, self.here, self.sums[ky * 3 + 1]);
+                self.sums[ky * 3 + 2] = S::fma(value, self.before, self.sums[ky * 3 + 2]);
+            }
+            (self.before, self.here) = (self.here, next);
+        }
+    }
+}
+
 /// Adds one row's part of the weight gradient of a depthwise convolution of dilation D: `sum[ky]
 /// [kx][c] += sum over p of rows[ky][p + D * kx][c] * y[p][c]`. It takes every D-th pixel in turn,
 /// so that each value is loaded once for the three gradients it is multiplied with.
@@ -305,31 +334,38 @@ pub unsafe fn row_taps_outer<S: Simd, const D: usize>(
     // the caller's contract
     unsafe {
         for lane in [0, LANES] {
-            let mut acc = [S::splat(0.0); 9];
+            let (rows, y, zero) = (rows.map(|row| row.add(lane)), y.add(lane), S::splat(0.0));
+            let mut acc = TapSums::<S> {
+                sums: [zero; 9],
+                before: zero,
+                here: zero,
+            };
             for first in 0..D.min(n) {
-                // the gradients of the two pixels before, which lie D apart
-                let (mut before, mut here) = (S::splat(0.0), S::splat(0.0));
-                let mut add = |x: usize, next: S::V| {
-                    for (ky, row) in rows.iter().enumerate() {
-                        let value = S::load(row.add(x * GROUP + lane));
-                        acc[ky * 3] = S::fma(value, next, acc[ky * 3]);
-                        acc[ky * 3 + 1] = S::fma(value, here, acc[ky * 3 + 1]);
-                        acc[ky * 3 + 2] = S::fma(value, before, acc[ky * 3 + 2]);
-                    }
-                    (before, here) = (here, next);
-                };
+                (acc.before, acc.here) = (zero, zero);
                 let mut x = first;
                 while x < n {
-                    add(x, S::load(y.add(x * GROUP + lane)));
+                    acc.add(rows, x, S::load(y.add(x * GROUP)));
                     x += D;
                 }
-                add(x, S::splat(0.0));
-                add(x + D, S::splat(0.0));
+                acc.add(rows, x, zero);
+                acc.add(rows, x + D, zero);
             }
-            for (k, &acc) in acc.iter().enumerate() {
+            for (k, &acc) in acc.sums.iter().enumerate() {
                 let at = sum.add(k * GROUP + lane);
                 S::store(at, S::add(S::load(at), acc));
             }
         }
+    }
+}
+
+/// Adds a row of `len` values, a multiple of 16, to another.
+///
+/// # Safety
+/// As [`Simd`]. Both rows hold the values and do not overlap; no other thread uses `to`.
+#[inline(always)]
+pub unsafe fn add_row<S: Simd>(from: *const f32, len: usize, to: *mut f32) {
+    for i in (0..len).step_by(LANES) {
+        // SAFETY: the caller's contract
+        unsafe { S::store(to.add(i), S::add(S::load(to.add(i)), S::load(from.add(i)))) }
     }
 }
