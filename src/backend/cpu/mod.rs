@@ -3,6 +3,7 @@
 //! arena), and never during a step.
 
 mod activate;
+mod activation;
 mod arena;
 mod base;
 mod border;
@@ -29,6 +30,8 @@ mod stream;
 pub mod structural;
 mod sum;
 mod tasks;
+#[cfg(test)]
+mod tests_common;
 mod tiling;
 mod winograd;
 

@@ -110,6 +110,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd`].
     unsafe fn abs(x: Self::V) -> Self::V;
+    /// The value of `a` where z > 0, otherwise (also where z is NaN) that of `b`.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn where_positive(z: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// `x` with its sign changed where that of `sign` is set.
     ///
     /// # Safety
@@ -258,6 +263,10 @@ impl Simd for Portable {
         map(|i| x[i].abs())
     }
     #[inline(always)]
+    unsafe fn where_positive(z: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        map(|i| if z[i] > 0.0 { a[i] } else { b[i] })
+    }
+    #[inline(always)]
     unsafe fn xor_sign(x: Self::V, sign: Self::V) -> Self::V {
         map(|i| f32::from_bits(x[i].to_bits() ^ (sign[i].to_bits() & 1 << 31)))
     }
@@ -393,6 +402,11 @@ mod tests {
                     same("min", S::min(x, y), Portable::min(*a, *b));
                     same("max", S::max(x, y), Portable::max(*a, *b));
                     same("abs", S::abs(x), Portable::abs(*a));
+                    same(
+                        "where_positive",
+                        S::where_positive(x, y, S::splat(3.0)),
+                        Portable::where_positive(*a, *b, [3.0; LANES]),
+                    );
                     same("xor_sign", S::xor_sign(x, y), Portable::xor_sign(*a, *b));
                     same("splat", S::splat(a[3]), [a[3]; LANES]);
                     let table = LookupTable::new(std::array::from_fn(|i| (i as f32).exp()));

@@ -145,6 +145,19 @@ impl Simd for Neon {
         unsafe { each(x, |x| vabsq_f32(x)) }
     }
     #[inline(always)]
+    unsafe fn where_positive(z: Quads, a: Quads, b: Quads) -> Quads {
+        // SAFETY: the caller guarantees that the processor has NEON
+        unsafe {
+            let zero = vdupq_n_f32(0.0);
+            [
+                vbslq_f32(vcgtq_f32(z[0], zero), a[0], b[0]),
+                vbslq_f32(vcgtq_f32(z[1], zero), a[1], b[1]),
+                vbslq_f32(vcgtq_f32(z[2], zero), a[2], b[2]),
+                vbslq_f32(vcgtq_f32(z[3], zero), a[3], b[3]),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn xor_sign(x: Quads, sign: Quads) -> Quads {
         // SAFETY: the caller guarantees that the processor has NEON
         unsafe {

@@ -131,6 +131,17 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn where_positive(z: YmmPair, a: YmmPair, b: YmmPair) -> YmmPair {
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            [
+                _mm256_blendv_ps(b[0], a[0], _mm256_cmp_ps::<_CMP_GT_OQ>(z[0], zero)),
+                _mm256_blendv_ps(b[1], a[1], _mm256_cmp_ps::<_CMP_GT_OQ>(z[1], zero)),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn xor_sign(x: YmmPair, sign: YmmPair) -> YmmPair {
         // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe {
@@ -264,6 +275,14 @@ impl Simd for Avx512 {
     unsafe fn abs(x: __m512) -> __m512 {
         // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_abs_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn where_positive(z: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller guarantees that the processor has AVX-512
+        unsafe {
+            let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(z, _mm512_setzero_ps());
+            _mm512_mask_blend_ps(positive, b, a)
+        }
     }
     #[inline(always)]
     unsafe fn xor_sign(x: __m512, sign: __m512) -> __m512 {
