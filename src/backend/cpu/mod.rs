@@ -11,6 +11,7 @@ mod compose;
 mod concat;
 mod conv;
 mod conv_winograd;
+mod elementwise;
 mod folded_conv;
 mod gate;
 mod gelu;
