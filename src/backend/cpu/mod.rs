@@ -10,6 +10,7 @@ mod border;
 mod compose;
 mod concat;
 mod conv;
+mod elementwise;
 mod folded_conv;
 mod gate;
 mod gelu;
