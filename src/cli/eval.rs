@@ -21,12 +21,11 @@ use paragon::support::text::bytes_text;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// Measure a network: PSNR and SSIM on RGB and Y, for each image and their mean, next to bicubic (at
-/// scale 1: next to the LQ itself, which JSON calls bicubic too).
+/// Measure a network: PSNR and SSIM on RGB and Y, for each image and their mean, next to bicubic.
 ///
-/// A PSNR above 100 dB counts as 100 in means. An image that cannot be measured (damaged, too
-/// small, of another size than its partner) is reported and left out of the means, and the exit
-/// code is 1.
+/// At scale 1 the network is compared with the LQ itself, which JSON calls bicubic too. A PSNR above
+/// 100 dB counts as 100 in means. An image that cannot be measured (damaged, too small, of another
+/// size than its partner) is reported and left out of the means, and the exit code is 1.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder of the images: HR alone (LQ is made by antialiased bicubic; not at scale 1), or with

@@ -139,8 +139,9 @@ pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
 /// Reads a pair. If there is no LQ file, LQ is computed from HR by antialiased bicubic.
 ///
 /// # Errors
-/// When a file cannot be read, there is no LQ file at scale 1, or HR is not `scale` times LQ. Up to `scale - 1` more HR pixels are
-/// accepted and cut off at the right and at the bottom, as `shard` does.
+/// When a file cannot be read, there is no LQ file at scale 1, or HR is not `scale` times LQ. Up to
+/// `scale - 1` more HR pixels are accepted and cut off at the right and at the bottom, as `shard`
+/// does.
 pub fn load_pair(source: &Source, scale: usize) -> Result<ImagePair> {
     Ok(load_pair_with_notes(source, scale)?.0)
 }

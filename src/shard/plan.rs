@@ -225,9 +225,17 @@ pub fn pool(threads: usize) -> Result<rayon::ThreadPool> {
 /// other bytes from the same pair, and not with the version of paragon: the encoder still makes the
 /// bytes of paragon 0.1.0.
 const ENCODER: &str = "0.1.0";
-/// [`ENCODER`] for predicted pairs at scale 1: later versions choose the prediction and the blocks of
-/// their LQ by size.
+/// [`ENCODER`] for predicted pairs at scale 1: since this version the prediction and the blocks of
+/// their LQ are chosen by size.
 const ENCODER_AT_SCALE_1: &str = "0.3.0";
+
+/// The version of the encoder that makes the bytes of a set.
+fn encoder(config: &BuildConfig) -> &'static str {
+    match (config.scale, config.codec) {
+        (RESTORATION_SCALE, Codec::Predict) => ENCODER_AT_SCALE_1,
+        _ => ENCODER,
+    }
+}
 
 /// Makes the manifest of the set from the configuration and the inputs, without shards.
 fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
@@ -267,11 +275,8 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
         },
     };
     let mut hash = Hash64::default();
-    let encoder = match (config.scale, config.codec) {
-        (RESTORATION_SCALE, Codec::Predict) => ENCODER_AT_SCALE_1,
-        _ => ENCODER,
-    };
-    hash.word(u64::from(MAJOR)).bytes(encoder.as_bytes());
+    hash.word(u64::from(MAJOR))
+        .bytes(encoder(config).as_bytes());
     for number in [
         manifest.scale,
         manifest.lq_size,
