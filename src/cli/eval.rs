@@ -8,7 +8,7 @@ use super::upscale::file_of;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use paragon::dataset::encode::{Format, InMemory};
-use paragon::dataset::scan::{ScanOptions, Source};
+use paragon::dataset::scan::{RESTORATION_SCALE, ScanOptions, Source};
 use paragon::inference::eval::{
     Evaluation, ImageResult, MOST_PSNR, Scores, evaluate, find, mean, pair_bytes,
 };
@@ -23,13 +23,13 @@ use std::path::{Path, PathBuf};
 
 /// Measure a network: PSNR and SSIM on RGB and Y, for each image and their mean, next to bicubic.
 ///
-/// A PSNR above 100 dB counts as 100 in means. An image that cannot be measured (damaged, too
-/// small, of another size than its partner) is reported and left out of the means, and the exit
-/// code is 1.
+/// At scale 1 the network is compared with the LQ itself, which JSON calls bicubic too. A PSNR above
+/// 100 dB counts as 100 in means. An image that cannot be measured (damaged, too small, of another
+/// size than its partner) is reported and left out of the means, and the exit code is 1.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of the images: HR alone (LQ is made by antialiased bicubic), or with HR and LQ
-    /// below it
+    /// Folder of the images: HR alone (LQ is made by antialiased bicubic; not at scale 1), or with
+    /// HR and LQ below it
     dataset: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
@@ -101,7 +101,12 @@ pub fn run(args: &Args) -> Result<()> {
         });
         print_json(&json)?;
     } else {
-        print_table(&results, &network, &bicubic)?;
+        let baseline = if scale == RESTORATION_SCALE as usize {
+            "LQ"
+        } else {
+            BICUBIC
+        };
+        print_table_against(baseline, &results, &network, &bicubic)?;
         print(format_args!("memory at most {}", bytes_text(memory)))?;
     }
     ensure!(
@@ -164,6 +169,19 @@ fn save(image: &RgbImage, path: &Path) -> Result<()> {
 
 /// The table: PSNR in dB, SSIM, network and bicubic side by side.
 pub fn print_table(results: &[ImageResult], network: &Scores, bicubic: &Scores) -> Result<()> {
+    print_table_against(BICUBIC, results, network, bicubic)
+}
+
+/// Name of the baseline above scale 1.
+const BICUBIC: &str = "bicubic";
+
+/// [`print_table`] with the name of what the network is compared with.
+fn print_table_against(
+    baseline: &str,
+    results: &[ImageResult],
+    network: &Scores,
+    bicubic: &Scores,
+) -> Result<()> {
     let width = results
         .iter()
         .map(|r| r.name.len())
@@ -172,7 +190,7 @@ pub fn print_table(results: &[ImageResult], network: &Scores, bicubic: &Scores) 
         .max(7);
     print(format_args!(
         "{:width$}   {:^31}   {:^31}",
-        "", "network", "bicubic"
+        "", "network", baseline
     ))?;
     print(format_args!(
         "{:width$}   PSNR-Y  SSIM-Y    PSNR    SSIM   PSNR-Y  SSIM-Y    PSNR    SSIM",
@@ -209,7 +227,7 @@ pub fn print_table(results: &[ImageResult], network: &Scores, bicubic: &Scores) 
         row(bicubic)
     ))?;
     print(format_args!(
-        "{:width$}   {:+6.2} dB PSNR-Y against bicubic",
+        "{:width$}   {:+6.2} dB PSNR-Y against {baseline}",
         "",
         network.psnr_y - bicubic.psnr_y
     ))

@@ -78,6 +78,11 @@ fn page(run: &Path, log: &LogDigest) -> Result<Page> {
             s.head.config.network.arch, s.head.config.network.scale
         )
     });
+    // at scale 1 the bicubic upscaling of the LQ is the LQ
+    let baseline = match &state {
+        Some(state) if state.head.config.network.scale == 1 => "LQ",
+        _ => "bicubic",
+    };
     let lines = match (&log.first, &log.last) {
         (Some(first), Some(last)) => {
             format!(
@@ -105,7 +110,7 @@ fn page(run: &Path, log: &LogDigest) -> Result<Page> {
             .as_ref()
             .map_or_else(Vec::new, |last| tiles(log, last)),
         charts: charts(log)?,
-        previews: previews(run, reached),
+        previews: previews(run, reached, baseline),
         settings,
     })
 }
@@ -253,14 +258,15 @@ fn thin(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     out
 }
 
-/// The previews up to an iteration; one that cannot be shown is left out with a warning.
-fn previews(run: &Path, reached: Option<u64>) -> Vec<Preview> {
+/// The previews up to an iteration; one that cannot be shown is left out with a warning. `baseline`
+/// names the image beside the network's results.
+fn previews(run: &Path, reached: Option<u64>, baseline: &str) -> Vec<Preview> {
     let warn = |text: String| tell(format_args!("warning: {text}; it is left out"));
     let (pictures, left_out) = kept_previews(run);
     left_out.into_iter().for_each(warn);
     let mut out = Vec::new();
     for picture in pictures {
-        let mut versions = vec![("bicubic".to_string(), picture.bicubic)];
+        let mut versions = vec![(baseline.to_string(), picture.bicubic)];
         let known = picture
             .network
             .into_iter()

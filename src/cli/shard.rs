@@ -33,7 +33,7 @@ pub struct Args {
     /// Folder for the set
     #[arg(long, default_value = "shards", value_name = "DIR")]
     out: PathBuf,
-    /// HR side over LQ side
+    /// HR side over LQ side; 1 for restoration: pairs of equal size, whose LQ must be given
     #[arg(long, default_value_t = 2)]
     scale: u32,
     /// Side of the LQ patches in pixels; the HR patches are `scale` times that
@@ -53,7 +53,7 @@ pub struct Args {
     /// The LQ folder, if its name is not one that is recognised
     #[arg(long, value_name = "DIR")]
     lq: Option<PathBuf>,
-    /// How the LQ is made where there is none
+    /// How the LQ is made where there is none (at scale 1 none is made)
     #[arg(
         long,
         alias = "filter",

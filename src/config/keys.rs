@@ -7,7 +7,7 @@ use crate::support::limits::{
     MAX_BATCH, MAX_COMPUTE_THREADS, MAX_KEPT, MAX_LOADER_SLOTS, MAX_LOADER_THREADS, MAX_SIDE,
 };
 
-const SCALES: Names = &[("2", &[]), ("3", &[]), ("4", &[]), ("8", &[])];
+const SCALES: Names = &[("1", &[]), ("2", &[]), ("3", &[]), ("4", &[]), ("8", &[])];
 const IO: Names = &[("auto", &[]), ("mmap", &[]), ("pread", &[])];
 const ON_CORRUPT: Names = &[("stop", &[]), ("substitute", &[])];
 const OPTIMIZERS: Names = &[("AdamW", &[]), ("Adam", &[])];

@@ -5,7 +5,7 @@
 
 use crate::dataset::decode::{Decoded, Limits, decode, read_header};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
-use crate::dataset::scan::{Scan, ScanOptions, Source, scan};
+use crate::dataset::scan::{RESTORATION_SCALE, Scan, ScanOptions, Source, scan};
 use crate::inference::metrics::{Channels, psnr, scratch_bytes, ssim};
 use crate::inference::upscale::{Upscale, Upscaler};
 use crate::support::budget::PROGRAM_BYTES;
@@ -44,7 +44,7 @@ pub struct ImageResult {
     pub height: u32,
     /// Scores of the network's image.
     pub network: Scores,
-    /// Scores of the bicubic enlargement of the same LQ.
+    /// Scores of the bicubic enlargement of the same LQ; at scale 1 this is the LQ itself.
     pub bicubic: Scores,
     /// What decoding to 8-bit RGB changed (one text per file); empty if nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -139,8 +139,9 @@ pub fn find(root: &Path, options: &ScanOptions) -> Result<Scan> {
 /// Reads a pair. If there is no LQ file, LQ is computed from HR by antialiased bicubic.
 ///
 /// # Errors
-/// When a file cannot be read, or HR is not `scale` times LQ. Up to `scale - 1` more HR pixels are
-/// accepted and cut off at the right and at the bottom, as `shard` does.
+/// When a file cannot be read, there is no LQ file at scale 1, or HR is not `scale` times LQ. Up to
+/// `scale - 1` more HR pixels are accepted and cut off at the right and at the bottom, as `shard`
+/// does.
 pub fn load_pair(source: &Source, scale: usize) -> Result<ImagePair> {
     Ok(load_pair_with_notes(source, scale)?.0)
 }
@@ -171,16 +172,23 @@ fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(ImagePair, Vec
         u64::from(lq.height()) * u64::from(scale),
     );
     let fits = |hr: u32, lq: u64| u64::from(hr) >= lq && u64::from(hr) < lq + u64::from(scale);
+    let rule = || match scale {
+        RESTORATION_SCALE => "at scale 1 both must have the same size".to_string(),
+        _ => format!(
+            "HR must be {scale} times LQ, or up to {} pixels more, which are cut off",
+            scale - 1
+        ),
+    };
     ensure!(
         fits(hr.width(), w) && fits(hr.height(), h),
-        "{} has {}x{} pixels and {} {}x{}: HR must be {scale} times LQ, or up to {} pixels more, which are cut off",
+        "{} has {}x{} pixels and {} {}x{}: {}",
         source.hr.display(),
         hr.width(),
         hr.height(),
         path.display(),
         lq.width(),
         lq.height(),
-        scale - 1
+        rule()
     );
     Ok((
         ImagePair {
@@ -201,6 +209,11 @@ fn cut_to(image: RgbImage, w: u32, h: u32) -> RgbImage {
 
 /// A pair whose LQ is computed from HR, which is cut to a multiple of the scale.
 fn pair_from_hr(hr: RgbImage, path: &Path, scale: u32) -> Result<ImagePair> {
+    ensure!(
+        scale != RESTORATION_SCALE,
+        "{} has no LQ image, and at scale 1 none can be made from the HR",
+        path.display()
+    );
     let (w, h) = (hr.width() / scale * scale, hr.height() / scale * scale);
     ensure!(
         w > 0 && h > 0,
@@ -297,7 +310,7 @@ pub struct Measured {
     pub result: ImageResult,
     /// The LQ image upscaled by the network.
     pub ours: RgbImage,
-    /// The LQ image upscaled by bicubic.
+    /// The LQ image upscaled by bicubic; at scale 1 it is the LQ.
     pub bicubic: RgbImage,
 }
 

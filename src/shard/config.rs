@@ -17,7 +17,7 @@ pub struct BuildConfig {
     pub dataset: PathBuf,
     /// Folder for the set.
     pub out: PathBuf,
-    /// HR side over LQ side.
+    /// HR side over LQ side. At 1 the data set must have LQ images: none can be made.
     pub scale: u32,
     /// LQ patch side as stored, pixels.
     pub lq_size: u32,

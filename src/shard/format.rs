@@ -35,8 +35,8 @@ pub const MAX_SCALE: u32 = 16;
 /// Smallest LQ patch: networks downsample by up to 8, and in a smaller patch every pixel is near
 /// the border.
 pub const MIN_LQ_SIZE: u32 = 8;
-/// Largest HR patch side in pixels: one raw record then stays under 64 MiB, far inside the 32-bit
-/// record length.
+/// Largest HR patch side in pixels: one raw record then stays under 64 MiB (96 MiB at scale 1), far
+/// inside the 32-bit record length.
 pub const MAX_HR_SIZE: u32 = 4096;
 /// Largest number of records in one shard: it bounds the index at 512 MiB.
 pub const MAX_RECORDS: u64 = 1 << 24;
@@ -46,7 +46,7 @@ pub const MAX_SOURCE_TABLE_BYTES: u64 = u32::MAX as u64;
 /// Side lengths of one LQ/HR pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// HR side over LQ side.
+    /// HR side over LQ side; 1 for pairs of equal size (restoration).
     pub scale: u32,
     /// LQ patch side in pixels, as stored.
     pub lq_size: u32,

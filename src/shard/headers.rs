@@ -7,7 +7,7 @@ use super::format::Geometry;
 use super::job::{Job, MEMORY, Rejected};
 use super::source_table::check_name;
 use crate::dataset::decode;
-use crate::dataset::scan::Source;
+use crate::dataset::scan::{RESTORATION_SCALE, Source};
 use crate::support::failure;
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
@@ -35,7 +35,7 @@ pub fn positions(length: u32, size: u32, stride: u32) -> Vec<u32> {
 /// Width and height of the LQ image of a pair, in pixels. If there is no LQ image, the HR is
 /// cropped to a multiple of the scale. If there is one, the HR may have up to `scale - 1` pixels
 /// more than `scale` times the LQ, which are cut off at the right and at the bottom: in some
-/// published data sets the HR was not cropped.
+/// published data sets the HR was not cropped. At scale 1 this allows no difference.
 ///
 /// # Errors
 /// The kind and the reason of the rejection: the sizes do not fit each other, or are too small.
@@ -53,17 +53,21 @@ pub fn lq_dimensions(
     let fits =
         |hr: u32, wanted: u64| (wanted..wanted + u64::from(g.scale)).contains(&u64::from(hr));
     if lq.is_some() && !(fits(hr.0, wanted.0) && fits(hr.1, wanted.1)) {
-        let reason = format!(
-            "the HR is {}x{} and the LQ {}x{}: at scale {} the HR should be {}x{}, or up to {} pixels more",
-            hr.0,
-            hr.1,
-            size.0,
-            size.1,
-            g.scale,
-            wanted.0,
-            wanted.1,
-            g.scale - 1
+        let sizes = format!(
+            "the HR is {}x{} and the LQ {}x{}",
+            hr.0, hr.1, size.0, size.1
         );
+        let reason = if g.scale == RESTORATION_SCALE {
+            format!("{sizes}: at scale 1 both must have the same size")
+        } else {
+            format!(
+                "{sizes}: at scale {} the HR should be {}x{}, or up to {} pixels more",
+                g.scale,
+                wanted.0,
+                wanted.1,
+                g.scale - 1
+            )
+        };
         return Err(("geometry", reason));
     }
     if size.0 < g.lq_size || size.1 < g.lq_size {
@@ -248,6 +252,15 @@ mod tests {
                 && why.contains("64x64"),
             "{why}"
         );
+        let equal = Geometry {
+            scale: 1,
+            lq_size: 32,
+        };
+        assert_eq!(lq_dimensions((65, 67), Some((65, 67)), equal), Ok((65, 67)));
+        for lq in [(64, 67), (65, 68), (32, 33)] {
+            let (kind, why) = lq_dimensions((65, 67), Some(lq), equal).unwrap_err();
+            assert!(kind == "geometry" && why.contains("the same size"), "{why}");
+        }
         let (kind, why) = lq_dimensions((63, 640), None, g).unwrap_err();
         assert!(kind == "too small" && why.contains("63x640"), "{why}");
     }

@@ -6,6 +6,7 @@ pub use super::config::{BuildConfig, HeldOut, MAX_SHARD_BYTES};
 pub use super::headers::{lq_dimensions, positions};
 pub use super::job::{Job, Rejected};
 
+use super::codec::Codec;
 use super::format::{Geometry, MAJOR};
 use super::hash::Hash64;
 use super::headers::read_all;
@@ -13,7 +14,7 @@ use super::job::MEMORY;
 use super::manifest::{Extra, Manifest};
 use super::selection::{hold_out, take_part};
 use crate::dataset::recipe::{LqFilter, RECIPE_GIVEN};
-use crate::dataset::scan::{self, LeftOut, Scan, ScanOptions};
+use crate::dataset::scan::{self, LeftOut, RESTORATION_SCALE, Scan, ScanOptions};
 use anyhow::{Context, Result, bail, ensure};
 
 /// What all headers together say about a run.
@@ -224,6 +225,17 @@ pub fn pool(threads: usize) -> Result<rayon::ThreadPool> {
 /// other bytes from the same pair, and not with the version of paragon: the encoder still makes the
 /// bytes of paragon 0.1.0.
 const ENCODER: &str = "0.1.0";
+/// [`ENCODER`] for predicted pairs at scale 1: since this version the prediction and the blocks of
+/// their LQ are chosen by size.
+const ENCODER_AT_SCALE_1: &str = "0.3.0";
+
+/// The version of the encoder that makes the bytes of a set.
+fn encoder(config: &BuildConfig) -> &'static str {
+    match (config.scale, config.codec) {
+        (RESTORATION_SCALE, Codec::Predict) => ENCODER_AT_SCALE_1,
+        _ => ENCODER,
+    }
+}
 
 /// Makes the manifest of the set from the configuration and the inputs, without shards.
 fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
@@ -263,7 +275,8 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
         },
     };
     let mut hash = Hash64::default();
-    hash.word(u64::from(MAJOR)).bytes(ENCODER.as_bytes());
+    hash.word(u64::from(MAJOR))
+        .bytes(encoder(config).as_bytes());
     for number in [
         manifest.scale,
         manifest.lq_size,

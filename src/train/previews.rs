@@ -36,7 +36,7 @@ pub struct KeptPreview {
     pub hr: Vec<u8>,
     /// Width and height in pixels.
     pub size: (u32, u32),
-    /// The bicubic upscaling of the LQ, as PNG.
+    /// The bicubic upscaling of the LQ, as PNG; at scale 1 it is the LQ.
     pub bicubic: Vec<u8>,
     /// Iterations and files of the network's results, in order; [`read_preview`] reads one.
     pub network: Vec<(u64, PathBuf)>,

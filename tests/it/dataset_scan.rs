@@ -920,3 +920,44 @@ fn very_deep_folders_are_listed_in_time() {
     assert_eq!(scan(dir.path(), &options(2)).unwrap().sources.len(), 21);
     assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
 }
+
+#[test]
+fn at_scale_1_pairs_of_equal_names_are_needed() {
+    assert_eq!(
+        pairs(&["hr/a.png", "hr/b.png", "lq/a.jpg", "lq/b.jpg"], 1),
+        ["a hr/a.png lq/a.jpg", "b hr/b.png lq/b.jpg"]
+    );
+    // in one folder, in folders for scales, and with the scale at the end of the names
+    assert_eq!(pairs(&["a_hr.png", "a_lq.png"], 1), ["a a_hr.png a_lq.png"]);
+    let scales = ["HR/a.png", "LR/X1/a.png", "LR/X2/a.png"];
+    assert_eq!(pairs(&scales, 1), ["a HR/a.png LR/X1/a.png"]);
+    assert_eq!(
+        pairs(&["gt/a.png", "lrx1/ax1.png"], 1),
+        ["a gt/a.png lrx1/ax1.png"]
+    );
+    // HR alone, folders whose names say no side, one folder named for HR, and a few pairs only
+    let many: Vec<String> = (0..40).map(|i| format!("{i}.png")).collect();
+    let mut few: Vec<&str> = many.iter().map(String::as_str).collect();
+    few.extend(["x_hr.png", "x_lq.png"]);
+    for files in [
+        &["a.png", "b.png"][..],
+        &["clean/a.png", "noisy/a.png"],
+        &["HR/a.png"],
+        &few,
+    ] {
+        let dir = tree(files);
+        let error = format!("{:#}", scan(dir.path(), &options(1)).unwrap_err());
+        assert!(
+            error.contains("no LQ images") && error.contains("--lq"),
+            "{error}"
+        );
+        assert!(!error.contains("the LQ made"), "{error}");
+    }
+    // folders for other scales are no help
+    let dir = tree(&["HR/a.png", "LR/X2/a.png"]);
+    let error = format!("{:#}", scan(dir.path(), &options(1)).unwrap_err());
+    assert!(
+        error.contains("scale 1") && !error.contains("then the LQ is made"),
+        "{error}"
+    );
+}

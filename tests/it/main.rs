@@ -53,6 +53,7 @@ mod shard_measure;
 mod shard_memory;
 mod shard_options;
 mod shard_recipes;
+mod shard_restoration;
 mod shard_resume;
 mod shard_system;
 mod structural;

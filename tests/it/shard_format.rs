@@ -247,25 +247,39 @@ fn the_description_is_enough_to_read_the_golden_set() {
 fn the_description_is_enough_to_read_any_set() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    fs::create_dir(&data).unwrap();
+    // at scale 1: an LQ that is close to its HR, an LQ without noise, and an unrelated one
+    let pairs = dir.path().join("pairs");
+    for folder in [data.clone(), pairs.join("hr"), pairs.join("lq")] {
+        fs::create_dir_all(folder).unwrap();
+    }
     for i in 0..3 {
-        picture(150, 130, i)
-            .save(data.join(format!("p{i}.png")))
-            .unwrap();
+        let name = format!("p{i}.png");
+        let hr = picture(150, 130, i);
+        hr.save(data.join(&name)).unwrap();
+        hr.save(pairs.join("hr").join(&name)).unwrap();
+        let lq = match i {
+            0 => image::imageops::brighten(&hr, 1),
+            1 => image::imageops::blur(&hr, 3.0),
+            _ => picture(150, 130, i + 10),
+        };
+        lq.save(pairs.join("lq").join(&name)).unwrap();
     }
     for (scale, lq_size, codec) in [
         (2, 16, Codec::Predict),
         (2, 35, Codec::Predict),
         (3, 20, Codec::Predict),
         (1, 40, Codec::Raw),
+        (1, 37, Codec::Predict),
+        (1, 96, Codec::Predict),
     ] {
         let out = dir.path().join(format!("set{scale}-{lq_size}"));
+        let data = if scale == 1 { &pairs } else { &data };
         make(&BuildConfig {
             scale,
             lq_size,
             stride: lq_size,
             codec,
-            ..config(&data, &out)
+            ..config(data, &out)
         })
         .unwrap();
         compare(&out);

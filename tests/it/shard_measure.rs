@@ -75,3 +75,75 @@ fn loader_on_photographs() {
         }
     }
 }
+
+/// Bytes of restoration pairs whose LQ is a JPEG file of the HR: the HR and the LQ stored by
+/// themselves, and as the codec stores the pair.
+#[test]
+#[ignore = "a measurement; run it by name"]
+fn restoration_pairs_of_photographs() {
+    use image::codecs::jpeg::JpegEncoder;
+    use paragon::shard::codec::Encoder;
+    use paragon::shard::format::Geometry;
+    let data = shared().join("datasets/bsds300/hr");
+    if !data.is_dir() {
+        println!(
+            "SKIP restoration_pairs_of_photographs: no shared photographs (set PARAGON_SHARED)"
+        );
+        return;
+    }
+    let mut paths: Vec<_> = std::fs::read_dir(&data)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    for side in [128u32, 256] {
+        let geometry = Geometry::new(1, side).unwrap();
+        let mut encoder = Encoder::new(geometry).unwrap();
+        println!(
+            "side {side}: quality, LQ predicted from HR, HR, LQ alone, LQ of the pair, pair / both alone, / raw"
+        );
+        for quality in [10, 30, 50, 75, 90, 95, 98, 100] {
+            let (mut hr_bytes, mut alone, mut of_pair, mut from_hr, mut count) = (0, 0, 0, 0, 0);
+            for path in paths.iter().step_by(6) {
+                let hr = image::open(path).unwrap().to_rgb8();
+                let mut jpeg = Vec::new();
+                let writer = JpegEncoder::new_with_quality(&mut jpeg, quality);
+                hr.write_with_encoder(writer).unwrap();
+                let lq = image::load_from_memory(&jpeg).unwrap().to_rgb8();
+                let patch = |image: &image::RgbImage| {
+                    let (x, y) = ((image.width() - side) / 2, (image.height() - side) / 2);
+                    image::imageops::crop_imm(image, x, y, side, side)
+                        .to_image()
+                        .into_raw()
+                };
+                let (lq, hr) = (patch(&lq), patch(&hr));
+                let mut encode = |lq: &[u8], hr: &[u8]| {
+                    let mut payload = Vec::new();
+                    encoder
+                        .encode(Codec::Predict, lq, hr, &mut payload)
+                        .unwrap();
+                    let lengths: Vec<usize> = payload[4..20]
+                        .chunks_exact(4)
+                        .map(|b| u32::from_le_bytes(b.try_into().unwrap()) as usize)
+                        .collect();
+                    (payload[0], lengths[..3].iter().sum::<usize>(), lengths[3])
+                };
+                let (mode, hr_frames, lq_frame) = encode(&lq, &hr);
+                hr_bytes += hr_frames;
+                of_pair += lq_frame;
+                alone += encode(&hr, &lq).1;
+                from_hr += usize::from(mode != 0);
+                count += 1;
+            }
+            let pair = (hr_bytes + of_pair) as f64;
+            println!(
+                "{quality:3} {from_hr:3}/{count} {:7} {:7} {:7} {:.3} {:.3}",
+                hr_bytes / count,
+                alone / count,
+                of_pair / count,
+                pair / (hr_bytes + alone) as f64,
+                pair / (count * geometry.hr_bytes() * 2) as f64,
+            );
+        }
+    }
+}

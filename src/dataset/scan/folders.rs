@@ -2,9 +2,9 @@
 //! Depends on `names` and `listing`. Promises to choose no folder if more than one could be meant:
 //! then the error says what to type.
 
-use super::ScanOptions;
 use super::listing::{FolderId, Listing, reason_of_folder};
 use super::names::{Label, Side, label};
+use super::{RESTORATION_SCALE, ScanOptions};
 use crate::support::failure;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -190,11 +190,11 @@ fn pick(
         .filter(|c| c.label.scale.is_none_or(|s| s == scale))
         .collect();
     let alone = match beside {
-        Some(hr) => format!(
+        Some(hr) if scale != RESTORATION_SCALE => format!(
             "; or give {} itself as the data set, then the LQ is made",
             hr.display()
         ),
-        None => String::new(),
+        _ => String::new(),
     };
     ensure!(
         !left.is_empty(),

@@ -32,9 +32,13 @@ pub struct Source {
     pub name: String,
     /// The HR file.
     pub hr: PathBuf,
-    /// The LQ file; `None` if it is made from the HR.
+    /// The LQ file; `None` if it is made from the HR, which never happens at scale 1.
     pub lq: Option<PathBuf>,
 }
+
+/// The scale of restoration: both sides of a pair have the same size. No LQ can be made from an HR,
+/// because resizing to the same size changes nothing.
+pub const RESTORATION_SCALE: u32 = 1;
 
 /// The result of [`scan`]. Every image file counts once: `hr_files + lq_files` is the number of
 /// files named in `sources` (one or two each) plus `rejected.len()`; all others below the root are
@@ -78,14 +82,15 @@ pub struct ScanOptions {
 ///
 /// Folders are recognized by their names, in upper or lower case: `hr`, `gt`, `HR_x2`, `GTmod12`,
 /// `DIV2K_train_HR` beside `lq`, `lr_x2_bicubic`, `LRbicx2`, `DIV2K_train_LR_bicubic/X2` ... If
-/// `root` has no such folders, it is itself the HR folder and the LQ is made from the HR. The two
-/// images of a pair have the same relative path without extension, apart from words for the side,
-/// the scale or the method at its end (`0001x2`, `0001_LR`, `0001_bicLRx2`). Both sides may also be
-/// in one folder; then these words separate them.
+/// `root` has no such folders, it is itself the HR folder and the LQ is made from the HR; at scale
+/// 1, where it cannot be made, such a data set is refused. The two images of a pair have the same
+/// relative path without extension, apart from words for the side, the scale or the method at its
+/// end (`0001x2`, `0001_LR`, `0001_bicLRx2`). Both sides may also be in one folder; then these
+/// words separate them.
 ///
 /// # Errors
 /// A folder that is missing or cannot be listed; names that leave open which images are meant (the
-/// error says what to type); no usable image.
+/// error says what to type); no LQ images at scale 1; no usable image.
 pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     ensure!(
         root.exists(),
@@ -123,6 +128,8 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
                 pairing::split_by_ending(&hr_root, hr, options.scale, forced, &mut left_out)?;
             match sides.lq {
                 Some(_) => lq_root = Some(hr_root.clone()),
+                // at scale 1 the data set is refused below, with another message
+                None if options.scale == RESTORATION_SCALE => {}
                 None => alike::check_sizes(&hr_root, &sides.hr)?,
             }
             sides
@@ -140,12 +147,8 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
         hint += &format!("; {left}");
     }
     ensure!(hr_files > 0, "no images in {} ({hint})", hr_root.display());
-    if let (Some(folder), 0) = (&lq_root, lq_files) {
-        bail!(
-            "no images in {} ({hint}); remove the folder to have the LQ made from the HR",
-            folder.display()
-        );
-    }
+    let lq_folder = lq_root.as_deref().map(|folder| (folder, lq_files));
+    check_lq(root, options.scale, lq_folder, &hint)?;
     let (sources, mut rejected) = match lq {
         Some(lq) => pairing::pair(hr, lq, options.scale),
         None => pairing::hr_alone(hr),
@@ -174,6 +177,26 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
         lq_files,
         ignored,
     })
+}
+
+/// Refuses an LQ folder without images, and at scale 1 a data set without an LQ folder. `lq` is the
+/// folder with its number of image files; `hint` says what was looked for.
+fn check_lq(root: &Path, scale: u32, lq: Option<(&Path, usize)>, hint: &str) -> Result<()> {
+    match lq {
+        Some((folder, 0)) if scale == RESTORATION_SCALE => {
+            bail!("no images in {} ({hint})", folder.display())
+        }
+        Some((folder, 0)) => bail!(
+            "no images in {} ({hint}); remove the folder to have the LQ made from the HR",
+            folder.display()
+        ),
+        None if scale == RESTORATION_SCALE => bail!(
+            "{root} has no LQ images, and at scale 1 none can be made from the HR (resizing to the same size changes nothing): put HR and \
+             LQ images of equal size into folders hr and lq below {root}, or name the folder of the LQ images with --lq",
+            root = root.display()
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Rejected files that are named if no image is usable.

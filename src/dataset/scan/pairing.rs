@@ -2,11 +2,11 @@
 //! `listing`. Promises that every image ends in a pair, is rejected with a reason, or is counted as
 //! left out, and that no image is paired if it could belong to two others.
 
-use super::Source;
 use super::listing::{ImageFile, LeftOuts, Listing, Reason, Reject};
 use super::names::{
     Side, composed, endings, is_extracted, scale_within, side_or_scale_end, without_glued_scale,
 };
+use super::{RESTORATION_SCALE, Source};
 use anyhow::{Result, bail};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -472,8 +472,13 @@ pub(super) fn pair(hr: Listing, lq: Listing, scale: u32) -> (Vec<Source>, Vec<Re
             });
         } else {
             let reason = partners.unclear_hr.get(name.as_str()).cloned();
+            let with_scale = if scale == RESTORATION_SCALE {
+                String::new()
+            } else {
+                format!(" or {name}x{scale}")
+            };
             let reason =
-                reason.unwrap_or_else(|| format!("no LQ image is named {name} or {name}x{scale}"));
+                reason.unwrap_or_else(|| format!("no LQ image is named {name}{with_scale}"));
             rejected.push(Reject {
                 path: image.path.clone(),
                 reason,

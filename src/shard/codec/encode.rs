@@ -31,6 +31,10 @@ const RUN_BYTES: usize = 32;
 const SEARCH_SHARE: usize = 4;
 /// Logarithm of zstd's hash table without a search: the smallest, since it is cleared every time.
 const SMALLEST_HASH_LOG: u32 = 6;
+/// The largest block of a zstd frame, bytes.
+const ZSTD_MAX_BLOCK: usize = 1 << 17;
+/// The smallest value that zstd takes as the limit of its blocks, bytes.
+const ZSTD_MIN_BLOCK: usize = 1 << 10;
 /// If the mean absolute residual of the LQ is at most this, the other predictions are not tried.
 const GOOD_ENOUGH: u64 = 1;
 
@@ -71,7 +75,7 @@ impl Encoder {
             tried: vec![0; lq.bytes()],
             lq_buffers: LqBuffers::new(hr),
             isa: Isa::detect(),
-            packer: Packer::new(hr.plane().max(lq.bytes()))?,
+            packer: Packer::new(hr.plane().max(lq.bytes()), lq_block(geometry, lq))?,
         })
     }
 
@@ -122,14 +126,18 @@ impl Encoder {
             self.packer.push(plane, number, start, out)?;
         }
         bands::split(self.isa, lq, lq_bands, &mut self.lq_planes);
-        out[start] = self.predict_lq(lq_bands, hr_bands);
+        out[start] = self.predict_lq(lq_bands, hr_bands)?;
         self.packer.push(&self.best, LQ_FRAME, start, out)
     }
 
     /// Leaves the residuals of the cheapest prediction of the LQ in `best` and returns its number
     /// (byte 0 of the prefix). The LQ may have come with the images and be made in any way, so this
-    /// is decided for every pair.
-    fn predict_lq(&mut self, lq: Bands, hr: Bands) -> u8 {
+    /// is decided for every pair: at scale 1 by the compressed size, because the LQ is half of the
+    /// pair there, and above by an estimate.
+    ///
+    /// # Errors
+    /// zstd fails.
+    fn predict_lq(&mut self, lq: Bands, hr: Bands) -> Result<u8> {
         let mut chosen = (LQ_OWN, u64::MAX);
         for mode in [LQ_HALF, LQ_MEAN, LQ_OWN] {
             match lq_predictor(mode, self.geometry) {
@@ -153,16 +161,21 @@ impl Encoder {
                 ),
                 None => continue,
             }
-            let cost = cost(self.isa, &self.tried);
+            let estimate = cost(self.isa, &self.tried);
+            let cost = if self.geometry.scale == 1 {
+                self.packer.compress(&self.tried, LQ_FRAME)? as u64
+            } else {
+                estimate
+            };
             if cost < chosen.1 {
                 chosen = (mode, cost);
                 std::mem::swap(&mut self.best, &mut self.tried);
             }
-            if cost <= GOOD_ENOUGH * lq.bytes() as u64 {
+            if estimate <= GOOD_ENOUGH * lq.bytes() as u64 {
                 break;
             }
         }
-        chosen.0
+        Ok(chosen.0)
     }
 }
 
@@ -201,8 +214,20 @@ pub(super) fn cost_plain(residuals: &[u8]) -> u64 {
         .sum()
 }
 
+/// Largest zstd block of the LQ's frame, in bytes; `None` for zstd's own limit. Every block has a
+/// code table of its own. Above scale 1 the LQ is small and one table for its three planes is best;
+/// at scale 1 it is as large as the HR, and a table for each plane takes fewer bytes.
+fn lq_block(geometry: Geometry, lq: Bands) -> Option<u32> {
+    (geometry.scale == 1).then(|| {
+        let blocks = lq.plane().div_ceil(ZSTD_MAX_BLOCK);
+        lq.plane().div_ceil(blocks).max(ZSTD_MIN_BLOCK) as u32
+    })
+}
+
 /// Compresses planes of residuals to zstd frames.
 struct Packer {
+    /// See [`lq_block`].
+    lq_block: Option<u32>,
     /// Huffman coding alone.
     literal: Compressor<'static>,
     /// With a search for repetitions.
@@ -215,7 +240,7 @@ struct Packer {
 
 impl Packer {
     /// Allocates for planes of up to `longest` bytes.
-    fn new(longest: usize) -> Result<Self> {
+    fn new(longest: usize, lq_block: Option<u32>) -> Result<Self> {
         let with = |parameters: &[CParameter]| -> Result<Compressor<'static>> {
             let mut zstd = Compressor::new(SEARCH_LEVEL).context("cannot set up zstd")?;
             zstd.include_checksum(false)?; // the record has its own checksum
@@ -227,6 +252,7 @@ impl Packer {
         };
         let room = zstd::zstd_safe::compress_bound(longest);
         Ok(Packer {
+            lq_block,
             literal: with(&[
                 CParameter::Strategy(Strategy::ZSTD_fast),
                 CParameter::TargetLength(NO_SEARCH),
@@ -241,8 +267,24 @@ impl Packer {
         })
     }
 
-    /// Appends the frame of a plane to `out` and writes its length into the prefix at `start`.
+    /// Appends frame `number` to `out` and writes its length into the prefix at `start`.
     fn push(&mut self, plane: &[u8], number: usize, start: usize, out: &mut Vec<u8>) -> Result<()> {
+        let written = self.compress(plane, number)?;
+        let length = (written as u32).to_le_bytes();
+        out[start + frame_length_at(number)..][..4].copy_from_slice(&length);
+        out.extend_from_slice(&self.frame[..written]);
+        Ok(())
+    }
+
+    /// Leaves frame `number` in `frame` and returns its length in bytes.
+    fn compress(&mut self, plane: &[u8], number: usize) -> Result<usize> {
+        if let Some(lq_block) = self.lq_block {
+            let block = if number == LQ_FRAME { lq_block } else { 0 };
+            for zstd in [&mut self.literal, &mut self.searching] {
+                zstd.set_parameter(CParameter::MaxBlockSize(block))
+                    .context("cannot set up zstd")?;
+            }
+        }
         let mut written = self
             .literal
             .compress_to_buffer(plane, &mut self.frame)
@@ -263,9 +305,6 @@ impl Packer {
                 std::mem::swap(&mut self.frame, &mut self.other);
             }
         }
-        let length = (written as u32).to_le_bytes();
-        out[start + frame_length_at(number)..][..4].copy_from_slice(&length);
-        out.extend_from_slice(&self.frame[..written]);
-        Ok(())
+        Ok(written)
     }
 }

@@ -14,7 +14,8 @@ const REACH: usize = 3;
 /// How the LQ is predicted from the HR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LqPredictor {
-    /// The mean of the `scale x scale` HR pixels of each LQ pixel: close to any filter.
+    /// The mean of the `scale x scale` HR pixels of each LQ pixel: close to any filter. At scale 1
+    /// the prediction is the HR itself.
     Mean,
     /// Bicubic downscaling by 2 (Keys' cubic with a = -0.5, antialiased, along x first, rounded to
     /// bytes in between, as Pillow and `dataset::degrade` do it). For scale 2 only.
@@ -84,6 +85,13 @@ pub fn add(
 /// Adds the rounded means of one plane.
 fn add_mean(hr_plane: &[u8], hr: Bands, lq_plane: &mut [u8], lq: Bands) {
     let scale = hr.width / lq.width;
+    if scale == 1 {
+        // the mean of one pixel; the LQ is as large as the HR here, and divisions would be slow
+        for (out, v) in lq_plane.iter_mut().zip(hr_plane) {
+            *out = out.wrapping_add(*v);
+        }
+        return;
+    }
     let area = (scale * scale) as u32;
     let rows = hr_plane
         .chunks_exact(scale * hr.stride())

@@ -205,6 +205,77 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// The LQ of restoration is the HR with errors of any size; crops of both sides agree with
+        /// the whole patches.
+        #[test]
+        fn pairs_of_equal_size_come_back(
+            lq_size in 8u32..70, smooth in 1u64..64, error in 0u64..40, seed in any::<u64>(),
+        ) {
+            let g = Geometry { scale: 1, lq_size };
+            let hr = pair(g, smooth, false, seed).1;
+            let mut rng = Rng::new(&[seed, 1]);
+            let lq: Vec<u8> = hr.iter().map(|&v| v.wrapping_add(rng.below(error + 1) as u8)).collect();
+            for codec in [Codec::Raw, Codec::Predict] {
+                round_trip(g, codec, &lq, &hr);
+            }
+            let mut payload = Vec::new();
+            let used = Encoder::new(g).unwrap().encode(Codec::Predict, &lq, &hr, &mut payload).unwrap();
+            let size = 1 + rng.below(lq_size.into()) as usize;
+            let mut at = || rng.below((g.lq() - size + 1) as u64) as usize;
+            let crop = Crop { x: at(), y: at(), size };
+            let (mut small_lq, mut small_hr) = (vec![0; size * size * 3], vec![0; size * size * 3]);
+            let mut decoder = Decoder::new(g).unwrap();
+            decoder.decode_crop(used, &payload, crop, &mut small_lq, &mut small_hr).unwrap();
+            for (whole, small) in [(&lq, &small_lq), (&hr, &small_hr)] {
+                for (row, line) in small.chunks_exact(size * 3).enumerate() {
+                    let from = ((crop.y + row) * g.lq() + crop.x) * 3;
+                    prop_assert_eq!(&whole[from..from + size * 3], line);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_lq_of_equal_size_is_predicted_in_the_cheaper_way() {
+        let g = Geometry {
+            scale: 1,
+            lq_size: 64,
+        };
+        let (_, hr) = pair(g, 64, false, 7);
+        let mut rng = Rng::new(&[8]);
+        let near: Vec<u8> = hr.iter().map(|v| v ^ (rng.below(8) == 0) as u8).collect();
+        // a blurred LQ is cheaper by itself than by its difference from a noisy HR
+        let smooth: Vec<u8> = (0..g.lq_bytes())
+            .map(|i| (i / 3 % g.lq() * 2) as u8 + rng.below(2) as u8)
+            .collect();
+        let mut encoder = Encoder::new(g).unwrap();
+        let mut frames = |lq: &[u8], hr: &[u8]| {
+            let mut payload = Vec::new();
+            let used = encoder.encode(Codec::Predict, lq, hr, &mut payload);
+            assert_eq!(used.unwrap(), Codec::Predict);
+            let length = |frame: usize| {
+                crate::shard::format::u32_at(&payload, frame_length_at(frame)) as usize
+            };
+            let hr_frames: usize = (0..LQ_FRAME).map(length).sum();
+            (payload[0], hr_frames, length(LQ_FRAME))
+        };
+        let alone = frames(&hr, &smooth).1;
+        let (mode, _, bytes) = frames(&smooth, &hr);
+        assert!(
+            mode == LQ_OWN && bytes <= alone + 100,
+            "{mode} {bytes} {alone}"
+        );
+        let (mode, hr_frames, bytes) = frames(&near, &hr);
+        assert!(
+            mode == LQ_MEAN && bytes * 3 < hr_frames,
+            "{mode} {bytes} {hr_frames}"
+        );
+        // an LQ that is the HR takes next to nothing
+        assert!(frames(&hr, &hr).2 < 100);
+    }
+
     #[test]
     fn repetitions_are_still_found_in_drawings() {
         let g = Geometry {
