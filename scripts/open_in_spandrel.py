@@ -94,23 +94,41 @@ def networks():
             yield f"span_x{scale}_norm_{str(norm).lower()}", SPAN(num_in_ch=3, num_out_ch=3, feature_channels=32, upscale=scale, norm=norm)
 
 
-def spread(net, x):
-    """Changes a new network so that its image depends on every tensor and is not clamped, so that a comparison of pixels finds errors.
+def scale_output(deviation):
+    """A forward hook for SPAN's Conv3XC: scales the module's weights and biases so that its output has this deviation."""
 
-    The last convolution is linear: its output for `x` is scaled to a deviation of 0.1 (Compact, which adds the input) or 0.2
-    (SPAN, around 0.5).
+    def hook(module, _input, output):
+        gain = deviation / output.std()
+        for conv in (module.sk, module.conv[2]):  # both paths end in these
+            conv.weight.mul_(gain)
+            conv.bias.mul_(gain)
+        moved = torch.empty_like(module.sk.bias).uniform_(-0.3, 0.3)
+        module.sk.bias.add_(moved)
+        return output * gain + moved.view(-1, 1, 1, 1)
+
+    return hook
+
+
+def spread(net, x):
+    """Changes a new network so that its image depends visibly on every part of it, and is hardly clamped.
+
+    At their start values SPAN's blocks add less than 1/255, and an error in them would not be seen. The last convolution is linear:
+    its output for `x` is scaled to a deviation of 0.1 (Compact, which adds the input) or 0.2 (SPAN, around 0.5).
     """
     compact = isinstance(net, Compact)
     last = net.body[-1] if compact else net.upsampler[0]
     found = []
-    hook = last.register_forward_hook(lambda _module, _input, output: found.append(output))
+    hooks = [last.register_forward_hook(lambda _module, _input, output: found.append(output))]
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, torch.nn.PReLU):
                 module.weight.uniform_(-0.2, 0.6)  # another slope for each channel
+            elif hasattr(module, "eval_conv"):  # Conv3XC
+                hooks.append(module.register_forward_hook(scale_output(1.5)))
         net.eval()
         net(x)
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         mean, deviation = found[0].mean((0, 2, 3)), found[0].std((0, 2, 3))
         gain = (0.1 if compact else 0.2) / deviation
         last.weight.mul_(gain.view(-1, 1, 1, 1))
