@@ -34,9 +34,9 @@ HERE = Path(__file__).resolve().parent
 # name -> arguments of the worker
 MODES = {
     "f32": ["--precision", "f32"],
-    "f32, compiled": ["--precision", "f32", "--compile"],
+    "f32-compiled": ["--precision", "f32", "--compile"],
     "bf16": ["--precision", "bf16"],
-    "bf16, compiled": ["--precision", "bf16", "--compile"],
+    "bf16-compiled": ["--precision", "bf16", "--compile"],
 }
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
 # name -> (the worker's --layout, additions to its environment); the first is also what --quick measures
@@ -143,7 +143,7 @@ class Comparison:
         ours = self.seconds(OURS, "") if (OURS, "") in self.results else None
         for mode in (OURS, *modes):
             setting = self.fastest(mode)
-            name = mode if mode == OURS else f"PyTorch {mode}"
+            name = mode if mode == OURS else "PyTorch " + mode.replace("-", ", ")
             if setting is None:
                 print(f"| {name} | not available: {self.missing[mode]} | | | |")
                 continue
