@@ -117,7 +117,7 @@ class Comparison:
         self.missing = {}  # mode -> reason
 
     def measure(self, mode, setting, function):
-        """Measures once, and says so; a mode that failed is not tried again."""
+        """Measures once, and says so on stderr; a mode that failed is not tried again."""
         if mode in self.missing:
             return
         try:
@@ -188,8 +188,11 @@ def compare(name, a, program):
                     comparison.measure(OURS, "", lambda: program.step((case.program, changed), a, batch, lq))
                 else:
                     comparison.measure(OURS, "", lambda: program.image((case.program, changed), a))
-                first = list(SETTINGS)[: 1 if a.quick else None]
-                for setting in first if round_ == 0 else filter(None, [comparison.fastest(mode)]):
+                if round_ == 0:
+                    settings = list(SETTINGS)[: 1 if a.quick else None]
+                else:
+                    settings = filter(None, [comparison.fastest(mode)])
+                for setting in settings:
                     layout, environment = SETTINGS[setting]
                     command = [what, name, *arguments, *common, "--layout", layout, *MODES[mode]]
                     comparison.measure(mode, setting, lambda: pytorch(command, environment))
@@ -255,10 +258,15 @@ def main():
     shared = Path(os.environ.get("PARAGON_SHARED") or HERE.parents[1] / "shared")
     check(shared / "golden", a.network, False)
     program = Program(a.paragon)
-    compared = [comparison for name in a.network for comparison in compare(name, a, program)]
-    for comparison in compared:
-        comparison.print(a.mode)
-    print("\nMB: PyTorch's processes at most, resident; paragon's arena (step) or anonymous memory (image), in MiB")
+    compared = []
+    for name in a.network:
+        for comparison in compare(name, a, program):
+            comparison.print(a.mode)
+            compared.append(comparison)
+        sys.stdout.flush()
+    versions = {r["torch"] for c in compared for results in c.results.values() for r in results if "torch" in r}
+    print(f"\nPyTorch {', '.join(sorted(versions))}; {a.threads} threads, {a.rounds} rounds")
+    print("MB: PyTorch's processes at most, resident; paragon's arena (step) or anonymous memory (image), in MiB")
     if a.json:
         Path(a.json).write_text(json.dumps({"threads": a.threads, "rounds": a.rounds, "compared": [c.as_json() for c in compared]}, indent=1))
 
