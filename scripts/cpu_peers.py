@@ -1,84 +1,274 @@
 #!/usr/bin/env python3
-"""Compares paragon with PyTorch on this machine's processor: a training step (Nano x2, L1, AdamW, clipping) and a picture upscaled, every mode
-in turn, round after round, since machines drift. Depends on torch; prints a table of medians, and JSON with --json FILE.
+"""Compares paragon with PyTorch on this machine's processor: a training step (forward, L1, backward, clipping, AdamW, EMA) and an
+image upscaled from u8 to u8, for Nano, Stream, SPAN and Compact. Everything is measured in turn, round after round, because machines
+drift. Depends on torch and safetensors; prints tables of medians, and JSON with --json FILE.
 
-    cpu_peers.py target/release/paragon [--rounds 3] [--batch 16] [--lq 128] [--size 512] [--json FILE]
+    cpu_peers.py target/release/paragon                       # all networks at their own batch and LQ size
+    cpu_peers.py target/release/paragon --network compact --set features=24 --set convolutions=8
+    cpu_peers.py --check ../shared/golden                     # the PyTorch networks against reference numbers, nothing else
 
-PyTorch's modes: eager and compiled, f32 and bf16, channels last, each as it comes and with glibc told to keep big blocks
-(MALLOC_MMAP_THRESHOLD_), which spares it mapping them afresh every step.
+Networks, at x2: Nano, 16 patches of LQ 128; Stream, 4 of LQ 128; SPAN with 48 features, 8 of LQ 64; Compact with 64 features and 16
+convolutions, 8 of LQ 64.
+
+PyTorch's modes: f32 and bf16 (autocast), eager and compiled. The first round measures each mode in every setting: channels-last and
+contiguous tensors, glibc as it comes and told to keep big blocks (MALLOC_MMAP_THRESHOLD_, which spares it mapping them anew in every
+step). Later rounds repeat each mode in the setting that was the fastest. AdamW is the faster of fused and foreach. A mode that cannot
+be measured, and a network that paragon refuses, are reported with the reason, and the rest goes on.
+
+SPAN is trained in PyTorch as its author does, with all seven tensors of a convolution in use; --span-composed gives PyTorch
+paragon's form, one 3x3 convolution composed in every step. For upscaling both use the composed convolutions.
 """
 
 import argparse
 import json
 import os
-import re
+import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from peers.cases import CASES
+
 HERE = Path(__file__).resolve().parent
-MODES = [("fp32",), ("fp32", "c"), ("bf16",), ("bf16", "c")]
-NAMES = {("fp32",): "PyTorch f32", ("fp32", "c"): "PyTorch f32, compiled", ("bf16",): "PyTorch bf16", ("bf16", "c"): "PyTorch bf16, compiled"}
+# name -> arguments of the worker
+MODES = {
+    "f32": ["--precision", "f32"],
+    "f32-compiled": ["--precision", "f32", "--compile"],
+    "bf16": ["--precision", "bf16"],
+    "bf16-compiled": ["--precision", "bf16", "--compile"],
+}
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
+# name -> (the worker's --layout, additions to its environment); the first is also what --quick measures
+SETTINGS = {
+    "channels last, big blocks kept": ("channels_last", KEEP),
+    "contiguous, big blocks kept": ("contiguous_format", KEEP),
+    "channels last": ("channels_last", {}),
+    "contiguous": ("contiguous_format", {}),
+}
+OURS = "paragon f32"
+WORKER_LIMIT = 1200  # seconds; compiling on a busy machine takes minutes
 
 
-def torch(script, arguments, keep):
-    """Seconds and MB of one process."""
-    command = [sys.executable, str(HERE / script), *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(KEEP if keep else {})})
-    found = re.search(r"median s/\w+ ([\d.]+).* RSS MB (\d+)", run.stdout)
-    if not found:
-        sys.exit(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
-    return float(found[1]), int(found[2])
+class NotAvailable(Exception):
+    """Something cannot be measured here; the message is the reason."""
 
 
-def paragon(binary, arguments):
-    run = subprocess.run([binary, "bench", *arguments, "--json"], capture_output=True, text=True)
+def last_line(text):
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def pytorch(arguments, environment):
+    """What one worker process prints, as a dictionary."""
+    command = [sys.executable, "-m", "peers.worker", *arguments]
+    paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=WORKER_LIMIT,
+                             env={**os.environ, **environment, "PYTHONPATH": paths})  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise NotAvailable(f"not done after {WORKER_LIMIT} s") from None
     if run.returncode:
-        sys.exit(f"{binary} bench {' '.join(arguments)} failed:\n{run.stderr}")
-    return json.loads(run.stdout)
+        reasons = [line for line in run.stderr.splitlines() if "Error" in line]
+        raise NotAvailable((reasons[-1] if reasons else f"exit code {run.returncode}: {last_line(run.stderr)}").strip())
+    return json.loads(last_line(run.stdout))
 
 
-def table(title, rows, ours):
-    """rows: name -> list of (seconds, MB)."""
-    print(f"\n| {title} | s | MB | against paragon |\n|---|---|---|---|")
-    best = statistics.median(s for s, _ in rows[ours])
-    for name, values in rows.items():
-        seconds = statistics.median(s for s, _ in values)
-        print(f"| {name} | {seconds:.4f} | {max(m for _, m in values)} | {seconds / best:.2f}x |")
+class Program:
+    """The `paragon` that is compared; it knows which flags this version of it has."""
+
+    def __init__(self, binary):
+        self.binary = binary
+        if shutil.which(binary) is None:
+            sys.exit(f"{binary} is not a program")
+
+    def bench(self, what, network, arguments):
+        """The JSON of `paragon bench WHAT`. `network`: the name, and the settings that differ from its own."""
+        name, settings = network
+        flags = subprocess.run([self.binary, "bench", what, "--help"], capture_output=True, text=True).stdout
+        command = [self.binary, "bench", what, "--arch" if "--arch" in flags else "--network", name]
+        for key, value in settings.items():
+            command += ["--set", f"{key}={value}"]
+        run = subprocess.run([*command, *arguments, "--json"], capture_output=True, text=True)
+        if run.returncode:
+            errors = [line for line in run.stderr.splitlines() if line.startswith("error")]
+            raise NotAvailable((errors or [last_line(run.stderr)])[0].removeprefix("error: "))
+        return json.loads(run.stdout)
+
+    def step(self, network, a, batch, lq):
+        """Seconds, MiB of the arena, and the share of the FMA peak."""
+        found = self.bench("step", network, ["--device", "cpu", "--scale", str(a.scale), "--batch-size", str(batch), "--lq-size", str(lq),
+                                             "--threads", str(a.threads), "--steps", "4", "--step-only"])  # fmt: skip
+        peak = 2 * found["multiply_adds"] / found["step_seconds"] / found["fma_peak"]
+        return {"seconds": found["step_seconds"], "mb": found["allocated_bytes"] >> 20, "share_of_peak": peak}
+
+    def image(self, network, a):
+        """Seconds, MiB of anonymous memory, and the share of the FMA peak."""
+        found = self.bench("upscale", network, ["--scale", str(a.scale), "--size", str(a.size), "--threads", str(a.threads)])
+        return {"seconds": found["seconds"], "mb": (found["anonymous_bytes"] or 0) >> 20, "share_of_peak": found["share_of_peak"]}
+
+
+class Comparison:
+    """What was measured of one thing, a step or an image: for each name a list of results, or the reason why there is none."""
+
+    def __init__(self, title):
+        self.title = title
+        self.results = {}  # (mode, setting) -> list of results; the program's are at (OURS, "")
+        self.missing = {}  # mode -> reason
+
+    def measure(self, mode, setting, function):
+        """Measures once, and says so on stderr; a mode that failed is not tried again."""
+        if mode in self.missing:
+            return
+        try:
+            result = function()
+        except NotAvailable as reason:
+            self.missing[mode] = str(reason)
+            result = None
+        else:
+            self.results.setdefault((mode, setting), []).append(result)
+        outcome = f"{result['seconds']:.4f} s" if result else f"not available: {self.missing[mode]}"
+        print(f"{self.title}; {mode}{', ' * bool(setting)}{setting}: {outcome}", file=sys.stderr, flush=True)
+
+    def seconds(self, mode, setting):
+        return statistics.median(r["seconds"] for r in self.results[mode, setting])
+
+    def fastest(self, mode):
+        """The setting in which the mode was the fastest; None where it was not measured."""
+        settings = [s for m, s in self.results if m == mode]
+        return min(settings, key=lambda s: self.seconds(mode, s), default=None)
+
+    def print(self, modes):
+        print(f"\n| {self.title} | fastest with | s | MB | against paragon |\n|---|---|---|---|---|")
+        ours = self.seconds(OURS, "") if (OURS, "") in self.results else None
+        for mode in (OURS, *modes):
+            setting = self.fastest(mode)
+            name = mode if mode == OURS else "PyTorch " + mode.replace("-", ", ")
+            if setting is None:
+                print(f"| {name} | not available: {self.missing[mode]} | | | |")
+                continue
+            results, seconds = self.results[mode, setting], self.seconds(mode, setting)
+            optimizer = ", ".join(sorted({r["optimizer"] for r in results if r.get("optimizer")}))
+            how = ", ".join(filter(None, (setting, optimizer)))
+            against = f"{seconds / ours:.2f}x" if ours else ""
+            print(f"| {name} | {how} | {seconds:.4f} | {max(r['mb'] for r in results)} | {against} |")
+        if ours:
+            share = statistics.median(r["share_of_peak"] for r in self.results[OURS, ""])
+            print(f"\nparagon: {100 * share:.0f} % of the FMA peak in useful operations")
+
+    def as_json(self):
+        rows = [{"mode": mode, "setting": setting, "results": results} for (mode, setting), results in self.results.items()]
+        return {"title": self.title, "rows": rows, "not_available": self.missing}
+
+
+def sizes_of(name, a):
+    """The network's sizes, and of them those that differ from its own."""
+    own = CASES[name].sizes
+    return {**own, **a.set}, {key: value for key, value in a.set.items() if own.get(key) != value}
+
+
+def compare(name, a, program):
+    """Measures one network in every round. Returns the two comparisons."""
+    case = CASES[name]
+    batch, lq = a.batch or case.batch, a.lq or case.lq
+    sizes, changed = sizes_of(name, a)
+    said = "".join(f", {value} {key}" for key, value in sizes.items())
+    step = Comparison(f"a step, {case.title} x{a.scale}{said}, {batch} x LQ {lq}")
+    image = Comparison(f"an image, {case.title} x{a.scale}{said}, {a.size} x {a.size}")
+    todo = [("step", step, ["--batch", str(batch), "--lq", str(lq), "--repeat", "4"]),
+            ("image", image, ["--size", str(a.size), "--repeat", "4"])]  # fmt: skip
+    training = {**sizes, **({"composed": True} if name == "span" and a.span_composed else {})}
+    common = ["--scale", str(a.scale), "--threads", str(a.threads), "--sizes", json.dumps(training)]
+    for round_ in range(a.rounds):
+        for mode in a.mode:
+            for what, comparison, arguments in todo:
+                if a.only not in (None, what):
+                    continue
+                if what == "step":
+                    comparison.measure(OURS, "", lambda: program.step((case.program, changed), a, batch, lq))
+                else:
+                    comparison.measure(OURS, "", lambda: program.image((case.program, changed), a))
+                if round_ == 0:
+                    settings = list(SETTINGS)[: 1 if a.quick else None]
+                else:
+                    settings = filter(None, [comparison.fastest(mode)])
+                for setting in settings:
+                    layout, environment = SETTINGS[setting]
+                    command = [what, name, *arguments, *common, "--layout", layout, *MODES[mode]]
+                    comparison.measure(mode, setting, lambda: pytorch(command, environment))
+    return [comparison for what, comparison, _ in todo if a.only in (None, what)]
+
+
+def check(folder, names, must):
+    """Compares the PyTorch networks with golden numbers; ends the program where they differ."""
+    from peers.golden import check as check_golden
+
+    failed = check_golden(folder, names)
+    if failed is None and must:
+        sys.exit(f"no golden files of {', '.join(names)} in {folder}")
+    if failed is None:
+        print(f"SKIP check of the PyTorch networks: no golden files in {folder}")
+    elif failed:
+        sys.exit(f"{failed} checks of the PyTorch networks failed")
+
+
+def setting(text):
+    key, _, value = text.partition("=")
+    if not value.isdigit() or int(value) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=NUMBER")
+    return key, int(value)
+
+
+def arguments():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("paragon", nargs="?", help="the program, built with --release")
+    p.add_argument("--network", action="append", choices=CASES, help="a network, may be repeated [default: all]")
+    p.add_argument("--batch", type=int, help="patches in a batch [default: the network's own]")
+    p.add_argument("--lq", type=int, help="side of the LQ patch in pixels [default: the network's own]")
+    p.add_argument("--scale", type=int, default=2, help="HR pixels per LQ pixel along one side [default: 2]")
+    p.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=NUMBER",
+                   help="a size of the network: features, and for Compact convolutions; may be repeated")  # fmt: skip
+    p.add_argument("--size", type=int, default=512, help="side in pixels of the image that is upscaled [default: 512]")
+    p.add_argument("--rounds", type=int, default=3, help="rounds, of which the medians are printed [default: 3]")
+    p.add_argument("--mode", action="append", choices=MODES, help="a mode of PyTorch, may be repeated [default: all]")
+    p.add_argument("--only", choices=("step", "image"), help="measure steps or images only")
+    p.add_argument("--quick", action="store_true", help=f"try PyTorch in one setting only ({next(iter(SETTINGS))})")
+    p.add_argument("--span-composed", action="store_true", help="train SPAN in PyTorch with composed convolutions")
+    p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of both [default: one for each core]")
+    p.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    p.add_argument("--check", metavar="FOLDER", help="check the PyTorch networks against the golden files in FOLDER, and stop")
+    a = p.parse_args()
+    a.network = a.network or list(CASES)
+    a.mode = a.mode or list(MODES)
+    a.set = dict(a.set)
+    if not a.check and not a.paragon:
+        p.error("give the path of the program, or --check")
+    for name in a.network:
+        for key in a.set:
+            if key not in CASES[name].sizes:
+                p.error(f"{CASES[name].title} has no {key}; choose the networks by --network")
+    return a
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("paragon")
-    p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--batch", type=int, default=16)
-    p.add_argument("--lq", type=int, default=128)
-    p.add_argument("--size", type=int, default=512)
-    p.add_argument("--json")
-    a = p.parse_args()
-    steps, pictures = {"paragon f32": []}, {"paragon f32": []}
-    peaks = []
-    for _ in range(a.rounds):
-        for mode in MODES:
-            for keep in (False, True):
-                name = NAMES[mode] + (", big blocks kept" if keep else "")
-                step = torch("torch_step.py", ["realtime", str(a.batch), str(a.lq), "cl", *mode], keep)
-                steps.setdefault(name, []).append(step)
-                pictures.setdefault(name, []).append(torch("torch_upscale.py", [str(a.size), "cl", *mode], keep))
-        # ours in every round, beside theirs
-        step = paragon(a.paragon, ["step", "--device", "cpu", "--lq-size", str(a.lq), "--batch-size", str(a.batch)])
-        steps["paragon f32"].append((step["step_seconds"], step["allocated_bytes"] >> 20))
-        peaks.append(2 * step["multiply_adds"] / step["step_seconds"] / step["fma_peak"])
-        picture = paragon(a.paragon, ["upscale", "--size", str(a.size)])
-        pictures["paragon f32"].append((picture["seconds"], (picture["anonymous_bytes"] or 0) >> 20))
-    table(f"a step, LQ {a.lq}, batch {a.batch}", steps, "paragon f32")
-    table(f"a picture, {a.size} x {a.size}", pictures, "paragon f32")
-    print(f"\nparagon's step: {100 * statistics.median(peaks):.0f} % of the FMA peak in useful operations")
-    print("MB: PyTorch's processes at most, resident; paragon's arena (step) and anonymous memory (picture)")
+    a = arguments()
+    if a.check:
+        check(a.check, a.network, True)
+        return
+    shared = Path(os.environ.get("PARAGON_SHARED") or HERE.parents[1] / "shared")
+    check(shared / "golden", a.network, False)
+    program = Program(a.paragon)
+    compared = []
+    for name in a.network:
+        for comparison in compare(name, a, program):
+            comparison.print(a.mode)
+            compared.append(comparison)
+        sys.stdout.flush()
+    versions = {r["torch"] for c in compared for results in c.results.values() for r in results if "torch" in r}
+    print(f"\nPyTorch {', '.join(sorted(versions))}; {a.threads} threads, {a.rounds} rounds")
+    print("MB: PyTorch's processes at most, resident; paragon's arena (step) or anonymous memory (image), in MiB")
     if a.json:
-        Path(a.json).write_text(json.dumps({"steps": steps, "pictures": pictures, "share_of_peak": peaks}, indent=1))
+        Path(a.json).write_text(json.dumps({"threads": a.threads, "rounds": a.rounds, "compared": [c.as_json() for c in compared]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -275,7 +275,11 @@ fn wrong_commands(documents: &[Document]) -> Vec<String> {
     let mut known = helps.all_flags();
     known.extend(FOREIGN_FLAGS.iter().map(ToString::to_string));
     for entry in fs::read_dir(root().join("scripts")).unwrap() {
-        known.extend(flags(&fs::read_to_string(entry.unwrap().path()).unwrap()));
+        let path = entry.unwrap().path();
+        // folders hold parts of a script, and Python's `__pycache__`
+        if path.is_file() {
+            known.extend(flags(&fs::read_to_string(path).unwrap()));
+        }
     }
     let mut wrong = Vec::new();
     for document in documents {
