@@ -57,6 +57,19 @@ pub struct Tiling {
 }
 
 impl Tiling {
+    /// Tiles for a network of 3x3 convolutions in a row, which a backend may compute in blocks of
+    /// 4 x 4 pixels (Winograd's form). The bits of a block depend on all of its inputs, so each
+    /// convolution adds a block to the halo; the first one, of the image, adds a pixel, which is
+    /// rounded up to a block.
+    pub(super) fn in_blocks(convolutions: usize) -> Tiling {
+        const BLOCK: usize = 4;
+        Tiling {
+            halo: BLOCK * convolutions,
+            align: BLOCK,
+            whole_image: false,
+        }
+    }
+
     /// Tiles anywhere, with a halo.
     pub(super) fn with_halo(halo: usize) -> Tiling {
         Tiling {

@@ -66,6 +66,8 @@ pub(super) struct Graph<'a, 'b> {
     storage: Storage,
     /// See [`crate::plan::Conv::tile_invariant`].
     tile_invariant: bool,
+    /// See [`crate::plan::Conv::tile_alignment`].
+    tile_alignment: usize,
     prediction: Prediction,
     /// Whether the gradient of the network's input is wanted.
     wants_input_gradient: bool,
@@ -108,6 +110,7 @@ impl<'a, 'b> Graph<'a, 'b> {
             table,
             storage,
             tile_invariant: false,
+            tile_alignment: 1,
             prediction,
             wants_input_gradient: false,
             whole,
@@ -125,9 +128,11 @@ impl<'a, 'b> Graph<'a, 'b> {
         }
     }
 
-    /// Excludes methods whose bits depend on the place of a pixel in its tile.
-    pub fn set_tile_invariant(&mut self, tile_invariant: bool) {
-        self.tile_invariant = tile_invariant;
+    /// Excludes methods whose bits depend on the place of a pixel in its tile, where tiles begin at
+    /// multiples of `alignment` pixels.
+    pub fn set_tile_invariant(&mut self, alignment: usize) {
+        self.tile_invariant = true;
+        self.tile_alignment = alignment;
     }
 
     /// Asks for the gradient of the network's input.

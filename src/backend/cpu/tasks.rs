@@ -34,6 +34,14 @@ impl Bands {
         }
     }
 
+    /// The same number of bands, each beginning at a multiple of `rows` rows.
+    pub fn aligned(self, rows: usize) -> Bands {
+        Bands {
+            rows: self.rows.next_multiple_of(rows),
+            ..self
+        }
+    }
+
     /// Number of tasks.
     pub fn tasks(&self) -> usize {
         self.n * self.per_image

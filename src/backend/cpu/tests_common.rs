@@ -198,6 +198,7 @@ fn a_plan_of_one_operation_runs() {
         groups: 1,
         activation: None,
         tile_invariant: true,
+        tile_alignment: 1,
         weight: range(0, 9 * 3 * 16),
         bias: range(9 * 3 * 16, 16),
         parameters,

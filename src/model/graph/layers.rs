@@ -63,6 +63,7 @@ impl Graph<'_, '_> {
             groups,
             activation: x.activation,
             tile_invariant: self.tile_invariant,
+            tile_alignment: self.tile_alignment,
             weight: weights.weight,
             bias: weights.bias,
             parameters: weights.buffer,

@@ -100,7 +100,7 @@ impl Architecture for Compact {
     }
 
     fn tiling(&self, net: &Network) -> Tiling {
-        Tiling::with_halo(net.whole(CONVS) + 2)
+        Tiling::in_blocks(net.whole(CONVS) + 2)
     }
 
     fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {

@@ -132,7 +132,7 @@ impl Architecture for Span {
 
     fn tiling(&self, _: &Network) -> Tiling {
         // conv_1, three convolutions a block, conv_2 and the upsampler's
-        Tiling::with_halo(1 + 3 * BLOCKS + 1 + 1)
+        Tiling::in_blocks(1 + 3 * BLOCKS + 1 + 1)
     }
 
     fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {

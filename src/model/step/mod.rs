@@ -233,7 +233,9 @@ pub(super) fn training_plan_as(
     };
     let whole = extent(spec.batch, spec.lq);
     let mut g = Graph::new(&mut builder, (net, &table), storage, whole, prediction);
-    g.set_tile_invariant(spec.without_winograd);
+    if spec.without_winograd {
+        g.set_tile_invariant(1);
+    }
     g.set_wants_input_gradient(spec.input_gradient);
 
     let input = append_input(&mut g, persistent.batch);
@@ -298,7 +300,7 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
     };
     let whole = extent(spec.batch, spec.lq);
     let mut g = Graph::new(&mut builder, (net, &table), storage, whole, prediction);
-    g.set_tile_invariant(true);
+    g.set_tile_invariant(architecture.tiling(net).align);
     let input = append_input(&mut g, batch);
     architecture.prepare(&mut g)?;
     let features = architecture.body(&mut g, input)?;

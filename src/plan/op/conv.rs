@@ -31,8 +31,11 @@ pub struct Conv {
     /// Applied to the input while it is read.
     pub activation: Option<Activation>,
     /// The bits of an output must not depend on where the pixel is in a larger image (inference in
-    /// overlapping tiles). This excludes methods that work on blocks of pixels (Winograd).
+    /// overlapping tiles). This excludes methods that work on blocks of pixels (Winograd), unless
+    /// tiles are aligned with the blocks.
     pub tile_invariant: bool,
+    /// Tiles begin at multiples of this many pixels, if bits must not depend on the tile.
+    pub tile_alignment: usize,
     /// Weights in PyTorch's order, `[cout, cin / groups, kernel, kernel]`.
     pub weight: ParamRange,
     /// Bias `[cout]`.

@@ -26,7 +26,7 @@ const OUT: usize = 4;
 
 /// Whether a convolution is computed in this form.
 pub fn applies(c: &Conv) -> bool {
-    !c.tile_invariant
+    (!c.tile_invariant || c.tile_alignment.is_multiple_of(OUT))
         && (c.kernel, c.dilation, c.groups) == (3, 1, 1)
         && c.input_stride.is_multiple_of(LANES)
 }
@@ -219,7 +219,10 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
         pack_channels(ctx, op, Some(buffer.at(at.bias)), buffer.at(at.slopes));
         buffer.slice(at.zeros, at.len - at.zeros).fill(0.0);
     }
-    let bands = Bands::new(op.extent);
+    let mut bands = Bands::new(op.extent);
+    if op.tile_invariant {
+        bands = bands.aligned(OUT);
+    }
     ctx.parallel(
         bands.tasks(),
         &Forward {
