@@ -21,6 +21,8 @@ mod optimizer;
 mod padded_rows;
 mod peak;
 mod pixels;
+#[cfg(test)]
+mod plain_tests;
 mod reconstruct;
 mod rows;
 mod shuffle;

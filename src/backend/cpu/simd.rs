@@ -24,6 +24,8 @@ pub const LANES: usize = 16;
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
     type V: Copy;
+    /// Eight f64 values.
+    type D: Copy;
     /// How many vectors the registers hold; the tile sizes of the kernels depend on it.
     const REGISTERS: Registers;
     /// Whether a multiply-add can read a factor from memory. If not, each factor needs a register
@@ -136,6 +138,31 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd`], and `out` points to 8 values that may be written.
     unsafe fn sums(v: &[Self::V; 8], out: *mut f32);
+    /// Loads the 8 values from `p` on.
+    ///
+    /// # Safety
+    /// As [`Simd`], and `p` points to 8 values that may be read.
+    unsafe fn load_doubles(p: *const f64) -> Self::D;
+    /// Loads the 8 values from `p` on, and converts them to f64.
+    ///
+    /// # Safety
+    /// As [`Self::load_doubles`].
+    unsafe fn widen(p: *const f32) -> Self::D;
+    /// Stores the 8 values to `p`.
+    ///
+    /// # Safety
+    /// As [`Simd`], and `p` points to 8 values that may be written.
+    unsafe fn store_doubles(p: *mut f64, v: Self::D);
+    /// `x` in every one of the 8 values.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn splat_double(x: f64) -> Self::D;
+    /// a * b + c of f64 values, with a single rounding if the processor has a fused multiply-add.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn fma_doubles(a: Self::D, b: Self::D, c: Self::D) -> Self::D;
 }
 
 /// Eight values, stored twice, so that a vector register of any width up to sixteen lanes holds
@@ -211,6 +238,7 @@ fn map(f: impl Fn(usize) -> f32) -> [f32; LANES] {
 
 impl Simd for Portable {
     type V = [f32; LANES];
+    type D = [f64; LANES / 2];
     const REGISTERS: Registers = Registers::Few;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
@@ -291,6 +319,29 @@ impl Simd for Portable {
             // code runs on every processor
             unsafe { *out.add(i) = Self::sum(v) };
         }
+    }
+    #[inline(always)]
+    unsafe fn load_doubles(p: *const f64) -> Self::D {
+        // SAFETY: the caller guarantees that 8 values can be read at `p`
+        unsafe { p.cast::<Self::D>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn widen(p: *const f32) -> Self::D {
+        // SAFETY: the caller guarantees that 8 values can be read at `p`
+        unsafe { p.cast::<[f32; LANES / 2]>().read_unaligned() }.map(f64::from)
+    }
+    #[inline(always)]
+    unsafe fn store_doubles(p: *mut f64, v: Self::D) {
+        // SAFETY: the caller guarantees that 8 values can be written at `p`
+        unsafe { p.cast::<Self::D>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn splat_double(x: f64) -> Self::D {
+        [x; LANES / 2]
+    }
+    #[inline(always)]
+    unsafe fn fma_doubles(a: Self::D, b: Self::D, c: Self::D) -> Self::D {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
 }
 

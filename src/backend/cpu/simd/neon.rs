@@ -18,6 +18,7 @@ pub unsafe fn run<K: Kernel>(kernel: K) {
 pub struct Neon;
 
 type Quads = [float32x4_t; 4];
+type DoublePairs = [float64x2_t; 4];
 
 #[inline(always)]
 fn each(a: Quads, f: impl Fn(float32x4_t) -> float32x4_t) -> Quads {
@@ -59,6 +60,7 @@ unsafe fn fold_two(a: float32x4_t, b: float32x4_t) -> float32x4_t {
 // cache lines are overwritten.
 impl Simd for Neon {
     type V = Quads;
+    type D = DoublePairs;
     const REGISTERS: Registers = Registers::Eight;
     const MEMORY_OPERANDS: bool = false;
     #[inline(always)]
@@ -200,6 +202,59 @@ impl Simd for Neon {
             let two = |i: usize| fold_two(fold(v[i]), fold(v[i + 1]));
             vst1q_f32(out, vpaddq_f32(two(0), two(2)));
             vst1q_f32(out.add(4), vpaddq_f32(two(4), two(6)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_doubles(p: *const f64) -> DoublePairs {
+        // SAFETY: the caller guarantees that the processor has NEON, and that 8 values can be
+        // read at `p`
+        unsafe {
+            [
+                vld1q_f64(p),
+                vld1q_f64(p.add(2)),
+                vld1q_f64(p.add(4)),
+                vld1q_f64(p.add(6)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen(p: *const f32) -> DoublePairs {
+        // SAFETY: as above
+        unsafe {
+            let (a, b) = (vld1q_f32(p), vld1q_f32(p.add(4)));
+            [
+                vcvt_f64_f32(vget_low_f32(a)),
+                vcvt_high_f64_f32(a),
+                vcvt_f64_f32(vget_low_f32(b)),
+                vcvt_high_f64_f32(b),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_doubles(p: *mut f64, v: DoublePairs) {
+        // SAFETY: the caller guarantees that the processor has NEON, and that 8 values can be
+        // written at `p`
+        unsafe {
+            for (i, &v) in v.iter().enumerate() {
+                vst1q_f64(p.add(2 * i), v);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_double(x: f64) -> DoublePairs {
+        // SAFETY: the caller guarantees that the processor has NEON
+        unsafe { [vdupq_n_f64(x); 4] }
+    }
+    #[inline(always)]
+    unsafe fn fma_doubles(a: DoublePairs, b: DoublePairs, c: DoublePairs) -> DoublePairs {
+        // SAFETY: the caller guarantees that the processor has NEON
+        unsafe {
+            [
+                vfmaq_f64(c[0], a[0], b[0]),
+                vfmaq_f64(c[1], a[1], b[1]),
+                vfmaq_f64(c[2], a[2], b[2]),
+                vfmaq_f64(c[3], a[3], b[3]),
+            ]
         }
     }
 }

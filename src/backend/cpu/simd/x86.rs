@@ -31,9 +31,11 @@ pub struct Avx2;
 pub struct Avx512;
 
 type YmmPair = [__m256; 2];
+type DoublePair = [__m256d; 2];
 
 impl Simd for Avx2 {
     type V = YmmPair;
+    type D = DoublePair;
     const REGISTERS: Registers = Registers::Eight;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> YmmPair {
@@ -193,10 +195,51 @@ impl Simd for Avx2 {
             _mm256_storeu_ps(out, sum);
         }
     }
+    #[inline(always)]
+    unsafe fn load_doubles(p: *const f64) -> DoublePair {
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 8 values can be
+        // read at `p`
+        unsafe { [_mm256_loadu_pd(p), _mm256_loadu_pd(p.add(4))] }
+    }
+    #[inline(always)]
+    unsafe fn widen(p: *const f32) -> DoublePair {
+        // SAFETY: as above
+        unsafe {
+            [
+                _mm256_cvtps_pd(_mm_loadu_ps(p)),
+                _mm256_cvtps_pd(_mm_loadu_ps(p.add(4))),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_doubles(p: *mut f64, v: DoublePair) {
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA, and that 8 values can be
+        // written at `p`
+        unsafe {
+            _mm256_storeu_pd(p, v[0]);
+            _mm256_storeu_pd(p.add(4), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_double(x: f64) -> DoublePair {
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
+        unsafe { [_mm256_set1_pd(x); 2] }
+    }
+    #[inline(always)]
+    unsafe fn fma_doubles(a: DoublePair, b: DoublePair, c: DoublePair) -> DoublePair {
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
+        unsafe {
+            [
+                _mm256_fmadd_pd(a[0], b[0], c[0]),
+                _mm256_fmadd_pd(a[1], b[1], c[1]),
+            ]
+        }
+    }
 }
 
 impl Simd for Avx512 {
     type V = __m512;
+    type D = __m512d;
     const REGISTERS: Registers = Registers::Many;
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
@@ -332,5 +375,32 @@ impl Simd for Avx512 {
                 _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sum)),
             );
         }
+    }
+    #[inline(always)]
+    unsafe fn load_doubles(p: *const f64) -> __m512d {
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that 8 values can be
+        // read at `p`
+        unsafe { _mm512_loadu_pd(p) }
+    }
+    #[inline(always)]
+    unsafe fn widen(p: *const f32) -> __m512d {
+        // SAFETY: as above
+        unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(p)) }
+    }
+    #[inline(always)]
+    unsafe fn store_doubles(p: *mut f64, v: __m512d) {
+        // SAFETY: the caller guarantees that the processor has AVX-512, and that 8 values can be
+        // written at `p`
+        unsafe { _mm512_storeu_pd(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn splat_double(x: f64) -> __m512d {
+        // SAFETY: the caller guarantees that the processor has AVX-512
+        unsafe { _mm512_set1_pd(x) }
+    }
+    #[inline(always)]
+    unsafe fn fma_doubles(a: __m512d, b: __m512d, c: __m512d) -> __m512d {
+        // SAFETY: the caller guarantees that the processor has AVX-512
+        unsafe { _mm512_fmadd_pd(a, b, c) }
     }
 }
