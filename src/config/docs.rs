@@ -1,7 +1,8 @@
 //! The table of keys in all its forms: YAML files, the reference page, the explanation of a key, a
 //! JSON schema. Depends on the table and on settings.
 
-use super::{Flag, KEYS, Key, SECTIONS, Settings};
+use super::network::{known_network, setting_of};
+use super::{Flag, KEYS, Key, Preset, SECTIONS, Settings, TYPE, Value};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
 
@@ -29,11 +30,24 @@ fn comment(out: &mut String, indent: usize, text: &str) {
     let _ = writeln!(out, "{pad}# {line}");
 }
 
-/// The settings as a YAML file; reading it gives equal settings.
+/// The settings as a YAML file; reading it gives equal settings. Left out are settings without a
+/// value that the network does not have.
 pub fn yaml(settings: &Settings, comments: bool) -> String {
+    let network = settings.text(TYPE).and_then(known_network);
+    let is_other = |key: &Key| {
+        let lacks = network.as_ref().zip(setting_of(key.path)).is_some_and(
+            |(network, name)| network.settings.iter().all(|spec| spec.name != name),
+        );
+        lacks && *settings.value(key.path) == Value::Null
+    };
+    let keys: Vec<&Key> = KEYS.iter().filter(|key| !is_other(key)).collect();
+    yaml_of(&keys, settings, comments)
+}
+
+fn yaml_of(keys: &[&Key], settings: &Settings, comments: bool) -> String {
     let mut out = String::new();
     let mut open: Vec<&str> = Vec::new();
-    for key in KEYS {
+    for key in keys {
         let mut parts: Vec<&str> = key.path.split('.').collect();
         let name = parts.pop().unwrap_or_default();
         let same = open.iter().zip(&parts).take_while(|(a, b)| a == b).count();
@@ -59,12 +73,12 @@ pub fn yaml(settings: &Settings, comments: bool) -> String {
             );
         }
         let value = settings.value(key.path);
-        let list = if let super::Value::List(list) = value {
+        let list = if let Value::List(list) = value {
             Some(list)
         } else {
             None
         };
-        match list.filter(|list| list.iter().any(|v| matches!(v, super::Value::Loss(_)))) {
+        match list.filter(|list| list.iter().any(|v| matches!(v, Value::Loss(_)))) {
             Some(losses) => {
                 let _ = writeln!(out, "{:indent$}{name}:", "");
                 for loss in losses {
@@ -84,7 +98,7 @@ pub fn starter() -> String {
     format!(
         "# A training for `paragon train --config FILE`. Every key is at its default: keep what you change, drop the rest.\n\
          # `paragon config explain KEY` says more; --set KEY=VALUE and flags win over this file.\n{}",
-        yaml(&Settings::default(), true)
+        yaml_of(&KEYS.iter().collect::<Vec<_>>(), &Settings::default(), true)
     )
 }
 
@@ -145,10 +159,16 @@ pub fn reference() -> String {
         .collect();
     out += &marks.join(", ");
     out += ", none of which ours has. It is taken as it is: what has a counterpart is honoured, everything else is listed with the reason and the \
-            nearest thing there is; a network that is not known here and a degradation on the fly come first. `paragon config import FILE` writes our \
-            file of it.\n";
+            nearest thing there is; a network that is not known here and a degradation on the fly come first. Values that ask for what the \
+            program does anyway are counted and not listed. `paragon config import FILE` writes our file of it.\n\n\
+            `paragon networks` lists the networks, their scales and their settings, each of which is a key of `network_g`. A setting that the \
+            network does not have is refused.\n";
+    out += "\n## Presets\n\nWhat `--preset` sets, as `paragon config explain PRESET` prints it:\n\n```text\n";
+    let presets = Preset::ALL.map(|preset| preset.explain().trim_end().to_string());
+    out += &presets.join("\n\n");
+    out += "\n```\n";
     let mut section = None;
-    for key in KEYS {
+    for key in KEYS.iter() {
         let own = key.path.rsplit_once('.').map_or("", |(section, _)| section);
         if section != Some(own) {
             section = Some(own);
@@ -188,7 +208,7 @@ pub fn reference() -> String {
 /// A JSON schema of paragon's option files, for editors.
 pub fn schema() -> Json {
     let mut root = section_schema("The configuration of a paragon training");
-    for key in KEYS {
+    for key in KEYS.iter() {
         let mut place = &mut root;
         let mut path = String::new();
         let mut parts = key.path.split('.').peekable();

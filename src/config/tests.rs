@@ -8,7 +8,7 @@ fn read(text: &str) -> Result<Settings> {
 
 #[test]
 fn every_default_is_a_value_of_its_key() {
-    for key in KEYS {
+    for key in KEYS.iter() {
         let value = key
             .kind
             .accept(&parse(key.default).unwrap())

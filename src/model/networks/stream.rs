@@ -30,6 +30,7 @@ static ROW: Row = Row {
         paragon::gain(0.1),
         paragon::LAYER_SCALE,
     ],
+    quick: paragon::QUICK,
 };
 
 fn block_names() -> impl Iterator<Item = String> {
