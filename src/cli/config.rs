@@ -103,7 +103,9 @@ pub fn run(args: &Args) -> Result<()> {
             // for another trainer's file the list of ignored values contains it
             let name = settings.text(TYPE).unwrap_or_default();
             let usual = known_network(name).map_or(2, |network| network.scales[0]);
-            let scale = settings.whole("scale").map_or(usual, |scale| scale as usize);
+            let scale = settings
+                .whole("scale")
+                .map_or(usual, |scale| scale as usize);
             if let Err(error) = settings.network(scale)
                 && !theirs
             {

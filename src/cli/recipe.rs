@@ -286,7 +286,9 @@ fn setting(text: &str) -> Result<(String, Setting), String> {
 /// The settings of a network by name, for JSON.
 pub fn settings_of(network: &Network) -> BTreeMap<&'static str, Setting> {
     let settings = network.settings();
-    settings.map(|(spec, setting)| (spec.name, setting.clone())).collect()
+    settings
+        .map(|(spec, setting)| (spec.name, setting.clone()))
+        .collect()
 }
 
 /// Threads and memory.

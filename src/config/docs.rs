@@ -35,9 +35,10 @@ fn comment(out: &mut String, indent: usize, text: &str) {
 pub fn yaml(settings: &Settings, comments: bool) -> String {
     let network = settings.text(TYPE).and_then(known_network);
     let is_other = |key: &Key| {
-        let lacks = network.as_ref().zip(setting_of(key.path)).is_some_and(
-            |(network, name)| network.settings.iter().all(|spec| spec.name != name),
-        );
+        let lacks = network
+            .as_ref()
+            .zip(setting_of(key.path))
+            .is_some_and(|(network, name)| network.settings.iter().all(|spec| spec.name != name));
         lacks && *settings.value(key.path) == Value::Null
     };
     let keys: Vec<&Key> = KEYS.iter().filter(|key| !is_other(key)).collect();

@@ -8,6 +8,7 @@ use super::{KEYS, Origin, Settings, TYPE, find, index};
 use crate::model::{
     Error, KnownNetwork, Network, Setting, SettingKind, SettingSpec, known_networks,
 };
+use crate::support::text::brief;
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 
@@ -23,7 +24,7 @@ pub fn setting_of(path: &str) -> Option<&str> {
 }
 
 /// The path of the key of a setting.
-pub fn setting_path(name: &str) -> String {
+pub(super) fn setting_path(name: &str) -> String {
     format!("{SECTION}{name}")
 }
 
@@ -78,9 +79,9 @@ fn setting_key(name: &'static str, networks: &[KnownNetwork], others: &[Key]) ->
         .unset(defaults_text(&with).leak());
     let other = OTHER_FLAGS.iter().find(|(setting, _)| *setting == name);
     let flag = other.map_or_else(|| name.replace('_', "-"), |(_, flag)| (*flag).to_string());
-    let is_taken = others.iter().any(
-        |key| matches!(key.flag, Flag::Takes(taken, _) | Flag::Off(taken) if taken == flag),
-    );
+    let is_taken = others
+        .iter()
+        .any(|key| matches!(key.flag, Flag::Takes(taken, _) | Flag::Off(taken) if taken == flag));
     if is_taken {
         return key;
     }
@@ -134,7 +135,9 @@ fn kind_of(kinds: &[SettingKind]) -> Kind {
     let joined = all.into_iter().reduce(|one, other| match (one, other) {
         (Kind::Whole(low, high), Kind::Whole(l, h)) => Kind::Whole(low.min(l), high.max(h)),
         (Kind::Choice(a), Kind::Choice(b)) => {
-            let more = b.iter().filter(|(name, _)| a.iter().all(|(n, _)| n != name));
+            let more = b
+                .iter()
+                .filter(|(name, _)| a.iter().all(|(n, _)| n != name));
             Kind::Choice(a.iter().chain(more).copied().collect::<Vec<_>>().leak())
         }
         // a test refuses networks whose settings of one name have different kinds
@@ -151,7 +154,7 @@ fn choices(names: &[&'static str]) -> Names {
 
 /// The value of a key as a setting of a network. `None` for no value and for values that no setting
 /// has.
-fn as_setting(value: &Value) -> Option<Setting> {
+pub(super) fn as_setting(value: &Value) -> Option<Setting> {
     match value {
         Value::Bool(value) => Some(Setting::Flag(*value)),
         Value::Whole(value) => Some(Setting::Whole(usize::try_from(*value).ok()?)),
@@ -162,7 +165,7 @@ fn as_setting(value: &Value) -> Option<Setting> {
 }
 
 /// A setting of a network as the value of its key.
-pub fn as_value(setting: &Setting) -> Value {
+pub(super) fn as_value(setting: &Setting) -> Value {
     match setting {
         Setting::Flag(value) => Value::Bool(*value),
         Setting::Whole(value) => Value::Whole(*value as u64),
@@ -179,18 +182,21 @@ pub fn as_value(setting: &Setting) -> Value {
 pub fn parse_setting(text: &str) -> Result<(String, Setting)> {
     let (name, value) = text
         .split_once('=')
-        .with_context(|| format!("'{text}' has no '='; write it as norm=true"))?;
+        .with_context(|| format!("'{}' has no '='; write it as norm=true", brief(text)))?;
     let name = name.trim();
     let path = setting_path(name);
     let Some(key) = index(&path).filter(|_| setting_of(&path).is_some()) else {
         let known: Vec<&str> = KEYS.iter().filter_map(|key| setting_of(key.path)).collect();
         return Err(anyhow!(
             "no network has a setting '{}'; there are {}",
-            crate::support::text::brief(name),
+            brief(name),
             known.join(", ")
         ));
     };
-    let value = KEYS[key].kind.read(value.trim()).map_err(|e| anyhow!("{name}: {e}"))?;
+    let value = KEYS[key]
+        .kind
+        .read(value.trim())
+        .map_err(|e| anyhow!("{name}: {e}"))?;
     let setting = as_setting(&value).with_context(|| format!("{name} has no value"))?;
     Ok((name.to_string(), setting))
 }

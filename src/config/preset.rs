@@ -128,10 +128,7 @@ fn quick(network: &KnownNetwork, total_iter: u64) -> Vec<(String, Value)> {
             "train.ema_decay".into(),
             Value::Number(1.0 - 1.0 / averaged as f64),
         ),
-        (
-            "train.losses".into(),
-            Value::List(vec![Value::Loss(loss)]),
-        ),
+        ("train.losses".into(), Value::List(vec![Value::Loss(loss)])),
     ]);
     values
 }

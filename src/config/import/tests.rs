@@ -1,4 +1,4 @@
-use super::super::parse;
+use super::super::{TYPE, parse};
 use super::*;
 
 /// A file with what every one must have, and these lines.
@@ -50,6 +50,7 @@ fn lost(imported: &Imported, root: &Node) -> Vec<String> {
         .honoured
         .iter()
         .map(|(k, _)| k)
+        .chain(imported.without_effect.iter().map(|(k, _)| k))
         .chain(imported.ignored.iter().map(|(k, ..)| k));
     let named: Vec<&String> = named
         .chain(imported.degradation.iter().map(|(k, _)| k))
@@ -241,9 +242,9 @@ fn gt_size_is_honoured_or_named() {
 #[test]
 fn a_network_that_is_not_known_is_not_honoured() {
     for (name, words) in [
-        ("compact", "known are"),
+        ("esrgan", "known are"),
         ("paragonsr2_pro", "not available"),
-        ("SPAN", "unknown network 'SPAN'"),
+        ("RRDBNet", "unknown network 'RRDBNet'"),
     ] {
         let imported = read(&format!(
             "{LEAST}frob: 1\nnetwork_g: {{type: {name}, num_feat: 64}}"
@@ -299,11 +300,12 @@ fn the_norm_of_clipping_counts_where_clipping_is_on() {
             Some(Value::Number(norm)),
             "{more}"
         );
-        let named = reason(&imported, "train.grad_clip_max_norm");
-        assert!(
-            named.is_empty() == honoured || named.contains("holds nothing"),
-            "{more}: {named}"
-        );
+        let key = "train.grad_clip_max_norm";
+        let is_on = |list: &[(String, String)]| list.iter().any(|(named, _)| named == key);
+        assert_eq!(reason(&imported, key), "", "{more}");
+        // without clipping, and without a value, the norm has no effect
+        let has_effect = honoured && !more.contains('~');
+        assert_eq!(is_on(&imported.without_effect), !has_effect, "{more}");
     }
 }
 
@@ -359,9 +361,296 @@ fn the_report_is_bounded() {
     .unwrap()
     .report("x.yml");
     assert!(
-        report.len() < 200_000 && report.contains("and 1004 more values"),
+        report.len() < 200_000 && report.contains("and 1003 more values"),
         "{}",
         report.len()
     );
     assert!(report.lines().all(|line| line.len() < 1000) && report.contains("(500000 characters)"));
+}
+
+/// The keys of the list of ignored values.
+fn ignored(imported: &Imported) -> Vec<&str> {
+    let mut keys: Vec<&str> = imported
+        .ignored
+        .iter()
+        .map(|(key, ..)| key.as_str())
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// An option file as traiNNer-redux publishes them for its networks.
+fn published(network: &str, val_enabled: bool) -> String {
+    format!(
+        "\
+scale: 4
+use_amp: true
+amp_bf16: false
+use_channels_last: true
+fast_matmul: false
+use_compile: false
+compile_mode: default
+num_gpu: auto
+datasets:
+  train: {{name: T, type: pairedimagedataset, dataroot_gt: [a, b], dataroot_lq: [c], lq_size: 64, use_hflip: true, batch_size_per_gpu: 16, accum_iter: 1}}
+  val: {{name: V, type: PairedImageDataset, dataroot_gt: [a], dataroot_lq: [b]}}
+network_g: {network}
+path: {{param_key_g: ~, strict_load_g: true, resume_state: ~}}
+train:
+  ema_decay: 0.999
+  grad_clip: false
+  grad_clip_max_norm: 100
+  optim_g: {{type: AdamW, lr: !!float 5e-4, weight_decay: 0, betas: [0.9, 0.99]}}
+  scheduler: {{type: MultiStepLR, milestones: [200000, 400000], gamma: 0.5}}
+  total_iter: 1000000
+  warmup_iter: -1
+  losses: [{{type: charbonnierloss, loss_weight: 1.0}}]
+val:
+  val_enabled: {val_enabled}
+  val_freq: 1000
+  save_img: true
+  tile_size: 0
+  tile_overlap: 8
+  metrics_enabled: true
+  metrics:
+    psnr: {{type: calculate_psnr, crop_border: 4, test_y_channel: false}}
+    ssim: {{type: calculate_ssim, crop_border: 4, test_y_channel: true}}
+logger: {{print_freq: 100, save_checkpoint_freq: 1000, save_checkpoint_format: safetensors, use_tb_logger: true}}
+"
+    )
+}
+
+#[test]
+fn only_what_differs_here_is_listed() {
+    let always = [
+        "amp_bf16",
+        "datasets.train.dataroot_gt",
+        "datasets.train.dataroot_lq",
+    ];
+    let validating = ["datasets.val.dataroot_gt", "datasets.val.dataroot_lq"];
+    for network in ["{type: compact}", "{type: span, norm: false}"] {
+        let text = published(network, false);
+        let imported = read(&text).unwrap();
+        assert_eq!(ignored(&imported), [&always[..], &["use_amp"]].concat());
+        let counts = imported.report("x.yml");
+        let counts = counts.lines().next().unwrap();
+        assert!(
+            counts.contains("without effect here, 4 not honoured"),
+            "{counts}"
+        );
+        assert_eq!(
+            lost(&imported, &parse(&text).unwrap()),
+            Vec::<String>::new()
+        );
+        let with = read(&published(network, true)).unwrap();
+        let expected = [&always[..], &validating, &["use_amp", "val.save_img"]].concat();
+        assert_eq!(ignored(&with), expected);
+    }
+    for (more, listed) in [
+        (
+            "use_compile: true\ncompile_mode: max-autotune",
+            &["compile_mode", "use_compile"][..],
+        ),
+        ("compile_mode: max-autotune", &[]),
+        ("use_channels_last: false", &["use_channels_last"]),
+        (
+            "datasets: {train: {type: singleimagedataset}}",
+            &["datasets.train.type"],
+        ),
+        ("use_amp: no\namp_bf16: true", &["use_amp"]),
+        (
+            "val: {tile_size: 192, tile_overlap: 8}",
+            &["val.tile_overlap", "val.tile_size"],
+        ),
+        (
+            "val: {tile_overlap: 8, metrics_enabled: false}",
+            &["val.metrics_enabled"],
+        ),
+        (
+            "logger: {save_checkpoint_format: pth, wandb: {project: ~}}",
+            &["logger.save_checkpoint_format"],
+        ),
+        ("frobnicate: ~\nunknown: 0", &["unknown"]),
+    ] {
+        let imported = read(&format!("{LEAST}{more}\n")).unwrap();
+        assert_eq!(ignored(&imported), listed, "{more}");
+    }
+    let many = read(&format!("{}\n", LEAST.replace("num_gpu: 1", "num_gpu: 4"))).unwrap();
+    assert_eq!(ignored(&many), ["num_gpu"]);
+}
+
+/// The network of an imported file.
+fn network(imported: &Imported, scale: usize) -> crate::model::Network {
+    let mut settings = Settings::default();
+    imported.apply(&mut settings);
+    settings.network(scale).unwrap()
+}
+
+#[test]
+fn names_of_other_trainers_give_their_networks() {
+    for (text, sizes) in [
+        ("{type: compact}", (64, 16)),
+        ("{type: ultracompact}", (64, 8)),
+        ("{type: superultracompact}", (24, 8)),
+        ("{type: compact, num_feat: 48, num_conv: 12}", (48, 12)),
+        (
+            "{type: SRVGGNetCompact, num_in_ch: 3, num_out_ch: 3, num_feat: 64, num_conv: 32, upscale: 4, act_type: prelu}",
+            (64, 32),
+        ),
+    ] {
+        let imported = read(&format!("{LEAST}scale: 4\nnetwork_g: {text}\n")).unwrap();
+        let net = network(&imported, 4);
+        assert_eq!(net.arch, "compact", "{text}");
+        assert_eq!(
+            (net.whole("num_feat"), net.whole("num_conv")),
+            sizes,
+            "{text}"
+        );
+        assert_eq!(net.choice("act_type"), "prelu");
+        assert_eq!(ignored(&imported), Vec::<&str>::new(), "{text}");
+    }
+    for (text, features, norm) in [
+        ("{type: span}", 52, false),
+        ("{type: SPAN}", 52, false),
+        (
+            "{type: span, norm: true, img_range: 255.0, rgb_mean: [0.4488, 0.4371, 0.4040]}",
+            52,
+            true,
+        ),
+        (
+            "{type: span, norm: false, img_range: 1.0, bias: true, num_blocks: 6}",
+            52,
+            false,
+        ),
+        ("{type: span_s}", 48, false),
+        ("{type: span_f32}", 32, false),
+        ("{type: span_f64}", 64, false),
+        ("{type: span_f96, norm: true}", 96, true),
+        (
+            "{type: SPAN, num_in_ch: 3, num_out_ch: 3, upscale: 4}",
+            48,
+            true,
+        ),
+        ("{type: SPAN, upscale: 4, feature_channels: 28}", 28, true),
+    ] {
+        let imported = read(&format!("{LEAST}scale: 4\nnetwork_g: {text}\n")).unwrap();
+        let net = network(&imported, 4);
+        assert_eq!(
+            (
+                net.arch.as_str(),
+                net.whole("feature_channels"),
+                net.flag("norm")
+            ),
+            ("span", features, norm),
+            "{text}"
+        );
+        assert_eq!(ignored(&imported), Vec::<&str>::new(), "{text}");
+        // what the file does not say is reported
+        let report = imported.report("x.yml");
+        for (key, value) in [
+            ("feature_channels", features.to_string()),
+            ("norm", norm.to_string()),
+        ] {
+            let line = format!("not in the file: network_g.{key} is {value}");
+            assert_eq!(
+                report.contains(&line),
+                !text.contains(key),
+                "{text}: {report}"
+            );
+        }
+    }
+    // the scale of the network counts where the file has no other
+    let imported = read(&format!(
+        "{LEAST}network_g: {{type: SRVGGNetCompact, upscale: 2}}\n"
+    ));
+    assert_eq!(
+        value(&imported.unwrap(), "scale"),
+        Some(Value::Text("2".into()))
+    );
+}
+
+#[test]
+fn keys_that_make_another_network_are_refused_or_listed() {
+    for (text, words) in [
+        (
+            "{type: SRVGGNetCompact, upscale: 2}",
+            ["upscale is 2", "scale is 4"],
+        ),
+        ("{type: compact, num_in_ch: 1}", ["num_in_ch is 1", "has 3"]),
+        (
+            "{type: compact, num_feat: 0}",
+            ["network_g.num_feat", "from 1 to"],
+        ),
+        (
+            "{type: compact, act_type: gelu}",
+            ["act_type", "prelu, relu, leakyrelu"],
+        ),
+        ("{type: span, num_blocks: 4}", ["num_blocks is 4", "has 6"]),
+        (
+            "{type: span, learn_residual: true}",
+            ["learn_residual", "has false"],
+        ),
+        (
+            "{type: span, norm: true, img_range: 1.0}",
+            ["img_range is 1.0", "has 255"],
+        ),
+        (
+            "{type: span, rgb_mean: [0.5, 0.5, 0.5], norm: on}",
+            ["rgb_mean is [0.5", "0.4488"],
+        ),
+    ] {
+        let error = read(&format!("{LEAST}scale: 4\nnetwork_g: {text}\n"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("line 4: ") && words.iter().all(|word| error.contains(word)),
+            "{text}: {error}"
+        );
+    }
+    for (text, key, word) in [
+        (
+            "{type: compact, upsampler_alpha: 0.1}",
+            "network_g.upsampler_alpha",
+            "num_feat, num_conv, act_type",
+        ),
+        (
+            "{type: span, num_conv: 16}",
+            "network_g.num_conv",
+            "feature_channels, norm",
+        ),
+        (
+            "{type: nano, num_feat: 32}",
+            "network_g.num_feat",
+            "upsampler_alpha",
+        ),
+        (
+            "{type: nano, use_checkpointing: true}",
+            "network_g.use_checkpointing",
+            "machine.recompute",
+        ),
+        (
+            "{type: RRDBNet, num_block: 23}",
+            "network_g.num_block",
+            "not known",
+        ),
+    ] {
+        let imported = read(&format!("{LEAST}network_g: {text}\n")).unwrap();
+        assert!(
+            reason(&imported, key).contains(word),
+            "{text}: {:?}",
+            imported.ignored
+        );
+    }
+    // an imported setting does not stand in the way of another network
+    let mut settings = Settings::default();
+    read(&format!("{LEAST}network_g: {{type: span, norm: true}}\n"))
+        .unwrap()
+        .apply(&mut settings);
+    settings.put(TYPE, Value::Text("nano".into()));
+    assert!(settings.network(2).is_err());
+    assert_eq!(
+        settings.drop_foreign_settings(),
+        [("network_g.norm", "true".to_string())]
+    );
+    assert_eq!(settings.network(2).unwrap().arch, "paragonsr2_realtime");
 }
