@@ -3,8 +3,9 @@
 use super::flags::{print, print_json};
 use anyhow::Result;
 use paragon::config::{alias_settings, value_text};
-use paragon::model::{InFile, KnownNetwork, SettingSpec, known_networks};
-use serde_json::{Value, json};
+use paragon::model::{InFile, KnownNetwork, Setting, known_networks};
+use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// List the networks: names, scales, and settings with their defaults.
@@ -19,7 +20,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let networks = known_networks();
     if args.json {
-        return print_json(&networks.iter().map(as_json).collect::<Vec<_>>());
+        return print_json(&networks.iter().map(listed).collect::<Vec<_>>());
     }
     let texts: Vec<String> = networks.iter().map(as_text).collect();
     print(format_args!(
@@ -68,26 +69,51 @@ fn as_text(network: &KnownNetwork) -> String {
     out
 }
 
-fn as_json(network: &KnownNetwork) -> Value {
-    let aliases: Vec<Value> = network
-        .aliases
-        .iter()
-        .map(|alias| json!({ "name": alias, "settings": alias_settings(network, alias) }))
-        .collect();
-    let setting = |spec: &SettingSpec| {
-        json!({
-            "name": spec.name,
-            "default": spec.default(),
-            "allowed": spec.allowed(),
-            "start_value_only": spec.in_file == InFile::StartValue,
-            "doc": spec.doc,
-        })
-    };
-    json!({
-        "name": network.name,
-        "aliases": aliases,
-        "about": network.about,
-        "scales": network.scales,
-        "settings": network.settings.iter().map(setting).collect::<Vec<_>>(),
-    })
+/// What `--json` prints of a network.
+#[derive(Serialize)]
+struct Listed {
+    name: &'static str,
+    about: &'static str,
+    aliases: Vec<ListedAlias>,
+    scales: &'static [usize],
+    settings: Vec<ListedSetting>,
+}
+
+/// Another name, and the settings that it sets to other values than their defaults.
+#[derive(Serialize)]
+struct ListedAlias {
+    name: &'static str,
+    settings: BTreeMap<&'static str, Setting>,
+}
+
+/// A setting.
+#[derive(Serialize)]
+struct ListedSetting {
+    name: &'static str,
+    default: Setting,
+    allowed: String,
+    /// It decides start values alone, so that a trained network does not show it.
+    start_value_only: bool,
+    doc: &'static str,
+}
+
+fn listed(network: &KnownNetwork) -> Listed {
+    let aliases = network.aliases.iter().map(|&name| ListedAlias {
+        name,
+        settings: alias_settings(network, name),
+    });
+    let settings = network.settings.iter().map(|spec| ListedSetting {
+        name: spec.name,
+        default: spec.default(),
+        allowed: spec.allowed(),
+        start_value_only: spec.in_file == InFile::StartValue,
+        doc: spec.doc,
+    });
+    Listed {
+        name: network.name,
+        about: network.about,
+        aliases: aliases.collect(),
+        scales: network.scales,
+        settings: settings.collect(),
+    }
 }

@@ -67,32 +67,47 @@ impl Preset {
         }
     }
 
-    /// What it sets, in words: one block for each network, where they differ.
+    /// What it sets, in words: one block for the networks that it sets the same for.
     pub fn explain(self) -> String {
         let mut out = format!("--preset {}\n", self.name());
-        let lines = |out: &mut String, values: Vec<(String, Value)>| {
-            for (path, value) in values {
-                let _ = writeln!(out, "  {path:32}  {}", value.yaml());
-            }
-        };
-        if self != Preset::Quick {
-            if let Some(network) = known_networks().first() {
-                lines(&mut out, self.values(network, 1));
-            }
-            return out;
-        }
-        let _ = writeln!(
-            out,
-            "  warm-up and EMA depend on train.total_iter (--iterations), which it does not set"
-        );
+        let mut blocks: Vec<(String, Vec<&str>)> = Vec::new();
         for network in known_networks() {
-            for total_iter in [2_000, 40_000] {
-                let _ = writeln!(out, "\n{}, {total_iter} iterations", network.name);
-                lines(&mut out, self.values(&network, total_iter));
+            let values = self.values(&network, 1).into_iter();
+            let lines = values.map(|(path, value)| {
+                let text = match (self, path.as_str()) {
+                    (Preset::Quick, WARMUP_KEY) => warmup_text(),
+                    (Preset::Quick, DECAY_KEY) => decay_text(),
+                    _ => value.yaml(),
+                };
+                format!("  {path:28}  {text}\n")
+            });
+            let text: String = lines.collect();
+            match blocks.iter_mut().find(|(other, _)| *other == text) {
+                Some((_, networks)) => networks.push(network.name),
+                None => blocks.push((text, vec![network.name])),
             }
+        }
+        for (text, networks) in &blocks {
+            if blocks.len() > 1 {
+                let _ = writeln!(out, "{}", networks.join(", "));
+            }
+            out += text;
         }
         out
     }
+}
+
+const WARMUP_KEY: &str = "train.warmup_iter";
+const DECAY_KEY: &str = "train.ema_decay";
+
+fn warmup_text() -> String {
+    let (most, share) = WARMUP;
+    format!("train.total_iter / {share}, at most {most}")
+}
+
+fn decay_text() -> String {
+    let (share, least, most) = AVERAGED;
+    format!("1 - 1 / n, n = train.total_iter / {share} but from {least} to {most}")
 }
 
 fn patches(lq_size: u64, batch: u64, accum: u64, rotate: bool) -> Vec<(String, Value)> {
@@ -123,11 +138,8 @@ fn quick(network: &KnownNetwork, total_iter: u64) -> Vec<(String, Value)> {
     values.extend([
         ("train.optim_g.lr".into(), Value::Number(recipe.lr)),
         ("train.scheduler.type".into(), text("CosineAnnealingLR")),
-        ("train.warmup_iter".into(), Value::Whole(warmup)),
-        (
-            "train.ema_decay".into(),
-            Value::Number(1.0 - 1.0 / averaged as f64),
-        ),
+        (WARMUP_KEY.into(), Value::Whole(warmup)),
+        (DECAY_KEY.into(), Value::Number(1.0 - 1.0 / averaged as f64)),
         ("train.losses".into(), Value::List(vec![Value::Loss(loss)])),
     ]);
     values

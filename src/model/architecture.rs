@@ -53,8 +53,7 @@ pub struct Recipe {
     pub lr: f64,
     /// The one loss, with weight 1.
     pub loss: LossKind,
-    /// Settings of the network that are numbers, with values that differ from their defaults in
-    /// some network that shares the recipe.
+    /// Settings of the network that are numbers, and their values.
     pub settings: &'static [(&'static str, f32)],
 }
 

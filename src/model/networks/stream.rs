@@ -22,7 +22,7 @@ const BLOCK_HALO: usize = 4;
 
 static ROW: Row = Row {
     name: "paragonsr2_stream",
-    aliases: &[plain("tiny"), plain("stream")],
+    aliases: &[plain("stream"), plain("tiny")],
     about: "ParagonSR2 Stream: larger than Nano, for video",
     scales: paragon::SCALES,
     settings: &[
