@@ -53,43 +53,47 @@ impl Imported {
             }
         };
         self.take(TYPE, TYPE, node)?;
-        let has = |name: &str| keys.iter().any(|(path, _)| path[SECTION..] == *name);
+        let name_of = |path: &str| path[SECTION..].to_string();
+        let has = |key: &&str| keys.iter().any(|(path, _)| name_of(path) == **key);
         let (paper_name, features) = PAPER_SPAN;
-        if name == paper_name && PAPER_KEYS.iter().any(|key| has(key)) {
+        if name == paper_name && PAPER_KEYS.iter().any(has) {
             net.set("feature_channels", features)?;
             net.set("norm", true)?;
-            for name in ["feature_channels", "norm"] {
-                self.put_setting(&net, name)?;
-            }
+            self.put_setting(&net, "feature_channels")?;
+            self.put_setting(&net, "norm")?;
         }
+        let keys = keys.iter().filter(|(path, _)| path != TYPE);
+        let (settings, others): (Vec<_>, Vec<_>) =
+            keys.partition(|(path, _)| net.spec(&name_of(path)).is_ok());
         // settings first: whether other keys have an effect depends on them
-        let (settings, others): (Vec<_>, Vec<_>) = keys
-            .iter()
-            .filter(|(path, _)| path != TYPE)
-            .partition(|(path, _)| net.spec(&path[SECTION..]).is_ok());
         for (path, node) in &settings {
-            let key = key_of(&path[SECTION..])?;
-            self.take(path, KEYS[key].path, node)?;
-            let taken = self.values.last().filter(|(k, _)| *k == key);
-            if let Some(setting) = taken.and_then(|(_, value)| as_setting(value)) {
-                net.set(&path[SECTION..], setting)
-                    .map_err(|error| anyhow!("line {}: {path}: {error}", node.line))?;
-            }
+            self.setting(&mut net, path, node)?;
         }
         for (path, node) in others {
             self.other_key(root, &net, path, node)?;
         }
-        let said = |name: &str| {
-            settings
-                .iter()
-                .any(|(path, node)| path[SECTION..] == *name && node.data != Data::Null)
-        };
+        let has_value = settings.iter().filter(|(_, node)| node.data != Data::Null);
+        let said: Vec<String> = has_value.map(|(path, _)| name_of(path)).collect();
         for (spec, setting) in net.settings() {
-            // start values are left to the table of keys, as they leave no trace in the network
-            if spec.in_file != InFile::StartValue && !said(spec.name) {
+            // start values leave no trace in the network, so they are not worth a line
+            let is_assumed = !said.iter().any(|name| name == spec.name);
+            if is_assumed && spec.in_file != InFile::StartValue {
                 let path = KEYS[key_of(spec.name)?].path;
                 self.assumed.push((path, value_text(setting)));
             }
+        }
+        Ok(())
+    }
+
+    /// A key of `network_g` that is a setting of the network.
+    fn setting(&mut self, net: &mut Network, path: &str, node: &Node) -> Result<()> {
+        let name = &path[SECTION..];
+        let key = key_of(name)?;
+        self.take(path, KEYS[key].path, node)?;
+        let taken = self.values.last().filter(|(k, _)| *k == key);
+        if let Some(setting) = taken.and_then(|(_, value)| as_setting(value)) {
+            net.set(name, setting)
+                .map_err(|error| anyhow!("line {}: {path}: {error}", node.line))?;
         }
         Ok(())
     }
@@ -104,59 +108,37 @@ impl Imported {
 
     /// A key of `network_g` that is no setting of the network.
     fn other_key(&mut self, root: &Node, net: &Network, path: &str, node: &Node) -> Result<()> {
-        let (key, value) = (&path[SECTION..], shown(node));
-        let line = node.line;
+        let (key, line, value) = (&path[SECTION..], node.line, shown(node));
         if node.data == Data::Null {
-            self.without_effect.push((path.to_string(), value));
-            return Ok(());
-        }
-        if key == "upscale" || key == "scale" {
-            let Some(whole) = root.get("scale").filter(|node| node.data != Data::Null) else {
+            // the same as a missing key
+        } else if key == "upscale" || key == "scale" {
+            let Some(scale) = root.get("scale").filter(|node| node.data != Data::Null) else {
                 return self.take(path, "scale", node);
             };
             ensure!(
-                is_same(&value, &shown(whole)),
+                is_same(&value, &shown(scale)),
                 "line {line}: {path} is {}, and the file's scale is {}; they must agree",
                 brief(&value),
-                brief(shown(whole))
+                brief(shown(scale))
             );
-            self.without_effect.push((path.to_string(), value));
-            return Ok(());
-        }
-        let fixed = FIXED
-            .iter()
-            .find(|(network, name, _)| *network == net.arch && *name == key);
-        let is_mean = net.arch == "span" && key == "rgb_mean";
-        if fixed.is_some() || is_mean {
-            let normalises = !["img_range", "rgb_mean"].contains(&key) || net.flag("norm");
-            let wanted = fixed.map_or_else(|| format!("{RGB_MEAN:?}"), |f| f.2.to_string());
-            let same = if is_mean {
-                is_mean_colour(node)
-            } else {
-                is_same(&value, &wanted)
-            };
+        } else if let Some((is_it, wanted)) = required(net, key, node) {
             ensure!(
-                same || !normalises,
+                is_it,
                 "line {line}: {path} is {}, which makes another network; {} has {wanted}",
                 brief(&value),
                 net.arch
             );
-            self.without_effect.push((path.to_string(), value));
+        } else if let Some((_, reason)) = REASONS.iter().find(|(name, _)| *name == path) {
+            self.ignore(path, node, *reason);
+            return Ok(());
+        } else {
+            let known: Vec<&str> = net.settings().map(|(spec, _)| spec.name).collect();
+            let (arch, known) = (&net.arch, known.join(", "));
+            let reason = format!("not a setting of {arch}, which has {known}");
+            self.ignore(path, node, reason);
             return Ok(());
         }
-        let reason = REASONS.iter().find(|(name, _)| *name == path);
-        match reason {
-            Some((_, reason)) => self.ignore(path, node, *reason),
-            None => {
-                let known: Vec<&str> = net.settings().map(|(spec, _)| spec.name).collect();
-                let reason = format!(
-                    "not a setting of {}, which has {}",
-                    net.arch,
-                    known.join(", ")
-                );
-                self.ignore(path, node, reason);
-            }
-        }
+        self.without_effect.push((path.to_string(), value));
         Ok(())
     }
 
@@ -202,6 +184,21 @@ impl Imported {
 /// Bytes of `network_g.` before the name of a key.
 const SECTION: usize = "network_g.".len();
 
+/// For a key that must have one value: whether it has that value, and the value in words. The
+/// constants of the normalisation may be anything where the network does not normalise.
+fn required(net: &Network, key: &str, node: &Node) -> Option<(bool, String)> {
+    let unused = ["img_range", "rgb_mean"].contains(&key) && !net.flag("norm");
+    if net.arch == "span" && key == "rgb_mean" {
+        return Some((unused || is_mean_colour(node), format!("{RGB_MEAN:?}")));
+    }
+    let mut all = FIXED.iter();
+    let found = all.find(|(network, name, _)| *network == net.arch && *name == key);
+    found.map(|(_, _, wanted)| {
+        let is_it = unused || is_same(&shown(node), wanted);
+        (is_it, (*wanted).to_string())
+    })
+}
+
 fn is_mean_colour(node: &Node) -> bool {
     let Data::List(list) = &node.data else {
         return false;
@@ -209,3 +206,6 @@ fn is_mean_colour(node: &Node) -> bool {
     let numbers = list.iter().map(|node| scalar(node)?.parse::<f64>().ok());
     numbers.collect::<Option<Vec<_>>>().as_deref() == Some(&RGB_MEAN[..])
 }
+
+#[cfg(test)]
+mod tests;
