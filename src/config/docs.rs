@@ -146,8 +146,8 @@ pub fn reference() -> String {
     let mut out = String::from(
         "# Configuration\n\n\
          Written by `paragon config reference`; do not edit.\n\n\
-         `paragon train` and `paragon plan` are told what to do by, each winning over the one before it: the defaults below, `--config FILE`, \
-         `--preset`, `--set KEY=VALUE` (repeatable, the value in YAML), and flags. The result is kept as `config.yml` in the folder of the run, and \
+         `paragon train` and `paragon plan` take their configuration from these sources, of which a later one overrides an earlier one: the \
+         defaults below, `--config FILE`, `--preset`, `--set KEY=VALUE` (repeatable, the value in YAML), and flags. The result is kept as `config.yml` in the folder of the run, and \
          `paragon train --config` takes it back.\n\n\
          `paragon config init` writes a commented file to start from, `paragon config explain KEY` explains a key, `paragon config schema` prints a \
          JSON schema for editors. Unknown keys are refused. A whole number may be written as a float that is one (`5e3`, `1000.0`). A file has at most \
@@ -159,9 +159,9 @@ pub fn reference() -> String {
         .map(|m| format!("`{m}`"))
         .collect();
     out += &marks.join(", ");
-    out += ", none of which ours has. It is taken as it is: what has a counterpart is honoured, everything else is listed with the reason and the \
-            nearest thing there is; a network that is not known here and a degradation on the fly come first. Values that ask for what the \
-            program does anyway are counted and not listed. `paragon config import FILE` writes our file of it.\n\n\
+    out += ", which paragon's files do not have. It is taken as it is: a value that has a counterpart is honoured; a value that asks for what \
+            paragon does anyway is counted; every other value is listed with the reason and the nearest equivalent, a network that is not known \
+            here and a degradation on the fly first. `paragon config import FILE` converts it to paragon's format.\n\n\
             `paragon networks` lists the networks, their scales and their settings, each of which is a key of `network_g`. A setting that the \
             network does not have is refused.\n";
     out += "\n## Presets\n\nWhat `--preset` sets, as `paragon config explain PRESET` prints it:\n\n```text\n";
