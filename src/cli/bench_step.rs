@@ -2,16 +2,18 @@
 //! least that the step must move and compute. Depends on the backends and the plan's floor.
 
 use super::flags::{MAX_BATCH, MAX_SIDE, count, print, print_json, tell};
+use super::recipe::{NetworkFlags, settings_of};
 use anyhow::Result;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, fma_peak};
 use paragon::backend::cuda::{CudaBackend, Device};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::config::loss_term;
-use paragon::model::{Network, Recompute, StepSpec, training_plan};
+use paragon::model::{Recompute, Setting, StepSpec, training_plan};
 use paragon::plan::{OpFloor, Plan, Precision};
 use paragon::support::text::bytes_text;
 use paragon::train::{DeviceChoice, LossTerm, OpenedDevice};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Measure a training step on synthetic patches: seconds, its floor, and the time of every kernel.
@@ -26,12 +28,8 @@ pub struct Args {
     /// Type of activations [default: the device's best]
     #[arg(long, value_enum)]
     precision: Option<Precision>,
-    /// Network
-    #[arg(long, default_value = "nano")]
-    network: String,
-    /// HR pixels per LQ pixel along one side
-    #[arg(long, default_value_t = 2)]
-    scale: usize,
+    #[command(flatten)]
+    network: NetworkFlags,
     /// Side of the LQ patch in pixels
     #[arg(long, default_value_t = 128, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
     lq_size: usize,
@@ -87,7 +85,9 @@ struct Part {
 struct Report {
     device: String,
     precision: Precision,
+    network: String,
     scale: usize,
+    settings: BTreeMap<&'static str, Setting>,
     lq_size: usize,
     batch_size: usize,
     recompute: Recompute,
@@ -116,8 +116,8 @@ pub fn run(args: &Args) -> Result<()> {
         return print_json(&report);
     }
     print(format_args!(
-        "{}, batch {} of LQ {}, x{}",
-        report.device, report.batch_size, report.lq_size, report.scale
+        "{}, {} x{}, batch {} of LQ {}",
+        report.device, report.network, report.scale, report.batch_size, report.lq_size
     ))?;
     print(format_args!(
         "  arena {} allocated, {} planned",
@@ -206,7 +206,7 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
 }
 
 fn measure(args: &Args) -> Result<Report> {
-    let net = Network::new(&args.network, args.scale)?;
+    let net = args.network.network()?;
     let losses = args.losses.iter().map(|l| (l.kind, l.weight)).collect();
     let spec = StepSpec {
         recompute: args.recompute,
@@ -267,7 +267,9 @@ fn measure(args: &Args) -> Result<Report> {
     Ok(Report {
         device,
         precision,
-        scale: args.scale,
+        settings: settings_of(&net),
+        scale: net.scale,
+        network: net.arch,
         lq_size: args.lq_size,
         batch_size: args.batch_size,
         recompute: args.recompute,

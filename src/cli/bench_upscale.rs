@@ -3,26 +3,24 @@
 
 use super::bench_step::median;
 use super::flags::{MAX_SIDE, count, print, print_json};
+use super::recipe::{NetworkFlags, settings_of};
 use anyhow::Result;
 use paragon::backend::cpu::{CpuOptions, fma_peak};
 use paragon::inference::upscale::{Upscale, Upscaler};
-use paragon::model::{InferenceSpec, Network, inference_plan};
+use paragon::model::{InferenceSpec, Setting, inference_plan};
 use paragon::support::budget::{Budget, PROGRAM_BYTES};
 use paragon::support::text::bytes_text;
 use paragon::sys;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Measure the seconds to upscale an image on the CPU, from u8 to u8, with a network at its start
 /// values.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Network
-    #[arg(long, default_value = "nano")]
-    network: String,
-    /// HR pixels per LQ pixel along one side
-    #[arg(long, default_value_t = 2)]
-    scale: usize,
+    #[command(flatten)]
+    network: NetworkFlags,
     /// Side of the LQ image in pixels
     #[arg(long, default_value_t = 512, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
     size: usize,
@@ -50,7 +48,9 @@ pub struct Args {
 struct Report {
     instructions: String,
     threads: usize,
+    network: String,
     scale: usize,
+    settings: BTreeMap<&'static str, Setting>,
     size: usize,
     seconds: f64,
     lq_pixels_per_second: f64,
@@ -67,7 +67,7 @@ struct Report {
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<()> {
-    let net = Network::new(&args.network, args.scale)?;
+    let net = args.network.network()?;
     let options = CpuOptions::new(args.threads.unwrap_or(0));
     let side = args.size as u32;
     let mut upscaler = Upscaler::new(
@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
         options,
         args.tile,
     )?;
-    let pictures = 3 * (args.size * args.size * (1 + args.scale * args.scale)) as u64;
+    let pictures = 3 * (args.size * args.size * (1 + net.scale * net.scale)) as u64;
     Budget::new(None).check(
         PROGRAM_BYTES + upscaler.bytes_in_memory((side, side))? + pictures,
         "give a smaller --size",
@@ -111,7 +111,9 @@ pub fn run(args: &Args) -> Result<()> {
     let report = Report {
         instructions: options.isa().to_string(),
         threads: options.threads(),
-        scale: args.scale,
+        settings: settings_of(&net),
+        scale: net.scale,
+        network: net.arch,
         size: args.size,
         seconds,
         lq_pixels_per_second: (args.size * args.size) as f64 / seconds,
@@ -125,8 +127,8 @@ pub fn run(args: &Args) -> Result<()> {
         return print_json(&report);
     }
     print(format_args!(
-        "{}, {} threads, {side} x {side} at x{}",
-        report.instructions, report.threads, report.scale
+        "{}, {} threads, {} x{}, {side} x {side}",
+        report.instructions, report.threads, report.network, report.scale
     ))?;
     print(format_args!(
         "  {:.1} ms an image, {:.1} million LQ pixels/s, {:.0} % of {:.0} GFLOP/s",

@@ -3,8 +3,7 @@
 use super::flags::{print, print_json, tell};
 use super::recipe::read_file;
 use anyhow::{Result, ensure};
-use paragon::config::{KEYS, Settings, docs, find};
-use paragon::model::Network;
+use paragon::config::{KEYS, Preset, Settings, TYPE, docs, find, known_network};
 use paragon::support::files::write_output;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,9 +17,10 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// Explain a key: what it does, its values and its default; without a key, explain all
+    /// Explain a key (what it does, its values and its default) or what a preset sets; without a
+    /// key, explain all
     Explain {
-        /// A key or a section: train.optim_g.lr, train
+        /// A key, a section or a preset: train.optim_g.lr, train, quick
         #[arg(value_name = "KEY")]
         key: Option<String>,
     },
@@ -67,6 +67,9 @@ fn explain(key: Option<&str>) -> Result<()> {
     let Some(path) = key else {
         return print(docs::overview().trim_end());
     };
+    if let Some(preset) = Preset::from_name(path) {
+        return print(preset.explain().trim_end());
+    }
     let below: Vec<_> = KEYS
         .iter()
         .filter(|k| {
@@ -97,12 +100,17 @@ pub fn run(args: &Args) -> Result<()> {
         What::Import { from, out, force } => {
             let mut settings = Settings::default();
             let theirs = read_file(from, &mut settings)?;
-            // the list of what is not honoured says it for theirs
-            if let Err(error) = Network::new(settings.text("network_g.type").unwrap_or_default(), 2)
+            // for another trainer's file the list of ignored values contains it
+            let name = settings.text(TYPE).unwrap_or_default();
+            let usual = known_network(name).map_or(2, |network| network.scales[0]);
+            let scale = settings
+                .whole("scale")
+                .map_or(usual, |scale| scale as usize);
+            if let Err(error) = settings.network(scale)
                 && !theirs
             {
                 tell(format_args!(
-                    "network_g.type: {error:#}; training is refused until it (or --network) names one that can be trained"
+                    "{error:#}; training is refused until network_g (or --network) describes one that can be trained"
                 ));
             }
             let text = docs::yaml(&settings, true);

@@ -9,6 +9,7 @@ mod data;
 mod demo;
 mod eval;
 mod flags;
+mod networks;
 mod plan;
 mod recipe;
 mod report;
@@ -46,6 +47,7 @@ enum Command {
     Plan(Box<plan::Args>),
     Train(Box<train::Args>),
     Config(config::Args),
+    Networks(networks::Args),
     Bench(bench::Args),
     Selftest(selftest::Args),
     Report(report::Args),
@@ -59,8 +61,8 @@ struct ModelArgs {
     /// Network file (safetensors): `model.safetensors` of a run, or one saved from PyTorch
     #[arg(long, short, value_name = "FILE")]
     model: PathBuf,
-    /// The network's name, for files that do not contain it
-    #[arg(long, value_name = "NAME")]
+    /// The network's name, for files that do not contain it; `paragon networks` lists them
+    #[arg(long, value_name = "NAME", alias = "arch")]
     network: Option<String>,
     /// The scale, for files that do not contain it
     #[arg(long, allow_negative_numbers = true)]
@@ -68,6 +70,8 @@ struct ModelArgs {
     /// upsampler_alpha, for files that do not contain it
     #[arg(long, value_parser = flags::single, allow_negative_numbers = true)]
     alpha: Option<f32>,
+    #[command(flatten)]
+    set: recipe::NetworkSet,
     /// Side of a tile in LQ pixels; the result does not depend on it [default: 288, more for
     /// networks that see far]
     #[arg(long, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
@@ -87,14 +91,15 @@ impl ModelArgs {
     }
 
     fn upscaler(&self) -> Result<Upscaler> {
+        let set = self.set.settings();
+        let set = set.map(|(name, setting)| (name.to_string(), setting.clone()));
+        let alpha = self
+            .alpha
+            .map(|alpha| ("upsampler_alpha".to_string(), Setting::Number(alpha)));
         let hints = ModelHints {
             arch: self.network.clone(),
             scale: self.scale,
-            settings: self
-                .alpha
-                .map(|alpha| ("upsampler_alpha".to_string(), Setting::Number(alpha)))
-                .into_iter()
-                .collect(),
+            settings: set.chain(alpha).collect(),
         };
         let (net, params, _) = read_model(&self.model, &hints)?;
         Upscaler::new(
@@ -123,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Config(args) => config::run(&args),
+        Command::Networks(args) => networks::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Selftest(args) => selftest::run(&args),
         Command::Report(args) => report::run(&args),

@@ -2,13 +2,13 @@
 //! needed.
 
 use super::flags::{LARGEST_BATCH_SEARCHED, MAX_SIDE, count, positive, print, print_json, tell};
-use super::recipe::{KeyFlags, Layers, Machine, Planning};
+use super::recipe::{KeyFlags, Layers, Machine, Planning, settings_of};
 use anyhow::{Result, bail};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
 use paragon::backend::cuda::lower;
 use paragon::loader::{LoaderBound, STACK_BYTES};
-use paragon::model::Recompute;
+use paragon::model::{Recompute, Setting};
 use paragon::plan::{Class, LayerLine, Plan, Precision};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
 use paragon::shard::codec::Decoder;
@@ -20,6 +20,7 @@ use paragon::train::{
     validation_bytes,
 };
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Scale of a plan without `--scale`.
@@ -71,6 +72,7 @@ pub struct Args {
 struct Report<'a> {
     network: &'a str,
     scale: usize,
+    settings: BTreeMap<&'static str, Setting>,
     lq_size: usize,
     effective_batch: usize,
     device: &'a str,
@@ -258,6 +260,7 @@ pub fn run(args: &Args) -> Result<()> {
         let report = Report {
             network: &config.network.arch,
             scale: config.network.scale,
+            settings: settings_of(&config.network),
             lq_size: config.lq_size,
             effective_batch: config.effective_batch(),
             device,

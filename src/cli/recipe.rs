@@ -5,13 +5,15 @@
 use super::flags::tell;
 use anyhow::{Context, Result};
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use paragon::config::{
-    Flag, Heading, KEYS, Key, Kind, MOST_FILE_BYTES, Settings, Value, parse_assignment,
+    Flag, Heading, KEYS, Key, Kind, MOST_FILE_BYTES, Preset, Settings, TYPE, Value,
+    parse_assignment, parse_setting,
 };
-use paragon::model::Recompute;
+use paragon::model::{Network, Recompute, Setting};
 use paragon::plan::Precision;
 use paragon::train::{DeviceChoice, Prefetch};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -68,6 +70,9 @@ impl<G: Group> clap::Args for KeyFlags<G> {
     }
 }
 
+/// A hidden name of `--network`, as other programs call it.
+const OTHER_NETWORK_FLAG: &str = "arch";
+
 fn flag(key: &'static Key) -> Option<Arg> {
     let arg = Arg::new(key.path).help_heading(key.heading.name());
     match key.flag {
@@ -92,6 +97,11 @@ fn flag(key: &'static Key) -> Option<Arg> {
                 ArgAction::Set
             };
             let read = OsStringValueParser::new().try_map(|text| key.kind.read_flag(&text));
+            let arg = if key.path == TYPE {
+                arg.alias(OTHER_NETWORK_FLAG)
+            } else {
+                arg
+            };
             Some(
                 arg.long(name)
                     .value_name(value)
@@ -168,7 +178,7 @@ pub struct Layers {
     /// option file as it is
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     config: Option<PathBuf>,
-    /// A published setting of patch, batch, accumulation and rotation; wins over --config
+    /// A named group of values; wins over --config
     #[arg(long, value_enum, help_heading = "Configuration")]
     preset: Option<Preset>,
     /// Give a key a value, as in train.optim_g.lr=1e-3; may be repeated, wins over --config and
@@ -181,16 +191,8 @@ fn assignment(text: &str) -> Result<(usize, Value), String> {
     parse_assignment(text).map_err(|error| format!("{error:#}"))
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Preset {
-    /// LQ 128, batch 16: the published Nano recipe, the default
-    Lq128,
-    /// LQ 96, 2 x 8 patches, no rotation: what trainers that run out of memory are told to use
-    MemorySafe,
-}
-
-/// Reads a configuration of either kind into settings, and tells what of theirs is not honoured.
-/// Whether it was one of theirs.
+/// Reads an option file, paragon's or another trainer's, into settings, and prints which values of
+/// the latter are not honoured. Returns whether it is another trainer's.
 pub fn read_file(path: &Path, settings: &mut Settings) -> Result<bool> {
     let place = || path.display().to_string();
     let mut content = Vec::new();
@@ -199,7 +201,7 @@ pub fn read_file(path: &Path, settings: &mut Settings) -> Result<bool> {
     file.take(MOST_FILE_BYTES as u64 + 1)
         .read_to_end(&mut content)
         .with_context(|| format!("cannot read {}", place()))?;
-    let imported = settings.take(&content).with_context(place)?;
+    let imported = settings.take_file(&place(), &content)?;
     if let Some(imported) = &imported {
         tell(imported.report(&place()));
     }
@@ -213,23 +215,80 @@ impl Layers {
         if let Some(path) = &self.config {
             read_file(path, &mut settings)?;
         }
-        let published = match self.preset {
-            None => None,
-            Some(Preset::Lq128) => Some((128, 16, 1, true)),
-            Some(Preset::MemorySafe) => Some((96, 8, 2, false)),
+        let last = |settings: &mut Settings| {
+            for (key, value) in &self.set {
+                settings.set(*key, value.clone());
+            }
+            flags.apply(settings);
         };
-        if let Some((lq_size, batch, accum, rot)) = published {
-            settings.put("data.lq_size", Value::Whole(lq_size));
-            settings.put("data.batch_size_per_gpu", Value::Whole(batch));
-            settings.put("data.accum_iter", Value::Whole(accum));
-            settings.put("data.use_rot", Value::Bool(rot));
+        if let Some(preset) = self.preset {
+            // what a preset sets depends on the network and the length that --set and flags choose
+            let mut chosen = settings.clone();
+            last(&mut chosen);
+            preset.apply(&mut settings, &chosen);
         }
-        for (key, value) in &self.set {
-            settings.set(*key, value.clone());
+        last(&mut settings);
+        let network = settings.text(TYPE).unwrap_or_default().to_string();
+        for (path, value) in settings.drop_foreign_settings() {
+            tell(format_args!(
+                "  not honoured: {path}: {value}\n      {network} has no such setting"
+            ));
         }
-        flags.apply(&mut settings);
         Ok(settings)
     }
+}
+
+/// A network made of flags alone, at its start values.
+#[derive(clap::Args)]
+pub struct NetworkFlags {
+    /// Network; `paragon networks` lists them
+    #[arg(long, default_value = "nano", value_name = "NAME", alias = OTHER_NETWORK_FLAG)]
+    network: String,
+    /// HR pixels per LQ pixel along one side
+    #[arg(long, default_value_t = 2)]
+    pub scale: usize,
+    #[command(flatten)]
+    set: NetworkSet,
+}
+
+impl NetworkFlags {
+    /// The network.
+    pub fn network(&self) -> Result<Network> {
+        let mut network = Network::new(&self.network, self.scale)?;
+        for (name, setting) in self.set.settings() {
+            network.set(name, setting.clone())?;
+        }
+        Ok(network)
+    }
+}
+
+/// Settings of a network.
+#[derive(clap::Args)]
+pub struct NetworkSet {
+    /// Give the network a setting, as in norm=true; may be repeated. `paragon networks` lists the
+    /// settings
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    network_set: Vec<(String, Setting)>,
+}
+
+impl NetworkSet {
+    /// The settings in the order of the command line.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &Setting)> {
+        let given = self.network_set.iter();
+        given.map(|(name, setting)| (name.as_str(), setting))
+    }
+}
+
+fn setting(text: &str) -> Result<(String, Setting), String> {
+    parse_setting(text).map_err(|error| format!("{error:#}"))
+}
+
+/// The settings of a network by name, for JSON.
+pub fn settings_of(network: &Network) -> BTreeMap<&'static str, Setting> {
+    let settings = network.settings();
+    settings
+        .map(|(spec, setting)| (spec.name, setting.clone()))
+        .collect()
 }
 
 /// Threads and memory.

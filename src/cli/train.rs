@@ -156,7 +156,7 @@ fn effective(
     let whole =
         |path: &Path| Value::Path(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
     settings.put("scale", Value::Whole(config.network.scale as u64));
-    settings.put("network_g.type", Value::Text(config.network.arch.clone()));
+    settings.put_network(&config.network);
     settings.put(
         "data.shards",
         Value::List(data.shards.iter().map(|path| whole(path)).collect()),

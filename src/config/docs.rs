@@ -1,7 +1,8 @@
 //! The table of keys in all its forms: YAML files, the reference page, the explanation of a key, a
 //! JSON schema. Depends on the table and on settings.
 
-use super::{Flag, KEYS, Key, SECTIONS, Settings};
+use super::network::{known_network, setting_of};
+use super::{Flag, KEYS, Key, Preset, SECTIONS, Settings, TYPE, Value};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
 
@@ -29,11 +30,25 @@ fn comment(out: &mut String, indent: usize, text: &str) {
     let _ = writeln!(out, "{pad}# {line}");
 }
 
-/// The settings as a YAML file; reading it gives equal settings.
+/// The settings as a YAML file; reading it gives equal settings. Left out are settings without a
+/// value that the network does not have.
 pub fn yaml(settings: &Settings, comments: bool) -> String {
+    let network = settings.text(TYPE).and_then(known_network);
+    let is_other = |key: &Key| {
+        let lacks = network
+            .as_ref()
+            .zip(setting_of(key.path))
+            .is_some_and(|(network, name)| network.settings.iter().all(|spec| spec.name != name));
+        lacks && *settings.value(key.path) == Value::Null
+    };
+    let keys: Vec<&Key> = KEYS.iter().filter(|key| !is_other(key)).collect();
+    yaml_of(&keys, settings, comments)
+}
+
+fn yaml_of(keys: &[&Key], settings: &Settings, comments: bool) -> String {
     let mut out = String::new();
     let mut open: Vec<&str> = Vec::new();
-    for key in KEYS {
+    for key in keys {
         let mut parts: Vec<&str> = key.path.split('.').collect();
         let name = parts.pop().unwrap_or_default();
         let same = open.iter().zip(&parts).take_while(|(a, b)| a == b).count();
@@ -59,12 +74,12 @@ pub fn yaml(settings: &Settings, comments: bool) -> String {
             );
         }
         let value = settings.value(key.path);
-        let list = if let super::Value::List(list) = value {
+        let list = if let Value::List(list) = value {
             Some(list)
         } else {
             None
         };
-        match list.filter(|list| list.iter().any(|v| matches!(v, super::Value::Loss(_)))) {
+        match list.filter(|list| list.iter().any(|v| matches!(v, Value::Loss(_)))) {
             Some(losses) => {
                 let _ = writeln!(out, "{:indent$}{name}:", "");
                 for loss in losses {
@@ -84,7 +99,7 @@ pub fn starter() -> String {
     format!(
         "# A training for `paragon train --config FILE`. Every key is at its default: keep what you change, drop the rest.\n\
          # `paragon config explain KEY` says more; --set KEY=VALUE and flags win over this file.\n{}",
-        yaml(&Settings::default(), true)
+        yaml_of(&KEYS.iter().collect::<Vec<_>>(), &Settings::default(), true)
     )
 }
 
@@ -131,8 +146,8 @@ pub fn reference() -> String {
     let mut out = String::from(
         "# Configuration\n\n\
          Written by `paragon config reference`; do not edit.\n\n\
-         `paragon train` and `paragon plan` are told what to do by, each winning over the one before it: the defaults below, `--config FILE`, \
-         `--preset`, `--set KEY=VALUE` (repeatable, the value in YAML), and flags. The result is kept as `config.yml` in the folder of the run, and \
+         `paragon train` and `paragon plan` take their configuration from these sources, of which a later one overrides an earlier one: the \
+         defaults below, `--config FILE`, `--preset`, `--set KEY=VALUE` (repeatable, the value in YAML), and flags. The result is kept as `config.yml` in the folder of the run, and \
          `paragon train --config` takes it back.\n\n\
          `paragon config init` writes a commented file to start from, `paragon config explain KEY` explains a key, `paragon config schema` prints a \
          JSON schema for editors. Unknown keys are refused. A whole number may be written as a float that is one (`5e3`, `1000.0`). A file has at most \
@@ -144,11 +159,17 @@ pub fn reference() -> String {
         .map(|m| format!("`{m}`"))
         .collect();
     out += &marks.join(", ");
-    out += ", none of which ours has. It is taken as it is: what has a counterpart is honoured, everything else is listed with the reason and the \
-            nearest thing there is; a network that is not known here and a degradation on the fly come first. `paragon config import FILE` writes our \
-            file of it.\n";
+    out += ", which paragon's files do not have. It is taken as it is: a value that has a counterpart is honoured; a value that asks for what \
+            paragon does anyway is counted; every other value is listed with the reason and the nearest equivalent, a network that is not known \
+            here and a degradation on the fly first. `paragon config import FILE` converts it to paragon's format.\n\n\
+            `paragon networks` lists the networks, their scales and their settings, each of which is a key of `network_g`. A setting that the \
+            network does not have is refused.\n";
+    out += "\n## Presets\n\nWhat `--preset` sets, as `paragon config explain PRESET` prints it:\n\n```text\n";
+    let presets = Preset::ALL.map(|preset| preset.explain().trim_end().to_string());
+    out += &presets.join("\n\n");
+    out += "\n```\n";
     let mut section = None;
-    for key in KEYS {
+    for key in KEYS.iter() {
         let own = key.path.rsplit_once('.').map_or("", |(section, _)| section);
         if section != Some(own) {
             section = Some(own);
@@ -188,7 +209,7 @@ pub fn reference() -> String {
 /// A JSON schema of paragon's option files, for editors.
 pub fn schema() -> Json {
     let mut root = section_schema("The configuration of a paragon training");
-    for key in KEYS {
+    for key in KEYS.iter() {
         let mut place = &mut root;
         let mut path = String::new();
         let mut parts = key.path.split('.').peekable();

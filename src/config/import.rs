@@ -1,18 +1,19 @@
 //! Imports an unchanged option file of traiNNer-redux or of its relatives (BasicSR, Real-ESRGAN).
-//! Every value of the file ends in one of three places: a key of paragon, the list of values that
-//! are not honoured (with the reason and the closest alternative), or an error with the line.
-//! Depends on the table of keys and the YAML tree. The meaning of the other trainers' keys is in
-//! the tables of `theirs`.
+//! Every value of the file ends in one of four places: a key of paragon, the values without an
+//! effect here (they ask for what paragon does anyway), the list of values that are not honoured
+//! (with the reason and the closest alternative), or an error with the line. Depends on the table
+//! of keys and the YAML tree. The meaning of the other trainers' keys is in the tables of `theirs`.
 
+mod effect;
+mod network;
 mod report;
 
 use super::scalar::{boolean, whole};
 pub use super::theirs::MARKS;
-use super::theirs::{DEGRADATION, MADE_IN_SHARDS, REASONS, SAME, THEIR_DEFAULTS};
+use super::theirs::{DEGRADATION, REASONS, SAME, THEIR_DEFAULTS};
 use super::value::{Kind, Value, loss_kind};
 use super::yaml::{Data, Node};
-use super::{KEYS, Settings, index};
-use crate::model::Network;
+use super::{KEYS, Origin, Settings, index};
 use crate::plan::LossKind;
 use crate::support::text::brief;
 use crate::train::LossTerm;
@@ -26,6 +27,9 @@ pub struct Imported {
     pub values: Vec<(usize, Value)>,
     /// Their key and ours.
     pub honoured: Vec<(String, &'static str)>,
+    /// Their key and its value, where the value has no effect here: it asks for what this program
+    /// does anyway, or has no effect in their program either.
+    pub without_effect: Vec<(String, String)>,
     /// Their key, its value, and why it is not honoured.
     pub ignored: Vec<(String, String, String)>,
     /// Ours, and what was taken since the file does not say it.
@@ -34,6 +38,8 @@ pub struct Imported {
     pub degradation: Vec<(String, String)>,
     /// The entry that shows that the file's recipe makes its LQ during training.
     on_the_fly: Option<String>,
+    /// The keys of `network_g`, until its type is known.
+    network_keys: Vec<(String, Node)>,
     /// The HR patch, until scale and LQ patch are known.
     gt_size: Option<Node>,
     /// Whether gradients are clipped, and the norm they are clipped at, until both are known.
@@ -116,6 +122,10 @@ impl Imported {
     }
 
     fn leaf(&mut self, path: &str, node: &Node) -> Result<()> {
+        if path.starts_with("network_g.") {
+            self.network_keys.push((path.to_string(), node.clone()));
+            return Ok(());
+        }
         if degrades(path) {
             self.degradation.push((path.to_string(), shown(node)));
             return Ok(());
@@ -180,7 +190,6 @@ impl Imported {
                 self.clips = boolean(text) == Some(true);
                 return Ok(false);
             }
-            "network_g.type" if !text.is_empty() => self.network(path, node, text)?,
             "model_type" | "datasets.train.type" if makes_lq(text) => {
                 self.on_the_fly = Some(format!("{path}: {}", brief(text)));
                 return Ok(false);
@@ -245,22 +254,6 @@ impl Imported {
                 "all metrics share one border, val.crop_border; that of the first metric is taken",
             ),
         }
-        Ok(())
-    }
-
-    /// A network that this program does not know stays in the settings, so that training it is
-    /// refused; the list says so.
-    fn network(&mut self, path: &str, node: &Node, name: &str) -> Result<()> {
-        let Err(error) = Network::new(name, 2) else {
-            return self.take(path, "network_g.type", node);
-        };
-        self.values
-            .push((self.at("network_g.type")?, Value::Text(name.to_string())));
-        let reason = format!(
-            "{error:#}; training is refused until network_g.type (--network) names one that can be trained"
-        );
-        self.ignored
-            .insert(0, (path.to_string(), shown(node), reason));
         Ok(())
     }
 
@@ -409,8 +402,9 @@ impl Imported {
         let path = "train.grad_clip_max_norm";
         match self.clip_norm.take() {
             Some(node) if self.clips => self.take(path, "train.grad_clip", &node),
+            // without clipping, the norm has no effect in their program either
             Some(node) => {
-                self.ignore(path, &node, "train.grad_clip is not `true`; one key holds the norm here, train.grad_clip (--grad-clip)");
+                self.without_effect.push((path.to_string(), shown(&node)));
                 Ok(())
             }
             None => Ok(()),
@@ -433,16 +427,13 @@ impl Imported {
                 .map(|(key, value)| format!("{key}: {value}"));
         }
         if self.on_the_fly.is_none() {
-            self.ignored.extend(
-                self.degradation
-                    .drain(..)
-                    .map(|(key, value)| (key, value, MADE_IN_SHARDS.to_string())),
-            );
+            self.without_effect.append(&mut self.degradation);
         }
     }
 
     /// Resolves what depends on several keys, and fills in the defaults of the other trainer.
     fn finish(&mut self, root: &Node) -> Result<()> {
+        self.resolve_network(root)?;
         self.resolve_gt_size(root)?;
         self.resolve_clip_norm()?;
         self.resolve_degradation();
@@ -481,13 +472,14 @@ impl Imported {
             self.values.push((key, value));
             self.assumed.push((KEYS[key].path, default.to_string()));
         }
+        self.take_out_what_has_no_effect(root);
         Ok(())
     }
 
     /// Writes the values of the file into `settings`.
     pub fn apply(&self, settings: &mut Settings) {
         for (key, value) in &self.values {
-            settings.set(*key, value.clone());
+            settings.set_from(*key, value.clone(), Origin::Imported);
         }
     }
 }

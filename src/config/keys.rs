@@ -1,11 +1,14 @@
 //! The table of keys: path, type, default, meaning and flag of every option of a training. Parsing,
 //! flags, `config explain`, the reference page, the JSON schema and the starter file are generated
-//! from it, so they cannot disagree. Depends on the kinds of values and on `limits`.
+//! from it, so they cannot disagree. The settings of the networks come from the networks' own
+//! table. Depends on that table, on the kinds of values and on `limits`.
 
+use super::network;
 use super::value::{Kind, Names};
 use crate::support::limits::{
     MAX_BATCH, MAX_COMPUTE_THREADS, MAX_KEPT, MAX_LOADER_SLOTS, MAX_LOADER_THREADS, MAX_SIDE,
 };
+use std::sync::LazyLock;
 
 const SCALES: Names = &[("1", &[]), ("2", &[]), ("3", &[]), ("4", &[]), ("8", &[])];
 const IO: Names = &[("auto", &[]), ("mmap", &[]), ("pread", &[])];
@@ -37,7 +40,7 @@ const PRECISIONS: Names = &[
 const LEVELS: Names = &[("auto", &[]), ("none", &[]), ("block", &[]), ("full", &[])];
 
 /// One option of a training.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Key {
     /// Its path in an option file: `train.optim_g.lr`.
     pub path: &'static str,
@@ -96,7 +99,7 @@ pub enum Flag {
 
 impl Key {
     /// A key that has no value by default and no flag.
-    const fn new(heading: Heading, path: &'static str, kind: Kind) -> Key {
+    pub(super) const fn new(heading: Heading, path: &'static str, kind: Kind) -> Key {
         Key {
             path,
             kind,
@@ -113,12 +116,12 @@ impl Key {
         self
     }
 
-    const fn unset(mut self, meaning: &'static str) -> Key {
+    pub(super) const fn unset(mut self, meaning: &'static str) -> Key {
         self.unset = Some(meaning);
         self
     }
 
-    const fn flag(mut self, name: &'static str, value_name: &'static str) -> Key {
+    pub(super) const fn flag(mut self, name: &'static str, value_name: &'static str) -> Key {
         self.flag = Flag::Takes(name, value_name);
         self
     }
@@ -128,7 +131,7 @@ impl Key {
         self
     }
 
-    const fn doc(mut self, text: &'static str) -> Key {
+    pub(super) const fn doc(mut self, text: &'static str) -> Key {
         self.doc = text;
         self
     }
@@ -168,7 +171,24 @@ pub const SECTIONS: [(&str, &str); 10] = [
 ];
 
 /// All keys; those of a section stand together.
-pub const KEYS: &[Key] = &[
+pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
+    let mut keys = Vec::new();
+    for key in FIXED {
+        if key.path == TYPE {
+            keys.push(key.doc(network::type_doc()));
+            keys.extend(network::setting_keys(FIXED));
+        } else {
+            keys.push(*key);
+        }
+    }
+    keys
+});
+
+/// The key of the network's name; those of its settings follow it.
+pub const TYPE: &str = "network_g.type";
+
+/// The keys that do not depend on which networks there are.
+const FIXED: &[Key] = &[
     Key::new(Heading::Network, "name", Kind::Text)
         .unset("network and scale, as in paragonsr2_realtime_x2")
         .doc("Name of the run: its folder below `runs`, where `path.out` names none"),
@@ -183,22 +203,9 @@ pub const KEYS: &[Key] = &[
         .default("1024")
         .flag("seed", "SEED")
         .doc("Seed of start values, order, crops and flips"),
-    Key::new(Heading::Network, "network_g.type", Kind::Text)
+    Key::new(Heading::Network, TYPE, Kind::Text)
         .default("paragonsr2_realtime")
-        .flag("network", "NAME")
-        .doc("Network: paragonsr2_realtime (nano)"),
-    Key::new(Heading::Network, "network_g.upsampler_alpha", Kind::Single)
-        .unset("the network's, 0.3 for Nano")
-        .flag("alpha", "ALPHA")
-        .doc("Strength of the base upsampler's sharpening"),
-    Key::new(Heading::Network, "network_g.detail_gain", Kind::Single)
-        .unset("the network's, 0.05 for Nano")
-        .flag("detail-gain", "GAIN")
-        .doc("Start value of the gain on the learned detail"),
-    Key::new(Heading::Network, "network_g.layer_scale", Kind::Single)
-        .default("1e-5")
-        .flag("layer-scale", "VALUE")
-        .doc("Start value of LayerScale; larger ones (0.1) let the blocks contribute sooner"),
+        .flag("network", "NAME"),
     Key::new(Heading::Network, "path.pretrain_network_g", Kind::Path)
         .unset("the network's start values")
         .flag("pretrain", "FILE")

@@ -6,16 +6,19 @@
 pub mod docs;
 pub mod import;
 mod keys;
+mod network;
+mod preset;
 mod scalar;
 mod theirs;
 mod value;
 mod yaml;
 
-pub use keys::{Flag, Heading, KEYS, Key, SECTIONS};
+pub use keys::{Flag, Heading, KEYS, Key, SECTIONS, TYPE};
+pub use network::{alias_settings, known_network, parse_setting, setting_of, value_text};
+pub use preset::Preset;
 pub use value::{Kind, Value, loss_term, parse_size};
 pub use yaml::{Data, Node, parse};
 
-use crate::model::Network;
 use crate::plan::OptimizerKind;
 use crate::support::file_kind::{HEAD_BYTES, look, look_at_options};
 use crate::support::text::brief;
@@ -30,10 +33,31 @@ const ALIKE: f64 = 0.8;
 /// LQ side of Nano's published recipe, used unless a set stores smaller patches.
 const LQ_SIZE: u64 = 128;
 
-/// A value for every key.
-#[derive(Clone, Debug, PartialEq)]
+/// A value for every key. Where the values came from is no part of a comparison.
+#[derive(Clone, Debug)]
 pub struct Settings {
     values: Vec<Value>,
+    /// Of each value, in the order of the keys.
+    origins: Vec<Origin>,
+    /// The option file, as messages name it; empty if none was named.
+    file: String,
+}
+
+/// Where a value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The table of keys, a flag, `--set` or a preset.
+    Program,
+    /// This line of a file in paragon's own format.
+    Line(usize),
+    /// An option file of another trainer.
+    Imported,
+}
+
+impl PartialEq for Settings {
+    fn eq(&self, other: &Settings) -> bool {
+        self.values == other.values
+    }
 }
 
 /// Index of a key in the table.
@@ -162,6 +186,8 @@ impl Default for Settings {
         };
         Settings {
             values: KEYS.iter().map(default).collect(),
+            origins: vec![Origin::Program; KEYS.len()],
+            file: String::new(),
         }
     }
 }
@@ -169,9 +195,36 @@ impl Default for Settings {
 impl Settings {
     /// Sets the value of a key, given by its index in the table.
     pub fn set(&mut self, key: usize, value: Value) {
-        if let Some(place) = self.values.get_mut(key) {
-            *place = value;
+        self.set_from(key, value, Origin::Program);
+    }
+
+    fn set_from(&mut self, key: usize, value: Value, origin: Origin) {
+        if let (Some(place), Some(from)) = (self.values.get_mut(key), self.origins.get_mut(key)) {
+            (*place, *from) = (value, origin);
         }
+    }
+
+    /// Where a value came from, as the beginning of a message: `FILE: line 3: `, or nothing.
+    fn place(&self, key: usize) -> String {
+        let file = if self.file.is_empty() {
+            String::new()
+        } else {
+            format!("{}: ", self.file)
+        };
+        match self.origins.get(key) {
+            Some(Origin::Line(line)) => format!("{file}line {line}: "),
+            Some(Origin::Imported) => file,
+            _ => String::new(),
+        }
+    }
+
+    /// [`Settings::take`] of a file whose name messages give.
+    ///
+    /// # Errors
+    /// Those of [`Settings::take`], after the file's name.
+    pub fn take_file(&mut self, name: &str, content: &[u8]) -> Result<Option<import::Imported>> {
+        self.file = name.to_string();
+        self.take(content).with_context(|| name.to_string())
     }
 
     /// Sets the value of a key, given by a path that is known to exist; another path is ignored.
@@ -231,7 +284,8 @@ impl Settings {
                 }
                 _ => {
                     let key = find(&path).with_context(line)?;
-                    self.set(key, accept(key, node).with_context(line)?);
+                    let value = accept(key, node).with_context(line)?;
+                    self.set_from(key, value, Origin::Line(node.line));
                 }
             }
         }
@@ -333,20 +387,15 @@ impl Settings {
     /// The configuration of a run on patches of LQ side `stored_lq_size` at `scale`.
     ///
     /// # Errors
-    /// An unknown network, or a scale that is not the one asked for.
+    /// Those of [`Settings::network`], or a scale that is not the one asked for.
     pub fn train_config(&self, scale: usize, stored_lq_size: usize) -> Result<TrainConfig> {
+        // first: where the network is unknown, a wrong scale is not the user's problem yet
+        let network = self.network(scale)?;
         if let Some(wanted) = self.whole("scale") {
             ensure!(
                 wanted == scale as u64,
                 "the configuration says scale {wanted} and the shards have {scale}; they must agree"
             );
-        }
-        let mut network = Network::new(self.text("network_g.type").unwrap_or_default(), scale)?;
-        for name in ["upsampler_alpha", "detail_gain", "layer_scale"] {
-            let value = self.number(&format!("network_g.{name}"));
-            if let (Some(value), Ok(_)) = (value, network.spec(name)) {
-                network.set(name, value as f32)?;
-            }
         }
         let total_iter = self.count("train.total_iter")?;
         let wholes = |value: &Value| {

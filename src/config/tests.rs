@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::{Network, SettingKind, known_networks};
 
 fn read(text: &str) -> Result<Settings> {
     let mut settings = Settings::default();
@@ -8,7 +9,7 @@ fn read(text: &str) -> Result<Settings> {
 
 #[test]
 fn every_default_is_a_value_of_its_key() {
-    for key in KEYS {
+    for key in KEYS.iter() {
         let value = key
             .kind
             .accept(&parse(key.default).unwrap())
@@ -127,4 +128,164 @@ fn wrong_files_name_line_key_and_what_was_meant() {
         parse_assignment("train.scheduler.milestones=[3, 4]").unwrap()
     );
     assert!(parse_assignment("train.losses").is_err() && parse_assignment("a=1").is_err());
+}
+
+#[test]
+fn every_setting_of_every_network_is_a_key() {
+    for network in known_networks() {
+        let scale = network.scales[0];
+        for spec in network.settings {
+            let path = format!("network_g.{}", spec.name);
+            let key = &KEYS[find(&path).unwrap()];
+            assert_eq!(setting_of(key.path), Some(spec.name));
+            assert!(key.unset.unwrap().contains(network.name), "{path}");
+            // a setting of one name has one kind in all networks that have it
+            let fits = match spec.kind {
+                SettingKind::Flag(_) => matches!(key.kind, Kind::Bool),
+                SettingKind::Whole { range, .. } => {
+                    matches!(key.kind, Kind::Whole(low, high) if low <= range.0 as u64 && high >= range.1 as u64)
+                }
+                SettingKind::Number(_) => matches!(key.kind, Kind::Single),
+                SettingKind::Choice(names) => {
+                    matches!(key.kind, Kind::Choice(own) if names.iter().all(|n| own.iter().any(|o| o.0 == *n)))
+                }
+            };
+            assert!(fits, "{path}: {:?} and {:?}", spec.kind, key.kind);
+            let other = match spec.kind {
+                SettingKind::Flag(default) => (!default).to_string(),
+                SettingKind::Whole { range, .. } => range.1.to_string(),
+                SettingKind::Number(_) => "0.125".to_string(),
+                SettingKind::Choice(names) => names[names.len() - 1].to_string(),
+            };
+            let text = format!(
+                "network_g: {{type: {}, {}: {other}}}",
+                network.name, spec.name
+            );
+            let settings = read(&text).unwrap();
+            let made = settings.network(scale).unwrap();
+            let expected = spec.parse(&other).unwrap();
+            assert!(
+                made.settings()
+                    .any(|(s, v)| s.name == spec.name && *v == expected),
+                "{text}"
+            );
+            assert_eq!(
+                parse_setting(&format!("{}={other}", spec.name)).unwrap().1,
+                expected
+            );
+        }
+        // what a run keeps beside it names every setting, and gives the same network
+        let mut settings = Settings::default();
+        let mut net = Network::new(network.aliases[network.aliases.len() - 1], scale).unwrap();
+        settings.put_network(&net);
+        assert_eq!(
+            read(&docs::yaml(&settings, false))
+                .unwrap()
+                .network(scale)
+                .unwrap(),
+            net
+        );
+        let first = &network.settings[0];
+        if let SettingKind::Whole { range, .. } = first.kind {
+            net.set(first.name, range.0).unwrap();
+            settings.put(
+                &format!("network_g.{}", first.name),
+                Value::Whole(range.0 as u64),
+            );
+            assert_eq!(settings.network(scale).unwrap(), net);
+        }
+    }
+}
+
+#[test]
+fn settings_of_another_network_are_refused_with_their_place() {
+    let error = |text: &str| {
+        let mut settings = Settings::default();
+        let taken = settings.take_file("my.yml", text.as_bytes());
+        let error = taken.and_then(|_| settings.network(2).map(drop));
+        format!("{:#}", error.unwrap_err())
+    };
+    for (text, words) in [
+        (
+            "network_g:\n  type: compact\n  upsampler_alpha: 0.1\n",
+            &[
+                "my.yml: line 3",
+                "no setting 'upsampler_alpha'",
+                "num_feat, num_conv",
+                "=~",
+            ][..],
+        ),
+        (
+            "network_g:\n  num_feat: 64\n",
+            &["line 2", "paragonsr2_realtime", "upsampler_alpha"],
+        ),
+        (
+            "network_g: {type: span, feature_channels: 0}",
+            &["my.yml: line 1", "from 1 to 256", "'0'"],
+        ),
+        (
+            "network_g: {type: span, norm: 3}",
+            &["line 1", "true or false"],
+        ),
+        ("network_g: {type: spam}", &["unknown network 'spam'"]),
+    ] {
+        let error = error(text);
+        assert!(
+            words.iter().all(|word| error.contains(word)),
+            "{text}: {error}"
+        );
+    }
+    // files of earlier versions name start values that had a default then
+    let earlier = "network_g: {type: paragonsr2_realtime, upsampler_alpha: ~, detail_gain: ~, layer_scale: 1e-5}";
+    let net = read(earlier).unwrap().network(2).unwrap();
+    assert_eq!(net, Network::new("nano", 2).unwrap());
+    for text in [
+        "nonsense=1",
+        "num_feat=0",
+        "num_feat",
+        "norm=~",
+        "type=nano",
+    ] {
+        assert!(parse_setting(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn presets_set_values_that_train() {
+    for network in known_networks() {
+        for preset in Preset::ALL {
+            for total_iter in [1, 300, 2_000, 1_000_000] {
+                let mut settings = Settings::default();
+                settings.put(TYPE, Value::Text(network.name.into()));
+                settings.put("train.total_iter", Value::Whole(total_iter));
+                let chosen = settings.clone();
+                preset.apply(&mut settings, &chosen);
+                for (path, value) in preset.values(&network, total_iter) {
+                    assert_eq!(*settings.value(&path), value, "{path}");
+                }
+                let config = settings.train_config(2, 128).unwrap();
+                config.check().unwrap();
+                if preset == Preset::Quick {
+                    assert!(config.schedule.warmup <= 500 && config.ema_decay <= 0.999);
+                    assert!(matches!(config.schedule.decay, Decay::Cosine { .. }));
+                    assert!(
+                        config.losses.len() == 1 && config.network.number("upsampler_alpha") == 0.0
+                    );
+                }
+            }
+        }
+        assert!(Preset::Quick.explain().contains(network.name));
+    }
+    // settings that decide what is computed are named where a run cannot go on with them
+    let config = |features: u64| {
+        let mut settings = Settings::default();
+        settings.put(TYPE, Value::Text("compact".into()));
+        settings.put("network_g.num_feat", Value::Whole(features));
+        settings.train_config(2, 128).unwrap()
+    };
+    let obstacles = config(64).obstacles(&config(32));
+    assert_eq!(
+        obstacles,
+        [("network.num_feat".to_string(), "64 -> 32".to_string())]
+    );
 }

@@ -12,14 +12,12 @@ pub const MARKS: [&str; 7] = [
     "use_compile",
 ];
 
-/// Their key and paragon's, for keys with the same meaning.
-pub const SAME: [(&str, &str); 25] = [
+/// Their key and paragon's, for keys with the same meaning. Those of `network_g` are the settings
+/// of the network.
+pub const SAME: [(&str, &str); 22] = [
     ("name", "name"),
     ("scale", "scale"),
     ("manual_seed", "manual_seed"),
-    ("network_g.type", "network_g.type"),
-    ("network_g.upsampler_alpha", "network_g.upsampler_alpha"),
-    ("network_g.detail_gain", "network_g.detail_gain"),
     ("datasets.train.lq_size", "data.lq_size"),
     (
         "datasets.train.batch_size_per_gpu",
@@ -48,7 +46,7 @@ pub const SAME: [(&str, &str); 25] = [
 ];
 
 /// Beginnings of their keys and why they are not honoured; the first that fits counts.
-pub const REASONS: [(&str, &str); 58] = [
+pub const REASONS: [(&str, &str); 60] = [
     (
         "datasets.train.dataroot_gt",
         "training reads shards, not folders: make them with `paragon shard FOLDER --out DIR` and give --shards DIR",
@@ -107,7 +105,7 @@ pub const REASONS: [(&str, &str); 58] = [
     ),
     (
         "datasets.val",
-        "validation is told by val.dataset (--val DIR) alone",
+        "validation has one key for its data: val.dataset (--val DIR)",
     ),
     (
         "datasets",
@@ -115,11 +113,11 @@ pub const REASONS: [(&str, &str); 58] = [
     ),
     (
         "use_amp",
-        "precision belongs to the device: f32 on the CPU; on CUDA activations are halves and sums f32",
+        "precision belongs to the device: f32 on the CPU; on CUDA activations are bf16 and sums f32 (machine.precision, --precision)",
     ),
     (
         "amp_bf16",
-        "precision belongs to the device: f32 on the CPU, bf16 the default on CUDA",
+        "precision belongs to the device: f32 on the CPU, bf16 the default on CUDA (machine.precision, --precision)",
     ),
     ("use_channels_last", "activations are always NHWC"),
     (
@@ -149,7 +147,7 @@ pub const REASONS: [(&str, &str); 58] = [
     ),
     (
         "network_g",
-        "the published shape of the network is trained; only its start values can be told (network_g.*)",
+        "it belongs to a network that is not known here (`paragon networks` lists those that are)",
     ),
     (
         "model_type",
@@ -164,7 +162,7 @@ pub const REASONS: [(&str, &str); 58] = [
     ("train.gan_opt", "no discriminators"),
     (
         "train.grad_clip_max_norm",
-        "it holds nothing, and train.grad_clip (--grad-clip) holds the norm",
+        "train.grad_clip (--grad-clip) holds the norm",
     ),
     (
         "train.perceptual_opt",
@@ -228,8 +226,16 @@ pub const REASONS: [(&str, &str); 58] = [
         "PSNR and SSIM, on RGB and Y, are always measured, and only these",
     ),
     (
+        "val.tile_size",
+        "validation always runs in tiles, with the same result as in one piece",
+    ),
+    (
+        "val.tile_overlap",
+        "validation always runs in tiles, with the same result as in one piece",
+    ),
+    (
         "val",
-        "validation is told by val.dataset, val.val_freq and val.crop_border",
+        "validation has the keys val.dataset, val.val_freq and val.crop_border",
     ),
     (
         "logger.save_checkpoint_format",
@@ -248,6 +254,65 @@ pub const REASONS: [(&str, &str); 58] = [
         "nothing is exported; model.safetensors loads in PyTorch with strict=True",
     ),
     ("dist", "one process trains on one device"),
+];
+
+/// Their keys with the values that ask for what paragon does anyway, or that have no effect in
+/// either program; `*` stands for every value, and in a key for every name.
+pub const WITHOUT_EFFECT: [(&str, &[&str]); 24] = [
+    // activations are NHWC, kernels are compiled, there are no libraries to tune
+    ("use_channels_last", &["true"]),
+    ("fast_matmul", &["false"]),
+    ("use_compile", &["false"]),
+    ("compile_mode", &["default"]),
+    ("num_gpu", &["auto", "0", "1"]),
+    ("deterministic", &["*"]),
+    ("auto_resume", &["true"]),
+    ("auto_vram_management", &["false"]),
+    // training on pairs with losses of pixels is the only kind
+    ("model_type", &["SRModel"]),
+    ("datasets.train.name", &["*"]),
+    ("datasets.train.type", &["pairedimagedataset"]),
+    ("datasets.train.persistent_workers", &["true"]),
+    ("datasets.train.dataset_enlarge_ratio", &["1"]),
+    ("datasets.val.name", &["*"]),
+    ("datasets.val.type", &["pairedimagedataset"]),
+    ("train.use_moa", &["false"]),
+    ("train.losses.reduction", &["mean"]),
+    ("val.save_img", &["false"]),
+    ("val.tile_size", &["0"]),
+    ("val.metrics_enabled", &["true"]),
+    // measured on RGB and on Y
+    ("val.metrics.*.test_y_channel", &["*"]),
+    ("logger.save_checkpoint_format", &["safetensors"]),
+    ("logger.use_tb_logger", &["true"]),
+    ("onnx.enabled", &["false"]),
+];
+
+/// Keys without an effect, in their program too, while another key of the file has this value (or,
+/// with `~`, is missing).
+pub const DEPENDENT: [(&str, &str, &str); 9] = [
+    ("val", "val.val_enabled", "false"),
+    ("datasets.val", "val.val_enabled", "false"),
+    ("val.tile_overlap", "val.tile_size", "0"),
+    ("val.tile_overlap", "val.tile_size", "~"),
+    ("compile_mode", "use_compile", "false"),
+    ("compile_mode", "use_compile", "~"),
+    ("amp_bf16", "use_amp", "false"),
+    ("amp_bf16", "use_amp", "~"),
+    ("train.moa", "train.use_moa", "false"),
+];
+
+/// Keys of their networks that must have one value, since another would be another network: the
+/// network of paragon, the key, and the value.
+pub const FIXED: [(&str, &str, &str); 8] = [
+    ("compact", "num_in_ch", "3"),
+    ("compact", "num_out_ch", "3"),
+    ("span", "num_in_ch", "3"),
+    ("span", "num_out_ch", "3"),
+    ("span", "bias", "true"),
+    ("span", "num_blocks", "6"),
+    ("span", "learn_residual", "false"),
+    ("span", "img_range", "255"),
 ];
 
 /// Their keys that say how an LQ is made on the fly; each may end in a digit (`resize_prob2`).

@@ -6,7 +6,7 @@ use super::graph::{Graph, Value};
 use super::networks::{compact::Compact, nano::Nano, span::Span, stream::Stream};
 use super::settings::{Setting, SettingSpec};
 use super::{Error, Network, ParamTable};
-use crate::plan::BufferId;
+use crate::plan::{BufferId, LossKind};
 
 /// All architectures that can be trained, in the order of the help.
 pub(super) const ARCHITECTURES: [&'static dyn Architecture; 4] = [&Nano, &Stream, &Compact, &Span];
@@ -42,6 +42,19 @@ pub(super) struct Row {
     pub scales: &'static [usize],
     /// Its settings.
     pub settings: &'static [SettingSpec],
+    /// What makes short runs of it learn fast; `--preset quick` sets it.
+    pub quick: Recipe,
+}
+
+/// Values for short runs of a network.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recipe {
+    /// Learning rate after warm-up.
+    pub lr: f64,
+    /// The one loss, with weight 1.
+    pub loss: LossKind,
+    /// Settings of the network that are numbers, and their values.
+    pub settings: &'static [(&'static str, f32)],
 }
 
 /// How an image can be cut into tiles so that the result is that of the whole image.

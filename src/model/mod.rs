@@ -12,7 +12,7 @@ mod recompute;
 mod settings;
 mod step;
 
-pub use architecture::Tiling;
+pub use architecture::{Recipe, Tiling};
 pub use error::{Error, Mismatch, Purpose};
 pub(crate) use file::STATE_METADATA_KEY;
 pub use file::{ModelHints, ModelMeta, Pretrained, read_model, read_pretrained, write_model};
@@ -236,6 +236,8 @@ pub struct KnownNetwork {
     pub scales: &'static [usize],
     /// Its settings.
     pub settings: &'static [SettingSpec],
+    /// What makes short runs of it learn fast.
+    pub quick: Recipe,
 }
 
 /// All networks that can be trained.
@@ -247,6 +249,7 @@ pub fn known_networks() -> Vec<KnownNetwork> {
         about: row.about,
         scales: row.scales,
         settings: row.settings,
+        quick: row.quick,
     })
     .collect()
 }

@@ -6,6 +6,7 @@ use crate::fuzz_common::options;
 use crate::{cli_common, shard_common};
 
 use cli_common::{Ran, run, text};
+use paragon::model::{Network, Setting, known_networks, write_model};
 use shard_common::{config, make, pictures};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -83,7 +84,7 @@ train:
   losses:
     - type: l1loss
       loss_weight: 1.0
-      reduction: mean
+      reduction: sum
     - type: mssimloss
       loss_weight: 0.08
     - type: perceptualloss
@@ -120,28 +121,58 @@ fn an_option_file_of_the_other_trainer_runs_and_names_what_it_does_not_honour() 
         &file,
     ])
     .ok();
-    for (key, reason) in [
-        ("use_amp", "precision"),
-        ("num_gpu", "--device"),
-        ("datasets.train.dataroot_gt: [a, b]", "paragon shard"),
-        ("datasets.train.type", "pairs"),
-        ("datasets.val.dataroot_gt", "--val"),
-        ("datasets.val.lq_size", "--val"),
-        ("network_d.type", "no discriminators"),
-        ("train.losses[0].reduction", "weight"),
-        ("train.losses[2]", "the other losses"),
-        ("val.metrics.ssim.crop_border: 6", "first"),
-        ("val.metrics.lpips.type", "PSNR"),
-        ("logger.use_tb_logger", "TensorBoard"),
-        ("frobnicate.level: 3", "unknown"),
+    let listed = |ran: &Ran, keys: &[(&str, &str)]| {
+        for (key, reason) in keys {
+            let at = ran
+                .stderr
+                .find(&format!("not honoured: {key}"))
+                .unwrap_or_else(|| panic!("{key} is missing in {}", ran.stderr));
+            let reasons = ran.stderr[at..].lines().nth(1).unwrap();
+            assert!(reasons.contains(reason), "{key}: {reasons}");
+        }
+    };
+    listed(
+        &ran,
+        &[
+            ("use_amp", "precision"),
+            ("datasets.train.dataroot_gt: [a, b]", "paragon shard"),
+            ("network_d.type", "no discriminators"),
+            ("train.losses[0].reduction", "weight"),
+            ("train.losses[2]", "the other losses"),
+            ("frobnicate.level: 3", "unknown"),
+        ],
+    );
+    // what has no effect here is counted and not listed: the same is done anyway, or there is no
+    // validation
+    for key in [
+        "num_gpu",
+        "datasets.train.type",
+        "datasets.val",
+        "val.",
+        "logger.",
     ] {
-        let at = ran
-            .stderr
-            .find(&format!("not honoured: {key}"))
-            .unwrap_or_else(|| panic!("{key} is missing in {}", ran.stderr));
-        let reasons = ran.stderr[at..].lines().nth(1).unwrap();
-        assert!(reasons.contains(reason), "{key}: {reasons}");
+        let line = format!("not honoured: {key}");
+        assert!(!ran.stderr.contains(&line), "{key}: {}", ran.stderr);
     }
+    assert!(
+        ran.stderr
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains("without effect here, 6 not honoured")),
+        "{}",
+        ran.stderr
+    );
+    let validating = THEIRS.replace("val_enabled: false", "val_enabled: true");
+    let validating = write(dir.path(), "validating.yml", &validating);
+    listed(
+        &run(&["plan", "--config", &validating]).ok(),
+        &[
+            ("datasets.val.dataroot_gt", "--val"),
+            ("datasets.val.lq_size", "--val"),
+            ("val.metrics.ssim.crop_border: 6", "first"),
+            ("val.metrics.lpips.type", "PSNR"),
+        ],
+    );
     assert!(
         ran.stderr.contains("train.optim_g.weight_decay is 0"),
         "{}",
@@ -220,6 +251,18 @@ fn every_value_of_the_published_files_is_honoured_or_named() {
             "{}",
             file.display()
         );
+        // training starts as the file is: its scale, its network
+        let scale = settings.whole("scale").unwrap() as usize;
+        let config = settings.train_config(scale, usize::MAX).unwrap();
+        config.check().unwrap();
+        if HAVE_KERNELS.contains(&config.network.arch.as_str()) {
+            let plan = run(&["plan", "--json", "--config", text(&file)])
+                .ok()
+                .stdout;
+            let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+            assert_eq!(plan["network"], config.network.arch.as_str());
+            assert_eq!(plan["scale"], scale);
+        }
         let out = dir.path().join(file.file_stem().unwrap());
         let base = [
             "train",
@@ -229,6 +272,8 @@ fn every_value_of_the_published_files_is_honoured_or_named() {
             text(&out),
             "--config",
             text(&file),
+            "--network",
+            "nano",
         ];
         let small = [
             "--lq-size",
@@ -240,22 +285,207 @@ fn every_value_of_the_published_files_is_honoured_or_named() {
             "--set",
             "scale=2",
         ];
-        let all = [&base[..], &small].concat();
-        // a recipe for another network trains only where the user names one that is there
-        let known = settings.train_config(2, 128).is_ok()
-            || settings
-                .text("network_g.type")
-                .is_some_and(|n| n.contains("paragonsr2"));
-        if !known {
-            run(&all).refused(1, &["unknown network", "paragonsr2_realtime"]);
-        }
-        let ran = run(&[&all[..], if known { &[] } else { &["--network", "nano"] }].concat()).ok();
+        let ran = run(&[&base[..], &small].concat()).ok();
         assert!(
             !ran.stderr.contains("unknown to this program"),
             "{}",
             ran.stderr
         );
     }
+}
+
+/// Networks whose operations all have a kernel on the CPU. Add a network here when its kernels are
+/// there: its plans are tested then.
+const HAVE_KERNELS: [&str; 1] = ["paragonsr2_realtime"];
+
+/// A setting as JSON has it.
+fn setting(json: &serde_json::Value) -> Setting {
+    serde_json::from_value(json.clone()).unwrap()
+}
+
+#[test]
+fn every_network_is_listed_and_configured() {
+    let shown = run(&["networks"]).ok().stdout;
+    let listed: serde_json::Value =
+        serde_json::from_str(&run(&["networks", "--json"]).ok().stdout).unwrap();
+    let quick = run(&["config", "explain", "quick"]).ok().stdout;
+    for (network, listed) in known_networks().iter().zip(listed.as_array().unwrap()) {
+        assert!(shown.contains(&format!("{}\n", network.name)), "{shown}");
+        assert!(quick.contains(network.name), "{quick}");
+        assert_eq!(listed["name"], network.name);
+        assert_eq!(listed["scales"], serde_json::json!(network.scales));
+        for (alias, listed) in network
+            .aliases
+            .iter()
+            .zip(listed["aliases"].as_array().unwrap())
+        {
+            assert!(shown.contains(alias) && listed["name"] == *alias);
+        }
+        for (spec, listed) in network
+            .settings
+            .iter()
+            .zip(listed["settings"].as_array().unwrap())
+        {
+            assert!(shown.contains(spec.name) && shown.contains(spec.doc));
+            assert_eq!(listed["name"], spec.name);
+            assert_eq!(setting(&listed["default"]), spec.default());
+            let key = format!("network_g.{}", spec.name);
+            let explained = run(&["config", "explain", &key]).ok().stdout;
+            assert!(explained.contains(network.name), "{explained}");
+        }
+        // the name, all settings and the preset are taken by `plan`
+        let mut flags = vec!["plan".to_string(), "--preset".into(), "quick".into()];
+        flags.extend(["--arch".to_string(), network.name.into(), "--json".into()]);
+        for spec in network.settings {
+            flags.extend([
+                "--set".into(),
+                format!("network_g.{}={}", spec.name, spec.default()),
+            ]);
+        }
+        for scale in network.scales {
+            if HAVE_KERNELS.contains(&network.name) {
+                let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+                let scale_text = scale.to_string();
+                let plan = run(&[&flags[..], &["--scale", &scale_text]].concat()).ok();
+                let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
+                assert_eq!(
+                    (&plan["network"], &plan["scale"]),
+                    (&network.name.into(), &(*scale).into())
+                );
+                for spec in network.settings {
+                    assert_eq!(setting(&plan["settings"][spec.name]), spec.default());
+                }
+            }
+        }
+    }
+    assert!(
+        shown.contains("superultracompact (num_conv 8, num_feat 24)"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn settings_that_a_network_does_not_have_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let nano = ["upsampler_alpha", "detail_gain", "layer_scale"];
+    run(&["plan", "--num-feat", "32"]).refused(1, &nano);
+    run(&["plan", "--network", "compact", "--alpha", "0"]).refused(
+        1,
+        &["compact has no setting", "num_feat, num_conv, act_type"],
+    );
+    run(&["plan", "--network", "compact", "--num-feat", "0"])
+        .refused(2, &["--num-feat", "from 1 to"]);
+    run(&["plan", "--network", "span", "--set", "network_g.norm=3"]).refused(2, &["true or false"]);
+    run(&["plan", "--network", "nano", "--scale", "1"]).refused(1, &["scale 1", "2, 3, 4, 8"]);
+    let file = write(
+        dir.path(),
+        "ours.yml",
+        "network_g:\n  type: span\n  num_conv: 3\n",
+    );
+    run(&["plan", "--config", &file]).refused(
+        1,
+        &[
+            "ours.yml: line 3",
+            "network_g.num_conv",
+            "feature_channels, norm",
+        ],
+    );
+    for command in [&["bench", "step"][..], &["bench", "upscale"]] {
+        let with = |more: &[&str]| run(&[command, more].concat());
+        with(&["--network-set", "norm=true"]).refused(1, &nano);
+        with(&["--network-set", "frob=1"]).refused(2, &["--network-set", "feature_channels"]);
+        with(&["--network", "span", "--network-set", "norm"]).refused(2, &["no '='"]);
+    }
+    // a network file: the setting is checked against the network that it holds
+    let (model, image) = (dir.path().join("n.safetensors"), dir.path().join("i.png"));
+    let net = Network::new("nano", 2).unwrap();
+    write_model(&model, &net, &net.params().start_values(1), None).unwrap();
+    fs::write(&image, "").unwrap();
+    for command in [
+        vec!["upscale", text(&image), "out.png"],
+        vec!["eval", text(dir.path())],
+    ] {
+        let with = |more: &[&str]| run(&[&command[..], &["--model", text(&model)], more].concat());
+        with(&["--network-set", "norm=true"]).refused(1, &nano);
+        with(&["--network-set", "norm=maybe"]).refused(2, &["--network-set", "true or false"]);
+        with(&["--arch", "span"]).refused(1, &["span"]);
+    }
+}
+
+#[test]
+fn benchmarks_name_network_scale_and_settings() {
+    let network = [
+        "--network",
+        "nano",
+        "--network-set",
+        "upsampler_alpha=0.125",
+        "--json",
+    ];
+    let step = [
+        "bench",
+        "step",
+        "--lq-size",
+        "8",
+        "--batch-size",
+        "1",
+        "--steps",
+        "1",
+    ];
+    let step = [&step[..], &["--device", "cpu", "--step-only"]].concat();
+    let upscale = ["bench", "upscale", "--size", "16", "--pictures", "1"];
+    for command in [&step[..], &upscale] {
+        let out = run(&[command, &network].concat()).ok().stdout;
+        let out: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(
+            (&out["network"], &out["scale"]),
+            (&"paragonsr2_realtime".into(), &2.into())
+        );
+        assert_eq!(out["settings"]["upsampler_alpha"], 0.125);
+    }
+}
+
+#[test]
+fn a_run_keeps_the_settings_of_its_network() {
+    let (dir, set) = place();
+    let out = dir.path().join("run");
+    let base = [
+        "train",
+        "--shards",
+        text(&set),
+        "--out",
+        text(&out),
+        "--preset",
+        "quick",
+    ];
+    let small = [
+        "--lq-size",
+        "8",
+        "--batch-size",
+        "2",
+        "--iterations",
+        "40",
+        "--layer-scale",
+        "0.2",
+    ];
+    run(&[&base[..], &small].concat()).ok();
+    let kept = kept(&out);
+    for line in [
+        "type: paragonsr2_realtime",
+        "upsampler_alpha: 0.0",
+        "detail_gain: 0.05",
+        "layer_scale: 0.2",
+        "lr: 0.001",
+        "type: CosineAnnealingLR",
+        "warmup_iter: 2",
+        "ema_decay: 0.9",
+        "- {type: l1loss, loss_weight: 1.0}",
+    ] {
+        assert!(kept.contains(line), "{line} is missing in {kept}");
+    }
+    assert!(
+        !kept.contains("num_feat") && !kept.contains("ssimloss"),
+        "{kept}"
+    );
 }
 
 #[test]
@@ -339,11 +569,11 @@ fn import_says_first_what_matters_most() {
         ran.stderr
     );
     // a file of ours is told the same
-    let file = write(dir.path(), "ours.yml", "network_g: {type: span}\n");
+    let file = write(dir.path(), "ours.yml", "network_g: {type: rrdb}\n");
     let ran = run(&["config", "import", &file]).ok();
     assert!(
         ran.stderr
-            .contains("unknown network 'span'; known are paragonsr2_realtime"),
+            .contains("unknown network 'rrdb'; known are paragonsr2_realtime"),
         "{}",
         ran.stderr
     );

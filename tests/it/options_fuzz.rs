@@ -19,7 +19,15 @@ fn variable(name: &str, default: u64) -> u64 {
 }
 
 /// What option files are made of, and what readers of them stumble over.
-const PARTS: [&str; 64] = [
+const PARTS: [&str; 72] = [
+    "compact",
+    "SPAN",
+    "{type: SRVGGNetCompact, upscale: 4, num_feat: 24}",
+    "{type: span, norm: true, rgb_mean: [0.4488, 0.4371, 0.4040]}",
+    "  num_conv: 8",
+    "  feature_channels: 1e9",
+    "  norm: 255",
+    "  act_type: relu",
     "!!float 5e3",
     "!!int 5.5",
     "!!str ~",
@@ -93,7 +101,12 @@ fn seeds() -> Vec<String> {
                   betas: [0.9, 0.99]}\n  scheduler: {type: MultiStepLR, milestones: [1e3, !!float 2e3], gamma: 0.5}\n  total_iter: !!float 5e3\n  warmup_iter: -1\n  losses:\n  \
                   - {type: l1loss, loss_weight: 1.0}\n  - {type: ganloss}\nval: {val_enabled: true, val_freq: 1e3, metrics: {psnr: {type: calculate_psnr, crop_border: 4}}}\n\
                   logger: {print_freq: 100, save_checkpoint_freq: !!float 5e3}\n";
+    let span = theirs.replace(
+        "{type: paragonsr2_nano}",
+        "\n  type: SPAN\n  num_in_ch: 3\n  upscale: 2\n  img_range: 255.\n  norm: true",
+    );
     vec![
+        span,
         docs::starter(),
         docs::yaml(&paragon::config::Settings::default(), false),
         theirs.to_string(),

@@ -214,7 +214,7 @@ fn what_makes_no_sense_is_refused() {
     run(&["plan", "--precision", "bf16"]).refused(1, &["--device cuda"]);
     run(&["plan", "--vram", "1G"]).refused(1, &["--host-memory"]);
     run(&["plan", "--max"]).refused(1, &["--vram"]);
-    run(&["plan", "--scale", "5"]).refused(2, &["--scale", "2, 3, 4, 8"]);
+    run(&["plan", "--scale", "5"]).refused(2, &["--scale", "1, 2, 3, 4, 8"]);
     run(&["plan", "--lq-size", "4"]).refused(1, &["--lq-size"]);
     run(&["plan", "--preset", "huge"]).refused(2, &["--preset"]);
     run(&["plan", "--recompute", "some"]).refused(2, &["--recompute"]);

@@ -1,5 +1,5 @@
-//! The report of an import: how many values were honoured, which were not and why, and the other
-//! trainer's defaults that were taken. Depends on `import` and `text`. Its length is bounded,
+//! The report of an import: how many values were honoured and how many have no effect here, which
+//! were not honoured and why, and the other trainer's defaults that were taken. Depends on `import` and `text`. Its length is bounded,
 //! however long the file is.
 
 use super::super::theirs::MADE_IN_SHARDS;
@@ -51,8 +51,9 @@ impl Imported {
     pub fn report(&self, file: &str) -> String {
         let left = self.ignored.len() + self.degradation.len();
         let mut out = format!(
-            "{file} is a traiNNer-redux option file: {} values honoured, {left} not",
-            self.honoured.len()
+            "{file} is a traiNNer-redux option file: {} values honoured, {} without effect here, {left} not honoured",
+            self.honoured.len(),
+            self.without_effect.len()
         );
         if let Some(sign) = &self.on_the_fly {
             let names: Vec<&str> = self

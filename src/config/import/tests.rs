@@ -2,13 +2,13 @@ use super::super::parse;
 use super::*;
 
 /// A file with what every one must have, and these lines.
-fn read(more: &str) -> Result<Imported> {
+pub(super) fn read(more: &str) -> Result<Imported> {
     import(&parse(more)?)
 }
 
-const LEAST: &str = "num_gpu: 1\ntrain: {total_iter: 10, losses: [{type: l1loss}]}\n";
+pub(super) const LEAST: &str = "num_gpu: 1\ntrain: {total_iter: 10, losses: [{type: l1loss}]}\n";
 
-fn value(imported: &Imported, path: &str) -> Option<Value> {
+pub(super) fn value(imported: &Imported, path: &str) -> Option<Value> {
     imported
         .values
         .iter()
@@ -16,7 +16,7 @@ fn value(imported: &Imported, path: &str) -> Option<Value> {
         .map(|(_, value)| value.clone())
 }
 
-fn reason<'a>(imported: &'a Imported, path: &str) -> &'a str {
+pub(super) fn reason<'a>(imported: &'a Imported, path: &str) -> &'a str {
     imported
         .ignored
         .iter()
@@ -50,6 +50,7 @@ fn lost(imported: &Imported, root: &Node) -> Vec<String> {
         .honoured
         .iter()
         .map(|(k, _)| k)
+        .chain(imported.without_effect.iter().map(|(k, _)| k))
         .chain(imported.ignored.iter().map(|(k, ..)| k));
     let named: Vec<&String> = named
         .chain(imported.degradation.iter().map(|(k, _)| k))
@@ -241,9 +242,9 @@ fn gt_size_is_honoured_or_named() {
 #[test]
 fn a_network_that_is_not_known_is_not_honoured() {
     for (name, words) in [
-        ("compact", "known are"),
+        ("esrgan", "known are"),
         ("paragonsr2_pro", "not available"),
-        ("SPAN", "unknown network 'SPAN'"),
+        ("RRDBNet", "unknown network 'RRDBNet'"),
     ] {
         let imported = read(&format!(
             "{LEAST}frob: 1\nnetwork_g: {{type: {name}, num_feat: 64}}"
@@ -299,11 +300,12 @@ fn the_norm_of_clipping_counts_where_clipping_is_on() {
             Some(Value::Number(norm)),
             "{more}"
         );
-        let named = reason(&imported, "train.grad_clip_max_norm");
-        assert!(
-            named.is_empty() == honoured || named.contains("holds nothing"),
-            "{more}: {named}"
-        );
+        let key = "train.grad_clip_max_norm";
+        let is_on = |list: &[(String, String)]| list.iter().any(|(named, _)| named == key);
+        assert_eq!(reason(&imported, key), "", "{more}");
+        // without clipping, and without a value, the norm has no effect
+        let has_effect = honoured && !more.contains('~');
+        assert_eq!(is_on(&imported.without_effect), !has_effect, "{more}");
     }
 }
 
@@ -359,9 +361,120 @@ fn the_report_is_bounded() {
     .unwrap()
     .report("x.yml");
     assert!(
-        report.len() < 200_000 && report.contains("and 1004 more values"),
+        report.len() < 200_000 && report.contains("and 1003 more values"),
         "{}",
         report.len()
     );
     assert!(report.lines().all(|line| line.len() < 1000) && report.contains("(500000 characters)"));
+}
+
+/// The keys of the list of ignored values.
+pub(super) fn ignored(imported: &Imported) -> Vec<&str> {
+    let mut keys: Vec<&str> = imported
+        .ignored
+        .iter()
+        .map(|(key, ..)| key.as_str())
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// An option file as traiNNer-redux publishes them for its networks.
+fn published(network: &str, val_enabled: bool) -> String {
+    format!(
+        "\
+scale: 4
+use_amp: true
+amp_bf16: false
+use_channels_last: true
+fast_matmul: false
+use_compile: false
+compile_mode: default
+num_gpu: auto
+datasets:
+  train: {{name: T, type: pairedimagedataset, dataroot_gt: [a, b], dataroot_lq: [c], lq_size: 64, use_hflip: true, batch_size_per_gpu: 16, accum_iter: 1}}
+  val: {{name: V, type: PairedImageDataset, dataroot_gt: [a], dataroot_lq: [b]}}
+network_g: {network}
+path: {{param_key_g: ~, strict_load_g: true, resume_state: ~}}
+train:
+  ema_decay: 0.999
+  grad_clip: false
+  grad_clip_max_norm: 100
+  optim_g: {{type: AdamW, lr: !!float 5e-4, weight_decay: 0, betas: [0.9, 0.99]}}
+  scheduler: {{type: MultiStepLR, milestones: [200000, 400000], gamma: 0.5}}
+  total_iter: 1000000
+  warmup_iter: -1
+  losses: [{{type: charbonnierloss, loss_weight: 1.0}}]
+val:
+  val_enabled: {val_enabled}
+  val_freq: 1000
+  save_img: true
+  tile_size: 0
+  tile_overlap: 8
+  metrics_enabled: true
+  metrics:
+    psnr: {{type: calculate_psnr, crop_border: 4, test_y_channel: false}}
+    ssim: {{type: calculate_ssim, crop_border: 4, test_y_channel: true}}
+logger: {{print_freq: 100, save_checkpoint_freq: 1000, save_checkpoint_format: safetensors, use_tb_logger: true}}
+"
+    )
+}
+
+#[test]
+fn only_what_differs_here_is_listed() {
+    let always = [
+        "amp_bf16",
+        "datasets.train.dataroot_gt",
+        "datasets.train.dataroot_lq",
+    ];
+    let validating = ["datasets.val.dataroot_gt", "datasets.val.dataroot_lq"];
+    for network in ["{type: compact}", "{type: span, norm: false}"] {
+        let text = published(network, false);
+        let imported = read(&text).unwrap();
+        assert_eq!(ignored(&imported), [&always[..], &["use_amp"]].concat());
+        let counts = imported.report("x.yml");
+        let counts = counts.lines().next().unwrap();
+        assert!(
+            counts.contains("without effect here, 4 not honoured"),
+            "{counts}"
+        );
+        assert_eq!(
+            lost(&imported, &parse(&text).unwrap()),
+            Vec::<String>::new()
+        );
+        let with = read(&published(network, true)).unwrap();
+        let expected = [&always[..], &validating, &["use_amp", "val.save_img"]].concat();
+        assert_eq!(ignored(&with), expected);
+    }
+    for (more, listed) in [
+        (
+            "use_compile: true\ncompile_mode: max-autotune",
+            &["compile_mode", "use_compile"][..],
+        ),
+        ("compile_mode: max-autotune", &[]),
+        ("use_channels_last: false", &["use_channels_last"]),
+        (
+            "datasets: {train: {type: singleimagedataset}}",
+            &["datasets.train.type"],
+        ),
+        ("use_amp: no\namp_bf16: true", &["use_amp"]),
+        (
+            "val: {tile_size: 192, tile_overlap: 8}",
+            &["val.tile_overlap", "val.tile_size"],
+        ),
+        (
+            "val: {tile_overlap: 8, metrics_enabled: false}",
+            &["val.metrics_enabled"],
+        ),
+        (
+            "logger: {save_checkpoint_format: pth, wandb: {project: ~}}",
+            &["logger.save_checkpoint_format"],
+        ),
+        ("frobnicate: ~\nunknown: 0", &["unknown"]),
+    ] {
+        let imported = read(&format!("{LEAST}{more}\n")).unwrap();
+        assert_eq!(ignored(&imported), listed, "{more}");
+    }
+    let many = read(&format!("{}\n", LEAST.replace("num_gpu: 1", "num_gpu: 4"))).unwrap();
+    assert_eq!(ignored(&many), ["num_gpu"]);
 }

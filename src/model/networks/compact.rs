@@ -2,11 +2,11 @@
 //! mathematics. Only the values before each activation are stored; the convolution that reads them
 //! applies it.
 
-use crate::model::architecture::{Alias, Architecture, Found, Row, Shapes, Tiling, plain};
+use crate::model::architecture::{Alias, Architecture, Found, Recipe, Row, Shapes, Tiling, plain};
 use crate::model::graph::{Graph, Value};
 use crate::model::settings::{InFile, Setting, SettingKind, SettingSpec};
 use crate::model::{Error, Init, Network, ParamTable};
-use crate::plan::{Activation, BufferId};
+use crate::plan::{Activation, BufferId, LossKind};
 
 /// See the module's documentation.
 pub(in crate::model) struct Compact;
@@ -57,6 +57,11 @@ static ROW: Row = Row {
             doc: "Activation after each convolution but the last",
         },
     ],
+    quick: Recipe {
+        lr: 5e-4,
+        loss: LossKind::Charbonnier,
+        settings: &[],
+    },
 };
 
 /// Slope of LeakyReLU where x is negative.

@@ -25,6 +25,7 @@ static ROW: Row = Row {
         paragon::gain(0.05),
         paragon::LAYER_SCALE,
     ],
+    quick: paragon::QUICK,
 };
 
 fn block_name(i: usize) -> String {

@@ -2,11 +2,11 @@
 //! docs/networks.md has its mathematics. Its Conv3XC convolutions keep their eight tensors in files
 //! and in the optimizer; a step computes each with the one 3x3 convolution that they compose to.
 
-use crate::model::architecture::{Alias, Architecture, Found, Row, Shapes, Tiling, plain};
+use crate::model::architecture::{Alias, Architecture, Found, Recipe, Row, Shapes, Tiling, plain};
 use crate::model::graph::{Graph, Value};
 use crate::model::settings::{InFile, Setting, SettingKind, SettingSpec};
 use crate::model::{Error, Init, Network, ParamTable};
-use crate::plan::{Activation, BufferId, GateKind};
+use crate::plan::{Activation, BufferId, GateKind, LossKind};
 
 /// See the module's documentation.
 pub(in crate::model) struct Span;
@@ -52,6 +52,11 @@ static ROW: Row = Row {
             doc: "Subtract the mean colour from the input, and multiply by 255, first",
         },
     ],
+    quick: Recipe {
+        lr: 5e-4,
+        loss: LossKind::Charbonnier,
+        settings: &[],
+    },
 };
 
 /// The Conv3XC convolutions with their input channels, in the order of the file.

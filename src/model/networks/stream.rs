@@ -21,7 +21,7 @@ const BLOCK_HALO: usize = 4;
 
 static ROW: Row = Row {
     name: "paragonsr2_stream",
-    aliases: &[plain("tiny"), plain("stream")],
+    aliases: &[plain("stream"), plain("tiny")],
     about: "ParagonSR2 Stream: larger than Nano, for video",
     scales: paragon::SCALES,
     settings: &[
@@ -29,6 +29,7 @@ static ROW: Row = Row {
         paragon::gain(0.1),
         paragon::LAYER_SCALE,
     ],
+    quick: paragon::QUICK,
 };
 
 fn block_names() -> impl Iterator<Item = String> {

@@ -66,6 +66,7 @@ pub fn lost(imported: &Imported, content: &[u8]) -> Vec<String> {
         .honoured
         .iter()
         .map(|(key, _)| key)
+        .chain(imported.without_effect.iter().map(|(key, _)| key))
         .chain(imported.ignored.iter().map(|(key, ..)| key));
     let named: Vec<&String> = named
         .chain(imported.degradation.iter().map(|(key, _)| key))

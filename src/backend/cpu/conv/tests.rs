@@ -121,6 +121,7 @@ impl Case {
                 other => other,
             }),
             tile_invariant: self.tile_invariant,
+            tile_alignment: 1,
             weight: range(0, weights),
             bias: range(weights, cout),
             parameters,
