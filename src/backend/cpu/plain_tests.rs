@@ -528,7 +528,7 @@ fn concatenations_copy_every_channel() {
                 .into()
             },
         };
-        case.check(1e-9);
+        case.check(1e-7);
     }
 }
 

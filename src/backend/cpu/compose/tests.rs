@@ -237,7 +237,7 @@ fn tensors_of_other_sizes_are_refused() {
 #[test]
 #[ignore = "a measurement"]
 fn times() {
-    for options in every_isa(2) {
+    for options in every_isa(1).chain(every_isa(2)) {
         let (a, b) = (48, 48);
         let mut ops = Operations::new(&options);
         let count = params(a, b).1;
@@ -255,7 +255,7 @@ fn times() {
         });
         let mut loaded = ops.load();
         let mut best = [f64::INFINITY; 2];
-        for _ in 0..200 {
+        for _ in 0..500 {
             let mut at = 0;
             loaded.backend.profile(&scalars(true), &mut |_, seconds| {
                 best[at] = best[at].min(seconds);
@@ -263,8 +263,9 @@ fn times() {
             });
         }
         println!(
-            "{}: {:.1} us, {:.1} us",
+            "{}, {} threads: {:.1} us, {:.1} us",
             options.isa(),
+            options.threads(),
             best[0] * 1e6,
             best[1] * 1e6
         );
