@@ -252,7 +252,10 @@ pub struct NetworkFlags {
 }
 
 impl NetworkFlags {
-    /// The network.
+    /// The network of the flags.
+    ///
+    /// # Errors
+    /// An unknown network, a scale or a setting that it cannot have.
     pub fn network(&self) -> Result<Network> {
         let mut network = Network::new(&self.network, self.scale)?;
         for (name, setting) in self.set.settings() {

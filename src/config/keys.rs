@@ -61,7 +61,7 @@ pub struct Key {
 /// The headings that group flags in the help of `train` and `plan`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heading {
-    /// The network and its start values.
+    /// The network and its settings.
     Network,
     /// What decides the trained weights, besides network and data.
     Recipe,
@@ -155,7 +155,7 @@ impl Key {
 
 /// The sections of an option file in their order, and what they are for.
 pub const SECTIONS: [(&str, &str); 10] = [
-    ("network_g", "The network and its start values."),
+    ("network_g", "The network and its settings."),
     ("path", "Where things are and go."),
     ("data", "The shards, and what a batch is."),
     ("train", "What is learnt, and how fast."),
