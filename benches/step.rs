@@ -1,8 +1,9 @@
 //! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's
-//! measured FMA peak, bytes of all inputs read once and outputs written once; and the whole step
-//! beside one that keeps to direct convolutions and one with full recomputation, step by step in
-//! turn. `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [--loss l1
-//! --loss ssim:0.05] [all]`
+//! measured FMA peak, and the bytes of all inputs and outputs counted once. The whole step is
+//! compared with a step that has direct convolutions only, one with full recomputation and one on a
+//! single thread; these run in turn. `cargo bench --bench step -- [--batch 16] [--lq 128]
+//! [--threads 0] [--steps 10] [--loss l1 --loss ssim:0.05] [all]`; `all` measures every instruction
+//! set.
 
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
@@ -19,7 +20,7 @@ fn flag(name: &str, default: usize) -> usize {
         .unwrap_or(default)
 }
 
-/// Every `--loss KIND[:WEIGHT]`; L1 without one.
+/// The losses of every `--loss KIND[:WEIGHT]`; L1 without one.
 fn losses() -> Vec<(LossKind, f32)> {
     let args: Vec<String> = std::env::args().collect();
     let given = args
@@ -48,7 +49,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// An operation's name and floor.
 type Row = (&'static str, OpFloor);
 
-/// A backend with start values and a staged batch, and the rows of its operations.
+/// A backend with start values that has done one step of a staged batch, and the rows of its
+/// operations.
 fn prepare(
     options: CpuOptions,
     batch: usize,
@@ -117,7 +119,7 @@ fn main() {
         let (mut totals, mut peaks, mut against, mut scaling, mut slices) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..steps {
-            // everything that is compared is timed in turn, since these machines drift
+            // All variants are timed in turn, because the speed of a shared machine drifts.
             peaks.push(fma_peak(options));
             let timed = |backend: &mut CpuBackend, seconds: &mut Vec<f64>| {
                 let start = Instant::now();

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Compares paragon with PyTorch on this machine's processor: a training step (Nano x2, L1, AdamW, clipping) and a picture upscaled, every mode
-in turn, round after round, since machines drift. Depends on torch; prints a table of medians, and JSON with --json FILE.
+"""Compares paragon with PyTorch on this machine's processor: a training step (Nano x2, L1, AdamW, clipping) and upscaling an image. The
+modes run in interleaved rounds, because the speed of machines drifts. Depends on torch; prints a table of medians, and JSON with --json FILE.
 
     cpu_peers.py target/release/paragon [--rounds 3] [--batch 16] [--lq 128] [--size 512] [--json FILE]
 
-PyTorch's modes: eager and compiled, f32 and bf16, channels last, each as it comes and with glibc told to keep big blocks
-(MALLOC_MMAP_THRESHOLD_), which spares it mapping them afresh every step.
+PyTorch's modes: eager and compiled, f32 and bf16, channels last, each with the defaults of glibc and with a setting that keeps large blocks
+(MALLOC_MMAP_THRESHOLD_), so that they are not mapped again in every step.
 """
 
 import argparse
@@ -24,7 +24,7 @@ KEEP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
 
 
 def torch(script, arguments, keep):
-    """Seconds and MB of one process."""
+    """Returns seconds and MB of one process."""
     command = [sys.executable, str(HERE / script), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(KEEP if keep else {})})
     found = re.search(r"median s/\w+ ([\d.]+).* RSS MB (\d+)", run.stdout)
@@ -41,7 +41,7 @@ def paragon(binary, arguments):
 
 
 def table(title, rows, ours):
-    """rows: name -> list of (seconds, MB)."""
+    """Prints a table; `rows` is {name: [(seconds, MB)]}."""
     print(f"\n| {title} | s | MB | against paragon |\n|---|---|---|---|")
     best = statistics.median(s for s, _ in rows[ours])
     for name, values in rows.items():
@@ -67,16 +67,16 @@ def main():
                 step = torch("torch_step.py", ["realtime", str(a.batch), str(a.lq), "cl", *mode], keep)
                 steps.setdefault(name, []).append(step)
                 pictures.setdefault(name, []).append(torch("torch_upscale.py", [str(a.size), "cl", *mode], keep))
-        # ours in every round, beside theirs
+        # Paragon runs in every round, beside PyTorch.
         step = paragon(a.paragon, ["step", "--device", "cpu", "--lq-size", str(a.lq), "--batch-size", str(a.batch)])
         steps["paragon f32"].append((step["step_seconds"], step["allocated_bytes"] >> 20))
         peaks.append(2 * step["multiply_adds"] / step["step_seconds"] / step["fma_peak"])
         picture = paragon(a.paragon, ["upscale", "--size", str(a.size)])
         pictures["paragon f32"].append((picture["seconds"], (picture["anonymous_bytes"] or 0) >> 20))
     table(f"a step, LQ {a.lq}, batch {a.batch}", steps, "paragon f32")
-    table(f"a picture, {a.size} x {a.size}", pictures, "paragon f32")
+    table(f"an image, {a.size} x {a.size}", pictures, "paragon f32")
     print(f"\nparagon's step: {100 * statistics.median(peaks):.0f} % of the FMA peak in useful operations")
-    print("MB: PyTorch's processes at most, resident; paragon's arena (step) and anonymous memory (picture)")
+    print("MB: PyTorch's processes at most, resident; paragon's arena (step) and anonymous memory (image)")
     if a.json:
         Path(a.json).write_text(json.dumps({"steps": steps, "pictures": pictures, "share_of_peak": peaks}, indent=1))
 

@@ -217,7 +217,8 @@ fn on_terminal(command: &mut std::process::Command, term: &str) -> String {
         .stderr(theirs)
         .spawn()
         .unwrap();
-    command.stderr(Stdio::null()); // our copy of the terminal is closed, so that reading ends with the child
+    // This closes our copy of the terminal, so that reading ends with the child.
+    command.stderr(Stdio::null());
     let mut shown = Vec::new();
     let mut chunk = [0; 4096];
     // Reading from a terminal whose other side is closed gives an error, not an end of file.

@@ -138,7 +138,7 @@ fn both_sides_in_one_folder_are_told_by_their_names() {
     assert_eq!(
         pairs(&["plain_HR.png", "other.png"], 2).len(),
         2,
-        "a suffix in only one of the two folders means nothing"
+        "a suffix for one side only means nothing"
     );
 }
 

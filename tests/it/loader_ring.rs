@@ -432,7 +432,7 @@ fn the_bound_counts_every_part() {
         },
     )
     .unwrap();
-    assert_eq!(cropped.scratch_bytes, whole.scratch_bytes); // a crop is decoded without the rest of the patch
+    assert_eq!(cropped.scratch_bytes, whole.scratch_bytes); // the crop is cut out while decoding
 }
 
 /// A device that finishes when `finish` is called.
@@ -563,7 +563,8 @@ fn slots_come_from_where_they_are_asked_from() {
     let asked = std::cell::Cell::new(0);
     let allocate = |bytes| {
         asked.set(asked.get() + 1);
-        HostBlock::locked(bytes).or_else(|_| HostBlock::heap(bytes)) // small containers may not allow locked memory
+        // Small containers may not allow locked memory.
+        HostBlock::locked(bytes).or_else(|_| HostBlock::heap(bytes))
     };
     let mut loader = Loader::start_in(Sources::from(set.clone()), config(), &allocate).unwrap();
     assert_eq!(asked.get(), config().slots);

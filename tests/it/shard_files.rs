@@ -95,7 +95,8 @@ fn same_bytes_for_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     pictures(&data, 30);
-    fs::write(data.join("p003x.png"), "no image").unwrap(); // a rejected image in the middle changes nothing
+    // A rejected image in the middle changes nothing.
+    fs::write(data.join("p003x.png"), "no image").unwrap();
     let sets: Vec<_> = [1, 2, 5]
         .iter()
         .map(|&threads| {
@@ -477,7 +478,8 @@ fn golden_pixels() -> Vec<(&'static str, image::RgbImage, image::RgbImage)> {
     };
     let raw = (noise(9), noise(18));
     vec![
-        ("a_half", mean(&smooth), smooth.clone()), // bicubic halving of a slope gives its mean, or one level off
+        // Bicubic halving of a slope gives its mean, or one level off.
+        ("a_half", mean(&smooth), smooth.clone()),
         ("b_mean", mean(&rough), rough.clone()),
         ("c_own", own, rough),
         ("d_raw", raw.0, raw.1),

@@ -115,7 +115,7 @@ fn flat_patches_are_left_out_by_the_stated_rule() {
         .save(data.join("level.png"))
         .unwrap();
     let all = make(&config(&data, &dir.path().join("all"))).unwrap();
-    assert_eq!((all.flat, all.duplicates), (0, 3)); // the image of one colour gives the same pair four times
+    assert_eq!((all.flat, all.duplicates), (0, 3)); // `level` gives one pair four times
     let least = 12.0;
     let out = dir.path().join("some");
     let some = make(&BuildConfig {
@@ -277,7 +277,8 @@ fn merged_parts_are_the_undivided_set_byte_for_byte() {
     picture(20, 90, 1).save(data.join("p010x.png")).unwrap(); // too small
     let cut = fs::read(data.join("p005.png")).unwrap();
     fs::write(data.join("p017x.png"), &cut[..cut.len() - 40]).unwrap(); // found only by decoding
-    fs::copy(data.join("p002.png"), data.join("p022_copy.png")).unwrap(); // a duplicate in another part
+    // A duplicate in another part.
+    fs::copy(data.join("p002.png"), data.join("p022_copy.png")).unwrap();
     let whole = dir.path().join("whole");
     let wanted = |out: &Path| BuildConfig {
         val: Some(HeldOut::Count(4)),

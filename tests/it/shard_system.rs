@@ -524,7 +524,8 @@ fn without_locks_shard_and_train_go_on_with_a_warning() {
         )
         .ok();
         assert!(ran.stderr.contains("has no locks"), "{}", ran.stderr);
-        assert_eq!(files(&out).len(), whole.len() + 1); // the lock file, which must not be removed without a lock
+        // The additional file is the lock file, which must not be removed without a lock.
+        assert_eq!(files(&out).len(), whole.len() + 1);
     }
     let run_folder = dir.path().join("run");
     let flags = ["--iterations", "1", "--batch-size", "2", "--threads", "1"];
@@ -909,7 +910,8 @@ fn a_merge_given_again_is_already_complete() {
     let dir = tempfile::tempdir().unwrap();
     let (data, whole) = (dir.path().join("data"), dir.path().join("whole"));
     pictures(&data, 12);
-    fs::copy(data.join("p001.png"), data.join("p011_copy.png")).unwrap(); // a duplicate across parts
+    // A duplicate across parts.
+    fs::copy(data.join("p001.png"), data.join("p011_copy.png")).unwrap();
     let parts: Vec<PathBuf> = (1..=3)
         .map(|i| dir.path().join(format!("part{i}")))
         .collect();
