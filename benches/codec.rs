@@ -287,16 +287,10 @@ fn main() {
     report(&options, &pairs);
 }
 
-fn report(options: &Options, pairs: &[Pair]) {
-    let g = GEOMETRY;
-    let whole = g.lq_bytes() + g.hr_bytes();
-    let mut formats = formats();
-    let packed: Vec<Vec<Packed>> = formats
-        .iter_mut()
-        .map(|f| pairs.iter().map(|p| f.encode(p)).collect())
-        .collect();
-    let (mut lq, mut hr) = (vec![0; g.lq_bytes()], vec![0; g.hr_bytes()]);
-    for (format, packed) in formats.iter_mut().zip(&packed) {
+/// Checks that every format restores the pixels of every pair.
+fn check_round_trips(formats: &mut [Box<dyn Format>], packed: &[Vec<Packed>], pairs: &[Pair]) {
+    let (mut lq, mut hr) = (vec![0; GEOMETRY.lq_bytes()], vec![0; GEOMETRY.hr_bytes()]);
+    for (format, packed) in formats.iter_mut().zip(packed) {
         for (packed, pair) in packed.iter().zip(pairs) {
             format.decode(packed, &mut lq, &mut hr);
             assert!(
@@ -306,6 +300,19 @@ fn report(options: &Options, pairs: &[Pair]) {
             );
         }
     }
+}
+
+/// Measures all formats in interleaved rounds and prints the medians.
+fn report(options: &Options, pairs: &[Pair]) {
+    let g = GEOMETRY;
+    let whole = g.lq_bytes() + g.hr_bytes();
+    let mut formats = formats();
+    let packed: Vec<Vec<Packed>> = formats
+        .iter_mut()
+        .map(|f| pairs.iter().map(|p| f.encode(p)).collect())
+        .collect();
+    check_round_trips(&mut formats, &packed, pairs);
+    let (mut lq, mut hr) = (vec![0; g.lq_bytes()], vec![0; g.hr_bytes()]);
     let crop = Crop {
         x: 37,
         y: 21,
