@@ -1,10 +1,10 @@
-//! The codec on one core beside the formats it replaces: bytes, encoding and decoding in the same
-//! run, round by round in turn, medians. `cargo bench --bench codec -- [DIR..] [--lq own|other]
-//! [--rounds 7] [--most 400] [--json]`
+//! Compares the codec on one core with the formats that it replaces: size, encoding and decoding in
+//! the same run, in interleaved rounds, medians. `cargo bench --bench codec -- [DIR..]
+//! [--lq own|other] [--rounds 7] [--most 400] [--json]`
 //!
-//! Pairs of LQ 128 / HR 256 are cut from every image of the folders (HR images; without one,
-//! drawn dead leaves). Their LQ is made by another library than paragon's own (`--lq other`, the
-//! harder case) or as `paragon shard` makes it.
+//! Pairs of LQ 128 / HR 256 are cut from every image of the folders. The images are HR; without a
+//! folder, synthetic ones are used. The LQ is made by another library (`--lq other`, which is
+//! harder to predict) or as `paragon shard` makes it (`--lq own`).
 
 use image::codecs::png::{CompressionType, FilterType, PngDecoder, PngEncoder};
 use image::{ExtendedColorType, ImageDecoder, ImageEncoder, RgbImage, imageops};
@@ -21,7 +21,7 @@ const GEOMETRY: Geometry = Geometry {
     scale: 2,
     lq_size: 128,
 };
-/// Pairs that a round encodes: libwebp packs some 10 MB/s.
+/// Pairs that a round encodes; few, because libwebp encodes only some 10 MB/s.
 const ENCODED: usize = 12;
 
 /// An LQ and an HR patch, u8 RGB.
@@ -47,7 +47,7 @@ fn options() -> Result<Options, String> {
     let number = |text: Option<String>, what: &str| {
         text.and_then(|t| t.parse().ok())
             .filter(|n| *n > 0)
-            .ok_or(format!("{what} wants a positive number"))
+            .ok_or(format!("{what} needs a positive number"))
     };
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -58,23 +58,23 @@ fn options() -> Result<Options, String> {
             "--lq" => match args.next().as_deref() {
                 Some("own") => out.own_lq = true,
                 Some("other") => out.own_lq = false,
-                _ => return Err("--lq wants own or other".into()),
+                _ => return Err("--lq must be own or other".into()),
             },
-            _ if arg.starts_with('-') => return Err(format!("{arg} is not known")),
+            _ if arg.starts_with('-') => return Err(format!("{arg} is not an option")),
             _ => out.folders.push(arg.into()),
         }
     }
     Ok(out)
 }
 
-/// Every whole patch of the grid in the middle of an image.
-fn cut(picture: &RgbImage, own_lq: bool, pairs: &mut Vec<Pair>) {
+/// Adds every whole patch of a grid that is centred in the image.
+fn cut(image: &RgbImage, own_lq: bool, pairs: &mut Vec<Pair>) {
     let size = GEOMETRY.lq_size * GEOMETRY.scale;
-    let (columns, rows) = (picture.width() / size, picture.height() / size);
+    let (columns, rows) = (image.width() / size, image.height() / size);
     for i in 0..columns * rows {
-        let x = (picture.width() - columns * size) / 2 + i % columns * size;
-        let y = (picture.height() - rows * size) / 2 + i / columns * size;
-        let hr: RgbImage = imageops::crop_imm(picture, x, y, size, size).to_image();
+        let x = (image.width() - columns * size) / 2 + i % columns * size;
+        let y = (image.height() - rows * size) / 2 + i / columns * size;
+        let hr: RgbImage = imageops::crop_imm(image, x, y, size, size).to_image();
         let lq = if own_lq {
             degrade::downscale(&hr, GEOMETRY.scale, Filter::Bicubic).expect("the sizes fit")
         } else {
@@ -99,9 +99,7 @@ fn pairs_of(folder: &Path, options: &Options, pairs: &mut Vec<Pair>) -> Result<(
     files.sort();
     for file in files {
         match image::open(&file) {
-            Ok(picture) if pairs.len() < options.most => {
-                cut(&picture.to_rgb8(), options.own_lq, pairs)
-            }
+            Ok(image) if pairs.len() < options.most => cut(&image.to_rgb8(), options.own_lq, pairs),
             Ok(_) => break,
             Err(e) => eprintln!("left out {}: {e}", file.display()),
         }
@@ -109,14 +107,14 @@ fn pairs_of(folder: &Path, options: &Options, pairs: &mut Vec<Pair>) -> Result<(
     Ok(())
 }
 
-/// One format: a pair to bytes, bytes to a pair.
+/// A format that encodes a pair as bytes and decodes it.
 trait Format {
     fn name(&self) -> &'static str;
     fn encode(&mut self, pair: &Pair) -> Packed;
     fn decode(&mut self, packed: &Packed, lq: &mut [u8], hr: &mut [u8]);
 }
 
-/// One payload, or that of the LQ and that of the HR.
+/// The payload of the pair in `first`, or those of LQ and HR in `first` and `second`.
 #[derive(Default)]
 struct Packed {
     codec: Option<Codec>,
@@ -124,13 +122,13 @@ struct Packed {
     second: Vec<u8>,
 }
 
-struct Ours {
+struct PairCodec {
     codec: Codec,
     encoder: Encoder,
     decoder: Decoder,
 }
 
-impl Format for Ours {
+impl Format for PairCodec {
     fn name(&self) -> &'static str {
         self.codec.name()
     }
@@ -151,18 +149,18 @@ impl Format for Ours {
     fn decode(&mut self, packed: &Packed, lq: &mut [u8], hr: &mut [u8]) {
         self.decoder
             .decode(packed.codec.expect("set by encode"), &packed.first, lq, hr)
-            .expect("what was encoded");
+            .expect("the bytes were just encoded");
     }
 }
 
-/// A format of whole images.
-struct Pictures {
+/// A format of image files, which encodes LQ and HR separately.
+struct ImageFormat {
     name: &'static str,
     pack: fn(&[u8], u32) -> Vec<u8>,
     unpack: fn(&[u8], &mut [u8]),
 }
 
-impl Format for Pictures {
+impl Format for ImageFormat {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -195,11 +193,11 @@ fn png(pixels: &[u8], size: u32) -> Vec<u8> {
 fn from_png(bytes: &[u8], out: &mut [u8]) {
     PngDecoder::new(Cursor::new(bytes))
         .and_then(|d| d.read_image(out))
-        .expect("what was encoded");
+        .expect("the bytes were just encoded");
 }
 
-/// libwebp, lossless, method 4 with its usual effort (quality 75), transparency and hidden colours
-/// aside.
+/// libwebp: lossless, method 4 with its usual effort (quality 75). Transparency and the colours of
+/// transparent pixels play no part.
 fn webp(pixels: &[u8], size: u32) -> Vec<u8> {
     let mut config = webp::WebPConfig::new().expect("libwebp has the version it was built for");
     (config.lossless, config.method, config.quality) = (1, 4, 75.0);
@@ -210,10 +208,10 @@ fn webp(pixels: &[u8], size: u32) -> Vec<u8> {
 }
 
 fn from_webp(bytes: &[u8], out: &mut [u8]) {
-    let picture = webp::Decoder::new(bytes)
+    let image = webp::Decoder::new(bytes)
         .decode()
-        .expect("what was encoded");
-    out.copy_from_slice(&picture);
+        .expect("the bytes were just encoded");
+    out.copy_from_slice(&image);
 }
 
 fn formats() -> Vec<Box<dyn Format>> {
@@ -222,7 +220,7 @@ fn formats() -> Vec<Box<dyn Format>> {
             Encoder::new(GEOMETRY).expect("zstd"),
             Decoder::new(GEOMETRY).expect("zstd"),
         );
-        Box::new(Ours {
+        Box::new(PairCodec {
             codec,
             encoder,
             decoder,
@@ -231,23 +229,23 @@ fn formats() -> Vec<Box<dyn Format>> {
     vec![
         ours(Codec::Raw),
         ours(Codec::Predict),
-        Box::new(Pictures {
+        Box::new(ImageFormat {
             name: "png-6",
             pack: png,
             unpack: from_png,
         }),
-        Box::new(Pictures {
+        Box::new(ImageFormat {
             name: "webp",
             pack: webp,
             unpack: from_webp,
         }),
-        Box::new(Pictures {
+        Box::new(ImageFormat {
             name: "qoi",
             pack: |pixels, size| {
                 qoi::encode_to_vec(pixels, size, size).expect("QOI takes any image")
             },
             unpack: |bytes, out| {
-                qoi::decode_to_buf(out, bytes).expect("what was encoded");
+                qoi::decode_to_buf(out, bytes).expect("the bytes were just encoded");
             },
         }),
     ]
@@ -289,6 +287,22 @@ fn main() {
     report(&options, &pairs);
 }
 
+/// Checks that every format restores the pixels of every pair.
+fn check_round_trips(formats: &mut [Box<dyn Format>], packed: &[Vec<Packed>], pairs: &[Pair]) {
+    let (mut lq, mut hr) = (vec![0; GEOMETRY.lq_bytes()], vec![0; GEOMETRY.hr_bytes()]);
+    for (format, packed) in formats.iter_mut().zip(packed) {
+        for (packed, pair) in packed.iter().zip(pairs) {
+            format.decode(packed, &mut lq, &mut hr);
+            assert!(
+                lq == pair.0 && hr == pair.1,
+                "{} did not restore the pixels",
+                format.name()
+            );
+        }
+    }
+}
+
+/// Measures all formats in interleaved rounds and prints the medians.
 fn report(options: &Options, pairs: &[Pair]) {
     let g = GEOMETRY;
     let whole = g.lq_bytes() + g.hr_bytes();
@@ -297,17 +311,8 @@ fn report(options: &Options, pairs: &[Pair]) {
         .iter_mut()
         .map(|f| pairs.iter().map(|p| f.encode(p)).collect())
         .collect();
+    check_round_trips(&mut formats, &packed, pairs);
     let (mut lq, mut hr) = (vec![0; g.lq_bytes()], vec![0; g.hr_bytes()]);
-    for (format, packed) in formats.iter_mut().zip(&packed) {
-        for (packed, pair) in packed.iter().zip(pairs) {
-            format.decode(packed, &mut lq, &mut hr);
-            assert!(
-                lq == pair.0 && hr == pair.1,
-                "{} did not give the pixels back",
-                format.name()
-            );
-        }
-    }
     let crop = Crop {
         x: 37,
         y: 21,
@@ -341,7 +346,7 @@ fn report(options: &Options, pairs: &[Pair]) {
                 let (lq, hr) = (&mut lq[..64 * 64 * 3], &mut hr[..128 * 128 * 3]);
                 decoder
                     .decode_crop(codec, black_box(&p.first), crop, lq, hr)
-                    .expect("what was encoded");
+                    .expect("the bytes were just encoded");
             }
         });
         crops.push(pairs.len() as f64 / time);
@@ -368,10 +373,10 @@ fn report(options: &Options, pairs: &[Pair]) {
 
 struct Row {
     name: &'static str,
-    /// Bytes a pair.
+    /// Bytes per pair.
     bytes: f64,
     of_raw: f64,
-    /// MB of pixels a second.
+    /// MB of pixels per second.
     encode: f64,
     decode: f64,
 }
@@ -420,5 +425,5 @@ fn print(options: &Options, pairs: usize, rows: &[Row], crops: f64) {
             r.decode / png.decode
         );
     }
-    println!("predict, the LQ 64 / HR 128 inside: {crops:.0} pairs/s");
+    println!("predict, crops of LQ 64 / HR 128: {crops:.0} pairs/s");
 }

@@ -1,8 +1,9 @@
 //! A training step on the CPU, operation by operation: seconds, useful work, share of the machine's
-//! measured FMA peak, bytes of all inputs read once and outputs written once; and the whole step
-//! beside one that keeps to direct convolutions and one with full recomputation, step by step in
-//! turn. `cargo bench --bench step -- [--batch 16] [--lq 128] [--threads 0] [--steps 10] [--loss l1
-//! --loss ssim:0.05] [all]`
+//! measured FMA peak, and the bytes of all inputs and outputs counted once. The whole step is
+//! compared with a step that has direct convolutions only, one with full recomputation and one on a
+//! single thread; these run in turn. `cargo bench --bench step -- [--batch 16] [--lq 128]
+//! [--threads 0] [--steps 10] [--loss l1 --loss ssim:0.05] [all]`; `all` measures every instruction
+//! set.
 
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa, fma_peak};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
@@ -19,7 +20,7 @@ fn flag(name: &str, default: usize) -> usize {
         .unwrap_or(default)
 }
 
-/// Every `--loss KIND[:WEIGHT]`; L1 without one.
+/// The losses of every `--loss KIND[:WEIGHT]`; L1 without one.
 fn losses() -> Vec<(LossKind, f32)> {
     let args: Vec<String> = std::env::args().collect();
     let given = args
@@ -48,7 +49,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// An operation's name and floor.
 type Row = (&'static str, OpFloor);
 
-/// A backend with start values and a staged batch, and the rows of its operations.
+/// A backend with start values that has done one step of a staged batch, and the rows of its
+/// operations.
 fn prepare(
     options: CpuOptions,
     batch: usize,
@@ -107,65 +109,75 @@ fn main() {
     let threads = CpuOptions::new(flag("--threads", 0)).threads();
     let all = std::env::args().any(|a| a == "all");
     for isa in Isa::available().into_iter().take(if all { 9 } else { 1 }) {
-        let options = CpuOptions::new(threads).with_isa(isa);
-        let (mut backend, labels) = prepare(options, batch, lq, false, Recompute::Block);
-        let (mut direct, _) = prepare(options, batch, lq, true, Recompute::Block);
-        let (mut full, _) = prepare(options, batch, lq, false, Recompute::Full);
-        let one = CpuOptions::new(1).with_isa(isa);
-        let (mut single, _) = prepare(one, batch, lq, false, Recompute::Block);
-        let mut times: Vec<Vec<f64>> = vec![Vec::new(); labels.len()];
-        let (mut totals, mut peaks, mut against, mut scaling, mut slices) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..steps {
-            // everything that is compared is timed in turn, since these machines drift
-            peaks.push(fma_peak(options));
-            let timed = |backend: &mut CpuBackend, seconds: &mut Vec<f64>| {
-                let start = Instant::now();
-                backend.profile(&SCALARS, &mut |_, s| seconds.push(s));
-                start.elapsed().as_secs_f64()
-            };
-            let mut seconds = Vec::new();
-            let total = timed(&mut backend, &mut seconds);
-            times.iter_mut().zip(seconds).for_each(|(t, s)| t.push(s));
-            against.push(timed(&mut direct, &mut Vec::new()) / total);
-            slices.push(timed(&mut full, &mut Vec::new()) / total);
-            scaling.push(timed(&mut single, &mut Vec::new()) / total);
-            totals.push(total);
-        }
-        let (total, peak) = (median(totals), median(peaks));
-        let (mut work, mut bytes) = (0, 0);
-        let arena = bytes_text(backend.allocated());
-        println!(
-            "{isa}, {threads} threads, batch {batch}, LQ {lq}: arena {arena}, FMA peak {:.0} GFLOP/s",
-            peak / 1e9
-        );
-        let row = |label: &str, seconds: f64, multiply_adds: u64, bytes: u64| {
-            let (flops, ms) = (2.0 * multiply_adds as f64, 1e3 * seconds);
-            let (share, rate) = (
-                100.0 * flops / seconds / peak,
-                1e-9 * bytes as f64 / seconds,
-            );
-            println!(
-                "  {label:36} {ms:8.2} ms {:8.2} GFLOP {share:6.1}% of peak {:8.1} MiB {rate:6.1} GB/s",
-                1e-9 * flops,
-                bytes as f64 / 1048576.0
-            );
-        };
-        for ((label, floor), times) in labels.iter().zip(times) {
-            row(label, median(times), floor.multiply_adds, floor.bytes);
-            work += floor.multiply_adds;
-            bytes += floor.bytes;
-        }
-        row("step", total, work, bytes);
-        println!(
-            "  {:.2}x the step with direct convolutions, {:.2}x one thread",
-            median(against),
-            median(scaling)
-        );
-        println!(
-            "  full recomputation: {:.3}x the time, arena {}\n",
-            median(slices),
-            bytes_text(full.allocated())
-        );
+        measure(isa, threads, batch, lq, steps);
     }
+}
+
+/// Measures the step with an instruction set and prints a row for every operation.
+fn measure(isa: Isa, threads: usize, batch: usize, lq: usize, steps: usize) {
+    let options = CpuOptions::new(threads).with_isa(isa);
+    let (mut backend, labels) = prepare(options, batch, lq, false, Recompute::Block);
+    let (mut direct, _) = prepare(options, batch, lq, true, Recompute::Block);
+    let (mut full, _) = prepare(options, batch, lq, false, Recompute::Full);
+    let one = CpuOptions::new(1).with_isa(isa);
+    let (mut single, _) = prepare(one, batch, lq, false, Recompute::Block);
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); labels.len()];
+    let (mut totals, mut peaks, mut against, mut scaling, mut slices) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..steps {
+        // All variants are timed in turn, because the speed of a shared machine drifts.
+        peaks.push(fma_peak(options));
+        let timed = |backend: &mut CpuBackend, seconds: &mut Vec<f64>| {
+            let start = Instant::now();
+            backend.profile(&SCALARS, &mut |_, s| seconds.push(s));
+            start.elapsed().as_secs_f64()
+        };
+        let mut seconds = Vec::new();
+        let total = timed(&mut backend, &mut seconds);
+        times.iter_mut().zip(seconds).for_each(|(t, s)| t.push(s));
+        against.push(timed(&mut direct, &mut Vec::new()) / total);
+        slices.push(timed(&mut full, &mut Vec::new()) / total);
+        scaling.push(timed(&mut single, &mut Vec::new()) / total);
+        totals.push(total);
+    }
+    let (total, peak) = (median(totals), median(peaks));
+    let (mut work, mut bytes) = (0, 0);
+    let arena = bytes_text(backend.allocated());
+    println!(
+        "{isa}, {threads} threads, batch {batch}, LQ {lq}: arena {arena}, FMA peak {:.0} GFLOP/s",
+        peak / 1e9
+    );
+    let row = |label: &str, seconds, multiply_adds, bytes| {
+        print_row(label, seconds, multiply_adds, bytes, peak);
+    };
+    for ((label, floor), times) in labels.iter().zip(times) {
+        row(label, median(times), floor.multiply_adds, floor.bytes);
+        work += floor.multiply_adds;
+        bytes += floor.bytes;
+    }
+    row("step", total, work, bytes);
+    println!(
+        "  {:.2}x the step with direct convolutions, {:.2}x one thread",
+        median(against),
+        median(scaling)
+    );
+    println!(
+        "  full recomputation: {:.3}x the time, arena {}\n",
+        median(slices),
+        bytes_text(full.allocated())
+    );
+}
+
+/// Prints seconds, work, share of `peak` (FLOP/s), bytes and bandwidth.
+fn print_row(label: &str, seconds: f64, multiply_adds: u64, bytes: u64, peak: f64) {
+    let (flops, ms) = (2.0 * multiply_adds as f64, 1e3 * seconds);
+    let (share, rate) = (
+        100.0 * flops / seconds / peak,
+        1e-9 * bytes as f64 / seconds,
+    );
+    println!(
+        "  {label:36} {ms:8.2} ms {:8.2} GFLOP {share:6.1}% of peak {:8.1} MiB {rate:6.1} GB/s",
+        1e-9 * flops,
+        bytes as f64 / 1048576.0
+    );
 }

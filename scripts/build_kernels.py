@@ -24,15 +24,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 PTX = KERNELS / "ptx"
 PRECISIONS = {"f32": 0, "bf16": 1, "fp16": 2}
-# the embedded modules: PTX of a generation runs on it and on all later ones. bf16 needs sm_80; fp16 has wider instructions there
+# The embedded modules. PTX of a generation runs on it and on all later ones. bf16 needs sm_80, where fp16 has wider instructions.
 MODULES = [("f32", 75), ("fp16", 75), ("fp16", 80), ("bf16", 80)]
 CARDS = [75, 80, 86, 89, 90]
-# with more registers a thread than this, only one block of 256 threads fits a multiprocessor
+# With more registers per thread than this, only one block of 256 threads fits on a multiprocessor.
 MANY_REGISTERS = 128
 
 
 class Nvrtc:
-    """The few calls of libnvrtc that are needed, by ctypes."""
+    """The functions of libnvrtc that are needed, called by ctypes."""
 
     def __init__(self):
         found = None
@@ -58,7 +58,7 @@ class Nvrtc:
         return self.text(program, "PTX"), self.text(program, "ProgramLog")
 
     def machine_code(self, precision, arch):
-        """The bytes of a card's own code."""
+        """The machine code of a generation of cards, as bytes."""
         return self.text(self.compiled(precision, arch), "CUBIN", raw=True)
 
     def compiled(self, precision, arch):
@@ -102,7 +102,7 @@ def resources(log):
 
 
 def interface(check):
-    """Writes kernels/interface.cuh from the Rust sources, or returns what is wrong with it."""
+    """Writes kernels/interface.cuh from the Rust sources, or, with `check`, returns a list of errors."""
     environment = dict(os.environ)
     if not check:
         environment["PARAGON_WRITE_INTERFACE"] = "1"
@@ -116,12 +116,12 @@ def interface(check):
 
 
 def committed(name):
-    """The text of a committed file, decompressed; None where there is none."""
+    """The text of a committed file, decompressed; None if it does not exist."""
     path = PTX / name
     if not path.exists():
         return None
     data = path.read_bytes()
-    # the text is compared, not the compressed bytes, which depend on the version of zstd
+    # Texts are compared, since the compressed bytes depend on the version of zstd.
     return (zstandard.ZstdDecompressor().decompress(data) if path.suffix == ".zst" else data).decode()
 
 
@@ -139,7 +139,7 @@ def main():
     files = {}
     for precision, generation in MODULES:
         ptx, _ = nvrtc.compile(precision, f"compute_{generation}")
-        # comments name the compiler's build, which changes without the code
+        # Comments contain the build of the compiler, which can change without the code.
         code = re.sub(r"^//.*\n", "", ptx, flags=re.M).strip()
         files[f"{precision}_{generation}.ptx.zst"] = f"// activations: {precision}\n{code}\n"
     table, many = {}, []

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Loads a checkpoint of ours into the PyTorch network with strict=True and, when given pictures, compares what PyTorch
-makes of them with what `paragon upscale` wrote. Depends on torch, safetensors, numpy and Pillow; exit code 1 on a mismatch.
+"""Loads a network of paragon into the PyTorch network with strict=True. If images are given, upscales one with PyTorch and
+compares it with the result of `paragon upscale`. Depends on torch, safetensors, numpy and Pillow; exit code 1 on a mismatch.
 
     check_checkpoint.py MODEL.safetensors [--input in.png --upscaled out.png]
 """
@@ -18,7 +18,7 @@ from paragonsr2_torch import VARIANTS
 
 
 def load(path):
-    """(network, description) of a checkpoint; the description is the JSON string under the metadata key `paragon`."""
+    """(network, description) of a network file; the description is the JSON value of the metadata key `paragon`."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         text = (file.metadata() or {}).get("paragon")
@@ -42,8 +42,8 @@ def picture(path):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("--input", help="the picture that was upscaled")
-    p.add_argument("--upscaled", help="what `paragon upscale` wrote for it (PNG)")
+    p.add_argument("--input", help="the image that was upscaled")
+    p.add_argument("--upscaled", help="the result of `paragon upscale` (PNG)")
     a = p.parse_args()
     if bool(a.input) != bool(a.upscaled):
         p.error("--input and --upscaled go together")

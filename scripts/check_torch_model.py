@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Checks paragonsr2_torch.py against golden numbers: outputs, losses and every gradient of all variants, in float64 and
-in float32. Depends on torch and safetensors; promises exit code 1 when anything is further off than rounding.
+in float32. Depends on torch and safetensors; the exit code is 1 if a difference is larger than rounding explains.
 
     check_torch_model.py [GOLDEN_DIR]      (default: $PARAGON_SHARED/golden, else ../shared/golden beside the repository)
 """
@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from paragonsr2_torch import VARIANTS
 
-# (output, gradients): what the golden files' own float32 storage leaves, and what float32 arithmetic leaves
+# Largest relative errors of (output, gradients). In float64 the float32 storage of the golden files limits them, in float32 the arithmetic.
 LIMITS = {torch.float64: (1e-6, 1e-6), torch.float32: (2e-6, 2e-5)}
 PUBLISHED = {("paragonsr2_realtime", 2): 16780, ("paragonsr2_realtime", 4): 44620, ("paragonsr2_stream", 2): 110092,
              ("paragonsr2_stream", 4): 221068, ("paragonsr2_photo", 2): 745292, ("paragonsr2_photo", 4): 1188428,
@@ -40,7 +40,7 @@ def check(path, dtype):
     output = error(y.detach(), tensors["output"])
     worst, where = error(x.grad, tensors["grad_input"]), "grad_input"
     for name, p in net.named_parameters():
-        if p.requires_grad and not name.endswith("token_ca.k_proj.bias"):  # that one is zero in exact arithmetic
+        if p.requires_grad and not name.endswith("token_ca.k_proj.bias"):  # this gradient is zero in exact arithmetic
             e = error(p.grad, tensors["grad." + name])
             if e > worst:
                 worst, where = e, name

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Cuts reference trainings down to what the repository can hold (tests/data/README.md): their first iterations, with the start values
-and the expected loss, gradient norm and learning rate of each. Parameters after the last iteration are left out, since the cut ends
-before it. Python's own library is enough.
+"""Cuts golden trainings to a size that the repository can hold (tests/data/README.md): their first iterations, with the start values and
+the expected loss, gradient norm and learning rate of each. The final parameters are left out, because they belong to the last iteration.
+Needs only Python's standard library.
 
     scripts/cut_reference.py ../shared/golden tests/data/golden
 """
@@ -11,7 +11,7 @@ import struct
 import sys
 from pathlib import Path
 
-# file, iterations that are kept
+# file, number of iterations that are kept
 CUTS = [("train_realtime_x2", 2), ("train_realtime_x2_accum", 1), ("train_realtime_x2_mssim", 1)]
 
 
@@ -26,7 +26,7 @@ def read(path):
 
 def write(path, metadata, tensors):
     header, body = {"__metadata__": metadata}, b""
-    # the widest types first, so that every tensor lies at a multiple of its size
+    # The widest types come first, so that the offset of every tensor is a multiple of its element's size.
     for name, (dtype, shape, data) in sorted(tensors.items(), key=lambda t: (-int(t[1][0][1:]), t[0])):
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
         body += data

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""A model of what the kernels of a training step cost: it runs their machine code, warp by warp, through the schedulers of one
+"""Estimates the time of the kernels of a training step: it simulates their machine code, warp by warp, on the schedulers of one
 multiprocessor, with the waits that the code itself states. Needs no GPU:
 `pip install -r scripts/kernels-requirements.txt nvidia-cuda-nvdisasm`.
 
     scripts/kernel_costs.py [--card 90] [--precision bf16] [--kernel NAME] [--assembler PTXAS] [--load-clocks 650]
 
-The step is Nano x2, LQ 128, batch 16 on an H200. A launch's blocks share tiles of 16 x 16 LQ pixels; the model follows one
-multiprocessor with an average share of them from its first instruction to its last. Machine code since Volta states for every
-instruction how long its warp pauses after it and which of six counters it waits for, so the waits of a warp are known. How long
-memory, tensor cores and special functions take is not; LATENCY and Op.clocks have published measurements. Loops run as often as STEP
-says; branches for edges, other losses and the slow paths of divisions are not taken. The model leaves out the start of a launch, bank
-conflicts of shared memory, caches, and bandwidth (which is printed as a bound). In the one measurement that exists, kernels took 0.95
-to 1.45 times as long (docs/BENCHMARKS.md). With --kernel it prints what the kernel's warps wait for.
+The step is Nano x2, LQ 128, batch 16 on an H200. The thread blocks of a launch divide the tiles of 16 x 16 LQ pixels among themselves; the
+model simulates one multiprocessor with an average share of the tiles, from its first instruction to its last. Machine code since Volta
+states for every instruction how long its warp pauses after it and which of six counters it waits for, so the waits of a warp are known.
+The latencies of memory, tensor cores and special functions are not in the code; LATENCY and Op.clocks have published measurements. Loops
+run as often as STEP says; branches for edges, other losses and the slow paths of divisions are not taken. The model leaves out the start
+of a launch, bank conflicts of shared memory, caches, and bandwidth (which is printed as a bound). In the only measurement so far, kernels
+took 0.95 to 1.45 times as long as the model says (docs/BENCHMARKS.md). With --kernel it prints what the kernel's warps wait for.
 """
 import argparse
 import collections
@@ -26,14 +26,14 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import build_kernels  # noqa: E402
 
-# an H200: multiprocessors, GHz under load, bytes a second of a copy
+# An H200: multiprocessors, GHz under load, bytes per second of a copy.
 SMS, GHZ, BANDWIDTH = 132, 1.75, 4.3e12
 TILES = 16 * 128 * 128 // 256
 LQ = 16 * 128 * 128
 NO_EDGES = [0] * 8
-# (kernel, its use, warps of a block, blocks of a multiprocessor, blocks of the launch or None for as many as fit, bytes that must move,
-# launches of a step, iterations of the loops inside the loop over tiles for warp w). A pixel of features has 32 bytes, of RGB 12 (f32)
-# or 3 (u8).
+# (kernel, its use, warps per block, blocks per multiprocessor, blocks of the launch or None for as many as fit, bytes that must move,
+# launches per step, iterations of the loops inside the loop over tiles for warp w). A pixel has 32 bytes of features, and 12 (f32) or 3
+# (u8) bytes of RGB.
 STEP = [
     ("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
     ("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2]),
@@ -41,26 +41,26 @@ STEP = [
     ("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w: [2, 1] + NO_EDGES),
     ("reconstruct_back_x2", "", 10, 2, 256, 112 * LQ, 1, lambda w: NO_EDGES),
     ("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
-    # the left columns of a block's first tile; then the first tile's passes of five or four iterations and of one, counted as two of
-    # three, and the one pass of every other tile
+    # The left columns of a block's first tile; then that tile's passes of five or four iterations and of one iteration, counted as two
+    # passes of three, and the single pass of every other tile.
     ("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2]),
     ("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
 ]
-# Clocks from issue to result, where the code waits by counter
+# Clocks from issue to result of the instructions whose result the code waits for by a counter.
 LATENCY = {"LDG": 650, "LDS": 30, "LDSM": 33, "SHFL": 25, "MOVM": 33, "LDC": 40, "ULDC": 40, "S2R": 40, "S2UR": 40, "MUFU": 30, "I2F": 30, "F2I": 30, "FRND": 30}
-# Instructions by the unit that executes them; MEMORY instructions share the multiprocessor's one path to memory
+# Instructions by the unit that executes them; MEMORY instructions share the only path of the multiprocessor to memory.
 ALU = set("IADD3 LOP3 SHF SEL FSEL ISETP FSETP PLOP3 FMNMX VIMNMX PRMT F2FP LEA I2FP IABS FCHK VIADD".split())
 CONTROL = set("BRA BSSY BSYNC EXIT WARPSYNC BAR CALL RET BREAK NOP DEPBAR YIELD".split())
 MEMORY = set("LDS STS LDSM SHFL MOVM LDG STG".split())
 
 
 class Op:
-    """An instruction: its address, name, unit and clocks there, the counters that it waits for and those that it counts."""
+    """An instruction: its address, name, unit, clocks on that unit, the counters that it waits for, and those that it changes."""
 
     def __init__(self, place, name, rest, control):
         self.place, self.full, self.name, self.rest = place, name, name.split(".")[0], rest
         self.pause = max(control >> 41 & 15, 1)
-        # counters that show when the result is ready, and when the operands have been read
+        # The counters that show when the result is ready, and when the operands have been read.
         self.result, self.operands = control >> 46 & 7, control >> 49 & 7
         self.waits = control >> 52 & 63
         n = self.name
@@ -68,7 +68,7 @@ class Op:
         if n in ALU:
             self.unit = "alu"
         elif n in ("FFMA", "FMUL", "FADD", "HFMA2", "HADD2"):
-            self.unit = "fma"  # either of two
+            self.unit = "fma"  # either of the two units
         elif n == "IMAD":
             self.unit = "heavy"
         elif n in ("MOV", "CS2R"):
@@ -101,7 +101,7 @@ def assembled(precision, card, assembler):
 
 
 def machine_code(precision, card, assembler=None):
-    """{kernel: ([Op], {label: place})}."""
+    """Returns {kernel: ([Op], {label: place})}."""
     code = assembled(precision, card, assembler)
     spec = importlib.util.find_spec("nvidia.cu13") or importlib.util.find_spec("nvidia")
     tools = [t for folder in spec.submodule_search_locations for t in pathlib.Path(folder).rglob("bin/nvdisasm")]
@@ -137,7 +137,7 @@ def target(op, labels):
 
 
 def loops(ops, labels):
-    """[(first, last place)] of loops, outer before inner."""
+    """Returns [(first place, last place)] of the loops, outer before inner."""
     ends = {}
     for op in ops:
         to = target(op, labels)
@@ -147,7 +147,7 @@ def loops(ops, labels):
 
 
 def path(ops, labels, found, tiles, trips):
-    """The instructions that a warp runs. `trips`: iterations of each loop, 1 by default, or a pair (in the first tile, in the others).
+    """Returns the instructions that a warp runs. `trips`: iterations of each loop, 1 by default, or a pair (in the first tile, in the others).
     `tiles`: the loop over tiles."""
     index = {op.place: i for i, op in enumerate(ops)}
     taken = []
@@ -156,10 +156,10 @@ def path(ops, labels, found, tiles, trips):
         inside = [l for l in found if ops[at].place < l[0] and l[1] < to]
         if inside:
             return all(count(l) == 0 for l in inside)
-        # roots and slow divisions
+        # Roots and slow divisions.
         return index[to] - at < 90 and any(o.name == "CALL" or o.full.startswith("MUFU.RSQ") for o in ops[at : index[to]])
 
-    tile = 0  # whether the first one of the block has been
+    tile = 0  # 0 in the first tile of the block, 1 in the others
 
     def count(loop):
         times = trips.get(loop[0], 1)
@@ -192,7 +192,7 @@ class Warp:
 
 
 def simulate(blocks):
-    """Runs all warps of [[path]] to their end: clocks, instructions issued, clocks that the path to memory was busy, what warps waited for."""
+    """Runs all warps of [[path]] to their end. Returns clocks, instructions issued, busy clocks of the path to memory, and the waits of warps."""
     warps = [[Warp(b, p) for b, paths in enumerate(blocks) for p in paths[q::4]] for q in range(4)]
     arrived, size = [0] * len(blocks), [len(paths) for paths in blocks]
     units = [collections.defaultdict(float) for _ in range(4)]
@@ -200,7 +200,7 @@ def simulate(blocks):
     last, waits = [None] * 4, collections.Counter()
 
     def blocked(warp, unit, op):
-        """The clock at which the instruction can be issued, and why not now."""
+        """Returns the clock at which the instruction can be issued, and the reason if that is later than now."""
         if warp.ready > clock:
             return warp.ready, "pause"
         until = max((warp.counters[c] for c in range(6) if op.waits >> c & 1), default=0)
@@ -288,7 +288,7 @@ def main():
         places = grid or SMS * fit
         blocks = []
         for block in range(min(fit, -(-places // SMS))):
-            # the multiprocessor in the middle: its last block may have a tile more
+            # The multiprocessor in the middle; its last block may have one tile more.
             tiles = TILES // places + (block * SMS + SMS // 2 < TILES % places)
             blocks.append([path(ops, labels, found, outer, {outer[0]: tiles, **{l[0]: t for l, t in zip(inner, trips(w))}}) for w in range(size)])
         clocks, issued, busy, waits = simulate(blocks)

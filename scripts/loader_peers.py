@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""The loader beside what users run today, on one machine, in one run, one after the other.
+"""Compares the loader with other common loaders, on one machine, in one run, in turn.
 
   loader_peers.py PHOTOS WORK --paragon target/release/paragon [--rounds 3] [--seconds 6]
 
-PHOTOS is a folder of photographs. They are laid edge to edge at their own resolution, and cut into tiles of HR 512 x 512 and
+PHOTOS is a folder of photographs. They are placed edge to edge at their own resolution and cut into tiles of HR 512 x 512 and
 LQ 256 x 256 (Pillow's antialiased bicubic), PNG, compression level 3; `paragon shard` and LitData make their sets from the
-tiles, in WORK. Then, in turns:
+tiles, in WORK. Then these run in turn:
 
   torch     PyTorch DataLoader: OpenCV decodes the tiles, aligned random crop, flips, transposition, float32 CHW
-  litdata   LitData, zstd (each sample by itself, the faster of its ways), the same augmentation and tensors
-  paragon   `paragon bench loader`, compressed and raw, u8 batches with augmentation codes as training takes them
+  litdata   LitData, zstd (each sample by itself, the faster of its modes), the same augmentation and tensors
+  paragon   `paragon bench loader`, compressed and raw, u8 batches with augmentation codes as training uses them
 
 All with batches of 16 pairs of LQ 128 / HR 256. Needs torch, numpy, pillow, opencv-python-headless, litdata.
 """
@@ -28,7 +28,7 @@ LQ, HR, TILE, BATCH, WARM_UP = 128, 256, 512, 16, 2.0
 
 
 def photographs(folder):
-    """Arrays of one orientation each, cut to the smallest size they share."""
+    """Yields the photographs of each orientation as arrays, cut to the smallest size among them."""
     import numpy as np
     from PIL import Image
 
@@ -42,7 +42,7 @@ def photographs(folder):
 
 
 def make_tiles(photos, out):
-    """Mosaics of whole photographs, cut into tiles."""
+    """Makes mosaics of whole photographs and cuts them into tiles."""
     import cv2
     import numpy as np
     from PIL import Image
@@ -66,7 +66,7 @@ def make_tiles(photos, out):
 
 
 def tile_pairs(task):
-    """The four pairs of a tile, for LitData."""
+    """Returns the four pairs of a tile, for LitData."""
     import cv2
 
     folder, name = task
@@ -77,7 +77,7 @@ def tile_pairs(task):
 
 
 def turned(lq, hr):
-    """Flips and transposition of u8 HWC arrays, to float tensors CHW."""
+    """Flips and transposes u8 HWC arrays; returns float CHW tensors."""
     import numpy as np
     import torch
 
@@ -122,7 +122,7 @@ def litdata_loader(work, workers):
             pair = super().__getitem__(index)
             return turned(pair["lq"], pair["hr"])
 
-    # by default 256 samples are decoded ahead, which a shuffled reader throws away
+    # By default 256 samples are decoded ahead, which a shuffled reader discards.
     data = Pairs(f"{work}/litdata", shuffle=True, drop_last=True, batch_decode=1)
     loader = litdata.StreamingDataLoader(data, batch_size=BATCH, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
 
@@ -134,7 +134,7 @@ def litdata_loader(work, workers):
 
 
 def measure(kind, work, workers, seconds):
-    """Pairs a second of one Python loader, in this fresh process."""
+    """Returns the pairs per second of one Python loader, in this fresh process."""
     import torch
 
     torch.set_num_threads(1)
@@ -154,7 +154,7 @@ def litdata_set(work):
     cache = f"{work}/litdata-cache"
     os.environ["DATA_OPTIMIZER_CACHE_FOLDER"], os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = f"{cache}/chunks", f"{cache}/data"
     names = sorted(os.listdir(f"{work}/tiles/hr"))
-    # every tile several times: short epochs would measure the start of workers
+    # Every tile occurs several times, because short epochs would measure the start of workers.
     litdata.optimize(fn=tile_pairs, inputs=[(f"{work}/tiles", n) for n in names] * 4, output_dir=f"{work}/litdata", num_workers=2,
                      chunk_bytes="64MB", compression="zstd", compression_level="sample", verbose=False)
     shutil.rmtree(cache, ignore_errors=True)

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What logging, validation and checkpoints cost a run: processor time of short runs that differ in one of them, interleaved.
+"""Measures the cost of logging, validation and checkpoints: processor time of short, interleaved runs that differ in one of them.
 
     scripts/measure_overhead.py PARAGON SHARDS PICTURES [--iterations 60] [--rounds 3]
 
-Every run does the same iterations of the default recipe. The cost of one validation and of one checkpoint is their difference to the
-plain run, that of a log line comes from thousands of iterations on tiny patches; the author's intervals (1,000 iterations between validations, 10,000 between checkpoints) are then applied.
+Every run does the same iterations of the default recipe. The cost of one validation or one checkpoint is the difference from the plain
+run; that of a log line comes from thousands of iterations on tiny patches. The share of a run is computed with the author's intervals
+(1,000 iterations between validations, 10,000 between checkpoints).
 """
 
 import argparse
@@ -50,7 +51,7 @@ def main():
     found = {name: [] for name in variants}
     for _ in range(args.rounds):
         for name, flags in variants.items():
-            # a flag that is there twice counts once, the last time
+            # If a flag is given twice, the last one counts.
             last = {flags[i]: flags[i + 1] for i in range(0, len(flags), 2)}
             with tempfile.TemporaryDirectory() as folder:
                 run = [args.paragon, "train", "--shards", args.shards, "--out", os.path.join(folder, "run")]

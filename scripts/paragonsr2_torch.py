@@ -1,5 +1,5 @@
-"""ParagonSR2 in PyTorch, all four variants, for checks and comparisons. Depends on torch alone. Promises the state_dict
-names of the published models (architecture by Philip Hofmann), so checkpoints load with strict=True either way.
+"""ParagonSR2 in PyTorch, all four variants, for checks and comparisons. Depends on torch only. The state_dict has the
+names of the published models (architecture by Philip Hofmann), so their files and paragon's load with strict=True.
 
     net = paragonsr2_realtime(scale=2, upsampler_alpha=0.3)     # also _stream, _photo, _pro
     y = net(x)                                                  # x (N, 3, H, W) in 0..1 -> (N, 3, H*scale, W*scale)
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def at_least_f32(x):
-    """Half types go up to float32; float32 and float64 stay as they are."""
+    """16-bit types become float32; float32 and float64 are unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -95,7 +95,7 @@ class NanoBlock(nn.Module):
 
 
 class StreamBlock(nn.Module):
-    """Two receptive fields, fused, then a product of two halves as the non-linearity."""
+    """Two receptive fields are fused; the nonlinearity is a product of two halves of the channels."""
 
     def __init__(self, features, index, window):
         super().__init__()
@@ -111,13 +111,13 @@ class StreamBlock(nn.Module):
     def forward(self, x):
         t = self.fuse(torch.cat((self.dw1(x), self.dw3(x)), 1))
         a, b = self.gate(self.proj(t)).chunk(2, 1)
-        # the range of float16, so that the same network runs there
+        # The range of float16, so that the same network can run in it.
         product = (at_least_f32(a) * at_least_f32(b)).clamp(-65504, 65504).to(x.dtype)
         return x + self.scale(self.out(product))
 
 
 class WindowAttention(nn.Module):
-    """Self-attention in square windows, no mask and no position bias; zero padding takes part with the bias of qkv."""
+    """Self-attention in square windows, no mask and no position bias; padding pixels take part with the bias of qkv."""
 
     def __init__(self, features, window, shift, heads=4):
         super().__init__()
@@ -150,7 +150,7 @@ class PhotoBlock(nn.Module):
         self.conv1 = conv1x1(features, 2 * features)
         self.dw = depthwise(2 * features)
         self.conv2 = conv1x1(2 * features, features)
-        self.scale = LayerScale(features)  # serves both residuals
+        self.scale = LayerScale(features)  # of both residuals
         self.attn_norm = RMSNorm(features)
         self.attn = WindowAttention(features, window, window // 2 if index % 2 else 0)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Times one training step of the PyTorch network, to compare with `paragon`: L1, AdamW, clipping. Depends on torch. Prints, on a CPU,
-the median of four steps after an untimed one and the peak memory of the process; on a GPU, the median of five rounds of twenty steps and the
-peak memory of the GPU. The batch is in place: nothing is copied from the host.
+"""Times one training step of the PyTorch network, to compare with `paragon`: L1, AdamW, clipping. Depends on torch. On a CPU it prints the
+median of four steps after an untimed one and the peak memory of the process; on a GPU, the median of five rounds of twenty steps and the
+peak memory of the GPU. The batch is already in device memory: nothing is copied from the host.
 
     torch_step.py realtime|stream|photo|pro BATCH LQ_SIZE cl|nchw fp32|bf16 [c] [g] [cuda]
 
@@ -19,7 +19,7 @@ from paragonsr2_torch import VARIANTS
 
 
 def time_on_gpu(step, as_graph):
-    """Seconds of a step, launched twenty at a time as a training loop would."""
+    """Returns the seconds of a step; twenty are launched at a time, as a training loop would do."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Times the PyTorch network on one picture, u8 to u8, to compare with `paragon bench upscale`. Depends on torch; prints the median
-of five pictures after an untimed one, and the peak memory of the process.
+"""Times the PyTorch network on one image, u8 to u8, to compare with `paragon bench upscale`. Depends on torch; prints the median
+of five images after an untimed one, and the peak memory of the process.
 
-    torch_upscale.py SIZE cl|nchw fp32|bf16 [c]     (SIZE: side of the LQ picture; c: torch.compile)
+    torch_upscale.py SIZE cl|nchw fp32|bf16 [c]     (SIZE: side of the LQ image; c: torch.compile)
 """
 
 import resource
@@ -34,7 +34,7 @@ def main():
         assert y.shape == (2 * size, 2 * size, 3)
         times.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"median s/picture {statistics.median(times[1:]):.4f} RSS MB {peak}")
+    print(f"median s/image {statistics.median(times[1:]):.4f} RSS MB {peak}")
 
 
 if __name__ == "__main__":

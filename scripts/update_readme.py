@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Runs the demo and puts its table, its picture and the memory table of the default recipe into the README.
+"""Runs the demo and puts its table, its comparison image and the memory table of the default recipe into the README.
 
-usage: scripts/update_readme.py   (after `cargo build --release`; needs nothing but Python's standard library)
+usage: scripts/update_readme.py   (after `cargo build --release`; needs only Python's standard library)
 """
 import pathlib
 import platform

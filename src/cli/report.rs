@@ -26,7 +26,7 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// Points of a chart kept for each line: more cannot be told apart on a screen.
+/// Points that a chart keeps for each line: a screen cannot show more.
 const MAX_POINTS: usize = 2000;
 
 /// Writes the page.
@@ -94,7 +94,7 @@ fn page(run: &Path, log: &LogDigest) -> Result<Page> {
         }
         _ => "killed or stopped before its first log line".to_string(),
     };
-    // what lies behind is done again when the run goes on
+    // A resumed run makes the previews of later iterations again.
     let reached = log
         .last
         .as_ref()
@@ -149,93 +149,122 @@ fn tiles(log: &LogDigest, last: &LogLine) -> Vec<Tile> {
     out
 }
 
-fn charts(log: &LogDigest) -> Result<Vec<String>> {
-    let series =
-        |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| series_of(&log.lines, name, value);
-    let validated = |name: &str, value: &dyn Fn(&LogLine) -> Option<f64>| {
-        series_of(&log.validated, name, value)
-    };
-    let wanted = [
-        (
-            "Training loss",
-            "loss",
-            true,
-            vec![series("loss", &|l| Some(l.loss))],
-        ),
-        (
-            "PSNR of the validation",
-            "dB",
-            false,
-            vec![
-                validated("Y", &|l| l.val_psnr_y),
-                validated("RGB", &|l| l.val_psnr),
-            ],
-        ),
-        (
-            "SSIM of the validation",
-            "SSIM",
-            false,
-            vec![
-                validated("Y", &|l| l.val_ssim_y),
-                validated("RGB", &|l| l.val_ssim),
-            ],
-        ),
-        (
-            "Learning rate",
-            "learning rate",
-            false,
-            vec![series("learning rate", &|l| Some(l.lr))],
-        ),
-        (
-            "Gradient norm",
-            "norm before clipping",
-            true,
-            vec![series("gradient norm", &|l| Some(l.grad_norm))],
-        ),
-        (
-            "Speed",
-            "iterations/s",
-            false,
-            vec![series("it/s", &|l| Some(l.it_per_s))],
-        ),
-        (
-            "Waiting for data",
-            "% of the time",
-            false,
-            vec![series("data-wait", &|l| Some(100.0 * l.data_wait))],
-        ),
-        (
-            "Anonymous memory, peak",
-            "MiB",
-            false,
-            vec![series("memory", &|l| {
-                Some(l.anonymous? as f64 / f64::from(1 << 20))
-            })],
-        ),
-    ];
-    let drawable = |log_y: bool, lines: &[Series]| {
-        lines
+/// A value of a log line; `None` if the line does not have it.
+type LineValue = fn(&LogLine) -> Option<f64>;
+
+/// A chart of values over iterations.
+struct Chart {
+    title: &'static str,
+    /// Label of the y axis.
+    unit: &'static str,
+    log_y: bool,
+    /// Whether the points are the validations; otherwise they are all lines of the log.
+    of_validations: bool,
+    /// Name and value of each line of the chart.
+    lines: &'static [(&'static str, LineValue)],
+}
+
+/// The charts of the page, in order.
+const CHARTS: [Chart; 8] = [
+    Chart {
+        title: "Training loss",
+        unit: "loss",
+        log_y: true,
+        of_validations: false,
+        lines: &[("loss", |l| Some(l.loss))],
+    },
+    Chart {
+        title: "PSNR of the validation",
+        unit: "dB",
+        log_y: false,
+        of_validations: true,
+        lines: &[("Y", |l| l.val_psnr_y), ("RGB", |l| l.val_psnr)],
+    },
+    Chart {
+        title: "SSIM of the validation",
+        unit: "SSIM",
+        log_y: false,
+        of_validations: true,
+        lines: &[("Y", |l| l.val_ssim_y), ("RGB", |l| l.val_ssim)],
+    },
+    Chart {
+        title: "Learning rate",
+        unit: "learning rate",
+        log_y: false,
+        of_validations: false,
+        lines: &[("learning rate", |l| Some(l.lr))],
+    },
+    Chart {
+        title: "Gradient norm",
+        unit: "norm before clipping",
+        log_y: true,
+        of_validations: false,
+        lines: &[("gradient norm", |l| Some(l.grad_norm))],
+    },
+    Chart {
+        title: "Speed",
+        unit: "iterations/s",
+        log_y: false,
+        of_validations: false,
+        lines: &[("it/s", |l| Some(l.it_per_s))],
+    },
+    Chart {
+        title: "Waiting for data",
+        unit: "% of the time",
+        log_y: false,
+        of_validations: false,
+        lines: &[("data-wait", |l| Some(100.0 * l.data_wait))],
+    },
+    Chart {
+        title: "Anonymous memory, peak",
+        unit: "MiB",
+        log_y: false,
+        of_validations: false,
+        lines: &[("memory", |l| Some(l.anonymous? as f64 / f64::from(1 << 20)))],
+    },
+];
+
+impl Chart {
+    /// The lines of the chart with their points.
+    fn series(&self, log: &LogDigest) -> Vec<Series> {
+        let points = if self.of_validations {
+            &log.validated
+        } else {
+            &log.lines
+        };
+        let series = self
+            .lines
             .iter()
-            .all(|s| s.points.iter().filter(|p| !log_y || p.1 > 0.0).count() > 1)
-    };
-    // logs from before RGB was measured have one line of two
-    let wanted = wanted.map(|(title, unit, log_y, lines)| {
-        let lines: Vec<Series> = lines
-            .into_iter()
+            .map(|(name, value)| series_of(points, name, value));
+        // Old logs have no RGB values: the second line is then left out.
+        series
             .enumerate()
             .filter(|(i, line)| *i == 0 || !line.points.is_empty())
             .map(|(_, line)| line)
-            .collect();
-        (title, unit, log_y, lines)
-    });
-    wanted
+            .collect()
+    }
+
+    /// Whether every line has two points that the axes can show.
+    fn can_show(&self, series: &[Series]) -> bool {
+        series
+            .iter()
+            .all(|s| s.points.iter().filter(|p| !self.log_y || p.1 > 0.0).count() > 1)
+    }
+}
+
+/// The charts of the page as SVG; those without a line to show are left out.
+fn charts(log: &LogDigest) -> Result<Vec<String>> {
+    CHARTS
         .iter()
-        .filter(|(.., log_y, lines)| drawable(*log_y, lines))
-        .map(|(title, unit, log_y, lines)| line_chart_svg(title, "iteration", unit, lines, *log_y))
+        .map(|chart| (chart, chart.series(log)))
+        .filter(|(chart, series)| chart.can_show(series))
+        .map(|(chart, series)| {
+            line_chart_svg(chart.title, "iteration", chart.unit, &series, chart.log_y)
+        })
         .collect()
 }
 
-fn series_of(lines: &[LogLine], name: &str, value: &dyn Fn(&LogLine) -> Option<f64>) -> Series {
+fn series_of(lines: &[LogLine], name: &str, value: &LineValue) -> Series {
     let points = lines
         .iter()
         .filter_map(|l| Some((l.iteration as f64, value(l)?)))
@@ -247,7 +276,7 @@ fn series_of(lines: &[LogLine], name: &str, value: &dyn Fn(&LogLine) -> Option<f
     }
 }
 
-/// Every so many points, the last one among them.
+/// At most `MAX_POINTS` evenly chosen points, and the last one.
 fn thin(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     let step = points.len().div_ceil(MAX_POINTS).max(1);
     let last = points.last().copied();
@@ -262,21 +291,19 @@ fn thin(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
 /// names the image beside the network's results.
 fn previews(run: &Path, reached: Option<u64>, baseline: &str) -> Vec<Preview> {
     let warn = |text: String| tell(format_args!("warning: {text}; it is left out"));
-    let (pictures, left_out) = kept_previews(run);
+    let (kept, left_out) = kept_previews(run);
     left_out.into_iter().for_each(warn);
     let mut out = Vec::new();
-    for picture in pictures {
-        let mut versions = vec![(baseline.to_string(), picture.bicubic)];
-        let known = picture
+    for image in kept {
+        let mut versions = vec![(baseline.to_string(), image.bicubic)];
+        let known = image
             .network
             .into_iter()
             .filter(|(i, _)| reached.is_none_or(|reached| *i <= reached));
         let read = |(iteration, path): &(u64, PathBuf)| match read_preview(path) {
-            Ok((png, size)) if size == picture.size => {
-                Some((format!("iteration {iteration}"), png))
-            }
+            Ok((png, size)) if size == image.size => Some((format!("iteration {iteration}"), png)),
             Ok((_, size)) => {
-                let (w, h) = picture.size;
+                let (w, h) = image.size;
                 warn(format!(
                     "the preview {} has {}x{} pixels and its HR {w}x{h}",
                     path.display(),
@@ -290,7 +317,8 @@ fn previews(run: &Path, reached: Option<u64>, baseline: &str) -> Vec<Preview> {
                 None
             }
         };
-        // the newest first, and beside it the first, the middle and the HR to choose from
+        // After bicubic comes the newest version, so that the page opens with these two; the first,
+        // the middle and the HR follow as choices.
         let mut network: Vec<(u64, PathBuf)> = known.collect();
         let newest = std::iter::from_fn(|| network.pop()).find_map(|version| read(&version));
         versions.extend(newest);
@@ -300,19 +328,19 @@ fn previews(run: &Path, reached: Option<u64>, baseline: &str) -> Vec<Preview> {
             .enumerate()
             .filter(|(i, _)| *i == 0 || *i == middle);
         versions.extend(early.filter_map(|(_, version)| read(version)));
-        versions.push(("HR".to_string(), picture.hr));
+        versions.push(("HR".to_string(), image.hr));
         let caption = "left and right of the line: choose what is compared".to_string();
         out.push(Preview {
-            name: format!("{}:", one_line(picture.name)),
+            name: format!("{}:", one_line(image.name)),
             caption,
             versions,
-            size: picture.size,
+            size: image.size,
         });
     }
     out
 }
 
-/// `a.b.c` and the value, for every value of a JSON object.
+/// Appends every value of a JSON object with its path, `a.b.c`.
 fn flatten(path: &str, value: &serde_json::Value, out: &mut Vec<(String, String)>) {
     match value {
         serde_json::Value::Object(map) => {

@@ -60,41 +60,12 @@ pub fn run(args: &Args) -> Result<()> {
     let data = DataArgs::new(&settings)?;
     let sources = data.open()?;
     let mut config = settings.train_config(sources.scale() as usize, sources.crop() as usize)?;
-    let name = || {
-        settings.text("name").map_or_else(
-            || format!("{}_x{}", config.network.arch, config.network.scale),
-            str::to_string,
-        )
-    };
-    let out = settings
-        .path("path.out")
-        .unwrap_or_else(|| PathBuf::from("runs").join(name()));
+    let out = run_folder(&settings, &config);
     config.window = window(&data, &sources, &out, args.restart)?;
-    let net = &config.network;
-    if let Some(advice) = window_advice(&sources, config.window) {
-        tell(format_args!("note: {advice}"));
-    }
-    let (io, why) = data.io(&sources);
-    tell(format_args!(
-        "reading shards by {} ({why})",
-        if io == Io::Mmap { "map" } else { "calls" }
-    ));
+    let io = tell_reading(&data, &sources, config.window);
     let stop = stop_flag(STOPPED)?;
-    let validation = match settings.path("val.dataset") {
-        Some(place) if place == Path::new(NO_VALIDATION) => None,
-        Some(place) => Some(place),
-        None => ValidationSet::beside(&data.shards).inspect(|place| {
-            tell(format_args!("{} was held out when the shards were made: validating on it (--val none turns that off)", place.display()));
-        }),
-    };
-    let strict = settings.is_on("path.strict_load_g");
-    let effective = effective(
-        settings.clone(),
-        &data,
-        &config,
-        &out,
-        validation.as_deref(),
-    );
+    let validation = validation_images(&settings, &data);
+    let effective = effective(&settings, &data, &config, &out, validation.as_deref());
     let options = RunOptions {
         out,
         threads: machine.threads,
@@ -117,13 +88,14 @@ pub fn run(args: &Args) -> Result<()> {
         restart: args.restart,
         pretrained: settings
             .path("path.pretrain_network_g")
-            .map(|path| (path, strict)),
+            .map(|path| (path, settings.is_on("path.strict_load_g"))),
         settings: Some(effective),
         device: machine.device,
         precision: machine.precision,
         vram: machine.vram,
         stop: stop.clone(),
     };
+    let net = &config.network;
     tell(format_args!(
         "{} x{}, {} iterations of {} x {} pairs",
         net.arch, net.scale, config.total_iter, config.accum_iter, config.batch_size
@@ -131,35 +103,76 @@ pub fn run(args: &Args) -> Result<()> {
     let started = std::time::Instant::now();
     let bar = |total| Progress::bar_only("train", total, "it");
     let summary = train(sources, &config, &options, &|text| tell(text), &bar)?;
-    let said = if args.json {
+    let printed = if args.json {
         print_json(&summary)
     } else {
         print_summary(&summary, started.elapsed().as_secs_f64())
     };
     if !summary.finished && stop.load(Ordering::Relaxed) {
-        // where the terminal was closed nobody reads the summary; what was trained is saved all the
-        // same
+        // The run is saved. An error of printing is ignored: the terminal may have been closed.
         std::process::exit(STOPPED);
     }
-    said
+    printed
 }
 
-/// The configuration that counts, as a file to be taken again: paths that hold wherever it is read,
-/// and what was chosen on the way.
+/// Reports how the shards are read, and advice on the shuffle window if there is any.
+fn tell_reading(data: &DataArgs, sources: &Sources, window: Option<u64>) -> Io {
+    if let Some(advice) = window_advice(sources, window) {
+        tell(format_args!("note: {advice}"));
+    }
+    let (io, why) = data.io(sources);
+    tell(format_args!(
+        "reading shards by {} ({why})",
+        if io == Io::Mmap { "map" } else { "calls" }
+    ));
+    io
+}
+
+/// The folder of the run: `path.out`, or a folder in `runs` with the name of the run.
+fn run_folder(settings: &Settings, config: &TrainConfig) -> PathBuf {
+    let name = || {
+        settings.text("name").map_or_else(
+            || format!("{}_x{}", config.network.arch, config.network.scale),
+            str::to_string,
+        )
+    };
+    settings
+        .path("path.out")
+        .unwrap_or_else(|| PathBuf::from("runs").join(name()))
+}
+
+/// The images that the network is validated on: those of `val.dataset`, or the images held out from
+/// the shards.
+fn validation_images(settings: &Settings, data: &DataArgs) -> Option<PathBuf> {
+    match settings.path("val.dataset") {
+        Some(place) if place == Path::new(NO_VALIDATION) => None,
+        Some(place) => Some(place),
+        None => ValidationSet::beside(&data.shards).inspect(|place| {
+            tell(format_args!(
+                "{} was held out when the shards were made: validating on it (--val none turns that off)",
+                place.display()
+            ));
+        }),
+    }
+}
+
+/// The configuration in use, as a file that `--config` accepts: with absolute paths, and with the
+/// values that the command chose itself.
 fn effective(
-    mut settings: Settings,
+    settings: &Settings,
     data: &DataArgs,
     config: &TrainConfig,
     out: &Path,
     validation: Option<&Path>,
 ) -> ConfigFile {
-    let whole =
+    let mut settings = settings.clone();
+    let absolute =
         |path: &Path| Value::Path(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
     settings.put("scale", Value::Whole(config.network.scale as u64));
     settings.put_network(&config.network);
     settings.put(
         "data.shards",
-        Value::List(data.shards.iter().map(|path| whole(path)).collect()),
+        Value::List(data.shards.iter().map(|path| absolute(path)).collect()),
     );
     settings.put("data.lq_size", Value::Whole(config.lq_size as u64));
     settings.put(
@@ -168,13 +181,13 @@ fn effective(
             .window
             .map_or(Value::Text("off".into()), Value::Whole),
     );
-    settings.put("path.out", whole(out));
+    settings.put("path.out", absolute(out));
     settings.put(
         "val.dataset",
-        validation.map_or(Value::Path(NO_VALIDATION.into()), &whole),
+        validation.map_or(Value::Path(NO_VALIDATION.into()), &absolute),
     );
     if let Some(path) = settings.path("path.pretrain_network_g") {
-        settings.put("path.pretrain_network_g", whole(&path));
+        settings.put("path.pretrain_network_g", absolute(&path));
     }
     let notes = unwritable(&settings);
     notes
@@ -189,13 +202,13 @@ fn effective(
         );
         settings.put("data.accum_iter", Value::Whole(chosen.accum_iter as u64));
         format!(
-            "# What this run was told, every key of it: `paragon train --config` takes it back.\n{notes}{}",
+            "# All settings of this run; `paragon train --config` accepts this file.\n{notes}{}",
             docs::yaml(&settings, false)
         )
     }))
 }
 
-/// The keys whose paths a YAML file cannot hold: YAML is text, and these bytes are not.
+/// A note for each key whose path is not UTF-8, because a YAML file cannot hold such a path.
 fn unwritable(settings: &Settings) -> Vec<String> {
     let is_text = |value: &Value| !matches!(value, Value::Path(path) if path.to_str().is_none());
     let all_text = |value: &Value| match value {

@@ -126,10 +126,7 @@ impl Loader {
         let (filled, ready) = bounded(config.slots);
         let (to_flight, released) = bounded(config.slots);
         let (stop, stopped) = bounded::<()>(0);
-        for _ in 0..config.slots {
-            free.send(layout.slot(config.batch, allocate)?)
-                .context("cannot hand out a slot")?;
-        }
+        hand_out_slots(&free, &layout, &config, allocate)?;
         sources.sets().for_each(|set| set.expect_random_access());
         let next = Arc::new(AtomicU64::new(config.start));
         let counters = Arc::new(FillerCounters::default());
@@ -156,10 +153,7 @@ impl Loader {
         };
         for i in 0..config.threads {
             let filler = Filler {
-                scratch: sources
-                    .sets()
-                    .map(|set| set.scratch_for(config.io))
-                    .collect::<Result<_, _>>()?,
+                scratch: scratch_for_thread(&sources, &config)?,
                 order: order.clone(),
                 sources: sources.clone(),
                 config: config.clone(),
@@ -290,6 +284,26 @@ fn check_start(config: &LoaderConfig) -> Result<()> {
         .and_then(|sample| sample.checked_add(1 << 60))
         .context("the number of the first batch is out of range")?;
     Ok(())
+}
+
+/// Allocates the slots and makes them available to the threads.
+fn hand_out_slots(
+    free: &Sender<Slot>,
+    layout: &SlotLayout,
+    config: &LoaderConfig,
+    allocate: Allocate<'_>,
+) -> Result<()> {
+    for _ in 0..config.slots {
+        free.send(layout.slot(config.batch, allocate)?)
+            .context("cannot hand out a slot")?;
+    }
+    Ok(())
+}
+
+/// The memory in which a thread decodes records, one entry per set.
+fn scratch_for_thread(sources: &Sources, config: &LoaderConfig) -> Result<Vec<Scratch>> {
+    let scratch = sources.sets().map(|set| set.scratch_for(config.io));
+    Ok(scratch.collect::<Result<_, _>>()?)
 }
 
 impl Drop for Loader {

@@ -1,33 +1,34 @@
-//! Line charts as SVG: loss and quality over time. Depends on `files` and plotters. Axes are
-//! legible for any finite data, and a file is written whole or not at all.
+//! Line charts as SVG: loss and quality over time. Depends on `drawing`, `files` and plotters. Axes
+//! are legible for any finite data, and a file is written whole or not at all.
 
+use super::drawing::{SMALL_TEXT, frame, palette, style_axes, svg_document, text_style};
 use crate::support::files::write_output;
 use anyhow::{Context, Result, anyhow, ensure};
+use plotters::chart::ChartContext;
 use plotters::coord::ranged1d::ValueFormatter;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use std::io::Write;
 use std::path::Path;
 
 /// Size of the image in SVG units.
 const SIZE: (u32, u32) = (960, 540);
-/// Colours that can be distinguished in print and with red-green blindness (Okabe & Ito, 2008).
+/// Colours of the lines, in the order of the series.
 const COLOURS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(40, 40, 40),
+    palette::BLUE,
+    palette::VERMILLION,
+    palette::GREEN,
+    palette::PURPLE,
+    palette::ORANGE,
+    palette::SKY_BLUE,
+    palette::grey(40),
 ];
-pub(super) const FONT: &str = "sans-serif";
-pub(super) const INK: RGBColor = RGBColor(30, 32, 36);
 
 /// One line of a chart.
 pub struct Series {
     /// Shown in the legend.
     pub name: String,
-    /// (x, y), in the order they are joined.
+    /// (x, y), in the order in which they are joined.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -67,7 +68,8 @@ fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
     })
 }
 
-/// An axis a little longer than its data.
+/// Both ends of an axis that exceeds its data by `share` of their span on either side, or by a
+/// little if the span is zero.
 fn padded((low, high): (f64, f64), share: f64) -> (f64, f64) {
     let room = (high - low) * share;
     let room = if room > 0.0 {
@@ -78,6 +80,31 @@ fn padded((low, high): (f64, f64), share: f64) -> (f64, f64) {
     (low - room, high + room)
 }
 
+/// A line in the coordinates of the axes: on a logarithmic axis, y is an exponent of ten.
+struct Line<'a> {
+    name: &'a str,
+    points: Vec<(f64, f64)>,
+}
+
+/// The lines of the points that can be drawn.
+fn drawable_lines(series: &[Series], log_y: bool) -> Vec<Line<'_>> {
+    let drawable = |&(x, y): &(f64, f64)| x.is_finite() && y.is_finite() && (!log_y || y > 0.0);
+    let on_axes = |(x, y): (f64, f64)| (x, if log_y { y.log10() } else { y });
+    series
+        .iter()
+        .map(|s| Line {
+            name: &s.name,
+            points: s
+                .points
+                .iter()
+                .copied()
+                .filter(drawable)
+                .map(on_axes)
+                .collect(),
+        })
+        .collect()
+}
+
 fn draw(
     title: &str,
     x_label: &str,
@@ -85,104 +112,72 @@ fn draw(
     series: &[Series],
     log_y: bool,
 ) -> Result<String> {
-    let usable = |&(x, y): &(f64, f64)| x.is_finite() && y.is_finite() && (!log_y || y > 0.0);
-    let lines: Vec<(&str, Vec<(f64, f64)>)> = series
-        .iter()
-        .map(|s| {
-            (
-                s.name.as_str(),
-                s.points.iter().copied().filter(usable).collect(),
-            )
-        })
-        .collect();
-    let all = || lines.iter().flat_map(|(_, points)| points);
-    ensure!(all().next().is_some(), "there is no point to draw");
-    let (x_low, x_high) = span(all().map(|p| p.0));
+    let lines = drawable_lines(series, log_y);
+    let points = || lines.iter().flat_map(|line| &line.points);
+    ensure!(points().next().is_some(), "there is no point to draw");
+    let (x_low, x_high) = span(points().map(|p| p.0));
     let x = if x_low < x_high {
         (x_low, x_high)
     } else {
         padded((x_low, x_high), 0.0)
     };
-    // A logarithmic axis is a linear one of exponents, labelled with the values: plotters' own has
-    // no ticks within a decade.
-    let place = |v: f64| if log_y { v.log10() } else { v };
-    let y = padded(span(all().map(|p| place(p.1))), 0.05);
-
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        root.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&root)
-            .caption(title, (FONT, 22).into_font().color(&INK))
-            .margin(16)
-            .x_label_area_size(48)
-            .y_label_area_size(76)
-            .build_cartesian_2d(
-                x.0..x.1,
-                Axis {
-                    low: y.0,
-                    high: y.1,
-                    log: log_y,
-                },
-            )?;
-        chart
-            .configure_mesh()
-            .x_desc(x_label)
-            .y_desc(y_label)
+    let y = padded(span(points().map(|p| p.1)), 0.05);
+    let y_axis = YAxis {
+        low: y.0,
+        high: y.1,
+        log: log_y,
+    };
+    svg_document(SIZE, |canvas| {
+        let mut chart = frame(canvas, title, 22).build_cartesian_2d(x.0..x.1, y_axis)?;
+        style_axes(&mut chart.configure_mesh(), x_label, y_label)
             .x_labels(9)
             .y_labels(9)
             .x_label_formatter(&|v| number(*v))
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(RGBColor(225, 227, 230))
-            .axis_style(RGBColor(120, 124, 130))
-            .label_style((FONT, 14).into_font().color(&INK))
-            .axis_desc_style((FONT, 15).into_font().color(&INK))
             .draw()?;
-        for (i, (name, points)) in lines.iter().enumerate() {
-            let style = COLOURS[i % COLOURS.len()].stroke_width(2);
-            let points: Vec<(f64, f64)> = points.iter().map(|&(x, y)| (x, place(y))).collect();
-            if let [only] = points.as_slice() {
-                chart.draw_series(std::iter::once(Circle::new(*only, 4, style.color.filled())))?;
-            }
-            chart
-                .draw_series(LineSeries::new(points, style))?
-                .label(*name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], style));
-        }
+        draw_lines(&mut chart, &lines)?;
         chart
             .configure_series_labels()
-            .position(emptiest_corner(&lines, x, y, place))
+            .position(emptiest_corner(&lines, x, y))
             .legend_area_size(30)
             .margin(10)
             .background_style(WHITE.mix(0.85))
             .border_style(RGBColor(200, 202, 206))
-            .label_font((FONT, 14).into_font().color(&INK))
+            .label_font(text_style(SMALL_TEXT))
             .draw()?;
-        root.present()?;
+        Ok(())
+    })
+}
+
+/// Draws the lines; a line of a single point is drawn as a dot.
+fn draw_lines(
+    chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<RangedCoordf64, YAxis>>,
+    lines: &[Line<'_>],
+) -> Result<()> {
+    for (i, line) in lines.iter().enumerate() {
+        let style = COLOURS[i % COLOURS.len()].stroke_width(2);
+        if let [only] = line.points.as_slice() {
+            chart.draw_series(std::iter::once(Circle::new(*only, 4, style.color.filled())))?;
+        }
+        chart
+            .draw_series(LineSeries::new(line.points.iter().copied(), style))?
+            .label(line.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], style));
     }
-    Ok(svg)
+    Ok(())
 }
 
 /// The corner whose surroundings the lines cross least, for the legend.
-fn emptiest_corner(
-    lines: &[(&str, Vec<(f64, f64)>)],
-    x: (f64, f64),
-    y: (f64, f64),
-    place: impl Fn(f64) -> f64,
-) -> SeriesLabelPosition {
+fn emptiest_corner(lines: &[Line<'_>], x: (f64, f64), y: (f64, f64)) -> SeriesLabelPosition {
     use SeriesLabelPosition::{LowerLeft, LowerRight, UpperLeft, UpperRight};
-    /// Points looked at on the way from one point of a line to the next.
-    const BETWEEN: usize = 32;
+    /// Steps from one point of a line to the next at which the line's position is checked.
+    const STEPS: usize = 32;
     let mut crossed = [0usize; 4]; // upper right, lower right, upper left, lower left
     let share = |v: f64, (low, high): (f64, f64)| (v - low) / (high - low);
-    for pair in lines.iter().flat_map(|(_, points)| points.windows(2)) {
-        for i in 0..=BETWEEN {
-            let t = i as f64 / BETWEEN as f64;
-            let across = share(pair[0].0 + (pair[1].0 - pair[0].0) * t, x);
-            let up = share(
-                place(pair[0].1) + (place(pair[1].1) - place(pair[0].1)) * t,
-                y,
-            );
+    for ends in lines.iter().flat_map(|line| line.points.windows(2)) {
+        for i in 0..=STEPS {
+            let t = i as f64 / STEPS as f64;
+            let across = share(ends[0].0 + (ends[1].0 - ends[0].0) * t, x);
+            let up = share(ends[0].1 + (ends[1].1 - ends[0].1) * t, y);
             let corner = usize::from(up < 0.5) + 2 * usize::from(across < 0.5);
             crossed[corner] += usize::from((up - 0.5).abs() > 0.25 && (across - 0.5).abs() > 0.25);
         }
@@ -191,15 +186,16 @@ fn emptiest_corner(
     [UpperRight, LowerRight, UpperLeft, LowerLeft][least].clone()
 }
 
-/// The y axis: values, or exponents of ten that are shown as values.
+/// The y axis: values, or exponents of ten that are shown as values. (The logarithmic axis of
+/// plotters has no ticks within a decade.)
 #[derive(Clone)]
-struct Axis {
+struct YAxis {
     low: f64,
     high: f64,
     log: bool,
 }
 
-impl Ranged for Axis {
+impl Ranged for YAxis {
     type FormatOption = plotters::coord::ranged1d::NoDefaultFormatting;
     type ValueType = f64;
 
@@ -221,14 +217,14 @@ impl Ranged for Axis {
     }
 }
 
-impl ValueFormatter<f64> for Axis {
+impl ValueFormatter<f64> for YAxis {
     fn format_ext(&self, value: &f64) -> String {
         number(if self.log { 10f64.powf(*value) } else { *value })
     }
 }
 
-/// Round values (1, 2 or 5 times a power of ten apart) within a range, at most `most` of them where
-/// that can be.
+/// Round values (1, 2 or 5 times a power of ten apart) within a range: at most `most + 1` of them,
+/// or 3 if `most` is below 2.
 fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
     let rough = (high - low) / most.max(2) as f64;
     let decade = 10f64.powf(rough.log10().floor());

@@ -5,6 +5,8 @@
 #[cfg(feature = "report")]
 pub mod chart;
 #[cfg(feature = "report")]
+mod drawing;
+#[cfg(feature = "report")]
 pub mod occupancy;
 #[cfg(feature = "report")]
 pub mod page;

@@ -85,7 +85,7 @@ const show=()=>{a.src=all[l.value];b.src=all[r.value];p.style.setProperty('--cut
 for(const e of [l,r,s])e.addEventListener('input',show);show()}
 ";
 
-fn picture(png: &[u8]) -> String {
+fn data_url(png: &[u8]) -> String {
     format!("data:image/png;base64,{}", STANDARD.encode(png))
 }
 
@@ -149,7 +149,7 @@ impl Preview {
             format!(
                 "<img width=\"{w}\" height=\"{h}\" alt=\"{}\" src=\"{}\">",
                 escape(name),
-                picture(png)
+                data_url(png)
             )
         };
         let _ = write!(
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_it_is_given_cannot_leave_its_place() {
+    fn all_text_is_escaped() {
         let png = b"\x89PNG not really".to_vec();
         let page = Page {
             title: "<b>run</b>".into(),
@@ -227,7 +227,7 @@ mod tests {
             "the page must not need a network"
         );
         assert_eq!(
-            html.matches(&picture(&png)).count(),
+            html.matches(&data_url(&png)).count(),
             5,
             "two shown, three to choose from"
         );

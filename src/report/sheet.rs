@@ -52,10 +52,10 @@ pub fn comparison(rows: &[Vec<Panel>], path: &Path) -> Result<()> {
     })
 }
 
-/// Sizes of a sheet, all decided before anything is drawn.
+/// The layout of a sheet, computed before anything is drawn.
 struct Layout {
     zoom: u32,
-    /// Pixels a font pixel takes.
+    /// Side of a pixel of the font, in pixels of the sheet.
     pen: u32,
     columns: Vec<u32>,
     rows: Vec<u32>,
@@ -111,7 +111,7 @@ impl Layout {
         })
     }
 
-    /// Height of a line of text with its distance from the image.
+    /// Height of a line of text with its distance from the image; 0 if there is no text.
     fn line(&self, present: bool) -> u32 {
         if present { 8 * self.pen + TEXT_GAP } else { 0 }
     }
@@ -164,7 +164,7 @@ fn draw(rows: &[Vec<Panel>]) -> Result<RgbImage> {
     Ok(sheet)
 }
 
-/// Puts an enlarged image with a thin frame around it.
+/// Draws an image, enlarged `zoom` times, with a frame of one pixel around it.
 fn place(sheet: &mut RgbImage, image: &RgbImage, (x, y): (u32, u32), zoom: u32) {
     let (w, h) = (image.width() * zoom, image.height() * zoom);
     for py in y - 1..=y + h {
@@ -184,7 +184,7 @@ fn text_width(text: &str, pen: u32) -> u32 {
     (text.chars().count() as u32).saturating_mul(8 * pen)
 }
 
-/// Writes a line in the middle of (left, top, width), cut to what fits.
+/// Writes a line of text in the middle of (left, top, width), shortened to fit.
 fn centred(
     sheet: &mut RgbImage,
     text: &str,
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(sheet.width(), 2 * MARGIN + 600 + GAP);
         assert!(
             count(INK.0) > 500 && count(FAINT.0) > 500,
-            "the labels are there"
+            "labels are missing"
         );
     }
 
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_nothing_and_far_too_much() {
+    fn rejects_an_empty_sheet_and_a_huge_one() {
         assert!(draw(&[]).is_err());
         assert!(draw(&[vec![panel(&RgbImage::new(0, 5), "", "")]]).is_err());
         let large = RgbImage::new(4000, 4000);

@@ -27,7 +27,7 @@ const ENDING: &str = ".paragon";
 /// Later times in names (after the year 2255) are ignored: names that follow them would have more
 /// digits and be sorted before them.
 const LATEST_TIME: u64 = 9_000_000_000;
-/// Longest record that is read back, bytes; ours take some hundred.
+/// Largest record that is read back, bytes; those of paragon have a few hundred.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
 /// An event file being written.
@@ -40,7 +40,7 @@ pub struct EventFile {
 /// Seconds since 1970 that never decrease, even if the system's clock is set back.
 struct Clock {
     last: f64,
-    /// What is added to the system's clock.
+    /// Seconds that are added to the system's clock.
     ahead: f64,
 }
 
@@ -76,7 +76,7 @@ fn time_of(name: &str) -> Option<u64> {
     (time < LATEST_TIME).then_some(time)
 }
 
-/// The event files of a folder that were written here, and no others.
+/// The event files in a folder that paragon wrote.
 pub fn own_files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return Vec::new();
@@ -89,15 +89,15 @@ pub fn own_files(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The latest time in the event files of a folder, seconds since 1970: of their names, and of the
-/// last event in the newest.
+/// The latest time in a folder, seconds since 1970: in the names of the event files and in the last
+/// event of the newest file.
 fn latest_time(folder: &Path) -> Option<f64> {
     let entries = std::fs::read_dir(folder).ok()?;
     let named = entries
         .flatten()
         .filter_map(|e| Some((time_of(e.file_name().to_str()?)?, e.path())));
     let (time, path) = named.max()?;
-    // the next name must be a later one, and names have whole seconds
+    // The next file must have a later name, and names have whole seconds.
     let next = (time + 1) as f64;
     Some(
         last_event(&path)
@@ -128,7 +128,7 @@ fn last_event(path: &Path) -> Option<f64> {
         if input.read_exact(&mut content).is_err() {
             return last;
         }
-        // an event begins with its time: see `head`
+        // An event begins with its time: see `head`.
         if let Some((&[key, ref time @ ..], _)) = content.split_first_chunk::<9>()
             && u64::from(key) == 1 << 3 | FIXED64
         {
@@ -193,15 +193,15 @@ impl EventFile {
         out.extend_from_slice(&masked(&length).to_le_bytes());
         out.extend_from_slice(content);
         out.extend_from_slice(&masked(content).to_le_bytes());
-        // one call, so that readers never see half a record of a live run
+        // One call, so that readers never see half a record of a live run.
         self.file
             .write_all(&out)
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 
-/// The checksum of TFRecord: CRC-32C, rotated and shifted, so that data that contain checksums have
-/// no special checksum.
+/// The masked checksum of TFRecord: CRC-32C, rotated, plus a constant. Without the mask, the
+/// checksum of data followed by their own checksum would always be the same.
 fn masked(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
         .rotate_right(15)
@@ -239,12 +239,12 @@ mod tests {
     #[test]
     fn checksums_are_those_of_the_standard() {
         assert_eq!(crc32c::crc32c(b"123456789"), 0xE306_9283);
-        // what the mask is for: a checksum of bytes that hold a checksum is not a fixed value
+        // With the mask, the checksum of a checksum is not a special value.
         let (once, twice) = (masked(b"foo"), masked(&masked(b"foo").to_le_bytes()));
         assert!(once != crc32c::crc32c(b"foo") && twice != once);
     }
 
-    /// Fields of a message: number, and its bytes or number.
+    /// The fields of a message: number of the field, and its bytes.
     fn fields(mut bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
         fn varint(bytes: &mut &[u8]) -> u64 {
             let (mut value, mut shift) = (0, 0);
@@ -307,7 +307,11 @@ mod tests {
             .into_iter()
             .map(|(_, entry)| fields(&entry))
             .collect();
-        assert_eq!(values.len(), 2, "what is not finite is left out");
+        assert_eq!(
+            values.len(),
+            2,
+            "values that are not finite must be left out"
+        );
         assert_eq!(
             values[0],
             [(1, b"loss".to_vec()), (2, 0.5f32.to_le_bytes().to_vec())]
@@ -322,8 +326,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
         let mut first = EventFile::create(dir.path(), 0).unwrap();
-        // the first file was written while the clock was a day ahead, and its run went on for an
-        // hour
+        // The first file was written while the clock was a day ahead, and its run continued for an
+        // hour.
         let ahead = first.clock.now() + 86_400.0;
         let moved = dir
             .path()
@@ -331,7 +335,7 @@ mod tests {
         std::fs::rename(&first.path, &moved).unwrap();
         first.clock = Clock::from(ahead + 3600.0);
         first.scalars(5, &[("loss", 1.0)]).unwrap();
-        // names that no clock has made do not count, and neither do pipes
+        // Names with impossible times do not count.
         for other in ["99999999999.1.host", "9999999999.1.host", "x.1.host"] {
             std::fs::write(dir.path().join(format!("{PREFIX}{other}")), "").unwrap();
         }

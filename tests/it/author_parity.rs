@@ -1,6 +1,5 @@
-//! Proves the f64 reference network before anything else is measured against it: by central finite
-//! differences, which need no outside file, and against golden numbers where the shared folder is
-//! at hand.
+//! Checks the f64 reference network, with which other tests compare: by central finite differences,
+//! which need no file, and against golden numbers if the shared folder exists.
 
 use crate::reference;
 
@@ -11,7 +10,7 @@ use reference::{
     training::{Batch, Schedule, Training},
 };
 
-/// Numbers in 0..1 that look random but are the same on every machine.
+/// Pseudorandom numbers in 0..1, the same on every machine.
 fn noise(count: usize, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_add(1).wrapping_mul(0x2545_f491_4f6c_dd1d);
     (0..count)
@@ -47,7 +46,7 @@ fn erf_matches_known_values() {
         );
         assert_eq!(erf::erf(-x), -erf::erf(x));
     }
-    // the two branches meet
+    // The two branches give the same value where they join.
     assert!((erf::erf(2.5 - 1e-12) - erf::erf(2.5)).abs() < 5e-15);
     for z in [-6.0, -1.0, -0.1, 0.0, 0.3, 2.0, 9.0] {
         let slope = (erf::gelu(z + 1e-5) - erf::gelu(z - 1e-5)) / 2e-5;
@@ -60,7 +59,7 @@ fn erf_matches_known_values() {
 fn check_differences(network: &Reference, n: usize, h: usize, w: usize, loss: Loss) {
     let s = network.scale;
     let input = noise(n * h * w * 3, 1);
-    // far enough from the output that the kink of L1 is never crossed
+    // The target is so far from the output that no difference crosses the kink of L1.
     let offset = |i: usize| if i.is_multiple_of(3) { -0.25 } else { 0.35 };
     let output = network.forward(&input, n, h, w);
     let target: Vec<f64> = output
@@ -115,9 +114,7 @@ fn check_differences(network: &Reference, n: usize, h: usize, w: usize, loss: Lo
         moved[j] -= 2.0 * step;
         compare("input", input_grad[j], plus, loss_of(network, &moved), size);
     }
-    println!(
-        "{loss:?} x{s} {n}x{h}x{w}: largest difference {largest:.1e} of a gradient's largest entry"
-    );
+    println!("{loss:?} x{s} {n}x{h}x{w}: gradients differ by {largest:.1e} of their largest entry");
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! The border of the compute part: no safe call writes outside the arena, runs instructions that
-//! the processor lacks, or panics. Every case here was undefined behaviour or a panic once; under
-//! the address sanitizer it shows as such when a check is taken away.
+//! The public interface of the backends: no safe call writes outside the arena, runs instructions
+//! that the processor lacks, or panics. Every case here once was undefined behaviour or a panic;
+//! without the check that now prevents it, the address sanitizer reports it.
 
 use paragon::backend::cpu::structural::{Similarity, score, score_and_gradient, scratch_floats};
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
@@ -43,7 +43,8 @@ fn refused(plan: Plan, options: CpuOptions, words: &[&str]) {
 
 #[test]
 fn a_plan_for_fewer_threads_is_refused() {
-    // rows in flight are kept per thread: the last ones would lie behind the workspace
+    // Each thread has rows of its own in the workspace; those of the last threads would be beyond
+    // its end.
     refused(
         step(&CpuOptions::new(1)),
         CpuOptions::new(8),
@@ -67,7 +68,7 @@ fn a_plan_for_a_gpu_is_refused_in_every_type() {
     }
 }
 
-/// A sizing that asks for less than it should, under any name.
+/// A sizing that has the name of the CPU's and asks for half the workspace.
 struct Liar;
 
 impl Sizing for Liar {
@@ -101,7 +102,7 @@ fn a_plan_with_too_little_room_is_refused_whoever_made_it() {
         CpuOptions::new(1),
         &["workspace"],
     );
-    // also when it is lent the arena of a good one
+    // The same holds if it gets the arena of a valid plan.
     let mut host = CpuBackend::new(step(&CpuOptions::new(1)), CpuOptions::new(1)).unwrap();
     assert!(
         host.lend(inference_plan(&net(), &spec, &Liar).unwrap())
@@ -109,8 +110,8 @@ fn a_plan_with_too_little_room_is_refused_whoever_made_it() {
     );
 }
 
-/// Operations of a training step, each with one property that the CPU kernels do not have, and a
-/// word that the error must contain.
+/// Operations of a training step, each with one property that the CPU kernels do not support, and
+/// a word that the error must contain.
 fn odd_operations() -> Vec<(Op, &'static str)> {
     let plan = step(&CpuOptions::new(1));
     let mut odd = Vec::new();
@@ -248,7 +249,7 @@ fn operations_that_no_kernel_is_written_for_are_errors() {
             error.contains(op.label()) && error.contains(word),
             "{error}"
         );
-        // the planner asks for these before it asks what is supported
+        // The planner asks for these sizes before it asks whether the operation is supported.
         assert_eq!((sizing.workspace(&op), sizing.carry(&op)), (0, 0), "{op:?}");
     }
     for op in &step(&sizing).ops {
@@ -296,7 +297,8 @@ fn similarities_of_odd_images_are_errors_or_numbers() {
         target.fill(0.5);
     };
     for kind in [Similarity::Ssim, Similarity::MultiScale { luminance: true }] {
-        // an image smaller than the coarsest level of a large one is scored on a border of zeros
+        // The score of an image that is smaller than the coarsest level of a large one includes a
+        // border of zeros.
         let mut scratch = vec![0.0; scratch_floats(kind, 1, 1).unwrap()];
         let value = score(isa, kind, rows, (1, 1), &mut scratch).unwrap();
         assert!(value > 0.0 && value < 1.0);
@@ -381,5 +383,9 @@ fn instruction_sets_are_those_of_this_processor() {
             "{name}"
         );
     }
-    assert_eq!(CpuOptions::new(0).threads().min(1), 1, "never no thread");
+    assert_eq!(
+        CpuOptions::new(0).threads().min(1),
+        1,
+        "0 must become at least one thread"
+    );
 }

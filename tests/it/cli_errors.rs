@@ -1,7 +1,7 @@
-//! What users get wrong and what disks do: every command, given input it cannot use, must end with
-//! one clear error that names the file or the flag, the right exit code (1 failed, 2 usage), no
-//! panic, and nothing lost that was there before. `shard` has a file of its own (shard_cli.rs);
-//! here it is checked for what the commands share.
+//! Mistakes of users and failures of disks: a command that gets input it cannot use must end with
+//! one clear error that names the file or the flag, with the right exit code (1 failed, 2 usage),
+//! without a panic, and without the loss of an existing file. `shard` has a test file of its own
+//! (shard_cli.rs); here it is tested only for what all commands have in common.
 #![cfg(unix)]
 
 use crate::{cli_common, shard_common};
@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A folder of images, a set of LQ 16 made of them, and a network.
+/// A folder of images, a set of LQ 16 made from them, and a network.
 struct Place {
     dir: tempfile::TempDir,
     data: PathBuf,
@@ -142,7 +142,7 @@ fn silly_flags_are_usage_errors_that_name_the_flag() {
     assert_eq!(
         fs::read_dir(dir.path()).unwrap().count(),
         0,
-        "a usage error wrote something"
+        "a usage error must write no file"
     );
 }
 
@@ -275,12 +275,12 @@ fn upscale_names_what_it_cannot_read_or_write() {
     upscale(&picture_file, &place.model.join("below.png")).refused(1, &["below.png"]);
     upscale(&picture_file, Path::new("/proc/nowhere/a.png")).refused(1, &["/proc/nowhere/a.png"]);
     assert!(!out.exists());
-    // what is there is never written over by accident
+    // An existing file is never overwritten by accident.
     upscale(&picture_file, &picture_file).refused(1, &["p000.png", "overwritten"]);
     upscale(&place.data, &place.data).refused(1, &["data", "overwrite"]);
     assert_eq!(fs::read(&picture_file).unwrap(), whole);
     upscale(&place.data, &place.model).refused(1, &["nano.safetensors", "file"]);
-    // folders: nothing in it, colliding names, one bad image among good ones
+    // Folders: an empty one, one with colliding names, one with a bad image among good ones.
     let folder = place.path("folder");
     fs::create_dir(&folder).unwrap();
     upscale(&folder, &place.path("up")).refused(1, &["folder", "no images"]);
@@ -293,7 +293,7 @@ fn upscale_names_what_it_cannot_read_or_write() {
     assert_eq!(made, ["a.png", "a.v2.png"]);
     picture(20, 20, 1).save(folder.join("a.bmp")).unwrap();
     upscale(&folder, &place.path("up")).refused(1, &["b.png", "1 of 4", "a_bmp.png"]);
-    // a disk that fills up while a result is written keeps the older one
+    // If the disk fills up while a result is written, the older result is kept.
     fs::write(&out, "older").unwrap();
     let mut command = paragon(&[
         "upscale",
@@ -339,13 +339,13 @@ fn a_model_of_another_kind_says_what_does_not_fit() {
     with(&write("cut.safetensors", &bytes[..bytes.len() - 9]), &[])
         .refused(1, &["cut.safetensors"]);
     with(&write("empty.safetensors", b""), &[]).refused(1, &["empty.safetensors"]);
-    // another scale, asked for or in the file
+    // A different scale, in the flag or in the file.
     with(&place.model, &["--scale", "4"])
         .refused(1, &["up.0.weight", "[256, 16, 3, 3]", "[64, 16, 3, 3]"]);
     with(&place.model, &["--scale", "5"]).refused(1, &["scale 5"]);
     with(&place.model, &["--network", "pro"]).refused(1, &["paragonsr2_pro"]);
     with(&place.model, &["--network", "esrgan"]).refused(1, &["esrgan", "known are"]);
-    // tensors without metadata: the alpha cannot be told from them
+    // Tensors without metadata do not determine the alpha.
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let views = || file.tensors().into_iter();
     let plain = write(
@@ -357,7 +357,7 @@ fn a_model_of_another_kind_says_what_does_not_fit() {
     let from_plain = fs::read(&out).unwrap();
     with(&place.model, &[]).ok();
     assert_eq!(fs::read(&out).unwrap(), from_plain);
-    // another variant by its metadata, another network by its tensors, other shapes
+    // A different variant in the metadata, the tensors of a different network, different shapes.
     let named = HashMap::from([(
         "paragon".to_string(),
         r#"{"arch":"paragonsr2_photo","scale":2,"upsampler_alpha":0.4}"#.to_string(),
@@ -465,7 +465,7 @@ fn train_names_shards_it_cannot_use_before_it_starts() {
         run(&["train", "--shards", text(&place.set), "--out", text(&bad)])
             .refused(1, &[text(&bad)]);
     }
-    // damage: a shard cut short, one missing, one with a record that is not what was written
+    // Damage: a truncated shard, a missing one, and one with an altered record.
     let shards: Vec<PathBuf> = files(&place.set)
         .into_keys()
         .filter(|n| n.ends_with(".psh"))
@@ -490,7 +490,7 @@ fn train_names_shards_it_cannot_use_before_it_starts() {
         *byte ^= 0x40;
     }
     fs::write(shard, &damaged).unwrap();
-    train(&place.set, &[]).ok(); // finished: reads nothing
+    train(&place.set, &[]).ok(); // The run is finished, so it reads no shard.
     let more = [
         "train",
         "--shards",
@@ -562,7 +562,7 @@ fn outputs_that_cannot_be_written_are_errors_and_not_panics() {
     for command in commands {
         let ran: cli_common::Ran = paragon(command).stdout(full()).output().unwrap().into();
         ran.refused(1, &[]);
-        // nobody hears the errors either: it still ends as it should
+        // With a full stderr the messages are lost, but the command still succeeds.
         let status = paragon(command)
             .stderr(full())
             .stdout(std::process::Stdio::null())
@@ -600,14 +600,14 @@ fn outputs_that_cannot_be_written_are_errors_and_not_panics() {
         .refused(1, &["cannot write", ".png"]);
     assert!(
         files(&place.path("small")).is_empty(),
-        "half an image was left"
+        "an incomplete image was left"
     );
-    // a folder that is not the demo's own is not cleared
+    // The demo clears no folder that it did not make.
     let mine = place.path("mine");
     pictures(&mine.join("pictures"), 2);
     run(&["demo", "--out", text(&mine), "--iterations", "1"]).refused(1, &[text(&mine), "--out"]);
     assert_eq!(files(&mine.join("pictures")).len(), 2);
-    // the image's header is refused by shard before anything large is allocated
+    // `shard` refuses the image because of its header, before it allocates anything large.
     let huge = place.path("huge");
     fs::create_dir(&huge).unwrap();
     fs::write(huge.join("huge.png"), png_header(60_000, 60_000)).unwrap();

@@ -1,6 +1,6 @@
-//! Where output goes: paths that are devices, FIFOs or links, strings of others on a terminal,
-//! terminals that cannot move their cursor, and errors that say what was being done. Every check
-//! runs the real binary.
+//! Output: paths that are devices, FIFOs or links; foreign strings on a terminal; terminals that
+//! cannot move their cursor; and errors that name the step that failed. Every test runs the real
+//! binary.
 #![cfg(unix)]
 
 use crate::{cli_common, shard_common};
@@ -21,7 +21,7 @@ fn set(folder: &Path) -> std::path::PathBuf {
     set
 }
 
-/// Every command that writes one file whose path is typed, with the arguments before that path.
+/// Every command that writes one file to a given path, with the arguments before that path.
 fn writers(set: &Path) -> Vec<Vec<&str>> {
     vec![
         vec!["plan", "--chart"],
@@ -61,7 +61,7 @@ fn a_device_or_a_fifo_is_written_to_and_stays_what_it_is() {
                 .is_char_device(),
             "{arguments:?}"
         );
-        // a full device is an error that names it
+        // If the device is full, the error names it.
         run(&[arguments.clone(), vec!["/dev/full"]].concat())
             .refused(1, &["cannot write /dev/full", "No space left"]);
     }
@@ -114,7 +114,7 @@ fn strings_of_others_never_control_the_terminal() {
     let data = dir.path().join("data");
     fs::create_dir(&data).unwrap();
     picture(60, 60, 1).save(data.join("good.png")).unwrap();
-    // a title, a colour, a line of its own, the C1 form of an escape, and text that runs backwards
+    // A window title, a colour, a line break, the C1 form of an escape, and right-to-left text.
     for name in [
         "\x1b]0;title\x07.png",
         "\x1b[31mred.png",
@@ -137,7 +137,7 @@ fn strings_of_others_never_control_the_terminal() {
         shown.contains("\\u{1b}[31mred.png") && shown.contains("two\\nlines.png"),
         "{shown:?}"
     );
-    // a program reads the very name
+    // JSON output has the exact name.
     let json = run(&[
         "shard",
         text(&data),
@@ -167,7 +167,7 @@ fn strings_of_others_never_control_the_terminal() {
             .any(|file| file.ends_with("\u{202e}gnp.exe.png")),
         "{files:?}"
     );
-    // keys and values of an option file
+    // Keys and values of an option file.
     let options = dir.path().join("options.yml");
     fs::write(&options, "\"\\e[2Jkey\": 1\nname: \"\\e[31mx\"\n").unwrap();
     let refused = run(&["train", "--shards", text(&out), "--config", text(&options)]);
@@ -176,7 +176,7 @@ fn strings_of_others_never_control_the_terminal() {
         "{:?}",
         refused.stderr
     );
-    // a value of a megabyte does not fill the screen
+    // A value of a megabyte is shortened.
     fs::write(
         &options,
         format!("train: {{ total_iter: {} }}\n", "9".repeat(1 << 20)),
@@ -190,10 +190,11 @@ fn strings_of_others_never_control_the_terminal() {
     );
 }
 
-/// Runs a command with a terminal as its stderr and gives what it wrote there.
+/// Runs a command with a terminal as its stderr; returns the text that it wrote there.
 fn on_terminal(command: &mut std::process::Command, term: &str) -> String {
     let (mut ours, mut theirs) = (0, 0);
-    // SAFETY: two descriptors are written to; name, settings and size are left to the system
+    // SAFETY: the call writes two descriptors; null pointers leave name, settings and size to the
+    // system.
     let opened = unsafe {
         libc::openpty(
             &mut ours,
@@ -204,11 +205,11 @@ fn on_terminal(command: &mut std::process::Command, term: &str) -> String {
         )
     };
     assert_eq!(opened, 0);
-    // SAFETY: a flag of a descriptor that was just opened. A program that another test starts must
-    // not inherit this side, or reading would go on until that program ends
+    // SAFETY: this sets a flag of a descriptor that was just opened. A program that another test
+    // starts must not inherit this side, or reading would not end before that program does.
     let closes = unsafe { libc::fcntl(theirs, libc::F_SETFD, libc::FD_CLOEXEC) };
     assert_eq!(closes, 0);
-    // SAFETY: both descriptors were just opened and belong to nobody else
+    // SAFETY: both descriptors were just opened and have no other owner.
     let (mut ours, theirs) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
     let mut child = command
         .env("TERM", term)
@@ -216,10 +217,11 @@ fn on_terminal(command: &mut std::process::Command, term: &str) -> String {
         .stderr(theirs)
         .spawn()
         .unwrap();
-    command.stderr(Stdio::null()); // our copy of the terminal is closed, so that reading ends with the child
+    // This closes our copy of the terminal, so that reading ends with the child.
+    command.stderr(Stdio::null());
     let mut shown = Vec::new();
     let mut chunk = [0; 4096];
-    // a terminal whose other side is gone is an error, not an end
+    // Reading from a terminal whose other side is closed gives an error, not an end of file.
     while let Ok(n @ 1..) = ours.read(&mut chunk) {
         shown.extend_from_slice(&chunk[..n]);
     }
@@ -271,7 +273,7 @@ fn a_full_disk_names_the_file_once_and_says_what_failed() {
         .refused(1, &["cannot write", "sheet.png", "File too large"])
         .stderr;
     assert_eq!(error.matches("sheet.png").count(), 1, "{error}");
-    // a rejected image is named once in its line
+    // The line of a rejected image names it once.
     let bad = dir.path().join("bad");
     fs::create_dir(&bad).unwrap();
     picture(60, 60, 1).save(bad.join("good.png")).unwrap();
@@ -292,7 +294,7 @@ fn a_full_disk_names_the_file_once_and_says_what_failed() {
         .map(|name| shown.matches(name).count())
         .collect();
     assert_eq!(named, [1, 1], "{shown}");
-    // stdout that is full
+    // stdout is full.
     for arguments in [
         vec!["shards", "info", text(&set)],
         vec!["plan"],

@@ -1,5 +1,6 @@
-//! The configuration from outside: files of ours and of traiNNer-redux, `--set`, flags, what wins,
-//! what is refused, and that the file kept beside a run gives the same run.
+//! The configuration of the program: option files of paragon and of traiNNer-redux, `--set` and
+//! flags, which of them takes precedence, and what is refused. The file kept with a run gives the
+//! same run again.
 
 use crate::common::place;
 use crate::fuzz_common::options;
@@ -39,8 +40,8 @@ fn newest_state(out: &Path) -> Vec<u8> {
     fs::read(list.pop().unwrap()).unwrap()
 }
 
-/// A file of the other trainer with everything a reader can stumble over, at a size that trains in
-/// a moment.
+/// An option file of the other trainer with everything that is difficult to read; the training is
+/// so small that it takes a moment.
 const THEIRS: &str = "\
 name: tiny
 scale: 2
@@ -211,7 +212,7 @@ fn an_option_file_of_the_other_trainer_runs_and_names_what_it_does_not_honour() 
             .count(),
         4
     );
-    // the same numbers as ours, made of it
+    // paragon's own file, made from it, has the same numbers.
     let ours = dir.path().join("ours.yml");
     run(&["config", "import", &file, "--out", text(&ours)]).ok();
     let again = dir.path().join("again");
@@ -568,7 +569,7 @@ fn import_says_first_what_matters_most() {
         "{}",
         ran.stderr
     );
-    // a file of ours is told the same
+    // The message is the same for a file of paragon.
     let file = write(dir.path(), "ours.yml", "network_g: {type: rrdb}\n");
     let ran = run(&["config", "import", &file]).ok();
     assert!(
@@ -608,7 +609,7 @@ fn files_that_are_no_options_are_named() {
             .stdout
             .contains("LQ 64")
     );
-    // names of files are no text everywhere
+    // On some systems, file names need not be text.
     let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"\xff.yml"));
     fs::write(&odd, "data: {lq_size: 64}").unwrap();
     run(&["plan".as_ref(), "--config".as_ref(), odd.as_os_str()]).ok();
@@ -651,7 +652,7 @@ fn flags_win_over_set_and_set_over_the_file() {
         assert!(text_of.contains(line), "{line}: {text_of}");
     }
     assert!(!text_of.contains("ssimloss"));
-    // the same file drives the plan
+    // `plan` accepts the same file.
     let plan = run(&["plan", "--config", text(&out.join("config.yml")), "--json"])
         .ok()
         .stdout;
@@ -660,7 +661,7 @@ fn flags_win_over_set_and_set_over_the_file() {
         (&plan["lq_size"], &plan["effective_batch"]),
         (&16.into(), &2.into())
     );
-    // and gives the same run, wherever it is read
+    // It gives the same run from any working folder.
     let (config, again) = (out.join("config.yml"), dir.path().join("again"));
     run(&["train", "--config", text(&config), "--out", text(&again)]).ok();
     assert!(newest_state(&out) == newest_state(&again));

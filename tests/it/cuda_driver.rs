@@ -1,5 +1,5 @@
-//! The CUDA backend from the flag to the kernel on a machine without a GPU: a driver made of fibers
-//! stands in for libcuda. Its streams run as late as they may, so missing waits show.
+//! The whole CUDA backend on a machine without a GPU: a stand-in driver that runs kernels on fibers
+//! replaces libcuda. Its streams run as late as they may, which makes missing waits visible.
 
 use crate::{cli_common, kernels_common, shard_common};
 
@@ -9,7 +9,7 @@ use shard_common::{config, make, pictures};
 use std::path::Path;
 use std::process::Output;
 
-/// Runs the program with the stand-in driver; more variables describe the card.
+/// Runs the program with the stand-in driver; the variables `card` describe the card.
 fn with_driver(args: &[&str], card: &[(&str, &str)]) -> Option<Output> {
     let folder = driver()?;
     let mut command = paragon(args);
@@ -33,7 +33,7 @@ fn set(dir: &Path) -> std::path::PathBuf {
     set
 }
 
-/// A device, variables that describe the card, words of the answer.
+/// `--device`, variables that describe the card, and words that the answer must contain.
 type Case = (
     &'static str,
     &'static [(&'static str, &'static str)],
@@ -147,7 +147,8 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
     ];
     let train = |name: &str, iterations: &str, flags: &[&str], card: &[(&str, &str)]| {
         let out = dir.path().join(name);
-        // where nothing is logged or saved in between, iterations follow each other without waiting
+        // Without a log line or a checkpoint between them, iterations follow each other without
+        // waiting.
         let every = if name == "ahead" { "4" } else { "1" };
         let more = [
             "--layer-scale",
@@ -202,8 +203,8 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
             "the loss is {a} on the device and {b} on the CPU"
         );
     }
-    // without graphs, and stopped half way; and with any stream (that of computing, of launches
-    // aside, of copies) far ahead of the others
+    // Without graphs; stopped half way; and with each stream (the compute stream, the side stream,
+    // the copy stream) far ahead of the others.
     let cuda = ["--device", "cuda", "--precision", "f32"];
     let (single, said) = train(
         "single",
@@ -218,7 +219,7 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
     );
     assert!(
         model(&single) == model(&device),
-        "kernel by kernel gives other bits"
+        "launching kernel by kernel gives other bits"
     );
     let (halves, _) = train("parts", "2", &cuda, &[]).unwrap();
     train("parts", "4", &cuda, &[("FAKE_CUDA_EAGER", "1")]).unwrap();
@@ -231,8 +232,8 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
         model(&ahead) == model(&device),
         "copies that run ahead give other bits"
     );
-    // a run that breaks: the device has begun the next iteration when it is noticed, and stops
-    // where the CPU does all the same
+    // A run that diverges: the device has begun the next iteration when this is noticed, and still
+    // stops at the same iteration as the CPU.
     let stopped = |name: &str, device: &[&str]| {
         let (out, set) = (dir.path().join(name), text(&set).to_string());
         let all = [
@@ -273,7 +274,7 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
         stopped("broken", &cuda),
         stopped("broken-cpu", &["--device", "cpu"])
     );
-    // a card of an older generation trains in fp16, with a loss scale
+    // A card of an older generation trains in fp16, with a loss scale.
     let (old, said) = train(
         "old",
         "4",

@@ -1,6 +1,6 @@
-//! The golden trajectories on the CUDA backend: as near as the CPU in f32, within 2e-2 on the loss
-//! in bf16. Without a GPU, through a driver made of fibers and for as many iterations as that has
-//! time for; on a card, all of them, where PARAGON_TEST_GPU is set.
+//! The golden trajectories on the CUDA backend: the limits are those of the CPU in f32, and 2e-2
+//! for the loss in bf16. With PARAGON_TEST_GPU set, a card runs all iterations; otherwise the
+//! stand-in driver runs some of them on fibers, since that is slow.
 #![cfg(unix)]
 
 use crate::common::process::in_own_process;
@@ -15,11 +15,11 @@ use paragon::model::training_plan;
 use paragon::plan::Precision;
 use std::ffi::CString;
 
-/// Loads the stand-in under libcuda's name, before anybody looks for the real one.
+/// Loads the stand-in driver under libcuda's name before anything looks for the real one.
 fn load_driver() -> bool {
     let Some(folder) = driver() else { return false };
     let path = CString::new(folder.join("libcuda.so").to_str().unwrap()).unwrap();
-    // SAFETY: a library of our own, whose initialisers only fill a table
+    // SAFETY: this library is part of the tests; its initialisers only fill a table.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     assert!(!handle.is_null());
     true
@@ -27,7 +27,7 @@ fn load_driver() -> bool {
 
 #[test]
 fn trajectories_match_the_golden_files_on_the_device() {
-    // the stand-in for libcuda stays loaded, under the name by which others look for the real one
+    // The stand-in stays loaded under libcuda's name, which other tests would find.
     if !in_own_process(concat!(
         module_path!(),
         "::trajectories_match_the_golden_files_on_the_device"
@@ -39,7 +39,7 @@ fn trajectories_match_the_golden_files_on_the_device() {
         return;
     }
     let device = Device::open(0).unwrap();
-    // (file, type, iterations at most: fibers are slow)
+    // File, precision, and the largest number of iterations (fibers are slow).
     let runs = [
         ("train_realtime_x2_first2", Precision::F32, 2),
         ("train_realtime_x2_first2", Precision::Bf16, 2),
@@ -82,7 +82,7 @@ fn trajectories_match_the_golden_files_on_the_device() {
             let error = golden.final_error(&mut backend, "param_final.", ports.parameters);
             assert!(
                 error < 1e-4,
-                "{name}: a parameter is {error:e} away at the end"
+                "{name}: a final parameter differs by {error:e}"
             );
         }
     }

@@ -1,5 +1,5 @@
-//! Decoding: every kind of file that is read, every kind of damage that must end in an error, and
-//! no panic in between. All files are made here.
+//! Decoding: every kind of file that is read, and every kind of damage, which must give an error
+//! and no panic. The test makes all files itself.
 
 mod colour;
 mod jpeg;
@@ -43,7 +43,7 @@ impl Folder {
         decode(&self.file(name, bytes), &Limits::default())
     }
 
-    /// The error's text, which must name the file.
+    /// The text of the error, after a check that it names the file.
     fn error(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.file(name, bytes);
         let text = format!("{:#}", decode(&path, &Limits::default()).unwrap_err());
@@ -203,7 +203,7 @@ fn alpha_is_given_beside_the_image_where_it_is_asked_for() {
     );
 }
 
-/// Inserts a segment behind a JPEG's first two bytes.
+/// Inserts a segment after the first two bytes of a JPEG.
 fn with_segment(jpeg: &[u8], marker: u8, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u16 + 2).to_be_bytes();
     [&jpeg[..2], &[0xFF, marker], &length, payload, &jpeg[2..]].concat()
@@ -218,7 +218,7 @@ fn exif(orientation: u16) -> Vec<u8> {
 
 #[test]
 fn exif_orientation_is_applied() {
-    // A bright corner, at the top left of the stored pixels
+    // The stored pixels have a bright corner at the top left.
     let stored = RgbImage::from_fn(48, 32, |x, y| {
         if x < 16 && y < 16 {
             Rgb([250; 3])
@@ -228,7 +228,7 @@ fn exif_orientation_is_applied() {
     });
     let jpeg = encode(&DynamicImage::ImageRgb8(stored), ImageFormat::Jpeg);
     let folder = Folder::new();
-    // (x, y) of the bright corner after turning, as shares of the image
+    // (x, y) of the bright corner in the upright image, as shares of its size.
     let corners = [
         (1, 0, 0),
         (2, 1, 0),
@@ -257,7 +257,7 @@ fn exif_orientation_is_applied() {
         .unwrap();
     assert!(
         found.notes.is_empty() && found.image.width() == 48,
-        "an impossible orientation is no orientation"
+        "an impossible orientation must be ignored"
     );
 }
 
@@ -338,7 +338,7 @@ fn a_wide_profile_is_converted_and_reported() {
             }
         }
     }
-    // 16 bits: converted before rounding
+    // 16-bit values are converted before they are rounded to 8 bits.
     let deep: Vec<u16> = image.as_raw().iter().map(|&v| u16::from(v) * 257).collect();
     let png = png_with_profile(
         bytemuck::cast_slice(&deep),
@@ -405,7 +405,7 @@ fn a_grey_profile_is_converted() {
             "{i}: {pixel:?}, not {wanted}"
         );
     }
-    // A grey profile on colours cannot be meant
+    // A grey profile in a colour image must be a mistake.
     let image = pattern(8, 8);
     let png = png_with_profile(
         image.as_raw(),
@@ -572,7 +572,7 @@ fn every_truncation_is_an_error_or_the_whole_image() {
             match folder.decode("cut.png", &bytes[..length]) {
                 Ok(found) => assert!(
                     found.image == *wanted,
-                    "{format:?} cut to {length} of {} bytes gave another image",
+                    "{format:?} cut to {length} of {} bytes gave a different image",
                     bytes.len()
                 ),
                 Err(error) => assert!(format!("{error:#}").contains("cut.png")),

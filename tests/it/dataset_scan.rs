@@ -1,5 +1,5 @@
-//! Finding and pairing files: the usual layouts of data sets, and each thing that can be wrong with
-//! one.
+//! Finding and pairing files: the usual layouts of data sets, and everything that can be wrong with
+//! a layout.
 
 use paragon::dataset::scan::{Reason, Scan, ScanOptions, is_image_name, list_images, scan};
 use paragon::shard::manifest::MANIFEST_NAME;
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// A folder with empty files of these names: scanning opens none.
+/// A folder with empty files of these names, which suffice because scanning opens no file.
 fn tree(files: &[&str]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in files {
@@ -25,7 +25,7 @@ fn options(scale: u32) -> ScanOptions {
     }
 }
 
-/// "name hr lq" of each source, with paths below the root.
+/// "name hr lq" of each source, with paths relative to the root.
 fn found(root: &Path, scan: &Scan) -> Vec<String> {
     let relative = |p: &PathBuf| p.strip_prefix(root).unwrap_or(p).display().to_string();
     scan.sources
@@ -41,7 +41,7 @@ fn found(root: &Path, scan: &Scan) -> Vec<String> {
         .collect()
 }
 
-/// Every file in exactly one place.
+/// Checks that every file is accounted for exactly once.
 fn assert_counts(scan: &Scan) {
     let used: usize = scan
         .sources
@@ -138,7 +138,7 @@ fn both_sides_in_one_folder_are_told_by_their_names() {
     assert_eq!(
         pairs(&["plain_HR.png", "other.png"], 2).len(),
         2,
-        "an ending on one side alone says nothing"
+        "a suffix for one side only means nothing"
     );
 }
 
@@ -358,7 +358,7 @@ fn a_name_that_is_not_utf8_is_listed() {
     assert!(scan.rejected[0].reason.contains("UTF-8"));
 }
 
-/// Adds level images of these sizes to a tree, for what is told by sizes.
+/// Adds images of one colour and of these sizes to a tree, for rules that depend on sizes.
 fn sized(dir: &TempDir, files: &[(&str, u32, u32)]) {
     for (file, width, height) in files {
         let path = dir.path().join(file);
@@ -472,7 +472,7 @@ fn the_same_names_at_different_sizes_are_asked_about() {
                 assert_eq!(
                     scan(dir.path(), &all).unwrap().sources.len(),
                     files.len(),
-                    "the user's word counts"
+                    "the user's choice must be used"
                 );
                 true
             }
@@ -505,7 +505,7 @@ fn the_same_names_at_different_sizes_are_asked_about() {
         ("b/1x4.png", 12, 12),
         ("c/9.png", 48, 48)
     ]));
-    // other images that happen to be called the same
+    // Different images that happen to have the same name.
     assert!(!asks(&[("cats/1.png", 48, 48), ("dogs/1.png", 48, 48)]));
     assert!(!asks(&[
         ("cats/1.png", 48, 48),
@@ -553,7 +553,7 @@ fn a_folder_called_hr_among_others_is_asked_about() {
         (alone.sources.len(), left_out(&alone, Reason::Outside)),
         (1, (4, 0))
     );
-    // beside its counterpart a folder is a side, and the rest is counted
+    // A folder that has a counterpart is used as HR or LQ; the other files are counted.
     let dir = tree(&["hr/a.png", "lr/a.png", "misc/x/b.png", "c.jpg"]);
     let paired = scan(dir.path(), &options(2)).unwrap();
     assert_eq!(
@@ -570,7 +570,7 @@ fn a_folder_called_hr_among_others_is_asked_about() {
     assert_eq!(
         pairs(&["HR/a.png", "notes/readme.txt"], 2),
         ["a HR/a.png -"],
-        "nothing else is there"
+        "there is nothing else"
     );
 }
 
@@ -579,7 +579,7 @@ fn a_few_pairs_by_name_do_not_turn_a_set() {
     let photos = [
         "a.png", "b.jpg", "c/d.png", "c/e.png", "f.png", "g.png", "h.png", "i.png",
     ];
-    // what `paragon shards extract` wrote into the working folder
+    // `paragon shards extract` wrote these into the working folder.
     let dir = tree(
         &[
             &photos[..],
@@ -616,7 +616,7 @@ fn a_few_pairs_by_name_do_not_turn_a_set() {
         text.contains("shards extract") && text.contains("--lq"),
         "{text}"
     );
-    // one pair among photographs: its LQ is no original
+    // One pair among photographs: its LQ is not used as an HR image.
     let dir = tree(&[&photos[..], &["test_HR.png", "test_LR.png"]].concat());
     let scanned = scan(dir.path(), &options(2)).unwrap();
     assert_counts(&scanned);
@@ -629,7 +629,7 @@ fn a_few_pairs_by_name_do_not_turn_a_set() {
         "{:?}",
         scanned.rejected
     );
-    // neither is clear: the user's word
+    // Neither reading is clear, so the user must decide.
     let mixed = [
         "1_hr.png", "1_lr.png", "2_hr.png", "2_lr.png", "x.png", "y.png", "z.png",
     ];
@@ -663,7 +663,7 @@ fn a_few_pairs_by_name_do_not_turn_a_set() {
         .len(),
         7
     );
-    // results of other methods beside a pair are no strangers
+    // Results of other methods beside a pair do not count as unrelated images.
     let bench = [
         "img_001_SRF_2_HR.png",
         "img_001_SRF_2_LR.png",
@@ -706,7 +706,7 @@ fn our_own_output_is_left_out() {
     .unwrap();
     assert_eq!(found(dir.path(), &scanned), ["photos/a photos/a.png -"]);
     assert_eq!(left_out(&scanned, Reason::OwnOutput), (0, 6));
-    // what the user names is taken
+    // A folder that the user names is used.
     let previews = scan(&dir.path().join("runs/one/previews"), &options(2)).unwrap();
     assert_eq!(previews.sources.len(), 1);
     assert_eq!(
@@ -725,7 +725,7 @@ fn our_own_output_is_left_out() {
     assert_eq!(
         pairs(&["models/a.png", "states/b.png"], 2).len(),
         2,
-        "these names alone say nothing"
+        "these names alone do not show what the images are"
     );
 }
 
@@ -764,7 +764,7 @@ fn thumbnails_and_waste_bins_are_left_out() {
         ),
         ((0, 10), (1, 1))
     );
-    // the same rule for a list of one folder
+    // The same rule holds for a single folder.
     let flat = list_images(dir.path(), false).unwrap();
     let names: Vec<_> = flat.images.iter().map(|p| p.name.as_str()).collect();
     assert_eq!((names, flat.subfolders, flat.files()), (vec!["a"], 2, 1));
@@ -775,7 +775,7 @@ fn thumbnails_and_waste_bins_are_left_out() {
             .images
             .len(),
         1,
-        "what the user names is listed"
+        "a folder that the user names must be listed"
     );
     for (name, is) in [
         ("a.jpe", true),
@@ -807,9 +807,9 @@ fn names_in_two_forms_of_unicode_are_partners() {
             .sources
             .iter()
             .all(|s| s.hr.is_file() && s.lq.as_ref().unwrap().is_file()),
-        "opened by the bytes found"
+        "paths must have the bytes of the listing"
     );
-    // both forms in one folder
+    // Both forms of names in the same folder.
     let dir = tree(&[
         "hr/e\u{301}.png",
         "hr/\u{e9}.png",
@@ -828,7 +828,7 @@ fn names_in_two_forms_of_unicode_are_partners() {
         "{:?}",
         scanned.rejected
     );
-    // both sides in one folder
+    // HR and LQ in the same folder.
     let dir = tree(&["e\u{301}_HR.png", "\u{e9}_LR.png"]);
     assert_eq!(scan(dir.path(), &options(2)).unwrap().sources.len(), 1);
 }
@@ -860,7 +860,7 @@ fn words_at_the_end_of_names_are_read_alike_in_one_folder_and_in_two() {
         pairs(&["hr/0001.png", "lr/0001_bicubic.png"], 2),
         ["0001 hr/0001.png lr/0001_bicubic.png"]
     );
-    // for another scale, or more than one
+    // LQ for another scale, or for several.
     let rejected = |files: &[&str]| {
         let dir = tree(files);
         let scanned = scan(dir.path(), &options(2)).unwrap();

@@ -1,11 +1,11 @@
-//! Synthetic images: the same bytes everywhere, any size, and something to lose for bicubic.
+//! Synthetic images: they have the same bytes on every machine and any size, and bicubic resampling
+//! loses about as much of them as of photographs.
 
 use paragon::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use paragon::dataset::synth::synthetic_image;
 use paragon::inference::metrics::{Channels, psnr};
 
-/// Pins the images themselves: this fails when they change, on purpose or from one machine to
-/// another.
+/// Pins the pixels: this fails if they change, by intention or from one machine to another.
 #[test]
 fn the_same_bytes_on_every_machine() {
     let sums: Vec<u32> = (0..4)
@@ -52,8 +52,8 @@ fn any_size_is_drawn() {
     }
 }
 
-/// Photographs lose some 23 to 35 dB when they are halved and enlarged again (median 28 on
-/// BSDS300).
+/// Photographs have a PSNR of some 23 to 35 dB when they are halved and enlarged again (median 28
+/// on BSDS300).
 #[test]
 fn bicubic_loses_about_as_much_as_on_photographs() {
     let mut all: Vec<f64> = (0..24)
@@ -134,7 +134,7 @@ fn the_command_writes_the_same_files_for_any_number_of_threads() {
         image::load_from_memory(&a[1].1).unwrap().to_rgb8(),
         synthetic_image(1, 1, 40, 24)
     );
-    // Going on after an interruption writes what is missing and leaves the rest alone.
+    // A resumed command writes the missing files and leaves the others unchanged.
     std::fs::remove_file(dir.path().join("a/000002.png")).unwrap();
     let run = paragon(&[
         "synth",

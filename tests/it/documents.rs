@@ -1,7 +1,7 @@
-//! The documents against the repository: every relative link leads to a file and its anchor to a
-//! heading, every repository path in backticks exists, and every `paragon` command and flag that a
-//! document shows is one that the program takes. Depends on the files of the repository and on the
-//! program's `--help`; uses no network.
+//! Checks the documents: every relative link leads to a file and its anchor to a heading, every
+//! repository path in backticks exists, and the program accepts every `paragon` command and flag
+//! that a document shows. Depends on the files of the repository and on the program's `--help`;
+//! uses no network.
 
 use crate::markdown_common::Document;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
-/// The documents that a reader follows links through.
+/// The documents whose links are checked.
 const DOCUMENTS: [&str; 8] = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -21,7 +21,7 @@ const DOCUMENTS: [&str; 8] = [
     "tests/data/README.md",
 ];
 
-/// Folders at the root of the repository: a path in backticks that begins with one is checked.
+/// Folders at the root of the repository. A path in backticks is checked if it begins with one.
 const FOLDERS: [&str; 10] = [
     ".ci/",
     ".github/",
@@ -35,8 +35,9 @@ const FOLDERS: [&str; 10] = [
     "tests/",
 ];
 
-/// Endings of source files: a path in backticks that ends so is checked, from the root of the
-/// repository, from `src` (documents write `backend/cuda/lower.rs`) or from the document's folder.
+/// Endings of source files. A path in backticks with such an ending is checked, from the root of
+/// the repository, from `src` (documents write `backend/cuda/lower.rs`) or from the document's
+/// folder.
 const SOURCES: [&str; 6] = [".rs", ".cu", ".cuh", ".py", ".md", ".toml"];
 
 /// Flags of other programs that the documents name.
@@ -58,8 +59,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A path as the repository names it: `.` and `..` resolved, `/` between the parts. `None` leads out
-/// of the repository.
+/// A path relative to the repository: `.` and `..` resolved, `/` between the parts. `None`: it
+/// leads out of the repository.
 fn resolved(path: &Path) -> Option<String> {
     let mut parts = Vec::new();
     for part in path.components() {
@@ -87,7 +88,7 @@ fn all_documents() -> Vec<Document> {
     paths.iter().map(|path| Document::read(path)).collect()
 }
 
-/// What is wrong with the links of `documents`, one line each.
+/// The broken links of `documents`, one line each.
 fn broken_links(documents: &[Document]) -> Vec<String> {
     let anchors: BTreeMap<&str, BTreeSet<String>> = documents
         .iter()
@@ -127,14 +128,14 @@ fn broken_links(documents: &[Document]) -> Vec<String> {
     broken
 }
 
-/// Whether a word of a path stands for something: `VERSION`, `NAME`, `*.ptx`, `<name>`.
+/// Whether a part of a path is a placeholder: `VERSION`, `NAME`, `*.ptx`, `<name>`.
 fn is_placeholder(part: &str) -> bool {
     part.contains(['*', '<', '{'])
         || (part.len() > 1 && part.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
 }
 
-/// Whether a path exists, from the root of the repository, from `src` or from the document's folder.
-/// What follows a placeholder is not looked at.
+/// Whether a path exists, from the root of the repository, from `src` or from the document's
+/// folder. Parts from the first placeholder on are not checked.
 fn exists(path: &str, document: &Document) -> bool {
     let mut known = PathBuf::new();
     for part in path.split('/') {
@@ -156,7 +157,7 @@ fn missing_paths(documents: &[Document]) -> Vec<String> {
         for (at, code) in document.code() {
             for word in code.split(|c: char| c.is_whitespace() || "\"'();,=".contains(c)) {
                 let path = word.trim_end_matches([':', '.']);
-                // a line number after the path is no part of it
+                // A line number after the path is not part of it.
                 let path = match path.rsplit_once(':') {
                     Some((path, line)) if line.chars().all(|c| c.is_ascii_digit()) => path,
                     _ => path,
@@ -195,7 +196,7 @@ fn flags(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The help of every command that has been asked for.
+/// The help texts of the commands, each read when it is first needed.
 #[derive(Default)]
 struct Helps(BTreeMap<Vec<String>, Option<String>>);
 
@@ -234,7 +235,7 @@ impl Helps {
     }
 }
 
-/// What is wrong with one command line, as `paragon shards info|verify DIR --json`.
+/// What is wrong with one command line, such as `paragon shards info|verify DIR --json`.
 fn wrong_command(line: &str, helps: &mut Helps) -> Option<String> {
     let line = line.split(" #").next().unwrap().replace('\\', "");
     let mut words = line.split_whitespace().skip(1);
@@ -251,7 +252,7 @@ fn wrong_command(line: &str, helps: &mut Helps) -> Option<String> {
         let subs = subs.filter(|word| !is_placeholder(word))?;
         commands = subs.split('|').map(|sub| vec![name, sub]).collect();
     }
-    // what follows a `;`, `&` or `|` belongs to another program
+    // The text after a `;`, `&` or `|` belongs to another program.
     let own = words.take_while(|word| ![";", "&&", "||", "|", "&"].contains(word));
     let asked = flags(&own.collect::<Vec<_>>().join(" "));
     for command in commands {
@@ -269,7 +270,7 @@ fn wrong_command(line: &str, helps: &mut Helps) -> Option<String> {
     None
 }
 
-/// Commands and flags in the code of `documents` that the program does not take.
+/// Commands and flags in the code of `documents` that the program does not accept.
 fn wrong_commands(documents: &[Document]) -> Vec<String> {
     let mut helps = Helps::default();
     let mut known = helps.all_flags();

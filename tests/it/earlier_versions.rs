@@ -1,6 +1,6 @@
-//! What earlier versions wrote is read: every folder of tests/data that `scripts/make-samples` made
-//! with a released program is resumed, added to, merged, verified, trained on and applied by this
-//! one, with the bits that the old program would have given.
+//! Files of earlier versions: this program resumes, appends to, merges, verifies, trains on and
+//! applies the files in each folder of tests/data that `scripts/make-samples` made with a released
+//! program, and gives the bits that the old program would have given.
 
 use crate::cli_common;
 
@@ -38,7 +38,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A copy of a version's samples that may be written to.
+/// A writable copy of a version's samples.
 fn samples(version: &Path) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     copy(version, dir.path());
@@ -110,7 +110,7 @@ fn sets_are_whole_complete_and_added_to() {
         let after = shards(&set);
         assert!(
             after.len() > before.len() && after.starts_with(&before),
-            "the shards that were there have changed"
+            "existing shards have changed"
         );
         run(&["shards", "verify", text(&set)]).ok();
     }
@@ -197,7 +197,7 @@ fn a_run_goes_on_to_the_same_bits() {
             );
         } else {
             println!(
-                "SKIP the bits of the network: they were written down on a processor with {}",
+                "SKIP the bits of the network: they were recorded on a processor with {}",
                 expected["processor"]
             );
         }

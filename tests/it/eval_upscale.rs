@@ -1,7 +1,7 @@
-//! `paragon eval` and `paragon upscale` from outside: figures against those computed with Pillow
-//! and NumPy, results that do not depend on tiles or threads, images of every kind and shape, and
-//! memory that stays within what was computed. Set5 is reference data outside the repository:
-//! without it those checks print SKIP.
+//! The commands `paragon eval` and `paragon upscale`: the figures agree with those computed with
+//! Pillow and NumPy, results do not depend on tiles or threads, images of every kind and shape are
+//! accepted, and memory stays within the computed amount. Set5 is reference data outside the
+//! repository: without it those tests print SKIP.
 
 use crate::{cli_common, common, shard_common};
 
@@ -29,7 +29,7 @@ fn eval_json(data: &Path, model: &Path, more: &[&str]) -> Value {
     serde_json::from_str(&ran.stdout).unwrap()
 }
 
-/// Every mean is the mean of its column.
+/// Checks that every mean is the mean of its column.
 fn check_means(report: &Value) {
     let images = report["images"].as_array().unwrap();
     for who in ["network", "bicubic"] {
@@ -84,7 +84,7 @@ fn eval_of_set5_gives_the_reference_figures_for_bicubic() {
             let name = image["name"].as_str().unwrap();
             let wanted = &golden[format!("{name}.png")];
             check(name, &image["bicubic"], wanted);
-            // HR is cut to a multiple of the scale
+            // HR is cropped to a multiple of the scale.
             assert!(
                 image["width"].as_u64() <= wanted["size_hr"][0].as_u64(),
                 "{name}"
@@ -98,7 +98,7 @@ fn eval_of_set5_gives_the_reference_figures_for_bicubic() {
         println!("mean crop {crop}: {y:+.5} dB PSNR-Y");
         assert!(y.abs() < 0.01, "mean PSNR-Y differs by {y}");
     }
-    // the default crop is the scale, and the table says the same numbers
+    // The default crop border is the scale, and the table has the same numbers.
     let report = eval_json(&set5, &model, &[]);
     assert_eq!(report["crop_border"], 2);
     let table = run(&["eval", text(&set5), "--model", text(&model)])
@@ -178,7 +178,7 @@ fn saved_pictures_keep_their_folders_and_never_meet() {
             image["width"].as_u64()
         );
     }
-    // never over a measured image, not even through a link
+    // A measured image is never overwritten, not even through a link.
     let before = fs::read(data.join("a/1.png")).unwrap();
     let eval = |saved: &Path| {
         run(&[
@@ -211,7 +211,8 @@ fn a_level_picture_leaves_every_figure_finite() {
     RgbImage::from_pixel(20, 20, Rgb([128; 3]))
         .save(data.join("lq/grey.png"))
         .unwrap();
-    // no level image, and yet its LQ gives it back: two halves that the border cuts away
+    // The image does not have one colour, and yet its LQ restores it exactly, because the crop
+    // border removes the white frame.
     let black = RgbImage::from_fn(40, 40, |x, y| {
         Rgb(if x.min(y) == 0 { [255; 3] } else { [0; 3] })
     });
@@ -279,8 +280,8 @@ fn a_picture_that_cannot_be_measured_is_left_out_and_named() {
     );
 }
 
-/// `eval` and `shard` take the same pairs: HR may be up to scale - 1 pixels larger at the right and
-/// at the bottom.
+/// `eval` and `shard` accept the same pairs: HR may be up to scale - 1 pixels larger at the right
+/// and at the bottom.
 #[test]
 fn an_hr_that_was_not_cropped_is_cut_by_eval_and_shard_alike() {
     for (hr, fits) in [
@@ -335,8 +336,8 @@ fn tiles_and_threads_do_not_change_a_byte() {
         let bytes = fs::read(&out).unwrap();
         assert!(*expected.get_or_insert(bytes.clone()) == bytes, "{more:?}");
     }
-    // a folder gives the same bytes as its files one by one, and into a folder a file keeps its
-    // name
+    // A folder gives the same bytes as its files one by one. If the output is a folder, a result
+    // has the name of its image.
     let (folder, all) = (dir.path().join("folder"), dir.path().join("all"));
     fs::create_dir(&folder).unwrap();
     fs::copy(&input, folder.join("in.png")).unwrap();
@@ -387,7 +388,7 @@ fn pictures_of_every_shape_and_kind_are_upscaled() {
         );
         assert_eq!(image.dimensions(), (2 * w, 2 * h));
     }
-    // the same pixels in other formats give the same result
+    // The same pixels in other formats give the same result.
     let plain = RgbImage::from_fn(24, 18, |x, y| Rgb([(x * 9 + y) as u8; 3]));
     let expected = upscale(
         "plain.png",
@@ -430,7 +431,7 @@ fn pictures_of_every_shape_and_kind_are_upscaled() {
         ) == expected,
         "TIFF"
     );
-    // the file name's extension decides the format
+    // The ending of the file name decides the format.
     for (out, start) in [
         ("o.jpg", &b"\xFF\xD8\xFF"[..]),
         ("o.JPEG", b"\xFF\xD8\xFF"),
@@ -457,7 +458,7 @@ fn pictures_of_every_shape_and_kind_are_upscaled() {
     }
 }
 
-/// `upscale` needs memory for one tile and for the images in and out, whatever the image's size.
+/// `upscale` needs memory for one tile, for the image and for its result, at any image size.
 #[test]
 fn upscale_takes_memory_for_a_tile_and_the_pictures() {
     let dir = tempfile::tempdir().unwrap();
@@ -476,8 +477,8 @@ fn upscale_takes_memory_for_a_tile_and_the_pictures() {
             .unwrap()
     };
     let (lq, hr) = (1024 * 1024 * 3, 4 * 1024 * 1024 * 3);
-    // the tile's arena; LQ, decoded at up to three times its bytes; HR and its file in memory, in a
-    // vector that may have doubled; 24 MiB for the program itself, as in `train`
+    // The tile's arena; LQ, decoded at up to three times its bytes; HR and its file in memory, in a
+    // vector whose capacity may have doubled; 24 MiB for the program itself, as in `train`.
     let bound = arena(DEFAULT_TILE) + 3 * lq + hr + 2 * hr + 24 * MIB;
     let (ran, peak) = run_watched(paragon(&[
         "upscale",
@@ -498,7 +499,7 @@ fn upscale_takes_memory_for_a_tile_and_the_pictures() {
     assert!(peak > 0 && peak <= bound, "{peak} bytes, bound {bound}");
     assert!(
         bound < arena(1024) / 2,
-        "the bound would not notice an image in one piece ({} bytes)",
+        "the bound is too large to detect a whole image in memory ({} bytes)",
         arena(1024)
     );
 }
@@ -515,7 +516,7 @@ fn train_stays_within_what_it_computed_before_the_start() {
     pictures(&data, 3);
     make(&config(&data, &set)).unwrap();
     fs::create_dir(&val).unwrap();
-    picture(1400, 1000, 3).save(val.join("large.png")).unwrap(); // a photograph for validation counts too
+    picture(1400, 1000, 3).save(val.join("large.png")).unwrap(); // memory for validation counts too
     for more in [
         &[][..],
         &["--val", text(&val), "--val-every", "4"],
@@ -554,7 +555,7 @@ fn train_stays_within_what_it_computed_before_the_start() {
             peak <= planned && summary["peak_anonymous"].as_u64().unwrap() <= planned,
             "{more:?}: {peak} bytes, computed {planned}"
         );
-        // the computed figure is not too large either: all of the arena is used
+        // The computed figure is not too large either, because all of the arena is used.
         assert!(
             planned > 40 * MIB && peak > planned / 3,
             "{more:?}: {peak} of {planned}"
@@ -569,9 +570,9 @@ fn train_stays_within_what_it_computed_before_the_start() {
     }
 }
 
-/// Validation works in the step's arena: it leaves the run's bits alone and finds what `eval` finds
-/// in an arena of its own, also where the step itself would need less than a tile, and where an
-/// image is smaller than one.
+/// Validation uses the arena of the training step. It changes no bit of the run and gives the same
+/// scores as `eval` in an arena of its own, even if a step needs less memory than a tile or an
+/// image is smaller than a tile.
 #[test]
 fn validation_in_the_arena_of_the_step_changes_no_bit() {
     let dir = tempfile::tempdir().unwrap();

@@ -38,9 +38,9 @@ fn check_shapes(scale: usize, shapes: &[(usize, usize, usize)]) {
     for (i, &(n, h, w)) in shapes.iter().enumerate() {
         let input = noise(n * h * w * 3, i as u64);
         let expected = twin.reference.forward(&wide(&input), n, h, w);
-        // The target is far from the output, so that rounding changes no sign of the L1 gradient. It
-        // is on the base's side, so that the gradient of detail_gain, a single number, is not a
-        // small difference of large numbers.
+        // The target is far from the output, so that rounding changes no sign of the L1 gradient.
+        // It is on the side of the base, so that the gradient of detail_gain, a single number, is
+        // not a small difference of large numbers.
         let base = base.forward(&wide(&input), n, h, w);
         let offset = |i: usize| {
             (0.25 + 0.05 * (i % 3) as f64) * if expected[i] > base[i] { -1.0 } else { 1.0 }
@@ -160,8 +160,8 @@ fn every_augmentation_is_that_of_pictures_turned_by_hand() {
         let lq_turned = turned(&lq, size);
         let input = unit(&lq_turned);
         let output = twin.reference.forward(&input, n, size, size);
-        // a target far enough from every output value that rounding does not change the gradient of
-        // L1 or Charbonnier
+        // A target so far from every output value that rounding does not change the gradient of L1
+        // or Charbonnier.
         let pick = |seed| {
             let hr = bytes(output.len(), seed);
             let turned = turned(&hr, size * scale);
@@ -192,8 +192,8 @@ fn every_augmentation_is_that_of_pictures_turned_by_hand() {
                     &expected,
                 );
             }
-            // with every loss at once: the same bits as for images that lie turned; floats are
-            // subtracted after rounding
+            // With all losses at once, the bits are the same as for images that were stored turned;
+            // floats are subtracted after rounding.
             let mut results = Vec::new();
             for way in 0..3 {
                 let mut step = twin.load(
@@ -232,8 +232,8 @@ fn every_augmentation_is_that_of_pictures_turned_by_hand() {
                 &stored[range.offset..][..range.len]
             });
             println!("{isa} x{scale}: floats against bytes, worst gradient {error:.1e} ({name})");
-            // MS-SSIM does not depend on a constant added to an image: sums of its gradient cancel,
-            // and few bits are left
+            // MS-SSIM does not depend on a constant added to an image: sums of its gradient cancel
+            // and keep few correct bits.
             assert!(
                 error < 1e-4,
                 "{isa} x{scale}: the gradient of {name} differs by {error:e} between floats and bytes"
@@ -270,7 +270,8 @@ fn micro_batches_add_up_to_the_large_batch() {
             &spec(micro, (size, size), &losses, false),
             options(Isa::detect(), 2),
         );
-        // twice: the first micro-batch of an iteration must discard the previous iteration's gradients
+        // Twice, because the first micro-batch of an iteration must discard the gradients of the
+        // previous iteration.
         for i in 0..2 * k {
             let scalars = Scalars {
                 micro_scale: 1.0 / k as f32,
@@ -402,7 +403,7 @@ fn a_trajectory_follows_the_reference() {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let (size, batch) = (40, 3); // two bands an image
+    let (size, batch) = (40, 3); // Each image has two bands.
     let twin = Twin::new(2, 13);
     let (lq, hr) = (
         bytes(batch * size * size * 3, 1),

@@ -1,6 +1,6 @@
 //! Every CUDA kernel against the CPU backend, without a GPU: operation by operation on the same
-//! inputs, in three orders of lanes and blocks that must agree in every bit, for each type of
-//! activations; and the same under the address sanitizer.
+//! inputs, for each precision, in three orders of lanes and blocks that must agree in every bit;
+//! and again under the address sanitizer.
 
 use crate::{kernels_common, network_common, reference};
 
@@ -24,7 +24,8 @@ fn read(cpu: &mut CpuBackend, id: BufferId) -> Vec<u8> {
     bytes
 }
 
-/// A case: scale, batch, LQ side, losses, floats instead of bytes, level.
+/// A case: scale, batch, LQ size, losses, whether the batch has floats instead of bytes,
+/// recomputation.
 type Case<'a> = (
     usize,
     usize,
@@ -34,7 +35,7 @@ type Case<'a> = (
     Recompute,
 );
 
-/// Runs the operations that `chosen` picks on both, and compares what they write.
+/// Runs the operations that `chosen` selects on both backends and compares their outputs.
 fn compare(
     case: Case<'_>,
     precision: Precision,
@@ -72,7 +73,7 @@ fn compare_network(
         optimizer,
         ..spec(batch, lq, losses, float)
     };
-    // the kernels have the operations one by one, in their direct form
+    // The kernels have no Winograd form, and each operation runs by itself.
     let mut step = twin.load(
         &StepSpec {
             without_winograd: true,
@@ -89,8 +90,8 @@ fn compare_network(
     let (h, w) = lq;
     let count = plan.ops.len();
     for micro in 0..2 {
-        // gradients of a mean are so small that fp16 would hold few of their bits: training scales
-        // them, and so does this
+        // Gradients of a mean are so small that fp16 would keep few of their bits, so they are
+        // scaled here as in training.
         let micro_scale = if precision == Precision::Fp16 {
             512.0
         } else {
@@ -105,7 +106,7 @@ fn compare_network(
             loss_scale: 1.0,
             accumulate: micro > 0,
         };
-        // the batch goes in by hand: operations run one by one
+        // The batch is copied in here, because the operations run one by one.
         if let Some(layout) = plan.batch {
             let cpu = step.backend.plan().batch.unwrap();
             let codes: Vec<u8> = if h == w {
@@ -153,7 +154,7 @@ fn compare_network(
                 }
                 let mut values = read(&mut step.backend, a);
                 if stores_halves(step.backend.plan(), a, &plan, b) {
-                    // both start from values that a half holds
+                    // Both start from values that the 16-bit type represents exactly.
                     let rounded = to_activations(bytemuck::cast_slice(&values), precision);
                     values = from_activations(&rounded, precision)
                         .iter()
@@ -240,16 +241,16 @@ fn compare_network(
                     for p in twin.table.params.iter().filter(|p| p.trainable) {
                         let r = p.range.offset..p.range.offset + p.range.len;
                         let error = relative_error(&wide(&got[r.clone()]), &wide(&expected[r]));
-                        // no number is no pass: the CPU's gradients must be finite as well
+                        // NaN must not pass: the CPU's gradients must be finite as well.
                         assert!(
                             error < 2.0 * tolerance,
-                            "{what}: the gradient of {} is {error:e} away",
+                            "{what}: the gradient of {} differs by {error:e}",
                             p.name
                         );
                     }
                 } else {
                     let error = relative_error(&wide(&got), &wide(&expected));
-                    assert!(error < tolerance, "{what}: {name} is {error:e} away");
+                    assert!(error < tolerance, "{what}: {name} differs by {error:e}");
                 }
             }
         }
@@ -261,7 +262,7 @@ const PIXEL: &[(LossKind, f32)] = &[(L1, 0.7), (Charbonnier, 0.2), (Mse, 0.5)];
 const ALL: &[(LossKind, f32)] = &[(L1, 1.0), (Ssim, 0.3), (MsSsim, 0.2)];
 const STRUCTURAL: &[(LossKind, f32)] = &[(MsSsim, 0.4), (Ssim, 0.3)];
 
-/// Shapes with every kind of edge: narrower than a tile, one more than a tile, several tiles.
+/// Shapes with every kind of edge: narrower than a tile, one pixel more than a tile, several tiles.
 const CASES: [Case<'_>; 5] = [
     (2, 2, (9, 9), L1_ONLY, false, Recompute::Block),
     (2, 1, (17, 33), PIXEL, false, Recompute::Block),
@@ -284,7 +285,7 @@ fn unpacking_pixel_losses_and_optimizer() {
     all_cases(|op| matches!(op, Op::Unpack(_) | Op::PixelLoss(_) | Op::Update(_)));
 }
 
-/// Adam's decay is part of the gradient, AdamW's is not.
+/// The weight decay of Adam is part of the gradient; that of AdamW is not.
 #[test]
 fn adam() {
     let twin = Twin::new(2, 11);
@@ -350,9 +351,10 @@ fn up_head_of_a_large_scale_and_without_sharpening() {
     }
 }
 
-/// A block that takes tiles one after another moves what neighbours share instead of working it out
-/// again: the same gradient of the input, bit by bit, and nearly the same sums, for every number of
-/// blocks, where rows of tiles begin and end within a block's, too.
+/// A thread block that computes several tiles moves the halo that neighbouring tiles share instead
+/// of computing it again. For every number of thread blocks, the gradient of the input must have
+/// the same bits and the sums must be nearly the same, even if rows of tiles begin and end within
+/// the tiles of one thread block.
 #[test]
 fn tiles_of_a_block_share_their_halos() {
     let twin = Twin::new(2, 11);
@@ -395,10 +397,10 @@ fn tiles_of_a_block_share_their_halos() {
                 host.bytes(id)
                     .copy_from_slice(&to_activations(&values, precision));
             }
-            // what blocks that do not run have to say
+            // Zeros take the place of the sums of thread blocks that do not run.
             host.bytes(block.workspace.unwrap()).fill(0);
             let mut launches = lower_range(&plan, at..at + 1).unwrap();
-            // of 2 x 3 x 5 tiles
+            // There are 2 x 3 x 5 tiles.
             if let Some(blocks) = blocks {
                 launches[0].grid[0] = blocks;
                 let tiles = 30u32.div_ceil(blocks) as i32;
@@ -433,14 +435,14 @@ fn tiles_of_a_block_share_their_halos() {
             let error = relative_error(&wide(&all[0].1), &wide(&sums));
             assert!(
                 error < 1e-5,
-                "{precision}, {blocks} blocks: sums are {error:e} away"
+                "{precision}, {blocks} blocks: sums differ by {error:e}"
             );
         }
     }
 }
 
-/// The gradients of the network's end of one image against those of the same image twice as two
-/// slices: exactly doubled sums, the same gradient of the features.
+/// The gradients of Reconstruct for one image against those for the same image twice, as two
+/// slices: the sums must be exactly doubled, the gradient of the features must be the same.
 #[test]
 fn up_head_carries_sums_between_slices() {
     for precision in PRECISIONS {
@@ -489,7 +491,7 @@ fn up_head_carries_sums_between_slices() {
             let mut host = Host::new(plan.clone(), program.clone(), Order::Mixed);
             host.bytes(whole.forward.parameters)
                 .copy_from_slice(&to_activations(&twin.params, Precision::F32));
-            // makes the composition
+            // The operations before it make the folded convolution.
             host.run(&scalars, &lower_range(&plan, 0..at).unwrap())
                 .unwrap();
             host.bytes(features).copy_from_slice(&values);
@@ -527,8 +529,8 @@ fn up_head_carries_sums_between_slices() {
     }
 }
 
-/// A batch unpacked by the first convolution on its way against by its own kernel: the same bits in
-/// both outputs, for every augmentation.
+/// Unpacking a batch within the first convolution against unpacking it with a kernel of its own:
+/// the same bits in both outputs, for every augmentation.
 #[test]
 fn unpacking_on_the_way() {
     for precision in PRECISIONS {
@@ -586,8 +588,8 @@ fn unpacking_on_the_way() {
     }
 }
 
-/// The pixel losses on the way of the network's end against those of their own kernel: the same
-/// gradient, bit by bit, and nearly the same loss.
+/// The pixel losses computed within Reconstruct against those of a kernel of their own: the
+/// gradients must have the same bits, the losses must be nearly the same.
 #[test]
 fn losses_on_the_way() {
     for (precision, scale) in [
@@ -665,8 +667,8 @@ fn losses_on_the_way() {
     }
 }
 
-/// HR sizes smaller than a window, odd, wider than a patch; more images than are at work at a time;
-/// bytes and floats.
+/// HR sizes smaller than a window, odd, wider than a patch; more images than run at a time; bytes
+/// and floats.
 #[test]
 fn structural_losses() {
     let chosen = |op: &Op| matches!(op, Op::StructuralLoss(_));
@@ -682,8 +684,8 @@ fn structural_losses() {
     compare(cases[1], Precision::F32, &[Order::Forward], true, chosen);
 }
 
-/// A tail that runs image by image, with sums that wait between the slices; 2 x 364 x 364 pixels,
-/// so that sums are long, too.
+/// The part at HR size runs image by image and keeps sums between the slices. Sums are long as
+/// well, with 2 x 364 x 364 pixels.
 #[test]
 fn slices_carry_their_sums() {
     let case = (2, 2, (182, 182), STRUCTURAL, false, Recompute::Full);
@@ -700,7 +702,7 @@ fn slices_carry_their_sums() {
     });
 }
 
-/// The largest scale, in slices of eight images and of one, for each type.
+/// The largest scale, in slices of eight images and of one, for each precision.
 #[test]
 fn slices_of_a_large_scale() {
     for precision in PRECISIONS {
@@ -718,8 +720,8 @@ fn slices_of_a_large_scale() {
     }
 }
 
-/// The sums of a whole micro-batch, added up together at its end, have the bits of those that every
-/// operation adds up by itself; in every order, in slices, and in a second micro-batch, too.
+/// The deferred sums of a micro-batch have the bits of sums that every operation adds up by itself:
+/// in every order of lanes, in slices, and in a second micro-batch.
 #[test]
 fn sums_added_up_together_are_those_added_up_one_by_one() {
     let slices = (8, 9, (16, 15), L1_ONLY, false, Recompute::Full);
@@ -751,7 +753,7 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
             host
         });
         let all = lower_range(&plan, plan.micro.clone()).unwrap();
-        // a loss on the way is added up in another order than one by itself
+        // A loss within Reconstruct is added up in another order than one with a kernel of its own.
         let with_loss = |at: usize| plan.fusion(at).is_some_and(|fusion| fusion.absorbed);
         let alone = plan
             .micro
@@ -768,11 +770,11 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
                 })
                 .count()
         };
-        // those of the network's end run aside, where nobody waits for them
+        // The sums of Reconstruct run on a side stream and are not waited for.
         let (awaited, alone) = (sums(&all, false), sums(&each, true));
         assert!(
             awaited + 5 <= alone,
-            "{awaited} launches add up what {alone} do one by one"
+            "{awaited} launches add up the sums, against {alone} one by one"
         );
         for micro in 0..2 {
             let scalars = Scalars {
@@ -811,9 +813,9 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
     }
 }
 
-/// Every barrier, left out by itself, must make orders of lanes disagree, or give another result in
-/// all of them, or the fibers complain: else it costs time for nothing, or the harness is blind to
-/// it.
+/// If a single barrier is left out, the orders of lanes must disagree, or all of them must give a
+/// different result, or the fibers must report an error. Otherwise the barrier is not needed or the
+/// tests cannot detect that it is missing.
 #[test]
 fn a_missing_barrier_is_noticed() {
     type Chosen = fn(&Op) -> bool;
@@ -854,29 +856,29 @@ fn a_missing_barrier_is_noticed() {
             .collect();
         assert!(!places.is_empty(), "{file} has no barriers");
         for &precision in precisions {
-            // sums are those of all blocks
-            let walk = !["nano_block.cu", "reduce.cu"].contains(&file);
-            let Some(blind) = unnoticed_barriers(precision, chosen, &places, walk) else {
+            // These files add up the sums of all thread blocks, so all must run.
+            let few_blocks = !["nano_block.cu", "reduce.cu"].contains(&file);
+            let Some(blind) = unnoticed_barriers(precision, chosen, &places, few_blocks) else {
                 return;
             };
-            // kernels of one type only are not in the others' modules
+            // The modules of the other precision lack kernels that exist for one precision only.
             places = blind;
         }
         unnoticed.extend(places);
     }
     assert!(
         unnoticed.is_empty(),
-        "nobody notices when these barriers are missing: {unnoticed:?}"
+        "no order of lanes needs these barriers: {unnoticed:?}"
     );
 }
 
-/// Those of the barriers that no order of lanes misses. `walk`: few blocks, each over several
-/// tiles.
+/// The barriers at `places` without which every order of lanes gives the same result as with them.
+/// `few_blocks`: only a few thread blocks run, each over several tiles.
 fn unnoticed_barriers(
     precision: Precision,
     chosen: fn(&Op) -> bool,
     places: &[String],
-    walk: bool,
+    few_blocks: bool,
 ) -> Option<Vec<String>> {
     let program = compile(precision, false)?;
     let twin = Twin::new(2, 11);
@@ -900,7 +902,7 @@ fn unnoticed_barriers(
         loss_scale: 1.0,
         accumulate: false,
     };
-    // what an order leaves in memory, or what the fibers said
+    // Returns the memory after a run in an order, or the error of the fibers.
     let run = |at: usize, order: Order, without: Option<String>| -> Result<Vec<Vec<u8>>, String> {
         let mut host = Host::new(plan.clone(), program.clone(), order);
         host.without = without;
@@ -926,7 +928,7 @@ fn unnoticed_barriers(
             host.bytes(b).copy_from_slice(&values);
         }
         let mut launches = lower_range(&plan, at..at + 1).unwrap();
-        for launch in launches.iter_mut().filter(|_| walk) {
+        for launch in launches.iter_mut().filter(|_| few_blocks) {
             if ["nano_block", "conv", "reconstruct"]
                 .iter()
                 .any(|start| launch.kernel.starts_with(start))
@@ -946,7 +948,7 @@ fn unnoticed_barriers(
     let mut kinds = Vec::new();
     let ops: Vec<usize> = (0..plan.ops.len())
         .filter(|&at| {
-            // one of every kind; convolutions differ
+            // One operation of every kind, and all convolutions, since they differ.
             let key = (
                 plan.ops[at].label(),
                 matches!(&plan.ops[at], Op::Conv(_) | Op::ConvBack(_)).then_some(at),

@@ -1,5 +1,6 @@
-//! The loader's memory: what was computed before the start holds under a hard limit of the system,
-//! does not grow with epochs, early ends or the size of the set, and what does not fit is refused.
+//! The loader's memory: the figure computed before the start holds under a hard limit of the
+//! system; memory does not grow with epochs, early ends or the size of the set; and a loader that
+//! does not fit is refused.
 #![cfg(target_os = "linux")]
 
 use crate::common::process::{exclusive, in_own_process};
@@ -17,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a process of ours may take beside the loader's own figure: the program's data, the stack of
-/// its first thread, argument parsing, JSON, and what the allocator keeps in reserve.
+/// Bytes that a process of paragon may take in addition to the loader's own figure: the program's
+/// data, the stack of its first thread, argument parsing, JSON, and the allocator's reserve.
 const PROCESS_BYTES: u64 = 12 << 20;
 
 /// A set of many tiny pairs: one image of `side` pixels in patches of LQ 8.
@@ -43,7 +44,7 @@ fn many_pairs(side: u32) -> (tempfile::TempDir, PathBuf) {
     (dir, out)
 }
 
-/// `paragon bench loader --json` in a process that may have so many bytes of data; `None` for no
+/// `paragon bench loader --json` in a process that may have `limit` bytes of data; `None` for no
 /// limit.
 fn bench(set: &Path, flags: &[&str], limit: Option<u64>) -> Ran {
     let mut command = paragon(&["bench", "loader", "--json", "--shards"]);
@@ -53,7 +54,7 @@ fn bench(set: &Path, flags: &[&str], limit: Option<u64>) -> Ran {
             rlim_cur: bytes,
             rlim_max: bytes,
         };
-        // SAFETY: a plain system call between fork and exec
+        // SAFETY: a system call that is allowed between fork and exec
         unsafe {
             command.pre_exec(move || {
                 if libc::setrlimit(libc::RLIMIT_DATA, &limit) == 0 {
@@ -89,7 +90,7 @@ fn an_epoch_of_a_large_set_fits_the_printed_bound_under_a_hard_limit() {
     let computed = free["bound"].as_u64().unwrap();
     assert!(
         computed > 2 * PROCESS_BYTES,
-        "{computed}: too small to show anything"
+        "{computed} bytes are too few for this test"
     );
     for io in ["mmap", "pread"] {
         let held = bench(
@@ -102,7 +103,7 @@ fn an_epoch_of_a_large_set_fits_the_printed_bound_under_a_hard_limit() {
         assert_eq!(run["pairs"], 65_536, "{run}");
         assert!(run["peak_anonymous"].as_u64().unwrap() <= computed, "{run}");
     }
-    // and the limit is a real one: with less, memory is refused, and it is told as an error
+    // The limit is effective: with less, the system refuses memory, which is reported as an error.
     bench(&set, &flags, Some(PROCESS_BYTES)).refused(1, &["memory left"]);
     bench(&set, &[&flags[..], &["--host-memory", "1M"]].concat(), None)
         .refused(1, &["--host-memory allows", "nothing was started"]);
@@ -131,9 +132,8 @@ fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
 }
 
-/// The number of threads once those that were joined are gone: the system lists a thread for a
-/// moment after a join has returned. Waits for up to ten seconds while there are more than
-/// `expected`.
+/// The number of threads without those that were joined; the system lists a thread for a moment
+/// after a join has returned. Waits for up to ten seconds while there are more than `expected`.
 fn threads_after_join(expected: usize) -> usize {
     let started = Instant::now();
     while threads() > expected && started.elapsed() < Duration::from_secs(10) {
@@ -149,7 +149,7 @@ fn descriptors() -> usize {
 #[test]
 fn a_hundred_epochs_and_a_hundred_early_ends_leave_nothing_behind() {
     let _turn = exclusive();
-    // memory, threads and descriptors are counted over the whole process
+    // Memory, threads and descriptors are counted for the whole process.
     if !in_own_process(concat!(
         module_path!(),
         "::a_hundred_epochs_and_a_hundred_early_ends_leave_nothing_behind"

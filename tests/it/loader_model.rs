@@ -1,9 +1,9 @@
-//! Every state the ring can reach, walked one by one: a model of its threads, channels and slots,
-//! whose steps are those of `loader/ring.rs` (a thread takes a slot, then a number, then fills,
-//! then sends; the caller receives, hands out, drops, gives to a device; the device finishes; the
-//! loader is dropped at any moment). In no interleaving does anything get stuck, come out of order,
-//! get lost, or is a slot in two places. What the model leaves out: pixels, time, and more than
-//! three of anything.
+//! Visits every state that a model of the loader's ring can reach. The model has its threads,
+//! channels and slots, and the steps of `loader/ring.rs`: a thread takes a slot, then a number,
+//! then fills the slot, then sends it; the caller receives, delivers, drops a batch or gives it to
+//! a device; the device finishes; the loader is dropped at any moment. In no interleaving may
+//! anything get stuck, out of order or lost, or a slot be in two places. The model has no pixels
+//! and no time, and at most three of everything.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -23,32 +23,32 @@ struct State {
     /// Channel of free slots.
     free: Vec<u8>,
     threads: Vec<Thread>,
-    /// Next number to be taken.
+    /// Next number that a thread takes.
     next: u8,
     /// Channel of filled slots: (number, slot), in order of sending.
     ready: Vec<(u8, u8)>,
     /// Received before their turn, sorted.
     early: Vec<(u8, u8)>,
-    /// Number the caller gets next.
+    /// Number of the batch that the caller gets next.
     wanted: u8,
-    /// Slots in the caller's hands.
+    /// Slots that the caller holds.
     held: Vec<u8>,
-    /// Slots a device reads.
+    /// Slots that a device reads.
     in_flight: Vec<u8>,
-    /// Of those, whether the device is done.
+    /// For each slot in `in_flight`: whether the device has finished.
     done: Vec<bool>,
     /// The loader is being dropped.
     stopping: bool,
-    /// Threads joined, in_flight slots waited for.
+    /// The threads are joined, and no device reads a slot any more.
     gone: bool,
 }
 
 struct Ring {
     slots: usize,
     threads: usize,
-    /// Batches after which the model ends: the caller drops the loader.
+    /// Number of batches after which the caller drops the loader.
     batches: u8,
-    /// A faulty ring, to see the walk catch it: the number is taken before the slot.
+    /// A faulty ring that the search must detect: the number is taken before the slot.
     number_first: bool,
     /// A faulty ring: a slot in flight is freed at once.
     frees_in_flight: bool,
@@ -71,13 +71,13 @@ impl Ring {
         }
     }
 
-    /// All states one step away.
+    /// All states that one step leads to.
     fn steps(&self, s: &State) -> Vec<State> {
         let mut out = Vec::new();
         let mut push = |change: &dyn Fn(&mut State)| {
             let mut next = s.clone();
             change(&mut next);
-            // threads are alike: their order is no part of the state
+            // Threads are interchangeable, so their order is not part of the state.
             next.threads.sort();
             out.push(next);
         };
@@ -101,7 +101,7 @@ impl Ring {
                     }
                 }
                 Thread::Waiting => {
-                    // `select!` takes whichever is there, either if both are
+                    // `select!` takes whichever is available, and any of the two if both are.
                     if !s.free.is_empty() {
                         push(&|n| n.threads[t] = Thread::HasSlot(n.free.remove(0)));
                     }
@@ -113,8 +113,8 @@ impl Ring {
                     n.threads[t] = Thread::Filling(slot, n.next);
                     n.next += 1;
                 }),
-                // filling ends with pixels or an error (dropping the loader makes it one): either
-                // way the slot is sent
+                // Filling ends with pixels or an error (such as the drop of the loader); the slot
+                // is sent in both cases.
                 Thread::Filling(slot, number) => {
                     assert!(
                         s.ready.len() < self.slots,
@@ -129,7 +129,7 @@ impl Ring {
             }
         }
         if !s.stopping {
-            // the caller inside `next`: hand out what it waits for, else receive
+            // The caller in `next`: deliver the batch that it waits for, or else receive.
             if let Some(at) = s.early.iter().position(|&(number, _)| number == s.wanted) {
                 push(&|n| {
                     let (_, slot) = n.early.remove(at);
@@ -154,7 +154,7 @@ impl Ring {
                     }
                 });
             }
-            // `reclaim`: what devices are done with becomes free
+            // `reclaim`: slots that devices have finished with become free.
             for i in 0..s.in_flight.len() {
                 if s.done[i] {
                     push(&|n| {
@@ -166,7 +166,7 @@ impl Ring {
                     });
                 }
             }
-            // the loader may be dropped at any moment, and is in the end
+            // The loader may be dropped at any moment, and is dropped in the end.
             push(&|n| n.stopping = true);
         }
         for i in 0..s.in_flight.len() {
@@ -174,7 +174,7 @@ impl Ring {
                 push(&|n| n.done[i] = true);
             }
         }
-        // dropping joins every thread and then waits for the devices
+        // Dropping the loader joins every thread and then waits for the devices.
         if s.stopping
             && !s.gone
             && s.threads.iter().all(|t| *t == Thread::Ended)
@@ -185,7 +185,7 @@ impl Ring {
         out
     }
 
-    /// What must hold in every state.
+    /// Checks what must hold in every state.
     fn check(&self, s: &State) -> Result<(), String> {
         let in_threads = s.threads.iter().filter_map(|t| match t {
             Thread::HasSlot(slot) | Thread::Filling(slot, _) if *slot != u8::MAX => Some(*slot),
@@ -207,8 +207,8 @@ impl Ring {
                 "slots are lost or in two places: {slots:?} in {s:?}"
             ));
         }
-        // numbers below the highest taken are all somewhere: being filled, sent, received, or
-        // handed out
+        // Every number that was taken must be in one place: being filled, sent, received, or
+        // delivered.
         let taken = s.threads.iter().filter_map(|t| {
             if let Thread::Filling(_, number) = t {
                 Some(*number)
@@ -227,8 +227,8 @@ impl Ring {
         Ok(())
     }
 
-    /// The caller waits in `next`, holds nothing, and every device is done: somebody must be able
-    /// to move towards its batch.
+    /// Whether the caller waits in `next` for ever: it holds no slot, every device has finished,
+    /// and no thread can make a step towards its batch.
     fn stuck(&self, s: &State) -> bool {
         let idle = !s.stopping && s.held.is_empty() && s.in_flight.is_empty();
         let there = s.early.iter().any(|&(number, _)| number == s.wanted) || !s.ready.is_empty();
@@ -241,8 +241,8 @@ impl Ring {
         idle && !there && !working
     }
 
-    /// Walks all states; gives their number, or what is wrong with one.
-    fn walk(&self) -> Result<usize, String> {
+    /// Visits all states; returns their number, or an error of one of them.
+    fn visit_all(&self) -> Result<usize, String> {
         let start = self.start();
         let mut seen = HashSet::from([start.clone()]);
         let mut open = VecDeque::from([start]);
@@ -257,7 +257,7 @@ impl Ring {
             let steps = self.steps(&state);
             if steps.is_empty() && !state.gone {
                 return Err(format!(
-                    "nothing can move, and the loader is not gone: {state:?}"
+                    "no step is possible, and the loader has not ended: {state:?}"
                 ));
             }
             ended += usize::from(state.gone);
@@ -268,7 +268,7 @@ impl Ring {
             }
         }
         if ended == 0 {
-            return Err("the loader is never gone".into());
+            return Err("the loader never ends".into());
         }
         Ok(seen.len())
     }
@@ -295,7 +295,7 @@ fn no_interleaving_breaks_the_ring() {
         (3, 3, 3),
     ] {
         let states = ring(slots, threads, batches)
-            .walk()
+            .visit_all()
             .unwrap_or_else(|e| panic!("{slots} slots, {threads} threads: {e}"));
         println!("{slots} slots, {threads} threads, {batches} batches: {states} states");
         assert!(states > 30);
@@ -304,15 +304,16 @@ fn no_interleaving_breaks_the_ring() {
 
 #[test]
 fn the_walk_catches_faulty_rings() {
-    // a thread that takes its number before its slot can starve the one the caller waits for
+    // A thread that takes its number before its slot can starve the thread that the caller waits
+    // for.
     let starving = Ring {
         number_first: true,
         ..ring(1, 2, 3)
     };
-    assert!(starving.walk().unwrap_err().contains("for ever"));
+    assert!(starving.visit_all().unwrap_err().contains("for ever"));
     let careless = Ring {
         frees_in_flight: true,
         ..ring(2, 1, 3)
     };
-    assert!(careless.walk().unwrap_err().contains("two places"));
+    assert!(careless.visit_all().unwrap_err().contains("two places"));
 }

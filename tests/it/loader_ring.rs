@@ -1,5 +1,6 @@
-//! The loader as its users see it: the same batches for any number of threads and from any start,
-//! errors in their place, every thread ended, memory within the stated bound.
+//! The loader from outside: it delivers the same batches with any number of threads and from any
+//! start, reports an error in place of the batch concerned, ends every thread, and stays within the
+//! stated memory bound.
 
 use crate::shard_common;
 
@@ -27,7 +28,7 @@ fn start(set: &Arc<ShardSet>, config: LoaderConfig) -> anyhow::Result<Loader> {
     Loader::start(Sources::from(set.clone()), config)
 }
 
-/// Everything of `count` batches.
+/// The whole content of `count` batches.
 fn batches(
     set: &Arc<ShardSet>,
     config: LoaderConfig,
@@ -262,7 +263,7 @@ fn rejects_what_cannot_be_delivered() {
 fn an_error_reaches_the_caller_in_its_place_with_shard_record_and_image() {
     let (_dir, folder) = small_set(3, Codec::Predict);
     let clean = batches(&open(&folder), config(), 12);
-    // one byte inside the first record; the structure stays whole, so the set opens
+    // This changes one byte inside the first record. The structure stays intact, so the set opens.
     let path = folder.join("shard-00000.psh");
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[100] ^= 1;
@@ -344,7 +345,7 @@ fn told_to_stop_it_gives_nothing_and_the_batch_comes_later() {
     stop.store(false, std::sync::atomic::Ordering::Relaxed);
     let first = loader.next_unless(&stop).unwrap().unwrap();
     assert!(first.block() == expected[0].1);
-    // while it waits for a slot that never comes back it looks at the flag as well
+    // `next_unless` checks the flag also while it waits for a slot that is never returned.
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(std::time::Duration::from_millis(300));
@@ -369,8 +370,8 @@ fn a_slot_that_comes_back_late_is_waited_for() {
     )
     .unwrap();
     let (first, second) = (loader.next().unwrap(), loader.next().unwrap());
-    // one batch is dropped in time, and the slow filling that follows is nobody's fault: the count
-    // of looks begins again
+    // One batch is dropped in time. The slow filling after that is not the caller's fault, so the
+    // count of checks starts again.
     let thread = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(1500));
         drop(first);
@@ -407,7 +408,7 @@ fn dropping_it_at_any_moment_ends_every_thread() {
         if i % 3 == 0 {
             std::thread::sleep(std::time::Duration::from_micros(i * 20));
         }
-        drop(loader); // joins; a thread that does not end would hang the test
+        drop(loader); // joins the threads: one that did not end would hang the test
         drop(held);
     }
     assert_eq!(Arc::strong_count(&set), 1, "a thread still holds the set");
@@ -431,10 +432,10 @@ fn the_bound_counts_every_part() {
         },
     )
     .unwrap();
-    assert_eq!(cropped.scratch_bytes, whole.scratch_bytes); // a crop is cut while it is decoded
+    assert_eq!(cropped.scratch_bytes, whole.scratch_bytes); // the crop is cut out while decoding
 }
 
-/// A device that is done when it is told so.
+/// A device that finishes when `finish` is called.
 #[derive(Clone, Default)]
 struct Device(Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>);
 
@@ -475,18 +476,18 @@ fn a_slot_is_not_filled_again_while_a_device_reads_it() {
     .unwrap();
     let device = Device::default();
     let batch = loader.next().unwrap();
-    // what a device would see, read after the batch was handed over
+    // The address that a device would read, kept after the batch was handed over.
     let (seen, length) = (batch.block().as_ptr().addr(), batch.block().len());
     batch.return_after(Box::new(device.clone()));
     for expected in &expected[1..6] {
         let other = loader.next().unwrap();
         assert!(
             other.block() == expected.1 && other.block().as_ptr().addr() != seen,
-            "the slot in flight was handed out"
+            "the slot in flight was delivered"
         );
     }
-    // SAFETY: the slot belongs to the loader, which lives, and nobody may write to it before the
-    // device is done
+    // SAFETY: the slot belongs to the loader, which still exists, and nothing may write to it
+    // before the device has finished.
     let in_flight = unsafe {
         std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u8>(seen), length)
     };
@@ -503,7 +504,7 @@ fn a_slot_is_not_filled_again_while_a_device_reads_it() {
     }
     assert!(
         again || loader.next().unwrap().block().as_ptr().addr() == seen,
-        "the slot never came back"
+        "the slot was never delivered again"
     );
 }
 
@@ -535,7 +536,7 @@ fn every_slot_may_be_in_flight_and_the_next_batch_waits_for_the_device() {
     assert!(devices[1].is_done() && third.number() == 2);
     thread.join().unwrap();
     drop(third);
-    // the loader waits for the other one before it lets its memory go
+    // The loader waits for the other device before it frees the memory.
     let (first, dropped) = (
         devices[0].clone(),
         Arc::new(std::sync::atomic::AtomicBool::new(false)),
@@ -548,7 +549,7 @@ fn every_slot_may_be_in_flight_and_the_next_batch_waits_for_the_device() {
     std::thread::sleep(std::time::Duration::from_millis(30));
     assert!(
         !dropped.load(std::sync::atomic::Ordering::SeqCst),
-        "memory was freed under the device"
+        "memory was freed while the device read it"
     );
     first.finish();
     thread.join().unwrap();
@@ -562,7 +563,8 @@ fn slots_come_from_where_they_are_asked_from() {
     let asked = std::cell::Cell::new(0);
     let allocate = |bytes| {
         asked.set(asked.get() + 1);
-        HostBlock::locked(bytes).or_else(|_| HostBlock::heap(bytes)) // small containers may lock nothing
+        // Small containers may not allow locked memory.
+        HostBlock::locked(bytes).or_else(|_| HostBlock::heap(bytes))
     };
     let mut loader = Loader::start_in(Sources::from(set.clone()), config(), &allocate).unwrap();
     assert_eq!(asked.get(), config().slots);

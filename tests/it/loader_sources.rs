@@ -1,5 +1,5 @@
-//! What feeds the ring: several sets with weights, ranks, windows, both ways of reading, damaged
-//! records and their substitutes.
+//! The samples of the loader: several sets with weights, ranks, windows, both ways of reading,
+//! damaged records and their substitutes.
 
 use crate::shard_common;
 
@@ -25,7 +25,7 @@ fn config() -> LoaderConfig {
     }
 }
 
-/// Hash of everything an epoch (or several) holds.
+/// Hash of the content of one or several epochs.
 fn content(sources: &Arc<Sources>, config: &LoaderConfig, epochs: f64) -> u64 {
     let how = BenchConfig {
         epochs: Some(epochs),
@@ -100,8 +100,8 @@ fn an_epoch_has_one_content_for_any_threads_ranks_windows_and_ways_of_reading() 
         });
         assert_eq!(parts.fold(0, u64::wrapping_add), expected, "{ranks} ranks");
     }
-    // flips and crops hang on the position, so another order has other content, and another seed as
-    // well
+    // Augmentation and crops depend on the position in the order, so another order gives other
+    // content, and another seed does too.
     for other in [
         LoaderConfig {
             window: Some(40_000),
@@ -125,7 +125,7 @@ fn an_epoch_has_one_content_for_any_threads_ranks_windows_and_ways_of_reading() 
             content(&sources, &other, 1.0)
         );
     }
-    // without augmentation and crops every order holds the same
+    // Without augmentation and crops every order has the same content.
     let plain = LoaderConfig {
         hflip: false,
         rot: false,
@@ -234,12 +234,12 @@ fn sets_are_mixed_to_the_sample() {
         }
         seen
     };
-    // without weights every record comes once an epoch
+    // Without weights every record occurs once in an epoch.
     let all = Arc::new(Sources::mixed(vec![a.clone(), b.clone()], &[]).unwrap());
     let seen = count(&all, 2);
     assert!(seen.len() as u64 == in_a + in_b && seen.values().all(|&n| n == 2));
-    // with weights the quotas are exact, and within a set no record is ahead of another by more
-    // than one
+    // With weights the quotas are exact, and the counts of two records of a set differ by at most
+    // one.
     let mixed = Arc::new(Sources::mixed(vec![a.clone(), b.clone()], &[1.0, 1.0]).unwrap());
     let quotas = mixed.quotas();
     assert!(quotas.iter().sum::<u64>() == in_a + in_b && quotas[0].abs_diff(quotas[1]) <= 1);
@@ -335,7 +335,7 @@ fn damaged_records_are_replaced_by_the_same_others_and_reported() {
         "{stand_ins:?}"
     );
     assert!(expected.iter().zip(&got).all(|(e, g)| e == g || *e == 0));
-    // threads run ahead of what was delivered
+    // Threads may have filled more batches than were delivered.
     assert!(loader.stats().substituted >= hit);
     let reports = loader.reports();
     assert!(
@@ -379,7 +379,7 @@ fn a_record_that_the_disk_does_not_give_is_an_error_when_read_by_calls() {
     };
     let mut loader = Loader::start(sources.clone(), reading).unwrap();
     drop(loader.next().unwrap());
-    // someone cuts the shard while it is in use: through a map this would end the process
+    // The shard is truncated while it is in use. With a memory map this would end the process.
     std::fs::OpenOptions::new()
         .write(true)
         .open(&path)
@@ -388,7 +388,7 @@ fn a_record_that_the_disk_does_not_give_is_an_error_when_read_by_calls() {
         .unwrap();
     let error = (0..3)
         .find_map(|_| loader.next().err())
-        .expect("a cut shard is noticed");
+        .expect("a truncated shard must give an error");
     assert!(
         format!("{error:#}").contains("cannot read the record"),
         "{error:#}"
@@ -408,8 +408,8 @@ fn the_order_is_rated_and_windows_cost_some_mixing() {
         (0.9..1.1).contains(&full.distance) && full.same_image < 0.8,
         "{full:?}"
     );
-    // neighbours of a window that holds a twentieth of the set are nearer, and share images more
-    // often
+    // With a window of a tenth of the set's bytes, neighbouring samples are nearer to each other
+    // and more often from the same image.
     let narrow = quality(
         &sources,
         &LoaderConfig {

@@ -1,6 +1,6 @@
-//! All integration tests in one program, which links the library once: each module here was written
-//! as a test file of its own and has a name to filter by (`cargo test --test it shard_cli`).
-//! `common`, `reference` and the modules whose names end in `_common` hold no tests.
+//! All integration tests in one program, which links the library only once. Each module is a group
+//! of tests that can be run by its name (`cargo test --test it shard_cli`). `common`, `reference`
+//! and the modules whose names end in `_common` contain helpers and no tests.
 
 mod author_parity;
 mod backend_border;

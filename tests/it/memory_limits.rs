@@ -1,7 +1,6 @@
-//! Limits on memory: in a control group every command stays inside or refuses before the start, and
-//! names the limit that it obeyed; what happens to be free never decides the numbers of a run.
-//! Control groups need root and a hierarchy that may be written to; where there is none the tests
-//! print `SKIP`.
+//! Limits on memory: in a control group every command stays within the limit, or refuses to start
+//! and names the limit. The amount of free memory never changes the numbers of a run. Control
+//! groups need root and a writable hierarchy; without them the tests print `SKIP`.
 #![cfg(target_os = "linux")]
 
 use crate::{cli_common, shard_common};
@@ -51,12 +50,12 @@ impl Group {
                 return Some(group);
             }
         }
-        println!("SKIP {name}: no control group with a limit on memory can be made here");
+        println!("SKIP {name}: cannot create a control group with a memory limit here");
         None
     }
 
-    /// Runs `paragon` within the group. A process that the kernel killed for want of memory fails
-    /// the test.
+    /// Runs `paragon` within the group. The test fails if the kernel kills the process for lack of
+    /// memory.
     #[track_caller]
     fn run(&self, arguments: &[&str]) -> Ran {
         let script = format!(
@@ -82,7 +81,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // the processes within have ended; the kernel may take a moment to notice
+        // The processes of the group have ended, but the kernel may need a moment to register that.
         for _ in 0..100 {
             if fs::remove_dir(&self.0).is_ok() {
                 return;
@@ -92,7 +91,7 @@ impl Drop for Group {
     }
 }
 
-/// Images, a set of LQ 16 with margin for nothing, and a network.
+/// Images, a small set of LQ 16, and a network.
 fn place() -> (tempfile::TempDir, PathBuf, PathBuf, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (data, set) = (dir.path().join("data"), dir.path().join("set"));
@@ -102,7 +101,7 @@ fn place() -> (tempfile::TempDir, PathBuf, PathBuf, PathBuf) {
     (dir, data, set, model)
 }
 
-/// Inside, or refused with the limit's name; never killed.
+/// Checks that the command succeeded, or refused with the name of the limit; it was not killed.
 #[track_caller]
 fn inside_or_refused(ran: &Ran, what: &str) {
     assert!(
@@ -123,7 +122,7 @@ fn in_256_mib_every_command_stays_inside() {
     };
     let (dir, data, set, model) = place();
     let at = |name: &str| dir.path().join(name);
-    // images of 24 megapixels, several threads
+    // Images of 24 megapixels, several threads.
     let large = at("large");
     fs::create_dir(&large).unwrap();
     for i in 0..3 {
@@ -195,7 +194,7 @@ fn a_training_that_does_not_fit_is_refused_with_the_limit() {
         "128",
     ])
     .ok();
-    // the published recipe wants 160 MiB, or 135 with all of the recomputation that changes no bit
+    // The published recipe needs 160 MiB, or 135 MiB with full recomputation, which changes no bit.
     let train = [
         "train",
         "--shards",
@@ -218,7 +217,7 @@ fn a_training_that_does_not_fit_is_refused_with_the_limit() {
         ],
     );
     assert!(!out.join("states").exists(), "{}", ran.stderr);
-    // what the refusal says helps
+    // The advice of the error message helps.
     group
         .run(&[&train[..], &["--batch-size", "4", "--accum-iter", "4"]].concat())
         .ok();
@@ -277,7 +276,7 @@ fn the_same_command_gives_the_same_network_on_one_core_and_on_many() {
         if one_core {
             let first = || {
                 // SAFETY: a set of processors is plain data; the system call is allowed between
-                // fork and exec
+                // fork and exec.
                 unsafe {
                     let mut cores: libc::cpu_set_t = std::mem::zeroed();
                     if libc::sched_getaffinity(0, size_of_val(&cores), &mut cores) != 0 {
@@ -306,16 +305,16 @@ fn the_same_command_gives_the_same_network_on_one_core_and_on_many() {
         fs::read(out.join("model.safetensors")).unwrap()
     };
     let all = network("all", false, &[]);
-    assert!(network("one", true, &[]) == all, "one core that is visible");
-    // as many threads as 64 visible cores would give
+    assert!(network("one", true, &[]) == all, "one visible core");
+    // The number of threads that 64 visible cores would give.
     assert!(
         network("many", false, &["--threads", "64"]) == all,
         "64 threads"
     );
 }
 
-/// With an address space that is too small the system gives no memory: a refusal that says so, and
-/// no abort.
+/// With too small an address space the system refuses memory: the command must report that and not
+/// abort.
 #[test]
 fn a_limit_on_the_address_space_is_obeyed() {
     let (dir, _, set, _) = place();

@@ -1,5 +1,5 @@
-//! PSNR, SSIM and the bicubic enlargement against figures computed with Pillow and NumPy on Set5.
-//! The figures are in `tests/data`, the images are not.
+//! PSNR, SSIM and bicubic upscaling against figures computed with Pillow and NumPy on Set5. The
+//! figures are in `tests/data`; the images are reference data outside the repository.
 
 use crate::common::place;
 

@@ -1,6 +1,6 @@
-//! The structural losses as part of a step: gradients of every parameter against the f64 reference
-//! with finite differences of the plain similarity, alone and beside pixel losses; and a NaN that
-//! must skip the update.
+//! The structural losses as part of a step: gradients of every parameter against the f64 reference,
+//! which uses finite differences of the plain similarity, with and without pixel losses; and a NaN,
+//! which must skip the update.
 
 use crate::{network_common, reference};
 
@@ -41,8 +41,8 @@ fn batch_loss(
         .sum()
 }
 
-/// Input, a target near the output so that structure correlates, and a shift that keeps every
-/// difference away from 0, where the gradient of L1 jumps.
+/// Input, a target near the output so that their structure correlates, and a shift that keeps every
+/// difference away from 0, where the gradient of L1 changes its sign.
 fn pictures(reference: &Reference, (n, h, w): (usize, usize, usize)) -> (Vec<f32>, Vec<f32>) {
     let input = noise(n * h * w * 3, 3);
     let output = reference.forward(&wide(&input), n, h, w);
@@ -74,7 +74,7 @@ fn gradients_match_differences_of_the_reference() {
                 let mut moved = output.to_vec();
                 let step = 1e-6;
                 let slopes = (0..output.len()).map(|i| {
-                    // one value changes one image only
+                    // Each value belongs to one image only.
                     let image = 12 * h * w;
                     let range = i / image * image..(i / image + 1) * image;
                     let mut at = |value: f64| {
@@ -98,7 +98,7 @@ fn gradients_match_differences_of_the_reference() {
             step.floats(&input, &target, &scalars());
             let worst = check_gradients(&format!("{isa} {losses:?}"), &twin, &mut step, &expected);
             println!("{isa} {losses:?}: worst gradient {worst:.1e}");
-            // the gradient is added to that of the pixel losses, not to that of the previous step
+            // The gradient is added to that of the pixel losses, not to that of the previous step.
             let (loss, gradients) = (step.loss(), step.gradients());
             step.floats(&input, &target, &scalars());
             assert!(
@@ -151,7 +151,7 @@ fn larger_images_match_along_a_direction() {
         println!("{kind:?}: slope {slope:.6e}, error {error:.1e}");
         assert!(error < 1e-5, "{kind:?}: {slope:e} for {expected:e}");
         let loss = (step.loss() - at(0.0)).abs() / at(0.0);
-        assert!(loss < 1e-6, "{kind:?}: the loss is {loss:e} away");
+        assert!(loss < 1e-6, "{kind:?}: the loss differs by {loss:e}");
     }
 }
 
@@ -160,7 +160,7 @@ fn a_nan_skips_the_update() {
     let mut twin = Twin::new(2, 25);
     let (input, mut target) = pictures(&twin.reference, (1, 8, 8));
     let losses = [(LossKind::Ssim, 1.0)];
-    twin.params[0] = f32::NAN; // detail_gain: the whole prediction
+    twin.params[0] = f32::NAN; // detail_gain affects the whole prediction
     let mut step = twin.load(&spec(1, (8, 8), &losses, true), options(Isa::detect(), 1));
     target[5] = 0.5;
     step.floats(&input, &target, &scalars());

@@ -1,6 +1,6 @@
-//! AdamW and Adam, clipping and the moving average of the CPU backend against the published
-//! formulas in f64. The gradients are made up here, so that the network's rounding errors cannot
-//! hide an error of the optimizer.
+//! AdamW and Adam, clipping and the EMA of the CPU backend against the published formulas in f64.
+//! The gradients are random numbers, so that no rounding error of a network can hide an error of
+//! the optimizer.
 
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, Scalars, read_floats, write_floats};
@@ -55,7 +55,7 @@ fn updates_follow_the_formulas(optimizer: OptimizerKind) {
         let (mut ema, mut m, mut v) = (p.clone(), vec![0f64; n], vec![0f64; n]);
         let mut worst = [0f64; 4];
         for step in 1..=40u64 {
-            // every second gradient is large enough to be clipped
+            // Every second gradient is large enough to be clipped.
             let size = if step % 2 == 0 { 1e-3 } else { 0.1 };
             let g: Vec<f32> = (0..n).map(|_| draw(size) as f32).collect();
             write_floats(&mut backend, ports.gradients.unwrap(), &g).unwrap();

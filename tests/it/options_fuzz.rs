@@ -1,7 +1,7 @@
-//! Damaged and invented option files and network files by the thousand, from a seeded generator:
+//! Thousands of damaged and invented option files and network files, from a seeded generator:
 //! `PARAGON_FUZZ_SECONDS=600 PARAGON_FUZZ_SEED=7 cargo test --release --test it options_fuzz --
-//! --nocapture`. Without the variables it runs a short while from seed 1. The guided fuzzers
-//! `options` and `model` in `fuzz/` do the same to inputs that they choose by coverage.
+//! --nocapture`. Without the variables it runs for a short time with seed 1. The guided fuzzers
+//! `options` and `model` in `fuzz/` choose the inputs of the same checks by coverage.
 
 use crate::fuzz_common::{model, options};
 
@@ -18,7 +18,7 @@ fn variable(name: &str, default: u64) -> u64 {
         .unwrap_or(default)
 }
 
-/// What option files are made of, and what readers of them stumble over.
+/// Parts of option files, and texts that are difficult for readers of them.
 const PARTS: [&str; 72] = [
     "compact",
     "SPAN",
@@ -94,7 +94,7 @@ const PARTS: [&str; 72] = [
     "\t",
 ];
 
-/// Files to begin with: ours with all keys, and one of another trainer.
+/// The files that are altered: paragon's own with all keys, and one of another trainer.
 fn seeds() -> Vec<String> {
     let theirs = "num_gpu: auto\nscale: 2\ndatasets: {train: &t {type: paired, dataroot_gt: [a, b], gt_size: 128, lq_size: 64, batch_size_per_gpu: 16.0}, \
                   val: {<<: *t, name: v}}\nnetwork_g: {type: paragonsr2_nano}\ntrain:\n  ema_decay: 0.999\n  grad_clip: true\n  optim_g: {type: AdamW, lr: !!float 2e-4, \
@@ -119,7 +119,7 @@ fn changed(rng: &mut Rng, text: &str) -> Vec<u8> {
         let at = rng.below(lines.len() as u64) as usize;
         let part = PARTS[rng.below(PARTS.len() as u64) as usize];
         match rng.below(8) {
-            // another value for a key
+            // A different value for a key.
             0..=2 => {
                 let key = lines[at].split(':').next().unwrap_or_default().to_string();
                 lines[at] = format!("{key}: {part}");
@@ -164,7 +164,7 @@ fn option_files_of_any_kind_give_settings_or_an_error() {
     for seed in &seeds {
         assert!(
             options::options(seed.as_bytes()),
-            "an undamaged file is not read"
+            "an undamaged file must be read"
         );
     }
     let (mut runs, mut read) = (0u64, 0u64);
@@ -179,7 +179,7 @@ fn option_files_of_any_kind_give_settings_or_an_error() {
     assert!(read > 0 && read < runs);
 }
 
-/// A network file whose header, body or both are changed.
+/// A network file whose header, body or both are altered.
 fn changed_network(rng: &mut Rng, whole: &[u8]) -> Vec<u8> {
     let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let (mut header, mut body) = (
@@ -255,7 +255,10 @@ fn network_files_of_any_kind_give_parameters_or_an_error() {
     let net = Network::new("nano", 2).unwrap();
     write_model(&path, &net, &net.params().start_values(5), Some(7)).unwrap();
     let whole = std::fs::read(&path).unwrap();
-    assert!(model::model(&path, &whole), "an undamaged file is not read");
+    assert!(
+        model::model(&path, &whole),
+        "an undamaged file must be read"
+    );
     let (mut runs, mut read) = (0u64, 0u64);
     let start = Instant::now();
     while start.elapsed() < limit {

@@ -1,6 +1,6 @@
-//! Allocated is planned, byte for byte, and a training step allocates nothing. A global allocator,
-//! installed for the whole test program, counts in the one process that runs this test alone, since
-//! its counters see every thread.
+//! The backend allocates exactly the planned bytes, and a training step allocates nothing. The
+//! global allocator of the test program counts allocations of all threads, so this test runs alone
+//! in a process of its own.
 
 use crate::common::process::in_own_process;
 use crate::network_common;
@@ -13,9 +13,9 @@ use paragon::plan::LossKind;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-/// Allocations, and the bytes of those that are larger than the blocks of a queue.
+/// Counts allocations and keeps the size of the largest.
 struct Counting;
-/// Set by the test that counts; every other test is spared the shared counters.
+/// Set by the test that counts, so that other tests do not slow each other down by shared counters.
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static LARGEST: AtomicU64 = AtomicU64::new(0);
@@ -27,33 +27,29 @@ fn count(bytes: usize) {
     }
 }
 
-// SAFETY: everything is handed to the system's allocator, whose promises are those asked for;
-// counting allocates nothing
+// SAFETY: all calls are passed to the system's allocator, which fulfils the contract; counting
+// allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's
-        // allocator
+        // SAFETY: the caller fulfils the contract of `GlobalAlloc`, which `System` has as well.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's
-        // allocator
+        // SAFETY: the caller fulfils the contract of `GlobalAlloc`, which `System` has as well.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
-        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's
-        // allocator
+        // SAFETY: the caller fulfils the contract of `GlobalAlloc`, which `System` has as well.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps to the contract of `GlobalAlloc`, which is that of the system's
-        // allocator
+        // SAFETY: the caller fulfils the contract of `GlobalAlloc`, which `System` has as well.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -61,13 +57,13 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The queue through which a step enters the pool takes a new block of jobs (under 2 KiB) now and
-/// then.
+/// A step enters the thread pool through a queue, which allocates a new block (under 2 KiB) after
+/// this number of jobs.
 const JOBS_OF_A_BLOCK: u64 = 31;
 const BLOCK_BYTES: u64 = 2048;
 const STEPS: u64 = 200;
 
-/// The threads of this process, by number; nothing where the system does not tell.
+/// The numbers of this process's threads; empty if the system does not list them.
 fn threads() -> Vec<String> {
     let list = std::fs::read_dir("/proc/self/task")
         .into_iter()
@@ -120,14 +116,14 @@ fn the_arena_is_what_was_planned_and_steps_allocate_nothing() {
             }
         };
         let steps = if lq > 100 { STEPS / 10 } else { STEPS };
-        run(40); // threads start, queues grow to their size
+        run(40); // lets threads start and queues grow to their final size
         let threads = threads();
         COUNT.store(0, Relaxed);
         LARGEST.store(0, Relaxed);
         run(steps);
         let (count, largest) = (COUNT.load(Relaxed), LARGEST.load(Relaxed));
         println!("{level}: {count} allocations in {steps} steps, the largest of {largest} bytes");
-        // one that had ended already would have been an allocation
+        // A thread that was started and has ended would appear as an allocation.
         assert_eq!(self::threads(), threads, "a step starts no thread");
         assert!(
             largest <= BLOCK_BYTES,

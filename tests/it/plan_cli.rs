@@ -1,6 +1,6 @@
-//! `paragon plan` and the fit from outside: figures, budgets, refusals with their ladder, images;
-//! and `paragon train` in less memory than it asked for, which must learn the same and stay inside
-//! what was printed.
+//! `paragon plan` and the choice of a fitting configuration: figures, budgets, refusals with their
+//! list of smaller configurations, charts. `paragon train` with less memory than it needs by itself
+//! must learn the same and stay within the printed amount.
 
 use crate::{cli_common, shard_common};
 
@@ -47,7 +47,7 @@ fn presets_take_the_promised_memory() {
     assert!(arena(&realtime) <= 2048 * MIB);
     let full = json(&[&CUDA[..], &REALTIME, &["--recompute", "full"]].concat());
     assert!(arena(&full) <= 1126 * MIB);
-    // the remedy of those who ran out of memory: patch, batch, accumulation of its own
+    // The preset for too little memory has a patch size, batch and accumulation of its own.
     let safe = json(&["--preset", "memory-safe"]);
     let choice = &safe["choice"];
     assert_eq!(
@@ -58,7 +58,7 @@ fn presets_take_the_promised_memory() {
         ),
         (&96.into(), &8.into(), &2.into())
     );
-    // flags win over a preset
+    // Flags take precedence over a preset.
     assert_eq!(
         json(&["--preset", "memory-safe", "--lq-size", "64"])["lq_size"],
         64
@@ -133,7 +133,7 @@ fn a_budget_is_fitted_or_refused_with_the_ladder() {
         ));
         before = bytes;
     }
-    // recomputation comes before a split
+    // Recomputation is tried before a split.
     assert_eq!(
         levels[..2],
         [("block".to_string(), 16), ("full".to_string(), 16)],
@@ -308,7 +308,7 @@ fn a_run_in_less_memory_sees_the_same_samples() {
     ];
     train(&set, &out("asked"), &base).ok();
     let model = |name: &str| fs::read(out(name).join("model.safetensors")).unwrap();
-    // the level changes no bit
+    // The level of recomputation changes no bit.
     train(
         &set,
         &out("full"),
@@ -316,7 +316,7 @@ fn a_run_in_less_memory_sees_the_same_samples() {
     )
     .ok();
     assert!(model("full") == model("asked"));
-    // a split sees the same samples in every iteration: losses agree up to rounding
+    // With a split, every iteration has the same samples, so losses agree up to rounding.
     let less = [&base[..], &["--host-memory", "32M"]].concat();
     let ran = train(&set, &out("less"), &less).ok();
     assert!(
@@ -327,8 +327,8 @@ fn a_run_in_less_memory_sees_the_same_samples() {
     for (a, b) in losses(&out("asked")).iter().zip(losses(&out("less"))) {
         assert!((a - b).abs() <= 1e-4 * a, "{a} against {b}");
     }
-    // a run goes on with another split: fitted, asked for, or without a limit (then with the split
-    // it had, for the same bits)
+    // A run can resume with another split: fitted, stated by flags, or without a limit (then it
+    // keeps its split, for the same bits).
     for (flags, words) in [
         (
             [
@@ -441,7 +441,7 @@ fn a_long_run_stays_inside_what_was_printed() {
             peak <= planned + 48 * MIB,
             "{name}: {peak} against {planned}"
         );
-        // and the plan is no idle figure either
+        // The planned figure is not much too large either.
         assert!(
             peak + 48 * MIB >= planned,
             "{name}: {peak} against {planned}"

@@ -1,7 +1,7 @@
-//! Properties of plans over random configurations, with checks written here and not borrowed from
-//! the plan: live buffers share no byte, everything is written before it is read, and the layout
+//! Properties of plans over random configurations, checked by code that is independent of the
+//! plan's own: live buffers share no byte, everything is written before it is read, and the layout
 //! is close to the lower bound. The memory figures promised for the published recipes are checked
-//! here as well.
+//! as well.
 
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
@@ -42,8 +42,8 @@ fn uses(plan: &PlanData) -> Vec<Option<(usize, usize)>> {
     uses
 }
 
-/// Marks every byte of the arena by hand: owners for overlaps, writers for reads. Coarse grains of
-/// 256 bytes keep it quick.
+/// Checks that live buffers do not overlap, and that every read finds bytes which the same buffer
+/// wrote last. The arena is divided into grains of 256 bytes to keep this quick.
 fn check(plan: &PlanData) -> Result<(), TestCaseError> {
     let ids: Vec<BufferId> = (0..plan.buffers.len() as u32).map(BufferId).collect();
     let own: Vec<BufferId> = ids
@@ -73,7 +73,7 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
         }
         prop_assert!(live.last().is_none_or(|l| l.1 <= plan.arena_bytes));
     }
-    // the time of the last write of every grain of the arena, and the buffer it was made through
+    // The buffer that wrote each grain of the arena last.
     let mut owner: Vec<Option<BufferId>> = vec![None; plan.arena_bytes.div_ceil(256) as usize];
     let root = |id: BufferId| plan.buffer(id).parent.map_or(id, |(parent, _)| parent);
     let grains = |id: BufferId| {
@@ -101,7 +101,7 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
         }
     }
     let (peak, _) = plan.peak();
-    // measured: one of 45,000 random plans is above 1.1
+    // Measured: the ratio is above 1.1 for one of 45,000 random plans.
     prop_assert!(
         plan.arena_bytes as f64 <= 1.15 * peak as f64,
         "arena {} against the bound {peak}",
@@ -111,8 +111,8 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Checks overlaps from the kernel launches alone: two buffers are safe if they share no byte, or if
-/// the last launch that names one comes before the first that names the other.
+/// Checks overlaps from the kernel launches alone: two buffers are safe if they share no byte, or
+/// if the last launch that names one comes before the first that names the other.
 fn check_launches(plan: &PlanData) -> Result<(), TestCaseError> {
     let program = lower(plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
@@ -227,7 +227,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
         "the loss, Reconstruct and its folded convolution, conv_mid, three blocks, conv_in"
     );
     check_launches(&good).unwrap();
-    // deferred sums must live until the end of the micro-batch
+    // Deferred sums must live until the end of the micro-batch.
     let mut short = (*good).clone();
     let id = short.deferred_sums[1];
     short.buffers[id.0 as usize].live.end -= 1;
@@ -238,8 +238,8 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
             .to_string()
             .contains("does not live until it is added up")
     );
-    // a plan made for a backend that does not defer its sums, and the same with a list of deferred
-    // sums whose lifetimes are too short
+    // A plan for a backend that does not defer its sums; then the same plan with a list of deferred
+    // sums, whose lifetimes are too short.
     let mut forgetful = (*training_plan(&net, &spec, &Forgetful(sizing)).unwrap()).clone();
     assert!(
         lower(&forgetful)
@@ -256,7 +256,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
     assert!(forgetful.verify().is_err());
 }
 
-/// Device bytes of Nano x2 as planned for CUDA in bf16: the arena with the staged batches in it.
+/// Planned device bytes of Nano x2 with CUDA in bf16: the arena, which contains the staged batches.
 fn device(lq: usize, batch: usize, losses: &[(LossKind, f32)], level: Recompute) -> u64 {
     let net = Network::new("nano", 2).unwrap();
     let plan = training_plan(

@@ -1,5 +1,6 @@
-//! Every recompute setting gives the same bits: gradients, loss and several iterations with slices
-//! equal those without, for every loss, odd sizes, several micro-batches and any number of threads.
+//! Every level of recomputation gives the same bits: gradients, loss and several iterations with
+//! slices equal those without, for every loss, odd sizes, several micro-batches and any number of
+//! threads.
 
 use crate::network_common;
 
@@ -66,7 +67,7 @@ fn slices_of_the_tail_give_the_bits_of_the_whole() {
         &[(Ssim, 0.3), (MsSsim, 0.2), (Mse, 1.0)],
         &[(MsSsim, 1.0)],
     ];
-    // (scale, batch, LQ side): one image per slice; several; a last slice that is smaller
+    // (scale, batch, LQ size): one image per slice; several; a last slice that is smaller.
     for (scale, batch, lq) in [(2, 3, 192), (2, 5, 97), (3, 2, 130), (4, 7, 45)] {
         let twin = Twin::new(scale, 7);
         for losses in &lists {

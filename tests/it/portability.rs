@@ -1,10 +1,10 @@
-//! Calls that only some operating systems have are in `src/sys` alone. Depends on the sources of the
+//! Only `src/sys` calls functions that some operating systems lack. Depends on the sources of the
 //! repository only.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Modules, crates and paths that some systems do not have.
+/// Modules, crates and paths that some systems lack.
 const SYSTEM_ONLY: [&str; 7] = [
     "std::os::",
     "libc::",

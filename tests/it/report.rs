@@ -1,4 +1,4 @@
-//! What a run leaves for people: the page, the previews, the event files.
+//! The output of a run for people: the page, the previews, the event files.
 
 use crate::{cli_common, shard_common};
 
@@ -59,7 +59,7 @@ fn a_run_becomes_one_page() {
         std::fs::read_dir(out.join("tensorboard")).unwrap().count(),
         1
     );
-    // elsewhere, and what is no run
+    // Another output file, and folders that are no runs.
     let other = dir.path().join("page.html");
     run(&["report", place, "--out", text(&other)]).ok();
     assert!(std::fs::read_to_string(&other).unwrap() == html);
@@ -68,7 +68,7 @@ fn a_run_becomes_one_page() {
     run(&["report", place, "--out", "/nonexistent/page.html"]).refused(1, &["cannot write"]);
 }
 
-/// TensorBoard's own reader finds in the event files what the log says. Needs a Python with
+/// TensorBoard's own reader finds the values of the log in the event files. Needs a Python with
 /// tensorboard, named by `PARAGON_PYTHON`.
 #[test]
 fn tensorboard_reads_the_event_files() {
@@ -98,7 +98,7 @@ fn tensorboard_reads_the_event_files() {
         "--threads",
         "2",
     ];
-    // in two parts: a resumed run's file goes on where the first one ends
+    // In two parts: the event file of the resumed run continues where the first one ends.
     for iterations in ["9", "18"] {
         let train = [
             "train",

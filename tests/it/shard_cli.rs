@@ -1,4 +1,4 @@
-//! `paragon shard` from outside: exit codes, messages that name the file, full disks.
+//! The command `paragon shard`: exit codes, messages that name the file, full disks.
 
 use crate::shard_common;
 
@@ -14,7 +14,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// `paragon shard DATA --out OUT` for small patches, with more arguments.
+/// Runs `paragon shard DATA --out OUT` for small patches, with the arguments `more`.
 fn shard(data: &Path, out: &Path, more: &[&str]) -> (Option<i32>, String, String) {
     let base = [
         "shard",
@@ -29,7 +29,7 @@ fn shard(data: &Path, out: &Path, more: &[&str]) -> (Option<i32>, String, String
     run(&[&base[..], more].concat())
 }
 
-/// Expects exit code 1, one error line that holds every word, and no panic.
+/// Expects exit code 1, one error line that contains every word, and no panic.
 fn refused(result: (Option<i32>, String, String), words: &[&str]) {
     let (code, stdout, stderr) = result;
     assert_eq!(code, Some(1), "{stdout}{stderr}");
@@ -77,7 +77,8 @@ fn makes_a_set_and_reports_it() {
     assert_eq!(code, Some(0));
 }
 
-/// The working folder is the data set: what earlier commands left there is no data, and is told.
+/// If the working folder is also the data set, the outputs of earlier commands in it are not used
+/// as data, and a message says so.
 #[test]
 fn leaves_its_own_output_out_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
@@ -112,7 +113,10 @@ fn leaves_its_own_output_out_and_says_so() {
         let (code, stdout, stderr) = shard(&data, &out, more);
         assert_eq!(code, Some(0), "{stderr}");
         let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-        assert_eq!(report["images"], images, "nothing is new: {stdout}");
+        assert_eq!(
+            report["images"], images,
+            "the outputs are not new images: {stdout}"
+        );
         let own = report["left_out"]
             .as_array()
             .unwrap()
@@ -138,7 +142,7 @@ fn leaves_its_own_output_out_and_says_so() {
     );
 }
 
-/// Folders whose names leave open what they hold, for every command that finds pairs.
+/// Folders whose names do not make clear what they contain, for every command that finds pairs.
 #[test]
 fn asks_where_a_layout_could_mean_two_things() {
     let dir = tempfile::tempdir().unwrap();
@@ -235,7 +239,7 @@ fn rejects_a_text_file_a_truncated_picture_and_too_small_ones_with_reasons() {
             "none of the 3 images",
         ],
     );
-    // with one good image the others are listed and the run succeeds
+    // With one good image the command succeeds and lists the others.
     picture(80, 80, 1).save(data.join("good.png")).unwrap();
     let (code, stdout, stderr) = shard(&data, &out, &[]);
     assert_eq!(code, Some(0), "{stderr}");
@@ -386,6 +390,6 @@ fn a_full_disk_is_one_clear_error_and_leaves_finished_shards() {
     assert_eq!(code, Some(0), "{stderr}");
     assert!(
         files(&out) == files(&whole),
-        "a run after a full disk gives another set"
+        "the run after a full disk gives a different set"
     );
 }

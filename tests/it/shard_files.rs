@@ -1,5 +1,5 @@
-//! Sets on disk: the same bytes however they are made, and damage of every kind found before it can
-//! do harm.
+//! Sets on disk: they have the same bytes however they are made, and every kind of damage is found
+//! before damaged data are used.
 
 use crate::shard_common;
 
@@ -95,7 +95,8 @@ fn same_bytes_for_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     pictures(&data, 30);
-    fs::write(data.join("p003x.png"), "no image").unwrap(); // a rejection in the middle changes nothing
+    // A rejected image in the middle changes nothing.
+    fs::write(data.join("p003x.png"), "no image").unwrap();
     let sets: Vec<_> = [1, 2, 5]
         .iter()
         .map(|&threads| {
@@ -154,9 +155,9 @@ fn rejects_every_truncation_of_a_shard() {
     assert!(message(&folder).contains("shard-00000.psh"));
 }
 
-/// Every bit of every byte; of header and footer, which hold what all else hangs on, every value.
-/// No byte is harmless: the magic numbers are compared, all else lies under a CRC32, which finds
-/// any change within 32 neighbouring bits.
+/// Changes every bit of every byte, and tries every value for the bytes of header and footer, on
+/// which everything else depends. Every change must be found: the magic numbers are compared, and a
+/// CRC32 covers all other bytes, which finds any change within 32 neighbouring bits.
 #[test]
 fn rejects_every_flipped_byte_of_a_shard() {
     let (_dir, folder) = tiny_set();
@@ -180,8 +181,8 @@ fn rejects_every_flipped_byte_of_a_shard() {
     }
 }
 
-/// The manifest as well. Its minor version (bytes 10 and 11) alone may change: a reader accepts
-/// any.
+/// The same for the manifest. Only its minor version (bytes 10 and 11) may change, because a reader
+/// accepts any.
 #[test]
 fn rejects_every_truncation_and_flipped_bit_of_a_manifest() {
     let (_dir, folder) = tiny_set();
@@ -256,7 +257,7 @@ fn rejects_features_of_a_newer_paragon_and_names_the_version() {
     let whole = fs::read(&path).unwrap();
     let sealed = |at: usize, byte: u8| {
         let mut bytes = whole.clone();
-        bytes[10] = 4; // of version 1.4
+        bytes[10] = 4; // version 1.4
         bytes[at] = byte;
         let crc = crc32fast::hash(&bytes[..60]);
         bytes[60..64].copy_from_slice(&crc.to_le_bytes());
@@ -270,7 +271,7 @@ fn rejects_features_of_a_newer_paragon_and_names_the_version() {
             "{text}"
         );
     }
-    sealed(16, 0xFF); // compatible ones are for those who know them
+    sealed(16, 0xFF); // readers ignore compatible features that they do not know
     assert!(read_all(&folder).is_ok());
 }
 
@@ -291,7 +292,7 @@ fn shards_are_read_only_and_nothing_else_is_left() {
     }
 }
 
-/// A set of which only the first `keep` shards are left, as after a kill.
+/// Removes all but the first `keep` shards of a set, as a kill would have left it.
 fn interrupted(folder: &Path, keep: usize) -> Vec<PathBuf> {
     fs::remove_file(folder.join("manifest.psm")).unwrap();
     let shards: Vec<_> = files(folder)
@@ -327,7 +328,8 @@ fn an_image_changed_after_an_interruption_is_not_taken_from_the_old_shard() {
         dir.path().join("set"),
         dir.path().join("fresh"),
     );
-    // BMP: another image of the same size has the same file size, so only the content tells
+    // In BMP, a different image of the same dimensions has the same file size, so only its content
+    // differs.
     fs::create_dir_all(&data).unwrap();
     for i in 0..20 {
         picture(70, 64, i)
@@ -341,7 +343,7 @@ fn an_image_changed_after_an_interruption_is_not_taken_from_the_old_shard() {
     make(&config(&data, &out)).unwrap();
     make(&config(&data, &fresh)).unwrap();
     assert!(files(&out) == files(&fresh));
-    // and a finished set notices as well
+    // A change is noticed in a finished set as well.
     picture(70, 64, 98).save(data.join("p01.bmp")).unwrap();
     let text = format!("{:#}", make(&config(&data, &out)).unwrap_err());
     assert!(
@@ -381,7 +383,7 @@ fn the_same_set_is_left_alone_and_another_is_not_touched_without_being_told() {
     picture(40, 40, 5).save(data.join("new.png")).unwrap();
     assert!(format!("{:#}", make(&wanted).unwrap_err()).contains("the images are not the same"));
     assert!(files(&out) == whole);
-    // an unfinished set of other options is not silently removed either
+    // An unfinished set with other options is not removed silently either.
     interrupted(&out, 1);
     let text = format!(
         "{:#}",
@@ -441,8 +443,8 @@ fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("shards/golden")
 }
 
-/// What the golden set holds: four pairs of LQ 9 / HR 18 (so that bands have padding), one for
-/// every way of telling the LQ and one stored raw. Plain arithmetic alone.
+/// The content of the golden set: four pairs of LQ 9 / HR 18 (so that bands have padding), one for
+/// every way to predict the LQ and one stored raw. They are made by plain arithmetic only.
 fn golden_pixels() -> Vec<(&'static str, image::RgbImage, image::RgbImage)> {
     use image::{Rgb, RgbImage};
     let smooth = RgbImage::from_fn(18, 18, |x, y| {
@@ -476,7 +478,8 @@ fn golden_pixels() -> Vec<(&'static str, image::RgbImage, image::RgbImage)> {
     };
     let raw = (noise(9), noise(18));
     vec![
-        ("a_half", mean(&smooth), smooth.clone()), // the bicubic half of a slope is its mean, or one off
+        // Bicubic halving of a slope gives its mean, or one level off.
+        ("a_half", mean(&smooth), smooth.clone()),
         ("b_mean", mean(&rough), rough.clone()),
         ("c_own", own, rough),
         ("d_raw", raw.0, raw.1),
@@ -498,7 +501,7 @@ fn the_golden_set_reads_as_it_always_did() {
         );
         assert_eq!(set.source(record as u64).unwrap().image, name);
     }
-    // the first byte of a predicted record says how the LQ is told
+    // The first byte of a predicted record is the way in which the LQ is predicted.
     let bytes = fs::read(golden().join("shard-00000.psh")).unwrap();
     let mut at = 64;
     for (record, way) in [2, 1, 0].into_iter().enumerate() {
@@ -509,7 +512,8 @@ fn the_golden_set_reads_as_it_always_did() {
     assert_eq!(set.stored(3).unwrap().0, Codec::Raw);
 }
 
-/// Writes the golden set anew. Only for a new version of the format: older sets must stay readable.
+/// Writes a new golden set. Only for a new version of the format, since older sets must stay
+/// readable.
 #[test]
 #[ignore = "writes into the source tree; run it by name when the format changes"]
 fn write_the_golden_set() {

@@ -1,5 +1,5 @@
-//! A reader written from `shards/FORMAT.md` alone, value by value and with nothing of paragon's
-//! own: if it reads what paragon writes, the description is enough for others to write theirs.
+//! A reader that was written from `shards/FORMAT.md` alone, value by value and without code of
+//! paragon. If it reads what paragon writes, the description suffices to write other readers.
 
 use crate::shard_common;
 
@@ -108,7 +108,7 @@ impl Bands {
         self.rows * self.side * 16
     }
 
-    /// Place of a pixel in a plane.
+    /// Offset of a pixel in a plane.
     fn at(&self, y: usize, x: usize) -> usize {
         (y % self.rows * self.side + x) * 16 + y / self.rows
     }
@@ -141,7 +141,7 @@ fn unpredict(record: &[u8], lq_side: usize, hr_side: usize) -> (Vec<u8>, Vec<u8>
     (lq, hr)
 }
 
-/// Prediction inside the patch.
+/// Decodes a patch by itself: every value is its residual plus a prediction from its neighbours.
 fn inside(residuals: &[u8], bands: &Bands) -> Vec<u8> {
     let side = bands.side;
     let mut out = vec![0; side * side * 3];
@@ -170,7 +170,7 @@ fn inside(residuals: &[u8], bands: &Bands) -> Vec<u8> {
     out
 }
 
-/// The LQ told from the HR.
+/// The LQ predicted from the HR.
 fn from_hr(planes: &[u8], bands: &Bands, way: u8, hr: &[u8], hr_side: usize) -> Vec<u8> {
     let (side, scale) = (bands.side, hr_side / bands.side);
     let value = |y: usize, x: usize, c: usize| i64::from(hr[(y * hr_side + x) * 3 + c]);
@@ -207,7 +207,8 @@ fn from_hr(planes: &[u8], bands: &Bands, way: u8, hr: &[u8], hr_side: usize) -> 
     out
 }
 
-/// Reads a set with paragon and with the reader above; returns how the LQ were told.
+/// Reads a set with paragon and with the reader above; returns the ways in which the LQ were
+/// predicted.
 fn compare(folder: &Path) {
     let set = ShardSet::open(folder).unwrap();
     let mut scratch = set.scratch().unwrap();

@@ -1,7 +1,7 @@
-//! Damaged payloads, shards and manifests by the thousand, from a seeded generator:
+//! Thousands of damaged payloads, shards and manifests, from a seeded generator:
 //! `PARAGON_FUZZ_SECONDS=600 PARAGON_FUZZ_SEED=7 cargo test --release --test it shard_fuzz --
-//! --nocapture`. Without the variables it runs a short while from seed 1. The guided fuzzers in
-//! `fuzz/` do the same to inputs that they choose by coverage.
+//! --nocapture`. Without the variables it runs for a short time with seed 1. The guided fuzzers in
+//! `fuzz/` choose the inputs of the same checks by coverage.
 
 use crate::{fuzz_common, shard_common};
 
@@ -23,7 +23,7 @@ fn variable(name: &str, default: u64) -> u64 {
         .unwrap_or(default)
 }
 
-/// Values that lengths and offsets go wrong at.
+/// Values that often cause errors in lengths and offsets.
 const EDGES: [u64; 12] = [
     0,
     1,
@@ -39,14 +39,14 @@ const EDGES: [u64; 12] = [
     u64::MAX,
 ];
 
-/// One to eight changes of any kind.
+/// Makes one to eight changes of any kind.
 fn damage(rng: &mut Rng, bytes: &mut Vec<u8>, other: &[u8]) {
     for _ in 0..1 + rng.below(8) {
         if bytes.is_empty() {
             bytes.push(0);
         }
         let mut at = rng.below(bytes.len() as u64) as usize;
-        // the ends hold the structure
+        // The structure is described at both ends.
         match rng.below(4) {
             0 => at = at.min(rng.below(100) as usize),
             1 => at = bytes.len() - 1 - rng.below(bytes.len().min(200) as u64) as usize,
@@ -79,7 +79,7 @@ fn damage(rng: &mut Rng, bytes: &mut Vec<u8>, other: &[u8]) {
     }
 }
 
-/// Payloads with the three bytes before them that [`decode`] chooses its geometry by.
+/// Payloads, each after the three bytes that select the geometry in [`decode`].
 fn payloads() -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for (scale, lq_size) in [(2u8, 8u8), (2, 17), (1, 9), (3, 12), (4, 33)] {
@@ -109,14 +109,14 @@ fn payloads() -> Vec<Vec<u8>> {
                 .encode(Codec::Predict, lq.as_raw(), hr.as_raw(), &mut out)
                 .unwrap();
             out[2] = u8::from(used == Codec::Raw) | 10;
-            assert!(decode(&out), "an undamaged payload is not read");
+            assert!(decode(&out), "an undamaged payload must be read");
             all.push(out);
         }
     }
     all
 }
 
-/// A folder in memory where there is one: every run writes files.
+/// A folder in memory if the system has one, because every run writes files.
 fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() {
@@ -159,7 +159,7 @@ fn damage_of_any_kind_gives_pixels_or_an_error() {
     let sets: Vec<_> = [(Codec::Predict, 8), (Codec::Predict, 13), (Codec::Raw, 8)]
         .map(|(c, s)| seed_set(root.path(), c, s))
         .into();
-    // by kind of input: runs, and how many were read to the end
+    // For each kind of input: the number of runs, and of inputs that were read to the end.
     let mut counts = [(0u64, 0u64); 4];
     let start = Instant::now();
     while start.elapsed() < limit {
@@ -174,7 +174,7 @@ fn damage_of_any_kind_gives_pixels_or_an_error() {
         let other = &sets[rng.below(sets.len() as u64) as usize].2;
         let mut damaged = shard.clone();
         damage(&mut rng, &mut damaged, other);
-        // with the checksums as they were, any change must be found
+        // Without corrected checksums, every change must be found.
         install(folder, manifest, shard);
         fs::remove_file(folder.join("shard-00000.psh")).unwrap();
         fs::write(folder.join("shard-00000.psh"), &damaged).unwrap();

@@ -1,6 +1,6 @@
-//! Not a check but a measurement, run by hand: conversion and loader on photographs. (The codec
-//! alone: `benches/codec.rs`.) `cargo test --release --test it shard_measure -- --ignored --nocapture
-//! --test-threads 1`
+//! Not a check but a measurement that is run by hand: conversion and loader on photographs
+//! (`benches/codec.rs` measures the codec by itself). `cargo test --release --test it shard_measure
+//! -- --ignored --nocapture --test-threads 1`
 
 use crate::shard_common;
 

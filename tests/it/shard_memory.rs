@@ -1,5 +1,5 @@
-//! The bound of `--host-memory`: held by a collection of very small and very large images at any
-//! number of threads.
+//! `paragon shard` stays within `--host-memory` for a collection of very small and very large
+//! images, with any number of threads.
 #![cfg(target_os = "linux")]
 
 use crate::shard_common;
@@ -12,11 +12,11 @@ use std::path::Path;
 use std::process::Stdio;
 
 const MIB: u64 = 1 << 20;
-/// What comes on top of `--host-memory`: the program, its threads' encoders, buffers of writers,
-/// and what the allocator keeps.
+/// Bytes that are not counted in `--host-memory`: the program, the encoders of its threads, buffers
+/// of writers, and the allocator's reserve.
 const CONSTANT: u64 = 48 * MIB;
 
-/// A PNG of repeating rows, written without holding it twice.
+/// A PNG of repeating rows, written without a second copy in memory.
 fn large(path: &Path, width: u32, height: u32, shift: u8) {
     let row: Vec<u8> = (0..width)
         .flat_map(|x| [(x / 16) as u8, (x / 40) as u8, (x / 7) as u8])
@@ -34,7 +34,7 @@ fn large(path: &Path, width: u32, height: u32, shift: u8) {
         .unwrap();
 }
 
-/// Runs to the end; the most anonymous memory seen, bytes, and the report.
+/// Runs to the end; returns the largest anonymous memory in bytes, and the report.
 fn measured(arguments: &[&str]) -> (u64, serde_json::Value) {
     let mut child = paragon(arguments)
         .stdout(Stdio::piped())

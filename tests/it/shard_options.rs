@@ -1,5 +1,5 @@
-//! What decides which pairs a set holds: held-out images, flat patches, duplicates, margins, parts,
-//! images added later; and what can be taken out of a finished set.
+//! Options that decide which pairs a set contains: held-out images, flat patches, duplicates,
+//! margins, parts, images added later; and extracting from a finished set.
 
 use crate::shard_common;
 
@@ -77,7 +77,7 @@ fn held_out_images_are_whole_and_chosen_by_name_and_seed_alone() {
     );
     set("b", HeldOut::Count(7), 1);
     assert_ne!(sources(&out("b/val")), val);
-    // a share is stable when images come and go
+    // With a share, an image stays held out when other images are added or removed.
     set("c", HeldOut::Share(0.3), 0);
     let share = sources(&out("c/val"));
     assert!((3..16).contains(&share.len()), "{share:?}");
@@ -90,7 +90,7 @@ fn held_out_images_are_whole_and_chosen_by_name_and_seed_alone() {
         .cloned()
         .collect();
     assert_eq!(sources(&out("d/val")), left);
-    // a shard of one does not pass for a shard of the other
+    // A shard of the held-out set is not accepted in the main set.
     let shard = "shard-00000.psh";
     make_writable(&out("a").join(shard));
     fs::copy(out("a/val").join(shard), out("a").join(shard)).unwrap();
@@ -115,7 +115,7 @@ fn flat_patches_are_left_out_by_the_stated_rule() {
         .save(data.join("level.png"))
         .unwrap();
     let all = make(&config(&data, &dir.path().join("all"))).unwrap();
-    assert_eq!((all.flat, all.duplicates), (0, 3)); // the level image gives four times the same pair
+    assert_eq!((all.flat, all.duplicates), (0, 3)); // `level` gives one pair four times
     let least = 12.0;
     let out = dir.path().join("some");
     let some = make(&BuildConfig {
@@ -139,7 +139,7 @@ fn flat_patches_are_left_out_by_the_stated_rule() {
         "{:?}",
         some.rejected
     );
-    // every kept pair reaches the bound, and as many as do are kept
+    // Every kept pair reaches the bound, and every pair that reaches it is kept.
     let details = |folder: &Path| -> Vec<f64> {
         let set = ShardSet::open(folder).unwrap();
         (0..set.len())
@@ -276,8 +276,9 @@ fn merged_parts_are_the_undivided_set_byte_for_byte() {
     fs::write(data.join("p004x.png"), "no image").unwrap();
     picture(20, 90, 1).save(data.join("p010x.png")).unwrap(); // too small
     let cut = fs::read(data.join("p005.png")).unwrap();
-    fs::write(data.join("p017x.png"), &cut[..cut.len() - 40]).unwrap(); // only decoding tells
-    fs::copy(data.join("p002.png"), data.join("p022_copy.png")).unwrap(); // a duplicate in another part
+    fs::write(data.join("p017x.png"), &cut[..cut.len() - 40]).unwrap(); // found only by decoding
+    // A duplicate in another part.
+    fs::copy(data.join("p002.png"), data.join("p022_copy.png")).unwrap();
     let whole = dir.path().join("whole");
     let wanted = |out: &Path| BuildConfig {
         val: Some(HeldOut::Count(4)),
@@ -327,7 +328,7 @@ fn merged_parts_are_the_undivided_set_byte_for_byte() {
     refused(&[dir.path().join("none")], "no folder");
     let error = merge(&part(2, 1), &[part(2, 1), part(2, 2)], false, &nothing()).unwrap_err();
     assert!(format!("{error:#}").contains("is one of the parts"));
-    // a damaged part is named and leaves no set
+    // A damaged part is named in the error, and no set is left.
     let shard = part(2, 2).join("shard-00000.psh");
     let mut bytes = fs::read(&shard).unwrap();
     bytes[100] ^= 4;
@@ -407,7 +408,7 @@ fn appended_images_leave_the_old_shards_and_are_looked_up_by_name() {
                 .is_empty()
         );
     }
-    // another image under a name that is taken
+    // A different image with an existing name.
     let elsewhere = dir.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     picture(90, 90, 99)
@@ -578,7 +579,7 @@ fn verification_names_every_damage_in_every_shard() {
             && told.contains("val/shard-00000.psh"),
         "{told}"
     );
-    // the tables of one shard are damaged: the others are checked all the same
+    // The tables of one shard are damaged; the other shards are checked nevertheless.
     damage("shard-00001.psh", 0);
     fs::remove_file(out.join("shard-00002.psh")).unwrap();
     let told = verify();
@@ -621,7 +622,7 @@ fn names_that_are_not_utf8_are_told_and_do_no_harm() {
     );
 }
 
-/// A PNG with a chunk put in before its pixels.
+/// A PNG with an additional chunk before its pixels.
 fn with_chunk(image: &image::RgbImage, kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let mut png = std::io::Cursor::new(Vec::new());
     image.write_to(&mut png, image::ImageFormat::Png).unwrap();
@@ -637,7 +638,7 @@ fn with_chunk(image: &image::RgbImage, kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// EXIF data that say nothing but the orientation.
+/// EXIF data that contain only the orientation.
 fn exif(orientation: u8) -> Vec<u8> {
     [
         b"II\x2A\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".as_slice(),
@@ -646,14 +647,15 @@ fn exif(orientation: u8) -> Vec<u8> {
     .concat()
 }
 
-/// What becomes of one pair: its rejection, or nothing where it is used.
+/// Makes a set of one pair; returns the rejection of the pair (`None` if it is used) and the
+/// report.
 fn shard_pair(hr: &[u8], lq: &[u8]) -> (Option<(String, String)>, paragon::shard::report::Report) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     for (folder, bytes) in [("hr", hr), ("lq", lq)] {
         fs::create_dir_all(data.join(folder)).unwrap();
         fs::write(data.join(folder).join("a.png"), bytes).unwrap();
-        // a pair in order beside it, so that there is a set
+        // A valid pair beside it, so that there is a set.
         let side = if folder == "hr" { 64 } else { 32 };
         picture(side, side, 5)
             .save(data.join(folder).join("z.png"))
@@ -701,7 +703,7 @@ fn a_pair_of_which_one_side_was_turned_is_rejected() {
             kind == "mismatch" && reason.contains(&format!("is {orientation}")),
             "{orientation}: {kind}, {reason}"
         );
-        // the other side turned
+        // The LQ is turned instead.
         let (rejected, _) = shard_pair(
             &plain(&stored),
             &with_chunk(&halved(&stored), b"eXIf", &exif(orientation)),
@@ -710,8 +712,8 @@ fn a_pair_of_which_one_side_was_turned_is_rejected() {
             rejected.is_some_and(|r| r.0 == "mismatch"),
             "LQ {orientation}"
         );
-        // an LQ made from the upright image is in order, and so is one that carries the
-        // orientation on
+        // An LQ that was made from the upright image is valid, and so is an LQ with the same
+        // orientation as the HR.
         let mut upright = image::DynamicImage::ImageRgb8(stored.clone());
         upright.apply_orientation(Orientation::from_exif(orientation).unwrap());
         let (rejected, report) = shard_pair(&turned, &plain(&halved(&upright.into_rgb8())));
@@ -721,7 +723,7 @@ fn a_pair_of_which_one_side_was_turned_is_rejected() {
             &with_chunk(&halved(&stored), b"eXIf", &exif(orientation)),
         );
         assert_eq!((rejected, report.used), (None, 2), "{orientation}");
-        // notes name a file, and the side where it is the LQ
+        // Notes name a file, and say so if it is the LQ.
         let (note, file) = report
             .note_examples
             .iter()

@@ -1,5 +1,4 @@
-//! How the LQ of a set is made: every recipe gives the same bytes for any number of threads, and
-//! what it promises.
+//! LQ recipes: every recipe gives the promised LQ, with the same bytes for any number of threads.
 
 use crate::shard_common;
 
@@ -10,7 +9,7 @@ use paragon::shard::reader::ShardSet;
 use shard_common::{config, files, make, picture, pictures, run};
 use std::path::Path;
 
-/// Image, place, LQ and HR pixels.
+/// Image, position, LQ and HR pixels.
 type Pair = (String, u32, u32, Vec<u8>, Vec<u8>);
 
 /// Every pair of a set.
@@ -57,14 +56,14 @@ fn a_random_recipe_draws_for_each_patch_the_same_on_any_machine() {
     let (one, other, blurred) = (pairs(&one), pairs(&other), pairs(&blurred));
     assert!(
         one.iter().zip(&other).any(|(a, b)| a.3 != b.3),
-        "another seed draws the same"
+        "another seed gives the same LQ"
     );
     assert!(
         one.iter().zip(&blurred).filter(|(a, b)| a.3 == b.3).count() < one.len() / 4,
         "the blur changes nothing"
     );
-    // each LQ is what exactly one of the filters gives for the whole image, and all of them are
-    // drawn
+    // Each LQ is the result of exactly one of the filters for the whole image, and every filter
+    // occurs.
     let mut drawn = [0; 5];
     for (name, x, y, lq, hr) in &one {
         let image = image::open(data.join(format!("{name}.png")))
@@ -93,7 +92,7 @@ fn a_random_recipe_draws_for_each_patch_the_same_on_any_machine() {
         let which = filters
             .iter()
             .position(|&f| cut(f) == *lq)
-            .unwrap_or_else(|| panic!("{name} {x} {y} is no filter's"));
+            .unwrap_or_else(|| panic!("{name} {x} {y}: no filter gives this LQ"));
         drawn[which] += 1;
     }
     assert!(drawn.iter().all(|&n| n > 2), "{drawn:?}");

@@ -1,6 +1,6 @@
-//! Runs that are cut off: SIGKILL at hundreds of random points, damage to what they left, changed
-//! images and options. The next run gives the bytes of an unbroken one and does not repeat what was
-//! finished.
+//! Interrupted conversions: SIGKILL at hundreds of random points, damage to the files that were
+//! left, changed images and options. The next run gives the bytes of an unbroken one and does not
+//! repeat finished work.
 #![cfg(unix)]
 
 use crate::{cli_common, shard_common};
@@ -18,7 +18,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A small collection with a file that only decoding finds out, flat patches and duplicates.
+/// A small collection with flat patches, duplicates, and a file whose damage only decoding finds.
 fn collection(folder: &Path, count: u64) {
     fs::create_dir_all(folder).unwrap();
     for i in 0..count {
@@ -34,7 +34,7 @@ fn collection(folder: &Path, count: u64) {
         .unwrap();
 }
 
-/// Small shards, so that many of them end in a run; the limit of the command line is in MiB.
+/// Shards of 1 MiB, the smallest size of the command line, so that a run finishes many.
 fn arguments<'a>(data: &'a Path, out: &'a Path) -> Vec<&'a str> {
     let size = [
         "--lq-size",
@@ -86,7 +86,7 @@ fn report(stdout: &str) -> serde_json::Value {
     serde_json::from_str(stdout).unwrap()
 }
 
-/// Runs to the end and gives the report.
+/// Runs to the end; returns the report.
 fn finish(data: &Path, out: &Path) -> serde_json::Value {
     let (code, stdout, stderr) = run(&arguments(data, out));
     assert_eq!(code, Some(0), "{stderr}");
@@ -125,8 +125,8 @@ fn killed_at_two_hundred_points_the_set_is_the_same_and_finished_work_stays() {
                 break;
             }
             in_the_middle += 1;
-            // the last finished shard may hold half of the image under way, whose records are then
-            // cut off and written again
+            // The last finished shard may contain a part of the image in progress; its records are
+            // then cut off and written again.
             for number in 0..8 {
                 let [path, next] =
                     [number, number + 1].map(|n| out.join(format!("shard-{n:05}.psh")));
@@ -169,15 +169,18 @@ fn killed_at_two_hundred_points_the_set_is_the_same_and_finished_work_stays() {
         rounds += 1;
     }
     println!(
-        "{kills} kills, {in_the_middle} before the end, {resumed} of {rounds} last runs had something to go on from, {kept} shards were kept"
+        "{kills} kills, {in_the_middle} before the end, {resumed} of {rounds} last runs resumed, {kept} shards were kept"
     );
-    assert!(in_the_middle > 60, "{in_the_middle} kills came in time");
-    assert!(resumed > 5, "{resumed} runs went on from something");
+    assert!(
+        in_the_middle > 60,
+        "{in_the_middle} kills came before the end"
+    );
+    assert!(resumed > 5, "{resumed} runs resumed");
     assert!(kept > 5, "{kept} shards were finished before a kill");
 }
 
-/// A run that stops in the middle at a limit on file sizes: journal, finished shards and the one
-/// under way are left.
+/// Runs until a limit on file sizes stops the run; the journal, the finished shards and the one in
+/// progress are left.
 fn stopped(data: &Path, out: &Path, bytes: u64) {
     let output = limit_files(&mut paragon(&arguments(data, out)), bytes)
         .output()
@@ -211,7 +214,7 @@ fn interrupted() -> (
         .filter(|(n, _)| n.starts_with("shard"))
         .map(|(_, b)| b.len())
         .collect();
-    // shards are about as large as their limit allows, each a little more or less
+    // Shards are about as large as their limit allows, with small differences.
     let limit = (1..sizes.len() - 1)
         .filter(|&i| sizes[i] > *sizes[..i].iter().max().unwrap())
         .map(|i| sizes[i] - 1)
@@ -253,8 +256,8 @@ fn every_kind_of_damage_to_what_was_left_is_noticed_and_made_good() {
                 1 | 2 => fs::write(&path, &whole[..at]).unwrap(),
                 3 => fs::write(&path, [&whole[..], &[7; 999]].concat()).unwrap(),
                 _ => {
-                    // in a finished shard, only what its header and footer do not hold would go
-                    // unnoticed until `verify`
+                    // In a finished shard, damage outside of header and footer would not be noticed
+                    // before `verify`.
                     let at = if name.contains(".psh") && !name.contains("partial") {
                         whole.len() - 1 - at % 64
                     } else {
@@ -281,7 +284,7 @@ fn changed_images_and_options_are_noticed_and_explained() {
         for word in words {
             assert!(stderr.contains(word), "{word} is missing in {stderr}");
         }
-        assert!(all_files(&out) == before, "something was touched");
+        assert!(all_files(&out) == before, "a file was changed");
     };
     refused(
         &["--scale", "4"],
@@ -305,7 +308,7 @@ fn changed_images_and_options_are_noticed_and_explained() {
             .contains("an interrupted run has done"),
         "{told}"
     );
-    // an image whose content changed is converted again, with all behind it
+    // An image whose content changed is converted again, and so are all images after it.
     let changed = data.join("p04.png");
     let size = fs::metadata(&changed).unwrap().len();
     let mut bytes = fs::read(data.join("p04.png")).unwrap();
@@ -316,7 +319,7 @@ fn changed_images_and_options_are_noticed_and_explained() {
     finish(&data, &out);
     finish(&data, &fresh);
     assert!(all_files(&out) == all_files(&fresh));
-    // a set that is complete is told from images that came later
+    // Images that were added after the set was complete are noticed.
     picture(100, 100, 77).save(data.join("new.png")).unwrap();
     refused(&[], &["the images are not the same", "--append"]);
 }
@@ -355,7 +358,7 @@ fn an_interrupted_append_goes_on_and_another_begins_anew() {
         child.kill().unwrap();
         child.wait().unwrap();
         let now = all_files(&out);
-        // at every moment the old set, or the new one, is whole
+        // At every moment, the old set or the new set is complete.
         assert!(paragon::shard::reader::ShardSet::open(&out).is_ok());
         assert!(
             old.iter()
@@ -369,8 +372,8 @@ fn an_interrupted_append_goes_on_and_another_begins_anew() {
     assert!(all_files(&out) == all_files(&straight));
 }
 
-/// Kills an append between its two manifests: as soon as the held-out one has changed, while the
-/// main one is still the old.
+/// Kills an append between its two manifests: as soon as the held-out one has changed and while the
+/// main one is still the old one.
 fn kill_between_the_manifests(args: &[&str], out: &Path) {
     let manifests = || {
         [out.join("val/manifest.psm"), out.join("manifest.psm")]
@@ -392,7 +395,7 @@ fn kill_between_the_manifests(args: &[&str], out: &Path) {
         if now[0] != old[0] && now[1] == old[1] {
             return;
         }
-        // too late: everything as it was, and again
+        // The kill came too late: restore the files and try again.
         for name in all_files(out).keys() {
             fs::remove_file(out.join(name)).unwrap();
         }
@@ -405,7 +408,7 @@ fn kill_between_the_manifests(args: &[&str], out: &Path) {
 
 #[test]
 fn an_append_killed_between_its_manifests_is_gone_on_with() {
-    // before, nothing was held out, or something was
+    // Before the append, no image was held out (8 images), or some were (24 images).
     for (count, others) in [(8, false), (8, true), (24, false), (24, true)] {
         let dir = tempfile::tempdir().unwrap();
         let (data, out, straight) = (
@@ -426,7 +429,7 @@ fn an_append_killed_between_its_manifests_is_gone_on_with() {
         let appending = |out| [&arguments(&data, out)[..], &["--append"]].concat();
         kill_between_the_manifests(&appending(&out), &out);
         if others {
-            // other images than those of the first try
+            // The images differ from those of the first try.
             fs::remove_file(data.join("q60.png")).unwrap();
             picture(220, 160, 99).save(data.join("q99.png")).unwrap();
         }
@@ -454,7 +457,7 @@ fn shards_without_their_journal_are_made_again_and_foreign_ones_are_left() {
     assert!(all_files(&out) == kept);
     finish(&data, &out);
     assert!(all_files(&out) == expected);
-    // read-only as they should be
+    // Finished files are read-only.
     for name in expected.keys() {
         assert!(
             fs::metadata(out.join(name))

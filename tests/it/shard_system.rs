@@ -1,6 +1,6 @@
-//! Errors of the system while sets are made, read and checked: they are retried, then they stop the
-//! work with their reason, and they are never taken for faults of the images or for damage of a
-//! set. Also what folders from others and damage behind right checksums may do.
+//! Errors of the system while sets are made, read and checked: the call is retried, then the
+//! command stops with the reason, and the error is never reported as a fault of an image or as
+//! damage of a set. Also folders from others, and damage that is covered by correct checksums.
 #![cfg(target_os = "linux")]
 
 use crate::common::process::rerun;
@@ -44,7 +44,7 @@ fn shard_arguments<'a>(data: &'a Path, out: &'a Path) -> Vec<&'a str> {
     ]
 }
 
-/// Runs a command with a fault.
+/// Runs a command in which system calls fail.
 fn faulty(arguments: &[&str], call: &str, errno: i32, when: (u64, i64), marker: &str) -> Ran {
     let mut command = paragon(arguments);
     inject(&mut command, call, errno, when, marker)
@@ -60,7 +60,7 @@ fn no_damage(ran: &Ran) {
     }
 }
 
-/// Images, and the files of the set that an undisturbed run makes of them.
+/// Images, and the files of the set that an undisturbed run makes from them.
 fn expected() -> (
     tempfile::TempDir,
     PathBuf,
@@ -88,7 +88,7 @@ fn a_passing_error_of_the_system_changes_nothing() {
         ("open", libc::ENFILE),
         ("read", libc::ENOMEM),
     ] {
-        // while headers are looked at, and while images are converted
+        // While headers are read, and while images are converted.
         for skip in [0, 1, 2] {
             let _ = fs::remove_dir_all(&out);
             faulty(
@@ -121,7 +121,7 @@ fn a_lasting_error_of_the_system_stops_the_run_and_is_not_recorded() {
             no_damage(&ran);
             assert!(!ran.stderr.contains("rejected"), "{}", ran.stderr);
             assert!(!out.join("manifest.psm").exists());
-            // the same command goes on, with that image
+            // The same command resumes, and uses that image.
             run(&shard_arguments(&data, &out)).ok();
             assert!(files(&out) == whole, "{errno} {skip}");
         }
@@ -157,7 +157,7 @@ fn a_picture_that_changes_or_goes_during_the_run_stops_it() {
         );
         assert!(!out.join("manifest.psm").exists(), "{what}");
     }
-    // as it was when it was planned: the run goes on
+    // With the image as it was planned, the run resumes.
     fs::write(&path, &whole).unwrap();
     assert_eq!(make(&config(&data, &out)).unwrap().rejected.len(), 0);
 }
@@ -196,7 +196,7 @@ fn a_finished_set_that_the_system_cannot_read_is_not_called_damaged() {
 #[test]
 fn an_interrupted_set_that_the_system_cannot_read_is_not_begun_anew() {
     let (_dir, data, out, whole) = expected();
-    // interrupted by an error with the last image
+    // Interrupted by an error of the last image.
     faulty(
         &shard_arguments(&data, &out),
         "open",
@@ -265,7 +265,8 @@ fn verify_extract_and_sheet_name_a_failing_disk_and_not_damage() {
                 .refused(1, &["Input/output error", ".psh"]),
         );
     }
-    // many unreadable records end the check before hours are over, and are counted
+    // Many unreadable records end the check early, because retries would take hours; they are
+    // counted.
     let many = faulty(
         &["shards", "verify", text(&out), "--threads", "4", "--json"],
         "pread",
@@ -279,7 +280,7 @@ fn verify_extract_and_sheet_name_a_failing_disk_and_not_damage() {
         found["unchecked"].as_u64() > Some(0) && found["damaged"].as_array().unwrap().is_empty(),
         "{found}"
     );
-    // what fails once and then passes is whole
+    // A record is whole if a read fails first and then succeeds.
     faulty(
         &["shards", "verify", text(&out)],
         "pread",
@@ -288,7 +289,7 @@ fn verify_extract_and_sheet_name_a_failing_disk_and_not_damage() {
         "shard-00000",
     )
     .ok();
-    // one record that cannot be read does not hide the damage of another
+    // A record that cannot be read does not hide the damage of another.
     let path = out.join("shard-00000.psh");
     let mut bytes = fs::read(&path).unwrap();
     bytes[70] ^= 1;
@@ -384,7 +385,7 @@ fn a_shard_that_was_replaced_is_not_read_by_the_old_index() {
         )
         .unwrap_err();
     assert!(format!("{error:#}").contains("replaced"), "{error:#}");
-    // the map is still that of the old file
+    // The memory map is still that of the old file.
     set.read(0, &mut set.scratch_for(Io::Mmap).unwrap(), &mut lq, &mut hr)
         .unwrap();
 }
@@ -415,7 +416,7 @@ fn training_takes_no_other_record_for_one_that_the_system_cannot_read() {
     assert!(!ran.stderr.contains("takes its place"), "{}", ran.stderr);
 }
 
-/// Reads a set through the map after cutting its first shard: only within a process of its own.
+/// Reads a set through the memory map after its first shard was truncated, in a process of its own.
 #[test]
 fn a_mapped_shard_that_is_cut_ends_the_process_with_its_name() {
     const NAME: &str = concat!(
@@ -523,7 +524,8 @@ fn without_locks_shard_and_train_go_on_with_a_warning() {
         )
         .ok();
         assert!(ran.stderr.contains("has no locks"), "{}", ran.stderr);
-        assert_eq!(files(&out).len(), whole.len() + 1); // the lock file, which nobody may remove without a lock
+        // The additional file is the lock file, which must not be removed without a lock.
+        assert_eq!(files(&out).len(), whole.len() + 1);
     }
     let run_folder = dir.path().join("run");
     let flags = ["--iterations", "1", "--batch-size", "2", "--threads", "1"];
@@ -539,7 +541,7 @@ fn without_locks_shard_and_train_go_on_with_a_warning() {
         ran.stdout,
         ran.stderr
     );
-    // any other error is one
+    // Any other error of locking is reported.
     let _ = fs::remove_dir_all(&out);
     faulty(
         &shard_arguments(&data, &out),
@@ -579,14 +581,14 @@ fn links_and_fifos_in_the_folder_of_a_set_are_neither_followed_nor_waited_for() 
             }
             let ran = run(&shard_arguments(&data, &out));
             assert_eq!(fs::read(&precious).unwrap(), b"precious", "{name}");
-            // either it is replaced by a file of paragon's own, or refused by name
+            // Either a file of paragon replaces it, or the command refuses it by name.
             match ran.code {
                 Some(0) => assert!(files(&out) == whole, "{name}"),
                 _ => drop(ran.refused(1, &[name])),
             }
         }
     }
-    // a device never ends
+    // Reading a device would never end.
     let _ = fs::remove_dir_all(&out);
     fs::create_dir(&out).unwrap();
     symlink("/dev/zero", out.join("manifest.psm")).unwrap();
@@ -594,14 +596,14 @@ fn links_and_fifos_in_the_folder_of_a_set_are_neither_followed_nor_waited_for() 
     run(&["shards", "verify", text(&out)]).refused(1, &["manifest.psm"]);
 }
 
-/// The parts of a shard of one set that [`spoil`] changes.
+/// Offsets in the shard of [`part`] that [`spoil`] changes.
 struct Layout {
     sources_at: usize,
     index_at: usize,
     footer: usize,
 }
 
-/// A set that is the only part of a whole, so that it can be opened, verified and merged.
+/// A set that is the only part of a larger one, so that it can be opened, verified and merged.
 fn part() -> (tempfile::TempDir, PathBuf, Manifest, Vec<u8>, Layout) {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("data"), dir.path().join("set"));
@@ -656,7 +658,7 @@ fn what_a_reader_must_refuse_is_refused_by_open_verify_and_merge() {
             Box::new(move |b| b[index + 32] -= 1),
         ),
         (
-            "the first record behind a gap",
+            "the first record after a gap",
             Box::new(move |b| b[index] += 1),
         ),
         (
@@ -670,7 +672,7 @@ fn what_a_reader_must_refuse_is_refused_by_open_verify_and_merge() {
             Box::new(move |b| b[index..index + 8].copy_from_slice(&u64::MAX.to_le_bytes())),
         ),
         (
-            "a source that is not there",
+            "a source that does not exist",
             Box::new(move |b| b[index + 16] = 3),
         ),
         ("sources out of order", Box::new(move |b| b[index + 16] = 1)),
@@ -710,7 +712,7 @@ fn what_a_reader_must_refuse_is_refused_by_open_verify_and_merge() {
             "{what}"
         );
     }
-    // manifests with counts that make no sense
+    // Manifests with impossible counts.
     install(&out, &manifest, &shard);
     let good = Manifest::read(&out).unwrap();
     let spoiled: [fn(&mut Manifest); 4] = [
@@ -853,7 +855,7 @@ fn a_picture_replaced_by_an_older_one_of_the_same_size_is_noticed() {
         );
         assert!(error.contains("p1.bmp"), "{way}: {error}");
     }
-    // the same content moved in is no change
+    // Replacing a file by a file with the same content is no change.
     make(&BuildConfig {
         overwrite: true,
         ..config(&data, &out)
@@ -867,7 +869,7 @@ fn a_picture_replaced_by_an_older_one_of_the_same_size_is_noticed() {
 #[test]
 fn overwriting_is_gone_on_with_after_an_interruption() {
     let (_dir, data, out, whole) = expected();
-    // a set of other options is there
+    // A set with other options exists.
     run(&[&shard_arguments(&data, &out)[..], &["--codec", "raw"]].concat()).ok();
     let overwrite = [&shard_arguments(&data, &out)[..], &["--overwrite"]].concat();
     faulty(&overwrite, "open", EIO, (1, -1), "p005.png").refused(1, &["p005.png"]);
@@ -882,7 +884,8 @@ fn overwriting_is_gone_on_with_after_an_interruption() {
     let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert!(report["resumed_images"].as_u64() > Some(2), "{report}");
     assert!(files(&out) == whole);
-    // other options begin anew, and so does a run that was not begun with --overwrite
+    // With other options the conversion begins anew, and so it does if the interrupted run had no
+    // --overwrite.
     faulty(&overwrite, "open", EIO, (1, -1), "p005.png").refused(1, &["p005.png"]);
     let ran = run(&[&overwrite[..], &["--codec", "raw"]].concat()).ok();
     let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
@@ -907,7 +910,8 @@ fn a_merge_given_again_is_already_complete() {
     let dir = tempfile::tempdir().unwrap();
     let (data, whole) = (dir.path().join("data"), dir.path().join("whole"));
     pictures(&data, 12);
-    fs::copy(data.join("p001.png"), data.join("p011_copy.png")).unwrap(); // a duplicate across parts
+    // A duplicate across parts.
+    fs::copy(data.join("p001.png"), data.join("p011_copy.png")).unwrap();
     let parts: Vec<PathBuf> = (1..=3)
         .map(|i| dir.path().join(format!("part{i}")))
         .collect();
@@ -933,8 +937,8 @@ fn a_merge_given_again_is_already_complete() {
     );
     assert!(files(&whole) == made);
     no_damage(&faulty(&arguments, "pread", EIO, (0, -1), "whole/shard").refused(1, &["system"]));
-    // a part that was made anew from another image of the same name and size is not what lies
-    // there
+    // A part that was made again, from a different image of the same name and size, differs from
+    // the merged set.
     let bmp = dir.path().join("bmp");
     fs::create_dir(&bmp).unwrap();
     for i in 0..4 {
@@ -1043,8 +1047,8 @@ fn a_caller_can_match_on_the_error() {
         ShardSet::open(&out.join("none")).err().unwrap(),
         Error::Missing(_)
     ));
-    // a folder in the place of the file is no shard; a file in the place of the set's folder makes
-    // the system refuse the path
+    // A folder with the name of the file is no shard. If a file has the name of the set's folder,
+    // the system refuses the path.
     fs::create_dir(&path).unwrap();
     let error = ShardSet::open(&out).err().unwrap();
     assert!(matches!(&error, Error::NotAShard(_)), "{error:?}");
@@ -1053,7 +1057,7 @@ fn a_caller_can_match_on_the_error() {
     assert_eq!(error.io().unwrap().raw_os_error(), Some(libc::ENOTDIR));
     fs::remove_dir(&path).unwrap();
 
-    // damage in a record is found when it is read
+    // Damage in a record is found when it is read.
     let first_record = 64;
     install(&changed(first_record, !whole[first_record]));
     let set = ShardSet::open(&out).unwrap();
@@ -1078,7 +1082,7 @@ fn a_caller_can_match_on_the_error() {
     }
     let found = tools::verify(&out, &nothing()).unwrap();
     assert_eq!(found.damaged.len(), 1);
-    // and the type is found below what callers add
+    // The error type is found below the context that callers add.
     let above = anyhow::Error::from(set.source(set.len()).unwrap_err()).context("above");
     assert!(above.chain().any(|cause| cause.is::<Error>()));
 }

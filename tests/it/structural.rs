@@ -1,6 +1,5 @@
 //! The structural losses of the CPU backend against a plain f64 version, finite differences of that
-//! version, and golden losses, gradients and a training trajectory where the shared folder is at
-//! hand.
+//! version, and, if the shared folder exists, golden losses, gradients and a training trajectory.
 
 use crate::reference;
 
@@ -21,7 +20,7 @@ const KINDS: [Similarity; 3] = [
     Similarity::MultiScale { luminance: true },
 ];
 
-/// The rows of an NHWC prediction less its target, and of the target.
+/// The rows of an NHWC prediction minus its target, and of the target.
 fn rows<'a>(
     pred: &'a [f32],
     target: &'a [f32],
@@ -74,8 +73,8 @@ fn run(
     (value, grad)
 }
 
-/// A smooth target with texture, and a prediction of it that `noise` throws off, in places outside
-/// 0..1.
+/// A smooth target with texture, and a prediction that differs from it by `noise` and is partly
+/// outside 0..1.
 fn pictures(h: usize, w: usize, noise: f32) -> (Vec<f32>, Vec<f32>) {
     let mut state = 12345u32;
     let mut draw = || {
@@ -159,7 +158,7 @@ fn gradients_match_finite_differences() {
                     assert_eq!(grad[j], 0.0, "the clamp holds at {}", pred[j]);
                 }
                 if ((pred64[j] - 0.5).abs() - 0.5).abs() <= step {
-                    continue; // differences across the clamp's kink mean nothing
+                    continue; // finite differences are meaningless across the kink of the clamp
                 }
                 let at = |offset: f64| {
                     let mut moved = pred64.clone();
@@ -191,7 +190,7 @@ fn equal_images_score_one_without_a_gradient() {
 
 #[test]
 fn a_level_mean_of_zero_gives_no_infinite_slope() {
-    // an inverted checkerboard: no window correlates with its own
+    // An inverted checkerboard: no window correlates with that of the target.
     let (h, w) = (32, 32);
     let target: Vec<f32> = (0..h * w * 3)
         .map(|i| ((i / 3 % w + i / 3 / w) % 2) as f32)

@@ -1,7 +1,7 @@
-//! `paragon train` when something around it breaks: slow disks, stopped processes, images that
-//! vanish, signals at bad moments, files of an earlier run, folders that are taken away. Every
-//! check runs the real binary. Some load a small C library into it that makes the system slow or
-//! writes down what it is asked for.
+//! `paragon train` when something around it fails: slow disks, stopped processes, images that
+//! disappear, signals at bad moments, files of an earlier run, folders that are removed. Every test
+//! runs the real binary. Some load a small C library into it that slows system calls down or
+//! records them.
 #![cfg(target_os = "linux")]
 
 use crate::{cli_common, fuzz_common, shard_common, train_common};
@@ -19,11 +19,11 @@ use std::process::Command;
 use std::time::Duration;
 use train_common::*;
 
-/// A run that goes on until it is stopped.
+/// A run that continues until it is stopped.
 const ENDLESS: (&str, &str) = ("--iterations", "10000000");
 
-/// A library that makes every `pread` take `SHIM_PREAD_MS` longer and writes to `SHIM_LOG` what is
-/// synced and renamed.
+/// A library that makes every `pread` take `SHIM_PREAD_MS` longer and writes to `SHIM_LOG` which
+/// files are synced and renamed.
 fn shim(folder: &Path) -> PathBuf {
     let (source, library) = (folder.join("shim.c"), folder.join("shim.so"));
     let code = r#"
@@ -97,7 +97,7 @@ fn preview_names(out: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Changes the newest state of a run; its checksum is made right.
+/// Changes the newest state of a run and corrects its checksum.
 fn change_state(out: &Path, change: impl FnOnce(&mut State)) {
     let path = states(out).pop().unwrap();
     let mut state = State::read(&path).unwrap();
@@ -109,7 +109,7 @@ fn change_state(out: &Path, change: impl FnOnce(&mut State)) {
 fn slow_reads_do_not_end_a_healthy_training() {
     let (dir, set) = set();
     let (fast, slow) = (dir.path().join("fast"), dir.path().join("slow"));
-    // a batch takes longer than the loader waits for slots that its caller holds
+    // A batch takes longer than the loader waits for slots that its caller holds.
     let flags: Flags = &[
         ("--io", "pread"),
         ("--slots", "1"),
@@ -181,7 +181,7 @@ fn pictures_that_cannot_be_measured_are_found_before_the_first_step() {
     pair(&sizes, "bad.png", 60, 40);
     pair(&small, "good.png", 60, 30);
     pair(&small, "tiny.png", 16, 8);
-    // a held-out set with a damaged record
+    // A held-out set with a damaged record.
     let held_out = dir.path().join("held_out");
     shard_common::make(&shard_common::config(&dir.path().join("data"), &held_out)).unwrap();
     let shard = held_out.join("shard-00000.psh");
@@ -255,7 +255,7 @@ fn a_validation_that_fails_under_way_is_a_warning() {
         let child = spawn(&mut paragon(&command(&set, &out, flags)));
         wait_for_a_log_line(&out);
         signal(&child, libc::SIGSTOP);
-        assert!(log(&out).len() < 100, "it was too fast for this test");
+        assert!(log(&out).len() < 100, "the run was too fast for this test");
         change(&data, &out);
         signal(&child, libc::SIGCONT);
         let ran = ended(child).ok();
@@ -263,7 +263,7 @@ fn a_validation_that_fails_under_way_is_a_warning() {
         let words = if previews {
             "the previews of this validation are not all kept"
         } else {
-            "this validation has no scores, and training goes on"
+            "this validation must have no scores, and training must continue"
         };
         assert_eq!(
             ran.stderr.matches(words).count(),
@@ -330,7 +330,7 @@ fn an_iteration_is_saved_before_its_validation_and_a_killed_one_is_done_again() 
         );
         assert!(
             log(&out).last().unwrap()["iteration"].as_u64().unwrap() < in_validation,
-            "the validation was over"
+            "the validation had ended"
         );
         if number == libc::SIGTERM {
             assert!(
@@ -377,7 +377,7 @@ fn a_stop_within_an_accumulated_iteration_goes_back_to_the_last_whole_one() {
         &outcome(&whole),
         "stopped within an iteration",
     );
-    // before the first iteration is done there is nothing to save, and that is said
+    // Before the first iteration is done there is nothing to save, and a message says so.
     let out = dir.path().join("early");
     let child = spawn(&mut paragon(&command(
         &set,
@@ -400,7 +400,7 @@ fn nohup_is_respected() {
     let out = dir.path().join("run");
     let mut command = paragon(&command(&set, &out, &[ENDLESS, ("--log-every", "1")]));
     let ignore = || {
-        // SAFETY: a call that is allowed between fork and exec
+        // SAFETY: a system call that is allowed between fork and exec
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
         Ok(())
     };
@@ -456,8 +456,7 @@ fn restart_and_a_fresh_start_take_nothing_of_an_earlier_run_for_their_own() {
     );
     assert!(preview_names(&out).is_empty() && !out.join("validation.svg").exists());
     assert_eq!(files(&out.join("tensorboard")).len(), 1);
-    // somebody has removed the states alone: what begins is another run, though nobody said
-    // --restart
+    // Only the states were removed: another run begins, even without --restart.
     train(&set, &out, &[val, &[("--restart", "")]].concat()).ok();
     fs::remove_dir_all(out.join("states")).unwrap();
     stop_after_a_line(&later);
@@ -495,7 +494,7 @@ fn the_best_is_looked_for_anew_where_something_else_is_measured() {
     let anew = "measured on other images or with another border";
     assert!(!go_on(&data, "2").contains(anew));
     assert_eq!(best(&out)["measured_on"]["pairs"], 4);
-    // the same images at another place are the same
+    // The same images in another folder count as the same.
     fs::create_dir(&moved).unwrap();
     for (name, bytes) in files(&data) {
         fs::write(moved.join(name), bytes).unwrap();
@@ -515,7 +514,7 @@ fn the_best_is_looked_for_anew_where_something_else_is_measured() {
         ),
         (&6.into(), &24.into())
     );
-    // what version 0.1.0 wrote does not say what it was measured on, and is taken as it is
+    // The files of version 0.1.0 do not record which images were measured, and are accepted.
     fs::write(
         out.join("models/best.json"),
         r#"{"iteration":24,"psnr_y":99.0}"#,
@@ -529,7 +528,7 @@ fn the_best_is_looked_for_anew_where_something_else_is_measured() {
 fn names_of_any_length_and_half_written_previews_do_no_harm() {
     let (dir, set) = set();
     let (data, out) = (dir.path().join("val"), dir.path().join("run"));
-    // 270 bytes of path, and letters of three bytes each
+    // Paths of more than 255 bytes, one of them with letters of three bytes each.
     for (folder, seed) in [
         (data.join("x".repeat(120)).join("y".repeat(120)), 1),
         (data.join("東".repeat(80)).join("京".repeat(60)), 2),
@@ -553,11 +552,11 @@ fn names_of_any_length_and_half_written_previews_do_no_harm() {
             .all(|folder| folder.file_name().unwrap().len() <= 255
                 && folder.join("00000012.png").exists())
     );
-    // what a kill leaves, and what a state that was lost had kept
+    // A file that a kill left, and a preview of a state that was lost.
     fs::write(folders[0].join(".00000018.png.999.partial"), "half").unwrap();
     fs::write(
         folders[0].join("00000015.png"),
-        "of an iteration that is done again",
+        "of an iteration that will be repeated",
     )
     .unwrap();
     fs::write(folders[0].join("notes.txt"), "mine").unwrap();
@@ -619,7 +618,7 @@ fn memory_at_most_counts_validation() {
         log(&out).last().unwrap()["anonymous"].as_u64().unwrap()
     };
     let (without, with) = (most("without", "none"), most("with", text(&data)));
-    // HR, the network's and bicubic are held at once
+    // HR, the network's result and the bicubic one are in memory at the same time.
     assert!(
         with > without + 3 * 600 * 600 * 3,
         "{with} with validation, {without} without"
@@ -652,7 +651,7 @@ fn a_folder_or_lock_that_is_taken_away_ends_the_run_in_words() {
             &out,
             &[ENDLESS, ("--checkpoint-every", "20"), ("--log-every", "1")],
         )));
-        // with two states the first checkpoint is certainly done
+        // With two states, the first checkpoint is certainly complete.
         wait_until("states", || states(&out).len() > 1);
         signal(&child, libc::SIGSTOP);
         take(&out);
@@ -675,7 +674,7 @@ fn a_folder_or_lock_that_is_taken_away_ends_the_run_in_words() {
             "{what}: the folder was made again"
         );
     }
-    // the log alone, and what TensorBoard is told, are no reason to stop
+    // A run continues if only its log or its event files are removed.
     let out = dir.path().join("other");
     let child = spawn(&mut paragon(&command(
         &set,
@@ -760,10 +759,10 @@ fn a_state_that_cannot_be_trained_on_is_damaged_and_one_that_cannot_be_read_is_n
         same(
             &outcome(&out),
             &expected,
-            "after a state that holds no numbers",
+            "after a state that cannot be trained on",
         );
     }
-    // a pipe in the place of the newest state is no state, and is not waited for
+    // A pipe with the name of the newest state is not read, since that could wait for ever.
     let pipe = out.join("states/state_000000099.safetensors");
     assert!(
         Command::new("mkfifo")
@@ -775,8 +774,8 @@ fn a_state_that_cannot_be_trained_on_is_damaged_and_one_that_cannot_be_read_is_n
     let ran = train(&set, &out, &[]).ok();
     assert!(ran.stderr.contains("no regular file"), "{}", ran.stderr);
     fs::remove_file(&pipe).unwrap();
-    // too few descriptors to read the folder of states say nothing about the run there: it is
-    // neither begun anew nor taken from before
+    // A folder of states that cannot be read does not show whether there is a run: the command
+    // neither begins a run nor resumes one.
     let before = files(&out.join("states"));
     fs::rename(out.join("states"), out.join("kept")).unwrap();
     fs::write(out.join("states"), "no folder").unwrap();
@@ -791,7 +790,7 @@ fn skipped_updates_are_counted_on_across_processes() {
     let (dir, set) = set();
     let out = dir.path().join("run");
     train(&set, &out, &[("--iterations", "5")]).ok();
-    // numbers that are finite and whose sums are not
+    // Finite numbers whose sums are not finite.
     change_state(&out, |state| {
         state.vectors[0].fill(1e38);
         state.head.skipped_in_a_row = 7;
@@ -820,7 +819,7 @@ fn a_schedule_that_jumps_on_resume_is_told() {
         "{}",
         ran.stderr
     );
-    // the rest of a schedule that fell already is no jump
+    // A schedule that has fallen already continues without a jump.
     let steps: Flags = &[("--schedule", "multistep"), ("--milestones", "10")];
     let out = dir.path().join("steps");
     train(&set, &out, steps).ok();
@@ -886,7 +885,7 @@ fn the_page_of_a_run_is_made_whatever_a_kill_has_left() {
     let places: Vec<PathBuf> = (0..4)
         .map(|i| out.join(format!("previews/{i}_p00{i}")))
         .collect();
-    // killed between HR and bicubic; a damaged version; something that is no image of this size
+    // A kill between HR and bicubic; a damaged version; an image of another size.
     fs::remove_file(places[0].join("bicubic.png")).unwrap();
     fs::write(places[1].join("00000024.png"), "no image").unwrap();
     picture(20, 20, 1)
@@ -912,7 +911,7 @@ fn the_page_of_a_run_is_made_whatever_a_kill_has_left() {
         );
     }
     assert!(ran.stdout.contains("3 previews"), "{}", ran.stdout);
-    // killed in its first validation: no line, no state, a preview or two
+    // A kill in the first validation leaves no log line, no state, and one or two previews.
     fs::write(out.join("log.jsonl"), "").unwrap();
     fs::remove_dir_all(out.join("states")).unwrap();
     let ran = run(&["report", text(&out)]).ok();
@@ -939,7 +938,7 @@ fn damaged_states_and_logs_are_read_or_refused() {
     for round in 0..400 {
         let mut bytes = whole.clone();
         for _ in 0..=rng.below(3) {
-            // mostly within the header, where there is something to misunderstand
+            // Mostly within the header, which has to be parsed.
             let most = if rng.below(4) == 0 {
                 bytes.len()
             } else {
@@ -957,7 +956,7 @@ fn damaged_states_and_logs_are_read_or_refused() {
         }
         read += u32::from(fuzz_common::read_state(&bytes));
     }
-    assert!(read > 0, "nothing came past the checksum");
+    assert!(read > 0, "no input got past the checksum");
     for _ in 0..200 {
         let mut text: Vec<u8> =
             br#"{"iteration":2,"loss":0.2,"grad_norm":0.01,"lr":1e-3,"it_per_s":3,"data_wait":0,"seconds":1,"skipped":0}"#.to_vec();

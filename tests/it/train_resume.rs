@@ -1,6 +1,6 @@
-//! `paragon train` from outside, killed, stopped, damaged and started again: whatever happens on
-//! the way, the run must end in the same bits (network, state, log) as one that was never
-//! interrupted. Every check runs the real binary on a set of a few synthetic patches.
+//! The command `paragon train`, killed, stopped and started again, with damaged files: in every
+//! case the run must end with the same bits (network, state, log) as one that was never
+//! interrupted. Every test runs the real binary on a set of a few synthetic patches.
 
 use crate::{cli_common, shard_common, train_common};
 
@@ -50,7 +50,7 @@ fn killed_at_fifty_random_moments_it_ends_in_the_bits_of_an_unbroken_run() {
         let mut rng = Rng::new(&[0x4B49_4C4C, number as u64]);
         let (mut kills, mut runs, mut resumed) = (0, 0, 0);
         while kills < KILLS {
-            // a run is killed and gone on with until a process gets to its end
+            // The run is killed and resumed until a process reaches its end.
             let out = dir.path().join(format!("killed{number}_{runs}"));
             runs += 1;
             loop {
@@ -74,13 +74,11 @@ fn killed_at_fifty_random_moments_it_ends_in_the_bits_of_an_unbroken_run() {
             same(&found, &expected, what);
             assert!(
                 found.networks == expected.networks,
-                "{what}: network files differ, or others are kept"
+                "{what}: the network files that are kept differ"
             );
             no_litter(&out);
         }
-        println!(
-            "{what}: {kills} kills in {runs} runs, {resumed} of them of a run that had been resumed"
-        );
+        println!("{what}: {kills} kills in {runs} runs, {resumed} of them in a resumed run");
         assert!(resumed > 0, "no kill came after a checkpoint");
     }
 }
@@ -112,7 +110,7 @@ fn ctrl_c_sigterm_and_a_closed_terminal_save_and_the_same_command_goes_on() {
         assert_eq!(states(&out).len(), 1);
         assert!(
             outcome(&out).state.0 < expected.state.0,
-            "it ended before the signal came"
+            "the run ended before the signal"
         );
         let ran = train(&set, &out, flags).ok();
         assert!(ran.stderr.contains("resuming"), "{}", ran.stderr);
@@ -166,7 +164,7 @@ fn a_damaged_state_falls_back_to_the_one_before() {
         ("a bit in the vectors", |b| *b.last_mut().unwrap() ^= 1),
         ("a digit of the iteration", |b| {
             let at = b.windows(11).position(|w| w == br#"iteration\""#).unwrap() + 12;
-            b[at] = b'1'; // 24 becomes 14
+            b[at] = b'1'; // this changes 24 to 14
         }),
     ];
     for (what, damage) in damage {
@@ -189,7 +187,7 @@ fn a_damaged_state_falls_back_to_the_one_before() {
         }
         same(&outcome(&out), &expected, what);
     }
-    // none is whole: nothing is touched until the user says so
+    // No state is whole: no file is changed until the user asks for it.
     for state in states(&out) {
         fs::write(&state, "text").unwrap();
     }
@@ -216,7 +214,7 @@ fn a_resumed_run_keeps_its_shape_and_its_data() {
     pictures(&other_dir, 3);
     make(&config(&other_dir, &other)).unwrap();
     train(&other, &out, &[more]).refused(1, &["other shards", text(&other), "--restart"]);
-    // a command that is refused for its memory has not dropped the old run either
+    // A command that is refused because of its memory keeps the old run as well.
     train(
         &set,
         &out,
@@ -239,7 +237,7 @@ fn a_resumed_run_keeps_its_shape_and_its_data() {
         ran.stderr
     );
     assert_eq!(log(&out).last().unwrap()["lr"], 5e-4);
-    // and a finished run says so
+    // A finished run is reported as finished.
     let ran = train(&set, &out, &[more, ("--lr", "5e-4")]).ok();
     assert!(
         ran.stderr.contains("this run is finished"),
@@ -266,7 +264,7 @@ fn two_processes_do_not_share_a_run() {
     first.kill().unwrap();
     first.wait().unwrap();
     second.refused(1, &["another process", text(&out), "--out"]);
-    train(&set, &out, &[]).ok(); // the lock goes with its process
+    train(&set, &out, &[]).ok(); // the lock ends with its process
 }
 
 #[test]
@@ -324,7 +322,7 @@ fn every_schedule_gives_its_learning_rates() {
 fn a_run_that_is_lost_says_so_and_keeps_the_last_good_checkpoint() {
     let (dir, set) = set();
     let (whole, out) = (dir.path().join("whole"), dir.path().join("run"));
-    // a line at iteration 5, since the first part of the run ends there with a line
+    // A log line at iteration 5, because the first part of the run ends there with a line.
     let base: Flags = &[("--schedule", "constant"), ("--log-every", "5")];
     train(&set, &whole, base).ok();
     train(&set, &out, &[base, &[("--iterations", "5")]].concat()).ok();
@@ -342,13 +340,14 @@ fn a_run_that_is_lost_says_so_and_keeps_the_last_good_checkpoint() {
     .refused(1, &words);
     assert!(
         files(&out.join("states")) == good,
-        "states were written after the loss was lost"
+        "states were written after the loss became NaN"
     );
-    // the log keeps its lines though JSON has no NaN, and the run can be taken up where it was good
+    // The log keeps its lines although JSON has no NaN, and the run can resume from the good
+    // checkpoint.
     assert!(log(&out).len() > 1);
     train(&set, &out, base).ok();
     same(&outcome(&out), &outcome(&whole), "after a lost stretch");
-    // parameters that overflow at once are never saved
+    // Parameters that overflow in the first iteration are never saved.
     let out = dir.path().join("overflow");
     let ran = train(
         &set,
@@ -372,7 +371,8 @@ fn a_full_disk_while_saving_loses_nothing() {
     train(&set, &whole, &[log]).ok();
     train(&set, &out, &[log, ("--iterations", "10")]).ok();
     let saved = files(&out.join("states"));
-    // networks fit (70 kB), states (270 kB) do not; then not even networks
+    // With the first limit networks fit (70 kB) and states (270 kB) do not; with the second,
+    // neither.
     for (limit, word) in [(150_000, "state_000000015"), (30_000, "net_g_15")] {
         let ran: Ran = limit_files(&mut paragon(&command(&set, &out, &[log])), limit)
             .output()
@@ -476,7 +476,7 @@ fn held_out_shards_are_found_measured_and_the_best_network_is_kept() {
         (&best(&out)["iteration"], &best(&out)["psnr_y"]),
         (&highest["iteration"], &highest["val_psnr_y"])
     );
-    // a run that gets worse when it goes on keeps what was best
+    // A run that becomes worse after it resumes keeps the best network.
     let kept = fs::read(out.join("models/best_net_g_ema.safetensors")).unwrap();
     let worse: Flags = &[
         ("--iterations", "36"),
@@ -487,7 +487,7 @@ fn held_out_shards_are_found_measured_and_the_best_network_is_kept() {
     train(&set, &out, &[flags, worse].concat()).ok();
     assert_eq!(best(&out)["iteration"], highest["iteration"]);
     assert!(fs::read(out.join("models/best_net_g_ema.safetensors")).unwrap() == kept);
-    // a wider border measures something else, and none nothing
+    // A wider crop border gives other scores, and no validation gives none.
     let other = dir.path().join("border");
     train(&set, &other, &[flags, &[("--crop-border", "6")]].concat()).ok();
     assert_ne!(log(&other)[0]["val_psnr_y"], lines[0]["val_psnr_y"]);
@@ -497,7 +497,7 @@ fn held_out_shards_are_found_measured_and_the_best_network_is_kept() {
         log(&none).iter().all(|line| line["val_psnr_y"].is_null())
             && !none.join("models/best.json").exists()
     );
-    // the images of the set itself may be named as well
+    // The set's own held-out images can be named explicitly.
     let named = dir.path().join("named");
     train(
         &set,
@@ -513,7 +513,7 @@ fn mixed_windowed_and_with_damaged_records_it_goes_on_in_the_same_bits() {
     let (dir, set) = set();
     let second = dir.path().join("second");
     make(&config(&dir.path().join("data"), &second)).unwrap();
-    // a damaged record in the second set: both runs meet it
+    // The second set has a damaged record, which both runs read.
     let shard = second.join("shard-00000.psh");
     let mut bytes = fs::read(&shard).unwrap();
     bytes[100] ^= 1;
@@ -542,8 +542,8 @@ fn mixed_windowed_and_with_damaged_records_it_goes_on_in_the_same_bits() {
     let out = dir.path().join("parts");
     let mix = &mix[..mix.len() - 1];
     train(&set, &out, &[mix, &[("--iterations", "12")]].concat()).ok();
-    // the window of the run holds where none is asked for, and neither it nor the weights may
-    // change
+    // Without a window option the run keeps its window; neither the window nor the weights may
+    // change.
     let without: Vec<_> = mix
         .iter()
         .copied()

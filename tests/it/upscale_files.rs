@@ -1,6 +1,6 @@
-//! `paragon upscale` from outside: memory that is known beforehand and kept to, what is refused
-//! before the work, which images of a folder are taken and how their results are named, alpha
-//! channels, and outputs that are no regular files.
+//! The command `paragon upscale`: memory that is computed before the start and not exceeded, what
+//! is refused before the start, which images of a folder are upscaled and how their results are
+//! named, alpha channels, and outputs that are no regular files.
 #![cfg(unix)]
 
 use crate::{cli_common, shard_common};
@@ -34,7 +34,7 @@ fn level_png(path: &Path, width: u32, height: u32) {
     stream.finish().unwrap();
 }
 
-/// A BMP of any size that takes no space on the disk (a sparse file).
+/// A BMP of any size that takes no space on the disk, because it is a sparse file.
 fn sparse_bmp(path: &Path, width: u32, height: u32) {
     let bytes = (u64::from(width) * 3).next_multiple_of(4) * u64::from(height) + 54;
     let mut header = b"BM".to_vec();
@@ -64,7 +64,7 @@ fn sparse_bmp(path: &Path, width: u32, height: u32) {
         .unwrap();
 }
 
-/// Limits a command's address space to so many bytes, as `ulimit -v` does.
+/// Limits the address space of a command to `bytes`, as `ulimit -v` does.
 fn limit_addresses(command: &mut Command, bytes: u64) -> &mut Command {
     let limit = move || {
         let limit = libc::rlimit {
@@ -144,7 +144,7 @@ fn names(folder: &Path) -> Vec<String> {
     found
 }
 
-/// 196 megapixels in a small file: what its first rows take, the rest takes too.
+/// 196 megapixels in a small file: the other rows need no more memory than the first ones.
 #[test]
 fn a_huge_png_takes_the_memory_of_a_row_of_tiles() {
     let place = Place::new();
@@ -214,12 +214,12 @@ fn what_takes_too_much_memory_is_refused_before_the_work() {
     place
         .upscale(&bmp, &out, &["--host-memory", "500M"])
         .refused(1, &["large.bmp", "allows 500.0 MiB", "convert it to a PNG"]);
-    // WebP needs the whole result: 16,000 x 5,000 pixels
+    // WebP needs the whole result of 16,000 x 5,000 pixels in memory.
     let webp = place.path("out.webp");
     place
         .upscale(&png, &webp, &["--host-memory", "500M"])
         .refused(1, &["large.png", "write it as png"]);
-    // the system gives less than the machine has free
+    // The limit on the address space is below the free memory of the machine.
     for (from, to) in [(&bmp, &out), (&png, &webp)] {
         let ran: Ran = limit_addresses(
             &mut place.command(from, to, &["--host-memory", "100G"]),
@@ -315,7 +315,7 @@ fn folders_within_a_folder_are_said_or_entered() {
         ran.stderr
     );
     assert_eq!(names(&out), ["a.png"]);
-    // results within the folder are not taken for its images the next time
+    // Results within the folder are not used as images by the next command.
     let out = data.join("deep/results");
     for _ in 0..2 {
         place.upscale(&data, &out, &["--recursive"]).ok();
@@ -421,7 +421,7 @@ fn alpha_is_enlarged_where_the_output_holds_it_and_other_changes_are_said() {
             ran.stderr
         );
     }
-    // grey with alpha in 16 bits, of another format; what else is changed is said in one line
+    // 16-bit grey with alpha in another format; one line reports all other changes.
     let deep: GrayAlphaImage =
         GrayAlphaImage::from_fn(40, 30, |x, y| LumaA([(x * 6) as u8, (y * 8) as u8]));
     let deep: ImageBuffer<LumaA<u16>, Vec<u16>> =
@@ -474,8 +474,8 @@ fn sizes_that_the_output_cannot_hold_are_refused_before_the_work() {
     ] {
         let (input, out) = (place.path(name), place.path(to));
         level_png(&input, size.0, size.1);
-        // the result of the last has 2.1 GiB, which BMP holds: it is the budget that refuses it,
-        // from the header
+        // The result of the last has 2.1 GiB, which BMP allows; the budget refuses it because of
+        // the header.
         let (more, words) = if to == "out.bmp" {
             (&["--host-memory", "30M"][..], ["allows 30.0 MiB", "--tile"])
         } else {
@@ -497,7 +497,7 @@ fn outputs_may_be_devices_fifos_and_links_but_never_the_input() {
     let out = place.path("out.png");
     place.upscale(&input, &out, &[]).ok();
     let expected = image::open(&out).unwrap().into_rgb8();
-    // stdout is a pipe here
+    // stdout is a pipe here, and cannot seek
     for format in ["png", "webp"] {
         let ran = place
             .command(&input, Path::new("/dev/stdout"), &["--format", format])
@@ -555,7 +555,7 @@ fn outputs_may_be_devices_fifos_and_links_but_never_the_input() {
     place
         .upscale(&fifo, &out, &[])
         .refused(1, &["fifo.png", "neither a file nor a folder"]);
-    // links: to a file that is replaced, to the input, to the input's folder
+    // Links: to a file that is replaced, to the input, to the folder of the input.
     let (link, target) = (place.path("link.png"), place.path("target.png"));
     fs::write(&target, "older").unwrap();
     symlink("target.png", &link).unwrap();
@@ -608,7 +608,7 @@ fn errors_of_the_system_end_the_work_and_say_what_to_try() {
         ],
     );
     assert!(names(&out).is_empty());
-    // an image that may not be read is no reason to leave out the others; root may read everything
+    // One image without read permission does not stop the others; root may read everything.
     fs::set_permissions(data.join("p1.png"), fs::Permissions::from_mode(0o000)).unwrap();
     if File::open(data.join("p1.png")).is_err() {
         place

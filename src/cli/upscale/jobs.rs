@@ -1,10 +1,10 @@
-//! Which images are upscaled, into which files. Depends on the dataset's listing and on `encode`.
-//! Promises that no two results have one name, that no result takes the place of an image that is
-//! read, and that whatever is left out is said.
+//! Which images are upscaled, and the files that their results are written to. Depends on the
+//! dataset's listing and on `encode`. Promises that no two results have the same name, that no
+//! result overwrites an image that is read, and that everything that is left out is reported.
 
 use anyhow::{Context, Result, ensure};
 use paragon::dataset::encode::Format;
-use paragon::dataset::scan::{ENDINGS, ImageFile, list_images};
+use paragon::dataset::scan::{ENDINGS, ImageFile, Listing, list_images};
 use paragon::support::files::bounded_name;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -22,15 +22,15 @@ pub struct Failed {
     pub reason: String,
 }
 
-/// What is to be done.
+/// All jobs of a command, and the images that have none.
 #[derive(Default)]
 pub struct Jobs {
     pub jobs: Vec<Job>,
-    /// Images of which the listing alone says that they cannot be read.
+    /// Images that the listing has rejected already.
     pub failed: Vec<Failed>,
-    /// What takes no part and why, a line each.
+    /// One line for each reason to leave something out.
     pub left_out: Vec<String>,
-    /// Results that have another name than their image, a line each.
+    /// One line for each result whose name differs from its image's.
     pub renamed: Vec<String>,
 }
 
@@ -39,7 +39,7 @@ pub fn of_file(input: &Path, output: &Path, format: Option<Format>) -> Result<Jo
     let (output, format) = if output.is_dir() {
         let stem = input.file_stem().context("the input has no file name")?;
         let format = format.unwrap_or(Format::Png);
-        // `a.v1` becomes `a.v1.png`: what stands behind a dot need not be an ending
+        // `a.v1` becomes `a.v1.png`: the text after a dot need not be the ending of a format.
         let mut name = stem.to_os_string();
         name.push(format.ending());
         (output.join(name), format)
@@ -87,8 +87,8 @@ pub fn of_file(input: &Path, output: &Path, format: Option<Format>) -> Result<Jo
     })
 }
 
-/// The jobs of a folder; with `recursive`, of the folders within it as well, which the results
-/// keep.
+/// The jobs of a folder; with `recursive`, of its subfolders as well. The results go into the same
+/// subfolders of `output`.
 pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -> Result<Jobs> {
     ensure!(
         !same(input, output),
@@ -100,103 +100,121 @@ pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -
         "{} is a file, and the results of a folder go into a folder; name another place",
         output.display()
     );
-    let mut found = list_images(input, recursive)?;
-    let mut todo = Jobs::default();
-    let seen = found.images.len();
-    if let Ok(own) = output.canonicalize() {
-        found.images.retain(|image| {
-            !image
-                .path
-                .canonicalize()
-                .is_ok_and(|path| path.starts_with(&own))
-        });
-    }
-    let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let results = seen - found.images.len();
-    if results > 0 {
-        todo.left_out.push(format!(
-            "{} left out: in {}, where the results go",
-            count(results as u64, "image"),
-            output.display()
-        ));
-    }
-    todo.left_out
-        .extend(found.left_out.iter().map(ToString::to_string));
-    if found.subfolders > 0 {
-        todo.left_out.push(format!(
-            "{} left out: within {} (give --recursive to enter them)",
-            count(found.subfolders, "folder"),
-            input.display()
-        ));
-    }
-    if found.ignored > 0 {
-        todo.left_out.push(format!(
-            "{} left out: without the ending of an image",
-            count(found.ignored, "file")
-        ));
-    }
+    let mut listing = list_images(input, recursive)?;
+    let results = drop_results(&mut listing, output);
+    let mut todo = Jobs {
+        left_out: left_out_lines(&listing, input, output, results),
+        ..Jobs::default()
+    };
     todo.failed
-        .extend(found.rejected.into_iter().map(|r| Failed {
+        .extend(listing.rejected.into_iter().map(|r| Failed {
             input: r.path,
             reason: r.reason,
         }));
     ensure!(
-        !found.images.is_empty() || !todo.failed.is_empty(),
+        !listing.images.is_empty() || !todo.failed.is_empty(),
         "{} holds no images ({}){}",
         input.display(),
         ENDINGS.join(", "),
         todo.left_out
             .iter()
-            .map(|what| format!("; {what}"))
+            .map(|line| format!("; {line}"))
             .collect::<String>()
     );
-    let inputs: HashSet<PathBuf> = found
-        .images
-        .iter()
-        .filter_map(|image| image.path.canonicalize().ok())
-        .collect();
-    for (image, name) in found.images.iter().zip(result_names(&found.images, format)) {
-        if name != image.name {
-            let (own, new) = (image.path.display(), file_of(&name, format));
-            todo.renamed.push(format!(
-                "{own}: its result is {}, since another image has the name {}",
-                new.display(),
-                image.name
-            ));
-        }
-        let output = output.join(file_of(&name, format));
-        if output
-            .canonicalize()
-            .is_ok_and(|path| inputs.contains(&path))
-        {
-            let reason = format!(
-                "its result {} would overwrite an image that is read; name another folder",
-                output.display()
-            );
-            todo.failed.push(Failed {
-                input: image.path.clone(),
-                reason,
-            });
-            continue;
-        }
-        todo.jobs.push(Job {
-            input: image.path.clone(),
-            output,
-            format,
-        });
-    }
+    todo.add_images(&listing.images, output, format);
     Ok(todo)
 }
 
-/// `a/b` as the path of a file, its name bounded.
+/// Removes the images within the output folder, which are results of an earlier command; returns
+/// their number.
+fn drop_results(listing: &mut Listing, output: &Path) -> usize {
+    let Ok(output) = output.canonicalize() else {
+        return 0;
+    };
+    let is_result = |image: &ImageFile| {
+        let path = image.path.canonicalize();
+        path.is_ok_and(|path| path.starts_with(&output))
+    };
+    let count = listing.images.len();
+    listing.images.retain(|image| !is_result(image));
+    count - listing.images.len()
+}
+
+/// A line for each reason why something in the folder `input` is left out. `results` images were
+/// left out because they are in `output`.
+fn left_out_lines(listing: &Listing, input: &Path, output: &Path, results: usize) -> Vec<String> {
+    let count = |n: u64, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
+    let mut lines = Vec::new();
+    if results > 0 {
+        lines.push(format!(
+            "{} left out: in {}, where the results go",
+            count(results as u64, "image"),
+            output.display()
+        ));
+    }
+    lines.extend(listing.left_out.iter().map(ToString::to_string));
+    if listing.subfolders > 0 {
+        lines.push(format!(
+            "{} left out: within {} (give --recursive to enter them)",
+            count(listing.subfolders, "folder"),
+            input.display()
+        ));
+    }
+    if listing.ignored > 0 {
+        lines.push(format!(
+            "{} left out: without the ending of an image",
+            count(listing.ignored, "file")
+        ));
+    }
+    lines
+}
+
+impl Jobs {
+    /// Adds a job for each image whose result in the folder `output` overwrites no image.
+    fn add_images(&mut self, images: &[ImageFile], output: &Path, format: Format) {
+        let inputs: HashSet<PathBuf> = images
+            .iter()
+            .filter_map(|image| image.path.canonicalize().ok())
+            .collect();
+        let is_input = |path: &Path| path.canonicalize().is_ok_and(|path| inputs.contains(&path));
+        for (image, name) in images.iter().zip(result_names(images, format)) {
+            let file = file_of(&name, format);
+            if name != image.name {
+                self.renamed.push(format!(
+                    "{}: its result is {}, since another image has the name {}",
+                    image.path.display(),
+                    file.display(),
+                    image.name
+                ));
+            }
+            let input = image.path.clone();
+            let output = output.join(file);
+            if is_input(&output) {
+                let reason = format!(
+                    "its result {} would overwrite an image that is read; name another folder",
+                    output.display()
+                );
+                self.failed.push(Failed { input, reason });
+            } else {
+                self.jobs.push(Job {
+                    input,
+                    output,
+                    format,
+                });
+            }
+        }
+    }
+}
+
+/// The path `a/b.png` for the name `a/b`, with the file's name shortened to what systems allow.
 pub fn file_of(name: &str, format: Format) -> PathBuf {
     let (folders, last) = name.rsplit_once('/').unwrap_or(("", name));
     Path::new(folders).join(bounded_name(last, format.ending()))
 }
 
-/// A name for the result of each image, no two alike. Of several images that differ in their
-/// endings alone the one that already has the results' ending, or else the first, keeps its name;
-/// the others carry their ending in it: `a_jpg`.
+/// A different name for the result of each image. Among images whose names differ only in their
+/// endings, one keeps its name: the one that has the ending of the results, or else the first. The
+/// others get their own ending appended: `a_jpg`.
 fn result_names(images: &[ImageFile], format: Format) -> Vec<String> {
     let mut keeper: HashMap<&str, usize> = HashMap::new();
     for (i, image) in images.iter().enumerate() {
@@ -255,7 +273,7 @@ mod tests {
             ["a_jpg", "a", "b"]
         );
         assert_eq!(names(&["a.jpg", "a.png"], Format::Jpg), ["a", "a_png"]);
-        // no PNG among them; a name that is taken by another image
+        // No PNG is among them, and another image has the name that `a.jpg` would get.
         assert_eq!(
             names(&["a.bmp", "a.jpg", "a_jpg.png"], Format::Png),
             ["a", "a_jpg_2", "a_jpg"]

@@ -70,34 +70,25 @@ struct Done {
     notes: Vec<String>,
 }
 
-/// The images of a run that were upscaled, and those that were not.
+/// The images that were upscaled, and those that were not.
 #[derive(Default)]
 struct Outcome {
     done: Vec<Done>,
     failed: Vec<Failed>,
-    /// The error of the system that ended the work, and how many images were not tried.
+    /// The system error that ended the command, and the number of images not tried.
     stopped: Option<(anyhow::Error, usize)>,
 }
 
-/// Upscales.
+/// Upscales the image or the folder.
 pub fn run(args: &Args) -> Result<()> {
-    ensure!(
-        args.input.exists(),
-        "{} does not exist: expected an image or a folder of images",
-        args.input.display()
-    );
-    let is_folder = args.input.is_dir();
-    ensure!(
-        is_folder || args.input.is_file(),
-        "{} is neither a file nor a folder; copy it to a file first",
-        args.input.display()
-    );
-    ensure!(
-        !args.json || !paragon::sys::is_stdout(&args.output),
-        "the image and the summary of --json would both go to stdout; give one of them another place"
-    );
+    let is_folder = check_places(args)?;
     let mut upscaler = args.model.upscaler()?;
-    let todo = if is_folder {
+    let Jobs {
+        jobs,
+        failed,
+        left_out,
+        renamed,
+    } = if is_folder {
         of_folder(
             &args.input,
             &args.output,
@@ -107,35 +98,17 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         of_file(&args.input, &args.output, args.format)?
     };
-    todo.left_out
+    left_out
         .iter()
-        .for_each(|what| tell(format_args!("note: {what}")));
-    todo.renamed.iter().for_each(tell);
-    let Jobs {
-        jobs,
-        failed,
-        left_out,
-        ..
-    } = todo;
+        .for_each(|line| tell(format_args!("note: {line}")));
+    renamed.iter().for_each(tell);
     let budget = args.model.budget();
     let mut outcome = Outcome {
         failed,
         ..Outcome::default()
     };
     let total = jobs.len() + outcome.failed.len();
-    let mut planned = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        let input = job.input.clone();
-        match plan(&upscaler, job, &budget) {
-            Ok(plan) => planned.push(plan),
-            Err(error) if !is_folder => return Err(error),
-            Err(error) if ends_all(&error) => return Err(error),
-            Err(error) => outcome.failed.push(Failed {
-                input,
-                reason: format!("{error:#}"),
-            }),
-        }
-    }
+    let planned = plan_all(&upscaler, jobs, &budget, is_folder, &mut outcome.failed)?;
     outcome
         .failed
         .iter()
@@ -145,11 +118,11 @@ pub fn run(args: &Args) -> Result<()> {
         create_folder(&args.output)?;
     }
     let progress = if is_folder {
-        Progress::new("upscale", planned.len() as u64, "pictures")
+        Progress::new("upscale", planned.len() as u64, "images")
     } else {
         Progress::hidden()
     };
-    work(
+    upscale_all(
         &mut upscaler,
         planned,
         &budget,
@@ -166,6 +139,50 @@ pub fn run(args: &Args) -> Result<()> {
     conclude(args, is_folder, outcome, total, memory)
 }
 
+/// Refuses an input or output that cannot be used; returns whether the input is a folder.
+fn check_places(args: &Args) -> Result<bool> {
+    ensure!(
+        args.input.exists(),
+        "{} does not exist: expected an image or a folder of images",
+        args.input.display()
+    );
+    let is_folder = args.input.is_dir();
+    ensure!(
+        is_folder || args.input.is_file(),
+        "{} is neither a file nor a folder; copy it to a file first",
+        args.input.display()
+    );
+    ensure!(
+        !args.json || !paragon::sys::is_stdout(&args.output),
+        "the image and the summary of --json would both go to stdout; give one of them another place"
+    );
+    Ok(is_folder)
+}
+
+/// Reads the header of every image. One that cannot be upscaled is added to `failed` if it is in a
+/// folder, and ends the command otherwise.
+fn plan_all(
+    upscaler: &Upscaler,
+    jobs: Vec<Job>,
+    budget: &Budget,
+    is_folder: bool,
+    failed: &mut Vec<Failed>,
+) -> Result<Vec<Planned>> {
+    let mut planned = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let input = job.input.clone();
+        match plan(upscaler, job, budget) {
+            Ok(plan) => planned.push(plan),
+            Err(error) if !is_folder || ends_all(&error) => return Err(error),
+            Err(error) => failed.push(Failed {
+                input,
+                reason: format!("{error:#}"),
+            }),
+        }
+    }
+    Ok(planned)
+}
+
 impl Failed {
     /// The reason; with the name of the file if the message lacks it.
     fn text(&self) -> String {
@@ -178,8 +195,8 @@ impl Failed {
     }
 }
 
-/// Whether an error is one of the system, so that the next image would fail too. An image that has
-/// vanished, or that this user may not read, says nothing about the others.
+/// Whether an error is one of the system, so that the next image would fail too. A missing file or
+/// permission is not: it concerns one image only.
 fn ends_all(error: &anyhow::Error) -> bool {
     system_cause(error).is_some_and(|cause| {
         !matches!(
@@ -218,7 +235,7 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     })
 }
 
-/// What makes an image take less memory.
+/// How the image could take less memory.
 fn advice(needs: &MemoryNeed, format: Format) -> String {
     let mut ways = Vec::new();
     if needs.opening > needs.reading {
@@ -232,7 +249,7 @@ fn advice(needs: &MemoryNeed, format: Format) -> String {
 }
 
 /// Upscales image by image.
-fn work(
+fn upscale_all(
     upscaler: &mut Upscaler,
     planned: Vec<Planned>,
     budget: &Budget,
@@ -249,22 +266,22 @@ fn work(
                 tell(text)
             }
         };
-        match one(upscaler, &planned, budget, is_folder) {
+        match upscale_one(upscaler, &planned, budget, is_folder) {
             Ok(done) => {
                 if !done.notes.is_empty() {
                     tell_line(format!("{}: {}", done.input, done.notes.join(", ")));
                 }
                 outcome.done.push(done);
             }
-            Err(Trouble { error, .. }) if !is_folder => return Err(error),
-            Err(Trouble {
+            Err(UpscaleError { error, .. }) if !is_folder => return Err(error),
+            Err(UpscaleError {
                 error,
                 ends_all: true,
             }) => {
                 outcome.stopped = Some((error, count - i - 1));
                 break;
             }
-            Err(Trouble { error, .. }) => {
+            Err(UpscaleError { error, .. }) => {
                 let failed = Failed {
                     input: planned.job.input,
                     reason: format!("{error:#}"),
@@ -279,28 +296,29 @@ fn work(
 }
 
 /// Why an image was not upscaled.
-struct Trouble {
+struct UpscaleError {
     error: anyhow::Error,
+    /// Whether the next image would fail too.
     ends_all: bool,
 }
 
-impl From<anyhow::Error> for Trouble {
-    fn from(error: anyhow::Error) -> Trouble {
-        Trouble {
+impl From<anyhow::Error> for UpscaleError {
+    fn from(error: anyhow::Error) -> UpscaleError {
+        UpscaleError {
             ends_all: ends_all(&error),
             error,
         }
     }
 }
 
-/// The rows of a file, with the error that ended them. The writer of the result would otherwise
-/// report a reading error as a writing error.
-struct Watched {
+/// The rows of a file; keeps the error of a failed read. The writer of the result would otherwise
+/// report it as a writing error.
+struct RowsWithError {
     rows: FileRows,
     failed: Option<anyhow::Error>,
 }
 
-impl PixelRows for Watched {
+impl PixelRows for RowsWithError {
     fn size(&self) -> (u32, u32) {
         self.rows.size()
     }
@@ -317,12 +335,13 @@ impl PixelRows for Watched {
     }
 }
 
-fn one(
+/// Upscales one image and writes its result.
+fn upscale_one(
     upscaler: &mut Upscaler,
     planned: &Planned,
     budget: &Budget,
     is_folder: bool,
-) -> Result<Done, Trouble> {
+) -> Result<Done, UpscaleError> {
     let Planned {
         job,
         size,
@@ -332,12 +351,12 @@ fn one(
     upscaler.make_room_for(*size);
     let name = || job.input.display().to_string();
     if is_folder {
-        // the memory that is free may have changed since all images were looked at
+        // The free memory may have changed since the headers were read.
         budget
             .check(*bytes, "end other programs, or give a smaller --tile")
             .with_context(name)?;
         if let Some(folder) = job.output.parent() {
-            create_folder(folder).map_err(|error| Trouble {
+            create_folder(folder).map_err(|error| UpscaleError {
                 ends_all: system_cause(&error).is_some(),
                 error,
             })?;
@@ -349,7 +368,7 @@ fn one(
         other => other.to_string(),
     });
     let notes: Vec<String> = notes.collect();
-    let mut rows = Watched { rows, failed: None };
+    let mut rows = RowsWithError { rows, failed: None };
     let mut bands = upscaler.upscale_rows(&mut rows)?;
     let (width, height) = bands.size();
     let written = write_output(&job.output, |out| job.format.write(out, &mut bands));
@@ -357,7 +376,7 @@ fn one(
     if let Err(error) = written {
         return Err(match rows.failed {
             Some(error) => error.into(),
-            None => Trouble {
+            None => UpscaleError {
                 ends_all: system_cause(&error).is_some(),
                 error: with_advice(error),
             },
@@ -417,10 +436,10 @@ fn json(
     Ok(value)
 }
 
-/// Most images that the last message names; each has been reported in a line of its own before.
+/// How many failed images the last message names; a line of its own has reported each before.
 const NAMED: usize = 10;
 
-/// The last line, and the exit code.
+/// Prints the last line; returns the error that ends the command.
 fn conclude(
     args: &Args,
     is_folder: bool,

@@ -82,7 +82,7 @@ pub fn train(
     let mut backend = opened.backend(plan)?;
     preparation.report_start(backend.as_ref(), &config);
     let vectors = StateBuffers::load(backend.as_mut(), &ports, &start.state)?;
-    // Only now, since a command that is refused must not cost anybody an earlier run.
+    // Only now, because a command that is refused must not delete an earlier run.
     preparation.clear_folder(&config, &start)?;
     let best = preparation.earlier_best(&start, measured_on.as_ref());
     let mut run = Run::new(&config, options, &start, lock, vectors)?;
@@ -97,17 +97,12 @@ pub fn train(
     }
 
     let mut loader = Loader::start_in(sources.clone(), loader, &|bytes| backend.allocate(bytes))?;
-    let progress = progress(config.total_iter);
-    progress.advance(run.iteration);
-    run.meter = Meter::new();
-    let outcome = run.iterate(
+    let flow = run.iterate_shown(
         backend.as_mut(),
         &mut loader,
         validation.as_mut(),
-        &progress,
-    );
-    progress.finish();
-    let flow = outcome.map_err(|error| error.context(run.stopped_text()))?;
+        &progress(config.total_iter),
+    )?;
     run.draw_curves(report);
     Ok(run.summary(flow == Flow::Continue, &memory, threads, &loader.stats()))
 }
@@ -178,7 +173,7 @@ impl<'a> Run<'a> {
         let logged = head.iteration.saturating_sub(u64::from(pending.is_some()));
         let log = Log::open(&options.out, logged)?;
         if !start.fresh {
-            // A process that was killed right after its last state left networks too many.
+            // A process that was killed right after its last state may have left too many networks.
             keeping::drop_surplus(
                 &options.out,
                 head.iteration,
@@ -226,6 +221,21 @@ impl<'a> Run<'a> {
 
     fn is_last_iteration(&self) -> bool {
         self.iteration == self.config.total_iter
+    }
+
+    /// Iterates with a display of the progress; an error says where the run stopped.
+    fn iterate_shown(
+        &mut self,
+        backend: &mut dyn Backend,
+        loader: &mut Loader,
+        validation: Option<&mut Validation>,
+        progress: &Progress,
+    ) -> Result<Flow> {
+        progress.advance(self.iteration);
+        self.meter = Meter::new();
+        let outcome = self.iterate(backend, loader, validation, progress);
+        progress.finish();
+        outcome.map_err(|error| error.context(self.stopped_text()))
     }
 
     /// Iterates to the end, or until the run is stopped.

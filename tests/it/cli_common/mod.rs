@@ -1,4 +1,4 @@
-//! What the tests of the command line share: running the real binary, expecting a clear refusal,
+//! Helpers for tests of the command line: running the real binary, checking for a clear error,
 //! damaged images, a full disk, a network to apply.
 
 use paragon::model::Network;
@@ -46,7 +46,7 @@ impl Ran {
         self
     }
 
-    /// Expects an exit code, one error that holds every word, and no panic.
+    /// Expects an exit code, one error that contains every word, and no panic.
     #[track_caller]
     pub fn refused(self, code: i32, words: &[&str]) -> Ran {
         assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
@@ -76,8 +76,8 @@ pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Lets a command write files of at most `bytes`, which stands in for a full disk: writes fail in
-/// the middle of a file.
+/// Limits the files that a command writes to `bytes`. Writes then fail in the middle of a file, as
+/// on a full disk.
 #[cfg(unix)]
 pub fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
     use std::os::unix::process::CommandExt;
@@ -87,7 +87,7 @@ pub fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
             rlim_max: bytes,
         };
         // SAFETY: two system calls that are allowed between fork and exec; no memory of the parent
-        // is touched
+        // is used.
         unsafe {
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             if libc::setrlimit(libc::RLIMIT_FSIZE, &limit) != 0 {
@@ -100,7 +100,7 @@ pub fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
     unsafe { command.pre_exec(limit) }
 }
 
-/// A Nano x2 with start values whose blocks and detail count, as a file.
+/// A file with a Nano x2 whose start values give blocks and detail an effect on the output.
 pub fn model(folder: &Path) -> PathBuf {
     let path = folder.join("nano.safetensors");
     let mut net = Network::new("nano", 2).unwrap();
@@ -110,7 +110,7 @@ pub fn model(folder: &Path) -> PathBuf {
     path
 }
 
-/// A PNG whose header claims a size, with next to nothing behind it.
+/// A PNG whose header states a size, with almost no data after it.
 #[cfg(unix)]
 pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
@@ -133,15 +133,14 @@ pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     bytes
 }
 
-/// Anonymous memory of a process in bytes, or nothing once it has ended.
+/// Anonymous memory of a process in bytes; `None` once it has ended.
 pub fn anonymous(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// Runs a command to its end and gives the largest anonymous memory seen, looked at every
-/// millisecond.
+/// Runs a command to its end; returns the largest anonymous memory, measured every millisecond.
 pub fn run_watched(mut command: Command) -> (Ran, u64) {
     use std::process::Stdio;
     let child = command
@@ -152,7 +151,7 @@ pub fn run_watched(mut command: Command) -> (Ran, u64) {
     let pid = child.id();
     let watcher = std::thread::spawn(move || {
         let mut peak = 0;
-        // a process that has ended and is not waited for has no such line any more
+        // A process that has ended but has not been waited for has no such line.
         while let Some(now) = anonymous(pid) {
             peak = peak.max(now);
             std::thread::sleep(std::time::Duration::from_millis(1));

@@ -1,5 +1,5 @@
-//! Helpers for any integration test: the location of the reference data, golden trajectories,
-//! processes of a test's own, and comparisons of numbers.
+//! Helpers for all integration tests: the location of the reference data, golden trajectories,
+//! child processes for single tests, and comparisons of numbers.
 
 pub mod place;
 pub mod process;
@@ -7,7 +7,7 @@ pub mod trajectory;
 
 use safetensors::{Dtype, SafeTensors};
 
-/// A tensor as f64, whatever its type; an absent name is a failed test.
+/// A tensor of any type as f64; the test fails if the name is absent.
 pub fn tensor(file: &SafeTensors, name: &str) -> Vec<f64> {
     let view = file
         .tensor(name)

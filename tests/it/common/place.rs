@@ -1,12 +1,12 @@
-//! Where reference data lies. A small part is in `tests/data`; the rest lies in the folder that
-//! `PARAGON_SHARED` names, else in `../shared` beside the project. Depends on the environment
-//! alone. Promises a printed `SKIP` with the reason where data is absent, or a failed test where
+//! The location of the reference data. A small part is in `tests/data`; the rest is in the folder
+//! that `PARAGON_SHARED` names, or else in `../shared` beside the project. Depends on the
+//! environment only. If data is absent, prints `SKIP` with the reason, or fails the test if
 //! `PARAGON_REQUIRE_REFERENCE=1` is set, as in `.ci/run`.
 
 use std::path::{Path, PathBuf};
 
-/// A file or folder of the reference data, by its path within; nothing where it is absent and may
-/// be.
+/// A file or folder of the reference data, by its path within it; `None` if it is absent and need
+/// not exist.
 pub fn reference(test: &str, path: &str) -> Option<PathBuf> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
     let outside =

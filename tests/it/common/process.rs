@@ -1,7 +1,7 @@
-//! Tests that need a process, or their turn, for themselves. All integration tests share one
-//! program and run side by side in it, so a test that measures or changes something of the whole
-//! process (memory, threads, descriptors, loaded libraries) runs again as the only test of a child
-//! process. Depends on the standard library alone.
+//! Tests that must run alone, in a process of their own or one at a time. All integration tests
+//! share one program and run in parallel in it, so a test that measures or changes something of the
+//! whole process (memory, threads, descriptors, loaded libraries) runs again as the only test of a
+//! child process. Depends on the standard library only.
 
 use std::process::Command;
 #[cfg(target_os = "linux")]
@@ -10,10 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Set in the child process, to the name of its test.
 const VARIABLE: &str = "PARAGON_TEST_OWN_PROCESS";
 
-/// The command that runs one test of this program and no other. `test` is the test's full path:
+/// The command that runs only one test of this program. `test` is the full path of the test:
 /// `concat!(module_path!(), "::name")`.
 pub fn rerun(test: &str) -> Command {
-    // the test harness leaves the program's own name out
+    // The test harness leaves the name of the program out.
     let (_, name) = test.split_once("::").unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture"]);
@@ -21,8 +21,8 @@ pub fn rerun(test: &str) -> Command {
 }
 
 /// Gives the calling test a process of its own. Returns true inside that process, where the test
-/// goes on. In the program of all tests it runs the process to its end, fails where the test
-/// failed there, and returns false: the caller has nothing more to do. `test` is as for [`rerun`].
+/// continues. In the program of all tests, it runs that process to its end, fails if the test
+/// failed there, and returns false: the caller must then return. `test` is as for [`rerun`].
 #[track_caller]
 pub fn in_own_process(test: &str) -> bool {
     if std::env::var_os(VARIABLE).is_some_and(|running| running == test) {
@@ -30,7 +30,8 @@ pub fn in_own_process(test: &str) -> bool {
     }
     let output = rerun(test).env(VARIABLE, test).output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
-    // what the test printed, without the harness's own lines: its result must not count twice
+    // Prints the output of the test without the lines of the harness, so that its result does not
+    // count twice.
     stdout
         .lines()
         .filter(|line| {
@@ -41,17 +42,17 @@ pub fn in_own_process(test: &str) -> bool {
         .for_each(|line| println!("{line}"));
     assert!(
         output.status.success() && stdout.contains("test result: ok. 1 passed"),
-        "{test} failed in a process of its own: {}",
+        "{test} failed in its own process: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     false
 }
 
-/// A turn that one test at a time can have, for tests whose time or memory suffers from each
-/// other. Tests that do not ask for a turn still run beside the one that has it.
-#[cfg(target_os = "linux")] // where its callers measure memory and time
+/// A lock for tests whose times or memory would disturb each other. Tests that do not take it still
+/// run in parallel with the one that holds it.
+#[cfg(target_os = "linux")] // its callers measure memory and time there
 pub fn exclusive() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    // a failed test must not fail those after it
+    // A failed test must not fail the tests after it.
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! A golden training trajectory: its batches, its expectations, and the running of it on any
-//! backend.
+//! A golden training trajectory: its batches, its expected values, and a function that runs it on
+//! any backend.
 
 use super::{relative_error, tensor, wide};
 use paragon::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
@@ -142,8 +142,8 @@ impl Trajectory {
         worst
     }
 
-    /// Whether the file says what the parameters are in the end; one that was cut to its first
-    /// iterations does not.
+    /// Whether the file has the final parameters; a file that was cut to its first iterations does
+    /// not.
     pub fn has_end(&self) -> bool {
         self.file()
             .names()
@@ -173,8 +173,8 @@ impl Trajectory {
     }
 }
 
-/// The network that a golden file's settings describe: `arch`, `scale`, and `feat` and `conv` where
-/// it has them.
+/// The network that the settings of a golden file describe: `arch`, `scale`, and `feat` and `conv`
+/// if it has them.
 pub fn network(config: &serde_json::Value) -> Network {
     let whole = |key: &str| {
         let value = &config[key];
@@ -196,7 +196,7 @@ pub fn network(config: &serde_json::Value) -> Network {
     net
 }
 
-/// A tensor of a golden file; zeros for one that is computed from others.
+/// A tensor of a golden file; zeros for a tensor that is computed from others.
 pub fn or_zeros(file: &SafeTensors, name: &str, p: &Param) -> Vec<f64> {
     if p.init == Init::Derived {
         vec![0.0; p.range.len]
@@ -205,7 +205,7 @@ pub fn or_zeros(file: &SafeTensors, name: &str, p: &Param) -> Vec<f64> {
     }
 }
 
-/// The larger; what is no number is the worst of all, and stays.
+/// The larger value; NaN counts as larger than any number.
 fn worse(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() {
         f64::NAN

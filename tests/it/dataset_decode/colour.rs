@@ -1,4 +1,5 @@
-//! What files say about their colours: what is converted, what is refused, and what is named.
+//! Colour descriptions of files: which are converted, which are refused, and which are only
+//! reported.
 
 use super::{Folder, chunk, encode, p3_to_srgb, pattern, srgb_encode, with_segment};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
@@ -12,7 +13,7 @@ fn ramp() -> RgbImage {
     RgbImage::from_fn(64, 64, |x, y| Rgb([60 + x as u8 * 2, 50 + y as u8 * 2, 90]))
 }
 
-/// A PNG with chunks put in before its pixels.
+/// A PNG with additional chunks before its pixels.
 fn png(image: &DynamicImage, chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
     let bytes = encode(image, ImageFormat::Png);
     let extra: Vec<u8> = chunks
@@ -57,7 +58,7 @@ struct Page<'a> {
     profile: &'a [u8],
 }
 
-/// A little-endian TIFF of these pages.
+/// A little-endian TIFF with these pages.
 fn tiff(pages: &[Page]) -> Vec<u8> {
     let mut out = b"II\x2A\0\0\0\0\0".to_vec();
     let mut link = 4;
@@ -238,7 +239,7 @@ fn pictures_of_more_than_usual_brightness_are_refused() {
             );
         }
     }
-    // the same said by a profile
+    // A profile with the same meaning.
     let profile = moxcms::ColorProfile::new_bt2020_pq().encode().unwrap();
     let jpeg = encode(&DynamicImage::ImageRgb8(pattern(16, 16)), ImageFormat::Jpeg);
     let text = folder.error(
@@ -290,7 +291,7 @@ fn cicp_goes_before_a_profile_and_is_converted() {
         "BT.2020: {:?}",
         wide.notes
     );
-    // what cannot be converted is named
+    // The message names what cannot be converted.
     for data in [
         [2, 2, 0, 1],
         [1, 13, 1, 1],
@@ -309,7 +310,7 @@ fn cicp_goes_before_a_profile_and_is_converted() {
     }
 }
 
-/// Eight numbers of a cHRM chunk, x 100,000: those of sRGB.
+/// The eight numbers of a cHRM chunk for sRGB, times 100,000.
 const SRGB: [u32; 8] = [31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000];
 
 #[test]
@@ -404,7 +405,7 @@ fn a_thumbnail_before_the_picture_of_a_tiff_is_passed_over() {
         tags: &[(274, 3, 3)],
         profile: &[],
     };
-    // the tag of today, the older one, and a mask
+    // The current tag, the older one, and a mask.
     for tags in [&[(254u16, 4u16, 1u32)], &[(255, 3, 2)], &[(254, 4, 4)]] {
         let found = folder
             .decode("two.tif", &tiff(&[thumbnail(tags), whole()]))
@@ -425,7 +426,7 @@ fn a_thumbnail_before_the_picture_of_a_tiff_is_passed_over() {
         .unwrap();
     assert!(
         found.image == small,
-        "a mark on the only page means nothing"
+        "a mark on the only page must be ignored"
     );
     let text = folder.error(
         "none.tif",

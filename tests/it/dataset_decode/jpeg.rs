@@ -1,6 +1,6 @@
-//! JPEGs of which something is missing, and JPEGs that only look so. The images in
-//! `tests/images` were made with cjpeg: progressive, with restart markers, and with a scan for
-//! each colour plane.
+//! JPEGs with missing data, and complete JPEGs that look as if data were missing. The images in
+//! `tests/images` were made with cjpeg: progressive, with restart markers, and with a scan for each
+//! colour plane.
 
 use super::{Folder, encode, with_segment};
 use image::{DynamicImage, ImageFormat, Luma, Rgb, RgbImage};
@@ -10,7 +10,7 @@ const RESTART: &[u8] = include_bytes!("../../images/restart.jpg");
 const BOTH: &[u8] = include_bytes!("../../images/progressive_restart.jpg");
 const SEPARATE: &[u8] = include_bytes!("../../images/separate.jpg");
 
-/// One of each kind: how blocks are coded, and how they are told apart.
+/// One file for each way to code blocks and to separate them (restart markers, scans).
 fn files() -> Vec<(&'static str, Vec<u8>)> {
     let drawn = RgbImage::from_fn(70, 50, |x, y| {
         let wave = 128.0 + 100.0 * (f64::from(x) * 0.4).sin() * (f64::from(y) * 0.3).cos();
@@ -41,7 +41,7 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Where the data of the first scan begin.
+/// Offset of the data of the first scan.
 fn data(jpeg: &[u8]) -> usize {
     let scan = jpeg.windows(2).position(|w| w == [0xFF, 0xDA]).unwrap();
     scan + 2 + usize::from(u16::from_be_bytes([jpeg[scan + 2], jpeg[scan + 3]]))
@@ -57,8 +57,8 @@ fn a_jpeg_that_is_cut_is_refused_though_it_has_an_end_marker() {
             let cut = [&jpeg[..length], &[0xFF, 0xD9]].concat();
             match folder.decode("cut.jpg", &cut) {
                 Ok(found) => {
-                    // without the last byte or two a block may still be whole: nothing but padding
-                    // was in them
+                    // Without the last byte or two a block may still be whole: they may contain
+                    // only padding.
                     assert!(
                         found.image == whole && length + 4 > jpeg.len() - 2,
                         "{name} cut to {length} of {} bytes",
@@ -85,8 +85,8 @@ fn a_jpeg_that_lacks_bytes_in_the_middle_is_refused() {
     for (name, jpeg) in files() {
         let whole = folder.decode("whole.jpg", &jpeg).unwrap().image;
         let end = jpeg.len() - 2;
-        // half of what follows is lost; where less is lost, what remains may by chance give as many
-        // blocks as were there
+        // Half of the following data is lost. If less were lost, the rest could by chance decode to
+        // the original number of blocks.
         for at in (data(&jpeg)..end - 200).step_by(7) {
             let lost = (end - at) / 2;
             let removed = [&jpeg[..at], &jpeg[at + lost..]].concat();

@@ -1,5 +1,5 @@
-//! What stands beside the pixels is bounded and counted, and errors of the system are none of the
-//! image.
+//! Data beside the pixels is limited and counted in the memory figures, and an error of the system
+//! is not reported as an error of the image.
 
 use super::{Folder, chunk, encode, pattern, with_segment};
 use image::{DynamicImage, ImageFormat};
@@ -146,6 +146,6 @@ fn errors_of_the_system_stay_errors_of_the_system() {
     }
     assert!(
         system_cause(&decode(folder.0.path(), &Limits::default()).unwrap_err()).is_none(),
-        "a folder is no failing disk"
+        "opening a folder is not an error of the disk"
     );
 }

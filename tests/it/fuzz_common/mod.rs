@@ -1,6 +1,6 @@
-//! What both fuzzers (the plain one in `shard_fuzz.rs`, the guided ones in `fuzz/`) do with a
-//! damaged input: read it in every way there is. Whatever it holds, the answer must be pixels or an
-//! error; anything else ends the process.
+//! Reads a damaged input in every way there is, for the plain fuzzer in `shard_fuzz.rs` and the
+//! guided ones in `fuzz/`. For any input the result must be pixels or an error; anything else ends
+//! the process.
 #![allow(dead_code)] // each fuzz target includes the whole file and uses a part of it
 
 pub mod model;
@@ -29,8 +29,8 @@ fn put(b: &mut [u8], at: usize, value: u32) {
     b[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-/// Decodes bytes as an image file, in every way there is. `folder` holds the file for the header.
-/// Says whether there were pixels.
+/// Decodes bytes as an image file, in every way there is. `folder` is where the file for the header
+/// is written. Returns whether the bytes gave pixels.
 pub fn picture(input: &[u8], folder: &Path) -> bool {
     let limits = Limits {
         max_pixels: 1 << 20,
@@ -56,8 +56,8 @@ pub fn picture(input: &[u8], folder: &Path) -> bool {
     decoded.is_ok()
 }
 
-/// Decodes a payload, whole and in part. The first three bytes choose scale, LQ side, codec and
-/// crop. Says whether it held pixels.
+/// Decodes a payload, whole and in part. The first three bytes select scale, LQ size, codec and
+/// crop. Returns whether the payload gave pixels.
 pub fn decode(input: &[u8]) -> bool {
     let Some((&[a, b, c], payload)) = input.split_first_chunk() else {
         return false;
@@ -88,7 +88,7 @@ pub fn decode(input: &[u8]) -> bool {
         .is_ok();
     assert_eq!(
         whole, part,
-        "a crop reads where the whole does not, or the other way round"
+        "only one of crop and whole payload can be read"
     );
     if whole {
         let cut = |image: &[u8], width: usize, x: usize, y: usize, size: usize| -> Vec<u8> {
@@ -109,8 +109,8 @@ pub fn decode(input: &[u8]) -> bool {
     whole
 }
 
-/// Makes every checksum of a damaged shard right again, as far as its sections can be found: what
-/// lies behind the checksums is to be reached as well.
+/// Corrects every checksum of a damaged shard, as far as its sections can be found, so that the
+/// damage gets past the checksums.
 pub fn reseal(shard: &mut [u8]) {
     if shard.len() < HEADER_BYTES + FOOTER_BYTES {
         return;
@@ -155,7 +155,7 @@ pub fn reseal(shard: &mut [u8]) {
     put(shard, footer + 60, crc);
 }
 
-/// Reads a set in every way: pairs, crops, sources. Says whether all of it was read.
+/// Reads a set in every way: pairs, crops, sources. Returns whether all of it was read.
 pub fn read_set(folder: &Path) -> bool {
     let Ok(set) = ShardSet::open(folder) else {
         return false;
@@ -189,7 +189,7 @@ pub fn read_set(folder: &Path) -> bool {
     good
 }
 
-/// Puts a shard in the place of the first of a set, with a manifest that lists it as it is.
+/// Replaces the first shard of a set and writes a manifest that matches it.
 pub fn install(folder: &Path, manifest: &Manifest, shard: &[u8]) {
     let path = folder.join("shard-00000.psh");
     let _ = fs::remove_file(&path);
@@ -212,7 +212,7 @@ pub fn install(folder: &Path, manifest: &Manifest, shard: &[u8]) {
     }
 }
 
-/// Makes the checksum and the length of a damaged manifest right again.
+/// Corrects the checksum and the length of a damaged manifest.
 pub fn reseal_manifest(manifest: &mut [u8]) {
     if manifest.len() >= MANIFEST_PREFIX {
         let (length, crc) = (
@@ -224,7 +224,7 @@ pub fn reseal_manifest(manifest: &mut [u8]) {
     }
 }
 
-/// Makes the checksum of a damaged state right again, as far as its head can be found.
+/// Corrects the checksum of a damaged state, if its head can be found.
 pub fn reseal_state(state: &mut Vec<u8>) {
     let Some((length, rest)) = state.split_first_chunk() else {
         return;
@@ -265,7 +265,7 @@ pub fn reseal_state(state: &mut Vec<u8>) {
     *state = [&(header.len() as u64).to_le_bytes()[..], &header, data].concat();
 }
 
-/// Reads bytes as the state of a run, and as the file of one. Says whether they are one.
+/// Reads bytes as the state of a run, from memory and from a file. Returns whether they are one.
 pub fn read_state(bytes: &[u8]) -> bool {
     let dir = tempfile::tempdir().unwrap();
     let path = paragon::train::state_path(dir.path(), 1);
@@ -273,7 +273,10 @@ pub fn read_state(bytes: &[u8]) -> bool {
     fs::write(&path, bytes).unwrap();
     let whole = paragon::train::State::from_bytes(bytes).is_ok();
     let file = paragon::train::State::read(&path).is_ok();
-    assert!(whole || !file, "a file is read whose bytes are not");
+    assert!(
+        whole || !file,
+        "the file is accepted, but its bytes are not"
+    );
     assert_eq!(
         paragon::train::newest_state(dir.path())
             .unwrap()
@@ -284,14 +287,14 @@ pub fn read_state(bytes: &[u8]) -> bool {
     file
 }
 
-/// Reads bytes as the log of a run; gives the number of its lines.
+/// Reads bytes as the log of a run; returns the number of its lines.
 pub fn read_log(bytes: &[u8]) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("log.jsonl"), bytes).unwrap();
     let digest = paragon::train::read_log(dir.path()).unwrap().unwrap();
     assert_eq!(digest.count == 0, digest.lines.is_empty());
-    // opened to go on, it keeps the lines of the iterations that are done, and they can be read
-    // again
+    // A log that is opened by a resumed run keeps the lines of the iterations that are done, and
+    // they can be read again.
     paragon::train::Log::open(dir.path(), u64::MAX).unwrap();
     assert_eq!(
         paragon::train::read_log(dir.path()).unwrap().unwrap().count,

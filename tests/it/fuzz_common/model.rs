@@ -1,15 +1,15 @@
-//! What fuzzers do with the content of a network file: read it as `eval` and `upscale` do and as
-//! `train --pretrain` does. Depends on the library's network files. Whatever the content, the
-//! answer must be finite parameters or a short error.
+//! Reads the content of a network file, for fuzzers, as `eval` and `upscale` do and as `train
+//! --pretrain` does. Depends on the library's network files. For any content the result must be
+//! finite parameters or a short error.
 
 use paragon::model::Network;
 use paragon::model::{ModelHints, read_model, read_pretrained};
 use std::path::Path;
 
-/// Bytes of an error at most.
+/// Largest length of an error, bytes.
 const LONGEST_ERROR: usize = 4000;
 
-/// Reads the content as a network, from a file at `path`. Says whether it was one.
+/// Reads the content as a network, from a file at `path`. Returns whether it was one.
 pub fn model(path: &Path, content: &[u8]) -> bool {
     std::fs::write(path, content).unwrap();
     let check = |error: anyhow::Error| {

@@ -1,19 +1,19 @@
-//! What fuzzers do with the content of an option file: take it by the path that every command
-//! takes, and say how it went. Depends on the library's configuration. Whatever the content, the
-//! answer must be settings or a short error, and no value of another trainer's file may be lost.
+//! Reads the content of an option file, for fuzzers, as every command does. Depends on the
+//! library's configuration. For any content the result must be settings or a short error, and every
+//! value of another trainer's file must be reported as used or ignored.
 #![allow(dead_code)] // the fuzz target that includes this file alone uses a part of it
 
 use paragon::config::import::Imported;
 use paragon::config::{Data, Node, Settings, docs, parse, parse_assignment};
 
-/// Bytes of an error at most: it names what is wrong and does not repeat the file.
+/// Largest length of an error, bytes: an error names the mistake and does not repeat the file.
 const LONGEST_ERROR: usize = 4000;
 
-/// Takes the content as an option file. Says whether it gave settings.
+/// Reads the content as an option file. Returns whether it gave settings.
 pub fn options(content: &[u8]) -> bool {
     let mut settings = Settings::default();
     let taken = settings.take(content);
-    // the same content as a value on the command line
+    // The same content as a value on the command line.
     if let Ok(text) = std::str::from_utf8(content) {
         check_error(parse_assignment(&format!("train.losses={text}")).err());
         check_error(parse_assignment(text).err());
@@ -27,7 +27,7 @@ pub fn options(content: &[u8]) -> bool {
             assert_eq!(
                 lost(&imported, content),
                 Vec::<String>::new(),
-                "values that are neither honoured nor named"
+                "values that are reported neither as used nor as ignored"
             );
             assert!(imported.report("file.yml").len() < 16 * content.len() + 1_000_000);
         }
@@ -39,7 +39,7 @@ pub fn options(content: &[u8]) -> bool {
             .and_then(|config| config.check())
             .err(),
     );
-    // what a run keeps beside it reads back
+    // The configuration file that a run keeps must be readable.
     let mut again = Settings::default();
     again
         .take(docs::yaml(&settings, true).as_bytes())
@@ -57,7 +57,7 @@ fn check_error<E: std::fmt::Display>(error: Option<E>) {
     );
 }
 
-/// The values of another trainer's file that are on no list, by their path.
+/// The paths of the values of another trainer's file that are on no list.
 pub fn lost(imported: &Imported, content: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content));
     let mut all = Vec::new();

@@ -1,6 +1,7 @@
-//! The CUDA kernels on a machine without a GPU: compiled as C++ on the fibers of `kernels/host`,
-//! fed with the launches that the backend lowers a plan to. Depends on the crate under test and a
-//! C++ compiler; without one a test prints `SKIP`, unless `PARAGON_REQUIRE_KERNELS` is set.
+//! The CUDA kernels on a machine without a GPU: compiled as C++ to run on the fibers of
+//! `kernels/host`, with the launches that the backend lowers a plan to. Depends on the crate under
+//! test and a C++ compiler. Without a compiler a test prints `SKIP`, or fails if
+//! `PARAGON_REQUIRE_KERNELS` is set.
 
 use paragon::backend::Scalars;
 use paragon::backend::cuda::{Launch, scalars_launch};
@@ -10,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// The order in which the fibers of a block, and the blocks, run. A result that depends on it is a
-/// race.
+/// The order in which the fibers of a thread block, and the thread blocks, run. A result that
+/// depends on it shows a race.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Order {
     Forward,
@@ -39,8 +40,8 @@ fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// Compiles the kernels for a type of activations, once for every state of the sources; `None`
-/// without a compiler.
+/// Compiles the kernels for a precision, once for every version of the sources; `None` without a
+/// compiler.
 pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
     let optimised: &[&str] = &["-O2"];
     let sanitized: &[&str] = &[
@@ -65,7 +66,7 @@ pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
     )
 }
 
-/// A folder with a `libcuda.so` of fibers, that takes all three types of activations.
+/// A folder with a stand-in `libcuda.so` that runs kernels of all three precisions on fibers.
 pub fn driver() -> Option<PathBuf> {
     let library = build("libcuda", &|k, beside, compile| {
         let mut objects = Vec::new();
@@ -112,7 +113,7 @@ pub fn driver() -> Option<PathBuf> {
     let link = folder.join("libcuda.so");
     if !link.exists() {
         #[cfg(unix)] // the stand-in for the driver is built on Unix only
-        let _ = std::os::unix::fs::symlink(&library, &link); // another test may be faster
+        let _ = std::os::unix::fs::symlink(&library, &link); // another test may have made the link
     }
     Some(folder)
 }
@@ -125,11 +126,11 @@ fn number(precision: Precision) -> u32 {
     }
 }
 
-/// Runs the compiler: flags, sources, output.
+/// Runs the compiler with these flags and sources.
 type Compile<'a> = &'a dyn Fn(&[&str], &[PathBuf], &Path);
 
-/// Makes a file from the kernels once for every state of their sources: `make` is told where they
-/// are and what to write.
+/// Makes a file from the kernels, once for every version of their sources. `make` gets the folder
+/// of the sources and the path to write.
 fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf> {
     static LOCK: Mutex<()> = Mutex::new(());
     let _held = LOCK.lock().unwrap_or_else(|e| e.into_inner());
@@ -181,7 +182,7 @@ fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf
     Some(made)
 }
 
-/// A plan's buffers in host memory, each by itself, on which launches are replayed.
+/// The buffers of a plan in host memory, each allocated by itself; launches run on them.
 pub struct Host {
     pub plan: PlanData,
     pub memory: Vec<Vec<u8>>,
@@ -192,8 +193,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Every byte starts as part of a NaN, but in persistent buffers, which start as zeros as the
-    /// backends' do.
+    /// Fills buffers with NaN, except persistent ones, which start as zeros as in the backends.
     pub fn new(plan: impl Into<PlanData>, program: PathBuf, order: Order) -> Host {
         let plan = plan.into();
         let memory = plan
@@ -228,7 +228,8 @@ impl Host {
         &mut self.memory[owner][start..start + len]
     }
 
-    /// Sets the scalars and runs launches; the error is what the fibers or a sanitizer said.
+    /// Sets the scalars and runs launches; an error has the message of the fibers or of a
+    /// sanitizer.
     pub fn run(&mut self, scalars: &Scalars, launches: &[Launch]) -> Result<(), String> {
         let set = scalars_launch(&self.plan, scalars);
         let launches: Vec<&Launch> = set.iter().chain(launches).collect();
@@ -300,7 +301,7 @@ impl Host {
     }
 }
 
-/// f32 values in a type of activations, and the bytes of that.
+/// The bytes of f32 values after conversion to a precision.
 pub fn to_activations(values: &[f32], precision: Precision) -> Vec<u8> {
     match precision {
         Precision::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -311,7 +312,7 @@ pub fn to_activations(values: &[f32], precision: Precision) -> Vec<u8> {
     }
 }
 
-/// The values behind the bytes of activations.
+/// The values that the bytes of activations represent.
 pub fn from_activations(bytes: &[u8], precision: Precision) -> Vec<f32> {
     match precision {
         Precision::F32 => bytes

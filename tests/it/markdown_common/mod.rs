@@ -1,18 +1,18 @@
-//! Markdown as far as the tests of the documents need it: links, headings, code spans and fenced
-//! blocks, each with its place. Depends on nothing. It reads GitHub's flavour as this repository
-//! writes it: no reference links, no HTML links, no setext headings.
+//! A reader of Markdown for the tests of the documents: links, headings, code spans and fenced
+//! blocks, each with its position. Depends on nothing. It reads GitHub's flavour as this repository
+//! uses it: no reference links, no HTML links, no setext headings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-/// A Markdown file, cut into prose, code spans and fenced blocks.
+/// A Markdown file, divided into prose, code spans and fenced blocks.
 pub struct Document {
     /// Path from the root of the repository, with `/`.
     pub path: String,
     text: String,
-    /// The text with the characters of code blanked, so that offsets stay.
+    /// The text with all characters of code replaced by spaces, so that offsets stay the same.
     prose: String,
     /// Ranges of the code spans' contents.
     spans: Vec<Range<usize>>,
@@ -21,7 +21,7 @@ pub struct Document {
 }
 
 impl Document {
-    /// Cuts a text; `path` is what messages call it.
+    /// Divides a text; messages use `path` as its name.
     pub fn new(path: &str, text: &str) -> Document {
         let mut document = Document {
             path: path.to_string(),
@@ -74,7 +74,7 @@ impl Document {
         while let Some(start) = prose[at..].find('`').map(|i| at + i) {
             let ticks = prose[start..].len() - prose[start..].trim_start_matches('`').len();
             let content = start + ticks;
-            // a span ends with as many backticks, within its paragraph
+            // A span ends with the same number of backticks, within its paragraph.
             let paragraph = prose[content..]
                 .find("\n\n")
                 .map_or(prose.len(), |i| content + i);
@@ -96,13 +96,13 @@ impl Document {
         self.prose.replace_range(range, &blank);
     }
 
-    /// `path:line` of a place in the text.
+    /// `path:line` of a position in the text.
     pub fn place(&self, at: usize) -> String {
         let line = 1 + self.text[..at].matches('\n').count();
         format!("{}:{line}", self.path)
     }
 
-    /// The targets of its links and images, with their places.
+    /// The targets of its links and images, with their positions.
     pub fn links(&self) -> Vec<(usize, &str)> {
         let starts = self.prose.match_indices("](").map(|(at, _)| at + 2);
         let links = starts.filter_map(|at| {
@@ -136,7 +136,7 @@ impl Document {
         anchors
     }
 
-    /// Contents of code spans and the lines of fenced blocks, with their places.
+    /// Contents of code spans and the lines of fenced blocks, with their positions.
     pub fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         self.spans
             .iter()
@@ -145,8 +145,8 @@ impl Document {
     }
 }
 
-/// GitHub's anchor of a heading: lower case, spaces to hyphens, and of everything else only letters,
-/// digits, hyphens and underscores. A link in a heading counts with its text.
+/// GitHub's anchor of a heading: lower case, with hyphens for spaces; of all other characters only
+/// letters, digits, hyphens and underscores are kept. A link in a heading counts with its text.
 fn anchor(heading: &str) -> String {
     let mut text = heading.trim().to_string();
     while let Some(middle) = text.find("](") {

@@ -1,6 +1,5 @@
-//! The Nano network twice, as a CPU backend with a loaded plan and as the f64 reference, with the
-//! same parameters; images and comparisons for both. Depends on the crate under test and on
-//! `reference`.
+//! The Nano network as a CPU backend with a loaded plan and as the f64 reference, with the same
+//! parameters; images and comparisons for both. Depends on the crate under test and on `reference`.
 
 use crate::reference::{Gradients, Loss, Reference, golden::relative_error};
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
@@ -20,7 +19,7 @@ pub struct Twin {
 }
 
 impl Twin {
-    /// Nano with random parameters large enough that every gradient counts.
+    /// Nano with random parameters that are large enough to give every gradient an effect.
     pub fn new(scale: usize, seed: u64) -> Twin {
         let net = Network::new("nano", scale).unwrap();
         let reference =
@@ -69,7 +68,7 @@ impl Twin {
         )
     }
 
-    /// A training plan with the parameters and their EMA in place.
+    /// A training plan whose parameters and EMA are loaded.
     pub fn load(&self, spec: &StepSpec, options: CpuOptions) -> Step {
         let plan = training_plan(&self.net, spec, &options).unwrap();
         let ports = plan.ports;
@@ -169,7 +168,7 @@ pub fn spec(batch: usize, lq: (usize, usize), losses: &[(LossKind, f32)], float:
     }
 }
 
-/// No learning, one micro-batch.
+/// Scalars for one micro-batch with a learning rate of 0.
 pub fn scalars() -> Scalars {
     Scalars {
         lr: 0.0,
@@ -194,7 +193,7 @@ pub fn narrow(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&v| v as f32).collect()
 }
 
-/// Noise in 0..1.
+/// Random values in 0..1.
 pub fn noise(count: usize, seed: u64) -> Vec<f32> {
     let mut rng = Rng::new(&[seed]);
     (0..count).map(|_| rng.range(0.0, 1.0) as f32).collect()
@@ -206,7 +205,7 @@ pub fn bytes(count: usize, seed: u64) -> Vec<u8> {
     (0..count).map(|_| rng.range(0.0, 256.0) as u8).collect()
 }
 
-/// Bytes as the reference takes them.
+/// Bytes as the values that the reference expects.
 pub fn unit(bytes: &[u8]) -> Vec<f64> {
     bytes.iter().map(|&b| f64::from(b) / 255.0).collect()
 }
@@ -217,12 +216,12 @@ pub fn reference_loss(kind: LossKind) -> Loss {
         LossKind::L1 => Loss::L1,
         LossKind::Charbonnier => Loss::Charbonnier,
         LossKind::Mse => Loss::Mse,
-        LossKind::Ssim | LossKind::MsSsim => panic!("{kind:?} is no pixel loss"),
+        LossKind::Ssim | LossKind::MsSsim => panic!("{kind:?} is not a pixel loss"),
     }
 }
 
-/// Everything a step must agree with: loss, every gradient, the gradient of the input. Returns the
-/// worst error of a gradient.
+/// Compares loss, every gradient and the gradient of the input with the expected ones. Returns the
+/// largest error of a gradient.
 pub fn check_gradients(what: &str, twin: &Twin, step: &mut Step, expected: &Gradients) -> f64 {
     let loss = (step.loss() - expected.loss).abs() / expected.loss;
     assert!(
@@ -234,13 +233,13 @@ pub fn check_gradients(what: &str, twin: &Twin, step: &mut Step, expected: &Grad
     let (error, name) = twin.worst(&step.gradients(), |name| of(&expected.params, name));
     assert!(
         error < 1e-5,
-        "{what}: the gradient of {name} is {error:e} away"
+        "{what}: the gradient of {name} differs by {error:e}"
     );
     if step.ports.input_gradients[0].is_some() {
         let input = relative_error(&wide(&step.input_gradient()), &expected.input);
         assert!(
             input < 1e-5,
-            "{what}: the gradient of the input is {input:e} away"
+            "{what}: the gradient of the input differs by {input:e}"
         );
     }
     error

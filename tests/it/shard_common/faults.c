@@ -1,9 +1,10 @@
-// Makes calls of the system fail for the tests: loaded by LD_PRELOAD, told by the variable PARAGON_FAULT what is to fail.
+// Makes calls of the system fail, for the tests. Loaded by LD_PRELOAD; the variable PARAGON_FAULT
+// chooses the calls:
 //
 //   PARAGON_FAULT=CALL:ERRNO:SKIP:COUNT:MARKER
 //
-// CALL is open, read, pread, stat or flock; calls on paths whose text holds MARKER fail with ERRNO, but for the first SKIP of them, COUNT
-// times (-1 = for ever).
+// CALL is open, read, pread, stat or flock. Of the calls on paths that contain MARKER, the first SKIP
+// succeed and the next COUNT (-1 = all) fail with ERRNO.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,7 +19,7 @@
 
 static atomic_long seen;
 
-// The errno that a call on a path is to fail with, or 0.
+// Returns the errno with which a call on a path must fail, or 0.
 static int fault(const char *call, const char *path) {
     const char *spec = getenv("PARAGON_FAULT");
     char name[16];

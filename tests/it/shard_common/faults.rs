@@ -1,12 +1,12 @@
-//! Faults of the system for the tests: a small library that makes chosen calls fail, compiled once
-//! for each run of the tests.
+//! Simulated errors of the system: a small library that makes chosen calls fail, compiled once for
+//! each run of the tests.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Lets calls of a command fail: `call` (open, read, pread, stat, flock) on paths that hold
-/// `marker` gives `errno`, but for the first `skip`, `count` times (-1 = for ever).
+/// Makes calls of a command fail: after `skip` calls, `call` (open, read, pread, stat, flock) on
+/// paths that contain `marker` returns `errno`, `count` times (-1 = always).
 pub fn inject<'a>(
     command: &'a mut Command,
     call: &str,
@@ -41,7 +41,7 @@ fn library() -> &'static PathBuf {
             "{}",
             String::from_utf8_lossy(&built.stderr)
         );
-        std::fs::rename(&made, &path).unwrap(); // another run may be using the old one
+        std::fs::rename(&made, &path).unwrap(); // another run may use the old one
         path
     })
 }

@@ -1,5 +1,5 @@
-//! What the tests of shards and loader share: small images and small sets, made afresh in a
-//! temporary folder.
+//! Helpers for the tests of shards and loader: small images and small sets, made in a temporary
+//! folder.
 
 #[cfg(target_os = "linux")]
 pub mod faults;
@@ -89,7 +89,7 @@ pub fn paragon(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs `paragon` and gives exit code, stdout and stderr.
+/// Runs `paragon`; returns exit code, stdout and stderr.
 pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let Output {
         status,
@@ -100,7 +100,7 @@ pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     (status.code(), text(stdout), text(stderr))
 }
 
-/// Lets a read-only file be written to, for damaging it.
+/// Makes a read-only file writable, so that a test can damage it.
 pub fn make_writable(path: &Path) {
     paragon::sys::make_writable(path).unwrap();
 }

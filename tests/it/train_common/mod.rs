@@ -1,5 +1,5 @@
-//! What the tests of `paragon train` share: a small set, the command with short runs, what a run
-//! leaves, and signals.
+//! Helpers for the tests of `paragon train`: a small set, the command with short runs, the files of
+//! a run, and signals.
 
 use crate::cli_common::{Ran, paragon, run, text};
 use crate::shard_common::{config, files, make, pictures};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 pub type Flags<'a> = &'a [(&'a str, &'a str)];
 
-/// Iterations of the common run; log lines and checkpoints do not fall on the same iterations on
+/// Iterations of the common run. Its log lines and checkpoints are at different iterations on
 /// purpose.
 pub const BASE: Flags = &[
     ("--iterations", "24"),
@@ -24,7 +24,7 @@ pub const BASE: Flags = &[
     ("--threads", "2"),
 ];
 
-/// `paragon train` with the common flags, some of them replaced, and more.
+/// `paragon train` with the common flags, of which `flags` replaces some and adds others.
 pub fn command(set: &Path, out: &Path, flags: Flags) -> Vec<String> {
     let mut all = vec![
         "train".to_string(),
@@ -81,7 +81,7 @@ pub fn log(out: &Path) -> Vec<serde_json::Value> {
         .collect()
 }
 
-/// What must be equal: network, newest state, the log without its timings.
+/// The parts of a run that must be equal: networks, newest state, the log without its timings.
 #[derive(PartialEq)]
 pub struct Outcome {
     pub model: Vec<u8>,
@@ -125,7 +125,7 @@ pub fn no_litter(out: &Path) {
     for folder in [out.to_path_buf(), out.join("models"), out.join("states")] {
         for entry in fs::read_dir(folder).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(!name.ends_with(".partial"), "{name} is left");
+            assert!(!name.ends_with(".partial"), "{name} was left");
         }
     }
 }
@@ -147,7 +147,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// A command with its output to be read at its end.
+/// Starts a command whose output is read at its end.
 #[cfg(unix)]
 pub fn spawn(command: &mut Command) -> Child {
     command
@@ -160,7 +160,7 @@ pub fn spawn(command: &mut Command) -> Child {
 /// Sends a signal to a process that has not been waited for.
 #[cfg(unix)]
 pub fn signal(child: &Child, signal: i32) {
-    // SAFETY: the child was not waited for, so its number is still its own
+    // SAFETY: the child was not waited for, so no other process can have its number.
     assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
 }
 
