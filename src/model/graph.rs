@@ -78,6 +78,8 @@ pub(super) struct Graph<'a, 'b> {
     /// The network's input, and its views.
     inputs: Vec<BufferId>,
     known: HashMap<BufferId, Known>,
+    /// Values of the whole micro-batch and their views in the current slice.
+    views: Vec<(BufferId, BufferId)>,
     /// Forward operations since the tape was taken last.
     tape: Vec<Op>,
     /// Composed weights by the name of their convolution, with their gradients.
@@ -117,6 +119,7 @@ impl<'a, 'b> Graph<'a, 'b> {
             images: 0..whole.n,
             inputs: Vec::new(),
             known: HashMap::new(),
+            views: Vec::new(),
             tape: Vec::new(),
             composed: HashMap::new(),
             folded: None,
@@ -234,7 +237,12 @@ impl<'a, 'b> Graph<'a, 'b> {
     /// The current images of a value of the whole micro-batch.
     pub fn view(&mut self, value: Value) -> Value {
         let (images, of) = (self.images.clone(), self.whole.n);
+        let viewed = self.views.iter().find(|(whole, _)| *whole == value.buffer);
+        if let Some(&(_, buffer)) = viewed {
+            return Value { buffer, ..value };
+        }
         let buffer = self.builder.images(value.buffer, &images, of);
+        self.views.push((value.buffer, buffer));
         if buffer != value.buffer {
             let known = &self.known[&value.buffer];
             let (name, stride) = (known.name.clone(), known.stride);
@@ -249,6 +257,7 @@ impl<'a, 'b> Graph<'a, 'b> {
     /// From here on, operations are appended for these images.
     pub fn begin_slice(&mut self, images: Range<usize>) {
         self.images = images;
+        self.views.clear();
         self.summed = 0;
         self.parts_used = 0;
     }

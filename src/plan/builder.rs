@@ -141,11 +141,16 @@ impl<'a> Builder<'a> {
             .collect();
         let lifetimes = self.lifetimes(&micro, &deferred_sums, &ports);
         let all = 0..self.ops.len();
-        for (buffer, lifetime) in self.buffers.iter_mut().zip(lifetimes) {
-            buffer.live = match lifetime {
+        for (buffer, lifetime) in self.buffers.iter_mut().zip(&lifetimes) {
+            let of_whole = buffer
+                .parent
+                .and_then(|(whole, _)| lifetimes[whole.0 as usize].clone());
+            buffer.live = match (lifetime, of_whole) {
                 _ if buffer.class.persistent() => all.clone(),
-                Some(range) => range,
-                None => {
+                (Some(range), _) => range.clone(),
+                // a network need not read what it is given for every slice
+                (None, Some(whole)) => whole.start..whole.start,
+                (None, None) => {
                     return Err(Error::Invalid(format!(
                         "the plan has a buffer that no operation uses: {}",
                         buffer.name
