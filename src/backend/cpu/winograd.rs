@@ -8,11 +8,13 @@
 //! sqrt(2). As a b = 1, the transforms change the size of their values little, and the f32 errors
 //! equal those of the direct form (with the usual points +-1 and +-2 they are 2 to 5 times larger).
 
+mod blocks;
 mod multiply;
 #[cfg(test)]
 mod tests;
 
-pub use multiply::{CHUNK, Chunk, Output, multiply_and_store, products};
+pub use blocks::{BlockValues, Lanes, multiply_blocks, outer_blocks, pack_lanes};
+pub use multiply::{CHUNK, Chunk, Output, multiply_and_store, products, store_tiles};
 
 use super::simd::{LANES, Simd};
 

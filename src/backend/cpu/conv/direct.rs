@@ -163,7 +163,6 @@ unsafe fn convolve_row<S: Simd>(
             };
             match ring.c {
                 3 => row_product::<S, 3>(&product),
-                16 => row_product::<S, 16>(&product),
                 _ => row_product::<S, 0>(&product),
             }
         }
@@ -232,11 +231,12 @@ impl Task for Forward<'_> {
                 activation: row_activation(c, bias.add(c.output_stride)),
                 ..ring(c, self.input, c.input_stride, image, self.parts.scratch())
             };
-            for row in start as isize - reach..start as isize + reach {
-                inputs.load::<S>(row);
-            }
-            for y in start..end {
-                inputs.load::<S>(y as isize + reach);
+            for y in start as isize - 2 * reach..end as isize {
+                inputs.load::<S>(y + reach);
+                if y < start as isize {
+                    continue; // the first output row needs all rows around it
+                }
+                let y = y as usize;
                 let out = self.output.at((image * h + y) * w * c.output_stride);
                 let weights = shared.at(0).cast_const();
                 let to = (out, c.output_stride);
@@ -351,13 +351,13 @@ impl Task for Backward<'_> {
             let scratch = SharedPtr::new(scratch.at(ring_floats(c, c.input_stride)));
             let gradients = ring(c, self.d_output, c.output_stride, image, scratch);
             let row = scratch.at(ring_floats(c, c.output_stride));
-            for y in start as isize - reach..start as isize + reach {
-                inputs.load::<S>(y);
-                gradients.load::<S>(y);
-            }
-            for y in start..end {
-                inputs.load::<S>(y as isize + reach);
-                gradients.load::<S>(y as isize + reach);
+            for y in start as isize - 2 * reach..end as isize {
+                inputs.load::<S>(y + reach);
+                gradients.load::<S>(y + reach);
+                if y < start as isize {
+                    continue; // the first row needs all rows around it
+                }
+                let y = y as usize;
                 self.add_weight_gradient::<S>(&inputs, &gradients, y, partial.at(0));
                 let Some((d_input, add)) = self.d_input else {
                     continue;

@@ -113,18 +113,15 @@ unsafe fn lanes<S: Simd, const P: usize, const V: usize, const STRIDE: usize>(
     // SAFETY: no tile begins before pixel 0 or ends after pixel `w`; the rest is the caller's
     // contract
     unsafe {
-        let mut pixel = 0;
-        while pixel + P <= r.w {
-            tile::<S, P, V, STRIDE>(r, l, pixel);
-            pixel += P;
+        if r.w < P {
+            for pixel in 0..r.w {
+                tile::<S, 1, V, STRIDE>(r, l, pixel);
+            }
+            return;
         }
-        while P > 4 && pixel + 4 <= r.w {
-            tile::<S, 4, V, STRIDE>(r, l, pixel);
-            pixel += 4;
-        }
-        while pixel < r.w {
-            tile::<S, 1, V, STRIDE>(r, l, pixel);
-            pixel += 1;
+        for pixel in (0..r.w).step_by(P) {
+            // the last tile computes some pixels again, which have the same bits
+            tile::<S, P, V, STRIDE>(r, l, pixel.min(r.w - P));
         }
     }
 }

@@ -1,28 +1,33 @@
 //! Dense 3x3 convolutions in Winograd's form F(4x4, 3x3), for training: the same operations and
-//! parameters as in the direct form, with four times fewer multiplications. Depends on `tiling` and `winograd`.
+//! parameters as in the direct form, with four times fewer multiplications. Tiles are computed in
+//! groups of a few blocks, so that the weights of a transformed point are read once for a group.
+//! Depends on the transforms and products of `winograd`, and on the row kernels.
 
 use super::super::arena::SharedPtr;
-use super::super::rows::{row_outer, row_sum};
+use super::super::rows::row_sum;
 use super::super::simd::{LANES, Simd};
 use super::super::tasks::{
     Bands, Context, Task, Workspace, WorkspaceParts, exceeds_cache, round_up_to_lanes,
 };
-use super::super::tiling::{
-    GradientTiles, ImageRows, TileRow, convolution_scratch, convolve_tiles, gradient_scratch, pack,
-    tiles,
+use super::super::tiling::{ImageRows, tiles};
+use super::super::winograd::{
+    BlockValues, CHUNK, IN, Lanes, Output, POINTS, Points, Span, gather_lanes, multiply_blocks,
+    outer_blocks, pack_lanes, store_tiles, transform_gradient, transform_input,
 };
-use super::super::winograd::{IN, POINTS, gather_lanes};
 use super::input::RowRing;
 use super::layout::weight_index;
 use super::{Finish, pack_channels, row_activation, slope_values, store_gradients};
 use crate::plan::{Conv, ConvBack};
 
-/// Tiles that a weight gradient transforms at a time: enough to keep sums in registers, few enough
-/// to stay in cache.
-const OUTER_TILES: usize = 32;
-
 /// Outputs of a tile along a side, pixels.
 const OUT: usize = 4;
+/// Pixels of a block along a row.
+const BLOCK_PIXELS: usize = CHUNK * OUT;
+/// Blocks of a group: enough that reading the weights of a point, or the sums at a point, costs
+/// little, and few enough that the group's transformed values stay in the second cache.
+const GROUP_BLOCKS: usize = 4;
+/// Input channels whose weights a task packs.
+const PACK_DEPTH: usize = 16;
 
 /// Whether a convolution is computed in this form.
 pub fn applies(c: &Conv) -> bool {
@@ -31,19 +36,166 @@ pub fn applies(c: &Conv) -> bool {
         && c.input_stride.is_multiple_of(LANES)
 }
 
-/// f32 elements of transformed weights.
-fn transformed(c: &Conv) -> usize {
-    POINTS * c.input_stride * c.output_stride
+/// Whether a group has blocks of one row of tiles only. This keeps the bits of the weight gradients
+/// of 16 channels, which earlier versions computed row by row.
+fn rows_apart(c: &Conv) -> bool {
+    (c.cin, c.cout) == (LANES, LANES)
 }
 
-/// The weight of output channel `co`, input channel `ci` and tap `tap`, in f64; 0 for channels that
-/// fill the last vector.
-fn tap(c: &Conv, weight: &[f32], co: usize, ci: usize, tap: usize) -> f64 {
-    let index = weight_index(c, co, ci, tap / 3, tap % 3);
-    index.map_or(0.0, |index| f64::from(weight[index]))
+/// The channels that a product is from and to: (channels, channels of the buffer).
+#[derive(Clone, Copy)]
+struct Direction {
+    from: (usize, usize),
+    to: (usize, usize),
+    /// From output to input channels, with the taps turned by 180 degrees: a pixel's gradient comes
+    /// from the outputs on the opposite side.
+    backward: bool,
 }
 
-/// Rows of an input as six rows of tiles read them: those in memory, or activated ones in a ring.
+impl Direction {
+    fn forward(c: &Conv) -> Direction {
+        Direction {
+            from: (c.cin, c.input_stride),
+            to: (c.cout, c.output_stride),
+            backward: false,
+        }
+    }
+
+    fn backward(c: &Conv) -> Direction {
+        Direction {
+            from: (c.cout, c.output_stride),
+            to: (c.cin, c.input_stride),
+            backward: true,
+        }
+    }
+
+    /// f32 values of the transformed weights.
+    fn weights(&self) -> usize {
+        POINTS * self.from.0 * self.to.1
+    }
+
+    /// f32 values of the scratch of [`convolve`].
+    fn scratch(&self) -> usize {
+        BlockValues::floats(GROUP_BLOCKS, self.from.1)
+            + BlockValues::floats(GROUP_BLOCKS, self.to.1)
+    }
+}
+
+/// Transforms the weights of one vector of lanes for [`PACK_DEPTH`] input channels a task.
+struct Pack<'a> {
+    op: &'a Conv,
+    direction: Direction,
+    weight: SharedPtr<f32>,
+    out: SharedPtr<f32>,
+}
+
+impl Pack<'_> {
+    fn run(self, ctx: &Context<'_>) {
+        let Direction { from, to, .. } = self.direction;
+        let tasks = to.1 / LANES * from.0.div_ceil(PACK_DEPTH);
+        ctx.parallel(tasks, &self);
+    }
+}
+
+impl Task for Pack<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, task: usize) {
+        let (c, Direction { from, to, backward }) = (self.op, self.direction);
+        let steps = from.0.div_ceil(PACK_DEPTH);
+        let (vector, first) = (task / steps, task % steps * PACK_DEPTH);
+        let lane = vector * LANES;
+        let part =
+            Lanes::parts(to.1).find(|p| (p.first..p.first + p.vectors * LANES).contains(&lane));
+        let Some(part) = part else { return };
+        let n = (lane - part.first) / LANES;
+        let range = first..(first + PACK_DEPTH).min(from.0);
+        // SAFETY: each task has lanes and depths of its own, and `weight` is the parameter
+        unsafe {
+            let weight = self.weight.view(0, c.weight.len);
+            pack_lanes::<S>(self.out.at(0), part, n, from.0, range, |to, from, tap| {
+                let index = if backward {
+                    weight_index(c, from, to, 2 - tap / 3, 2 - tap % 3)
+                } else {
+                    weight_index(c, to, from, tap / 3, tap % 3)
+                };
+                index.map_or(0.0, |index| f64::from(weight[index]))
+            });
+        }
+    }
+}
+
+/// Neighbouring tiles in a row.
+#[derive(Clone, Copy)]
+struct Block {
+    /// First row of the tiles' outputs.
+    y: usize,
+    /// First tile of the row of tiles.
+    first: usize,
+    /// Tiles, at most [`CHUNK`].
+    count: usize,
+}
+
+/// The blocks of a band of rows, in groups.
+#[derive(Clone, Copy)]
+struct Tiles {
+    start: usize,
+    end: usize,
+    w: usize,
+    rows_apart: bool,
+}
+
+impl Tiles {
+    fn blocks_of_row(&self) -> usize {
+        tiles::<OUT>(self.w).div_ceil(CHUNK)
+    }
+
+    fn block(&self, i: usize) -> Block {
+        let (row, at) = (i / self.blocks_of_row(), i % self.blocks_of_row());
+        Block {
+            y: self.start + OUT * row,
+            first: at * CHUNK,
+            count: CHUNK.min(tiles::<OUT>(self.w) - at * CHUNK),
+        }
+    }
+
+    /// The group of blocks after the first `done` ones; `None` after the last.
+    fn group(&self, done: usize) -> Option<Group> {
+        let row = self.blocks_of_row();
+        let total = (self.end - self.start).div_ceil(OUT) * row;
+        let left = if self.rows_apart {
+            row - done % row
+        } else {
+            total - done.min(total)
+        };
+        let blocks = std::array::from_fn(|i| self.block((done + i).min(total - 1)));
+        (done < total).then(|| Group {
+            blocks,
+            counts: blocks.map(|block| block.count),
+            len: left.min(GROUP_BLOCKS),
+        })
+    }
+}
+
+/// Blocks that are multiplied together.
+struct Group {
+    blocks: [Block; GROUP_BLOCKS],
+    /// The tiles in use of each.
+    counts: [usize; GROUP_BLOCKS],
+    /// Blocks in use.
+    len: usize,
+}
+
+impl Group {
+    fn counts(&self) -> &[usize] {
+        &self.counts[..self.len]
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = (usize, Block)> {
+        self.blocks.into_iter().take(self.len).enumerate()
+    }
+}
+
+/// Rows of an input as rows of tiles read them: those in memory, or activated ones in a ring.
 struct InputRows {
     rows: ImageRows,
     ring: RowRing,
@@ -54,7 +206,7 @@ struct InputRows {
 /// f32 values of [`InputRows::ring`].
 fn ring_floats(c: &Conv) -> usize {
     match c.activation {
-        Some(_) => RowRing::floats(c.extent.w, c.input_stride, 0, IN),
+        Some(_) => round_up_to_lanes(RowRing::floats(c.extent.w, c.input_stride, 0, IN)),
         None => 0,
     }
 }
@@ -100,33 +252,139 @@ impl InputRows {
     /// As [`RowRing::load`] and [`ImageRows::get`].
     #[inline(always)]
     unsafe fn get<S: Simd>(&mut self, first: isize) -> [*const f32; IN] {
-        let h = self.rows.h;
+        let h = self.rows.h as isize;
         // SAFETY: rows outside the image are zeros, and the ring holds the last six rows
         unsafe {
-            let rows = self.rows.get::<IN>(first, h);
+            let mut rows = self.rows.get::<IN>(first, self.rows.h);
             if self.ring.activation.is_none() {
                 return rows;
             }
             let end = first + IN as isize;
             for row in self.next.max(first)..end {
-                if row >= 0 && row < h as isize {
+                if row >= 0 && row < h {
                     self.ring.load::<S>(row);
                 }
             }
             self.next = end;
-            let mut active = rows;
-            for (k, row) in active.iter_mut().enumerate() {
-                let y = first + k as isize;
-                if y >= 0 && y < h as isize {
+            for (row, y) in rows.iter_mut().zip(first..) {
+                if y >= 0 && y < h {
                     *row = self.ring.row(y).cast_const();
                 }
             }
-            active
+            rows
         }
     }
 }
 
-/// Places in the shared part of the forward operation.
+/// Transforms the tiles of a block of six input rows.
+///
+/// # Safety
+/// As [`transform_input`]; `v` has room for the block.
+#[inline(always)]
+unsafe fn transform_block<S: Simd>(
+    rows: [*const f32; IN],
+    w: usize,
+    b: Block,
+    v: &BlockValues,
+    at: usize,
+) {
+    let span = Span {
+        first: b.first,
+        count: b.count,
+        w,
+        c: v.stride,
+    };
+    // SAFETY: by the caller's contract
+    unsafe { transform_input::<S, OUT>(rows, span, points(v, at)) }
+}
+
+/// The points of a block.
+///
+/// # Safety
+/// `v` has room for the block.
+#[inline(always)]
+unsafe fn points(v: &BlockValues, block: usize) -> Points {
+    Points {
+        // SAFETY: by the caller's contract
+        base: unsafe { v.at(block, 0) },
+        point_stride: v.point_stride(),
+        tile_stride: v.stride,
+    }
+}
+
+/// The convolution of a group of blocks.
+#[derive(Clone, Copy)]
+struct Convolution {
+    /// Room for the transformed inputs of a group.
+    v: BlockValues,
+    /// Room for their products.
+    m: BlockValues,
+    /// Channels of `v` that are multiplied.
+    depth: usize,
+    weights: *const f32,
+    /// `[lanes of m]`
+    bias: *const f32,
+}
+
+impl Convolution {
+    /// With a scratch of [`Direction::scratch`] values.
+    fn new(
+        direction: Direction,
+        scratch: *mut f32,
+        (weights, bias): (*const f32, *const f32),
+    ) -> Convolution {
+        let Direction { from, to, .. } = direction;
+        let values = BlockValues::floats(GROUP_BLOCKS, from.1);
+        Convolution {
+            v: BlockValues {
+                base: scratch,
+                stride: from.1,
+            },
+            m: BlockValues {
+                base: scratch.wrapping_add(values),
+                stride: to.1,
+            },
+            depth: from.0,
+            weights,
+            bias,
+        }
+    }
+
+    /// Multiplies the transformed inputs of a group.
+    ///
+    /// # Safety
+    /// As [`multiply_blocks`].
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(&self, counts: &[usize]) {
+        // SAFETY: by the caller's contract
+        unsafe { multiply_blocks::<S>(&self.v, counts, self.depth, self.weights, &self.m) }
+    }
+
+    /// Transforms the products of block number `at` of the group into outputs.
+    ///
+    /// # Safety
+    /// As [`store_tiles`], for all lanes.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, at: usize, block: Block, out: Output<OUT>) {
+        // SAFETY: lanes begin whole vectors of the products and outputs
+        unsafe {
+            let points = points(&self.m, at);
+            for lane in (0..self.m.stride).step_by(LANES) {
+                let mut out = out;
+                for row in out.rows.iter_mut().flatten() {
+                    *row = row.add(lane);
+                }
+                let points = Points {
+                    base: points.base.add(lane),
+                    ..points
+                };
+                store_tiles::<S, OUT>(points, block.count, S::load(self.bias.add(lane)), out);
+            }
+        }
+    }
+}
+
+/// Places in the shared part of an operation: the weights come first.
 struct Shared {
     bias: usize,
     slopes: usize,
@@ -134,24 +392,28 @@ struct Shared {
     len: usize,
 }
 
-fn shared(c: &Conv) -> Shared {
-    let bias = transformed(c);
-    let slopes = bias + c.output_stride;
-    let zeros = slopes + slope_values(c);
-    Shared {
-        bias,
-        slopes,
-        zeros,
-        len: zeros + c.extent.w * c.input_stride,
+impl Shared {
+    /// For a product in a direction; rows of zeros have the channels of the wider buffer.
+    fn new(c: &Conv, direction: Direction) -> Shared {
+        let bias = direction.weights();
+        let slopes = bias + direction.to.1;
+        let zeros = slopes + slope_values(c);
+        Shared {
+            bias,
+            slopes,
+            zeros,
+            len: zeros + c.extent.w * c.input_stride.max(c.output_stride),
+        }
     }
 }
 
 /// Workspace of the forward operation. Shared: weights, biases, slopes and a row of zeros. Scratch:
 /// activated rows, transformed inputs and products.
 pub fn workspace(c: &Conv) -> Workspace {
+    let direction = Direction::forward(c);
     Workspace {
-        shared: shared(c).len,
-        scratch: round_up_to_lanes(ring_floats(c)) + convolution_scratch(c.input_stride),
+        shared: Shared::new(c, direction).len,
+        scratch: ring_floats(c) + direction.scratch(),
         ..Workspace::default()
     }
 }
@@ -169,32 +431,46 @@ struct Forward<'a> {
 impl Task for Forward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let (c, extent) = (self.op, self.op.extent);
-        let (w, h, lanes) = (extent.w, extent.h, c.output_stride);
+        let c = self.op;
+        let (w, h, lanes) = (c.extent.w, c.extent.h, c.output_stride);
+        let direction = Direction::forward(c);
         let (image, start, end) = self.bands.task(task);
         // SAFETY: rows `start..end` of the output are this task's. Channels of the buffers are
         // multiples of 16 (`check`), so pixels begin at multiples of 64 bytes. The rest is the
         // contract of `Task::run`.
         unsafe {
-            let (shared, at) = (self.parts.shared(), shared(c));
-            let scratch = self.parts.scratch();
+            let (shared, at) = (self.parts.shared(), Shared::new(c, direction));
+            let ring = self.parts.scratch().at(0);
             let (zeros, slopes) = (shared.at(at.zeros), shared.at(at.slopes));
-            let mut inputs =
-                InputRows::new(c, self.input, zeros, slopes, (image, start), scratch.at(0));
-            for y in (start..end).step_by(OUT) {
-                let row = |r: usize| self.output.at((image * h + y + r) * w * lanes);
-                convolve_tiles::<S, OUT>(&TileRow {
-                    inputs: inputs.get::<S>(y as isize - 1),
-                    c: c.input_stride,
-                    depth: c.input_stride,
-                    w,
-                    scratch: scratch.at(round_up_to_lanes(ring_floats(c))),
-                    weights: shared.at(0),
-                    bias: shared.at(at.bias),
-                    lanes,
-                    outputs: std::array::from_fn(|r| (y + r < end).then(|| row(r))),
-                    non_temporal: exceeds_cache(extent, lanes),
-                });
+            let mut inputs = InputRows::new(c, self.input, zeros, slopes, (image, start), ring);
+            let scratch = ring.add(ring_floats(c));
+            let packed = (shared.at(0).cast_const(), shared.at(at.bias).cast_const());
+            let convolution = Convolution::new(direction, scratch, packed);
+            let tiles = Tiles {
+                start,
+                end,
+                w,
+                rows_apart: false,
+            };
+            let mut done = 0;
+            while let Some(group) = tiles.group(done) {
+                for (at, block) in group.blocks() {
+                    let rows = inputs.get::<S>(block.y as isize - 1);
+                    transform_block::<S>(rows, w, block, &convolution.v, at);
+                }
+                convolution.multiply::<S>(group.counts());
+                for (at, block) in group.blocks() {
+                    let row = |r: usize| self.output.at((image * h + block.y + r) * w * lanes);
+                    let out = Output {
+                        rows: std::array::from_fn(|r| (block.y + r < end).then(|| row(r))),
+                        stride: lanes,
+                        x: OUT * block.first,
+                        w,
+                        non_temporal: exceeds_cache(c.extent, lanes),
+                    };
+                    convolution.store::<S>(at, block, out);
+                }
+                done += group.len;
             }
             S::fence();
         }
@@ -204,20 +480,19 @@ impl Task for Forward<'_> {
 /// Runs the forward operation.
 pub fn forward(ctx: &Context<'_>, op: &Conv) {
     let parts = ctx.parts(op.workspace, workspace(op));
+    let direction = Direction::forward(op);
+    let (shared, at) = (parts.shared(), Shared::new(op, direction));
+    Pack {
+        op,
+        direction,
+        weight: ctx.param(op.parameters, op.weight),
+        out: shared,
+    }
+    .run(ctx);
     // SAFETY: the pieces lie inside parameters and workspace and do not overlap, and no task runs
-    // yet
     unsafe {
-        let weight = ctx.param(op.parameters, op.weight).view(0, op.weight.len);
-        let (buffer, at) = (parts.shared(), shared(op));
-        let weights = buffer.slice(0, transformed(op));
-        pack::<3>(
-            weights,
-            op.input_stride,
-            op.output_stride,
-            |lane, ci, at| tap(op, weight, lane, ci, at),
-        );
-        pack_channels(ctx, op, Some(buffer.at(at.bias)), buffer.at(at.slopes));
-        buffer.slice(at.zeros, at.len - at.zeros).fill(0.0);
+        pack_channels(ctx, op, Some(shared.at(at.bias)), shared.at(at.slopes));
+        shared.slice(at.zeros, at.len - at.zeros).fill(0.0);
     }
     let mut bands = Bands::new(op.extent);
     if op.tile_invariant {
@@ -235,9 +510,9 @@ pub fn forward(ctx: &Context<'_>, op: &Conv) {
     );
 }
 
-/// Tiles that a weight gradient transforms at a time in rows of `w` pixels.
-fn outer_tiles(w: usize) -> usize {
-    OUTER_TILES.min(tiles::<OUT>(w))
+/// f32 values of the weight gradients at the points.
+fn sums_floats(c: &Conv) -> usize {
+    POINTS * c.cin * c.output_stride
 }
 
 /// f32 elements of a task's partial: gradients of the weights `[tap][input][lane]`, then of the
@@ -247,60 +522,31 @@ fn gradients(c: &Conv) -> usize {
 }
 
 fn bias_at(c: &Conv) -> usize {
-    9 * c.input_stride * c.output_stride
+    9 * c.cin * c.output_stride
 }
 
-/// Places in the shared part of the backward operation.
-fn shared_back(c: &Conv) -> Shared {
-    let bias = transformed(c);
-    let slopes = bias + c.input_stride;
-    let zeros = slopes + slope_values(c);
-    Shared {
-        bias,
-        slopes,
-        zeros,
-        len: zeros + c.extent.w * c.input_stride.max(c.output_stride),
-    }
-}
-
-/// f32 values of the rows of a gradient before they are finished.
+/// f32 values of a block of a gradient before it is finished.
 fn unfinished_floats(op: &ConvBack) -> usize {
     let c = &op.forward;
-    let direct = c.activation.is_none() && op.d_input.is_none_or(|d| !d.add);
-    if direct {
+    let only_stores = c.activation.is_none() && op.d_input.is_none_or(|d| !d.add);
+    if only_stores {
         0
     } else {
-        OUT * c.extent.w * c.input_stride
+        OUT * BLOCK_PIXELS * c.input_stride
     }
 }
 
-/// Places in the scratch of the backward operation: the sums at the points come first.
-struct Scratch {
-    ring: usize,
-    unfinished: usize,
-    tiles: usize,
-}
-
-fn scratch(op: &ConvBack) -> Scratch {
-    let ring = transformed(&op.forward);
-    let unfinished = ring + round_up_to_lanes(ring_floats(&op.forward));
-    Scratch {
-        ring,
-        unfinished,
-        tiles: unfinished + unfinished_floats(op),
-    }
-}
-
-/// Workspace of the backward operation. Shared: weights, zeros and slopes. Scratch: sums at the
-/// points, activated rows, rows of the gradient, and transformed values.
+/// Workspace of the backward operation. Shared: weights, zeros and slopes. Scratch: activated rows,
+/// transformed values or products of inputs and of gradients, and then either the sums at the points
+/// or a block of the gradient.
 pub fn workspace_back(op: &ConvBack) -> Workspace {
     let c = &op.forward;
-    let outer = gradient_scratch(outer_tiles(c.extent.w), c.input_stride, c.output_stride);
+    let direction = Direction::backward(c);
     Workspace {
-        shared: shared_back(c).len,
+        shared: Shared::new(c, direction).len,
         partial: gradients(c),
         tasks: Bands::new(c.extent).tasks(),
-        scratch: scratch(op).tiles + outer.max(convolution_scratch(c.output_stride)),
+        scratch: ring_floats(c) + direction.scratch() + sums_floats(c).max(unfinished_floats(op)),
     }
 }
 
@@ -319,117 +565,174 @@ struct Backward<'a> {
 impl Task for Backward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, task: usize) {
-        let (c, w, h) = (
-            &self.op.forward,
-            self.op.forward.extent.w,
-            self.op.forward.extent.h,
-        );
-        let (cin, cout) = (c.input_stride, c.output_stride);
+        let c = &self.op.forward;
         let (image, start, end) = self.bands.task(task);
+        let direction = Direction::backward(c);
         // SAFETY: rows `start..end` of `d_input` and the partial are this task's. Channels of the
         // buffers are multiples of 16 (`check`), so pixels begin at multiples of 64 bytes. The rest
         // is the contract of `Task::run`.
         unsafe {
-            let partial = self.parts.partial(task);
+            let partial = self.parts.partial(task).at(0);
             partial
-                .at(bias_at(c))
+                .add(bias_at(c))
                 .write_bytes(0, gradients(c) - bias_at(c));
-            let (sums, places) = (self.parts.scratch().at(0), scratch(self.op));
-            sums.write_bytes(0, transformed(c));
-            let scratch = sums.add(places.tiles);
-            let (shared, at) = (self.parts.shared(), shared_back(c));
-            let zeros = shared.at(at.zeros).cast_const();
-            let (slopes, ring) = (shared.at(at.slopes), sums.add(places.ring));
-            let mut inputs = InputRows::new(c, self.input, zeros, slopes, (image, start), ring);
-            let gradients = ImageRows {
-                source: self.d_output,
-                c: cout,
-                ..inputs.rows
+            let (shared, at) = (self.parts.shared(), Shared::new(c, direction));
+            let (zeros, slopes) = (shared.at(at.zeros), shared.at(at.slopes));
+            let ring = self.parts.scratch().at(0);
+            let inputs = InputRows::new(c, self.input, zeros, slopes, (image, start), ring);
+            let band = BandOfGradients {
+                task: self,
+                gradients: ImageRows {
+                    source: self.d_output,
+                    c: c.output_stride,
+                    ..inputs.rows
+                },
+                inputs,
+                tiles: Tiles {
+                    start,
+                    end,
+                    w: c.extent.w,
+                    rows_apart: rows_apart(c),
+                },
+                values: ring.add(ring_floats(c)),
+                rest: ring.add(ring_floats(c) + direction.scratch()),
+                partial,
             };
-            for y in (start..end).step_by(OUT) {
-                // the weights' gradient counts rows of this band only
-                let own = gradients.get::<OUT>(y as isize, end);
-                let both = GradientTiles {
-                    inputs: inputs.get::<S>(y as isize - 1),
-                    c: cin,
-                    gradients: own,
-                    lanes: cout,
-                    w,
-                    span: outer_tiles(w),
-                    scratch,
-                };
-                add_weight_gradient::<S>(&both, sums);
-                for d in &own[..OUT.min(end - y)] {
-                    row_sum::<S>(*d, cout, w, partial.at(bias_at(c)));
-                }
-                let Some((d_input, add)) = self.d_input else {
-                    continue;
-                };
-                let finish = |r: usize| Finish {
-                    activation: inputs.ring.activation,
-                    z: inputs.ring.stored(y + r),
-                    c: cin,
-                    len: w * cin,
-                    out: d_input.at((image * h + y + r) * w * cin),
-                    add,
-                    slope_sums: partial.at(bias_at(c) + cout),
-                };
-                let unfinished = sums.add(places.unfinished);
-                let direct = unfinished_floats(self.op) == 0;
-                let row = |r: usize| {
-                    if direct {
-                        finish(r).out
-                    } else {
-                        unfinished.add(r * w * cin)
-                    }
-                };
-                convolve_tiles::<S, OUT>(&TileRow {
-                    inputs: gradients.get(y as isize - 1, h),
-                    c: cout,
-                    depth: cout,
-                    w,
-                    scratch,
-                    weights: shared.at(0),
-                    bias: shared.at(at.bias),
-                    lanes: cin,
-                    outputs: std::array::from_fn(|r| (y + r < end).then(|| row(r))),
-                    non_temporal: direct && exceeds_cache(c.extent, cin),
-                });
-                for r in 0..OUT.min(end - y) {
-                    if !direct {
-                        finish(r).run::<S>(unfinished.add(r * w * cin));
-                    }
-                }
-            }
-            for at in (0..cin * cout).step_by(LANES) {
-                gather_lanes::<S, 3>(sums.add(at), cin * cout, partial.at(at), cin * cout);
+            let band = band.weights::<S>();
+            if let Some(d_input) = self.d_input {
+                band.inputs::<S>(d_input, (shared.at(0), shared.at(at.bias)));
             }
             S::fence();
         }
     }
 }
 
-/// Adds the weight gradient of a row of tiles at the points to `sums`, `[POINTS][cin][cout]`.
-///
-/// # Safety
-/// As [`GradientTiles::transform`]; `sums` has room for its values, and no other thread uses it.
-#[inline(always)]
-unsafe fn add_weight_gradient<S: Simd>(both: &GradientTiles<OUT>, sums: *mut f32) {
-    let GradientTiles {
-        c: cin,
-        lanes: cout,
-        w,
-        span,
-        ..
-    } = *both;
-    for first in (0..tiles::<OUT>(w)).step_by(span) {
-        let count = span.min(tiles::<OUT>(w) - first);
-        // SAFETY: at most `span` tiles are transformed, and points stay below 36
+/// The gradients of a band of rows: first those of the weights, then that of the input, so that the
+/// sums of the former need not share the cache with the weights of the latter.
+struct BandOfGradients<'a> {
+    task: &'a Backward<'a>,
+    inputs: InputRows,
+    gradients: ImageRows,
+    tiles: Tiles,
+    /// Room for transformed inputs and gradients of a group.
+    values: *mut f32,
+    /// Room for the sums at the points, and for an unfinished block.
+    rest: *mut f32,
+    partial: *mut f32,
+}
+
+impl BandOfGradients<'_> {
+    /// Computes the gradients of weights and biases.
+    ///
+    /// # Safety
+    /// As [`Task::run`] of the task that has made `self`.
+    #[inline(always)]
+    unsafe fn weights<S: Simd>(mut self) -> Self {
+        let c = &self.task.op.forward;
+        let (w, end, lanes) = (c.extent.w, self.tiles.end, c.output_stride);
+        let v = BlockValues {
+            base: self.values,
+            stride: c.input_stride,
+        };
+        // SAFETY: the scratch has room for the values of a group, for the sums, and for a partial;
+        // the rest is the caller's contract
         unsafe {
-            both.transform::<S>(first, count);
-            for point in 0..POINTS {
-                let ((v, z), sums) = (both.at(point), sums.add(point * cin * cout));
-                row_outer::<S>(v, cin, cin, z, cout, count, sums);
+            let z = BlockValues {
+                base: self
+                    .values
+                    .add(BlockValues::floats(GROUP_BLOCKS, c.input_stride)),
+                stride: lanes,
+            };
+            let (sums, partial, mut done) = (self.rest, self.partial, 0);
+            while let Some(group) = self.tiles.group(done) {
+                for (at, block) in group.blocks() {
+                    let rows = self.inputs.get::<S>(block.y as isize - 1);
+                    transform_block::<S>(rows, w, block, &v, at);
+                    // the weights' gradient counts rows of this band only
+                    let own = self.gradients.get::<OUT>(block.y as isize, end);
+                    let span = Span {
+                        first: block.first,
+                        count: block.count,
+                        w,
+                        c: lanes,
+                    };
+                    transform_gradient::<S, OUT>(own, span, points(&z, at));
+                    if block.first == 0 {
+                        for d in &own[..OUT.min(end - block.y)] {
+                            row_sum::<S>(*d, lanes, w, partial.add(bias_at(c)));
+                        }
+                    }
+                }
+                outer_blocks::<S>(&v, &z, group.counts(), c.cin, sums, done > 0);
+                done += group.len;
+            }
+            let values = c.cin * lanes;
+            for at in (0..values).step_by(LANES) {
+                gather_lanes::<S, 3>(sums.add(at), values, partial.add(at), values);
+            }
+        }
+        self
+    }
+
+    /// Computes the gradient of the input.
+    ///
+    /// # Safety
+    /// As [`BandOfGradients::weights`].
+    #[inline(always)]
+    unsafe fn inputs<S: Simd>(
+        &self,
+        (d_input, add): (SharedPtr<f32>, bool),
+        (weights, bias): (*const f32, *const f32),
+    ) {
+        let op = self.task.op;
+        let c = &op.forward;
+        let (w, h, end, cin) = (c.extent.w, c.extent.h, self.tiles.end, c.input_stride);
+        let packed = Direction::backward(c);
+        let convolution = Convolution::new(packed, self.values, (weights, bias));
+        let only_stores = unfinished_floats(op) == 0;
+        let mut done = 0;
+        // SAFETY: rows below `end` are this task's; an unfinished block has room for its pixels
+        unsafe {
+            let row = |y: usize| d_input.at((self.inputs.rows.image * h + y) * w * cin);
+            let unfinished = |r: usize| self.rest.add(r * BLOCK_PIXELS * cin);
+            while let Some(group) = self.tiles.group(done) {
+                for (at, block) in group.blocks() {
+                    let rows = self.gradients.get(block.y as isize - 1, h);
+                    transform_block::<S>(rows, w, block, &convolution.v, at);
+                }
+                convolution.multiply::<S>(group.counts());
+                for (at, block) in group.blocks() {
+                    let (y, x) = (block.y, OUT * block.first);
+                    let place = |r: usize| {
+                        if only_stores {
+                            row(y + r)
+                        } else {
+                            unfinished(r)
+                        }
+                    };
+                    let out = Output {
+                        rows: std::array::from_fn(|r| (y + r < end).then(|| place(r))),
+                        stride: cin,
+                        x: if only_stores { x } else { 0 },
+                        w: if only_stores { w } else { BLOCK_PIXELS },
+                        non_temporal: only_stores && exceeds_cache(c.extent, cin),
+                    };
+                    convolution.store::<S>(at, block, out);
+                    let rows = if only_stores { 0 } else { OUT.min(end - y) };
+                    for r in 0..rows {
+                        let finish = Finish {
+                            activation: self.inputs.ring.activation,
+                            z: self.inputs.ring.stored(y + r).add(x * cin),
+                            c: cin,
+                            len: BLOCK_PIXELS.min(w - x) * cin,
+                            out: row(y + r).add(x * cin),
+                            add,
+                            slope_sums: self.partial.add(bias_at(c) + c.output_stride),
+                        };
+                        finish.run::<S>(unfinished(r));
+                    }
+                }
+                done += group.len;
             }
         }
     }
@@ -439,19 +742,21 @@ unsafe fn add_weight_gradient<S: Simd>(both: &GradientTiles<OUT>, sums: *mut f32
 pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
     let c = &op.forward;
     let parts = ctx.parts(op.workspace, workspace_back(op));
+    let direction = Direction::backward(c);
+    let (shared, at) = (parts.shared(), Shared::new(c, direction));
+    if op.d_input.is_some() {
+        Pack {
+            op: c,
+            direction,
+            weight: ctx.param(c.parameters, c.weight),
+            out: shared,
+        }
+        .run(ctx);
+    }
     // SAFETY: the pieces lie inside parameters and workspace and do not overlap, and no task runs
-    // yet
     unsafe {
-        let weight = ctx.param(c.parameters, c.weight).view(0, c.weight.len);
-        let (buffer, at) = (parts.shared(), shared_back(c));
-        // A pixel's gradient comes from the outputs on the opposite side, so the taps are turned by
-        // 180 degrees.
-        let weights = buffer.slice(0, transformed(c));
-        pack::<3>(weights, c.output_stride, c.input_stride, |ci, lane, at| {
-            tap(c, weight, lane, ci, 8 - at)
-        });
-        buffer.slice(at.bias, at.len - at.bias).fill(0.0);
-        pack_channels(ctx, c, None, buffer.at(at.slopes));
+        shared.slice(at.bias, at.len - at.bias).fill(0.0);
+        pack_channels(ctx, c, None, shared.at(at.slopes));
     }
     let bands = Bands::new(c.extent);
     let task = Backward {
@@ -467,6 +772,6 @@ pub fn backward(ctx: &Context<'_>, op: &ConvBack) {
         return;
     }
     store_gradients(ctx, op, parts, bias_at(c), |co, ci, tap| {
-        (tap * c.input_stride + ci) * c.output_stride + co
+        (tap * c.cin + ci) * c.output_stride + co
     });
 }

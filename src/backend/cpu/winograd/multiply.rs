@@ -2,7 +2,7 @@
 //! into outputs.
 
 use super::super::simd::{LANES, Registers, Simd};
-use super::{GROUP, IN, POINTS, output_line, point_stride};
+use super::{GROUP, IN, POINTS, Points, output_line, point_stride};
 
 /// Tiles multiplied at a time: 16 accumulators, if there are 32 registers and a tile has two
 /// vectors of lanes.
@@ -133,15 +133,41 @@ pub(super) unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(
     c: &Chunk,
     n: usize,
     bias: S::V,
+    mut out: Output<OUT>,
+) {
+    // SAFETY: vector `n` lies inside the products and the outputs, by the caller's contract
+    unsafe {
+        for row in out.rows.iter_mut().flatten() {
+            *row = row.add(n * LANES);
+        }
+        let m = Points {
+            base: c.m.add(n * LANES),
+            point_stride: point_stride(CHUNK * V * LANES),
+            tile_stride: V * LANES,
+        };
+        store_tiles::<S, OUT>(m, c.count, bias, out);
+    }
+}
+
+/// Computes and stores the outputs of `count` tiles, A^T m A plus bias, for one vector of lanes.
+///
+/// # Safety
+/// As [`Simd`]. A vector can be read at every point of the tiles. Every row of `out` that is not
+/// missing has room for `w` pixels, `stride` values apart; it does not overlap the products, and no
+/// other thread uses it. With `non_temporal`, pixels begin at multiples of 64 bytes.
+#[inline(always)]
+pub unsafe fn store_tiles<S: Simd, const OUT: usize>(
+    m: Points,
+    count: usize,
+    bias: S::V,
     out: Output<OUT>,
 ) {
     // SAFETY: only products of the tiles in use are read, and nothing is written to pixels after
     // the end of a row or to a missing row
     unsafe {
-        for tile in 0..c.count {
-            let at = |point: usize| {
-                S::load(c.m.add(point * point_stride(CHUNK * V * LANES) + (tile * V + n) * LANES))
-            };
+        for tile in 0..count {
+            let at =
+                |point: usize| S::load(m.base.add(point * m.point_stride + tile * m.tile_stride));
             let mut columns = [[S::splat(0.0); OUT]; IN];
             for (x, column) in columns.iter_mut().enumerate() {
                 *column = output_line::<S, OUT>([
@@ -160,10 +186,7 @@ pub(super) unsafe fn store_outputs<S: Simd, const V: usize, const OUT: usize>(
                 let values = output_line::<S, OUT>([a[y], b[y], c[y], d[y], e[y], f[y]]);
                 for (i, value) in values.into_iter().enumerate() {
                     if x + i < out.w {
-                        let (to, value) = (
-                            row.add((x + i) * out.stride + n * LANES),
-                            S::add(value, bias),
-                        );
+                        let (to, value) = (row.add((x + i) * out.stride), S::add(value, bias));
                         if out.non_temporal {
                             S::stream(to, value)
                         } else {
