@@ -19,7 +19,7 @@ use super::tasks::{Context, Workspace};
 use crate::plan::{StreamBlock, StreamBlockBack};
 use anyhow::{Result, ensure};
 use pack::{Packed, TAPS};
-use rows::{Taps, row_taps};
+use rows::{Taps, prefetch, row_taps};
 
 /// Features F of a Stream block, a constant so that the inner loops are compiled for it.
 const FEATURES: usize = 32;
@@ -290,7 +290,11 @@ impl<const X: usize, const U: usize> Projected<X, U> {
                     w: n,
                     non_temporal: false,
                 });
+                let pixel = (self.image * self.h + row as usize) * strip.w + c;
+                let ahead = self.input.at(pixel * FEATURES).cast_const();
+                let ahead = ahead.wrapping_add((REACH + 1) * strip.w * FEATURES);
                 for group in 0..GROUPS {
+                    prefetch::<S>(ahead, n * FEATURES, group, GROUPS);
                     let weights = self.weights.at(Packed::PROJ + group * FEATURES * GROUP);
                     let bias = self.weights.at(Packed::PROJ_BIAS + group * GROUP);
                     row_product::<S, GROUP>(&RowProduct {

@@ -1,28 +1,29 @@
 //! The backward operation of a Stream block. It recomputes everything up to m from the block's
-//! input, a row ahead of the gradients that need it.
+//! input, one row before the gradients that need it. "Gradient of" a value means that of the loss
+//! with respect to it.
 //!
-//! A task computes the gradients behind dw1 and dw3 for the rows of its band alone. Their part of
-//! the input's gradient in the three rows above and below the band goes to the task's border in the
-//! workspace, and is added to the neighbours' rows after all tasks: recomputing the gradients for
-//! six more rows would take a fifth of the time of a band of 32.
+//! A task computes the gradients of dw1's and dw3's outputs for the rows of its band alone. Their
+//! contribution to the input's gradient in the three rows above and below the band goes to the
+//! task's border in the workspace, and is added to those rows after all tasks have finished:
+//! recomputing the gradients for six more rows would add an eighth to the time of a band of 32.
+
+mod steps;
 
 use super::super::arena::SharedPtr;
-use super::super::rows::{RowProduct, RowStart, row_outer, row_product, row_sum};
 use super::super::simd::{LANES, Simd};
-use super::super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, exceeds_cache};
+use super::super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts};
 use super::pack::{Packed, SQUARE, TAPS, pack};
-use super::rows::{
-    Gate, InputGradient, Taps, add_row, row_gate_back, row_input_gradient, row_taps, row_taps_outer,
-};
-use super::{FEATURES, GROUP, GROUPS, HIDDEN, PIECE, Projected, REACH, Ring, Strip, pieces, place};
+use super::rows::add_row;
+use super::{FEATURES, GROUP, GROUPS, HIDDEN, PIECE, Projected, REACH, Ring, Strip, place};
 use crate::plan::{ParamRange, StreamBlock, StreamBlockBack};
 
-/// The rings of the recomputed rows. The gradient with respect to p is computed two rows after p;
-/// it needs x three rows above, and t and both depthwise convolutions in its own row.
+/// The rings of the recomputed rows. The gradients of a row of p are computed two rows after p
+/// itself. They need t and the outputs of dw1 and dw3 of the same row, and x from three rows above
+/// it to three rows below.
 type Rows = Projected<{ 2 * REACH + 3 }, 3>;
 
-/// Columns on each side of a strip for which the gradients behind dw1 and dw3, those behind the
-/// gate, and p are computed.
+/// Columns on each side of a strip for which the gradients of dw1's and dw3's outputs, the gradient
+/// of the gate's output, and p are computed.
 const REACH_DW: usize = REACH;
 const REACH_GATE: usize = REACH_DW + 1;
 const REACH_P: usize = REACH_GATE + 1;
@@ -58,8 +59,8 @@ impl Sums {
     const LEN: usize = Self::D_OUTPUT + FEATURES;
 }
 
-/// f32 values of a task's border `[2 * REACH][w][F]`: the rows above the band, then those below;
-/// none where a band is a whole image.
+/// f32 values of a task's border `[2 * REACH][w][F]`: the rows above the band, then those below; 0
+/// if a band is a whole image.
 fn border(op: &StreamBlock) -> usize {
     if op.extent.h > Bands::new(op.extent).rows() {
         2 * REACH * op.extent.w * FEATURES
@@ -106,17 +107,17 @@ struct StripOfBand<'a> {
     /// The row after the last one.
     end: usize,
     rows: Rows,
-    /// Gradient with respect to the output of `gate`.
+    /// Gradient of the output of `gate`.
     d_gate: Ring<3, GROUPS>,
-    /// Gradient with respect to the output of dw1, then of dw3.
+    /// Gradient of the output of dw1, then of dw3.
     d_dw: Ring<{ 2 * REACH + 1 }, 2>,
     /// A row of zeros, for the rows of `d_dw` outside the band.
     zeros: Ring<1, 1>,
-    /// A piece of dm, then of m, `[PIECE, E]`.
+    /// A piece of the gradient of m, and then of m, `[PIECE, E]`.
     m: *mut f32,
-    /// A piece of the gradient with respect to p, `[group][PIECE][GROUP]`.
+    /// A piece of the gradient of p, `[group][PIECE][GROUP]`.
     d_p: *mut f32,
-    /// A piece of the gradient with respect to t, `[PIECE, F]`.
+    /// A piece of the gradient of t, `[PIECE, F]`.
     d_t: *mut f32,
     /// The task's partial, laid out as [`Sums`].
     partial: SharedPtr<f32>,
@@ -173,283 +174,6 @@ impl Task for Backward<'_> {
     }
 }
 
-impl StripOfBand<'_> {
-    /// Runs all steps over the rows of the strip.
-    ///
-    /// # Safety
-    /// As [`Task::run`] of the task whose strip this is.
-    #[inline(always)]
-    unsafe fn run<S: Simd>(&self) {
-        let (start, end, reach) = (self.start as isize, self.end as isize, REACH as isize);
-        // SAFETY: each step finds the rows that it needs in the rings: `gate` those of p beside its
-        // own, the gradient of p those of the gate's gradient beside its own, and the gradient of
-        // the input REACH rows of `d_dw` on each side. The rest is the caller's contract.
-        unsafe {
-            self.zeros
-                .row(0, 0)
-                .write_bytes(0, self.zeros.columns * GROUP);
-            for row in start - 2 - reach..start - 2 + reach {
-                self.rows.load(row);
-            }
-            for row in start - 2..end + 2 + 2 * reach {
-                if row < end + 2 {
-                    self.rows.fill::<S>(row);
-                }
-                if row >= start && row < end + 2 {
-                    self.gate_gradient::<S>(row - 1);
-                }
-                if row >= start + 2 && row < end + 2 {
-                    self.projected_gradient::<S>(row - 2);
-                }
-                let row = row - 2 - reach;
-                if row >= start - reach && row >= 0 && row < self.rows.h as isize {
-                    self.input_gradient::<S>(row as usize);
-                }
-            }
-        }
-    }
-
-    /// The columns of a piece that are the strip's own: (number of columns before them, number).
-    #[inline(always)]
-    fn own(&self, (c, n): (usize, usize)) -> (usize, usize) {
-        let strip = self.rows.strip;
-        let (from, to) = (c.max(strip.start), (c + n).min(strip.end));
-        (from - c, to.saturating_sub(from))
-    }
-
-    /// Computes a row of the gradient with respect to the gate's output; zeros for a row outside
-    /// the image. For a row of the band, also adds the gradients of `out` and `gate` to the
-    /// partial.
-    ///
-    /// # Safety
-    /// As [`StripOfBand::run`]; the rows of p around `row` are in the ring.
-    #[inline(always)]
-    unsafe fn gate_gradient<S: Simd>(&self, row: isize) {
-        let Rows {
-            strip, h, weights, ..
-        } = self.rows;
-        let (columns, partial) = (strip.columns(REACH_GATE), self.partial);
-        // SAFETY: rows have room for the reach and one column more, the pieces for PIECE pixels,
-        // and `backward` packed the weights; the rest is the caller's contract
-        unsafe {
-            if row < 0 || row >= h as isize {
-                self.d_gate.clear(row, strip, columns, 1);
-                return;
-            }
-            let in_band = row >= self.start as isize && row < self.end as isize;
-            for (c, n) in pieces(columns) {
-                let (before, own) = self.own((c, n));
-                let at = ((self.rows.image * h + row as usize) * strip.w + c) * FEATURES;
-                let d_out = self.task.d_output.at(at).cast_const();
-                row_product::<S, FEATURES>(&RowProduct {
-                    rows: &[d_out],
-                    stride: FEATURES,
-                    taps: FEATURES,
-                    weights: weights.at(Packed::OUT),
-                    lanes: HIDDEN,
-                    start: RowStart::Bias(weights.at(Packed::ZEROS)),
-                    out: self.m,
-                    w: n,
-                    non_temporal: false,
-                });
-                for group in 0..GROUPS {
-                    let around = self.rows.p.around(row, 1, group, strip.at(c, 1));
-                    let d_gate = self.d_gate.row(row, group).add(strip.at(c, 0));
-                    let taps = Taps {
-                        rows: around,
-                        weights: weights.at(Packed::GATE + group * TAPS),
-                    };
-                    let gate = Gate {
-                        taps,
-                        bias: weights.at(Packed::GATE_BIAS + group * GROUP),
-                        m: self.m.add(group * LANES),
-                    };
-                    row_gate_back::<S>(gate, n, d_gate);
-                    if in_band && own > 0 {
-                        let around = around.map(|row| row.add(before * GROUP));
-                        let d_gate = d_gate.add(before * GROUP);
-                        let sum = partial.at(Sums::GATE + group * TAPS);
-                        row_taps_outer::<S, 1>(around, d_gate, own, sum);
-                        let sum = partial.at(Sums::GATE_BIAS + group * GROUP);
-                        row_sum::<S>(d_gate, GROUP, own, sum);
-                    }
-                }
-                if in_band && own > 0 {
-                    let d_out = d_out.add(before * FEATURES);
-                    let (m, sum) = (self.m.add(before * HIDDEN), partial.at(Sums::PRODUCT));
-                    row_outer::<S>(d_out, FEATURES, FEATURES, m, HIDDEN, own, sum);
-                    row_sum::<S>(d_out, FEATURES, own, partial.at(Sums::D_OUTPUT));
-                }
-            }
-            self.d_gate.pad(row, strip, columns, 1);
-        }
-    }
-
-    /// Computes a row of the gradients with respect to the outputs of dw1 and dw3, and adds the
-    /// gradients of `proj`, `fuse`, dw1 and dw3 to the partial.
-    ///
-    /// # Safety
-    /// As [`StripOfBand::run`]; `row` is a row of the band, and the rows of the gate's gradient
-    /// around it are in the ring.
-    #[inline(always)]
-    unsafe fn projected_gradient<S: Simd>(&self, row: isize) {
-        let Rows { strip, weights, .. } = self.rows;
-        let columns = strip.columns(REACH_DW);
-        // SAFETY: as in `gate_gradient`
-        unsafe {
-            for (c, n) in pieces(columns) {
-                self.d_p_piece::<S>(row, (c, n));
-                let groups: [*const f32; GROUPS] =
-                    std::array::from_fn(|g| self.d_p.add(g * PIECE * GROUP).cast_const());
-                let product = RowProduct {
-                    rows: &groups,
-                    stride: GROUP,
-                    taps: GROUP,
-                    weights: weights.at(Packed::PROJ_TRANSPOSED),
-                    lanes: FEATURES,
-                    start: RowStart::Bias(weights.at(Packed::ZEROS)),
-                    out: self.d_t,
-                    w: n,
-                    non_temporal: false,
-                };
-                row_product::<S, GROUP>(&product);
-                for half in [0, 1] {
-                    row_product::<S, FEATURES>(&RowProduct {
-                        rows: &[self.d_t.cast_const()],
-                        stride: FEATURES,
-                        taps: FEATURES,
-                        weights: weights.at(Packed::FUSE_TRANSPOSED + half * SQUARE),
-                        out: self.d_dw.row(row, half).add(strip.at(c, 0)),
-                        ..product
-                    });
-                }
-                self.add_first_layers::<S>(row, (c, n));
-            }
-            self.d_dw.pad(row, strip, columns, REACH);
-        }
-    }
-
-    /// Computes a piece of the gradient with respect to p, and adds the gradient of `proj` to the
-    /// partial.
-    ///
-    /// # Safety
-    /// As [`StripOfBand::projected_gradient`].
-    #[inline(always)]
-    unsafe fn d_p_piece<S: Simd>(&self, row: isize, (c, n): (usize, usize)) {
-        let Rows { strip, weights, .. } = self.rows;
-        let (before, own) = self.own((c, n));
-        // SAFETY: as in `gate_gradient`
-        unsafe {
-            let t = self.rows.t.row(row, 0).add(strip.at(c + before, 0));
-            for group in 0..GROUPS {
-                let taps = Taps {
-                    rows: self.d_gate.around(row, 1, group, strip.at(c, 1)),
-                    weights: weights.at(Packed::GATE_FLIPPED + group * TAPS),
-                };
-                let d_p = self.d_p.add(group * PIECE * GROUP);
-                row_taps::<S, 1>(taps, weights.at(Packed::ZEROS), n, d_p);
-                if own > 0 {
-                    let d_p = d_p.add(before * GROUP);
-                    let sum = self.partial.at(Sums::PROJ + group * SQUARE);
-                    row_outer::<S>(t, FEATURES, FEATURES, d_p, GROUP, own, sum);
-                    let sum = self.partial.at(Sums::PROJ_BIAS + group * GROUP);
-                    row_sum::<S>(d_p, GROUP, own, sum);
-                }
-            }
-        }
-    }
-
-    /// Adds a piece's gradients of `fuse`, dw1 and dw3 to the partial.
-    ///
-    /// # Safety
-    /// As [`StripOfBand::projected_gradient`]; the piece of dt and its row of `d_dw` are computed.
-    #[inline(always)]
-    unsafe fn add_first_layers<S: Simd>(&self, row: isize, (c, n): (usize, usize)) {
-        let (strip, partial) = (self.rows.strip, self.partial);
-        let (before, own) = self.own((c, n));
-        if own == 0 {
-            return;
-        }
-        // SAFETY: as in `gate_gradient`
-        unsafe {
-            let at = strip.at(c + before, 0);
-            let d_t = self.d_t.add(before * FEATURES);
-            row_sum::<S>(d_t, FEATURES, own, partial.at(Sums::FUSE_BIAS));
-            for half in [0, 1] {
-                let u = self.rows.u.row(row, half).add(at);
-                let sum = partial.at(Sums::FUSE + half * SQUARE);
-                row_outer::<S>(u, GROUP, GROUP, d_t, FEATURES, own, sum);
-                let d_dw = self.d_dw.row(row, half).add(at);
-                let distance = [1, REACH][half];
-                let x = self.rows.x;
-                let x = x.around(row, distance as isize, 0, strip.at(c + before, distance));
-                let sum = partial.at(Sums::DW + half * TAPS);
-                if half == 0 {
-                    row_taps_outer::<S, 1>(x, d_dw, own, sum);
-                } else {
-                    row_taps_outer::<S, REACH>(x, d_dw, own, sum);
-                }
-                let sum = partial.at(Sums::DW_BIAS + half * FEATURES);
-                row_sum::<S>(d_dw, GROUP, own, sum);
-            }
-        }
-    }
-
-    /// Writes row `y` of the gradient with respect to the input, or the band's part of it to the
-    /// border if the row is another band's.
-    ///
-    /// # Safety
-    /// As [`StripOfBand::run`]; `y` is a row of the image at most REACH rows from the band, and the
-    /// rows of `d_dw` around it that are the band's are in the ring.
-    #[inline(always)]
-    unsafe fn input_gradient<S: Simd>(&self, y: usize) {
-        let Rows {
-            strip, h, weights, ..
-        } = self.rows;
-        // SAFETY: as in `gate_gradient`; a pixel is F = 32 values, so pixels begin at multiples of
-        // 64 bytes
-        unsafe {
-            for (c, n) in pieces((strip.start, strip.end)) {
-                let taps = |half: usize, distance: usize| Taps {
-                    rows: [0, distance, 2 * distance].map(|d| {
-                        let row = (y + d) as isize - distance as isize;
-                        let in_band = row >= self.start as isize && row < self.end as isize;
-                        let row = if in_band {
-                            self.d_dw.row(row, half)
-                        } else {
-                            self.zeros.row(0, 0)
-                        };
-                        row.add(strip.at(c, distance)).cast_const()
-                    }),
-                    weights: weights.at(Packed::DW_FLIPPED + half * TAPS),
-                };
-                let at = ((self.rows.image * h + y) * strip.w + c) * FEATURES;
-                let in_band = y >= self.start && y < self.end;
-                let (d_output, out) = if in_band {
-                    let d_output = self.task.d_output.at(at).cast_const();
-                    (Some(d_output), self.task.d_input.at(at))
-                } else {
-                    let row = if y < self.start {
-                        y + REACH - self.start
-                    } else {
-                        y + REACH - self.end
-                    };
-                    let at = (row * strip.w + c) * FEATURES;
-                    (None, self.border.add(at))
-                };
-                let gradient = InputGradient {
-                    dw1: taps(0, 1),
-                    dw3: taps(1, REACH),
-                    d_output,
-                    out,
-                    non_temporal: in_band && exceeds_cache(self.task.op.extent, FEATURES),
-                };
-                row_input_gradient::<S>(gradient, n);
-            }
-        }
-    }
-}
-
 /// Adds the borders of the neighbours to the rows of a band.
 struct AddBorders<'a>(&'a Backward<'a>);
 
@@ -461,10 +185,10 @@ impl Task for AddBorders<'_> {
         } = *self.0;
         let (len, h, shared) = (op.extent.w * FEATURES, op.extent.h, parts.shared());
         let (image, start, end) = bands.task(task);
-        // SAFETY: rows `start..end` of `d_input` are this task's. A band above or below has written
-        // the rows of its border that are in the image, and those within REACH of it are this
-        // band's: all bands but an image's last have more rows. The rest is the contract of
-        // `Task::run`.
+        // SAFETY: rows `start..end` of `d_input` are this task's. The tasks of the bands above and
+        // below have written all rows of their borders that are in the image, and no task writes
+        // borders now. All bands but an image's last have at least REACH rows, so no row is within
+        // REACH of a third band. The rest is the contract of `Task::run`.
         unsafe {
             let border_row = |task: usize, row: usize| {
                 let border = BORDERS + task * border(op);

@@ -4,7 +4,7 @@
 //! position in a row.
 
 use super::super::simd::{LANES, Registers, Simd};
-use super::{GROUP, HIDDEN};
+use super::{GROUP, HIDDEN, REACH};
 
 /// Largest absolute value of the gate's product.
 pub const CLAMP: f32 = 65504.0;
@@ -54,7 +54,8 @@ pub struct Taps {
 
 impl Taps {
     /// Adds the nine products of P pixels from `pixel` on to `sums`, for the vector of channels
-    /// from `lane` on.
+    /// from `lane` on. It takes one tap after the other for all pixels: their sums are independent,
+    /// which hides the latency of the additions.
     ///
     /// # Safety
     /// As [`Simd`]. The rows hold `pixel + P + 2 * D` pixels, and the vector lies inside the group.
@@ -69,15 +70,11 @@ impl Taps {
         // contract
         unsafe {
             for (ky, row) in self.rows.iter().enumerate() {
-                let tap = |kx: usize| self.weights.add((ky * 3 + kx) * GROUP + lane);
-                let weights = [S::load(tap(0)), S::load(tap(1)), S::load(tap(2))];
-                // each value is loaded once for the pixels that read it
-                for x in 0..P + 2 * D {
-                    let value = S::load(row.add((pixel + x) * GROUP + lane));
-                    for (kx, &weight) in weights.iter().enumerate() {
-                        if x >= kx * D && x - kx * D < P {
-                            sums[x - kx * D] = S::fma(value, weight, sums[x - kx * D]);
-                        }
+                for kx in 0..3 {
+                    let weight = S::load(self.weights.add((ky * 3 + kx) * GROUP + lane));
+                    let row = row.add((pixel + kx * D) * GROUP + lane);
+                    for (p, sum) in sums.iter_mut().enumerate() {
+                        *sum = S::fma(S::load(row.add(p * GROUP)), weight, *sum);
                     }
                 }
             }
@@ -132,25 +129,23 @@ pub struct Gate {
     pub taps: Taps,
     /// `[GROUP]`
     pub bias: *const f32,
-    /// The group's vector in the first of the pixels `[n][HIDDEN]`: m, and in the backward pass dm
-    /// before it.
+    /// The group's vector in the first of the pixels `[n][HIDDEN]` of m. The backward pass finds
+    /// the gradient of m there.
     pub m: *mut f32,
 }
 
 impl Gate {
-    /// a and b of P pixels.
+    /// The convolution at P pixels, for the vector of channels from `lane` on.
     ///
     /// # Safety
     /// As [`row_gate`]; the pixels lie inside the row.
     #[inline(always)]
-    unsafe fn halves<S: Simd, const P: usize>(&self, pixel: usize) -> [[S::V; P]; 2] {
+    unsafe fn half<S: Simd, const P: usize>(&self, pixel: usize, lane: usize) -> [S::V; P] {
         // SAFETY: the caller's contract
         unsafe {
-            let mut halves = [[S::load(self.bias); P], [S::load(self.bias.add(LANES)); P]];
-            for (half, sums) in halves.iter_mut().enumerate() {
-                self.taps.add::<S, P, 1>(pixel, half * LANES, sums);
-            }
-            halves
+            let mut sums = [S::load(self.bias.add(lane)); P];
+            self.taps.add::<S, P, 1>(pixel, lane, &mut sums);
+            sums
         }
     }
 }
@@ -170,7 +165,8 @@ impl PixelTile for Gate {
     unsafe fn run<S: Simd, const P: usize>(&self, pixel: usize) {
         // SAFETY: the contract of `row_gate`
         unsafe {
-            let [a, b] = self.halves::<S, P>(pixel);
+            let a = self.half::<S, P>(pixel, 0);
+            let b = self.half::<S, P>(pixel, LANES);
             for p in 0..P {
                 let m = clamp::<S>(S::mul(a[p], b[p]));
                 S::store(self.m.add((pixel + p) * HIDDEN), m);
@@ -201,7 +197,8 @@ impl PixelTile for GateBack {
     unsafe fn run<S: Simd, const P: usize>(&self, pixel: usize) {
         // SAFETY: the contract of `row_gate_back`
         unsafe {
-            let [a, b] = self.gate.halves::<S, P>(pixel);
+            let a = self.gate.half::<S, P>(pixel, 0);
+            let b = self.gate.half::<S, P>(pixel, LANES);
             for p in 0..P {
                 let at = self.gate.m.add((pixel + p) * HIDDEN);
                 let product = S::mul(a[p], b[p]);
@@ -220,8 +217,9 @@ impl PixelTile for GateBack {
     }
 }
 
-/// The gradient of one row of one group: reads dm where m belongs, writes m there, and the gradient
-/// with respect to a and b to `d_gate`, `[n][GROUP]`.
+/// The backward pass of one row of one group. `gate.m` holds the gradient of m, which m replaces;
+/// the gradient of a and b is written to `d_gate`, `[n][GROUP]`. The gradient of a product beyond
+/// the clamp is 0.
 ///
 /// # Safety
 /// As [`row_gate`]; `d_gate` has room for `[n, GROUP]` values, overlaps nothing else, and no other
@@ -232,15 +230,15 @@ pub unsafe fn row_gate_back<S: Simd>(gate: Gate, n: usize, d_gate: *mut f32) {
     unsafe { for_pixels::<S>(n, GateBack { gate, d_gate }) }
 }
 
-/// The gradient with respect to the block's input, through both depthwise convolutions.
+/// The gradient of the block's input, through both depthwise convolutions.
 #[derive(Clone, Copy)]
 pub struct InputGradient {
-    /// The gradient behind dw1, with dw1's taps turned by 180 degrees.
+    /// Rows of the gradient of dw1's output, and dw1's taps turned by 180 degrees.
     pub dw1: Taps,
-    /// The gradient behind dw3, with dw3's taps turned by 180 degrees.
+    /// Rows of the gradient of dw3's output, and dw3's taps turned by 180 degrees.
     pub dw3: Taps,
-    /// Start values `[n][GROUP]`: the gradient of the output, which the residual passes on. None:
-    /// zeros.
+    /// Start values `[n][GROUP]`: the gradient of the block's output, which the residual passes on.
+    /// `None`: zeros.
     pub d_output: Option<*const f32>,
     /// `[n][GROUP]`
     pub out: *mut f32,
@@ -261,7 +259,7 @@ impl PixelTile for InputGradient {
                     }
                 }
                 self.dw1.add::<S, P, 1>(pixel, lane, &mut sums);
-                self.dw3.add::<S, P, 3>(pixel, lane, &mut sums);
+                self.dw3.add::<S, P, REACH>(pixel, lane, &mut sums);
                 for (p, &sum) in sums.iter().enumerate() {
                     let to = self.out.add((pixel + p) * GROUP + lane);
                     if self.non_temporal {
@@ -287,31 +285,69 @@ pub unsafe fn row_input_gradient<S: Simd>(gradient: InputGradient, n: usize) {
     unsafe { for_pixels::<S>(n, gradient) }
 }
 
-/// The gradients of nine taps while a row is summed, for one vector of channels.
-struct TapSums<S: Simd> {
-    sums: [S::V; 9],
+/// The gradients of the taps of R rows while a row is summed, for one vector of channels.
+struct TapSums<S: Simd, const R: usize> {
+    sums: [[S::V; 3]; R],
     /// The gradient of the output two pixels left of the value's own, and one pixel left.
     before: S::V,
     here: S::V,
 }
 
-impl<S: Simd> TapSums<S> {
+impl<S: Simd, const R: usize> TapSums<S, R> {
     /// Adds the products of the values at pixel `x` of the rows with three gradients: `next`, that
     /// of the output whose leftmost tap the value is, and the two of the calls before.
     ///
     /// # Safety
     /// As [`Simd`]; the rows hold `[x + 1, GROUP]` values.
     #[inline(always)]
-    unsafe fn add(&mut self, rows: [*const f32; 3], x: usize, next: S::V) {
+    unsafe fn add(&mut self, rows: [*const f32; R], x: usize, next: S::V) {
         // SAFETY: the caller's contract
         unsafe {
-            for (ky, row) in rows.iter().enumerate() {
+            for (row, sums) in rows.iter().zip(&mut self.sums) {
                 let value = S::load(row.add(x * GROUP));
-                self.sums[ky * 3] = S::fma(value, next, self.sums[ky * 3]);
-                self.sums[ky * 3 + 1] = S::fma(value, self.here, self.sums[ky * 3 + 1]);
-                self.sums[ky * 3 + 2] = S::fma(value, self.before, self.sums[ky * 3 + 2]);
+                sums[0] = S::fma(value, next, sums[0]);
+                sums[1] = S::fma(value, self.here, sums[1]);
+                sums[2] = S::fma(value, self.before, sums[2]);
             }
             (self.before, self.here) = (self.here, next);
+        }
+    }
+
+    /// [`row_taps_outer`] for R of the three rows and one vector of channels.
+    ///
+    /// # Safety
+    /// As [`row_taps_outer`]; all pointers are those of the vector, and `sum` is that of the first
+    /// row.
+    #[inline(always)]
+    unsafe fn add_row<const D: usize>(
+        rows: [*const f32; R],
+        y: *const f32,
+        n: usize,
+        sum: *mut f32,
+    ) {
+        // SAFETY: `y` is read at pixels below n, and the rows at pixels below `n + 2 * D`; the rest
+        // is the caller's contract
+        unsafe {
+            let zero = S::splat(0.0);
+            let mut acc = TapSums::<S, R> {
+                sums: [[zero; 3]; R],
+                before: zero,
+                here: zero,
+            };
+            for first in 0..D.min(n) {
+                (acc.before, acc.here) = (zero, zero);
+                let mut x = first;
+                while x < n {
+                    acc.add(rows, x, S::load(y.add(x * GROUP)));
+                    x += D;
+                }
+                acc.add(rows, x, zero);
+                acc.add(rows, x + D, zero);
+            }
+            for (k, &acc) in acc.sums.as_flattened().iter().enumerate() {
+                let at = sum.add(k * GROUP);
+                S::store(at, S::add(S::load(at), acc));
+            }
         }
     }
 }
@@ -330,29 +366,17 @@ pub unsafe fn row_taps_outer<S: Simd, const D: usize>(
     n: usize,
     sum: *mut f32,
 ) {
-    // SAFETY: `y` is read at pixels below n, and the rows at pixels below `n + 2 * D`; the rest is
-    // the caller's contract
+    // SAFETY: the vector of `lane` lies inside the group; the rest is the caller's contract
     unsafe {
         for lane in [0, LANES] {
-            let (rows, y, zero) = (rows.map(|row| row.add(lane)), y.add(lane), S::splat(0.0));
-            let mut acc = TapSums::<S> {
-                sums: [zero; 9],
-                before: zero,
-                here: zero,
-            };
-            for first in 0..D.min(n) {
-                (acc.before, acc.here) = (zero, zero);
-                let mut x = first;
-                while x < n {
-                    acc.add(rows, x, S::load(y.add(x * GROUP)));
-                    x += D;
-                }
-                acc.add(rows, x, zero);
-                acc.add(rows, x + D, zero);
+            let (rows, y, sum) = (rows.map(|row| row.add(lane)), y.add(lane), sum.add(lane));
+            if S::REGISTERS == Registers::Many {
+                TapSums::<S, 3>::add_row::<D>(rows, y, n, sum);
+                continue;
             }
-            for (k, &acc) in acc.sums.iter().enumerate() {
-                let at = sum.add(k * GROUP + lane);
-                S::store(at, S::add(S::load(at), acc));
+            // nine sums would leave no register for the gradients
+            for (ky, &row) in rows.iter().enumerate() {
+                TapSums::<S, 1>::add_row::<D>([row], y, n, sum.add(ky * 3 * GROUP));
             }
         }
     }
@@ -367,5 +391,18 @@ pub unsafe fn add_row<S: Simd>(from: *const f32, len: usize, to: *mut f32) {
     for i in (0..len).step_by(LANES) {
         // SAFETY: the caller's contract
         unsafe { S::store(to.add(i), S::add(S::load(to.add(i)), S::load(from.add(i)))) }
+    }
+}
+
+/// Prefetches part number `part` of `parts` of `len` values from `from` on, which may be any
+/// address; a few at a time, so that the processor's requests to memory never wait for each other.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub unsafe fn prefetch<S: Simd>(from: *const f32, len: usize, part: usize, parts: usize) {
+    for i in (len * part / parts..len * (part + 1) / parts).step_by(LANES) {
+        // SAFETY: the caller's contract
+        unsafe { S::prefetch(from.wrapping_add(i)) }
     }
 }
