@@ -303,7 +303,7 @@ fn no_interleaving_breaks_the_ring() {
 }
 
 #[test]
-fn the_walk_catches_faulty_rings() {
+fn faulty_rings_are_detected() {
     // A thread that takes its number before its slot can starve the thread that the caller waits
     // for.
     let starving = Ring {
