@@ -19,20 +19,16 @@ const REFERENCES: &[(&str, &str, &str)] = &[
     ("Conv", "src/backend/cpu/conv/tests.rs", "Conv"),
     ("ConvBack", "src/backend/cpu/conv/tests.rs", "ConvBack"),
     ("Activate", "src/backend/cpu/plain_tests.rs", "Activate"),
-    (
-        "ActivateBack",
-        "src/backend/cpu/plain_tests.rs",
-        "ActivateBack",
-    ),
+    ("ActivateBack", "src/backend/cpu/plain_tests.rs", "Activate"),
     ("Gate", "src/backend/cpu/plain_tests.rs", "Gate"),
     ("GateBack", "src/backend/cpu/plain_tests.rs", "GateBack"),
     ("Concat", "src/backend/cpu/plain_tests.rs", "Concat"),
-    ("ConcatBack", "src/backend/cpu/plain_tests.rs", "ConcatBack"),
+    ("ConcatBack", "src/backend/cpu/plain_tests.rs", "Concat"),
     ("ScaledSum", "src/backend/cpu/plain_tests.rs", "ScaledSum"),
     (
         "ScaledSumBack",
         "src/backend/cpu/plain_tests.rs",
-        "ScaledSumBack",
+        "ScaledSum",
     ),
     ("Accumulate", "src/backend/cpu/plain_tests.rs", "Accumulate"),
     ("Shuffle", "src/backend/cpu/plain_tests.rs", "Shuffle"),
@@ -43,12 +39,12 @@ const REFERENCES: &[(&str, &str, &str)] = &[
     ),
     (
         "ComposeConv",
-        "src/backend/cpu/plain_tests.rs",
+        "src/backend/cpu/compose/tests.rs",
         "ComposeConv",
     ),
     (
         "ComposeConvBack",
-        "src/backend/cpu/plain_tests.rs",
+        "src/backend/cpu/compose/tests.rs",
         "ComposeConvBack",
     ),
     ("NanoBlock", "tests/it/f64_reference.rs", "Twin"),
@@ -67,7 +63,11 @@ const REFERENCES: &[(&str, &str, &str)] = &[
     ("ReconstructBack", "tests/it/f64_reference.rs", "Twin"),
     ("PixelLoss", "tests/it/f64_reference.rs", "Twin"),
     ("StructuralLoss", "tests/it/structural.rs", "similarity"),
-    ("Update", "tests/it/optimizer.rs", "Update"),
+    (
+        "Update",
+        "tests/it/optimizer.rs",
+        "updates_follow_the_formulas",
+    ),
 ];
 
 /// Operations that sum or move values and multiply nothing worth counting.

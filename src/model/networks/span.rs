@@ -101,9 +101,8 @@ impl Architecture for Span {
 
     fn prepare(&self, g: &mut Graph<'_, '_>) -> Result<(), Error> {
         let features = g.net().whole(FEATURES);
-        let all = convolutions(features).into_iter();
-        all.map(|(name, cin)| g.compose(&name, cin, features))
-            .collect()
+        let mut all = convolutions(features).into_iter();
+        all.try_for_each(|(name, cin)| g.compose(&name, cin, features))
     }
 
     fn tail(&self, g: &mut Graph<'_, '_>, input: Value, _: Value) -> Result<BufferId, Error> {

@@ -38,7 +38,7 @@ fn operation(a: usize, b: usize, parameters: BufferId, output: BufferId) -> Comp
     }
 }
 
-fn of<'a>(values: &'a [f64], range: ParamRange) -> &'a [f64] {
+fn of(values: &[f64], range: ParamRange) -> &[f64] {
     &values[range.offset..][..range.len]
 }
 
