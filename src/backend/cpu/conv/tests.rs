@@ -373,6 +373,9 @@ fn dense_3x3_of_any_width_in_both_forms() {
             ((1, 4, 37), 64, 64),
             ((1, 3, 5), 96, 12),
             ((1, 2, 7), 27, 192),
+            // more than a group of blocks in a row
+            ((1, 6, 150), 16, 16),
+            ((1, 5, 139), 24, 32),
         ] {
             for add in [false, true] {
                 Case {
