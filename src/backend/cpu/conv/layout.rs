@@ -6,12 +6,20 @@ use crate::plan::Conv;
 
 /// Index of a weight in PyTorch's order `[co][ci within its group][ky][kx]`.
 pub fn torch_index(c: &Conv, co: usize, ci: usize, ky: usize, kx: usize) -> usize {
-    ((co * (c.cin / c.groups) + ci) * c.kernel + ky) * c.kernel + kx
+    let inputs = if c.groups == 1 {
+        c.cin // no division for the common case
+    } else {
+        c.cin / c.groups
+    };
+    ((co * inputs + ci) * c.kernel + ky) * c.kernel + kx
 }
 
 /// The index of the weight between input channel `ci` and output channel `co`; `None` if they are
 /// in different groups, or if one of them only fills the last vector of its activation.
 pub fn weight_index(c: &Conv, co: usize, ci: usize, ky: usize, kx: usize) -> Option<usize> {
+    if c.groups == 1 {
+        return (co < c.cout && ci < c.cin).then(|| torch_index(c, co, ci, ky, kx));
+    }
     let inputs = c.cin / c.groups;
     let connected = co < c.cout && ci < c.cin && co / (c.cout / c.groups) == ci / inputs;
     connected.then(|| torch_index(c, co, ci % inputs, ky, kx))

@@ -112,14 +112,21 @@ impl Task for Pack<'_> {
         // SAFETY: each task has lanes and depths of its own, and `weight` is the parameter
         unsafe {
             let weight = self.weight.view(0, c.weight.len);
-            pack_lanes::<S>(self.out.at(0), part, n, from.0, range, |to, from, tap| {
-                let index = if backward {
-                    weight_index(c, from, to, 2 - tap / 3, 2 - tap % 3)
-                } else {
-                    weight_index(c, to, from, tap / 3, tap % 3)
-                };
-                index.map_or(0.0, |index| f64::from(weight[index]))
-            });
+            pack_lanes::<S>(
+                self.out.at(0),
+                part,
+                n,
+                (from.0, to.1),
+                range,
+                |to, from, tap| {
+                    let index = if backward {
+                        weight_index(c, from, to, 2 - tap / 3, 2 - tap % 3)
+                    } else {
+                        weight_index(c, to, from, tap / 3, tap % 3)
+                    };
+                    index.map_or(0.0, |index| f64::from(weight[index]))
+                },
+            );
         }
     }
 }

@@ -70,15 +70,15 @@ impl Lanes {
         })
     }
 
-    /// The weights of the part at a point, in those of all lanes, for a depth.
-    fn weights(&self, point: usize, depth: usize) -> usize {
-        (self.first * POINTS + point * self.vectors * LANES) * depth
+    /// The place of the part's weights at a point, in those of all `lanes` lanes for a depth.
+    fn weights(&self, point: usize, depth: usize, lanes: usize) -> usize {
+        (point * lanes + self.first) * depth
     }
 }
 
-/// Writes the transformed weights of vector `n` of a part of the lanes for the depths of `range`;
+/// Writes the transformed weights of vector `n` of a part of `lanes` lanes for the depths of `range`;
 /// `value(lane, k, tap)` gives the taps of a 3x3 convolution. The weights of all lanes are, for each
-/// part, `[point][k][lanes of the part]`.
+/// point and then for each part, `[k][lanes of the part]`.
 ///
 /// # Safety
 /// As [`Simd`]. `out` has room for the weights of all lanes, for `depth` values of k; no other
@@ -88,7 +88,7 @@ pub unsafe fn pack_lanes<S: Simd>(
     out: *mut f32,
     part: Lanes,
     n: usize,
-    depth: usize,
+    (depth, lanes): (usize, usize),
     range: std::ops::Range<usize>,
     value: impl Fn(usize, usize, usize) -> f64,
 ) {
@@ -113,7 +113,7 @@ pub unsafe fn pack_lanes<S: Simd>(
                 }
             }
             for x in 0..IN {
-                let at = part.weights(y * IN + x, depth) + k * width + n * LANES;
+                let at = part.weights(y * IN + x, depth, lanes) + k * width + n * LANES;
                 for lane in 0..LANES {
                     let sum: f64 = (0..TAPS)
                         .map(|k| interpolation(x, k, TAPS) * rows[k][lane])
@@ -185,7 +185,10 @@ pub unsafe fn multiply_blocks<S: Simd>(
     unsafe {
         for point in 0..POINTS {
             for part in Lanes::parts(m.stride) {
-                let u = (u.add(part.weights(point, depth)), part.vectors * LANES);
+                let u = (
+                    u.add(part.weights(point, depth, m.stride)),
+                    part.vectors * LANES,
+                );
                 for (block, &count) in counts.iter().enumerate() {
                     let from = (v.at(block, point).cast_const(), v.stride);
                     let to = (m.at(block, point).add(part.first), m.stride);
@@ -267,6 +270,7 @@ impl OuterTile<'_> {
         // the caller's contract
         unsafe {
             let mut acc = [[S::splat(0.0); V]; J];
+            let sums = self.sums.add(j * self.z.stride + self.lane);
             for (block, &count) in self.counts.iter().enumerate() {
                 let mut x = self.v.at(block, self.point).add(j).cast_const();
                 let mut y = self.z.at(block, self.point).add(self.lane).cast_const();
