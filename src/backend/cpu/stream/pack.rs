@@ -116,17 +116,22 @@ pub fn pack(ctx: &Context<'_>, op: &StreamBlock, parts: WorkspaceParts, backward
         out[Packed::OUT_BIAS + f] = gamma[f] * bias[f];
     }
     if backward {
-        let taps = &mut out[Packed::GATE_FLIPPED..][..GROUPS * TAPS];
-        pack_taps(gate, taps, true, channel);
-        for i in 0..GROUPS * SQUARE {
-            let (place, f) = (i / FEATURES, i % FEATURES);
-            out[Packed::PROJ_TRANSPOSED + i] = proj[channel(place) * FEATURES + f];
-        }
-        for i in 0..2 * SQUARE {
-            let (half, output, input) = (i / SQUARE, i / FEATURES % FEATURES, i % FEATURES);
-            let from = output * 2 * FEATURES + half * FEATURES + input;
-            out[Packed::FUSE_TRANSPOSED + i] = fuse[from];
-        }
-        out[Packed::ZEROS..][..HIDDEN].fill(0.0);
+        pack_transposed(fuse, proj, gate, out);
     }
+}
+
+/// Packs what the backward operation alone reads, but for the taps of dw1 and dw3.
+fn pack_transposed(fuse: &[f32], proj: &[f32], gate: &[f32], out: &mut [f32]) {
+    let taps = &mut out[Packed::GATE_FLIPPED..][..GROUPS * TAPS];
+    pack_taps(gate, taps, true, channel);
+    for i in 0..GROUPS * SQUARE {
+        let (place, f) = (i / FEATURES, i % FEATURES);
+        out[Packed::PROJ_TRANSPOSED + i] = proj[channel(place) * FEATURES + f];
+    }
+    for i in 0..2 * SQUARE {
+        let (half, output, input) = (i / SQUARE, i / FEATURES % FEATURES, i % FEATURES);
+        let from = output * 2 * FEATURES + half * FEATURES + input;
+        out[Packed::FUSE_TRANSPOSED + i] = fuse[from];
+    }
+    out[Packed::ZEROS..][..HIDDEN].fill(0.0);
 }

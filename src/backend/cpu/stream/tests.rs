@@ -414,26 +414,27 @@ fn stream_block_speed() {
     for options in every_isa(threads) {
         let case = Case::new(2, 128, 128);
         let (mut loaded, _) = load(&case, &options, &[0..2], true);
-        let mut best = [f64::INFINITY; 2];
+        let (mut best, mut counts) = ([f64::INFINITY; 2], [0.0; 2]);
         for _ in 0..8 {
             let mut at = 0;
-            loaded.backend.profile(&scalars(false), &mut |_, seconds| {
+            loaded.backend.profile(&scalars(false), &mut |op, seconds| {
                 best[at] = best[at].min(seconds);
+                counts[at] = op.multiply_adds() as f64;
                 at += 1;
             });
         }
         let peak = super::super::fma_peak(options) / 2.0;
-        let forward = 9920.0 * case.extent.pixels() as f64;
+        let share = |count: f64, seconds: f64| 100.0 * count / seconds / peak;
         println!(
             "{}: peak {:.1} G multiply-adds/s; forward {:.2} ms, {:.1} %; backward {:.2} ms, \
              {:.1} %; both {:.1} %",
             options.isa(),
             peak / 1e9,
             best[0] * 1e3,
-            100.0 * forward / best[0] / peak,
+            share(counts[0], best[0]),
             best[1] * 1e3,
-            100.0 * 2.0 * forward / best[1] / peak,
-            100.0 * 3.0 * forward / (best[0] + best[1]) / peak,
+            share(counts[1], best[1]),
+            share(counts[0] + counts[1], best[0] + best[1]),
         );
     }
 }
