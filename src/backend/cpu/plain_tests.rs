@@ -17,6 +17,9 @@ use std::ops::Range;
 /// The value of a pixel from those of the inputs and the parameters.
 type Formula<'a> = &'a dyn Fn(&[Vec<f64>], &[f64]) -> Vec<f64>;
 
+/// Makes a forward operation: extent, parameters, inputs, output.
+type MakeOp<'a> = &'a dyn Fn(Extent, BufferId, &[BufferId], BufferId) -> Op;
+
 /// An operation whose output pixels each depend on the same pixel of its inputs.
 struct Case<'a> {
     name: String,
@@ -33,7 +36,7 @@ struct Case<'a> {
     parameters: Vec<f32>,
     formula: Formula<'a>,
     /// The forward operation on some images.
-    operation: &'a dyn Fn(Extent, BufferId, &[BufferId], BufferId) -> Op,
+    operation: MakeOp<'a>,
 }
 
 fn stride_of(channels: usize) -> usize {

@@ -83,6 +83,10 @@ impl Lanes {
 /// # Safety
 /// As [`Simd`]. `out` has room for the weights of all lanes, for `depth` values of k; no other
 /// thread uses these.
+#[expect(
+    clippy::needless_range_loop,
+    reason = "points, taps and lanes are indices of several arrays at once"
+)]
 #[inline(always)]
 pub unsafe fn pack_lanes<S: Simd>(
     out: *mut f32,
@@ -270,7 +274,6 @@ impl OuterTile<'_> {
         // the caller's contract
         unsafe {
             let mut acc = [[S::splat(0.0); V]; J];
-            let sums = self.sums.add(j * self.z.stride + self.lane);
             for (block, &count) in self.counts.iter().enumerate() {
                 let mut x = self.v.at(block, self.point).add(j).cast_const();
                 let mut y = self.z.at(block, self.point).add(self.lane).cast_const();
