@@ -270,7 +270,6 @@ impl OuterTile<'_> {
         // the caller's contract
         unsafe {
             let mut acc = [[S::splat(0.0); V]; J];
-            let sums = self.sums.add(j * self.z.stride + self.lane);
             for (block, &count) in self.counts.iter().enumerate() {
                 let mut x = self.v.at(block, self.point).add(j).cast_const();
                 let mut y = self.z.at(block, self.point).add(self.lane).cast_const();
