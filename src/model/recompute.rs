@@ -34,12 +34,19 @@ impl std::fmt::Display for Recompute {
 /// for the cores of a CPU.
 const SLICE_PIXELS: usize = 1 << 17;
 
+/// Most slices of a micro-batch: each has operations of its own, and a plan of very many takes long
+/// to make.
+const MAX_SLICES: usize = 128;
+
 impl Recompute {
     /// Images in one slice, for a micro-batch of `batch` images with `hr_pixels` HR pixels each.
     pub fn slice_images(self, batch: usize, hr_pixels: usize) -> usize {
         match self {
             Recompute::None | Recompute::Block => batch,
-            Recompute::Full => (SLICE_PIXELS / hr_pixels.max(1)).clamp(1, batch.max(1)),
+            Recompute::Full => {
+                let enough = (SLICE_PIXELS / hr_pixels.max(1)).max(batch.div_ceil(MAX_SLICES));
+                enough.clamp(1, batch.max(1))
+            }
         }
     }
 }

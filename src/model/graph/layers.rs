@@ -300,7 +300,8 @@ impl Graph<'_, '_> {
             extent: self.extent(),
             scale: self.net.scale,
             features: features.channels,
-            alpha: self.net.number("upsampler_alpha"),
+            // the author's network sharpens for positive values only
+            alpha: self.net.number("upsampler_alpha").max(0.0),
             up_weight,
             up_bias,
             weight,
