@@ -30,6 +30,8 @@ def error(a, b):
 def check(path, dtype):
     with safe_open(path, "pt") as file:
         meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    if meta["arch"] not in VARIANTS:
+        return True  # scripts/peers/golden.py checks the networks of other authors
     net = VARIANTS[meta["arch"]](scale=int(meta["scale"]))
     net.load_state_dict({k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")})
     net.to(dtype)
