@@ -83,12 +83,13 @@ impl Graph<'_, '_> {
         }
     }
 
-    /// A value whose activation, if it has one, has been applied by an operation of its own.
+    /// A value whose activation, if it has one, has been applied by an operation of its own. All
+    /// layers but convolutions do this with what they read.
     pub fn applied(&mut self, name: &str, x: Value) -> Value {
         let Some(activation) = x.activation else {
             return x;
         };
-        let output = self.activation(name, x.channels);
+        let output = self.activation(&format!("{name}, activation"), x.channels);
         self.append(Activate {
             extent: self.extent(),
             channels: x.channels,
@@ -157,8 +158,9 @@ impl Graph<'_, '_> {
         Ok(self.append_conv(name, x, weights, (cout, 3, 1, 1)))
     }
 
-    /// Channels side by side. Activations of the parts must have been applied.
+    /// Channels side by side.
     pub fn concat(&mut self, name: &str, parts: &[Value]) -> Value {
+        let parts: Vec<Value> = parts.iter().map(|&x| self.applied(name, x)).collect();
         let output = self.activation(name, parts.iter().map(|x| x.channels).sum());
         self.append(Concat {
             extent: self.extent(),
@@ -170,6 +172,8 @@ impl Graph<'_, '_> {
 
     /// A product of activations, see [`GateKind`].
     pub fn gate(&mut self, name: &str, kind: GateKind, a: Value, b: Option<Value>) -> Value {
+        let a = self.applied(name, a);
+        let b = b.map(|b| self.applied(name, b));
         let channels = match kind {
             GateKind::Attention => a.channels,
             GateKind::Halves { .. } => a.channels / 2,
@@ -189,7 +193,7 @@ impl Graph<'_, '_> {
     /// `a + gamma * b`.
     #[cfg_attr(
         not(test),
-        expect(
+        allow(
             dead_code,
             reason = "the plain form of residuals that blocks have fused in"
         )
@@ -201,6 +205,7 @@ impl Graph<'_, '_> {
         b: Value,
         gamma: Option<ParamRange>,
     ) -> Value {
+        let (a, b) = (self.applied(name, a), self.applied(name, b));
         let output = self.activation(name, a.channels);
         self.append(ScaledSum {
             extent: self.extent(),
@@ -335,6 +340,7 @@ impl Graph<'_, '_> {
     /// Pixel shuffle to an image, plus `base` enlarged by nearest neighbour: the prediction's
     /// buffer.
     pub fn shuffle(&mut self, x: Value, base: Option<Value>) -> BufferId {
+        let x = self.applied("output", x);
         let output = self.output();
         self.append(Shuffle {
             extent: self.extent(),
