@@ -22,7 +22,8 @@ pub use settings::{InFile, Setting, SettingKind, SettingSpec, Settings};
 pub use step::{InferenceSpec, StepSpec, inference_plan, training_plan};
 
 use architecture::{ARCHITECTURES, Architecture};
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Sharpening taps of the base upsampler, Magic Kernel Sharp 2021 (John Costella, "The Magic
 /// Kernel"): applied to the LQ image along rows and columns.
@@ -40,7 +41,7 @@ pub const SHARP_TAPS: [f32; 7] = [
 pub const BLUR_TAPS: [f32; 5] = [1.0 / 16.0, 4.0 / 16.0, 6.0 / 16.0, 4.0 / 16.0, 1.0 / 16.0];
 
 /// A network: its architecture, its scale and the settings of its architecture.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "Fields")]
 pub struct Network {
     /// Canonical name, e.g. `paragonsr2_realtime`.
@@ -48,8 +49,21 @@ pub struct Network {
     /// HR pixels per LQ pixel along one side.
     pub scale: usize,
     /// The settings of the architecture, every one of them.
-    #[serde(flatten)]
     settings: Settings,
+}
+
+/// As one map: name, scale, and the settings in the order of the architecture's table, so that a
+/// network is written as every version wrote it.
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("arch", &self.arch)?;
+        map.serialize_entry("scale", &self.scale)?;
+        for (spec, value) in self.settings() {
+            map.serialize_entry(spec.name, value)?;
+        }
+        map.end()
+    }
 }
 
 /// The fields of a [`Network`] as they are stored: settings that an earlier version did not have
