@@ -858,18 +858,21 @@ fn a_missing_barrier_is_noticed() {
         for &precision in precisions {
             // These files add up the sums of all thread blocks, so all must run.
             let few_blocks = !["nano_block.cu", "reduce.cu"].contains(&file);
-            let Some(blind) = unnoticed_barriers(precision, chosen, &places, few_blocks) else {
-                return;
-            };
-            // The modules of the other precision lack kernels that exist for one precision only.
-            places = blind;
+            // At scale 2 Reconstruct has one group of slots, and beside structural losses it
+            // computes no loss; the second step reaches the barriers that belong to these.
+            for (scale, losses) in [(2, ALL), (3, L1_ONLY)] {
+                let step = (scale, losses);
+                let Some(blind) = unnoticed_barriers(precision, step, chosen, &places, few_blocks)
+                else {
+                    return;
+                };
+                // The modules of the other precision lack kernels that exist for one precision
+                // only.
+                places = blind;
+            }
         }
         unnoticed.extend(places);
     }
-    // To be examined: these two are no longer noticed since plans have another layout in memory.
-    unnoticed.retain(|barrier| {
-        !["reconstruct_mma.cuh:202", "reconstruct_mma.cuh:254"].contains(&barrier.as_str())
-    });
     assert!(
         unnoticed.is_empty(),
         "no order of lanes needs these barriers: {unnoticed:?}"
@@ -880,13 +883,17 @@ fn a_missing_barrier_is_noticed() {
 /// `few_blocks`: only a few thread blocks run, each over several tiles.
 fn unnoticed_barriers(
     precision: Precision,
+    (scale, losses): (usize, &[(LossKind, f32)]),
     chosen: fn(&Op) -> bool,
     places: &[String],
     few_blocks: bool,
 ) -> Option<Vec<String>> {
+    if places.is_empty() {
+        return Some(Vec::new());
+    }
     let program = compile(precision, false)?;
-    let twin = Twin::new(2, 11);
-    let spec = spec(1, (17, 33), ALL, false);
+    let twin = Twin::new(scale, 11);
+    let spec = spec(1, (17, 33), losses, false);
     let cpu = training_plan(
         &twin.net,
         &StepSpec {
@@ -931,7 +938,9 @@ fn unnoticed_barriers(
             };
             host.bytes(b).copy_from_slice(&values);
         }
-        let mut launches = lower_range(&plan, at..at + 1).unwrap();
+        // a pixel loss that Reconstruct computes belongs to it
+        let both = plan.fusion(at).is_some_and(|fusion| fusion.absorbed);
+        let mut launches = lower_range(&plan, at..at + 1 + usize::from(both)).unwrap();
         for launch in launches.iter_mut().filter(|_| few_blocks) {
             if ["nano_block", "conv", "reconstruct"]
                 .iter()
