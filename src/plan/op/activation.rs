@@ -91,13 +91,7 @@ impl Operation for Activate {
         vec![read(self.parameters), read(self.input), write(self.output)]
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
-
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
+    workspace_field!();
 
     fn largest_extent(&self) -> u64 {
         self.extent.values(self.stride)
@@ -140,21 +134,9 @@ impl Operation for ActivateBack {
         ]
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
+    workspace_field!();
 
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
-
-    fn slice(&self) -> Option<Slice> {
-        Some(self.slice)
-    }
-
-    fn set_carry(&mut self, carry: Option<BufferId>) {
-        self.slice.carry = carry;
-    }
+    slice_field!();
 
     fn largest_extent(&self) -> u64 {
         self.forward.largest_extent()

@@ -71,13 +71,7 @@ impl Operation for ComposeConv {
         vec![read(self.parameters), write(self.output)]
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
-
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
+    workspace_field!();
 
     fn largest_extent(&self) -> u64 {
         36 * self.cin as u64 * self.cout as u64
@@ -116,13 +110,7 @@ impl Operation for ComposeConvBack {
         ]
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
-
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
+    workspace_field!();
 
     fn largest_extent(&self) -> u64 {
         self.forward.largest_extent()

@@ -87,25 +87,13 @@ impl Operation for PixelLoss {
         list
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
-
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
+    workspace_field!();
 
     fn workspace_class(&self) -> Class {
         Class::Loss
     }
 
-    fn slice(&self) -> Option<Slice> {
-        Some(self.slice)
-    }
-
-    fn set_carry(&mut self, carry: Option<BufferId>) {
-        self.slice.carry = carry;
-    }
+    slice_field!();
 
     fn largest_extent(&self) -> u64 {
         self.extent.values(3)
@@ -139,25 +127,13 @@ impl Operation for StructuralLoss {
         ]
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
-
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
+    workspace_field!();
 
     fn workspace_class(&self) -> Class {
         Class::Loss
     }
 
-    fn slice(&self) -> Option<Slice> {
-        Some(self.slice)
-    }
-
-    fn set_carry(&mut self, carry: Option<BufferId>) {
-        self.slice.carry = carry;
-    }
+    slice_field!();
 
     fn largest_extent(&self) -> u64 {
         self.extent.values(3)

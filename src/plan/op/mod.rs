@@ -13,6 +13,32 @@
 //!
 //! [`Precision`]: super::Precision
 
+/// Workspace methods of an [`Operation`] that has a field `workspace: Option<BufferId>`.
+macro_rules! workspace_field {
+    () => {
+        fn workspace(&self) -> Option<BufferId> {
+            self.workspace
+        }
+
+        fn set_workspace(&mut self, workspace: BufferId) {
+            self.workspace = Some(workspace);
+        }
+    };
+}
+
+/// Slice methods of an [`Operation`] that has a field `slice: Slice`.
+macro_rules! slice_field {
+    () => {
+        fn slice(&self) -> Option<Slice> {
+            Some(self.slice)
+        }
+
+        fn set_carry(&mut self, carry: Option<BufferId>) {
+            self.slice.carry = carry;
+        }
+    };
+}
+
 mod access;
 mod activation;
 mod compose;

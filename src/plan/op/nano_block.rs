@@ -76,13 +76,7 @@ impl Operation for NanoBlock {
         vec![read(self.parameters), read(self.input), write(self.output)]
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
-
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
+    workspace_field!();
 
     fn largest_extent(&self) -> u64 {
         self.extent.values(2 * self.features)
@@ -125,13 +119,7 @@ impl Operation for NanoBlockBack {
         ]
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
-
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
+    workspace_field!();
 
     fn largest_extent(&self) -> u64 {
         self.forward.largest_extent()

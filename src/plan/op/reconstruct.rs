@@ -112,13 +112,7 @@ impl Operation for Reconstruct {
         list
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
-
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
+    workspace_field!();
 
     fn largest_extent(&self) -> u64 {
         let hr = self.extent.scaled(self.scale).values(3);
@@ -185,21 +179,9 @@ impl Operation for ReconstructBack {
         list
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
+    workspace_field!();
 
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
-
-    fn slice(&self) -> Option<Slice> {
-        Some(self.slice)
-    }
-
-    fn set_carry(&mut self, carry: Option<BufferId>) {
-        self.slice.carry = carry;
-    }
+    slice_field!();
 
     fn largest_extent(&self) -> u64 {
         self.forward.largest_extent()

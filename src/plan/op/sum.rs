@@ -98,21 +98,9 @@ impl Operation for ScaledSumBack {
         list
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
+    workspace_field!();
 
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
-
-    fn slice(&self) -> Option<Slice> {
-        Some(self.slice)
-    }
-
-    fn set_carry(&mut self, carry: Option<BufferId>) {
-        self.slice.carry = carry;
-    }
+    slice_field!();
 
     fn largest_extent(&self) -> u64 {
         self.forward.largest_extent()

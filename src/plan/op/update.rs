@@ -63,13 +63,7 @@ impl Operation for Update {
         ]
     }
 
-    fn workspace(&self) -> Option<BufferId> {
-        self.workspace
-    }
-
-    fn set_workspace(&mut self, workspace: BufferId) {
-        self.workspace = Some(workspace);
-    }
+    workspace_field!();
 
     fn largest_extent(&self) -> u64 {
         self.trainable as u64
