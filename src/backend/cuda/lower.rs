@@ -83,8 +83,8 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
 }
 
 fn operation(l: &mut Lowering<'_>, op: &Op) -> Result<()> {
-    let unsupported = || unsupported(op);
-    operation::of(op).ok_or_else(unsupported)?.lower(l)
+    let operation = operation::of(op).ok_or_else(|| unsupported(op))?;
+    operation.lower(l)
 }
 
 /// The error for an operation that CUDA has no kernel for.

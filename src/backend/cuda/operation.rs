@@ -4,8 +4,8 @@
 use super::lowering::Lowering;
 use super::{conv, nano, optimizer, pixels, reconstruct, structural};
 use crate::plan::{
-    Conv, ConvBack, NanoBlock, NanoBlockBack, Op, PixelLoss, Reconstruct, ReconstructBack,
-    StructuralLoss, Unpack, Update,
+    Conv, ConvBack, NanoBlock, NanoBlockBack, Op, PixelLoss, Precision, Reconstruct,
+    ReconstructBack, StructuralLoss, Unpack, Update,
 };
 use anyhow::{Result, ensure};
 
@@ -26,6 +26,12 @@ pub(super) trait CudaOperation {
 
     /// Bytes in which the operation keeps its running sums between slices.
     fn carry(&self) -> u64 {
+        0
+    }
+
+    /// Bytes of what the operation computes from parameters alone and keeps for all slices and for
+    /// its backward pass.
+    fn prepared(&self, _: Precision) -> u64 {
         0
     }
 
@@ -140,6 +146,10 @@ impl CudaOperation for NanoBlockBack {
 }
 
 impl CudaOperation for Reconstruct {
+    fn prepared(&self, precision: Precision) -> u64 {
+        reconstruct::folded_bytes(self, precision)
+    }
+
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
         reconstruct::forward(l, self, None)
     }
@@ -152,6 +162,10 @@ impl CudaOperation for ReconstructBack {
 
     fn carry(&self) -> u64 {
         8 * reconstruct::sum_count(self) as u64
+    }
+
+    fn prepared(&self, precision: Precision) -> u64 {
+        self.forward.prepared(precision)
     }
 
     /// As for [`ConvBack`].

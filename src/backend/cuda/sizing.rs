@@ -8,7 +8,7 @@
 //! tiles in a fixed order, and [`super::reduce`] adds up the sums.
 
 use super::scalars::SCALARS_BYTES;
-use super::{lower, operation, reconstruct};
+use super::{lower, operation};
 use crate::plan::{Op, Precision, Sizing};
 use anyhow::{Context, Result};
 
@@ -56,11 +56,7 @@ impl Sizing for CudaSizing {
     }
 
     fn prepared(&self, op: &Op) -> u64 {
-        match op {
-            Op::Reconstruct(o) => reconstruct::folded_bytes(o, self.precision),
-            Op::ReconstructBack(o) => reconstruct::folded_bytes(&o.forward, self.precision),
-            _ => 0,
-        }
+        operation::of(op).map_or(0, |o| o.prepared(self.precision))
     }
 
     fn scalar_bytes(&self) -> u64 {
