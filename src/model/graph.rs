@@ -94,7 +94,7 @@ pub(super) struct Graph<'a, 'b> {
     input_parts: Vec<BufferId>,
     /// Parts that the current slice, or the stretch before it, has asked for.
     parts_used: usize,
-    /// Gradients to be added to others after the next operation: (extent's images, from, into).
+    /// Gradients to be added to others after the next operation: (from, into, channels of both).
     pending_sums: Vec<(BufferId, BufferId, usize)>,
 }
 

@@ -92,8 +92,7 @@ impl TrainConfig {
             self.total_iter >= 1,
             "at least one iteration is needed (--iterations)"
         );
-        self.network.check()?;
-        Ok(())
+        Ok(self.network.check()?)
     }
 
     /// Checks losses, schedule, optimizer and EMA.

@@ -142,11 +142,11 @@ pub fn default_tile(net: &Network) -> usize {
 
 /// The smallest tile side for which a training step's arena reserves bytes if the run validates.
 fn least_lent_tile(net: &Network) -> usize {
-    let least = (2 * least_tile(net.tiling())).next_multiple_of(16);
-    if least_tile(net.tiling()) <= LEAST_LENT_TILE {
+    let least = least_tile(net.tiling());
+    if least <= LEAST_LENT_TILE {
         LEAST_LENT_TILE
     } else {
-        least
+        (2 * least).next_multiple_of(16)
     }
 }
 
