@@ -3,7 +3,8 @@
 use super::flags::{print, print_json, tell};
 use super::recipe::read_file;
 use anyhow::{Result, ensure};
-use paragon::config::{KEYS, Preset, Settings, TYPE, docs, find, known_network};
+use paragon::config::{KEYS, Preset, Settings, TYPE, docs, find};
+use paragon::model::known_network;
 use paragon::support::files::write_output;
 use std::io::Write;
 use std::path::{Path, PathBuf};

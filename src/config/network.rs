@@ -6,7 +6,7 @@ use super::keys::{Flag, Heading, Key};
 use super::value::{Kind, Names, Value};
 use super::{KEYS, Origin, Settings, TYPE, find, index};
 use crate::model::{
-    Error, KnownNetwork, Network, Setting, SettingKind, SettingSpec, known_networks,
+    Error, KnownNetwork, Network, Setting, SettingKind, SettingSpec, known_network, known_networks,
 };
 use crate::support::text::brief;
 use anyhow::{Context, Result, anyhow};
@@ -257,13 +257,6 @@ impl Settings {
     pub fn known_network(&self) -> Option<KnownNetwork> {
         known_network(self.text(TYPE)?)
     }
-}
-
-/// A network by name or alias, in any case; `None` where it is not known.
-pub fn known_network(name: &str) -> Option<KnownNetwork> {
-    let name = name.to_lowercase();
-    let mut all = known_networks().into_iter();
-    all.find(|network| network.name == name || network.aliases.contains(&name.as_str()))
 }
 
 /// The settings that an alias of a network sets to other values than its defaults.

@@ -12,7 +12,7 @@ use crate::plan::{BufferId, LossKind};
 pub(super) const ARCHITECTURES: [&'static dyn Architecture; 4] = [&Nano, &Stream, &Compact, &Span];
 
 /// Networks of the family that this version does not contain, with their aliases.
-pub(super) const NOT_BUILT: [(&str, &[&str]); 2] = [
+const NOT_BUILT: [(&str, &[&str]); 2] = [
     ("paragonsr2_photo", &["base", "photo"]),
     ("paragonsr2_pro", &["pro"]),
 ];
@@ -149,6 +149,24 @@ pub(super) trait Architecture: Sync {
     /// Computes the parameters that are no start values but follow from others, before a file is
     /// written: `values` is in table order.
     fn derive(&self, _: &Network, _: &ParamTable, _: &mut [f32]) {}
+}
+
+/// The row of a network by name or alias (any case), and the alias if the name is one.
+pub(super) fn find(name: &str) -> Option<(&'static Row, Option<&'static Alias>)> {
+    let name = name.to_lowercase();
+    ARCHITECTURES.into_iter().find_map(|architecture| {
+        let row = architecture.row();
+        let alias = row.aliases.iter().find(|alias| alias.name == name);
+        (row.name == name || alias.is_some()).then_some((row, alias))
+    })
+}
+
+/// The canonical name of a network that this version does not contain, by name or alias (any case).
+pub(super) fn planned(name: &str) -> Option<&'static str> {
+    let name = name.to_lowercase();
+    let mut planned = NOT_BUILT.iter();
+    let found = planned.find(|(arch, aliases)| *arch == name || aliases.contains(&name.as_str()));
+    found.map(|(arch, _)| *arch)
 }
 
 /// The architecture of a canonical name.

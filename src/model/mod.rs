@@ -21,7 +21,7 @@ pub use recompute::Recompute;
 pub use settings::{InFile, Setting, SettingKind, SettingSpec, Settings};
 pub use step::{InferenceSpec, StepSpec, inference_plan, training_plan};
 
-use architecture::{ARCHITECTURES, Architecture};
+use architecture::{ARCHITECTURES, Architecture, Row};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -95,38 +95,31 @@ impl Network {
     /// An unknown name, a network that this version does not contain, or a scale that it cannot
     /// have.
     pub fn new(name: &str, scale: usize) -> Result<Network, Error> {
-        let lower = name.to_lowercase();
-        for architecture in ARCHITECTURES {
-            let row = architecture.row();
-            let alias = row.aliases.iter().find(|alias| alias.name == lower);
-            if row.name != lower && alias.is_none() {
-                continue;
-            }
-            if !row.scales.contains(&scale) {
-                return Err(Error::UnknownScale {
-                    scale,
-                    arch: row.name,
-                    scales: row.scales,
-                });
-            }
-            let specs = row.settings.iter();
-            let mut net = Network {
-                arch: row.name.to_string(),
+        let Some((row, alias)) = architecture::find(name) else {
+            return Err(match architecture::planned(name) {
+                Some(arch) => Error::NotBuilt { arch },
+                None => Error::UnknownArchitecture {
+                    name: name.to_string(),
+                },
+            });
+        };
+        if !row.scales.contains(&scale) {
+            return Err(Error::UnknownScale {
                 scale,
-                settings: specs.map(|s| (s.name.to_string(), s.default())).collect(),
-            };
-            for &(setting, value) in alias.map_or(&[][..], |alias| alias.sets) {
-                net.set(setting, value)?;
-            }
-            return Ok(net);
+                arch: row.name,
+                scales: row.scales,
+            });
         }
-        let mut planned = architecture::NOT_BUILT.iter();
-        match planned.find(|(name, aliases)| *name == lower || aliases.contains(&lower.as_str())) {
-            Some((arch, _)) => Err(Error::NotBuilt { arch }),
-            None => Err(Error::UnknownArchitecture {
-                name: name.to_string(),
-            }),
+        let specs = row.settings.iter();
+        let mut net = Network {
+            arch: row.name.to_string(),
+            scale,
+            settings: specs.map(|s| (s.name.to_string(), s.default())).collect(),
+        };
+        for &(setting, value) in alias.map_or(&[][..], |alias| alias.sets) {
+            net.set(setting, value)?;
         }
+        Ok(net)
     }
 
     /// Checks that [`Network::new`] accepts name and scale: the fields are public and may have
@@ -254,16 +247,26 @@ pub struct KnownNetwork {
     pub quick: Recipe,
 }
 
+impl From<&Row> for KnownNetwork {
+    fn from(row: &Row) -> KnownNetwork {
+        KnownNetwork {
+            name: row.name,
+            aliases: row.aliases.iter().map(|alias| alias.name).collect(),
+            about: row.about,
+            scales: row.scales,
+            settings: row.settings,
+            quick: row.quick,
+        }
+    }
+}
+
 /// All networks that can be trained.
 pub fn known_networks() -> Vec<KnownNetwork> {
-    let rows = ARCHITECTURES.into_iter().map(|a| a.row());
-    rows.map(|row| KnownNetwork {
-        name: row.name,
-        aliases: row.aliases.iter().map(|alias| alias.name).collect(),
-        about: row.about,
-        scales: row.scales,
-        settings: row.settings,
-        quick: row.quick,
-    })
-    .collect()
+    let all = ARCHITECTURES.into_iter();
+    all.map(|architecture| architecture.row().into()).collect()
+}
+
+/// A network by name or alias (any case); `None` if it is not known.
+pub fn known_network(name: &str) -> Option<KnownNetwork> {
+    architecture::find(name).map(|(row, _)| row.into())
 }

@@ -263,7 +263,7 @@ fn a_validation_that_fails_under_way_is_a_warning() {
         let words = if previews {
             "the previews of this validation are not all kept"
         } else {
-            "this validation must have no scores, and training must continue"
+            "this validation has no scores, and training goes on"
         };
         assert_eq!(
             ran.stderr.matches(words).count(),
