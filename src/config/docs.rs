@@ -1,8 +1,9 @@
 //! The table of keys in all its forms: YAML files, the reference page, the explanation of a key, a
 //! JSON schema. Depends on the table and on settings.
 
-use super::network::{known_network, setting_of};
+use super::network::setting_of;
 use super::{Flag, KEYS, Key, Preset, SECTIONS, Settings, TYPE, Value};
+use crate::model::known_network;
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
 
