@@ -7,6 +7,7 @@ mod activation;
 mod arena;
 mod base;
 mod border;
+mod channel_attention;
 mod compose;
 mod concat;
 mod conv;
@@ -24,6 +25,7 @@ mod pixels;
 #[cfg(test)]
 mod plain_tests;
 mod reconstruct;
+mod rms_norm;
 mod rows;
 mod shuffle;
 mod simd;
@@ -34,6 +36,8 @@ mod tasks;
 #[cfg(test)]
 mod tests_common;
 mod tiling;
+mod token_attention;
+mod window_attention;
 mod winograd;
 
 pub use peak::fma_peak;

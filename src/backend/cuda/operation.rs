@@ -73,6 +73,14 @@ pub(super) fn of(op: &Op) -> Option<&dyn CudaOperation> {
         | Op::ShuffleBack(_)
         | Op::ComposeConv(_)
         | Op::ComposeConvBack(_)
+        | Op::RmsNorm(_)
+        | Op::RmsNormBack(_)
+        | Op::WindowAttention(_)
+        | Op::WindowAttentionBack(_)
+        | Op::ChannelAttention(_)
+        | Op::ChannelAttentionBack(_)
+        | Op::TokenAttention(_)
+        | Op::TokenAttentionBack(_)
         | Op::StreamBlock(_)
         | Op::StreamBlockBack(_) => None,
     }

@@ -41,6 +41,7 @@ macro_rules! slice_field {
 
 mod access;
 mod activation;
+mod channel_attention;
 mod compose;
 mod concat;
 mod conv;
@@ -48,16 +49,20 @@ mod gate;
 mod losses;
 mod nano_block;
 mod reconstruct;
+mod rms_norm;
 mod shuffle;
 mod stream_block;
 mod sum;
 mod tape;
+mod token_attention;
 mod unpack;
 mod update;
+mod window_attention;
 
 pub use access::Access;
 pub(super) use access::{Counted, read, update, write};
 pub use activation::{Activate, ActivateBack, Activation};
+pub use channel_attention::{ChannelAttention, ChannelAttentionBack};
 pub use compose::{ComposeConv, ComposeConvBack, ComposeParams};
 pub use concat::{Concat, ConcatBack};
 pub use conv::{Conv, ConvBack};
@@ -65,12 +70,15 @@ pub use gate::{Gate, GateBack, GateKind};
 pub use losses::{PixelLoss, StructuralLoss, Target};
 pub use nano_block::{NanoBlock, NanoBlockBack, NanoParams};
 pub use reconstruct::{FoldedConv, Reconstruct, ReconstructBack};
+pub use rms_norm::{RmsNorm, RmsNormBack};
 pub use shuffle::{Shuffle, ShuffleBack};
 pub use stream_block::{StreamBlock, StreamBlockBack, StreamParams};
 pub use sum::{Accumulate, ScaledSum, ScaledSumBack};
 pub use tape::{Destination, Fusion, Tape};
+pub use token_attention::{TokenAttention, TokenAttentionBack, TokenParams};
 pub use unpack::Unpack;
 pub use update::{OptimizerKind, Update};
+pub use window_attention::{WindowAttention, WindowAttentionBack};
 
 use super::{BufferId, Class, Error};
 
@@ -295,6 +303,14 @@ operations! {
     ShuffleBack,
     ComposeConv,
     ComposeConvBack,
+    RmsNorm,
+    RmsNormBack,
+    WindowAttention,
+    WindowAttentionBack,
+    ChannelAttention,
+    ChannelAttentionBack,
+    TokenAttention,
+    TokenAttentionBack,
     NanoBlock,
     NanoBlockBack,
     StreamBlock,
