@@ -3,19 +3,16 @@
 //! [`ARCHITECTURES`]; see docs/adding-a-network.md. Depends on the graph and the settings.
 
 use super::graph::{Graph, Value};
-use super::networks::{compact::Compact, nano::Nano, span::Span, stream::Stream};
+use super::networks::{
+    compact::Compact, nano::Nano, photo::Photo, pro::Pro, span::Span, stream::Stream,
+};
 use super::settings::{Setting, SettingSpec};
 use super::{Error, Network, ParamTable};
 use crate::plan::{BufferId, LossKind};
 
 /// All architectures that can be trained, in the order of the help.
-pub(super) const ARCHITECTURES: [&'static dyn Architecture; 4] = [&Nano, &Stream, &Compact, &Span];
-
-/// Networks of the family that this version does not contain, with their aliases.
-const NOT_BUILT: [(&str, &[&str]); 2] = [
-    ("paragonsr2_photo", &["base", "photo"]),
-    ("paragonsr2_pro", &["pro"]),
-];
+pub(super) const ARCHITECTURES: [&'static dyn Architecture; 6] =
+    [&Nano, &Stream, &Photo, &Pro, &Compact, &Span];
 
 /// Another name of an architecture, with settings that differ from the defaults.
 pub(super) struct Alias {
@@ -83,6 +80,15 @@ impl Tiling {
         }
     }
 
+    /// No tiles: every output pixel depends on the whole image.
+    pub(super) fn whole_image() -> Tiling {
+        Tiling {
+            halo: 0,
+            align: 1,
+            whole_image: true,
+        }
+    }
+
     /// Tiles anywhere, with a halo.
     pub(super) fn with_halo(halo: usize) -> Tiling {
         Tiling {
@@ -140,6 +146,16 @@ pub(super) trait Architecture: Sync {
     fn tail(&self, g: &mut Graph<'_, '_>, input: Value, features: Value)
     -> Result<BufferId, Error>;
 
+    /// Appends the block `name` of a network that calls [`Graph::block`], and returns its output.
+    /// It is called again for the backward pass if that computes blocks again.
+    ///
+    /// # Errors
+    /// A bug in the network's file.
+    fn block(&self, _: &mut Graph<'_, '_>, name: &str, _: Value) -> Result<Value, Error> {
+        let name = name.to_string();
+        Err(Error::NoParameter { name })
+    }
+
     /// How images may be tiled.
     fn tiling(&self, net: &Network) -> Tiling;
 
@@ -159,14 +175,6 @@ pub(super) fn find(name: &str) -> Option<(&'static Row, Option<&'static Alias>)>
         let alias = row.aliases.iter().find(|alias| alias.name == name);
         (row.name == name || alias.is_some()).then_some((row, alias))
     })
-}
-
-/// The canonical name of a network that this version does not contain, by name or alias (any case).
-pub(super) fn planned(name: &str) -> Option<&'static str> {
-    let name = name.to_lowercase();
-    let mut planned = NOT_BUILT.iter();
-    let found = planned.find(|(arch, aliases)| *arch == name || aliases.contains(&name.as_str()));
-    found.map(|(arch, _)| *arch)
 }
 
 /// The architecture of a canonical name.

@@ -114,11 +114,6 @@ pub enum Error {
         /// The name that was asked for.
         name: String,
     },
-    /// A network of the family that this version does not contain.
-    NotBuilt {
-        /// Its canonical name.
-        arch: &'static str,
-    },
     /// The network cannot have this scale.
     UnknownScale {
         /// The scale that was asked for.
@@ -372,11 +367,6 @@ impl Error {
                     known().join(", ")
                 )
             }
-            Error::NotBuilt { arch } => write!(
-                f,
-                "{arch} is not available in this version; {} are",
-                known().join(", ")
-            ),
             Error::UnknownScale {
                 scale,
                 arch,

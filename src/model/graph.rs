@@ -7,11 +7,13 @@
 mod backward;
 mod layers;
 
-use super::{Error, Network, ParamTable};
+use super::architecture::Architecture;
+use super::{Error, Network, ParamTable, Recompute};
 use crate::plan::{
-    Activation, BatchLayout, BufferId, Builder, Class, Extent, FoldedConv, Op, ParamRange, Slice,
+    Accumulate, Activation, BatchLayout, BufferId, Builder, Class, Extent, FoldedConv, Op,
+    ParamRange, Slice,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 /// A value of the graph: the buffer of an activation or image, possibly with an activation that
@@ -24,6 +26,8 @@ pub(super) struct Value {
     pub channels: usize,
     /// Channels of the buffer.
     pub stride: usize,
+    /// Rows and columns.
+    pub size: (usize, usize),
     /// The function that the reader applies; only convolutions do.
     pub activation: Option<Activation>,
 }
@@ -32,12 +36,27 @@ pub(super) struct Value {
 struct Known {
     name: String,
     stride: usize,
+    /// Rows and columns.
+    size: (usize, usize),
     /// The gradient's buffer, once an operation asked for it.
     gradient: Option<BufferId>,
     /// Whether an operation has left a gradient there.
     written: bool,
     /// The buffer of the whole micro-batch that this is a view of.
     whole: Option<BufferId>,
+}
+
+/// What the forward pass leaves for its backward pass.
+pub(super) enum Taped {
+    /// An operation.
+    Operation(Op),
+    /// A block that is computed again for its backward pass, so that of its values only these two
+    /// are kept.
+    Block {
+        name: String,
+        input: Value,
+        output: Value,
+    },
 }
 
 /// The buffers of parameters and gradients.
@@ -61,9 +80,12 @@ pub(super) struct Prediction {
 /// See the module's documentation.
 pub(super) struct Graph<'a, 'b> {
     pub builder: &'a mut Builder<'b>,
+    architecture: &'a dyn Architecture,
     net: &'a Network,
     table: &'a ParamTable,
     storage: Storage,
+    /// What is kept of each block for the backward pass.
+    recompute: Recompute,
     /// See [`crate::plan::Conv::tile_invariant`].
     tile_invariant: bool,
     /// See [`crate::plan::Conv::tile_alignment`].
@@ -81,7 +103,12 @@ pub(super) struct Graph<'a, 'b> {
     /// Values of the whole micro-batch and their views in the current slice.
     views: Vec<(BufferId, BufferId)>,
     /// Forward operations since the tape was taken last.
-    tape: Vec<Op>,
+    tape: Vec<Taped>,
+    /// Operations of a block that is computed again, until its backward pass is complete.
+    held: Option<Vec<Op>>,
+    /// First elements of the parameters for which the current backward pass has left a gradient and
+    /// which may get another one.
+    shared_gradients: HashSet<usize>,
     /// Composed weights by the name of their convolution, with their gradients.
     composed: HashMap<String, (BufferId, Option<BufferId>)>,
     /// The folded convolution that an earlier slice computed.
@@ -94,13 +121,14 @@ pub(super) struct Graph<'a, 'b> {
     input_parts: Vec<BufferId>,
     /// Parts that the current slice, or the stretch before it, has asked for.
     parts_used: usize,
-    /// Gradients to be added to others after the next operation: (from, into, channels of both).
-    pending_sums: Vec<(BufferId, BufferId, usize)>,
+    /// Gradients to be added to others after the next operation.
+    pending_sums: Vec<Accumulate>,
 }
 
 impl<'a, 'b> Graph<'a, 'b> {
     pub fn new(
         builder: &'a mut Builder<'b>,
+        architecture: &'a dyn Architecture,
         (net, table): (&'a Network, &'a ParamTable),
         storage: Storage,
         whole: Extent,
@@ -108,9 +136,11 @@ impl<'a, 'b> Graph<'a, 'b> {
     ) -> Graph<'a, 'b> {
         Graph {
             builder,
+            architecture,
             net,
             table,
             storage,
+            recompute: Recompute::None,
             tile_invariant: false,
             tile_alignment: 1,
             prediction,
@@ -121,6 +151,8 @@ impl<'a, 'b> Graph<'a, 'b> {
             known: HashMap::new(),
             views: Vec::new(),
             tape: Vec::new(),
+            held: None,
+            shared_gradients: HashSet::new(),
             composed: HashMap::new(),
             folded: None,
             carries: Vec::new(),
@@ -136,6 +168,11 @@ impl<'a, 'b> Graph<'a, 'b> {
     pub fn set_tile_invariant(&mut self, alignment: usize) {
         self.tile_invariant = true;
         self.tile_alignment = alignment;
+    }
+
+    /// Sets what is kept of each block for the backward pass; everything by default.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        self.recompute = recompute;
     }
 
     /// Asks for the gradient of the network's input.
@@ -156,6 +193,20 @@ impl<'a, 'b> Graph<'a, 'b> {
         }
     }
 
+    /// Extent of a value of the current images.
+    pub fn extent_of(&self, size: (usize, usize)) -> Extent {
+        Extent {
+            n: self.images.len(),
+            h: size.0,
+            w: size.1,
+        }
+    }
+
+    /// Rows and columns at LQ resolution.
+    fn lq_size(&self) -> (usize, usize) {
+        (self.whole.h, self.whole.w)
+    }
+
     /// The part of the micro-batch that operations are appended for now.
     fn slice_now(&self) -> Slice {
         Slice {
@@ -168,10 +219,12 @@ impl<'a, 'b> Graph<'a, 'b> {
 
     /// The end of a name that says which images a buffer holds; empty for all of them.
     fn part_name(&self) -> String {
+        let again = if self.held.is_some() { ", again" } else { "" };
         if self.images.len() == self.whole.n {
-            String::new()
+            again.to_string()
         } else {
-            format!(", images {} to {}", self.images.start, self.images.end - 1)
+            let (first, last) = (self.images.start, self.images.end - 1);
+            format!("{again}, images {first} to {last}")
         }
     }
 
@@ -195,10 +248,17 @@ impl<'a, 'b> Graph<'a, 'b> {
     }
 
     /// Registers a buffer under its layer's name.
-    fn know(&mut self, buffer: BufferId, name: &str, stride: usize, whole: Option<BufferId>) {
+    fn know(
+        &mut self,
+        buffer: BufferId,
+        name: &str,
+        (stride, size): (usize, (usize, usize)),
+        whole: Option<BufferId>,
+    ) {
         self.known.entry(buffer).or_insert_with(|| Known {
             name: name.to_string(),
             stride,
+            size,
             gradient: None,
             written: false,
             whole,
@@ -209,27 +269,30 @@ impl<'a, 'b> Graph<'a, 'b> {
     pub fn input(&mut self) -> Value {
         let count = self.extent().pixels() * 3;
         let buffer = self.builder.floats("input", Class::Activations, count);
-        self.know(buffer, "input", 3, None);
+        let size = self.lq_size();
+        self.know(buffer, "input", (3, size), None);
         self.inputs.push(buffer);
         Value {
             buffer,
             channels: 3,
             stride: 3,
+            size,
             activation: None,
         }
     }
 
     /// A new activation of the current images.
-    fn activation(&mut self, name: &str, channels: usize) -> Value {
+    fn activation(&mut self, name: &str, channels: usize, size: (usize, usize)) -> Value {
         let stride = channels.next_multiple_of(crate::plan::CHANNEL_GROUP);
         let full = format!("{name}{}", self.part_name());
-        let count = self.extent().pixels() * stride;
+        let count = self.extent_of(size).pixels() * stride;
         let buffer = self.builder.map(full, Class::Activations, count);
-        self.know(buffer, name, stride, None);
+        self.know(buffer, name, (stride, size), None);
         Value {
             buffer,
             channels,
             stride,
+            size,
             activation: None,
         }
     }
@@ -246,7 +309,7 @@ impl<'a, 'b> Graph<'a, 'b> {
         if buffer != value.buffer {
             let known = &self.known[&value.buffer];
             let (name, stride) = (known.name.clone(), known.stride);
-            self.know(buffer, &name, stride, Some(value.buffer));
+            self.know(buffer, &name, (stride, value.size), Some(value.buffer));
             if self.inputs.contains(&value.buffer) {
                 self.inputs.push(buffer);
             }
@@ -260,6 +323,7 @@ impl<'a, 'b> Graph<'a, 'b> {
         self.views.clear();
         self.summed = 0;
         self.parts_used = 0;
+        self.shared_gradients.clear();
     }
 
     /// From here on, operations are appended for the whole micro-batch again.
@@ -270,8 +334,35 @@ impl<'a, 'b> Graph<'a, 'b> {
     /// Appends a forward operation.
     pub fn append(&mut self, op: impl Into<Op>) {
         let op = op.into();
-        self.tape.push(op.clone());
-        self.builder.push(op);
+        self.tape.push(Taped::Operation(op.clone()));
+        self.emit(op);
+    }
+
+    /// Appends an operation to the plan, or to those of the block that is computed again.
+    fn emit(&mut self, op: Op) {
+        match &mut self.held {
+            Some(held) => held.push(op),
+            None => self.builder.push(op),
+        }
+    }
+
+    /// Appends the network's block `name`, see [`Architecture::block`]. Unless everything is kept,
+    /// the backward pass computes it again from its input.
+    ///
+    /// # Errors
+    /// A bug in the network's file.
+    pub fn block(&mut self, name: &str, x: Value) -> Result<Value, Error> {
+        let (before, architecture) = (self.tape.len(), self.architecture);
+        let output = architecture.block(self, name, x)?;
+        if self.recompute != Recompute::None {
+            self.tape.truncate(before);
+            self.tape.push(Taped::Block {
+                name: name.to_string(),
+                input: x,
+                output,
+            });
+        }
+        Ok(output)
     }
 
     /// Appends an operation that belongs to no forward pass, such as a loss. If the micro-batch
@@ -285,11 +376,11 @@ impl<'a, 'b> Graph<'a, 'b> {
             op.set_carry(self.carries[self.summed]);
             self.summed += 1;
         }
-        self.builder.push(op);
+        self.emit(op);
     }
 
     /// The forward operations since the last call, for their backward pass.
-    pub fn take_tape(&mut self) -> Vec<Op> {
+    pub fn take_tape(&mut self) -> Vec<Taped> {
         std::mem::take(&mut self.tape)
     }
 }

@@ -92,15 +92,11 @@ impl Network {
     /// A network by name or alias (any case) with its default settings.
     ///
     /// # Errors
-    /// An unknown name, a network that this version does not contain, or a scale that it cannot
-    /// have.
+    /// An unknown name, or a scale that the network cannot have.
     pub fn new(name: &str, scale: usize) -> Result<Network, Error> {
         let Some((row, alias)) = architecture::find(name) else {
-            return Err(match architecture::planned(name) {
-                Some(arch) => Error::NotBuilt { arch },
-                None => Error::UnknownArchitecture {
-                    name: name.to_string(),
-                },
+            return Err(Error::UnknownArchitecture {
+                name: name.to_string(),
             });
         };
         if !row.scales.contains(&scale) {

@@ -12,6 +12,8 @@ pub enum Init {
     FanIn(usize),
     /// One value everywhere.
     Constant(f32),
+    /// Normal with mean 0 and this deviation.
+    Normal(f32),
     /// The given values, repeated until the shape is full: the fixed taps of the base.
     Taps(&'static [f32]),
     /// Zero; computed from other parameters when a file is written, and never read.
@@ -74,6 +76,13 @@ impl ParamTable {
         self.add(format!("{name}.bias"), &[out], init, true);
     }
 
+    /// Appends weight `[out, input]` and bias `[out]` of a linear layer, with PyTorch's start values.
+    pub(super) fn linear(&mut self, name: &str, out: usize, input: usize) {
+        let init = Init::FanIn(input);
+        self.add(format!("{name}.weight"), &[out, input], init.clone(), true);
+        self.add(format!("{name}.bias"), &[out], init, true);
+    }
+
     /// Number of f32 elements of all parameters.
     pub fn len(&self) -> usize {
         self.params
@@ -112,6 +121,12 @@ impl ParamTable {
                     let mut rng = Rng::new(&[seed, 0x1417, i as u64]);
                     out.iter_mut()
                         .for_each(|v| *v = rng.range(-bound, bound) as f32);
+                }
+                Init::Normal(deviation) => {
+                    let mut rng = Rng::new(&[seed, 0x1417, i as u64]);
+                    let deviation = f64::from(deviation);
+                    out.iter_mut()
+                        .for_each(|v| *v = (deviation * rng.normal()) as f32);
                 }
                 Init::Constant(value) => out.fill(value),
                 Init::Derived => out.fill(0.0),

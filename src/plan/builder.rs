@@ -46,6 +46,11 @@ impl<'a> Builder<'a> {
         BufferId(self.buffers.len() as u32 - 1)
     }
 
+    /// Takes back a buffer that no operation uses.
+    pub fn discard(&mut self, buffer: BufferId) {
+        self.buffers[buffer.0 as usize].bytes = 0;
+    }
+
     /// Adds a buffer of `count` f32 values.
     pub fn floats(&mut self, name: impl Into<String>, class: Class, count: usize) -> BufferId {
         self.buffer(name, class, count as u64 * 4)
@@ -150,6 +155,7 @@ impl<'a> Builder<'a> {
                 (Some(range), _) => range.clone(),
                 // a network need not read what it is given for every slice
                 (None, Some(whole)) => whole.start..whole.start,
+                (None, None) if buffer.bytes == 0 => 0..0,
                 (None, None) => {
                     return Err(Error::Invalid(format!(
                         "the plan has a buffer that no operation uses: {}",

@@ -70,6 +70,10 @@ impl Tape for OneTape {
     fn accumulates(&self, _: BufferId) -> bool {
         true
     }
+    fn shares_gradient(&mut self, _: ParamRange) -> bool {
+        false
+    }
+
     fn d_output(&mut self, _: BufferId) -> Result<BufferId, Error> {
         Ok(self.d_output)
     }

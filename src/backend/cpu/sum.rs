@@ -253,7 +253,8 @@ impl CpuOperation for ScaledSumBack {
         if ctx.reduce(parts, self.slice) {
             // SAFETY: the tasks have finished, and the sums hold as many values as a partial
             let sums = unsafe { parts.sums().slice(0, op.stride) };
-            ctx.store_gradient(self.gradients, gamma, |c| sums[c]);
+            let add = self.adds_gamma || ctx.scalars.accumulate;
+            ctx.store_or_add_gradient(self.gradients, gamma, add, |c| sums[c]);
         }
     }
 }

@@ -326,14 +326,21 @@ impl Context<'_> {
         range: ParamRange,
         value: impl Fn(usize) -> f32,
     ) {
+        self.store_or_add_gradient(gradients, range, self.scalars.accumulate, value);
+    }
+
+    /// As [`Context::store_gradient`], where `add` says whether to add to what is there.
+    pub fn store_or_add_gradient(
+        &self,
+        gradients: BufferId,
+        range: ParamRange,
+        add: bool,
+        value: impl Fn(usize) -> f32,
+    ) {
         // SAFETY: the parameter table keeps the range inside the gradient buffer, and no task runs
         let out = unsafe { self.param(gradients, range).slice(0, range.len) };
         for (i, out) in out.iter_mut().enumerate() {
-            *out = if self.scalars.accumulate {
-                *out + value(i)
-            } else {
-                value(i)
-            };
+            *out = if add { *out + value(i) } else { value(i) };
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The backward pass of the graph: the gradient buffer of every value, and the operations of a tape
 //! in reverse.
 
-use super::Graph;
-use crate::plan::{Accumulate, BufferId, Class, Destination, Error, Op, Slice, Tape};
+use super::{Graph, Taped, Value};
+use crate::model;
+use crate::plan::{Accumulate, BufferId, Class, Destination, Error, Op, ParamRange, Slice, Tape};
+use std::collections::HashSet;
 
 impl Graph<'_, '_> {
     /// Appends the backward pass of the operations of a tape, the last one first.
@@ -10,13 +12,58 @@ impl Graph<'_, '_> {
     /// # Errors
     /// A bug in a network's file: an operation without a backward pass, or a value that no later
     /// operation reads.
-    pub fn append_backward(&mut self, tape: &[Op]) -> Result<(), Error> {
-        tape.iter().rev().try_for_each(|op| op.backward(self))
+    pub fn append_backward(&mut self, tape: &[Taped]) -> Result<(), model::Error> {
+        tape.iter().rev().try_for_each(|taped| match taped {
+            Taped::Operation(op) => Ok(op.backward(self)?),
+            Taped::Block {
+                name,
+                input,
+                output,
+            } => self.block_backward(name, *input, *output),
+        })
+    }
+
+    /// Appends the operations of a block again, without those whose results the backward pass does
+    /// not read, and its backward pass.
+    fn block_backward(
+        &mut self,
+        name: &str,
+        input: Value,
+        output: Value,
+    ) -> Result<(), model::Error> {
+        let architecture = self.architecture;
+        self.held = Some(Vec::new());
+        let again = architecture.block(self, name, input)?;
+        let forward = self.held.as_ref().map_or(0, Vec::len);
+        let tape = self.take_tape();
+        let gradient = Tape::d_output(self, output.buffer)?;
+        if let Some(known) = self.known.get_mut(&again.buffer) {
+            (known.gradient, known.written) = (Some(gradient), true);
+        }
+        self.append_backward(&tape)?;
+        let mut ops = self.held.take().unwrap_or_default();
+        let backward = ops.split_off(forward);
+        let mut read: HashSet<BufferId> = backward.iter().flat_map(reads).collect();
+        let mut needed = Vec::new();
+        for op in ops.into_iter().rev() {
+            if op.written().iter().any(|(buffer, _)| read.contains(buffer)) {
+                read.extend(reads(&op));
+                needed.push(op);
+            } else {
+                let unread = op.written().into_iter();
+                unread.for_each(|(buffer, _)| self.builder.discard(buffer));
+            }
+        }
+        let all = needed.into_iter().rev().chain(backward);
+        all.for_each(|op| self.builder.push(op));
+        Ok(())
     }
 
     /// Gives a value the gradient that an operation outside of the tape left in `gradient`.
     pub fn set_gradient(&mut self, value: BufferId, name: &str, gradient: BufferId) {
-        self.know(value, name, 3, None);
+        let size = self.lq_size();
+        let size = (size.0 * self.net.scale, size.1 * self.net.scale);
+        self.know(value, name, (3, size), None);
         if let Some(known) = self.known.get_mut(&value) {
             known.gradient = Some(gradient);
             known.written = true;
@@ -40,6 +87,7 @@ impl Graph<'_, '_> {
             return Ok((gradient, known.written));
         }
         let (name, stride) = (format!("d {}", known.name), known.stride);
+        let size = known.size;
         let gradient = match known.whole {
             Some(whole) => {
                 let (gradient, _) = self.gradient_of_whole(whole)?;
@@ -48,7 +96,7 @@ impl Graph<'_, '_> {
             }
             None => {
                 let name = format!("{name}{}", self.part_name());
-                let count = self.extent().pixels() * stride;
+                let count = self.extent_of(size).pixels() * stride;
                 self.builder.map(name, Class::ActivationGradients, count)
             }
         };
@@ -76,6 +124,12 @@ impl Graph<'_, '_> {
     }
 }
 
+/// The buffers that an operation reads.
+fn reads(op: &Op) -> Vec<BufferId> {
+    let accesses = op.accesses().into_iter();
+    accesses.filter(|a| a.read).map(|a| a.buffer).collect()
+}
+
 impl Tape for Graph<'_, '_> {
     fn slice(&self) -> Slice {
         self.slice_now()
@@ -94,6 +148,10 @@ impl Tape for Graph<'_, '_> {
 
     fn accumulates(&self, parameters: BufferId) -> bool {
         parameters == self.storage.parameters
+    }
+
+    fn shares_gradient(&mut self, parameter: ParamRange) -> bool {
+        !self.shared_gradients.insert(parameter.offset)
     }
 
     fn d_output(&mut self, value: BufferId) -> Result<BufferId, Error> {
@@ -124,11 +182,17 @@ impl Tape for Graph<'_, '_> {
             return Ok(gradient);
         }
         let known = self.known.get(&value).ok_or_else(|| self.unknown(value))?;
-        let (name, stride) = (known.name.clone(), known.stride);
+        let (name, stride, size) = (known.name.clone(), known.stride, known.size);
         let name = format!("d {name}, another part{}", self.part_name());
-        let count = self.extent().pixels() * stride;
+        let extent = self.extent_of(size);
+        let count = extent.pixels() * stride;
         let part = self.builder.map(name, Class::ActivationGradients, count);
-        self.pending_sums.push((part, gradient, stride));
+        self.pending_sums.push(Accumulate {
+            extent,
+            stride,
+            from: part,
+            into: gradient,
+        });
         Ok(part)
     }
 
@@ -153,17 +217,8 @@ impl Tape for Graph<'_, '_> {
 
     fn push(&mut self, op: Op) {
         self.push_summed(op);
-        for (from, into, stride) in std::mem::take(&mut self.pending_sums) {
-            let extent = self.extent();
-            self.builder.push(
-                Accumulate {
-                    extent,
-                    stride,
-                    from,
-                    into,
-                }
-                .into(),
-            );
+        for sum in std::mem::take(&mut self.pending_sums) {
+            self.emit(sum.into());
         }
     }
 }

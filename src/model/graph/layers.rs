@@ -3,9 +3,10 @@
 use super::{Graph, Value};
 use crate::model::Error;
 use crate::plan::{
-    Activate, Activation, BatchLayout, BufferId, ComposeConv, ComposeParams, Concat, Conv,
-    FoldedConv, Gate, GateKind, NanoBlock, NanoParams, Op, ParamRange, Reconstruct, ScaledSum,
-    Shuffle, StreamBlock, StreamParams,
+    Activate, Activation, BatchLayout, BufferId, ChannelAttention, ComposeConv, ComposeParams,
+    Concat, Conv, FoldedConv, Gate, GateKind, NanoBlock, NanoParams, Op, ParamRange, Reconstruct,
+    RmsNorm, ScaledSum, Shuffle, StreamBlock, StreamParams, TokenAttention, TokenParams,
+    WindowAttention,
 };
 
 /// Weight and bias of a convolution, and the buffer that they are in.
@@ -18,7 +19,7 @@ struct ConvWeights {
 
 impl Graph<'_, '_> {
     /// A convolution with the parameters `NAME.weight` and `NAME.bias`, from whose shapes its sizes
-    /// follow.
+    /// follow. A linear layer is a convolution of one tap.
     ///
     /// # Errors
     /// When the network has no such parameters.
@@ -30,10 +31,14 @@ impl Graph<'_, '_> {
     pub fn dilated_conv(&mut self, name: &str, x: Value, dilation: usize) -> Result<Value, Error> {
         let [weight, bias] = self.conv_params(name)?;
         let parameter = self.table.get(&format!("{name}.weight"));
-        let &[cout, cin, kernel, _] = parameter.map_or(&[][..], |p| &p.shape) else {
-            return Err(Error::NoParameter {
-                name: format!("{name}.weight with four sides"),
-            });
+        let (cout, cin, kernel) = match parameter.map_or(&[][..], |p| &p.shape) {
+            &[cout, cin, kernel, _] => (cout, cin, kernel),
+            &[cout, cin] => (cout, cin, 1),
+            _ => {
+                return Err(Error::NoParameter {
+                    name: format!("{name}.weight with two or four sides"),
+                });
+            }
         };
         let weights = ConvWeights {
             buffer: self.storage.parameters,
@@ -51,9 +56,9 @@ impl Graph<'_, '_> {
         weights: ConvWeights,
         (cout, kernel, dilation, groups): (usize, usize, usize, usize),
     ) -> Value {
-        let output = self.activation(name, cout);
+        let output = self.activation(name, cout, x.size);
         self.append(Conv {
-            extent: self.extent(),
+            extent: self.extent_of(x.size),
             cin: x.channels,
             cout,
             input_stride: x.stride,
@@ -89,9 +94,9 @@ impl Graph<'_, '_> {
         let Some(activation) = x.activation else {
             return x;
         };
-        let output = self.activation(&format!("{name}, activation"), x.channels);
+        let output = self.activation(&format!("{name}, activation"), x.channels, x.size);
         self.append(Activate {
-            extent: self.extent(),
+            extent: self.extent_of(x.size),
             channels: x.channels,
             stride: x.stride,
             activation,
@@ -161,9 +166,11 @@ impl Graph<'_, '_> {
     /// Channels side by side.
     pub fn concat(&mut self, name: &str, parts: &[Value]) -> Value {
         let parts: Vec<Value> = parts.iter().map(|&x| self.applied(name, x)).collect();
-        let output = self.activation(name, parts.iter().map(|x| x.channels).sum());
+        let channels = parts.iter().map(|x| x.channels).sum();
+        let size = parts.first().map_or((0, 0), |x| x.size);
+        let output = self.activation(name, channels, size);
         self.append(Concat {
-            extent: self.extent(),
+            extent: self.extent_of(size),
             parts: parts.iter().map(|x| (x.buffer, x.channels)).collect(),
             output: output.buffer,
         });
@@ -178,9 +185,9 @@ impl Graph<'_, '_> {
             GateKind::Attention => a.channels,
             GateKind::Halves { .. } => a.channels / 2,
         };
-        let output = self.activation(name, channels);
+        let output = self.activation(name, channels, a.size);
         self.append(Gate {
-            extent: self.extent(),
+            extent: self.extent_of(a.size),
             channels,
             kind,
             a: a.buffer,
@@ -190,14 +197,7 @@ impl Graph<'_, '_> {
         output
     }
 
-    /// `a + gamma * b`.
-    #[cfg_attr(
-        not(test),
-        allow(
-            dead_code,
-            reason = "the plain form of residuals that blocks have fused in"
-        )
-    )]
+    /// `a + gamma * b`. Several sums may have the same gamma.
     pub fn scaled_sum(
         &mut self,
         name: &str,
@@ -206,9 +206,9 @@ impl Graph<'_, '_> {
         gamma: Option<ParamRange>,
     ) -> Value {
         let (a, b) = (self.applied(name, a), self.applied(name, b));
-        let output = self.activation(name, a.channels);
+        let output = self.activation(name, a.channels, a.size);
         self.append(ScaledSum {
-            extent: self.extent(),
+            extent: self.extent_of(a.size),
             channels: a.channels,
             stride: a.stride,
             gamma,
@@ -218,6 +218,112 @@ impl Graph<'_, '_> {
             output: output.buffer,
         });
         output
+    }
+
+    /// RMSNorm over channels with the parameters `NAME.scale` and `NAME.bias`. Rows and columns are
+    /// filled up with zeros to multiples of `multiple`.
+    ///
+    /// # Errors
+    /// When the network has no such parameters.
+    pub fn rms_norm(&mut self, name: &str, x: Value, multiple: usize) -> Result<Value, Error> {
+        let x = self.applied(name, x);
+        let (h, w) = x.size;
+        let padded = (h.next_multiple_of(multiple), w.next_multiple_of(multiple));
+        let (scale, bias) = (
+            self.param(&format!("{name}.scale"))?,
+            self.param(&format!("{name}.bias"))?,
+        );
+        let output = self.activation(name, x.channels, padded);
+        self.append(RmsNorm {
+            extent: self.extent_of(x.size),
+            padded: self.extent_of(padded),
+            channels: x.channels,
+            epsilon: 1e-6,
+            scale,
+            bias,
+            parameters: self.storage.parameters,
+            input: x.buffer,
+            output: output.buffer,
+        });
+        Ok(output)
+    }
+
+    /// [`WindowAttention`] of `x`, whose sides are multiples of the window, with the linear layers
+    /// `NAME.qkv` and `NAME.proj` before and after it. The result has `size` rows and columns.
+    ///
+    /// # Errors
+    /// When the network has no such parameters.
+    pub fn window_attention(
+        &mut self,
+        name: &str,
+        x: Value,
+        size: (usize, usize),
+        (heads, window, shift): (usize, usize, usize),
+    ) -> Result<Value, Error> {
+        let qkv = self.conv(&format!("{name}.qkv"), x)?;
+        let output = self.activation(name, x.channels, size);
+        self.append(WindowAttention {
+            extent: self.extent_of(size),
+            padded: self.extent_of(qkv.size),
+            channels: x.channels,
+            heads,
+            window,
+            shift,
+            qkv: qkv.buffer,
+            output: output.buffer,
+            workspace: None,
+        });
+        self.conv(&format!("{name}.proj"), output)
+    }
+
+    /// [`ChannelAttention`] with the weights `NAME.fc.0.weight` and `NAME.fc.2.weight`.
+    ///
+    /// # Errors
+    /// When the network has no such parameters.
+    pub fn channel_attention(&mut self, name: &str, x: Value) -> Result<Value, Error> {
+        let x = self.applied(name, x);
+        let (down, up) = (
+            self.param(&format!("{name}.fc.0.weight"))?,
+            self.param(&format!("{name}.fc.2.weight"))?,
+        );
+        let output = self.activation(name, x.channels, x.size);
+        self.append(ChannelAttention {
+            extent: self.extent_of(x.size),
+            channels: x.channels,
+            down,
+            up,
+            parameters: self.storage.parameters,
+            input: x.buffer,
+            output: output.buffer,
+            workspace: None,
+        });
+        Ok(output)
+    }
+
+    /// [`TokenAttention`] to the tokens `NAME.token_dict`, with the linear layers `NAME.q_proj` and
+    /// `NAME.out_proj` before and after it.
+    ///
+    /// # Errors
+    /// When the network has no such parameters.
+    pub fn token_attention(&mut self, name: &str, x: Value) -> Result<Value, Error> {
+        let query = self.conv(&format!("{name}.q_proj"), x)?;
+        let params = TokenParams {
+            tokens: self.param(&format!("{name}.token_dict"))?,
+            key: self.conv_params(&format!("{name}.k_proj"))?,
+            value: self.conv_params(&format!("{name}.v_proj"))?,
+        };
+        let output = self.activation(name, x.channels, x.size);
+        self.append(TokenAttention {
+            extent: self.extent_of(x.size),
+            channels: x.channels,
+            query_channels: query.channels,
+            params,
+            parameters: self.storage.parameters,
+            query: query.buffer,
+            output: output.buffer,
+            workspace: None,
+        });
+        self.conv(&format!("{name}.out_proj"), output)
     }
 
     /// ParagonSR2 Nano's block with the parameters below `name`.
@@ -238,9 +344,9 @@ impl Graph<'_, '_> {
             conv2_bias,
             gamma: self.param(&format!("{name}.scale.gamma"))?,
         };
-        let output = self.activation(name, x.channels);
+        let output = self.activation(name, x.channels, x.size);
         self.append(NanoBlock {
-            extent: self.extent(),
+            extent: self.extent_of(x.size),
             features: x.channels,
             params,
             parameters: self.storage.parameters,
@@ -266,9 +372,9 @@ impl Graph<'_, '_> {
             out: part("out")?,
             gamma: self.param(&format!("{name}.scale.gamma"))?,
         };
-        let output = self.activation(name, x.channels);
+        let output = self.activation(name, x.channels, x.size);
         self.append(StreamBlock {
-            extent: self.extent(),
+            extent: self.extent_of(x.size),
             features: x.channels,
             params,
             parameters: self.storage.parameters,

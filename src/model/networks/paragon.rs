@@ -5,7 +5,7 @@ use crate::model::architecture::{Found, Recipe, Shapes};
 use crate::model::graph::{Graph, Value};
 use crate::model::settings::{InFile, SettingKind, SettingSpec};
 use crate::model::{BLUR_TAPS, Error, Init, Network, ParamTable, SHARP_TAPS};
-use crate::plan::{BufferId, LossKind};
+use crate::plan::{Activation, BufferId, LossKind};
 
 /// Scales for which the family's base upsampler is written.
 pub(super) const SCALES: &[usize] = &[2, 3, 4, 8];
@@ -37,6 +37,22 @@ pub(super) const LAYER_SCALE: SettingSpec = SettingSpec {
     in_file: InFile::StartValue,
     doc: "Start value of LayerScale; larger ones (0.1) let the blocks contribute sooner",
 };
+
+/// Side of the windows that attend to each other.
+pub(super) const WINDOW: SettingSpec = SettingSpec {
+    name: "window_size",
+    kind: SettingKind::Whole {
+        default: 16,
+        range: (2, 32),
+    },
+    in_file: InFile::Metadata,
+    doc: "Side in LQ pixels of the windows whose pixels attend to each other",
+};
+
+/// Features F of Photo and Pro: channels of every activation at LQ resolution.
+pub(super) const FEATURES: usize = 64;
+/// Heads of the window attention.
+const HEADS: usize = 4;
 
 /// With the published start values (LayerScale 1e-5) the networks stay nearly linear for thousands
 /// of iterations. With 0.1 the blocks contribute from the start, and a higher rate is stable. The
@@ -77,6 +93,72 @@ fn base_taps(t: &mut ParamTable, filter: &str, taps: &'static [f32]) {
     }
 }
 
+/// The names of all blocks.
+pub(super) fn block_names(groups: usize, blocks: usize) -> impl Iterator<Item = String> {
+    (0..groups).flat_map(move |g| (0..blocks).map(move |i| format!("body.{g}.blocks.{i}")))
+}
+
+/// Adds the parameters of RMSNorm.
+pub(super) fn norm_parameters(t: &mut ParamTable, name: &str) {
+    let shape = [FEATURES, 1, 1];
+    t.add(format!("{name}.scale"), &shape, Init::Constant(1.0), true);
+    t.add(format!("{name}.bias"), &shape, Init::Constant(0.0), true);
+}
+
+/// Adds the parameters of window attention.
+pub(super) fn attention_parameters(t: &mut ParamTable, name: &str) {
+    t.linear(&format!("{name}.qkv"), 3 * FEATURES, FEATURES);
+    t.linear(&format!("{name}.proj"), FEATURES, FEATURES);
+}
+
+/// Appends `conv2(gelu(dw(conv1(x))))` with the parameters below `block`.
+///
+/// # Errors
+/// When the network has no such parameters.
+pub(super) fn mix_channels(g: &mut Graph<'_, '_>, block: &str, x: Value) -> Result<Value, Error> {
+    let wide = g.conv(&format!("{block}.conv1"), x)?;
+    let wide = g.conv(&format!("{block}.dw"), wide)?;
+    let wide = g.activate(wide, Activation::Gelu);
+    g.conv(&format!("{block}.conv2"), wide)
+}
+
+/// The windows of a block.
+pub(super) struct Attention {
+    /// Pixels along a side.
+    pub window: usize,
+    shift: usize,
+}
+
+impl Attention {
+    /// The windows of the block `body.G.blocks.I` of groups of `blocks` blocks: those of every second
+    /// block are shifted.
+    pub fn of(net: &Network, block: &str, blocks: usize) -> Attention {
+        let window = net.whole("window_size");
+        let mut numbers = block
+            .split('.')
+            .filter_map(|part| part.parse::<usize>().ok());
+        let group = numbers.next().unwrap_or(0);
+        let index = group * blocks + numbers.next().unwrap_or(0);
+        let shift = if index % 2 == 1 { window / 2 } else { 0 };
+        Attention { window, shift }
+    }
+
+    /// Appends window attention of `x`, which is filled up to whole windows, with the parameters
+    /// below `name`; the result has `size` rows and columns.
+    ///
+    /// # Errors
+    /// When the network has no such parameters.
+    pub fn append(
+        &self,
+        g: &mut Graph<'_, '_>,
+        name: &str,
+        x: Value,
+        size: (usize, usize),
+    ) -> Result<Value, Error> {
+        g.window_attention(name, x, size, (HEADS, self.window, self.shift))
+    }
+}
+
 /// Appends conv_mid and the reconstruction.
 ///
 /// # Errors
@@ -110,4 +192,13 @@ pub(super) fn recognise(shapes: &dyn Shapes, block_layer: &str) -> Option<Found>
         scale,
         settings: Vec::new(),
     })
+}
+
+/// Parameters of a network as its author counts them: the two `base.*.kernel` buffers are in the
+/// state_dict but are no parameters.
+#[cfg(test)]
+pub(super) fn published_count(name: &str, scale: usize) -> usize {
+    let table = Network::new(name, scale).unwrap().params();
+    let parameters = table.params.iter().filter(|p| !p.name.ends_with("kernel"));
+    parameters.map(|p| p.range.len).sum()
 }

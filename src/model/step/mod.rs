@@ -232,7 +232,15 @@ pub(super) fn training_plan_as(
         subtract: persistent.batch,
     };
     let whole = extent(spec.batch, spec.lq);
-    let mut g = Graph::new(&mut builder, (net, &table), storage, whole, prediction);
+    let mut g = Graph::new(
+        &mut builder,
+        architecture,
+        (net, &table),
+        storage,
+        whole,
+        prediction,
+    );
+    g.set_recompute(spec.recompute);
     if spec.without_winograd {
         g.set_tile_invariant(1);
     }
@@ -299,7 +307,14 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
         subtract: None,
     };
     let whole = extent(spec.batch, spec.lq);
-    let mut g = Graph::new(&mut builder, (net, &table), storage, whole, prediction);
+    let mut g = Graph::new(
+        &mut builder,
+        architecture,
+        (net, &table),
+        storage,
+        whole,
+        prediction,
+    );
     g.set_tile_invariant(architecture.tiling(net).align);
     let input = append_input(&mut g, batch);
     architecture.prepare(&mut g)?;

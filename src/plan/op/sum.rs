@@ -32,6 +32,8 @@ pub struct ScaledSumBack {
     pub forward: ScaledSum,
     /// The gradient buffer of the parameters, f32.
     pub gradients: BufferId,
+    /// Whether gamma's gradient is added to that of another operation with the same gamma.
+    pub adds_gamma: bool,
     /// Gradient of the output.
     pub d_output: BufferId,
     /// Gradient of a; written or added to.
@@ -70,6 +72,7 @@ impl Operation for ScaledSum {
         let back = ScaledSumBack {
             forward: self.clone(),
             gradients: tape.gradients(self.parameters)?,
+            adds_gamma: self.gamma.is_some_and(|gamma| tape.shares_gradient(gamma)),
             d_output: tape.d_output(self.output)?,
             d_a: tape.destination(self.a)?,
             d_b: tape.destination(self.b)?,

@@ -1,7 +1,7 @@
 //! What an operation asks for while it appends its backward pass, and how it may be fused with the
 //! next operation.
 
-use super::{Op, Slice};
+use super::{Op, ParamRange, Slice};
 use crate::plan::{BufferId, Error};
 
 /// The list of backward operations while it is made, from the last operation of the forward pass to
@@ -20,6 +20,10 @@ pub trait Tape {
     /// Whether gradients in the buffer of [`Tape::gradients`] are summed over the micro-batches of
     /// an iteration. Otherwise each micro-batch replaces them.
     fn accumulates(&self, parameters: BufferId) -> bool;
+
+    /// Whether an earlier operation of this backward pass left a gradient for a parameter that
+    /// several operations may use: this one then adds to it.
+    fn shares_gradient(&mut self, parameter: ParamRange) -> bool;
 
     /// The complete gradient of a value that the forward pass wrote.
     ///

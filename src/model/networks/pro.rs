@@ -1,0 +1,134 @@
+//! ParagonSR2 Pro, by Philip Hofmann: docs/networks.md has its mathematics. Its blocks are four
+//! residuals: a convolution, channel attention, window attention, and attention to a dictionary of
+//! tokens.
+
+use super::paragon::{self, Attention, FEATURES};
+use crate::model::architecture::{Architecture, Found, Row, Shapes, Tiling, plain};
+use crate::model::graph::{Graph, Value};
+use crate::model::{Error, Init, Network, ParamTable};
+use crate::plan::BufferId;
+
+/// See the module's documentation.
+pub(in crate::model) struct Pro;
+
+/// Groups of blocks, which add no skip of their own.
+const GROUPS: usize = 6;
+/// Blocks in a group.
+const BLOCKS: usize = 6;
+/// Values between the two products of the channel attention.
+const SQUEEZED: usize = FEATURES / 16;
+/// Tokens of a dictionary.
+const TOKENS: usize = 64;
+/// Values of a query and of a token's key.
+const QUERY: usize = 16;
+/// Deviation of the tokens at the start.
+const TOKEN_DEVIATION: f32 = 0.02;
+
+static ROW: Row = Row {
+    name: "paragonsr2_pro",
+    aliases: &[plain("pro")],
+    about: "ParagonSR2 Pro: window, channel and token attention, the largest",
+    scales: paragon::SCALES,
+    settings: &[
+        paragon::alpha(0.4),
+        paragon::gain(0.1),
+        paragon::LAYER_SCALE,
+        paragon::WINDOW,
+    ],
+    quick: paragon::QUICK,
+};
+
+impl Architecture for Pro {
+    fn row(&self) -> &'static Row {
+        &ROW
+    }
+
+    fn parameters(&self, net: &Network, t: &mut ParamTable) {
+        const HIDDEN: usize = 2 * FEATURES;
+        paragon::first_parameters(net, t, FEATURES);
+        for block in paragon::block_names(GROUPS, BLOCKS) {
+            let name = |layer: &str| format!("{block}.{layer}");
+            paragon::norm_parameters(t, &name("norm1"));
+            t.conv(&name("conv1"), HIDDEN, FEATURES, 1);
+            t.conv(&name("dw"), HIDDEN, 1, 3);
+            t.conv(&name("conv2"), FEATURES, HIDDEN, 1);
+            let init = |inputs: usize| Init::FanIn(inputs);
+            t.add(
+                name("channel_attn.fc.0.weight"),
+                &[SQUEEZED, FEATURES],
+                init(FEATURES),
+                true,
+            );
+            t.add(
+                name("channel_attn.fc.2.weight"),
+                &[FEATURES, SQUEEZED],
+                init(SQUEEZED),
+                true,
+            );
+            paragon::norm_parameters(t, &name("norm3"));
+            paragon::attention_parameters(t, &name("window_attn"));
+            paragon::norm_parameters(t, &name("norm4"));
+            let tokens = Init::Normal(TOKEN_DEVIATION);
+            let shape = [1, TOKENS, FEATURES];
+            t.add(name("token_ca.token_dict"), &shape, tokens, true);
+            t.linear(&name("token_ca.q_proj"), QUERY, FEATURES);
+            t.linear(&name("token_ca.k_proj"), QUERY, FEATURES);
+            t.linear(&name("token_ca.v_proj"), FEATURES, FEATURES);
+            t.linear(&name("token_ca.out_proj"), FEATURES, FEATURES);
+            for number in 1..=4 {
+                let gamma = Init::Constant(net.number("layer_scale"));
+                let name = name(&format!("scale{number}.gamma"));
+                t.add(name, &[1, FEATURES, 1, 1], gamma, true);
+            }
+        }
+        paragon::last_parameters(net, t, FEATURES);
+    }
+
+    fn tail(&self, g: &mut Graph<'_, '_>, input: Value, _: Value) -> Result<BufferId, Error> {
+        let first = g.conv("conv_in", input)?;
+        let mut blocks = paragon::block_names(GROUPS, BLOCKS);
+        let features = blocks.try_fold(first, |x, block| g.block(&block, x))?;
+        paragon::tail(g, input, features)
+    }
+
+    fn block(&self, g: &mut Graph<'_, '_>, block: &str, x: Value) -> Result<Value, Error> {
+        let name = |layer: &str| format!("{block}.{layer}");
+        let attention = Attention::of(g.net(), block, BLOCKS);
+        let sum = |g: &mut Graph<'_, '_>, number: usize, x: Value, part: Value| {
+            let gamma = g.param(&name(&format!("scale{number}.gamma")))?;
+            let sum = name(&format!("sum{number}"));
+            Ok::<Value, Error>(g.scaled_sum(&sum, x, part, Some(gamma)))
+        };
+        let mixed = g.rms_norm(&name("norm1"), x, 1)?;
+        let mixed = paragon::mix_channels(g, block, mixed)?;
+        let x = sum(g, 1, x, mixed)?;
+        let weighted = g.channel_attention(&name("channel_attn"), x)?;
+        let x = sum(g, 2, x, weighted)?;
+        let seen = g.rms_norm(&name("norm3"), x, attention.window)?;
+        let seen = attention.append(g, &name("window_attn"), seen, x.size)?;
+        let x = sum(g, 3, x, seen)?;
+        let known = g.rms_norm(&name("norm4"), x, 1)?;
+        let known = g.token_attention(&name("token_ca"), known)?;
+        sum(g, 4, x, known)
+    }
+
+    fn tiling(&self, _: &Network) -> Tiling {
+        Tiling::whole_image()
+    }
+
+    fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {
+        paragon::recognise(shapes, "window_attn.qkv.weight")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_counts_are_the_published_ones() {
+        for (scale, count) in [(2, 1_993_420), (4, 2_436_556)] {
+            assert_eq!(paragon::published_count("pro", scale), count);
+        }
+    }
+}
