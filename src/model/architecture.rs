@@ -156,6 +156,11 @@ pub(super) trait Architecture: Sync {
         Err(Error::NoParameter { name })
     }
 
+    /// Number of blocks that [`Graph::block`] appends.
+    fn blocks(&self) -> usize {
+        0
+    }
+
     /// How images may be tiled.
     fn tiling(&self, net: &Network) -> Tiling;
 

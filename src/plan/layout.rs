@@ -9,6 +9,10 @@
 use super::Buffer;
 use std::cmp::Reverse;
 
+/// From this many buffers on, a placement takes so long that fewer are tried, and that buffers which
+/// live for most of the step are put below the others.
+const MANY_BUFFERS: usize = 2000;
+
 /// How often the highest buffer of an order is moved to its front.
 const REPAIRS: usize = 8;
 
@@ -45,7 +49,9 @@ const ORDERS: [Order; 6] = [
 /// The buffers that are placed into gaps.
 struct Transient<'a> {
     buffers: &'a [Buffer],
-    /// Their numbers.
+    /// The numbers of those that are put one after another, below the others.
+    lasting: Vec<usize>,
+    /// The numbers of the others.
     numbers: Vec<usize>,
     /// Sum of their bytes at each operation.
     live_bytes: Vec<u64>,
@@ -53,10 +59,15 @@ struct Transient<'a> {
 
 impl Transient<'_> {
     fn new(buffers: &[Buffer]) -> Transient<'_> {
-        let numbers: Vec<usize> = (0..buffers.len())
+        let operations = buffers.iter().map(|b| b.live.end).max().unwrap_or(0);
+        let mut numbers: Vec<usize> = (0..buffers.len())
             .filter(|&i| !buffers[i].class.persistent() && buffers[i].parent.is_none())
             .collect();
-        let operations = buffers.iter().map(|b| b.live.end).max().unwrap_or(0);
+        let mut lasting = Vec::new();
+        if numbers.len() >= MANY_BUFFERS {
+            let lasts = |&i: &usize| buffers[i].live.len() > operations / 2;
+            (lasting, numbers) = numbers.into_iter().partition(lasts);
+        }
         let mut live_bytes = vec![0u64; operations];
         for &i in &numbers {
             live_bytes[buffers[i].live.clone()]
@@ -65,6 +76,7 @@ impl Transient<'_> {
         }
         Transient {
             buffers,
+            lasting,
             numbers,
             live_bytes,
         }
@@ -97,10 +109,16 @@ impl Transient<'_> {
         // no layout can be smaller
         let bound = base + self.live_bytes.iter().max().copied().unwrap_or(0);
         let mut best: Option<(u64, Vec<u64>)> = None;
-        for order in ORDERS {
+        let many = self.numbers.len() >= MANY_BUFFERS;
+        let (orders, repairs) = if many {
+            (&ORDERS[..1], 0)
+        } else {
+            (&ORDERS[..], REPAIRS)
+        };
+        for &order in orders {
             let mut numbers = self.numbers.clone();
             numbers.sort_by_cached_key(|&i| self.key(order, i));
-            for _ in 0..=REPAIRS {
+            for _ in 0..=repairs {
                 let (end, offsets) = place(self.buffers, base, self.live_bytes.len(), &numbers);
                 let highest = numbers
                     .iter()
@@ -130,9 +148,15 @@ pub(super) fn assign(buffers: &mut [Buffer]) -> u64 {
         base += buffer.room();
     }
     let transient = Transient::new(buffers);
+    let mut lasting = Vec::new();
+    for &i in &transient.lasting {
+        lasting.push((i, base));
+        base += buffers[i].room();
+    }
     let (end, offsets) = transient.best_placement(base);
-    for i in transient.numbers {
-        buffers[i].offset = offsets[i];
+    let placed = transient.numbers.into_iter().map(|i| (i, offsets[i]));
+    for (i, offset) in placed.chain(lasting) {
+        buffers[i].offset = offset;
     }
     for i in 0..buffers.len() {
         if let Some((parent, at)) = buffers[i].parent {

@@ -54,6 +54,8 @@ fn outputs_and_gradients_match_the_golden_files() {
         "realtime_x4_2x20x28",
         "stream_x2_2x20x28",
         "stream_x4_2x20x28",
+        "photo_x2_2x24x20",
+        "pro_x2_1x24x20",
         "compact_x1_1x20x17",
         "compact_x2_2x18x20",
         "compact_x4_1x16x20",
@@ -215,6 +217,8 @@ fn trajectories_match_the_golden_files() {
         "train_realtime_x2_accum",
         "train_realtime_x2_mssim",
         "train_stream_x2",
+        "train_photo_x2",
+        "train_pro_x2",
         "train_compact_x2",
         "train_span_x2",
     ] {

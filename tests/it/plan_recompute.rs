@@ -93,7 +93,7 @@ fn full_recomputation_makes_slices_where_the_tail_is_large() {
         (40, 96 * 96, 14),
         (1, 1 << 30, 1),
     ] {
-        assert_eq!(Recompute::Full.slice_images(batch, hr), images);
-        assert_eq!(Recompute::Block.slice_images(batch, hr), batch);
+        assert_eq!(Recompute::Full.slice_images(batch, hr, 0), images);
+        assert_eq!(Recompute::Block.slice_images(batch, hr, 0), batch);
     }
 }

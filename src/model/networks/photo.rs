@@ -71,6 +71,10 @@ impl Architecture for Photo {
         Ok(g.scaled_sum(block, y, seen, Some(gamma)))
     }
 
+    fn blocks(&self) -> usize {
+        GROUPS * BLOCKS
+    }
+
     fn tiling(&self, _: &Network) -> Tiling {
         Tiling::whole_image()
     }

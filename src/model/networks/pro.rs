@@ -112,6 +112,10 @@ impl Architecture for Pro {
         sum(g, 4, x, known)
     }
 
+    fn blocks(&self) -> usize {
+        GROUPS * BLOCKS
+    }
+
     fn tiling(&self, _: &Network) -> Tiling {
         Tiling::whole_image()
     }

@@ -260,7 +260,8 @@ pub(super) fn training_plan_as(
         }
     };
     let losses = Losses::new(&spec.losses, target, persistent.metrics);
-    let images = spec.recompute.slice_images(spec.batch, hr.h * hr.w);
+    let (pixels, blocks) = (hr.h * hr.w, architecture.blocks());
+    let images = spec.recompute.slice_images(spec.batch, pixels, blocks);
     for start in (0..spec.batch).step_by(images) {
         let images = start..(start + images).min(spec.batch);
         g.begin_slice(images.clone());
