@@ -42,6 +42,7 @@ mod plan_properties;
 mod plan_recompute;
 mod portability;
 mod reference;
+mod reference_attention;
 mod reference_operations;
 mod report;
 mod shard_cli;

@@ -47,6 +47,16 @@ const REFERENCES: &[(&str, &str, &str)] = &[
         "src/backend/cpu/compose/tests.rs",
         "ComposeConvBack",
     ),
+    (
+        "WindowAttention",
+        "src/backend/cpu/window_attention/tests.rs",
+        "WindowAttention",
+    ),
+    (
+        "WindowAttentionBack",
+        "src/backend/cpu/window_attention/tests.rs",
+        "WindowAttentionBack",
+    ),
     ("NanoBlock", "tests/it/f64_reference.rs", "Twin"),
     ("NanoBlockBack", "tests/it/f64_reference.rs", "Twin"),
     (

@@ -127,6 +127,36 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd`].
     unsafe fn lookup(table: &LookupTable, at: Self::V) -> Self::V;
+    /// x * 2^n for a whole number n; `at` is n + 1.5 * 2^23, whose lowest bits are those of n. The
+    /// result must not leave the range of normal numbers, and x must not be 0.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn times_power_of_2(x: Self::V, at: Self::V) -> Self::V;
+    /// The transpose of sixteen rows: lane j of row i becomes lane i of row j.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        let (mut from, mut to) = ([[0.0; LANES]; LANES], [[0.0; LANES]; LANES]);
+        // SAFETY: as this function; each row of the arrays is one vector
+        unsafe {
+            for (from, &row) in from.iter_mut().zip(&rows) {
+                Self::store(from.as_mut_ptr(), row);
+            }
+            for (i, from) in from.iter().enumerate() {
+                for (to, &value) in to.iter_mut().zip(from) {
+                    to[i] = value;
+                }
+            }
+            let mut rows = rows;
+            for (row, to) in rows.iter_mut().zip(&to) {
+                *row = Self::load(to.as_ptr());
+            }
+            rows
+        }
+    }
     /// Sum of the lanes in a fixed order.
     ///
     /// # Safety
@@ -303,6 +333,10 @@ impl Simd for Portable {
         map(|i| table.0[(at[i].to_bits() & 7) as usize])
     }
     #[inline(always)]
+    unsafe fn times_power_of_2(x: Self::V, at: Self::V) -> Self::V {
+        map(|i| f32::from_bits(x[i].to_bits().wrapping_add(at[i].to_bits() << 23)))
+    }
+    #[inline(always)]
     unsafe fn sum(v: Self::V) -> f32 {
         let mut half: [f32; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
         for width in [4, 2, 1] {
@@ -385,6 +419,20 @@ mod tests {
                     S::xor_sign(S::abs(vectors[1]), vectors[1]),
                 );
                 assert_eq!(signs, values[LANES..2 * LANES]);
+                let n: [f32; LANES] = std::array::from_fn(|i| 12_582_912.0 + (8.0 - i as f32));
+                let scaled = S::times_power_of_2(S::splat(-0.75), S::load(n.as_ptr()));
+                S::store(found.as_mut_ptr(), scaled);
+                let powers = std::array::from_fn(|i| -0.75 * 2f32.powi(8 - i as i32));
+                assert_eq!(found, powers);
+                let number = |i: usize, j: usize| (i * LANES + j) as f32;
+                let rows = std::array::from_fn(|i| {
+                    let row: [f32; LANES] = std::array::from_fn(|j| number(i, j));
+                    S::load(row.as_ptr())
+                });
+                for (j, &row) in S::transpose(rows).iter().enumerate() {
+                    S::store(found.as_mut_ptr(), row);
+                    assert_eq!(found, std::array::from_fn(|i| number(i, j)));
+                }
             }
         }
     }
@@ -462,6 +510,11 @@ mod tests {
                     same("splat", S::splat(a[3]), [a[3]; LANES]);
                     let table = LookupTable::new(std::array::from_fn(|i| (i as f32).exp()));
                     same("lookup", S::lookup(&table, x), Portable::lookup(&table, *a));
+                    same(
+                        "times_power_of_2",
+                        S::times_power_of_2(x, y),
+                        Portable::times_power_of_2(*a, *b),
+                    );
                 }
             }
             for start in 0..100 {

@@ -177,19 +177,21 @@ impl ByteBatch {
 /// with the keys `arch`, `scale`, `batch`, `lq_size`, `steps`, `accum_iter`, `losses`, `feat`,
 /// `conv` and those that [`recipe_of`] reads.
 ///
-/// The three files beside those of Nano train 10 iterations with L1 alone, accum_iter 1, a constant
-/// learning rate without warm-up, no clipping, betas (0.9, 0.99), eps 1e-8, weight decay 1e-4 on
-/// every parameter, and an EMA of decay 0.999 with power 0.75:
+/// The files beside those of Nano train with L1 alone, accum_iter 1, a constant learning rate
+/// without warm-up, no clipping, betas (0.9, 0.99), eps 1e-8, weight decay 1e-4 on every parameter,
+/// and an EMA of decay 0.999 with power 0.75:
 ///
-/// | file | sizes | learning rate | batch | LQ |
-/// |---|---|---|---|---|
-/// | `train_stream_x2` | F 32, 2 groups of 3 blocks, alpha 0 | 1e-3 | 1 | 32 |
-/// | `train_compact_x2` | `feat` 24, `conv` 4, PReLU | 5e-4 | 2 | 24 |
-/// | `train_span_x2` | `feat` 32, no `norm` | 5e-4 | 1 | 24 |
+/// | file | sizes | iterations | learning rate | batch | LQ |
+/// |---|---|---|---|---|---|
+/// | `train_stream_x2` | F 32, 2 groups of 3 blocks, alpha 0 | 10 | 1e-3 | 1 | 32 |
+/// | `train_photo_x2` | F 64, 4 groups of 4 blocks, alpha 0.4, window 16 | 6 | 5e-4 | 1 | 32 |
+/// | `train_pro_x2` | F 64, 6 groups of 6 blocks, alpha 0.4, window 16 | 4 | 5e-4 | 1 | 32 |
+/// | `train_compact_x2` | `feat` 24, `conv` 4, PReLU | 10 | 5e-4 | 2 | 24 |
+/// | `train_span_x2` | `feat` 32, no `norm` | 10 | 5e-4 | 1 | 24 |
 ///
 /// SPAN is trained in its expanded form: `grad_norm`, moments, decay and EMA are those of the eight
 /// tensors of each `Conv3XC`. Its `param_init.*` has `no_norm`, `param_final.*` and `ema_final.*`
-/// do not, and none has `eval_conv`. Stream's lists have the fixed `base.*`.
+/// do not, and none has `eval_conv`. The lists of ParagonSR2 have the fixed `base.*`.
 ///
 /// A test of a training step opens a run, writes `start` into its parameters and their EMA, and for
 /// every chunk of `accum_iter` batches runs the micro-batches and the update with the learning rate
@@ -308,6 +310,14 @@ fn plain_network(arch: &str, scale: usize, params: &Parameters, form: SpanForm) 
     let architecture = match arch {
         "paragonsr2_realtime" => Architecture::Nano { alpha: 0.3 },
         "paragonsr2_stream" => Architecture::Stream { alpha: 0.0 },
+        "paragonsr2_photo" => Architecture::Photo {
+            alpha: 0.4,
+            window: 16,
+        },
+        "paragonsr2_pro" => Architecture::Pro {
+            alpha: 0.4,
+            window: 16,
+        },
         "compact" => Architecture::Compact {
             activation: CompactActivation::Prelu,
         },

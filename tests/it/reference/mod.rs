@@ -4,9 +4,9 @@
 //! names and layouts for every parameter.
 //!
 //! There are two references. `Reference` here is the Nano network (`paragonsr2_realtime`) with a
-//! backward pass written by hand, on NHWC. `networks` has Nano again, Stream, Compact and SPAN on
-//! a tape of plain operations (`plain`, `tape`), on NCHW. `golden` reads the files that both are
-//! compared with.
+//! backward pass written by hand, on NHWC. `networks` has Nano again, Stream, Photo, Pro, Compact
+//! and SPAN on a tape of plain operations (`plain`, `tape`), on NCHW. `golden` reads the files that
+//! both are compared with.
 
 pub mod differences;
 pub mod erf;

@@ -2,7 +2,7 @@
 //! rule, so that a reference network is its forward pass alone. Depends on `plain`; promises the
 //! exact derivative of what was recorded, in f64.
 
-use super::plain::{self, Activation, Convolution};
+use super::plain::{self, Activation, Convolution, Windows};
 use super::tensor::Tensor;
 
 /// A value on a [`Tape`].
@@ -201,5 +201,138 @@ impl Tape {
             |v| plain::magic_kernel(v[0], s, alpha),
             move |_, grad| vec![plain::magic_kernel_backward(grad, s, alpha)],
         )
+    }
+
+    pub fn rms_norm(&mut self, x: Var, scale: Var, bias: Var) -> Var {
+        self.apply(
+            &[x, scale, bias],
+            |v| plain::rms_norm(v[0], v[1], v[2]),
+            |v, grad| plain::rms_norm_backward(v[0], v[1], grad).into(),
+        )
+    }
+
+    pub fn linear(&mut self, x: Var, weight: Var, bias: Option<Var>) -> Var {
+        let inputs: Vec<Var> = [x, weight].into_iter().chain(bias).collect();
+        self.apply(
+            &inputs,
+            |v| plain::linear(v[0], v[1], v.get(2).copied()),
+            |v, grad| {
+                let mut grads: Vec<Tensor> = plain::linear_backward(v[0], v[1], grad).into();
+                grads.truncate(v.len());
+                grads
+            },
+        )
+    }
+
+    pub fn token_rows(&mut self, tokens: Var) -> Var {
+        self.apply(
+            &[tokens],
+            |v| plain::token_rows(v[0]),
+            |_, grad| vec![plain::token_rows_backward(grad)],
+        )
+    }
+
+    pub fn pad(&mut self, x: Var, size: [usize; 2]) -> Var {
+        self.apply(
+            &[x],
+            |v| plain::pad(v[0], size),
+            |v, grad| {
+                let [.., h, w] = v[0].nchw();
+                vec![plain::pad_backward(grad, [h, w])]
+            },
+        )
+    }
+
+    pub fn crop(&mut self, x: Var, size: [usize; 2]) -> Var {
+        self.apply(
+            &[x],
+            |v| plain::crop(v[0], size),
+            |v, grad| {
+                let [.., h, w] = v[0].nchw();
+                vec![plain::crop_backward(grad, [h, w])]
+            },
+        )
+    }
+
+    pub fn channel_means(&mut self, x: Var) -> Var {
+        self.apply(
+            &[x],
+            |v| plain::channel_means(v[0]),
+            |v, grad| {
+                let [.., h, w] = v[0].nchw();
+                vec![plain::channel_means_backward(grad, [h, w])]
+            },
+        )
+    }
+
+    pub fn image_factors(&mut self, x: Var, factors: Var) -> Var {
+        self.apply(
+            &[x, factors],
+            |v| plain::image_factors(v[0], v[1]),
+            |v, grad| plain::image_factors_backward(v[0], v[1], grad).into(),
+        )
+    }
+
+    pub fn window_attention(&mut self, qkv: Var, windows: Windows) -> Var {
+        self.apply(
+            &[qkv],
+            |v| plain::window_attention(v[0], windows),
+            move |v, grad| vec![plain::window_attention_backward(v[0], grad, windows)],
+        )
+    }
+
+    pub fn token_attention(&mut self, queries: Var, keys: Var, values: Var) -> Var {
+        self.apply(
+            &[queries, keys, values],
+            |v| plain::token_attention(v[0], v[1], v[2]),
+            |v, grad| plain::token_attention_backward(v[0], v[1], v[2], grad).into(),
+        )
+    }
+}
+
+/// Attention layers made of the operations above.
+impl Tape {
+    /// `x * sigmoid(up gelu(down m))` with `m` the means of the channels of each image; `down` is
+    /// `[hidden, C]`, `up` `[C, hidden]`.
+    pub fn channel_attention(&mut self, x: Var, down: Var, up: Var) -> Var {
+        let means = self.channel_means(x);
+        let hidden = self.linear(means, down, None);
+        let hidden = self.activate(hidden, Activation::Gelu);
+        let factors = self.linear(hidden, up, None);
+        let factors = self.activate(factors, Activation::Sigmoid);
+        self.image_factors(x, factors)
+    }
+
+    /// [`Tape::window_attention`] for an input of any size, between two linear layers, each a weight
+    /// and a bias. The input is padded with zeros to whole windows; a padded pixel takes part, with
+    /// the bias of `qkv` as its query, key and value.
+    pub fn padded_window_attention(
+        &mut self,
+        x: Var,
+        qkv: [Var; 2],
+        proj: [Var; 2],
+        windows: Windows,
+    ) -> Var {
+        let [.., h, w] = self.value(x).nchw();
+        let padded = self.pad(x, [h, w].map(|size| size.next_multiple_of(windows.window)));
+        let qkv = self.linear(padded, qkv[0], Some(qkv[1]));
+        let mixed = self.window_attention(qkv, windows);
+        let projected = self.linear(mixed, proj[0], Some(proj[1]));
+        self.crop(projected, [h, w])
+    }
+
+    /// [`Tape::token_attention`] with the queries `x` to `tokens`, `[1, T, F]`, whose keys and values
+    /// are linear layers of them, each a weight and a bias.
+    pub fn dictionary_attention(
+        &mut self,
+        queries: Var,
+        tokens: Var,
+        key: [Var; 2],
+        value: [Var; 2],
+    ) -> Var {
+        let tokens = self.token_rows(tokens);
+        let [keys, values] =
+            [key, value].map(|[weight, bias]| self.linear(tokens, weight, Some(bias)));
+        self.token_attention(queries, keys, values)
     }
 }

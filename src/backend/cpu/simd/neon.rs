@@ -187,6 +187,16 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn times_power_of_2(x: Quads, at: Quads) -> Quads {
+        // SAFETY: the caller guarantees that the processor has NEON
+        unsafe {
+            both(x, at, |x, at| {
+                let exponent = vshlq_n_u32::<23>(vreinterpretq_u32_f32(at));
+                vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(x), exponent))
+            })
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(v: Quads) -> f32 {
         // SAFETY: the caller guarantees that the processor has NEON
         unsafe {

@@ -167,6 +167,18 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn times_power_of_2(x: YmmPair, at: YmmPair) -> YmmPair {
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
+        unsafe {
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(at[0]));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(at[1]));
+            [
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x[0]), low)),
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x[1]), high)),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(v: YmmPair) -> f32 {
         // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe {
@@ -337,6 +349,54 @@ impl Simd for Avx512 {
         // SAFETY: the caller guarantees that the processor has AVX-512; a table is 16 values,
         // aligned to 64 bytes
         unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_load_ps(table.0.as_ptr())) }
+    }
+    #[inline(always)]
+    unsafe fn times_power_of_2(x: __m512, at: __m512) -> __m512 {
+        // SAFETY: the caller guarantees that the processor has AVX-512
+        unsafe {
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(at));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(r: [__m512; 16]) -> [__m512; 16] {
+        // SAFETY: the caller guarantees that the processor has AVX-512
+        unsafe {
+            // within quarters of four lanes: single lanes of two rows, then pairs of four rows
+            let mut columns = r;
+            for i in (0..16).step_by(4) {
+                let (a, b) = (
+                    _mm512_unpacklo_ps(r[i], r[i + 1]),
+                    _mm512_unpackhi_ps(r[i], r[i + 1]),
+                );
+                let (c, d) = (
+                    _mm512_unpacklo_ps(r[i + 2], r[i + 3]),
+                    _mm512_unpackhi_ps(r[i + 2], r[i + 3]),
+                );
+                columns[i] = _mm512_shuffle_ps::<0x44>(a, c);
+                columns[i + 1] = _mm512_shuffle_ps::<0xee>(a, c);
+                columns[i + 2] = _mm512_shuffle_ps::<0x44>(b, d);
+                columns[i + 3] = _mm512_shuffle_ps::<0xee>(b, d);
+            }
+            // the quarters: those of row 4 i + j hold the columns j, j + 4, j + 8 and j + 12
+            let mut out = r;
+            for j in 0..4 {
+                let [a, b, c, d] = [0, 4, 8, 12].map(|i| columns[i + j]);
+                let (low, high) = (
+                    _mm512_shuffle_f32x4::<0x44>(a, b),
+                    _mm512_shuffle_f32x4::<0xee>(a, b),
+                );
+                let (next_low, next_high) = (
+                    _mm512_shuffle_f32x4::<0x44>(c, d),
+                    _mm512_shuffle_f32x4::<0xee>(c, d),
+                );
+                out[j] = _mm512_shuffle_f32x4::<0x88>(low, next_low);
+                out[j + 4] = _mm512_shuffle_f32x4::<0xdd>(low, next_low);
+                out[j + 8] = _mm512_shuffle_f32x4::<0x88>(high, next_high);
+                out[j + 12] = _mm512_shuffle_f32x4::<0xdd>(high, next_high);
+            }
+            out
+        }
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {

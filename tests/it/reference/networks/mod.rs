@@ -12,6 +12,7 @@ use super::tape::{Tape, Var};
 use super::tensor::Tensor;
 use super::training::{LossFunction, Trainee};
 use super::{Gradients, Parameters, base_taps, trainable};
+use paragonsr2::Variant;
 use std::collections::BTreeMap;
 
 /// Which network, with the settings that the shapes of its parameters do not give.
@@ -21,6 +22,11 @@ pub enum Architecture {
     Nano { alpha: f64 },
     /// `paragonsr2_stream`; `alpha` is `upsampler_alpha`, 0 by default.
     Stream { alpha: f64 },
+    /// `paragonsr2_photo`; `alpha` is 0.4 by default, and `window`, the pixels along a side of an
+    /// attention window, 16.
+    Photo { alpha: f64, window: usize },
+    /// `paragonsr2_pro`, with the settings of Photo.
+    Pro { alpha: f64, window: usize },
     /// SRVGGNetCompact.
     Compact { activation: CompactActivation },
     /// SPAN. With `norm`, the means of the training images are subtracted from the input, which is
@@ -79,12 +85,15 @@ pub struct PlainGradients {
 impl PlainNetwork {
     /// A network with the shapes of its checkpoint and random values: weights and biases uniform in
     /// +-sqrt(3 / fan_in), so that a convolution keeps the variance of its input; LayerScale in
-    /// 0.2..0.8, slopes of PReLU in 0.1..0.4 and the detail gain 0.3. PyTorch's start values are
-    /// smaller, and give gradients too small to be checked.
+    /// 0.2..0.8, scales of RMSNorm in 0.5..1.5, tokens in -1..1, slopes of PReLU in 0.1..0.4 and the
+    /// detail gain 0.3. PyTorch's start values are smaller, and give gradients too small to be
+    /// checked.
     pub fn random(architecture: Architecture, sizes: Sizes, seed: u64) -> PlainNetwork {
         let shapes = match architecture {
-            Architecture::Nano { .. } => paragonsr2::shapes(false, sizes),
-            Architecture::Stream { .. } => paragonsr2::shapes(true, sizes),
+            Architecture::Nano { .. } => paragonsr2::shapes(Variant::Nano, sizes),
+            Architecture::Stream { .. } => paragonsr2::shapes(Variant::Stream, sizes),
+            Architecture::Photo { .. } => paragonsr2::shapes(Variant::Photo, sizes),
+            Architecture::Pro { .. } => paragonsr2::shapes(Variant::Pro, sizes),
             Architecture::Compact { activation } => compact::shapes(activation, sizes),
             Architecture::Span { .. } => span::shapes(sizes),
         };
@@ -95,11 +104,18 @@ impl PlainNetwork {
                 [0.3, 0.3]
             } else if name.ends_with(".gamma") {
                 [0.2, 0.8]
+            } else if name.ends_with(".scale") {
+                [0.5, 1.5]
+            } else if name.ends_with(".token_dict") {
+                [-1.0, 1.0]
             } else if name.ends_with(".bias") {
                 // that of the weight before it in the list
                 [-bound, bound]
             } else if let [_, per_group, kh, kw] = shape[..] {
                 bound = (3.0 / (per_group * kh * kw) as f64).sqrt();
+                [-bound, bound]
+            } else if let [_, inputs] = shape[..] {
+                bound = (3.0 / inputs as f64).sqrt();
                 [-bound, bound]
             } else {
                 [0.1, 0.4] // the slopes of PReLU
@@ -107,10 +123,11 @@ impl PlainNetwork {
             let values = Tensor::random(&shape, low, high, seed.wrapping_mul(1000) + i as u64);
             params.insert(name, (shape, values.data));
         }
-        if matches!(
+        let classical_base = !matches!(
             architecture,
-            Architecture::Nano { .. } | Architecture::Stream { .. }
-        ) {
+            Architecture::Compact { .. } | Architecture::Span { .. }
+        );
+        if classical_base {
             params.extend(base_taps());
         }
         PlainNetwork {
@@ -190,17 +207,30 @@ impl PlainNetwork {
     }
 
     fn build(&self, graph: &mut Graph, x: Var) -> Var {
+        let scale = self.scale;
         match self.architecture {
             Architecture::Nano { alpha } => {
-                paragonsr2::network(graph, x, self.scale, alpha, paragonsr2::nano_block)
+                paragonsr2::network(graph, x, scale, alpha, |graph, x, name, _| {
+                    paragonsr2::nano_block(graph, x, name)
+                })
             }
             Architecture::Stream { alpha } => {
-                paragonsr2::network(graph, x, self.scale, alpha, paragonsr2::stream_block)
+                paragonsr2::network(graph, x, scale, alpha, |graph, x, name, _| {
+                    paragonsr2::stream_block(graph, x, name)
+                })
             }
-            Architecture::Compact { activation } => {
-                compact::network(graph, x, self.scale, activation)
+            Architecture::Photo { alpha, window } => {
+                paragonsr2::network(graph, x, scale, alpha, |graph, x, name, number| {
+                    paragonsr2::photo_block(graph, x, name, number, window)
+                })
             }
-            Architecture::Span { norm, form } => span::network(graph, x, self.scale, norm, form),
+            Architecture::Pro { alpha, window } => {
+                paragonsr2::network(graph, x, scale, alpha, |graph, x, name, number| {
+                    paragonsr2::pro_block(graph, x, name, number, window)
+                })
+            }
+            Architecture::Compact { activation } => compact::network(graph, x, scale, activation),
+            Architecture::Span { norm, form } => span::network(graph, x, scale, norm, form),
         }
     }
 }
@@ -261,6 +291,13 @@ impl Graph {
         self.params.contains_key(name)
     }
 
+    /// Whether a parameter belongs to the part of the network with this name.
+    pub fn has_part(&self, name: &str) -> bool {
+        let prefix = format!("{name}.");
+        let next = self.params.range(prefix.clone()..).next();
+        next.is_some_and(|(name, _)| name.starts_with(&prefix))
+    }
+
     pub fn param(&mut self, name: &str) -> Var {
         if let Some(&var) = self.leaves.get(name) {
             return var;
@@ -274,9 +311,13 @@ impl Graph {
 
     /// The convolution `{name}.weight`, `{name}.bias`.
     pub fn conv(&mut self, x: Var, name: &str, settings: Convolution) -> Var {
-        let weight = self.param(&format!("{name}.weight"));
-        let bias = self.param(&format!("{name}.bias"));
+        let [weight, bias] = self.weight_and_bias(name);
         self.tape.conv2d(x, weight, bias, settings)
+    }
+
+    /// `{name}.weight` and `{name}.bias`.
+    pub fn weight_and_bias(&mut self, name: &str) -> [Var; 2] {
+        ["weight", "bias"].map(|part| self.param(&format!("{name}.{part}")))
     }
 
     /// The number of channels of a value.

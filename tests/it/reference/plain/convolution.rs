@@ -54,10 +54,15 @@ impl Convolution {
         weight: &Tensor,
         mut visit: impl FnMut(Range<usize>, Range<usize>, usize),
     ) {
-        let [n, co, oh, ow] = self.output_shape(input, weight);
-        let [_, ci, h, w] = input.nchw();
+        let [n, co, mut oh, mut ow] = self.output_shape(input, weight);
+        let [_, ci, mut h, mut w] = input.nchw();
         let [_, per_group, kh, kw] = weight.nchw();
         let [pad_y, pad_x] = self.padding;
+        if [kh, kw, pad_y, pad_x] == [1, 1, 0, 0] {
+            // rows do not matter, and one long row is faster
+            (oh, ow) = (1, oh * ow);
+            (h, w) = (1, h * w);
+        }
         for image in 0..n {
             for o in 0..co {
                 for i in 0..per_group {
@@ -124,13 +129,28 @@ pub fn conv2d_backward(
     [grad_input, grad_weight, channel_sums(grad)]
 }
 
-/// `y += factor * x`. This and [`dot`] take nearly all of the time, and without optimisation a plain
-/// `while` is several times as fast as an iterator.
+/// `y += factor * x`. This and [`dot`] take nearly all of the time. Without optimisation, eight values
+/// written out in an iteration are several times as fast as one.
 pub fn add_multiple(y: &mut [f64], factor: f64, x: &[f64]) {
     assert_eq!(y.len(), x.len());
+    let (y, y_rest) = y.as_chunks_mut::<8>();
+    let (x, x_rest) = x.as_chunks::<8>();
     let mut i = 0;
     while i < y.len() {
-        y[i] += factor * x[i];
+        let (y, x) = (&mut y[i], &x[i]);
+        y[0] += factor * x[0];
+        y[1] += factor * x[1];
+        y[2] += factor * x[2];
+        y[3] += factor * x[3];
+        y[4] += factor * x[4];
+        y[5] += factor * x[5];
+        y[6] += factor * x[6];
+        y[7] += factor * x[7];
+        i += 1;
+    }
+    i = 0;
+    while i < y_rest.len() {
+        y_rest[i] += factor * x_rest[i];
         i += 1;
     }
 }
@@ -138,10 +158,20 @@ pub fn add_multiple(y: &mut [f64], factor: f64, x: &[f64]) {
 /// The sum of the products.
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
+    let (a, a_rest) = a.as_chunks::<8>();
+    let (b, b_rest) = b.as_chunks::<8>();
     let mut sum = 0.0;
     let mut i = 0;
     while i < a.len() {
-        sum += a[i] * b[i];
+        let (a, b) = (&a[i], &b[i]);
+        sum += (a[0] * b[0] + a[1] * b[1])
+            + (a[2] * b[2] + a[3] * b[3])
+            + ((a[4] * b[4] + a[5] * b[5]) + (a[6] * b[6] + a[7] * b[7]));
+        i += 1;
+    }
+    i = 0;
+    while i < a_rest.len() {
+        sum += a_rest[i] * b_rest[i];
         i += 1;
     }
     sum

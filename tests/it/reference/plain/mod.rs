@@ -11,10 +11,16 @@
 //! let [d_x, d_weight, d_bias] = plain::conv2d_backward(&x, &weight, &grad, Convolution::dense(3));
 //! ```
 
+pub mod attention;
 pub mod convolution;
+pub mod linear;
+pub mod normalisation;
 pub mod pointwise;
 pub mod resampling;
 
+pub use attention::*;
 pub use convolution::*;
+pub use linear::*;
+pub use normalisation::*;
 pub use pointwise::*;
 pub use resampling::*;

@@ -1,6 +1,6 @@
 //! Operations on values, on pairs of values and on whole channels.
 
-use super::channel_sums;
+use super::{channel_sums, dot};
 use crate::reference::{erf, tensor::Tensor};
 
 /// An activation without parameters.
@@ -126,6 +126,25 @@ pub fn channel_affine_backward(
         scale.with(channel_sums(&products).data),
         shift.with(channel_sums(grad).data),
     ]
+}
+
+/// `factors[n, c] * x[n, c, y, x]`; `factors` is `[N, C, 1, 1]`.
+pub fn image_factors(x: &Tensor, factors: &Tensor) -> Tensor {
+    let [n, c, h, w] = x.nchw();
+    assert_eq!(factors.shape, [n, c, 1, 1]);
+    let values = x.data.iter().enumerate();
+    x.with(values.map(|(i, v)| factors.data[i / (h * w)] * v).collect())
+}
+
+/// Gradients of [`image_factors`] with respect to input and factors.
+pub fn image_factors_backward(x: &Tensor, factors: &Tensor, grad: &Tensor) -> [Tensor; 2] {
+    let [.., h, w] = x.nchw();
+    let planes = x
+        .data
+        .chunks_exact(h * w)
+        .zip(grad.data.chunks_exact(h * w));
+    let sums = planes.map(|(x, grad)| dot(x, grad));
+    [image_factors(grad, factors), factors.with(sums.collect())]
 }
 
 /// `gain * x` for one number `gain`, shape `[]`.

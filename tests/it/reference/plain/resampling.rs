@@ -62,6 +62,59 @@ pub fn nearest_backward(grad: &Tensor, s: usize) -> Tensor {
     low
 }
 
+/// Copies the pixels that images of both sizes have, from the top left corner; the others are 0.
+fn resized(x: &Tensor, [h, w]: [usize; 2]) -> Tensor {
+    let [n, c, from_h, from_w] = x.nchw();
+    let mut out = Tensor::zeros(&[n, c, h, w]);
+    let width = w.min(from_w);
+    for plane in 0..n * c {
+        for y in 0..h.min(from_h) {
+            let row = &x.data[(plane * from_h + y) * from_w..][..width];
+            out.data[(plane * h + y) * w..][..width].copy_from_slice(row);
+        }
+    }
+    out
+}
+
+/// Adds zeros at the bottom and at the right, up to the size `[H, W]`.
+pub fn pad(x: &Tensor, size: [usize; 2]) -> Tensor {
+    let [.., h, w] = x.nchw();
+    assert!(h <= size[0] && w <= size[1]);
+    resized(x, size)
+}
+
+/// Gradient of [`pad`] for an input of the size `[H, W]`.
+pub fn pad_backward(grad: &Tensor, size: [usize; 2]) -> Tensor {
+    crop(grad, size)
+}
+
+/// Keeps the size `[H, W]` from the top left corner.
+pub fn crop(x: &Tensor, size: [usize; 2]) -> Tensor {
+    let [.., h, w] = x.nchw();
+    assert!(size[0] <= h && size[1] <= w);
+    resized(x, size)
+}
+
+/// Gradient of [`crop`] for an input of the size `[H, W]`.
+pub fn crop_backward(grad: &Tensor, size: [usize; 2]) -> Tensor {
+    pad(grad, size)
+}
+
+/// `[N, C, H, W]` to `[N, C, 1, 1]`: the mean of every channel of an image.
+pub fn channel_means(x: &Tensor) -> Tensor {
+    let [n, c, h, w] = x.nchw();
+    let planes = x.data.chunks_exact(h * w);
+    let means = planes.map(|plane| plane.iter().sum::<f64>() / (h * w) as f64);
+    Tensor::new(&[n, c, 1, 1], means.collect())
+}
+
+/// Gradient of [`channel_means`] for an input of the size `[H, W]`.
+pub fn channel_means_backward(grad: &Tensor, [h, w]: [usize; 2]) -> Tensor {
+    let [n, c, ..] = grad.nchw();
+    let share = |g: &f64| std::iter::repeat_n(g / (h * w) as f64, h * w);
+    Tensor::new(&[n, c, h, w], grad.data.iter().flat_map(share).collect())
+}
+
 /// `taps` along the rows, then along the columns, zeros outside, every channel by itself. The taps
 /// of this network are symmetric, so the matrix of this filter is symmetric and the filter is its
 /// own backward.
