@@ -57,6 +57,16 @@ const REFERENCES: &[(&str, &str, &str)] = &[
         "src/backend/cpu/window_attention/tests.rs",
         "WindowAttentionBack",
     ),
+    (
+        "RmsNorm",
+        "src/backend/cpu/rms_norm/tests.rs",
+        "rms_norm_is_that_of_f64",
+    ),
+    (
+        "RmsNormBack",
+        "src/backend/cpu/rms_norm/tests.rs",
+        "RmsNormBack",
+    ),
     ("NanoBlock", "tests/it/f64_reference.rs", "Twin"),
     ("NanoBlockBack", "tests/it/f64_reference.rs", "Twin"),
     (

@@ -12,6 +12,7 @@ mod compose;
 mod concat;
 mod conv;
 mod elementwise;
+mod exp;
 mod folded_conv;
 mod gate;
 mod gelu;

@@ -15,40 +15,49 @@ use crate::support::augment;
 use std::ops::Range;
 
 /// The value of a pixel from those of the inputs and the parameters.
-type Formula<'a> = &'a dyn Fn(&[Vec<f64>], &[f64]) -> Vec<f64>;
+pub type Formula<'a> = &'a dyn Fn(&[Vec<f64>], &[f64]) -> Vec<f64>;
 
 /// Makes a forward operation: extent, parameters, inputs, output.
-type MakeOp<'a> = &'a dyn Fn(Extent, BufferId, &[BufferId], BufferId) -> Op;
+pub type MakeOp<'a> = &'a dyn Fn(Extent, BufferId, &[BufferId], BufferId) -> Op;
 
 /// An operation whose output pixels each depend on the same pixel of its inputs.
-struct Case<'a> {
-    name: String,
-    extent: Extent,
+pub struct Case<'a> {
+    /// For messages.
+    pub name: String,
+    /// The whole micro-batch.
+    pub extent: Extent,
     /// Channels of each input, without those that fill the last group.
-    inputs: Vec<usize>,
+    pub inputs: Vec<usize>,
     /// Inputs without a gradient.
-    without_gradient: Vec<usize>,
+    pub without_gradient: Vec<usize>,
+    /// Whether the gradients of the inputs are always written and never added.
+    pub overwrites: bool,
     /// Channels of the output.
-    output: usize,
+    pub output: usize,
     /// Values of the inputs are noise times this.
-    size: f32,
+    pub size: f32,
     /// Values of the trainable parameters, if it has any.
-    parameters: Vec<f32>,
-    formula: Formula<'a>,
+    pub parameters: Vec<f32>,
+    /// Its value at a pixel.
+    pub formula: Formula<'a>,
     /// The forward operation on some images.
-    operation: MakeOp<'a>,
+    pub operation: MakeOp<'a>,
 }
 
-fn stride_of(channels: usize) -> usize {
+/// Channels of a buffer.
+pub fn stride_of(channels: usize) -> usize {
     channels.next_multiple_of(16)
 }
 
 /// What the runs of a case give, or should: the output, the inputs' gradients, the parameters'.
 #[derive(Clone)]
-struct Results<T> {
-    output: Vec<T>,
-    d_inputs: Vec<Vec<T>>,
-    d_parameters: Vec<T>,
+pub struct Results<T> {
+    /// `[N, h, w, C]`, as all activations.
+    pub output: Vec<T>,
+    /// Gradients of the inputs.
+    pub d_inputs: Vec<Vec<T>>,
+    /// Gradients of the parameters.
+    pub d_parameters: Vec<T>,
 }
 
 /// A tape for one operation.
@@ -81,8 +90,9 @@ impl Tape for OneTape {
         let found = self.d_inputs.iter().find(|(input, _)| *input == value);
         Ok(found.expect("an input").1)
     }
-    fn write_gradient(&mut self, _: BufferId) -> Result<BufferId, Error> {
-        unreachable!("plain operations add")
+    fn write_gradient(&mut self, value: BufferId) -> Result<BufferId, Error> {
+        let destination = self.destination(value)?;
+        Ok(destination.expect("a gradient").buffer)
     }
     fn input_gradient(&mut self, value: BufferId) -> Result<Option<BufferId>, Error> {
         let destination = self.destination(value)?;
@@ -94,14 +104,16 @@ impl Tape for OneTape {
 }
 
 impl Case<'_> {
-    fn input(&self, i: usize) -> Vec<f32> {
+    /// The values of an input.
+    pub fn input(&self, i: usize) -> Vec<f32> {
         let (pixels, channels) = (self.extent.pixels(), self.inputs[i]);
         let mut values = activation(pixels, channels, stride_of(channels), 10 + i as u64);
         values.iter_mut().for_each(|v| *v *= self.size);
         values
     }
 
-    fn d_output(&self) -> Vec<f32> {
+    /// The gradient of the output.
+    pub fn d_output(&self) -> Vec<f32> {
         let (pixels, channels) = (self.extent.pixels(), self.output);
         activation(pixels, channels, stride_of(channels), 2)
     }
@@ -221,13 +233,20 @@ impl Case<'_> {
         }
     }
 
-    fn check(&self, tolerance: f64) {
-        let (whole, expected) = (vec![0..self.extent.n], self.expected());
+    /// Compares the operation with the formula.
+    pub fn check(&self, tolerance: f64) {
+        self.check_against(&self.expected(), tolerance);
+    }
+
+    /// Compares the operation with these results. The gradients may differ by more than the
+    /// output's `tolerance`: the inputs' by 4 times as much, the parameters' by 20 times.
+    pub fn check_against(&self, expected: &Results<f64>, tolerance: f64) {
+        let whole = vec![0..self.extent.n];
         for options in every_isa(1) {
             for add in [false, true] {
                 let what = format!("{}, {}, add {add}", self.name, options.isa());
                 let results = self.run(&options, add, &whole);
-                self.compare(&what, &results, &expected, add, tolerance);
+                self.compare(&what, &results, expected, add, tolerance);
                 let mut others = vec![];
                 for threads in [2, 5] {
                     let options = CpuOptions::new(threads).with_isa(options.isa());
@@ -276,7 +295,7 @@ impl Case<'_> {
             }
             whole_groups(d_input, self.inputs[i]);
             let mut expected = expected.d_inputs[i].clone();
-            if add {
+            if add && !self.overwrites {
                 let before = self.before(i);
                 let sums = expected.iter_mut().zip(&before);
                 sums.for_each(|(e, &b)| *e += f64::from(b));
@@ -297,7 +316,7 @@ impl Case<'_> {
 }
 
 /// Odd sizes: less than a vector, several images, several bands of rows.
-const EXTENTS: [Extent; 3] = [
+pub const EXTENTS: [Extent; 3] = [
     Extent { n: 1, h: 1, w: 1 },
     Extent { n: 3, h: 5, w: 7 },
     Extent { n: 2, h: 37, w: 3 },
@@ -319,11 +338,13 @@ fn sizes() -> impl Iterator<Item = (Extent, usize)> {
         })
 }
 
-fn range(len: usize) -> ParamRange {
+/// The first `len` parameters.
+pub fn range(len: usize) -> ParamRange {
     ParamRange { offset: 0, len }
 }
 
-fn sigmoid(x: f64) -> f64 {
+/// 1 / (1 + exp(-x)).
+pub fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
@@ -362,6 +383,7 @@ fn activations_are_those_of_f64() {
                 extent,
                 inputs: vec![channels],
                 without_gradient: vec![],
+                overwrites: false,
                 output: channels,
                 size: 4.0,
                 parameters,
@@ -405,6 +427,7 @@ fn gates_are_those_of_f64() {
                 extent,
                 inputs: vec![channels; 2],
                 without_gradient,
+                overwrites: false,
                 output: channels,
                 size,
                 parameters: vec![],
@@ -428,6 +451,7 @@ fn gates_are_those_of_f64() {
             extent,
             inputs: vec![2 * channels],
             without_gradient: vec![],
+            overwrites: false,
             output: channels,
             size: 2.0,
             parameters: vec![],
@@ -522,6 +546,7 @@ fn concatenations_copy_every_channel() {
             extent,
             inputs: parts.to_vec(),
             without_gradient: if parts.len() == 3 { vec![1] } else { vec![] },
+            overwrites: false,
             output: parts.iter().sum(),
             size: 1.0,
             parameters: vec![],
@@ -548,6 +573,7 @@ fn sums_are_those_of_f64() {
                 extent,
                 inputs: vec![channels; 2],
                 without_gradient,
+                overwrites: false,
                 output: channels,
                 size: 1.0,
                 parameters: if scaled { noise(channels, 5) } else { vec![] },

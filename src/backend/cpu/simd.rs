@@ -157,6 +157,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
             rows
         }
     }
+    /// 2 to the power of n, from -126 to 127, where `at` is n + 12_583_039 (1.5 x 2^23 + 127) in
+    /// each lane: the lowest bits of such a number become an exponent.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn power_of_two(at: Self::V) -> Self::V;
     /// Sum of the lanes in a fixed order.
     ///
     /// # Safety
@@ -335,6 +341,10 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn times_power_of_2(x: Self::V, at: Self::V) -> Self::V {
         map(|i| f32::from_bits(x[i].to_bits().wrapping_add(at[i].to_bits() << 23)))
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(at: Self::V) -> Self::V {
+        map(|i| f32::from_bits(at[i].to_bits() << 23))
     }
     #[inline(always)]
     unsafe fn sum(v: Self::V) -> f32 {
@@ -536,6 +546,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Every power of two that is a normal number.
+    struct Powers;
+
+    impl Kernel for Powers {
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            for n in -126..=127 {
+                let mut powers = [0.0; LANES];
+                // SAFETY: `Isa::run` chose S for this processor
+                unsafe {
+                    let at = S::splat(12_583_039.0 + n as f32);
+                    S::store(powers.as_mut_ptr(), S::power_of_two(at));
+                }
+                assert_eq!(powers, [2f32.powi(n); LANES]);
+            }
+        }
+    }
+
+    #[test]
+    fn powers_of_two_on_every_instruction_set() {
+        Isa::available().into_iter().for_each(|isa| isa.run(Powers));
     }
 
     #[test]

@@ -197,6 +197,15 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn power_of_two(at: Quads) -> Quads {
+        // SAFETY: the caller guarantees that the processor has NEON
+        unsafe {
+            each(at, |at| {
+                vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(at)))
+            })
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(v: Quads) -> f32 {
         // SAFETY: the caller guarantees that the processor has NEON
         unsafe {

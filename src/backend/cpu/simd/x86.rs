@@ -179,6 +179,16 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn power_of_two(at: YmmPair) -> YmmPair {
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
+        unsafe {
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(at[0]))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(at[1]))),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(v: YmmPair) -> f32 {
         // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe {
@@ -397,6 +407,11 @@ impl Simd for Avx512 {
             }
             out
         }
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(at: __m512) -> __m512 {
+        // SAFETY: the caller guarantees that the processor has AVX-512
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(at))) }
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {
