@@ -6,6 +6,7 @@ mod activate;
 mod activation;
 mod arena;
 mod base;
+mod bf16;
 mod border;
 mod compose;
 mod concat;
@@ -36,6 +37,7 @@ mod tests_common;
 mod tiling;
 mod winograd;
 
+pub use bf16::{BF16_VARIABLE, Bf16Unit, Products};
 pub use peak::fma_peak;
 
 use super::{Backend, BatchView, Error, LentBackend, Scalars, StepMetrics};
@@ -50,18 +52,19 @@ use tasks::{Context, Workspace};
 /// Most threads of a pool: rayon starts no more.
 const MAX_THREADS: usize = (1 << 16) - 1;
 
-/// Threads and instruction set of a CPU backend. As a [`Sizing`] it also states the workspace of
-/// every operation.
+/// Threads, instruction set and products of a CPU backend. As a [`Sizing`] it also states the
+/// workspace of every operation.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
     /// 1 to [`MAX_THREADS`].
     threads: usize,
     isa: Isa,
+    products: Products,
 }
 
 impl CpuOptions {
-    /// `threads` threads (0: one for each core that the process may use) and the instruction set
-    /// that [`Isa::detect`] chooses.
+    /// `threads` threads (0: one for each core that the process may use), the instruction set that
+    /// [`Isa::detect`] chooses, and products in f32.
     pub fn new(threads: usize) -> CpuOptions {
         let threads = if threads > 0 {
             threads.min(MAX_THREADS)
@@ -71,13 +74,31 @@ impl CpuOptions {
         CpuOptions {
             threads,
             isa: Isa::detect(),
+            products: Products::F32,
         }
     }
 
-    /// The same options with another instruction set.
+    /// The same options with another instruction set, and products in f32.
     #[must_use]
     pub fn with_isa(self, isa: Isa) -> CpuOptions {
-        CpuOptions { isa, ..self }
+        CpuOptions {
+            isa,
+            products: Products::F32,
+            ..self
+        }
+    }
+
+    /// The same options with other products. A unit that does not work together with the
+    /// instruction set leaves the products in f32.
+    #[must_use]
+    pub fn with_products(self, products: Products) -> CpuOptions {
+        let works = |unit: Bf16Unit| Bf16Unit::available(self.isa).contains(&unit);
+        let products = if products.unit().is_none_or(works) {
+            products
+        } else {
+            Products::F32
+        };
+        CpuOptions { products, ..self }
     }
 
     /// Number of threads that compute, at least 1.
@@ -90,10 +111,15 @@ impl CpuOptions {
         self.isa
     }
 
+    /// How the products of dense convolutions are computed.
+    pub fn products(&self) -> Products {
+        self.products
+    }
+
     /// The workspace layout of `op`; an empty one for an operation that is not supported.
     fn layout(&self, op: &Op) -> Workspace {
         match operation::check(op) {
-            Ok(()) => operation::of(op).workspace(),
+            Ok(()) => operation::of(op).workspace_for(self.products),
             Err(_) => Workspace::default(),
         }
     }
@@ -163,6 +189,7 @@ impl CpuBackend {
             plan: &self.plan,
             arena: &self.arena,
             isa: self.options.isa,
+            products: self.options.products,
             scalars: *scalars,
         };
         self.pool.install(|| {
@@ -194,8 +221,12 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn description(&self) -> String {
+        let products = match self.options.products {
+            Products::F32 => String::new(),
+            Products::Bf16(unit) => format!(", bf16 products on {unit}"),
+        };
         format!(
-            "CPU, {}, {} threads",
+            "CPU, {}{products}, {} threads",
             self.options.isa, self.options.threads
         )
     }
@@ -223,7 +254,9 @@ impl Backend for CpuBackend {
     }
 
     fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        plan.check_sized_for(&self.options).map_err(Error::Plan)?;
+        // inference is f32, as on other devices
+        let options = self.options.with_products(Products::F32);
+        plan.check_sized_for(&options).map_err(Error::Plan)?;
         let start = self.plan.place_between_steps(&plan).map_err(Error::Plan)?;
         // SAFETY: `place_between_steps` gives an aligned range of the arena that no buffer needs
         // between steps, and while `self` is borrowed this backend neither runs nor is dropped
@@ -234,7 +267,7 @@ impl Backend for CpuBackend {
         let backend = CpuBackend {
             plan,
             arena,
-            options: self.options,
+            options,
             pool: self.pool.clone(),
         };
         Ok(LentBackend::lend(backend))
