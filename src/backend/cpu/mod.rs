@@ -37,11 +37,11 @@ mod tests_common;
 mod tiling;
 mod winograd;
 
-pub use bf16::{BF16_VARIABLE, Bf16Unit, Products};
+pub use bf16::{BF16_VARIABLE, Bf16Unit, Products, bf16_peak};
 pub use peak::fma_peak;
 
 use super::{Backend, BatchView, Error, LentBackend, Scalars, StepMetrics};
-use crate::plan::{BufferId, Op, Plan, Sizing};
+use crate::plan::{BufferId, Op, Plan, Precision, Sizing};
 pub use crate::support::isa::Isa;
 use crate::sys::host_memory::Fence;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -99,6 +99,30 @@ impl CpuOptions {
             Products::F32
         };
         CpuOptions { products, ..self }
+    }
+
+    /// The same options for a precision that the user chose (`None`: f32), and a sentence for the
+    /// user if it is not to be had here. With bf16, activations stay f32 in memory, and products
+    /// are bf16.
+    ///
+    /// # Errors
+    /// fp16, which no processor computes in.
+    pub fn with_precision(self, precision: Option<Precision>) -> Result<(Self, Option<String>)> {
+        let products = match precision {
+            None | Some(Precision::F32) => Products::F32,
+            Some(Precision::Bf16) => match Bf16Unit::detect(self.isa) {
+                Some(unit) => Products::Bf16(unit),
+                None => {
+                    let reason = "--precision bf16: the CPU computes in f32, because this \
+                                  processor has neither AMX nor AVX512-BF16 for this program";
+                    return Ok((self.with_products(Products::F32), Some(reason.into())));
+                }
+            },
+            Some(Precision::Fp16) => {
+                bail!("the CPU computes in f32 or bf16; --precision fp16 is for --device cuda")
+            }
+        };
+        Ok((self.with_products(products), None))
     }
 
     /// Number of threads that compute, at least 1.

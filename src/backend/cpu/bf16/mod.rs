@@ -8,6 +8,7 @@
 //! [`STEP`] in k. Rows of A are rows of bf16 values. B is packed: each step of 16 columns is one
 //! tile `[STEP / 2][16 columns][2]`, pairs of values that follow each other in k.
 
+#[cfg_attr(not(test), allow(dead_code))] // for operations on small matrices
 mod matrix;
 #[cfg(target_arch = "x86_64")]
 #[path = "x86.rs"]
@@ -15,6 +16,7 @@ mod own;
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "absent.rs"]
 mod own;
+mod peak;
 #[cfg(test)]
 mod tests;
 mod unit;
@@ -22,6 +24,7 @@ mod unit;
 #[allow(unused_imports)] // as above
 pub(super) use matrix::{Matrix, multiply, packed_columns, packed_rows};
 pub(super) use own::{pair_pixels, round_values, transpose_pixels};
+pub use peak::bf16_peak;
 pub use unit::{BF16_VARIABLE, Bf16Unit};
 
 use super::simd::LANES;
