@@ -46,6 +46,22 @@ pub(super) fn is_network_file_system(path: &Path) -> bool {
     known && MAGIC.contains(&(about.f_type as u32))
 }
 
+/// See [`super::allow_tile_registers`]. The kernel saves tile registers only for processes that
+/// asked for them, because they are large (Documentation/arch/x86/xstate.rst).
+#[cfg(target_arch = "x86_64")]
+pub(super) fn allow_tile_registers() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and only changes what this process may use
+    unsafe {
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        ) == 0
+    }
+}
+
 /// See [`super::drop_from_page_cache`].
 pub(super) fn drop_from_page_cache(file: &File, start: usize, bytes: usize) {
     // SAFETY: a plain system call on an open file

@@ -64,6 +64,11 @@ pub(super) fn anonymous_memory() -> Option<u64> {
     None
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(super) fn allow_tile_registers() -> bool {
+    false
+}
+
 pub(super) fn is_network_file_system(_: &Path) -> bool {
     false
 }

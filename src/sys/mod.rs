@@ -97,6 +97,13 @@ pub fn anonymous_memory() -> Option<u64> {
     own::anonymous_memory()
 }
 
+/// Asks the system for the tile registers of x86 processors (AMX), and returns whether this process
+/// may use them. Once it may, all of its threads may. Only Linux is asked; elsewhere `false`.
+#[cfg(target_arch = "x86_64")]
+pub fn allow_tile_registers() -> bool {
+    own::allow_tile_registers()
+}
+
 /// Bytes that this user may still write to the disk that holds `path`.
 pub fn free_space(path: &Path) -> Option<u64> {
     system::free_space(path)

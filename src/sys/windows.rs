@@ -51,6 +51,11 @@ pub(super) fn memory_room(wanted: Wanted) -> Option<MemoryRoom> {
     })
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(super) fn allow_tile_registers() -> bool {
+    false
+}
+
 pub(super) fn anonymous_memory() -> Option<u64> {
     // SAFETY: plain data, for which zeros are a valid value
     let mut about: PROCESS_MEMORY_COUNTERS_EX = unsafe { std::mem::zeroed() };
