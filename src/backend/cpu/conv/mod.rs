@@ -1,9 +1,10 @@
-//! Convolutions, forward and backward. `direct` computes any of them; `winograd` computes dense 3x3
-//! convolutions faster, with bits that depend on the place of a pixel in its image; `mixed` computes
-//! dense convolutions on bf16 factors, if products are in bf16. Depends on the
-//! row kernels and activations. The input's activation is applied while rows are copied to the
-//! scratch of a task, so that activated values are never stored.
+//! Convolutions, forward and backward. `direct` computes any of them; `depthwise` computes those of
+//! single channels faster, and `winograd` dense 3x3 convolutions, with bits that depend on the place
+//! of a pixel in its image; `mixed` computes dense convolutions on bf16 factors, if products are in
+//! bf16. Depends on the row kernels and activations. The input's activation is applied while rows are
+//! copied to the scratch of a task, so that activated values are never stored.
 
+mod depthwise;
 mod direct;
 mod input;
 mod layout;
@@ -249,7 +250,9 @@ impl CpuOperation for Conv {
     }
 
     fn workspace(&self) -> Workspace {
-        if winograd::applies(self) {
+        if depthwise::applies(self) {
+            depthwise::workspace(self)
+        } else if winograd::applies(self) {
             winograd::workspace(self)
         } else {
             direct::workspace(self)
@@ -266,6 +269,8 @@ impl CpuOperation for Conv {
     fn run(&self, ctx: &Context<'_>) {
         if let Some(unit) = bf16_unit(self, ctx.products) {
             mixed::forward(ctx, self, unit);
+        } else if depthwise::applies(self) {
+            depthwise::forward(ctx, self);
         } else if winograd::applies(self) {
             winograd::forward(ctx, self);
         } else {
@@ -284,7 +289,9 @@ impl CpuOperation for ConvBack {
     }
 
     fn workspace(&self) -> Workspace {
-        if winograd::applies(&self.forward) {
+        if depthwise::applies(&self.forward) {
+            depthwise::workspace_back(self)
+        } else if winograd::applies(&self.forward) {
             winograd::workspace_back(self)
         } else {
             direct::workspace_back(self)
@@ -301,6 +308,8 @@ impl CpuOperation for ConvBack {
     fn run(&self, ctx: &Context<'_>) {
         if let Some(unit) = bf16_unit(&self.forward, ctx.products) {
             mixed::backward(ctx, self, unit);
+        } else if depthwise::applies(&self.forward) {
+            depthwise::backward(ctx, self);
         } else if winograd::applies(&self.forward) {
             winograd::backward(ctx, self);
         } else {
