@@ -56,8 +56,8 @@ impl WindowPixels {
             queries: 0,
         };
         for inside in [true, false] {
-            for y in (0..op.window).map(|y| (first[0] + y) % h) {
-                for x in (0..op.window).map(|x| (first[1] + x) % w) {
+            for y in (0..op.window).map(|y| rolled(first[0] + y, h)) {
+                for x in (0..op.window).map(|x| rolled(first[1] + x, w)) {
                     if inside == (y < op.extent.h && x < op.extent.w) {
                         pixels.padded[pixels.keys] = (image * h + y) * w + x;
                         if inside {
@@ -99,6 +99,11 @@ impl WindowPixels {
     fn inside_pixels(&self) -> &[usize] {
         &self.inside[..self.queries]
     }
+}
+
+/// `at` modulo `size`, for `at` below twice the size.
+fn rolled(at: usize, size: usize) -> usize {
+    if at < size { at } else { at - size }
 }
 
 /// Tiles of sixteen keys that `keys` keys take, with padding.
