@@ -1,7 +1,7 @@
 //! Products of tiles of 16 x 16 values and the softmax of sixteen rows of them. A matrix of sixteen
 //! rows and many columns is a row of tiles, `[tile][row][16]`; one of many rows and sixteen columns
-//! is the same in memory, `[row][16]`. All distances are constants of 16 values, so that the
-//! compiler unrolls every loop within a tile. Depends on the vectors alone.
+//! is the same in memory, `[row][16]`. So all distances within a tile are constants, and all rows
+//! of a product are at hand in the L1 cache. Depends on the vectors alone.
 
 use super::super::simd::{LANES, Registers, Simd};
 
