@@ -59,9 +59,9 @@ unsafe fn softmax_tile<S: Simd, const P: usize, const N: usize>(scores: *mut f32
             }
             shift[pixel] = S::splat(S::largest(largest));
         }
-        for v in 0..N {
-            for pixel in 0..P {
-                values[pixel][v] = exp::<S>(S::sub(values[pixel][v], shift[pixel]));
+        for (values, &shift) in values.iter_mut().zip(&shift) {
+            for value in values {
+                *value = exp::<S>(S::sub(*value, shift));
             }
         }
         for (pixel, values) in values.iter().enumerate() {
