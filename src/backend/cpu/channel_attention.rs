@@ -1,6 +1,6 @@
-//! Channel attention. Depends on `elementwise` and the GELU. A pass over all pixels takes the sums
-//! that the factors follow from, each image then computes its factors, and a second pass applies
-//! them. Both passes are bound by memory: 12 C bytes a pixel move forward (8 C read, 4 C written),
+//! Channel attention. Depends on `elementwise` and the GELU. A first pass over all pixels sums each
+//! channel, a task for each image then computes its factors, and a second pass applies them. The
+//! sums are f64 and are added in the order of the bands, so the bits do not depend on threads. Both passes are bound by memory: 12 C bytes a pixel move forward (8 C read, 4 C written),
 //! and 16 C backward (12 C read, 4 C written; 4 C more are read where the gradient is added).
 
 mod factors;
@@ -118,13 +118,12 @@ struct SumTask<'a> {
 /// Pixels that are summed in f32 before the sum is added in f64.
 const GROUP: usize = 64;
 
-/// Adds the sums of V vectors over some pixels to `sums`: those at `x` and, if there is a `d`, those
-/// of the products with the vectors there, `stride` values later.
+/// Sums V vectors of channels over some pixels and adds the result to the f64 values at `sums`. If
+/// there is a `d`, the sums of `x * d` are added to the values that are `stride` later.
 ///
 /// # Safety
-/// As [`Simd`]. From `x` and `d` on, `pixels` pixels of `stride` values can be read, without the
-/// channels before these; `sums` points to as many values as [`Layout::sums`] from its first
-/// channel on, which no other thread uses.
+/// As [`Simd`]. `x` and `d` point to the first of these channels in `pixels` pixels of `stride`
+/// values each, and `sums` to the same channel in [`Layout::sums`], which no other thread uses.
 #[inline(always)]
 unsafe fn add_group<S: Simd, const V: usize>(
     x: *const f32,
@@ -206,8 +205,8 @@ impl Task for SumTask<'_> {
     }
 }
 
-/// Multiplies the pixels of a band by the factors of their image, and adds to each channel the same
-/// for all pixels.
+/// Multiplies the pixels of a band by the factors of their image, and adds
+/// [`ImageValues::d_mean`] in the backward pass.
 struct ApplyTask<'a> {
     op: &'a ChannelAttention,
     layout: Layout,
@@ -247,7 +246,7 @@ impl Task for ApplyTask<'_> {
     }
 }
 
-/// The parts of the backward pass that its first two passes use.
+/// What the backward pass adds to the computation of the images' values.
 #[derive(Clone, Copy)]
 struct BackwardBuffers {
     /// `[N, h, w, C]`
@@ -256,7 +255,7 @@ struct BackwardBuffers {
     parts: WorkspaceParts,
 }
 
-/// Computes the values of all images; those of the backward pass if its buffers are given.
+/// Computes the values of all images, with those of the backward pass if its buffers are given.
 fn compute_images(
     ctx: &Context<'_>,
     op: &ChannelAttention,

@@ -13,7 +13,7 @@ use super::elementwise::{check_activation, values_of};
 use super::exp::exp;
 use super::operation::{CpuOperation, MAX_CHANNELS};
 use super::rows::{RowProduct, RowStart, row_product};
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Registers, Simd};
 use super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, exceeds_cache};
 use crate::plan::TokenAttention;
 use anyhow::{Result, ensure};
@@ -38,32 +38,63 @@ unsafe fn product<S: Simd>(r: &RowProduct<'_>) {
     }
 }
 
-/// The scores of a pixel become the weights of its softmax, in N vectors at a time.
+/// The scores of P pixels of N vectors each become the weights of their softmax. All stay in
+/// registers; several pixels hide the latency of a pixel's chain of operations.
 ///
 /// # Safety
-/// As [`Simd`]. `scores` points to `lanes` values, a multiple of N vectors, that no other thread
-/// uses.
+/// As [`softmax`], for P pixels of N vectors.
 #[inline(always)]
-unsafe fn softmax_of<S: Simd, const N: usize>(scores: *mut f32, lanes: usize) {
+unsafe fn softmax_tile<S: Simd, const P: usize, const N: usize>(scores: *mut f32) {
+    // SAFETY: the caller guarantees the memory
+    unsafe {
+        let mut values = [[S::splat(0.0); N]; P];
+        let mut shift = [S::splat(0.0); P];
+        for (pixel, values) in values.iter_mut().enumerate() {
+            for (v, value) in values.iter_mut().enumerate() {
+                *value = S::load(scores.add((pixel * N + v) * LANES));
+            }
+            let mut largest = values[0];
+            for &value in &values[1..] {
+                largest = S::max(largest, value);
+            }
+            shift[pixel] = S::splat(S::largest(largest));
+        }
+        for (values, &shift) in values.iter_mut().zip(&shift) {
+            for value in values {
+                *value = exp::<S>(S::sub(*value, shift));
+            }
+        }
+        for (pixel, values) in values.iter().enumerate() {
+            let mut sum = values[0];
+            for &value in &values[1..] {
+                sum = S::add(sum, value);
+            }
+            let inverse = S::splat(1.0 / S::sum(sum));
+            for (v, &value) in values.iter().enumerate() {
+                S::store(scores.add((pixel * N + v) * LANES), S::mul(value, inverse));
+            }
+        }
+    }
+}
+
+/// The scores of a pixel become the weights of its softmax, for any number of vectors.
+///
+/// # Safety
+/// As [`softmax`], for one pixel.
+#[inline(always)]
+unsafe fn softmax_pixel<S: Simd>(scores: *mut f32, lanes: usize) {
     // SAFETY: the caller guarantees the memory
     unsafe {
         let mut largest = S::load(scores);
-        for lane in (0..lanes).step_by(LANES) {
+        for lane in (LANES..lanes).step_by(LANES) {
             largest = S::max(largest, S::load(scores.add(lane)));
         }
-        let largest = S::splat(S::largest(largest));
-        let mut sums = [S::splat(0.0); N];
-        for lane in (0..lanes).step_by(N * LANES) {
-            for (v, sum) in sums.iter_mut().enumerate() {
-                let at = scores.add(lane + v * LANES);
-                let weight = exp::<S>(S::sub(S::load(at), largest));
-                S::store(at, weight);
-                *sum = S::add(*sum, weight);
-            }
-        }
-        let mut sum = sums[0];
-        for &other in &sums[1..] {
-            sum = S::add(sum, other);
+        let shift = S::splat(S::largest(largest));
+        let mut sum = S::splat(0.0);
+        for lane in (0..lanes).step_by(LANES) {
+            let weight = exp::<S>(S::sub(S::load(scores.add(lane)), shift));
+            S::store(scores.add(lane), weight);
+            sum = S::add(sum, weight);
         }
         let inverse = S::splat(1.0 / S::sum(sum));
         for lane in (0..lanes).step_by(LANES) {
@@ -76,17 +107,28 @@ unsafe fn softmax_of<S: Simd, const N: usize>(scores: *mut f32, lanes: usize) {
 /// The scores of some pixels become the weights of their softmax.
 ///
 /// # Safety
-/// As [`softmax_of`] for `pixels` times `lanes` values, a multiple of a vector.
+/// As [`Simd`]. `scores` points to `lanes` values, a multiple of a vector, for each of `pixels`
+/// pixels, and no other thread uses them.
 #[inline(always)]
 unsafe fn softmax<S: Simd>(scores: *mut f32, pixels: usize, lanes: usize) {
-    for pixel in 0..pixels {
-        // SAFETY: the caller guarantees the memory
-        unsafe {
-            let scores = scores.add(pixel * lanes);
-            match lanes % (4 * LANES) {
-                0 => softmax_of::<S, 4>(scores, lanes),
-                _ => softmax_of::<S, 1>(scores, lanes),
+    // SAFETY: every pixel is one of the caller's
+    unsafe {
+        if lanes != 4 * LANES {
+            for pixel in 0..pixels {
+                softmax_pixel::<S>(scores.add(pixel * lanes), lanes);
             }
+            return;
+        }
+        let mut pixel = 0;
+        if S::REGISTERS == Registers::Many {
+            while pixel + 4 <= pixels {
+                softmax_tile::<S, 4, 4>(scores.add(pixel * lanes));
+                pixel += 4;
+            }
+        }
+        while pixel < pixels {
+            softmax_tile::<S, 1, 4>(scores.add(pixel * lanes));
+            pixel += 1;
         }
     }
 }

@@ -8,10 +8,12 @@ use super::super::tasks::{Task, WorkspaceParts};
 use super::{ImageValues, Layout};
 use crate::plan::ChannelAttention;
 
-/// Computes the values of an image from the sums of its bands. The forward pass leaves out the
-/// gradients.
+/// Computes the values of an image from the sums of its bands; without the gradients in the forward
+/// pass.
 pub struct FactorTask<'a> {
+    /// The forward operation.
     pub op: &'a ChannelAttention,
+    /// Where the sums and the values of images are.
     pub layout: Layout,
     /// The shared part of the workspace.
     pub shared: SharedPtr<f32>,
@@ -28,6 +30,7 @@ fn dot(a: impl Iterator<Item = f64>, b: impl Iterator<Item = f64>) -> f64 {
     a.zip(b).map(|(a, b)| a * b).sum()
 }
 
+/// f32 values as f64.
 fn wide(values: &[f32]) -> impl Iterator<Item = f64> {
     values.iter().map(|&v| f64::from(v))
 }

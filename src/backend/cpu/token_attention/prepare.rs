@@ -1,5 +1,5 @@
-//! Keys and values of the tokens, in the orders that the row products read, and where they are in
-//! the workspace.
+//! Keys and values of the tokens: computes them once per run and stores them in the orders that the
+//! row products read. Depends on tasks and vectors.
 
 use super::super::arena::SharedPtr;
 use super::super::simd::{LANES, Simd};
@@ -26,6 +26,7 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The layout of an operation's workspace.
     pub fn new(op: &TokenAttention) -> Layout {
         Layout {
             tokens: op.tokens(),

@@ -152,8 +152,9 @@ fn reference(sizes: Sizes, query: &[f64], parameters: &[f64], d_output: &[f64]) 
 
 #[test]
 fn token_attention_is_that_of_f64() {
-    let odd = Extent { n: 1, h: 7, w: 13 };
-    let several_bands = Extent { n: 2, h: 34, w: 5 };
+    // more pixels than a chunk, and more rows than a band
+    let odd = Extent { n: 1, h: 7, w: 5 };
+    let several_bands = Extent { n: 2, h: 34, w: 1 };
     let sizes = |tokens, channels, query| Sizes {
         tokens,
         channels,
