@@ -117,12 +117,13 @@ impl RowProduct {
         outputs: &Output,
     ) {
         let groups = self.to / LANES;
-        let mut b = [std::ptr::null(); MAX_KERNEL];
-        // SAFETY: groups of channels and blocks of pixels lie inside the weights and the rows, and
-        // a block that ends after a narrow row is written to the room for it
+        let (mut a, mut b) = (
+            [std::ptr::null(); MAX_KERNEL],
+            [std::ptr::null(); MAX_KERNEL],
+        );
+        // SAFETY: groups of channels lie inside the weights and the rows
         unsafe {
             for group in (0..groups).step_by(2) {
-                let n = (groups - group).min(2);
                 for (ky, b) in b[..self.kernel].iter_mut().enumerate() {
                     *b = weights.add(group * self.group() + ky * self.steps() * TILE);
                 }
@@ -131,34 +132,12 @@ impl RowProduct {
                     other => other,
                 };
                 for row in 0..outputs.rows {
-                    let out = outputs.row(self, row).add(group * LANES);
-                    let mut pixel = 0;
-                    while pixel < self.w {
-                        // the last block computes some pixels again, which have the same bits
-                        let m = if self.w - pixel > LANES && self.w >= 2 * LANES {
-                            2
-                        } else {
-                            1
-                        };
-                        let at = pixel.min(self.w.saturating_sub(m * LANES));
-                        let mut a = [std::ptr::null(); MAX_KERNEL];
-                        for (ky, a) in a[..self.kernel].iter_mut().enumerate() {
-                            *a = inputs(row, ky).add(at * self.from);
-                        }
-                        let block = BlockProduct {
-                            a: &a[..self.kernel],
-                            a_row: self.from,
-                            b: &b[..self.kernel],
-                            b_group: self.group(),
-                            steps: self.steps(),
-                            start,
-                            c: out.add(at * self.to),
-                            c_row: self.to,
-                            c_groups: (LANES * self.to, LANES),
-                        };
-                        session.product(&block, m, n);
-                        pixel = at + m * LANES;
+                    for (ky, a) in a[..self.kernel].iter_mut().enumerate() {
+                        *a = inputs(row, ky);
                     }
+                    let out = outputs.row(self, row).add(group * LANES);
+                    let factors = (&a[..self.kernel], &b[..self.kernel]);
+                    self.row(session, factors, start, out, (groups - group).min(2));
                 }
             }
             if self.w < LANES {
@@ -168,6 +147,49 @@ impl RowProduct {
                     std::ptr::copy_nonoverlapping(from, to, self.w * self.to);
                 }
             }
+        }
+    }
+
+    /// Computes `n` tiles of channels of a row, from the input rows at pixel 0 and the weights of
+    /// these channels.
+    ///
+    /// # Safety
+    /// As [`RowProduct::run`].
+    #[inline(always)]
+    unsafe fn row(
+        &self,
+        session: &Session,
+        (rows, weights): (&[*const u16], &[*const u16]),
+        start: Start,
+        out: *mut f32,
+        n: usize,
+    ) {
+        let mut a = [std::ptr::null(); MAX_KERNEL];
+        let mut pixel = 0;
+        while pixel < self.w {
+            let two = self.w >= 2 * LANES && self.w - pixel > LANES;
+            let m = if two { 2 } else { 1 };
+            // the last block computes some pixels again, which have the same bits
+            let at = pixel.min(self.w.saturating_sub(m * LANES));
+            // SAFETY: a block ends at the last pixel of the row, or in the room for narrow rows
+            unsafe {
+                for (a, row) in a.iter_mut().zip(rows) {
+                    *a = row.add(at * self.from);
+                }
+                let block = BlockProduct {
+                    a: &a[..rows.len()],
+                    a_row: self.from,
+                    b: weights,
+                    b_group: self.group(),
+                    steps: self.steps(),
+                    start,
+                    c: out.add(at * self.to),
+                    c_row: self.to,
+                    c_groups: (LANES * self.to, LANES),
+                };
+                session.product(&block, m, n);
+            }
+            pixel = at + m * LANES;
         }
     }
 }
