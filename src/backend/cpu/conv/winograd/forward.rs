@@ -166,7 +166,8 @@ impl StripRows {
         }
     }
 
-    /// Prefetches a part of the rows from `first` on that `group` reads.
+    /// Prefetches the part number `point` of [`POINTS`] of what `group` reads in rows from `first`
+    /// on.
     ///
     /// # Safety
     /// As [`Simd`].
@@ -207,6 +208,55 @@ struct Pending {
 }
 
 impl Forward<'_> {
+    /// The rows of an image, and the room for the transformed tiles of a group and for the products
+    /// of two groups.
+    ///
+    /// # Safety
+    /// As [`Task::run`].
+    #[inline(always)]
+    unsafe fn scratch(&self, image: usize) -> (StripRows, TileValues, [TileValues; 2]) {
+        let c = self.op;
+        let (room, at) = (
+            group_tiles(c.output_stride),
+            Shared::new(c, Direction::forward(c)),
+        );
+        // SAFETY: the pieces follow each other as in `workspace`
+        unsafe {
+            let (shared, ring) = (self.parts.shared(), self.parts.scratch().at(0));
+            let v = TileValues {
+                base: ring.add(ring_floats(c)),
+                tiles: room,
+                stride: c.input_stride,
+            };
+            let first = v.base.add(TileValues::floats(room, c.input_stride));
+            let products = [0, TileValues::floats(room, c.output_stride)];
+            let products = products.map(|after| TileValues {
+                base: first.wrapping_add(after),
+                tiles: room,
+                stride: c.output_stride,
+            });
+            let activation = match slopes(c, std::ptr::null()) {
+                Some(_) => None,
+                None => row_activation(c, shared.at(at.slopes)),
+            };
+            let rows = StripRows {
+                rows: ImageRows {
+                    source: self.input,
+                    zeros: shared.at(at.zeros),
+                    image,
+                    h: c.extent.h,
+                    w: c.extent.w,
+                    c: c.input_stride,
+                },
+                activation,
+                ring,
+                columns: (0, 0),
+                next: 0,
+            };
+            (rows, v, products)
+        }
+    }
+
     /// Transforms the inputs of a group.
     ///
     /// # Safety
@@ -285,50 +335,11 @@ impl Task for Forward<'_> {
         // multiples of 16 (`check`), so pixels begin at multiples of 64 bytes. The rest is the
         // contract of `Task::run`.
         unsafe {
-            let (shared, at) = (self.parts.shared(), Shared::new(c, Direction::forward(c)));
-            let ring = self.parts.scratch().at(0);
-            let room = group_tiles(c.output_stride);
-            let v = TileValues {
-                base: ring.add(ring_floats(c)),
-                tiles: room,
-                stride: c.input_stride,
-            };
-            let products = |i: usize| {
-                let first = v
-                    .base
-                    .wrapping_add(TileValues::floats(room, c.input_stride));
-                TileValues {
-                    base: first.wrapping_add(i * TileValues::floats(room, c.output_stride)),
-                    tiles: room,
-                    stride: c.output_stride,
-                }
-            };
-            let activation = match slopes(c, std::ptr::null()) {
-                Some(_) => None,
-                None => row_activation(c, shared.at(at.slopes)),
-            };
-            let mut inputs = StripRows {
-                rows: ImageRows {
-                    source: self.input,
-                    zeros: shared.at(at.zeros),
-                    image,
-                    h: c.extent.h,
-                    w: c.extent.w,
-                    c: c.input_stride,
-                },
-                activation,
-                ring,
-                columns: (0, 0),
-                next: 0,
-            };
+            let (mut inputs, v, products) = self.scratch(image);
             let mut groups = Cut::new(c, (start, end)).groups();
             let (mut group, mut pending, mut number) = (groups.next(), None::<Pending>, 0);
-            // The outputs of a group are stored while the products of the next are computed, and
-            // the inputs of the one after that are read ahead: memory works while the processor
-            // multiplies.
             while group.is_some() || pending.is_some() {
-                let next = groups.next();
-                let m = products(number % 2);
+                let (next, m) = (groups.next(), products[number % 2]);
                 if let Some(group) = &group {
                     if group.y == start {
                         inputs.columns = group.columns(c.extent.w);
@@ -338,6 +349,7 @@ impl Task for Forward<'_> {
                 }
                 for point in 0..POINTS {
                     if let Some(next) = &next {
+                        // rows that the group above does not read
                         let first = match next.y == start {
                             true => start.saturating_sub(1),
                             false => next.y + 1,
@@ -345,7 +357,8 @@ impl Task for Forward<'_> {
                         inputs.prefetch::<S>(next, first, point);
                     }
                     if let Some(group) = &group {
-                        multiply_tiles::<S>(&v, group.len(), c.cin, shared.at(0), &m, point);
+                        let weights = self.parts.shared().at(0).cast_const();
+                        multiply_tiles::<S>(&v, group.len(), c.cin, weights, &m, point);
                     }
                     if let Some(pending) = &pending {
                         let len = pending.group.len();
