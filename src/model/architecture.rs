@@ -89,6 +89,19 @@ impl Tiling {
         }
     }
 
+    /// Tiles for a network of the ParagonSR2 family, whose features before `conv_mid` see `body`
+    /// pixels far. A backend may compute `conv_mid` in blocks of 4 x 4 pixels, which adds a block to
+    /// the halo, and the 5x5 convolution of the reconstruction in blocks of 2 x 2 pixels, which see
+    /// three pixels to each side.
+    pub(super) fn with_tail_in_blocks(body: usize) -> Tiling {
+        const BLOCK: usize = 4;
+        Tiling {
+            halo: (body + BLOCK + 3).next_multiple_of(BLOCK),
+            align: BLOCK,
+            whole_image: false,
+        }
+    }
+
     /// Tiles anywhere, with a halo.
     pub(super) fn with_halo(halo: usize) -> Tiling {
         Tiling {

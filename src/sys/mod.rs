@@ -174,6 +174,17 @@ pub fn advise_random(map: &Mmap) {
     system::advise_random(map);
 }
 
+/// Asks the system to back a block of allocated memory with huge pages (2 MiB), which takes fewer
+/// page faults and fewer entries of the processor's address cache. Pages that lie only partly inside
+/// the block stay small, so the block takes no more memory. Advice only; works on Linux.
+///
+/// # Safety
+/// The block is allocated memory, and no other thread releases it.
+pub unsafe fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
+    // SAFETY: the caller's contract
+    unsafe { own::advise_huge_pages(start, bytes) };
+}
+
 /// Drops part of a file from the page cache, which keeps pages that are still mapped. Advice only;
 /// works on Linux.
 pub fn drop_from_page_cache(file: &File, start: usize, bytes: usize) {

@@ -126,6 +126,8 @@ pub(super) fn advise_dont_need(_: &Mmap, _: usize, _: usize) {}
 
 pub(super) fn advise_random(_: &Mmap) {}
 
+pub(super) unsafe fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
+
 pub(super) fn drop_from_page_cache(_: &File, _: usize, _: usize) {}
 
 pub(super) fn is_resident(_: &Mmap, _: usize, _: usize) -> Option<bool> {

@@ -135,9 +135,12 @@ fn least_tile(tiling: Tiling) -> usize {
 }
 
 /// Default of the largest tile side for a network, in LQ pixels, overlap included: [`DEFAULT_TILE`],
-/// or more for networks that see far, so that most of a tile is no overlap.
+/// or more for networks that see far, so that most of a tile is no overlap. Up to a side of 512, an
+/// eighth of it may be overlap; beyond that a quarter, as activations take memory.
 pub fn default_tile(net: &Network) -> usize {
-    DEFAULT_TILE.max((8 * net.tiling().halo).next_multiple_of(32))
+    let halo = net.tiling().halo;
+    let side = (16 * halo).clamp(DEFAULT_TILE, 512).max(8 * halo);
+    side.next_multiple_of(32)
 }
 
 /// The smallest tile side for which a training step's arena reserves bytes if the run validates.

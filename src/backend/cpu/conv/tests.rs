@@ -410,6 +410,8 @@ fn dense_3x3_of_any_width_in_both_forms() {
             // more than a group of blocks in a row
             ((1, 6, 150), 16, 16),
             ((1, 5, 139), 24, 32),
+            // a strip of several rows of tiles beside a strip of one row
+            ((1, 10, 110), 24, 64),
         ] {
             for add in [false, true] {
                 Case {
