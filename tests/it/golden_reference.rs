@@ -240,6 +240,17 @@ fn loss_limit(arch: &str) -> f64 {
     }
 }
 
+/// How far a parameter may be from a golden one after a training; the files round to f32. In Pro's
+/// training some gradients are as small as AdamW's epsilon, which turns the roundings of its RMSNorm
+/// (see [`loss_limit`]) into differences of up to 5e-7 (`norm3.bias`, `scale3.gamma`). Rounding the
+/// root here too changes them as much.
+fn final_limit(arch: &str) -> f64 {
+    match arch {
+        "paragonsr2_pro" => 2e-6,
+        _ => 1e-7,
+    }
+}
+
 /// Compares one pass of the reference with the golden file `name`.
 fn agrees(name: &str, form: SpanForm) {
     let Some(golden) = golden::Network::open("golden reference", name) else {
@@ -391,7 +402,7 @@ fn follow(name: &str, form: SpanForm) {
             worst[slot] = worst[slot].max((got - expected).abs() / expected);
         }
     }
-    let mut finals = [0f64; 2];
+    let mut finals = [(0f64, ""); 2];
     for (slot, expected) in [&golden.final_params, &golden.final_ema]
         .into_iter()
         .enumerate()
@@ -403,13 +414,16 @@ fn follow(name: &str, form: SpanForm) {
             } else {
                 &training.ema[name]
             };
-            finals[slot] = finals[slot].max(relative_error(got, expected));
+            let error = relative_error(got, expected);
+            if error > finals[slot].0 {
+                finals[slot] = (error, name);
+            }
         }
     }
     println!(
-        "{name} {form:?}: loss {:.1e}, gradient norm {:.1e}, lr {:.1e}, final parameters {:.1e}, \
-         EMA {:.1e}",
-        worst[0], worst[1], worst[2], finals[0], finals[1]
+        "{name} {form:?}: loss {:.1e}, gradient norm {:.1e}, lr {:.1e}, final parameters {:.1e} \
+         ({}), EMA {:.1e} ({})",
+        worst[0], worst[1], worst[2], finals[0].0, finals[0].1, finals[1].0, finals[1].1
     );
     let limit = loss_limit(&golden.arch);
     assert!(
@@ -417,7 +431,9 @@ fn follow(name: &str, form: SpanForm) {
         "{name}: {worst:?}"
     );
     assert!(
-        finals.iter().all(|&error| error < 1e-7),
+        finals
+            .iter()
+            .all(|(error, _)| *error < final_limit(&golden.arch)),
         "{name}: {finals:?}"
     );
 }
