@@ -219,15 +219,11 @@ impl Ahead {
     ) -> Ahead {
         let rows = activations.map(|a| {
             let lines = count * a.w * a.c / LANES;
+            if lines == 0 {
+                return (std::ptr::null(), 0);
+            }
             // SAFETY: by the caller's contract
-            (
-                if lines > 0 {
-                    unsafe { a.stored(first) }
-                } else {
-                    std::ptr::null()
-                },
-                lines,
-            )
+            (unsafe { a.stored(first) }, lines)
         });
         let most = rows[0].1.max(rows[1].1);
         Ahead {
