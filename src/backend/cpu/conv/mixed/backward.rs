@@ -12,7 +12,9 @@ use super::rows::{
     PairedRow, RoundedRows, activated_floats, row_values, transpose_row, transposed_values,
 };
 use super::weights::Pack;
-use super::{MAX_ROWS, NO_BIAS, Output, RowProduct, halves, pixel_steps, reach, rows_together};
+use super::{
+    Ahead, MAX_ROWS, NO_BIAS, Output, RowProduct, halves, pixel_steps, reach, rows_together,
+};
 use crate::plan::{Conv, ConvBack};
 
 /// Where the pieces of a task's scratch begin, f32 values.
@@ -165,7 +167,11 @@ impl Task for Backward<'_> {
                     transpose_row(row.cast_const(), w, c.output_stride, to);
                     row_sum::<S>(rings.gradients.stored(y + r), c.output_stride, w, bias);
                 }
-                self.add_weight_gradient(&session, &rings, (y, rows), y == start, partial);
+                let next = loaded as usize;
+                let count = rows_together(w).min(c.extent.h.saturating_sub(next));
+                let ahead = &mut self.ahead(&rings, next, count);
+                let begins = y == start;
+                self.add_weight_gradient::<S>(&session, &rings, (y, rows), begins, partial, ahead);
                 self.input_gradient::<S>(&session, &rings, (y, rows), bias.add(c.output_stride));
             }
             if start == end {
@@ -220,18 +226,34 @@ impl Backward<'_> {
         }
     }
 
+    /// The next rows of input and gradient, fetched between the products of
+    /// [`Backward::add_weight_gradient`].
+    ///
+    /// # Safety
+    /// The rows are those of the image.
+    #[inline(always)]
+    unsafe fn ahead(&self, rings: &Rings, first: usize, count: usize) -> Ahead {
+        let c = self.op;
+        let pairs = |channels: usize| (channels / LANES).div_ceil(2);
+        let calls = c.kernel * c.kernel * pairs(c.input_stride) * pairs(c.output_stride);
+        // SAFETY: by the caller's contract
+        unsafe { Ahead::new([&rings.inputs, &rings.gradients], first, count, calls) }
+    }
+
     /// Adds the gradient of the weights in rows `y..y + rows` to a partial, or begins it.
     ///
     /// # Safety
     /// As [`Task::run`] of the task whose rows and partial they are; the rings hold the rows within
     /// [`reach`], and the transposed rows.
-    unsafe fn add_weight_gradient(
+    #[inline(always)]
+    unsafe fn add_weight_gradient<S: Simd>(
         &self,
         session: &Session,
         rings: &Rings,
         (y, rows): (usize, usize),
         begins: bool,
         partial: *mut f32,
+        ahead: &mut Ahead,
     ) {
         let (c, k, w) = (self.op, self.op.kernel, self.op.extent.w);
         let (outputs, inputs) = (c.output_stride / LANES, c.input_stride / LANES);
@@ -270,6 +292,7 @@ impl Backward<'_> {
                         c_groups: (inputs * SUMS, SUMS),
                     };
                     session.product(&block, (outputs - output).min(2), (inputs - input).min(2));
+                    ahead.fetch::<S>();
                 }
             }
         }
@@ -323,7 +346,8 @@ impl Backward<'_> {
                 rings.gradients.row(row).cast_const()
             };
             let weights = halves(self.parts.shared().at(0)).at(0).cast_const();
-            product.run(session, gradient, weights, NO_BIAS, &outputs);
+            let factors = (weights, NO_BIAS);
+            product.run::<S>(session, gradient, factors, &outputs, &mut Ahead::nothing());
             if !direct {
                 for r in 0..rows {
                     finish(r).run::<S>(scratch.at(rings.scratch.rows + r * len));

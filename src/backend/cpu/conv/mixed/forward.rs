@@ -7,7 +7,7 @@ use super::super::super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts
 use super::super::{pack_channels, row_activation, slope_values};
 use super::rows::{RoundedRows, activated_floats, row_values};
 use super::weights::Pack;
-use super::{Output, RowProduct, halves, reach, rows_together};
+use super::{Ahead, Output, RowProduct, halves, pixel_steps, reach, rows_together};
 use crate::plan::Conv;
 
 /// Slots of the ring: the rows that are computed together read these.
@@ -88,7 +88,13 @@ impl Task for Forward<'_> {
                 let input =
                     |r: usize, ky: usize| inputs.row((y + r + ky) as isize - reach).cast_const();
                 let weights = halves(shared.at(0)).at(0).cast_const();
-                product.run(&session, input, weights, Start::Row(bias), &outputs);
+                let next = loaded as usize;
+                let count = rows_together(w).min(h.saturating_sub(next));
+                let calls = rows * (c.output_stride / LANES).div_ceil(2) * pixel_steps(w);
+                let mut ahead = Ahead::new([&inputs, &inputs], next, count, calls);
+                ahead.rows[1].1 = 0;
+                let factors = (weights, Start::Row(bias));
+                product.run::<S>(&session, input, factors, &outputs, &mut ahead);
             }
         }
     }

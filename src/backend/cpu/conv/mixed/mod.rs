@@ -15,7 +15,7 @@ pub use forward::{forward, workspace};
 
 use super::super::arena::SharedPtr;
 use super::super::bf16::{BlockProduct, STEP, Session, Start, TILE};
-use super::super::simd::LANES;
+use super::super::simd::{LANES, Simd};
 use super::direct::MAX_KERNEL;
 use crate::plan::Conv;
 
@@ -105,16 +105,16 @@ impl RowProduct {
     /// reads with tap row ky.
     ///
     /// # Safety
-    /// The rows are as [`rows::RoundedRows`] makes them, `weights` are packed for this product,
+    /// As [`Simd`]. The rows are as [`rows::RoundedRows`] makes them, `weights` are packed for this product,
     /// the bias (if not zero) holds `to` values, and no other thread uses the outputs.
     #[inline(always)]
-    unsafe fn run(
+    unsafe fn run<S: Simd>(
         &self,
         session: &Session,
         inputs: impl Fn(usize, usize) -> *const u16,
-        weights: *const u16,
-        bias: Start,
+        (weights, bias): (*const u16, Start),
         outputs: &Output,
+        ahead: &mut Ahead,
     ) {
         let groups = self.to / LANES;
         let (mut a, mut b) = (
@@ -137,7 +137,8 @@ impl RowProduct {
                     }
                     let out = outputs.row(self, row).add(group * LANES);
                     let factors = (&a[..self.kernel], &b[..self.kernel]);
-                    self.row(session, factors, start, out, (groups - group).min(2));
+                    let n = (groups - group).min(2);
+                    self.row::<S>(session, factors, start, (out, n), ahead);
                 }
             }
             if self.w < LANES {
@@ -156,13 +157,13 @@ impl RowProduct {
     /// # Safety
     /// As [`RowProduct::run`].
     #[inline(always)]
-    unsafe fn row(
+    unsafe fn row<S: Simd>(
         &self,
         session: &Session,
         (rows, weights): (&[*const u16], &[*const u16]),
         start: Start,
-        out: *mut f32,
-        n: usize,
+        (out, n): (*mut f32, usize),
+        ahead: &mut Ahead,
     ) {
         let mut a = [std::ptr::null(); MAX_KERNEL];
         let mut pixel = 0;
@@ -188,8 +189,71 @@ impl RowProduct {
                     c_groups: (LANES * self.to, LANES),
                 };
                 session.product(&block, m, n);
+                ahead.fetch::<S>();
             }
             pixel = at + m * LANES;
+        }
+    }
+}
+
+/// Rows of activations that are rounded after the products that run now. They are fetched from
+/// memory between these products, which leave the memory idle.
+struct Ahead {
+    /// (next value, cache lines left) of each activation.
+    rows: [(*const f32, usize); 2],
+    /// Cache lines that one call fetches.
+    lines: usize,
+}
+
+impl Ahead {
+    /// The rows `first..first + count` of two activations, fetched in `calls` calls.
+    ///
+    /// # Safety
+    /// The rows are those of the images.
+    #[inline(always)]
+    unsafe fn new(
+        activations: [&rows::RoundedRows; 2],
+        first: usize,
+        count: usize,
+        calls: usize,
+    ) -> Ahead {
+        let rows = activations.map(|a| {
+            let lines = count * a.w * a.c / LANES;
+            if lines == 0 {
+                return (std::ptr::null(), 0);
+            }
+            // SAFETY: by the caller's contract
+            (unsafe { a.stored(first) }, lines)
+        });
+        let most = rows[0].1.max(rows[1].1);
+        Ahead {
+            rows,
+            lines: most.div_ceil(calls.max(1)),
+        }
+    }
+
+    /// Fetches nothing.
+    fn nothing() -> Ahead {
+        Ahead {
+            rows: [(std::ptr::null(), 0); 2],
+            lines: 0,
+        }
+    }
+
+    /// Fetches the next lines.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    unsafe fn fetch<S: Simd>(&mut self) {
+        for (at, left) in &mut self.rows {
+            let count = self.lines.min(*left);
+            for line in 0..count {
+                // SAFETY: the processor has the instructions of S, and a prefetch takes any address
+                unsafe { S::prefetch(at.wrapping_add(line * LANES)) };
+            }
+            *at = at.wrapping_add(count * LANES);
+            *left -= count;
         }
     }
 }
