@@ -117,7 +117,12 @@ class StreamBlock(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention in square windows, no mask and no position bias; padding pixels take part with the bias of qkv."""
+    """Self-attention in square windows, no mask and no position bias; padding pixels take part with the bias of qkv.
+
+    `attend` may be replaced by another function of (q, k, v) with the same result.
+    """
+
+    attend = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, features, window, shift, heads=4):
         super().__init__()
@@ -135,7 +140,7 @@ class WindowAttention(nn.Module):
         # (N, C, rows*w, columns*w) -> (windows, tokens, C)
         x = x.view(n, c, rows, w, columns, w).permute(0, 2, 4, 3, 5, 1).reshape(-1, w * w, c)
         q, k, v = self.qkv(x).view(-1, w * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, w * w, c)
+        x = self.attend(q, k, v).transpose(1, 2).reshape(-1, w * w, c)
         x = self.proj(x)
         x = x.view(n, rows, columns, w, w, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, rows * w, columns * w)
         if s:
@@ -170,7 +175,9 @@ class ChannelAttention(nn.Module):
 
 
 class TokenCrossAttention(nn.Module):
-    """Every pixel looks up a learned dictionary of 64 tokens."""
+    """Every pixel looks up a learned dictionary of 64 tokens. `attend`: see `WindowAttention`."""
+
+    attend = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, features, tokens=64, key=16):
         super().__init__()
@@ -185,7 +192,7 @@ class TokenCrossAttention(nn.Module):
         q = self.q_proj(x.flatten(2).transpose(1, 2))
         k = self.k_proj(self.token_dict).expand(n, -1, -1)
         v = self.v_proj(self.token_dict).expand(n, -1, -1)
-        y = self.out_proj(F.scaled_dot_product_attention(q, k, v))
+        y = self.out_proj(self.attend(q, k, v))
         return y.transpose(1, 2).reshape(n, c, height, width)
 
 

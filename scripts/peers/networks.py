@@ -1,5 +1,6 @@
-"""Compact and SPAN in PyTorch, for checks and comparisons; Nano and Stream come from `paragonsr2_torch`. Depends on torch alone. The
-state_dict names are those of published files, so checkpoints load with strict=True either way.
+"""The networks in PyTorch, for checks and comparisons: Compact and SPAN are here, the others come from `paragonsr2_torch`, with a
+choice of how attention is computed. Depends on torch alone. The state_dict names are those of published files, so checkpoints load
+with strict=True either way.
 
     net = build("span", scale=2, features=48)     # x (N, 3, H, W) in 0..1 -> (N, 3, H*scale, W*scale)
 """
@@ -8,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from paragonsr2_torch import paragonsr2_realtime, paragonsr2_stream
+from paragonsr2_torch import (
+    TokenCrossAttention,
+    WindowAttention,
+    paragonsr2_photo,
+    paragonsr2_pro,
+    paragonsr2_realtime,
+    paragonsr2_stream,
+)
 
 
 def conv3x3(i, o):
@@ -116,9 +124,31 @@ class Span(nn.Module):
         return self.upsampler(self.conv_cat(torch.cat((f, self.conv_2(y), first_block, activation), 1)))
 
 
-NETWORKS = {"nano": paragonsr2_realtime, "stream": paragonsr2_stream, "compact": Compact, "span": Span}
+def attend_by_softmax(q, k, v):
+    """softmax(q k^T / sqrt(d)) v for (..., tokens, d) as two products with the weights between them in memory."""
+    return torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), -1) @ v
 
 
-def build(name, scale, **sizes):
-    """The network `name` (a key of `cases.CASES`) at its start values."""
-    return NETWORKS[name](scale=scale, **sizes)
+NETWORKS = {
+    "nano": paragonsr2_realtime,
+    "stream": paragonsr2_stream,
+    "photo": paragonsr2_photo,
+    "pro": paragonsr2_pro,
+    "compact": Compact,
+    "span": Span,
+}
+# name -> softmax(q k^T / sqrt(d)) v of window attention. On a processor the fused form is the faster in float32; in bf16 its gradient
+# can be the slower.
+ATTENTION = {"fused": F.scaled_dot_product_attention, "softmax": attend_by_softmax}
+
+
+def build(name, scale, attention="fused", **sizes):
+    """The network `name` (a key of `cases.CASES`) at its start values; `attention`: a key of `ATTENTION`."""
+    net = NETWORKS[name](scale=scale, **sizes)
+    for module in net.modules():
+        if isinstance(module, WindowAttention):
+            module.attend = ATTENTION[attention]
+        elif isinstance(module, TokenCrossAttention):
+            # PyTorch has no fused form on a processor where keys and values differ in width, as they do here.
+            module.attend = attend_by_softmax
+    return net

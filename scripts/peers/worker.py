@@ -14,7 +14,7 @@ import time
 import torch
 
 from peers.cases import CASES
-from peers.networks import build
+from peers.networks import ATTENTION, build
 
 
 def seconds_of(function):
@@ -88,6 +88,7 @@ def main():
     p.add_argument("--size", type=int, default=512)
     p.add_argument("--precision", choices=("f32", "bf16"), default="f32")
     p.add_argument("--layout", choices=("channels_last", "contiguous_format"), default="channels_last")
+    p.add_argument("--attention", choices=ATTENTION, default="fused", help="how window attention is computed")
     p.add_argument("--compile", action="store_true")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--repeat", type=int, default=4)
@@ -96,7 +97,7 @@ def main():
     if a.threads:
         torch.set_num_threads(a.threads)
     torch.manual_seed(0)
-    net = build(a.network, a.scale, **a.sizes).to(memory_format=getattr(torch, a.layout))
+    net = build(a.network, a.scale, a.attention, **a.sizes).to(memory_format=getattr(torch, a.layout))
     run = torch.compile(net) if a.compile else net
     times, optimizer = (time_step if a.what == "step" else time_image)(net, run, a)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
