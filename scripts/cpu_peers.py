@@ -10,7 +10,7 @@ drift. Depends on torch and safetensors; prints tables of medians, and JSON with
 Networks, at x2: Nano, 16 patches of LQ 128; Stream, 4 of LQ 128; SPAN with 48 features, 8 of LQ 64; Compact with 64 features and 16
 convolutions, 8 of LQ 64.
 
-PyTorch's modes: f32 and bf16 (autocast), eager and compiled. The first round measures each mode in every setting: channels-last and
+paragon's step is measured in f32 and with --precision bf16. PyTorch's modes: f32 and bf16 (autocast), eager and compiled. The first round measures each mode in every setting: channels-last and
 contiguous tensors, glibc as it comes and told to keep big blocks (MALLOC_MMAP_THRESHOLD_, which spares it mapping them anew in every
 step). Later rounds repeat each mode in the setting that was the fastest. AdamW is the faster of fused and foreach. A mode that cannot
 be measured, and a network that paragon refuses, are reported with the reason, and the rest goes on.
@@ -47,6 +47,7 @@ SETTINGS = {
     "contiguous": ("contiguous_format", {}),
 }
 OURS = "paragon f32"
+OURS_BF16 = "paragon bf16"  # steps alone: images are upscaled in f32
 WORKER_LIMIT = 1200  # seconds; compiling on a busy machine takes minutes
 
 
@@ -95,10 +96,12 @@ class Program:
             raise NotAvailable((errors or [last_line(run.stderr)])[0].removeprefix("error: "))
         return json.loads(run.stdout)
 
-    def step(self, network, a, batch, lq):
-        """Seconds, MiB of the arena, and the share of the FMA peak."""
+    def step(self, network, a, batch, lq, precision):
+        """Seconds, MiB of the arena, and the share of the peak of multiply-adds."""
         found = self.bench("step", network, ["--device", "cpu", "--scale", str(a.scale), "--batch-size", str(batch), "--lq-size", str(lq),
-                                             "--threads", str(a.threads), "--steps", "4", "--step-only"])  # fmt: skip
+                                             "--threads", str(a.threads), "--steps", "4", "--step-only", "--precision", precision])  # fmt: skip
+        if precision == "bf16" and "bf16" not in found["device"]:
+            raise NotAvailable("the processor has no unit for bf16")
         peak = 2 * found["multiply_adds"] / found["step_seconds"] / found["fma_peak"]
         return {"seconds": found["step_seconds"], "mb": found["allocated_bytes"] >> 20, "share_of_peak": peak}
 
@@ -113,7 +116,7 @@ class Comparison:
 
     def __init__(self, title):
         self.title = title
-        self.results = {}  # (mode, setting) -> list of results; the program's are at (OURS, "")
+        self.results = {}  # (mode, setting) -> list of results; the program's are at (OURS, "") and (OURS_BF16, "")
         self.missing = {}  # mode -> reason
 
     def measure(self, mode, setting, function):
@@ -141,9 +144,11 @@ class Comparison:
     def print(self, modes):
         print(f"\n| {self.title} | fastest with | s | MB | against paragon |\n|---|---|---|---|---|")
         ours = self.seconds(OURS, "") if (OURS, "") in self.results else None
-        for mode in (OURS, *modes):
+        for mode in (OURS, OURS_BF16, *modes):
             setting = self.fastest(mode)
-            name = mode if mode == OURS else "PyTorch " + mode.replace("-", ", ")
+            if setting is None and mode not in self.missing:
+                continue
+            name = mode if mode in (OURS, OURS_BF16) else "PyTorch " + mode.replace("-", ", ")
             if setting is None:
                 print(f"| {name} | not available: {self.missing[mode]} | | | |")
                 continue
@@ -185,7 +190,8 @@ def compare(name, a, program):
                 if a.only not in (None, what):
                     continue
                 if what == "step":
-                    comparison.measure(OURS, "", lambda: program.step((case.program, changed), a, batch, lq))
+                    for ours, precision in ((OURS, "f32"), (OURS_BF16, "bf16")):
+                        comparison.measure(ours, "", lambda: program.step((case.program, changed), a, batch, lq, precision))
                 else:
                     comparison.measure(OURS, "", lambda: program.image((case.program, changed), a))
                 if round_ == 0:

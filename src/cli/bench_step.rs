@@ -4,7 +4,7 @@
 use super::flags::{MAX_BATCH, MAX_SIDE, count, print, print_json, tell};
 use super::recipe::{NetworkFlags, settings_of};
 use anyhow::Result;
-use paragon::backend::cpu::{CpuBackend, CpuOptions, fma_peak};
+use paragon::backend::cpu::{CpuBackend, CpuOptions, bf16_peak, fma_peak};
 use paragon::backend::cuda::{CudaBackend, Device};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::config::loss_term;
@@ -19,13 +19,15 @@ use std::time::Instant;
 /// Measure a training step on synthetic patches: seconds, its floor, and the time of every kernel.
 ///
 /// The floor is every input read once and every output written once at the bandwidth of a large
-/// copy (on a GPU), or the useful operations at the measured FMA peak (on the CPU).
+/// copy (on a GPU), or the useful operations at the measured peak of multiply-adds (on the CPU; that
+/// of bf16 products with --precision bf16).
 #[derive(clap::Args)]
 pub struct Args {
     /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
-    /// Type of activations [default: the device's best]
+    /// Type of activations (on the CPU: bf16 is the type of products) [default: f32 on the CPU,
+    /// the device's best on CUDA]
     #[arg(long, value_enum)]
     precision: Option<Precision>,
     #[command(flatten)]
@@ -102,7 +104,7 @@ struct Report {
     multiply_adds: u64,
     /// Bytes a second of a large copy; on a GPU.
     copy_bandwidth: Option<f64>,
-    /// Operations a second; on the CPU.
+    /// Operations a second, those of bf16 products with `--precision bf16`; on the CPU.
     fma_peak: Option<f64>,
     floor_seconds: f64,
     times_floor: f64,
@@ -214,6 +216,7 @@ fn measure(args: &Args) -> Result<Report> {
     };
     let cpu = CpuOptions::new(args.threads.unwrap_or(0));
     let (opened, why) = OpenedDevice::new(args.device, args.precision, cpu, false)?;
+    let cpu = opened.cpu();
     why.iter().for_each(tell);
     let plan = training_plan(&net, &spec, opened.place.sizing())?;
     let (planned_bytes, precision) = (plan.arena_bytes, plan.precision);
@@ -254,7 +257,7 @@ fn measure(args: &Args) -> Result<Report> {
                     backend.allocated(),
                     seconds,
                     None,
-                    Some(fma_peak(cpu)),
+                    Some(bf16_peak(cpu).unwrap_or_else(|| fma_peak(cpu))),
                     kernels,
                 )
             }

@@ -22,7 +22,7 @@ mod upscale;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use paragon::backend::cpu::CpuOptions;
+use paragon::backend::cpu::{Bf16Unit, CpuOptions, Isa};
 use paragon::inference::upscale::Upscaler;
 use paragon::model::{ModelHints, Setting, read_model};
 use paragon::support::budget::Budget;
@@ -149,7 +149,8 @@ impl ModelArgs {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     paragon::dataset::decode::silence_decoder_panics();
-    if let Err(error) = paragon::support::isa::Isa::asked() {
+    let asked = Isa::asked().and_then(|isa| Bf16Unit::asked(isa.unwrap_or_else(Isa::detect)));
+    if let Err(error) = asked {
         flags::tell(format_args!("error: {error:#}"));
         return ExitCode::from(2);
     }

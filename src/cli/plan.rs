@@ -77,6 +77,9 @@ struct Report<'a> {
     effective_batch: usize,
     device: &'a str,
     precision: Precision,
+    /// The unit of the CPU that multiplies bf16 values, with `--precision bf16`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bf16_unit: Option<String>,
     budget: RunBudget,
     fits: bool,
     choice: FitChoice,
@@ -158,10 +161,12 @@ impl Args {
                 },
                 in_use: None,
             }),
-            (_, None | Some(Precision::F32)) => {
-                Ok(DevicePlace::Cpu(CpuOptions::new(machine.threads)))
+            (_, precision) => {
+                let options = CpuOptions::new(machine.threads);
+                let (options, reason) = options.with_precision(precision)?;
+                reason.iter().for_each(tell);
+                Ok(DevicePlace::Cpu(options))
             }
-            (_, Some(half)) => bail!("the CPU computes in f32; {half} takes --device cuda"),
         }
     }
 
@@ -262,6 +267,10 @@ pub fn run(args: &Args) -> Result<()> {
         occupancy_chart(&occupancy(&config, &fitted, plan), path)?;
     }
     let device = if place.is_device() { "cuda" } else { "cpu" };
+    let computes = match place.bf16_unit() {
+        Some(unit) => format!("bf16 products on {unit}, activations {}", plan.precision),
+        None => plan.precision.to_string(),
+    };
     if args.json {
         let report = Report {
             network: &config.network.arch,
@@ -271,6 +280,7 @@ pub fn run(args: &Args) -> Result<()> {
             effective_batch: config.effective_batch(),
             device,
             precision: plan.precision,
+            bf16_unit: place.bf16_unit().map(|unit| unit.to_string()),
             budget: fit.budget,
             fits: refused.is_none(),
             choice: fitted.choice,
@@ -290,7 +300,13 @@ pub fn run(args: &Args) -> Result<()> {
         };
         print_json(&report)?;
     } else {
-        show(args, &config, &fitted, plan, device)?;
+        show(
+            args,
+            &config,
+            &fitted,
+            plan,
+            &format!("{device}, {computes}"),
+        )?;
         print(Work::new(plan, fitted.choice.accum_iter, &place)?.text())?;
         let comparison = fit.budget.compare(&fitted.memory);
         if refused.is_none() && !comparison.is_empty() {
@@ -323,9 +339,8 @@ fn show(
     device: &str,
 ) -> Result<()> {
     let net = &config.network;
-    let precision = plan.precision;
     print(format_args!(
-        "{} x{}, LQ {}, {device}, {precision}: {}",
+        "{} x{}, LQ {}, {device}: {}",
         net.arch, net.scale, config.lq_size, fitted.choice
     ))?;
     if let Some(why) = &fitted.reason {

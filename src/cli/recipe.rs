@@ -310,7 +310,8 @@ pub struct Machine {
     pub fit: bool,
     /// Where to compute.
     pub device: DeviceChoice,
-    /// Type of activations; nothing for the device's best.
+    /// Type of activations, or, on the CPU, of the products of dense convolutions; nothing for f32
+    /// on the CPU and the best one of a CUDA device.
     pub precision: Option<Precision>,
 }
 

@@ -460,8 +460,9 @@ const FIXED: &[Key] = &[
     .default("auto")
     .flag("precision", "TYPE")
     .doc(
-        "Type of activations, halves on CUDA only: auto is f32 on the CPU, bf16 on CUDA, \
-         and fp16 (with dynamic loss scaling) on cards before sm_80",
+        "Type of activations: auto is f32 on the CPU, bf16 on CUDA, and fp16 (with dynamic \
+         loss scaling) on cards before sm_80. On the CPU, bf16 is the type of the products of \
+         dense convolutions (AMX or AVX512-BF16), and fp16 is refused",
     ),
     Key::new(
         Heading::Machine,

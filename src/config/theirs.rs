@@ -113,7 +113,7 @@ pub const REASONS: [(&str, &str); 60] = [
     ),
     (
         "use_amp",
-        "precision belongs to the device: f32 on the CPU; on CUDA activations are bf16 and sums f32 (machine.precision, --precision)",
+        "precision belongs to the device: f32 on the CPU, where bf16 products can be chosen; on CUDA activations are bf16 and sums f32 (machine.precision, --precision)",
     ),
     (
         "amp_bf16",

@@ -88,6 +88,19 @@ impl Tiling {
         }
     }
 
+    /// Tiles for a network of the ParagonSR2 family, whose features before `conv_mid` see `body`
+    /// pixels far. A backend may compute `conv_mid` in blocks of 4 x 4 pixels, which adds a block to
+    /// the halo, and the 5x5 convolution of the reconstruction in blocks of 2 x 2 pixels, which see
+    /// three pixels to each side.
+    pub(super) fn with_tail_in_blocks(body: usize) -> Tiling {
+        Tiling {
+            halo: (body + Tiling::BLOCK + 3).next_multiple_of(Tiling::BLOCK),
+            align: Tiling::BLOCK,
+            wraps: false,
+            whole_image: false,
+        }
+    }
+
     /// Tiles anywhere, with a halo.
     pub(super) fn with_halo(halo: usize) -> Tiling {
         Tiling {
@@ -119,7 +132,10 @@ impl Tiling {
         if window.is_multiple_of(Tiling::BLOCK) {
             reached = reached.next_multiple_of(Tiling::BLOCK);
         }
-        reached += 2; // up.0 and conv_out
+        reached += 2; // up.0 and conv_out, in blocks of 2 x 2 pixels
+        if window.is_multiple_of(2) {
+            reached = reached.next_multiple_of(2);
+        }
         Tiling {
             halo: reached.next_multiple_of(window),
             align: window,

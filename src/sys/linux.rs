@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 
 /// See [`super::memory_left`].
 pub(super) fn memory_room(wanted: Wanted) -> Option<MemoryRoom> {
@@ -46,7 +47,37 @@ pub(super) fn is_network_file_system(path: &Path) -> bool {
     known && MAGIC.contains(&(about.f_type as u32))
 }
 
+/// See [`super::allow_tile_registers`]. The kernel saves tile registers only for processes that
+/// asked for them, because they are large (Documentation/arch/x86/xstate.rst).
+#[cfg(target_arch = "x86_64")]
+pub(super) fn allow_tile_registers() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and only changes what this process may use
+    unsafe {
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        ) == 0
+    }
+}
+
 /// See [`super::drop_from_page_cache`].
+pub(super) unsafe fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
+    const HUGE_PAGE: usize = 2 << 20;
+    let before = start.as_ptr().align_offset(HUGE_PAGE);
+    let whole = bytes.saturating_sub(before) / HUGE_PAGE * HUGE_PAGE;
+    if whole > 0 {
+        // SAFETY: the caller guarantees that the pages are allocated memory; the advice changes
+        // none of their bytes, and a system that does not know it refuses it
+        unsafe {
+            let first = start.as_ptr().add(before);
+            libc::madvise(first.cast(), whole, libc::MADV_HUGEPAGE);
+        }
+    }
+}
+
 pub(super) fn drop_from_page_cache(file: &File, start: usize, bytes: usize) {
     // SAFETY: a plain system call on an open file
     unsafe {

@@ -5,6 +5,7 @@ use super::{MemoryRoom, Wanted};
 use memmap2::Mmap;
 use std::fs::File;
 use std::path::Path;
+use std::ptr::NonNull;
 
 /// The limit is the machine's memory (`hw.memsize`). The memory left is read as free, inactive and
 /// purgeable pages, which the system hands out on demand.
@@ -64,9 +65,16 @@ pub(super) fn anonymous_memory() -> Option<u64> {
     None
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(super) fn allow_tile_registers() -> bool {
+    false
+}
+
 pub(super) fn is_network_file_system(_: &Path) -> bool {
     false
 }
+
+pub(super) unsafe fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
 
 pub(super) fn drop_from_page_cache(_: &File, _: usize, _: usize) {}
 

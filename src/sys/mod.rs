@@ -97,6 +97,13 @@ pub fn anonymous_memory() -> Option<u64> {
     own::anonymous_memory()
 }
 
+/// Asks the system for the tile registers of x86 processors (AMX), and returns whether this process
+/// may use them. Once it may, all of its threads may. Only Linux is asked; elsewhere `false`.
+#[cfg(target_arch = "x86_64")]
+pub fn allow_tile_registers() -> bool {
+    own::allow_tile_registers()
+}
+
 /// Bytes that this user may still write to the disk that holds `path`.
 pub fn free_space(path: &Path) -> Option<u64> {
     system::free_space(path)
@@ -165,6 +172,17 @@ pub fn advise_dont_need(map: &Mmap, start: usize, bytes: usize) {
 /// Advice only; nothing happens on Windows.
 pub fn advise_random(map: &Mmap) {
     system::advise_random(map);
+}
+
+/// Asks the system to back a block of allocated memory with huge pages (2 MiB), which takes fewer
+/// page faults and fewer entries of the processor's address cache. Pages that lie only partly inside
+/// the block stay small, so the block takes no more memory. Advice only; works on Linux.
+///
+/// # Safety
+/// The block is allocated memory, and no other thread releases it.
+pub unsafe fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
+    // SAFETY: the caller's contract
+    unsafe { own::advise_huge_pages(start, bytes) };
 }
 
 /// Drops part of a file from the page cache, which keeps pages that are still mapped. Advice only;

@@ -51,6 +51,11 @@ pub(super) fn memory_room(wanted: Wanted) -> Option<MemoryRoom> {
     })
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(super) fn allow_tile_registers() -> bool {
+    false
+}
+
 pub(super) fn anonymous_memory() -> Option<u64> {
     // SAFETY: plain data, for which zeros are a valid value
     let mut about: PROCESS_MEMORY_COUNTERS_EX = unsafe { std::mem::zeroed() };
@@ -120,6 +125,8 @@ pub(super) fn advise_will_need(_: &Mmap, _: usize, _: usize) {}
 pub(super) fn advise_dont_need(_: &Mmap, _: usize, _: usize) {}
 
 pub(super) fn advise_random(_: &Mmap) {}
+
+pub(super) unsafe fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
 
 pub(super) fn drop_from_page_cache(_: &File, _: usize, _: usize) {}
 

@@ -8,7 +8,7 @@ use crate::backend::CudaSizing;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::{CudaBackend, Device, device_count};
 use crate::plan::{Plan, Precision};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -58,44 +58,46 @@ pub struct OpenedDevice {
 }
 
 impl OpenedDevice {
-    /// Opens the chosen device; `validates`: whether f32 inference will run on it too. The text is
-    /// the reason why the CPU is used although there is a CUDA device.
+    /// Opens the chosen device; `validates`: whether f32 inference will run on it too. The text says
+    /// why the CPU is used although there is a CUDA device, or computes in f32 although bf16 was
+    /// chosen.
     ///
     /// # Errors
-    /// The device cannot be opened, or does not support the type of activations.
+    /// The device cannot be opened, or does not support the precision.
     pub fn new(
         choice: DeviceChoice,
         precision: Option<Precision>,
         cpu: CpuOptions,
         validates: bool,
     ) -> Result<(OpenedDevice, Option<String>)> {
-        let on_cpu = || -> Result<OpenedDevice> {
-            let f32_only = precision.is_none_or(|p| p == Precision::F32);
-            ensure!(
-                f32_only,
-                "the CPU computes in f32; --precision is for --device cuda"
-            );
-            Ok(OpenedDevice {
+        let on_cpu = || -> Result<(OpenedDevice, Option<String>)> {
+            let (cpu, reason) = cpu.with_precision(precision)?;
+            let opened = OpenedDevice {
                 place: DevicePlace::Cpu(cpu),
                 vram: None,
                 device: None,
                 cpu,
-            })
+            };
+            Ok((opened, reason))
         };
         let ordinal = match choice {
-            DeviceChoice::Cpu => return Ok((on_cpu()?, None)),
+            DeviceChoice::Cpu => return on_cpu(),
             DeviceChoice::Cuda(ordinal) => ordinal,
             DeviceChoice::Auto if device_count().is_ok_and(|count| count > 0) => 0,
-            DeviceChoice::Auto => return Ok((on_cpu()?, None)),
+            DeviceChoice::Auto => return on_cpu(),
         };
         let opened = Device::open(ordinal)
             .and_then(|device| OpenedDevice::on(device, precision, cpu, validates));
         match (opened, choice) {
             (Ok(opened), _) => Ok((opened, None)),
-            (Err(error), DeviceChoice::Auto) => Ok((
-                on_cpu()?,
-                Some(format!("computing on the CPU, because {error:#}")),
-            )),
+            (Err(error), DeviceChoice::Auto) => {
+                let (opened, reason) = on_cpu()?;
+                let mut reasons = format!("computing on the CPU, because {error:#}");
+                if let Some(reason) = reason {
+                    reasons = format!("{reasons}\n{reason}");
+                }
+                Ok((opened, Some(reasons)))
+            }
             (Err(error), _) => Err(error),
         }
     }
@@ -124,6 +126,11 @@ impl OpenedDevice {
             device: Some(device),
             cpu,
         })
+    }
+
+    /// The options of the CPU backend, which is used if there is no CUDA device.
+    pub fn cpu(&self) -> CpuOptions {
+        self.cpu
     }
 
     /// The CUDA device; `None` on the CPU.

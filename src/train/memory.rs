@@ -4,7 +4,7 @@
 //! says.
 
 use super::TrainConfig;
-use crate::backend::cpu::CpuOptions;
+use crate::backend::cpu::{Bf16Unit, CpuOptions, Products};
 use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 use crate::inference::upscale::{LeastRoom, Tiler, least_room};
 use crate::loader::LoaderBound;
@@ -105,10 +105,19 @@ impl DevicePlace {
         Ok(plan)
     }
 
+    /// The unit of the CPU that multiplies bf16 values; `None` if products are in the precision of
+    /// the activations.
+    pub fn bf16_unit(&self) -> Option<Bf16Unit> {
+        match self {
+            DevicePlace::Cpu(options) => options.products().unit(),
+            DevicePlace::Cuda { .. } => None,
+        }
+    }
+
     /// The sizing of inference here, which is f32 also if training uses bf16 or fp16.
     pub fn inference(&self) -> Box<dyn Sizing> {
         match *self {
-            DevicePlace::Cpu(options) => Box::new(options),
+            DevicePlace::Cpu(options) => Box::new(options.with_products(Products::F32)),
             DevicePlace::Cuda { .. } => Box::new(CudaSizing {
                 precision: Precision::F32,
             }),

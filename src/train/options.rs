@@ -67,7 +67,8 @@ pub struct RunOptions {
     pub pretrained: Option<(PathBuf, bool)>,
     /// Where to compute.
     pub device: DeviceChoice,
-    /// Type of activations; `None` for the best one of the device.
+    /// Type of activations, or, on the CPU, of the products of dense convolutions; `None` for f32 on
+    /// the CPU and the best one of a CUDA device.
     pub precision: Option<Precision>,
     /// Largest amount of device memory, bytes; `None` for what is free.
     pub vram: Option<u64>,

@@ -55,7 +55,7 @@ fn gradients_of_networks_match_finite_differences() {
         (Architecture::Stream { alpha: 0.0 }, 2, 4, [1, 3, 5, 4]),
         (Architecture::Stream { alpha: 0.2 }, 3, 3, [2, 3, 3, 2]),
         (photo(4), 2, 8, [1, 3, 5, 6]),
-        (photo(2), 3, 4, [2, 3, 3, 2]),
+        (photo(2), 3, 8, [2, 3, 3, 2]),
         (pro(4), 2, 4, [1, 3, 5, 3]),
         (pro(2), 1, 8, [2, 3, 2, 3]),
         (COMPACT, 1, 4, [1, 3, 4, 5]),
@@ -227,14 +227,16 @@ fn shapes(params: &Parameters) -> Vec<(&str, &[usize])> {
         .collect()
 }
 
-/// How far a loss may be from a golden one. The author's Stream rounds the factors and the product
-/// of its gate to f32, also in a network of float64, which moves the loss by up to 3e-12; a
-/// reference that rounds there too comes within 1e-14, but has no finite differences.
+/// How far a loss may be from a golden one. The author's networks round some values to f32, also in
+/// a network of float64; a reference that rounds there too would have no finite differences. Stream
+/// rounds the factors and the product of its gate, which moves the loss by up to 3e-12 (a reference
+/// that does the same comes within 1e-14). Photo and Pro differ by up to 8e-10; their RMSNorm takes
+/// the root in f32, and this alone moves the loss by 5e-10.
 fn loss_limit(arch: &str) -> f64 {
-    if arch == "paragonsr2_stream" {
-        1e-11
-    } else {
-        1e-13
+    match arch {
+        "paragonsr2_stream" => 1e-11,
+        "paragonsr2_photo" | "paragonsr2_pro" => 1e-8,
+        _ => 1e-13,
     }
 }
 

@@ -31,6 +31,7 @@ mod loader_sources;
 mod markdown_common;
 mod memory_limits;
 mod metrics;
+mod mixed_precision;
 mod network_common;
 mod network_structural;
 mod operations;

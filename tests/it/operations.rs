@@ -67,6 +67,26 @@ const REFERENCES: &[(&str, &str, &str)] = &[
         "src/backend/cpu/rms_norm/tests.rs",
         "RmsNormBack",
     ),
+    (
+        "ChannelAttention",
+        "src/backend/cpu/channel_attention/tests.rs",
+        "ChannelAttention",
+    ),
+    (
+        "ChannelAttentionBack",
+        "src/backend/cpu/channel_attention/tests.rs",
+        "check_whole",
+    ),
+    (
+        "TokenAttention",
+        "src/backend/cpu/token_attention/tests.rs",
+        "TokenAttention",
+    ),
+    (
+        "TokenAttentionBack",
+        "src/backend/cpu/token_attention/tests.rs",
+        "check_whole",
+    ),
     ("NanoBlock", "tests/it/f64_reference.rs", "Twin"),
     ("NanoBlockBack", "tests/it/f64_reference.rs", "Twin"),
     (

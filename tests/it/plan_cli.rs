@@ -211,7 +211,7 @@ fn largest_batches_fill_the_budget_and_no_more() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    run(&["plan", "--precision", "bf16"]).refused(1, &["--device cuda"]);
+    run(&["plan", "--precision", "fp16"]).refused(1, &["--device cuda"]);
     run(&["plan", "--vram", "1G"]).refused(1, &["--host-memory"]);
     run(&["plan", "--max"]).refused(1, &["--vram"]);
     run(&["plan", "--scale", "5"]).refused(2, &["--scale", "1, 2, 3, 4, 8"]);

@@ -3,8 +3,10 @@
 //! verified: no two buffers that live at the same time share bytes.
 
 use crate::plan::{ALIGNMENT, Plan};
+use crate::sys;
 use anyhow::{Result, bail};
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
+use std::ptr::NonNull;
 
 /// Zeroed, aligned memory of the plan's size, or a part lent by another arena.
 pub struct Arena {
@@ -28,15 +30,20 @@ impl Arena {
         let bytes = usize::try_from(plan.arena_bytes.max(ALIGNMENT))?;
         let layout = Layout::from_size_align(bytes, ALIGNMENT as usize)?;
         // SAFETY: the size is not zero
-        let base = unsafe { alloc_zeroed(layout) };
-        if base.is_null() {
+        let Some(base) = NonNull::new(unsafe { alloc(layout) }) else {
             bail!(crate::backend::Error::OutOfMemory(format!(
                 "the system cannot give {} for the step's arena; try a smaller batch or patch",
                 crate::support::text::bytes_text(plan.arena_bytes)
             )));
+        };
+        // SAFETY: the block was allocated with this size
+        unsafe {
+            // before the first write, which decides the size of the pages
+            sys::advise_huge_pages(base, bytes);
+            base.write_bytes(0, bytes);
         }
         Ok(Arena {
-            base,
+            base: base.as_ptr(),
             layout,
             lent: false,
         })

@@ -7,7 +7,8 @@
 
 use super::arena::SharedPtr;
 use super::pixels::subtract_row;
-use super::tasks::{Bands, round_up_to_lanes};
+use super::reconstruct::bands as reconstruct_bands;
+use super::tasks::round_up_to_lanes;
 use crate::backend::formulas::{BLUR_TAPS as BLUR, SHARP_TAPS as SHARP};
 use crate::plan::{Extent, Reconstruct};
 use std::ops::Range;
@@ -207,7 +208,7 @@ fn interleave<const S: usize>(phases: &[f32], w: usize, out: &mut [f32]) {
 /// f32 values of the memory that a [`BaseBand`] works in.
 pub fn base_scratch(op: &Reconstruct) -> usize {
     let (rows, w, wide) = (
-        Bands::new(op.extent).rows(),
+        reconstruct_bands(op).rows(),
         op.extent.w,
         op.extent.w * op.scale,
     );

@@ -10,7 +10,7 @@ const LIMIT: f32 = -87.0;
 /// bits of the sum, for [`Simd::power_of_two`].
 const MAGIC: f32 = 12_583_039.0;
 /// ln 2 in two parts; a multiple up to 127 of the first one is exact.
-const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
+const LN_2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
 /// (exp(r) - 1 - r) / r^2 by powers of r, for |r| up to ln 2 / 2: a minimax fit with an error of
 /// 1.1e-7 of exp(r).
 #[allow(clippy::excessive_precision)] // the digits of the fit

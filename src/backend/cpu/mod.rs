@@ -6,6 +6,7 @@ mod activate;
 mod activation;
 mod arena;
 mod base;
+mod bf16;
 mod border;
 mod channel_attention;
 mod compose;
@@ -41,10 +42,11 @@ mod token_attention;
 mod window_attention;
 mod winograd;
 
+pub use bf16::{BF16_VARIABLE, Bf16Unit, Products, bf16_peak};
 pub use peak::fma_peak;
 
 use super::{Backend, BatchView, Error, LentBackend, Scalars, StepMetrics};
-use crate::plan::{BufferId, Op, Plan, Sizing};
+use crate::plan::{BufferId, Op, Plan, Precision, Sizing};
 pub use crate::support::isa::Isa;
 use crate::sys::host_memory::Fence;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -55,18 +57,19 @@ use tasks::{Context, Workspace};
 /// Most threads of a pool: rayon starts no more.
 const MAX_THREADS: usize = (1 << 16) - 1;
 
-/// Threads and instruction set of a CPU backend. As a [`Sizing`] it also states the workspace of
-/// every operation.
+/// Threads, instruction set and products of a CPU backend. As a [`Sizing`] it also states the
+/// workspace of every operation.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
     /// 1 to [`MAX_THREADS`].
     threads: usize,
     isa: Isa,
+    products: Products,
 }
 
 impl CpuOptions {
-    /// `threads` threads (0: one for each core that the process may use) and the instruction set
-    /// that [`Isa::detect`] chooses.
+    /// `threads` threads (0: one for each core that the process may use), the instruction set that
+    /// [`Isa::detect`] chooses, and products in f32.
     pub fn new(threads: usize) -> CpuOptions {
         let threads = if threads > 0 {
             threads.min(MAX_THREADS)
@@ -76,13 +79,55 @@ impl CpuOptions {
         CpuOptions {
             threads,
             isa: Isa::detect(),
+            products: Products::F32,
         }
     }
 
-    /// The same options with another instruction set.
+    /// The same options with another instruction set, and products in f32.
     #[must_use]
     pub fn with_isa(self, isa: Isa) -> CpuOptions {
-        CpuOptions { isa, ..self }
+        CpuOptions {
+            isa,
+            products: Products::F32,
+            ..self
+        }
+    }
+
+    /// The same options with other products. A unit that does not work together with the
+    /// instruction set leaves the products in f32.
+    #[must_use]
+    pub fn with_products(self, products: Products) -> CpuOptions {
+        let works = |unit: Bf16Unit| Bf16Unit::available(self.isa).contains(&unit);
+        let products = if products.unit().is_none_or(works) {
+            products
+        } else {
+            Products::F32
+        };
+        CpuOptions { products, ..self }
+    }
+
+    /// The same options for a precision that the user chose (`None`: f32), and a sentence for the
+    /// user if it is not to be had here. With bf16, activations stay f32 in memory, and products
+    /// are bf16.
+    ///
+    /// # Errors
+    /// fp16, which no processor computes in.
+    pub fn with_precision(self, precision: Option<Precision>) -> Result<(Self, Option<String>)> {
+        let products = match precision {
+            None | Some(Precision::F32) => Products::F32,
+            Some(Precision::Bf16) => match Bf16Unit::detect(self.isa) {
+                Some(unit) => Products::Bf16(unit),
+                None => {
+                    let reason = "--precision bf16: the CPU computes in f32, because this \
+                                  processor has neither AMX nor AVX512-BF16 for this program";
+                    return Ok((self.with_products(Products::F32), Some(reason.into())));
+                }
+            },
+            Some(Precision::Fp16) => {
+                bail!("the CPU computes in f32 or bf16; --precision fp16 is for --device cuda")
+            }
+        };
+        Ok((self.with_products(products), None))
     }
 
     /// Number of threads that compute, at least 1.
@@ -95,10 +140,15 @@ impl CpuOptions {
         self.isa
     }
 
+    /// How the products of dense convolutions are computed.
+    pub fn products(&self) -> Products {
+        self.products
+    }
+
     /// The workspace layout of `op`; an empty one for an operation that is not supported.
     fn layout(&self, op: &Op) -> Workspace {
         match operation::check(op) {
-            Ok(()) => operation::of(op).workspace(),
+            Ok(()) => operation::of(op).workspace_for(self.products),
             Err(_) => Workspace::default(),
         }
     }
@@ -168,6 +218,7 @@ impl CpuBackend {
             plan: &self.plan,
             arena: &self.arena,
             isa: self.options.isa,
+            products: self.options.products,
             scalars: *scalars,
         };
         self.pool.install(|| {
@@ -199,8 +250,12 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn description(&self) -> String {
+        let products = match self.options.products {
+            Products::F32 => String::new(),
+            Products::Bf16(unit) => format!(", bf16 products on {unit}"),
+        };
         format!(
-            "CPU, {}, {} threads",
+            "CPU, {}{products}, {} threads",
             self.options.isa, self.options.threads
         )
     }
@@ -228,7 +283,9 @@ impl Backend for CpuBackend {
     }
 
     fn lend(&mut self, plan: Plan) -> Result<Box<dyn Backend + '_>> {
-        plan.check_sized_for(&self.options).map_err(Error::Plan)?;
+        // inference is f32, as on other devices
+        let options = self.options.with_products(Products::F32);
+        plan.check_sized_for(&options).map_err(Error::Plan)?;
         let start = self.plan.place_between_steps(&plan).map_err(Error::Plan)?;
         // SAFETY: `place_between_steps` gives an aligned range of the arena that no buffer needs
         // between steps, and while `self` is borrowed this backend neither runs nor is dropped
@@ -239,7 +296,7 @@ impl Backend for CpuBackend {
         let backend = CpuBackend {
             plan,
             arena,
-            options: self.options,
+            options,
             pool: self.pool.clone(),
         };
         Ok(LentBackend::lend(backend))

@@ -1,6 +1,7 @@
 //! What the CPU has for each operation of a plan, and the table of all operations. A new operation
 //! is one file with an implementation of [`CpuOperation`], and one row in [`of`].
 
+use super::bf16::Products;
 use super::tasks::{Context, Workspace};
 use crate::plan::{Extent, MAX_IMAGES, MAX_SIDE, Op};
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +22,12 @@ pub trait CpuOperation {
     /// The layout of the workspace; only asked of operations that passed the check.
     fn workspace(&self) -> Workspace {
         Workspace::default()
+    }
+
+    /// The layout of the workspace if products are computed as stated; operations without a kernel
+    /// for bf16 have one layout.
+    fn workspace_for(&self, _products: Products) -> Workspace {
+        self.workspace()
     }
 
     /// Runs the operation.

@@ -20,7 +20,11 @@ pub type Formula<'a> = &'a dyn Fn(&[Vec<f64>], &[f64]) -> Vec<f64>;
 /// Makes a forward operation: extent, parameters, inputs, output.
 pub type MakeOp<'a> = &'a dyn Fn(Extent, BufferId, &[BufferId], BufferId) -> Op;
 
-/// An operation whose output pixels each depend on the same pixel of its inputs.
+/// The output and all gradients from the inputs, the parameters and the gradient of the output.
+pub type Reference<'a> = &'a dyn Fn(&[Vec<f64>], &[f64], &[f64]) -> Results<f64>;
+
+/// An operation whose output pixels each depend on the same pixel of its inputs. One whose pixels
+/// depend on each other, or that has very many parameters, has a [`Reference`] and no formula.
 pub struct Case<'a> {
     /// For messages.
     pub name: String,
@@ -38,7 +42,7 @@ pub struct Case<'a> {
     pub size: f32,
     /// Values of the trainable parameters, if it has any.
     pub parameters: Vec<f32>,
-    /// Its value at a pixel.
+    /// Its value at a pixel; only used by [`Case::check`].
     pub formula: Formula<'a>,
     /// The forward operation on some images.
     pub operation: MakeOp<'a>,
@@ -236,6 +240,54 @@ impl Case<'_> {
     /// Compares the operation with the formula.
     pub fn check(&self, tolerance: f64) {
         self.check_against(&self.expected(), tolerance);
+    }
+
+    /// Compares the operation with the reference, and the reference's gradients with finite
+    /// differences of its output.
+    pub fn check_whole(&self, reference: Reference<'_>, tolerance: f64) {
+        const H: f64 = 1e-5;
+        let wide = |values: Vec<f32>| -> Vec<f64> { values.iter().map(|&v| v.into()).collect() };
+        let (d_output, parameters) = (wide(self.d_output()), wide(self.parameters.clone()));
+        let inputs: Vec<_> = (0..self.inputs.len())
+            .map(|i| wide(self.input(i)))
+            .collect();
+        let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+        let expected = reference(&inputs, &parameters, &d_output);
+        // along some directions: of one input each, then of all parameters
+        for seed in 0..3 * (inputs.len() + 1) {
+            let which = seed % (inputs.len() + 1);
+            let (values, gradient) = match inputs.get(which) {
+                Some(input) => (input, &expected.d_inputs[which]),
+                None => (&parameters, &expected.d_parameters),
+            };
+            let mut direction = wide(noise(values.len(), 100 + seed as u64));
+            if let Some(&channels) = self.inputs.get(which) {
+                for pixel in direction.chunks_exact_mut(stride_of(channels)) {
+                    pixel[channels..].fill(0.0);
+                }
+            }
+            let [above, below] = [H, -H].map(|h| {
+                let (mut inputs, mut parameters) = (inputs.clone(), parameters.clone());
+                let moved = inputs.get_mut(which).unwrap_or(&mut parameters);
+                moved
+                    .iter_mut()
+                    .zip(&direction)
+                    .for_each(|(v, d)| *v += h * d);
+                dot(
+                    &reference(&inputs, &parameters, &d_output).output,
+                    &d_output,
+                )
+            });
+            let difference = (above - below) / (2.0 * H);
+            let slope = dot(gradient, &direction);
+            let size = dot(gradient, gradient).sqrt().max(1e-6);
+            assert!(
+                (difference - slope).abs() < 1e-6 * size,
+                "{}, gradient {which}: {slope} for {difference}",
+                self.name
+            );
+        }
+        self.check_against(&expected, tolerance);
     }
 
     /// Compares the operation with these results. The gradients may differ by more than the

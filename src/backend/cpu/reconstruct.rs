@@ -1,7 +1,8 @@
 //! The operation [`Reconstruct`](crate::plan::Reconstruct): upsampling convolution, pixel shuffle,
 //! `conv_out`, gain and base, computed as the 5x5 convolution of `folded_conv`. Training uses
-//! Winograd's form F(2x2, 5x5); inference uses the direct form, so that its bits do not depend on
-//! where a tile begins. Depends on `tiling`, the row kernels, the base and the border's correction.
+//! Winograd's form F(2x2, 5x5), and so does inference of networks whose tiles begin at even rows
+//! and columns; other networks use the direct form there, so that the bits do not depend on where a
+//! tile begins. Depends on `tiling`, the row kernels, the base and the border's correction.
 
 mod backward;
 mod border_backward;
@@ -11,7 +12,7 @@ mod pack;
 use super::border::MAX_FEATURES;
 use super::operation::{CpuOperation, check_extent};
 use super::simd::LANES;
-use super::tasks::{Context, Workspace};
+use super::tasks::{Bands, Context, Workspace};
 use crate::plan::{Reconstruct, ReconstructBack};
 use anyhow::{Result, ensure};
 
@@ -20,6 +21,22 @@ const SCALES: [usize; 4] = [2, 3, 4, 8];
 
 /// Outputs of a Winograd tile along a side, LQ pixels.
 const OUT: usize = 2;
+
+/// Whether the forward pass uses Winograd's form.
+fn winograd(op: &Reconstruct) -> bool {
+    !op.tile_invariant || op.tile_alignment.is_multiple_of(OUT)
+}
+
+/// The bands of the forward pass. In inference they begin at whole tiles of Winograd's form, as the
+/// bits must not depend on the height of the image.
+pub fn bands(op: &Reconstruct) -> Bands {
+    let bands = Bands::new(op.extent);
+    if op.tile_invariant && winograd(op) {
+        bands.aligned(OUT)
+    } else {
+        bands
+    }
+}
 
 impl CpuOperation for Reconstruct {
     fn check(&self) -> Result<()> {

@@ -278,10 +278,10 @@ impl Backward<'_> {
                         d_input.put::<S>(at + offset, S::fma(x, factor, direct));
                     }
                 }
-                for parameter in 0..2 {
+                let [even, odd] = sums;
+                for (parameter, (even, odd)) in even.into_iter().zip(odd).enumerate() {
                     let to = partial.at(parameter * stride + lane);
-                    let sum = S::add(sums[0][parameter], sums[1][parameter]);
-                    S::store(to, S::add(S::load(to), sum));
+                    S::store(to, S::add(S::load(to), S::add(even, odd)));
                 }
             }
         }

@@ -163,6 +163,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd`].
     unsafe fn power_of_two(at: Self::V) -> Self::V;
+    /// The largest of the lanes. Where some are NaN it is any of the others, or NaN.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn largest(v: Self::V) -> f32;
     /// Sum of the lanes in a fixed order.
     ///
     /// # Safety
@@ -347,6 +352,16 @@ impl Simd for Portable {
         map(|i| f32::from_bits(at[i].to_bits() << 23))
     }
     #[inline(always)]
+    unsafe fn largest(v: Self::V) -> f32 {
+        let mut half: [f32; 8] = std::array::from_fn(|i| v[i].max(v[i + 8]));
+        for width in [4, 2, 1] {
+            for i in 0..width {
+                half[i] = half[i].max(half[i + width]);
+            }
+        }
+        half[0]
+    }
+    #[inline(always)]
     unsafe fn sum(v: Self::V) -> f32 {
         let mut half: [f32; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
         for width in [4, 2, 1] {
@@ -414,6 +429,13 @@ mod tests {
                         .sum();
                     assert!((f64::from(sum) - expected).abs() < 1e-6, "{sum} {expected}");
                     assert!((f64::from(S::sum(vectors[i])) - expected).abs() < 1e-6);
+                }
+                for (rotation, vector) in vectors.iter().enumerate() {
+                    let mut lanes = [0.0; LANES];
+                    S::store(lanes.as_mut_ptr(), *vector);
+                    lanes.rotate_left(2 * rotation);
+                    let largest = S::largest(S::load(lanes.as_ptr()));
+                    assert_eq!(largest, lanes.into_iter().fold(f32::MIN, f32::max));
                 }
                 // the order of additions is the same for each of the eight
                 let mut same = [0.0; 8];

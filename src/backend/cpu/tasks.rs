@@ -4,6 +4,7 @@
 //! number of threads.
 
 use super::arena::{Arena, SharedPtr};
+use super::bf16::Products;
 use super::simd::{Kernel, LANES, Simd};
 use crate::backend::Scalars;
 use crate::plan::{BufferId, Extent, ParamRange, Plan, Slice};
@@ -125,6 +126,8 @@ pub struct Context<'a> {
     pub arena: &'a Arena,
     /// The instruction set of all kernels.
     pub isa: Isa,
+    /// How the products of dense convolutions are computed.
+    pub products: Products,
     /// The scalars of this step.
     pub scalars: Scalars,
 }

@@ -2,18 +2,21 @@
 //! "Fast algorithms for convolutional neural networks", 2016) need four and 2.8 times fewer. A tile
 //! of OUT x OUT outputs is computed from 6x6 inputs, with products at 36 transformed points in both
 //! forms. Depends on the vectors alone. The bits of an output depend on where the tiles begin, so
-//! inference in overlapping tiles of an image uses the direct form instead.
+//! inference uses these forms only if the overlapping parts of an image that it cuts (also called
+//! tiles) begin at whole tiles.
 //!
 //! The polynomials are interpolated at 0, +-a, +-b and infinity, with a = sqrt(1/2) and b =
 //! sqrt(2). As a b = 1, the transforms change the size of their values little, and the f32 errors
 //! equal those of the direct form (with the usual points +-1 and +-2 they are 2 to 5 times larger).
 
 mod blocks;
+mod group;
 mod multiply;
 #[cfg(test)]
 mod tests;
 
 pub use blocks::{BlockValues, Lanes, multiply_blocks, outer_blocks, pack_lanes};
+pub use group::{TileValues, group_tiles, multiply_tiles};
 pub use multiply::{CHUNK, Chunk, Output, multiply_and_store, products, store_tiles};
 
 use super::simd::{LANES, Simd};
@@ -207,17 +210,45 @@ impl Points {
     }
 }
 
+/// What is done to a value of the input while it is read.
+#[derive(Clone, Copy)]
+pub enum Slopes {
+    /// Nothing.
+    Linear,
+    /// Negative values are multiplied by this.
+    All(f32),
+    /// Negative values are multiplied by that of their channel.
+    Channels(*const f32),
+}
+
+/// The vector at `p`; with LEAKY, its negative values are multiplied by `slope`.
+///
+/// # Safety
+/// As [`Simd`], and the vector can be read.
+#[inline(always)]
+unsafe fn load<S: Simd, const LEAKY: bool>(p: *const f32, slope: S::V) -> S::V {
+    // SAFETY: the caller's contract
+    unsafe {
+        let value = S::load(p);
+        if LEAKY {
+            S::where_positive(value, value, S::mul(slope, value))
+        } else {
+            value
+        }
+    }
+}
+
 /// B^T of the six pixels of one column. Column `x` counts from `before` pixels left of the row.
 ///
 /// # Safety
 /// As [`transform_input`]; `lane` is a whole vector of the channels.
 #[inline(always)]
-unsafe fn input_column<S: Simd>(
+unsafe fn input_column<S: Simd, const LEAKY: bool>(
     rows: [*const f32; IN],
     s: Span,
     before: usize,
     x: usize,
-    lane: usize,
+    (lane, slope): (usize, S::V),
 ) -> [S::V; IN] {
     // SAFETY: columns outside the row are not read, and the caller guarantees that the rows hold
     // those inside
@@ -227,14 +258,13 @@ unsafe fn input_column<S: Simd>(
         }
         let at = (x - before) * s.c + lane;
         let [a, b, c, d, e, f] = rows;
-        let (a, b, c) = (S::load(a.add(at)), S::load(b.add(at)), S::load(c.add(at)));
         input_line::<S>([
-            a,
-            b,
-            c,
-            S::load(d.add(at)),
-            S::load(e.add(at)),
-            S::load(f.add(at)),
+            load::<S, LEAKY>(a.wrapping_add(at), slope),
+            load::<S, LEAKY>(b.wrapping_add(at), slope),
+            load::<S, LEAKY>(c.wrapping_add(at), slope),
+            load::<S, LEAKY>(d.wrapping_add(at), slope),
+            load::<S, LEAKY>(e.wrapping_add(at), slope),
+            load::<S, LEAKY>(f.wrapping_add(at), slope),
         ])
     }
 }
@@ -251,27 +281,68 @@ pub unsafe fn transform_input<S: Simd, const OUT: usize>(
     s: Span,
     out: Points,
 ) {
+    // SAFETY: the caller's contract
+    unsafe { transform::<S, OUT, false>(rows, s, Slopes::Linear, out) }
+}
+
+/// As [`transform_input`], for inputs whose negative values are multiplied by slopes first.
+///
+/// # Safety
+/// As [`transform_input`]; slopes of channels are `[c]`.
+#[inline(always)]
+pub unsafe fn transform_activated<S: Simd, const OUT: usize>(
+    rows: [*const f32; IN],
+    s: Span,
+    slopes: Slopes,
+    out: Points,
+) {
+    // SAFETY: the caller's contract
+    unsafe {
+        match slopes {
+            Slopes::Linear => transform::<S, OUT, false>(rows, s, slopes, out),
+            _ => transform::<S, OUT, true>(rows, s, slopes, out),
+        }
+    }
+}
+
+/// See [`transform_activated`]; LEAKY: whether there are slopes.
+///
+/// # Safety
+/// As [`transform_activated`].
+#[inline(always)]
+unsafe fn transform<S: Simd, const OUT: usize, const LEAKY: bool>(
+    rows: [*const f32; IN],
+    s: Span,
+    slopes: Slopes,
+    out: Points,
+) {
     // SAFETY: `lane` begins a whole vector of the channels and tiles stay below `count`, for which
     // the caller guarantees room at the points
     unsafe {
         for lane in (0..s.c).step_by(LANES) {
+            let slope = match slopes {
+                Slopes::Linear => S::splat(1.0),
+                Slopes::All(slope) => S::splat(slope),
+                Slopes::Channels(slopes) => S::load(slopes.add(lane)),
+            };
+            let lane_and_slope = (lane, slope);
             let x = OUT * s.first;
             // neighbouring tiles share six minus OUT columns
-            let mut a = input_column::<S>(rows, s, before(OUT), x, lane);
-            let mut b = input_column::<S>(rows, s, before(OUT), x + 1, lane);
+            let mut a = input_column::<S, LEAKY>(rows, s, before(OUT), x, lane_and_slope);
+            let mut b = input_column::<S, LEAKY>(rows, s, before(OUT), x + 1, lane_and_slope);
             let (mut c, mut d) = (a, b);
             if OUT == 2 {
-                c = input_column::<S>(rows, s, before(OUT), x + 2, lane);
-                d = input_column::<S>(rows, s, before(OUT), x + 3, lane);
+                c = input_column::<S, LEAKY>(rows, s, before(OUT), x + 2, lane_and_slope);
+                d = input_column::<S, LEAKY>(rows, s, before(OUT), x + 3, lane_and_slope);
             }
             for tile in 0..s.count {
                 let x = OUT * (s.first + tile);
                 if OUT == 4 {
-                    c = input_column::<S>(rows, s, before(OUT), x + 2, lane);
-                    d = input_column::<S>(rows, s, before(OUT), x + 3, lane);
+                    c = input_column::<S, LEAKY>(rows, s, before(OUT), x + 2, lane_and_slope);
+                    d = input_column::<S, LEAKY>(rows, s, before(OUT), x + 3, lane_and_slope);
                 }
-                let e = input_column::<S>(rows, s, before(OUT), x + 4, lane);
-                let f = input_column::<S>(rows, s, before(OUT), x + 5, lane);
+                let e = input_column::<S, LEAKY>(rows, s, before(OUT), x + 4, lane_and_slope);
+                let f = input_column::<S, LEAKY>(rows, s, before(OUT), x + 5, lane_and_slope);
                 for y in 0..IN {
                     let values = input_line::<S>([a[y], b[y], c[y], d[y], e[y], f[y]]);
                     out.store_row::<S>(y, tile * out.tile_stride + lane, values);

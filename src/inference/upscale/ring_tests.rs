@@ -23,15 +23,15 @@ struct WindowsOfHashes {
 }
 
 impl WindowsOfHashes {
-    /// A convolution of three taps with zero padding; in blocks of `block` pixels, each of which
-    /// depends on all inputs of its block.
-    fn conv(values: &[u64], block: usize) -> Vec<u64> {
-        let at = |i: usize| i.checked_sub(1).and_then(|i| values.get(i)).copied();
+    /// A convolution of `2 * reach + 1` taps with zero padding; in blocks of `block` pixels, each of
+    /// which depends on all inputs of its block.
+    fn conv(values: &[u64], reach: usize, block: usize) -> Vec<u64> {
+        let at = |i: usize| i.checked_sub(reach).and_then(|i| values.get(i)).copied();
         (0..values.len())
             .map(|i| {
                 let first = i - i % block;
                 let mut parts = vec![(i - first) as u64];
-                parts.extend((first..first + block + 2).map(|i| at(i).unwrap_or(0)));
+                parts.extend((first..first + block + 2 * reach).map(|i| at(i).unwrap_or(0)));
                 key(&parts)
             })
             .collect()
@@ -53,14 +53,20 @@ impl WindowsOfHashes {
     }
 
     fn run(&self, image: &[u64]) -> Vec<u64> {
-        let mut values = Self::conv(image, 1);
+        let mut values = Self::conv(image, 1, 1);
         for block in 0..self.blocks {
-            values = Self::conv(&values, 1);
+            values = Self::conv(&values, 1, 1);
             values = self.attention(&values, if block % 2 == 1 { self.window / 2 } else { 0 });
         }
-        let block = if self.window.is_multiple_of(4) { 4 } else { 1 };
-        values = Self::conv(&values, block);
-        (0..2).fold(values, |values, _| Self::conv(&values, 1))
+        let block = |pixels: usize| {
+            if self.window.is_multiple_of(pixels) {
+                pixels
+            } else {
+                1
+            }
+        };
+        values = Self::conv(&values, 1, block(4));
+        Self::conv(&values, 2, block(2))
     }
 }
 

@@ -244,15 +244,22 @@ pub(super) fn least_tile(tiling: Tiling) -> usize {
 }
 
 /// Default of the largest tile side for a network, in LQ pixels, overlap included: [`DEFAULT_TILE`],
-/// or more for networks that see far, so that most of a tile is no overlap. Exact tiles of networks
-/// with windows see farthest and need most memory a pixel (Photo: 510 MiB for 640 x 640), so their
-/// valid part is only a little longer than the overlap.
+/// or more for networks that see far, so that most of a tile is no overlap. Up to a side of 512, an
+/// eighth of it may be overlap; beyond that a quarter, as activations take memory. Exact tiles of
+/// networks with windows see farthest and need most memory a pixel (Photo: 510 MiB for 640 x 640),
+/// so their valid part is only a little longer than the overlap.
 pub fn default_tile(net: &Network) -> usize {
-    let tiling = net.tiling();
-    if tiling.wraps && !tiling.whole_image {
+    let Tiling {
+        halo,
+        wraps,
+        whole_image,
+        ..
+    } = net.tiling();
+    if wraps && !whole_image {
         return DEFAULT_TILE.max(least_lent_tile(net));
     }
-    DEFAULT_TILE.max((8 * tiling.halo).next_multiple_of(32))
+    let side = (16 * halo).clamp(DEFAULT_TILE, 512).max(8 * halo);
+    side.next_multiple_of(32)
 }
 
 /// The smallest tile side for which a training step's arena reserves bytes if the run validates on

@@ -420,6 +420,7 @@ impl Graph<'_, '_> {
             gain: self.param("detail_gain")?,
             parameters: self.storage.parameters,
             tile_invariant: self.tile_invariant,
+            tile_alignment: self.tile_alignment,
             input: input.buffer,
             features_in: features.buffer,
             output,

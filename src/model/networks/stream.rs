@@ -76,7 +76,7 @@ impl Architecture for Stream {
     }
 
     fn tiling(&self, _: &Network) -> Tiling {
-        Tiling::with_halo(paragon::halo(GROUPS * BLOCKS * BLOCK_HALO))
+        Tiling::with_tail_in_blocks(1 + GROUPS * BLOCKS * BLOCK_HALO)
     }
 
     fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {

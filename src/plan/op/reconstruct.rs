@@ -32,6 +32,8 @@ pub struct Reconstruct {
     pub parameters: BufferId,
     /// As in [`Conv`](super::Conv).
     pub tile_invariant: bool,
+    /// As in [`Conv`](super::Conv).
+    pub tile_alignment: usize,
     /// x, the network's input `[N, h, w, 3]`, f32.
     pub input: BufferId,
     /// f, the features `[N, h, w, F]`, activation.

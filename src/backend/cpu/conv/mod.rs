@@ -1,11 +1,14 @@
-//! Convolutions, forward and backward. `direct` computes any of them; `winograd` computes dense 3x3
-//! convolutions faster, with bits that depend on the place of a pixel in its image. Depends on the
-//! row kernels and activations. The input's activation is applied while rows are copied to the
-//! scratch of a task, so that activated values are never stored.
+//! Convolutions, forward and backward. `direct` computes any of them; `depthwise` computes those of
+//! single channels faster, and `winograd` dense 3x3 convolutions, with bits that depend on the place
+//! of a pixel in its image; `mixed` computes dense convolutions on bf16 factors, if products are in
+//! bf16. Depends on the row kernels and activations. The input's activation is applied while rows are
+//! copied to the scratch of a task, so that activated values are never stored.
 
+mod depthwise;
 mod direct;
 mod input;
 mod layout;
+mod mixed;
 mod product;
 #[cfg(test)]
 mod tests;
@@ -13,6 +16,7 @@ mod winograd;
 
 use super::activation::{BackRow, RowActivation, back_row};
 use super::arena::SharedPtr;
+use super::bf16::{Bf16Unit, Products};
 use super::operation::{CpuOperation, MAX_CHANNELS, check_extent};
 use super::simd::{LANES, Simd};
 use super::tasks::{Context, Task, Workspace, WorkspaceParts};
@@ -23,6 +27,11 @@ use layout::torch_index;
 /// Largest distance between the first and the last tap, pixels: more is no use, and the bound keeps
 /// workspace sizes inside 64 bits.
 const MAX_SPAN: usize = 1 << 10;
+
+/// The unit that computes a convolution on bf16 factors; `None` if it is computed in f32.
+fn bf16_unit(c: &Conv, products: Products) -> Option<Bf16Unit> {
+    products.unit().filter(|_| mixed::applies(c))
+}
 
 /// f32 values of the slopes in a workspace: a slope for each channel of the input buffer, if the
 /// activation has trainable slopes.
@@ -241,15 +250,28 @@ impl CpuOperation for Conv {
     }
 
     fn workspace(&self) -> Workspace {
-        if winograd::applies(self) {
+        if depthwise::applies(self) {
+            depthwise::workspace(self)
+        } else if winograd::applies(self) {
             winograd::workspace(self)
         } else {
             direct::workspace(self)
         }
     }
 
+    fn workspace_for(&self, products: Products) -> Workspace {
+        match bf16_unit(self, products) {
+            Some(_) => mixed::workspace(self),
+            None => CpuOperation::workspace(self),
+        }
+    }
+
     fn run(&self, ctx: &Context<'_>) {
-        if winograd::applies(self) {
+        if let Some(unit) = bf16_unit(self, ctx.products) {
+            mixed::forward(ctx, self, unit);
+        } else if depthwise::applies(self) {
+            depthwise::forward(ctx, self);
+        } else if winograd::applies(self) {
             winograd::forward(ctx, self);
         } else {
             direct::forward(ctx, self);
@@ -267,15 +289,28 @@ impl CpuOperation for ConvBack {
     }
 
     fn workspace(&self) -> Workspace {
-        if winograd::applies(&self.forward) {
+        if depthwise::applies(&self.forward) {
+            depthwise::workspace_back(self)
+        } else if winograd::applies(&self.forward) {
             winograd::workspace_back(self)
         } else {
             direct::workspace_back(self)
         }
     }
 
+    fn workspace_for(&self, products: Products) -> Workspace {
+        match bf16_unit(&self.forward, products) {
+            Some(_) => mixed::workspace_back(self),
+            None => CpuOperation::workspace(self),
+        }
+    }
+
     fn run(&self, ctx: &Context<'_>) {
-        if winograd::applies(&self.forward) {
+        if let Some(unit) = bf16_unit(&self.forward, ctx.products) {
+            mixed::backward(ctx, self, unit);
+        } else if depthwise::applies(&self.forward) {
+            depthwise::backward(ctx, self);
+        } else if winograd::applies(&self.forward) {
             winograd::backward(ctx, self);
         } else {
             direct::backward(ctx, self);

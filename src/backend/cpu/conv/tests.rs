@@ -2,26 +2,35 @@
 
 use super::super::tests_common::*;
 use super::super::{Backend, CpuOptions};
-use crate::plan::{Activation, BufferId, Conv, ConvBack, Destination, Extent, ParamRange, Slice};
+use crate::plan::{
+    Activation, BufferId, Conv, ConvBack, Destination, Extent, ParamRange, Precision, Slice,
+};
 use std::ops::Range;
 
 /// A convolution to test.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    extent: (usize, usize, usize),
-    cin: usize,
-    cout: usize,
-    kernel: usize,
-    dilation: usize,
-    groups: usize,
-    activation: Option<Activation>,
-    tile_invariant: bool,
+pub(super) struct Case {
+    pub(super) extent: (usize, usize, usize),
+    pub(super) cin: usize,
+    pub(super) cout: usize,
+    pub(super) kernel: usize,
+    pub(super) dilation: usize,
+    pub(super) groups: usize,
+    pub(super) activation: Option<Activation>,
+    pub(super) tile_invariant: bool,
     /// Whether the gradient of the input is added to what is there.
-    add: bool,
+    pub(super) add: bool,
+    /// Whether all values are bf16, also those that an activation gives.
+    pub(super) rounded: bool,
+}
+
+/// The nearest bf16.
+fn nearest_bf16(value: f64) -> f64 {
+    f64::from(Precision::Bf16.widen(Precision::Bf16.narrow(value as f32)))
 }
 
 /// A dense 3x3 convolution.
-fn dense(extent: (usize, usize, usize), cin: usize, cout: usize) -> Case {
+pub(super) fn dense(extent: (usize, usize, usize), cin: usize, cout: usize) -> Case {
     Case {
         extent,
         cin,
@@ -32,10 +41,11 @@ fn dense(extent: (usize, usize, usize), cin: usize, cout: usize) -> Case {
         activation: None,
         tile_invariant: false,
         add: false,
+        rounded: false,
     }
 }
 
-const PRELU: Activation = Activation::PRelu {
+pub(super) const PRELU: Activation = Activation::PRelu {
     slopes: ParamRange { offset: 0, len: 0 }, // set by `Case::operation`
 };
 const NORMALIZE: Activation = Activation::Normalize {
@@ -44,14 +54,14 @@ const NORMALIZE: Activation = Activation::Normalize {
 };
 
 /// Everything that a convolution computes.
-struct Results<T> {
-    output: Vec<T>,
-    d_parameters: Vec<T>,
-    d_input: Vec<T>,
+pub(super) struct Results<T> {
+    pub(super) output: Vec<T>,
+    pub(super) d_parameters: Vec<T>,
+    pub(super) d_input: Vec<T>,
 }
 
 impl Case {
-    fn stride(channels: usize) -> usize {
+    pub(super) fn stride(channels: usize) -> usize {
         if channels == 3 {
             3
         } else {
@@ -63,27 +73,42 @@ impl Case {
         self.extent.0 * self.extent.1 * self.extent.2
     }
 
-    fn weights(&self) -> usize {
+    pub(super) fn weights(&self) -> usize {
         self.cout * (self.cin / self.groups) * self.kernel * self.kernel
+    }
+
+    /// Values as this case has them.
+    fn values(&self, mut values: Vec<f32>) -> Vec<f32> {
+        if self.rounded {
+            for value in &mut values {
+                *value = nearest_bf16(f64::from(*value)) as f32;
+            }
+        }
+        values
     }
 
     /// Weights, biases, slopes.
     fn parameters(&self) -> Vec<f32> {
-        noise(self.weights() + self.cout + self.cin, 1)
+        self.values(noise(self.weights() + self.cout + self.cin, 1))
     }
 
     fn input(&self) -> Vec<f32> {
         let mut input = activation(self.pixels(), self.cin, Case::stride(self.cin), 2);
         input[0] = 0.0; // the derivative at 0
-        input
+        self.values(input)
     }
 
-    fn output_stride(&self) -> usize {
+    pub(super) fn output_stride(&self) -> usize {
         self.cout.next_multiple_of(16)
     }
 
     fn d_output(&self) -> Vec<f32> {
-        activation(self.pixels(), self.cout, self.output_stride(), 3)
+        self.values(activation(
+            self.pixels(),
+            self.cout,
+            self.output_stride(),
+            3,
+        ))
     }
 
     /// What `d_input` holds before.
@@ -133,7 +158,7 @@ impl Case {
     }
 
     /// Runs forward and backward; the backward pass in parts of the images.
-    fn run(&self, options: &CpuOptions, parts: &[Range<usize>]) -> Results<f32> {
+    pub(super) fn run(&self, options: &CpuOptions, parts: &[Range<usize>]) -> Results<f32> {
         let (n, h, w) = self.extent;
         let mut ops = Operations::new(options);
         let parameters = ops.floats(self.parameters());
@@ -233,12 +258,20 @@ impl Case {
     }
 
     /// The same in f64.
-    fn expected(&self) -> Results<f64> {
+    pub(super) fn expected(&self) -> Results<f64> {
         let (parameters, input) = (self.parameters(), self.input());
         let (from, to) = (Case::stride(self.cin), self.output_stride());
         let activated: Vec<(f64, f64)> = (0..input.len())
             .map(|i| match i % from {
-                c if c < self.cin => self.activated(&parameters, c, f64::from(input[i])),
+                c if c < self.cin => {
+                    let (value, slope) = self.activated(&parameters, c, f64::from(input[i]));
+                    let value = if self.rounded {
+                        nearest_bf16(value)
+                    } else {
+                        value
+                    };
+                    (value, slope)
+                }
                 _ => (0.0, 0.0),
             })
             .collect();
@@ -377,6 +410,8 @@ fn dense_3x3_of_any_width_in_both_forms() {
             // more than a group of blocks in a row
             ((1, 6, 150), 16, 16),
             ((1, 5, 139), 24, 32),
+            // a strip of several rows of tiles beside a strip of one row
+            ((1, 10, 110), 24, 64),
         ] {
             for add in [false, true] {
                 Case {
@@ -433,6 +468,7 @@ fn other_kernels_dilations_and_groups() {
         (16, 32, 3, 3, 1),
         (52, 16, 3, 2, 1),
         (32, 32, 3, 1, 32),
+        (40, 40, 3, 1, 40),
         (40, 40, 3, 3, 40),
         (24, 48, 3, 1, 24),
         (48, 24, 3, 1, 6),

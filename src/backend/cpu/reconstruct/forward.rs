@@ -10,8 +10,8 @@ use super::super::rows::{RowProduct, RowStart, row_product};
 use super::super::simd::{LANES, Simd};
 use super::super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, round_up_to_lanes};
 use super::super::tiling::{ImageRows, TileRow, convolution_scratch, convolve_tiles, pack};
-use super::OUT;
 use super::pack::{Packed, Parameters, pack_parameters, padded_lanes};
+use super::{OUT, bands, winograd};
 use crate::plan::Reconstruct;
 
 /// Workspace of the forward operation.
@@ -22,10 +22,10 @@ pub fn workspace(op: &Reconstruct) -> Workspace {
         scale,
         ..
     } = *op;
-    let rows = if op.tile_invariant {
-        PaddedRows::<TAPS>::floats(extent.w, f)
-    } else {
+    let rows = if winograd(op) {
         convolution_scratch(f)
+    } else {
+        PaddedRows::<TAPS>::floats(extent.w, f)
     };
     Workspace {
         shared: Packed::new(op, false).len,
@@ -252,12 +252,13 @@ impl Task for Forward<'_> {
                 c: f,
                 ring: SharedPtr::new(room),
             };
-            if self.op.tile_invariant {
+            let direct = !winograd(self.op);
+            if direct {
                 (start as isize - 2..start as isize + 2).for_each(|row| inputs.load(row));
             }
             for y in (start..end).step_by(OUT) {
                 let rows = OUT.min(end - y);
-                if self.op.tile_invariant {
+                if direct {
                     for r in 0..rows {
                         inputs.load((y + r) as isize + 2);
                         let around = inputs.around(y + r);
@@ -321,7 +322,7 @@ pub fn forward(ctx: &Context<'_>, op: &Reconstruct) {
             true => gain * kernel[(lane * TAPS * TAPS + tap) * f + ci],
             false => 0.0,
         };
-        if op.tile_invariant {
+        if !winograd(op) {
             for (i, to) in weights.iter_mut().enumerate() {
                 *to = value(i % lanes, i / lanes / f, i / lanes % f) as f32;
             }
@@ -329,7 +330,7 @@ pub fn forward(ctx: &Context<'_>, op: &Reconstruct) {
             pack::<TAPS>(weights, f, lanes, |lane, ci, tap| value(lane, tap, ci));
         }
     });
-    let bands = Bands::new(op.extent);
+    let bands = bands(op);
     let task = Forward {
         op,
         parts,

@@ -47,7 +47,7 @@ impl Packed {
             take(s.out_weights()),
         );
         let (kernel, bias) = (take(2 * (s.kernel() + s.lanes())), take(lanes.max(f)));
-        let weights = take(if op.tile_invariant && !backward {
+        let weights = take(if !super::winograd(op) && !backward {
             TAPS * TAPS * f * lanes
         } else {
             POINTS * f * lanes

@@ -206,6 +206,11 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn largest(v: Quads) -> f32 {
+        // SAFETY: the caller guarantees that the processor has NEON
+        unsafe { vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[2]), vmaxq_f32(v[1], v[3]))) }
+    }
+    #[inline(always)]
     unsafe fn sum(v: Quads) -> f32 {
         // SAFETY: the caller guarantees that the processor has NEON
         unsafe {

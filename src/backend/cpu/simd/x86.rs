@@ -189,6 +189,19 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn largest(v: YmmPair) -> f32 {
+        // SAFETY: the caller guarantees that the processor has AVX2 and FMA
+        unsafe {
+            let eight = _mm256_max_ps(v[0], v[1]);
+            let four = _mm_max_ps(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(v: YmmPair) -> f32 {
         // SAFETY: the caller guarantees that the processor has AVX2 and FMA
         unsafe {
@@ -412,6 +425,11 @@ impl Simd for Avx512 {
     unsafe fn power_of_two(at: __m512) -> __m512 {
         // SAFETY: the caller guarantees that the processor has AVX-512
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(at))) }
+    }
+    #[inline(always)]
+    unsafe fn largest(v: __m512) -> f32 {
+        // SAFETY: the caller guarantees that the processor has AVX-512, which implies AVX2
+        unsafe { Avx2::largest([_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)]) }
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {

@@ -15,7 +15,7 @@ use super::tiles::{
     self, AddTransposed, Scores, TILE, WeightGradients, compute, softmax, softmax_back,
     sum_products, sum_rows, transpose_tiles,
 };
-use super::{HEAD, Qkv, WindowPixels, gather, key_tiles, start_scores, take};
+use super::{HEAD, Qkv, WindowPixels, chunk, gather, key_tiles, start_scores, take};
 use crate::plan::{WindowAttention, WindowAttentionBack};
 
 /// Tiles of the scratch that do not depend on the window.
@@ -196,6 +196,12 @@ impl Backward<'_> {
                 sum_products::<S>(scratch.d_weights, scratch.k_rows, tiles, scratch.rows);
                 tiles::scale_rows::<S>(scratch.rows, scratch.inverse, scratch.rows);
                 self.store::<S>((0, head), pixels, scratch.rows, FACTOR);
+                if head + 1 < self.op.heads {
+                    values.prefetch::<S>(head + 1, chunk(keys, block));
+                    for pixel in chunk(inside, block) {
+                        S::prefetch(d_output.add(pixel * channels + HEAD));
+                    }
+                }
             }
             for &pixel in &keys[queries.len()..] {
                 let at = pixel * values.stride() + values.channel(0, head);

@@ -4,7 +4,7 @@ use super::super::elementwise::{Output, Store};
 use super::super::simd::{LANES, Simd};
 use super::super::tasks::{Context, Task, Workspace, WorkspaceParts};
 use super::tiles::{self, Scores, TILE, compute, softmax, sum_products};
-use super::{HEAD, Qkv, WindowPixels, key_tiles, start_scores, take};
+use super::{HEAD, Qkv, WindowPixels, chunk, key_tiles, start_scores, take};
 use crate::plan::WindowAttention;
 
 /// The factor of q: one over the root of a head's channels, and the base-2 logarithm of e.
@@ -103,6 +103,9 @@ impl Forward<'_> {
                     let value = S::load(scratch.rows.add(i * LANES));
                     let at = pixel * self.op.channels + head * HEAD;
                     self.output.put::<S>(at, value);
+                }
+                if head + 1 < self.op.heads {
+                    self.qkv.prefetch::<S>(head + 1, chunk(keys, block));
                 }
             }
         }

@@ -56,8 +56,8 @@ impl WindowPixels {
             queries: 0,
         };
         for inside in [true, false] {
-            for y in (0..op.window).map(|y| (first[0] + y) % h) {
-                for x in (0..op.window).map(|x| (first[1] + x) % w) {
+            for y in (0..op.window).map(|y| rolled(first[0] + y, h)) {
+                for x in (0..op.window).map(|x| rolled(first[1] + x, w)) {
                     if inside == (y < op.extent.h && x < op.extent.w) {
                         pixels.padded[pixels.keys] = (image * h + y) * w + x;
                         if inside {
@@ -101,9 +101,20 @@ impl WindowPixels {
     }
 }
 
+/// `at` modulo `size`, for `at` below twice the size.
+fn rolled(at: usize, size: usize) -> usize {
+    if at < size { at } else { at - size }
+}
+
 /// Tiles of sixteen keys that `keys` keys take, with padding.
 fn tiles_of(keys: usize) -> usize {
     keys.div_ceil(LANES).next_multiple_of(VECTORS)
+}
+
+/// The pixels of block number `block` of sixteen.
+fn chunk(pixels: &[usize], block: usize) -> &[usize] {
+    let at = |block: usize| pixels.len().min(block * LANES);
+    &pixels[at(block)..at(block + 1)]
 }
 
 /// Tiles that the keys of a window of an operation take.
@@ -196,6 +207,24 @@ impl Qkv {
         unsafe {
             let from = self.values.at(self.channel(part, head));
             gather::<S>(from, self.stride(), pixels, factor, to, tiles);
+        }
+    }
+
+    /// Prefetches all parts of a head. The pixels of a window are far apart in memory, so the
+    /// processor does not foresee these reads.
+    ///
+    /// # Safety
+    /// As [`Simd`], and the buffer holds the head and the pixels.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, head: usize, pixels: &[usize]) {
+        for pixel in pixels {
+            for part in 0..3 {
+                // SAFETY: the caller's contract
+                unsafe {
+                    let at = pixel * self.stride() + self.channel(part, head);
+                    S::prefetch(self.values.at(at));
+                }
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Products of tiles of 16 x 16 values and the softmax of sixteen rows of them. A matrix of sixteen
 //! rows and many columns is a row of tiles, `[tile][row][16]`; one of many rows and sixteen columns
-//! is the same in memory, `[row][16]`. All distances are constants of 16 values, so that the
-//! compiler unrolls every loop within a tile. Depends on the vectors alone.
+//! is the same in memory, `[row][16]`. So all distances within a tile are constants, and all rows
+//! of a product are at hand in the L1 cache. Depends on the vectors alone.
 
 use super::super::simd::{LANES, Registers, Simd};
 
@@ -83,7 +83,9 @@ unsafe fn multiply<
     b: *const f32,
     acc: &mut [[S::V; V]; R],
 ) {
-    for i in 0..LANES {
+    // If the compiler knew this number, it would unroll the loop, compute one row after the other,
+    // and spill the vectors of `b` between them (in 16 registers, at 0.7 of the speed).
+    for i in 0..std::hint::black_box(LANES) {
         // SAFETY: the caller's contract
         unsafe {
             let mut lanes = [S::splat(0.0); V];

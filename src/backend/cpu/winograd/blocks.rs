@@ -46,12 +46,15 @@ impl BlockValues {
 pub struct Lanes {
     /// First lane.
     pub first: usize,
-    /// Vectors, at most 3.
+    /// Vectors, at most [`Lanes::MOST`].
     pub vectors: usize,
 }
 
 impl Lanes {
-    /// The parts of `lanes` lanes: as many of three vectors as possible, but none of one vector
+    /// Most vectors of a part.
+    pub const MOST: usize = 4;
+
+    /// The parts of `lanes` lanes: as many of four vectors as possible, but none of one vector
     /// beside others.
     pub fn parts(lanes: usize) -> impl Iterator<Item = Lanes> {
         let vectors = lanes / LANES;
@@ -59,8 +62,8 @@ impl Lanes {
         std::iter::from_fn(move || {
             let width = match vectors - done {
                 0 => return None,
-                4 => 2,
-                left => left.min(3),
+                5 => 3,
+                left => left.min(Self::MOST),
             };
             done += width;
             Some(Lanes {
@@ -71,7 +74,7 @@ impl Lanes {
     }
 
     /// The place of the part's weights at a point, in those of all `lanes` lanes for a depth.
-    fn weights(&self, point: usize, depth: usize, lanes: usize) -> usize {
+    pub fn weights(&self, point: usize, depth: usize, lanes: usize) -> usize {
         (point * lanes + self.first) * depth
     }
 }
@@ -137,7 +140,7 @@ pub unsafe fn pack_lanes<S: Simd>(
 /// As [`Simd`], and the pointers are valid for these sizes; `to` overlaps nothing else, and no other
 /// thread uses it.
 #[inline(always)]
-unsafe fn multiply_tile<S: Simd, const P: usize, const V: usize>(
+pub unsafe fn multiply_tile<S: Simd, const P: usize, const V: usize>(
     from: (*const f32, usize),
     depth: usize,
     u: (*const f32, usize),
@@ -199,7 +202,8 @@ pub unsafe fn multiply_blocks<S: Simd>(
                     match part.vectors {
                         1 => multiply_block::<S, 1>(from, depth, u, to, count),
                         2 => multiply_block::<S, 2>(from, depth, u, to, count),
-                        _ => multiply_block::<S, 3>(from, depth, u, to, count),
+                        3 => multiply_block::<S, 3>(from, depth, u, to, count),
+                        _ => multiply_block::<S, 4>(from, depth, u, to, count),
                     }
                 }
             }
@@ -223,7 +227,17 @@ unsafe fn multiply_block<S: Simd, const V: usize>(
     // SAFETY: every step width divides CHUNK, and `count` is at most CHUNK; vectors stay below V
     unsafe {
         if S::REGISTERS == Registers::Many {
-            if count > CHUNK / 2 {
+            if V == Lanes::MOST && count > CHUNK / 2 {
+                let half = CHUNK / 2;
+                multiply_tile::<S, { CHUNK / 2 }, V>(from, depth, u, to);
+                let (from_half, to_half) = (from.0.add(half * from.1), to.0.add(half * to.1));
+                multiply_tile::<S, { CHUNK / 2 }, V>(
+                    (from_half, from.1),
+                    depth,
+                    u,
+                    (to_half, to.1),
+                );
+            } else if count > CHUNK / 2 {
                 multiply_tile::<S, CHUNK, V>(from, depth, u, to);
             } else {
                 multiply_tile::<S, { CHUNK / 2 }, V>(from, depth, u, to);
@@ -359,6 +373,11 @@ pub unsafe fn outer_blocks<S: Simd>(
                     add,
                 };
                 match (S::REGISTERS, part.vectors) {
+                    (Registers::Many, 4) => {
+                        tile.inputs::<S, 8, 2>(depth);
+                        let lane = tile.lane + 2 * LANES;
+                        OuterTile { lane, ..tile }.inputs::<S, 8, 2>(depth);
+                    }
                     (Registers::Many, 1) => tile.inputs::<S, 16, 1>(depth),
                     (Registers::Many, 2) => tile.inputs::<S, 8, 2>(depth),
                     (Registers::Many, _) => tile.inputs::<S, 8, 3>(depth),

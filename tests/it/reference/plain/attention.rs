@@ -10,20 +10,40 @@ use crate::reference::tensor::Tensor;
 fn weights(queries: &Tensor, keys: &Tensor, i: usize) -> Vec<f64> {
     let [d, count] = columns(queries);
     let keys_count = columns(keys)[1];
+    let root = (d as f64).sqrt();
     let mut scores = vec![0.0; keys_count];
     for c in 0..d {
-        let factor = queries.data[c * count + i] / (d as f64).sqrt();
+        let factor = queries.data[c * count + i] / root;
         add_multiple(&mut scores, factor, row(keys, c));
     }
-    let largest = scores.iter().fold(f64::MIN, |m, s| m.max(*s));
-    for score in &mut scores {
-        *score = (*score - largest).exp();
-    }
-    let sum: f64 = scores.iter().sum();
-    for score in &mut scores {
-        *score /= sum;
-    }
+    softmax(&mut scores);
     scores
+}
+
+/// Replaces every score by its exponential, divided by the sum of all. (Plain loops: see
+/// [`add_multiple`].)
+fn softmax(scores: &mut [f64]) {
+    let mut largest = f64::MIN;
+    let mut i = 0;
+    while i < scores.len() {
+        if scores[i] > largest {
+            largest = scores[i];
+        }
+        i += 1;
+    }
+    let mut sum = 0.0;
+    i = 0;
+    while i < scores.len() {
+        let value = (scores[i] - largest).exp();
+        scores[i] = value;
+        sum += value;
+        i += 1;
+    }
+    i = 0;
+    while i < scores.len() {
+        scores[i] /= sum;
+        i += 1;
+    }
 }
 
 /// Rows and columns of a matrix.
@@ -75,8 +95,11 @@ pub fn attend_backward(
             add_multiple(&mut scores, g, row(values, c));
         }
         let mean = dot(&weights, &scores);
-        for (score, weight) in scores.iter_mut().zip(&weights) {
-            *score = weight * (*score - mean) / (d as f64).sqrt();
+        let root = (d as f64).sqrt();
+        let mut j = 0;
+        while j < scores.len() {
+            scores[j] = weights[j] * (scores[j] - mean) / root;
+            j += 1;
         }
         for c in 0..d {
             grad_queries.data[c * count + i] = dot(&scores, row(keys, c));

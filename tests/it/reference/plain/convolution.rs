@@ -45,24 +45,29 @@ impl Convolution {
         ]
     }
 
-    /// Calls `visit(output row, input row, weight index)` for every weight and every output row
-    /// that it contributes to. Both rows are ranges of the same length in the data of output and
-    /// input: the columns whose tap is inside the image. Zero padding contributes nothing.
-    fn for_rows(
+    /// Rows and columns of the input with its padding. Outputs are computed in planes of this size
+    /// too, from the top left corner.
+    fn frame(self, input: &Tensor) -> [usize; 2] {
+        let [.., h, w] = input.nchw();
+        [h + 2 * self.padding[0], w + 2 * self.padding[1]]
+    }
+
+    /// Calls `visit(output range, input range, weight index)` for every weight of every image. The
+    /// ranges have the same length and point into the data of planes of the size [`Self::frame`],
+    /// where all that a weight reads is contiguous, and all that it contributes to: one long range is
+    /// faster than a short one for every row.
+    fn for_weights(
         self,
         input: &Tensor,
         weight: &Tensor,
         mut visit: impl FnMut(Range<usize>, Range<usize>, usize),
     ) {
-        let [n, co, mut oh, mut ow] = self.output_shape(input, weight);
-        let [_, ci, mut h, mut w] = input.nchw();
+        let [n, co, oh, ow] = self.output_shape(input, weight);
+        let [_, ci, ..] = input.nchw();
         let [_, per_group, kh, kw] = weight.nchw();
-        let [pad_y, pad_x] = self.padding;
-        if [kh, kw, pad_y, pad_x] == [1, 1, 0, 0] {
-            // rows do not matter, and one long row is faster
-            (oh, ow) = (1, oh * ow);
-            (h, w) = (1, h * w);
-        }
+        let [rows, columns] = self.frame(input);
+        // from the first value of the output to the last, with the rest of the rows between
+        let length = (oh - 1) * columns + ow;
         for image in 0..n {
             for o in 0..co {
                 for i in 0..per_group {
@@ -70,23 +75,11 @@ impl Convolution {
                     for ky in 0..kh {
                         for kx in 0..kw {
                             let tap = ((o * per_group + i) * kh + ky) * kw + kx;
-                            let (dy, dx) = (ky * self.dilation, kx * self.dilation);
-                            // output column x reads input column x + dx - pad_x
-                            let columns =
-                                pad_x.saturating_sub(dx)..(w + pad_x).saturating_sub(dx).min(ow);
-                            if columns.is_empty() {
-                                continue;
-                            }
-                            for y in
-                                pad_y.saturating_sub(dy)..(h + pad_y).saturating_sub(dy).min(oh)
-                            {
-                                let to = ((image * co + o) * oh + y) * ow + columns.start;
-                                let from = ((image * ci + channel) * h + y + dy - pad_y) * w
-                                    + columns.start
-                                    + dx
-                                    - pad_x;
-                                visit(to..to + columns.len(), from..from + columns.len(), tap);
-                            }
+                            let to = (image * co + o) * rows * columns;
+                            let from = (image * ci + channel) * rows * columns
+                                + ky * self.dilation * columns
+                                + kx * self.dilation;
+                            visit(to..to + length, from..from + length, tap);
                         }
                     }
                 }
@@ -95,20 +88,49 @@ impl Convolution {
     }
 }
 
+/// Copies every plane into a plane of `size` rows and columns at the offset `[top, left]`; the rest
+/// is 0.
+pub fn framed(x: &Tensor, size: [usize; 2], [top, left]: [usize; 2]) -> Tensor {
+    let [n, c, h, w] = x.nchw();
+    let mut out = Tensor::zeros(&[n, c, size[0], size[1]]);
+    for plane in 0..n * c {
+        for y in 0..h {
+            let row = &x.data[(plane * h + y) * w..][..w];
+            out.data[((plane * size[0]) + top + y) * size[1] + left..][..w].copy_from_slice(row);
+        }
+    }
+    out
+}
+
+/// The part of every plane with `size` rows and columns at the offset `[top, left]`.
+pub fn cut(x: &Tensor, size: [usize; 2], [top, left]: [usize; 2]) -> Tensor {
+    let [n, c, h, w] = x.nchw();
+    let mut out = Tensor::zeros(&[n, c, size[0], size[1]]);
+    for plane in 0..n * c {
+        for y in 0..size[0] {
+            let row = &x.data[(plane * h + top + y) * w + left..][..size[1]];
+            out.data[(plane * size[0] + y) * size[1]..][..size[1]].copy_from_slice(row);
+        }
+    }
+    out
+}
+
 /// `out[n, o, y, x] = bias[o] + sum over i, ky, kx of
 /// weight[o, i, ky, kx] * input[n, i, y + ky * dilation - padding, x + kx * dilation - padding]`,
 /// where the input is zero outside. `weight` is `[out, in / groups, kh, kw]`, `bias` `[out]`.
 pub fn conv2d(input: &Tensor, weight: &Tensor, bias: &Tensor, settings: Convolution) -> Tensor {
-    let mut out = Tensor::zeros(&settings.output_shape(input, weight));
-    let [_, co, oh, ow] = out.nchw();
+    let [n, co, oh, ow] = settings.output_shape(input, weight);
     assert_eq!(bias.shape, [co]);
-    for (channel, values) in out.data.chunks_exact_mut(oh * ow).enumerate() {
+    let frame = settings.frame(input);
+    let mut out = Tensor::zeros(&[n, co, frame[0], frame[1]]);
+    for (channel, values) in out.data.chunks_exact_mut(frame[0] * frame[1]).enumerate() {
         values.fill(bias.data[channel % co]);
     }
-    settings.for_rows(input, weight, |to, from, tap| {
-        add_multiple(&mut out.data[to], weight.data[tap], &input.data[from]);
+    let padded = framed(input, frame, settings.padding);
+    settings.for_weights(input, weight, |to, from, tap| {
+        add_multiple(&mut out.data[to], weight.data[tap], &padded.data[from]);
     });
-    out
+    cut(&out, [oh, ow], [0, 0])
 }
 
 /// Gradients of [`conv2d`] with respect to input, weight and bias.
@@ -119,13 +141,19 @@ pub fn conv2d_backward(
     settings: Convolution,
 ) -> [Tensor; 3] {
     assert_eq!(grad.shape, settings.output_shape(input, weight));
-    let mut grad_input = Tensor::zeros(&input.shape);
+    let [.., h, w] = input.nchw();
+    let frame = settings.frame(input);
+    let padded = framed(input, frame, settings.padding);
+    // the zeros between the rows of the gradient contribute nothing
+    let rows = framed(grad, frame, [0, 0]);
+    let mut grad_input = Tensor::zeros(&padded.shape);
     let mut grad_weight = Tensor::zeros(&weight.shape);
-    settings.for_rows(input, weight, |to, from, tap| {
-        let row = &grad.data[to];
-        grad_weight.data[tap] += dot(&input.data[from.clone()], row);
+    settings.for_weights(input, weight, |to, from, tap| {
+        let row = &rows.data[to];
+        grad_weight.data[tap] += dot(&padded.data[from.clone()], row);
         add_multiple(&mut grad_input.data[from], weight.data[tap], row);
     });
+    let grad_input = cut(&grad_input, [h, w], settings.padding);
     [grad_input, grad_weight, channel_sums(grad)]
 }
 

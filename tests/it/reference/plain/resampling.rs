@@ -1,6 +1,6 @@
 //! Operations that change the number of pixels, and the classical upsampler built on them.
 
-use super::{Convolution, conv2d};
+use super::{Convolution, conv2d, cut, framed};
 use crate::reference::{BLUR, SHARP, tensor::Tensor};
 
 /// Calls `visit(index in [N, C, H * s, W * s], index in [N, C * s * s, H, W])` for every value:
@@ -62,25 +62,11 @@ pub fn nearest_backward(grad: &Tensor, s: usize) -> Tensor {
     low
 }
 
-/// Copies the pixels that images of both sizes have, from the top left corner; the others are 0.
-fn resized(x: &Tensor, [h, w]: [usize; 2]) -> Tensor {
-    let [n, c, from_h, from_w] = x.nchw();
-    let mut out = Tensor::zeros(&[n, c, h, w]);
-    let width = w.min(from_w);
-    for plane in 0..n * c {
-        for y in 0..h.min(from_h) {
-            let row = &x.data[(plane * from_h + y) * from_w..][..width];
-            out.data[(plane * h + y) * w..][..width].copy_from_slice(row);
-        }
-    }
-    out
-}
-
 /// Adds zeros at the bottom and at the right, up to the size `[H, W]`.
 pub fn pad(x: &Tensor, size: [usize; 2]) -> Tensor {
     let [.., h, w] = x.nchw();
     assert!(h <= size[0] && w <= size[1]);
-    resized(x, size)
+    framed(x, size, [0, 0])
 }
 
 /// Gradient of [`pad`] for an input of the size `[H, W]`.
@@ -92,7 +78,7 @@ pub fn pad_backward(grad: &Tensor, size: [usize; 2]) -> Tensor {
 pub fn crop(x: &Tensor, size: [usize; 2]) -> Tensor {
     let [.., h, w] = x.nchw();
     assert!(size[0] <= h && size[1] <= w);
-    resized(x, size)
+    cut(x, size, [0, 0])
 }
 
 /// Gradient of [`crop`] for an input of the size `[H, W]`.

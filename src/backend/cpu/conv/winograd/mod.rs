@@ -1,7 +1,8 @@
-//! Dense 3x3 convolutions in Winograd's form F(4x4, 3x3), for training: the same operations and
-//! parameters as in the direct form, with four times fewer multiplications. Tiles are computed in
-//! groups of a few blocks, so that the weights of a transformed point are read once for a group.
-//! Depends on the transforms and products of `winograd`, and on the row kernels.
+//! Dense 3x3 convolutions in Winograd's form F(4x4, 3x3), for training and for networks whose tiles
+//! begin at whole blocks of pixels: the same operations and parameters as in the direct form, with
+//! four times fewer multiplications. Tiles are computed in groups, so that the weights of a
+//! transformed point are read once for a group. Depends on the transforms and products of
+//! `winograd`, and on the row kernels.
 
 mod backward;
 mod forward;
