@@ -96,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
         &options,
     )?;
     let multiply_adds = whole.floor_of_step().multiply_adds;
-    let computed_bytes = upscaler.bytes()?;
+    let computed_bytes = upscaler.bytes_in_memory((side, side))?;
     upscaler.upscale(&picture)?;
     let (mut times, mut peaks, mut anonymous) = (Vec::new(), Vec::new(), None);
     for _ in 0..args.pictures {

@@ -134,7 +134,14 @@ fn check_memory(upscaler: &Upscaler, sources: &[Source], budget: Budget) -> Resu
         most.1
             .map_or_else(String::new, |source| source.hr.display().to_string())
     };
-    budget.check(most.0, "take the image out of the folder or cut it into parts, or allow more with --host-memory").with_context(text)?;
+    let mut ways = vec!["take the image out of the folder or cut it into parts"];
+    if upscaler.takes_whole_images() {
+        ways.push(ModelArgs::smaller_tiles(upscaler));
+    }
+    ways.push("allow more with --host-memory");
+    budget
+        .check(most.0, &ways.join(", or "))
+        .with_context(text)?;
     Ok(most.0)
 }
 

@@ -76,6 +76,10 @@ struct ModelArgs {
     /// networks that see far]
     #[arg(long, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
     tile: Option<usize>,
+    /// Cut images into tiles also for a network that looks at the whole image (Pro), which takes
+    /// less memory; the result then differs from that of the whole image
+    #[arg(long)]
+    approximate_tiles: bool,
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
@@ -102,12 +106,41 @@ impl ModelArgs {
             settings: set.chain(alpha).collect(),
         };
         let (net, params, _) = read_model(&self.model, &hints)?;
-        Upscaler::new(
-            net,
-            params,
+        let looks_at_all = net.tiling().whole_image;
+        let arch = &net.arch;
+        match (self.approximate_tiles, looks_at_all) {
+            (true, true) => flags::tell(format_args!(
+                "approximate tiles: {arch} weighs its features by means over the whole image, which \
+                 are taken over each tile here, so the result differs from that of the whole image"
+            )),
+            (true, false) => flags::tell(format_args!(
+                "note: --approximate-tiles has no effect: {arch} gives the result of the whole image \
+                 in tiles"
+            )),
+            (false, true) if self.tile.is_some() => flags::tell(format_args!(
+                "note: --tile has no effect without --approximate-tiles: {arch} looks at the whole \
+                 image"
+            )),
+            (false, _) => {}
+        }
+        let (options, tile) = (
             CpuOptions::new(self.threads.unwrap_or(0)),
             self.tile.unwrap_or(0),
-        )
+        );
+        if self.approximate_tiles {
+            Upscaler::approximate(net, params, options, tile)
+        } else {
+            Upscaler::new(net, params, options, tile)
+        }
+    }
+
+    /// How an image could take less memory by its tiles.
+    fn smaller_tiles(upscaler: &Upscaler) -> &'static str {
+        if upscaler.takes_whole_images() {
+            "give --approximate-tiles (the network looks at the whole image; in tiles its result differs)"
+        } else {
+            "give a smaller --tile"
+        }
     }
 }
 

@@ -16,8 +16,8 @@ use paragon::shard::format::Geometry;
 use paragon::support::text::bytes_text;
 use paragon::sys;
 use paragon::train::{
-    DeviceChoice, DevicePlace, Fit, FitChoice, Fitted, Remedy, RunBudget, RunMemory, TrainConfig,
-    validation_bytes,
+    DeviceChoice, DevicePlace, Fit, FitChoice, Fitted, ImageSizes, Remedy, RunBudget, RunMemory,
+    TrainConfig, ValidationMemory,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ pub struct Args {
     /// Pairs in the shards, for an estimate of the index
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Machine")]
     records: u64,
-    /// Megapixels of the largest HR image of a validation
+    /// Megapixels of the largest HR image of a validation, which is taken as a square
     #[arg(long, value_name = "MP", value_parser = positive, help_heading = "Machine")]
     val_megapixels: Option<f64>,
     /// List activations, gradients and losses layer by layer
@@ -198,11 +198,17 @@ impl Args {
         })
     }
 
-    fn validation(&self, config: &TrainConfig) -> Result<u64> {
+    fn validation(&self, config: &TrainConfig, place: &DevicePlace) -> Result<ValidationMemory> {
         let Some(megapixels) = self.val_megapixels else {
-            return Ok(0);
+            return Ok(ValidationMemory::default());
         };
-        validation_bytes(config, (megapixels * 1e6) as u64)
+        let pixels = megapixels * 1e6;
+        let side = (pixels.sqrt() / config.network.scale as f64).ceil() as u32;
+        let sizes = ImageSizes {
+            lq: vec![(side, side)],
+            largest_hr: pixels as u64,
+        };
+        ValidationMemory::new(config, place, &sizes)
     }
 }
 
@@ -233,7 +239,7 @@ pub fn run(args: &Args) -> Result<()> {
         may_split: machine.fit,
         earlier: None,
         loader: &loader,
-        validation: args.validation(&config)?,
+        validation: args.validation(&config, &place)?,
     };
     if machine.vram.is_some() && !place.is_device() {
         bail!(
@@ -425,13 +431,14 @@ fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
                     accum_iter: 1,
                     ..fit.config.clone()
                 };
-                let plan = fit.place.plan(&config, recompute, fit.validation > 0)?;
+                let room = fit.validation.room.bytes;
+                let plan = fit.place.plan(&config, recompute, room)?;
                 let memory = RunMemory::new(
                     &config,
                     &fit.place,
                     &plan,
                     &(fit.loader)(&config, fit.slots)?,
-                    fit.validation,
+                    &fit.validation,
                 );
                 Ok(fit.budget.holds(&memory))
             };

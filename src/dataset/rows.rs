@@ -23,6 +23,15 @@ pub trait PixelRows {
     fn read(&mut self, rows: &mut [u8]) -> Result<()>;
 }
 
+/// An image that can be read more than once.
+pub trait RereadRows: PixelRows {
+    /// Goes back to the first row.
+    ///
+    /// # Errors
+    /// The image cannot be opened again, or has changed since.
+    fn restart(&mut self) -> Result<()>;
+}
+
 /// The memory that reading an image takes, known from its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryNeed {
@@ -39,6 +48,7 @@ pub struct MemoryNeed {
 /// An image file that is read from top to bottom.
 pub struct FileRows {
     path: PathBuf,
+    limits: Limits,
     source: RowSource,
     size: (u32, u32),
     channels: usize,
@@ -90,6 +100,7 @@ impl FileRows {
     pub fn open(path: &Path, limits: &Limits, alpha: bool) -> Result<FileRows> {
         let file = |source, size, alpha, notes| FileRows {
             path: path.to_path_buf(),
+            limits: *limits,
             source,
             size,
             channels: if alpha { 4 } else { 3 },
@@ -156,6 +167,27 @@ impl PixelRows for FileRows {
                 Ok(())
             }
         }
+    }
+}
+
+impl RereadRows for FileRows {
+    fn restart(&mut self) -> Result<()> {
+        if let RowSource::Png(_) = self.source {
+            // frees the first reader before the second one exists
+            self.source = RowSource::Whole {
+                rgb: Vec::new(),
+                alpha: None,
+            };
+            let again = FileRows::open(&self.path, &self.limits, self.channels == 4)?;
+            ensure!(
+                (again.size, again.channels) == (self.size, self.channels),
+                "{} has changed while it was read",
+                self.path.display()
+            );
+            self.source = again.source;
+        }
+        self.done = 0;
+        Ok(())
     }
 }
 

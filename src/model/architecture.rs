@@ -58,34 +58,33 @@ pub struct Recipe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
     /// LQ pixels: an output pixel depends on input pixels up to this far away, and a tile whose
-    /// valid part is this far from its inner borders gives the same bits as one pass.
+    /// valid part is this far from its inner borders gives the same bits as one pass. If tiles give
+    /// another result (`whole_image`), this is the overlap of approximate tiles.
     pub halo: usize,
-    /// Tiles begin at multiples of this many LQ pixels.
+    /// Tiles begin at multiples of this many LQ pixels. If the network wraps, the halo is a multiple
+    /// of it too.
     pub align: usize,
+    /// Whether pixels at a border depend on those at the opposite border, as if the image, filled
+    /// up with zeros to a multiple of `align`, were a ring.
+    pub wraps: bool,
     /// Whether every output pixel depends on the whole image, so that tiles give another result.
     pub whole_image: bool,
 }
 
 impl Tiling {
-    /// Tiles for a network of 3x3 convolutions in a row, which a backend may compute in blocks of
-    /// 4 x 4 pixels (Winograd's form). The bits of a block depend on all of its inputs, so each
-    /// convolution adds a block to the halo; the first one, of the image, adds a pixel, which is
-    /// rounded up to a block.
-    pub(super) fn in_blocks(convolutions: usize) -> Tiling {
-        const BLOCK: usize = 4;
-        Tiling {
-            halo: BLOCK * convolutions,
-            align: BLOCK,
-            whole_image: false,
-        }
-    }
+    /// Pixels along a side of the blocks that a backend may compute 3x3 convolutions in (Winograd's
+    /// form), if tiles are aligned with them.
+    const BLOCK: usize = 4;
 
-    /// No tiles: every output pixel depends on the whole image.
-    pub(super) fn whole_image() -> Tiling {
+    /// Tiles for a network of 3x3 convolutions in a row, which a backend may compute in blocks of
+    /// 4 x 4 pixels. The bits of a block depend on all of its inputs, so each convolution adds a
+    /// block to the halo; the first one, of the image, adds a pixel, which is rounded up to a block.
+    pub(super) fn in_blocks(convolutions: usize) -> Tiling {
         Tiling {
-            halo: 0,
-            align: 1,
-            whole_image: true,
+            halo: Tiling::BLOCK * convolutions,
+            align: Tiling::BLOCK,
+            wraps: false,
+            whole_image: false,
         }
     }
 
@@ -94,10 +93,10 @@ impl Tiling {
     /// the halo, and the 5x5 convolution of the reconstruction in blocks of 2 x 2 pixels, which see
     /// three pixels to each side.
     pub(super) fn with_tail_in_blocks(body: usize) -> Tiling {
-        const BLOCK: usize = 4;
         Tiling {
-            halo: (body + BLOCK + 3).next_multiple_of(BLOCK),
-            align: BLOCK,
+            halo: (body + Tiling::BLOCK + 3).next_multiple_of(Tiling::BLOCK),
+            align: Tiling::BLOCK,
+            wraps: false,
             whole_image: false,
         }
     }
@@ -107,7 +106,51 @@ impl Tiling {
         Tiling {
             halo,
             align: 1,
+            wraps: false,
             whole_image: false,
+        }
+    }
+
+    /// Tiles for a network of `blocks` blocks with a 3x3 convolution and then attention in windows
+    /// of `window` pixels each, between conv_in and conv_mid, up.0, conv_out. Windows begin at
+    /// multiples of `window` or, in every second block, `window / 2` pixels later, where the last one
+    /// joins pixels of opposite borders.
+    pub(crate) fn in_windows(window: usize, blocks: usize) -> Tiling {
+        // `reached`: pixels from a tile's inner border that may differ from the whole image. A window
+        // with one such pixel differs as a whole, so `reached` is rounded up to the next window's
+        // border. Shifted windows have borders `shift` pixels after a multiple of the window, and
+        // `window - shift` pixels before one.
+        let mut reached: usize = 1; // conv_in
+        for block in 0..blocks {
+            reached += 1; // the block's 3x3 convolution
+            let shift = if block % 2 == 1 { window / 2 } else { 0 };
+            let border =
+                |first: usize| first + reached.saturating_sub(first).next_multiple_of(window);
+            reached = border(shift).max(border(window - shift));
+        }
+        reached += 1; // conv_mid, in blocks of pixels if the tiles are aligned with them
+        if window.is_multiple_of(Tiling::BLOCK) {
+            reached = reached.next_multiple_of(Tiling::BLOCK);
+        }
+        reached += 2; // up.0 and conv_out, in blocks of 2 x 2 pixels
+        if window.is_multiple_of(2) {
+            reached = reached.next_multiple_of(2);
+        }
+        Tiling {
+            halo: reached.next_multiple_of(window),
+            align: window,
+            wraps: true,
+            whole_image: false,
+        }
+    }
+
+    /// The tiles of a network that are used if the user allows another result than that of the
+    /// whole image: exact ones where there are any.
+    #[must_use]
+    pub fn approximate(self) -> Tiling {
+        Tiling {
+            whole_image: false,
+            ..self
         }
     }
 }

@@ -5,7 +5,7 @@
 //! which nobody has stated (those of the machine, or what happens to be free) never change the
 //! weights that a run produces.
 
-use super::{DevicePlace, RunBudget, RunMemory, TrainConfig};
+use super::{DevicePlace, RunBudget, RunMemory, TrainConfig, ValidationMemory};
 use crate::loader::LoaderBound;
 use crate::model::Recompute;
 use crate::plan::Plan;
@@ -67,8 +67,8 @@ pub struct Fit<'a> {
     pub earlier: Option<(usize, usize)>,
     /// Computes the memory of the loader from a configuration and a number of slots.
     pub loader: &'a dyn Fn(&TrainConfig, usize) -> Result<LoaderBound>,
-    /// Bytes that validation takes on the host; 0 without validation.
-    pub validation: u64,
+    /// The memory that validation takes.
+    pub validation: ValidationMemory,
 }
 
 /// A run that fits its budget.
@@ -153,13 +153,13 @@ impl Fit<'_> {
         let config = self.with(choice, lq_size);
         let plan = self
             .place
-            .plan(&config, choice.recompute, self.validation > 0)?;
+            .plan(&config, choice.recompute, self.validation.room.bytes)?;
         let memory = RunMemory::new(
             &config,
             &self.place,
             &plan,
             &(self.loader)(&config, choice.slots)?,
-            self.validation,
+            &self.validation,
         );
         Ok(Candidate {
             choice,
@@ -315,21 +315,22 @@ impl Fit<'_> {
         let lq = self.config.lq_size;
         let mut choice = self.asked();
         let mut remedies = Vec::new();
-        let mut push = |remedy: String, choice: FitChoice, lq: usize| -> Result<bool> {
-            let memory = self.candidate(choice, lq)?.memory;
-            let fits = self.budget.holds(&memory);
+        let mut fit = self.clone();
+        let mut push = |fit: &Fit<'_>, remedy: String, choice: FitChoice, lq: usize| {
+            let memory = fit.candidate(choice, lq)?.memory;
+            let fits = fit.budget.holds(&memory);
             remedies.push(Remedy {
                 remedy,
                 device_bytes: memory.device_bytes,
                 host_bytes: memory.host_bytes,
                 fits,
             });
-            Ok(fits)
+            Ok::<bool, anyhow::Error>(fits)
         };
-        let mut done = push(format!("as requested: {choice}"), choice, lq)?;
+        let mut done = push(&fit, format!("as requested: {choice}"), choice, lq)?;
         if !done && choice.recompute != Recompute::Full {
             choice.recompute = Recompute::Full;
-            done = push("--recompute full (the same bits)".into(), choice, lq)?;
+            done = push(&fit, "--recompute full (the same bits)".into(), choice, lq)?;
         }
         if !done {
             let mut last = choice;
@@ -349,20 +350,27 @@ impl Fit<'_> {
                     "--batch-size {} --accum-iter {} (the same samples an iteration)",
                     choice.batch_size, choice.accum_iter
                 );
-                done = push(text, choice, lq)?;
+                done = push(&fit, text, choice, lq)?;
             }
         }
         if !done && choice.slots > FEWEST_SLOTS {
             choice.slots = FEWEST_SLOTS;
             done = push(
+                &fit,
                 format!("--slots {FEWEST_SLOTS} (the loader may fall behind)"),
                 choice,
                 lq,
             )?;
         }
+        if !done && fit.validation.host > 0 {
+            fit.validation = ValidationMemory::default();
+            let text = "--val none (no validation), or smaller images to validate on";
+            done = push(&fit, text.into(), choice, lq)?;
+        }
         for smaller in PATCHES.into_iter().filter(|&p| p < lq) {
             if !done {
                 done = push(
+                    &fit,
                     format!("--lq-size {smaller} (another training)"),
                     choice,
                     smaller,
@@ -429,7 +437,7 @@ mod tests {
             may_split: true,
             earlier: None,
             loader: &loader,
-            validation: 0,
+            validation: ValidationMemory::default(),
         }
         .choose()
     }
@@ -445,7 +453,7 @@ mod tests {
         assert!(as_requested.reason.is_none() && as_requested.config == config);
         let place = DevicePlace::Cpu(CpuOptions::new(1));
         let plan = place
-            .plan(&config, as_requested.choice.recompute, false)
+            .plan(&config, as_requested.choice.recompute, 0)
             .unwrap();
         assert_eq!(as_requested.plan.arena_bytes, plan.arena_bytes);
 

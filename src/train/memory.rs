@@ -6,7 +6,7 @@
 use super::TrainConfig;
 use crate::backend::cpu::{Bf16Unit, CpuOptions, Products};
 use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
-use crate::inference::upscale::{Tiler, least_room};
+use crate::inference::upscale::{LeastRoom, Tiler, least_room};
 use crate::loader::LoaderBound;
 use crate::model::{Recompute, training_plan};
 use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing};
@@ -22,15 +22,42 @@ const PROCESS_BYTES: u64 = 24 << 20;
 /// for LQ and temporaries.
 const IMAGE_BYTES: u64 = 16;
 
-/// Bytes on the host while a run validates images of up to `largest` HR pixels: a tile with its
-/// result, and the images.
-///
-/// # Errors
-/// The network has no tiles of the default size.
-pub fn validation_bytes(config: &TrainConfig, largest: u64) -> Result<u64> {
-    let tiler = Tiler::new(config.network.clone(), 0)?;
-    let images = largest.saturating_mul(IMAGE_BYTES);
-    Ok(tiler.bytes().saturating_add(images))
+/// The sizes of the images that a run validates on.
+#[derive(Clone, Debug, Default)]
+pub struct ImageSizes {
+    /// (width, height) of the LQ images, each size once.
+    pub lq: Vec<(u32, u32)>,
+    /// Pixels of the largest HR image.
+    pub largest_hr: u64,
+}
+
+/// The memory that validation takes; none for a run that does not validate.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ValidationMemory {
+    /// Bytes on the host: the images, and a tile with its result.
+    pub host: u64,
+    /// What must be free in the arena of the step between steps.
+    pub room: LeastRoom,
+}
+
+impl ValidationMemory {
+    /// The memory for images of these sizes.
+    ///
+    /// # Errors
+    /// The network has no tiles of the default size, or cannot be planned.
+    pub fn new(
+        config: &TrainConfig,
+        place: &DevicePlace,
+        sizes: &ImageSizes,
+    ) -> Result<ValidationMemory> {
+        let net = &config.network;
+        let tiler = Tiler::new(net.clone(), 0)?;
+        let images = sizes.largest_hr.saturating_mul(IMAGE_BYTES);
+        Ok(ValidationMemory {
+            host: tiler.bytes_for(&sizes.lq).saturating_add(images),
+            room: least_room(net, place.inference().as_ref(), &sizes.lq)?,
+        })
+    }
 }
 
 /// Where the step runs.
@@ -67,21 +94,14 @@ impl DevicePlace {
         matches!(self, DevicePlace::Cuda { .. })
     }
 
-    /// The plan of the training step here. If the run `validates`, its arena also has room for a
-    /// tile between steps.
+    /// The plan of the training step here. Its arena has at least `room` bytes that are free between
+    /// steps, for validation.
     ///
     /// # Errors
     /// The step cannot be planned, or has sizes that are too large.
-    pub fn plan(
-        &self,
-        config: &TrainConfig,
-        recompute: Recompute,
-        validates: bool,
-    ) -> Result<Plan> {
+    pub fn plan(&self, config: &TrainConfig, recompute: Recompute, room: u64) -> Result<Plan> {
         let mut plan = training_plan(&config.network, &config.step_spec(recompute), self.sizing())?;
-        if validates {
-            plan.reserve_between_steps(least_room(&config.network, self.inference().as_ref())?);
-        }
+        plan.reserve_between_steps(room);
         Ok(plan)
     }
 
@@ -136,7 +156,7 @@ fn host_lines(
     config: &TrainConfig,
     on_device: bool,
     loader: &LoaderBound,
-    validation: u64,
+    validation: &ValidationMemory,
 ) -> Vec<MemoryLine> {
     let slots = (loader.slots as u64).saturating_mul(loader.slot_bytes);
     let what = if on_device { "pinned staging" } else { "ring" };
@@ -161,21 +181,21 @@ fn host_lines(
             config.network.params().len() as u64 * 4 * 10,
         ),
     ];
-    if validation > 0 {
-        host.push(line("validation: images and a tile", validation));
+    if validation.host > 0 {
+        host.push(line("validation: images and a tile", validation.host));
     }
     host.push(line("the program itself (allowance)", PROCESS_BYTES));
     host
 }
 
 impl RunMemory {
-    /// The table of a run; `validation` is in bytes, 0 without validation.
+    /// The table of a run.
     pub fn new(
         config: &TrainConfig,
         place: &DevicePlace,
         plan: &Plan,
         loader: &LoaderBound,
-        validation: u64,
+        validation: &ValidationMemory,
     ) -> RunMemory {
         let on_device = place.is_device();
         let mut host = host_lines(config, on_device, loader, validation);
@@ -205,8 +225,16 @@ impl RunMemory {
             &mut host_bytes
         };
         *holder = holder.saturating_add(plan.arena_bytes);
+        let mut step = plan.memory();
+        if validation.room.bytes > 0 {
+            let (h, w) = validation.room.tile;
+            step.lines.push(MemoryLine {
+                shared: true,
+                ..line(format!("validation: {w} x {h}"), validation.room.bytes)
+            });
+        }
         RunMemory {
-            step: plan.memory(),
+            step,
             on_device,
             device,
             host,

@@ -31,7 +31,7 @@ pub use log::Log;
 pub use log_digest::{LogDigest, read_log};
 pub use log_line::LogLine;
 pub use loss_scale::LossScale;
-pub use memory::{DevicePlace, RunBudget, RunMemory, validation_bytes};
+pub use memory::{DevicePlace, ImageSizes, RunBudget, RunMemory, ValidationMemory};
 pub use options::{ConfigFile, RunOptions, RunSummary};
 pub use prefetch::Prefetch;
 pub use previews::{KeptPreview, kept_previews, read_preview};

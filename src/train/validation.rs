@@ -4,7 +4,7 @@
 //! a run does not end because its validation fails.
 
 use super::keeping::MeasuredOn;
-use super::{DevicePlace, RunOptions, TrainConfig, ValidationSet, previews};
+use super::{DevicePlace, ImageSizes, RunOptions, TrainConfig, ValidationSet, previews};
 use crate::backend::Backend;
 use crate::inference::eval::{Scores, evaluate_pair, mean};
 use crate::inference::upscale::{LentUpscaler, Tiler, largest_tile};
@@ -22,8 +22,8 @@ pub(super) struct Validation {
     sizing: Box<dyn Sizing>,
     /// Iterations between validations.
     pub every: u64,
-    /// Pixels of the largest HR image.
-    pub largest: u64,
+    /// Sizes of the images.
+    pub sizes: ImageSizes,
     /// HR pixels that the metrics leave out at each edge.
     crop: u32,
     /// Peak anonymous memory seen while images were in memory, bytes.
@@ -55,7 +55,7 @@ impl Validation {
             return Ok(None);
         };
         let images = ValidationSet::open(folder, config.network.scale)?;
-        let largest = images.largest()?;
+        let sizes = images.sizes()?;
         let tiler = Tiler::new(config.network.clone(), 0)?;
         let crop = options.crop_border.unwrap_or(config.network.scale as u32);
         let every = options.validate_every.max(1);
@@ -64,16 +64,21 @@ impl Validation {
             tiler,
             sizing: place.inference(),
             every,
-            largest,
+            sizes,
             crop,
             peak: 0,
         }))
     }
 
-    /// Chooses the largest tiles that fit into the arena of the step.
+    /// Chooses the largest tiles with which every image can be upscaled in the arena of the step.
+    ///
+    /// # Errors
+    /// Only on a bug: the plan has the room that [`ValidationMemory`](super::ValidationMemory) asked
+    /// for.
     pub fn fit_tiles(&mut self, config: &TrainConfig, plan: &Plan) -> Result<()> {
         let room = plan.free_between_steps();
-        let side = largest_tile(&config.network, self.sizing.as_ref(), room.end - room.start)?;
+        let (net, room) = (&config.network, room.end - room.start);
+        let side = largest_tile(net, self.sizing.as_ref(), &self.sizes.lq, room)?;
         self.tiler = Tiler::new(config.network.clone(), side)?;
         Ok(())
     }

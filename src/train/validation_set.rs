@@ -2,6 +2,7 @@
 //! on the dataset and the reader of shards. Promises the same pairs in the same order at every
 //! validation.
 
+use super::ImageSizes;
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::{LeftOut, ScanOptions, Source};
 use crate::inference::eval::{ImagePair, find, load_pair};
@@ -129,18 +130,34 @@ impl ValidationSet {
         self.len() == 0
     }
 
-    /// HR pixels of the largest pair.
+    /// The sizes of the pairs, from their headers.
     ///
     /// # Errors
     /// An image cannot be read.
-    pub fn largest(&self) -> Result<u64> {
+    pub fn sizes(&self) -> Result<ImageSizes> {
+        let mut sizes = ImageSizes::default();
         match &self.pairs {
-            Pairs::Images(sources) => sources.iter().try_fold(0, |most, source| {
-                let (w, h) = probe(&source.hr, &Limits::default())?;
-                Ok(most.max(u64::from(w) * u64::from(h)))
-            }),
-            Pairs::Shards { set, .. } => Ok((set.geometry().hr() * set.geometry().hr()) as u64),
+            Pairs::Images(sources) => {
+                let scale = self.scale as u32;
+                for source in sources {
+                    let (w, h) = probe(&source.hr, &Limits::default())?;
+                    let pixels = u64::from(w) * u64::from(h);
+                    sizes.largest_hr = sizes.largest_hr.max(pixels);
+                    sizes.lq.push(match &source.lq {
+                        Some(lq) => probe(lq, &Limits::default())?,
+                        None => (w / scale, h / scale),
+                    });
+                }
+            }
+            Pairs::Shards { set, .. } => {
+                let (lq, hr) = (set.geometry().lq(), set.geometry().hr());
+                sizes.largest_hr = (hr * hr) as u64;
+                sizes.lq.push((lq as u32, lq as u32));
+            }
         }
+        sizes.lq.sort_unstable();
+        sizes.lq.dedup();
+        Ok(sizes)
     }
 
     /// Loads every pair once and checks that it can be measured with `crop` HR pixels left out at

@@ -62,4 +62,5 @@ mod structural;
 mod train_common;
 mod train_faults;
 mod train_resume;
+mod upscale_attention;
 mod upscale_files;

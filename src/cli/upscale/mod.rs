@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use jobs::{Failed, Job, Jobs, of_file, of_folder};
 use paragon::dataset::decode::{Limits, Note};
 use paragon::dataset::encode::Format;
-use paragon::dataset::rows::{FileRows, MemoryNeed, PixelRows, need};
+use paragon::dataset::rows::{FileRows, MemoryNeed, PixelRows, RereadRows, need};
 use paragon::inference::upscale::{Upscale, Upscaler};
 use paragon::support::budget::{Budget, PROGRAM_BYTES};
 use paragon::support::failure::system_cause;
@@ -225,7 +225,7 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
         + upscaler.bytes_in_rows(needs.size, alpha)?
         + needs.opening.max(needs.reading + format);
     budget
-        .check(bytes, &advice(&needs, job.format))
+        .check(bytes, &advice(upscaler, &needs, job.format))
         .with_context(name)?;
     Ok(Planned {
         size: needs.size,
@@ -236,7 +236,7 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
 }
 
 /// How the image could take less memory.
-fn advice(needs: &MemoryNeed, format: Format) -> String {
+fn advice(upscaler: &Upscaler, needs: &MemoryNeed, format: Format) -> String {
     let mut ways = Vec::new();
     if needs.opening > needs.reading {
         ways.push("convert it to a PNG that is not interlaced, which is read in strips");
@@ -244,7 +244,10 @@ fn advice(needs: &MemoryNeed, format: Format) -> String {
     if format == Format::Webp {
         ways.push("write it as png, which is done in strips");
     }
-    ways.extend(["give a smaller --tile", "allow more with --host-memory"]);
+    ways.extend([
+        ModelArgs::smaller_tiles(upscaler),
+        "allow more with --host-memory",
+    ]);
     ways.join(", or ")
 }
 
@@ -335,6 +338,15 @@ impl PixelRows for RowsWithError {
     }
 }
 
+impl RereadRows for RowsWithError {
+    fn restart(&mut self) -> Result<()> {
+        self.rows.restart().map_err(|error| {
+            self.failed = Some(error);
+            anyhow!("the image could not be read again")
+        })
+    }
+}
+
 /// Upscales one image and writes its result.
 fn upscale_one(
     upscaler: &mut Upscaler,
@@ -352,9 +364,11 @@ fn upscale_one(
     let name = || job.input.display().to_string();
     if is_folder {
         // The free memory may have changed since the headers were read.
-        budget
-            .check(*bytes, "end other programs, or give a smaller --tile")
-            .with_context(name)?;
+        let advice = format!(
+            "end other programs, or {}",
+            ModelArgs::smaller_tiles(upscaler)
+        );
+        budget.check(*bytes, &advice).with_context(name)?;
         if let Some(folder) = job.output.parent() {
             create_folder(folder).map_err(|error| UpscaleError {
                 ends_all: system_cause(&error).is_some(),

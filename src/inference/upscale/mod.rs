@@ -4,17 +4,21 @@
 //! image may be read and written row by row. Depends on the networks, the backends and the
 //! dataset's resampling. Promises that it allocates what it computes beforehand.
 
+#[cfg(test)]
+mod ring_tests;
 mod rows;
 #[cfg(test)]
 mod tests;
 mod tiles;
 
 pub use rows::UpscaledRows;
-pub use tiles::{DEFAULT_TILE, LEAST_LENT_TILE, Tiler, default_tile, largest_tile, least_room};
+pub use tiles::{
+    DEFAULT_TILE, LEAST_LENT_TILE, LeastRoom, Tiler, default_tile, largest_tile, least_room,
+};
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, write_floats};
-use crate::dataset::rows::PixelRows;
+use crate::dataset::rows::RereadRows;
 use crate::model::{Error, Network};
 use crate::plan::Sizing;
 use crate::support::text::bytes_text;
@@ -74,15 +78,37 @@ impl Upscaler {
         options: CpuOptions,
         tile: usize,
     ) -> Result<Upscaler> {
-        net.check()?;
-        let (given, expected) = (params.len(), net.params().len());
+        Upscaler::with_tiler(Tiler::new(net, tile)?, params, options)
+    }
+
+    /// As [`Upscaler::new`], but a network that looks at the whole image is applied to tiles too,
+    /// which gives another result; see [`Tiler::approximate`].
+    ///
+    /// # Errors
+    /// Those of [`Upscaler::new`].
+    pub fn approximate(
+        net: Network,
+        params: Vec<f32>,
+        options: CpuOptions,
+        tile: usize,
+    ) -> Result<Upscaler> {
+        Upscaler::with_tiler(Tiler::approximate(net, tile)?, params, options)
+    }
+
+    fn with_tiler(tiler: Tiler, params: Vec<f32>, options: CpuOptions) -> Result<Upscaler> {
+        let (given, expected) = (params.len(), tiler.net.params().len());
         ensure!(given == expected, Error::ParameterCount { given, expected });
         Ok(Upscaler {
-            tiler: Tiler::new(net, tile)?,
+            tiler,
             params,
             options,
             loaded: None,
         })
+    }
+
+    /// Whether an image is always one tile, because the network looks at the whole image.
+    pub fn takes_whole_images(&self) -> bool {
+        self.tiler.takes_whole_images()
     }
 
     /// Bytes of the arena for an image of at least one tile, and of the buffers besides it.
@@ -129,13 +155,15 @@ impl Upscaler {
         self.loaded.take_if(|(loaded, _)| Some(*loaded) != shape);
     }
 
-    /// Upscales an image row by row while the caller reads the result.
+    /// Upscales an image row by row while the caller reads the result. The source is read twice if
+    /// the network's first rows depend on the last ones of the image, and it has several rows of
+    /// tiles.
     ///
     /// # Errors
     /// When the image is empty or memory is short.
     pub fn upscale_rows<'a>(
         &'a mut self,
-        source: &'a mut dyn PixelRows,
+        source: &'a mut dyn RereadRows,
     ) -> Result<UpscaledRows<'a>> {
         let grid = self.tiler.grid(source.size())?;
         let (tiler, backend) = self.load(grid.shape)?;
@@ -158,9 +186,14 @@ impl Upscaler {
     fn prepare(&self, shape: (usize, usize)) -> Result<CpuBackend> {
         let plan = tile_plan(&self.tiler.net, shape, &self.options)?;
         let needs = bytes_text(plan.arena_bytes);
+        let smaller = if self.takes_whole_images() {
+            "approximate tiles (--approximate-tiles)"
+        } else {
+            "a smaller --tile"
+        };
         let mut backend = CpuBackend::new(plan, self.options).with_context(|| {
             format!(
-                "cannot prepare {needs} and {} threads to compute with; try a smaller --tile or fewer --threads",
+                "cannot prepare {needs} and {} threads to compute with; try {smaller} or fewer --threads",
                 self.options.threads()
             )
         })?;

@@ -1,10 +1,11 @@
 //! Upscaling an image row by row, so that memory holds one row of tiles and never the image.
-//! Depends on the tiles and on the dataset's resampling.
+//! Depends on the tiles and on the dataset's resampling. An image whose first rows depend on its
+//! last ones is read twice.
 
-use super::tiles::{Span, TileGrid, Tiler, try_resize};
+use super::tiles::{RowPieces, Span, TileGrid, Tiler, try_resize};
 use crate::backend::Backend;
 use crate::dataset::degrade::Resampler;
-use crate::dataset::rows::PixelRows;
+use crate::dataset::rows::{PixelRows, RereadRows};
 use anyhow::{Context, Result};
 use image::GrayImage;
 use std::ops::Range;
@@ -12,23 +13,143 @@ use std::ops::Range;
 /// LQ rows on each side of an LQ row that the bicubic enlargement of that row depends on.
 const ALPHA_REACH: usize = 3;
 
+/// The LQ rows that a row of tiles needs.
+struct LqRows<'a> {
+    source: &'a mut dyn RereadRows,
+    /// The rows of the image that `window` holds.
+    held: Range<usize>,
+    /// `[tile height, width, 3]`, of which the first rows are used: the piece of the row of tiles
+    /// that has the valid rows.
+    window: Vec<u8>,
+    /// Alpha of the same rows `[tile height, width]`; empty without alpha.
+    alpha: Vec<u8>,
+    /// The first rows of the image, if the last rows of tiles need them once more.
+    first_rows: Vec<u8>,
+    /// The last rows of the image, if the first rows of tiles need them.
+    last_rows: Vec<u8>,
+    /// One row of the source.
+    raw: Vec<u8>,
+}
+
+impl<'a> LqRows<'a> {
+    fn new(source: &'a mut dyn RereadRows) -> LqRows<'a> {
+        LqRows {
+            source,
+            held: 0..0,
+            window: Vec::new(),
+            alpha: Vec::new(),
+            first_rows: Vec::new(),
+            last_rows: Vec::new(),
+            raw: Vec::new(),
+        }
+    }
+
+    fn has_alpha(&self) -> bool {
+        self.source.channels() == 4
+    }
+
+    /// Reads the image's last rows, and goes back to its first.
+    fn read_last_rows(&mut self, grid: &TileGrid) -> Result<()> {
+        let (w, (from, to)) = (grid.width, grid.last_rows());
+        if from == to {
+            return Ok(());
+        }
+        let channels = self.source.channels();
+        try_resize(&mut self.raw, w * channels, "a row of the image")?;
+        let count = (to - from) * w * 3;
+        try_resize(&mut self.last_rows, count, "the last rows of the image")?;
+        for _ in 0..from {
+            self.source.read(&mut self.raw)?;
+        }
+        for line in self.last_rows.chunks_exact_mut(w * 3) {
+            self.source.read(&mut self.raw)?;
+            let pixels = self.raw.chunks_exact(channels);
+            for (to, pixel) in line.chunks_exact_mut(3).zip(pixels) {
+                to.copy_from_slice(&pixel[..3]);
+            }
+        }
+        self.source.restart()
+    }
+
+    /// Reads the LQ rows `wanted` into the window; rows that the previous row of tiles also needed
+    /// are moved, not read again.
+    fn fill_window(&mut self, grid: &TileGrid, wanted: Range<usize>) -> Result<()> {
+        let w = grid.width;
+        let (alpha, most) = (self.has_alpha(), grid.shape.0 * w);
+        try_resize(&mut self.window, most * 3, "rows of the image")?;
+        if alpha {
+            try_resize(&mut self.alpha, most, "rows of the alpha channel")?;
+        }
+        // rows are read without a gap, so the held ones begin at or before the first wanted one
+        let kept = self.held.end.saturating_sub(wanted.start);
+        let moved = wanted.start - self.held.start.min(wanted.start);
+        self.window
+            .copy_within(moved * w * 3..(moved + kept) * w * 3, 0);
+        if alpha {
+            self.alpha.copy_within(moved * w..(moved + kept) * w, 0);
+            self.read_rgba_rows(w, kept..wanted.len())?;
+        } else {
+            let new = kept * w * 3..wanted.len() * w * 3;
+            self.source.read(&mut self.window[new])?;
+        }
+        self.held = wanted;
+        Ok(())
+    }
+
+    /// Reads RGBA rows into rows `rows` of `window` and `alpha`.
+    fn read_rgba_rows(&mut self, w: usize, rows: Range<usize>) -> Result<()> {
+        try_resize(&mut self.raw, w * 4, "a row of the image")?;
+        for y in rows {
+            self.source.read(&mut self.raw)?;
+            for (x, pixel) in self.raw.chunks_exact(4).enumerate() {
+                self.window[(y * w + x) * 3..][..3].copy_from_slice(&pixel[..3]);
+                self.alpha[y * w + x] = pixel[3];
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the LQ rows of a row of tiles.
+    fn read(&mut self, grid: &TileGrid, row: Span) -> Result<()> {
+        let is_first = self.held.is_empty();
+        if is_first {
+            self.read_last_rows(grid)?;
+        }
+        let (from, to) = row.pieces[row.valid_piece()];
+        self.fill_window(grid, from..to)?;
+        if is_first {
+            let count = grid.first_rows() * grid.width * 3;
+            try_resize(&mut self.first_rows, count, "the first rows of the image")?;
+            self.first_rows.copy_from_slice(&self.window[..count]);
+        }
+        Ok(())
+    }
+
+    /// The pieces of a row of tiles, whose rows were read.
+    fn pieces(&self, grid: &TileGrid, row: Span) -> RowPieces<'_> {
+        let line = grid.width * 3;
+        let window = &self.window[..self.held.len() * line];
+        if row.valid_piece() == 1 {
+            return [&self.first_rows[..row.pieces[0].1 * line], window];
+        }
+        let (from, to) = row.pieces[1];
+        if from == to {
+            return [window, &[]];
+        }
+        let last_rows = &self.last_rows[(from - grid.last_rows().0) * line..];
+        [window, last_rows]
+    }
+}
+
 /// The rows of an enlarged image. Its LQ rows are read from the source when they are needed; memory
 /// holds the rows of one row of tiles only. An alpha channel is enlarged by the bicubic filter.
 pub struct UpscaledRows<'a> {
     tiler: &'a mut Tiler,
     backend: &'a mut dyn Backend,
-    source: &'a mut dyn PixelRows,
     grid: TileGrid,
+    lq: LqRows<'a>,
     /// Number of the next row of tiles.
     next: usize,
-    /// The LQ rows that `window` holds.
-    held: Range<usize>,
-    /// LQ rows `[tile height, width, 3]`.
-    window: Vec<u8>,
-    /// Alpha of the same rows `[tile height, width]`; empty without alpha.
-    alpha: Vec<u8>,
-    /// One RGBA row of the source.
-    raw: Vec<u8>,
     resampler: Resampler,
     /// Enlarged RGB rows of the current row of tiles.
     out: Vec<u8>,
@@ -43,19 +164,15 @@ impl<'a> UpscaledRows<'a> {
     pub(super) fn new(
         tiler: &'a mut Tiler,
         backend: &'a mut dyn Backend,
-        source: &'a mut dyn PixelRows,
+        source: &'a mut dyn RereadRows,
         grid: TileGrid,
     ) -> UpscaledRows<'a> {
         UpscaledRows {
             tiler,
             backend,
-            source,
             grid,
+            lq: LqRows::new(source),
             next: 0,
-            held: 0..0,
-            window: Vec::new(),
-            alpha: Vec::new(),
-            raw: Vec::new(),
             resampler: Resampler::new(),
             out: Vec::new(),
             with_alpha: Vec::new(),
@@ -63,62 +180,20 @@ impl<'a> UpscaledRows<'a> {
         }
     }
 
-    fn has_alpha(&self) -> bool {
-        self.source.channels() == 4
-    }
-
-    /// Reads the LQ rows of a row of tiles into the window; rows that the previous row of tiles
-    /// also needed are moved, not read again.
-    fn fill_window(&mut self, row: Span) -> Result<()> {
-        let (w, wanted) = (self.grid.width, row.start..row.start + self.grid.shape.0);
-        let alpha = self.has_alpha();
-        let count = wanted.len() * w;
-        try_resize(&mut self.window, count * 3, "rows of the image")?;
-        if alpha {
-            try_resize(&mut self.alpha, count, "rows of the alpha channel")?;
-        }
-        // rows are read without a gap, so the held ones begin at or before the first wanted one
-        let kept = self.held.end.saturating_sub(wanted.start);
-        let moved = wanted.start - self.held.start.min(wanted.start);
-        self.window
-            .copy_within(moved * w * 3..(moved + kept) * w * 3, 0);
-        if alpha {
-            self.alpha.copy_within(moved * w..(moved + kept) * w, 0);
-            self.read_rgba_rows(kept..wanted.len())?;
-        } else {
-            self.source.read(&mut self.window[kept * w * 3..])?;
-        }
-        self.held = wanted;
-        Ok(())
-    }
-
-    /// Reads RGBA rows into rows `rows` of `window` and `alpha`.
-    fn read_rgba_rows(&mut self, rows: Range<usize>) -> Result<()> {
-        let w = self.grid.width;
-        try_resize(&mut self.raw, w * 4, "a row of the image")?;
-        for y in rows {
-            self.source.read(&mut self.raw)?;
-            for (x, pixel) in self.raw.chunks_exact(4).enumerate() {
-                self.window[(y * w + x) * 3..][..3].copy_from_slice(&pixel[..3]);
-                self.alpha[y * w + x] = pixel[3];
-            }
-        }
-        Ok(())
-    }
-
     /// Upscales the next row of tiles.
     fn advance(&mut self) -> Result<()> {
         let row = self.grid.rows.get(self.next);
         let row = *row.context("the enlarged image has no rows left")?;
         self.next += 1;
-        self.fill_window(row)?;
+        self.lq.read(&self.grid, row)?;
         let (scale, w) = (self.tiler.net.scale, self.grid.width);
         let pixels = (row.valid.1 - row.valid.0) * scale * w * scale;
         try_resize(&mut self.out, pixels * 3, "enlarged rows")?;
+        let pieces = self.lq.pieces(&self.grid, row);
         self.tiler
-            .upscale_row(self.backend, &self.grid, row, &self.window, &mut self.out)?;
+            .upscale_row(self.backend, &self.grid, row, pieces, &mut self.out)?;
         self.given = 0;
-        if self.has_alpha() {
+        if self.lq.has_alpha() {
             self.add_alpha(row, pixels)?;
         }
         Ok(())
@@ -127,9 +202,10 @@ impl<'a> UpscaledRows<'a> {
     /// Enlarges the alpha of a row of tiles and interleaves it with the `pixels` RGB pixels.
     fn add_alpha(&mut self, row: Span, pixels: usize) -> Result<()> {
         let (scale, w) = (self.tiler.net.scale, self.grid.width);
-        let first = row.valid.0.saturating_sub(ALPHA_REACH).max(row.start);
-        let last = (row.valid.1 + ALPHA_REACH).min(row.start + self.grid.shape.0);
-        let seen = &self.alpha[(first - row.start) * w..(last - row.start) * w];
+        let held = &self.lq.held;
+        let first = row.valid.0.saturating_sub(ALPHA_REACH).max(held.start);
+        let last = (row.valid.1 + ALPHA_REACH).min(held.end);
+        let seen = &self.lq.alpha[(first - held.start) * w..(last - held.start) * w];
         let plane = GrayImage::from_raw(w as u32, (last - first) as u32, seen.to_vec())
             .context("the alpha channel has a wrong length")?;
         let large = self.resampler.upscale_plane(&plane, scale as u32)?;
@@ -150,17 +226,17 @@ impl<'a> UpscaledRows<'a> {
 
 impl PixelRows for UpscaledRows<'_> {
     fn size(&self) -> (u32, u32) {
-        let ((w, h), scale) = (self.source.size(), self.tiler.net.scale as u32);
+        let ((w, h), scale) = (self.lq.source.size(), self.tiler.net.scale as u32);
         (w * scale, h * scale)
     }
 
     fn channels(&self) -> usize {
-        self.source.channels()
+        self.lq.source.channels()
     }
 
     fn read(&mut self, mut rows: &mut [u8]) -> Result<()> {
         while !rows.is_empty() {
-            let ready = if self.has_alpha() {
+            let ready = if self.lq.has_alpha() {
                 &self.with_alpha
             } else {
                 &self.out

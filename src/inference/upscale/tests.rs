@@ -1,14 +1,16 @@
 use super::tiles::{spans, tile_side, to_u8};
 use super::*;
 use crate::dataset::degrade::Resampler;
-use crate::dataset::rows::PixelRows;
+use crate::dataset::rows::{PixelRows, RereadRows};
 use crate::model::Tiling;
+use crate::support::rng::key;
 use image::GrayImage;
 
 fn tiling(halo: usize, align: usize) -> Tiling {
     Tiling {
         halo,
         align,
+        wraps: false,
         whole_image: false,
     }
 }
@@ -23,13 +25,11 @@ fn spans_cover_every_pixel_once_and_keep_their_halo() {
             let mut next = 0;
             for s in &list {
                 assert_eq!(s.valid.0, next);
-                let end = s.start + tile.min(len);
-                assert!(end <= len && s.valid.0 >= s.start && s.valid.1 <= end);
-                assert!(s.start % align == 0, "{len}: {list:?}");
-                assert!(
-                    s.start == 0 || s.valid.0 >= s.start + halo,
-                    "{len}: {list:?}"
-                );
+                let [(start, end), (_, wrapped)] = s.pieces;
+                assert!(end == start + tile.min(len) && wrapped == end);
+                assert!(end <= len && s.valid.0 >= start && s.valid.1 <= end);
+                assert!(start % align == 0, "{len}: {list:?}");
+                assert!(start == 0 || s.valid.0 >= start + halo, "{len}: {list:?}");
                 assert!(end == len || s.valid.1 + halo <= end, "{len}: {list:?}");
                 next = s.valid.1;
             }
@@ -70,10 +70,10 @@ fn values_round_as_the_processor_does() {
     );
 }
 
-fn noise(w: u32, h: u32) -> RgbImage {
+pub(super) fn noise(w: u32, h: u32) -> RgbImage {
     RgbImage::from_fn(w, h, |x, y| {
         image::Rgb(std::array::from_fn(|c| {
-            crate::support::rng::key(&[u64::from(x), u64::from(y), c as u64]) as u8
+            key(&[u64::from(x), u64::from(y), c as u64]) as u8
         }))
     })
 }
@@ -103,7 +103,7 @@ fn the_result_does_not_depend_on_the_tile_size_or_the_threads() {
 }
 
 /// The rows of an image with or without alpha, and the number of the next pixel.
-struct Rows<'a>(&'a RgbImage, Option<&'a GrayImage>, usize);
+pub(super) struct Rows<'a>(pub &'a RgbImage, pub Option<&'a GrayImage>, pub usize);
 
 impl PixelRows for Rows<'_> {
     fn size(&self) -> (u32, u32) {
@@ -128,13 +128,20 @@ impl PixelRows for Rows<'_> {
     }
 }
 
+impl RereadRows for Rows<'_> {
+    fn restart(&mut self) -> Result<()> {
+        self.2 = 0;
+        Ok(())
+    }
+}
+
 #[test]
 fn rows_give_the_bits_of_the_image_in_memory() {
     for (scale, (w, h)) in [(2, (47, 93)), (3, (9, 61))] {
         let net = Network::new("nano", scale).unwrap();
         let (lq, params) = (noise(w, h), net.params().start_values(3));
         let alpha = GrayImage::from_fn(w, h, |x, y| {
-            image::Luma([crate::support::rng::key(&[7, u64::from(x), u64::from(y)]) as u8])
+            image::Luma([key(&[7, u64::from(x), u64::from(y)]) as u8])
         });
         let large_alpha = Resampler::new()
             .upscale_plane(&alpha, scale as u32)

@@ -1,5 +1,6 @@
 //! Cutting an image into overlapping tiles, running a network on each, and joining the valid parts.
-//! Depends on the networks and the backends. Promises the same bits for every tile size.
+//! Depends on the networks and the backends. Promises the same bits for every tile size, unless the
+//! network looks at the whole image and approximate tiles are asked for.
 
 use crate::backend::{Backend, BatchView, Scalars, read_floats};
 use crate::model::{InferenceSpec, Network, Tiling, inference_plan};
@@ -27,25 +28,66 @@ pub(super) fn tile_plan(net: &Network, lq: (usize, usize), sizing: &dyn Sizing) 
     inference_plan(net, &spec, sizing)
 }
 
-/// Bytes that must be free between steps in a training step's arena, so that validation can run
-/// there.
+/// The (height, width) in LQ pixels of all tiles that images of (width, height) LQ pixels are cut
+/// into, each once, the largest first. An image without pixels has none.
+fn tile_shapes(net: &Network, tile: usize, images: &[(u32, u32)]) -> Result<Vec<(usize, usize)>> {
+    let tiler = Tiler::new(net.clone(), tile)?;
+    let images = images.iter().filter(|size| size.0 > 0 && size.1 > 0);
+    let shapes = images.map(|&size| Ok(tiler.grid(size)?.shape));
+    let mut shapes = shapes.collect::<Result<Vec<_>>>()?;
+    shapes.sort_unstable_by_key(|&(h, w)| std::cmp::Reverse((h * w, h)));
+    shapes.dedup();
+    Ok(shapes)
+}
+
+/// What upscaling a set of images between steps needs in a training step's arena.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LeastRoom {
+    /// Bytes that must be free.
+    pub bytes: u64,
+    /// (height, width) in LQ pixels of the tile that needs them.
+    pub tile: (usize, usize),
+}
+
+/// The room for images of (width, height) LQ pixels in the smallest tiles that a run uses, so that
+/// validation can run between steps. Networks that look at the whole image need room for the
+/// largest image.
 ///
 /// # Errors
 /// Only on a bug in the plan.
-pub fn least_room(net: &Network, sizing: &dyn Sizing) -> Result<u64> {
-    let side = least_lent_tile(net);
-    Ok(tile_plan(net, (side, side), sizing)?.arena_bytes)
+pub fn least_room(net: &Network, sizing: &dyn Sizing, images: &[(u32, u32)]) -> Result<LeastRoom> {
+    let mut least = LeastRoom::default();
+    for tile in tile_shapes(net, least_lent_tile(net), images)? {
+        let bytes = tile_plan(net, tile, sizing)?.arena_bytes;
+        if bytes > least.bytes {
+            least = LeastRoom { bytes, tile };
+        }
+    }
+    Ok(least)
 }
 
-/// The side in LQ pixels of the largest tile, up to [`default_tile`], whose plan fits into `room`
-/// bytes.
+/// The side in LQ pixels of the largest tile, up to [`default_tile`], with which images of (width,
+/// height) LQ pixels can be upscaled in `room` bytes.
 ///
 /// # Errors
-/// When not even the smallest tile fits.
-pub fn largest_tile(net: &Network, sizing: &dyn Sizing, room: u64) -> Result<usize> {
+/// When not even the smallest tile fits, which [`least_room`] bytes hold.
+pub fn largest_tile(
+    net: &Network,
+    sizing: &dyn Sizing,
+    images: &[(u32, u32)],
+    room: u64,
+) -> Result<usize> {
     let least = least_lent_tile(net);
+    let fits = |tile: usize| {
+        for shape in tile_shapes(net, tile, images)? {
+            if tile_plan(net, shape, sizing)?.arena_bytes > room {
+                return Ok::<bool, anyhow::Error>(false);
+            }
+        }
+        Ok(true)
+    };
     for tile in (least..=default_tile(net)).rev().step_by(16) {
-        if tile_plan(net, (tile, tile), sizing)?.arena_bytes <= room {
+        if fits(tile)? {
             return Ok(tile);
         }
     }
@@ -69,31 +111,60 @@ pub(super) fn to_u8(value: f32) -> u8 {
 /// One tile along one side of an image, in LQ pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Span {
-    /// First pixel of the tile.
-    pub start: usize,
-    /// The pixels (from, to) of the image whose result is taken from this tile.
+    /// The pixels (from, to) of the image that the tile consists of, in this order. The second
+    /// piece is empty, except for tiles at the borders of a network that wraps: these are the first
+    /// pixels of the image and then its last ones, so that both borders are those of the image.
+    pub pieces: [(usize, usize); 2],
+    /// The pixels (from, to) of the image whose result is taken from this tile. They lie in one of
+    /// the pieces.
     pub valid: (usize, usize),
 }
 
 impl Span {
+    /// A tile of adjacent pixels.
+    fn of(start: usize, end: usize, valid: (usize, usize)) -> Span {
+        Span {
+            pieces: [(start, end), (end, end)],
+            valid,
+        }
+    }
+
     /// Pixels whose result is taken from this tile.
     fn valid_len(&self) -> usize {
         self.valid.1 - self.valid.0
+    }
+
+    /// Number of the piece that the valid pixels lie in.
+    pub fn valid_piece(&self) -> usize {
+        usize::from(self.valid.0 >= self.pieces[0].1)
+    }
+
+    /// Place of the first valid pixel in the tile.
+    pub fn valid_at(&self) -> usize {
+        let [first, second] = self.pieces;
+        match self.valid_piece() {
+            0 => self.valid.0 - first.0,
+            _ => first.1 - first.0 + self.valid.0 - second.0,
+        }
     }
 }
 
 /// Side of the tiles for a side of `len` pixels. There are as few tiles as tiles of `most` pixels
 /// would give, and they are no larger than this number needs, because overlap is computed twice. If
 /// there are several, the side is a multiple of 8, so that images of similar size share an arena;
-/// if tiles must be aligned, it is that much and the remainder of `len`, so that the last tile is
-/// aligned too.
+/// if tiles must be aligned, it is a multiple of that and the remainder of `len`, so that the tile
+/// at the end of the image is aligned too.
 pub(super) fn tile_side(len: usize, most: usize, tiling: Tiling) -> usize {
     if len <= most || tiling.whole_image {
         return len;
     }
     let Tiling { halo, align, .. } = tiling;
-    let (inner, overlap) = (len - 2 * halo, 2 * halo + (align - 1));
     let rest = len % align;
+    if tiling.wraps {
+        let count = (len - rest).div_ceil((most - rest) / align * align - 2 * halo);
+        return (len - rest).div_ceil(count).next_multiple_of(align) + 2 * halo + rest;
+    }
+    let (inner, overlap) = (len - 2 * halo, 2 * halo + (align - 1));
     let most = most - (most + align - rest) % align;
     let count = inner.div_ceil(most - overlap);
     let side = (inner.div_ceil(count) + overlap).next_multiple_of(8);
@@ -101,13 +172,14 @@ pub(super) fn tile_side(len: usize, most: usize, tiling: Tiling) -> usize {
 }
 
 /// Cuts a side of `len` pixels into tiles of `tile` pixels (or into one of `len`). The valid parts
-/// cover the side without gap or overlap, and each is the halo away from the tile's inner borders.
+/// cover the side in order, without gap or overlap, and each is the halo away from the tile's inner
+/// borders.
 pub(super) fn spans(len: usize, tile: usize, tiling: Tiling) -> Vec<Span> {
     if len <= tile {
-        return vec![Span {
-            start: 0,
-            valid: (0, len),
-        }];
+        return vec![Span::of(0, len, (0, len))];
+    }
+    if tiling.wraps {
+        return spans_of_ring(len, tile, tiling);
     }
     let Tiling { halo, align, .. } = tiling;
     let mut list = Vec::new();
@@ -120,30 +192,78 @@ pub(super) fn spans(len: usize, tile: usize, tiling: Tiling) -> Vec<Span> {
         } else {
             start + tile - halo
         };
-        list.push(Span {
-            start,
-            valid: (done, end),
-        });
+        list.push(Span::of(start, start + tile, (done, end)));
+        done = end;
+    }
+    list
+}
+
+/// [`spans`] for a network that wraps, of a side that is longer than a tile; both have the same
+/// remainder to the alignment.
+///
+/// In a tile made of the first `a` and the last `b` pixels of the image, where `a` and `len - b` are
+/// multiples of the alignment, the windows at the borders hold the same pixels as in the image, and
+/// so does what fills up the last window. The tile differs from the image only where its pieces
+/// meet, so pixels the halo away from there are right. Other tiles consist of whole windows, and of
+/// `rest` pixels at their end that only keep the shape.
+fn spans_of_ring(len: usize, tile: usize, Tiling { halo, align, .. }: Tiling) -> Vec<Span> {
+    let rest = len % align;
+    let windows = tile - rest;
+    let mut list = Vec::new();
+    let mut done: usize = 0;
+    while done < len {
+        let (pieces, end) = if done < halo {
+            // sees the end of the image
+            let tail = halo - done + rest;
+            let head = tile - tail;
+            ([(0, head), (len - tail, len)], head - halo)
+        } else {
+            // sees at most `halo` pixels of the image's beginning
+            let start = (done - halo).min(len + halo - tile);
+            let head = (start + tile).saturating_sub(len);
+            let end = if head == halo {
+                len
+            } else {
+                start + windows - halo
+            };
+            match head {
+                0 => ([(start, start + tile), (start + tile, start + tile)], end),
+                _ => ([(0, head), (start, len)], end),
+            }
+        };
+        let valid = (done, end);
+        list.push(Span { pieces, valid });
         done = end;
     }
     list
 }
 
 /// The fewest pixels of a tile's side: it needs a valid part beside the halos.
-fn least_tile(tiling: Tiling) -> usize {
+pub(super) fn least_tile(tiling: Tiling) -> usize {
     2 * tiling.halo + 2 * (tiling.align - 1) + 1
 }
 
 /// Default of the largest tile side for a network, in LQ pixels, overlap included: [`DEFAULT_TILE`],
 /// or more for networks that see far, so that most of a tile is no overlap. Up to a side of 512, an
-/// eighth of it may be overlap; beyond that a quarter, as activations take memory.
+/// eighth of it may be overlap; beyond that a quarter, as activations take memory. Exact tiles of
+/// networks with windows see farthest and need most memory a pixel (Photo: 510 MiB for 640 x 640),
+/// so their valid part is only a little longer than the overlap.
 pub fn default_tile(net: &Network) -> usize {
-    let halo = net.tiling().halo;
+    let Tiling {
+        halo,
+        wraps,
+        whole_image,
+        ..
+    } = net.tiling();
+    if wraps && !whole_image {
+        return DEFAULT_TILE.max(least_lent_tile(net));
+    }
     let side = (16 * halo).clamp(DEFAULT_TILE, 512).max(8 * halo);
     side.next_multiple_of(32)
 }
 
-/// The smallest tile side for which a training step's arena reserves bytes if the run validates.
+/// The smallest tile side for which a training step's arena reserves bytes if the run validates on
+/// images that are at least as large.
 fn least_lent_tile(net: &Network) -> usize {
     let least = least_tile(net.tiling());
     if least <= LEAST_LENT_TILE {
@@ -168,11 +288,28 @@ impl TileGrid {
     fn tallest(&self) -> usize {
         self.rows.iter().map(Span::valid_len).max().unwrap_or(0)
     }
+
+    /// The first LQ rows of the image that later rows of tiles need once more.
+    pub fn first_rows(&self) -> usize {
+        let again = self.rows.iter().filter(|row| row.valid_piece() == 1);
+        again.map(|row| row.pieces[0].1).max().unwrap_or(0)
+    }
+
+    /// The last LQ rows of the image (from, to), if the first row of tiles needs them.
+    pub fn last_rows(&self) -> (usize, usize) {
+        let first = self.rows.first().filter(|row| row.valid_piece() == 0);
+        first.map_or((0, 0), |row| row.pieces[1])
+    }
 }
+
+/// The LQ rows `[rows, width, 3]` of a row of tiles, as two pieces.
+pub(super) type RowPieces<'a> = [&'a [u8]; 2];
 
 /// Cuts images into tiles and joins the results. Holds the pixels of one tile and of its result.
 pub struct Tiler {
     pub(super) net: Network,
+    /// How images may be cut.
+    tiling: Tiling,
     /// Side of the largest tile in LQ pixels.
     pub(super) tile: usize,
     /// One tile `[h, w, 3]`, u8.
@@ -182,31 +319,73 @@ pub struct Tiler {
 }
 
 impl Tiler {
-    /// `tile`: largest side of a tile in LQ pixels (0: [`default_tile`]).
+    /// Tiles that give the result of the whole image. `tile`: largest side of a tile in LQ pixels
+    /// (0: [`default_tile`]); networks that look at the whole image have one tile.
     ///
     /// # Errors
     /// When [`Network::check`] refuses the network, or the tile is too small for its receptive
     /// field.
     pub fn new(net: Network, tile: usize) -> Result<Tiler> {
+        let tiling = net.tiling();
+        Tiler::with_tiling(net, tile, tiling)
+    }
+
+    /// As [`Tiler::new`], but networks that look at the whole image are applied to tiles too, which
+    /// gives another result.
+    ///
+    /// # Errors
+    /// Those of [`Tiler::new`].
+    pub fn approximate(net: Network, tile: usize) -> Result<Tiler> {
+        let tiling = net.tiling().approximate();
+        Tiler::with_tiling(net, tile, tiling)
+    }
+
+    fn with_tiling(net: Network, tile: usize, tiling: Tiling) -> Result<Tiler> {
         net.check()?;
         let tile = if tile == 0 { default_tile(&net) } else { tile };
-        let least = least_tile(net.tiling());
+        let least = least_tile(tiling);
         ensure!(
-            tile >= least,
+            tile >= least || tiling.whole_image,
             "a tile of {tile} pixels is smaller than {least}, twice what one output pixel sees; use a larger --tile"
         );
         Ok(Tiler {
             net,
+            tiling,
             tile,
             lq: Vec::new(),
             output: Vec::new(),
         })
     }
 
+    /// Whether an image is always one tile, because the network looks at the whole image.
+    pub fn takes_whole_images(&self) -> bool {
+        self.tiling.whole_image
+    }
+
     /// Most bytes besides the arena: one tile in u8, its result in f32, and the parameters.
     pub fn bytes(&self) -> u64 {
-        let lq = self.tile * self.tile * 3;
-        (lq + lq * self.net.scale * self.net.scale * 4 + self.net.params().len() * 4) as u64
+        self.bytes_of_tiles(self.tile * self.tile)
+    }
+
+    /// Most bytes besides the arena for images of (width, height) LQ pixels in tiles of this size or
+    /// smaller ones.
+    pub fn bytes_for(&self, images: &[(u32, u32)]) -> u64 {
+        let most = if self.tiling.whole_image {
+            usize::MAX
+        } else {
+            self.tile
+        };
+        let pixels = images.iter().map(|&(w, h)| {
+            let (w, h) = (most.min(w as usize), most.min(h as usize));
+            w.saturating_mul(h)
+        });
+        self.bytes_of_tiles(pixels.max().unwrap_or(0))
+    }
+
+    /// Bytes of [`Tiler::bytes`] for tiles of a number of LQ pixels.
+    fn bytes_of_tiles(&self, pixels: usize) -> u64 {
+        let (lq, scale) = (pixels as u64 * 3, self.net.scale as u64);
+        lq + lq * scale * scale * 4 + self.net.params().len() as u64 * 4
     }
 
     /// How an image of (width, height) LQ pixels is cut.
@@ -216,7 +395,7 @@ impl Tiler {
     pub(super) fn grid(&self, (w, h): (u32, u32)) -> Result<TileGrid> {
         let (w, h) = (w as usize, h as usize);
         ensure!(w > 0 && h > 0, "the image has no pixels");
-        let tiling = self.net.tiling();
+        let tiling = self.tiling;
         let (th, tw) = (
             tile_side(h, self.tile, tiling),
             tile_side(w, self.tile, tiling),
@@ -230,12 +409,14 @@ impl Tiler {
     }
 
     /// Most bytes that [`UpscaledRows`](super::UpscaledRows) use for an image besides the arena:
-    /// one tile and its result, the LQ rows of one row of tiles, and the HR rows of its result.
+    /// one tile and its result, the LQ rows of one row of tiles and those kept for other ones, and
+    /// the HR rows of its result.
     pub(super) fn row_bytes(&self, grid: &TileGrid, alpha: bool) -> u64 {
         let (scale, (th, tw), w) = (self.net.scale, grid.shape, grid.width);
         let hr = grid.tallest() * scale * w * scale;
         let tile = th * tw * 3 * (1 + 4 * scale * scale);
-        let colours = th * w * 3 + hr * 3;
+        let (from, to) = grid.last_rows();
+        let colours = (th + grid.first_rows() + (to - from)) * w * 3 + hr * 3;
         // the LQ rows, the copy that is enlarged, its enlargement along y and then along x, and the
         // HR rows with alpha
         let alpha = if alpha {
@@ -246,14 +427,14 @@ impl Tiler {
         (tile + colours + alpha) as u64
     }
 
-    /// Upscales one row of tiles. `window` holds the LQ rows `[tile height, width, 3]` from
-    /// `row.start` on; `out` receives the valid HR rows.
+    /// Upscales one row of tiles. `pieces` are the LQ rows of the pieces of `row`; `out` receives the
+    /// valid HR rows.
     pub(super) fn upscale_row(
         &mut self,
         backend: &mut dyn Backend,
         grid: &TileGrid,
         row: Span,
-        window: &[u8],
+        pieces: RowPieces<'_>,
         out: &mut [u8],
     ) -> Result<()> {
         let (scale, w, (th, tw)) = (self.net.scale, grid.width, grid.shape);
@@ -261,15 +442,18 @@ impl Tiler {
         try_resize(&mut self.lq, values, "a tile")?;
         try_resize(&mut self.output, values * scale * scale, "a tile's result")?;
         for column in &grid.columns {
-            for (y, line) in self.lq.chunks_exact_mut(tw * 3).enumerate() {
-                let at = (y * w + column.start) * 3;
-                line.copy_from_slice(&window[at..at + tw * 3]);
+            let rows = pieces.into_iter().flat_map(|rows| rows.chunks_exact(w * 3));
+            for (line, from) in self.lq.chunks_exact_mut(tw * 3).zip(rows) {
+                let [first, second] = column.pieces.map(|(a, b)| &from[a * 3..b * 3]);
+                let (left, right) = line.split_at_mut(first.len());
+                left.copy_from_slice(first);
+                right.copy_from_slice(second);
             }
             self.run_tile(backend)?;
             let width = column.valid_len() * scale * 3;
             for (i, line) in out.chunks_exact_mut(w * scale * 3).enumerate() {
-                let y = (row.valid.0 - row.start) * scale + i;
-                let from = (y * tw * scale + (column.valid.0 - column.start) * scale) * 3;
+                let y = row.valid_at() * scale + i;
+                let from = (y * tw * scale + column.valid_at() * scale) * 3;
                 let line = &mut line[column.valid.0 * scale * 3..][..width];
                 line.iter_mut()
                     .zip(&self.output[from..from + width])
@@ -314,9 +498,11 @@ impl Tiler {
         for &row in &grid.rows {
             let (rows, rest) = left.split_at_mut(row.valid_len() * scale * width * 3);
             left = rest;
-            let window =
-                &lq.as_raw()[row.start * grid.width * 3..][..grid.shape.0 * grid.width * 3];
-            self.upscale_row(backend, &grid, row, window, rows)?;
+            let line = grid.width * 3;
+            let pieces = row
+                .pieces
+                .map(|(from, to)| &lq.as_raw()[from * line..to * line]);
+            self.upscale_row(backend, &grid, row, pieces, rows)?;
         }
         RgbImage::from_raw(width as u32, height as u32, out)
             .context("the enlarged image has a wrong length")

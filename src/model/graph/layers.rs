@@ -31,9 +31,9 @@ impl Graph<'_, '_> {
     pub fn dilated_conv(&mut self, name: &str, x: Value, dilation: usize) -> Result<Value, Error> {
         let [weight, bias] = self.conv_params(name)?;
         let parameter = self.table.get(&format!("{name}.weight"));
-        let (cout, cin, kernel) = match parameter.map_or(&[][..], |p| &p.shape) {
-            &[cout, cin, kernel, _] => (cout, cin, kernel),
-            &[cout, cin] => (cout, cin, 1),
+        let (cout, cin, kernel) = match *parameter.map_or(&[][..], |p| &p.shape) {
+            [cout, cin, kernel, _] => (cout, cin, kernel),
+            [cout, cin] => (cout, cin, 1),
             _ => {
                 return Err(Error::NoParameter {
                     name: format!("{name}.weight with two or four sides"),

@@ -49,6 +49,11 @@ pub(super) const WINDOW: SettingSpec = SettingSpec {
     doc: "Side in LQ pixels of the windows whose pixels attend to each other",
 };
 
+/// Side of a network's windows in LQ pixels.
+pub(super) fn window(net: &Network) -> usize {
+    net.whole(WINDOW.name)
+}
+
 /// Features F of Photo and Pro: channels of every activation at LQ resolution.
 pub(super) const FEATURES: usize = 64;
 /// Heads of the window attention.
@@ -133,7 +138,7 @@ impl Attention {
     /// The windows of the block `body.G.blocks.I` of groups of `blocks` blocks: those of every second
     /// block are shifted.
     pub fn of(net: &Network, block: &str, blocks: usize) -> Attention {
-        let window = net.whole("window_size");
+        let window = window(net);
         let mut numbers = block
             .split('.')
             .filter_map(|part| part.parse::<usize>().ok());

@@ -75,8 +75,8 @@ impl Architecture for Photo {
         GROUPS * BLOCKS
     }
 
-    fn tiling(&self, _: &Network) -> Tiling {
-        Tiling::whole_image()
+    fn tiling(&self, net: &Network) -> Tiling {
+        Tiling::in_windows(paragon::window(net), GROUPS * BLOCKS)
     }
 
     fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {

@@ -21,6 +21,9 @@ const SQUEEZED: usize = FEATURES / 16;
 const TOKENS: usize = 64;
 /// Values of a query and of a token's key.
 const QUERY: usize = 16;
+/// Windows that approximate tiles overlap by at each side: fewer than the blocks together see,
+/// because no number of them would give the result of the whole image.
+const APPROXIMATE_HALO: usize = 4;
 /// Deviation of the tokens at the start.
 const TOKEN_DEVIATION: f32 = 0.02;
 
@@ -116,8 +119,15 @@ impl Architecture for Pro {
         GROUPS * BLOCKS
     }
 
-    fn tiling(&self, _: &Network) -> Tiling {
-        Tiling::whole_image()
+    fn tiling(&self, net: &Network) -> Tiling {
+        let window = paragon::window(net);
+        Tiling {
+            halo: APPROXIMATE_HALO * window,
+            align: window,
+            wraps: true,
+            // channel attention weighs channels by their means over the whole image
+            whole_image: true,
+        }
     }
 
     fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {

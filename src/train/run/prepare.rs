@@ -14,8 +14,8 @@ use crate::train::keeping::{self, BestNetwork, MeasuredOn};
 use crate::train::start::{self, StartState, report_changes};
 use crate::train::validation::Validation;
 use crate::train::{
-    DevicePlace, Fit, Fitted, OpenedDevice, RunBudget, RunOptions, TrainConfig, previews,
-    validation_bytes,
+    DevicePlace, Fit, Fitted, OpenedDevice, RunBudget, RunOptions, TrainConfig, ValidationMemory,
+    previews,
 };
 use anyhow::{Result, ensure};
 use std::io::Write;
@@ -154,9 +154,9 @@ impl Preparation<'_> {
             loader: &|config, slots| bound(self.sources, &loader_of(config, slots)),
             validation: validation
                 .as_ref()
-                .map(|v| validation_bytes(self.config, v.largest))
+                .map(|v| ValidationMemory::new(self.config, &place, &v.sizes))
                 .transpose()?
-                .unwrap_or(0),
+                .unwrap_or_default(),
         };
         let fitted = fit.choose()?;
         let loader = loader_of(&fitted.config, fitted.choice.slots);
