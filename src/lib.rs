@@ -114,7 +114,7 @@
 //! use paragon::backend::cpu::CpuOptions;
 //! use paragon::model::{Network, StepSpec, training_plan};
 //! use paragon::plan::LossKind;
-//! //!
+//!
 //! # fn main() -> anyhow::Result<()> {
 //! let network = Network::new("nano", 2)?;
 //! // 16 patches of LQ 64 x 64, L1 loss

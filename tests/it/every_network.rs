@@ -25,7 +25,9 @@ fn networks(wanted_scale: usize) -> Vec<Network> {
                 net.set(spec.name, small.clamp(range.0, range.1)).unwrap();
             }
             if spec.name == "layer_scale" || spec.name == "detail_gain" {
-                net.set(spec.name, 0.5).unwrap();
+                // a network of many blocks would grow until its functions are constant
+                let deep = known.settings.iter().any(|spec| spec.name == "window_size");
+                net.set(spec.name, if deep { 0.1 } else { 0.5 }).unwrap();
             }
         }
         all.push(net);

@@ -8,7 +8,9 @@ use common::trajectory::{Trajectory, network, or_zeros};
 use common::{nhwc, relative_error, tensor, wide};
 use paragon::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use paragon::backend::{Backend, Scalars, read_floats, write_floats};
-use paragon::model::{InferenceSpec, Network, ParamTable, StepSpec, inference_plan, training_plan};
+use paragon::model::{
+    InferenceSpec, Network, Param, ParamTable, StepSpec, inference_plan, training_plan,
+};
 use paragon::plan::LossKind;
 use safetensors::SafeTensors;
 
@@ -176,7 +178,9 @@ impl<'a> GoldenPass<'a> {
         let mut gradients = vec![0.0; self.table.trainable()];
         read_floats(&mut backend, ports.gradients.unwrap(), &mut gradients).unwrap();
         let mut worst = (0.0, String::new());
-        for p in self.table.params.iter().filter(|p| p.trainable) {
+        // the same number is added to all scores of a pixel, so its gradient is 0 in exact arithmetic
+        let compared = |p: &&Param| p.trainable && !p.name.ends_with("token_ca.k_proj.bias");
+        for p in self.table.params.iter().filter(compared) {
             let ours = &gradients[p.range.offset..][..p.range.len];
             let expected = tensor(&self.file, &format!("grad.{}", p.name));
             let error = relative_error(wide(ours), expected);
@@ -258,6 +262,15 @@ fn follow(names: &[&str]) {
             )
             .unwrap();
             let ports = plan.ports;
+            // In iteration 4 of Pro a float64 prediction comes within 9.6e-9 of its target, less than
+            // f32 resolves: the sign of one value of the gradient, and with it a thousandth of the
+            // gradient's norm, is open there.
+            let open_sign = *name == "train_pro_x2";
+            if open_sign {
+                let mut backend = CpuBackend::new(plan.clone(), options).unwrap();
+                let worst = golden.run(&mut backend, 3);
+                assert!(worst[0] < 1e-6 && worst[1] < 1e-5, "{name}: {worst:?}");
+            }
             let mut backend = CpuBackend::new(plan, options).unwrap();
             let worst = golden.run(&mut backend, u64::MAX);
             println!(
@@ -266,8 +279,9 @@ fn follow(names: &[&str]) {
             );
             let nano = golden.net.arch == "paragonsr2_realtime";
             let (most_loss, most_end) = if nano { (1e-6, 1e-5) } else { (1e-5, 1e-4) };
+            let most_norm = if open_sign { 2e-3 } else { 1e-5 };
             assert!(
-                worst[0] < most_loss && worst[1] < 1e-5 && worst[2] < 1e-12,
+                worst[0] < most_loss && worst[1] < most_norm && worst[2] < 1e-12,
                 "{name}: {worst:?}"
             );
             for (prefix, port) in [

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 fn small_windows(dir: &Path, name: &str) -> PathBuf {
     let mut net = Network::new(name, 2).unwrap();
     net.set("window_size", 2).unwrap();
-    net.set("layer_scale", 0.5).unwrap();
+    net.set("layer_scale", 0.1).unwrap();
     net.set("detail_gain", 1.0).unwrap();
     let path = dir.join(format!("{name}.safetensors"));
     write_model(&path, &net, &net.params().start_values(3), None).unwrap();

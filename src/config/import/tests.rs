@@ -243,7 +243,7 @@ fn gt_size_is_honoured_or_named() {
 fn a_network_that_is_not_known_is_not_honoured() {
     for (name, words) in [
         ("esrgan", "known are"),
-        ("paragonsr2_pro", "not available"),
+        ("paragonsr2_max", "known are"),
         ("RRDBNet", "unknown network 'RRDBNet'"),
     ] {
         let imported = read(&format!(

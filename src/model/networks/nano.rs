@@ -72,7 +72,10 @@ impl Architecture for Nano {
     }
 
     fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {
-        paragon::recognise(shapes, "conv1.weight")
+        // Photo and Pro have such a layer too, after a norm
+        let normed = ["norm", "norm1"].map(|norm| format!("body.0.blocks.0.{norm}.scale"));
+        let own = normed.iter().all(|name| shapes.shape(name).is_none());
+        own.then(|| paragon::recognise(shapes, "conv1.weight"))?
     }
 }
 
