@@ -202,7 +202,10 @@ impl<'a> GoldenPass<'a> {
         );
         // a network of many layers of Winograd's form has larger rounding errors
         let deep = !self.net.arch.starts_with("paragonsr2");
-        let most = if deep && !direct { 2e-5 } else { 1e-5 };
+        // Pro's tokens are nearly equal at the start, so that the gradients of their scores are small
+        // differences
+        let pro = self.net.arch == "paragonsr2_pro";
+        let most = if pro || deep && !direct { 2e-5 } else { 1e-5 };
         assert!(
             worst.0 < most,
             "{name} {isa}: the gradient of {} is {:e} away",
@@ -278,7 +281,11 @@ fn follow(names: &[&str]) {
                 worst[0], worst[1], worst[2]
             );
             let nano = golden.net.arch == "paragonsr2_realtime";
-            let (most_loss, most_end) = if nano { (1e-6, 1e-5) } else { (1e-5, 1e-4) };
+            let (most_loss, most_end) = match (nano, open_sign) {
+                (true, _) => (1e-6, 1e-5),
+                (_, false) => (1e-5, 1e-4),
+                (_, true) => (1e-5, 2e-3),
+            };
             let most_norm = if open_sign { 2e-3 } else { 1e-5 };
             assert!(
                 worst[0] < most_loss && worst[1] < most_norm && worst[2] < 1e-12,
