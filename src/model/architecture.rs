@@ -123,7 +123,7 @@ impl Tiling {
         let mut reached: usize = 1; // conv_in
         for block in 0..blocks {
             reached += 1; // the block's 3x3 convolution
-            let shift = if block % 2 == 1 { window / 2 } else { 0 };
+            let shift = window_shift(window, block);
             let border =
                 |first: usize| first + reached.saturating_sub(first).next_multiple_of(window);
             reached = border(shift).max(border(window - shift));
@@ -153,6 +153,11 @@ impl Tiling {
             ..self
         }
     }
+}
+
+/// Pixels by which the windows of a block are shifted: those of every second block, by half a window.
+pub(super) fn window_shift(window: usize, block: usize) -> usize {
+    if block % 2 == 1 { window / 2 } else { 0 }
 }
 
 /// The shapes of a file's tensors by name, for [`Architecture::recognise`].
@@ -202,14 +207,14 @@ pub(super) trait Architecture: Sync {
     fn tail(&self, g: &mut Graph<'_, '_>, input: Value, features: Value)
     -> Result<BufferId, Error>;
 
-    /// Appends the block `name` of a network that calls [`Graph::block`], and returns its output.
+    /// Appends the block `number` of a network that calls [`Graph::block`], and returns its output.
     /// It is called again for the backward pass if that computes blocks again.
     ///
     /// # Errors
     /// A bug in the network's file.
-    fn block(&self, _: &mut Graph<'_, '_>, name: &str, _: Value) -> Result<Value, Error> {
-        let name = name.to_string();
-        Err(Error::NoParameter { name })
+    fn block(&self, _: &mut Graph<'_, '_>, number: usize, _: Value) -> Result<Value, Error> {
+        let text = format!("the network has no block {number}");
+        Err(crate::plan::Error::Invalid(text).into())
     }
 
     /// Number of blocks that [`Graph::block`] appends.

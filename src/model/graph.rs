@@ -53,7 +53,7 @@ pub(super) enum Taped {
     /// A block that is computed again for its backward pass, so that of its values only these two
     /// are kept.
     Block {
-        name: String,
+        number: usize,
         input: Value,
         output: Value,
     },
@@ -187,10 +187,7 @@ impl<'a, 'b> Graph<'a, 'b> {
 
     /// LQ extent of the images that operations are appended for now.
     pub fn extent(&self) -> Extent {
-        Extent {
-            n: self.images.len(),
-            ..self.whole
-        }
+        self.extent_of(self.lq_size())
     }
 
     /// Extent of a value of the current images.
@@ -346,18 +343,18 @@ impl<'a, 'b> Graph<'a, 'b> {
         }
     }
 
-    /// Appends the network's block `name`, see [`Architecture::block`]. Unless everything is kept,
+    /// Appends the network's block `number`, see [`Architecture::block`]. Unless everything is kept,
     /// the backward pass computes it again from its input.
     ///
     /// # Errors
     /// A bug in the network's file.
-    pub fn block(&mut self, name: &str, x: Value) -> Result<Value, Error> {
+    pub fn block(&mut self, number: usize, x: Value) -> Result<Value, Error> {
         let (before, architecture) = (self.tape.len(), self.architecture);
-        let output = architecture.block(self, name, x)?;
+        let output = architecture.block(self, number, x)?;
         if self.recompute != Recompute::None {
             self.tape.truncate(before);
             self.tape.push(Taped::Block {
-                name: name.to_string(),
+                number,
                 input: x,
                 output,
             });

@@ -15,11 +15,11 @@ impl Graph<'_, '_> {
     pub fn append_backward(&mut self, tape: &[Taped]) -> Result<(), model::Error> {
         tape.iter().rev().try_for_each(|taped| match taped {
             Taped::Operation(op) => Ok(op.backward(self)?),
-            Taped::Block {
-                name,
+            &Taped::Block {
+                number,
                 input,
                 output,
-            } => self.block_backward(name, *input, *output),
+            } => self.block_backward(number, input, output),
         })
     }
 
@@ -27,13 +27,13 @@ impl Graph<'_, '_> {
     /// not read, and its backward pass.
     fn block_backward(
         &mut self,
-        name: &str,
+        number: usize,
         input: Value,
         output: Value,
     ) -> Result<(), model::Error> {
         let architecture = self.architecture;
         self.held = Some(Vec::new());
-        let again = architecture.block(self, name, input)?;
+        let again = architecture.block(self, number, input)?;
         let forward = self.held.as_ref().map_or(0, Vec::len);
         let tape = self.take_tape();
         let gradient = Tape::d_output(self, output.buffer)?;

@@ -1,7 +1,7 @@
 //! What the networks of the ParagonSR2 family share: the fixed base upsampler, and the layers
 //! around the body.
 
-use crate::model::architecture::{Found, Recipe, Shapes};
+use crate::model::architecture::{Found, Recipe, Shapes, window_shift};
 use crate::model::graph::{Graph, Value};
 use crate::model::settings::{InFile, SettingKind, SettingSpec};
 use crate::model::{BLUR_TAPS, Error, Init, Network, ParamTable, SHARP_TAPS};
@@ -39,7 +39,7 @@ pub(super) const LAYER_SCALE: SettingSpec = SettingSpec {
 };
 
 /// Side of the windows that attend to each other.
-pub(super) const WINDOW: SettingSpec = SettingSpec {
+const WINDOW: SettingSpec = SettingSpec {
     name: "window_size",
     kind: SettingKind::Whole {
         default: 16,
@@ -56,8 +56,13 @@ pub(super) fn window(net: &Network) -> usize {
 
 /// Features F of Photo and Pro: channels of every activation at LQ resolution.
 pub(super) const FEATURES: usize = 64;
+/// Channels inside [`mix_channels`].
+const HIDDEN: usize = 2 * FEATURES;
 /// Heads of the window attention.
 const HEADS: usize = 4;
+
+/// The settings of Photo and Pro.
+pub(super) const WINDOW_SETTINGS: &[SettingSpec] = &[alpha(0.4), gain(0.1), LAYER_SCALE, WINDOW];
 
 /// With the published start values (LayerScale 1e-5) the networks stay nearly linear for thousands
 /// of iterations. With 0.1 the blocks contribute from the start, and a higher rate is stable. The
@@ -98,9 +103,27 @@ fn base_taps(t: &mut ParamTable, filter: &str, taps: &'static [f32]) {
     }
 }
 
+/// The name of a block, counted through groups of `blocks` blocks.
+pub(super) fn block_name(number: usize, blocks: usize) -> String {
+    format!("body.{}.blocks.{}", number / blocks, number % blocks)
+}
+
 /// The names of all blocks.
 pub(super) fn block_names(groups: usize, blocks: usize) -> impl Iterator<Item = String> {
-    (0..groups).flat_map(move |g| (0..blocks).map(move |i| format!("body.{g}.blocks.{i}")))
+    (0..groups * blocks).map(move |number| block_name(number, blocks))
+}
+
+/// Adds LayerScale.
+pub(super) fn layer_scale(net: &Network, t: &mut ParamTable, name: String, features: usize) {
+    let gamma = Init::Constant(net.number("layer_scale"));
+    t.add(name, &[1, features, 1, 1], gamma, true);
+}
+
+/// Adds the parameters of [`mix_channels`].
+pub(super) fn mix_parameters(t: &mut ParamTable, block: &str) {
+    t.conv(&format!("{block}.conv1"), HIDDEN, FEATURES, 1);
+    t.conv(&format!("{block}.dw"), HIDDEN, 1, 3);
+    t.conv(&format!("{block}.conv2"), FEATURES, HIDDEN, 1);
 }
 
 /// Adds the parameters of RMSNorm.
@@ -127,41 +150,35 @@ pub(super) fn mix_channels(g: &mut Graph<'_, '_>, block: &str, x: Value) -> Resu
     g.conv(&format!("{block}.conv2"), wide)
 }
 
-/// The windows of a block.
-pub(super) struct Attention {
-    /// Pixels along a side.
-    pub window: usize,
-    shift: usize,
+/// Appends window attention of the norm of `x` with the parameters below `norm` and `name`, in block
+/// `number`.
+///
+/// # Errors
+/// When the network has no such parameters.
+pub(super) fn attend(
+    g: &mut Graph<'_, '_>,
+    number: usize,
+    (norm, name): (&str, &str),
+    x: Value,
+) -> Result<Value, Error> {
+    let window = window(g.net());
+    let normed = g.rms_norm(norm, x, window)?;
+    let windows = (HEADS, window, window_shift(window, number));
+    g.window_attention(name, normed, x.size, windows)
 }
 
-impl Attention {
-    /// The windows of the block `body.G.blocks.I` of groups of `blocks` blocks: those of every second
-    /// block are shifted.
-    pub fn of(net: &Network, block: &str, blocks: usize) -> Attention {
-        let window = window(net);
-        let mut numbers = block
-            .split('.')
-            .filter_map(|part| part.parse::<usize>().ok());
-        let group = numbers.next().unwrap_or(0);
-        let index = group * blocks + numbers.next().unwrap_or(0);
-        let shift = if index % 2 == 1 { window / 2 } else { 0 };
-        Attention { window, shift }
-    }
-
-    /// Appends window attention of `x`, which is filled up to whole windows, with the parameters
-    /// below `name`; the result has `size` rows and columns.
-    ///
-    /// # Errors
-    /// When the network has no such parameters.
-    pub fn append(
-        &self,
-        g: &mut Graph<'_, '_>,
-        name: &str,
-        x: Value,
-        size: (usize, usize),
-    ) -> Result<Value, Error> {
-        g.window_attention(name, x, size, (HEADS, self.window, self.shift))
-    }
+/// Appends conv_in, `blocks` blocks, and the end of the network.
+///
+/// # Errors
+/// A bug in the network's file.
+pub(super) fn tail_of_blocks(
+    g: &mut Graph<'_, '_>,
+    input: Value,
+    blocks: usize,
+) -> Result<BufferId, Error> {
+    let first = g.conv("conv_in", input)?;
+    let features = (0..blocks).try_fold(first, |x, number| g.block(number, x))?;
+    tail(g, input, features)
 }
 
 /// Appends conv_mid and the reconstruction.

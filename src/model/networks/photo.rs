@@ -1,10 +1,10 @@
 //! ParagonSR2 Photo, by Philip Hofmann: docs/networks.md has its mathematics. Its blocks are made of
 //! plain operations, and windows of pixels that attend to each other.
 
-use super::paragon::{self, Attention, FEATURES};
+use super::paragon::{self, FEATURES};
 use crate::model::architecture::{Architecture, Found, Row, Shapes, Tiling, plain};
 use crate::model::graph::{Graph, Value};
-use crate::model::{Error, Init, Network, ParamTable};
+use crate::model::{Error, Network, ParamTable};
 use crate::plan::BufferId;
 
 /// See the module's documentation.
@@ -20,12 +20,7 @@ static ROW: Row = Row {
     aliases: &[plain("photo"), plain("base")],
     about: "ParagonSR2 Photo: window attention, for photographs",
     scales: paragon::SCALES,
-    settings: &[
-        paragon::alpha(0.4),
-        paragon::gain(0.1),
-        paragon::LAYER_SCALE,
-        paragon::WINDOW,
-    ],
+    settings: paragon::WINDOW_SETTINGS,
     quick: paragon::QUICK,
 };
 
@@ -35,40 +30,32 @@ impl Architecture for Photo {
     }
 
     fn parameters(&self, net: &Network, t: &mut ParamTable) {
-        const HIDDEN: usize = 2 * FEATURES;
         paragon::first_parameters(net, t, FEATURES);
         for block in paragon::block_names(GROUPS, BLOCKS) {
             let name = |layer: &str| format!("{block}.{layer}");
             paragon::norm_parameters(t, &name("norm"));
-            t.conv(&name("conv1"), HIDDEN, FEATURES, 1);
-            t.conv(&name("dw"), HIDDEN, 1, 3);
-            t.conv(&name("conv2"), FEATURES, HIDDEN, 1);
+            paragon::mix_parameters(t, &block);
             paragon::norm_parameters(t, &name("attn_norm"));
             paragon::attention_parameters(t, &name("attn"));
-            let gamma = Init::Constant(net.number("layer_scale"));
-            t.add(name("scale.gamma"), &[1, FEATURES, 1, 1], gamma, true);
+            paragon::layer_scale(net, t, name("scale.gamma"), FEATURES);
         }
         paragon::last_parameters(net, t, FEATURES);
     }
 
     fn tail(&self, g: &mut Graph<'_, '_>, input: Value, _: Value) -> Result<BufferId, Error> {
-        let first = g.conv("conv_in", input)?;
-        let mut blocks = paragon::block_names(GROUPS, BLOCKS);
-        let features = blocks.try_fold(first, |x, block| g.block(&block, x))?;
-        paragon::tail(g, input, features)
+        paragon::tail_of_blocks(g, input, self.blocks())
     }
 
-    fn block(&self, g: &mut Graph<'_, '_>, block: &str, x: Value) -> Result<Value, Error> {
+    fn block(&self, g: &mut Graph<'_, '_>, number: usize, x: Value) -> Result<Value, Error> {
+        let block = paragon::block_name(number, BLOCKS);
         let name = |layer: &str| format!("{block}.{layer}");
-        let attention = Attention::of(g.net(), block, BLOCKS);
         // both residuals of a block have the same LayerScale
         let gamma = g.param(&name("scale.gamma"))?;
         let mixed = g.rms_norm(&name("norm"), x, 1)?;
-        let mixed = paragon::mix_channels(g, block, mixed)?;
+        let mixed = paragon::mix_channels(g, &block, mixed)?;
         let y = g.scaled_sum(&name("sum"), x, mixed, Some(gamma));
-        let seen = g.rms_norm(&name("attn_norm"), y, attention.window)?;
-        let seen = attention.append(g, &name("attn"), seen, y.size)?;
-        Ok(g.scaled_sum(block, y, seen, Some(gamma)))
+        let seen = paragon::attend(g, number, (&name("attn_norm"), &name("attn")), y)?;
+        Ok(g.scaled_sum(&block, y, seen, Some(gamma)))
     }
 
     fn blocks(&self) -> usize {
@@ -76,7 +63,7 @@ impl Architecture for Photo {
     }
 
     fn tiling(&self, net: &Network) -> Tiling {
-        Tiling::in_windows(paragon::window(net), GROUPS * BLOCKS)
+        Tiling::in_windows(paragon::window(net), self.blocks())
     }
 
     fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {

@@ -2,7 +2,7 @@
 //! residuals: a convolution, channel attention, window attention, and attention to a dictionary of
 //! tokens.
 
-use super::paragon::{self, Attention, FEATURES};
+use super::paragon::{self, FEATURES};
 use crate::model::architecture::{Architecture, Found, Row, Shapes, Tiling, plain};
 use crate::model::graph::{Graph, Value};
 use crate::model::{Error, Init, Network, ParamTable};
@@ -32,12 +32,7 @@ static ROW: Row = Row {
     aliases: &[plain("pro")],
     about: "ParagonSR2 Pro: window, channel and token attention, the largest",
     scales: paragon::SCALES,
-    settings: &[
-        paragon::alpha(0.4),
-        paragon::gain(0.1),
-        paragon::LAYER_SCALE,
-        paragon::WINDOW,
-    ],
+    settings: paragon::WINDOW_SETTINGS,
     quick: paragon::QUICK,
 };
 
@@ -47,27 +42,15 @@ impl Architecture for Pro {
     }
 
     fn parameters(&self, net: &Network, t: &mut ParamTable) {
-        const HIDDEN: usize = 2 * FEATURES;
         paragon::first_parameters(net, t, FEATURES);
         for block in paragon::block_names(GROUPS, BLOCKS) {
             let name = |layer: &str| format!("{block}.{layer}");
             paragon::norm_parameters(t, &name("norm1"));
-            t.conv(&name("conv1"), HIDDEN, FEATURES, 1);
-            t.conv(&name("dw"), HIDDEN, 1, 3);
-            t.conv(&name("conv2"), FEATURES, HIDDEN, 1);
-            let init = |inputs: usize| Init::FanIn(inputs);
-            t.add(
-                name("channel_attn.fc.0.weight"),
-                &[SQUEEZED, FEATURES],
-                init(FEATURES),
-                true,
-            );
-            t.add(
-                name("channel_attn.fc.2.weight"),
-                &[FEATURES, SQUEEZED],
-                init(SQUEEZED),
-                true,
-            );
+            paragon::mix_parameters(t, &block);
+            for (layer, out, input) in [("0", SQUEEZED, FEATURES), ("2", FEATURES, SQUEEZED)] {
+                let name = name(&format!("channel_attn.fc.{layer}.weight"));
+                t.add(name, &[out, input], Init::FanIn(input), true);
+            }
             paragon::norm_parameters(t, &name("norm3"));
             paragon::attention_parameters(t, &name("window_attn"));
             paragon::norm_parameters(t, &name("norm4"));
@@ -79,36 +62,30 @@ impl Architecture for Pro {
             t.linear(&name("token_ca.v_proj"), FEATURES, FEATURES);
             t.linear(&name("token_ca.out_proj"), FEATURES, FEATURES);
             for number in 1..=4 {
-                let gamma = Init::Constant(net.number("layer_scale"));
-                let name = name(&format!("scale{number}.gamma"));
-                t.add(name, &[1, FEATURES, 1, 1], gamma, true);
+                paragon::layer_scale(net, t, name(&format!("scale{number}.gamma")), FEATURES);
             }
         }
         paragon::last_parameters(net, t, FEATURES);
     }
 
     fn tail(&self, g: &mut Graph<'_, '_>, input: Value, _: Value) -> Result<BufferId, Error> {
-        let first = g.conv("conv_in", input)?;
-        let mut blocks = paragon::block_names(GROUPS, BLOCKS);
-        let features = blocks.try_fold(first, |x, block| g.block(&block, x))?;
-        paragon::tail(g, input, features)
+        paragon::tail_of_blocks(g, input, self.blocks())
     }
 
-    fn block(&self, g: &mut Graph<'_, '_>, block: &str, x: Value) -> Result<Value, Error> {
+    fn block(&self, g: &mut Graph<'_, '_>, number: usize, x: Value) -> Result<Value, Error> {
+        let block = paragon::block_name(number, BLOCKS);
         let name = |layer: &str| format!("{block}.{layer}");
-        let attention = Attention::of(g.net(), block, BLOCKS);
-        let sum = |g: &mut Graph<'_, '_>, number: usize, x: Value, part: Value| {
-            let gamma = g.param(&name(&format!("scale{number}.gamma")))?;
-            let sum = name(&format!("sum{number}"));
+        let sum = |g: &mut Graph<'_, '_>, step: usize, x: Value, part: Value| {
+            let gamma = g.param(&name(&format!("scale{step}.gamma")))?;
+            let sum = name(&format!("sum{step}"));
             Ok::<Value, Error>(g.scaled_sum(&sum, x, part, Some(gamma)))
         };
         let mixed = g.rms_norm(&name("norm1"), x, 1)?;
-        let mixed = paragon::mix_channels(g, block, mixed)?;
+        let mixed = paragon::mix_channels(g, &block, mixed)?;
         let x = sum(g, 1, x, mixed)?;
         let weighted = g.channel_attention(&name("channel_attn"), x)?;
         let x = sum(g, 2, x, weighted)?;
-        let seen = g.rms_norm(&name("norm3"), x, attention.window)?;
-        let seen = attention.append(g, &name("window_attn"), seen, x.size)?;
+        let seen = paragon::attend(g, number, (&name("norm3"), &name("window_attn")), x)?;
         let x = sum(g, 3, x, seen)?;
         let known = g.rms_norm(&name("norm4"), x, 1)?;
         let known = g.token_attention(&name("token_ca"), known)?;

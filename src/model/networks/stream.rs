@@ -4,7 +4,7 @@
 use super::paragon;
 use crate::model::architecture::{Architecture, Found, Row, Shapes, Tiling, plain};
 use crate::model::graph::{Graph, Value};
-use crate::model::{Error, Init, Network, ParamTable};
+use crate::model::{Error, Network, ParamTable};
 use crate::plan::BufferId;
 
 /// See the module's documentation.
@@ -52,8 +52,7 @@ impl Architecture for Stream {
             t.conv(&name("proj"), 2 * HIDDEN, FEATURES, 1);
             t.conv(&name("gate"), 2 * HIDDEN, 1, 3);
             t.conv(&name("out"), FEATURES, HIDDEN, 1);
-            let gamma = Init::Constant(net.number("layer_scale"));
-            t.add(name("scale.gamma"), &[1, FEATURES, 1, 1], gamma, true);
+            paragon::layer_scale(net, t, name("scale.gamma"), FEATURES);
         }
         paragon::last_parameters(net, t, FEATURES);
     }

@@ -1,5 +1,5 @@
-//! Channel attention: each channel is multiplied by a factor that follows from the mean colour of
-//! the whole image.
+//! Channel attention: each channel is multiplied by a factor that follows from the means of all
+//! channels over the whole image.
 
 use super::access::write_or_add;
 use super::{Access, Destination, Extent, Operation, ParamRange, Slice, Tape, read, update, write};
