@@ -3,7 +3,8 @@
 use super::flags::{print, print_json, tell};
 use super::recipe::read_file;
 use anyhow::{Result, ensure};
-use paragon::config::{KEYS, Preset, Settings, TYPE, docs, find};
+use paragon::config::words::foreign;
+use paragon::config::{Key, Preset, Settings, TYPE, docs, keys_of_word};
 use paragon::model::known_network;
 use paragon::support::files::write_output;
 use std::io::Write;
@@ -18,11 +19,12 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// Explain a key (what it does, its values and its default) or what a preset sets; without a
-    /// key, explain all
+    /// Explain a key (what it does, its values, its default, what is usual) or what a preset sets;
+    /// without a word, list all keys
     Explain {
-        /// A key, a section or a preset: train.optim_g.lr, train, quick
-        #[arg(value_name = "KEY")]
+        /// A key or the end of one, a section, a flag, a preset, or a word of another trainer:
+        /// train.optim_g.lr, lr, train, --iterations, quick, gt_size
+        #[arg(value_name = "WORD", allow_hyphen_values = true)]
         key: Option<String>,
     },
     /// Write a commented file with every key at its default
@@ -71,26 +73,23 @@ fn explain(key: Option<&str>) -> Result<()> {
     if let Some(preset) = Preset::from_name(path) {
         return print(preset.explain().trim_end());
     }
-    let below: Vec<_> = KEYS
-        .iter()
-        .filter(|k| {
-            k.path
-                .strip_prefix(path)
-                .is_some_and(|rest| rest.starts_with('.'))
-        })
-        .collect();
-    let keys = if below.is_empty() {
-        vec![&KEYS[find(path)?]]
-    } else {
-        below
+    let foreign = foreign(path);
+    let keys = match keys_of_word(path) {
+        Ok(keys) => keys,
+        Err(_) if foreign.is_some_and(|foreign| foreign.flag.is_empty()) => Vec::new(),
+        Err(error) => match foreign {
+            // a flag that sets no key, such as those of `paragon shard`
+            Some(foreign) => return print(format_args!("{path}: {}", foreign.answer(None))),
+            None => return Err(error),
+        },
     };
-    print(
-        keys.into_iter()
-            .map(docs::explain)
-            .collect::<Vec<_>>()
-            .join("\n")
-            .trim_end(),
-    )
+    let is_ours = |key: &&Key| key.path.split('.').any(|part| part == path) || key.path == path;
+    let mut out = Vec::new();
+    if let Some(foreign) = foreign.filter(|_| !keys.iter().any(is_ours)) {
+        out.push(format!("{path}: {}\n", foreign.answer(None)));
+    }
+    out.extend(keys.into_iter().map(docs::explain));
+    print(out.join("\n").trim_end())
 }
 
 /// Prints or writes what is asked for.

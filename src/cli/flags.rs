@@ -11,7 +11,7 @@ pub use paragon::support::limits::{
 use paragon::support::text::{for_terminal, plain};
 use std::borrow::Cow;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 /// Parses a whole number from 1 to `most`, in every form that a configuration key accepts (`5000`,
 /// `5_000`, `5e3`).
@@ -46,12 +46,36 @@ pub fn single(text: &str) -> Result<f32, String> {
     number(text, |v| (v as f32).is_finite(), "a number").map(|v| v as f32)
 }
 
-/// Prints on stdout. A closed stdout or a full disk is an error.
+/// The reader of stdout has gone, as in `paragon plan | head`: no failure of the work.
+#[derive(Debug)]
+pub struct StdoutClosed;
+
+impl Display for StdoutClosed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stdout was closed by its reader")
+    }
+}
+
+impl std::error::Error for StdoutClosed {}
+
+/// Prints on stdout.
+///
+/// # Errors
+/// A full disk; [`StdoutClosed`].
 pub fn print(text: impl Display) -> Result<()> {
+    print_bytes(format!("{}\n", plain(&text.to_string())).as_bytes())
+}
+
+/// Writes bytes to stdout as they are: files for other programs, which hold no foreign string.
+///
+/// # Errors
+/// A full disk; [`StdoutClosed`].
+pub fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", plain(&text.to_string()))
-        .and_then(|()| out.flush())
-        .context("cannot write to stdout")
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
+        written => written.context("cannot write to stdout"),
+    }
 }
 
 /// Prints a value as JSON on stdout. Characters that [`print`] would replace are written as JSON

@@ -8,8 +8,10 @@ mod config;
 mod data;
 mod demo;
 mod eval;
+mod examples;
 mod flags;
 mod networks;
+mod pages;
 mod plan;
 mod recipe;
 mod report;
@@ -19,9 +21,10 @@ mod shards;
 mod synth;
 mod train;
 mod upscale;
+mod usage;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use paragon::backend::cpu::{Bf16Unit, CpuOptions, Isa};
 use paragon::inference::upscale::Upscaler;
 use paragon::model::{ModelHints, Setting, read_model};
@@ -53,6 +56,8 @@ enum Command {
     Report(report::Args),
     Eval(eval::Args),
     Upscale(upscale::Args),
+    Completions(pages::CompletionsArgs),
+    Man(pages::ManArgs),
 }
 
 /// Which network to apply, and how.
@@ -144,17 +149,46 @@ impl ModelArgs {
     }
 }
 
+/// The command line with the examples under its help.
+fn command() -> clap::Command {
+    examples::with_examples(Cli::command())
+}
+
+fn parse() -> Cli {
+    let parsed = command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
+        let words: Vec<String> = std::env::args_os()
+            .skip(1)
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        usage::with_answer(error, &command(), &words).exit()
+    })
+}
+
 /// Parses, runs and reports: 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong
 /// usage.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse();
     paragon::dataset::decode::silence_decoder_panics();
     let asked = Isa::asked().and_then(|isa| Bf16Unit::asked(isa.unwrap_or_else(Isa::detect)));
     if let Err(error) = asked {
         flags::tell(format_args!("error: {error:#}"));
         return ExitCode::from(2);
     }
-    let result: anyhow::Result<()> = match cli.command {
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.chain().any(|cause| cause.is::<flags::StdoutClosed>()) => closed(),
+        Err(error) => {
+            flags::tell(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Demo(args) => demo::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Shard(args) => shard::run(&args),
@@ -168,12 +202,15 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Upscale(args) => upscale::run(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            flags::tell(format_args!("error: {error:#}"));
-            ExitCode::FAILURE
-        }
+        Command::Completions(args) => pages::completions(&args, self::command()),
+        Command::Man(args) => pages::man(&args, self::command()),
     }
+}
+
+/// Ends as other programs do whose output is cut by `head`: without a word, by SIGPIPE (which Rust
+/// programs ignore from their start on), so that a shell sees 141.
+fn closed() -> ExitCode {
+    #[cfg(unix)]
+    let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
+    ExitCode::FAILURE
 }

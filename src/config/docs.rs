@@ -1,6 +1,7 @@
 //! The table of keys in all its forms: YAML files, the reference page, the explanation of a key, a
 //! JSON schema. Depends on the table and on settings.
 
+use super::advice::advice;
 use super::network::setting_of;
 use super::{Flag, KEYS, Key, Preset, SECTIONS, Settings, TYPE, Value};
 use crate::model::known_network;
@@ -112,7 +113,7 @@ fn flag_text(key: &Key) -> Option<String> {
     }
 }
 
-/// One key, explained.
+/// One key, explained, with the usual values and a sentence of advice.
 pub fn explain(key: &Key) -> String {
     let mut out = format!(
         "{}\n  {}\n  takes    {}\n  default  {}\n",
@@ -133,6 +134,12 @@ pub fn explain(key: &Key) -> String {
         Some(flag) => writeln!(out, "  flag     {flag}{off}"),
         None => writeln!(out, "  flag     none; --set {}=VALUE", key.path),
     };
+    if let Some((usual, text)) = advice(key.path) {
+        if !usual.is_empty() {
+            let _ = writeln!(out, "  usual    {usual}");
+        }
+        let _ = writeln!(out, "  advice   {text}");
+    }
     out
 }
 

@@ -1,0 +1,115 @@
+//! Wrong usage: an unknown flag or command that is a word of another trainer is answered with
+//! paragon's word. Depends on clap and on the table `config::words`.
+
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, Error};
+use paragon::config::words::{foreign, foreign_command};
+
+/// The commands in the order in which they are searched for a flag.
+const SEARCHED: [&[&str]; 6] = [
+    &["train"],
+    &["shard"],
+    &["upscale"],
+    &["eval"],
+    &["plan"],
+    &["bench", "step"],
+];
+
+/// Adds the answer to an error that is about a word of another trainer. `words` are those of the
+/// command line, without the program.
+pub fn with_answer(mut error: Error, command: &Command, words: &[String]) -> Error {
+    let answer = match error.kind() {
+        ErrorKind::UnknownArgument => text(&error, ContextKind::InvalidArg)
+            .and_then(|flag| answer_to_flag(&flag, typed(command, words), command)),
+        ErrorKind::InvalidSubcommand => text(&error, ContextKind::InvalidSubcommand)
+            .and_then(|word| foreign_command(&word))
+            .map(|(command, text)| format!("paragon has `{command}`: {text}")),
+        _ => None,
+    };
+    if let Some(answer) = answer {
+        // clap's own suggestion goes by letters: `--opt` would be answered with `--optimizer`
+        for kind in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand] {
+            error.remove(kind);
+        }
+        let tip = ContextValue::StyledStrs(vec![StyledStr::from(answer)]);
+        error.insert(ContextKind::Suggested, tip);
+    }
+    error
+}
+
+fn text(error: &Error, kind: ContextKind) -> Option<String> {
+    match error.get(kind)? {
+        ContextValue::String(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// The command that was typed.
+fn typed<'a>(command: &'a Command, words: &[String]) -> &'a Command {
+    words.iter().fold(command, |command, word| {
+        command.find_subcommand(word).unwrap_or(command)
+    })
+}
+
+fn answer_to_flag(flag: &str, typed: &Command, all: &Command) -> Option<String> {
+    let answer = foreign(flag)?;
+    if answer.flag.is_empty() || has(typed, answer.flag) {
+        return Some(answer.answer(None));
+    }
+    let command = owner(all, answer.flag)?;
+    Some(answer.answer(Some(&command)))
+}
+
+fn has(command: &Command, flag: &str) -> bool {
+    command
+        .get_arguments()
+        .any(|arg| arg.get_long() == Some(flag))
+}
+
+/// The first command that has a flag, as it is typed.
+fn owner(all: &Command, flag: &str) -> Option<String> {
+    let has_it = |path: &&&[&str]| {
+        let found = path
+            .iter()
+            .try_fold(all, |command, name| command.find_subcommand(name));
+        found.is_some_and(|command| has(command, flag))
+    };
+    SEARCHED.iter().find(has_it).map(|path| path.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Cli;
+    use super::*;
+    use clap::CommandFactory;
+    use paragon::config::words::FOREIGN_WORDS;
+
+    #[test]
+    fn every_flag_of_an_answer_exists() {
+        let command = Cli::command();
+        for word in FOREIGN_WORDS {
+            assert!(
+                word.flag.is_empty() || owner(&command, word.flag).is_some(),
+                "{word:?}"
+            );
+            for flag in word.text.split(|c: char| !c.is_alphanumeric() && c != '-') {
+                let Some(flag) = flag.strip_prefix("--") else {
+                    continue;
+                };
+                assert!(owner(&command, flag).is_some(), "--{flag} of {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_word_of_the_table_is_a_flag_of_train() {
+        // such an answer would never be shown
+        let command = Cli::command();
+        let train = command.find_subcommand("train").unwrap();
+        let allowed = ["name"];
+        for word in FOREIGN_WORDS.iter().flat_map(|foreign| foreign.words) {
+            assert!(!has(train, word) || allowed.contains(word), "{word}");
+        }
+    }
+}
