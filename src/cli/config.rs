@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
         What::Init { file, force } => write(file, &docs::starter(), *force),
         What::Import { from, out, force } => {
             let mut settings = Settings::default();
-            let theirs = read_file(from, &mut settings)?;
+            let theirs = read_file(from, &mut settings, true)?;
             // for another trainer's file the list of ignored values contains it
             let name = settings.text(TYPE).unwrap_or_default();
             let usual = known_network(name).map_or(2, |network| network.scales[0]);

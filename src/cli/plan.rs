@@ -62,6 +62,9 @@ pub struct Args {
     /// Draw the arena over the operations of a step (SVG)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     chart: Option<PathBuf>,
+    /// List every value of another trainer's option file that is not honoured
+    #[arg(long, short, help_heading = "Output")]
+    verbose: bool,
     /// Print JSON on stdout
     #[arg(long, help_heading = "Output")]
     json: bool,
@@ -214,7 +217,7 @@ impl Args {
 
 /// Prints the plan.
 pub fn run(args: &Args) -> Result<()> {
-    let settings = args.layers_of.settings(&args.flags)?;
+    let settings = args.layers_of.settings_with(&args.flags, args.verbose)?;
     let machine = &Machine::new(&settings)?;
     let scale = settings.whole("scale").unwrap_or(USUAL_SCALE) as usize;
     let config = settings.train_config(scale, args.stored_lq_size.unwrap_or(usize::MAX))?;

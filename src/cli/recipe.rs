@@ -10,7 +10,7 @@ use paragon::config::{
     Flag, Heading, KEYS, Key, Kind, MOST_FILE_BYTES, Preset, Settings, TYPE, Value,
     parse_assignment, parse_setting,
 };
-use paragon::model::{Network, Recompute, Setting};
+use paragon::model::{Network, Recompute, Setting, known_network};
 use paragon::plan::Precision;
 use paragon::train::{DeviceChoice, Prefetch};
 use std::collections::BTreeMap;
@@ -192,8 +192,9 @@ fn assignment(text: &str) -> Result<(usize, Value), String> {
 }
 
 /// Reads an option file, paragon's or another trainer's, into settings, and prints which values of
-/// the latter are not honoured. Returns whether it is another trainer's.
-pub fn read_file(path: &Path, settings: &mut Settings) -> Result<bool> {
+/// the latter are not honoured: `all`, or those that decide the trained network. Returns whether it
+/// is another trainer's.
+pub fn read_file(path: &Path, settings: &mut Settings, all: bool) -> Result<bool> {
     let place = || path.display().to_string();
     let mut content = Vec::new();
     // a pipe has no length, so reading itself is bounded
@@ -203,17 +204,28 @@ pub fn read_file(path: &Path, settings: &mut Settings) -> Result<bool> {
         .with_context(|| format!("cannot read {}", place()))?;
     let imported = settings.take_file(&place(), &content)?;
     if let Some(imported) = &imported {
-        tell(imported.report(&place()));
+        tell(if all {
+            imported.report(&place())
+        } else {
+            imported.short_report(&place())
+        });
     }
     Ok(imported.is_some())
 }
 
 impl Layers {
-    /// The settings that count: defaults, file, preset, `--set`, flags.
+    /// The settings that count: defaults, file, preset, `--set`, flags. They name a network that can
+    /// be trained: this is checked here, before a command looks for shards of its scale.
     pub fn settings<G>(&self, flags: &KeyFlags<G>) -> Result<Settings> {
+        self.settings_with(flags, false)
+    }
+
+    /// [`Layers::settings`]; `all` lists every value of another trainer's file that is not
+    /// honoured.
+    pub fn settings_with<G>(&self, flags: &KeyFlags<G>, all: bool) -> Result<Settings> {
         let mut settings = Settings::default();
         if let Some(path) = &self.config {
-            read_file(path, &mut settings)?;
+            read_file(path, &mut settings, all)?;
         }
         let last = |settings: &mut Settings| {
             for (key, value) in &self.set {
@@ -234,6 +246,8 @@ impl Layers {
                 "  not honoured: {path}: {value}\n      {network} has no such setting"
             ));
         }
+        let usual = known_network(&network).map_or(2, |network| network.scales[0]);
+        settings.network(settings.whole("scale").map_or(usual, |scale| scale as usize))?;
         Ok(settings)
     }
 }

@@ -256,6 +256,46 @@ pub const REASONS: [(&str, &str); 60] = [
     ("dist", "one process trains on one device"),
 ];
 
+/// Beginnings of their keys that decide speed, memory, logs, names or what is measured, and never
+/// the trained network. Every other key may decide it.
+pub const NOT_THE_NETWORK: [&str; 35] = [
+    "name",
+    "datasets.train.name",
+    "datasets.train.type",
+    "datasets.train.io_backend",
+    "datasets.train.prefetch_mode",
+    "datasets.train.num_prefetch_queue",
+    "datasets.train.prefetch_factor",
+    "datasets.train.pin_memory",
+    "datasets.train.persistent_workers",
+    "datasets.train.num_worker_per_gpu",
+    "datasets.val",
+    "use_amp",
+    "amp_bf16",
+    "use_channels_last",
+    "fast_matmul",
+    "num_gpu",
+    "dist",
+    "use_compile",
+    "compile_mode",
+    "deterministic",
+    "network_g.use_checkpointing",
+    "path.strict_load_d",
+    "path.param_key",
+    "path.resume_state",
+    "path.ignore_resume_networks",
+    "path.experiments_root",
+    "path.models",
+    "path.training_states",
+    "path.log",
+    "path.visualization",
+    "auto_resume",
+    "val",
+    "logger",
+    "onnx",
+    "queue_size",
+];
+
 /// Their keys with the values that ask for what paragon does anyway, or that have no effect in
 /// either program; `*` stands for every value, and in a key for every name.
 pub const WITHOUT_EFFECT: [(&str, &[&str]); 24] = [

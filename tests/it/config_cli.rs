@@ -135,7 +135,6 @@ fn an_option_file_of_the_other_trainer_runs_and_names_what_it_does_not_honour() 
     listed(
         &ran,
         &[
-            ("use_amp", "precision"),
             ("datasets.train.dataroot_gt: [a, b]", "paragon shard"),
             ("network_d.type", "no discriminators"),
             ("train.losses[0].reduction", "weight"),
@@ -151,6 +150,8 @@ fn an_option_file_of_the_other_trainer_runs_and_names_what_it_does_not_honour() 
         "datasets.val",
         "val.",
         "logger.",
+        // does not change the network: one of those that are counted
+        "use_amp",
     ] {
         let line = format!("not honoured: {key}");
         assert!(!ran.stderr.contains(&line), "{key}: {}", ran.stderr);
@@ -163,11 +164,25 @@ fn an_option_file_of_the_other_trainer_runs_and_names_what_it_does_not_honour() 
         "{}",
         ran.stderr
     );
+    assert!(
+        ran.stderr
+            .contains("not honoured either: 1 value for speed, logs and validation"),
+        "{}",
+        ran.stderr
+    );
     let validating = THEIRS.replace("val_enabled: false", "val_enabled: true");
     let validating = write(dir.path(), "validating.yml", &validating);
+    let short = run(&["plan", "--config", &validating]).ok().stderr;
+    assert!(
+        !short.contains("not honoured: datasets.val") && short.contains("config import"),
+        "{short}"
+    );
+    let at = |text: &str| short.find(text).unwrap_or_else(|| panic!("{text}: {short}"));
+    assert!(at("network_d.type") < at("not honoured either"), "{short}");
     listed(
-        &run(&["plan", "--config", &validating]).ok(),
+        &run(&["plan", "-v", "--config", &validating]).ok(),
         &[
+            ("use_amp", "precision"),
             ("datasets.val.dataroot_gt", "--val"),
             ("datasets.val.lq_size", "--val"),
             ("val.metrics.ssim.crop_border: 6", "first"),

@@ -2,7 +2,7 @@
 //! does not name them. Depends on the tables of `theirs`.
 
 use super::super::scalar::{boolean, whole};
-use super::super::theirs::{DEPENDENT, WITHOUT_EFFECT};
+use super::super::theirs::{DEPENDENT, NOT_THE_NETWORK, WITHOUT_EFFECT};
 use super::super::yaml::{Data, Node};
 use super::Imported;
 use super::report::shown;
@@ -42,9 +42,14 @@ fn is_below(path: &str, start: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
+/// Whether a key that is ignored may have decided the trained network in their program.
+pub(super) fn decides_the_network(path: &str) -> bool {
+    !NOT_THE_NETWORK.iter().any(|start| is_below(path, start))
+}
+
 impl Imported {
-    /// Moves what has no effect from the ignored values to their own list. The other keys that
-    /// decide it may come later in the file than the key itself, so this comes last.
+    /// Moves what has no effect from the ignored values to their own list, and sorts the rest. The
+    /// other keys that decide it may come later in the file than the key itself, so this comes last.
     pub(super) fn take_out_what_has_no_effect(&mut self, root: &Node) {
         let has_no_effect = |path: &str, value: &str| {
             let values = WITHOUT_EFFECT
@@ -67,6 +72,9 @@ impl Imported {
                 self.ignored.push((path, value, reason));
             }
         }
+        // what decides the network first; the order within the two kinds stays that of the file
+        self.ignored
+            .sort_by_key(|(path, ..)| !decides_the_network(path));
     }
 }
 

@@ -1,10 +1,12 @@
 //! The report of an import: how many values were honoured and how many have no effect here, which
-//! were not honoured and why, and the other trainer's defaults that were taken. Depends on `import` and `text`. Its length is bounded,
-//! however long the file is.
+//! were not honoured and why (those that decide the trained network first), and the other trainer's
+//! defaults that were taken. Depends on `import` and `text`. Its length is bounded, however long the
+//! file is.
 
 use super::super::theirs::MADE_IN_SHARDS;
 use super::super::yaml::{Data, Node};
 use super::Imported;
+use super::effect::decides_the_network;
 use crate::support::text::{brief, one_line};
 use std::fmt::Write;
 
@@ -47,8 +49,18 @@ pub fn shown(node: &Node) -> String {
 }
 
 impl Imported {
-    /// The report for the user: what was ignored and why, and which defaults were taken.
+    /// The whole report for the user: what was ignored and why, and which defaults were taken.
     pub fn report(&self, file: &str) -> String {
+        self.report_of(file, true)
+    }
+
+    /// The report without the ignored values that do not decide the trained network, which are
+    /// counted.
+    pub fn short_report(&self, file: &str) -> String {
+        self.report_of(file, false)
+    }
+
+    fn report_of(&self, file: &str, all: bool) -> String {
         let left = self.ignored.len() + self.degradation.len();
         let mut out = format!(
             "{file} is a traiNNer-redux option file: {} values honoured, {} without effect here, {left} not honoured",
@@ -56,33 +68,13 @@ impl Imported {
             self.without_effect.len()
         );
         if let Some(sign) = &self.on_the_fly {
-            let names: Vec<&str> = self
-                .degradation
-                .iter()
-                .take(MOST_NAMES)
-                .map(|(key, _)| key.as_str())
-                .collect();
-            let more = self.degradation.len() - names.len();
-            let more = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
-            let _ = write!(
-                out,
-                "\n  this recipe degrades on the fly ({}); {MADE_IN_SHARDS}",
-                one_line(sign)
-            );
-            if !names.is_empty() {
-                let _ = write!(
-                    out,
-                    "\n      not honoured with it, {} values: {}{more}",
-                    self.degradation.len(),
-                    one_line(names.join(", "))
-                );
-            }
+            self.degradation_lines(&mut out, sign);
         }
-        for (path, value, reason) in self.ignored.iter().take(MOST_LINES) {
+        let (first, rest): (Vec<_>, Vec<_>) = self
+            .ignored
+            .iter()
+            .partition(|(path, ..)| all || decides_the_network(path));
+        for (path, value, reason) in first.iter().take(MOST_LINES) {
             let _ = write!(
                 out,
                 "\n  not honoured: {}: {value}\n      {}",
@@ -90,11 +82,21 @@ impl Imported {
                 one_line(reason)
             );
         }
-        if self.ignored.len() > MOST_LINES {
+        if first.len() > MOST_LINES {
             let _ = write!(
                 out,
                 "\n  and {} more values that are not honoured",
-                self.ignored.len() - MOST_LINES
+                first.len() - MOST_LINES
+            );
+        }
+        if !rest.is_empty() {
+            let _ = write!(
+                out,
+                "\n  not honoured either: {} value{} for speed, logs and validation, which do not change the trained network \
+                 (`paragon config import {}` lists all)",
+                rest.len(),
+                if rest.len() == 1 { "" } else { "s" },
+                one_line(file)
             );
         }
         for (path, value) in &self.assumed {
@@ -104,5 +106,33 @@ impl Imported {
             );
         }
         out
+    }
+
+    /// The lines about a recipe that makes its LQ while it trains; `sign` is the entry that shows
+    /// it.
+    fn degradation_lines(&self, out: &mut String, sign: &str) {
+        let names: Vec<&str> = self
+            .degradation
+            .iter()
+            .take(MOST_NAMES)
+            .map(|(key, _)| key.as_str())
+            .collect();
+        let more = match self.degradation.len() - names.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let _ = write!(
+            out,
+            "\n  this recipe degrades on the fly ({}); {MADE_IN_SHARDS}",
+            one_line(sign)
+        );
+        if !names.is_empty() {
+            let _ = write!(
+                out,
+                "\n      not honoured with it, {} values: {}{more}",
+                self.degradation.len(),
+                one_line(names.join(", "))
+            );
+        }
     }
 }
