@@ -3,8 +3,8 @@
 use super::flags::{print, print_json, tell};
 use super::recipe::read_file;
 use anyhow::{Result, ensure};
-use paragon::config::words::foreign;
-use paragon::config::{Key, Preset, Settings, TYPE, docs, keys_of_word};
+use paragon::config::words::{foreign, keys_of_word};
+use paragon::config::{Key, Preset, Settings, TYPE, docs};
 use paragon::model::known_network;
 use paragon::support::files::write_output;
 use std::io::Write;

@@ -191,18 +191,25 @@ fn assignment(text: &str) -> Result<(usize, Value), String> {
     parse_assignment(text).map_err(|error| format!("{error:#}"))
 }
 
+/// The content of an option file; a longer file than any of these is cut, and refused by its
+/// reader.
+pub fn content_of(path: &Path) -> Result<Vec<u8>> {
+    let cannot = || format!("cannot read {}", path.display());
+    let mut content = Vec::new();
+    // a pipe has no length, so reading itself is bounded
+    let file = std::fs::File::open(path).with_context(cannot)?;
+    file.take(MOST_FILE_BYTES as u64 + 1)
+        .read_to_end(&mut content)
+        .with_context(cannot)?;
+    Ok(content)
+}
+
 /// Reads an option file, paragon's or another trainer's, into settings, and prints which values of
 /// the latter are not honoured: `all`, or those that decide the trained network. Returns whether it
 /// is another trainer's.
 pub fn read_file(path: &Path, settings: &mut Settings, all: bool) -> Result<bool> {
     let place = || path.display().to_string();
-    let mut content = Vec::new();
-    // a pipe has no length, so reading itself is bounded
-    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", place()))?;
-    file.take(MOST_FILE_BYTES as u64 + 1)
-        .read_to_end(&mut content)
-        .with_context(|| format!("cannot read {}", place()))?;
-    let imported = settings.take_file(&place(), &content)?;
+    let imported = settings.take_file(&place(), &content_of(path)?)?;
     if let Some(imported) = &imported {
         tell(if all {
             imported.report(&place())
@@ -247,7 +254,11 @@ impl Layers {
             ));
         }
         let usual = known_network(&network).map_or(2, |network| network.scales[0]);
-        settings.network(settings.whole("scale").map_or(usual, |scale| scale as usize))?;
+        settings.network(
+            settings
+                .whole("scale")
+                .map_or(usual, |scale| scale as usize),
+        )?;
         Ok(settings)
     }
 }

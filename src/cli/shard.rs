@@ -1,23 +1,28 @@
 //! `paragon shard`: flags to a build configuration, one library call, the report. Depends on
-//! `shard` alone.
+//! `shard`, and on `config` for the folders of an option file.
 
 use super::flags::{print, print_json, tell};
-use anyhow::{Context, Result};
-use paragon::config::parse_size;
+use super::recipe::content_of;
+use super::train::STOPPED;
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use paragon::config::{ImageFolders, image_folders, parse_size};
 use paragon::dataset::decode::Limits;
+use paragon::dataset::degrade::Filter;
 use paragon::dataset::recipe::{LqFilter, Recipe};
-use paragon::dataset::scan::LeftOut;
+use paragon::dataset::scan::{IgnoredFiles, LeftOut};
 use paragon::shard::codec::Codec;
 use paragon::shard::estimate::{Estimate, estimate};
-use paragon::shard::forecast;
-use paragon::shard::plan::{BuildConfig, HeldOut, Plan, Rejected, plan};
-use paragon::shard::writer::build;
+use paragon::shard::manifest::{self, Manifest};
+use paragon::shard::plan::{BuildConfig, DatasetFolder, HeldOut, Plan, Rejected, plan};
+use paragon::shard::writer::{Stopped, build};
+use paragon::shard::{forecast, size_hint};
 use paragon::support::progress::Progress;
 use paragon::support::text::bytes_text;
 use paragon::support::text::one_line;
 use paragon::sys;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Cut a folder of photographs into a set of LQ/HR patch pairs, stored without loss and ready for
 /// training.
@@ -27,22 +32,29 @@ use std::path::PathBuf;
 /// given again.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of the images: HR alone, or with HR and LQ below it (hr/lq, HR/LR_bicubic/X2,
-    /// GTmod12/LRbicx2 ...)
-    dataset: PathBuf,
+    /// Folders of the images: HR alone, or with HR and LQ below it (hr/lq, HR/LR_bicubic/X2,
+    /// GTmod12/LRbicx2 ...). With more than one folder, names of images begin with that of their
+    /// folder
+    #[arg(required_unless_present = "config")]
+    dataset: Vec<PathBuf>,
+    /// Take the folders from an option file of traiNNer-redux, BasicSR or neosr (dataroot_gt and
+    /// dataroot_lq), with scale and patch size where it has them; flags win over it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dataset", "hr", "lq"])]
+    config: Option<PathBuf>,
     /// Folder for the set
     #[arg(long, default_value = "shards", value_name = "DIR")]
     out: PathBuf,
     /// HR side over LQ side; 1 for restoration: pairs of equal size, whose LQ must be given
-    #[arg(long, default_value_t = 2)]
-    scale: u32,
-    /// Side of the LQ patches in pixels; the HR patches are `scale` times that
-    #[arg(long, default_value_t = 128, value_name = "PIXELS")]
-    lq_size: u32,
+    /// [default: 2]
+    #[arg(long, value_name = "N")]
+    scale: Option<u32>,
+    /// Side of the LQ patches in pixels; the HR patches are `scale` times that [default: 128]
+    #[arg(long, value_name = "PIXELS")]
+    lq_size: Option<u32>,
     /// Store patches this many LQ pixels larger than --lq-size: training takes crops of --lq-size
-    /// at any place in them
-    #[arg(long, default_value_t = 0, value_name = "PIXELS")]
-    margin: u32,
+    /// at any place in them [default: 0]
+    #[arg(long, value_name = "PIXELS")]
+    margin: Option<u32>,
     /// Distance of neighbouring patches in LQ pixels [default: the stored patch, so that they do
     /// not overlap but at the border]
     #[arg(long, value_name = "PIXELS")]
@@ -53,24 +65,18 @@ pub struct Args {
     /// The LQ folder, if its name is not one that is recognised
     #[arg(long, value_name = "DIR")]
     lq: Option<PathBuf>,
-    /// How the LQ is made where there is none (at scale 1 none is made)
-    #[arg(
-        long,
-        alias = "filter",
-        value_enum,
-        default_value = "bicubic",
-        value_name = "FILTER"
-    )]
-    lq_filter: LqFilter,
+    /// How the LQ is made where there is none (at scale 1 none is made) [default: bicubic]
+    #[arg(long, alias = "filter", value_enum, value_name = "FILTER")]
+    lq_filter: Option<LqFilter>,
     /// Blur the HR before the LQ is made from it: each patch by a deviation of its own, from 0 up
-    /// to this many HR pixels
-    #[arg(long, default_value_t = 0.0, value_parser = super::flags::not_negative, value_name = "MAX_SIGMA")]
-    lq_blur: f64,
+    /// to this many HR pixels [default: 0]
+    #[arg(long, value_parser = super::flags::not_negative, value_name = "MAX_SIGMA")]
+    lq_blur: Option<f64>,
     /// Leave out patches that show less than this: the mean over the HR of the differences in luma
     /// (0 to 255) to the left and to the upper neighbour, added; 0 keeps all, 2 drops clear sky and
-    /// blank walls
-    #[arg(long, default_value_t = 0.0, value_parser = super::flags::not_negative, value_name = "X")]
-    min_detail: f64,
+    /// blank walls [default: 0]
+    #[arg(long, value_parser = super::flags::not_negative, value_name = "X")]
+    min_detail: Option<f64>,
     /// Keep duplicate pairs; without this only the first one, in the order of the names, is stored
     #[arg(long)]
     keep_duplicates: bool,
@@ -81,21 +87,22 @@ pub struct Args {
     /// Do part I of N of the work, for N machines at once; `paragon shards merge` merges the parts
     #[arg(long, value_parser = parse_part, value_name = "I/N", conflicts_with = "append")]
     part: Option<(u32, u32)>,
-    /// Add the images that a finished set does not hold yet: its shards stay, new ones follow
+    /// Add the images that a finished set does not hold yet: its shards stay, new ones follow.
+    /// Options that are not given are those of the set
     #[arg(long, conflicts_with = "overwrite")]
     append: bool,
-    /// Seed of the random choices: filters, blurs, and which images are held out
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    seed: u64,
-    /// How pairs are stored
-    #[arg(long, value_enum, default_value = "predict")]
-    codec: Codec,
+    /// Seed of the random choices: filters, blurs, and which images are held out [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How pairs are stored [default: predict]
+    #[arg(long, value_enum)]
+    codec: Option<Codec>,
     /// Threads that convert [default: one for each core]; the set is the same for any number
     #[arg(long, value_name = "N", value_parser = super::flags::count(super::flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
-    /// Size at which a new shard file is started, MiB
-    #[arg(long, default_value_t = 512, value_name = "MIB")]
-    shard_size: u64,
+    /// Size at which a new shard file is started, MiB [default: 512]
+    #[arg(long, value_name = "MIB")]
+    shard_size: Option<u64>,
     /// Most memory for the images in progress (512M, 2G); an image that needs more is rejected
     /// [default: 2G, or half of the memory that this process may take where that is less; an image
     /// that needs more then stops the run before it starts]
@@ -154,39 +161,140 @@ const USUAL_HOST_MEMORY: u64 = 2 << 30;
 /// Most parts of one set.
 const MAX_PARTS: u32 = 100_000;
 
-/// Makes the set, or says what would be made.
-pub fn run(args: &Args) -> Result<()> {
-    let defaults = Limits::default();
-    let stored = args
-        .lq_size
-        .checked_add(args.margin)
+/// The options that decide the content of a set, from the flags, the option file, the set that is
+/// added to and the defaults, in this order.
+fn content(args: &Args) -> Result<BuildConfig> {
+    let file = match &args.config {
+        Some(path) => {
+            let found = image_folders(&content_of(path)?);
+            let found = found.with_context(|| path.display().to_string())?;
+            for note in &found.notes {
+                tell(format_args!("note: {note}"));
+            }
+            found
+        }
+        None => ImageFolders::default(),
+    };
+    let mut folders = folders(args, &file).into_iter();
+    let first = folders.next().context("no folder of images is given")?;
+    let known = if args.append {
+        Known::of(&args.out)?
+    } else {
+        Known::default()
+    };
+    let or = |given: Option<u32>, file: Option<u32>, known: Option<u32>| given.or(file).or(known);
+    let scale = or(args.scale, file.scale, known.scale).unwrap_or(2);
+    let lq_size = or(args.lq_size, file.lq_size, known.lq_size).unwrap_or(128);
+    let margin = args.margin.or(known.margin).unwrap_or(0);
+    let stored = lq_size
+        .checked_add(margin)
         .context("--margin is out of range")?;
+    let recipe = known.recipe.unwrap_or(Recipe::fixed(Filter::Bicubic));
+    let seed = args.seed.or(known.seed).unwrap_or(recipe.seed);
+    let shard_bytes = match args.shard_size {
+        Some(size) => size
+            .checked_mul(1 << 20)
+            .context("--shard-size is out of range")?,
+        None => known.shard_bytes.unwrap_or(USUAL_SHARD_BYTES),
+    };
+    Ok(BuildConfig {
+        more: folders.collect(),
+        hr: first.hr,
+        lq: first.lq,
+        margin,
+        stride: args.stride.or(known.stride).unwrap_or(stored),
+        min_detail: args.min_detail.or(known.min_detail).unwrap_or(0.0),
+        keep_duplicates: args.keep_duplicates || known.keep_duplicates,
+        val: args.val.or(known.val),
+        recipe: Recipe {
+            filter: args.lq_filter.unwrap_or(recipe.filter),
+            blur: args.lq_blur.unwrap_or(recipe.blur),
+            seed,
+        },
+        codec: args.codec.or(known.codec).unwrap_or(Codec::Predict),
+        shard_bytes,
+        ..BuildConfig::new(first.dataset, &args.out, scale, stored)
+    })
+}
+
+/// The folders of images, of the option file or of the command line.
+fn folders(args: &Args, file: &ImageFolders) -> Vec<DatasetFolder> {
+    let of_file = file.folders.iter().map(|(hr, lq)| DatasetFolder {
+        dataset: hr.clone(),
+        hr: lq.is_some().then(|| hr.clone()),
+        lq: lq.clone(),
+    });
+    let given = args.dataset.iter().map(|dataset| DatasetFolder {
+        dataset: dataset.clone(),
+        hr: args.hr.clone(),
+        lq: args.lq.clone(),
+    });
+    of_file.chain(given).collect()
+}
+
+/// The options of a set that images are added to, as far as its manifest says them.
+#[derive(Default)]
+struct Known {
+    scale: Option<u32>,
+    lq_size: Option<u32>,
+    margin: Option<u32>,
+    stride: Option<u32>,
+    recipe: Option<Recipe>,
+    seed: Option<u64>,
+    min_detail: Option<f64>,
+    keep_duplicates: bool,
+    val: Option<HeldOut>,
+    codec: Option<Codec>,
+    shard_bytes: Option<u64>,
+}
+
+impl Known {
+    /// Of the set in a folder; nothing where there is none.
+    fn of(folder: &Path) -> Result<Known> {
+        if !manifest::is_in(folder)? {
+            return Ok(Known::default());
+        }
+        let manifest = Manifest::read(folder)?;
+        let option = |name: &str| {
+            let mut options = manifest.extra.options.iter();
+            options.find(|(n, _)| n == name).map(|(_, value)| value)
+        };
+        Ok(Known {
+            scale: Some(manifest.scale),
+            lq_size: Some(manifest.crop()),
+            margin: Some(manifest.lq_size - manifest.crop()),
+            stride: Some(manifest.stride),
+            recipe: manifest.recipe_name.parse().ok(),
+            seed: option("seed").and_then(|value| value.parse().ok()),
+            min_detail: option("min-detail").and_then(|value| value.parse().ok()),
+            keep_duplicates: option("keep-duplicates").is_some(),
+            val: option("val").and_then(|value| parse_val(value).ok()),
+            codec: Codec::from_str(&manifest.codec, true).ok(),
+            shard_bytes: Some(manifest.shard_bytes),
+        })
+    }
+}
+
+/// Default size of a shard file, bytes.
+const USUAL_SHARD_BYTES: u64 = 512 << 20;
+
+fn configuration(args: &Args) -> Result<BuildConfig> {
+    ensure!(
+        args.dataset.len() < 2 || (args.hr.is_none() && args.lq.is_none()),
+        "--hr and --lq name the sides of one folder, and {} folders are given; give one folder, or a file with lists of \
+         folders (--config)",
+        args.dataset.len()
+    );
+    let defaults = Limits::default();
     // what a set holds never depends on the machine that makes it: a default that is smaller here
     // stops a run and rejects nothing
     let limit = sys::memory_limit();
     let half = limit.as_ref().map_or(u64::MAX, |limit| limit.bytes / 2);
     let smaller = limit.filter(|_| args.host_memory.is_none() && half < USUAL_HOST_MEMORY);
-    let config = BuildConfig {
-        margin: args.margin,
-        stride: args.stride.unwrap_or(stored),
-        min_detail: args.min_detail,
-        keep_duplicates: args.keep_duplicates,
-        val: args.val,
+    Ok(BuildConfig {
         part: args.part,
         append: args.append,
-        hr: args.hr.clone(),
-        lq: args.lq.clone(),
-        recipe: Recipe {
-            filter: args.lq_filter,
-            blur: args.lq_blur,
-            seed: args.seed,
-        },
-        codec: args.codec,
         threads: args.threads.unwrap_or(0),
-        shard_bytes: args
-            .shard_size
-            .checked_mul(1 << 20)
-            .context("--shard-size is out of range")?,
         host_memory: args.host_memory.unwrap_or(if smaller.is_some() {
             half
         } else {
@@ -199,8 +307,13 @@ pub fn run(args: &Args) -> Result<()> {
                 .max_megapixels
                 .map_or(defaults.max_pixels, |mp| mp.saturating_mul(1_000_000)),
         },
-        ..BuildConfig::new(&args.dataset, &args.out, args.scale, stored)
-    };
+        ..content(args)?
+    })
+}
+
+/// Makes the set, or says what would be made.
+pub fn run(args: &Args) -> Result<()> {
+    let mut config = configuration(args)?;
     if let Some(limit) = &config.memory_limit {
         tell(format_args!(
             "images under way take at most {} of memory: half of {limit}",
@@ -213,11 +326,19 @@ pub fn run(args: &Args) -> Result<()> {
     }
     // a rejected file is named at once, here and while converting: if the run fails later, the
     // reasons have been said
-    list(&plan);
+    list(&config, &plan);
+    // from here on Ctrl-C keeps what is done; before, nothing is
+    config.stop = sys::stop_flag(STOPPED)?;
     let progress = Progress::new("shard", plan.jobs.len() as u64, "images");
     let report = build(&config, plan, &progress);
     progress.finish();
-    let report = report?;
+    let report = match report {
+        Err(error) if error.is::<Stopped>() => {
+            tell(error);
+            std::process::exit(STOPPED);
+        }
+        report => report?,
+    };
     if args.json {
         print_json(&report)
     } else {
@@ -225,13 +346,18 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn list(plan: &Plan) {
+fn list(config: &BuildConfig, plan: &Plan) {
     for r in &plan.rejected {
         tell(format_args!(
             "rejected {}: {}",
             one_line(r.file.display()),
             r.reason
         ));
+    }
+    // without an image to use, the error itself says it
+    let hint = size_hint(config, plan.images, &plan.rejected);
+    if let Some(hint) = hint.filter(|_| !plan.jobs.is_empty()) {
+        tell(format_args!("note: {hint}"));
     }
     for left in plan.left_out.iter().filter(|l| l.may_surprise()) {
         tell(format_args!("note: {left}"));
@@ -245,6 +371,7 @@ struct Foretold<'a> {
     used: u64,
     rejected: &'a [Rejected],
     ignored: u64,
+    ignored_endings: &'a IgnoredFiles,
     left_out: &'a [LeftOut],
     pairs: u64,
     scale: u32,
@@ -262,7 +389,8 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
         images: plan.images,
         used: plan.jobs.len() as u64,
         rejected: &plan.rejected,
-        ignored: plan.ignored,
+        ignored: plan.ignored.count(),
+        ignored_endings: &plan.ignored,
         left_out: &plan.left_out,
         pairs: plan.pairs(),
         scale: plan.geometry.scale,
@@ -274,7 +402,7 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
         estimate: estimate(config, plan)?,
         there: forecast(config, plan),
     };
-    list(plan);
+    list(config, plan);
     if json {
         return print_json(&told);
     }
@@ -287,6 +415,9 @@ fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
         told.used,
         told.rejected.len()
     )?;
+    if told.ignored > 0 {
+        writeln!(out, "             {}", told.ignored_endings)?;
+    }
     for left in told.left_out {
         writeln!(out, "             {left}")?;
     }

@@ -72,6 +72,18 @@ fn makes_lq(name: &str) -> bool {
         && !name.contains("paired")
 }
 
+/// Whether a file's recipe makes its LQ while it trains.
+pub(super) fn degrades_on_the_fly(root: &Node) -> bool {
+    let text = |path: &str| {
+        let found = path.split('.').try_fold(root, |node, part| node.get(part));
+        found.and_then(effect::scalar).unwrap_or_default()
+    };
+    ["model_type", "datasets.train.type"]
+        .iter()
+        .any(|path| makes_lq(text(path)))
+        || boolean(text("high_order_degradation")) == Some(true)
+}
+
 fn loss_of(node: &Node) -> Option<LossKind> {
     let Some(Data::Scalar(name)) = node.get("type").map(|n| &n.data) else {
         return None;

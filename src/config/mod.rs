@@ -5,6 +5,7 @@
 
 mod advice;
 pub mod docs;
+mod folders;
 pub mod import;
 mod keys;
 mod network;
@@ -15,6 +16,7 @@ mod value;
 pub mod words;
 mod yaml;
 
+pub use folders::{ImageFolders, image_folders};
 pub use keys::{Flag, Heading, KEYS, Key, SECTIONS, TYPE};
 pub use network::{alias_settings, parse_setting, setting_of, value_text};
 pub use preset::Preset;
@@ -91,40 +93,6 @@ pub fn find(path: &str) -> Result<usize> {
             ),
         }
     })
-}
-
-/// The keys that a word means: the key of this path, those below this section, those with this last
-/// part (`lr`), that of this flag (`--iterations`), or that of the flag for this word of another
-/// trainer (`gt_size`).
-///
-/// # Errors
-/// None; names the key that was most likely meant.
-pub fn keys_of_word(word: &str) -> Result<Vec<&'static Key>> {
-    let flag = word.trim_start_matches('-');
-    let last = |key: &Key| key.path.rsplit('.').next().unwrap_or(key.path);
-    let of_flag = |key: &Key, name: &str| match key.flag {
-        Flag::Takes(flag, _) | Flag::Off(flag) => flag == name.replace('_', "-"),
-        Flag::None => false,
-    };
-    let foreign = words::foreign(word).map_or("", |foreign| foreign.flag);
-    let meanings: [&dyn Fn(&Key) -> bool; 5] = [
-        &|key| key.path == word,
-        &|key| {
-            key.path
-                .strip_prefix(word)
-                .is_some_and(|rest| rest.starts_with('.'))
-        },
-        &|key| of_flag(key, flag),
-        &|key| last(key) == flag.replace('-', "_"),
-        &|key| !foreign.is_empty() && of_flag(key, foreign),
-    ];
-    for means in meanings {
-        let found: Vec<&Key> = KEYS.iter().filter(|key| means(key)).collect();
-        if !found.is_empty() {
-            return Ok(found);
-        }
-    }
-    find(word).map(|key| vec![&KEYS[key]])
 }
 
 /// Whether keys begin with this path.

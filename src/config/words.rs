@@ -1,7 +1,10 @@
 //! The words of other trainers (traiNNer-redux, BasicSR, neosr, scripts around PyTorch) and
 //! paragon's answer to each. The command line shows the answer where a flag is unknown, and `config
-//! explain` where a word is no key. Depends on nothing; a test of the command line checks that every
-//! flag that is named here exists.
+//! explain` where a word is no key. Depends on the table of keys; a test of the command line checks
+//! that every flag that is named here exists.
+
+use super::{Flag, KEYS, Key, find};
+use anyhow::Result;
 
 /// Words with one meaning, and the answer to them.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +43,40 @@ pub fn foreign(word: &str) -> Option<&'static ForeignWord> {
     let word = normal(word);
     let mut all = FOREIGN_WORDS.iter();
     all.find(|foreign| foreign.words.contains(&word.as_str()))
+}
+
+/// The keys that a word means: the key of this path, those below this section, those with this last
+/// part (`lr`), that of this flag (`--iterations`), or that of the flag for this word of another
+/// trainer (`gt_size`).
+///
+/// # Errors
+/// None; names the key that was most likely meant.
+pub fn keys_of_word(word: &str) -> Result<Vec<&'static Key>> {
+    let flag = word.trim_start_matches('-');
+    let last = |key: &Key| key.path.rsplit('.').next().unwrap_or(key.path);
+    let of_flag = |key: &Key, name: &str| match key.flag {
+        Flag::Takes(flag, _) | Flag::Off(flag) => flag == name.replace('_', "-"),
+        Flag::None => false,
+    };
+    let foreign = foreign(word).map_or("", |foreign| foreign.flag);
+    let meanings: [&dyn Fn(&Key) -> bool; 5] = [
+        &|key| key.path == word,
+        &|key| {
+            key.path
+                .strip_prefix(word)
+                .is_some_and(|rest| rest.starts_with('.'))
+        },
+        &|key| of_flag(key, flag),
+        &|key| last(key) == flag.replace('-', "_"),
+        &|key| !foreign.is_empty() && of_flag(key, foreign),
+    ];
+    for means in meanings {
+        let found: Vec<&Key> = KEYS.iter().filter(|key| means(key)).collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    find(word).map(|key| vec![&KEYS[key]])
 }
 
 /// The command of paragon for a command of another trainer.

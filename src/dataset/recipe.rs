@@ -5,7 +5,7 @@
 
 use super::degrade::{Filter, Resampler};
 use crate::support::rng::{Rng, key};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 #[cfg(feature = "cli")]
 use clap::builder::PossibleValue;
 use image::RgbImage;
@@ -133,10 +133,10 @@ impl fmt::Display for Recipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.filter {
             LqFilter::Fixed(filter) => write!(f, "{filter}")?,
-            LqFilter::Random => f.write_str("random filter")?,
+            LqFilter::Random => f.write_str(RANDOM)?,
         }
         if self.blur > 0.0 {
-            write!(f, ", blurred by up to {} HR pixels", self.blur)?;
+            write!(f, ", {BLURRED}{}{HR_PIXELS}", self.blur)?;
         }
         if self.whole().is_none() {
             write!(f, ", seed {}", self.seed)
@@ -145,6 +145,51 @@ impl fmt::Display for Recipe {
         }
     }
 }
+
+impl std::str::FromStr for Recipe {
+    type Err = anyhow::Error;
+
+    /// Reads what [`Recipe`]'s `Display` writes.
+    fn from_str(text: &str) -> Result<Recipe> {
+        let mut parts = text.split(", ");
+        let filter = parts.next().unwrap_or_default();
+        let filters = [
+            Filter::Bicubic,
+            Filter::Bilinear,
+            Filter::Lanczos3,
+            Filter::Box,
+            Filter::Nearest,
+            Filter::Magic,
+        ];
+        let fixed = filters.into_iter().find(|f| f.to_string() == filter);
+        let filter = match fixed {
+            Some(fixed) => LqFilter::Fixed(fixed),
+            None if filter == RANDOM => LqFilter::Random,
+            None => bail!("'{text}' is no recipe of an LQ"),
+        };
+        let mut recipe = Recipe {
+            filter,
+            blur: 0.0,
+            seed: 0,
+        };
+        for part in parts {
+            let blur = part
+                .strip_prefix(BLURRED)
+                .and_then(|rest| rest.strip_suffix(HR_PIXELS));
+            match (blur, part.strip_prefix("seed ")) {
+                (Some(blur), _) => recipe.blur = blur.parse()?,
+                (None, Some(seed)) => recipe.seed = seed.parse()?,
+                (None, None) => bail!("'{part}' is no part of the recipe of an LQ"),
+            }
+        }
+        Ok(recipe)
+    }
+}
+
+/// Words of a recipe.
+const RANDOM: &str = "random filter";
+const BLURRED: &str = "blurred by up to ";
+const HR_PIXELS: &str = " HR pixels";
 
 /// The key of an image for [`PatchMaker::make`].
 pub fn image_key(name: &str) -> u64 {
@@ -292,6 +337,28 @@ fn accumulate<'a>(
 mod tests {
     use super::*;
     use image::Rgb;
+
+    #[test]
+    fn a_recipe_comes_back_from_its_words() {
+        for filter in [
+            LqFilter::Fixed(Filter::Bicubic),
+            LqFilter::Fixed(Filter::Box),
+            LqFilter::Random,
+        ] {
+            for blur in [0.0, 1.5, 0.1 + 0.2] {
+                let recipe = Recipe {
+                    filter,
+                    blur,
+                    seed: 7,
+                };
+                let read: Recipe = recipe.to_string().parse().unwrap();
+                // a seed that decides nothing is not in the words
+                let seed = if recipe.whole().is_some() { 0 } else { 7 };
+                assert_eq!(read, Recipe { seed, ..recipe });
+            }
+        }
+        assert!("given".parse::<Recipe>().is_err() && "box, x".parse::<Recipe>().is_err());
+    }
 
     fn pattern(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {

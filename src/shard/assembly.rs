@@ -8,7 +8,7 @@ use super::journal::{Entry, Head, Journal, Outcome, Used};
 use super::manifest::{Manifest, ShardInfo, held_out_folder};
 use super::output_folder::SetManifests;
 use super::plan::{BuildConfig, Job, Plan, Rejected};
-use super::set::{Duplicates, SetWriter};
+use super::set::{Duplicates, RecordLocation, SetWriter};
 use super::tally::{Tally, nothing_kept};
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -65,7 +65,7 @@ impl Assembly {
                 }
             }
         }
-        self.tally.add(job, entry);
+        self.tally.add(job, entry, None);
         self.tally.resumed +=
             u64::from(matches!(&entry.outcome, Outcome::Used(used) if !used.records.is_empty()));
         self.decided += 1;
@@ -82,13 +82,17 @@ impl Assembly {
         stamp: u64,
         outcome: Result<Converted, Rejected>,
     ) -> Result<Option<Rejected>> {
+        let mut twin = None;
         let (outcome, rejected) = match outcome {
             Ok(converted) => {
-                let used = self.keep(job, converted)?;
+                let (used, duplicate_of) = self.keep(job, converted)?;
+                if let Some(location) = duplicate_of.filter(|_| used.records.is_empty()) {
+                    twin = Some(self.sets[usize::from(location.held_out)].image_at(location)?);
+                }
                 let rejected = used
                     .records
                     .is_empty()
-                    .then(|| nothing_kept(job, used.flat, used.duplicates));
+                    .then(|| nothing_kept(job, used.flat, used.duplicates, twin.as_deref()));
                 (Outcome::Used(used), rejected)
             }
             Err(r) => {
@@ -108,7 +112,7 @@ impl Assembly {
             stamp,
             outcome,
         };
-        self.tally.add(job, &entry);
+        self.tally.add(job, &entry, twin.as_deref());
         if let Some(journal) = &mut self.journal {
             journal
                 .append(&entry)
@@ -122,8 +126,9 @@ impl Assembly {
         Ok(rejected)
     }
 
-    /// Writes the records of an image, except duplicates.
-    fn keep(&mut self, job: &Job, converted: Converted) -> Result<Used> {
+    /// Writes the records of an image, except duplicates. Also returns where the pixels of the first
+    /// duplicate are.
+    fn keep(&mut self, job: &Job, converted: Converted) -> Result<(Used, Option<RecordLocation>)> {
         let Converted {
             source,
             notes,
@@ -140,12 +145,14 @@ impl Assembly {
         };
         self.sets[usize::from(job.held_out)].begin_image();
         let mut at = 0;
+        let mut first_duplicate = None;
         for record in records {
             let payload = &payload[at..at + record.length as usize];
             at += payload.len();
             if let Some(duplicates) = &self.duplicates
-                && duplicates.seen(&record, payload, &mut self.sets)?
+                && let Some(location) = duplicates.seen(&record, payload, &mut self.sets)?
             {
+                first_duplicate.get_or_insert(location);
                 used.duplicates += 1;
                 continue;
             }
@@ -165,7 +172,7 @@ impl Assembly {
             self.tally.pairs += 1;
             used.records.push(record);
         }
-        Ok(used)
+        Ok((used, first_duplicate))
     }
 
     /// Passes all buffers to the operating system, the shards before the journal.
@@ -180,7 +187,7 @@ impl Assembly {
         Ok(())
     }
 
-    /// Bytes of finished shards.
+    /// Bytes of all shards, the unfinished ones included.
     pub fn bytes(&self) -> u64 {
         self.sets[0].bytes() + self.sets[1].bytes()
     }

@@ -6,6 +6,8 @@ use crate::dataset::decode::Limits;
 use crate::dataset::degrade::Filter;
 use crate::dataset::recipe::Recipe;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Largest size of a shard, bytes: the offset of a record is packed into 40 bits (`set`).
 pub const MAX_SHARD_BYTES: u64 = 1 << 40;
@@ -15,6 +17,9 @@ pub const MAX_SHARD_BYTES: u64 = 1 << 40;
 pub struct BuildConfig {
     /// Folder of the images.
     pub dataset: PathBuf,
+    /// Further folders of images. With more than one folder, the name of an image begins with that
+    /// of its folder.
+    pub more: Vec<DatasetFolder>,
     /// Folder for the set.
     pub out: PathBuf,
     /// HR side over LQ side. At 1 the data set must have LQ images: none can be made.
@@ -59,6 +64,19 @@ pub struct BuildConfig {
     pub overwrite: bool,
     /// Bounds on single image files.
     pub limits: Limits,
+    /// Set from outside to stop the run: what is done is kept, and the next run goes on from there.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// One of several folders of images, with its sides where they are named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatasetFolder {
+    /// The folder.
+    pub dataset: PathBuf,
+    /// The HR folder; `None` = it is found by its name.
+    pub hr: Option<PathBuf>,
+    /// The LQ folder; `None` = it is found by its name.
+    pub lq: Option<PathBuf>,
 }
 
 impl BuildConfig {
@@ -71,6 +89,7 @@ impl BuildConfig {
     ) -> Self {
         BuildConfig {
             dataset: dataset.into(),
+            more: Vec::new(),
             out: out.into(),
             scale,
             lq_size,
@@ -91,6 +110,27 @@ impl BuildConfig {
             memory_limit: None,
             overwrite: false,
             limits: Limits::default(),
+            stop: Arc::default(),
+        }
+    }
+
+    /// All folders of images, the first one included.
+    pub(super) fn folders(&self) -> Vec<DatasetFolder> {
+        let first = DatasetFolder {
+            dataset: self.dataset.clone(),
+            hr: self.hr.clone(),
+            lq: self.lq.clone(),
+        };
+        std::iter::once(first).chain(self.more.clone()).collect()
+    }
+
+    /// The folders of images for a message: `A and 2 more folders`.
+    pub(super) fn dataset_text(&self) -> String {
+        let first = self.dataset.display();
+        match self.more.as_slice() {
+            [] => first.to_string(),
+            [second] => format!("{first} and {}", second.dataset.display()),
+            more => format!("{first} and {} more folders", more.len()),
         }
     }
 }

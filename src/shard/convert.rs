@@ -6,6 +6,7 @@
 use super::codec::Encoder;
 use super::file::Record;
 use super::format::Geometry;
+use super::job::kind_of_fault;
 use super::plan::{BuildConfig, Job, Rejected, lq_dimensions, positions};
 use super::source_table::SourceEntry;
 use crate::dataset::decode;
@@ -113,7 +114,10 @@ impl Worker {
         };
         let (mut hr, hr_changes) = match read(&job.source.hr, "") {
             Ok(found) => found,
-            Err(e) => return reject(&job.source.hr, "unreadable", fault_of_content(e)?),
+            Err(e) => {
+                let (kind, reason) = fault_of_content(e)?;
+                return reject(&job.source.hr, kind, reason);
+            }
         };
         let size = hr.dimensions();
         if size != job.size {
@@ -121,7 +125,7 @@ impl Worker {
                 "the header says {}x{}, the image is {}x{}",
                 job.size.0, job.size.1, size.0, size.1
             );
-            return reject(&job.source.hr, "unreadable", reason);
+            return reject(&job.source.hr, "damaged", reason);
         }
         let mut lq_changes = None;
         let lq = match &job.source.lq {
@@ -130,7 +134,10 @@ impl Worker {
                     lq_changes = Some(changes);
                     Some(image)
                 }
-                Err(e) => return reject(path, "unreadable", fault_of_content(e)?),
+                Err(e) => {
+                    let (kind, reason) = fault_of_content(e)?;
+                    return reject(path, kind, reason);
+                }
             },
             None => {
                 hr = crop_to_multiple(hr, g.scale);
@@ -255,11 +262,11 @@ fn check_unchanged(job: &Job, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Returns in words what is wrong with the content of a file. An error of the system is returned as
-/// an error.
-fn fault_of_content(error: anyhow::Error) -> Result<String> {
+/// Returns the kind of a fault in the content of a file, and in words what is wrong. An error of the
+/// system is returned as an error.
+fn fault_of_content(error: anyhow::Error) -> Result<(&'static str, String)> {
     match failure::system_cause(&error) {
-        None => Ok(format!("{error:#}")),
+        None => Ok((kind_of_fault(&error), format!("{error:#}"))),
         Some(_) => Err(error.context(SYSTEM_FAULT)),
     }
 }

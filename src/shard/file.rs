@@ -179,6 +179,14 @@ impl ShardWriter {
         self.at
     }
 
+    /// The name of the image that the record at `offset` was cut from.
+    pub fn image_at(&self, offset: u64) -> Option<String> {
+        let mut entries = (0..self.records as usize).map(|i| IndexEntry::decode(&self.index, i));
+        let entry = entries.find(|entry| entry.offset == offset)?;
+        let source = self.sources.get(entry.source as usize)?;
+        Some(source.name.clone())
+    }
+
     /// Whether `length` more bytes fit a shard of `limit` bytes, together with the source table,
     /// the index and the footer. An empty shard accepts a record of any size.
     pub fn fits(&self, length: u64, limit: u64) -> bool {

@@ -4,7 +4,7 @@
 
 use super::config::BuildConfig;
 use super::format::Geometry;
-use super::job::{Job, MEMORY, Rejected};
+use super::job::{Job, MEMORY, Rejected, TOO_SMALL, kind_of_fault};
 use super::source_table::check_name;
 use crate::dataset::decode;
 use crate::dataset::scan::{RESTORATION_SCALE, Source};
@@ -72,7 +72,7 @@ pub fn lq_dimensions(
     }
     if size.0 < g.lq_size || size.1 < g.lq_size {
         let reason = format!(
-            "too small: the HR is {}x{}, the LQ {}x{}; one patch needs an HR of {}x{} (LQ {}x{})",
+            "the HR is {}x{}, the LQ {}x{}; one patch needs an HR of {}x{} (LQ {}x{})",
             hr.0,
             hr.1,
             size.0,
@@ -82,7 +82,7 @@ pub fn lq_dimensions(
             g.lq(),
             g.lq()
         );
-        return Err(("too small", reason));
+        return Err((TOO_SMALL, reason));
     }
     Ok(size)
 }
@@ -120,7 +120,7 @@ pub(super) fn read_all(
     bail!(
         "{} cannot be read as a whole, because of errors of the system (disk, network, permissions, limits), which say nothing about the \
          images; nothing was recorded. Remove the cause and run the same command again, or take the files out:\n{}",
-        config.dataset.display(),
+        config.dataset_text(),
         all.join("\n")
     )
 }
@@ -133,6 +133,7 @@ fn read_one(source: Source, config: &BuildConfig, g: Geometry) -> Result<Result<
             file: source.hr.clone(),
             kind: "name".into(),
             reason,
+            lq_side: None,
         }));
     }
     let mut headers = [None, None];
@@ -149,7 +150,13 @@ fn read_one(source: Source, config: &BuildConfig, g: Geometry) -> Result<Result<
         match read() {
             Ok(found) => *header = Some(found),
             Err(e) if failure::system_cause(&e).is_some() => return Err(e),
-            Err(e) => return Ok(Err(Rejected::new(path, "unreadable", format!("{e:#}")))),
+            Err(e) => {
+                return Ok(Err(Rejected::new(
+                    path,
+                    kind_of_fault(&e),
+                    format!("{e:#}"),
+                )));
+            }
         }
     }
     let [hr, lq] = headers;
@@ -188,8 +195,13 @@ fn job_of(
         cutting += RGB * pixels(size) / u64::from(g.scale)
             + RGB * pixels(size) / u64::from(g.scale * g.scale);
     }
-    let lq = lq_dimensions(size, lq_size, g)
-        .map_err(|(kind, reason)| reject(&source.hr, kind, reason))?;
+    let lq = lq_dimensions(size, lq_size, g).map_err(|(kind, reason)| {
+        let lq = lq_size.unwrap_or((size.0 / g.scale, size.1 / g.scale));
+        Rejected {
+            lq_side: (kind == TOO_SMALL).then_some(lq.0.min(lq.1)),
+            ..reject(&source.hr, kind, reason)
+        }
+    })?;
     let across = positions(lq.0, g.lq_size, config.stride).len() as u64;
     let pairs = across * positions(lq.1, g.lq_size, config.stride).len() as u64;
     let memory = decoding.max(cutting + pairs * (g.lq_bytes() + g.hr_bytes()) as u64);

@@ -1,10 +1,27 @@
 //! One image of a run, either as a job to convert or as rejected. Depends on `dataset::scan`.
 
+use crate::dataset::decode;
 use crate::dataset::scan::Source;
 use std::path::{Path, PathBuf};
 
 /// Kind of an image that needs more memory than is allowed.
 pub(super) const MEMORY: &str = "memory";
+
+/// Kind of an image whose LQ is smaller than a patch.
+pub(super) const TOO_SMALL: &str = "too small";
+/// Kind of an image whose patches are all in the set already.
+pub(super) const DUPLICATE: &str = "duplicate";
+/// Kind of an image whose patches all show too little detail.
+pub(super) const FLAT: &str = "flat";
+
+/// Kind of a file whose content cannot be used.
+pub(super) fn kind_of_fault(error: &anyhow::Error) -> &'static str {
+    if decode::is_not_supported(error) {
+        "not supported"
+    } else {
+        "damaged"
+    }
+}
 
 /// A file that gives no pairs.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -16,6 +33,9 @@ pub struct Rejected {
     pub kind: String,
     /// The reason in words.
     pub reason: String,
+    /// Shorter side of the LQ of an image that is too small, pixels.
+    #[serde(skip)]
+    pub lq_side: Option<u32>,
 }
 
 impl Rejected {
@@ -30,6 +50,7 @@ impl Rejected {
             file: file.to_path_buf(),
             kind: kind.to_string(),
             reason,
+            lq_side: None,
         }
     }
 }

@@ -338,6 +338,11 @@ pub fn is_shard_name(name: &str) -> bool {
 /// Says why there is no manifest, as far as the content of the folder shows.
 fn missing(folder: &Path) -> String {
     let place = folder.display();
+    if !folder.exists() && place.to_string().contains(',') {
+        return format!(
+            "there is no folder {place}; several sets are given one by one: --shards A --shards B"
+        );
+    }
     if !folder.exists() {
         return format!(
             "there is no folder {place}; make a set with `paragon shard DATASET --out {place}`"

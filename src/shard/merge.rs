@@ -12,7 +12,7 @@ use super::plan::{BuildConfig, Job, Plan};
 use super::set::SetWriter;
 use super::shard_reader::ShardReader;
 use super::tables::{Tables, known_codec};
-use crate::dataset::scan::Source;
+use crate::dataset::scan::{IgnoredFiles, Source};
 use crate::support::progress::Progress;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -270,7 +270,8 @@ fn whole(parts: &[Part]) -> Result<Plan> {
         jobs: Vec::new(),
         rejected: Vec::new(),
         images: manifest.images,
-        ignored: 0,
+        ignored: IgnoredFiles::default(),
+        gone: 0,
         left_out: Vec::new(),
         manifest,
     })

@@ -23,9 +23,11 @@ pub mod merge;
 mod output_folder;
 pub mod plan;
 pub mod reader;
+mod rejections;
 #[doc(hidden)]
 pub mod report;
 mod resume;
+mod roots;
 mod same_files;
 mod selection;
 mod set;
@@ -39,3 +41,4 @@ pub mod writer;
 pub use convert::detail as convert_detail;
 pub use error::{Details, Error};
 pub use forecast::forecast;
+pub use rejections::size_hint;

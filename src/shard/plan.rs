@@ -2,7 +2,7 @@
 //! how many pairs each gives, what is rejected and why. Depends on `dataset`, `headers` and
 //! `selection`. Promises that every image found is either in `jobs` or in `rejected`.
 
-pub use super::config::{BuildConfig, HeldOut, MAX_SHARD_BYTES};
+pub use super::config::{BuildConfig, DatasetFolder, HeldOut, MAX_SHARD_BYTES};
 pub use super::headers::{lq_dimensions, positions};
 pub use super::job::{Job, Rejected};
 
@@ -12,9 +12,10 @@ use super::hash::Hash64;
 use super::headers::read_all;
 use super::job::MEMORY;
 use super::manifest::{Extra, Manifest};
+use super::roots::{Scanned, scan_all};
 use super::selection::{hold_out, take_part};
 use crate::dataset::recipe::{LqFilter, RECIPE_GIVEN};
-use crate::dataset::scan::{self, LeftOut, RESTORATION_SCALE, Scan, ScanOptions};
+use crate::dataset::scan::{IgnoredFiles, LeftOut, RESTORATION_SCALE};
 use anyhow::{Context, Result, bail, ensure};
 
 /// What all headers together say about a run.
@@ -28,8 +29,11 @@ pub struct Plan {
     pub rejected: Vec<Rejected>,
     /// Number of images found: jobs and rejected.
     pub images: u64,
-    /// Number of files without an image's extension.
-    pub ignored: u64,
+    /// Files without an image's extension.
+    pub ignored: IgnoredFiles,
+    /// With `--append`: number of images of the set that are no longer in the folder. Known once the
+    /// set was read.
+    pub gone: u64,
     /// Images and folders that take no part by rule, one entry for each reason.
     pub left_out: Vec<LeftOut>,
     /// The manifest of the set that the run makes, without shards.
@@ -68,25 +72,17 @@ impl Plan {
 pub fn plan(config: &BuildConfig) -> Result<Plan> {
     let geometry = Geometry::new(config.scale, config.lq_size)?;
     check_options(config)?;
-    let options = ScanOptions {
-        scale: config.scale,
-        hr: config.hr.clone(),
-        lq: config.lq.clone(),
-        out: Some(config.out.clone()),
-    };
-    let Scan {
+    let Scanned {
         sources,
         rejected: unpaired,
-        lq_root,
+        paired,
         ignored,
         left_out,
-        ..
-    } = scan::scan(&config.dataset, &options)?;
-    let paired = lq_root.is_some();
+    } = scan_all(config)?;
     ensure!(
         !paired || (config.recipe.blur == 0.0 && config.recipe.filter != LqFilter::Random),
         "{} has LQ images of its own, so none are made: leave out --lq-blur and --lq-filter random",
-        config.dataset.display()
+        config.dataset_text()
     );
     let mut rejected: Vec<Rejected> = unpaired
         .into_iter()
@@ -94,6 +90,7 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
             file: r.path,
             kind: "pairing".into(),
             reason: r.reason,
+            lq_side: None,
         })
         .collect();
     let outcomes = read_all(sources, config, geometry, &pool(config.threads)?)?;
@@ -114,7 +111,8 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
         manifest: manifest(config, &jobs, paired),
         jobs,
         rejected,
-        ignored: ignored as u64,
+        ignored,
+        gone: 0,
         left_out,
     };
     if let Some((part, parts)) = config.part {
@@ -195,7 +193,7 @@ fn keep_part(plan: &mut Plan, part: u32, parts: u32) {
         // only the first part counts what is rejected before decoding, so that the counts of the
         // parts add up
         plan.rejected.clear();
-        plan.ignored = 0;
+        plan.ignored = IgnoredFiles::default();
         plan.left_out.clear();
     }
 }

@@ -2,7 +2,7 @@
 //! `dataset::scan`. Promises that the counts add up: images found = used + rejected.
 
 use super::plan::Rejected;
-use crate::dataset::scan::LeftOut;
+use crate::dataset::scan::{IgnoredFiles, LeftOut};
 use crate::support::text::bytes_text;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -43,6 +43,10 @@ pub struct Report {
     pub reasons: BTreeMap<String, u64>,
     /// Files without an image's extension.
     pub ignored: u64,
+    /// The same by extension.
+    pub ignored_endings: IgnoredFiles,
+    /// With `--append`: images of the set that are no longer in the folder.
+    pub gone: u64,
     /// Images and folders that take no part by rule, one entry for each reason.
     pub left_out: Vec<LeftOut>,
     /// What was changed on the way to 8-bit RGB, with the number of files.
@@ -118,7 +122,19 @@ impl fmt::Display for Report {
             row("", format!("{count} rejected: {reason}"))?;
         }
         if self.ignored > 0 {
-            row("", format!("{} other files ignored", self.ignored))?;
+            row("", self.ignored_endings.to_string())?;
+        }
+        if self.gone > 0 {
+            let (count, are, their) = match self.gone {
+                1 => ("1 image", "is", "its"),
+                n => (&*format!("{n} images"), "are", "their"),
+            };
+            row(
+                "",
+                format!(
+                    "{count} of the set {are} no longer in the folder; {their} pairs stay (--overwrite makes the set anew)"
+                ),
+            )?;
         }
         for left in &self.left_out {
             row("", left.to_string())?;

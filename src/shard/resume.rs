@@ -16,11 +16,13 @@ use super::output_folder::{
     unusable,
 };
 use super::plan::{BuildConfig, HeldOut, Plan, Rejected};
+use super::rejections;
 use super::same_files::{SetImages, images_of, unchanged};
 use super::set::SetWriter;
 use crate::support::failure;
 use crate::support::progress::Progress;
 use anyhow::{Context, Result, bail};
+use std::collections::HashSet;
 use std::path::Path;
 
 /// State of the output folder at the start of a run.
@@ -139,7 +141,7 @@ fn complete(
     }
     let images = SetImages::read(out, &main, held_out.as_ref())
         .map_err(|e| unusable(e, out, "holds this set, but damaged"))?;
-    let mut rejected = Vec::new();
+    let mut without_pairs = Vec::new();
     for job in &plan.jobs {
         match images.sources.get(&job.source.name) {
             Some(source) if images.is_same(job, source)? => {}
@@ -148,13 +150,11 @@ fn complete(
                 job.source.hr.display(),
                 out.display()
             ),
-            None => rejected.push(Rejected {
-                file: job.source.hr.clone(),
-                kind: "no pairs".to_string(),
-                reason: "it gave no pairs when the set was made".to_string(),
-            }),
+            None => without_pairs.push(job),
         }
     }
+    let kinds = &main.extra.rejected;
+    let rejected = rejections::of_an_earlier_run(config, plan, &without_pairs, kinds)?;
     Ok(OutputState::Complete(Box::new((main, held_out, rejected))))
 }
 
@@ -193,6 +193,12 @@ fn append(
             );
         }
     }
+    let names: HashSet<&str> = plan.jobs.iter().map(|job| &*job.source.name).collect();
+    let gone = images
+        .sources
+        .keys()
+        .filter(|name| !names.contains(name.as_str()));
+    plan.gone = gone.count() as u64;
     plan.jobs
         .retain(|job| !images.sources.contains_key(&job.source.name));
     if matches!(config.val, Some(HeldOut::Count(_))) {

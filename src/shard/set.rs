@@ -5,7 +5,7 @@
 use super::file::{Record, ShardWriter};
 use super::format::{FOOTER_BYTES, Footer, Header, INDEX_ENTRY_BYTES, IndexEntry};
 use super::manifest::{ShardInfo, shard_name};
-use super::source_table::{SOURCE_ENTRY_BYTES, SourceEntry};
+use super::source_table::{SOURCE_ENTRY_BYTES, SourceEntry, decode_source};
 use super::tables::{known_codec, read_at};
 use crate::support::failure;
 use crate::support::files;
@@ -13,6 +13,7 @@ use crate::support::rng::mix;
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Largest number of shards in one set: about as many as fit a manifest of 64 MiB, at 40 bytes
@@ -81,9 +82,10 @@ impl SetWriter {
         self.counting = true;
     }
 
-    /// Bytes of finished shards.
+    /// Bytes of the shards, the unfinished one included.
     pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(|s| s.bytes).sum()
+        let finished: u64 = self.shards.iter().map(|s| s.bytes).sum();
+        finished + self.current.as_ref().map_or(0, ShardWriter::position)
     }
 
     /// Says that the next records are of another image.
@@ -213,6 +215,30 @@ impl SetWriter {
         Ok(payload)
     }
 
+    /// The name of the image that a record was cut from.
+    ///
+    /// # Errors
+    /// The tables of its shard cannot be read.
+    pub fn image_at(&self, location: RecordLocation) -> Result<String> {
+        if location.shard == self.shards.len() {
+            let shard = self.current.as_ref();
+            let name = shard.and_then(|shard| shard.image_at(location.offset));
+            return name.context("a pair is looked for in a shard that is not open");
+        }
+        let path = self.folder.join(shard_name(location.shard));
+        let read = || -> Result<String> {
+            let file =
+                failure::retry(|| files::open_regular(&path)).context("cannot open the file")?;
+            let (footer, index) = read_index(&file)?;
+            let entry = index.iter().find(|entry| entry.offset == location.offset);
+            let entry = entry.context("no record begins where one was found before")?;
+            let mut table = vec![0; (footer.index_at - footer.sources_at) as usize];
+            read_at(&file, &mut table, footer.sources_at, "the source table")?;
+            Ok(decode_source(&table, footer.sources, entry.source)?.name)
+        };
+        read().with_context(|| path.display().to_string())
+    }
+
     /// Ends the last shard and returns all shards.
     pub fn finish(mut self) -> Result<Vec<ShardInfo>> {
         self.end_shard()?;
@@ -291,21 +317,26 @@ impl Duplicates {
         }
     }
 
-    /// Whether a record with the same payload was added before.
+    /// Where a record with the same payload is that was added before.
     ///
     /// # Errors
     /// A record cannot be read back.
-    pub fn seen(&self, record: &Record, payload: &[u8], sets: &mut [SetWriter; 2]) -> Result<bool> {
+    pub fn seen(
+        &self,
+        record: &Record,
+        payload: &[u8],
+        sets: &mut [SetWriter; 2],
+    ) -> Result<Option<RecordLocation>> {
         let mut key = key_of(record);
         while let Some(&word) = self.locations.get(&key) {
             let location = RecordLocation::unpack(word);
             let set = &mut sets[usize::from(location.held_out)];
             if set.read_back(location, record.length)? == payload {
-                return Ok(true);
+                return Ok(Some(location));
             }
             key = key.wrapping_add(NEXT_KEY);
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Adds every record of a finished shard.
@@ -313,7 +344,9 @@ impl Duplicates {
     /// # Errors
     /// The shard's index cannot be read or is damaged.
     pub fn note_shard(&mut self, path: &Path, held_out: bool, shard: usize) -> Result<()> {
-        for e in read_index(path)? {
+        let file = failure::retry(|| files::open_regular(path)).context("cannot open the file");
+        let index = file.and_then(|file| read_index(&file));
+        for e in index.with_context(|| path.display().to_string())?.1 {
             let codec = known_codec(e.codec).with_context(|| path.display().to_string())?;
             let record = Record {
                 x: e.x,
@@ -335,30 +368,26 @@ impl Duplicates {
     }
 }
 
-/// Reads the index of a finished shard and compares its checksum.
-fn read_index(path: &Path) -> Result<Vec<IndexEntry>> {
-    let read = || -> Result<Vec<IndexEntry>> {
-        let file = failure::retry(|| files::open_regular(path)).context("cannot open the file")?;
-        let length = file.metadata().context("cannot look at the file")?.len();
-        let mut footer = [0; FOOTER_BYTES];
-        read_at(
-            &file,
-            &mut footer,
-            length.saturating_sub(FOOTER_BYTES as u64),
-            "the footer",
-        )?;
-        let footer = Footer::decode(&footer, length)?;
-        let mut index = vec![0; footer.records as usize * INDEX_ENTRY_BYTES];
-        read_at(&file, &mut index, footer.index_at, "the index")?;
-        ensure!(
-            crc32fast::hash(&index) == footer.index_crc,
-            "the index is damaged (checksum mismatch)"
-        );
-        Ok((0..footer.records as usize)
-            .map(|i| IndexEntry::decode(&index, i))
-            .collect())
-    };
-    read().with_context(|| path.display().to_string())
+/// Reads the footer and the index of a finished shard, and compares the index's checksum.
+fn read_index(file: &File) -> Result<(Footer, Vec<IndexEntry>)> {
+    let length = file.metadata().context("cannot look at the file")?.len();
+    let mut footer = [0; FOOTER_BYTES];
+    read_at(
+        file,
+        &mut footer,
+        length.saturating_sub(FOOTER_BYTES as u64),
+        "the footer",
+    )?;
+    let footer = Footer::decode(&footer, length)?;
+    let mut index = vec![0; footer.records as usize * INDEX_ENTRY_BYTES];
+    read_at(file, &mut index, footer.index_at, "the index")?;
+    ensure!(
+        crc32fast::hash(&index) == footer.index_crc,
+        "the index is damaged (checksum mismatch)"
+    );
+    let entries = (0..footer.records as usize).map(|i| IndexEntry::decode(&index, i));
+    let entries = entries.collect();
+    Ok((footer, entries))
 }
 
 #[cfg(test)]
@@ -407,14 +436,14 @@ mod tests {
         };
         let payloads: Vec<Vec<u8>> = (0..6u8).map(|i| vec![i; 400]).collect();
         for (i, payload) in payloads.iter().enumerate() {
-            assert!(!table.seen(&record, payload, &mut sets).unwrap());
+            assert!(table.seen(&record, payload, &mut sets).unwrap().is_none());
             let place = sets[i % 2].add(&source, &record, Some(payload), 0).unwrap();
             assert_eq!(RecordLocation::unpack(place.pack()), place);
             table.note(&record, place);
         }
         for payload in &payloads {
-            assert!(table.seen(&record, payload, &mut sets).unwrap());
+            assert!(table.seen(&record, payload, &mut sets).unwrap().is_some());
         }
-        assert!(!table.seen(&record, &[9; 400], &mut sets).unwrap());
+        assert!(table.seen(&record, &[9; 400], &mut sets).unwrap().is_none());
     }
 }

@@ -3,11 +3,12 @@
 
 use super::codec::Codec;
 use super::convert::LQ_NOTE;
+use super::job::{DUPLICATE, FLAT};
 use super::journal::{Entry, Outcome};
 use super::manifest::Manifest;
 use super::plan::{BuildConfig, Job, Plan, Rejected};
 use super::report::{HeldOutReport, Report};
-use crate::dataset::scan::LeftOut;
+use crate::dataset::scan::{IgnoredFiles, LeftOut};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -16,13 +17,17 @@ pub(super) struct Tally {
     out: PathBuf,
     /// Images found.
     pub images: u64,
-    ignored: u64,
+    ignored: IgnoredFiles,
     left_out: Vec<LeftOut>,
+    /// Images of the set that are no longer in the folder.
+    gone: u64,
     /// Images that gave pairs: in the set to train on, and in the held-out set.
     pub used: [u64; 2],
     /// Images with pairs that an earlier run had converted.
     pub resumed: u64,
     pub rejected: Vec<Rejected>,
+    /// The counts of a set that was complete before this run.
+    kinds_before: Option<BTreeMap<String, u64>>,
     /// For each note the number of files.
     notes: BTreeMap<String, u64>,
     /// For each note the first file.
@@ -47,11 +52,13 @@ impl Tally {
         Tally {
             out: config.out.clone(),
             images: plan.images,
-            ignored: plan.ignored,
+            ignored: plan.ignored.clone(),
             left_out: plan.left_out.clone(),
+            gone: plan.gone,
             used: [0; 2],
             resumed: 0,
             rejected: plan.rejected.clone(),
+            kinds_before: None,
             notes: BTreeMap::new(),
             note_examples: BTreeMap::new(),
             dropped: (0, 0),
@@ -81,10 +88,12 @@ impl Tally {
         self.kept = manifest.records() + held_out.map_or(0, Manifest::records);
         self.dropped = manifest.extra.dropped;
         self.rejected.extend(rejected);
+        self.kinds_before = Some(manifest.extra.rejected.iter().cloned().collect());
     }
 
-    /// Counts the outcome of one image.
-    pub fn add(&mut self, job: &Job, entry: &Entry) {
+    /// Counts the outcome of one image. `twin` is the image that has the same pixels, where it is
+    /// known.
+    pub fn add(&mut self, job: &Job, entry: &Entry, twin: Option<&str>) {
         match &entry.outcome {
             Outcome::Rejected { lq, kind, reason } => {
                 let file =
@@ -93,6 +102,7 @@ impl Tally {
                     file: file.clone(),
                     kind: kind.clone(),
                     reason: reason.clone(),
+                    lq_side: None,
                 });
             }
             Outcome::Used(used) => {
@@ -119,7 +129,7 @@ impl Tally {
                 }
                 if used.records.is_empty() {
                     self.rejected
-                        .push(nothing_kept(job, used.flat, used.duplicates));
+                        .push(nothing_kept(job, used.flat, used.duplicates, twin));
                 } else {
                     self.used[usize::from(job.held_out)] += 1;
                 }
@@ -127,8 +137,12 @@ impl Tally {
         }
     }
 
-    /// Number of rejected images by kind of reason.
+    /// Number of rejected images by kind of reason; those of a complete set are those of the run
+    /// that made it.
     pub fn kinds(&self) -> BTreeMap<String, u64> {
+        if let Some(kinds) = &self.kinds_before {
+            return kinds.clone();
+        }
         let mut kinds = BTreeMap::new();
         for rejected in &self.rejected {
             *kinds.entry(rejected.kind.clone()).or_insert(0) += 1;
@@ -168,7 +182,9 @@ impl Tally {
             used: self.used[0] + self.used[1],
             rejected: self.rejected,
             reasons,
-            ignored: self.ignored,
+            ignored: self.ignored.count(),
+            ignored_endings: self.ignored,
+            gone: self.gone,
             left_out: self.left_out.clone(),
             notes: self.notes,
             note_examples: self
@@ -202,25 +218,28 @@ impl Tally {
     }
 }
 
-/// The rejection of an image that gave no pairs.
-pub(super) fn nothing_kept(job: &Job, flat: u64, duplicates: u64) -> Rejected {
+/// The rejection of an image that gave no pairs. `twin` is the image that has the same pixels, where
+/// it is known.
+pub(super) fn nothing_kept(job: &Job, flat: u64, duplicates: u64, twin: Option<&str>) -> Rejected {
+    let same = match twin {
+        Some(twin) => format!("same pixels as {twin}"),
+        None => format!("all {duplicates} patches are in the set already"),
+    };
     let (kind, reason) = match (flat, duplicates) {
         (flat, 0) => (
-            "flat",
+            FLAT,
             format!("all {flat} patches show less than --min-detail"),
         ),
-        (0, duplicates) => (
-            "duplicate",
-            format!("all {duplicates} pairs were there before"),
-        ),
-        (flat, duplicates) => (
-            "duplicate",
-            format!("{duplicates} pairs were there before, {flat} show less than --min-detail"),
+        (0, _) => (DUPLICATE, same),
+        (flat, _) => (
+            DUPLICATE,
+            format!("{same}, and {flat} patches show less than --min-detail"),
         ),
     };
     Rejected {
         file: job.source.hr.clone(),
         kind: kind.into(),
         reason,
+        lq_side: None,
     }
 }

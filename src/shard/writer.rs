@@ -7,6 +7,7 @@ use super::assembly::Assembly;
 use super::convert::{Converted, SYSTEM_FAULT, Worker};
 use super::output_folder::{prepare, remove_set};
 use super::plan::{BuildConfig, Job, Plan, Rejected, pool};
+use super::rejections::{all_too_small, size_hint};
 use super::report::Report;
 use super::resume::{OutputState, inspect};
 use super::same_files::stamp;
@@ -15,11 +16,13 @@ use crate::support::progress::Progress;
 use crate::support::text::bytes_text;
 use crate::support::text::one_line;
 use anyhow::{Context, Result, bail};
+use crossbeam_channel::RecvTimeoutError;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Images that may be started and not yet appended, for each thread: with 8, the other threads can
 /// go on while one converts a large image, and the converted images take little memory.
@@ -27,12 +30,36 @@ const LOOK_AHEAD: usize = 8;
 /// Rejected images that are named if there is no usable one.
 const SHOWN: usize = 5;
 
+/// A run that was stopped from outside, by [`BuildConfig::stop`]. What is done is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopped {
+    /// Images that are done, those of earlier runs included.
+    pub done: u64,
+    /// Images of the whole run.
+    pub images: u64,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stopped { done, images } = self;
+        write!(
+            f,
+            "stopped; {done} of {images} images are done. The same command goes on from here."
+        )
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// How often a run looks whether it is to stop, while no image is done.
+const STOP_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Makes the set that `plan` describes.
 ///
 /// # Errors
 /// No image can be used; the output folder is in use, holds another set or cannot be written; the
-/// disk is full. The images that were converted before the error are kept, and the next run
-/// continues after them.
+/// disk is full; [`Stopped`]. The images that were converted before the error are kept, and the next
+/// run continues after them.
 pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Result<Report> {
     let started = Instant::now();
     let one_of_many = config.part.is_some();
@@ -62,9 +89,14 @@ pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Resul
             plan.jobs.len()
         ));
     }
-    convert_in_order(config, &plan, progress, &mut assembly).context(
-        "the set is not finished; what is finished stays, run the same command again to go on",
-    )?;
+    convert_in_order(config, &plan, progress, &mut assembly).map_err(|error| {
+        if error.is::<Stopped>() {
+            return error;
+        }
+        error.context(
+            "the set is not finished; what is finished stays, run the same command again to go on",
+        )
+    })?;
     if let ([Some(main), held_out], 0) = (&base, assembly.tally.kept) {
         // the new images gave no pairs: the set stays as it is, and without a journal the next run
         // looks at them again
@@ -126,9 +158,11 @@ fn convert_in_order(
                     assembly.tally.most_held = assembly.tally.most_held.max(held);
                     started += 1;
                 }
-                let (number, outcome) =
-                    receiver.recv().context("the converting threads are gone")?;
-                waiting.insert(number, outcome);
+                match receiver.recv_timeout(STOP_INTERVAL) {
+                    Ok((number, outcome)) => _ = waiting.insert(number, outcome),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(gone) => return Err(gone).context("the converting threads are gone"),
+                }
                 while let Some(outcome) = waiting.remove(&written) {
                     let job = &todo[written];
                     let (stamp, outcome) = outcome?;
@@ -147,6 +181,11 @@ fn convert_in_order(
                         assembly.tally.pairs,
                         bytes_text(assembly.bytes())
                     ));
+                }
+                if written < todo.len() && config.stop.load(Ordering::Relaxed) {
+                    let images = plan.jobs.len() as u64;
+                    let done = assembly.decided;
+                    bail!(Stopped { done, images });
                 }
             }
             Ok(())
@@ -192,7 +231,7 @@ fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker
 
 /// Says why no set can be made, with the reasons of the first rejected images.
 fn nothing_left(config: &BuildConfig, images: u64, rejected: &[Rejected]) -> String {
-    let dataset = config.dataset.display();
+    let dataset = config.dataset_text();
     if images == 0 {
         return format!("{dataset}: no images found (PNG, JPEG, WebP, TIFF or BMP)");
     }
@@ -208,8 +247,10 @@ fn nothing_left(config: &BuildConfig, images: u64, rejected: &[Rejected]) -> Str
     if rejected.len() > SHOWN {
         text += &format!("\n  and {} more", rejected.len() - SHOWN);
     }
-    if rejected.iter().all(|r| r.kind == "too small") {
-        text += "\nall are too small for one patch: try a smaller --lq-size";
+    if all_too_small(rejected)
+        && let Some(hint) = size_hint(config, images, rejected)
+    {
+        text += &format!("\nall are too small for one patch: {hint}");
     }
     text
 }

@@ -177,7 +177,11 @@ fn an_option_file_of_the_other_trainer_runs_and_names_what_it_does_not_honour() 
         !short.contains("not honoured: datasets.val") && short.contains("config import"),
         "{short}"
     );
-    let at = |text: &str| short.find(text).unwrap_or_else(|| panic!("{text}: {short}"));
+    let at = |text: &str| {
+        short
+            .find(text)
+            .unwrap_or_else(|| panic!("{text}: {short}"))
+    };
     assert!(at("network_d.type") < at("not honoured either"), "{short}");
     listed(
         &run(&["plan", "-v", "--config", &validating]).ok(),

@@ -2,6 +2,7 @@
 //! `entropy`. Promises that an image with a missing block is refused, whatever marker its data end
 //! with.
 
+use super::NotSupported;
 use super::entropy;
 use super::head::{MAX_PROFILE, Metadata, too_large};
 use super::limits::{CMYK, Limits, MAX_JPEG_HEADER, check_size};
@@ -126,7 +127,7 @@ impl JpegHead {
             "the JPEG has no frame header before its data"
         );
         check_size(self.width.into(), self.height.into(), limits)?;
-        ensure!(self.components != 4, CMYK);
+        ensure!(self.components != 4, NotSupported(CMYK.into()));
         Ok(())
     }
 

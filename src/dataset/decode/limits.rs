@@ -26,7 +26,7 @@ impl Default for Limits {
 }
 
 /// Why CMYK images are refused.
-pub(super) const CMYK: &str = "CMYK colours are made for a printing press; convert the file to RGB with its colour profile first";
+pub(super) const CMYK: &str = "CMYK colours (for print); convert it to RGB with its colour profile";
 
 /// Checks the size in a header.
 ///
@@ -40,9 +40,11 @@ pub(in super::super) fn check_size(width: u32, height: u32, limits: &Limits) -> 
     let pixels = u64::from(width) * u64::from(height);
     ensure!(
         pixels <= limits.max_pixels,
-        "the header says {width}x{height}, {:.0} million pixels: more than the limit of {:.0} million; cut it into parts",
-        pixels as f64 / 1e6,
-        limits.max_pixels as f64 / 1e6
+        super::NotSupported(format!(
+            "the header says {width}x{height}, {:.0} million pixels: more than the limit of {:.0} million; cut it into parts",
+            pixels as f64 / 1e6,
+            limits.max_pixels as f64 / 1e6
+        ))
     );
     Ok(())
 }

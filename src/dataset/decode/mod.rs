@@ -213,6 +213,25 @@ fn start_of(file: &mut File) -> io::Result<Vec<u8>> {
     Ok(start)
 }
 
+/// A file that is whole as far as was seen, and of a kind that is not read. Every other fault of the
+/// content is damage.
+#[derive(Debug)]
+pub(super) struct NotSupported(pub String);
+
+impl std::fmt::Display for NotSupported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotSupported {}
+
+/// Whether a file was refused because of its kind (CMYK, another format, a size beyond the limits)
+/// and not because it is damaged.
+pub fn is_not_supported(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<NotSupported>())
+}
+
 /// Checks that a file can hold an image, and returns its length in bytes.
 fn check_file(file: &File, limits: &Limits) -> Result<u64> {
     let meta = file.metadata()?;
@@ -224,9 +243,11 @@ fn check_file(file: &File, limits: &Limits) -> Result<u64> {
         .saturating_add(MAX_JPEG_HEADER);
     ensure!(
         meta.len() <= longest,
-        "the file has {} bytes: too many for {} million pixels",
-        meta.len(),
-        limits.max_pixels / 1_000_000
+        NotSupported(format!(
+            "the file has {} bytes: too many for {} million pixels",
+            meta.len(),
+            limits.max_pixels / 1_000_000
+        ))
     );
     Ok(meta.len())
 }
@@ -242,7 +263,9 @@ fn format_of(start: &[u8]) -> Result<ImageFormat> {
             | ImageFormat::Bmp),
         ) => Ok(format),
         Ok(other) => {
-            bail!("a {other:?} file: only PNG, JPEG, WebP, TIFF and BMP are read; convert it")
+            bail!(NotSupported(format!(
+                "a {other:?} file: only PNG, JPEG, WebP, TIFF and BMP are read; convert it"
+            )))
         }
         Err(_) => {
             let shown: String = start
@@ -256,9 +279,9 @@ fn format_of(start: &[u8]) -> Result<ImageFormat> {
                     }
                 })
                 .collect();
-            bail!(
+            bail!(NotSupported(format!(
                 "not a PNG, JPEG, WebP, TIFF or BMP image, whatever its name says (it starts with \"{shown}\")"
-            );
+            )));
         }
     }
 }
@@ -291,7 +314,9 @@ fn explain(error: image::ImageError, format: &str) -> anyhow::Error {
         IoError(e) => anyhow!("cannot read the {format} data: {e}"),
         Limits(_) => anyhow!("the {format} header asks for more memory than the size limit allows"),
         Unsupported(e) => {
-            anyhow!("a kind of {format} that is not read ({e}); convert it to 8-bit RGB")
+            anyhow!(NotSupported(format!(
+                "a kind of {format} that is not read ({e}); convert it to 8-bit RGB"
+            )))
         }
         Decoding(e) if format == "JPEG" => {
             let why =
@@ -366,7 +391,7 @@ fn read(
         decoder.original_color_type(),
         ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16
     ) {
-        bail!("{CMYK}");
+        bail!(NotSupported(CMYK.into()));
     }
     let (channels, deep) = match colour {
         ColorType::L8 => (1, false),
@@ -377,7 +402,9 @@ fn read(
         ColorType::La16 => (2, true),
         ColorType::Rgb16 => (3, true),
         ColorType::Rgba16 => (4, true),
-        _ => bail!("floating-point pixels have no agreed range; convert the file to 8 or 16 bits"),
+        _ => bail!(NotSupported(
+            "floating-point pixels have no agreed range; convert the file to 8 or 16 bits".into()
+        )),
     };
     let turn = head.orientation;
 

@@ -3,6 +3,7 @@
 //! compressed profile is not inflated beyond [`MAX_PROFILE`].
 
 use super::super::colour::{ColourTag, hdr};
+use super::NotSupported;
 use super::head::{MAX_EXIF, MAX_PROFILE, Metadata, take, too_large};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, Seek};
@@ -135,8 +136,8 @@ fn cicp(data: &[u8]) -> Result<ColourTag> {
         return Ok(unusable("its cICP chunk is damaged"));
     };
     match transfer {
-        16 => bail!(hdr("PQ")),
-        18 => bail!(hdr("HLG")),
+        16 => bail!(NotSupported(hdr("PQ"))),
+        18 => bail!(NotSupported(hdr("HLG"))),
         _ => {}
     }
     if matrix != 0 || full_range != 1 {

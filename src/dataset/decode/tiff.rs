@@ -3,6 +3,7 @@
 //! are read here. Promises that an endless chain of pages is not followed.
 
 use super::super::colour::ColourTag;
+use super::NotSupported;
 use super::head::{MAX_PROFILE, Metadata, take, too_large};
 use anyhow::{Context, Result, bail, ensure};
 use image::metadata::Orientation;
@@ -132,9 +133,10 @@ pub(super) fn read(file: &mut (impl BufRead + Seek)) -> Result<Metadata> {
         Some(found) => found,
         // if there is only one page, its mark is ignored
         None if pages == 1 && !hidden => (layout.page(file, first)?.0, first),
-        None => bail!(
+        None => bail!(NotSupported(
             "every page of the TIFF is marked as a thumbnail or a mask; save the image itself as a file of its own"
-        ),
+                .into()
+        )),
     };
     let mut head = Metadata::new();
     if at != first {

@@ -4,6 +4,7 @@
 //! or left out with its folder; that the order is the same on every machine; and that the time is
 //! proportional to the number of entries.
 
+use super::ignored::IgnoredFiles;
 use crate::support::failure;
 use crate::support::text::one_line;
 use crate::sys::{self, ErrorClass, FileId};
@@ -188,6 +189,8 @@ pub struct Listing {
     pub left_out: Vec<LeftOut>,
     /// Number of files without the ending of an image; hidden ones are not counted.
     pub ignored: u64,
+    /// The same by ending.
+    pub ignored_files: IgnoredFiles,
     /// Number of folders that were not entered because the listing is not recursive. Those in
     /// `left_out` are not counted.
     pub subfolders: u64,
@@ -373,7 +376,10 @@ impl FolderLister {
             return Ok(None);
         }
         let Some((stem, _)) = split_ending(&name) else {
-            listing.ignored += u64::from(!name.starts_with('.'));
+            if !name.starts_with('.') {
+                listing.ignored += 1;
+                listing.ignored_files.add(&name);
+            }
             return Ok(None);
         };
         if name.starts_with('.') {

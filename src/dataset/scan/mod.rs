@@ -9,10 +9,12 @@
 
 mod alike;
 mod folders;
+mod ignored;
 mod listing;
 mod names;
 mod pairing;
 
+pub use ignored::IgnoredFiles;
 pub use listing::{
     ENDINGS, ImageFile, LeftOut, Listing, Reason, Reject, is_image_name, list_images,
 };
@@ -62,6 +64,8 @@ pub struct Scan {
     /// Number of files in these folders without the ending of an image; hidden ones are not
     /// counted.
     pub ignored: usize,
+    /// The same by ending.
+    pub ignored_files: IgnoredFiles,
 }
 
 /// Options of [`scan`].
@@ -138,11 +142,17 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     count_outside(root, &outside, &mut left_out);
     let left_out = left_out.into_vec();
     let (hr_files, lq_files) = (hr.files(), lq.as_ref().map_or(0, Listing::files));
-    let ignored = (hr.ignored + lq.as_ref().map_or(0, |l| l.ignored)) as usize;
+    let mut ignored_files = hr.ignored_files.clone();
+    lq.iter()
+        .for_each(|lq| ignored_files.merge(&lq.ignored_files));
+    let ignored = ignored_files.count() as usize;
     let mut hint = format!(
         "looked for {} in it and its folders; {ignored} other files",
         ENDINGS.join(", ")
     );
+    if ignored > 0 {
+        hint += &format!(" ({ignored_files})");
+    }
     for left in &left_out {
         hint += &format!("; {left}");
     }
@@ -176,6 +186,7 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
         hr_files,
         lq_files,
         ignored,
+        ignored_files,
     })
 }
 
