@@ -1,19 +1,22 @@
-//! `paragon shards`: look into a finished set, check all of it, extract pairs as images,
-//! merge parts. Depends on `shard` alone.
+//! `paragon shards`: look into a finished set, check all of it, extract pairs as images, merge parts,
+//! remove a set. Depends on `shard` alone.
 
 use super::flags::{MAX_COMPUTE_THREADS, count, print, print_json};
 use anyhow::{Result, bail};
+use clap::ValueEnum;
+use paragon::dataset::recipe::Recipe;
+use paragon::shard::images::{self, ListedImage};
 use paragon::shard::manifest::{self, Manifest};
 use paragon::shard::merge::merge;
 use paragon::shard::plan::pool;
 use paragon::shard::reader::ShardSet;
 use paragon::shard::tools::{self, Damage, Verified};
 use paragon::support::progress::Progress;
-use paragon::support::text::bytes_text;
+use paragon::support::text::{bytes_text, one_line};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// Look into a set of shards, check it, extract pairs, or merge parts.
+/// Look into a set of shards, check it, extract pairs, merge parts, or remove it.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -24,6 +27,8 @@ pub struct Args {
 enum Action {
     /// What the set holds: pairs, sizes, codecs, how it was made
     Info(SetArgs),
+    /// The images that the pairs were cut from: name, HR size, number of patches, whether held out
+    List(SetArgs),
     /// Read and decode every record, held-out set included; damage, and what the disk does not
     /// deliver, is listed with shard, record and image, and the exit code is 1
     Verify(Verify),
@@ -34,6 +39,8 @@ enum Action {
     /// Merge the parts that `paragon shard --part I/N` made; the result has the same bytes as that
     /// of one undivided run. Does nothing if the merged set exists already
     Merge(Merge),
+    /// Delete a set, its held-out part included; or say how to make it without one image
+    Remove(Remove),
 }
 
 #[derive(clap::Args)]
@@ -59,12 +66,13 @@ struct Verify {
 #[command(group(clap::ArgGroup::new("which").required(true)))]
 struct Extract {
     /// Folder of the set
+    #[arg(default_value = "shards")]
     dir: PathBuf,
     /// Number of the pair in the set, from 0; may be given again for more
     #[arg(long, value_name = "N", group = "which")]
     record: Vec<u64>,
-    /// All pairs of this image: its path below the dataset without extension, as `verify` and
-    /// errors show it
+    /// All pairs of this image: its path below the folder of the images, as `list`, `verify` and
+    /// errors show it, with or without extension
     #[arg(long, value_name = "NAME", group = "which")]
     source: Option<String>,
     /// Folder for the images
@@ -73,8 +81,10 @@ struct Extract {
 }
 
 #[derive(clap::Args)]
+#[command(allow_missing_positional = true)]
 struct Sheet {
     /// Folder of the set
+    #[arg(default_value = "shards")]
     dir: PathBuf,
     /// The image
     #[arg(value_name = "OUT.png")]
@@ -102,10 +112,24 @@ struct Merge {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct Remove {
+    /// Folder of the set
+    #[arg(default_value = "shards")]
+    dir: PathBuf,
+    /// Say how to make the set without this image; nothing is removed
+    #[arg(long, value_name = "NAME", conflicts_with = "yes")]
+    source: Option<String>,
+    /// Delete it; without this, only what would be deleted is said
+    #[arg(long)]
+    yes: bool,
+}
+
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Result<()> {
     match &args.action {
         Action::Info(place) => info(place),
+        Action::List(place) => list(place),
         Action::Verify(args) => verify(args),
         Action::Extract(args) => extract(args),
         Action::Sheet(args) => {
@@ -115,9 +139,14 @@ pub fn run(args: &Args) -> Result<()> {
                 args.seed,
                 &args.out,
             )?;
-            print(format_args!("{}", args.out.display()))
+            print(format_args!(
+                "pairs of {}, LQ beside HR: {}",
+                args.dir.display(),
+                args.out.display()
+            ))
         }
         Action::Merge(args) => put_together(args),
+        Action::Remove(args) => remove(args),
     }
 }
 
@@ -125,6 +154,111 @@ pub fn run(args: &Args) -> Result<()> {
 fn held_out(dir: &Path) -> Result<Option<PathBuf>> {
     let folder = dir.join("val");
     Ok(manifest::is_in(&folder)?.then_some(folder))
+}
+
+fn list(place: &SetArgs) -> Result<()> {
+    let all = images::images(&place.dir)?;
+    if place.json {
+        return print_json(&all);
+    }
+    let mut out = String::new();
+    for image in &all {
+        let size = format!("{}x{}", image.width, image.height);
+        let note = if image.held_out { "  held out" } else { "" };
+        writeln!(
+            out,
+            "{:>7} patches  {size:>11}  {}{note}",
+            image.patches,
+            one_line(&image.name)
+        )?;
+    }
+    let (held, train): (Vec<_>, Vec<_>) = all.iter().partition(|image| image.held_out);
+    let patches = |images: &[&ListedImage]| images.iter().map(|i| i.patches).sum::<u64>();
+    write!(out, "{} images, {} patches", train.len(), patches(&train))?;
+    if !held.is_empty() {
+        write!(
+            out,
+            "; held out: {} images, {} patches",
+            held.len(),
+            patches(&held)
+        )?;
+    }
+    print(out)
+}
+
+fn remove(args: &Remove) -> Result<()> {
+    let dir = args.dir.display();
+    if let Some(name) = &args.source {
+        let folder = &args.dir;
+        let held_out = held_out(folder)?;
+        let pairs = match images::records_of(&ShardSet::open(folder)?, name) {
+            Err(error) => match held_out {
+                Some(held_out) => images::records_of(&ShardSet::open(&held_out)?, name)?,
+                None => return Err(error),
+            },
+            Ok(pairs) => pairs,
+        };
+        return print(format_args!(
+            "{dir} holds {} pairs of {name}. The files of a set are never changed, so that its fingerprint stays true: to make it \
+             without this image, move the image out of its folder and give the command that made the set with --overwrite, \
+             as in:\n  {}",
+            pairs.len(),
+            command_of(folder)?
+        ));
+    }
+    if !args.yes {
+        let manifest = Manifest::read(&args.dir)?;
+        let held_out = match held_out(&args.dir)? {
+            Some(folder) => format!(" and {} held out", Manifest::read(&folder)?.records()),
+            None => String::new(),
+        };
+        bail!(
+            "{dir} holds {} pairs{held_out} of {} images; nothing is deleted without --yes",
+            manifest.records(),
+            manifest.used
+        );
+    }
+    let bytes = images::remove(&args.dir)?;
+    print(format_args!("removed: {dir} ({})", bytes_text(bytes)))
+}
+
+/// The command that would make a set anew, as far as its manifest shows it; the folder of the images
+/// is not in it.
+fn command_of(folder: &Path) -> Result<String> {
+    let manifest = Manifest::read(folder)?;
+    let mut out = format!(
+        "paragon shard FOLDER --out {} --scale {} --lq-size {}",
+        folder.display(),
+        manifest.scale,
+        manifest.crop()
+    );
+    if manifest.stride != manifest.lq_size {
+        write!(out, " --stride {}", manifest.stride)?;
+    }
+    if let Ok(recipe) = manifest.recipe_name.parse::<Recipe>() {
+        if let Some(filter) = recipe.filter.to_possible_value() {
+            write!(out, " --lq-filter {}", filter.get_name())?;
+        }
+        if recipe.blur > 0.0 {
+            write!(out, " --lq-blur {}", recipe.blur)?;
+        }
+        // where images are held out, the seed is among the options below
+        let has_seed = manifest
+            .extra
+            .options
+            .iter()
+            .any(|(name, _)| name == "seed");
+        if recipe.whole().is_none() && !has_seed {
+            write!(out, " --seed {}", recipe.seed)?;
+        }
+    }
+    for (name, value) in &manifest.extra.options {
+        match name.as_str() {
+            "keep-duplicates" => out += " --keep-duplicates",
+            name => write!(out, " --{name} {value}")?,
+        }
+    }
+    Ok(out + " --overwrite")
 }
 
 fn info(place: &SetArgs) -> Result<()> {
@@ -240,7 +374,7 @@ fn verify(args: &Verify) -> Result<()> {
         }
         if whole {
             print(format_args!(
-                "{}: {} pairs, all whole",
+                "{}: {} pairs, no damage",
                 dir.display(),
                 found.pairs
             ))?;
@@ -283,7 +417,7 @@ fn verify(args: &Verify) -> Result<()> {
 fn extract(args: &Extract) -> Result<()> {
     let set = ShardSet::open(&args.dir)?;
     let records = match &args.source {
-        Some(name) => tools::records_of(&set, name)?,
+        Some(name) => images::records_of(&set, name)?,
         None => args.record.clone(),
     };
     tools::extract(&set, &records, &args.out)?;

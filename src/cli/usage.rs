@@ -83,7 +83,7 @@ mod tests {
     use super::super::Cli;
     use super::*;
     use clap::CommandFactory;
-    use paragon::config::words::FOREIGN_WORDS;
+    use paragon::config::words::{FOREIGN_WORDS, ForeignWord};
 
     #[test]
     fn every_flag_of_an_answer_exists() {
@@ -108,8 +108,8 @@ mod tests {
         let command = Cli::command();
         let train = command.find_subcommand("train").unwrap();
         let allowed = ["name"];
-        for word in FOREIGN_WORDS.iter().flat_map(|foreign| foreign.words) {
-            assert!(!has(train, word) || allowed.contains(word), "{word}");
+        for word in FOREIGN_WORDS.iter().flat_map(ForeignWord::words) {
+            assert!(!has(train, word) || allowed.contains(&word), "{word}");
         }
     }
 }

@@ -15,6 +15,7 @@ mod forecast;
 pub mod format;
 pub(crate) mod hash;
 mod headers;
+pub mod images;
 mod job;
 mod journal;
 pub mod manifest;

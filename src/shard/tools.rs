@@ -329,36 +329,6 @@ pub fn pair(set: &ShardSet, record: u64) -> Result<(RgbImage, RgbImage)> {
     Ok((lq, hr))
 }
 
-/// Numbers of the records that were cut from an image.
-///
-/// # Errors
-/// The set has no image of this name; the error lists similar names.
-pub fn records_of(set: &ShardSet, name: &str) -> Result<Vec<u64>> {
-    let mut first = 0;
-    let mut found = Vec::new();
-    let mut alike = Vec::new();
-    // the records of one image follow one another, in the order of the source tables
-    for (source, count) in set.sources()? {
-        if source.name == name {
-            found.extend(first..first + count);
-        } else if source.name.contains(name) && alike.len() < SIMILAR_NAMES {
-            alike.push(source.name);
-        }
-        first += count;
-    }
-    let hint = if alike.is_empty() {
-        String::new()
-    } else {
-        format!("; like it are {}", alike.join(", "))
-    };
-    ensure!(
-        !found.is_empty(),
-        "no pair of {} was cut from an image called {name} (names have no extension){hint}",
-        set.folder().display()
-    );
-    Ok(found)
-}
-
 /// Writes pairs as PNG files `NUMBER_lq.png` and `NUMBER_hr.png` into a folder.
 ///
 /// # Errors
@@ -381,9 +351,6 @@ pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
     }
     Ok(())
 }
-
-/// Largest number of similar names that an error lists.
-const SIMILAR_NAMES: usize = 5;
 
 /// Pairs in one row of a contact sheet.
 #[cfg(feature = "report")]
@@ -434,7 +401,7 @@ pub fn sheet(set: &ShardSet, count: u64, seed: u64, path: &Path) -> Result<()> {
     }
     let panels = |(record, source, lq, hr): &'_ (u64, RecordSource, RgbImage, RgbImage)| -> [(RgbImage, String, String); 2] {
         let name = source.image.rsplit('/').next().unwrap_or_default().to_string();
-        [(lq.clone(), format!("#{record} LQ"), name.clone()), (hr.clone(), format!("#{record} HR"), format!("{} {}", source.x, source.y))]
+        [(lq.clone(), format!("#{record} LQ"), name.clone()), (hr.clone(), format!("#{record} HR"), format!("at {}, {}", source.x, source.y))]
     };
     let rows: Vec<Vec<(RgbImage, String, String)>> = shown
         .chunks(SHEET_COLUMNS)
