@@ -7,14 +7,18 @@ use super::flags::{
     tell,
 };
 use super::recipe::{KeyFlags, Loading};
+use super::step_time::{StepOf, StepTime, grouped};
 use anyhow::{Context, Result, ensure};
 use paragon::config::Settings;
 use paragon::loader::bench::{BenchConfig, LoaderMeasurement, measure};
 use paragon::loader::quality::{OrderQuality, quality};
 use paragon::loader::{LoaderConfig, bound, usual_slots};
+use paragon::model::{Network, Recompute};
+use paragon::plan::LossKind;
 use paragon::report::chart::{Series, line_chart};
 use paragon::shard::reader::Io;
 use paragon::support::text::bytes_text;
+use paragon::train::DeviceChoice;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -32,18 +36,18 @@ enum What {
     Upscale(Box<super::bench_upscale::Args>),
 }
 
-/// Measure pairs per second of the prefetch ring, who waits for whom, and memory against the
-/// computed bound.
+/// Measure the pairs per second that the loader delivers, its memory, and whether that is enough for
+/// a training step on this machine.
 ///
 /// The consumer takes batches and does nothing (or waits --step-ms, as a training step would), so
-/// the figures are the loader's own.
+/// the figures are the loader's own. A few steps of --network are measured afterwards, to compare.
 #[derive(clap::Args)]
 struct LoaderArgs {
     #[command(flatten)]
     data: KeyFlags<Loading>,
     /// Pairs in a batch
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH))]
-    batch: usize,
+    #[arg(long, alias = "batch", default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH))]
+    batch_size: usize,
     /// Side of the LQ patch in pixels [default: what the set was made for]
     #[arg(long, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
     lq_size: Option<usize>,
@@ -62,9 +66,15 @@ struct LoaderArgs {
     /// Seconds to measure for, each run
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = positive, conflicts_with = "epochs")]
     seconds: f64,
-    /// Milliseconds that a training step would hold each batch
+    /// Milliseconds that a training step would hold each batch; no step is measured then
     #[arg(long, value_name = "MS", value_parser = positive)]
     step_ms: Option<f64>,
+    /// Network whose step is measured to compare with, or none [default: nano; none with --json]
+    #[arg(long, value_name = "NAME")]
+    network: Option<String>,
+    /// Device of that step: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
     /// Seed of the order
     #[arg(long, default_value_t = 1024)]
     seed: u64,
@@ -119,7 +129,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         io,
         on_corrupt: data.on_corrupt,
         ..LoaderConfig::new(
-            args.batch,
+            args.batch_size,
             args.lq_size.unwrap_or(sources.crop() as usize),
             args.seed,
         )
@@ -145,14 +155,14 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
     if let Some(limit) = args.host_memory {
         ensure!(
             largest.total() <= limit,
-            "the loader needs {} and --host-memory allows {}; nothing was started. Try fewer --slots, fewer --threads or a smaller --batch",
+            "the loader needs {} and --host-memory allows {}; nothing was started. Try fewer --slots, fewer --threads or a smaller --batch-size",
             bytes_text(largest.total()),
             bytes_text(limit)
         );
     }
     let order = quality(&sources, &config)?;
-    let window = config.window.map_or("full".to_string(), |w| {
-        format!("in windows of {}", bytes_text(w))
+    let window = config.window.map_or(String::new(), |w| {
+        format!(" in windows of {}", bytes_text(w))
     });
     tell(format_args!(
         "{}: {} pairs, {} of shards, opened and checked in {open_ms:.0} ms",
@@ -161,9 +171,14 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         bytes_text(sources.bytes())
     ));
     tell(format_args!(
-        "reading by {} ({why}); shuffle {window}: {order}",
-        if io == Io::Mmap { "map" } else { "calls" }
+        "reading shards {} ({why})",
+        if io == Io::Mmap {
+            "from memory, mmap"
+        } else {
+            "by read calls, pread"
+        }
     ));
+    tell(format_args!("shuffle{window}: {order}"));
     tell(format_args!(
         "memory, known before the start: {} slots of {} + {} threads of {} + index {} = {}",
         largest.slots,
@@ -184,14 +199,19 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         }
         runs.push(run);
     }
+    let best = runs
+        .iter()
+        .max_by(|a, b| a.pairs_per_second.total_cmp(&b.pairs_per_second));
+    let needs = args.needs(&config, sources.scale() as usize);
     if args.json {
         let report = serde_json::json!({
+            "step": needs.as_ref().map(Needs::json),
             "records": sources.len(), "open_ms": open_ms, "bytes": sources.bytes(), "batch": config.batch, "lq_size": config.lq_size, "slots": largest.slots,
             "io": if io == Io::Mmap { "mmap" } else { "pread" }, "window": config.window, "order": json_order(&order), "bound": largest.total(), "runs": runs,
         });
         print_json(&report)?;
-    } else if let Some(last) = runs.last() {
-        print(verdict(last))?;
+    } else if let Some(best) = best {
+        print(verdict(best, needs.as_ref()))?;
     }
     if let Some(path) = &args.chart {
         let points = |f: &dyn Fn(&LoaderMeasurement) -> f64| {
@@ -227,7 +247,7 @@ fn usual_threads() -> Vec<usize> {
     out
 }
 
-const HEADER: &str = "threads    pairs/s  of first     MB/s  first batch      p50      p99      max  consumer  producers  anonymous / computed";
+const HEADER: &str = "threads    pairs/s  of first    MiB/s  first batch      p50      p99      max  consumer  producers  anonymous / computed";
 
 fn row(run: &LoaderMeasurement, first: Option<&LoaderMeasurement>) -> String {
     let ratio = first.map_or(1.0, |f| run.pairs_per_second / f.pairs_per_second);
@@ -238,7 +258,7 @@ fn row(run: &LoaderMeasurement, first: Option<&LoaderMeasurement>) -> String {
         "{:7} {:10.0} {ratio:8.2}x {:8.0} {:9.1} ms {p50:5.2} ms {p99:5.2} ms {most:5.1} ms {consumer:8.1}% {producers:9.1}%  {peak} / {}",
         run.threads,
         run.pairs_per_second,
-        run.megabytes_per_second,
+        run.megabytes_per_second * 1e6 / f64::from(1 << 20),
         run.first_batch_ms,
         bytes_text(run.bound)
     );
@@ -254,15 +274,127 @@ fn row(run: &LoaderMeasurement, first: Option<&LoaderMeasurement>) -> String {
     text
 }
 
-fn verdict(run: &LoaderMeasurement) -> String {
-    let (consumer, producers) = (100.0 * run.consumer_waited, 100.0 * run.producers_waited);
-    let which = if run.consumer_waited > run.producers_waited {
-        "loader-bound"
-    } else {
-        "consumer-bound"
+/// What a training step takes from the loader.
+struct Needs {
+    pairs_per_second: f64,
+    /// `a step of nano here`.
+    whose: String,
+}
+
+impl Needs {
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "pairs_per_second": self.pairs_per_second, "what": self.whose })
+    }
+}
+
+impl LoaderArgs {
+    /// Measures a step, or takes the given time of one. `None` where none is to be measured or it
+    /// cannot be, which is said.
+    fn needs(&self, config: &LoaderConfig, scale: usize) -> Option<Needs> {
+        if let Some(ms) = self.step_ms {
+            return Some(Needs {
+                pairs_per_second: config.batch as f64 / (ms / 1e3),
+                whose: format!("a step of {ms} ms"),
+            });
+        }
+        let name = match self.network.as_deref() {
+            Some("none") => return None,
+            None if self.json => return None,
+            name => name.unwrap_or("nano"),
+        };
+        match self.measured(name, config, scale) {
+            Ok(needs) => Some(needs),
+            Err(error) => {
+                tell(format_args!("a step of {name} was not measured: {error:#}"));
+                None
+            }
+        }
+    }
+
+    fn measured(&self, name: &str, config: &LoaderConfig, scale: usize) -> Result<Needs> {
+        let step = StepTime::measure(&StepOf {
+            network: &Network::new(name, scale)?,
+            lq_size: config.lq_size,
+            batch_size: config.batch,
+            losses: vec![(LossKind::L1, 1.0)],
+            recompute: Recompute::Block,
+            device: self.device,
+            precision: None,
+            threads: 0,
+        })?;
+        Ok(Needs {
+            pairs_per_second: config.batch as f64 / step.seconds,
+            whose: format!("a step of {name} x{scale} here ({})", step.device),
+        })
+    }
+}
+
+/// Pairs a second that a loader must be faster by than a step takes, so that it is enough.
+const MARGIN: f64 = 1.1;
+
+fn verdict(run: &LoaderMeasurement, needs: Option<&Needs>) -> String {
+    let rate = grouped(run.pairs_per_second.round() as u64);
+    let threads = match run.threads {
+        1 => "1 thread".to_string(),
+        n => format!("{n} threads"),
+    };
+    let Some(needs) = needs else {
+        return format!("the loader alone delivers {rate} pairs/s on {threads}");
+    };
+    let times = run.pairs_per_second / needs.pairs_per_second;
+    let enough = match times {
+        t if t >= 10.0 => format!("{t:.0} times enough"),
+        t if t >= MARGIN => format!("{t:.1} times enough"),
+        t if t >= 1.0 => format!("just enough ({t:.2} times)"),
+        t => format!(
+            "too slow ({t:.2} of it): try more --threads, a faster disk, or shards made with --codec raw"
+        ),
     };
     format!(
-        "{which} at {} threads: the consumer waited {consumer:.1}% of its time, the loader's threads {producers:.1}% of theirs",
-        run.threads
+        "delivers {rate} pairs/s on {threads}; {} needs {}: {enough}",
+        needs.whose,
+        grouped(needs.pairs_per_second.round() as u64)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(rate: f64) -> LoaderMeasurement {
+        LoaderMeasurement {
+            threads: 2,
+            pairs: 0,
+            seconds: 1.0,
+            pairs_per_second: rate,
+            megabytes_per_second: 0.0,
+            first_batch_ms: 0.0,
+            latency_ms: [0.0; 3],
+            consumer_waited: 1.0,
+            producers_waited: 0.0,
+            peak_anonymous: None,
+            bound: 0,
+            substituted: 0,
+            cached: None,
+            content: None,
+        }
+    }
+
+    #[test]
+    fn the_verdict_compares_with_a_step() {
+        let needs = |pairs_per_second| Needs {
+            pairs_per_second,
+            whose: "a step".into(),
+        };
+        assert_eq!(
+            verdict(&run(6200.0), Some(&needs(170.0))),
+            "delivers 6,200 pairs/s on 2 threads; a step needs 170: 36 times enough"
+        );
+        assert!(verdict(&run(180.0), Some(&needs(170.0))).contains("just enough (1.06 times)"));
+        assert!(verdict(&run(85.0), Some(&needs(170.0))).contains("too slow (0.50 of it)"));
+        assert_eq!(
+            verdict(&run(1234.0), None),
+            "the loader alone delivers 1,234 pairs/s on 2 threads"
+        );
+    }
 }

@@ -3,6 +3,7 @@
 
 use super::flags::{MAX_BATCH, MAX_SIDE, count, print, print_json, tell};
 use super::recipe::{NetworkFlags, settings_of};
+use super::step_time::run_text;
 use anyhow::Result;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, bf16_peak, fma_peak};
 use paragon::backend::cuda::{CudaBackend, Device};
@@ -16,7 +17,8 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Measure a training step on synthetic patches: seconds, its floor, and the time of every kernel.
+/// Measure a training step on synthetic patches: seconds, the time of a whole run, its floor, and
+/// the time of every kernel.
 ///
 /// The floor is every input read once and every output written once at the bandwidth of a large
 /// copy (on a GPU), or the useful operations at the measured peak of multiply-adds (on the CPU; that
@@ -36,8 +38,11 @@ pub struct Args {
     #[arg(long, default_value_t = 128, value_name = "PIXELS", value_parser = count(MAX_SIDE))]
     lq_size: usize,
     /// Patches in a batch
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH))]
+    #[arg(long, alias = "batch", default_value_t = 16, value_name = "N", value_parser = count(MAX_BATCH))]
     batch_size: usize,
+    /// Iterations of the run whose time is said
+    #[arg(long, default_value_t = 40_000, value_name = "N")]
+    iterations: u64,
     /// A loss and its weight, may be repeated
     #[arg(long = "loss", default_values = ["l1:1.0"], value_name = "KIND:WEIGHT", value_parser = loss_term)]
     losses: Vec<LossTerm>,
@@ -100,6 +105,9 @@ struct Report {
     /// With every batch brought from the host, as in training.
     fed_step_seconds: f64,
     pairs_per_second: f64,
+    iterations: u64,
+    /// Of a run of so many iterations, without its validations.
+    run_seconds: f64,
     floor_bytes: u64,
     multiply_adds: u64,
     /// Bytes a second of a large copy; on a GPU.
@@ -136,12 +144,22 @@ pub fn run(args: &Args) -> Result<()> {
         _ => String::new(),
     };
     print(format_args!(
-        "  step {:.3} ms ({:.3} with the batch brought from the host), {:.0} pairs/s; floor {:.3} ms ({against}), {:.2}x",
+        "  step {:.3} ms ({:.3} with the batch brought from the host), {:.0} pairs/s; floor {:.3} ms ({against}), {:.2}x{}",
         1e3 * report.step_seconds,
         1e3 * report.fed_step_seconds,
         report.pairs_per_second,
         1e3 * report.floor_seconds,
-        report.times_floor
+        report.times_floor,
+        // only on the CPU, whose floor counts operations
+        if report.times_floor < 1.0 {
+            " (the floor is that of direct convolution; Winograd's needs fewer operations)"
+        } else {
+            ""
+        }
+    ))?;
+    print(format_args!(
+        "  {}, validations not counted",
+        run_text(report.iterations, report.fed_step_seconds)
     ))?;
     for part in &report.kernels {
         let rate = if part.floor_bytes > 0 {
@@ -166,9 +184,12 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Median seconds of a step with the batch in place, and of one whose batch is brought from the
-/// host first, as in training.
-fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
+/// Returns a function that runs steps on an invented batch, and returns the seconds of one. Its
+/// arguments are the number of steps, and whether each brings its batch from the host first, as in
+/// training.
+pub(super) fn step_timer(
+    backend: &mut dyn Backend,
+) -> Result<impl FnMut(usize, bool) -> Result<f64>> {
     let Some(layout) = backend.plan().batch else {
         anyhow::bail!("the plan takes no batch")
     };
@@ -180,10 +201,10 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
     block[layout.augment_offset()..]
         .iter_mut()
         .for_each(|code| *code %= 8);
-    let (lq, rest) = block.split_at(layout.lq_bytes());
-    let (hr, augment) = rest.split_at(layout.hr_bytes());
-    let view = BatchView { lq, hr, augment };
-    let step = |backend: &mut dyn Backend, count: usize, fed: bool| -> Result<f64> {
+    Ok(move |count: usize, fed: bool| -> Result<f64> {
+        let (lq, rest) = block.split_at(layout.lq_bytes());
+        let (hr, augment) = rest.split_at(layout.hr_bytes());
+        let view = BatchView { lq, hr, augment };
         let started = Instant::now();
         let mut copies = Vec::new();
         for _ in 0..count {
@@ -195,13 +216,19 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
         }
         backend.metrics()?;
         Ok(started.elapsed().as_secs_f64() / count as f64)
-    };
+    })
+}
+
+/// Median seconds of a step with the batch in place, and of one whose batch is brought from the
+/// host first, as in training.
+fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
+    let mut step = step_timer(backend)?;
     // both places of a batch are filled
-    step(backend, 2, true)?;
+    step(2, true)?;
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
         for (times, fed) in times.iter_mut().zip([false, true]) {
-            times.push(step(backend, steps, fed)?);
+            times.push(step(steps, fed)?);
         }
     }
     Ok(times.map(median))
@@ -281,6 +308,8 @@ fn measure(args: &Args) -> Result<Report> {
         step_seconds,
         fed_step_seconds,
         pairs_per_second: args.batch_size as f64 / step_seconds,
+        iterations: args.iterations,
+        run_seconds: fed_step_seconds * args.iterations as f64,
         floor_bytes: floor.bytes,
         multiply_adds: floor.multiply_adds,
         copy_bandwidth,

@@ -18,6 +18,7 @@ mod report;
 mod selftest;
 mod shard;
 mod shards;
+mod step_time;
 mod synth;
 mod train;
 mod upscale;

@@ -3,10 +3,12 @@
 
 use super::flags::{LARGEST_BATCH_SEARCHED, MAX_SIDE, count, positive, print, print_json, tell};
 use super::recipe::{KeyFlags, Layers, Machine, Planning, settings_of};
-use anyhow::{Result, bail};
+use super::step_time::{StepOf, StepTime, run_text};
+use anyhow::{Context, Result, bail};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
 use paragon::backend::cuda::lower;
+use paragon::config::Settings;
 use paragon::loader::{LoaderBound, STACK_BYTES};
 use paragon::model::{Recompute, Setting};
 use paragon::plan::{Class, LayerLine, Plan, Precision};
@@ -59,6 +61,9 @@ pub struct Args {
     /// The largest batch for each patch size and level that fits the budget
     #[arg(long, help_heading = "Output")]
     max: bool,
+    /// Measure a few steps on this machine (about two seconds), and say how long the run would take
+    #[arg(long, help_heading = "Output")]
+    time: bool,
     /// Draw the arena over the operations of a step (SVG)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     chart: Option<PathBuf>,
@@ -89,6 +94,8 @@ struct Report<'a> {
     why: Option<&'a str>,
     memory: &'a RunMemory,
     work: Work,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<RunTime>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     layers: Vec<LayerLine>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -140,6 +147,48 @@ impl Work {
         format!(
             "an iteration moves at least {} and computes {gflop:.2} GFLOP{launches}",
             bytes_text(self.bytes)
+        )
+    }
+}
+
+/// With `--time`: how long the run would take on this machine.
+#[derive(Serialize)]
+struct RunTime {
+    iterations: u64,
+    step: StepTime,
+    /// Without validations and checkpoints.
+    run_seconds: f64,
+}
+
+impl RunTime {
+    /// Measures the micro-batches that the plan has chosen.
+    fn measure(config: &TrainConfig, choice: FitChoice, machine: &Machine) -> Result<RunTime> {
+        let step = StepTime::measure(&StepOf {
+            network: &config.network,
+            lq_size: config.lq_size,
+            batch_size: choice.batch_size,
+            losses: config.losses.iter().map(|l| (l.kind, l.weight)).collect(),
+            recompute: choice.recompute,
+            device: machine.device,
+            precision: machine.precision,
+            threads: machine.threads,
+        });
+        let step = step.context("--time measures on this machine, and that is not possible")?;
+        Ok(RunTime {
+            iterations: config.total_iter,
+            run_seconds: config.total_iter as f64 * choice.accum_iter as f64 * step.seconds,
+            step,
+        })
+    }
+
+    fn text(&self) -> String {
+        let each = self.run_seconds / self.iterations as f64;
+        format!(
+            "{} ({:.1} ms an iteration, from {} steps on {}; validations not counted)",
+            run_text(self.iterations, each),
+            1e3 * each,
+            self.step.steps,
+            self.step.device
         )
     }
 }
@@ -215,10 +264,19 @@ impl Args {
     }
 }
 
+/// The machine of the settings. A limit of device memory asks for a GPU, where no device is named.
+fn machine(settings: &Settings) -> Result<Machine> {
+    let mut machine = Machine::new(settings)?;
+    if machine.vram.is_some() && machine.device == DeviceChoice::Auto {
+        machine.device = DeviceChoice::Cuda(0);
+    }
+    Ok(machine)
+}
+
 /// Prints the plan.
 pub fn run(args: &Args) -> Result<()> {
     let settings = args.layers_of.settings_with(&args.flags, args.verbose)?;
-    let machine = &Machine::new(&settings)?;
+    let machine = &machine(&settings)?;
     let scale = settings.whole("scale").unwrap_or(USUAL_SCALE) as usize;
     let config = settings.train_config(scale, args.stored_lq_size.unwrap_or(usize::MAX))?;
     config.check()?;
@@ -269,6 +327,9 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.chart {
         occupancy_chart(&occupancy(&config, &fitted, plan), path)?;
     }
+    let time = args.time && refused.is_none();
+    let time = time.then(|| RunTime::measure(&config, fitted.choice, machine));
+    let time = time.transpose()?;
     let device = if place.is_device() { "cuda" } else { "cpu" };
     let computes = match place.bf16_unit() {
         Some(unit) => format!("bf16 products on {unit}, activations {}", plan.precision),
@@ -290,6 +351,7 @@ pub fn run(args: &Args) -> Result<()> {
             why: fitted.reason.as_deref(),
             memory: &fitted.memory,
             work: Work::new(plan, fitted.choice.accum_iter, &place)?,
+            time,
             layers: if args.layers {
                 plan.layers()
             } else {
@@ -311,6 +373,9 @@ pub fn run(args: &Args) -> Result<()> {
             &format!("{device}, {computes}"),
         )?;
         print(Work::new(plan, fitted.choice.accum_iter, &place)?.text())?;
+        if let Some(time) = time {
+            print(time.text())?;
+        }
         let comparison = fit.budget.compare(&fitted.memory);
         if refused.is_none() && !comparison.is_empty() {
             print(format_args!("\nfits: {comparison}"))?;
@@ -366,7 +431,7 @@ fn show(
         ))?;
     }
     print(format_args!(
-        "floor: {}, what stays between steps plus the operation that needs most",
+        "no setting goes below {}: what stays between steps plus the operation that needs most",
         bytes_text(step.floor_bytes)
     ))?;
     if args.layers {

@@ -508,7 +508,7 @@ fn pairs_come_back_as_pictures() {
         text(&pngs),
     ]);
     assert_eq!(code, Some(0));
-    for record in tools::records_of(&set, "sub/p002").unwrap() {
+    for record in images::records_of(&set, "sub/p002").unwrap() {
         assert_eq!(set.source(record).unwrap().image, "sub/p002");
         assert!(pngs.join(format!("{record:08}_hr.png")).exists());
     }
