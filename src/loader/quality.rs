@@ -67,12 +67,26 @@ pub fn quality(sources: &Sources, config: &LoaderConfig) -> Result<OrderQuality>
     })
 }
 
+/// From this distance on, relative to a random order, an order is called good.
+const GOOD_DISTANCE: f64 = 0.8;
+/// From this share on of batches with two patches of one image, the text advises more images.
+const MANY_REPEATS: f64 = 0.2;
+
 impl std::fmt::Display for OrderQuality {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (distance, share) = (self.distance, 100.0 * self.same_image);
-        write!(
-            f,
-            "neighbours {distance:.2} of a random order's distance apart, two patches of one image in {share:.1}% of the batches"
-        )
+        let verdict = if distance >= GOOD_DISTANCE {
+            "good"
+        } else {
+            "weak"
+        };
+        write!(f, "{verdict} ({distance:.2} of random)")?;
+        if self.same_image >= MANY_REPEATS {
+            write!(
+                f,
+                "; {share:.0}% of the batches hold two patches of one image, more images would help"
+            )?;
+        }
+        Ok(())
     }
 }
