@@ -22,9 +22,7 @@ pub use yaml::{Data, Node, parse};
 use crate::plan::OptimizerKind;
 use crate::support::file_kind::{HEAD_BYTES, look, look_at_options};
 use crate::support::text::brief;
-use crate::train::{
-    Decay, LossTerm, Schedule, TrainConfig, usual_milestones, usual_warmup,
-};
+use crate::train::{Decay, LossTerm, Schedule, TrainConfig, usual_milestones, usual_warmup};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::PathBuf;
 

@@ -260,9 +260,12 @@ mod bar {
         );
         ProgressStyle::with_template(&template)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .with_key("time", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-                let _ = out.write_str(&time_text(state.elapsed(), state.eta()));
-            })
+            .with_key(
+                "time",
+                |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                    let _ = out.write_str(&time_text(state.elapsed(), state.eta()));
+                },
+            )
             .progress_chars("=> ")
     }
 
@@ -310,7 +313,8 @@ mod bar {
             // Room for `  1:00:00, 1:00:00 left`, so that a long name does not wrap the bar.
             let time = if self.with_time { 23 } else { 0 };
             let room = self.room().saturating_sub(time);
-            self.bar.set_message(text.chars().take(room).collect::<String>());
+            self.bar
+                .set_message(text.chars().take(room).collect::<String>());
         }
 
         pub fn position(&self, done: u64) {
@@ -371,12 +375,18 @@ mod tests {
     use std::sync::Arc;
 
     fn fields() -> Vec<Field> {
-        [("loss 0.04450", 7), ("lr 2.00e-4", 3), ("9.52 it/s", 5), ("152 pairs/s", 1), ("mem 137.4 MiB", 2)]
-            .map(|(text, importance)| Field {
-                text: text.to_string(),
-                importance,
-            })
-            .to_vec()
+        [
+            ("loss 0.04450", 7),
+            ("lr 2.00e-4", 3),
+            ("9.52 it/s", 5),
+            ("152 pairs/s", 1),
+            ("mem 137.4 MiB", 2),
+        ]
+        .map(|(text, importance)| Field {
+            text: text.to_string(),
+            importance,
+        })
+        .to_vec()
     }
 
     #[test]
@@ -386,7 +396,10 @@ mod tests {
             shown(usize::MAX),
             "loss 0.04450  lr 2.00e-4  9.52 it/s  152 pairs/s  mem 137.4 MiB"
         );
-        assert_eq!(shown(60), "loss 0.04450  lr 2.00e-4  9.52 it/s  mem 137.4 MiB");
+        assert_eq!(
+            shown(60),
+            "loss 0.04450  lr 2.00e-4  9.52 it/s  mem 137.4 MiB"
+        );
         assert_eq!(shown(40), "loss 0.04450  lr 2.00e-4  9.52 it/s");
         assert_eq!(shown(30), "loss 0.04450  9.52 it/s");
         assert_eq!(shown(12), "loss 0.04450");

@@ -136,7 +136,10 @@ impl TrainConfig {
         recipe("--loss", losses.join(" "));
         recipe("--optimizer", format!("{optimizer:?}"));
         recipe("--lr", number(schedule.base_lr));
-        recipe("--betas", format!("{},{}", number(betas.0), number(betas.1)));
+        recipe(
+            "--betas",
+            format!("{},{}", number(betas.0), number(betas.1)),
+        );
         recipe("--weight-decay", number(*weight_decay));
         recipe("--set train.optim_g.eps", number(*epsilon));
         recipe("--grad-clip", number(*grad_clip));
@@ -264,13 +267,21 @@ impl TrainConfig {
         let Some(last) = milestones.iter().max() else {
             return out;
         };
-        let usual: Vec<String> = super::usual_milestones(total).iter().map(u64::to_string).collect();
+        let usual: Vec<String> = super::usual_milestones(total)
+            .iter()
+            .map(u64::to_string)
+            .collect();
         let list: Vec<String> = milestones.iter().map(u64::to_string).collect();
         let list = list.join(",");
         let what = if milestones.iter().all(|m| *m >= total) {
-            format!("the milestones {list} are not reached in {total} iterations, so the learning rate never falls")
+            format!(
+                "the milestones {list} are not reached in {total} iterations, so the learning rate never falls"
+            )
         } else if *last < total / 2 {
-            format!("after the last of the milestones {list} come {} of {total} iterations at the lowest learning rate", total - last)
+            format!(
+                "after the last of the milestones {list} come {} of {total} iterations at the lowest learning rate",
+                total - last
+            )
         } else {
             return out;
         };
@@ -315,7 +326,10 @@ mod tests {
         }
         // The settings of all networks have the flags that are shown for them.
         for key in KEYS.iter() {
-            let setting = key.path.strip_prefix("network_g.").filter(|name| *name != "type");
+            let setting = key
+                .path
+                .strip_prefix("network_g.")
+                .filter(|name| *name != "type");
             let Some(name) = setting else { continue };
             let own = network_flag(name);
             assert!(

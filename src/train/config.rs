@@ -156,7 +156,11 @@ impl TrainConfig {
     /// What the network is compared with in validations: at scale 1 the bicubic upscaling of the LQ
     /// is the LQ itself.
     pub fn baseline(&self) -> &'static str {
-        if self.network.scale == 1 { "LQ" } else { "bicubic" }
+        if self.network.scale == 1 {
+            "LQ"
+        } else {
+            "bicubic"
+        }
     }
 
     /// The step of this run, at a level of recomputation (which changes no bit).

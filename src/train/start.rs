@@ -181,7 +181,12 @@ fn ways_on(can_continue: bool) -> String {
 
 /// Reports from where a run resumes, what has changed since its state was saved, and what that does
 /// to the learning rate.
-pub(super) fn report_resumed(start: &StartState, run: &Path, config: &TrainConfig, report: &Report<'_>) {
+pub(super) fn report_resumed(
+    start: &StartState,
+    run: &Path,
+    config: &TrainConfig,
+    report: &Report<'_>,
+) {
     let StartState { state, fresh } = start;
     if *fresh {
         return;

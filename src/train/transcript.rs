@@ -138,7 +138,10 @@ mod tests {
         }
         let text = std::fs::read_to_string(&path).unwrap();
         let kept: Vec<&str> = text.lines().filter(|l| !l.starts_with("===")).collect();
-        assert_eq!(kept, ["before", "after\\u{1b}[31m", "before", "after\\u{1b}[31m"]);
+        assert_eq!(
+            kept,
+            ["before", "after\\u{1b}[31m", "before", "after\\u{1b}[31m"]
+        );
         assert_eq!(text.matches(": second").count(), 1);
         // A folder that is gone is an error once, and later lines do no harm.
         let lost = Transcript::new("x");

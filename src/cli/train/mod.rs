@@ -7,14 +7,15 @@ use super::data::{DataArgs, Window};
 use super::flags::print_json;
 use super::recipe::{KeyFlags, Layers, Machine, Training};
 use anyhow::{Result, bail, ensure};
+use output::Output;
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
 use paragon::shard::reader::Io;
 use paragon::sys::stop_flag;
 use paragon::train::{
-    ConfigFile, Decay, Level, RunOptions, StateHead, TrainConfig, ValidationSet, newest_state, train,
+    ConfigFile, Decay, Level, RunOptions, StateHead, TrainConfig, ValidationSet, newest_state,
+    train,
 };
-use output::Output;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -83,7 +84,14 @@ pub fn run(args: &Args) -> Result<()> {
     let io = tell_reading(output, &data, &sources, config.window);
     let stop = stop_flag(STOPPED)?;
     let validation = validation_images(output, &settings, &data);
-    let effective = effective(output, &settings, &data, &config, &out, validation.as_deref());
+    let effective = effective(
+        output,
+        &settings,
+        &data,
+        &config,
+        &out,
+        validation.as_deref(),
+    );
     let options = RunOptions {
         out: out.clone(),
         threads: machine.threads,
@@ -215,10 +223,7 @@ fn keep_choices(args: &Args, settings: &mut Settings, stored: &TrainConfig) {
         }
     }
     if *settings.value("train.warmup_iter") == Value::Null {
-        settings.put(
-            "train.warmup_iter",
-            Value::Whole(stored.schedule.warmup),
-        );
+        settings.put("train.warmup_iter", Value::Whole(stored.schedule.warmup));
     }
     if let Decay::MultiStep { milestones, .. } = &stored.schedule.decay
         && *settings.value("train.scheduler.milestones") == Value::Null
@@ -240,7 +245,12 @@ fn title(config: &TrainConfig, out: &Path) -> String {
     let name = match short {
         Some(alias) => {
             let (first, rest) = alias.split_at(alias.chars().next().map_or(0, char::len_utf8));
-            format!("{}{rest} x{} ({})", first.to_uppercase(), net.scale, net.arch)
+            format!(
+                "{}{rest} x{} ({})",
+                first.to_uppercase(),
+                net.scale,
+                net.arch
+            )
         }
         None => format!("{} x{}", net.arch, net.scale),
     };

@@ -12,11 +12,7 @@ const SLOW_LOADER: f64 = 0.05;
 const ENOUGH_ITERATIONS: u64 = 50;
 
 /// The result of a run on stdout.
-pub(super) fn print_summary(
-    s: &RunSummary,
-    config: &TrainConfig,
-    seconds: f64,
-) -> Result<()> {
+pub(super) fn print_summary(s: &RunSummary, config: &TrainConfig, seconds: f64) -> Result<()> {
     if s.iteration == 0 {
         return print("stopped before the first iteration was done; nothing is saved");
     }

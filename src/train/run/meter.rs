@@ -84,12 +84,20 @@ impl Meter {
     }
 
     fn mark_at(&mut self, now: f64) {
-        if self.marks.back().is_some_and(|last| now - last.0 < MARK_INTERVAL) {
+        if self
+            .marks
+            .back()
+            .is_some_and(|last| now - last.0 < MARK_INTERVAL)
+        {
             return;
         }
         self.marks.push_back((now, self.iterations));
         // The oldest mark that stays is the last one before the window begins.
-        while self.marks.get(1).is_some_and(|second| now - second.0 >= WINDOW) {
+        while self
+            .marks
+            .get(1)
+            .is_some_and(|second| now - second.0 >= WINDOW)
+        {
             self.marks.pop_front();
         }
     }
@@ -172,7 +180,11 @@ mod tests {
             meter.mark_at(f64::from(second));
         }
         let expected = (30.0 * 10.0 + 30.0) / 60.0;
-        assert!((meter.rate_at(130.0) - expected).abs() < 0.2, "{}", meter.rate_at(130.0));
+        assert!(
+            (meter.rate_at(130.0) - expected).abs() < 0.2,
+            "{}",
+            meter.rate_at(130.0)
+        );
         assert!(meter.marks.len() < 130);
         assert_eq!(meter.iterations(), 1030);
     }

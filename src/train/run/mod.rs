@@ -125,7 +125,9 @@ fn finished_before(
     };
     report(
         Level::Warning,
-        &format!("{done}; nothing to do (a larger --iterations extends it, --name begins another run)"),
+        &format!(
+            "{done}; nothing to do (a larger --iterations extends it, --name begins another run)"
+        ),
     );
     let last = log.last();
     let newest = last.filter(|line| line.iteration == iteration);

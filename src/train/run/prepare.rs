@@ -210,8 +210,11 @@ impl Preparation<'_> {
             .reason
             .iter()
             .for_each(|reason| (self.report)(Level::Warning, reason));
-        for advice in fitted.config.schedule_advice() {
-            (self.report)(Level::Warning, &format!("note: {advice}"));
+        if *fresh {
+            // A run that is resumed keeps its schedule.
+            for advice in fitted.config.schedule_advice() {
+                (self.report)(Level::Warning, &format!("note: {advice}"));
+            }
         }
         let measured_on = match validation {
             Some(validation) => validation.check(options)?,
@@ -256,7 +259,9 @@ impl Preparation<'_> {
         let patches = if crop == stored {
             format!("patches of {stored} x {stored} LQ pixels")
         } else {
-            format!("crops of {crop} x {crop} out of stored patches of {stored} x {stored} LQ pixels")
+            format!(
+                "crops of {crop} x {crop} out of stored patches of {stored} x {stored} LQ pixels"
+            )
         };
         self.info(&format!(
             "data: {pairs} pairs, {patches}, {per_epoch:.1} iterations an epoch"
