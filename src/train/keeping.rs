@@ -31,7 +31,7 @@ const MAX_BEST_BYTES: u64 = 64 << 10;
 
 /// The images that a network was measured on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct MeasuredOn {
+pub struct MeasuredOn {
     /// Folder of images or set of shards, as an absolute path; for messages only, since it may have
     /// been moved.
     pub place: String,
@@ -53,7 +53,7 @@ impl MeasuredOn {
 
 /// The best network of a run so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct BestNetwork {
+pub struct BestNetwork {
     /// Iteration after which it was measured.
     pub iteration: u64,
     /// Its PSNR on Y, dB.

@@ -30,6 +30,7 @@ pub use config::{LossTerm, TrainConfig};
 pub use device::{DeviceChoice, OpenedDevice};
 pub use fit::{Fit, FitChoice, Fitted, Remedy};
 pub use folder::state_path;
+pub use keeping::{BestNetwork, MeasuredOn};
 pub use log::Log;
 pub use log_digest::{LogDigest, read_log};
 pub use log_line::LogLine;
