@@ -20,7 +20,7 @@ use paragon::shard::writer::build;
 use paragon::support::progress::Progress;
 use paragon::support::text::bytes_text;
 use paragon::train::{
-    Decay, DeviceChoice, LossTerm, Prefetch, RunOptions, RunSummary, Schedule, TrainConfig,
+    Decay, DeviceChoice, Level, LossTerm, Prefetch, RunOptions, RunSummary, Schedule, TrainConfig,
     duration_text, train,
 };
 use std::path::{Path, PathBuf};
@@ -113,13 +113,13 @@ pub fn run(args: &Args) -> Result<()> {
     super::eval::print_table(&results, &network, &bicubic)?;
     print("")?;
     print(format_args!(
-        "training     {} iterations, {:.1} it/s, data-wait {:.1}%",
+        "training     {} iterations, {:.1} it/s, waited {:.1}% for data",
         summary.iteration,
         summary.it_per_s,
         100.0 * summary.data_wait
     ))?;
     print(format_args!(
-        "memory       {} anonymous at most, {} computed before the start",
+        "memory       {} used at most; {} were planned",
         bytes_text(summary.peak_anonymous),
         bytes_text(summary.planned)
     ))?;
@@ -206,6 +206,7 @@ fn train_network(args: &Args, folders: &Folders) -> Result<RunSummary> {
         recompute: None,
         fit: true,
         restart: true,
+        continue_changed: false,
         pretrained: None,
         device: DeviceChoice::Cpu,
         precision: None,
@@ -217,7 +218,11 @@ fn train_network(args: &Args, folders: &Folders) -> Result<RunSummary> {
         Arc::new(set.into()),
         &recipe(args)?,
         &options,
-        &|text| tell(text),
+        &|level, text| {
+            if level != Level::Detail {
+                tell(text);
+            }
+        },
         &|total| Progress::bar_only("train", total, "it"),
     )?;
     if stop.load(Ordering::Relaxed) {

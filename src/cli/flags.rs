@@ -12,6 +12,7 @@ use paragon::support::text::{for_terminal, plain};
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
+use std::sync::OnceLock;
 
 /// Parses a whole number from 1 to `most`, in every form that a configuration key accepts (`5000`,
 /// `5_000`, `5e3`).
@@ -46,6 +47,20 @@ pub fn single(text: &str) -> Result<f32, String> {
     number(text, |v| (v as f32).is_finite(), "a number").map(|v| v as f32)
 }
 
+/// Receives a copy of every line that is printed; set once.
+static COPY: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
+
+/// Gives every line that is printed from now on to `copy` as well. A second call changes nothing.
+pub fn copy_lines_to(copy: impl Fn(&str) + Send + Sync + 'static) {
+    let _ = COPY.set(Box::new(copy));
+}
+
+fn copy_line(text: &str) {
+    if let Some(copy) = COPY.get() {
+        copy(text);
+    }
+}
+
 /// The reader of stdout has gone, as in `paragon plan | head`: no failure of the work.
 #[derive(Debug)]
 pub struct StdoutClosed;
@@ -63,7 +78,9 @@ impl std::error::Error for StdoutClosed {}
 /// # Errors
 /// A full disk; [`StdoutClosed`].
 pub fn print(text: impl Display) -> Result<()> {
-    print_bytes(format!("{}\n", plain(&text.to_string())).as_bytes())
+    let text = text.to_string();
+    copy_line(&text);
+    print_bytes(format!("{}\n", plain(&text)).as_bytes())
 }
 
 /// Writes bytes to stdout as they are: files for other programs, which hold no foreign string.
@@ -103,7 +120,9 @@ fn json_text(text: &str) -> String {
 
 /// Prints on stderr. An error is ignored: a closed stderr must not stop hours of work.
 pub fn tell(text: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{}", for_terminal(&text.to_string()));
+    let text = text.to_string();
+    copy_line(&text);
+    let _ = writeln!(std::io::stderr(), "{}", for_terminal(&text));
 }
 
 #[cfg(test)]

@@ -163,6 +163,11 @@ fn join(values: Vec<Value>) -> Option<Value> {
 }
 
 impl<G> KeyFlags<G> {
+    /// Whether the flag of this key was given.
+    pub fn gives(&self, path: &str) -> bool {
+        self.given.iter().any(|(key, _)| KEYS[*key].path == path)
+    }
+
     /// Gives settings what the flags say.
     pub fn apply(&self, settings: &mut Settings) {
         for (key, value) in &self.given {
@@ -180,7 +185,7 @@ pub struct Layers {
     config: Option<PathBuf>,
     /// A named group of values; wins over --config
     #[arg(long, value_enum, help_heading = "Configuration")]
-    preset: Option<Preset>,
+    pub preset: Option<Preset>,
     /// Give a key a value, as in train.optim_g.lr=1e-3; may be repeated, wins over --config and
     /// --preset. Flags win over it. `paragon config explain` lists the keys
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment, help_heading = "Configuration")]

@@ -189,9 +189,10 @@ pub const TYPE: &str = "network_g.type";
 
 /// The keys that do not depend on which networks there are.
 const FIXED: &[Key] = &[
-    Key::new(Heading::Network, "name", Kind::Text)
+    Key::new(Heading::Output, "name", Kind::Text)
         .unset("network and scale, as in paragonsr2_realtime_x2")
-        .doc("Name of the run: its folder below `runs`, where `path.out` names none"),
+        .flag("name", "NAME")
+        .doc("Name of the run, which is its folder in `runs`; `path.out` (--out) gives another place"),
     Key::new(Heading::Network, "scale", Kind::Choice(SCALES))
         .unset("the shards', and 2 for `plan`")
         .flag("scale", "N")
@@ -366,7 +367,10 @@ const FIXED: &[Key] = &[
     .flag("schedule", "NAME")
     .doc("How the learning rate falls"),
     Key::new(Heading::Recipe, "train.scheduler.milestones", Kind::Wholes)
-        .default("[30000, 35000]")
+        .unset(
+            "after 3/4 and 7/8 of the iterations (30000, 35000 of 40000); a resumed run keeps \
+             what it had",
+        )
         .flag("milestones", "N,N")
         .doc("MultiStepLR: iterations after which the learning rate falls"),
     Key::new(Heading::Recipe, "train.scheduler.gamma", Kind::Positive)

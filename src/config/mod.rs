@@ -26,7 +26,7 @@ pub use yaml::{Data, Node, parse};
 use crate::plan::OptimizerKind;
 use crate::support::file_kind::{HEAD_BYTES, look, look_at_options};
 use crate::support::text::brief;
-use crate::train::{Decay, LossTerm, Schedule, TrainConfig};
+use crate::train::{Decay, LossTerm, Schedule, TrainConfig, usual_milestones, usual_warmup};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::PathBuf;
 
@@ -411,7 +411,10 @@ impl Settings {
         };
         let decay = match self.text("train.scheduler.type") {
             Some("MultiStepLR") => Decay::MultiStep {
-                milestones: self.list("train.scheduler.milestones", wholes),
+                milestones: match self.value("train.scheduler.milestones") {
+                    Value::Null => usual_milestones(total_iter).to_vec(),
+                    _ => self.list("train.scheduler.milestones", wholes),
+                },
                 gamma: self.real("train.scheduler.gamma")?,
             },
             Some("CosineAnnealingLR") => Decay::Cosine {
@@ -459,7 +462,9 @@ impl Settings {
             grad_clip: self.real("train.grad_clip")?,
             schedule: Schedule {
                 base_lr: self.real("train.optim_g.lr")?,
-                warmup: self.count("train.warmup_iter")?,
+                warmup: self
+                    .whole("train.warmup_iter")
+                    .unwrap_or_else(|| usual_warmup(total_iter)),
                 decay,
             },
             total_iter,

@@ -283,9 +283,6 @@ fn presets_set_values_that_train() {
         settings.put("network_g.num_feat", Value::Whole(features));
         settings.train_config(2, 128).unwrap()
     };
-    let obstacles = config(64).obstacles(&config(32));
-    assert_eq!(
-        obstacles,
-        [("network.num_feat".to_string(), "64 -> 32".to_string())]
-    );
+    let obstacles = config(64).changes(&config(32)).obstacles;
+    assert_eq!(obstacles, ["--num-feat 64 -> 32"]);
 }

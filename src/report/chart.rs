@@ -11,8 +11,9 @@ use plotters::prelude::*;
 use std::io::Write;
 use std::path::Path;
 
-/// Size of the image in SVG units.
-const SIZE: (u32, u32) = (960, 540);
+/// Size of the image in SVG units: small, so that the text of the axes can be read where a page shows
+/// two charts side by side.
+const SIZE: (u32, u32) = (680, 400);
 /// Colours of the lines, in the order of the series.
 const COLOURS: [RGBColor; 7] = [
     palette::BLUE,
@@ -130,8 +131,8 @@ fn draw(
     svg_document(SIZE, |canvas| {
         let mut chart = frame(canvas, title, 22).build_cartesian_2d(x.0..x.1, y_axis)?;
         style_axes(&mut chart.configure_mesh(), x_label, y_label)
-            .x_labels(9)
-            .y_labels(9)
+            .x_labels(7)
+            .y_labels(7)
             .x_label_formatter(&|v| number(*v))
             .draw()?;
         draw_lines(&mut chart, &lines)?;

@@ -3,11 +3,10 @@
 //! configurations give equal weights, given the same shards, start values, device and precision.
 
 use super::{Decay, Schedule};
-use crate::model::{InFile, Network, Recompute, StepSpec};
+use crate::model::{Network, Recompute, StepSpec};
 use crate::plan::{LossKind, OptimizerKind};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
 
 /// One loss and its weight.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -154,6 +153,16 @@ impl TrainConfig {
         self.batch_size.saturating_mul(self.accum_iter)
     }
 
+    /// What the network is compared with in validations: at scale 1 the bicubic upscaling of the LQ
+    /// is the LQ itself.
+    pub fn baseline(&self) -> &'static str {
+        if self.network.scale == 1 {
+            "LQ"
+        } else {
+            "bicubic"
+        }
+    }
+
     /// The step of this run, at a level of recomputation (which changes no bit).
     pub fn step_spec(&self, recompute: Recompute) -> StepSpec {
         StepSpec {
@@ -169,68 +178,6 @@ impl TrainConfig {
             without_winograd: false,
             recompute,
         }
-    }
-
-    /// Differences between this (stored) configuration and a wanted one: pairs of a key and
-    /// `stored -> wanted`.
-    pub fn differences(&self, wanted: &TrainConfig) -> Vec<(String, String)> {
-        let (Ok(a), Ok(b)) = (serde_json::to_value(self), serde_json::to_value(wanted)) else {
-            return Vec::new();
-        };
-        let mut out = Vec::new();
-        collect_differences("", &a, &b, &mut out);
-        out
-    }
-}
-
-/// Appends the differences between two JSON values below the key `path`.
-fn collect_differences(path: &str, a: &Json, b: &Json, out: &mut Vec<(String, String)>) {
-    match (a, b) {
-        (Json::Object(a), Json::Object(b)) => {
-            let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
-            keys.sort();
-            keys.dedup();
-            for key in keys {
-                let inner = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
-                let [a, b] = [a, b].map(|object| object.get(key).unwrap_or(&Json::Null));
-                collect_differences(&inner, a, b, out);
-            }
-        }
-        _ if a != b => out.push((path.to_string(), format!("{a} -> {b}"))),
-        _ => {}
-    }
-}
-
-/// Keys that must not change when a run is resumed: the shape of the state or the order of the
-/// samples depends on them.
-const FIXED_ON_RESUME: [&str; 4] = ["network.arch", "network.scale", "seed", "window"];
-/// Keys of which only the product must not change: the samples of an iteration.
-const SPLIT: [&str; 2] = ["batch_size", "accum_iter"];
-
-impl TrainConfig {
-    /// Those of [`TrainConfig::differences`] with which a stored run cannot continue.
-    pub fn obstacles(&self, wanted: &TrainConfig) -> Vec<(String, String)> {
-        let same_samples = self.effective_batch() == wanted.effective_batch();
-        // start values have done their part, but the other settings decide what is computed
-        let computed = |key: &str| {
-            let spec = key
-                .strip_prefix("network.")
-                .and_then(|name| self.network.spec(name).ok());
-            spec.is_some_and(|spec| spec.in_file != InFile::StartValue)
-        };
-        let fixed = |key: &str| {
-            FIXED_ON_RESUME.contains(&key)
-                || computed(key)
-                || (SPLIT.contains(&key) && !same_samples)
-        };
-        self.differences(wanted)
-            .into_iter()
-            .filter(|(key, _)| fixed(key))
-            .collect()
     }
 }
 
@@ -250,21 +197,5 @@ mod tests {
         let error = huge.check().unwrap_err().to_string();
         assert!(error.contains("--accum-iter"), "{error}");
         assert_eq!(huge.effective_batch(), usize::MAX);
-        // Differences name the keys that changed, and those that forbid resuming.
-        let keys = |list: Vec<(String, String)>| list.into_iter().map(|d| d.0).collect::<Vec<_>>();
-        let split = TrainConfig {
-            batch_size: 1,
-            accum_iter: 2,
-            ..config()
-        };
-        assert_eq!(
-            keys(config().differences(&split)),
-            ["accum_iter", "batch_size"]
-        );
-        assert!(config().obstacles(&split).is_empty());
-        assert_eq!(
-            keys(config().obstacles(&huge)),
-            ["accum_iter", "batch_size"]
-        );
     }
 }

@@ -33,6 +33,11 @@ pub fn state_path(run: &Path, iteration: u64) -> PathBuf {
     states_folder(run).join(format!("state_{iteration:09}.safetensors"))
 }
 
+/// The text of everything that the run has printed.
+pub(super) fn transcript_path(run: &Path) -> PathBuf {
+    run.join("train.log")
+}
+
 /// The curves that a run draws at its end: loss and validation.
 pub(super) fn curve_paths(run: &Path) -> [PathBuf; 2] {
     ["loss.svg", "validation.svg"].map(|name| run.join(name))

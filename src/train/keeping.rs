@@ -5,9 +5,10 @@
 
 use super::folder::{
     best_paths, bytes_in, curve_paths, model_names, model_path, models_folder, states_folder,
+    transcript_path,
 };
 use super::state_files::list_states;
-use super::{RunOptions, TrainConfig, previews};
+use super::{BestScore, RunOptions, TrainConfig, previews};
 use crate::model::Network;
 use crate::model::write_model;
 use crate::report::tensorboard;
@@ -30,7 +31,7 @@ const MAX_BEST_BYTES: u64 = 64 << 10;
 
 /// The images that a network was measured on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct MeasuredOn {
+pub struct MeasuredOn {
     /// Folder of images or set of shards, as an absolute path; for messages only, since it may have
     /// been moved.
     pub place: String,
@@ -52,7 +53,7 @@ impl MeasuredOn {
 
 /// The best network of a run so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct BestNetwork {
+pub struct BestNetwork {
     /// Iteration after which it was measured.
     pub iteration: u64,
     /// Its PSNR on Y, dB.
@@ -76,6 +77,16 @@ impl BestNetwork {
         serde_json::from_slice(&text)
             .ok()
             .filter(|best: &BestNetwork| best.iteration <= iteration)
+    }
+
+    /// Its score and file, for the summary of a run.
+    pub fn score(&self, run: &Path) -> BestScore {
+        let [model, _] = best_paths(run);
+        BestScore {
+            iteration: self.iteration,
+            psnr_y: self.psnr_y,
+            model,
+        }
     }
 
     /// Writes the network, then its score.
@@ -123,7 +134,7 @@ fn model_iterations(run: &Path) -> Vec<u64> {
 }
 
 /// Removes what an earlier run left in the folder of a run that begins, so that it is not mistaken
-/// for a result of this run: previews, curves, event files and the best score. With `networks` its
+/// for a result of this run: previews, curves, event files, printed text and the best score. With `networks` its
 /// states and networks are removed as well.
 ///
 /// # Errors
@@ -131,7 +142,7 @@ fn model_iterations(run: &Path) -> Vec<u64> {
 pub(super) fn forget(run: &Path, networks: bool) -> Result<()> {
     previews::clear(run);
     let [best_network, best_figures] = best_paths(run);
-    let mut paths = vec![best_figures];
+    let mut paths = vec![best_figures, transcript_path(run)];
     paths.extend(curve_paths(run));
     paths.extend(tensorboard::own_files(&run.join("tensorboard")));
     if networks {
@@ -297,6 +308,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path();
         let derived = [
+            "train.log",
             "models/best.json",
             "loss.svg",
             "tensorboard/events.out.tfevents.1700000000.7.paragon",

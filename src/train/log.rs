@@ -142,6 +142,8 @@ impl Log {
         values.extend(line.val_ssim.map(|v| ("val/ssim", v)));
         values.extend(line.val_psnr_y.map(|v| ("val/psnr_y", v)));
         values.extend(line.val_ssim_y.map(|v| ("val/ssim_y", v)));
+        values.extend(line.val_bicubic_psnr_y.map(|v| ("val/bicubic_psnr_y", v)));
+        values.extend(line.val_bicubic_ssim_y.map(|v| ("val/bicubic_ssim_y", v)));
         events.scalars(line.iteration, &values)
     }
 
@@ -185,11 +187,14 @@ impl Log {
         }
         let psnr = series("PSNR-Y", &digest.validated, &|l| l.val_psnr_y);
         if psnr.points.len() > 1 {
+            let bicubic = series("bicubic", &digest.validated, &|l| l.val_bicubic_psnr_y);
+            let lines = [psnr, bicubic];
+            let shown = if lines[1].points.is_empty() { 1 } else { 2 };
             line_chart(
                 "Validation",
                 "iteration",
                 "PSNR-Y, dB",
-                &[psnr],
+                &lines[..shown],
                 false,
                 &validation_path,
             )?;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Name of the log within a run's folder.
 pub(super) const NAME: &str = "log.jsonl";
-/// Longest line that is read, bytes; training writes about 400. A longer line is skipped.
+/// Longest line that is read, bytes; training writes about 600. A longer line is skipped.
 pub(super) const MAX_LINE_BYTES: usize = 16 << 10;
 
 /// One line of the log.
@@ -49,6 +49,19 @@ pub struct LogLine {
     /// Validation SSIM on Y.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_ssim_y: Option<f64>,
+    /// PSNR over R, G and B of the bicubic upscaling of the same images, dB; at scale 1 of the LQ
+    /// itself. Absent in logs of versions before 0.3.0, like the next three.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_bicubic_psnr: Option<f64>,
+    /// SSIM of the bicubic upscaling, mean over R, G and B.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_bicubic_ssim: Option<f64>,
+    /// PSNR on Y of the bicubic upscaling, dB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_bicubic_psnr_y: Option<f64>,
+    /// SSIM on Y of the bicubic upscaling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_bicubic_ssim_y: Option<f64>,
 }
 
 /// Reads null as NaN: JSON has no NaN, and serde_json writes null for it. Without this a resumed

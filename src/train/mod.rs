@@ -2,6 +2,7 @@
 //! loader, the networks and the backends. Promises that a resumed run ends in the same bits as an
 //! unbroken one.
 
+mod changes;
 mod config;
 mod device;
 mod fit;
@@ -20,23 +21,27 @@ mod schedule;
 mod start;
 mod state;
 mod state_files;
+mod transcript;
 mod validation;
 mod validation_set;
 
+pub use changes::{RecipeChanges, RecipeSetting};
 pub use config::{LossTerm, TrainConfig};
 pub use device::{DeviceChoice, OpenedDevice};
 pub use fit::{Fit, FitChoice, Fitted, Remedy};
 pub use folder::state_path;
+pub use keeping::{BestNetwork, MeasuredOn};
 pub use log::Log;
 pub use log_digest::{LogDigest, read_log};
 pub use log_line::LogLine;
 pub use loss_scale::LossScale;
 pub use memory::{DevicePlace, ImageSizes, RunBudget, RunMemory, ValidationMemory};
-pub use options::{ConfigFile, RunOptions, RunSummary};
+pub use options::{BestScore, ConfigFile, Level, Report, RunOptions, RunSummary};
 pub use prefetch::Prefetch;
 pub use previews::{KeptPreview, kept_previews, read_preview};
 pub use run::{duration_text, train};
-pub use schedule::{Decay, Schedule, ema_decay};
+pub use schedule::{Decay, Schedule, ema_decay, usual_milestones, usual_warmup};
 pub use state::{OpenLine, PendingLine, State, StateHead};
 pub use state_files::newest_state;
+pub use transcript::Transcript;
 pub use validation_set::ValidationSet;

@@ -22,6 +22,20 @@ impl std::fmt::Debug for ConfigFile {
     }
 }
 
+/// How much a line matters to the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// A detail, for users who ask for more.
+    Detail,
+    /// What usual output shows.
+    Info,
+    /// Something is not as the user may expect; shown always.
+    Warning,
+}
+
+/// Shows a line of a run to the user.
+pub type Report<'a> = dyn Fn(Level, &str) + 'a;
+
 /// Where and how a run computes, what it keeps and what it reports. These options do not change the
 /// trained weights, with three exceptions: `device`, `precision`, and a stated `host_memory` or
 /// `vram`, for which `fit` may split an iteration (sums are then rounded in another order).
@@ -63,6 +77,8 @@ pub struct RunOptions {
     pub fit: bool,
     /// Start from the beginning, and remove an earlier run in the same folder.
     pub restart: bool,
+    /// Continue an earlier run in the same folder although the recipe has changed.
+    pub continue_changed: bool,
     /// Network file with start values for a run that begins, and whether all tensors must fit.
     pub pretrained: Option<(PathBuf, bool)>,
     /// Where to compute.
@@ -79,6 +95,18 @@ pub struct RunOptions {
     pub stop: Arc<AtomicBool>,
 }
 
+/// The best network of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct BestScore {
+    /// Iteration after which it was measured.
+    pub iteration: u64,
+    /// Its PSNR on Y, dB.
+    pub psnr_y: f64,
+    /// Its file.
+    #[serde(serialize_with = "as_text")]
+    pub model: PathBuf,
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunSummary {
@@ -88,8 +116,10 @@ pub struct RunSummary {
     pub iteration: u64,
     /// Loss of the last log line.
     pub loss: f64,
-    /// Iterations per second at the last log line.
+    /// Iterations per second of this process, validations left out.
     pub it_per_s: f64,
+    /// Iterations that this process has done; 0 if the run was finished before.
+    pub iterations_here: u64,
     /// Share of the training time of this process that was spent waiting for data.
     pub data_wait: f64,
     /// Loader threads.
@@ -104,7 +134,13 @@ pub struct RunSummary {
     pub peak_anonymous: u64,
     /// Host memory computed before the start, bytes.
     pub planned: u64,
-    /// The trained network (EMA).
+    /// The best network by PSNR-Y; `None` without validation.
+    pub best: Option<BestScore>,
+    /// PSNR on Y of the newest network, dB; `None` if it was not validated.
+    pub newest_psnr_y: Option<f64>,
+    /// PSNR on Y of the bicubic upscaling of the same images, dB.
+    pub bicubic_psnr_y: Option<f64>,
+    /// The newest trained network (EMA).
     #[serde(serialize_with = "as_text")]
     pub model: PathBuf,
     /// The run's folder.

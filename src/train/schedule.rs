@@ -60,6 +60,19 @@ impl Schedule {
     }
 }
 
+/// Iterations of warm-up for a run of `total` iterations, unless the user gives a number: a fortieth,
+/// as in the published recipe (1,000 of 40,000), and never more than that recipe has.
+pub fn usual_warmup(total: u64) -> u64 {
+    (total / 40).min(1000)
+}
+
+/// Milestones for a run of `total` iterations, unless the user gives them: after three quarters and
+/// seven eighths of the run, as in the published recipe (30,000 and 35,000 of 40,000).
+pub fn usual_milestones(total: u64) -> [u64; 2] {
+    let after = |eighths: u64| (u128::from(total) * u128::from(eighths) / 8) as u64;
+    [after(6), after(7)]
+}
+
 /// Weight of the old average in the EMA at update `k` = 1, 2, ...: 0 for the first update, which
 /// copies the parameters, then min(decay, 1 - k^-power).
 pub fn ema_decay(k: u64, decay: f64, power: f64) -> f64 {
@@ -126,6 +139,15 @@ mod tests {
                 assert!(s.lr(0) == s.lr(1) && s.lr(0) > 0.0, "{s:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_published_recipe_is_scaled_with_the_run() {
+        let of = |total| (usual_warmup(total), usual_milestones(total));
+        assert_eq!(of(40_000), (1000, [30_000, 35_000]));
+        assert_eq!(of(300), (7, [225, 262]));
+        assert_eq!(of(200_000), (1000, [150_000, 175_000]));
+        assert_eq!(of(u64::MAX).0, 1000);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! Depends on the state and network files. Promises that a state is continued only with the
 //! settings and shards it was made with.
 
+use super::changes::rate_change;
 use super::state_files::newest_state;
-use super::{OpenLine, RunOptions, State, TrainConfig};
+use super::{Level, OpenLine, Report, RunOptions, State, TrainConfig};
 use crate::loader::Sources;
 use crate::model::{Pretrained, read_pretrained};
 use crate::support::lock::{FolderLock, lock_folder};
@@ -17,10 +18,20 @@ pub(super) struct StartState {
     pub fresh: bool,
 }
 
+impl StartState {
+    /// Whether nothing is left to do: not even the log line of the last iteration.
+    pub fn is_finished(&self, config: &TrainConfig) -> bool {
+        let head = &self.state.head;
+        !self.fresh && head.iteration >= config.total_iter && head.pending_line.is_none()
+    }
+}
+
 /// Locks the folder of a run: two processes would overwrite each other's states.
-pub(super) fn lock(out: &Path, report: &dyn Fn(&str)) -> Result<FolderLock> {
+pub(super) fn lock(out: &Path, report: &Report<'_>) -> Result<FolderLock> {
     let (lock, warning) = lock_folder(out, "another process is training in")?;
-    warning.iter().for_each(|warning| report(warning));
+    warning
+        .iter()
+        .for_each(|warning| report(Level::Warning, warning));
     Ok(lock)
 }
 
@@ -33,7 +44,7 @@ pub(super) fn start_state(
     sources: &Sources,
     config: &TrainConfig,
     options: &RunOptions,
-    report: &dyn Fn(&str),
+    report: &Report<'_>,
 ) -> Result<StartState> {
     let (found, damaged) = if options.restart {
         (None, Vec::new())
@@ -54,17 +65,12 @@ pub(super) fn start_state(
         });
     };
     for text in &damaged {
-        report(&format!("warning: {text}; taking the one before it"));
+        report(
+            Level::Warning,
+            &format!("warning: {text}; taking the one before it"),
+        );
     }
     check_continues(&state, sources, config, options)?;
-    report(&format!(
-        "resuming {} after iteration {}",
-        options.out.display(),
-        state.head.iteration
-    ));
-    if options.pretrained.is_some() {
-        report("  --pretrain is for runs that begin; this one goes on from its own state");
-    }
     Ok(StartState {
         state,
         fresh: false,
@@ -76,7 +82,7 @@ fn fresh_state(
     sources: &Sources,
     config: &TrainConfig,
     options: &RunOptions,
-    report: &dyn Fn(&str),
+    report: &Report<'_>,
 ) -> Result<State> {
     let table = config.network.params();
     let mut start = table.start_values(config.seed);
@@ -86,13 +92,18 @@ fn fresh_state(
             taken,
             mismatches,
         } = read_pretrained(path, &config.network, start, *strict)?;
-        report(&format!(
-            "starting from {taken} parameters of {}",
-            path.display()
-        ));
+        let fit = if mismatches.is_empty() {
+            format!("all {taken} tensors fit")
+        } else {
+            format!("{taken} tensors fit")
+        };
+        report(
+            Level::Info,
+            &format!("starting from {} ({fit})", path.display()),
+        );
         mismatches
             .iter()
-            .for_each(|text| report(&format!("  not taken: {text}")));
+            .for_each(|text| report(Level::Info, &format!("  not taken: {text}")));
         start = values;
     }
     let zeros = vec![0.0; table.trainable()];
@@ -113,25 +124,32 @@ fn check_continues(
     config: &TrainConfig,
     options: &RunOptions,
 ) -> Result<()> {
-    let table = config.network.params();
-    let fixed: Vec<String> = state
-        .head
-        .config
-        .obstacles(config)
-        .iter()
-        .map(|(k, v)| format!("{k}: {v}"))
-        .collect();
     let place = options.out.display();
+    let before = &state.head.config;
+    let changes = before.changes(config);
     ensure!(
-        fixed.is_empty(),
-        "{place} holds a run that cannot go on with other settings ({}); use another --out or --restart",
-        fixed.join(", ")
+        changes.obstacles.is_empty(),
+        "{place} holds a run of {} iterations that cannot go on with other settings:\n{}\n{}",
+        state.head.iteration,
+        rows(&changes.obstacles),
+        ways_on(false)
     );
     ensure!(
         state.head.data == sources.fingerprint(),
-        "{place} holds a run on other shards than {}; use another --out or --restart",
-        sources.folders()
+        "{place} holds a run on other shards than {}\n{}",
+        sources.folders(),
+        ways_on(false)
     );
+    ensure!(
+        changes.recipe.is_empty() || options.continue_changed,
+        "{place} holds a run of {} iterations with another recipe:\n{}{}\n{}",
+        state.head.iteration,
+        rows(&changes.recipe),
+        rate_change(before, config, state.head.iteration)
+            .map_or_else(String::new, |text| format!("\n  with --continue {text}")),
+        ways_on(true)
+    );
+    let table = config.network.params();
     let sizes = [
         table.len(),
         table.trainable(),
@@ -145,28 +163,49 @@ fn check_continues(
     Ok(())
 }
 
-/// Reports the settings that changed since the state of a resumed run was saved.
-pub(super) fn report_changes(start: &StartState, config: &TrainConfig, report: &dyn Fn(&str)) {
+/// Changes as rows of an error.
+fn rows(changes: &[String]) -> String {
+    let rows: Vec<String> = changes.iter().map(|text| format!("  {text}")).collect();
+    rows.join("\n")
+}
+
+/// What to do about a folder that holds another run than the one asked for.
+fn ways_on(can_continue: bool) -> String {
+    let mut out = String::new();
+    if can_continue {
+        out += "  --continue   goes on with that run and the changed recipe\n";
+    }
+    out += "  --name NEW   begins a new run beside it, in runs/NEW (or --out DIR, a folder anywhere)\n";
+    out + "  --restart    deletes that run and begins again"
+}
+
+/// Reports from where a run resumes, what has changed since its state was saved, and what that does
+/// to the learning rate.
+pub(super) fn report_resumed(
+    start: &StartState,
+    run: &Path,
+    config: &TrainConfig,
+    report: &Report<'_>,
+) {
     let StartState { state, fresh } = start;
-    let changed = if *fresh {
-        Vec::new()
-    } else {
-        state.head.config.differences(config)
-    };
-    for (key, text) in &changed {
-        report(&format!("  changed since: {key}: {text}"));
+    if *fresh {
+        return;
     }
-    let (before, now) = (&state.head.config.schedule, &config.schedule);
-    let iteration = state.head.iteration;
-    if !fresh && before.lr(iteration + 1) != now.lr(iteration + 1) {
-        report(&format!(
-            "  the learning rate was {:.3e} at iteration {iteration} and is {:.3e} now",
-            before.lr(iteration.max(1)),
-            now.lr(iteration + 1)
-        ));
+    let (before, iteration) = (&state.head.config, state.head.iteration);
+    report(
+        Level::Info,
+        &format!("resuming {} after iteration {iteration}", run.display()),
+    );
+    let changes = before.changes(config);
+    for text in changes.all() {
+        report(Level::Info, &format!("  changed: {text}"));
     }
-    if changed.iter().any(|(key, _)| key == "batch_size") {
+    if let Some(text) = rate_change(before, config, iteration) {
+        report(Level::Info, &format!("  {text}"));
+    }
+    if !changes.split.is_empty() {
         report(
+            Level::Info,
             "  the same samples an iteration; sums are rounded in another order than in an unbroken run",
         );
     }

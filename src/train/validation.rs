@@ -30,10 +30,18 @@ pub(super) struct Validation {
     pub peak: u64,
 }
 
+/// The scores of a validation, means over all pairs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ValidationScores {
+    pub network: Scores,
+    /// Of the bicubic upscaling; at scale 1 of the LQ itself.
+    pub bicubic: Scores,
+}
+
 /// The result of a validation.
 pub(super) enum ValidationOutcome {
     /// Means over all pairs.
-    Scores(Scores),
+    Scores(ValidationScores),
     /// An image could not be measured. A mean over the others could not be compared with other
     /// validations.
     Failed,
@@ -150,8 +158,11 @@ impl Validation {
                     "the previews of this validation are not all kept: {error:#}"
                 ));
             }
-            scores.push(measured.result.network);
+            scores.push((measured.result.network, measured.result.bicubic));
         }
-        ValidationOutcome::Scores(mean(scores.into_iter()))
+        ValidationOutcome::Scores(ValidationScores {
+            network: mean(scores.iter().map(|(network, _)| *network)),
+            bicubic: mean(scores.iter().map(|(_, bicubic)| *bicubic)),
+        })
     }
 }

@@ -5,14 +5,11 @@
 
 use crate::{cli_common, shard_common};
 
-use cli_common::{limit_files, paragon, run, text};
+use cli_common::{limit_files, on_terminal, paragon, run, text};
 use shard_common::{config, make, picture, pictures};
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::Path;
-use std::process::Stdio;
 
 fn set(folder: &Path) -> std::path::PathBuf {
     let (data, set) = (folder.join("data"), folder.join("set"));
@@ -190,49 +187,6 @@ fn strings_of_others_never_control_the_terminal() {
     );
 }
 
-/// Runs a command with a terminal as its stderr; returns the text that it wrote there.
-fn on_terminal(command: &mut std::process::Command, term: &str) -> String {
-    let (mut ours, mut theirs) = (0, 0);
-    // SAFETY: the call writes two descriptors; null pointers leave name, settings and size to the
-    // system.
-    let opened = unsafe {
-        libc::openpty(
-            &mut ours,
-            &mut theirs,
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-        )
-    };
-    assert_eq!(opened, 0);
-    // SAFETY: this sets a flag of a descriptor that was just opened. A program that another test
-    // starts must not inherit this side, or reading would not end before that program does.
-    let closes = unsafe { libc::fcntl(theirs, libc::F_SETFD, libc::FD_CLOEXEC) };
-    assert_eq!(closes, 0);
-    // SAFETY: both descriptors were just opened and have no other owner.
-    let (mut ours, theirs) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
-    let mut child = command
-        .env("TERM", term)
-        .stdout(Stdio::null())
-        .stderr(theirs)
-        .spawn()
-        .unwrap();
-    // This closes our copy of the terminal, so that reading ends with the child.
-    command.stderr(Stdio::null());
-    let mut shown = Vec::new();
-    let mut chunk = [0; 4096];
-    // Reading from a terminal whose other side is closed gives an error, not an end of file.
-    while let Ok(n @ 1..) = ours.read(&mut chunk) {
-        shown.extend_from_slice(&chunk[..n]);
-    }
-    assert!(
-        child.wait().unwrap().success(),
-        "{}",
-        String::from_utf8_lossy(&shown)
-    );
-    String::from_utf8_lossy(&shown).into_owned()
-}
-
 #[test]
 fn a_terminal_that_cannot_move_its_cursor_gets_plain_lines() {
     let dir = tempfile::tempdir().unwrap();
@@ -252,7 +206,7 @@ fn a_terminal_that_cannot_move_its_cursor_gets_plain_lines() {
             "--warmup",
             "0",
         ];
-        on_terminal(&mut paragon(&arguments), term)
+        on_terminal(&mut paragon(&arguments), term, 80)
     };
     let dumb = train("dumb", "dumb");
     assert!(

@@ -682,7 +682,9 @@ fn flags_win_over_set_and_set_over_the_file() {
     assert!(newest_state(&out) == newest_state(&again));
     let finished = run(&["train", "--config", text(&config)]).ok();
     assert!(
-        finished.stderr.contains("this run is finished"),
+        finished
+            .stderr
+            .contains("this run has its 4 iterations already"),
         "{}",
         finished.stderr
     );

@@ -62,5 +62,6 @@ mod structural;
 mod train_common;
 mod train_faults;
 mod train_resume;
+mod train_runs;
 mod upscale_attention;
 mod upscale_files;

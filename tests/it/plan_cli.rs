@@ -354,7 +354,7 @@ fn a_run_in_less_memory_sees_the_same_samples() {
                 "--lr",
                 "1e-3",
             ],
-            "changed since: batch_size",
+            "changed: --batch-size",
         ),
     ] {
         let ran = train(&set, &out("less"), &flags).ok();
@@ -369,7 +369,7 @@ fn a_run_in_less_memory_sees_the_same_samples() {
         &out("less"),
         &["--iterations", "28", "--batch-size", "4"],
     )
-    .refused(1, &["batch_size", "--restart"]);
+    .refused(1, &["--batch-size", "--restart"]);
     train(
         &set,
         &out("tiny"),

@@ -48,7 +48,7 @@ fn a_run_becomes_one_page() {
         "PSNR-Y",
         "iteration 12",
         "iteration 6",
-        "losses",
+        "--loss",
         "p000",
     ] {
         assert!(html.contains(part), "{part} is missing");

@@ -815,7 +815,7 @@ fn a_schedule_that_jumps_on_resume_is_told() {
     let ran = train(&set, &out, &[cosine, ("--iterations", "48")]).ok();
     assert!(
         ran.stderr
-            .contains("the learning rate was 4.377e-6 at iteration 24 and is 5.000e-4 now"),
+            .contains("jumps up from 4.38e-6 at iteration 24 to 5.00e-4 at iteration 25"),
         "{}",
         ran.stderr
     );
@@ -825,19 +825,27 @@ fn a_schedule_that_jumps_on_resume_is_told() {
     train(&set, &out, steps).ok();
     let ran = train(&set, &out, &[steps, &[("--iterations", "30")]].concat()).ok();
     assert!(
-        !ran.stderr.contains("the learning rate was"),
+        ran.stderr.contains("the learning rate goes on at 5.00e-4"),
         "{}",
         ran.stderr
     );
     let ran = train(
         &set,
         &out,
-        &[steps, &[("--iterations", "36"), ("--gamma", "0.25")]].concat(),
+        &[
+            steps,
+            &[
+                ("--iterations", "36"),
+                ("--gamma", "0.25"),
+                ("--continue", ""),
+            ],
+        ]
+        .concat(),
     )
     .ok();
     assert!(
         ran.stderr
-            .contains("the learning rate was 5.000e-4 at iteration 30 and is 2.500e-4 now"),
+            .contains("goes from 5.00e-4 at iteration 30 to 2.50e-4 at iteration 31"),
         "{}",
         ran.stderr
     );

@@ -205,11 +205,13 @@ fn a_resumed_run_keeps_its_shape_and_its_data() {
     train(&set, &out, &[]).ok();
     let before = files(&out.join("states"));
     let more: (&str, &str) = ("--iterations", "30");
-    train(&set, &out, &[more, ("--batch-size", "3")])
-        .refused(1, &[text(&out), "batch_size: 2 -> 3", "--restart"]);
-    train(&set, &out, &[more, ("--seed", "7")]).refused(1, &["seed: 1024 -> 7"]);
-    train(&set, &out, &[more, ("--accum-iter", "2")]).refused(1, &["accum_iter: 1 -> 2"]);
-    train(&set, &out, &[more, ("--alpha", "0.1")]).refused(1, &["upsampler_alpha"]);
+    train(&set, &out, &[more, ("--batch-size", "3")]).refused(
+        1,
+        &[text(&out), "--batch-size 2 -> 3", "--name", "--restart"],
+    );
+    train(&set, &out, &[more, ("--seed", "7")]).refused(1, &["--seed 1024 -> 7"]);
+    train(&set, &out, &[more, ("--accum-iter", "2")]).refused(1, &["--accum-iter 1 -> 2"]);
+    train(&set, &out, &[more, ("--alpha", "0.1")]).refused(1, &["--alpha "]);
     let (other_dir, other) = (dir.path().join("other_data"), dir.path().join("other"));
     pictures(&other_dir, 3);
     make(&config(&other_dir, &other)).unwrap();
@@ -225,22 +227,31 @@ fn a_resumed_run_keeps_its_shape_and_its_data() {
         files(&out.join("states")) == before,
         "a refused command changed the states"
     );
-    let ran = train(&set, &out, &[more, ("--lr", "5e-4")]).ok();
-    assert!(
-        ran.stderr.contains("schedule.base_lr: 0.001 -> 0.0005"),
-        "{}",
-        ran.stderr
+    // Another recipe needs the user's word.
+    train(&set, &out, &[more, ("--lr", "5e-4")]).refused(
+        1,
+        &["--lr 0.001 -> 5e-4", "--continue", "--name", "--restart"],
     );
     assert!(
-        ran.stderr.contains("total_iter: 24 -> 30") && !ran.stderr.contains("betas"),
-        "{}",
-        ran.stderr
+        files(&out.join("states")) == before,
+        "a refused command changed the states"
     );
+    let changed: Flags = &[more, ("--lr", "5e-4"), ("--continue", "")];
+    let ran = train(&set, &out, changed).ok();
+    for words in [
+        "changed: --lr 0.001 -> 5e-4",
+        "changed: --iterations 24 -> 30",
+        "goes from 1.00e-3 at iteration 24 to 5.00e-4 at iteration 25",
+    ] {
+        assert!(ran.stderr.contains(words), "{words}: {}", ran.stderr);
+    }
+    assert!(!ran.stderr.contains("betas"), "{}", ran.stderr);
     assert_eq!(log(&out).last().unwrap()["lr"], 5e-4);
     // A finished run is reported as finished.
     let ran = train(&set, &out, &[more, ("--lr", "5e-4")]).ok();
     assert!(
-        ran.stderr.contains("this run is finished"),
+        ran.stderr
+            .contains("this run has its 30 iterations already"),
         "{}",
         ran.stderr
     );
@@ -335,7 +346,11 @@ fn a_run_that_is_lost_says_so_and_keeps_the_last_good_checkpoint() {
     train(
         &set,
         &out,
-        &[base, &[("--lr", "1e30"), ("--grad-clip", "0")]].concat(),
+        &[
+            base,
+            &[("--lr", "1e30"), ("--grad-clip", "0"), ("--continue", "")],
+        ]
+        .concat(),
     )
     .refused(1, &words);
     assert!(
@@ -483,6 +498,7 @@ fn held_out_shards_are_found_measured_and_the_best_network_is_kept() {
         ("--lr", "0.05"),
         ("--grad-clip", "0"),
         ("--ema-decay", "0"),
+        ("--continue", ""),
     ];
     train(&set, &out, &[flags, worse].concat()).ok();
     assert_eq!(best(&out)["iteration"], highest["iteration"]);

@@ -59,9 +59,9 @@ impl StateBuffers {
 impl Run<'_> {
     /// Saves a checkpoint; on a full disk the error says what to do.
     pub(super) fn save(&mut self, backend: &mut dyn Backend) -> Result<()> {
-        self.lock.check()?;
+        self.folder.check()?;
         self.write_checkpoint(backend).map_err(|error| {
-            if let Err(gone) = self.lock.check() {
+            if let Err(gone) = self.folder.check() {
                 return gone;
             }
             let full = system_cause(&error).is_some_and(|cause| {

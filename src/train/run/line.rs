@@ -4,18 +4,13 @@
 
 use super::{EMA, Run};
 use crate::backend::{Backend, read_floats};
-use crate::inference::eval::Scores;
-use crate::support::progress::Progress;
+use crate::support::progress::{Field, Progress};
 use crate::support::text::bytes_text;
 use crate::train::keeping::BestNetwork;
-use crate::train::validation::{Validation, ValidationOutcome};
+use crate::train::validation::{Validation, ValidationOutcome, ValidationScores};
 use crate::train::{LogLine, OpenLine, duration_text};
 use anyhow::Result;
-use std::time::{Duration, Instant};
-
-/// Shortest time between two plain lines where there is no terminal: a log line every few
-/// milliseconds is for the file, not for people.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+use std::time::Instant;
 
 impl Run<'_> {
     /// Mean loss since the last log line.
@@ -28,26 +23,49 @@ impl Run<'_> {
         self.iteration - self.updates
     }
 
-    /// The text beside the progress bar.
-    pub(super) fn live_text(&self) -> String {
-        let lr = self.lr;
-        let rate = self.meter.line_rate();
+    /// What is shown beside the progress bar and in a line of the log. Where there is no room, the
+    /// speed in pairs goes first, then memory, the rate, the waiting.
+    pub(super) fn fields(&self) -> Vec<Field> {
+        let rate = self.meter.rate();
         let pairs = rate * (self.config.batch_size * self.config.accum_iter) as f64;
         let wait = 100.0 * self.meter.line_wait_share();
-        let memory = bytes_text(self.meter.peak());
-        format!(
-            "loss {:.5}  lr {lr:.2e}  {rate:.2} it/s  {pairs:.0} pairs/s  data-wait {wait:.1}%  mem {memory}",
-            self.line_loss()
-        )
+        let field = |text: String, importance| Field { text, importance };
+        let mut fields = vec![
+            field(format!("loss {:.5}", self.line_loss()), 7),
+            field(format!("lr {:.2e}", self.lr), 3),
+            field(format!("{rate:.2} it/s"), 5),
+            field(format!("{pairs:.0} pairs/s"), 1),
+            field(format!("data-wait {wait:.1}%"), 4),
+        ];
+        if self.meter.peak() > 0 {
+            fields.push(field(format!("mem {}", bytes_text(self.meter.peak())), 2));
+        }
+        fields.push(field(self.time_text(rate), 6));
+        fields
+    }
+
+    /// Time so far in this process and time left: `0:10, 0:21 left`.
+    fn time_text(&self, rate: f64) -> String {
+        let left = self.config.total_iter.saturating_sub(self.iteration) as f64;
+        let so_far = duration_text(self.meter.seconds_with_validation());
+        if left == 0.0 || rate == 0.0 {
+            return so_far;
+        }
+        format!("{so_far}, {} left", duration_text(left / rate))
     }
 
     /// Writes the pending log line, with the scores of a validation if there was one.
-    pub(super) fn write_line(&mut self, scores: Option<Scores>, progress: &Progress) -> Result<()> {
+    pub(super) fn write_line(
+        &mut self,
+        scores: Option<ValidationScores>,
+        progress: &Progress,
+    ) -> Result<()> {
         let Some(update) = self.pending else {
             return Ok(());
         };
-        self.lock.check()?;
-        self.show_plain_line(scores, progress);
+        self.folder.check()?;
+        self.show_line(scores, progress);
+        let (network, bicubic) = scores.map(|s| (s.network, s.bicubic)).unzip();
         let warning = self.log.append(LogLine {
             iteration: self.iteration,
             loss: self.line_loss(),
@@ -58,13 +76,17 @@ impl Run<'_> {
             seconds: self.seconds_before + self.meter.seconds(),
             skipped: self.skipped(),
             anonymous: Some(self.meter.peak()).filter(|&p| p > 0),
-            val_psnr: scores.map(|s| s.psnr),
-            val_ssim: scores.map(|s| s.ssim),
-            val_psnr_y: scores.map(|s| s.psnr_y),
-            val_ssim_y: scores.map(|s| s.ssim_y),
+            val_psnr: network.map(|s| s.psnr),
+            val_ssim: network.map(|s| s.ssim),
+            val_psnr_y: network.map(|s| s.psnr_y),
+            val_ssim_y: network.map(|s| s.ssim_y),
+            val_bicubic_psnr: bicubic.map(|s| s.psnr),
+            val_bicubic_ssim: bicubic.map(|s| s.ssim),
+            val_bicubic_psnr_y: bicubic.map(|s| s.psnr_y),
+            val_bicubic_ssim_y: bicubic.map(|s| s.ssim_y),
         })?;
         if let Some(warning) = warning {
-            progress.line(&format!("warning: {warning}"));
+            progress.warn(&format!("warning: {warning}"));
         }
         self.pending = None;
         self.meter.start_line();
@@ -72,26 +94,24 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Shows a line with scores always, and other lines every few seconds where there is no bar.
-    fn show_plain_line(&mut self, scores: Option<Scores>, progress: &Progress) {
-        let due = self.is_last_iteration()
-            || self
-                .last_plain_line
-                .is_none_or(|shown| shown.elapsed() >= PLAIN_INTERVAL);
-        if scores.is_none() && (progress.is_live() || !due) {
+    /// Shows the line that goes into the log, and the scores on a line of their own.
+    fn show_line(&self, scores: Option<ValidationScores>, progress: &Progress) {
+        let position = format!("iter {}/{}", self.iteration, self.config.total_iter);
+        progress.field_line(&position, &self.fields());
+        let Some(ValidationScores { network, bicubic }) = scores else {
             return;
-        }
-        self.last_plain_line = Some(Instant::now());
-        let validated = scores
-            .map(|s| format!("  val PSNR-Y {:.3} dB  SSIM-Y {:.4}", s.psnr_y, s.ssim_y))
-            .unwrap_or_default();
-        let left = self.config.total_iter.saturating_sub(self.iteration) as f64;
+        };
+        let is_best = self
+            .best
+            .as_ref()
+            .is_some_and(|best| best.iteration == self.iteration);
         progress.line(&format!(
-            "iter {}/{}  {}  ETA {}{validated}",
-            self.iteration,
-            self.config.total_iter,
-            self.live_text(),
-            duration_text(left / self.meter.line_rate().max(1e-9))
+            "{position}  val PSNR-Y {:.3} dB ({} {:.3})  SSIM-Y {:.4}{}",
+            network.psnr_y,
+            self.config.baseline(),
+            bicubic.psnr_y,
+            network.ssim_y,
+            if is_best { "  best" } else { "" }
         ));
     }
 
@@ -106,10 +126,10 @@ impl Run<'_> {
         let mut ema = vec![0.0; self.vectors.sizes[EMA]];
         read_floats(backend, self.vectors.buffers[EMA], &mut ema)?;
         let mut warn =
-            |text: String| progress.line(&format!("warning: iteration {}: {text}", self.iteration));
+            |text: String| progress.warn(&format!("warning: iteration {}: {text}", self.iteration));
         let outcome = validation.measure(backend, &ema, self.options, self.iteration, &mut warn);
         self.meter.add_peak(validation.peak);
-        if let ValidationOutcome::Scores(mean) = &outcome
+        if let ValidationOutcome::Scores(ValidationScores { network: mean, .. }) = &outcome
             && mean.psnr_y.is_finite()
             && self
                 .best

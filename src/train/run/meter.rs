@@ -3,10 +3,16 @@
 //! not counted as training.
 
 use crate::sys;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Shortest time that a rate is computed over, seconds, so that nothing is divided by 0.
 const SHORTEST: f64 = 1e-9;
+/// The displayed speed, from which the time left follows, is a mean over this many seconds: the
+/// speed of a single log line jumps with every checkpoint.
+const WINDOW: f64 = 60.0;
+/// Shortest time between two marks of the window, seconds.
+const MARK_INTERVAL: f64 = 0.5;
 
 /// The clocks and counters of one process.
 pub(super) struct Meter {
@@ -18,6 +24,10 @@ pub(super) struct Meter {
     line_started: Instant,
     /// Iterations since the last log line.
     line_iterations: u64,
+    /// Iterations of this process.
+    iterations: u64,
+    /// Seconds of training and iterations at earlier moments, the oldest about a window ago.
+    marks: VecDeque<(f64, u64)>,
     /// Seconds spent waiting for data since the last log line.
     line_waited: f64,
     /// Seconds spent waiting for data.
@@ -35,6 +45,8 @@ impl Meter {
             begun: now,
             line_started: now,
             line_iterations: 0,
+            iterations: 0,
+            marks: VecDeque::from([(0.0, 0)]),
             line_waited: 0.0,
             waited: 0.0,
             peak: 0,
@@ -58,6 +70,46 @@ impl Meter {
     /// Counts an iteration.
     pub fn count_iteration(&mut self) {
         self.line_iterations += 1;
+        self.iterations += 1;
+    }
+
+    /// Iterations of this process.
+    pub fn iterations(&self) -> u64 {
+        self.iterations
+    }
+
+    /// Remembers the moment for [`Meter::rate`].
+    pub fn mark(&mut self) {
+        self.mark_at(self.seconds());
+    }
+
+    fn mark_at(&mut self, now: f64) {
+        if self
+            .marks
+            .back()
+            .is_some_and(|last| now - last.0 < MARK_INTERVAL)
+        {
+            return;
+        }
+        self.marks.push_back((now, self.iterations));
+        // The oldest mark that stays is the last one before the window begins.
+        while self
+            .marks
+            .get(1)
+            .is_some_and(|second| now - second.0 >= WINDOW)
+        {
+            self.marks.pop_front();
+        }
+    }
+
+    /// Iterations per second over the last minute of training, or since the process began.
+    pub fn rate(&self) -> f64 {
+        self.rate_at(self.seconds())
+    }
+
+    fn rate_at(&self, now: f64) -> f64 {
+        let (then, before) = self.marks.front().copied().unwrap_or((0.0, 0));
+        (self.iterations - before) as f64 / (now - then).max(SHORTEST)
     }
 
     /// Iterations since the last log line.
@@ -111,5 +163,29 @@ impl Meter {
     /// Peak anonymous memory seen, bytes; 0 if the system does not report it.
     pub fn peak(&self) -> u64 {
         self.peak
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_displayed_speed_is_a_mean_over_a_minute() {
+        let mut meter = Meter::new();
+        // 100 s at 10 iterations per second, then 30 s at 1 per second.
+        for second in 1..=130 {
+            let count = if second <= 100 { 10 } else { 1 };
+            (0..count).for_each(|_| meter.count_iteration());
+            meter.mark_at(f64::from(second));
+        }
+        let expected = (30.0 * 10.0 + 30.0) / 60.0;
+        assert!(
+            (meter.rate_at(130.0) - expected).abs() < 0.2,
+            "{}",
+            meter.rate_at(130.0)
+        );
+        assert!(meter.marks.len() < 130);
+        assert_eq!(meter.iterations(), 1030);
     }
 }

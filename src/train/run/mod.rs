@@ -11,22 +11,22 @@ mod step;
 
 use super::folder::model_path;
 use super::keeping::{self, BestNetwork, MeasuredOn};
+use super::previews;
 use super::start::{StartState, start_state};
 use super::validation::{Validation, ValidationOutcome};
 use super::{
-    Fitted, Log, LossScale, OpenLine, PendingLine, RunMemory, RunOptions, RunSummary, TrainConfig,
+    Fitted, Level, Log, LossScale, OpenLine, PendingLine, Report, RunMemory, RunOptions,
+    RunSummary, TrainConfig,
 };
 use crate::backend::Backend;
 use crate::loader::{Loader, LoaderStats, Sources};
 use crate::plan::Precision;
-use crate::support::lock::FolderLock;
 use crate::support::progress::Progress;
 use anyhow::Result;
 use checkpoint::StateBuffers;
 use meter::Meter;
-use prepare::{Planned, Preparation};
+use prepare::{ClaimedFolder, Planned, Preparation};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Index of the network's parameters in [`super::State::vectors`].
 const PARAMETERS: usize = 0;
@@ -48,7 +48,7 @@ pub fn train(
     sources: Arc<Sources>,
     config: &TrainConfig,
     options: &RunOptions,
-    report: &dyn Fn(&str),
+    report: &Report<'_>,
     progress: &dyn Fn(u64) -> Progress,
 ) -> Result<RunSummary> {
     let preparation = Preparation {
@@ -58,8 +58,11 @@ pub fn train(
         report,
     };
     preparation.check()?;
-    let lock = preparation.claim_folder()?;
+    let folder = preparation.claim_folder()?;
     let start = start_state(&sources, config, options, report)?;
+    if start.is_finished(config) {
+        return finished_before(&start, config, options, report);
+    }
     let opened = preparation.open_device()?;
     let mut validation = preparation.open_validation(&opened.place)?;
     let Planned {
@@ -85,17 +88,12 @@ pub fn train(
     // Only now, because a command that is refused must not delete an earlier run.
     preparation.clear_folder(&config, &start)?;
     let best = preparation.earlier_best(&start, measured_on.as_ref());
-    let mut run = Run::new(&config, options, &start, lock, vectors)?;
+    let mut run = Run::new(&config, options, &start, folder, vectors)?;
     (run.best, run.measured_on) = (best, measured_on);
     run.loss_scale =
         (opened.place.precision() == Precision::Fp16).then_some(start.state.head.loss_scale);
     drop(start);
     let threads = loader.threads;
-    if run.is_finished() {
-        report(&run.finished_text());
-        return Ok(run.summary(true, &memory, threads, &LoaderStats::default()));
-    }
-
     let mut loader = Loader::start_in(sources.clone(), loader, &|bytes| backend.allocate(bytes))?;
     let flow = run.iterate_shown(
         backend.as_mut(),
@@ -105,6 +103,53 @@ pub fn train(
     )?;
     run.draw_curves(report);
     Ok(run.summary(flow == Flow::Continue, &memory, threads, &loader.stats()))
+}
+
+/// Ends a run whose iterations are all done. Removes what a process that was killed right after its
+/// last state has left, and reports that nothing is left to do.
+fn finished_before(
+    start: &StartState,
+    config: &TrainConfig,
+    options: &RunOptions,
+    report: &Report<'_>,
+) -> Result<RunSummary> {
+    let (out, iteration) = (&options.out, start.state.head.iteration);
+    let log = Log::open(out, iteration)?;
+    keeping::drop_surplus(out, iteration, options.keep_models, options.keep_every);
+    previews::cut_back(out, iteration);
+    let total = config.total_iter;
+    let done = if iteration > total {
+        format!("this run has {iteration} iterations already, more than --iterations {total}")
+    } else {
+        format!("this run has its {total} iterations already")
+    };
+    report(
+        Level::Warning,
+        &format!(
+            "{done}; nothing to do (a larger --iterations extends it, --name begins another run)"
+        ),
+    );
+    let last = log.last();
+    let newest = last.filter(|line| line.iteration == iteration);
+    Ok(RunSummary {
+        finished: true,
+        iteration,
+        loss: last.map_or(f64::NAN, |line| line.loss),
+        it_per_s: 0.0,
+        iterations_here: 0,
+        data_wait: 0.0,
+        loader_threads: 0,
+        loader_wait: 0.0,
+        substituted: 0,
+        skipped: iteration - start.state.head.updates,
+        peak_anonymous: 0,
+        planned: 0,
+        best: BestNetwork::read(out, iteration).map(|best| best.score(out)),
+        newest_psnr_y: newest.and_then(|line| line.val_psnr_y),
+        bicubic_psnr_y: newest.and_then(|line| line.val_bicubic_psnr_y),
+        model: model_path(out),
+        run: out.clone(),
+    })
 }
 
 /// Whether a run continues.
@@ -122,7 +167,7 @@ struct Run<'a> {
     options: &'a RunOptions,
     /// Fingerprint of the sets of shards.
     data: u64,
-    lock: FolderLock,
+    folder: ClaimedFolder,
     log: Log,
     /// Iterations done.
     iteration: u64,
@@ -141,8 +186,6 @@ struct Run<'a> {
     seconds_before: f64,
     vectors: StateBuffers,
     meter: Meter,
-    /// When the last plain line was shown.
-    last_plain_line: Option<Instant>,
     /// Iteration of the newest state on the disk.
     saved: Option<u64>,
     /// The loss scale; `None` unless activations are fp16.
@@ -164,7 +207,7 @@ impl<'a> Run<'a> {
         config: &'a TrainConfig,
         options: &'a RunOptions,
         start: &StartState,
-        lock: FolderLock,
+        folder: ClaimedFolder,
         vectors: StateBuffers,
     ) -> Result<Run<'a>> {
         let head = &start.state.head;
@@ -186,7 +229,7 @@ impl<'a> Run<'a> {
             config,
             options,
             data: head.data,
-            lock,
+            folder,
             seconds_before: log.seconds(),
             log,
             iteration: head.iteration,
@@ -197,7 +240,6 @@ impl<'a> Run<'a> {
             skipped_in_a_row: head.skipped_in_a_row,
             vectors,
             meter: Meter::new(),
-            last_plain_line: None,
             saved: (!start.fresh).then_some(head.iteration),
             loss_scale: None,
             metrics_unread: false,
@@ -205,18 +247,6 @@ impl<'a> Run<'a> {
             best_unsaved: None,
             measured_on: None,
         })
-    }
-
-    /// Whether nothing is left to do.
-    fn is_finished(&self) -> bool {
-        self.iteration >= self.config.total_iter && self.pending.is_none()
-    }
-
-    fn finished_text(&self) -> String {
-        format!(
-            "this run is finished: {} of {} iterations are done; raise --iterations to go on",
-            self.iteration, self.config.total_iter
-        )
     }
 
     fn is_last_iteration(&self) -> bool {
@@ -260,7 +290,7 @@ impl<'a> Run<'a> {
             loader
                 .reports()
                 .iter()
-                .for_each(|text| progress.line(&format!("warning: {text}")));
+                .for_each(|text| progress.warn(&format!("warning: {text}")));
             let flow = self.after_iteration(backend, validation.as_deref_mut(), progress)?;
             if flow == Flow::Stopped {
                 return self.stop(backend, progress);
@@ -288,8 +318,9 @@ impl<'a> Run<'a> {
         if line_due || checkpoint_due {
             self.read_metrics(backend)?;
         }
+        self.meter.mark();
         if progress.is_live() && self.open_line.count > 0 {
-            progress.message(self.live_text());
+            progress.fields(&self.fields());
         }
         // No checkpoint after a skipped update: the weights may be bad already, and saving would
         // remove the last good checkpoint.
@@ -326,13 +357,13 @@ impl<'a> Run<'a> {
     fn stop(&mut self, backend: &mut dyn Backend, progress: &Progress) -> Result<Flow> {
         self.read_metrics(backend)?;
         if self.iteration == 0 {
-            progress.line("stopped before the first iteration was done; there is nothing to save.");
+            progress.warn("stopped before the first iteration was done; there is nothing to save.");
             return Ok(Flow::Stopped);
         }
         if self.saved != Some(self.iteration) {
             self.save(backend)?;
         }
-        progress.line(&format!(
+        progress.warn(&format!(
             "stopped; saved iteration {}. The same command goes on from here.",
             self.iteration
         ));
@@ -349,11 +380,12 @@ impl<'a> Run<'a> {
     }
 
     /// Draws the curves of the log; a failure is a warning.
-    fn draw_curves(&self, report: &dyn Fn(&str)) {
+    fn draw_curves(&self, report: &Report<'_>) {
         if let Err(error) = self.log.draw(&self.options.out) {
-            report(&format!(
-                "warning: {error:#}; the curves can be drawn later with `paragon report`"
-            ));
+            report(
+                Level::Warning,
+                &format!("warning: {error:#}; the curves can be drawn later with `paragon report`"),
+            );
         }
     }
 
@@ -365,11 +397,14 @@ impl<'a> Run<'a> {
         loader: &LoaderStats,
     ) -> RunSummary {
         let loader_seconds = self.meter.seconds_with_validation() * loader_threads as f64;
+        let last = self.log.last();
+        let newest = last.filter(|line| line.iteration == self.iteration);
         RunSummary {
             finished,
             iteration: self.iteration,
-            loss: self.log.last().map_or(f64::NAN, |l| l.loss),
-            it_per_s: self.log.last().map_or(0.0, |l| l.it_per_s),
+            loss: last.map_or(f64::NAN, |l| l.loss),
+            it_per_s: self.meter.iterations() as f64 / self.meter.seconds(),
+            iterations_here: self.meter.iterations(),
             data_wait: self.meter.wait_share(),
             loader_threads,
             loader_wait: loader.producers_waited.as_secs_f64() / loader_seconds,
@@ -377,6 +412,9 @@ impl<'a> Run<'a> {
             skipped: self.skipped(),
             peak_anonymous: self.meter.peak(),
             planned: memory.host_bytes,
+            best: self.best.as_ref().map(|best| best.score(&self.options.out)),
+            newest_psnr_y: newest.and_then(|line| line.val_psnr_y),
+            bicubic_psnr_y: newest.and_then(|line| line.val_bicubic_psnr_y),
             model: model_path(&self.options.out),
             run: self.options.out.clone(),
         }

@@ -9,16 +9,18 @@ use crate::loader::quality::quality;
 use crate::loader::{LoaderConfig, Sources, bound};
 use crate::support::files;
 use crate::support::lock::FolderLock;
+use crate::support::text::bytes_text;
 use crate::sys;
 use crate::train::keeping::{self, BestNetwork, MeasuredOn};
-use crate::train::start::{self, StartState, report_changes};
+use crate::train::start::{self, StartState, report_resumed};
 use crate::train::validation::Validation;
 use crate::train::{
-    DevicePlace, Fit, Fitted, OpenedDevice, RunBudget, RunOptions, TrainConfig, ValidationMemory,
-    previews,
+    DevicePlace, Fit, Fitted, Level, OpenedDevice, Report, RunBudget, RunOptions, TrainConfig,
+    ValidationMemory, previews,
 };
 use anyhow::{Result, ensure};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// What every step of the preparation needs.
 pub(super) struct Preparation<'a> {
@@ -27,7 +29,34 @@ pub(super) struct Preparation<'a> {
     pub config: &'a TrainConfig,
     pub options: &'a RunOptions,
     /// Shows a line to the user.
-    pub report: &'a dyn Fn(&str),
+    pub report: &'a Report<'a>,
+}
+
+/// The folder of a run, locked. Whatever ends the run: folders that were created for it are removed
+/// again if nothing was written there, so that a failed start leaves nothing behind.
+pub(super) struct ClaimedFolder {
+    lock: Option<FolderLock>,
+    /// Folders that were created, the deepest first.
+    created: Vec<PathBuf>,
+}
+
+impl ClaimedFolder {
+    /// Checks that the folder is still the one that was locked.
+    ///
+    /// # Errors
+    /// Those of [`FolderLock::check`].
+    pub fn check(&self) -> Result<()> {
+        self.lock.as_ref().map_or(Ok(()), FolderLock::check)
+    }
+}
+
+impl Drop for ClaimedFolder {
+    fn drop(&mut self) {
+        self.lock = None; // removes the file of the lock
+        for folder in &self.created {
+            let _ = std::fs::remove_dir(folder); // fails, as it should, if there is something in it
+        }
+    }
 }
 
 /// A run that fits into memory.
@@ -68,14 +97,27 @@ impl Preparation<'_> {
 
     /// Locks the folder of the run, creating it if needed, and removes what a killed process left
     /// half-written there; the lock shows that no such process is running.
-    pub fn claim_folder(&self) -> Result<FolderLock> {
+    pub fn claim_folder(&self) -> Result<ClaimedFolder> {
         let out = &self.options.out;
+        let created = out
+            .ancestors()
+            .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+            .map(Path::to_path_buf)
+            .collect();
+        let mut claimed = ClaimedFolder {
+            lock: None,
+            created,
+        };
         files::create_folder(out)?;
-        let lock = start::lock(out, self.report)?;
+        claimed.lock = Some(start::lock(out, self.report)?);
         for folder in ["", "models", "states"] {
             files::remove_partials(&out.join(folder));
         }
-        Ok(lock)
+        Ok(claimed)
+    }
+
+    fn info(&self, text: &str) {
+        (self.report)(Level::Info, text);
     }
 
     /// Opens the device that the run computes on.
@@ -87,9 +129,12 @@ impl Preparation<'_> {
             CpuOptions::new(options.threads),
             options.validation.is_some(),
         )?;
-        reason.iter().for_each(|reason| (self.report)(reason));
+        reason
+            .iter()
+            .for_each(|reason| (self.report)(Level::Warning, reason));
         if options.vram.is_some() && !opened.place.is_device() {
             (self.report)(
+                Level::Warning,
                 "--vram bounds the memory of a GPU; this run computes on the CPU, where --host-memory bounds it",
             );
         }
@@ -100,7 +145,7 @@ impl Preparation<'_> {
     pub fn open_validation(&self, place: &DevicePlace) -> Result<Option<Validation>> {
         let validation = Validation::new(self.config, self.options, place)?;
         if let (Some(v), Some(images)) = (&validation, &self.options.validation) {
-            (self.report)(&format!(
+            self.info(&format!(
                 "validating every {} iterations on {}: {}",
                 v.every,
                 images.display(),
@@ -110,7 +155,7 @@ impl Preparation<'_> {
                 .left_out()
                 .iter()
                 .filter(|left| left.may_surprise())
-                .for_each(|left| (self.report)(&format!("note: {left}")));
+                .for_each(|left| (self.report)(Level::Warning, &format!("note: {left}")));
         }
         Ok(validation)
     }
@@ -160,11 +205,17 @@ impl Preparation<'_> {
         };
         let fitted = fit.choose()?;
         let loader = loader_of(&fitted.config, fitted.choice.slots);
+        report_resumed(start, &options.out, &fitted.config, self.report);
         fitted
             .reason
             .iter()
-            .for_each(|reason| (self.report)(reason));
-        report_changes(start, &fitted.config, self.report);
+            .for_each(|reason| (self.report)(Level::Warning, reason));
+        if *fresh {
+            // A run that is resumed keeps its schedule.
+            for advice in fitted.config.schedule_advice() {
+                (self.report)(Level::Warning, &format!("note: {advice}"));
+            }
+        }
         let measured_on = match validation {
             Some(validation) => validation.check(options)?,
             None => None,
@@ -177,17 +228,25 @@ impl Preparation<'_> {
         })
     }
 
-    /// Reports how well the order mixes, the memory table and the budget.
+    /// Reports how well the order mixes, and the memory that was planned: one line, and on demand
+    /// the table and the budget.
     fn report_memory(&self, fit: &Fit, fitted: &Fitted, loader: &LoaderConfig) -> Result<()> {
-        (self.report)(&format!("order: {}", quality(self.sources, loader)?));
-        (self.report)(&format!(
-            "memory, known before the first step\n{}",
-            fitted.memory
+        let memory = &fitted.memory;
+        self.info(&format!("shuffle: {}", quality(self.sources, loader)?));
+        let device = if memory.on_device {
+            format!("{} on the device, ", bytes_text(memory.device_bytes))
+        } else {
+            String::new()
+        };
+        self.info(&format!(
+            "memory: {device}{} planned; -v shows the table",
+            bytes_text(memory.host_bytes)
         ));
+        (self.report)(Level::Detail, &memory.to_string());
         if fit.budget.host.is_some() || fit.budget.device.is_some() {
             let limit = fit.host_limit.as_deref().unwrap_or("stated");
-            let comparison = fit.budget.compare(&fitted.memory);
-            (self.report)(&format!("within {comparison} ({limit})"));
+            let comparison = fit.budget.compare(memory);
+            (self.report)(Level::Detail, &format!("within {comparison} ({limit})"));
         }
         Ok(())
     }
@@ -196,12 +255,18 @@ impl Preparation<'_> {
     pub fn report_start(&self, backend: &dyn Backend, config: &TrainConfig) {
         let pairs = self.sources.len();
         let per_epoch = pairs as f64 / (config.batch_size * config.accum_iter) as f64;
-        (self.report)(&format!(
-            "{}; {pairs} pairs, LQ {} of {} stored, {per_epoch:.1} iterations an epoch",
-            backend.description(),
-            config.lq_size,
-            self.sources.lq_size()
+        let (crop, stored) = (config.lq_size, self.sources.lq_size() as usize);
+        let patches = if crop == stored {
+            format!("patches of {stored} x {stored} LQ pixels")
+        } else {
+            format!(
+                "crops of {crop} x {crop} out of stored patches of {stored} x {stored} LQ pixels"
+            )
+        };
+        self.info(&format!(
+            "data: {pairs} pairs, {patches}, {per_epoch:.1} iterations an epoch"
         ));
+        self.info(&format!("computing on {}", backend.description()));
     }
 
     /// Removes what is left of an earlier run from the folder, or of the iterations after the state
@@ -234,7 +299,7 @@ impl Preparation<'_> {
         let best = BestNetwork::read(&self.options.out, start.state.head.iteration)?;
         match (&best.measured_on, measured_on) {
             (Some(before), Some(now)) if !before.same(now) => {
-                (self.report)(&format!(
+                self.info(&format!(
                     "the best network so far (iteration {}, PSNR-Y {:.3} dB) was measured on other images or with another border than now: {} \
                      images of {} with {} pixels left out at each edge; the search for the best one starts anew, and will replace it",
                     best.iteration, best.psnr_y, before.pairs, before.place, before.crop_border

@@ -161,3 +161,57 @@ pub fn run_watched(mut command: Command) -> (Ran, u64) {
     let ran = child.wait_with_output().unwrap().into();
     (ran, watcher.join().unwrap())
 }
+
+/// Runs a command with a terminal of 24 rows as its stderr; returns the text that it wrote there.
+#[cfg(unix)]
+pub fn on_terminal(command: &mut Command, term: &str, columns: u16) -> String {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::process::Stdio;
+    let size = libc::winsize {
+        ws_row: 24,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let (mut ours, mut theirs) = (0, 0);
+    // SAFETY: the call writes two descriptors and reads the size; null pointers leave name and
+    // settings to the system.
+    let opened = unsafe {
+        libc::openpty(
+            &mut ours,
+            &mut theirs,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            std::ptr::from_ref(&size).cast_mut(),
+        )
+    };
+    assert_eq!(opened, 0);
+    // SAFETY: this sets a flag of a descriptor that was just opened. A program that another test
+    // starts must not inherit this side, or reading would not end before that program does.
+    let closes = unsafe { libc::fcntl(theirs, libc::F_SETFD, libc::FD_CLOEXEC) };
+    assert_eq!(closes, 0);
+    // SAFETY: both descriptors were just opened and have no other owner.
+    let (mut ours, theirs) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    let mut child = command
+        .env("TERM", term)
+        .stdout(Stdio::null())
+        .stderr(theirs)
+        .spawn()
+        .unwrap();
+    // This closes our copy of the terminal, so that reading ends with the child.
+    command.stderr(Stdio::null());
+    let mut shown = Vec::new();
+    let mut chunk = [0; 4096];
+    // Reading from a terminal whose other side is closed gives an error, not an end of file.
+    while let Ok(n @ 1..) = ours.read(&mut chunk) {
+        shown.extend_from_slice(&chunk[..n]);
+    }
+    assert!(
+        child.wait().unwrap().success(),
+        "{}",
+        String::from_utf8_lossy(&shown)
+    );
+    String::from_utf8_lossy(&shown).into_owned()
+}

@@ -19,6 +19,8 @@ pub const BASE: Flags = &[
     ("--batch-size", "2"),
     ("--lr", "1e-3"),
     ("--warmup", "4"),
+    // Milestones follow the number of iterations, and these tests extend runs.
+    ("--schedule", "constant"),
     ("--log-every", "4"),
     ("--checkpoint-every", "5"),
     ("--threads", "2"),

@@ -1,0 +1,373 @@
+//! `paragon train`: flags to a training configuration and run options, one library call, a summary.
+
+mod output;
+mod summary;
+
+use super::data::{DataArgs, Window};
+use super::flags::print_json;
+use super::recipe::{KeyFlags, Layers, Machine, Training};
+use anyhow::{Result, bail, ensure};
+use output::Output;
+use paragon::config::{KEYS, Settings, Value, docs};
+use paragon::loader::{Sources, window_advice};
+use paragon::shard::reader::Io;
+use paragon::sys::stop_flag;
+use paragon::train::{
+    ConfigFile, Decay, Level, RunOptions, StateHead, TrainConfig, ValidationSet, newest_state,
+    train,
+};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use summary::print_summary;
+
+/// Exit code of a run that was stopped from outside.
+pub const STOPPED: i32 = 130;
+/// The value of `val.dataset` that turns validation off.
+const NO_VALIDATION: &str = "none";
+
+/// Train a network on a set of shards.
+///
+/// With nothing given but the shards, this is the author's Nano recipe. Ctrl-C, SIGTERM and a closed
+/// terminal save and stop. The same command resumes from the newest checkpoint, and ends with the
+/// same bits as a run that was never interrupted. A larger --iterations extends a run. A command
+/// with another recipe does not go on with an earlier run unless --continue is given.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  paragon train --shards ./shards                              the published recipe, in runs/NETWORK_xSCALE
+  paragon train --shards ./shards --preset quick --iterations 2000 --name try1
+  paragon train --shards ./shards --name try1 --iterations 4000   extends the run of that name
+  paragon train --shards ./shards --name fine --pretrain runs/try1/model.safetensors --lr 5e-5")]
+pub struct Args {
+    #[command(flatten)]
+    layers: Layers,
+    #[command(flatten)]
+    flags: KeyFlags<Training>,
+    /// Go on with the run in the folder although the recipe has changed
+    #[arg(long = "continue", help_heading = "Output", conflicts_with = "restart")]
+    continue_run: bool,
+    /// Start over and delete an earlier run in the same folder: its states, networks, log, previews
+    /// and curves
+    #[arg(long, help_heading = "Output")]
+    restart: bool,
+    /// Print more: the table of the memory, how shards are read
+    #[arg(long, short, help_heading = "Output", conflicts_with = "quiet")]
+    verbose: bool,
+    /// Print only warnings, errors and the result
+    #[arg(long, short, help_heading = "Output")]
+    quiet: bool,
+    /// Print the summary as JSON on stdout
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+/// Trains; exit code 130 when stopped from outside after saving.
+pub fn run(args: &Args) -> Result<()> {
+    let output = &Output::new(args.verbose, args.quiet);
+    let mut settings = args.layers.settings(&args.flags)?;
+    choose_place(args, &mut settings)?;
+    let machine = Machine::new(&settings)?;
+    let data = DataArgs::new(&settings)?;
+    let sources = data.open()?;
+    let (scale, crop) = (sources.scale() as usize, sources.crop() as usize);
+    let out = run_folder(&settings, scale)?;
+    let stored = stored_run(args, &out)?;
+    if let Some(head) = &stored {
+        check_pretrained(&settings, &out, head)?;
+        keep_choices(args, &mut settings, &head.config);
+    }
+    let mut config = settings.train_config(scale, crop)?;
+    config.window = match &stored {
+        Some(head) if data.window == Window::Auto => head.config.window,
+        _ => data.window(&sources),
+    };
+    let io = tell_reading(output, &data, &sources, config.window);
+    let stop = stop_flag(STOPPED)?;
+    let validation = validation_images(output, &settings, &data);
+    let effective = effective(
+        output,
+        &settings,
+        &data,
+        &config,
+        &out,
+        validation.as_deref(),
+    );
+    let options = RunOptions {
+        out: out.clone(),
+        threads: machine.threads,
+        prefetch: machine.prefetch,
+        io,
+        on_corrupt: data.on_corrupt,
+        checkpoint_every: settings.count("logger.save_checkpoint_freq")?,
+        keep_states: settings.count("logger.keep_states")? as usize,
+        keep_models: settings.count("logger.keep_models")? as usize,
+        keep_every: settings.whole("logger.keep_every"),
+        log_every: settings.count("logger.print_freq")?,
+        validation,
+        crop_border: settings
+            .whole("val.crop_border")
+            .map(|pixels| pixels as u32),
+        validate_every: settings.count("val.val_freq")?,
+        host_memory: machine.host_memory,
+        recompute: machine.recompute,
+        fit: machine.fit,
+        restart: args.restart,
+        continue_changed: args.continue_run,
+        pretrained: settings
+            .path("path.pretrain_network_g")
+            .map(|path| (path, settings.is_on("path.strict_load_g"))),
+        settings: Some(effective),
+        device: machine.device,
+        precision: machine.precision,
+        vram: machine.vram,
+        stop: stop.clone(),
+    };
+    output.info(title(&config, &out));
+    let started = std::time::Instant::now();
+    let bar = |total| output.progress(total, &out);
+    let report = |level: Level, text: &str| output.report(level, text);
+    let summary = train(sources, &config, &options, &report, &bar)?;
+    let printed = if args.json {
+        print_json(&summary)
+    } else {
+        print_summary(&summary, &config, started.elapsed().as_secs_f64())
+    };
+    super::report::renew(&out);
+    if !summary.finished && stop.load(Ordering::Relaxed) {
+        // The run is saved. An error of printing is ignored: the terminal may have been closed.
+        std::process::exit(STOPPED);
+    }
+    printed
+}
+
+/// `--name` on the command line wins over the folder that a file names, such as the `config.yml` of
+/// another run.
+fn choose_place(args: &Args, settings: &mut Settings) -> Result<()> {
+    if args.flags.gives("name") {
+        ensure!(
+            !args.flags.gives("path.out"),
+            "--name and --out both choose the folder of the run; give one of them"
+        );
+        settings.put("path.out", Value::Null);
+    }
+    Ok(())
+}
+
+/// The folder of the run: `path.out`, or a folder in `runs` with the name of the run.
+fn run_folder(settings: &Settings, scale: usize) -> Result<PathBuf> {
+    if let Some(out) = settings.path("path.out") {
+        return Ok(out);
+    }
+    let name = match settings.text("name") {
+        Some(name) => name.to_string(),
+        None => format!("{}_x{scale}", settings.network(scale)?.arch),
+    };
+    let inside = Path::new(&name)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    ensure!(
+        inside && !name.is_empty(),
+        "'{name}' is no name of a run, which is a folder in runs; give a folder anywhere else with --out"
+    );
+    Ok(PathBuf::from("runs").join(name))
+}
+
+/// The newest state of an earlier run in the folder, apart from its weights.
+fn stored_run(args: &Args, out: &Path) -> Result<Option<StateHead>> {
+    if args.restart {
+        return Ok(None);
+    }
+    Ok(newest_state(out)?.0.map(|state| state.head))
+}
+
+/// Refuses start values for a run that exists, unless it began from the same file: then this is the
+/// same command again.
+fn check_pretrained(settings: &Settings, out: &Path, head: &StateHead) -> Result<()> {
+    let Some(wanted) = settings.path("path.pretrain_network_g") else {
+        return Ok(());
+    };
+    let wanted = std::path::absolute(&wanted).unwrap_or(wanted);
+    let mut before = Settings::default();
+    let began = std::fs::read(out.join("config.yml"))
+        .ok()
+        .and_then(|text| before.take(&text).ok())
+        .and_then(|_| before.path("path.pretrain_network_g"));
+    // config.yml cannot hold a path that is not UTF-8.
+    if began.as_ref() == Some(&wanted) || wanted.to_str().is_none() {
+        return Ok(());
+    }
+    let from = match &began {
+        Some(file) => format!("from {}", file.display()),
+        None => "from the network's start values".to_string(),
+    };
+    bail!(
+        "{} holds a run of {} iterations that began {from}, so --pretrain has nothing to do there\n  \
+         --name NEW   begins a new run from {}, in runs/NEW (or --out DIR)\n  \
+         without --pretrain that run goes on from its own state; --restart deletes it and begins again",
+        out.display(),
+        head.iteration,
+        wanted.display()
+    )
+}
+
+/// A resumed run keeps what was chosen for its first length where the user gives nothing: warm-up,
+/// milestones, and what a preset derives from the length.
+fn keep_choices(args: &Args, settings: &mut Settings, stored: &TrainConfig) {
+    let total = settings.whole("train.total_iter").unwrap_or_default();
+    if let (Some(preset), Some(network)) = (args.layers.preset, settings.known_network()) {
+        let before = preset.values(&network, stored.total_iter);
+        for ((path, now), (_, then)) in preset.values(&network, total).into_iter().zip(before) {
+            if *settings.value(&path) == now {
+                settings.put(&path, then);
+            }
+        }
+    }
+    if *settings.value("train.warmup_iter") == Value::Null {
+        settings.put("train.warmup_iter", Value::Whole(stored.schedule.warmup));
+    }
+    if let Decay::MultiStep { milestones, .. } = &stored.schedule.decay
+        && *settings.value("train.scheduler.milestones") == Value::Null
+    {
+        settings.put("train.scheduler.milestones", wholes(milestones));
+    }
+}
+
+fn wholes(list: &[u64]) -> Value {
+    Value::List(list.iter().map(|n| Value::Whole(*n)).collect())
+}
+
+/// `Nano x2 (paragonsr2_realtime), 300 iterations, batch 16, in runs/try1`
+fn title(config: &TrainConfig, out: &Path) -> String {
+    let net = &config.network;
+    let short = paragon::model::known_network(&net.arch)
+        .and_then(|known| known.aliases.first().copied())
+        .filter(|alias| alias.len() < net.arch.len());
+    let name = match short {
+        Some(alias) => {
+            let (first, rest) = alias.split_at(alias.chars().next().map_or(0, char::len_utf8));
+            format!(
+                "{}{rest} x{} ({})",
+                first.to_uppercase(),
+                net.scale,
+                net.arch
+            )
+        }
+        None => format!("{} x{}", net.arch, net.scale),
+    };
+    let batch = if config.accum_iter == 1 {
+        format!("batch {}", config.batch_size)
+    } else {
+        format!("batch {} x {}", config.accum_iter, config.batch_size)
+    };
+    format!(
+        "{name}, {} iterations, {batch}, in {}",
+        config.total_iter,
+        out.display()
+    )
+}
+
+/// Reports how the shards are read, and advice on the shuffle window if there is any.
+fn tell_reading(output: &Output, data: &DataArgs, sources: &Sources, window: Option<u64>) -> Io {
+    if let Some(advice) = window_advice(sources, window) {
+        output.report(Level::Warning, &format!("note: {advice}"));
+    }
+    let (io, why) = data.io(sources);
+    let how = if io == Io::Mmap {
+        "from memory (mmap)"
+    } else {
+        "with read calls (pread)"
+    };
+    output.report(Level::Detail, &format!("reading shards {how}: {why}"));
+    io
+}
+
+/// The images that the network is validated on: those of `val.dataset`, or the images held out from
+/// the shards.
+fn validation_images(output: &Output, settings: &Settings, data: &DataArgs) -> Option<PathBuf> {
+    match settings.path("val.dataset") {
+        Some(place) if place == Path::new(NO_VALIDATION) => None,
+        Some(place) => Some(place),
+        None => ValidationSet::beside(&data.shards).inspect(|place| {
+            output.info(format_args!(
+                "{} was held out when the shards were made: validating on it (--val none turns that off)",
+                place.display()
+            ));
+        }),
+    }
+}
+
+/// The configuration in use, as a file that `--config` accepts: with absolute paths, and with the
+/// values that the command chose itself.
+fn effective(
+    output: &Output,
+    settings: &Settings,
+    data: &DataArgs,
+    config: &TrainConfig,
+    out: &Path,
+    validation: Option<&Path>,
+) -> ConfigFile {
+    let mut settings = settings.clone();
+    let absolute =
+        |path: &Path| Value::Path(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
+    settings.put("scale", Value::Whole(config.network.scale as u64));
+    settings.put_network(&config.network);
+    settings.put(
+        "data.shards",
+        Value::List(data.shards.iter().map(|path| absolute(path)).collect()),
+    );
+    settings.put("data.lq_size", Value::Whole(config.lq_size as u64));
+    settings.put("train.warmup_iter", Value::Whole(config.schedule.warmup));
+    if let Decay::MultiStep { milestones, .. } = &config.schedule.decay {
+        settings.put("train.scheduler.milestones", wholes(milestones));
+    }
+    settings.put(
+        "data.window",
+        config
+            .window
+            .map_or(Value::Text("off".into()), Value::Whole),
+    );
+    settings.put("path.out", absolute(out));
+    settings.put(
+        "val.dataset",
+        validation.map_or(Value::Path(NO_VALIDATION.into()), &absolute),
+    );
+    if let Some(path) = settings.path("path.pretrain_network_g") {
+        settings.put("path.pretrain_network_g", absolute(&path));
+    }
+    let notes = unwritable(&settings);
+    notes
+        .iter()
+        .for_each(|note| output.report(Level::Warning, &format!("note: {note}")));
+    let notes: String = notes.iter().map(|note| format!("# {note}\n")).collect();
+    ConfigFile(Arc::new(move |chosen| {
+        let mut settings = settings.clone();
+        settings.put(
+            "data.batch_size_per_gpu",
+            Value::Whole(chosen.batch_size as u64),
+        );
+        settings.put("data.accum_iter", Value::Whole(chosen.accum_iter as u64));
+        format!(
+            "# All settings of this run; `paragon train --config` accepts this file.\n{notes}{}",
+            docs::yaml(&settings, false)
+        )
+    }))
+}
+
+/// A note for each key whose path is not UTF-8, because a YAML file cannot hold such a path.
+fn unwritable(settings: &Settings) -> Vec<String> {
+    let is_text = |value: &Value| !matches!(value, Value::Path(path) if path.to_str().is_none());
+    let all_text = |value: &Value| match value {
+        Value::List(list) => list.iter().all(is_text),
+        value => is_text(value),
+    };
+    let note = |key: &str| {
+        format!(
+            "the path of {key} is not UTF-8, so config.yml cannot hold it and `paragon train --config` will not find it; give it by its flag, or \
+             rename it"
+        )
+    };
+    KEYS.iter()
+        .filter(|key| !all_text(settings.value(key.path)))
+        .map(|key| note(key.path))
+        .collect()
+}
