@@ -8,6 +8,7 @@ mod config;
 mod data;
 mod demo;
 mod eval;
+mod export;
 mod flags;
 mod networks;
 mod plan;
@@ -52,6 +53,7 @@ enum Command {
     Selftest(selftest::Args),
     Report(report::Args),
     Eval(eval::Args),
+    Export(Box<export::Args>),
     Upscale(upscale::Args),
 }
 
@@ -167,6 +169,7 @@ pub fn main() -> ExitCode {
         Command::Selftest(args) => selftest::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Upscale(args) => upscale::run(&args),
     };
     match result {

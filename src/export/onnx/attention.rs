@@ -186,10 +186,7 @@ pub(super) fn window_attention(e: &mut Emitter, op: &WindowAttention) -> Result<
     let axis = [("axis", Attribute::Int(1))];
     let inputs = [&rolled, &sizes];
     let parts = e.node_of_parts("Split", &attention, &inputs, &["q", "k", "v"], &axis);
-    let (rows, columns) = (
-        windows(e, ROWS, op.window),
-        windows(e, COLUMNS, op.window),
-    );
+    let (rows, columns) = (windows(e, ROWS, op.window), windows(e, COLUMNS, op.window));
     let counts = [&rows, &columns];
     let scale = 1.0 / ((op.channels / op.heads) as f32).sqrt();
     let scale = e.scalar(scale, qkv.kind);
@@ -238,7 +235,10 @@ fn linear(rows: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
     rows.flat_map(|row| {
         let outputs = weight.chunks_exact(features.max(1)).zip(bias);
         outputs.map(|(w, &b)| {
-            let products = row.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+            let products = row
+                .iter()
+                .zip(w)
+                .map(|(x, w)| f64::from(*x) * f64::from(*w));
             f64::from(b) + products.sum::<f64>()
         })
     })
@@ -269,7 +269,14 @@ pub(super) fn token_attention(e: &mut Emitter, op: &TokenAttention) -> Result<()
     let weights = softmax(e, &name("weights"), &scores, 1);
     let constant = format!("{token_name}.values");
     let shape = ConvShape::point(count, features);
-    let y = convolution(e, &attention, &weights, shape, (&constant, &by_feature), None);
+    let y = convolution(
+        e,
+        &attention,
+        &weights,
+        shape,
+        (&constant, &by_feature),
+        None,
+    );
     e.write(op.output, y);
     Ok(())
 }

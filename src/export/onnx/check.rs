@@ -52,7 +52,7 @@ fn reordered(values: &[f32], channels: usize, pixels: usize) -> Vec<f32> {
 ///
 /// # Errors
 /// Images that no plan can be made for.
-pub(super) fn own_result(
+pub fn own_result(
     net: &Network,
     parameters: &[f32],
     [n, c, h, w]: [usize; 4],
@@ -85,6 +85,19 @@ pub(super) fn own_result(
     Ok(reordered(&output, large, 3))
 }
 
+/// The test image `[1, 3, h, w]`, and its sides.
+fn test_image() -> ([usize; 4], Vec<f32>) {
+    let (w, h) = SIZE;
+    let image = synthetic_image(1, 0, w, h);
+    let pixels: Vec<f32> = image
+        .as_raw()
+        .iter()
+        .map(|&b| f32::from(b) / 255.0)
+        .collect();
+    let (w, h) = (w as usize, h as usize);
+    ([1, 3, h, w], reordered(&pixels, w * h, 3))
+}
+
 /// Compares a file with this program's result on an image of [`synthetic_image`].
 ///
 /// # Errors
@@ -95,20 +108,36 @@ pub fn check(
     parameters: &[f32],
     precision: Precision,
 ) -> Result<Checked> {
-    let (w, h) = SIZE;
-    let image = synthetic_image(1, 0, w, h);
-    let pixels: Vec<f32> = image.as_raw().iter().map(|&b| f32::from(b) / 255.0).collect();
-    let input = reordered(&pixels, (w * h) as usize, 3);
-    let dims = [1, 3, h as usize, w as usize];
+    let (dims, input) = test_image();
     let (_, found) = run_file(bytes, dims, &input)?;
     let expected = own_result(net, parameters, dims, &input)?;
     ensure!(
         found.len() == expected.len(),
-        "the file gives {} values for an image of {w} x {h} pixels, expected {}",
+        "the file gives {} values for an image of {dims:?}, expected {}",
         found.len(),
         expected.len()
     );
-    let checked = compare(&found, &expected);
+    judge(compare(&found, &expected), precision)
+}
+
+/// Compares the results of this program with two lists of parameters, `rounded` to `precision`.
+///
+/// # Errors
+/// A PSNR below [`least_psnr`].
+pub(in crate::export) fn own_difference(
+    net: &Network,
+    parameters: &[f32],
+    rounded: &[f32],
+    precision: Precision,
+) -> Result<Checked> {
+    let (dims, input) = test_image();
+    let [expected, found] =
+        [parameters, rounded].map(|values| own_result(net, values, dims, &input));
+    judge(compare(&found?, &expected?), precision)
+}
+
+/// Refuses a PSNR that is too low.
+fn judge(checked: Checked, precision: Precision) -> Result<Checked> {
     let least = least_psnr(precision);
     ensure!(
         checked.psnr >= least,

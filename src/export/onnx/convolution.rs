@@ -24,7 +24,13 @@ pub(super) fn conv(
             for tap in 0..k * k {
                 let factor = weight[(channel * ins + i) * k * k + tap];
                 let offset = |t: usize| (t as isize - (k / 2) as isize) * dilation as isize;
-                add_shifted(out, from, (h, w), (offset(tap / k), offset(tap % k)), factor);
+                add_shifted(
+                    out,
+                    from,
+                    (h, w),
+                    (offset(tap / k), offset(tap % k)),
+                    factor,
+                );
             }
         }
     });

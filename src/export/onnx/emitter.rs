@@ -275,12 +275,7 @@ impl<'a> Emitter<'a> {
     ///
     /// # Errors
     /// See [`Emitter::parameter`].
-    pub fn constant(
-        &mut self,
-        range: ParamRange,
-        kind: DataType,
-        dims: &[usize],
-    ) -> Result<Value> {
+    pub fn constant(&mut self, range: ParamRange, kind: DataType, dims: &[usize]) -> Result<Value> {
         let (name, values) = self.parameter(range)?;
         Ok(self.floats(&name, kind, dims, values))
     }

@@ -132,7 +132,14 @@ pub(super) fn reconstruct(e: &mut Emitter, op: &Reconstruct) -> Result<()> {
         (format!("{name}.with_gain"), values)
     });
     let (weight, bias) = ((&weight.0[..], &weight.1[..]), (&bias.0[..], &bias.1[..]));
-    let detail = convolution(e, "detail", &up, ConvShape::square(f, 3), weight, Some(bias));
+    let detail = convolution(
+        e,
+        "detail",
+        &up,
+        ConvShape::square(f, 3),
+        weight,
+        Some(bias),
+    );
     let detail = e.wide(&detail);
     let sum = e.apply("Add", "sum", &[&base, &detail]);
     e.write(op.output, sum);

@@ -158,7 +158,9 @@ pub(super) fn run(model: &Model, dims: &[usize], input: &[f32]) -> Result<(Vec<u
             "" => Ok(None),
             name => {
                 let found = values.get(name);
-                found.map(Some).with_context(|| format!("{name} is unknown"))
+                found
+                    .map(Some)
+                    .with_context(|| format!("{name} is unknown"))
             }
         });
         let inputs = inputs.collect::<Result<Vec<_>>>().with_context(about)?;

@@ -234,13 +234,7 @@ fn halves(e: &mut Emitter, x: &Value, channels: usize) -> [Value; 2] {
 }
 
 /// The product of the halves of x's channels, clamped to `[-limit, limit]`.
-fn product_of_halves(
-    e: &mut Emitter,
-    name: &str,
-    x: &Value,
-    channels: usize,
-    limit: f32,
-) -> Value {
+fn product_of_halves(e: &mut Emitter, name: &str, x: &Value, channels: usize, limit: f32) -> Value {
     let [a, b] = halves(e, x, channels);
     let product = e.apply("Mul", &format!("{name}.product"), &[&a, &b]);
     let (low, high) = (e.scalar(-limit, x.kind), e.scalar(limit, x.kind));
@@ -354,9 +348,8 @@ mod tests {
         // the input is floats
         let input = ["Unpack"];
         for name in Op::NAMES {
-            let forward = !name.ends_with("Back")
-                && !training.contains(name)
-                && !input.contains(name);
+            let forward =
+                !name.ends_with("Back") && !training.contains(name) && !input.contains(name);
             assert_eq!(NAMES.contains(name), forward, "{name}");
         }
     }

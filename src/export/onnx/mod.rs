@@ -14,7 +14,8 @@ mod lower;
 mod operators;
 mod proto;
 
-pub use check::{Checked, check, least_psnr, run_file};
+pub(super) use check::own_difference;
+pub use check::{Checked, check, least_psnr, own_result, run_file};
 
 use crate::backend::cpu::CpuOptions;
 use crate::model::{InFile, InferenceSpec, Network, inference_plan};

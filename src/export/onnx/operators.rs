@@ -38,7 +38,11 @@ pub(super) fn apply(
         "Sub" => one(binary(&x, |a, b| a - b, |a, b| Some(a - b))),
         "Mul" => one(binary(&x, |a, b| a * b, |a, b| Some(a * b))),
         "Div" => one(binary(&x, |a, b| a / b, i64::checked_div)),
-        "PRelu" => one(binary(&x, |v, a| if v < 0.0 { a * v } else { v }, |_, _| None)),
+        "PRelu" => one(binary(
+            &x,
+            |v, a| if v < 0.0 { a * v } else { v },
+            |_, _| None,
+        )),
         "Relu" => one(unary(&x, |v| v.max(0.0))),
         "LeakyRelu" => {
             let slope = attributes.float("alpha", 0.01);
@@ -99,7 +103,10 @@ fn repeated(sides: &[usize], dims: &[usize]) -> Result<Vec<usize>> {
         .collect();
     for (i, &side) in sides.iter().enumerate() {
         let whole = dims[i + missing];
-        ensure!(side == 1 || side == whole, "{sides:?} does not fit {dims:?}");
+        ensure!(
+            side == 1 || side == whole,
+            "{sides:?} does not fit {dims:?}"
+        );
     }
     Ok(positions(dims, &from, 0))
 }
@@ -152,7 +159,9 @@ fn erf(x: f64) -> f64 {
         }
         return sum * std::f64::consts::FRAC_2_SQRT_PI;
     }
-    let fraction = (1..=60).rev().fold(0.0, |f, n| f64::from(n) / 2.0 / (x.abs() + f));
+    let fraction = (1..=60)
+        .rev()
+        .fold(0.0, |f, n| f64::from(n) / 2.0 / (x.abs() + f));
     let complement = (-square).exp() / (x.abs() + fraction) / std::f64::consts::PI.sqrt();
     (1.0 - complement).copysign(x)
 }
@@ -176,7 +185,10 @@ fn cast(x: &Inputs, attributes: &Attributes) -> Result<Data> {
 fn convolution(x: &Inputs, attributes: &Attributes) -> Result<Data> {
     let (kind, dims, input) = x.floats(0)?;
     let (weight_kind, weight_dims, weight) = x.floats(1)?;
-    ensure!(kind == weight_kind, "{kind:?} and {weight_kind:?} in one node");
+    ensure!(
+        kind == weight_kind,
+        "{kind:?} and {weight_kind:?} in one node"
+    );
     let bias = match x.0.get(2) {
         Some(Some(_)) => Some(x.floats(2)?.2),
         _ => None,
@@ -195,7 +207,13 @@ fn convolution(x: &Inputs, attributes: &Attributes) -> Result<Data> {
             && attributes.list("strides")? == [1, 1],
         "only convolutions that keep the size are known"
     );
-    let values = conv(input, (n, h, w), weight, bias, (cin, cout, k, dilation, groups));
+    let values = conv(
+        input,
+        (n, h, w),
+        weight,
+        bias,
+        (cin, cout, k, dilation, groups),
+    );
     Ok(Data::floats(kind, vec![n, cout, h, w], values))
 }
 
@@ -204,13 +222,18 @@ fn matrix_product(x: &Inputs) -> Result<Data> {
     let (&[batch, m, k], &[other, k2, n]) = (a_dims, b_dims) else {
         bail!("a product of {a_dims:?} and {b_dims:?}");
     };
-    ensure!(batch == other && k == k2, "a product of {a_dims:?} and {b_dims:?}");
+    ensure!(
+        batch == other && k == k2,
+        "a product of {a_dims:?} and {b_dims:?}"
+    );
     let mut out = vec![0.0; batch * m * n];
     for (row, out) in out.chunks_exact_mut(n).enumerate() {
         let first = row / m * k * n;
         for (i, &factor) in a[row * k..][..k].iter().enumerate() {
             let from = &b[first + i * n..][..n];
-            out.iter_mut().zip(from).for_each(|(o, &v)| *o += factor * v);
+            out.iter_mut()
+                .zip(from)
+                .for_each(|(o, &v)| *o += factor * v);
         }
     }
     Ok(Data::floats(kind, vec![batch, m, n], out))
@@ -253,7 +276,9 @@ fn mean(x: &Inputs) -> Result<Data> {
     let (before, side, after) = around(dims, axis);
     let places = (0..before).flat_map(|i| (0..after).map(move |j| i * side * after + j));
     let means = places.map(|first| {
-        let sum: f64 = (0..side).map(|k| f64::from(values[first + k * after])).sum();
+        let sum: f64 = (0..side)
+            .map(|k| f64::from(values[first + k * after]))
+            .sum();
         (sum / side as f64) as f32
     });
     let mut sides = dims.to_vec();
@@ -321,7 +346,11 @@ fn shape(x: &Inputs) -> Result<Data> {
 fn reshape(x: &Inputs) -> Result<Data> {
     let (kind, dims, values) = x.floats(0)?;
     let wanted = x.get(1)?.ints()?;
-    let known: usize = wanted.iter().filter(|&&d| d > 0).map(|&d| d as usize).product();
+    let known: usize = wanted
+        .iter()
+        .filter(|&&d| d > 0)
+        .map(|&d| d as usize)
+        .product();
     let sides: Vec<usize> = wanted
         .iter()
         .map(|&d| match d {
@@ -390,7 +419,10 @@ fn concat(x: &Inputs, attributes: &Attributes) -> Result<Data> {
 fn part(x: &Inputs, starts: &[usize], sides: &[usize]) -> Result<Data> {
     let data = x.get(0)?;
     let own = strides(data.dims());
-    let first = starts.iter().zip(&own).map(|(start, stride)| start * stride);
+    let first = starts
+        .iter()
+        .zip(&own)
+        .map(|(start, stride)| start * stride);
     let places = positions(sides, &own, first.sum());
     let dims = sides.to_vec();
     Ok(match data {
@@ -414,7 +446,10 @@ fn split(x: &Inputs, attributes: &Attributes) -> Result<Vec<Data>> {
     lengths
         .map(|&length| {
             sides[axis] = usize::try_from(length)?;
-            ensure!(starts[axis] + sides[axis] <= dims[axis], "a part is too long");
+            ensure!(
+                starts[axis] + sides[axis] <= dims[axis],
+                "a part is too long"
+            );
             let part = part(x, &starts, &sides)?;
             starts[axis] += sides[axis];
             Ok(part)
