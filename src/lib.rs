@@ -13,6 +13,7 @@
 //! | [`plan`] | a training step or inference as a verified list of operations over one arena |
 //! | [`backend`] | runs a plan: the CPU, or CUDA |
 //! | [`train`] | the training loop: schedule, checkpoints, validation, resuming |
+//! | [`export`] | files of a network for other programs: ONNX, safetensors, OpenModelDB |
 //! | [`inference`] | upscaling with a network, and measuring the result |
 //!
 //! Modules that are hidden in this documentation (options and their files, charts and pages, what all
@@ -138,6 +139,7 @@ pub mod backend;
 #[doc(hidden)]
 pub mod config;
 pub mod dataset;
+pub mod export;
 pub mod inference;
 pub mod loader;
 pub mod model;

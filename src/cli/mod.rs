@@ -9,6 +9,7 @@ mod data;
 mod demo;
 mod eval;
 mod examples;
+mod export;
 mod flags;
 mod networks;
 mod pages;
@@ -56,6 +57,7 @@ enum Command {
     Selftest(selftest::Args),
     Report(report::Args),
     Eval(eval::Args),
+    Export(Box<export::Args>),
     Upscale(upscale::Args),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
@@ -202,6 +204,7 @@ fn run(command: Command) -> Result<()> {
         Command::Selftest(args) => selftest::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Upscale(args) => upscale::run(&args),
         Command::Completions(args) => pages::completions(&args, self::command()),
         Command::Man(args) => pages::man(&args, self::command()),

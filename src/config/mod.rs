@@ -20,7 +20,7 @@ pub use folders::{ImageFolders, image_folders};
 pub use keys::{Flag, Heading, KEYS, Key, SECTIONS, TYPE};
 pub use network::{alias_settings, parse_setting, setting_of, value_text};
 pub use preset::Preset;
-pub use value::{Kind, Value, loss_term, parse_size};
+pub use value::{Kind, Value, loss_name, loss_term, parse_size};
 pub use yaml::{Data, Node, parse};
 
 use crate::plan::OptimizerKind;

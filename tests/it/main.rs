@@ -18,6 +18,8 @@ mod documents;
 mod earlier_versions;
 mod eval_upscale;
 mod every_network;
+mod export_cli;
+mod export_onnx;
 mod f64_reference;
 mod fuzz_common;
 mod golden_network;

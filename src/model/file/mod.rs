@@ -16,6 +16,7 @@ mod tests;
 
 pub use pretrained::{Pretrained, read_pretrained};
 pub use read::{ModelHints, read_model};
+pub(crate) use write::model_bytes;
 pub use write::{ModelMeta, write_model};
 
 /// Key of the metadata entry; its value is JSON ([`ModelMeta`]). It is the only entry, since the

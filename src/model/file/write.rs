@@ -3,6 +3,7 @@
 
 use super::METADATA_KEY;
 use crate::model::{Error, InFile, Network, Settings};
+use crate::plan::Precision;
 use crate::support::files;
 use anyhow::{Result, ensure};
 use safetensors::Dtype;
@@ -40,6 +41,20 @@ pub fn write_model(
     values: &[f32],
     iteration: Option<u64>,
 ) -> Result<()> {
+    let bytes = model_bytes(net, values, iteration, Precision::F32)?;
+    files::write_atomic(path, |out| Ok(out.write_all(&bytes)?))
+}
+
+/// The bytes of a network file whose tensors are of type `precision`.
+///
+/// # Errors
+/// As [`write_model`], but for the system.
+pub(crate) fn model_bytes(
+    net: &Network,
+    values: &[f32],
+    iteration: Option<u64>,
+    precision: Precision,
+) -> Result<Vec<u8>> {
     net.check()?;
     let table = net.params();
     let (given, expected) = (values.len(), table.len());
@@ -57,15 +72,28 @@ pub fn write_model(
     let metadata = HashMap::from([(METADATA_KEY.to_string(), serde_json::to_string(&meta)?)]);
     let mut values = values.to_vec();
     net.derive(&table, &mut values);
+    let halves: Vec<u16>;
+    let (kind, data): (Dtype, &[u8]) = match precision {
+        Precision::F32 => (Dtype::F32, bytemuck::cast_slice(&values)),
+        Precision::Fp16 | Precision::Bf16 => {
+            halves = values.iter().map(|&v| precision.narrow(v)).collect();
+            let kind = if precision == Precision::Fp16 {
+                Dtype::F16
+            } else {
+                Dtype::BF16
+            };
+            (kind, bytemuck::cast_slice(&halves))
+        }
+    };
+    let each = precision.bytes() as usize;
     let views: Vec<(String, TensorView)> = table
         .params
         .iter()
         .map(|p| {
-            let bytes = bytemuck::cast_slice(&values[p.range.offset..][..p.range.len]);
-            let view = TensorView::new(Dtype::F32, p.shape.clone(), bytes)?;
+            let bytes = &data[p.range.offset * each..][..p.range.len * each];
+            let view = TensorView::new(kind, p.shape.clone(), bytes)?;
             Ok((p.name.clone(), view))
         })
         .collect::<Result<_>>()?;
-    let bytes = safetensors::serialize(views, Some(metadata))?;
-    files::write_atomic(path, |out| Ok(out.write_all(&bytes)?))
+    Ok(safetensors::serialize(views, Some(metadata))?)
 }
