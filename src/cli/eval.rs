@@ -31,8 +31,12 @@ pub struct Args {
     /// Folder of the images: HR alone (LQ is made by antialiased bicubic; not at scale 1), or with
     /// HR and LQ below it
     dataset: PathBuf,
+    /// The network: a safetensors file, a PyTorch checkpoint (.pth, .pt, .ckpt), or the folder of a
+    /// run, whose best network is taken
+    #[arg(long, short, value_name = "FILE|RUN")]
+    model: PathBuf,
     #[command(flatten)]
-    model: ModelArgs,
+    apply: ModelArgs,
     /// The HR folder, if its name is not one that is recognised
     #[arg(long, value_name = "DIR")]
     hr: Option<PathBuf>,
@@ -53,7 +57,7 @@ pub struct Args {
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<()> {
-    let mut upscaler = args.model.upscaler()?;
+    let mut upscaler = args.apply.upscaler(&args.model)?;
     let scale = upscaler.scale();
     let options = ScanOptions {
         scale: scale as u32,
@@ -70,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(folder) = &args.save {
         check_saving(folder, &sources)?;
     }
-    let memory = check_memory(&upscaler, &sources, args.model.budget())?;
+    let memory = check_memory(&upscaler, &sources, args.apply.budget())?;
     let progress = Progress::new("eval", sources.len() as u64, "images");
     let evaluation = evaluate(&mut upscaler, &sources, crop, &mut |result, image, _, _| {
         if let Some(folder) = &args.save {
@@ -95,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bicubic = mean(results.iter().map(|r| r.bicubic));
     if args.json {
         let json = serde_json::json!({
-            "model": args.model.model.to_string_lossy(), "dataset": args.dataset.to_string_lossy(), "scale": scale, "crop_border": crop,
+            "model": args.model.to_string_lossy(), "dataset": args.dataset.to_string_lossy(), "scale": scale, "crop_border": crop,
             "images": results, "mean": { "network": network, "bicubic": bicubic }, "most_psnr": MOST_PSNR, "left_out": left_out,
             "memory_planned": memory,
         });

@@ -5,7 +5,7 @@
 use super::state_files::newest_state;
 use super::{OpenLine, RunOptions, State, TrainConfig};
 use crate::loader::Sources;
-use crate::model::{Pretrained, read_pretrained};
+use crate::model::{Pretrained, Purpose, locate, read_pretrained};
 use crate::support::lock::{FolderLock, lock_folder};
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
@@ -85,10 +85,16 @@ fn fresh_state(
             values,
             taken,
             mismatches,
-        } = read_pretrained(path, &config.network, start, *strict)?;
+            source,
+        } = {
+            let located = locate(path, Purpose::Start)?;
+            located.note.iter().for_each(|note| report(note));
+            read_pretrained(&located.path, &config.network, start, *strict)?
+        };
         report(&format!(
-            "starting from {taken} parameters of {}",
-            path.display()
+            "starting from {taken} tensors of {}{}",
+            path.display(),
+            source.map_or_else(String::new, |source| format!(", its entry {source}"))
         ));
         mismatches
             .iter()

@@ -35,8 +35,12 @@ pub struct Args {
     /// The image or folder to write; the ending of a file decides its format (png, jpg, webp,
     /// bmp, tiff)
     output: PathBuf,
+    /// The network: a safetensors file, a PyTorch checkpoint (.pth, .pt, .ckpt), or the folder of a
+    /// run, whose best network is taken
+    #[arg(long, short, value_name = "FILE|RUN")]
+    model: PathBuf,
     #[command(flatten)]
-    model: ModelArgs,
+    apply: ModelArgs,
     /// Format of the results in a folder or on a device, where no file name ending decides it
     /// [default: png]
     #[arg(long, value_enum, value_name = "FORMAT")]
@@ -82,7 +86,7 @@ struct Outcome {
 /// Upscales the image or the folder.
 pub fn run(args: &Args) -> Result<()> {
     let is_folder = check_places(args)?;
-    let mut upscaler = args.model.upscaler()?;
+    let mut upscaler = args.apply.upscaler(&args.model)?;
     let Jobs {
         jobs,
         failed,
@@ -102,7 +106,7 @@ pub fn run(args: &Args) -> Result<()> {
         .iter()
         .for_each(|line| tell(format_args!("note: {line}")));
     renamed.iter().for_each(tell);
-    let budget = args.model.budget();
+    let budget = args.apply.budget();
     let mut outcome = Outcome {
         failed,
         ..Outcome::default()
@@ -438,7 +442,7 @@ fn json(
         .map(|f| serde_json::json!({ "input": f.input.to_string_lossy(), "reason": f.reason }))
         .collect();
     let value = serde_json::json!({
-        "model": args.model.model.to_string_lossy(),
+        "model": args.model.to_string_lossy(),
         "scale": upscaler.scale(),
         "pictures": outcome.done,
         "failed": failed,
