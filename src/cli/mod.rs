@@ -113,7 +113,10 @@ impl ModelArgs {
             ..
         } = load_model(&located.path, &hints)?;
         if let Some(taken) = taken {
-            flags::tell(format_args!("{}: its entry {taken} is taken", model.display()));
+            flags::tell(format_args!(
+                "{}: its entry {taken} is taken",
+                model.display()
+            ));
         }
         let looks_at_all = net.tiling().whole_image;
         let arch = &net.arch;

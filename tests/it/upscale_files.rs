@@ -300,42 +300,52 @@ fn a_folder_goes_on_after_pictures_that_cannot_be_upscaled_and_names_them() {
 }
 
 #[test]
-fn folders_within_a_folder_are_said_or_entered() {
+fn folders_within_a_folder_are_mirrored() {
     let place = Place::new();
     let data = place.path("data");
     fs::create_dir_all(data.join("deep/er")).unwrap();
     picture(20, 20, 1).save(data.join("a.png")).unwrap();
     picture(20, 20, 2).save(data.join("deep/a.png")).unwrap();
     picture(20, 20, 3).save(data.join("deep/er/b.bmp")).unwrap();
-    let out = place.path("flat");
-    let ran = place.upscale(&data, &out, &[]).ok();
+    let ran = place.upscale(&data, &place.path("tree"), &[]).ok();
+    assert_eq!(
+        names(&place.path("tree")),
+        ["a.png", "deep/a.png", "deep/er/b.png"]
+    );
+    let last = ran.stderr.lines().last().unwrap();
     assert!(
-        ran.stderr.contains("1 folder left out: within") && ran.stderr.contains("--recursive"),
+        last.starts_with("3 images, ") && last.contains("tree") && !last.contains("skipped"),
+        "{}",
+        ran.stderr
+    );
+    // Folders can be left out, which is reported.
+    let out = place.path("flat");
+    let ran = place.upscale(&data, &out, &["--no-recursive"]).ok();
+    assert!(
+        ran.stderr.contains("1 folder left out: within") && ran.stderr.contains("--no-recursive"),
         "{}",
         ran.stderr
     );
     assert_eq!(names(&out), ["a.png"]);
-    // Results within the folder are not used as images by the next command.
+    // Results within the folder are not used as images by the next command. `--recursive` is still
+    // accepted.
     let out = data.join("deep/results");
-    for _ in 0..2 {
-        place.upscale(&data, &out, &["--recursive"]).ok();
+    for more in [&["--recursive"][..], &[]] {
+        place.upscale(&data, &out, more).ok();
         assert_eq!(names(&out), ["a.png", "deep/a.png", "deep/er/b.png"]);
     }
     assert!(
         place
-            .upscale(&data, &out, &["--recursive"])
+            .upscale(&data, &out, &[])
             .ok()
             .stderr
             .contains("where the results go")
     );
-    place
-        .upscale(&data.join("deep"), &place.path("other"), &[])
-        .ok();
     let empty = place.path("empty");
     fs::create_dir_all(empty.join("inner")).unwrap();
     place
         .upscale(&empty, &place.path("none"), &[])
-        .refused(1, &["no images", "1 folder left out", "--recursive"]);
+        .refused(1, &["no images"]);
 }
 
 #[test]

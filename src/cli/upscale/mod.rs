@@ -22,13 +22,19 @@ use paragon::support::text::bytes_text;
 use serde::Serialize;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-/// Upscale an image, or every image of a folder.
+/// Upscale an image, or every image of a folder and of the folders below it.
 ///
-/// PNG images are read, upscaled and written in strips, so that a large one takes little memory;
+/// The results of a folder have the same folders and names. PNG images are read, upscaled and written in strips, so that a large one takes little memory;
 /// the memory of an image is computed from its header before it is started. An alpha channel is
-/// enlarged by the bicubic filter if the format of the output supports one.
+/// enlarged by the bicubic filter if the format of the output supports one. Colour profiles are
+/// converted to sRGB. Images that cannot be upscaled are listed and skipped, and the exit code is 1.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  paragon upscale photo.jpg photo_x2.png -m runs/mine      the best network of a run
+  paragon upscale photos photos_x4 -m 4x_model.pth --format webp")]
 pub struct Args {
     /// An image or a folder
     input: PathBuf,
@@ -45,8 +51,11 @@ pub struct Args {
     /// [default: png]
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<Format>,
-    /// Include subfolders; the results go into the same subfolders
-    #[arg(long, short)]
+    /// Leave out the folders within the folder
+    #[arg(long)]
+    no_recursive: bool,
+    /// Folders within the folder are included without it; earlier versions needed it.
+    #[arg(long, short, hide = true, conflicts_with = "no_recursive")]
     recursive: bool,
     /// Print a summary as JSON on stdout
     #[arg(long)]
@@ -85,6 +94,7 @@ struct Outcome {
 
 /// Upscales the image or the folder.
 pub fn run(args: &Args) -> Result<()> {
+    let started = Instant::now();
     let is_folder = check_places(args)?;
     let mut upscaler = args.apply.upscaler(&args.model)?;
     let Jobs {
@@ -97,7 +107,7 @@ pub fn run(args: &Args) -> Result<()> {
             &args.input,
             &args.output,
             args.format.unwrap_or(Format::Png),
-            args.recursive,
+            !args.no_recursive,
         )?
     } else {
         of_file(&args.input, &args.output, args.format)?
@@ -140,7 +150,7 @@ pub fn run(args: &Args) -> Result<()> {
             args, &upscaler, &outcome, &left_out, memory, &budget,
         )?)?;
     }
-    conclude(args, is_folder, outcome, total, memory)
+    conclude(args, is_folder, outcome, total, (memory, started))
 }
 
 /// Refuses an input or output that cannot be used; returns whether the input is a folder.
@@ -457,19 +467,21 @@ fn json(
 /// How many failed images the last message names; a line of its own has reported each before.
 const NAMED: usize = 10;
 
-/// Prints the last line; returns the error that ends the command.
+/// Prints the last line, with the memory that was computed and the time since the command began;
+/// returns the error that ends the command.
 fn conclude(
     args: &Args,
     is_folder: bool,
     outcome: Outcome,
     total: usize,
-    memory: u64,
+    (memory, started): (u64, Instant),
 ) -> Result<()> {
     let Outcome {
         done,
         failed,
         stopped,
     } = outcome;
+    let seconds = started.elapsed().as_secs_f64();
     let memory = bytes_text(memory);
     if let Some((error, left)) = stopped {
         return Err(error.context(format!(
@@ -480,15 +492,21 @@ fn conclude(
     if !is_folder {
         done.iter().for_each(|d| {
             tell(format_args!(
-                "{} is upscaled to {}x{} pixels, {memory} of memory at most",
-                d.input, d.width, d.height
+                "{}x{} pixels, {seconds:.1} s, to {} ({memory} of memory at most)",
+                d.width, d.height, d.output
             ))
         });
         return Ok(());
     }
+    let skipped = match failed.len() {
+        0 => String::new(),
+        count => format!("; {count} skipped"),
+    };
     tell(format_args!(
-        "{} of {total} images are upscaled, {memory} of memory at most",
-        done.len()
+        "{} image{}, {seconds:.1} s, to {} ({memory} of memory at most){skipped}",
+        done.len(),
+        if done.len() == 1 { "" } else { "s" },
+        args.output.display()
     ));
     let names: Vec<String> = failed
         .iter()
@@ -502,10 +520,9 @@ fn conclude(
     };
     ensure!(
         failed.is_empty(),
-        "{} of {total} images could not be upscaled: {}{more}; the others are in {}",
+        "{} of {total} images could not be upscaled: {}{more}",
         failed.len(),
         names.join(", "),
-        args.output.display()
     );
     Ok(())
 }

@@ -109,7 +109,9 @@ fn other_format(found: &'static str, remedy: Remedy) -> Error {
             "it is not the network itself; fetch it again (with Git LFS: `git lfs pull`)"
         }
         Remedy::Unpack => "unpack it first",
-        Remedy::Another => "a network is read from safetensors and from PyTorch's checkpoints (.pth)",
+        Remedy::Another => {
+            "a network is read from safetensors and from PyTorch's checkpoints (.pth)"
+        }
     };
     Error::OtherFormat {
         found: Some(found),

@@ -51,10 +51,7 @@ pub fn locate(path: &Path, purpose: Purpose) -> Result<Located, Error> {
         if file.is_file() {
             let score = score(&file.with_file_name("best.json")).filter(|_| which == "best");
             let score = score.map_or(String::new(), |s| {
-                format!(
-                    ", PSNR-Y {:.3} dB at iteration {}",
-                    s.psnr_y, s.iteration
-                )
+                format!(", PSNR-Y {:.3} dB at iteration {}", s.psnr_y, s.iteration)
             });
             return Ok(Located {
                 note: Some(format!(

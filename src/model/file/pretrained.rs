@@ -62,7 +62,11 @@ fn take_values(
     if given != expected {
         return Err(Error::ParameterCount { given, expected });
     }
-    let Contents { tensors, taken: source, .. } = contents(bytes)?;
+    let Contents {
+        tensors,
+        taken: source,
+        ..
+    } = contents(bytes)?;
     let mismatches = mismatches(&tensors, net);
     if strict && !mismatches.is_empty() {
         foreign::check(&tensors, false)?;

@@ -51,7 +51,10 @@ pub(super) fn mismatch(tensors: &Tensors, p: &Param) -> Option<Mismatch> {
             expected: p.shape.clone(),
         });
     }
-    let readable = matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64);
+    let readable = matches!(
+        tensor.dtype,
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64
+    );
     (!readable).then(|| Mismatch::Type {
         name,
         found: format!("{:?}", tensor.dtype),
@@ -85,9 +88,16 @@ impl<'a> FileTensor<'a> {
         let size = dtype.bitsize() / 8;
         let start = usize::try_from(offset).ok()?.checked_mul(size)?;
         let data = storage.get(start..)?;
-        let count = shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side))?;
+        let count = shape
+            .iter()
+            .try_fold(1usize, |n, &side| n.checked_mul(side))?;
         if count == 0 {
-            return Some(FileTensor { dtype, shape, data: &[], strides: None });
+            return Some(FileTensor {
+                dtype,
+                shape,
+                data: &[],
+                strides: None,
+            });
         }
         let mut adjacent = 1;
         let mut is_adjacent = true;

@@ -16,7 +16,9 @@ const FIRST_BYTES: usize = 32;
 /// Whether a file begins with the magic number of the older format.
 pub(super) fn is_legacy(head: &[u8]) -> bool {
     matches!(head, [0x80, 2..=5, ..])
-        && head[..head.len().min(FIRST_BYTES)].windows(MAGIC.len()).any(|w| w == MAGIC)
+        && head[..head.len().min(FIRST_BYTES)]
+            .windows(MAGIC.len())
+            .any(|w| w == MAGIC)
 }
 
 /// A file of the older format.

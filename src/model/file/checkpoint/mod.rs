@@ -8,9 +8,6 @@ mod pickle;
 mod state_dict;
 mod zip;
 
-#[cfg(test)]
-mod tests;
-
 use super::tensors::FileTensor;
 use crate::model::Error;
 use pickle::{Machine, Storage};

@@ -232,7 +232,9 @@ impl<'a> Machine<'a> {
     }
 
     fn pop_tuple(&mut self, count: usize) -> Result<(), Error> {
-        let mut items = (0..count).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
+        let mut items = (0..count)
+            .map(|_| self.pop())
+            .collect::<Result<Vec<_>, _>>()?;
         items.reverse();
         self.push(Value::Tuple(items))
     }
@@ -290,7 +292,9 @@ impl<'a> Machine<'a> {
     fn protocol(&mut self) -> Result<(), Error> {
         match self.number(1)? {
             2..=5 => Ok(()),
-            other => Err(unusual(format!("its pickle has protocol {other}, not 2 to 5"))),
+            other => Err(unusual(format!(
+                "its pickle has protocol {other}, not 2 to 5"
+            ))),
         }
     }
 
@@ -424,7 +428,10 @@ impl<'a> Machine<'a> {
         let (kind, about) = items.split_at_checked(5).ok_or_else(wrong)?;
         let values = [kind[0], kind[1], kind[2], kind[4]].map(|id| self.value(id));
         // the older format may add a view of the storage
-        if about.iter().any(|&id| !matches!(self.value(id), Value::Other)) {
+        if about
+            .iter()
+            .any(|&id| !matches!(self.value(id), Value::Other))
+        {
             return Err(unusual("it holds views of storages, as before PyTorch 0.4"));
         }
         let [

@@ -42,10 +42,12 @@ type Entries<'a, 'm> = Vec<(&'a str, &'m Value<'a>)>;
 
 /// The entries of a dictionary whose keys are texts.
 fn entries<'a, 'm>(machine: &'m Machine<'a>, dict: &[(Id, Id)]) -> Entries<'a, 'm> {
-    let named = dict.iter().filter_map(|&(key, value)| match machine.value(key) {
-        Value::Text(key) => Some((*key, machine.value(value))),
-        _ => None,
-    });
+    let named = dict
+        .iter()
+        .filter_map(|&(key, value)| match machine.value(key) {
+            Value::Text(key) => Some((*key, machine.value(value))),
+            _ => None,
+        });
     named.collect()
 }
 
@@ -55,7 +57,10 @@ fn holds_tensors(machine: &Machine, value: &Value, depth: usize) -> bool {
         return false;
     };
     // the order of a dictionary is that of the layers, so the first values show what it holds
-    let first = dict.iter().take(1000).map(|&(_, value)| machine.value(value));
+    let first = dict
+        .iter()
+        .take(1000)
+        .map(|&(_, value)| machine.value(value));
     first.into_iter().any(|value| match value {
         Value::Tensor(_) => true,
         Value::Dict(_) => depth > 0 && holds_tensors(machine, value, depth - 1),

@@ -60,11 +60,14 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 
 /// Where the directory is, and how many entries it has.
 fn directory(bytes: &[u8]) -> Option<(Range<usize>, u64)> {
-    let first = bytes.len().saturating_sub(END_BYTES + usize::from(u16::MAX));
+    let first = bytes
+        .len()
+        .saturating_sub(END_BYTES + usize::from(u16::MAX));
     let last = bytes.len().checked_sub(END_BYTES)?;
     let end = (first..=last).rev().find(|&at| {
         bytes[at..].starts_with(b"PK\x05\x06")
-            && u16_at(bytes, at + 20).is_some_and(|n| at + END_BYTES + usize::from(n) == bytes.len())
+            && u16_at(bytes, at + 20)
+                .is_some_and(|n| at + END_BYTES + usize::from(n) == bytes.len())
     })?;
     let mut count = u64::from(u16_at(bytes, end + 10)?);
     let mut size = u64::from(u32_at(bytes, end + 12)?);
@@ -76,7 +79,11 @@ fn directory(bytes: &[u8]) -> Option<(Range<usize>, u64)> {
         if !record.starts_with(b"PK\x06\x06") {
             return None;
         }
-        (count, size, offset) = (u64_at(record, 32)?, u64_at(record, 40)?, u64_at(record, 48)?);
+        (count, size, offset) = (
+            u64_at(record, 32)?,
+            u64_at(record, 40)?,
+            u64_at(record, 48)?,
+        );
     }
     let stop = offset.checked_add(size)?;
     let range = usize::try_from(offset).ok()?..usize::try_from(stop).ok()?;
@@ -85,7 +92,9 @@ fn directory(bytes: &[u8]) -> Option<(Range<usize>, u64)> {
 
 /// Reads the fields that are too large for 32 bits from an entry's extra data, in their order.
 fn widen(extra: &[u8], fields: [&mut u64; 3]) -> Option<()> {
-    let mut wide = fields.into_iter().filter(|field| **field == u64::from(u32::MAX));
+    let mut wide = fields
+        .into_iter()
+        .filter(|field| **field == u64::from(u32::MAX));
     let Some(mut field) = wide.next() else {
         return Some(());
     };
@@ -140,7 +149,12 @@ fn entry<'a>(bytes: &'a [u8], at: usize, end: usize) -> Option<(&'a [u8], Entry,
     }
     let stored = method == 0 && flags & 1 == 0 && packed == unpacked;
     let entry = Entry { range, stored, crc };
-    Some((text, entry, start, at + CENTRAL_BYTES + name + extra + comment))
+    Some((
+        text,
+        entry,
+        start,
+        at + CENTRAL_BYTES + name + extra + comment,
+    ))
 }
 
 impl<'a> Archive<'a> {
@@ -172,7 +186,11 @@ impl<'a> Archive<'a> {
         places.sort_unstable_by_key(|place| (place.start, place.end));
         let limit = places.iter().skip(1).map(|place| place.start);
         let limit = limit.chain([range.start]);
-        if places.iter().zip(limit).any(|(place, next)| place.end > next) {
+        if places
+            .iter()
+            .zip(limit)
+            .any(|(place, next)| place.end > next)
+        {
             return Err(damaged(
                 "entries of the zip archive overlap, which no program writes by accident",
             ));
@@ -212,7 +230,10 @@ impl<'a> Archive<'a> {
     /// # Errors
     /// It is missing, compressed, damaged or too large, or the numbers are big-endian.
     pub fn pickle(&self) -> Result<&'a [u8], Error> {
-        if self.data("byteorder")?.is_some_and(|order| order != b"little") {
+        if self
+            .data("byteorder")?
+            .is_some_and(|order| order != b"little")
+        {
             return Err(unusual("its numbers are big-endian"));
         }
         let pickle = self.data("data.pkl")?;
@@ -240,7 +261,9 @@ impl<'a> Archive<'a> {
 
 /// The folder of the archive that holds `data.pkl`.
 fn root_of<'a>(entries: &HashMap<&'a [u8], Entry>) -> Result<&'a [u8], Error> {
-    let roots = entries.keys().filter_map(|name| name.strip_suffix(b"data.pkl"));
+    let roots = entries
+        .keys()
+        .filter_map(|name| name.strip_suffix(b"data.pkl"));
     let mut roots = roots.filter(|root| root.is_empty() || root.ends_with(b"/"));
     let (Some(root), None) = (roots.next(), roots.next()) else {
         return Err(Error::OtherFormat {
