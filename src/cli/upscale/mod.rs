@@ -67,6 +67,8 @@ struct Planned {
     job: Job,
     size: (u32, u32),
     alpha: bool,
+    /// Whether 16 bits per channel are kept.
+    deep: bool,
     bytes: u64,
 }
 
@@ -79,7 +81,9 @@ struct Done {
     width: u32,
     height: u32,
     alpha: bool,
-    /// Changes made to the image on the way to 8-bit sRGB.
+    /// Bits per channel of the result.
+    bits: u32,
+    /// Changes made to the image on the way to sRGB.
     notes: Vec<String>,
 }
 
@@ -234,9 +238,11 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
         sides.with_context(|| format!("{}: the result is larger than any image can be", name()))?;
     job.format.check(large).with_context(name)?;
     let alpha = needs.alpha && job.format.holds_alpha();
-    let format = job.format.bytes(large, if alpha { 4 } else { 3 });
+    let deep = needs.deep && job.format.holds_deep();
+    let pixel = (if alpha { 4 } else { 3 }) * (if deep { 2 } else { 1 });
+    let format = job.format.bytes(large, pixel);
     let bytes = PROGRAM_BYTES
-        + upscaler.bytes_in_rows(needs.size, alpha)?
+        + upscaler.bytes_in_rows(needs.size, alpha, deep)?
         + needs.opening.max(needs.reading + format);
     budget
         .check(bytes, &advice(upscaler, &needs, job.format))
@@ -244,6 +250,7 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     Ok(Planned {
         size: needs.size,
         alpha,
+        deep,
         bytes,
         job,
     })
@@ -344,6 +351,10 @@ impl PixelRows for RowsWithError {
         self.rows.channels()
     }
 
+    fn sample_bytes(&self) -> usize {
+        self.rows.sample_bytes()
+    }
+
     fn read(&mut self, rows: &mut [u8]) -> Result<()> {
         self.rows.read(rows).map_err(|error| {
             self.failed = Some(error);
@@ -372,9 +383,10 @@ fn upscale_one(
         job,
         size,
         alpha,
+        deep,
         bytes,
     } = planned;
-    upscaler.make_room_for(*size);
+    upscaler.make_room_for(*size, *deep);
     let name = || job.input.display().to_string();
     if is_folder {
         // The free memory may have changed since the headers were read.
@@ -390,10 +402,22 @@ fn upscale_one(
             })?;
         }
     }
-    let rows = FileRows::open(&job.input, &Limits::default(), *alpha)?;
-    let notes = rows.notes().iter().filter(|note| !(*alpha && **note == Note::Alpha)).map(|note| match note {
-        Note::Alpha => "alpha channel dropped, since the output's format has none (png, webp and tiff have)".to_string(),
-        other => other.to_string(),
+    let open = if *deep {
+        FileRows::open_deep
+    } else {
+        FileRows::open
+    };
+    let rows = open(&job.input, &Limits::default(), *alpha)?;
+    let notes = rows.notes().iter().filter_map(|note| match note {
+        Note::Alpha if *alpha => None,
+        Note::SixteenBit if *deep => None,
+        Note::Alpha => Some(format!(
+            "{note}, since the output's format has none (png, webp and tiff have)"
+        )),
+        Note::SixteenBit if !job.format.holds_deep() => Some(format!(
+            "{note}, since the output's format has no more (png and tiff have)"
+        )),
+        other => Some(other.to_string()),
     });
     let notes: Vec<String> = notes.collect();
     let mut rows = RowsWithError { rows, failed: None };
@@ -417,6 +441,7 @@ fn upscale_one(
         width,
         height,
         alpha: *alpha,
+        bits: if *deep { 16 } else { 8 },
         notes,
     })
 }
