@@ -3,7 +3,7 @@
 //! Promises the pixels that `decode` gives. PNG files that are neither interlaced nor turned are
 //! read in strips; every other image is decoded as a whole. The memory is known beforehand.
 
-use super::decode::{Limits, decode_with_alpha, guarded, read_header};
+use super::decode::{Limits, decode_deep, decode_with_alpha, guarded, read_header};
 use super::note::Note;
 use super::png_strips::{PngStrips, interleave};
 use crate::support::failure;
@@ -70,6 +70,8 @@ enum RowSource {
         rgb: Vec<u8>,
         alpha: Option<Vec<u8>>,
     },
+    /// 16 bits, RGB or RGBA.
+    Deep(Vec<u16>),
 }
 
 /// Returns the memory that reading the image at `path` will take.
@@ -91,13 +93,15 @@ pub fn need(path: &Path, limits: &Limits) -> Result<MemoryNeed> {
     let pixels = u64::from(header.size.0) * u64::from(header.size.1);
     let file = failure::retry(|| std::fs::metadata(path)).map_or(0, |about| about.len());
     let (rgb, plane) = (3 * pixels, if header.alpha { pixels } else { 0 });
-    let opening = file + header.metadata_bytes + header.pixel_bytes * pixels + 2 * plane;
+    // 16 bits are copied, converted, interleaved with alpha and turned
+    let deep = if header.deep { 24 * pixels } else { 0 };
+    let opening = file + header.metadata_bytes + header.pixel_bytes * pixels + 2 * plane + deep;
     Ok(MemoryNeed {
         size: header.size,
         alpha: header.alpha,
-        deep: false,
+        deep: header.deep,
         opening,
-        reading: rgb + plane,
+        reading: (rgb + plane) * if header.deep { 2 } else { 1 },
     })
 }
 
@@ -111,8 +115,7 @@ impl FileRows {
         FileRows::open_as(path, limits, alpha, false)
     }
 
-    /// As [`FileRows::open`], with 16 bits per channel if the file has them and can be read in
-    /// strips.
+    /// As [`FileRows::open`], with 16 bits per channel if the file has them.
     ///
     /// # Errors
     /// Those of `decode`.
@@ -144,6 +147,20 @@ impl FileRows {
                 alpha && has_alpha,
                 notes,
             );
+            return Ok(FileRows { deep, ..rows });
+        }
+        if deep && read_header(path, limits)?.deep {
+            let (image, notes) = decode_deep(path, limits)?;
+            let (size, alpha) = (
+                (image.width(), image.height()),
+                alpha && image.color().has_alpha(),
+            );
+            let samples = if alpha {
+                image.into_rgba16().into_raw()
+            } else {
+                image.into_rgb16().into_raw()
+            };
+            let rows = file(RowSource::Deep(samples), size, alpha, notes);
             return Ok(FileRows { deep, ..rows });
         }
         let (decoded, plane) = decode_with_alpha(path, limits)?;
@@ -193,6 +210,12 @@ impl PixelRows for FileRows {
                     strips.read(rows, channels == 4)
                 }
             }),
+            RowSource::Deep(samples) => {
+                let line = width * channels;
+                let from = &samples[first * line..(first + count) * line];
+                rows.copy_from_slice(bytemuck::cast_slice(from));
+                Ok(())
+            }
             RowSource::Whole { rgb, alpha } => {
                 let pixels = first * width..(first + count) * width;
                 let from = &rgb[3 * pixels.start..3 * pixels.end];
