@@ -339,7 +339,7 @@ impl Error {
             Error::OtherFormat {
                 found: Some(found),
                 advice,
-            } => write!(f, "it is {found}, not a network; {advice}"),
+            } => write!(f, "it is {found}, not a safetensors file or a checkpoint; {advice}"),
             Error::OtherFormat { found: None, .. } => {
                 f.write_str("it is neither a safetensors file nor a checkpoint of PyTorch (.pth), and its format is not recognised")
             }
