@@ -29,9 +29,9 @@ use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use paragon::backend::cpu::{Bf16Unit, CpuOptions, Isa};
 use paragon::inference::upscale::Upscaler;
-use paragon::model::{ModelHints, Setting, read_model};
+use paragon::model::{LoadedModel, ModelHints, Purpose, Setting, load_model, locate};
 use paragon::support::budget::Budget;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Train super-resolution networks from a folder of photographs, with every byte of memory known
@@ -63,12 +63,9 @@ enum Command {
     Man(pages::ManArgs),
 }
 
-/// Which network to apply, and how.
+/// How to apply a network.
 #[derive(clap::Args)]
 struct ModelArgs {
-    /// Network file (safetensors): `model.safetensors` of a run, or one saved from PyTorch
-    #[arg(long, short, value_name = "FILE")]
-    model: PathBuf,
     /// The network's name, for files that do not contain it; `paragon networks` lists them
     #[arg(long, value_name = "NAME", alias = "arch")]
     network: Option<String>,
@@ -102,7 +99,9 @@ impl ModelArgs {
         Budget::new(self.host_memory)
     }
 
-    fn upscaler(&self) -> Result<Upscaler> {
+    /// Reads the network of a file or of a run's folder, and says which one was taken if there was a
+    /// choice.
+    fn upscaler(&self, model: &Path) -> Result<Upscaler> {
         let set = self.set.settings();
         let set = set.map(|(name, setting)| (name.to_string(), setting.clone()));
         let alpha = self
@@ -113,7 +112,20 @@ impl ModelArgs {
             scale: self.scale,
             settings: set.chain(alpha).collect(),
         };
-        let (net, params, _) = read_model(&self.model, &hints)?;
+        let located = locate(model, Purpose::Model)?;
+        located.note.iter().for_each(flags::tell);
+        let LoadedModel {
+            net,
+            values: params,
+            taken,
+            ..
+        } = load_model(&located.path, &hints)?;
+        if let Some(taken) = taken {
+            flags::tell(format_args!(
+                "{}: its entry {taken} is taken",
+                model.display()
+            ));
+        }
         let looks_at_all = net.tiling().whole_image;
         let arch = &net.arch;
         match (self.approximate_tiles, looks_at_all) {

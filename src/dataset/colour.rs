@@ -115,6 +115,27 @@ pub(super) fn to_srgb(
     })
 }
 
+/// Converts 16-bit samples as [`to_srgb`] does, without rounding them to 8 bits.
+///
+/// # Errors
+/// HDR colours.
+pub(super) fn to_deep_srgb(
+    data: Vec<u16>,
+    channels: usize,
+    tagged: &ColourTag,
+) -> Result<Vec<u16>> {
+    let grey = channels <= 2;
+    let data = without_alpha(data, channels);
+    match lookup(tagged, grey, true) {
+        ColourConversion::Deep(transform, _) => {
+            // where the transform fails, the note of `to_srgb` says so
+            Ok(apply(&*transform, &data, grey).unwrap_or_else(|| repeat_grey(data, grey)))
+        }
+        ColourConversion::Refused(why) => bail!(why),
+        _ => Ok(repeat_grey(data, grey)),
+    }
+}
+
 /// Returns the last of two or four channels as 8 bits; `None` if there is no alpha.
 ///
 /// # Errors
@@ -165,7 +186,7 @@ fn without_alpha<T: Copy>(mut data: Vec<T>, channels: usize) -> Vec<T> {
     data
 }
 
-fn repeat_grey(data: Vec<u8>, grey: bool) -> Vec<u8> {
+fn repeat_grey<T: Copy>(data: Vec<T>, grey: bool) -> Vec<T> {
     if grey {
         data.iter().flat_map(|&v| [v, v, v]).collect()
     } else {

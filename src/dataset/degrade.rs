@@ -185,6 +185,31 @@ impl Resampler {
         GrayImage::from_raw(w, h, large).context("the resized image has a wrong length")
     }
 
+    /// As [`Resampler::upscale_plane`], for a channel of 16 bits (`[height, width]`).
+    ///
+    /// # Errors
+    /// The result is too large or empty.
+    pub fn upscale_deep_plane(
+        &mut self,
+        plane: &[u16],
+        (width, height): (u32, u32),
+        scale: u32,
+    ) -> Result<Vec<u16>> {
+        let sides = width.checked_mul(scale).zip(height.checked_mul(scale));
+        let sides =
+            sides.with_context(|| format!("{width}x{height} times {scale} is too large"))?;
+        let bytes = bytemuck::cast_slice(plane);
+        let large = self.samples(
+            bytes,
+            (width, height),
+            sides,
+            PixelType::U16,
+            Filter::Bicubic,
+        )?;
+        let (large, _) = large.as_chunks::<2>();
+        Ok(large.iter().map(|&b| u16::from_ne_bytes(b)).collect())
+    }
+
     /// Resamples `image` to any size, in pixels.
     ///
     /// # Errors

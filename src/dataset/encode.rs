@@ -11,7 +11,7 @@ use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, RgbImage};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
-use tiff::encoder::{TiffEncoder, TiffKind, colortype};
+use tiff::encoder::{TiffEncoder, TiffKind, TiffValue, colortype};
 
 /// A larger TIFF is written in the 64-bit form (BigTIFF), since offsets of the usual form end at 4
 /// GiB.
@@ -79,6 +79,11 @@ impl Format {
         matches!(self, Format::Png | Format::Webp | Format::Tiff)
     }
 
+    /// Whether 16 bits per channel are kept.
+    pub fn holds_deep(self) -> bool {
+        matches!(self, Format::Png | Format::Tiff)
+    }
+
     /// Whether the writer seeks backwards, which a device or a FIFO cannot do.
     pub fn goes_back(self) -> bool {
         matches!(self, Format::Tiff | Format::Bmp)
@@ -108,9 +113,10 @@ impl Format {
         Ok(())
     }
 
-    /// Largest memory of writing an image, bytes, without that of reading the rows.
-    pub fn bytes(self, (width, height): (u32, u32), channels: usize) -> u64 {
-        let row = u64::from(width) * channels as u64;
+    /// Largest memory of writing an image, bytes, without that of reading the rows. A pixel has
+    /// `pixel` bytes.
+    pub fn bytes(self, (width, height): (u32, u32), pixel: usize) -> u64 {
+        let row = u64::from(width) * pixel as u64;
         match self {
             // the rows that are filtered, and the compression
             Format::Png => 6 * row + (1 << 20),
@@ -138,13 +144,19 @@ impl Format {
             "{} holds no alpha channel",
             self.name()
         );
+        ensure!(
+            rows.sample_bytes() == 1 || self.holds_deep(),
+            "{} holds 8 bits per channel",
+            self.name()
+        );
         match self {
             Format::Png => png(out, rows),
             Format::Jpg => jpeg(out, rows),
             Format::Webp => webp(out, rows),
             Format::Tiff => {
                 let (w, h) = rows.size();
-                let bytes = u64::from(w) * u64::from(h) * rows.channels() as u64;
+                let pixel = rows.channels() * rows.sample_bytes();
+                let bytes = u64::from(w) * u64::from(h) * pixel as u64;
                 if bytes > LARGEST_TIFF {
                     tiff(TiffEncoder::new_big(out)?, rows)
                 } else {
@@ -179,14 +191,26 @@ fn png<W: Write>(out: &mut BufWriter<W>, rows: &mut dyn PixelRows) -> Result<()>
     } else {
         png::ColorType::Rgb
     });
-    encoder.set_depth(png::BitDepth::Eight);
+    let deep = rows.sample_bytes() == 2;
+    encoder.set_depth(if deep {
+        png::BitDepth::Sixteen
+    } else {
+        png::BitDepth::Eight
+    });
     encoder.set_compression(png::Compression::Fast);
     encoder.set_filter(png::Filter::Adaptive);
     let mut writer = encoder.write_header().map_err(of_png)?;
     let mut stream = writer.stream_writer_with_size(1 << 18).map_err(of_png)?;
-    let mut row = zeroed(width as usize * channels, "a row")?;
+    let mut row = zeroed(width as usize * channels * rows.sample_bytes(), "a row")?;
     for _ in 0..height {
         rows.read(&mut row)?;
+        if deep {
+            // PNG is big-endian
+            let (samples, _) = row.as_chunks_mut::<2>();
+            samples
+                .iter_mut()
+                .for_each(|s| *s = u16::from_ne_bytes(*s).to_be_bytes());
+        }
         stream.write_all(&row)?;
     }
     stream.finish().map_err(of_png)?;
@@ -221,20 +245,25 @@ fn tiff<W: Write + Seek, K: TiffKind>(
     encoder: TiffEncoder<W, K>,
     rows: &mut dyn PixelRows,
 ) -> Result<()> {
-    if rows.channels() == 4 {
-        strips::<colortype::RGBA8, W, K>(encoder, rows)
-    } else {
-        strips::<colortype::RGB8, W, K>(encoder, rows)
+    match (rows.channels(), rows.sample_bytes()) {
+        (4, 2) => strips::<colortype::RGBA16, W, K>(encoder, rows),
+        (_, 2) => strips::<colortype::RGB16, W, K>(encoder, rows),
+        (4, _) => strips::<colortype::RGBA8, W, K>(encoder, rows),
+        _ => strips::<colortype::RGB8, W, K>(encoder, rows),
     }
 }
 
-fn strips<C: colortype::ColorType<Inner = u8>, W: Write + Seek, K: TiffKind>(
+fn strips<C: colortype::ColorType, W: Write + Seek, K: TiffKind>(
     mut encoder: TiffEncoder<W, K>,
     rows: &mut dyn PixelRows,
-) -> Result<()> {
+) -> Result<()>
+where
+    C::Inner: bytemuck::Pod,
+    [C::Inner]: TiffValue,
+{
     let (width, height) = rows.size();
     let mut image = encoder.new_image::<C>(width, height).map_err(of_tiff)?;
-    let mut strip = Vec::new();
+    let mut strip: Vec<C::Inner> = Vec::new();
     loop {
         let samples = usize::try_from(image.next_strip_sample_count())
             .context("a strip is larger than memory can be")?;
@@ -244,7 +273,7 @@ fn strips<C: colortype::ColorType<Inner = u8>, W: Write + Seek, K: TiffKind>(
         if strip.len() < samples {
             strip = zeroed(samples, "a strip")?;
         }
-        rows.read(&mut strip[..samples])?;
+        rows.read(bytemuck::cast_slice_mut(&mut strip[..samples]))?;
         image.write_strip(&strip[..samples]).map_err(of_tiff)?;
     }
 }

@@ -24,7 +24,7 @@ const PNG_DECODER_BYTES: u64 = 1 << 20;
 const STRIP_SAMPLES: usize = 1 << 18;
 
 /// Interleaves RGB and alpha to RGBA.
-pub(super) fn interleave(out: &mut [u8], rgb: &[u8], alpha: &[u8]) {
+pub(super) fn interleave<T: Copy>(out: &mut [T], rgb: &[T], alpha: &[T]) {
     for ((to, from), alpha) in out.chunks_exact_mut(4).zip(rgb.chunks_exact(3)).zip(alpha) {
         to[..3].copy_from_slice(from);
         to[3] = *alpha;
@@ -140,6 +140,11 @@ impl PngStrips {
         self.channels.is_multiple_of(2)
     }
 
+    /// Whether the file has 16 bits per channel.
+    pub fn is_deep(&self) -> bool {
+        self.deep
+    }
+
     fn row_bytes(&self) -> usize {
         self.size.0 as usize * self.channels * if self.deep { 2 } else { 1 }
     }
@@ -148,7 +153,13 @@ impl PngStrips {
     /// converted, the metadata.
     pub fn bytes(&self) -> u64 {
         let row = self.row_bytes() as u64;
-        8 * row + 6 * row.max(STRIP_SAMPLES as u64) + self.metadata + PNG_DECODER_BYTES
+        // 16 bits that are kept: samples, RGB, its conversion and RGBA of two bytes each
+        let kept = if self.deep {
+            28 * (self.size.0 as u64 * self.channels as u64).max(STRIP_SAMPLES as u64)
+        } else {
+            0
+        };
+        8 * row + 6 * row.max(STRIP_SAMPLES as u64) + kept + self.metadata + PNG_DECODER_BYTES
     }
 
     /// Returns the notes in the order of `decode`.
@@ -211,6 +222,40 @@ impl PngStrips {
             match plane {
                 Some(plane) => interleave(strip, &rgb, &plane),
                 None => strip.copy_from_slice(&rgb),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `out` with the next rows as [`PngStrips::read`] does, in 16 bits of the machine's byte
+    /// order, for a file that has 16 bits.
+    ///
+    /// # Errors
+    /// Those of [`PngStrips::read`].
+    pub fn read_deep(&mut self, out: &mut [u8], alpha: bool) -> Result<()> {
+        let (width, channels) = (self.size.0 as usize, self.channels);
+        let row = width * if alpha { 8 } else { 6 };
+        let rows_at_once = (STRIP_SAMPLES / (width * channels)).max(1);
+        for strip in out.chunks_mut(rows_at_once * row) {
+            let count = strip.len() / row;
+            self.read_raw(count)?;
+            let (raw, _) = self.raw.as_chunks::<2>();
+            let samples: Vec<u16> = raw.iter().map(|&b| u16::from_be_bytes(b)).collect();
+            let plane: Vec<u16> = if alpha {
+                samples
+                    .chunks_exact(channels)
+                    .map(|p| p[channels - 1])
+                    .collect()
+            } else {
+                Vec::new()
+            };
+            let rgb = colour::to_deep_srgb(samples, channels, &self.colours)?;
+            if alpha {
+                let mut all = vec![0; 4 * plane.len()];
+                interleave(&mut all, &rgb, &plane);
+                strip.copy_from_slice(bytemuck::cast_slice(&all));
+            } else {
+                strip.copy_from_slice(bytemuck::cast_slice(&rgb));
             }
         }
         Ok(())

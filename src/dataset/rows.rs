@@ -1,21 +1,25 @@
-//! Reads an image from top to bottom, a few rows at a time, as 8-bit sRGB with its alpha channel,
-//! so that a large image need not be in memory as a whole. Depends on `decode` and `png_strips`.
+//! Reads an image from top to bottom, a few rows at a time, as sRGB with its alpha channel, in 8 bits
+//! or in the 16 bits that it has, so that a large image need not be in memory as a whole. Depends on `decode` and `png_strips`.
 //! Promises the pixels that `decode` gives. PNG files that are neither interlaced nor turned are
 //! read in strips; every other image is decoded as a whole. The memory is known beforehand.
 
-use super::decode::{Limits, decode_with_alpha, guarded, read_header};
+use super::decode::{Limits, decode_deep, decode_with_alpha, guarded, read_header};
 use super::note::Note;
 use super::png_strips::{PngStrips, interleave};
 use crate::support::failure;
 use anyhow::{Result, ensure};
 use std::path::{Path, PathBuf};
 
-/// An image of interleaved 8-bit samples that is read from top to bottom.
+/// An image of interleaved samples that is read from top to bottom.
 pub trait PixelRows {
     /// Width and height in pixels.
     fn size(&self) -> (u32, u32);
     /// Samples per pixel: 3 for RGB, 4 for RGB and alpha.
     fn channels(&self) -> usize;
+    /// Bytes of a sample: 1, or 2 in the machine's byte order.
+    fn sample_bytes(&self) -> usize {
+        1
+    }
     /// Fills `rows` (`[count, width, channels]`) with the next rows.
     ///
     /// # Errors
@@ -39,6 +43,8 @@ pub struct MemoryNeed {
     pub size: (u32, u32),
     /// Whether it has an alpha channel.
     pub alpha: bool,
+    /// Whether it has 16 bits per channel that [`FileRows::open_deep`] keeps.
+    pub deep: bool,
     /// Most bytes until the first row can be read.
     pub opening: u64,
     /// Most bytes after that, until the last row is read.
@@ -52,6 +58,8 @@ pub struct FileRows {
     source: RowSource,
     size: (u32, u32),
     channels: usize,
+    /// Whether the rows have 16 bits.
+    deep: bool,
     notes: Vec<Note>,
     done: u32,
 }
@@ -62,6 +70,8 @@ enum RowSource {
         rgb: Vec<u8>,
         alpha: Option<Vec<u8>>,
     },
+    /// 16 bits, RGB or RGBA.
+    Deep(Vec<u16>),
 }
 
 /// Returns the memory that reading the image at `path` will take.
@@ -74,6 +84,7 @@ pub fn need(path: &Path, limits: &Limits) -> Result<MemoryNeed> {
         return Ok(MemoryNeed {
             size: strips.size,
             alpha: strips.has_alpha(),
+            deep: strips.is_deep(),
             opening: bytes,
             reading: bytes,
         });
@@ -82,12 +93,15 @@ pub fn need(path: &Path, limits: &Limits) -> Result<MemoryNeed> {
     let pixels = u64::from(header.size.0) * u64::from(header.size.1);
     let file = failure::retry(|| std::fs::metadata(path)).map_or(0, |about| about.len());
     let (rgb, plane) = (3 * pixels, if header.alpha { pixels } else { 0 });
-    let opening = file + header.metadata_bytes + header.pixel_bytes * pixels + 2 * plane;
+    // 16 bits are copied, converted, interleaved with alpha and turned
+    let deep = if header.deep { 24 * pixels } else { 0 };
+    let opening = file + header.metadata_bytes + header.pixel_bytes * pixels + 2 * plane + deep;
     Ok(MemoryNeed {
         size: header.size,
         alpha: header.alpha,
+        deep: header.deep,
         opening,
-        reading: rgb + plane,
+        reading: (rgb + plane) * if header.deep { 2 } else { 1 },
     })
 }
 
@@ -98,12 +112,25 @@ impl FileRows {
     /// # Errors
     /// Those of `decode`.
     pub fn open(path: &Path, limits: &Limits, alpha: bool) -> Result<FileRows> {
+        FileRows::open_as(path, limits, alpha, false)
+    }
+
+    /// As [`FileRows::open`], with 16 bits per channel if the file has them.
+    ///
+    /// # Errors
+    /// Those of `decode`.
+    pub fn open_deep(path: &Path, limits: &Limits, alpha: bool) -> Result<FileRows> {
+        FileRows::open_as(path, limits, alpha, true)
+    }
+
+    fn open_as(path: &Path, limits: &Limits, alpha: bool, deep: bool) -> Result<FileRows> {
         let file = |source, size, alpha, notes| FileRows {
             path: path.to_path_buf(),
             limits: *limits,
             source,
             size,
             channels: if alpha { 4 } else { 3 },
+            deep: false,
             notes,
             done: 0,
         };
@@ -113,12 +140,28 @@ impl FileRows {
                 strips.has_alpha(),
                 guarded(path, || strips.notes())?,
             );
-            return Ok(file(
+            let deep = deep && strips.is_deep();
+            let rows = file(
                 RowSource::Png(Box::new(strips)),
                 size,
                 alpha && has_alpha,
                 notes,
-            ));
+            );
+            return Ok(FileRows { deep, ..rows });
+        }
+        if deep && read_header(path, limits)?.deep {
+            let (image, notes) = decode_deep(path, limits)?;
+            let (size, alpha) = (
+                (image.width(), image.height()),
+                alpha && image.color().has_alpha(),
+            );
+            let samples = if alpha {
+                image.into_rgba16().into_raw()
+            } else {
+                image.into_rgb16().into_raw()
+            };
+            let rows = file(RowSource::Deep(samples), size, alpha, notes);
+            return Ok(FileRows { deep, ..rows });
         }
         let (decoded, plane) = decode_with_alpha(path, limits)?;
         let (size, plane) = (decoded.image.dimensions(), plane.filter(|_| alpha));
@@ -145,9 +188,13 @@ impl PixelRows for FileRows {
         self.channels
     }
 
+    fn sample_bytes(&self) -> usize {
+        if self.deep { 2 } else { 1 }
+    }
+
     fn read(&mut self, rows: &mut [u8]) -> Result<()> {
-        let (width, channels) = (self.size.0 as usize, self.channels);
-        let count = rows.len() / (width * channels);
+        let (width, channels, deep) = (self.size.0 as usize, self.channels, self.deep);
+        let count = rows.len() / (width * channels * self.sample_bytes());
         ensure!(
             count <= (self.size.1 - self.done) as usize,
             "{} has no {count} rows left",
@@ -156,7 +203,19 @@ impl PixelRows for FileRows {
         let first = self.done as usize;
         self.done += count as u32;
         match &mut self.source {
-            RowSource::Png(strips) => guarded(&self.path, || strips.read(rows, channels == 4)),
+            RowSource::Png(strips) => guarded(&self.path, || {
+                if deep {
+                    strips.read_deep(rows, channels == 4)
+                } else {
+                    strips.read(rows, channels == 4)
+                }
+            }),
+            RowSource::Deep(samples) => {
+                let line = width * channels;
+                let from = &samples[first * line..(first + count) * line];
+                rows.copy_from_slice(bytemuck::cast_slice(from));
+                Ok(())
+            }
             RowSource::Whole { rgb, alpha } => {
                 let pixels = first * width..(first + count) * width;
                 let from = &rgb[3 * pixels.start..3 * pixels.end];
@@ -178,9 +237,9 @@ impl RereadRows for FileRows {
                 rgb: Vec::new(),
                 alpha: None,
             };
-            let again = FileRows::open(&self.path, &self.limits, self.channels == 4)?;
+            let again = FileRows::open_as(&self.path, &self.limits, self.channels == 4, self.deep)?;
             ensure!(
-                (again.size, again.channels) == (self.size, self.channels),
+                (again.size, again.channels, again.deep) == (self.size, self.channels, self.deep),
                 "{} has changed while it was read",
                 self.path.display()
             );

@@ -6,6 +6,7 @@
 use crate::dataset::decode::{Decoded, Limits, decode, read_header};
 use crate::dataset::degrade::{Filter, downscale, upscale_bicubic};
 use crate::dataset::scan::{RESTORATION_SCALE, Scan, ScanOptions, Source, scan};
+use crate::inference::eval_set::EvalSet;
 use crate::inference::metrics::{Channels, psnr, scratch_bytes, ssim};
 use crate::inference::upscale::{Upscale, Upscaler};
 use crate::support::budget::PROGRAM_BYTES;
@@ -147,7 +148,10 @@ pub fn load_pair(source: &Source, scale: usize) -> Result<ImagePair> {
 }
 
 /// [`load_pair`], with what decoding changed in each file.
-fn load_pair_with_notes(source: &Source, scale: usize) -> Result<(ImagePair, Vec<String>)> {
+pub(super) fn load_pair_with_notes(
+    source: &Source,
+    scale: usize,
+) -> Result<(ImagePair, Vec<String>)> {
     let scale = scale as u32;
     let mut notes = Vec::new();
     let mut read = |path: &Path| -> Result<RgbImage> {
@@ -268,6 +272,11 @@ pub fn pair_bytes(upscaler: &Upscaler, source: &Source) -> Result<u64> {
     Ok(PROGRAM_BYTES + upscaler.bytes_in_memory(lq_size)? + steps.into_iter().max().unwrap_or(0))
 }
 
+/// What [`evaluate`] calls for every image: its result, the network's image, the bicubic one, and
+/// the pair.
+pub type EachImage<'a> =
+    dyn FnMut(&ImageResult, &RgbImage, &RgbImage, &ImagePair) -> Result<()> + 'a;
+
 /// Upscales and scores every pair; calls `each` with every result and its images (network, bicubic,
 /// pair). An image that is damaged, too small or of another size than its partner is listed in
 /// [`Evaluation::left_out`], and the evaluation goes on.
@@ -278,14 +287,49 @@ pub fn evaluate(
     upscaler: &mut dyn Upscale,
     sources: &[Source],
     crop: u32,
-    each: &mut dyn FnMut(&ImageResult, &RgbImage, &RgbImage, &ImagePair) -> Result<()>,
+    each: &mut EachImage,
 ) -> Result<Evaluation> {
     let scale = upscaler.scale();
+    let pairs = sources.iter().map(|source| {
+        let pair = load_pair_with_notes(source, scale);
+        (source.name.clone(), source.hr.display().to_string(), pair)
+    });
+    evaluate_pairs(upscaler, pairs, crop, each)
+}
+
+/// As [`evaluate`], for the pairs of a set.
+///
+/// # Errors
+/// Those of [`evaluate`].
+pub fn evaluate_set(
+    upscaler: &mut dyn Upscale,
+    set: &EvalSet,
+    crop: u32,
+    each: &mut EachImage,
+) -> Result<Evaluation> {
+    let scale = upscaler.scale();
+    let pairs = (0..set.len()).map(|index| {
+        let name = set.name(index);
+        let place = set.sources().get(index);
+        let place = place.map_or_else(|| name.clone(), |source| source.hr.display().to_string());
+        (name, place, set.pair(index, scale))
+    });
+    evaluate_pairs(upscaler, pairs, crop, each)
+}
+
+/// A pair, or why it could not be read, with its name and its place.
+type LoadedPair = (String, String, Result<(ImagePair, Vec<String>)>);
+
+fn evaluate_pairs(
+    upscaler: &mut dyn Upscale,
+    pairs: impl Iterator<Item = LoadedPair>,
+    crop: u32,
+    each: &mut EachImage,
+) -> Result<Evaluation> {
     let mut evaluation = Evaluation::default();
-    for source in sources {
-        let measured = load_pair_with_notes(source, scale).and_then(|(pair, notes)| {
-            let measured = evaluate_pair(upscaler, &source.name, &pair, crop)
-                .with_context(|| source.hr.display().to_string())?;
+    for (name, place, loaded) in pairs {
+        let measured = loaded.and_then(|(pair, notes)| {
+            let measured = evaluate_pair(upscaler, &name, &pair, crop).context(place)?;
             Ok((pair, notes, measured))
         });
         match measured {
@@ -296,7 +340,7 @@ pub fn evaluate(
             }
             Err(error) if system_cause(&error).is_some() => return Err(error),
             Err(error) => evaluation.left_out.push(NotMeasured {
-                name: source.name.clone(),
+                name,
                 reason: format!("{error:#}"),
             }),
         }

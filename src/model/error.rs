@@ -40,11 +40,30 @@ pub enum Error {
         /// Whether it is a folder.
         folder: bool,
     },
-    /// The file is a pickle (`torch.save`). A pickle can run code when it is read, so it is
-    /// refused; the text says how to convert it.
-    Pickle {
-        /// The format with its article, e.g. `a PyTorch file (torch.save)`.
-        found: &'static str,
+    /// The folder holds no network; the source of [`Error::File`].
+    NoNetwork,
+    /// The pickle of a checkpoint asks for a name that a file of tensors does not need: PyTorch
+    /// would import it, and run it.
+    ForbiddenName {
+        /// Module and name, e.g. `os.system`.
+        name: String,
+    },
+    /// The file is a checkpoint of PyTorch that cannot be read.
+    Checkpoint {
+        /// What is wrong with it.
+        why: String,
+        /// Whether PyTorch may read it nevertheless, so that converting it helps.
+        convert: bool,
+    },
+    /// The file's tensors are those of a network that this program does not have.
+    OtherNetwork {
+        /// Its name.
+        looks_like: String,
+    },
+    /// The file's tensors are those of no network that is known.
+    Unrecognised {
+        /// The first of them.
+        tensors: String,
     },
     /// The file has another format.
     OtherFormat {
@@ -262,7 +281,7 @@ impl Display for Shortened<'_> {
     }
 }
 
-/// How a PyTorch file becomes a safetensors file; docs/training.md has the same line.
+/// How PyTorch converts a checkpoint to a safetensors file; docs/training.md has the same line.
 pub(super) const CONVERT: &str = "import torch, safetensors.torch as s; n = torch.load('net.pth', map_location='cpu', weights_only=True); \
                        n = n.get('params_ema', n.get('params', n)); \
                        s.save_file({k: v.clone() for k, v in n.items()}, 'net.safetensors')";
@@ -290,17 +309,39 @@ impl Error {
                 f.write_str("it is a folder; give the file in it, as model.safetensors")
             }
             Error::NotAFile { folder: false } => f.write_str("it is no regular file"),
-            Error::Pickle { found } => write!(
+            Error::NoNetwork => f.write_str(
+                "it is a folder without a network; expected a file, or the folder of a run with \
+                 models/best_net_g_ema.safetensors or model.safetensors in it",
+            ),
+            Error::ForbiddenName { name } => write!(
                 f,
-                "it is {found}, not a safetensors file; PyTorch's files are pickles, which can run code; convert it once: \
-                 python -c \"{CONVERT}\" (docs/training.md, \"Starting from another network\")"
+                "it asks for {name}: a checkpoint must hold tensors only. Nothing of it was run; if \
+                 you trust its author, load it in Python and save the tensors of the network alone \
+                 (torch.save(net.state_dict(), ...))"
+            ),
+            Error::Checkpoint { why, convert } => {
+                write!(f, "it is no checkpoint of PyTorch that can be read: {why}")?;
+                if *convert {
+                    write!(f, "; PyTorch may be able to convert it: python -c \"{CONVERT}\"")?;
+                }
+                Ok(())
+            }
+            Error::OtherNetwork { looks_like } => write!(
+                f,
+                "this looks like {looks_like}, which paragon does not have; it has {}",
+                known().join(", ")
+            ),
+            Error::Unrecognised { tensors } => write!(
+                f,
+                "its tensors ({tensors}) are of no network that paragon knows; it has {}",
+                known().join(", ")
             ),
             Error::OtherFormat {
                 found: Some(found),
                 advice,
-            } => write!(f, "it is {found}, not a safetensors file; {advice}"),
+            } => write!(f, "it is {found}, not a safetensors file or a checkpoint; {advice}"),
             Error::OtherFormat { found: None, .. } => {
-                f.write_str("it is not a safetensors file, and its format is not recognised")
+                f.write_str("it is neither a safetensors file nor a checkpoint of PyTorch (.pth), and its format is not recognised")
             }
             Error::Damaged(why) => write!(f, "it is not a whole safetensors file: {why}"),
             Error::TooLarge(why) => f.write_str(why),
@@ -320,7 +361,7 @@ impl Error {
             ),
             Error::Metadata(why) => write!(f, "its `paragon` metadata cannot be read: {why}"),
             Error::NoScale => f.write_str(
-                "neither its metadata nor its tensors give the scale; give --scale (and check that it is a ParagonSR2 network)",
+                "neither its metadata nor its tensors give the scale; give --scale (and check that it is a network that `paragon networks` lists)",
             ),
             Error::SettingMissing { arch, name, usual } => {
                 let flag = match *name {

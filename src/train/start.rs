@@ -6,7 +6,7 @@ use super::changes::rate_change;
 use super::state_files::newest_state;
 use super::{Level, OpenLine, Report, RunOptions, State, TrainConfig};
 use crate::loader::Sources;
-use crate::model::{Pretrained, read_pretrained};
+use crate::model::{Pretrained, Purpose, locate, read_pretrained};
 use crate::support::lock::{FolderLock, lock_folder};
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
@@ -91,15 +91,22 @@ fn fresh_state(
             values,
             taken,
             mismatches,
-        } = read_pretrained(path, &config.network, start, *strict)?;
+            source,
+        } = {
+            let located = locate(path, Purpose::Start)?;
+            let notes = located.note.iter();
+            notes.for_each(|note| report(Level::Info, note));
+            read_pretrained(&located.path, &config.network, start, *strict)?
+        };
         let fit = if mismatches.is_empty() {
             format!("all {taken} tensors fit")
         } else {
             format!("{taken} tensors fit")
         };
+        let entry = source.map_or_else(String::new, |source| format!(", its entry {source}"));
         report(
             Level::Info,
-            &format!("starting from {} ({fit})", path.display()),
+            &format!("starting from {}{entry} ({fit})", path.display()),
         );
         mismatches
             .iter()

@@ -4,6 +4,7 @@
 
 mod author_parity;
 mod backend_border;
+mod checkpoints;
 mod cli_common;
 mod cli_errors;
 mod cli_output;
@@ -16,6 +17,7 @@ mod dataset_scan;
 mod dataset_synth;
 mod documents;
 mod earlier_versions;
+mod eval_compare;
 mod eval_upscale;
 mod every_network;
 mod export_cli;

@@ -87,7 +87,7 @@ pub fn of_file(input: &Path, output: &Path, format: Option<Format>) -> Result<Jo
     })
 }
 
-/// The jobs of a folder; with `recursive`, of its subfolders as well. The results go into the same
+/// The jobs of a folder and, with `recursive`, of the folders below it. The results go into the same
 /// subfolders of `output`.
 pub fn of_folder(input: &Path, output: &Path, format: Format, recursive: bool) -> Result<Jobs> {
     ensure!(
@@ -155,7 +155,7 @@ fn left_out_lines(listing: &Listing, input: &Path, output: &Path, results: usize
     lines.extend(listing.left_out.iter().map(ToString::to_string));
     if listing.subfolders > 0 {
         lines.push(format!(
-            "{} left out: within {} (give --recursive to enter them)",
+            "{} left out: within {} (--no-recursive)",
             count(listing.subfolders, "folder"),
             input.display()
         ));

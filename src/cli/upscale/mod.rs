@@ -22,27 +22,40 @@ use paragon::support::text::bytes_text;
 use serde::Serialize;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-/// Upscale an image, or every image of a folder.
+/// Upscale an image, or every image of a folder and of the folders below it.
 ///
-/// PNG images are read, upscaled and written in strips, so that a large one takes little memory;
+/// The results of a folder have the same folders and names. PNG images are read, upscaled and written in strips, so that a large one takes little memory;
 /// the memory of an image is computed from its header before it is started. An alpha channel is
-/// enlarged by the bicubic filter if the format of the output supports one.
+/// enlarged by the bicubic filter if the format of the output supports one. Colour profiles are
+/// converted to sRGB. Images that cannot be upscaled are listed and skipped, and the exit code is 1.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  paragon upscale photo.jpg photo_x2.png -m runs/mine      the best network of a run
+  paragon upscale photos photos_x4 -m 4x_model.pth --format webp")]
 pub struct Args {
     /// An image or a folder
     input: PathBuf,
     /// The image or folder to write; the ending of a file decides its format (png, jpg, webp,
     /// bmp, tiff)
     output: PathBuf,
+    /// The network: a safetensors file, a PyTorch checkpoint (.pth, .pt, .ckpt), or the folder of a
+    /// run, whose best network is taken
+    #[arg(long, short, value_name = "FILE|RUN")]
+    model: PathBuf,
     #[command(flatten)]
-    model: ModelArgs,
+    apply: ModelArgs,
     /// Format of the results in a folder or on a device, where no file name ending decides it
     /// [default: png]
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<Format>,
-    /// Include subfolders; the results go into the same subfolders
-    #[arg(long, short)]
+    /// Leave out the folders within the folder
+    #[arg(long)]
+    no_recursive: bool,
+    /// Folders within the folder are included without it; earlier versions needed it.
+    #[arg(long, short, hide = true, conflicts_with = "no_recursive")]
     recursive: bool,
     /// Print a summary as JSON on stdout
     #[arg(long)]
@@ -54,6 +67,8 @@ struct Planned {
     job: Job,
     size: (u32, u32),
     alpha: bool,
+    /// Whether 16 bits per channel are kept.
+    deep: bool,
     bytes: u64,
 }
 
@@ -66,7 +81,9 @@ struct Done {
     width: u32,
     height: u32,
     alpha: bool,
-    /// Changes made to the image on the way to 8-bit sRGB.
+    /// Bits per channel of the result.
+    bits: u32,
+    /// Changes made to the image on the way to sRGB.
     notes: Vec<String>,
 }
 
@@ -81,8 +98,9 @@ struct Outcome {
 
 /// Upscales the image or the folder.
 pub fn run(args: &Args) -> Result<()> {
+    let started = Instant::now();
     let is_folder = check_places(args)?;
-    let mut upscaler = args.model.upscaler()?;
+    let mut upscaler = args.apply.upscaler(&args.model)?;
     let Jobs {
         jobs,
         failed,
@@ -93,7 +111,7 @@ pub fn run(args: &Args) -> Result<()> {
             &args.input,
             &args.output,
             args.format.unwrap_or(Format::Png),
-            args.recursive,
+            !args.no_recursive,
         )?
     } else {
         of_file(&args.input, &args.output, args.format)?
@@ -102,7 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
         .iter()
         .for_each(|line| tell(format_args!("note: {line}")));
     renamed.iter().for_each(tell);
-    let budget = args.model.budget();
+    let budget = args.apply.budget();
     let mut outcome = Outcome {
         failed,
         ..Outcome::default()
@@ -136,7 +154,7 @@ pub fn run(args: &Args) -> Result<()> {
             args, &upscaler, &outcome, &left_out, memory, &budget,
         )?)?;
     }
-    conclude(args, is_folder, outcome, total, memory)
+    conclude(args, is_folder, outcome, total, (memory, started))
 }
 
 /// Refuses an input or output that cannot be used; returns whether the input is a folder.
@@ -220,9 +238,11 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
         sides.with_context(|| format!("{}: the result is larger than any image can be", name()))?;
     job.format.check(large).with_context(name)?;
     let alpha = needs.alpha && job.format.holds_alpha();
-    let format = job.format.bytes(large, if alpha { 4 } else { 3 });
+    let deep = needs.deep && job.format.holds_deep();
+    let pixel = (if alpha { 4 } else { 3 }) * (if deep { 2 } else { 1 });
+    let format = job.format.bytes(large, pixel);
     let bytes = PROGRAM_BYTES
-        + upscaler.bytes_in_rows(needs.size, alpha)?
+        + upscaler.bytes_in_rows(needs.size, alpha, deep)?
         + needs.opening.max(needs.reading + format);
     budget
         .check(bytes, &advice(upscaler, &needs, job.format))
@@ -230,6 +250,7 @@ fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
     Ok(Planned {
         size: needs.size,
         alpha,
+        deep,
         bytes,
         job,
     })
@@ -330,6 +351,10 @@ impl PixelRows for RowsWithError {
         self.rows.channels()
     }
 
+    fn sample_bytes(&self) -> usize {
+        self.rows.sample_bytes()
+    }
+
     fn read(&mut self, rows: &mut [u8]) -> Result<()> {
         self.rows.read(rows).map_err(|error| {
             self.failed = Some(error);
@@ -358,9 +383,10 @@ fn upscale_one(
         job,
         size,
         alpha,
+        deep,
         bytes,
     } = planned;
-    upscaler.make_room_for(*size);
+    upscaler.make_room_for(*size, *deep);
     let name = || job.input.display().to_string();
     if is_folder {
         // The free memory may have changed since the headers were read.
@@ -376,10 +402,22 @@ fn upscale_one(
             })?;
         }
     }
-    let rows = FileRows::open(&job.input, &Limits::default(), *alpha)?;
-    let notes = rows.notes().iter().filter(|note| !(*alpha && **note == Note::Alpha)).map(|note| match note {
-        Note::Alpha => "alpha channel dropped, since the output's format has none (png, webp and tiff have)".to_string(),
-        other => other.to_string(),
+    let open = if *deep {
+        FileRows::open_deep
+    } else {
+        FileRows::open
+    };
+    let rows = open(&job.input, &Limits::default(), *alpha)?;
+    let notes = rows.notes().iter().filter_map(|note| match note {
+        Note::Alpha if *alpha => None,
+        Note::SixteenBit if *deep => None,
+        Note::Alpha => Some(format!(
+            "{note}, since the output's format has none (png, webp and tiff have)"
+        )),
+        Note::SixteenBit if !job.format.holds_deep() => Some(format!(
+            "{note}, since the output's format has no more (png and tiff have)"
+        )),
+        other => Some(other.to_string()),
     });
     let notes: Vec<String> = notes.collect();
     let mut rows = RowsWithError { rows, failed: None };
@@ -403,6 +441,7 @@ fn upscale_one(
         width,
         height,
         alpha: *alpha,
+        bits: if *deep { 16 } else { 8 },
         notes,
     })
 }
@@ -438,7 +477,7 @@ fn json(
         .map(|f| serde_json::json!({ "input": f.input.to_string_lossy(), "reason": f.reason }))
         .collect();
     let value = serde_json::json!({
-        "model": args.model.model.to_string_lossy(),
+        "model": args.model.to_string_lossy(),
         "scale": upscaler.scale(),
         "pictures": outcome.done,
         "failed": failed,
@@ -453,19 +492,21 @@ fn json(
 /// How many failed images the last message names; a line of its own has reported each before.
 const NAMED: usize = 10;
 
-/// Prints the last line; returns the error that ends the command.
+/// Prints the last line, with the memory that was computed and the time since the command began;
+/// returns the error that ends the command.
 fn conclude(
     args: &Args,
     is_folder: bool,
     outcome: Outcome,
     total: usize,
-    memory: u64,
+    (memory, started): (u64, Instant),
 ) -> Result<()> {
     let Outcome {
         done,
         failed,
         stopped,
     } = outcome;
+    let seconds = started.elapsed().as_secs_f64();
     let memory = bytes_text(memory);
     if let Some((error, left)) = stopped {
         return Err(error.context(format!(
@@ -476,15 +517,21 @@ fn conclude(
     if !is_folder {
         done.iter().for_each(|d| {
             tell(format_args!(
-                "{} is upscaled to {}x{} pixels, {memory} of memory at most",
-                d.input, d.width, d.height
+                "{}x{} pixels, {seconds:.1} s, to {} ({memory} of memory at most)",
+                d.width, d.height, d.output
             ))
         });
         return Ok(());
     }
+    let skipped = match failed.len() {
+        0 => String::new(),
+        count => format!("; {count} skipped"),
+    };
     tell(format_args!(
-        "{} of {total} images are upscaled, {memory} of memory at most",
-        done.len()
+        "{} image{}, {seconds:.1} s, to {} ({memory} of memory at most){skipped}",
+        done.len(),
+        if done.len() == 1 { "" } else { "s" },
+        args.output.display()
     ));
     let names: Vec<String> = failed
         .iter()
@@ -498,10 +545,9 @@ fn conclude(
     };
     ensure!(
         failed.is_empty(),
-        "{} of {total} images could not be upscaled: {}{more}; the others are in {}",
+        "{} of {total} images could not be upscaled: {}{more}",
         failed.len(),
         names.join(", "),
-        args.output.display()
     );
     Ok(())
 }

@@ -27,8 +27,8 @@ use crate::support::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::metadata::Orientation;
 use image::{
-    ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageFormat, ImageReader,
-    RgbImage,
+    ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageBuffer, ImageDecoder, ImageFormat,
+    ImageReader, RgbImage,
 };
 use source::{FailureRecorder, ReplacedStart, copy_of};
 use std::cell::Cell;
@@ -81,7 +81,38 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Decoded> {
 /// Those of [`decode`].
 pub fn decode_with_alpha(path: &Path, limits: &Limits) -> Result<(Decoded, Option<GrayImage>)> {
     probe(path, limits)?; // before the file is read into memory
-    decode_bytes(path, &load(path, limits)?, limits, true)
+    let decoded = decode_bytes(path, &load(path, limits)?, limits, Keep::Alpha)?;
+    Ok((decoded.plain, decoded.alpha))
+}
+
+/// Decodes a file with 16 bits per channel to upright sRGB of 16 bits, with its alpha channel if it
+/// has one. The notes are those of [`decode`], with the one on rounding.
+///
+/// # Errors
+/// Those of [`decode`]; the file has 8 bits.
+pub(super) fn decode_deep(path: &Path, limits: &Limits) -> Result<(DynamicImage, Vec<Note>)> {
+    probe(path, limits)?; // before the file is read into memory
+    let decoded = decode_bytes(path, &load(path, limits)?, limits, Keep::Deep)?;
+    let deep = decoded.deep;
+    let deep = deep.with_context(|| format!("{} has 8 bits per channel", path.display()))?;
+    Ok((deep, decoded.plain.notes))
+}
+
+/// What is kept besides 8-bit colours.
+#[derive(Clone, Copy, PartialEq)]
+enum Keep {
+    Nothing,
+    Alpha,
+    /// 16 bits per channel, alpha included.
+    Deep,
+}
+
+/// A decoded image, with what was to be kept.
+struct Kept {
+    plain: Decoded,
+    alpha: Option<GrayImage>,
+    /// Upright, RGB or RGBA.
+    deep: Option<DynamicImage>,
 }
 
 /// Reads the bytes of an image file, for [`decode_loaded`].
@@ -104,34 +135,23 @@ pub fn load(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
 /// # Errors
 /// Those of [`decode`].
 pub fn decode_loaded(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Decoded> {
-    decode_bytes(path, bytes, limits, false).map(|(decoded, _)| decoded)
+    decode_bytes(path, bytes, limits, Keep::Nothing).map(|decoded| decoded.plain)
 }
 
-/// Decodes a file, with its alpha channel if `alpha` is set.
-fn decode_bytes(
-    path: &Path,
-    bytes: &[u8],
-    limits: &Limits,
-    alpha: bool,
-) -> Result<(Decoded, Option<GrayImage>)> {
+/// Decodes a file.
+fn decode_bytes(path: &Path, bytes: &[u8], limits: &Limits, keep: Keep) -> Result<Kept> {
     guarded(path, || {
         let format = format_of(bytes)?;
         let mut head = Metadata::read(&mut Cursor::new(bytes), format, limits)?;
         if let Some(jpeg) = head.jpeg.take() {
-            return read(
-                jpeg::Decoder::new(bytes, &jpeg),
-                format,
-                head,
-                limits,
-                alpha,
-            );
+            return read(jpeg::Decoder::new(bytes, &jpeg), format, head, limits, keep);
         }
         let shown = ReplacedStart::new(
             std::mem::take(&mut head.replaced),
             Cursor::new(bytes),
             head.skipped,
         )?;
-        read(decoder(shown, format, limits)?, format, head, limits, alpha)
+        read(decoder(shown, format, limits)?, format, head, limits, keep)
     })
 }
 
@@ -154,6 +174,8 @@ pub struct ImageHeader {
     pub metadata_bytes: u64,
     /// Whether there is an alpha channel.
     pub alpha: bool,
+    /// Whether there are 16 bits per channel.
+    pub deep: bool,
 }
 
 /// Reads the header of a file: size, and the memory that decoding will take.
@@ -372,18 +394,47 @@ fn header(
         pixel_bytes,
         metadata_bytes: head.bytes,
         alpha: decoder.color_type().has_alpha(),
+        deep: is_deep(decoder.color_type()),
     })
 }
 
-/// Decodes the pixels and converts them to upright 8-bit sRGB. Also returns the alpha channel if
-/// there is one and `keep_alpha` is set.
+fn is_deep(colour: ColorType) -> bool {
+    use ColorType::{L16, La16, Rgb16, Rgba16};
+    matches!(colour, L16 | La16 | Rgb16 | Rgba16)
+}
+
+/// Upright RGB or RGBA of 16 bits from samples as they are in a file of (width, height) pixels.
+fn deep_image(
+    data: &[u16],
+    channels: usize,
+    (width, height): (u32, u32),
+    head: &Metadata,
+) -> Result<DynamicImage> {
+    let rgb = colour::to_deep_srgb(data.to_vec(), channels, &head.colours)?;
+    let image = if channels.is_multiple_of(2) {
+        let alpha = data.iter().skip(channels - 1).step_by(channels);
+        let (rgb, _) = rgb.as_chunks::<3>();
+        let pixels = rgb.iter().zip(alpha);
+        let all = pixels
+            .flat_map(|(&[r, g, b], &alpha)| [r, g, b, alpha])
+            .collect();
+        ImageBuffer::from_raw(width, height, all).map(DynamicImage::ImageRgba16)
+    } else {
+        ImageBuffer::from_raw(width, height, rgb).map(DynamicImage::ImageRgb16)
+    };
+    let mut image = image.context("the decoded image has a wrong length")?;
+    image.apply_orientation(head.orientation);
+    Ok(image)
+}
+
+/// Decodes the pixels and converts them to upright 8-bit sRGB, and keeps what `keep` says.
 fn read(
     decoder: impl ImageDecoder,
     format: ImageFormat,
     head: Metadata,
     limits: &Limits,
-    keep_alpha: bool,
-) -> Result<(Decoded, Option<GrayImage>)> {
+    keep: Keep,
+) -> Result<Kept> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
     let colour = decoder.color_type();
@@ -423,7 +474,13 @@ fn read(
     if channels.is_multiple_of(2) {
         notes.push(Note::Alpha);
     }
-    let alpha = if keep_alpha {
+    let kept = match &samples {
+        Samples::Deep(data) if keep == Keep::Deep => {
+            Some(deep_image(data, channels, (width, height), &head)?)
+        }
+        _ => None,
+    };
+    let alpha = if keep == Keep::Alpha {
         colour::alpha_of(&samples, channels)?
     } else {
         None
@@ -455,14 +512,15 @@ fn read(
         plane.apply_orientation(turn);
         plane.into_luma8()
     });
-    Ok((
-        Decoded {
+    Ok(Kept {
+        plain: Decoded {
             image: image.into_rgb8(),
             notes,
             unconverted,
         },
         alpha,
-    ))
+        deep: kept,
+    })
 }
 
 fn read_into(decoder: impl ImageDecoder, format: ImageFormat, data: &mut [u8]) -> Result<()> {

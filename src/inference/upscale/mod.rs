@@ -24,7 +24,7 @@ use crate::plan::Sizing;
 use crate::support::text::bytes_text;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
-use tiles::tile_plan;
+use tiles::{TileKind, tile_plan, tile_plan_of};
 
 /// Enlarges images by a network.
 pub trait Upscale {
@@ -42,9 +42,8 @@ pub struct Upscaler {
     tiler: Tiler,
     params: Vec<f32>,
     options: CpuOptions,
-    /// The backend for the last tile shape (height, width); an image smaller than a tile needs
-    /// another one.
-    loaded: Option<((usize, usize), CpuBackend)>,
+    /// The backend for the last kind of tile; an image smaller than a tile needs another one.
+    loaded: Option<(TileKind, CpuBackend)>,
 }
 
 /// A network that runs in the free part of a training step's arena, between steps.
@@ -122,13 +121,15 @@ impl Upscaler {
     }
 
     /// Bytes for upscaling an image of (width, height) LQ pixels row by row: arena, parameters, and
-    /// the buffers of [`UpscaledRows`].
+    /// the buffers of [`UpscaledRows`]. `deep`: its samples have 16 bits.
     ///
     /// # Errors
     /// When the image is empty or too large to be addressed.
-    pub fn bytes_in_rows(&self, size: (u32, u32), alpha: bool) -> Result<u64> {
+    pub fn bytes_in_rows(&self, size: (u32, u32), alpha: bool, deep: bool) -> Result<u64> {
         let grid = self.tiler.grid(size)?;
-        Ok(self.arena_bytes(grid.shape)? + self.tiler.row_bytes(&grid, alpha))
+        let shape = grid.shape;
+        let arena = self.arena_bytes(TileKind { shape, deep })?;
+        Ok(arena + self.tiler.row_bytes(&grid, alpha, deep))
     }
 
     /// Bytes for upscaling an image of (width, height) LQ pixels that is in memory, without the
@@ -139,20 +140,28 @@ impl Upscaler {
     pub fn bytes_in_memory(&self, size: (u32, u32)) -> Result<u64> {
         let (th, tw) = self.tiler.grid(size)?.shape;
         let tile = th * tw * 3 * (1 + 4 * self.tiler.net.scale * self.tiler.net.scale);
-        Ok(self.arena_bytes((th, tw))? + tile as u64)
+        let kind = TileKind {
+            shape: (th, tw),
+            deep: false,
+        };
+        Ok(self.arena_bytes(kind)? + tile as u64)
     }
 
     /// Bytes of arena and parameters.
-    fn arena_bytes(&self, shape: (usize, usize)) -> Result<u64> {
-        let plan = tile_plan(&self.tiler.net, shape, &self.options)?;
+    fn arena_bytes(&self, kind: TileKind) -> Result<u64> {
+        let plan = tile_plan_of(&self.tiler.net, kind, &self.options)?;
         Ok(plan.arena_bytes + 4 * self.params.len() as u64)
     }
 
     /// Frees the arena unless the next image, of (width, height) LQ pixels, is cut into tiles of
-    /// the same shape: the bytes computed for an image do not include another one's arena.
-    pub fn make_room_for(&mut self, size: (u32, u32)) {
-        let shape = self.tiler.grid(size).map(|grid| grid.shape).ok();
-        self.loaded.take_if(|(loaded, _)| Some(*loaded) != shape);
+    /// the same shape and depth: the bytes computed for an image do not include another one's arena.
+    pub fn make_room_for(&mut self, size: (u32, u32), deep: bool) {
+        let kind = self.tiler.grid(size).ok();
+        let kind = kind.map(|grid| TileKind {
+            shape: grid.shape,
+            deep,
+        });
+        self.loaded.take_if(|(loaded, _)| Some(*loaded) != kind);
     }
 
     /// Upscales an image row by row while the caller reads the result. The source is read twice if
@@ -166,25 +175,28 @@ impl Upscaler {
         source: &'a mut dyn RereadRows,
     ) -> Result<UpscaledRows<'a>> {
         let grid = self.tiler.grid(source.size())?;
-        let (tiler, backend) = self.load(grid.shape)?;
+        let (tiler, backend) = self.load(TileKind {
+            shape: grid.shape,
+            deep: source.sample_bytes() == 2,
+        })?;
         Ok(UpscaledRows::new(tiler, backend, source, grid))
     }
 
-    /// Loads the backend for tiles of (height, width) LQ pixels, unless it is loaded already.
-    fn load(&mut self, shape: (usize, usize)) -> Result<(&mut Tiler, &mut CpuBackend)> {
+    /// Loads the backend for a kind of tile, unless it is loaded already.
+    fn load(&mut self, kind: TileKind) -> Result<(&mut Tiler, &mut CpuBackend)> {
         // frees the old arena before the new one is allocated
-        self.loaded.take_if(|(loaded, _)| *loaded != shape);
+        self.loaded.take_if(|(loaded, _)| *loaded != kind);
         let loaded = match self.loaded.take() {
             Some(loaded) => loaded,
-            None => (shape, self.prepare(shape)?),
+            None => (kind, self.prepare(kind)?),
         };
         let (_, backend) = self.loaded.insert(loaded);
         Ok((&mut self.tiler, backend))
     }
 
-    /// A backend with the parameters, for tiles of (height, width) LQ pixels.
-    fn prepare(&self, shape: (usize, usize)) -> Result<CpuBackend> {
-        let plan = tile_plan(&self.tiler.net, shape, &self.options)?;
+    /// A backend with the parameters, for a kind of tile.
+    fn prepare(&self, kind: TileKind) -> Result<CpuBackend> {
+        let plan = tile_plan_of(&self.tiler.net, kind, &self.options)?;
         let needs = bytes_text(plan.arena_bytes);
         let smaller = if self.takes_whole_images() {
             "approximate tiles (--approximate-tiles)"
@@ -209,7 +221,7 @@ impl Upscale for Upscaler {
 
     fn upscale(&mut self, lq: &RgbImage) -> Result<RgbImage> {
         let shape = self.tiler.grid(lq.dimensions())?.shape;
-        let (tiler, backend) = self.load(shape)?;
+        let (tiler, backend) = self.load(TileKind { shape, deep: false })?;
         tiler.upscale(lq, backend)
     }
 }

@@ -48,24 +48,29 @@ impl<'a> LqRows<'a> {
         self.source.channels() == 4
     }
 
+    /// Bytes of a sample.
+    fn bytes(&self) -> usize {
+        self.source.sample_bytes()
+    }
+
     /// Reads the image's last rows, and goes back to its first.
     fn read_last_rows(&mut self, grid: &TileGrid) -> Result<()> {
         let (w, (from, to)) = (grid.width, grid.last_rows());
         if from == to {
             return Ok(());
         }
-        let channels = self.source.channels();
-        try_resize(&mut self.raw, w * channels, "a row of the image")?;
-        let count = (to - from) * w * 3;
+        let bytes = self.bytes();
+        let (all, pixel) = (self.source.channels() * bytes, 3 * bytes);
+        try_resize(&mut self.raw, w * all, "a row of the image")?;
+        let count = (to - from) * w * pixel;
         try_resize(&mut self.last_rows, count, "the last rows of the image")?;
         for _ in 0..from {
             self.source.read(&mut self.raw)?;
         }
-        for line in self.last_rows.chunks_exact_mut(w * 3) {
+        for line in self.last_rows.chunks_exact_mut(w * pixel) {
             self.source.read(&mut self.raw)?;
-            let pixels = self.raw.chunks_exact(channels);
-            for (to, pixel) in line.chunks_exact_mut(3).zip(pixels) {
-                to.copy_from_slice(&pixel[..3]);
+            for (to, from) in line.chunks_exact_mut(pixel).zip(self.raw.chunks_exact(all)) {
+                to.copy_from_slice(&from[..pixel]);
             }
         }
         self.source.restart()
@@ -75,11 +80,13 @@ impl<'a> LqRows<'a> {
     /// are moved, not read again.
     fn fill_window(&mut self, grid: &TileGrid, wanted: Range<usize>) -> Result<()> {
         let w = grid.width;
-        let (alpha, most) = (self.has_alpha(), grid.shape.0 * w);
+        let bytes = self.bytes();
+        let (alpha, most) = (self.has_alpha(), grid.shape.0 * w * bytes);
         try_resize(&mut self.window, most * 3, "rows of the image")?;
         if alpha {
             try_resize(&mut self.alpha, most, "rows of the alpha channel")?;
         }
+        let w = w * bytes; // bytes of one channel of a row
         // rows are read without a gap, so the held ones begin at or before the first wanted one
         let kept = self.held.end.saturating_sub(wanted.start);
         let moved = wanted.start - self.held.start.min(wanted.start);
@@ -87,7 +94,7 @@ impl<'a> LqRows<'a> {
             .copy_within(moved * w * 3..(moved + kept) * w * 3, 0);
         if alpha {
             self.alpha.copy_within(moved * w..(moved + kept) * w, 0);
-            self.read_rgba_rows(w, kept..wanted.len())?;
+            self.read_rgba_rows(grid.width, kept..wanted.len())?;
         } else {
             let new = kept * w * 3..wanted.len() * w * 3;
             self.source.read(&mut self.window[new])?;
@@ -98,12 +105,14 @@ impl<'a> LqRows<'a> {
 
     /// Reads RGBA rows into rows `rows` of `window` and `alpha`.
     fn read_rgba_rows(&mut self, w: usize, rows: Range<usize>) -> Result<()> {
-        try_resize(&mut self.raw, w * 4, "a row of the image")?;
+        let n = self.bytes();
+        try_resize(&mut self.raw, w * 4 * n, "a row of the image")?;
         for y in rows {
             self.source.read(&mut self.raw)?;
-            for (x, pixel) in self.raw.chunks_exact(4).enumerate() {
-                self.window[(y * w + x) * 3..][..3].copy_from_slice(&pixel[..3]);
-                self.alpha[y * w + x] = pixel[3];
+            for (x, pixel) in self.raw.chunks_exact(4 * n).enumerate() {
+                let (rgb, alpha) = pixel.split_at(3 * n);
+                self.window[(y * w + x) * 3 * n..][..3 * n].copy_from_slice(rgb);
+                self.alpha[(y * w + x) * n..][..n].copy_from_slice(alpha);
             }
         }
         Ok(())
@@ -118,7 +127,7 @@ impl<'a> LqRows<'a> {
         let (from, to) = row.pieces[row.valid_piece()];
         self.fill_window(grid, from..to)?;
         if is_first {
-            let count = grid.first_rows() * grid.width * 3;
+            let count = grid.first_rows() * grid.width * 3 * self.bytes();
             try_resize(&mut self.first_rows, count, "the first rows of the image")?;
             self.first_rows.copy_from_slice(&self.window[..count]);
         }
@@ -127,7 +136,7 @@ impl<'a> LqRows<'a> {
 
     /// The pieces of a row of tiles, whose rows were read.
     fn pieces(&self, grid: &TileGrid, row: Span) -> RowPieces<'_> {
-        let line = grid.width * 3;
+        let line = grid.width * 3 * self.bytes();
         let window = &self.window[..self.held.len() * line];
         if row.valid_piece() == 1 {
             return [&self.first_rows[..row.pieces[0].1 * line], window];
@@ -188,7 +197,8 @@ impl<'a> UpscaledRows<'a> {
         self.lq.read(&self.grid, row)?;
         let (scale, w) = (self.tiler.net.scale, self.grid.width);
         let pixels = (row.valid.1 - row.valid.0) * scale * w * scale;
-        try_resize(&mut self.out, pixels * 3, "enlarged rows")?;
+        let bytes = self.lq.bytes();
+        try_resize(&mut self.out, pixels * 3 * bytes, "enlarged rows")?;
         let pieces = self.lq.pieces(&self.grid, row);
         self.tiler
             .upscale_row(self.backend, &self.grid, row, pieces, &mut self.out)?;
@@ -201,24 +211,31 @@ impl<'a> UpscaledRows<'a> {
 
     /// Enlarges the alpha of a row of tiles and interleaves it with the `pixels` RGB pixels.
     fn add_alpha(&mut self, row: Span, pixels: usize) -> Result<()> {
-        let (scale, w) = (self.tiler.net.scale, self.grid.width);
+        let (scale, w, n) = (self.tiler.net.scale, self.grid.width, self.lq.bytes());
         let held = &self.lq.held;
         let first = row.valid.0.saturating_sub(ALPHA_REACH).max(held.start);
         let last = (row.valid.1 + ALPHA_REACH).min(held.end);
-        let seen = &self.lq.alpha[(first - held.start) * w..(last - held.start) * w];
-        let plane = GrayImage::from_raw(w as u32, (last - first) as u32, seen.to_vec())
-            .context("the alpha channel has a wrong length")?;
-        let large = self.resampler.upscale_plane(&plane, scale as u32)?;
-        let large = &large.as_raw()[(row.valid.0 - first) * scale * w * scale..][..pixels];
-        try_resize(&mut self.with_alpha, pixels * 4, "enlarged rows")?;
-        for ((to, rgb), alpha) in self
-            .with_alpha
-            .chunks_exact_mut(4)
-            .zip(self.out.chunks_exact(3))
-            .zip(large)
-        {
-            to[..3].copy_from_slice(rgb);
-            to[3] = *alpha;
+        let seen = &self.lq.alpha[(first - held.start) * w * n..(last - held.start) * w * n];
+        let size = (w as u32, (last - first) as u32);
+        let large = if n == 2 {
+            let (seen, _) = seen.as_chunks::<2>();
+            let plane: Vec<u16> = seen.iter().map(|&b| u16::from_ne_bytes(b)).collect();
+            let large = self
+                .resampler
+                .upscale_deep_plane(&plane, size, scale as u32)?;
+            bytemuck::cast_slice(&large).to_vec()
+        } else {
+            let plane = GrayImage::from_raw(size.0, size.1, seen.to_vec())
+                .context("the alpha channel has a wrong length")?;
+            let large = self.resampler.upscale_plane(&plane, scale as u32)?;
+            large.into_raw()
+        };
+        let large = &large[(row.valid.0 - first) * scale * w * scale * n..][..pixels * n];
+        try_resize(&mut self.with_alpha, pixels * 4 * n, "enlarged rows")?;
+        let colours = self.out.chunks_exact(3 * n).zip(large.chunks_exact(n));
+        for (to, (rgb, alpha)) in self.with_alpha.chunks_exact_mut(4 * n).zip(colours) {
+            to[..3 * n].copy_from_slice(rgb);
+            to[3 * n..].copy_from_slice(alpha);
         }
         Ok(())
     }
@@ -232,6 +249,10 @@ impl PixelRows for UpscaledRows<'_> {
 
     fn channels(&self) -> usize {
         self.lq.source.channels()
+    }
+
+    fn sample_bytes(&self) -> usize {
+        self.lq.bytes()
     }
 
     fn read(&mut self, mut rows: &mut [u8]) -> Result<()> {

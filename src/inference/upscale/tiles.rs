@@ -2,7 +2,7 @@
 //! Depends on the networks and the backends. Promises the same bits for every tile size, unless the
 //! network looks at the whole image and approximate tiles are asked for.
 
-use crate::backend::{Backend, BatchView, Scalars, read_floats};
+use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
 use crate::model::{InferenceSpec, Network, Tiling, inference_plan};
 use crate::plan::{Plan, Sizing};
 use crate::support::failure::no_memory;
@@ -18,14 +18,35 @@ pub const DEFAULT_TILE: usize = 288;
 /// run validates: a smaller tile would consist mostly of overlap.
 pub const LEAST_LENT_TILE: usize = 64;
 
-/// The inference plan of one tile of (height, width) LQ pixels.
+/// The inference plan of one tile of (height, width) LQ pixels of 8 bits.
 pub(super) fn tile_plan(net: &Network, lq: (usize, usize), sizing: &dyn Sizing) -> Result<Plan> {
+    tile_plan_of(
+        net,
+        TileKind {
+            shape: lq,
+            deep: false,
+        },
+        sizing,
+    )
+}
+
+/// The inference plan of one tile.
+pub(super) fn tile_plan_of(net: &Network, tile: TileKind, sizing: &dyn Sizing) -> Result<Plan> {
     let spec = InferenceSpec {
         batch: 1,
-        lq,
-        float_input: false,
+        lq: tile.shape,
+        float_input: tile.deep,
     };
     inference_plan(net, &spec, sizing)
+}
+
+/// What the plan of a tile depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TileKind {
+    /// (height, width) in LQ pixels.
+    pub shape: (usize, usize),
+    /// Whether its pixels have 16 bits; the network gets them as floats.
+    pub deep: bool,
 }
 
 /// The (height, width) in LQ pixels of all tiles that images of (width, height) LQ pixels are cut
@@ -106,6 +127,13 @@ pub(super) fn to_u8(value: f32) -> u8 {
     let value = if value > 0.0 { value } else { 0.0 };
     let value = if value < 1.0 { value } else { 1.0 };
     (value * 255.0 + ROUND).to_bits() as u8
+}
+
+/// A value in 0..=1 as u16, likewise.
+fn to_u16(value: f32) -> u16 {
+    let value = if value > 0.0 { value } else { 0.0 };
+    let value = if value < 1.0 { value } else { 1.0 };
+    (value * 65_535.0).round_ties_even() as u16
 }
 
 /// One tile along one side of an image, in LQ pixels.
@@ -302,7 +330,8 @@ impl TileGrid {
     }
 }
 
-/// The LQ rows `[rows, width, 3]` of a row of tiles, as two pieces.
+/// The LQ rows `[rows, width, 3]` of a row of tiles, as two pieces; of 16 bits in the machine's byte
+/// order.
 pub(super) type RowPieces<'a> = [&'a [u8]; 2];
 
 /// Cuts images into tiles and joins the results. Holds the pixels of one tile and of its result.
@@ -312,8 +341,10 @@ pub struct Tiler {
     tiling: Tiling,
     /// Side of the largest tile in LQ pixels.
     pub(super) tile: usize,
-    /// One tile `[h, w, 3]`, u8.
+    /// One tile `[h, w, 3]`, of 8 or 16 bits.
     lq: Vec<u8>,
+    /// The same tile as floats, if it has 16 bits.
+    floats: Vec<f32>,
     /// Its result `[H, W, 3]`, f32.
     output: Vec<f32>,
 }
@@ -353,6 +384,7 @@ impl Tiler {
             tiling,
             tile,
             lq: Vec::new(),
+            floats: Vec::new(),
             output: Vec::new(),
         })
     }
@@ -410,11 +442,13 @@ impl Tiler {
 
     /// Most bytes that [`UpscaledRows`](super::UpscaledRows) use for an image besides the arena:
     /// one tile and its result, the LQ rows of one row of tiles and those kept for other ones, and
-    /// the HR rows of its result.
-    pub(super) fn row_bytes(&self, grid: &TileGrid, alpha: bool) -> u64 {
+    /// the HR rows of its result. With `deep` samples have 16 bits.
+    pub(super) fn row_bytes(&self, grid: &TileGrid, alpha: bool, deep: bool) -> u64 {
         let (scale, (th, tw), w) = (self.net.scale, grid.shape, grid.width);
         let hr = grid.tallest() * scale * w * scale;
-        let tile = th * tw * 3 * (1 + 4 * scale * scale);
+        let sample = if deep { 2 } else { 1 };
+        let floats = if deep { 4 } else { 0 };
+        let tile = th * tw * 3 * (sample + floats + 4 * scale * scale);
         let (from, to) = grid.last_rows();
         let colours = (th + grid.first_rows() + (to - from)) * w * 3 + hr * 3;
         // the LQ rows, the copy that is enlarged, its enlargement along y and then along x, and the
@@ -424,11 +458,13 @@ impl Tiler {
         } else {
             0
         };
-        (tile + colours + alpha) as u64
+        // the enlarged alpha of 16 bits is copied once more
+        let copies = if deep { 3 } else { 1 };
+        (tile + sample * colours + copies * alpha) as u64
     }
 
     /// Upscales one row of tiles. `pieces` are the LQ rows of the pieces of `row`; `out` receives the
-    /// valid HR rows.
+    /// valid HR rows. Whether samples have 16 bits is decided by the length of `out`.
     pub(super) fn upscale_row(
         &mut self,
         backend: &mut dyn Backend,
@@ -439,32 +475,43 @@ impl Tiler {
     ) -> Result<()> {
         let (scale, w, (th, tw)) = (self.net.scale, grid.width, grid.shape);
         let values = th * tw * 3;
-        try_resize(&mut self.lq, values, "a tile")?;
+        let bytes = out.len() / (row.valid_len() * scale * scale * w * 3); // of a sample
+        let pixel = 3 * bytes;
+        try_resize(&mut self.lq, values * bytes, "a tile")?;
         try_resize(&mut self.output, values * scale * scale, "a tile's result")?;
         for column in &grid.columns {
-            let rows = pieces.into_iter().flat_map(|rows| rows.chunks_exact(w * 3));
-            for (line, from) in self.lq.chunks_exact_mut(tw * 3).zip(rows) {
-                let [first, second] = column.pieces.map(|(a, b)| &from[a * 3..b * 3]);
+            let rows = pieces
+                .into_iter()
+                .flat_map(|rows| rows.chunks_exact(w * pixel));
+            for (line, from) in self.lq.chunks_exact_mut(tw * pixel).zip(rows) {
+                let [first, second] = column.pieces.map(|(a, b)| &from[a * pixel..b * pixel]);
                 let (left, right) = line.split_at_mut(first.len());
                 left.copy_from_slice(first);
                 right.copy_from_slice(second);
             }
-            self.run_tile(backend)?;
+            self.run_tile(backend, bytes == 2)?;
             let width = column.valid_len() * scale * 3;
-            for (i, line) in out.chunks_exact_mut(w * scale * 3).enumerate() {
+            for (i, line) in out.chunks_exact_mut(w * scale * pixel).enumerate() {
                 let y = row.valid_at() * scale + i;
                 let from = (y * tw * scale + column.valid_at() * scale) * 3;
-                let line = &mut line[column.valid.0 * scale * 3..][..width];
-                line.iter_mut()
-                    .zip(&self.output[from..from + width])
-                    .for_each(|(o, &v)| *o = to_u8(v));
+                let line = &mut line[column.valid.0 * scale * pixel..][..width * bytes];
+                let values = &self.output[from..from + width];
+                if bytes == 2 {
+                    let (line, _) = line.as_chunks_mut::<2>();
+                    let pairs = line.iter_mut().zip(values);
+                    pairs.for_each(|(o, &v)| *o = to_u16(v).to_ne_bytes());
+                } else {
+                    let pairs = line.iter_mut().zip(values);
+                    pairs.for_each(|(o, &v)| *o = to_u8(v));
+                }
             }
         }
         Ok(())
     }
 
-    /// Runs the network on the tile in `lq`; the result is in `output`.
-    fn run_tile(&mut self, backend: &mut dyn Backend) -> Result<()> {
+    /// Runs the network on the tile in `lq`, whose samples have 8 bits, or 16 with `deep`; the result
+    /// is in `output`.
+    fn run_tile(&mut self, backend: &mut dyn Backend, deep: bool) -> Result<()> {
         let scalars = Scalars {
             lr: 0.0,
             step: 1,
@@ -476,6 +523,17 @@ impl Tiler {
         };
         let port = backend.plan().ports.output;
         let port = port.context("the inference plan has no output")?;
+        if deep {
+            let (samples, _) = self.lq.as_chunks::<2>();
+            try_resize(&mut self.floats, samples.len(), "a tile")?;
+            let pairs = self.floats.iter_mut().zip(samples);
+            pairs.for_each(|(f, &s)| *f = f32::from(u16::from_ne_bytes(s)) / 65_535.0);
+            let input = backend.plan().ports.input;
+            let input = input.context("the inference plan has no input")?;
+            write_floats(backend, input, &self.floats)?;
+            backend.micro_step(&scalars)?;
+            return read_floats(backend, port, &mut self.output);
+        }
         let copied = backend.stage(BatchView {
             lq: &self.lq,
             hr: &[],

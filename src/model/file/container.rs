@@ -1,8 +1,11 @@
-//! The safetensors file as a container: what can be refused from its first bytes, length and
-//! header, before a tensor is looked at. Depends on files and on the recognition of other formats.
-//! Promises that no file makes it read more than [`MAX_MODEL_BYTES`].
+//! A network file as a container: what can be refused from its first bytes, length and header,
+//! before a tensor is looked at, and the tensors of a safetensors file or a checkpoint of PyTorch.
+//! Depends on files and on the recognition of other formats. Promises that no file makes it read
+//! more than [`MAX_MODEL_BYTES`].
 
-use super::STATE_METADATA_KEY;
+use super::names::{Tensors, plain_tensors};
+use super::tensors::FileTensor;
+use super::{METADATA_KEY, STATE_METADATA_KEY, checkpoint};
 use crate::model::{Error, Purpose};
 use crate::support::failure::retry;
 use crate::support::file_kind::{HEAD_BYTES, Remedy, look};
@@ -19,7 +22,7 @@ const MAX_MODEL_BYTES: u64 = 1 << 30;
 /// of KiB, and reading one takes several times its length in memory.
 const MAX_HEADER_BYTES: u64 = 4 << 20;
 /// Most tensors: the largest network of the family has under a thousand.
-const MAX_TENSORS: usize = 20_000;
+pub(super) const MAX_TENSORS: usize = 20_000;
 
 /// Adds the file's path and purpose to the reason why it cannot be used.
 pub(super) fn refused(path: &Path, purpose: Purpose) -> impl Fn(Error) -> Error {
@@ -53,7 +56,11 @@ pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
             .read_to_end(&mut head)
     })
     .map_err(unreadable)?;
-    check_start(&head, about.len()).map_err(refused)?;
+    if checkpoint::is_checkpoint(&head) {
+        check_length(about.len()).map_err(refused)?;
+    } else {
+        check_start(&head, about.len()).map_err(refused)?;
+    }
     retry(|| std::fs::read(path)).map_err(unreadable)
 }
 
@@ -78,12 +85,16 @@ fn check_start(head: &[u8], length: u64) -> Result<(), Error> {
     }
     if header > MAX_HEADER_BYTES {
         return Err(Error::TooLarge(format!(
-            "its header has {header} bytes, and that of a network has at most {MAX_HEADER_BYTES}: expected a safetensors file of a ParagonSR2 network"
+            "its header has {header} bytes, and that of a network has at most {MAX_HEADER_BYTES}: expected a safetensors file of a network"
         )));
     }
+    check_length(length)
+}
+
+fn check_length(length: u64) -> Result<(), Error> {
     if length > MAX_MODEL_BYTES {
         return Err(Error::TooLarge(format!(
-            "it has {} MiB: expected a safetensors file of at most {} MiB",
+            "it has {} MiB: expected a safetensors file or a PyTorch checkpoint of at most {} MiB",
             length >> 20,
             MAX_MODEL_BYTES >> 20
         )));
@@ -93,12 +104,14 @@ fn check_start(head: &[u8], length: u64) -> Result<(), Error> {
 
 fn other_format(found: &'static str, remedy: Remedy) -> Error {
     let advice = match remedy {
-        Remedy::Convert => return Error::Pickle { found },
+        Remedy::Convert => "a checkpoint is read as torch.save writes it",
         Remedy::Fetch => {
             "it is not the network itself; fetch it again (with Git LFS: `git lfs pull`)"
         }
         Remedy::Unpack => "unpack it first",
-        Remedy::Another => "a network is read from safetensors alone",
+        Remedy::Another => {
+            "a network is read from safetensors and from PyTorch's checkpoints (.pth)"
+        }
     };
     Error::OtherFormat {
         found: Some(found),
@@ -106,11 +119,47 @@ fn other_format(found: &'static str, remedy: Remedy) -> Error {
     }
 }
 
+/// What a network file holds.
+pub(super) struct Contents<'a> {
+    /// Tensors by their plain names.
+    pub tensors: Tensors<'a>,
+    /// The text of this program's metadata entry; `None` in files of other programs.
+    pub metadata: Option<String>,
+    /// The entry of a checkpoint that the tensors were taken from, if it has several.
+    pub taken: Option<String>,
+}
+
+/// The tensors of a complete file, a safetensors file or a checkpoint of PyTorch.
+///
+/// # Errors
+/// When it is neither, damaged, too large to be a network, or the state of a training; when two of
+/// its tensors have the same plain name.
+pub(super) fn contents(bytes: &[u8]) -> Result<Contents<'_>, Error> {
+    let head = &bytes[..bytes.len().min(HEAD_BYTES)];
+    if checkpoint::is_checkpoint(head) {
+        let found = checkpoint::read(bytes)?;
+        return Ok(Contents {
+            tensors: plain_tensors(found.tensors)?,
+            metadata: None,
+            taken: found.taken,
+        });
+    }
+    let header = header_of(bytes)?;
+    let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
+    let tensors = file.tensors().into_iter();
+    let metadata = header.metadata().as_ref();
+    Ok(Contents {
+        tensors: plain_tensors(tensors.map(|(name, view)| (name, FileTensor::from(view))))?,
+        metadata: metadata.and_then(|m| m.get(METADATA_KEY)).cloned(),
+        taken: None,
+    })
+}
+
 /// The header of a complete safetensors file of a network.
 ///
 /// # Errors
 /// When it is no such file, too large to be one, or the state of a training.
-pub(super) fn header_of(bytes: &[u8]) -> Result<Metadata, Error> {
+fn header_of(bytes: &[u8]) -> Result<Metadata, Error> {
     check_start(&bytes[..bytes.len().min(HEAD_BYTES)], bytes.len() as u64)?;
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
     let count = header.offset_keys().len();
@@ -124,14 +173,6 @@ pub(super) fn header_of(bytes: &[u8]) -> Result<Metadata, Error> {
         return Err(Error::TrainingState);
     }
     Ok(header)
-}
-
-/// The tensors of a complete safetensors file.
-///
-/// # Errors
-/// When it is damaged.
-pub(super) fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, Error> {
-    SafeTensors::deserialize(bytes).map_err(damaged)
 }
 
 /// The safetensors crate's error, shortened: its text may contain a name of any length.

@@ -1,10 +1,13 @@
 //! Network files: safetensors with PyTorch's `state_dict` names and shapes, so that PyTorch loads
 //! them with `strict=True`; variant, scale and alpha, which the tensors do not contain, are one
-//! JSON string in the metadata. Depends on the networks' parameter tables and on files. Promises
-//! that a file has one reading only: if its tensors can be read in two ways, the file is refused
-//! and both are named.
+//! JSON string in the metadata. PyTorch's own checkpoints are read as well. Depends on the networks'
+//! parameter tables and on files. Promises that a file has one reading only: if its tensors can be
+//! read in two ways, the file is refused and both are named.
 
+mod checkpoint;
 mod container;
+mod foreign;
+mod locate;
 mod names;
 mod pretrained;
 mod read;
@@ -14,8 +17,9 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+pub use locate::{Located, locate};
 pub use pretrained::{Pretrained, read_pretrained};
-pub use read::{ModelHints, read_model};
+pub use read::{LoadedModel, ModelHints, load_model, read_model};
 pub(crate) use write::model_bytes;
 pub use write::{ModelMeta, write_model};
 

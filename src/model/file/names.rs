@@ -1,13 +1,12 @@
 //! The names under which trainers store a network's tensors, and how they become the names of the
 //! parameter table. Depends on nothing but the file's tensors.
 
+use super::tensors::FileTensor;
 use crate::model::Error;
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use std::collections::BTreeMap;
 
 /// Tensors by their plain names.
-pub(super) type Tensors<'a> = BTreeMap<String, TensorView<'a>>;
+pub(super) type Tensors<'a> = BTreeMap<String, FileTensor<'a>>;
 
 /// Parts of a key that frameworks insert at any position when they wrap a module: torch.compile,
 /// DataParallel, FSDP, checkpointing.
@@ -20,8 +19,9 @@ const WRAPPERS: [&str; 5] = [
 ];
 
 /// First parts of a key under which trainers keep a whole network.
-const CONTAINERS: [&str; 18] = [
+const CONTAINERS: [&str; 19] = [
     "params",
+    "params-ema",
     "params_ema",
     "state_dict",
     "model_state_dict",
@@ -61,11 +61,13 @@ fn plain_name(name: &str) -> (String, bool) {
 ///
 /// # Errors
 /// When two tensors have the same plain name ([`Error::Ambiguous`]).
-pub(super) fn tensors_of<'a>(file: &SafeTensors<'a>) -> Result<Tensors<'a>, Error> {
-    // sorted, since the crate's order changes from run to run
-    let all: Tensors = file.tensors().into_iter().collect();
+pub(super) fn plain_tensors<'a>(
+    tensors: impl IntoIterator<Item = (String, FileTensor<'a>)>,
+) -> Result<Tensors<'a>, Error> {
+    // sorted, since the order of the safetensors crate changes from run to run
+    let all: Tensors = tensors.into_iter().collect();
     // not averaged, averaged; each with the key in the file
-    let mut groups: [BTreeMap<String, (String, TensorView)>; 2] = Default::default();
+    let mut groups: [BTreeMap<String, (String, FileTensor)>; 2] = Default::default();
     for (key, view) in all {
         let (plain, averaged) = plain_name(&key);
         // the counter of torch.optim.swa_utils.AveragedModel

@@ -1,8 +1,8 @@
 //! Reading the start values of a training from a network file. Depends on the other parts of this
 //! module.
 
-use super::container::{header_of, parse, read_bytes, refused};
-use super::names::tensors_of;
+use super::container::{Contents, contents, read_bytes, refused};
+use super::foreign;
 use super::tensors::{label, mismatch, mismatches, read_values};
 use crate::model::error::{Mismatch, Purpose};
 use crate::model::{Error, Network};
@@ -17,9 +17,12 @@ pub struct Pretrained {
     pub taken: usize,
     /// Differences between the file and the network; empty after a strict read.
     pub mismatches: Vec<String>,
+    /// The entry of a PyTorch checkpoint that the tensors were taken from, as in
+    /// [`LoadedModel`](super::LoadedModel).
+    pub source: Option<String>,
 }
 
-/// Start values of a network from one of this program's files or a converted file of PyTorch's
+/// Start values of a network from one of this program's files or a checkpoint of PyTorch's
 /// (prefixes that trainers add to the keys, such as `params_ema.module.`, are removed). A `strict`
 /// read needs every tensor; a lenient one takes the tensors that fit, and `start` gives the values
 /// of the others, in table order. The network's own alpha stays.
@@ -36,33 +39,37 @@ pub fn read_pretrained(
 ) -> Result<Pretrained, Error> {
     net.check()?;
     let bytes = read_bytes(path)?;
-    let (taken, mismatches) =
+    let (taken, mismatches, source) =
         take_values(&bytes, net, &mut start, strict).map_err(refused(path, Purpose::Start))?;
     Ok(Pretrained {
         values: start,
         taken,
         mismatches: mismatches.iter().map(Mismatch::to_string).collect(),
+        source,
     })
 }
 
 /// Writes the trainable parameters that `bytes` contain into `values` (in table order). Returns
-/// their number and the differences.
+/// their number, the differences, and the entry of a checkpoint that they were taken from.
 fn take_values(
     bytes: &[u8],
     net: &Network,
     values: &mut [f32],
     strict: bool,
-) -> Result<(usize, Vec<Mismatch>), Error> {
+) -> Result<(usize, Vec<Mismatch>, Option<String>), Error> {
     let table = net.params();
     let (given, expected) = (values.len(), table.len());
     if given != expected {
         return Err(Error::ParameterCount { given, expected });
     }
-    header_of(bytes)?;
-    let file = parse(bytes)?;
-    let tensors = tensors_of(&file)?;
+    let Contents {
+        tensors,
+        taken: source,
+        ..
+    } = contents(bytes)?;
     let mismatches = mismatches(&tensors, net);
     if strict && !mismatches.is_empty() {
+        foreign::check(&tensors, false)?;
         return Err(Error::Tensors {
             network: label(net),
             mismatches,
@@ -83,10 +90,11 @@ fn take_values(
         taken += 1;
     }
     if taken == 0 {
+        foreign::check(&tensors, false)?;
         return Err(Error::NoTensorFits {
             network: label(net),
             mismatches,
         });
     }
-    Ok((taken, mismatches))
+    Ok((taken, mismatches, source))
 }

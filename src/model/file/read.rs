@@ -1,15 +1,14 @@
 //! Reading a network file in order to run the network. Depends on the other parts of this module.
 
-use super::METADATA_KEY;
-use super::container::{header_of, parse, read_bytes, refused};
-use super::names::{Tensors, tensors_of};
+use super::container::{Contents, contents, read_bytes, refused};
+use super::foreign;
+use super::names::Tensors;
 use super::tensors::{label, mismatches, read_values};
 use super::write::ModelMeta;
 use crate::model::architecture::{ARCHITECTURES, Found, Shapes};
 use crate::model::error::Purpose;
 use crate::model::{Error, InFile, Init, Network, Param, Settings};
 use crate::support::text::brief;
-use safetensors::tensor::Metadata;
 use std::path::Path;
 
 /// Settings from the command line; each one given replaces what the file's metadata says.
@@ -30,28 +29,53 @@ const DEFAULT_ARCH: &str = "paragonsr2_realtime";
 /// halves of multiples of 1/32, which are exact.
 const TAPS_TOLERANCE: f32 = 1e-6;
 
+/// A network that was read from a file.
+#[derive(Clone, Debug)]
+pub struct LoadedModel {
+    /// The network.
+    pub net: Network,
+    /// Its parameters in table order.
+    pub values: Vec<f32>,
+    /// The metadata, in files of this program.
+    pub meta: Option<ModelMeta>,
+    /// The entry of a PyTorch checkpoint that the tensors were taken from, and which others are
+    /// beside it: `params_ema (params is there too)`. `None`: there was nothing to choose.
+    pub taken: Option<String>,
+}
+
 /// Reads a network file: the network, its parameters in table order, and its metadata if it has
 /// any.
 ///
 /// # Errors
-/// When the file cannot be read, is damaged, of another variant, or lacks metadata that no hint
-/// gives; the message lists what does not match.
+/// Those of [`load_model`].
 pub fn read_model(
     path: &Path,
     hints: &ModelHints,
 ) -> Result<(Network, Vec<f32>, Option<ModelMeta>), Error> {
-    let bytes = read_bytes(path)?;
-    read_model_bytes(&bytes, hints).map_err(refused(path, Purpose::Model))
+    let LoadedModel {
+        net, values, meta, ..
+    } = load_model(path, hints)?;
+    Ok((net, values, meta))
 }
 
-/// As [`read_model`], from the file's bytes.
-pub(super) fn read_model_bytes(
-    bytes: &[u8],
-    hints: &ModelHints,
-) -> Result<(Network, Vec<f32>, Option<ModelMeta>), Error> {
-    let meta = metadata_of(&header_of(bytes)?)?;
-    let file = parse(bytes)?;
-    let tensors = tensors_of(&file)?;
+/// Reads a network file, a safetensors file or a checkpoint of PyTorch.
+///
+/// # Errors
+/// When the file cannot be read, is damaged, of another variant, or lacks metadata that no hint
+/// gives; the message lists what does not match.
+pub fn load_model(path: &Path, hints: &ModelHints) -> Result<LoadedModel, Error> {
+    let bytes = read_bytes(path)?;
+    load_model_bytes(&bytes, hints).map_err(refused(path, Purpose::Model))
+}
+
+/// As [`load_model`], from the file's bytes.
+pub(super) fn load_model_bytes(bytes: &[u8], hints: &ModelHints) -> Result<LoadedModel, Error> {
+    let Contents {
+        tensors,
+        metadata,
+        taken,
+    } = contents(bytes)?;
+    let meta = metadata_of(metadata.as_deref())?;
     let net = network_of(&tensors, meta.as_ref(), hints)?;
     let table = net.params();
     let mut values = vec![0.0; table.len()];
@@ -61,14 +85,18 @@ pub(super) fn read_model_bytes(
         check_values(p, out)?;
     }
     net.derive(&table, &mut values);
-    Ok((net, values, meta))
+    Ok(LoadedModel {
+        net,
+        values,
+        meta,
+        taken,
+    })
 }
 
 /// The metadata entry of this program; `None` in files of other programs.
-fn metadata_of(header: &Metadata) -> Result<Option<ModelMeta>, Error> {
-    let entry = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+fn metadata_of(entry: Option<&str>) -> Result<Option<ModelMeta>, Error> {
     entry
-        .map(|text| serde_json::from_str(text))
+        .map(serde_json::from_str)
         .transpose()
         .map_err(|error| Error::Metadata(brief(error)))
 }
@@ -81,6 +109,10 @@ fn network_of(
 ) -> Result<Network, Error> {
     let arch = hints.arch.as_deref().or(meta.map(|m| m.arch.as_str()));
     let (seen_arch, seen_scale, seen_settings) = recognise(tensors).unwrap_or_default();
+    if seen_arch.is_none() && meta.is_none() {
+        // even if the caller names a network: these tensors are not its
+        foreign::check(tensors, arch.is_none())?;
+    }
     let arch = arch.or(seen_arch).unwrap_or(DEFAULT_ARCH);
     let scale = hints.scale.or(meta.map(|m| m.scale));
     let scale = scale.or(seen_scale).ok_or(Error::NoScale)?;

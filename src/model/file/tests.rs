@@ -1,4 +1,4 @@
-use super::read::read_model_bytes;
+use super::read::load_model_bytes;
 use super::*;
 use crate::model::error::{CONVERT, Mismatch};
 use crate::model::{Error, Network};
@@ -33,7 +33,7 @@ fn rejects_a_truncated_file_another_scale_and_missing_metadata() {
     let bytes = std::fs::read(&path).unwrap();
     for len in [0, 7, 100, bytes.len() - 1] {
         assert!(
-            read_model_bytes(&bytes[..len], &ModelHints::default()).is_err(),
+            load_model_bytes(&bytes[..len], &ModelHints::default()).is_err(),
             "{len} bytes were accepted"
         );
     }
@@ -311,13 +311,14 @@ fn other_files_are_named_with_what_helps() {
     for (content, words) in [
         (
             &b"PK\x03\x04\0\0\0\0\0\0archive/data.pkl"[..],
-            &["torch.save", "torch.load", "docs/training.md"][..],
+            &["no checkpoint of PyTorch", "cut short"][..],
         ),
         (
             b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
-            &["pickle", "torch.load", "docs/training.md"],
+            &["no checkpoint of PyTorch", "cut short"],
         ),
-        (b"GGUF\x03\0\0\0\0\0", &["GGUF", "safetensors alone"]),
+        (b"\x80\x02}q\0.", &["pickle", "torch.save"]),
+        (b"GGUF\x03\0\0\0\0\0", &["GGUF", "safetensors and from"]),
         (b"\x08\x08\x12\x07pytorch\x1a\x05", &["ONNX"]),
         (b"\x89HDF\r\n\x1a\n", &["HDF5"]),
         (
@@ -331,7 +332,7 @@ fn other_files_are_named_with_what_helps() {
         (&[0; 64], &["zeros"]),
         (
             b"\x01\x02\x03\x04\x05\x06\x07\x08\x09",
-            &["not a safetensors file"],
+            &["neither a safetensors file nor a checkpoint"],
         ),
         (&whole[..whole.len() - 1], &["not a whole safetensors file"]),
         (&whole[..200], &["not a whole safetensors file", "200"]),
@@ -427,7 +428,7 @@ fn callers_can_match_on_the_reason() {
     let whole = std::fs::read(&path).unwrap();
     assert!(matches!(
         read(b"PK\x03\x04\0\0\0\0\0\0archive/data.pkl"),
-        Error::Pickle { .. }
+        Error::Checkpoint { convert: false, .. }
     ));
     assert!(matches!(
         read(b"GGUF\x03\0\0\0\0\0"),

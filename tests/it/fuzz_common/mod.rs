@@ -3,6 +3,7 @@
 //! the process.
 #![allow(dead_code)] // each fuzz target includes the whole file and uses a part of it
 
+pub mod checkpoint;
 pub mod model;
 pub mod options;
 
