@@ -1,7 +1,7 @@
 //! Processors without a kernel for bf16 products: no [`Bf16Unit`] exists there, so nothing here is
 //! ever called. The contracts are those of the functions of the same name in `x86.rs`.
 
-use super::{Bf16Unit, BlockProduct, Rows, StepProduct};
+use super::{Bf16Unit, BlockProduct, HalfStep, Rows};
 
 const NO_UNIT: &str = "this processor has no unit for bf16 products";
 
@@ -13,7 +13,7 @@ pub unsafe fn product<const M: usize, const N: usize>(_: Bf16Unit, _: &BlockProd
     unreachable!("{NO_UNIT}")
 }
 
-pub unsafe fn step(_: Bf16Unit, _: &StepProduct) {
+pub unsafe fn half_step(_: Bf16Unit, _: &HalfStep) {
     unreachable!("{NO_UNIT}")
 }
 
@@ -53,13 +53,12 @@ pub unsafe fn transpose_scaled(_: *const f32, _: *const f32, _: (*mut u16, usize
     unreachable!("{NO_UNIT}")
 }
 
-pub unsafe fn softmax(_: Rows, _: usize, _: f32, _: (*mut u16, usize), _: *mut f32) {
+pub unsafe fn softmax(_: Rows, _: f32, _: (*mut u16, usize), _: *mut f32) {
     unreachable!("{NO_UNIT}")
 }
 
 pub unsafe fn softmax_pairs(
     _: (Rows, Rows),
-    _: usize,
     _: f32,
     _: (*mut u16, usize),
     _: (*mut f32, *mut f32),
@@ -69,7 +68,6 @@ pub unsafe fn softmax_pairs(
 
 pub unsafe fn score_gradients(
     _: (Rows, Rows),
-    _: usize,
     _: *const f32,
     _: (*mut u16, usize),
     _: (*mut u16, usize),

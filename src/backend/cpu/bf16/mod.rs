@@ -41,6 +41,8 @@ use super::simd::LANES;
 pub const STEP: usize = 32;
 /// bf16 values of a tile of B: one step of 16 columns.
 pub const TILE: usize = STEP * LANES;
+/// bf16 values of half a step of 16 columns of B.
+pub const HALF_TILE: usize = TILE / 2;
 /// f32 values of a tile of C.
 pub const SUMS: usize = LANES * LANES;
 
@@ -103,18 +105,21 @@ pub struct BlockProduct<'a> {
     pub c_groups: (usize, usize),
 }
 
-/// One tile of rows times all tiles of columns, with one step between them.
+/// One tile of rows times all tiles of columns, with half a step between them, as heads of 16
+/// channels need it. The second half of each row of A is 0, so that the second half of a tile of B
+/// can be anything that is finite: it is the first half of the next one, which saves half of the
+/// cache.
 #[derive(Clone, Copy)]
-pub struct StepProduct {
+pub struct HalfStep {
     /// 16 rows of A, [`STEP`] values each.
     pub a: *const u16,
-    /// The packed tiles of B, one for each 16 columns.
+    /// [`HALF_TILE`] values of B for each 16 columns, and as many zeros after the last ones.
     pub b: *const u16,
-    /// Number of tiles, a multiple of 2.
+    /// Tiles of columns, a multiple of 2.
     pub tiles: usize,
     /// What every row of C begins with; 0 without it.
     pub start: Option<*const f32>,
-    /// The sums.
+    /// The sums, with 16 columns after 16 columns.
     pub c: *mut f32,
     /// f32 values from one row of C to the next.
     pub c_row: usize,
@@ -176,16 +181,16 @@ impl Session {
 }
 
 impl Session {
-    /// Computes a product with one step.
+    /// Computes a product with half a step.
     ///
     /// # Safety
     /// The pointers are valid for the sizes that the fields state, and no other thread uses C.
     #[inline]
-    pub unsafe fn step(&self, p: &StepProduct) {
+    pub unsafe fn half_step(&self, p: &HalfStep) {
         debug_assert!(p.tiles.is_multiple_of(2));
         // SAFETY: by the caller's contract; a unit exists only on processors that have it, and
         // `begin` prepared it
-        unsafe { own::step(self.unit, p) }
+        unsafe { own::half_step(self.unit, p) }
     }
 }
 

@@ -4,7 +4,7 @@
 //! includes. The order of additions in a row depends on the number of its columns alone.
 
 use super::own::transpose;
-use super::{Rows, STEP};
+use super::{HALF_TILE, Rows, STEP};
 use crate::backend::cpu::simd::LANES;
 use std::arch::x86_64::*;
 
@@ -62,17 +62,27 @@ pub unsafe fn round_rows(from: *const f32, rows: usize, to: *mut u16) {
     }
 }
 
-/// The transpose of rows of [`round_rows`] as a right factor, whose columns are the rows: a tile for
-/// each 16 of them. `rows` is a multiple of 16.
+/// The transpose of rows of [`round_rows`] as a right factor of [`super::HalfStep`], whose columns are
+/// the rows. `rows` is a multiple of 16, and half a tile of zeros follows.
 ///
 /// # Safety
-/// As [`round_rows`].
+/// As [`round_rows`]; `to` has room for half a tile for each 16 rows, and one more.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub unsafe fn rows_as_columns(from: *const u16, rows: usize, to: *mut u16) {
     for i in (0..rows).step_by(LANES) {
-        // SAFETY: by the caller's contract; 16 rows of a step and a tile have one size
-        unsafe { super::own::transpose_pairs(from.add(i * STEP), STEP, to.add(i * STEP)) };
+        let mut v = [_mm512_setzero_si512(); LANES];
+        // SAFETY: by the caller's contract
+        unsafe {
+            for (j, v) in v.iter_mut().enumerate() {
+                *v = _mm512_loadu_si512(from.add((i + j) * STEP).cast());
+            }
+            for (j, v) in transpose(v)[..LANES / 2].iter().enumerate() {
+                _mm512_storeu_si512(to.add(i * LANES + j * STEP).cast(), *v);
+            }
+        }
     }
+    // SAFETY: by the caller's contract
+    unsafe { to.add(rows * LANES).write_bytes(0, HALF_TILE) };
 }
 
 /// Pairs of rows of 16 values, as a right factor whose sum runs over the rows: `[pair][16][2]`.
@@ -129,6 +139,32 @@ pub unsafe fn transpose_scaled(
     }
 }
 
+/// The sums or maxima of the lanes of sixteen vectors, by `of` of two vectors.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn across(v: &[__m512; LANES], of: impl Fn(__m512, __m512) -> __m512) -> __m512 {
+    let doubles = |v| _mm512_castps_pd(v);
+    let mut w = *v;
+    for i in 0..8 {
+        let (a, b) = (v[2 * i], v[2 * i + 1]);
+        w[i] = of(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    for i in 0..4 {
+        let (a, b) = (doubles(w[2 * i]), doubles(w[2 * i + 1]));
+        let halves = [_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b)];
+        w[i] = of(_mm512_castpd_ps(halves[0]), _mm512_castpd_ps(halves[1]));
+    }
+    // four lanes hold a quarter of four rows
+    for count in [2, 1] {
+        for i in 0..count {
+            let (a, b) = (w[2 * i], w[2 * i + 1]);
+            let even = _mm512_shuffle_f32x4::<0x88>(a, b);
+            w[i] = of(even, _mm512_shuffle_f32x4::<0xdd>(a, b));
+        }
+    }
+    w[0]
+}
+
 impl Rows {
     /// The vector number `vector` of a row.
     ///
@@ -140,69 +176,77 @@ impl Rows {
         unsafe { self.values.add(row * self.stride + vector * LANES) }
     }
 
-    /// Not less than the largest value of a row times `factor`, with the opposite sign, in every
-    /// lane. It is a little more, so that no rounding makes its sum with a product positive.
+    /// For each row, not less than its largest value times `factor`, with the opposite sign. It is a
+    /// little more, so that no rounding makes its sum with a product positive.
     ///
     /// # Safety
-    /// The row can be read; the processor has AVX-512.
+    /// The rows can be read; the processor has AVX-512.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    unsafe fn largest(&self, row: usize, factor: f32) -> __m512 {
-        // SAFETY: by the caller's contract
+    unsafe fn largest(&self, factor: f32) -> [f32; LANES] {
+        const MARGIN: f32 = 1.0 / (1 << 22) as f32;
+        // SAFETY: by the caller's contract, and the result is one vector
         unsafe {
-            let mut largest = [_mm512_set1_ps(f32::MIN); 4];
-            for vector in (0..self.vectors).step_by(4) {
-                for (i, largest) in largest.iter_mut().enumerate() {
-                    *largest = _mm512_max_ps(*largest, _mm512_loadu_ps(self.at(row, vector + i)));
+            let mut largest = [_mm512_setzero_ps(); LANES];
+            for (row, largest) in largest.iter_mut().enumerate() {
+                let mut two = [0, 1].map(|i| _mm512_loadu_ps(self.at(row, i)));
+                for vector in (2..self.vectors).step_by(2) {
+                    for (i, two) in two.iter_mut().enumerate() {
+                        *two = _mm512_max_ps(*two, _mm512_loadu_ps(self.at(row, vector + i)));
+                    }
                 }
+                *largest = _mm512_max_ps(two[0], two[1]);
             }
-            let two = [0, 1].map(|i| _mm512_max_ps(largest[i], largest[i + 2]));
-            let largest = _mm512_reduce_max_ps(_mm512_max_ps(two[0], two[1]));
-            let largest = factor * largest;
-            const MARGIN: f32 = 1.0 / (1 << 22) as f32;
-            _mm512_set1_ps(-(largest + MARGIN * largest.abs()))
+            let largest = across(&largest, |a, b| _mm512_max_ps(a, b));
+            let largest = _mm512_mul_ps(largest, _mm512_set1_ps(factor));
+            let margin = _mm512_mul_ps(_mm512_abs_ps(largest), _mm512_set1_ps(MARGIN));
+            let sum = _mm512_add_ps(largest, margin);
+            std::mem::transmute(_mm512_sub_ps(_mm512_setzero_ps(), sum))
         }
     }
 }
 
-/// Weights of a softmax before the division, rounded to a left factor: 2 to the power of the
-/// distance of `factor` times a score from the largest of its row. Writes one over the sum of each
-/// row's weights to `inverse`.
+/// Weights of a softmax of sixteen rows before the division, rounded to a left factor: 2 to the power
+/// of the distance of `factor` times a score from the largest of its row. Writes one over the sum of
+/// each row's weights to `inverse`.
 ///
 /// # Safety
-/// `scores` holds `count` rows, `weights` has room for as many of `row` values (the first ones of
+/// `scores` holds sixteen rows, `weights` has room for as many of `row` values (the first ones of
 /// each are written), `inverse` for a value of each. The processor has a unit for bf16, and nothing
 /// overlaps.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub unsafe fn softmax(
     scores: Rows,
-    count: usize,
     factor: f32,
     (weights, row): (*mut u16, usize),
     inverse: *mut f32,
 ) {
-    for i in 0..count {
-        // SAFETY: by the caller's contract
-        unsafe {
-            let (largest, factor) = (scores.largest(i, factor), _mm512_set1_ps(factor));
-            let mut sums = [_mm512_setzero_ps(); 2];
+    // SAFETY: by the caller's contract
+    unsafe {
+        let (largest, factor) = (scores.largest(factor), _mm512_set1_ps(factor));
+        let mut sums = [_mm512_setzero_ps(); LANES];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let largest = _mm512_set1_ps(largest[i]);
+            let mut two = [_mm512_setzero_ps(); 2];
             for vector in (0..scores.vectors).step_by(2) {
-                let mut pair = sums;
-                for (j, (weight, sum)) in pair.iter_mut().zip(&mut sums).enumerate() {
+                let pair = [0, 1].map(|j| {
                     let score = _mm512_loadu_ps(scores.at(i, vector + j));
-                    *weight = power_of_2(_mm512_fmadd_ps(score, factor, largest));
-                    *sum = _mm512_add_ps(*sum, *weight);
-                }
+                    power_of_2(_mm512_fmadd_ps(score, factor, largest))
+                });
+                two = [0, 1].map(|j| _mm512_add_ps(two[j], pair[j]));
                 let to = weights.add(i * row + vector * LANES);
                 _mm512_storeu_si512(to.cast(), rounded(pair[0], pair[1]));
             }
-            *inverse.add(i) = 1.0 / _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
+            *sum = _mm512_add_ps(two[0], two[1]);
         }
+        let sums = across(&sums, |a, b| _mm512_add_ps(a, b));
+        _mm512_storeu_ps(inverse, _mm512_div_ps(_mm512_set1_ps(1.0), sums));
     }
 }
 
 /// Stores the rounded values of two rows, of two vectors each, as a row of pairs in two tiles of a
-/// right factor, `group` values apart, with columns at [`super::paired_column`]. Returns the two rounded rows.
+/// right factor, `group` values apart, with columns at [`super::paired_column`]. Returns the two
+/// rounded rows.
 ///
 /// # Safety
 /// `to` has room in both tiles; the processor has AVX512-BF16.
@@ -219,28 +263,27 @@ unsafe fn store_pairs(values: [[__m512; 2]; 2], (to, group): (*mut u16, usize)) 
     [first, second]
 }
 
-/// Weights of a softmax as those of [`softmax`], in place of the scores and rounded to pairs of rows
-/// of a right factor, whose sum runs over the rows: a tile for each vector of a row, `group` values
-/// apart, with columns at [`super::paired_column`]. Writes one over the sum of each row's weights to `inverse`, and the mean of
-/// their gradients, weighted by them, to `dots`.
+/// Weights of a softmax of sixteen rows as those of [`softmax`], in place of the scores and rounded to
+/// pairs of rows of a right factor, whose sum runs over the rows: a tile for each vector of a row,
+/// `group` values apart, with columns at [`super::paired_column`]. Writes one over the sum of each
+/// row's weights to `inverse`, and the mean of their gradients, weighted by them, to `dots`.
 ///
 /// # Safety
-/// `scores` and `d_weights` hold `count` rows, an even number up to 32; `pairs` has room for a tile
-/// for each vector, `inverse` and `dots` for a value for each row. The processor has a unit for
-/// bf16, and nothing overlaps.
+/// `scores` and `d_weights` hold sixteen rows; `pairs` has room for a tile for each vector, `inverse`
+/// and `dots` for a value for each row. The processor has a unit for bf16, and nothing overlaps.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub unsafe fn softmax_pairs(
     (scores, d_weights): (Rows, Rows),
-    count: usize,
     factor: f32,
     (pairs, group): (*mut u16, usize),
     (inverse, dots): (*mut f32, *mut f32),
 ) {
-    for i in (0..count).step_by(2) {
-        // SAFETY: by the caller's contract
-        unsafe {
-            let largest = [scores.largest(i, factor), scores.largest(i + 1, factor)];
-            let factor = _mm512_set1_ps(factor);
+    // SAFETY: by the caller's contract
+    unsafe {
+        let (largest, factor) = (scores.largest(factor), _mm512_set1_ps(factor));
+        let (mut sums, mut products) = ([_mm512_setzero_ps(); LANES], [_mm512_setzero_ps(); LANES]);
+        for i in (0..LANES).step_by(2) {
+            let largest = [0, 1].map(|r| _mm512_set1_ps(largest[i + r]));
             let (mut sum, mut dot) = ([_mm512_setzero_ps(); 2], [_mm512_setzero_ps(); 2]);
             for vector in (0..scores.vectors).step_by(2) {
                 let mut weights = [[_mm512_setzero_ps(); 2]; 2];
@@ -257,30 +300,30 @@ pub unsafe fn softmax_pairs(
                 }
                 store_pairs(weights, (pairs.add(vector * group + i * LANES), group));
             }
-            for r in 0..2 {
-                let one_over = 1.0 / _mm512_reduce_add_ps(sum[r]);
-                *inverse.add(i + r) = one_over;
-                *dots.add(i + r) = one_over * _mm512_reduce_add_ps(dot[r]);
-            }
+            sums[i..i + 2].copy_from_slice(&sum);
+            products[i..i + 2].copy_from_slice(&dot);
         }
+        let add = |a, b| _mm512_add_ps(a, b);
+        let one_over = _mm512_div_ps(_mm512_set1_ps(1.0), across(&sums, add));
+        _mm512_storeu_ps(inverse, one_over);
+        _mm512_storeu_ps(dots, _mm512_mul_ps(one_over, across(&products, add)));
     }
 }
 
-/// Gradients of scores times the sum of their row's weights, `weights * (d_weights - dots)`, rounded
-/// twice: to a left factor with `row` values from one row to the next, and to pairs of rows as those
-/// of [`softmax_pairs`].
+/// Gradients of scores of sixteen rows times the sum of their row's weights, `weights * (d_weights -
+/// dots)`, rounded twice: to a left factor with `row` values from one row to the next, and to pairs
+/// of rows as those of [`softmax_pairs`].
 ///
 /// # Safety
 /// As [`softmax_pairs`], after it, and `rows` has room for the rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub unsafe fn score_gradients(
     (weights, d_weights): (Rows, Rows),
-    count: usize,
     dots: *const f32,
     (rows, row): (*mut u16, usize),
     (pairs, group): (*mut u16, usize),
 ) {
-    for i in (0..count).step_by(2) {
+    for i in (0..LANES).step_by(2) {
         // SAFETY: by the caller's contract
         unsafe {
             let dot = [0, 1].map(|r| _mm512_set1_ps(*dots.add(i + r)));

@@ -2,8 +2,9 @@
 //! the tiles. Every function requires a processor with the unit; the conversions require
 //! AVX512-BF16, which every unit includes.
 
+use super::HALF_TILE;
 use super::unit::Kind;
-use super::{Bf16Unit, BlockProduct, STEP, Start, StepProduct, TILE};
+use super::{Bf16Unit, BlockProduct, HalfStep, STEP, Start, TILE};
 use crate::backend::cpu::simd::LANES;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -220,23 +221,23 @@ unsafe fn segment_amx<const M: usize, const N: usize>(
     }
 }
 
-/// Computes the products of one tile of rows and all tiles of columns, with one step between them.
+/// Computes the products of one tile of rows and all tiles of columns, with half a step between them.
 ///
 /// # Safety
-/// As [`super::Session::step`]; [`begin`] was called on this thread.
-pub unsafe fn step(unit: Bf16Unit, p: &StepProduct) {
+/// As [`super::Session::half_step`]; [`begin`] was called on this thread.
+pub unsafe fn half_step(unit: Bf16Unit, p: &HalfStep) {
     // SAFETY: the unit exists only on processors that have it; the rest is the caller's contract
     unsafe {
         match unit.0 {
-            Kind::Amx => step_amx(p),
+            Kind::Amx => half_step_amx(p),
             Kind::Avx512 => {
                 for tile in (0..p.tiles).step_by(2) {
-                    let (a, b) = ([p.a], [p.b.add(tile * TILE)]);
+                    let (a, b) = ([p.a], [p.b.add(tile * HALF_TILE)]);
                     product_avx512::<1, 2>(&BlockProduct {
                         a: &a,
                         a_row: STEP,
                         b: &b,
-                        b_group: TILE,
+                        b_group: HALF_TILE,
                         steps: 1,
                         start: match p.start {
                             Some(row) => Start::Row(row.add(tile * LANES)),
@@ -252,24 +253,25 @@ pub unsafe fn step(unit: Bf16Unit, p: &StepProduct) {
     }
 }
 
-/// [`step`] on tile registers, in one loop over pairs of tiles: tmm4 holds A.
+/// [`half_step`] on tile registers, in one loop over pairs of tiles: tmm4 holds A.
 ///
 /// # Safety
-/// As [`step`], on a processor with AMX.
-unsafe fn step_amx(p: &StepProduct) {
+/// As [`half_step`], on a processor with AMX.
+unsafe fn half_step_amx(p: &HalfStep) {
     /// The loop, with these instructions for the start of two tiles of C.
     macro_rules! tiles {
         ($first:literal, $second:literal, $row:expr) => {
             asm!(
+                "xor {none:e}, {none:e}",
                 "tileloadd tmm4, [{a} + {packed}*1]",
                 "2:", $first, $second,
                 "tileloadd tmm5, [{b} + {packed}*1]",
-                "tileloadd tmm6, [{b} + {packed}*1 + 1024]",
+                "tileloadd tmm6, [{b} + {packed}*1 + 512]",
                 "tdpbf16ps tmm0, tmm4, tmm5",
                 "tdpbf16ps tmm1, tmm4, tmm6",
                 "tilestored [{c} + {c_row}*1], tmm0",
                 "tilestored [{c} + {c_row}*1 + 64], tmm1",
-                "add {b}, 2048", "add {c}, 128", "add {row}, 128",
+                "add {b}, 1024", "add {c}, 128", "add {row}, 128",
                 "dec {left}", "jnz 2b",
                 a = in(reg) p.a,
                 packed = in(reg) ROW_BYTES,
@@ -277,21 +279,21 @@ unsafe fn step_amx(p: &StepProduct) {
                 c = inout(reg) p.c => _,
                 c_row = in(reg) 4 * p.c_row,
                 row = inout(reg) $row => _,
-                none = in(reg) 0,
+                none = out(reg) _,
                 left = inout(reg) p.tiles / 2 => _,
                 options(nostack),
                 out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
             )
         };
     }
-    const { assert!(2 * TILE == 1024 && 4 * LANES == 64) };
+    const { assert!(2 * HALF_TILE == 512 && 4 * LANES == 64) };
     if p.tiles == 0 {
         return;
     }
     // SAFETY: the loop loads and stores the tiles that the caller guarantees, and the row's values
     unsafe {
         match p.start {
-            None => tiles!("tilezero tmm0 /* {none} */", "tilezero tmm1", p.c),
+            None => tiles!("tilezero tmm0", "tilezero tmm1", p.c),
             Some(row) => tiles!(
                 "tileloadd tmm0, [{row} + {none}*1]",
                 "tileloadd tmm1, [{row} + {none}*1 + 64]",

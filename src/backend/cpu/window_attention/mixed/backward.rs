@@ -4,9 +4,9 @@
 
 use super::super::super::arena::SharedPtr;
 use super::super::super::bf16::{
-    Bf16Unit, BlockProduct, Rows, STEP, Session, Start, StepProduct, TILE as BF16_TILE, as_floats,
-    paired_column, round_pairs, round_rows, rows_as_columns, score_gradients, softmax_pairs,
-    transpose_scaled,
+    Bf16Unit, BlockProduct, HALF_TILE, HalfStep, Rows, STEP, Session, Start, TILE as BF16_TILE,
+    as_floats, paired_column, round_pairs, round_rows, rows_as_columns, score_gradients,
+    softmax_pairs, transpose_scaled,
 };
 use super::super::super::elementwise::{Output, Store};
 use super::super::super::simd::{LANES, Simd};
@@ -72,6 +72,7 @@ fn transposed_stride(tiles: usize) -> usize {
 fn sizes(tiles: usize) -> [usize; 21] {
     let keys = tiles * LANES;
     let (values, factor) = (keys * HEAD, as_floats(keys * STEP));
+    let columns = as_floats((tiles + 1) * HALF_TILE);
     let scores = LANES * score_stride(tiles);
     [
         values,
@@ -80,8 +81,8 @@ fn sizes(tiles: usize) -> [usize; 21] {
         factor,
         factor,
         factor,
-        factor,
-        factor,
+        columns,
+        columns,
         as_floats(keys * HEAD),
         scores,
         scores,
@@ -166,7 +167,7 @@ impl Scratch {
                 (self.q_rows, self.k, start, scores),
                 (self.d_rows, self.v, None, d_weights),
             ] {
-                session.step(&StepProduct {
+                session.half_step(&HalfStep {
                     a: a.add(query),
                     b,
                     tiles,
@@ -178,14 +179,12 @@ impl Scratch {
             let (inverse, dots) = (self.inverse.add(first), self.dots.add(first));
             softmax_pairs(
                 (scores, d_weights),
-                LANES,
                 QUERY_FACTOR,
                 (self.weight_pairs.add(at), stride),
                 (inverse, dots),
             );
             score_gradients(
                 (scores, d_weights),
-                LANES,
                 dots,
                 (self.gradient_rows.add(first * row), row),
                 (self.gradient_pairs.add(at), stride),

@@ -1,7 +1,7 @@
 //! The forward pass. Depends on the products of this module.
 
 use super::super::super::bf16::{
-    Bf16Unit, Rows, STEP, Session, StepProduct, as_floats, round_pairs, round_rows,
+    Bf16Unit, HALF_TILE, HalfStep, Rows, STEP, Session, as_floats, round_pairs, round_rows,
     rows_as_columns, softmax,
 };
 use super::super::super::elementwise::{Output, Store};
@@ -40,7 +40,7 @@ fn sizes(tiles: usize) -> [usize; 9] {
         keys * HEAD,
         as_floats(keys * STEP),
         as_floats(keys * STEP),
-        as_floats(keys * STEP),
+        as_floats((tiles + 1) * HALF_TILE),
         as_floats(keys * HEAD),
         LANES * score_stride(tiles),
         as_floats(BLOCK * weight_stride(tiles)),
@@ -133,7 +133,7 @@ impl Forward<'_> {
             self.pack::<S>(window, scratch, head);
             for (block, outputs) in window.inside_pixels().chunks(BLOCK).enumerate() {
                 for first in [0, LANES] {
-                    session.step(&StepProduct {
+                    session.half_step(&HalfStep {
                         a: scratch.q.add((block * BLOCK + first) * STEP),
                         b: scratch.k,
                         tiles,
@@ -144,7 +144,7 @@ impl Forward<'_> {
                     let row = weight_stride(tiles);
                     let weights = (scratch.weights.add(first * row), row);
                     let inverse = scratch.inverse.add(first);
-                    softmax(scores, LANES, QUERY_FACTOR, weights, inverse);
+                    softmax(scores, QUERY_FACTOR, weights, inverse);
                 }
                 multiply_keys(session, (scratch.weights, scratch.v), tiles, scratch.values);
                 for (i, &pixel) in outputs.iter().enumerate() {
