@@ -118,9 +118,17 @@ impl CpuOptions {
             Some(Precision::Bf16) => match Bf16Unit::detect(self.isa) {
                 Some(unit) => Products::Bf16(unit),
                 None => {
-                    let reason = "--precision bf16: the CPU computes in f32, because this \
-                                  processor has neither AMX nor AVX512-BF16 for this program";
-                    return Ok((self.with_products(Products::F32), Some(reason.into())));
+                    let reason = if Bf16Unit::available(self.isa).is_empty() {
+                        "this processor has neither AMX nor AVX512-BF16 for this program".into()
+                    } else {
+                        format!(
+                            "bf16 products are not faster than f32 on this processor \
+                             ({BF16_VARIABLE}=avx512-bf16 uses them all the same)"
+                        )
+                    };
+                    let note =
+                        format!("--precision bf16: the CPU computes in f32, because {reason}");
+                    return Ok((self.with_products(Products::F32), Some(note)));
                 }
             },
             Some(Precision::Fp16) => {

@@ -17,6 +17,10 @@ mod own;
 #[path = "absent.rs"]
 mod own;
 mod peak;
+#[cfg(target_arch = "x86_64")]
+mod softmax;
+#[cfg(not(target_arch = "x86_64"))]
+use own as softmax;
 #[cfg(test)]
 mod tests;
 mod unit;
@@ -25,6 +29,10 @@ mod unit;
 pub(super) use matrix::{Matrix, multiply, packed_columns, packed_rows};
 pub(super) use own::{pair_pixels, round_values, transpose_pixels};
 pub use peak::bf16_peak;
+pub(super) use softmax::{
+    round_pairs, round_rows, rows_as_columns, score_gradients, softmax, softmax_pairs,
+    transpose_scaled,
+};
 pub use unit::{BF16_VARIABLE, Bf16Unit};
 
 use super::simd::LANES;
@@ -33,6 +41,8 @@ use super::simd::LANES;
 pub const STEP: usize = 32;
 /// bf16 values of a tile of B: one step of 16 columns.
 pub const TILE: usize = STEP * LANES;
+/// bf16 values of half a step of 16 columns of B.
+pub const HALF_TILE: usize = TILE / 2;
 /// f32 values of a tile of C.
 pub const SUMS: usize = LANES * LANES;
 
@@ -95,6 +105,43 @@ pub struct BlockProduct<'a> {
     pub c_groups: (usize, usize),
 }
 
+/// One tile of rows times all tiles of columns, with half a step between them, as heads of 16
+/// channels need it. The second half of each row of A is 0, so that the second half of a tile of B
+/// can be anything that is finite: it is the first half of the next one, which saves half of the
+/// cache.
+#[derive(Clone, Copy)]
+pub struct HalfStep {
+    /// 16 rows of A, [`STEP`] values each.
+    pub a: *const u16,
+    /// [`HALF_TILE`] values of B for each 16 columns, and as many zeros after the last ones.
+    pub b: *const u16,
+    /// Tiles of columns, a multiple of 2.
+    pub tiles: usize,
+    /// What every row of C begins with; 0 without it.
+    pub start: Option<*const f32>,
+    /// The sums, with 16 columns after 16 columns.
+    pub c: *mut f32,
+    /// f32 values from one row of C to the next.
+    pub c_row: usize,
+}
+
+/// Rows of f32 values: scores, or gradients of weights.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// The first value of the first row.
+    pub values: *mut f32,
+    /// f32 values from one row to the next.
+    pub stride: usize,
+    /// Vectors of a row, a multiple of 4.
+    pub vectors: usize,
+}
+
+/// The place in a right factor of [`softmax_pairs`] of column `i`: columns of two tiles are
+/// interleaved four by four.
+pub fn paired_column(i: usize) -> usize {
+    i / STEP * STEP + i / 4 % 2 * LANES + i % STEP / 8 * 4 + i % 4
+}
+
 /// A unit that is ready for products on the calling thread; dropping it puts the unit back.
 pub struct Session {
     unit: Bf16Unit,
@@ -130,6 +177,20 @@ impl Session {
                 _ => own::product::<2, 2>(self.unit, p),
             }
         }
+    }
+}
+
+impl Session {
+    /// Computes a product with half a step.
+    ///
+    /// # Safety
+    /// The pointers are valid for the sizes that the fields state, and no other thread uses C.
+    #[inline]
+    pub unsafe fn half_step(&self, p: &HalfStep) {
+        debug_assert!(p.tiles.is_multiple_of(2));
+        // SAFETY: by the caller's contract; a unit exists only on processors that have it, and
+        // `begin` prepared it
+        unsafe { own::half_step(self.unit, p) }
     }
 }
 

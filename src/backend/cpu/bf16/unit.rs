@@ -7,6 +7,7 @@ use crate::support::isa::Isa;
 use crate::support::isa::Set;
 use anyhow::{Result, bail};
 use std::fmt;
+use std::sync::OnceLock;
 
 /// The environment variable that selects a unit other than the best one, for tests and
 /// comparisons: `PARAGON_BF16=avx512-bf16`.
@@ -52,11 +53,24 @@ impl Bf16Unit {
         list
     }
 
-    /// The unit that [`BF16_VARIABLE`] selects if it is available, else the best one; `None` if
-    /// there is none.
+    /// The unit that [`BF16_VARIABLE`] selects if it is available, else the best one if its products
+    /// are faster than f32; `None` if there is none.
     pub fn detect(isa: Isa) -> Option<Bf16Unit> {
         let asked = Bf16Unit::asked(isa).ok().flatten();
-        asked.or_else(|| Bf16Unit::available(isa).first().copied())
+        asked.or_else(|| {
+            let best = Bf16Unit::available(isa).first().copied();
+            best.filter(|unit| unit.beats_f32())
+        })
+    }
+
+    /// Whether products of this unit are faster than those in f32. Tiles are; vectors are measured
+    /// once.
+    fn beats_f32(self) -> bool {
+        static VECTORS: OnceLock<bool> = OnceLock::new();
+        match self.0 {
+            Kind::Amx => true,
+            Kind::Avx512 => *VECTORS.get_or_init(super::own::vectors_beat_f32),
+        }
     }
 
     /// The unit that [`BF16_VARIABLE`] selects; `None` if the variable is not set.
@@ -100,7 +114,7 @@ impl Bf16Unit {
 #[cfg(target_arch = "x86_64")]
 fn has_amx() -> bool {
     const AMX: u32 = 1 << 22 | 1 << 24;
-    static GRANTED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    static GRANTED: OnceLock<bool> = OnceLock::new();
     *GRANTED.get_or_init(|| {
         // leaf 7 exists, since the processor has AVX-512
         let leaf = std::arch::x86_64::__cpuid_count(7, 0);
@@ -111,6 +125,16 @@ fn has_amx() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// On the processors that the program was measured on.
+    #[test]
+    fn vectors_are_not_used_where_they_are_slower_than_f32() {
+        let available = Bf16Unit::available(Isa::available()[0]);
+        if available.contains(&Bf16Unit(Kind::Amx)) {
+            assert!(Bf16Unit(Kind::Amx).beats_f32());
+            assert!(!Bf16Unit(Kind::Avx512).beats_f32());
+        }
+    }
 
     #[test]
     fn units_are_found_by_name_and_need_their_instruction_set() {

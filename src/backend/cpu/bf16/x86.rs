@@ -2,8 +2,9 @@
 //! the tiles. Every function requires a processor with the unit; the conversions require
 //! AVX512-BF16, which every unit includes.
 
+use super::HALF_TILE;
 use super::unit::Kind;
-use super::{Bf16Unit, BlockProduct, STEP, Start, TILE};
+use super::{Bf16Unit, BlockProduct, HalfStep, STEP, Start, TILE};
 use crate::backend::cpu::simd::LANES;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -220,6 +221,127 @@ unsafe fn segment_amx<const M: usize, const N: usize>(
     }
 }
 
+/// Computes the products of one tile of rows and all tiles of columns, with half a step between them.
+///
+/// # Safety
+/// As [`super::Session::half_step`]; [`begin`] was called on this thread.
+pub unsafe fn half_step(unit: Bf16Unit, p: &HalfStep) {
+    // SAFETY: the unit exists only on processors that have it; the rest is the caller's contract
+    unsafe {
+        match unit.0 {
+            Kind::Amx => half_step_amx(p),
+            Kind::Avx512 => {
+                for tile in (0..p.tiles).step_by(2) {
+                    let (a, b) = ([p.a], [p.b.add(tile * HALF_TILE)]);
+                    product_avx512::<1, 2>(&BlockProduct {
+                        a: &a,
+                        a_row: STEP,
+                        b: &b,
+                        b_group: HALF_TILE,
+                        steps: 1,
+                        start: match p.start {
+                            Some(row) => Start::Row(row.add(tile * LANES)),
+                            None => Start::Zero,
+                        },
+                        c: p.c.add(tile * LANES),
+                        c_row: p.c_row,
+                        c_groups: (0, LANES),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// [`half_step`] on tile registers, in one loop over pairs of tiles: tmm4 holds A.
+///
+/// # Safety
+/// As [`half_step`], on a processor with AMX.
+unsafe fn half_step_amx(p: &HalfStep) {
+    /// The loop, with these instructions for the start of two tiles of C.
+    macro_rules! tiles {
+        ($first:literal, $second:literal, $row:expr) => {
+            asm!(
+                "xor {none:e}, {none:e}",
+                "tileloadd tmm4, [{a} + {packed}*1]",
+                "2:", $first, $second,
+                "tileloadd tmm5, [{b} + {packed}*1]",
+                "tileloadd tmm6, [{b} + {packed}*1 + 512]",
+                "tdpbf16ps tmm0, tmm4, tmm5",
+                "tdpbf16ps tmm1, tmm4, tmm6",
+                "tilestored [{c} + {c_row}*1], tmm0",
+                "tilestored [{c} + {c_row}*1 + 64], tmm1",
+                "add {b}, 1024", "add {c}, 128", "add {row}, 128",
+                "dec {left}", "jnz 2b",
+                a = in(reg) p.a,
+                packed = in(reg) ROW_BYTES,
+                b = inout(reg) p.b => _,
+                c = inout(reg) p.c => _,
+                c_row = in(reg) 4 * p.c_row,
+                row = inout(reg) $row => _,
+                none = out(reg) _,
+                left = inout(reg) p.tiles / 2 => _,
+                options(nostack),
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+            )
+        };
+    }
+    const { assert!(2 * HALF_TILE == 512 && 4 * LANES == 64) };
+    if p.tiles == 0 {
+        return;
+    }
+    // SAFETY: the loop loads and stores the tiles that the caller guarantees, and the row's values
+    unsafe {
+        match p.start {
+            None => tiles!("tilezero tmm0", "tilezero tmm1", p.c),
+            Some(row) => tiles!(
+                "tileloadd tmm0, [{row} + {none}*1]",
+                "tileloadd tmm1, [{row} + {none}*1 + 64]",
+                row
+            ),
+        }
+    }
+}
+
+/// Measures whether `vdpbf16ps`, which multiplies 32 pairs of values, is faster than two f32
+/// multiply-adds of 16 by a fifth at least. (It has half their rate on Intel's processors up to
+/// Granite Rapids, and twice their rate on AMD's from Zen 4 on, so that a busy machine does not change
+/// the answer.) Takes about a millisecond.
+pub fn vectors_beat_f32() -> bool {
+    if !is_x86_feature_detected!("avx512bf16") {
+        return false;
+    }
+    let mut best = [f64::INFINITY; 2];
+    for _ in 0..20 {
+        // SAFETY: the processor has the instructions
+        unsafe {
+            best[0] = best[0].min(time_of_chains::<false>());
+            best[1] = best[1].min(time_of_chains::<true>());
+        }
+    }
+    1.2 * best[1] < 2.0 * best[0]
+}
+
+/// Seconds of twelve independent chains of f32 multiply-adds, or of as many bf16 products.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn time_of_chains<const BF16: bool>() -> f64 {
+    let factor = std::hint::black_box(_mm512_set1_ps(1.0));
+    let bits = halves(_mm512_castps_si512(factor));
+    let mut sums = [_mm512_setzero_ps(); 12];
+    let start = std::time::Instant::now();
+    for _ in 0..1000 {
+        for sum in &mut sums {
+            *sum = if BF16 {
+                _mm512_dpbf16_ps(*sum, bits, bits)
+            } else {
+                _mm512_fmadd_ps(factor, factor, *sum)
+            };
+        }
+    }
+    std::hint::black_box(sums);
+    start.elapsed().as_secs_f64()
+}
+
 /// Rows of C that are summed at a time in vectors: with two tiles of columns, 16 of 32 registers.
 const ROWS: usize = 8;
 
@@ -364,7 +486,6 @@ pub unsafe fn transpose_pixels(from: *const u16, stride: usize, to: *mut u16, ro
 /// # Safety
 /// The rows can be read, `to` has room for a tile and overlaps nothing else; the processor has
 /// AVX512-BF16.
-#[cfg_attr(not(test), allow(dead_code))] // for operations on small matrices
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub unsafe fn transpose_pairs(from: *const u16, row: usize, to: *mut u16) {
     // SAFETY: by the caller's contract
@@ -382,7 +503,7 @@ pub unsafe fn transpose_pairs(from: *const u16, row: usize, to: *mut u16) {
 /// The transpose of 16 rows of 16 pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn transpose(mut v: [__m512i; LANES]) -> [__m512i; LANES] {
+pub fn transpose(mut v: [__m512i; LANES]) -> [__m512i; LANES] {
     let mut w = v;
     for i in (0..LANES).step_by(2) {
         w[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);

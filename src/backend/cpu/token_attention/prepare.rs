@@ -1,5 +1,10 @@
 //! Keys and values of the tokens: computes them once per run and stores them in the orders that the
 //! row products read. Depends on tasks and vectors.
+//!
+//! The products of the backward pass read keys and values less their means over the tokens. The
+//! results are the same in exact arithmetic: a constant that is added to the gradients of a softmax's
+//! weights changes no gradient of a score, and these sum to 0. In f32 it matters, because tokens are
+//! alike at the start of a training, and the common part would cancel only after it was rounded.
 
 use super::super::arena::SharedPtr;
 use super::super::simd::{LANES, Simd};
@@ -64,12 +69,17 @@ impl Layout {
         self.values() + self.tokens * self.stride
     }
 
-    /// Keys divided by sqrt(D), `[T][D]`, for the backward pass alone.
-    pub fn keys_by_token(&self) -> usize {
+    /// Tokens less their mean, `[T][F without padding]`, for the backward pass alone.
+    pub fn centred_tokens(&self) -> usize {
         self.forward_floats()
     }
 
-    /// Values `[F][T]`, for the backward pass alone.
+    /// Centred keys divided by sqrt(D), `[T][D]`, for the backward pass alone.
+    pub fn keys_by_token(&self) -> usize {
+        self.centred_tokens() + round_up_to_lanes(self.tokens * self.channels)
+    }
+
+    /// Centred values `[F][T]`, for the backward pass alone.
     pub fn values_by_channel(&self) -> usize {
         self.keys_by_token() + self.tokens * self.query_stride
     }
@@ -137,22 +147,25 @@ impl PrepareTask {
         let layout = &self.layout;
         let (channels, lanes) = (layout.channels, layout.token_lanes);
         let present = t < layout.tokens;
+        let inverse_root = layout.scale();
         // SAFETY: the shared part has the layout's rows, columns and start values of this token,
         // which are the task's, and the parameters have the shapes that `check` saw
         unsafe {
             *self.shared.at(layout.score_start() + t) = if present { 0.0 } else { LOWEST };
             let token = self.tokens.at(t * channels);
+            let centred = self.shared.at(layout.centred_tokens() + t * channels);
             for d in 0..layout.query {
                 let mut key = 0.0;
                 if present {
                     let [weight, bias] = self.key;
                     key = dot::<S>(token, weight.at(d * channels), channels) + *bias.at(d);
-                    key *= layout.scale();
+                    key *= inverse_root;
                 }
                 *self.shared.at(layout.keys_by_channel() + d * lanes + t) = key;
                 if self.backward && present {
                     let row = layout.keys_by_token() + t * layout.query_stride;
-                    *self.shared.at(row + d) = key;
+                    let key = dot::<S>(centred, self.key[0].at(d * channels), channels);
+                    *self.shared.at(row + d) = key * inverse_root;
                 }
             }
             for f in 0..channels {
@@ -163,6 +176,9 @@ impl PrepareTask {
                     *self.shared.at(layout.values() + t * layout.stride + f) = value;
                 }
                 if self.backward {
+                    if present {
+                        value = dot::<S>(centred, self.value[0].at(f * channels), channels);
+                    }
                     *self.shared.at(layout.values_by_channel() + f * lanes + t) = value;
                 }
             }
@@ -197,6 +213,26 @@ impl Task for PrepareTask {
     }
 }
 
+/// Writes the tokens less their mean.
+fn centre(tokens: SharedPtr<f32>, layout: &Layout, shared: SharedPtr<f32>) {
+    let (count, channels) = (layout.tokens, layout.channels);
+    // SAFETY: the tokens are a parameter of this size, the shared part has room for as many values,
+    // and no task runs
+    let (tokens, centred) = unsafe {
+        (
+            tokens.view(0, count * channels),
+            shared.slice(layout.centred_tokens(), count * channels),
+        )
+    };
+    for f in 0..channels {
+        let column = || tokens[f..].iter().step_by(channels);
+        let mean = column().map(|&v| f64::from(v)).sum::<f64>() / count as f64;
+        for (to, &value) in centred[f..].iter_mut().step_by(channels).zip(column()) {
+            *to = (f64::from(value) - mean) as f32;
+        }
+    }
+}
+
 /// Computes keys and values; those for the backward pass as well if `backward` is set.
 pub fn prepare(
     ctx: &Context<'_>,
@@ -214,6 +250,9 @@ pub fn prepare(
         value: op.params.value.map(param),
         backward,
     };
+    if backward {
+        centre(task.tokens, &layout, shared);
+    }
     ctx.parallel(layout.token_lanes.div_ceil(TOKENS), &task);
     Scores {
         layout,

@@ -1,17 +1,20 @@
 //! Attention within windows: one task computes one window of one image, head by head, in the
 //! scratch of its thread. All matrices there are tiles of 16 x 16 values (`tiles`), since a head
 //! has 16 channels; sixteen queries at a time have their scores with all keys in the scratch.
-//! Depends on tasks and vectors. A result does not depend on the position of its window, so tiles
+//! `mixed` has the same on bf16
+//! factors. Depends on tasks and vectors. A result does not depend on the position of its window, so tiles
 //! of an image that begin at multiples of the window have the bits of the whole image.
 
 mod backward;
 mod forward;
+mod mixed;
 mod tiles;
 
 #[cfg(test)]
 mod tests;
 
 use super::arena::SharedPtr;
+use super::bf16::Products;
 use super::elementwise::check_activation;
 use super::operation::{CpuOperation, check_extent};
 use super::simd::{LANES, Simd};
@@ -289,8 +292,18 @@ impl CpuOperation for WindowAttention {
         forward::workspace(self)
     }
 
+    fn workspace_for(&self, products: Products) -> Workspace {
+        match products {
+            Products::F32 => CpuOperation::workspace(self),
+            Products::Bf16(_) => mixed::workspace(self),
+        }
+    }
+
     fn run(&self, ctx: &Context<'_>) {
-        forward::forward(ctx, self);
+        match ctx.products {
+            Products::F32 => forward::forward(ctx, self),
+            Products::Bf16(unit) => mixed::forward(ctx, self, unit),
+        }
     }
 }
 
@@ -303,7 +316,17 @@ impl CpuOperation for WindowAttentionBack {
         backward::workspace(self)
     }
 
+    fn workspace_for(&self, products: Products) -> Workspace {
+        match products {
+            Products::F32 => CpuOperation::workspace(self),
+            Products::Bf16(_) => mixed::workspace_back(self),
+        }
+    }
+
     fn run(&self, ctx: &Context<'_>) {
-        backward::backward(ctx, self);
+        match ctx.products {
+            Products::F32 => backward::backward(ctx, self),
+            Products::Bf16(unit) => mixed::backward(ctx, self, unit),
+        }
     }
 }

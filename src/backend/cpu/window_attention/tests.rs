@@ -12,33 +12,44 @@ use crate::support::isa::Isa;
 
 /// Images to test with.
 #[derive(Clone, Copy, Debug)]
-struct Case {
+pub struct Case {
     /// Images, rows, columns.
-    extent: (usize, usize, usize),
-    heads: usize,
-    window: usize,
-    shift: usize,
+    pub extent: (usize, usize, usize),
+    /// Heads of 16 channels.
+    pub heads: usize,
+    /// Side of a window.
+    pub window: usize,
+    /// Pixels by which windows are shifted.
+    pub shift: usize,
     /// q, k and v are noise times this.
-    size: f32,
+    pub size: f32,
+    /// Applied to all inputs.
+    pub round: fn(&[f32]) -> Vec<f32>,
 }
 
-fn case(extent: (usize, usize, usize), window: usize, shift: usize) -> Case {
+/// One head, q, k and v of moderate size.
+pub fn case(extent: (usize, usize, usize), window: usize, shift: usize) -> Case {
     Case {
         extent,
         heads: 1,
         window,
         shift,
         size: 1.5,
+        round: |values| values.to_vec(),
     }
 }
 
-struct Results<T> {
-    output: Vec<T>,
-    d_qkv: Vec<T>,
+/// What both passes give.
+pub struct Results<T> {
+    /// The output.
+    pub output: Vec<T>,
+    /// The gradient of q, k and v.
+    pub d_qkv: Vec<T>,
 }
 
 impl Case {
-    fn channels(&self) -> usize {
+    /// Channels of the output.
+    pub fn channels(&self) -> usize {
         self.heads * HEAD
     }
 
@@ -57,14 +68,15 @@ impl Case {
     }
 
     /// Also the pixels of the padding have values.
-    fn qkv(&self) -> Vec<f32> {
+    pub fn qkv(&self) -> Vec<f32> {
         let mut values = noise(self.padded().pixels() * 3 * self.channels(), 1);
         values.iter_mut().for_each(|v| *v *= self.size);
-        values
+        (self.round)(&values)
     }
 
-    fn d_output(&self) -> Vec<f32> {
-        noise(self.extent().pixels() * self.channels(), 2)
+    /// The gradient of the output.
+    pub fn d_output(&self) -> Vec<f32> {
+        (self.round)(&noise(self.extent().pixels() * self.channels(), 2))
     }
 
     fn operation(&self, qkv: BufferId, output: BufferId) -> WindowAttention {
@@ -81,7 +93,8 @@ impl Case {
         }
     }
 
-    fn run(&self, options: &CpuOptions) -> Results<f32> {
+    /// Both passes.
+    pub fn run(&self, options: &CpuOptions) -> Results<f32> {
         let mut ops = Operations::new(options);
         let qkv = ops.floats(self.qkv());
         let d_output = ops.floats(self.d_output());
@@ -124,7 +137,7 @@ impl Case {
     }
 
     /// The outputs and gradients of `qkv` in f64.
-    fn expected(&self, qkv: &[f64]) -> Results<f64> {
+    pub fn expected(&self, qkv: &[f64]) -> Results<f64> {
         let c = self.channels();
         let d_output = self.d_output();
         let mut output = vec![f64::NAN; d_output.len()];
@@ -173,7 +186,8 @@ impl Case {
         Results { output, d_qkv }
     }
 
-    fn wide(&self) -> Vec<f64> {
+    /// q, k and v in f64.
+    pub fn wide(&self) -> Vec<f64> {
         self.qkv().into_iter().map(f64::from).collect()
     }
 

@@ -169,7 +169,7 @@ impl Task for Backward<'_> {
                 }
                 let next = loaded as usize;
                 let count = rows_together(w).min(c.extent.h.saturating_sub(next));
-                let ahead = &mut self.ahead(&rings, next, count);
+                let ahead = &mut self.ahead(&rings, (y, rows), (next, count));
                 let begins = y == start;
                 self.add_weight_gradient::<S>(&session, &rings, (y, rows), begins, partial, ahead);
                 self.input_gradient::<S>(&session, &rings, (y, rows), bias.add(c.output_stride));
@@ -226,18 +226,32 @@ impl Backward<'_> {
         }
     }
 
-    /// The next rows of input and gradient, fetched between the products of
+    /// The next rows of input and gradient from `first` on, and rows `y..y + rows` of the input's
+    /// gradient, which are written next; all fetched between the products of
     /// [`Backward::add_weight_gradient`].
     ///
     /// # Safety
     /// The rows are those of the image.
     #[inline(always)]
-    unsafe fn ahead(&self, rings: &Rings, first: usize, count: usize) -> Ahead {
+    unsafe fn ahead(
+        &self,
+        rings: &Rings,
+        (y, rows): (usize, usize),
+        (first, count): (usize, usize),
+    ) -> Ahead {
         let c = self.op;
+        let row = c.extent.w * c.input_stride;
         let pairs = |channels: usize| (channels / LANES).div_ceil(2);
         let calls = c.kernel * c.kernel * pairs(c.input_stride) * pairs(c.output_stride);
         // SAFETY: by the caller's contract
-        unsafe { Ahead::new([&rings.inputs, &rings.gradients], first, count, calls) }
+        unsafe {
+            let written = self.d_input.map_or((std::ptr::null(), 0), |(d, _)| {
+                let first = d.at((rings.inputs.image * c.extent.h + y) * row);
+                (first.cast_const(), rows * row)
+            });
+            let read = [&rings.inputs, &rings.gradients];
+            Ahead::new(&read, (first, count), written, calls)
+        }
     }
 
     /// Adds the gradient of the weights in rows `y..y + rows` to a partial, or begins it.

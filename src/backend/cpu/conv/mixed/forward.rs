@@ -91,8 +91,10 @@ impl Task for Forward<'_> {
                 let next = loaded as usize;
                 let count = rows_together(w).min(h.saturating_sub(next));
                 let calls = rows * (c.output_stride / LANES).div_ceil(2) * pixel_steps(w);
-                let mut ahead = Ahead::new([&inputs, &inputs], next, count, calls);
-                ahead.rows[1].1 = 0;
+                let following = rows_together(w).min(end - y - rows);
+                let written = self.output.at((image * h + y + rows) * row).cast_const();
+                let written = (written, following * row);
+                let mut ahead = Ahead::new(&[&inputs], (next, count), written, calls);
                 let factors = (weights, Start::Row(bias));
                 product.run::<S>(&session, input, factors, &outputs, &mut ahead);
             }

@@ -196,36 +196,39 @@ impl RowProduct {
     }
 }
 
-/// Rows of activations that are rounded after the products that run now. They are fetched from
-/// memory between these products, which leave the memory idle.
+/// Rows of activations that are rounded or written after the products that run now. They are fetched
+/// from memory between these products, which leave the memory idle.
 struct Ahead {
-    /// (next value, cache lines left) of each activation.
-    rows: [(*const f32, usize); 2],
+    /// (next value, cache lines left) of two activations that are read and one that is written: a
+    /// store, too, waits for its line.
+    rows: [(*const f32, usize); 3],
     /// Cache lines that one call fetches.
     lines: usize,
 }
 
 impl Ahead {
-    /// The rows `first..first + count` of two activations, fetched in `calls` calls.
+    /// The rows `first..first + count` of the activations that are read, and `written`, (first value,
+    /// number of values) of the one that is written, fetched in `calls` calls.
     ///
     /// # Safety
     /// The rows are those of the images.
     #[inline(always)]
     unsafe fn new(
-        activations: [&rows::RoundedRows; 2],
-        first: usize,
-        count: usize,
+        activations: &[&rows::RoundedRows],
+        (first, count): (usize, usize),
+        written: (*const f32, usize),
         calls: usize,
     ) -> Ahead {
-        let rows = activations.map(|a| {
+        let mut rows = [(written.0, written.1 / LANES); 3];
+        rows[1..].fill((std::ptr::null(), 0));
+        for (row, a) in rows[1..].iter_mut().zip(activations) {
             let lines = count * a.w * a.c / LANES;
-            if lines == 0 {
-                return (std::ptr::null(), 0);
+            if lines > 0 {
+                // SAFETY: by the caller's contract
+                *row = (unsafe { a.stored(first) }, lines);
             }
-            // SAFETY: by the caller's contract
-            (unsafe { a.stored(first) }, lines)
-        });
-        let most = rows[0].1.max(rows[1].1);
+        }
+        let most = rows.iter().map(|row| row.1).max().unwrap_or(0);
         Ahead {
             rows,
             lines: most.div_ceil(calls.max(1)),
@@ -235,7 +238,7 @@ impl Ahead {
     /// Fetches nothing.
     fn nothing() -> Ahead {
         Ahead {
-            rows: [(std::ptr::null(), 0); 2],
+            rows: [(std::ptr::null(), 0); 3],
             lines: 0,
         }
     }
