@@ -156,11 +156,19 @@ const EXAMPLES: &[Examples] = &[
         &[
             (
                 "paragon train",
-                "Nano on shards/; the same command again resumes",
+                "the published Nano recipe on shards/; the same command again resumes",
             ),
             (
-                "paragon train --preset quick --out runs/quick",
-                "a short run",
+                "paragon train --preset quick --iterations 2000 --name try1",
+                "a short run, in runs/try1",
+            ),
+            (
+                "paragon train --name try1 --iterations 4000",
+                "extends the run of that name",
+            ),
+            (
+                "paragon train --name fine --pretrain runs/try1 --lr 5e-5",
+                "a new run from a trained network",
             ),
             (
                 "paragon train --shards photos --shards drawings --weights 3,1",
@@ -251,7 +259,30 @@ const EXAMPLES: &[Examples] = &[
     ),
     (
         &["report"],
-        &[("paragon report runs/quick", "one HTML page of a run")],
+        &[
+            ("paragon report runs/try1", "writes runs/try1/report.html"),
+            (
+                "paragon report runs/try1 runs/try2",
+                "compares two runs in comparison.html",
+            ),
+        ],
+    ),
+    (
+        &["export"],
+        &[
+            (
+                "paragon export runs/try1 --onnx --precision f32,fp16 --out release",
+                "two ONNX files of the run's best network",
+            ),
+            (
+                "paragon export runs/try1 --safetensors --half --out release",
+                "for chaiNNer and spandrel (Compact, SPAN)",
+            ),
+            (
+                "paragon export runs/try1 --onnx --openmodeldb --author me --license CC-BY-4.0 --out release",
+                "with the entry for OpenModelDB",
+            ),
+        ],
     ),
     (
         &["eval"],

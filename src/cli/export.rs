@@ -25,14 +25,6 @@ use std::path::{Path, PathBuf};
 /// file is compared with this program's own result on a small image before it is written; a file
 /// that differs is refused.
 #[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  paragon export runs/nomos --onnx --precision f32,fp16 --out release
-  paragon export runs/nomos/models/net_g_ema_40000.safetensors --safetensors --half --out release
-  paragon export runs/nomos --onnx --safetensors --openmodeldb --author me --license CC-BY-4.0 \\
-    --tags photo --examples images/lq --out release
-
-docs/export.md says what each file contains and which programs open it.")]
 pub struct Args {
     /// A run's folder, of which the best network is exported, or a network file
     #[arg(value_name = "RUN|MODEL")]

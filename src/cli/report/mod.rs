@@ -26,10 +26,6 @@ const COMPARISON: &str = "comparison.html";
 ///
 /// The page holds everything it shows: it opens without a network and can be sent to somebody.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
-  paragon report runs/try1                         writes runs/try1/report.html
-  paragon report runs/try1 runs/try2               writes comparison.html
-  paragon report runs/* --out compared.html --json the table on stdout as well")]
 pub struct Args {
     /// Folder of the run; several are compared
     #[arg(required = true, value_name = "RUN")]

@@ -33,11 +33,6 @@ const NO_VALIDATION: &str = "none";
 /// same bits as a run that was never interrupted. A larger --iterations extends a run. A command
 /// with another recipe does not go on with an earlier run unless --continue is given.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
-  paragon train --shards ./shards                              the published recipe, in runs/NETWORK_xSCALE
-  paragon train --shards ./shards --preset quick --iterations 2000 --name try1
-  paragon train --shards ./shards --name try1 --iterations 4000   extends the run of that name
-  paragon train --shards ./shards --name fine --pretrain runs/try1/model.safetensors --lr 5e-5")]
 pub struct Args {
     #[command(flatten)]
     layers: Layers,
