@@ -8,7 +8,7 @@ const START: &str = "Start with: paragon demo\n\n\
 Then with photographs of your own:\n  \
   paragon shard Photos --scale 2 --val 2%      cut them into a set of patches\n  \
   paragon train                                train Nano on the set, into runs/\n  \
-  paragon upscale in.png out.png -m runs/paragonsr2_realtime_x2/model.safetensors\n\n\
+  paragon upscale in.png out.png -m runs/paragonsr2_realtime_x2\n\n\
 `paragon COMMAND --help` shows the options and examples of a command.";
 
 /// Examples of the command at a path, and what each does.
@@ -286,21 +286,31 @@ const EXAMPLES: &[Examples] = &[
     ),
     (
         &["eval"],
-        &[(
-            "paragon eval Set5 -m runs/quick/model.safetensors",
-            "PSNR and SSIM beside bicubic",
-        )],
+        &[
+            (
+                "paragon eval Set5 -m runs/try1",
+                "PSNR and SSIM of a run's best network, beside bicubic",
+            ),
+            (
+                "paragon eval shards/val -m runs/try1",
+                "on the held-out pairs of a set",
+            ),
+            (
+                "paragon eval Set5 -m runs/a -m runs/b -m 2x.pth",
+                "side by side, and image by image",
+            ),
+        ],
     ),
     (
         &["upscale"],
         &[
             (
-                "paragon upscale in.png out.png -m runs/quick/model.safetensors",
-                "one image",
+                "paragon upscale in.png out.png -m runs/try1",
+                "one image, by the best network of a run",
             ),
             (
-                "paragon upscale Photos Large -m runs/quick/model.safetensors",
-                "a folder",
+                "paragon upscale Photos Large -m 4x_model.pth --format webp",
+                "a folder and those below it",
             ),
         ],
     ),
@@ -341,7 +351,7 @@ fn text(examples: &[(&str, &str)]) -> String {
     out
 }
 
-/// Gives a command and those below it their examples; a command that has its own keeps them.
+/// Gives a command and those below it their examples.
 pub fn with_examples(command: Command) -> Command {
     EXAMPLES
         .iter()
@@ -352,9 +362,6 @@ pub fn with_examples(command: Command) -> Command {
 
 fn add(command: Command, path: &[&str], text: &str) -> Command {
     match path {
-        [] if command.get_after_help().is_some() || command.get_after_long_help().is_some() => {
-            command
-        }
         [] => command.after_help(text.to_string()),
         [first, rest @ ..] if command.find_subcommand(first).is_some() => {
             command.mut_subcommand(first, |inner| add(inner, rest, text))

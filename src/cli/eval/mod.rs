@@ -36,11 +36,6 @@ use std::path::{Path, PathBuf};
 /// another size than its partner, without a partner) is reported and left out of the means, and the
 /// exit code is 1.
 #[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  paragon eval set5 -m runs/mine                    the best network of a run
-  paragon eval shards/val -m runs/mine              on the held-out pairs of a set
-  paragon eval set5 -m runs/a -m runs/b -m 2x.pth   side by side, and image by image")]
 pub struct Args {
     /// Folder of the images: HR alone (LQ is made by antialiased bicubic; not at scale 1), or with
     /// HR and LQ below it; or a set of shards, as shards/val

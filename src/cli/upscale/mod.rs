@@ -31,10 +31,6 @@ use std::time::Instant;
 /// enlarged by the bicubic filter if the format of the output supports one. Colour profiles are
 /// converted to sRGB. Images that cannot be upscaled are listed and skipped, and the exit code is 1.
 #[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  paragon upscale photo.jpg photo_x2.png -m runs/mine      the best network of a run
-  paragon upscale photos photos_x4 -m 4x_model.pth --format webp")]
 pub struct Args {
     /// An image or a folder
     input: PathBuf,
