@@ -1,16 +1,17 @@
 //! `paragon plan`: the memory of a run, computed from its flags alone. Neither data nor a GPU is
 //! needed.
 
-use super::flags::{LARGEST_BATCH_SEARCHED, MAX_SIDE, count, positive, print, print_json, tell};
+use super::flags::{MAX_SIDE, count, positive, print, print_json, tell};
+use super::plan_max::largest;
 use super::recipe::{KeyFlags, Layers, Machine, Planning, settings_of};
-use super::step_time::{StepOf, StepTime, run_text};
-use anyhow::{Context, Result, bail};
+use super::step_time::RunTime;
+use anyhow::{Result, bail};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
 use paragon::backend::cuda::lower;
 use paragon::config::Settings;
 use paragon::loader::{LoaderBound, STACK_BYTES};
-use paragon::model::{Recompute, Setting};
+use paragon::model::Setting;
 use paragon::plan::{Class, LayerLine, Plan, Precision};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
 use paragon::shard::codec::Decoder;
@@ -27,8 +28,6 @@ use std::path::PathBuf;
 
 /// Scale of a plan without `--scale`.
 const USUAL_SCALE: u64 = 2;
-/// Patch sizes of `--max`.
-const MAX_PATCHES: [usize; 7] = [64, 96, 128, 160, 192, 224, 256];
 /// For the estimate of the index: stored bytes of a pair per byte of its pixels, bytes of a shard,
 /// and bytes of the index for each shard.
 const STORED_SHARE: f64 = 0.4;
@@ -151,59 +150,6 @@ impl Work {
     }
 }
 
-/// With `--time`: how long the run would take on this machine.
-#[derive(Serialize)]
-struct RunTime {
-    iterations: u64,
-    step: StepTime,
-    /// Without validations and checkpoints.
-    run_seconds: f64,
-}
-
-impl RunTime {
-    /// Measures the micro-batches that the plan has chosen.
-    fn measure(config: &TrainConfig, choice: FitChoice, machine: &Machine) -> Result<RunTime> {
-        let step = StepTime::measure(&StepOf {
-            network: &config.network,
-            lq_size: config.lq_size,
-            batch_size: choice.batch_size,
-            losses: config.losses.iter().map(|l| (l.kind, l.weight)).collect(),
-            recompute: choice.recompute,
-            device: machine.device,
-            precision: machine.precision,
-            threads: machine.threads,
-        });
-        let step = step.context("--time measures on this machine, and that is not possible")?;
-        Ok(RunTime {
-            iterations: config.total_iter,
-            run_seconds: config.total_iter as f64 * choice.accum_iter as f64 * step.seconds,
-            step,
-        })
-    }
-
-    fn text(&self) -> String {
-        let each = self.run_seconds / self.iterations as f64;
-        format!(
-            "{} ({:.1} ms an iteration, from {} steps on {}; validations not counted)",
-            run_text(self.iterations, each),
-            1e3 * each,
-            self.step.steps,
-            self.step.device
-        )
-    }
-}
-
-/// One cell of `--max`.
-#[derive(Serialize)]
-struct Largest {
-    lq_size: usize,
-    recompute: Recompute,
-    /// 0 where not even one patch fits.
-    batch_size: usize,
-    /// Even the largest batch that is tried fits the budget.
-    at_least: bool,
-}
-
 impl Args {
     fn place(&self, machine: &Machine) -> Result<DevicePlace> {
         match (machine.device, machine.precision) {
@@ -308,7 +254,7 @@ pub fn run(args: &Args) -> Result<()> {
         );
     }
     if args.max {
-        return largest(args, &fit);
+        return largest(args.json, &fit);
     }
     let (fitted, refused) = match fit.choose() {
         Ok(fitted) => (fitted, None),
@@ -479,83 +425,4 @@ fn occupancy<'a>(config: &TrainConfig, fitted: &Fitted, plan: &'a Plan) -> Occup
         arena_bytes: plan.arena_bytes,
         peak: (peak, plan.ops.get(peak).map_or("", |op| op.label())),
     }
-}
-
-/// `--max`: the table of largest batches.
-fn largest(args: &Args, fit: &Fit<'_>) -> Result<()> {
-    if fit.budget.host.is_none() && fit.budget.device.is_none() {
-        bail!("--max needs something to fill: give --vram (with --device cuda) or --host-memory");
-    }
-    let levels = fit
-        .recompute
-        .map_or(vec![Recompute::Block, Recompute::Full], |level| vec![level]);
-    let mut cells = Vec::new();
-    for lq_size in MAX_PATCHES {
-        for &recompute in &levels {
-            let holds = |batch_size: usize| -> Result<bool> {
-                let config = TrainConfig {
-                    lq_size,
-                    batch_size,
-                    accum_iter: 1,
-                    ..fit.config.clone()
-                };
-                let room = fit.validation.room.bytes;
-                let plan = fit.place.plan(&config, recompute, room)?;
-                let memory = RunMemory::new(
-                    &config,
-                    &fit.place,
-                    &plan,
-                    &(fit.loader)(&config, fit.slots)?,
-                    &fit.validation,
-                );
-                Ok(fit.budget.holds(&memory))
-            };
-            // the largest batch that fits is in low..high
-            let (mut low, mut high) = (0, 1);
-            while high <= LARGEST_BATCH_SEARCHED && holds(high)? {
-                (low, high) = (high, high * 2);
-            }
-            let at_least = low == LARGEST_BATCH_SEARCHED;
-            while !at_least && high - low > 1 {
-                let middle = low + (high - low) / 2;
-                *(if holds(middle)? { &mut low } else { &mut high }) = middle;
-            }
-            cells.push(Largest {
-                lq_size,
-                recompute,
-                batch_size: low,
-                at_least,
-            });
-        }
-    }
-    if args.json {
-        return print_json(&cells);
-    }
-    let net = &fit.config.network;
-    print(format_args!(
-        "{} x{}: largest batch that fits, patches at once",
-        net.arch, net.scale
-    ))?;
-    print(format_args!(
-        "{:>8}{}",
-        "LQ",
-        levels
-            .iter()
-            .map(|l| format!("{:>12}", l.to_string()))
-            .collect::<String>()
-    ))?;
-    for row in cells.chunks(levels.len()) {
-        let cell = |c: &Largest| {
-            format!(
-                "{:>12}",
-                format!("{}{}", c.batch_size, if c.at_least { "+" } else { "" })
-            )
-        };
-        print(format_args!(
-            "{:>8}{}",
-            row[0].lq_size,
-            row.iter().map(cell).collect::<String>()
-        ))?;
-    }
-    Ok(())
 }

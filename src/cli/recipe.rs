@@ -77,11 +77,7 @@ fn flag(key: &'static Key) -> Option<Arg> {
     let arg = Arg::new(key.path).help_heading(key.heading.name());
     match key.flag {
         Flag::None => None,
-        Flag::Off(name) => Some(
-            arg.long(name)
-                .help(format!("Off: {}", key.doc))
-                .action(ArgAction::SetTrue),
-        ),
+        Flag::Off(name) => Some(arg.long(name).help(key.off_help).action(ArgAction::SetTrue)),
         Flag::Takes(name, value) => {
             // the allowed values are listed for choices; other texts describe them already
             let names = if let Kind::Choice(_) = key.kind {

@@ -3,6 +3,7 @@
 
 use super::flags::{print, print_json, tell};
 use super::recipe::content_of;
+use super::shard_dry_run::dry_run;
 use super::train::STOPPED;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -10,18 +11,15 @@ use paragon::config::{ImageFolders, image_folders, parse_size};
 use paragon::dataset::decode::Limits;
 use paragon::dataset::degrade::Filter;
 use paragon::dataset::recipe::{LqFilter, Recipe};
-use paragon::dataset::scan::{IgnoredFiles, LeftOut};
 use paragon::shard::codec::Codec;
-use paragon::shard::estimate::{Estimate, estimate};
 use paragon::shard::manifest::{self, Manifest};
-use paragon::shard::plan::{BuildConfig, DatasetFolder, HeldOut, Plan, Rejected, plan};
+use paragon::shard::plan::{BuildConfig, DatasetFolder, HeldOut, Plan, plan};
+use paragon::shard::size_hint;
 use paragon::shard::writer::{Stopped, build};
-use paragon::shard::{forecast, size_hint};
 use paragon::support::progress::Progress;
 use paragon::support::text::bytes_text;
 use paragon::support::text::one_line;
 use paragon::sys;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// Cut a folder of photographs into a set of LQ/HR patch pairs, stored without loss and ready for
@@ -322,6 +320,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let plan = plan(&config)?;
     if args.dry_run {
+        list(&config, &plan);
         return dry_run(&config, &plan, args.json);
     }
     // a rejected file is named at once, here and while converting: if the run fails later, the
@@ -362,105 +361,6 @@ fn list(config: &BuildConfig, plan: &Plan) {
     for left in plan.left_out.iter().filter(|l| l.may_surprise()) {
         tell(format_args!("note: {left}"));
     }
-}
-
-/// What `--dry-run` prints.
-#[derive(serde::Serialize)]
-struct Foretold<'a> {
-    images: u64,
-    used: u64,
-    rejected: &'a [Rejected],
-    ignored: u64,
-    ignored_endings: &'a IgnoredFiles,
-    left_out: &'a [LeftOut],
-    pairs: u64,
-    scale: u32,
-    lq_size: u32,
-    lq_recipe: &'a str,
-    held_out_images: u64,
-    bytes_in: u64,
-    bytes_raw: u64,
-    estimate: Option<Estimate>,
-    there: String,
-}
-
-fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
-    let told = Foretold {
-        images: plan.images,
-        used: plan.jobs.len() as u64,
-        rejected: &plan.rejected,
-        ignored: plan.ignored.count(),
-        ignored_endings: &plan.ignored,
-        left_out: &plan.left_out,
-        pairs: plan.pairs(),
-        scale: plan.geometry.scale,
-        lq_size: plan.geometry.lq_size,
-        lq_recipe: &plan.manifest.recipe_name,
-        held_out_images: plan.jobs.iter().filter(|j| j.held_out).count() as u64,
-        bytes_in: plan.jobs.iter().map(|j| j.file_bytes).sum(),
-        bytes_raw: plan.raw_bytes(),
-        estimate: estimate(config, plan)?,
-        there: forecast(config, plan),
-    };
-    list(config, plan);
-    if json {
-        return print_json(&told);
-    }
-    let mut out = String::new();
-    writeln!(out, "dry run: nothing is written")?;
-    writeln!(
-        out,
-        "  images     {} found = {} to use + {} rejected",
-        told.images,
-        told.used,
-        told.rejected.len()
-    )?;
-    if told.ignored > 0 {
-        writeln!(out, "             {}", told.ignored_endings)?;
-    }
-    for left in told.left_out {
-        writeln!(out, "             {left}")?;
-    }
-    if told.held_out_images > 0 {
-        writeln!(
-            out,
-            "             {} of these held out",
-            told.held_out_images
-        )?;
-    }
-    writeln!(
-        out,
-        "  patches    {} of LQ {} at scale {}, LQ {}",
-        told.pairs, told.lq_size, told.scale, told.lq_recipe
-    )?;
-    writeln!(
-        out,
-        "  size       {} read, {} of pixels",
-        bytes_text(told.bytes_in),
-        bytes_text(told.bytes_raw)
-    )?;
-    match &told.estimate {
-        Some(e) => {
-            writeln!(
-                out,
-                "  estimate   {} pairs, {} of shards, {:.1} s",
-                e.pairs,
-                bytes_text(e.bytes),
-                e.seconds
-            )?;
-            writeln!(
-                out,
-                "             from {} images converted just now; the disk and duplicates may change it",
-                e.sampled_images
-            )?;
-        }
-        None => writeln!(
-            out,
-            "  estimate   none: no image that was tried can be used"
-        )?,
-    }
-    writeln!(out, "  folder     {}", told.there)?;
-    print(out.trim_end())
 }
 
 #[cfg(test)]

@@ -2,14 +2,15 @@
 //! for `plan --time`, `bench step` and `bench loader`. Depends on the backends.
 
 use super::bench_step::{median, step_timer};
-use anyhow::Result;
+use super::recipe::Machine;
+use anyhow::{Context, Result};
 use paragon::backend::cpu::{CpuBackend, CpuOptions};
 use paragon::backend::cuda::CudaBackend;
 use paragon::backend::{Backend, write_floats};
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
 use paragon::plan::{LossKind, Precision};
 use paragon::support::budget::Budget;
-use paragon::train::{DeviceChoice, OpenedDevice};
+use paragon::train::{DeviceChoice, FitChoice, OpenedDevice, TrainConfig};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,49 @@ impl StepTime {
             seconds: median(times),
             device,
         })
+    }
+}
+
+/// With `--time`: how long the run would take on this machine.
+#[derive(Serialize)]
+pub struct RunTime {
+    iterations: u64,
+    step: StepTime,
+    /// Without validations and checkpoints.
+    run_seconds: f64,
+}
+
+impl RunTime {
+    /// Measures the micro-batches that the plan has chosen.
+    pub fn measure(config: &TrainConfig, choice: FitChoice, machine: &Machine) -> Result<RunTime> {
+        let step = StepTime::measure(&StepOf {
+            network: &config.network,
+            lq_size: config.lq_size,
+            batch_size: choice.batch_size,
+            losses: config.losses.iter().map(|l| (l.kind, l.weight)).collect(),
+            recompute: choice.recompute,
+            device: machine.device,
+            precision: machine.precision,
+            threads: machine.threads,
+        });
+        let step = step.context("--time measures on this machine, and that is not possible")?;
+        Ok(RunTime {
+            iterations: config.total_iter,
+            run_seconds: config.total_iter as f64 * choice.accum_iter as f64 * step.seconds,
+            step,
+        })
+    }
+
+    /// One line.
+    pub fn text(&self) -> String {
+        let each = self.run_seconds / self.iterations as f64;
+        format!(
+            "{} ({:.1} ms an iteration, from {} steps on {}; validations not counted)",
+            run_text(self.iterations, each),
+            1e3 * each,
+            self.step.steps,
+            self.step.device
+        )
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Key {
     pub heading: Heading,
     /// What it does.
     pub doc: &'static str,
+    /// The help of its flag, where the flag turns it off.
+    pub off_help: &'static str,
 }
 
 /// The headings that group flags in the help of `train` and `plan`.
@@ -108,6 +110,7 @@ impl Key {
             flag: Flag::None,
             heading,
             doc: "",
+            off_help: "",
         }
     }
 
@@ -126,8 +129,9 @@ impl Key {
         self
     }
 
-    const fn off_flag(mut self, name: &'static str) -> Key {
+    const fn off_flag(mut self, name: &'static str, help: &'static str) -> Key {
         self.flag = Flag::Off(name);
+        self.off_help = help;
         self
     }
 
@@ -213,7 +217,7 @@ const FIXED: &[Key] = &[
         .doc("Start from the parameters of a safetensors file of ours or of PyTorch's"),
     Key::new(Heading::Network, "path.strict_load_g", Kind::Bool)
         .default("true")
-        .off_flag("lenient")
+        .off_flag("lenient", "Take what fits of --pretrain, and list the rest")
         .doc(
             "Everything of `path.pretrain_network_g` must fit; otherwise what fits is taken \
          and the rest listed",
@@ -259,11 +263,11 @@ const FIXED: &[Key] = &[
     ),
     Key::new(Heading::Recipe, "data.use_hflip", Kind::Bool)
         .default("true")
-        .off_flag("no-hflip")
+        .off_flag("no-hflip", "Turn off random horizontal flips")
         .doc("Random horizontal flips"),
     Key::new(Heading::Recipe, "data.use_rot", Kind::Bool)
         .default("true")
-        .off_flag("no-rot")
+        .off_flag("no-rot", "Turn off random vertical flips and quarter turns")
         .doc("Random vertical flips and quarter turns"),
     Key::new(
         Heading::Machine,
@@ -483,7 +487,7 @@ const FIXED: &[Key] = &[
     Key::new(Heading::Machine, "machine.vram", Kind::Size)
         .unset("what is free")
         .flag("vram", "SIZE")
-        .doc("Most device memory the run may take (11.63GiB), what the driver takes included"),
+        .doc("Most device memory the run may take (12G), what the driver takes included"),
     Key::new(Heading::Machine, "machine.recompute", Kind::Choice(LEVELS))
         .default("auto")
         .flag("recompute", "LEVEL")

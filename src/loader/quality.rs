@@ -67,30 +67,25 @@ pub fn quality(sources: &Sources, config: &LoaderConfig) -> Result<OrderQuality>
     })
 }
 
-/// Least distance, in shares of that of a random order, of an order that mixes well.
-const GOOD: f64 = 0.9;
-/// Least distance of one that mixes fairly.
-const FAIR: f64 = 0.5;
-/// Share of batches with two patches of one image above which more images would help.
-const MANY_REPEATS: f64 = 0.5;
+/// From this distance on, relative to a random order, an order is called good.
+const GOOD_DISTANCE: f64 = 0.8;
+/// From this share on of batches with two patches of one image, the text advises more images.
+const MANY_REPEATS: f64 = 0.2;
 
-/// `good (0.96 of random); 91 % of the batches hold two patches of one image, more images would
-/// help`.
 impl std::fmt::Display for OrderQuality {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let word = match self.distance {
-            d if d >= GOOD => "good",
-            d if d >= FAIR => "fair",
-            _ => "poor",
+        let (distance, share) = (self.distance, 100.0 * self.same_image);
+        let verdict = if distance >= GOOD_DISTANCE {
+            "good"
+        } else {
+            "weak"
         };
-        write!(
-            f,
-            "{word} ({:.2} of random); {:.0} % of the batches hold two patches of one image",
-            self.distance,
-            100.0 * self.same_image
-        )?;
-        if self.same_image > MANY_REPEATS {
-            f.write_str(", more images would help")?;
+        write!(f, "{verdict} ({distance:.2} of random)")?;
+        if self.same_image >= MANY_REPEATS {
+            write!(
+                f,
+                "; {share:.0}% of the batches hold two patches of one image, more images would help"
+            )?;
         }
         Ok(())
     }

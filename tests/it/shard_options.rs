@@ -7,7 +7,7 @@ use paragon::shard::manifest::Manifest;
 use paragon::shard::merge::merge;
 use paragon::shard::plan::{BuildConfig, HeldOut, positions};
 use paragon::shard::reader::{Crop, ShardSet};
-use paragon::shard::{convert_detail, tools};
+use paragon::shard::{convert_detail, images, tools};
 use shard_common::{config, files, make, make_writable, picture, pictures, run};
 use std::collections::BTreeSet;
 use std::fs;
