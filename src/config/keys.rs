@@ -320,7 +320,7 @@ const FIXED: &[Key] = &[
         "train.warmup_iter",
         Kind::Whole(0, u64::MAX),
     )
-    .default("1000")
+    .unset("1/40 of the iterations, at most 1000; a resumed run keeps its own")
     .flag("warmup", "N")
     .doc("Iterations of linear warm-up"),
     Key::new(Heading::Recipe, "train.ema_decay", Kind::Share)
@@ -371,10 +371,7 @@ const FIXED: &[Key] = &[
     .flag("schedule", "NAME")
     .doc("How the learning rate falls"),
     Key::new(Heading::Recipe, "train.scheduler.milestones", Kind::Wholes)
-        .unset(
-            "after 3/4 and 7/8 of the iterations (30000, 35000 of 40000); a resumed run keeps \
-             what it had",
-        )
+        .unset("3/4 and 7/8 of the iterations; a resumed run keeps its own")
         .flag("milestones", "N,N")
         .doc("MultiStepLR: iterations after which the learning rate falls"),
     Key::new(Heading::Recipe, "train.scheduler.gamma", Kind::Positive)
@@ -422,7 +419,7 @@ const FIXED: &[Key] = &[
     )
     .default("100")
     .flag("log-every", "N")
-    .doc("Iterations between log lines"),
+    .doc("Iterations between lines that are printed and written to log.jsonl"),
     Key::new(
         Heading::Output,
         "logger.save_checkpoint_freq",
