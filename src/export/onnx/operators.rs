@@ -5,6 +5,7 @@ use super::convolution::conv;
 use super::format::DataType;
 use super::interpret::{Attributes, Data};
 use anyhow::{Context, Result, bail, ensure};
+use std::borrow::Cow;
 
 /// The inputs of a node; one that is left out is `None`.
 struct Inputs<'a>(&'a [Option<&'a Data>]);
@@ -91,8 +92,8 @@ fn positions(dims: &[usize], from: &[usize], first: usize) -> Vec<usize> {
     out
 }
 
-/// The positions in a tensor of `sides` when it is repeated to `dims`.
-fn repeated(sides: &[usize], dims: &[usize]) -> Result<Vec<usize>> {
+/// The values of a tensor of `sides`, repeated to `dims`.
+fn repeated<'v, T: Copy>(values: &'v [T], sides: &[usize], dims: &[usize]) -> Result<Cow<'v, [T]>> {
     let missing = dims.len() - sides.len();
     let own = strides(sides);
     let from: Vec<usize> = (0..dims.len())
@@ -108,7 +109,11 @@ fn repeated(sides: &[usize], dims: &[usize]) -> Result<Vec<usize>> {
             "{sides:?} does not fit {dims:?}"
         );
     }
-    Ok(positions(dims, &from, 0))
+    if values.len() == dims.iter().product::<usize>() {
+        return Ok(Cow::Borrowed(values));
+    }
+    let places = positions(dims, &from, 0);
+    Ok(places.iter().map(|&at| values[at]).collect())
 }
 
 fn binary(
@@ -123,19 +128,22 @@ fn binary(
         i.checked_sub(missing).map_or(1, |i| data.dims()[i])
     };
     let dims: Vec<usize> = (0..rank).map(|i| side(a, i).max(side(b, i))).collect();
-    let (left, right) = (repeated(a.dims(), &dims)?, repeated(b.dims(), &dims)?);
-    let pairs = left.iter().zip(&right);
     match (a, b) {
-        (Data::Ints { values: a, .. }, Data::Ints { values: b, .. }) => {
-            let values = pairs.map(|(&i, &j)| ints(a[i], b[j]));
+        (Data::Ints { .. }, Data::Ints { .. }) => {
+            let left = repeated(a.ints()?, a.dims(), &dims)?;
+            let right = repeated(b.ints()?, b.dims(), &dims)?;
+            let values = left.iter().zip(right.iter()).map(|(&a, &b)| ints(a, b));
             let values = values.collect::<Option<Vec<i64>>>();
             let values = values.context("integers were not expected, or divided by 0")?;
             Ok(Data::Ints { dims, values })
         }
         _ => {
-            let ((kind, a), (other, b)) = (a.values()?, b.values()?);
+            let ((kind, left), (other, right)) = (a.values()?, b.values()?);
             ensure!(kind == other, "{kind:?} and {other:?} in one node");
-            let values = pairs.map(|(&i, &j)| floats(a[i], b[j])).collect();
+            let left = repeated(left, a.dims(), &dims)?;
+            let right = repeated(right, b.dims(), &dims)?;
+            let pairs = left.iter().zip(right.iter());
+            let values = pairs.map(|(&a, &b)| floats(a, b)).collect();
             Ok(Data::floats(kind, dims, values))
         }
     }
