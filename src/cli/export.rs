@@ -106,7 +106,7 @@ struct Exported {
     path: String,
     /// `onnx` or `safetensors`.
     kind: &'static str,
-    precision: String,
+    precision: Precision,
     /// Version of ONNX's operators.
     #[serde(skip_serializing_if = "Option::is_none")]
     opset: Option<i64>,
@@ -248,7 +248,7 @@ fn write(out: &Path, file: Pending) -> Result<Exported> {
     Ok(Exported {
         path: path.to_string_lossy().into_owned(),
         kind: file.kind,
-        precision: file.precision.to_string(),
+        precision: file.precision,
         opset: (file.kind == "onnx").then(|| opset(file.precision)),
         bytes: file.bytes.len() as u64,
         sha256: sha256(&file.bytes),
@@ -312,14 +312,9 @@ fn report(source: &Source, exported: &[Exported]) -> Result<()> {
         let checked = match file.psnr {
             None => "the same numbers".to_string(),
             Some(psnr) => {
-                let precision = if file.precision == "f32" {
-                    Precision::F32
-                } else {
-                    Precision::Fp16
-                };
                 format!(
                     "{psnr:.1} dB against paragon's result (at least {})",
-                    least_psnr(precision)
+                    least_psnr(file.precision)
                 )
             }
         };

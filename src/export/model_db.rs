@@ -88,19 +88,26 @@ struct Entry {
     input_channels: u32,
     output_channels: u32,
     resources: Vec<Resource>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    training_iterations: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    training_batch_size: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none", rename = "trainingHRSize")]
-    training_hr_size: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none", rename = "trainingOTF")]
-    training_otf: Option<bool>,
+    #[serde(flatten)]
+    facts: Facts,
+    images: Vec<ExamplePair>,
+}
+
+/// What is known about the training, by the names of the entry's fields.
+#[derive(Serialize)]
+struct Facts {
+    #[serde(rename = "trainingIterations", skip_serializing_if = "Option::is_none")]
+    iterations: Option<u64>,
+    #[serde(rename = "trainingBatchSize", skip_serializing_if = "Option::is_none")]
+    batch_size: Option<u64>,
+    #[serde(rename = "trainingHRSize", skip_serializing_if = "Option::is_none")]
+    hr_size: Option<u64>,
+    #[serde(rename = "trainingOTF", skip_serializing_if = "Option::is_none")]
+    on_the_fly: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     dataset: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "datasetSize", skip_serializing_if = "Option::is_none")]
     dataset_size: Option<u64>,
-    images: Vec<ExamplePair>,
 }
 
 /// An entry's text, and what a person still has to do.
@@ -136,49 +143,32 @@ pub fn entry(
     let name = said.name.clone().unwrap_or_else(|| source.name.clone());
     let file = format!("{}.json", id(&name, net.scale)?);
     let mut missing = Vec::new();
+    list_missing(said, &resources, &images, &mut missing);
     let training = source.run.as_deref().and_then(|run| {
         let read = training_of(run, net.scale);
         let problem = |e: &anyhow::Error| format!("the recipe: {e:#}");
         read.inspect_err(|e| missing.push(problem(e))).ok()
     });
+    let facts = Facts::of(source, training.as_ref());
+    missing.extend(facts.missing());
     let (architecture, size) = architecture(net, &mut missing);
-    let blank_text = || BLANK.to_string();
-    let author = match &said.authors[..] {
-        [] => Authors::One(blank_text()),
-        [one] => Authors::One(one.clone()),
-        several => Authors::Several(several.to_vec()),
-    };
-    let tags = match &said.tags[..] {
-        [] => vec![blank_text()],
-        tags => tags.to_vec(),
-    };
-    let config = training.as_ref().map(|t| &t.config);
-    let iterations = source.meta.as_ref().and_then(|meta| meta.iteration);
-    let sets = training.as_ref().map(|t| t.sets.join(", "));
-    let dataset_size = training.as_ref().and_then(|t| t.images);
-    let recipe = config.map(|config| recipe_text(config, iterations));
-    let description = description(said, recipe.as_deref());
-    list_missing(said, &resources, &images, &mut missing);
-    let facts = [
-        (iterations.is_none(), "trainingIterations"),
-        (config.is_none(), "trainingBatchSize, trainingHRSize"),
-        (sets.is_none(), "dataset"),
-        (dataset_size.is_none(), "datasetSize"),
-    ];
-    let facts = facts.iter().filter(|(absent, _)| *absent);
-    let facts: Vec<&str> = facts.map(|(_, name)| *name).collect();
-    if !facts.is_empty() {
-        missing.push(format!(
-            "{} (optional; not in the network file or the run's folder)",
-            facts.join(", ")
-        ));
-    }
+    let recipe = training
+        .as_ref()
+        .map(|t| recipe_text(&t.config, facts.iterations));
+    let blank = || BLANK.to_string();
     let entry = Entry {
         name,
-        author,
+        author: match &said.authors[..] {
+            [] => Authors::One(blank()),
+            [one] => Authors::One(one.clone()),
+            several => Authors::Several(several.to_vec()),
+        },
         license: said.license.clone(),
-        tags,
-        description,
+        tags: match &said.tags[..] {
+            [] => vec![blank()],
+            tags => tags.to_vec(),
+        },
+        description: description(said, recipe.as_deref()),
         date: date_of(&source.file),
         architecture,
         size,
@@ -186,14 +176,7 @@ pub fn entry(
         input_channels: 3,
         output_channels: 3,
         resources,
-        training_iterations: iterations.filter(|&n| n > 0),
-        training_batch_size: config.map(|c| (c.batch_size * c.accum_iter) as u64),
-        training_hr_size: config
-            .map(|c| (c.lq_size * net.scale) as u64)
-            .filter(|&side| side > 0),
-        training_otf: config.map(|_| false),
-        dataset: sets.filter(|text| !text.is_empty()),
-        dataset_size,
+        facts,
         images,
     };
     let json = text_of(&entry)?;
@@ -202,6 +185,41 @@ pub fn entry(
         json,
         missing,
     })
+}
+
+impl Facts {
+    /// What the network file and the run's folder say; `None` for what they do not.
+    fn of(source: &Source, training: Option<&Training>) -> Facts {
+        let config = training.map(|t| &t.config);
+        let hr_size = config.map(|c| (c.lq_size * source.net.scale) as u64);
+        let sets = training.map(|t| t.sets.join(", "));
+        let iterations = source.meta.as_ref().and_then(|meta| meta.iteration);
+        Facts {
+            iterations: iterations.filter(|&n| n > 0),
+            batch_size: config.map(|c| (c.batch_size * c.accum_iter) as u64),
+            hr_size: hr_size.filter(|&side| side > 0),
+            on_the_fly: config.map(|_| false),
+            dataset: sets.filter(|text| !text.is_empty()),
+            dataset_size: training.and_then(|t| t.images),
+        }
+    }
+
+    /// The line about the fields that are not known.
+    fn missing(&self) -> Option<String> {
+        let fields = [
+            (self.iterations.is_none(), "trainingIterations"),
+            (self.batch_size.is_none(), "trainingBatchSize"),
+            (self.hr_size.is_none(), "trainingHRSize"),
+            (self.dataset.is_none(), "dataset"),
+            (self.dataset_size.is_none(), "datasetSize"),
+        ];
+        let absent = fields.iter().filter(|(absent, _)| *absent);
+        let names: Vec<&str> = absent.map(|(_, name)| *name).collect();
+        (!names.is_empty()).then(|| {
+            let names = names.join(", ");
+            format!("{names} (optional; neither the network file nor the run's folder has them)")
+        })
+    }
 }
 
 /// The JSON with four blanks of indent and no newline at the end.

@@ -219,7 +219,7 @@ fn what_cannot_be_exported_is_refused() {
         2,
         &["f32", "bf16"],
     );
-    refused(&[text(&network), "--onnx", "--name", "---"], 1, &["--name"]);
+    refused(&[text(&network), "--onnx", "--name", "..."], 1, &["--name"]);
 
     let mut net = Network::new("compact", 2).unwrap();
     net.set("num_conv", 1).unwrap();

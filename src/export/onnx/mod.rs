@@ -10,6 +10,7 @@ mod emitter;
 mod format;
 mod image;
 mod interpret;
+mod layout;
 mod lower;
 mod operators;
 mod proto;

@@ -4,18 +4,20 @@
 use super::convolution::conv;
 use super::format::DataType;
 use super::interpret::{Attributes, Data};
+use super::layout;
 use anyhow::{Context, Result, bail, ensure};
+use std::borrow::Cow;
 
 /// The inputs of a node; one that is left out is `None`.
-struct Inputs<'a>(&'a [Option<&'a Data>]);
+pub(super) struct Inputs<'a>(pub &'a [Option<&'a Data>]);
 
 impl<'a> Inputs<'a> {
-    fn get(&self, number: usize) -> Result<&'a Data> {
+    pub fn get(&self, number: usize) -> Result<&'a Data> {
         let found = self.0.get(number).copied().flatten();
         found.with_context(|| format!("input {number} is missing"))
     }
 
-    fn floats(&self, number: usize) -> Result<(DataType, &'a [usize], &'a [f32])> {
+    pub fn floats(&self, number: usize) -> Result<(DataType, &'a [usize], &'a [f32])> {
         let data = self.get(number)?;
         let (kind, values) = data.values()?;
         Ok((kind, data.dims(), values))
@@ -58,20 +60,20 @@ pub(super) fn apply(
         "Softmax" => one(softmax(&x, attributes)),
         "ReduceMean" => one(mean(&x)),
         "GlobalAveragePool" => one(average(&x)),
-        "DepthToSpace" => one(depth_to_space(&x, attributes)),
-        "Resize" => one(resize(&x, attributes)),
-        "Shape" => one(shape(&x)),
-        "Reshape" => one(reshape(&x)),
-        "Transpose" => one(transpose(&x, attributes)),
-        "Concat" => one(concat(&x, attributes)),
-        "Split" => split(&x, attributes),
-        "Slice" => one(slice(&x)),
-        "Pad" => one(pad(&x)),
+        "DepthToSpace" => one(layout::depth_to_space(&x, attributes)),
+        "Resize" => one(layout::resize(&x, attributes)),
+        "Shape" => one(layout::shape(&x)),
+        "Reshape" => one(layout::reshape(&x)),
+        "Transpose" => one(layout::transpose(&x, attributes)),
+        "Concat" => one(layout::concat(&x, attributes)),
+        "Split" => layout::split(&x, attributes),
+        "Slice" => one(layout::slice(&x)),
+        "Pad" => one(layout::pad(&x)),
         other => bail!("the interpreter has no operator {other}"),
     }
 }
 
-fn strides(dims: &[usize]) -> Vec<usize> {
+pub(super) fn strides(dims: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; dims.len()];
     for i in (1..dims.len()).rev() {
         strides[i - 1] = strides[i] * dims[i];
@@ -80,7 +82,7 @@ fn strides(dims: &[usize]) -> Vec<usize> {
 }
 
 /// Positions in a tensor with `from` strides, for each place of a tensor with sides `dims`.
-fn positions(dims: &[usize], from: &[usize], first: usize) -> Vec<usize> {
+pub(super) fn positions(dims: &[usize], from: &[usize], first: usize) -> Vec<usize> {
     let mut out = vec![first];
     for (&side, &stride) in dims.iter().zip(from) {
         let places = out.iter();
@@ -91,8 +93,8 @@ fn positions(dims: &[usize], from: &[usize], first: usize) -> Vec<usize> {
     out
 }
 
-/// The positions in a tensor of `sides` when it is repeated to `dims`.
-fn repeated(sides: &[usize], dims: &[usize]) -> Result<Vec<usize>> {
+/// The values of a tensor of `sides`, repeated to `dims`.
+fn repeated<'v, T: Copy>(values: &'v [T], sides: &[usize], dims: &[usize]) -> Result<Cow<'v, [T]>> {
     let missing = dims.len() - sides.len();
     let own = strides(sides);
     let from: Vec<usize> = (0..dims.len())
@@ -108,7 +110,11 @@ fn repeated(sides: &[usize], dims: &[usize]) -> Result<Vec<usize>> {
             "{sides:?} does not fit {dims:?}"
         );
     }
-    Ok(positions(dims, &from, 0))
+    if values.len() == dims.iter().product::<usize>() {
+        return Ok(Cow::Borrowed(values));
+    }
+    let places = positions(dims, &from, 0);
+    Ok(places.iter().map(|&at| values[at]).collect())
 }
 
 fn binary(
@@ -123,19 +129,22 @@ fn binary(
         i.checked_sub(missing).map_or(1, |i| data.dims()[i])
     };
     let dims: Vec<usize> = (0..rank).map(|i| side(a, i).max(side(b, i))).collect();
-    let (left, right) = (repeated(a.dims(), &dims)?, repeated(b.dims(), &dims)?);
-    let pairs = left.iter().zip(&right);
     match (a, b) {
-        (Data::Ints { values: a, .. }, Data::Ints { values: b, .. }) => {
-            let values = pairs.map(|(&i, &j)| ints(a[i], b[j]));
+        (Data::Ints { .. }, Data::Ints { .. }) => {
+            let left = repeated(a.ints()?, a.dims(), &dims)?;
+            let right = repeated(b.ints()?, b.dims(), &dims)?;
+            let values = left.iter().zip(right.iter()).map(|(&a, &b)| ints(a, b));
             let values = values.collect::<Option<Vec<i64>>>();
             let values = values.context("integers were not expected, or divided by 0")?;
             Ok(Data::Ints { dims, values })
         }
         _ => {
-            let ((kind, a), (other, b)) = (a.values()?, b.values()?);
+            let ((kind, left), (other, right)) = (a.values()?, b.values()?);
             ensure!(kind == other, "{kind:?} and {other:?} in one node");
-            let values = pairs.map(|(&i, &j)| floats(a[i], b[j])).collect();
+            let left = repeated(left, a.dims(), &dims)?;
+            let right = repeated(right, b.dims(), &dims)?;
+            let pairs = left.iter().zip(right.iter());
+            let values = pairs.map(|(&a, &b)| floats(a, b)).collect();
             Ok(Data::floats(kind, dims, values))
         }
     }
@@ -240,7 +249,7 @@ fn matrix_product(x: &Inputs) -> Result<Data> {
 }
 
 /// Number of an axis that may count from the end.
-fn axis_of(axis: i64, rank: usize) -> Result<usize> {
+pub(super) fn axis_of(axis: i64, rank: usize) -> Result<usize> {
     let at = if axis < 0 { axis + rank as i64 } else { axis };
     let at = usize::try_from(at).ok().filter(|&at| at < rank);
     at.with_context(|| format!("{rank} sides have no axis {axis}"))
@@ -298,200 +307,6 @@ fn average(x: &Inputs) -> Result<Data> {
         (sum / (h * w) as f64) as f32
     });
     Ok(Data::floats(kind, vec![n, c, 1, 1], means.collect()))
-}
-
-fn depth_to_space(x: &Inputs, attributes: &Attributes) -> Result<Data> {
-    let (kind, dims, values) = x.floats(0)?;
-    let s = attributes.int("blocksize", 1) as usize;
-    let &[n, c, h, w] = dims else {
-        bail!("no images: {dims:?}");
-    };
-    ensure!(
-        attributes.text("mode") == "CRD" && c.is_multiple_of(s * s),
-        "only pixel shuffle is known"
-    );
-    let colours = c / (s * s);
-    // from [n, colours, s, s, h, w] to [n, colours, h, s, w, s]
-    let order = [c * h * w, s * s * h * w, w, s * h * w, 1, h * w];
-    let places = positions(&[n, colours, h, s, w, s], &order, 0);
-    let out = places.iter().map(|&i| values[i]).collect();
-    Ok(Data::floats(kind, vec![n, colours, h * s, w * s], out))
-}
-
-fn resize(x: &Inputs, attributes: &Attributes) -> Result<Data> {
-    let (kind, dims, values) = x.floats(0)?;
-    let (&[n, c, h, w], &[1.0, 1.0, down, right]) = (dims, x.floats(2)?.2) else {
-        bail!("only images are enlarged");
-    };
-    let modes = ["mode", "coordinate_transformation_mode", "nearest_mode"];
-    let modes = modes.map(|name| attributes.text(name));
-    ensure!(
-        modes == ["nearest", "asymmetric", "floor"] && down == right && down.fract() == 0.0,
-        "only nearest neighbour is known"
-    );
-    let s = down as usize;
-    let places = positions(&[n * c, h, s, w, s], &[h * w, w, 0, 1, 0], 0);
-    let out = places.iter().map(|&i| values[i]).collect();
-    Ok(Data::floats(kind, vec![n, c, h * s, w * s], out))
-}
-
-fn shape(x: &Inputs) -> Result<Data> {
-    let dims = x.get(0)?.dims();
-    Ok(Data::Ints {
-        dims: vec![dims.len()],
-        values: dims.iter().map(|&d| d as i64).collect(),
-    })
-}
-
-fn reshape(x: &Inputs) -> Result<Data> {
-    let (kind, dims, values) = x.floats(0)?;
-    let wanted = x.get(1)?.ints()?;
-    let known: usize = wanted
-        .iter()
-        .filter(|&&d| d > 0)
-        .map(|&d| d as usize)
-        .product();
-    let sides: Vec<usize> = wanted
-        .iter()
-        .map(|&d| match d {
-            -1 => values.len() / known.max(1),
-            d => d as usize,
-        })
-        .collect();
-    ensure!(
-        sides.iter().product::<usize>() == values.len(),
-        "{dims:?} cannot become {wanted:?}"
-    );
-    let values = values.to_vec();
-    Ok(Data::Floats {
-        kind,
-        dims: sides,
-        values,
-    })
-}
-
-fn transpose(x: &Inputs, attributes: &Attributes) -> Result<Data> {
-    let (kind, dims, values) = x.floats(0)?;
-    let order = attributes.list("perm")?;
-    ensure!(
-        order.len() == dims.len() && order.iter().all(|&i| i < dims.len()),
-        "{dims:?} cannot be ordered as {order:?}"
-    );
-    let own = strides(dims);
-    let sides: Vec<usize> = order.iter().map(|&i| dims[i]).collect();
-    let from: Vec<usize> = order.iter().map(|&i| own[i]).collect();
-    let places = positions(&sides, &from, 0);
-    let values = places.iter().map(|&i| values[i]).collect();
-    Ok(Data::Floats {
-        kind,
-        dims: sides,
-        values,
-    })
-}
-
-fn concat(x: &Inputs, attributes: &Attributes) -> Result<Data> {
-    let first = x.get(0)?;
-    let axis = axis_of(attributes.int("axis", 0), first.dims().len())?;
-    let mut dims = first.dims().to_vec();
-    let parts = (0..x.0.len()).map(|i| x.get(i));
-    let parts = parts.collect::<Result<Vec<&Data>>>()?;
-    dims[axis] = parts.iter().map(|part| part.dims()[axis]).sum();
-    let before: usize = dims[..axis].iter().product();
-    let each = |part: &Data| part.dims()[axis..].iter().product::<usize>();
-    if let Data::Ints { .. } = first {
-        let lists = parts.iter().map(|part| part.ints());
-        let values = lists.collect::<Result<Vec<_>>>()?.concat();
-        return Ok(Data::Ints { dims, values });
-    }
-    let (kind, _) = first.values()?;
-    let mut values = Vec::with_capacity(dims.iter().product());
-    for i in 0..before {
-        for part in &parts {
-            let (other, from) = part.values()?;
-            ensure!(kind == other, "{kind:?} and {other:?} in one node");
-            values.extend(&from[i * each(part)..][..each(part)]);
-        }
-    }
-    Ok(Data::Floats { kind, dims, values })
-}
-
-/// A part of a tensor: along each axis from `start`, `side` places.
-fn part(x: &Inputs, starts: &[usize], sides: &[usize]) -> Result<Data> {
-    let data = x.get(0)?;
-    let own = strides(data.dims());
-    let first = starts
-        .iter()
-        .zip(&own)
-        .map(|(start, stride)| start * stride);
-    let places = positions(sides, &own, first.sum());
-    let dims = sides.to_vec();
-    Ok(match data {
-        Data::Ints { values, .. } => Data::Ints {
-            dims,
-            values: places.iter().map(|&i| values[i]).collect(),
-        },
-        Data::Floats { kind, values, .. } => Data::Floats {
-            kind: *kind,
-            dims,
-            values: places.iter().map(|&i| values[i]).collect(),
-        },
-    })
-}
-
-fn split(x: &Inputs, attributes: &Attributes) -> Result<Vec<Data>> {
-    let dims = x.get(0)?.dims();
-    let axis = axis_of(attributes.int("axis", 0), dims.len())?;
-    let (mut starts, mut sides) = (vec![0; dims.len()], dims.to_vec());
-    let lengths = x.get(1)?.ints()?.iter();
-    lengths
-        .map(|&length| {
-            sides[axis] = usize::try_from(length)?;
-            ensure!(
-                starts[axis] + sides[axis] <= dims[axis],
-                "a part is too long"
-            );
-            let part = part(x, &starts, &sides)?;
-            starts[axis] += sides[axis];
-            Ok(part)
-        })
-        .collect()
-}
-
-fn slice(x: &Inputs) -> Result<Data> {
-    let dims = x.get(0)?.dims();
-    let lists = [x.get(1)?.ints()?, x.get(2)?.ints()?, x.get(3)?.ints()?];
-    let (mut starts, mut sides) = (vec![0; dims.len()], dims.to_vec());
-    for ((&from, &to), &axis) in lists[0].iter().zip(lists[1]).zip(lists[2]) {
-        let axis = axis_of(axis, dims.len())?;
-        let side = dims[axis] as i64;
-        let place = |at: i64| if at < 0 { at + side } else { at }.clamp(0, side);
-        starts[axis] = place(from) as usize;
-        sides[axis] = (place(to) - place(from)).max(0) as usize;
-    }
-    part(x, &starts, &sides)
-}
-
-/// Zeros around a tensor.
-fn pad(x: &Inputs) -> Result<Data> {
-    let (kind, dims, values) = x.floats(0)?;
-    let pads = x.get(1)?.ints()?;
-    ensure!(pads.len() == 2 * dims.len(), "{dims:?} with pads {pads:?}");
-    let pads = pads.iter().map(|&p| usize::try_from(p));
-    let pads = pads.collect::<Result<Vec<usize>, _>>()?;
-    let (before, after) = pads.split_at(dims.len());
-    let sides: Vec<usize> = (0..dims.len())
-        .map(|i| before[i] + dims[i] + after[i])
-        .collect();
-    let to = strides(&sides);
-    let first: usize = before.iter().zip(&to).map(|(b, stride)| b * stride).sum();
-    let mut out = vec![0.0; sides.iter().product()];
-    let places = positions(dims, &to, first);
-    places.iter().zip(values).for_each(|(&at, &v)| out[at] = v);
-    Ok(Data::Floats {
-        kind,
-        dims: sides,
-        values: out,
-    })
 }
 
 #[cfg(test)]
