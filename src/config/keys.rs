@@ -214,7 +214,7 @@ const FIXED: &[Key] = &[
     Key::new(Heading::Network, "path.pretrain_network_g", Kind::Path)
         .unset("the network's start values")
         .flag("pretrain", "FILE")
-        .doc("Start from the parameters of a safetensors file of ours or of PyTorch's"),
+        .doc("Start from a network: a safetensors file, a PyTorch checkpoint (.pth), or the folder of a run"),
     Key::new(Heading::Network, "path.strict_load_g", Kind::Bool)
         .default("true")
         .off_flag("lenient", "Take what fits of --pretrain, and list the rest")

@@ -333,7 +333,8 @@ impl Error {
             ),
             Error::Unrecognised { tensors } => write!(
                 f,
-                "its tensors ({tensors}) are of no network that paragon knows; it has {}",
+                "its tensors ({tensors}) are of no network that paragon knows ({}); if it is one of these \
+                 with a part missing, --network and --scale show what differs",
                 known().join(", ")
             ),
             Error::OtherFormat {

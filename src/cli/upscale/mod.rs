@@ -3,6 +3,7 @@
 //! is started, a bad image does not stop the others, and every image left out is reported.
 
 mod jobs;
+mod summary;
 
 pub use jobs::file_of;
 
@@ -18,11 +19,11 @@ use paragon::support::budget::{Budget, PROGRAM_BYTES};
 use paragon::support::failure::system_cause;
 use paragon::support::files::{create_folder, write_output};
 use paragon::support::progress::Progress;
-use paragon::support::text::bytes_text;
 use serde::Serialize;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use summary::{conclude, json};
 
 /// Upscale an image, or every image of a folder and of the folders below it.
 ///
@@ -457,93 +458,4 @@ fn with_advice(error: anyhow::Error) -> anyhow::Error {
         _ => return error,
     };
     anyhow!("{error:#}; {advice}")
-}
-
-fn json(
-    args: &Args,
-    upscaler: &Upscaler,
-    outcome: &Outcome,
-    left_out: &[String],
-    memory: u64,
-    budget: &Budget,
-) -> Result<serde_json::Value> {
-    let failed: Vec<_> = outcome
-        .failed
-        .iter()
-        .map(|f| serde_json::json!({ "input": f.input.to_string_lossy(), "reason": f.reason }))
-        .collect();
-    let value = serde_json::json!({
-        "model": args.model.to_string_lossy(),
-        "scale": upscaler.scale(),
-        "pictures": outcome.done,
-        "failed": failed,
-        "left_out": left_out,
-        "not_tried": outcome.stopped.as_ref().map_or(0, |(_, count)| *count),
-        "memory_planned": memory,
-        "memory_limit": budget.limit,
-    });
-    Ok(value)
-}
-
-/// How many failed images the last message names; a line of its own has reported each before.
-const NAMED: usize = 10;
-
-/// Prints the last line, with the memory that was computed and the time since the command began;
-/// returns the error that ends the command.
-fn conclude(
-    args: &Args,
-    is_folder: bool,
-    outcome: Outcome,
-    total: usize,
-    (memory, started): (u64, Instant),
-) -> Result<()> {
-    let Outcome {
-        done,
-        failed,
-        stopped,
-    } = outcome;
-    let seconds = started.elapsed().as_secs_f64();
-    let memory = bytes_text(memory);
-    if let Some((error, left)) = stopped {
-        return Err(error.context(format!(
-            "stopped after {} of {total} images, {left} were not tried",
-            done.len()
-        )));
-    }
-    if !is_folder {
-        done.iter().for_each(|d| {
-            tell(format_args!(
-                "{}x{} pixels, {seconds:.1} s, to {} ({memory} of memory at most)",
-                d.width, d.height, d.output
-            ))
-        });
-        return Ok(());
-    }
-    let skipped = match failed.len() {
-        0 => String::new(),
-        count => format!("; {count} skipped"),
-    };
-    tell(format_args!(
-        "{} image{}, {seconds:.1} s, to {} ({memory} of memory at most){skipped}",
-        done.len(),
-        if done.len() == 1 { "" } else { "s" },
-        args.output.display()
-    ));
-    let names: Vec<String> = failed
-        .iter()
-        .take(NAMED)
-        .map(|f| f.input.display().to_string())
-        .collect();
-    let more = if failed.len() > NAMED {
-        format!(" and {} more", failed.len() - NAMED)
-    } else {
-        String::new()
-    };
-    ensure!(
-        failed.is_empty(),
-        "{} of {total} images could not be upscaled: {}{more}",
-        failed.len(),
-        names.join(", "),
-    );
-    Ok(())
 }

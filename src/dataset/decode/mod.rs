@@ -5,6 +5,7 @@
 //! then returned as such: [`failure::system_cause`] finds it.
 
 mod bits;
+mod deep;
 mod entropy;
 mod head;
 mod huffman;
@@ -15,6 +16,8 @@ mod source;
 mod tiff;
 
 pub use super::note::Note;
+pub(super) use deep::decode_deep;
+use deep::{Keep, Kept, deep_image, is_deep};
 pub(super) use head::Metadata;
 pub use limits::Limits;
 pub(super) use limits::check_size;
@@ -27,8 +30,8 @@ use crate::support::failure;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::metadata::Orientation;
 use image::{
-    ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageBuffer, ImageDecoder, ImageFormat,
-    ImageReader, RgbImage,
+    ColorType, DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageFormat, ImageReader,
+    RgbImage,
 };
 use source::{FailureRecorder, ReplacedStart, copy_of};
 use std::cell::Cell;
@@ -83,36 +86,6 @@ pub fn decode_with_alpha(path: &Path, limits: &Limits) -> Result<(Decoded, Optio
     probe(path, limits)?; // before the file is read into memory
     let decoded = decode_bytes(path, &load(path, limits)?, limits, Keep::Alpha)?;
     Ok((decoded.plain, decoded.alpha))
-}
-
-/// Decodes a file with 16 bits per channel to upright sRGB of 16 bits, with its alpha channel if it
-/// has one. The notes are those of [`decode`], with the one on rounding.
-///
-/// # Errors
-/// Those of [`decode`]; the file has 8 bits.
-pub(super) fn decode_deep(path: &Path, limits: &Limits) -> Result<(DynamicImage, Vec<Note>)> {
-    probe(path, limits)?; // before the file is read into memory
-    let decoded = decode_bytes(path, &load(path, limits)?, limits, Keep::Deep)?;
-    let deep = decoded.deep;
-    let deep = deep.with_context(|| format!("{} has 8 bits per channel", path.display()))?;
-    Ok((deep, decoded.plain.notes))
-}
-
-/// What is kept besides 8-bit colours.
-#[derive(Clone, Copy, PartialEq)]
-enum Keep {
-    Nothing,
-    Alpha,
-    /// 16 bits per channel, alpha included.
-    Deep,
-}
-
-/// A decoded image, with what was to be kept.
-struct Kept {
-    plain: Decoded,
-    alpha: Option<GrayImage>,
-    /// Upright, RGB or RGBA.
-    deep: Option<DynamicImage>,
 }
 
 /// Reads the bytes of an image file, for [`decode_loaded`].
@@ -396,35 +369,6 @@ fn header(
         alpha: decoder.color_type().has_alpha(),
         deep: is_deep(decoder.color_type()),
     })
-}
-
-fn is_deep(colour: ColorType) -> bool {
-    use ColorType::{L16, La16, Rgb16, Rgba16};
-    matches!(colour, L16 | La16 | Rgb16 | Rgba16)
-}
-
-/// Upright RGB or RGBA of 16 bits from samples as they are in a file of (width, height) pixels.
-fn deep_image(
-    data: &[u16],
-    channels: usize,
-    (width, height): (u32, u32),
-    head: &Metadata,
-) -> Result<DynamicImage> {
-    let rgb = colour::to_deep_srgb(data.to_vec(), channels, &head.colours)?;
-    let image = if channels.is_multiple_of(2) {
-        let alpha = data.iter().skip(channels - 1).step_by(channels);
-        let (rgb, _) = rgb.as_chunks::<3>();
-        let pixels = rgb.iter().zip(alpha);
-        let all = pixels
-            .flat_map(|(&[r, g, b], &alpha)| [r, g, b, alpha])
-            .collect();
-        ImageBuffer::from_raw(width, height, all).map(DynamicImage::ImageRgba16)
-    } else {
-        ImageBuffer::from_raw(width, height, rgb).map(DynamicImage::ImageRgb16)
-    };
-    let mut image = image.context("the decoded image has a wrong length")?;
-    image.apply_orientation(head.orientation);
-    Ok(image)
 }
 
 /// Decodes the pixels and converts them to upright 8-bit sRGB, and keeps what `keep` says.

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod ring_tests;
 mod rows;
+mod spans;
 #[cfg(test)]
 mod tests;
 mod tiles;

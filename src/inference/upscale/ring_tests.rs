@@ -2,8 +2,9 @@
 //! values are equal only if they depend on the same pixels in the same way.
 
 use super::rows::UpscaledRows;
+use super::spans::{spans, tile_side};
 use super::tests::{Rows, noise};
-use super::tiles::{Tiler, least_tile, spans, tile_plan, tile_side};
+use super::tiles::{Tiler, least_tile, tile_plan};
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, BatchView, Scalars, StepMetrics};
 use crate::dataset::degrade::Resampler;

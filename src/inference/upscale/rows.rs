@@ -2,7 +2,8 @@
 //! Depends on the tiles and on the dataset's resampling. An image whose first rows depend on its
 //! last ones is read twice.
 
-use super::tiles::{RowPieces, Span, TileGrid, Tiler, try_resize};
+use super::spans::Span;
+use super::tiles::{RowPieces, TileGrid, Tiler, try_resize};
 use crate::backend::Backend;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::rows::{PixelRows, RereadRows};

@@ -1,4 +1,5 @@
-use super::tiles::{spans, tile_side, to_u8};
+use super::spans::{spans, tile_side};
+use super::tiles::to_u8;
 use super::*;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::rows::{PixelRows, RereadRows};

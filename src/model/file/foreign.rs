@@ -149,14 +149,14 @@ pub(super) fn check(tensors: &Tensors, unknown: bool) -> Result<(), Error> {
             looks_like: (*name).to_string(),
         });
     }
-    if let Some(tensor) = tensors.get("body.0.weight") {
-        // Compact with other images than RGB: `recognise` refuses it
-        if let (&[_, channels, 3, 3], true) = (tensor.shape(), has("body.2.weight")) {
-            if channels != 3 {
-                let text = format!("Compact for images of {channels} channels, not 3 (RGB)");
-                return Err(Error::OtherNetwork { looks_like: text });
-            }
-        }
+    // Compact for other images than RGB, which its `recognise` refuses
+    let first = tensors.get("body.0.weight").map(|tensor| tensor.shape());
+    if let (Some(&[_, channels, 3, 3]), true) = (first, has("body.2.weight"))
+        && channels != 3
+    {
+        return Err(Error::OtherNetwork {
+            looks_like: format!("Compact for images of {channels} channels, not 3 (RGB)"),
+        });
     }
     if !unknown {
         return Ok(());

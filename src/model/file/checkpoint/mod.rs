@@ -3,6 +3,7 @@
 //! run, that tensors are views of the file's own bytes, so that the memory besides them is bounded
 //! by [`pickle::MAX_PICKLE`], and that everything else is refused with the reason.
 
+mod globals;
 mod legacy;
 mod pickle;
 mod state_dict;

@@ -3,9 +3,9 @@
 //! nothing. Values are kept in one list and refer to each other by number, so that no nesting
 //! makes it recurse, and values that refer to themselves do no harm.
 
+use super::globals::{Name, allowed};
 use super::{damaged, unusual};
 use crate::model::Error;
-use crate::support::text::brief;
 use safetensors::Dtype;
 use std::collections::HashMap;
 
@@ -17,15 +17,6 @@ const MAX_VALUES: usize = 1 << 20;
 
 /// Number of a value in the machine's list.
 pub(super) type Id = u32;
-
-/// A name that a pickle may ask for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Name {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Storage(Dtype),
-}
 
 /// The bytes that tensors are views of.
 #[derive(Clone, Copy, Debug)]
@@ -89,37 +80,6 @@ pub(super) struct Machine<'a> {
     root: Id,
     /// Bytes of the pickle.
     pub end: usize,
-}
-
-/// The storage types of PyTorch by name.
-const STORAGES: [(&str, Dtype); 10] = [
-    ("FloatStorage", Dtype::F32),
-    ("HalfStorage", Dtype::F16),
-    ("BFloat16Storage", Dtype::BF16),
-    ("DoubleStorage", Dtype::F64),
-    ("LongStorage", Dtype::I64),
-    ("IntStorage", Dtype::I32),
-    ("ShortStorage", Dtype::I16),
-    ("CharStorage", Dtype::I8),
-    ("ByteStorage", Dtype::U8),
-    ("BoolStorage", Dtype::BOOL),
-];
-
-/// The name that a pickle asks for, if it may.
-fn allowed(module: &str, name: &str) -> Result<Name, Error> {
-    let storage = || STORAGES.iter().find(|(storage, _)| *storage == name);
-    match (module, name) {
-        ("collections", "OrderedDict") => Ok(Name::OrderedDict),
-        ("torch._utils", "_rebuild_tensor_v2") => Ok(Name::RebuildTensor),
-        ("torch._utils", "_rebuild_parameter") => Ok(Name::RebuildParameter),
-        ("torch", _) if storage().is_some() => {
-            let dtype = storage().map_or(Dtype::F32, |(_, dtype)| *dtype);
-            Ok(Name::Storage(dtype))
-        }
-        _ => Err(Error::ForbiddenName {
-            name: brief(format!("{module}.{name}")),
-        }),
-    }
 }
 
 fn short() -> Error {

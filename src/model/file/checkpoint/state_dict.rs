@@ -1,7 +1,7 @@
 //! Finds the network among the dictionaries of a checkpoint, and makes its tensors views of the
 //! storages. Depends on the pickle reader.
 
-use super::pickle::{Id, Machine, Storage, Value};
+use super::pickle::{Id, Machine, Storage, TensorRecord, Value};
 use super::{Checkpoint, damaged};
 use crate::model::Error;
 use crate::model::file::container::MAX_TENSORS;
@@ -68,6 +68,45 @@ fn holds_tensors(machine: &Machine, value: &Value, depth: usize) -> bool {
     })
 }
 
+/// The dictionary of a network in a checkpoint.
+struct Found<'a, 'm> {
+    entries: Entries<'a, 'm>,
+    /// Keys that lead to it.
+    path: Vec<&'a str>,
+    /// Other entries of the checkpoint that hold a network.
+    beside: Vec<&'a str>,
+}
+
+/// Finds the network's dictionary.
+fn find<'a, 'm>(machine: &'m Machine<'a>) -> Result<Found<'a, 'm>, Error> {
+    let mut value = machine.root();
+    let (mut path, mut beside) = (Vec::new(), Vec::new());
+    loop {
+        let Value::Dict(dict) = value else {
+            return Err(no_network(&[]));
+        };
+        let entries = entries(machine, dict);
+        // a key that is set twice has its last value
+        let named = |name: &'static str| {
+            let entry = entries.iter().rev().find(|(key, _)| *key == name);
+            entry.filter(|(_, value)| holds_tensors(machine, value, 1))
+        };
+        let holders: Entries = ENTRIES.into_iter().filter_map(named).copied().collect();
+        let Some(&(key, inner)) = holders.first().filter(|_| path.len() < DEPTH) else {
+            return Ok(Found {
+                entries,
+                path,
+                beside,
+            });
+        };
+        if path.is_empty() {
+            beside = holders.iter().skip(1).map(|(key, _)| *key).collect();
+        }
+        path.push(key);
+        value = inner;
+    }
+}
+
 /// The tensors of the network in a checkpoint. `read` returns the bytes of a storage.
 ///
 /// # Errors
@@ -76,40 +115,14 @@ pub(super) fn network<'a>(
     machine: &Machine<'a>,
     read: &mut dyn FnMut(&Storage<'a>) -> Result<&'a [u8], Error>,
 ) -> Result<Checkpoint<'a>, Error> {
-    let mut value = machine.root();
-    let mut path: Vec<String> = Vec::new();
-    let mut beside: Vec<&str> = Vec::new();
-    let found = loop {
-        let Value::Dict(dict) = value else {
-            return Err(no_network(&[]));
-        };
-        let found = entries(machine, dict);
-        // a key that is set twice has its last value
-        let named = |name: &'static str| {
-            let entry = found.iter().rev().find(|(key, _)| *key == name);
-            entry.filter(|(_, value)| holds_tensors(machine, value, 1))
-        };
-        let holders: Entries = ENTRIES.into_iter().filter_map(named).copied().collect();
-        let preferred = holders.first();
-        match preferred {
-            Some(&(key, inner)) if path.len() < DEPTH => {
-                if path.is_empty() {
-                    let networks = holders.iter().map(|(key, _)| *key);
-                    beside = networks.filter(|other| *other != key).collect();
-                }
-                path.push(key.to_string());
-                value = inner;
-            }
-            _ => break found,
-        }
-    };
-    let tensors = found.iter().filter_map(|(key, value)| match value {
+    let found = find(machine)?;
+    let tensors = found.entries.iter().filter_map(|(key, value)| match value {
         Value::Tensor(tensor) => Some((*key, tensor)),
         _ => None,
     });
     let count = tensors.clone().count();
     if count == 0 {
-        let names: Vec<&str> = found.iter().map(|(key, _)| *key).collect();
+        let names: Vec<&str> = found.entries.iter().map(|(key, _)| *key).collect();
         return Err(no_network(&names));
     }
     if count > MAX_TENSORS {
@@ -119,38 +132,44 @@ pub(super) fn network<'a>(
     }
     let mut views = Vec::with_capacity(count);
     for (key, tensor) in tensors {
-        let Value::Storage(storage) = machine.value(tensor.storage) else {
-            return Err(damaged("a tensor has no storage"));
-        };
-        let data = read(storage)?;
-        let sizes = [tensor.shape, tensor.strides].map(|id| machine.sizes(id).unwrap_or_default());
-        let [shape, strides] = &sizes;
-        let view = FileTensor::strided(storage.dtype, (shape, strides), tensor.offset, data);
-        let view = view.ok_or_else(|| {
-            damaged(format!(
-                "{} reaches beyond its storage of {} elements (shape {:?}, strides {:?}, offset {})",
-                brief(key),
-                storage.count,
-                shape,
-                strides,
-                tensor.offset
-            ))
-        })?;
-        views.push((key.to_string(), view));
+        views.push((key.to_string(), view(machine, key, tensor, read)?));
     }
     Ok(Checkpoint {
         tensors: views,
-        taken: taken(&path, &beside),
+        taken: taken(&found.path, &found.beside),
+    })
+}
+
+/// A tensor as a view of its storage.
+fn view<'a>(
+    machine: &Machine<'a>,
+    key: &str,
+    tensor: &TensorRecord,
+    read: &mut dyn FnMut(&Storage<'a>) -> Result<&'a [u8], Error>,
+) -> Result<FileTensor<'a>, Error> {
+    let Value::Storage(storage) = machine.value(tensor.storage) else {
+        return Err(damaged("a tensor has no storage"));
+    };
+    let sizes = [tensor.shape, tensor.strides].map(|id| machine.sizes(id).unwrap_or_default());
+    let [shape, strides] = &sizes;
+    let data = read(storage)?;
+    let view = FileTensor::strided(storage.dtype, (shape, strides), tensor.offset, data);
+    view.ok_or_else(|| {
+        damaged(format!(
+            "{} reaches beyond its storage of {} elements (shape {shape:?}, strides {strides:?}, offset {})",
+            brief(key),
+            storage.count,
+            tensor.offset
+        ))
     })
 }
 
 /// Where the network was found, for a note.
-fn taken(path: &[String], beside: &[&str]) -> Option<String> {
-    let (last, _) = path.split_last()?;
-    let name = match path.len() {
-        1 => last.clone(),
-        _ => path.join("."),
-    };
+fn taken(path: &[&str], beside: &[&str]) -> Option<String> {
+    if path.is_empty() {
+        return None;
+    }
+    let name = path.join(".");
     Some(match beside {
         [] => name,
         [one] => format!("{name} ({one} is there too)"),

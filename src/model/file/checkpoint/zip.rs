@@ -120,7 +120,7 @@ fn widen(extra: &[u8], fields: [&mut u64; 3]) -> Option<()> {
 
 /// Reads one entry of the directory at `at`; returns its name, the entry, where its header is, and
 /// where the next entry of the directory begins.
-fn entry<'a>(bytes: &'a [u8], at: usize, end: usize) -> Option<(&'a [u8], Entry, usize, usize)> {
+fn entry(bytes: &[u8], at: usize, end: usize) -> Option<(&[u8], Entry, usize, usize)> {
     let header = bytes.get(at..end)?;
     if !header.starts_with(b"PK\x01\x02") {
         return None;
