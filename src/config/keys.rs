@@ -467,7 +467,8 @@ const FIXED: &[Key] = &[
     .doc(
         "Type of activations: auto is f32 on the CPU, bf16 on CUDA, and fp16 (with dynamic \
          loss scaling) on cards before sm_80. On the CPU, bf16 is the type of the products of \
-         dense convolutions (AMX or AVX512-BF16), and fp16 is refused",
+         dense convolutions and window attention (AMX, or AVX512-BF16 where it is faster than \
+         f32), and fp16 is refused",
     ),
     Key::new(
         Heading::Machine,

@@ -5,7 +5,7 @@ use crate::cli_common;
 
 use cli_common::run;
 use paragon::backend::cpu::{Bf16Unit, CpuBackend, CpuOptions, Isa, Products};
-use paragon::backend::{Backend, Scalars, write_floats};
+use paragon::backend::{Backend, Scalars, read_floats, write_floats};
 use paragon::model::{InferenceSpec, Network, Setting, StepSpec, inference_plan, training_plan};
 use paragon::plan::{LossKind, Precision};
 use paragon::support::rng::mix;
@@ -105,6 +105,63 @@ fn a_network_learns_as_in_f32() {
             (loss / expected - 1.0).abs() < 2e-2,
             "{unit}: loss {loss}, in f32 {expected}"
         );
+    }
+}
+
+/// The gradients of Photo's parameters after one step, with LayerScale large enough for its blocks to
+/// matter.
+fn gradients_of_photo(options: CpuOptions) -> (Network, Vec<f32>) {
+    let mut net = Network::new("photo", 2).unwrap();
+    net.set("layer_scale", Setting::Number(0.5)).unwrap();
+    let plan = training_plan(&net, &spec(), &options).unwrap();
+    let ports = plan.ports;
+    let mut backend = CpuBackend::new(plan, options).unwrap();
+    let start = net.params().start_values(1);
+    write_floats(&mut backend, ports.parameters.unwrap(), &start).unwrap();
+    let target = target();
+    write_floats(&mut backend, ports.input.unwrap(), &input(&target)).unwrap();
+    write_floats(&mut backend, ports.target.unwrap(), &target).unwrap();
+    let scalars = Scalars {
+        lr: 1e-3,
+        step: 1,
+        clip: f64::INFINITY,
+        ema_decay: 0.9,
+        micro_scale: 1.0,
+        loss_scale: 1.0,
+        accumulate: false,
+    };
+    backend.micro_step(&scalars).unwrap();
+    let mut gradients = vec![0.0; net.params().trainable()];
+    read_floats(&mut backend, ports.gradients.unwrap(), &mut gradients).unwrap();
+    (net, gradients)
+}
+
+/// Photo's convolutions and its attention are computed on bf16 factors, and the gradients stay within
+/// the rounding of those of f32.
+#[test]
+fn the_gradients_of_attention_are_those_of_f32_but_for_the_rounding() {
+    let isa = Isa::available()[0];
+    let options = CpuOptions::new(2).with_isa(isa);
+    let (net, expected) = gradients_of_photo(options);
+    for unit in Bf16Unit::available(isa) {
+        let (_, got) = gradients_of_photo(options.with_products(Products::Bf16(unit)));
+        for name in ["attn.qkv.weight", "attn.proj.weight", "conv1.weight"] {
+            let name = format!("body.1.blocks.2.{name}");
+            let table = net.params();
+            let range = &table.params.iter().find(|p| p.name == name).unwrap().range;
+            let part = |all: &[f32]| all[range.offset..][..range.len].to_vec();
+            let sum = |v: f64, (a, b): (&f32, &f32)| v + f64::from(a - b).powi(2);
+            let (got, expected) = (part(&got), part(&expected));
+            let zeros = vec![0.0; expected.len()];
+            let error = got.iter().zip(&expected).fold(0.0, sum);
+            let size = zeros.iter().zip(&expected).fold(0.0, sum);
+            let relative = (error / size).sqrt();
+            println!("{unit} {name}: {relative:.1e}");
+            assert!(
+                (1e-6..4e-2).contains(&relative),
+                "{unit} {name}: {relative:e}"
+            );
+        }
     }
 }
 

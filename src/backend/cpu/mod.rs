@@ -148,7 +148,7 @@ impl CpuOptions {
         self.isa
     }
 
-    /// How the products of dense convolutions are computed.
+    /// How the products of dense convolutions and of window attention are computed.
     pub fn products(&self) -> Products {
         self.products
     }

@@ -126,7 +126,7 @@ pub struct Context<'a> {
     pub arena: &'a Arena,
     /// The instruction set of all kernels.
     pub isa: Isa,
-    /// How the products of dense convolutions are computed.
+    /// How the products of dense convolutions and of window attention are computed.
     pub products: Products,
     /// The scalars of this step.
     pub scalars: Scalars,

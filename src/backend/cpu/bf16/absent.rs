@@ -33,10 +33,6 @@ pub unsafe fn transpose_pixels(_: *const u16, _: usize, _: *mut u16, _: usize) {
     unreachable!("{NO_UNIT}")
 }
 
-pub unsafe fn transpose_pairs(_: *const u16, _: usize, _: *mut u16) {
-    unreachable!("{NO_UNIT}")
-}
-
 pub unsafe fn round_rows(_: *const f32, _: usize, _: *mut u16) {
     unreachable!("{NO_UNIT}")
 }

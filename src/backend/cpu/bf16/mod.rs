@@ -8,8 +8,6 @@
 //! [`STEP`] in k. Rows of A are rows of bf16 values. B is packed: each step of 16 columns is one
 //! tile `[STEP / 2][16 columns][2]`, pairs of values that follow each other in k.
 
-#[cfg_attr(not(test), allow(dead_code))] // for operations on small matrices
-mod matrix;
 #[cfg(target_arch = "x86_64")]
 #[path = "x86.rs"]
 mod own;
@@ -21,12 +19,14 @@ mod peak;
 mod softmax;
 #[cfg(not(target_arch = "x86_64"))]
 use own as softmax;
+#[cfg(target_arch = "x86_64")]
+mod speed;
+#[cfg(not(target_arch = "x86_64"))]
+use own as speed;
 #[cfg(test)]
 mod tests;
 mod unit;
 
-#[allow(unused_imports)] // as above
-pub(super) use matrix::{Matrix, multiply, packed_columns, packed_rows};
 pub(super) use own::{pair_pixels, round_values, transpose_pixels};
 pub use peak::bf16_peak;
 pub(super) use softmax::{
@@ -46,7 +46,8 @@ pub const HALF_TILE: usize = TILE / 2;
 /// f32 values of a tile of C.
 pub const SUMS: usize = LANES * LANES;
 
-/// How the products of dense convolutions are computed. Other operations compute in f32.
+/// How the products of dense convolutions and of window attention are computed. Other operations
+/// compute in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
     /// In f32.

@@ -69,7 +69,7 @@ impl Bf16Unit {
         static VECTORS: OnceLock<bool> = OnceLock::new();
         match self.0 {
             Kind::Amx => true,
-            Kind::Avx512 => *VECTORS.get_or_init(super::own::vectors_beat_f32),
+            Kind::Avx512 => *VECTORS.get_or_init(super::speed::vectors_beat_f32),
         }
     }
 

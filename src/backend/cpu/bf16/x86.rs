@@ -303,45 +303,6 @@ unsafe fn half_step_amx(p: &HalfStep) {
     }
 }
 
-/// Measures whether `vdpbf16ps`, which multiplies 32 pairs of values, is faster than two f32
-/// multiply-adds of 16 by a fifth at least. (It has half their rate on Intel's processors up to
-/// Granite Rapids, and twice their rate on AMD's from Zen 4 on, so that a busy machine does not change
-/// the answer.) Takes about a millisecond.
-pub fn vectors_beat_f32() -> bool {
-    if !is_x86_feature_detected!("avx512bf16") {
-        return false;
-    }
-    let mut best = [f64::INFINITY; 2];
-    for _ in 0..20 {
-        // SAFETY: the processor has the instructions
-        unsafe {
-            best[0] = best[0].min(time_of_chains::<false>());
-            best[1] = best[1].min(time_of_chains::<true>());
-        }
-    }
-    1.2 * best[1] < 2.0 * best[0]
-}
-
-/// Seconds of twelve independent chains of f32 multiply-adds, or of as many bf16 products.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn time_of_chains<const BF16: bool>() -> f64 {
-    let factor = std::hint::black_box(_mm512_set1_ps(1.0));
-    let bits = halves(_mm512_castps_si512(factor));
-    let mut sums = [_mm512_setzero_ps(); 12];
-    let start = std::time::Instant::now();
-    for _ in 0..1000 {
-        for sum in &mut sums {
-            *sum = if BF16 {
-                _mm512_dpbf16_ps(*sum, bits, bits)
-            } else {
-                _mm512_fmadd_ps(factor, factor, *sum)
-            };
-        }
-    }
-    std::hint::black_box(sums);
-    start.elapsed().as_secs_f64()
-}
-
 /// Rows of C that are summed at a time in vectors: with two tiles of columns, 16 of 32 registers.
 const ROWS: usize = 8;
 
@@ -397,7 +358,7 @@ unsafe fn product_avx512<const M: usize, const N: usize>(p: &BlockProduct<'_>) {
 
 /// The same bits as bf16 values.
 #[inline(always)]
-fn halves(v: __m512i) -> __m512bh {
+pub fn halves(v: __m512i) -> __m512bh {
     // SAFETY: both are 64 bytes for which all bits are valid
     unsafe { std::mem::transmute(v) }
 }
@@ -476,26 +437,6 @@ pub unsafe fn transpose_pixels(from: *const u16, stride: usize, to: *mut u16, ro
         }
         for (i, v) in transpose(v).into_iter().enumerate() {
             _mm512_storeu_si512(to.add(i * row).cast(), v);
-        }
-    }
-}
-
-/// A tile of B from 16 rows of 32 values with k in the rows, `row` values apart: the transpose of
-/// the matrix of pairs.
-///
-/// # Safety
-/// The rows can be read, `to` has room for a tile and overlaps nothing else; the processor has
-/// AVX512-BF16.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub unsafe fn transpose_pairs(from: *const u16, row: usize, to: *mut u16) {
-    // SAFETY: by the caller's contract
-    unsafe {
-        let mut v = [_mm512_setzero_si512(); LANES];
-        for (i, v) in v.iter_mut().enumerate() {
-            *v = _mm512_loadu_si512(from.add(i * row).cast());
-        }
-        for (i, v) in transpose(v).into_iter().enumerate() {
-            _mm512_storeu_si512(to.add(i * STEP).cast(), v);
         }
     }
 }
