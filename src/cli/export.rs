@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(value_name = "RUN|MODEL")]
     source: PathBuf,
     /// The folder to write to; files of the same names are replaced
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = "export")]
     out: PathBuf,
     /// Write ONNX files, for TensorRT, DirectML, ONNX Runtime, chaiNNer, vs-mlrt
     #[arg(long)]
@@ -139,6 +139,7 @@ pub fn run(args: &Args) -> Result<()> {
         args.source.display()
     );
     let mut source = source(&args.source, &hints(args))?;
+    source.note.iter().for_each(tell);
     if let Some(name) = &args.name {
         source.name.clone_from(name);
     }

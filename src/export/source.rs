@@ -1,9 +1,9 @@
 //! What is exported: a network file, or the best network of a run's folder. Depends on network
 //! files. Promises to read only.
 
-use crate::model::{ModelHints, ModelMeta, Network, read_model};
+use crate::model::{Located, ModelHints, ModelMeta, Network, Purpose, locate, read_model};
 use crate::support::text::one_line;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// A network that is exported.
@@ -16,27 +16,23 @@ pub struct Source {
     pub meta: Option<ModelMeta>,
     /// The file that was read.
     pub file: PathBuf,
+    /// Which network of a run was taken; `None` if the path was that of a file.
+    pub note: Option<String>,
     /// The folder of the run that it belongs to.
     pub run: Option<PathBuf>,
     /// What the network is called unless the user names it: the run's folder, or the file.
     pub name: String,
 }
 
-/// The networks of a run's folder, the one to use first: both are averages (EMA).
-const NETWORKS: [&str; 2] = ["models/best_net_g_ema.safetensors", "model.safetensors"];
 /// The file that every run's folder has.
 const CONFIG: &str = "config.yml";
 
 /// The network of a file or of a run's folder.
 ///
 /// # Errors
-/// No such file or folder; a folder that holds no network; those of [`read_model`].
+/// Those of [`locate`] and of [`read_model`].
 pub fn source(path: &Path, hints: &ModelHints) -> Result<Source> {
-    let file = if path.is_dir() {
-        network_of_run(path)?
-    } else {
-        path.to_path_buf()
-    };
+    let Located { path: file, note } = locate(path, Purpose::Model)?;
     let (net, parameters, meta) = read_model(&file, hints)?;
     let run = run_of(&file);
     let name = match &run {
@@ -49,30 +45,9 @@ pub fn source(path: &Path, hints: &ModelHints) -> Result<Source> {
         meta,
         name: name.unwrap_or_else(|| "network".to_string()),
         file,
+        note,
         run,
     })
-}
-
-/// The network file of a run's folder.
-fn network_of_run(run: &Path) -> Result<PathBuf> {
-    let mut files = NETWORKS.iter().map(|name| run.join(name));
-    let found = files.find(|file| file.is_file());
-    if let Some(file) = found {
-        return Ok(file);
-    }
-    if run.join(CONFIG).is_file() {
-        bail!(
-            "{} is a run that has no network yet: expected {} or {}; train it for longer, or give a network file",
-            run.display(),
-            NETWORKS[0],
-            NETWORKS[1]
-        );
-    }
-    bail!(
-        "{} is a folder without a network: expected a run's folder (with {}) or a network file (.safetensors)",
-        run.display(),
-        NETWORKS[1]
-    )
 }
 
 /// The run's folder that a network file lies in, directly or in `models`.
