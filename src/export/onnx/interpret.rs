@@ -5,7 +5,6 @@
 
 use super::format::{Attribute, DataType, Model, Node, Tensor};
 use super::operators;
-use crate::plan::Precision;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 
@@ -68,29 +67,25 @@ fn constant(tensor: &Tensor) -> Result<Data> {
         tensor.name,
         tensor.data.len()
     );
-    let halves = |precision: Precision| -> Vec<f32> {
-        let pairs = tensor.data.chunks_exact(2);
-        pairs
-            .map(|b| precision.widen(u16::from_le_bytes([b[0], b[1]])))
-            .collect()
+    let (kind, data) = (tensor.kind, &tensor.data);
+    let values = match kind {
+        DataType::I64 => {
+            let eights = data.as_chunks().0.iter();
+            let values = eights.map(|&bytes| i64::from_le_bytes(bytes)).collect();
+            return Ok(Data::Ints { dims, values });
+        }
+        DataType::F32 => {
+            let fours = data.as_chunks().0.iter();
+            fours.map(|&bytes| f32::from_le_bytes(bytes)).collect()
+        }
+        DataType::Fp16 | DataType::Bf16 => {
+            let precision = kind.half().unwrap_or_default();
+            let pairs = data.as_chunks().0.iter();
+            let halves = pairs.map(|&bytes| precision.widen(u16::from_le_bytes(bytes)));
+            halves.collect()
+        }
     };
-    let kind = tensor.kind;
-    Ok(match kind {
-        DataType::I64 => Data::Ints {
-            dims,
-            values: bytemuck::pod_collect_to_vec(&tensor.data),
-        },
-        DataType::F32 => Data::Floats {
-            kind,
-            dims,
-            values: bytemuck::pod_collect_to_vec(&tensor.data),
-        },
-        DataType::Fp16 | DataType::Bf16 => Data::Floats {
-            kind,
-            dims,
-            values: halves(kind.half().unwrap_or_default()),
-        },
-    })
+    Ok(Data::Floats { kind, dims, values })
 }
 
 /// The attributes of a node.
