@@ -47,8 +47,10 @@ pub fn single(text: &str) -> Result<f32, String> {
     number(text, |v| (v as f32).is_finite(), "a number").map(|v| v as f32)
 }
 
+type LineCopy = Box<dyn Fn(&str) + Send + Sync>;
+
 /// Receives a copy of every line that is printed; set once.
-static COPY: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
+static COPY: OnceLock<LineCopy> = OnceLock::new();
 
 /// Gives every line that is printed from now on to `copy` as well. A second call changes nothing.
 pub fn copy_lines_to(copy: impl Fn(&str) + Send + Sync + 'static) {

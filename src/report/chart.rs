@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// Size of the image in SVG units: small, so that the text of the axes can be read where a page shows
 /// two charts side by side.
-const SIZE: (u32, u32) = (680, 400);
+const SIZE: (u32, u32) = (560, 350);
 /// Colours of the lines, in the order of the series.
 const COLOURS: [RGBColor; 7] = [
     palette::BLUE,
@@ -129,9 +129,9 @@ fn draw(
         log: log_y,
     };
     svg_document(SIZE, |canvas| {
-        let mut chart = frame(canvas, title, 22).build_cartesian_2d(x.0..x.1, y_axis)?;
+        let mut chart = frame(canvas, title, 19).build_cartesian_2d(x.0..x.1, y_axis)?;
         style_axes(&mut chart.configure_mesh(), x_label, y_label)
-            .x_labels(7)
+            .x_labels(6)
             .y_labels(7)
             .x_label_formatter(&|v| number(*v))
             .draw()?;

@@ -99,11 +99,11 @@ main{max-width:1240px;margin:0 auto;padding:32px 20px}h1{margin:0;font-size:26px
 .note{background:var(--note);border-radius:8px;padding:10px 14px;margin-top:20px}
 .tile{padding:10px 14px}.tile b{display:block;font-size:20px;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:13px}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(520px,100%),1fr));gap:14px}.chart{overflow-x:auto}
-.chart svg{display:block;width:100%;min-width:520px;height:auto}
+.chart svg{display:block;width:100%;min-width:440px;height:auto}
 .chart [fill='#FFFFFF' i]{fill:var(--card)}.chart [fill='#1E2024' i]{fill:var(--ink)}.chart [stroke='#E1E3E6' i],.chart [stroke='#C8CACE' i]{stroke:var(--line)}
 .chart [stroke='#787C82' i]{stroke:var(--soft)}.chart [stroke='#0072B2' i]{stroke:var(--blue)}.chart [stroke='#D55E00' i]{stroke:var(--red)}.chart [stroke='#282828' i]{stroke:var(--ink)}
 .previews{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr));gap:14px}
-.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(230px,100%),1fr));gap:14px;margin-bottom:20px}h3{margin:0 0 8px;font-size:15px;font-weight:600}
+.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(150px,100%),260px));gap:14px;margin-bottom:20px}h3{margin:0 0 8px;font-size:15px;font-weight:600}
 .strip img{display:block;width:100%;height:auto;image-rendering:pixelated}
 figure{margin:0;padding:12px}.pair{position:relative;--cut:50%;overflow:hidden;line-height:0}
 .pair img{width:100%;height:auto;image-rendering:pixelated}.pair img+img{position:absolute;inset:0;clip-path:inset(0 0 0 var(--cut))}

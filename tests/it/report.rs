@@ -127,3 +127,83 @@ fn tensorboard_reads_the_event_files() {
         String::from_utf8_lossy(&found.stderr)
     );
 }
+
+#[test]
+fn runs_are_compared_on_one_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, set) = (dir.path().join("data"), dir.path().join("set"));
+    pictures(&data, 5);
+    make(&config(&data, &set)).unwrap();
+    let train = |out: &std::path::Path, flags: &[&str]| {
+        let base = [
+            "train",
+            "--shards",
+            text(&set),
+            "--val",
+            text(&data),
+            "--out",
+            text(out),
+            "--batch-size",
+            "1",
+            "--log-every",
+            "4",
+            "--val-every",
+            "4",
+            "--threads",
+            "2",
+        ];
+        run(&[&base[..], flags].concat()).ok();
+    };
+    let (a, b) = (dir.path().join("first"), dir.path().join("se<cond>"));
+    train(&a, &["--iterations", "8"]);
+    train(
+        &b,
+        &[
+            "--iterations",
+            "8",
+            "--loss",
+            "charbonnier:1",
+            "--crop-border",
+            "4",
+        ],
+    );
+    let page = dir.path().join("page.html");
+    let ran = run(&["report", text(&a), text(&b), "--out", text(&page), "--json"]).ok();
+    let figures: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(figures.as_array().unwrap().len(), 2);
+    assert_eq!(figures[0]["settings"]["--loss"], "l1:1 ssim:0.05");
+    assert!(figures[1]["best"]["psnr_y"].as_f64().unwrap() > 10.0);
+    assert!(figures[1]["bicubic_psnr_y"].as_f64().unwrap() > 10.0);
+    let html = std::fs::read_to_string(&page).unwrap();
+    for part in [
+        "first and se&lt;cond&gt;",
+        "cannot be compared", // they have different borders
+        "Settings that differ",
+        "<td>--loss</td><td>l1:1 ssim:0.05</td><td>charbonnier:1</td>",
+        "The same crops",
+        "first, iteration 8",
+        "se&lt;cond&gt;, iteration 8",
+        "bicubic",
+        "best_net_g_ema.safetensors",
+    ] {
+        assert!(html.contains(part), "{part} is missing");
+    }
+    for noise in ["0.0500000", "{&quot;", "null", "--threads", "<cond>"] {
+        assert!(!html.contains(noise), "{noise}");
+    }
+    // A run that goes on makes its page again, if it has one.
+    run(&["report", text(&a)]).ok();
+    train(&a, &["--iterations", "12"]);
+    let html = std::fs::read_to_string(a.join("report.html")).unwrap();
+    assert!(html.contains("iterations 4 to 12") && html.contains("prefers-color-scheme:dark"));
+    for part in [
+        "validation set",
+        "shards",
+        "best network",
+        "PSNR-Y of bicubic",
+    ] {
+        assert!(html.contains(part), "{part} is missing");
+    }
+    assert!(!b.join("report.html").exists());
+    run(&["report", text(&a), text(&data)]).refused(1, &["holds no log"]);
+}

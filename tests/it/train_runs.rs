@@ -5,10 +5,24 @@
 use crate::{cli_common, shard_common, train_common};
 
 use cli_common::{Ran, paragon, run, text};
-use shard_common::{files, pictures};
+use shard_common::pictures;
 use std::fs;
 use std::path::{Path, PathBuf};
 use train_common::*;
+
+/// Paths and content of all files below a folder.
+fn tree(folder: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = std::collections::BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(tree(&path));
+        } else {
+            all.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    all
+}
 
 /// `paragon train` in a working folder, without `--out`.
 fn train_in(folder: &Path, set: &Path, flags: &[&str]) -> Ran {
@@ -17,7 +31,9 @@ fn train_in(folder: &Path, set: &Path, flags: &[&str]) -> Ran {
         "--shards",
         text(set),
         "--batch-size",
-        "2",
+        "1",
+        "--lq-size",
+        "8",
         "--threads",
         "1",
         "--log-every",
@@ -48,7 +64,7 @@ fn a_changed_recipe_is_another_run_unless_the_user_says_so() {
     let runs = dir.path().join("runs");
     assert_eq!(folders(&runs), ["paragonsr2_realtime_x2"]);
     let first = runs.join("paragonsr2_realtime_x2");
-    let before = files(&first);
+    let before = tree(&first);
     let changed = [
         "--iterations",
         "12",
@@ -74,11 +90,11 @@ fn a_changed_recipe_is_another_run_unless_the_user_says_so() {
         let error = refused.stderr.split("error: ").nth(1).unwrap();
         assert!(!error.contains(noise), "{noise}: {error}");
     }
-    assert!(files(&first) == before, "a refused command wrote something");
+    assert!(tree(&first) == before, "a refused command wrote something");
     // The three ways on.
     train(&[&changed[..], &["--name", "second"]].concat()).ok();
     assert_eq!(folders(&runs), ["paragonsr2_realtime_x2", "second"]);
-    assert!(files(&first) == before);
+    assert!(tree(&first) == before);
     let ran = train(&[&changed[..], &["--continue"]].concat()).ok();
     assert!(
         ran.stderr
@@ -90,7 +106,7 @@ fn a_changed_recipe_is_another_run_unless_the_user_says_so() {
     train(&["--iterations", "4", "--restart"]).ok();
     assert_eq!(log(&first).last().unwrap()["iteration"], 4);
     // What does not change the weights needs no word.
-    let ran = train(&["--iterations", "4", "--threads", "2", "--log-every", "1"]).ok();
+    let ran = train(&["--iterations", "4", "--slots", "2", "--keep-models", "1"]).ok();
     assert!(ran.stderr.contains("nothing to do"), "{}", ran.stderr);
     // Both at once make no sense.
     train(&["--continue", "--restart"]).refused(2, &["--continue", "--restart"]);
@@ -102,7 +118,7 @@ fn names_are_folders_in_runs() {
     let train = |flags: &[&str]| train_in(dir.path(), &set, flags);
     train(&["--iterations", "2", "--name", "a"]).ok();
     train(&["--iterations", "2", "--name", "b", "--out", "c"]).refused(1, &["--name", "--out"]);
-    for name in ["../up", "/abs", "", "."] {
+    for name in ["../up", "/abs", "a/../../b", "."] {
         train(&["--iterations", "2", "--name", name]).refused(1, &["name of a run", "--out"]);
     }
     assert_eq!(folders(&dir.path().join("runs")), ["a"]);
@@ -163,7 +179,7 @@ fn a_finished_run_has_nothing_to_do() {
     let (dir, set) = set();
     let out = dir.path().join("run");
     train(&set, &out, &[("--iterations", "15")]).ok();
-    let before = files(&out);
+    let before = tree(&out);
     let ran = train(&set, &out, &[("--iterations", "5")]).ok();
     assert!(
         ran.stderr.contains(
@@ -175,7 +191,7 @@ fn a_finished_run_has_nothing_to_do() {
     let lines = ran.stderr.lines().count() + ran.stdout.lines().count();
     assert!(lines <= 4, "{}{}", ran.stderr, ran.stdout);
     assert!(ran.stdout.contains("newest: "), "{}", ran.stdout);
-    assert!(files(&out) == before, "a finished run was changed");
+    assert!(tree(&out) == before, "a finished run was changed");
     let summary = train(&set, &out, &[("--iterations", "15"), ("--json", "")]).ok();
     let summary: serde_json::Value = serde_json::from_str(&summary.stdout).unwrap();
     assert_eq!(
@@ -214,32 +230,32 @@ fn the_default_schedule_follows_the_length_and_stays_with_its_run() {
     let (dir, set) = set();
     let train = |flags: &[&str]| train_in(dir.path(), &set, flags);
     let kept = |name: &str| fs::read_to_string(dir.path().join(name).join("config.yml")).unwrap();
-    let ran = train(&["--iterations", "80", "--out", "a"]).ok();
+    let ran = train(&["--iterations", "8", "--out", "a"]).ok();
     assert!(!ran.stderr.contains("note:"), "{}", ran.stderr);
-    for line in ["warmup_iter: 2\n", "milestones: [60, 70]\n"] {
+    for line in ["warmup_iter: 0\n", "milestones: [6, 7]\n"] {
         assert!(kept("a").contains(line), "{line}: {}", kept("a"));
     }
     assert_eq!(log(&dir.path().join("a")).last().unwrap()["lr"], 0.5e-4);
     // Extended, the run keeps its milestones, and says what the rate does.
-    let ran = train(&["--iterations", "88", "--out", "a"]).ok();
+    let ran = train(&["--iterations", "10", "--out", "a"]).ok();
     assert!(
         ran.stderr.contains("the learning rate goes on at 5.00e-5")
             && !ran.stderr.contains("--milestones"),
         "{}",
         ran.stderr
     );
-    assert!(kept("a").contains("milestones: [60, 70]\n"));
+    assert!(kept("a").contains("milestones: [6, 7]\n"));
     // So does a preset whose values follow the length.
     let quick = ["--preset", "quick", "--out", "q", "--iterations"];
-    train(&[&quick[..], &["40"]].concat()).ok();
-    let ran = train(&[&quick[..], &["400"]].concat()).ok();
+    train(&[&quick[..], &["20"]].concat()).ok();
+    let ran = train(&[&quick[..], &["40"]].concat()).ok();
     assert!(
         ran.stderr
-            .contains("a cosine over 400 iterations is another one than over 40"),
+            .contains("a cosine over 40 iterations is another one than over 20"),
         "{}",
         ran.stderr
     );
-    assert!(kept("q").contains("warmup_iter: 2\n"), "{}", kept("q"));
+    assert!(kept("q").contains("warmup_iter: 1\n"), "{}", kept("q"));
     // What the user gives is kept, with a word.
     let given = [
         "--iterations",
@@ -378,15 +394,11 @@ fn everything_printed_is_kept_and_less_or_more_is_printed_on_demand() {
     train(&set, &out, &[("--restart", "")]).ok();
     assert_eq!(kept(&out).matches("=== ").count(), 1);
     for words in [
-        "Nano x2 (paragonsr2_realtime), 24 iterations, batch 2",
+        "Nano x2 (paragonsr2_realtime), 12 iterations, batch 2",
         "patches of 16 x 16 LQ pixels",
         "shuffle: ",
-        "the loader is fast enough: training waited",
     ] {
-        assert!(
-            first.replace("12 it", "24 it").contains(words) || words.starts_with("the loader"),
-            "{words}: {first}"
-        );
+        assert!(first.contains(words), "{words}: {first}");
     }
     assert!(first.contains("training waited") && first.contains("used at most"));
 }
@@ -446,7 +458,7 @@ fn no_line_of_a_run_is_wider_than_its_terminal() {
                 .iter()
                 .any(|row| row.starts_with("iter ") && row.contains(word))
         };
-        assert!(has("it/s") && has("0:0"), "{progress:?}");
+        assert!(has("it/s") && has(" left"), "{progress:?}");
         assert_eq!(
             (has("pairs/s"), has("lr ")),
             (columns > 100, columns > 60),

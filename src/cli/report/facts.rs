@@ -117,10 +117,10 @@ impl RunFacts {
         self.log.validated.last()
     }
 
-    /// Number of values of the network, and the size of its file.
+    /// Size of a file of the network.
     pub fn size(&self) -> Option<String> {
         let count = self.head.as_ref()?.config.network.params().len();
-        Some(format!("{count} values, {}", bytes_text(count as u64 * 4)))
+        Some(bytes_text(count as u64 * 4))
     }
 
     /// The figures for programs.

@@ -12,6 +12,10 @@ use crate::train::{LogLine, OpenLine, duration_text};
 use anyhow::Result;
 use std::time::Instant;
 
+fn field(text: String, importance: u8) -> Field {
+    Field { text, importance }
+}
+
 impl Run<'_> {
     /// Mean loss since the last log line.
     fn line_loss(&self) -> f64 {
@@ -29,7 +33,6 @@ impl Run<'_> {
         let rate = self.meter.rate();
         let pairs = rate * (self.config.batch_size * self.config.accum_iter) as f64;
         let wait = 100.0 * self.meter.line_wait_share();
-        let field = |text: String, importance| Field { text, importance };
         let mut fields = vec![
             field(format!("loss {:.5}", self.line_loss()), 7),
             field(format!("lr {:.2e}", self.lr), 3),
@@ -105,14 +108,20 @@ impl Run<'_> {
             .best
             .as_ref()
             .is_some_and(|best| best.iteration == self.iteration);
-        progress.line(&format!(
-            "{position}  val PSNR-Y {:.3} dB ({} {:.3})  SSIM-Y {:.4}{}",
+        let score = format!(
+            "val PSNR-Y {:.3} dB ({} {:.3})",
             network.psnr_y,
             self.config.baseline(),
-            bicubic.psnr_y,
-            network.ssim_y,
-            if is_best { "  best" } else { "" }
-        ));
+            bicubic.psnr_y
+        );
+        let mut fields = vec![
+            field(score, 3),
+            field(format!("SSIM-Y {:.4}", network.ssim_y), 1),
+        ];
+        if is_best {
+            fields.push(field("best".to_string(), 2));
+        }
+        progress.field_line(&position, &fields);
     }
 
     /// Measures the EMA network, and remembers it if it is the best so far.
