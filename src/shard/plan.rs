@@ -102,7 +102,9 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
         }
     }
     check_memory(config, &rejected)?;
-    if let Some(val) = config.val {
+    // images that are added to a set with a number of held-out ones all go to the set to train on
+    let is_done = config.append && matches!(config.val, Some(HeldOut::Count(_)));
+    if let Some(val) = config.val.filter(|_| !is_done) {
         hold_out(&mut jobs, val, config.recipe.seed)?;
     }
     let mut plan = Plan {

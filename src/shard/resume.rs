@@ -15,7 +15,7 @@ use super::output_folder::{
     ADVICE, SetManifests, finished, foreign, is_partial_shard, leftovers, remove, remove_set,
     unusable,
 };
-use super::plan::{BuildConfig, HeldOut, Plan, Rejected};
+use super::plan::{BuildConfig, Plan, Rejected};
 use super::rejections;
 use super::same_files::{SetImages, images_of, unchanged};
 use super::set::SetWriter;
@@ -201,9 +201,6 @@ fn append(
     plan.gone = gone.count() as u64;
     plan.jobs
         .retain(|job| !images.sources.contains_key(&job.source.name));
-    if matches!(config.val, Some(HeldOut::Count(_))) {
-        plan.jobs.iter_mut().for_each(|job| job.held_out = false);
-    }
     plan.images = (plan.jobs.len() + plan.rejected.len()) as u64;
     plan.manifest.images = plan.images;
     let mut inputs = Hash64::default();

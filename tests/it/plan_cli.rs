@@ -209,10 +209,38 @@ fn largest_batches_fill_the_budget_and_no_more() {
     }
 }
 
+/// A limit of device memory alone is a question about a GPU; the time of a run is measured here.
+#[test]
+fn a_gpu_is_assumed_for_vram_and_a_time_is_measured() {
+    let plan = run(&["plan", "--vram", "12G"]).ok().stdout;
+    assert!(
+        plan.contains("cuda, bf16") && plan.contains("fits: ") && plan.contains("of 12.0 GiB"),
+        "{plan}"
+    );
+    let small = [
+        "plan",
+        "--device",
+        "cpu",
+        "--lq-size",
+        "16",
+        "--batch-size",
+        "1",
+        "--time",
+    ];
+    let time = run(&small).ok().stdout;
+    assert!(time.contains("40,000 iterations: about "), "{time}");
+    let time = json(&[&small[1..], &["--accum-iter", "2"]].concat());
+    let (step, run) = (
+        time["time"]["step"]["seconds"].as_f64().unwrap(),
+        time["time"]["run_seconds"].as_f64().unwrap(),
+    );
+    assert!((run / (step * 80_000.0) - 1.0).abs() < 1e-9, "{step} {run}");
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
     run(&["plan", "--precision", "fp16"]).refused(1, &["--device cuda"]);
-    run(&["plan", "--vram", "1G"]).refused(1, &["--host-memory"]);
+    run(&["plan", "--device", "cpu", "--vram", "1G"]).refused(1, &["--host-memory"]);
     run(&["plan", "--max"]).refused(1, &["--vram"]);
     run(&["plan", "--scale", "5"]).refused(2, &["--scale", "1, 2, 3, 4, 8"]);
     run(&["plan", "--lq-size", "4"]).refused(1, &["--lq-size"]);

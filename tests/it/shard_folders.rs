@@ -324,6 +324,35 @@ fn appending_takes_the_options_of_the_set_and_counts_what_is_gone() {
 }
 
 #[test]
+fn fewer_images_than_are_held_out_can_be_added() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, more, out) = (
+        dir.path().join("data"),
+        dir.path().join("more"),
+        dir.path().join("set"),
+    );
+    pictures(&data, 6);
+    fs::create_dir(&more).unwrap();
+    picture(64, 64, 70).save(more.join("new.png")).unwrap();
+    shard(&[
+        text(&data),
+        "--out",
+        text(&out),
+        "--lq-size",
+        "16",
+        "--val",
+        "3",
+    ]);
+    let report = shard(&[text(&more), "--out", text(&out), "--append"]);
+    assert_eq!(
+        (&report["used"], &report["gone"]),
+        (&1.into(), &6.into()),
+        "{report}"
+    );
+    assert!(names(&out).contains(&"new".to_string()));
+}
+
+#[test]
 fn a_set_is_listed_looked_into_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("data"), dir.path().join("shards"));
