@@ -177,7 +177,7 @@ pub const FOREIGN_WORDS: &[ForeignWord] = &[
     word(
         "resume resume-state resume-from resume-from-checkpoint auto-resume checkpoint ckpt ckpt-path load-checkpoint continue-train",
         "",
-        "resuming is the default: the same command goes on from the newest state of its run; --restart begins again",
+        "resuming is the default: the same command goes on from the newest state of its run; --continue goes on with a changed recipe, --restart begins again",
     ),
     word(
         "ema use-ema ema-rate no-ema",
@@ -225,7 +225,12 @@ pub const FOREIGN_WORDS: &[ForeignWord] = &[
         "the patches of a batch",
     ),
     word(
-        "name exp exp-name experiment experiment-name run-name save-dir save-path save work-dir workdir output output-dir out-dir checkpoint-dir results-dir experiments-root log-dir logdir",
+        "exp exp-name experiment experiment-name run-name",
+        "name",
+        "the name of a run; its folder is runs/NAME",
+    ),
+    word(
+        "name save-dir save-path save work-dir workdir output output-dir out-dir checkpoint-dir results-dir experiments-root log-dir logdir",
         "out",
         "the folder to write to; that of a run is runs/NAME without it",
     ),

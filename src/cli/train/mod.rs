@@ -45,7 +45,7 @@ pub struct Args {
     /// and curves
     #[arg(long, help_heading = "Output")]
     restart: bool,
-    /// Print more: the table of the memory, how shards are read
+    /// Print more: the table of the memory, how shards are read, every ignored key of an option file
     #[arg(long, short, help_heading = "Output", conflicts_with = "quiet")]
     verbose: bool,
     /// Print only warnings, errors and the result
@@ -59,7 +59,7 @@ pub struct Args {
 /// Trains; exit code 130 when stopped from outside after saving.
 pub fn run(args: &Args) -> Result<()> {
     let output = &Output::new(args.verbose, args.quiet);
-    let mut settings = args.layers.settings(&args.flags)?;
+    let mut settings = args.layers.settings_with(&args.flags, args.verbose)?;
     choose_place(args, &mut settings)?;
     let machine = Machine::new(&settings)?;
     let data = DataArgs::new(&settings)?;
