@@ -221,7 +221,7 @@ fn machine(settings: &Settings) -> Result<Machine> {
 
 /// Prints the plan.
 pub fn run(args: &Args) -> Result<()> {
-    let settings = args.layers_of.settings_with(&args.flags, args.verbose)?;
+    let settings = args.layers_of.settings(&args.flags, args.verbose)?;
     let machine = &machine(&settings)?;
     let scale = settings.whole("scale").unwrap_or(USUAL_SCALE) as usize;
     let config = settings.train_config(scale, args.stored_lq_size.unwrap_or(usize::MAX))?;

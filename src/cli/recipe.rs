@@ -223,14 +223,9 @@ pub fn read_file(path: &Path, settings: &mut Settings, all: bool) -> Result<bool
 
 impl Layers {
     /// The settings that count: defaults, file, preset, `--set`, flags. They name a network that can
-    /// be trained: this is checked here, before a command looks for shards of its scale.
-    pub fn settings<G>(&self, flags: &KeyFlags<G>) -> Result<Settings> {
-        self.settings_with(flags, false)
-    }
-
-    /// [`Layers::settings`]; `all` lists every value of another trainer's file that is not
-    /// honoured.
-    pub fn settings_with<G>(&self, flags: &KeyFlags<G>, all: bool) -> Result<Settings> {
+    /// be trained: this is checked here, before a command looks for shards of its scale. `all` lists
+    /// every value of another trainer's file that is not honoured.
+    pub fn settings<G>(&self, flags: &KeyFlags<G>, all: bool) -> Result<Settings> {
         let mut settings = Settings::default();
         if let Some(path) = &self.config {
             read_file(path, &mut settings, all)?;

@@ -29,7 +29,12 @@ pub fn with_answer(mut error: Error, command: &Command, words: &[String]) -> Err
     };
     if let Some(answer) = answer {
         // clap's own suggestion goes by letters: `--opt` would be answered with `--optimizer`
-        for kind in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand] {
+        // and shown in the usage line too
+        for kind in [
+            ContextKind::SuggestedArg,
+            ContextKind::SuggestedSubcommand,
+            ContextKind::Usage,
+        ] {
             error.remove(kind);
         }
         let tip = ContextValue::StyledStrs(vec![StyledStr::from(answer)]);

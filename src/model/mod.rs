@@ -14,11 +14,11 @@ mod step;
 
 pub use architecture::{Recipe, Tiling};
 pub use error::{Error, Mismatch, Purpose};
-pub(crate) use file::{STATE_METADATA_KEY, model_bytes};
 pub use file::{
     LoadedModel, Located, ModelHints, ModelMeta, Pretrained, load_model, locate, read_model,
     read_pretrained, write_model,
 };
+pub(crate) use file::{STATE_METADATA_KEY, model_bytes};
 pub use params::{Init, Param, ParamTable};
 pub use recompute::Recompute;
 pub use settings::{InFile, Setting, SettingKind, SettingSpec, Settings};

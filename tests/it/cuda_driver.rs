@@ -161,6 +161,7 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
             "2",
             "--slots",
             "3",
+            "-v",
         ];
         let all = [
             &base[..],

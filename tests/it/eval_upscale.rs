@@ -610,7 +610,14 @@ fn validation_in_the_arena_of_the_step_changes_no_bit() {
             let all = [
                 &base[..],
                 &sizes[..],
-                &["--restart", "--checkpoint-every", "7", "--log-every", "3"],
+                &[
+                    "--restart",
+                    "--checkpoint-every",
+                    "7",
+                    "--log-every",
+                    "3",
+                    "-v",
+                ],
                 more,
             ]
             .concat();

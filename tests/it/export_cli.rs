@@ -212,7 +212,11 @@ fn what_cannot_be_exported_is_refused() {
         &["empty", "model.safetensors"],
     );
     std::fs::copy(old_run().join("config.yml"), empty.join("config.yml")).unwrap();
-    refused(&[text(&empty), "--onnx"], 1, &["a folder without a network"]);
+    refused(
+        &[text(&empty), "--onnx"],
+        1,
+        &["a folder without a network"],
+    );
     refused(&[text(&network), "--half", "--onnx"], 2, &["--safetensors"]);
     refused(
         &[text(&network), "--onnx", "--precision", "int8"],

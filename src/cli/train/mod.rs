@@ -59,7 +59,7 @@ pub struct Args {
 /// Trains; exit code 130 when stopped from outside after saving.
 pub fn run(args: &Args) -> Result<()> {
     let output = &Output::new(args.verbose, args.quiet);
-    let mut settings = args.layers.settings_with(&args.flags, args.verbose)?;
+    let mut settings = args.layers.settings(&args.flags, args.verbose)?;
     choose_place(args, &mut settings)?;
     let machine = Machine::new(&settings)?;
     let data = DataArgs::new(&settings)?;
