@@ -6,7 +6,7 @@ use clap::Command;
 /// Shown by `paragon` alone and by `paragon --help`.
 const START: &str = "Start with: paragon demo\n\n\
 Then with photographs of your own:\n  \
-  paragon shard Photos --scale 2 --val 2%      cut them into a set of patches\n  \
+  paragon shard Photos --scale 2 --val 20      cut them; 20 images for validation\n  \
   paragon train                                train Nano on the set, into runs/\n  \
   paragon upscale in.png out.png -m runs/paragonsr2_realtime_x2\n\n\
 `paragon COMMAND --help` shows the options and examples of a command.";
@@ -163,8 +163,8 @@ const EXAMPLES: &[Examples] = &[
                 "a short run, in runs/try1",
             ),
             (
-                "paragon train --name try1 --iterations 4000",
-                "extends the run of that name",
+                "paragon train --config runs/try1/config.yml --iterations 4000",
+                "extends that run, with its own settings",
             ),
             (
                 "paragon train --name fine --pretrain runs/try1 --lr 5e-5",

@@ -338,6 +338,13 @@ pub fn run(args: &Args) -> Result<()> {
         }
         report => report?,
     };
+    if let (Some(HeldOut::Share(share)), None) = (config.val, &report.held_out)
+        && share > 0.0
+    {
+        tell(format_args!(
+            "note: a share of {share} of these images holds out none of them; give a number instead, such as --val 5"
+        ));
+    }
     if args.json {
         print_json(&report)
     } else {

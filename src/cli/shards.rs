@@ -222,8 +222,8 @@ fn remove(args: &Remove) -> Result<()> {
     print(format_args!("removed: {dir} ({})", bytes_text(bytes)))
 }
 
-/// The command that would make a set anew, as far as its manifest shows it; the folder of the images
-/// is not in it.
+/// The command that would make a set anew, as far as its manifest shows it; the folders of the images
+/// are not in it.
 fn command_of(folder: &Path) -> Result<String> {
     let manifest = Manifest::read(folder)?;
     let mut out = format!(
@@ -251,6 +251,9 @@ fn command_of(folder: &Path) -> Result<String> {
         if recipe.whole().is_none() && !has_seed {
             write!(out, " --seed {}", recipe.seed)?;
         }
+    }
+    if manifest.recipe_name == "given" {
+        out += " --hr HR --lq LQ";
     }
     for (name, value) in &manifest.extra.options {
         match name.as_str() {

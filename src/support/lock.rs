@@ -95,7 +95,7 @@ pub fn lock_folder(folder: &Path, busy: &str) -> Result<(FolderLock, Option<Stri
             }
             Ok(()) => {} // removed by its last owner between opening and locking
             Err(TryLockError::WouldBlock) => bail!(
-                "{busy} {}; wait for it or use another --out",
+                "{busy} {}; wait for it or choose another folder (--name, --out)",
                 folder.display()
             ),
             Err(TryLockError::Error(e)) if has_no_locks(&e) => {

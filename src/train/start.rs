@@ -6,9 +6,9 @@ use super::changes::rate_change;
 use super::state_files::newest_state;
 use super::{Level, OpenLine, Report, RunOptions, State, TrainConfig};
 use crate::loader::Sources;
-use crate::model::{Pretrained, Purpose, locate, read_pretrained};
+use crate::model::{ModelHints, Pretrained, Purpose, load_model, locate, read_pretrained};
 use crate::support::lock::{FolderLock, lock_folder};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use std::path::Path;
 
 /// What a run starts from.
@@ -96,7 +96,11 @@ fn fresh_state(
             let located = locate(path, Purpose::Start)?;
             let notes = located.note.iter();
             notes.for_each(|note| report(Level::Info, note));
-            read_pretrained(&located.path, &config.network, start, *strict)?
+            let read = read_pretrained(&located.path, &config.network, start, *strict);
+            read.map_err(|error| match other_network(&located.path, config) {
+                Some(text) => anyhow!("{error}\n{text}"),
+                None => error.into(),
+            })?
         };
         let fit = if mismatches.is_empty() {
             format!("all {taken} tensors fit")
@@ -124,6 +128,29 @@ fn fresh_state(
     ))
 }
 
+/// Which network a file holds, if it is another one than that of a run, and how to choose it.
+fn other_network(file: &Path, config: &TrainConfig) -> Option<String> {
+    let network = load_model(file, &ModelHints::default()).ok()?.net;
+    let name = format!("{} x{}", network.arch, network.scale);
+    if network.scale != config.network.scale {
+        return Some(format!(
+            "  the file holds {name}, and the shards have scale {}; --lenient takes what fits",
+            config.network.scale
+        ));
+    }
+    let of_file = TrainConfig {
+        network,
+        ..config.clone()
+    };
+    let changes = config.changes(&of_file).obstacles;
+    (!changes.is_empty()).then(|| {
+        format!(
+            "  the file holds {name}; what differs from this run:\n{}",
+            rows(&changes)
+        )
+    })
+}
+
 /// Refuses a state that cannot be continued with these settings and shards.
 fn check_continues(
     state: &State,
@@ -132,6 +159,7 @@ fn check_continues(
     options: &RunOptions,
 ) -> Result<()> {
     let place = options.out.display();
+    let ways_on = |can_continue| ways_on(&options.out, can_continue);
     let before = &state.head.config;
     let changes = before.changes(config);
     ensure!(
@@ -177,8 +205,15 @@ fn rows(changes: &[String]) -> String {
 }
 
 /// What to do about a folder that holds another run than the one asked for.
-fn ways_on(can_continue: bool) -> String {
+fn ways_on(run: &Path, can_continue: bool) -> String {
     let mut out = String::new();
+    let settings = run.join("config.yml");
+    if settings.is_file() {
+        out += &format!(
+            "  --config {}   takes the settings of that run, in place of the flags it was begun with\n",
+            settings.display()
+        );
+    }
     if can_continue {
         out += "  --continue   goes on with that run and the changed recipe\n";
     }

@@ -256,6 +256,15 @@ fn the_default_schedule_follows_the_length_and_stays_with_its_run() {
         ran.stderr
     );
     assert!(kept("q").contains("warmup_iter: 1\n"), "{}", kept("q"));
+    // The same command again, and a longer one, although the preset derives other values from 40.
+    let ran = train(&[&quick[..], &["40"]].concat()).ok();
+    assert!(ran.stderr.contains("nothing to do"), "{}", ran.stderr);
+    train(&[&quick[..], &["44"]].concat()).ok();
+    assert!(kept("q").contains("warmup_iter: 1\n"), "{}", kept("q"));
+    // Without the preset it is another recipe; its own file has it.
+    train(&["--out", "q", "--iterations", "48"]).refused(1, &["--config q/config.yml"]);
+    train(&["--config", "q/config.yml", "--iterations", "48"]).ok();
+    assert_eq!(log(&dir.path().join("q")).last().unwrap()["iteration"], 48);
     // What the user gives is kept, with a word.
     let given = [
         "--iterations",

@@ -36,7 +36,13 @@ impl Sizing for CudaSizing {
         let checked = operation::of(op)
             .ok_or_else(|| lower::unsupported(op))?
             .check();
-        checked.with_context(|| format!("CUDA cannot run the operation \"{}\"", op.label()))
+        checked.with_context(|| {
+            format!(
+                "a GPU trains ParagonSR2 Nano only so far, and --device cpu trains every network: \
+                 CUDA cannot run the operation \"{}\"",
+                op.label()
+            )
+        })
     }
 
     fn workspace(&self, op: &Op) -> u64 {

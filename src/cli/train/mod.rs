@@ -125,7 +125,12 @@ pub fn run(args: &Args) -> Result<()> {
     let printed = if args.json {
         print_json(&summary)
     } else {
-        print_summary(&summary, &config, started.elapsed().as_secs_f64())
+        print_summary(
+            &summary,
+            &config,
+            started.elapsed().as_secs_f64(),
+            args.quiet,
+        )
     };
     super::report::renew(&out);
     if !summary.finished && stop.load(Ordering::Relaxed) {
@@ -210,10 +215,14 @@ fn check_pretrained(settings: &Settings, out: &Path, head: &StateHead) -> Result
 fn keep_choices(args: &Args, settings: &mut Settings, stored: &TrainConfig) {
     let total = settings.whole("train.total_iter").unwrap_or_default();
     if let (Some(preset), Some(network)) = (args.layers.preset, settings.known_network()) {
-        let before = preset.values(&network, stored.total_iter);
-        for ((path, now), (_, then)) in preset.values(&network, total).into_iter().zip(before) {
-            if *settings.value(&path) == now {
-                settings.put(&path, then);
+        for (path, value) in preset.values(&network, total) {
+            let kept = match path.as_str() {
+                "train.warmup_iter" => Value::Whole(stored.schedule.warmup),
+                "train.ema_decay" => Value::Number(stored.ema_decay),
+                _ => continue,
+            };
+            if *settings.value(&path) == value {
+                settings.put(&path, kept);
             }
         }
     }

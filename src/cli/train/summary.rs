@@ -12,13 +12,22 @@ const SLOW_LOADER: f64 = 0.05;
 const ENOUGH_ITERATIONS: u64 = 50;
 
 /// The result of a run on stdout.
-pub(super) fn print_summary(s: &RunSummary, config: &TrainConfig, seconds: f64) -> Result<()> {
+/// `quiet` leaves out what is no result.
+pub(super) fn print_summary(
+    s: &RunSummary,
+    config: &TrainConfig,
+    seconds: f64,
+    quiet: bool,
+) -> Result<()> {
     if s.iteration == 0 {
         return print("stopped before the first iteration was done; nothing is saved");
     }
     // A run that was finished before has only its networks to show.
     if s.iterations_here > 0 {
         print_process(s, seconds)?;
+        if !quiet {
+            print_resources(s)?;
+        }
     }
     if s.skipped > 0 {
         print(format_args!(
@@ -29,16 +38,25 @@ pub(super) fn print_summary(s: &RunSummary, config: &TrainConfig, seconds: f64) 
     print_networks(s, config.baseline())
 }
 
-/// How this process went: speed, waiting, memory.
+/// How this process went. The loss is that of the last log line, so it is left out where there is
+/// none.
 fn print_process(s: &RunSummary, seconds: f64) -> Result<()> {
     let state = if s.finished { "done" } else { "stopped" };
+    let loss = if s.loss.is_finite() {
+        format!("loss {:.5}, ", s.loss)
+    } else {
+        String::new()
+    };
     print(format_args!(
-        "{state} at iteration {} after {}: loss {:.5}, {:.2} it/s",
+        "{state} at iteration {} after {}: {loss}{:.2} it/s",
         s.iteration,
         duration_text(seconds),
-        s.loss,
         s.it_per_s
-    ))?;
+    ))
+}
+
+/// Whether the loader and the memory were enough.
+fn print_resources(s: &RunSummary) -> Result<()> {
     let waited = format!("training waited {:.1}% for data", 100.0 * s.data_wait);
     if s.data_wait <= SLOW_LOADER {
         print(format_args!("the loader is fast enough: {waited}"))?;
