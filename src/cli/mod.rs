@@ -225,10 +225,8 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Ends as other programs do whose output is cut by `head`: without a word, by SIGPIPE (which Rust
-/// programs ignore from their start on), so that a shell sees 141.
+/// Ends as other programs do whose output is cut by `head`: without a word.
 fn closed() -> ExitCode {
-    #[cfg(unix)]
-    let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
+    paragon::sys::end_by_closed_pipe();
     ExitCode::FAILURE
 }

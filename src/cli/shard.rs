@@ -252,7 +252,9 @@ impl Known {
         if !manifest::is_in(folder)? {
             return Ok(Known::default());
         }
-        let manifest = Manifest::read(folder)?;
+        let manifest = Manifest::read(folder).map_err(|error| {
+            paragon::shard::unusable(error.into(), folder, "holds a damaged set")
+        })?;
         let option = |name: &str| {
             let mut options = manifest.extra.options.iter();
             options.find(|(n, _)| n == name).map(|(_, value)| value)

@@ -42,4 +42,5 @@ pub mod writer;
 pub use convert::detail as convert_detail;
 pub use error::{Details, Error};
 pub use forecast::forecast;
+pub use output_folder::unusable;
 pub use rejections::size_hint;

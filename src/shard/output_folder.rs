@@ -126,7 +126,7 @@ pub(super) const ADVICE: &str = "use --overwrite to replace it or choose another
 
 /// Says why the set in `out` cannot be used. Only damage is a reason to replace the set: an error
 /// of the system says nothing about it, and a set in a newer format is whole.
-pub(super) fn unusable(error: anyhow::Error, out: &Path, what: &str) -> anyhow::Error {
+pub fn unusable(error: anyhow::Error, out: &Path, what: &str) -> anyhow::Error {
     let out = out.display();
     if failure::system_cause(&error).is_some() {
         error.context(format!(

@@ -318,6 +318,13 @@ pub(crate) fn symlink_file(target: &Path, link: &Path) -> io::Result<()> {
     system::symlink_file(target, link)
 }
 
+/// Ends the process as one whose output was closed by its reader: by SIGPIPE (which Rust programs
+/// ignore from their start on), so that a shell sees 141. Returns on a system without that signal.
+#[cfg(feature = "cli")]
+pub fn end_by_closed_pipe() {
+    system::end_by_closed_pipe();
+}
+
 /// A flag that the first request to stop raises: Ctrl-C everywhere, SIGTERM and SIGHUP (the
 /// terminal is closed) on Unix, Ctrl-Break and the closing of the console on Windows. A second
 /// Ctrl-C or SIGTERM ends the process at once with `exit_code`. A SIGHUP never does, because

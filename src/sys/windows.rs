@@ -233,6 +233,9 @@ static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// Exit code of a second Ctrl-C.
 static EXIT_CODE: AtomicI32 = AtomicI32::new(0);
 
+#[cfg(feature = "cli")]
+pub(super) fn end_by_closed_pipe() {}
+
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 pub(super) fn stop_flag(exit_code: i32) -> Result<Arc<AtomicBool>> {
     let stop = STOP.get_or_init(Arc::default).clone();

@@ -101,7 +101,7 @@ fn a_table_adds_up() {
         "body.0.blocks.2",
         "peak: operation",
         "validation",
-        "floor:",
+        "no setting goes below",
         "d output",
         "total",
     ] {

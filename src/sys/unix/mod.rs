@@ -137,6 +137,12 @@ pub(super) fn symlink_file(target: &Path, link: &Path) -> io::Result<()> {
 }
 
 #[cfg(feature = "cli")]
+pub(super) fn end_by_closed_pipe() {
+    // an error leaves the ordinary exit code
+    let _ = signal_hook::low_level::emulate_default_handler(libc::SIGPIPE);
+}
+
+#[cfg(feature = "cli")]
 pub(super) fn stop_flag(exit_code: i32) -> Result<Arc<AtomicBool>> {
     let (stop, asked) = (
         Arc::new(AtomicBool::new(false)),
