@@ -490,7 +490,7 @@ fn a_run_keeps_the_settings_of_its_network() {
         "upsampler_alpha: 0.0",
         "detail_gain: 0.05",
         "layer_scale: 0.2",
-        "lr: 0.001",
+        "lr: 0.004",
         "type: CosineAnnealingLR",
         "warmup_iter: 2",
         "ema_decay: 0.9",

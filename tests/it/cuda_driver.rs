@@ -161,6 +161,9 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
             "2",
             "--slots",
             "3",
+            // the usual milestones follow the length, and runs of several lengths are compared
+            "--schedule",
+            "constant",
             "-v",
         ];
         let all = [
