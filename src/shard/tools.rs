@@ -10,7 +10,7 @@ use super::shard_reader::ShardReader;
 use crate::support::progress::Progress;
 use crate::sys::{self, ErrorClass};
 use crate::{support::failure, support::files};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use rayon::prelude::*;
@@ -379,10 +379,10 @@ pub fn sheet(set: &ShardSet, count: u64, seed: u64, path: &Path) -> Result<()> {
     use crate::support::rng::Rng;
     use std::collections::BTreeSet;
 
-    ensure!(count > 0, "a contact sheet needs at least one pair");
+    anyhow::ensure!(count > 0, "a contact sheet needs at least one pair");
     let hr = set.geometry().hr() as u64;
     let most = (SHEET_PIXELS / (2 * hr * hr)).clamp(1, SHEET_PAIRS);
-    ensure!(
+    anyhow::ensure!(
         count.min(set.len()) <= most,
         "--count {count} is more than a contact sheet holds: at most {most} pairs of HR {hr}x{hr}; give fewer, and another --seed for others"
     );
