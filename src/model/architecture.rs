@@ -128,6 +128,19 @@ impl Tiling {
                 |first: usize| first + reached.saturating_sub(first).next_multiple_of(window);
             reached = border(shift).max(border(window - shift));
         }
+        Tiling::in_windows_after(window, reached)
+    }
+
+    /// Tiles for a stage of a network that is computed in stages: attention in windows of `window`
+    /// pixels, then a 3x3 convolution, or conv_mid, up.0, conv_out.
+    pub(super) fn in_windows_of_stages(window: usize) -> Tiling {
+        let shift = window_shift(window, 1);
+        // what a tile begins with is right everywhere, so only its shifted windows are not whole
+        Tiling::in_windows_after(window, shift.max(window - shift))
+    }
+
+    /// Tiles for conv_mid, up.0 and conv_out after layers that reach `reached` pixels far.
+    fn in_windows_after(window: usize, mut reached: usize) -> Tiling {
         reached += 1; // conv_mid, in blocks of pixels if the tiles are aligned with them
         if window.is_multiple_of(Tiling::BLOCK) {
             reached = reached.next_multiple_of(Tiling::BLOCK);
@@ -153,6 +166,39 @@ impl Tiling {
             ..self
         }
     }
+}
+
+/// How a network that looks at the whole image is computed in stages: each can be tiled, if the
+/// means of its input's channels over the whole image are known. Between two stages the features of
+/// the whole image are kept outside of the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stages {
+    /// Number of stages, at least two.
+    pub count: usize,
+    /// Channels of the features between them.
+    pub channels: usize,
+    /// How the image can be tiled in each stage.
+    pub tiling: Tiling,
+}
+
+/// What a stage that is not the first begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StageStart {
+    /// The features that the stage before ended with.
+    pub features: Value,
+    /// Their means over the whole image, f64 `[N, C]`.
+    pub means: BufferId,
+}
+
+/// A stage of a network, see [`Architecture::stage`].
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stage {
+    /// From the image to features.
+    First { input: Value },
+    /// From features to features; `number` counts stages from 0.
+    Middle { number: usize, start: StageStart },
+    /// From features and the image to the prediction.
+    Last { input: Value, start: StageStart },
 }
 
 /// Pixels by which the windows of a block are shifted: those of every second block, by half a window.
@@ -224,6 +270,20 @@ pub(super) trait Architecture: Sync {
 
     /// How images may be tiled.
     fn tiling(&self, net: &Network) -> Tiling;
+
+    /// The stages in which inference can be computed, if the network looks at the whole image.
+    fn stages(&self, _: &Network) -> Option<Stages> {
+        None
+    }
+
+    /// Appends a stage and returns the buffer of its result: features, or the prediction.
+    ///
+    /// # Errors
+    /// A bug in the network's file.
+    fn stage(&self, _: &mut Graph<'_, '_>, _: Stage) -> Result<BufferId, Error> {
+        let text = "the network has no stages".to_string();
+        Err(crate::plan::Error::Invalid(text).into())
+    }
 
     /// The network whose tensors have these shapes; `None` if they are not of this architecture.
     fn recognise(&self, shapes: &dyn Shapes) -> Option<Found>;

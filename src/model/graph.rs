@@ -7,7 +7,7 @@
 mod backward;
 mod layers;
 
-use super::architecture::Architecture;
+use super::architecture::{Architecture, StageStart};
 use super::{Error, Network, ParamTable, Recompute};
 use crate::plan::{
     Accumulate, Activation, BatchLayout, BufferId, Builder, Class, Extent, FoldedConv, Op,
@@ -276,6 +276,15 @@ impl<'a, 'b> Graph<'a, 'b> {
             size,
             activation: None,
         }
+    }
+
+    /// What a stage begins with: features with that many channels, and their means.
+    pub fn stage_start(&mut self, channels: usize) -> StageStart {
+        let features = self.activation("features of the stage before", channels, self.lq_size());
+        let bytes = (self.extent().n * features.stride * size_of::<f64>()) as u64;
+        let class = Class::Activations;
+        let means = self.builder.buffer("means of the stage before", class, bytes);
+        StageStart { features, means }
     }
 
     /// A new activation of the current images.

@@ -12,7 +12,7 @@ mod recompute;
 mod settings;
 mod step;
 
-pub use architecture::{Recipe, Tiling};
+pub use architecture::{Recipe, Stages, Tiling};
 pub use error::{Error, Mismatch, Purpose};
 pub use file::{
     LoadedModel, Located, ModelHints, ModelMeta, Pretrained, load_model, locate, read_model,
@@ -22,7 +22,9 @@ pub(crate) use file::{STATE_METADATA_KEY, model_bytes};
 pub use params::{Init, Param, ParamTable};
 pub use recompute::Recompute;
 pub use settings::{InFile, Setting, SettingKind, SettingSpec, Settings};
-pub use step::{InferenceSpec, StepSpec, inference_plan, training_plan};
+pub use step::{
+    InferenceSpec, StageSpec, StepSpec, inference_plan, stage_plan, training_plan,
+};
 
 use architecture::{ARCHITECTURES, Architecture, Row};
 use serde::ser::SerializeMap;
@@ -226,6 +228,12 @@ impl Network {
     /// How images may be cut into tiles for this network.
     pub fn tiling(&self) -> Tiling {
         self.architecture().tiling(self)
+    }
+
+    /// The stages in which an image can be computed with the result of the whole image, if the
+    /// network looks at the whole image.
+    pub fn stages(&self) -> Option<Stages> {
+        self.architecture().stages(self)
     }
 }
 

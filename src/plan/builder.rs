@@ -220,6 +220,8 @@ impl<'a> Builder<'a> {
         for (port, at) in [
             (ports.input, 0),
             (ports.target, 0),
+            (ports.features, 0),
+            (ports.means, 0),
             (ports.output, last),
             (through_base, last),
             (through_features, last),

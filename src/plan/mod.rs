@@ -280,8 +280,13 @@ pub struct Ports {
     /// Network input `[N, h, w, 3]` f32.
     pub input: Option<BufferId>,
     /// Network output `[N, H, W, 3]` f32 (inference plans; in training the loss may overwrite it
-    /// with its gradient).
+    /// with its gradient), or the features `[N, h, w, C]` f32 that a stage ends with.
     pub output: Option<BufferId>,
+    /// The features `[N, h, w, C]` f32 that a stage of a network begins with, see
+    /// [`StageSpec`](crate::model::StageSpec); C is rounded up to [`CHANNEL_GROUP`].
+    pub features: Option<BufferId>,
+    /// Their means over the whole image, f64 `[N, C]`.
+    pub means: Option<BufferId>,
     /// Target `[N, H, W, 3]` f32, only in plans that take float inputs.
     pub target: Option<BufferId>,
     /// Gradient with respect to the input, `[N, h, w, 3]` f32, in two parts to be added: through

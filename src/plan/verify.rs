@@ -66,6 +66,8 @@ impl PlanData {
             p.input,
             p.output,
             p.target,
+            p.features,
+            p.means,
             p.input_gradients[0],
             p.input_gradients[1],
             p.metrics,
@@ -137,7 +139,8 @@ impl PlanData {
             self.ops.iter().any(writes)
         };
         let by_host = |id: BufferId| {
-            [self.ports.input, self.ports.target].contains(&Some(id)) && !computed(id)
+            let p = &self.ports;
+            [p.input, p.target, p.features, p.means].contains(&Some(id)) && !computed(id)
         };
         (0u32..)
             .map(BufferId)

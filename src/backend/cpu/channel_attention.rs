@@ -1,9 +1,12 @@
 //! Channel attention. Depends on `elementwise` and the GELU. A first pass over all pixels sums each
 //! channel, a task for each image then computes its factors, and a second pass applies them. The
-//! sums are f64 and are added in the order of the bands, so the bits do not depend on threads. Both passes are bound by memory: 12 C bytes a pixel move forward (8 C read, 4 C written),
-//! and 16 C backward (12 C read, 4 C written; 4 C more are read where the gradient is added).
+//! sums are f64 and are added in the order of the bands, so the bits do not depend on threads. Both
+//! passes are bound by memory: 12 C bytes a pixel move forward (8 C read, 4 C written), and 16 C
+//! backward (12 C read, 4 C written; 4 C more are read where the gradient is added). Where the means
+//! are given, the first pass is left out; [`ChannelMeans`] computes the same bits from rows.
 
 mod factors;
+mod means;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +18,7 @@ use super::tasks::{Bands, Context, Task, Workspace, WorkspaceParts, round_up_to_
 use crate::plan::{ChannelAttention, ChannelAttentionBack};
 use anyhow::{Result, ensure};
 use factors::FactorTask;
+pub use means::ChannelMeans;
 
 /// The shared part of the workspace: the sums of each band, then the values of each image.
 #[derive(Clone, Copy)]
@@ -263,20 +267,25 @@ fn compute_images(
     back: Option<BackwardBuffers>,
 ) {
     let layout = Layout::new(op);
-    let sums = SumTask {
-        op,
-        layout,
-        shared,
-        input: ctx.floats(op.input),
-        d_output: back.map(|back| back.d_output),
-    };
-    ctx.parallel(layout.bands.tasks(), &sums);
+    // the backward pass needs the sums of products too, and is never given the means
+    let means = op.means.filter(|_| back.is_none());
+    if means.is_none() {
+        let sums = SumTask {
+            op,
+            layout,
+            shared,
+            input: ctx.floats(op.input),
+            d_output: back.map(|back| back.d_output),
+        };
+        ctx.parallel(layout.bands.tasks(), &sums);
+    }
     let factors = FactorTask {
         op,
         layout,
         shared,
         down: ctx.param(op.parameters, op.down),
         up: ctx.param(op.parameters, op.up),
+        means: means.map(|means| ctx.pointer(means)),
         parts: back.map(|back| back.parts),
     };
     ctx.parallel(layout.images, &factors);

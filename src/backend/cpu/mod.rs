@@ -9,6 +9,7 @@ mod base;
 mod bf16;
 mod border;
 mod channel_attention;
+pub(crate) use channel_attention::ChannelMeans;
 mod compose;
 mod concat;
 mod conv;

@@ -418,7 +418,7 @@ fn upscale_one(
     });
     let notes: Vec<String> = notes.collect();
     let mut rows = RowsWithError { rows, failed: None };
-    let mut bands = upscaler.upscale_rows(&mut rows)?;
+    let mut bands = upscaler.upscale_rows(&mut rows, &Progress::hidden())?;
     let (width, height) = bands.size();
     let written = write_output(&job.output, |out| job.format.write(out, &mut bands));
     drop(bands);

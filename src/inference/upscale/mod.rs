@@ -8,6 +8,9 @@
 mod ring_tests;
 mod rows;
 mod spans;
+mod stages;
+#[cfg(test)]
+mod stages_tests;
 #[cfg(test)]
 mod tests;
 mod tiles;
@@ -20,12 +23,17 @@ pub use tiles::{
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, write_floats};
 use crate::dataset::rows::RereadRows;
-use crate::model::{Error, Network};
+use crate::dataset::rows::PixelRows;
+use crate::model::{Error, Network, Stages};
 use crate::plan::Sizing;
+use crate::support::progress::Progress;
 use crate::support::text::bytes_text;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
-use tiles::{TileKind, tile_plan, tile_plan_of};
+use rows::LqRows;
+use stages::{Features, ImageRows};
+use std::path::PathBuf;
+use tiles::{SCALARS, TileGrid, TileKind, tile_plan, tile_plan_of, try_resize};
 
 /// Enlarges images by a network.
 pub trait Upscale {
@@ -43,8 +51,17 @@ pub struct Upscaler {
     tiler: Tiler,
     params: Vec<f32>,
     options: CpuOptions,
+    /// How images are computed in stages, if they are.
+    in_stages: Option<InStages>,
     /// The backend for the last kind of tile; an image smaller than a tile needs another one.
     loaded: Option<(TileKind, CpuBackend)>,
+}
+
+/// How images are computed in stages.
+struct InStages {
+    stages: Stages,
+    /// The folder for the temporary files.
+    folder: PathBuf,
 }
 
 /// A network that runs in the free part of a training step's arena, between steps.
@@ -102,8 +119,66 @@ impl Upscaler {
             tiler,
             params,
             options,
+            in_stages: None,
             loaded: None,
         })
+    }
+
+    /// Whether a network that looks at the whole image can be computed in stages, which give the
+    /// bits of the whole image: [`Upscaler::use_stages`].
+    pub fn has_stages(&self) -> bool {
+        self.tiler.net.stages().is_some()
+    }
+
+    /// From here on, images of more than one tile are computed in stages. Memory then holds one tile
+    /// of the image, and temporary files in `folder` hold features of [`Upscaler::file_bytes`].
+    /// `tile`: largest side of a tile in LQ pixels (0: a default).
+    ///
+    /// # Errors
+    /// When the network has no stages, or the tile is too small for its receptive field.
+    pub fn use_stages(&mut self, folder: PathBuf, tile: usize) -> Result<()> {
+        let net = self.tiler.net.clone();
+        let stages = net.stages().context("the network has no stages")?;
+        self.tiler = Tiler::of_stages(net, tile, stages)?;
+        self.in_stages = Some(InStages { stages, folder });
+        Ok(())
+    }
+
+    /// From here on, a network that looks at the whole image is given all of it at once.
+    ///
+    /// # Errors
+    /// Those of [`Tiler::new`].
+    pub fn use_whole_images(&mut self) -> Result<()> {
+        self.tiler = Tiler::new(self.tiler.net.clone(), 0)?;
+        self.in_stages = None;
+        Ok(())
+    }
+
+    /// Bytes of the temporary files for an image of (width, height) LQ pixels; 0 if it is not
+    /// computed in stages.
+    ///
+    /// # Errors
+    /// When the image is empty.
+    pub fn file_bytes(&self, size: (u32, u32)) -> Result<u64> {
+        let stages = self.stages_for(&self.tiler.grid(size)?);
+        Ok(stages.map_or(0, |stages| stages::file_bytes(stages, size)))
+    }
+
+    /// Steps that [`Upscaler::upscale_rows`] reports for an image before it returns: rows of tiles,
+    /// of all stages but the last. 0 if the image is not computed in stages.
+    ///
+    /// # Errors
+    /// When the image is empty.
+    pub fn steps_of_stages(&self, size: (u32, u32)) -> Result<u64> {
+        let grid = self.tiler.grid(size)?;
+        let stages = self.stages_for(&grid);
+        Ok(stages.map_or(0, |s| ((s.count - 1) * grid.rows.len()) as u64))
+    }
+
+    /// The stages in which an image is computed: none if it is one tile.
+    fn stages_for(&self, grid: &TileGrid) -> Option<Stages> {
+        let stages = self.in_stages.as_ref().map(|in_stages| in_stages.stages);
+        stages.filter(|_| grid.rows.len() * grid.columns.len() > 1)
     }
 
     /// Whether an image is always one tile, because the network looks at the whole image.
@@ -128,9 +203,8 @@ impl Upscaler {
     /// When the image is empty or too large to be addressed.
     pub fn bytes_in_rows(&self, size: (u32, u32), alpha: bool, deep: bool) -> Result<u64> {
         let grid = self.tiler.grid(size)?;
-        let shape = grid.shape;
-        let arena = self.arena_bytes(TileKind { shape, deep })?;
-        Ok(arena + self.tiler.row_bytes(&grid, alpha, deep))
+        let rows = self.tiler.row_bytes(&grid, alpha, deep);
+        Ok(self.arena_bytes(&grid, deep)? + rows)
     }
 
     /// Bytes for upscaling an image of (width, height) LQ pixels that is in memory, without the
@@ -139,19 +213,36 @@ impl Upscaler {
     /// # Errors
     /// When the image is empty.
     pub fn bytes_in_memory(&self, size: (u32, u32)) -> Result<u64> {
-        let (th, tw) = self.tiler.grid(size)?.shape;
-        let tile = th * tw * 3 * (1 + 4 * self.tiler.net.scale * self.tiler.net.scale);
-        let kind = TileKind {
-            shape: (th, tw),
-            deep: false,
+        let grid = self.tiler.grid(size)?;
+        let buffers = if self.stages_for(&grid).is_some() {
+            self.tiler.row_bytes(&grid, false, false)
+        } else {
+            let ((th, tw), scale) = (grid.shape, self.tiler.net.scale);
+            (th * tw * 3 * (1 + 4 * scale * scale)) as u64
         };
-        Ok(self.arena_bytes(kind)? + tile as u64)
+        Ok(self.arena_bytes(&grid, false)? + buffers)
     }
 
-    /// Bytes of arena and parameters.
-    fn arena_bytes(&self, kind: TileKind) -> Result<u64> {
-        let plan = tile_plan_of(&self.tiler.net, kind, &self.options)?;
-        Ok(plan.arena_bytes + 4 * self.params.len() as u64)
+    /// Bytes of the arena and the parameters, and of the features of stages.
+    fn arena_bytes(&self, grid: &TileGrid, deep: bool) -> Result<u64> {
+        let arena = |stage: Option<usize>| {
+            let shape = grid.shape;
+            let kind = TileKind { shape, deep, stage };
+            Ok::<u64, anyhow::Error>(
+                tile_plan_of(&self.tiler.net, kind, &self.options)?.arena_bytes,
+            )
+        };
+        let bytes = match self.stages_for(grid) {
+            // the stages between the first and the last have the same size
+            Some(stages) => {
+                let last = stages.count - 1;
+                let arenas = [arena(Some(0))?, arena(Some(1))?, arena(Some(last))?];
+                let features = stages::memory_bytes(stages, grid);
+                arenas.into_iter().max().unwrap_or(0) + features
+            }
+            None => arena(None)?,
+        };
+        Ok(bytes + 4 * self.params.len() as u64)
     }
 
     /// Frees the arena unless the next image, of (width, height) LQ pixels, is cut into tiles of
@@ -161,26 +252,73 @@ impl Upscaler {
         let kind = kind.map(|grid| TileKind {
             shape: grid.shape,
             deep,
+            stage: None,
         });
         self.loaded.take_if(|(loaded, _)| Some(*loaded) != kind);
     }
 
     /// Upscales an image row by row while the caller reads the result. The source is read twice if
     /// the network's first rows depend on the last ones of the image, and it has several rows of
-    /// tiles.
+    /// tiles, and twice more if the image is computed in stages. All stages but the last are computed
+    /// before this returns; `progress` advances by [`Upscaler::steps_of_stages`].
     ///
     /// # Errors
-    /// When the image is empty or memory is short.
+    /// When the image is empty, memory is short, or a temporary file cannot be used.
     pub fn upscale_rows<'a>(
         &'a mut self,
         source: &'a mut dyn RereadRows,
+        progress: &Progress,
     ) -> Result<UpscaledRows<'a>> {
         let grid = self.tiler.grid(source.size())?;
+        let features = self.compute_stages(source, &grid, progress)?;
         let (tiler, backend) = self.load(TileKind {
             shape: grid.shape,
             deep: source.sample_bytes() == 2,
+            stage: features.as_ref().map(Features::last),
         })?;
-        Ok(UpscaledRows::new(tiler, backend, source, grid))
+        Ok(UpscaledRows::new(tiler, backend, source, (grid, features)))
+    }
+
+    /// Computes all stages of an image but the last, if it is computed in stages, and returns to the
+    /// first row of the source.
+    fn compute_stages(
+        &mut self,
+        source: &mut dyn RereadRows,
+        grid: &TileGrid,
+        progress: &Progress,
+    ) -> Result<Option<Features>> {
+        let Some(stages) = self.stages_for(grid) else {
+            return Ok(None);
+        };
+        let (size, bytes) = (source.size(), source.sample_bytes());
+        let folder = self.in_stages.as_ref().map(|s| s.folder.clone());
+        let mut features = Features::new(stages, &folder.unwrap_or_default(), size)?;
+        let (shape, deep) = (grid.shape, bytes == 2);
+        for number in 0..features.last() {
+            let (tiler, backend) = self.load(TileKind {
+                shape,
+                deep: deep && number == 0,
+                stage: Some(number),
+            })?;
+            let mut lq = LqRows::new(source);
+            for &row in &grid.rows {
+                if number == 0 {
+                    lq.read(grid, row)?;
+                    let pixels = (lq.pieces(grid, row), bytes);
+                    tiler.begin_stages(backend, grid, row, pixels, &mut features)?;
+                } else {
+                    for &column in &grid.columns {
+                        features.load(backend, number, (row, column))?;
+                        backend.micro_step(&SCALARS)?;
+                        features.store(backend, number, (row, column), shape.1)?;
+                    }
+                }
+                progress.advance(1);
+            }
+            features.end_stage(number)?;
+        }
+        source.restart()?;
+        Ok(Some(features))
     }
 
     /// Loads the backend for a kind of tile, unless it is loaded already.
@@ -221,8 +359,22 @@ impl Upscale for Upscaler {
     }
 
     fn upscale(&mut self, lq: &RgbImage) -> Result<RgbImage> {
-        let shape = self.tiler.grid(lq.dimensions())?.shape;
-        let (tiler, backend) = self.load(TileKind { shape, deep: false })?;
+        let grid = self.tiler.grid(lq.dimensions())?;
+        if self.stages_for(&grid).is_some() {
+            let mut source = ImageRows::new(lq);
+            let mut rows = self.upscale_rows(&mut source, &Progress::hidden())?;
+            let ((width, height), mut out) = (rows.size(), Vec::new());
+            let bytes = width as usize * height as usize * 3;
+            try_resize(&mut out, bytes, "the enlarged image")?;
+            rows.read(&mut out)?;
+            return RgbImage::from_raw(width, height, out)
+                .context("the enlarged image has a wrong length");
+        }
+        let (tiler, backend) = self.load(TileKind {
+            shape: grid.shape,
+            deep: false,
+            stage: None,
+        })?;
         tiler.upscale(lq, backend)
     }
 }

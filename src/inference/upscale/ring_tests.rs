@@ -243,7 +243,7 @@ fn rows_of_tiles_with_two_pieces_give_the_bits_of_the_image() {
         for alpha in [None, Some(&alpha)] {
             let mut source = Rows(&lq, alpha, 0);
             let grid = tiler.grid((w, h)).unwrap();
-            let mut rows = UpscaledRows::new(&mut tiler, &mut backend, &mut source, grid);
+            let mut rows = UpscaledRows::new(&mut tiler, &mut backend, &mut source, (grid, None));
             let channels = rows.channels();
             let mut found = vec![0; whole.len() / 3 * channels];
             let each = 7 * 2 * w as usize * channels;

@@ -3,6 +3,7 @@
 //! last ones is read twice.
 
 use super::spans::Span;
+use super::stages::Features;
 use super::tiles::{RowPieces, TileGrid, Tiler, try_resize};
 use crate::backend::Backend;
 use crate::dataset::degrade::Resampler;
@@ -15,7 +16,7 @@ use std::ops::Range;
 const ALPHA_REACH: usize = 3;
 
 /// The LQ rows that a row of tiles needs.
-struct LqRows<'a> {
+pub(super) struct LqRows<'a> {
     source: &'a mut dyn RereadRows,
     /// The rows of the image that `window` holds.
     held: Range<usize>,
@@ -33,7 +34,7 @@ struct LqRows<'a> {
 }
 
 impl<'a> LqRows<'a> {
-    fn new(source: &'a mut dyn RereadRows) -> LqRows<'a> {
+    pub fn new(source: &'a mut dyn RereadRows) -> LqRows<'a> {
         LqRows {
             source,
             held: 0..0,
@@ -50,7 +51,7 @@ impl<'a> LqRows<'a> {
     }
 
     /// Bytes of a sample.
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.source.sample_bytes()
     }
 
@@ -120,7 +121,7 @@ impl<'a> LqRows<'a> {
     }
 
     /// Reads the LQ rows of a row of tiles.
-    fn read(&mut self, grid: &TileGrid, row: Span) -> Result<()> {
+    pub fn read(&mut self, grid: &TileGrid, row: Span) -> Result<()> {
         let is_first = self.held.is_empty();
         if is_first {
             self.read_last_rows(grid)?;
@@ -136,7 +137,7 @@ impl<'a> LqRows<'a> {
     }
 
     /// The pieces of a row of tiles, whose rows were read.
-    fn pieces(&self, grid: &TileGrid, row: Span) -> RowPieces<'_> {
+    pub fn pieces(&self, grid: &TileGrid, row: Span) -> RowPieces<'_> {
         let line = grid.width * 3 * self.bytes();
         let window = &self.window[..self.held.len() * line];
         if row.valid_piece() == 1 {
@@ -158,6 +159,8 @@ pub struct UpscaledRows<'a> {
     backend: &'a mut dyn Backend,
     grid: TileGrid,
     lq: LqRows<'a>,
+    /// What the last stage begins with, if the network is computed in stages.
+    features: Option<Features>,
     /// Number of the next row of tiles.
     next: usize,
     resampler: Resampler,
@@ -170,18 +173,20 @@ pub struct UpscaledRows<'a> {
 }
 
 impl<'a> UpscaledRows<'a> {
-    /// `backend` is loaded with the plan of the grid's tiles.
+    /// `backend` is loaded with the plan of the grid's tiles, or of the last stage if there are
+    /// `features`.
     pub(super) fn new(
         tiler: &'a mut Tiler,
         backend: &'a mut dyn Backend,
         source: &'a mut dyn RereadRows,
-        grid: TileGrid,
+        (grid, features): (TileGrid, Option<Features>),
     ) -> UpscaledRows<'a> {
         UpscaledRows {
             tiler,
             backend,
             grid,
             lq: LqRows::new(source),
+            features,
             next: 0,
             resampler: Resampler::new(),
             out: Vec::new(),
@@ -201,8 +206,9 @@ impl<'a> UpscaledRows<'a> {
         let bytes = self.lq.bytes();
         try_resize(&mut self.out, pixels * 3 * bytes, "enlarged rows")?;
         let pieces = self.lq.pieces(&self.grid, row);
+        let result = (self.out.as_mut_slice(), self.features.as_mut());
         self.tiler
-            .upscale_row(self.backend, &self.grid, row, pieces, &mut self.out)?;
+            .upscale_row(self.backend, &self.grid, row, pieces, result)?;
         self.given = 0;
         if self.lq.has_alpha() {
             self.add_alpha(row, pixels)?;

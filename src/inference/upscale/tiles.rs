@@ -3,8 +3,9 @@
 //! network looks at the whole image and approximate tiles are asked for.
 
 use super::spans::{Span, spans, tile_side};
+use super::stages::Features;
 use crate::backend::{Backend, BatchView, Scalars, read_floats, write_floats};
-use crate::model::{InferenceSpec, Network, Tiling, inference_plan};
+use crate::model::{InferenceSpec, Network, StageSpec, Stages, Tiling, inference_plan, stage_plan};
 use crate::plan::{Plan, Sizing};
 use crate::support::failure::no_memory;
 use crate::support::text::bytes_text;
@@ -19,6 +20,10 @@ pub const DEFAULT_TILE: usize = 288;
 /// run validates: a smaller tile would consist mostly of overlap.
 pub const LEAST_LENT_TILE: usize = 64;
 
+/// Default of the largest tile side in LQ pixels where a network is computed in stages: of Pro's
+/// tiles, a sixth is overlap, and an arena takes about 300 MiB.
+const STAGE_TILE: usize = 384;
+
 /// The inference plan of one tile of (height, width) LQ pixels of 8 bits.
 pub(super) fn tile_plan(net: &Network, lq: (usize, usize), sizing: &dyn Sizing) -> Result<Plan> {
     tile_plan_of(
@@ -26,6 +31,7 @@ pub(super) fn tile_plan(net: &Network, lq: (usize, usize), sizing: &dyn Sizing) 
         TileKind {
             shape: lq,
             deep: false,
+            stage: None,
         },
         sizing,
     )
@@ -33,12 +39,25 @@ pub(super) fn tile_plan(net: &Network, lq: (usize, usize), sizing: &dyn Sizing) 
 
 /// The inference plan of one tile.
 pub(super) fn tile_plan_of(net: &Network, tile: TileKind, sizing: &dyn Sizing) -> Result<Plan> {
-    let spec = InferenceSpec {
-        batch: 1,
-        lq: tile.shape,
-        float_input: tile.deep,
-    };
-    inference_plan(net, &spec, sizing)
+    let (lq, float_input) = (tile.shape, tile.deep);
+    match tile.stage {
+        Some(number) => {
+            let spec = StageSpec {
+                number,
+                lq,
+                float_input,
+            };
+            stage_plan(net, &spec, sizing)
+        }
+        None => {
+            let spec = InferenceSpec {
+                batch: 1,
+                lq,
+                float_input,
+            };
+            inference_plan(net, &spec, sizing)
+        }
+    }
 }
 
 /// What the plan of a tile depends on.
@@ -48,6 +67,8 @@ pub(super) struct TileKind {
     pub shape: (usize, usize),
     /// Whether its pixels have 16 bits; the network gets them as floats.
     pub deep: bool,
+    /// The stage of the network; `None`: the whole network.
+    pub stage: Option<usize>,
 }
 
 /// The (height, width) in LQ pixels of all tiles that images of (width, height) LQ pixels are cut
@@ -201,6 +222,17 @@ impl TileGrid {
     }
 }
 
+/// The scalars of inference, which reads none of them.
+pub(super) const SCALARS: Scalars = Scalars {
+    lr: 0.0,
+    step: 1,
+    clip: f64::INFINITY,
+    ema_decay: 0.0,
+    micro_scale: 1.0,
+    loss_scale: 1.0,
+    accumulate: false,
+};
+
 /// The LQ rows `[rows, width, 3]` of a row of tiles, as two pieces; of 16 bits in the machine's byte
 /// order.
 pub(super) type RowPieces<'a> = [&'a [u8]; 2];
@@ -217,7 +249,7 @@ pub struct Tiler {
     /// The same tile as floats, if it has 16 bits.
     floats: Vec<f32>,
     /// Its result `[H, W, 3]`, f32.
-    output: Vec<f32>,
+    pub(super) output: Vec<f32>,
 }
 
 impl Tiler {
@@ -258,6 +290,15 @@ impl Tiler {
             floats: Vec::new(),
             output: Vec::new(),
         })
+    }
+
+    /// Tiles for the stages of a network that looks at the whole image.
+    ///
+    /// # Errors
+    /// Those of [`Tiler::new`].
+    pub(super) fn of_stages(net: Network, tile: usize, stages: Stages) -> Result<Tiler> {
+        let tile = if tile == 0 { STAGE_TILE } else { tile };
+        Tiler::with_tiling(net, tile, stages.tiling)
     }
 
     /// Whether an image is always one tile, because the network looks at the whole image.
@@ -334,31 +375,67 @@ impl Tiler {
         (tile + sample * colours + copies * alpha) as u64
     }
 
+    /// Copies the pixels of a tile. `pieces` are the LQ rows of its row of tiles, with samples of
+    /// `bytes` bytes.
+    fn take_tile(
+        &mut self,
+        grid: &TileGrid,
+        column: Span,
+        pieces: RowPieces<'_>,
+        bytes: usize,
+    ) -> Result<()> {
+        let (w, (th, tw), pixel) = (grid.width, grid.shape, 3 * bytes);
+        try_resize(&mut self.lq, th * tw * pixel, "a tile")?;
+        let rows = pieces
+            .into_iter()
+            .flat_map(|rows| rows.chunks_exact(w * pixel));
+        for (line, from) in self.lq.chunks_exact_mut(tw * pixel).zip(rows) {
+            let [first, second] = column.pieces.map(|(a, b)| &from[a * pixel..b * pixel]);
+            let (left, right) = line.split_at_mut(first.len());
+            left.copy_from_slice(first);
+            right.copy_from_slice(second);
+        }
+        Ok(())
+    }
+
+    /// Computes the first stage of one row of tiles. `pieces` are the LQ rows of the pieces of `row`,
+    /// with samples of `bytes` bytes.
+    pub(super) fn begin_stages(
+        &mut self,
+        backend: &mut dyn Backend,
+        grid: &TileGrid,
+        row: Span,
+        (pieces, bytes): (RowPieces<'_>, usize),
+        features: &mut Features,
+    ) -> Result<()> {
+        for &column in &grid.columns {
+            self.take_tile(grid, column, pieces, bytes)?;
+            self.run_on_pixels(backend, bytes == 2)?;
+            features.store(backend, 0, (row, column), grid.shape.1)?;
+        }
+        Ok(())
+    }
+
     /// Upscales one row of tiles. `pieces` are the LQ rows of the pieces of `row`; `out` receives the
-    /// valid HR rows. Whether samples have 16 bits is decided by the length of `out`.
+    /// valid HR rows. Whether samples have 16 bits is decided by the length of `out`. `features`:
+    /// what the last stage begins with, if the network is computed in stages.
     pub(super) fn upscale_row(
         &mut self,
         backend: &mut dyn Backend,
         grid: &TileGrid,
         row: Span,
         pieces: RowPieces<'_>,
-        out: &mut [u8],
+        (out, mut features): (&mut [u8], Option<&mut Features>),
     ) -> Result<()> {
         let (scale, w, (th, tw)) = (self.net.scale, grid.width, grid.shape);
-        let values = th * tw * 3;
         let bytes = out.len() / (row.valid_len() * scale * scale * w * 3); // of a sample
         let pixel = 3 * bytes;
-        try_resize(&mut self.lq, values * bytes, "a tile")?;
-        try_resize(&mut self.output, values * scale * scale, "a tile's result")?;
-        for column in &grid.columns {
-            let rows = pieces
-                .into_iter()
-                .flat_map(|rows| rows.chunks_exact(w * pixel));
-            for (line, from) in self.lq.chunks_exact_mut(tw * pixel).zip(rows) {
-                let [first, second] = column.pieces.map(|(a, b)| &from[a * pixel..b * pixel]);
-                let (left, right) = line.split_at_mut(first.len());
-                left.copy_from_slice(first);
-                right.copy_from_slice(second);
+        let values = th * tw * 3 * scale * scale;
+        try_resize(&mut self.output, values, "a tile's result")?;
+        for &column in &grid.columns {
+            self.take_tile(grid, column, pieces, bytes)?;
+            if let Some(features) = &mut features {
+                features.load(backend, features.last(), (row, column))?;
             }
             self.run_tile(backend, bytes == 2)?;
             let width = column.valid_len() * scale * 3;
@@ -383,17 +460,14 @@ impl Tiler {
     /// Runs the network on the tile in `lq`, whose samples have 8 bits, or 16 with `deep`; the result
     /// is in `output`.
     fn run_tile(&mut self, backend: &mut dyn Backend, deep: bool) -> Result<()> {
-        let scalars = Scalars {
-            lr: 0.0,
-            step: 1,
-            clip: f64::INFINITY,
-            ema_decay: 0.0,
-            micro_scale: 1.0,
-            loss_scale: 1.0,
-            accumulate: false,
-        };
+        self.run_on_pixels(backend, deep)?;
         let port = backend.plan().ports.output;
         let port = port.context("the inference plan has no output")?;
+        read_floats(backend, port, &mut self.output)
+    }
+
+    /// Runs the backend's plan on the tile in `lq`, whose samples have 8 bits, or 16 with `deep`.
+    fn run_on_pixels(&mut self, backend: &mut dyn Backend, deep: bool) -> Result<()> {
         if deep {
             let (samples, _) = self.lq.as_chunks::<2>();
             try_resize(&mut self.floats, samples.len(), "a tile")?;
@@ -402,18 +476,17 @@ impl Tiler {
             let input = backend.plan().ports.input;
             let input = input.context("the inference plan has no input")?;
             write_floats(backend, input, &self.floats)?;
-            backend.micro_step(&scalars)?;
-            return read_floats(backend, port, &mut self.output);
+            return backend.micro_step(&SCALARS);
         }
         let copied = backend.stage(BatchView {
             lq: &self.lq,
             hr: &[],
             augment: &[],
         })?;
-        backend.micro_step(&scalars)?;
+        backend.micro_step(&SCALARS)?;
         // waits: the next tile overwrites `lq`
         drop(copied);
-        read_floats(backend, port, &mut self.output)
+        Ok(())
     }
 
     /// Upscales an image that is in memory.
@@ -431,7 +504,7 @@ impl Tiler {
             let pieces = row
                 .pieces
                 .map(|(from, to)| &lq.as_raw()[from * line..to * line]);
-            self.upscale_row(backend, &grid, row, pieces, rows)?;
+            self.upscale_row(backend, &grid, row, pieces, (rows, None))?;
         }
         RgbImage::from_raw(width as u32, height as u32, out)
             .context("the enlarged image has a wrong length")

@@ -276,11 +276,17 @@ impl Graph<'_, '_> {
         self.conv(&format!("{name}.proj"), output)
     }
 
-    /// [`ChannelAttention`] with the weights `NAME.fc.0.weight` and `NAME.fc.2.weight`.
+    /// [`ChannelAttention`] with the weights `NAME.fc.0.weight` and `NAME.fc.2.weight`. `means`:
+    /// those of `x` over the image that it is a part of; else they are taken of `x`.
     ///
     /// # Errors
     /// When the network has no such parameters.
-    pub fn channel_attention(&mut self, name: &str, x: Value) -> Result<Value, Error> {
+    pub fn channel_attention(
+        &mut self,
+        name: &str,
+        x: Value,
+        means: Option<BufferId>,
+    ) -> Result<Value, Error> {
         let x = self.applied(name, x);
         let (down, up) = (
             self.param(&format!("{name}.fc.0.weight"))?,
@@ -294,6 +300,7 @@ impl Graph<'_, '_> {
             up,
             parameters: self.storage.parameters,
             input: x.buffer,
+            means,
             output: output.buffer,
             workspace: None,
         });

@@ -3,7 +3,9 @@
 //! tokens.
 
 use super::paragon::{self, FEATURES};
-use crate::model::architecture::{Architecture, Found, Row, Shapes, Tiling, plain};
+use crate::model::architecture::{
+    Architecture, Found, Row, Shapes, Stage, Stages, Tiling, plain,
+};
 use crate::model::graph::{Graph, Value};
 use crate::model::{Error, Init, Network, ParamTable};
 use crate::plan::BufferId;
@@ -73,23 +75,8 @@ impl Architecture for Pro {
     }
 
     fn block(&self, g: &mut Graph<'_, '_>, number: usize, x: Value) -> Result<Value, Error> {
-        let block = paragon::block_name(number, BLOCKS);
-        let name = |layer: &str| format!("{block}.{layer}");
-        let sum = |g: &mut Graph<'_, '_>, step: usize, x: Value, part: Value| {
-            let gamma = g.param(&name(&format!("scale{step}.gamma")))?;
-            let sum = name(&format!("sum{step}"));
-            Ok::<Value, Error>(g.scaled_sum(&sum, x, part, Some(gamma)))
-        };
-        let mixed = g.rms_norm(&name("norm1"), x, 1)?;
-        let mixed = paragon::mix_channels(g, &block, mixed)?;
-        let x = sum(g, 1, x, mixed)?;
-        let weighted = g.channel_attention(&name("channel_attn"), x)?;
-        let x = sum(g, 2, x, weighted)?;
-        let seen = paragon::attend(g, number, (&name("norm3"), &name("window_attn")), x)?;
-        let x = sum(g, 3, x, seen)?;
-        let known = g.rms_norm(&name("norm4"), x, 1)?;
-        let known = g.token_attention(&name("token_ca"), known)?;
-        sum(g, 4, x, known)
+        let x = mix(g, number, x)?;
+        attend(g, number, x, None)
     }
 
     fn blocks(&self) -> usize {
@@ -107,9 +94,76 @@ impl Architecture for Pro {
         }
     }
 
+    /// A stage begins with the channel attention of the block before, whose means are known by then,
+    /// and ends where the next ones are taken.
+    fn stages(&self, net: &Network) -> Option<Stages> {
+        let window = paragon::window(net);
+        Some(Stages {
+            count: self.blocks() + 1,
+            channels: FEATURES,
+            tiling: Tiling::in_windows_of_stages(window),
+        })
+    }
+
+    fn stage(&self, g: &mut Graph<'_, '_>, stage: Stage) -> Result<BufferId, Error> {
+        let last = self.blocks() - 1;
+        match stage {
+            Stage::First { input } => {
+                let x = g.conv("conv_in", input)?;
+                Ok(mix(g, 0, x)?.buffer)
+            }
+            Stage::Middle { number, start } => {
+                let x = attend(g, number - 1, start.features, Some(start.means))?;
+                Ok(mix(g, number, x)?.buffer)
+            }
+            Stage::Last { input, start } => {
+                let x = attend(g, last, start.features, Some(start.means))?;
+                paragon::tail(g, input, x)
+            }
+        }
+    }
+
     fn recognise(&self, shapes: &dyn Shapes) -> Option<Found> {
         paragon::recognise(shapes, "window_attn.qkv.weight")
     }
+}
+
+/// Appends the first residual of a block, a convolution.
+fn mix(g: &mut Graph<'_, '_>, number: usize, x: Value) -> Result<Value, Error> {
+    let block = paragon::block_name(number, BLOCKS);
+    let mixed = g.rms_norm(&format!("{block}.norm1"), x, 1)?;
+    let mixed = paragon::mix_channels(g, &block, mixed)?;
+    add(g, &block, 1, (x, mixed))
+}
+
+/// Appends the other residuals of a block, the three kinds of attention. `means`: those of `x` over
+/// the image that it is a part of.
+fn attend(
+    g: &mut Graph<'_, '_>,
+    number: usize,
+    x: Value,
+    means: Option<BufferId>,
+) -> Result<Value, Error> {
+    let block = paragon::block_name(number, BLOCKS);
+    let name = |layer: &str| format!("{block}.{layer}");
+    let weighted = g.channel_attention(&name("channel_attn"), x, means)?;
+    let x = add(g, &block, 2, (x, weighted))?;
+    let seen = paragon::attend(g, number, (&name("norm3"), &name("window_attn")), x)?;
+    let x = add(g, &block, 3, (x, seen))?;
+    let known = g.rms_norm(&name("norm4"), x, 1)?;
+    let known = g.token_attention(&name("token_ca"), known)?;
+    add(g, &block, 4, (x, known))
+}
+
+/// Appends the sum of `x` and the scaled result of residual `number` of a block.
+fn add(
+    g: &mut Graph<'_, '_>,
+    block: &str,
+    number: usize,
+    (x, part): (Value, Value),
+) -> Result<Value, Error> {
+    let gamma = g.param(&format!("{block}.scale{number}.gamma"))?;
+    Ok(g.scaled_sum(&format!("{block}.sum{number}"), x, part, Some(gamma)))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! bit of the result.
 
 mod losses;
+mod stage;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use crate::plan::{
 };
 use anyhow::Result;
 use losses::{Losses, TrainingTarget};
+pub use stage::{StageSpec, stage_plan};
 
 /// The settings of a training plan.
 #[derive(Clone, Debug)]
@@ -293,12 +295,35 @@ pub(super) fn training_plan_as(
 /// # Errors
 /// A network or sizes that no plan can be made for; the chain holds an [`Error`].
 pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) -> Result<Plan> {
+    let architecture = net.architecture();
+    forward_plan(net, spec, true, sizing, |g, batch| {
+        let input = append_input(g, batch);
+        architecture.prepare(g)?;
+        let features = architecture.body(g, input)?;
+        Ok(Ports {
+            input: Some(input.buffer),
+            output: Some(architecture.tail(g, input, features)?),
+            ..Ports::default()
+        })
+    })
+}
+
+/// A plan without a backward pass, whose operations `append` appends. It is given the staged batch,
+/// unless the input is a float buffer or the operations read no image (`reads_image`); the ports that
+/// it returns lack the parameters.
+fn forward_plan(
+    net: &Network,
+    spec: &InferenceSpec,
+    reads_image: bool,
+    sizing: &dyn Sizing,
+    append: impl FnOnce(&mut Graph<'_, '_>, Option<BatchLayout>) -> Result<Ports, Error>,
+) -> Result<Plan> {
     check_sizes(net, spec.batch, spec.lq)?;
     let (table, architecture) = (net.params(), net.architecture());
     let mut builder = Builder::new(sizing);
     let parameters = builder.floats("parameters", Class::Parameters, table.len());
-    let batch =
-        (!spec.float_input).then(|| batch_buffer(&mut builder, net, spec.batch, spec.lq, false));
+    let staged = reads_image && !spec.float_input;
+    let batch = staged.then(|| batch_buffer(&mut builder, net, spec.batch, spec.lq, false));
     let storage = Storage {
         parameters,
         gradients: None,
@@ -317,16 +342,11 @@ pub fn inference_plan(net: &Network, spec: &InferenceSpec, sizing: &dyn Sizing) 
         prediction,
     );
     g.set_tile_invariant(architecture.tiling(net).align);
-    let input = append_input(&mut g, batch);
-    architecture.prepare(&mut g)?;
-    let features = architecture.body(&mut g, input)?;
-    let output = architecture.tail(&mut g, input, features)?;
+    let ports = append(&mut g, batch)?;
     let micro = 0..builder.position();
     let ports = Ports {
         parameters: Some(parameters),
-        input: Some(input.buffer),
-        output: Some(output),
-        ..Ports::default()
+        ..ports
     };
     let update = micro.end..micro.end;
     Ok(builder.finish(micro, update, batch, ports)?)

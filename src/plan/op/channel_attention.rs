@@ -21,6 +21,9 @@ pub struct ChannelAttention {
     pub parameters: BufferId,
     /// x, `[N, h, w, C]`, activation.
     pub input: BufferId,
+    /// The means, f64 `[N, C]`, where the input is a part of an image whose means are known. `None`:
+    /// they are computed from the input. Inference only: the backward pass always computes them.
+    pub means: Option<BufferId>,
     /// `[N, h, w, C]`, activation.
     pub output: BufferId,
     /// Scratch bytes of the backend, if it asked for any.
@@ -68,7 +71,9 @@ impl Operation for ChannelAttention {
     }
 
     fn accesses(&self) -> Vec<Access> {
-        vec![read(self.parameters), read(self.input), write(self.output)]
+        let mut list = vec![read(self.parameters), read(self.input), write(self.output)];
+        list.extend(self.means.map(read));
+        list
     }
 
     workspace_field!();
@@ -78,7 +83,8 @@ impl Operation for ChannelAttention {
     }
 
     fn multiply_adds(&self) -> u64 {
-        2 * self.extent.values(self.channels) + self.products()
+        let passes = if self.means.is_some() { 1 } else { 2 };
+        passes * self.extent.values(self.channels) + self.products()
     }
 
     fn written(&self) -> Vec<(BufferId, Extent)> {

@@ -21,6 +21,8 @@ pub struct FactorTask<'a> {
     pub down: SharedPtr<f32>,
     /// `[C, hidden]`
     pub up: SharedPtr<f32>,
+    /// The means `[N, C]`, if they are given and not computed from the sums.
+    pub means: Option<SharedPtr<f64>>,
     /// The backward pass's workspace: a partial for each image.
     pub parts: Option<WorkspaceParts>,
 }
@@ -70,8 +72,13 @@ impl FactorTask<'_> {
         // `hidden` between the products; parameters are not written
         unsafe {
             let mean = values.mean.slice(0, stride);
-            for (c, mean) in mean.iter_mut().enumerate() {
-                *mean = self.total(image, c, false) / pixels;
+            match self.means {
+                Some(given) => mean.copy_from_slice(given.view(image * stride, stride)),
+                None => {
+                    for (c, mean) in mean.iter_mut().enumerate() {
+                        *mean = self.total(image, c, false) / pixels;
+                    }
+                }
             }
             let (z, slope) = (
                 values.hidden.slice(0, hidden),

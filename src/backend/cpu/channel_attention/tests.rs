@@ -99,6 +99,7 @@ fn attention(
         up: range(hidden * channels),
         parameters,
         input,
+        means: None,
         output,
         workspace: None,
     }
