@@ -33,7 +33,7 @@ use paragon::backend::cpu::{Bf16Unit, CpuOptions, Isa};
 use paragon::inference::upscale::Upscaler;
 use paragon::model::{LoadedModel, ModelHints, Purpose, Setting, load_model, locate};
 use paragon::support::budget::Budget;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Train super-resolution networks from a folder of photographs, with every byte of memory known
@@ -80,13 +80,19 @@ struct ModelArgs {
     #[command(flatten)]
     set: recipe::NetworkSet,
     /// Side of a tile in LQ pixels; the result does not depend on it [default: 288, more for
-    /// networks that see far]
+    /// networks that see far; one that looks at the whole image (Pro) is given all of it, or if
+    /// memory is short tiles of 384, with temporary files]
     #[arg(long, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
     tile: Option<usize>,
-    /// Cut images into tiles also for a network that looks at the whole image (Pro), which takes
-    /// less memory; the result then differs from that of the whole image
+    /// Take each tile for the whole image, for a network that looks at the whole image (Pro): this is
+    /// faster than exact tiles and takes no temporary files, but the result differs
     #[arg(long)]
     approximate_tiles: bool,
+    /// Folder for the temporary files of a network that looks at the whole image (Pro) and is given
+    /// tiles: 512 bytes for each LQ pixel [default: the folder of the result; for eval that of the
+    /// system]
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
@@ -102,8 +108,9 @@ impl ModelArgs {
     }
 
     /// Reads the network of a file or of a run's folder, and says which one was taken if there was a
-    /// choice.
-    fn upscaler(&self, model: &Path) -> Result<Upscaler> {
+    /// choice. Temporary files are in --scratch, or else in the folder `scratch`.
+    fn upscaler(&self, model: &Path, scratch: &Path) -> Result<Upscaler> {
+        let scratch = self.scratch.clone().unwrap_or_else(|| scratch.into());
         let set = self.set.settings();
         let set = set.map(|(name, setting)| (name.to_string(), setting.clone()));
         let alpha = self
@@ -139,10 +146,6 @@ impl ModelArgs {
                 "note: --approximate-tiles has no effect: {arch} gives the result of the whole image \
                  in tiles"
             )),
-            (false, true) if self.tile.is_some() => flags::tell(format_args!(
-                "note: --tile has no effect without --approximate-tiles: {arch} looks at the whole \
-                 image"
-            )),
             (false, _) => {}
         }
         let (options, tile) = (
@@ -150,16 +153,25 @@ impl ModelArgs {
             self.tile.unwrap_or(0),
         );
         if self.approximate_tiles {
-            Upscaler::approximate(net, params, options, tile)
-        } else {
-            Upscaler::new(net, params, options, tile)
+            return Upscaler::approximate(net, params, options, tile);
         }
+        let mut upscaler = Upscaler::new(net, params, options, tile)?;
+        if self.tile.is_some() && self.may_use_stages(&upscaler) {
+            upscaler.use_stages(scratch, tile)?;
+        }
+        Ok(upscaler)
+    }
+
+    /// Whether images that memory cannot hold as a whole can be computed in stages.
+    fn may_use_stages(&self, upscaler: &Upscaler) -> bool {
+        upscaler.has_stages() && !self.approximate_tiles
     }
 
     /// How an image could take less memory by its tiles.
     fn smaller_tiles(upscaler: &Upscaler) -> &'static str {
         if upscaler.takes_whole_images() {
-            "give --approximate-tiles (the network looks at the whole image; in tiles its result differs)"
+            "give --tile 384 (the network looks at the whole image; in tiles it takes temporary \
+             files, and the result is the same)"
         } else {
             "give a smaller --tile"
         }

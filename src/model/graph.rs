@@ -283,7 +283,9 @@ impl<'a, 'b> Graph<'a, 'b> {
         let features = self.activation("features of the stage before", channels, self.lq_size());
         let bytes = (self.extent().n * features.stride * size_of::<f64>()) as u64;
         let class = Class::Activations;
-        let means = self.builder.buffer("means of the stage before", class, bytes);
+        let means = self
+            .builder
+            .buffer("means of the stage before", class, bytes);
         StageStart { features, means }
     }
 

@@ -22,9 +22,7 @@ pub(crate) use file::{STATE_METADATA_KEY, model_bytes};
 pub use params::{Init, Param, ParamTable};
 pub use recompute::Recompute;
 pub use settings::{InFile, Setting, SettingKind, SettingSpec, Settings};
-pub use step::{
-    InferenceSpec, StageSpec, StepSpec, inference_plan, stage_plan, training_plan,
-};
+pub use step::{InferenceSpec, StageSpec, StepSpec, inference_plan, stage_plan, training_plan};
 
 use architecture::{ARCHITECTURES, Architecture, Row};
 use serde::ser::SerializeMap;

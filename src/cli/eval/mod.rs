@@ -143,7 +143,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Reads all networks, before the first image.
 fn open_models(args: &Args) -> Result<Vec<Upscaler>> {
-    let open = |model: &PathBuf| args.apply.upscaler(model);
+    let scratch = std::env::temp_dir();
+    let open = |model: &PathBuf| args.apply.upscaler(model, &scratch);
     let upscalers = args.model.iter().map(open).collect::<Result<Vec<_>>>()?;
     let first = upscalers.first().map(Upscale::scale);
     for (upscaler, model) in upscalers.iter().zip(&args.model) {

@@ -3,6 +3,7 @@
 //! is started, a bad image does not stop the others, and every image left out is reported.
 
 mod jobs;
+mod planning;
 mod summary;
 
 pub use jobs::file_of;
@@ -10,15 +11,16 @@ pub use jobs::file_of;
 use super::ModelArgs;
 use super::flags::{print_json, tell};
 use anyhow::{Context, Result, anyhow, ensure};
-use jobs::{Failed, Job, Jobs, of_file, of_folder};
+use jobs::{Failed, Jobs, of_file, of_folder};
 use paragon::dataset::decode::{Limits, Note};
 use paragon::dataset::encode::Format;
-use paragon::dataset::rows::{FileRows, MemoryNeed, PixelRows, RereadRows, need};
-use paragon::inference::upscale::{Upscale, Upscaler};
-use paragon::support::budget::{Budget, PROGRAM_BYTES};
+use paragon::dataset::rows::{FileRows, PixelRows, RereadRows};
+use paragon::inference::upscale::Upscaler;
+use paragon::support::budget::Budget;
 use paragon::support::failure::system_cause;
 use paragon::support::files::{create_folder, write_output};
 use paragon::support::progress::Progress;
+use planning::{Planned, Planner};
 use serde::Serialize;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -59,16 +61,6 @@ pub struct Args {
     json: bool,
 }
 
-/// A job with the data of its image's header.
-struct Planned {
-    job: Job,
-    size: (u32, u32),
-    alpha: bool,
-    /// Whether 16 bits per channel are kept.
-    deep: bool,
-    bytes: u64,
-}
-
 /// An image that was upscaled.
 #[derive(Serialize)]
 struct Done {
@@ -97,7 +89,8 @@ struct Outcome {
 pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     let is_folder = check_places(args)?;
-    let mut upscaler = args.apply.upscaler(&args.model)?;
+    let scratch = scratch_folder(args, is_folder);
+    let mut upscaler = args.apply.upscaler(&args.model, &scratch)?;
     let Jobs {
         jobs,
         failed,
@@ -123,7 +116,13 @@ pub fn run(args: &Args) -> Result<()> {
         ..Outcome::default()
     };
     let total = jobs.len() + outcome.failed.len();
-    let planned = plan_all(&upscaler, jobs, &budget, is_folder, &mut outcome.failed)?;
+    let mut planner = Planner {
+        upscaler: &mut upscaler,
+        budget: &budget,
+        scratch: &scratch,
+        falls_back: args.apply.tile.is_none() && !args.apply.approximate_tiles,
+    };
+    let planned = planner.plan_all(jobs, is_folder, &mut outcome.failed)?;
     outcome
         .failed
         .iter()
@@ -174,30 +173,6 @@ fn check_places(args: &Args) -> Result<bool> {
     Ok(is_folder)
 }
 
-/// Reads the header of every image. One that cannot be upscaled is added to `failed` if it is in a
-/// folder, and ends the command otherwise.
-fn plan_all(
-    upscaler: &Upscaler,
-    jobs: Vec<Job>,
-    budget: &Budget,
-    is_folder: bool,
-    failed: &mut Vec<Failed>,
-) -> Result<Vec<Planned>> {
-    let mut planned = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        let input = job.input.clone();
-        match plan(upscaler, job, budget) {
-            Ok(plan) => planned.push(plan),
-            Err(error) if !is_folder || ends_all(&error) => return Err(error),
-            Err(error) => failed.push(Failed {
-                input,
-                reason: format!("{error:#}"),
-            }),
-        }
-    }
-    Ok(planned)
-}
-
 impl Failed {
     /// The reason; with the name of the file if the message lacks it.
     fn text(&self) -> String {
@@ -210,6 +185,18 @@ impl Failed {
     }
 }
 
+/// The folder for temporary files if none is given: that of the result.
+fn scratch_folder(args: &Args, is_folder: bool) -> PathBuf {
+    let folder = match is_folder {
+        true => Some(args.output.as_path()),
+        false => args.output.parent(),
+    };
+    match folder {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.into(),
+        _ => PathBuf::from("."),
+    }
+}
+
 /// Whether an error is one of the system, so that the next image would fail too. A missing file or
 /// permission is not: it concerns one image only.
 fn ends_all(error: &anyhow::Error) -> bool {
@@ -219,54 +206,6 @@ fn ends_all(error: &anyhow::Error) -> bool {
             ErrorKind::NotFound | ErrorKind::PermissionDenied
         )
     })
-}
-
-/// Reads an image's header: size, alpha, memory.
-fn plan(upscaler: &Upscaler, job: Job, budget: &Budget) -> Result<Planned> {
-    let needs = need(&job.input, &Limits::default())?;
-    let name = || job.input.display().to_string();
-    let scale = upscaler.scale() as u32;
-    let sides = needs
-        .size
-        .0
-        .checked_mul(scale)
-        .zip(needs.size.1.checked_mul(scale));
-    let large =
-        sides.with_context(|| format!("{}: the result is larger than any image can be", name()))?;
-    job.format.check(large).with_context(name)?;
-    let alpha = needs.alpha && job.format.holds_alpha();
-    let deep = needs.deep && job.format.holds_deep();
-    let pixel = (if alpha { 4 } else { 3 }) * (if deep { 2 } else { 1 });
-    let format = job.format.bytes(large, pixel);
-    let bytes = PROGRAM_BYTES
-        + upscaler.bytes_in_rows(needs.size, alpha, deep)?
-        + needs.opening.max(needs.reading + format);
-    budget
-        .check(bytes, &advice(upscaler, &needs, job.format))
-        .with_context(name)?;
-    Ok(Planned {
-        size: needs.size,
-        alpha,
-        deep,
-        bytes,
-        job,
-    })
-}
-
-/// How the image could take less memory.
-fn advice(upscaler: &Upscaler, needs: &MemoryNeed, format: Format) -> String {
-    let mut ways = Vec::new();
-    if needs.opening > needs.reading {
-        ways.push("convert it to a PNG that is not interlaced, which is read in strips");
-    }
-    if format == Format::Webp {
-        ways.push("write it as png, which is done in strips");
-    }
-    ways.extend([
-        ModelArgs::smaller_tiles(upscaler),
-        "allow more with --host-memory",
-    ]);
-    ways.join(", or ")
 }
 
 /// Upscales image by image.
@@ -382,7 +321,9 @@ fn upscale_one(
         alpha,
         deep,
         bytes,
+        stages,
     } = planned;
+    stages.apply(upscaler)?;
     upscaler.make_room_for(*size, *deep);
     let name = || job.input.display().to_string();
     if is_folder {
@@ -418,7 +359,13 @@ fn upscale_one(
     });
     let notes: Vec<String> = notes.collect();
     let mut rows = RowsWithError { rows, failed: None };
-    let mut bands = upscaler.upscale_rows(&mut rows, &Progress::hidden())?;
+    let steps = upscaler.steps_of_stages(*size)?;
+    let progress = match is_folder || steps == 0 {
+        true => Progress::hidden(),
+        false => Progress::new("stages", steps, "rows of tiles"),
+    };
+    let mut bands = upscaler.upscale_rows(&mut rows, &progress)?;
+    progress.finish();
     let (width, height) = bands.size();
     let written = write_output(&job.output, |out| job.format.write(out, &mut bands));
     drop(bands);

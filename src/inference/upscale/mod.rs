@@ -22,8 +22,8 @@ pub use tiles::{
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, write_floats};
-use crate::dataset::rows::RereadRows;
 use crate::dataset::rows::PixelRows;
+use crate::dataset::rows::RereadRows;
 use crate::model::{Error, Network, Stages};
 use crate::plan::Sizing;
 use crate::support::progress::Progress;

@@ -151,7 +151,9 @@ fn rows_give_the_bits_of_the_image_in_memory() {
         let whole = upscaler.upscale(&lq).unwrap();
         for (alpha, rows_at_once) in [(None, 17), (Some(&alpha), 1), (Some(&alpha), 64)] {
             let mut rows = Rows(&lq, alpha, 0);
-            let mut upscaled = upscaler.upscale_rows(&mut rows, &Progress::hidden()).unwrap();
+            let mut upscaled = upscaler
+                .upscale_rows(&mut rows, &Progress::hidden())
+                .unwrap();
             assert_eq!(upscaled.size(), whole.dimensions());
             let channels = upscaled.channels();
             let mut found = vec![0; whole.len() / 3 * channels];

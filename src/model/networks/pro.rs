@@ -3,9 +3,7 @@
 //! tokens.
 
 use super::paragon::{self, FEATURES};
-use crate::model::architecture::{
-    Architecture, Found, Row, Shapes, Stage, Stages, Tiling, plain,
-};
+use crate::model::architecture::{Architecture, Found, Row, Shapes, Stage, Stages, Tiling, plain};
 use crate::model::graph::{Graph, Value};
 use crate::model::{Error, Init, Network, ParamTable};
 use crate::plan::BufferId;
