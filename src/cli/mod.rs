@@ -20,6 +20,8 @@ mod report;
 mod selftest;
 mod shard;
 mod shard_dry_run;
+mod shard_select;
+mod shard_sheet;
 mod shards;
 mod step_time;
 mod synth;

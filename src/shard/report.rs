@@ -55,7 +55,7 @@ pub struct Report {
     pub note_examples: BTreeMap<String, String>,
     /// Number of patches cut: pairs, held-out pairs, flat patches and duplicates.
     pub patches: u64,
-    /// Patches left out because they have less detail than `--min-detail`.
+    /// Patches left out by `--min-detail`, `--min-entropy` or `--max-blur`.
     pub flat: u64,
     /// Pairs left out as duplicates.
     pub duplicates: u64,

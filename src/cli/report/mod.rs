@@ -9,7 +9,7 @@ mod previews;
 use super::flags::{print, print_json, tell};
 use anyhow::Result;
 use facts::RunFacts;
-use paragon::report::page::{Page, Table, Tile};
+use paragon::report::page::{Headings, Page, Table, Tile};
 use paragon::support::files::write_output;
 use paragon::support::text::bytes_text;
 use paragon::train::{LogDigest, LogLine};
@@ -133,6 +133,7 @@ fn page(run: &RunFacts) -> Result<Page> {
             head: Vec::new(),
             rows,
         }),
+        headings: Headings::default(),
         charts: charts::of_run(&run.log, run.baseline)?,
         previews: previews::of_run(&run.folder, run.reached, run.baseline),
         strips: Vec::new(),
