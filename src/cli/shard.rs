@@ -1,6 +1,7 @@
 //! `paragon shard`: flags to a build configuration, one library call, the report. Depends on
 //! `shard`, and on `config` for the folders of an option file.
 
+use super::data::tell_side;
 use super::flags::{print, print_json, tell};
 use super::recipe::content_of;
 use super::shard_dry_run::dry_run;
@@ -327,6 +328,8 @@ pub fn run(args: &Args) -> Result<()> {
             bytes_text(config.host_memory)
         ));
     }
+    tell_side("hr", &config.dataset, args.hr.as_ref());
+    tell_side("lq", &config.dataset, args.lq.as_ref());
     let plan = plan(&config)?;
     if args.dry_run {
         list(&config, &plan);

@@ -180,6 +180,7 @@ impl Tally {
         Report {
             out: self.out,
             already_complete: false,
+            nothing_new: false,
             resumed_images: self.resumed,
             images: self.images,
             used: self.used[0] + self.used[1],

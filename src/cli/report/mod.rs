@@ -33,6 +33,9 @@ pub struct Args {
     /// File for the page [default: report.html in the run's folder; comparison.html for several]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Print only warnings and errors
+    #[arg(long, short, conflicts_with = "json")]
+    quiet: bool,
     /// Print the figures as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -70,6 +73,9 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         let figures: Vec<_> = runs.iter().map(RunFacts::figures).collect();
         return print_json(&figures);
+    }
+    if args.quiet {
+        return Ok(());
     }
     print(format_args!(
         "{}: {what}, {}",

@@ -48,6 +48,10 @@ pub struct Args {
     /// [default: png]
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<Format>,
+    /// Leave alone the images whose results exist already, so that a folder can be done in several
+    /// goes; results are written whole or not at all
+    #[arg(long)]
+    skip_existing: bool,
     /// Leave out the folders within the folder
     #[arg(long)]
     no_recursive: bool,
@@ -57,6 +61,9 @@ pub struct Args {
     /// Print a summary as JSON on stdout
     #[arg(long)]
     json: bool,
+    /// Print only errors
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 /// A job with the data of its image's header.
@@ -82,6 +89,8 @@ struct Done {
     bits: u32,
     /// Changes made to the image on the way to sRGB.
     notes: Vec<String>,
+    /// Whether an earlier file of this name was replaced.
+    replaced: bool,
 }
 
 /// The images that were upscaled, and those that were not.
@@ -89,6 +98,8 @@ struct Done {
 struct Outcome {
     done: Vec<Done>,
     failed: Vec<Failed>,
+    /// Images whose results existed already (`--skip-existing`).
+    existing: usize,
     /// The system error that ended the command, and the number of images not tried.
     stopped: Option<(anyhow::Error, usize)>,
 }
@@ -99,7 +110,7 @@ pub fn run(args: &Args) -> Result<()> {
     let is_folder = check_places(args)?;
     let mut upscaler = args.apply.upscaler(&args.model)?;
     let Jobs {
-        jobs,
+        mut jobs,
         failed,
         left_out,
         renamed,
@@ -113,16 +124,23 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         of_file(&args.input, &args.output, args.format)?
     };
-    left_out
-        .iter()
-        .for_each(|line| tell(format_args!("note: {line}")));
-    renamed.iter().for_each(tell);
+    if !args.quiet {
+        left_out
+            .iter()
+            .for_each(|line| tell(format_args!("note: {line}")));
+        renamed.iter().for_each(tell);
+    }
+    let found = jobs.len();
+    if args.skip_existing {
+        jobs.retain(|job| !job.output.exists());
+    }
     let budget = args.apply.budget();
     let mut outcome = Outcome {
         failed,
+        existing: found - jobs.len(),
         ..Outcome::default()
     };
-    let total = jobs.len() + outcome.failed.len();
+    let total = found + outcome.failed.len();
     let planned = plan_all(&upscaler, jobs, &budget, is_folder, &mut outcome.failed)?;
     outcome
         .failed
@@ -132,7 +150,9 @@ pub fn run(args: &Args) -> Result<()> {
     if is_folder {
         create_folder(&args.output)?;
     }
-    let progress = if is_folder {
+    let progress = if is_folder && args.quiet {
+        Progress::warnings_only()
+    } else if is_folder {
         Progress::new("upscale", planned.len() as u64, "images")
     } else {
         Progress::hidden()
@@ -141,7 +161,7 @@ pub fn run(args: &Args) -> Result<()> {
         &mut upscaler,
         planned,
         &budget,
-        is_folder,
+        (is_folder, args.quiet),
         &progress,
         &mut outcome,
     )?;
@@ -274,7 +294,7 @@ fn upscale_all(
     upscaler: &mut Upscaler,
     planned: Vec<Planned>,
     budget: &Budget,
-    is_folder: bool,
+    (is_folder, quiet): (bool, bool),
     progress: &Progress,
     outcome: &mut Outcome,
 ) -> Result<()> {
@@ -283,7 +303,7 @@ fn upscale_all(
         let tell_line = |text: String| {
             if is_folder {
                 progress.line(&text)
-            } else {
+            } else if !quiet {
                 tell(text)
             }
         };
@@ -307,7 +327,9 @@ fn upscale_all(
                     input: planned.job.input,
                     reason: format!("{error:#}"),
                 };
-                tell_line(format!("error: {}", failed.text()));
+                if is_folder {
+                    progress.warn(&format!("error: {}", failed.text()));
+                }
                 outcome.failed.push(failed);
             }
         }
@@ -418,6 +440,7 @@ fn upscale_one(
     });
     let notes: Vec<String> = notes.collect();
     let mut rows = RowsWithError { rows, failed: None };
+    let replaced = std::fs::metadata(&job.output).is_ok_and(|about| about.is_file());
     let mut bands = upscaler.upscale_rows(&mut rows)?;
     let (width, height) = bands.size();
     let written = write_output(&job.output, |out| job.format.write(out, &mut bands));
@@ -440,6 +463,7 @@ fn upscale_one(
         alpha: *alpha,
         bits: if *deep { 16 } else { 8 },
         notes,
+        replaced,
     })
 }
 
