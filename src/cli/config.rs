@@ -1,7 +1,7 @@
 //! `paragon config`: explains the options of a training, and writes and converts option files.
 
 use super::flags::{print, print_json, tell};
-use super::recipe::read_file;
+use super::recipe::{Unhonoured, read_file};
 use anyhow::{Result, ensure};
 use paragon::config::words::{foreign, keys_of_word};
 use paragon::config::{Key, Preset, Settings, TYPE, docs};
@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
         What::Init { file, force } => write(file, &docs::starter(), *force),
         What::Import { from, out, force } => {
             let mut settings = Settings::default();
-            let theirs = read_file(from, &mut settings, true)?;
+            let theirs = read_file(from, &mut settings, Unhonoured::All)?;
             // for another trainer's file the list of ignored values contains it
             let name = settings.text(TYPE).unwrap_or_default();
             let usual = known_network(name).map_or(2, |network| network.scales[0]);

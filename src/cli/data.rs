@@ -7,8 +7,27 @@ use clap::ValueEnum;
 use paragon::config::{Settings, Value};
 use paragon::loader::{IoChoice, OnCorrupt, Sources, choose_io, choose_window};
 use paragon::shard::reader::{Io, ShardSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Says which folder `--hr` or `--lq` names, where there is one below the data set and another one
+/// here.
+pub fn tell_side(flag: &str, dataset: &Path, side: Option<&PathBuf>) {
+    let Some(side) = side.filter(|side| side.is_relative()) else {
+        return;
+    };
+    let below = dataset.join(side);
+    let folder = |path: &Path| path.canonicalize().ok().filter(|path| path.is_dir());
+    if let (Some(inside), Some(here)) = (folder(&below), folder(side))
+        && inside != here
+    {
+        tell(format_args!(
+            "note: --{flag} {0}: {1} is taken; write ./{0} for the folder here",
+            side.display(),
+            below.display()
+        ));
+    }
+}
 
 /// Where patches come from.
 pub struct DataArgs {

@@ -2,7 +2,7 @@
 //! Every file was compared with this program's own result before it is written, and nothing is
 //! written if one of them differs too much.
 
-use super::flags::{self, print, print_json, tell};
+use super::flags::{print, print_json, tell};
 use super::recipe;
 use anyhow::{Context, Result, ensure};
 use clap::builder::NonEmptyStringValueParser;
@@ -11,7 +11,6 @@ use paragon::export::examples::{Examples, of_folder, of_previews};
 use paragon::export::model_db::{BLANK, Resource, Statements, entry};
 use paragon::export::onnx::{Checked, check, least_psnr, onnx_bytes, opset};
 use paragon::export::{Source, file_stem, safetensors_bytes, source};
-use paragon::model::{ModelHints, Setting};
 use paragon::plan::Precision;
 use paragon::support::files::{bounded_name, create_folder, write_atomic};
 use paragon::support::text::bytes_text;
@@ -84,17 +83,8 @@ pub struct Args {
         requires = "openmodeldb"
     )]
     tags: Vec<String>,
-    /// The network's name, for files that do not contain it; `paragon networks` lists them
-    #[arg(long, value_name = "NAME", alias = "arch")]
-    network: Option<String>,
-    /// The scale, for files that do not contain it
-    #[arg(long, allow_negative_numbers = true)]
-    scale: Option<usize>,
-    /// upsampler_alpha, for files that do not contain it
-    #[arg(long, value_parser = flags::single, allow_negative_numbers = true)]
-    alpha: Option<f32>,
     #[command(flatten)]
-    set: recipe::NetworkSet,
+    hints: recipe::HintFlags,
     /// Print a summary as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -112,6 +102,8 @@ struct Exported {
     opset: Option<i64>,
     bytes: u64,
     sha256: String,
+    /// Whether an earlier file of this name was replaced.
+    replaced: bool,
     /// dB, against this program's own result; absent for f32 safetensors, which hold the same
     /// numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,7 +130,7 @@ pub fn run(args: &Args) -> Result<()> {
         "{} does not exist: expected a run's folder or a network file",
         args.source.display()
     );
-    let mut source = source(&args.source, &hints(args))?;
+    let mut source = source(&args.source, &args.hints.hints())?;
     source.note.iter().for_each(tell);
     if let Some(name) = &args.name {
         source.name.clone_from(name);
@@ -171,18 +163,6 @@ pub fn run(args: &Args) -> Result<()> {
     model_db.map_or(Ok(()), |(path, missing, examples)| {
         report_entry(&path, &missing, &examples)
     })
-}
-
-fn hints(args: &Args) -> ModelHints {
-    let set = args.set.settings();
-    let set = set.map(|(name, setting)| (name.to_string(), setting.clone()));
-    let alpha = args.alpha;
-    let alpha = alpha.map(|alpha| ("upsampler_alpha".to_string(), Setting::Number(alpha)));
-    ModelHints {
-        arch: args.network.clone(),
-        scale: args.scale,
-        settings: set.chain(alpha).collect(),
-    }
 }
 
 /// Name of a precision in file names.
@@ -245,6 +225,7 @@ fn about(source: &Source) -> Vec<(String, String)> {
 
 fn write(out: &Path, file: Pending) -> Result<Exported> {
     let path = out.join(&file.name);
+    let replaced = path.is_file();
     write_atomic(&path, |to| Ok(to.write_all(&file.bytes)?))?;
     Ok(Exported {
         path: path.to_string_lossy().into_owned(),
@@ -254,6 +235,7 @@ fn write(out: &Path, file: Pending) -> Result<Exported> {
         bytes: file.bytes.len() as u64,
         sha256: sha256(&file.bytes),
         psnr: file.checked.map(|checked| checked.psnr),
+        replaced,
     })
 }
 
@@ -319,8 +301,9 @@ fn report(source: &Source, exported: &[Exported]) -> Result<()> {
                 )
             }
         };
+        let replaced = if file.replaced { ", replaced" } else { "" };
         print(format_args!(
-            "  {}  {}  {checked}",
+            "  {}  {}  {checked}{replaced}",
             file.path,
             bytes_text(file.bytes)
         ))?;

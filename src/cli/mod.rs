@@ -20,6 +20,8 @@ mod report;
 mod selftest;
 mod shard;
 mod shard_dry_run;
+mod shard_select;
+mod shard_sheet;
 mod shards;
 mod step_time;
 mod synth;
@@ -31,7 +33,7 @@ use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use paragon::backend::cpu::{Bf16Unit, CpuOptions, Isa};
 use paragon::inference::upscale::Upscaler;
-use paragon::model::{LoadedModel, ModelHints, Purpose, Setting, load_model, locate};
+use paragon::model::{LoadedModel, Purpose, load_model, locate};
 use paragon::support::budget::Budget;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -68,17 +70,8 @@ enum Command {
 /// How to apply a network.
 #[derive(clap::Args)]
 struct ModelArgs {
-    /// The network's name, for files that do not contain it; `paragon networks` lists them
-    #[arg(long, value_name = "NAME", alias = "arch")]
-    network: Option<String>,
-    /// The scale, for files that do not contain it
-    #[arg(long, allow_negative_numbers = true)]
-    scale: Option<usize>,
-    /// upsampler_alpha, for files that do not contain it
-    #[arg(long, value_parser = flags::single, allow_negative_numbers = true)]
-    alpha: Option<f32>,
     #[command(flatten)]
-    set: recipe::NetworkSet,
+    hints: recipe::HintFlags,
     /// Side of a tile in LQ pixels; the result does not depend on it [default: 288, more for
     /// networks that see far; one that looks at the whole image (Pro) is given all of it, or if
     /// memory is short tiles of 384, with temporary files]
@@ -111,16 +104,6 @@ impl ModelArgs {
     /// choice. Temporary files are in --scratch, or else in the folder `scratch`.
     fn upscaler(&self, model: &Path, scratch: &Path) -> Result<Upscaler> {
         let scratch = self.scratch.clone().unwrap_or_else(|| scratch.into());
-        let set = self.set.settings();
-        let set = set.map(|(name, setting)| (name.to_string(), setting.clone()));
-        let alpha = self
-            .alpha
-            .map(|alpha| ("upsampler_alpha".to_string(), Setting::Number(alpha)));
-        let hints = ModelHints {
-            arch: self.network.clone(),
-            scale: self.scale,
-            settings: set.chain(alpha).collect(),
-        };
         let located = locate(model, Purpose::Model)?;
         located.note.iter().for_each(flags::tell);
         let LoadedModel {
@@ -128,7 +111,7 @@ impl ModelArgs {
             values: params,
             taken,
             ..
-        } = load_model(&located.path, &hints)?;
+        } = load_model(&located.path, &self.hints.hints())?;
         if let Some(taken) = taken {
             flags::tell(format_args!(
                 "{}: its entry {taken} is taken",

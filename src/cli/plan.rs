@@ -3,9 +3,9 @@
 
 use super::flags::{MAX_SIDE, count, positive, print, print_json, tell};
 use super::plan_max::largest;
-use super::recipe::{KeyFlags, Layers, Machine, Planning, settings_of};
+use super::recipe::{KeyFlags, Layers, Machine, Planning, Unhonoured, settings_of};
 use super::step_time::RunTime;
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
 use paragon::backend::cuda::lower;
@@ -66,9 +66,13 @@ pub struct Args {
     /// Draw the arena over the operations of a step (SVG)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     chart: Option<PathBuf>,
-    /// List every value of another trainer's option file that is not honoured
-    #[arg(long, short, help_heading = "Output")]
+    /// Print more: what is live at the peak, and every value of another trainer's option file that
+    /// is not honoured
+    #[arg(long, short, help_heading = "Output", conflicts_with = "quiet")]
     verbose: bool,
+    /// Print only the summary, without the table of the memory
+    #[arg(long, short, help_heading = "Output")]
+    quiet: bool,
     /// Print JSON on stdout
     #[arg(long, help_heading = "Output")]
     json: bool,
@@ -221,7 +225,9 @@ fn machine(settings: &Settings) -> Result<Machine> {
 
 /// Prints the plan.
 pub fn run(args: &Args) -> Result<()> {
-    let settings = args.layers_of.settings(&args.flags, args.verbose)?;
+    let settings = args
+        .layers_of
+        .settings(&args.flags, Unhonoured::new(args.verbose, args.quiet))?;
     let machine = &machine(&settings)?;
     let scale = settings.whole("scale").unwrap_or(USUAL_SCALE) as usize;
     let config = settings.train_config(scale, args.stored_lq_size.unwrap_or(usize::MAX))?;
@@ -254,6 +260,11 @@ pub fn run(args: &Args) -> Result<()> {
         );
     }
     if args.max {
+        ensure!(
+            !args.time,
+            "--time measures one batch and patch, and --max looks for many; run `plan --max`, then \
+             `plan --time` with the batch and patch that you choose"
+        );
         return largest(args.json, &fit);
     }
     let (fitted, refused) = match fit.choose() {
@@ -311,20 +322,21 @@ pub fn run(args: &Args) -> Result<()> {
         };
         print_json(&report)?;
     } else {
-        show(
-            args,
-            &config,
-            &fitted,
-            plan,
-            &format!("{device}, {computes}"),
-        )?;
+        let net = &config.network;
+        print(format_args!(
+            "{} x{}, LQ {}, {device}, {computes}: {}",
+            net.arch, net.scale, config.lq_size, fitted.choice
+        ))?;
+        if let Some(why) = &fitted.reason {
+            print(why)?;
+        }
         print(Work::new(plan, fitted.choice.accum_iter, &place)?.text())?;
         if let Some(time) = time {
             print(time.text())?;
         }
         let comparison = fit.budget.compare(&fitted.memory);
         if refused.is_none() && !comparison.is_empty() {
-            print(format_args!("\nfits: {comparison}"))?;
+            print(format_args!("fits: {comparison}"))?;
         }
         if let Some(limit) = sys::memory_limit().filter(|_| fit.budget.host.is_none()) {
             let verdict = if fitted.memory.host_bytes <= limit.bytes {
@@ -333,10 +345,13 @@ pub fn run(args: &Args) -> Result<()> {
                 "does not hold"
             };
             print(format_args!(
-                "\n{} {verdict} the host's part: {}",
+                "{} {verdict} the host's part: {}",
                 limit.limit,
                 bytes_text(limit.bytes)
             ))?;
+        }
+        if !args.quiet {
+            show_memory(args, &fitted, plan)?;
         }
     }
     if let Some(path) = args.chart.as_ref().filter(|_| !args.json) {
@@ -345,22 +360,9 @@ pub fn run(args: &Args) -> Result<()> {
     refused.map_or(Ok(()), Err)
 }
 
-fn show(
-    args: &Args,
-    config: &TrainConfig,
-    fitted: &Fitted,
-    plan: &Plan,
-    device: &str,
-) -> Result<()> {
-    let net = &config.network;
-    print(format_args!(
-        "{} x{}, LQ {}, {device}: {}",
-        net.arch, net.scale, config.lq_size, fitted.choice
-    ))?;
-    if let Some(why) = &fitted.reason {
-        print(why)?;
-    }
-    print(format_args!("{}", fitted.memory))?;
+/// Prints the table of the memory and what needs most at the peak.
+fn show_memory(args: &Args, fitted: &Fitted, plan: &Plan) -> Result<()> {
+    print(format_args!("\n{}", fitted.memory))?;
     let step = &fitted.memory.step;
     print(format_args!(
         "\npeak: operation {} ({}), {} live",
@@ -368,7 +370,16 @@ fn show(
         step.peak.label,
         bytes_text(step.peak.bytes)
     ))?;
-    for buffer in &step.peak.live {
+    let live = if args.verbose {
+        &step.peak.live[..]
+    } else {
+        print(format_args!(
+            "  {} buffers are live there; -v lists them",
+            step.peak.live.len()
+        ))?;
+        &[]
+    };
+    for buffer in live {
         print(format_args!(
             "  {:42}{:>12}  {}",
             buffer.name,

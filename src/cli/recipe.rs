@@ -2,18 +2,19 @@
 //! preset, `--set`, flags. `train`, `plan` and `bench` share them, so that they cannot differ.
 //! Depends on `config` and clap.
 
-use super::flags::tell;
+use super::flags::{single, tell};
 use anyhow::{Context, Result};
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use paragon::config::{
     Flag, Heading, KEYS, Key, Kind, MOST_FILE_BYTES, Preset, Settings, TYPE, Value,
     parse_assignment, parse_setting,
 };
-use paragon::model::{Network, Recompute, Setting, known_network};
+use paragon::model::{ModelHints, Network, Recompute, Setting, known_network, known_networks};
 use paragon::plan::Precision;
 use paragon::train::{DeviceChoice, Prefetch};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -93,21 +94,52 @@ fn flag(key: &'static Key) -> Option<Arg> {
                 ArgAction::Set
             };
             let read = OsStringValueParser::new().try_map(|text| key.kind.read_flag(&text));
-            let arg = if key.path == TYPE {
+            let arg = arg
+                .long(name)
+                .value_name(value)
+                .help(help)
+                .action(action)
+                .allow_negative_numbers(true);
+            Some(if key.path == TYPE {
                 arg.alias(OTHER_NETWORK_FLAG)
+                    .hide_possible_values(true)
+                    .value_parser(WithNetworkNames(read))
             } else {
-                arg
-            };
-            Some(
-                arg.long(name)
-                    .value_name(value)
-                    .help(help)
-                    .action(action)
-                    .allow_negative_numbers(true)
-                    .value_parser(read),
-            )
+                arg.value_parser(read)
+            })
         }
     }
+}
+
+/// A parser of the name of a network that tells a shell which names there are. Other names (`nano`)
+/// are read, too.
+#[derive(Clone)]
+pub struct WithNetworkNames<P>(pub P);
+
+impl<P: TypedValueParser> TypedValueParser for WithNetworkNames<P> {
+    type Value = P::Value;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<P::Value, clap::Error> {
+        self.0.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let names = known_networks().into_iter().flat_map(|network| {
+            let short = network.aliases.first().copied();
+            [short, Some(network.name)].into_iter().flatten()
+        });
+        Some(Box::new(names.map(PossibleValue::new)))
+    }
+}
+
+/// The parser of `--network` where it is text.
+pub fn network_name() -> WithNetworkNames<StringValueParser> {
+    WithNetworkNames(StringValueParser::new())
 }
 
 impl<G: Group> clap::FromArgMatches for KeyFlags<G> {
@@ -205,30 +237,51 @@ pub fn content_of(path: &Path) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Reads an option file, paragon's or another trainer's, into settings, and prints which values of
-/// the latter are not honoured: `all`, or those that decide the trained network. Returns whether it
-/// is another trainer's.
-pub fn read_file(path: &Path, settings: &mut Settings, all: bool) -> Result<bool> {
+/// Which values of another trainer's file are listed because they are not honoured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unhonoured {
+    /// None, with --quiet.
+    NotListed,
+    /// Those that decide the trained network.
+    Deciding,
+    /// All.
+    All,
+}
+
+impl Unhonoured {
+    /// As --verbose and --quiet ask.
+    pub fn new(verbose: bool, quiet: bool) -> Unhonoured {
+        match (verbose, quiet) {
+            (_, true) => Unhonoured::NotListed,
+            (true, false) => Unhonoured::All,
+            (false, false) => Unhonoured::Deciding,
+        }
+    }
+}
+
+/// Reads an option file, paragon's or another trainer's, into settings, and lists which values of
+/// the latter are not honoured. Returns whether it is another trainer's.
+pub fn read_file(path: &Path, settings: &mut Settings, list: Unhonoured) -> Result<bool> {
     let place = || path.display().to_string();
     let imported = settings.take_file(&place(), &content_of(path)?)?;
     if let Some(imported) = &imported {
-        tell(if all {
-            imported.report(&place())
-        } else {
-            imported.short_report(&place())
-        });
+        match list {
+            Unhonoured::NotListed => {}
+            Unhonoured::Deciding => tell(imported.short_report(&place())),
+            Unhonoured::All => tell(imported.report(&place())),
+        }
     }
     Ok(imported.is_some())
 }
 
 impl Layers {
     /// The settings that count: defaults, file, preset, `--set`, flags. They name a network that can
-    /// be trained: this is checked here, before a command looks for shards of its scale. `all` lists
-    /// every value of another trainer's file that is not honoured.
-    pub fn settings<G>(&self, flags: &KeyFlags<G>, all: bool) -> Result<Settings> {
+    /// be trained: this is checked here, before a command looks for shards of its scale. `list` says
+    /// which values of another trainer's file are listed because they are not honoured.
+    pub fn settings<G>(&self, flags: &KeyFlags<G>, list: Unhonoured) -> Result<Settings> {
         let mut settings = Settings::default();
         if let Some(path) = &self.config {
-            read_file(path, &mut settings, all)?;
+            read_file(path, &mut settings, list)?;
         }
         let last = |settings: &mut Settings| {
             for (key, value) in &self.set {
@@ -244,7 +297,8 @@ impl Layers {
         }
         last(&mut settings);
         let network = settings.text(TYPE).unwrap_or_default().to_string();
-        for (path, value) in settings.drop_foreign_settings() {
+        let dropped = settings.drop_foreign_settings().into_iter();
+        for (path, value) in dropped.filter(|_| list != Unhonoured::NotListed) {
             tell(format_args!(
                 "  not honoured: {path}: {value}\n      {network} has no such setting"
             ));
@@ -263,7 +317,8 @@ impl Layers {
 #[derive(clap::Args)]
 pub struct NetworkFlags {
     /// Network; `paragon networks` lists them
-    #[arg(long, default_value = "nano", value_name = "NAME", alias = OTHER_NETWORK_FLAG)]
+    #[arg(long, default_value = "nano", value_name = "NAME", alias = OTHER_NETWORK_FLAG,
+        value_parser = network_name(), hide_possible_values = true)]
     network: String,
     /// HR pixels per LQ pixel along one side
     #[arg(long, default_value_t = 2)]
@@ -300,6 +355,39 @@ impl NetworkSet {
     pub fn settings(&self) -> impl Iterator<Item = (&str, &Setting)> {
         let given = self.network_set.iter();
         given.map(|(name, setting)| (name.as_str(), setting))
+    }
+}
+
+/// What a network file may not say of its network.
+#[derive(clap::Args)]
+pub struct HintFlags {
+    /// The network's name, for files that do not contain it; `paragon networks` lists them
+    #[arg(long, value_name = "NAME", alias = OTHER_NETWORK_FLAG, value_parser = network_name(),
+        hide_possible_values = true)]
+    network: Option<String>,
+    /// The scale, for files that do not contain it
+    #[arg(long, allow_negative_numbers = true)]
+    scale: Option<usize>,
+    /// upsampler_alpha, for files that do not contain it
+    #[arg(long, value_parser = single, allow_negative_numbers = true)]
+    alpha: Option<f32>,
+    #[command(flatten)]
+    set: NetworkSet,
+}
+
+impl HintFlags {
+    /// The flags as hints to the reader of a file.
+    pub fn hints(&self) -> ModelHints {
+        let set = self.set.settings();
+        let set = set.map(|(name, setting)| (name.to_string(), setting.clone()));
+        let alpha = self
+            .alpha
+            .map(|alpha| ("upsampler_alpha".to_string(), Setting::Number(alpha)));
+        ModelHints {
+            arch: self.network.clone(),
+            scale: self.scale,
+            settings: set.chain(alpha).collect(),
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! `paragon shard`: flags to a build configuration, one library call, the report. Depends on
 //! `shard`, and on `config` for the folders of an option file.
 
+use super::data::tell_side;
 use super::flags::{print, print_json, tell};
 use super::recipe::content_of;
 use super::shard_dry_run::dry_run;
+use super::shard_select::SelectArgs;
 use super::train::STOPPED;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -12,6 +14,7 @@ use paragon::dataset::decode::Limits;
 use paragon::dataset::degrade::Filter;
 use paragon::dataset::recipe::{LqFilter, Recipe};
 use paragon::shard::codec::Codec;
+use paragon::shard::criteria::Criteria;
 use paragon::shard::manifest::{self, Manifest};
 use paragon::shard::plan::{BuildConfig, DatasetFolder, HeldOut, Plan, plan};
 use paragon::shard::size_hint;
@@ -75,6 +78,8 @@ pub struct Args {
     /// blank walls [default: 0]
     #[arg(long, value_parser = super::flags::not_negative, value_name = "X")]
     min_detail: Option<f64>,
+    #[command(flatten)]
+    select: SelectArgs,
     /// Keep duplicate pairs; without this only the first one, in the order of the names, is stored
     #[arg(long)]
     keep_duplicates: bool,
@@ -202,6 +207,7 @@ fn content(args: &Args) -> Result<BuildConfig> {
         margin,
         stride: args.stride.or(known.stride).unwrap_or(stored),
         min_detail: args.min_detail.or(known.min_detail).unwrap_or(0.0),
+        criteria: args.select.criteria().or(known.criteria),
         keep_duplicates: args.keep_duplicates || known.keep_duplicates,
         val: args.val.or(known.val),
         recipe: Recipe {
@@ -240,6 +246,7 @@ struct Known {
     recipe: Option<Recipe>,
     seed: Option<u64>,
     min_detail: Option<f64>,
+    criteria: Criteria,
     keep_duplicates: bool,
     val: Option<HeldOut>,
     codec: Option<Codec>,
@@ -267,6 +274,7 @@ impl Known {
             recipe: manifest.recipe_name.parse().ok(),
             seed: option("seed").and_then(|value| value.parse().ok()),
             min_detail: option("min-detail").and_then(|value| value.parse().ok()),
+            criteria: Criteria::from_options(&manifest.extra.options),
             keep_duplicates: option("keep-duplicates").is_some(),
             val: option("val").and_then(|value| parse_val(value).ok()),
             codec: Codec::from_str(&manifest.codec, true).ok(),
@@ -320,10 +328,12 @@ pub fn run(args: &Args) -> Result<()> {
             bytes_text(config.host_memory)
         ));
     }
+    tell_side("hr", &config.dataset, args.hr.as_ref());
+    tell_side("lq", &config.dataset, args.lq.as_ref());
     let plan = plan(&config)?;
     if args.dry_run {
         list(&config, &plan);
-        return dry_run(&config, &plan, args.json);
+        return dry_run(&config, &plan, &args.select, args.json);
     }
     // a rejected file is named at once, here and while converting: if the run fails later, the
     // reasons have been said

@@ -1,12 +1,14 @@
 //! `paragon shard --dry-run`: what a run would make, with size and time from a few images. Depends on
-//! `shard` alone.
+//! `shard` and `shard_select`.
 
 use super::flags::{print, print_json};
+use super::shard_select::{SelectArgs, survey_text};
 use anyhow::Result;
 use paragon::dataset::scan::{IgnoredFiles, LeftOut};
 use paragon::shard::estimate::{Estimate, estimate};
 use paragon::shard::forecast;
 use paragon::shard::plan::{BuildConfig, Plan, Rejected};
+use paragon::shard::survey::Survey;
 use paragon::support::text::bytes_text;
 use std::fmt::Write;
 
@@ -27,11 +29,13 @@ struct Forecast<'a> {
     bytes_in: u64,
     bytes_raw: u64,
     estimate: Option<Estimate>,
+    selection: Option<Survey>,
     there: String,
 }
 
 /// Prints what a run would do.
-pub fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
+pub fn dry_run(config: &BuildConfig, plan: &Plan, select: &SelectArgs, json: bool) -> Result<()> {
+    let selection = select.survey(config, plan)?;
     let found = Forecast {
         images: plan.images,
         used: plan.jobs.len() as u64,
@@ -47,6 +51,7 @@ pub fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
         bytes_in: plan.jobs.iter().map(|j| j.file_bytes).sum(),
         bytes_raw: plan.raw_bytes(),
         estimate: estimate(config, plan)?,
+        selection,
         there: forecast(config, plan),
     };
     if json {
@@ -104,6 +109,12 @@ pub fn dry_run(config: &BuildConfig, plan: &Plan, json: bool) -> Result<()> {
             out,
             "  estimate   none: no image that was tried can be used"
         )?,
+    }
+    if let Some(survey) = &found.selection {
+        out += &survey_text(survey)?;
+    }
+    if let Some(path) = select.sheet() {
+        writeln!(out, "  sheet      {}", path.display())?;
     }
     writeln!(out, "  folder     {}", found.there)?;
     print(out.trim_end())

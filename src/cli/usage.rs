@@ -4,7 +4,7 @@
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
-use paragon::config::words::{foreign, foreign_command};
+use paragon::config::words::{foreign, foreign_command, foreign_shards_command};
 
 /// The commands in the order in which they are searched for a flag.
 const SEARCHED: [&[&str]; 6] = [
@@ -23,7 +23,11 @@ pub fn with_answer(mut error: Error, command: &Command, words: &[String]) -> Err
         ErrorKind::UnknownArgument => text(&error, ContextKind::InvalidArg)
             .and_then(|flag| answer_to_flag(&flag, typed(command, words), command)),
         ErrorKind::InvalidSubcommand => text(&error, ContextKind::InvalidSubcommand)
-            .and_then(|word| foreign_command(&word))
+            .and_then(|word| {
+                let in_shards = words.first().is_some_and(|first| first == "shards");
+                let of_shards = in_shards.then(|| foreign_shards_command(&word));
+                of_shards.unwrap_or_else(|| foreign_command(&word))
+            })
             .map(|(command, text)| format!("paragon has `{command}`: {text}")),
         _ => None,
     };

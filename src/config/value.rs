@@ -157,7 +157,19 @@ impl Kind {
             Kind::Bool => "true or false".into(),
             Kind::Text => "text".into(),
             Kind::Path => "a path".into(),
-            Kind::Choice(names) => format!("one of {}", names.iter().map(|n| n.0).collect::<Vec<_>>().join(", ")),
+            Kind::Choice(names) => {
+                // other spellings of the same word (`multistep`) and numbers of devices are not shown
+                let short = |aliases: &[&'static str], name: &str| {
+                    let known = |alias: &&&str| name.to_lowercase().starts_with(**alias);
+                    aliases.iter().find(known).copied()
+                };
+                let text = |(name, aliases): &(&str, &[&'static str])| match short(aliases, name) {
+                    Some(alias) => format!("{name} or {alias}"),
+                    None => (*name).to_string(),
+                };
+                let all: Vec<String> = names.iter().map(text).collect();
+                format!("one of {}", all.join(", "))
+            }
             Kind::Size => "bytes, as 512M or 2G".into(),
             Kind::Window => "auto, off or bytes (2G)".into(),
             Kind::Wholes => "a list of whole numbers".into(),

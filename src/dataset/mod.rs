@@ -8,6 +8,7 @@ pub mod decode;
 pub mod degrade;
 pub mod encode;
 mod encode_jpeg;
+pub mod measure;
 mod note;
 mod png_strips;
 pub mod recipe;

@@ -7,6 +7,8 @@ pub mod chart;
 #[cfg(feature = "report")]
 mod drawing;
 #[cfg(feature = "report")]
+pub mod histogram;
+#[cfg(feature = "report")]
 pub mod occupancy;
 #[cfg(feature = "report")]
 pub mod page;

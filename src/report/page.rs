@@ -48,6 +48,23 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
+/// The headings of two sections.
+pub struct Headings {
+    /// Above the charts.
+    pub charts: String,
+    /// Above the images beside each other.
+    pub strips: String,
+}
+
+impl Default for Headings {
+    fn default() -> Self {
+        Headings {
+            charts: "Curves".to_string(),
+            strips: "The same crops".to_string(),
+        }
+    }
+}
+
 /// The content of the page.
 #[derive(Default)]
 pub struct Page {
@@ -61,6 +78,8 @@ pub struct Page {
     pub notes: Vec<String>,
     /// A table before the charts.
     pub summary: Option<Table>,
+    /// Headings of the charts and of the images beside each other.
+    pub headings: Headings,
     /// SVG documents.
     pub charts: Vec<String>,
     /// Images with a slider.
@@ -101,7 +120,7 @@ main{max-width:1240px;margin:0 auto;padding:32px 20px}h1{margin:0;font-size:26px
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(520px,100%),1fr));gap:14px}.chart{overflow-x:auto}
 .chart svg{display:block;width:100%;min-width:440px;height:auto}
 .chart [fill='#FFFFFF' i]{fill:var(--card)}.chart [fill='#1E2024' i]{fill:var(--ink)}.chart [stroke='#E1E3E6' i],.chart [stroke='#C8CACE' i]{stroke:var(--line)}
-.chart [stroke='#787C82' i]{stroke:var(--soft)}.chart [stroke='#0072B2' i]{stroke:var(--blue)}.chart [stroke='#D55E00' i]{stroke:var(--red)}.chart [stroke='#282828' i]{stroke:var(--ink)}
+.chart [stroke='#787C82' i]{stroke:var(--soft)}.chart [stroke='#0072B2' i]{stroke:var(--blue)}.chart [fill='#0072B2' i]{fill:var(--blue)}.chart [stroke='#D55E00' i]{stroke:var(--red)}.chart [stroke='#282828' i]{stroke:var(--ink)}
 .previews{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr));gap:14px}
 .strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(150px,100%),260px));gap:14px;margin-bottom:20px}h3{margin:0 0 8px;font-size:15px;font-weight:600}
 .strip img{display:block;width:100%;height:auto;image-rendering:pixelated}
@@ -152,7 +171,8 @@ impl Page {
         }
         self.summary.iter().for_each(|table| table.write(&mut out));
         if !self.charts.is_empty() {
-            out += "<h2>Curves</h2>\n<div class=\"charts\">\n";
+            let heading = escape(&self.headings.charts);
+            let _ = writeln!(out, "<h2>{heading}</h2>\n<div class=\"charts\">");
             for svg in &self.charts {
                 let _ = writeln!(out, "<div class=\"chart\">{}</div>", svg);
             }
@@ -164,7 +184,7 @@ impl Page {
             out += "</div>\n";
         }
         if !self.strips.is_empty() {
-            out += "<h2>The same crops</h2>\n";
+            let _ = writeln!(out, "<h2>{}</h2>", escape(&self.headings.strips));
             self.strips.iter().for_each(|strip| strip.write(&mut out));
         }
         self.settings.iter().for_each(|table| table.write(&mut out));

@@ -4,8 +4,10 @@
 //! work.
 
 use super::convert::Converted;
+use super::criteria::{HASH_BITS, NEAR_DUPLICATE};
 use super::journal::{Entry, Head, Journal, Outcome, Used};
 use super::manifest::{Manifest, ShardInfo, held_out_folder};
+use super::near_duplicates::{HashedImage, NearDuplicates};
 use super::output_folder::SetManifests;
 use super::plan::{BuildConfig, Job, Plan, Rejected};
 use super::set::{Duplicates, RecordLocation, SetWriter};
@@ -25,6 +27,8 @@ pub(super) struct Assembly {
     pub sets: [SetWriter; 2],
     /// `None` if duplicates are kept.
     pub duplicates: Option<Duplicates>,
+    /// `None` if near duplicates are kept.
+    pub near: Option<NearDuplicates>,
     pub tally: Tally,
     /// `None` during a replay and in a merge.
     pub journal: Option<Journal>,
@@ -37,9 +41,15 @@ pub(super) struct Assembly {
 impl Assembly {
     /// Begins after the shards that `sets` have already.
     pub fn new(config: &BuildConfig, plan: &Plan, sets: [SetWriter; 2]) -> Self {
+        // which images are near duplicates depends on the earlier parts, and which pairs are
+        // duplicates depends on that: a part keeps both, and the merge leaves them out
+        let near = config.criteria.near_duplicates;
+        let left_to_merge = config.part.is_some() && near.is_some();
+        let keep_duplicates = config.keep_duplicates || left_to_merge;
         Assembly {
             sets,
-            duplicates: (!config.keep_duplicates).then(|| Duplicates::new(plan.pairs())),
+            duplicates: (!keep_duplicates).then(|| Duplicates::new(plan.pairs())),
+            near: near.map(|bits| NearDuplicates::new((!left_to_merge).then_some(bits))),
             tally: Tally::new(config, plan),
             journal: None,
             decided: 0,
@@ -58,18 +68,43 @@ impl Assembly {
         if let Outcome::Used(used) = &entry.outcome {
             let set = &mut self.sets[usize::from(job.held_out)];
             set.begin_image();
+            let mut first = None;
             for record in &used.records {
                 let location = set.add(&used.source, record, None, self.decided)?;
+                first.get_or_insert(location);
                 if let Some(duplicates) = &mut self.duplicates {
                     duplicates.note(record, location);
                 }
             }
+            self.note_hash(used, first);
         }
         self.tally.add(job, entry, None);
         self.tally.resumed +=
             u64::from(matches!(&entry.outcome, Outcome::Used(used) if !used.records.is_empty()));
         self.decided += 1;
         Ok(())
+    }
+
+    /// Adds the hash of an image that gave pairs.
+    fn note_hash(&mut self, used: &Used, first_record: Option<RecordLocation>) {
+        let known = self.near.as_mut().zip(used.hash).zip(first_record);
+        if let Some(((near, hash), location)) = known {
+            let flat = used.flat as u32;
+            near.note(HashedImage { hash, flat }, location);
+        }
+    }
+
+    /// The rejection of an image that resembles an earlier one.
+    fn near_duplicate(&self, job: &Job, converted: &Converted) -> Result<Option<Rejected>> {
+        let found = self.near.as_ref().zip(converted.hash);
+        let Some((location, bits)) = found.and_then(|(near, hash)| near.find(hash)) else {
+            return Ok(None);
+        };
+        let name = self.sets[usize::from(location.held_out)].image_at(location)?;
+        let reason = format!(
+            "it resembles {name}: {bits} of {HASH_BITS} bits of their perceptual hashes differ"
+        );
+        Ok(Some(Rejected::new(&job.source.hr, NEAR_DUPLICATE, reason)))
     }
 
     /// Appends the next image. Returns its rejection if no pair of it is kept.
@@ -83,6 +118,13 @@ impl Assembly {
         outcome: Result<Converted, Rejected>,
     ) -> Result<Option<Rejected>> {
         let mut twin = None;
+        let outcome = match outcome {
+            Ok(converted) => match self.near_duplicate(job, &converted)? {
+                Some(rejected) => Err(rejected),
+                None => Ok(converted),
+            },
+            rejected => rejected,
+        };
         let (outcome, rejected) = match outcome {
             Ok(converted) => {
                 let (used, duplicate_of) = self.keep(job, converted)?;
@@ -92,7 +134,7 @@ impl Assembly {
                 let rejected = used
                     .records
                     .is_empty()
-                    .then(|| nothing_kept(job, used.flat, used.duplicates, twin.as_deref()));
+                    .then(|| nothing_kept(job, &used, &self.tally.patch_options, twin.as_deref()));
                 (Outcome::Used(used), rejected)
             }
             Err(r) => {
@@ -134,18 +176,20 @@ impl Assembly {
             notes,
             records,
             payload,
+            hash,
             flat,
         } = converted;
         let mut used = Used {
             source,
             notes,
+            hash,
             flat,
             duplicates: 0,
             records: Vec::with_capacity(records.len()),
         };
         self.sets[usize::from(job.held_out)].begin_image();
         let mut at = 0;
-        let mut first_duplicate = None;
+        let (mut first, mut first_duplicate) = (None, None);
         for record in records {
             let payload = &payload[at..at + record.length as usize];
             at += payload.len();
@@ -166,12 +210,14 @@ impl Assembly {
             }
             let set = &mut self.sets[usize::from(job.held_out)];
             let location = set.add(&used.source, &record, Some(payload), self.decided)?;
+            first.get_or_insert(location);
             if let Some(duplicates) = &mut self.duplicates {
                 duplicates.note(&record, location);
             }
             self.tally.pairs += 1;
             used.records.push(record);
         }
+        self.note_hash(&used, first);
         Ok((used, first_duplicate))
     }
 
@@ -218,7 +264,14 @@ impl Assembly {
         let val = (val.records() > 0).then_some(val);
         if !empty || plan.manifest.extra.part.0 > 0 {
             if let Some(val) = &val {
-                val.write(&held_out_folder(out))?;
+                let folder = held_out_folder(out);
+                if let Some(near) = &self.near {
+                    near.write(&folder, true)?;
+                }
+                val.write(&folder)?;
+            }
+            if let Some(near) = &self.near {
+                near.write(out, false)?;
             }
             manifest.write(out)?;
         }

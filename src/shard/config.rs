@@ -1,7 +1,8 @@
-//! The options of `paragon shard` as a library caller sets them. Depends on `codec` and
+//! The options of `paragon shard` as a library caller sets them. Depends on `codec`, `criteria` and
 //! `dataset::recipe`. Promises that [`BuildConfig::new`] has the defaults of the command line.
 
 use super::codec::Codec;
+use super::criteria::Criteria;
 use crate::dataset::decode::Limits;
 use crate::dataset::degrade::Filter;
 use crate::dataset::recipe::Recipe;
@@ -40,6 +41,8 @@ pub struct BuildConfig {
     /// Patches whose HR has less detail than this are left out (see `convert::detail`); 0 keeps
     /// all.
     pub min_detail: f64,
+    /// What else is left out.
+    pub criteria: Criteria,
     /// Whether duplicate pairs are stored too.
     pub keep_duplicates: bool,
     /// How many images are held out in a set of their own, `out/val`.
@@ -95,6 +98,7 @@ impl BuildConfig {
             lq_size,
             margin: 0,
             min_detail: 0.0,
+            criteria: Criteria::default(),
             keep_duplicates: false,
             val: None,
             part: None,

@@ -11,6 +11,7 @@ use super::plan::{BuildConfig, Job, Rejected, lq_dimensions, positions};
 use super::source_table::SourceEntry;
 use crate::dataset::decode;
 use crate::dataset::degrade::Resampler;
+use crate::dataset::measure::BlurMeasure;
 use crate::dataset::recipe::{PatchMaker, image_key};
 use crate::dataset::thumbnail::Thumbnail;
 use crate::{support::failure, support::files};
@@ -24,7 +25,9 @@ use std::path::Path;
 pub struct Converted {
     /// The image's entry in the source table.
     pub source: SourceEntry,
-    /// Number of patches left out because they show too little detail.
+    /// Its perceptual hash, if near duplicates are looked for.
+    pub hash: Option<u64>,
+    /// Number of patches left out by `--min-detail`, `--min-entropy` or `--max-blur`.
     pub flat: u64,
     /// What was changed on the way to 8-bit RGB, one entry for each file and change.
     pub notes: Vec<String>,
@@ -40,6 +43,7 @@ pub struct Worker {
     encoder: Encoder,
     resampler: Resampler,
     patches: PatchMaker,
+    blur: BlurMeasure,
     lq: Vec<u8>,
     hr: Vec<u8>,
 }
@@ -55,6 +59,7 @@ impl Worker {
             encoder: Encoder::new(geometry)?,
             resampler: Resampler::new(),
             patches: PatchMaker::default(),
+            blur: BlurMeasure::default(),
             lq: Vec::with_capacity(geometry.lq_bytes()),
             hr: Vec::with_capacity(geometry.hr_bytes()),
         })
@@ -127,6 +132,10 @@ impl Worker {
             );
             return reject(&job.source.hr, "damaged", reason);
         }
+        let hash = match config.criteria.hash_or_reject(&hr) {
+            Ok(hash) => hash,
+            Err((kind, reason)) => return reject(&job.source.hr, kind, reason),
+        };
         let mut lq_changes = None;
         let lq = match &job.source.lq {
             Some(path) => match read(path, LQ_NOTE) {
@@ -174,6 +183,7 @@ impl Worker {
             self.cut(lq.as_ref(), &hr, image_key(&job.source.name), config)?;
         Ok(Ok(Converted {
             source,
+            hash,
             flat,
             notes,
             records,
@@ -181,7 +191,7 @@ impl Worker {
         }))
     }
 
-    /// Cuts and encodes every pair with enough detail, and counts the others. Without an LQ image,
+    /// Cuts and encodes every pair that no criterion drops, and counts the others. Without an LQ image,
     /// each LQ patch is made from its part of the HR image.
     fn cut(
         &mut self,
@@ -214,7 +224,9 @@ impl Worker {
                     g.lq_size * g.scale,
                     &mut self.hr,
                 );
-                if config.min_detail > 0.0 && detail(&self.hr, g.hr()) < config.min_detail {
+                if config.min_detail > 0.0 && detail(&self.hr, g.hr()) < config.min_detail
+                    || config.criteria.drops(&self.hr, g.hr(), &mut self.blur)
+                {
                     flat += 1;
                     continue;
                 }
@@ -403,7 +415,7 @@ fn crop_to_multiple(image: RgbImage, scale: u32) -> RgbImage {
 }
 
 /// Appends the rows of a square patch to `out`.
-fn copy_patch(image: &RgbImage, x: u32, y: u32, size: u32, out: &mut Vec<u8>) {
+pub(super) fn copy_patch(image: &RgbImage, x: u32, y: u32, size: u32, out: &mut Vec<u8>) {
     let stride = image.width() as usize * 3;
     let bytes = image.as_raw();
     for row in y as usize..(y + size) as usize {

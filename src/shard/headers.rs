@@ -175,14 +175,16 @@ fn job_of(
     let reject = Rejected::new;
     let size = hr.size;
     let pixels = |size: (u32, u32)| u64::from(size.0) * u64::from(size.1);
-    // Memory is largest in one of three phases: the HR is decoded; the LQ is decoded while the HR
-    // is held; patches are cut from both.
+    // Memory is largest in one of four phases: the HR is decoded; the HR is measured; the LQ is
+    // decoded while the HR is held; patches are cut from both.
     let mut decoding = file_bytes + hr.metadata_bytes + pixels(size) * hr.pixel_bytes;
     let mut cutting = if size.0 % g.scale == 0 && size.1 % g.scale == 0 {
         RGB * pixels(size)
     } else {
         2 * RGB * pixels(size) // the image and its cropped copy
     };
+    decoding = decoding.max(RGB * pixels(size) + config.criteria.image_bytes(pixels(size)));
+    cutting += config.criteria.patch_bytes(g);
     let mut lq_size = None;
     if let Some((lq, bytes)) = lq {
         lq_size = Some(lq.size);

@@ -68,7 +68,9 @@ pub(super) enum Outcome {
 pub(super) struct Used {
     pub source: SourceEntry,
     pub notes: Vec<String>,
-    /// Number of patches left out because they show too little detail.
+    /// Its perceptual hash, if near duplicates are looked for.
+    pub hash: Option<u64>,
+    /// Number of patches left out by `--min-detail`, `--min-entropy` or `--max-blur`.
     pub flat: u64,
     /// Number of pairs left out as duplicates.
     pub duplicates: u64,
@@ -80,12 +82,14 @@ pub(super) struct Used {
 type SourceFields = (String, u32, u32, u64, u32);
 /// A record as bincode writes it: x, y, codec, CRC32, length.
 type RecordFields = (u32, u32, u8, u32, u32);
-/// An entry as bincode writes it: job, stamp, and one of the two outcomes.
+/// An entry as bincode writes it: job, stamp, one of the two outcomes, and the perceptual hash, which
+/// older journals do not have.
 type EntryFields = (
     u64,
     u64,
     Option<(SourceFields, Vec<String>, u64, u64, Vec<RecordFields>)>,
     Option<(bool, String, String)>,
+    Option<u64>,
 );
 
 impl Entry {
@@ -97,6 +101,7 @@ impl Entry {
                 self.stamp,
                 None,
                 Some((*lq, kind.clone(), reason.clone())),
+                None,
             ),
             Outcome::Used(u) => {
                 let s = &u.source;
@@ -108,15 +113,17 @@ impl Entry {
                     u.duplicates,
                     u.records.iter().map(kept).collect(),
                 );
-                (self.job, self.stamp, Some(used), None)
+                (self.job, self.stamp, Some(used), None, u.hash)
             }
         };
         bincode::encode_to_vec(fields, config()).context("cannot encode a journal entry")
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let ((job, stamp, used, rejected), _): (EntryFields, usize) =
-            bincode::decode_from_slice(bytes, config()).ok()?;
+        // an entry of an older journal has no hash: the byte after it reads as `None`
+        let bytes = [bytes, &[0]].concat();
+        let ((job, stamp, used, rejected, hash), _): (EntryFields, usize) =
+            bincode::decode_from_slice(&bytes, config()).ok()?;
         let outcome = match (used, rejected) {
             (Some(((name, width, height, bytes, crc), notes, flat, duplicates, kept)), None) => {
                 let record = |(x, y, codec, crc, length)| {
@@ -138,6 +145,7 @@ impl Entry {
                         crc,
                     },
                     notes,
+                    hash,
                     flat,
                     duplicates,
                     records,
@@ -361,6 +369,7 @@ mod tests {
         let used = Used {
             source,
             notes: vec!["grey".into()],
+            hash: Some(77),
             flat: 1,
             duplicates: 2,
             records: (0..3).map(record).collect(),

@@ -4,9 +4,11 @@
 
 use super::assembly::Assembly;
 use super::convert::Converted;
+use super::criteria::{Criteria, NEAR_DUPLICATE};
 use super::file::Record;
 use super::format::{Geometry, Header};
 use super::manifest::{Manifest, held_out_folder};
+use super::near_duplicates::{self, HashedImage};
 use super::output_folder::{clear, finished, prepare, unusable};
 use super::plan::{BuildConfig, Job, Plan};
 use super::set::SetWriter;
@@ -35,6 +37,8 @@ pub struct Merged {
     pub held_out_pairs: u64,
     /// Pairs left out because another part has the same pair.
     pub duplicates_across_parts: u64,
+    /// Images left out because they resemble an earlier one; parts keep them.
+    pub near_duplicates: u64,
     /// Shard files, those held out included.
     pub shards: u64,
     /// Their bytes.
@@ -75,9 +79,10 @@ pub fn merge(
             out.display()
         );
     }
-    let plan = whole(&parts)?;
+    let mut plan = whole(&parts)?;
     let mut config = BuildConfig::new("", out, plan.manifest.scale, plan.manifest.lq_size);
     config.shard_bytes = plan.manifest.shard_bytes;
+    config.criteria = Criteria::from_options(&plan.manifest.extra.options);
     config.keep_duplicates = plan
         .manifest
         .extra
@@ -105,8 +110,9 @@ pub fn merge(
     });
     let mut assembly = Assembly::new(&config, &plan, sets);
     for part in &parts {
-        copy(part, &mut assembly, progress)
+        let flat_of_near = copy(part, &mut assembly, progress)
             .with_context(|| format!("part {}", part.folder.display()))?;
+        plan.manifest.extra.dropped.0 -= flat_of_near.min(plan.manifest.extra.dropped.0);
     }
     let across = assembly.tally.dropped.1;
     let finished = assembly.finish(out, &plan, [None, None])?;
@@ -123,11 +129,18 @@ fn report(main: &Manifest, held_out: Option<&Manifest>, across: u64, started: In
         pairs: main.records(),
         held_out_pairs: held_out.map_or(0, Manifest::records),
         duplicates_across_parts: across,
+        near_duplicates: near_duplicates_of(main),
         shards: (main.shards.len() + held_out.map_or(0, |m| m.shards.len())) as u64,
         bytes: main.bytes() + held_out.map_or(0, Manifest::bytes),
         fingerprint: format!("{:016x}", main.fingerprint()),
         seconds: started.elapsed().as_secs_f64(),
     }
+}
+
+fn near_duplicates_of(main: &Manifest) -> u64 {
+    let mut kinds = main.extra.rejected.iter();
+    let found = kinds.find(|(kind, _)| kind == NEAR_DUPLICATE);
+    found.map_or(0, |(_, count)| *count)
 }
 
 /// The report of the finished set in `out`, if it is the merged set of these parts: it has their
@@ -151,7 +164,9 @@ fn complete(out: &Path, parts: &[Part], plan: &Plan, started: Instant) -> Result
         (n + pairs(&p.main, &p.held_out), d + p.main.extra.dropped.1)
     });
     let across = main.extra.dropped.1.saturating_sub(before);
-    if main.extra.appended > 0 || in_parts != pairs(&main, &held_out) + across {
+    let near = near_duplicates_of(&main);
+    let lost = in_parts.checked_sub(pairs(&main, &held_out) + across);
+    if main.extra.appended > 0 || lost.is_none_or(|lost| lost > 0 && near == 0) {
         return Ok(None);
     }
     let there = images(out, &main, held_out.as_ref())
@@ -162,7 +177,8 @@ fn complete(out: &Path, parts: &[Part], plan: &Plan, started: Instant) -> Result
         wanted.extend(of_part.with_context(|| format!("part {}", part.folder.display()))?);
     }
     // an image whose pairs are all duplicates of another part is not in the merged set
-    let same = there.is_subset(&wanted) && (across > 0 || there.len() == wanted.len());
+    let same = there.is_subset(&wanted)
+        && (across > 0 || there.len() as u64 + near == wanted.len() as u64);
     Ok(same.then(|| Merged {
         already_complete: true,
         ..report(&main, held_out.as_ref(), across, started)
@@ -279,8 +295,12 @@ fn whole(parts: &[Part]) -> Result<Plan> {
 
 /// Copies the images of one part, in the order in which one run would have converted them: those to
 /// train on and those held out together, sorted by name.
-fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<()> {
-    let mut sets = [ImageReader::new(&part.folder, &part.main), {
+///
+/// Returns the number of patches that the part has left out of images which are now left out as near
+/// duplicates: a run on one machine does not count those.
+fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<u64> {
+    let mut flat_of_near = 0;
+    let mut sets = [ImageReader::new(&part.folder, &part.main)?, {
         let empty = Manifest {
             shards: Vec::new(),
             ..part.main.clone()
@@ -288,18 +308,19 @@ fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<()>
         ImageReader::new(
             &held_out_folder(&part.folder),
             part.held_out.as_ref().unwrap_or(&empty),
-        )
+        )?
     }];
     let mut heads = [sets[0].next()?, sets[1].next()?];
     loop {
         let held_out = match &heads {
-            [None, None] => return Ok(()),
+            [None, None] => return Ok(flat_of_near),
             [Some(_), None] => false,
             [None, Some(_)] => true,
-            [Some(a), Some(b)] => b.source.name < a.source.name,
+            [Some((a, _)), Some((b, _))] => b.source.name < a.source.name,
         };
         let next = sets[usize::from(held_out)].next()?;
-        let Some(image) = std::mem::replace(&mut heads[usize::from(held_out)], next) else {
+        let head = std::mem::replace(&mut heads[usize::from(held_out)], next);
+        let Some((image, flat)) = head else {
             continue;
         };
         let source = Source {
@@ -316,7 +337,10 @@ fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<()>
             memory: 0,
         };
         progress.advance(image.records.len() as u64);
-        assembly.accept(&job, 0, Ok(image))?;
+        let rejected = assembly.accept(&job, 0, Ok(image))?;
+        if rejected.is_some_and(|rejected| rejected.kind == NEAR_DUPLICATE) {
+            flat_of_near += u64::from(flat);
+        }
     }
 }
 
@@ -329,20 +353,42 @@ struct ImageReader {
     open: Option<ShardReader>,
     /// The image that is being read; its records may go on in the next shard.
     pending: Option<Converted>,
+    /// The perceptual hashes of the images, if near duplicates are looked for.
+    hashes: Option<std::vec::IntoIter<HashedImage>>,
 }
 
 impl ImageReader {
-    fn new(folder: &Path, manifest: &Manifest) -> Self {
-        ImageReader {
+    fn new(folder: &Path, manifest: &Manifest) -> Result<Self> {
+        let criteria = Criteria::from_options(&manifest.extra.options);
+        let with_hashes = criteria.near_duplicates.is_some() && !manifest.shards.is_empty();
+        let hashes = with_hashes.then(|| near_duplicates::read(folder));
+        Ok(ImageReader {
             folder: folder.to_path_buf(),
             manifest: manifest.clone(),
             number: 0,
             open: None,
             pending: None,
-        }
+            hashes: hashes.transpose()?.map(Vec::into_iter),
+        })
     }
 
-    fn next(&mut self) -> Result<Option<Converted>> {
+    /// The next image with its records, and the number of its patches that were left out, as far as
+    /// it is known.
+    fn next(&mut self) -> Result<Option<(Converted, u32)>> {
+        let Some(mut image) = self.next_records()? else {
+            return Ok(None);
+        };
+        let mut flat = 0;
+        if let Some(hashes) = &mut self.hashes {
+            let hashed = hashes.next().with_context(|| {
+                format!("its file of hashes lacks that of {}", image.source.name)
+            })?;
+            (image.hash, flat) = (Some(hashed.hash), hashed.flat);
+        }
+        Ok(Some((image, flat)))
+    }
+
+    fn next_records(&mut self) -> Result<Option<Converted>> {
         loop {
             if self.open.is_none() {
                 if self.number == self.manifest.shards.len() {
@@ -369,6 +415,7 @@ impl ImageReader {
             if self.pending.as_ref().is_none_or(|p| p.source != source) {
                 let next = Converted {
                     source,
+                    hash: None,
                     flat: 0,
                     notes: Vec::new(),
                     records: Vec::new(),

@@ -6,6 +6,7 @@ mod assembly;
 pub mod codec;
 mod config;
 mod convert;
+pub mod criteria;
 mod error;
 #[doc(hidden)]
 pub mod estimate;
@@ -21,6 +22,7 @@ mod journal;
 pub mod manifest;
 mod mapped_shard;
 pub mod merge;
+mod near_duplicates;
 mod output_folder;
 pub mod plan;
 pub mod reader;
@@ -34,6 +36,8 @@ mod selection;
 mod set;
 mod shard_reader;
 pub(crate) mod source_table;
+#[doc(hidden)]
+pub mod survey;
 mod tables;
 mod tally;
 pub mod tools;

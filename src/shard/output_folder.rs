@@ -6,6 +6,7 @@ use super::error::is_newer;
 use super::format::{HEADER_BYTES, Header};
 use super::journal;
 use super::manifest::{self, Manifest, ShardInfo, held_out_folder, is_shard_name, shard_name};
+use super::near_duplicates::HASHES_NAME;
 use super::plan::{BuildConfig, Plan};
 use crate::support::failure;
 use crate::support::files;
@@ -36,7 +37,8 @@ pub(super) fn prepare(out: &Path, progress: &Progress) -> Result<Option<FolderLo
     warning.iter().for_each(|warning| progress.line(warning));
     for folder in [out.to_path_buf(), held_out_folder(out)] {
         remove(&folder, |name| {
-            name.starts_with(".manifest.psm.") && name.ends_with(".partial")
+            (name.starts_with(".manifest.psm.") || name.starts_with(".hashes.psi."))
+                && name.ends_with(".partial")
         })?;
     }
     Ok(Some(lock))
@@ -96,7 +98,9 @@ pub(super) fn remove_set(out: &Path) -> Result<()> {
     for folder in [out.to_path_buf(), held_out_folder(out)] {
         remove(&folder, |name| name == manifest::MANIFEST_NAME)?;
         remove(&folder, |name| {
-            is_shard_name(name) || is_partial_shard(name) || name == journal::JOURNAL_NAME
+            is_shard_name(name)
+                || is_partial_shard(name)
+                || [journal::JOURNAL_NAME, HASHES_NAME].contains(&name)
         })?;
     }
     let _ = fs::remove_dir(held_out_folder(out)); // fails, rightly, if the folder holds other files

@@ -142,6 +142,7 @@ fn check_options(config: &BuildConfig) -> Result<()> {
         "the stride is 0; it is the distance of neighbouring patches in LQ pixels"
     );
     config.recipe.check()?;
+    config.criteria.check()?;
     ensure!(
         config.margin < config.lq_size,
         "a margin of {} leaves nothing of {} pixels",
@@ -310,6 +311,9 @@ fn options(config: &BuildConfig) -> Vec<(String, String)> {
         "min-detail",
         (config.min_detail > 0.0).then(|| format!("{:?}", config.min_detail)),
     );
+    for (name, value) in config.criteria.options() {
+        note(&name, Some(value));
+    }
     note(
         "keep-duplicates",
         config.keep_duplicates.then(|| "yes".to_string()),

@@ -2,6 +2,7 @@
 //! rejected, and the patch size that would take images which are too small. Depends on `convert`.
 
 use super::convert::Worker;
+use super::criteria::NEAR_DUPLICATE;
 use super::job::{DUPLICATE, FLAT, Rejected, TOO_SMALL};
 use super::plan::{BuildConfig, Job, Plan, pool};
 use anyhow::{Result, bail};
@@ -59,6 +60,9 @@ fn examine(config: &BuildConfig, plan: &Plan, jobs: &[&Job]) -> Result<Vec<Rejec
         Ok(match outcome {
             Err(rejected) => rejected,
             Ok(converted) if converted.records.is_empty() => earlier(job, FLAT),
+            Ok(converted) if converted.hash.is_some() => {
+                earlier(job, &format!("{DUPLICATE} or {NEAR_DUPLICATE}"))
+            }
             Ok(_) => earlier(job, DUPLICATE),
         })
     };

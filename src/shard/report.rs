@@ -31,6 +31,8 @@ pub struct Report {
     /// The folder held the set already, made from the same images with the same options; nothing
     /// was written.
     pub already_complete: bool,
+    /// With `--append`: nothing new was found that gives pairs, and the set is unchanged.
+    pub nothing_new: bool,
     /// Images that an interrupted run had converted, and this run did not convert again.
     pub resumed_images: u64,
     /// Images found.
@@ -55,7 +57,7 @@ pub struct Report {
     pub note_examples: BTreeMap<String, String>,
     /// Number of patches cut: pairs, held-out pairs, flat patches and duplicates.
     pub patches: u64,
-    /// Patches left out because they have less detail than `--min-detail`.
+    /// Patches left out by `--min-detail`, `--min-entropy` or `--max-blur`.
     pub flat: u64,
     /// Pairs left out as duplicates.
     pub duplicates: u64,
@@ -111,13 +113,17 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |name: &str, text: String| writeln!(f, "  {name:10} {text}");
         let rejected = self.rejected.len() as u64;
-        row(
-            "images",
-            format!(
+        let images = match (self.nothing_new, rejected) {
+            (true, 0) => "nothing new was found; the set is unchanged".to_string(),
+            (true, _) => format!(
+                "nothing new was found that gives pairs ({rejected} rejected); the set is unchanged"
+            ),
+            _ => format!(
                 "{} found = {} used + {rejected} rejected",
                 self.images, self.used
             ),
-        )?;
+        };
+        row("images", images)?;
         for (reason, count) in &self.reasons {
             row("", format!("{count} rejected: {reason}"))?;
         }
@@ -199,7 +205,9 @@ impl fmt::Display for Report {
         }
         write!(size, "); read {}", bytes_text(self.bytes_in))?;
         row("size", size)?;
-        if self.already_complete {
+        if self.nothing_new {
+            row("time", format!("{:.1} s", self.seconds))?;
+        } else if self.already_complete {
             row(
                 "time",
                 "nothing to do: the same set was there already".to_string(),

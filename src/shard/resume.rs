@@ -329,10 +329,14 @@ fn sets(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> [SetWr
     })
 }
 
-/// Makes an assembly that knows the pairs of the finished shards `base`, to find duplicates of
-/// them.
+/// Makes an assembly that knows the pairs and the images of the finished shards `base`, to find
+/// duplicates of them.
 fn assembly(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> Result<Assembly> {
     let mut assembly = Assembly::new(config, plan, sets(config, plan, base));
+    if let Some(near) = &mut assembly.near {
+        near.load(&config.out, false, base[0].len())?;
+        near.load(&held_out_folder(&config.out), true, base[1].len())?;
+    }
     if let Some(duplicates) = &mut assembly.duplicates {
         for (held_out, folder) in [
             (false, config.out.clone()),

@@ -280,13 +280,13 @@ const _: () =
 
 impl RecordLocation {
     /// Packs the location into one word: the set, the shard and the offset, from the highest bit.
-    fn pack(self) -> u64 {
+    pub fn pack(self) -> u64 {
         u64::from(self.held_out) << HELD_OUT_SHIFT
             | (self.shard as u64) << OFFSET_BITS
             | self.offset
     }
 
-    fn unpack(word: u64) -> Self {
+    pub fn unpack(word: u64) -> Self {
         RecordLocation {
             held_out: word >> HELD_OUT_SHIFT == 1,
             shard: (word >> OFFSET_BITS & ((1 << SHARD_BITS) - 1)) as usize,
@@ -388,6 +388,31 @@ fn read_index(file: &File) -> Result<(Footer, Vec<IndexEntry>)> {
     let entries = (0..footer.records as usize).map(|i| IndexEntry::decode(&index, i));
     let entries = entries.collect();
     Ok((footer, entries))
+}
+
+/// The images of a finished shard, in order: the name, and the offset of the first record that was cut
+/// from it.
+///
+/// # Errors
+/// The shard's tables cannot be read or are damaged.
+pub(super) fn first_records(path: &Path) -> Result<Vec<(String, u64)>> {
+    let read = || -> Result<Vec<(String, u64)>> {
+        let file = failure::retry(|| files::open_regular(path)).context("cannot open the file")?;
+        let (footer, index) = read_index(&file)?;
+        let mut table = vec![0; (footer.index_at - footer.sources_at) as usize];
+        read_at(&file, &mut table, footer.sources_at, "the source table")?;
+        let mut images = Vec::new();
+        let mut last = None;
+        for entry in index
+            .iter()
+            .filter(|e| last.replace(e.source) != Some(e.source))
+        {
+            let source = decode_source(&table, footer.sources, entry.source)?;
+            images.push((source.name, entry.offset));
+        }
+        Ok(images)
+    };
+    read().with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

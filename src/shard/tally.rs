@@ -4,7 +4,7 @@
 use super::codec::Codec;
 use super::convert::LQ_NOTE;
 use super::job::{DUPLICATE, FLAT};
-use super::journal::{Entry, Outcome};
+use super::journal::{Entry, Outcome, Used};
 use super::manifest::Manifest;
 use super::plan::{BuildConfig, Job, Plan, Rejected};
 use super::report::{HeldOutReport, Report};
@@ -32,7 +32,9 @@ pub(super) struct Tally {
     notes: BTreeMap<String, u64>,
     /// For each note the first file.
     note_examples: BTreeMap<String, PathBuf>,
-    /// Patches left out because they show too little detail, and pairs left out as duplicates.
+    /// The options that patches are left out by, for the reason of a rejection.
+    pub patch_options: String,
+    /// Patches left out by them, and pairs left out as duplicates.
     pub dropped: (u64, u64),
     /// Pairs kept, those of the earlier run included.
     pub kept: u64,
@@ -61,6 +63,7 @@ impl Tally {
             kinds_before: None,
             notes: BTreeMap::new(),
             note_examples: BTreeMap::new(),
+            patch_options: config.criteria.patch_options(config.min_detail),
             dropped: (0, 0),
             kept: 0,
             pairs: 0,
@@ -129,7 +132,7 @@ impl Tally {
                 }
                 if used.records.is_empty() {
                     self.rejected
-                        .push(nothing_kept(job, used.flat, used.duplicates, twin));
+                        .push(nothing_kept(job, used, &self.patch_options, twin));
                 } else {
                     self.used[usize::from(job.held_out)] += 1;
                 }
@@ -177,6 +180,7 @@ impl Tally {
         Report {
             out: self.out,
             already_complete: false,
+            nothing_new: false,
             resumed_images: self.resumed,
             images: self.images,
             used: self.used[0] + self.used[1],
@@ -218,23 +222,28 @@ impl Tally {
     }
 }
 
-/// The rejection of an image that gave no pairs. `twin` is the image that has the same pixels, where
+/// The rejection of an image that gave no pairs. `patch_options` names what patches are left out by,
+/// `twin` is the image that has the same pixels, where
 /// it is known.
-pub(super) fn nothing_kept(job: &Job, flat: u64, duplicates: u64, twin: Option<&str>) -> Rejected {
+pub(super) fn nothing_kept(
+    job: &Job,
+    used: &Used,
+    patch_options: &str,
+    twin: Option<&str>,
+) -> Rejected {
+    let (flat, duplicates) = (used.flat, used.duplicates);
+    let left_out = match patch_options {
+        "--min-detail" => "show less than --min-detail".to_string(),
+        options => format!("are left out by {options}"),
+    };
     let same = match twin {
         Some(twin) => format!("same pixels as {twin}"),
         None => format!("all {duplicates} patches are in the set already"),
     };
     let (kind, reason) = match (flat, duplicates) {
-        (flat, 0) => (
-            FLAT,
-            format!("all {flat} patches show less than --min-detail"),
-        ),
+        (flat, 0) => (FLAT, format!("all {flat} patches {left_out}")),
         (0, _) => (DUPLICATE, same),
-        (flat, _) => (
-            DUPLICATE,
-            format!("{same}, and {flat} patches show less than --min-detail"),
-        ),
+        (flat, _) => (DUPLICATE, format!("{same}, and {flat} patches {left_out}")),
     };
     Rejected {
         file: job.source.hr.clone(),

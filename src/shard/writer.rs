@@ -78,6 +78,7 @@ pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Resul
             let seconds = started.elapsed().as_secs_f64();
             let mut report = tally.report(&manifest, held_out.as_ref(), seconds);
             report.already_complete = true;
+            report.nothing_new = config.append;
             return Ok(report);
         }
         OutputState::Ready(assembly) => *assembly,
@@ -103,6 +104,7 @@ pub fn build(config: &BuildConfig, mut plan: Plan, progress: &Progress) -> Resul
         let tally = assembly.abandon()?;
         let mut report = tally.report(main, held_out.as_ref(), started.elapsed().as_secs_f64());
         report.already_complete = true;
+        report.nothing_new = true;
         return Ok(report);
     }
     let finished = assembly

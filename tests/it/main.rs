@@ -63,6 +63,7 @@ mod shard_options;
 mod shard_recipes;
 mod shard_restoration;
 mod shard_resume;
+mod shard_select;
 mod shard_system;
 mod structural;
 mod train_common;

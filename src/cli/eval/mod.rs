@@ -7,6 +7,7 @@ mod table;
 pub use table::print_table;
 
 use super::ModelArgs;
+use super::data::tell_side;
 use super::flags::{print, print_json, tell};
 use super::upscale::file_of;
 use anyhow::{Context, Result, ensure};
@@ -95,6 +96,8 @@ pub fn run(args: &Args) -> Result<()> {
         lq: args.lq.clone(),
         out: args.save.clone(),
     };
+    tell_side("hr", &args.dataset, args.hr.as_ref());
+    tell_side("lq", &args.dataset, args.lq.as_ref());
     let set = EvalSet::open(&args.dataset, &options)?;
     for left in set.left_out.iter().filter(|l| l.may_surprise()) {
         tell(format_args!("note: {left}"));

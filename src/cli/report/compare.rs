@@ -4,7 +4,7 @@ use super::charts;
 use super::facts::RunFacts;
 use super::previews;
 use anyhow::Result;
-use paragon::report::page::{Page, Table};
+use paragon::report::page::{Headings, Page, Table};
 use paragon::train::duration_text;
 
 /// Where a run has no value.
@@ -28,6 +28,7 @@ pub(super) fn page(runs: &[RunFacts]) -> Result<Page> {
         tiles: Vec::new(),
         notes,
         summary: Some(scores(runs, &names)),
+        headings: Headings::default(),
         charts: charts::of_runs(runs, &names)?,
         previews: Vec::new(),
         strips: previews::side_by_side(runs, &names),

@@ -19,6 +19,45 @@ const DATA: [(&str, &str); 4] = [
     ("started from", "path.pretrain_network_g"),
 ];
 
+/// Most runs that an error lists.
+const RUNS_LISTED: usize = 10;
+/// The log of a run.
+const LOG: &str = "log.jsonl";
+
+/// The error for a folder without a log. If it is one that holds runs, they are listed, the newest
+/// first.
+fn no_log(folder: &Path) -> String {
+    let mut runs: Vec<(std::time::SystemTime, PathBuf)> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let about = std::fs::metadata(path.join(LOG)).ok()?;
+            Some((about.modified().ok()?, path))
+        })
+        .collect();
+    if runs.is_empty() {
+        return format!("{} holds no log of a training ({LOG})", folder.display());
+    }
+    runs.sort_by(|a, b| (b.0, &a.1).cmp(&(a.0, &b.1)));
+    let mut text = format!(
+        "{} is no run, but it holds {}; give one of them, or several to compare them:",
+        folder.display(),
+        if runs.len() == 1 {
+            "one".to_string()
+        } else {
+            format!("{} runs", runs.len())
+        }
+    );
+    for (_, run) in runs.iter().take(RUNS_LISTED) {
+        text += &format!("\n  {}", one_line(run.display()));
+    }
+    if runs.len() > RUNS_LISTED {
+        text += &format!("\n  and {} older ones", runs.len() - RUNS_LISTED);
+    }
+    text
+}
+
 /// A run.
 pub(super) struct RunFacts {
     /// Name of its folder.
@@ -56,8 +95,7 @@ impl RunFacts {
             "{} is no folder of a run; give the --out of a training",
             run.display()
         );
-        let log = read_log(run)?
-            .with_context(|| format!("{} holds no log of a training (log.jsonl)", run.display()))?;
+        let log = read_log(run)?.with_context(|| no_log(run))?;
         let (state, warnings) = newest_state(run)?;
         let head = state.map(|state| state.head);
         let name = run.canonicalize().unwrap_or_else(|_| run.to_path_buf());

@@ -9,7 +9,7 @@ mod previews;
 use super::flags::{print, print_json, tell};
 use anyhow::Result;
 use facts::RunFacts;
-use paragon::report::page::{Page, Table, Tile};
+use paragon::report::page::{Headings, Page, Table, Tile};
 use paragon::support::files::write_output;
 use paragon::support::text::bytes_text;
 use paragon::train::{LogDigest, LogLine};
@@ -33,6 +33,9 @@ pub struct Args {
     /// File for the page [default: report.html in the run's folder; comparison.html for several]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Print only warnings and errors
+    #[arg(long, short, conflicts_with = "json")]
+    quiet: bool,
     /// Print the figures as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -70,6 +73,9 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         let figures: Vec<_> = runs.iter().map(RunFacts::figures).collect();
         return print_json(&figures);
+    }
+    if args.quiet {
+        return Ok(());
     }
     print(format_args!(
         "{}: {what}, {}",
@@ -133,6 +139,7 @@ fn page(run: &RunFacts) -> Result<Page> {
             head: Vec::new(),
             rows,
         }),
+        headings: Headings::default(),
         charts: charts::of_run(&run.log, run.baseline)?,
         previews: previews::of_run(&run.folder, run.reached, run.baseline),
         strips: Vec::new(),

@@ -5,7 +5,7 @@ mod summary;
 
 use super::data::{DataArgs, Window};
 use super::flags::print_json;
-use super::recipe::{KeyFlags, Layers, Machine, Training};
+use super::recipe::{KeyFlags, Layers, Machine, Training, Unhonoured};
 use anyhow::{Result, bail, ensure};
 use output::Output;
 use paragon::config::{KEYS, Settings, Value, docs};
@@ -59,7 +59,9 @@ pub struct Args {
 /// Trains; exit code 130 when stopped from outside after saving.
 pub fn run(args: &Args) -> Result<()> {
     let output = &Output::new(args.verbose, args.quiet);
-    let mut settings = args.layers.settings(&args.flags, args.verbose)?;
+    let mut settings = args
+        .layers
+        .settings(&args.flags, Unhonoured::new(args.verbose, args.quiet))?;
     choose_place(args, &mut settings)?;
     let machine = Machine::new(&settings)?;
     let data = DataArgs::new(&settings)?;

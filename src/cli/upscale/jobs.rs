@@ -161,10 +161,7 @@ fn left_out_lines(listing: &Listing, input: &Path, output: &Path, results: usize
         ));
     }
     if listing.ignored > 0 {
-        lines.push(format!(
-            "{} left out: without the ending of an image",
-            count(listing.ignored, "file")
-        ));
+        lines.push(listing.ignored_files.to_string());
     }
     lines
 }

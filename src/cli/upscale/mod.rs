@@ -50,6 +50,10 @@ pub struct Args {
     /// [default: png]
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<Format>,
+    /// Leave alone the images whose results exist already, so that a folder can be done in several
+    /// goes; results are written whole or not at all
+    #[arg(long)]
+    skip_existing: bool,
     /// Leave out the folders within the folder
     #[arg(long)]
     no_recursive: bool,
@@ -59,6 +63,9 @@ pub struct Args {
     /// Print a summary as JSON on stdout
     #[arg(long)]
     json: bool,
+    /// Print only errors
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 /// An image that was upscaled.
@@ -74,6 +81,8 @@ struct Done {
     bits: u32,
     /// Changes made to the image on the way to sRGB.
     notes: Vec<String>,
+    /// Whether an earlier file of this name was replaced.
+    replaced: bool,
 }
 
 /// The images that were upscaled, and those that were not.
@@ -81,6 +90,8 @@ struct Done {
 struct Outcome {
     done: Vec<Done>,
     failed: Vec<Failed>,
+    /// Images whose results existed already (`--skip-existing`).
+    existing: usize,
     /// The system error that ended the command, and the number of images not tried.
     stopped: Option<(anyhow::Error, usize)>,
 }
@@ -92,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
     let scratch = scratch_folder(args, is_folder);
     let mut upscaler = args.apply.upscaler(&args.model, &scratch)?;
     let Jobs {
-        jobs,
+        mut jobs,
         failed,
         left_out,
         renamed,
@@ -106,21 +117,29 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         of_file(&args.input, &args.output, args.format)?
     };
-    left_out
-        .iter()
-        .for_each(|line| tell(format_args!("note: {line}")));
-    renamed.iter().for_each(tell);
+    if !args.quiet {
+        left_out
+            .iter()
+            .for_each(|line| tell(format_args!("note: {line}")));
+        renamed.iter().for_each(tell);
+    }
+    let found = jobs.len();
+    if args.skip_existing {
+        jobs.retain(|job| !job.output.exists());
+    }
     let budget = args.apply.budget();
     let mut outcome = Outcome {
         failed,
+        existing: found - jobs.len(),
         ..Outcome::default()
     };
-    let total = jobs.len() + outcome.failed.len();
+    let total = found + outcome.failed.len();
     let mut planner = Planner {
         upscaler: &mut upscaler,
         budget: &budget,
         scratch: &scratch,
         falls_back: args.apply.tile.is_none() && !args.apply.approximate_tiles,
+        quiet: args.quiet,
     };
     let planned = planner.plan_all(jobs, is_folder, &mut outcome.failed)?;
     outcome
@@ -131,7 +150,9 @@ pub fn run(args: &Args) -> Result<()> {
     if is_folder {
         create_folder(&args.output)?;
     }
-    let progress = if is_folder {
+    let progress = if is_folder && args.quiet {
+        Progress::warnings_only()
+    } else if is_folder {
         Progress::new("upscale", planned.len() as u64, "images")
     } else {
         Progress::hidden()
@@ -140,7 +161,7 @@ pub fn run(args: &Args) -> Result<()> {
         &mut upscaler,
         planned,
         &budget,
-        is_folder,
+        (is_folder, args.quiet),
         &progress,
         &mut outcome,
     )?;
@@ -213,7 +234,7 @@ fn upscale_all(
     upscaler: &mut Upscaler,
     planned: Vec<Planned>,
     budget: &Budget,
-    is_folder: bool,
+    (is_folder, quiet): (bool, bool),
     progress: &Progress,
     outcome: &mut Outcome,
 ) -> Result<()> {
@@ -222,11 +243,11 @@ fn upscale_all(
         let tell_line = |text: String| {
             if is_folder {
                 progress.line(&text)
-            } else {
+            } else if !quiet {
                 tell(text)
             }
         };
-        match upscale_one(upscaler, &planned, budget, is_folder) {
+        match upscale_one(upscaler, &planned, budget, (is_folder, quiet)) {
             Ok(done) => {
                 if !done.notes.is_empty() {
                     tell_line(format!("{}: {}", done.input, done.notes.join(", ")));
@@ -246,7 +267,9 @@ fn upscale_all(
                     input: planned.job.input,
                     reason: format!("{error:#}"),
                 };
-                tell_line(format!("error: {}", failed.text()));
+                if is_folder {
+                    progress.warn(&format!("error: {}", failed.text()));
+                }
                 outcome.failed.push(failed);
             }
         }
@@ -313,7 +336,7 @@ fn upscale_one(
     upscaler: &mut Upscaler,
     planned: &Planned,
     budget: &Budget,
-    is_folder: bool,
+    (is_folder, quiet): (bool, bool),
 ) -> Result<Done, UpscaleError> {
     let Planned {
         job,
@@ -360,12 +383,16 @@ fn upscale_one(
     let notes: Vec<String> = notes.collect();
     let mut rows = RowsWithError { rows, failed: None };
     let steps = upscaler.steps_of_stages(*size)?;
-    let progress = match is_folder || steps == 0 {
+    let progress = match is_folder || quiet || steps == 0 {
         true => Progress::hidden(),
         false => Progress::new("stages", steps, "rows of tiles"),
     };
-    let mut bands = upscaler.upscale_rows(&mut rows, &progress)?;
+    let mut bands = match upscaler.upscale_rows(&mut rows, &progress) {
+        Ok(bands) => bands,
+        Err(error) => return Err(rows.failed.unwrap_or(error).into()),
+    };
     progress.finish();
+    let replaced = std::fs::metadata(&job.output).is_ok_and(|about| about.is_file());
     let (width, height) = bands.size();
     let written = write_output(&job.output, |out| job.format.write(out, &mut bands));
     drop(bands);
@@ -387,6 +414,7 @@ fn upscale_one(
         alpha: *alpha,
         bits: if *deep { 16 } else { 8 },
         notes,
+        replaced,
     })
 }
 

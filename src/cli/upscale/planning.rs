@@ -55,6 +55,8 @@ pub struct Planner<'a> {
     pub scratch: &'a Path,
     /// Whether an image that memory cannot hold as a whole is computed in stages.
     pub falls_back: bool,
+    /// Print nothing.
+    pub quiet: bool,
 }
 
 impl Planner<'_> {
@@ -110,18 +112,18 @@ impl Planner<'_> {
         if falls_back && self.budget.check(bytes, "").is_err() {
             stages = Stages::Fallback(self.scratch.into());
             stages.apply(self.upscaler)?;
-            let whole = std::mem::replace(
-                &mut bytes,
-                files + self.upscaler.bytes_in_rows(needs.size, alpha, deep)?,
-            );
-            tell(format_args!(
-                "{}: the network looks at the whole image, which would take {} of memory; it is \
-                 computed in stages with the same result, in {} and with temporary files of {}",
-                name(),
-                bytes_text(whole),
-                bytes_text(bytes),
-                bytes_text(self.upscaler.file_bytes(needs.size)?)
-            ));
+            let whole = bytes;
+            bytes = files + self.upscaler.bytes_in_rows(needs.size, alpha, deep)?;
+            if !self.quiet {
+                tell(format_args!(
+                    "{}: the network looks at the whole image, which would take {} of memory; it is \
+                     computed in stages with the same result, in {} and with temporary files of {}",
+                    name(),
+                    bytes_text(whole),
+                    bytes_text(bytes),
+                    bytes_text(self.upscaler.file_bytes(needs.size)?)
+                ));
+            }
         }
         let advice = advice(self.upscaler, &needs, job.format);
         self.budget.check(bytes, &advice).with_context(name)?;

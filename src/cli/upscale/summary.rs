@@ -26,6 +26,7 @@ pub fn json(
         "scale": upscaler.scale(),
         "pictures": outcome.done,
         "failed": failed,
+        "existing": outcome.existing,
         "left_out": left_out,
         "not_tried": outcome.stopped.as_ref().map_or(0, |(_, count)| *count),
         "memory_planned": memory,
@@ -33,9 +34,6 @@ pub fn json(
     });
     Ok(value)
 }
-
-/// How many failed images the last message names; a line of its own has reported each before.
-const NAMED: usize = 10;
 
 /// Prints the last line, with the memory that was computed and the time since the command began;
 /// returns the error that ends the command.
@@ -49,8 +47,10 @@ pub fn conclude(
     let Outcome {
         done,
         failed,
+        existing,
         stopped,
     } = outcome;
+    let replaced = done.iter().filter(|done| done.replaced).count();
     let seconds = started.elapsed().as_secs_f64();
     let memory = bytes_text(memory);
     if let Some((error, left)) = stopped {
@@ -60,39 +60,45 @@ pub fn conclude(
         )));
     }
     if !is_folder {
-        done.iter().for_each(|d| {
-            tell(format_args!(
-                "{}x{} pixels, {seconds:.1} s, to {} ({memory} of memory at most)",
+        let say = |text: String| (!args.quiet).then(|| tell(text));
+        for d in &done {
+            let replaced = if d.replaced {
+                ", which was replaced"
+            } else {
+                ""
+            };
+            say(format!(
+                "{}x{} pixels, {seconds:.1} s, to {}{replaced} ({memory} of memory at most)",
                 d.width, d.height, d.output
-            ))
-        });
+            ));
+        }
+        if existing > 0 {
+            say(format!("{} exists already", args.output.display()));
+        }
         return Ok(());
     }
-    let skipped = match failed.len() {
-        0 => String::new(),
-        count => format!("; {count} skipped"),
-    };
-    tell(format_args!(
-        "{} image{}, {seconds:.1} s, to {} ({memory} of memory at most){skipped}",
-        done.len(),
-        if done.len() == 1 { "" } else { "s" },
-        args.output.display()
-    ));
-    let names: Vec<String> = failed
-        .iter()
-        .take(NAMED)
-        .map(|f| f.input.display().to_string())
-        .collect();
-    let more = if failed.len() > NAMED {
-        format!(" and {} more", failed.len() - NAMED)
-    } else {
-        String::new()
-    };
+    let mut more = String::new();
+    for (count, what) in [
+        (replaced, "earlier results replaced"),
+        (existing, "left alone, since their results exist"),
+        (failed.len(), "skipped"),
+    ] {
+        if count > 0 {
+            more += &format!("; {count} {what}");
+        }
+    }
+    if !args.quiet {
+        tell(format_args!(
+            "{} image{}, {seconds:.1} s, to {} ({memory} of memory at most){more}",
+            done.len(),
+            if done.len() == 1 { "" } else { "s" },
+            args.output.display()
+        ));
+    }
     ensure!(
         failed.is_empty(),
-        "{} of {total} images could not be upscaled: {}{more}",
-        failed.len(),
-        names.join(", "),
+        "{} of {total} images could not be upscaled, see above",
+        failed.len()
     );
     Ok(())
 }

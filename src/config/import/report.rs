@@ -15,6 +15,9 @@ const MOST_LINES: usize = 1000;
 /// Most keys that the line on degradation names.
 const MOST_NAMES: usize = 60;
 
+/// Keys that `paragon shard --config` takes, so that a training need not.
+const FOLDERS: [&str; 2] = ["datasets.train.dataroot_gt", "datasets.train.dataroot_lq"];
+
 /// A value of the file in one short line.
 pub fn shown(node: &Node) -> String {
     fn write(node: &Node, out: &mut String) {
@@ -61,7 +64,9 @@ impl Imported {
     }
 
     fn report_of(&self, file: &str, all: bool) -> String {
-        let left = self.ignored.len() + self.degradation.len();
+        let folders = self.ignored.iter();
+        let folders = folders.filter(|(path, ..)| FOLDERS.contains(&path.as_str()));
+        let left = self.ignored.len() - folders.count() + self.degradation.len();
         let mut out = format!(
             "{file} is a traiNNer-redux option file: {} values honoured, {} without effect here, {left} not honoured",
             self.honoured.len(),
@@ -70,9 +75,24 @@ impl Imported {
         if let Some(sign) = &self.on_the_fly {
             self.degradation_lines(&mut out, sign);
         }
-        let (first, rest): (Vec<_>, Vec<_>) = self
+        let (folders, ignored): (Vec<_>, Vec<_>) = self
             .ignored
             .iter()
+            .partition(|(path, ..)| FOLDERS.contains(&path.as_str()));
+        if !folders.is_empty() {
+            let _ = write!(
+                out,
+                "\n  the folders of images ({}) are taken by `paragon shard --config {}`; training reads the set that it makes",
+                folders
+                    .iter()
+                    .map(|(path, ..)| path.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                one_line(file)
+            );
+        }
+        let (first, rest): (Vec<_>, Vec<_>) = ignored
+            .into_iter()
             .partition(|(path, ..)| all || decides_the_network(path));
         for (path, value, reason) in first.iter().take(MOST_LINES) {
             let _ = write!(

@@ -59,12 +59,13 @@ fn subfolders(folder: &Path) -> Result<Vec<Candidate>> {
 pub(super) fn choose(root: &Path, options: &ScanOptions) -> Result<SideFolders> {
     let given = |flag: &str, path: &Option<PathBuf>| -> Result<Option<PathBuf>> {
         let Some(path) = path else { return Ok(None) };
-        let found = [path.clone(), root.join(path)]
+        // below the data set first: a folder of the same name here is seldom meant
+        let found = [root.join(path), path.clone()]
             .into_iter()
             .find(|p| p.is_dir());
         found.map(Some).with_context(|| {
             format!(
-                "--{flag} {}: there is no such folder, here or in {}",
+                "--{flag} {}: there is no such folder, in {} or here",
                 path.display(),
                 root.display()
             )

@@ -3,10 +3,12 @@
 //! everything that a run uses. Promises that a run which is refused has changed nothing of an
 //! earlier run in the same folder.
 
-use crate::backend::Backend;
 use crate::backend::cpu::CpuOptions;
+use crate::backend::{Backend, CudaSizing};
 use crate::loader::quality::quality;
 use crate::loader::{LoaderConfig, Sources, bound};
+use crate::model::Recompute;
+use crate::plan::Precision;
 use crate::support::files;
 use crate::support::lock::FolderLock;
 use crate::support::text::bytes_text;
@@ -15,8 +17,8 @@ use crate::train::keeping::{self, BestNetwork, MeasuredOn};
 use crate::train::start::{self, StartState, report_resumed};
 use crate::train::validation::Validation;
 use crate::train::{
-    DevicePlace, Fit, Fitted, Level, OpenedDevice, Report, RunBudget, RunOptions, TrainConfig,
-    ValidationMemory, previews,
+    DeviceChoice, DevicePlace, Fit, Fitted, Level, OpenedDevice, Report, RunBudget, RunOptions,
+    TrainConfig, ValidationMemory, previews,
 };
 use anyhow::{Result, ensure};
 use std::io::Write;
@@ -123,6 +125,9 @@ impl Preparation<'_> {
     /// Opens the device that the run computes on.
     pub fn open_device(&self) -> Result<OpenedDevice> {
         let options = self.options;
+        if matches!(options.device, DeviceChoice::Cuda(_)) {
+            self.check_network_on_cuda()?;
+        }
         let (opened, reason) = OpenedDevice::new(
             options.device,
             options.precision,
@@ -139,6 +144,23 @@ impl Preparation<'_> {
             );
         }
         Ok(opened)
+    }
+
+    /// Refuses a network that CUDA has no kernels for, before a driver is looked for: installing one
+    /// would not help.
+    fn check_network_on_cuda(&self) -> Result<()> {
+        let precision = self.options.precision.unwrap_or(Precision::Bf16);
+        let place = DevicePlace::Cuda {
+            sizing: CudaSizing { precision },
+            in_use: None,
+        };
+        let smallest = TrainConfig {
+            batch_size: 1,
+            accum_iter: 1,
+            ..self.config.clone()
+        };
+        place.plan(&smallest, Recompute::Full, 0)?;
+        Ok(())
     }
 
     /// Finds the images to validate on; `None` without validation.
