@@ -6,6 +6,7 @@ mod assembly;
 pub mod codec;
 mod config;
 mod convert;
+pub(crate) mod degraded;
 mod error;
 #[doc(hidden)]
 pub mod estimate;
@@ -22,6 +23,7 @@ pub mod manifest;
 mod mapped_shard;
 pub mod merge;
 mod output_folder;
+mod pairs;
 pub mod plan;
 pub mod reader;
 mod rejections;

@@ -52,9 +52,7 @@ fn lost(imported: &Imported, root: &Node) -> Vec<String> {
         .map(|(k, _)| k)
         .chain(imported.without_effect.iter().map(|(k, _)| k))
         .chain(imported.ignored.iter().map(|(k, ..)| k));
-    let named: Vec<&String> = named
-        .chain(imported.degradation.iter().map(|(k, _)| k))
-        .collect();
+    let named: Vec<&String> = named.collect();
     let covers = |name: &str, leaf: &str| {
         leaf.strip_prefix(name)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
