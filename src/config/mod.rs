@@ -14,7 +14,7 @@ mod scalar;
 mod theirs;
 mod value;
 pub mod words;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use folders::{ImageFolders, image_folders};
 pub use keys::{Flag, Heading, KEYS, Key, SECTIONS, TYPE};
