@@ -78,9 +78,8 @@ impl DataArgs {
         for set in sources.sets().filter(|set| set.lqs() == 0) {
             let folder = set.folder();
             let own = set.manifest().degrade();
-            let Some(own) = own.with_context(|| {
-                format!("{}; --degrade names another one", folder.display())
-            })?
+            let Some(own) =
+                own.with_context(|| format!("{}; --degrade names another one", folder.display()))?
             else {
                 continue;
             };

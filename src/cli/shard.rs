@@ -291,7 +291,10 @@ impl Known {
         let option = |name: &str| manifest.option(name);
         let lqs = manifest.lqs()?;
         let degrade = manifest.degrade().with_context(|| {
-            format!("{}: its recipe cannot be used to add images", folder.display())
+            format!(
+                "{}: its recipe cannot be used to add images",
+                folder.display()
+            )
         })?;
         Ok(Known {
             scale: Some(manifest.scale),

@@ -394,7 +394,8 @@ pub const DEGRADATION: [&str; 35] = [
     "dataroot_lq_prob",
 ];
 /// What to do about a file that degrades on the fly where only its folders are taken.
-pub const AS_A_RECIPE: &str = "`paragon config import FILE --out OUT.yml` writes its degradation as a recipe for --degrade";
+pub const AS_A_RECIPE: &str =
+    "`paragon config import FILE --out OUT.yml` writes its degradation as a recipe for --degrade";
 
 /// The defaults of the other trainer (or of PyTorch, which it uses) that differ from paragon's.
 pub const THEIR_DEFAULTS: [(&str, &str); 7] = [

@@ -218,9 +218,8 @@ mod tests {
         config.threads = 3;
         let memory = bound(&sources, &config).unwrap();
         assert!(memory.degrade_bytes >= recipe().memory(32, 32, 2));
-        let without = memory.slots as u64 * memory.slot_bytes
-            + 3 * memory.scratch_bytes
-            + memory.index_bytes;
+        let without =
+            memory.slots as u64 * memory.slot_bytes + 3 * memory.scratch_bytes + memory.index_bytes;
         assert_eq!(memory.total(), without + 3 * memory.degrade_bytes);
     }
 }

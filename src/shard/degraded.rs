@@ -191,7 +191,9 @@ pub(crate) mod tests {
     }
 
     fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let entries = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
         let files = entries.filter(|path| path.is_file());
         files
             .map(|path| (path.file_name().unwrap().into(), fs::read(&path).unwrap()))
@@ -310,10 +312,16 @@ pub(crate) mod tests {
         };
         let report = make(&several).unwrap();
         // a copy of an image has the same draws, and its pairs are found as duplicates
-        assert!(report.duplicates > 0 && report.rejected.len() == 1, "{report}");
+        assert!(
+            report.duplicates > 0 && report.rejected.len() == 1,
+            "{report}"
+        );
         let single = dir.path().join("single");
         make(&config(&data, &single, 2)).unwrap();
-        let (set, one) = (ShardSet::open(&out).unwrap(), ShardSet::open(&single).unwrap());
+        let (set, one) = (
+            ShardSet::open(&out).unwrap(),
+            ShardSet::open(&single).unwrap(),
+        );
         assert_eq!((set.lqs(), set.len()), (4, one.len()));
         for record in 0..set.len() {
             let lqs = all_lqs(&set, record);
@@ -321,7 +329,12 @@ pub(crate) mod tests {
             assert_eq!(lqs.iter().collect::<BTreeSet<_>>().len(), 4);
         }
         // three more LQ patches of a quarter of the HR's size each
-        assert!(set.bytes() < 2 * one.bytes(), "{} {}", set.bytes(), one.bytes());
+        assert!(
+            set.bytes() < 2 * one.bytes(),
+            "{} {}",
+            set.bytes(),
+            one.bytes()
+        );
         let verified = tools::verify(&out, &Progress::hidden()).unwrap();
         assert!(verified.damaged.is_empty() && verified.pairs == set.len());
         let info = tools::info(&set).unwrap();
@@ -358,7 +371,12 @@ pub(crate) mod tests {
         let mut scratch = set.scratch().unwrap();
         let error = set.read(0, &mut scratch, &mut lq, &mut hr).unwrap_err();
         assert!(error.to_string().contains("HR alone"), "{error}");
-        assert!(tools::verify(&out, &Progress::hidden()).unwrap().damaged.is_empty());
+        assert!(
+            tools::verify(&out, &Progress::hidden())
+                .unwrap()
+                .damaged
+                .is_empty()
+        );
         let without = dir.path().join("without");
         let config = BuildConfig {
             degrade: None,
@@ -404,7 +422,12 @@ pub(crate) mod tests {
         let other = Recipe::parse(&RECIPE.replace("40", "30"), "test").unwrap();
         let error = with(other.canonical().to_string());
         assert!(error.contains("another hash"), "{error}");
-        for text in ["", "steps: [", "name: x\nsteps: [{frobnicate: {}}]", "\u{1}"] {
+        for text in [
+            "",
+            "steps: [",
+            "name: x\nsteps: [{frobnicate: {}}]",
+            "\u{1}",
+        ] {
             let error = with(text.to_string());
             assert!(error.contains("recipe in the manifest"), "{text}: {error}");
         }
@@ -428,14 +451,24 @@ pub(crate) mod tests {
             (&|c| c.lq = Some("lq".into()), "--lq"),
             (&|c| c.recipe = filter, "--lq-blur"),
             (&|c| (c.degrade, c.variants) = (None, 2), "needs --degrade"),
-            (&|c| (c.hr_only, c.variants) = (true, 2), "do not go together"),
+            (
+                &|c| (c.hr_only, c.variants) = (true, 2),
+                "do not go together",
+            ),
             (&|c| c.variants = 65, "at most"),
             (&|c| c.variants = 0, "--hr-only"),
         ];
         for (change, words) in changed {
             let mut config = good.clone();
             change(&mut config);
-            refused(config, if words == "at most" { "the most is 64" } else { words });
+            refused(
+                config,
+                if words == "at most" {
+                    "the most is 64"
+                } else {
+                    words
+                },
+            );
         }
         let pairs = dir.path().join("pairs");
         for side in ["hr", "lq"] {

@@ -92,7 +92,11 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
         !paired || !config.needs_hr_alone(),
         "{} has LQ images of its own, and {} takes HR images alone: name their folder with --hr, which leaves all others out",
         config.dataset_text(),
-        if config.hr_only { "--hr-only" } else { "--degrade" }
+        if config.hr_only {
+            "--hr-only"
+        } else {
+            "--degrade"
+        }
     );
     let mut rejected: Vec<Rejected> = unpaired
         .into_iter()
@@ -192,7 +196,11 @@ fn check_degradation(config: &BuildConfig) -> Result<()> {
     if !config.needs_hr_alone() {
         return Ok(());
     }
-    let flag = if config.hr_only { "--hr-only" } else { "--degrade" };
+    let flag = if config.hr_only {
+        "--hr-only"
+    } else {
+        "--degrade"
+    };
     ensure!(
         config.folders().iter().all(|folder| folder.lq.is_none()),
         "{flag} and LQ images (--lq) do not go together: leave one of them out"
@@ -335,9 +343,10 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
 /// How the LQ is made, as a number and in words that hold everything but the text of a degradation
 /// recipe, for which its hash stands.
 fn recipe_of(config: &BuildConfig, paired: bool) -> (u8, String) {
-    let degraded = config.degrade.as_ref().map(|recipe| {
-        format!("{} ({})", one_line(recipe.name()), recipe_mark(recipe))
-    });
+    let degraded = config
+        .degrade
+        .as_ref()
+        .map(|recipe| format!("{} ({})", one_line(recipe.name()), recipe_mark(recipe)));
     match degraded {
         None if config.hr_only => (RECIPE_HR_ONLY, "none, HR alone".to_string()),
         Some(name) if config.hr_only => {

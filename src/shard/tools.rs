@@ -5,14 +5,14 @@
 
 use super::error::{Error, is_newer};
 use super::manifest::{DEGRADE, Manifest, shard_name};
-pub use super::pairs::{PairReader, extract, pair};
 #[cfg(feature = "report")]
 pub use super::pairs::sheet;
+pub use super::pairs::{PairReader, extract, pair};
 use super::reader::{Crop, Io, Scratch, ShardSet};
 use super::shard_reader::ShardReader;
+use crate::support::failure;
 use crate::support::progress::Progress;
 use crate::sys::{self, ErrorClass};
-use crate::support::failure;
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::Serialize;

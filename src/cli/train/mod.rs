@@ -14,8 +14,8 @@ use paragon::shard::reader::Io;
 use paragon::support::text::one_line;
 use paragon::sys::stop_flag;
 use paragon::train::{
-    ConfigFile, Decay, Level, RECIPE_FILE, RunOptions, StateHead, TrainConfig, ValidationSet, newest_state,
-    train,
+    ConfigFile, Decay, Level, RECIPE_FILE, RunOptions, StateHead, TrainConfig, ValidationSet,
+    newest_state, train,
 };
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;

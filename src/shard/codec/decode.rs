@@ -3,9 +3,7 @@
 
 use super::bands::{self, Window};
 use super::lq::{self, LqBuffers};
-use super::{
-    Codec, Crop, HR_FRAMES, LQ_OWN, Prefix, bands_of, lq_predictor, predict,
-};
+use super::{Codec, Crop, HR_FRAMES, LQ_OWN, Prefix, bands_of, lq_predictor, predict};
 use crate::shard::error::{Kind, marked};
 use crate::shard::format::{Geometry, u32_at};
 use crate::support::isa::Isa;
@@ -124,14 +122,19 @@ impl Decoder {
             return Err(marked(Kind::Misuse, text));
         }
         let (lq_window, hr_window) = (crop.window(1), crop.window(scale));
-        if let Some((variant, _)) = lq.as_ref().filter(|(v, _)| usize::from(*v) >= self.prefix.lqs) {
+        if let Some((variant, _)) = lq
+            .as_ref()
+            .filter(|(v, _)| usize::from(*v) >= self.prefix.lqs)
+        {
             let text = format!(
                 "LQ patch {variant} is asked for, counted from 0, and a record has {}",
                 self.prefix.lqs
             );
             return Err(marked(Kind::Misuse, text));
         }
-        let lq_fits = lq.as_ref().is_none_or(|(_, room)| room.len() == lq_window.bytes());
+        let lq_fits = lq
+            .as_ref()
+            .is_none_or(|(_, room)| room.len() == lq_window.bytes());
         if !lq_fits || hr.len() != hr_window.bytes() {
             let text = format!(
                 "the room for the pair has another size than the pair ({crop:?} of a patch of {size} x {size})"
@@ -149,7 +152,12 @@ impl Decoder {
                 );
                 let (lqs, high) = payload.split_at(self.prefix.lqs * lq_bytes);
                 if let Some((variant, room)) = lq {
-                    copy_window(&lqs[usize::from(variant) * lq_bytes..], size, lq_window, room);
+                    copy_window(
+                        &lqs[usize::from(variant) * lq_bytes..],
+                        size,
+                        lq_window,
+                        room,
+                    );
                 }
                 copy_window(high, size * scale, hr_window, hr);
                 Ok(())

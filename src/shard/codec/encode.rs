@@ -5,9 +5,7 @@
 use super::avx2;
 use super::bands::{self, Bands};
 use super::lq::{self, LqBuffers};
-use super::{
-    Codec, HR_FRAMES, LQ_HALF, LQ_MEAN, LQ_OWN, Prefix, bands_of, lq_predictor, predict,
-};
+use super::{Codec, HR_FRAMES, LQ_HALF, LQ_MEAN, LQ_OWN, Prefix, bands_of, lq_predictor, predict};
 use crate::shard::format::Geometry;
 use crate::support::isa::Isa;
 use anyhow::{Context, Result, ensure};
