@@ -32,7 +32,8 @@ const FILTERS: [(&str, &str); 6] = [
     ("box", "box"),
 ];
 /// The HR that a network is trained towards is the image itself.
-const HR_AS_IT_IS: &str = "the HR is trained on as it is, so the LQ is made from it as it is; sharpen the images beforehand";
+const HR_AS_IT_IS: &str = "the LQ is made from the sharpened HR as there, but the network is trained towards the HR as it is; sharpen the \
+                           images beforehand for sharpened targets";
 /// Keys that a recipe cannot hold, with the value that asks for nothing and the reason.
 const NOT_IN_A_RECIPE: [(&str, &str, &str); 6] = [
     ("gt_usm", "false", HR_AS_IT_IS),
@@ -243,6 +244,9 @@ impl<'a> Chain<'a> {
     /// All steps in their order.
     fn steps(&mut self) -> Result<Vec<Json>> {
         let mut steps = Vec::new();
+        if self.sharpens_hr() {
+            steps.push(json!({"sharpen": {"size": 51, "amount": 0.5, "threshold": 10}}));
+        }
         let sharpens = self.node("lq_usm").map(shown);
         let radius = self.pair("lq_usm_radius_range", [1.0, 25.0])?;
         if sharpens.is_some_and(|text| boolean(&text) == Some(true)) {
@@ -258,6 +262,14 @@ impl<'a> Chain<'a> {
         }
         steps.extend(self.end()?);
         Ok(steps)
+    }
+
+    /// Whether the LQ is made from a sharpened HR: always in Real-ESRGAN's model with a
+    /// discriminator, and by a switch in the one without.
+    fn sharpens_hr(&self) -> bool {
+        let text = |key: &str| self.root.get(key).map(shown).unwrap_or_default();
+        let model = text("model_type").to_ascii_lowercase();
+        !self.redux && (model.contains("realesrgan") || boolean(&text("gt_usm")) == Some(true))
     }
 
     /// Odd sides of kernels: traiNNer-redux draws them from a range, Real-ESRGAN from 7 to 21.
@@ -284,7 +296,8 @@ impl<'a> Chain<'a> {
         )?;
         let all: f64 = shapes.values().filter_map(Json::as_f64).sum();
         for share in shapes.values_mut() {
-            *share = json!(share.as_f64().unwrap_or(0.0) / all * (1.0 - sinc));
+            let part = share.as_f64().unwrap_or(0.0) / all * (1.0 - sinc);
+            *share = json!((part * 1e6).round() / 1e6);
         }
         if sinc > 0.0 {
             shapes.insert("sinc".into(), json!(sinc));
@@ -401,7 +414,9 @@ impl<'a> Chain<'a> {
         };
         let quality = self.numbers(&format!("jpeg_range{stage}"), &usual)?;
         let quality: Vec<i64> = quality.iter().map(|q| q.round() as i64).collect();
-        let step = json!({"jpeg": {"probability": probability, "quality": quality}});
+        let step = json!({"jpeg": {
+            "probability": probability, "quality": quality, "sampling": 420,
+        }});
         Ok((probability > 0.0).then_some(step))
     }
 
@@ -526,20 +541,21 @@ train: {total_iter: 10, losses: [{type: l1loss}]}
         let imported = read(REAL_ESRGAN).unwrap();
         let found = steps(&imported);
         let order = [
-            "blur", "resize", "one_of", "jpeg", "blur", "resize", "one_of", "one_of",
+            "sharpen", "blur", "resize", "one_of", "jpeg", "blur", "resize", "one_of", "one_of",
         ];
         assert_eq!(names(&found), order);
-        let first = &found[0]["blur"];
+        let preset = Recipe::load("real-esrgan").unwrap();
+        let preset: Json = serde_json::from_str(preset.canonical()).unwrap();
+        assert_eq!(Json::from(found.clone()), preset["steps"]);
+        let first = &found[1]["blur"];
         assert_eq!(first["probability"], 1.0);
         assert_eq!(first["size"], json!([7.0, 21.0]));
         let share = |shape: &str| first["kernels"][shape].as_f64().unwrap();
         assert!((share("isotropic") - 0.405).abs() < 1e-9, "{first}");
         assert!((share("sinc") - 0.1).abs() < 1e-9, "{first}");
-        assert_eq!(found[4]["blur"]["probability"], 0.8);
-        assert_eq!(found[4]["blur"]["sigma"], json!([0.2, 1.5]));
-        assert_eq!(found[3]["jpeg"]["quality"], json!([30.0, 95.0]));
-        assert_eq!(found[5]["resize"]["relative_to"], json!("lq"));
-        let end = &found[7]["one_of"]["choices"];
+        assert_eq!(found[5]["blur"]["probability"], 0.8);
+        assert_eq!(found[4]["jpeg"]["quality"], json!([30.0, 95.0]));
+        let end = &found[8]["one_of"]["choices"];
         let order = |choice: usize| names(end[choice]["steps"].as_array().unwrap());
         assert_eq!(order(0), ["to_lq", "blur", "jpeg"]);
         assert_eq!(order(1), ["jpeg", "to_lq", "blur"]);
