@@ -139,6 +139,7 @@ pub mod backend;
 #[doc(hidden)]
 pub mod config;
 pub mod dataset;
+pub mod degrade;
 pub mod export;
 pub mod inference;
 pub mod loader;

@@ -10,6 +10,7 @@ use super::recipe::{KeyFlags, Loading};
 use super::step_time::{StepOf, StepTime, grouped};
 use anyhow::{Context, Result, ensure};
 use paragon::config::Settings;
+use paragon::degrade::Recipe;
 use paragon::loader::bench::{BenchConfig, LoaderMeasurement, measure};
 use paragon::loader::quality::{OrderQuality, quality};
 use paragon::loader::{LoaderConfig, bound, usual_slots};
@@ -17,7 +18,7 @@ use paragon::model::{Network, Recompute};
 use paragon::plan::LossKind;
 use paragon::report::chart::{Series, line_chart};
 use paragon::shard::reader::Io;
-use paragon::support::text::bytes_text;
+use paragon::support::text::{bytes_text, one_line};
 use paragon::train::DeviceChoice;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -128,6 +129,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         window: data.window(&sources),
         io,
         on_corrupt: data.on_corrupt,
+        degrade: data.degrade(&sources)?,
         ..LoaderConfig::new(
             args.batch_size,
             args.lq_size.unwrap_or(sources.crop() as usize),
@@ -179,12 +181,19 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         }
     ));
     tell(format_args!("shuffle{window}: {order}"));
+    if let Some(recipe) = &config.degrade {
+        tell(format_args!(
+            "making the LQ by the recipe {} ({:016x})",
+            one_line(recipe.name()),
+            recipe.hash()
+        ));
+    }
     tell(format_args!(
         "memory, known before the start: {} slots of {} + {} threads of {} + index {} = {}",
         largest.slots,
         bytes_text(largest.slot_bytes),
         largest.threads,
-        bytes_text(largest.scratch_bytes),
+        bytes_text(largest.scratch_bytes + largest.degrade_bytes),
         bytes_text(largest.index_bytes),
         bytes_text(largest.total())
     ));
@@ -207,6 +216,7 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
         let report = serde_json::json!({
             "step": needs.as_ref().map(Needs::json),
             "records": sources.len(), "open_ms": open_ms, "bytes": sources.bytes(), "batch": config.batch, "lq_size": config.lq_size, "slots": largest.slots,
+            "degrade": config.degrade.as_ref().map(|recipe| recipe_json(recipe)),
             "io": if io == Io::Mmap { "mmap" } else { "pread" }, "window": config.window, "order": json_order(&order), "bound": largest.total(), "runs": runs,
         });
         print_json(&report)?;
@@ -232,6 +242,10 @@ fn bench_loader(args: &LoaderArgs) -> Result<()> {
             .context("cannot draw the chart")?;
     }
     Ok(())
+}
+
+fn recipe_json(recipe: &Recipe) -> serde_json::Value {
+    serde_json::json!({ "name": recipe.name(), "hash": format!("{:016x}", recipe.hash()) })
 }
 
 fn json_order(order: &OrderQuality) -> serde_json::Value {

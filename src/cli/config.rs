@@ -4,9 +4,10 @@ use super::flags::{print, print_json, tell};
 use super::recipe::{Unhonoured, read_file};
 use anyhow::{Result, ensure};
 use paragon::config::words::{foreign, keys_of_word};
-use paragon::config::{Key, Preset, Settings, TYPE, docs};
+use paragon::config::{Key, Preset, Settings, TYPE, Value, docs};
 use paragon::model::known_network;
 use paragon::support::files::write_output;
+use paragon::support::text::one_line;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +37,8 @@ enum What {
         #[arg(long)]
         force: bool,
     },
-    /// Convert a traiNNer-redux option file to paragon's YAML, and list the keys that are ignored
+    /// Convert a traiNNer-redux option file to paragon's YAML, and list the keys that are ignored; a
+    /// degradation on the fly becomes a recipe file beside --out
     Import {
         /// The traiNNer-redux option file
         #[arg(value_name = "FILE")]
@@ -64,6 +66,20 @@ fn write(file: &Path, text: &str, force: bool) -> Result<()> {
     write_output(file, |out| Ok(out.write_all(text.as_bytes())?))?;
     tell(format_args!("written: {}", file.display()));
     Ok(())
+}
+
+/// The file for the degradation recipe of an imported file: `train.yml` gives `train-degrade.yml`.
+fn beside(out: &Path) -> PathBuf {
+    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
+    out.with_file_name(format!("{stem}-degrade.yml"))
+}
+
+/// The content of that file.
+fn recipe_file(from: &Path, text: &str) -> String {
+    format!(
+        "# The degradation of {}; `paragon degrade --recipe` shows what it does.\n{text}",
+        one_line(from.display())
+    )
 }
 
 fn explain(key: Option<&str>) -> Result<()> {
@@ -112,6 +128,19 @@ pub fn run(args: &Args) -> Result<()> {
                 tell(format_args!(
                     "{error:#}; training is refused until network_g (or --network) describes one that can be trained"
                 ));
+            }
+            let recipe = settings.imported_recipe().map(str::to_string);
+            match (&recipe, out) {
+                (Some(text), Some(out)) => {
+                    let beside = beside(out);
+                    write(&beside, &recipe_file(from, text), *force)?;
+                    settings.put("data.degrade", Value::Text(beside.display().to_string()));
+                }
+                (Some(_), None) => {
+                    tell("the degradation recipe is written with --out FILE, beside FILE");
+                    settings.put("data.degrade", Value::Null);
+                }
+                (None, _) => {}
             }
             let text = docs::yaml(&settings, true);
             match out {

@@ -2,9 +2,10 @@
 //! shuffled.
 
 use super::flags::tell;
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
-use paragon::config::{Settings, Value};
+use paragon::config::{NO_RECIPE, Settings, Value};
+use paragon::degrade::Recipe;
 use paragon::loader::{IoChoice, OnCorrupt, Sources, choose_io, choose_window};
 use paragon::shard::reader::{Io, ShardSet};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,10 @@ pub struct DataArgs {
     pub window: Window,
     /// What happens at a damaged record.
     pub on_corrupt: OnCorrupt,
+    /// The degradation recipe that is asked for.
+    degrade: Option<Arc<Recipe>>,
+    /// Whether no recipe is wanted, not even the one that a set names.
+    keeps_lq: bool,
 }
 
 /// The range within which records are shuffled.
@@ -68,6 +73,8 @@ impl DataArgs {
             },
             on_corrupt: OnCorrupt::from_str(&name("data.on_corrupt"), true)
                 .map_err(|_| wrong("data.on_corrupt"))?,
+            degrade: settings.degrade()?.map(Arc::new),
+            keeps_lq: settings.text("data.degrade") == Some(NO_RECIPE),
         })
     }
 
@@ -78,6 +85,34 @@ impl DataArgs {
             tell(mixture(&self.shards, &sources));
         }
         Ok(Arc::new(sources))
+    }
+
+    /// The recipe that makes the LQ while it is loaded: the one asked for, or for sets of HR alone
+    /// the one that they name. `None`: the LQ is stored.
+    pub fn degrade(&self, sources: &Sources) -> Result<Option<Arc<Recipe>>> {
+        if self.degrade.is_some() || self.keeps_lq {
+            return Ok(self.degrade.clone());
+        }
+        let mut chosen: Option<(Recipe, &Path)> = None;
+        for set in sources.sets().filter(|set| set.lqs() == 0) {
+            let folder = set.folder();
+            let own = set.manifest().degrade();
+            let Some(own) =
+                own.with_context(|| format!("{}; --degrade names another one", folder.display()))?
+            else {
+                continue;
+            };
+            if let Some((first, there)) = &chosen {
+                ensure!(
+                    first.hash() == own.hash(),
+                    "{} names another degradation recipe than {}; choose one with --degrade",
+                    folder.display(),
+                    there.display()
+                );
+            }
+            chosen = Some((own, folder));
+        }
+        Ok(chosen.map(|(recipe, _)| Arc::new(recipe)))
     }
 
     /// How they are read, and why.

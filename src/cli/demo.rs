@@ -310,6 +310,7 @@ fn recipe(args: &Args) -> Result<TrainConfig> {
         ema_power: 0.75,
         seed: args.seed,
         window: None,
+        degrade: None,
     })
 }
 

@@ -64,6 +64,18 @@ const EXAMPLES: &[Examples] = &[
                 "the folders of a traiNNer-redux or BasicSR option file",
             ),
             (
+                "paragon shard Photos --degrade jpeg --scale 1",
+                "pairs for removing JPEG artefacts, from clean photographs",
+            ),
+            (
+                "paragon shard Photos --scale 4 --lq-size 64 --degrade real-esrgan --variants 4",
+                "four different degradations of every patch",
+            ),
+            (
+                "paragon shard Photos --scale 4 --lq-size 64 --hr-only",
+                "HR alone: `paragon train --degrade` makes the LQ anew for every sample",
+            ),
+            (
                 "paragon shard Photos --append",
                 "add the images that are new in the folder",
             ),

@@ -10,7 +10,7 @@ use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
 use paragon::backend::cuda::lower;
 use paragon::config::Settings;
-use paragon::loader::{LoaderBound, STACK_BYTES};
+use paragon::loader::{LoaderBound, STACK_BYTES, degrade_bytes};
 use paragon::model::Setting;
 use paragon::plan::{Class, LayerLine, Plan, Precision};
 use paragon::report::occupancy::{Occupancy, occupancy_chart};
@@ -196,6 +196,9 @@ impl Args {
             slot_bytes: pair * config.batch_size as u64,
             threads,
             scratch_bytes: Decoder::bytes(geometry) + crops + STACK_BYTES as u64,
+            degrade_bytes: config.degrade_recipe()?.map_or(0, |recipe| {
+                degrade_bytes(&recipe, geometry.scale, config.lq_size, geometry.hr())
+            }),
             index_bytes: shards * INDEX_BYTES_PER_SHARD,
         })
     }
@@ -209,6 +212,7 @@ impl Args {
         let sizes = ImageSizes {
             lq: vec![(side, side)],
             largest_hr: pixels as u64,
+            degrade_bytes: 0,
         };
         ValidationMemory::new(config, place, &sizes)
     }

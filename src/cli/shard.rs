@@ -13,8 +13,10 @@ use paragon::config::{ImageFolders, image_folders, parse_size};
 use paragon::dataset::decode::Limits;
 use paragon::dataset::degrade::Filter;
 use paragon::dataset::recipe::{LqFilter, Recipe};
+use paragon::degrade;
 use paragon::shard::codec::Codec;
 use paragon::shard::criteria::Criteria;
+use paragon::shard::format::MAX_LQS;
 use paragon::shard::manifest::{self, Manifest};
 use paragon::shard::plan::{BuildConfig, DatasetFolder, HeldOut, Plan, plan};
 use paragon::shard::size_hint;
@@ -24,11 +26,13 @@ use paragon::support::text::bytes_text;
 use paragon::support::text::one_line;
 use paragon::sys;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Cut a folder of photographs into a set of LQ/HR patch pairs, stored without loss and ready for
 /// training.
 ///
-/// Finds HR and LQ images that belong together, or makes the LQ from the HR. Files that cannot be
+/// Finds HR and LQ images that belong together, or makes the LQ from the HR by a filter or by a
+/// degradation recipe. Files that cannot be
 /// used are listed with the reason. An interrupted run resumes when the same command is
 /// given again.
 #[derive(clap::Args)]
@@ -45,15 +49,15 @@ pub struct Args {
     /// Folder for the set
     #[arg(long, default_value = "shards", value_name = "DIR")]
     out: PathBuf,
-    /// HR side over LQ side; 1 for restoration: pairs of equal size, whose LQ must be given
-    /// [default: 2]
+    /// HR side over LQ side; 1 for restoration: pairs of equal size, whose LQ is given or made by
+    /// --degrade [default: 2]
     #[arg(long, value_name = "N")]
     scale: Option<u32>,
     /// Side of the LQ patches in pixels; the HR patches are `scale` times that [default: 128]
     #[arg(long, value_name = "PIXELS")]
     lq_size: Option<u32>,
     /// Store patches this many LQ pixels larger than --lq-size: training takes crops of --lq-size
-    /// at any place in them [default: 0]
+    /// at any place in them [default: 0, and half of --lq-size with --hr-only]
     #[arg(long, value_name = "PIXELS")]
     margin: Option<u32>,
     /// Distance of neighbouring patches in LQ pixels [default: the stored patch, so that they do
@@ -73,6 +77,17 @@ pub struct Args {
     /// to this many HR pixels [default: 0]
     #[arg(long, value_parser = super::flags::not_negative, value_name = "MAX_SIGMA")]
     lq_blur: Option<f64>,
+    /// Make the LQ by a degradation recipe (blur, noise, resizing, compression ...): the name of a
+    /// preset, or a YAML file; `paragon degrade --list` names the presets
+    #[arg(long, value_name = "RECIPE", conflicts_with_all = ["lq", "lq_filter", "lq_blur"])]
+    degrade: Option<String>,
+    /// Store this many different LQ patches of every HR patch, drawn from --degrade [default: 1]
+    #[arg(long, value_name = "K", conflicts_with = "hr_only", value_parser = super::flags::count(MAX_LQS as usize))]
+    variants: Option<usize>,
+    /// Store HR alone: training makes another LQ for every sample by a degradation recipe, by
+    /// default the one given here with --degrade
+    #[arg(long, conflicts_with_all = ["lq", "lq_filter", "lq_blur"])]
+    hr_only: bool,
     /// Leave out patches that show less than this: the mean over the HR of the differences in luma
     /// (0 to 255) to the left and to the upper neighbour, added; 0 keeps all, 2 drops clear sky and
     /// blank walls [default: 0]
@@ -94,7 +109,7 @@ pub struct Args {
     /// Options that are not given are those of the set
     #[arg(long, conflicts_with = "overwrite")]
     append: bool,
-    /// Seed of the random choices: filters, blurs, and which images are held out [default: 0]
+    /// Seed of the random choices: filters, blurs, degradations, and which images are held out [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// How pairs are stored [default: predict]
@@ -183,12 +198,17 @@ fn content(args: &Args) -> Result<BuildConfig> {
     let known = if args.append {
         Known::of(&args.out)?
     } else {
-        Known::default()
+        Known {
+            variants: 1,
+            ..Known::default()
+        }
     };
     let or = |given: Option<u32>, file: Option<u32>, known: Option<u32>| given.or(file).or(known);
     let scale = or(args.scale, file.scale, known.scale).unwrap_or(2);
     let lq_size = or(args.lq_size, file.lq_size, known.lq_size).unwrap_or(128);
-    let margin = args.margin.or(known.margin).unwrap_or(0);
+    let hr_only = args.hr_only || known.hr_only;
+    let usual_margin = if hr_only { lq_size / 2 } else { 0 };
+    let margin = args.margin.or(known.margin).unwrap_or(usual_margin);
     let stored = lq_size
         .checked_add(margin)
         .context("--margin is out of range")?;
@@ -215,6 +235,12 @@ fn content(args: &Args) -> Result<BuildConfig> {
             blur: args.lq_blur.unwrap_or(recipe.blur),
             seed,
         },
+        degrade: match &args.degrade {
+            Some(recipe) => Some(Arc::new(degrade::Recipe::load(recipe)?)),
+            None => known.degrade.map(Arc::new),
+        },
+        variants: args.variants.map_or(known.variants, |n| n as u16),
+        hr_only,
         codec: args.codec.or(known.codec).unwrap_or(Codec::Predict),
         shard_bytes,
         ..BuildConfig::new(first.dataset, &args.out, scale, stored)
@@ -244,6 +270,10 @@ struct Known {
     margin: Option<u32>,
     stride: Option<u32>,
     recipe: Option<Recipe>,
+    degrade: Option<degrade::Recipe>,
+    /// 1 where there is no set.
+    variants: u16,
+    hr_only: bool,
     seed: Option<u64>,
     min_detail: Option<f64>,
     criteria: Criteria,
@@ -257,21 +287,31 @@ impl Known {
     /// Of the set in a folder; nothing where there is none.
     fn of(folder: &Path) -> Result<Known> {
         if !manifest::is_in(folder)? {
-            return Ok(Known::default());
+            return Ok(Known {
+                variants: 1,
+                ..Known::default()
+            });
         }
         let manifest = Manifest::read(folder).map_err(|error| {
             paragon::shard::unusable(error.into(), folder, "holds a damaged set")
         })?;
-        let option = |name: &str| {
-            let mut options = manifest.extra.options.iter();
-            options.find(|(n, _)| n == name).map(|(_, value)| value)
-        };
+        let option = |name: &str| manifest.option(name);
+        let lqs = manifest.lqs()?;
+        let degrade = manifest.degrade().with_context(|| {
+            format!(
+                "{}: its recipe cannot be used to add images",
+                folder.display()
+            )
+        })?;
         Ok(Known {
             scale: Some(manifest.scale),
             lq_size: Some(manifest.crop()),
             margin: Some(manifest.lq_size - manifest.crop()),
             stride: Some(manifest.stride),
             recipe: manifest.recipe_name.parse().ok(),
+            degrade,
+            variants: lqs.max(1),
+            hr_only: lqs == 0,
             seed: option("seed").and_then(|value| value.parse().ok()),
             min_detail: option("min-detail").and_then(|value| value.parse().ok()),
             criteria: Criteria::from_options(&manifest.extra.options),

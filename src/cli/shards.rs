@@ -6,11 +6,11 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use paragon::dataset::recipe::Recipe;
 use paragon::shard::images::{self, ListedImage};
-use paragon::shard::manifest::{self, Manifest};
+use paragon::shard::manifest::{self, DEGRADE, Manifest};
 use paragon::shard::merge::merge;
 use paragon::shard::plan::pool;
 use paragon::shard::reader::ShardSet;
-use paragon::shard::tools::{self, Damage, Verified};
+use paragon::shard::tools::{self, Damage, DegradeInfo, Verified};
 use paragon::support::progress::Progress;
 use paragon::support::text::{bytes_text, one_line};
 use std::fmt::Write;
@@ -32,7 +32,8 @@ enum Action {
     /// Read and decode every record, held-out set included; damage, and what the disk does not
     /// deliver, is listed with shard, record and image, and the exit code is 1
     Verify(Verify),
-    /// Write pairs as PNG files NUMBER_lq.png and NUMBER_hr.png
+    /// Write pairs as PNG files NUMBER_lq.png and NUMBER_hr.png, further variants of the LQ as
+    /// NUMBER_lq_v1.png and so on
     Extract(Extract),
     /// Draw a contact sheet of pairs, LQ beside HR
     Sheet(Sheet),
@@ -257,7 +258,10 @@ fn command_of(folder: &Path) -> Result<String> {
     }
     for (name, value) in &manifest.extra.options {
         match name.as_str() {
-            "keep-duplicates" => out += " --keep-duplicates",
+            "keep-duplicates" | "hr-only" => write!(out, " --{name}")?,
+            // the text itself is shown by `paragon shards info`
+            DEGRADE => out += " --degrade RECIPE.yml",
+
             name => write!(out, " --{name} {value}")?,
         }
     }
@@ -287,6 +291,11 @@ fn info(place: &SetArgs) -> Result<()> {
         "  pairs      {} of LQ {} / HR {hr}{crop}, stride {}, LQ {}",
         info.pairs, info.lq_size, info.stride, info.lq_recipe
     )?;
+    match info.variants {
+        0 => writeln!(out, "  LQ         none is stored; training makes it")?,
+        1 => {}
+        several => writeln!(out, "  variants   {several} LQ patches of every HR patch")?,
+    }
     writeln!(
         out,
         "  images     {} used of {} found",
@@ -330,6 +339,9 @@ fn info(place: &SetArgs) -> Result<()> {
     for (name, value) in &info.options {
         writeln!(out, "  option     --{name} {value}")?;
     }
+    if let Some(recipe) = &info.degrade {
+        out += &degrade_text(recipe)?;
+    }
     if let Some((part, parts)) = info.part {
         writeln!(
             out,
@@ -350,6 +362,29 @@ fn info(place: &SetArgs) -> Result<()> {
         )?;
     }
     print(out.trim_end())
+}
+
+/// The degradation recipe of a set: name, hash, seed, text.
+fn degrade_text(recipe: &DegradeInfo) -> Result<String> {
+    let mut out = String::new();
+    match (&recipe.name, &recipe.hash, &recipe.error) {
+        (Some(name), Some(hash), _) => {
+            write!(out, "  degrade    {} (hash {hash}", one_line(name))?;
+            match recipe.seed {
+                Some(seed) => writeln!(out, ", seed {seed})")?,
+                None => writeln!(out, ")")?,
+            }
+        }
+        (.., error) => writeln!(
+            out,
+            "  degrade    {}",
+            one_line(error.as_deref().unwrap_or_default())
+        )?,
+    }
+    for line in recipe.text.lines() {
+        writeln!(out, "             {}", one_line(line).trim_end())?;
+    }
+    Ok(out)
 }
 
 fn verify(args: &Verify) -> Result<()> {

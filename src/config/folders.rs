@@ -3,7 +3,7 @@
 //! scale and patch size where they are there. Depends on the YAML tree.
 
 use super::scalar::whole;
-use super::theirs::MADE_IN_SHARDS;
+use super::theirs::AS_A_RECIPE;
 use super::yaml::{Data, Node, parse};
 use super::{import, in_another_language, text_of};
 use anyhow::{Context, Result, bail, ensure};
@@ -65,7 +65,7 @@ pub fn image_folders(content: &[u8]) -> Result<ImageFolders> {
     };
     if lq.is_empty() && import::degrades_on_the_fly(&root) {
         out.notes.push(format!(
-            "the file's recipe degrades on the fly; {MADE_IN_SHARDS}"
+            "the file's recipe degrades on the fly; {AS_A_RECIPE}"
         ));
     }
     let mut lq = lq.into_iter();

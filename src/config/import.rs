@@ -4,6 +4,7 @@
 //! (with the reason and the closest alternative), or an error with the line. Depends on the table
 //! of keys and the YAML tree. The meaning of the other trainers' keys is in the tables of `theirs`.
 
+mod degradation;
 mod effect;
 mod network;
 mod report;
@@ -13,11 +14,12 @@ pub use super::theirs::MARKS;
 use super::theirs::{DEGRADATION, REASONS, SAME, THEIR_DEFAULTS};
 use super::value::{Kind, Value, loss_kind};
 use super::yaml::{Data, Node};
-use super::{KEYS, Origin, Settings, index};
+use super::{IMPORTED, KEYS, Origin, Settings, index};
 use crate::plan::LossKind;
 use crate::support::text::brief;
 use crate::train::LossTerm;
 use anyhow::{Result, anyhow, bail, ensure};
+pub use degradation::ImportedRecipe;
 use report::shown;
 
 /// The values of an imported file, and which of them were honoured.
@@ -34,8 +36,10 @@ pub struct Imported {
     pub ignored: Vec<(String, String, String)>,
     /// Ours, and what was taken since the file does not say it.
     pub assumed: Vec<(&'static str, String)>,
-    /// Their keys of a degradation on the fly, and the values.
-    pub degradation: Vec<(String, String)>,
+    /// Their keys of a degradation on the fly, and the values, until all are known.
+    degradation: Vec<(String, String)>,
+    /// The degradation recipe of a file that degrades on the fly.
+    pub recipe: Option<ImportedRecipe>,
     /// The entry that shows that the file's recipe makes its LQ during training.
     on_the_fly: Option<String>,
     /// The keys of `network_g`, until its type is known.
@@ -423,8 +427,9 @@ impl Imported {
         }
     }
 
-    /// Keys of a degradation: one line where it is in use, ordinary ones where it is turned off.
-    fn resolve_degradation(&mut self) {
+    /// Keys of a degradation: they become a recipe where it is in use, and have no effect where it is
+    /// turned off.
+    fn resolve_degradation(&mut self, root: &Node) -> Result<()> {
         let switch = |on: bool| {
             let says = move |(key, value): &(String, String)| {
                 key == "high_order_degradation" && boolean(value) == Some(on)
@@ -440,7 +445,20 @@ impl Imported {
         }
         if self.on_the_fly.is_none() {
             self.without_effect.append(&mut self.degradation);
+            return Ok(());
         }
+        let mut recipe = degradation::recipe(root, &std::mem::take(&mut self.degradation))?;
+        let ours = "data.degrade";
+        let taken = recipe.taken.iter().map(|key| (key.clone(), ours));
+        self.honoured.extend(taken);
+        self.without_effect.append(&mut recipe.without_effect);
+        self.ignored.extend(recipe.missing.iter().cloned());
+        if recipe.text.is_some() {
+            self.values
+                .push((self.at(ours)?, Value::Text(IMPORTED.into())));
+        }
+        self.recipe = Some(recipe);
+        Ok(())
     }
 
     /// Resolves what depends on several keys, and fills in the defaults of the other trainer.
@@ -448,7 +466,7 @@ impl Imported {
         self.resolve_network(root)?;
         self.resolve_gt_size(root)?;
         self.resolve_clip_norm()?;
-        self.resolve_degradation();
+        self.resolve_degradation(root)?;
         if !self.losses.is_empty() {
             self.values.push((
                 self.at("train.losses")?,
@@ -493,6 +511,7 @@ impl Imported {
         for (key, value) in &self.values {
             settings.set_from(*key, value.clone(), Origin::Imported);
         }
+        settings.recipe = self.recipe.as_ref().and_then(|recipe| recipe.text.clone());
     }
 }
 

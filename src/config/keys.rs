@@ -146,6 +146,7 @@ impl Key {
             self.heading,
             Heading::Network | Heading::Recipe | Heading::Machine
         ) && !self.path.starts_with("path.")
+            || self.path == DEGRADE
     }
 
     /// The default as `config explain` shows it.
@@ -190,6 +191,9 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
 
 /// The key of the network's name; those of its settings follow it.
 pub const TYPE: &str = "network_g.type";
+
+/// The key of the degradation recipe.
+const DEGRADE: &str = "data.degrade";
 
 /// The keys that do not depend on which networks there are.
 const FIXED: &[Key] = &[
@@ -299,6 +303,14 @@ const FIXED: &[Key] = &[
             "Shuffle everything (off), or only within so many bytes of shards at a time, for \
          sets larger than memory; auto takes 8 GiB for sets of 32 GiB and more, whatever the \
          memory, and a resumed run keeps what it had",
+        ),
+    Key::new(Heading::Data, DEGRADE, Kind::Text)
+        .unset("the LQ is that of the shards; for HR alone, the recipe that the set names")
+        .flag("degrade", "RECIPE")
+        .doc(
+            "Make the LQ of every sample anew from its HR by a degradation recipe, in the \
+         loader: the name of a preset, a YAML file, or none; `paragon degrade --list` names the \
+         presets",
         ),
     Key::new(Heading::Data, "data.on_corrupt", Kind::Choice(ON_CORRUPT))
         .default("stop")

@@ -14,7 +14,7 @@ mod scalar;
 mod theirs;
 mod value;
 pub mod words;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use folders::{ImageFolders, image_folders};
 pub use keys::{Flag, Heading, KEYS, Key, SECTIONS, TYPE};
@@ -23,6 +23,7 @@ pub use preset::Preset;
 pub use value::{Kind, Value, loss_name, loss_term, parse_size};
 pub use yaml::{Data, Node, parse};
 
+use crate::degrade::Recipe;
 use crate::plan::OptimizerKind;
 use crate::support::file_kind::{HEAD_BYTES, look, look_at_options};
 use crate::support::text::brief;
@@ -45,7 +46,14 @@ pub struct Settings {
     origins: Vec<Origin>,
     /// The option file, as messages name it; empty if none was named.
     file: String,
+    /// The text of the recipe that `data.degrade` means by [`IMPORTED`].
+    recipe: Option<String>,
 }
+
+/// The value of `data.degrade` for a recipe that was made of another trainer's file.
+pub const IMPORTED: &str = "imported";
+/// The value of `data.degrade` that turns degradation off.
+pub const NO_RECIPE: &str = "none";
 
 /// Where a value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +200,7 @@ impl Default for Settings {
             values: KEYS.iter().map(default).collect(),
             origins: vec![Origin::Program; KEYS.len()],
             file: String::new(),
+            recipe: None,
         }
     }
 }
@@ -384,6 +393,26 @@ impl Settings {
         self.needed(path, self.whole(path))
     }
 
+    /// The recipe that `data.degrade` names; `None` if it names none or turns degradation off.
+    ///
+    /// # Errors
+    /// The recipe cannot be read.
+    pub fn degrade(&self) -> Result<Option<Recipe>> {
+        let recipe = match (self.text("data.degrade"), &self.recipe) {
+            (None | Some(NO_RECIPE), _) => return Ok(None),
+            (Some(IMPORTED), Some(text)) => Recipe::parse(text, &self.file),
+            (Some(name), _) => Recipe::load(name),
+        };
+        let place = index("data.degrade").map_or_else(String::new, |key| self.place(key));
+        let recipe = recipe.map_err(|error| anyhow!("{place}data.degrade: {error:#}"))?;
+        Ok(Some(recipe))
+    }
+
+    /// The text of the recipe that was made of another trainer's file.
+    pub fn imported_recipe(&self) -> Option<&str> {
+        self.recipe.as_deref()
+    }
+
     fn real(&self, path: &str) -> Result<f64> {
         self.needed(path, self.number(path))
     }
@@ -472,6 +501,7 @@ impl Settings {
             ema_power: self.real("train.ema_power")?,
             seed: self.count("manual_seed")?,
             window: None,
+            degrade: self.degrade()?.map(|recipe| recipe.canonical().to_string()),
         })
     }
 }

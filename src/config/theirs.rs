@@ -356,7 +356,7 @@ pub const FIXED: [(&str, &str, &str); 8] = [
 ];
 
 /// Their keys that say how an LQ is made on the fly; each may end in a digit (`resize_prob2`).
-pub const DEGRADATION: [&str; 33] = [
+pub const DEGRADATION: [&str; 35] = [
     "blur_prob",
     "second_blur_prob",
     "blur_kernel_size",
@@ -390,10 +390,12 @@ pub const DEGRADATION: [&str; 33] = [
     "gan_gt_usm",
     "queue_size",
     "degradation",
+    "final_kernel_range",
+    "dataroot_lq_prob",
 ];
-/// Why those are not honoured.
-pub const MADE_IN_SHARDS: &str = "paragon trains on the LQ in the shards: `paragon shard` makes it by a filter and optional blur, or takes the \
-                              images of a folder (--lq); to train on this degradation, write its LQ to a folder first";
+/// What to do about a file that degrades on the fly where only its folders are taken.
+pub const AS_A_RECIPE: &str =
+    "`paragon config import FILE --out OUT.yml` writes its degradation as a recipe for --degrade";
 
 /// The defaults of the other trainer (or of PyTorch, which it uses) that differ from paragon's.
 pub const THEIR_DEFAULTS: [(&str, &str); 7] = [

@@ -272,8 +272,8 @@ pub const FOREIGN_WORDS: &[ForeignWord] = &[
     ),
     word(
         "degradation degradations otf high-order-degradation noise jpeg jpeg-quality blur blur-sigma",
-        "lq-blur",
-        "and --lq-filter, since the LQ is made with the set; for another degradation, write its LQ to a folder and name that with --lq",
+        "degrade",
+        "a recipe of blurs, noise, resizing and compression: `paragon shard --degrade` makes the LQ once, `paragon train --degrade` anew for every sample",
     ),
     word(
         "downscale downsample resize-mode interpolation kernel",

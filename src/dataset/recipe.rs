@@ -15,6 +15,10 @@ use std::fmt;
 pub const RECIPE_GIVEN: u8 = 0;
 /// Recipe number of a filter drawn for each patch.
 pub const RECIPE_RANDOM: u8 = 7;
+/// Recipe number of an LQ that a degradation recipe made, whose text is in the manifest.
+pub const RECIPE_DEGRADED: u8 = 8;
+/// Recipe number of a set that holds HR alone.
+pub const RECIPE_HR_ONLY: u8 = 9;
 /// Largest standard deviation of the blur, HR pixels: with more, the LQ has less than half of the
 /// detail that its pixels could show.
 pub const MAX_BLUR: f64 = 8.0;

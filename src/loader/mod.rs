@@ -6,6 +6,7 @@
 
 #[doc(hidden)]
 pub mod bench;
+mod degrade;
 mod order;
 mod permutation;
 #[doc(hidden)]
@@ -21,12 +22,15 @@ pub use ring::{Loader, LoaderStats};
 pub use slot::Batch;
 pub use sources::Sources;
 
+use crate::degrade::Recipe;
 use crate::shard::reader::Io;
 use crate::support::limits::{MAX_LOADER_SLOTS, MAX_LOADER_THREADS};
 use crate::support::text::bytes_text;
 use crate::sys;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use degrade::SampleDegrader;
 use order::Draws;
+use std::sync::Arc;
 
 /// Stack of a loader thread, bytes; decoding needs a few KiB of it.
 pub const STACK_BYTES: usize = 512 << 10;
@@ -92,6 +96,9 @@ pub struct LoaderConfig {
     pub io: Io,
     /// What happens when a record is damaged.
     pub on_corrupt: OnCorrupt,
+    /// Makes the LQ of every sample anew from its HR, keyed by seed, epoch and position; `None`: the
+    /// LQ is stored.
+    pub degrade: Option<Arc<Recipe>>,
 }
 
 impl LoaderConfig {
@@ -112,6 +119,7 @@ impl LoaderConfig {
             window: None,
             io: Io::Mmap,
             on_corrupt: OnCorrupt::Stop,
+            degrade: None,
         }
     }
 
@@ -191,6 +199,8 @@ pub struct LoaderBound {
     pub threads: usize,
     /// Bytes of one thread: decoding buffers and stack.
     pub scratch_bytes: u64,
+    /// Bytes of one thread for a degradation recipe; 0 without one.
+    pub degrade_bytes: u64,
     /// Bytes that the open sets take outside the mapped files.
     pub index_bytes: u64,
 }
@@ -199,11 +209,24 @@ impl LoaderBound {
     /// All bytes together.
     pub fn total(&self) -> u64 {
         let slots = (self.slots as u64).saturating_mul(self.slot_bytes);
-        let scratch = (self.threads as u64).saturating_mul(self.scratch_bytes);
+        let each = self.scratch_bytes.saturating_add(self.degrade_bytes);
+        let scratch = (self.threads as u64).saturating_mul(each);
         slots
             .saturating_add(scratch)
             .saturating_add(self.index_bytes)
     }
+}
+
+/// The scale of the sets, and the side of the largest HR patch that one of them stores.
+fn largest_patch(sources: &Sources) -> (u32, usize) {
+    let sides = sources.sets().map(|set| set.geometry().hr());
+    (sources.scale(), sides.max().unwrap_or(0))
+}
+
+/// Bytes that a thread of the loader takes to make LQ crops of `lq_size` pixels by a recipe, out of
+/// stored HR patches with sides of `hr_size` pixels.
+pub fn degrade_bytes(recipe: &Recipe, scale: u32, lq_size: usize, hr_size: usize) -> u64 {
+    SampleDegrader::bytes(recipe, scale, lq_size, hr_size)
 }
 
 /// Checks a configuration against its sets and computes the memory that its loader takes.
@@ -239,6 +262,15 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<LoaderBound> {
         config.rank,
         config.ranks
     );
+    if config.degrade.is_none()
+        && let Some(set) = sources.sets().find(|set| set.lqs() == 0)
+    {
+        bail!(
+            "the set in {} holds HR alone; say how the LQ is made with --degrade, as in --degrade real-esrgan \
+             (`paragon degrade --list` names the presets)",
+            set.folder().display()
+        );
+    }
     let scale = u64::from(sources.scale());
     let lq = (config.lq_size * config.lq_size * 3) as u64;
     let pair = lq * (1 + scale * scale) + 1 + size_of::<u64>() as u64;
@@ -248,7 +280,7 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<LoaderBound> {
             .is_some_and(|all| all <= isize::MAX as u64)
     });
     let Some(slot_bytes) = slot_bytes else {
-        anyhow::bail!(
+        bail!(
             "{} batches of {} pairs are too large for the address space",
             config.slots,
             config.batch
@@ -260,6 +292,10 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<LoaderBound> {
         slot_bytes,
         threads: config.threads,
         scratch_bytes: scratch + STACK_BYTES as u64,
+        degrade_bytes: config.degrade.as_ref().map_or(0, |recipe| {
+            let largest = largest_patch(sources);
+            degrade_bytes(recipe, largest.0, config.lq_size, largest.1)
+        }),
         index_bytes: sources.sets().map(|set| set.index_bytes()).sum(),
     })
 }
@@ -288,6 +324,7 @@ mod tests {
             slot_bytes: u64::MAX,
             threads: usize::MAX,
             scratch_bytes: u64::MAX,
+            degrade_bytes: u64::MAX,
             index_bytes: u64::MAX,
         };
         assert_eq!(bound.total(), u64::MAX);

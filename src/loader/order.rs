@@ -15,6 +15,8 @@ use std::ops::Range;
 
 /// Separates the keys of crops and augmentation from other keys.
 const PURPOSE_DRAW: u64 = 0x4452_4157;
+/// Separates the keys of variants from other keys: "VARI" in ASCII.
+const PURPOSE_VARIANT: u64 = 0x5641_5249;
 
 /// How samples are drawn.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,13 @@ pub struct Sample {
     pub y: u64,
     /// Augmentation code, see [`crate::support::augment`].
     pub augment: u8,
+    /// Epoch of the training, from 0.
+    pub epoch: u64,
+    /// Position in that epoch.
+    pub position: u64,
+    /// Number of the LQ patch in the record, for sets with variants: another one in each epoch of
+    /// the set, all of them in as many epochs as there are.
+    pub variant: u16,
 }
 
 /// The numbers of one set that its order is computed from.
@@ -53,6 +62,8 @@ pub struct SetSpec {
     pub crop_positions: u64,
     /// How far the records are shuffled.
     pub shuffle: Shuffle,
+    /// LQ patches of a record; 0 for HR alone.
+    pub lqs: u16,
 }
 
 /// All samples in their order, epoch after epoch, without end.
@@ -61,6 +72,8 @@ pub struct Order {
     quotas: Quotas,
     /// [`SetSpec::crop_positions`] of every set.
     crop_positions: Vec<u64>,
+    /// [`SetSpec::lqs`] of every set.
+    lqs: Vec<u16>,
     sets: Vec<SetOrder>,
     draws: Draws,
 }
@@ -87,6 +100,7 @@ impl Order {
         Ok(Order {
             quotas: Quotas::new(specs.iter().map(|spec| spec.quota).collect(), draws.seed)?,
             crop_positions: specs.iter().map(|spec| spec.crop_positions).collect(),
+            lqs: specs.iter().map(|spec| spec.lqs).collect(),
             sets: specs.iter().enumerate().map(set).collect(),
             draws,
         })
@@ -114,12 +128,8 @@ impl Order {
         let Draws { seed, hflip, rot } = self.draws;
         // All draws are made, also those that are not used, so that switching one off does not
         // change the others.
-        let mut rng = Rng::new(&[
-            PURPOSE_DRAW,
-            seed,
-            number / self.quotas.total(),
-            number % self.quotas.total(),
-        ]);
+        let (of_training, at) = (number / self.quotas.total(), number % self.quotas.total());
+        let mut rng = Rng::new(&[PURPOSE_DRAW, seed, of_training, at]);
         let positions = self.crop_positions[set];
         let (x, y) = (rng.below(positions), rng.below(positions));
         let bits = rng.next_u64();
@@ -131,13 +141,25 @@ impl Order {
             }
         };
         let augment = code(hflip, 63, HFLIP) | code(rot, 62, VFLIP) | code(rot, 61, TRANSPOSE);
+        let record = self.sets[set].at(epoch, position);
         Sample {
             set,
-            record: self.sets[set].at(epoch, position),
+            record,
             x,
             y,
             augment,
+            epoch: of_training,
+            position: at,
+            variant: self.variant(set, record, epoch),
         }
+    }
+
+    /// The variant of a record's LQ in an epoch of its set: the first one is drawn for the record,
+    /// the others follow in their order.
+    fn variant(&self, set: usize, record: u64, epoch: u64) -> u16 {
+        let lqs = u64::from(self.lqs[set].max(1));
+        let first = key(&[PURPOSE_VARIANT, self.draws.seed, set as u64, record]) % lqs;
+        ((first + epoch % lqs) % lqs) as u16
     }
 
     /// What to fetch and what to drop at sample `number` of a windowed set. `None` unless the
@@ -197,6 +219,7 @@ mod tests {
             quota: records,
             crop_positions,
             shuffle,
+            lqs: 1,
         }]
     }
 
@@ -271,6 +294,33 @@ mod tests {
                 done_at[record as usize].is_none_or(|at| at / records < number / records),
                 "{record} was dropped too early"
             );
+        }
+    }
+
+    #[test]
+    fn every_variant_comes_once_in_as_many_epochs_as_there_are() {
+        let lqs = 5;
+        let mut specs = one(60, 1, Shuffle::Full);
+        specs[0].lqs = lqs;
+        let draws = Draws {
+            seed: 6,
+            hflip: true,
+            rot: true,
+        };
+        let mut order = Order::new(&specs, draws).unwrap();
+        let mut seen: Vec<Vec<u16>> = vec![Vec::new(); 60];
+        let mut firsts = BTreeSet::new();
+        for number in 0..60 * u64::from(lqs) {
+            let sample = order.sample(number);
+            if sample.epoch == 0 {
+                firsts.insert(sample.variant);
+            }
+            seen[sample.record as usize].push(sample.variant);
+        }
+        assert_eq!(firsts.len(), usize::from(lqs), "one epoch mixes variants");
+        for mut variants in seen {
+            variants.sort_unstable();
+            assert!(variants.into_iter().eq(0..lqs));
         }
     }
 

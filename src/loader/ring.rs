@@ -7,6 +7,7 @@
 //! slot to fill, every number below the highest one taken is being worked on, and the batch that
 //! the caller waits for always arrives.
 
+use super::degrade::SampleDegrader;
 use super::order::{Order, Sample};
 use super::slot::{Batch, InFlight, Slot, SlotLayout, SlotReturn};
 use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, bound};
@@ -154,6 +155,7 @@ impl Loader {
         for i in 0..config.threads {
             let filler = Filler {
                 scratch: scratch_for_thread(&sources, &config)?,
+                degrader: SampleDegrader::new(&sources, &config)?,
                 order: order.clone(),
                 sources: sources.clone(),
                 config: config.clone(),
@@ -327,6 +329,8 @@ struct Filler {
     order: Order,
     /// One per set.
     scratch: Vec<Scratch>,
+    /// `None` if the stored LQ is delivered.
+    degrader: Option<SampleDegrader>,
     free: Receiver<Slot>,
     filled: Sender<FilledSlot>,
     stopped: Receiver<()>,
@@ -403,17 +407,9 @@ impl Filler {
     /// Reads a sample, or a substitute for a damaged one; returns the number of the record in its
     /// set.
     fn read(&mut self, sample: &Sample, lq: &mut [u8], hr: &mut [u8]) -> Result<u64> {
-        let set = self.sources.set(sample.set);
-        let crop = Crop {
-            x: sample.x as usize,
-            y: sample.y as usize,
-            size: self.config.lq_size,
-        };
-        let scratch = &mut self.scratch[sample.set];
-        let Err(damage) = set.read_crop(sample.record, crop, scratch, lq, hr) else {
+        let Err(damage) = self.read_record(sample.record, sample, lq, hr) else {
             return Ok(sample.record);
         };
-        let damage = anyhow::Error::from(damage);
         // A system error does not mean that the record is damaged, so the record is not replaced.
         if self.config.on_corrupt == OnCorrupt::Stop || failure::system_cause(&damage).is_some() {
             return Err(damage);
@@ -426,8 +422,8 @@ impl Filler {
                 sample.set as u64,
                 sample.record,
                 attempt,
-            ]) % set.len();
-            if set.read_crop(record, crop, scratch, lq, hr).is_ok() {
+            ]) % self.sources.set(sample.set).len();
+            if self.read_record(record, sample, lq, hr).is_ok() {
                 self.counters.substituted.fetch_add(1, Ordering::Relaxed);
                 let mut reports = self
                     .counters
@@ -449,6 +445,28 @@ impl Filler {
         Err(damage.context(format!(
             "{SUBSTITUTES} records tried in its place are damaged as well"
         )))
+    }
+
+    /// Reads a record, the one of the sample or its substitute, with the crop, the variant and the
+    /// degradation of the sample.
+    fn read_record(
+        &mut self,
+        record: u64,
+        sample: &Sample,
+        lq: &mut [u8],
+        hr: &mut [u8],
+    ) -> Result<()> {
+        let set = self.sources.set(sample.set);
+        let scratch = &mut self.scratch[sample.set];
+        if let Some(degrader) = &mut self.degrader {
+            return degrader.read(set, record, sample, scratch, (lq, hr));
+        }
+        let crop = Crop {
+            x: sample.x as usize,
+            y: sample.y as usize,
+            size: self.config.lq_size,
+        };
+        Ok(set.read_part(record, crop, scratch, Some((sample.variant, lq)), hr)?)
     }
 
     /// Asks the kernel to fetch the next records while this batch is decoded. If all of them are in

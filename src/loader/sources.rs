@@ -243,6 +243,7 @@ impl Sources {
                 quota: source.quota,
                 crop_positions: (set.lq_size() as usize - lq_size + 1) as u64,
                 shuffle,
+                lqs: set.lqs(),
             }
         };
         self.sets.iter().map(spec).collect()

@@ -6,6 +6,7 @@ use super::criteria::Criteria;
 use crate::dataset::decode::Limits;
 use crate::dataset::degrade::Filter;
 use crate::dataset::recipe::Recipe;
+use crate::degrade;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,7 +24,8 @@ pub struct BuildConfig {
     pub more: Vec<DatasetFolder>,
     /// Folder for the set.
     pub out: PathBuf,
-    /// HR side over LQ side. At 1 the data set must have LQ images: none can be made.
+    /// HR side over LQ side. At 1 a filter makes no LQ: the data set has LQ images, or `degrade` or
+    /// `hr_only` is given.
     pub scale: u32,
     /// LQ patch side as stored, pixels.
     pub lq_size: u32,
@@ -38,6 +40,13 @@ pub struct BuildConfig {
     pub lq: Option<PathBuf>,
     /// How the LQ is made if the data set has none.
     pub recipe: Recipe,
+    /// The degradation recipe that makes the LQ in place of `recipe.filter`; with `hr_only`, the one
+    /// that training takes by default. Its draws are keyed by `recipe.seed`.
+    pub degrade: Option<Arc<degrade::Recipe>>,
+    /// Number of different LQ patches that `degrade` makes of every HR patch.
+    pub variants: u16,
+    /// Whether no LQ is stored: training makes it.
+    pub hr_only: bool,
     /// Patches whose HR has less detail than this are left out (see `convert::detail`); 0 keeps
     /// all.
     pub min_detail: f64,
@@ -107,6 +116,9 @@ impl BuildConfig {
             hr: None,
             lq: None,
             recipe: Recipe::fixed(Filter::Bicubic),
+            degrade: None,
+            variants: 1,
+            hr_only: false,
             codec: Codec::Predict,
             threads: 0,
             shard_bytes: 512 << 20,
@@ -116,6 +128,16 @@ impl BuildConfig {
             limits: Limits::default(),
             stop: Arc::default(),
         }
+    }
+
+    /// Whether the LQ does not come from the data set nor from a filter: HR images alone take part.
+    pub(super) fn needs_hr_alone(&self) -> bool {
+        self.hr_only || self.degrade.is_some()
+    }
+
+    /// LQ patches of every record.
+    pub(super) fn lqs(&self) -> u16 {
+        if self.hr_only { 0 } else { self.variants }
     }
 
     /// All folders of images, the first one included.

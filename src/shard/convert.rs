@@ -4,6 +4,7 @@
 //! system never does: it is retried, then it ends the run.
 
 use super::codec::Encoder;
+use super::degraded::{self, HrPixels, LqPatch, PatchDegrader, draws_of_patch};
 use super::file::Record;
 use super::format::Geometry;
 use super::job::kind_of_fault;
@@ -14,12 +15,14 @@ use crate::dataset::degrade::Resampler;
 use crate::dataset::measure::BlurMeasure;
 use crate::dataset::recipe::{PatchMaker, image_key};
 use crate::dataset::thumbnail::Thumbnail;
+use crate::degrade::Recipe;
 use crate::{support::failure, support::files};
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use image::metadata::Orientation;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The pairs of one image.
 pub struct Converted {
@@ -44,19 +47,26 @@ pub struct Worker {
     resampler: Resampler,
     patches: PatchMaker,
     blur: BlurMeasure,
+    /// `None` without a degradation recipe.
+    degrader: Option<PatchDegrader>,
     lq: Vec<u8>,
     hr: Vec<u8>,
 }
 
 impl Worker {
-    /// Allocates for pairs of one geometry.
+    /// Allocates for the records of a set.
     ///
     /// # Errors
     /// Too little memory.
-    pub fn new(geometry: Geometry) -> Result<Self> {
+    pub fn new(geometry: Geometry, config: &BuildConfig) -> Result<Self> {
+        let recipe = config.degrade.as_ref().filter(|_| !config.hr_only);
+        let degrader = |recipe: &Arc<Recipe>| {
+            PatchDegrader::new(recipe, geometry.scale, geometry.lq(), usize::MAX)
+        };
         Ok(Worker {
             geometry,
-            encoder: Encoder::new(geometry)?,
+            degrader: recipe.map(degrader).transpose()?,
+            encoder: Encoder::with_lqs(geometry, config.lqs())?,
             resampler: Resampler::new(),
             patches: PatchMaker::default(),
             blur: BlurMeasure::default(),
@@ -150,10 +160,8 @@ impl Worker {
             },
             None => {
                 hr = crop_to_multiple(hr, g.scale);
-                let whole = config
-                    .recipe
-                    .whole()
-                    .map(|filter| self.resampler.downscale(&hr, g.scale, filter));
+                let filter = config.recipe.whole().filter(|_| !config.needs_hr_alone());
+                let whole = filter.map(|filter| self.resampler.downscale(&hr, g.scale, filter));
                 whole.transpose().context("cannot make the LQ")?
             }
         };
@@ -179,8 +187,12 @@ impl Worker {
             bytes: job.file_bytes,
             crc: crc.finalize(),
         };
-        let (records, payload, flat) =
-            self.cut(lq.as_ref(), &hr, image_key(&job.source.name), config)?;
+        let image = if self.degrader.is_some() {
+            degraded::image_key(&hr)
+        } else {
+            image_key(&job.source.name)
+        };
+        let (records, payload, flat) = self.cut(lq.as_ref(), &hr, image, config)?;
         Ok(Ok(Converted {
             source,
             hash,
@@ -213,7 +225,7 @@ impl Worker {
         );
         // photographs take about half of the bytes of their pixels
         let mut payload =
-            Vec::with_capacity(rows.len() * columns.len() * (g.lq_bytes() + g.hr_bytes()) / 2);
+            Vec::with_capacity(rows.len() * columns.len() * g.record_bytes(config.lqs()) / 2);
         for &y in &rows {
             for &x in &columns {
                 self.hr.clear();
@@ -232,19 +244,11 @@ impl Worker {
                 }
                 self.lq.clear();
                 match lq {
+                    _ if config.hr_only => {}
                     Some(lq) => copy_patch(lq, x, y, g.lq_size, &mut self.lq),
-                    None => {
-                        let patch = (image, x, y, g.lq_size);
-                        let made = self.patches.make(
-                            &mut self.resampler,
-                            hr,
-                            g.scale,
-                            &config.recipe,
-                            patch,
-                            &mut self.lq,
-                        );
-                        made.context("cannot make the LQ")?;
-                    }
+                    None => self
+                        .make_lq(hr, (image, x, y), config)
+                        .context("cannot make the LQ")?,
                 }
                 let start = payload.len();
                 let codec = self
@@ -261,6 +265,41 @@ impl Worker {
             }
         }
         Ok((records, payload, flat))
+    }
+}
+
+impl Worker {
+    /// Makes the LQ patch at (x, y) of the LQ image, or all its variants, and leaves it in `lq`.
+    fn make_lq(
+        &mut self,
+        hr: &RgbImage,
+        (image, x, y): (u64, u32, u32),
+        config: &BuildConfig,
+    ) -> Result<()> {
+        let g = self.geometry;
+        let Some(degrader) = &mut self.degrader else {
+            let patch = (image, x, y, g.lq_size);
+            let (resampler, lq) = (&mut self.resampler, &mut self.lq);
+            let patches = &mut self.patches;
+            return patches.make(resampler, hr, g.scale, &config.recipe, patch, lq);
+        };
+        let hr = HrPixels {
+            pixels: hr.as_raw(),
+            width: hr.width() as usize,
+            height: hr.height() as usize,
+        };
+        let patch = LqPatch {
+            x: x as usize,
+            y: y as usize,
+            size: g.lq(),
+        };
+        self.lq
+            .resize(g.lq_bytes() * usize::from(config.variants), 0);
+        for (variant, lq) in self.lq.chunks_exact_mut(g.lq_bytes()).enumerate() {
+            let draws = draws_of_patch(config.recipe.seed, image, x, y, variant as u16);
+            degrader.make(hr, patch, &draws, lq)?;
+        }
+        Ok(())
     }
 }
 

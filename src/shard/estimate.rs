@@ -43,7 +43,7 @@ pub fn estimate(config: &BuildConfig, plan: &Plan) -> Result<Option<Estimate>> {
         .collect();
     let started = Instant::now();
     let convert = |job: &&Job| -> Result<(u64, u64, u64, u64, u64)> {
-        let mut worker = Worker::new(plan.geometry)?;
+        let mut worker = Worker::new(plan.geometry, config)?;
         let made = worker
             .convert(job, config)
             .with_context(|| format!("cannot convert {}", job.source.hr.display()))?

@@ -12,10 +12,16 @@ pub const SHARD_MAGIC: [u8; 8] = *b"PGNSHARD";
 pub const FOOTER_MAGIC: [u8; 8] = *b"PGNSHEND";
 /// A reader refuses any other major version.
 pub const MAJOR: u16 = 1;
-/// A reader accepts any minor version; feature bits announce what a minor version adds.
-pub const MINOR: u16 = 0;
-/// Feature bits a reader must understand to decode anything. None is defined in 1.0.
-pub const KNOWN_INCOMPATIBLE: u32 = 0;
+/// A reader accepts any minor version; feature bits announce what a minor version adds. Shards
+/// without such a feature are written as version 1.0, so that every reader accepts them.
+pub const MINOR: u16 = 1;
+/// Feature bit of 1.1: the header gives the number of LQ patches of a record, which is not 1.
+pub const FEATURE_LQS: u32 = 1;
+/// Feature bits that this program understands. A reader must know all that are set.
+pub const KNOWN_INCOMPATIBLE: u32 = FEATURE_LQS;
+/// Largest number of LQ patches (variants) of a record: the largest record then takes 3.05 GiB, and
+/// its length is a 32-bit number.
+pub const MAX_LQS: u16 = 64;
 
 /// The header: fixed, so that the first record starts at a known place.
 pub const HEADER_BYTES: usize = 64;
@@ -93,6 +99,11 @@ impl Geometry {
     pub fn hr_bytes(&self) -> usize {
         self.hr() * self.hr() * 3
     }
+
+    /// Bytes of the pixels of a record with `lqs` LQ patches.
+    pub fn record_bytes(&self, lqs: u16) -> usize {
+        usize::from(lqs) * self.lq_bytes() + self.hr_bytes()
+    }
 }
 
 /// The first [`HEADER_BYTES`] bytes of a shard.
@@ -100,8 +111,11 @@ impl Geometry {
 pub struct Header {
     /// Side lengths of every pair in the shard.
     pub geometry: Geometry,
-    /// How the LQ was made: 0 = it came with the images, otherwise the identifier of the filter.
+    /// How the LQ was made: 0 = it came with the images, otherwise the identifier of the filter or
+    /// of the kind of recipe.
     pub recipe: u8,
+    /// LQ patches of every record: 1, 0 for HR alone, or the number of variants.
+    pub lqs: u16,
     /// Hash of everything that decides the bytes of the set; equal in all shards of a set.
     pub config: u64,
     /// Number of the shard in its set, from 0.
@@ -114,8 +128,12 @@ impl Header {
         let mut b = [0u8; HEADER_BYTES];
         b[0..8].copy_from_slice(&SHARD_MAGIC);
         b[8..10].copy_from_slice(&MAJOR.to_le_bytes());
-        b[10..12].copy_from_slice(&MINOR.to_le_bytes());
-        // 12..16 incompatible features, 16..20 compatible features: none set in 1.0
+        if self.lqs != 1 {
+            b[10..12].copy_from_slice(&MINOR.to_le_bytes());
+            b[12..16].copy_from_slice(&FEATURE_LQS.to_le_bytes());
+            b[30..32].copy_from_slice(&self.lqs.to_le_bytes());
+        }
+        // 16..20 compatible features: none is defined
         b[20..24].copy_from_slice(&self.geometry.scale.to_le_bytes());
         b[24..28].copy_from_slice(&self.geometry.lq_size.to_le_bytes());
         b[28] = LAYOUT_RGB8;
@@ -160,6 +178,11 @@ impl Header {
             return Err(marked(Kind::Newer, text));
         }
         let geometry = Geometry::new(u32_at(b, 20), u32_at(b, 24))?;
+        let lqs = match u32_at(b, 12) & FEATURE_LQS {
+            0 => 1,
+            _ => u16_at(b, 30),
+        };
+        check_lqs(lqs)?;
         ensure!(
             b[28] == LAYOUT_RGB8,
             "the colour layout is {}; this paragon reads {LAYOUT_RGB8} (RGB, 8 bits)",
@@ -168,10 +191,23 @@ impl Header {
         Ok(Header {
             geometry,
             recipe: b[29],
+            lqs,
             config: u64_at(b, 32),
             number: u32_at(b, 40),
         })
     }
+}
+
+/// Refuses a number of LQ patches of a record that is out of range.
+///
+/// # Errors
+/// More than [`MAX_LQS`].
+pub fn check_lqs(lqs: u16) -> Result<()> {
+    ensure!(
+        lqs <= MAX_LQS,
+        "a record has {lqs} LQ patches; the most is {MAX_LQS}"
+    );
+    Ok(())
 }
 
 /// One entry of the index: where a record is, its checksum, and what it was cut from.
@@ -383,6 +419,7 @@ mod tests {
                 lq_size: 32,
             },
             recipe: 1,
+            lqs: 1,
             config: 0x1234_5678_9ABC_DEF0,
             number: 3,
         }
@@ -403,6 +440,14 @@ mod tests {
     #[test]
     fn header_footer_and_entries_come_back() {
         assert_eq!(Header::decode(&header().encode()).unwrap(), header());
+        for lqs in [0, 2, MAX_LQS] {
+            let several = Header { lqs, ..header() };
+            let bytes = several.encode();
+            assert_eq!(Header::decode(&bytes).unwrap(), several);
+            assert_eq!((u16_at(&bytes, 10), u32_at(&bytes, 12)), (1, FEATURE_LQS));
+        }
+        // a set with one LQ has the bytes of 1.0
+        assert_eq!(header().encode()[10..20], [0; 10]);
         let footer = Footer {
             records: 2,
             sources: 1,
@@ -469,6 +514,14 @@ mod tests {
     fn rejects_unknown_incompatible_features_and_names_the_version_needed() {
         let e = error(Header::decode(&altered(10, &[3, 0, 0b100, 0, 0, 0])));
         assert!(e.contains("0x00000004") && e.contains("1.3"), "{e}");
+    }
+
+    #[test]
+    fn rejects_more_variants_than_a_record_can_have() {
+        let mut b = Header { lqs: 2, ..header() }.encode();
+        b[30..32].copy_from_slice(&(MAX_LQS + 1).to_le_bytes());
+        seal(&mut b);
+        assert!(error(Header::decode(&b)).contains("the most is 64"));
     }
 
     #[test]

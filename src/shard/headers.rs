@@ -3,6 +3,7 @@
 //! error of the system ends the run and never rejects an image.
 
 use super::config::BuildConfig;
+use super::degraded::PatchDegrader;
 use super::format::Geometry;
 use super::job::{Job, MEMORY, Rejected, TOO_SMALL, kind_of_fault};
 use super::source_table::check_name;
@@ -192,7 +193,9 @@ fn job_of(
         let decoding_lq = bytes + lq.metadata_bytes + pixels(lq.size) * lq.pixel_bytes;
         decoding = decoding.max(RGB * pixels(size) + decoding_lq);
         cutting += RGB * pixels(lq.size);
-    } else {
+    } else if let Some(recipe) = config.degrade.as_ref().filter(|_| !config.hr_only) {
+        cutting += PatchDegrader::bytes(recipe, g.scale, g.lq(), usize::MAX);
+    } else if !config.hr_only {
         // the HR reduced along x only, then the LQ
         cutting += RGB * pixels(size) / u64::from(g.scale)
             + RGB * pixels(size) / u64::from(g.scale * g.scale);
@@ -206,7 +209,7 @@ fn job_of(
     })?;
     let across = positions(lq.0, g.lq_size, config.stride).len() as u64;
     let pairs = across * positions(lq.1, g.lq_size, config.stride).len() as u64;
-    let memory = decoding.max(cutting + pairs * (g.lq_bytes() + g.hr_bytes()) as u64);
+    let memory = decoding.max(cutting + pairs * g.record_bytes(config.lqs()) as u64);
     if memory > config.host_memory {
         let mib = |b: u64| b.div_ceil(1 << 20);
         let reason = format!(

@@ -3,8 +3,10 @@
 //! Promises that a damaged, foreign or newer manifest is refused with the reason.
 
 use super::error::{Error, Kind, marked};
-use super::format::{Geometry, MAJOR, check_version, u16_at, u32_at};
+use super::format::{Geometry, MAJOR, check_lqs, check_version, u16_at, u32_at};
 use super::hash::Hash64;
+use crate::degrade::Recipe;
+use crate::support::text::one_line;
 use crate::{support::failure, support::files, sys};
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -113,6 +115,51 @@ impl Manifest {
         }
     }
 
+    /// The value of an option that has no field of its own.
+    pub fn option(&self, name: &str) -> Option<&str> {
+        let mut options = self.extra.options.iter();
+        options.find(|(n, _)| n == name).map(|(_, value)| &**value)
+    }
+
+    /// The degradation recipe that the set was made with, or that a set of HR alone names for
+    /// training; `None` without one.
+    ///
+    /// # Errors
+    /// Its text cannot be read, or is not the one whose hash the manifest gives.
+    pub fn degrade(&self) -> Result<Option<Recipe>> {
+        let Some(text) = self.option(DEGRADE) else {
+            return Ok(None);
+        };
+        let recipe = Recipe::parse(text, MANIFEST_NAME)
+            .context("the degradation recipe in the manifest cannot be read")?;
+        let mark = recipe_mark(&recipe);
+        ensure!(
+            self.recipe_name.contains(&mark),
+            "the degradation recipe in the manifest has another hash ({mark}) than the manifest says ({})",
+            one_line(&self.recipe_name)
+        );
+        Ok(Some(recipe))
+    }
+
+    /// LQ patches of every record: 1, 0 for HR alone, or the number of variants.
+    ///
+    /// # Errors
+    /// The option that says it makes no sense.
+    pub fn lqs(&self) -> Result<u16> {
+        if self.option(HR_ONLY).is_some() {
+            return Ok(0);
+        }
+        let Some(text) = self.option(VARIANTS) else {
+            return Ok(1);
+        };
+        let lqs = text.parse().ok().filter(|&lqs| lqs > 1);
+        let lqs = lqs.with_context(|| {
+            format!("the manifest gives {text:?} as the number of variants of an LQ patch")
+        })?;
+        check_lqs(lqs)?;
+        Ok(lqs)
+    }
+
     /// Identity of the content: two sets have the same fingerprint if they have the same
     /// configuration and the same records.
     pub fn fingerprint(&self) -> u64 {
@@ -171,6 +218,9 @@ impl Manifest {
             wanted.shard_bytes.to_string(),
         );
         for (name, _) in self.extra.options.iter().chain(&wanted.extra.options) {
+            if name == DEGRADE {
+                continue; // a long text; the name of the LQ recipe holds its hash
+            }
             let value = |m: &Manifest| {
                 let option = m.extra.options.iter().find(|(n, _)| n == name);
                 option.map_or("not given".to_string(), |(_, value)| value.clone())
@@ -277,6 +327,7 @@ impl Manifest {
         let (manifest, _): (Manifest, usize) = bincode::decode_from_slice(&payload, config)
             .context("the manifest's content makes no sense")?;
         Geometry::new(manifest.scale, manifest.lq_size)?;
+        manifest.lqs()?;
         let (crop, (part, parts)) = (manifest.extra.crop, manifest.extra.part);
         ensure!(
             crop <= manifest.lq_size,
@@ -301,6 +352,18 @@ impl Manifest {
         Ok(manifest)
     }
 }
+
+/// The hash of a degradation recipe, as the words of a set's recipe hold it.
+pub(super) fn recipe_mark(recipe: &Recipe) -> String {
+    format!("recipe {:016x}", recipe.hash())
+}
+
+/// Option of a manifest: the text of the degradation recipe ([`crate::degrade::Recipe`]).
+pub const DEGRADE: &str = "degrade";
+/// Option of a manifest: how many LQ patches a record has, where it is more than one.
+pub const VARIANTS: &str = "variants";
+/// Option of a manifest: records hold HR alone.
+pub const HR_ONLY: &str = "hr-only";
 
 /// Path of the manifest in a folder.
 pub fn path_in(folder: &Path) -> PathBuf {

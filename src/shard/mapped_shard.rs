@@ -151,15 +151,15 @@ impl MappedShard {
         }
     }
 
-    /// Reads record `i`, compares its checksum and decodes the crop; `buffer` is used by
-    /// [`Io::Pread`] alone.
+    /// Reads record `i`, compares its checksum and decodes the crop of the HR and, where `lq` is
+    /// given, of the LQ patch with this number. `buffer` is used by [`Io::Pread`] alone.
     pub fn read(
         &self,
         i: usize,
         crop: Crop,
         (io, buffer): (Io, &mut Vec<u8>),
         decoder: &mut Decoder,
-        lq: &mut [u8],
+        lq: Option<(u16, &mut [u8])>,
         hr: &mut [u8],
     ) -> Result<()> {
         let entry = self.entry_for(i, io)?;
@@ -184,7 +184,7 @@ impl MappedShard {
             "the record is damaged (checksum {crc:08x} where {:08x} is expected)",
             entry.crc
         );
-        decoder.decode_crop(known_codec(entry.codec)?, payload, crop, lq, hr)
+        decoder.decode_part(known_codec(entry.codec)?, payload, crop, lq, hr)
     }
 
     /// Names record `i` for an error message: its shard and number and, if the file is `readable`,

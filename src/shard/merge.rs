@@ -98,6 +98,7 @@ pub fn merge(
         let header = Header {
             geometry: plan.geometry,
             recipe: plan.manifest.recipe,
+            lqs: plan.lqs,
             config: plan.config(held_out),
             number: 0,
         };
@@ -283,6 +284,7 @@ fn whole(parts: &[Part]) -> Result<Plan> {
     let geometry = Geometry::new(manifest.scale, manifest.lq_size)?;
     Ok(Plan {
         geometry,
+        lqs: manifest.lqs()?,
         jobs: Vec::new(),
         rejected: Vec::new(),
         images: manifest.images,

@@ -7,6 +7,7 @@ pub mod codec;
 mod config;
 mod convert;
 pub mod criteria;
+pub(crate) mod degraded;
 mod error;
 #[doc(hidden)]
 pub mod estimate;
@@ -24,6 +25,7 @@ mod mapped_shard;
 pub mod merge;
 mod near_duplicates;
 mod output_folder;
+mod pairs;
 pub mod plan;
 pub mod reader;
 mod rejections;

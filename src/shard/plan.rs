@@ -7,15 +7,17 @@ pub use super::headers::{lq_dimensions, positions};
 pub use super::job::{Job, Rejected};
 
 use super::codec::Codec;
-use super::format::{Geometry, MAJOR};
+use super::format::{Geometry, MAJOR, check_lqs};
 use super::hash::Hash64;
 use super::headers::read_all;
 use super::job::MEMORY;
-use super::manifest::{Extra, Manifest};
+use super::manifest::{DEGRADE, Extra, HR_ONLY, Manifest, VARIANTS, recipe_mark};
 use super::roots::{Scanned, scan_all};
 use super::selection::{hold_out, take_part};
-use crate::dataset::recipe::{LqFilter, RECIPE_GIVEN};
+use crate::dataset::degrade::Filter;
+use crate::dataset::recipe::{LqFilter, RECIPE_DEGRADED, RECIPE_GIVEN, RECIPE_HR_ONLY};
 use crate::dataset::scan::{IgnoredFiles, LeftOut, RESTORATION_SCALE};
+use crate::support::text::one_line;
 use anyhow::{Context, Result, bail, ensure};
 
 /// What all headers together say about a run.
@@ -23,6 +25,8 @@ use anyhow::{Context, Result, bail, ensure};
 pub struct Plan {
     /// Side lengths of the pairs.
     pub geometry: Geometry,
+    /// LQ patches of every record.
+    pub lqs: u16,
     /// The images, in the order their records will have.
     pub jobs: Vec<Job>,
     /// Files rejected so far; decoding may add to them.
@@ -60,7 +64,7 @@ impl Plan {
 
     /// Bytes of all pairs as pixels, before encoding.
     pub fn raw_bytes(&self) -> u64 {
-        self.pairs() * (self.geometry.lq_bytes() + self.geometry.hr_bytes()) as u64
+        self.pairs() * self.geometry.record_bytes(self.lqs) as u64
     }
 }
 
@@ -83,6 +87,16 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
         !paired || (config.recipe.blur == 0.0 && config.recipe.filter != LqFilter::Random),
         "{} has LQ images of its own, so none are made: leave out --lq-blur and --lq-filter random",
         config.dataset_text()
+    );
+    ensure!(
+        !paired || !config.needs_hr_alone(),
+        "{} has LQ images of its own, and {} takes HR images alone: name their folder with --hr, which leaves all others out",
+        config.dataset_text(),
+        if config.hr_only {
+            "--hr-only"
+        } else {
+            "--degrade"
+        }
     );
     let mut rejected: Vec<Rejected> = unpaired
         .into_iter()
@@ -109,6 +123,7 @@ pub fn plan(config: &BuildConfig) -> Result<Plan> {
     }
     let mut plan = Plan {
         geometry,
+        lqs: config.lqs(),
         images: 0,
         manifest: manifest(config, &jobs, paired),
         jobs,
@@ -143,6 +158,7 @@ fn check_options(config: &BuildConfig) -> Result<()> {
     );
     config.recipe.check()?;
     config.criteria.check()?;
+    check_degradation(config)?;
     ensure!(
         config.margin < config.lq_size,
         "a margin of {} leaves nothing of {} pixels",
@@ -159,6 +175,41 @@ fn check_options(config: &BuildConfig) -> Result<()> {
             "--append and --part do not go together: append to the merged set"
         );
     }
+    Ok(())
+}
+
+/// Refuses options that contradict a degradation recipe, variants, or a set of HR alone.
+fn check_degradation(config: &BuildConfig) -> Result<()> {
+    check_lqs(config.variants)?;
+    ensure!(
+        config.variants > 0,
+        "--variants 0 stores no LQ; for HR alone give --hr-only"
+    );
+    ensure!(
+        config.variants == 1 || config.degrade.is_some(),
+        "--variants {} needs --degrade: a filter makes the same LQ every time",
+        config.variants
+    );
+    ensure!(
+        config.variants == 1 || !config.hr_only,
+        "--variants and --hr-only do not go together: training makes another LQ for every sample from a set of HR alone"
+    );
+    if !config.needs_hr_alone() {
+        return Ok(());
+    }
+    let flag = if config.hr_only {
+        "--hr-only"
+    } else {
+        "--degrade"
+    };
+    ensure!(
+        config.folders().iter().all(|folder| folder.lq.is_none()),
+        "{flag} and LQ images (--lq) do not go together: leave one of them out"
+    );
+    ensure!(
+        config.recipe.whole() == Some(Filter::Bicubic),
+        "{flag} and --lq-filter or --lq-blur do not go together: a recipe has its own filters and blurs"
+    );
     Ok(())
 }
 
@@ -247,21 +298,14 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
             .word(job.file_bytes)
             .word(u64::from(job.source.lq.is_some()));
     }
+    let (recipe, recipe_name) = recipe_of(config, paired);
     let mut manifest = Manifest {
         paragon: env!("CARGO_PKG_VERSION").to_string(),
         scale: config.scale,
         lq_size: config.lq_size,
         stride: config.stride,
-        recipe: if paired {
-            RECIPE_GIVEN
-        } else {
-            config.recipe.id()
-        },
-        recipe_name: if paired {
-            "given".to_string()
-        } else {
-            config.recipe.to_string()
-        },
+        recipe,
+        recipe_name,
         codec: config.codec.name().to_string(),
         shard_bytes: config.shard_bytes,
         inputs: inputs.finish(),
@@ -297,6 +341,32 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
     manifest
 }
 
+/// How the LQ is made, as a number and in words that hold everything but the text of a degradation
+/// recipe, for which its hash stands.
+fn recipe_of(config: &BuildConfig, paired: bool) -> (u8, String) {
+    let degraded = config
+        .degrade
+        .as_ref()
+        .map(|recipe| format!("{} ({})", one_line(recipe.name()), recipe_mark(recipe)));
+    match degraded {
+        None if config.hr_only => (RECIPE_HR_ONLY, "none, HR alone".to_string()),
+        Some(name) if config.hr_only => {
+            let text = format!("none, HR alone; in training {name}");
+            (RECIPE_HR_ONLY, text)
+        }
+        Some(name) => {
+            let variants = match config.variants {
+                1 => String::new(),
+                several => format!("{several} variants, "),
+            };
+            let text = format!("{name}, {variants}seed {}", config.recipe.seed);
+            (RECIPE_DEGRADED, text)
+        }
+        None if paired => (RECIPE_GIVEN, "given".to_string()),
+        None => (config.recipe.id(), config.recipe.to_string()),
+    }
+}
+
 /// The options that decide the bytes but have no field of their own in the manifest. Options at
 /// their default are left out.
 fn options(config: &BuildConfig) -> Vec<(String, String)> {
@@ -320,6 +390,19 @@ fn options(config: &BuildConfig) -> Vec<(String, String)> {
     );
     note("val", config.val.map(|val| val.to_string()));
     // the seed of a random recipe is part of the recipe's name already
-    note("seed", config.val.map(|_| config.recipe.seed.to_string()));
+    let draws = config.val.is_some() || (config.degrade.is_some() && !config.hr_only);
+    note("seed", draws.then(|| config.recipe.seed.to_string()));
+    note(
+        DEGRADE,
+        config
+            .degrade
+            .as_ref()
+            .map(|recipe| recipe.canonical().to_string()),
+    );
+    note(
+        VARIANTS,
+        (config.variants > 1).then(|| config.variants.to_string()),
+    );
+    note(HR_ONLY, config.hr_only.then(|| "yes".to_string()));
     out
 }

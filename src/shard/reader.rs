@@ -43,6 +43,8 @@ pub struct ShardSet {
     folder: PathBuf,
     manifest: Manifest,
     geometry: Geometry,
+    /// LQ patches of every record.
+    lqs: u16,
     shards: Vec<MappedShard>,
     records: u64,
 }
@@ -58,6 +60,7 @@ impl ShardSet {
         let manifest = Manifest::read(folder)?;
         let of_set = |e| Error::classify(folder, e);
         let geometry = Geometry::new(manifest.scale, manifest.lq_size).map_err(of_set)?;
+        let lqs = manifest.lqs().map_err(of_set)?;
         let mut shards = Vec::with_capacity(manifest.shards.len());
         let mut first = 0u64;
         for (number, info) in manifest.shards.iter().enumerate() {
@@ -76,13 +79,14 @@ impl ShardSet {
         Ok(ShardSet {
             folder: folder.to_path_buf(),
             geometry,
+            lqs,
             shards,
             records: first,
             manifest,
         })
     }
 
-    /// Number of pairs.
+    /// Number of records: HR patches, each with [`ShardSet::lqs`] LQ patches.
     #[allow(clippy::len_without_is_empty)] // an empty set does not open
     pub fn len(&self) -> u64 {
         self.records
@@ -101,6 +105,11 @@ impl ShardSet {
     /// Side lengths of every pair.
     pub fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// LQ patches of every record: 1, 0 for HR alone, or the number of variants.
+    pub fn lqs(&self) -> u16 {
+        self.lqs
     }
 
     /// The folder that the set was opened from.
@@ -142,7 +151,7 @@ impl ShardSet {
     /// # Errors
     /// Too little memory.
     pub fn scratch_for(&self, io: Io) -> Result<Scratch> {
-        let decoder = Decoder::new(self.geometry);
+        let decoder = Decoder::with_lqs(self.geometry, self.lqs);
         Ok(Scratch {
             decoder: decoder.map_err(|e| Error::classify(&self.folder, e))?,
             io,
@@ -253,12 +262,12 @@ impl ShardSet {
         Ok(())
     }
 
-    /// Reads a whole pair into `lq` (`[lq_size, lq_size, 3]`) and `hr` (`[lq_size * scale,
+    /// Reads a whole pair (the first variant, if there are several) into `lq` (`[lq_size, lq_size, 3]`) and `hr` (`[lq_size * scale,
     /// lq_size * scale, 3]`): u8 RGB, rows top to bottom.
     ///
     /// # Errors
-    /// A record number out of range, damage (checksum or content), an error of the system. Errors
-    /// name shard, record and image.
+    /// A record number out of range, damage (checksum or content), an error of the system, a set of
+    /// HR alone. Errors name shard, record and image.
     pub fn read(
         &self,
         record: u64,
@@ -293,7 +302,30 @@ impl ShardSet {
         lq: &mut [u8],
         hr: &mut [u8],
     ) -> Result<()> {
+        self.read_part(record, crop, scratch, Some((0, lq)), hr)
+    }
+
+    /// Reads a square crop of the HR patch of a record and, where `lq` is given, of its LQ patch
+    /// with this number (`[crop.size, crop.size, 3]`).
+    ///
+    /// # Errors
+    /// Those of [`ShardSet::read_crop`]; a record has no LQ patch with this number.
+    pub fn read_part(
+        &self,
+        record: u64,
+        crop: Crop,
+        scratch: &mut Scratch,
+        lq: Option<(u16, &mut [u8])>,
+        hr: &mut [u8],
+    ) -> Result<()> {
         let (shard, i) = self.find(record)?;
+        if lq.is_some() && self.lqs == 0 {
+            let text = format!(
+                "the set in {} holds HR alone; its LQ is made by a recipe while it is read (--degrade)",
+                self.folder.display()
+            );
+            return Err(Error::classify(&self.folder, marked(Kind::Misuse, text)));
+        }
         let Scratch {
             decoder,
             io,

@@ -56,7 +56,7 @@ fn earlier(job: &Job, kind: &str) -> Rejected {
 
 fn examine(config: &BuildConfig, plan: &Plan, jobs: &[&Job]) -> Result<Vec<Rejected>> {
     let one = |job: &&Job| -> Result<Rejected> {
-        let outcome = Worker::new(plan.geometry)?.convert(job, config)?;
+        let outcome = Worker::new(plan.geometry, config)?.convert(job, config)?;
         Ok(match outcome {
             Err(rejected) => rejected,
             Ok(converted) if converted.records.is_empty() => earlier(job, FLAT),

@@ -311,6 +311,7 @@ fn sets(config: &BuildConfig, plan: &Plan, base: &[Vec<ShardInfo>; 2]) -> [SetWr
         let header = Header {
             geometry: plan.geometry,
             recipe: plan.manifest.recipe,
+            lqs: plan.lqs,
             config: plan.config(held_out),
             number: 0,
         };

@@ -33,7 +33,11 @@ pub(super) fn scan_all(config: &BuildConfig) -> Result<Scanned> {
             lq: folder.lq.clone(),
             out: Some(config.out.clone()),
         };
-        scan::scan(&folder.dataset, &options)
+        if config.needs_hr_alone() {
+            scan::scan_for_hr(&folder.dataset, &options)
+        } else {
+            scan::scan(&folder.dataset, &options)
+        }
     };
     let names = if folders.len() > 1 {
         let paths: Vec<&Path> = folders.iter().map(|folder| &*folder.dataset).collect();

@@ -430,6 +430,7 @@ mod tests {
                 lq_size: 8,
             },
             recipe: 1,
+            lqs: 1,
             config: 1,
             number: 0,
         };

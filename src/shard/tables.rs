@@ -172,6 +172,12 @@ impl Tables {
             "the shard holds {:?} where the manifest says {expected:?}",
             header.geometry
         );
+        let lqs = manifest.lqs()?;
+        ensure!(
+            header.lqs == lqs,
+            "the shard has {} LQ patches in a record where the manifest says {lqs}",
+            header.lqs
+        );
         let found = ShardInfo {
             records: footer.records,
             sources: footer.sources,
@@ -197,17 +203,16 @@ impl Tables {
         );
         check_sources(&sources, tables.footer.sources)?;
         drop(sources);
-        tables.longest = tables.check_index(file, expected)?;
+        tables.longest = tables.check_index(file, expected.record_bytes(lqs))?;
         Ok(tables)
     }
 
     /// Checks the index: the records must follow one another from the header to the source table
-    /// without a gap, so that a checksum covers every byte of the file. Returns the length of the
-    /// longest record.
-    fn check_index(&self, file: &File, geometry: Geometry) -> Result<u32> {
+    /// without a gap, so that a checksum covers every byte of the file. `raw_bytes` are the pixels of
+    /// a record. Returns the length of the longest record.
+    fn check_index(&self, file: &File, raw_bytes: usize) -> Result<u32> {
         let f = &self.footer;
-        let longest = u32::try_from(geometry.lq_bytes() + geometry.hr_bytes())
-            .context("a pair is too large")?;
+        let longest = u32::try_from(raw_bytes).context("a record is too large")?;
         let (mut end, mut most, mut source, mut i) = (HEADER_BYTES as u64, 0, None, 0u64);
         let mut crc = crc32fast::Hasher::new();
         let mut fault = None;

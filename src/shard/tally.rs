@@ -69,7 +69,7 @@ impl Tally {
             pairs: 0,
             stored_raw: 0,
             bytes_in: 0,
-            pair_bytes: (plan.geometry.lq_bytes() + plan.geometry.hr_bytes()) as u64,
+            pair_bytes: plan.geometry.record_bytes(plan.lqs) as u64,
             threads: if config.threads == 0 {
                 cores()
             } else {

@@ -1,18 +1,19 @@
-//! Inspects a finished set: what it holds, whether every record is whole, its pairs as images.
-//! Depends on `reader`, `shard_reader` and `report`. Promises to change nothing in the set, to name
+//! Inspects a finished set: what it holds, and whether every record is whole. Depends on `reader`
+//! and `shard_reader`. Promises to change nothing in the set, to name
 //! shard, record and image of every damage, and to use read calls only: a block that the disk
 //! cannot deliver is an error of the system and is not reported as damage.
 
 use super::error::{Error, is_newer};
-use super::manifest::{Manifest, shard_name};
-use super::reader::{Io, ShardSet};
+use super::manifest::{DEGRADE, Manifest, shard_name};
+#[cfg(feature = "report")]
+pub use super::pairs::sheet;
+pub use super::pairs::{PairReader, extract, pair};
+use super::reader::{Crop, Io, Scratch, ShardSet};
 use super::shard_reader::ShardReader;
+use crate::support::failure;
 use crate::support::progress::Progress;
 use crate::sys::{self, ErrorClass};
-use crate::{support::failure, support::files};
 use anyhow::Result;
-use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -27,8 +28,11 @@ pub struct Info {
     pub paragon: String,
     /// Identity of the content, hexadecimal.
     pub fingerprint: String,
-    /// Number of pairs.
+    /// Number of pairs; each of the variants of an LQ patch makes a pair of its own with the same HR,
+    /// and they count as one.
     pub pairs: u64,
+    /// LQ patches of every pair: 1, 0 for HR alone, or the number of variants.
+    pub variants: u16,
     /// HR side over LQ side.
     pub scale: u32,
     /// LQ patch side, pixels.
@@ -53,6 +57,9 @@ pub struct Info {
     pub crop: u32,
     /// Other options that decided the content.
     pub options: Vec<(String, String)>,
+    /// The degradation recipe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub degrade: Option<DegradeInfo>,
     /// Number of patches left out as flat, and of pairs left out as duplicates.
     pub dropped: (u64, u64),
     /// Number of images that gave no pairs, by kind of reason.
@@ -63,6 +70,38 @@ pub struct Info {
     pub appended: u32,
     /// 10th, 50th and 90th percentile of the stored bytes of a pair.
     pub record_bytes: [u32; 3],
+}
+
+/// The degradation recipe of a set.
+#[derive(Clone, Debug, Serialize)]
+pub struct DegradeInfo {
+    /// Its name; `None` if the text cannot be read.
+    pub name: Option<String>,
+    /// Hash of its text, hexadecimal; `None` if the text cannot be read.
+    pub hash: Option<String>,
+    /// Seed of the draws; `None` for HR alone, where the seed of a training counts.
+    pub seed: Option<u64>,
+    /// Its text.
+    pub text: String,
+    /// Why the text cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The degradation recipe of a set, in words also where this program cannot read it.
+fn degrade_info(manifest: &Manifest) -> Option<DegradeInfo> {
+    let text = manifest.option(DEGRADE)?.to_string();
+    let (recipe, error) = match manifest.degrade() {
+        Ok(recipe) => (recipe, None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    Some(DegradeInfo {
+        name: recipe.as_ref().map(|recipe| recipe.name().to_string()),
+        hash: recipe.map(|recipe| format!("{:016x}", recipe.hash())),
+        seed: manifest.option("seed").and_then(|seed| seed.parse().ok()),
+        text,
+        error,
+    })
 }
 
 /// The pairs stored with one codec.
@@ -102,6 +141,7 @@ pub fn info(set: &ShardSet) -> Result<Info> {
         paragon: manifest.paragon.clone(),
         fingerprint: format!("{:016x}", set.fingerprint()),
         pairs: set.len(),
+        variants: set.lqs(),
         scale: geometry.scale,
         lq_size: geometry.lq_size,
         stride: manifest.stride,
@@ -110,10 +150,16 @@ pub fn info(set: &ShardSet) -> Result<Info> {
         used: manifest.used,
         shards: manifest.shards.len() as u64,
         bytes: manifest.bytes(),
-        bytes_raw: set.len() * (geometry.lq_bytes() + geometry.hr_bytes()) as u64,
+        bytes_raw: set.len() * geometry.record_bytes(set.lqs()) as u64,
         codecs,
         crop: manifest.crop(),
-        options: extra.options.clone(),
+        options: extra
+            .options
+            .iter()
+            .filter(|(name, _)| name != DEGRADE)
+            .cloned()
+            .collect(),
+        degrade: degrade_info(manifest),
         dropped: extra.dropped,
         rejected: extra.rejected.iter().cloned().collect(),
         part: (extra.part.0 > 0).then_some(extra.part),
@@ -300,7 +346,7 @@ fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Res
         if unreadable.load(Ordering::Relaxed) >= MAX_UNREADABLE {
             return Ok(Some(Finding::Unchecked));
         }
-        let outcome = set.read(record, scratch, lq, hr);
+        let outcome = every_patch(set, record, scratch, lq, hr);
         progress.advance(1);
         let found = outcome
             .err()
@@ -315,109 +361,22 @@ fn records(set: &ShardSet, progress: &Progress, unreadable: &AtomicUsize) -> Res
     Ok(found?.into_iter().flatten().collect())
 }
 
-/// Reads a pair as two images, LQ and HR.
-///
-/// # Errors
-/// Those of [`ShardSet::read`].
-pub fn pair(set: &ShardSet, record: u64) -> Result<(RgbImage, RgbImage)> {
-    let g = set.geometry();
-    let (mut lq, mut hr) = (
-        RgbImage::new(g.lq() as u32, g.lq() as u32),
-        RgbImage::new(g.hr() as u32, g.hr() as u32),
-    );
-    set.read(record, &mut set.scratch_for(Io::Pread)?, &mut lq, &mut hr)?;
-    Ok((lq, hr))
-}
-
-/// Writes pairs as PNG files `NUMBER_lq.png` and `NUMBER_hr.png` into a folder.
-///
-/// # Errors
-/// A record cannot be read, or a file not written.
-pub fn extract(set: &ShardSet, records: &[u64], out: &Path) -> Result<()> {
-    files::create_folder(out)?;
-    for &record in records {
-        let (lq, hr) = pair(set, record)?;
-        for (side, image) in [("lq", lq), ("hr", hr)] {
-            files::write_atomic(&out.join(format!("{record:08}_{side}.png")), |to| {
-                let (width, height) = image.dimensions();
-                Ok(PngEncoder::new(to).write_image(
-                    image.as_raw(),
-                    width,
-                    height,
-                    ExtendedColorType::Rgb8,
-                )?)
-            })?;
-        }
-    }
-    Ok(())
-}
-
-/// Pairs in one row of a contact sheet.
-#[cfg(feature = "report")]
-const SHEET_COLUMNS: usize = 3;
-
-/// Largest number of pixels of all images on a contact sheet, before they are enlarged for display:
-/// about 150 MB while it is drawn.
-#[cfg(feature = "report")]
-const SHEET_PIXELS: u64 = 50_000_000;
-/// Largest number of pairs on a contact sheet, however small they are.
-#[cfg(feature = "report")]
-const SHEET_PAIRS: u64 = 1000;
-/// Separates the draws of a contact sheet from others with the same seed: "SHEE" in ASCII.
-#[cfg(feature = "report")]
-const PURPOSE_SHEET: u64 = 0x5348_4545;
-
-/// Writes a contact sheet of `count` pairs drawn by `seed`. Each LQ, enlarged by repeating its
-/// pixels, is shown beside its HR.
-///
-/// # Errors
-/// No pair or too many pairs are asked for, a record cannot be read, the file cannot be written.
-#[cfg(feature = "report")]
-pub fn sheet(set: &ShardSet, count: u64, seed: u64, path: &Path) -> Result<()> {
-    use super::reader::RecordSource;
-    use crate::report::sheet::{Panel, comparison};
-    use crate::support::rng::Rng;
-    use std::collections::BTreeSet;
-
-    anyhow::ensure!(count > 0, "a contact sheet needs at least one pair");
-    let hr = set.geometry().hr() as u64;
-    let most = (SHEET_PIXELS / (2 * hr * hr)).clamp(1, SHEET_PAIRS);
-    anyhow::ensure!(
-        count.min(set.len()) <= most,
-        "--count {count} is more than a contact sheet holds: at most {most} pairs of HR {hr}x{hr}; give fewer, and another --seed for others"
-    );
-    let mut rng = Rng::new(&[PURPOSE_SHEET, seed]);
-    let mut drawn = BTreeSet::new();
-    while (drawn.len() as u64) < count.min(set.len()) {
-        drawn.insert(rng.below(set.len()));
-    }
-    let mut shown = Vec::new();
-    for &record in &drawn {
-        let (lq, hr) = pair(set, record)?;
-        let large = RgbImage::from_fn(hr.width(), hr.height(), |x, y| {
-            *lq.get_pixel(x / set.scale(), y / set.scale())
-        });
-        shown.push((record, set.source(record)?, large, hr));
-    }
-    let panels = |(record, source, lq, hr): &'_ (u64, RecordSource, RgbImage, RgbImage)| -> [(RgbImage, String, String); 2] {
-        let name = source.image.rsplit('/').next().unwrap_or_default().to_string();
-        [(lq.clone(), format!("#{record} LQ"), name.clone()), (hr.clone(), format!("#{record} HR"), format!("at {}, {}", source.x, source.y))]
+/// Decodes the HR and every LQ patch of a record.
+pub(super) fn every_patch(
+    set: &ShardSet,
+    record: u64,
+    scratch: &mut Scratch,
+    lq: &mut [u8],
+    hr: &mut [u8],
+) -> Result<(), Error> {
+    let whole = Crop {
+        x: 0,
+        y: 0,
+        size: set.geometry().lq(),
     };
-    let rows: Vec<Vec<(RgbImage, String, String)>> = shown
-        .chunks(SHEET_COLUMNS)
-        .map(|row| row.iter().flat_map(panels).collect())
-        .collect();
-    let rows: Vec<Vec<Panel>> = rows
-        .iter()
-        .map(|row| {
-            row.iter()
-                .map(|(image, title, note)| Panel {
-                    image,
-                    title: title.clone(),
-                    note: note.clone(),
-                })
-                .collect()
-        })
-        .collect();
-    comparison(&rows, path)
+    if set.lqs() == 0 {
+        return set.read_part(record, whole, scratch, None, hr);
+    }
+    (0..set.lqs())
+        .try_for_each(|variant| set.read_part(record, whole, scratch, Some((variant, lq)), hr))
 }

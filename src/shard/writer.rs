@@ -212,7 +212,7 @@ fn task(job: &Job, config: &BuildConfig, plan: &Plan, workers: &Mutex<Vec<Worker
     let spare = lock().pop();
     let mut worker = match spare {
         Some(worker) => worker,
-        None => Worker::new(plan.geometry)?,
+        None => Worker::new(plan.geometry, config)?,
     };
     let stamp = stamp(job).context(SYSTEM_FAULT)?;
     let converted = catch_unwind(AssertUnwindSafe(|| worker.convert(job, config)));

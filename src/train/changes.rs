@@ -4,6 +4,7 @@
 
 use super::{Decay, TrainConfig};
 use crate::model::{InFile, Network, Setting};
+use crate::support::text::one_line;
 
 /// What a change of a setting means for a run that is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +120,7 @@ impl TrainConfig {
             ema_power,
             seed,
             window,
+            degrade,
         } = self;
         let mut list = Vec::new();
         network_settings(network, &mut list);
@@ -149,6 +151,12 @@ impl TrainConfig {
         list.push(setting(Role::Recipe, "--ema-power", number(*ema_power)));
         let window = window.map_or_else(|| "off".to_string(), |bytes| bytes.to_string());
         list.push(setting(Role::Fixed, "--window", window));
+        let recipe = match self.degrade_recipe() {
+            Ok(Some(recipe)) => format!("{} ({:016x})", one_line(recipe.name()), recipe.hash()),
+            Err(_) if degrade.is_some() => "a recipe that cannot be read".to_string(),
+            _ => "off".to_string(),
+        };
+        list.push(setting(Role::Recipe, "--degrade", recipe));
         list.push(setting(Role::Length, "--iterations", total_iter));
         list
     }

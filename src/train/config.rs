@@ -3,10 +3,12 @@
 //! configurations give equal weights, given the same shards, start values, device and precision.
 
 use super::{Decay, Schedule};
+use crate::degrade::Recipe;
 use crate::model::{Network, Recompute, StepSpec};
 use crate::plan::{LossKind, OptimizerKind};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// One loss and its weight.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +61,10 @@ pub struct TrainConfig {
     /// Bytes of shards that are shuffled at a time; `None` shuffles everything.
     #[serde(default)]
     pub window: Option<u64>,
+    /// Text of the degradation recipe that makes the LQ while it is loaded; `None`: the LQ is in the
+    /// shards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degrade: Option<String>,
 }
 
 impl TrainConfig {
@@ -91,6 +97,7 @@ impl TrainConfig {
             self.total_iter >= 1,
             "at least one iteration is needed (--iterations)"
         );
+        self.degrade_recipe()?;
         Ok(self.network.check()?)
     }
 
@@ -146,6 +153,15 @@ impl TrainConfig {
             "weight decay must be 0 or more (--weight-decay)"
         );
         Ok(())
+    }
+
+    /// The degradation recipe that makes the LQ while it is loaded; `None`: the LQ is in the shards.
+    ///
+    /// # Errors
+    /// The text of the recipe cannot be read.
+    pub fn degrade_recipe(&self) -> Result<Option<Arc<Recipe>>> {
+        let parse = |text: &String| Recipe::parse(text, "the degradation recipe of this run");
+        Ok(self.degrade.as_ref().map(parse).transpose()?.map(Arc::new))
     }
 
     /// Patches in an iteration.

@@ -408,6 +408,7 @@ mod tests {
             slot_bytes: (config.batch_size * config.lq_size * config.lq_size * 15) as u64,
             threads: 1,
             scratch_bytes: 1 << 20,
+            degrade_bytes: 0,
             index_bytes: 1 << 10,
         })
     }

@@ -29,6 +29,8 @@ pub struct ImageSizes {
     pub lq: Vec<(u32, u32)>,
     /// Pixels of the largest HR image.
     pub largest_hr: u64,
+    /// Bytes that making the LQ by a degradation recipe takes; 0 for images that have one.
+    pub degrade_bytes: u64,
 }
 
 /// The memory that validation takes; none for a run that does not validate.
@@ -54,7 +56,10 @@ impl ValidationMemory {
         let tiler = Tiler::new(net.clone(), 0)?;
         let images = sizes.largest_hr.saturating_mul(IMAGE_BYTES);
         Ok(ValidationMemory {
-            host: tiler.bytes_for(&sizes.lq).saturating_add(images),
+            host: tiler
+                .bytes_for(&sizes.lq)
+                .saturating_add(images)
+                .saturating_add(sizes.degrade_bytes),
             room: least_room(net, place.inference().as_ref(), &sizes.lq)?,
         })
     }
@@ -181,6 +186,12 @@ fn host_lines(
             config.network.params().len() as u64 * 4 * 10,
         ),
     ];
+    if loader.degrade_bytes > 0 {
+        host.push(line(
+            format!("degradation: {} threads", loader.threads),
+            (loader.threads as u64).saturating_mul(loader.degrade_bytes),
+        ));
+    }
     if validation.host > 0 {
         host.push(line("validation: images and a tile", validation.host));
     }

@@ -39,7 +39,7 @@ pub use memory::{DevicePlace, ImageSizes, RunBudget, RunMemory, ValidationMemory
 pub use options::{BestScore, ConfigFile, Level, Report, RunOptions, RunSummary};
 pub use prefetch::Prefetch;
 pub use previews::{KeptPreview, kept_previews, read_preview};
-pub use run::{duration_text, train};
+pub use run::{RECIPE_FILE, duration_text, train};
 pub use schedule::{Decay, Schedule, ema_decay, usual_milestones, usual_warmup};
 pub use state::{OpenLine, PendingLine, State, StateHead};
 pub use state_files::newest_state;

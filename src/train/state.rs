@@ -366,6 +366,7 @@ pub(super) mod tests {
             ema_power: 0.75,
             seed: 3,
             window: None,
+            degrade: None,
         }
     }
 

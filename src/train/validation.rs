@@ -63,6 +63,7 @@ impl Validation {
             return Ok(None);
         };
         let images = ValidationSet::open(folder, config.network.scale)?;
+        let images = images.with_degrade(config.degrade_recipe()?)?;
         let sizes = images.sizes()?;
         let tiler = Tiler::new(config.network.clone(), 0)?;
         let crop = options.crop_border.unwrap_or(config.network.scale as u32);

@@ -5,14 +5,17 @@
 use super::ImageSizes;
 use crate::dataset::decode::{Limits, probe};
 use crate::dataset::scan::{LeftOut, ScanOptions, Source};
+use crate::degrade::Recipe;
 use crate::inference::eval::{ImagePair, find, load_pair};
 use crate::inference::metrics::WINDOW;
+use crate::loader::degrade_bytes;
 use crate::shard::manifest::MANIFEST_NAME;
 use crate::shard::reader::ShardSet;
-use crate::shard::tools::pair;
+use crate::shard::tools::PairReader;
 use crate::support::failure::system_cause;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Largest number of pairs of a set of shards that are measured, spread evenly over the set. A run
 /// validates up to a thousand times, which should not take hours.
@@ -36,6 +39,8 @@ enum Pairs {
         set: Box<ShardSet>,
         /// Numbers of the records that are measured.
         records: Vec<u64>,
+        /// Makes the LQ of a set of HR alone; `None`: the recipe that the set names.
+        degrade: Option<Arc<Recipe>>,
     },
 }
 
@@ -98,10 +103,33 @@ impl ValidationSet {
             pairs: Pairs::Shards {
                 set: Box::new(set),
                 records,
+                degrade: None,
             },
             scale,
             left_out: Vec::new(),
         })
+    }
+
+    /// Gives the recipe that makes the LQ of a set of HR alone. Its draws depend on the record alone,
+    /// so scores can be compared between validations and between runs.
+    ///
+    /// # Errors
+    /// The set holds HR alone, and neither the set nor `recipe` says how the LQ is made.
+    pub fn with_degrade(mut self, recipe: Option<Arc<Recipe>>) -> Result<ValidationSet> {
+        if let Pairs::Shards { set, degrade, .. } = &mut self.pairs
+            && set.lqs() == 0
+        {
+            *degrade = match recipe {
+                Some(recipe) => Some(recipe),
+                None => set.manifest().degrade()?.map(Arc::new),
+            };
+            ensure!(
+                degrade.is_some(),
+                "{} holds HR alone and names no recipe that makes the LQ; give one with --degrade",
+                set.folder().display()
+            );
+        }
+        Ok(self)
     }
 
     /// The held-out set that was made together with one of the sets `shards` to train on.
@@ -149,9 +177,13 @@ impl ValidationSet {
                     });
                 }
             }
-            Pairs::Shards { set, .. } => {
-                let (lq, hr) = (set.geometry().lq(), set.geometry().hr());
+            Pairs::Shards { set, degrade, .. } => {
+                let (mut lq, hr) = (set.geometry().lq(), set.geometry().hr());
                 sizes.largest_hr = (hr * hr) as u64;
+                if let Some(recipe) = degrade {
+                    lq = set.manifest().crop() as usize;
+                    sizes.degrade_bytes = degrade_bytes(recipe, set.scale(), lq, hr);
+                }
                 sizes.lq.push((lq as u32, lq as u32));
             }
         }
@@ -221,7 +253,7 @@ impl ValidationSet {
             Pairs::Images(sources) => sources
                 .get(index)
                 .map_or_else(String::new, |source| source.hr.display().to_string()),
-            Pairs::Shards { set, records } => format!(
+            Pairs::Shards { set, records, .. } => format!(
                 "{}, record {}",
                 set.folder().display(),
                 records.get(index).copied().unwrap_or(0)
@@ -241,11 +273,15 @@ impl ValidationSet {
                     .with_context(|| format!("there is no image {index}"))?;
                 Ok((source.name.clone(), load_pair(source, self.scale)?))
             }
-            Pairs::Shards { set, records } => {
+            Pairs::Shards {
+                set,
+                records,
+                degrade,
+            } => {
                 let record = *records
                     .get(index)
                     .with_context(|| format!("there is no pair {index}"))?;
-                let (lq, hr) = pair(set, record)?;
+                let (lq, hr) = PairReader::new(set, degrade.as_deref())?.read(record, 0)?;
                 Ok((format!("record {record}"), ImagePair { lq, hr }))
             }
         }
@@ -255,7 +291,7 @@ impl ValidationSet {
     pub fn text(&self) -> String {
         match &self.pairs {
             Pairs::Images(sources) => format!("{} images", sources.len()),
-            Pairs::Shards { set, records } => {
+            Pairs::Shards { set, records, .. } => {
                 format!("{} of {} held-out pairs", records.len(), set.len())
             }
         }

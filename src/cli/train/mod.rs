@@ -11,10 +11,11 @@ use output::Output;
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
 use paragon::shard::reader::Io;
+use paragon::support::text::one_line;
 use paragon::sys::stop_flag;
 use paragon::train::{
-    ConfigFile, Decay, Level, RunOptions, StateHead, TrainConfig, ValidationSet, newest_state,
-    train,
+    ConfigFile, Decay, Level, RECIPE_FILE, RunOptions, StateHead, TrainConfig, ValidationSet,
+    newest_state, train,
 };
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -74,10 +75,21 @@ pub fn run(args: &Args) -> Result<()> {
         keep_choices(args, &mut settings, &head.config);
     }
     let mut config = settings.train_config(scale, crop)?;
+    let degrade = data.degrade(&sources)?;
+    config.degrade = degrade
+        .as_ref()
+        .map(|recipe| recipe.canonical().to_string());
     config.window = match &stored {
         Some(head) if data.window == Window::Auto => head.config.window,
         _ => data.window(&sources),
     };
+    if let Some(recipe) = &degrade {
+        output.info(format_args!(
+            "making the LQ of every sample by the recipe {} ({:016x})",
+            one_line(recipe.name()),
+            recipe.hash()
+        ));
+    }
     let io = tell_reading(output, &data, &sources, config.window);
     let stop = stop_flag(STOPPED)?;
     let validation = validation_images(output, &settings, &data);
@@ -339,6 +351,12 @@ fn effective(
     );
     if let Some(path) = settings.path("path.pretrain_network_g") {
         settings.put("path.pretrain_network_g", absolute(&path));
+    }
+    if config.degrade.is_some() {
+        // the recipe is kept with the run: a file or a preset may change
+        let kept = out.join(RECIPE_FILE);
+        let kept = std::path::absolute(&kept).unwrap_or(kept);
+        settings.put("data.degrade", Value::Text(kept.display().to_string()));
     }
     let notes = unwritable(&settings);
     notes

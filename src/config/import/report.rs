@@ -3,7 +3,6 @@
 //! defaults that were taken. Depends on `import` and `text`. Its length is bounded, however long the
 //! file is.
 
-use super::super::theirs::MADE_IN_SHARDS;
 use super::super::yaml::{Data, Node};
 use super::Imported;
 use super::effect::decides_the_network;
@@ -12,8 +11,6 @@ use std::fmt::Write;
 
 /// Most ignored values that the report lists; a usual option file has some hundred in all.
 const MOST_LINES: usize = 1000;
-/// Most keys that the line on degradation names.
-const MOST_NAMES: usize = 60;
 
 /// Keys that `paragon shard --config` takes, so that a training need not.
 const FOLDERS: [&str; 2] = ["datasets.train.dataroot_gt", "datasets.train.dataroot_lq"];
@@ -66,14 +63,14 @@ impl Imported {
     fn report_of(&self, file: &str, all: bool) -> String {
         let folders = self.ignored.iter();
         let folders = folders.filter(|(path, ..)| FOLDERS.contains(&path.as_str()));
-        let left = self.ignored.len() - folders.count() + self.degradation.len();
+        let left = self.ignored.len() - folders.count();
         let mut out = format!(
             "{file} is a traiNNer-redux option file: {} values honoured, {} without effect here, {left} not honoured",
             self.honoured.len(),
             self.without_effect.len()
         );
         if let Some(sign) = &self.on_the_fly {
-            self.degradation_lines(&mut out, sign);
+            self.degradation_line(&mut out, sign);
         }
         let (folders, ignored): (Vec<_>, Vec<_>) = self
             .ignored
@@ -128,31 +125,18 @@ impl Imported {
         out
     }
 
-    /// The lines about a recipe that makes its LQ while it trains; `sign` is the entry that shows
-    /// it.
-    fn degradation_lines(&self, out: &mut String, sign: &str) {
-        let names: Vec<&str> = self
-            .degradation
-            .iter()
-            .take(MOST_NAMES)
-            .map(|(key, _)| key.as_str())
-            .collect();
-        let more = match self.degradation.len() - names.len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
+    /// The line about a recipe that makes its LQ while it trains; `sign` is the entry that shows it.
+    fn degradation_line(&self, out: &mut String, sign: &str) {
+        let made = self.recipe.as_ref().is_some_and(|r| r.text.is_some());
         let _ = write!(
             out,
-            "\n  this recipe degrades on the fly ({}); {MADE_IN_SHARDS}",
-            one_line(sign)
+            "\n  this recipe degrades on the fly ({}): {}",
+            one_line(sign),
+            if made {
+                "its degradation is a recipe of paragon (data.degrade, --degrade), apart from the values that are listed below"
+            } else {
+                "no degradation recipe could be made of it, and the LQ of the shards is trained on"
+            }
         );
-        if !names.is_empty() {
-            let _ = write!(
-                out,
-                "\n      not honoured with it, {} values: {}{more}",
-                self.degradation.len(),
-                one_line(names.join(", "))
-            );
-        }
     }
 }

@@ -34,12 +34,12 @@ pub struct Source {
     pub name: String,
     /// The HR file.
     pub hr: PathBuf,
-    /// The LQ file; `None` if it is made from the HR, which never happens at scale 1.
+    /// The LQ file; `None` if it is made from the HR, at scale 1 only by a degradation recipe.
     pub lq: Option<PathBuf>,
 }
 
-/// The scale of restoration: both sides of a pair have the same size. No LQ can be made from an HR,
-/// because resizing to the same size changes nothing.
+/// The scale of restoration: both sides of a pair have the same size. No filter makes an LQ from an
+/// HR, because resizing to the same size changes nothing.
 pub const RESTORATION_SCALE: u32 = 1;
 
 /// The result of [`scan`]. Every image file counts once: `hr_files + lq_files` is the number of
@@ -96,6 +96,20 @@ pub struct ScanOptions {
 /// A folder that is missing or cannot be listed; names that leave open which images are meant (the
 /// error says what to type); no LQ images at scale 1; no usable image.
 pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
+    scan_with(root, options, true)
+}
+
+/// As [`scan`], for a command that can use HR images alone at scale 1 too.
+///
+/// # Errors
+/// Those of [`scan`] apart from missing LQ images.
+pub fn scan_for_hr(root: &Path, options: &ScanOptions) -> Result<Scan> {
+    scan_with(root, options, false)
+}
+
+/// [`scan`]; `filters`: an LQ that is not there could only be made by a filter.
+fn scan_with(root: &Path, options: &ScanOptions, filters: bool) -> Result<Scan> {
+    let needs_lq = filters && options.scale == RESTORATION_SCALE;
     ensure!(
         root.exists(),
         "{} does not exist: expected a folder of images",
@@ -133,7 +147,7 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
             match sides.lq {
                 Some(_) => lq_root = Some(hr_root.clone()),
                 // at scale 1 the data set is refused below, with another message
-                None if options.scale == RESTORATION_SCALE => {}
+                None if needs_lq => {}
                 None => alike::check_sizes(&hr_root, &sides.hr)?,
             }
             sides
@@ -158,7 +172,7 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     }
     ensure!(hr_files > 0, "no images in {} ({hint})", hr_root.display());
     let lq_folder = lq_root.as_deref().map(|folder| (folder, lq_files));
-    check_lq(root, options.scale, lq_folder, &hint)?;
+    check_lq(root, needs_lq, lq_folder, &hint)?;
     let (sources, mut rejected) = match lq {
         Some(lq) => pairing::pair(hr, lq, options.scale),
         None => pairing::hr_alone(hr),
@@ -190,20 +204,21 @@ pub fn scan(root: &Path, options: &ScanOptions) -> Result<Scan> {
     })
 }
 
-/// Refuses an LQ folder without images, and at scale 1 a data set without an LQ folder. `lq` is the
+/// Refuses an LQ folder without images, and a data set without an LQ folder where one is needed. `lq` is the
 /// folder with its number of image files; `hint` says what was looked for.
-fn check_lq(root: &Path, scale: u32, lq: Option<(&Path, usize)>, hint: &str) -> Result<()> {
+fn check_lq(root: &Path, needs_lq: bool, lq: Option<(&Path, usize)>, hint: &str) -> Result<()> {
     match lq {
-        Some((folder, 0)) if scale == RESTORATION_SCALE => {
+        Some((folder, 0)) if needs_lq => {
             bail!("no images in {} ({hint})", folder.display())
         }
         Some((folder, 0)) => bail!(
             "no images in {} ({hint}); remove the folder to have the LQ made from the HR",
             folder.display()
         ),
-        None if scale == RESTORATION_SCALE => bail!(
+        None if needs_lq => bail!(
             "{root} has no LQ images, and at scale 1 none can be made from the HR (resizing to the same size changes nothing): put HR and \
-             LQ images of equal size into folders hr and lq below {root}, or name the folder of the LQ images with --lq",
+             LQ images of equal size into folders hr and lq below {root}, or name the folder of the LQ images with --lq. \
+             `paragon shard --degrade jpeg` makes the LQ of restoration from the HR",
             root = root.display()
         ),
         _ => Ok(()),

@@ -3,10 +3,7 @@
 
 use super::bands::{self, Window};
 use super::lq::{self, LqBuffers};
-use super::{
-    Codec, Crop, FRAMES, LQ_FRAME, LQ_OWN, PREFIX_BYTES, bands_of, frame_length_at, lq_predictor,
-    predict,
-};
+use super::{Codec, Crop, HR_FRAMES, LQ_OWN, Prefix, bands_of, lq_predictor, predict};
 use crate::shard::error::{Kind, marked};
 use crate::shard::format::{Geometry, u32_at};
 use crate::support::isa::Isa;
@@ -21,6 +18,7 @@ const ZSTD_CONTEXT_BYTES: u64 = 192 << 10;
 pub struct Decoder {
     pub(super) isa: Isa,
     geometry: Geometry,
+    prefix: Prefix,
     /// Planes of the HR: residuals, then green, blue and red.
     planes: Vec<u8>,
     /// Planes of the LQ, likewise.
@@ -35,10 +33,20 @@ impl Decoder {
     /// # Errors
     /// zstd cannot be set up.
     pub fn new(geometry: Geometry) -> Result<Self> {
+        Self::with_lqs(geometry, 1)
+    }
+
+    /// Allocates for records of one geometry with `lqs` LQ patches each.
+    ///
+    /// # Errors
+    /// zstd cannot be set up.
+    pub fn with_lqs(geometry: Geometry, lqs: u16) -> Result<Self> {
         let (lq, hr) = bands_of(geometry);
+        let prefix = Prefix { lqs: lqs.into() };
         let zstd = Decompressor::new().context("cannot set up zstd")?;
         Ok(Decoder {
             geometry,
+            prefix,
             planes: vec![0; hr.bytes()],
             lq_planes: vec![0; lq.bytes()],
             lq_buffers: LqBuffers::new(hr),
@@ -91,6 +99,22 @@ impl Decoder {
         lq: &mut [u8],
         hr: &mut [u8],
     ) -> Result<()> {
+        self.decode_part(codec, payload, crop, Some((0, lq)), hr)
+    }
+
+    /// Decodes a square crop of the HR of a record and, where `lq` is given, of the LQ patch with
+    /// this number.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::decode_crop`]; the record has no LQ patch with this number.
+    pub fn decode_part(
+        &mut self,
+        codec: Codec,
+        payload: &[u8],
+        crop: Crop,
+        lq: Option<(u16, &mut [u8])>,
+        hr: &mut [u8],
+    ) -> Result<()> {
         let (size, scale) = (self.geometry.lq(), self.geometry.scale as usize);
         let inside = |at: usize| at.checked_add(crop.size).is_some_and(|end| end <= size);
         if crop.size == 0 || !inside(crop.x) || !inside(crop.y) {
@@ -98,7 +122,20 @@ impl Decoder {
             return Err(marked(Kind::Misuse, text));
         }
         let (lq_window, hr_window) = (crop.window(1), crop.window(scale));
-        if lq.len() != lq_window.bytes() || hr.len() != hr_window.bytes() {
+        if let Some((variant, _)) = lq
+            .as_ref()
+            .filter(|(v, _)| usize::from(*v) >= self.prefix.lqs)
+        {
+            let text = format!(
+                "LQ patch {variant} is asked for, counted from 0, and a record has {}",
+                self.prefix.lqs
+            );
+            return Err(marked(Kind::Misuse, text));
+        }
+        let lq_fits = lq
+            .as_ref()
+            .is_none_or(|(_, room)| room.len() == lq_window.bytes());
+        if !lq_fits || hr.len() != hr_window.bytes() {
             let text = format!(
                 "the room for the pair has another size than the pair ({crop:?} of a patch of {size} x {size})"
             );
@@ -106,20 +143,29 @@ impl Decoder {
         }
         match codec {
             Codec::Raw => {
-                let (lq_bytes, whole) = (
-                    self.geometry.lq_bytes(),
-                    self.geometry.lq_bytes() + self.geometry.hr_bytes(),
-                );
+                let lq_bytes = self.geometry.lq_bytes();
+                let whole = self.prefix.lqs * lq_bytes + self.geometry.hr_bytes();
                 ensure!(
                     payload.len() == whole,
                     "a raw record has {} bytes where a pair has {whole}",
                     payload.len()
                 );
-                copy_window(&payload[..lq_bytes], size, lq_window, lq);
-                copy_window(&payload[lq_bytes..], size * scale, hr_window, hr);
+                let (lqs, high) = payload.split_at(self.prefix.lqs * lq_bytes);
+                if let Some((variant, room)) = lq {
+                    copy_window(
+                        &lqs[usize::from(variant) * lq_bytes..],
+                        size,
+                        lq_window,
+                        room,
+                    );
+                }
+                copy_window(high, size * scale, hr_window, hr);
                 Ok(())
             }
-            Codec::Predict => self.undo_prediction(payload, (lq_window, lq), (hr_window, hr)),
+            Codec::Predict => {
+                let lq = lq.map(|(variant, room)| (variant, lq_window, room));
+                self.undo_prediction(payload, lq, (hr_window, hr))
+            }
         }
     }
 
@@ -127,11 +173,13 @@ impl Decoder {
     fn undo_prediction(
         &mut self,
         payload: &[u8],
-        lq: (Window, &mut [u8]),
+        lq: Option<(u16, Window, &mut [u8])>,
         hr: (Window, &mut [u8]),
     ) -> Result<()> {
         let (lq_bands, hr_bands) = bands_of(self.geometry);
-        let (mode, frames) = frames_of(payload)?;
+        let variant = lq.as_ref().map(|(variant, ..)| usize::from(*variant));
+        let frames = frames_of(self.prefix, payload, variant)?;
+        let mode = variant.map_or(LQ_OWN, |variant| payload[variant]);
         let predictor = lq_predictor(mode, self.geometry);
         if predictor.is_none() && mode != LQ_OWN {
             bail!(
@@ -149,14 +197,16 @@ impl Decoder {
         } = self;
         let isa = *isa;
         for (number, plane) in planes.chunks_exact_mut(hr_bands.plane()).enumerate() {
-            unzip(zstd, number, frames[number], plane)?;
+            unzip(zstd, number, frames.hr[number], plane)?;
         }
         let (window, image) = hr;
         predict::undo(isa, planes, hr_bands, |r, rows| {
             bands::join_row(isa, rows, hr_bands, r, window, image)
         });
-        unzip(zstd, LQ_FRAME, frames[LQ_FRAME], lq_planes)?;
-        let (window, image) = lq;
+        let Some((variant, window, image)) = lq else {
+            return Ok(());
+        };
+        unzip(zstd, HR_FRAMES + usize::from(variant), frames.lq, lq_planes)?;
         let Some(predictor) = predictor else {
             predict::undo(isa, lq_planes, lq_bands, |r, rows| {
                 bands::join_row(isa, rows, lq_bands, r, window, image)
@@ -182,30 +232,45 @@ impl Decoder {
     }
 }
 
-/// Splits a `predict` payload: byte 0 of its prefix, and its frames.
-fn frames_of(payload: &[u8]) -> Result<(u8, [&[u8]; FRAMES])> {
+/// Frames of a `predict` payload.
+#[derive(Default)]
+struct Frames<'a> {
+    /// Green, blue and red of the HR.
+    hr: [&'a [u8]; HR_FRAMES],
+    /// One LQ patch; empty if none is asked for.
+    lq: &'a [u8],
+}
+
+/// Splits a `predict` payload into the frames of the HR and that of one LQ patch.
+fn frames_of(prefix: Prefix, payload: &[u8], variant: Option<usize>) -> Result<Frames<'_>> {
     ensure!(
-        payload.len() >= PREFIX_BYTES,
+        payload.len() >= prefix.bytes(),
         "the record has {} bytes, less than its prefix",
         payload.len()
     );
-    let (prefix, mut rest) = payload.split_at(PREFIX_BYTES);
-    let mut frames = [&[][..]; FRAMES];
-    for (i, frame) in frames.iter_mut().enumerate() {
-        let length = u32_at(prefix, frame_length_at(i)) as usize;
+    let mut rest = &payload[prefix.bytes()..];
+    let mut frames = Frames::default();
+    for i in 0..prefix.frames() {
+        let length = u32_at(payload, prefix.frame_length_at(i)) as usize;
         ensure!(
             length <= rest.len(),
             "frame {i} claims {length} bytes where {} are left",
             rest.len()
         );
-        (*frame, rest) = rest.split_at(length);
+        let (frame, after) = rest.split_at(length);
+        rest = after;
+        match i.checked_sub(HR_FRAMES) {
+            None => frames.hr[i] = frame,
+            Some(lq) if variant == Some(lq) => frames.lq = frame,
+            Some(_) => {}
+        }
     }
     ensure!(
         rest.is_empty(),
         "{} bytes are left over behind the last frame",
         rest.len()
     );
-    Ok((prefix[0], frames))
+    Ok(frames)
 }
 
 /// Copies a window of an image of `width` pixels.

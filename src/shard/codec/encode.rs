@@ -5,10 +5,7 @@
 use super::avx2;
 use super::bands::{self, Bands};
 use super::lq::{self, LqBuffers};
-use super::{
-    Codec, LQ_FRAME, LQ_HALF, LQ_MEAN, LQ_OWN, PREFIX_BYTES, bands_of, frame_length_at,
-    lq_predictor, predict,
-};
+use super::{Codec, HR_FRAMES, LQ_HALF, LQ_MEAN, LQ_OWN, Prefix, bands_of, lq_predictor, predict};
 use crate::shard::format::Geometry;
 use crate::support::isa::Isa;
 use anyhow::{Context, Result, ensure};
@@ -42,6 +39,7 @@ const GOOD_ENOUGH: u64 = 1;
 pub struct Encoder {
     pub(super) isa: Isa,
     geometry: Geometry,
+    prefix: Prefix,
     /// Planes of the HR: green, blue, red.
     planes: Vec<u8>,
     /// The values that are predicted: green, blue - green, red - green.
@@ -64,9 +62,19 @@ impl Encoder {
     /// # Errors
     /// zstd cannot be set up.
     pub fn new(geometry: Geometry) -> Result<Self> {
+        Self::with_lqs(geometry, 1)
+    }
+
+    /// Allocates for records of one geometry with `lqs` LQ patches each; 0 stores HR alone.
+    ///
+    /// # Errors
+    /// zstd cannot be set up.
+    pub fn with_lqs(geometry: Geometry, lqs: u16) -> Result<Self> {
         let (lq, hr) = bands_of(geometry);
+        let prefix = Prefix { lqs: lqs.into() };
         Ok(Encoder {
             geometry,
+            prefix,
             planes: vec![0; hr.bytes()],
             values: vec![0; hr.bytes()],
             residuals: vec![0; hr.bytes()],
@@ -79,9 +87,9 @@ impl Encoder {
         })
     }
 
-    /// Appends the payload of one pair to `out`. `lq` is `[lq_size, lq_size, 3]`, `hr` is
-    /// `[lq_size * scale, lq_size * scale, 3]`, both u8 RGB. Returns the codec that was used: `Raw`
-    /// if prediction does not make the payload smaller.
+    /// Appends the payload of one record to `out`. `lq` is `[lqs, lq_size, lq_size, 3]` (of
+    /// [`Encoder::new`], `lqs` is 1), `hr` is `[lq_size * scale, lq_size * scale, 3]`, both u8 RGB.
+    /// Returns the codec that was used: `Raw` if prediction does not make the payload smaller.
     ///
     /// # Errors
     /// Slices of another size; zstd fails.
@@ -94,7 +102,7 @@ impl Encoder {
     ) -> Result<Codec> {
         let g = self.geometry;
         ensure!(
-            lq.len() == g.lq_bytes() && hr.len() == g.hr_bytes(),
+            lq.len() == g.lq_bytes() * self.prefix.lqs && hr.len() == g.hr_bytes(),
             "the pair does not have the sizes of the set"
         );
         let start = out.len();
@@ -113,7 +121,7 @@ impl Encoder {
     fn predict(&mut self, lq: &[u8], hr: &[u8], out: &mut Vec<u8>) -> Result<()> {
         let (lq_bands, hr_bands) = bands_of(self.geometry);
         let start = out.len();
-        out.extend_from_slice(&[0; PREFIX_BYTES]);
+        out.resize(start + self.prefix.bytes(), 0);
         bands::split(self.isa, hr, hr_bands, &mut self.planes);
         predict::residuals(
             self.isa,
@@ -123,11 +131,22 @@ impl Encoder {
             &mut self.residuals,
         );
         for (number, plane) in self.residuals.chunks_exact(hr_bands.plane()).enumerate() {
-            self.packer.push(plane, number, start, out)?;
+            let written = self.packer.push(plane, false, out)?;
+            self.note_length(out, start, number, written);
         }
-        bands::split(self.isa, lq, lq_bands, &mut self.lq_planes);
-        out[start] = self.predict_lq(lq_bands, hr_bands)?;
-        self.packer.push(&self.best, LQ_FRAME, start, out)
+        for (variant, lq) in lq.chunks_exact(self.geometry.lq_bytes()).enumerate() {
+            bands::split(self.isa, lq, lq_bands, &mut self.lq_planes);
+            out[start + variant] = self.predict_lq(lq_bands, hr_bands)?;
+            let written = self.packer.push(&self.best, true, out)?;
+            self.note_length(out, start, HR_FRAMES + variant, written);
+        }
+        Ok(())
+    }
+
+    /// Writes the length of a frame into the prefix that begins at `start`.
+    fn note_length(&self, out: &mut [u8], start: usize, frame: usize, length: usize) {
+        let at = start + self.prefix.frame_length_at(frame);
+        out[at..at + 4].copy_from_slice(&(length as u32).to_le_bytes());
     }
 
     /// Leaves the residuals of the cheapest prediction of the LQ in `best` and returns its number
@@ -163,7 +182,7 @@ impl Encoder {
             }
             let estimate = cost(self.isa, &self.tried);
             let cost = if self.geometry.scale == 1 {
-                self.packer.compress(&self.tried, LQ_FRAME)? as u64
+                self.packer.compress(&self.tried, true)? as u64
             } else {
                 estimate
             };
@@ -267,19 +286,18 @@ impl Packer {
         })
     }
 
-    /// Appends frame `number` to `out` and writes its length into the prefix at `start`.
-    fn push(&mut self, plane: &[u8], number: usize, start: usize, out: &mut Vec<u8>) -> Result<()> {
-        let written = self.compress(plane, number)?;
-        let length = (written as u32).to_le_bytes();
-        out[start + frame_length_at(number)..][..4].copy_from_slice(&length);
+    /// Appends the frame of a plane (of the LQ, or of the HR) to `out` and returns its length in
+    /// bytes.
+    fn push(&mut self, plane: &[u8], of_lq: bool, out: &mut Vec<u8>) -> Result<usize> {
+        let written = self.compress(plane, of_lq)?;
         out.extend_from_slice(&self.frame[..written]);
-        Ok(())
+        Ok(written)
     }
 
-    /// Leaves frame `number` in `frame` and returns its length in bytes.
-    fn compress(&mut self, plane: &[u8], number: usize) -> Result<usize> {
+    /// Leaves the frame of a plane in `frame` and returns its length in bytes.
+    fn compress(&mut self, plane: &[u8], of_lq: bool) -> Result<usize> {
         if let Some(lq_block) = self.lq_block {
-            let block = if number == LQ_FRAME { lq_block } else { 0 };
+            let block = if of_lq { lq_block } else { 0 };
             for zstd in [&mut self.literal, &mut self.searching] {
                 zstd.set_parameter(CParameter::MaxBlockSize(block))
                     .context("cannot set up zstd")?;

@@ -1,7 +1,7 @@
-//! Converts an LQ/HR pair to the bytes of a record and back, without loss: the raw pixels, or
-//! prediction and zstd (docs/codec.md). Depends on zstd. Promises that decoding returns exactly
-//! what was encoded, reads nothing outside the record, returns an error for any other payload, and
-//! allocates nothing if the decoder is reused.
+//! Converts an HR patch and its LQ patches (one, several variants, or none) to the bytes of a
+//! record and back, without loss: the raw pixels, or prediction and zstd (docs/codec.md). Depends
+//! on zstd. Promises that decoding returns exactly what was encoded, reads nothing outside the
+//! record, returns an error for any other payload, and allocates nothing if the decoder is reused.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -54,23 +54,41 @@ impl Codec {
     }
 }
 
-/// The zstd frames of a `predict` payload: green, blue and red of the HR, then all of the LQ.
-const FRAMES: usize = 4;
-/// The frame of the LQ.
-const LQ_FRAME: usize = FRAMES - 1;
-/// A `predict` payload begins with a prefix: byte 0 says how the LQ is predicted, bytes 1 to 3 are
-/// zero, then comes the length of every frame (u32).
-const PREFIX_BYTES: usize = frame_length_at(FRAMES);
-/// Byte 0: the LQ is predicted from its own neighbours, as the HR is.
-const LQ_OWN: u8 = 0;
-/// Byte 0: the LQ is stored as the difference from the block means of the HR.
-const LQ_MEAN: u8 = 1;
-/// Byte 0: the LQ is stored as the difference from the bicubic half of the HR.
-const LQ_HALF: u8 = 2;
-/// Where the length of a frame is in the prefix.
-const fn frame_length_at(frame: usize) -> usize {
-    4 + 4 * frame
+/// The first zstd frames of a `predict` payload: green, blue and red of the HR.
+const HR_FRAMES: usize = 3;
+/// A `predict` payload begins with a prefix: a byte for each LQ patch that says how it is predicted
+/// (at least one byte, padded with zeros to a multiple of 4), then the length of every frame (u32).
+/// The frames follow: [`HR_FRAMES`] of the HR, then one for each LQ patch.
+#[derive(Clone, Copy, Debug)]
+struct Prefix {
+    /// LQ patches of the record.
+    lqs: usize,
 }
+
+impl Prefix {
+    /// Where the length of a frame is.
+    const fn frame_length_at(self, frame: usize) -> usize {
+        let modes = if self.lqs == 0 { 1 } else { self.lqs };
+        modes.next_multiple_of(4) + 4 * frame
+    }
+
+    /// Frames of the record.
+    const fn frames(self) -> usize {
+        HR_FRAMES + self.lqs
+    }
+
+    /// Bytes of the prefix.
+    const fn bytes(self) -> usize {
+        self.frame_length_at(self.frames())
+    }
+}
+
+/// The LQ is predicted from its own neighbours, as the HR is.
+const LQ_OWN: u8 = 0;
+/// The LQ is stored as the difference from the block means of the HR.
+const LQ_MEAN: u8 = 1;
+/// The LQ is stored as the difference from the bicubic half of the HR.
+const LQ_HALF: u8 = 2;
 
 /// The bands of the LQ and of the HR of a geometry.
 fn bands_of(geometry: Geometry) -> (Bands, Bands) {
@@ -80,7 +98,7 @@ fn bands_of(geometry: Geometry) -> (Bands, Bands) {
     )
 }
 
-/// The predictor that byte 0 of the prefix stands for. `None` for [`LQ_OWN`] and unknown values.
+/// The predictor that a byte of the prefix stands for. `None` for [`LQ_OWN`] and unknown values.
 fn lq_predictor(mode: u8, geometry: Geometry) -> Option<LqPredictor> {
     match mode {
         LQ_MEAN => Some(LqPredictor::Mean),
@@ -255,11 +273,12 @@ mod tests {
             let mut payload = Vec::new();
             let used = encoder.encode(Codec::Predict, lq, hr, &mut payload);
             assert_eq!(used.unwrap(), Codec::Predict);
+            let prefix = Prefix { lqs: 1 };
             let length = |frame: usize| {
-                crate::shard::format::u32_at(&payload, frame_length_at(frame)) as usize
+                crate::shard::format::u32_at(&payload, prefix.frame_length_at(frame)) as usize
             };
-            let hr_frames: usize = (0..LQ_FRAME).map(length).sum();
-            (payload[0], hr_frames, length(LQ_FRAME))
+            let hr_frames: usize = (0..HR_FRAMES).map(length).sum();
+            (payload[0], hr_frames, length(HR_FRAMES))
         };
         let alone = frames(&hr, &smooth).1;
         let (mode, _, bytes) = frames(&smooth, &hr);
@@ -274,6 +293,59 @@ mod tests {
         );
         // an LQ that is the HR takes next to nothing
         assert!(frames(&hr, &hr).2 < 100);
+    }
+
+    #[test]
+    fn records_with_several_lq_patches_or_none_come_back() {
+        for (scale, lqs) in [(1, 0), (1, 3), (2, 0), (2, 2), (2, 5), (4, 64)] {
+            let g = Geometry { scale, lq_size: 24 };
+            let hr = pair(g, 9, true, 4).1;
+            let lq: Vec<u8> = (0..lqs)
+                .flat_map(|i| pair(g, 9, i % 2 == 0, 5 + i).0)
+                .collect();
+            let lqs = lqs as u16;
+            let (mut encoder, mut decoder) = (
+                Encoder::with_lqs(g, lqs).unwrap(),
+                Decoder::with_lqs(g, lqs).unwrap(),
+            );
+            for codec in [Codec::Raw, Codec::Predict] {
+                let mut payload = Vec::new();
+                let used = encoder.encode(codec, &lq, &hr, &mut payload).unwrap();
+                assert_eq!(used, codec, "x{scale} {lqs}");
+                let whole = Crop {
+                    x: 0,
+                    y: 0,
+                    size: g.lq(),
+                };
+                let (mut one, mut high) = (vec![0; g.lq_bytes()], vec![0; g.hr_bytes()]);
+                for variant in 0..lqs {
+                    let room = Some((variant, &mut one[..]));
+                    decoder
+                        .decode_part(used, &payload, whole, room, &mut high)
+                        .unwrap();
+                    let from = usize::from(variant) * g.lq_bytes();
+                    assert!(one == lq[from..from + g.lq_bytes()] && high == hr);
+                }
+                high.fill(0);
+                decoder
+                    .decode_part(used, &payload, whole, None, &mut high)
+                    .unwrap();
+                assert!(high == hr, "x{scale} {lqs} {codec:?}");
+                let outside = decoder.decode_part(
+                    used,
+                    &payload,
+                    whole,
+                    Some((lqs, &mut one[..])),
+                    &mut high,
+                );
+                assert!(outside.is_err(), "variant {lqs}");
+                for cut in (0..payload.len()).step_by(97) {
+                    decoder
+                        .decode_part(used, &payload[..cut], whole, None, &mut high)
+                        .unwrap_err();
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod checkpoint;
 mod line;
 mod meter;
 mod prepare;
+pub use prepare::RECIPE_FILE;
 mod step;
 
 use super::folder::model_path;

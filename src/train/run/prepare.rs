@@ -5,6 +5,7 @@
 
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, CudaSizing};
+use crate::degrade::Recipe;
 use crate::loader::quality::quality;
 use crate::loader::{LoaderConfig, Sources, bound};
 use crate::model::Recompute;
@@ -23,6 +24,10 @@ use crate::train::{
 use anyhow::{Result, ensure};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// File in the folder of a run that holds its degradation recipe.
+pub const RECIPE_FILE: &str = "degrade.yml";
 
 /// What every step of the preparation needs.
 pub(super) struct Preparation<'a> {
@@ -73,7 +78,12 @@ pub(super) struct Planned {
 
 /// The loader's configuration apart from threads and slots. Samples are numbered through, so every
 /// split of an iteration gets the same ones.
-fn loader_config(config: &TrainConfig, options: &RunOptions, iteration: u64) -> LoaderConfig {
+fn loader_config(
+    config: &TrainConfig,
+    options: &RunOptions,
+    iteration: u64,
+    degrade: Option<Arc<Recipe>>,
+) -> LoaderConfig {
     LoaderConfig {
         hflip: config.use_hflip,
         rot: config.use_rot,
@@ -81,6 +91,7 @@ fn loader_config(config: &TrainConfig, options: &RunOptions, iteration: u64) -> 
         window: config.window,
         io: options.io,
         on_corrupt: options.on_corrupt,
+        degrade,
         ..LoaderConfig::new(config.batch_size, config.lq_size, config.seed)
     }
 }
@@ -192,10 +203,11 @@ impl Preparation<'_> {
         let (options, place) = (self.options, opened.place);
         let StartState { state, fresh } = start;
         let (threads, slots) = options.prefetch.at(&place);
+        let degrade = self.config.degrade_recipe()?;
         let loader_of = |config: &TrainConfig, slots: usize| LoaderConfig {
             threads,
             slots,
-            ..loader_config(config, options, state.head.iteration)
+            ..loader_config(config, options, state.head.iteration, degrade.clone())
         };
         let stated = RunBudget {
             host: options.host_memory,
@@ -299,6 +311,16 @@ impl Preparation<'_> {
             keeping::forget(&options.out, options.restart)?;
         }
         previews::cut_back(&options.out, start.state.head.iteration);
+        if let Some(recipe) = config.degrade_recipe()? {
+            let text = format!(
+                "# The degradation recipe of this run (hash {:016x}).\n{}",
+                recipe.hash(),
+                recipe.canonical()
+            );
+            files::write_atomic(&options.out.join(RECIPE_FILE), |out| {
+                Ok(out.write_all(text.as_bytes())?)
+            })?;
+        }
         if let Some(file) = &options.settings {
             let text = (file.0)(config);
             files::write_atomic(&options.out.join("config.yml"), |out| {

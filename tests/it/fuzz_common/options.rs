@@ -68,9 +68,7 @@ pub fn lost(imported: &Imported, content: &[u8]) -> Vec<String> {
         .map(|(key, _)| key)
         .chain(imported.without_effect.iter().map(|(key, _)| key))
         .chain(imported.ignored.iter().map(|(key, ..)| key));
-    let named: Vec<&String> = named
-        .chain(imported.degradation.iter().map(|(key, _)| key))
-        .collect();
+    let named: Vec<&String> = named.collect();
     let within = |outer: &str, inner: &str| {
         inner
             .strip_prefix(outer)

@@ -1,0 +1,159 @@
+//! The image between the steps: three planes of f32 with values from 0 to 1, and all scratch, of
+//! sizes that follow from the recipe. Nothing larger than a few lines is allocated afterwards.
+
+use super::HrView;
+use super::blur::BLOCK;
+use super::resize::ROWS;
+use super::step::Bound;
+
+/// Borders of a padded plane in pixels, on each of the two sides.
+#[derive(Clone, Copy)]
+pub(super) struct Sides {
+    pub x: usize,
+    pub y: usize,
+}
+
+impl Sides {
+    /// The same on all sides.
+    pub fn all(radius: usize) -> Sides {
+        Sides {
+            x: radius,
+            y: radius,
+        }
+    }
+}
+
+/// The index that a mirrored border shows at `i` (the border pixel itself is not repeated); a small
+/// image is mirrored again and again.
+pub(super) fn reflect(i: isize, n: usize) -> usize {
+    if n == 1 {
+        return 0;
+    }
+    let period = 2 * (n as isize - 1);
+    let i = i.rem_euclid(period);
+    i.min(period - i) as usize
+}
+
+/// Lengths of all buffers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    plane: usize,
+    padded: usize,
+    lines: usize,
+    bytes: usize,
+    webp: usize,
+}
+
+/// Bytes that libwebp takes for a pixel while it encodes and decodes, with what does not depend on
+/// the size; measured, and rounded up.
+const WEBP_BYTES: (usize, usize) = (24, 2 << 20);
+/// Bytes of a resize table for each pixel along an axis: the windows, and the weights of a lanczos
+/// filter, which reach 3 pixels to each side of what an output covers.
+const TABLE_BYTES: usize = 2 * (8 + 8 * 8);
+
+impl Layout {
+    /// For patches of at most these sides.
+    pub fn new(bound: &Bound, hr_w: usize, hr_h: usize) -> Layout {
+        let side = |n: usize| (n as f64 * bound.peak).ceil() as usize + 1;
+        let (w, h) = (side(hr_w), side(hr_h));
+        let border = 2 * bound.radius.ceil() as usize;
+        Layout {
+            plane: w * h,
+            padded: (w + border) * (h + border) + border + 2 * BLOCK,
+            lines: w,
+            // three components of whole blocks of 16
+            bytes: 3 * w.next_multiple_of(16) * h.next_multiple_of(16),
+            webp: if bound.webp {
+                w * h * WEBP_BYTES.0 + WEBP_BYTES.1
+            } else {
+                0
+            },
+        }
+    }
+
+    /// Bytes of all buffers.
+    pub fn total(&self) -> u64 {
+        let floats = 6 * self.plane + self.padded + ROWS * self.lines;
+        (4 * floats + self.bytes + self.webp + 2 * TABLE_BYTES * self.lines) as u64
+    }
+}
+
+/// An image and the scratch of all steps.
+pub(crate) struct Canvas {
+    pub width: usize,
+    pub height: usize,
+    /// `[3, height, width]`, then unused.
+    pub planes: Vec<f32>,
+    /// As `planes`: the target of a resize, and a second image.
+    pub other: Vec<f32>,
+    /// A plane with borders, or between the two passes of a resize.
+    pub padded: Vec<f32>,
+    /// Sixteen rows, pixel by pixel.
+    pub lines: Vec<[f32; ROWS]>,
+    /// Components of a codec.
+    pub bytes: Vec<u8>,
+}
+
+impl Canvas {
+    /// Allocates everything.
+    pub fn new(layout: &Layout) -> Canvas {
+        Canvas {
+            width: 0,
+            height: 0,
+            planes: vec![0.0; 3 * layout.plane],
+            other: vec![0.0; 3 * layout.plane],
+            padded: vec![0.0; layout.padded],
+            lines: vec![[0.0; ROWS]; layout.lines],
+            bytes: vec![0; layout.bytes],
+        }
+    }
+
+    /// Takes the pixels of an image.
+    pub fn read(&mut self, hr: &HrView) {
+        (self.width, self.height) = (hr.width, hr.height);
+        let n = hr.width * hr.height;
+        let (red, rest) = self.planes.split_at_mut(n);
+        let (green, blue) = rest.split_at_mut(n);
+        let w = hr.width;
+        for y in 0..hr.height {
+            let row = &hr.data[y * hr.stride..][..3 * w];
+            for (x, pixel) in row.chunks_exact(3).enumerate() {
+                red[y * w + x] = f32::from(pixel[0]) / 255.0;
+                green[y * w + x] = f32::from(pixel[1]) / 255.0;
+                blue[y * w + x] = f32::from(pixel[2]) / 255.0;
+            }
+        }
+    }
+
+    /// Writes `[height, width, 3]`, clamped and rounded.
+    pub fn write(&self, out: &mut [u8]) {
+        let n = self.width * self.height;
+        for (i, pixel) in out.chunks_exact_mut(3).enumerate().take(n) {
+            for (channel, value) in pixel.iter_mut().enumerate() {
+                *value = to_byte(self.planes[channel * n + i]);
+            }
+        }
+    }
+
+    /// The values of all channels.
+    pub fn values(&mut self) -> &mut [f32] {
+        let n = self.width * self.height;
+        &mut self.planes[..3 * n]
+    }
+
+    /// Clamps all values to 0 to 1.
+    pub fn clamp(&mut self) {
+        self.values()
+            .iter_mut()
+            .for_each(|v| *v = v.clamp(0.0, 1.0));
+    }
+}
+
+/// A value of 0 to 1 as 8 bits: clamped, and rounded to the nearest, to even where two are equally
+/// near.
+#[inline(always)]
+pub(super) fn to_byte(value: f32) -> u8 {
+    // adding 1.5 * 2^23 leaves the rounded number in the low bits
+    let rounded = value.clamp(0.0, 1.0) * 255.0 + 12_582_912.0;
+    rounded.to_bits() as u8
+}

@@ -1,0 +1,141 @@
+//! The degradations that make LQ patches from HR patches as they occur in practice: blur, resizing,
+//! noise, compression and more, by recipes whose parameters are drawn for each patch.
+//!
+//! A [`Recipe`] is a preset or a YAML file. A [`Degrader`] applies it: the bytes of an LQ patch are a
+//! pure function of the HR pixels, the recipe and [`Draws`] (seed, image, patch, variant), the same
+//! for any number of threads and every instruction set: sums are never fused or reordered, and
+//! logarithms do not come from the system. (WebP is as repeatable as libwebp is.) Its memory is known
+//! beforehand. Depends on `config::yaml` and `support`.
+//!
+//! ```
+//! use paragon::degrade::{Degrader, Draws, HrView, Recipe};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let recipe = Recipe::load("real-esrgan")?;
+//! let mut degrader = Degrader::new(&recipe, 4, 64, 64);
+//! let hr = vec![128; 64 * 64 * 3];
+//! let mut lq = vec![0; 16 * 16 * 3];
+//! let draws = Draws::new(1, 2, 3, 0);
+//! degrader.apply(HrView::packed(&hr, 64, 64), &draws, &mut lq)?;
+//! for step in degrader.explain(&draws, 64, 64) {
+//!     println!("{step}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod blur;
+mod canvas;
+mod colour;
+mod draws;
+mod jpeg;
+mod keys;
+mod lanes;
+mod noise;
+mod quantise;
+mod recipe;
+mod resize;
+mod sharpen;
+mod step;
+#[cfg(test)]
+mod tests;
+mod webp;
+
+pub use draws::Draws;
+pub use recipe::{Recipe, StepReference};
+pub use step::DrawnStep;
+
+use anyhow::{Result, ensure};
+use canvas::Canvas;
+
+/// An HR patch: 8-bit RGB, rows from top to bottom.
+#[derive(Clone, Copy, Debug)]
+pub struct HrView<'a> {
+    /// The pixels, from the first one of the patch on.
+    pub data: &'a [u8],
+    /// Width in pixels, a multiple of the scale.
+    pub width: usize,
+    /// Height in pixels, a multiple of the scale.
+    pub height: usize,
+    /// Bytes from a row to the next.
+    pub stride: usize,
+}
+
+impl<'a> HrView<'a> {
+    /// `[height, width, 3]` without gaps.
+    pub fn packed(data: &'a [u8], width: usize, height: usize) -> HrView<'a> {
+        HrView {
+            data,
+            width,
+            height,
+            stride: 3 * width,
+        }
+    }
+}
+
+/// Makes LQ patches by a recipe. It owns all scratch; every thread has one of its own.
+pub struct Degrader {
+    recipe: Recipe,
+    scale: usize,
+    most: (usize, usize),
+    canvas: Canvas,
+}
+
+impl Degrader {
+    /// For HR patches of at most `max_hr_w` by `max_hr_h` pixels. It allocates at most
+    /// [`Recipe::memory`].
+    ///
+    /// # Panics
+    /// If the scale is 0.
+    pub fn new(recipe: &Recipe, scale: usize, max_hr_w: usize, max_hr_h: usize) -> Degrader {
+        assert!(scale > 0, "the scale is 0");
+        Degrader {
+            recipe: recipe.clone(),
+            scale,
+            most: (max_hr_w, max_hr_h),
+            canvas: Canvas::new(&recipe.layout(max_hr_w, max_hr_h, scale)),
+        }
+    }
+
+    /// Writes the LQ of an HR patch to `lq`, `[height / scale, width / scale, 3]`.
+    ///
+    /// # Errors
+    /// Sizes that do not fit, or a codec that fails.
+    pub fn apply(&mut self, hr: HrView, draws: &Draws, lq: &mut [u8]) -> Result<()> {
+        let (w, h, scale) = (hr.width, hr.height, self.scale);
+        ensure!(
+            w > 0 && h > 0 && w.is_multiple_of(scale) && h.is_multiple_of(scale),
+            "the HR patch has {w}x{h} pixels, which must be multiples of the scale {scale}"
+        );
+        ensure!(
+            w <= self.most.0 && h <= self.most.1,
+            "the HR patch has {w}x{h} pixels; this degrader is for at most {}x{}",
+            self.most.0,
+            self.most.1
+        );
+        ensure!(
+            hr.stride >= 3 * w && hr.data.len() >= (h - 1) * hr.stride + 3 * w,
+            "the HR patch of {w}x{h} pixels has only {} bytes",
+            hr.data.len()
+        );
+        let expected = 3 * (w / scale) * (h / scale);
+        ensure!(
+            lq.len() == expected,
+            "the LQ patch takes {expected} bytes, not {}",
+            lq.len()
+        );
+        self.canvas.read(&hr);
+        for step in self.explain(draws, w, h) {
+            step.apply(&mut self.canvas)?;
+        }
+        self.canvas.write(lq);
+        Ok(())
+    }
+
+    /// The steps with the parameters that [`Degrader::apply`] draws for an HR patch of this size, in
+    /// order.
+    pub fn explain(&self, draws: &Draws, hr_w: usize, hr_h: usize) -> Vec<DrawnStep> {
+        let (steps, last) = self.recipe.steps();
+        step::draw(steps, last, *draws, (hr_w, hr_h), self.scale)
+    }
+}

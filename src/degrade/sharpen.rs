@@ -1,0 +1,163 @@
+//! Sharpening: the unsharp mask by which Real-ESRGAN sharpens its HR, and one that overshoots.
+
+use super::blur::DrawnKernel;
+use super::canvas::Canvas;
+use super::draws::Stream;
+use super::keys::{Keys, Numbers, Range};
+
+/// The ranges of unsharp masking.
+#[derive(Clone, Debug)]
+pub(crate) struct Sharpen {
+    size: Range,
+    amount: Range,
+    threshold: Range,
+}
+
+impl Default for Sharpen {
+    fn default() -> Sharpen {
+        Sharpen {
+            size: Range::new(51.0, 51.0),
+            amount: Range::new(0.5, 0.5),
+            threshold: Range::new(10.0, 10.0),
+        }
+    }
+}
+
+impl Sharpen {
+    /// Visits its keys.
+    pub fn visit(&mut self, keys: &mut dyn Keys) {
+        use Numbers::{Odd, Real};
+        let about = "taps of the Gaussian, an odd number; its deviation is 0.3 ((taps - 1) / 2 - 1) + 0.8, as OpenCV's";
+        keys.range("size", &mut self.size, Odd, (3.0, 51.0), about);
+        let about = "how much of the difference is added";
+        keys.range("amount", &mut self.amount, Real, (0.0, 5.0), about);
+        let about = "differences up to so many levels of 8 bits stay as they are";
+        keys.range("threshold", &mut self.threshold, Real, (0.0, 255.0), about);
+    }
+
+    /// Pixels that it reaches to each side: two filters.
+    pub fn reach(&self) -> f64 {
+        self.size.high - 1.0
+    }
+
+    /// Draws the parameters.
+    pub fn draw(&self, stream: &mut Stream) -> DrawnSharpen {
+        DrawnSharpen {
+            size: self.size.draw_odd(stream),
+            amount: self.amount.draw(stream),
+            threshold: self.threshold.draw(stream),
+        }
+    }
+}
+
+/// Drawn unsharp masking.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawnSharpen {
+    pub(crate) size: u32,
+    pub(crate) amount: f64,
+    pub(crate) threshold: f64,
+}
+
+/// The ranges of a halo.
+#[derive(Clone, Debug)]
+pub(crate) struct Halo {
+    sigma: Range,
+    amount: Range,
+}
+
+impl Default for Halo {
+    fn default() -> Halo {
+        Halo {
+            sigma: Range::new(0.8, 2.5),
+            amount: Range::new(0.5, 2.0),
+        }
+    }
+}
+
+impl Halo {
+    /// Visits its keys.
+    pub fn visit(&mut self, keys: &mut dyn Keys) {
+        use Numbers::Real;
+        let about = "standard deviation of the Gaussian in pixels: the width of the halo";
+        keys.range("sigma", &mut self.sigma, Real, (0.1, 8.0), about);
+        let about = "how much of the difference is added";
+        keys.range("amount", &mut self.amount, Real, (0.0, 10.0), about);
+    }
+
+    /// Pixels that it reaches to each side.
+    pub fn reach(&self) -> f64 {
+        f64::from(halo_taps(self.sigma.high) / 2)
+    }
+
+    /// Draws the parameters.
+    pub fn draw(&self, stream: &mut Stream) -> DrawnHalo {
+        DrawnHalo {
+            sigma: self.sigma.draw(stream),
+            amount: self.amount.draw(stream),
+        }
+    }
+}
+
+/// A drawn halo.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawnHalo {
+    pub(crate) sigma: f64,
+    pub(crate) amount: f64,
+}
+
+/// Taps of a Gaussian that reaches three deviations to each side.
+fn halo_taps(sigma: f64) -> u32 {
+    2 * libm::ceil(3.0 * sigma) as u32 + 1
+}
+
+/// One axis of a Gaussian.
+fn gaussian_row(size: u32, sigma: f64) -> Vec<f32> {
+    let n = size as usize;
+    let weights = DrawnKernel::gaussian(size, sigma).weights();
+    let sums = (0..n).map(|x| (0..n).map(|y| weights[y * n + x]).sum::<f64>() as f32);
+    sums.collect()
+}
+
+impl Canvas {
+    /// Unsharp masking: where the difference from the blurred image is above the threshold, in a mask
+    /// that is itself blurred, the image becomes `clamp(x + amount (x - blurred))`.
+    pub(super) fn sharpen(&mut self, drawn: DrawnSharpen) {
+        let sigma = 0.3 * (f64::from(drawn.size - 1) * 0.5 - 1.0) + 0.8;
+        let row = gaussian_row(drawn.size, sigma);
+        let (amount, threshold) = (drawn.amount as f32, drawn.threshold as f32);
+        let n = self.width * self.height;
+        for channel in 0..3 {
+            let plane = channel * n..(channel + 1) * n;
+            self.other[..n].copy_from_slice(&self.planes[plane.clone()]);
+            self.filter_channel(channel, &row, &row);
+            let (original, sharp) = self.other.split_at_mut(n);
+            for ((blurred, value), sharp) in self.planes[plane.clone()]
+                .iter_mut()
+                .zip(original.iter())
+                .zip(sharp.iter_mut())
+            {
+                let difference = value - *blurred;
+                *sharp = (value + amount * difference).clamp(0.0, 1.0);
+                *blurred = f32::from(u8::from(difference.abs() * 255.0 > threshold));
+            }
+            // the mask has taken the place of the blurred channel
+            self.filter_channel(channel, &row, &row);
+            let (original, sharp) = self.other.split_at(n);
+            for ((mask, value), sharp) in self.planes[plane].iter_mut().zip(original).zip(sharp) {
+                *mask = *mask * sharp + (1.0 - *mask) * value;
+            }
+        }
+    }
+
+    /// Unsharp masking of all differences.
+    pub(super) fn halo(&mut self, drawn: DrawnHalo) {
+        let row = gaussian_row(halo_taps(drawn.sigma), drawn.sigma);
+        let amount = drawn.amount as f32;
+        let n = 3 * self.width * self.height;
+        self.other[..n].copy_from_slice(&self.planes[..n]);
+        self.filter_separated(&row, &row);
+        for (value, original) in self.planes[..n].iter_mut().zip(&self.other) {
+            *value = (original + amount * (original - *value)).clamp(0.0, 1.0);
+        }
+    }
+}
