@@ -6,6 +6,7 @@
 
 #[doc(hidden)]
 pub mod bench;
+mod conversion;
 mod order;
 mod permutation;
 #[doc(hidden)]
@@ -17,6 +18,7 @@ mod slot;
 mod sources;
 
 pub use crate::sys::host_memory::Fence;
+pub use conversion::{Conversion, ElementType, PixelLayout};
 pub use ring::{Loader, LoaderStats};
 pub use slot::Batch;
 pub use sources::Sources;
@@ -26,6 +28,7 @@ use crate::support::limits::{MAX_LOADER_SLOTS, MAX_LOADER_THREADS};
 use crate::support::text::bytes_text;
 use crate::sys;
 use anyhow::{Result, ensure};
+use conversion::Converter;
 use order::Draws;
 
 /// Stack of a loader thread, bytes; decoding needs a few KiB of it.
@@ -92,6 +95,9 @@ pub struct LoaderConfig {
     pub io: Io,
     /// What happens when a record is damaged.
     pub on_corrupt: OnCorrupt,
+    /// Also turn every batch into another layout and element type, with flips and turns applied;
+    /// the slots then hold both.
+    pub conversion: Option<Conversion>,
 }
 
 impl LoaderConfig {
@@ -112,6 +118,7 @@ impl LoaderConfig {
             window: None,
             io: Io::Mmap,
             on_corrupt: OnCorrupt::Stop,
+            conversion: None,
         }
     }
 
@@ -185,11 +192,12 @@ pub fn window_advice(sources: &Sources, window: Option<u64>) -> Option<String> {
 pub struct LoaderBound {
     /// Batches that exist at once.
     pub slots: usize,
-    /// Bytes of one batch: pixels, augmentation codes and record numbers.
+    /// Bytes of one batch: pixels (as stored, and converted if asked for), augmentation codes and
+    /// record numbers.
     pub slot_bytes: u64,
     /// Threads that read and decode.
     pub threads: usize,
-    /// Bytes of one thread: decoding buffers and stack.
+    /// Bytes of one thread: buffers to decode and convert in, and the stack.
     pub scratch_bytes: u64,
     /// Bytes that the open sets take outside the mapped files.
     pub index_bytes: u64,
@@ -241,7 +249,9 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<LoaderBound> {
     );
     let scale = u64::from(sources.scale());
     let lq = (config.lq_size * config.lq_size * 3) as u64;
-    let pair = lq * (1 + scale * scale) + 1 + size_of::<u64>() as u64;
+    let pixels = lq * (1 + scale * scale);
+    let element_bytes = config.conversion.map_or(0, |c| c.element.bytes() as u64);
+    let pair = pixels * (1 + element_bytes) + 1 + size_of::<u64>() as u64;
     let slot_bytes = pair.checked_mul(config.batch as u64).filter(|bytes| {
         bytes
             .checked_mul(config.slots as u64)
@@ -254,7 +264,11 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<LoaderBound> {
             config.batch
         )
     };
-    let scratch: u64 = sources.sets().map(|set| set.scratch_bytes(config.io)).sum();
+    let decoders: u64 = sources.sets().map(|set| set.scratch_bytes(config.io)).sum();
+    let converter = config.conversion.map_or(0, |conversion| {
+        Converter::bytes(conversion, config.lq_size as u64 * scale)
+    });
+    let scratch = decoders + converter;
     Ok(LoaderBound {
         slots: config.slots,
         slot_bytes,
