@@ -264,6 +264,11 @@ impl Loader {
         }
     }
 
+    /// Number of the batch that the next call of [`Loader::next`] delivers.
+    pub fn next_number(&self) -> u64 {
+        self.next
+    }
+
     /// Waiting times and counts so far.
     pub fn stats(&self) -> LoaderStats {
         LoaderStats {
