@@ -95,11 +95,8 @@ pub fn size(argument: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     })
 }
 
-/// `"auto"`, `None` for no window, or a size.
+/// `"auto"`, `"off"` or a size.
 pub fn window(value: &Bound<'_, PyAny>, sources: &Sources) -> PyResult<Option<u64>> {
-    if value.is_none() {
-        return Ok(None);
-    }
     match value.extract::<String>().as_deref() {
         Ok("auto") => Ok(choose_window(sources)),
         Ok("off") => Ok(None),
