@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares the loader with other common loaders, on one machine, in one run, in turn.
 
-  loader_peers.py PHOTOS WORK --paragon target/release/paragon [--rounds 3] [--seconds 6]
+  loader_peers.py PHOTOS WORK --paragon target/release/paragon [--rounds 3] [--seconds 6] [--steps 0]
 
 PHOTOS is a folder of photographs. They are placed edge to edge at their own resolution and cut into tiles of HR 512 x 512 and
 LQ 256 x 256 (Pillow's antialiased bicubic), PNG, compression level 3; `paragon shard` and LitData make their sets from the
@@ -9,12 +9,18 @@ tiles, in WORK. Then these run in turn:
 
   torch     PyTorch DataLoader: OpenCV decodes the tiles, aligned random crop, flips, transposition, float32 CHW
   litdata   LitData, zstd (each sample by itself, the faster of its modes), the same augmentation and tensors
+  ffcv      FFCV, raw uint8 pairs, flips and transposition by its own operations, float32 CHW; where it is installed
+  paragon.Loader  the Python module: float32 NCHW tensors, augmented; and u8 NHWC, flips and turns off
   paragon   `paragon bench loader`, compressed and raw, u8 batches with augmentation codes as training uses them
 
-All with batches of 16 pairs of LQ 128 / HR 256. Needs torch, numpy, pillow, opencv-python-headless, litdata.
+All with batches of 16 pairs of LQ 128 / HR 256. A loader of Python has delivered a batch when the tensors are in the script.
+With --steps N, Compact (64 features, 16 convolutions) is also trained for N batches in PyTorch with the DataLoader (2 workers)
+and with the module (2 threads): seconds, seconds that the loop waited for data, and peak memory of all processes.
+Needs torch, numpy, pillow, opencv-python-headless, litdata and the module paragon (`pip install .`).
 """
 import argparse
 import glob
+import importlib.util
 import json
 import os
 import random
@@ -133,12 +139,90 @@ def litdata_loader(work, workers):
     return endless()
 
 
+def ffcv_loader(work, workers):
+    """Reads a file of whole pairs, each one array: HR above the LQ that is padded to its width."""
+    import numpy as np
+    from ffcv.fields import NDArrayField
+    from ffcv.fields.decoders import NDArrayDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+    from ffcv.writer import DatasetWriter
+
+    path = f"{work}/pairs.beton"
+    if not os.path.exists(path):
+        pairs = [pair for name in sorted(os.listdir(f"{work}/tiles/hr")) for pair in tile_pairs((f"{work}/tiles", name))]
+
+        class Pairs:
+            def __len__(self):
+                return len(pairs)
+
+            def __getitem__(self, i):
+                return pairs[i]["lq"], np.ascontiguousarray(pairs[i]["hr"])
+
+        fields = {"lq": NDArrayField(np.dtype("uint8"), (LQ, LQ, 3)), "hr": NDArrayField(np.dtype("uint8"), (HR, HR, 3))}
+        DatasetWriter(path, fields, num_workers=1).from_indexed_dataset(Pairs())
+    loader = Loader(path, batch_size=BATCH, num_workers=max(1, workers), order=OrderOption.RANDOM, drop_last=True,
+                    pipelines={"lq": [NDArrayDecoder(), ToTensor()], "hr": [NDArrayDecoder(), ToTensor()]})
+    while True:
+        for batch in loader:
+            # FFCV has no operation that flips two fields alike, so PyTorch does it for the whole batch.
+            coins = [random.random() < 0.5 for _ in range(3)]
+            axes = [axis for axis, coin in zip((2, 1), coins) if coin]
+            turned = [image.flip(axes) if axes else image for image in batch]
+            turned = [image.transpose(1, 2) if coins[2] else image for image in turned]
+            yield [image.permute(0, 3, 1, 2).float().div_(255) for image in turned]
+
+
+def module_loader(work, threads, codec, **options):
+    import paragon
+
+    for batch in paragon.Loader(f"{work}/{codec}", BATCH, lq_size=LQ, threads=threads, endless=True, quiet=True, **options):
+        yield batch.torch()
+
+
+LOADERS = {
+    "torch": torch_loader,
+    "litdata": litdata_loader,
+    "ffcv": ffcv_loader,
+    "float32-predict": lambda work, threads: module_loader(work, threads, "predict"),
+    "float32-raw": lambda work, threads: module_loader(work, threads, "raw"),
+    "uint8-predict": lambda work, threads: module_loader(work, threads, "predict", dtype="uint8", layout="NHWC", augment=False),
+    "uint8-raw": lambda work, threads: module_loader(work, threads, "raw", dtype="uint8", layout="NHWC", augment=False),
+}
+
+
+def train(kind, work, workers, steps):
+    """Trains Compact for some batches; returns seconds, seconds that the loop waited, and peak memory in MiB."""
+    import resource
+
+    import torch
+    from torch import nn
+
+    body = [layer for _ in range(16) for layer in (nn.Conv2d(64, 64, 3, padding=1), nn.PReLU(64))]
+    network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.PReLU(64), *body, nn.Conv2d(64, 12, 3, padding=1), nn.PixelShuffle(2))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+    waited, started, asked = 0.0, time.time(), time.time()
+    loader = iter(LOADERS[kind](work, workers))
+    for _ in range(steps):
+        lq, hr = next(loader)
+        waited += time.time() - asked
+        loss = nn.functional.l1_loss(network(lq) + nn.functional.interpolate(lq, scale_factor=2), hr)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        asked = time.time()
+    seconds = time.time() - started
+    del loader
+    peak = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return seconds, waited, peak[0] + workers * peak[1] * (kind == "torch")
+
+
 def measure(kind, work, workers, seconds):
     """Returns the pairs per second of one Python loader, in this fresh process."""
     import torch
 
     torch.set_num_threads(1)
-    loader = iter({"torch": torch_loader, "litdata": litdata_loader}[kind](work, workers))
+    loader = iter(LOADERS[kind](work, workers))
     started = time.time()
     while time.time() - started < WARM_UP:
         next(loader)
@@ -167,8 +251,13 @@ def main():
     parser.add_argument("--paragon", default="target/release/paragon")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--measure", nargs=2, metavar=("KIND", "WORKERS"), help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs=2, metavar=("KIND", "WORKERS"), help=argparse.SUPPRESS)
     a = parser.parse_args()
+    if a.train:
+        print(*train(a.train[0], a.work, int(a.train[1]), a.steps))
+        return
     if a.measure:
         print(measure(a.measure[0], a.work, int(a.measure[1]), a.seconds))
         return
@@ -192,9 +281,15 @@ def main():
         return report["runs"][0]["pairs_per_second"]
 
     rows = [("PyTorch DataLoader, PNG tiles, %d workers", lambda n: python("torch", n), (0, 2)),
-            ("LitData, zstd, %d workers", lambda n: python("litdata", n), (0, 2)),
-            ("paragon, compressed, %d threads", lambda n: ours("predict", n), (1, 2)),
-            ("paragon, raw, %d threads", lambda n: ours("raw", n), (1, 2))]
+            ("LitData, zstd, %d workers", lambda n: python("litdata", n), (0, 2))]
+    if importlib.util.find_spec("ffcv"):
+        rows.append(("FFCV, raw, %d workers", lambda n: python("ffcv", n), (1, 2)))
+    rows += [("paragon.Loader, float32 NCHW tensors, compressed, %d threads", lambda n: python("float32-predict", n), (1, 2)),
+             ("paragon.Loader, float32 NCHW tensors, raw, %d threads", lambda n: python("float32-raw", n), (1, 2)),
+             ("paragon.Loader, uint8 NHWC, compressed, %d threads", lambda n: python("uint8-predict", n), (1, 2)),
+             ("paragon bench loader, compressed, %d threads", lambda n: ours("predict", n), (1, 2)),
+             ("paragon.Loader, uint8 NHWC, raw, %d threads", lambda n: python("uint8-raw", n), (1, 2)),
+             ("paragon bench loader, raw, %d threads", lambda n: ours("raw", n), (1, 2))]
     found = {}
     for _ in range(a.rounds):
         for name, run, counts in rows:
@@ -205,6 +300,22 @@ def main():
     for name, values in found.items():
         median = statistics.median(values)
         print(f"| {name} | {median:,.0f} | {median / best:.1f}x |")
+    if a.steps:
+        compare_training(a, work)
+
+
+def compare_training(a, work):
+    """Trains with both loaders in turn and prints medians."""
+    found = {}
+    for _ in range(a.rounds):
+        for name, kind in (("PyTorch DataLoader, 2 workers", "torch"), ("paragon.Loader, 2 threads", "float32-predict")):
+            command = [sys.executable, __file__, a.photos, work, "--steps", str(a.steps), "--train", kind, "2"]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found.setdefault(name, []).append([float(value) for value in out.split()[-3:]])
+    print(f"\n| Compact in PyTorch, {a.steps} batches | s | of these waiting | peak memory |\n|---|---|---|---|")
+    for name, runs in found.items():
+        seconds, waited, peak = (statistics.median(column) for column in zip(*runs))
+        print(f"| {name} | {seconds:.1f} | {waited:.2f} | {peak:,.0f} MiB |")
 
 
 if __name__ == "__main__":

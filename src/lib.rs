@@ -135,7 +135,13 @@
 //! `examples/train_steps.rs` puts these together: a loader feeds steps of a plan on the CPU. The
 //! whole loop, with schedule, checkpoints and validation, is [`train::train`].
 
+// the command line names the library as any other user does
+#[cfg(all(feature = "cli", feature = "report"))]
+extern crate self as paragon;
+
 pub mod backend;
+#[cfg(all(feature = "cli", feature = "report"))]
+mod cli;
 #[doc(hidden)]
 pub mod config;
 pub mod dataset;
@@ -155,3 +161,12 @@ pub mod sys;
 pub mod train;
 
 pub use support::progress;
+
+/// Runs the command line of the program `paragon`; `arguments` begin with the name of the program.
+/// Returns the exit code: 0 ok, 1 the work failed, 2 wrong usage. Some commands end the process
+/// themselves (wrong usage, Ctrl-C).
+#[cfg(all(feature = "cli", feature = "report"))]
+#[doc(hidden)]
+pub fn program(arguments: Vec<std::ffi::OsString>) -> u8 {
+    cli::main(arguments)
+}

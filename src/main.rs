@@ -1,8 +1,5 @@
-//! The `paragon` command: parse, run, print the error chain, set the exit code (0 ok, 1 the work
-//! failed, 2 usage).
-
-mod cli;
+//! The program `paragon`: the library's command line with the arguments of this process.
 
 fn main() -> std::process::ExitCode {
-    cli::main()
+    paragon::program(std::env::args_os().collect()).into()
 }

@@ -35,8 +35,9 @@ use paragon::backend::cpu::{Bf16Unit, CpuOptions, Isa};
 use paragon::inference::upscale::Upscaler;
 use paragon::model::{LoadedModel, Purpose, load_model, locate};
 use paragon::support::budget::Budget;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::sync::OnceLock;
 
 /// Train super-resolution networks from a folder of photographs, with every byte of memory known
 /// before the first step.
@@ -166,35 +167,49 @@ fn command() -> clap::Command {
     examples::with_examples(Cli::command())
 }
 
-fn parse() -> Cli {
-    let parsed = command()
-        .try_get_matches()
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    parsed.unwrap_or_else(|error| {
-        let words: Vec<String> = std::env::args_os()
-            .skip(1)
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        usage::with_answer(error, &command(), &words).exit()
-    })
+/// The words of the command line, without the program; set once by [`main`]. The arguments of the
+/// process are not used: those of the command in a Python wheel begin with the interpreter.
+static WORDS: OnceLock<Vec<String>> = OnceLock::new();
+
+/// The words of the command line, without the program.
+fn words() -> &'static [String] {
+    WORDS.get().map_or(&[], Vec::as_slice)
 }
 
-/// Parses, runs and reports: 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong
-/// usage.
-pub fn main() -> ExitCode {
-    let cli = parse();
+fn parse(arguments: &[OsString]) -> Cli {
+    let parsed = command()
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| usage::with_answer(error, &command(), words()).exit())
+}
+
+/// The exit code of a command that failed.
+const FAILED: u8 = 1;
+/// The exit code for wrong usage.
+const WRONG_USAGE: u8 = 2;
+
+/// Parses, runs and reports. `arguments` begin with the name of the program. Returns the exit code:
+/// 0 ok, 1 the work failed (the error chain goes to stderr), 2 wrong usage.
+pub(crate) fn main(arguments: Vec<OsString>) -> u8 {
+    WORDS.get_or_init(|| {
+        let words = arguments.iter().skip(1);
+        words
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect()
+    });
+    let cli = parse(&arguments);
     paragon::dataset::decode::silence_decoder_panics();
     let asked = Isa::asked().and_then(|isa| Bf16Unit::asked(isa.unwrap_or_else(Isa::detect)));
     if let Err(error) = asked {
         flags::tell(format_args!("error: {error:#}"));
-        return ExitCode::from(2);
+        return WRONG_USAGE;
     }
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) if error.chain().any(|cause| cause.is::<flags::StdoutClosed>()) => closed(),
         Err(error) => {
             flags::tell(format_args!("error: {error:#}"));
-            ExitCode::FAILURE
+            FAILED
         }
     }
 }
@@ -221,7 +236,7 @@ fn run(command: Command) -> Result<()> {
 }
 
 /// Ends as other programs do whose output is cut by `head`: without a word.
-fn closed() -> ExitCode {
+fn closed() -> u8 {
     paragon::sys::end_by_closed_pipe();
-    ExitCode::FAILURE
+    FAILED
 }

@@ -6,6 +6,7 @@
 
 #[doc(hidden)]
 pub mod bench;
+mod conversion;
 mod degrade;
 mod order;
 mod permutation;
@@ -18,6 +19,7 @@ mod slot;
 mod sources;
 
 pub use crate::sys::host_memory::Fence;
+pub use conversion::{Conversion, ElementType, PixelLayout};
 pub use ring::{Loader, LoaderStats};
 pub use slot::Batch;
 pub use sources::Sources;
@@ -28,6 +30,7 @@ use crate::support::limits::{MAX_LOADER_SLOTS, MAX_LOADER_THREADS};
 use crate::support::text::bytes_text;
 use crate::sys;
 use anyhow::{Result, bail, ensure};
+use conversion::Converter;
 use degrade::SampleDegrader;
 use order::Draws;
 use std::sync::Arc;
@@ -99,6 +102,9 @@ pub struct LoaderConfig {
     /// Makes the LQ of every sample anew from its HR, keyed by seed, epoch and position; `None`: the
     /// LQ is stored.
     pub degrade: Option<Arc<Recipe>>,
+    /// Also turn every batch into another layout and element type, with flips and turns applied;
+    /// the slots then hold both.
+    pub conversion: Option<Conversion>,
 }
 
 impl LoaderConfig {
@@ -120,6 +126,7 @@ impl LoaderConfig {
             io: Io::Mmap,
             on_corrupt: OnCorrupt::Stop,
             degrade: None,
+            conversion: None,
         }
     }
 
@@ -193,11 +200,12 @@ pub fn window_advice(sources: &Sources, window: Option<u64>) -> Option<String> {
 pub struct LoaderBound {
     /// Batches that exist at once.
     pub slots: usize,
-    /// Bytes of one batch: pixels, augmentation codes and record numbers.
+    /// Bytes of one batch: pixels (as stored, and converted if asked for), augmentation codes and
+    /// record numbers.
     pub slot_bytes: u64,
     /// Threads that read and decode.
     pub threads: usize,
-    /// Bytes of one thread: decoding buffers and stack.
+    /// Bytes of one thread: buffers to decode and convert in, and the stack.
     pub scratch_bytes: u64,
     /// Bytes of one thread for a degradation recipe; 0 without one.
     pub degrade_bytes: u64,
@@ -273,7 +281,9 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<LoaderBound> {
     }
     let scale = u64::from(sources.scale());
     let lq = (config.lq_size * config.lq_size * 3) as u64;
-    let pair = lq * (1 + scale * scale) + 1 + size_of::<u64>() as u64;
+    let pixels = lq * (1 + scale * scale);
+    let element_bytes = config.conversion.map_or(0, |c| c.element.bytes() as u64);
+    let pair = pixels * (1 + element_bytes) + 1 + size_of::<u64>() as u64;
     let slot_bytes = pair.checked_mul(config.batch as u64).filter(|bytes| {
         bytes
             .checked_mul(config.slots as u64)
@@ -286,7 +296,11 @@ pub fn bound(sources: &Sources, config: &LoaderConfig) -> Result<LoaderBound> {
             config.batch
         )
     };
-    let scratch: u64 = sources.sets().map(|set| set.scratch_bytes(config.io)).sum();
+    let decoders: u64 = sources.sets().map(|set| set.scratch_bytes(config.io)).sum();
+    let converter = config.conversion.map_or(0, |conversion| {
+        Converter::bytes(conversion, config.lq_size as u64 * scale)
+    });
+    let scratch = decoders + converter;
     Ok(LoaderBound {
         slots: config.slots,
         slot_bytes,

@@ -7,12 +7,14 @@
 //! slot to fill, every number below the highest one taken is being worked on, and the batch that
 //! the caller waits for always arrives.
 
+use super::conversion::Converter;
 use super::degrade::SampleDegrader;
 use super::order::{Order, Sample};
 use super::slot::{Batch, InFlight, Slot, SlotLayout, SlotReturn};
 use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, bound};
 use crate::shard::reader::{Advice, Crop, Scratch};
 use crate::support::failure;
+use crate::support::isa::Isa;
 use crate::support::rng::key;
 use crate::sys::host_memory::{Allocate, HostBlock};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -156,6 +158,10 @@ impl Loader {
             let filler = Filler {
                 scratch: scratch_for_thread(&sources, &config)?,
                 degrader: SampleDegrader::new(&sources, &config)?,
+                converter: config.conversion.map(|conversion| {
+                    let side = config.lq_size * sources.scale() as usize;
+                    Converter::new(conversion, side, Isa::detect())
+                }),
                 order: order.clone(),
                 sources: sources.clone(),
                 config: config.clone(),
@@ -190,10 +196,19 @@ impl Loader {
     /// # Errors
     /// Those of [`Loader::next`].
     pub fn next_unless(&mut self, stop: &AtomicBool) -> Result<Option<Batch>> {
+        self.next_until(|| stop.load(Ordering::Relaxed))
+    }
+
+    /// As [`Loader::next`], but returns `None` as soon as `stop` returns true. It is called before
+    /// the wait and then at least ten times a second.
+    ///
+    /// # Errors
+    /// Those of [`Loader::next`].
+    pub fn next_until(&mut self, mut stop: impl FnMut() -> bool) -> Result<Option<Batch>> {
         let started = Instant::now();
         let mut held_checks = 0;
         let (slot, outcome) = loop {
-            if stop.load(Ordering::Relaxed) {
+            if stop() {
                 return Ok(None);
             }
             self.reclaim();
@@ -249,6 +264,11 @@ impl Loader {
                 self.in_flight.push_back((slot, fence));
             }
         }
+    }
+
+    /// Number of the batch that the next call of [`Loader::next`] delivers.
+    pub fn next_number(&self) -> u64 {
+        self.next
     }
 
     /// Waiting times and counts so far.
@@ -331,6 +351,7 @@ struct Filler {
     scratch: Vec<Scratch>,
     /// `None` if the stored LQ is delivered.
     degrader: Option<SampleDegrader>,
+    converter: Option<Converter>,
     free: Receiver<Slot>,
     filled: Sender<FilledSlot>,
     stopped: Receiver<()>,
@@ -384,7 +405,7 @@ impl Filler {
 
     /// Fills a slot with batch `number`.
     fn fill(&mut self, number: u64, slot: &mut Slot) -> Result<()> {
-        let count = self.config.batch;
+        let (count, element_bytes) = (self.config.batch, self.layout.element_bytes);
         self.fetch_ahead(number);
         let (lq, rest) = slot.block.split_at_mut(self.layout.lq);
         let (hr, augment) = rest.split_at_mut(self.layout.hr - self.layout.lq);
@@ -400,6 +421,14 @@ impl Filler {
             augment[i] = sample.augment;
             let record = self.read(&sample, lq, hr)?;
             slot.records[i] = self.sources.global_number(sample.set, record);
+            if let (Some(converter), Some(out)) = (&mut self.converter, &mut slot.converted) {
+                let (lq_bytes, hr_bytes) = (lq.len() * element_bytes, hr.len() * element_bytes);
+                let (out_lq, out_hr) = out.split_at_mut(self.layout.lq * element_bytes);
+                let (lq_side, scale) = (self.config.lq_size, self.sources.scale() as usize);
+                let (out_lq, out_hr) = (&mut out_lq[i * lq_bytes..], &mut out_hr[i * hr_bytes..]);
+                converter.convert(sample.augment, lq_side, lq, &mut out_lq[..lq_bytes]);
+                converter.convert(sample.augment, lq_side * scale, hr, &mut out_hr[..hr_bytes]);
+            }
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// block, so that one copy takes all of it to a device.
 pub(super) struct Slot {
     pub block: HostBlock,
+    /// LQ and HR values after [`LoaderConfig::conversion`], if there is one.
+    pub converted: Option<HostBlock>,
     /// Record number of every sample, counted through all sets.
     pub records: Box<[u64]>,
 }
@@ -26,6 +28,8 @@ pub(super) struct SlotLayout {
     pub hr: usize,
     /// End of the augmentation codes: the length of the block.
     end: usize,
+    /// Bytes of a converted value; 0 if nothing is converted.
+    pub element_bytes: usize,
 }
 
 impl SlotLayout {
@@ -38,13 +42,22 @@ impl SlotLayout {
             lq,
             hr,
             end: hr + config.batch,
+            element_bytes: config.conversion.map_or(0, |c| c.element.bytes()),
         }
     }
 
-    /// Allocates a slot for `batch` samples.
+    /// Allocates a slot for `batch` samples. `allocate` is for what the caller takes: with a
+    /// conversion the stored pixels stay on the heap.
     pub fn slot(&self, batch: usize, allocate: Allocate<'_>) -> Result<Slot> {
+        let converts = self.element_bytes > 0;
+        let values = || allocate(self.hr * self.element_bytes);
         Ok(Slot {
-            block: allocate(self.end)?,
+            block: if converts {
+                HostBlock::heap(self.end)?
+            } else {
+                allocate(self.end)?
+            },
+            converted: converts.then(values).transpose()?,
             records: vec![0; batch].into_boxed_slice(),
         })
     }
@@ -102,6 +115,13 @@ impl Batch {
     /// not augmented yet.
     pub fn augment(&self) -> &[u8] {
         &self.block()[self.layout.hr..]
+    }
+
+    /// LQ and HR values after [`LoaderConfig::conversion`], flips and turns applied; `None` without
+    /// a conversion.
+    pub fn converted(&self) -> Option<(&[u8], &[u8])> {
+        let values = self.slot.as_ref()?.converted.as_ref()?;
+        Some(values.split_at(self.layout.lq * self.layout.element_bytes))
     }
 
     /// LQ pixels, HR pixels and augmentation codes, contiguous.

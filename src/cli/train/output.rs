@@ -16,11 +16,7 @@ pub(super) struct Output {
 
 impl Output {
     pub fn new(verbose: bool, quiet: bool) -> Output {
-        let command: Vec<String> = std::env::args_os()
-            .skip(1)
-            .map(|part| part.to_string_lossy().into_owned())
-            .collect();
-        let transcript = Arc::new(Transcript::new(&command.join(" ")));
+        let transcript = Arc::new(Transcript::new(&crate::cli::words().join(" ")));
         let kept = transcript.clone();
         flags::copy_lines_to(move |text| kept.line(text));
         Output {

@@ -1,0 +1,575 @@
+//! `paragon.Loader`: the library's loader for Python. Depends on `options`, `batch` and `position`.
+//! Promises that the GIL is free while a batch is waited for, that Ctrl-C ends the wait, that the
+//! threads start with the first batch and end with the loader, and that a forked child is refused.
+
+use crate::array::element_name;
+use crate::batch::{Batch, BatchShape, HeldBatch};
+use crate::errors::{exception, wrong_argument};
+use crate::options;
+use crate::position::Epochs;
+use paragon::loader::{
+    self, LoaderBound, LoaderConfig, LoaderStats, PixelLayout, Sources, bound, usual_slots,
+};
+use paragon::support::text::bytes_text;
+use paragon::sys::host_memory::{Allocate, HostBlock};
+use pyo3::exceptions::{PyRuntimeError, PyRuntimeWarning, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::ffi::CString;
+use std::mem::ManuallyDrop;
+use std::path::PathBuf;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+/// How often a wait looks for Ctrl-C and for copies that have ended.
+const WAKE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Locks against other threads of this process.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Batches that a device still reads, each with the event that ends it.
+#[derive(Clone, Default)]
+pub struct InFlight(Arc<Mutex<Vec<(Py<PyAny>, Arc<HeldBatch>)>>>);
+
+impl InFlight {
+    /// Keeps a batch until `event.query()` is true.
+    pub fn add(&self, event: Py<PyAny>, batch: Arc<HeldBatch>) {
+        lock(&self.0).push((event, batch));
+    }
+
+    /// Lets those go whose events have ended.
+    fn reclaim(&self, py: Python<'_>) -> PyResult<()> {
+        // Not under the lock: `query` runs Python.
+        let all = std::mem::take(&mut *lock(&self.0));
+        let (mut kept, mut outcome) = (Vec::new(), Ok(()));
+        for (event, batch) in all {
+            match event
+                .call_method0(py, "query")
+                .and_then(|done| done.is_truthy(py))
+            {
+                Ok(true) => {}
+                Ok(false) => kept.push((event, batch)),
+                Err(error) => {
+                    kept.push((event, batch));
+                    outcome = Err(error);
+                }
+            }
+        }
+        lock(&self.0).extend(kept);
+        outcome
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+}
+
+/// The threads and slots of a loader, with the process that has them.
+struct Running {
+    loader: ManuallyDrop<loader::Loader>,
+    process: u32,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A forked child has none of the threads and would wait for them for ever.
+        if self.process == std::process::id() {
+            // SAFETY: dropped here only, once
+            unsafe { ManuallyDrop::drop(&mut self.loader) };
+        }
+    }
+}
+
+/// What changes while a loader is used.
+struct State {
+    running: Option<Running>,
+    /// Number of the next batch.
+    next: u64,
+}
+
+/// Loads batches of LQ/HR pairs from sets of shards, with threads of its own.
+///
+/// `for batch in loader` gives the rest of the present epoch, and the next `for` goes on after it;
+/// with `endless=True` it never ends. The order depends on the sets, `seed`, `batch_size` and
+/// `world_size` alone: not on threads, layout or dtype.
+#[pyclass(frozen, module = "paragon", weakref)]
+pub struct Loader {
+    config: LoaderConfig,
+    bound: LoaderBound,
+    shape: Arc<BatchShape>,
+    epochs: Epochs,
+    endless: bool,
+    pin_memory: bool,
+    quiet: bool,
+    state: Mutex<State>,
+    /// The process that started the threads; 0 before the start.
+    process: std::sync::atomic::AtomicU32,
+}
+
+/// How a wait for a batch ended.
+enum Waited {
+    Batch(loader::Batch, Vec<String>),
+    End,
+    Failed(anyhow::Error),
+    Raised(PyErr),
+}
+
+impl Loader {
+    fn check_process(&self) -> PyResult<()> {
+        let started = self.process.load(std::sync::atomic::Ordering::Relaxed);
+        let here = std::process::id();
+        if started == 0 || started == here {
+            return Ok(());
+        }
+        Err(PyRuntimeError::new_err(format!(
+            "this loader was started in process {started}, and its threads do not exist in the forked process {here}; \
+             make the loader after the fork, use the start method \"spawn\", or with a DataLoader num_workers=0"
+        )))
+    }
+
+    /// The state; gives way to signals while another thread waits for a batch.
+    fn state(&self) -> PyResult<MutexGuard<'_, State>> {
+        loop {
+            match self.state.try_lock() {
+                Ok(state) => return Ok(state),
+                Err(TryLockError::Poisoned(state)) => return Ok(state.into_inner()),
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    Python::attach(|py| py.check_signals())?;
+                }
+            }
+        }
+    }
+
+    /// Starts the threads at batch `start`.
+    fn start(&self, start: u64) -> anyhow::Result<Running> {
+        let config = LoaderConfig {
+            start,
+            ..self.config.clone()
+        };
+        let pinned: Allocate<'_> = &|bytes| Ok(Python::attach(|py| pinned_block(py, bytes))?);
+        let heap: Allocate<'_> = &HostBlock::heap;
+        let allocate = if self.pin_memory { pinned } else { heap };
+        let loader = loader::Loader::start_in(self.shape.sources.clone(), config, allocate)?;
+        let process = std::process::id();
+        self.process
+            .store(process, std::sync::atomic::Ordering::Relaxed);
+        Ok(Running {
+            loader: ManuallyDrop::new(loader),
+            process,
+        })
+    }
+
+    /// Waits for the next batch, unless its number is `end`. Runs without the GIL.
+    fn wait(&self, end: Option<u64>) -> Waited {
+        let mut state = match self.state() {
+            Ok(state) => state,
+            Err(error) => return Waited::Raised(error),
+        };
+        if end.is_some_and(|end| state.next >= end) {
+            return Waited::End;
+        }
+        let mut running = match state.running.take() {
+            Some(running) => running,
+            None => match self.start(state.next) {
+                Ok(running) => running,
+                Err(error) => return Waited::Failed(error),
+            },
+        };
+        let (mut checked, mut raised) = (Instant::now(), None);
+        let outcome = running.loader.next_until(|| {
+            if checked.elapsed() >= WAKE_INTERVAL {
+                checked = Instant::now();
+                raised = Python::attach(|py| {
+                    py.check_signals()?;
+                    self.shape.in_flight.reclaim(py)
+                })
+                .err();
+            }
+            raised.is_some()
+        });
+        let reports = running.loader.reports();
+        state.next = running.loader.next_number();
+        state.running = Some(running);
+        match (outcome, raised) {
+            (_, Some(error)) => Waited::Raised(error),
+            (Ok(Some(batch)), None) => Waited::Batch(batch, reports),
+            (Ok(None), None) => Waited::End,
+            (Err(error), None) => Waited::Failed(error),
+        }
+    }
+
+    fn next_batch(&self, py: Python<'_>, end: Option<u64>) -> PyResult<Option<Batch>> {
+        self.check_process()?;
+        if !self.shape.in_flight.is_empty() {
+            self.shape.in_flight.reclaim(py)?;
+        }
+        match py.detach(|| self.wait(end)) {
+            Waited::Batch(batch, reports) => {
+                let category = py.get_type::<PyRuntimeWarning>();
+                for report in reports {
+                    let text = CString::new(report.replace('\0', " "))?;
+                    PyErr::warn(py, &category, &text, 1)?;
+                }
+                let epoch = self.epochs.of(batch.number());
+                Ok(Some(Batch::new(batch, self.shape.clone(), epoch)))
+            }
+            Waited::End => Ok(None),
+            Waited::Failed(error) => Err(exception(&error)),
+            Waited::Raised(error) => Err(error),
+        }
+    }
+
+    /// The computed memory in words.
+    fn memory_text(&self) -> String {
+        let bound = &self.bound;
+        format!(
+            "{} slots of {} + {} threads of {} + index {} = {}{}",
+            bound.slots,
+            bytes_text(bound.slot_bytes),
+            bound.threads,
+            bytes_text(bound.scratch_bytes),
+            bytes_text(bound.index_bytes),
+            bytes_text(bound.total()),
+            if self.pin_memory {
+                ", the values in pinned memory"
+            } else {
+                ""
+            }
+        )
+    }
+}
+
+/// Memory that PyTorch has pinned.
+fn pinned_block(py: Python<'_>, bytes: usize) -> PyResult<HostBlock> {
+    let torch = py.import("torch")?;
+    let options = PyDict::new(py);
+    options.set_item("dtype", torch.getattr("uint8")?)?;
+    options.set_item("pin_memory", true)?;
+    let tensor = torch.call_method("empty", (bytes,), Some(&options))?;
+    let start: usize = tensor.call_method0("data_ptr")?.extract()?;
+    let start = NonNull::new(start as *mut u8)
+        .ok_or_else(|| PyRuntimeError::new_err("PyTorch gave no pinned memory"))?;
+    let tensor = tensor.unbind();
+    // SAFETY: the tensor owns `bytes` bytes, nobody else has it, and it is kept until the release
+    Ok(unsafe {
+        // Without an interpreter there is no tensor to free.
+        HostBlock::foreign(start, bytes, move |_, _| {
+            Python::try_attach(|_| drop(tensor));
+        })
+    })
+}
+
+/// Where pinned memory cannot be had, says so before anything starts.
+fn check_pinning(py: Python<'_>) -> PyResult<()> {
+    let torch = py.import("torch")?;
+    let cuda = torch.getattr("cuda")?.call_method0("is_available")?;
+    if cuda.is_truthy()? {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(
+        "pin_memory=True needs CUDA, and torch.cuda.is_available() is False; leave it out",
+    ))
+}
+
+#[pymethods]
+impl Loader {
+    /// Opens the sets and checks every argument; the threads start with the first batch.
+    #[new]
+    #[pyo3(signature = (
+        shards, batch_size = 16, *, lq_size = None, seed = 0, threads = None, slots = None,
+        augment = None, layout = "NCHW", dtype = None, weights = None, endless = false, rank = 0,
+        world_size = 1, window = None, io = "auto", on_corrupt = "stop", host_memory = None,
+        pin_memory = false, quiet = false
+    ))]
+    #[allow(clippy::too_many_arguments)] // Python's keywords
+    fn new(
+        py: Python<'_>,
+        shards: &Bound<'_, PyAny>,
+        batch_size: usize,
+        lq_size: Option<usize>,
+        seed: u64,
+        threads: Option<usize>,
+        slots: Option<usize>,
+        augment: Option<&Bound<'_, PyAny>>,
+        layout: &str,
+        dtype: Option<&Bound<'_, PyAny>>,
+        weights: Option<Vec<f64>>,
+        endless: bool,
+        rank: u64,
+        world_size: u64,
+        window: Option<&Bound<'_, PyAny>>,
+        io: &str,
+        on_corrupt: &str,
+        host_memory: Option<&Bound<'_, PyAny>>,
+        pin_memory: bool,
+        quiet: bool,
+    ) -> PyResult<Loader> {
+        let folders: Vec<PathBuf> = options::folders(shards)?;
+        let layout = options::layout(layout)?;
+        let element = dtype.map_or(Ok(paragon::loader::ElementType::F32), options::element)?;
+        let (hflip, rot) = augment.map_or(Ok((true, true)), options::augmentation)?;
+        if pin_memory {
+            check_pinning(py)?;
+        }
+        let weights = weights.unwrap_or_default();
+        let sources = py
+            .detach(|| Sources::open(&folders, &weights))
+            .map_err(|error| wrong_argument(&error))?;
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads.unwrap_or_else(cores);
+        let lq_size = lq_size.unwrap_or(sources.crop() as usize);
+        let mut config = LoaderConfig {
+            threads,
+            slots: slots.unwrap_or(usual_slots(threads)),
+            hflip,
+            rot,
+            rank,
+            ranks: world_size,
+            window: match window {
+                Some(window) => options::window(window, &sources)?,
+                None => loader::choose_window(&sources),
+            },
+            io: options::io(io, &sources)?,
+            on_corrupt: options::on_corrupt(on_corrupt)?,
+            ..LoaderConfig::new(batch_size, lq_size, seed)
+        };
+        config.conversion = options::conversion(layout, element, &config);
+        let bound = bound(&sources, &config).map_err(|error| wrong_argument(&error))?;
+        let limit = host_memory
+            .map(|size| options::size("host_memory", size))
+            .transpose()?;
+        if let Some(limit) = limit.filter(|&limit| bound.total() > limit) {
+            return Err(PyValueError::new_err(format!(
+                "the loader needs {} and host_memory allows {}; use fewer slots or threads, or a smaller batch_size",
+                bytes_text(bound.total()),
+                bytes_text(limit)
+            )));
+        }
+        let epochs = Epochs {
+            samples: sources.len(),
+            step: (batch_size as u64).saturating_mul(world_size),
+        };
+        let made = Loader {
+            shape: Arc::new(BatchShape {
+                sources: Arc::new(sources),
+                batch: batch_size,
+                lq_size,
+                layout,
+                element,
+                in_flight: InFlight::default(),
+            }),
+            config,
+            bound,
+            epochs,
+            endless,
+            pin_memory,
+            quiet,
+            state: Mutex::new(State {
+                running: None,
+                next: 0,
+            }),
+            process: 0.into(),
+        };
+        made.announce(py)?;
+        Ok(made)
+    }
+
+    /// The rest of the present epoch, or all batches of an endless loader.
+    fn __iter__(slf: &Bound<'_, Self>) -> PyResult<BatchIterator> {
+        let this = slf.get();
+        this.check_process()?;
+        let next = slf.py().detach(|| this.state().map(|state| state.next))?;
+        Ok(BatchIterator {
+            loader: slf.clone().unbind(),
+            end: (!this.endless).then(|| this.epochs.end(next)),
+        })
+    }
+
+    /// Batches of the present epoch. Epochs differ by one where the batch does not divide them.
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.epochs.len(self.batch_number(py)?) as usize)
+    }
+
+    /// Number of the next batch, counted from the start of the training.
+    #[getter]
+    fn batch_number(&self, py: Python<'_>) -> PyResult<u64> {
+        self.check_process()?;
+        py.detach(|| self.state().map(|state| state.next))
+    }
+
+    /// Number of the present epoch, from 0.
+    #[getter]
+    fn epoch(&self, py: Python<'_>) -> PyResult<u64> {
+        Ok(self.epochs.of(self.batch_number(py)?))
+    }
+
+    /// Samples of an epoch, of all ranks together.
+    #[getter]
+    fn samples(&self) -> u64 {
+        self.epochs.samples
+    }
+
+    /// HR side over LQ side.
+    #[getter]
+    fn scale(&self) -> u32 {
+        self.shape.sources.scale()
+    }
+
+    /// The memory that the loader takes, computed before it starts: bytes.
+    #[getter]
+    fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let memory = PyDict::new(py);
+        memory.set_item("slots", self.bound.slots)?;
+        memory.set_item("slot_bytes", self.bound.slot_bytes)?;
+        memory.set_item("threads", self.bound.threads)?;
+        memory.set_item("thread_bytes", self.bound.scratch_bytes)?;
+        memory.set_item("index_bytes", self.bound.index_bytes)?;
+        memory.set_item("total", self.bound.total())?;
+        Ok(memory)
+    }
+
+    /// Batches delivered, seconds waited and records replaced since the threads started.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.check_process()?;
+        let stats = py.detach(|| {
+            self.state().map(|state| {
+                let running = state.running.as_ref();
+                running.map_or(LoaderStats::default(), |running| running.loader.stats())
+            })
+        })?;
+        let dict = PyDict::new(py);
+        dict.set_item("batches", stats.batches)?;
+        dict.set_item("consumer_waited", stats.consumer_waited.as_secs_f64())?;
+        dict.set_item("producers_waited", stats.producers_waited.as_secs_f64())?;
+        dict.set_item("substituted", stats.substituted)?;
+        Ok(dict)
+    }
+
+    /// The position, with what the order depends on.
+    fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = self.order(py)?;
+        dict.set_item("batch", self.batch_number(py)?)?;
+        Ok(dict)
+    }
+
+    /// Goes on where `state_dict` was called. The order must be the same: same sets, seed and sizes.
+    fn load_state_dict(&self, py: Python<'_>, state: &Bound<'_, PyDict>) -> PyResult<()> {
+        self.check_process()?;
+        let missing = |key: &str| {
+            PyValueError::new_err(format!(
+                "the state has no {key:?}; give what state_dict() of a paragon.Loader returned"
+            ))
+        };
+        for (key, here) in self.order(py)? {
+            let name: String = key.extract()?;
+            let there = state.get_item(&key)?.ok_or_else(|| missing(&name))?;
+            if !there.eq(&here)? {
+                return Err(PyValueError::new_err(format!(
+                    "the state was saved with {name}={there} and this loader has {name}={here}: the order of the samples differs, \
+                     so the training cannot go on where it was"
+                )));
+            }
+        }
+        let batch = state.get_item("batch")?.ok_or_else(|| missing("batch"))?;
+        let batch: u64 = batch.extract()?;
+        py.detach(|| {
+            let mut state = self.state()?;
+            state.running = None;
+            state.next = batch;
+            Ok(())
+        })
+    }
+
+    /// Ends the threads and frees all memory that no batch, array or view holds. The next `for`
+    /// starts them again at the same place.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.check_process()?;
+        py.detach(|| {
+            self.state()?.running = None;
+            Ok(())
+        })
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_error))]
+    fn __exit__(&self, py: Python<'_>, _error: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<()> {
+        self.close(py)
+    }
+
+    fn __repr__(&self) -> String {
+        let order = match self.shape.layout {
+            PixelLayout::Nchw => "NCHW",
+            PixelLayout::Nhwc => "NHWC",
+        };
+        format!(
+            "<paragon.Loader {}: {} pairs x{}, batches of {} {order} {}>",
+            self.shape.sources.folders(),
+            self.epochs.samples,
+            self.shape.sources.scale(),
+            self.config.batch,
+            element_name(self.shape.element)
+        )
+    }
+}
+
+impl Loader {
+    /// What the order of the samples depends on.
+    fn order<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let config = &self.config;
+        let dict = PyDict::new(py);
+        let fingerprint = format!("{:016x}", self.shape.sources.fingerprint());
+        dict.set_item("fingerprint", fingerprint)?;
+        dict.set_item("seed", config.seed)?;
+        dict.set_item("batch_size", config.batch)?;
+        dict.set_item("lq_size", config.lq_size)?;
+        dict.set_item("world_size", config.ranks)?;
+        dict.set_item("window", config.window)?;
+        dict.set_item("hflip", config.hflip)?;
+        dict.set_item("rot", config.rot)?;
+        Ok(dict)
+    }
+
+    /// Prints the computed memory on `sys.stderr`.
+    fn announce(&self, py: Python<'_>) -> PyResult<()> {
+        if self.quiet {
+            return Ok(());
+        }
+        let stderr = py.import("sys")?.getattr("stderr")?;
+        if stderr.is_none() {
+            return Ok(());
+        }
+        let text = format!("paragon: the loader takes {}\n", self.memory_text());
+        stderr.call_method1("write", (text,)).map(drop)
+    }
+}
+
+/// Iterates over batches; made by `iter(loader)`.
+#[pyclass(frozen, module = "paragon")]
+pub struct BatchIterator {
+    loader: Py<Loader>,
+    /// Number of the batch that it ends before; `None` for an endless loader.
+    end: Option<u64>,
+}
+
+#[pymethods]
+impl BatchIterator {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Batch>> {
+        self.loader.get().next_batch(py, self.end)
+    }
+
+    fn __length_hint__(&self, py: Python<'_>) -> PyResult<usize> {
+        let next = self.loader.get().batch_number(py)?;
+        Ok(self.end.map_or(0, |end| end.saturating_sub(next) as usize))
+    }
+}
