@@ -21,7 +21,7 @@ pub const DEFAULT_TILE: usize = 288;
 pub const LEAST_LENT_TILE: usize = 64;
 
 /// Default of the largest tile side in LQ pixels where a network is computed in stages: of Pro's
-/// tiles, a sixth is overlap, and an arena takes about 300 MiB.
+/// tiles, a sixth is overlap, and the arena takes about 130 MiB.
 const STAGE_TILE: usize = 384;
 
 /// The inference plan of one tile of (height, width) LQ pixels of 8 bits.
