@@ -2,6 +2,7 @@
 //! needed.
 
 use super::flags::{MAX_SIDE, count, positive, print, print_json, tell};
+use super::layout::{columns, folded};
 use super::plan_max::largest;
 use super::recipe::{KeyFlags, Layers, Machine, Planning, Unhonoured, settings_of};
 use super::step_time::RunTime;
@@ -322,21 +323,22 @@ pub fn run(args: &Args) -> Result<()> {
         };
         print_json(&report)?;
     } else {
+        let line = |text: String| print(folded(&text, 2, columns()));
         let net = &config.network;
-        print(format_args!(
+        line(format!(
             "{} x{}, LQ {}, {device}, {computes}: {}",
             net.arch, net.scale, config.lq_size, fitted.choice
         ))?;
         if let Some(why) = &fitted.reason {
-            print(why)?;
+            line(why.clone())?;
         }
-        print(Work::new(plan, fitted.choice.accum_iter, &place)?.text())?;
+        line(Work::new(plan, fitted.choice.accum_iter, &place)?.text())?;
         if let Some(time) = time {
-            print(time.text())?;
+            line(time.text())?;
         }
         let comparison = fit.budget.compare(&fitted.memory);
         if refused.is_none() && !comparison.is_empty() {
-            print(format_args!("fits: {comparison}"))?;
+            line(format!("fits: {comparison}"))?;
         }
         if let Some(limit) = sys::memory_limit().filter(|_| fit.budget.host.is_none()) {
             let verdict = if fitted.memory.host_bytes <= limit.bytes {
@@ -344,7 +346,7 @@ pub fn run(args: &Args) -> Result<()> {
             } else {
                 "does not hold"
             };
-            print(format_args!(
+            line(format!(
                 "{} {verdict} the host's part: {}",
                 limit.limit,
                 bytes_text(limit.bytes)

@@ -298,7 +298,7 @@ fn info(place: &SetArgs) -> Result<()> {
     if info.dropped != (0, 0) {
         writeln!(
             out,
-            "             {} flat and {} duplicate patches left out",
+            "             patches left out: {} by their measures, {} as duplicates",
             info.dropped.0, info.dropped.1
         )?;
     }

@@ -329,6 +329,15 @@ pub fn pair(set: &ShardSet, record: u64) -> Result<(RgbImage, RgbImage)> {
     Ok((lq, hr))
 }
 
+/// The name of a pair: that of its image and the position of its patch in the LQ image, as in
+/// `2019/beach_x128_y64`; the number of the record if its tables cannot be read.
+pub fn pair_name(set: &ShardSet, record: u64) -> String {
+    match set.source(record) {
+        Ok(source) => format!("{}_x{}_y{}", source.image, source.x, source.y),
+        Err(_) => format!("record {record}"),
+    }
+}
+
 /// Writes pairs as PNG files `NUMBER_lq.png` and `NUMBER_hr.png` into a folder.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use crate::inference::eval::{ImagePair, find, load_pair};
 use crate::inference::metrics::WINDOW;
 use crate::shard::manifest::MANIFEST_NAME;
 use crate::shard::reader::ShardSet;
-use crate::shard::tools::pair;
+use crate::shard::tools::{pair, pair_name};
 use crate::support::failure::system_cause;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -246,7 +246,7 @@ impl ValidationSet {
                     .get(index)
                     .with_context(|| format!("there is no pair {index}"))?;
                 let (lq, hr) = pair(set, record)?;
-                Ok((format!("record {record}"), ImagePair { lq, hr }))
+                Ok((pair_name(set, record), ImagePair { lq, hr }))
             }
         }
     }
