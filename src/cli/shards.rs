@@ -2,6 +2,7 @@
 //! remove a set. Depends on `shard` alone.
 
 use super::flags::{MAX_COMPUTE_THREADS, count, print, print_json};
+use super::layout::{columns, folded};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use paragon::dataset::recipe::Recipe;
@@ -349,7 +350,7 @@ fn info(place: &SetArgs) -> Result<()> {
             folder.display()
         )?;
     }
-    print(out.trim_end())
+    print(folded(out.trim_end(), 13, columns()))
 }
 
 fn verify(args: &Verify) -> Result<()> {
