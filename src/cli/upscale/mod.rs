@@ -327,9 +327,7 @@ fn upscale_all(
                     input: planned.job.input,
                     reason: format!("{error:#}"),
                 };
-                if is_folder {
-                    progress.warn(&format!("error: {}", failed.text()));
-                }
+                progress.warn(&format!("error: {}", failed.text()));
                 outcome.failed.push(failed);
             }
         }
