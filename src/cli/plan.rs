@@ -323,35 +323,8 @@ pub fn run(args: &Args) -> Result<()> {
         };
         print_json(&report)?;
     } else {
-        let line = |text: String| print(folded(&text, 2, columns()));
-        let net = &config.network;
-        line(format!(
-            "{} x{}, LQ {}, {device}, {computes}: {}",
-            net.arch, net.scale, config.lq_size, fitted.choice
-        ))?;
-        if let Some(why) = &fitted.reason {
-            line(why.clone())?;
-        }
-        line(Work::new(plan, fitted.choice.accum_iter, &place)?.text())?;
-        if let Some(time) = time {
-            line(time.text())?;
-        }
-        let comparison = fit.budget.compare(&fitted.memory);
-        if refused.is_none() && !comparison.is_empty() {
-            line(format!("fits: {comparison}"))?;
-        }
-        if let Some(limit) = sys::memory_limit().filter(|_| fit.budget.host.is_none()) {
-            let verdict = if fitted.memory.host_bytes <= limit.bytes {
-                "holds"
-            } else {
-                "does not hold"
-            };
-            line(format!(
-                "{} {verdict} the host's part: {}",
-                limit.limit,
-                bytes_text(limit.bytes)
-            ))?;
-        }
+        let computes = format!("{device}, {computes}");
+        show_summary(&fit, &fitted, &computes, time, refused.is_none())?;
         if !args.quiet {
             show_memory(args, &fitted, plan)?;
         }
@@ -360,6 +333,47 @@ pub fn run(args: &Args) -> Result<()> {
         tell(format_args!("drawn: {}", path.display()));
     }
     refused.map_or(Ok(()), Err)
+}
+
+/// Prints what a run would need in a few lines: how it computes, the least work, the time, and whether
+/// it fits.
+fn show_summary(
+    fit: &Fit<'_>,
+    fitted: &Fitted,
+    computes: &str,
+    time: Option<RunTime>,
+    fits: bool,
+) -> Result<()> {
+    let net = &fit.config.network;
+    let line = |text: String| print(folded(&text, 2, columns()));
+    line(format!(
+        "{} x{}, LQ {}, {computes}: {}",
+        net.arch, net.scale, fit.config.lq_size, fitted.choice
+    ))?;
+    if let Some(why) = &fitted.reason {
+        line(why.clone())?;
+    }
+    line(Work::new(&fitted.plan, fitted.choice.accum_iter, &fit.place)?.text())?;
+    if let Some(time) = time {
+        line(time.text())?;
+    }
+    let comparison = fit.budget.compare(&fitted.memory);
+    if fits && !comparison.is_empty() {
+        line(format!("fits: {comparison}"))?;
+    }
+    if let Some(limit) = sys::memory_limit().filter(|_| fit.budget.host.is_none()) {
+        let verdict = if fitted.memory.host_bytes <= limit.bytes {
+            "holds"
+        } else {
+            "does not hold"
+        };
+        line(format!(
+            "{} {verdict} the host's part: {}",
+            limit.limit,
+            bytes_text(limit.bytes)
+        ))?;
+    }
+    Ok(())
 }
 
 /// Prints the table of the memory and what needs most at the peak.

@@ -185,11 +185,7 @@ pub(super) fn number(measure: Measure, value: f64) -> String {
 
 fn histogram(out: &mut String, found: &Distribution) -> Result<()> {
     let measure = found.measure;
-    let of = if measure.of_patches() {
-        "patches"
-    } else {
-        "images"
-    };
+    let of = measure.of();
     writeln!(out, "\n  {} of {of}: {}", measure.name(), measure.unit())?;
     let bars = found.bars();
     let most = bars.iter().map(|bar| bar.1).max().unwrap_or(1).max(1);

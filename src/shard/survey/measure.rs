@@ -72,6 +72,15 @@ impl Measure {
         matches!(self, Measure::Detail | Measure::Entropy | Measure::Blur)
     }
 
+    /// What it is of, in the plural.
+    pub fn of(self) -> &'static str {
+        if self.of_patches() {
+            "patches"
+        } else {
+            "images"
+        }
+    }
+
     /// Whether large values are left out; otherwise small ones are.
     pub fn drops_large(self) -> bool {
         matches!(self, Measure::Blockiness | Measure::Noise | Measure::Blur)
