@@ -163,6 +163,7 @@ fn completions_name_the_networks() {
         assert!(script.contains("paragonsr2_photo"), "{shell}");
     }
     let help = run(&["train", "--help"]).ok().stdout;
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(!help.contains("[possible values: nano"), "{help}");
     assert!(help.contains("CosineAnnealingLR or cosine"), "{help}");
     run(&["plan", "--network", "no_such"]).refused(1, &["no_such"]);

@@ -48,7 +48,7 @@ impl Measure {
         match self {
             Measure::Blockiness => "levels of luma",
             Measure::Noise => "sigma in 1/255",
-            Measure::Similarity => "differing bits to the nearest earlier image",
+            Measure::Similarity => "bits to the nearest earlier image",
             Measure::Detail => "levels of luma",
             Measure::Entropy => "bits",
             Measure::Blur => "sigma in HR pixels",
