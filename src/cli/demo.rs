@@ -208,6 +208,7 @@ fn train_network(args: &Args, folders: &Folders) -> Result<RunSummary> {
         restart: true,
         continue_changed: false,
         pretrained: None,
+        milestones_from: None,
         device: DeviceChoice::Cpu,
         precision: None,
         vram: None,

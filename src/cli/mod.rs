@@ -11,6 +11,7 @@ mod eval;
 mod examples;
 mod export;
 mod flags;
+mod layout;
 mod networks;
 mod pages;
 mod plan;

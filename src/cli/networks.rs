@@ -1,6 +1,7 @@
 //! `paragon networks`: lists the networks that can be trained, from their own table.
 
 use super::flags::{print, print_json};
+use super::layout::{columns, folded};
 use anyhow::Result;
 use paragon::config::{alias_settings, value_text};
 use paragon::model::{InFile, KnownNetwork, Setting, known_networks};
@@ -22,16 +23,23 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&networks.iter().map(listed).collect::<Vec<_>>());
     }
-    let texts: Vec<String> = networks.iter().map(as_text).collect();
-    print(format_args!(
+    let columns = columns();
+    let texts: Vec<String> = networks.iter().map(|n| as_text(n, columns)).collect();
+    let text = format!(
         "{}\n\n\
          `train` and `plan` take a setting as --set network_g.NAME=VALUE, and most as a flag of their own; \
          `eval`, `upscale` and `bench` take --network-set NAME=VALUE.",
         texts.join("\n\n")
-    ))
+    );
+    print(folded(&text, 0, columns))
 }
 
-fn as_text(network: &KnownNetwork) -> String {
+/// Column at which the text of a setting begins; on narrow terminals its other lines begin earlier.
+const SETTING_TEXT: usize = 38;
+/// The same of the rows above.
+const ROW_TEXT: usize = 15;
+
+fn as_text(network: &KnownNetwork, columns: Option<usize>) -> String {
     let aliases: Vec<String> = network
         .aliases
         .iter()
@@ -48,23 +56,26 @@ fn as_text(network: &KnownNetwork) -> String {
         })
         .collect();
     let scales: Vec<String> = network.scales.iter().map(usize::to_string).collect();
+    let row = |text: String| folded(&text, ROW_TEXT, columns);
     let mut out = format!(
-        "{}\n  {}\n  other names  {}\n  scales       {}",
+        "{}\n{}\n{}\n{}",
         network.name,
-        network.about,
-        aliases.join(", "),
-        scales.join(", ")
+        folded(&format!("  {}", network.about), 2, columns),
+        row(format!("  other names  {}", aliases.join(", "))),
+        row(format!("  scales       {}", scales.join(", ")))
     );
     for (i, spec) in network.settings.iter().enumerate() {
         let title = if i == 0 { "settings" } else { "" };
-        let _ = write!(
-            out,
-            "\n  {title:11}  {:16} {:6} {} ({})",
+        let line = format!(
+            "  {title:11}  {:16} {:6} {} ({})",
             spec.name,
             value_text(&spec.default()),
             spec.doc,
             spec.allowed()
         );
+        let wide = columns.is_none_or(|columns| columns >= 2 * SETTING_TEXT);
+        let indent = if wide { SETTING_TEXT } else { ROW_TEXT + 2 };
+        let _ = write!(out, "\n{}", folded(&line, indent, columns));
     }
     out
 }

@@ -2,6 +2,7 @@
 //! needed.
 
 use super::flags::{MAX_SIDE, count, positive, print, print_json, tell};
+use super::layout::{columns, folded};
 use super::plan_max::largest;
 use super::recipe::{KeyFlags, Layers, Machine, Planning, Unhonoured, settings_of};
 use super::step_time::RunTime;
@@ -326,34 +327,8 @@ pub fn run(args: &Args) -> Result<()> {
         };
         print_json(&report)?;
     } else {
-        let net = &config.network;
-        print(format_args!(
-            "{} x{}, LQ {}, {device}, {computes}: {}",
-            net.arch, net.scale, config.lq_size, fitted.choice
-        ))?;
-        if let Some(why) = &fitted.reason {
-            print(why)?;
-        }
-        print(Work::new(plan, fitted.choice.accum_iter, &place)?.text())?;
-        if let Some(time) = time {
-            print(time.text())?;
-        }
-        let comparison = fit.budget.compare(&fitted.memory);
-        if refused.is_none() && !comparison.is_empty() {
-            print(format_args!("fits: {comparison}"))?;
-        }
-        if let Some(limit) = sys::memory_limit().filter(|_| fit.budget.host.is_none()) {
-            let verdict = if fitted.memory.host_bytes <= limit.bytes {
-                "holds"
-            } else {
-                "does not hold"
-            };
-            print(format_args!(
-                "{} {verdict} the host's part: {}",
-                limit.limit,
-                bytes_text(limit.bytes)
-            ))?;
-        }
+        let computes = format!("{device}, {computes}");
+        show_summary(&fit, &fitted, &computes, time, refused.is_none())?;
         if !args.quiet {
             show_memory(args, &fitted, plan)?;
         }
@@ -362,6 +337,47 @@ pub fn run(args: &Args) -> Result<()> {
         tell(format_args!("drawn: {}", path.display()));
     }
     refused.map_or(Ok(()), Err)
+}
+
+/// Prints what a run would need in a few lines: how it computes, the least work, the time, and whether
+/// it fits.
+fn show_summary(
+    fit: &Fit<'_>,
+    fitted: &Fitted,
+    computes: &str,
+    time: Option<RunTime>,
+    fits: bool,
+) -> Result<()> {
+    let net = &fit.config.network;
+    let line = |text: String| print(folded(&text, 2, columns()));
+    line(format!(
+        "{} x{}, LQ {}, {computes}: {}",
+        net.arch, net.scale, fit.config.lq_size, fitted.choice
+    ))?;
+    if let Some(why) = &fitted.reason {
+        line(why.clone())?;
+    }
+    line(Work::new(&fitted.plan, fitted.choice.accum_iter, &fit.place)?.text())?;
+    if let Some(time) = time {
+        line(time.text())?;
+    }
+    let comparison = fit.budget.compare(&fitted.memory);
+    if fits && !comparison.is_empty() {
+        line(format!("fits: {comparison}"))?;
+    }
+    if let Some(limit) = sys::memory_limit().filter(|_| fit.budget.host.is_none()) {
+        let verdict = if fitted.memory.host_bytes <= limit.bytes {
+            "holds"
+        } else {
+            "does not hold"
+        };
+        line(format!(
+            "{} {verdict} the host's part: {}",
+            limit.limit,
+            bytes_text(limit.bytes)
+        ))?;
+    }
+    Ok(())
 }
 
 /// Prints the table of the memory and what needs most at the peak.

@@ -3,6 +3,7 @@
 
 use super::data::tell_side;
 use super::flags::{print, print_json, tell};
+use super::layout::{columns, folded};
 use super::recipe::content_of;
 use super::shard_dry_run::dry_run;
 use super::shard_select::SelectArgs;
@@ -400,7 +401,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         print_json(&report)
     } else {
-        print(report.to_string().trim_end())
+        print(folded(report.to_string().trim_end(), 13, columns()))
     }
 }
 

@@ -123,9 +123,7 @@ impl SelectArgs {
     }
 }
 
-/// Width that the text fits into.
-const COLUMNS: usize = 60;
-/// Width of the longest bar.
+/// Width of the longest bar; the text fits 60 columns.
 const LONGEST_BAR: usize = 32;
 
 /// The survey as text.
@@ -168,7 +166,6 @@ pub fn survey_text(survey: &Survey) -> Result<String> {
     for found in &survey.measures {
         histogram(&mut out, found)?;
     }
-    debug_assert!(out.lines().all(|line| line.chars().count() <= COLUMNS));
     Ok(out)
 }
 
@@ -185,11 +182,7 @@ pub(super) fn number(measure: Measure, value: f64) -> String {
 
 fn histogram(out: &mut String, found: &Distribution) -> Result<()> {
     let measure = found.measure;
-    let of = if measure.of_patches() {
-        "patches"
-    } else {
-        "images"
-    };
+    let of = measure.of();
     writeln!(out, "\n  {} of {of}: {}", measure.name(), measure.unit())?;
     let bars = found.bars();
     let most = bars.iter().map(|bar| bar.1).max().unwrap_or(1).max(1);

@@ -220,42 +220,52 @@ fn png(image: &RgbImage) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// The page: a table of quantiles, histograms, and the groups.
-fn page(survey: &Survey, groups: Vec<Group>) -> Result<Page> {
+/// The table of quantiles, with the thresholds.
+fn quantiles(survey: &Survey) -> Table {
     let mut head: Vec<String> = ["measure", "unit", "threshold", "left out"]
         .map(String::from)
         .into();
     head.extend(QUANTILES.iter().map(|q| format!("{}%", q * 100.0)));
-    let mut rows = Vec::new();
-    let mut charts = Vec::new();
-    for found in &survey.measures {
+    let row = |found: &Distribution| {
         let measure = found.measure;
-        let of = if measure.of_patches() {
-            "patches"
-        } else {
-            "images"
-        };
-        let mut row = vec![
-            measure.name().to_string(),
-            measure.unit().to_string(),
-            found
-                .threshold
-                .map_or("-".into(), |t| format!("{} {t}", measure.option())),
-            format!("{} of {} {of}", found.left_out, found.count + found.without),
-        ];
+        let threshold = found.threshold;
         let value = |q: &f64| {
             found
                 .quantile(*q)
                 .map_or("-".into(), |v| number(measure, v))
         };
+        let mut row = vec![
+            measure.name().to_string(),
+            measure.unit().to_string(),
+            threshold.map_or("-".into(), |t| format!("{} {t}", measure.option())),
+            format!(
+                "{} of {} {}",
+                found.left_out,
+                found.count + found.without,
+                measure.of()
+            ),
+        ];
         row.extend(QUANTILES.iter().map(value));
-        rows.push(row);
+        row
+    };
+    Table {
+        title: String::new(),
+        head,
+        rows: survey.measures.iter().map(row).collect(),
+    }
+}
+
+/// The page: a table of quantiles, histograms, and the groups.
+fn page(survey: &Survey, groups: Vec<Group>) -> Result<Page> {
+    let mut charts = Vec::new();
+    for found in &survey.measures {
+        let measure = found.measure;
         let bars = found.bars();
         if !bars.is_empty() {
             charts.push(histogram_svg(&Histogram {
-                title: format!("{} of {of}", measure.name()),
+                title: format!("{} of {}", measure.name(), measure.of()),
                 x_label: measure.unit().to_string(),
-                y_label: of.to_string(),
+                y_label: measure.of().to_string(),
                 bars,
                 threshold: found.threshold,
             })?);
@@ -281,11 +291,7 @@ fn page(survey: &Survey, groups: Vec<Group>) -> Result<Page> {
             "{} images and {} patches measured; {} images and {} patches kept, before duplicates",
             survey.images, survey.patches, survey.images_kept, survey.patches_kept
         ),
-        summary: Some(Table {
-            title: String::new(),
-            head,
-            rows,
-        }),
+        summary: Some(quantiles(survey)),
         headings: Headings {
             charts: "Distributions".to_string(),
             strips: "Examples".to_string(),

@@ -2,6 +2,7 @@
 //! remove a set. Depends on `shard` alone.
 
 use super::flags::{MAX_COMPUTE_THREADS, count, print, print_json};
+use super::layout::{columns, folded};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use paragon::dataset::recipe::Recipe;
@@ -307,7 +308,7 @@ fn info(place: &SetArgs) -> Result<()> {
     if info.dropped != (0, 0) {
         writeln!(
             out,
-            "             {} flat and {} duplicate patches left out",
+            "             patches left out: {} by their measures, {} as duplicates",
             info.dropped.0, info.dropped.1
         )?;
     }
@@ -361,7 +362,7 @@ fn info(place: &SetArgs) -> Result<()> {
             folder.display()
         )?;
     }
-    print(out.trim_end())
+    print(folded(out.trim_end(), 13, columns()))
 }
 
 /// The degradation recipe of a set: name, hash, seed, text.

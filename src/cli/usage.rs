@@ -4,7 +4,7 @@
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
-use paragon::config::words::{foreign, foreign_command, foreign_shards_command};
+use paragon::config::words::{foreign, foreign_command};
 
 /// The commands in the order in which they are searched for a flag.
 const SEARCHED: [&[&str]; 6] = [
@@ -16,6 +16,58 @@ const SEARCHED: [&[&str]; 6] = [
     &["bench", "step"],
 ];
 
+/// Words that other programs have for a subcommand of `shards`, ours, and what it does.
+const SHARDS_WORDS: &[(&str, &str, &str)] = &[
+    (
+        "check test validate fsck scan scrub",
+        "shards verify",
+        "it decodes every pair and names the damaged ones",
+    ),
+    (
+        "stats show describe inspect stat about",
+        "shards info",
+        "it prints what a set holds and how it was made",
+    ),
+    (
+        "ls images names sources",
+        "shards list",
+        "it prints every image of a set",
+    ),
+    (
+        "rm delete del clean",
+        "shards remove",
+        "it deletes a set, or says how to make it anew without an image",
+    ),
+    (
+        "export dump unpack png save",
+        "shards extract",
+        "it writes pairs as PNG files",
+    ),
+    (
+        "preview view contact-sheet",
+        "shards sheet",
+        "it draws pairs of a set side by side",
+    ),
+    (
+        "join concat combine append add",
+        "shards merge",
+        "it merges the parts of one set; `paragon shard --append` adds images",
+    ),
+    (
+        "new make create build",
+        "shard",
+        "it makes a set from a folder of images",
+    ),
+];
+
+/// The subcommand of `shards` that a word means.
+fn shards_command(word: &str) -> Option<(&'static str, &'static str)> {
+    let word = word.to_lowercase();
+    let mut all = SHARDS_WORDS.iter();
+    let found = all.find(|(words, ..)| words.split(' ').any(|w| w == word));
+    found.map(|(_, command, text)| (*command, *text))
+}
+
 /// Adds the answer to an error that is about a word of another trainer. `words` are those of the
 /// command line, without the program.
 pub fn with_answer(mut error: Error, command: &Command, words: &[String]) -> Error {
@@ -25,7 +77,7 @@ pub fn with_answer(mut error: Error, command: &Command, words: &[String]) -> Err
         ErrorKind::InvalidSubcommand => text(&error, ContextKind::InvalidSubcommand)
             .and_then(|word| {
                 let in_shards = words.first().is_some_and(|first| first == "shards");
-                let of_shards = in_shards.then(|| foreign_shards_command(&word));
+                let of_shards = in_shards.then(|| shards_command(&word));
                 of_shards.unwrap_or_else(|| foreign_command(&word))
             })
             .map(|(command, text)| format!("paragon has `{command}`: {text}")),

@@ -218,6 +218,17 @@ impl Settings {
     }
 
     /// Where a value came from, as the beginning of a message: `FILE: line 3: `, or nothing.
+    /// The key and where the option file has it, for messages: `train.scheduler.milestones in
+    /// a.yml, line 12`. `None`: the value is not from a file.
+    pub fn place_in_file(&self, path: &str) -> Option<String> {
+        let key = KEYS.iter().position(|key| key.path == path)?;
+        match self.origins.get(key)? {
+            Origin::Line(line) => Some(format!("{path} in {}, line {line}", self.file)),
+            Origin::Imported => Some(format!("{path} in {}", self.file)),
+            _ => None,
+        }
+    }
+
     fn place(&self, key: usize) -> String {
         let file = if self.file.is_empty() {
             String::new()

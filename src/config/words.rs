@@ -92,57 +92,6 @@ pub fn foreign_command(word: &str) -> Option<(&'static str, &'static str)> {
     found.map(|(_, command, text)| (*command, *text))
 }
 
-/// The subcommand of `shards` for a word that other programs use.
-pub fn foreign_shards_command(word: &str) -> Option<(&'static str, &'static str)> {
-    let word = normal(word);
-    let mut all = FOREIGN_SHARDS_COMMANDS.iter();
-    let found = all.find(|(words, ..)| words.split(' ').any(|w| w == word));
-    found.map(|(_, command, text)| (*command, *text))
-}
-
-const FOREIGN_SHARDS_COMMANDS: &[ForeignCommand] = &[
-    (
-        "check test validate fsck scan scrub",
-        "shards verify",
-        "it decodes every pair and names the damaged ones",
-    ),
-    (
-        "stats show describe inspect stat about",
-        "shards info",
-        "it prints what a set holds and how it was made",
-    ),
-    (
-        "ls images names sources",
-        "shards list",
-        "it prints every image of a set",
-    ),
-    (
-        "rm delete del clean",
-        "shards remove",
-        "it deletes a set, or says how to make it anew without an image",
-    ),
-    (
-        "export dump unpack png save",
-        "shards extract",
-        "it writes pairs as PNG files",
-    ),
-    (
-        "preview view contact-sheet",
-        "shards sheet",
-        "it draws pairs of a set side by side",
-    ),
-    (
-        "join concat combine append add",
-        "shards merge",
-        "it merges the parts of one set; `paragon shard --append` adds images",
-    ),
-    (
-        "new make create build",
-        "shard",
-        "it makes a set from a folder of images",
-    ),
-];
-
 /// Commands of other trainers, paragon's command, and what it does.
 type ForeignCommand = (&'static str, &'static str, &'static str);
 

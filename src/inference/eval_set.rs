@@ -98,13 +98,13 @@ impl EvalSet {
         }
     }
 
-    /// The name of a pair: that of its image, or the number of its record.
+    /// The name of a pair: that of its image, in a set of shards with the position of its patch.
     pub fn name(&self, index: usize) -> String {
         match &self.pairs {
             Pairs::Images(sources) => sources
                 .get(index)
                 .map_or_else(String::new, |source| source.name.clone()),
-            Pairs::Shards(_) => format!("record {index}"),
+            Pairs::Shards(set) => tools::pair_name(set, index as u64),
         }
     }
 

@@ -16,7 +16,7 @@ pub use architecture::{Recipe, Stages, Tiling};
 pub use error::{Error, Mismatch, Purpose};
 pub use file::{
     LoadedModel, Located, ModelHints, ModelMeta, Pretrained, load_model, locate, read_model,
-    read_pretrained, write_model,
+    read_pretrained, read_pretrained_or_network, write_model,
 };
 pub(crate) use file::{STATE_METADATA_KEY, model_bytes};
 pub use params::{Init, Param, ParamTable};

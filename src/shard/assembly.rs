@@ -94,8 +94,12 @@ impl Assembly {
         }
     }
 
-    /// The rejection of an image that resembles an earlier one.
+    /// The rejection of an image that resembles an earlier one. An image without pairs is rejected for
+    /// that: in a set of parts, the merge does not know it.
     fn near_duplicate(&self, job: &Job, converted: &Converted) -> Result<Option<Rejected>> {
+        if converted.records.is_empty() {
+            return Ok(None);
+        }
         let found = self.near.as_ref().zip(converted.hash);
         let Some((location, bits)) = found.and_then(|(near, hash)| near.find(hash)) else {
             return Ok(None);

@@ -12,6 +12,15 @@ use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use std::path::Path;
 
+/// The name of a pair: that of its image and the position of its patch in the LQ image, as in
+/// `2019/beach_x128_y64`; the number of the record if its tables cannot be read.
+pub fn pair_name(set: &ShardSet, record: u64) -> String {
+    match set.source(record) {
+        Ok(source) => format!("{}_x{}_y{}", source.image, source.x, source.y),
+        Err(_) => format!("record {record}"),
+    }
+}
+
 /// Reads pairs as images. From a set of HR alone a recipe makes the LQ, with draws that depend on
 /// the record alone, so that everybody who reads a record with one recipe sees the same pair.
 pub struct PairReader<'a> {

@@ -175,8 +175,8 @@ impl fmt::Display for Report {
             row(
                 "",
                 format!(
-                    "{} flat and {} duplicate patches of {} left out",
-                    self.flat, self.duplicates, self.patches
+                    "of {} patches {} left out by their measures, {} as duplicates",
+                    self.patches, self.flat, self.duplicates
                 ),
             )?;
         }

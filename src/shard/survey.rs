@@ -214,18 +214,29 @@ impl Run {
             resembles: None,
         };
         let noisy = self.count(Measure::Noise, measured.noise, example);
-        let mut left_out = self.count(Measure::Blockiness, measured.blockiness, example) || noisy;
-        if !left_out {
-            let nearest = nearest(&self.hashes, measured.hash);
-            let example = Example {
-                resembles: nearest.map(|(at, _)| self.numbers[at]),
-                ..example
-            };
-            let bits = nearest.map(|(_, bits)| f64::from(bits));
-            left_out = self.count(Measure::Similarity, bits, example);
+        let blocky = self.count(Measure::Blockiness, measured.blockiness, example);
+        let kept = self.add_patches(&measured.patches, example);
+        if noisy || blocky || kept == 0 {
+            return;
         }
+        let nearest = nearest(&self.hashes, measured.hash);
+        let example = Example {
+            resembles: nearest.map(|(at, _)| self.numbers[at]),
+            ..example
+        };
+        let bits = nearest.map(|(_, bits)| f64::from(bits));
+        if !self.count(Measure::Similarity, bits, example) {
+            self.numbers.push(number);
+            self.hashes.push(measured.hash);
+            self.survey.images_kept += 1;
+            self.survey.patches_kept += kept;
+        }
+    }
+
+    /// Adds the patches of an image. Returns how many of them are not left out.
+    fn add_patches(&mut self, patches: &[MeasuredPatch], example: Example) -> u64 {
         let mut kept = 0;
-        for patch in &measured.patches {
+        for patch in patches {
             let example = Example {
                 at: Some(patch.at),
                 ..example
@@ -236,11 +247,6 @@ impl Run {
             }
             kept += u64::from(!dropped);
         }
-        if !left_out && kept > 0 {
-            self.numbers.push(number);
-            self.hashes.push(measured.hash);
-            self.survey.images_kept += 1;
-            self.survey.patches_kept += kept;
-        }
+        kept
     }
 }

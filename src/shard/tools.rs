@@ -7,7 +7,7 @@ use super::error::{Error, is_newer};
 use super::manifest::{DEGRADE, Manifest, shard_name};
 #[cfg(feature = "report")]
 pub use super::pairs::sheet;
-pub use super::pairs::{PairReader, extract, pair};
+pub use super::pairs::{PairReader, extract, pair, pair_name};
 use super::reader::{Crop, Io, Scratch, ShardSet};
 use super::shard_reader::ShardReader;
 use crate::support::failure;

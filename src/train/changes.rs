@@ -256,7 +256,8 @@ pub(super) fn rate_change(
 
 impl TrainConfig {
     /// What to say about a warm-up or milestones that do not fit the number of iterations.
-    pub fn schedule_advice(&self) -> Vec<String> {
+    /// `milestones_from` is the key and the file that gave the milestones; `None`: not a file.
+    pub fn schedule_advice(&self, milestones_from: Option<&str>) -> Vec<String> {
         let (total, schedule) = (self.total_iter, &self.schedule);
         let mut out = Vec::new();
         if schedule.warmup >= total && schedule.warmup > 1 {
@@ -293,10 +294,13 @@ impl TrainConfig {
         } else {
             return out;
         };
-        out.push(format!(
-            "{what}; without --milestones they are {}",
-            usual.join(",")
-        ));
+        out.push(match milestones_from {
+            Some(place) => format!(
+                "{what}; they are set by {place}, and without it they are {}: --milestones {0}",
+                usual.join(",")
+            ),
+            None => format!("{what}; without --milestones they are {}", usual.join(",")),
+        });
         out
     }
 }
@@ -420,12 +424,25 @@ mod tests {
                 milestones: milestones.to_vec(),
                 gamma: 0.5,
             };
-            config.schedule_advice().join("\n")
+            config.schedule_advice(None).join("\n")
         };
         assert_eq!(with(40_000, 1000, &[30_000, 35_000]), "");
         assert!(with(300, 1000, &[200]).contains("only reaches 6.30e-5 of 2.10e-4"));
         assert!(with(300, 7, &[30_000]).contains("not reached in 300"));
         assert!(with(200_000, 7, &[30_000, 35_000]).contains("165000 of 200000"));
         assert_eq!(with(100, 2, &[]), "");
+        let mut config = config();
+        config.total_iter = 300;
+        config.schedule.decay = Decay::MultiStep {
+            milestones: vec![30_000],
+            gamma: 0.5,
+        };
+        let advice = config.schedule_advice(Some("train.scheduler.milestones in a.yml"));
+        let advice = advice.join("\n");
+        assert!(
+            advice.contains("set by train.scheduler.milestones in a.yml"),
+            "{advice}"
+        );
+        assert!(advice.contains("--milestones 225,262"), "{advice}");
     }
 }

@@ -81,6 +81,9 @@ pub struct RunOptions {
     pub continue_changed: bool,
     /// Network file with start values for a run that begins, and whether all tensors must fit.
     pub pretrained: Option<(PathBuf, bool)>,
+    /// The key and the option file that gave the milestones of the schedule, for a note about them;
+    /// `None`: not a file.
+    pub milestones_from: Option<String>,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Type of activations, or, on the CPU, of the products of dense convolutions; `None` for f32 on

@@ -6,7 +6,7 @@ use super::changes::rate_change;
 use super::state_files::newest_state;
 use super::{Level, OpenLine, Report, RunOptions, State, TrainConfig};
 use crate::loader::Sources;
-use crate::model::{ModelHints, Pretrained, Purpose, load_model, locate, read_pretrained};
+use crate::model::{Network, Pretrained, Purpose, locate, read_pretrained_or_network};
 use crate::support::lock::{FolderLock, lock_folder};
 use anyhow::{Result, anyhow, bail, ensure};
 use std::path::Path;
@@ -96,10 +96,13 @@ fn fresh_state(
             let located = locate(path, Purpose::Start)?;
             let notes = located.note.iter();
             notes.for_each(|note| report(Level::Info, note));
-            let read = read_pretrained(&located.path, &config.network, start, *strict);
-            read.map_err(|error| match other_network(&located.path, config) {
-                Some(text) => anyhow!("{error}\n{text}"),
-                None => error.into(),
+            let read = read_pretrained_or_network(&located.path, &config.network, start, *strict);
+            read.map_err(|(error, held)| {
+                let error = anyhow::Error::from(error);
+                match held.and_then(|network| other_network(network, config)) {
+                    Some(text) => anyhow!("{error:#}\n{text}"),
+                    None => error,
+                }
             })?
         };
         let fit = if mismatches.is_empty() {
@@ -129,8 +132,7 @@ fn fresh_state(
 }
 
 /// Which network a file holds, if it is another one than that of a run, and how to choose it.
-fn other_network(file: &Path, config: &TrainConfig) -> Option<String> {
-    let network = load_model(file, &ModelHints::default()).ok()?.net;
+fn other_network(network: Network, config: &TrainConfig) -> Option<String> {
     let name = format!("{} x{}", network.arch, network.scale);
     if network.scale != config.network.scale {
         return Some(format!(

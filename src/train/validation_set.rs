@@ -11,7 +11,7 @@ use crate::inference::metrics::WINDOW;
 use crate::loader::degrade_bytes;
 use crate::shard::manifest::MANIFEST_NAME;
 use crate::shard::reader::ShardSet;
-use crate::shard::tools::PairReader;
+use crate::shard::tools::{PairReader, pair_name};
 use crate::support::failure::system_cause;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -282,7 +282,7 @@ impl ValidationSet {
                     .get(index)
                     .with_context(|| format!("there is no pair {index}"))?;
                 let (lq, hr) = PairReader::new(set, degrade.as_deref())?.read(record, 0)?;
-                Ok((format!("record {record}"), ImagePair { lq, hr }))
+                Ok((pair_name(set, record), ImagePair { lq, hr }))
             }
         }
     }

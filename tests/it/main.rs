@@ -24,6 +24,7 @@ mod every_network;
 mod export_cli;
 mod export_onnx;
 mod f64_reference;
+mod first_hour;
 mod fuzz_common;
 mod golden_network;
 mod golden_reference;

@@ -9,6 +9,7 @@ pub use table::print_table;
 use super::ModelArgs;
 use super::data::tell_side;
 use super::flags::{print, print_json, tell};
+use super::layout::{columns, folded};
 use super::upscale::file_of;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
@@ -295,10 +296,11 @@ fn print_report(report: &Report, set: &EvalSet, (scale, crop): (usize, u32)) -> 
         }
     }
     let count = report.models.first().map_or(0, |m| m.images.len());
-    print(format_args!(
+    let text = format!(
         "{count} images; LQ {}; {crop} pixels cut off at each edge (--crop-border)",
         set.lq
-    ))
+    );
+    print(folded(&text, 2, columns()))
 }
 
 /// Checks the memory of the largest pair against the budget. An error in a header is reported

@@ -126,6 +126,7 @@ pub fn run(args: &Args) -> Result<()> {
             .path("path.pretrain_network_g")
             .map(|path| (path, settings.is_on("path.strict_load_g"))),
         settings: Some(effective),
+        milestones_from: settings.place_in_file("train.scheduler.milestones"),
         device: machine.device,
         precision: machine.precision,
         vram: machine.vram,

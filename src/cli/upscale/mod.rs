@@ -150,13 +150,7 @@ pub fn run(args: &Args) -> Result<()> {
     if is_folder {
         create_folder(&args.output)?;
     }
-    let progress = if is_folder && args.quiet {
-        Progress::warnings_only()
-    } else if is_folder {
-        Progress::new("upscale", planned.len() as u64, "images")
-    } else {
-        Progress::hidden()
-    };
+    let progress = progress(args, is_folder, planned.len());
     upscale_all(
         &mut upscaler,
         planned,
@@ -172,6 +166,15 @@ pub fn run(args: &Args) -> Result<()> {
         )?)?;
     }
     conclude(args, is_folder, outcome, total, (memory, started))
+}
+
+/// The display of a folder's images.
+fn progress(args: &Args, is_folder: bool, images: usize) -> Progress {
+    match (is_folder, args.quiet) {
+        (true, false) => Progress::new("upscale", images as u64, "images"),
+        (true, true) => Progress::warnings_only(),
+        (false, _) => Progress::hidden(),
+    }
 }
 
 /// Refuses an input or output that cannot be used; returns whether the input is a folder.
@@ -267,9 +270,7 @@ fn upscale_all(
                     input: planned.job.input,
                     reason: format!("{error:#}"),
                 };
-                if is_folder {
-                    progress.warn(&format!("error: {}", failed.text()));
-                }
+                progress.warn(&format!("error: {}", failed.text()));
                 outcome.failed.push(failed);
             }
         }

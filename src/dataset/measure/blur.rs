@@ -36,6 +36,12 @@ impl BlurMeasure {
         side * side * (1 + 2 + 4) + 4 * side
     }
 
+    /// Bytes that the buffers take now.
+    #[cfg(test)]
+    pub(super) fn bytes_taken(&self) -> usize {
+        4 * self.columns.len() + 2 * self.blurred.len() + 4 * self.ratios.len()
+    }
+
     /// Blur in pixels, as the deviation of a Gaussian, up to 10. A sharp photograph has 0.5 to 1.
     /// `None`: the patch shows too few edges to say, as sky or a wall does.
     ///

@@ -201,6 +201,21 @@ fn buffers_of_one_patch_do_not_matter_to_the_next() {
 }
 
 #[test]
+fn the_memory_is_what_is_stated() {
+    for image in photographs() {
+        let luma = Luma::new(&image);
+        let pixels = u64::from(image.width()) * u64::from(image.height());
+        assert_eq!(luma.values.len() as u64, pixels);
+        let patch = imageops::crop_imm(&image, 0, 0, 256, 256).to_image();
+        let patch = Luma::new(&patch);
+        let mut blur = BlurMeasure::default();
+        blur.measure(&patch);
+        let taken = patch.values.len() + blur.bytes_taken();
+        assert!(taken as u64 <= BlurMeasure::bytes(256), "{taken}");
+    }
+}
+
+#[test]
 fn entropy_is_exact() {
     let of = |values: Vec<u8>| {
         entropy(&Luma {

@@ -18,7 +18,7 @@ mod write;
 mod tests;
 
 pub use locate::{Located, locate};
-pub use pretrained::{Pretrained, read_pretrained};
+pub use pretrained::{Pretrained, read_pretrained, read_pretrained_or_network};
 pub use read::{LoadedModel, ModelHints, load_model, read_model};
 pub(crate) use write::model_bytes;
 pub use write::{ModelMeta, write_model};

@@ -3,6 +3,7 @@
 
 use super::container::{Contents, contents, read_bytes, refused};
 use super::foreign;
+use super::read::{ModelHints, load_model_bytes};
 use super::tensors::{label, mismatch, mismatches, read_values};
 use crate::model::error::{Mismatch, Purpose};
 use crate::model::{Error, Network};
@@ -34,13 +35,30 @@ pub struct Pretrained {
 pub fn read_pretrained(
     path: &Path,
     net: &Network,
-    mut start: Vec<f32>,
+    start: Vec<f32>,
     strict: bool,
 ) -> Result<Pretrained, Error> {
-    net.check()?;
-    let bytes = read_bytes(path)?;
-    let (taken, mismatches, source) =
-        take_values(&bytes, net, &mut start, strict).map_err(refused(path, Purpose::Start))?;
+    read_pretrained_or_network(path, net, start, strict).map_err(|(error, _)| error)
+}
+
+/// [`read_pretrained`], whose error comes with the network that the file holds, where it can be
+/// recognised. The file is read once.
+///
+/// # Errors
+/// Those of [`read_pretrained`].
+pub fn read_pretrained_or_network(
+    path: &Path,
+    net: &Network,
+    mut start: Vec<f32>,
+    strict: bool,
+) -> Result<Pretrained, (Error, Option<Network>)> {
+    net.check().map_err(|error| (error, None))?;
+    let bytes = read_bytes(path).map_err(|error| (error, None))?;
+    let taken = take_values(&bytes, net, &mut start, strict);
+    let (taken, mismatches, source) = taken.map_err(|error| {
+        let held = load_model_bytes(&bytes, &ModelHints::default()).ok();
+        (refused(path, Purpose::Start)(error), held.map(|m| m.net))
+    })?;
     Ok(Pretrained {
         values: start,
         taken,

@@ -163,14 +163,7 @@ impl Serialize for Distribution {
         let mut out = to.serialize_struct("Distribution", 12)?;
         out.serialize_field("measure", &self.measure)?;
         out.serialize_field("unit", self.measure.unit())?;
-        out.serialize_field(
-            "of",
-            if self.measure.of_patches() {
-                "patches"
-            } else {
-                "images"
-            },
-        )?;
+        out.serialize_field("of", self.measure.of())?;
         out.serialize_field("count", &self.count)?;
         out.serialize_field("without", &self.without)?;
         out.serialize_field("least", &self.span.map(|s| s.0))?;

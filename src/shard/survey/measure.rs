@@ -48,7 +48,7 @@ impl Measure {
         match self {
             Measure::Blockiness => "levels of luma",
             Measure::Noise => "sigma in 1/255",
-            Measure::Similarity => "differing bits to the nearest earlier image",
+            Measure::Similarity => "bits to the nearest earlier image",
             Measure::Detail => "levels of luma",
             Measure::Entropy => "bits",
             Measure::Blur => "sigma in HR pixels",
@@ -70,6 +70,15 @@ impl Measure {
     /// Whether it is of patches; otherwise it is of images.
     pub fn of_patches(self) -> bool {
         matches!(self, Measure::Detail | Measure::Entropy | Measure::Blur)
+    }
+
+    /// What it is of, in the plural.
+    pub fn of(self) -> &'static str {
+        if self.of_patches() {
+            "patches"
+        } else {
+            "images"
+        }
     }
 
     /// Whether large values are left out; otherwise small ones are.

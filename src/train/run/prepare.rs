@@ -246,7 +246,10 @@ impl Preparation<'_> {
             .for_each(|reason| (self.report)(Level::Warning, reason));
         if *fresh {
             // A run that is resumed keeps its schedule.
-            for advice in fitted.config.schedule_advice() {
+            for advice in fitted
+                .config
+                .schedule_advice(options.milestones_from.as_deref())
+            {
                 (self.report)(Level::Warning, &format!("note: {advice}"));
             }
         }
