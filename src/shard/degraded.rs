@@ -117,7 +117,7 @@ impl PatchDegrader {
 
 /// The key of an image for the draws of its patches: its pixels and not its name, so that copies of
 /// an image give the same pairs, which are then found as duplicates.
-pub(crate) fn image_key(image: &RgbImage) -> u64 {
+pub(crate) fn pixel_key(image: &RgbImage) -> u64 {
     let (width, height) = image.dimensions();
     let crc = crc32fast::hash(image.as_raw());
     key(&[crc.into(), width.into(), height.into()])

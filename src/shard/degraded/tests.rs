@@ -145,7 +145,7 @@ fn a_patch_is_made_from_what_surrounds_it() {
             height: h as usize,
         };
         let (x, y) = (source.x as usize, source.y as usize);
-        let draws = draws_of_patch(0, image_key(&image), source.x, source.y, 0);
+        let draws = draws_of_patch(0, pixel_key(&image), source.x, source.y, 0);
         let mut lq = vec![0; 16 * 16 * 3];
         let patch = LqPatch { x, y, size: 16 };
         patches.make(pixels, patch, &draws, &mut lq).unwrap();
