@@ -147,6 +147,23 @@ const EXAMPLES: &[Examples] = &[
         ],
     ),
     (
+        &["degrade"],
+        &[
+            (
+                "paragon degrade Photos sheet.png --recipe real-esrgan --scale 4",
+                "a contact sheet: HR beside four LQ, with the parameters of each",
+            ),
+            (
+                "paragon degrade photo.png --recipe jpeg --scale 1 --explain",
+                "only the drawn parameters, as text",
+            ),
+            (
+                "paragon degrade --show web",
+                "the file of a preset, as a start for one's own",
+            ),
+        ],
+    ),
+    (
         &["plan"],
         &[
             (

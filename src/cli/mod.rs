@@ -6,6 +6,7 @@ mod bench_step;
 mod bench_upscale;
 mod config;
 mod data;
+mod degrade;
 mod demo;
 mod eval;
 mod examples;
@@ -51,6 +52,7 @@ enum Command {
     Synth(synth::Args),
     Shard(shard::Args),
     Shards(shards::Args),
+    Degrade(degrade::Args),
     Plan(Box<plan::Args>),
     Train(Box<train::Args>),
     Config(config::Args),
@@ -210,6 +212,7 @@ fn run(command: Command) -> Result<()> {
         Command::Synth(args) => synth::run(&args),
         Command::Shard(args) => shard::run(&args),
         Command::Shards(args) => shards::run(&args),
+        Command::Degrade(args) => degrade::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Config(args) => config::run(&args),

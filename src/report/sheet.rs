@@ -30,7 +30,7 @@ pub struct Panel<'a> {
     pub image: &'a RgbImage,
     /// Text above the image; ASCII.
     pub title: String,
-    /// Text below the image; ASCII, may be empty.
+    /// Text below the image, of one or more lines; ASCII, may be empty.
     pub note: String,
 }
 
@@ -60,7 +60,8 @@ struct Layout {
     columns: Vec<u32>,
     rows: Vec<u32>,
     has_title: bool,
-    has_note: bool,
+    /// Lines of the longest note.
+    note_lines: u32,
 }
 
 impl Layout {
@@ -96,7 +97,7 @@ impl Layout {
         let large = rows.iter().all(|row| {
             row.iter()
                 .enumerate()
-                .all(|(c, p)| fits(&p.title, c) && fits(&p.note, c))
+                .all(|(c, p)| fits(&p.title, c) && p.note.lines().all(|line| fits(line, c)))
         });
         Ok(Layout {
             zoom,
@@ -107,18 +108,31 @@ impl Layout {
                 .collect(),
             columns,
             has_title: panels().any(|p| !p.title.is_empty()),
-            has_note: panels().any(|p| !p.note.is_empty()),
+            note_lines: panels().map(|p| p.note.lines().count() as u32).max().unwrap_or(0),
         })
     }
 
-    /// Height of a line of text with its distance from the image; 0 if there is no text.
-    fn line(&self, present: bool) -> u32 {
-        if present { 8 * self.pen + TEXT_GAP } else { 0 }
+    /// Height of the title with its distance from the image; 0 if there is none.
+    fn title(&self) -> u32 {
+        u32::from(self.has_title) * (8 * self.pen + TEXT_GAP)
+    }
+
+    /// Distance from a line of a note to the next.
+    fn leading(&self) -> u32 {
+        10 * self.pen
+    }
+
+    /// Height of the notes with their distance from the image; 0 if there are none.
+    fn notes(&self) -> u32 {
+        match self.note_lines {
+            0 => 0,
+            lines => 8 * self.pen + TEXT_GAP + (lines - 1) * self.leading(),
+        }
     }
 
     fn size(&self) -> Result<(u32, u32)> {
         let sum = |lengths: &[u32]| lengths.iter().map(|&l| u64::from(l)).sum::<u64>();
-        let text = u64::from(self.line(self.has_title) + self.line(self.has_note));
+        let text = u64::from(self.title() + self.notes());
         let width = u64::from(2 * MARGIN)
             + sum(&self.columns)
             + (self.columns.len() as u64 - 1) * u64::from(GAP);
@@ -141,7 +155,7 @@ fn draw(rows: &[Vec<Panel>]) -> Result<RgbImage> {
     let mut top = MARGIN;
     for (row, &tall) in rows.iter().zip(&layout.rows) {
         let mut left = MARGIN;
-        let below_title = top + layout.line(layout.has_title);
+        let below_title = top + layout.title();
         for (panel, &wide) in row.iter().zip(&layout.columns) {
             let (w, h) = (
                 panel.image.width() * layout.zoom,
@@ -150,16 +164,13 @@ fn draw(rows: &[Vec<Panel>]) -> Result<RgbImage> {
             let (x, y) = (left + (wide - w) / 2, below_title + (tall - h) / 2);
             centred(&mut sheet, &panel.title, (left, top, wide), layout.pen, INK);
             place(&mut sheet, panel.image, (x, y), layout.zoom);
-            centred(
-                &mut sheet,
-                &panel.note,
-                (left, below_title + tall + TEXT_GAP, wide),
-                layout.pen,
-                FAINT,
-            );
+            for (i, line) in panel.note.lines().enumerate() {
+                let place = below_title + tall + TEXT_GAP + i as u32 * layout.leading();
+                centred(&mut sheet, line, (left, place, wide), layout.pen, FAINT);
+            }
             left += wide + GAP;
         }
-        top = below_title + tall + layout.line(layout.has_note) + ROW_GAP;
+        top = below_title + tall + layout.notes() + ROW_GAP;
     }
     Ok(sheet)
 }
