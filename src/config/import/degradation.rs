@@ -83,6 +83,7 @@ pub(super) fn recipe(root: &Node, keys: &[(String, String)]) -> Result<ImportedR
     let mut out = ImportedRecipe::default();
     for (path, value) in keys {
         let name = path.rsplit('.').next().unwrap_or(path);
+        let stage = name.trim_end_matches(|c: char| c.is_ascii_digit());
         if chain.taken.iter().any(|taken| taken == name) {
             out.taken.push(path.clone());
         } else if name == "high_order_degradation" {
@@ -95,7 +96,7 @@ pub(super) fn recipe(root: &Node, keys: &[(String, String)]) -> Result<ImportedR
                 let reason = (*reason).to_string();
                 out.missing.push((path.clone(), value.clone(), reason));
             }
-        } else if WITHOUT_EFFECT.contains(&name) || name.contains("debug") {
+        } else if WITHOUT_EFFECT.contains(&stage) || name.contains("debug") {
             out.without_effect.push((path.clone(), value.clone()));
         } else {
             let reason = "no step of a recipe has this key".to_string();
@@ -440,9 +441,9 @@ impl<'a> Chain<'a> {
         };
         let first: Vec<Json> = resized.iter().cloned().chain([jpeg.clone()]).collect();
         let last: Vec<Json> = [jpeg].into_iter().chain(resized).collect();
-        Ok(vec![
-            json!({"one_of": {"choices": [{"steps": first}, {"steps": last}]}}),
-        ])
+        Ok(vec![json!({"one_of": {"choices": [
+            {"weight": 0.5, "steps": first}, {"weight": 0.5, "steps": last},
+        ]}})])
     }
 }
 

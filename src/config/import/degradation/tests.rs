@@ -91,7 +91,7 @@ fn the_options_of_real_esrgan_are_its_second_order_chain() {
         .honoured
         .iter()
         .filter(|(_, o)| *o == "data.degrade");
-    assert_eq!(of_degrade.count(), 29);
+    assert_eq!(of_degrade.count(), 28);
 }
 
 #[test]
