@@ -8,7 +8,7 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage, imageops};
 use paragon::dataset::decode::{Limits, decode};
 use paragon::dataset::recipe::image_key;
 use paragon::dataset::scan::{ENDINGS, ImageFile, list_images};
-use paragon::degrade::{Degrader, DrawnStep, Draws, HrView, Recipe};
+use paragon::degrade::{Degrader, Draws, DrawnStep, HrView, Recipe};
 use paragon::report::sheet::{Panel, comparison};
 use paragon::support::budget::{Budget, PROGRAM_BYTES};
 use paragon::support::files;
@@ -130,7 +130,8 @@ fn steps(as_json: bool) -> Result<()> {
             let entry = |[key, default, accepted, about]: &[String; 4]| json!({"key": key, "default": default, "accepted": accepted, "about": about});
             keys.iter().map(entry).collect()
         };
-        let entry = |s: &paragon::degrade::StepReference| json!({"step": s.name, "about": s.about, "keys": keys(&s.keys)});
+        let entry =
+            |s: &paragon::degrade::StepReference| json!({"step": s.name, "about": s.about, "keys": keys(&s.keys)});
         return print_json(&reference.iter().map(entry).collect::<Vec<_>>());
     }
     let mut out = String::new();
@@ -197,11 +198,7 @@ fn degraded(args: &Args, recipe: &Recipe, file: &ImageFile) -> Result<Shown> {
         .image;
     let scale = args.scale as u32;
     let side = |n: u32| {
-        let n = if args.whole {
-            n
-        } else {
-            n.min(args.size as u32)
-        };
+        let n = if args.whole { n } else { n.min(args.size as u32) };
         n / scale * scale
     };
     let (w, h) = (side(image.width()), side(image.height()));
@@ -252,15 +249,9 @@ fn write(out: &Path, shown: &[Shown]) -> Result<PathBuf> {
     }
     files::create_folder(out)?;
     for (i, image) in shown.iter().enumerate() {
-        save(
-            &out.join(format!("{}-hr.png", image.file_name(i))),
-            &image.hr,
-        )?;
+        save(&out.join(format!("{}-hr.png", image.file_name(i))), &image.hr)?;
         for (variant, (lq, _)) in image.variants.iter().enumerate() {
-            save(
-                &out.join(format!("{}-lq{variant}.png", image.file_name(i))),
-                lq,
-            )?;
+            save(&out.join(format!("{}-lq{variant}.png", image.file_name(i))), lq)?;
         }
     }
     let path = out.join("sheet.png");
@@ -362,9 +353,7 @@ fn report(args: &Args, recipe: &Recipe, shown: &[Shown], sheet: Option<&Path>) -
         for image in shown {
             for (i, (_, steps)) in image.variants.iter().enumerate() {
                 writeln!(out, "{}, variant {i}:", one_line(&image.name))?;
-                steps
-                    .iter()
-                    .try_for_each(|step| writeln!(out, "  {step}"))?;
+                steps.iter().try_for_each(|step| writeln!(out, "  {step}"))?;
             }
         }
     }
@@ -396,9 +385,6 @@ mod tests {
         let steps = Degrader::new(&recipe, 1, 8, 8).explain(&Draws::new(0, 0, 0, 0), 8, 8);
         let text = wrapped(&steps, 25);
         assert!(text.lines().all(|line| line.len() <= 25), "{text}");
-        assert!(
-            text.lines().count() >= 4 && text.ends_with("jpeg q50, 420"),
-            "{text}"
-        );
+        assert!(text.lines().count() >= 4 && text.ends_with("jpeg q50, 420"), "{text}");
     }
 }
