@@ -33,9 +33,8 @@ use std::sync::Arc;
 /// training.
 ///
 /// Finds HR and LQ images that belong together, or makes the LQ from the HR by a filter or by a
-/// degradation recipe. Files that cannot be
-/// used are listed with the reason. An interrupted run resumes when the same command is
-/// given again.
+/// degradation recipe. Files that cannot be used are listed with the reason. An interrupted run
+/// resumes when the same command is given again.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folders of the images: HR alone, or with HR and LQ below it (hr/lq, HR/LR_bicubic/X2,
@@ -110,7 +109,8 @@ pub struct Args {
     /// Options that are not given are those of the set
     #[arg(long, conflicts_with = "overwrite")]
     append: bool,
-    /// Seed of the random choices: filters, blurs, degradations, and which images are held out [default: 0]
+    /// Seed of the random choices: filters, blurs, degradations, and which images are held out
+    /// [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// How pairs are stored [default: predict]

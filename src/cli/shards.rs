@@ -382,10 +382,19 @@ fn degrade_text(recipe: &DegradeInfo) -> Result<String> {
             one_line(error.as_deref().unwrap_or_default())
         )?,
     }
-    for line in recipe.text.lines() {
+    for line in lines_of(&recipe.text) {
         writeln!(out, "             {}", one_line(line).trim_end())?;
     }
     Ok(out)
+}
+
+/// The text of a recipe in lines: its steps one by one, or the text as it is where it is no JSON.
+fn lines_of(text: &str) -> Vec<String> {
+    let json: Option<serde_json::Value> = serde_json::from_str(text).ok();
+    match json.as_ref().and_then(|json| json["steps"].as_array()) {
+        Some(steps) => steps.iter().map(|step| format!("- {step}")).collect(),
+        None => text.lines().map(str::to_string).collect(),
+    }
 }
 
 fn verify(args: &Verify) -> Result<()> {

@@ -169,8 +169,8 @@ pub fn reference() -> String {
     out += &marks.join(", ");
     out += ", which paragon's files do not have. It is taken as it is: a value that has a counterpart is honoured; a value that asks for what \
             paragon does anyway is counted; of the other values, those that may have decided the trained \
-            network are listed with the reason and the nearest equivalent, a network that is not known here and a degradation on the fly first, and \
-            the rest are counted. `paragon config import FILE` lists all and converts the file to paragon's format.\n\n\
+            network are listed with the reason and the nearest equivalent, a network that is not known here first, and \
+            the rest are counted. A degradation on the fly becomes a degradation recipe (`data.degrade`). `paragon config import FILE` lists all and converts the file to paragon's format.\n\n\
             `paragon networks` lists the networks, their scales and their settings, each of which is a key of `network_g`. A setting that the \
             network does not have is refused.\n";
     out += "\n## Presets\n\nWhat `--preset` sets, as `paragon config explain PRESET` prints it:\n\n```text\n";

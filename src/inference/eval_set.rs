@@ -150,7 +150,12 @@ impl EvalSet {
                 let lq = u64::from(set.lq_size());
                 let scale = upscaler.scale() as u64;
                 // the pair, its stored form, the network's image, the bicubic one and its half
-                let images = 3 * lq * lq * (2 + 6 * scale * scale);
+                let mut images = 3 * lq * lq * (2 + 6 * scale * scale);
+                if set.lqs() == 0
+                    && let Some(recipe) = set.manifest().degrade()?
+                {
+                    images += tools::PairReader::degrade_bytes(set, &recipe);
+                }
                 let arena = upscaler.bytes_in_memory((set.lq_size(), set.lq_size()))?;
                 most.0 += images + arena;
             }

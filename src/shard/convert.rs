@@ -4,7 +4,7 @@
 //! system never does: it is retried, then it ends the run.
 
 use super::codec::Encoder;
-use super::degraded::{self, HrPixels, LqPatch, PatchDegrader, draws_of_patch};
+use super::degraded::{HrPixels, LqPatch, PatchDegrader, draws_of_patch, pixel_key};
 use super::file::Record;
 use super::format::Geometry;
 use super::job::kind_of_fault;
@@ -188,7 +188,7 @@ impl Worker {
             crc: crc.finalize(),
         };
         let image = if self.degrader.is_some() {
-            degraded::image_key(&hr)
+            pixel_key(&hr)
         } else {
             image_key(&job.source.name)
         };

@@ -59,6 +59,13 @@ impl<'a> PairReader<'a> {
         })
     }
 
+    /// Bytes that making the LQ of a set of HR alone takes.
+    pub fn degrade_bytes(set: &ShardSet, recipe: &Recipe) -> u64 {
+        let g = set.geometry();
+        let crop = set.manifest().crop() as usize;
+        g.hr_bytes() as u64 + PatchDegrader::bytes(recipe, g.scale, crop, g.hr())
+    }
+
     /// Reads LQ and HR of a record, with the LQ of this number. From a set of HR alone, these are
     /// the middle of the stored patch, as large as training takes by default.
     ///

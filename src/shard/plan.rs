@@ -281,6 +281,10 @@ const ENCODER: &str = "0.1.0";
 /// their LQ are chosen by size.
 const ENCODER_AT_SCALE_1: &str = "0.3.0";
 
+/// Version of the steps of degradation recipes, a part of the identity of a set that stores what they
+/// make. It changes only if the steps make other pixels of the same recipe and draws.
+const STEPS: &str = "0.3.0";
+
 /// The version of the encoder that makes the bytes of a set.
 fn encoder(config: &BuildConfig) -> &'static str {
     match (config.scale, config.codec) {
@@ -334,6 +338,9 @@ fn manifest(config: &BuildConfig, jobs: &[Job], paired: bool) -> Manifest {
         .bytes(manifest.codec.as_bytes())
         .word(manifest.shard_bytes)
         .word(manifest.inputs);
+    if manifest.recipe == RECIPE_DEGRADED {
+        hash.bytes(STEPS.as_bytes());
+    }
     for (name, value) in &manifest.extra.options {
         hash.bytes(name.as_bytes()).bytes(value.as_bytes());
     }

@@ -262,8 +262,9 @@ impl ShardSet {
         Ok(())
     }
 
-    /// Reads a whole pair (the first variant, if there are several) into `lq` (`[lq_size, lq_size, 3]`) and `hr` (`[lq_size * scale,
-    /// lq_size * scale, 3]`): u8 RGB, rows top to bottom.
+    /// Reads a whole pair (the first variant, if there are several) into `lq`
+    /// (`[lq_size, lq_size, 3]`) and `hr` (`[lq_size * scale, lq_size * scale, 3]`): u8 RGB, rows top
+    /// to bottom.
     ///
     /// # Errors
     /// A record number out of range, damage (checksum or content), an error of the system, a set of

@@ -8,7 +8,6 @@ use crate::dataset::scan::{LeftOut, ScanOptions, Source};
 use crate::degrade::Recipe;
 use crate::inference::eval::{ImagePair, find, load_pair};
 use crate::inference::metrics::WINDOW;
-use crate::loader::degrade_bytes;
 use crate::shard::manifest::MANIFEST_NAME;
 use crate::shard::reader::ShardSet;
 use crate::shard::tools::{PairReader, pair_name};
@@ -182,7 +181,7 @@ impl ValidationSet {
                 sizes.largest_hr = (hr * hr) as u64;
                 if let Some(recipe) = degrade {
                     lq = set.manifest().crop() as usize;
-                    sizes.degrade_bytes = degrade_bytes(recipe, set.scale(), lq, hr);
+                    sizes.degrade_bytes = PairReader::degrade_bytes(set, recipe);
                 }
                 sizes.lq.push((lq as u32, lq as u32));
             }

@@ -57,7 +57,7 @@ fn flags_of_other_trainers_are_answered_with_ours() {
         ),
         (
             &["shard", "x", "--degradation", "otf"],
-            "--lq-blur",
+            "--degrade",
             "--version",
         ),
         (&["test", "x"], "paragon has `eval`", "similar"),

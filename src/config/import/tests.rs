@@ -139,12 +139,11 @@ dist_params: {backend: nccl, port: 29500}
         lines[1].contains("degrades on the fly") && lines[1].contains("a recipe of paragon"),
         "{report}"
     );
-    let sharpened = report.find("gt_usm: True").unwrap();
-    let network = report.find("network_g.type: RRDBNet").unwrap();
     assert!(
-        sharpened < report.len() && network < report.len(),
+        lines[2].contains("network_g.type: RRDBNet") && lines[3].contains("paragonsr2_realtime"),
         "{report}"
     );
+    assert!(report.contains("not honoured: gt_usm: True"), "{report}");
     assert_eq!(report.matches("resize_prob").count(), 0);
 }
 

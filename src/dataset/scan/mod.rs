@@ -204,8 +204,8 @@ fn scan_with(root: &Path, options: &ScanOptions, filters: bool) -> Result<Scan> 
     })
 }
 
-/// Refuses an LQ folder without images, and a data set without an LQ folder where one is needed. `lq` is the
-/// folder with its number of image files; `hint` says what was looked for.
+/// Refuses an LQ folder without images, and a data set without an LQ folder where one is needed.
+/// `lq` is the folder with its number of image files; `hint` says what was looked for.
 fn check_lq(root: &Path, needs_lq: bool, lq: Option<(&Path, usize)>, hint: &str) -> Result<()> {
     match lq {
         Some((folder, 0)) if needs_lq => {
