@@ -31,8 +31,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Batches that a device still reads, each with the event that ends it.
-#[derive(Clone, Default)]
-pub struct InFlight(Arc<Mutex<Vec<(Py<PyAny>, Arc<HeldBatch>)>>>);
+#[derive(Default)]
+pub struct InFlight(Mutex<Vec<(Py<PyAny>, Arc<HeldBatch>)>>);
+
+impl Drop for InFlight {
+    /// Waits for the copies, because the memory is free afterwards.
+    fn drop(&mut self) {
+        let all = std::mem::take(&mut *lock(&self.0));
+        if !all.is_empty() {
+            Python::try_attach(|py| {
+                for (event, _) in &all {
+                    // an event that cannot be waited for has failed with its device
+                    let _ = event.call_method0(py, "synchronize");
+                }
+            });
+        }
+    }
+}
 
 impl InFlight {
     /// Keeps a batch until `event.query()` is true.
@@ -76,9 +91,14 @@ struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // A forked child has none of the threads and would wait for them for ever.
-        if self.process == std::process::id() {
-            // SAFETY: dropped here only, once
-            unsafe { ManuallyDrop::drop(&mut self.loader) };
+        if self.process != std::process::id() {
+            return;
+        }
+        // The GIL must be free: a thread that ends may release pinned memory, which needs it.
+        // SAFETY: dropped here only, once
+        let mut drop_loader = || unsafe { ManuallyDrop::drop(&mut self.loader) };
+        if Python::try_attach(|py| py.detach(&mut drop_loader)).is_none() {
+            drop_loader();
         }
     }
 }
