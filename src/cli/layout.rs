@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(middle_cut("short", 5), "short");
         assert_eq!(
             middle_cut("runs/nano_x2/models/best.safetensors", 20),
-            "runs/n..safetensors"
+            "runs/n...safetensors"
         );
         for width in 2..20 {
             let cut = middle_cut("a/long/path/to/some/model", width);

@@ -180,7 +180,8 @@ fn whole(image: &RgbImage) -> RgbImage {
     centred(&imageops::thumbnail(image, width, height))
 }
 
-/// The middle of an image or of the patch of `side` pixels at `at`, pixel by pixel.
+/// The middle of an image or of the patch of `side` pixels at `at`, pixel by pixel
+/// or enlarged by a whole factor.
 fn middle(image: &RgbImage, at: (u32, u32), side: u32) -> RgbImage {
     let cut = |start: u32, length: u32| {
         let length = length.saturating_sub(start).min(side);
@@ -188,7 +189,16 @@ fn middle(image: &RgbImage, at: (u32, u32), side: u32) -> RgbImage {
         (start + (length - shown) / 2, shown)
     };
     let ((x, width), (y, height)) = (cut(at.0, image.width()), cut(at.1, image.height()));
-    centred(&imageops::crop_imm(image, x, y, width, height).to_image())
+    let cut = imageops::crop_imm(image, x, y, width, height).to_image();
+    // a small patch is enlarged by a whole factor, so that its pixels can be judged
+    let zoom = (TILE / width.max(height).max(1)).max(1);
+    let nearest = imageops::FilterType::Nearest;
+    centred(&imageops::resize(
+        &cut,
+        width * zoom,
+        height * zoom,
+        nearest,
+    ))
 }
 
 /// The rows of a group in a PNG.

@@ -50,7 +50,7 @@ fn draw(histogram: &Histogram) -> Result<String> {
         )
         .disable_x_mesh()
         .x_label_formatter(&|x| format!("{}", (x * 1000.0).round() / 1000.0))
-        .y_label_formatter(&|y| format!("{y:.0}"))
+        .y_label_formatter(&whole)
         .draw()?;
         for &(start, count) in bars {
             let corners = [(start, 0.0), (start + width * 0.92, count as f64)];
@@ -64,6 +64,15 @@ fn draw(histogram: &Histogram) -> Result<String> {
         }
         Ok(())
     })
+}
+
+/// A number of values; nothing between two whole numbers.
+fn whole(y: &f64) -> String {
+    if (y - y.round()).abs() < 1e-6 {
+        format!("{y:.0}")
+    } else {
+        String::new()
+    }
 }
 
 #[cfg(test)]

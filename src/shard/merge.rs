@@ -111,9 +111,11 @@ pub fn merge(
     });
     let mut assembly = Assembly::new(&config, &plan, sets);
     for part in &parts {
-        let flat_of_near = copy(part, &mut assembly, progress)
+        // patches that were left out of these images are counted again for those that stay
+        let flat = copy(part, &mut assembly, progress)
             .with_context(|| format!("part {}", part.folder.display()))?;
-        plan.manifest.extra.dropped.0 -= flat_of_near.min(plan.manifest.extra.dropped.0);
+        let dropped = &mut plan.manifest.extra.dropped.0;
+        *dropped = dropped.saturating_sub(flat);
     }
     let across = assembly.tally.dropped.1;
     let finished = assembly.finish(out, &plan, [None, None])?;
@@ -298,10 +300,10 @@ fn whole(parts: &[Part]) -> Result<Plan> {
 /// Copies the images of one part, in the order in which one run would have converted them: those to
 /// train on and those held out together, sorted by name.
 ///
-/// Returns the number of patches that the part has left out of images which are now left out as near
-/// duplicates: a run on one machine does not count those.
+/// Returns the number of patches that the part has left out of its images, as far as its file of hashes
+/// says it: a run on one machine does not count those of near duplicates.
 fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<u64> {
-    let mut flat_of_near = 0;
+    let mut flat = 0;
     let mut sets = [ImageReader::new(&part.folder, &part.main)?, {
         let empty = Manifest {
             shards: Vec::new(),
@@ -315,14 +317,13 @@ fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<u64
     let mut heads = [sets[0].next()?, sets[1].next()?];
     loop {
         let held_out = match &heads {
-            [None, None] => return Ok(flat_of_near),
+            [None, None] => return Ok(flat),
             [Some(_), None] => false,
             [None, Some(_)] => true,
-            [Some((a, _)), Some((b, _))] => b.source.name < a.source.name,
+            [Some(a), Some(b)] => b.source.name < a.source.name,
         };
         let next = sets[usize::from(held_out)].next()?;
-        let head = std::mem::replace(&mut heads[usize::from(held_out)], next);
-        let Some((image, flat)) = head else {
+        let Some(image) = std::mem::replace(&mut heads[usize::from(held_out)], next) else {
             continue;
         };
         let source = Source {
@@ -339,10 +340,8 @@ fn copy(part: &Part, assembly: &mut Assembly, progress: &Progress) -> Result<u64
             memory: 0,
         };
         progress.advance(image.records.len() as u64);
-        let rejected = assembly.accept(&job, 0, Ok(image))?;
-        if rejected.is_some_and(|rejected| rejected.kind == NEAR_DUPLICATE) {
-            flat_of_near += u64::from(flat);
-        }
+        flat += image.flat;
+        assembly.accept(&job, 0, Ok(image))?;
     }
 }
 
@@ -374,20 +373,19 @@ impl ImageReader {
         })
     }
 
-    /// The next image with its records, and the number of its patches that were left out, as far as
-    /// it is known.
-    fn next(&mut self) -> Result<Option<(Converted, u32)>> {
+    /// The next image with its records and, if near duplicates are looked for, its hash and the number
+    /// of its patches that were left out.
+    fn next(&mut self) -> Result<Option<Converted>> {
         let Some(mut image) = self.next_records()? else {
             return Ok(None);
         };
-        let mut flat = 0;
         if let Some(hashes) = &mut self.hashes {
             let hashed = hashes.next().with_context(|| {
                 format!("its file of hashes lacks that of {}", image.source.name)
             })?;
-            (image.hash, flat) = (Some(hashed.hash), hashed.flat);
+            (image.hash, image.flat) = (Some(hashed.hash), u64::from(hashed.flat));
         }
-        Ok(Some((image, flat)))
+        Ok(Some(image))
     }
 
     fn next_records(&mut self) -> Result<Option<Converted>> {

@@ -97,7 +97,8 @@ fn fresh_state(
             let notes = located.note.iter();
             notes.for_each(|note| report(Level::Info, note));
             let read = read_pretrained_or_network(&located.path, &config.network, start, *strict);
-            read.map_err(|(error, held)| {
+            read.map_err(|failed| {
+                let (error, held) = *failed;
                 let error = anyhow::Error::from(error);
                 match held.and_then(|network| other_network(network, config)) {
                     Some(text) => anyhow!("{error:#}\n{text}"),

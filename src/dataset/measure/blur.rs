@@ -42,8 +42,9 @@ impl BlurMeasure {
         4 * self.columns.len() + 2 * self.blurred.len() + 4 * self.ratios.len()
     }
 
-    /// Blur in pixels, as the deviation of a Gaussian, up to 10. A sharp photograph has 0.5 to 1.
-    /// `None`: the patch shows too few edges to say, as sky or a wall does.
+    /// Blur in pixels, up to 10: for an ideal edge the deviation of the Gaussian that blurred it. In a
+    /// photograph, texture beside the edges makes it smaller: in focus 0.2 to 0.6, blurred by a
+    /// Gaussian of 1.5 pixels about 1, of 3 pixels about 1.8. `None`: the patch shows too few edges to say, as sky or a wall does.
     ///
     /// An edge blurred by `s` has a slope proportional to `1/s`, and once more blurred by `r` one
     /// proportional to `1/sqrt(s^2 + r^2)`. So the ratio `R` of the two slopes gives

@@ -38,7 +38,7 @@ pub fn read_pretrained(
     start: Vec<f32>,
     strict: bool,
 ) -> Result<Pretrained, Error> {
-    read_pretrained_or_network(path, net, start, strict).map_err(|(error, _)| error)
+    read_pretrained_or_network(path, net, start, strict).map_err(|failed| failed.0)
 }
 
 /// [`read_pretrained`], whose error comes with the network that the file holds, where it can be
@@ -51,13 +51,13 @@ pub fn read_pretrained_or_network(
     net: &Network,
     mut start: Vec<f32>,
     strict: bool,
-) -> Result<Pretrained, (Error, Option<Network>)> {
-    net.check().map_err(|error| (error, None))?;
-    let bytes = read_bytes(path).map_err(|error| (error, None))?;
+) -> Result<Pretrained, Box<(Error, Option<Network>)>> {
+    net.check().map_err(|error| Box::new((error, None)))?;
+    let bytes = read_bytes(path).map_err(|error| Box::new((error, None)))?;
     let taken = take_values(&bytes, net, &mut start, strict);
     let (taken, mismatches, source) = taken.map_err(|error| {
         let held = load_model_bytes(&bytes, &ModelHints::default()).ok();
-        (refused(path, Purpose::Start)(error), held.map(|m| m.net))
+        Box::new((refused(path, Purpose::Start)(error), held.map(|m| m.net)))
     })?;
     Ok(Pretrained {
         values: start,
