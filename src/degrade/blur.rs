@@ -232,7 +232,9 @@ impl DrawnKernel {
             Shape::Motion => motion(self.size as usize, self.length, self.rotation),
             _ => {
                 let form = QuadraticForm::new(self.sigma, self.rotation);
-                (0..n * n).map(|i| self.profile(form.at(at(i)))).collect()
+                (0..n * n)
+                    .map(|i| self.profile(form.at(at(i))))
+                    .collect()
             }
         };
         let sum: f64 = weights.iter().sum();
@@ -275,12 +277,7 @@ impl DrawnKernel {
 
 impl fmt::Display for DrawnKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}, {} taps",
-            self.shape.word().replace('_', " "),
-            self.size
-        )?;
+        write!(f, "{}, {} taps", self.shape.word().replace('_', " "), self.size)?;
         let [x, y] = self.sigma;
         match self.shape {
             Shape::Sinc => return write!(f, ", cutoff {:.2} pi", self.cutoff / PI),

@@ -377,24 +377,10 @@ impl Canvas {
                 if new_h < h {
                     let between = &mut self.padded[..w * new_h];
                     resize_columns(from, between, w, &y.windows, &y.weights);
-                    resize_rows(
-                        between,
-                        to,
-                        (w, new_w),
-                        &mut self.lines,
-                        &x.windows,
-                        &x.weights,
-                    );
+                    resize_rows(between, to, (w, new_w), &mut self.lines, &x.windows, &x.weights);
                 } else {
                     let between = &mut self.padded[..new_w * h];
-                    resize_rows(
-                        from,
-                        between,
-                        (w, new_w),
-                        &mut self.lines,
-                        &x.windows,
-                        &x.weights,
-                    );
+                    resize_rows(from, between, (w, new_w), &mut self.lines, &x.windows, &x.weights);
                     resize_columns(between, to, new_w, &y.windows, &y.weights);
                 }
             }
