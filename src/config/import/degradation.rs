@@ -343,10 +343,12 @@ impl<'a> Chain<'a> {
         } else {
             [0.2, 0.7, 0.1]
         };
-        let shares = self.numbers(&format!("resize_prob{stage}"), &shares)?;
+        let key = format!("resize_prob{stage}");
+        let shares = self.numbers(&key, &shares)?;
         let &[up, down, keep] = shares.as_slice() else {
+            let line = self.node(&key).map_or(0, |node| node.line);
             bail!(
-                "resize_prob{stage}: expected three numbers (up, down, keep), found {}",
+                "line {line}: {key}: expected three numbers (up, down, keep), found {}",
                 shares.len()
             )
         };
