@@ -69,6 +69,9 @@ pub struct Args {
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
+    /// Print the weights of kernels too, for scripts/check_degrade.py
+    #[arg(long, hide = true, requires = "json")]
+    weights: bool,
 }
 
 /// Runs the command.
@@ -328,11 +331,20 @@ fn wrapped(steps: &[DrawnStep], width: usize) -> String {
     lines.join("\n")
 }
 
+/// A step for a program, with the weights of a kernel where they are asked for.
+fn step_json(step: &DrawnStep, with_weights: bool) -> serde_json::Value {
+    let mut json = step.json();
+    if let (Some(weights), true) = (step.weights(), with_weights) {
+        json["weights"] = json!(weights);
+    }
+    json
+}
+
 fn report(args: &Args, recipe: &Recipe, shown: &[Shown], sheet: Option<&Path>) -> Result<()> {
     let scale = args.scale as usize;
     if args.json {
         let variant = |(i, (lq, steps)): (usize, &(RgbImage, Vec<DrawnStep>))| {
-            let steps: Vec<_> = steps.iter().map(DrawnStep::json).collect();
+            let steps: Vec<_> = steps.iter().map(|step| step_json(step, args.weights)).collect();
             json!({"variant": i, "width": lq.width(), "height": lq.height(), "steps": steps})
         };
         let image = |image: &Shown| {

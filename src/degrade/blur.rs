@@ -242,6 +242,33 @@ impl DrawnKernel {
         weights
     }
 
+    /// Side of the kernel.
+    #[cfg(test)]
+    pub(crate) fn side(&self) -> usize {
+        self.size as usize
+    }
+
+    /// The kernel with the parameters that [`DrawnKernel::json`] writes.
+    #[cfg(test)]
+    pub(crate) fn from_json(json: &Json) -> DrawnKernel {
+        let word = json["kernel"].as_str().expect("a word");
+        let number = |value: &Json| value.as_f64().unwrap_or(1.0);
+        DrawnKernel {
+            shape: SHAPES.iter().find(|(name, _)| *name == word).expect("a shape").1,
+            size: number(&json["size"]) as u32,
+            sigma: [0, 1].map(|i| number(&json["sigma"][i])),
+            rotation: number(&json["rotation"]).to_radians(),
+            beta: number(&json["beta"]),
+            cutoff: PI * number(&json["cutoff"]),
+            length: 0.0,
+        }
+    }
+
+    /// The weights, unless it is a median.
+    pub(crate) fn filter_weights(&self) -> Option<Vec<f64>> {
+        (self.shape != Shape::Median).then(|| self.weights())
+    }
+
     /// The weight before normalisation, by the quadratic form of the covariance.
     fn profile(&self, q: f64) -> f64 {
         match self.shape {

@@ -34,6 +34,8 @@ mod lanes;
 mod noise;
 mod quantise;
 mod recipe;
+#[cfg(test)]
+mod reference_tests;
 mod resize;
 mod sharpen;
 mod step;

@@ -596,6 +596,14 @@ impl DrawnStep {
         parameters
     }
 
+    /// The weights of a blur's kernel, `[size, size]`, in rows; `None` for other steps and the median.
+    pub fn weights(&self) -> Option<Vec<f64>> {
+        match self {
+            DrawnStep::Blur(kernel) => kernel.filter_weights(),
+            _ => None,
+        }
+    }
+
     /// The name of the step, as recipes have it.
     pub fn name(&self) -> &'static str {
         match self {
