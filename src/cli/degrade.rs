@@ -8,7 +8,7 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage, imageops};
 use paragon::dataset::decode::{Limits, decode};
 use paragon::dataset::recipe::image_key;
 use paragon::dataset::scan::{ENDINGS, ImageFile, list_images};
-use paragon::degrade::{Degrader, Draws, DrawnStep, HrView, Recipe};
+use paragon::degrade::{Degrader, DrawnStep, Draws, HrView, Recipe};
 use paragon::report::sheet::{Panel, comparison};
 use paragon::support::budget::{Budget, PROGRAM_BYTES};
 use paragon::support::files;
@@ -133,8 +133,7 @@ fn steps(as_json: bool) -> Result<()> {
             let entry = |[key, default, accepted, about]: &[String; 4]| json!({"key": key, "default": default, "accepted": accepted, "about": about});
             keys.iter().map(entry).collect()
         };
-        let entry =
-            |s: &paragon::degrade::StepReference| json!({"step": s.name, "about": s.about, "keys": keys(&s.keys)});
+        let entry = |s: &paragon::degrade::StepReference| json!({"step": s.name, "about": s.about, "keys": keys(&s.keys)});
         return print_json(&reference.iter().map(entry).collect::<Vec<_>>());
     }
     let mut out = String::new();
@@ -201,7 +200,11 @@ fn degraded(args: &Args, recipe: &Recipe, file: &ImageFile) -> Result<Shown> {
         .image;
     let scale = args.scale as u32;
     let side = |n: u32| {
-        let n = if args.whole { n } else { n.min(args.size as u32) };
+        let n = if args.whole {
+            n
+        } else {
+            n.min(args.size as u32)
+        };
         n / scale * scale
     };
     let (w, h) = (side(image.width()), side(image.height()));
@@ -252,9 +255,15 @@ fn write(out: &Path, shown: &[Shown]) -> Result<PathBuf> {
     }
     files::create_folder(out)?;
     for (i, image) in shown.iter().enumerate() {
-        save(&out.join(format!("{}-hr.png", image.file_name(i))), &image.hr)?;
+        save(
+            &out.join(format!("{}-hr.png", image.file_name(i))),
+            &image.hr,
+        )?;
         for (variant, (lq, _)) in image.variants.iter().enumerate() {
-            save(&out.join(format!("{}-lq{variant}.png", image.file_name(i))), lq)?;
+            save(
+                &out.join(format!("{}-lq{variant}.png", image.file_name(i))),
+                lq,
+            )?;
         }
     }
     let path = out.join("sheet.png");
@@ -344,7 +353,10 @@ fn report(args: &Args, recipe: &Recipe, shown: &[Shown], sheet: Option<&Path>) -
     let scale = args.scale as usize;
     if args.json {
         let variant = |(i, (lq, steps)): (usize, &(RgbImage, Vec<DrawnStep>))| {
-            let steps: Vec<_> = steps.iter().map(|step| step_json(step, args.weights)).collect();
+            let steps: Vec<_> = steps
+                .iter()
+                .map(|step| step_json(step, args.weights))
+                .collect();
             json!({"variant": i, "width": lq.width(), "height": lq.height(), "steps": steps})
         };
         let image = |image: &Shown| {
@@ -365,7 +377,9 @@ fn report(args: &Args, recipe: &Recipe, shown: &[Shown], sheet: Option<&Path>) -
         for image in shown {
             for (i, (_, steps)) in image.variants.iter().enumerate() {
                 writeln!(out, "{}, variant {i}:", one_line(&image.name))?;
-                steps.iter().try_for_each(|step| writeln!(out, "  {step}"))?;
+                steps
+                    .iter()
+                    .try_for_each(|step| writeln!(out, "  {step}"))?;
             }
         }
     }
@@ -397,6 +411,9 @@ mod tests {
         let steps = Degrader::new(&recipe, 1, 8, 8).explain(&Draws::new(0, 0, 0, 0), 8, 8);
         let text = wrapped(&steps, 25);
         assert!(text.lines().all(|line| line.len() <= 25), "{text}");
-        assert!(text.lines().count() >= 4 && text.ends_with("jpeg q50, 420"), "{text}");
+        assert!(
+            text.lines().count() >= 4 && text.ends_with("jpeg q50, 420"),
+            "{text}"
+        );
     }
 }

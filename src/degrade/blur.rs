@@ -232,9 +232,7 @@ impl DrawnKernel {
             Shape::Motion => motion(self.size as usize, self.length, self.rotation),
             _ => {
                 let form = QuadraticForm::new(self.sigma, self.rotation);
-                (0..n * n)
-                    .map(|i| self.profile(form.at(at(i))))
-                    .collect()
+                (0..n * n).map(|i| self.profile(form.at(at(i)))).collect()
             }
         };
         let sum: f64 = weights.iter().sum();
@@ -254,7 +252,11 @@ impl DrawnKernel {
         let word = json["kernel"].as_str().expect("a word");
         let number = |value: &Json| value.as_f64().unwrap_or(1.0);
         DrawnKernel {
-            shape: SHAPES.iter().find(|(name, _)| *name == word).expect("a shape").1,
+            shape: SHAPES
+                .iter()
+                .find(|(name, _)| *name == word)
+                .expect("a shape")
+                .1,
             size: number(&json["size"]) as u32,
             sigma: [0, 1].map(|i| number(&json["sigma"][i])),
             rotation: number(&json["rotation"]).to_radians(),
@@ -304,7 +306,12 @@ impl DrawnKernel {
 
 impl fmt::Display for DrawnKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {} taps", self.shape.word().replace('_', " "), self.size)?;
+        write!(
+            f,
+            "{}, {} taps",
+            self.shape.word().replace('_', " "),
+            self.size
+        )?;
         let [x, y] = self.sigma;
         match self.shape {
             Shape::Sinc => return write!(f, ", cutoff {:.2} pi", self.cutoff / PI),

@@ -1,10 +1,10 @@
 //! The image between the steps: three planes of f32 with values from 0 to 1, and all scratch, of
 //! sizes that follow from the recipe. Nothing larger than a few lines is allocated afterwards.
 
+use super::HrView;
 use super::blur::BLOCK;
 use super::resize::ROWS;
 use super::step::Bound;
-use super::HrView;
 
 /// Borders of a padded plane in pixels, on each of the two sides.
 #[derive(Clone, Copy)]

@@ -496,10 +496,7 @@ impl Keys for Reader<'_> {
                         let place = index(word)?;
                         weights[place] = number_of(weight, at, "a weight from 0")?;
                         if weights[place] < 0.0 {
-                            bail!(
-                                "{at}: the weight of {word} is negative: {}",
-                                weights[place]
-                            );
+                            bail!("{at}: the weight of {word} is negative: {}", weights[place]);
                         }
                     }
                 }

@@ -124,7 +124,14 @@ fn filters_are_plain_sums_with_mirrored_borders() {
 /// Every output of a resize averages: its weights sum to 1.
 #[test]
 fn weights_of_a_resize_sum_to_one() {
-    for word in ["area", "box", "bilinear", "bicubic", "lanczos", "nearest_exact"] {
+    for word in [
+        "area",
+        "box",
+        "bilinear",
+        "bicubic",
+        "lanczos",
+        "nearest_exact",
+    ] {
         for antialias in [true, false] {
             for (from, to) in [(1, 1), (1, 7), (7, 1), (13, 5), (5, 13), (256, 39)] {
                 let filter = DrawnResize::named(word, antialias, (1, 1), (1, 1)).filter;

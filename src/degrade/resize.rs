@@ -275,7 +275,12 @@ pub struct DrawnResize {
 impl DrawnResize {
     /// A resize by the name of its filter, without clamping.
     #[cfg(test)]
-    pub(crate) fn named(word: &str, antialias: bool, from: (usize, usize), to: (usize, usize)) -> Self {
+    pub(crate) fn named(
+        word: &str,
+        antialias: bool,
+        from: (usize, usize),
+        to: (usize, usize),
+    ) -> Self {
         let filter = FILTERS.iter().find(|(name, _)| *name == word);
         DrawnResize {
             filter: filter.expect("a filter").1,
@@ -398,10 +403,24 @@ impl Canvas {
                 if new_h < h {
                     let between = &mut self.padded[..w * new_h];
                     resize_columns(from, between, w, &y.windows, &y.weights);
-                    resize_rows(between, to, (w, new_w), &mut self.lines, &x.windows, &x.weights);
+                    resize_rows(
+                        between,
+                        to,
+                        (w, new_w),
+                        &mut self.lines,
+                        &x.windows,
+                        &x.weights,
+                    );
                 } else {
                     let between = &mut self.padded[..new_w * h];
-                    resize_rows(from, between, (w, new_w), &mut self.lines, &x.windows, &x.weights);
+                    resize_rows(
+                        from,
+                        between,
+                        (w, new_w),
+                        &mut self.lines,
+                        &x.windows,
+                        &x.weights,
+                    );
                     resize_columns(between, to, new_w, &y.windows, &y.weights);
                 }
             }
