@@ -3,8 +3,8 @@
 
 use super::HrView;
 use super::blur::BLOCK;
+use super::bound::Bound;
 use super::resize::ROWS;
-use super::step::Bound;
 
 /// Borders of a padded plane in pixels, on each of the two sides.
 #[derive(Clone, Copy)]

@@ -25,10 +25,13 @@
 //! ```
 
 mod blur;
+mod bound;
 mod canvas;
 mod colour;
+mod drawn;
 mod draws;
 mod jpeg;
+mod kernel;
 mod keys;
 mod lanes;
 mod noise;
@@ -43,9 +46,9 @@ mod step;
 mod tests;
 mod webp;
 
+pub use drawn::DrawnStep;
 pub use draws::Draws;
 pub use recipe::{Recipe, StepReference};
-pub use step::DrawnStep;
 
 use anyhow::{Result, ensure};
 use canvas::Canvas;

@@ -1,11 +1,11 @@
 //! Steps against numbers of other programs, which `scripts/check_degrade.py` explains: libjpeg
 //! (through Pillow), torch and SciPy.
 
-use super::blur::DrawnKernel;
+use super::bound::Bound;
 use super::canvas::{Canvas, Layout};
 use super::jpeg::{DrawnJpeg, Sampling};
+use super::kernel::DrawnKernel;
 use super::resize::{DrawnResize, Table};
-use super::step::Bound;
 use super::{HrView, Recipe};
 use serde_json::Value as Json;
 
@@ -93,7 +93,7 @@ fn filters_are_plain_sums_with_mirrored_borders() {
         let super::DrawnStep::Blur(kernel) = drawn[0] else {
             panic!("a blur")
         };
-        let (weights, size) = super::blur::trimmed(&kernel.weights(), kernel.side());
+        let (weights, size) = super::kernel::trimmed(&kernel.weights(), kernel.side());
         let mut filtered = Canvas::new(&recipe.layout(11, 6, 1));
         filtered.read(&HrView::packed(&data, 11, 6));
         filtered.blur(&kernel);
