@@ -75,8 +75,30 @@ impl Bound {
     fn all(&mut self, steps: &[Step]) {
         for step in steps {
             if self.steps <= MOST_STEPS {
+                let before = self.side;
                 step.bound(self);
+                // a step that may be left out cannot be relied on to make the image smaller
+                if step.probability < 1.0 {
+                    self.side = self.side.max(before);
+                }
             }
+        }
+    }
+
+    /// What steps may come to if any of them may be the first.
+    fn in_any_order(&mut self, steps: &[Step]) {
+        let start = *self;
+        for step in steps {
+            // sizes that do not depend on the size before, as those relative to the LQ
+            let mut alone = Bound { side: 0.0, ..start };
+            step.bound(&mut alone);
+            self.side = self.side.max(alone.side);
+            self.pixel = self.pixel.max(alone.pixel);
+        }
+        for step in steps {
+            let before = self.side;
+            step.bound(self);
+            self.side = self.side.max(before);
         }
     }
 
@@ -123,15 +145,13 @@ impl Step {
             | Kind::PoissonNoise(_)
             | Kind::Colour(_) => 0.0,
             Kind::OneOf(choices) => return bound.any(choices.iter().map(|c| &c.steps[..])),
-            Kind::Shuffle(steps) => {
-                // the sides multiply to the same in every order; the largest so far comes first
-                for _ in 0..2 {
-                    bound.all(steps);
-                }
-                return;
-            }
+            Kind::Shuffle(steps) => return bound.in_any_order(steps),
             Kind::Repeat(times, steps) => {
+                let before = bound.side;
                 (0..times.high as usize).for_each(|_| bound.all(steps));
+                if times.low == 0.0 {
+                    bound.side = bound.side.max(before);
+                }
                 return;
             }
         };

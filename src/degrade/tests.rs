@@ -224,6 +224,29 @@ fn level_images_stay_level() {
     }
 }
 
+/// The buffers are large enough whatever is left out, repeated or done first.
+#[test]
+fn sizes_are_bounded_in_every_order() {
+    let up = "resize: {directions: up, range: [1, 2]";
+    for steps in [
+        format!("- shuffle: {{steps: [to_lq, {up}}}]}}\n"),
+        format!("- shuffle: {{steps: [{up}}}, {up}, relative_to: lq}}]}}\n"),
+        format!("- to_lq: {{probability: 0.5}}\n- {up}}}\n"),
+        format!("- repeat: {{times: [0, 1], steps: [to_lq]}}\n- {up}}}\n"),
+        format!("- one_of: {{choices: [{{steps: [to_lq]}}, {{steps: []}}]}}\n- {up}}}\n"),
+        format!("- {up}, relative_to: lq, keep_as_it_is: true}}\n- {up}}}\n- jpeg\n- sharpen\n"),
+    ] {
+        let recipe = recipe(&steps);
+        for scale in [1, 4] {
+            let hr = picture(8 * scale, 6 * scale);
+            for variant in 0..40 {
+                let view = HrView::packed(&hr, 8 * scale, 6 * scale);
+                degraded(&recipe, scale, view, Draws::new(2, 0, 0, variant));
+            }
+        }
+    }
+}
+
 /// Probability, weights, repetition and order, counted over many draws.
 #[test]
 fn draws_follow_the_probabilities_of_the_recipe() {
