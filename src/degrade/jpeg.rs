@@ -129,7 +129,11 @@ fn scaled(table: &[u16; 64], quality: u32) -> [i32; 64] {
     } else {
         200 - 2 * quality
     };
-    table.map(|value| (u32::from(value) * percent + 50).div_euclid(100).clamp(1, 255) as i32)
+    table.map(|value| {
+        (u32::from(value) * percent + 50)
+            .div_euclid(100)
+            .clamp(1, 255) as i32
+    })
 }
 
 /// A component of an image within the buffer: its own size, and that of its whole blocks.

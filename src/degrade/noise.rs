@@ -260,17 +260,27 @@ mod tests {
             let mut sums = [0.0f64; 3];
             for i in 0..n {
                 let x = f64::from(photons.noise(level, field_bits(u64::from(level), i))) * 256.0;
-                assert!((x + mean - (x + mean).round()).abs() < 1e-3, "a whole count");
+                assert!(
+                    (x + mean - (x + mean).round()).abs() < 1e-3,
+                    "a whole count"
+                );
                 sums.iter_mut().zip(1..).for_each(|(s, k)| *s += x.powi(k));
             }
             let m = sums.map(|s| s / n as f64);
             let error = 5.0 * (mean.max(0.01) / n as f64).sqrt();
             assert!(m[0].abs() <= error, "{level}: mean {}", m[0]);
             let spread = 5.0 * (2.0 * mean * mean + mean).sqrt() / (n as f64).sqrt();
-            assert!((m[1] - mean).abs() <= spread + 1e-3 * mean, "{level}: {}", m[1]);
+            assert!(
+                (m[1] - mean).abs() <= spread + 1e-3 * mean,
+                "{level}: {}",
+                m[1]
+            );
             if mean > 1.0 {
                 let skewness = m[2] / m[1].powf(1.5);
-                assert!((skewness - mean.powf(-0.5)).abs() < 0.04, "{level}: {skewness}");
+                assert!(
+                    (skewness - mean.powf(-0.5)).abs() < 0.04,
+                    "{level}: {skewness}"
+                );
             }
         }
     }

@@ -2,10 +2,11 @@
 //! YAML, and written as one canonical line that sets store. Depends on `config::yaml` and on the
 //! steps.
 
+use super::bound::Bound;
 use super::canvas::Layout;
 use super::keys::{Keys, Lister, Reader, Writer};
 use super::resize::ToLq;
-use super::step::{Bound, Kind, STEPS, Step};
+use super::step::{Kind, STEPS, Step};
 use crate::config::yaml;
 use crate::support::text::brief;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -92,7 +93,8 @@ impl Recipe {
             path.display(),
             data.len()
         );
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let text = String::from_utf8(bytes).map_err(|_| {
             anyhow!(
                 "{}: expected a YAML file with the steps of a recipe, found bytes that are no text",
@@ -126,7 +128,9 @@ impl Recipe {
         let stem = stem.map(|stem| stem.to_string_lossy().into_owned());
         let name = name.or(stem).unwrap_or_default();
         ensure!(
-            !name.is_empty() && name.chars().count() <= MOST_NAME && !name.contains(char::is_control),
+            !name.is_empty()
+                && name.chars().count() <= MOST_NAME
+                && !name.contains(char::is_control),
             "{origin}: name: expected 1 to {MOST_NAME} printable characters, found '{}'",
             brief(&name)
         );
@@ -165,7 +169,9 @@ impl Recipe {
     /// The first 64 bits of the SHA-256 of the canonical text.
     pub fn hash(&self) -> u64 {
         let digest = Sha256::digest(self.canonical().as_bytes());
-        digest[..8].iter().fold(0, |hash, b| hash << 8 | u64::from(*b))
+        digest[..8]
+            .iter()
+            .fold(0, |hash, b| hash << 8 | u64::from(*b))
     }
 
     /// Its name.
@@ -258,6 +264,7 @@ impl Serialize for Recipe {
 impl<'de> Deserialize<'de> for Recipe {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Recipe, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Recipe::parse(&text, "a stored recipe").map_err(|error| de::Error::custom(format!("{error:#}")))
+        Recipe::parse(&text, "a stored recipe")
+            .map_err(|error| de::Error::custom(format!("{error:#}")))
     }
 }

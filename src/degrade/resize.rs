@@ -273,6 +273,24 @@ pub struct DrawnResize {
 }
 
 impl DrawnResize {
+    /// A resize by the name of its filter, without clamping.
+    #[cfg(test)]
+    pub(crate) fn named(
+        word: &str,
+        antialias: bool,
+        from: (usize, usize),
+        to: (usize, usize),
+    ) -> Self {
+        let filter = FILTERS.iter().find(|(name, _)| *name == word);
+        DrawnResize {
+            filter: filter.expect("a filter").1,
+            antialias,
+            clamp: false,
+            from,
+            to,
+        }
+    }
+
     /// Its parameters for a program.
     pub(crate) fn json(&self) -> Json {
         json!({"filter": self.filter.word(), "antialias": self.antialias, "from": self.from, "to": self.to})
@@ -356,6 +374,14 @@ impl Table {
         self.push(first, &weights);
     }
 
+    /// The sum of the weights of every output.
+    #[cfg(test)]
+    pub fn sums(&self) -> Vec<f32> {
+        let mut weights = self.weights.iter();
+        let counts = self.windows.iter().map(|(_, count)| *count as usize);
+        counts.map(|n| weights.by_ref().take(n).sum()).collect()
+    }
+
     fn push(&mut self, first: usize, weights: &[f64]) {
         let sum: f64 = weights.iter().sum();
         self.windows.push((first as u32, weights.len() as u32));
@@ -377,10 +403,24 @@ impl Canvas {
                 if new_h < h {
                     let between = &mut self.padded[..w * new_h];
                     resize_columns(from, between, w, &y.windows, &y.weights);
-                    resize_rows(between, to, (w, new_w), &mut self.lines, &x.windows, &x.weights);
+                    resize_rows(
+                        between,
+                        to,
+                        (w, new_w),
+                        &mut self.lines,
+                        &x.windows,
+                        &x.weights,
+                    );
                 } else {
                     let between = &mut self.padded[..new_w * h];
-                    resize_rows(from, between, (w, new_w), &mut self.lines, &x.windows, &x.weights);
+                    resize_rows(
+                        from,
+                        between,
+                        (w, new_w),
+                        &mut self.lines,
+                        &x.windows,
+                        &x.weights,
+                    );
                     resize_columns(between, to, new_w, &y.windows, &y.weights);
                 }
             }
