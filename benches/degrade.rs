@@ -15,9 +15,18 @@ const PATCHES: u64 = 16;
 /// Single steps with fixed parameters, at the HR size.
 const PARTS: [(&str, &str); 9] = [
     ("usm, 51 taps", "sharpen"),
-    ("blur, 21 x 21", "blur: {kernels: plateau_anisotropic, size: 21, sigma: 3}"),
-    ("blur, isotropic", "blur: {kernels: isotropic, size: 21, sigma: 2}"),
-    ("resize, bicubic", "to_lq: {antialias: false, filters: bicubic}"),
+    (
+        "blur, 21 x 21",
+        "blur: {kernels: plateau_anisotropic, size: 21, sigma: 3}",
+    ),
+    (
+        "blur, isotropic",
+        "blur: {kernels: isotropic, size: 21, sigma: 2}",
+    ),
+    (
+        "resize, bicubic",
+        "to_lq: {antialias: false, filters: bicubic}",
+    ),
     ("gaussian noise", "gaussian_noise: {sigma: 15, grey: 0}"),
     ("poisson noise", "poisson_noise: {scale: 1, grey: 0}"),
     ("jpeg, 4:2:0", "jpeg: {quality: 60}"),
@@ -32,7 +41,10 @@ fn main() {
     let patches: Vec<Vec<u8>> = (0..PATCHES)
         .map(|i| synthetic_image(1, i, SIDE as u32, SIDE as u32).into_raw())
         .collect();
-    println!("HR {SIDE}, LQ {}, {threads} threads, {seconds} s each", SIDE / SCALE);
+    println!(
+        "HR {SIDE}, LQ {}, {threads} threads, {seconds} s each",
+        SIDE / SCALE
+    );
     for name in Recipe::presets() {
         let recipe = Recipe::load(name).expect("a preset");
         let rate = measure(&recipe, SCALE, &patches, threads, seconds);
@@ -48,7 +60,13 @@ fn main() {
 }
 
 /// Patches per second of all threads.
-fn measure(recipe: &Recipe, scale: usize, patches: &[Vec<u8>], threads: usize, seconds: u64) -> f64 {
+fn measure(
+    recipe: &Recipe,
+    scale: usize,
+    patches: &[Vec<u8>],
+    threads: usize,
+    seconds: u64,
+) -> f64 {
     let start = Instant::now();
     let end = start + Duration::from_secs(seconds);
     let work = |thread: usize| {

@@ -3,8 +3,10 @@
 the order of Real-ESRGAN's chain, and whole chains without noise.
 
 usage: check_degrade.py [--paragon target/release/paragon]
+       check_degrade.py --write-samples tests/data/degrade
 
 Needs `pip install -r scripts/requirements-degrade.txt`. Prints one line for each check and ends with 1 if one fails.
+--write-samples writes the numbers that the library's tests compare with; it needs torch as well.
 """
 import argparse
 import io
@@ -265,10 +267,45 @@ def check_chains(program):
     check("real-esrgan without noise, 24 chains: worst PSNR", worst, 45, above=True)
 
 
+def write_samples(folder):
+    """An image and what libjpeg makes of it, resized lines of torch, and kernels."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    noise = np.random.default_rng(3).normal(0, 10, (29, 35, 3))
+    image = np.clip(drawing(29, 35) + noise, 0, 255).astype(np.uint8)
+    coded = [pillow_jpeg(image, quality, sampling) for sampling in ["444", "422", "420"] for quality in [5, 50, 92]]
+    (folder / "jpeg.bin").write_bytes(b"".join(pixels.tobytes() for pixels in [image, *coded]))
+
+    line = [0.1, 0.9, 0.3, 0.35, 0.8, 0.05, 0.5, 0.55, 0.95, 0.2, 0.6]
+    source = torch.tensor(line, dtype=torch.float64).repeat(1, 1, 2, 1)
+    cases = []
+    for name, antialias in [("area", False), ("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True), ("nearest_exact", False)]:
+        more = {"antialias": antialias, "align_corners": False} if name.startswith("bi") else {}
+        for size in [4, 7, 11, 17]:
+            values = interpolate(source, size=(2, size), mode=name.replace("_", "-"), **more)[0, 0, 0].tolist()
+            cases.append({"filter": name, "antialias": antialias, "to": size, "values": values})
+    (folder / "resize.json").write_text(json.dumps({"source": f"torch {torch.__version__}", "line": line, "resized": cases}))
+
+    steps = [
+        {"kernel": "isotropic", "size": 7, "sigma": [1.3, 1.3], "rotation": 0, "beta": 1},
+        {"kernel": "anisotropic", "size": 9, "sigma": [0.7, 2.5], "rotation": 33, "beta": 1},
+        {"kernel": "generalised_anisotropic", "size": 7, "sigma": [1.1, 2.0], "rotation": -120, "beta": 0.6},
+        {"kernel": "plateau_anisotropic", "size": 7, "sigma": [0.4, 1.9], "rotation": 71, "beta": 1.8},
+        {"kernel": "sinc", "size": 13, "cutoff": 0.45},
+    ]
+    for step in steps:
+        step["weights"] = kernel(step).ravel().tolist()
+    (folder / "kernels.json").write_text(json.dumps({"source": "NumPy and SciPy", "kernels": steps}))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paragon", default=str(ROOT / "target/release/paragon"))
+    parser.add_argument("--write-samples", type=pathlib.Path, metavar="FOLDER")
     options = parser.parse_args()
+    if options.write_samples:
+        return write_samples(options.write_samples)
     with tempfile.TemporaryDirectory() as folder:
         program = Program(options.paragon, folder)
         for part in [check_kernels, check_resizes, check_noise, check_codecs, check_sharpening, check_order, check_chains]:

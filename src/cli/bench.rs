@@ -279,6 +279,13 @@ fn row(run: &LoaderMeasurement, first: Option<&LoaderMeasurement>) -> String {
     if let Some(cached) = run.cached.filter(|&share| share < 0.99) {
         text += &format!("  ({:.0}% in memory at the start)", 100.0 * cached);
     }
+    if let Some(cost) = run.degrade {
+        text += &format!(
+            "  (making the LQ: {:.2} ms a pair, {:.0}% of the threads' time)",
+            cost.pair_ms,
+            100.0 * cost.share
+        );
+    }
     if run.substituted > 0 {
         text += &format!("  ({} samples replaced)", run.substituted);
     }
@@ -388,6 +395,7 @@ mod tests {
             producers_waited: 0.0,
             peak_anonymous: None,
             bound: 0,
+            degrade: None,
             substituted: 0,
             cached: None,
             content: None,

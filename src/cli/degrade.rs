@@ -8,7 +8,7 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage, imageops};
 use paragon::dataset::decode::{Limits, decode};
 use paragon::dataset::recipe::image_key;
 use paragon::dataset::scan::{ENDINGS, ImageFile, list_images};
-use paragon::degrade::{Degrader, Draws, DrawnStep, HrView, Recipe};
+use paragon::degrade::{Degrader, DrawnStep, Draws, HrView, Recipe};
 use paragon::report::sheet::{Panel, comparison};
 use paragon::support::budget::{Budget, PROGRAM_BYTES};
 use paragon::support::files;
@@ -69,6 +69,9 @@ pub struct Args {
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
+    /// Print the weights of kernels too, for scripts/check_degrade.py
+    #[arg(long, hide = true, requires = "json")]
+    weights: bool,
 }
 
 /// Runs the command.
@@ -130,8 +133,7 @@ fn steps(as_json: bool) -> Result<()> {
             let entry = |[key, default, accepted, about]: &[String; 4]| json!({"key": key, "default": default, "accepted": accepted, "about": about});
             keys.iter().map(entry).collect()
         };
-        let entry =
-            |s: &paragon::degrade::StepReference| json!({"step": s.name, "about": s.about, "keys": keys(&s.keys)});
+        let entry = |s: &paragon::degrade::StepReference| json!({"step": s.name, "about": s.about, "keys": keys(&s.keys)});
         return print_json(&reference.iter().map(entry).collect::<Vec<_>>());
     }
     let mut out = String::new();
@@ -198,7 +200,11 @@ fn degraded(args: &Args, recipe: &Recipe, file: &ImageFile) -> Result<Shown> {
         .image;
     let scale = args.scale as u32;
     let side = |n: u32| {
-        let n = if args.whole { n } else { n.min(args.size as u32) };
+        let n = if args.whole {
+            n
+        } else {
+            n.min(args.size as u32)
+        };
         n / scale * scale
     };
     let (w, h) = (side(image.width()), side(image.height()));
@@ -249,9 +255,15 @@ fn write(out: &Path, shown: &[Shown]) -> Result<PathBuf> {
     }
     files::create_folder(out)?;
     for (i, image) in shown.iter().enumerate() {
-        save(&out.join(format!("{}-hr.png", image.file_name(i))), &image.hr)?;
+        save(
+            &out.join(format!("{}-hr.png", image.file_name(i))),
+            &image.hr,
+        )?;
         for (variant, (lq, _)) in image.variants.iter().enumerate() {
-            save(&out.join(format!("{}-lq{variant}.png", image.file_name(i))), lq)?;
+            save(
+                &out.join(format!("{}-lq{variant}.png", image.file_name(i))),
+                lq,
+            )?;
         }
     }
     let path = out.join("sheet.png");
@@ -328,11 +340,23 @@ fn wrapped(steps: &[DrawnStep], width: usize) -> String {
     lines.join("\n")
 }
 
+/// A step for a program, with the weights of a kernel where they are asked for.
+fn step_json(step: &DrawnStep, with_weights: bool) -> serde_json::Value {
+    let mut json = step.json();
+    if let (Some(weights), true) = (step.weights(), with_weights) {
+        json["weights"] = json!(weights);
+    }
+    json
+}
+
 fn report(args: &Args, recipe: &Recipe, shown: &[Shown], sheet: Option<&Path>) -> Result<()> {
     let scale = args.scale as usize;
     if args.json {
         let variant = |(i, (lq, steps)): (usize, &(RgbImage, Vec<DrawnStep>))| {
-            let steps: Vec<_> = steps.iter().map(DrawnStep::json).collect();
+            let steps: Vec<_> = steps
+                .iter()
+                .map(|step| step_json(step, args.weights))
+                .collect();
             json!({"variant": i, "width": lq.width(), "height": lq.height(), "steps": steps})
         };
         let image = |image: &Shown| {
@@ -353,7 +377,9 @@ fn report(args: &Args, recipe: &Recipe, shown: &[Shown], sheet: Option<&Path>) -
         for image in shown {
             for (i, (_, steps)) in image.variants.iter().enumerate() {
                 writeln!(out, "{}, variant {i}:", one_line(&image.name))?;
-                steps.iter().try_for_each(|step| writeln!(out, "  {step}"))?;
+                steps
+                    .iter()
+                    .try_for_each(|step| writeln!(out, "  {step}"))?;
             }
         }
     }
@@ -385,6 +411,9 @@ mod tests {
         let steps = Degrader::new(&recipe, 1, 8, 8).explain(&Draws::new(0, 0, 0, 0), 8, 8);
         let text = wrapped(&steps, 25);
         assert!(text.lines().all(|line| line.len() <= 25), "{text}");
-        assert!(text.lines().count() >= 4 && text.ends_with("jpeg q50, 420"), "{text}");
+        assert!(
+            text.lines().count() >= 4 && text.ends_with("jpeg q50, 420"),
+            "{text}"
+        );
     }
 }

@@ -3,8 +3,8 @@
 
 use super::HrView;
 use super::blur::BLOCK;
+use super::bound::Bound;
 use super::resize::ROWS;
-use super::step::Bound;
 
 /// Borders of a padded plane in pixels, on each of the two sides.
 #[derive(Clone, Copy)]
@@ -44,8 +44,8 @@ pub(crate) struct Layout {
     webp: usize,
 }
 
-/// Bytes that libwebp takes for a pixel while it encodes and decodes, with what does not depend on
-/// the size; measured, and rounded up.
+/// Bytes that libwebp takes for a pixel while it encodes and decodes, and bytes that do not depend on
+/// the size: an estimate from above of its planes, its output and the decoded pixels.
 const WEBP_BYTES: (usize, usize) = (24, 2 << 20);
 /// Bytes of a resize table for each pixel along an axis: the windows, and the weights of a lanczos
 /// filter, which reach 3 pixels to each side of what an output covers.

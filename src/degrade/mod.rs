@@ -25,15 +25,20 @@
 //! ```
 
 mod blur;
+mod bound;
 mod canvas;
 mod colour;
+mod drawn;
 mod draws;
 mod jpeg;
+mod kernel;
 mod keys;
 mod lanes;
 mod noise;
 mod quantise;
 mod recipe;
+#[cfg(test)]
+mod reference_tests;
 mod resize;
 mod sharpen;
 mod step;
@@ -41,9 +46,9 @@ mod step;
 mod tests;
 mod webp;
 
+pub use drawn::DrawnStep;
 pub use draws::Draws;
 pub use recipe::{Recipe, StepReference};
-pub use step::DrawnStep;
 
 use anyhow::{Result, ensure};
 use canvas::Canvas;

@@ -2,10 +2,11 @@
 //! YAML, and written as one canonical line that sets store. Depends on `config::yaml` and on the
 //! steps.
 
+use super::bound::Bound;
 use super::canvas::Layout;
 use super::keys::{Keys, Lister, Reader, Writer};
 use super::resize::ToLq;
-use super::step::{Bound, Kind, STEPS, Step};
+use super::step::{Kind, STEPS, Step};
 use crate::config::yaml;
 use crate::support::text::brief;
 use anyhow::{Context, Result, anyhow, bail, ensure};

@@ -273,6 +273,24 @@ pub struct DrawnResize {
 }
 
 impl DrawnResize {
+    /// A resize by the name of its filter, without clamping.
+    #[cfg(test)]
+    pub(crate) fn named(
+        word: &str,
+        antialias: bool,
+        from: (usize, usize),
+        to: (usize, usize),
+    ) -> Self {
+        let filter = FILTERS.iter().find(|(name, _)| *name == word);
+        DrawnResize {
+            filter: filter.expect("a filter").1,
+            antialias,
+            clamp: false,
+            from,
+            to,
+        }
+    }
+
     /// Its parameters for a program.
     pub(crate) fn json(&self) -> Json {
         json!({"filter": self.filter.word(), "antialias": self.antialias, "from": self.from, "to": self.to})
@@ -354,6 +372,14 @@ impl Table {
             weights[clamped(j) - first] += filter.weight(place - base - j as f64, false);
         }
         self.push(first, &weights);
+    }
+
+    /// The sum of the weights of every output.
+    #[cfg(test)]
+    pub fn sums(&self) -> Vec<f32> {
+        let mut weights = self.weights.iter();
+        let counts = self.windows.iter().map(|(_, count)| *count as usize);
+        counts.map(|n| weights.by_ref().take(n).sum()).collect()
     }
 
     fn push(&mut self, first: usize, weights: &[f64]) {

@@ -1,8 +1,8 @@
 //! Sharpening: the unsharp mask by which Real-ESRGAN sharpens its HR, and one that overshoots.
 
-use super::blur::DrawnKernel;
 use super::canvas::Canvas;
 use super::draws::Stream;
+use super::kernel::DrawnKernel;
 use super::keys::{Keys, Numbers, Range};
 
 /// The ranges of unsharp masking.

@@ -1,27 +1,23 @@
-//! The steps of a recipe as a tree, and what is drawn from them: a flat list of steps with all
-//! parameters fixed, [`DrawnStep`], which is both what is computed and what `--explain` prints.
-//! Depends on the families of steps.
+//! The steps of a recipe as a tree, and drawing them: a flat list of steps with all parameters
+//! fixed, which is both what is computed and what `--explain` prints. Depends on the families of
+//! steps.
 
-use super::blur::{Blur, DrawnKernel};
-use super::canvas::Canvas;
-use super::colour::{ChromaShift, Colour, DrawnColour};
+use super::blur::Blur;
+use super::colour::{ChromaShift, Colour};
+use super::drawn::DrawnStep;
 use super::draws::{Draws, Stream};
-use super::jpeg::{DrawnJpeg, Jpeg};
+use super::jpeg::Jpeg;
 use super::keys::{Keys, Numbers, Range, Reader, Writer, found, nearest, pick};
-use super::noise::{DrawnNoise, GaussianNoise, PoissonNoise};
-use super::quantise::{DrawnQuantise, Quantise};
-use super::resize::{DrawnResize, Resize, ToLq};
-use super::sharpen::{DrawnHalo, DrawnSharpen, Halo, Sharpen};
-use super::webp::{DrawnWebp, Webp};
+use super::noise::{GaussianNoise, PoissonNoise};
+use super::quantise::Quantise;
+use super::resize::{Resize, ToLq};
+use super::sharpen::{Halo, Sharpen};
+use super::webp::Webp;
 use crate::config::yaml::{Data, Node};
 use crate::support::rng::key;
 use crate::support::text::brief;
 use anyhow::{Result, bail};
-use serde_json::{Map, Value as Json, json};
-use std::fmt;
-
-/// Steps that a recipe may come to after its repetitions.
-const MOST_STEPS: usize = 100;
+use serde_json::{Map, Value as Json};
 
 /// A step with the probability that it takes place.
 #[derive(Clone, Debug)]
@@ -358,48 +354,6 @@ impl Step {
         }
         drawing.steps.push(drawn);
     }
-
-    /// Adds what the step may come to.
-    fn bound(&self, bound: &mut Bound) {
-        let reach = match &self.kind {
-            Kind::Blur(step) => step.reach(),
-            Kind::Resize(step) => {
-                bound.resized(step.largest(bound.side, bound.scale));
-                2.0
-            }
-            Kind::ToLq(_) => {
-                bound.resized(1.0 / bound.scale);
-                2.0
-            }
-            Kind::Jpeg(_) => 16.0,
-            Kind::Webp(_) => {
-                bound.webp = true;
-                16.0
-            }
-            Kind::Sharpen(step) => step.reach(),
-            Kind::Halo(step) => step.reach(),
-            Kind::ChromaShift(step) => step.reach(),
-            Kind::Quantise(_)
-            | Kind::GaussianNoise(_)
-            | Kind::PoissonNoise(_)
-            | Kind::Colour(_) => 0.0,
-            Kind::OneOf(choices) => return bound.any(choices.iter().map(|c| &c.steps[..])),
-            Kind::Shuffle(steps) => {
-                // the sides multiply to the same in every order; the largest so far comes first
-                for _ in 0..2 {
-                    bound.all(steps);
-                }
-                return;
-            }
-            Kind::Repeat(times, steps) => {
-                (0..times.high as usize).for_each(|_| bound.all(steps));
-                return;
-            }
-        };
-        bound.steps += 1;
-        bound.radius = bound.radius.max(reach);
-        bound.reach += reach * bound.pixel;
-    }
 }
 
 /// A drawn order of `0..count` (Fisher and Yates).
@@ -409,96 +363,6 @@ fn shuffled(count: usize, stream: &mut Stream) -> Vec<usize> {
         order.swap(i, stream.below(i as u64 + 1) as usize);
     }
     order
-}
-
-/// The most that the steps of a recipe may come to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bound {
-    /// HR side over LQ side.
-    pub scale: f64,
-    /// Largest side at this point, over that of the HR.
-    pub side: f64,
-    /// Largest of all sides so far.
-    pub peak: f64,
-    /// Pixels that filters reach to each side, together, in HR pixels.
-    pub reach: f64,
-    /// Largest reach of one step in its own pixels.
-    pub radius: f64,
-    /// HR pixels that a pixel covers: 1 before the first resize, `scale` after it.
-    pub pixel: f64,
-    /// Steps.
-    pub steps: usize,
-    /// Whether WebP occurs.
-    pub webp: bool,
-}
-
-impl Bound {
-    /// That of a list of steps.
-    pub fn of(steps: &[Step], scale: usize) -> Bound {
-        let mut bound = Bound {
-            scale: scale as f64,
-            side: 1.0,
-            peak: 1.0,
-            reach: 0.0,
-            radius: 2.0,
-            pixel: 1.0,
-            steps: 0,
-            webp: false,
-        };
-        bound.all(steps);
-        bound
-    }
-
-    /// Whether a recipe may have so many steps.
-    ///
-    /// # Errors
-    /// It comes to more than [`MOST_STEPS`].
-    pub fn check(&self, origin: &str) -> Result<()> {
-        if self.steps > MOST_STEPS {
-            bail!(
-                "{origin}: the recipe may come to {} steps with its repetitions; at most {MOST_STEPS}",
-                self.steps
-            );
-        }
-        if self.peak > 4.0 {
-            bail!(
-                "{origin}: the recipe may enlarge an image to {:.1} times its HR size; at most 4, so that its memory is \
-                 bounded: give resize a smaller range",
-                self.peak
-            );
-        }
-        Ok(())
-    }
-
-    fn resized(&mut self, side: f64) {
-        self.side = side;
-        self.peak = self.peak.max(side);
-        self.pixel = self.scale;
-    }
-
-    fn all(&mut self, steps: &[Step]) {
-        for step in steps {
-            if self.steps <= MOST_STEPS {
-                step.bound(self);
-            }
-        }
-    }
-
-    /// The larger of what each list may come to.
-    fn any<'a>(&mut self, lists: impl Iterator<Item = &'a [Step]>) {
-        let start = *self;
-        for list in lists {
-            let mut one = start;
-            one.all(list);
-            self.side = self.side.max(one.side);
-            self.peak = self.peak.max(one.peak);
-            self.reach = self.reach.max(one.reach);
-            self.radius = self.radius.max(one.radius);
-            self.pixel = self.pixel.max(one.pixel);
-            self.steps = self.steps.max(one.steps);
-            self.webp |= one.webp;
-        }
-    }
 }
 
 /// Draws the steps of a recipe in order.
@@ -530,114 +394,4 @@ pub(crate) fn draw(
         drawing.steps.push(DrawnStep::Resize(resize));
     }
     drawing.steps
-}
-
-/// A step with all its parameters drawn.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum DrawnStep {
-    /// A filter or a median.
-    Blur(DrawnKernel),
-    /// Another size.
-    Resize(DrawnResize),
-    /// Gaussian or Poisson noise.
-    Noise(DrawnNoise),
-    /// JPEG compression.
-    Jpeg(DrawnJpeg),
-    /// WebP compression.
-    Webp(DrawnWebp),
-    /// Few levels.
-    Quantise(DrawnQuantise),
-    /// Unsharp masking.
-    Sharpen(DrawnSharpen),
-    /// Overshooting edges.
-    Halo(DrawnHalo),
-    /// Cb and Cr moved by x and y pixels each.
-    ChromaShift([[f64; 2]; 2]),
-    /// Gamma, contrast, brightness, saturation, cast.
-    Colour(DrawnColour),
-}
-
-impl DrawnStep {
-    /// Changes the image.
-    pub(crate) fn apply(&self, canvas: &mut Canvas) -> Result<()> {
-        match self {
-            DrawnStep::Blur(kernel) => canvas.blur(kernel),
-            DrawnStep::Resize(resize) => canvas.resize(resize),
-            DrawnStep::Noise(noise) => canvas.add_noise(noise),
-            DrawnStep::Jpeg(jpeg) => canvas.jpeg(*jpeg),
-            DrawnStep::Webp(webp) => return canvas.webp(*webp),
-            DrawnStep::Quantise(quantise) => canvas.quantise(*quantise),
-            DrawnStep::Sharpen(sharpen) => canvas.sharpen(*sharpen),
-            DrawnStep::Halo(halo) => canvas.halo(*halo),
-            DrawnStep::ChromaShift(shifts) => canvas.shift_chroma(*shifts),
-            DrawnStep::Colour(colour) => canvas.colour(colour),
-        }
-        Ok(())
-    }
-
-    /// Its name and parameters for a program.
-    pub fn json(&self) -> Json {
-        let mut parameters = match self {
-            DrawnStep::Blur(kernel) => kernel.json(),
-            DrawnStep::Resize(resize) => resize.json(),
-            DrawnStep::Noise(noise) => noise.json(),
-            DrawnStep::Jpeg(jpeg) => jpeg.json(),
-            DrawnStep::Webp(webp) => json!({"quality": webp.quality, "method": webp.method}),
-            DrawnStep::Quantise(quantise) => quantise.json(),
-            DrawnStep::Sharpen(s) => {
-                json!({"size": s.size, "amount": s.amount, "threshold": s.threshold})
-            }
-            DrawnStep::Halo(halo) => json!({"sigma": halo.sigma, "amount": halo.amount}),
-            DrawnStep::ChromaShift([cb, cr]) => json!({"cb": cb, "cr": cr}),
-            DrawnStep::Colour(colour) => colour.json(),
-        };
-        parameters["step"] = json!(self.name());
-        parameters
-    }
-
-    /// The name of the step, as recipes have it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            DrawnStep::Blur(_) => "blur",
-            DrawnStep::Resize(_) => "resize",
-            DrawnStep::Noise(noise) => noise.name(),
-            DrawnStep::Jpeg(_) => "jpeg",
-            DrawnStep::Webp(_) => "webp",
-            DrawnStep::Quantise(_) => "quantise",
-            DrawnStep::Sharpen(_) => "sharpen",
-            DrawnStep::Halo(_) => "halo",
-            DrawnStep::ChromaShift(_) => "chroma_shift",
-            DrawnStep::Colour(_) => "colour",
-        }
-    }
-}
-
-/// One line: the name and the drawn parameters.
-impl fmt::Display for DrawnStep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.name())?;
-        match self {
-            DrawnStep::Blur(kernel) => kernel.fmt(f),
-            DrawnStep::Resize(resize) => resize.fmt(f),
-            DrawnStep::Noise(noise) => noise.fmt(f),
-            DrawnStep::Jpeg(jpeg) => jpeg.fmt(f),
-            DrawnStep::Webp(webp) => write!(f, "q{}", webp.quality),
-            DrawnStep::Quantise(quantise) => quantise.fmt(f),
-            DrawnStep::Sharpen(s) => {
-                write!(
-                    f,
-                    "{:.2}, {} taps, from {:.0}/255",
-                    s.amount, s.size, s.threshold
-                )
-            }
-            DrawnStep::Halo(halo) => write!(f, "{:.2}, sigma {:.2}", halo.amount, halo.sigma),
-            DrawnStep::ChromaShift([cb, cr]) => write!(
-                f,
-                "Cb {:+.2} {:+.2}, Cr {:+.2} {:+.2}",
-                cb[0], cb[1], cr[0], cr[1]
-            ),
-            DrawnStep::Colour(colour) => colour.fmt(f),
-        }
-    }
 }

@@ -58,6 +58,9 @@ pub struct LoaderMeasurement {
     pub peak_anonymous: Option<u64>,
     /// The memory bound computed before the start, bytes.
     pub bound: u64,
+    /// Time of a thread for making one LQ crop by a degradation recipe, milliseconds, and the share of
+    /// the threads' time that all of them took; `None` without a recipe.
+    pub degrade: Option<DegradeCost>,
     /// Samples whose damaged record was replaced.
     pub substituted: u64,
     /// Share of the records that were in memory at the start; `None` if the system cannot say.
@@ -65,6 +68,15 @@ pub struct LoaderMeasurement {
     /// Sum over all samples of a hash of record, pixels and augmentation, in hexadecimal: the same
     /// for any number of threads, and summed over ranks for any number of ranks.
     pub content: Option<String>,
+}
+
+/// What making the LQ by a degradation recipe costs.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct DegradeCost {
+    /// Milliseconds of a thread for one LQ crop.
+    pub pair_ms: f64,
+    /// Share of the threads' time.
+    pub share: f64,
 }
 
 /// Runs a loader once.
@@ -118,6 +130,13 @@ pub fn measure(
         producers_waited: stats.producers_waited.as_secs_f64() / (seconds * config.threads as f64),
         peak_anonymous: peak.zip(before).map(|(peak, before)| peak - before),
         bound: bound.total(),
+        degrade: config.degrade.as_ref().map(|_| {
+            let spent = stats.degrading.as_secs_f64();
+            DegradeCost {
+                pair_ms: spent * 1e3 / stats.degraded.max(1) as f64,
+                share: spent / (seconds * config.threads as f64),
+            }
+        }),
         substituted: stats.substituted,
         cached,
         content: how.content.then(|| format!("{:016x}", consumed.content)),

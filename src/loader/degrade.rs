@@ -8,6 +8,7 @@ use crate::shard::degraded::{HrPixels, LqPatch, PatchDegrader, draws_of_sample};
 use crate::shard::reader::{Crop, Scratch, ShardSet};
 use crate::support::failure;
 use anyhow::Result;
+use std::time::{Duration, Instant};
 
 /// The buffers of one thread.
 pub(super) struct SampleDegrader {
@@ -18,6 +19,10 @@ pub(super) struct SampleDegrader {
     seed: u64,
     /// LQ crop side, pixels.
     lq_size: usize,
+    /// Time spent on making LQ crops since the caller took it last.
+    pub spent: Duration,
+    /// Number of these crops.
+    pub made: u64,
 }
 
 impl SampleDegrader {
@@ -40,6 +45,8 @@ impl SampleDegrader {
             hr,
             seed: config.seed,
             lq_size: config.lq_size,
+            spent: Duration::ZERO,
+            made: 0,
         }))
     }
 
@@ -87,7 +94,11 @@ impl SampleDegrader {
             size: self.lq_size,
         };
         let draws = draws_of_sample(self.seed, sample.epoch, sample.position);
-        self.patches.make(pixels, patch, &draws, lq)
+        let started = Instant::now();
+        let made = self.patches.make(pixels, patch, &draws, lq);
+        self.spent += started.elapsed();
+        self.made += 1;
+        made
     }
 }
 

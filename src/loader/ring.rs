@@ -56,6 +56,10 @@ pub struct LoaderStats {
     pub producers_waited: Duration,
     /// Samples whose damaged record was replaced by another one.
     pub substituted: u64,
+    /// Time the threads spent making LQ crops by a degradation recipe, summed over all threads.
+    pub degrading: Duration,
+    /// Number of these crops.
+    pub degraded: u64,
 }
 
 /// Number of a batch, its slot, and whether filling it succeeded.
@@ -66,6 +70,10 @@ type FilledSlot = (u64, Slot, Result<()>);
 struct FillerCounters {
     /// Time spent waiting for a free slot, nanoseconds, summed over all threads.
     waited_nanos: AtomicU64,
+    /// Time spent making LQ crops, nanoseconds, summed over all threads.
+    degrading_nanos: AtomicU64,
+    /// Number of these crops.
+    degraded: AtomicU64,
     /// Samples whose damaged record was replaced.
     substituted: AtomicU64,
     damage: Mutex<DamageReports>,
@@ -280,6 +288,8 @@ impl Loader {
                 self.counters.waited_nanos.load(Ordering::Relaxed),
             ),
             substituted: self.counters.substituted.load(Ordering::Relaxed),
+            degrading: Duration::from_nanos(self.counters.degrading_nanos.load(Ordering::Relaxed)),
+            degraded: self.counters.degraded.load(Ordering::Relaxed),
         }
     }
 
@@ -391,6 +401,14 @@ impl Filler {
                         "a loader thread failed, which is a bug in paragon; please report it"
                     ))
                 });
+            if let Some(degrader) = &mut self.degrader {
+                let spent = std::mem::take(&mut degrader.spent).as_nanos() as u64;
+                self.counters
+                    .degrading_nanos
+                    .fetch_add(spent, Ordering::Relaxed);
+                let made = std::mem::take(&mut degrader.made);
+                self.counters.degraded.fetch_add(made, Ordering::Relaxed);
+            }
             // The channel has room for every slot, so this never waits.
             if self.filled.send((number, slot, outcome)).is_err() {
                 return;

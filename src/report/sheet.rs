@@ -108,7 +108,10 @@ impl Layout {
                 .collect(),
             columns,
             has_title: panels().any(|p| !p.title.is_empty()),
-            note_lines: panels().map(|p| p.note.lines().count() as u32).max().unwrap_or(0),
+            note_lines: panels()
+                .map(|p| p.note.lines().count() as u32)
+                .max()
+                .unwrap_or(0),
         })
     }
 

@@ -16,6 +16,7 @@ mod cuda_golden;
 mod dataset_decode;
 mod dataset_scan;
 mod dataset_synth;
+mod degrade_cli;
 mod documents;
 mod earlier_versions;
 mod eval_compare;

@@ -3,12 +3,14 @@
 
 use crate::shard_common;
 
+use paragon::degrade::Recipe;
 use paragon::shard::codec::Codec;
 use paragon::shard::plan::BuildConfig;
-use paragon::shard::reader::ShardSet;
+use paragon::shard::reader::{Crop, ShardSet};
 use shard_common::{config, make, picture};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 fn int(b: &[u8], at: usize, bytes: usize) -> usize {
     (0..bytes)
@@ -36,13 +38,20 @@ struct Pair {
     image: String,
     left: usize,
     top: usize,
+    /// The LQ patches one after the other.
     lq: Vec<u8>,
     hr: Vec<u8>,
 }
 
 fn pairs_of(file: &[u8]) -> Vec<Pair> {
     assert_eq!(&file[..8], b"PGNSHARD");
-    assert_eq!((int(file, 8, 2), int(file, 12, 4), file[28]), (1, 0, 1));
+    assert_eq!((int(file, 8, 2), file[28]), (1, 1));
+    let lqs = match int(file, 12, 4) {
+        0 => 1,
+        1 => int(file, 30, 2),
+        other => panic!("features {other}"),
+    };
+    assert_eq!(int(file, 10, 2), usize::from(lqs != 1));
     assert_eq!(crc32(&file[..60]), int(file, 60, 4));
     let (scale, lq_side) = (int(file, 20, 4), int(file, 24, 4));
     let footer = &file[file.len() - 72..];
@@ -75,15 +84,15 @@ fn pairs_of(file: &[u8]) -> Vec<Pair> {
         let hr_side = lq_side * scale;
         let (lq, hr) = match entry[28] {
             0 => (
-                record[..lq_side * lq_side * 3].to_vec(),
-                record[lq_side * lq_side * 3..].to_vec(),
+                record[..lqs * lq_side * lq_side * 3].to_vec(),
+                record[lqs * lq_side * lq_side * 3..].to_vec(),
             ),
-            1 => unpredict(record, lq_side, hr_side),
+            1 => unpredict(record, lqs, lq_side, hr_side),
             other => panic!("codec {other}"),
         };
         assert_eq!(
             (lq.len(), hr.len()),
-            (lq_side * lq_side * 3, hr_side * hr_side * 3)
+            (lqs * lq_side * lq_side * 3, hr_side * hr_side * 3)
         );
         out.push(Pair {
             image,
@@ -114,7 +123,7 @@ impl Bands {
     }
 }
 
-fn unpredict(record: &[u8], lq_side: usize, hr_side: usize) -> (Vec<u8>, Vec<u8>) {
+fn unpredict(record: &[u8], lqs: usize, lq_side: usize, hr_side: usize) -> (Vec<u8>, Vec<u8>) {
     let rows = lq_side.div_ceil(16);
     let lq_bands = Bands {
         side: lq_side,
@@ -124,21 +133,25 @@ fn unpredict(record: &[u8], lq_side: usize, hr_side: usize) -> (Vec<u8>, Vec<u8>
         side: hr_side,
         rows: rows * (hr_side / lq_side),
     };
-    let mut at = 20;
+    let lengths = lqs.max(1).div_ceil(4) * 4;
+    let mut at = lengths + 4 * (3 + lqs);
     let mut frame = |i: usize, size: usize| {
-        let length = int(record, 4 + 4 * i, 4);
+        let length = int(record, lengths + 4 * i, 4);
         at += length;
         zstd::bulk::decompress(&record[at - length..at], size).unwrap()
     };
     let residuals: Vec<u8> = (0..3).flat_map(|i| frame(i, hr_bands.plane())).collect();
-    let lq_residuals = frame(3, 3 * lq_bands.plane());
+    let lq_residuals: Vec<Vec<u8>> = (0..lqs)
+        .map(|i| frame(3 + i, 3 * lq_bands.plane()))
+        .collect();
     assert_eq!(at, record.len());
     let hr = inside(&residuals, &hr_bands);
-    let lq = match record[0] {
-        0 => inside(&lq_residuals, &lq_bands),
-        way => from_hr(&lq_residuals, &lq_bands, way, &hr, hr_side),
-    };
-    (lq, hr)
+    let lq = lq_residuals.iter().enumerate();
+    let lq = lq.flat_map(|(i, residuals)| match record[i] {
+        0 => inside(residuals, &lq_bands),
+        way => from_hr(residuals, &lq_bands, way, &hr, hr_side),
+    });
+    (lq.collect(), hr)
 }
 
 /// Decodes a patch by itself: every value is its residual plus a prediction from its neighbours.
@@ -212,17 +225,29 @@ fn from_hr(planes: &[u8], bands: &Bands, way: u8, hr: &[u8], hr_side: usize) -> 
 fn compare(folder: &Path) {
     let set = ShardSet::open(folder).unwrap();
     let mut scratch = set.scratch().unwrap();
+    let one = set.geometry().lq_bytes();
     let (mut lq, mut hr) = (
-        vec![0; set.geometry().lq_bytes()],
+        vec![0; one * usize::from(set.lqs())],
         vec![0; set.geometry().hr_bytes()],
     );
+    let whole = Crop {
+        x: 0,
+        y: 0,
+        size: set.lq_size() as usize,
+    };
     let mut record = 0;
     for number in 0.. {
         let Ok(file) = fs::read(folder.join(format!("shard-{number:05}.psh"))) else {
             break;
         };
         for pair in pairs_of(&file) {
-            set.read(record, &mut scratch, &mut lq, &mut hr).unwrap();
+            set.read_part(record, whole, &mut scratch, None, &mut hr)
+                .unwrap();
+            for (variant, lq) in lq.chunks_exact_mut(one).enumerate() {
+                let lq = Some((variant as u16, lq));
+                set.read_part(record, whole, &mut scratch, lq, &mut hr)
+                    .unwrap();
+            }
             let source = set.source(record).unwrap();
             assert_eq!(
                 (source.image, source.x as usize, source.y as usize),
@@ -284,5 +309,23 @@ fn the_description_is_enough_to_read_any_set() {
         })
         .unwrap();
         compare(&out);
+    }
+    // several LQ patches of an HR patch, or none
+    let recipe = "name: x\nsteps: [gaussian_noise: {sigma: [1, 9]}]";
+    for (scale, variants, hr_only) in [(1, 2, false), (2, 5, false), (2, 1, true)] {
+        for codec in [Codec::Raw, Codec::Predict] {
+            let name = format!("set{scale}-{variants}-{hr_only}-{}", codec.name());
+            let out = dir.path().join(name);
+            make(&BuildConfig {
+                scale,
+                codec,
+                variants,
+                hr_only,
+                degrade: Some(Arc::new(Recipe::parse(recipe, "x").unwrap())),
+                ..config(&data, &out)
+            })
+            .unwrap();
+            compare(&out);
+        }
     }
 }

@@ -84,9 +84,8 @@ pub(super) fn recipe(root: &Node, keys: &[(String, String)]) -> Result<ImportedR
     for (path, value) in keys {
         let name = path.rsplit('.').next().unwrap_or(path);
         let stage = name.trim_end_matches(|c: char| c.is_ascii_digit());
-        if chain.taken.iter().any(|taken| taken == name) {
-            out.taken.push(path.clone());
-        } else if name == "high_order_degradation" {
+        let taken = chain.taken.iter().any(|taken| taken == name);
+        if taken || name == "high_order_degradation" {
             out.taken.push(path.clone());
         } else if let Some((_, off, reason)) = NOT_IN_A_RECIPE.iter().find(|(key, ..)| *key == name)
         {
@@ -210,12 +209,9 @@ impl<'a> Chain<'a> {
             },
             None => otherwise.iter().map(|(w, _)| (0, w.to_string())).collect(),
         };
-        let usual: Vec<f64> = match self.node(list) {
-            None => otherwise.iter().map(|(_, share)| *share).collect(),
-            Some(_) if words.len() == otherwise.len() => {
-                otherwise.iter().map(|(_, share)| *share).collect()
-            }
-            Some(_) => vec![1.0; words.len()],
+        let usual: Vec<f64> = match words.len() == otherwise.len() {
+            true => otherwise.iter().map(|(_, share)| *share).collect(),
+            false => vec![1.0; words.len()],
         };
         let given = self.numbers(shares, &usual)?;
         if given.len() != words.len() {
@@ -347,10 +343,12 @@ impl<'a> Chain<'a> {
         } else {
             [0.2, 0.7, 0.1]
         };
-        let shares = self.numbers(&format!("resize_prob{stage}"), &shares)?;
+        let key = format!("resize_prob{stage}");
+        let shares = self.numbers(&key, &shares)?;
         let &[up, down, keep] = shares.as_slice() else {
+            let line = self.node(&key).map_or(0, |node| node.line);
             bail!(
-                "resize_prob{stage}: expected three numbers (up, down, keep), found {}",
+                "line {line}: {key}: expected three numbers (up, down, keep), found {}",
                 shares.len()
             )
         };

@@ -177,8 +177,6 @@ pub(super) fn code(plane: &mut [u8], stride: usize, rows: usize, table: &[i32; 6
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     /// The quantisation divides exactly, for every dividend and divisor.
     #[test]
     fn reciprocals_divide_exactly() {
